@@ -1,0 +1,147 @@
+//! The settings of a session manager, and the checks that they can work together.
+//!
+//! Never: a connection. Never: a password in `Debug`.
+
+use std::time::Duration;
+
+use crate::error::ConfigError;
+use crate::wire::buffer::Limits;
+
+/// Every setting, with its default. Set through [`Builder`](crate::Builder), whose methods say
+/// what each one bounds.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) max_size: u32,
+    pub(crate) min_idle: u32,
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) max_lifetime: Option<Duration>,
+    pub(crate) tcp_keepalive: Option<Duration>,
+    pub(crate) tcp_user_timeout: Option<Duration>,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) checkout_timeout: Duration,
+    pub(crate) response_timeout: Duration,
+    pub(crate) cleanup_timeout: Duration,
+    pub(crate) trust_window: Duration,
+    pub(crate) max_pin_time: Duration,
+    pub(crate) pin_warning: Option<Duration>,
+    pub(crate) flush_bytes: usize,
+    pub(crate) max_commands: u32,
+    pub(crate) max_bytes: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            max_size: 8,
+            min_idle: 0,
+            idle_timeout: Some(Duration::from_secs(10 * 60)),
+            max_lifetime: Some(Duration::from_secs(30 * 60)),
+            tcp_keepalive: Some(Duration::from_secs(60)),
+            tcp_user_timeout: None,
+            connect_timeout: Duration::from_secs(1),
+            checkout_timeout: Duration::from_secs(5),
+            response_timeout: Duration::from_secs(2),
+            cleanup_timeout: Duration::from_millis(500),
+            trust_window: Duration::from_millis(5),
+            max_pin_time: Duration::from_secs(60),
+            pin_warning: Some(Duration::from_secs(10)),
+            flush_bytes: 64 * 1024,
+            max_commands: 1_000_000,
+            max_bytes: 512 * 1024 * 1024,
+        }
+    }
+}
+
+impl Settings {
+    pub(crate) fn limits(&self) -> Limits {
+        Limits { commands: self.max_commands, bytes: self.max_bytes }
+    }
+
+    /// Names the first setting that cannot work.
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        let at_least_one = |knob, value: u64| match value {
+            0 => Err(ConfigError::knob(knob, "must be at least 1")),
+            _ => Ok(()),
+        };
+        at_least_one("max_size", self.max_size.into())?;
+        at_least_one("flush_bytes", self.flush_bytes as u64)?;
+        at_least_one("max_commands", self.max_commands.into())?;
+        at_least_one("max_bytes", self.max_bytes as u64)?;
+        if self.min_idle > self.max_size {
+            return Err(ConfigError::knob(
+                "min_idle",
+                format!("{} is more than max_size, which is {}", self.min_idle, self.max_size),
+            ));
+        }
+        for (knob, value) in [
+            ("connect_timeout", Some(self.connect_timeout)),
+            ("checkout_timeout", Some(self.checkout_timeout)),
+            ("response_timeout", Some(self.response_timeout)),
+            ("cleanup_timeout", Some(self.cleanup_timeout)),
+            ("max_pin_time", Some(self.max_pin_time)),
+            ("idle_timeout", self.idle_timeout),
+            ("max_lifetime", self.max_lifetime),
+            ("pin_warning", self.pin_warning),
+            ("tcp_keepalive", self.tcp_keepalive),
+            ("tcp_user_timeout", self.tcp_user_timeout),
+        ] {
+            check_duration(knob, value)?;
+        }
+        let needed = self.connect_timeout + 2 * self.response_timeout;
+        if needed > self.checkout_timeout {
+            return Err(ConfigError::knob(
+                "checkout_timeout",
+                format!(
+                    "{:?} is less than connect_timeout + 2 × response_timeout ({needed:?}): one \
+                     silent connection would use it up before a fresh one was tried",
+                    self.checkout_timeout
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// A day: longer than any wait that means something, short enough for every clock.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
+fn check_duration(knob: &'static str, value: Option<Duration>) -> Result<(), ConfigError> {
+    match value {
+        Some(value) if value.is_zero() => {
+            Err(ConfigError::knob(knob, "must be longer than nothing"))
+        }
+        Some(value) if value < Duration::from_millis(1) => {
+            Err(ConfigError::knob(knob, "must be at least a millisecond"))
+        }
+        Some(value) if value > LONGEST => {
+            Err(ConfigError::knob(knob, "must not be longer than a day"))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn knob(change: impl FnOnce(&mut Settings)) -> Option<&'static str> {
+        let mut settings = Settings::default();
+        change(&mut settings);
+        settings.check().err().and_then(|error| error.knob_name())
+    }
+
+    #[test]
+    fn the_defaults_work() {
+        assert_eq!(knob(|_| {}), None);
+    }
+
+    #[test]
+    fn what_cannot_work_is_named() {
+        assert_eq!(knob(|s| s.max_size = 0), Some("max_size"));
+        assert_eq!(knob(|s| s.min_idle = 9), Some("min_idle"));
+        assert_eq!(knob(|s| s.cleanup_timeout = Duration::ZERO), Some("cleanup_timeout"));
+        assert_eq!(knob(|s| s.response_timeout = Duration::from_secs(3)), Some("checkout_timeout"));
+        assert_eq!(knob(|s| s.max_pin_time = Duration::MAX), Some("max_pin_time"));
+        assert_eq!(knob(|s| s.idle_timeout = Some(Duration::ZERO)), Some("idle_timeout"));
+    }
+}

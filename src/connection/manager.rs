@@ -1,0 +1,143 @@
+//! How r2d2 opens a link and judges one that comes back.
+//!
+//! Never: a panic into r2d2, which would lose the slot for ever. Never: a link that has not proven
+//! that it can do what its pool is for.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::link::{Deadline, Link};
+use super::lock;
+use crate::config::Settings;
+use crate::error::LinkError;
+use crate::observe::{Counters, Replaced};
+use crate::topology::Endpoint;
+use crate::wire::encode::{DISCARD, MULTI};
+use crate::wire::state::Expect;
+
+/// What the links of a pool are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Single commands.
+    Pooled,
+    /// Transactions: the user must have the right to MULTI.
+    Transactional,
+}
+
+/// What a pool and its manager both know.
+#[derive(Debug, Default)]
+pub(crate) struct Health {
+    pub(crate) counters: Counters,
+    /// Links of an older generation are replaced.
+    pub(crate) generation: AtomicU64,
+    last_connect_error: Mutex<Option<(Instant, LinkError)>>,
+}
+
+impl Health {
+    /// The last failure to connect, unless a connect has succeeded since.
+    pub(crate) fn connect_error(&self) -> Option<(Instant, LinkError)> {
+        lock(&self.last_connect_error).clone()
+    }
+}
+
+/// How r2d2 opens a link and judges one that comes back.
+#[derive(Debug)]
+pub(crate) struct LinkManager {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) purpose: Purpose,
+    pub(crate) health: Arc<Health>,
+}
+
+impl LinkManager {
+    fn open(&self) -> Result<Link, LinkError> {
+        let settings = &self.settings;
+        let deadline = Deadline::after(settings.connect_timeout);
+        // Before the connection exists: one that is opened to a server which is found to be gone
+        // while the hand-shake runs belongs to the time before.
+        let generation = self.health.generation.load(Ordering::Acquire);
+        let connection = self
+            .endpoint
+            .connect(settings.connect_timeout)
+            .map_err(|error| LinkError::of(&error))?;
+        let expires = settings.max_lifetime.map(|lifetime| Instant::now() + jittered(lifetime));
+        let mut link = Link::new(connection, settings.response_timeout, expires, generation)?;
+        let proof = match self.purpose {
+            // A user without the right to PING has been answered, which is all that is asked.
+            Purpose::Pooled => match link.ping(deadline)? {
+                Err(error) if error.code() == "NOPERM" => Ok(()),
+                answer => answer,
+            },
+            Purpose::Transactional => {
+                link.send(
+                    &[MULTI, DISCARD].concat(),
+                    &[(Expect::Multi, 1), (Expect::Discard, 1)],
+                    deadline,
+                )?;
+                let mut proof = Ok(());
+                for _ in 0..2 {
+                    if let redis::Value::ServerError(error) = link.receive(deadline)? {
+                        let error = crate::error::ServerError::from_reply(&error, false);
+                        proof = proof.and(Err(error));
+                    }
+                }
+                link.has_answered();
+                proof
+            }
+        };
+        proof.map_err(LinkError::refused)?;
+        Ok(link)
+    }
+}
+
+impl r2d2::ManageConnection for LinkManager {
+    type Connection = Link;
+    type Error = LinkError;
+
+    fn connect(&self) -> Result<Link, LinkError> {
+        let opened = catch_unwind(AssertUnwindSafe(|| self.open()))
+            .unwrap_or_else(|_| Err(LinkError::panicked()));
+        let mut last = lock(&self.health.last_connect_error);
+        match &opened {
+            Ok(_) => {
+                self.health.counters.connects.add();
+                *last = None;
+                tracing::debug!(server.address = self.endpoint.address(), "connected");
+            }
+            Err(error) => {
+                self.health.counters.connect_failures.add();
+                tracing::debug!(server.address = self.endpoint.address(), %error, "connect failed");
+                *last = Some((Instant::now(), error.clone()));
+            }
+        }
+        opened
+    }
+
+    /// Not used: the first command of every borrower is the check.
+    fn is_valid(&self, _: &mut Link) -> Result<(), LinkError> {
+        Ok(())
+    }
+
+    fn has_broken(&self, link: &mut Link) -> bool {
+        let generation = self.health.generation.load(Ordering::Acquire);
+        let reason = catch_unwind(AssertUnwindSafe(|| link.verdict(Instant::now(), generation)))
+            .unwrap_or(Some(Replaced::LeftDirty));
+        if let Some(reason) = reason {
+            self.health.counters.replaced(reason);
+            tracing::debug!(
+                server.address = self.endpoint.address(),
+                reason = reason.as_str(),
+                "connection replaced"
+            );
+        }
+        reason.is_some()
+    }
+}
+
+/// Up to a tenth less, so that links opened together are not replaced together.
+fn jittered(lifetime: Duration) -> Duration {
+    lifetime.mul_f64(1.0 - fastrand::f64() / 10.0)
+}

@@ -1,0 +1,18 @@
+//! One clean connection: r2d2 lives here and nowhere else.
+//!
+//! A [`Link`](link::Link) knows what the server believes about it. The [gate](checkout) hands out
+//! the right to one, first come first served; the [registry] knows who holds it and takes it back.
+//!
+//! Never: transactions.
+
+pub(crate) mod checkout;
+pub(crate) mod link;
+pub(crate) mod manager;
+pub(crate) mod pool;
+pub(crate) mod registry;
+pub(crate) mod sync;
+
+/// A lock that a panicking holder does not break: whatever it guards is judged by its own state.
+pub(crate) fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -1,0 +1,94 @@
+//! Why no connection was given.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::LinkError;
+use crate::observe::OpenScope;
+
+/// Why no connection was given. Nothing was sent.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckoutError {
+    /// Nobody gave a connection back within `checkout_timeout`.
+    #[error("{0}")]
+    Timeout(Box<CheckoutTimeout>),
+    /// Every connection is held by a closure whose thread is itself waiting for one.
+    #[error(
+        "waiting would never end: every connection is held by a watching closure on a thread that \
+         waits for another one; do not use the handle inside its own closure, or raise max_size; \
+         held by {}", list(.holders)
+    )]
+    WouldDeadlock {
+        /// The closures that hold the connections.
+        holders: Vec<OpenScope>,
+    },
+    /// The session manager was closed.
+    #[error("the session manager is closed")]
+    Closed,
+    /// A connection could have been given, had one been to be had from the server.
+    #[error("no connection to the server within {waited:?}: {source}")]
+    Connect {
+        /// How long the call waited.
+        waited: Duration,
+        /// The last failure.
+        source: LinkError,
+    },
+}
+
+/// What the pool looked like when a checkout gave up.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct CheckoutTimeout {
+    /// How long the call waited.
+    pub waited: Duration,
+    /// The pool's size.
+    pub max_size: u32,
+    /// Connections that were checked out.
+    pub in_use: u32,
+    /// Connections that were open and idle.
+    pub idle: u32,
+    /// Calls that were waiting, this one included.
+    pub waiters: usize,
+    /// Who held the connections: where each scope began, on which thread, how long ago.
+    pub holders: Vec<OpenScope>,
+    /// The last failure to connect, if connecting failed of late.
+    pub last_connect_error: Option<LinkError>,
+}
+
+impl CheckoutError {
+    /// Whether the same call may succeed later as it is.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Timeout(_) => true,
+            Self::WouldDeadlock { .. } | Self::Closed => false,
+            Self::Connect { source, .. } => source.is_passing(),
+        }
+    }
+}
+
+impl fmt::Display for CheckoutTimeout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "no connection within {:?}: {} of {} in use, {} idle, {} waiting; held by {}",
+            self.waited,
+            self.in_use,
+            self.max_size,
+            self.idle,
+            self.waiters,
+            list(&self.holders)
+        )?;
+        if let Some(error) = &self.last_connect_error {
+            write!(f, "; last failure to connect: {error}")?;
+        }
+        Ok(())
+    }
+}
+
+fn list(holders: &[OpenScope]) -> String {
+    if holders.is_empty() {
+        return "single commands only".to_owned();
+    }
+    holders.iter().map(OpenScope::to_string).collect::<Vec<_>>().join("; ")
+}

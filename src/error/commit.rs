@@ -1,0 +1,144 @@
+//! What is known of a transaction that did not simply commit.
+
+use super::{Applied, CheckoutError, Error, LinkError, PinExpired, ServerError};
+use crate::reply::Replies;
+
+/// What is known of a transaction that did not simply commit.
+///
+/// | variant | what the server did |
+/// |---|---|
+/// | `Rejected` | nothing: it refused a command, or EXEC |
+/// | `PartlyApplied` | ran it; at least one command failed, **the others were applied** |
+/// | `NotSent` | nothing: the failure came before EXEC's last byte left |
+/// | `InDoubt` | unknown: EXEC was sent, the answer was lost |
+/// | `NotIsolated` | ran the commands one by one, without MULTI |
+/// | `PinExpired` | nothing: the scope was open for too long |
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CommitError {
+    /// Nothing was applied: the server refused a command while it was queued, or refused EXEC.
+    #[error("nothing was applied: {command}{} was refused: {code} {message}", place(.index))]
+    #[non_exhaustive]
+    Rejected {
+        /// Which of the queued commands, from 0; `None` where MULTI or EXEC itself was refused.
+        index: Option<usize>,
+        /// The command's name.
+        command: String,
+        /// The server's own code: READONLY stays READONLY.
+        code: String,
+        /// The server's own words, without keys and values.
+        message: String,
+    },
+    /// EXEC ran and at least one command failed at run time. **The others were applied**: Redis
+    /// does not undo them. Read each reply.
+    #[error("partly applied: {} failed and the others were applied", failures(.replies))]
+    #[non_exhaustive]
+    PartlyApplied {
+        /// Every reply, the failed ones as [`ReplyError::Failed`](super::ReplyError::Failed).
+        replies: Replies,
+    },
+    /// Nothing was applied: the failure came before EXEC's last byte left.
+    #[error("nothing was applied: {source}")]
+    #[non_exhaustive]
+    NotSent {
+        /// What failed.
+        source: Box<Error>,
+    },
+    /// EXEC was sent and its answer was lost. It may have been applied, or may be applied later.
+    #[error(transparent)]
+    InDoubt(InDoubt),
+    /// MULTI was refused and the commands ran one by one, with others in between. An operator
+    /// must look: the user's right to MULTI was taken away while connections were open.
+    #[error("MULTI was refused and the commands ran one by one: look at the user's ACL rules")]
+    #[non_exhaustive]
+    NotIsolated {
+        /// Every reply; a refused command as [`ReplyError::Failed`](super::ReplyError::Failed).
+        replies: Replies,
+    },
+    /// Nothing was applied: the scope was open for too long.
+    #[error(transparent)]
+    PinExpired(#[from] PinExpired),
+}
+
+fn place(index: &Option<usize>) -> String {
+    index.map(|index| format!(" (command {index})")).unwrap_or_default()
+}
+
+fn failures(replies: &Replies) -> String {
+    format!("{} of {} commands", replies.failures(), replies.len())
+}
+
+/// No connection, so nothing was sent.
+impl From<CheckoutError> for CommitError {
+    fn from(error: CheckoutError) -> Self {
+        Self::not_sent(error)
+    }
+}
+
+impl CommitError {
+    /// What the server did with the transaction's commands.
+    pub fn applied(&self) -> Applied {
+        match self {
+            Self::Rejected { .. } | Self::NotSent { .. } | Self::PinExpired(_) => Applied::No,
+            Self::PartlyApplied { .. } => Applied::Partly,
+            Self::InDoubt(_) => Applied::Unknown,
+            Self::NotIsolated { replies } if replies.failures() == 0 => Applied::Yes,
+            Self::NotIsolated { .. } => Applied::Partly,
+        }
+    }
+
+    /// Whether the same block, run again, may succeed and cannot be applied twice.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Rejected { code, .. } => ServerError::from_code(code).is_transient(),
+            Self::NotSent { source } => source.is_retryable(),
+            Self::PartlyApplied { .. }
+            | Self::InDoubt(_)
+            | Self::NotIsolated { .. }
+            | Self::PinExpired(_) => false,
+        }
+    }
+
+    pub(crate) fn rejected(index: Option<usize>, command: String, error: &ServerError) -> Self {
+        Self::Rejected {
+            index,
+            command,
+            code: error.code().to_owned(),
+            message: error.message().to_owned(),
+        }
+    }
+
+    pub(crate) fn not_sent(source: impl Into<Error>) -> Self {
+        Self::NotSent { source: Box::new(source.into()) }
+    }
+
+    /// The link failed before EXEC's last byte left.
+    pub(crate) fn lost_before_exec(source: LinkError) -> Self {
+        Self::not_sent(Error::Lost {
+            during: "the transaction".to_owned(),
+            applied: Applied::No,
+            source,
+        })
+    }
+}
+
+/// EXEC was sent and its answer was lost.
+///
+/// The connection was closed. The transaction may have been applied, may never be, or may be
+/// applied after this value was made: EXEC can still stand in a socket's buffer.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("in doubt: EXEC was sent and its answer was lost ({source}); read your own data")]
+pub struct InDoubt {
+    source: LinkError,
+}
+
+impl InDoubt {
+    pub(crate) fn new(source: LinkError) -> Self {
+        Self { source }
+    }
+
+    /// How the connection failed.
+    pub fn cause(&self) -> &LinkError {
+        &self.source
+    }
+}

@@ -1,0 +1,37 @@
+//! Which setting cannot work, and why.
+
+/// Which setting cannot work, and why. Nothing was connected.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The address could not be understood. Its text is not repeated: it may hold a password.
+    #[error("the address cannot be used: {reason}")]
+    #[non_exhaustive]
+    Address {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A setting, or several together, cannot work.
+    #[error("{knob}: {reason}")]
+    #[non_exhaustive]
+    Knob {
+        /// The builder's method.
+        knob: &'static str,
+        /// What is wrong with its value.
+        reason: String,
+    },
+}
+
+impl ConfigError {
+    pub(crate) fn knob(knob: &'static str, reason: impl Into<String>) -> Self {
+        Self::Knob { knob, reason: reason.into() }
+    }
+
+    /// The builder's method whose value cannot work; `None` for the address.
+    pub fn knob_name(&self) -> Option<&'static str> {
+        match self {
+            Self::Knob { knob, .. } => Some(knob),
+            Self::Address { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! How a connection failed.
+//!
+//! Never: what was sent or received on it.
+
+use std::fmt;
+
+use super::server::ServerError;
+
+/// How a connection failed: the kind, and the operating system's or the server's own words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkError {
+    kind: LinkErrorKind,
+    text: String,
+    server: Option<ServerError>,
+}
+
+/// The kinds of [`LinkError`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LinkErrorKind {
+    /// The other side closed or reset the connection, or refused it.
+    Closed,
+    /// No answer within the deadline.
+    TimedOut,
+    /// What came is not the Redis protocol.
+    Protocol,
+    /// A well-formed reply that cannot stand where it came.
+    Unexpected,
+    /// The server refused the connection's hand-shake: password, database, protocol or rights.
+    Refused,
+    /// Any other failure of the operating system's, TLS included.
+    Io,
+    /// Code below this crate panicked while it used the connection.
+    Panicked,
+}
+
+impl LinkError {
+    /// How it failed.
+    pub fn kind(&self) -> LinkErrorKind {
+        self.kind
+    }
+
+    /// The server's own words, where the server refused the hand-shake.
+    pub fn server_error(&self) -> Option<&ServerError> {
+        self.server.as_ref()
+    }
+
+    pub(crate) fn new(kind: LinkErrorKind, text: impl Into<String>) -> Self {
+        Self { kind, text: text.into(), server: None }
+    }
+
+    pub(crate) fn timed_out(text: &str) -> Self {
+        Self::new(LinkErrorKind::TimedOut, text)
+    }
+
+    pub(crate) fn unexpected(text: &str) -> Self {
+        Self::new(LinkErrorKind::Unexpected, text)
+    }
+
+    pub(crate) fn panicked() -> Self {
+        Self::new(LinkErrorKind::Panicked, "a panic below the connection was caught")
+    }
+
+    pub(crate) fn refused(error: ServerError) -> Self {
+        Self { kind: LinkErrorKind::Refused, text: error.to_string(), server: Some(error) }
+    }
+
+    pub(crate) fn of(error: &redis::RedisError) -> Self {
+        if error.is_timeout() {
+            Self::timed_out("no answer in time")
+        } else if error.is_connection_dropped() || error.is_connection_refusal() {
+            Self::new(LinkErrorKind::Closed, io_text(error))
+        } else if error.kind() == redis::ErrorKind::Parse {
+            Self::new(LinkErrorKind::Protocol, "the reply is not the Redis protocol")
+        } else if let Some(server) = ServerError::of(error) {
+            Self::refused(server)
+        } else {
+            Self::new(LinkErrorKind::Io, io_text(error))
+        }
+    }
+
+    /// Whether waiting may help: not where the server gave a verdict on password or rights.
+    pub(crate) fn is_passing(&self) -> bool {
+        self.server.as_ref().is_none_or(ServerError::is_transient)
+    }
+}
+
+/// The text of an I/O or TLS failure. It is about sockets and certificates, never about commands.
+fn io_text(error: &redis::RedisError) -> String {
+    let mut text = error.to_string();
+    let cut = text.char_indices().map(|(at, _)| at).nth(160).unwrap_or(text.len());
+    text.truncate(cut);
+    text
+}
+
+impl fmt::Display for LinkErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Closed => "connection closed",
+            Self::TimedOut => "timed out",
+            Self::Protocol => "protocol error",
+            Self::Unexpected => "unexpected reply",
+            Self::Refused => "refused by the server",
+            Self::Io => "I/O error",
+            Self::Panicked => "panicked",
+        })
+    }
+}
+
+impl fmt::Display for LinkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.kind, self.text)
+    }
+}
+
+impl std::error::Error for LinkError {}

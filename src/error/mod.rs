@@ -1,0 +1,270 @@
+//! What can go wrong, one enum an operation, all of them [`Into`] one [`Error`].
+//!
+//! Every error answers two questions: what did the server do ([`Error::applied`]), and is the
+//! same call worth another try ([`Error::is_retryable`]).
+//!
+//! Never: a key, a value or a password. Never: a raw error of the `redis` crate, whose text
+//! repeats what was sent.
+
+mod checkout;
+mod commit;
+mod config;
+mod link;
+mod reply;
+mod server;
+
+use std::panic::Location;
+use std::time::Duration;
+
+pub use checkout::{CheckoutError, CheckoutTimeout};
+pub use commit::{CommitError, InDoubt};
+pub use config::ConfigError;
+pub use link::{LinkError, LinkErrorKind};
+pub use reply::ReplyError;
+pub use server::ServerError;
+
+/// What the server did with the commands of a call that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Applied {
+    /// Nothing was applied, and nothing will be.
+    No,
+    /// Everything was applied.
+    Yes,
+    /// Some commands were applied and some were not. Redis does not undo the ones that were.
+    Partly,
+    /// Nobody here can tell: the answer was lost. It may even be applied later.
+    Unknown,
+}
+
+/// The scope outlived `max_pin_time` since its last use: its connection was taken back and its
+/// transaction discarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the scope begun at {begun_at} was taken back: held for {held:?}, and not used for \
+     max_pin_time ({limit:?}); nothing was applied; shorten the scope or raise max_pin_time"
+)]
+#[non_exhaustive]
+pub struct PinExpired {
+    /// How long the scope had been open when this was found.
+    pub held: Duration,
+    /// The `max_pin_time` in force.
+    pub limit: Duration,
+    /// Where the scope was begun.
+    pub begun_at: &'static Location<'static>,
+}
+
+impl PinExpired {
+    pub(crate) fn new(
+        held: Duration,
+        limit: Duration,
+        begun_at: &'static Location<'static>,
+    ) -> Self {
+        Self { held, limit, begun_at }
+    }
+}
+
+/// Any error of this crate.
+///
+/// ```
+/// use rediscope::{Applied, Error};
+///
+/// fn report(error: &Error) -> &'static str {
+///     match error.applied() {
+///         Applied::No if error.is_retryable() => "nothing happened; try again",
+///         Applied::No => "nothing happened",
+///         Applied::Yes => "it happened, but its replies are not to be had",
+///         Applied::Partly => "some of it happened: repair",
+///         Applied::Unknown => "it may have happened: read your own data",
+///     }
+/// }
+/// ```
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No connection was given.
+    #[error(transparent)]
+    Checkout(#[from] CheckoutError),
+    /// A transaction was not (known to be) committed as a whole.
+    #[error(transparent)]
+    Commit(Box<CommitError>),
+    /// A transaction was applied, but this value of it cannot be handed out.
+    #[error(transparent)]
+    Reply(#[from] ReplyError),
+    /// The scope was open for too long.
+    #[error(transparent)]
+    PinExpired(#[from] PinExpired),
+    /// A command that would change a shared connection, end the scope or stop the server was
+    /// refused before anything was sent.
+    #[error("{command} is refused here and nothing was sent: {hint}")]
+    Refused {
+        /// The command's name.
+        command: String,
+        /// What to do instead.
+        hint: &'static str,
+    },
+    /// A transaction grew past one of its limits; nothing of it was applied.
+    #[error("the transaction holds more than {limit} {what}; split it or raise {knob}")]
+    TooLarge {
+        /// What there was too much of: `commands` or `bytes`.
+        what: &'static str,
+        /// The limit in force.
+        limit: usize,
+        /// The setting that raises it.
+        knob: &'static str,
+    },
+    /// `watch` was given no key.
+    #[error("watch needs at least one key; to read without watching, use reading()")]
+    NoKeys,
+    /// A watched key changed on every attempt that the policy allows.
+    #[error("a watched key changed on each of {attempts} attempts; nothing was applied")]
+    RetriesExhausted {
+        /// How often the block was run.
+        attempts: u32,
+    },
+    /// A single command was answered with an error; it changed nothing.
+    #[error("{command} was refused by the server: {error}")]
+    Command {
+        /// The command's name.
+        command: String,
+        /// What the server said.
+        error: ServerError,
+    },
+    /// A single command's reply is not of the type that was asked for.
+    #[error("{command} answered {found}, which is not a {expected}")]
+    Decode {
+        /// The command's name.
+        command: String,
+        /// The Rust type that was asked for.
+        expected: &'static str,
+        /// The kind of reply that came.
+        found: &'static str,
+    },
+    /// The connection failed under a single command, a begin or a clean-up.
+    #[error("{during} failed: {source}")]
+    Lost {
+        /// What was being done.
+        during: String,
+        /// What the server may have done with it.
+        applied: Applied,
+        /// How the connection failed.
+        source: LinkError,
+    },
+}
+
+impl Error {
+    /// What the server did with the commands of the call that gave this error.
+    pub fn applied(&self) -> Applied {
+        match self {
+            Self::Checkout(_)
+            | Self::PinExpired(_)
+            | Self::Refused { .. }
+            | Self::TooLarge { .. }
+            | Self::NoKeys
+            | Self::RetriesExhausted { .. }
+            | Self::Command { .. } => Applied::No,
+            Self::Commit(error) => error.applied(),
+            Self::Reply(_) => Applied::Yes,
+            Self::Decode { .. } => Applied::Yes,
+            Self::Lost { applied, .. } => *applied,
+        }
+    }
+
+    /// Whether the same call, unchanged, may succeed and cannot apply anything twice.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Checkout(error) => error.is_retryable(),
+            Self::Commit(error) => error.is_retryable(),
+            Self::RetriesExhausted { .. } => true,
+            Self::Command { error, .. } => error.is_transient(),
+            Self::PinExpired(_)
+            | Self::Reply(_)
+            | Self::Refused { .. }
+            | Self::TooLarge { .. }
+            | Self::NoKeys
+            | Self::Decode { .. } => false,
+            Self::Lost { applied, .. } => *applied == Applied::No,
+        }
+    }
+
+    /// The commit's own error, where this is one.
+    pub fn as_commit(&self) -> Option<&CommitError> {
+        match self {
+            Self::Commit(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// A single command that was refused by name.
+    pub(crate) fn refused(command: String) -> Self {
+        let hint = match command.as_str() {
+            "MULTI" | "EXEC" | "DISCARD" => {
+                "use the transactional handle: run(), begin(), savepoint()"
+            }
+            "WATCH" | "UNWATCH" => "use the transactional handle: watch(keys).run(..)",
+            "SELECT" | "AUTH" | "HELLO" => {
+                "choose database, user and protocol in the connection's address"
+            }
+            "SUBSCRIBE" | "PSUBSCRIBE" | "SSUBSCRIBE" | "UNSUBSCRIBE" | "PUNSUBSCRIBE"
+            | "SUNSUBSCRIBE" | "MONITOR" => "open a connection of its own with redis::Client",
+            "WAIT" | "WAITAOF" => "it does not wait inside a transaction",
+            "XREAD" | "XREADGROUP" => "it does not block inside a transaction; leave BLOCK out",
+            _ => "it changes or ends a connection that others use; see Pooled::with_raw",
+        };
+        Self::Refused { command, hint }
+    }
+}
+
+impl From<CommitError> for Error {
+    fn from(error: CommitError) -> Self {
+        Self::Commit(Box::new(error))
+    }
+}
+
+/// How this crate's errors travel through `redis::Commands` on the pooled handle.
+impl From<Error> for redis::RedisError {
+    fn from(error: Error) -> Self {
+        let kind = match &error {
+            Error::Lost { source, .. } if source.kind() == LinkErrorKind::TimedOut => {
+                std::io::ErrorKind::TimedOut
+            }
+            Error::Checkout(CheckoutError::Timeout(_)) => std::io::ErrorKind::TimedOut,
+            _ => std::io::ErrorKind::Other,
+        };
+        std::io::Error::new(kind, error).into()
+    }
+}
+
+/// And how they come back: our own as they were, the server's as [`Error::Command`].
+impl From<redis::RedisError> for Error {
+    fn from(error: redis::RedisError) -> Self {
+        if let Some(own) = own_error(&error) {
+            return own;
+        }
+        let command = "the command".to_owned();
+        if let Some(error) = ServerError::of(&error) {
+            return Self::Command { command, error };
+        }
+        match error.kind() {
+            redis::ErrorKind::UnexpectedReturnType | redis::ErrorKind::Parse => Self::Decode {
+                command,
+                expected: "value of the type asked for",
+                found: "another one",
+            },
+            _ => Self::Lost {
+                during: command,
+                applied: Applied::Unknown,
+                source: LinkError::of(&error),
+            },
+        }
+    }
+}
+
+fn own_error(error: &redis::RedisError) -> Option<Error> {
+    type Shared = std::sync::Arc<dyn std::error::Error + Send + Sync>;
+    let source = std::error::Error::source(error)?;
+    let io = match source.downcast_ref::<Shared>() {
+        Some(shared) => shared.downcast_ref::<std::io::Error>(),
+        None => source.downcast_ref::<std::io::Error>(),
+    };
+    io?.get_ref()?.downcast_ref::<Error>().cloned()
+}

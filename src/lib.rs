@@ -1,0 +1,39 @@
+#![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod commit;
+mod config;
+mod connection;
+mod error;
+mod observe;
+mod pooled;
+pub mod prelude;
+mod reply;
+mod retry;
+mod session;
+mod topology;
+mod transaction;
+mod transactional;
+mod wire;
+
+pub use redis;
+
+pub use error::{
+    Applied, CheckoutError, CheckoutTimeout, CommitError, ConfigError, Error, InDoubt, LinkError,
+    LinkErrorKind, PinExpired, ReplyError, ServerError,
+};
+pub use observe::{Counts, OpenScope, PoolStatus, Replaced, Status};
+pub use pooled::Pooled;
+pub use reply::{Queued, Ready, Replies, Resolve};
+pub use retry::RetryPolicy;
+pub use session::{Builder, SessionManager};
+pub use transaction::block::Block;
+pub use transaction::commands::*;
+pub use transaction::guard::{Mode, Plain, Transaction, Watched};
+pub use transaction::keys::IntoKeys;
+pub use transaction::options::{Begin, TransactionOptions};
+pub use transaction::outcome::Outcome;
+pub use transaction::savepoint::Savepoint;
+pub use transaction::watch::Watch;
+pub use transaction::watching::Watching;
+pub use transactional::Transactional;

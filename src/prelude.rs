@@ -1,0 +1,8 @@
+//! The traits whose methods are called on the handles: `use rediscope::prelude::*`.
+//!
+//! Never: a type with a common name.
+
+pub use redis::Commands as _;
+
+pub use crate::reply::{Queued, Ready};
+pub use crate::transaction::commands::*;

@@ -1,0 +1,237 @@
+//! What came of a transaction's commands, and the handles that name them.
+//!
+//! Never: a reply handed to a handle of another transaction, or to a forgotten command.
+
+mod resolve;
+
+use std::any::type_name;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use redis::Value;
+
+pub use resolve::Resolve;
+
+use crate::error::{ReplyError, ServerError};
+
+/// A command that was queued, and the type its reply will have.
+///
+/// It is [`Copy`], belongs to one transaction, and is worth its value only after the commit:
+/// through [`Replies::get`], or by being returned from [`run`](crate::Transactional::run).
+///
+/// ```no_run
+/// # use rediscope::{SessionManager, prelude::*};
+/// # fn main() -> Result<(), rediscope::Error> {
+/// # let accounts = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+/// let mut tx = accounts.begin()?;
+/// let hits = tx.incr("hits", 1);             // Queued<i64>
+/// let text = hits.cast::<String>();          // the same reply, as text
+/// let replies = tx.commit()?;
+/// println!("{} or {}", replies.get(hits)?, replies.get(text)?);
+/// # Ok(()) }
+/// ```
+pub struct Queued<T> {
+    transaction: u64,
+    id: u32,
+    reply: PhantomData<fn() -> T>,
+}
+
+impl<T> Queued<T> {
+    pub(crate) fn new(transaction: u64, id: u32) -> Self {
+        Self { transaction, id, reply: PhantomData }
+    }
+
+    /// The same reply as another type.
+    pub fn cast<U>(self) -> Queued<U> {
+        Queued::new(self.transaction, self.id)
+    }
+}
+
+impl<T> Clone for Queued<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Queued<T> {}
+
+impl<T> fmt::Debug for Queued<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Queued<{}>({} of {})", type_name::<T>(), self.id, self.transaction)
+    }
+}
+
+/// A value that is there already, for a block that returns something besides replies.
+///
+/// ```no_run
+/// # use rediscope::{Ready, SessionManager, prelude::*};
+/// # fn main() -> Result<(), rediscope::Error> {
+/// # let accounts = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+/// let (order, stock) = accounts.run(|tx| {
+///     let order = 4711;
+///     Ok((Ready(order), tx.decr("stock", 1)))
+/// })?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ready<T>(
+    /// The value.
+    pub T,
+);
+
+/// The replies of an applied transaction.
+///
+/// Cheap to clone. Its `Debug` shows kinds and counts, never values.
+#[derive(Clone)]
+pub struct Replies {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    transaction: u64,
+    values: Vec<Value>,
+    /// Identifiers of forgotten commands: ascending, disjoint, half open.
+    holes: Vec<(u32, u32)>,
+    failures: Vec<Failure>,
+}
+
+/// A command that failed while the others were applied.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure {
+    pub(crate) index: usize,
+    pub(crate) command: String,
+    pub(crate) error: ServerError,
+}
+
+impl Replies {
+    pub(crate) fn new(
+        transaction: u64,
+        values: Vec<Value>,
+        holes: Vec<(u32, u32)>,
+        failures: Vec<Failure>,
+    ) -> Self {
+        Self { inner: Arc::new(Inner { transaction, values, holes, failures }) }
+    }
+
+    /// Of a transaction that had no command.
+    pub(crate) fn none(transaction: u64) -> Self {
+        Self::new(transaction, Vec::new(), Vec::new(), Vec::new())
+    }
+
+    /// Reads one reply, or several at once: `get(a)?`, `get((a, b))?`, `get(vec_of_handles)?`.
+    ///
+    /// # Errors
+    /// The transaction **was applied** whatever this says: see [`ReplyError`].
+    pub fn get<R: Resolve>(&self, handles: R) -> Result<R::Output, ReplyError> {
+        handles.resolve(self)
+    }
+
+    /// How many commands were applied, the failed ones included.
+    pub fn len(&self) -> usize {
+        self.inner.values.len()
+    }
+
+    /// Whether the transaction had no command.
+    pub fn is_empty(&self) -> bool {
+        self.inner.values.is_empty()
+    }
+
+    /// How many of them failed. Above 0 only in
+    /// [`PartlyApplied`](crate::CommitError::PartlyApplied) and
+    /// [`NotIsolated`](crate::CommitError::NotIsolated).
+    pub fn failures(&self) -> usize {
+        self.inner.failures.len()
+    }
+
+    /// The commands that failed, as [`ReplyError::Failed`].
+    pub fn errors(&self) -> impl Iterator<Item = ReplyError> + '_ {
+        self.inner.failures.iter().map(|failure| ReplyError::Failed {
+            index: failure.index,
+            command: failure.command.clone(),
+            error: failure.error.clone(),
+        })
+    }
+
+    fn value(&self, id: u32) -> Result<(usize, &Value), ReplyError> {
+        let mut index = id;
+        for (from, to) in &self.inner.holes {
+            if id < *from {
+                break;
+            }
+            if id < *to {
+                return Err(ReplyError::Forgotten);
+            }
+            index -= to - from;
+        }
+        let index = index as usize;
+        // An identifier past the end was given out after the commit's bytes were fixed.
+        self.inner.values.get(index).map(|value| (index, value)).ok_or(ReplyError::Forgotten)
+    }
+}
+
+impl fmt::Debug for Replies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Replies")
+            .field("transaction", &self.inner.transaction)
+            .field("len", &self.len())
+            .field("failures", &self.inner.failures)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The kind of a reply, for messages that must not show the reply itself.
+pub(crate) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Nil => "nil",
+        Value::Int(_) => "an integer",
+        Value::BulkString(_) => "a bulk string",
+        Value::Array(_) => "an array",
+        Value::SimpleString(_) | Value::Okay => "a simple string",
+        Value::Map(_) => "a map",
+        Value::Set(_) => "a set",
+        Value::Double(_) => "a double",
+        Value::Boolean(_) => "a boolean",
+        Value::VerbatimString { .. } => "a verbatim string",
+        Value::Push { .. } => "a push",
+        Value::ServerError(_) => "an error",
+        _ => "a reply of another kind",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn replies(values: Vec<Value>, holes: Vec<(u32, u32)>) -> Replies {
+        Replies::new(1, values, holes, Vec::new())
+    }
+
+    #[test]
+    fn identifiers_skip_forgotten_commands() {
+        let replies =
+            replies(vec![Value::Int(10), Value::Int(11), Value::Int(12)], vec![(1, 3), (4, 5)]);
+        let get = |id| replies.get(Queued::<i64>::new(1, id));
+        assert_eq!(get(0), Ok(10));
+        assert_eq!(get(1), Err(ReplyError::Forgotten));
+        assert_eq!(get(2), Err(ReplyError::Forgotten));
+        assert_eq!(get(3), Ok(11));
+        assert_eq!(get(4), Err(ReplyError::Forgotten));
+        assert_eq!(get(5), Ok(12));
+    }
+
+    #[test]
+    fn handles_resolve_in_every_shape() {
+        let replies = replies(vec![Value::Int(1), Value::Int(2)], vec![]);
+        let (a, b) = (Queued::<i64>::new(1, 0), Queued::<String>::new(1, 1));
+        assert_eq!(replies.get((a, b, Ready("x"), ())), Ok((1, "2".into(), "x", ())));
+        assert_eq!(replies.get([a, a]), Ok([1, 1]));
+        assert_eq!(replies.get(vec![a]), Ok(vec![1]));
+        assert_eq!(replies.get(None::<Queued<i64>>), Ok(None));
+        assert_eq!(replies.get(Queued::<i64>::new(2, 0)), Err(ReplyError::Foreign));
+        assert!(matches!(
+            replies.get(a.cast::<Vec<(String, String)>>()),
+            Err(ReplyError::Unexpected { index: 0, found: "an integer", .. })
+        ));
+    }
+}

@@ -1,0 +1,190 @@
+//! From handles to values: what a block may return.
+//!
+//! Never: a plain value, which would have been there before the commit.
+
+use std::any::type_name;
+
+use redis::{FromRedisValue, Value};
+
+use super::{Failure, Queued, Ready, Replies, kind};
+use crate::error::ReplyError;
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// What a block may return: handles of queued commands and [`Ready`] values, alone or in tuples,
+/// arrays, `Vec` and `Option`. After the commit each becomes its value.
+#[diagnostic::on_unimplemented(
+    message = "a block cannot return a plain `{Self}`",
+    label = "not the handle of a queued command",
+    note = "return the `Queued` handles that the queueing methods gave (alone, in tuples up to 12, \
+            arrays, `Vec` or `Option`); they become values after the commit",
+    note = "a value you already have is returned as `Ready(value)`, and nothing as `()`"
+)]
+pub trait Resolve: sealed::Sealed {
+    /// What it becomes.
+    type Output;
+
+    /// Whether [`Output`](Self::Output) can be had without the transaction's replies.
+    #[doc(hidden)]
+    fn needs_replies(&self) -> bool;
+
+    /// Reads the values out of `replies`.
+    ///
+    /// # Errors
+    /// As [`Replies::get`].
+    fn resolve(self, replies: &Replies) -> Result<Self::Output, ReplyError>;
+}
+
+impl<T> sealed::Sealed for Queued<T> {}
+
+impl<T: FromRedisValue> Resolve for Queued<T> {
+    type Output = T;
+
+    fn needs_replies(&self) -> bool {
+        true
+    }
+
+    fn resolve(self, replies: &Replies) -> Result<T, ReplyError> {
+        if self.transaction != replies.inner.transaction {
+            return Err(ReplyError::Foreign);
+        }
+        let (index, value) = replies.value(self.id)?;
+        if let Value::ServerError(_) = value {
+            let failed = replies.inner.failures.iter().find(|failure| failure.index == index);
+            return Err(match failed {
+                Some(Failure { index, command, error }) => ReplyError::Failed {
+                    index: *index,
+                    command: command.clone(),
+                    error: error.clone(),
+                },
+                None => ReplyError::Forgotten,
+            });
+        }
+        T::from_redis_value_ref(value).map_err(|_| ReplyError::Unexpected {
+            index,
+            expected: type_name::<T>(),
+            found: kind(value),
+        })
+    }
+}
+
+impl<T> sealed::Sealed for Ready<T> {}
+
+impl<T> Resolve for Ready<T> {
+    type Output = T;
+
+    fn needs_replies(&self) -> bool {
+        false
+    }
+
+    fn resolve(self, _: &Replies) -> Result<T, ReplyError> {
+        Ok(self.0)
+    }
+}
+
+impl<R: Resolve, const N: usize> sealed::Sealed for [R; N] {}
+
+impl<R: Resolve, const N: usize> Resolve for [R; N] {
+    type Output = [R::Output; N];
+
+    fn needs_replies(&self) -> bool {
+        self.iter().any(R::needs_replies)
+    }
+
+    fn resolve(self, replies: &Replies) -> Result<Self::Output, ReplyError> {
+        let mut failed = None;
+        let values = self.map(|handle| match handle.resolve(replies) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                failed.get_or_insert(error);
+                None
+            }
+        });
+        match failed {
+            Some(error) => Err(error),
+            #[expect(clippy::unreachable, reason = "each one resolved or `failed` is set")]
+            None => Ok(values.map(|value| value.unwrap_or_else(|| unreachable!()))),
+        }
+    }
+}
+
+impl<R: Resolve> sealed::Sealed for Vec<R> {}
+
+impl<R: Resolve> Resolve for Vec<R> {
+    type Output = Vec<R::Output>;
+
+    fn needs_replies(&self) -> bool {
+        self.iter().any(R::needs_replies)
+    }
+
+    fn resolve(self, replies: &Replies) -> Result<Self::Output, ReplyError> {
+        self.into_iter().map(|handle| handle.resolve(replies)).collect()
+    }
+}
+
+impl<R: Resolve> sealed::Sealed for Option<R> {}
+
+impl<R: Resolve> Resolve for Option<R> {
+    type Output = Option<R::Output>;
+
+    fn needs_replies(&self) -> bool {
+        self.as_ref().is_some_and(R::needs_replies)
+    }
+
+    fn resolve(self, replies: &Replies) -> Result<Self::Output, ReplyError> {
+        self.map(|handle| handle.resolve(replies)).transpose()
+    }
+}
+
+macro_rules! resolve_tuples {
+    ($($($name:ident)*;)+) => {$(
+        impl<$($name: Resolve),*> sealed::Sealed for ($($name,)*) {}
+
+        impl<$($name: Resolve),*> Resolve for ($($name,)*) {
+            type Output = ($($name::Output,)*);
+
+            #[expect(non_snake_case, reason = "type parameters name the fields")]
+            fn needs_replies(&self) -> bool {
+                let ($($name,)*) = self;
+                false $(|| $name.needs_replies())*
+            }
+
+            #[expect(non_snake_case, reason = "type parameters name the fields")]
+            fn resolve(self, replies: &Replies) -> Result<Self::Output, ReplyError> {
+                let ($($name,)*) = self;
+                Ok(($($name.resolve(replies)?,)*))
+            }
+        }
+    )+};
+}
+
+impl sealed::Sealed for () {}
+
+impl Resolve for () {
+    type Output = ();
+
+    fn needs_replies(&self) -> bool {
+        false
+    }
+
+    fn resolve(self, _: &Replies) -> Result<(), ReplyError> {
+        Ok(())
+    }
+}
+
+resolve_tuples! {
+    A;
+    A B;
+    A B C;
+    A B C D;
+    A B C D E;
+    A B C D E F;
+    A B C D E F G;
+    A B C D E F G H;
+    A B C D E F G H I;
+    A B C D E F G H I J;
+    A B C D E F G H I J K;
+    A B C D E F G H I J K L;
+}

@@ -1,0 +1,147 @@
+//! How often a block is tried, and how long it waits in between.
+//!
+//! Never: sleeps, and never: a retry without a bound.
+
+use std::time::{Duration, Instant};
+
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+
+/// How often a block is tried, and how long it waits in between: exponential backoff with full
+/// jitter (a random time between nothing and the step), under a bound on attempts and a deadline.
+///
+/// | setting | what it bounds | default |
+/// |---|---|---|
+/// | [`attempts`](Self::attempts) | how often the block runs, the first time included | 32 |
+/// | [`deadline`](Self::deadline) | from the first attempt to the beginning of the last | 10 s |
+/// | [`first_backoff`](Self::first_backoff) | the first step | 1 ms |
+/// | [`max_backoff`](Self::max_backoff) | the longest step; each is twice the one before | 100 ms |
+///
+/// Whichever bound is met first ends it: a watching block with
+/// [`RetriesExhausted`](crate::Error::RetriesExhausted), a plain one with its last error.
+///
+/// ```
+/// use std::time::Duration;
+/// use rediscope::RetryPolicy;
+///
+/// let patient = RetryPolicy::default().attempts(200).deadline(Duration::from_secs(60));
+/// let once = RetryPolicy::never();
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryPolicy {
+    attempts: u32,
+    deadline: Duration,
+    first_backoff: Duration,
+    max_backoff: Duration,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self {
+            attempts: 32,
+            deadline: Duration::from_secs(10),
+            first_backoff: Duration::from_millis(1),
+            max_backoff: Duration::from_millis(100),
+        }
+    }
+}
+
+impl RetryPolicy {
+    /// One attempt and no more.
+    pub fn never() -> Self {
+        Self::default().attempts(1)
+    }
+
+    /// How often the block runs at most, the first time included. At least 1.
+    pub fn attempts(mut self, attempts: u32) -> Self {
+        self.attempts = attempts.max(1);
+        self
+    }
+
+    /// No attempt begins later than this after the first one began.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// The longest wait before the second attempt.
+    pub fn first_backoff(mut self, step: Duration) -> Self {
+        self.first_backoff = step;
+        self
+    }
+
+    /// The longest wait before any attempt.
+    pub fn max_backoff(mut self, step: Duration) -> Self {
+        self.max_backoff = step;
+        self
+    }
+
+    pub(crate) fn begin(&self, now: Instant) -> Attempts {
+        Attempts {
+            policy: *self,
+            number: 1,
+            // Past the end of the clock there is no deadline.
+            deadline: now.checked_add(self.deadline),
+            steps: ExponentialBuilder::default()
+                .with_min_delay(self.first_backoff)
+                .with_max_delay(self.max_backoff)
+                .with_factor(2.0)
+                .without_max_times()
+                .build(),
+        }
+    }
+}
+
+/// The attempts of one call.
+#[derive(Debug)]
+pub(crate) struct Attempts {
+    policy: RetryPolicy,
+    number: u32,
+    deadline: Option<Instant>,
+    steps: ExponentialBackoff,
+}
+
+impl Attempts {
+    /// The present attempt, from 1.
+    pub(crate) fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Counts one attempt more and says how long to wait before it; `None` where the policy
+    /// allows no further one.
+    pub(crate) fn next(&mut self, now: Instant) -> Option<Duration> {
+        if self.number >= self.policy.attempts {
+            return None;
+        }
+        let step = self.steps.next().unwrap_or(self.policy.max_backoff);
+        let wait = step.mul_f64(fastrand::f64());
+        if self.deadline.is_some_and(|deadline| now + wait > deadline) {
+            return None;
+        }
+        self.number += 1;
+        Some(wait)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_and_steps_are_bounded() {
+        let now = Instant::now();
+        let policy = RetryPolicy::default().attempts(5).max_backoff(Duration::from_millis(3));
+        let mut attempts = policy.begin(now);
+        let waits: Vec<_> = std::iter::from_fn(|| attempts.next(now)).collect();
+        assert_eq!(waits.len(), 4);
+        assert_eq!(attempts.number(), 5);
+        assert!(waits.iter().all(|wait| *wait <= Duration::from_millis(3)));
+    }
+
+    #[test]
+    fn no_attempt_begins_after_the_deadline() {
+        let now = Instant::now();
+        let mut attempts = RetryPolicy::default().deadline(Duration::from_secs(1)).begin(now);
+        assert!(attempts.next(now + Duration::from_secs(2)).is_none());
+        assert!(RetryPolicy::never().begin(now).next(now).is_none());
+    }
+}

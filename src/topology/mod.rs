@@ -1,0 +1,7 @@
+//! Where to connect.
+//!
+//! Never: pools and guards.
+
+mod standalone;
+
+pub(crate) use standalone::{Endpoint, parse};

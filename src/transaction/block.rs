@@ -1,0 +1,47 @@
+//! What a `run` closure queues on.
+
+use crate::transaction::body::Body;
+use crate::transaction::commands::sealed::Queue;
+use crate::wire::buffer::Buffer;
+
+/// What a [`run`](crate::Transactional::run) closure queues on.
+///
+/// It cannot read: what it queues is sent when the closure has returned `Ok`, in one write, and
+/// until then it needs no connection. (A block that passes `flush_bytes` takes one then and sends
+/// what it has; a block inside `watch(..).run` never does.)
+///
+/// When the closure returns `Err` or panics, nothing is applied.
+///
+/// ```no_run
+/// # use rediscope::{SessionManager, prelude::*};
+/// # fn main() -> Result<(), rediscope::Error> {
+/// # let accounts = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+/// let (alice, bob) = accounts.run(|tx| {
+///     Ok((tx.decr("balance:alice", 30), tx.incr("balance:bob", 30)))
+/// })?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Block {
+    body: Body,
+}
+
+impl Block {
+    pub(crate) fn new(body: Body) -> Self {
+        Self { body }
+    }
+
+    pub(crate) fn into_body(self) -> Body {
+        self.body
+    }
+}
+
+impl Queue for Block {
+    fn target(&mut self) -> (&mut Buffer, usize) {
+        (self.body.buffer(), 0)
+    }
+
+    fn queued(&mut self) {
+        self.body.queued();
+    }
+}

@@ -1,0 +1,224 @@
+//! What every transaction is made of: its queued commands, its scope, and the failure it keeps.
+//!
+//! Never: a command sent past an open part. Never: a failure forgotten before the end.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use crate::commit::{self, Committed, Form};
+use crate::connection::pool::Pool;
+use crate::connection::registry::Owner;
+use crate::error::{CommitError, Error};
+use crate::observe;
+use crate::reply::Replies;
+use crate::transaction::scope::Scope;
+use crate::wire::buffer::{Buffer, Refusal};
+
+pub(crate) fn transaction_span(pool: &Pool, owner: &Owner) -> tracing::Span {
+    let (host, port) = pool.endpoint().host_and_port();
+    observe::transaction_span(host, port, pool.endpoint().db(), owner.name.as_deref())
+}
+
+/// Numbers transactions, so that a handle of one is not taken for a handle of another.
+static TRANSACTIONS: AtomicU64 = AtomicU64::new(1);
+
+/// The queued commands of a transaction, the scope they will be sent on, and the failure that is
+/// kept until the end.
+#[derive(Debug)]
+pub(crate) struct Body {
+    buffer: Buffer,
+    scope: Scope,
+    failed: Option<CommitError>,
+    immediate: bool,
+    watched: bool,
+    /// From how many waiting bytes on they are sent ahead; `None`: never.
+    flush_bytes: Option<usize>,
+    span: tracing::Span,
+}
+
+impl Body {
+    pub(crate) fn new(pool: &Pool, owner: Owner, immediate: bool) -> Self {
+        let span = transaction_span(pool, &owner);
+        Self::on(Scope::new(pool.clone(), owner), immediate, false, span)
+    }
+
+    /// On a scope that is there already, and watches where `watched` says so.
+    pub(crate) fn on(scope: Scope, immediate: bool, watched: bool, span: tracing::Span) -> Self {
+        let settings = scope.pool().settings();
+        let transaction = TRANSACTIONS.fetch_add(1, Ordering::Relaxed);
+        Self {
+            buffer: Buffer::new(transaction, settings.limits()),
+            flush_bytes: Some(settings.flush_bytes),
+            scope,
+            failed: None,
+            immediate,
+            watched,
+            span,
+        }
+    }
+
+    /// Keeps everything until the commit.
+    pub(crate) fn unflushed(mut self) -> Self {
+        self.flush_bytes = None;
+        self
+    }
+
+    pub(crate) fn buffer(&mut self) -> &mut Buffer {
+        &mut self.buffer
+    }
+
+    pub(crate) fn span(&self) -> &tracing::Span {
+        &self.span
+    }
+
+    /// The closure is over: from here on this waits for nobody.
+    pub(crate) fn leaves_closure(&mut self) {
+        self.scope.leaves_closure();
+    }
+
+    /// Trades the scope for another one: a watching closure queues while it still reads on its.
+    pub(crate) fn set_scope(&mut self, scope: Scope) {
+        self.scope = scope;
+    }
+
+    fn form(&self, checkout: Instant) -> Form {
+        Form { immediate: self.immediate, watched: self.watched, checkout }
+    }
+
+    /// Takes a connection now, and MULTI where it is to be sent at once.
+    pub(crate) fn begin(&mut self) -> Result<(), Error> {
+        let deadline = self.scope.checkout_deadline();
+        let span = self.span.clone();
+        let _in = span.enter();
+        self.scope.pin(deadline)?;
+        tracing::debug!("begin");
+        if self.immediate {
+            let form = self.form(deadline);
+            let buffer = &self.buffer;
+            self.scope.call(|lease| commit::begin(lease, buffer, form)).map_err(
+                |error| match error {
+                    CommitError::NotSent { source } => *source,
+                    error => error.into(),
+                },
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Called after each command: sends a chunk where enough of them wait.
+    pub(crate) fn queued(&mut self) {
+        self.scope.touch();
+        if self.failed.is_some() {
+            self.buffer.forget_pending();
+            return;
+        }
+        let due = self.flush_bytes.is_some_and(|limit| self.buffer.pending_bytes() >= limit);
+        if due && !self.buffer.has_open_part() && self.buffer.refusal().is_none() {
+            self.failed = self.flush().err();
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), CommitError> {
+        let deadline = self.scope.checkout_deadline();
+        let form = self.form(deadline);
+        let span = self.span.clone();
+        let _in = span.enter();
+        self.scope.pin(deadline)?;
+        let buffer = &mut self.buffer;
+        self.scope.call(|lease| commit::flush(lease, buffer, form))
+    }
+
+    /// The failure that the commit will tell, if there is one already.
+    pub(crate) fn failure(&self) -> Option<CommitError> {
+        self.failed.clone().or_else(|| {
+            self.buffer.refusal().map(|refusal| {
+                CommitError::not_sent(match refusal {
+                    Refusal::Command(command) => Error::refused(command.clone()),
+                    Refusal::Empty => Error::Refused {
+                        command: "a command without a name".to_owned(),
+                        hint: "build it with redis::cmd(name)",
+                    },
+                    Refusal::TooManyCommands { limit } => Error::TooLarge {
+                        what: "commands",
+                        limit: *limit as usize,
+                        knob: "max_commands",
+                    },
+                    Refusal::TooManyBytes { limit } => {
+                        Error::TooLarge { what: "bytes", limit: *limit, knob: "max_bytes" }
+                    }
+                })
+            })
+        })
+    }
+
+    /// Whether all of it is still here, so that it can be sent again.
+    pub(crate) fn is_whole(&self) -> bool {
+        !self.buffer.is_flushed() && self.failed.is_none()
+    }
+
+    /// Commits and gives the connection back before it returns. What was not sent can be
+    /// committed again.
+    pub(crate) fn commit(&mut self) -> Result<Committed, CommitError> {
+        let span = self.span.clone();
+        let _in = span.enter();
+        self.buffer.close_parts(0);
+        let committed = match self.failure() {
+            Some(failure) => {
+                if let Err(error) = self.scope.abandon() {
+                    tracing::debug!(%error, "cleaning failed, connection replaced");
+                }
+                Err(failure)
+            }
+            None => self.send(),
+        };
+        self.record(&committed);
+        committed
+    }
+
+    fn send(&mut self) -> Result<Committed, CommitError> {
+        let deadline = self.scope.checkout_deadline();
+        let form = self.form(deadline);
+        if self.buffer.commands() == 0 && !self.watched && !self.scope.is_pinned() {
+            return Ok(Committed::Applied(Replies::none(self.buffer.transaction())));
+        }
+        if !self.watched {
+            self.scope.pin(deadline)?;
+        }
+        let buffer = &mut self.buffer;
+        self.scope.finish(|lease| commit::commit(lease, buffer, form))
+    }
+
+    /// Tells the span how the transaction ended.
+    fn record(&self, committed: &Result<Committed, CommitError>) {
+        let outcome = match committed {
+            Ok(Committed::Applied(_)) => "committed",
+            Ok(Committed::Conflict) => "conflict",
+            Err(CommitError::Rejected { code, .. }) => {
+                self.span.record("db.response.status_code", code.as_str());
+                "rejected"
+            }
+            Err(CommitError::PartlyApplied { .. }) => "partly applied",
+            Err(CommitError::NotSent { .. }) => "not sent",
+            Err(CommitError::InDoubt(_)) => "in doubt",
+            Err(CommitError::NotIsolated { .. }) => "not isolated",
+            Err(CommitError::PinExpired(_)) => "pin expired",
+        };
+        self.span.record("db.operation.batch.size", self.buffer.commands());
+        self.span.record("rediscope.outcome", outcome);
+        match committed {
+            Ok(_) => tracing::debug!(outcome, "commit"),
+            Err(error) => {
+                self.span.record("error.type", outcome);
+                tracing::debug!(outcome, %error, "commit");
+            }
+        }
+    }
+
+    /// Gives everything up.
+    pub(crate) fn discard(&mut self) -> Result<(), Error> {
+        let span = self.span.clone();
+        let _in = span.enter();
+        tracing::debug!("discard");
+        self.scope.abandon()
+    }
+}

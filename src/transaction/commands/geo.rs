@@ -1,0 +1,69 @@
+//! Commands on places.
+//!
+//! Never: the sorted set they are kept in, which [`sorted_sets`](super::sorted_sets) handles.
+
+use redis::geo::{RadiusOptions, Unit};
+use redis::{FromRedisValue, ToRedisArgs, ToSingleRedisArg};
+
+use super::table::command_table;
+
+command_table! {
+    /// Queues commands on places.
+    ///
+    /// ```no_run
+    /// use rediscope::prelude::*;
+    /// use rediscope::redis::geo::{Coord, Unit};
+    ///
+    /// fn arrive(tx: &mut impl QueueCommands) {
+    ///     tx.geo_add("taxis", (Coord::lon_lat(13.361389, 38.115556), "taxi:7"));
+    ///     let away = tx.geo_dist("taxis", "taxi:7", "taxi:8", Unit::Meters);   // Option<f64>
+    ///     # let _ = away;
+    /// }
+    /// ```
+    GeoCommands
+    reads {
+        /// Measures the distance between two members.
+        fn geo_dist<K: ToSingleRedisArg, M: ToSingleRedisArg, N: ToSingleRedisArg>(
+            key: K, member1: M, member2: N, unit: Unit
+        ) -> Option<f64>
+            => "GEODIST" (key, member1, member2, unit), page "geodist",
+                replies "the distance, or nil";
+
+        /// Reads the geohashes of members.
+        fn geo_hash<K: ToSingleRedisArg, M: ToRedisArgs, T: FromRedisValue>(
+            key: K, members: M
+        ) -> T
+            => "GEOHASH" (key, members), page "geohash",
+                replies "a geohash or nil for each member, in order";
+
+        /// Reads where members are.
+        fn geo_pos<K: ToSingleRedisArg, M: ToRedisArgs, T: FromRedisValue>(
+            key: K, members: M
+        ) -> T
+            => "GEOPOS" (key, members), page "geopos",
+                replies "a place (see [`redis::geo::Coord`]) or nil for each member, in order";
+    }
+    writes {
+        /// Puts members at places: each a longitude, a latitude and a name.
+        fn geo_add<K: ToSingleRedisArg, M: ToRedisArgs>(key: K, members: M) -> i64
+            => "GEOADD" (key, members), page "geoadd", replies "how many are new";
+
+        /// Looks for members around a place. A write to the server, because `options` may store
+        /// what was found.
+        fn geo_radius<K: ToSingleRedisArg, T: FromRedisValue>(
+            key: K, longitude: f64, latitude: f64, radius: f64, unit: Unit, options: RadiusOptions
+        ) -> T
+            => "GEORADIUS" (key, longitude, latitude, radius, unit, options), page "georadius",
+                replies "the members (see [`redis::geo::RadiusSearchResult`]), or how many were \
+                    stored";
+
+        /// Looks for members around another one. A write to the server, because `options` may
+        /// store what was found.
+        fn geo_radius_by_member<K: ToSingleRedisArg, M: ToSingleRedisArg, T: FromRedisValue>(
+            key: K, member: M, radius: f64, unit: Unit, options: RadiusOptions
+        ) -> T
+            => "GEORADIUSBYMEMBER" (key, member, radius, unit, options), page "georadiusbymember",
+                replies "the members (see [`redis::geo::RadiusSearchResult`]), or how many were \
+                    stored";
+    }
+}

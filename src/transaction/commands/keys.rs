@@ -1,0 +1,123 @@
+//! Commands on keys, whatever they hold.
+//!
+//! Never: the value behind a key.
+
+use redis::{CopyOptions, FromRedisValue, ToRedisArgs, ToSingleRedisArg, ValueComparison};
+
+use super::table::command_table;
+
+command_table! {
+    /// Queues commands on keys, whatever they hold.
+    ///
+    /// ```no_run
+    /// use rediscope::prelude::*;
+    ///
+    /// fn publish_draft(tx: &mut impl QueueCommands) {
+    ///     tx.rename("draft:7", "article:7");
+    ///     tx.persist("article:7");
+    ///     let dropped = tx.del(&["draft:7:lock", "draft:7:notes"]);   // Queued<i64>
+    ///     # let _ = dropped;
+    /// }
+    /// ```
+    KeyCommands
+    reads {
+        /// Lists the keys that match the glob `pattern`; slow on a large database.
+        fn keys<P: ToSingleRedisArg, T: FromRedisValue>(pattern: P) -> T
+            => "KEYS" (pattern), page "keys", replies "the names, in no order";
+
+        /// Counts those of `keys` that exist; a key given twice counts twice.
+        fn exists<K: ToRedisArgs>(keys: K) -> i64
+            => "EXISTS" (keys), page "exists", replies "how many exist";
+
+        /// Tells what kind of value `key` holds.
+        fn key_type<K: ToSingleRedisArg, T: FromRedisValue>(key: K) -> T
+            => "TYPE" (key), page "type",
+                replies "the name of the type (see [`redis::ValueType`]), `none` while missing";
+
+        /// Tells when `key` expires, in seconds since 1970.
+        fn expire_time<K: ToSingleRedisArg>(key: K) -> i64
+            => "EXPIRETIME" (key), page "expiretime",
+                replies "the time, -1 where it never expires, -2 while missing";
+
+        /// Tells when `key` expires, in milliseconds since 1970.
+        fn pexpire_time<K: ToSingleRedisArg>(key: K) -> i64
+            => "PEXPIRETIME" (key), page "pexpiretime",
+                replies "the time, -1 where it never expires, -2 while missing";
+
+        /// Tells how many seconds `key` has to live.
+        fn ttl<K: ToSingleRedisArg>(key: K) -> i64
+            => "TTL" (key), page "ttl",
+                replies "the seconds, -1 where it never expires, -2 while missing";
+
+        /// Tells how many milliseconds `key` has to live.
+        fn pttl<K: ToSingleRedisArg>(key: K) -> i64
+            => "PTTL" (key), page "pttl",
+                replies "the milliseconds, -1 where it never expires, -2 while missing";
+
+        /// Tells how the server stores the value of `key`.
+        fn object_encoding<K: ToSingleRedisArg>(key: K) -> Option<String>
+            => "OBJECT" "ENCODING" (key), page "object-encoding",
+                replies "the name of the encoding, or nil";
+
+        /// Tells for how many seconds `key` was not used.
+        fn object_idletime<K: ToSingleRedisArg>(key: K) -> Option<i64>
+            => "OBJECT" "IDLETIME" (key), page "object-idletime", replies "the seconds, or nil";
+
+        /// Tells how often `key` is used, where the server evicts by frequency.
+        fn object_freq<K: ToSingleRedisArg>(key: K) -> Option<i64>
+            => "OBJECT" "FREQ" (key), page "object-freq",
+                replies "a logarithmic counter, or nil";
+
+        /// Tells how many references the server holds to the value of `key`.
+        fn object_refcount<K: ToSingleRedisArg>(key: K) -> Option<i64>
+            => "OBJECT" "REFCOUNT" (key), page "object-refcount", replies "the count, or nil";
+    }
+    writes {
+        /// Deletes keys.
+        fn del<K: ToRedisArgs>(keys: K) -> i64
+            => "DEL" (keys), page "del", replies "how many existed";
+
+        /// Deletes `key` where its value passes the comparison (server 8.4).
+        fn del_ex<K: ToSingleRedisArg>(key: K, value_comparison: ValueComparison) -> i64
+            => "DELEX" (key, value_comparison), page "delex", replies "1, or 0 where it stayed";
+
+        /// Deletes keys, and frees their memory in the background.
+        fn unlink<K: ToRedisArgs>(keys: K) -> i64
+            => "UNLINK" (keys), page "unlink", replies "how many existed";
+
+        /// Lets `key` expire in `seconds`.
+        fn expire<K: ToSingleRedisArg>(key: K, seconds: i64) -> bool
+            => "EXPIRE" (key, seconds), page "expire", replies "whether the key exists";
+
+        /// Lets `key` expire at `timestamp`, in seconds since 1970.
+        fn expire_at<K: ToSingleRedisArg>(key: K, timestamp: i64) -> bool
+            => "EXPIREAT" (key, timestamp), page "expireat", replies "whether the key exists";
+
+        /// Lets `key` expire in `milliseconds`.
+        fn pexpire<K: ToSingleRedisArg>(key: K, milliseconds: i64) -> bool
+            => "PEXPIRE" (key, milliseconds), page "pexpire", replies "whether the key exists";
+
+        /// Lets `key` expire at `timestamp`, in milliseconds since 1970.
+        fn pexpire_at<K: ToSingleRedisArg>(key: K, timestamp: i64) -> bool
+            => "PEXPIREAT" (key, timestamp), page "pexpireat", replies "whether the key exists";
+
+        /// Takes the time to live of `key` away.
+        fn persist<K: ToSingleRedisArg>(key: K) -> bool
+            => "PERSIST" (key), page "persist", replies "whether it had one";
+
+        /// Copies `source` to `destination`, into another database and over an existing key where
+        /// `options` says so.
+        fn copy<S: ToSingleRedisArg, D: ToSingleRedisArg, Db: ToString>(
+            source: S, destination: D, options: CopyOptions<Db>
+        ) -> bool
+            => "COPY" (source, destination, options), page "copy", replies "whether it was copied";
+
+        /// Renames `key`, over an existing `new_key`; an error while `key` is missing.
+        fn rename<K: ToSingleRedisArg, N: ToSingleRedisArg>(key: K, new_key: N) -> ()
+            => "RENAME" (key, new_key), page "rename", replies "`OK`";
+
+        /// Renames `key` where `new_key` does not exist; an error while `key` is missing.
+        fn rename_nx<K: ToSingleRedisArg, N: ToSingleRedisArg>(key: K, new_key: N) -> bool
+            => "RENAMENX" (key, new_key), page "renamenx", replies "whether it was renamed";
+    }
+}

@@ -1,0 +1,100 @@
+//! The one macro behind every command of the table.
+//!
+//! Never: a command. Each family lists its own.
+
+/// Makes a family of commands: a trait that queues each of them, and for the reads the method of
+/// the same name on [`Watching`](crate::transaction::watching::Watching), which asks at once.
+///
+/// An entry says everything there is to say about a command:
+///
+/// ```text
+/// /// One line of documentation.
+/// fn method<G: Bound, …>(argument: Type, …) -> Reply
+///     => "WORD" "SUBWORD" (value, …), page "on-redis.io", replies "what the reply means";
+/// ```
+///
+/// The words are what the server knows the command by, the values are what follows them on the
+/// wire, in that order. `[if condition => "OTHER"]` behind the words replaces them by `OTHER`.
+/// `reads` are the commands of which the server says that they are read-only.
+macro_rules! command_table {
+    (
+        $(#[$about:meta])*
+        $family:ident
+        reads { $($reads:tt)* }
+        writes { $($writes:tt)* }
+    ) => {
+        $(#[$about])*
+        pub trait $family: $crate::transaction::commands::sealed::Queue + Sized {
+            command_table! { @queue $($reads)* }
+            command_table! { @queue $($writes)* }
+        }
+
+        impl<Q: $crate::transaction::commands::sealed::Queue> $family for Q {}
+
+        impl $crate::transaction::watching::Watching {
+            command_table! { @read $($reads)* }
+        }
+
+        #[cfg(test)]
+        command_table! { @names READS $($reads)* }
+        #[cfg(test)]
+        command_table! { @names WRITES $($writes)* }
+    };
+
+    (@queue $(
+        $(#[$doc:meta])*
+        fn $name:ident $(<$($generic:ident: $bound:ident),+>)? (
+            $($arg:ident: $type:ty),*
+        ) -> $reply:ty
+            => $word:literal $($more:literal)* $([if $condition:expr => $other:literal])?
+                ($($value:expr),*), page $page:literal, replies $says:literal;
+    )*) => {$(
+        $(#[$doc])*
+        #[doc = concat!(
+            "\n\n[`", $word, $(" ", $more,)* "`](https://redis.io/docs/latest/commands/", $page,
+            "/) replies ", $says, ", read as `", stringify!($reply), "`.",
+        )]
+        fn $name $(<$($generic: $bound),+>)? (
+            &mut self $(, $arg: $type)*
+        ) -> $crate::reply::Queued<$reply> {
+            self.put(
+                $(if $condition { &[$other] } else)? { &[$word $(, $more)*] },
+                |args| { let _ = args $(.arg($value))*; },
+            )
+        }
+    )*};
+
+    (@read $(
+        $(#[$doc:meta])*
+        fn $name:ident $(<$($generic:ident: $bound:ident),+>)? (
+            $($arg:ident: $type:ty),*
+        ) -> $reply:ty
+            => $word:literal $($more:literal)*
+                ($($value:expr),*), page $page:literal, replies $says:literal;
+    )*) => {$(
+        $(#[$doc])*
+        #[doc = concat!(
+            "\n\n[`", $word, $(" ", $more,)* "`](https://redis.io/docs/latest/commands/", $page,
+            "/) replies ", $says, ", read as `", stringify!($reply), "`. Asked at once, on the ",
+            "pinned connection.\n\n# Errors\n\nThose of [`query`](Self::query).",
+        )]
+        pub fn $name $(<$($generic: $bound),+>)? (
+            &mut self $(, $arg: $type)*
+        ) -> Result<$reply, $crate::error::Error> {
+            self.read(&[$word $(, $more)*], |args| { let _ = args $(.arg($value))*; })
+        }
+    )*};
+
+    (@names $list:ident $(
+        $(#[$doc:meta])*
+        fn $name:ident $(<$($generic:ident: $bound:ident),+>)? (
+            $($arg:ident: $type:ty),*
+        ) -> $reply:ty
+            => $word:literal $($more:literal)* $([if $condition:expr => $other:literal])?
+                ($($value:expr),*), page $page:literal, replies $says:literal;
+    )*) => {
+        pub(super) const $list: &[&str] = &[$(stringify!($name)),*];
+    };
+}
+
+pub(super) use command_table;

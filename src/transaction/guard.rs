@@ -1,0 +1,136 @@
+//! The transaction guard: pins a connection, commits or discards, gives it back.
+//!
+//! Never: a connection kept after the guard is gone, whatever way it went.
+
+use std::marker::PhantomData;
+
+use crate::commit::Committed;
+use crate::error::{CommitError, Error};
+use crate::reply::Replies;
+use crate::transaction::body::Body;
+use crate::transaction::commands::sealed::Queue;
+use crate::transaction::outcome::Outcome;
+use crate::wire::buffer::Buffer;
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// Whether a transaction watches: [`Plain`] or [`Watched`].
+pub trait Mode: sealed::Sealed {}
+
+/// It watches nothing, so it cannot conflict.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Plain;
+
+/// It watches keys, so it commits to an [`Outcome`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Watched;
+
+impl sealed::Sealed for Plain {}
+impl sealed::Sealed for Watched {}
+impl Mode for Plain {}
+impl Mode for Watched {}
+
+/// A transaction: one pinned connection, and the commands queued for it.
+///
+/// Commands queue through the [command table](crate::QueueCommands) and are sent by
+/// [`commit`](Transaction::<Plain>::commit), together with
+/// [`MULTI` and `EXEC`](https://redis.io/docs/latest/develop/interact/transactions/). Once more
+/// than `flush_bytes` wait, MULTI and what waits are sent ahead; a failure there is kept and told
+/// by `commit` or [`check`](Self::check).
+///
+/// Dropped without a commit, nothing is applied: DISCARD is sent if MULTI was (UNWATCH, if it
+/// watches), within `cleanup_timeout`, or the connection is closed and replaced. The connection is
+/// back in the pool before the drop is over. While a panic unwinds the connection is closed
+/// instead. A forgotten guard (`mem::forget`), or one unused for `max_pin_time`, is taken back.
+///
+/// It can be sent to another thread.
+///
+/// ```no_run
+/// # use rediscope::{SessionManager, prelude::*};
+/// # fn main() -> Result<(), rediscope::Error> {
+/// # let cancelled = false;
+/// let accounts = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+/// let mut tx = accounts.begin()?;
+/// let hits = tx.incr("hits", 1);
+/// tx.set("last", "now");
+/// if cancelled {
+///     return Ok(());                         // dropped: nothing was applied
+/// }
+/// let replies = tx.commit()?;
+/// println!("{}", replies.get(hits)?);
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+#[must_use = "dropped without commit() the transaction is discarded"]
+pub struct Transaction<M: Mode = Plain> {
+    body: Body,
+    mode: PhantomData<fn() -> M>,
+}
+
+impl Transaction<Plain> {
+    /// Sends EXEC and gives the connection back before it returns.
+    ///
+    /// # Errors
+    /// [`CommitError`] says what the server did: `Rejected`, `NotSent` and `PinExpired` mean that
+    /// nothing was applied, `PartlyApplied` that some commands were, `InDoubt` that the answer was
+    /// lost.
+    pub fn commit(mut self) -> Result<Replies, CommitError> {
+        match self.body.commit()? {
+            Committed::Applied(replies) => Ok(replies),
+            // What watches nothing is never told of a conflict: see `commit::judge`.
+            Committed::Conflict => Err(CommitError::lost_before_exec(
+                crate::error::LinkError::unexpected("a conflict where nothing was watched"),
+            )),
+        }
+    }
+}
+
+impl Transaction<Watched> {
+    /// Sends EXEC and gives the connection back before it returns.
+    ///
+    /// # Errors
+    /// As [`Transaction::<Plain>::commit`]. A conflict is no error: it is an [`Outcome`].
+    pub fn commit(mut self) -> Result<Outcome, CommitError> {
+        Ok(match self.body.commit()? {
+            Committed::Applied(replies) => Outcome::Committed(replies),
+            Committed::Conflict => Outcome::Conflict,
+        })
+    }
+}
+
+impl<M: Mode> Transaction<M> {
+    pub(crate) fn new(body: Body) -> Self {
+        Self { body, mode: PhantomData }
+    }
+
+    /// Gives the transaction up, as dropping it does, and tells how that went.
+    ///
+    /// # Errors
+    /// DISCARD or UNWATCH failed; the connection was replaced. Nothing was applied either way.
+    pub fn discard(mut self) -> Result<(), Error> {
+        self.body.discard()
+    }
+
+    /// Tells what `commit` would fail with already: a refused command, a limit, a chunk that
+    /// could not be sent. Nothing is sent to find out.
+    ///
+    /// # Errors
+    /// That failure. The transaction can still only be discarded.
+    pub fn check(&mut self) -> Result<(), Error> {
+        self.body.failure().map_or(Ok(()), |failure| Err(failure.into()))
+    }
+}
+
+impl<M: Mode> Queue for Transaction<M> {
+    fn target(&mut self) -> (&mut Buffer, usize) {
+        (self.body.buffer(), 0)
+    }
+
+    fn queued(&mut self) {
+        self.body.queued();
+    }
+}

@@ -1,0 +1,31 @@
+//! What became of a transaction that watches.
+
+use crate::reply::Replies;
+
+/// What became of a transaction that watches.
+///
+/// Exhaustive: a conflict cannot be forgotten. A transaction that watches nothing commits to
+/// [`Replies`], so nobody handles a conflict that cannot happen.
+#[derive(Clone, Debug)]
+#[must_use = "a conflict means that nothing was applied"]
+pub enum Outcome {
+    /// Every command was applied, in order, with nobody in between.
+    Committed(Replies),
+    /// Nothing was applied: a watched key changed, expired, or was written with the value it had.
+    Conflict,
+}
+
+impl Outcome {
+    /// The replies, if the transaction was applied.
+    pub fn committed(self) -> Option<Replies> {
+        match self {
+            Self::Committed(replies) => Some(replies),
+            Self::Conflict => None,
+        }
+    }
+
+    /// Whether nothing was applied because a watched key changed.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Conflict)
+    }
+}

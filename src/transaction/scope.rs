@@ -1,0 +1,106 @@
+//! A pinned connection and the promise that it goes back clean.
+//!
+//! Every guard owns one of these; it is the only place where a scope ends.
+//!
+//! Never: a panic on drop, a wait past `cleanup_timeout`, a first error hidden by a second.
+
+use std::time::Instant;
+
+use crate::commit;
+use crate::connection::pool::{Lease, Pool};
+use crate::connection::registry::{Owner, Pin};
+use crate::error::{CheckoutError, Error, PinExpired};
+
+/// A pinned connection, or none yet, and the promise that it goes back clean.
+#[derive(Debug)]
+pub(crate) struct Scope {
+    pool: Pool,
+    owner: Owner,
+    pin: Option<Pin>,
+}
+
+impl Drop for Scope {
+    fn drop(&mut self) {
+        if let Err(error) = self.abandon() {
+            tracing::debug!(%error, begun_at = %self.owner.place, "cleaning failed, connection replaced");
+        }
+    }
+}
+
+impl Scope {
+    /// Holds nothing until [`pin`](Self::pin).
+    pub(crate) fn new(pool: Pool, owner: Owner) -> Self {
+        Self { pool, owner, pin: None }
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// By when a call that begins now must have its connection.
+    pub(crate) fn checkout_deadline(&self) -> Instant {
+        Instant::now() + self.pool.settings().checkout_timeout
+    }
+
+    /// Takes a connection, if the scope has none.
+    pub(crate) fn pin(&mut self, deadline: Instant) -> Result<(), CheckoutError> {
+        if self.pin.is_none() {
+            self.pin = Some(self.pool.pin(self.owner.clone(), deadline)?);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.pin.is_some()
+    }
+
+    /// The closure is over: from here on the scope waits for nobody.
+    pub(crate) fn leaves_closure(&mut self) {
+        self.owner.is_closure = false;
+    }
+
+    /// Runs a call on the pinned connection.
+    pub(crate) fn call<E: From<PinExpired> + From<CheckoutError>, R>(
+        &mut self,
+        call: impl FnOnce(&mut Lease) -> Result<R, E>,
+    ) -> Result<R, E> {
+        match &self.pin {
+            Some(pin) => pin.with(call)?,
+            None => Err(CheckoutError::Closed.into()),
+        }
+    }
+
+    /// Runs the scope's last call and gives the connection back, clean or to be replaced, before
+    /// this returns.
+    pub(crate) fn finish<E: From<PinExpired> + From<CheckoutError>, R>(
+        &mut self,
+        last: impl FnOnce(&mut Lease) -> Result<R, E>,
+    ) -> Result<R, E> {
+        let Some(pin) = self.pin.take() else { return Err(CheckoutError::Closed.into()) };
+        let place = self.owner.place;
+        pin.end(|lease| {
+            let result = last(lease);
+            if let Err(error) = commit::clean(lease) {
+                tracing::debug!(%error, begun_at = %place, "cleaning failed, connection replaced");
+            }
+            result
+        })?
+    }
+
+    /// Gives the connection back with nothing of the scope left on it.
+    ///
+    /// # Errors
+    /// How cleaning failed; the connection is replaced then.
+    pub(crate) fn abandon(&mut self) -> Result<(), Error> {
+        let Some(pin) = self.pin.take() else { return Ok(()) };
+        self.pool.counters().discards.add();
+        pin.end(commit::clean)?
+    }
+
+    /// The scope is alive, though it asks nothing of the server.
+    pub(crate) fn touch(&self) {
+        if let Some(pin) = &self.pin {
+            pin.touch();
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! The builder of a watching scope.
+//!
+//! Never: a watch of nothing.
+
+use std::panic::Location;
+
+use crate::connection::pool::Pool;
+use crate::connection::registry::Owner;
+use crate::error::Error;
+use crate::reply::Resolve;
+use crate::retry::RetryPolicy;
+use crate::transaction::block::Block;
+use crate::transaction::body::transaction_span;
+use crate::transaction::keys::Keys;
+use crate::transaction::options::TransactionOptions;
+use crate::transaction::run;
+use crate::transaction::scope::Scope;
+use crate::transaction::watching::Watching;
+
+/// Read, decide, write: what is written is applied only if none of the watched keys changed.
+///
+/// Made by [`Transactional::watch`](crate::Transactional::watch), or by
+/// [`reading`](crate::Transactional::reading), which watches nothing. It holds no connection and
+/// can be used any number of times.
+///
+/// Behind it: [`WATCH`](https://redis.io/docs/latest/commands/watch/).
+#[derive(Clone, Debug)]
+#[must_use = "nothing is watched before run() or begin()"]
+pub struct Watch {
+    pool: Pool,
+    options: TransactionOptions,
+    /// `None`: reads on one connection, watching nothing.
+    keys: Option<Keys>,
+}
+
+impl Watch {
+    pub(crate) fn new(pool: Pool, options: TransactionOptions, keys: Option<Keys>) -> Self {
+        Self { pool, options, keys }
+    }
+
+    /// How often `run` tries, instead of the handle's own policy.
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.options = self.options.retry(policy);
+        self
+    }
+
+    /// Takes a connection and arms WATCH, for a loop of your own.
+    ///
+    /// # Errors
+    /// [`Error::NoKeys`], [`Error::Checkout`], [`Error::Command`] where WATCH was refused,
+    /// [`Error::Lost`]. Nothing was applied.
+    #[track_caller]
+    pub fn begin(&self) -> Result<Watching, Error> {
+        let owner = self.owner(Location::caller(), false);
+        let watch = self.checked_keys()?.map(Keys::watch);
+        let span = transaction_span(&self.pool, &owner);
+        let scope = Scope::new(self.pool.clone(), owner);
+        Watching::begin(scope, watch, self.options.is_immediate(), 1, span)
+    }
+
+    /// Runs `closure` and commits what it queued; again, after a backoff, while a watched key
+    /// changes or the connection is lost before EXEC was sent, within the [`RetryPolicy`].
+    ///
+    /// Each attempt runs the closure anew, with the reads of that attempt. When it returns `Err`
+    /// or panics, nothing is applied and it is not run again.
+    ///
+    /// ```no_run
+    /// # use rediscope::{SessionManager, prelude::*};
+    /// # fn main() -> Result<(), rediscope::Error> {
+    /// # let accounts = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+    /// let left = accounts.watch(["stock"]).run(|read, tx| {
+    ///     let stock: i64 = read.get("stock")?;
+    ///     Ok(tx.decr("stock", stock.min(1)))
+    /// })?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::RetriesExhausted`] when the policy ended it, else as
+    /// [`Transactional::run`](crate::Transactional::run).
+    #[track_caller]
+    pub fn run<R: Resolve>(
+        &self,
+        closure: impl FnMut(&mut Watching, &mut Block) -> Result<R, Error>,
+    ) -> Result<R::Output, Error> {
+        self.try_run(closure)
+    }
+
+    /// Like [`run`](Self::run), for a closure with an error type of its own.
+    ///
+    /// # Errors
+    /// The closure's own error, or this crate's, converted.
+    #[track_caller]
+    pub fn try_run<R: Resolve, E: From<Error>>(
+        &self,
+        closure: impl FnMut(&mut Watching, &mut Block) -> Result<R, E>,
+    ) -> Result<R::Output, E> {
+        let owner = self.owner(Location::caller(), true);
+        let keys = self.checked_keys()?;
+        let (immediate, policy) = (self.options.is_immediate(), self.options.policy());
+        run::watching(&self.pool, &owner, immediate, policy, keys, closure)
+    }
+
+    fn checked_keys(&self) -> Result<Option<&Keys>, Error> {
+        match &self.keys {
+            Some(keys) if keys.is_empty() => Err(Error::NoKeys),
+            keys => Ok(keys.as_ref()),
+        }
+    }
+
+    fn owner(&self, place: &'static Location<'static>, is_closure: bool) -> Owner {
+        Owner { name: self.options.scope_name(), place, is_closure }
+    }
+}

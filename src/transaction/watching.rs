@@ -1,0 +1,214 @@
+//! A scope that reads on its pinned connection, with WATCH armed, before it writes.
+//!
+//! Never: a write outside MULTI, which would make every attempt a conflict.
+
+use std::any::type_name;
+
+use redis::{Cmd, FromRedisValue, Value};
+
+use crate::connection::pool::Lease;
+use crate::error::{Applied, Error, LinkError, LinkErrorKind, ServerError};
+use crate::reply;
+use crate::transaction::body::Body;
+use crate::transaction::guard::{Transaction, Watched};
+use crate::transaction::scope::Scope;
+use crate::wire::command::{self, Blocking, Requests};
+use crate::wire::encode::{self, Args};
+use crate::wire::state::Expect;
+
+/// A scope that reads on its pinned connection, with WATCH armed, before it writes.
+///
+/// It has the reads of the command table, each answered at once, and [`query`](Self::query) for
+/// the others. It is not a `redis::ConnectionLike`: a write through it would run outside MULTI.
+///
+/// Dropped, it sends UNWATCH within `cleanup_timeout`, or the connection is closed and replaced.
+///
+/// ```no_run
+/// # use rediscope::{Outcome, SessionManager, prelude::*};
+/// # fn main() -> Result<(), rediscope::Error> {
+/// # let accounts = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+/// let mut watching = accounts.watch(["stock"]).begin()?;
+/// let stock: i64 = watching.get("stock")?;
+/// let mut tx = watching.multi();
+/// tx.set("stock", stock - 1);
+/// match tx.commit()? {
+///     Outcome::Committed(_) => println!("sold"),
+///     Outcome::Conflict => println!("somebody was faster"),
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+#[must_use = "dropped, it stops watching"]
+pub struct Watching {
+    scope: Scope,
+    immediate: bool,
+    watched: bool,
+    attempt: u32,
+    broken: bool,
+    span: tracing::Span,
+}
+
+impl Watching {
+    /// Takes a connection and arms WATCH on it, replacing dead ones on the way.
+    pub(crate) fn begin(
+        mut scope: Scope,
+        watch: Option<&[u8]>,
+        immediate: bool,
+        attempt: u32,
+        span: tracing::Span,
+    ) -> Result<Self, Error> {
+        let deadline = scope.checkout_deadline();
+        {
+            let _in = span.enter();
+            scope.pin(deadline)?;
+            tracing::debug!(attempt, "begin");
+            if let Some(watch) = watch {
+                scope.call(|lease| {
+                    loop {
+                        let limit = lease.response_deadline().capped(deadline);
+                        match lease.link(deadline)?.call(watch, Expect::Watch, limit) {
+                            Ok(Ok(())) => return Ok(()),
+                            Ok(Err(error)) => {
+                                return Err(Error::Command { command: "WATCH".to_owned(), error });
+                            }
+                            Err(cause) => {
+                                lease.found_dead(&cause);
+                                if std::time::Instant::now() >= deadline {
+                                    return Err(lost("WATCH", cause));
+                                }
+                                tracing::debug!(%cause, "dead connection replaced before use");
+                            }
+                        }
+                    }
+                })?;
+            }
+        }
+        Ok(Self { scope, immediate, watched: watch.is_some(), attempt, broken: false, span })
+    }
+
+    /// Which attempt of `watch(..).run` this is, from 1.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// Runs one read command that the table does not have.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where the command is not known to read only, before it is sent;
+    /// [`Error::Command`] where the server refused it; [`Error::Lost`] where the connection
+    /// failed; [`Error::PinExpired`].
+    pub fn query<T: FromRedisValue>(&mut self, cmd: Cmd) -> Result<T, Error> {
+        let bytes = cmd.get_packed_command();
+        let Some(Ok(args)) = Requests::new(&bytes).next() else {
+            return Err(Error::refused("a command without a name".to_owned()));
+        };
+        let name = args.first().copied().unwrap_or_default();
+        if !command::is_read_only(name, args.get(1).copied()) {
+            return Err(Error::Refused {
+                command: command::printable(name),
+                hint: "a watching scope only reads; queue writes on its transaction",
+            });
+        }
+        if command::blocking(&args) != Blocking::No {
+            return Err(Error::Refused {
+                command: command::printable(name),
+                hint: "a watching scope does not block; leave BLOCK out",
+            });
+        }
+        self.fetch(&command::printable(name), &bytes)
+    }
+
+    /// One read of the command table.
+    pub(crate) fn read<T: FromRedisValue>(
+        &mut self,
+        words: &[&str],
+        args: impl FnOnce(&mut Args<'_>),
+    ) -> Result<T, Error> {
+        let mut bytes = Vec::with_capacity(64);
+        encode::command(&mut bytes, words, args);
+        self.fetch(words.first().copied().unwrap_or_default(), &bytes)
+    }
+
+    fn fetch<T: FromRedisValue>(&mut self, name: &str, bytes: &[u8]) -> Result<T, Error> {
+        let span = self.span.clone();
+        let _in = span.enter();
+        let (watched, deadline) = (self.watched, self.scope.checkout_deadline());
+        let broken = &mut self.broken;
+        let value = self.scope.call(|lease| {
+            if watched && !lease.current().is_some_and(|link| link.state().is_watching()) {
+                *broken = true;
+                let gone = LinkError::unexpected("the connection was lost earlier in the scope");
+                return Err(lost(name, gone));
+            }
+            loop {
+                lease.link(deadline)?;
+                let trusted = lease.is_trusted();
+                match ask(lease, bytes, deadline) {
+                    Ok(value) => return Ok(value),
+                    Err(Error::Lost { source, .. }) => {
+                        lease.found_dead(&source);
+                        // What is not watched may as well be read on another connection, but a
+                        // server that is merely slow is not asked twice for the same.
+                        let slow = trusted && source.kind() == LinkErrorKind::TimedOut;
+                        if watched || slow || std::time::Instant::now() >= deadline {
+                            *broken = true;
+                            return Err(lost(name, source));
+                        }
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        })?;
+        match value {
+            Value::ServerError(error) => Err(Error::Command {
+                error: ServerError::from_reply(&error, command::is_script(name.as_bytes())),
+                command: name.to_owned(),
+            }),
+            value => T::from_redis_value_ref(&value).map_err(|_| Error::Decode {
+                command: name.to_owned(),
+                expected: type_name::<T>(),
+                found: reply::kind(&value),
+            }),
+        }
+    }
+
+    /// From reading to writing: what is queued from here on is applied only if nothing that is
+    /// watched changes before the commit.
+    pub fn multi(self) -> Transaction<Watched> {
+        Transaction::new(Body::on(self.scope, self.immediate, self.watched, self.span))
+    }
+
+    pub(crate) fn into_scope(self) -> Scope {
+        self.scope
+    }
+
+    /// Stops watching, as dropping it does, and tells how that went.
+    ///
+    /// # Errors
+    /// UNWATCH failed; the connection was replaced.
+    pub fn abandon(mut self) -> Result<(), Error> {
+        self.scope.abandon()
+    }
+
+    /// Whether the connection failed under it: then nothing it did can be committed, and the
+    /// whole attempt may be repeated.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken
+    }
+}
+
+fn ask(lease: &mut Lease, bytes: &[u8], deadline: std::time::Instant) -> Result<Value, Error> {
+    let limit = lease.response_deadline();
+    let link = lease.link(deadline)?;
+    let answer = link
+        .send(bytes, &[(Expect::Plain, 1)], limit)
+        .and_then(|()| link.receive(limit))
+        .map_err(|cause| lost("a read", cause))?;
+    link.has_answered();
+    Ok(answer)
+}
+
+/// Reads and WATCH change nothing, whatever became of them.
+fn lost(during: &str, source: LinkError) -> Error {
+    Error::Lost { during: during.to_owned(), applied: Applied::No, source }
+}

@@ -1,0 +1,392 @@
+//! The queued part of a transaction as bytes, with the parts of it that can be forgotten.
+//!
+//! The buffer always begins with MULTI, so that a transaction on a trusted link leaves in one
+//! write; a link that already is in MULTI sends the rest of the same bytes.
+//!
+//! Never: a half-encoded command in what is handed out. Never: an identifier given out twice.
+
+use redis::Cmd;
+
+use super::command::{self, Place, Requests};
+use super::encode::{self, Args, EXEC, MULTI};
+
+/// How much one transaction may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limits {
+    pub(crate) commands: u32,
+    pub(crate) bytes: usize,
+}
+
+/// Why a command was not taken into the buffer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// Refused by name.
+    Command(String),
+    /// A `Cmd` without a name.
+    Empty,
+    TooManyCommands {
+        limit: u32,
+    },
+    TooManyBytes {
+        limit: usize,
+    },
+}
+
+/// Where an open part began.
+#[derive(Clone, Copy, Debug)]
+struct Mark {
+    end: usize,
+    commands: u32,
+    ids: u32,
+    holes: usize,
+    refused: bool,
+}
+
+/// The queued commands of one transaction.
+#[derive(Debug)]
+pub struct Buffer {
+    transaction: u64,
+    limits: Limits,
+    bytes: Vec<u8>,
+    /// End of the last whole command: an argument type that panics while it is encoded leaves
+    /// half a command behind it, which is cut off before anything else happens.
+    end: usize,
+    /// Bytes that were already handed out by [`flushed`](Self::flushed).
+    gone: usize,
+    commands: u32,
+    flushed: u32,
+    ids: u32,
+    /// Identifiers of forgotten commands: ascending, disjoint, half open.
+    holes: Vec<(u32, u32)>,
+    marks: Vec<Mark>,
+    refusal: Option<Refusal>,
+    /// Names of the commands whose bytes are gone, each behind its length.
+    names: Vec<u8>,
+}
+
+impl Buffer {
+    pub(crate) fn new(transaction: u64, limits: Limits) -> Self {
+        let mut bytes = Vec::with_capacity(256);
+        bytes.extend_from_slice(MULTI);
+        Self {
+            transaction,
+            limits,
+            end: bytes.len(),
+            bytes,
+            gone: 0,
+            commands: 0,
+            flushed: 0,
+            ids: 0,
+            holes: Vec::new(),
+            marks: Vec::new(),
+            refusal: None,
+            names: Vec::new(),
+        }
+    }
+
+    pub(crate) fn transaction(&self) -> u64 {
+        self.transaction
+    }
+
+    /// Appends a command of the part at `depth` and gives it an identifier.
+    pub(crate) fn push(
+        &mut self,
+        depth: usize,
+        words: &[&str],
+        args: impl FnOnce(&mut Args<'_>),
+    ) -> u32 {
+        // Only these can ask to block; every other table command is known to be allowed.
+        let check = matches!(words.first(), Some(&("XREAD" | "XREADGROUP")));
+        self.append(depth, check, |bytes| encode::command(bytes, words, args))
+    }
+
+    /// The same for a command that the caller built.
+    pub(crate) fn push_cmd(&mut self, depth: usize, cmd: &Cmd) -> u32 {
+        self.append(depth, true, |bytes| cmd.write_packed_command(bytes))
+    }
+
+    fn append(&mut self, depth: usize, check: bool, encode: impl FnOnce(&mut Vec<u8>)) -> u32 {
+        self.close_parts(depth);
+        let id = self.ids;
+        self.ids = self.ids.saturating_add(1);
+        if self.refusal.is_some() {
+            return id;
+        }
+        self.bytes.truncate(self.end);
+        encode(&mut self.bytes);
+        if self.commands >= self.limits.commands {
+            self.refuse(Refusal::TooManyCommands { limit: self.limits.commands });
+        } else if self.gone + self.bytes.len() > self.limits.bytes {
+            self.refuse(Refusal::TooManyBytes { limit: self.limits.bytes });
+        } else if let Some(refusal) = check.then(|| self.verdict()).flatten() {
+            self.refuse(refusal);
+        } else {
+            self.end = self.bytes.len();
+            self.commands += 1;
+        }
+        id
+    }
+
+    /// Judges the command that was just encoded, by what will really be sent.
+    fn verdict(&self) -> Option<Refusal> {
+        let encoded = self.bytes.get(self.end..)?;
+        let Some(Ok(args)) = Requests::new(encoded).next() else { return Some(Refusal::Empty) };
+        let name = args.first().copied().filter(|name| !name.is_empty());
+        let Some(name) = name else { return Some(Refusal::Empty) };
+        let refused = command::is_refused(name, args.get(1).copied(), Place::InMulti)
+            || command::blocks_in_multi(&args);
+        refused.then(|| Refusal::Command(command::printable(name)))
+    }
+
+    fn refuse(&mut self, refusal: Refusal) {
+        self.bytes.truncate(self.end);
+        self.refusal = Some(refusal);
+    }
+
+    /// The first command that was not taken, if one was not.
+    pub(crate) fn refusal(&self) -> Option<&Refusal> {
+        self.refusal.as_ref()
+    }
+
+    /// Opens a part inside the part at `depth` and returns the new depth.
+    pub(crate) fn open_part(&mut self, depth: usize) -> usize {
+        self.close_parts(depth);
+        self.marks.push(Mark {
+            end: self.end,
+            commands: self.commands,
+            ids: self.ids,
+            holes: self.holes.len(),
+            refused: self.refusal.is_some(),
+        });
+        self.marks.len()
+    }
+
+    /// Keeps the part at `depth`; a deeper one that is still open is forgotten.
+    pub(crate) fn keep_part(&mut self, depth: usize) {
+        self.close_parts(depth);
+        if self.marks.len() == depth {
+            self.marks.pop();
+        }
+    }
+
+    /// Forgets the part at `depth` and every one inside it.
+    pub(crate) fn forget_part(&mut self, depth: usize) {
+        self.close_parts(depth.saturating_sub(1));
+    }
+
+    /// Forgets every part deeper than `depth`: whoever owned one has let go of it without a word.
+    pub(crate) fn close_parts(&mut self, depth: usize) {
+        let Some(mark) = self.marks.get(depth).copied() else { return };
+        self.marks.truncate(depth);
+        self.end = mark.end;
+        self.bytes.truncate(mark.end);
+        self.commands = mark.commands;
+        self.holes.truncate(mark.holes);
+        if mark.ids < self.ids {
+            self.holes.push((mark.ids, self.ids));
+        }
+        if !mark.refused {
+            self.refusal = None;
+        }
+    }
+
+    pub(crate) fn has_open_part(&self) -> bool {
+        !self.marks.is_empty()
+    }
+
+    /// Commands that will be applied: queued and not forgotten.
+    pub(crate) fn commands(&self) -> u32 {
+        self.commands
+    }
+
+    /// Of those, the ones whose bytes are still here.
+    pub(crate) fn unsent(&self) -> u32 {
+        self.commands - self.flushed
+    }
+
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.flushed > 0
+    }
+
+    /// Bytes waiting here, MULTI not counted.
+    pub(crate) fn pending_bytes(&self) -> usize {
+        self.end - MULTI.len()
+    }
+
+    /// The waiting commands without MULTI.
+    pub(crate) fn body(&self) -> &[u8] {
+        self.bytes.get(MULTI.len()..self.end).unwrap_or_default()
+    }
+
+    /// One write that begins with MULTI (or behind it) and ends with EXEC.
+    pub(crate) fn with_exec(&mut self, multi: bool) -> &[u8] {
+        self.bytes.truncate(self.end);
+        self.bytes.extend_from_slice(EXEC);
+        let from = if multi { 0 } else { MULTI.len() };
+        self.bytes.get(from..).unwrap_or_default()
+    }
+
+    /// The waiting commands were sent and queued: keeps their names, lets their bytes go.
+    pub(crate) fn flushed(&mut self) {
+        for command in Requests::new(self.bytes.get(MULTI.len()..self.end).unwrap_or_default()) {
+            let name = command.ok().and_then(|args| args.first().copied()).unwrap_or_default();
+            let name = name.get(..name.len().min(u8::MAX.into())).unwrap_or_default();
+            self.names.push(name.len() as u8);
+            self.names.extend_from_slice(name);
+        }
+        self.gone += self.pending_bytes();
+        self.flushed = self.commands;
+        self.end = MULTI.len();
+        self.bytes.truncate(self.end);
+    }
+
+    /// The transaction has failed: what waits will never be sent, and need not be kept.
+    pub(crate) fn forget_pending(&mut self) {
+        self.end = MULTI.len();
+        self.bytes.truncate(self.end);
+    }
+
+    /// The name of the command at `index`, sent or not.
+    pub(crate) fn name(&self, index: u32) -> Option<String> {
+        match index.checked_sub(self.flushed) {
+            Some(unsent) => {
+                let args = Requests::new(self.body()).nth(unsent as usize)?.ok()?;
+                Some(command::printable(args.first()?))
+            }
+            None => {
+                let mut names = self.names.as_slice();
+                for _ in 0..index {
+                    names = names.get(1 + usize::from(*names.first()?)..)?;
+                }
+                let (length, rest) = names.split_first()?;
+                Some(command::printable(rest.get(..usize::from(*length))?))
+            }
+        }
+    }
+
+    /// Forgotten identifiers, for [`Replies`](crate::Replies) to number its values by.
+    pub(crate) fn take_holes(&mut self) -> Vec<(u32, u32)> {
+        std::mem::take(&mut self.holes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn buffer() -> Buffer {
+        Buffer::new(7, Limits { commands: 100, bytes: 10_000 })
+    }
+
+    #[test]
+    fn a_transaction_is_encoded_as_one_run_of_requests() {
+        let mut buffer = buffer();
+        buffer.push(0, &["SET"], |args| {
+            args.arg("key").arg(42);
+        });
+        let mut many = vec!["MSET".to_owned()];
+        many.extend((0..14).map(|n| n.to_string()));
+        buffer.push(0, &["MSET"], |args| {
+            args.arg(many.get(1..).unwrap());
+        });
+        let sent: Vec<_> = Requests::new(buffer.with_exec(true))
+            .map(|command| {
+                command
+                    .unwrap()
+                    .iter()
+                    .map(|a| String::from_utf8(a.to_vec()).unwrap())
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        assert_eq!(
+            sent,
+            [
+                vec!["MULTI".to_owned()],
+                vec!["SET".to_owned(), "key".to_owned(), "42".to_owned()],
+                many,
+                vec!["EXEC".to_owned()],
+            ]
+        );
+        assert_eq!(Requests::new(buffer.with_exec(false)).count(), 3);
+    }
+
+    #[test]
+    fn a_forgotten_part_leaves_holes_and_nothing_else() {
+        let mut buffer = buffer();
+        let set = |buffer: &mut Buffer, depth| {
+            buffer.push(depth, &["SET"], |args| {
+                args.arg("k").arg("v");
+            })
+        };
+        assert_eq!(set(&mut buffer, 0), 0);
+        let outer = buffer.open_part(0);
+        set(&mut buffer, outer);
+        let inner = buffer.open_part(outer);
+        set(&mut buffer, inner);
+        buffer.forget_part(inner);
+        set(&mut buffer, outer);
+        buffer.keep_part(outer);
+        assert_eq!(buffer.commands(), 3);
+        assert_eq!(buffer.take_holes(), [(2, 3)]);
+    }
+
+    #[test]
+    fn a_part_nobody_closed_is_forgotten_at_the_next_use_of_its_parent() {
+        let mut buffer = buffer();
+        let outer = buffer.open_part(0);
+        buffer.push(outer, &["SET"], |_| {});
+        buffer.push(0, &["GET"], |_| {});
+        assert_eq!(buffer.commands(), 1);
+        assert_eq!(buffer.name(0).unwrap(), "GET");
+    }
+
+    #[test]
+    fn a_refused_command_goes_with_the_part_it_was_in() {
+        let mut buffer = buffer();
+        let part = buffer.open_part(0);
+        buffer.push_cmd(part, &redis::cmd("watch"));
+        assert_eq!(buffer.refusal(), Some(&Refusal::Command("WATCH".into())));
+        buffer.forget_part(part);
+        assert_eq!(buffer.refusal(), None);
+    }
+
+    #[test]
+    fn a_panic_while_encoding_leaves_no_half_command() {
+        let mut buffer = buffer();
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            buffer.push(0, &["SET"], |args| {
+                args.arg("k");
+                panic!("an argument type that cannot be encoded");
+            })
+        }));
+        assert!(panicked.is_err());
+        assert_eq!(buffer.body(), b"");
+        assert_eq!(Requests::new(buffer.with_exec(true)).filter(Result::is_ok).count(), 2);
+    }
+
+    #[test]
+    fn names_of_flushed_commands_are_kept() {
+        let mut buffer = buffer();
+        buffer.push(0, &["SET"], |_| {});
+        buffer.push(0, &["GET"], |_| {});
+        buffer.flushed();
+        buffer.push(0, &["INCR"], |_| {});
+        let names: Vec<_> = (0..4).map(|index| buffer.name(index)).collect();
+        assert_eq!(names, [Some("SET".into()), Some("GET".into()), Some("INCR".into()), None]);
+    }
+
+    #[test]
+    fn limits_are_kept() {
+        let mut buffer = Buffer::new(1, Limits { commands: 2, bytes: 100 });
+        for _ in 0..3 {
+            buffer.push(0, &["PING"], |_| {});
+        }
+        assert_eq!(buffer.refusal(), Some(&Refusal::TooManyCommands { limit: 2 }));
+        let mut buffer = Buffer::new(1, Limits { commands: 2, bytes: 100 });
+        buffer.push(0, &["SET"], |args| {
+            args.arg("k").arg(&[0_u8; 200][..]);
+        });
+        assert_eq!(buffer.refusal(), Some(&Refusal::TooManyBytes { limit: 100 }));
+        assert_eq!(buffer.commands(), 0);
+    }
+}

@@ -1,0 +1,102 @@
+//! Commands as bytes.
+//!
+//! Never: sends.
+
+use std::io;
+
+use redis::{RedisWrite, ToRedisArgs};
+
+pub(crate) const MULTI: &[u8] = b"*1\r\n$5\r\nMULTI\r\n";
+pub(crate) const EXEC: &[u8] = b"*1\r\n$4\r\nEXEC\r\n";
+pub(crate) const DISCARD: &[u8] = b"*1\r\n$7\r\nDISCARD\r\n";
+pub(crate) const UNWATCH: &[u8] = b"*1\r\n$7\r\nUNWATCH\r\n";
+pub(crate) const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
+
+/// The arguments of one command, written straight into the buffer.
+#[derive(Debug)]
+pub struct Args<'b> {
+    bytes: &'b mut Vec<u8>,
+    count: usize,
+}
+
+impl Args<'_> {
+    /// Appends one argument, or the several of a list.
+    pub fn arg(&mut self, value: impl ToRedisArgs) -> &mut Self {
+        value.write_redis_args(self);
+        self
+    }
+}
+
+impl RedisWrite for Args<'_> {
+    fn write_arg(&mut self, arg: &[u8]) {
+        self.count += 1;
+        header(self.bytes, b'$', arg.len());
+        self.bytes.extend_from_slice(arg);
+        self.bytes.extend_from_slice(b"\r\n");
+    }
+
+    fn writer_for_next_arg(&mut self) -> impl io::Write + '_ {
+        Pending { bytes: Vec::new(), args: self }
+    }
+}
+
+/// An argument whose length is known only once it was written.
+struct Pending<'p, 'b> {
+    bytes: Vec<u8>,
+    args: &'p mut Args<'b>,
+}
+
+impl Drop for Pending<'_, '_> {
+    fn drop(&mut self) {
+        self.args.write_arg(&self.bytes);
+    }
+}
+
+impl io::Write for Pending<'_, '_> {
+    fn write(&mut self, chunk: &[u8]) -> io::Result<usize> {
+        self.bytes.extend_from_slice(chunk);
+        Ok(chunk.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn header(bytes: &mut Vec<u8>, mark: u8, mut number: usize) {
+    let mut digits = [0_u8; 20];
+    let mut used = 0;
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0' + (number % 10) as u8;
+        number /= 10;
+        used += 1;
+        if number == 0 {
+            break;
+        }
+    }
+    bytes.push(mark);
+    bytes.extend(digits.iter().skip(digits.len() - used));
+    bytes.extend_from_slice(b"\r\n");
+}
+
+/// Appends one whole command: its words, then what `args` writes.
+pub(crate) fn command(bytes: &mut Vec<u8>, words: &[&str], args: impl FnOnce(&mut Args<'_>)) {
+    let start = bytes.len();
+    // Nearly every command has fewer than ten arguments, and then the header has this length.
+    bytes.extend_from_slice(b"*0\r\n");
+    let mut writer = Args { bytes: &mut *bytes, count: 0 };
+    for word in words {
+        writer.write_arg(word.as_bytes());
+    }
+    args(&mut writer);
+    let count = writer.count;
+    if let Some(digit) = bytes.get_mut(start + 1)
+        && count < 10
+    {
+        *digit = b'0' + count as u8;
+    } else {
+        let mut line = Vec::with_capacity(8);
+        header(&mut line, b'*', count);
+        bytes.splice(start..start + 4, line);
+    }
+}

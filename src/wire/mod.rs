@@ -1,0 +1,12 @@
+//! The protocol core: bytes out, replies in.
+//!
+//! Everything here is a pure function or a small state machine, so that a synchronous and an
+//! asynchronous driver can share it and cannot drift apart.
+//!
+//! Never: sockets, pools, threads, clocks.
+
+pub(crate) mod buffer;
+pub(crate) mod command;
+pub(crate) mod encode;
+pub(crate) mod exec;
+pub(crate) mod state;

@@ -1,0 +1,230 @@
+//! What the server believes about one connection, as far as its replies prove it.
+//!
+//! The state is changed before the first byte leaves ([`State::sending`]) and is clean again only
+//! on the reply that proves it ([`State::reply`]). What is not understood taints, for good.
+//!
+//! Never: optimism. A reply that cannot stand where it came is not skipped.
+
+use std::collections::VecDeque;
+
+use redis::Value;
+
+/// A reply that is awaited, by the command that will give it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expect {
+    /// Any reply, errors included: a command on its own.
+    Plain,
+    Watch,
+    Unwatch,
+    Multi,
+    Queued,
+    Exec,
+    Discard,
+}
+
+/// What a reply proved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Proof {
+    /// It is what was asked for, or the server's refusal of it.
+    Understood,
+    /// It cannot stand where it came: the connection is tainted.
+    Surprise,
+}
+
+/// Why a connection may never be used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taint {
+    Closed,
+    TimedOut,
+    Protocol,
+    /// A refusal left it in MULTI or watching, or its scope ended without cleaning it.
+    LeftDirty,
+    Reclaimed,
+    Raw,
+    Outdated,
+    Lifetime,
+}
+
+/// What the server believes about one connection.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    awaited: VecDeque<(Expect, u32)>,
+    multi: bool,
+    watching: bool,
+    taint: Option<Taint>,
+}
+
+impl State {
+    /// Bytes that will be answered by `count` replies of this kind are about to leave.
+    pub(crate) fn sending(&mut self, expect: Expect, count: u32) {
+        if count == 0 {
+            return;
+        }
+        match self.awaited.back_mut() {
+            Some((last, n)) if *last == expect => *n += count,
+            _ => self.awaited.push_back((expect, count)),
+        }
+    }
+
+    /// A reply came.
+    pub(crate) fn reply(&mut self, value: &Value) -> Proof {
+        let Some((expect, count)) = self.awaited.front_mut() else {
+            return self.surprise();
+        };
+        let expect = *expect;
+        *count -= 1;
+        if *count == 0 {
+            self.awaited.pop_front();
+        }
+        let refused = matches!(value, Value::ServerError(_));
+        let okay = matches!(value, Value::Okay);
+        match expect {
+            Expect::Plain => Proof::Understood,
+            // A refusal leaves the server in the state it was in, except where the next line
+            // says that only success proves anything.
+            Expect::Watch | Expect::Multi if refused => Proof::Understood,
+            Expect::Watch if okay => {
+                self.watching = true;
+                Proof::Understood
+            }
+            Expect::Multi if okay && !self.multi => {
+                self.multi = true;
+                Proof::Understood
+            }
+            // Refused DISCARD and UNWATCH leave MULTI and WATCH as they were.
+            Expect::Unwatch | Expect::Discard if refused => {
+                self.taint(Taint::LeftDirty);
+                Proof::Understood
+            }
+            Expect::Unwatch if okay => {
+                self.watching = false;
+                Proof::Understood
+            }
+            Expect::Discard if okay => {
+                self.multi = false;
+                self.watching = false;
+                Proof::Understood
+            }
+            // MULTI was refused, so these ran one by one, each with a reply of its own, and what
+            // EXEC said did not end anything.
+            Expect::Queued | Expect::Exec if !self.multi => {
+                self.taint(Taint::LeftDirty);
+                Proof::Understood
+            }
+            Expect::Queued if refused || is_queued(value) => Proof::Understood,
+            Expect::Exec if refused || matches!(value, Value::Array(_) | Value::Nil) => {
+                self.multi = false;
+                self.watching = false;
+                Proof::Understood
+            }
+            _ => self.surprise(),
+        }
+    }
+
+    fn surprise(&mut self) -> Proof {
+        self.taint(Taint::Protocol);
+        Proof::Surprise
+    }
+
+    /// Never to be used again. The first reason stands.
+    pub(crate) fn taint(&mut self, reason: Taint) {
+        self.taint.get_or_insert(reason);
+    }
+
+    pub(crate) fn tainted(&self) -> Option<Taint> {
+        self.taint
+    }
+
+    /// Whether the next borrower would find a connection like a fresh one.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.taint.is_none() && self.awaited.is_empty() && !self.multi && !self.watching
+    }
+
+    /// Whether every reply that was asked for has come, so that the next one will be ours.
+    pub(crate) fn is_in_step(&self) -> bool {
+        self.taint.is_none() && self.awaited.is_empty()
+    }
+
+    pub(crate) fn is_in_multi(&self) -> bool {
+        self.multi
+    }
+
+    pub(crate) fn is_watching(&self) -> bool {
+        self.watching
+    }
+}
+
+/// The server's answer to a command that it queued.
+pub(crate) fn is_queued(value: &Value) -> bool {
+    matches!(value, Value::SimpleString(text) if text == "QUEUED")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(replies: &[(Expect, Value)]) -> State {
+        let mut state = State::default();
+        for (expect, _) in replies {
+            state.sending(*expect, 1);
+        }
+        for (_, value) in replies {
+            state.reply(value);
+        }
+        state
+    }
+
+    fn queued() -> Value {
+        Value::SimpleString("QUEUED".into())
+    }
+
+    #[test]
+    fn dirty_before_the_first_byte_and_clean_on_the_proof() {
+        let mut state = State::default();
+        assert!(state.is_clean());
+        state.sending(Expect::Multi, 1);
+        state.sending(Expect::Queued, 2);
+        state.sending(Expect::Exec, 1);
+        for value in [Value::Okay, queued(), queued()] {
+            assert!(!state.is_clean());
+            assert_eq!(state.reply(&value), Proof::Understood);
+        }
+        assert!(!state.is_clean());
+        state.reply(&Value::Array(vec![Value::Okay, Value::Okay]));
+        assert!(state.is_clean());
+    }
+
+    #[test]
+    fn exec_and_discard_end_a_watch_and_unwatch_does_not_end_multi() {
+        assert!(after(&[(Expect::Watch, Value::Okay)]).is_watching());
+        let ended = [
+            (Expect::Watch, Value::Okay),
+            (Expect::Multi, Value::Okay),
+            (Expect::Exec, Value::Nil),
+        ];
+        assert!(after(&ended).is_clean());
+        let ended = [
+            (Expect::Watch, Value::Okay),
+            (Expect::Multi, Value::Okay),
+            (Expect::Discard, Value::Okay),
+        ];
+        assert!(after(&ended).is_clean());
+        assert!(after(&[(Expect::Watch, Value::Okay), (Expect::Unwatch, Value::Okay)]).is_clean());
+    }
+
+    #[test]
+    fn a_reply_that_cannot_stand_there_taints() {
+        for (expect, value) in [
+            (Expect::Multi, queued()),
+            (Expect::Watch, Value::Int(1)),
+            (Expect::Unwatch, queued()),
+            (Expect::Discard, Value::Nil),
+        ] {
+            assert_eq!(after(&[(expect, value)]).tainted(), Some(Taint::Protocol), "{expect:?}");
+        }
+        let bare = [(Expect::Multi, Value::Okay), (Expect::Queued, Value::Okay)];
+        assert_eq!(after(&bare).tainted(), Some(Taint::Protocol));
+        let mut state = State::default();
+        assert_eq!(state.reply(&Value::Okay), Proof::Surprise);
+    }
+}
