@@ -1,0 +1,96 @@
+//! What every integration test stands on: a real server, a proxy that breaks connections, polling.
+//!
+//! Use it with `mod support;` at the top of a file in `tests/`.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    unused_imports,
+    reason = "each test binary compiles all of it, uses a part and exports nothing"
+)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test code: a panic with a clear message is how it reports"
+)]
+
+pub mod deaf;
+pub mod proxy;
+pub mod server;
+
+use std::path::Path;
+use std::process;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+/// Between two looks of a poll: short at first, so that what is fast stays fast.
+const PAUSES: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(5)];
+
+/// Bounds every call on a connection made by [`connect`].
+const CALL: Duration = Duration::from_secs(5);
+
+/// Polls until `f` is true; panics with `what` when that takes longer than `deadline`.
+#[track_caller]
+pub fn eventually(deadline: Duration, what: &str, mut f: impl FnMut() -> bool) {
+    if try_for(deadline, || f().then_some(())).is_none() {
+        panic!("not within {deadline:?}: {what}");
+    }
+}
+
+/// Polls until `f` gives a value; `None` when that takes longer than `deadline`. `f` is asked at
+/// least once, and once more after the deadline.
+pub fn try_for<T>(deadline: Duration, mut f: impl FnMut() -> Option<T>) -> Option<T> {
+    let begun = Instant::now();
+    loop {
+        let late = begun.elapsed() >= deadline;
+        let value = f();
+        if value.is_some() || late {
+            return value;
+        }
+        thread::sleep(PAUSES[usize::from(begun.elapsed() > Duration::from_millis(20))]);
+    }
+}
+
+/// A plain connection through a proxy or past it, with timeouts set; it has shaken hands already.
+#[track_caller]
+pub fn connect(url: &str) -> redis::Connection {
+    let client = redis::Client::open(url).expect("a redis URL");
+    let connection = client.get_connection_with_timeout(CALL).expect("connect to the test server");
+    connection.set_read_timeout(Some(CALL)).expect("set the read timeout");
+    connection.set_write_timeout(Some(CALL)).expect("set the write timeout");
+    connection
+}
+
+/// A command as it goes over the wire.
+pub fn packed(words: &[&str]) -> Vec<u8> {
+    redis::cmd(words[0]).arg(&words[1..]).get_packed_command()
+}
+
+/// A key name no other test uses, also not one in another process or an earlier run.
+pub fn unique(prefix: &str) -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let now = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos());
+    format!("{prefix}:{}:{now:x}:{count}", process::id())
+}
+
+/// Resident memory of this process; `None` where `/proc` does not tell.
+pub fn rss_bytes() -> Option<u64> {
+    resident_bytes(Path::new("/proc/self/status"))
+}
+
+/// Threads of this process; `None` where `/proc` does not tell.
+pub fn threads() -> Option<usize> {
+    Some(std::fs::read_dir("/proc/self/task").ok()?.count())
+}
+
+/// From a `/proc/<pid>/status` file, which gives kibibytes where `statm` gives pages of unknown size.
+fn resident_bytes(status: &Path) -> Option<u64> {
+    let status = std::fs::read_to_string(status).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kibibytes: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kibibytes * 1024)
+}

@@ -1,0 +1,94 @@
+//! What the faults have done to one connection so far.
+//!
+//! Never: sockets or waiting.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::resp::Direction;
+use super::script::{Armed, Moment};
+
+/// An end of a connection. Doubles as an index into per-side pairs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Client = 0,
+    Server = 1,
+}
+
+#[derive(Debug, Default)]
+pub struct State {
+    pub armed: Armed,
+    pub closed: [bool; 2],
+    pub held: [bool; 2],
+    /// A direction stands still while the other one writes up to a trigger and acts on it, so that
+    /// an answer cannot overtake the fault.
+    pub frozen: [bool; 2],
+    pub paused_until: [Option<Instant>; 2],
+    pub drop_requests: bool,
+    /// The current reply is being thrown away.
+    pub swallowing: bool,
+    /// So many of the next replies are to be thrown away, whatever they answer.
+    swallow_next: u32,
+    /// The reply to the command that is about to begin is to be thrown away.
+    swallow_beginning: bool,
+    pub one_byte: bool,
+    /// The last bytes came from the client.
+    pub asking: bool,
+    /// The replies still to come, in order.
+    owed: VecDeque<Owed>,
+}
+
+#[derive(Debug, Default)]
+struct Owed {
+    command: String,
+    swallow: bool,
+}
+
+impl State {
+    pub fn any_closed(&self) -> bool {
+        self.closed.contains(&true)
+    }
+
+    /// Whether bytes going this way are thrown away.
+    pub fn drops(&self, direction: Direction) -> bool {
+        self.any_closed()
+            || match direction {
+                Direction::Requests => self.drop_requests,
+                Direction::Replies => self.swallowing,
+            }
+    }
+
+    pub fn command_begins(&mut self, command: String) {
+        let swallow = std::mem::take(&mut self.swallow_beginning);
+        self.owed.push_back(Owed { command, swallow });
+    }
+
+    /// Returns the name of the command it answers.
+    pub fn reply_begins(&mut self) -> String {
+        let owed = self.owed.pop_front().unwrap_or_default();
+        self.swallowing = owed.swallow || self.swallow_next > 0;
+        self.swallow_next = self.swallow_next.saturating_sub(1);
+        owed.command
+    }
+
+    /// Chooses the reply to throw away by where the fault fired.
+    pub fn swallow(&mut self, at: Option<(Direction, Moment)>) {
+        match (at, self.owed.back_mut()) {
+            (Some((Direction::Replies, Moment::Begin | Moment::Within)), _) => {
+                self.swallowing = true
+            }
+            (Some((Direction::Requests, Moment::Begin)), _) => self.swallow_beginning = true,
+            (Some((Direction::Requests, _)), Some(owed)) => owed.swallow = true,
+            _ => self.swallow_next += 1,
+        }
+    }
+
+    /// Stops one direction, or both, for a while.
+    pub fn pause(&mut self, pause: Duration, direction: Option<Direction>) {
+        let until = Some(Instant::now() + pause);
+        match direction {
+            Some(direction) => self.paused_until[direction as usize] = until,
+            None => self.paused_until = [until; 2],
+        }
+    }
+}
