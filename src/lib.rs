@@ -4,6 +4,8 @@
 mod commit;
 mod config;
 mod connection;
+#[cfg(doctest)]
+mod docs;
 mod error;
 mod observe;
 mod pooled;

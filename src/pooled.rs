@@ -111,7 +111,7 @@ impl Pooled {
     }
 
     fn request(&self, bytes: &[u8], offset: usize, count: usize) -> Result<Vec<Value>, Error> {
-        let request = Request::judge(bytes)?;
+        let request = Request::judge(bytes, offset + count)?;
         let settings = self.pool.settings();
         let checkout = Instant::now() + settings.checkout_timeout;
         let mut lease = self.pool.lease(checkout)?;
@@ -169,7 +169,7 @@ struct Request {
 }
 
 impl Request {
-    fn judge(bytes: &[u8]) -> Result<Self, Error> {
+    fn judge(bytes: &[u8], replies: usize) -> Result<Self, Error> {
         let mut request =
             Self { name: String::new(), commands: 0, read_only: true, blocks_for: Duration::ZERO };
         for args in Requests::new(bytes) {
@@ -195,6 +195,22 @@ impl Request {
             }
             request.commands += 1;
             request.read_only &= command::is_read_only(name, sub);
+        }
+        if request.commands == 0 {
+            return Err(Error::Refused {
+                command: "a request without a command".to_owned(),
+                hint: "add one to the pipeline",
+            });
+        }
+        // A reply that is not read would be the next borrower's.
+        if request.commands != replies {
+            return Err(Error::Refused {
+                command: format!(
+                    "a request of {} commands for {replies} replies",
+                    request.commands
+                ),
+                hint: "ask for one reply a command",
+            });
         }
         Ok(request)
     }

@@ -56,9 +56,10 @@ pub(crate) fn commit(
 }
 
 fn attempt(lease: &mut Lease, buffer: &mut Buffer, form: Form) -> Result<Committed, CommitError> {
-    // Nothing was queued and nothing was asked of the server: there is nothing to commit.
+    // Nothing was queued and nothing was asked of the server: there is nothing to commit. (Where
+    // keys are watched the server is asked whether they changed.)
     let idle = lease.current().is_none_or(|link| link.state().is_clean());
-    if buffer.commands() == 0 && idle {
+    if buffer.commands() == 0 && idle && !form.watched {
         return Ok(Committed::Applied(replies(buffer, Vec::new())));
     }
     prove(lease, buffer, form)?;

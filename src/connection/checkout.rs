@@ -61,8 +61,15 @@ impl Gate {
         }
     }
 
+    /// Takes a permit that nobody holds.
+    pub(crate) fn try_acquire(&self) -> Option<usize> {
+        let mut state = lock(&self.state);
+        if state.closed { None } else { state.free.pop() }
+    }
+
     /// Takes a permit, waiting for one until `deadline`. Before it waits it asks `may_wait`, with
-    /// the threads that wait already.
+    /// the threads that wait already; that is under the gate's lock, so nothing of the user's
+    /// (a log, say) may run in it.
     pub(crate) fn acquire<E>(
         &self,
         deadline: Instant,
@@ -76,8 +83,7 @@ impl Gate {
             if let Some(slot) = state.free.pop() {
                 return Ok(slot);
             }
-            let waiting: Vec<_> = state.queue.iter().map(|waiter| waiter.thread).collect();
-            may_wait(&waiting).map_err(Refused::Hopeless)?;
+            may_wait(&state.waiting_threads()).map_err(Refused::Hopeless)?;
             let waiter = Arc::new(Waiter {
                 thread: current_thread(),
                 grant: Mutex::new(Grant::Waiting),
@@ -131,6 +137,10 @@ impl Gate {
         }
     }
 
+    pub(crate) fn waiting_threads(&self) -> Vec<ThreadId> {
+        lock(&self.state).waiting_threads()
+    }
+
     pub(crate) fn waiting(&self) -> usize {
         lock(&self.state).queue.len()
     }
@@ -138,6 +148,12 @@ impl Gate {
     /// Permits that nobody holds.
     pub(crate) fn free(&self) -> usize {
         lock(&self.state).free.len()
+    }
+}
+
+impl State {
+    fn waiting_threads(&self) -> Vec<ThreadId> {
+        self.queue.iter().map(|waiter| waiter.thread).collect()
     }
 }
 
@@ -168,6 +184,9 @@ impl Waiter {
 fn current_thread() -> ThreadId {
     std::thread::current().id()
 }
+
+#[cfg(all(test, rediscope_shuttle))]
+mod model;
 
 #[cfg(all(test, not(rediscope_shuttle)))]
 mod tests {

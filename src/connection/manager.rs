@@ -100,17 +100,16 @@ impl r2d2::ManageConnection for LinkManager {
     fn connect(&self) -> Result<Link, LinkError> {
         let opened = catch_unwind(AssertUnwindSafe(|| self.open()))
             .unwrap_or_else(|_| Err(LinkError::panicked()));
-        let mut last = lock(&self.health.last_connect_error);
+        let failure = opened.as_ref().err().map(|error| (Instant::now(), error.clone()));
+        *lock(&self.health.last_connect_error) = failure;
         match &opened {
             Ok(_) => {
                 self.health.counters.connects.add();
-                *last = None;
                 tracing::debug!(server.address = self.endpoint.address(), "connected");
             }
             Err(error) => {
                 self.health.counters.connect_failures.add();
                 tracing::debug!(server.address = self.endpoint.address(), %error, "connect failed");
-                *last = Some((Instant::now(), error.clone()));
             }
         }
         opened

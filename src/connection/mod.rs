@@ -9,8 +9,12 @@ pub(crate) mod checkout;
 pub(crate) mod link;
 pub(crate) mod manager;
 pub(crate) mod pool;
+#[cfg(test)]
+mod properties;
 pub(crate) mod registry;
 pub(crate) mod sync;
+#[cfg(test)]
+mod tests;
 
 /// A lock that a panicking holder does not break: whatever it guards is judged by its own state.
 pub(crate) fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {

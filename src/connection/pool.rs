@@ -118,7 +118,10 @@ impl Pool {
             Ok(lease)
         });
         match &leased {
-            Ok(_) => self.counters().checkouts.add(),
+            Ok(_) => {
+                self.counters().checkouts.add();
+                tracing::trace!(pool = self.inner.name, "checkout");
+            }
             Err(error) => {
                 self.counters().refused.add();
                 tracing::debug!(pool = self.inner.name, %error, "checkout refused");
@@ -135,19 +138,18 @@ impl Pool {
 
     fn permit(&self, started: Instant, deadline: Instant) -> Result<Permit, CheckoutError> {
         let inner = &self.inner;
+        if let Some(slot) = inner.gate.try_acquire() {
+            return Ok(Permit { pool: self.clone(), slot });
+        }
+        if let Outlook::Doubtful(holders) = inner.registry.outlook(&inner.gate.waiting_threads()) {
+            for scope in holders {
+                tracing::warn!(%scope, "every thread that began a scope waits for a connection");
+            }
+        }
         let granted =
             inner.gate.acquire(deadline, |waiting| match inner.registry.outlook(waiting) {
-                Outlook::Open => Ok(()),
+                Outlook::Open | Outlook::Doubtful(_) => Ok(()),
                 Outlook::Deadlock(holders) => Err(holders),
-                Outlook::Doubtful(holders) => {
-                    for scope in holders {
-                        tracing::warn!(
-                            %scope,
-                            "every thread that began a scope waits for another connection"
-                        );
-                    }
-                    Ok(())
-                }
             });
         match granted {
             Ok(slot) => Ok(Permit { pool: self.clone(), slot }),
@@ -244,6 +246,7 @@ struct Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.pool.inner.gate.release(self.slot);
+        tracing::trace!(pool = self.pool.inner.name, "check in");
     }
 }
 

@@ -8,7 +8,7 @@
 
 use std::fmt;
 use std::panic::Location;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, TryLockError};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
@@ -41,8 +41,9 @@ struct Slot {
     record: Mutex<Option<Record>>,
     /// Counts the scope's calls: the reaper tells by it that a scope is alive.
     uses: AtomicU64,
-    /// The reaper found the scope too old while it was inside a call.
-    expired: AtomicBool,
+    /// The generation of the scope that the reaper found too old while it was inside a call. By
+    /// the time this is written the slot may have gone to another scope.
+    expired: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -86,7 +87,6 @@ impl Registry {
             held.generation += 1;
             held.lease = Some(lease);
             generation = held.generation;
-            slot.expired.store(false, Ordering::Relaxed);
             let thread = std::thread::current().id();
             let thread_name = thread_name();
             *lock(&slot.record) = Some(Record { generation, begun, thread, thread_name, owner });
@@ -188,22 +188,40 @@ struct Sighting {
 
 impl Slot {
     fn expire(&self, record: &Record, limit: Duration) {
-        match self.held.try_lock() {
-            Ok(mut held) if held.generation == record.generation => {
-                self.reclaim(&mut held, limit);
+        let mut held = match self.held.try_lock() {
+            Ok(held) => held,
+            // A call panicked in this slot once, in this scope or in one before.
+            Err(TryLockError::Poisoned(held)) => held.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                return self.expired.store(record.generation, Ordering::Relaxed);
             }
-            Ok(_) | Err(TryLockError::Poisoned(_)) => {}
-            Err(TryLockError::WouldBlock) => self.expired.store(true, Ordering::Relaxed),
+        };
+        let taken = if held.generation == record.generation { self.take(&mut held) } else { None };
+        drop(held);
+        if let Some(taken) = taken {
+            taken.reclaim(limit);
         }
     }
 
-    /// The link is replaced, the permit goes to the next one waiting.
-    fn reclaim(&self, held: &mut Held, limit: Duration) {
+    fn take(&self, held: &mut Held) -> Option<Taken> {
         let record = lock(&self.record).take();
-        let Some(mut lease) = held.lease.take() else { return };
-        lease.taint(Taint::Reclaimed);
-        drop(lease);
-        if let Some(record) = record {
+        held.lease.take().map(|lease| Taken { lease, record })
+    }
+}
+
+/// What was taken out of a slot, to be given back when the slot is free: others may want it, and
+/// so may whoever writes the warning down.
+struct Taken {
+    lease: Lease,
+    record: Option<Record>,
+}
+
+impl Taken {
+    /// The link is replaced, the permit goes to the next one waiting.
+    fn reclaim(mut self, limit: Duration) {
+        self.lease.taint(Taint::Reclaimed);
+        drop(self.lease);
+        if let Some(record) = self.record {
             tracing::warn!(
                 scope = %record.open_scope(),
                 ?limit,
@@ -235,8 +253,11 @@ impl Pin {
         slot.uses.fetch_add(1, Ordering::Relaxed);
         let result = call(lease);
         slot.uses.fetch_add(1, Ordering::Relaxed);
-        if slot.expired.swap(false, Ordering::Relaxed) {
-            slot.reclaim(&mut held, self.limit());
+        let expired = slot.expired.load(Ordering::Relaxed) == self.generation;
+        let taken = if expired { slot.take(&mut held) } else { None };
+        drop(held);
+        if let Some(taken) = taken {
+            taken.reclaim(self.limit());
         }
         Ok(result)
     }
@@ -273,13 +294,10 @@ impl Drop for Pin {
         if held.generation != self.generation {
             return;
         }
-        let lease = held.lease.take();
-        if lease.is_some() {
-            *lock(&slot.record) = None;
-        }
+        let taken = slot.take(&mut held);
         // The slot is free before its number is handed on with the permit.
         drop(held);
-        drop(lease);
+        drop(taken);
     }
 }
 

@@ -1,4 +1,6 @@
 //! Why no connection was given.
+//!
+//! Never: told after anything of the caller's was sent.
 
 use std::fmt;
 use std::time::Duration;

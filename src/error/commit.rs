@@ -1,4 +1,6 @@
 //! What is known of a transaction that did not simply commit.
+//!
+//! Never: an outcome that nobody knows, told as one that somebody does.
 
 use super::{Applied, CheckoutError, Error, LinkError, PinExpired, ServerError};
 use crate::reply::Replies;
@@ -96,6 +98,17 @@ impl CommitError {
             | Self::InDoubt(_)
             | Self::NotIsolated { .. }
             | Self::PinExpired(_) => false,
+        }
+    }
+
+    /// The server's code, where the server said no: the first one, where it said so repeatedly.
+    pub(crate) fn code(&self) -> Option<&str> {
+        match self {
+            Self::Rejected { code, .. } => Some(code),
+            Self::PartlyApplied { replies } | Self::NotIsolated { replies } => {
+                replies.first_failure().map(ServerError::code)
+            }
+            Self::NotSent { .. } | Self::InDoubt(_) | Self::PinExpired(_) => None,
         }
     }
 

@@ -1,4 +1,6 @@
 //! Which setting cannot work, and why.
+//!
+//! Never: the address's own text, which may hold a password.
 
 /// Which setting cannot work, and why. Nothing was connected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

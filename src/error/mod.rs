@@ -81,6 +81,9 @@ impl PinExpired {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// The session manager's settings cannot work, so there is none.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// No connection was given.
     #[error(transparent)]
     Checkout(#[from] CheckoutError),
@@ -155,7 +158,8 @@ impl Error {
     /// What the server did with the commands of the call that gave this error.
     pub fn applied(&self) -> Applied {
         match self {
-            Self::Checkout(_)
+            Self::Config(_)
+            | Self::Checkout(_)
             | Self::PinExpired(_)
             | Self::Refused { .. }
             | Self::TooLarge { .. }
@@ -176,7 +180,8 @@ impl Error {
             Self::Commit(error) => error.is_retryable(),
             Self::RetriesExhausted { .. } => true,
             Self::Command { error, .. } => error.is_transient(),
-            Self::PinExpired(_)
+            Self::Config(_)
+            | Self::PinExpired(_)
             | Self::Reply(_)
             | Self::Refused { .. }
             | Self::TooLarge { .. }

@@ -1,4 +1,6 @@
 //! Why one value of an applied transaction cannot be handed out.
+//!
+//! Never: a reason to run the transaction again. It was applied.
 
 use super::ServerError;
 

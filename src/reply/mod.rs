@@ -153,6 +153,11 @@ impl Replies {
         })
     }
 
+    /// What the server said of the first command that failed.
+    pub(crate) fn first_failure(&self) -> Option<&ServerError> {
+        self.inner.failures.first().map(|failure| &failure.error)
+    }
+
     fn value(&self, id: u32) -> Result<(usize, &Value), ReplyError> {
         let mut index = id;
         for (from, to) in &self.inner.holes {

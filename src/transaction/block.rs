@@ -1,4 +1,6 @@
 //! What a `run` closure queues on.
+//!
+//! Never: a read. Nothing that is queued here has an answer before the commit.
 
 use crate::transaction::body::Body;
 use crate::transaction::commands::sealed::Queue;

@@ -9,15 +9,9 @@ use crate::commit::{self, Committed, Form};
 use crate::connection::pool::Pool;
 use crate::connection::registry::Owner;
 use crate::error::{CommitError, Error};
-use crate::observe;
 use crate::reply::Replies;
 use crate::transaction::scope::Scope;
 use crate::wire::buffer::{Buffer, Refusal};
-
-pub(crate) fn transaction_span(pool: &Pool, owner: &Owner) -> tracing::Span {
-    let (host, port) = pool.endpoint().host_and_port();
-    observe::transaction_span(host, port, pool.endpoint().db(), owner.name.as_deref())
-}
 
 /// Numbers transactions, so that a handle of one is not taken for a handle of another.
 static TRANSACTIONS: AtomicU64 = AtomicU64::new(1);
@@ -33,17 +27,15 @@ pub(crate) struct Body {
     watched: bool,
     /// From how many waiting bytes on they are sent ahead; `None`: never.
     flush_bytes: Option<usize>,
-    span: tracing::Span,
 }
 
 impl Body {
     pub(crate) fn new(pool: &Pool, owner: Owner, immediate: bool) -> Self {
-        let span = transaction_span(pool, &owner);
-        Self::on(Scope::new(pool.clone(), owner), immediate, false, span)
+        Self::on(Scope::new(pool.clone(), owner), immediate, false)
     }
 
     /// On a scope that is there already, and watches where `watched` says so.
-    pub(crate) fn on(scope: Scope, immediate: bool, watched: bool, span: tracing::Span) -> Self {
+    pub(crate) fn on(scope: Scope, immediate: bool, watched: bool) -> Self {
         let settings = scope.pool().settings();
         let transaction = TRANSACTIONS.fetch_add(1, Ordering::Relaxed);
         Self {
@@ -53,7 +45,6 @@ impl Body {
             failed: None,
             immediate,
             watched,
-            span,
         }
     }
 
@@ -68,7 +59,7 @@ impl Body {
     }
 
     pub(crate) fn span(&self) -> &tracing::Span {
-        &self.span
+        self.scope.span()
     }
 
     /// The closure is over: from here on this waits for nobody.
@@ -87,8 +78,14 @@ impl Body {
 
     /// Takes a connection now, and MULTI where it is to be sent at once.
     pub(crate) fn begin(&mut self) -> Result<(), Error> {
+        let begun = self.try_begin();
+        self.scope.record_failure(&begun);
+        begun
+    }
+
+    fn try_begin(&mut self) -> Result<(), Error> {
         let deadline = self.scope.checkout_deadline();
-        let span = self.span.clone();
+        let span = self.span().clone();
         let _in = span.enter();
         self.scope.pin(deadline)?;
         tracing::debug!("begin");
@@ -121,7 +118,7 @@ impl Body {
     fn flush(&mut self) -> Result<(), CommitError> {
         let deadline = self.scope.checkout_deadline();
         let form = self.form(deadline);
-        let span = self.span.clone();
+        let span = self.span().clone();
         let _in = span.enter();
         self.scope.pin(deadline)?;
         let buffer = &mut self.buffer;
@@ -156,10 +153,16 @@ impl Body {
         !self.buffer.is_flushed() && self.failed.is_none()
     }
 
-    /// Commits and gives the connection back before it returns. What was not sent can be
-    /// committed again.
+    /// Commits and gives the connection back before it returns.
     pub(crate) fn commit(&mut self) -> Result<Committed, CommitError> {
-        let span = self.span.clone();
+        let committed = self.attempt();
+        self.record(&committed);
+        committed
+    }
+
+    /// The same, where what was not sent may be attempted again.
+    pub(crate) fn attempt(&mut self) -> Result<Committed, CommitError> {
+        let span = self.span().clone();
         let _in = span.enter();
         self.buffer.close_parts(0);
         let committed = match self.failure() {
@@ -171,7 +174,11 @@ impl Body {
             }
             None => self.send(),
         };
-        self.record(&committed);
+        let outcome = outcome(&committed);
+        match &committed {
+            Ok(_) => tracing::debug!(outcome, "commit"),
+            Err(error) => tracing::debug!(outcome, %error, "commit"),
+        }
         committed
     }
 
@@ -189,36 +196,34 @@ impl Body {
     }
 
     /// Tells the span how the transaction ended.
-    fn record(&self, committed: &Result<Committed, CommitError>) {
-        let outcome = match committed {
-            Ok(Committed::Applied(_)) => "committed",
-            Ok(Committed::Conflict) => "conflict",
-            Err(CommitError::Rejected { code, .. }) => {
-                self.span.record("db.response.status_code", code.as_str());
-                "rejected"
-            }
-            Err(CommitError::PartlyApplied { .. }) => "partly applied",
-            Err(CommitError::NotSent { .. }) => "not sent",
-            Err(CommitError::InDoubt(_)) => "in doubt",
-            Err(CommitError::NotIsolated { .. }) => "not isolated",
-            Err(CommitError::PinExpired(_)) => "pin expired",
-        };
-        self.span.record("db.operation.batch.size", self.buffer.commands());
-        self.span.record("rediscope.outcome", outcome);
-        match committed {
-            Ok(_) => tracing::debug!(outcome, "commit"),
-            Err(error) => {
-                self.span.record("error.type", outcome);
-                tracing::debug!(outcome, %error, "commit");
+    pub(crate) fn record(&self, committed: &Result<Committed, CommitError>) {
+        let (span, outcome) = (self.span(), outcome(committed));
+        span.record("db.operation.batch.size", self.buffer.commands());
+        span.record("rediscope.outcome", outcome);
+        if let Err(error) = committed {
+            span.record("error.type", outcome);
+            if let Some(code) = error.code() {
+                span.record("db.response.status_code", code);
             }
         }
     }
 
     /// Gives everything up.
     pub(crate) fn discard(&mut self) -> Result<(), Error> {
-        let span = self.span.clone();
-        let _in = span.enter();
-        tracing::debug!("discard");
-        self.scope.abandon()
+        self.scope.give_up()
+    }
+}
+
+/// One word for a report.
+fn outcome(committed: &Result<Committed, CommitError>) -> &'static str {
+    match committed {
+        Ok(Committed::Applied(_)) => "committed",
+        Ok(Committed::Conflict) => "conflict",
+        Err(CommitError::Rejected { .. }) => "rejected",
+        Err(CommitError::PartlyApplied { .. }) => "partly applied",
+        Err(CommitError::NotSent { .. }) => "not sent",
+        Err(CommitError::InDoubt(_)) => "in doubt",
+        Err(CommitError::NotIsolated { .. }) => "not isolated",
+        Err(CommitError::PinExpired(_)) => "pin expired",
     }
 }

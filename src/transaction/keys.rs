@@ -1,4 +1,6 @@
 //! The keys of a watch.
+//!
+//! Never: shown. `Debug` tells how many there are.
 
 use redis::ToSingleRedisArg;
 

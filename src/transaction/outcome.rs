@@ -1,4 +1,6 @@
 //! What became of a transaction that watches.
+//!
+//! Never: a failure. Those are errors; a conflict is none.
 
 use crate::reply::Replies;
 

@@ -11,9 +11,9 @@ use crate::error::{CommitError, Error};
 use crate::reply::{Replies, Resolve};
 use crate::retry::{Attempts, RetryPolicy};
 use crate::transaction::block::Block;
-use crate::transaction::body::{Body, transaction_span};
+use crate::transaction::body::Body;
 use crate::transaction::keys::Keys;
-use crate::transaction::scope::Scope;
+use crate::transaction::scope::{Scope, transaction_span};
 use crate::transaction::watching::Watching;
 
 /// Runs a block once and commits it; the same bytes are sent again where they were not sent.
@@ -35,18 +35,19 @@ pub(crate) fn plain<R: Resolve, E: From<Error>>(
 fn commit_again(pool: &Pool, body: &mut Body, policy: RetryPolicy) -> Result<Replies, Error> {
     let mut attempts = None;
     loop {
-        match body.commit() {
-            Ok(Committed::Applied(replies)) => return Ok(replies),
-            Ok(Committed::Conflict) => return Err(Error::RetriesExhausted { attempts: 1 }),
-            Err(error) if may_repeat(&error) && body.is_whole() => {
-                let attempts = attempts.get_or_insert_with(|| policy.begin(Instant::now()));
-                let span = body.span().clone();
-                if !again(pool, attempts, &span, "not sent") {
-                    return Err(error.into());
-                }
+        let committed = body.attempt();
+        if committed.as_ref().is_err_and(may_repeat) && body.is_whole() {
+            let attempts = attempts.get_or_insert_with(|| policy.begin(Instant::now()));
+            if again(pool, attempts, body.span(), "not sent") {
+                continue;
             }
-            Err(error) => return Err(error.into()),
         }
+        body.record(&committed);
+        return match committed {
+            Ok(Committed::Applied(replies)) => Ok(replies),
+            Ok(Committed::Conflict) => Err(Error::RetriesExhausted { attempts: 1 }),
+            Err(error) => Err(error.into()),
+        };
     }
 }
 
@@ -60,14 +61,12 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
     mut closure: impl FnMut(&mut Watching, &mut Block) -> Result<R, E>,
 ) -> Result<R::Output, E> {
     let span = transaction_span(pool, owner);
+    let scope = || Scope::within(span.clone(), pool.clone(), owner.clone());
     let mut attempts = policy.begin(Instant::now());
     loop {
-        let scope = Scope::new(pool.clone(), owner.clone());
         let watch = keys.map(Keys::watch);
-        let mut watching =
-            Watching::begin(scope, watch, immediate, attempts.number(), span.clone())?;
-        let empty = Scope::new(pool.clone(), owner.clone());
-        let body = Body::on(empty, immediate, watch.is_some(), span.clone());
+        let mut watching = Watching::begin(scope(), watch, immediate, attempts.number())?;
+        let body = Body::on(scope(), immediate, watch.is_some());
         let mut block = Block::new(body.unflushed());
         let result = closure(&mut watching, &mut block);
         let broken = watching.is_broken();
@@ -85,19 +84,25 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
         let mut body = block.into_body();
         body.set_scope(watching.into_scope());
         body.leaves_closure();
-        let (why, end) = match body.commit() {
+        let committed = body.attempt();
+        let why = match &committed {
+            Ok(Committed::Conflict) => Some("conflict"),
+            Err(error) if may_repeat(error) => Some("not sent"),
+            _ => None,
+        };
+        if why.is_some_and(|why| again(pool, &mut attempts, &span, why)) {
+            continue;
+        }
+        body.record(&committed);
+        return match committed {
             Ok(Committed::Applied(replies)) => {
-                return handles.resolve(&replies).map_err(|error| E::from(error.into()));
+                handles.resolve(&replies).map_err(|error| E::from(error.into()))
             }
             Ok(Committed::Conflict) => {
-                ("conflict", Error::RetriesExhausted { attempts: attempts.number() })
+                Err(Error::RetriesExhausted { attempts: attempts.number() }.into())
             }
-            Err(error) if may_repeat(&error) => ("not sent", error.into()),
-            Err(error) => return Err(E::from(error.into())),
+            Err(error) => Err(E::from(error.into())),
         };
-        if !again(pool, &mut attempts, &span, why) {
-            return Err(end.into());
-        }
     }
 }
 

@@ -6,10 +6,19 @@
 
 use std::time::Instant;
 
+use tracing::Span;
+
 use crate::commit;
 use crate::connection::pool::{Lease, Pool};
 use crate::connection::registry::{Owner, Pin};
 use crate::error::{CheckoutError, Error, PinExpired};
+use crate::observe;
+
+/// The span of a transaction that is about to begin.
+pub(crate) fn transaction_span(pool: &Pool, owner: &Owner) -> Span {
+    let (host, port) = pool.endpoint().host_and_port();
+    observe::transaction_span(host, port, pool.endpoint().db(), owner.name.as_deref())
+}
 
 /// A pinned connection, or none yet, and the promise that it goes back clean.
 #[derive(Debug)]
@@ -17,11 +26,13 @@ pub(crate) struct Scope {
     pool: Pool,
     owner: Owner,
     pin: Option<Pin>,
+    span: Span,
 }
 
 impl Drop for Scope {
     fn drop(&mut self) {
-        if let Err(error) = self.abandon() {
+        if let Err(error) = self.give_up() {
+            let _in = self.span.enter();
             tracing::debug!(%error, begun_at = %self.owner.place, "cleaning failed, connection replaced");
         }
     }
@@ -30,7 +41,17 @@ impl Drop for Scope {
 impl Scope {
     /// Holds nothing until [`pin`](Self::pin).
     pub(crate) fn new(pool: Pool, owner: Owner) -> Self {
-        Self { pool, owner, pin: None }
+        Self::within(transaction_span(&pool, &owner), pool, owner)
+    }
+
+    /// As [`new`](Self::new), for another attempt at the transaction that `span` is about.
+    pub(crate) fn within(span: Span, pool: Pool, owner: Owner) -> Self {
+        Self { pool, owner, pin: None, span }
+    }
+
+    /// The transaction's span: one for all its commands and attempts.
+    pub(crate) fn span(&self) -> &Span {
+        &self.span
     }
 
     pub(crate) fn pool(&self) -> &Pool {
@@ -40,6 +61,22 @@ impl Scope {
     /// By when a call that begins now must have its connection.
     pub(crate) fn checkout_deadline(&self) -> Instant {
         Instant::now() + self.pool.settings().checkout_timeout
+    }
+
+    /// Tells the span why the transaction did not even begin, where it did not.
+    pub(crate) fn record_failure(&self, begun: &Result<(), Error>) {
+        let (kind, code) = match begun {
+            Ok(()) => return,
+            Err(Error::Checkout(_)) => ("checkout", None),
+            Err(Error::Command { error, .. }) => ("rejected", Some(error.code())),
+            Err(Error::Commit(error)) => ("rejected", error.code()),
+            Err(Error::PinExpired(_)) => ("pin expired", None),
+            Err(_) => ("lost", None),
+        };
+        self.span.record("error.type", kind);
+        if let Some(code) = code {
+            self.span.record("db.response.status_code", code);
+        }
     }
 
     /// Takes a connection, if the scope has none.
@@ -93,8 +130,21 @@ impl Scope {
     /// How cleaning failed; the connection is replaced then.
     pub(crate) fn abandon(&mut self) -> Result<(), Error> {
         let Some(pin) = self.pin.take() else { return Ok(()) };
+        let _in = self.span.enter();
+        tracing::debug!("discard");
         self.pool.counters().discards.add();
         pin.end(commit::clean)?
+    }
+
+    /// The same, where this is how the transaction ends.
+    ///
+    /// # Errors
+    /// As [`abandon`](Self::abandon).
+    pub(crate) fn give_up(&mut self) -> Result<(), Error> {
+        if self.is_pinned() {
+            self.span.record("rediscope.outcome", "discarded");
+        }
+        self.abandon()
     }
 
     /// The scope is alive, though it asks nothing of the server.

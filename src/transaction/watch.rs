@@ -10,7 +10,6 @@ use crate::error::Error;
 use crate::reply::Resolve;
 use crate::retry::RetryPolicy;
 use crate::transaction::block::Block;
-use crate::transaction::body::transaction_span;
 use crate::transaction::keys::Keys;
 use crate::transaction::options::TransactionOptions;
 use crate::transaction::run;
@@ -53,9 +52,8 @@ impl Watch {
     pub fn begin(&self) -> Result<Watching, Error> {
         let owner = self.owner(Location::caller(), false);
         let watch = self.checked_keys()?.map(Keys::watch);
-        let span = transaction_span(&self.pool, &owner);
         let scope = Scope::new(self.pool.clone(), owner);
-        Watching::begin(scope, watch, self.options.is_immediate(), 1, span)
+        Watching::begin(scope, watch, self.options.is_immediate(), 1)
     }
 
     /// Runs `closure` and commits what it queued; again, after a backoff, while a watched key

@@ -45,7 +45,6 @@ pub struct Watching {
     watched: bool,
     attempt: u32,
     broken: bool,
-    span: tracing::Span,
 }
 
 impl Watching {
@@ -55,35 +54,11 @@ impl Watching {
         watch: Option<&[u8]>,
         immediate: bool,
         attempt: u32,
-        span: tracing::Span,
     ) -> Result<Self, Error> {
-        let deadline = scope.checkout_deadline();
-        {
-            let _in = span.enter();
-            scope.pin(deadline)?;
-            tracing::debug!(attempt, "begin");
-            if let Some(watch) = watch {
-                scope.call(|lease| {
-                    loop {
-                        let limit = lease.response_deadline().capped(deadline);
-                        match lease.link(deadline)?.call(watch, Expect::Watch, limit) {
-                            Ok(Ok(())) => return Ok(()),
-                            Ok(Err(error)) => {
-                                return Err(Error::Command { command: "WATCH".to_owned(), error });
-                            }
-                            Err(cause) => {
-                                lease.found_dead(&cause);
-                                if std::time::Instant::now() >= deadline {
-                                    return Err(lost("WATCH", cause));
-                                }
-                                tracing::debug!(%cause, "dead connection replaced before use");
-                            }
-                        }
-                    }
-                })?;
-            }
-        }
-        Ok(Self { scope, immediate, watched: watch.is_some(), attempt, broken: false, span })
+        let begun = arm(&mut scope, watch, attempt);
+        scope.record_failure(&begun);
+        begun?;
+        Ok(Self { scope, immediate, watched: watch.is_some(), attempt, broken: false })
     }
 
     /// Which attempt of `watch(..).run` this is, from 1.
@@ -130,7 +105,7 @@ impl Watching {
     }
 
     fn fetch<T: FromRedisValue>(&mut self, name: &str, bytes: &[u8]) -> Result<T, Error> {
-        let span = self.span.clone();
+        let span = self.scope.span().clone();
         let _in = span.enter();
         let (watched, deadline) = (self.watched, self.scope.checkout_deadline());
         let broken = &mut self.broken;
@@ -175,7 +150,7 @@ impl Watching {
     /// From reading to writing: what is queued from here on is applied only if nothing that is
     /// watched changes before the commit.
     pub fn multi(self) -> Transaction<Watched> {
-        Transaction::new(Body::on(self.scope, self.immediate, self.watched, self.span))
+        Transaction::new(Body::on(self.scope, self.immediate, self.watched))
     }
 
     pub(crate) fn into_scope(self) -> Scope {
@@ -187,7 +162,7 @@ impl Watching {
     /// # Errors
     /// UNWATCH failed; the connection was replaced.
     pub fn abandon(mut self) -> Result<(), Error> {
-        self.scope.abandon()
+        self.scope.give_up()
     }
 
     /// Whether the connection failed under it: then nothing it did can be committed, and the
@@ -195,6 +170,34 @@ impl Watching {
     pub(crate) fn is_broken(&self) -> bool {
         self.broken
     }
+}
+
+/// Takes a connection and waits until WATCH is answered on it.
+fn arm(scope: &mut Scope, watch: Option<&[u8]>, attempt: u32) -> Result<(), Error> {
+    let deadline = scope.checkout_deadline();
+    let span = scope.span().clone();
+    let _in = span.enter();
+    scope.pin(deadline)?;
+    tracing::debug!(attempt, "begin");
+    let Some(watch) = watch else { return Ok(()) };
+    scope.call(|lease| {
+        loop {
+            let limit = lease.response_deadline().capped(deadline);
+            match lease.link(deadline)?.call(watch, Expect::Watch, limit) {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => {
+                    return Err(Error::Command { command: "WATCH".to_owned(), error });
+                }
+                Err(cause) => {
+                    lease.found_dead(&cause);
+                    if std::time::Instant::now() >= deadline {
+                        return Err(lost("WATCH", cause));
+                    }
+                    tracing::debug!(%cause, "dead connection replaced before use");
+                }
+            }
+        }
+    })
 }
 
 fn ask(lease: &mut Lease, bytes: &[u8], deadline: std::time::Instant) -> Result<Value, Error> {

@@ -43,7 +43,6 @@ struct Mark {
 }
 
 /// The queued commands of one transaction.
-#[derive(Debug)]
 pub struct Buffer {
     transaction: u64,
     limits: Limits,
@@ -108,22 +107,22 @@ impl Buffer {
     fn append(&mut self, depth: usize, check: bool, encode: impl FnOnce(&mut Vec<u8>)) -> u32 {
         self.close_parts(depth);
         let id = self.ids;
+        if self.refusal.is_none() {
+            self.bytes.truncate(self.end);
+            // May panic; then nobody has the identifier, and the next command gets it.
+            encode(&mut self.bytes);
+            if self.commands >= self.limits.commands {
+                self.refuse(Refusal::TooManyCommands { limit: self.limits.commands });
+            } else if self.gone + self.bytes.len() > self.limits.bytes {
+                self.refuse(Refusal::TooManyBytes { limit: self.limits.bytes });
+            } else if let Some(refusal) = check.then(|| self.verdict()).flatten() {
+                self.refuse(refusal);
+            } else {
+                self.end = self.bytes.len();
+                self.commands += 1;
+            }
+        }
         self.ids = self.ids.saturating_add(1);
-        if self.refusal.is_some() {
-            return id;
-        }
-        self.bytes.truncate(self.end);
-        encode(&mut self.bytes);
-        if self.commands >= self.limits.commands {
-            self.refuse(Refusal::TooManyCommands { limit: self.limits.commands });
-        } else if self.gone + self.bytes.len() > self.limits.bytes {
-            self.refuse(Refusal::TooManyBytes { limit: self.limits.bytes });
-        } else if let Some(refusal) = check.then(|| self.verdict()).flatten() {
-            self.refuse(refusal);
-        } else {
-            self.end = self.bytes.len();
-            self.commands += 1;
-        }
         id
     }
 
@@ -267,6 +266,19 @@ impl Buffer {
     /// Forgotten identifiers, for [`Replies`](crate::Replies) to number its values by.
     pub(crate) fn take_holes(&mut self) -> Vec<(u32, u32)> {
         std::mem::take(&mut self.holes)
+    }
+}
+
+/// Shows how much, never what: the bytes are keys and values.
+impl std::fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Buffer")
+            .field("transaction", &self.transaction)
+            .field("commands", &self.commands)
+            .field("flushed", &self.flushed)
+            .field("pending_bytes", &self.pending_bytes())
+            .field("open_parts", &self.marks.len())
+            .finish_non_exhaustive()
     }
 }
 

@@ -58,8 +58,12 @@ pub(crate) fn is_refused(name: &[u8], sub: Option<&[u8]>, place: Place) -> bool 
                     | "NO-EVICT"
                     | "CACHING"
                     | "NO-TOUCH"
+                    | "CAPA"
+                    | "IMPORT-SOURCE"
             )
         }),
+        // It stays on, and the next script on the connection stops in it.
+        "SCRIPT" => sub.is_some_and(|sub| sub.eq_ignore_ascii_case(b"DEBUG")),
         "WAIT" | "WAITAOF" => place == Place::InMulti,
         _ => false,
     }
@@ -230,9 +234,12 @@ fn number(arg: Option<&[u8]>) -> Option<f64> {
     std::str::from_utf8(arg?).ok()?.parse().ok()
 }
 
+/// A year: what is longer might as well be for ever, and no clock need hold it.
+const LONGEST_BLOCK: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 fn bounded(timeout: Option<Duration>) -> Blocking {
     match timeout {
-        Some(timeout) if !timeout.is_zero() => Blocking::For(timeout),
+        Some(timeout) if !timeout.is_zero() && timeout <= LONGEST_BLOCK => Blocking::For(timeout),
         _ => Blocking::Forever,
     }
 }

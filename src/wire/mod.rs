@@ -9,4 +9,6 @@ pub(crate) mod buffer;
 pub(crate) mod command;
 pub(crate) mod encode;
 pub(crate) mod exec;
+#[cfg(test)]
+mod properties;
 pub(crate) mod state;

@@ -112,6 +112,11 @@ impl State {
                 Proof::Understood
             }
             Expect::Queued if refused || is_queued(value) => Proof::Understood,
+            // A server that does not know EXEC has refused it and is still in MULTI.
+            Expect::Exec if refused && !says_discarded(value) => {
+                self.taint(Taint::LeftDirty);
+                Proof::Understood
+            }
             Expect::Exec if refused || matches!(value, Value::Array(_) | Value::Nil) => {
                 self.multi = false;
                 self.watching = false;
@@ -157,6 +162,13 @@ impl State {
 /// The server's answer to a command that it queued.
 pub(crate) fn is_queued(value: &Value) -> bool {
     matches!(value, Value::SimpleString(text) if text == "QUEUED")
+}
+
+/// Whether an error says that the transaction is over. Other errors of EXEC's may be a proxy's, a
+/// server's that knows it by another name, or an old server's that goes on with the transaction.
+fn says_discarded(error: &Value) -> bool {
+    let Value::ServerError(error) = error else { return false };
+    matches!(error.code(), "EXECABORT" | "MOVED" | "ASK" | "TRYAGAIN" | "CROSSSLOT" | "CLUSTERDOWN")
 }
 
 #[cfg(test)]

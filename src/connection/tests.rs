@@ -1,0 +1,49 @@
+//! What a pool does when the code that uses its connections goes wrong.
+
+use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use scheduled_thread_pool::ScheduledThreadPool;
+
+use super::manager::Purpose;
+use super::pool::Pool;
+use super::properties::support::{eventually, server::Server};
+use super::registry::{Owner, Pin};
+use crate::config::Settings;
+use crate::topology::{self, Endpoint};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn pool_of_one(server: &Server) -> Pool {
+    let settings = Settings {
+        max_size: 1,
+        checkout_timeout: PATIENCE,
+        max_pin_time: Duration::from_millis(20),
+        ..Settings::default()
+    };
+    let endpoint = Endpoint::new(topology::parse(server.url()).unwrap(), &settings).unwrap();
+    let threads = Arc::new(ScheduledThreadPool::new(2));
+    Pool::new("test", Purpose::Transactional, endpoint, Arc::new(settings), threads)
+}
+
+fn pin(pool: &Pool) -> Pin {
+    let owner = Owner { name: None, place: Location::caller(), is_closure: false };
+    pool.pin(owner, Instant::now() + PATIENCE).unwrap()
+}
+
+#[test]
+fn a_scope_is_taken_back_also_where_an_earlier_call_panicked() {
+    let server = Server::start();
+    let pool = pool_of_one(&server);
+    let panicking = pin(&pool);
+    // A call runs code that is not ours: redis-rs's, and a subscriber's for what it logs.
+    let call = || panicking.with(|_| resume_unwind(Box::new("below this crate")));
+    let unwound: Result<Result<(), _>, _> = catch_unwind(AssertUnwindSafe(call));
+    assert!(unwound.is_err());
+    drop(panicking);
+    assert_eq!(pool.status().in_use, 0);
+    std::mem::forget(pin(&pool));
+    eventually(PATIENCE, "the forgotten scope was taken back", || pool.status().in_use == 0);
+    drop(pin(&pool));
+}

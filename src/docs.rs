@@ -1,0 +1,21 @@
+//! The pages of `docs/`, so that their code compiles with the doctests.
+//!
+//! Never: part of the library.
+
+#[doc = include_str!("../docs/architecture.md")]
+mod architecture {}
+
+#[doc = include_str!("../docs/changelog.md")]
+mod changelog {}
+
+#[doc = include_str!("../docs/decisions.md")]
+mod decisions {}
+
+#[doc = include_str!("../docs/guarantees.md")]
+mod guarantees {}
+
+#[doc = include_str!("../docs/migration.md")]
+mod migration {}
+
+#[doc = include_str!("../docs/operations.md")]
+mod operations {}
