@@ -12,7 +12,7 @@ use redis::{Cmd, ConnectionLike, RedisResult, Value};
 use crate::connection::link::Deadline;
 use crate::connection::pool::{Lease, Pool};
 use crate::connection::registry::Owner;
-use crate::error::{Applied, Error, LinkError, LinkErrorKind};
+use crate::error::{Applied, Error, LinkError};
 use crate::wire::command::{self, Blocking, Place, Requests};
 use crate::wire::state::Expect;
 
@@ -115,6 +115,7 @@ impl Pooled {
         let settings = self.pool.settings();
         let checkout = Instant::now() + settings.checkout_timeout;
         let mut lease = self.pool.lease(checkout)?;
+        let mut repeats = lease.repeats();
         loop {
             if !request.read_only {
                 answering(&mut lease, checkout)?;
@@ -145,9 +146,8 @@ impl Pooled {
                     // Reads apply nothing, and half a command is none. Of a pipeline that was cut
                     // short the first commands may have arrived whole.
                     let harmless = request.read_only || (!sent && request.commands == 1);
-                    // A server that is merely slow is not asked twice for the same.
-                    let slow = trusted && cause.kind() == LinkErrorKind::TimedOut;
-                    if !harmless || slow || Instant::now() >= checkout {
+                    let again = harmless && repeats.allow(trusted, &cause);
+                    if !again || Instant::now() >= checkout {
                         let applied = if harmless { Applied::No } else { Applied::Unknown };
                         let during = request.name;
                         return Err(Error::Lost { during, applied, source: cause });

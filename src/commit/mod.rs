@@ -140,7 +140,7 @@ pub(crate) fn note_server_change(lease: &mut Lease, error: &ServerError) {
 }
 
 fn replies(buffer: &mut Buffer, values: Vec<Value>) -> Replies {
-    let failures = exec::failures(&values, |index| buffer.name(index));
+    let failures = exec::failures(&values, buffer.names());
     Replies::new(buffer.transaction(), values, buffer.take_holes(), failures)
 }
 

@@ -9,6 +9,8 @@ use std::collections::VecDeque;
 use std::thread::ThreadId;
 use std::time::Instant;
 
+use scopeguard::{ScopeGuard, guard};
+
 use super::sync::{Arc, Condvar, Mutex, lock};
 
 /// As many permits as connections, first come first served.
@@ -92,10 +94,20 @@ impl Gate {
             state.queue.push_back(Arc::clone(&waiter));
             waiter
         };
-        match waiter.wait(deadline) {
+        let ticket = guard(waiter, |waiter| self.withdraw(&waiter));
+        let grant = ticket.wait(deadline);
+        let waiter = ScopeGuard::into_inner(ticket);
+        match grant {
             Grant::Permit(slot) => Ok(slot),
             Grant::Closed => Err(Refused::Closed),
             Grant::Waiting => self.give_up(&waiter),
+        }
+    }
+
+    /// The wait was left by a panic: its place in the queue, or what was granted to it, is free.
+    fn withdraw(&self, waiter: &Arc<Waiter>) {
+        if let Ok(slot) = self.give_up::<()>(waiter) {
+            self.release(slot);
         }
     }
 

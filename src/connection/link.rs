@@ -33,6 +33,10 @@ impl Deadline {
     }
 }
 
+/// So much is written between two looks at the clock: the socket's timeout begins anew whenever
+/// the peer takes a little, so one that crawls would stretch a single write without end.
+const STEP: usize = 4 * 1024;
+
 /// One connection and what the server believes about it.
 pub(crate) struct Link {
     connection: redis::Connection,
@@ -125,18 +129,21 @@ impl Link {
         for (expect, count) in expected {
             self.state.sending(*expect, *count);
         }
-        let left = deadline.left();
-        if left.is_zero() {
-            return Err(self.broken(LinkError::timed_out("no time left to send")));
+        for step in bytes.chunks(STEP) {
+            let left = deadline.left();
+            if left.is_zero() {
+                return Err(self.broken(LinkError::timed_out("no time left to send")));
+            }
+            let timeout = timeout(left, deadline.limit);
+            if timeout != self.write_timeout {
+                self.write_timeout = timeout;
+                let set = self.connection.set_write_timeout(Some(timeout));
+                set.map_err(|error| self.broken(LinkError::of(&error)))?;
+            }
+            let sent = self.connection.send_packed_command(step);
+            sent.map_err(|error| self.broken(LinkError::of(&error)))?;
         }
-        let timeout = timeout(left, deadline.limit);
-        if timeout != self.write_timeout {
-            self.write_timeout = timeout;
-            let set = self.connection.set_write_timeout(Some(timeout));
-            set.map_err(|error| self.broken(LinkError::of(&error)))?;
-        }
-        let sent = self.connection.send_packed_command(bytes);
-        sent.map_err(|error| self.broken(LinkError::of(&error)))
+        Ok(())
     }
 
     /// Reads the next reply. A server's error is a reply like any other.

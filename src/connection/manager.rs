@@ -6,13 +6,14 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::link::{Deadline, Link};
 use super::lock;
+use super::openings::Openings;
 use crate::config::Settings;
-use crate::error::LinkError;
+use crate::error::{LinkError, LinkErrorKind};
 use crate::observe::{Counters, Replaced};
 use crate::topology::Endpoint;
 use crate::wire::encode::{DISCARD, MULTI};
@@ -33,6 +34,9 @@ pub(crate) struct Health {
     pub(crate) counters: Counters,
     /// Links of an older generation are replaced.
     pub(crate) generation: AtomicU64,
+    pub(crate) openings: Openings,
+    /// Nobody will use a link any more. r2d2 would still open its `min_idle`.
+    pub(crate) over: AtomicBool,
     last_connect_error: Mutex<Option<(Instant, LinkError)>>,
 }
 
@@ -98,13 +102,22 @@ impl r2d2::ManageConnection for LinkManager {
     type Error = LinkError;
 
     fn connect(&self) -> Result<Link, LinkError> {
+        let over = || self.health.over.load(Ordering::Acquire);
+        let refused = || LinkError::new(LinkErrorKind::Closed, "the session manager is closed");
+        if over() {
+            return Err(refused());
+        }
         let opened = catch_unwind(AssertUnwindSafe(|| self.open()))
             .unwrap_or_else(|_| Err(LinkError::panicked()));
+        if over() {
+            return Err(refused());
+        }
         let failure = opened.as_ref().err().map(|error| (Instant::now(), error.clone()));
         *lock(&self.health.last_connect_error) = failure;
         match &opened {
             Ok(_) => {
                 self.health.counters.connects.add();
+                self.health.openings.opened();
                 tracing::debug!(server.address = self.endpoint.address(), "connected");
             }
             Err(error) => {

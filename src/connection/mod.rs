@@ -8,6 +8,7 @@
 pub(crate) mod checkout;
 pub(crate) mod link;
 pub(crate) mod manager;
+pub(crate) mod openings;
 pub(crate) mod pool;
 #[cfg(test)]
 mod properties;

@@ -5,31 +5,49 @@
 //!
 //! Never: an r2d2 `get` without a permit, so that none of them waits for another scope.
 
+mod lease;
+
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+pub(crate) use lease::Lease;
+use lease::Permit;
 use scheduled_thread_pool::ScheduledThreadPool;
 
 use super::checkout::{Gate, Refused};
-use super::link::{Deadline, Link};
 use super::manager::{Health, LinkManager, Purpose};
 use super::registry::{Outlook, Owner, Pin, Registry, Seen};
 use crate::config::Settings;
-use crate::error::{CheckoutError, CheckoutTimeout, Error, LinkError, LinkErrorKind};
+use crate::error::{CheckoutError, CheckoutTimeout};
 use crate::observe::{Counters, PoolStatus};
 use crate::topology::Endpoint;
 use crate::wire::state::Taint;
-
-/// How long one look into r2d2's pool lasts: connecting goes on behind it, and a verdict of the
-/// server's (a wrong password, say) is to be noticed in between.
-const LOOK: Duration = Duration::from_millis(50);
 
 /// A pool of links behind a fair gate. Clones are the same pool.
 #[derive(Clone)]
 pub(crate) struct Pool {
     inner: Arc<Inner>,
+}
+
+/// What a scope knows of its pool: a scope that was forgotten does not keep the pool alive. (The
+/// lease in the scope's slot does, until the scope ends or is taken back.)
+pub(crate) struct WeakPool {
+    inner: Weak<Inner>,
+}
+
+impl fmt::Debug for WeakPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WeakPool")
+    }
+}
+
+impl WeakPool {
+    /// `None` once nobody can use the pool any more.
+    pub(crate) fn get(&self) -> Option<Pool> {
+        self.inner.upgrade().map(|inner| Pool { inner })
+    }
 }
 
 struct Inner {
@@ -93,7 +111,11 @@ impl Pool {
         Self { inner }
     }
 
-    pub(crate) fn settings(&self) -> &Settings {
+    pub(crate) fn weak(&self) -> WeakPool {
+        WeakPool { inner: Arc::downgrade(&self.inner) }
+    }
+
+    pub(crate) fn settings(&self) -> &Arc<Settings> {
         &self.inner.settings
     }
 
@@ -112,11 +134,8 @@ impl Pool {
     /// A link for one round trip.
     pub(crate) fn lease(&self, deadline: Instant) -> Result<Lease, CheckoutError> {
         let started = Instant::now();
-        let leased = self.permit(started, deadline).and_then(|permit| {
-            let mut lease = Lease { link: None, permit };
-            lease.fetch(deadline)?;
-            Ok(lease)
-        });
+        let leased = self.permit(started, deadline);
+        let leased = leased.and_then(|permit| Lease::checkout(permit, deadline));
         match &leased {
             Ok(_) => {
                 self.counters().checkouts.add();
@@ -182,6 +201,9 @@ impl Pool {
         while self.inner.gate.free() < everything && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
+        // Whatever still comes back is closed, and nothing is opened in its place.
+        self.inner.health.over.store(true, Ordering::Release);
+        self.inner.health.generation.fetch_add(1, Ordering::AcqRel);
         let taken = self.inner.registry.reap_all();
         while let Some(mut link) = self.inner.links.try_get() {
             link.taint(Taint::Outdated);
@@ -234,153 +256,5 @@ impl fmt::Debug for Pool {
             .field("name", &self.inner.name)
             .field("endpoint", &self.inner.endpoint)
             .finish_non_exhaustive()
-    }
-}
-
-/// The right to one link.
-struct Permit {
-    pool: Pool,
-    slot: usize,
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.pool.inner.gate.release(self.slot);
-        tracing::trace!(pool = self.pool.inner.name, "check in");
-    }
-}
-
-/// The right to one link, and the link where there is one. Dropped, the link goes back first.
-pub(crate) struct Lease {
-    link: Option<r2d2::PooledConnection<LinkManager>>,
-    permit: Permit,
-}
-
-impl Lease {
-    pub(crate) fn slot(&self) -> usize {
-        self.permit.slot
-    }
-
-    pub(crate) fn pool(&self) -> &Pool {
-        &self.permit.pool
-    }
-
-    /// The link, opened or taken from the pool if there is none yet.
-    pub(crate) fn link(&mut self, deadline: Instant) -> Result<&mut Link, Error> {
-        if self.link.is_none() {
-            self.fetch(deadline)?;
-        }
-        match &mut self.link {
-            Some(link) => Ok(link),
-            None => Err(CheckoutError::Closed.into()),
-        }
-    }
-
-    /// The link as it is.
-    pub(crate) fn current(&mut self) -> Option<&mut Link> {
-        self.link.as_deref_mut()
-    }
-
-    pub(crate) fn taint(&mut self, reason: Taint) {
-        if let Some(link) = &mut self.link {
-            link.taint(reason);
-        }
-    }
-
-    /// Whether the link answered so lately that it need not be asked again.
-    pub(crate) fn is_trusted(&self) -> bool {
-        let inner = &self.permit.pool.inner;
-        self.link.as_ref().is_some_and(|link| {
-            link.proven().elapsed() <= inner.settings.trust_window
-                && inner.stamp(link.proven()) >= inner.distrusted_before.load(Ordering::Acquire)
-        })
-    }
-
-    /// The link was found dead: closes it, and draws the conclusions for the others.
-    pub(crate) fn found_dead(&mut self, cause: &LinkError) {
-        let inner = &self.permit.pool.inner;
-        let now = inner.stamp(Instant::now());
-        inner.distrusted_before.fetch_max(now, Ordering::AcqRel);
-        if cause.kind() == LinkErrorKind::TimedOut {
-            inner.silent_before.fetch_max(now, Ordering::AcqRel);
-        }
-        // Its state says why, and has_broken reads it.
-        self.link = None;
-    }
-
-    /// The server said that it is no longer the one to write to: all older links go, at most once
-    /// a second. A link from before the last time this happened adds nothing new; one from after
-    /// it does, if it could write once: a server that was read-only all along has not changed.
-    pub(crate) fn server_changed(&mut self) {
-        let Some(link) = &self.link else { return };
-        let inner = &self.permit.pool.inner;
-        let generation = inner.health.generation.load(Ordering::Acquire);
-        let now = inner.stamp(Instant::now()).max(1);
-        let last = inner.last_bump.load(Ordering::Acquire);
-        let too_soon = last != 0 && now - last.min(now) < Duration::from_secs(1).as_nanos() as u64;
-        let unchanged = generation > 0 && !link.has_written();
-        if link.generation() < generation || unchanged || too_soon {
-            return;
-        }
-        let mine = inner.last_bump.compare_exchange(last, now, Ordering::AcqRel, Ordering::Acquire);
-        if mine.is_ok() {
-            inner.health.generation.fetch_add(1, Ordering::AcqRel);
-            tracing::warn!(
-                server.address = inner.endpoint.address(),
-                "the server is read-only or without a master: all older connections are replaced"
-            );
-        }
-    }
-
-    fn fetch(&mut self, deadline: Instant) -> Result<(), CheckoutError> {
-        let inner = Arc::clone(&self.permit.pool.inner);
-        let started = Instant::now();
-        loop {
-            let found = match inner.links.try_get() {
-                Some(link) => Some(link),
-                None => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    inner.links.get_timeout(left.min(LOOK)).ok()
-                }
-            };
-            let now = Instant::now();
-            let failure = inner.health.connect_error().filter(|(at, _)| *at >= started);
-            match (found, failure) {
-                (Some(mut link), _) => {
-                    let silent = inner.silent_before.load(Ordering::Acquire);
-                    let generation = inner.health.generation.load(Ordering::Acquire);
-                    if inner.stamp(link.proven()) < silent {
-                        link.taint(Taint::TimedOut);
-                    } else if link.generation() < generation {
-                        link.taint(Taint::Outdated);
-                    } else if link.verdict(now, generation).is_some() {
-                        link.taint(Taint::Lifetime);
-                    } else {
-                        self.link = Some(link);
-                        return Ok(());
-                    }
-                }
-                (None, Some((_, source))) if !source.is_passing() || now >= deadline => {
-                    return Err(CheckoutError::Connect { waited: started.elapsed(), source });
-                }
-                (None, None) if now >= deadline => {
-                    // A try to connect is still under way.
-                    let source = LinkError::timed_out("no connection was established in time");
-                    return Err(CheckoutError::Connect { waited: started.elapsed(), source });
-                }
-                (None, _) => {}
-            }
-        }
-    }
-
-    /// A deadline for one exchange with the server, by the pool's setting.
-    pub(crate) fn response_deadline(&self) -> Deadline {
-        Deadline::after(self.permit.pool.inner.settings.response_timeout)
-    }
-}
-
-impl fmt::Debug for Lease {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lease").field("slot", &self.permit.slot).finish_non_exhaustive()
     }
 }

@@ -4,7 +4,9 @@ use std::cell::RefCell;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use proptest::test_runner::{Config, FileFailurePersistence, TestCaseResult, TestRunner};
+use proptest::test_runner::{
+    Config, FileFailurePersistence, RngAlgorithm, TestCaseResult, TestRunner,
+};
 use redis::{Connection, Value};
 
 use super::link::{Deadline, Link};
@@ -242,9 +244,11 @@ struct Talk<'w> {
 }
 
 impl<'w> Talk<'w> {
-    fn begin(server: &Server, witness: &'w mut Witness) -> Self {
+    fn begin(server: &Server, resp3: bool, witness: &'w mut Witness) -> Self {
         witness.allow_everything();
-        let mut connection = support::connect(&server.url_as("app", "secret"));
+        let protocol = if resp3 { "?protocol=resp3" } else { "" };
+        let url = format!("{}{protocol}", server.url_as("app", "secret"));
+        let mut connection = support::connect(&url);
         let id = redis::cmd("CLIENT").arg("ID").query(&mut connection).unwrap();
         let link = Link::new(connection, PATIENCE, None, 0).unwrap();
         Self { witness, link, id, truth: Truth::default() }
@@ -300,6 +304,9 @@ impl<'w> Talk<'w> {
         }
         if !self.truth.odd {
             prop_assert_eq!(self.truth.multi, seen.in_multi, "the test's own model is wrong");
+            let state = self.link.state();
+            let known = (state.is_in_multi(), state.is_watching());
+            prop_assert_eq!(known, (self.truth.multi, self.truth.watching));
         }
         Ok(())
     }
@@ -317,6 +324,8 @@ fn config(cases: u32) -> Config {
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource(
             "proptest-regressions",
         ))),
+        // The default one takes most of the time of a debug build.
+        rng_algorithm: RngAlgorithm::XorShift,
         ..Config::default()
     }
 }
@@ -327,27 +336,29 @@ fn a_link_is_never_called_clean_while_the_server_has_it_in_multi_or_watching() {
     server.acl(&["SETUSER", "app", "on", ">secret", "~*", "&*", "+@all"]);
     let witness = RefCell::new(Witness::of(&server));
     let counted = RefCell::new([0_u64; 3]);
-    let conversations = (prop::bool::weighted(0.7), prop::collection::vec(step(), 1..10));
-    let checked = TestRunner::new(config(CONVERSATIONS)).run(&conversations, |(orderly, steps)| {
-        let mut witness = witness.borrow_mut();
-        let mut talk = Talk::begin(&server, &mut witness);
-        let mut counted = counted.borrow_mut();
-        counted[0] += 1;
-        for step in &steps {
-            match step {
-                Step::Say(calls) if orderly => {
-                    talk.step(&Step::Say(put_in_order(calls, talk.truth.multi)))?;
+    let (orderly, resp3) = (prop::bool::weighted(0.7), any::<bool>());
+    let conversations = (orderly, resp3, prop::collection::vec(step(), 1..10));
+    let checked =
+        TestRunner::new(config(CONVERSATIONS)).run(&conversations, |(orderly, resp3, steps)| {
+            let mut witness = witness.borrow_mut();
+            let mut talk = Talk::begin(&server, resp3, &mut witness);
+            let mut counted = counted.borrow_mut();
+            counted[0] += 1;
+            for step in &steps {
+                match step {
+                    Step::Say(calls) if orderly => {
+                        talk.step(&Step::Say(put_in_order(calls, talk.truth.multi)))?;
+                    }
+                    step => talk.step(step)?,
                 }
-                step => talk.step(step)?,
+                counted[1] += 1;
+                if talk.is_over() {
+                    counted[2] += 1;
+                    break;
+                }
             }
-            counted[1] += 1;
-            if talk.is_over() {
-                counted[2] += 1;
-                break;
-            }
-        }
-        Ok(())
-    });
+            Ok(())
+        });
     checked.unwrap_or_else(|failure| panic!("{failure}"));
     let [conversations, steps, tainted] = *counted.borrow();
     println!("{conversations} conversations, {steps} steps, {tainted} ended tainted");
@@ -358,7 +369,7 @@ fn an_exec_that_the_server_does_not_know_is_no_proof_that_multi_is_over() {
     let server = Server::with(&["--rename-command", "EXEC", ""]);
     server.acl(&["SETUSER", "app", "on", ">secret", "~*", "&*", "+@all"]);
     let mut witness = Witness::of(&server);
-    let mut talk = Talk::begin(&server, &mut witness);
+    let mut talk = Talk::begin(&server, false, &mut witness);
     talk.step(&Step::Say(vec![Call::Multi, Call::Queue(0)])).unwrap();
     talk.truth.odd = true;
     talk.step(&Step::Say(vec![Call::Exec])).unwrap();

@@ -14,7 +14,7 @@ use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use super::lock;
-use super::pool::{Lease, Pool};
+use super::pool::{Lease, Pool, WeakPool};
 use crate::error::PinExpired;
 use crate::observe::OpenScope;
 use crate::wire::state::Taint;
@@ -56,6 +56,8 @@ struct Held {
 struct Record {
     generation: u64,
     begun: Instant,
+    /// The slot's `uses` when the scope was begun.
+    uses: u64,
     thread: ThreadId,
     thread_name: Arc<str>,
     owner: Owner,
@@ -89,9 +91,12 @@ impl Registry {
             generation = held.generation;
             let thread = std::thread::current().id();
             let thread_name = thread_name();
-            *lock(&slot.record) = Some(Record { generation, begun, thread, thread_name, owner });
+            let uses = slot.uses.load(Ordering::Relaxed);
+            let record = Record { generation, begun, uses, thread, thread_name, owner };
+            *lock(&slot.record) = Some(record);
         }
-        Pin { pool: pool.clone(), index, generation, begun, place }
+        let limit = pool.settings().max_pin_time;
+        Pin { pool: pool.weak(), index, generation, begun, place, limit }
     }
 
     /// The open scopes, oldest first.
@@ -133,8 +138,9 @@ impl Registry {
                 *sighting = Sighting { generation: record.generation, ..Sighting::default() };
             }
             if sighting.since.is_none() || sighting.uses != uses {
-                // A scope that has just been begun was used when it was begun.
-                let since = if sighting.since.is_none() { record.begun } else { now };
+                // Seen for the first time, and not used since it was begun.
+                let fresh = sighting.since.is_none() && uses == record.uses;
+                let since = if fresh { record.begun } else { now };
                 (sighting.uses, sighting.since) = (uses, Some(since));
             }
             let idle = sighting.since.map(|since| now.saturating_duration_since(since));
@@ -233,11 +239,12 @@ impl Taken {
 
 /// A scope's way to its link. It holds nothing itself.
 pub(crate) struct Pin {
-    pool: Pool,
+    pool: WeakPool,
     index: usize,
     generation: u64,
     begun: Instant,
     place: &'static Location<'static>,
+    limit: Duration,
 }
 
 impl Pin {
@@ -246,7 +253,8 @@ impl Pin {
     /// # Errors
     /// The scope was taken back before the call. Once `call` has run its result stands.
     pub(crate) fn with<R>(&self, call: impl FnOnce(&mut Lease) -> R) -> Result<R, PinExpired> {
-        let slot = self.slot().ok_or_else(|| self.expired())?;
+        let pool = self.pool.get().ok_or_else(|| self.expired())?;
+        let slot = pool.registry().slots.get(self.index).ok_or_else(|| self.expired())?;
         let mut held = lock(&slot.held);
         let mine = held.generation == self.generation;
         let lease = held.lease.as_mut().filter(|_| mine).ok_or_else(|| self.expired())?;
@@ -257,7 +265,7 @@ impl Pin {
         let taken = if expired { slot.take(&mut held) } else { None };
         drop(held);
         if let Some(taken) = taken {
-            taken.reclaim(self.limit());
+            taken.reclaim(self.limit);
         }
         Ok(result)
     }
@@ -269,27 +277,22 @@ impl Pin {
 
     /// The scope is alive, though it asks nothing of the server.
     pub(crate) fn touch(&self) {
-        if let Some(slot) = self.slot() {
+        if let Some(pool) = self.pool.get()
+            && let Some(slot) = pool.registry().slots.get(self.index)
+        {
             slot.uses.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    fn slot(&self) -> Option<&Slot> {
-        self.pool.registry().slots.get(self.index)
-    }
-
-    fn limit(&self) -> Duration {
-        self.pool.settings().max_pin_time
-    }
-
     fn expired(&self) -> PinExpired {
-        PinExpired::new(self.begun.elapsed(), self.limit(), self.place)
+        PinExpired::new(self.begun.elapsed(), self.limit, self.place)
     }
 }
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        let Some(slot) = self.slot() else { return };
+        let Some(pool) = self.pool.get() else { return };
+        let Some(slot) = pool.registry().slots.get(self.index) else { return };
         let mut held = lock(&slot.held);
         if held.generation != self.generation {
             return;

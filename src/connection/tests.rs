@@ -15,13 +15,9 @@ use crate::topology::{self, Endpoint};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-fn pool_of_one(server: &Server) -> Pool {
-    let settings = Settings {
-        max_size: 1,
-        checkout_timeout: PATIENCE,
-        max_pin_time: Duration::from_millis(20),
-        ..Settings::default()
-    };
+fn pool_of_one(server: &Server, max_pin_time: Duration) -> Pool {
+    let settings =
+        Settings { max_size: 1, checkout_timeout: PATIENCE, max_pin_time, ..Settings::default() };
     let endpoint = Endpoint::new(topology::parse(server.url()).unwrap(), &settings).unwrap();
     let threads = Arc::new(ScheduledThreadPool::new(2));
     Pool::new("test", Purpose::Transactional, endpoint, Arc::new(settings), threads)
@@ -35,7 +31,7 @@ fn pin(pool: &Pool) -> Pin {
 #[test]
 fn a_scope_is_taken_back_also_where_an_earlier_call_panicked() {
     let server = Server::start();
-    let pool = pool_of_one(&server);
+    let pool = pool_of_one(&server, Duration::from_millis(500));
     let panicking = pin(&pool);
     // A call runs code that is not ours: redis-rs's, and a subscriber's for what it logs.
     let call = || panicking.with(|_| resume_unwind(Box::new("below this crate")));
@@ -46,4 +42,26 @@ fn a_scope_is_taken_back_also_where_an_earlier_call_panicked() {
     std::mem::forget(pin(&pool));
     eventually(PATIENCE, "the forgotten scope was taken back", || pool.status().in_use == 0);
     drop(pin(&pool));
+}
+
+#[test]
+fn a_connection_that_was_left_in_the_middle_of_a_call_is_not_handed_on() {
+    let server = Server::start();
+    let pool = pool_of_one(&server, 2 * PATIENCE);
+    let in_multi = || server.client_list().iter().any(|client| client["multi"] != "-1");
+    let panicking = pin(&pool);
+    let call = || {
+        panicking.with(|lease| {
+            let deadline = lease.response_deadline();
+            lease.current().unwrap().multi(deadline).unwrap().unwrap();
+            assert!(in_multi());
+            resume_unwind(Box::new("below this crate"))
+        })
+    };
+    let unwound: Result<Result<(), _>, _> = catch_unwind(AssertUnwindSafe(call));
+    assert!(unwound.is_err());
+    drop(panicking);
+    eventually(PATIENCE, "the server has nobody in MULTI", || !in_multi());
+    let counts = pool.status().counts;
+    assert_eq!(counts.replaced, [(crate::observe::Replaced::LeftDirty, 1)]);
 }

@@ -124,12 +124,25 @@ pub enum Error {
         /// How often the block was run.
         attempts: u32,
     },
-    /// A single command was answered with an error; it changed nothing.
+    /// A single command was answered with an error; it changed nothing, unless it was a script:
+    /// see [`applied`](Self::applied).
     #[error("{command} was refused by the server: {error}")]
     Command {
         /// The command's name.
         command: String,
         /// What the server said.
+        error: ServerError,
+    },
+    /// Commands of a pooled handle's pipeline were answered with errors; the others, if there
+    /// were others, were applied.
+    #[error("{failures} commands of a pipeline failed, first command {index}: {error}")]
+    #[non_exhaustive]
+    Pipeline {
+        /// How many were answered with an error.
+        failures: usize,
+        /// The first of them, from 0.
+        index: usize,
+        /// What the server said to that one.
         error: ServerError,
     },
     /// A single command's reply is not of the type that was asked for.
@@ -164,9 +177,14 @@ impl Error {
             | Self::Refused { .. }
             | Self::TooLarge { .. }
             | Self::NoKeys
-            | Self::RetriesExhausted { .. }
-            | Self::Command { .. } => Applied::No,
+            | Self::RetriesExhausted { .. } => Applied::No,
+            Self::Command { command, error } => {
+                // A script that fails keeps what it had done.
+                let may_have_written = error.is_from_script() && !command.ends_with("_RO");
+                if may_have_written { Applied::Unknown } else { Applied::No }
+            }
             Self::Commit(error) => error.applied(),
+            Self::Pipeline { .. } => Applied::Partly,
             Self::Reply(_) => Applied::Yes,
             Self::Decode { .. } => Applied::Yes,
             Self::Lost { applied, .. } => *applied,
@@ -179,13 +197,14 @@ impl Error {
             Self::Checkout(error) => error.is_retryable(),
             Self::Commit(error) => error.is_retryable(),
             Self::RetriesExhausted { .. } => true,
-            Self::Command { error, .. } => error.is_transient(),
+            Self::Command { error, .. } => error.is_transient() && self.applied() == Applied::No,
             Self::Config(_)
             | Self::PinExpired(_)
             | Self::Reply(_)
             | Self::Refused { .. }
             | Self::TooLarge { .. }
             | Self::NoKeys
+            | Self::Pipeline { .. }
             | Self::Decode { .. } => false,
             Self::Lost { applied, .. } => *applied == Applied::No,
         }
@@ -219,9 +238,13 @@ impl Error {
     }
 }
 
+/// A checkout that failed under a commit stays what it is: no connection was given.
 impl From<CommitError> for Error {
     fn from(error: CommitError) -> Self {
-        Self::Commit(Box::new(error))
+        match error {
+            CommitError::NotSent { source } if matches!(*source, Self::Checkout(_)) => *source,
+            error => Self::Commit(Box::new(error)),
+        }
     }
 }
 
@@ -239,11 +262,22 @@ impl From<Error> for redis::RedisError {
     }
 }
 
-/// And how they come back: our own as they were, the server's as [`Error::Command`].
+/// And how they come back: our own as they were, the server's as [`Error::Command`] and
+/// [`Error::Pipeline`].
 impl From<redis::RedisError> for Error {
     fn from(error: redis::RedisError) -> Self {
         if let Some(own) = own_error(&error) {
             return own;
+        }
+        // A single command's error has a source, an aborted transaction's has a kind of its own.
+        let aborted = redis::ErrorKind::Server(redis::ServerErrorKind::ExecAbort);
+        if std::error::Error::source(&error).is_none()
+            && error.kind() != aborted
+            && let Some(failures) = error.clone().into_server_errors()
+            && let Some((index, first)) = failures.first()
+        {
+            let error = ServerError::of_any(first.code(), first.details().unwrap_or_default());
+            return Self::Pipeline { failures: failures.len(), index: *index, error };
         }
         let command = "the command".to_owned();
         if let Some(error) = ServerError::of(&error) {

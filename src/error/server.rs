@@ -13,11 +13,42 @@ use std::fmt;
 pub struct ServerError {
     code: String,
     message: String,
+    /// Said by a script, for all that is known: it may have changed something before.
+    from_script: bool,
 }
 
 /// Long enough for every sentence of the server, short enough for a log line.
 const LONGEST_MESSAGE: usize = 160;
 const LONGEST_CODE: usize = 32;
+
+/// Codes whose text is the server's own, unless a script borrows one.
+const SERVER_CODES: &[&str] = &[
+    "ASK",
+    "BUSY",
+    "BUSYGROUP",
+    "BUSYKEY",
+    "CLUSTERDOWN",
+    "CROSSSLOT",
+    "ERR",
+    "EXECABORT",
+    "LOADING",
+    "MASTERDOWN",
+    "MISCONF",
+    "MOVED",
+    "NOAUTH",
+    "NOGROUP",
+    "NOPERM",
+    "NOREPLICAS",
+    "NOSCRIPT",
+    "OOM",
+    "READONLY",
+    "TRYAGAIN",
+    "UNBLOCKED",
+    "WRONGPASS",
+    "WRONGTYPE",
+];
+/// What the server adds to a script's errors.
+const SCRIPT_MARKS: &[&str] = &["user_script", "user_function", " script: "];
 
 impl ServerError {
     /// The first word of the reply, such as `WRONGTYPE`.
@@ -50,6 +81,10 @@ impl ServerError {
         )
     }
 
+    pub(crate) fn is_from_script(&self) -> bool {
+        self.from_script
+    }
+
     pub(crate) fn from_code(code: &str) -> Self {
         Self::new(code, "", false)
     }
@@ -67,10 +102,15 @@ impl ServerError {
             redis::ErrorKind::RESP3NotSupported => {
                 Some(Self::new("NOPROTO", "the server does not speak RESP3", false))
             }
-            _ => {
-                error.code().map(|code| Self::new(code, error.detail().unwrap_or_default(), false))
-            }
+            _ => error.code().map(|code| Self::of_any(code, error.detail().unwrap_or_default())),
         }
+    }
+
+    /// Of a command that is not known here, and may have run a script.
+    pub(crate) fn of_any(code: &str, text: &str) -> Self {
+        let from_script =
+            !SERVER_CODES.contains(&code) || SCRIPT_MARKS.iter().any(|mark| text.contains(mark));
+        Self::new(code, text, from_script)
     }
 
     /// The refusal behind `EXECABORT Transaction discarded because of: <code> <text>`.
@@ -93,32 +133,30 @@ impl ServerError {
         // A script's error may begin and go on with anything.
         let (code, text) = match (is_code, from_script) {
             (true, false) => (code, text),
-            (true, true) => (code, "the script failed"),
+            (true, true) => (code, "the text is withheld: a script may have written it"),
             (false, _) => ("ERR", "the server's message is withheld: it has no code"),
         };
-        Self { code: code.to_owned(), message: without_arguments(text) }
+        Self { code: code.to_owned(), message: without_arguments(text), from_script }
     }
 }
 
-/// Cuts out quoted words, and everything from where arguments are listed.
+/// Cuts out what stands between the first quote and the last (a quoted key may hold quotes itself,
+/// so no other one is sure to end it), and everything from where arguments are listed.
 fn without_arguments(text: &str) -> String {
     let text = text.split(", with args").next().unwrap_or_default();
+    let is_quote = |letter| matches!(letter, '\'' | '"' | '`');
+    // An apostrophe inside a word ("can't") opens nothing.
+    let opening = text
+        .match_indices(is_quote)
+        .map(|(at, _)| at)
+        .find(|at| !text.get(..*at).is_some_and(|before| before.ends_with(char::is_alphanumeric)));
+    let (head, tail) = match (opening, text.rfind(is_quote)) {
+        (Some(from), Some(to)) => (text.get(..from), text.get(to + 1..)),
+        _ => (Some(text), None),
+    };
+    let (cut, tail) = tail.map_or(("", ""), |tail| ("'…'", tail));
     let mut clean = String::with_capacity(text.len());
-    let mut quote = None;
-    for (at, letter) in text.char_indices() {
-        match quote {
-            Some(open) if letter == open => quote = None,
-            Some(_) => continue,
-            // An apostrophe inside a word ("can't") opens nothing.
-            None if matches!(letter, '\'' | '"' | '`')
-                && !text.get(..at).is_some_and(|b| b.ends_with(char::is_alphanumeric)) =>
-            {
-                quote = Some(letter);
-                clean.push_str("'…");
-                continue;
-            }
-            None => {}
-        }
+    for letter in [head.unwrap_or_default(), cut, tail].into_iter().flat_map(str::chars) {
         if clean.len() + letter.len_utf8() > LONGEST_MESSAGE {
             break;
         }
@@ -150,7 +188,9 @@ mod tests {
         );
         assert_eq!(unknown.to_string(), "ERR unknown command '…'");
         let denied = ServerError::new("NOPERM", "User bob can't access the \"secret\" key", false);
-        assert_eq!(denied.to_string(), "NOPERM User bob can't access the '…\" key");
+        assert_eq!(denied.to_string(), "NOPERM User bob can't access the '…' key");
+        let quoted = ServerError::new("NOGROUP", "No such key 'it's 'secret' in XREAD", false);
+        assert_eq!(quoted.to_string(), "NOGROUP No such key '…' in XREAD");
         assert!(!ServerError::new("secret", "secret", false).to_string().contains("secret"));
         assert!(!ServerError::new("ERR", "secret", true).to_string().contains("secret"));
     }

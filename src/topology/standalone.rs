@@ -29,6 +29,14 @@ impl Endpoint {
                 _ => "this platform cannot connect to such an address".to_owned(),
             }));
         }
+        #[cfg(feature = "tls-rustls")]
+        if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
+            use rustls::crypto::{CryptoProvider, ring};
+            // rustls panics where there is none. One that the program has chosen stays.
+            if CryptoProvider::get_default().is_none() {
+                let _: Result<_, _> = ring::default_provider().install_default();
+            }
+        }
         let db = info.redis_settings().db();
         if db < 0 {
             return Err(reason(format!("there is no database {db}")));

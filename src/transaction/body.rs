@@ -31,12 +31,12 @@ pub(crate) struct Body {
 
 impl Body {
     pub(crate) fn new(pool: &Pool, owner: Owner, immediate: bool) -> Self {
-        Self::on(Scope::new(pool.clone(), owner), immediate, false)
+        Self::on(Scope::new(pool, owner), immediate, false)
     }
 
     /// On a scope that is there already, and watches where `watched` says so.
     pub(crate) fn on(scope: Scope, immediate: bool, watched: bool) -> Self {
-        let settings = scope.pool().settings();
+        let settings = scope.settings();
         let transaction = TRANSACTIONS.fetch_add(1, Ordering::Relaxed);
         Self {
             buffer: Buffer::new(transaction, settings.limits()),

@@ -18,7 +18,8 @@ pub enum Begin {
     Deferred,
     /// At once, and answered before any command leaves. There is no window; it costs a round
     /// trip. A guard that then waits for longer than `trust_window` has MULTI answered anew when
-    /// it commits.
+    /// it commits, unless it watches or has sent a chunk ahead: then there is nothing left to ask
+    /// with.
     Immediate,
 }
 

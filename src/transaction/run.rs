@@ -61,7 +61,7 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
     mut closure: impl FnMut(&mut Watching, &mut Block) -> Result<R, E>,
 ) -> Result<R::Output, E> {
     let span = transaction_span(pool, owner);
-    let scope = || Scope::within(span.clone(), pool.clone(), owner.clone());
+    let scope = || Scope::within(span.clone(), pool, owner.clone());
     let mut attempts = policy.begin(Instant::now());
     loop {
         let watch = keys.map(Keys::watch);

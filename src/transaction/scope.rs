@@ -4,12 +4,14 @@
 //!
 //! Never: a panic on drop, a wait past `cleanup_timeout`, a first error hidden by a second.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use tracing::Span;
 
 use crate::commit;
-use crate::connection::pool::{Lease, Pool};
+use crate::config::Settings;
+use crate::connection::pool::{Lease, Pool, WeakPool};
 use crate::connection::registry::{Owner, Pin};
 use crate::error::{CheckoutError, Error, PinExpired};
 use crate::observe;
@@ -23,7 +25,8 @@ pub(crate) fn transaction_span(pool: &Pool, owner: &Owner) -> Span {
 /// A pinned connection, or none yet, and the promise that it goes back clean.
 #[derive(Debug)]
 pub(crate) struct Scope {
-    pool: Pool,
+    pool: WeakPool,
+    settings: Arc<Settings>,
     owner: Owner,
     pin: Option<Pin>,
     span: Span,
@@ -40,13 +43,14 @@ impl Drop for Scope {
 
 impl Scope {
     /// Holds nothing until [`pin`](Self::pin).
-    pub(crate) fn new(pool: Pool, owner: Owner) -> Self {
-        Self::within(transaction_span(&pool, &owner), pool, owner)
+    pub(crate) fn new(pool: &Pool, owner: Owner) -> Self {
+        Self::within(transaction_span(pool, &owner), pool, owner)
     }
 
     /// As [`new`](Self::new), for another attempt at the transaction that `span` is about.
-    pub(crate) fn within(span: Span, pool: Pool, owner: Owner) -> Self {
-        Self { pool, owner, pin: None, span }
+    pub(crate) fn within(span: Span, pool: &Pool, owner: Owner) -> Self {
+        let settings = Arc::clone(pool.settings());
+        Self { pool: pool.weak(), settings, owner, pin: None, span }
     }
 
     /// The transaction's span: one for all its commands and attempts.
@@ -54,13 +58,13 @@ impl Scope {
         &self.span
     }
 
-    pub(crate) fn pool(&self) -> &Pool {
-        &self.pool
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// By when a call that begins now must have its connection.
     pub(crate) fn checkout_deadline(&self) -> Instant {
-        Instant::now() + self.pool.settings().checkout_timeout
+        Instant::now() + self.settings.checkout_timeout
     }
 
     /// Tells the span why the transaction did not even begin, where it did not.
@@ -82,7 +86,8 @@ impl Scope {
     /// Takes a connection, if the scope has none.
     pub(crate) fn pin(&mut self, deadline: Instant) -> Result<(), CheckoutError> {
         if self.pin.is_none() {
-            self.pin = Some(self.pool.pin(self.owner.clone(), deadline)?);
+            let pool = self.pool.get().ok_or(CheckoutError::Closed)?;
+            self.pin = Some(pool.pin(self.owner.clone(), deadline)?);
         }
         Ok(())
     }
@@ -132,7 +137,9 @@ impl Scope {
         let Some(pin) = self.pin.take() else { return Ok(()) };
         let _in = self.span.enter();
         tracing::debug!("discard");
-        self.pool.counters().discards.add();
+        if let Some(pool) = self.pool.get() {
+            pool.counters().discards.add();
+        }
         pin.end(commit::clean)?
     }
 

@@ -52,7 +52,7 @@ impl Watch {
     pub fn begin(&self) -> Result<Watching, Error> {
         let owner = self.owner(Location::caller(), false);
         let watch = self.checked_keys()?.map(Keys::watch);
-        let scope = Scope::new(self.pool.clone(), owner);
+        let scope = Scope::new(&self.pool, owner);
         Watching::begin(scope, watch, self.options.is_immediate(), 1)
     }
 

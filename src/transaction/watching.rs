@@ -7,7 +7,7 @@ use std::any::type_name;
 use redis::{Cmd, FromRedisValue, Value};
 
 use crate::connection::pool::Lease;
-use crate::error::{Applied, Error, LinkError, LinkErrorKind, ServerError};
+use crate::error::{Applied, Error, LinkError, ServerError};
 use crate::reply;
 use crate::transaction::body::Body;
 use crate::transaction::guard::{Transaction, Watched};
@@ -115,6 +115,7 @@ impl Watching {
                 let gone = LinkError::unexpected("the connection was lost earlier in the scope");
                 return Err(lost(name, gone));
             }
+            let mut repeats = lease.repeats();
             loop {
                 lease.link(deadline)?;
                 let trusted = lease.is_trusted();
@@ -122,10 +123,9 @@ impl Watching {
                     Ok(value) => return Ok(value),
                     Err(Error::Lost { source, .. }) => {
                         lease.found_dead(&source);
-                        // What is not watched may as well be read on another connection, but a
-                        // server that is merely slow is not asked twice for the same.
-                        let slow = trusted && source.kind() == LinkErrorKind::TimedOut;
-                        if watched || slow || std::time::Instant::now() >= deadline {
+                        // What is not watched may as well be read on another connection.
+                        let again = !watched && repeats.allow(trusted, &source);
+                        if !again || std::time::Instant::now() >= deadline {
                             *broken = true;
                             return Err(lost(name, source));
                         }

@@ -245,22 +245,22 @@ impl Buffer {
         self.bytes.truncate(self.end);
     }
 
+    /// The commands' names in their order, sent or not.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &[u8]> {
+        let mut kept = self.names.as_slice();
+        let sent = std::iter::from_fn(move || {
+            let (length, rest) = kept.split_first()?;
+            let (name, rest) = rest.split_at_checked((*length).into())?;
+            kept = rest;
+            Some(name)
+        });
+        let name = |args: Result<Vec<_>, _>| args.ok()?.first().copied();
+        sent.chain(Requests::new(self.body()).map(move |args| name(args).unwrap_or_default()))
+    }
+
     /// The name of the command at `index`, sent or not.
     pub(crate) fn name(&self, index: u32) -> Option<String> {
-        match index.checked_sub(self.flushed) {
-            Some(unsent) => {
-                let args = Requests::new(self.body()).nth(unsent as usize)?.ok()?;
-                Some(command::printable(args.first()?))
-            }
-            None => {
-                let mut names = self.names.as_slice();
-                for _ in 0..index {
-                    names = names.get(1 + usize::from(*names.first()?)..)?;
-                }
-                let (length, rest) = names.split_first()?;
-                Some(command::printable(rest.get(..usize::from(*length))?))
-            }
-        }
+        self.names().nth(index as usize).map(command::printable)
     }
 
     /// Forgotten identifiers, for [`Replies`](crate::Replies) to number its values by.

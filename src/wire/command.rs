@@ -168,12 +168,19 @@ pub(crate) fn is_read_only(name: &[u8], sub: Option<&[u8]>) -> bool {
     }
 }
 
-/// Whether `name` runs a script, whose error text is the script author's and may hold values.
+/// Whether `name` runs or loads a script, whose error text is the script author's and may hold values.
 pub(crate) fn is_script(name: &[u8]) -> bool {
     Folded::new(name).is_some_and(|name| {
         matches!(
             name.as_str(),
-            "EVAL" | "EVALSHA" | "EVAL_RO" | "EVALSHA_RO" | "FCALL" | "FCALL_RO"
+            "EVAL"
+                | "EVALSHA"
+                | "EVAL_RO"
+                | "EVALSHA_RO"
+                | "FCALL"
+                | "FCALL_RO"
+                | "SCRIPT"
+                | "FUNCTION"
         )
     })
 }

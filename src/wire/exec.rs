@@ -146,21 +146,20 @@ fn was_refused_unrun(value: &Value) -> bool {
 }
 
 /// The commands among applied ones that failed, by index, with what the server said.
-pub(crate) fn failures(
+pub(crate) fn failures<'n>(
     values: &[Value],
-    mut name: impl FnMut(u32) -> Option<String>,
+    names: impl Iterator<Item = &'n [u8]>,
 ) -> Vec<crate::reply::Failure> {
-    let mut failures = Vec::new();
-    for (index, value) in values.iter().enumerate() {
-        if let Value::ServerError(error) = value {
-            let command = name(index as u32).unwrap_or_else(|| "a command".to_owned());
-            let from_script = command::is_script(command.as_bytes());
-            failures.push(crate::reply::Failure {
-                index,
-                error: ServerError::from_reply(error, from_script),
-                command,
-            });
-        }
+    let failed = |value: &Value| matches!(value, Value::ServerError(_));
+    // Nearly always; and then nobody needs the names.
+    if !values.iter().any(failed) {
+        return Vec::new();
     }
-    failures
+    let failure = |(index, (value, name)): (_, (&Value, &[u8]))| {
+        let Value::ServerError(error) = value else { return None };
+        let error = ServerError::from_reply(error, command::is_script(name));
+        Some(crate::reply::Failure { index, command: command::printable(name), error })
+    };
+    let names = names.chain(std::iter::repeat(&b"?"[..]));
+    values.iter().zip(names).enumerate().filter_map(failure).collect()
 }

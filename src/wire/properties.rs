@@ -3,13 +3,15 @@
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use proptest::prelude::*;
-use proptest::test_runner::{Config, FileFailurePersistence, TestCaseResult, TestRunner};
+use proptest::test_runner::{
+    Config, FileFailurePersistence, RngAlgorithm, TestCaseResult, TestRunner,
+};
 use redis::{RedisWrite, ToRedisArgs};
 
 use super::buffer::{Buffer, Limits};
 use super::encode::Args;
 
-const PROGRAMS: u32 = 20_000;
+const PROGRAMS: u32 = 12_000;
 const LIMITS: Limits = Limits { commands: 10_000, bytes: 1 << 24 };
 
 type Bytes = Vec<u8>;
@@ -290,6 +292,8 @@ fn config(cases: u32) -> Config {
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource(
             "proptest-regressions",
         ))),
+        // The default one takes most of the time of a debug build.
+        rng_algorithm: RngAlgorithm::XorShift,
         ..Config::default()
     }
 }

@@ -1,0 +1,206 @@
+//! The right to one link, and the link.
+//!
+//! A link that is found dead is replaced under its lease, and what its death says of the others is
+//! noted in the pool.
+//!
+//! Never: a link handed out that is known to be dead, outdated or too old.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::Pool;
+use crate::connection::link::{Deadline, Link};
+use crate::connection::manager::LinkManager;
+use crate::error::{CheckoutError, Error, LinkError, LinkErrorKind};
+use crate::wire::state::Taint;
+
+/// The right to one link.
+pub(super) struct Permit {
+    pub(super) pool: Pool,
+    pub(super) slot: usize,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.pool.inner.gate.release(self.slot);
+        tracing::trace!(pool = self.pool.inner.name, "check in");
+    }
+}
+
+/// The right to one link, and the link where there is one. Dropped, the link goes back first.
+pub(crate) struct Lease {
+    link: Option<r2d2::PooledConnection<LinkManager>>,
+    permit: Permit,
+}
+
+impl Lease {
+    pub(super) fn checkout(permit: Permit, deadline: Instant) -> Result<Self, CheckoutError> {
+        let mut lease = Self { link: None, permit };
+        lease.fetch(deadline)?;
+        Ok(lease)
+    }
+
+    pub(crate) fn slot(&self) -> usize {
+        self.permit.slot
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.permit.pool
+    }
+
+    /// The link, opened or taken from the pool if there is none yet.
+    pub(crate) fn link(&mut self, deadline: Instant) -> Result<&mut Link, Error> {
+        if self.link.is_none() {
+            self.fetch(deadline)?;
+        }
+        match &mut self.link {
+            Some(link) => Ok(link),
+            None => Err(CheckoutError::Closed.into()),
+        }
+    }
+
+    /// The link as it is.
+    pub(crate) fn current(&mut self) -> Option<&mut Link> {
+        self.link.as_deref_mut()
+    }
+
+    pub(crate) fn taint(&mut self, reason: Taint) {
+        if let Some(link) = &mut self.link {
+            link.taint(reason);
+        }
+    }
+
+    /// Whether the link answered so lately that it need not be asked again.
+    pub(crate) fn is_trusted(&self) -> bool {
+        let inner = &self.permit.pool.inner;
+        self.link.as_ref().is_some_and(|link| {
+            link.proven().elapsed() <= inner.settings.trust_window
+                && inner.stamp(link.proven()) >= inner.distrusted_before.load(Ordering::Acquire)
+        })
+    }
+
+    /// The link was found dead: closes it, and draws the conclusions for the others.
+    pub(crate) fn found_dead(&mut self, cause: &LinkError) {
+        let inner = &self.permit.pool.inner;
+        let now = inner.stamp(Instant::now());
+        inner.distrusted_before.fetch_max(now, Ordering::AcqRel);
+        if cause.kind() == LinkErrorKind::TimedOut {
+            inner.silent_before.fetch_max(now, Ordering::AcqRel);
+        }
+        // Its state says why, and has_broken reads it.
+        self.link = None;
+    }
+
+    /// The server said that it is no longer the one to write to: all older links go, at most once
+    /// a second. A link from before the last time this happened adds nothing new; one from after
+    /// it does, if it could write once: a server that was read-only all along has not changed.
+    pub(crate) fn server_changed(&mut self) {
+        let Some(link) = &self.link else { return };
+        let inner = &self.permit.pool.inner;
+        let generation = inner.health.generation.load(Ordering::Acquire);
+        let now = inner.stamp(Instant::now()).max(1);
+        let last = inner.last_bump.load(Ordering::Acquire);
+        let too_soon = last != 0 && now - last.min(now) < Duration::from_secs(1).as_nanos() as u64;
+        let unchanged = generation > 0 && !link.has_written();
+        if link.generation() < generation || unchanged || too_soon {
+            return;
+        }
+        let mine = inner.last_bump.compare_exchange(last, now, Ordering::AcqRel, Ordering::Acquire);
+        if mine.is_ok() {
+            inner.health.generation.fetch_add(1, Ordering::AcqRel);
+            tracing::warn!(
+                server.address = inner.endpoint.address(),
+                "the server is read-only or without a master: all older connections are replaced"
+            );
+        }
+    }
+
+    fn fetch(&mut self, deadline: Instant) -> Result<(), CheckoutError> {
+        let inner = Arc::clone(&self.permit.pool.inner);
+        let started = Instant::now();
+        let mut caller = None;
+        loop {
+            if inner.health.over.load(Ordering::Acquire) {
+                return Err(CheckoutError::Closed);
+            }
+            let found = match inner.links.try_get() {
+                Some(link) => Some(link),
+                None => {
+                    let caller = caller.get_or_insert_with(|| inner.health.openings.caller());
+                    if caller.begins() {
+                        inner.links.get_timeout(Duration::ZERO).ok()
+                    } else {
+                        caller.pause();
+                        None
+                    }
+                }
+            };
+            let now = Instant::now();
+            let failure = inner.health.connect_error().filter(|(at, _)| *at >= started);
+            match (found, failure) {
+                (Some(mut link), _) => {
+                    let silent = inner.silent_before.load(Ordering::Acquire);
+                    let generation = inner.health.generation.load(Ordering::Acquire);
+                    if inner.stamp(link.proven()) < silent {
+                        link.taint(Taint::TimedOut);
+                    } else if link.generation() < generation {
+                        link.taint(Taint::Outdated);
+                    } else if link.verdict(now, generation).is_some() {
+                        link.taint(Taint::Lifetime);
+                    } else {
+                        self.link = Some(link);
+                        return Ok(());
+                    }
+                }
+                (None, Some((_, source))) if !source.is_passing() || now >= deadline => {
+                    return Err(CheckoutError::Connect { waited: started.elapsed(), source });
+                }
+                (None, None) if now >= deadline => {
+                    // A try to connect is still under way.
+                    let source = LinkError::timed_out("no connection was established in time");
+                    return Err(CheckoutError::Connect { waited: started.elapsed(), source });
+                }
+                (None, _) => {}
+            }
+        }
+    }
+
+    pub(crate) fn repeats(&self) -> Repeats {
+        let idle = self.permit.pool.inner.settings.max_size;
+        Repeats { left: idle + 1, idle }
+    }
+
+    /// A deadline for one exchange with the server, by the pool's setting.
+    pub(crate) fn response_deadline(&self) -> Deadline {
+        Deadline::after(self.permit.pool.inner.settings.response_timeout)
+    }
+}
+
+/// How often a read is asked again after its connection was lost under it.
+///
+/// Every idle connection may have died. One that had just answered was most likely lost over what
+/// it was asked: by an answer that takes too long, or one too big for the server's limit. The
+/// first is not asked for again, the second once.
+#[derive(Debug)]
+pub(crate) struct Repeats {
+    left: u32,
+    idle: u32,
+}
+
+impl Repeats {
+    pub(crate) fn allow(&mut self, trusted: bool, cause: &LinkError) -> bool {
+        if trusted && cause.kind() == LinkErrorKind::TimedOut {
+            return false;
+        }
+        self.left = self.left.saturating_sub(if trusted { self.idle } else { 1 });
+        self.left > 0
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease").field("slot", &self.permit.slot).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,131 @@
+//! Deadlines, with nobody who answers.
+
+use std::time::{Duration, Instant};
+
+use rediscope::{SessionManager, Transaction, Watching, prelude::*};
+
+use crate::support::proxy::Proxy;
+use crate::support::server::Server;
+use crate::support::{eventually, try_for};
+use crate::{CHECKOUT, CLEANUP, PATIENCE, RESPONSE, SLACK, beside_others, immediate, quick};
+
+#[test]
+fn nobody_waits_past_its_deadline_for_a_server_that_takes_connections_and_says_nothing() {
+    let _beside = beside_others();
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let sessions = quick(SessionManager::builder(proxy.url())).build().unwrap();
+    proxy.mute_new(true);
+    silence(&sessions);
+    proxy.mute_new(false);
+    proxy.cut_all();
+    works_again(&sessions);
+}
+
+#[test]
+fn nobody_waits_past_its_deadline_for_a_network_that_swallows_everything() {
+    let _beside = beside_others();
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let sessions = quick(SessionManager::builder(proxy.url())).build().unwrap();
+    let open = OpenScopes::new(&sessions);
+    proxy.mute_new(true);
+    proxy.black_hole_all();
+    open.end_within_their_deadlines();
+    silence(&sessions);
+    proxy.mute_new(false);
+    proxy.release();
+    proxy.cut_all();
+    works_again(&sessions);
+}
+
+#[test]
+fn nobody_waits_past_its_deadline_for_a_server_that_was_stopped() {
+    let _beside = beside_others();
+    let server = Server::start();
+    let sessions = quick(SessionManager::builder(server.url())).build().unwrap();
+    let open = OpenScopes::new(&sessions);
+    server.sigstop();
+    open.end_within_their_deadlines();
+    silence(&sessions);
+    server.sigcont();
+    works_again(&sessions);
+}
+
+#[test]
+fn a_silent_server_does_not_keep_the_session_from_closing() {
+    let _beside = beside_others();
+    let server = Server::start();
+    let sessions = quick(SessionManager::builder(server.url())).build().unwrap();
+    let open = OpenScopes::new(&sessions);
+    server.sigstop();
+    let limit = Duration::from_millis(100);
+    within("close", limit, || sessions.close(limit));
+    within("drop", 4 * CLEANUP, || drop(open));
+    within("drop", CLEANUP, || drop(sessions));
+    server.sigcont();
+    eventually(PATIENCE, "no connection is left", || server.clients() == 0);
+}
+
+/// One scope of every kind, each with a connection that has answered.
+struct OpenScopes {
+    plain: Transaction,
+    in_multi: Transaction,
+    reading: Watching,
+    watching: Watching,
+}
+
+impl OpenScopes {
+    fn new(sessions: &SessionManager) -> Self {
+        let accounts = sessions.transactional();
+        let mut plain = accounts.begin().unwrap();
+        plain.set("a", 1);
+        Self {
+            plain,
+            in_multi: accounts.begin_with(immediate()).unwrap(),
+            reading: accounts.watch(["a"]).begin().unwrap(),
+            watching: accounts.watch(["a"]).begin().unwrap(),
+        }
+    }
+
+    fn end_within_their_deadlines(self) {
+        let Self { plain, in_multi, mut reading, watching } = self;
+        within("a read", RESPONSE, || reading.get::<_, Option<i64>>("a").unwrap_err());
+        within("dropping what failed", CLEANUP, || drop(reading));
+        within("dropping what watches", CLEANUP, || drop(watching));
+        within("dropping what is in MULTI", CLEANUP, || drop(in_multi));
+        within("a commit", CHECKOUT + RESPONSE, || plain.commit().unwrap_err());
+    }
+}
+
+/// Everything that begins while nothing answers.
+fn silence(sessions: &SessionManager) {
+    let (mut db, accounts) = (sessions.pooled(), sessions.transactional());
+    within("begin", CHECKOUT + RESPONSE, || {
+        accounts.begin_with(immediate()).map(drop).unwrap_err()
+    });
+    within("watch", CHECKOUT + RESPONSE, || accounts.watch(["a"]).begin().map(drop).unwrap_err());
+    within("run", CHECKOUT + RESPONSE, || accounts.run(|tx| Ok(tx.incr("a", 1))).unwrap_err());
+    within("a read", CHECKOUT + RESPONSE, || db.get::<_, Option<i64>>("a").unwrap_err());
+    within("a write", CHECKOUT + RESPONSE, || db.set::<_, _, ()>("a", 1).unwrap_err());
+    let status = within("status", Duration::ZERO, || sessions.status());
+    assert_eq!((status.pooled.in_use, status.transactional.in_use), (0, 0), "{status}");
+}
+
+/// The threads that connect may still wait for the silent one.
+fn works_again(sessions: &SessionManager) {
+    let (mut db, accounts) = (sessions.pooled(), sessions.transactional());
+    let worked = try_for(PATIENCE, || accounts.run(|tx| Ok(tx.incr("works", 1))).ok());
+    assert!(worked.is_some(), "{}", sessions.status());
+    let worked = try_for(PATIENCE, || db.incr::<_, _, i64>("works", 1).ok());
+    assert!(worked.is_some(), "{}", sessions.status());
+}
+
+#[track_caller]
+fn within<R>(what: &str, deadline: Duration, call: impl FnOnce() -> R) -> R {
+    let begun = Instant::now();
+    let result = call();
+    let took = begun.elapsed();
+    assert!(took < deadline + SLACK, "{what} took {took:?}, its deadline was {deadline:?}");
+    result
+}

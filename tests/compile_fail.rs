@@ -1,0 +1,162 @@
+//! What must not compile does not, for the reason that is meant, in words that help.
+//!
+//! `tests/ui/*.rs` are the mistakes. Next to each lies a `.stderr` with what the compiler has to
+//! say about it: one line a fragment, all of them to be found in its output in that order, and as
+//! many `error` lines as the compiler may give. trybuild builds the mistakes; the comparison is
+//! done here, because trybuild compares every character, and everything that is not ours (how code
+//! is quoted, which other types a trait has, what rustc suggests) differs from one compiler to the
+//! next. What is written down is what every compiler must say: the error's code, the line it
+//! points at, and our own words.
+//!
+//! `cargo test --test compile_fail -- --nocapture` prints what the compiler said.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test code: a panic with a clear message is how it reports"
+)]
+
+use std::ffi::OsStr;
+use std::fs;
+use std::panic::{RefUnwindSafe, UnwindSafe};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rediscope::redis::{Commands, ConnectionLike};
+use rediscope::{
+    Block, CheckoutError, CommitError, ConfigError, Error, Outcome, Plain, Pooled, QueueCommands,
+    Queued, Ready, Replies, ReplyError, Savepoint, SessionManager, Status, Transaction,
+    TransactionOptions, Transactional, Watch, Watched, Watching,
+};
+
+/// Tells a copy of this program that it is to build what lies in this directory.
+const BUILD: &str = "REDISCOPE_UI_BUILD";
+
+#[test]
+fn what_must_not_compile_does_not_and_the_compiler_says_why() {
+    if let Some(directory) = std::env::var_os(BUILD) {
+        return trybuild::TestCases::new().compile_fail(Path::new(&directory).join("*.rs"));
+    }
+    let mistakes = mistakes();
+    assert!(mistakes.len() > 20, "the mistakes are gone: {mistakes:?}");
+    let said = compile(&mistakes);
+    let mut wrong = String::new();
+    for mistake in &mistakes {
+        let said = &said.join(mistake.file_name().unwrap()).with_extension("stderr");
+        let said = fs::read_to_string(said).expect("trybuild wrote what the compiler said");
+        let expected = fs::read_to_string(mistake.with_extension("stderr")).unwrap_or_default();
+        println!("--- {}\n{said}", mistake.display());
+        if let Err(why) = compare(&expected, &said) {
+            wrong.push_str(&format!("{}: {why}\nIt said:\n{said}\n", mistake.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+#[test]
+fn the_comparison_finds_what_is_missing_and_what_is_too_much() {
+    let said = "error[E0277]: `i32` is no handle\n --> $DIR/a.rs:7:9\n  |\n7 |  Ok(1)\n  = note: say `Ready`\n";
+    assert_eq!(compare("error[E0277]: `i32` is no handle\na.rs:7\nsay `Ready`\n", said), Ok(()));
+    assert!(compare("error[E0277]\nsay `Ready`\na.rs:7\n", said).is_err(), "order matters");
+    assert!(compare("error[E0308]\n", said).is_err(), "another code");
+    assert!(compare("error[E0277]\na.rs:8\n", said).is_err(), "another line");
+    let twice = format!("{said}\n{said}");
+    assert!(compare("error[E0277]\n", &twice).is_err(), "an error more than meant");
+    assert!(compare("", said).is_err(), "nothing was written down");
+}
+
+#[test]
+fn what_must_compile_does() {
+    fn handle<T: Clone + Send + Sync + UnwindSafe + RefUnwindSafe + 'static>() {}
+    fn guard<T: Send + 'static>() {}
+    fn value<T: Clone + Send + Sync + 'static>() {}
+    fn error<T: std::error::Error + Clone + Send + Sync + 'static>() {}
+    fn copy<T: Copy>() {}
+    fn queues<T: QueueCommands>() {}
+    fn commands<T: Commands + ConnectionLike>() {}
+
+    handle::<SessionManager>();
+    handle::<Pooled>();
+    handle::<Transactional>();
+    value::<Watch>();
+    value::<TransactionOptions>();
+
+    guard::<Transaction>();
+    guard::<Transaction<Plain>>();
+    guard::<Transaction<Watched>>();
+    guard::<Watching>();
+
+    queues::<Block>();
+    queues::<Transaction<Plain>>();
+    queues::<Savepoint<'static>>();
+    queues::<&mut Transaction<Watched>>();
+    commands::<Pooled>();
+
+    value::<Replies>();
+    value::<Outcome>();
+    value::<Status>();
+    value::<Queued<std::rc::Rc<()>>>();
+    copy::<Queued<String>>();
+    copy::<Ready<i64>>();
+    error::<Error>();
+    error::<CommitError>();
+    error::<CheckoutError>();
+    error::<ReplyError>();
+    error::<ConfigError>();
+}
+
+fn mistakes() -> Vec<PathBuf> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/ui");
+    let entries = fs::read_dir(directory).expect("tests/ui").map(|entry| entry.unwrap().path());
+    let mut mistakes: Vec<_> =
+        entries.filter(|path| path.extension() == Some(OsStr::new("rs"))).collect();
+    mistakes.sort();
+    mistakes
+}
+
+/// Builds copies of the mistakes and returns the directory in which each has its `.stderr`.
+///
+/// In a process of its own: trybuild is told by an environment variable to write down what the
+/// compiler says instead of comparing it. What compiles after all fails there.
+fn compile(mistakes: &[PathBuf]) -> PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ui");
+    let _ = fs::remove_dir_all(&directory);
+    fs::create_dir_all(&directory).expect("a directory for the copies");
+    for mistake in mistakes {
+        fs::copy(mistake, directory.join(mistake.file_name().unwrap())).expect("copy a mistake");
+    }
+    let this = std::env::current_exe().expect("this program");
+    let built = Command::new(this)
+        .args(["--exact", "what_must_not_compile_does_not_and_the_compiler_says_why"])
+        .arg("--nocapture")
+        .env(BUILD, &directory)
+        .env("TRYBUILD", "overwrite")
+        .output()
+        .expect("run this program");
+    assert!(
+        built.status.success(),
+        "a mistake compiled, or trybuild could not work:\n{}\n{}",
+        String::from_utf8_lossy(&built.stdout),
+        String::from_utf8_lossy(&built.stderr)
+    );
+    directory
+}
+
+/// Whether all that was expected was said, in that order, and no error besides.
+fn compare(expected: &str, said: &str) -> Result<(), String> {
+    let errors = |text: &str| text.lines().filter(|line| line.starts_with("error")).count();
+    let mut rest = said;
+    for fragment in expected.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        match rest.split_once(fragment) {
+            Some((_, after)) => rest = after,
+            None => return Err(format!("the compiler did not say, or not there: {fragment}")),
+        }
+    }
+    match (errors(expected), errors(said)) {
+        (0, _) => Err("no error is written down in the .stderr".to_owned()),
+        (meant, found) if meant != found => Err(format!("{found} errors instead of {meant}")),
+        _ => Ok(()),
+    }
+}

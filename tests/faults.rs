@@ -1,0 +1,28 @@
+//! The fault matrix: connections that break at every point of a scope's life, and what the caller
+//! is then told, checked against what the server holds.
+//!
+//! Nothing here trusts the crate's word: outcomes are compared with the server's counters, and
+//! every pool must serve its next borrower.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test code: a panic with a clear message is how it reports"
+)]
+
+mod support;
+
+mod faults {
+    mod cuts;
+    mod deadlines;
+    mod forms;
+    mod leftovers;
+    mod model;
+    mod pooled;
+    mod reclaimed;
+    mod scopes;
+    mod stale;
+    mod stalls;
+}

@@ -1,0 +1,93 @@
+//! Writes that come to a halt or crawl: bounded, and never applied in part.
+
+use std::time::{Duration, Instant};
+
+use rediscope::prelude::*;
+use rediscope::{CommitError, SessionManager};
+
+use crate::support::eventually;
+use crate::support::proxy::{Fault, Proxy, Script, Trigger};
+use crate::support::server::Server;
+
+const RESPONSE: Duration = Duration::from_millis(2000);
+const SLACK: Duration = Duration::from_millis(1000);
+const SOON: Duration = Duration::from_secs(20);
+/// More than the kernels' buffers hold.
+const BIG: usize = 10 << 20;
+
+/// A pool of one trusted connection with the smallest buffers on the way, and a server.
+fn narrow() -> (Server, Proxy, SessionManager) {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    proxy.shrink_buffers();
+    let sessions = SessionManager::builder(proxy.url())
+        .max_size(1)
+        .response_timeout(RESPONSE)
+        .trust_window(Duration::from_secs(3600))
+        .flush_bytes(2 * BIG)
+        .build()
+        .unwrap();
+    sessions.transactional().run(|tx| Ok(tx.incr("before", 1))).unwrap();
+    (server, proxy, sessions)
+}
+
+fn stops() -> Script {
+    Script::from((Trigger::InsideCommandNamed("SET", 100), Fault::HoldRequests)).once()
+}
+
+#[test]
+fn a_write_that_stops_half_way_was_not_sent_and_is_never_applied() {
+    let (server, proxy, sessions) = narrow();
+    let mut tx = sessions.transactional().begin().unwrap();
+    tx.incr("n", 1);
+    tx.set("big", vec![b'x'; BIG]);
+    proxy.arm(stops());
+    let begun = Instant::now();
+    let error = tx.commit().unwrap_err();
+    assert!(matches!(error, CommitError::NotSent { .. }), "{error}");
+    eprintln!("TOOK {:?} {error}", begun.elapsed());
+    assert!(begun.elapsed() < RESPONSE + SLACK, "{:?}", begun.elapsed());
+    assert_eq!(sessions.status().transactional.in_use, 0);
+    // What came half-way arrives after all, and so does its end.
+    proxy.disarm();
+    proxy.release();
+    sessions.transactional().run(|tx| Ok(tx.incr("after", 1))).unwrap();
+    eventually(SOON, "the old connection is gone", || server.clients() == 1);
+    assert!(!server.ask::<bool>(&["EXISTS", "n", "big"]));
+}
+
+#[test]
+fn a_block_whose_write_stopped_half_way_is_sent_again_and_applied_once() {
+    let (server, proxy, sessions) = narrow();
+    proxy.arm(stops());
+    let n = sessions.transactional().run(|tx| {
+        tx.set("big", vec![b'x'; BIG]);
+        Ok(tx.incr("n", 1))
+    });
+    assert_eq!(n.unwrap(), 1);
+    proxy.release();
+    eventually(SOON, "the old connection is gone", || server.clients() == 1);
+    assert_eq!(server.ask::<u32>(&["GET", "n"]), 1);
+    assert_eq!(server.ask::<usize>(&["STRLEN", "big"]), BIG);
+}
+
+#[test]
+fn a_write_that_crawls_ends_at_its_deadline() {
+    let (server, proxy, sessions) = narrow();
+    let mut tx = sessions.transactional().begin().unwrap();
+    tx.set("big", vec![b'x'; BIG]);
+    tx.incr("n", 1);
+    // 16 KiB every 25 ms at the most: a quarter of a minute for the whole.
+    proxy.set_delays(Duration::from_millis(25), Duration::ZERO);
+    let begun = Instant::now();
+    let error = tx.commit().unwrap_err();
+    assert!(matches!(error, CommitError::NotSent { .. }), "{error}");
+    // The system's own time-out begins anew after the last bytes it could take: once, not for
+    // every few bytes of the whole.
+    eprintln!("TOOK {:?} {error}", begun.elapsed());
+    assert!(begun.elapsed() < 2 * RESPONSE + SLACK, "{:?}", begun.elapsed());
+    proxy.set_delays(Duration::ZERO, Duration::ZERO);
+    sessions.transactional().run(|tx| Ok(tx.incr("after", 1))).unwrap();
+    eventually(SOON, "the old connection is gone", || server.clients() == 1);
+    assert!(!server.ask::<bool>(&["EXISTS", "n"]));
+}

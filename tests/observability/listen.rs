@@ -1,0 +1,168 @@
+//! The only subscriber of this test program, and what it was told.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, Once};
+use std::thread::{self, ThreadId};
+
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
+
+/// One event, or one span with what was recorded on it later.
+#[derive(Clone, Debug)]
+pub(crate) struct Told {
+    pub(crate) name: String,
+    pub(crate) is_span: bool,
+    pub(crate) level: Level,
+    pub(crate) thread: ThreadId,
+    /// Name of the span that an event was told in.
+    pub(crate) within: Option<&'static str>,
+    pub(crate) fields: Vec<(String, String)>,
+}
+
+impl Told {
+    pub(crate) fn field(&self, name: &str) -> Option<&str> {
+        let mut values = self.fields.iter().filter(|(field, _)| field == name);
+        let value = values.next().map(|(_, value)| value.as_str());
+        assert!(values.next().is_none(), "{name} was recorded twice: {self:?}");
+        value
+    }
+
+    pub(crate) fn fields(&self) -> BTreeMap<&str, &str> {
+        self.fields.iter().map(|(name, _)| (name.as_str(), self.field(name).unwrap())).collect()
+    }
+}
+
+pub(crate) static TOLD: Mutex<Vec<Told>> = Mutex::new(Vec::new());
+
+pub(crate) fn told() -> MutexGuard<'static, Vec<Told>> {
+    TOLD.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// What was told since this was made, by this thread or by all of them.
+pub(crate) struct Seen {
+    from: usize,
+    thread: Option<ThreadId>,
+}
+
+impl Seen {
+    pub(crate) fn from_here() -> Self {
+        Self { thread: Some(thread::current().id()), ..Self::everywhere() }
+    }
+
+    pub(crate) fn everywhere() -> Self {
+        static LISTEN: Once = Once::new();
+        LISTEN.call_once(|| {
+            let subscriber = tracing_subscriber::registry().with(Listener);
+            tracing::subscriber::set_global_default(subscriber).expect("the only subscriber");
+        });
+        Self { from: told().len(), thread: None }
+    }
+
+    pub(crate) fn all(&self) -> Vec<Told> {
+        let mine = |told: &&Told| self.thread.is_none_or(|thread| told.thread == thread);
+        told()[self.from..].iter().filter(mine).cloned().collect()
+    }
+
+    pub(crate) fn spans(&self) -> Vec<Told> {
+        self.all().into_iter().filter(|told| told.is_span).collect()
+    }
+
+    #[track_caller]
+    pub(crate) fn only_span(&self) -> Told {
+        let mut spans = self.spans();
+        assert_eq!(spans.len(), 1, "{spans:#?}");
+        spans.remove(0)
+    }
+
+    pub(crate) fn events(&self) -> Vec<String> {
+        self.all().into_iter().filter(|told| !told.is_span).map(|event| event.name).collect()
+    }
+
+    pub(crate) fn named(&self, name: &str) -> Vec<Told> {
+        self.all().into_iter().filter(|told| !told.is_span && told.name == name).collect()
+    }
+
+    /// The first of that name.
+    #[track_caller]
+    pub(crate) fn event(&self, name: &str) -> Told {
+        let found = self.named(name).into_iter().next();
+        found.unwrap_or_else(|| panic!("no event {name:?} in {:#?}", self.all()))
+    }
+
+    pub(crate) fn all_in(&self, span: &str) -> bool {
+        self.all().iter().all(|told| told.is_span || told.within == Some(span))
+    }
+}
+
+impl fmt::Debug for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.all()).finish()
+    }
+}
+
+pub(crate) struct Listener;
+
+/// Where a span lies in what was told; its own number is given to another one when it is closed.
+pub(crate) struct Place(usize);
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Listener {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let mut fields = Fields::default();
+        attributes.record(&mut fields);
+        let metadata = attributes.metadata();
+        let mut told = told();
+        let span = context.span(id).expect("a span that is new");
+        span.extensions_mut().insert(Place(told.len()));
+        told.push(Told {
+            name: metadata.name().to_owned(),
+            is_span: true,
+            level: *metadata.level(),
+            thread: thread::current().id(),
+            within: None,
+            fields: fields.0,
+        });
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
+        let mut fields = Fields::default();
+        values.record(&mut fields);
+        let span = context.span(id).expect("a span that is open");
+        let place = span.extensions().get::<Place>().map(|place| place.0);
+        told()[place.expect("a span that was seen")].fields.extend(fields.0);
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        if !event.metadata().target().starts_with("rediscope") {
+            return;
+        }
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let message = fields.0.iter().position(|(name, _)| name == "message");
+        let name = message.map(|at| fields.0.remove(at).1).unwrap_or_default();
+        told().push(Told {
+            name,
+            is_span: false,
+            level: *event.metadata().level(),
+            thread: thread::current().id(),
+            within: context.event_span(event).map(|span| span.name()),
+            fields: fields.0,
+        });
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Fields(Vec<(String, String)>);
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.0.push((field.name().to_owned(), format!("{value:?}")));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.push((field.name().to_owned(), value.to_owned()));
+    }
+}

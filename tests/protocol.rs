@@ -1,0 +1,35 @@
+//! The contract: every row of "what the caller is told", each against a real server, and the
+//! forms in which a commit goes over the wire.
+//!
+//! Each row checks the outcome, what the error says of itself, the server's data as another
+//! connection sees it, and that the pool's next borrower finds a clean connection.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test code: a panic with a clear message is how it reports"
+)]
+
+mod support;
+
+mod protocol {
+    mod stage;
+
+    mod addresses;
+    mod checkout;
+    mod committed;
+    mod conflict;
+    mod connect;
+    mod expired;
+    mod forms;
+    mod in_doubt;
+    mod large;
+    mod not_isolated;
+    mod not_sent;
+    mod partly;
+    mod reading;
+    mod rejected;
+    mod rejected_by_state;
+}

@@ -1,0 +1,190 @@
+//! Told `NotSent`: the failure came before EXEC's last byte left, so nothing was applied.
+
+use std::thread;
+
+use rediscope::prelude::*;
+use rediscope::{Applied, CommitError, Error, LinkErrorKind, RetryPolicy};
+use rediscope::{SessionManager, TransactionOptions};
+
+use super::stage::{ALWAYS, BRIEF, SOON, Stage, commit_error, exists, get, pool_is_whole, says};
+use crate::support::eventually;
+use crate::support::proxy::{Fault, Script, Trigger};
+
+/// How the connection failed.
+#[track_caller]
+fn not_sent(error: &CommitError) -> LinkErrorKind {
+    says(error, Applied::No, true);
+    match error {
+        CommitError::NotSent { source, .. } => match &**source {
+            Error::Lost { source, applied: Applied::No, .. } => source.kind(),
+            error => panic!("{error:?}"),
+        },
+        error => panic!("{error:?}"),
+    }
+}
+
+fn never() -> TransactionOptions {
+    TransactionOptions::new().retry(RetryPolicy::never())
+}
+
+#[test]
+fn a_write_to_a_dead_link_is_not_sent() {
+    let stage = Stage::start();
+    let sessions = stage.trusting();
+    let accounts = sessions.transactional();
+    let mut tx = accounts.begin().unwrap();
+    tx.set("key", 1);
+    stage.proxy.reset_all();
+    assert_eq!(not_sent(&tx.commit().unwrap_err()), LinkErrorKind::Closed);
+    pool_is_whole(&sessions, &stage.server);
+
+    stage.proxy.reset_all();
+    let error = commit_error(accounts.with(never()).run(|tx| Ok(tx.set("key", 1))));
+    assert_eq!(not_sent(&error), LinkErrorKind::Closed);
+    assert!(!exists(&stage.server, "key"));
+    pool_is_whole(&sessions, &stage.server);
+}
+
+#[test]
+fn run_sends_the_same_block_again_when_it_was_not_sent() {
+    let stage = Stage::start();
+    let sessions = stage.trusting();
+    let mut runs = 0;
+    stage.proxy.reset_all();
+    let n = sessions.transactional().run(|tx| {
+        runs += 1;
+        Ok(tx.incr("n", 1))
+    });
+    assert_eq!((n.unwrap(), runs), (1, 1));
+    assert_eq!(get(&stage.server, "n").unwrap(), "1");
+    assert_eq!(sessions.status().transactional.counts.retries, 1);
+    pool_is_whole(&sessions, &stage.server);
+}
+
+/// Larger than all buffers on the way, so that the write is still under way when it is broken.
+const LARGE: usize = 16 << 20;
+
+/// A trusting manager over small buffers, with a rule that stops everything behind MULTI.
+fn stuck(stage: &Stage) -> SessionManager {
+    stage.proxy.shrink_buffers();
+    let builder = stage.builder().trust_window(ALWAYS).flush_bytes(4 * LARGE);
+    let sessions = stage.warm(builder.response_timeout(BRIEF));
+    stage.proxy.arm((Trigger::AfterCommandNamed("MULTI"), Fault::HoldRequests));
+    sessions
+}
+
+#[test]
+fn a_write_that_breaks_off_half_way_is_not_sent() {
+    let stage = Stage::start();
+    stage.proxy.shrink_buffers();
+    let sessions = stage.warm(stage.builder().trust_window(ALWAYS).flush_bytes(4 * LARGE));
+    stage.proxy.arm((Trigger::AfterCommandNamed("MULTI"), Fault::HoldRequests));
+    let error = thread::scope(|scope| {
+        let commit = scope.spawn(|| {
+            let mut tx = sessions.transactional().begin().unwrap();
+            tx.set("key", vec![b'x'; LARGE]);
+            tx.commit().unwrap_err()
+        });
+        eventually(SOON, "the write is under way", || stage.proxy.fired() > 0);
+        // A FIN would leave it waiting for room.
+        stage.proxy.reset_all();
+        commit.join().unwrap()
+    });
+    assert_eq!(not_sent(&error), LinkErrorKind::Closed);
+    stage.proxy.disarm();
+    assert!(!exists(&stage.server, "key"));
+    pool_is_whole(&sessions, &stage.server);
+}
+
+#[test]
+fn a_write_that_nobody_takes_is_not_sent_and_ends_in_time() {
+    let stage = Stage::start();
+    let sessions = stuck(&stage);
+    let mut tx = sessions.transactional().begin().unwrap();
+    tx.set("key", vec![b'x'; LARGE]);
+    assert_eq!(not_sent(&tx.commit().unwrap_err()), LinkErrorKind::TimedOut);
+    stage.proxy.disarm();
+    stage.proxy.release();
+    pool_is_whole(&sessions, &stage.server);
+    assert!(!exists(&stage.server, "key"), "half a command is no command");
+}
+
+#[test]
+fn a_chunk_that_is_lost_is_not_sent_wherever_it_is_cut() {
+    let stage = Stage::start();
+    let cut = |trigger| {
+        let sessions = stage.warm(stage.builder().trust_window(ALWAYS).flush_bytes(1));
+        let mut tx = sessions.transactional().begin().unwrap();
+        tx.set("key", 1);
+        stage.proxy.arm(Script::from((trigger, Fault::Cut)).once());
+        tx.set("key", 2);
+        tx.set("key", 3);
+        let checked = tx.check().expect_err("the chunk was lost");
+        assert_eq!(not_sent(checked.as_commit().unwrap()), LinkErrorKind::Closed);
+        assert_eq!(not_sent(&tx.commit().unwrap_err()), LinkErrorKind::Closed);
+        stage.proxy.disarm();
+        assert!(!exists(&stage.server, "key"));
+        assert!(!stage.journal().contains(&"EXEC".to_owned()));
+        pool_is_whole(&sessions, &stage.server);
+    };
+    cut(Trigger::BeforeCommandNamed("SET"));
+    cut(Trigger::InsideCommandNamed("SET", 20));
+    cut(Trigger::BeforeReplyTo("SET"));
+    cut(Trigger::InsideReplyTo("SET", 3));
+}
+
+#[test]
+fn a_run_block_that_was_partly_sent_ahead_is_not_sent_again() {
+    let stage = Stage::start();
+    let sessions = stage.warm(stage.builder().trust_window(ALWAYS).flush_bytes(1));
+    let mut runs = 0;
+    let error = commit_error(sessions.transactional().run(|tx| {
+        runs += 1;
+        tx.incr("n", 1);
+        stage.proxy.reset_all();
+        Ok(tx.incr("n", 1))
+    }));
+    assert_eq!(not_sent(&error), LinkErrorKind::Closed);
+    assert_eq!((runs, exists(&stage.server, "n")), (1, false));
+    assert_eq!(sessions.status().transactional.counts.retries, 0);
+    pool_is_whole(&sessions, &stage.server);
+}
+
+#[test]
+fn a_watch_that_was_lost_before_the_commit_is_not_sent() {
+    let stage = Stage::start();
+    let sessions = stage.trusting();
+    let mut watching = sessions.transactional().watch(["key"]).begin().unwrap();
+    stage.proxy.reset_all();
+    assert!(watching.get::<_, Option<String>>("key").is_err());
+    let mut tx = watching.multi();
+    tx.set("key", 1);
+    assert_eq!(not_sent(&tx.commit().unwrap_err()), LinkErrorKind::Closed);
+    assert!(!exists(&stage.server, "key"));
+    assert!(!stage.journal().contains(&"EXEC".to_owned()));
+    pool_is_whole(&sessions, &stage.server);
+}
+
+#[test]
+fn a_link_that_died_while_idle_is_replaced_and_nobody_is_told() {
+    let stage = Stage::start();
+    let sessions = stage.doubting();
+    let accounts = sessions.transactional().with(never());
+    for nth in 1..=3 {
+        stage.proxy.cut_all();
+        assert_eq!(accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap(), nth);
+        stage.proxy.cut_all();
+        let mut tx = accounts.begin().unwrap();
+        stage.proxy.cut_all();
+        tx.set("guard", nth);
+        tx.commit().unwrap();
+        stage.proxy.reset_all();
+        let watched = accounts.watch(["n"]).run(|read, tx| {
+            let n: i64 = read.get("n")?;
+            Ok(tx.set("watched", n))
+        });
+        watched.unwrap();
+    }
+    assert_eq!(get(&stage.server, "watched").unwrap(), "3");
+    pool_is_whole(&sessions, &stage.server);
+}

@@ -1,0 +1,121 @@
+//! Told `PartlyApplied`: EXEC ran, at least one command failed, the others were applied.
+
+use rediscope::prelude::*;
+use rediscope::{Applied, CommitError, Replies, ReplyError, SessionManager};
+
+use super::stage::{ALWAYS, Stage, client_ids, commit_error, get, pool_is_whole, says};
+
+/// The replies that come with it.
+#[track_caller]
+fn partly(error: &CommitError) -> &Replies {
+    says(error, Applied::Partly, false);
+    match error {
+        CommitError::PartlyApplied { replies, .. } => replies,
+        error => panic!("not partly applied: {error:?}"),
+    }
+}
+
+#[track_caller]
+fn failed(error: Option<ReplyError>) -> (usize, String, String) {
+    match error {
+        Some(ReplyError::Failed { index, command, error, .. }) => {
+            (index, command, error.code().to_owned())
+        }
+        error => panic!("not a failed command: {error:?}"),
+    }
+}
+
+#[test]
+fn the_others_are_applied_and_keep_their_replies() {
+    let stage = Stage::start();
+    stage.server.ask::<()>(&["SET", "text", "hello"]);
+    let sessions = stage.trusting();
+    let before = client_ids(&stage.server);
+    let mut tx = sessions.transactional().begin().unwrap();
+    let first = tx.incr("n", 1);
+    let push = tx.lpush("text", "not a list");
+    let add = tx.incr("text", 1);
+    let last = tx.incr("n", 1);
+    let error = tx.commit().unwrap_err();
+    let replies = partly(&error);
+    assert_eq!((replies.len(), replies.failures()), (4, 2));
+    assert_eq!(replies.get((first, last)), Ok((1, 2)));
+    let wrong_type = (1, "LPUSH".to_owned(), "WRONGTYPE".to_owned());
+    assert_eq!(failed(replies.get(push).err()), wrong_type);
+    assert_eq!(failed(replies.get(add).err()), (2, "INCRBY".to_owned(), "ERR".to_owned()));
+    let all: Vec<_> = replies.errors().map(|error| failed(Some(error)).0).collect();
+    assert_eq!(all, [1, 2]);
+    assert_eq!(get(&stage.server, "n").unwrap(), "2", "Redis does not undo");
+    assert_eq!(get(&stage.server, "text").unwrap(), "hello");
+    assert_eq!(client_ids(&stage.server), before);
+    assert_eq!(sessions.status().transactional.counts.commits, 1);
+    pool_is_whole(&sessions, &stage.server);
+}
+
+#[test]
+fn run_and_a_watching_run_tell_it_and_do_not_run_again() {
+    let stage = Stage::start();
+    stage.server.ask::<()>(&["SET", "text", "hello"]);
+    let sessions = stage.trusting();
+    let accounts = sessions.transactional();
+    let by_run = commit_error(accounts.run(|tx| {
+        tx.lpush("text", "x");
+        Ok(tx.incr("n", 1))
+    }));
+    assert_eq!(partly(&by_run).failures(), 1);
+    let mut runs = 0;
+    let by_watch = commit_error(accounts.watch(["other"]).run(|_, tx| {
+        runs += 1;
+        tx.lpush("text", "x");
+        Ok(tx.incr("n", 1))
+    }));
+    assert_eq!((partly(&by_watch).failures(), runs), (1, 1));
+    assert_eq!(get(&stage.server, "n").unwrap(), "2", "once each");
+    pool_is_whole(&sessions, &stage.server);
+}
+
+#[test]
+fn a_failed_command_keeps_its_index_and_name_when_it_was_sent_ahead_or_a_part_was_forgotten() {
+    let stage = Stage::start();
+    stage.server.ask::<()>(&["SET", "text", "hello"]);
+    let sessions = stage.warm(stage.builder().trust_window(ALWAYS).flush_bytes(200));
+    let mut tx = sessions.transactional().begin().unwrap();
+    let mut wrong = Vec::new();
+    for n in 0..30 {
+        tx.savepoint().set("forgotten", n);
+        if n % 10 == 4 {
+            wrong.push(tx.queue::<i64>(redis::cmd("sadd").arg("text").arg(n).take()));
+        } else {
+            tx.rpush("list", n);
+        }
+    }
+    let error = tx.commit().unwrap_err();
+    let replies = partly(&error);
+    let told: Vec<_> = wrong.into_iter().map(|handle| failed(replies.get(handle).err())).collect();
+    let expected = [4, 14, 24].map(|n| (n, "SADD".to_owned(), "WRONGTYPE".to_owned()));
+    assert_eq!(told, expected);
+    assert_eq!(stage.server.ask::<i64>(&["LLEN", "list"]), 27);
+    assert_eq!(get(&stage.server, "forgotten"), None);
+    let sent = stage.journal();
+    assert_eq!((sent.first().unwrap(), sent.len()), (&"MULTI".to_owned(), 32));
+    pool_is_whole(&sessions, &stage.server);
+}
+
+#[test]
+fn a_script_that_fails_half_way_is_told_without_its_words() {
+    let stage = Stage::start();
+    let sessions: SessionManager = stage.trusting();
+    let mut tx = sessions.transactional().begin().unwrap();
+    let script = "redis.call('SET', KEYS[1], 'half'); return redis.error_reply('MINE ' .. ARGV[1])";
+    let run: Queued<()> = tx.eval(script, "key", "my own words");
+    let error = tx.commit().unwrap_err();
+    match partly(&error).get(run) {
+        Err(ReplyError::Failed { index: 0, command, error, .. }) => {
+            assert_eq!((command.as_str(), error.code()), ("EVAL", "MINE"));
+            assert!(!error.to_string().contains("my own words"));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(get(&stage.server, "key").unwrap(), "half");
+    pool_is_whole(&sessions, &stage.server);
+}

@@ -1,0 +1,22 @@
+//! Bad input: each is told with an error that says what it is, nothing of it is sent, and nothing
+//! is lost by it. And what errors never say: keys, values and passwords.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test code: a panic with a clear message is how it reports"
+)]
+
+mod support;
+
+mod refusals {
+    mod stage;
+
+    mod commands;
+    mod handles;
+    mod limits;
+    mod secrets;
+    mod settings;
+    mod watching;
+}

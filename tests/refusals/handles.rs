@@ -1,0 +1,45 @@
+//! A handle of another transaction gives nothing away, and harms nobody.
+
+use rediscope::prelude::*;
+use rediscope::{Applied, Error, ReplyError};
+
+use super::stage::Quiet;
+
+#[test]
+fn a_handle_of_another_transaction_is_told_from_its_own_wherever_it_came_from() {
+    let mut quiet = Quiet::start();
+    let accounts = quiet.sessions.transactional();
+    let mut discarded = accounts.begin().unwrap();
+    let of_discarded = discarded.incr("never", 1);
+    discarded.discard().unwrap();
+    quiet.nothing_was_sent();
+    let mut of_block = None;
+    accounts
+        .run(|tx| {
+            of_block = Some(tx.incr("n", 1));
+            Ok(())
+        })
+        .unwrap();
+    let mut tx = accounts.begin().unwrap();
+    let own = tx.incr("n", 1);
+    let replies = tx.commit().unwrap();
+    for foreign in [of_discarded, of_block.unwrap()] {
+        assert_eq!(replies.get(foreign), Err(ReplyError::Foreign));
+        assert_eq!(replies.get(foreign.cast::<String>()), Err(ReplyError::Foreign));
+        assert_eq!(replies.get(vec![own, foreign]), Err(ReplyError::Foreign));
+        let returned = accounts.run(|tx| {
+            tx.incr("n", 1);
+            Ok([foreign])
+        });
+        match returned.unwrap_err() {
+            error @ Error::Reply(ReplyError::Foreign) => {
+                assert_eq!((error.applied(), error.is_retryable()), (Applied::Yes, false));
+            }
+            error => panic!("{error:?}"),
+        }
+    }
+    assert_eq!(replies.get(own), Ok(2));
+    assert_eq!(quiet.server.ask::<i64>(&["GET", "n"]), 4, "each was applied once");
+    assert_eq!(quiet.server.ask::<i64>(&["EXISTS", "never"]), 0);
+    quiet.nothing_was_lost();
+}

@@ -1,0 +1,141 @@
+//! Settings that cannot work are refused when they are built, by the name of the one at fault.
+
+use std::time::Duration;
+
+use rediscope::{Builder, ConfigError, SessionManager};
+
+const SECRET: &str = "S3CRETpassword";
+
+/// What is wrong with an address. Neither way of saying so repeats any of it.
+#[track_caller]
+fn address(url: &str) -> String {
+    let connected = SessionManager::connect(url).map(drop).unwrap_err();
+    let built = SessionManager::builder(url).build().map(drop).unwrap_err();
+    assert_eq!(connected, built);
+    assert_eq!(connected.knob_name(), None);
+    let ConfigError::Address { reason, .. } = &connected else { panic!("{connected:?}") };
+    for text in [connected.to_string(), format!("{connected:?}"), format!("{connected:#?}")] {
+        assert!(!text.contains(SECRET) && !text.contains("S3CRET"), "{text}");
+        assert!(!text.contains("elsewhere"), "{text}");
+    }
+    let builder = format!("{:?}", SessionManager::builder(url));
+    assert!(!builder.contains("S3CRET"), "{builder}");
+    reason.clone()
+}
+
+#[test]
+fn an_address_that_cannot_be_understood_is_refused_without_being_repeated() {
+    for url in [
+        "http://:S3CRETpassword@elsewhere/",
+        "S3CRETpassword",
+        "redis:S3CRETpassword@elsewhere",
+        "redis://:S3CRETpassword@elsewhere:port/",
+        "redis://:S3CRETpassword@elsewhere:999999/",
+        "redis://:S3CRETpassword@elsewhere/first",
+        "redis://:S3CRETpassword@elsewhere/-1",
+        "redis://:S3CRETpassword@/0",
+        "redis://user:S3CRETpassword%ff@elsewhere/",
+        "redis://:S3CRETpassword@elsewhere/?protocol=S3CRETprotocol",
+        "redis+unix:///elsewhere?db=S3CRETdb&pass=S3CRETpassword",
+        "redis+unix:///elsewhere?db=-4&pass=S3CRETpassword",
+        "valkey+nothing://:S3CRETpassword@elsewhere/",
+        "",
+    ] {
+        assert!(!address(url).is_empty(), "{url}");
+    }
+}
+
+#[test]
+#[cfg(not(feature = "tls-rustls"))]
+fn an_address_that_needs_tls_says_that_a_feature_is_missing() {
+    let reason = address("rediss://:S3CRETpassword@elsewhere/");
+    assert!(reason.contains("feature"), "{reason}");
+    let (host, port) = ("elsewhere".to_owned(), 6379);
+    let tls = redis::ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None };
+    let error = SessionManager::connect(tls).map(drop).unwrap_err();
+    assert!(error.to_string().contains("tls-rustls"), "{error}");
+}
+
+/// The setting that is named. Nothing is connected: there is no server here.
+#[track_caller]
+fn knob(change: impl FnOnce(Builder) -> Builder) -> &'static str {
+    let url = format!("redis://:{SECRET}@127.0.0.1:1/");
+    let builder = change(SessionManager::builder(url));
+    assert!(!format!("{builder:?}").contains(SECRET));
+    let error = builder.build().map(drop).unwrap_err();
+    let knob = error.knob_name().unwrap();
+    assert!(error.to_string().starts_with(knob), "{error}");
+    assert!(error.to_string().len() > knob.len() + 10, "and why: {error}");
+    assert!(!format!("{error:?} {error}").contains(SECRET));
+    let outer = rediscope::Error::from(error);
+    assert_eq!((outer.applied(), outer.is_retryable()), (rediscope::Applied::No, false));
+    knob
+}
+
+#[test]
+fn a_count_of_nothing_is_refused_by_name() {
+    assert_eq!(knob(|builder| builder.max_size(0)), "max_size");
+    assert_eq!(knob(|builder| builder.flush_bytes(0)), "flush_bytes");
+    assert_eq!(knob(|builder| builder.max_commands(0)), "max_commands");
+    assert_eq!(knob(|builder| builder.max_bytes(0)), "max_bytes");
+    assert_eq!(knob(|builder| builder.max_size(2).min_idle(3)), "min_idle");
+}
+
+#[test]
+fn a_time_that_is_none_too_short_to_measure_or_longer_than_a_day_is_refused_by_name() {
+    type Knob = (&'static str, fn(Builder, Duration) -> Builder);
+    let times: [Knob; 10] = [
+        ("connect_timeout", Builder::connect_timeout),
+        ("checkout_timeout", Builder::checkout_timeout),
+        ("response_timeout", Builder::response_timeout),
+        ("cleanup_timeout", Builder::cleanup_timeout),
+        ("max_pin_time", Builder::max_pin_time),
+        ("idle_timeout", |builder, time| builder.idle_timeout(Some(time))),
+        ("max_lifetime", |builder, time| builder.max_lifetime(Some(time))),
+        ("pin_warning", |builder, time| builder.pin_warning(Some(time))),
+        ("tcp_keepalive", |builder, time| builder.tcp_keepalive(Some(time))),
+        ("tcp_user_timeout", |builder, time| builder.tcp_user_timeout(Some(time))),
+    ];
+    for (name, set) in times {
+        for time in [Duration::ZERO, Duration::from_nanos(1), Duration::from_micros(999)] {
+            assert_eq!(knob(|builder| set(builder, time)), name);
+        }
+        for time in [Duration::from_secs(24 * 60 * 60 + 1), Duration::MAX] {
+            assert_eq!(knob(|builder| set(builder, time)), name);
+        }
+    }
+}
+
+#[test]
+fn deadlines_that_cannot_work_together_are_refused_by_the_one_that_must_grow() {
+    let together = |connect: u64, response: u64, checkout: u64| {
+        move |builder: Builder| {
+            builder
+                .connect_timeout(Duration::from_millis(connect))
+                .response_timeout(Duration::from_millis(response))
+                .checkout_timeout(Duration::from_millis(checkout))
+        }
+    };
+    assert_eq!(knob(together(100, 100, 299)), "checkout_timeout");
+    assert_eq!(knob(together(5000, 1, 5000)), "checkout_timeout");
+    assert_eq!(knob(together(1, 2500, 5000)), "checkout_timeout");
+    let works = together(100, 100, 300)(SessionManager::builder("redis://127.0.0.1:1/"));
+    assert!(works.build().is_ok());
+}
+
+#[test]
+fn what_may_be_unlimited_or_none_is_let_through() {
+    let builder = SessionManager::builder("redis://127.0.0.1:1/")
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .tcp_keepalive(None)
+        .tcp_user_timeout(None)
+        .pin_warning(None)
+        .trust_window(Duration::ZERO)
+        .max_size(1)
+        .flush_bytes(usize::MAX)
+        .max_bytes(usize::MAX)
+        .max_commands(u32::MAX);
+    assert!(builder.clone().build().is_ok());
+    assert!(builder.trust_window(Duration::MAX).build().is_ok());
+}

@@ -1,0 +1,110 @@
+//! A watching scope watches something, and only reads.
+
+use rediscope::Error;
+use rediscope::prelude::*;
+
+use super::stage::{Quiet, refused, unsent};
+
+#[test]
+fn watching_nothing_is_refused_whatever_the_list_is_made_of() {
+    let mut quiet = Quiet::start();
+    let accounts = quiet.sessions.transactional();
+    let (none, keys): (Vec<String>, &[&str; 0]) = (Vec::new(), &[]);
+    let watches = [
+        accounts.watch([""; 0]),
+        accounts.watch(keys),
+        accounts.watch(&keys[..]),
+        accounts.watch(&none),
+        accounts.watch(none),
+    ];
+    for watch in watches {
+        let mut runs = 0;
+        let by_run = watch.run(|_, tx| {
+            runs += 1;
+            Ok(tx.set("key", 1))
+        });
+        let by_try = watch.try_run(|_, tx| -> Result<_, Error> {
+            runs += 1;
+            Ok(tx.set("key", 1))
+        });
+        for error in
+            [by_run.unwrap_err(), by_try.unwrap_err(), watch.begin().map(drop).unwrap_err()]
+        {
+            assert!(matches!(unsent(&error), Error::NoKeys), "{error:?}");
+            assert!(error.to_string().contains("reading()"), "it says what to use: {error}");
+        }
+        assert_eq!(runs, 0);
+        quiet.nothing_was_sent();
+    }
+    quiet.nothing_was_lost();
+}
+
+#[test]
+fn a_watching_scope_refuses_what_writes_what_blocks_and_what_it_does_not_know() {
+    let mut quiet = Quiet::start();
+    let mut watching = quiet.sessions.transactional().watch(["key"]).begin().unwrap();
+    let (calls, watched) = (quiet.server.commandstats(), quiet.server.calls("watch"));
+    for words in [
+        "SET key 1",
+        "set key 1",
+        "INCR key",
+        "GETDEL key",
+        "EVAL x 0",
+        "XREADGROUP GROUP g c STREAMS s >",
+        "XREAD BLOCK 100 STREAMS s $",
+        "XREAD BLOCK 0 STREAMS s $",
+        "MULTI",
+        "UNWATCH",
+        "EXEC",
+        "SELECT 1",
+        "PUBLISH channel message",
+        "SORT key STORE other",
+        "MEMORY PURGE",
+        "NOSUCH",
+        "WAIT 0 1",
+        "CLIENT KILL TYPE normal",
+    ] {
+        let mut cmd = redis::Cmd::new();
+        cmd.arg(words.split(' ').collect::<Vec<_>>());
+        let error = watching.query::<redis::Value>(cmd).unwrap_err();
+        let name = words.split(' ').next().unwrap().to_ascii_uppercase();
+        assert_eq!(refused(&error), name);
+    }
+    refused(&watching.query::<redis::Value>(redis::Cmd::new()).unwrap_err());
+    for name in ["set", "incr", "eval", "xread", "multi", "unwatch", "publish", "nosuch"] {
+        assert_eq!(quiet.server.calls(name), calls.get(name).copied().unwrap_or(0), "{name}");
+    }
+    // The watch stands, and reads go on.
+    let length: i64 = watching.query(redis::cmd("STRLEN").arg("key").take()).unwrap();
+    assert_eq!((length, quiet.server.calls("watch")), (0, watched));
+    quiet.server.ask::<()>(&["SET", "key", "changed"]);
+    let mut tx = watching.multi();
+    tx.set("key", "mine");
+    assert!(tx.commit().unwrap().is_conflict());
+    quiet.nothing_was_lost();
+}
+
+#[test]
+fn a_read_of_another_type_is_told_and_the_scope_goes_on() {
+    let mut quiet = Quiet::start();
+    quiet.server.ask::<()>(&["SET", "text", "hello"]);
+    let mut watching = quiet.sessions.transactional().watch(["text"]).begin().unwrap();
+    match watching.get::<_, i64>("text").unwrap_err() {
+        Error::Decode { command, expected, found, .. } => {
+            assert_eq!((command.as_str(), expected, found), ("GET", "i64", "a bulk string"));
+        }
+        error => panic!("{error:?}"),
+    }
+    match watching.llen("text").unwrap_err() {
+        Error::Command { command, error, .. } => {
+            assert_eq!((command.as_str(), error.code()), ("LLEN", "WRONGTYPE"));
+        }
+        error => panic!("{error:?}"),
+    }
+    let text: String = watching.get("text").unwrap();
+    let mut tx = watching.multi();
+    tx.set("text", text + "!");
+    assert!(!tx.commit().unwrap().is_conflict());
+    assert_eq!(quiet.server.ask::<String>(&["GET", "text"]), "hello!");
+    quiet.nothing_was_lost();
+}

@@ -1,0 +1,7 @@
+use rediscope::IntoKeys;
+
+struct Mine;
+
+impl IntoKeys for Mine {}
+
+fn main() {}

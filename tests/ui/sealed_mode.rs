@@ -1,0 +1,7 @@
+use rediscope::Mode;
+
+struct Sometimes;
+
+impl Mode for Sometimes {}
+
+fn main() {}

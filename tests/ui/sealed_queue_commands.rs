@@ -1,0 +1,7 @@
+use rediscope::QueueCommands;
+
+struct Mine;
+
+impl QueueCommands for Mine {}
+
+fn main() {}

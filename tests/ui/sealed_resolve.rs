@@ -1,0 +1,17 @@
+use rediscope::{Replies, ReplyError, Resolve};
+
+struct Mine;
+
+impl Resolve for Mine {
+    type Output = ();
+
+    fn needs_replies(&self) -> bool {
+        false
+    }
+
+    fn resolve(self, _: &Replies) -> Result<(), ReplyError> {
+        Ok(())
+    }
+}
+
+fn main() {}

@@ -1,0 +1,9 @@
+#![deny(unused_must_use)]
+
+use rediscope::SessionManager;
+
+fn main() -> Result<(), rediscope::Error> {
+    let accounts = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+    accounts.watch(["stock"]).begin()?;
+    Ok(())
+}
