@@ -35,7 +35,7 @@ impl Deadline {
 
 /// So much is written between two looks at the clock: the socket's timeout begins anew whenever
 /// the peer takes a little, so one that crawls would stretch a single write without end.
-const STEP: usize = 4 * 1024;
+const STEP: usize = 256 * 1024;
 
 /// One connection and what the server believes about it.
 pub(crate) struct Link {
