@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 
+use super::openings::Arrival;
 use crate::error::{LinkError, LinkErrorKind, ServerError};
 use crate::observe::Replaced;
 use crate::wire::encode::{DISCARD, MULTI, PING};
@@ -35,7 +36,7 @@ impl Deadline {
 
 /// So much is written between two looks at the clock: the socket's timeout begins anew whenever
 /// the peer takes a little, so one that crawls would stretch a single write without end.
-const STEP: usize = 256 * 1024;
+const STEP: usize = 16 * 1024;
 
 /// One connection and what the server believes about it.
 pub(crate) struct Link {
@@ -46,6 +47,8 @@ pub(crate) struct Link {
     /// When it is to be replaced for its age.
     expires: Option<Instant>,
     generation: u64,
+    /// It is new, and nobody has had it yet.
+    arrival: Option<Arrival>,
     /// It has written, so it would notice a server that no longer lets it.
     has_written: bool,
     /// The socket's timeouts as they are set: setting them costs a system call each.
@@ -70,10 +73,21 @@ impl Link {
             proven: Instant::now(),
             expires,
             generation,
+            arrival: None,
             has_written: false,
             read_timeout: timeout,
             write_timeout: timeout,
         })
+    }
+
+    /// It was opened for a caller, who has yet to take it.
+    pub(crate) fn arrives(&mut self, arrival: Arrival) {
+        self.arrival = Some(arrival);
+    }
+
+    /// Somebody has it in hand.
+    pub(crate) fn taken(&mut self) {
+        self.arrival = None;
     }
 
     pub(crate) fn state(&self) -> &State {

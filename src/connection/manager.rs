@@ -34,7 +34,7 @@ pub(crate) struct Health {
     pub(crate) counters: Counters,
     /// Links of an older generation are replaced.
     pub(crate) generation: AtomicU64,
-    pub(crate) openings: Openings,
+    pub(crate) openings: Arc<Openings>,
     /// Nobody will use a link any more. r2d2 would still open its `min_idle`.
     pub(crate) over: AtomicBool,
     last_connect_error: Mutex<Option<(Instant, LinkError)>>,
@@ -107,17 +107,17 @@ impl r2d2::ManageConnection for LinkManager {
         if over() {
             return Err(refused());
         }
-        let opened = catch_unwind(AssertUnwindSafe(|| self.open()))
+        let mut opened = catch_unwind(AssertUnwindSafe(|| self.open()))
             .unwrap_or_else(|_| Err(LinkError::panicked()));
         if over() {
             return Err(refused());
         }
         let failure = opened.as_ref().err().map(|error| (Instant::now(), error.clone()));
         *lock(&self.health.last_connect_error) = failure;
-        match &opened {
-            Ok(_) => {
+        match &mut opened {
+            Ok(link) => {
                 self.health.counters.connects.add();
-                self.health.openings.opened();
+                link.arrives(self.health.openings.opened());
                 tracing::debug!(server.address = self.endpoint.address(), "connected");
             }
             Err(error) => {

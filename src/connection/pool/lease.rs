@@ -130,7 +130,8 @@ impl Lease {
                 None => {
                     let caller = caller.get_or_insert_with(|| inner.health.openings.caller());
                     if caller.begins() {
-                        inner.links.get_timeout(Duration::ZERO).ok()
+                        let found = inner.links.get_timeout(Duration::ZERO).ok();
+                        found.inspect(|_| caller.needs_none())
                     } else {
                         caller.pause();
                         None
@@ -141,6 +142,10 @@ impl Lease {
             let failure = inner.health.connect_error().filter(|(at, _)| *at >= started);
             match (found, failure) {
                 (Some(mut link), _) => {
+                    // In this order: in between there is one who needs a connection fewer, not one
+                    // more, so nobody begins a try that r2d2 has no room for.
+                    caller = None;
+                    link.taken();
                     let silent = inner.silent_before.load(Ordering::Acquire);
                     let generation = inner.health.generation.load(Ordering::Acquire);
                     if inner.stamp(link.proven()) < silent {
