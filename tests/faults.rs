@@ -6,7 +6,6 @@
 
 #![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
     reason = "test code: a panic with a clear message is how it reports"
@@ -15,6 +14,7 @@
 mod support;
 
 mod faults {
+    mod busy;
     mod cuts;
     mod deadlines;
     mod forms;
@@ -22,6 +22,7 @@ mod faults {
     mod model;
     mod pooled;
     mod reclaimed;
+    mod replaced;
     mod scopes;
     mod stale;
     mod stalls;

@@ -80,6 +80,39 @@ fn plain_reads_never_open_a_scope_and_never_drain_the_pool() {
     assert!(server.clients() <= READERS, "{} clients", server.clients());
 }
 
+/// A connection that was handed out raw is closed behind it, so each use opens one: while others
+/// wait for the same, and while links come and go around every look into the pool.
+#[test]
+fn a_pool_whose_connections_live_for_one_use_each_serves_everybody() {
+    const USERS: usize = 16;
+    const USES: usize = 250;
+    let _alone = alone();
+    let server = Server::start();
+    for size in [1, 2, 8] {
+        let sessions = SessionManager::builder(server.url())
+            .max_size(size)
+            .checkout_timeout(PATIENCE)
+            .build()
+            .unwrap();
+        thread::scope(|scope| {
+            for _ in 0..USERS {
+                let db = sessions.pooled();
+                scope.spawn(move || {
+                    for _ in 0..USES {
+                        db.with_raw(|raw| raw.incr::<_, _, ()>("uses", 1)).unwrap().unwrap();
+                    }
+                });
+            }
+        });
+        let uses: usize = server.connection().get_del("uses").unwrap();
+        assert_eq!(uses, USERS * USES);
+        let status = sessions.status().pooled;
+        assert_eq!((status.in_use, status.waiting), (0, 0), "{status}");
+        drop(sessions);
+        eventually(PATIENCE, "every connection was closed", || server.clients() == 0);
+    }
+}
+
 /// Each failure is told with its command's name; looked up one by one these would take minutes.
 #[test]
 fn tens_of_thousands_of_failures_in_one_block_are_all_told() {

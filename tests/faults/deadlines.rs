@@ -103,7 +103,10 @@ fn calls<'c>(trusting: &'c SessionManager, asking: &'c SessionManager) -> Vec<Ca
             Err(CommitError::InDoubt(_)) => Ok(()),
             other => wrong(other),
         }),
-        call("drop behind MULTI", Limit::Cleanup, || Ok(drop(dropped))),
+        call("drop behind MULTI", Limit::Cleanup, || {
+            drop(dropped);
+            Ok(())
+        }),
         call("discard behind MULTI", Limit::Cleanup, || match discarded.discard() {
             Err(Error::Lost { applied: Applied::No, source, .. })
                 if source.kind() == LinkErrorKind::TimedOut =>
@@ -122,7 +125,10 @@ fn calls<'c>(trusting: &'c SessionManager, asking: &'c SessionManager) -> Vec<Ca
                 other => wrong(other),
             }
         }),
-        call("drop while watching", Limit::Cleanup, || Ok(drop(unwatched))),
+        call("drop while watching", Limit::Cleanup, || {
+            drop(unwatched);
+            Ok(())
+        }),
         call("abandon", Limit::Cleanup, || match abandoned.abandon() {
             Err(Error::Lost { .. }) => Ok(()),
             other => wrong(other),

@@ -1,20 +1,21 @@
-//! Connections that died while nobody used them: absorbed, at no extra round trip for a busy one;
-//! and connections that died a moment ago: told as it is.
+//! Connections that died while nobody used them: absorbed. (`busy` has those in use.)
 
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rediscope::prelude::*;
-use rediscope::{CommitError, Error, SessionManager, Transactional};
+use rediscope::{Error, SessionManager};
 
+use crate::support::eventually;
 use crate::support::proxy::{Fault, Proxy, Trigger};
 use crate::support::server::Server;
-use crate::support::{eventually, unique};
 
 const LINKS: u32 = 8;
 const RESPONSE: Duration = Duration::from_millis(700);
 const CHECKOUT: Duration = Duration::from_secs(6);
+/// The default `trust_window`.
+const WINDOW: Duration = Duration::from_millis(5);
 const SOON: Duration = Duration::from_secs(10);
 
 /// How all idle connections of a pool die at once.
@@ -77,7 +78,7 @@ impl Stage {
         });
         let stage = Self { server, proxy, sessions };
         let quiet = Instant::now();
-        eventually(SOON, "the trust window is over", || quiet.elapsed() > window(10));
+        eventually(SOON, "the trust window is over", || quiet.elapsed() > 10 * WINDOW);
         let status = stage.sessions.status();
         assert_eq!((status.pooled.idle, status.transactional.idle), (LINKS, LINKS));
         stage
@@ -112,10 +113,6 @@ impl Stage {
     fn all_gone(&self) {
         eventually(SOON, "the server has no client", || self.server.clients() == 0);
     }
-}
-
-fn window(times: u32) -> Duration {
-    Duration::from_millis(5) * times
 }
 
 /// Calls `work` on so many threads at once and returns what went wrong.
@@ -157,7 +154,7 @@ fn transaction(sessions: &SessionManager, how: Use) -> Result<(), Error> {
 
 fn command(sessions: &SessionManager, nth: u32) -> Result<(), Error> {
     let mut db = sessions.pooled();
-    if nth % 2 == 0 {
+    if nth.is_multiple_of(2) {
         let _: i64 = db.incr("commands", 1)?;
     } else {
         let _: Option<String> = db.get("none")?;
@@ -243,105 +240,4 @@ fn a_black_hole_is_absorbed_and_costs_one_response_timeout_for_all_links() {
 #[test]
 fn half_open_links_are_absorbed_and_cost_one_response_timeout_for_all_of_them() {
     absorbs_in_every_way(Death::HalfOpen);
-}
-
-#[test]
-fn a_busy_link_pays_no_extra_round_trip() {
-    let server = Server::start();
-    let proxy = Proxy::to(&server);
-    // An hour, so that a slow machine does not make a busy connection look idle.
-    let trust = Duration::from_secs(3600);
-    let builder = SessionManager::builder(proxy.url()).max_size(1).trust_window(trust);
-    let sessions = builder.build().unwrap();
-    let (accounts, mut db) = (sessions.transactional(), sessions.pooled());
-    accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap();
-    let _: i64 = db.incr("n", 1).unwrap();
-    let turns = proxy.turns();
-    (0..1000).for_each(|_| _ = accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap());
-    assert_eq!(proxy.turns() - turns, 1000, "transactions");
-    let turns = proxy.turns();
-    (0..1000).for_each(|_| db.incr::<_, _, ()>("n", 1).unwrap());
-    assert_eq!(proxy.turns() - turns, 1000, "commands");
-    assert_eq!(server.ask::<u64>(&["GET", "n"]), 2002);
-}
-
-/// The keys of transactions, one each, by what their callers were told.
-#[derive(Debug, Default)]
-struct Told {
-    committed: Vec<String>,
-    not_sent: Vec<String>,
-    in_doubt: Vec<String>,
-}
-
-impl Told {
-    fn commit(&mut self, accounts: &Transactional) {
-        let key = unique("key");
-        let mut tx = accounts.begin().unwrap();
-        tx.incr(&key, 1);
-        match tx.commit() {
-            Ok(_) => self.committed.push(key),
-            Err(CommitError::NotSent { .. }) => self.not_sent.push(key),
-            Err(CommitError::InDoubt(_)) => self.in_doubt.push(key),
-            Err(error) => panic!("{error}"),
-        }
-    }
-}
-
-fn applied(server: &Server, keys: &[String]) -> Vec<Option<u32>> {
-    keys.iter().map(|key| server.ask(&["GET", key])).collect()
-}
-
-#[test]
-fn what_is_told_about_links_that_died_a_moment_ago_is_true() {
-    let kills: [(&str, fn(&Server, &Proxy)); 3] = [
-        ("killed", |server, _| _ = server.kill_all_clients_except_me()),
-        ("cut", |_, proxy| proxy.cut_all()),
-        ("reset", |_, proxy| proxy.reset_all()),
-    ];
-    thread::scope(|scope| {
-        for (how, kill) in kills {
-            scope.spawn(move || dies_around_commits(200, how, kill));
-        }
-    });
-}
-
-/// Each round uses a connection, kills it up to 5 ms later, and uses it again up to 5 ms later.
-fn dies_around_commits(rounds: usize, how: &str, kill: fn(&Server, &Proxy)) {
-    let server = Server::start();
-    let proxy = Proxy::to(&server);
-    let sessions = SessionManager::builder(proxy.url()).max_size(2).build().unwrap();
-    let accounts = sessions.transactional();
-    let mut told = Told::default();
-    for _ in 0..rounds {
-        told.commit(&accounts);
-        let used = Instant::now();
-        let [killed, again] = [(); 2].map(|()| window(1).mul_f64(fastrand::f64()));
-        // Not waiting for anything: these are the two ages that the round is about.
-        let at =
-            |age: Duration| thread::sleep((used + age).saturating_duration_since(Instant::now()));
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                at(killed);
-                kill(&server, &proxy);
-            });
-            at(again);
-            told.commit(&accounts);
-        });
-    }
-    assert_eq!(sessions.status().transactional.in_use, 0);
-    drop((accounts, sessions));
-    eventually(SOON, "nothing is under way", || server.clients() == 0);
-    let [committed, not_sent, in_doubt] =
-        [&told.committed, &told.not_sent, &told.in_doubt].map(|keys| applied(&server, keys));
-    let late = in_doubt.iter().filter(|value| **value == Some(1)).count();
-    println!(
-        "{how}: {} committed, {} not sent, {} in doubt of which {late} applied",
-        committed.len(),
-        not_sent.len(),
-        in_doubt.len()
-    );
-    assert!(committed.iter().all(|value| *value == Some(1)), "{how}: committed {committed:?}");
-    assert!(not_sent.iter().all(Option::is_none), "{how}: not sent {not_sent:?}");
-    assert!(in_doubt.iter().all(|value| value.is_none_or(|n| n == 1)), "{how}: {in_doubt:?}");
-    assert_eq!(committed.len() + not_sent.len() + in_doubt.len(), 2 * rounds);
 }
