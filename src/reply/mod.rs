@@ -91,9 +91,16 @@ pub struct Replies {
 struct Inner {
     transaction: u64,
     values: Vec<Value>,
-    /// Identifiers of forgotten commands: ascending, disjoint, half open.
-    holes: Vec<(u32, u32)>,
+    /// Ascending and disjoint.
+    holes: Vec<Hole>,
     failures: Vec<Failure>,
+}
+
+/// Identifiers of forgotten commands, half open, and how many are missing up to the end of this.
+struct Hole {
+    from: u32,
+    to: u32,
+    missing: u32,
 }
 
 /// A command that failed while the others were applied.
@@ -111,6 +118,12 @@ impl Replies {
         holes: Vec<(u32, u32)>,
         failures: Vec<Failure>,
     ) -> Self {
+        let mut missing = 0;
+        let number = |(from, to)| {
+            missing += to - from;
+            Hole { from, to, missing }
+        };
+        let holes = holes.into_iter().map(number).collect();
         Self { inner: Arc::new(Inner { transaction, values, holes, failures }) }
     }
 
@@ -159,16 +172,13 @@ impl Replies {
     }
 
     fn value(&self, id: u32) -> Result<(usize, &Value), ReplyError> {
-        let mut index = id;
-        for (from, to) in &self.inner.holes {
-            if id < *from {
-                break;
-            }
-            if id < *to {
-                return Err(ReplyError::Forgotten);
-            }
-            index -= to - from;
-        }
+        let before = self.inner.holes.partition_point(|hole| hole.from <= id);
+        let hole = before.checked_sub(1).and_then(|last| self.inner.holes.get(last));
+        let index = match hole {
+            Some(hole) if id < hole.to => return Err(ReplyError::Forgotten),
+            Some(hole) => id - hole.missing,
+            None => id,
+        };
         let index = index as usize;
         // An identifier past the end was given out after the commit's bytes were fixed.
         self.inner.values.get(index).map(|value| (index, value)).ok_or(ReplyError::Forgotten)

@@ -99,8 +99,11 @@ impl Stage {
         self.change_watched();
         self.proxy.set_delays(Duration::ZERO, PACE);
         let word = unique("word");
+        // Not repeated: a nil EXEC would be hidden by that.
+        let once = TransactionOptions::new().retry(RetryPolicy::never());
         let (echo, info, reply) = self
             .accounts()
+            .with(once)
             .run(|tx| {
                 let echo = tx.queue::<String>(cmd("ECHO").arg(&word).to_owned());
                 let info = tx.queue::<String>(cmd("CLIENT").arg("INFO").to_owned());
