@@ -11,5 +11,5 @@ demo: ## run the main job on a private Redis server (REDIS_URL=... takes that on
 test: ## run the suite: all of it in debug, the protocol and stress tests again in release
 	@scripts/test
 
-soak: ## run the soak: a million transactions, many dropped or panicking (ARGS=... is passed on)
+soak: ## run the soak: a million transactions, then 10 minutes of faults (ARGS="--seconds N --seed S")
 	@scripts/soak $(ARGS)

@@ -1,0 +1,103 @@
+//! What can go wrong, by name.
+//!
+//! Never: how. That is the [injector](super::injector)'s.
+
+/// One kind of fault. In the order in which the faults of a round begin: first what makes later
+/// ones worse, at the end what keeps the server from answering the injector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Fault {
+    RightsTaken,
+    OutOfMemory,
+    NoReplicas,
+    FewClients,
+    IdleTimeout,
+    Slow,
+    OneByteAtATime,
+    CutInsideACommand,
+    CutBehindACommand,
+    CutBeforeAnAnswer,
+    CutInsideAnAnswer,
+    HalfWrite,
+    HeldRequests,
+    HeldReplies,
+    SwallowedReply,
+    BlackHole,
+    SlammedDoor,
+    MuteDoor,
+    ClosedDoor,
+    SomeKilled,
+    AllKilled,
+    AllCut,
+    AllReset,
+    WritesPaused,
+    ClientsPaused,
+    Terminated,
+    Killed,
+    Frozen,
+}
+
+impl Fault {
+    pub(crate) const ALL: [Self; 28] = [
+        Self::RightsTaken,
+        Self::OutOfMemory,
+        Self::NoReplicas,
+        Self::FewClients,
+        Self::IdleTimeout,
+        Self::Slow,
+        Self::OneByteAtATime,
+        Self::CutInsideACommand,
+        Self::CutBehindACommand,
+        Self::CutBeforeAnAnswer,
+        Self::CutInsideAnAnswer,
+        Self::HalfWrite,
+        Self::HeldRequests,
+        Self::HeldReplies,
+        Self::SwallowedReply,
+        Self::BlackHole,
+        Self::SlammedDoor,
+        Self::MuteDoor,
+        Self::ClosedDoor,
+        Self::SomeKilled,
+        Self::AllKilled,
+        Self::AllCut,
+        Self::AllReset,
+        Self::WritesPaused,
+        Self::ClientsPaused,
+        Self::Terminated,
+        Self::Killed,
+        Self::Frozen,
+    ];
+
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Self::RightsTaken => "ACL takes rights away and gives them back",
+            Self::OutOfMemory => "`maxmemory` reached (OOM)",
+            Self::NoReplicas => "`min-replicas-to-write 1` (NOREPLICAS)",
+            Self::FewClients => "`maxclients` low, all connections killed",
+            Self::IdleTimeout => "server `timeout 1`, everybody idle",
+            Self::Slow => "every read of the network's delayed",
+            Self::OneByteAtATime => "one byte at a time",
+            Self::CutInsideACommand => "cut or reset inside a command",
+            Self::CutBehindACommand => "cut or reset behind a command",
+            Self::CutBeforeAnAnswer => "cut or reset before an answer",
+            Self::CutInsideAnAnswer => "cut or reset inside an answer",
+            Self::HalfWrite => "half a write arrives, nobody is told",
+            Self::HeldRequests => "requests held, delivered later",
+            Self::HeldReplies => "replies held, delivered later",
+            Self::SwallowedReply => "one reply swallowed",
+            Self::BlackHole => "black hole for all links",
+            Self::SlammedDoor => "new connections closed at once",
+            Self::MuteDoor => "new connections never answered",
+            Self::ClosedDoor => "new connections refused",
+            Self::SomeKilled => "CLIENT KILL by id, some",
+            Self::AllKilled => "CLIENT KILL by id, all",
+            Self::AllCut => "FIN on all links",
+            Self::AllReset => "RST on all links",
+            Self::WritesPaused => "CLIENT PAUSE WRITE",
+            Self::ClientsPaused => "CLIENT PAUSE ALL",
+            Self::Terminated => "SIGTERM and restart",
+            Self::Killed => "SIGKILL and restart",
+            Self::Frozen => "SIGSTOP, SIGCONT",
+        }
+    }
+}

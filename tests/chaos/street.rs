@@ -1,0 +1,91 @@
+//! The way every deed goes through, so that the injector can have it empty for a moment.
+//!
+//! Never: a wait without a deadline.
+
+use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// Nothing takes longer; what does is stuck.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The way every deed goes through.
+#[derive(Debug, Default)]
+pub(crate) struct Street {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    inside: usize,
+    closed: bool,
+    over: bool,
+    lawless: bool,
+}
+
+/// One deed on its way.
+#[derive(Debug)]
+pub(crate) struct Pass<'s> {
+    street: &'s Street,
+    /// Rights may be taken away from the user while this deed is done.
+    pub(crate) lawless: bool,
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        self.street.state().inside -= 1;
+        self.street.changed.notify_all();
+    }
+}
+
+impl Street {
+    /// `None` when it is all over.
+    pub(crate) fn enter(&self) -> Option<Pass<'_>> {
+        let mut state = self.state();
+        while state.closed && !state.over {
+            state = self.changed.wait(state).unwrap();
+        }
+        if state.over {
+            return None;
+        }
+        state.inside += 1;
+        Some(Pass { street: self, lawless: state.lawless })
+    }
+
+    /// Has nobody on the street while `meanwhile` runs.
+    pub(crate) fn emptied<R>(&self, meanwhile: impl FnOnce() -> R) -> R {
+        self.state().closed = true;
+        self.wait_until_empty();
+        let result = meanwhile();
+        self.state().closed = false;
+        self.changed.notify_all();
+        result
+    }
+
+    /// Whether rights may be missing, for the deeds to come.
+    pub(crate) fn set_lawless(&self, lawless: bool) {
+        self.state().lawless = lawless;
+    }
+
+    /// Nobody enters any more, and the last one has left.
+    pub(crate) fn end(&self) {
+        self.state().over = true;
+        self.changed.notify_all();
+        self.wait_until_empty();
+    }
+
+    fn wait_until_empty(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut state = self.state();
+        while state.inside > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let stuck = state.inside;
+            assert!(!left.is_zero(), "{stuck} calls did not end within {PATIENCE:?}");
+            state = self.changed.wait_timeout(state, left).unwrap().0;
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+}

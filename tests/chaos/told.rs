@@ -1,0 +1,163 @@
+//! What a caller was told of one deed, and what must be true on the server then.
+//!
+//! Never: the server's side. That is the ledger's.
+
+use rediscope::{Applied, CheckoutError, CommitError, Error};
+
+/// How often the ledger may have a deed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Times {
+    Never,
+    Once,
+    AtMostOnce,
+}
+
+macro_rules! told {
+    ($($(#[$doc:meta])* $name:ident: $text:literal, $times:ident;)+) => {
+        /// What a caller was told.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u8)]
+        pub(crate) enum Told {
+            $($(#[$doc])* $name,)+
+        }
+
+        impl Told {
+            pub(crate) const ALL: &[Self] = &[$(Self::$name,)+];
+
+            pub(crate) fn text(self) -> &'static str {
+                match self { $(Self::$name => $text,)+ }
+            }
+
+            /// How often the ledger may have it.
+            pub(crate) fn times(self) -> Times {
+                match self { $(Self::$name => Times::$times,)+ }
+            }
+        }
+    };
+}
+
+told! {
+    Committed: "committed", Once;
+    /// A pooled read that was answered; it writes nothing.
+    Answered: "reads answered", Never;
+    Conflict: "conflict", Never;
+    Exhausted: "conflicts exhausted", Never;
+    /// The closure's own error.
+    Errs: "closure returned an error", Never;
+    Dropped: "dropped", Never;
+    Discarded: "discarded", Never;
+    Panicked: "panicked", Never;
+    Forgotten: "forgotten (`mem::forget`)", Never;
+    NotSent: "`NotSent`, connection lost", Never;
+    NotServed: "`NotSent`, no connection", Never;
+    Rejected: "`Rejected`", Never;
+    PinExpired: "`PinExpired`", Never;
+    NoPermit: "`CheckoutError::Timeout`", Never;
+    NoServer: "`CheckoutError::Connect`", Never;
+    LostBefore: "`Lost`, applied: No", Never;
+    Refused: "`Command` (refused)", Never;
+    InDoubt: "`InDoubt`", AtMostOnce;
+    LostInDoubt: "`Lost`, applied: Unknown", AtMostOnce;
+    /// Of a pipeline, a command other than the ledger's was refused.
+    PipelineWith: "`Pipeline`, ledger's command applied", Once;
+    PipelineWithout: "`Pipeline`, ledger's command refused", Never;
+    PartlyWith: "`PartlyApplied`, ledger's command applied", Once;
+    PartlyWithout: "`PartlyApplied`, ledger's command failed", Never;
+    BareWith: "`NotIsolated`, ledger's command applied", Once;
+    BareWithout: "`NotIsolated`, ledger's command refused", Never;
+    /// Nothing that can come of a deed here.
+    Impossible: "impossible", AtMostOnce;
+}
+
+impl Told {
+    /// Of an error; `with_ledger` looks for the ledger's command among the replies it carries.
+    pub(crate) fn of(error: &Error, with_ledger: impl Fn(&rediscope::Replies) -> bool) -> Self {
+        match error {
+            Error::RetriesExhausted { .. } => Self::Exhausted,
+            Error::PinExpired(_) => Self::PinExpired,
+            Error::Checkout(CheckoutError::Timeout(_)) => Self::NoPermit,
+            Error::Checkout(CheckoutError::Connect { .. }) => Self::NoServer,
+            Error::Command { .. } => Self::Refused,
+            Error::Lost { applied: Applied::No, .. } => Self::LostBefore,
+            Error::Lost { applied: Applied::Unknown, .. } => Self::LostInDoubt,
+            // The ledger's command comes first.
+            Error::Pipeline { index: 0, .. } => Self::PipelineWithout,
+            Error::Pipeline { .. } => Self::PipelineWith,
+            Error::Commit(error) => match &**error {
+                CommitError::Rejected { .. } => Self::Rejected,
+                CommitError::InDoubt(_) => Self::InDoubt,
+                CommitError::PinExpired(_) => Self::PinExpired,
+                CommitError::NotSent { source, .. } => match &**source {
+                    Error::Lost { .. } => Self::NotSent,
+                    Error::Checkout(CheckoutError::Timeout(_) | CheckoutError::Connect { .. }) => {
+                        Self::NotServed
+                    }
+                    _ => Self::Impossible,
+                },
+                CommitError::PartlyApplied { replies, .. } => match with_ledger(replies) {
+                    true => Self::PartlyWith,
+                    false => Self::PartlyWithout,
+                },
+                CommitError::NotIsolated { replies, .. } => match with_ledger(replies) {
+                    true => Self::BareWith,
+                    false => Self::BareWithout,
+                },
+                _ => Self::Impossible,
+            },
+            _ => Self::Impossible,
+        }
+    }
+
+    /// Whether `applied()` says of the error what this says of the deed.
+    pub(crate) fn agrees_with(self, applied: Applied) -> bool {
+        match self {
+            Self::InDoubt | Self::LostInDoubt => applied == Applied::Unknown,
+            Self::PipelineWith
+            | Self::PipelineWithout
+            | Self::PartlyWith
+            | Self::PartlyWithout
+            | Self::BareWithout => applied == Applied::Partly,
+            Self::BareWith => matches!(applied, Applied::Yes | Applied::Partly),
+            Self::Impossible => false,
+            _ => applied == Applied::No,
+        }
+    }
+
+    /// Whether only a right that was taken away explains it.
+    pub(crate) fn is_lawless(self) -> bool {
+        matches!(
+            self,
+            Self::PartlyWith
+                | Self::PartlyWithout
+                | Self::BareWith
+                | Self::BareWithout
+                | Self::PipelineWith
+        )
+    }
+}
+
+/// The server's code, where it refused a command of the deed's own.
+pub(crate) fn refusal(error: &Error) -> Option<&str> {
+    match error {
+        Error::Command { error, .. } | Error::Pipeline { error, .. } => Some(error.code()),
+        Error::Commit(error) => match &**error {
+            CommitError::Rejected { code, .. } => Some(code),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// The server's code, where it refused a connection.
+pub(crate) fn refused_connection(error: &Error) -> Option<&str> {
+    match error {
+        Error::Checkout(CheckoutError::Connect { source, .. }) => {
+            source.server_error().map(|error| error.code())
+        }
+        Error::Commit(error) => match &**error {
+            CommitError::NotSent { source, .. } => refused_connection(source),
+            _ => None,
+        },
+        _ => None,
+    }
+}
