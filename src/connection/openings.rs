@@ -10,7 +10,7 @@
 //! Never: more tries than callers. A server that is down is not stormed.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::lock;
 
@@ -18,8 +18,8 @@ use super::lock;
 /// after it is known to be open.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// So many pauses in vain are more than a try takes.
-const OVERDUE: u32 = 1_000;
+/// Twice the longest pause between two tries.
+const STILL: Duration = Duration::from_millis(500);
 
 /// How many connections are being opened, and for how many callers.
 #[derive(Debug, Default)]
@@ -32,19 +32,30 @@ pub(crate) struct Openings {
 struct Count {
     callers: u32,
     under_way: u32,
+    /// Tries that are connecting right now, and when one last began or ended to.
+    connecting: u32,
+    since: Option<Instant>,
 }
 
 impl Openings {
     /// One caller more who needs a connection, until the value is dropped.
     pub(crate) fn caller(&self) -> Caller<'_> {
         lock(&self.count).callers += 1;
-        Caller { openings: self, pauses: 0 }
+        Caller { openings: self }
     }
 
     /// A connection was opened, and is on its way to a caller.
     pub(crate) fn opened(self: &Arc<Self>) -> Arrival {
         self.changed.notify_all();
         Arrival { openings: Arc::clone(self) }
+    }
+
+    /// A try connects, until the value is dropped.
+    pub(crate) fn connecting(&self) -> Connecting<'_> {
+        let mut count = lock(&self.count);
+        count.connecting += 1;
+        count.since = Some(Instant::now());
+        Connecting { openings: self }
     }
 
     fn ended(&self) {
@@ -65,11 +76,24 @@ impl Drop for Arrival {
     }
 }
 
+/// A try that is connecting.
+#[derive(Debug)]
+pub(crate) struct Connecting<'o> {
+    openings: &'o Openings,
+}
+
+impl Drop for Connecting<'_> {
+    fn drop(&mut self) {
+        let mut count = lock(&self.openings.count);
+        count.connecting -= 1;
+        count.since = Some(Instant::now());
+    }
+}
+
 /// A caller who needs a connection.
 #[derive(Debug)]
 pub(crate) struct Caller<'o> {
     openings: &'o Openings,
-    pauses: u32,
 }
 
 impl Drop for Caller<'_> {
@@ -81,17 +105,18 @@ impl Drop for Caller<'_> {
 impl Caller<'_> {
     /// Whether he is to begin a try to connect. It counts as begun.
     ///
-    /// Once in a while he begins one whatever the count says: if it were ever too high, nobody
-    /// would be served again.
-    pub(crate) fn begins(&mut self) -> bool {
+    /// A try that is under way shows: it connects, or pauses for less than [`STILL`]. Where nothing
+    /// shows for longer the count is too high, and would be for ever: it begins anew.
+    pub(crate) fn begins(&self) -> bool {
         let mut count = lock(&self.openings.count);
-        let overdue = self.pauses >= OVERDUE;
+        let still = count.connecting == 0 && count.since.is_none_or(|at| at.elapsed() > STILL);
+        if still {
+            count.under_way = 0;
+            count.since = Some(Instant::now());
+        }
         let begins = count.under_way < count.callers;
         count.under_way += u32::from(begins);
-        if begins || overdue {
-            self.pauses = 0;
-        }
-        begins || overdue
+        begins
     }
 
     /// What he was about to begin is not needed: a connection lay there.
@@ -100,8 +125,7 @@ impl Caller<'_> {
     }
 
     /// Waits a little, or until a connection was opened.
-    pub(crate) fn pause(&mut self) {
-        self.pauses += 1;
+    pub(crate) fn pause(&self) {
         let count = lock(&self.openings.count);
         let waited = self.openings.changed.wait_timeout(count, PAUSE);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
@@ -115,7 +139,7 @@ mod tests {
     #[test]
     fn there_are_never_more_tries_than_callers() {
         let openings = Arc::new(Openings::default());
-        let (mut one, mut two) = (openings.caller(), openings.caller());
+        let (one, two) = (openings.caller(), openings.caller());
         assert!(one.begins() && two.begins() && !one.begins());
         drop(openings.opened());
         drop(two);
@@ -128,5 +152,20 @@ mod tests {
         assert!(one.begins());
         one.needs_none();
         assert!(one.begins());
+    }
+
+    #[test]
+    fn a_count_that_is_too_high_is_found_out_when_nothing_happens() {
+        let openings = Openings::default();
+        let one = openings.caller();
+        assert!(one.begins() && !one.begins());
+        let connecting = openings.connecting();
+        lock(&openings.count).since = Instant::now().checked_sub(2 * STILL);
+        assert!(!one.begins(), "a try that takes long is one");
+        drop(connecting);
+        assert!(!one.begins(), "it has only just ended");
+        lock(&openings.count).since = Instant::now().checked_sub(2 * STILL);
+        assert!(one.begins());
+        assert!(!one.begins(), "and is given time to show");
     }
 }
