@@ -15,7 +15,11 @@ use rediscope::{Error, SessionManager};
 use crate::support::server::Server;
 use crate::support::{eventually, unique};
 
-const CALL: Duration = Duration::from_millis(400);
+/// Bounds a call; long enough for a busy machine to answer.
+const CALL: Duration = Duration::from_millis(1500);
+/// What the row of that name leaves behind, and how long a command takes that notices.
+const SHORT: Duration = Duration::from_millis(100);
+const SLOW: f64 = 0.5;
 const SOON: Duration = Duration::from_secs(20);
 /// Watched by the row of that name, changed before every EXEC.
 const WATCHED: &str = "watched";
@@ -75,12 +79,7 @@ const ROWS: &[Row] = &[
         Defect::Reply,
         true,
     ),
-    row(
-        "a short read timeout",
-        |c| c.set_read_timeout(Some(Duration::from_millis(20))),
-        Defect::Timeout,
-        true,
-    ),
+    row("a short read timeout", |c| c.set_read_timeout(Some(SHORT)), Defect::Timeout, true),
 ];
 
 /// It is answered by silence, so it must not be waited for.
@@ -123,7 +122,7 @@ impl Home {
             note(flags.unwrap().contains('r'), Defect::ReadOnly);
             note(self.exec(connection) == Ok(Value::Nil), Defect::NilExec);
             let slow: RedisResult<Option<Value>> =
-                cmd("BLPOP").arg("none").arg(0.1).query(connection);
+                cmd("BLPOP").arg("none").arg(SLOW).query(connection);
             note(slow != Ok(None), Defect::Timeout);
         }
         defects
@@ -192,7 +191,7 @@ fn what_is_left_on_a_raw_connection_is_gone_before_the_next_borrower() {
             let expected = [format!("db={}", home.db), "user=app".to_owned(), "resp=2".to_owned()];
             let facts: Vec<&str> = info.split_whitespace().collect();
             assert!(expected.iter().all(|fact| facts.contains(&fact.as_str())), "{info}");
-            let slow: Option<Value> = cmd("BLPOP").arg("none").arg(0.1).query(&mut db).unwrap();
+            let slow: Option<Value> = cmd("BLPOP").arg("none").arg(SLOW).query(&mut db).unwrap();
             assert_eq!(slow, None, "{}", row.name);
             db.with_raw(|connection| (row.leave)(connection).unwrap()).unwrap();
             let defects = db.with_raw(|connection| home.defects(connection)).unwrap();
