@@ -296,7 +296,7 @@ fn release_twice(gate: &Gate, slot: usize) {
 #[test]
 fn model_finds_a_grant_that_came_too_late_to_be_seen() {
     let planted = || release_meets_give_up(Gate::release, take_without_a_second_look);
-    assert_found(planted, "permits were lost or doubled");
+    assert_found(planted, &["permits were lost or doubled"]);
 }
 
 #[test]
@@ -304,22 +304,24 @@ fn model_finds_a_grant_that_is_not_made_under_the_lock() {
     let planted = || {
         release_meets_give_up(release_behind_the_lock, |watched| watched.take(0, impatient()).ok());
     };
-    assert_found(planted, "permits were lost or doubled");
+    assert_found(planted, &["permits were lost or doubled"]);
 }
 
 #[test]
 fn model_finds_a_queue_that_is_served_from_behind() {
-    assert_found(|| served_in_turn(release_to_the_last), "served out of turn");
+    assert_found(|| served_in_turn(release_to_the_last), &["served out of turn"]);
 }
 
 #[test]
 fn model_finds_a_permit_that_two_callers_hold() {
-    assert_found(|| some_wait_and_some_give_up(release_twice), "is held twice");
+    // Which of them shows first is up to the schedule.
+    let as_what = ["is held twice", "was not held", "permits were lost or doubled"];
+    assert_found(|| some_wait_and_some_give_up(release_twice), &as_what);
 }
 
 /// Either way of looking finds the mistake, and for what it is.
 #[track_caller]
-fn assert_found(planted: fn(), as_what: &str) {
+fn assert_found(planted: fn(), as_what: &[&str]) {
     type Look = fn(fn());
     let ways: [Look; 2] = [
         |planted| shuttle::check_random(planted, ITERATIONS),
@@ -328,6 +330,7 @@ fn assert_found(planted: fn(), as_what: &str) {
     for look in ways {
         let found = catch_unwind(|| look(planted)).expect_err("the planted mistake was not found");
         let text = found.downcast_ref::<String>().cloned().unwrap_or_default();
-        assert!(text.contains(as_what), "found something else: {text}");
+        let known = as_what.iter().any(|what| text.contains(what));
+        assert!(known, "found something else: {text}");
     }
 }
