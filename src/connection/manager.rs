@@ -107,7 +107,6 @@ impl r2d2::ManageConnection for LinkManager {
         if over() {
             return Err(refused());
         }
-        let _connecting = self.health.openings.connecting();
         let mut opened = catch_unwind(AssertUnwindSafe(|| self.open()))
             .unwrap_or_else(|_| Err(LinkError::panicked()));
         if over() {

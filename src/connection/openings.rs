@@ -3,23 +3,21 @@
 //! A try to connect goes on, with pauses, until it succeeds, also when its caller has given up. So
 //! a caller begins one only where fewer are under way than there are callers, himself included.
 //!
-//! A try is under way until somebody has its connection in hand: between being open and lying in
-//! the pool it is to be seen nowhere, and a caller who began another one then would have begun
-//! none (r2d2 has no room for it) and still have it counted, for ever.
+//! The count is exact only where taking a connection and ceasing to be a caller are one step: a
+//! caller who already has one in hand takes up room in the pool, and a try that is begun for him
+//! all the same is one that the pool has no room for. It is never made, and would be counted for
+//! ever.
 //!
 //! Never: more tries than callers. A server that is down is not stormed.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use super::lock;
+use super::sync::{Condvar, Mutex, PoisonError, lock};
 
 /// How long a caller waits before he looks into the pool again: a connection lies there a moment
 /// after it is known to be open.
 const PAUSE: Duration = Duration::from_millis(1);
-
-/// Twice the longest pause between two tries.
-const STILL: Duration = Duration::from_millis(500);
 
 /// How many connections are being opened, and for how many callers.
 #[derive(Debug, Default)]
@@ -31,36 +29,20 @@ pub(crate) struct Openings {
 #[derive(Debug, Default)]
 struct Count {
     callers: u32,
+    /// Tries that somebody began, until somebody has their connection in hand.
     under_way: u32,
-    /// Tries that are connecting right now, and when one last began or ended to.
-    connecting: u32,
-    since: Option<Instant>,
 }
 
 impl Openings {
-    /// One caller more who needs a connection, until the value is dropped.
+    /// Somebody who needs a connection, as soon as he looks for one in vain.
     pub(crate) fn caller(&self) -> Caller<'_> {
-        lock(&self.count).callers += 1;
-        Caller { openings: self }
+        Caller { openings: self, waits: false }
     }
 
     /// A connection was opened, and is on its way to a caller.
     pub(crate) fn opened(self: &Arc<Self>) -> Arrival {
         self.changed.notify_all();
         Arrival { openings: Arc::clone(self) }
-    }
-
-    /// A try connects, until the value is dropped.
-    pub(crate) fn connecting(&self) -> Connecting<'_> {
-        let mut count = lock(&self.count);
-        count.connecting += 1;
-        count.since = Some(Instant::now());
-        Connecting { openings: self }
-    }
-
-    fn ended(&self) {
-        let mut count = lock(&self.count);
-        count.under_way = count.under_way.saturating_sub(1);
     }
 }
 
@@ -72,56 +54,59 @@ pub(crate) struct Arrival {
 
 impl Drop for Arrival {
     fn drop(&mut self) {
-        self.openings.ended();
-    }
-}
-
-/// A try that is connecting.
-#[derive(Debug)]
-pub(crate) struct Connecting<'o> {
-    openings: &'o Openings,
-}
-
-impl Drop for Connecting<'_> {
-    fn drop(&mut self) {
         let mut count = lock(&self.openings.count);
-        count.connecting -= 1;
-        count.since = Some(Instant::now());
+        // The pool begins tries of its own, for `min_idle`, which nobody has counted.
+        count.under_way = count.under_way.saturating_sub(1);
     }
 }
 
-/// A caller who needs a connection.
+/// Somebody who needs a connection. Dropped, he needs none any more.
 #[derive(Debug)]
 pub(crate) struct Caller<'o> {
     openings: &'o Openings,
+    waits: bool,
 }
 
 impl Drop for Caller<'_> {
     fn drop(&mut self) {
-        lock(&self.openings.count).callers -= 1;
+        if self.waits {
+            lock(&self.openings.count).callers -= 1;
+        }
     }
 }
 
 impl Caller<'_> {
-    /// Whether he is to begin a try to connect. It counts as begun.
-    ///
-    /// A try that is under way shows: it connects, or pauses for less than [`STILL`]. Where nothing
-    /// shows for longer the count is too high, and would be for ever: it begins anew.
-    pub(crate) fn begins(&self) -> bool {
-        let mut count = lock(&self.openings.count);
-        let still = count.connecting == 0 && count.since.is_none_or(|at| at.elapsed() > STILL);
-        if still {
-            count.under_way = 0;
-            count.since = Some(Instant::now());
+    /// Takes what `idle` finds in the pool. Where that is nothing, and a try more is in order, has
+    /// `begin` begin one, unless it finds something after all.
+    pub(crate) fn take<C>(
+        &mut self,
+        idle: impl Fn() -> Option<C>,
+        begin: impl FnOnce() -> Option<C>,
+    ) -> Option<C> {
+        // Nearly always there is one, and who does not count yet may take it without counting.
+        if !self.waits
+            && let Some(found) = idle()
+        {
+            return Some(found);
         }
-        let begins = count.under_way < count.callers;
-        count.under_way += u32::from(begins);
-        begins
-    }
-
-    /// What he was about to begin is not needed: a connection lay there.
-    pub(crate) fn needs_none(&self) {
-        self.openings.ended();
+        let mut count = lock(&self.openings.count);
+        if !self.waits {
+            self.waits = true;
+            count.callers += 1;
+        }
+        let found = idle().or_else(|| {
+            if count.under_way >= count.callers {
+                return None;
+            }
+            let found = begin();
+            count.under_way += u32::from(found.is_none());
+            found
+        });
+        if found.is_some() {
+            self.waits = false;
+            count.callers -= 1;
+        }
+        found
     }
 
     /// Waits a little, or until a connection was opened.
@@ -132,40 +117,53 @@ impl Caller<'_> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, rediscope_shuttle))]
+mod model;
+
+#[cfg(all(test, not(rediscope_shuttle)))]
 mod tests {
     use super::*;
+
+    /// Whether the caller, who finds nothing, begins a try.
+    fn begins(caller: &mut Caller<'_>) -> bool {
+        let mut begun = false;
+        let found: Option<()> = caller.take(
+            || None,
+            || {
+                begun = true;
+                None
+            },
+        );
+        assert!(found.is_none());
+        begun
+    }
 
     #[test]
     fn there_are_never_more_tries_than_callers() {
         let openings = Arc::new(Openings::default());
-        let (one, two) = (openings.caller(), openings.caller());
-        assert!(one.begins() && two.begins() && !one.begins());
+        let (mut one, mut two) = (openings.caller(), openings.caller());
+        assert!(begins(&mut one) && begins(&mut two) && !begins(&mut one));
         drop(openings.opened());
         drop(two);
         // One try is still under way, for the one caller who is left.
-        assert!(!one.begins());
+        assert!(!begins(&mut one));
         let arrival = openings.opened();
         // It is open, but it may not lie in the pool yet.
-        assert!(!one.begins());
+        assert!(!begins(&mut one));
         drop(arrival);
-        assert!(one.begins());
-        one.needs_none();
-        assert!(one.begins());
+        assert!(begins(&mut one));
     }
 
     #[test]
-    fn a_count_that_is_too_high_is_found_out_when_nothing_happens() {
+    fn whoever_has_found_a_connection_is_no_caller() {
         let openings = Openings::default();
-        let one = openings.caller();
-        assert!(one.begins() && !one.begins());
-        let connecting = openings.connecting();
-        lock(&openings.count).since = Instant::now().checked_sub(2 * STILL);
-        assert!(!one.begins(), "a try that takes long is one");
-        drop(connecting);
-        assert!(!one.begins(), "it has only just ended");
-        lock(&openings.count).since = Instant::now().checked_sub(2 * STILL);
-        assert!(one.begins());
-        assert!(!one.begins(), "and is given time to show");
+        let (mut one, mut two) = (openings.caller(), openings.caller());
+        assert!(begins(&mut one));
+        assert_eq!(one.take(|| Some(7), || None), Some(7));
+        // His try is still under way, and now it is the other's.
+        assert!(!begins(&mut two));
+        // What was found while a try was about to begin was not opened by it.
+        assert!(begins(&mut one));
+        assert_eq!(two.take(|| None, || unreachable!("two are under way")), None::<()>);
     }
 }

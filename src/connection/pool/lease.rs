@@ -120,31 +120,17 @@ impl Lease {
     fn fetch(&mut self, deadline: Instant) -> Result<(), CheckoutError> {
         let inner = Arc::clone(&self.permit.pool.inner);
         let started = Instant::now();
-        let mut caller = None;
+        let mut caller = inner.health.openings.caller();
         loop {
             if inner.health.over.load(Ordering::Acquire) {
                 return Err(CheckoutError::Closed);
             }
-            let found = match inner.links.try_get() {
-                Some(link) => Some(link),
-                None => {
-                    let caller = caller.get_or_insert_with(|| inner.health.openings.caller());
-                    if caller.begins() {
-                        let found = inner.links.get_timeout(Duration::ZERO).ok();
-                        found.inspect(|_| caller.needs_none())
-                    } else {
-                        caller.pause();
-                        None
-                    }
-                }
-            };
+            let begin = || inner.links.get_timeout(Duration::ZERO).ok();
+            let found = caller.take(|| inner.links.try_get(), begin);
             let now = Instant::now();
             let failure = inner.health.connect_error().filter(|(at, _)| *at >= started);
             match (found, failure) {
                 (Some(mut link), _) => {
-                    // In this order: in between there is one who needs a connection fewer, not one
-                    // more, so nobody begins a try that r2d2 has no room for.
-                    caller = None;
                     link.taken();
                     let silent = inner.silent_before.load(Ordering::Acquire);
                     let generation = inner.health.generation.load(Ordering::Acquire);
@@ -167,7 +153,7 @@ impl Lease {
                     let source = LinkError::timed_out("no connection was established in time");
                     return Err(CheckoutError::Connect { waited: started.elapsed(), source });
                 }
-                (None, _) => {}
+                (None, _) => caller.pause(),
             }
         }
     }
