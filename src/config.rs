@@ -27,6 +27,8 @@ pub(crate) struct Settings {
     pub(crate) flush_bytes: usize,
     pub(crate) max_commands: u32,
     pub(crate) max_bytes: usize,
+    pub(crate) register_prefix: String,
+    pub(crate) register_ttl: Duration,
 }
 
 impl Default for Settings {
@@ -48,6 +50,8 @@ impl Default for Settings {
             flush_bytes: 64 * 1024,
             max_commands: 1_000_000,
             max_bytes: 512 * 1024 * 1024,
+            register_prefix: "rediscope".to_owned(),
+            register_ttl: Duration::from_secs(60 * 60),
         }
     }
 }
@@ -86,6 +90,19 @@ impl Settings {
             ("tcp_user_timeout", self.tcp_user_timeout),
         ] {
             check_duration(knob, value)?;
+        }
+        let shortest = Duration::from_secs(1);
+        if self.register_ttl < shortest || self.register_ttl > 30 * LONGEST {
+            return Err(ConfigError::knob(
+                "register_ttl",
+                "must be between a second and 30 days: a doubt is resolved within it",
+            ));
+        }
+        if self.register_prefix.is_empty() || self.register_prefix.contains(['{', '}']) {
+            return Err(ConfigError::knob(
+                "register_prefix",
+                "must not be empty, and must not hold braces, which would be a hash tag",
+            ));
         }
         let needed = self.connect_timeout + 2 * self.response_timeout;
         if needed > self.checkout_timeout {

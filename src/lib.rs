@@ -21,8 +21,8 @@ mod wire;
 pub use redis;
 
 pub use error::{
-    Applied, CheckoutError, CheckoutTimeout, CommitError, ConfigError, Error, InDoubt, LinkError,
-    LinkErrorKind, PinExpired, ReplyError, ServerError,
+    Applied, CheckoutError, CheckoutTimeout, CommitError, CommitToken, ConfigError, Error, InDoubt,
+    LinkError, LinkErrorKind, PinExpired, ReplyError, Resolution, ServerError, Unresolved,
 };
 pub use observe::{Counts, OpenScope, PoolStatus, Replaced, Status};
 pub use pooled::Pooled;
@@ -39,3 +39,4 @@ pub use transaction::savepoint::Savepoint;
 pub use transaction::watch::Watch;
 pub use transaction::watching::Watching;
 pub use transactional::Transactional;
+pub use wire::durability::Acks;

@@ -140,6 +140,12 @@ counters! {
     retries: "retries",
     /// Transactions whose answer was lost.
     in_doubt: "in doubt",
+    /// Doubts that were resolved: the transaction was applied.
+    resolved_committed: "resolved as committed",
+    /// Doubts that were resolved: the transaction was not applied, and never will be.
+    resolved_not_committed: "resolved as not committed",
+    /// Doubts that were asked about and could not be resolved.
+    unresolved: "unresolved",
     /// Checkouts that were answered with an error.
     refused: "checkouts refused",
     /// Connections that were opened.

@@ -9,10 +9,11 @@ use std::time::Duration;
 use redis::IntoConnectionInfo;
 use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
 
+use crate::commit::resolve::Asker;
 use crate::config::Settings;
 use crate::connection::manager::Purpose;
 use crate::connection::pool::Pool;
-use crate::error::ConfigError;
+use crate::error::{CommitToken, ConfigError, Resolution, Resolver as _};
 use crate::observe::{OpenScope, Status};
 use crate::pooled::Pooled;
 use crate::topology::{self, Endpoint};
@@ -43,6 +44,7 @@ const THREADS: usize = 3;
 pub struct SessionManager {
     pooled: Pool,
     transactional: Pool,
+    asker: Arc<Asker>,
 }
 
 impl UnwindSafe for SessionManager {}
@@ -75,7 +77,18 @@ impl SessionManager {
 
     /// The handle for transactions.
     pub fn transactional(&self) -> Transactional {
-        Transactional::new(self.transactional.clone())
+        Transactional::new(self.transactional.clone(), Arc::<Asker>::clone(&self.asker))
+    }
+
+    /// Finds out what became of an exactly-once transaction of this process's or another's, within
+    /// `checkout_timeout`: see [`InDoubt::resolve`](crate::InDoubt::resolve).
+    pub fn resolve(&self, token: &CommitToken) -> Resolution {
+        self.asker.resolve(token, None)
+    }
+
+    /// Like [`resolve`](Self::resolve), for as long as `timeout`.
+    pub fn resolve_within(&self, token: &CommitToken, timeout: Duration) -> Resolution {
+        self.asker.resolve(token, Some(timeout))
     }
 
     /// The open scopes of both pools, oldest first: age, place, name, thread.
@@ -96,6 +109,7 @@ impl SessionManager {
         let deadline = std::time::Instant::now() + timeout;
         self.pooled.close();
         self.transactional.close();
+        self.asker.close();
         self.pooled.drain(deadline) + self.transactional.drain(deadline)
     }
 
@@ -198,6 +212,19 @@ impl Builder {
         /// applied. Default 512 MiB. The server has a bound of its own
         /// (`client-query-buffer-limit`, 1 GB).
         max_bytes: usize,
+        /// How long the register of an exactly-once connection lives on the server after its last
+        /// use: so long a doubt can be resolved. Each connection that commits exactly once has
+        /// one, and leaves it behind when it closes. Default 1 hour, 1 second to 30 days.
+        register_ttl: Duration,
+    }
+
+    /// What the names of this crate's own keys begin with: `<prefix>:reg:…` for the registers of
+    /// exactly-once connections, `<prefix>:once:…` for the keys of
+    /// [`exactly_once_as`](crate::TransactionOptions::exactly_once_as). The user needs the right
+    /// to read and write them. Default `rediscope`; not empty, and without braces.
+    pub fn register_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.settings.register_prefix = prefix.into();
+        self
     }
 
     /// Checks the settings and makes the two pools. Nothing is connected yet.
@@ -219,9 +246,9 @@ impl Builder {
         let pool = |name, purpose| {
             Pool::new(name, purpose, endpoint.clone(), Arc::clone(&settings), Arc::clone(&threads))
         };
-        Ok(SessionManager {
-            pooled: pool("pooled", Purpose::Pooled),
-            transactional: pool("transactional", Purpose::Transactional),
-        })
+        let transactional = pool("transactional", Purpose::Transactional);
+        let health = Arc::clone(transactional.health());
+        let asker = Arc::new(Asker::new(endpoint.clone(), Arc::clone(&settings), health));
+        Ok(SessionManager { pooled: pool("pooled", Purpose::Pooled), transactional, asker })
     }
 }

@@ -4,15 +4,16 @@
 //! scope.
 
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
+use std::sync::Arc;
 
 use crate::connection::pool::Pool;
 use crate::connection::registry::Owner;
-use crate::error::Error;
+use crate::error::{Error, Resolver};
 use crate::reply::Resolve;
 use crate::transaction::block::Block;
 use crate::transaction::body::Body;
 use crate::transaction::guard::Transaction;
-use crate::transaction::keys::IntoKeys;
+use crate::transaction::keys::{IntoKeys, Keys};
 use crate::transaction::options::TransactionOptions;
 use crate::transaction::run;
 use crate::transaction::watch::Watch;
@@ -36,19 +37,21 @@ use crate::transaction::watch::Watch;
 pub struct Transactional {
     pool: Pool,
     options: TransactionOptions,
+    resolver: Arc<dyn Resolver>,
 }
 
 impl UnwindSafe for Transactional {}
 impl RefUnwindSafe for Transactional {}
 
 impl Transactional {
-    pub(crate) fn new(pool: Pool) -> Self {
-        Self { pool, options: TransactionOptions::default() }
+    pub(crate) fn new(pool: Pool, resolver: Arc<dyn Resolver>) -> Self {
+        Self { pool, options: TransactionOptions::default(), resolver }
     }
 
     /// A handle whose transactions have these options; what `options` does not set stays.
     pub fn with(&self, options: TransactionOptions) -> Self {
-        Self { pool: self.pool.clone(), options: self.options.overlaid(options) }
+        let options = self.options.overlaid(options);
+        Self { pool: self.pool.clone(), options, resolver: Arc::clone(&self.resolver) }
     }
 
     /// Pins a connection for a transaction that is committed or discarded by hand.
@@ -74,7 +77,8 @@ impl Transactional {
     pub fn begin_with(&self, options: TransactionOptions) -> Result<Transaction, Error> {
         let options = self.options.overlaid(options);
         let owner = owner(&options, Location::caller(), false);
-        let mut body = Body::new(&self.pool, owner, options.is_immediate());
+        let terms = options.terms(&self.resolver, self.pool.settings())?;
+        let mut body = Body::new(&self.pool, owner, terms);
         body.begin()?;
         Ok(Transaction::new(body))
     }
@@ -126,8 +130,8 @@ impl Transactional {
         closure: impl FnOnce(&mut Block) -> Result<R, E>,
     ) -> Result<R::Output, E> {
         let owner = owner(&self.options, Location::caller(), true);
-        let (immediate, policy) = (self.options.is_immediate(), self.options.policy());
-        run::plain(&self.pool, owner, immediate, policy, closure)
+        let terms = self.options.terms(&self.resolver, self.pool.settings())?;
+        run::plain(&self.pool, owner, terms, self.options.policy(), closure)
     }
 
     /// Read, decide, write: what is written is applied only if none of `keys` changed meanwhile.
@@ -143,13 +147,18 @@ impl Transactional {
     /// # Ok(()) }
     /// ```
     pub fn watch(&self, keys: impl IntoKeys) -> Watch {
-        Watch::new(self.pool.clone(), self.options.clone(), Some(keys.into_keys()))
+        self.watch_of(Some(keys.into_keys()))
     }
 
     /// Reads and writes on one connection, watching nothing: what is read may have changed by the
     /// time of the commit.
     pub fn reading(&self) -> Watch {
-        Watch::new(self.pool.clone(), self.options.clone(), None)
+        self.watch_of(None)
+    }
+
+    fn watch_of(&self, keys: Option<Keys>) -> Watch {
+        let resolver = Arc::clone(&self.resolver);
+        Watch::new(self.pool.clone(), self.options.clone(), resolver, keys)
     }
 }
 

@@ -1,28 +1,49 @@
 //! Did it happen? The forms of a commit, each ending in one row of the contract.
 //!
-//! Never: the user's closure. Never: a command re-sent once EXEC's last byte may have left.
+//! Never: the user's closure. Never: a command re-sent once EXEC's last byte may have left, unless
+//! it is proven that nothing was applied.
 
+mod clean;
+mod exchange;
+mod prove;
+pub(crate) mod resolve;
+
+use std::sync::Arc;
 use std::time::Instant;
 
+pub(crate) use clean::clean;
+use exchange::{Answers, Lost, exchange, queue};
+use prove::prove;
+pub(crate) use prove::watch;
 use redis::Value;
 
-use crate::connection::link::{Deadline, Link};
 use crate::connection::pool::Lease;
 use crate::error::{
-    CheckoutError, CommitError, Error, InDoubt, LinkError, LinkErrorKind, ServerError,
+    CheckoutError, CommitError, CommitToken, Error, InDoubt, LinkError, Resolver, ServerError,
 };
-use crate::observe::Replaced;
 use crate::reply::Replies;
 use crate::wire::buffer::Buffer;
-use crate::wire::encode::{DISCARD, UNWATCH};
-use crate::wire::exec::{self, Collector, Refusal, Verdict};
-use crate::wire::state::{Expect, Taint};
+use crate::wire::durability::{Acks, Durability};
+use crate::wire::exec::{self, Refusal, Verdict};
+use crate::wire::once::Once;
+use crate::wire::state::Taint;
+
+/// What a transaction asks of its commit.
+#[derive(Clone, Default)]
+pub(crate) struct Terms {
+    /// MULTI is answered before any command leaves, however lately the link was heard of.
+    pub(crate) immediate: bool,
+    /// A lost answer can be asked for afterwards: here.
+    pub(crate) fence: Option<Arc<dyn Resolver>>,
+    /// At most one transaction with this key is ever applied.
+    pub(crate) once: Option<Once>,
+    pub(crate) durability: Option<Durability>,
+}
 
 /// How a transaction is to be sent.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Form {
-    /// MULTI is answered before any command leaves, however lately the link was heard of.
-    pub(crate) immediate: bool,
+pub(crate) struct Form<'t> {
+    pub(crate) terms: &'t Terms,
     /// The link must still watch what it was told to: a fresh one would protect nothing.
     pub(crate) watched: bool,
     /// By when a dead link must have been replaced.
@@ -40,13 +61,14 @@ pub(crate) enum Committed {
 pub(crate) fn commit(
     lease: &mut Lease,
     buffer: &mut Buffer,
-    form: Form,
+    form: Form<'_>,
 ) -> Result<Committed, CommitError> {
     let counted = attempt(lease, buffer, form);
     let counters = lease.pool().counters();
     match &counted {
-        Ok(Committed::Applied(_)) | Err(CommitError::PartlyApplied { .. }) => {
-            counters.commits.add()
+        Ok(Committed::Applied(_))
+        | Err(CommitError::PartlyApplied { .. } | CommitError::NotReplicated { .. }) => {
+            counters.commits.add();
         }
         Ok(Committed::Conflict) => counters.conflicts.add(),
         Err(CommitError::InDoubt(_)) => counters.in_doubt.add(),
@@ -55,83 +77,183 @@ pub(crate) fn commit(
     counted
 }
 
-fn attempt(lease: &mut Lease, buffer: &mut Buffer, form: Form) -> Result<Committed, CommitError> {
+/// How often a transaction is sent whose register was changed under it. It lives for an hour, and
+/// nobody else writes to it.
+const TRIES: u32 = 4;
+
+fn attempt(
+    lease: &mut Lease,
+    buffer: &mut Buffer,
+    form: Form<'_>,
+) -> Result<Committed, CommitError> {
     // Nothing was queued and nothing was asked of the server: there is nothing to commit. (Where
     // keys are watched the server is asked whether they changed.)
     let idle = lease.current().is_none_or(|link| link.state().is_clean());
-    if buffer.commands() == 0 && idle && !form.watched {
+    if buffer.commands() == 0 && idle && !form.watched && form.terms.once.is_none() {
         return Ok(Committed::Applied(replies(buffer, Vec::new())));
     }
-    prove(lease, buffer, form)?;
-    let deadline = lease.response_deadline();
+    for _ in 0..TRIES {
+        prove(lease, buffer, form)?;
+        match exchanged(lease, buffer, form) {
+            Err(Unapplied::OwnWatch) if !buffer.is_flushed() => {}
+            Err(Unapplied::OwnWatch) => break,
+            Err(Unapplied::Failed(error)) => return Err(error),
+            Ok(committed) => return Ok(committed),
+        }
+    }
+    Err(CommitError::lost_before_exec(LinkError::unexpected(
+        "the connection's own register was changed or deleted",
+    )))
+}
+
+enum Unapplied {
+    /// What changed was a key that the link watches for itself.
+    OwnWatch,
+    Failed(CommitError),
+}
+
+impl From<CommitError> for Unapplied {
+    fn from(error: CommitError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+fn exchanged(
+    lease: &mut Lease,
+    buffer: &mut Buffer,
+    form: Form<'_>,
+) -> Result<Committed, Unapplied> {
+    let settings = Arc::clone(lease.pool().settings());
     let Some(link) = lease.current() else {
-        return Err(CheckoutError::Closed.into());
+        return Err(CommitError::from(CheckoutError::Closed).into());
     };
-    let watching = link.state().is_watching();
-    let verdict = match exchange(link, buffer, deadline) {
-        Ok(collector) => {
+    let sent = Instant::now();
+    let (verdict, acks) = match exchange(link, buffer, form.terms, &settings) {
+        Ok(Answers { collector, acks }) => {
             link.has_answered();
-            collector.verdict()
+            (collector.verdict(), acks)
         }
         Err(Lost::BeforeExec(cause)) => {
             lease.found_dead(&cause);
-            return Err(CommitError::lost_before_exec(cause));
+            return Err(CommitError::lost_before_exec(cause).into());
         }
         Err(Lost::AfterExec(cause, collector)) => {
+            let doubt = in_doubt(lease, form.terms, cause.clone());
             lease.found_dead(&cause);
             match collector.verdict() {
-                Verdict::Unknown => return Err(CommitError::InDoubt(InDoubt::new(cause))),
-                known => known,
+                Verdict::Unknown => return Err(CommitError::InDoubt(doubt).into()),
+                known => (known, None),
             }
         }
     };
-    judge(lease, buffer, verdict, watching)
+    judge(lease, buffer, form, verdict, acks, sent)
+}
+
+fn in_doubt(lease: &mut Lease, terms: &Terms, cause: LinkError) -> InDoubt {
+    let endpoint = lease.pool().endpoint().clone();
+    match (&terms.fence, lease.current().and_then(|link| link.known_fence())) {
+        (Some(resolver), Some(fence)) => {
+            let (register, number) = (fence.register(), fence.number());
+            let token = CommitToken::new(register, number, endpoint.db(), endpoint.address());
+            InDoubt::fenced(cause, token, Arc::clone(resolver))
+        }
+        _ => InDoubt::new(cause),
+    }
 }
 
 fn judge(
     lease: &mut Lease,
     buffer: &mut Buffer,
+    form: Form<'_>,
     verdict: Verdict,
-    watching: bool,
-) -> Result<Committed, CommitError> {
-    match verdict {
+    acks: Option<Result<Acks, ServerError>>,
+    sent: Instant,
+) -> Result<Committed, Unapplied> {
+    let error = match verdict {
         Verdict::Applied(values) => {
+            let (values, own) = without_own(buffer, values);
             if let Some(link) = lease.current() {
                 link.wrote();
+                if form.terms.fence.is_some() {
+                    link.registered(Some(sent));
+                }
             }
-            let replies = replies(buffer, values);
-            match replies.failures() {
-                0 => Ok(Committed::Applied(replies)),
-                _ => Err(CommitError::PartlyApplied { replies }),
+            if own.iter().any(|value| !matches!(value, Value::Okay)) {
+                lease.taint(Taint::LeftDirty);
             }
+            return Ok(Committed::Applied(applied(buffer, values, form.terms, acks)?));
         }
-        Verdict::Nil if watching => Ok(Committed::Conflict),
+        Verdict::Nil if form.watched => return Ok(Committed::Conflict),
+        Verdict::Nil if form.terms.fence.is_some() => {
+            if let Some(link) = lease.current() {
+                link.registered(None);
+            }
+            return Err(Unapplied::OwnWatch);
+        }
         // The link watched something that nobody here asked for.
         Verdict::Nil => {
             lease.taint(Taint::LeftDirty);
-            Err(CommitError::lost_before_exec(LinkError::unexpected(
+            CommitError::lost_before_exec(LinkError::unexpected(
                 "a conflict on a connection that watched nothing",
-            )))
+            ))
         }
-        Verdict::Rejected(refusal) => Err(rejected(lease, buffer, refusal)),
-        Verdict::Bare(values) => Err(CommitError::NotIsolated { replies: replies(buffer, values) }),
+        Verdict::Rejected(refusal) => rejected(lease, buffer, refusal),
+        Verdict::Bare(values) => {
+            let (values, _) = without_own(buffer, values);
+            CommitError::NotIsolated { replies: replies(buffer, values) }
+        }
         Verdict::Unknown => {
+            let cause = LinkError::unexpected("EXEC's reply does not fit the transaction");
+            let doubt = in_doubt(lease, form.terms, cause);
             lease.taint(Taint::Protocol);
-            Err(CommitError::InDoubt(InDoubt::new(LinkError::unexpected(
-                "EXEC's reply does not fit the transaction",
-            ))))
+            CommitError::InDoubt(doubt)
         }
+    };
+    Err(error.into())
+}
+
+/// What the user's commands answered, and what ours behind them did.
+fn without_own(buffer: &Buffer, mut values: Vec<Value>) -> (Vec<Value>, Vec<Value>) {
+    let own = values.split_off(values.len().min(buffer.commands() as usize));
+    (values, own)
+}
+
+fn applied(
+    buffer: &mut Buffer,
+    values: Vec<Value>,
+    terms: &Terms,
+    acks: Option<Result<Acks, ServerError>>,
+) -> Result<Replies, CommitError> {
+    let (got, refused) = match acks {
+        Some(Err(refused)) => (Acks::default(), Some(refused)),
+        Some(Ok(acks)) => (acks, None),
+        None => (Acks::default(), None),
+    };
+    let replies = replies(buffer, values).acknowledged_by(terms.durability.map(|_| got));
+    if replies.failures() > 0 {
+        return Err(CommitError::PartlyApplied { replies });
+    }
+    match terms.durability {
+        Some(durability) if refused.is_some() || !durability.is_met_by(got) => {
+            Err(CommitError::NotReplicated { wanted: durability.wanted(), got, refused, replies })
+        }
+        _ => Ok(replies),
     }
 }
 
 fn rejected(lease: &mut Lease, buffer: &Buffer, refusal: Refusal) -> CommitError {
     note_server_change(lease, &refusal.error);
-    let command = refusal
-        .index
-        .and_then(|index| buffer.name(index))
-        .unwrap_or_else(|| refusal.word.to_owned());
-    CommitError::rejected(refusal.index.map(|index| index as usize), command, &refusal.error)
+    let named = refusal.index.and_then(|index| Some((index as usize, buffer.name(index)?)));
+    let (index, command) = match named {
+        Some((index, command)) => (Some(index), command),
+        None if refusal.index.is_some() => (None, OWN.to_owned()),
+        None => (None, refusal.word.to_owned()),
+    };
+    CommitError::rejected(index, command, &refusal.error)
 }
+
+/// What our own part of a transaction is called in an error.
+const OWN: &str = "SET of the register";
 
 pub(crate) fn note_server_change(lease: &mut Lease, error: &ServerError) {
     if matches!(error.code(), "READONLY" | "MASTERDOWN") {
@@ -144,134 +266,64 @@ fn replies(buffer: &mut Buffer, values: Vec<Value>) -> Replies {
     Replies::new(buffer.transaction(), values, buffer.take_holes(), failures)
 }
 
-/// Brings the link to where the commands may leave: it was heard of within the trust window, or
-/// it has just answered MULTI.
-///
-/// A dead link is replaced as long as nothing of the user's was sent on it and it watches nothing.
-fn prove(lease: &mut Lease, buffer: &Buffer, form: Form) -> Result<(), CommitError> {
-    let (must_watch, must_be_in_multi) = (form.watched, buffer.is_flushed());
-    let kept = lease.current().is_some_and(|link| {
-        let state = link.state();
-        (state.is_watching() || !must_watch) && (state.is_in_multi() || !must_be_in_multi)
-    });
-    if (must_watch || must_be_in_multi) && !kept {
-        return Err(CommitError::lost_before_exec(LinkError::new(
-            LinkErrorKind::Closed,
-            "the connection was lost earlier in the scope",
-        )));
-    }
-    loop {
-        let trusted = lease.is_trusted();
-        let deadline = lease.response_deadline().capped(form.checkout);
-        let link = lease.link(form.checkout).map_err(CommitError::not_sent)?;
-        let (multi, watching) = (link.state().is_in_multi(), link.state().is_watching());
-        let answer = match (multi, trusted) {
-            (true, true) => return Ok(()),
-            // It has waited in MULTI since `begin`; asking anew is only free of consequences
-            // while nothing is queued and nothing is watched.
-            (true, false) if buffer.is_flushed() || watching => return Ok(()),
-            (true, false) => link.multi_again(deadline),
-            (false, true) if !form.immediate && !buffer.is_flushed() => return Ok(()),
-            (false, _) => link.multi(deadline),
-        };
-        match answer {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) => {
-                note_server_change(lease, &error);
-                return Err(CommitError::rejected(None, "MULTI".to_owned(), &error));
-            }
-            Err(cause) => {
-                lease.found_dead(&cause);
-                if watching || Instant::now() >= form.checkout {
-                    return Err(CommitError::lost_before_exec(cause));
-                }
-                tracing::debug!(%cause, reason = Replaced::Closed.as_str(), "dead connection replaced before use");
-            }
-        }
-    }
-}
-
 /// MULTI, awaited, for a scope that begins with it.
-pub(crate) fn begin(lease: &mut Lease, buffer: &Buffer, form: Form) -> Result<(), CommitError> {
-    prove(lease, buffer, Form { immediate: true, ..form })
-}
-
-enum Lost {
-    BeforeExec(LinkError),
-    AfterExec(LinkError, Box<Collector>),
-}
-
-/// One write that ends with EXEC, and its replies.
-fn exchange(link: &mut Link, buffer: &mut Buffer, deadline: Deadline) -> Result<Collector, Lost> {
-    let multi = !link.state().is_in_multi();
-    let (commands, unsent) = (buffer.commands(), buffer.unsent());
-    let expected = [(Expect::Multi, u32::from(multi)), (Expect::Queued, unsent), (Expect::Exec, 1)];
-    link.send(buffer.with_exec(multi), &expected, deadline).map_err(Lost::BeforeExec)?;
-    let mut collector = Collector::new(commands, commands - unsent);
-    for (expect, count) in expected {
-        for _ in 0..count {
-            match (link.receive(deadline), expect) {
-                (Ok(value), Expect::Multi) => collector.multi(value),
-                (Ok(value), Expect::Queued) => collector.queued(value),
-                (Ok(value), _) => collector.exec(value),
-                (Err(cause), _) => return Err(Lost::AfterExec(cause, Box::new(collector))),
-            }
-        }
-    }
-    Ok(collector)
+pub(crate) fn begin(lease: &mut Lease, buffer: &Buffer, form: Form<'_>) -> Result<(), CommitError> {
+    prove(lease, buffer, Form { terms: &form.terms.at_once(), ..form })
 }
 
 /// Sends the waiting commands of a large transaction and reads that they were queued.
-pub(crate) fn flush(lease: &mut Lease, buffer: &mut Buffer, form: Form) -> Result<(), CommitError> {
-    prove(lease, buffer, Form { immediate: true, ..form })?;
+pub(crate) fn flush(
+    lease: &mut Lease,
+    buffer: &mut Buffer,
+    form: Form<'_>,
+) -> Result<(), CommitError> {
+    begin(lease, buffer, form)?;
     let deadline = lease.response_deadline();
     let Some(link) = lease.current() else {
         return Err(CheckoutError::Closed.into());
     };
-    let (commands, unsent) = (buffer.commands(), buffer.unsent());
-    let mut collector = Collector::new(commands, commands - unsent);
-    let mut answered = link.send(buffer.body(), &[(Expect::Queued, unsent)], deadline);
-    for _ in 0..unsent {
-        let Ok(()) = answered else { break };
-        answered = link.receive(deadline).map(|value| collector.queued(value));
-    }
+    let (collector, answered) = queue(link, buffer, deadline);
+    let refusal = collector.refusal().cloned();
     if let Err(cause) = answered {
         lease.found_dead(&cause);
-        return Err(CommitError::lost_before_exec(cause));
+        // What was refused before stays refused, and would be again.
+        return Err(match refusal {
+            Some(refusal) => rejected(lease, buffer, refusal),
+            None => CommitError::lost_before_exec(cause),
+        });
     }
-    link.has_answered();
-    if let Some(refusal) = collector.refusal().cloned() {
+    if let Some(refusal) = refusal {
         return Err(rejected(lease, buffer, refusal));
     }
     buffer.flushed();
     Ok(())
 }
 
-/// Leaves nothing of the scope behind on its link: DISCARD, UNWATCH, or the link is closed.
-///
-/// # Errors
-/// How cleaning failed. The link is closed then.
-pub(crate) fn clean(lease: &mut Lease) -> Result<(), Error> {
-    let limit = lease.pool().settings().cleanup_timeout;
-    let Some(link) = lease.current() else { return Ok(()) };
-    let state = link.state();
-    let (during, bytes, expect) = if state.is_clean() || state.tainted().is_some() {
-        return Ok(());
-    } else if !state.is_in_step() || std::thread::panicking() {
-        link.taint(Taint::LeftDirty);
-        return Ok(());
-    } else if state.is_in_multi() {
-        ("DISCARD", DISCARD, Expect::Discard)
-    } else {
-        ("UNWATCH", UNWATCH, Expect::Unwatch)
-    };
-    match link.call(bytes, expect, Deadline::after(limit)) {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(Error::Command { command: during.to_owned(), error }),
-        Err(source) => Err(Error::Lost {
-            during: during.to_owned(),
-            applied: crate::error::Applied::No,
-            source,
-        }),
+impl Terms {
+    fn at_once(&self) -> Self {
+        Self { immediate: true, ..self.clone() }
     }
+}
+
+impl std::fmt::Debug for Terms {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Terms")
+            .field("immediate", &self.immediate)
+            .field("exactly_once", &self.fence.is_some())
+            .field("durability", &self.durability)
+            .finish_non_exhaustive()
+    }
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        Self::Command { command: refused.word.to_owned(), error: refused.error }
+    }
+}
+
+/// What the server refused before any of the user's commands left.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) word: &'static str,
+    pub(crate) error: ServerError,
 }

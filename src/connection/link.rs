@@ -9,7 +9,8 @@ use redis::Value;
 use super::openings::Arrival;
 use crate::error::{LinkError, LinkErrorKind, ServerError};
 use crate::observe::Replaced;
-use crate::wire::encode::{DISCARD, MULTI, PING};
+use crate::wire::encode::PING;
+use crate::wire::fence::Fence;
 use crate::wire::state::{Expect, Proof, State, Taint};
 
 /// An instant by which a call must be over, and how long it had been given.
@@ -51,6 +52,9 @@ pub(crate) struct Link {
     arrival: Option<Arrival>,
     /// It has written, so it would notice a server that no longer lets it.
     has_written: bool,
+    /// Its register, once it has needed one, and since when the server has had that at least.
+    fence: Option<Fence>,
+    registered: Option<Instant>,
     /// The socket's timeouts as they are set: setting them costs a system call each.
     read_timeout: Duration,
     write_timeout: Duration,
@@ -75,6 +79,8 @@ impl Link {
             generation,
             arrival: None,
             has_written: false,
+            fence: None,
+            registered: None,
             read_timeout: timeout,
             write_timeout: timeout,
         })
@@ -131,6 +137,33 @@ impl Link {
         }
     }
 
+    /// Its register, which gets its name now where it has none yet.
+    pub(crate) fn fence(&mut self, prefix: &str) -> Result<&mut Fence, LinkError> {
+        if self.fence.is_none() {
+            let mut random = [0; 16];
+            getrandom::fill(&mut random).map_err(|_| {
+                LinkError::new(LinkErrorKind::Io, "the system has no random bits to give")
+            })?;
+            self.fence = Some(Fence::new(prefix, u128::from_ne_bytes(random)));
+        }
+        self.fence.as_mut().ok_or_else(|| LinkError::unexpected("there is no register"))
+    }
+
+    /// The register as it is.
+    pub(crate) fn known_fence(&self) -> Option<&Fence> {
+        self.fence.as_ref()
+    }
+
+    /// The server has the register, and has had it at least since `at`; or it may not have it.
+    pub(crate) fn registered(&mut self, at: Option<Instant>) {
+        self.registered = at;
+    }
+
+    /// Whether it watches its own register, and that lives for as long again as `age` at least.
+    pub(crate) fn is_armed_for(&self, age: Duration) -> bool {
+        self.state.is_armed() && self.registered.is_some_and(|at| at.elapsed() < age)
+    }
+
     /// Writes `bytes`, which `expected` replies will answer.
     ///
     /// An error proves that the last byte did not leave.
@@ -140,22 +173,39 @@ impl Link {
         expected: &[(Expect, u32)],
         deadline: Deadline,
     ) -> Result<(), LinkError> {
+        self.send_counted(bytes, expected, deadline).map_err(|(_, error)| error)
+    }
+
+    /// The same; an error says how many bytes may have left.
+    pub(crate) fn send_counted(
+        &mut self,
+        bytes: &[u8],
+        expected: &[(Expect, u32)],
+        deadline: Deadline,
+    ) -> Result<(), (usize, LinkError)> {
         for (expect, count) in expected {
             self.state.sending(*expect, *count);
         }
+        let mut left = 0;
         for step in bytes.chunks(STEP) {
-            let left = deadline.left();
-            if left.is_zero() {
-                return Err(self.broken(LinkError::timed_out("no time left to send")));
-            }
-            let timeout = timeout(left, deadline.limit);
-            if timeout != self.write_timeout {
-                self.write_timeout = timeout;
-                let set = self.connection.set_write_timeout(Some(timeout));
-                set.map_err(|error| self.broken(LinkError::of(&error)))?;
-            }
+            self.ready_to_write(deadline).map_err(|error| (left, error))?;
+            left += step.len();
             let sent = self.connection.send_packed_command(step);
-            sent.map_err(|error| self.broken(LinkError::of(&error)))?;
+            sent.map_err(|error| (left, self.broken(LinkError::of(&error))))?;
+        }
+        Ok(())
+    }
+
+    fn ready_to_write(&mut self, deadline: Deadline) -> Result<(), LinkError> {
+        let left = deadline.left();
+        if left.is_zero() {
+            return Err(self.broken(LinkError::timed_out("no time left to send")));
+        }
+        let timeout = timeout(left, deadline.limit);
+        if timeout != self.write_timeout {
+            self.write_timeout = timeout;
+            let set = self.connection.set_write_timeout(Some(timeout));
+            set.map_err(|error| self.broken(LinkError::of(&error)))?;
         }
         Ok(())
     }
@@ -200,31 +250,6 @@ impl Link {
         self.has_written
     }
 
-    /// MULTI on its own, awaited. `Err` of the outer result: the link is dead.
-    pub(crate) fn multi(
-        &mut self,
-        deadline: Deadline,
-    ) -> Result<Result<(), ServerError>, LinkError> {
-        self.send(MULTI, &[(Expect::Multi, 1)], deadline)?;
-        self.settled(deadline)
-    }
-
-    /// DISCARD and MULTI anew: proves that a link which has waited in MULTI is still alive.
-    pub(crate) fn multi_again(
-        &mut self,
-        deadline: Deadline,
-    ) -> Result<Result<(), ServerError>, LinkError> {
-        self.send(
-            &[DISCARD, MULTI].concat(),
-            &[(Expect::Discard, 1), (Expect::Multi, 1)],
-            deadline,
-        )?;
-        if let Err(refused) = self.settled(deadline)? {
-            return Ok(Err(refused));
-        }
-        self.settled(deadline)
-    }
-
     /// Proves that the server answers.
     pub(crate) fn ping(
         &mut self,
@@ -244,7 +269,11 @@ impl Link {
         self.settled(deadline)
     }
 
-    fn settled(&mut self, deadline: Deadline) -> Result<Result<(), ServerError>, LinkError> {
+    /// Reads the answer to a command of ours.
+    pub(crate) fn settled(
+        &mut self,
+        deadline: Deadline,
+    ) -> Result<Result<(), ServerError>, LinkError> {
         let value = self.receive(deadline)?;
         self.has_answered();
         Ok(match value {

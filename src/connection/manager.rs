@@ -35,6 +35,8 @@ pub(crate) struct Health {
     /// Links of an older generation are replaced.
     pub(crate) generation: AtomicU64,
     pub(crate) openings: Arc<Openings>,
+    /// The server has said that it knows WAITAOF.
+    pub(crate) knows_waitaof: AtomicBool,
     /// Nobody will use a link any more. r2d2 would still open its `min_idle`.
     pub(crate) over: AtomicBool,
     last_connect_error: Mutex<Option<(Instant, LinkError)>>,
@@ -58,43 +60,50 @@ pub(crate) struct LinkManager {
 
 impl LinkManager {
     fn open(&self) -> Result<Link, LinkError> {
-        let settings = &self.settings;
-        let deadline = Deadline::after(settings.connect_timeout);
         // Before the connection exists: one that is opened to a server which is found to be gone
         // while the hand-shake runs belongs to the time before.
         let generation = self.health.generation.load(Ordering::Acquire);
-        let connection = self
-            .endpoint
-            .connect(settings.connect_timeout)
-            .map_err(|error| LinkError::of(&error))?;
-        let expires = settings.max_lifetime.map(|lifetime| Instant::now() + jittered(lifetime));
-        let mut link = Link::new(connection, settings.response_timeout, expires, generation)?;
-        let proof = match self.purpose {
-            // A user without the right to PING has been answered, which is all that is asked.
-            Purpose::Pooled => match link.ping(deadline)? {
-                Err(error) if error.code() == "NOPERM" => Ok(()),
-                answer => answer,
-            },
-            Purpose::Transactional => {
-                link.send(
-                    &[MULTI, DISCARD].concat(),
-                    &[(Expect::Multi, 1), (Expect::Discard, 1)],
-                    deadline,
-                )?;
-                let mut proof = Ok(());
-                for _ in 0..2 {
-                    if let redis::Value::ServerError(error) = link.receive(deadline)? {
-                        let error = crate::error::ServerError::from_reply(&error, false);
-                        proof = proof.and(Err(error));
-                    }
-                }
-                link.has_answered();
-                proof
-            }
-        };
-        proof.map_err(LinkError::refused)?;
-        Ok(link)
+        open(&self.endpoint, &self.settings, self.purpose, generation)
     }
+}
+
+/// Opens a link that has proven that it can do what it is for.
+pub(crate) fn open(
+    endpoint: &Endpoint,
+    settings: &Settings,
+    purpose: Purpose,
+    generation: u64,
+) -> Result<Link, LinkError> {
+    let deadline = Deadline::after(settings.connect_timeout);
+    let connection =
+        endpoint.connect(settings.connect_timeout).map_err(|error| LinkError::of(&error))?;
+    let expires = settings.max_lifetime.map(|lifetime| Instant::now() + jittered(lifetime));
+    let mut link = Link::new(connection, settings.response_timeout, expires, generation)?;
+    let proof = match purpose {
+        // A user without the right to PING has been answered, which is all that is asked.
+        Purpose::Pooled => match link.ping(deadline)? {
+            Err(error) if error.code() == "NOPERM" => Ok(()),
+            answer => answer,
+        },
+        Purpose::Transactional => {
+            link.send(
+                &[MULTI, DISCARD].concat(),
+                &[(Expect::Multi, 1), (Expect::Discard, 1)],
+                deadline,
+            )?;
+            let mut proof = Ok(());
+            for _ in 0..2 {
+                if let redis::Value::ServerError(error) = link.receive(deadline)? {
+                    let error = crate::error::ServerError::from_reply(&error, false);
+                    proof = proof.and(Err(error));
+                }
+            }
+            link.has_answered();
+            proof
+        }
+    };
+    proof.map_err(LinkError::refused)?;
+    Ok(link)
 }
 
 impl r2d2::ManageConnection for LinkManager {

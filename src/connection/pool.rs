@@ -119,6 +119,10 @@ impl Pool {
         &self.inner.settings
     }
 
+    pub(crate) fn health(&self) -> &Arc<Health> {
+        &self.inner.health
+    }
+
     pub(crate) fn counters(&self) -> &Counters {
         &self.inner.health.counters
     }

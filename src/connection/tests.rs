@@ -12,6 +12,8 @@ use super::properties::support::{eventually, server::Server};
 use super::registry::{Owner, Pin};
 use crate::config::Settings;
 use crate::topology::{self, Endpoint};
+use crate::wire::encode::MULTI;
+use crate::wire::state::Expect;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -53,7 +55,8 @@ fn a_connection_that_was_left_in_the_middle_of_a_call_is_not_handed_on() {
     let call = || {
         panicking.with(|lease| {
             let deadline = lease.response_deadline();
-            lease.current().unwrap().multi(deadline).unwrap().unwrap();
+            let link = lease.current().unwrap();
+            link.call(MULTI, Expect::Multi, deadline).unwrap().unwrap();
             assert!(in_multi());
             resume_unwind(Box::new("below this crate"))
         })

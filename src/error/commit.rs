@@ -2,8 +2,9 @@
 //!
 //! Never: an outcome that nobody knows, told as one that somebody does.
 
-use super::{Applied, CheckoutError, Error, LinkError, PinExpired, ServerError};
+use super::{Applied, CheckoutError, Error, InDoubt, LinkError, PinExpired, ServerError};
 use crate::reply::Replies;
+use crate::wire::durability::Acks;
 
 /// What is known of a transaction that did not simply commit.
 ///
@@ -14,6 +15,8 @@ use crate::reply::Replies;
 /// | `NotSent` | nothing: the failure came before EXEC's last byte left |
 /// | `InDoubt` | unknown: EXEC was sent, the answer was lost |
 /// | `NotIsolated` | ran the commands one by one, without MULTI |
+/// | `NotReplicated` | ran it, **it was applied here**; too few others have it |
+/// | `AlreadyCommitted` | nothing: an earlier transaction with this key was applied |
 /// | `PinExpired` | nothing: the scope was open for too long |
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -39,7 +42,8 @@ pub enum CommitError {
         /// Every reply, the failed ones as [`ReplyError::Failed`](super::ReplyError::Failed).
         replies: Replies,
     },
-    /// Nothing was applied: the failure came before EXEC's last byte left.
+    /// Nothing was applied, and nothing will be: the failure came before EXEC's last byte left, or
+    /// a doubt was resolved so.
     #[error("nothing was applied: {source}")]
     #[non_exhaustive]
     NotSent {
@@ -57,6 +61,27 @@ pub enum CommitError {
         /// Every reply; a refused command as [`ReplyError::Failed`](super::ReplyError::Failed).
         replies: Replies,
     },
+    /// The transaction **was applied here**, but fewer than were asked for had it in time:
+    /// [`wait_replicas`](crate::TransactionOptions::wait_replicas),
+    /// [`wait_aof`](crate::TransactionOptions::wait_aof). Nothing is undone by that, and it may
+    /// still spread; it may also be lost with this server.
+    #[error("applied here, but {wanted} were to have it and only {got} are known to")]
+    #[non_exhaustive]
+    NotReplicated {
+        /// How many were asked for.
+        wanted: Acks,
+        /// How many have it, as far as is known.
+        got: Acks,
+        /// What the server said, where it refused to wait.
+        refused: Option<ServerError>,
+        /// The transaction's replies.
+        replies: Replies,
+    },
+    /// Nothing was applied by this call: a transaction with the same key
+    /// ([`exactly_once_as`](crate::TransactionOptions::exactly_once_as)) was applied before, by
+    /// this process or another.
+    #[error("nothing was applied: a transaction with this key was committed before")]
+    AlreadyCommitted,
     /// Nothing was applied: the scope was open for too long.
     #[error(transparent)]
     PinExpired(#[from] PinExpired),
@@ -81,7 +106,11 @@ impl CommitError {
     /// What the server did with the transaction's commands.
     pub fn applied(&self) -> Applied {
         match self {
-            Self::Rejected { .. } | Self::NotSent { .. } | Self::PinExpired(_) => Applied::No,
+            Self::Rejected { .. }
+            | Self::NotSent { .. }
+            | Self::AlreadyCommitted
+            | Self::PinExpired(_) => Applied::No,
+            Self::NotReplicated { .. } => Applied::Yes,
             Self::PartlyApplied { .. } => Applied::Partly,
             Self::InDoubt(_) => Applied::Unknown,
             Self::NotIsolated { replies } if replies.failures() == 0 => Applied::Yes,
@@ -97,6 +126,8 @@ impl CommitError {
             Self::PartlyApplied { .. }
             | Self::InDoubt(_)
             | Self::NotIsolated { .. }
+            | Self::NotReplicated { .. }
+            | Self::AlreadyCommitted
             | Self::PinExpired(_) => false,
         }
     }
@@ -108,7 +139,11 @@ impl CommitError {
             Self::PartlyApplied { replies } | Self::NotIsolated { replies } => {
                 replies.first_failure().map(ServerError::code)
             }
-            Self::NotSent { .. } | Self::InDoubt(_) | Self::PinExpired(_) => None,
+            Self::NotReplicated { refused, .. } => refused.as_ref().map(ServerError::code),
+            Self::NotSent { .. }
+            | Self::InDoubt(_)
+            | Self::AlreadyCommitted
+            | Self::PinExpired(_) => None,
         }
     }
 
@@ -132,26 +167,5 @@ impl CommitError {
             applied: Applied::No,
             source,
         })
-    }
-}
-
-/// EXEC was sent and its answer was lost.
-///
-/// The connection was closed. The transaction may have been applied, may never be, or may be
-/// applied after this value was made: EXEC can still stand in a socket's buffer.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("in doubt: EXEC was sent and its answer was lost ({source}); read your own data")]
-pub struct InDoubt {
-    source: LinkError,
-}
-
-impl InDoubt {
-    pub(crate) fn new(source: LinkError) -> Self {
-        Self { source }
-    }
-
-    /// How the connection failed.
-    pub fn cause(&self) -> &LinkError {
-        &self.source
     }
 }

@@ -9,6 +9,7 @@
 mod checkout;
 mod commit;
 mod config;
+mod in_doubt;
 mod link;
 mod reply;
 mod server;
@@ -17,8 +18,10 @@ use std::panic::Location;
 use std::time::Duration;
 
 pub use checkout::{CheckoutError, CheckoutTimeout};
-pub use commit::{CommitError, InDoubt};
+pub use commit::CommitError;
 pub use config::ConfigError;
+pub(crate) use in_doubt::Resolver;
+pub use in_doubt::{CommitToken, InDoubt, Resolution, Unresolved};
 pub use link::{LinkError, LinkErrorKind};
 pub use reply::ReplyError;
 pub use server::ServerError;
@@ -81,7 +84,7 @@ impl PinExpired {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The session manager's settings cannot work, so there is none.
+    /// A setting, of the session manager or of a transaction, cannot work; nothing was sent.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// No connection was given.
@@ -155,6 +158,15 @@ pub enum Error {
         /// The kind of reply that came.
         found: &'static str,
     },
+    /// The server is too old for what was asked of it; nothing was sent.
+    #[error("the server does not know {command}, which came with {since}; nothing was sent")]
+    #[non_exhaustive]
+    Unsupported {
+        /// The command's name.
+        command: &'static str,
+        /// The first version that has it.
+        since: &'static str,
+    },
     /// The connection failed under a single command, a begin or a clean-up.
     #[error("{during} failed: {source}")]
     Lost {
@@ -177,6 +189,7 @@ impl Error {
             | Self::Refused { .. }
             | Self::TooLarge { .. }
             | Self::NoKeys
+            | Self::Unsupported { .. }
             | Self::RetriesExhausted { .. } => Applied::No,
             Self::Command { command, error } => {
                 // A script that fails keeps what it had done.
@@ -204,6 +217,7 @@ impl Error {
             | Self::Refused { .. }
             | Self::TooLarge { .. }
             | Self::NoKeys
+            | Self::Unsupported { .. }
             | Self::Pipeline { .. }
             | Self::Decode { .. } => false,
             Self::Lost { applied, .. } => *applied == Applied::No,

@@ -25,6 +25,10 @@ pub enum ReplyError {
         /// What the server said.
         error: ServerError,
     },
+    /// The connection was lost with the replies on it. The transaction was exactly once, so it was
+    /// asked for afterwards, and it was applied.
+    #[error("the transaction was applied, but its replies are lost")]
+    Lost,
     /// The reply is not of the type that was asked for.
     #[error("command {index} answered {found}, which is not a {expected}; ask with cast()")]
     #[non_exhaustive]

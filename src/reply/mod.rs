@@ -14,6 +14,7 @@ use redis::Value;
 pub use resolve::Resolve;
 
 use crate::error::{ReplyError, ServerError};
+use crate::wire::durability::Acks;
 
 /// A command that was queued, and the type its reply will have.
 ///
@@ -94,6 +95,9 @@ struct Inner {
     /// Ascending and disjoint.
     holes: Vec<Hole>,
     failures: Vec<Failure>,
+    acks: Option<Acks>,
+    /// It was applied, and that is all that is known.
+    lost: bool,
 }
 
 /// Identifiers of forgotten commands, half open, and how many are missing up to the end of this.
@@ -124,12 +128,36 @@ impl Replies {
             Hole { from, to, missing }
         };
         let holes = holes.into_iter().map(number).collect();
-        Self { inner: Arc::new(Inner { transaction, values, holes, failures }) }
+        let (acks, lost) = (None, false);
+        Self { inner: Arc::new(Inner { transaction, values, holes, failures, acks, lost }) }
     }
 
     /// Of a transaction that had no command.
     pub(crate) fn none(transaction: u64) -> Self {
         Self::new(transaction, Vec::new(), Vec::new(), Vec::new())
+    }
+
+    /// Of a transaction that was applied and whose replies are lost.
+    pub(crate) fn lost(transaction: u64) -> Self {
+        let mut replies = Self::none(transaction);
+        if let Some(inner) = Arc::get_mut(&mut replies.inner) {
+            inner.lost = true;
+        }
+        replies
+    }
+
+    pub(crate) fn acknowledged_by(mut self, acks: Option<Acks>) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.inner) {
+            inner.acks = acks;
+        }
+        self
+    }
+
+    /// Who has the transaction, as WAIT or WAITAOF counted them. `None` where nobody asked:
+    /// [`wait_replicas`](crate::TransactionOptions::wait_replicas),
+    /// [`wait_aof`](crate::TransactionOptions::wait_aof).
+    pub fn acknowledged(&self) -> Option<Acks> {
+        self.inner.acks
     }
 
     /// Reads one reply, or several at once: `get(a)?`, `get((a, b))?`, `get(vec_of_handles)?`.
@@ -172,6 +200,9 @@ impl Replies {
     }
 
     fn value(&self, id: u32) -> Result<(usize, &Value), ReplyError> {
+        if self.inner.lost {
+            return Err(ReplyError::Lost);
+        }
         let before = self.inner.holes.partition_point(|hole| hole.from <= id);
         let hole = before.checked_sub(1).and_then(|last| self.inner.holes.get(last));
         let index = match hole {

@@ -3,9 +3,8 @@
 //! Never: a command sent past an open part. Never: a failure forgotten before the end.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
-use crate::commit::{self, Committed, Form};
+use crate::commit::{self, Committed, Form, Terms};
 use crate::connection::pool::Pool;
 use crate::connection::registry::Owner;
 use crate::error::{CommitError, Error};
@@ -23,19 +22,19 @@ pub(crate) struct Body {
     buffer: Buffer,
     scope: Scope,
     failed: Option<CommitError>,
-    immediate: bool,
+    terms: Terms,
     watched: bool,
     /// From how many waiting bytes on they are sent ahead; `None`: never.
     flush_bytes: Option<usize>,
 }
 
 impl Body {
-    pub(crate) fn new(pool: &Pool, owner: Owner, immediate: bool) -> Self {
-        Self::on(Scope::new(pool, owner), immediate, false)
+    pub(crate) fn new(pool: &Pool, owner: Owner, terms: Terms) -> Self {
+        Self::on(Scope::new(pool, owner), terms, false)
     }
 
     /// On a scope that is there already, and watches where `watched` says so.
-    pub(crate) fn on(scope: Scope, immediate: bool, watched: bool) -> Self {
+    pub(crate) fn on(scope: Scope, terms: Terms, watched: bool) -> Self {
         let settings = scope.settings();
         let transaction = TRANSACTIONS.fetch_add(1, Ordering::Relaxed);
         Self {
@@ -43,7 +42,7 @@ impl Body {
             flush_bytes: Some(settings.flush_bytes),
             scope,
             failed: None,
-            immediate,
+            terms,
             watched,
         }
     }
@@ -72,10 +71,6 @@ impl Body {
         self.scope = scope;
     }
 
-    fn form(&self, checkout: Instant) -> Form {
-        Form { immediate: self.immediate, watched: self.watched, checkout }
-    }
-
     /// Takes a connection now, and MULTI where it is to be sent at once.
     pub(crate) fn begin(&mut self) -> Result<(), Error> {
         let begun = self.try_begin();
@@ -89,8 +84,8 @@ impl Body {
         let _in = span.enter();
         self.scope.pin(deadline)?;
         tracing::debug!("begin");
-        if self.immediate {
-            let form = self.form(deadline);
+        if self.terms.immediate {
+            let form = Form { terms: &self.terms, watched: self.watched, checkout: deadline };
             let buffer = &self.buffer;
             self.scope.call(|lease| commit::begin(lease, buffer, form)).map_err(
                 |error| match error {
@@ -117,10 +112,10 @@ impl Body {
 
     fn flush(&mut self) -> Result<(), CommitError> {
         let deadline = self.scope.checkout_deadline();
-        let form = self.form(deadline);
         let span = self.span().clone();
         let _in = span.enter();
         self.scope.pin(deadline)?;
+        let form = Form { terms: &self.terms, watched: self.watched, checkout: deadline };
         let buffer = &mut self.buffer;
         self.scope.call(|lease| commit::flush(lease, buffer, form))
     }
@@ -184,15 +179,26 @@ impl Body {
 
     fn send(&mut self) -> Result<Committed, CommitError> {
         let deadline = self.scope.checkout_deadline();
-        let form = self.form(deadline);
-        if self.buffer.commands() == 0 && !self.watched && !self.scope.is_pinned() {
+        let once = self.terms.once.is_some();
+        if self.buffer.commands() == 0 && !self.watched && !once && !self.scope.is_pinned() {
             return Ok(Committed::Applied(Replies::none(self.buffer.transaction())));
         }
         if !self.watched {
             self.scope.pin(deadline)?;
         }
+        let form = Form { terms: &self.terms, watched: self.watched, checkout: deadline };
         let buffer = &mut self.buffer;
         self.scope.finish(|lease| commit::commit(lease, buffer, form))
+    }
+
+    /// What the transaction asks of its commit.
+    pub(crate) fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
+    /// What there is to hand out of a transaction that was applied unseen.
+    pub(crate) fn lost_replies(&self) -> Replies {
+        Replies::lost(self.buffer.transaction())
     }
 
     /// Tells the span how the transaction ended.
@@ -224,6 +230,8 @@ fn outcome(committed: &Result<Committed, CommitError>) -> &'static str {
         Err(CommitError::NotSent { .. }) => "not sent",
         Err(CommitError::InDoubt(_)) => "in doubt",
         Err(CommitError::NotIsolated { .. }) => "not isolated",
+        Err(CommitError::NotReplicated { .. }) => "not replicated",
+        Err(CommitError::AlreadyCommitted) => "already committed",
         Err(CommitError::PinExpired(_)) => "pin expired",
     }
 }

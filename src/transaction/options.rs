@@ -4,8 +4,14 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
+use crate::commit::Terms;
+use crate::config::Settings;
+use crate::error::{ConfigError, Error, Resolver};
 use crate::retry::RetryPolicy;
+use crate::wire::durability::Durability;
+use crate::wire::once::Once;
 
 /// When MULTI is sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,6 +49,18 @@ pub struct TransactionOptions {
     name: Option<Arc<str>>,
     begin: Option<Begin>,
     retry: Option<RetryPolicy>,
+    exactly_once: Option<ExactlyOnce>,
+    durability: Option<Durability>,
+}
+
+/// Nobody waits longer, whatever was asked for: past the end of the clock there is no time.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What a lost answer is made good by.
+#[derive(Clone)]
+enum ExactlyOnce {
+    Fence,
+    Keyed { key: Arc<[u8]>, ttl: Duration },
 }
 
 impl TransactionOptions {
@@ -70,12 +88,106 @@ impl TransactionOptions {
         self
     }
 
+    /// A lost answer can be asked for afterwards, and is: `run` and `watch(..).run` send the same
+    /// block again where nothing was applied, and tell that it was where it was; a guard's
+    /// [`InDoubt`](crate::InDoubt) can be [resolved](crate::InDoubt::resolve).
+    ///
+    /// Each connection keeps a register on the server for it
+    /// ([`register_prefix`](crate::Builder::register_prefix),
+    /// [`register_ttl`](crate::Builder::register_ttl)), which it watches and which each
+    /// transaction writes. A connection that has no armed register arms it first, in one round
+    /// trip more; from then on there is none more. Transactions that are not exactly once disarm
+    /// the connection they use: keep the two kinds to session managers of their own where that
+    /// matters.
+    ///
+    /// It is about a lost answer, not about lost data: see
+    /// [`wait_replicas`](Self::wait_replicas). What it cannot tell is
+    /// [`StillUnknown`](crate::Resolution::StillUnknown), which comes out as `InDoubt`.
+    ///
+    /// ```no_run
+    /// # use rediscope::{SessionManager, TransactionOptions, prelude::*};
+    /// # fn main() -> Result<(), rediscope::Error> {
+    /// # let sessions = SessionManager::connect("redis://127.0.0.1/")?;
+    /// let payments = sessions.transactional().with(TransactionOptions::new().exactly_once());
+    /// let () = payments.run(|tx| {
+    ///     tx.decr("balance:alice", 30);
+    ///     tx.incr("balance:bob", 30);
+    ///     Ok(())
+    /// })?;
+    /// # Ok(()) }
+    /// ```
+    pub fn exactly_once(mut self) -> Self {
+        self.exactly_once = Some(ExactlyOnce::Fence);
+        self
+    }
+
+    /// [`exactly_once`](Self::exactly_once) across calls and processes: of all transactions with
+    /// this `key`, one is applied. The others commit nothing and answer
+    /// [`AlreadyCommitted`](crate::CommitError::AlreadyCommitted). That is remembered for `ttl`.
+    ///
+    /// It costs a round trip, in which the key is watched and asked for. `key` is the caller's
+    /// own name for the deed, such as a payment's number; an empty one, and a `ttl` under a
+    /// millisecond, are refused as [`Error::Config`](crate::Error::Config) before anything is
+    /// sent.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use rediscope::{CommitError, SessionManager, TransactionOptions, prelude::*};
+    /// # fn main() -> Result<(), rediscope::Error> {
+    /// # let sessions = SessionManager::connect("redis://127.0.0.1/")?;
+    /// let day = Duration::from_secs(24 * 60 * 60);
+    /// let once = TransactionOptions::new().exactly_once_as("payment:4711", day);
+    /// let paid = sessions.transactional().with(once).run(|tx| Ok(tx.decr("balance:alice", 30)));
+    /// match paid {
+    ///     Ok(balance) => println!("paid, {balance} left"),
+    ///     Err(error) if matches!(error.as_commit(), Some(CommitError::AlreadyCommitted)) => {
+    ///         println!("was paid before");
+    ///     }
+    ///     Err(error) => return Err(error),
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn exactly_once_as(mut self, key: impl AsRef<[u8]>, ttl: Duration) -> Self {
+        self.exactly_once = Some(ExactlyOnce::Keyed { key: key.as_ref().into(), ttl });
+        self
+    }
+
+    /// The commit returns when `replicas` replicas have the transaction in memory, or after
+    /// `timeout` (at least a millisecond) with
+    /// [`NotReplicated`](crate::CommitError::NotReplicated), which says that it **was applied
+    /// here**. The count is in [`Replies::acknowledged`](crate::Replies::acknowledged).
+    ///
+    /// Sent in the same write, behind EXEC; `timeout` is on top of `response_timeout`.
+    ///
+    /// Behind it: [`WAIT`](https://redis.io/docs/latest/commands/wait/).
+    pub fn wait_replicas(mut self, replicas: u32, timeout: Duration) -> Self {
+        self.durability = Some(Durability::Replicas { replicas, timeout: timeout.min(DAY) });
+        self
+    }
+
+    /// Like [`wait_replicas`](Self::wait_replicas), for disks: the server's own append-only file
+    /// where `local` says so, and those of `replicas` replicas.
+    ///
+    /// Needs Redis 7.2 or Valkey; an older server is refused with
+    /// [`Error::Unsupported`](crate::Error::Unsupported) before anything is sent. A server without
+    /// an append-only file refuses `local` after it has applied the transaction: that is
+    /// `NotReplicated` with the server's words.
+    ///
+    /// Behind it: [`WAITAOF`](https://redis.io/docs/latest/commands/waitaof/).
+    pub fn wait_aof(mut self, local: bool, replicas: u32, timeout: Duration) -> Self {
+        let timeout = timeout.min(DAY);
+        self.durability = Some(Durability::Aof { local, replicas, timeout });
+        self
+    }
+
     /// These, overlaid by what `over` sets.
     pub(crate) fn overlaid(&self, over: Self) -> Self {
         Self {
             name: over.name.or_else(|| self.name.clone()),
             begin: over.begin.or(self.begin),
             retry: over.retry.or(self.retry),
+            exactly_once: over.exactly_once.or_else(|| self.exactly_once.clone()),
+            durability: over.durability.or(self.durability),
         }
     }
 
@@ -83,8 +195,36 @@ impl TransactionOptions {
         self.name.clone()
     }
 
-    pub(crate) fn is_immediate(&self) -> bool {
-        self.begin == Some(Begin::Immediate)
+    /// What they ask of a commit.
+    pub(crate) fn terms(
+        &self,
+        resolver: &Arc<dyn Resolver>,
+        settings: &Settings,
+    ) -> Result<Terms, Error> {
+        let once = match &self.exactly_once {
+            Some(ExactlyOnce::Keyed { key, .. }) if key.is_empty() => {
+                return Err(
+                    ConfigError::knob("exactly_once_as", "the key must not be empty").into()
+                );
+            }
+            Some(ExactlyOnce::Keyed { ttl, .. }) if *ttl < Duration::from_millis(1) => {
+                return Err(ConfigError::knob(
+                    "exactly_once_as",
+                    "ttl must be at least a millisecond",
+                )
+                .into());
+            }
+            Some(ExactlyOnce::Keyed { key, ttl }) => {
+                Some(Once::new(&settings.register_prefix, key, *ttl))
+            }
+            Some(ExactlyOnce::Fence) | None => None,
+        };
+        Ok(Terms {
+            immediate: self.begin == Some(Begin::Immediate),
+            fence: self.exactly_once.as_ref().map(|_| Arc::clone(resolver)),
+            once,
+            durability: self.durability,
+        })
     }
 
     pub(crate) fn policy(&self) -> RetryPolicy {
@@ -98,6 +238,8 @@ impl fmt::Debug for TransactionOptions {
             .field("name", &self.name)
             .field("begin", &self.begin)
             .field("retry", &self.retry)
+            .field("exactly_once", &self.exactly_once.is_some())
+            .field("durability", &self.durability)
             .finish()
     }
 }

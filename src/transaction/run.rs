@@ -4,10 +4,10 @@
 
 use std::time::{Duration, Instant};
 
-use crate::commit::Committed;
+use crate::commit::{Committed, Terms};
 use crate::connection::pool::Pool;
 use crate::connection::registry::Owner;
-use crate::error::{CommitError, Error};
+use crate::error::{CommitError, Error, Resolution};
 use crate::reply::{Replies, Resolve};
 use crate::retry::{Attempts, RetryPolicy};
 use crate::transaction::block::Block;
@@ -15,16 +15,17 @@ use crate::transaction::body::Body;
 use crate::transaction::keys::Keys;
 use crate::transaction::scope::{Scope, transaction_span};
 use crate::transaction::watching::Watching;
+use crate::wire::durability::Acks;
 
 /// Runs a block once and commits it; the same bytes are sent again where they were not sent.
 pub(crate) fn plain<R: Resolve, E: From<Error>>(
     pool: &Pool,
     owner: Owner,
-    immediate: bool,
+    terms: Terms,
     policy: RetryPolicy,
     closure: impl FnOnce(&mut Block) -> Result<R, E>,
 ) -> Result<R::Output, E> {
-    let mut block = Block::new(Body::new(pool, owner, immediate));
+    let mut block = Block::new(Body::new(pool, owner, terms));
     let handles = closure(&mut block)?;
     let mut body = block.into_body();
     body.leaves_closure();
@@ -35,7 +36,7 @@ pub(crate) fn plain<R: Resolve, E: From<Error>>(
 fn commit_again(pool: &Pool, body: &mut Body, policy: RetryPolicy) -> Result<Replies, Error> {
     let mut attempts = None;
     loop {
-        let committed = body.attempt();
+        let committed = resolved(body.attempt(), body);
         if committed.as_ref().is_err_and(may_repeat) && body.is_whole() {
             let attempts = attempts.get_or_insert_with(|| policy.begin(Instant::now()));
             if again(pool, attempts, body.span(), "not sent") {
@@ -55,7 +56,7 @@ fn commit_again(pool: &Pool, body: &mut Body, policy: RetryPolicy) -> Result<Rep
 pub(crate) fn watching<R: Resolve, E: From<Error>>(
     pool: &Pool,
     owner: &Owner,
-    immediate: bool,
+    terms: &Terms,
     policy: RetryPolicy,
     keys: Option<&Keys>,
     mut closure: impl FnMut(&mut Watching, &mut Block) -> Result<R, E>,
@@ -65,8 +66,8 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
     let mut attempts = policy.begin(Instant::now());
     loop {
         let watch = keys.map(Keys::watch);
-        let mut watching = Watching::begin(scope(), watch, immediate, attempts.number())?;
-        let body = Body::on(scope(), immediate, watch.is_some());
+        let mut watching = Watching::begin(scope(), watch, terms.clone(), attempts.number())?;
+        let body = Body::on(scope(), terms.clone(), watch.is_some());
         let mut block = Block::new(body.unflushed());
         let result = closure(&mut watching, &mut block);
         let broken = watching.is_broken();
@@ -84,7 +85,7 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
         let mut body = block.into_body();
         body.set_scope(watching.into_scope());
         body.leaves_closure();
-        let committed = body.attempt();
+        let committed = resolved(body.attempt(), &body);
         let why = match &committed {
             Ok(Committed::Conflict) => Some("conflict"),
             Err(error) if may_repeat(error) => Some("not sent"),
@@ -103,6 +104,31 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
             }
             Err(error) => Err(E::from(error.into())),
         };
+    }
+}
+
+/// An exactly-once transaction in doubt, asked for: applied, its replies lost; or not sent, for all
+/// that it did.
+fn resolved(
+    committed: Result<Committed, CommitError>,
+    body: &Body,
+) -> Result<Committed, CommitError> {
+    let Err(CommitError::InDoubt(doubt)) = &committed else { return committed };
+    if doubt.token().is_none() {
+        return committed;
+    }
+    match doubt.resolve() {
+        Resolution::Committed => match body.terms().durability {
+            None => Ok(Committed::Applied(body.lost_replies())),
+            Some(durability) => Err(CommitError::NotReplicated {
+                wanted: durability.wanted(),
+                got: Acks::default(),
+                refused: None,
+                replies: body.lost_replies(),
+            }),
+        },
+        Resolution::NotCommitted => Err(CommitError::lost_before_exec(doubt.cause().clone())),
+        Resolution::StillUnknown { .. } => committed,
     }
 }
 

@@ -3,10 +3,12 @@
 //! Never: a watch of nothing.
 
 use std::panic::Location;
+use std::sync::Arc;
 
+use crate::commit::Terms;
 use crate::connection::pool::Pool;
 use crate::connection::registry::Owner;
-use crate::error::Error;
+use crate::error::{Error, Resolver};
 use crate::reply::Resolve;
 use crate::retry::RetryPolicy;
 use crate::transaction::block::Block;
@@ -28,13 +30,19 @@ use crate::transaction::watching::Watching;
 pub struct Watch {
     pool: Pool,
     options: TransactionOptions,
+    resolver: Arc<dyn Resolver>,
     /// `None`: reads on one connection, watching nothing.
     keys: Option<Keys>,
 }
 
 impl Watch {
-    pub(crate) fn new(pool: Pool, options: TransactionOptions, keys: Option<Keys>) -> Self {
-        Self { pool, options, keys }
+    pub(crate) fn new(
+        pool: Pool,
+        options: TransactionOptions,
+        resolver: Arc<dyn Resolver>,
+        keys: Option<Keys>,
+    ) -> Self {
+        Self { pool, options, resolver, keys }
     }
 
     /// How often `run` tries, instead of the handle's own policy.
@@ -53,7 +61,7 @@ impl Watch {
         let owner = self.owner(Location::caller(), false);
         let watch = self.checked_keys()?.map(Keys::watch);
         let scope = Scope::new(&self.pool, owner);
-        Watching::begin(scope, watch, self.options.is_immediate(), 1)
+        Watching::begin(scope, watch, self.terms()?, 1)
     }
 
     /// Runs `closure` and commits what it queued; again, after a backoff, while a watched key
@@ -95,8 +103,8 @@ impl Watch {
     ) -> Result<R::Output, E> {
         let owner = self.owner(Location::caller(), true);
         let keys = self.checked_keys()?;
-        let (immediate, policy) = (self.options.is_immediate(), self.options.policy());
-        run::watching(&self.pool, &owner, immediate, policy, keys, closure)
+        let (terms, policy) = (self.terms()?, self.options.policy());
+        run::watching(&self.pool, &owner, &terms, policy, keys, closure)
     }
 
     fn checked_keys(&self) -> Result<Option<&Keys>, Error> {
@@ -104,6 +112,10 @@ impl Watch {
             Some(keys) if keys.is_empty() => Err(Error::NoKeys),
             keys => Ok(keys.as_ref()),
         }
+    }
+
+    fn terms(&self) -> Result<Terms, Error> {
+        self.options.terms(&self.resolver, self.pool.settings())
     }
 
     fn owner(&self, place: &'static Location<'static>, is_closure: bool) -> Owner {

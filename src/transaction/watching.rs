@@ -6,6 +6,7 @@ use std::any::type_name;
 
 use redis::{Cmd, FromRedisValue, Value};
 
+use crate::commit::{self, Form, Terms};
 use crate::connection::pool::Lease;
 use crate::error::{Applied, Error, LinkError, ServerError};
 use crate::reply;
@@ -41,7 +42,7 @@ use crate::wire::state::Expect;
 #[must_use = "dropped, it stops watching"]
 pub struct Watching {
     scope: Scope,
-    immediate: bool,
+    terms: Terms,
     watched: bool,
     attempt: u32,
     broken: bool,
@@ -52,13 +53,13 @@ impl Watching {
     pub(crate) fn begin(
         mut scope: Scope,
         watch: Option<&[u8]>,
-        immediate: bool,
+        terms: Terms,
         attempt: u32,
     ) -> Result<Self, Error> {
-        let begun = arm(&mut scope, watch, attempt);
+        let begun = arm(&mut scope, watch, &terms, attempt);
         scope.record_failure(&begun);
         begun?;
-        Ok(Self { scope, immediate, watched: watch.is_some(), attempt, broken: false })
+        Ok(Self { scope, terms, watched: watch.is_some(), attempt, broken: false })
     }
 
     /// Which attempt of `watch(..).run` this is, from 1.
@@ -150,7 +151,7 @@ impl Watching {
     /// From reading to writing: what is queued from here on is applied only if nothing that is
     /// watched changes before the commit.
     pub fn multi(self) -> Transaction<Watched> {
-        Transaction::new(Body::on(self.scope, self.immediate, self.watched))
+        Transaction::new(Body::on(self.scope, self.terms, self.watched))
     }
 
     pub(crate) fn into_scope(self) -> Scope {
@@ -173,31 +174,15 @@ impl Watching {
 }
 
 /// Takes a connection and waits until WATCH is answered on it.
-fn arm(scope: &mut Scope, watch: Option<&[u8]>, attempt: u32) -> Result<(), Error> {
+fn arm(scope: &mut Scope, watch: Option<&[u8]>, terms: &Terms, attempt: u32) -> Result<(), Error> {
     let deadline = scope.checkout_deadline();
     let span = scope.span().clone();
     let _in = span.enter();
     scope.pin(deadline)?;
     tracing::debug!(attempt, "begin");
     let Some(watch) = watch else { return Ok(()) };
-    scope.call(|lease| {
-        loop {
-            let limit = lease.response_deadline().capped(deadline);
-            match lease.link(deadline)?.call(watch, Expect::Watch, limit) {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(error)) => {
-                    return Err(Error::Command { command: "WATCH".to_owned(), error });
-                }
-                Err(cause) => {
-                    lease.found_dead(&cause);
-                    if std::time::Instant::now() >= deadline {
-                        return Err(lost("WATCH", cause));
-                    }
-                    tracing::debug!(%cause, "dead connection replaced before use");
-                }
-            }
-        }
-    })
+    let form = Form { terms, watched: true, checkout: deadline };
+    scope.call(|lease| commit::watch(lease, watch, form))
 }
 
 fn ask(lease: &mut Lease, bytes: &[u8], deadline: std::time::Instant) -> Result<Value, Error> {

@@ -1,14 +1,33 @@
 //! The queued part of a transaction as bytes, with the parts of it that can be forgotten.
 //!
-//! The buffer always begins with MULTI, so that a transaction on a trusted link leaves in one
-//! write; a link that already is in MULTI sends the rest of the same bytes.
+//! The buffer always begins with UNWATCH and MULTI, so that a transaction on a trusted link leaves
+//! in one write, whatever it has to begin with; the others send the rest of the same bytes.
 //!
 //! Never: a half-encoded command in what is handed out. Never: an identifier given out twice.
 
 use redis::Cmd;
 
 use super::command::{self, Place, Requests};
-use super::encode::{self, Args, EXEC, MULTI};
+use super::encode::{self, Args, EXEC, MULTI, UNWATCH};
+
+/// How much stands before the first command.
+const HEAD: usize = UNWATCH.len() + MULTI.len();
+
+/// What a transaction's one write begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Start {
+    Unwatch,
+    Multi,
+    Commands,
+}
+
+/// One write that ends a transaction.
+#[derive(Debug)]
+pub(crate) struct Closed<'b> {
+    pub(crate) bytes: &'b [u8],
+    /// How many of them end with EXEC's last one.
+    pub(crate) with_exec: usize,
+}
 
 /// How much one transaction may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +85,7 @@ pub struct Buffer {
 impl Buffer {
     pub(crate) fn new(transaction: u64, limits: Limits) -> Self {
         let mut bytes = Vec::with_capacity(256);
+        bytes.extend_from_slice(UNWATCH);
         bytes.extend_from_slice(MULTI);
         Self {
             transaction,
@@ -113,7 +133,7 @@ impl Buffer {
             encode(&mut self.bytes);
             if self.commands >= self.limits.commands {
                 self.refuse(Refusal::TooManyCommands { limit: self.limits.commands });
-            } else if self.gone + self.bytes.len() > self.limits.bytes {
+            } else if self.gone + self.bytes.len() - UNWATCH.len() > self.limits.bytes {
                 self.refuse(Refusal::TooManyBytes { limit: self.limits.bytes });
             } else if let Some(refusal) = check.then(|| self.verdict()).flatten() {
                 self.refuse(refusal);
@@ -207,27 +227,34 @@ impl Buffer {
         self.flushed > 0
     }
 
-    /// Bytes waiting here, MULTI not counted.
+    /// Bytes of the commands waiting here.
     pub(crate) fn pending_bytes(&self) -> usize {
-        self.end - MULTI.len()
+        self.end - HEAD
     }
 
     /// The waiting commands without MULTI.
     pub(crate) fn body(&self) -> &[u8] {
-        self.bytes.get(MULTI.len()..self.end).unwrap_or_default()
+        self.bytes.get(HEAD..self.end).unwrap_or_default()
     }
 
-    /// One write that begins with MULTI (or behind it) and ends with EXEC.
-    pub(crate) fn with_exec(&mut self, multi: bool) -> &[u8] {
+    /// One write: the commands, `own` ones behind them, EXEC, and what is to follow it.
+    pub(crate) fn closed(&mut self, start: Start, own: &[u8], behind: &[u8]) -> Closed<'_> {
+        let from = match start {
+            Start::Unwatch => 0,
+            Start::Multi => UNWATCH.len(),
+            Start::Commands => HEAD,
+        };
         self.bytes.truncate(self.end);
+        self.bytes.extend_from_slice(own);
         self.bytes.extend_from_slice(EXEC);
-        let from = if multi { 0 } else { MULTI.len() };
-        self.bytes.get(from..).unwrap_or_default()
+        let with_exec = self.bytes.len() - from;
+        self.bytes.extend_from_slice(behind);
+        Closed { bytes: self.bytes.get(from..).unwrap_or_default(), with_exec }
     }
 
     /// The waiting commands were sent and queued: keeps their names, lets their bytes go.
     pub(crate) fn flushed(&mut self) {
-        for command in Requests::new(self.bytes.get(MULTI.len()..self.end).unwrap_or_default()) {
+        for command in Requests::new(self.bytes.get(HEAD..self.end).unwrap_or_default()) {
             let name = command.ok().and_then(|args| args.first().copied()).unwrap_or_default();
             let name = name.get(..name.len().min(u8::MAX.into())).unwrap_or_default();
             self.names.push(name.len() as u8);
@@ -235,13 +262,13 @@ impl Buffer {
         }
         self.gone += self.pending_bytes();
         self.flushed = self.commands;
-        self.end = MULTI.len();
+        self.end = HEAD;
         self.bytes.truncate(self.end);
     }
 
     /// The transaction has failed: what waits will never be sent, and need not be kept.
     pub(crate) fn forget_pending(&mut self) {
-        self.end = MULTI.len();
+        self.end = HEAD;
         self.bytes.truncate(self.end);
     }
 
@@ -301,7 +328,7 @@ mod tests {
         buffer.push(0, &["MSET"], |args| {
             args.arg(many.get(1..).unwrap());
         });
-        let sent: Vec<_> = Requests::new(buffer.with_exec(true))
+        let sent: Vec<_> = Requests::new(buffer.closed(Start::Multi, b"", b"").bytes)
             .map(|command| {
                 command
                     .unwrap()
@@ -319,7 +346,7 @@ mod tests {
                 vec!["EXEC".to_owned()],
             ]
         );
-        assert_eq!(Requests::new(buffer.with_exec(false)).count(), 3);
+        assert_eq!(Requests::new(buffer.closed(Start::Commands, b"", b"").bytes).count(), 3);
     }
 
     #[test]
@@ -373,7 +400,12 @@ mod tests {
         }));
         assert!(panicked.is_err());
         assert_eq!(buffer.body(), b"");
-        assert_eq!(Requests::new(buffer.with_exec(true)).filter(Result::is_ok).count(), 2);
+        assert_eq!(
+            Requests::new(buffer.closed(Start::Multi, b"", b"").bytes)
+                .filter(Result::is_ok)
+                .count(),
+            2
+        );
     }
 
     #[test]

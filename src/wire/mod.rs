@@ -7,8 +7,11 @@
 
 pub(crate) mod buffer;
 pub(crate) mod command;
+pub(crate) mod durability;
 pub(crate) mod encode;
 pub(crate) mod exec;
+pub(crate) mod fence;
+pub(crate) mod once;
 #[cfg(test)]
 mod properties;
 pub(crate) mod state;

@@ -8,7 +8,7 @@ use proptest::test_runner::{
 };
 use redis::{RedisWrite, ToRedisArgs};
 
-use super::buffer::{Buffer, Limits};
+use super::buffer::{Buffer, Limits, Start};
 use super::encode::Args;
 
 const PROGRAMS: u32 = 12_000;
@@ -239,8 +239,8 @@ impl Run {
         let exec = [vec![b"EXEC".to_vec()]];
         let unsent = lines.len() - self.buffer.unsent() as usize..;
         let whole = [&multi, &lines[unsent], &exec].concat();
-        prop_assert_eq!(parse(self.buffer.with_exec(true)), Some(whole));
-        self.sent.extend_from_slice(self.buffer.with_exec(false));
+        prop_assert_eq!(parse(self.buffer.closed(Start::Multi, b"", b"").bytes), Some(whole));
+        self.sent.extend_from_slice(self.buffer.closed(Start::Commands, b"", b"").bytes);
         prop_assert_eq!(parse(&self.sent), Some([&lines[..], &exec].concat()));
         for (index, line) in lines.iter().enumerate() {
             let name = String::from_utf8_lossy(&line[0]).to_ascii_uppercase();

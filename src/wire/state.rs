@@ -15,6 +15,8 @@ pub(crate) enum Expect {
     /// Any reply, errors included: a command on its own.
     Plain,
     Watch,
+    /// WATCH of the connection's own register.
+    Arm,
     Unwatch,
     Multi,
     Queued,
@@ -51,6 +53,8 @@ pub(crate) struct State {
     awaited: VecDeque<(Expect, u32)>,
     multi: bool,
     watching: bool,
+    /// It watches its own register.
+    armed: bool,
     taint: Option<Taint>,
 }
 
@@ -82,9 +86,13 @@ impl State {
             Expect::Plain => Proof::Understood,
             // A refusal leaves the server in the state it was in, except where the next line
             // says that only success proves anything.
-            Expect::Watch | Expect::Multi if refused => Proof::Understood,
+            Expect::Watch | Expect::Arm | Expect::Multi if refused => Proof::Understood,
             Expect::Watch if okay => {
                 self.watching = true;
+                Proof::Understood
+            }
+            Expect::Arm if okay => {
+                self.armed = true;
                 Proof::Understood
             }
             Expect::Multi if okay && !self.multi => {
@@ -98,11 +106,13 @@ impl State {
             }
             Expect::Unwatch if okay => {
                 self.watching = false;
+                self.armed = false;
                 Proof::Understood
             }
             Expect::Discard if okay => {
                 self.multi = false;
                 self.watching = false;
+                self.armed = false;
                 Proof::Understood
             }
             // MULTI was refused, so these ran one by one, each with a reply of its own, and what
@@ -120,6 +130,7 @@ impl State {
             Expect::Exec if refused || matches!(value, Value::Array(_) | Value::Nil) => {
                 self.multi = false;
                 self.watching = false;
+                self.armed = false;
                 Proof::Understood
             }
             _ => self.surprise(),
@@ -140,7 +151,8 @@ impl State {
         self.taint
     }
 
-    /// Whether the next borrower would find a connection like a fresh one.
+    /// Whether the next borrower would find a connection like a fresh one, or one that watches
+    /// nothing but its own register.
     pub(crate) fn is_clean(&self) -> bool {
         self.taint.is_none() && self.awaited.is_empty() && !self.multi && !self.watching
     }
@@ -152,6 +164,10 @@ impl State {
 
     pub(crate) fn is_in_multi(&self) -> bool {
         self.multi
+    }
+
+    pub(crate) fn is_armed(&self) -> bool {
+        self.armed
     }
 
     pub(crate) fn is_watching(&self) -> bool {

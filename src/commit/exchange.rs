@@ -1,0 +1,126 @@
+//! One write that ends with EXEC and what must follow it, and its replies.
+//!
+//! Never: a reply left unread on a link that is kept.
+
+use super::Terms;
+use crate::config::Settings;
+use crate::connection::link::{Deadline, Link};
+use crate::error::{LinkError, ServerError};
+use crate::wire::buffer::{Buffer, Start};
+use crate::wire::durability::Acks;
+use crate::wire::exec::Collector;
+use crate::wire::state::Expect;
+
+pub(super) struct Answers {
+    pub(super) collector: Collector,
+    pub(super) acks: Option<Result<Acks, ServerError>>,
+}
+
+pub(super) enum Lost {
+    BeforeExec(LinkError),
+    AfterExec(LinkError, Box<Collector>),
+}
+
+/// Sends what is left of the transaction with EXEC, and reads all of its replies.
+pub(super) fn exchange(
+    link: &mut Link,
+    buffer: &mut Buffer,
+    terms: &Terms,
+    settings: &Settings,
+) -> Result<Answers, Lost> {
+    let Around { own, own_commands, behind } =
+        around(link, terms, settings).map_err(Lost::BeforeExec)?;
+    let fenced = terms.fence.is_some();
+    let start = match (link.state().is_in_multi(), link.state().is_armed() && !fenced) {
+        (true, _) => Start::Commands,
+        // Its register may have expired, and that is nothing to this transaction.
+        (false, true) if !link.state().is_watching() => Start::Unwatch,
+        (false, _) => Start::Multi,
+    };
+    let (commands, unsent) = (buffer.commands(), buffer.unsent());
+    let expected = [
+        (Expect::Unwatch, u32::from(start == Start::Unwatch)),
+        (Expect::Multi, u32::from(start != Start::Commands)),
+        (Expect::Queued, unsent + own_commands),
+        (Expect::Exec, 1),
+        (Expect::Arm, u32::from(fenced)),
+        (Expect::Plain, u32::from(terms.durability.is_some())),
+    ];
+    let waits = terms.durability.map(|durability| durability.timeout()).unwrap_or_default();
+    let deadline = Deadline::after(settings.response_timeout + waits);
+    let mut collector = Collector::new(commands + own_commands, commands - unsent);
+    let closed = buffer.closed(start, &own, &behind);
+    let (bytes, with_exec) = (closed.bytes, closed.with_exec);
+    if let Err((left, cause)) = link.send_counted(bytes, &expected, deadline) {
+        // What stands behind EXEC may be all that did not leave.
+        let whole = behind.is_empty() || left < with_exec;
+        return Err(match whole {
+            true => Lost::BeforeExec(cause),
+            false => Lost::AfterExec(cause, Box::new(collector)),
+        });
+    }
+    let mut acks = None;
+    for (expect, count) in expected {
+        for _ in 0..count {
+            let value = match link.receive(deadline) {
+                Ok(value) => value,
+                Err(cause) => return Err(Lost::AfterExec(cause, Box::new(collector))),
+            };
+            match expect {
+                Expect::Multi => collector.multi(value),
+                Expect::Queued => collector.queued(value),
+                Expect::Exec => collector.exec(value),
+                Expect::Plain => acks = terms.durability.map(|wanted| wanted.acks(&value)),
+                _ => {}
+            }
+        }
+    }
+    Ok(Answers { collector, acks })
+}
+
+/// What is sent around EXEC for the transaction's terms.
+struct Around {
+    /// Commands that are queued behind the user's.
+    own: Vec<u8>,
+    own_commands: u32,
+    /// Commands behind EXEC.
+    behind: Vec<u8>,
+}
+
+fn around(link: &mut Link, terms: &Terms, settings: &Settings) -> Result<Around, LinkError> {
+    let mut around = Around { own: Vec::new(), own_commands: 0, behind: Vec::new() };
+    if terms.fence.is_some() {
+        let fence = link.fence(&settings.register_prefix)?;
+        fence.advance();
+        if let Some(once) = &terms.once {
+            once.set(&mut around.own, fence.register(), fence.number());
+            around.own_commands += 1;
+        }
+        fence.set(&mut around.own, settings.register_ttl);
+        around.own_commands += 1;
+        fence.watch(&mut around.behind);
+    }
+    if let Some(durability) = &terms.durability {
+        durability.write(&mut around.behind);
+    }
+    Ok(around)
+}
+
+/// Sends the waiting commands without EXEC and reads that they were queued.
+pub(super) fn queue(
+    link: &mut Link,
+    buffer: &Buffer,
+    deadline: Deadline,
+) -> (Collector, Result<(), LinkError>) {
+    let (commands, unsent) = (buffer.commands(), buffer.unsent());
+    let mut collector = Collector::new(commands, commands - unsent);
+    let mut answered = link.send(buffer.body(), &[(Expect::Queued, unsent)], deadline);
+    for _ in 0..unsent {
+        let Ok(()) = answered else { break };
+        answered = link.receive(deadline).map(|value| collector.queued(value));
+    }
+    if answered.is_ok() {
+        link.has_answered();
+    }
+    (collector, answered)
+}

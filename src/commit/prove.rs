@@ -1,0 +1,288 @@
+//! Brings a link to where a transaction's commands may leave: it answers, it is in MULTI where it
+//! has to be, its register is armed where it needs one.
+//!
+//! Never: a command of the user's, before all of that was answered.
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use redis::Value;
+
+use super::{Form, Refused, Terms, note_server_change};
+use crate::config::Settings;
+use crate::connection::link::{Deadline, Link};
+use crate::connection::pool::Lease;
+use crate::error::{Applied, CommitError, Error, LinkError, LinkErrorKind, ServerError};
+use crate::observe::Replaced;
+use crate::wire::buffer::Buffer;
+use crate::wire::durability::{Durability, KNOWS_WAITAOF, lacks_waitaof};
+use crate::wire::encode::{DISCARD, MULTI, UNWATCH};
+use crate::wire::state::Expect;
+
+/// Brings the link to where the commands may leave: it was heard of within the trust window, or
+/// it has just answered.
+///
+/// A dead link is replaced as long as nothing of the user's was sent on it and it watches nothing.
+pub(super) fn prove(lease: &mut Lease, buffer: &Buffer, form: Form<'_>) -> Result<(), CommitError> {
+    let (must_watch, must_be_in_multi) = (form.watched, buffer.is_flushed());
+    let kept = lease.current().is_some_and(|link| {
+        let state = link.state();
+        (state.is_watching() || !must_watch) && (state.is_in_multi() || !must_be_in_multi)
+    });
+    if (must_watch || must_be_in_multi) && !kept {
+        return Err(CommitError::lost_before_exec(LinkError::new(
+            LinkErrorKind::Closed,
+            "the connection was lost earlier in the scope",
+        )));
+    }
+    loop {
+        let trusted = lease.is_trusted();
+        let (health, settings) = (lease.pool().health().clone(), lease.pool().settings().clone());
+        let deadline = lease.response_deadline().capped(form.checkout);
+        let link = lease.link(form.checkout).map_err(CommitError::not_sent)?;
+        let watching = link.state().is_watching();
+        let asks_for_aof = form.asks_for_aof() && !health.knows_waitaof.load(Ordering::Relaxed);
+        let Some(steps) = steps(link, &settings, form, trusted, buffer.is_flushed(), asks_for_aof)
+            .map_err(CommitError::lost_before_exec)?
+        else {
+            return Ok(());
+        };
+        match steps.take(link, deadline) {
+            Ok(Found { refused: Some(refused), .. }) => {
+                note_server_change(lease, &refused.error);
+                return Err(CommitError::rejected(None, refused.word.to_owned(), &refused.error));
+            }
+            Ok(Found { once: true, .. }) => return Err(CommitError::AlreadyCommitted),
+            Ok(Found { lacks_waitaof: true, .. }) => {
+                let unsupported = Error::Unsupported { command: "WAITAOF", since: "7.2" };
+                return Err(CommitError::not_sent(unsupported));
+            }
+            Ok(_) => {
+                if asks_for_aof {
+                    health.knows_waitaof.store(true, Ordering::Relaxed);
+                }
+                return Ok(());
+            }
+            Err(cause) => {
+                lease.found_dead(&cause);
+                if watching || Instant::now() >= form.checkout {
+                    return Err(CommitError::lost_before_exec(cause));
+                }
+                tracing::debug!(%cause, reason = Replaced::Closed.as_str(), "dead connection replaced before use");
+            }
+        }
+    }
+}
+
+/// WATCH, awaited, for a scope that reads before it writes.
+pub(crate) fn watch(lease: &mut Lease, keys: &[u8], form: Form<'_>) -> Result<(), Error> {
+    loop {
+        let settings = lease.pool().settings().clone();
+        let deadline = lease.response_deadline().capped(form.checkout);
+        let link = lease.link(form.checkout)?;
+        let mut steps = Steps::default();
+        steps.register(link, &settings, form.terms).map_err(lost_watch)?;
+        steps.step(Step::Watch, Expect::Watch, keys);
+        steps.once(form.terms);
+        match steps.take(link, deadline) {
+            Ok(Found { refused: Some(refused), .. }) => return Err(refused.into()),
+            Ok(Found { once: true, .. }) => return Err(CommitError::AlreadyCommitted.into()),
+            Ok(_) => return Ok(()),
+            Err(cause) => {
+                lease.found_dead(&cause);
+                if Instant::now() >= form.checkout {
+                    return Err(lost_watch(cause));
+                }
+                tracing::debug!(%cause, "dead connection replaced before use");
+            }
+        }
+    }
+}
+
+/// Nothing was applied, whatever became of it.
+fn lost_watch(source: LinkError) -> Error {
+    Error::Lost { during: "WATCH".to_owned(), applied: Applied::No, source }
+}
+
+/// What has to be asked before the commands may leave; `None`: nothing.
+fn steps(
+    link: &mut Link,
+    settings: &Settings,
+    form: Form<'_>,
+    trusted: bool,
+    flushed: bool,
+    asks_for_aof: bool,
+) -> Result<Option<Steps>, LinkError> {
+    let (terms, state) = (form.terms, link.state());
+    let (multi, watching, armed) = (state.is_in_multi(), state.is_watching(), state.is_armed());
+    let mut steps = Steps::default();
+    if multi {
+        // It has waited in MULTI since `begin`; asking anew is only free of consequences while
+        // nothing is queued and nothing is watched.
+        if trusted || flushed || watching {
+            return Ok(None);
+        }
+        steps.step(Step::Discard, Expect::Discard, DISCARD);
+        if armed || terms.fence.is_some() {
+            link.registered(None);
+        }
+    }
+    if terms.fence.is_some() {
+        if !link.is_armed_for(settings.register_ttl / 2) {
+            steps.register(link, settings, terms)?;
+        }
+    } else if armed && !multi && !watching && (terms.immediate || !trusted) {
+        steps.step(Step::Unwatch, Expect::Unwatch, UNWATCH);
+    }
+    if !watching {
+        steps.once(terms);
+    }
+    if asks_for_aof {
+        steps.step(Step::Aof, Expect::Plain, KNOWS_WAITAOF);
+    }
+    if trusted && !terms.immediate && steps.is_empty() {
+        return Ok(None);
+    }
+    steps.step(Step::Multi, Expect::Multi, MULTI);
+    Ok(Some(steps))
+}
+
+/// What is asked before the user's commands leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Discard,
+    Unwatch,
+    Register,
+    Arm,
+    Watch,
+    WatchOnce,
+    Once,
+    Aof,
+    Multi,
+}
+
+impl Step {
+    /// What it is called where the server refuses it.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Discard => "DISCARD",
+            Self::Unwatch => "UNWATCH",
+            Self::Register => super::OWN,
+            Self::Arm => "WATCH of the register",
+            Self::Watch => "WATCH",
+            Self::WatchOnce => "WATCH of the idempotency key",
+            Self::Once => "EXISTS of the idempotency key",
+            Self::Aof => "COMMAND INFO",
+            Self::Multi => "MULTI",
+        }
+    }
+}
+
+/// What is asked in one write.
+#[derive(Debug, Default)]
+struct Steps {
+    bytes: Vec<u8>,
+    steps: Vec<(Step, Expect)>,
+}
+
+/// What was found out by asking.
+#[derive(Debug, Default)]
+struct Found {
+    refused: Option<Refused>,
+    /// A transaction with the same key was applied.
+    once: bool,
+    lacks_waitaof: bool,
+}
+
+impl Steps {
+    fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    fn step(&mut self, step: Step, expect: Expect, bytes: &[u8]) {
+        self.steps.push((step, expect));
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Writes the link's register and watches it; or, for who needs none, forgets an old watch,
+    /// whose register may have expired.
+    fn register(
+        &mut self,
+        link: &mut Link,
+        settings: &Settings,
+        terms: &Terms,
+    ) -> Result<(), LinkError> {
+        if terms.fence.is_none() {
+            if link.state().is_armed() {
+                self.step(Step::Unwatch, Expect::Unwatch, UNWATCH);
+            }
+            return Ok(());
+        }
+        let state = link.state();
+        if link.is_armed_for(settings.register_ttl / 2) {
+            return Ok(());
+        }
+        // To write a register that is watched would be a change of it.
+        match (state.is_armed() && !self.forgets_watches(), state.is_watching()) {
+            // And what the user watches must not be forgotten. An old register is no danger: where
+            // it has expired nothing is applied.
+            (true, true) => return Ok(()),
+            (true, false) => self.step(Step::Unwatch, Expect::Unwatch, UNWATCH),
+            (false, _) => {}
+        }
+        let fence = link.fence(&settings.register_prefix)?;
+        fence.advance();
+        self.steps.push((Step::Register, Expect::Plain));
+        fence.set(&mut self.bytes, settings.register_ttl);
+        self.steps.push((Step::Arm, Expect::Arm));
+        fence.watch(&mut self.bytes);
+        Ok(())
+    }
+
+    fn forgets_watches(&self) -> bool {
+        self.steps.iter().any(|(step, _)| *step == Step::Discard)
+    }
+
+    /// Watches the transaction's own key and asks whether it is there.
+    fn once(&mut self, terms: &Terms) {
+        if let Some(once) = &terms.once {
+            self.steps.push((Step::WatchOnce, Expect::Watch));
+            once.watch(&mut self.bytes);
+            self.steps.push((Step::Once, Expect::Plain));
+            once.exists(&mut self.bytes);
+        }
+    }
+
+    /// Asks, and reads every answer.
+    fn take(self, link: &mut Link, deadline: Deadline) -> Result<Found, LinkError> {
+        let asked = Instant::now();
+        let expected: Vec<_> = self.steps.iter().map(|(_, expect)| (*expect, 1)).collect();
+        link.send(&self.bytes, &expected, deadline)?;
+        let mut found = Found::default();
+        for (step, _) in self.steps {
+            let value = link.receive(deadline)?;
+            if let Value::ServerError(error) = &value {
+                // Who may not ask is taken to know.
+                if step != Step::Aof {
+                    let error = ServerError::from_reply(error, false);
+                    found.refused.get_or_insert(Refused { word: step.word(), error });
+                }
+                continue;
+            }
+            match step {
+                Step::Register => link.registered(Some(asked)),
+                Step::Once => found.once = value == Value::Int(1),
+                Step::Aof => found.lacks_waitaof = lacks_waitaof(&value),
+                _ => {}
+            }
+        }
+        link.has_answered();
+        Ok(found)
+    }
+}
+
+impl Form<'_> {
+    fn asks_for_aof(&self) -> bool {
+        matches!(self.terms.durability, Some(Durability::Aof { .. }))
+    }
+}

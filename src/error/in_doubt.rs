@@ -1,0 +1,185 @@
+//! A transaction whose answer was lost, and what can still be found out about it.
+//!
+//! Never: a connection. What is kept is a name and a number.
+
+use std::fmt;
+use std::panic::{RefUnwindSafe, UnwindSafe};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{LinkError, ServerError};
+
+/// EXEC was sent and its answer was lost.
+///
+/// The connection was closed. The transaction may have been applied, may never be, or may be
+/// applied after this value was made: EXEC can still stand in a socket's buffer.
+///
+/// Where the transaction was [`exactly_once`](crate::TransactionOptions::exactly_once),
+/// [`resolve`](Self::resolve) finds out; otherwise read your own data.
+#[derive(Clone, thiserror::Error)]
+#[error("in doubt: EXEC was sent and its answer was lost ({source}); {}", self.advice())]
+pub struct InDoubt {
+    source: LinkError,
+    fenced: Option<Box<(CommitToken, Arc<dyn Resolver>)>>,
+}
+
+/// Where a token can be resolved.
+pub(crate) trait Resolver: fmt::Debug + Send + Sync + UnwindSafe + RefUnwindSafe {
+    /// Asks the server; `None`: within the manager's own time.
+    fn resolve(&self, token: &CommitToken, within: Option<Duration>) -> Resolution;
+}
+
+impl InDoubt {
+    pub(crate) fn new(source: LinkError) -> Self {
+        Self { source, fenced: None }
+    }
+
+    pub(crate) fn fenced(
+        source: LinkError,
+        token: CommitToken,
+        resolver: Arc<dyn Resolver>,
+    ) -> Self {
+        Self { source, fenced: Some(Box::new((token, resolver))) }
+    }
+
+    /// How the connection failed.
+    pub fn cause(&self) -> &LinkError {
+        &self.source
+    }
+
+    /// Finds out what became of the transaction, within `checkout_timeout`.
+    ///
+    /// It asks on a connection of its own, which needs no place in a pool. The answer stands: once
+    /// it was `Committed` or `NotCommitted`, an EXEC that arrives later changes nothing. It can be
+    /// asked from any thread, by several at once, and again.
+    ///
+    /// Behind it: [`PEXPIRE`](https://redis.io/docs/latest/commands/pexpire/) and
+    /// [`GET`](https://redis.io/docs/latest/commands/get/) on the connection's register.
+    ///
+    /// ```no_run
+    /// # use rediscope::{CommitError, Resolution, SessionManager, TransactionOptions, prelude::*};
+    /// # fn main() -> Result<(), rediscope::Error> {
+    /// # let sessions = SessionManager::connect("redis://127.0.0.1/")?;
+    /// let transfers = sessions.transactional().with(TransactionOptions::new().exactly_once());
+    /// let mut tx = transfers.begin()?;
+    /// tx.decr("balance:alice", 30);
+    /// match tx.commit() {
+    ///     Err(CommitError::InDoubt(doubt)) => match doubt.resolve() {
+    ///         Resolution::Committed => println!("applied, its replies are lost"),
+    ///         Resolution::NotCommitted => println!("not applied, and never will be"),
+    ///         Resolution::StillUnknown { why } => println!("unknown: {why}"),
+    ///     },
+    ///     other => drop(other?),
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn resolve(&self) -> Resolution {
+        self.ask(None)
+    }
+
+    /// Like [`resolve`](Self::resolve), for as long as `timeout`.
+    pub fn resolve_within(&self, timeout: Duration) -> Resolution {
+        self.ask(Some(timeout))
+    }
+
+    fn ask(&self, within: Option<Duration>) -> Resolution {
+        match self.fenced.as_deref() {
+            Some((token, resolver)) => resolver.resolve(token, within),
+            None => Resolution::StillUnknown { why: Unresolved::NotExactlyOnce },
+        }
+    }
+
+    /// What another thread, process or day needs to resolve it:
+    /// [`SessionManager::resolve`](crate::SessionManager::resolve). `None` where the transaction
+    /// was not exactly once.
+    pub fn token(&self) -> Option<&CommitToken> {
+        self.fenced.as_deref().map(|(token, _)| token)
+    }
+
+    fn advice(&self) -> &'static str {
+        if self.fenced.is_some() { "resolve() can tell" } else { "read your own data" }
+    }
+}
+
+impl fmt::Debug for InDoubt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InDoubt")
+            .field("cause", &self.source)
+            .field("token", &self.token())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Names one exactly-once transaction, for [`SessionManager::resolve`](crate::SessionManager::resolve).
+///
+/// It holds no key or value of the transaction and needs no clock. It is worth asking for as long
+/// as the register lives (`register_ttl`, an hour by default); later the answer is
+/// [`StillUnknown`](Resolution::StillUnknown).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct CommitToken {
+    /// The connection's register on the server.
+    pub register: String,
+    /// What the transaction writes into it.
+    pub number: u64,
+    /// The database.
+    pub db: i64,
+    /// The hash slot, in a cluster.
+    pub slot: Option<u16>,
+    /// The server that was asked, for a reader's eye.
+    pub address: String,
+}
+
+impl CommitToken {
+    pub(crate) fn new(register: &str, number: u64, db: i64, address: &str) -> Self {
+        Self { register: register.to_owned(), number, db, slot: None, address: address.to_owned() }
+    }
+}
+
+/// What became of a transaction that was in doubt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use = "this is the answer"]
+pub enum Resolution {
+    /// EXEC was run. The replies are lost, and with them whether a command failed at run time
+    /// while the others were applied.
+    Committed,
+    /// Nothing was applied, and nothing will be: an EXEC that arrives now is refused.
+    NotCommitted,
+    /// It cannot be told, now or for good.
+    StillUnknown {
+        /// Why not.
+        why: Unresolved,
+    },
+}
+
+/// Why a doubt could not be resolved.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unresolved {
+    /// The transaction left no register: it was not `exactly_once`.
+    #[error("the transaction was not exactly once; read your own data")]
+    NotExactlyOnce,
+    /// The server could not be asked in time. Ask again.
+    #[error("the server could not be asked: {0}")]
+    Unreachable(LinkError),
+    /// The server refused to answer. Ask again where this may pass.
+    #[error("the server refused to answer: {0}")]
+    Refused(ServerError),
+    /// There is no register: it expired, was evicted or flushed, did not survive a restart or a
+    /// failover, or this is another server. That proves nothing.
+    #[error("the register is gone; read your own data")]
+    RegisterGone,
+    /// The register holds what no connection of this crate's wrote, or what a later transaction
+    /// did.
+    #[error("the register holds something else; read your own data")]
+    RegisterForeign,
+    /// The token is of another database than the session manager's.
+    #[error("the token is of database {token}, and this session manager's is {here}")]
+    OtherDatabase {
+        /// The token's.
+        token: i64,
+        /// The session manager's.
+        here: i64,
+    },
+}

@@ -1,0 +1,146 @@
+//! The fence of an exactly-once commit: one register a connection, and what its value proves.
+//!
+//! The connection watches its register while a transaction is sent, and the transaction writes a
+//! number into it that was never used before. Whoever asks later touches the register first: from
+//! then on an EXEC that is still on its way finds a watched key changed and applies nothing. So
+//! what is found behind the touch stays true.
+//!
+//! Never: a number used twice. Never: a proof by something that is missing.
+
+use std::fmt;
+use std::time::Duration;
+
+use redis::Value;
+
+use super::encode;
+use crate::error::{ServerError, Unresolved};
+
+/// One connection's register: its name, and the last number that was meant for it.
+pub(crate) struct Fence {
+    register: String,
+    number: u64,
+}
+
+impl Fence {
+    /// `random` makes the register this connection's alone, for all processes and all time.
+    pub(crate) fn new(prefix: &str, random: u128) -> Self {
+        Self { register: format!("{prefix}:reg:{random:032x}"), number: 0 }
+    }
+
+    pub(crate) fn register(&self) -> &str {
+        &self.register
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// A number that was never meant for the register before.
+    pub(crate) fn advance(&mut self) {
+        self.number += 1;
+    }
+
+    /// Writes the number into the register.
+    pub(crate) fn set(&self, bytes: &mut Vec<u8>, ttl: Duration) {
+        encode::command(bytes, &["SET"], |args| {
+            args.arg(&self.register).arg(self.number).arg("PX").arg(millis(ttl));
+        });
+    }
+
+    pub(crate) fn watch(&self, bytes: &mut Vec<u8>) {
+        encode::command(bytes, &["WATCH"], |args| {
+            args.arg(&self.register);
+        });
+    }
+}
+
+/// At least one, and what fits the server's clock.
+pub(crate) fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
+/// Shows how far it has counted.
+impl fmt::Debug for Fence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fence").field("number", &self.number).finish_non_exhaustive()
+    }
+}
+
+/// What the server is asked about a register, in one write and in this order: the touch comes
+/// first.
+pub(crate) fn question(register: &str, ttl: Duration) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(160);
+    encode::command(&mut bytes, &["PEXPIRE"], |args| {
+        args.arg(register).arg(millis(ttl));
+    });
+    encode::command(&mut bytes, &["GET"], |args| {
+        args.arg(register);
+    });
+    bytes
+}
+
+/// What the answers prove of the transaction that was to write `number`: that it was applied, or
+/// that it was not and never will be.
+pub(crate) fn applied(number: u64, touched: &Value, found: &Value) -> Result<bool, Unresolved> {
+    for answer in [touched, found] {
+        if let Value::ServerError(error) = answer {
+            return Err(Unresolved::Refused(ServerError::from_reply(error, false)));
+        }
+    }
+    let found = match found {
+        Value::Nil => return Err(Unresolved::RegisterGone),
+        Value::BulkString(digits) => {
+            std::str::from_utf8(digits).ok().and_then(|digits| digits.parse::<u64>().ok())
+        }
+        _ => None,
+    };
+    match (found, touched) {
+        (Some(found), _) if found == number => Ok(true),
+        // Without the touch a late EXEC could still be applied.
+        (Some(found), Value::Int(1)) if found < number => Ok(false),
+        (Some(_), Value::Int(0)) => Err(Unresolved::RegisterGone),
+        _ => Err(Unresolved::RegisterForeign),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bulk(text: &str) -> Value {
+        Value::BulkString(text.as_bytes().to_vec())
+    }
+
+    #[test]
+    fn only_a_register_that_was_touched_proves_that_nothing_was_applied() {
+        let (touched, untouched) = (Value::Int(1), Value::Int(0));
+        assert_eq!(applied(7, &touched, &bulk("7")), Ok(true));
+        assert_eq!(applied(7, &touched, &bulk("6")), Ok(false));
+        assert_eq!(applied(7, &untouched, &bulk("7")), Ok(true));
+        assert_eq!(applied(7, &untouched, &bulk("6")), Err(Unresolved::RegisterGone));
+        assert_eq!(applied(7, &untouched, &Value::Nil), Err(Unresolved::RegisterGone));
+        assert_eq!(applied(7, &touched, &Value::Nil), Err(Unresolved::RegisterGone));
+        for foreign in [bulk("8"), bulk("seven"), bulk("-1"), Value::Int(7), Value::Okay] {
+            assert_eq!(applied(7, &touched, &foreign), Err(Unresolved::RegisterForeign));
+        }
+    }
+
+    #[test]
+    fn a_refusal_proves_nothing() {
+        let error = redis::parse_redis_value(b"-READONLY no\r\n").unwrap();
+        for (touched, found) in [(&error, &bulk("6")), (&Value::Int(1), &error)] {
+            let refused = applied(7, touched, found);
+            assert!(matches!(refused, Err(Unresolved::Refused(e)) if e.code() == "READONLY"));
+        }
+    }
+
+    #[test]
+    fn no_two_connections_share_a_register() {
+        let (one, two) = (Fence::new("app", 1), Fence::new("app", 2));
+        assert_ne!(one.register(), two.register());
+        assert_eq!(one.register(), "app:reg:00000000000000000000000000000001");
+        let mut bytes = Vec::new();
+        one.set(&mut bytes, Duration::from_micros(1));
+        assert!(bytes.ends_with(b"$1\r\n0\r\n$2\r\nPX\r\n$1\r\n1\r\n"));
+    }
+}

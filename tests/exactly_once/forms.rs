@@ -1,0 +1,119 @@
+//! What is on the wire: the same round trips as a plain transaction, and one more where the link
+//! has to be armed.
+
+use rediscope::prelude::*;
+use rediscope::{Begin, Outcome, TransactionOptions};
+
+use super::stage::Stage;
+
+fn words(stage: &Stage) -> Vec<String> {
+    stage.proxy.take_journal().into_iter().map(|(_, word)| word.to_uppercase()).collect()
+}
+
+#[test]
+fn the_first_transaction_arms_its_link_and_the_next_ones_take_one_round_trip() {
+    let stage = Stage::new();
+    let handle = stage.exactly_once();
+    handle.run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    let before = stage.proxy.turns();
+    let sent = words(&stage);
+    let at = sent.iter().position(|word| word == "SET").unwrap();
+    assert_eq!(
+        sent[at..],
+        ["SET", "WATCH", "MULTI", "INCRBY", "SET", "EXEC", "WATCH"],
+        "armed, acknowledged, then committed and armed again"
+    );
+    for nth in 2..=5 {
+        assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), nth);
+        assert_eq!(words(&stage), ["MULTI", "INCRBY", "SET", "EXEC", "WATCH"]);
+    }
+    assert_eq!(stage.proxy.turns() - before, 4, "one round trip each");
+    assert_eq!(stage.number("n"), 5);
+    assert_eq!(stage.registers().len(), 1, "one register for the one link");
+    let ttl: i64 = stage.server.ask(&["PTTL", &stage.registers()[0]]);
+    assert!((3_500_000..=3_600_000).contains(&ttl), "{ttl}");
+}
+
+#[test]
+fn a_register_is_no_part_of_the_replies() {
+    let stage = Stage::new();
+    let handle = stage.exactly_once();
+    let mut tx = handle.begin().unwrap();
+    let n = tx.incr("n", 7);
+    let replies = tx.commit().unwrap();
+    assert_eq!((replies.len(), replies.failures()), (1, 0));
+    assert_eq!(replies.get(n).unwrap(), 7);
+}
+
+#[test]
+fn a_plain_transaction_disarms_the_link_and_the_next_one_arms_it_again() {
+    let stage = Stage::new();
+    let (fenced, plain) = (stage.armed(), stage.sessions.transactional());
+    words(&stage);
+    plain.run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    assert_eq!(words(&stage), ["UNWATCH", "MULTI", "INCRBY", "EXEC"]);
+    plain.run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    assert_eq!(words(&stage), ["MULTI", "INCRBY", "EXEC"]);
+    fenced.run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    let armed_again = ["SET", "WATCH", "MULTI", "INCRBY", "SET", "EXEC", "WATCH"];
+    assert_eq!(words(&stage), armed_again);
+}
+
+#[test]
+fn what_ends_a_watch_arms_the_link_again_in_the_same_write() {
+    let stage = Stage::new();
+    let handle = stage.armed();
+    let immediate = handle.with(TransactionOptions::new().begin(Begin::Immediate));
+    words(&stage);
+    drop(immediate.begin().unwrap());
+    assert_eq!(words(&stage), ["MULTI", "DISCARD", "WATCH"]);
+    drop(handle.watch(["w"]).begin().unwrap());
+    assert_eq!(words(&stage), ["WATCH", "UNWATCH", "WATCH"]);
+    handle.run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    assert_eq!(words(&stage), ["MULTI", "INCRBY", "SET", "EXEC", "WATCH"]);
+}
+
+#[test]
+fn a_conflict_is_the_users_own_and_leaves_the_link_armed() {
+    let stage = Stage::new();
+    let handle = stage.armed();
+    let mut watching = handle.watch(["w"]).begin().unwrap();
+    let _: Option<i64> = watching.get("w").unwrap();
+    stage.server.ask::<()>(&["SET", "w", "1"]);
+    let mut tx = watching.multi();
+    tx.incr("n", 1);
+    assert!(matches!(tx.commit().unwrap(), Outcome::Conflict));
+    words(&stage);
+    handle.run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    assert_eq!(words(&stage), ["MULTI", "INCRBY", "SET", "EXEC", "WATCH"]);
+    assert_eq!(stage.number("n"), 1);
+}
+
+#[test]
+fn a_register_that_somebody_deletes_is_no_conflict_and_no_error() {
+    let stage = Stage::new();
+    let handle = stage.armed();
+    stage.server.ask::<()>(&["FLUSHALL"]);
+    assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
+    let mut tx = handle.begin().unwrap();
+    tx.incr("n", 1);
+    stage.server.ask::<i64>(&["DEL", &stage.registers()[0]]);
+    tx.commit().unwrap();
+    assert_eq!(stage.number("n"), 2);
+}
+
+#[test]
+fn a_transaction_sent_in_chunks_is_armed_before_its_first_one() {
+    let stage = Stage::with(&[], |builder| builder.flush_bytes(64));
+    let handle = stage.exactly_once();
+    let mut tx = handle.begin().unwrap();
+    for _ in 0..10 {
+        tx.incr("n", 1);
+    }
+    assert_eq!(tx.commit().unwrap().len(), 10);
+    let sent = words(&stage);
+    let at = sent.iter().position(|word| word == "SET").unwrap();
+    assert_eq!(sent[at..at + 3], ["SET", "WATCH", "MULTI"]);
+    assert!(sent.ends_with(&["SET".to_owned(), "EXEC".to_owned(), "WATCH".to_owned()]));
+    assert_eq!(stage.number("n"), 10);
+}
