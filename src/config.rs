@@ -27,6 +27,7 @@ pub(crate) struct Settings {
     pub(crate) flush_bytes: usize,
     pub(crate) max_commands: u32,
     pub(crate) max_bytes: usize,
+    pub(crate) max_group: u32,
     pub(crate) register_prefix: String,
     pub(crate) register_ttl: Duration,
 }
@@ -50,6 +51,7 @@ impl Default for Settings {
             flush_bytes: 64 * 1024,
             max_commands: 1_000_000,
             max_bytes: 512 * 1024 * 1024,
+            max_group: 16,
             register_prefix: "rediscope".to_owned(),
             register_ttl: Duration::from_secs(60 * 60),
         }
@@ -68,6 +70,7 @@ impl Settings {
             _ => Ok(()),
         };
         at_least_one("max_size", self.max_size.into())?;
+        at_least_one("max_group", self.max_group.into())?;
         at_least_one("flush_bytes", self.flush_bytes as u64)?;
         at_least_one("max_commands", self.max_commands.into())?;
         at_least_one("max_bytes", self.max_bytes as u64)?;

@@ -105,7 +105,7 @@ impl Pooled {
         let deadline = Instant::now() + self.pool.settings().checkout_timeout;
         let pin = self.pool.pin(owner, deadline)?;
         pin.end(|lease| {
-            answering(lease, deadline)?;
+            lease.answering(deadline)?;
             Ok(f(lease.link(deadline)?.raw()))
         })?
     }
@@ -118,7 +118,7 @@ impl Pooled {
         let mut repeats = lease.repeats();
         loop {
             if !request.read_only {
-                answering(&mut lease, checkout)?;
+                lease.answering(checkout)?;
             }
             lease.link(checkout)?;
             let trusted = lease.is_trusted();
@@ -241,30 +241,6 @@ fn ask(
     }
     link.has_answered();
     Ok(replies)
-}
-
-/// Makes sure that the connection is alive before a write is sent on it: it was heard of within
-/// the trust window, or it answers PING, or it is replaced.
-fn answering(lease: &mut Lease, checkout: Instant) -> Result<(), Error> {
-    loop {
-        let deadline = lease.response_deadline().capped(checkout);
-        lease.link(checkout)?;
-        if lease.is_trusted() {
-            return Ok(());
-        }
-        let link = lease.link(checkout)?;
-        match link.ping(deadline) {
-            Ok(_) => return Ok(()),
-            Err(cause) => {
-                lease.found_dead(&cause);
-                if Instant::now() >= checkout {
-                    let during = "PING".to_owned();
-                    return Err(Error::Lost { during, applied: Applied::No, source: cause });
-                }
-                tracing::debug!(%cause, "dead connection replaced before use");
-            }
-        }
-    }
 }
 
 impl fmt::Debug for Pooled {

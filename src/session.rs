@@ -212,6 +212,10 @@ impl Builder {
         /// applied. Default 512 MiB. The server has a bound of its own
         /// (`client-query-buffer-limit`, 1 GB).
         max_bytes: usize,
+        /// Bounds how many blocks of [`grouped`](crate::TransactionOptions::grouped) handles
+        /// travel in one write. One dead connection puts so many in doubt at once. Default 16, at
+        /// least 1, which groups none.
+        max_group: u32,
         /// How long the register of an exactly-once connection lives on the server after its last
         /// use: so long a doubt can be resolved. Each connection that commits exactly once has
         /// one, and leaves it behind when it closes. Default 1 hour, 1 second to 30 days.

@@ -5,6 +5,7 @@
 
 mod clean;
 mod exchange;
+pub(crate) mod group;
 mod prove;
 pub(crate) mod resolve;
 
@@ -21,6 +22,7 @@ use crate::connection::pool::Lease;
 use crate::error::{
     CheckoutError, CommitError, CommitToken, Error, InDoubt, LinkError, Resolver, ServerError,
 };
+use crate::observe::Counters;
 use crate::reply::Replies;
 use crate::wire::buffer::Buffer;
 use crate::wire::durability::{Acks, Durability};
@@ -38,6 +40,15 @@ pub(crate) struct Terms {
     /// At most one transaction with this key is ever applied.
     pub(crate) once: Option<Once>,
     pub(crate) durability: Option<Durability>,
+    /// It may travel with others.
+    pub(crate) grouped: bool,
+}
+
+impl Terms {
+    /// Whether nothing is asked for that concerns the link as such.
+    pub(crate) fn may_join(&self) -> bool {
+        self.grouped && !self.immediate && self.fence.is_none() && self.durability.is_none()
+    }
 }
 
 /// How a transaction is to be sent.
@@ -64,8 +75,12 @@ pub(crate) fn commit(
     form: Form<'_>,
 ) -> Result<Committed, CommitError> {
     let counted = attempt(lease, buffer, form);
-    let counters = lease.pool().counters();
-    match &counted {
+    count(lease.pool().counters(), &counted);
+    counted
+}
+
+fn count(counters: &Counters, committed: &Result<Committed, CommitError>) {
+    match committed {
         Ok(Committed::Applied(_))
         | Err(CommitError::PartlyApplied { .. } | CommitError::NotReplicated { .. }) => {
             counters.commits.add();
@@ -74,7 +89,6 @@ pub(crate) fn commit(
         Err(CommitError::InDoubt(_)) => counters.in_doubt.add(),
         Err(_) => {}
     }
-    counted
 }
 
 /// How often a transaction is sent whose register was changed under it. It lives for an hour, and
@@ -243,6 +257,10 @@ fn applied(
 
 fn rejected(lease: &mut Lease, buffer: &Buffer, refusal: Refusal) -> CommitError {
     note_server_change(lease, &refusal.error);
+    refused(buffer, refusal)
+}
+
+fn refused(buffer: &Buffer, refusal: Refusal) -> CommitError {
     let named = refusal.index.and_then(|index| Some((index as usize, buffer.name(index)?)));
     let (index, command) = match named {
         Some((index, command)) => (Some(index), command),

@@ -6,6 +6,7 @@
 //! Never: an answer by something that is missing. Never: a wait past the caller's time.
 
 use std::fmt;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -31,7 +32,7 @@ pub(crate) struct Asker {
     endpoint: Endpoint,
     settings: Arc<Settings>,
     health: Arc<Health>,
-    gate: Gate,
+    gate: Gate<(), ()>,
     link: Mutex<Option<Link>>,
 }
 
@@ -101,6 +102,10 @@ impl Asker {
         fence::applied(token.number, &touched, &found)
     }
 }
+
+// What it holds is judged by its own state after a panic, whichever locks it is built with.
+impl UnwindSafe for Asker {}
+impl RefUnwindSafe for Asker {}
 
 impl Resolver for Asker {
     fn resolve(&self, token: &CommitToken, within: Option<Duration>) -> Resolution {

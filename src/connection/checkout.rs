@@ -3,7 +3,11 @@
 //! A returning permit goes straight to the caller who has waited longest; nobody who comes later
 //! can take it on the way. A permit is the number of a slot in the [registry](super::registry).
 //!
-//! Never: a connection. Never: a permit that two callers hold, or that nobody holds.
+//! A caller may wait with a job that another one can do for him: whoever has a permit takes the
+//! jobs at the head of the queue along, up to the first caller who wants a permit for himself.
+//!
+//! Never: a connection. Never: a permit that two callers hold, or that nobody holds. Never: a job
+//! that nobody settles.
 
 use std::collections::VecDeque;
 use std::thread::ThreadId;
@@ -11,33 +15,38 @@ use std::time::Instant;
 
 use scopeguard::{ScopeGuard, guard};
 
-use super::sync::{Arc, Condvar, Mutex, lock};
+use super::sync::{Arc, Condvar, Mutex, PoisonError, lock};
 
 /// As many permits as connections, first come first served.
 #[derive(Debug)]
-pub(crate) struct Gate {
-    state: Mutex<State>,
+pub(crate) struct Gate<J, R> {
+    state: Mutex<State<J, R>>,
 }
 
 #[derive(Debug)]
-struct State {
+struct State<J, R> {
     /// Empty whenever somebody waits.
     free: Vec<usize>,
-    queue: VecDeque<Arc<Waiter>>,
+    queue: VecDeque<Arc<Waiter<J, R>>>,
     closed: bool,
 }
 
 #[derive(Debug)]
-struct Waiter {
+struct Waiter<J, R> {
     thread: ThreadId,
-    grant: Mutex<Grant>,
+    /// What he wants done, where he does not insist on a permit.
+    job: Mutex<Option<J>>,
+    grant: Mutex<Grant<R>>,
     ready: Condvar,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Grant {
+#[derive(Clone, Debug, PartialEq)]
+enum Grant<R> {
     Waiting,
     Permit(usize),
+    /// Somebody is about to do his job.
+    Taken,
+    Settled(R),
     Closed,
 }
 
@@ -52,7 +61,21 @@ pub(crate) enum Refused<E> {
     Hopeless(E),
 }
 
-impl Gate {
+/// What came of waiting with a job.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Turn<J, R> {
+    /// A permit, and the job back.
+    Lead(usize, J),
+    /// Somebody has done it.
+    Settled(R),
+}
+
+/// What a job comes to that was taken and never settled.
+pub(crate) trait Abandoned {
+    fn abandoned() -> Self;
+}
+
+impl<J, R: Abandoned> Gate<J, R> {
     pub(crate) fn new(permits: usize) -> Self {
         Self {
             state: Mutex::new(State {
@@ -77,54 +100,104 @@ impl Gate {
         deadline: Instant,
         may_wait: impl FnOnce(&[ThreadId]) -> Result<(), E>,
     ) -> Result<usize, Refused<E>> {
+        match self.wait(None, deadline, may_wait)? {
+            Turn::Lead(slot, _) => Ok(slot),
+            // Nobody takes a job that is not there.
+            Turn::Settled(_) => Err(Refused::Closed),
+        }
+    }
+
+    /// Takes a permit as [`acquire`](Self::acquire) does, unless somebody who has one does the job
+    /// first. From when it was taken along, `deadline` is no longer looked at.
+    pub(crate) fn join<E>(
+        &self,
+        job: J,
+        deadline: Instant,
+        may_wait: impl FnOnce(&[ThreadId]) -> Result<(), E>,
+    ) -> Result<Turn<J, R>, Refused<E>> {
+        match self.wait(Some(job), deadline, may_wait)? {
+            Turn::Lead(slot, Some(job)) => Ok(Turn::Lead(slot, job)),
+            Turn::Settled(settled) => Ok(Turn::Settled(settled)),
+            // Who leads has his job still.
+            Turn::Lead(slot, None) => {
+                self.release(slot);
+                Ok(Turn::Settled(R::abandoned()))
+            }
+        }
+    }
+
+    fn wait<E>(
+        &self,
+        job: Option<J>,
+        deadline: Instant,
+        may_wait: impl FnOnce(&[ThreadId]) -> Result<(), E>,
+    ) -> Result<Turn<Option<J>, R>, Refused<E>> {
         let waiter = {
             let mut state = lock(&self.state);
             if state.closed {
                 return Err(Refused::Closed);
             }
             if let Some(slot) = state.free.pop() {
-                return Ok(slot);
+                return Ok(Turn::Lead(slot, job));
             }
             may_wait(&state.waiting_threads()).map_err(Refused::Hopeless)?;
-            let waiter = Arc::new(Waiter {
-                thread: current_thread(),
-                grant: Mutex::new(Grant::Waiting),
-                ready: Condvar::new(),
-            });
+            let waiter = Arc::new(Waiter::new(job));
             state.queue.push_back(Arc::clone(&waiter));
             waiter
         };
         let ticket = guard(waiter, |waiter| self.withdraw(&waiter));
-        let grant = ticket.wait(deadline);
+        let mut grant = ticket.wait(deadline);
         let waiter = ScopeGuard::into_inner(ticket);
+        if let Grant::Waiting = grant {
+            let waiters = self.give_up(&waiter);
+            grant = waiter.take();
+            if let Grant::Waiting = grant {
+                return Err(Refused::TimedOut { waiters });
+            }
+        }
         match grant {
-            Grant::Permit(slot) => Ok(slot),
+            Grant::Permit(slot) => Ok(Turn::Lead(slot, lock(&waiter.job).take())),
+            Grant::Settled(settled) => Ok(Turn::Settled(settled)),
+            Grant::Taken | Grant::Waiting => Ok(Turn::Settled(waiter.settled())),
             Grant::Closed => Err(Refused::Closed),
-            Grant::Waiting => self.give_up(&waiter),
         }
     }
 
     /// The wait was left by a panic: its place in the queue, or what was granted to it, is free.
-    fn withdraw(&self, waiter: &Arc<Waiter>) {
-        if let Ok(slot) = self.give_up::<()>(waiter) {
+    fn withdraw(&self, waiter: &Arc<Waiter<J, R>>) {
+        self.give_up(waiter);
+        if let Grant::Permit(slot) = waiter.take() {
             self.release(slot);
         }
     }
 
-    /// The time is over; but a permit that was granted meanwhile is taken, or it would be lost.
-    fn give_up<E>(&self, waiter: &Arc<Waiter>) -> Result<usize, Refused<E>> {
+    /// The time is over: leaves the queue, which had so many in it. What was granted meanwhile
+    /// stands, or it would be lost.
+    fn give_up(&self, waiter: &Arc<Waiter<J, R>>) -> usize {
         let mut state = lock(&self.state);
         let waiters = state.queue.len();
         let at = state.queue.iter().position(|queued| Arc::ptr_eq(queued, waiter));
         if let Some(at) = at {
             state.queue.remove(at);
         }
-        drop(state);
-        match *lock(&waiter.grant) {
-            Grant::Permit(slot) => Ok(slot),
-            Grant::Closed => Err(Refused::Closed),
-            Grant::Waiting => Err(Refused::TimedOut { waiters }),
+        waiters
+    }
+
+    /// Takes the jobs at the head of the queue, as long as they `fit`, up to the first caller who
+    /// wants a permit for himself.
+    pub(crate) fn take_jobs(&self, mut fits: impl FnMut(&J) -> bool) -> Vec<Member<J, R>> {
+        let mut state = lock(&self.state);
+        let mut members = Vec::new();
+        while let Some(first) = state.queue.front() {
+            let Some(job) = lock(&first.job).take_if(|job| fits(job)) else { break };
+            // Under the gate's lock, so that a caller giving up finds himself either queued or
+            // taken along.
+            *lock(&first.grant) = Grant::Taken;
+            if let Some(waiter) = state.queue.pop_front() {
+                members.push(Member { waiter, job });
+            }
         }
+        members
     }
 
     /// Gives a permit back: to the first in the queue, or to whoever comes.
@@ -163,33 +236,88 @@ impl Gate {
     }
 }
 
-impl State {
+impl<J, R> State<J, R> {
     fn waiting_threads(&self) -> Vec<ThreadId> {
         self.queue.iter().map(|waiter| waiter.thread).collect()
     }
 }
 
-impl Waiter {
-    fn settle(&self, grant: Grant) {
+impl<J, R: Abandoned> Waiter<J, R> {
+    fn new(job: Option<J>) -> Self {
+        Self {
+            thread: current_thread(),
+            job: Mutex::new(job),
+            grant: Mutex::new(Grant::Waiting),
+            ready: Condvar::new(),
+        }
+    }
+
+    fn settle(&self, grant: Grant<R>) {
         *lock(&self.grant) = grant;
         self.ready.notify_one();
     }
 
-    fn wait(&self, deadline: Instant) -> Grant {
+    /// What was granted. A job that was taken along stays so until it is settled.
+    fn take(&self) -> Grant<R> {
         let mut grant = lock(&self.grant);
-        while *grant == Grant::Waiting {
+        match *grant {
+            Grant::Waiting => Grant::Waiting,
+            Grant::Taken => Grant::Taken,
+            _ => std::mem::replace(&mut grant, Grant::Closed),
+        }
+    }
+
+    fn wait(&self, deadline: Instant) -> Grant<R> {
+        let mut grant = lock(&self.grant);
+        while matches!(*grant, Grant::Waiting) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
             }
-            grant = self
-                .ready
-                .wait_timeout(grant, left)
-                .unwrap_or_else(super::sync::PoisonError::into_inner)
-                .0;
+            grant = self.ready.wait_timeout(grant, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        *grant
+        drop(grant);
+        self.take()
     }
+
+    /// Waits for whoever has taken the job; his time is bounded.
+    fn settled(&self) -> R {
+        let mut grant = lock(&self.grant);
+        while matches!(*grant, Grant::Taken) {
+            grant = self.ready.wait(grant).unwrap_or_else(PoisonError::into_inner);
+        }
+        match std::mem::replace(&mut *grant, Grant::Closed) {
+            Grant::Settled(settled) => settled,
+            _ => R::abandoned(),
+        }
+    }
+}
+
+/// A job that was taken along, until it is settled. Dropped, it is abandoned.
+#[derive(Debug)]
+pub(crate) struct Member<J, R: Abandoned> {
+    waiter: Arc<Waiter<J, R>>,
+    pub(crate) job: J,
+}
+
+impl<J, R: Abandoned> Member<J, R> {
+    /// Tells the caller what came of his job.
+    pub(crate) fn settle(self, settled: R) {
+        self.waiter.settle(Grant::Settled(settled));
+    }
+}
+
+impl<J, R: Abandoned> Drop for Member<J, R> {
+    fn drop(&mut self) {
+        let unsettled = matches!(*lock(&self.waiter.grant), Grant::Taken);
+        if unsettled {
+            self.waiter.settle(Grant::Settled(R::abandoned()));
+        }
+    }
+}
+
+impl Abandoned for () {
+    fn abandoned() -> Self {}
 }
 
 /// Threads of the model checker are not the system's, and only the system's are told apart here.
@@ -197,6 +325,8 @@ fn current_thread() -> ThreadId {
     std::thread::current().id()
 }
 
+#[cfg(all(test, rediscope_shuttle))]
+mod group_model;
 #[cfg(all(test, rediscope_shuttle))]
 mod model;
 
@@ -206,6 +336,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    type Gate = super::Gate<u32, ()>;
 
     fn take(gate: &Gate, wait: Duration) -> Result<usize, Refused<Infallible>> {
         gate.acquire(Instant::now() + wait, |_| Ok(()))
@@ -242,14 +374,11 @@ mod tests {
         let slot = take(&gate, Duration::ZERO).unwrap();
         assert_eq!(take(&gate, Duration::from_millis(5)), Err(Refused::TimedOut { waiters: 1 }));
         assert_eq!(gate.waiting(), 0);
-        let late = Arc::new(Waiter {
-            thread: current_thread(),
-            grant: Mutex::new(Grant::Waiting),
-            ready: Condvar::new(),
-        });
+        let late = Arc::new(Waiter::new(None));
         lock(&gate.state).queue.push_back(Arc::clone(&late));
         gate.release(slot);
-        assert_eq!(gate.give_up::<Infallible>(&late), Ok(slot));
+        gate.give_up(&late);
+        assert_eq!(late.take(), Grant::Permit(slot));
     }
 
     #[test]

@@ -10,19 +10,21 @@ mod lease;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 pub(crate) use lease::Lease;
 use lease::Permit;
 use scheduled_thread_pool::ScheduledThreadPool;
 
-use super::checkout::{Gate, Refused};
+use super::checkout::{Abandoned, Gate, Member, Refused, Turn};
 use super::manager::{Health, LinkManager, Purpose};
 use super::registry::{Outlook, Owner, Pin, Registry, Seen};
 use crate::config::Settings;
-use crate::error::{CheckoutError, CheckoutTimeout};
-use crate::observe::{Counters, PoolStatus};
+use crate::error::{CheckoutError, CheckoutTimeout, LinkError};
+use crate::observe::{Counters, OpenScope, PoolStatus};
 use crate::topology::Endpoint;
+use crate::wire::group::{Job, Settled};
 use crate::wire::state::Taint;
 
 /// A pool of links behind a fair gate. Clones are the same pool.
@@ -50,12 +52,27 @@ impl WeakPool {
     }
 }
 
+/// What came of waiting with a job.
+#[expect(clippy::large_enum_variant, reason = "it is taken apart where it is made")]
+pub(crate) enum Joined {
+    /// A link, and the job back.
+    Lead(Lease, Job),
+    Settled(Settled),
+}
+
+/// The one who sent it panicked: nobody can say how far he had come.
+impl Abandoned for Settled {
+    fn abandoned() -> Self {
+        Self::InDoubt(LinkError::panicked())
+    }
+}
+
 struct Inner {
     name: &'static str,
     endpoint: Endpoint,
     settings: Arc<Settings>,
     health: Arc<Health>,
-    gate: Gate,
+    gate: Gate<Job, Settled>,
     registry: Registry,
     links: r2d2::Pool<LinkManager>,
     epoch: Instant,
@@ -140,17 +157,21 @@ impl Pool {
         let started = Instant::now();
         let leased = self.permit(started, deadline);
         let leased = leased.and_then(|permit| Lease::checkout(permit, deadline));
-        match &leased {
-            Ok(_) => {
+        self.count_checkout(leased.as_ref().err());
+        leased
+    }
+
+    fn count_checkout(&self, refused: Option<&CheckoutError>) {
+        match refused {
+            None => {
                 self.counters().checkouts.add();
                 tracing::trace!(pool = self.inner.name, "checkout");
             }
-            Err(error) => {
+            Some(error) => {
                 self.counters().refused.add();
                 tracing::debug!(pool = self.inner.name, %error, "checkout refused");
             }
         }
-        leased
     }
 
     /// A link for a scope.
@@ -159,23 +180,66 @@ impl Pool {
         Ok(self.inner.registry.open(self, lease, owner))
     }
 
+    /// A link to send `job` and others' on, unless somebody who has one sends it along first.
+    pub(crate) fn join(&self, job: Job, deadline: Instant) -> Result<Joined, CheckoutError> {
+        let started = Instant::now();
+        let gate = &self.inner.gate;
+        let turn = match gate.try_acquire() {
+            Some(slot) => Ok(Turn::Lead(slot, job)),
+            None => self.waiting(started, |may_wait| gate.join(job, deadline, may_wait)),
+        };
+        let led = turn.and_then(|turn| match turn {
+            Turn::Settled(settled) => Ok(Joined::Settled(settled)),
+            Turn::Lead(slot, job) => {
+                let permit = Permit { pool: self.clone(), slot };
+                Ok(Joined::Lead(Lease::checkout(permit, deadline)?, job))
+            }
+        });
+        self.count_checkout(led.as_ref().err());
+        led
+    }
+
+    /// The jobs of the blocks that wait first, as many as fit into one write with `bytes` that are
+    /// there already.
+    pub(crate) fn take_jobs(&self, mut bytes: usize) -> Vec<Member<Job, Settled>> {
+        let settings = &self.inner.settings;
+        let (mut members, most) = (1, settings.max_group);
+        self.inner.gate.take_jobs(|job| {
+            members += 1;
+            bytes += job.bytes.len();
+            members <= most && bytes <= settings.flush_bytes
+        })
+    }
+
     fn permit(&self, started: Instant, deadline: Instant) -> Result<Permit, CheckoutError> {
+        let gate = &self.inner.gate;
+        let slot = match gate.try_acquire() {
+            Some(slot) => slot,
+            None => self.waiting(started, |may_wait| gate.acquire(deadline, may_wait))?,
+        };
+        Ok(Permit { pool: self.clone(), slot })
+    }
+
+    /// Waits at the gate, unless there is no point in it.
+    fn waiting<T>(
+        &self,
+        started: Instant,
+        wait: impl FnOnce(
+            &dyn Fn(&[ThreadId]) -> Result<(), Vec<OpenScope>>,
+        ) -> Result<T, Refused<Vec<OpenScope>>>,
+    ) -> Result<T, CheckoutError> {
         let inner = &self.inner;
-        if let Some(slot) = inner.gate.try_acquire() {
-            return Ok(Permit { pool: self.clone(), slot });
-        }
         if let Outlook::Doubtful(holders) = inner.registry.outlook(&inner.gate.waiting_threads()) {
             for scope in holders {
                 tracing::warn!(%scope, "every thread that began a scope waits for a connection");
             }
         }
-        let granted =
-            inner.gate.acquire(deadline, |waiting| match inner.registry.outlook(waiting) {
-                Outlook::Open | Outlook::Doubtful(_) => Ok(()),
-                Outlook::Deadlock(holders) => Err(holders),
-            });
+        let granted = wait(&|waiting| match inner.registry.outlook(waiting) {
+            Outlook::Open | Outlook::Doubtful(_) => Ok(()),
+            Outlook::Deadlock(holders) => Err(holders),
+        });
         match granted {
-            Ok(slot) => Ok(Permit { pool: self.clone(), slot }),
+            Ok(granted) => Ok(granted),
             Err(Refused::Closed) => Err(CheckoutError::Closed),
             Err(Refused::Hopeless(holders)) => Err(CheckoutError::WouldDeadlock { holders }),
             Err(Refused::TimedOut { waiters }) => {

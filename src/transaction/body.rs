@@ -3,11 +3,12 @@
 //! Never: a command sent past an open part. Never: a failure forgotten before the end.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use crate::commit::{self, Committed, Form, Terms};
 use crate::connection::pool::Pool;
 use crate::connection::registry::Owner;
-use crate::error::{CommitError, Error};
+use crate::error::{CheckoutError, CommitError, Error};
 use crate::reply::Replies;
 use crate::transaction::scope::Scope;
 use crate::wire::buffer::{Buffer, Refusal};
@@ -179,6 +180,10 @@ impl Body {
 
     fn send(&mut self) -> Result<Committed, CommitError> {
         let deadline = self.scope.checkout_deadline();
+        let alone = self.watched || self.scope.is_pinned() || !self.terms.may_join();
+        if !alone && self.buffer.may_join() {
+            return self.send_with_others(deadline);
+        }
         let once = self.terms.once.is_some();
         if self.buffer.commands() == 0 && !self.watched && !once && !self.scope.is_pinned() {
             return Ok(Committed::Applied(Replies::none(self.buffer.transaction())));
@@ -189,6 +194,12 @@ impl Body {
         let form = Form { terms: &self.terms, watched: self.watched, checkout: deadline };
         let buffer = &mut self.buffer;
         self.scope.finish(|lease| commit::commit(lease, buffer, form))
+    }
+
+    /// In one write with the blocks of others, where that is allowed and there are any.
+    fn send_with_others(&mut self, deadline: Instant) -> Result<Committed, CommitError> {
+        let Some(pool) = self.scope.pool() else { return Err(CheckoutError::Closed.into()) };
+        commit::group::commit(&pool, &mut self.buffer, deadline)
     }
 
     /// What the transaction asks of its commit.

@@ -51,6 +51,7 @@ pub struct TransactionOptions {
     retry: Option<RetryPolicy>,
     exactly_once: Option<ExactlyOnce>,
     durability: Option<Durability>,
+    grouped: Option<bool>,
 }
 
 /// Nobody waits longer, whatever was asked for: past the end of the clock there is no time.
@@ -180,6 +181,21 @@ impl TransactionOptions {
         self
     }
 
+    /// Blocks of `run` that find no free connection join a group: one of them leads, gets the next
+    /// connection and sends the blocks that wait with him in one write, each its own MULTI…EXEC,
+    /// as isolated as alone. It pays where many threads share few connections.
+    ///
+    /// Not the default, because one dead connection then puts all blocks of a group in doubt, up
+    /// to [`max_group`](crate::Builder::max_group), instead of one.
+    ///
+    /// Blocks of small commands with small replies join; a block with a script, a range, a command
+    /// given to `queue`, or more than 64 commands or 8 KiB goes alone, and so does every block
+    /// that is exactly once, waits for replicas or begins at once.
+    pub fn grouped(mut self) -> Self {
+        self.grouped = Some(true);
+        self
+    }
+
     /// These, overlaid by what `over` sets.
     pub(crate) fn overlaid(&self, over: Self) -> Self {
         Self {
@@ -188,6 +204,7 @@ impl TransactionOptions {
             retry: over.retry.or(self.retry),
             exactly_once: over.exactly_once.or_else(|| self.exactly_once.clone()),
             durability: over.durability.or(self.durability),
+            grouped: over.grouped.or(self.grouped),
         }
     }
 
@@ -224,6 +241,7 @@ impl TransactionOptions {
             fence: self.exactly_once.as_ref().map(|_| Arc::clone(resolver)),
             once,
             durability: self.durability,
+            grouped: self.grouped == Some(true),
         })
     }
 
@@ -240,6 +258,7 @@ impl fmt::Debug for TransactionOptions {
             .field("retry", &self.retry)
             .field("exactly_once", &self.exactly_once.is_some())
             .field("durability", &self.durability)
+            .field("grouped", &self.grouped)
             .finish()
     }
 }

@@ -92,6 +92,11 @@ impl Scope {
         Ok(())
     }
 
+    /// `None` once nobody can use it any more.
+    pub(crate) fn pool(&self) -> Option<Pool> {
+        self.pool.get()
+    }
+
     pub(crate) fn is_pinned(&self) -> bool {
         self.pin.is_some()
     }

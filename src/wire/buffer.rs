@@ -9,6 +9,7 @@ use redis::Cmd;
 
 use super::command::{self, Place, Requests};
 use super::encode::{self, Args, EXEC, MULTI, UNWATCH};
+use super::group;
 
 /// How much stands before the first command.
 const HEAD: usize = UNWATCH.len() + MULTI.len();
@@ -78,6 +79,8 @@ pub struct Buffer {
     holes: Vec<(u32, u32)>,
     marks: Vec<Mark>,
     refusal: Option<Refusal>,
+    /// It holds a command that must not travel with other blocks.
+    alone: bool,
     /// Names of the commands whose bytes are gone, each behind its length.
     names: Vec<u8>,
 }
@@ -99,6 +102,7 @@ impl Buffer {
             holes: Vec::new(),
             marks: Vec::new(),
             refusal: None,
+            alone: false,
             names: Vec::new(),
         }
     }
@@ -116,11 +120,13 @@ impl Buffer {
     ) -> u32 {
         // Only these can ask to block; every other table command is known to be allowed.
         let check = matches!(words.first(), Some(&("XREAD" | "XREADGROUP")));
+        self.alone |= !group::may_join(words);
         self.append(depth, check, |bytes| encode::command(bytes, words, args))
     }
 
     /// The same for a command that the caller built.
     pub(crate) fn push_cmd(&mut self, depth: usize, cmd: &Cmd) -> u32 {
+        self.alone = true;
         self.append(depth, true, |bytes| cmd.write_packed_command(bytes))
     }
 
@@ -211,6 +217,14 @@ impl Buffer {
 
     pub(crate) fn has_open_part(&self) -> bool {
         !self.marks.is_empty()
+    }
+
+    /// Whether it may travel with other blocks: small, whole, and of listed commands only.
+    pub(crate) fn may_join(&self) -> bool {
+        !self.alone
+            && !self.is_flushed()
+            && self.commands > 0
+            && group::is_small(self.commands, self.pending_bytes())
     }
 
     /// Commands that will be applied: queued and not forgotten.

@@ -11,6 +11,7 @@ pub(crate) mod durability;
 pub(crate) mod encode;
 pub(crate) mod exec;
 pub(crate) mod fence;
+pub(crate) mod group;
 pub(crate) mod once;
 #[cfg(test)]
 mod properties;

@@ -3,7 +3,6 @@
 //! Never: shown. The key is the caller's own.
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::encode;
@@ -12,7 +11,7 @@ use super::fence::millis;
 /// The key of a transaction that is applied at most once, and how long that is remembered.
 #[derive(Clone)]
 pub(crate) struct Once {
-    key: Arc<[u8]>,
+    key: Box<[u8]>,
     ttl: Duration,
 }
 

@@ -25,6 +25,8 @@ use shuttle::thread;
 
 use super::*;
 
+type Gate = super::Gate<usize, ()>;
+
 const ITERATIONS: usize = 10_000;
 
 /// How deep in rare orders the second strategy looks.
@@ -240,11 +242,7 @@ fn release_meets_give_up(release: fn(&Gate, usize), take: fn(&Watched) -> Option
 /// The first planted mistake: whoever gives up leaves the queue and does not look whether the
 /// permit came after all.
 fn take_without_a_second_look(watched: &Watched) -> Option<usize> {
-    let waiter = Arc::new(Waiter {
-        thread: current_thread(),
-        grant: Mutex::new(Grant::Waiting),
-        ready: Condvar::new(),
-    });
+    let waiter = Arc::new(Waiter::new(None));
     let mut state = lock(&watched.gate.state);
     let free = state.free.pop();
     if free.is_none() {

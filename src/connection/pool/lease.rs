@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::Pool;
 use crate::connection::link::{Deadline, Link};
 use crate::connection::manager::LinkManager;
-use crate::error::{CheckoutError, Error, LinkError, LinkErrorKind};
+use crate::error::{Applied, CheckoutError, Error, LinkError, LinkErrorKind};
 use crate::wire::state::Taint;
 
 /// The right to one link.
@@ -154,6 +154,29 @@ impl Lease {
                     return Err(CheckoutError::Connect { waited: started.elapsed(), source });
                 }
                 (None, _) => caller.pause(),
+            }
+        }
+    }
+
+    /// Makes sure that the link is alive before a write is sent on it: it was heard of within the
+    /// trust window, or it answers PING, or it is replaced.
+    pub(crate) fn answering(&mut self, checkout: Instant) -> Result<(), Error> {
+        loop {
+            let deadline = self.response_deadline().capped(checkout);
+            self.link(checkout)?;
+            if self.is_trusted() {
+                return Ok(());
+            }
+            match self.link(checkout)?.ping(deadline) {
+                Ok(_) => return Ok(()),
+                Err(cause) => {
+                    self.found_dead(&cause);
+                    if Instant::now() >= checkout {
+                        let during = "PING".to_owned();
+                        return Err(Error::Lost { during, applied: Applied::No, source: cause });
+                    }
+                    tracing::debug!(%cause, "dead connection replaced before use");
+                }
             }
         }
     }

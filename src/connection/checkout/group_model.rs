@@ -1,0 +1,194 @@
+//! Jobs that wait at the gate under a model checker: whoever leads takes them along, whoever gives
+//! up takes his away. `scripts/model` runs this.
+//!
+//! Never: a check that has not been seen to fail. Two mistakes are planted below, and found.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test code, which clippy does not see through `cfg(all(test, …))`"
+)]
+
+use std::panic::catch_unwind;
+use std::sync::Arc as Plain;
+use std::sync::Mutex as Log;
+use std::time::Duration;
+
+use shuttle::thread;
+
+use super::*;
+
+const ITERATIONS: usize = 5_000;
+const DEPTH: usize = 3;
+
+/// Who did a job, or nobody can say.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Done {
+    By(usize),
+    Unknown,
+}
+
+impl Abandoned for Done {
+    fn abandoned() -> Self {
+        Self::Unknown
+    }
+}
+
+type Gate = super::Gate<usize, Done>;
+type Members = Vec<Member<usize, Done>>;
+type Take = fn(&Gate) -> Members;
+
+fn as_the_pool_does(gate: &Gate) -> Members {
+    let mut taken = 0;
+    gate.take_jobs(|_| {
+        taken += 1;
+        taken <= 2
+    })
+}
+
+/// The first mistake: a job is marked as taken when the gate's lock was let go.
+fn take_behind_the_lock(gate: &Gate) -> Members {
+    let mut state = lock(&gate.state);
+    let Some(first) = state.queue.front().cloned() else { return Vec::new() };
+    let Some(job) = lock(&first.job).take() else { return Vec::new() };
+    state.queue.pop_front();
+    drop(state);
+    *lock(&first.grant) = Grant::Taken;
+    vec![Member { waiter: first, job }]
+}
+
+/// The second: whoever wants a permit for himself is passed over.
+fn take_past_a_scope(gate: &Gate) -> Members {
+    let mut state = lock(&gate.state);
+    let mut members = Vec::new();
+    let queue = std::mem::take(&mut state.queue);
+    for waiter in queue {
+        match lock(&waiter.job).take() {
+            Some(job) => {
+                *lock(&waiter.grant) = Grant::Taken;
+                members.push(Member { waiter: Arc::clone(&waiter), job });
+            }
+            None => state.queue.push_back(Arc::clone(&waiter)),
+        }
+    }
+    members
+}
+
+#[derive(Default)]
+struct Books {
+    /// Jobs in the order in which they were done.
+    done: Vec<usize>,
+    /// What each caller was told.
+    told: Vec<(usize, Option<Done>)>,
+    queued: Vec<usize>,
+}
+
+const SCOPE: usize = 100;
+
+fn callers_with_jobs(take: Take, panics: bool) {
+    let gate = Plain::new(Gate::new(1));
+    let books = Plain::new(Log::new(Books::default()));
+    let slot = gate.try_acquire().unwrap();
+    let threads: Vec<_> = (0..5)
+        .map(|caller| {
+            let (gate, books) = (Plain::clone(&gate), Plain::clone(&books));
+            thread::spawn(move || call(&gate, &books, caller, take, panics))
+        })
+        .collect();
+    gate.release(slot);
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    assert_eq!((gate.free(), gate.waiting()), (1, 0), "permits were lost or doubled");
+    let books = books.lock().unwrap();
+    for (caller, told) in &books.told {
+        let times = books.done.iter().filter(|done| *done == caller).count();
+        let allowed = match told {
+            None => times == 0,
+            Some(Done::By(_)) => times == 1,
+            Some(Done::Unknown) => panics,
+        };
+        assert!(allowed, "{caller} was told {told:?}, and it was done {times} times");
+    }
+    // A scope is served in its turn: nobody who came later was done before.
+    if let Some(at) = books.queued.iter().position(|caller| *caller == SCOPE + 2) {
+        let turn = books.done.iter().position(|done| *done == SCOPE + 2).unwrap();
+        let later = &books.queued[at + 1..];
+        let passed = books.done[..turn].iter().any(|done| later.contains(done));
+        assert!(!passed, "passed over: {:?} of {:?}", books.done, books.queued);
+    }
+}
+
+fn call(gate: &Gate, books: &Log<Books>, caller: usize, take: Take, panics: bool) {
+    // The last one gives up at whatever point the schedule has come to.
+    let patience = if caller == 4 { Duration::ZERO } else { Duration::from_secs(3600) };
+    let deadline = Instant::now() + patience;
+    let queued = |who| {
+        move |_: &[ThreadId]| {
+            books.lock().unwrap().queued.push(who);
+            Ok::<(), ()>(())
+        }
+    };
+    if caller == 2 {
+        let slot = gate.acquire(deadline, queued(SCOPE + 2)).unwrap();
+        books.lock().unwrap().done.push(SCOPE + 2);
+        gate.release(slot);
+        return;
+    }
+    let told = match gate.join(caller, deadline, queued(caller)) {
+        Ok(Turn::Settled(done)) => Some(done),
+        Ok(Turn::Lead(slot, own)) => {
+            assert_eq!(own, caller);
+            let members = take(gate);
+            books.lock().unwrap().done.push(own);
+            for (nth, member) in members.into_iter().enumerate() {
+                if panics && nth == 1 {
+                    // A leader who panics lets go of the rest.
+                    drop(member);
+                    continue;
+                }
+                books.lock().unwrap().done.push(member.job);
+                thread::yield_now();
+                member.settle(Done::By(caller));
+            }
+            gate.release(slot);
+            Some(Done::By(caller))
+        }
+        Err(Refused::TimedOut { .. }) => None,
+        Err(other) => panic!("{other:?}"),
+    };
+    books.lock().unwrap().told.push((caller, told));
+}
+
+fn check(model: fn()) {
+    shuttle::check_random(model, ITERATIONS);
+    shuttle::check_pct(model, ITERATIONS, DEPTH);
+}
+
+#[test]
+fn model_of_jobs_that_are_taken_along_and_callers_who_give_up() {
+    check(|| callers_with_jobs(as_the_pool_does, false));
+}
+
+#[test]
+fn model_of_a_leader_who_lets_go_of_jobs() {
+    check(|| callers_with_jobs(as_the_pool_does, true));
+}
+
+#[test]
+fn model_finds_a_job_that_is_done_although_its_caller_gave_up() {
+    assert_found(|| callers_with_jobs(take_behind_the_lock, false), "it was done 1 times");
+}
+
+#[test]
+fn model_finds_a_scope_that_is_passed_over() {
+    assert_found(|| callers_with_jobs(take_past_a_scope, false), "passed over");
+}
+
+#[track_caller]
+fn assert_found(planted: fn(), as_what: &str) {
+    let found = catch_unwind(|| shuttle::check_random(planted, 10 * ITERATIONS))
+        .expect_err("the planted mistake was not found");
+    let text = found.downcast_ref::<String>().cloned().unwrap_or_default();
+    assert!(text.contains(as_what), "found something else: {text}");
+}

@@ -1,0 +1,21 @@
+//! Grouped commits: blocks that wait travel in one write, each as isolated as alone and each told
+//! its own outcome.
+//!
+//! The one connection is held by a guard until everybody waits; then the guard is dropped, and what
+//! happens next is one group.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test code: a panic with a clear message is how it reports"
+)]
+
+mod support;
+
+mod grouped {
+    mod bounds;
+    mod faults;
+    mod outcomes;
+    pub(crate) mod stage;
+}

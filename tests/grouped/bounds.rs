@@ -1,0 +1,116 @@
+//! Who joins a group, how many do, and until when one may still leave.
+
+use std::time::Duration;
+
+use rediscope::prelude::*;
+use rediscope::{Begin, CheckoutError, Error, TransactionOptions};
+
+use super::stage::{Call, Stage, push};
+
+#[test]
+fn no_more_blocks_travel_together_than_the_limit_says() {
+    let stage = Stage::with(|builder| builder.max_group(4));
+    let mut turns = 0;
+    let told = stage.at_once((0..12).map(push).collect(), || turns = stage.proxy.turns());
+    assert!(told.iter().all(Result::is_ok));
+    assert_eq!(stage.proxy.turns() - turns, 3);
+    assert_eq!(stage.list("list").len(), 12);
+}
+
+#[test]
+fn no_more_bytes_travel_together_than_the_limit_says() {
+    let big = |nth: usize| -> Call<'_, i64> {
+        Box::new(move |handle| handle.run(|tx| Ok(tx.rpush("list", format!("{nth:05000}")))))
+    };
+    let stage = Stage::with(|builder| builder.flush_bytes(11_000));
+    let mut turns = 0;
+    let told = stage.at_once((0..6).map(big).collect(), || turns = stage.proxy.turns());
+    assert!(told.iter().all(Result::is_ok), "{told:?}");
+    assert_eq!(stage.proxy.turns() - turns, 3, "two at a time");
+}
+
+#[test]
+fn a_scope_that_waits_is_not_passed_over() {
+    let stage = Stage::new();
+    let scope: Call<'_, i64> = Box::new(|handle| {
+        let mut tx = handle.begin()?;
+        let length = tx.rpush("list", "scope");
+        Ok(tx.commit()?.get(length)?)
+    });
+    let calls = vec![push(0), push(1), scope, push(3), push(4)];
+    let told = stage.at_once(calls, || {});
+    let lengths: Vec<_> = told.into_iter().map(Result::unwrap).collect();
+    assert_eq!(lengths, [1, 2, 3, 4, 5]);
+    assert_eq!(stage.list("list"), ["0", "1", "scope", "3", "4"]);
+}
+
+/// One round trip of its own each, however many wait.
+#[track_caller]
+fn alone(what: &str, call: fn() -> Call<'static, i64>) {
+    let stage = Stage::new();
+    let calls = vec![push(0), push(1), call(), push(3), push(4)];
+    let mut turns = 0;
+    let told = stage.at_once(calls, || turns = stage.proxy.turns());
+    assert!(told.iter().all(Result::is_ok), "{what}: {told:?}");
+    let groups = stage.sent().split(|word| word == "RPUSH").count() - 1;
+    assert!(groups >= 4, "{what}: {groups}");
+    assert!(stage.proxy.turns() - turns >= 3, "{what} travelled with others");
+    let list = stage.list("list");
+    assert_eq!([&list[..2], &list[list.len() - 2..]].concat(), ["0", "1", "3", "4"], "{what}");
+}
+
+#[test]
+fn what_might_keep_others_waiting_goes_alone() {
+    alone("a script", || {
+        Box::new(|handle| handle.run(|tx| Ok(tx.eval("return 1", &[] as &[&str], &[] as &[&str]))))
+    });
+    alone("a command of the caller's own", || {
+        Box::new(|handle| handle.run(|tx| Ok(tx.queue(redis::cmd("INCR").arg("n").take()))))
+    });
+    alone("a range", || {
+        Box::new(|handle| {
+            handle.run(|tx| Ok(tx.lrange::<_, Vec<String>>("list", 0, -1)))?;
+            Ok(0)
+        })
+    });
+    alone("many commands", || {
+        Box::new(|handle| {
+            handle.run(|tx| {
+                (0..70).for_each(|_| drop(tx.incr("n", 1)));
+                Ok(tx.incr("n", 1))
+            })
+        })
+    });
+    alone("many bytes", || {
+        Box::new(|handle| handle.run(|tx| Ok(tx.append("big", "x".repeat(9_000)))))
+    });
+    alone("exactly once", || {
+        Box::new(|handle| {
+            let once = handle.with(TransactionOptions::new().exactly_once());
+            once.run(|tx| Ok(tx.incr("n", 1)))
+        })
+    });
+    alone("at once", || {
+        Box::new(|handle| {
+            let immediate = handle.with(TransactionOptions::new().begin(Begin::Immediate));
+            immediate.run(|tx| Ok(tx.incr("n", 1)))
+        })
+    });
+}
+
+#[test]
+fn a_wait_that_is_too_long_ends_before_anything_is_sent() {
+    let stage = Stage::with(|builder| {
+        builder
+            .connect_timeout(Duration::from_millis(50))
+            .response_timeout(Duration::from_millis(50))
+            .checkout_timeout(Duration::from_millis(200))
+    });
+    stage.sessions.transactional().run(|tx| Ok(tx.exists("nothing"))).unwrap();
+    let held = stage.sessions.transactional().begin().unwrap();
+    let late = stage.grouped().run(|tx| Ok(tx.rpush("list", 1)));
+    assert!(matches!(late, Err(Error::Checkout(CheckoutError::Timeout(_)))), "{late:?}");
+    drop(held);
+    stage.grouped().run(|tx| Ok(tx.rpush("list", 2))).unwrap();
+    assert_eq!(stage.list("list"), ["2"]);
+}

@@ -1,0 +1,121 @@
+//! A connection that dies under a group: who is known to be applied is told so, and nobody else.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rediscope::prelude::*;
+use rediscope::{Applied, CommitError, Error, SessionManager, TransactionOptions};
+
+use super::stage::{Stage, push};
+use crate::support::proxy::{Fault, Script, Trigger};
+use crate::support::server::Server;
+
+/// One word for what a caller was told.
+fn word(told: &Result<i64, Error>) -> &'static str {
+    match told {
+        Ok(_) => "applied",
+        Err(Error::Commit(error)) => match &**error {
+            CommitError::InDoubt(_) => "in doubt",
+            CommitError::NotSent { .. } => "not sent",
+            _ => "something else",
+        },
+        Err(_) => "something else",
+    }
+}
+
+/// Four blocks under a fault: what each was told, and how many were applied.
+fn four(trigger: Trigger, fault: Fault) -> ([&'static str; 4], usize) {
+    let stage = Stage::new();
+    let told = stage.at_once((0..4).map(push).collect(), || {
+        stage.proxy.arm(Script::from((trigger, fault)).once());
+    });
+    let words = [word(&told[0]), word(&told[1]), word(&told[2]), word(&told[3])];
+    let doubts = words.iter().filter(|word| **word == "in doubt").count() as u64;
+    let counts = stage.sessions.status().transactional.counts;
+    assert_eq!(counts.in_doubt, doubts);
+    // The pool is whole.
+    stage.proxy.release();
+    let applied = stage.list("list").len();
+    stage.sessions.transactional().run(|tx| Ok(tx.incr("after", 1))).unwrap();
+    assert_eq!(stage.sessions.status().transactional.in_use, 0);
+    (words, applied)
+}
+
+#[test]
+fn a_group_whose_link_dies_between_two_answers_is_told_block_by_block() {
+    // Three replies a block: MULTI's, QUEUED, EXEC's.
+    let told = ["applied", "in doubt", "in doubt", "in doubt"];
+    assert_eq!(four(Trigger::BeforeReply(4), Fault::Cut), (told, 4));
+    let told = ["applied", "applied", "in doubt", "in doubt"];
+    assert_eq!(four(Trigger::BeforeReply(9), Fault::Cut), (told, 4));
+    let told = ["applied", "applied", "applied", "in doubt"];
+    assert_eq!(four(Trigger::InsideReply(12, 2), Fault::Cut), (told, 4));
+}
+
+#[test]
+fn a_group_that_is_cut_on_its_way_is_told_block_by_block() {
+    // The first block arrived whole, and its answer was never seen.
+    assert_eq!(four(Trigger::BeforeCommand(6), Fault::CutServerSide), (["in doubt"; 4], 1));
+    let told = ["applied", "applied", "in doubt", "in doubt"];
+    assert_eq!(four(Trigger::InsideCommand(8, 9), Fault::DropRequestTail), (told, 2));
+}
+
+#[test]
+fn one_deadline_ends_a_whole_group() {
+    let begun = Instant::now();
+    let told = ["in doubt"; 4];
+    assert_eq!(four(Trigger::BeforeReply(1), Fault::HoldReplies), (told, 4));
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_group_whose_link_is_dead_before_it_leaves_is_sent_on_another_one() {
+    let stage = Stage::with(|builder| builder.trust_window(Duration::ZERO));
+    let told = stage.at_once((0..4).map(push).collect(), || stage.proxy.cut_all());
+    assert!(told.iter().all(Result::is_ok), "{told:?}");
+    assert_eq!(stage.list("list").len(), 4);
+}
+
+#[test]
+fn under_kills_every_block_is_applied_once_or_told_otherwise() {
+    let server = Server::start();
+    let sessions = SessionManager::builder(server.url()).max_size(4).build().unwrap();
+    let grouped = sessions.transactional().with(TransactionOptions::new().grouped());
+    let (applied, doubts, over) = (AtomicI64::new(0), AtomicI64::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                server.kill_all_clients_except_me();
+                thread::sleep(Duration::from_millis(3));
+            }
+        });
+        let callers: Vec<_> = (0..32)
+            .map(|_| {
+                scope.spawn(|| {
+                    for _ in 0..150 {
+                        match grouped.run(|tx| Ok(tx.incr("n", 1))) {
+                            Ok(_) => applied.fetch_add(1, Ordering::Relaxed),
+                            Err(error) => match error.applied() {
+                                Applied::Unknown => doubts.fetch_add(1, Ordering::Relaxed),
+                                Applied::No => 0,
+                                other => panic!("{other:?}: {error}"),
+                            },
+                        };
+                    }
+                })
+            })
+            .collect();
+        callers.into_iter().for_each(|caller| caller.join().unwrap());
+        over.store(true, Ordering::Relaxed);
+    });
+    let (applied, doubts) = (applied.into_inner(), doubts.into_inner());
+    let there: i64 = server.ask(&["GET", "n"]);
+    assert!(
+        (applied..=applied + doubts).contains(&there),
+        "{there} are there, {applied} were told, {doubts} are in doubt"
+    );
+    assert!(applied > 2_000, "{applied}");
+    let status = sessions.status().transactional;
+    assert_eq!((status.in_use, status.waiting), (0, 0));
+}
