@@ -31,6 +31,7 @@ pub use retry::RetryPolicy;
 pub use session::{Builder, SessionManager};
 pub use transaction::block::Block;
 pub use transaction::commands::*;
+pub use transaction::declared::Declared;
 pub use transaction::guard::{Mode, Plain, Transaction, Watched};
 pub use transaction::keys::IntoKeys;
 pub use transaction::options::{Begin, TransactionOptions};

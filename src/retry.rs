@@ -106,6 +106,12 @@ impl Attempts {
         self.number
     }
 
+    /// No attempt begins later than this.
+    pub(crate) fn deadline(&self) -> Instant {
+        // Past the end of the clock there is no deadline; a day is as good.
+        self.deadline.unwrap_or_else(|| Instant::now() + Duration::from_secs(24 * 60 * 60))
+    }
+
     /// Counts one attempt more and says how long to wait before it; `None` where the policy
     /// allows no further one.
     pub(crate) fn next(&mut self, now: Instant) -> Option<Duration> {

@@ -17,6 +17,7 @@ use crate::error::{CommitToken, ConfigError, Resolution, Resolver as _};
 use crate::observe::{OpenScope, Status};
 use crate::pooled::Pooled;
 use crate::topology::{self, Endpoint};
+use crate::transaction::admission::Admission;
 use crate::transactional::Transactional;
 
 /// Opens links for both pools, backs off, and comes by to take stuck scopes back.
@@ -45,6 +46,7 @@ pub struct SessionManager {
     pooled: Pool,
     transactional: Pool,
     asker: Arc<Asker>,
+    admission: Arc<Admission>,
 }
 
 impl UnwindSafe for SessionManager {}
@@ -77,7 +79,8 @@ impl SessionManager {
 
     /// The handle for transactions.
     pub fn transactional(&self) -> Transactional {
-        Transactional::new(self.transactional.clone(), Arc::<Asker>::clone(&self.asker))
+        let asker = Arc::<Asker>::clone(&self.asker);
+        Transactional::new(self.transactional.clone(), asker, Arc::clone(&self.admission))
     }
 
     /// Finds out what became of an exactly-once transaction of this process's or another's, within
@@ -253,6 +256,8 @@ impl Builder {
         let transactional = pool("transactional", Purpose::Transactional);
         let health = Arc::clone(transactional.health());
         let asker = Arc::new(Asker::new(endpoint.clone(), Arc::clone(&settings), health));
-        Ok(SessionManager { pooled: pool("pooled", Purpose::Pooled), transactional, asker })
+        let admission = Arc::new(Admission::new());
+        let pooled = pool("pooled", Purpose::Pooled);
+        Ok(SessionManager { pooled, transactional, asker, admission })
     }
 }

@@ -10,6 +10,7 @@ use crate::connection::pool::Pool;
 use crate::connection::registry::Owner;
 use crate::error::{Error, Resolver};
 use crate::reply::Resolve;
+use crate::transaction::admission::Admission;
 use crate::transaction::block::Block;
 use crate::transaction::body::Body;
 use crate::transaction::guard::Transaction;
@@ -38,20 +39,20 @@ pub struct Transactional {
     pool: Pool,
     options: TransactionOptions,
     resolver: Arc<dyn Resolver>,
+    admission: Arc<Admission>,
 }
 
 impl UnwindSafe for Transactional {}
 impl RefUnwindSafe for Transactional {}
 
 impl Transactional {
-    pub(crate) fn new(pool: Pool, resolver: Arc<dyn Resolver>) -> Self {
-        Self { pool, options: TransactionOptions::default(), resolver }
+    pub(crate) fn new(pool: Pool, resolver: Arc<dyn Resolver>, admission: Arc<Admission>) -> Self {
+        Self { pool, options: TransactionOptions::default(), resolver, admission }
     }
 
     /// A handle whose transactions have these options; what `options` does not set stays.
     pub fn with(&self, options: TransactionOptions) -> Self {
-        let options = self.options.overlaid(options);
-        Self { pool: self.pool.clone(), options, resolver: Arc::clone(&self.resolver) }
+        Self { options: self.options.overlaid(options), ..self.clone() }
     }
 
     /// Pins a connection for a transaction that is committed or discarded by hand.
@@ -158,7 +159,8 @@ impl Transactional {
 
     fn watch_of(&self, keys: Option<Keys>) -> Watch {
         let resolver = Arc::clone(&self.resolver);
-        Watch::new(self.pool.clone(), self.options.clone(), resolver, keys)
+        let admission = Arc::clone(&self.admission);
+        Watch::new(self.pool.clone(), self.options.clone(), resolver, admission, keys)
     }
 }
 

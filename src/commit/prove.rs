@@ -74,20 +74,32 @@ pub(super) fn prove(lease: &mut Lease, buffer: &Buffer, form: Form<'_>) -> Resul
     }
 }
 
-/// WATCH, awaited, for a scope that reads before it writes.
-pub(crate) fn watch(lease: &mut Lease, keys: &[u8], form: Form<'_>) -> Result<(), Error> {
+/// WATCH, awaited, for a scope that reads before it writes; and the answers to so many `reads` in
+/// the same write.
+pub(crate) fn watch(
+    lease: &mut Lease,
+    keys: Option<&[u8]>,
+    (reads, count): (&[u8], usize),
+    form: Form<'_>,
+) -> Result<Vec<Value>, Error> {
     loop {
         let settings = lease.pool().settings().clone();
         let deadline = lease.response_deadline().capped(form.checkout);
         let link = lease.link(form.checkout)?;
         let mut steps = Steps::default();
-        steps.register(link, &settings, form.terms).map_err(lost_watch)?;
-        steps.step(Step::Watch, Expect::Watch, keys);
-        steps.once(form.terms);
+        if let Some(keys) = keys {
+            steps.register(link, &settings, form.terms).map_err(lost_watch)?;
+            steps.step(Step::Watch, Expect::Watch, keys);
+            steps.once(form.terms);
+        }
+        steps.reads(reads, count);
         match steps.take(link, deadline) {
-            Ok(Found { refused: Some(refused), .. }) => return Err(refused.into()),
+            Ok(Found { refused: Some(refused), .. }) => {
+                note_server_change(lease, &refused.error);
+                return Err(refused.into());
+            }
             Ok(Found { once: true, .. }) => return Err(CommitError::AlreadyCommitted.into()),
-            Ok(_) => return Ok(()),
+            Ok(found) => return Ok(found.reads),
             Err(cause) => {
                 lease.found_dead(&cause);
                 if Instant::now() >= form.checkout {
@@ -158,6 +170,7 @@ enum Step {
     WatchOnce,
     Once,
     Aof,
+    Read,
     Multi,
 }
 
@@ -173,6 +186,7 @@ impl Step {
             Self::WatchOnce => "WATCH of the idempotency key",
             Self::Once => "EXISTS of the idempotency key",
             Self::Aof => "COMMAND INFO",
+            Self::Read => "a read",
             Self::Multi => "MULTI",
         }
     }
@@ -192,6 +206,7 @@ struct Found {
     /// A transaction with the same key was applied.
     once: bool,
     lacks_waitaof: bool,
+    reads: Vec<Value>,
 }
 
 impl Steps {
@@ -253,6 +268,11 @@ impl Steps {
         }
     }
 
+    fn reads(&mut self, bytes: &[u8], count: usize) {
+        self.steps.extend(std::iter::repeat_n((Step::Read, Expect::Plain), count));
+        self.bytes.extend_from_slice(bytes);
+    }
+
     /// Asks, and reads every answer.
     fn take(self, link: &mut Link, deadline: Deadline) -> Result<Found, LinkError> {
         let asked = Instant::now();
@@ -261,6 +281,10 @@ impl Steps {
         let mut found = Found::default();
         for (step, _) in self.steps {
             let value = link.receive(deadline)?;
+            if step == Step::Read {
+                found.reads.push(value);
+                continue;
+            }
             if let Value::ServerError(error) = &value {
                 // Who may not ask is taken to know.
                 if step != Step::Aof {

@@ -75,7 +75,9 @@ impl Body {
     /// Takes a connection now, and MULTI where it is to be sent at once.
     pub(crate) fn begin(&mut self) -> Result<(), Error> {
         let begun = self.try_begin();
-        self.scope.record_failure(&begun);
+        if let Err(error) = &begun {
+            self.scope.record_failure(error);
+        }
         begun
     }
 

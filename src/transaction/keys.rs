@@ -4,6 +4,10 @@
 
 use redis::ToSingleRedisArg;
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use crate::transaction::admission::Admission;
+use crate::wire::command::Requests;
 use crate::wire::encode;
 
 /// The keys of a watch, encoded.
@@ -11,6 +15,7 @@ use crate::wire::encode;
 pub struct Keys {
     bytes: Vec<u8>,
     count: usize,
+    lanes: Vec<u16>,
 }
 
 impl Keys {
@@ -23,17 +28,33 @@ impl Keys {
                 count += 1;
             }
         });
-        Self { bytes, count }
+        let lanes = Admission::lanes(hashes(&bytes).into_iter());
+        Self { bytes, count, lanes }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.count == 0
     }
 
+    /// Where its keys are waited for.
+    pub(crate) fn lanes(&self) -> &[u16] {
+        &self.lanes
+    }
+
     /// The whole WATCH command.
     pub(crate) fn watch(&self) -> &[u8] {
         &self.bytes
     }
+}
+
+fn hashes(watch: &[u8]) -> Vec<u64> {
+    let args = Requests::new(watch).next().and_then(Result::ok).unwrap_or_default();
+    let hash = |key: &&[u8]| {
+        let mut hasher = DefaultHasher::new();
+        key.hash(&mut hasher);
+        hasher.finish()
+    };
+    args.iter().skip(1).map(hash).collect()
 }
 
 mod sealed {

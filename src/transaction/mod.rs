@@ -2,9 +2,11 @@
 //!
 //! Never: the inside of a pool, and never: wire bytes.
 
+pub(crate) mod admission;
 pub(crate) mod block;
 pub(crate) mod body;
 pub(crate) mod commands;
+pub(crate) mod declared;
 pub(crate) mod guard;
 pub(crate) mod keys;
 pub(crate) mod options;

@@ -52,6 +52,7 @@ pub struct TransactionOptions {
     exactly_once: Option<ExactlyOnce>,
     durability: Option<Durability>,
     grouped: Option<bool>,
+    free_for_all: Option<bool>,
 }
 
 /// Nobody waits longer, whatever was asked for: past the end of the clock there is no time.
@@ -196,6 +197,15 @@ impl TransactionOptions {
         self
     }
 
+    /// Blocks of `watch(..).run` do not take turns. By default the blocks of one session manager
+    /// that watch the same key are let in a few at a time, first come first served, and wait
+    /// without a connection, until the policy's deadline at the latest: on a key that many change
+    /// at once nearly all tries of a free-for-all are undone. WATCH protects them all the same.
+    pub fn free_for_all(mut self) -> Self {
+        self.free_for_all = Some(true);
+        self
+    }
+
     /// These, overlaid by what `over` sets.
     pub(crate) fn overlaid(&self, over: Self) -> Self {
         Self {
@@ -205,6 +215,7 @@ impl TransactionOptions {
             exactly_once: over.exactly_once.or_else(|| self.exactly_once.clone()),
             durability: over.durability.or(self.durability),
             grouped: over.grouped.or(self.grouped),
+            free_for_all: over.free_for_all.or(self.free_for_all),
         }
     }
 
@@ -245,6 +256,10 @@ impl TransactionOptions {
         })
     }
 
+    pub(crate) fn takes_turns(&self) -> bool {
+        self.free_for_all != Some(true)
+    }
+
     pub(crate) fn policy(&self) -> RetryPolicy {
         self.retry.unwrap_or_default()
     }
@@ -259,6 +274,7 @@ impl fmt::Debug for TransactionOptions {
             .field("exactly_once", &self.exactly_once.is_some())
             .field("durability", &self.durability)
             .field("grouped", &self.grouped)
+            .field("free_for_all", &self.free_for_all)
             .finish()
     }
 }

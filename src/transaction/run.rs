@@ -10,12 +10,18 @@ use crate::connection::registry::Owner;
 use crate::error::{CommitError, Error, Resolution};
 use crate::reply::{Replies, Resolve};
 use crate::retry::{Attempts, RetryPolicy};
+use crate::transaction::admission::{Admission, Admitted};
 use crate::transaction::block::Block;
 use crate::transaction::body::Body;
+use crate::transaction::declared::Reads;
 use crate::transaction::keys::Keys;
 use crate::transaction::scope::{Scope, transaction_span};
 use crate::transaction::watching::Watching;
 use crate::wire::durability::Acks;
+
+/// So often whoever is admitted repeats a conflict without a pause. After that it is somebody else,
+/// another process perhaps, who is in the way.
+const AT_ONCE: u32 = 8;
 
 /// Runs a block once and commits it; the same bytes are sent again where they were not sent.
 pub(crate) fn plain<R: Resolve, E: From<Error>>(
@@ -39,7 +45,7 @@ fn commit_again(pool: &Pool, body: &mut Body, policy: RetryPolicy) -> Result<Rep
         let committed = resolved(body.attempt(), body);
         if committed.as_ref().is_err_and(may_repeat) && body.is_whole() {
             let attempts = attempts.get_or_insert_with(|| policy.begin(Instant::now()));
-            if again(pool, attempts, body.span(), "not sent") {
+            if again(pool, attempts, body.span(), "not sent", false) {
                 continue;
             }
         }
@@ -59,14 +65,24 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
     terms: &Terms,
     policy: RetryPolicy,
     keys: Option<&Keys>,
+    reads: &Reads,
+    admission: Option<&Admission>,
     mut closure: impl FnMut(&mut Watching, &mut Block) -> Result<R, E>,
 ) -> Result<R::Output, E> {
     let span = transaction_span(pool, owner);
     let scope = || Scope::within(span.clone(), pool, owner.clone());
     let mut attempts = policy.begin(Instant::now());
+    // Before a connection is taken, so that none is held by who waits here.
+    let mut admitted = admission
+        .zip(keys)
+        .map(|(admission, keys)| admission.enter(keys.lanes(), attempts.deadline()));
     loop {
+        if let Some(admitted) = &mut admitted {
+            admitted.tried();
+        }
         let watch = keys.map(Keys::watch);
-        let mut watching = Watching::begin(scope(), watch, terms.clone(), attempts.number())?;
+        let mut watching =
+            Watching::begin(scope(), watch, terms.clone(), reads, attempts.number())?;
         let body = Body::on(scope(), terms.clone(), watch.is_some());
         let mut block = Block::new(body.unflushed());
         let result = closure(&mut watching, &mut block);
@@ -76,7 +92,7 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
             Err(error) => {
                 drop(watching);
                 // What the closure makes of a lost connection is no answer of its own.
-                if broken && again(pool, &mut attempts, &span, "connection lost") {
+                if broken && again(pool, &mut attempts, &span, "connection lost", false) {
                     continue;
                 }
                 return Err(error);
@@ -91,12 +107,19 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
             Err(error) if may_repeat(error) => Some("not sent"),
             _ => None,
         };
-        if why.is_some_and(|why| again(pool, &mut attempts, &span, why)) {
+        // Where few are let in at a time, a pause would only keep the next one out.
+        let in_turn = admitted.as_ref().is_some_and(Admitted::in_turn)
+            && matches!(committed, Ok(Committed::Conflict))
+            && attempts.number() <= AT_ONCE;
+        if why.is_some_and(|why| again(pool, &mut attempts, &span, why, in_turn)) {
             continue;
         }
         body.record(&committed);
         return match committed {
             Ok(Committed::Applied(replies)) => {
+                if let Some(admitted) = &admitted {
+                    admitted.committed();
+                }
                 handles.resolve(&replies).map_err(|error| E::from(error.into()))
             }
             Ok(Committed::Conflict) => {
@@ -142,8 +165,15 @@ fn may_repeat(error: &CommitError) -> bool {
 }
 
 /// Waits for the next attempt, if there is to be one.
-fn again(pool: &Pool, attempts: &mut Attempts, span: &tracing::Span, why: &str) -> bool {
+fn again(
+    pool: &Pool,
+    attempts: &mut Attempts,
+    span: &tracing::Span,
+    why: &str,
+    at_once: bool,
+) -> bool {
     let Some(wait) = attempts.next(Instant::now()) else { return false };
+    let wait = if at_once { Duration::ZERO } else { wait };
     pool.counters().retries.add();
     span.in_scope(|| tracing::debug!(attempt = attempts.number(), ?wait, why, "retry"));
     if wait > Duration::ZERO {

@@ -68,14 +68,13 @@ impl Scope {
     }
 
     /// Tells the span why the transaction did not even begin, where it did not.
-    pub(crate) fn record_failure(&self, begun: &Result<(), Error>) {
-        let (kind, code) = match begun {
-            Ok(()) => return,
-            Err(Error::Checkout(_)) => ("checkout", None),
-            Err(Error::Command { error, .. }) => ("rejected", Some(error.code())),
-            Err(Error::Commit(error)) => ("rejected", error.code()),
-            Err(Error::PinExpired(_)) => ("pin expired", None),
-            Err(_) => ("lost", None),
+    pub(crate) fn record_failure(&self, error: &Error) {
+        let (kind, code) = match error {
+            Error::Checkout(_) => ("checkout", None),
+            Error::Command { error, .. } => ("rejected", Some(error.code())),
+            Error::Commit(error) => ("rejected", error.code()),
+            Error::PinExpired(_) => ("pin expired", None),
+            _ => ("lost", None),
         };
         self.span.record("error.type", kind);
         if let Some(code) = code {

@@ -5,13 +5,17 @@
 use std::panic::Location;
 use std::sync::Arc;
 
+use redis::{Cmd, FromRedisValue};
+
 use crate::commit::Terms;
 use crate::connection::pool::Pool;
 use crate::connection::registry::Owner;
 use crate::error::{Error, Resolver};
 use crate::reply::Resolve;
 use crate::retry::RetryPolicy;
+use crate::transaction::admission::Admission;
 use crate::transaction::block::Block;
+use crate::transaction::declared::{Declared, Reads};
 use crate::transaction::keys::Keys;
 use crate::transaction::options::TransactionOptions;
 use crate::transaction::run;
@@ -31,8 +35,10 @@ pub struct Watch {
     pool: Pool,
     options: TransactionOptions,
     resolver: Arc<dyn Resolver>,
+    admission: Arc<Admission>,
     /// `None`: reads on one connection, watching nothing.
     keys: Option<Keys>,
+    reads: Reads,
 }
 
 impl Watch {
@@ -40,15 +46,39 @@ impl Watch {
         pool: Pool,
         options: TransactionOptions,
         resolver: Arc<dyn Resolver>,
+        admission: Arc<Admission>,
         keys: Option<Keys>,
     ) -> Self {
-        Self { pool, options, resolver, keys }
+        Self { pool, options, resolver, admission, keys, reads: Reads::default() }
     }
 
     /// How often `run` tries, instead of the handle's own policy.
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.options = self.options.retry(policy);
         self
+    }
+
+    /// Declares a read that is sent along with WATCH, in the same write: it costs no round trip of
+    /// its own. Each attempt reads anew; the closure finds the value with
+    /// [`Watching::declared`](crate::Watching::declared).
+    ///
+    /// ```no_run
+    /// # use rediscope::{SessionManager, prelude::*, redis};
+    /// # fn main() -> Result<(), rediscope::Error> {
+    /// # let accounts = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+    /// let mut watch = accounts.watch(["stock"]);
+    /// let stock = watch.declare::<i64>(redis::cmd("GET").arg("stock").take())?;
+    /// let left = watch.run(|read, tx| {
+    ///     let stock = read.declared(stock)?;
+    ///     Ok(tx.decr("stock", stock.min(1)))
+    /// })?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where the command is not known to read only, or blocks.
+    pub fn declare<T: FromRedisValue>(&mut self, read: Cmd) -> Result<Declared<T>, Error> {
+        self.reads.declare(&read)
     }
 
     /// Takes a connection and arms WATCH, for a loop of your own.
@@ -61,7 +91,7 @@ impl Watch {
         let owner = self.owner(Location::caller(), false);
         let watch = self.checked_keys()?.map(Keys::watch);
         let scope = Scope::new(&self.pool, owner);
-        Watching::begin(scope, watch, self.terms()?, 1)
+        Watching::begin(scope, watch, self.terms()?, &self.reads, 1)
     }
 
     /// Runs `closure` and commits what it queued; again, after a backoff, while a watched key
@@ -104,7 +134,8 @@ impl Watch {
         let owner = self.owner(Location::caller(), true);
         let keys = self.checked_keys()?;
         let (terms, policy) = (self.terms()?, self.options.policy());
-        run::watching(&self.pool, &owner, &terms, policy, keys, closure)
+        let admission = self.options.takes_turns().then_some(&*self.admission);
+        run::watching(&self.pool, &owner, &terms, policy, keys, &self.reads, admission, closure)
     }
 
     fn checked_keys(&self) -> Result<Option<&Keys>, Error> {

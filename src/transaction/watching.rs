@@ -2,18 +2,15 @@
 //!
 //! Never: a write outside MULTI, which would make every attempt a conflict.
 
-use std::any::type_name;
-
 use redis::{Cmd, FromRedisValue, Value};
 
 use crate::commit::{self, Form, Terms};
 use crate::connection::pool::Lease;
-use crate::error::{Applied, Error, LinkError, ServerError};
-use crate::reply;
+use crate::error::{Applied, Error, LinkError};
 use crate::transaction::body::Body;
+use crate::transaction::declared::{self, Answers, Declared, Reads};
 use crate::transaction::guard::{Transaction, Watched};
 use crate::transaction::scope::Scope;
-use crate::wire::command::{self, Blocking, Requests};
 use crate::wire::encode::{self, Args};
 use crate::wire::state::Expect;
 
@@ -45,6 +42,7 @@ pub struct Watching {
     terms: Terms,
     watched: bool,
     attempt: u32,
+    declared: Answers,
     broken: bool,
 }
 
@@ -54,17 +52,30 @@ impl Watching {
         mut scope: Scope,
         watch: Option<&[u8]>,
         terms: Terms,
+        reads: &Reads,
         attempt: u32,
     ) -> Result<Self, Error> {
-        let begun = arm(&mut scope, watch, &terms, attempt);
-        scope.record_failure(&begun);
-        begun?;
-        Ok(Self { scope, terms, watched: watch.is_some(), attempt, broken: false })
+        let armed = arm(&mut scope, watch, reads, &terms, attempt);
+        if let Err(error) = &armed {
+            scope.record_failure(error);
+        }
+        let declared = Answers { values: armed?, reads: reads.clone() };
+        Ok(Self { scope, terms, watched: watch.is_some(), attempt, declared, broken: false })
     }
 
     /// Which attempt of `watch(..).run` this is, from 1.
     pub fn attempt(&self) -> u32 {
         self.attempt
+    }
+
+    /// The value of a read that was [declared](crate::Watch::declare) on the watch, as this attempt
+    /// found it.
+    ///
+    /// # Errors
+    /// [`Error::Command`] where the server refused it, [`Error::Decode`] where the value is of
+    /// another type; [`Error::Refused`] where another watch declared it.
+    pub fn declared<T: FromRedisValue>(&self, read: Declared<T>) -> Result<T, Error> {
+        self.declared.get(read)
     }
 
     /// Runs one read command that the table does not have.
@@ -75,23 +86,7 @@ impl Watching {
     /// failed; [`Error::PinExpired`].
     pub fn query<T: FromRedisValue>(&mut self, cmd: Cmd) -> Result<T, Error> {
         let bytes = cmd.get_packed_command();
-        let Some(Ok(args)) = Requests::new(&bytes).next() else {
-            return Err(Error::refused("a command without a name".to_owned()));
-        };
-        let name = args.first().copied().unwrap_or_default();
-        if !command::is_read_only(name, args.get(1).copied()) {
-            return Err(Error::Refused {
-                command: command::printable(name),
-                hint: "a watching scope only reads; queue writes on its transaction",
-            });
-        }
-        if command::blocking(&args) != Blocking::No {
-            return Err(Error::Refused {
-                command: command::printable(name),
-                hint: "a watching scope does not block; leave BLOCK out",
-            });
-        }
-        self.fetch(&command::printable(name), &bytes)
+        self.fetch(&declared::check(&bytes)?, &bytes)
     }
 
     /// One read of the command table.
@@ -135,17 +130,7 @@ impl Watching {
                 }
             }
         })?;
-        match value {
-            Value::ServerError(error) => Err(Error::Command {
-                error: ServerError::from_reply(&error, command::is_script(name.as_bytes())),
-                command: name.to_owned(),
-            }),
-            value => T::from_redis_value_ref(&value).map_err(|_| Error::Decode {
-                command: name.to_owned(),
-                expected: type_name::<T>(),
-                found: reply::kind(&value),
-            }),
-        }
+        declared::value_of(name, &value)
     }
 
     /// From reading to writing: what is queued from here on is applied only if nothing that is
@@ -174,15 +159,23 @@ impl Watching {
 }
 
 /// Takes a connection and waits until WATCH is answered on it.
-fn arm(scope: &mut Scope, watch: Option<&[u8]>, terms: &Terms, attempt: u32) -> Result<(), Error> {
+fn arm(
+    scope: &mut Scope,
+    watch: Option<&[u8]>,
+    reads: &Reads,
+    terms: &Terms,
+    attempt: u32,
+) -> Result<Vec<Value>, Error> {
     let deadline = scope.checkout_deadline();
     let span = scope.span().clone();
     let _in = span.enter();
     scope.pin(deadline)?;
     tracing::debug!(attempt, "begin");
-    let Some(watch) = watch else { return Ok(()) };
-    let form = Form { terms, watched: true, checkout: deadline };
-    scope.call(|lease| commit::watch(lease, watch, form))
+    if watch.is_none() && reads.len() == 0 {
+        return Ok(Vec::new());
+    }
+    let form = Form { terms, watched: watch.is_some(), checkout: deadline };
+    scope.call(|lease| commit::watch(lease, watch, (reads.bytes(), reads.len()), form))
 }
 
 fn ask(lease: &mut Lease, bytes: &[u8], deadline: std::time::Instant) -> Result<Value, Error> {
