@@ -58,17 +58,25 @@ fn commit_again(pool: &Pool, body: &mut Body, policy: RetryPolicy) -> Result<Rep
     }
 }
 
+/// What a watching block is run by.
+pub(crate) struct Plan<'w> {
+    pub(crate) owner: Owner,
+    pub(crate) terms: Terms,
+    pub(crate) policy: RetryPolicy,
+    pub(crate) keys: Option<&'w Keys>,
+    pub(crate) reads: &'w Reads,
+    /// `None`: everybody tries at once.
+    pub(crate) admission: Option<&'w Admission>,
+}
+
 /// Runs a watching block until it commits, or until the policy ends it.
 pub(crate) fn watching<R: Resolve, E: From<Error>>(
     pool: &Pool,
-    owner: &Owner,
-    terms: &Terms,
-    policy: RetryPolicy,
-    keys: Option<&Keys>,
-    reads: &Reads,
-    admission: Option<&Admission>,
+    plan: &Plan<'_>,
     mut closure: impl FnMut(&mut Watching, &mut Block) -> Result<R, E>,
 ) -> Result<R::Output, E> {
+    let Plan { owner, terms, policy, .. } = plan;
+    let (keys, reads, admission) = (plan.keys, plan.reads, plan.admission);
     let span = transaction_span(pool, owner);
     let scope = || Scope::within(span.clone(), pool, owner.clone());
     let mut attempts = policy.begin(Instant::now());

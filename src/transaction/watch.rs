@@ -18,7 +18,7 @@ use crate::transaction::block::Block;
 use crate::transaction::declared::{Declared, Reads};
 use crate::transaction::keys::Keys;
 use crate::transaction::options::TransactionOptions;
-use crate::transaction::run;
+use crate::transaction::run::{self, Plan};
 use crate::transaction::scope::Scope;
 use crate::transaction::watching::Watching;
 
@@ -133,9 +133,16 @@ impl Watch {
     ) -> Result<R::Output, E> {
         let owner = self.owner(Location::caller(), true);
         let keys = self.checked_keys()?;
-        let (terms, policy) = (self.terms()?, self.options.policy());
         let admission = self.options.takes_turns().then_some(&*self.admission);
-        run::watching(&self.pool, &owner, &terms, policy, keys, &self.reads, admission, closure)
+        let plan = Plan {
+            owner,
+            terms: self.terms()?,
+            policy: self.options.policy(),
+            keys,
+            reads: &self.reads,
+            admission,
+        };
+        run::watching(&self.pool, &plan, closure)
     }
 
     fn checked_keys(&self) -> Result<Option<&Keys>, Error> {

@@ -76,7 +76,9 @@ fn what_might_keep_others_waiting_goes_alone() {
     alone("many commands", || {
         Box::new(|handle| {
             handle.run(|tx| {
-                (0..70).for_each(|_| drop(tx.incr("n", 1)));
+                for _ in 0..70 {
+                    tx.incr("n", 1);
+                }
                 Ok(tx.incr("n", 1))
             })
         })
