@@ -6,7 +6,7 @@ use rediscope::{SessionManager, Transaction, Watching, prelude::*};
 
 use crate::support::proxy::Proxy;
 use crate::support::server::Server;
-use crate::support::{eventually, try_for};
+use crate::support::{eventually, in_time, try_for};
 use crate::{CHECKOUT, CLEANUP, PATIENCE, RESPONSE, SLACK, beside_others, immediate, quick};
 
 #[test]
@@ -60,9 +60,10 @@ fn a_silent_server_does_not_keep_the_session_from_closing() {
     let open = OpenScopes::new(&sessions);
     server.sigstop();
     let limit = Duration::from_millis(100);
-    within("close", limit, || sessions.close(limit));
-    within("drop", 4 * CLEANUP, || drop(open));
-    within("drop", CLEANUP, || drop(sessions));
+    let closing = sessions.clone();
+    within("close", limit, move || closing.close(limit));
+    within("drop", 4 * CLEANUP, move || drop(open));
+    within("drop", CLEANUP, move || drop(sessions));
     server.sigcont();
     eventually(PATIENCE, "no connection is left", || server.clients() == 0);
 }
@@ -90,25 +91,33 @@ impl OpenScopes {
 
     fn end_within_their_deadlines(self) {
         let Self { plain, in_multi, mut reading, watching } = self;
-        within("a read", RESPONSE, || reading.get::<_, Option<i64>>("a").unwrap_err());
-        within("dropping what failed", CLEANUP, || drop(reading));
-        within("dropping what watches", CLEANUP, || drop(watching));
-        within("dropping what is in MULTI", CLEANUP, || drop(in_multi));
-        within("a commit", CHECKOUT + RESPONSE, || plain.commit().unwrap_err());
+        let reading = within("a read", RESPONSE, move || {
+            reading.get::<_, Option<i64>>("a").unwrap_err();
+            reading
+        });
+        within("dropping what failed", CLEANUP, move || drop(reading));
+        within("dropping what watches", CLEANUP, move || drop(watching));
+        within("dropping what is in MULTI", CLEANUP, move || drop(in_multi));
+        within("a commit", CHECKOUT + RESPONSE, move || plain.commit().unwrap_err());
     }
 }
 
 /// Everything that begins while nothing answers.
 fn silence(sessions: &SessionManager) {
-    let (mut db, accounts) = (sessions.pooled(), sessions.transactional());
-    within("begin", CHECKOUT + RESPONSE, || {
-        accounts.begin_with(immediate()).map(drop).unwrap_err()
-    });
-    within("watch", CHECKOUT + RESPONSE, || accounts.watch(["a"]).begin().map(drop).unwrap_err());
-    within("run", CHECKOUT + RESPONSE, || accounts.run(|tx| Ok(tx.incr("a", 1))).unwrap_err());
-    within("a read", CHECKOUT + RESPONSE, || db.get::<_, Option<i64>>("a").unwrap_err());
-    within("a write", CHECKOUT + RESPONSE, || db.set::<_, _, ()>("a", 1).unwrap_err());
-    let status = within("status", Duration::ZERO, || sessions.status());
+    type Call = fn(&SessionManager) -> bool;
+    let calls: [(&str, Call); 5] = [
+        ("begin", |sessions| sessions.transactional().begin_with(immediate()).is_err()),
+        ("watch", |sessions| sessions.transactional().watch(["a"]).begin().is_err()),
+        ("run", |sessions| sessions.transactional().run(|tx| Ok(tx.incr("a", 1))).is_err()),
+        ("a read", |sessions| sessions.pooled().get::<_, Option<i64>>("a").is_err()),
+        ("a write", |sessions| sessions.pooled().set::<_, _, ()>("a", 1).is_err()),
+    ];
+    for (what, call) in calls {
+        let sessions = sessions.clone();
+        assert!(within(what, CHECKOUT + RESPONSE, move || call(&sessions)), "{what}");
+    }
+    let asked = sessions.clone();
+    let status = within("status", Duration::ZERO, move || asked.status());
     assert_eq!((status.pooled.in_use, status.transactional.in_use), (0, 0), "{status}");
 }
 
@@ -122,9 +131,13 @@ fn works_again(sessions: &SessionManager) {
 }
 
 #[track_caller]
-fn within<R>(what: &str, deadline: Duration, call: impl FnOnce() -> R) -> R {
+fn within<R: Send + 'static>(
+    what: &str,
+    deadline: Duration,
+    call: impl FnOnce() -> R + Send + 'static,
+) -> R {
     let begun = Instant::now();
-    let result = call();
+    let result = in_time(PATIENCE, what, call);
     let took = begun.elapsed();
     assert!(took < deadline + SLACK, "{what} took {took:?}, its deadline was {deadline:?}");
     result

@@ -12,7 +12,7 @@ use rediscope::{
 use super::bench::PATIENCE;
 use crate::support::proxy::{Fault, Proxy, Trigger};
 use crate::support::server::Server;
-use crate::support::{eventually, unique};
+use crate::support::{eventually, in_time, unique};
 
 /// Far from each other, so that which one ended a call is seen without a stopwatch.
 const CLEANUP: Duration = Duration::from_millis(150);
@@ -237,7 +237,7 @@ fn after_a_cleaning_the_next_borrower_has_its_own_timeout_again() {
         let mut tx = accounts.begin().unwrap();
         tx.incr("hits", 1);
         let begun = Instant::now();
-        let told = tx.commit();
+        let told = in_time(PATIENCE, "the commit ends", || tx.commit());
         let took = begun.elapsed();
         assert_eq!(proxy.accepted(), accepted, "it was the same connection");
         assert!(matches!(told, Err(CommitError::InDoubt(_))), "{told:?}");

@@ -154,6 +154,27 @@ fn a_scope_in_use_is_not_taken_back() {
 }
 
 #[test]
+fn a_scope_whose_time_ends_inside_a_call_is_taken_back_when_the_call_ends() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    server.ask::<()>(&["SET", "n", "7"]);
+    let sessions = one_link(proxy.url());
+    let mut watching = sessions.transactional().watch(["n"]).begin().unwrap();
+    proxy.set_delays(Duration::ZERO, 3 * MAX_PIN);
+    let n: i64 = watching.get("n").unwrap();
+    let in_use = sessions.status().transactional.in_use;
+    proxy.set_delays(Duration::ZERO, Duration::ZERO);
+    assert_eq!((n, in_use), (7, 0), "the answer stands, and the connection is not held on to");
+    let error = watching.get::<_, Option<i64>>("n").unwrap_err();
+    assert!(is_expired(&error) && error.applied() == Applied::No, "{error}");
+    capacity_comes_back(&sessions, &server);
+    let mut tx = watching.multi();
+    tx.incr("n", 1);
+    assert!(matches!(tx.commit(), Err(CommitError::PinExpired(_))));
+    assert_eq!(server.ask::<i64>(&["GET", "n"]), 7);
+}
+
+#[test]
 fn an_outcome_that_is_known_is_told_however_long_it_took() {
     let server = Server::start();
     let proxy = Proxy::to(&server);

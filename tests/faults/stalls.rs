@@ -1,13 +1,14 @@
-//! Writes that come to a halt or crawl: bounded, and never applied in part.
+//! Writes that come to a halt or crawl, and answers that never come: bounded, and no write is
+//! applied in part.
 
 use std::time::{Duration, Instant};
 
 use rediscope::prelude::*;
-use rediscope::{CommitError, SessionManager};
+use rediscope::{Applied, CommitError, Error, SessionManager};
 
-use crate::support::eventually;
-use crate::support::proxy::{Fault, Proxy, Script, Trigger};
+use crate::support::proxy::{Fault, Proxy, Script, Trigger, Which};
 use crate::support::server::Server;
+use crate::support::{eventually, in_time};
 
 const RESPONSE: Duration = Duration::from_millis(2000);
 /// The system's own time-out begins anew when a stuck write could place a few bytes more, and redis-rs
@@ -31,6 +32,24 @@ fn narrow() -> (Server, Proxy, SessionManager) {
         .build()
         .unwrap();
     sessions.transactional().run(|tx| Ok(tx.incr("before", 1))).unwrap();
+    (server, proxy, sessions)
+}
+
+/// The same, where opening a connection may take as long as an answer: what is set on the socket
+/// when it is opened is then never set anew.
+fn even() -> (Server, Proxy, SessionManager) {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    proxy.shrink_buffers();
+    let sessions = SessionManager::builder(proxy.url())
+        .max_size(1)
+        .connect_timeout(RESPONSE)
+        .response_timeout(RESPONSE)
+        .checkout_timeout(4 * RESPONSE)
+        .trust_window(Duration::from_secs(3600))
+        .flush_bytes(2 * BIG)
+        .build()
+        .unwrap();
     (server, proxy, sessions)
 }
 
@@ -89,4 +108,45 @@ fn a_write_that_crawls_ends_at_its_deadline() {
     sessions.transactional().run(|tx| Ok(tx.incr("after", 1))).unwrap();
     eventually(SOON, "the old connection is gone", || server.clients() == 1);
     assert!(!server.ask::<bool>(&["EXISTS", "n"]));
+}
+
+#[test]
+fn the_first_write_of_a_new_connection_ends_in_time_too() {
+    let (server, proxy, sessions) = even();
+    proxy.arm(stops());
+    let mut tx = sessions.transactional().begin().unwrap();
+    tx.incr("n", 1);
+    tx.set("big", vec![b'x'; BIG]);
+    let begun = Instant::now();
+    let error = in_time(SOON, "the write ends", || tx.commit().unwrap_err());
+    assert!(matches!(error, CommitError::NotSent { .. }), "{error}");
+    assert!(begun.elapsed() < BOUND, "{:?}", begun.elapsed());
+    proxy.disarm();
+    proxy.release();
+    sessions.transactional().run(|tx| Ok(tx.incr("after", 1))).unwrap();
+    eventually(SOON, "the old connection is gone", || server.clients() == 1);
+    assert!(!server.ask::<bool>(&["EXISTS", "n", "big"]));
+}
+
+#[test]
+fn an_answer_that_never_comes_to_a_new_connection_is_waited_for_in_time_too() {
+    let (server, proxy, sessions) = even();
+    let (accounts, mut db) = (sessions.transactional(), sessions.pooled());
+    let never = |name| Script::from((Trigger::BeforeReplyTo(name), Fault::SwallowReply)).once();
+    proxy.arm(never("EXEC"));
+    let error =
+        in_time(SOON, "a block ends", move || accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap_err());
+    assert_eq!(error.applied(), Applied::Unknown, "{error}");
+    proxy.arm(never("INCRBY"));
+    let error = in_time(SOON, "a command ends", move || {
+        Error::from(db.incr::<_, _, i64>("n", 1).unwrap_err())
+    });
+    assert_eq!(error.applied(), Applied::Unknown, "{error}");
+    proxy.disarm();
+    // The hand-shake waits for an answer as well; it is given up, and another one is tried.
+    proxy.script(Which::Next, (Trigger::BeforeReplyTo("DISCARD"), Fault::SwallowReply));
+    let accounts = sessions.transactional();
+    let n = in_time(SOON, "a connection is had", move || accounts.run(|tx| Ok(tx.incr("n", 1))));
+    assert_eq!(n.unwrap(), 3);
+    assert_eq!(server.ask::<u32>(&["GET", "n"]), 3);
 }

@@ -1,14 +1,22 @@
 //! Told `NotSent`: the failure came before EXEC's last byte left, so nothing was applied.
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
 use rediscope::prelude::*;
-use rediscope::{Applied, CommitError, Error, LinkErrorKind, RetryPolicy};
+use rediscope::{Applied, CommitError, Error, LinkErrorKind, Replaced, RetryPolicy};
 use rediscope::{SessionManager, TransactionOptions};
 
-use super::stage::{ALWAYS, BRIEF, SOON, Stage, commit_error, exists, get, pool_is_whole, says};
-use crate::support::eventually;
+use super::stage::{
+    ALWAYS, BRIEF, SOON, Stage, client_ids, commit_error, exists, get, pool_is_whole, says, warm,
+};
 use crate::support::proxy::{Fault, Script, Trigger};
+use crate::support::server::Server;
+use crate::support::{eventually, packed};
 
 /// How the connection failed.
 #[track_caller]
@@ -187,4 +195,102 @@ fn a_link_that_died_while_idle_is_replaced_and_nobody_is_told() {
     }
     assert_eq!(get(&stage.server, "watched").unwrap(), "3");
     pool_is_whole(&sessions, &stage.server);
+}
+
+/// A way to the server, for so many connections, on which somebody else can slip a command in
+/// between the client's own.
+struct Smuggler {
+    url: String,
+    ways: Receiver<Way>,
+}
+
+struct Way {
+    server: TcpStream,
+    /// So many bytes of the server's are not the client's.
+    swallow: Arc<AtomicUsize>,
+}
+
+impl Smuggler {
+    fn to(server: &Server, connections: usize) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("redis://{}/", listener.local_addr().unwrap());
+        let (opened, ways) = channel();
+        let address = server.address();
+        thread::spawn(move || {
+            for client in listener.incoming().take(connections) {
+                let (client, server) = (client.unwrap(), TcpStream::connect(address).unwrap());
+                let swallow = Arc::new(AtomicUsize::new(0));
+                let way = Way { server: server.try_clone().unwrap(), swallow: swallow.clone() };
+                let back = (server.try_clone().unwrap(), client.try_clone().unwrap());
+                thread::spawn(move || pass(client, server, &AtomicUsize::new(0)));
+                thread::spawn(move || pass(back.0, back.1, &swallow));
+                // Nobody may care about this one.
+                let _ = opened.send(way);
+            }
+        });
+        Self { url, ways }
+    }
+}
+
+impl Way {
+    /// Returns once the server has answered.
+    fn slip_in(&mut self, command: &[&str], answer: &str) {
+        self.swallow.store(answer.len(), Ordering::SeqCst);
+        self.server.write_all(&packed(command)).unwrap();
+        eventually(SOON, "it is answered", || self.swallow.load(Ordering::SeqCst) == 0);
+    }
+}
+
+/// Until one of them ends; then both do.
+fn pass(mut from: TcpStream, mut to: TcpStream, swallow: &AtomicUsize) {
+    let mut bytes = [0; 4096];
+    while let Ok(length @ 1..) = from.read(&mut bytes) {
+        let skipped = swallow.load(Ordering::SeqCst).min(length);
+        swallow.fetch_sub(skipped, Ordering::SeqCst);
+        if to.write_all(&bytes[skipped..length]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(std::net::Shutdown::Both);
+}
+
+#[test]
+fn a_nil_where_nobody_watched_is_no_conflict_and_its_link_is_replaced() {
+    type End = fn(&SessionManager) -> Option<CommitError>;
+    let ends: [End; 3] = [
+        |sessions| {
+            let once = sessions.transactional().with(never());
+            Some(commit_error(once.run(|tx| Ok(tx.incr("n", 1)))))
+        },
+        |sessions| {
+            let mut tx = sessions.transactional().begin().unwrap();
+            tx.incr("n", 1);
+            Some(tx.commit().unwrap_err())
+        },
+        // Sent again, on another link.
+        |sessions| {
+            assert_eq!(sessions.transactional().run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
+            None
+        },
+    ];
+    for end in ends {
+        let server = Server::start();
+        let smuggler = Smuggler::to(&server, 2);
+        let builder = SessionManager::builder(&*smuggler.url).max_size(1).trust_window(ALWAYS);
+        let sessions = builder.build().unwrap();
+        warm(&sessions);
+        let before = client_ids(&server);
+        smuggler.ways.recv().unwrap().slip_in(&["WATCH", "stray"], "+OK\r\n");
+        server.ask::<()>(&["SET", "stray", "1"]);
+        let told = end(&sessions);
+        if let Some(error) = &told {
+            assert_eq!(not_sent(error), LinkErrorKind::Unexpected);
+        }
+        assert_eq!(exists(&server, "n"), told.is_none());
+        pool_is_whole(&sessions, &server);
+        let status = sessions.status().transactional;
+        assert_eq!(status.counts.replaced, [(Replaced::LeftDirty, 1)], "{status}");
+        assert_eq!(status.counts.conflicts, 0, "{status}");
+        eventually(SOON, "its link is gone", || client_ids(&server).is_disjoint(&before));
+    }
 }

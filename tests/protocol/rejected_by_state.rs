@@ -1,9 +1,10 @@
 //! Told `Rejected` for the state the server is in: nothing was applied, and it may pass.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use rediscope::prelude::*;
-use rediscope::{Applied, SessionManager};
+use rediscope::{Applied, Begin, Replaced, SessionManager, TransactionOptions};
 
 use super::rejected::rejected;
 use super::stage::{
@@ -56,10 +57,33 @@ fn a_server_out_of_memory_keeps_its_code_oom() {
 fn a_replica_keeps_its_code_readonly_and_is_left_for_good_when_it_is_promoted() {
     let primary = Server::start();
     let replica = Server::replica_of(&primary);
-    let sessions = sessions(&replica);
+    let builder = SessionManager::builder(replica.url()).max_size(3).trust_window(ALWAYS);
+    let sessions = builder.build().unwrap();
+    let all_three = || {
+        let scopes = [(); 3].map(|()| sessions.transactional().begin_with(immediate()).unwrap());
+        drop(scopes);
+    };
+    all_three();
+    let before = users(&replica);
+    assert_eq!(before.len(), 3);
     refuses_writes(&sessions, &replica, "READONLY");
     replica.ask::<()>(&["REPLICAOF", "NO", "ONE"]);
     pool_is_whole(&sessions, &replica);
+    // Each is met once more, and not kept.
+    all_three();
+    let status = sessions.status().transactional;
+    assert_eq!(status.counts.replaced, [(Replaced::Outdated, 3)], "{status}");
+    eventually(SOON, "every older one is closed", || users(&replica).is_disjoint(&before));
+}
+
+fn immediate() -> TransactionOptions {
+    TransactionOptions::new().begin(Begin::Immediate)
+}
+
+/// Which connections the server has, the one to its master aside.
+fn users(server: &Server) -> BTreeSet<String> {
+    let clients = server.client_list().into_iter();
+    clients.filter(|client| client["flags"] == "N").map(|client| client["id"].clone()).collect()
 }
 
 #[test]

@@ -23,6 +23,7 @@ pub mod server;
 use std::path::Path;
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -51,6 +52,23 @@ pub fn try_for<T>(deadline: Duration, mut f: impl FnMut() -> Option<T>) -> Optio
             return value;
         }
         thread::sleep(PAUSES[usize::from(begun.elapsed() > Duration::from_millis(20))]);
+    }
+}
+
+/// What `call` answers; panics with `what` when that takes longer than `deadline`. It runs on a
+/// thread of its own: where it would hang, its test fails and the others go on.
+#[track_caller]
+pub fn in_time<T: Send + 'static>(
+    deadline: Duration,
+    what: &str,
+    call: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    let (answer, answered) = mpsc::channel();
+    thread::spawn(move || answer.send(call()));
+    match answered.recv_timeout(deadline) {
+        Ok(answer) => answer,
+        Err(RecvTimeoutError::Timeout) => panic!("not within {deadline:?}: {what}"),
+        Err(RecvTimeoutError::Disconnected) => panic!("it panicked: {what}"),
     }
 }
 
