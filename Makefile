@@ -1,9 +1,9 @@
 # Names for the scripts; what they do is written in them.
 
-.PHONY: help demo test soak
+.PHONY: help demo test soak soak-exactly-once bench bench-quick
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
 
 demo: ## run the main job on a private Redis server (REDIS_URL=... takes that one; ARGS=... is passed on)
 	@scripts/demo $(ARGS)
@@ -13,3 +13,12 @@ test: ## run the suite: all of it in debug, the protocol and stress tests again 
 
 soak: ## run the soak: a million transactions, then 10 minutes of faults (ARGS="--seconds N --seed S")
 	@scripts/soak $(ARGS)
+
+soak-exactly-once: ## run the exactly-once soak: 100,000 cuts, 30 failovers (ARGS="--cuts N --failovers N --seed S")
+	@scripts/soak-exactly-once $(ARGS)
+
+bench: ## all peers in one run on a private server; writes docs/performance.md (ARGS="--seed N")
+	@scripts/bench $(ARGS)
+
+bench-quick: ## the same in under two minutes, once it is built
+	@scripts/bench --quick $(ARGS)

@@ -1,0 +1,107 @@
+//! The exactly-once soak: transactions cut at every point of the wire, their doubts resolved at
+//! once, late, again and by several at a time; then everything that anybody was told is compared
+//! with the server's data.
+//!
+//! ```text
+//! cargo test --test fence -- --nocapture
+//! REDISCOPE_CUTS=100000 REDISCOPE_SOAK_SEED=7 cargo test --release --test fence -- --nocapture
+//! ```
+//!
+//! Two protocols that look as safe are put through the same cuts and must be found out, and a
+//! master is killed with its replica promoted (`REDISCOPE_FAILOVERS` times). The seed decides what
+//! is cut where and who asks when; what meets is up to the threads.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "test code: a panic with a clear message is how it reports"
+)]
+
+mod support;
+
+mod fence {
+    pub(crate) mod books;
+    pub(crate) mod controls;
+    pub(crate) mod cuts;
+    pub(crate) mod deeds;
+    pub(crate) mod failover;
+    pub(crate) mod raw;
+    pub(crate) mod report;
+    pub(crate) mod resolvers;
+    pub(crate) mod soak;
+    pub(crate) mod worker;
+}
+
+use std::sync::{Mutex, PoisonError};
+
+use fence::controls::{self, Rule};
+use fence::{failover, soak};
+
+const SEED: u64 = 1;
+const CUTS: u64 = 10_000;
+const FAILOVERS: u64 = 3;
+/// A protocol that is wrong is found out within so many.
+const CONTROL_CUTS: u64 = 2_000;
+
+/// Each of these takes the whole machine, and their timeouts are short.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+fn alone<T>(test: impl FnOnce(u64) -> T) -> T {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let seed = number("REDISCOPE_SOAK_SEED").unwrap_or(SEED);
+    println!("REDISCOPE_SOAK_SEED={seed}");
+    test(seed)
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect("a number in the variable"))
+}
+
+#[test]
+fn wherever_a_transaction_is_cut_nobody_is_told_what_is_not_true() {
+    alone(|seed| {
+        let cuts = number("REDISCOPE_CUTS").unwrap_or(CUTS);
+        let report = soak::run(seed, cuts);
+        println!("\n{report}");
+        assert!(report.broken().is_empty(), "{:#?}", report.broken());
+    });
+}
+
+#[test]
+fn a_marker_inside_the_transaction_is_found_out() {
+    alone(|seed| {
+        let found = controls::run(Rule::Marker, CONTROL_CUTS, seed);
+        println!("\n{found}");
+        assert!(found.wrong > 0, "the cuts cannot tell a safe protocol from an unsafe one");
+    });
+}
+
+#[test]
+fn a_fence_whose_watch_was_not_acknowledged_is_found_out() {
+    alone(|seed| {
+        let found = controls::run(Rule::Unacknowledged, CONTROL_CUTS, seed);
+        println!("\n{found}");
+        assert!(found.wrong > 0, "the cuts cannot tell a safe protocol from an unsafe one");
+    });
+}
+
+#[test]
+fn the_fence_itself_withstands_the_cuts_that_find_the_others_out() {
+    alone(|seed| {
+        let found = controls::run(Rule::Fence, CONTROL_CUTS, seed);
+        println!("\n{found}");
+        assert_eq!(found.wrong, 0, "{found}");
+        assert!(found.late > 0, "no EXEC came late");
+    });
+}
+
+#[test]
+fn after_a_failover_register_and_data_agree() {
+    alone(|seed| {
+        let rounds = number("REDISCOPE_FAILOVERS").unwrap_or(FAILOVERS);
+        let found = failover::run(seed, rounds);
+        println!("\n{found}");
+        assert!(found.broken().is_empty(), "{:#?}", found.broken());
+    });
+}

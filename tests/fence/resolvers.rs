@@ -1,0 +1,78 @@
+//! How a doubt is asked about: at once, late, again, by several, while EXEC arrives.
+//!
+//! Never: a choice between the answers. All of them are kept.
+
+use std::thread;
+use std::time::Duration;
+
+use fastrand::Rng;
+use rediscope::{InDoubt, Resolution, SessionManager};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Manner {
+    AtOnce,
+    Late,
+    Repeated,
+    Together,
+    /// While what was held is let go.
+    Racing,
+    /// Not before all the others are over.
+    AtTheEnd,
+}
+
+impl Manner {
+    pub(crate) const ALL: [Self; 6] =
+        [Self::AtOnce, Self::Late, Self::Repeated, Self::Together, Self::Racing, Self::AtTheEnd];
+
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Self::AtOnce => "at once",
+            Self::Late => "1 to 12 ms late",
+            Self::Repeated => "three times",
+            Self::Together => "by 2 to 4 threads, two session managers",
+            Self::Racing => "while what was held is let go",
+            Self::AtTheEnd => "at the end only",
+        }
+    }
+
+    pub(crate) fn any(random: &mut Rng) -> Self {
+        Self::ALL[random.usize(..Self::ALL.len())]
+    }
+}
+
+/// Asks in this manner. `stranger` is a session manager of which the transaction was not, and
+/// `let_go` lets held requests go.
+pub(crate) fn ask(
+    doubt: &InDoubt,
+    manner: Manner,
+    stranger: &SessionManager,
+    random: &mut Rng,
+    let_go: &(dyn Fn() + Sync),
+) -> Vec<Resolution> {
+    let token = doubt.token().expect("every transaction here is exactly once");
+    match manner {
+        Manner::AtOnce => vec![doubt.resolve()],
+        Manner::Late => {
+            // It waits for nothing: a resolver that comes late is what is tested.
+            thread::sleep(Duration::from_micros(random.u64(1_000..12_000)));
+            vec![doubt.resolve()]
+        }
+        Manner::Repeated => vec![doubt.resolve(), stranger.resolve(token), doubt.resolve()],
+        Manner::Together => thread::scope(|scope| {
+            let askers: Vec<_> = (0..random.usize(2..=4))
+                .map(|nth| {
+                    scope.spawn(move || match nth % 2 {
+                        0 => doubt.resolve(),
+                        _ => stranger.resolve(token),
+                    })
+                })
+                .collect();
+            askers.into_iter().map(|asker| asker.join().expect("a resolver panicked")).collect()
+        }),
+        Manner::Racing => thread::scope(|scope| {
+            scope.spawn(let_go);
+            vec![doubt.resolve(), stranger.resolve(token)]
+        }),
+        Manner::AtTheEnd => Vec::new(),
+    }
+}
