@@ -141,7 +141,7 @@ fn exchanged(
     let Some(link) = lease.current() else {
         return Err(CommitError::from(CheckoutError::Closed).into());
     };
-    let sent = Instant::now();
+    let sent = form.terms.fence.as_ref().map(|_| Instant::now());
     let (verdict, acks) = match exchange(link, buffer, form.terms, &settings) {
         Ok(Answers { collector, acks }) => {
             link.has_answered();
@@ -181,7 +181,7 @@ fn judge(
     form: Form<'_>,
     verdict: Verdict,
     acks: Option<Result<Acks, ServerError>>,
-    sent: Instant,
+    sent: Option<Instant>,
 ) -> Result<Committed, Unapplied> {
     let error = match verdict {
         Verdict::Applied(values) => {
@@ -189,7 +189,7 @@ fn judge(
             if let Some(link) = lease.current() {
                 link.wrote();
                 if form.terms.fence.is_some() {
-                    link.registered(Some(sent));
+                    link.registered(sent);
                 }
             }
             if own.iter().any(|value| !matches!(value, Value::Okay)) {

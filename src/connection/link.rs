@@ -41,7 +41,8 @@ const STEP: usize = 16 * 1024;
 
 /// One connection and what the server believes about it.
 pub(crate) struct Link {
-    connection: redis::Connection,
+    /// Apart, since a link is moved from hand to hand with every borrower.
+    connection: Box<redis::Connection>,
     state: State,
     /// When the server last answered.
     proven: Instant,
@@ -72,7 +73,7 @@ impl Link {
         connection.set_read_timeout(Some(timeout)).map_err(failed)?;
         connection.set_write_timeout(Some(timeout)).map_err(failed)?;
         Ok(Self {
-            connection,
+            connection: Box::new(connection),
             state: State::default(),
             proven: Instant::now(),
             expires,

@@ -38,8 +38,12 @@ impl Body {
     pub(crate) fn on(scope: Scope, terms: Terms, watched: bool) -> Self {
         let settings = scope.settings();
         let transaction = TRANSACTIONS.fetch_add(1, Ordering::Relaxed);
+        let mut buffer = Buffer::new(transaction, settings.limits());
+        if watched || !terms.may_join() {
+            buffer.goes_alone();
+        }
         Self {
-            buffer: Buffer::new(transaction, settings.limits()),
+            buffer,
             flush_bytes: Some(settings.flush_bytes),
             scope,
             failed: None,
@@ -182,8 +186,7 @@ impl Body {
 
     fn send(&mut self) -> Result<Committed, CommitError> {
         let deadline = self.scope.checkout_deadline();
-        let alone = self.watched || self.scope.is_pinned() || !self.terms.may_join();
-        if !alone && self.buffer.may_join() {
+        if self.buffer.may_join() && !self.scope.is_pinned() {
             return self.send_with_others(deadline);
         }
         let once = self.terms.once.is_some();

@@ -107,6 +107,11 @@ impl Buffer {
         }
     }
 
+    /// It will not travel with other blocks, whatever it holds.
+    pub(crate) fn goes_alone(&mut self) {
+        self.alone = true;
+    }
+
     pub(crate) fn transaction(&self) -> u64 {
         self.transaction
     }
@@ -120,7 +125,7 @@ impl Buffer {
     ) -> u32 {
         // Only these can ask to block; every other table command is known to be allowed.
         let check = matches!(words.first(), Some(&("XREAD" | "XREADGROUP")));
-        self.alone |= !group::may_join(words);
+        self.alone = self.alone || !group::may_join(words);
         self.append(depth, check, |bytes| encode::command(bytes, words, args))
     }
 

@@ -121,39 +121,41 @@ impl Lease {
         let inner = Arc::clone(&self.permit.pool.inner);
         let started = Instant::now();
         let mut caller = inner.health.openings.caller();
+        let mut now = started;
         loop {
             if inner.health.over.load(Ordering::Acquire) {
                 return Err(CheckoutError::Closed);
             }
             let begin = || inner.links.get_timeout(Duration::ZERO).ok();
             let found = caller.take(|| inner.links.try_get(), begin);
-            let now = Instant::now();
-            let failure = inner.health.connect_error().filter(|(at, _)| *at >= started);
-            match (found, failure) {
-                (Some(mut link), _) => {
-                    link.taken();
-                    let silent = inner.silent_before.load(Ordering::Acquire);
-                    let generation = inner.health.generation.load(Ordering::Acquire);
-                    if inner.stamp(link.proven()) < silent {
-                        link.taint(Taint::TimedOut);
-                    } else if link.generation() < generation {
-                        link.taint(Taint::Outdated);
-                    } else if link.verdict(now, generation).is_some() {
-                        link.taint(Taint::Lifetime);
-                    } else {
-                        self.link = Some(link);
-                        return Ok(());
-                    }
+            if let Some(mut link) = found {
+                link.taken();
+                let silent = inner.silent_before.load(Ordering::Acquire);
+                let generation = inner.health.generation.load(Ordering::Acquire);
+                if inner.stamp(link.proven()) < silent {
+                    link.taint(Taint::TimedOut);
+                } else if link.generation() < generation {
+                    link.taint(Taint::Outdated);
+                } else if link.verdict(now, generation).is_some() {
+                    link.taint(Taint::Lifetime);
+                } else {
+                    self.link = Some(link);
+                    return Ok(());
                 }
-                (None, Some((_, source))) if !source.is_passing() || now >= deadline => {
+                continue;
+            }
+            now = Instant::now();
+            let failure = inner.health.connect_error().filter(|(at, _)| *at >= started);
+            match failure {
+                Some((_, source)) if !source.is_passing() || now >= deadline => {
                     return Err(CheckoutError::Connect { waited: started.elapsed(), source });
                 }
-                (None, None) if now >= deadline => {
+                None if now >= deadline => {
                     // A try to connect is still under way.
                     let source = LinkError::timed_out("no connection was established in time");
                     return Err(CheckoutError::Connect { waited: started.elapsed(), source });
                 }
-                (None, _) => caller.pause(),
+                _ => caller.pause(),
             }
         }
     }
