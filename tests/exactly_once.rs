@@ -13,7 +13,15 @@
 mod support;
 
 mod exactly_once {
+    mod asking;
+    mod durability;
     mod forms;
+    mod holds;
+    mod keyed;
+    mod neighbours;
+    mod race;
+    mod registers;
     mod resolve;
     pub(crate) mod stage;
+    mod unknown;
 }

@@ -2,12 +2,38 @@
 
 use std::time::Duration;
 
-use rediscope::{Builder, CommitError, Error, InDoubt, SessionManager, TransactionOptions};
+use rediscope::{
+    Builder, CommitError, Error, InDoubt, Resolution, SessionManager, TransactionOptions,
+    Transactional, prelude::*,
+};
 
 use crate::support::proxy::{Fault, Proxy, Script, Trigger, Which};
 use crate::support::server::Server;
 
 pub(crate) const SOON: Duration = Duration::from_secs(10);
+
+/// What a lost answer hides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Applied,
+    NotApplied,
+}
+
+impl Fate {
+    pub(crate) const BOTH: [Self; 2] = [Self::Applied, Self::NotApplied];
+
+    pub(crate) fn truth(self) -> Resolution {
+        match self {
+            Self::Applied => Resolution::Committed,
+            Self::NotApplied => Resolution::NotCommitted,
+        }
+    }
+
+    /// How often it was applied.
+    pub(crate) fn count(self) -> i64 {
+        i64::from(self == Self::Applied)
+    }
+}
 
 pub(crate) struct Stage {
     pub(crate) server: Server,
@@ -21,7 +47,10 @@ impl Stage {
     }
 
     pub(crate) fn with(arguments: &[&str], change: impl FnOnce(Builder) -> Builder) -> Self {
-        let server = Server::with(arguments);
+        Self::on(Server::with(arguments), change)
+    }
+
+    pub(crate) fn on(server: Server, change: impl FnOnce(Builder) -> Builder) -> Self {
         let proxy = Proxy::to(&server);
         let builder = SessionManager::builder(proxy.url())
             .max_size(1)
@@ -35,13 +64,13 @@ impl Stage {
     }
 
     /// The handle, its one link armed.
-    pub(crate) fn armed(&self) -> rediscope::Transactional {
+    pub(crate) fn armed(&self) -> Transactional {
         let handle = self.exactly_once();
         handle.run(|tx| Ok(tx_noop(tx))).unwrap();
         handle
     }
 
-    pub(crate) fn exactly_once(&self) -> rediscope::Transactional {
+    pub(crate) fn exactly_once(&self) -> Transactional {
         self.sessions.transactional().with(TransactionOptions::new().exactly_once())
     }
 
@@ -52,6 +81,29 @@ impl Stage {
 
     pub(crate) fn next(&self, script: impl Into<Script>) {
         self.proxy.script(Which::Next, script);
+    }
+
+    /// What becomes of the next EXEC and its answer.
+    pub(crate) fn lose(&self, fate: Fate) {
+        let trigger = match fate {
+            Fate::Applied => Trigger::BeforeReplyTo("EXEC"),
+            Fate::NotApplied => Trigger::BeforeCommandNamed("EXEC"),
+        };
+        self.arm(trigger, Fault::Cut);
+    }
+
+    /// A guard of the handle's that counts `n` up and is in doubt.
+    #[track_caller]
+    pub(crate) fn doubted(&self, handle: &Transactional, fate: Fate) -> InDoubt {
+        let mut tx = handle.begin().unwrap();
+        tx.incr("n", 1);
+        self.lose(fate);
+        doubt(tx.commit())
+    }
+
+    /// Names of the commands that passed since this was last asked.
+    pub(crate) fn words(&self) -> Vec<String> {
+        self.proxy.take_journal().into_iter().map(|(_, word)| word.to_uppercase()).collect()
     }
 
     pub(crate) fn number(&self, key: &str) -> i64 {
@@ -65,7 +117,6 @@ impl Stage {
 }
 
 fn tx_noop(tx: &mut rediscope::Block) -> rediscope::Queued<i64> {
-    use rediscope::prelude::*;
     tx.exists("nothing")
 }
 

@@ -4,6 +4,7 @@
 
 mod admin;
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -27,6 +28,7 @@ const PORT_TRIES: usize = 10;
 
 pub struct Server {
     port: u16,
+    program: OsString,
     extra: Vec<String>,
     child: Mutex<Child>,
     /// Kept open between questions, so that asking changes neither client list nor statistics
@@ -49,21 +51,28 @@ impl Server {
     /// Starts with further command line arguments, such as `&["--maxmemory", "1mb"]`.
     #[track_caller]
     pub fn with(extra: &[&str]) -> Self {
+        Self::of(redis_server(), extra)
+    }
+
+    /// Starts another server program that takes the arguments of `redis-server`: see [`valkey`].
+    #[track_caller]
+    pub fn of(program: impl Into<OsString>, extra: &[&str]) -> Self {
+        let program = program.into();
         let extra: Vec<String> = extra.iter().map(|&arg| arg.to_owned()).collect();
         let home =
             tempfile::Builder::new().prefix("redis-").tempdir().expect("a temporary directory");
         for _ in 0..PORT_TRIES {
             let port = free_port();
-            match launch(&home, port, &extra) {
+            match launch(&program, &home, port, &extra) {
                 Ok(child) => {
                     let child = Mutex::new(child);
-                    return Self { port, extra, child, admin: Mutex::new(None), home };
+                    return Self { port, program, extra, child, admin: Mutex::new(None), home };
                 }
                 Err(Refusal::PortTaken) => {}
                 Err(Refusal::Other(why)) => panic!("{why}"),
             }
         }
-        panic!("no free port for redis-server in {PORT_TRIES} tries");
+        panic!("no free port for {} in {PORT_TRIES} tries", program.display());
     }
 
     /// Starts a replica of `primary` and waits until it is in sync.
@@ -76,7 +85,7 @@ impl Server {
         if let Some(password) = primary.password() {
             extra.extend(["--masterauth", password, "--requirepass", password]);
         }
-        let replica = Self::with(&extra);
+        let replica = Self::of(&primary.program, &extra);
         eventually(PATIENCE, "the replica is in sync", || {
             replica.info("master_link_status").as_deref() == Some("up")
         });
@@ -166,11 +175,12 @@ impl Server {
         }
         *self.admin.lock().unwrap() = None;
         // Somebody's outgoing connection may sit on the port for a moment.
-        let child = try_for(PATIENCE, || match launch(&self.home, self.port, &self.extra) {
-            Ok(child) => Some(child),
-            Err(Refusal::PortTaken) => None,
-            Err(Refusal::Other(why)) => panic!("{why}"),
-        });
+        let child =
+            try_for(PATIENCE, || match launch(&self.program, &self.home, self.port, &self.extra) {
+                Ok(child) => Some(child),
+                Err(Refusal::PortTaken) => None,
+                Err(Refusal::Other(why)) => panic!("{why}"),
+            });
         *self.child() = child.expect("the server's old port is free again");
     }
 
@@ -248,15 +258,31 @@ fn log_file(home: &TempDir) -> PathBuf {
     home.path().join("log")
 }
 
+/// The program that [`Server::with`] starts.
+fn redis_server() -> OsString {
+    std::env::var_os("REDIS_SERVER").unwrap_or_else(|| "redis-server".into())
+}
+
+/// A Valkey server's program, where there is one: `VALKEY_SERVER`, else `valkey-server` on the
+/// PATH.
+pub fn valkey() -> Option<OsString> {
+    let named = std::env::var_os("VALKEY_SERVER").filter(|named| !named.is_empty());
+    if named.is_some() {
+        return named;
+    }
+    let path = std::env::var_os("PATH")?;
+    let places = std::env::split_paths(&path).map(|place| place.join("valkey-server"));
+    places.into_iter().find(|program| program.is_file()).map(OsString::from)
+}
+
 /// Starts the process and waits until it answers.
-fn launch(home: &TempDir, port: u16, extra: &[String]) -> Result<Child, Refusal> {
-    let binary = std::env::var_os("REDIS_SERVER").unwrap_or_else(|| "redis-server".into());
+fn launch(program: &OsStr, home: &TempDir, port: u16, extra: &[String]) -> Result<Child, Refusal> {
     // Left by a killed server; it would look like the new one's.
     let _ = std::fs::remove_file(socket(home));
     let _ = std::fs::remove_file(log_file(home));
     // Complaints about arguments come before the log is open; they are to end up in it as well.
     let complaints = File::options().append(true).create(true).open(log_file(home));
-    let mut child = Command::new(&binary)
+    let mut child = Command::new(program)
         // Protected mode takes a connection that was reset before it was accepted for a foreign one
         // and denies it, bytes and all. The address is loopback anyway.
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--protected-mode", "no"])
@@ -276,7 +302,7 @@ fn launch(home: &TempDir, port: u16, extra: &[String]) -> Result<Child, Refusal>
             panic!(
                 "cannot run {}: {error}. These tests need redis-server on the PATH, \
                  or its place in the environment variable REDIS_SERVER",
-                binary.display()
+                program.display()
             )
         });
     let log = || std::fs::read_to_string(log_file(home)).unwrap_or_default();
@@ -287,7 +313,7 @@ fn launch(home: &TempDir, port: u16, extra: &[String]) -> Result<Child, Refusal>
         let ended = child.try_wait().expect("ask after the new server")?;
         Some(Err(match log() {
             log if log.contains("Address already in use") => Refusal::PortTaken,
-            log => Refusal::Other(format!("redis-server ended with {ended} and logged: {log}")),
+            log => Refusal::Other(format!("the server ended with {ended} and logged: {log}")),
         }))
     });
     match verdict {
@@ -295,7 +321,7 @@ fn launch(home: &TempDir, port: u16, extra: &[String]) -> Result<Child, Refusal>
         Some(Err(refusal)) => Err(refusal),
         None => {
             end(&mut child);
-            Err(Refusal::Other(format!("redis-server is silent; it logged: {}", log())))
+            Err(Refusal::Other(format!("the server is silent; it logged: {}", log())))
         }
     }
 }

@@ -145,9 +145,15 @@ impl Server {
     }
 }
 
-/// One line of CLIENT LIST.
+/// One line of CLIENT LIST. Outside MULTI its `multi` is -1, whatever the server calls it: Valkey
+/// says 0 once a client has watched or been in MULTI.
 fn client(line: &str) -> HashMap<String, String> {
     let field =
         |word: &str| word.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
-    line.split(' ').filter_map(field).collect()
+    let mut client: HashMap<_, _> = line.split(' ').filter_map(field).collect();
+    let in_multi = client.get("flags").is_some_and(|flags| flags.contains('x'));
+    if let (false, Some(queued)) = (in_multi, client.get_mut("multi")) {
+        "-1".clone_into(queued);
+    }
+    client
 }
