@@ -194,8 +194,13 @@ mod tests {
         Instant::now() + Duration::from_millis(20)
     }
 
+    #[expect(clippy::unwrap_used, reason = "test code, which clippy sees in #[test] only")]
+    fn lane(admission: &Admission) -> &Lane {
+        admission.lanes.get(7).and_then(|lane| lane.get()).unwrap()
+    }
+
     fn limit(admission: &Admission) -> u32 {
-        admission.lanes[7].get().unwrap().limit.load(Ordering::Relaxed)
+        lane(admission).limit.load(Ordering::Relaxed)
     }
 
     #[test]
@@ -212,7 +217,7 @@ mod tests {
         assert_eq!(limit(&admission), LEAST);
         (0..5 * WINDOW).for_each(|_| run(1));
         assert_eq!(limit(&admission), LEAST + 5);
-        let free = admission.lanes[7].get().unwrap().gate.free();
+        let free = lane(&admission).gate.free();
         assert_eq!(free, (LEAST + 5) as usize, "as many permits as the limit says");
     }
 
@@ -226,12 +231,12 @@ mod tests {
         let (mut unlucky, lucky) = (other(), other());
         (0..PATIENCE).for_each(|_| unlucky.tried());
         drop(lucky);
-        assert_eq!(admission.lanes[7].get().unwrap().gate.free(), FIRST as usize - 2);
+        assert_eq!(lane(&admission).gate.free(), FIRST as usize - 2);
         let more: Vec<_> = (0..FIRST).map(|_| other()).collect();
         drop(more);
         assert!(other().lanes.is_empty(), "nobody comes in beside him");
         drop(unlucky);
-        assert_eq!(admission.lanes[7].get().unwrap().gate.free(), FIRST as usize);
+        assert_eq!(lane(&admission).gate.free(), FIRST as usize);
     }
 
     #[test]
