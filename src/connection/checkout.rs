@@ -192,7 +192,7 @@ impl<J, R: Abandoned> Gate<J, R> {
             let Some(job) = lock(&first.job).take_if(|job| fits(job)) else { break };
             // Under the gate's lock, so that a caller giving up finds himself either queued or
             // taken along.
-            *lock(&first.grant) = Grant::Taken;
+            first.grant(Grant::Taken);
             if let Some(waiter) = state.queue.pop_front() {
                 members.push(Member { waiter, job });
             }
@@ -203,14 +203,12 @@ impl<J, R: Abandoned> Gate<J, R> {
     /// Gives a permit back: to the first in the queue, or to whoever comes.
     pub(crate) fn release(&self, slot: usize) {
         let mut state = lock(&self.state);
-        match state.queue.pop_front() {
-            Some(waiter) => {
-                // Under the gate's lock, so that a caller giving up finds itself either queued
-                // or granted.
-                waiter.settle(Grant::Permit(slot));
-            }
-            None => state.free.push(slot),
-        }
+        let Some(waiter) = state.queue.pop_front() else { return state.free.push(slot) };
+        // Under the gate's lock, so that a caller giving up finds itself either queued or granted.
+        waiter.grant(Grant::Permit(slot));
+        drop(state);
+        // Waking a thread takes longer than all the rest; nobody has to wait for it at the gate.
+        waiter.ready.notify_one();
     }
 
     /// Whoever waits, or comes from now on, is told that it is over. Permits can still come back.
@@ -252,8 +250,12 @@ impl<J, R: Abandoned> Waiter<J, R> {
         }
     }
 
-    fn settle(&self, grant: Grant<R>) {
+    fn grant(&self, grant: Grant<R>) {
         *lock(&self.grant) = grant;
+    }
+
+    fn settle(&self, grant: Grant<R>) {
+        self.grant(grant);
         self.ready.notify_one();
     }
 
