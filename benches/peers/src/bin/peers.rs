@@ -1,0 +1,216 @@
+//! The peer benchmark: every client in one interleaved run on a private server, in a new order each
+//! round. `scripts/bench` runs it.
+//!
+//! `peers [--quick] [--seed N] [--rounds N] [--slice MS] [--only TEXT] [--into FOLDER]`: `--only`
+//! leaves the rows whose name has TEXT; without it the page and the plot in FOLDER (`docs`) are
+//! written.
+
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a benchmark that fails says so and ends"
+)]
+
+use std::io::Write as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rediscope_peers::measure::{self, Sample};
+use rediscope_peers::peers::{self, Peer};
+use rediscope_peers::report::{self, Measured};
+use rediscope_peers::scenario::{self, Row, Scenario};
+use rediscope_peers::server::{Server, Via};
+use rediscope_peers::{machine, plot, soak};
+
+struct Plan {
+    quick: bool,
+    seed: u64,
+    rounds: usize,
+    slice: Duration,
+    warm_up: Duration,
+    only: Option<String>,
+    into: String,
+}
+
+impl Plan {
+    fn read() -> Self {
+        let mut plan = Self {
+            quick: false,
+            seed: fastrand::u64(..1 << 32),
+            rounds: 0,
+            slice: Duration::ZERO,
+            warm_up: Duration::ZERO,
+            only: None,
+            into: "docs".to_owned(),
+        };
+        let mut arguments = std::env::args().skip(1);
+        while let Some(argument) = arguments.next() {
+            let mut value = || arguments.next().unwrap_or_else(|| usage());
+            match argument.as_str() {
+                "--quick" => plan.quick = true,
+                "--seed" => plan.seed = number(&value()),
+                "--rounds" => plan.rounds = number(&value()) as usize,
+                "--slice" => plan.slice = Duration::from_millis(number(&value())),
+                "--only" => plan.only = Some(value()),
+                "--into" => plan.into = value(),
+                _ => usage(),
+            }
+        }
+        let (rounds, slice, warm_up) = if plan.quick { (5, 110, 25) } else { (7, 500, 80) };
+        if plan.rounds == 0 {
+            plan.rounds = rounds;
+        }
+        if plan.slice.is_zero() {
+            plan.slice = Duration::from_millis(slice);
+        }
+        plan.warm_up = Duration::from_millis(warm_up);
+        plan
+    }
+
+    fn rows(&self) -> Vec<Row> {
+        let row = |(scenario, workers, via)| Row { scenario, workers, via };
+        let must = [
+            (Scenario::Two, 1, Via::Tcp),
+            (Scenario::Two, 8, Via::Tcp),
+            (Scenario::Two, 64, Via::Tcp),
+            (Scenario::Ten, 64, Via::Tcp),
+            (Scenario::Watch(1_000), 64, Via::Tcp),
+            (Scenario::Watch(1), 64, Via::Tcp),
+            (Scenario::Get, 64, Via::Tcp),
+            (Scenario::Batch, 1, Via::Tcp),
+            (Scenario::Two, 64, Via::Unix),
+        ];
+        let more = [
+            (Scenario::Two, 1, Via::Unix),
+            (Scenario::Two, 8, Via::Unix),
+            (Scenario::Ten, 1, Via::Tcp),
+            (Scenario::Ten, 8, Via::Tcp),
+            (Scenario::Ten, 64, Via::Unix),
+            (Scenario::Watch(1_000), 8, Via::Tcp),
+            (Scenario::Watch(1), 8, Via::Tcp),
+            (Scenario::Get, 1, Via::Tcp),
+            (Scenario::Get, 8, Via::Tcp),
+            (Scenario::Get, 64, Via::Unix),
+        ];
+        let more: &[_] = if self.quick { &[] } else { &more };
+        let wanted = |row: &Row| self.only.as_ref().is_none_or(|only| row.name().contains(only));
+        must.iter().chain(more).copied().map(row).filter(wanted).collect()
+    }
+}
+
+fn number(text: &str) -> u64 {
+    text.parse().unwrap_or_else(|_| usage())
+}
+
+fn usage() -> ! {
+    eprintln!("peers [--quick] [--seed N] [--rounds N] [--slice MS] [--only TEXT] [--into FOLDER]");
+    std::process::exit(2)
+}
+
+fn main() {
+    let plan = Plan::read();
+    let began = Instant::now();
+    let load = machine::load();
+    let rows = plan.rows();
+    fastrand::seed(plan.seed);
+    println!("{}", report::settings());
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let server = Server::start();
+    let mut measured = Measured::default();
+    let mut failures = 0;
+    for round in 1..=plan.rounds {
+        // Whole rows in a new order, and the peers in a new order in each: what is compared is
+        // near in time, and nobody is always behind the same neighbour.
+        let mut shuffled = rows.clone();
+        fastrand::shuffle(&mut shuffled);
+        let slices = shuffled.into_iter().flat_map(|row| {
+            let mut peers = peers::all();
+            fastrand::shuffle(&mut peers);
+            peers.into_iter().map(move |peer| (row, peer))
+        });
+        for (row, peer) in slices {
+            match slice(&plan, &server, &runtime, &row, &peer) {
+                None => {}
+                Some(Ok(sample)) => measured.note(&row, peer.name, Some(sample)),
+                Some(Err(why)) => {
+                    eprintln!("{}, {}: {why}", row.name(), peer.name);
+                    measured.note(&row, peer.name, None);
+                    failures += 1;
+                }
+            }
+        }
+        eprint!("\rround {round} of {}", plan.rounds);
+        let _ = std::io::stderr().flush();
+    }
+    eprintln!();
+    let soak = match &plan.only {
+        None => soak::line(&server, if plan.quick { 100_000 } else { 1_000_000 }),
+        Some(_) => String::new(),
+    };
+    let caption = format!(
+        "{}; load average before {}; {} run: {} rounds of {} ms a slice, seed {}",
+        machine::describe(),
+        load.map_or("unknown".to_owned(), |load| format!("{load:.1}")),
+        if plan.quick { "quick" } else { "full" },
+        plan.rounds,
+        plan.slice.as_millis(),
+        plan.seed,
+    );
+    let targets = report::targets(&measured, &soak);
+    let tables = report::rows(&measured, &rows);
+    println!("{caption}; took {:.0} s\n\n{targets}{tables}", began.elapsed().as_secs_f64());
+    if plan.only.is_none() {
+        write(&plan, &caption, &targets, &tables, &plot::svg(&measured, &rows, &caption));
+    }
+    if failures > 0 {
+        eprintln!("{failures} slices failed");
+        std::process::exit(1);
+    }
+}
+
+/// One peer does one thing for a while, on an empty server. `None`: it cannot.
+fn slice(
+    plan: &Plan,
+    server: &Server,
+    runtime: &tokio::runtime::Runtime,
+    row: &Row,
+    peer: &Peer,
+) -> Option<Result<Sample, String>> {
+    let mut admin = server.admin();
+    scenario::prepare(row, &mut admin);
+    let crew = (peer.open)(server, runtime, row)?;
+    // A batch is some milliseconds: the slice is to hold a few.
+    let slice = if row.scenario == Scenario::Batch { 2 * plan.slice } else { plan.slice };
+    let measured = measure::measure(runtime, crew, plan.warm_up, slice);
+    Some(measured.and_then(|(sample, done)| {
+        scenario::verify(row, &mut admin, done)?;
+        Ok(sample)
+    }))
+}
+
+fn write(plan: &Plan, caption: &str, targets: &str, tables: &str, svg: &str) {
+    let text = format!(
+        "Measured on {caption}. Client and server share the cores; TCP_NODELAY is on for all. Waits \
+         include checkout and retries. A ratio is taken within each round; a target that is missed \
+         is in **bold**.\n\n\
+         {targets}\n\
+         ![Operations a second](performance.svg)\n\n\
+         ### Every peer\n\n\
+         Medians of the rounds; the longest wait is the longest of all.\n\
+         {tables}\n\
+         ### Settings\n\n\
+         {}",
+        report::settings()
+    );
+    let folder = Path::new(&plan.into);
+    let page = folder.join("performance.md");
+    let before = std::fs::read_to_string(&page).unwrap_or_default();
+    std::fs::write(&page, report::insert(&before, &text)).expect("write the page");
+    std::fs::write(folder.join("performance.svg"), svg).expect("write the plot");
+    eprintln!("wrote {} and performance.svg", page.display());
+}

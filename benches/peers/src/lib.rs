@@ -1,0 +1,20 @@
+//! rediscope against its peers: what the programs of this member share.
+//!
+//! Never: published, and never: a dependency of the crate itself.
+
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a benchmark that fails says so and ends"
+)]
+
+pub mod machine;
+pub mod measure;
+pub mod peers;
+pub mod plot;
+pub mod report;
+pub mod scenario;
+pub mod server;
+pub mod soak;
+pub mod targets;
+pub mod tens;

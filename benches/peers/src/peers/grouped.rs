@@ -1,0 +1,120 @@
+//! Group commit on plain sockets: whoever has one of the 8 sockets writes what waits, at most 16
+//! transactions, each its own MULTI…EXEC, and hands the socket to the next in line.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex};
+
+use tokio::runtime::Runtime;
+
+use super::raw::{self, Bytes, Socket};
+use super::threads;
+use crate::measure::Crew;
+use crate::scenario::{POOL, Row, Scenario};
+use crate::server::Server;
+use crate::work;
+
+const GROUP: usize = 16;
+
+/// A waiting worker.
+struct Waiter {
+    bytes: Bytes,
+    told: Mutex<Told>,
+    ready: Condvar,
+}
+
+enum Told {
+    Wait,
+    /// Its transaction was written and answered.
+    Done,
+    /// The socket is its own now, and it writes these with its own.
+    Lead(Socket, Vec<Arc<Waiter>>),
+}
+
+#[derive(Default)]
+struct Line {
+    sockets: Vec<Socket>,
+    /// Empty whenever a socket is free.
+    waiting: VecDeque<Arc<Waiter>>,
+}
+
+pub fn open(server: &Server, _: &Runtime, row: &Row) -> Option<Crew> {
+    if !matches!(row.scenario, Scenario::Two | Scenario::Ten) {
+        return None;
+    }
+    let sockets = (0..POOL).map(|_| Socket::open(server, row.via)).collect();
+    let line = Arc::new(Mutex::new(Line { sockets, waiting: VecDeque::new() }));
+    threads(row, |job| {
+        let bytes = raw::encoded(&job).expect("a scenario without reads");
+        let me = Arc::new(Waiter { bytes, told: Mutex::new(Told::Wait), ready: Condvar::new() });
+        let line = Arc::clone(&line);
+        Box::new(move |clock| {
+            let mut joined = Vec::new();
+            work!(clock, {
+                commit(&line, &me, &mut joined);
+                1
+            })
+        })
+    })
+}
+
+fn commit(line: &Mutex<Line>, me: &Arc<Waiter>, joined: &mut Vec<u8>) {
+    let Some((mut socket, group)) = take(line, me).or_else(|| wait(me)) else {
+        return; // somebody else wrote it
+    };
+    if group.is_empty() {
+        socket.send(&me.bytes.bytes);
+        socket.skip(me.bytes.replies);
+    } else {
+        joined.clear();
+        joined.extend_from_slice(&me.bytes.bytes);
+        group.iter().for_each(|member| joined.extend_from_slice(&member.bytes.bytes));
+        socket.send(joined);
+        socket.skip(me.bytes.replies);
+        for member in &group {
+            socket.skip(member.bytes.replies);
+        }
+    }
+    hand_on(line, socket);
+    for member in group {
+        tell(&member, Told::Done);
+    }
+}
+
+/// A free socket, or a place in the line.
+fn take(line: &Mutex<Line>, me: &Arc<Waiter>) -> Option<(Socket, Vec<Arc<Waiter>>)> {
+    let mut state = line.lock().unwrap();
+    let socket = state.sockets.pop();
+    if socket.is_none() {
+        state.waiting.push_back(Arc::clone(me));
+    }
+    Some((socket?, Vec::new()))
+}
+
+fn wait(me: &Waiter) -> Option<(Socket, Vec<Arc<Waiter>>)> {
+    let mut told = me.told.lock().unwrap();
+    loop {
+        match std::mem::replace(&mut *told, Told::Wait) {
+            Told::Wait => told = me.ready.wait(told).unwrap(),
+            Told::Done => return None,
+            Told::Lead(socket, group) => return Some((socket, group)),
+        }
+    }
+}
+
+/// The socket goes to the first in line, with those behind it as its group.
+fn hand_on(line: &Mutex<Line>, socket: Socket) {
+    let mut state = line.lock().unwrap();
+    let Some(leader) = state.waiting.pop_front() else {
+        state.sockets.push(socket);
+        return;
+    };
+    let members = state.waiting.len().min(GROUP - 1);
+    let group = state.waiting.drain(..members).collect();
+    drop(state);
+    tell(&leader, Told::Lead(socket, group));
+}
+
+fn tell(waiter: &Waiter, told: Told) {
+    *waiter.told.lock().unwrap() = told;
+    waiter.ready.notify_one();
+}

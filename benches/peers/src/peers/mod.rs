@@ -1,0 +1,104 @@
+//! The peers, each in its own way of saying the same thing.
+
+pub mod asynchronous;
+pub mod blocking;
+pub mod fred;
+pub mod grouped;
+pub mod ours;
+pub mod raw;
+pub mod rustis;
+
+use tokio::runtime::Runtime;
+
+use crate::measure::Crew;
+use crate::scenario::{Job, Row};
+use crate::server::Server;
+
+/// Opens what the peer needs and says how each worker works; `None`: it cannot do that.
+type Open = fn(&Server, &Runtime, &Row) -> Option<Crew>;
+
+#[derive(Clone, Copy)]
+pub struct Peer {
+    pub name: &'static str,
+    pub settings: &'static str,
+    pub open: Open,
+}
+
+pub const RAW: &str = "raw bytes, a socket each";
+pub const RAW_GROUPED: &str = "raw bytes, grouped";
+pub const DEDICATED: &str = "redis-rs dedicated";
+pub const R2D2: &str = "r2d2 default";
+pub const R2D2_UNCHECKED: &str = "r2d2 without check";
+pub const TRANSACTION: &str = "redis::transaction";
+pub const MULTIPLEXED: &str = "redis-rs multiplexed";
+pub const BB8: &str = "bb8-redis";
+pub const DEADPOOL: &str = "deadpool-redis";
+pub const FRED: &str = "fred";
+pub const RUSTIS: &str = "rustis";
+pub const RUN: &str = "rediscope run";
+pub const GROUPED: &str = "rediscope run, grouped";
+pub const GUARD: &str = "rediscope guard";
+pub const WATCH: &str = "rediscope watch";
+pub const POOLED: &str = "rediscope pooled";
+
+pub fn all() -> Vec<Peer> {
+    let peer = |name, settings, open| Peer { name, settings, open };
+    vec![
+        peer(
+            RAW,
+            "bytes encoded beforehand, one socket a worker, replies skipped and not decoded: the \
+             physical limit",
+            raw::open,
+        ),
+        peer(
+            RAW_GROUPED,
+            "bytes encoded beforehand, 8 sockets; whoever has one writes up to 16 waiting \
+             transactions, each its own MULTI…EXEC, in one write: the limit of grouping",
+            grouped::open,
+        ),
+        peer(DEDICATED, "1.8, a Connection a worker, pipe().atomic()", blocking::dedicated),
+        peer(R2D2, "0.8.10 and redis 1.8, max_size 8, checks on checkout", blocking::checked),
+        peer(R2D2_UNCHECKED, "the same with test_on_check_out(false)", blocking::unchecked),
+        peer(
+            TRANSACTION,
+            "redis::transaction on r2d2 with its default check; the two keys are watched",
+            blocking::transaction,
+        ),
+        peer(
+            MULTIPLEXED,
+            "1.8, one MultiplexedConnection for all tasks, no response timeout",
+            asynchronous::multiplexed,
+        ),
+        peer(BB8, "0.26, max_size 8, checks on checkout (its default)", asynchronous::bb8),
+        peer(
+            DEADPOOL,
+            "0.23, max_size 8, its check (UNWATCH, PING) on checkout",
+            asynchronous::deadpool,
+        ),
+        peer(
+            FRED,
+            "10.1, a Pool of 8 multiplexed clients; watch: an ExclusivePool of 8",
+            fred::open,
+        ),
+        peer(
+            RUSTIS,
+            "0.27, one multiplexed Client; watch: its bb8 pool of 8 with the check (PING)",
+            rustis::open,
+        ),
+        peer(RUN, "default settings, max_size 8, min_idle 8", ours::run),
+        peer(GROUPED, ours::GROUPED_SETTINGS, ours::grouped),
+        peer(GUARD, "the same as run; begin() and commit()", ours::guard),
+        peer(WATCH, "the same; retries without a bound that is met, default backoff", ours::watch),
+        peer(POOLED, "the same; the pooled handle", ours::pooled),
+    ]
+}
+
+/// A crew of threads, one for each job.
+fn threads(row: &Row, worker: impl FnMut(Job) -> crate::measure::Thread) -> Option<Crew> {
+    Some(Crew::Threads(Job::all(row).into_iter().map(worker).collect()))
+}
+
+/// A crew of tasks, one for each job.
+fn tasks(row: &Row, worker: impl FnMut(Job) -> crate::measure::Begin) -> Option<Crew> {
+    Some(Crew::Tasks(Job::all(row).into_iter().map(worker).collect()))
+}

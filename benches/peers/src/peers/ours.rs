@@ -1,0 +1,141 @@
+//! The crate itself.
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use rediscope::{RetryPolicy, SessionManager, TransactionOptions, Transactional, prelude::*};
+use tokio::runtime::Runtime;
+
+use super::threads;
+use crate::measure::Crew;
+use crate::scenario::{BATCH, Job, POOL, Row, Scenario};
+use crate::server::Server;
+use crate::tens;
+use crate::work;
+
+pub const GROUPED_SETTINGS: &str = "the same with TransactionOptions::grouped()";
+
+fn grouped_handle(handle: &Transactional) -> Transactional {
+    handle.with(TransactionOptions::new().grouped())
+}
+
+fn sessions(server: &Server, row: &Row) -> SessionManager {
+    SessionManager::builder(server.info(row.via))
+        .max_size(POOL as u32)
+        // As r2d2 has it by default.
+        .min_idle(POOL as u32)
+        .build()
+        .expect("settings that work")
+}
+
+pub fn run(server: &Server, _: &Runtime, row: &Row) -> Option<Crew> {
+    blocks(row, sessions(server, row).transactional())
+}
+
+pub fn grouped(server: &Server, _: &Runtime, row: &Row) -> Option<Crew> {
+    if row.workers <= POOL {
+        return None; // a free link is taken: nothing is grouped
+    }
+    blocks(row, grouped_handle(&sessions(server, row).transactional()))
+}
+
+fn blocks(row: &Row, handle: Transactional) -> Option<Crew> {
+    if !matches!(row.scenario, Scenario::Two | Scenario::Ten | Scenario::Batch) {
+        return None;
+    }
+    threads(row, |job| {
+        let handle = handle.clone();
+        Box::new(move |clock| {
+            let Job { first, second, ten, .. } = &job;
+            match job.scenario {
+                Scenario::Two => work!(clock, {
+                    let both = handle.run(|tx| Ok((tx.incr(first, 1), tx.incr(second, 1))));
+                    black_box(both.expect("two INCRs"));
+                    1
+                }),
+                Scenario::Ten => work!(clock, {
+                    black_box(tens::run_ten(&handle, ten));
+                    1
+                }),
+                _ => work!(clock, {
+                    let all = handle
+                        .run(|tx| Ok((0..BATCH).map(|_| tx.incr(first, 1)).collect::<Vec<_>>()));
+                    assert_eq!(all.expect("a batch").len(), BATCH);
+                    1
+                }),
+            }
+        })
+    })
+}
+
+pub fn guard(server: &Server, _: &Runtime, row: &Row) -> Option<Crew> {
+    if !matches!(row.scenario, Scenario::Two | Scenario::Ten) {
+        return None;
+    }
+    let handle = sessions(server, row).transactional();
+    threads(row, |job| {
+        let handle = handle.clone();
+        Box::new(move |clock| {
+            let Job { first, second, ten, .. } = &job;
+            work!(clock, {
+                let mut tx = handle.begin().expect("a connection");
+                if job.scenario == Scenario::Two {
+                    let both = (tx.incr(first, 1), tx.incr(second, 1));
+                    let replies = tx.commit().expect("two INCRs");
+                    black_box(replies.get(both).expect("both values"));
+                } else {
+                    let all = tens::block(&mut tx, ten);
+                    let replies = tx.commit().expect("ten mixed");
+                    black_box(replies.get(all).expect("ten values"));
+                }
+                1
+            })
+        })
+    })
+}
+
+pub fn watch(server: &Server, _: &Runtime, row: &Row) -> Option<Crew> {
+    if !matches!(row.scenario, Scenario::Watch(_)) {
+        return None;
+    }
+    let patient = RetryPolicy::default().attempts(u32::MAX).deadline(Duration::from_secs(60));
+    let handle = sessions(server, row).transactional();
+    threads(row, |job| {
+        let handle = handle.clone();
+        Box::new(move |clock| {
+            work!(clock, {
+                let key = job.any();
+                let mut tries = 0;
+                let count: i64 = handle
+                    .watch([key])
+                    .retry(patient)
+                    .run(|read, tx| {
+                        tries += 1;
+                        let value: i64 = read.get(key)?;
+                        tx.set(key, value + 1);
+                        Ok(tx.incr(&job.first, 1))
+                    })
+                    .expect("a transaction");
+                black_box(count);
+                tries
+            })
+        })
+    })
+}
+
+pub fn pooled(server: &Server, _: &Runtime, row: &Row) -> Option<Crew> {
+    if row.scenario != Scenario::Get {
+        return None;
+    }
+    let handle = sessions(server, row).pooled();
+    threads(row, |job| {
+        let mut handle = handle.clone();
+        Box::new(move |clock| {
+            work!(clock, {
+                let value: i64 = handle.get(&job.first).expect("GET");
+                black_box(value);
+                1
+            })
+        })
+    })
+}

@@ -1,0 +1,61 @@
+//! Many transactions in a row: memory is flat, and the last cost what the first did.
+
+use std::time::Instant;
+
+use rediscope::SessionManager;
+
+use crate::report::{Spread, thousands};
+use crate::server::{Server, Via};
+use crate::tens;
+
+/// Of each tenth.
+const PARTS: usize = 50;
+
+/// The target's line.
+pub fn line(server: &Server, count: usize) -> String {
+    let sessions =
+        SessionManager::builder(server.info(Via::Tcp)).build().expect("settings that work");
+    let handle = sessions.transactional();
+    let tenth = count / 10;
+    let mut costs = Vec::new();
+    let mut memory = Vec::new();
+    for _ in 0..10 {
+        // The median of parts, so that a neighbour's burst is not taken for a cost.
+        let part = tenth / PARTS;
+        let parts = (0..PARTS).map(|_| {
+            let began = Instant::now();
+            for _ in 0..part {
+                tens::run_two(&handle);
+            }
+            began.elapsed().as_secs_f64() / part as f64 * 1e6
+        });
+        costs.push(Spread::of(parts.collect()).map_or(f64::NAN, |parts| parts.median));
+        memory.push(resident());
+    }
+    let ratio = costs[9] / costs[0];
+    let grown = match (memory[0], memory[9]) {
+        (Some(first), Some(last)) => Some((last - first) / 1024),
+        _ => None,
+    };
+    let flat = grown.is_none_or(|grown| grown <= 1024);
+    let same = (0.9..=1.1).contains(&ratio);
+    let bold = if flat && same { "" } else { "**" };
+    let grown = grown.map_or("not known here".to_owned(), |grown| format!("{grown:+} KiB"));
+    format!(
+        "| {} transactions | rediscope run | memory from the first tenth to the last; cost of one in \
+         the last tenth, of the first | flat (≤ 1 MiB); 0.9 to 1.1 | {bold}{grown}; {ratio:.2}{bold} \
+         ({:.1} µs, {:.1} µs) | {} |\n",
+        thousands(count as f64),
+        costs[0],
+        costs[9],
+        if flat && same { "met" } else { "**not met**" },
+    )
+}
+
+/// The process's memory in bytes, where the system tells it.
+fn resident() -> Option<i64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: i64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kib * 1024)
+}

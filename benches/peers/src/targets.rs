@@ -1,0 +1,164 @@
+//! The targets of the performance work, each with the peer that it is measured against.
+
+use crate::measure::Sample;
+use crate::peers;
+use crate::report::{Measured, Spread};
+use crate::scenario::{Row, Scenario};
+use crate::server::Via;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metric {
+    Rate,
+    P99,
+    Longest,
+    Tries,
+    Slowest,
+}
+
+impl Metric {
+    pub fn of(self, sample: &Sample) -> f64 {
+        match self {
+            Self::Rate => sample.rate,
+            Self::P99 => sample.p99,
+            Self::Longest => sample.longest * 1e3,
+            Self::Tries => sample.tries,
+            Self::Slowest => sample.slowest,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Rate => "rate",
+            Self::P99 => "p99",
+            Self::Longest => "longest wait, ms",
+            Self::Tries => "tries per commit",
+            Self::Slowest => "slowest worker, of the mean",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Against {
+    Peer(&'static str),
+    /// Whichever other client commits most in the row.
+    Best,
+    Nobody,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Bound {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+/// One line of the table of targets.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    row: Row,
+    ours: &'static str,
+    metric: Metric,
+    against: Against,
+    bound: Bound,
+    /// What is hoped for beyond the target.
+    hope: Option<f64>,
+    /// The line itself is hoped for and not demanded.
+    goal: bool,
+}
+
+pub fn all() -> Vec<Target> {
+    use Against::{Best, Nobody, Peer};
+    use Bound::{AtLeast, AtMost};
+    let target = |row, ours, metric, against, bound| Target {
+        row,
+        ours,
+        metric,
+        against,
+        bound,
+        hope: None,
+        goal: false,
+    };
+    let row = |scenario, workers| Row { scenario, workers, via: Via::Tcp };
+    let alone = row(Scenario::Two, 1);
+    let fitting = row(Scenario::Two, 8);
+    let two = row(Scenario::Two, 64);
+    let ten = row(Scenario::Ten, 64);
+    let many = row(Scenario::Watch(1_000), 64);
+    let one = row(Scenario::Watch(1), 64);
+    let get = row(Scenario::Get, 64);
+    let unchecked = Peer(peers::R2D2_UNCHECKED);
+    let multiplexed = Peer(peers::MULTIPLEXED);
+    let deadpool = Peer(peers::DEADPOOL);
+    let hoping = |target: Target, hope| Target { hope: Some(hope), ..target };
+    let goal = |target: Target| Target { goal: true, ..target };
+    vec![
+        target(alone, peers::RUN, Metric::Rate, Peer(peers::DEDICATED), AtLeast(0.97)),
+        target(alone, peers::RUN, Metric::Rate, Peer(peers::R2D2), AtLeast(1.8)),
+        target(alone, peers::RUN, Metric::Rate, Peer(peers::TRANSACTION), AtLeast(3.5)),
+        target(fitting, peers::RUN, Metric::Rate, unchecked, AtLeast(0.97)),
+        target(two, peers::GROUPED, Metric::Rate, unchecked, AtLeast(2.6)),
+        target(two, peers::GROUPED, Metric::P99, unchecked, AtMost(0.05)),
+        hoping(target(two, peers::GROUPED, Metric::Rate, multiplexed, AtLeast(0.65)), 0.75),
+        hoping(target(ten, peers::GROUPED, Metric::Rate, multiplexed, AtLeast(0.95)), 1.1),
+        target(ten, peers::GROUPED, Metric::Rate, unchecked, AtLeast(2.2)),
+        target(two, peers::GUARD, Metric::Rate, unchecked, AtLeast(1.05)),
+        target(two, peers::GUARD, Metric::P99, unchecked, AtMost(0.1)),
+        target(two, peers::GUARD, Metric::Longest, Nobody, AtMost(15.0)),
+        target(many, peers::WATCH, Metric::Rate, deadpool, AtLeast(1.1)),
+        target(many, peers::WATCH, Metric::P99, deadpool, AtMost(1.0)),
+        target(many, peers::WATCH, Metric::Slowest, Nobody, AtLeast(0.5)),
+        goal(target(one, peers::WATCH, Metric::Rate, Best, AtLeast(1.0))),
+        goal(target(one, peers::WATCH, Metric::Tries, Best, AtMost(0.5))),
+        goal(target(one, peers::WATCH, Metric::P99, deadpool, AtMost(1.0))),
+        target(get, peers::POOLED, Metric::Rate, unchecked, AtLeast(1.05)),
+        target(get, peers::POOLED, Metric::P99, unchecked, AtMost(0.1)),
+    ]
+}
+
+impl Target {
+    /// One line of the table; a target that is missed has its figure in bold.
+    pub fn line(&self, measured: &Measured) -> String {
+        let name = self.row.name();
+        let (against, found) = match self.against {
+            Against::Peer(peer) => (peer, measured.ratio(&self.row, self.ours, peer, self.metric)),
+            Against::Best => match measured.best_peer(&self.row) {
+                Some(peer) => (peer, measured.ratio(&self.row, self.ours, peer, self.metric)),
+                None => ("the best peer", None),
+            },
+            Against::Nobody => ("", measured.spread(&self.row, self.ours, self.metric)),
+        };
+        let against = match self.against {
+            Against::Nobody => self.metric.name().to_owned(),
+            Against::Best => format!("{}, of {against} (the best peer)", self.metric.name()),
+            Against::Peer(_) => format!("{}, of {against}", self.metric.name()),
+        };
+        let hope = self.hope.map(|hope| format!(" (goal {hope})")).unwrap_or_default();
+        let goal = if self.goal { " (goal)" } else { "" };
+        let bound = match self.bound {
+            Bound::AtLeast(bound) => format!("≥ {bound}"),
+            Bound::AtMost(bound) => format!("≤ {bound}"),
+        };
+        let (figure, verdict) = match found {
+            None => ("not measured".to_owned(), ""),
+            Some(Spread { median, least, most }) => {
+                // The longest wait is the longest of all, and not the median of five.
+                let judged = if self.metric == Metric::Longest { most } else { median };
+                let met = match self.bound {
+                    Bound::AtLeast(bound) => judged >= bound,
+                    Bound::AtMost(bound) => judged <= bound,
+                };
+                let bold = if met { "" } else { "**" };
+                let range = format!("({} to {})", figure(least), figure(most));
+                let verdict = if met { "met" } else { "**not met**" };
+                (format!("{bold}{}{bold} {range}", figure(median)), verdict)
+            }
+        };
+        format!(
+            "| {name} | {} | {against} | {bound}{hope}{goal} | {figure} | {verdict} |",
+            self.ours
+        )
+    }
+}
+
+fn figure(value: f64) -> String {
+    if value < 0.1 { format!("{value:.4}") } else { format!("{value:.2}") }
+}
