@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 
 use redis::{Cmd, ConnectionLike, RedisResult, Value};
 
+use crate::connection::group::lead;
 use crate::connection::link::Deadline;
-use crate::connection::pool::{Lease, Pool};
+use crate::connection::pool::{Joined, Lease, Pool, Repeats};
 use crate::connection::registry::Owner;
 use crate::error::{Applied, Error, LinkError};
 use crate::wire::command::{self, Blocking, Place, Requests};
+use crate::wire::group::{self, Broken, Job, What};
 use crate::wire::state::Expect;
 
 /// The pooled handle: single commands, each on a connection borrowed for its own round trip (or
@@ -31,6 +33,9 @@ use crate::wire::state::Expect;
 /// A read that meets a dead connection is asked again on another one. A write is asked on a
 /// connection that was heard of within `trust_window` or has just answered PING; if that fails
 /// under it, the error says so ([`Error::Lost`]) and it is not sent again.
+///
+/// Reads of one value (`GET`, `HGET`, `EXISTS` and their like) that find no free connection are
+/// sent along by the next caller who gets one, in one write.
 ///
 /// A blocking command waits on its connection for its own timeout, which must not be 0.
 ///
@@ -114,8 +119,35 @@ impl Pooled {
         let request = Request::judge(bytes, offset + count)?;
         let settings = self.pool.settings();
         let checkout = Instant::now() + settings.checkout_timeout;
-        let mut lease = self.pool.lease(checkout)?;
-        let mut repeats = lease.repeats();
+        let mut repeats = Repeats::new(settings.max_size);
+        let mut lease = None;
+        while request.travels && lease.is_none() {
+            let job = || Job { bytes: bytes.to_vec(), what: What::Read };
+            let settled = match self.pool.join(checkout, job)? {
+                Joined::Alone(alone) => {
+                    lease = Some(alone);
+                    break;
+                }
+                Joined::Lead(mut leading, own) => {
+                    leading.answering(checkout)?;
+                    lead(leading, &own)
+                }
+                Joined::Settled(settled) => settled,
+            };
+            let Some(Broken { cause, .. }) = settled.broken else { return Ok(settled.replies) };
+            if !repeats.allow(true, &cause) || Instant::now() >= checkout {
+                return Err(Error::Lost {
+                    during: request.name,
+                    applied: Applied::No,
+                    source: cause,
+                });
+            }
+            tracing::debug!(%cause, "asked again on another connection");
+        }
+        let mut lease = match lease {
+            Some(lease) => lease,
+            None => self.pool.lease(checkout)?,
+        };
         loop {
             if !request.read_only {
                 lease.answering(checkout)?;
@@ -165,13 +197,20 @@ struct Request {
     name: String,
     commands: usize,
     read_only: bool,
+    /// It may be sent along with those of others.
+    travels: bool,
     blocks_for: Duration,
 }
 
 impl Request {
     fn judge(bytes: &[u8], replies: usize) -> Result<Self, Error> {
-        let mut request =
-            Self { name: String::new(), commands: 0, read_only: true, blocks_for: Duration::ZERO };
+        let mut request = Self {
+            name: String::new(),
+            commands: 0,
+            read_only: true,
+            travels: false,
+            blocks_for: Duration::ZERO,
+        };
         for args in Requests::new(bytes) {
             let Ok(args) = args else {
                 return Err(Error::refused("a request that is not RESP".to_owned()));
@@ -196,6 +235,10 @@ impl Request {
             request.commands += 1;
             request.read_only &= command::is_read_only(name, sub);
         }
+        request.travels = request.read_only
+            && request.commands == 1
+            && group::may_read_along(&request.name)
+            && group::is_small(1, bytes.len());
         if request.commands == 0 {
             return Err(Error::Refused {
                 command: "a request without a command".to_owned(),

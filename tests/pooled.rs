@@ -13,6 +13,7 @@ mod support;
 mod pooled {
     mod stage;
 
+    mod along;
     mod blocking;
     mod lost;
     mod raw;

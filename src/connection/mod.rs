@@ -6,6 +6,7 @@
 //! Never: transactions.
 
 pub(crate) mod checkout;
+pub(crate) mod group;
 pub(crate) mod link;
 pub(crate) mod manager;
 pub(crate) mod openings;

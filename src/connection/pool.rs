@@ -13,15 +13,15 @@ use std::sync::{Arc, Weak};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
-pub(crate) use lease::Lease;
 use lease::Permit;
+pub(crate) use lease::{Lease, Repeats};
 use scheduled_thread_pool::ScheduledThreadPool;
 
-use super::checkout::{Abandoned, Gate, Member, Refused, Turn};
+use super::checkout::{Gate, Member, Refused, Turn};
 use super::manager::{Health, LinkManager, Purpose};
 use super::registry::{Outlook, Owner, Pin, Registry, Seen};
 use crate::config::Settings;
-use crate::error::{CheckoutError, CheckoutTimeout, LinkError};
+use crate::error::{CheckoutError, CheckoutTimeout};
 use crate::observe::{Counters, OpenScope, PoolStatus};
 use crate::topology::Endpoint;
 use crate::wire::group::{Job, Settled};
@@ -55,16 +55,11 @@ impl WeakPool {
 /// What came of waiting with a job.
 #[expect(clippy::large_enum_variant, reason = "it is taken apart where it is made")]
 pub(crate) enum Joined {
+    /// A link that was free, and nobody waits.
+    Alone(Lease),
     /// A link, and the job back.
     Lead(Lease, Job),
     Settled(Settled),
-}
-
-/// The one who sent it panicked: nobody can say how far he had come.
-impl Abandoned for Settled {
-    fn abandoned() -> Self {
-        Self::InDoubt(LinkError::panicked())
-    }
 }
 
 struct Inner {
@@ -180,14 +175,22 @@ impl Pool {
         Ok(self.inner.registry.open(self, lease, owner))
     }
 
-    /// A link to send `job` and others' on, unless somebody who has one sends it along first.
-    pub(crate) fn join(&self, job: Job, deadline: Instant) -> Result<Joined, CheckoutError> {
+    /// A link, where one is free; else one to send the job and others' on, unless somebody who has
+    /// one sends it along first.
+    pub(crate) fn join(
+        &self,
+        deadline: Instant,
+        job: impl FnOnce() -> Job,
+    ) -> Result<Joined, CheckoutError> {
         let started = Instant::now();
         let gate = &self.inner.gate;
-        let turn = match gate.try_acquire() {
-            Some(slot) => Ok(Turn::Lead(slot, job)),
-            None => self.waiting(started, |may_wait| gate.join(job, deadline, may_wait)),
-        };
+        if let Some(slot) = gate.try_acquire() {
+            let permit = Permit { pool: self.clone(), slot };
+            let alone = Lease::checkout(permit, deadline).map(Joined::Alone);
+            self.count_checkout(alone.as_ref().err());
+            return alone;
+        }
+        let turn = self.waiting(started, |may_wait| gate.join(job(), deadline, may_wait));
         let led = turn.and_then(|turn| match turn {
             Turn::Settled(settled) => Ok(Joined::Settled(settled)),
             Turn::Lead(slot, job) => {

@@ -26,10 +26,6 @@ pub trait Resolve: sealed::Sealed {
     /// What it becomes.
     type Output;
 
-    /// Whether [`Output`](Self::Output) can be had without the transaction's replies.
-    #[doc(hidden)]
-    fn needs_replies(&self) -> bool;
-
     /// Reads the values out of `replies`.
     ///
     /// # Errors
@@ -41,10 +37,6 @@ impl<T> sealed::Sealed for Queued<T> {}
 
 impl<T: FromRedisValue> Resolve for Queued<T> {
     type Output = T;
-
-    fn needs_replies(&self) -> bool {
-        true
-    }
 
     fn resolve(self, replies: &Replies) -> Result<T, ReplyError> {
         if self.transaction != replies.inner.transaction {
@@ -75,10 +67,6 @@ impl<T> sealed::Sealed for Ready<T> {}
 impl<T> Resolve for Ready<T> {
     type Output = T;
 
-    fn needs_replies(&self) -> bool {
-        false
-    }
-
     fn resolve(self, _: &Replies) -> Result<T, ReplyError> {
         Ok(self.0)
     }
@@ -88,10 +76,6 @@ impl<R: Resolve, const N: usize> sealed::Sealed for [R; N] {}
 
 impl<R: Resolve, const N: usize> Resolve for [R; N] {
     type Output = [R::Output; N];
-
-    fn needs_replies(&self) -> bool {
-        self.iter().any(R::needs_replies)
-    }
 
     fn resolve(self, replies: &Replies) -> Result<Self::Output, ReplyError> {
         let mut failed = None;
@@ -115,10 +99,6 @@ impl<R: Resolve> sealed::Sealed for Vec<R> {}
 impl<R: Resolve> Resolve for Vec<R> {
     type Output = Vec<R::Output>;
 
-    fn needs_replies(&self) -> bool {
-        self.iter().any(R::needs_replies)
-    }
-
     fn resolve(self, replies: &Replies) -> Result<Self::Output, ReplyError> {
         self.into_iter().map(|handle| handle.resolve(replies)).collect()
     }
@@ -128,10 +108,6 @@ impl<R: Resolve> sealed::Sealed for Option<R> {}
 
 impl<R: Resolve> Resolve for Option<R> {
     type Output = Option<R::Output>;
-
-    fn needs_replies(&self) -> bool {
-        self.as_ref().is_some_and(R::needs_replies)
-    }
 
     fn resolve(self, replies: &Replies) -> Result<Self::Output, ReplyError> {
         self.map(|handle| handle.resolve(replies)).transpose()
@@ -146,12 +122,6 @@ macro_rules! resolve_tuples {
             type Output = ($($name::Output,)*);
 
             #[expect(non_snake_case, reason = "type parameters name the fields")]
-            fn needs_replies(&self) -> bool {
-                let ($($name,)*) = self;
-                false $(|| $name.needs_replies())*
-            }
-
-            #[expect(non_snake_case, reason = "type parameters name the fields")]
             fn resolve(self, replies: &Replies) -> Result<Self::Output, ReplyError> {
                 let ($($name,)*) = self;
                 Ok(($($name.resolve(replies)?,)*))
@@ -164,10 +134,6 @@ impl sealed::Sealed for () {}
 
 impl Resolve for () {
     type Output = ();
-
-    fn needs_replies(&self) -> bool {
-        false
-    }
 
     fn resolve(self, _: &Replies) -> Result<(), ReplyError> {
         Ok(())

@@ -2,6 +2,7 @@
 //!
 //! Never: a command sent past an open part. Never: a failure forgotten before the end.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -15,6 +16,27 @@ use crate::wire::buffer::{Buffer, Refusal};
 
 /// Numbers transactions, so that a handle of one is not taken for a handle of another.
 static TRANSACTIONS: AtomicU64 = AtomicU64::new(1);
+
+/// More than this a thread does not keep from one transaction to the next.
+const MOST_SPARE: usize = 64 * 1024;
+
+thread_local! {
+    /// The memory of the thread's last transaction, for its next one.
+    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+fn spare() -> Vec<u8> {
+    SPARE.try_with(Cell::take).unwrap_or_default()
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        let bytes = self.buffer.take_bytes();
+        if bytes.capacity() <= MOST_SPARE {
+            let _: Result<(), _> = SPARE.try_with(|spare| spare.set(bytes));
+        }
+    }
+}
 
 /// The queued commands of a transaction, the scope they will be sent on, and the failure that is
 /// kept until the end.
@@ -38,7 +60,7 @@ impl Body {
     pub(crate) fn on(scope: Scope, terms: Terms, watched: bool) -> Self {
         let settings = scope.settings();
         let transaction = TRANSACTIONS.fetch_add(1, Ordering::Relaxed);
-        let mut buffer = Buffer::new(transaction, settings.limits());
+        let mut buffer = Buffer::new(transaction, settings.limits(), spare());
         if watched || !terms.may_join() {
             buffer.goes_alone();
         }
@@ -204,7 +226,7 @@ impl Body {
     /// In one write with the blocks of others, where that is allowed and there are any.
     fn send_with_others(&mut self, deadline: Instant) -> Result<Committed, CommitError> {
         let Some(pool) = self.scope.pool() else { return Err(CheckoutError::Closed.into()) };
-        commit::group::commit(&pool, &mut self.buffer, deadline)
+        commit::group::commit(&pool, &mut self.buffer, &self.terms, deadline)
     }
 
     /// What the transaction asks of its commit.

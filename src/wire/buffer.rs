@@ -86,8 +86,10 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    pub(crate) fn new(transaction: u64, limits: Limits) -> Self {
-        let mut bytes = Vec::with_capacity(256);
+    /// Writes into `bytes`, whose capacity it takes over.
+    pub(crate) fn new(transaction: u64, limits: Limits, mut bytes: Vec<u8>) -> Self {
+        bytes.clear();
+        bytes.reserve(256);
         bytes.extend_from_slice(UNWATCH);
         bytes.extend_from_slice(MULTI);
         Self {
@@ -110,6 +112,11 @@ impl Buffer {
     /// It will not travel with other blocks, whatever it holds.
     pub(crate) fn goes_alone(&mut self) {
         self.alone = true;
+    }
+
+    /// Gives the memory back. What was queued is forgotten.
+    pub(crate) fn take_bytes(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.bytes)
     }
 
     pub(crate) fn transaction(&self) -> u64 {
@@ -333,7 +340,7 @@ mod tests {
     use super::*;
 
     fn buffer() -> Buffer {
-        Buffer::new(7, Limits { commands: 100, bytes: 10_000 })
+        Buffer::new(7, Limits { commands: 100, bytes: 10_000 }, Vec::new())
     }
 
     #[test]
@@ -440,12 +447,12 @@ mod tests {
 
     #[test]
     fn limits_are_kept() {
-        let mut buffer = Buffer::new(1, Limits { commands: 2, bytes: 100 });
+        let mut buffer = Buffer::new(1, Limits { commands: 2, bytes: 100 }, Vec::new());
         for _ in 0..3 {
             buffer.push(0, &["PING"], |_| {});
         }
         assert_eq!(buffer.refusal(), Some(&Refusal::TooManyCommands { limit: 2 }));
-        let mut buffer = Buffer::new(1, Limits { commands: 2, bytes: 100 });
+        let mut buffer = Buffer::new(1, Limits { commands: 2, bytes: 100 }, Vec::new());
         buffer.push(0, &["SET"], |args| {
             args.arg("k").arg(&[0_u8; 200][..]);
         });

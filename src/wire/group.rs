@@ -1,20 +1,60 @@
-//! Blocks that travel in one write, each its own MULTI…EXEC.
+//! What travels together in one write: blocks, each its own MULTI…EXEC, and single reads.
 //!
-//! Never: one block's reply in another one's. Never: an order other than that of the queue.
+//! Never: one's reply in another one's. Never: an order other than that of the queue.
 
-use super::exec::Verdict;
+use redis::Value;
+
+use super::exec::{Collector, Verdict};
+use super::state::Expect;
 use crate::error::LinkError;
 
-/// A block that whoever has a link may send along with his own.
+/// What whoever has a link may send along with his own.
 pub(crate) struct Job {
-    /// From MULTI to EXEC.
     pub(crate) bytes: Vec<u8>,
-    pub(crate) commands: u32,
+    pub(crate) what: What,
 }
 
-/// What came of a block that somebody else sent.
+/// What a job is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum What {
+    /// From MULTI to EXEC, with so many commands in between.
+    Block { commands: u32 },
+    /// One command that changes nothing.
+    Read,
+}
+
+impl What {
+    /// The replies it will have.
+    pub(crate) fn expected(self) -> [(Expect, u32); 3] {
+        match self {
+            Self::Block { commands } => {
+                [(Expect::Multi, 1), (Expect::Queued, commands), (Expect::Exec, 1)]
+            }
+            Self::Read => [(Expect::Plain, 1), (Expect::Queued, 0), (Expect::Exec, 0)],
+        }
+    }
+}
+
+/// What came of a job that somebody else sent.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Settled {
+pub(crate) struct Settled {
+    /// Its replies, as many as came.
+    pub(crate) replies: Vec<Value>,
+    /// Why no more of them came.
+    pub(crate) broken: Option<Broken>,
+}
+
+/// The link failed.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Broken {
+    /// All of its bytes may have left.
+    pub(crate) left: bool,
+    pub(crate) cause: LinkError,
+}
+
+/// What is known of a block that travelled with others.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Known {
     /// What its replies prove.
     Answered(Verdict),
     /// Its EXEC did not leave.
@@ -23,10 +63,29 @@ pub(crate) enum Settled {
     InDoubt(LinkError),
 }
 
+impl Settled {
+    /// What is known of a block of so many commands.
+    pub(crate) fn known(self, commands: u32) -> Known {
+        let mut collector = Collector::new(commands, 0);
+        for (nth, value) in (0..).zip(self.replies) {
+            match nth {
+                0 => collector.multi(value),
+                nth if nth <= commands => collector.queued(value),
+                _ => collector.exec(value),
+            }
+        }
+        match (collector.verdict(), self.broken) {
+            (Verdict::Unknown, Some(Broken { left: true, cause })) => Known::InDoubt(cause),
+            (Verdict::Unknown, Some(Broken { left: false, cause })) => Known::NotSent(cause),
+            (verdict, _) => Known::Answered(verdict),
+        }
+    }
+}
+
 /// Shows how much, never what.
 impl std::fmt::Debug for Job {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Job").field("commands", &self.commands).finish_non_exhaustive()
+        f.debug_struct("Job").field("what", &self.what).finish_non_exhaustive()
     }
 }
 
@@ -36,6 +95,31 @@ const SMALL: (u32, usize) = (64, 8 * 1024);
 /// Whether a block is small enough to join a group.
 pub(crate) fn is_small(commands: u32, bytes: usize) -> bool {
     commands <= SMALL.0 && bytes <= SMALL.1
+}
+
+/// Whether a read may travel with others: it is one command, and its reply one value.
+pub(crate) fn may_read_along(name: &str) -> bool {
+    matches!(
+        name,
+        "EXISTS"
+            | "GET"
+            | "GETBIT"
+            | "HEXISTS"
+            | "HGET"
+            | "HLEN"
+            | "HSTRLEN"
+            | "LLEN"
+            | "PTTL"
+            | "SCARD"
+            | "SISMEMBER"
+            | "STRLEN"
+            | "TTL"
+            | "TYPE"
+            | "XLEN"
+            | "ZCARD"
+            | "ZRANK"
+            | "ZSCORE"
+    )
 }
 
 /// Whether a command of the table may join a group: its work is constant or logarithmic in the

@@ -302,7 +302,7 @@ fn config(cases: u32) -> Config {
 fn what_was_queued_and_not_forgotten_is_what_another_parser_reads() {
     let programs = prop::collection::vec(node(), 0..6);
     let checked = TestRunner::new(config(PROGRAMS)).run(&programs, |nodes| {
-        let buffer = Buffer::new(1, LIMITS);
+        let buffer = Buffer::new(1, LIMITS, Vec::new());
         let mut run = Run { buffer, expected: Expected::default(), sent: Bytes::new() };
         run.all(&nodes, 0)?;
         run.judge()

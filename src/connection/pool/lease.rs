@@ -184,8 +184,7 @@ impl Lease {
     }
 
     pub(crate) fn repeats(&self) -> Repeats {
-        let idle = self.permit.pool.inner.settings.max_size;
-        Repeats { left: idle + 1, idle }
+        Repeats::new(self.permit.pool.inner.settings.max_size)
     }
 
     /// A deadline for one exchange with the server, by the pool's setting.
@@ -206,6 +205,11 @@ pub(crate) struct Repeats {
 }
 
 impl Repeats {
+    /// As many idle connections as there may be.
+    pub(crate) fn new(idle: u32) -> Self {
+        Self { left: idle + 1, idle }
+    }
+
     pub(crate) fn allow(&mut self, trusted: bool, cause: &LinkError) -> bool {
         if trusted && cause.kind() == LinkErrorKind::TimedOut {
             return false;

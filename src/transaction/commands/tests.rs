@@ -18,7 +18,7 @@ struct Probe(Buffer);
 
 impl Probe {
     fn new() -> Self {
-        Self(Buffer::new(1, Limits { commands: 10, bytes: 10_000 }))
+        Self(Buffer::new(1, Limits { commands: 10, bytes: 10_000 }, Vec::new()))
     }
 
     fn commands(&self) -> Vec<String> {

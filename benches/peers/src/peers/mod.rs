@@ -88,7 +88,11 @@ pub fn all() -> Vec<Peer> {
         peer(RUN, "default settings, max_size 8, min_idle 8", ours::run),
         peer(GROUPED, ours::GROUPED_SETTINGS, ours::grouped),
         peer(GUARD, "the same as run; begin() and commit()", ours::guard),
-        peer(WATCH, "the same; retries without a bound that is met, default backoff", ours::watch),
+        peer(
+            WATCH,
+            "the same; the read is declared, so that it travels with WATCH; retries without a bound that is met",
+            ours::watch,
+        ),
         peer(POOLED, "the same; the pooled handle", ours::pooled),
     ]
 }

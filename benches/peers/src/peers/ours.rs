@@ -106,12 +106,13 @@ pub fn watch(server: &Server, _: &Runtime, row: &Row) -> Option<Crew> {
             work!(clock, {
                 let key = job.any();
                 let mut tries = 0;
-                let count: i64 = handle
-                    .watch([key])
-                    .retry(patient)
+                let mut watch = handle.watch([key]).retry(patient);
+                let get = redis::cmd("GET").arg(key).take();
+                let value = watch.declare::<i64>(get).expect("a read");
+                let count: i64 = watch
                     .run(|read, tx| {
                         tries += 1;
-                        let value: i64 = read.get(key)?;
+                        let value = read.declared(value)?;
                         tx.set(key, value + 1);
                         Ok(tx.incr(&job.first, 1))
                     })
