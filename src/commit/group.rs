@@ -1,38 +1,35 @@
-//! Blocks that travel together: each is as isolated as alone and is told its own outcome.
+//! Blocks that hold no link: each borrows one for its commit, or travels with others, as isolated
+//! as alone and told its own outcome.
 //!
 //! Never: a block told what another one's replies prove.
 
 use std::time::Instant;
 
-use super::{Committed, Form, Terms, clean, commit as commit_alone, count, refused, replies};
+use super::{Committed, Form, Terms, clean, commit, count, refused, replies};
 use crate::connection::group::lead;
-use crate::connection::pool::{Joined, Pool};
+use crate::connection::pool::{Joined, Lease, Pool};
 use crate::error::{CommitError, InDoubt, LinkError};
 use crate::wire::buffer::{Buffer, Start};
 use crate::wire::exec::Verdict;
 use crate::wire::group::{Job, Known, What};
 
-/// Commits what `buffer` holds: alone where a link is free, with others where it has to wait.
-pub(crate) fn commit(
+/// Commits what `buffer` holds: with others, where it may and has to wait for a link.
+pub(crate) fn block(
     pool: &Pool,
     buffer: &mut Buffer,
     terms: &Terms,
     checkout: Instant,
 ) -> Result<Committed, CommitError> {
+    if !buffer.may_join() {
+        return alone(pool.lease(checkout)?, buffer, terms, checkout);
+    }
     let commands = buffer.commands();
     let job = || {
         let bytes = buffer.closed(Start::Multi, b"", b"").bytes.to_vec();
         Job { bytes, what: What::Block { commands } }
     };
     let settled = match pool.join(checkout, job)? {
-        Joined::Alone(mut lease) => {
-            let form = Form { terms, watched: false, checkout };
-            let committed = commit_alone(&mut lease, buffer, form);
-            if let Err(error) = clean(&mut lease) {
-                tracing::debug!(%error, "cleaning failed, connection replaced");
-            }
-            return committed;
-        }
+        Joined::Alone(lease) => return alone(lease, buffer, terms, checkout),
         Joined::Settled(settled) => settled,
         Joined::Lead(mut lease, own) => {
             lease.answering(checkout).map_err(CommitError::not_sent)?;
@@ -41,6 +38,20 @@ pub(crate) fn commit(
     };
     let committed = told(buffer, settled.known(commands));
     count(pool.counters(), &committed);
+    committed
+}
+
+fn alone(
+    mut lease: Lease,
+    buffer: &mut Buffer,
+    terms: &Terms,
+    checkout: Instant,
+) -> Result<Committed, CommitError> {
+    let form = Form { terms, watched: false, checkout };
+    let committed = commit(&mut lease, buffer, form);
+    if let Err(error) = clean(&mut lease) {
+        tracing::debug!(%error, "cleaning failed, connection replaced");
+    }
     committed
 }
 

@@ -5,7 +5,7 @@
 
 mod clean;
 mod exchange;
-pub(crate) mod group;
+mod group;
 mod prove;
 pub(crate) mod resolve;
 
@@ -14,6 +14,7 @@ use std::time::Instant;
 
 pub(crate) use clean::clean;
 use exchange::{Answers, Lost, exchange, queue};
+pub(crate) use group::block;
 use prove::prove;
 pub(crate) use prove::watch;
 use redis::Value;

@@ -151,7 +151,7 @@ impl Pool {
     pub(crate) fn lease(&self, deadline: Instant) -> Result<Lease, CheckoutError> {
         let started = Instant::now();
         let leased = self.permit(started, deadline);
-        let leased = leased.and_then(|permit| Lease::checkout(permit, deadline));
+        let leased = leased.and_then(|permit| Lease::checkout(permit, started, deadline));
         self.count_checkout(leased.as_ref().err());
         leased
     }
@@ -186,7 +186,7 @@ impl Pool {
         let gate = &self.inner.gate;
         if let Some(slot) = gate.try_acquire() {
             let permit = Permit { pool: self.clone(), slot };
-            let alone = Lease::checkout(permit, deadline).map(Joined::Alone);
+            let alone = Lease::checkout(permit, started, deadline).map(Joined::Alone);
             self.count_checkout(alone.as_ref().err());
             return alone;
         }
@@ -195,7 +195,7 @@ impl Pool {
             Turn::Settled(settled) => Ok(Joined::Settled(settled)),
             Turn::Lead(slot, job) => {
                 let permit = Permit { pool: self.clone(), slot };
-                Ok(Joined::Lead(Lease::checkout(permit, deadline)?, job))
+                Ok(Joined::Lead(Lease::checkout(permit, started, deadline)?, job))
             }
         });
         self.count_checkout(led.as_ref().err());

@@ -208,25 +208,23 @@ impl Body {
 
     fn send(&mut self) -> Result<Committed, CommitError> {
         let deadline = self.scope.checkout_deadline();
-        if self.buffer.may_join() && !self.scope.is_pinned() {
-            return self.send_with_others(deadline);
-        }
         let once = self.terms.once.is_some();
         if self.buffer.commands() == 0 && !self.watched && !once && !self.scope.is_pinned() {
             return Ok(Committed::Applied(Replies::none(self.buffer.transaction())));
         }
-        if !self.watched {
-            self.scope.pin(deadline)?;
+        if !self.watched && !self.scope.is_pinned() {
+            return self.send_unpinned(deadline);
         }
         let form = Form { terms: &self.terms, watched: self.watched, checkout: deadline };
         let buffer = &mut self.buffer;
         self.scope.finish(|lease| commit::commit(lease, buffer, form))
     }
 
-    /// In one write with the blocks of others, where that is allowed and there are any.
-    fn send_with_others(&mut self, deadline: Instant) -> Result<Committed, CommitError> {
+    /// On a link that is borrowed for the commit only. No code of the caller's runs meanwhile, so
+    /// there is nothing to take back.
+    fn send_unpinned(&mut self, checkout: Instant) -> Result<Committed, CommitError> {
         let Some(pool) = self.scope.pool() else { return Err(CheckoutError::Closed.into()) };
-        commit::group::commit(&pool, &mut self.buffer, &self.terms, deadline)
+        commit::block(&pool, &mut self.buffer, &self.terms, checkout)
     }
 
     /// What the transaction asks of its commit.
@@ -241,7 +239,11 @@ impl Body {
 
     /// Tells the span how the transaction ended.
     pub(crate) fn record(&self, committed: &Result<Committed, CommitError>) {
-        let (span, outcome) = (self.span(), outcome(committed));
+        let span = self.span();
+        if span.is_disabled() {
+            return;
+        }
+        let outcome = outcome(committed);
         span.record("db.operation.batch.size", self.buffer.commands());
         span.record("rediscope.outcome", outcome);
         if let Err(error) = committed {

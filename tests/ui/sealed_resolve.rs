@@ -5,10 +5,6 @@ struct Mine;
 impl Resolve for Mine {
     type Output = ();
 
-    fn needs_replies(&self) -> bool {
-        false
-    }
-
     fn resolve(self, _: &Replies) -> Result<(), ReplyError> {
         Ok(())
     }

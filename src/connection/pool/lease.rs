@@ -36,9 +36,14 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    pub(super) fn checkout(permit: Permit, deadline: Instant) -> Result<Self, CheckoutError> {
+    /// `started`: since when the caller waits.
+    pub(super) fn checkout(
+        permit: Permit,
+        started: Instant,
+        deadline: Instant,
+    ) -> Result<Self, CheckoutError> {
         let mut lease = Self { link: None, permit };
-        lease.fetch(deadline)?;
+        lease.fetch(started, deadline)?;
         Ok(lease)
     }
 
@@ -53,7 +58,7 @@ impl Lease {
     /// The link, opened or taken from the pool if there is none yet.
     pub(crate) fn link(&mut self, deadline: Instant) -> Result<&mut Link, Error> {
         if self.link.is_none() {
-            self.fetch(deadline)?;
+            self.fetch(Instant::now(), deadline)?;
         }
         match &mut self.link {
             Some(link) => Ok(link),
@@ -117,9 +122,8 @@ impl Lease {
         }
     }
 
-    fn fetch(&mut self, deadline: Instant) -> Result<(), CheckoutError> {
+    fn fetch(&mut self, started: Instant, deadline: Instant) -> Result<(), CheckoutError> {
         let inner = Arc::clone(&self.permit.pool.inner);
-        let started = Instant::now();
         let mut caller = inner.health.openings.caller();
         let mut now = started;
         loop {
