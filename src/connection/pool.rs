@@ -53,7 +53,6 @@ impl WeakPool {
 }
 
 /// What came of waiting with a job.
-#[expect(clippy::large_enum_variant, reason = "it is taken apart where it is made")]
 pub(crate) enum Joined {
     /// A link that was free, and nobody waits.
     Alone(Lease),
