@@ -7,6 +7,7 @@ mod connection;
 #[cfg(doctest)]
 mod docs;
 mod error;
+mod lock;
 mod observe;
 mod pooled;
 pub mod prelude;
@@ -21,10 +22,13 @@ mod wire;
 pub use redis;
 
 pub use error::{
-    Applied, CheckoutError, CheckoutTimeout, CommitError, CommitToken, ConfigError, Error, InDoubt,
-    LinkError, LinkErrorKind, PinExpired, ReplyError, Resolution, ServerError, Unresolved,
+    Applied, CheckoutError, CheckoutTimeout, CommitError, CommitToken, ConfigError, Error, Holder,
+    InDoubt, LinkError, LinkErrorKind, LockError, LostBecause, PinExpired, ReplyError, Resolution,
+    ServerError, Unresolved,
 };
-pub use observe::{Counts, OpenScope, PoolStatus, Replaced, Status};
+pub use lock::guard::LockGuard;
+pub use lock::handle::{Lock, RwLock};
+pub use observe::{Counts, LockStatus, OpenScope, PoolStatus, Replaced, Status};
 pub use pooled::Pooled;
 pub use reply::{Queued, Ready, Replies, Resolve};
 pub use retry::RetryPolicy;

@@ -208,6 +208,90 @@ pub struct PoolStatus {
     pub last_connect_error: Option<crate::error::LinkError>,
 }
 
+/// The locks of a session manager: what they hold now, and what they have done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LockStatus {
+    /// Locks that are held.
+    pub held: u64,
+    /// Calls that wait for a lock.
+    pub waiting: usize,
+    /// Locks whose releases are listened for.
+    pub subscriptions: usize,
+    /// Wake-ups that a waiting call has been given and has not acted on.
+    pub permits: usize,
+    /// Locks that were acquired.
+    pub acquired: u64,
+    /// Calls that waited in vain.
+    pub timeouts: u64,
+    /// Leases that were extended.
+    pub renewals: u64,
+    /// Locks that were lost.
+    pub lost: u64,
+}
+
+impl fmt::Display for LockStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "locks: {} held, {} waiting, {} subscriptions, {} permits out\n  {} acquired, \
+             {} timeouts, {} renewals, {} lost",
+            self.held,
+            self.waiting,
+            self.subscriptions,
+            self.permits,
+            self.acquired,
+            self.timeouts,
+            self.renewals,
+            self.lost
+        )
+    }
+}
+
+/// What is counted of locks.
+#[derive(Debug, Default)]
+pub(crate) struct LockCounters {
+    pub(crate) held: Level,
+    pub(crate) acquired: Counter,
+    pub(crate) timeouts: Counter,
+    pub(crate) renewals: Counter,
+    pub(crate) lost: Counter,
+}
+
+impl LockCounters {
+    pub(crate) fn status(
+        &self,
+        waiting: usize,
+        subscriptions: usize,
+        permits: usize,
+    ) -> LockStatus {
+        LockStatus {
+            held: self.held.0.load(Ordering::Relaxed),
+            waiting,
+            subscriptions,
+            permits,
+            acquired: self.acquired.get(),
+            timeouts: self.timeouts.get(),
+            renewals: self.renewals.get(),
+            lost: self.lost.get(),
+        }
+    }
+}
+
+/// How many there are of something.
+#[derive(Debug, Default)]
+pub(crate) struct Level(AtomicU64);
+
+impl Level {
+    pub(crate) fn enter(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn leave(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A session manager's state. Its `Display` is one report for an incident.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -218,6 +302,8 @@ pub struct Status {
     pub pooled: PoolStatus,
     /// The pool behind the transactional handles.
     pub transactional: PoolStatus,
+    /// The locks.
+    pub locks: LockStatus,
 }
 
 impl fmt::Display for PoolStatus {
@@ -240,7 +326,11 @@ impl fmt::Display for PoolStatus {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "redis {}\n{}\n{}", self.server, self.pooled, self.transactional)
+        write!(f, "redis {}\n{}\n{}", self.server, self.pooled, self.transactional)?;
+        match self.locks == LockStatus::default() {
+            true => Ok(()),
+            false => write!(f, "\n{}", self.locks),
+        }
     }
 }
 

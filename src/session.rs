@@ -14,6 +14,9 @@ use crate::config::Settings;
 use crate::connection::manager::Purpose;
 use crate::connection::pool::Pool;
 use crate::error::{CommitToken, ConfigError, Resolution, Resolver as _};
+use crate::lock::acquire::Mode;
+use crate::lock::handle::{Lock, RwLock};
+use crate::lock::hub::Hub;
 use crate::observe::{OpenScope, Status};
 use crate::pooled::Pooled;
 use crate::topology::{self, Endpoint};
@@ -47,6 +50,7 @@ pub struct SessionManager {
     transactional: Pool,
     asker: Arc<Asker>,
     admission: Arc<Admission>,
+    locks: Arc<Hub>,
 }
 
 impl UnwindSafe for SessionManager {}
@@ -83,6 +87,35 @@ impl SessionManager {
         Transactional::new(self.transactional.clone(), asker, Arc::clone(&self.admission))
     }
 
+    /// The lock of this name: one holder at a time, whatever process he is in. See [`Lock`].
+    ///
+    /// Names of locks, [read/write locks](Self::rw_lock) and [semaphores](Self::semaphore) are
+    /// apart. An empty name is refused by `acquire`.
+    pub fn lock(&self, name: impl AsRef<str>) -> Lock {
+        Lock::new(Arc::clone(&self.locks), "lock", name.as_ref(), Mode::Exclusive(1))
+    }
+
+    /// The semaphore of this name: at most `permits` holders at a time. All who use it should say
+    /// the same number; each counts for himself.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use rediscope::SessionManager;
+    /// # fn main() -> Result<(), rediscope::Error> {
+    /// # let sessions = SessionManager::connect("redis://127.0.0.1/")?;
+    /// let permit = sessions.semaphore("printers", 3).acquire(Duration::from_secs(5))?;
+    /// # drop(permit);
+    /// # Ok(()) }
+    /// ```
+    pub fn semaphore(&self, name: impl AsRef<str>, permits: u32) -> Lock {
+        Lock::new(Arc::clone(&self.locks), "sem", name.as_ref(), Mode::Exclusive(permits))
+    }
+
+    /// The read/write lock of this name: many readers, or one writer. See [`RwLock`].
+    pub fn rw_lock(&self, name: impl AsRef<str>) -> RwLock {
+        RwLock::new(&self.locks, name.as_ref())
+    }
+
     /// Finds out what became of an exactly-once transaction of this process's or another's, within
     /// `checkout_timeout`: see [`InDoubt::resolve`](crate::InDoubt::resolve).
     pub fn resolve(&self, token: &CommitToken) -> Resolution {
@@ -113,6 +146,7 @@ impl SessionManager {
         self.pooled.close();
         self.transactional.close();
         self.asker.close();
+        self.locks.close();
         self.pooled.drain(deadline) + self.transactional.drain(deadline)
     }
 
@@ -123,6 +157,7 @@ impl SessionManager {
             server: self.transactional.endpoint().address().to_owned(),
             pooled: self.pooled.status(),
             transactional: self.transactional.status(),
+            locks: self.locks.status(),
         }
     }
 }
@@ -227,8 +262,9 @@ impl Builder {
 
     /// What the names of this crate's own keys begin with: `<prefix>:reg:…` for the registers of
     /// exactly-once connections, `<prefix>:once:…` for the keys of
-    /// [`exactly_once_as`](crate::TransactionOptions::exactly_once_as). The user needs the right
-    /// to read and write them. Default `rediscope`; not empty, and without braces.
+    /// [`exactly_once_as`](crate::TransactionOptions::exactly_once_as), `<prefix>:lock:…`, `:rw:…`,
+    /// `:sem:…` and `<prefix>:fence` for locks. The user needs the right to read and write them,
+    /// for locks also to channels of that prefix. Default `rediscope`; not empty, and without braces.
     pub fn register_prefix(mut self, prefix: impl Into<String>) -> Self {
         self.settings.register_prefix = prefix.into();
         self
@@ -258,6 +294,7 @@ impl Builder {
         let asker = Arc::new(Asker::new(endpoint.clone(), Arc::clone(&settings), health));
         let admission = Arc::new(Admission::new());
         let pooled = pool("pooled", Purpose::Pooled);
-        Ok(SessionManager { pooled, transactional, asker, admission })
+        let locks = Arc::new(Hub::new(pooled.clone()));
+        Ok(SessionManager { pooled, transactional, asker, admission, locks })
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::connection::pool::Pool;
 use crate::connection::registry::Owner;
 use crate::error::{Error, Resolver};
+use crate::lock::guard::LockGuard;
 use crate::reply::Resolve;
 use crate::transaction::admission::Admission;
 use crate::transaction::block::Block;
@@ -53,6 +54,35 @@ impl Transactional {
     /// A handle whose transactions have these options; what `options` does not set stays.
     pub fn with(&self, options: TransactionOptions) -> Self {
         Self { options: self.options.overlaid(options), ..self.clone() }
+    }
+
+    /// A handle whose transactions are applied only while `guard`'s lock is held: of a holder who
+    /// lost the lock and does not know it yet, nothing is ever applied.
+    ///
+    /// The lock is watched and asked for with the first words of each transaction (a round trip
+    /// for a block, none more for a watching one), so whoever acquires it before EXEC makes EXEC
+    /// apply nothing. The answer is [`LockLost`](crate::CommitError::LockLost) then. Where the lock
+    /// was only extended meanwhile the block is sent again; a watching block may be told of a
+    /// conflict by it.
+    ///
+    /// The lock must be on the server and in the database of this handle.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use rediscope::{SessionManager, prelude::*};
+    /// # fn main() -> Result<(), rediscope::Error> {
+    /// let sessions = SessionManager::connect("redis://127.0.0.1/")?;
+    /// let guard = sessions.lock("report").acquire(Duration::from_secs(2))?;
+    /// let fenced = sessions.transactional().fenced_by(&guard);
+    /// fenced.run(|tx| Ok(tx.set("report:state", "half done")))?;
+    /// guard.release()?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// Behind it: [`WATCH`](https://redis.io/docs/latest/commands/watch/) and
+    /// [`ZSCORE`](https://redis.io/docs/latest/commands/zscore/).
+    pub fn fenced_by(&self, guard: &LockGuard) -> Self {
+        self.with(TransactionOptions::default().fenced_by(guard))
     }
 
     /// Pins a connection for a transaction that is committed or discarded by hand.

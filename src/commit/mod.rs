@@ -5,6 +5,7 @@
 
 mod clean;
 mod exchange;
+mod fenced;
 mod group;
 mod prove;
 pub(crate) mod resolve;
@@ -14,6 +15,7 @@ use std::time::Instant;
 
 pub(crate) use clean::clean;
 use exchange::{Answers, Lost, exchange, queue};
+pub(crate) use fenced::{Held, Witness};
 pub(crate) use group::block;
 use prove::prove;
 pub(crate) use prove::watch;
@@ -40,6 +42,8 @@ pub(crate) struct Terms {
     pub(crate) fence: Option<Arc<dyn Resolver>>,
     /// At most one transaction with this key is ever applied.
     pub(crate) once: Option<Once>,
+    /// It is applied only while this lock is held.
+    pub(crate) held: Option<Held>,
     pub(crate) durability: Option<Durability>,
     /// It may travel with others.
     pub(crate) grouped: bool,
@@ -48,7 +52,8 @@ pub(crate) struct Terms {
 impl Terms {
     /// Whether nothing is asked for that concerns the link as such.
     pub(crate) fn may_join(&self) -> bool {
-        self.grouped && !self.immediate && self.fence.is_none() && self.durability.is_none()
+        let plain = self.fence.is_none() && self.held.is_none() && self.durability.is_none();
+        self.grouped && !self.immediate && plain
     }
 }
 
@@ -92,8 +97,9 @@ fn count(counters: &Counters, committed: &Result<Committed, CommitError>) {
     }
 }
 
-/// How often a transaction is sent whose register was changed under it. It lives for an hour, and
-/// nobody else writes to it.
+/// How often a transaction is sent under which a key was changed that it watches for itself: a
+/// register, which lives for an hour and which nobody else writes to, or a lock, which renewals and
+/// other holders touch from time to time.
 const TRIES: u32 = 4;
 
 fn attempt(
@@ -117,7 +123,7 @@ fn attempt(
         }
     }
     Err(CommitError::lost_before_exec(LinkError::unexpected(
-        "the connection's own register was changed or deleted",
+        "its own register, or the lock it is fenced by, was changed every time",
     )))
 }
 
@@ -199,7 +205,7 @@ fn judge(
             return Ok(Committed::Applied(applied(buffer, values, form.terms, acks)?));
         }
         Verdict::Nil if form.watched => return Ok(Committed::Conflict),
-        Verdict::Nil if form.terms.fence.is_some() => {
+        Verdict::Nil if form.terms.fence.is_some() || form.terms.held.is_some() => {
             if let Some(link) = lease.current() {
                 link.registered(None);
             }
@@ -329,6 +335,7 @@ impl std::fmt::Debug for Terms {
         f.debug_struct("Terms")
             .field("immediate", &self.immediate)
             .field("exactly_once", &self.fence.is_some())
+            .field("fenced", &self.held.is_some())
             .field("durability", &self.durability)
             .finish_non_exhaustive()
     }

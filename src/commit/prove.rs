@@ -17,6 +17,7 @@ use crate::observe::Replaced;
 use crate::wire::buffer::Buffer;
 use crate::wire::durability::{Durability, KNOWS_WAITAOF, lacks_waitaof};
 use crate::wire::encode::{DISCARD, MULTI, UNWATCH};
+use crate::wire::held;
 use crate::wire::state::Expect;
 
 /// Brings the link to where the commands may leave: it was heard of within the trust window, or
@@ -53,6 +54,7 @@ pub(super) fn prove(lease: &mut Lease, buffer: &Buffer, form: Form<'_>) -> Resul
                 return Err(CommitError::rejected(None, refused.word.to_owned(), &refused.error));
             }
             Ok(Found { once: true, .. }) => return Err(CommitError::AlreadyCommitted),
+            Ok(Found { lock_lost: true, .. }) => return Err(CommitError::LockLost),
             Ok(Found { lacks_waitaof: true, .. }) => {
                 let unsupported = Error::Unsupported { command: "WAITAOF", since: "7.2" };
                 return Err(CommitError::not_sent(unsupported));
@@ -91,6 +93,7 @@ pub(crate) fn watch(
             steps.register(link, &settings, form.terms).map_err(lost_watch)?;
             steps.step(Step::Watch, Expect::Watch, keys);
             steps.once(form.terms);
+            steps.held(form.terms);
         }
         steps.reads(reads, count);
         match steps.take(link, deadline) {
@@ -99,6 +102,7 @@ pub(crate) fn watch(
                 return Err(refused.into());
             }
             Ok(Found { once: true, .. }) => return Err(CommitError::AlreadyCommitted.into()),
+            Ok(Found { lock_lost: true, .. }) => return Err(CommitError::LockLost.into()),
             Ok(found) => return Ok(found.reads),
             Err(cause) => {
                 lease.found_dead(&cause);
@@ -143,11 +147,13 @@ fn steps(
         if !link.is_armed_for(settings.register_ttl / 2) {
             steps.register(link, settings, terms)?;
         }
-    } else if armed && !multi && !watching && (terms.immediate || !trusted) {
+    } else if armed && !multi && !watching && (terms.immediate || !trusted || terms.held.is_some())
+    {
         steps.step(Step::Unwatch, Expect::Unwatch, UNWATCH);
     }
     if !watching {
         steps.once(terms);
+        steps.held(terms);
     }
     if asks_for_aof {
         steps.step(Step::Aof, Expect::Plain, KNOWS_WAITAOF);
@@ -169,6 +175,9 @@ enum Step {
     Watch,
     WatchOnce,
     Once,
+    WatchLock,
+    Time,
+    Lock,
     Aof,
     Read,
     Multi,
@@ -185,6 +194,9 @@ impl Step {
             Self::Watch => "WATCH",
             Self::WatchOnce => "WATCH of the idempotency key",
             Self::Once => "EXISTS of the idempotency key",
+            Self::WatchLock => "WATCH of the lock",
+            Self::Time => "TIME",
+            Self::Lock => "ZSCORE of the lock",
             Self::Aof => "COMMAND INFO",
             Self::Read => "a read",
             Self::Multi => "MULTI",
@@ -205,6 +217,7 @@ struct Found {
     refused: Option<Refused>,
     /// A transaction with the same key was applied.
     once: bool,
+    lock_lost: bool,
     lacks_waitaof: bool,
     reads: Vec<Value>,
 }
@@ -268,6 +281,17 @@ impl Steps {
         }
     }
 
+    /// Watches the lock and asks whether it is held.
+    fn held(&mut self, terms: &Terms) {
+        if let Some(held) = &terms.held {
+            self.steps.push((Step::WatchLock, Expect::Watch));
+            held.lock.watch(&mut self.bytes);
+            self.step(Step::Time, Expect::Plain, held::TIME);
+            self.steps.push((Step::Lock, Expect::Plain));
+            held.lock.score(&mut self.bytes);
+        }
+    }
+
     fn reads(&mut self, bytes: &[u8], count: usize) {
         self.steps.extend(std::iter::repeat_n((Step::Read, Expect::Plain), count));
         self.bytes.extend_from_slice(bytes);
@@ -279,6 +303,7 @@ impl Steps {
         let expected: Vec<_> = self.steps.iter().map(|(_, expect)| (*expect, 1)).collect();
         link.send(&self.bytes, &expected, deadline)?;
         let mut found = Found::default();
+        let mut now = None;
         for (step, _) in self.steps {
             let value = link.receive(deadline)?;
             if step == Step::Read {
@@ -296,6 +321,8 @@ impl Steps {
             match step {
                 Step::Register => link.registered(Some(asked)),
                 Step::Once => found.once = value == Value::Int(1),
+                Step::Time => now = held::millis(&value),
+                Step::Lock => found.lock_lost = !held::is_held(&value, now),
                 Step::Aof => found.lacks_waitaof = lacks_waitaof(&value),
                 _ => {}
             }

@@ -17,6 +17,7 @@ use crate::wire::durability::Acks;
 /// | `NotIsolated` | ran the commands one by one, without MULTI |
 /// | `NotReplicated` | ran it, **it was applied here**; too few others have it |
 /// | `AlreadyCommitted` | nothing: an earlier transaction with this key was applied |
+/// | `LockLost` | nothing: the lock that it was fenced by is no longer held |
 /// | `PinExpired` | nothing: the scope was open for too long |
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -82,6 +83,10 @@ pub enum CommitError {
     /// this process or another.
     #[error("nothing was applied: a transaction with this key was committed before")]
     AlreadyCommitted,
+    /// Nothing was applied: the lock that the transaction was
+    /// [fenced by](crate::Transactional::fenced_by) is not its guard's any more.
+    #[error("nothing was applied: the lock that the transaction was fenced by is no longer held")]
+    LockLost,
     /// Nothing was applied: the scope was open for too long.
     #[error(transparent)]
     PinExpired(#[from] PinExpired),
@@ -109,6 +114,7 @@ impl CommitError {
             Self::Rejected { .. }
             | Self::NotSent { .. }
             | Self::AlreadyCommitted
+            | Self::LockLost
             | Self::PinExpired(_) => Applied::No,
             Self::NotReplicated { .. } => Applied::Yes,
             Self::PartlyApplied { .. } => Applied::Partly,
@@ -128,6 +134,7 @@ impl CommitError {
             | Self::NotIsolated { .. }
             | Self::NotReplicated { .. }
             | Self::AlreadyCommitted
+            | Self::LockLost
             | Self::PinExpired(_) => false,
         }
     }
@@ -143,6 +150,7 @@ impl CommitError {
             Self::NotSent { .. }
             | Self::InDoubt(_)
             | Self::AlreadyCommitted
+            | Self::LockLost
             | Self::PinExpired(_) => None,
         }
     }

@@ -11,6 +11,7 @@ mod commit;
 mod config;
 mod in_doubt;
 mod link;
+mod lock;
 mod reply;
 mod server;
 
@@ -23,6 +24,7 @@ pub use config::ConfigError;
 pub(crate) use in_doubt::Resolver;
 pub use in_doubt::{CommitToken, InDoubt, Resolution, Unresolved};
 pub use link::{LinkError, LinkErrorKind};
+pub use lock::{Holder, LockError, LostBecause};
 pub use reply::ReplyError;
 pub use server::ServerError;
 
@@ -96,6 +98,9 @@ pub enum Error {
     /// A transaction was applied, but this value of it cannot be handed out.
     #[error(transparent)]
     Reply(#[from] ReplyError),
+    /// A lock was not acquired, or is no longer held.
+    #[error(transparent)]
+    Lock(Box<LockError>),
     /// The scope was open for too long.
     #[error(transparent)]
     PinExpired(#[from] PinExpired),
@@ -197,6 +202,7 @@ impl Error {
                 if may_have_written { Applied::Unknown } else { Applied::No }
             }
             Self::Commit(error) => error.applied(),
+            Self::Lock(error) => error.applied(),
             Self::Pipeline { .. } => Applied::Partly,
             Self::Reply(_) => Applied::Yes,
             Self::Decode { .. } => Applied::Yes,
@@ -209,6 +215,7 @@ impl Error {
         match self {
             Self::Checkout(error) => error.is_retryable(),
             Self::Commit(error) => error.is_retryable(),
+            Self::Lock(error) => error.is_retryable(),
             Self::RetriesExhausted { .. } => true,
             Self::Command { error, .. } => error.is_transient() && self.applied() == Applied::No,
             Self::Config(_)
@@ -228,6 +235,14 @@ impl Error {
     pub fn as_commit(&self) -> Option<&CommitError> {
         match self {
             Self::Commit(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// The lock's own error, where this is one.
+    pub fn as_lock(&self) -> Option<&LockError> {
+        match self {
+            Self::Lock(error) => Some(error),
             _ => None,
         }
     }
@@ -258,6 +273,16 @@ impl From<CommitError> for Error {
         match error {
             CommitError::NotSent { source } if matches!(*source, Self::Checkout(_)) => *source,
             error => Self::Commit(Box::new(error)),
+        }
+    }
+}
+
+/// No connection is no connection, whatever it was for.
+impl From<LockError> for Error {
+    fn from(error: LockError) -> Self {
+        match error {
+            LockError::Checkout(error) => Self::Checkout(error),
+            error => Self::Lock(Box::new(error)),
         }
     }
 }

@@ -272,6 +272,7 @@ fn outcome(committed: &Result<Committed, CommitError>) -> &'static str {
         Err(CommitError::NotIsolated { .. }) => "not isolated",
         Err(CommitError::NotReplicated { .. }) => "not replicated",
         Err(CommitError::AlreadyCommitted) => "already committed",
+        Err(CommitError::LockLost) => "lock lost",
         Err(CommitError::PinExpired(_)) => "pin expired",
     }
 }

@@ -6,9 +6,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::commit::Terms;
+use crate::commit::{Held, Terms};
 use crate::config::Settings;
-use crate::error::{ConfigError, Error, Resolver};
+use crate::error::{CommitError, ConfigError, Error, Resolver};
+use crate::lock::guard::LockGuard;
 use crate::retry::RetryPolicy;
 use crate::wire::durability::Durability;
 use crate::wire::once::Once;
@@ -51,6 +52,7 @@ pub struct TransactionOptions {
     retry: Option<RetryPolicy>,
     exactly_once: Option<ExactlyOnce>,
     durability: Option<Durability>,
+    held: Option<Held>,
     grouped: Option<bool>,
     free_for_all: Option<bool>,
 }
@@ -182,6 +184,14 @@ impl TransactionOptions {
         self
     }
 
+    /// The transaction is applied only while `guard`'s lock is held; otherwise nothing is applied
+    /// and the answer is [`LockLost`](crate::CommitError::LockLost). See
+    /// [`Transactional::fenced_by`](crate::Transactional::fenced_by).
+    pub fn fenced_by(mut self, guard: &LockGuard) -> Self {
+        self.held = Some(guard.held());
+        self
+    }
+
     /// Blocks of `run` that find no free connection join a group: one of them leads, gets the next
     /// connection and sends the blocks that wait with him in one write, each its own MULTI…EXEC,
     /// as isolated as alone. It pays where many threads share few connections.
@@ -214,6 +224,7 @@ impl TransactionOptions {
             retry: over.retry.or(self.retry),
             exactly_once: over.exactly_once.or_else(|| self.exactly_once.clone()),
             durability: over.durability.or(self.durability),
+            held: over.held.or_else(|| self.held.clone()),
             grouped: over.grouped.or(self.grouped),
             free_for_all: over.free_for_all.or(self.free_for_all),
         }
@@ -247,7 +258,11 @@ impl TransactionOptions {
             }
             Some(ExactlyOnce::Fence) | None => None,
         };
+        if self.held.as_ref().is_some_and(Held::is_lost) {
+            return Err(CommitError::LockLost.into());
+        }
         Ok(Terms {
+            held: self.held.as_ref().map(Held::watching),
             immediate: self.begin == Some(Begin::Immediate),
             fence: self.exactly_once.as_ref().map(|_| Arc::clone(resolver)),
             once,
@@ -272,6 +287,7 @@ impl fmt::Debug for TransactionOptions {
             .field("begin", &self.begin)
             .field("retry", &self.retry)
             .field("exactly_once", &self.exactly_once.is_some())
+            .field("fenced", &self.held.is_some())
             .field("durability", &self.durability)
             .field("grouped", &self.grouped)
             .field("free_for_all", &self.free_for_all)

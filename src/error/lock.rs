@@ -1,0 +1,143 @@
+//! Why a lock was not acquired, or is no longer held.
+//!
+//! Never: a lock's name or its owner's token. Never: "held", once the lease may be over.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Applied, CheckoutError, LinkError, ServerError};
+use crate::wire::durability::Acks;
+
+/// Who holds a lock, as the server had it when it was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Holder {
+    /// What the holder called itself ([`Lock::label`](crate::Lock::label)).
+    pub label: Option<Arc<str>>,
+    /// What was left of its lease. It may have been extended since.
+    pub remaining: Duration,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.label {
+            Some(label) => write!(f, "{label:?} for {:?} more", self.remaining),
+            None => write!(f, "somebody for {:?} more", self.remaining),
+        }
+    }
+}
+
+/// How a lock was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LostBecause {
+    /// The lease was not extended in time: the server was out of reach, or this process was
+    /// stopped, or the lease is fixed. By this process's clock, less a margin.
+    Expired,
+    /// The server said that somebody else may have it: the lease ended there, the lock was
+    /// [forced](crate::Lock::force_release), or its data is gone.
+    Gone,
+}
+
+impl fmt::Display for LostBecause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Expired => "its lease was not extended in time",
+            Self::Gone => "the server no longer has it as ours",
+        })
+    }
+}
+
+/// Why a lock was not acquired, or is no longer held.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LockError {
+    /// Somebody else had it for as long as the caller was ready to wait.
+    #[error("the lock was not acquired within {waited:?}{}", held_by(.holder))]
+    #[non_exhaustive]
+    Timeout {
+        /// How long the call waited.
+        waited: Duration,
+        /// Who held it when the server was last asked.
+        holder: Option<Holder>,
+    },
+    /// The lock was held and is not any more. What it was to protect may be in others' hands.
+    #[error("the lock was lost: {why}")]
+    #[non_exhaustive]
+    Lost {
+        /// How.
+        why: LostBecause,
+    },
+    /// No connection was given.
+    #[error(transparent)]
+    Checkout(#[from] CheckoutError),
+    /// The server refused.
+    #[error("{during} was refused by the server: {error}")]
+    #[non_exhaustive]
+    Command {
+        /// What was being done: `acquire`, `release`, …
+        during: &'static str,
+        /// What the server said.
+        error: ServerError,
+    },
+    /// The connection failed and so did every other one. What may have been acquired is given back
+    /// in the background, by its token; what may not have been released ends with its lease.
+    #[error("{during} failed: {source}")]
+    #[non_exhaustive]
+    Connection {
+        /// What was being done: `acquire`, `release`, …
+        during: &'static str,
+        /// How the connection failed.
+        source: LinkError,
+    },
+    /// It was acquired, too few replicas had it in time, and it was given back.
+    #[error("the lock is on {got}, not on {wanted}, and was given back")]
+    #[non_exhaustive]
+    NotReplicated {
+        /// What [`wait_replicas`](crate::Lock::wait_replicas) asked for.
+        wanted: Acks,
+        /// What the server counted.
+        got: Acks,
+    },
+    /// It cannot work as it was asked for; nothing was sent.
+    #[error("{setting}: {reason}")]
+    #[non_exhaustive]
+    Refused {
+        /// Which setting: `name`, `lease`, `permits`, `label`.
+        setting: &'static str,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+}
+
+fn held_by(holder: &Option<Holder>) -> String {
+    holder.as_ref().map(|holder| format!("; held by {holder}")).unwrap_or_default()
+}
+
+impl LockError {
+    /// What the server did: for an `acquire`, whether the lock is left taken.
+    pub fn applied(&self) -> Applied {
+        match self {
+            Self::Timeout { .. }
+            | Self::Lost { .. }
+            | Self::Checkout(_)
+            | Self::NotReplicated { .. }
+            | Self::Refused { .. } => Applied::No,
+            Self::Command { error, .. } if error.is_from_script() => Applied::Unknown,
+            Self::Command { .. } => Applied::No,
+            Self::Connection { .. } => Applied::Unknown,
+        }
+    }
+
+    /// Whether the same call may succeed later as it is. Trying again is always safe: each try has
+    /// a token of its own, and what an earlier one left behind is given back.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Timeout { .. } | Self::Connection { .. } | Self::NotReplicated { .. } => true,
+            Self::Lost { .. } | Self::Refused { .. } => false,
+            Self::Checkout(error) => error.is_retryable(),
+            Self::Command { error, .. } => error.is_transient(),
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Brings calls to the server and their answers back, on the connections of the pooled pool.
+//!
+//! A connection that dies under a call is replaced and the call sent again: every call of this room
+//! may be, see [script](super::script). So a connection need not be asked whether it is alive.
+//!
+//! Never: a wait past its limit. Never: an answer of one call taken for another's.
+
+use std::time::{Duration, Instant};
+
+use redis::Value;
+
+use super::script::{By, Call};
+use crate::connection::link::Deadline;
+use crate::connection::pool::{Lease, Pool};
+use crate::error::{CheckoutError, Error, LinkError, LockError, ServerError};
+use crate::wire::durability::Durability;
+use crate::wire::encode;
+use crate::wire::state::Expect;
+
+/// Brings calls to the server and their answers back.
+#[derive(Clone, Debug)]
+pub(crate) struct Courier {
+    pool: Pool,
+}
+
+/// The answers to calls that were sent together.
+#[derive(Debug)]
+pub(crate) struct Answers {
+    pub(crate) values: Vec<Value>,
+    /// When they were sent the last time: what they say was not yet true before.
+    pub(crate) sent: Instant,
+    pub(crate) took: Duration,
+    /// They may have arrived more than once.
+    pub(crate) repeated: bool,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(crate) enum Failed {
+    /// Nothing was sent.
+    Checkout(CheckoutError),
+    /// It may have arrived, and may yet.
+    Lost(LinkError),
+}
+
+impl Failed {
+    pub(crate) fn may_arrive(&self) -> bool {
+        matches!(self, Self::Lost(_))
+    }
+
+    pub(crate) fn told(self, during: &'static str) -> LockError {
+        match self {
+            Self::Checkout(error) => LockError::Checkout(error),
+            Self::Lost(source) => LockError::Connection { during, source },
+        }
+    }
+}
+
+impl Courier {
+    pub(crate) fn new(pool: Pool) -> Self {
+        Self { pool }
+    }
+
+    /// Sends the calls in one write, with WAIT behind them where that is asked for, and reads every
+    /// answer, by `limit` at the latest.
+    pub(crate) fn ask(
+        &self,
+        calls: &[Call],
+        behind: Option<&Durability>,
+        limit: Instant,
+    ) -> Result<Answers, Failed> {
+        let mut by = By::Hash;
+        let mut repeated = false;
+        loop {
+            let mut bytes = Vec::with_capacity(512 * calls.len());
+            calls.iter().for_each(|call| call.write(&mut bytes, by));
+            if let Some(durability) = behind {
+                durability.write(&mut bytes);
+            }
+            let extra = behind.map(Durability::timeout).unwrap_or_default();
+            let count = calls.len() + usize::from(behind.is_some());
+            let mut answers = self.exchange(&bytes, count, extra, limit)?;
+            answers.repeated |= repeated;
+            let unknown = |value: &Value| matches!(value, Value::ServerError(error) if error.code() == "NOSCRIPT");
+            if by == By::Source || !answers.values.iter().any(unknown) {
+                return Ok(answers);
+            }
+            // Those that were known are run a second time, which changes nothing.
+            by = By::Source;
+            repeated = answers.repeated;
+        }
+    }
+
+    /// Tells whoever listens on `channel`.
+    pub(crate) fn publish(&self, channel: &str, limit: Instant) -> Result<(), Failed> {
+        let mut bytes = Vec::new();
+        encode::command(&mut bytes, &["PUBLISH"], |args| {
+            args.arg(channel).arg("");
+        });
+        self.exchange(&bytes, 1, Duration::ZERO, limit).map(drop)
+    }
+
+    fn exchange(
+        &self,
+        bytes: &[u8],
+        count: usize,
+        extra: Duration,
+        limit: Instant,
+    ) -> Result<Answers, Failed> {
+        let settings = self.pool.settings();
+        let checkout = limit.min(Instant::now() + settings.checkout_timeout);
+        let mut lease = self.pool.lease(checkout).map_err(Failed::Checkout)?;
+        let mut repeats = lease.repeats();
+        let mut repeated = false;
+        loop {
+            lease.link(checkout).map_err(|error| match error {
+                Error::Checkout(error) => Failed::Checkout(error),
+                _ => Failed::Checkout(CheckoutError::Closed),
+            })?;
+            let trusted = lease.is_trusted();
+            let sent = Instant::now();
+            let deadline = Deadline::after(settings.response_timeout + extra).capped(limit + extra);
+            match once(&mut lease, bytes, count, deadline) {
+                Ok(values) => {
+                    concluded(&mut lease, &values);
+                    return Ok(Answers { values, sent, took: sent.elapsed(), repeated });
+                }
+                Err(cause) => {
+                    lease.found_dead(&cause);
+                    if Instant::now() >= checkout || !repeats.allow(trusted, &cause) {
+                        return Err(Failed::Lost(cause));
+                    }
+                    repeated = true;
+                    tracing::debug!(%cause, "asked again on another connection");
+                }
+            }
+        }
+    }
+}
+
+fn once(
+    lease: &mut Lease,
+    bytes: &[u8],
+    count: usize,
+    deadline: Deadline,
+) -> Result<Vec<Value>, LinkError> {
+    let Some(link) = lease.current() else {
+        return Err(LinkError::unexpected("there is no connection"));
+    };
+    link.send(bytes, &[(Expect::Plain, count as u32)], deadline)?;
+    let values = (0..count).map(|_| link.receive(deadline)).collect::<Result<_, _>>()?;
+    link.has_answered();
+    Ok(values)
+}
+
+fn concluded(lease: &mut Lease, values: &[Value]) {
+    let mut wrote = false;
+    for value in values {
+        match value {
+            Value::ServerError(error) if matches!(error.code(), "READONLY" | "MASTERDOWN") => {
+                lease.server_changed();
+            }
+            Value::ServerError(_) => {}
+            _ => wrote = true,
+        }
+    }
+    if let Some(link) = lease.current()
+        && wrote
+    {
+        link.wrote();
+    }
+}
+
+/// What the server refused.
+pub(crate) fn refused(during: &'static str, error: &redis::ServerError) -> LockError {
+    // The scripts are ours, so what they say is the server's.
+    LockError::Command { during, error: ServerError::from_reply(error, false) }
+}

@@ -1,0 +1,208 @@
+//! The guard of a held lock.
+//!
+//! Never: "held" from a clock alone, once the lease may be over. Never: somebody else's lock
+//! released.
+
+use std::fmt;
+use std::panic::{RefUnwindSafe, UnwindSafe};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use redis::Value;
+
+use super::courier::refused;
+use super::hold::Hold;
+use super::hub::{Hub, strange};
+use crate::commit::Held;
+use crate::error::{LockError, LostBecause};
+use crate::wire::held::HeldLock;
+
+/// A held lock. Dropped, it is released.
+///
+/// Ownership is a random token in the guard, not a thread: it can be sent to another thread and
+/// released there, and nobody else's release touches it. While it lives its lease is extended in
+/// the background every third of the lease, unless the lock has a
+/// [`fixed_lease`](crate::Lock::fixed_lease).
+///
+/// A lock with a lease can be lost: the process is stopped for longer than the lease, the server is
+/// out of reach, somebody [forces](crate::Lock::force_release) it. Then somebody else may hold it
+/// while this guard still lives. [`is_lost`](Self::is_lost) and [`on_lost`](Self::on_lost) tell
+/// before the lease ends on the server, [`ensure_held`](Self::ensure_held) asks, and
+/// [`fencing_token`](Self::fencing_token) lets whatever is written to tell an old holder from the
+/// new one. For data in the same Redis, [`fenced_by`](crate::Transactional::fenced_by) does that.
+///
+/// Dropping it asks the server to release it, for `cleanup_timeout` at most, then goes on in the
+/// background; what goes wrong is logged. [`release`](Self::release) tells it. A guard that is
+/// forgotten (`mem::forget`) is extended until the process ends.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use rediscope::SessionManager;
+///
+/// # fn main() -> Result<(), rediscope::Error> {
+/// let sessions = SessionManager::connect("redis://127.0.0.1/")?;
+/// let guard = sessions.lock("report").acquire(Duration::from_secs(2))?;
+/// // … one step …
+/// guard.ensure_held()?;
+/// // … the next …
+/// guard.release()?;
+/// # Ok(()) }
+/// ```
+#[must_use = "dropped, the lock is released"]
+pub struct LockGuard {
+    hub: Arc<Hub>,
+    hold: Arc<Hold>,
+    /// A request for it may still be under way.
+    doubtful: bool,
+    let_go: bool,
+}
+
+impl UnwindSafe for LockGuard {}
+impl RefUnwindSafe for LockGuard {}
+
+impl Drop for LockGuard {
+    fn drop(&mut self) {
+        let limit = Instant::now() + self.hub.settings.cleanup_timeout;
+        if let Err(error) = self.let_go(limit) {
+            tracing::warn!(%error, "a dropped lock was not released in order");
+        }
+    }
+}
+
+impl LockGuard {
+    pub(crate) fn new(hub: Arc<Hub>, hold: Arc<Hold>, doubtful: bool) -> Self {
+        if hold.renewed {
+            hub.keeper.keep(&hold, &hub.courier);
+        }
+        Self { hub, hold, doubtful, let_go: false }
+    }
+
+    /// A number that grows with every acquisition of any lock of this prefix, in the order of
+    /// holding. Hand it to whatever the lock protects and have it refuse a number smaller than the
+    /// largest it has seen: that is what stops a holder who was stopped and does not know yet that
+    /// he lost the lock.
+    pub fn fencing_token(&self) -> u64 {
+        self.hold.fence
+    }
+
+    /// For how long the lock is surely held without anything further being done: the lease less a
+    /// margin for the round trip and for clocks. Nothing is asked.
+    pub fn remaining(&self) -> Duration {
+        match self.hold.lost() {
+            Some(_) => Duration::ZERO,
+            None => self.hold.valid_until().saturating_duration_since(Instant::now()),
+        }
+    }
+
+    /// Whether the lock is known to be lost, or may be. Looks at the clock and asks nobody; once
+    /// true it stays so. False says that it was not lost a moment ago.
+    pub fn is_lost(&self) -> bool {
+        self.hold.lost().is_some()
+    }
+
+    /// Asks the server whether the lock is still this guard's, and extends its lease.
+    ///
+    /// The local clock comes first: in a process that was stopped past the lease the answer is
+    /// `Lost` without a question.
+    ///
+    /// # Errors
+    /// [`LockError::Lost`]; otherwise the server could not be asked, and the lock is held for
+    /// [`remaining`](Self::remaining).
+    pub fn ensure_held(&self) -> Result<(), LockError> {
+        let lost = |why| Err(LockError::Lost { why });
+        if let Some(why) = self.hold.lost() {
+            return lost(why);
+        }
+        let settings = &self.hub.settings;
+        let limit = Instant::now() + settings.checkout_timeout + settings.response_timeout;
+        let limit = limit.min(self.hold.valid_until());
+        let call = self.hold.renewal();
+        let asked = self.hub.courier.ask(std::slice::from_ref(&call), None, limit);
+        let answer = match asked {
+            Ok(answers) => match answers.values.first() {
+                Some(Value::Int(1)) => {
+                    self.hold.extended(answers.sent, answers.took);
+                    Ok(())
+                }
+                Some(Value::Int(_)) => {
+                    self.hold.lose(LostBecause::Gone);
+                    Ok(())
+                }
+                Some(Value::ServerError(error)) => Err(refused("ensure_held", error)),
+                _ => Err(strange("ensure_held")),
+            },
+            Err(failed) => Err(failed.told("ensure_held")),
+        };
+        // It may have been told to be lost while the question was under way.
+        match self.hold.lost() {
+            Some(why) => lost(why),
+            None => answer,
+        }
+    }
+
+    /// Has `callback` called, once, when the lock is lost: before its lease ends on the server
+    /// where the clock says so, and as soon as it is known where the server says so. Where it is
+    /// lost already it is called at once. It is not called after a release.
+    ///
+    /// It runs on a thread of its own; a panic in it is caught and logged.
+    pub fn on_lost(&self, callback: impl FnOnce() + Send + 'static) {
+        self.hold.on_lost(Box::new(callback));
+        if !self.hold.renewed && !self.is_lost() {
+            // Nobody else watches its clock.
+            self.hub.keeper.keep(&self.hold, &self.hub.courier);
+        }
+    }
+
+    /// A second guard of the same hold: the lock is released when the last of them is gone. This
+    /// is all there is of re-entrance; acquiring the lock a second time waits for the first.
+    pub fn again(&self) -> Self {
+        self.hold.again();
+        Self {
+            hub: Arc::clone(&self.hub),
+            hold: Arc::clone(&self.hold),
+            doubtful: self.doubtful,
+            let_go: false,
+        }
+    }
+
+    /// Releases the lock, as dropping the guard does, and tells how that went. With other guards
+    /// [of the same hold](Self::again) about, it only ends this one.
+    ///
+    /// A release whose answer was lost is sent again, and answers what the first one did.
+    ///
+    /// # Errors
+    /// [`LockError::Lost`] where it was not this guard's to release any more: somebody else may
+    /// have held it meanwhile, and nobody else's was released. Otherwise the server could not be
+    /// asked within `checkout_timeout`; that goes on in the background.
+    pub fn release(mut self) -> Result<(), LockError> {
+        let settings = &self.hub.settings;
+        let limit = Instant::now() + settings.checkout_timeout + settings.response_timeout;
+        self.let_go(limit)
+    }
+
+    fn let_go(&mut self, limit: Instant) -> Result<(), LockError> {
+        if std::mem::replace(&mut self.let_go, true) {
+            return Ok(());
+        }
+        match self.hold.lets_go() {
+            true => self.hub.release(&self.hold, self.doubtful, limit),
+            false => Ok(()),
+        }
+    }
+
+    /// What a transaction needs to know to be fenced by it.
+    pub(crate) fn held(&self) -> Held {
+        let lock = HeldLock::new(&self.hold.names.holders, &self.hold.member);
+        Held::new(lock, Arc::<Hold>::clone(&self.hold))
+    }
+}
+
+/// Shows neither name nor token.
+impl fmt::Debug for LockGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LockGuard")
+            .field("lease", &self.hold.lease)
+            .field("is_lost", &self.is_lost())
+            .finish_non_exhaustive()
+    }
+}

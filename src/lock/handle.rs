@@ -1,0 +1,331 @@
+//! The handles of locks: what is to be acquired, and how.
+//!
+//! Never: a lock held. That is the guard's.
+
+use std::fmt;
+use std::panic::{RefUnwindSafe, UnwindSafe};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use redis::Value;
+
+use super::acquire::{Mode, Spec, acquire, holder};
+use super::courier::refused;
+use super::guard::LockGuard;
+use super::hub::{Hub, strange};
+use super::names::Names;
+use super::script::{Call, FORCE, PEEK};
+use crate::error::{Error, Holder, LockError};
+use crate::wire::durability::Durability;
+
+const DEFAULT_LEASE: Duration = Duration::from_secs(30);
+const SHORTEST_LEASE: Duration = Duration::from_millis(10);
+const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
+const LONGEST_LABEL: usize = 256;
+
+/// A lock by name, that any number of processes may want: how it is to be acquired.
+///
+/// Made by [`lock`](crate::SessionManager::lock), [`semaphore`](crate::SessionManager::semaphore)
+/// and [`rw_lock`](crate::SessionManager::rw_lock). It holds nothing; cheap to clone, and shared
+/// between threads as it is. Dropping it does nothing.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use rediscope::{LockError, SessionManager};
+///
+/// # fn main() -> Result<(), rediscope::Error> {
+/// let sessions = SessionManager::connect("redis://127.0.0.1/")?;
+/// let report = sessions.lock("report").lease(Duration::from_secs(10)).label("worker 7");
+/// match report.acquire(Duration::from_secs(2)) {
+///     Ok(guard) => {
+///         println!("writing as number {}", guard.fencing_token());
+///         guard.release()?;
+///     }
+///     Err(LockError::Timeout { holder, .. }) => println!("busy: {holder:?}"),
+///     Err(error) => return Err(error.into()),
+/// }
+/// # Ok(()) }
+/// ```
+///
+/// Behind it: scripts, through
+/// [`EVALSHA`](https://redis.io/docs/latest/commands/evalsha/), and
+/// [`SUBSCRIBE`](https://redis.io/docs/latest/commands/subscribe/) while somebody waits.
+#[derive(Clone)]
+#[must_use = "nothing is acquired before acquire()"]
+pub struct Lock {
+    hub: Arc<Hub>,
+    spec: Spec,
+    refused: Option<(&'static str, &'static str)>,
+}
+
+impl UnwindSafe for Lock {}
+impl RefUnwindSafe for Lock {}
+
+impl Lock {
+    pub(crate) fn new(hub: Arc<Hub>, family: &str, name: &str, mode: Mode) -> Self {
+        let names = Arc::new(Names::new(&hub.settings.register_prefix, family, name));
+        let refused = match mode {
+            _ if name.is_empty() => Some(("name", "a lock's name must not be empty")),
+            Mode::Exclusive(0) => Some(("permits", "a semaphore has at least one permit")),
+            _ => None,
+        };
+        let spec = Spec {
+            names,
+            mode,
+            lease: DEFAULT_LEASE,
+            renewed: true,
+            fair: false,
+            label: None,
+            replicas: None,
+        };
+        Self { hub, spec, refused }
+    }
+
+    /// For how long the server keeps the lock for a holder it does not hear of. A holder that
+    /// lives extends it every third of this; one that died keeps the others waiting for as long.
+    /// Default 30 s, 10 ms to a day.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        if !(SHORTEST_LEASE..=LONGEST_LEASE).contains(&lease) {
+            self.refused.get_or_insert(("lease", "must be between 10 ms and a day"));
+        }
+        self.spec.lease = lease;
+        self
+    }
+
+    /// What the holder is called where others ask who has the lock: a host, a job, a place in the
+    /// code. Everybody who may read the server's data can read it. Default nothing, at most 256
+    /// bytes.
+    pub fn label(mut self, label: impl Into<Arc<str>>) -> Self {
+        let label = label.into();
+        if label.len() > LONGEST_LABEL {
+            self.refused.get_or_insert(("label", "must not be longer than 256 bytes"));
+        }
+        self.spec.label = Some(label);
+        self
+    }
+
+    /// First come, first served, across processes. Who waits is in line on the server and says
+    /// every second that he is there; who has not for three is passed over. It costs a command a
+    /// second for each who waits. Use it for all who want the same lock, or for none: who does
+    /// not stand in line may come in between.
+    pub fn fair(mut self) -> Self {
+        self.spec.fair = true;
+        self
+    }
+
+    /// The lease is not extended: the lock ends after it, whatever its holder does. Default: it
+    /// is extended for as long as the guard lives.
+    pub fn fixed_lease(mut self) -> Self {
+        self.spec.renewed = false;
+        self
+    }
+
+    /// The lock counts as acquired when `replicas` replicas have it, too; where fewer do within
+    /// `timeout` (at least a millisecond, on top of `response_timeout`) it is given back and the
+    /// answer is [`LockError::NotReplicated`]. A failover to one of them then does not give the
+    /// lock to somebody else. Leases are extended without asking the replicas. Default: none are
+    /// asked.
+    ///
+    /// Behind it: [`WAIT`](https://redis.io/docs/latest/commands/wait/).
+    pub fn wait_replicas(mut self, replicas: u32, timeout: Duration) -> Self {
+        let timeout = timeout.min(LONGEST_LEASE);
+        self.spec.replicas = Some(Durability::Replicas { replicas, timeout });
+        self
+    }
+
+    /// Acquires the lock, waiting for it for as long as `wait`; the call is over at most one
+    /// `response_timeout` later (and the timeout of [`wait_replicas`](Self::wait_replicas)).
+    ///
+    /// A server that is away while this waits is waited for.
+    ///
+    /// # Errors
+    /// [`LockError::Timeout`] with whoever held it; what kept the server from being asked, where
+    /// that was so to the end. Nothing is left behind: what may have been acquired without an
+    /// answer is given back, in the background where need be.
+    pub fn acquire(&self, wait: Duration) -> Result<LockGuard, LockError> {
+        self.check()?;
+        acquire(&self.hub, &self.spec, wait)
+    }
+
+    /// Acquires the lock if nobody has it; `None`: somebody does.
+    ///
+    /// # Errors
+    /// The server could not be asked within `response_timeout`, or refused.
+    pub fn try_acquire(&self) -> Result<Option<LockGuard>, LockError> {
+        match self.acquire(Duration::ZERO) {
+            Ok(guard) => Ok(Some(guard)),
+            Err(LockError::Timeout { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Acquires the lock, runs `closure` and releases the lock, also when `closure` panics.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use rediscope::SessionManager;
+    /// # fn main() -> Result<(), rediscope::Error> {
+    /// # let sessions = SessionManager::connect("redis://127.0.0.1/")?;
+    /// let steps = sessions.lock("report").run(Duration::from_secs(2), |guard| {
+    ///     guard.ensure_held()?;
+    ///     Ok(3)
+    /// })?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire), and then `closure` was not run; the closure's own; as
+    /// [`LockGuard::release`], and then it was: `Lost` means that somebody else may have run at
+    /// the same time.
+    pub fn run<R>(
+        &self,
+        wait: Duration,
+        closure: impl FnOnce(&LockGuard) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        self.try_run(wait, closure)
+    }
+
+    /// Like [`run`](Self::run), for a closure with an error type of its own.
+    ///
+    /// # Errors
+    /// The closure's own error, or this crate's, converted.
+    pub fn try_run<R, E: From<Error>>(
+        &self,
+        wait: Duration,
+        closure: impl FnOnce(&LockGuard) -> Result<R, E>,
+    ) -> Result<R, E> {
+        let guard = self.acquire(wait).map_err(|error| E::from(error.into()))?;
+        let result = closure(&guard);
+        let released = guard.release();
+        match (result, released) {
+            (Ok(value), Ok(())) => Ok(value),
+            (Ok(_), Err(error)) => Err(E::from(error.into())),
+            (Err(error), Ok(())) => Err(error),
+            (Err(error), Err(second)) => {
+                tracing::warn!(error = %second, "a lock was not released in order");
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether anybody holds it: by the time this is told it may have changed.
+    ///
+    /// # Errors
+    /// The server could not be asked, or refused.
+    pub fn is_locked(&self) -> Result<bool, LockError> {
+        Ok(self.holder()?.is_some())
+    }
+
+    /// Who holds it; of several holders, the one whose lease ends first.
+    ///
+    /// # Errors
+    /// The server could not be asked, or refused.
+    pub fn holder(&self) -> Result<Option<Holder>, LockError> {
+        let names = &self.spec.names;
+        let none: [&str; 0] = [];
+        let call = Call::new(&PEEK, [&names.holders, &names.info], none);
+        match self.ask("holder", call)? {
+            Value::Array(values) => match values.as_slice() {
+                [Value::Int(0), ..] => Ok(None),
+                [_, remaining, label] => {
+                    holder(remaining, label).map(Some).ok_or_else(|| strange("holder"))
+                }
+                _ => Err(strange("holder")),
+            },
+            _ => Err(strange("holder")),
+        }
+    }
+
+    /// Takes the lock away from whoever holds it, of a semaphore and a read/write lock from all of
+    /// them, and wakes who waits. True: somebody held it.
+    ///
+    /// The holders find out at their next renewal, `ensure_held`, fenced transaction or release.
+    /// Until then they go on: this is for an operator who knows that they are gone.
+    ///
+    /// # Errors
+    /// The server could not be asked, or refused.
+    pub fn force_release(&self) -> Result<bool, LockError> {
+        let names = &self.spec.names;
+        let keys = [&names.holders, &names.info, &names.queue];
+        match self.ask("force_release", Call::new(&FORCE, keys, [&*names.wake]))? {
+            Value::Int(held) => {
+                tracing::warn!(holders = held, "lock forced");
+                Ok(held > 0)
+            }
+            _ => Err(strange("force_release")),
+        }
+    }
+
+    fn check(&self) -> Result<(), LockError> {
+        match self.refused {
+            Some((setting, reason)) => Err(LockError::Refused { setting, reason }),
+            None => Ok(()),
+        }
+    }
+
+    fn ask(&self, during: &'static str, call: Call) -> Result<Value, LockError> {
+        self.check()?;
+        let settings = &self.hub.settings;
+        let limit = Instant::now() + settings.checkout_timeout + settings.response_timeout;
+        let asked = self.hub.courier.ask(std::slice::from_ref(&call), None, limit);
+        let mut answers = asked.map_err(|failed| failed.told(during))?;
+        match answers.values.pop() {
+            Some(Value::ServerError(error)) => Err(refused(during, &error)),
+            Some(value) => Ok(value),
+            None => Err(strange(during)),
+        }
+    }
+}
+
+/// Shows no name.
+impl fmt::Debug for Lock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lock")
+            .field("mode", &self.spec.mode)
+            .field("lease", &self.spec.lease)
+            .field("label", &self.spec.label)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A lock that many may read behind and one may write behind.
+///
+/// Made by [`rw_lock`](crate::SessionManager::rw_lock). Readers do not wait for a writer who waits,
+/// so a writer may wait for long; with [`fair`](Lock::fair) on both sides they are let in as they
+/// came.
+///
+/// ```no_run
+/// # use std::time::Duration;
+/// # use rediscope::SessionManager;
+/// # fn main() -> Result<(), rediscope::Error> {
+/// # let sessions = SessionManager::connect("redis://127.0.0.1/")?;
+/// let catalogue = sessions.rw_lock("catalogue");
+/// let reading = catalogue.read().acquire(Duration::from_secs(1))?;
+/// drop(reading);
+/// let writing = catalogue.write().fair().acquire(Duration::from_secs(1))?;
+/// # drop(writing);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "nothing is acquired before read() or write()"]
+pub struct RwLock {
+    read: Lock,
+    write: Lock,
+}
+
+impl RwLock {
+    pub(crate) fn new(hub: &Arc<Hub>, name: &str) -> Self {
+        let of = |mode| Lock::new(Arc::clone(hub), "rw", name, mode);
+        Self { read: of(Mode::Read), write: of(Mode::Write) }
+    }
+
+    /// The side that is shared with other readers.
+    pub fn read(&self) -> Lock {
+        self.read.clone()
+    }
+
+    /// The side that is shared with nobody.
+    pub fn write(&self) -> Lock {
+        self.write.clone()
+    }
+}

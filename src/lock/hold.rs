@@ -1,0 +1,281 @@
+//! One hold of a lock: until when it is sure, and who is to be told when it is lost.
+//!
+//! Never: sure for longer than the server is. Never: a callback under a lock, or called twice.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::names::Names;
+use super::script::{Call, RELEASE, RENEW};
+use crate::commit::Witness;
+use crate::connection::lock;
+use crate::error::LostBecause;
+use crate::observe::LockCounters;
+
+type Callback = Box<dyn FnOnce() + Send>;
+
+/// One hold of a lock.
+pub(crate) struct Hold {
+    pub(crate) names: Arc<Names>,
+    pub(crate) member: String,
+    pub(crate) fence: u64,
+    pub(crate) lease: Duration,
+    /// Whether the lease is extended while it is held.
+    pub(crate) renewed: bool,
+    counters: Arc<LockCounters>,
+    /// Guards that share it.
+    handles: AtomicUsize,
+    /// Transactions that watch the lock, and that a renewal would disturb.
+    disturbed: AtomicUsize,
+    state: Mutex<State>,
+}
+
+struct State {
+    valid_until: Instant,
+    next_renewal: Instant,
+    end: Option<End>,
+    callbacks: Vec<Callback>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum End {
+    Released,
+    Lost(LostBecause),
+}
+
+/// By how much a hold ends earlier here than on the server, which counts from when it was told.
+/// That may be a round trip later, never earlier; the rest is for clocks that do not run alike.
+fn margin(lease: Duration, took: Duration) -> Duration {
+    (lease / 20).max(2 * took).min(lease / 2)
+}
+
+impl Hold {
+    /// Asked for at `sent`, and answered after `took`.
+    pub(crate) fn new(
+        names: Arc<Names>,
+        member: String,
+        fence: u64,
+        (lease, renewed): (Duration, bool),
+        (sent, took): (Instant, Duration),
+        counters: Arc<LockCounters>,
+    ) -> Self {
+        counters.acquired.add();
+        counters.held.enter();
+        let valid_until = sent + lease - margin(lease, took);
+        let state =
+            State { valid_until, next_renewal: sent + lease / 3, end: None, callbacks: Vec::new() };
+        let (handles, disturbed) = (AtomicUsize::new(1), AtomicUsize::new(0));
+        let state = Mutex::new(state);
+        Self { names, member, fence, lease, renewed, counters, handles, disturbed, state }
+    }
+
+    pub(crate) fn again(&self) {
+        self.handles.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A guard lets go: whether it was the last one.
+    pub(crate) fn lets_go(&self) -> bool {
+        self.handles.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// Until when it is sure.
+    pub(crate) fn valid_until(&self) -> Instant {
+        lock(&self.state).valid_until
+    }
+
+    /// Whether it is lost, and how. Looks at the clock, and asks nobody.
+    pub(crate) fn lost(&self) -> Option<LostBecause> {
+        let state = lock(&self.state);
+        match state.end {
+            Some(End::Lost(why)) => return Some(why),
+            Some(End::Released) => return None,
+            None if Instant::now() < state.valid_until => return None,
+            None => {}
+        }
+        drop(state);
+        self.lose(LostBecause::Expired);
+        Some(LostBecause::Expired)
+    }
+
+    /// What was asked at `sent` was answered: the server has extended it.
+    pub(crate) fn extended(&self, sent: Instant, took: Duration) {
+        let mut state = lock(&self.state);
+        // Once it was told to be lost it stays so.
+        if state.end.is_none() {
+            let valid_until = sent + self.lease - margin(self.lease, took);
+            state.valid_until = state.valid_until.max(valid_until);
+            state.next_renewal = sent + self.lease / 3;
+        }
+        self.counters.renewals.add();
+    }
+
+    /// The renewal failed; it is tried again soon.
+    pub(crate) fn postpone(&self) {
+        let pause = (self.lease / 20).clamp(Duration::from_millis(1), Duration::from_millis(100));
+        lock(&self.state).next_renewal = Instant::now() + pause.mul_f64(0.5 + fastrand::f64());
+    }
+
+    /// When the keeper has to look after it again.
+    pub(crate) fn next_look(&self) -> Instant {
+        let state = lock(&self.state);
+        match self.renewed {
+            true => self.due(&state).min(state.valid_until),
+            false => state.valid_until,
+        }
+    }
+
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.renewed && self.due(&lock(&self.state)) <= now
+    }
+
+    /// While a transaction watches the lock, renewal waits for another third of the lease.
+    fn due(&self, state: &State) -> Instant {
+        match self.disturbed.load(Ordering::Relaxed) {
+            0 => state.next_renewal,
+            _ => state.next_renewal + self.lease / 3,
+        }
+    }
+
+    /// It is lost. Whoever asked to be told is told, once.
+    pub(crate) fn lose(&self, why: LostBecause) {
+        let mut state = lock(&self.state);
+        if state.end.is_some() {
+            return;
+        }
+        state.end = Some(End::Lost(why));
+        let callbacks = std::mem::take(&mut state.callbacks);
+        drop(state);
+        self.counters.held.leave();
+        self.counters.lost.add();
+        tracing::warn!(%why, lease = ?self.lease, "lock lost");
+        tell(callbacks);
+    }
+
+    /// It is given back: nobody is told of a loss from now on. What had been told before.
+    pub(crate) fn end(&self) -> Option<LostBecause> {
+        let mut state = lock(&self.state);
+        let before = state.end.replace(End::Released);
+        let callbacks = std::mem::take(&mut state.callbacks);
+        drop(state);
+        // They are the user's, and so is what dropping them does.
+        drop(callbacks);
+        match before {
+            Some(End::Lost(why)) => Some(why),
+            Some(End::Released) => None,
+            None => {
+                self.counters.held.leave();
+                None
+            }
+        }
+    }
+
+    pub(crate) fn on_lost(&self, callback: Callback) {
+        let mut state = lock(&self.state);
+        match state.end {
+            None => state.callbacks.push(callback),
+            Some(_) => {
+                drop(state);
+                tell(vec![callback]);
+            }
+        }
+    }
+
+    pub(crate) fn renewal(&self) -> Call {
+        let keys = [&self.names.holders, &self.names.info];
+        Call::new(&RENEW, keys, [self.member.clone(), self.lease.as_millis().to_string()])
+    }
+}
+
+/// Gives back what `member` has, is about to have, or waits for; remembered for so long.
+pub(crate) fn release(names: &Names, member: &str, remember: Duration) -> Call {
+    let done = names.done(member);
+    let keys = [&names.holders, &names.info, &names.queue, &names.alive, &done];
+    let remember = remember.as_millis().max(1).to_string();
+    Call::new(&RELEASE, keys, [member, &remember, &names.wake])
+}
+
+/// On a thread of their own: they may take long, and others' leases are to be extended meanwhile.
+fn tell(callbacks: Vec<Callback>) {
+    if callbacks.is_empty() {
+        return;
+    }
+    let callbacks = Arc::new(Mutex::new(callbacks));
+    let shared = Arc::clone(&callbacks);
+    let call = move |callbacks: &Mutex<Vec<Callback>>| {
+        let callbacks = std::mem::take(&mut *lock(callbacks));
+        for callback in callbacks {
+            if catch_unwind(AssertUnwindSafe(callback)).is_err() {
+                tracing::warn!("a callback about a lost lock panicked");
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("rediscope-lost".to_owned());
+    if thread.spawn(move || call(&shared)).is_err() {
+        call(&callbacks);
+    }
+}
+
+impl Witness for Hold {
+    fn is_lost(&self) -> bool {
+        self.lost().is_some()
+    }
+
+    fn begin(&self) {
+        self.disturbed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn end(&self) {
+        self.disturbed.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Shows neither name nor token.
+impl fmt::Debug for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hold").field("lease", &self.lease).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(10);
+
+    fn hold(sent: Instant, took: Duration) -> Hold {
+        let names = Arc::new(Names::new("t", "lock", "n"));
+        Hold::new(names, "x".to_owned(), 1, (LEASE, true), (sent, took), Arc::default())
+    }
+
+    #[test]
+    fn it_is_sure_for_less_than_its_lease_and_the_less_the_slower_the_server() {
+        let now = Instant::now();
+        assert_eq!(hold(now, Duration::ZERO).valid_until(), now + LEASE - LEASE / 20);
+        assert_eq!(hold(now, LEASE / 10).valid_until(), now + LEASE - LEASE / 5);
+        assert_eq!(hold(now, LEASE).valid_until(), now + LEASE / 2);
+    }
+
+    #[test]
+    fn what_was_told_to_be_lost_is_not_held_again() {
+        let now = Instant::now();
+        let hold = hold(now - LEASE, Duration::ZERO);
+        assert_eq!(hold.lost(), Some(LostBecause::Expired));
+        hold.extended(now, Duration::ZERO);
+        assert_eq!(hold.lost(), Some(LostBecause::Expired));
+        assert_eq!(hold.end(), Some(LostBecause::Expired));
+    }
+
+    #[test]
+    fn a_renewal_waits_for_a_transaction_but_not_for_ever() {
+        let now = Instant::now();
+        let hold = hold(now, Duration::ZERO);
+        assert_eq!(hold.next_look(), now + LEASE / 3);
+        Witness::begin(&hold);
+        assert_eq!(hold.next_look(), now + LEASE / 3 * 2);
+        Witness::end(&hold);
+        assert_eq!(hold.next_look(), now + LEASE / 3);
+    }
+}

@@ -1,0 +1,278 @@
+//! Who waits for which lock in this process, and who is woken when one is released.
+//!
+//! A message about a release is a wake-up for one waiter. Who was woken and leaves hands it on,
+//! whatever way he leaves, unless he has taken the lock and will release it himself; so a release
+//! that was heard of is looked into by somebody as long as anybody waits.
+//!
+//! Never: a waiter, a channel or a wake-up that outlives its [`Ticket`]. Never: a server.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use crate::connection::sync::{Arc, Condvar, Mutex, PoisonError, lock};
+
+/// So long a channel stays subscribed to that nobody waits on: waiters come and go.
+const LINGER: Duration = Duration::from_millis(200);
+
+/// Who waits for which lock.
+#[derive(Default)]
+pub(crate) struct Waiters {
+    channels: Mutex<HashMap<String, Channel>>,
+}
+
+#[derive(Default)]
+struct Channel {
+    queue: VecDeque<Arc<Waiter>>,
+    /// Messages on it arrive.
+    live: bool,
+    /// Nobody has waited on it since.
+    idle: Option<Instant>,
+}
+
+struct Waiter {
+    member: String,
+    signal: Mutex<Signal>,
+    ready: Condvar,
+}
+
+#[derive(Default)]
+struct Signal {
+    /// Woken by a release, and has not noticed yet.
+    pending: bool,
+    /// Has noticed, and is looking.
+    in_hand: bool,
+    /// It is worth a look, though nobody is known to have released anything.
+    look: bool,
+}
+
+/// What ended a wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Woken {
+    Released,
+    Look,
+    TimedOut,
+}
+
+/// What the subscriber has to change.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    pub(crate) subscribe: Vec<String>,
+    pub(crate) unsubscribe: Vec<String>,
+}
+
+impl Waiters {
+    /// Waits in line for what is told on `channel`.
+    pub(crate) fn join(&self, channel: &str, member: &str) -> Ticket<'_> {
+        let mut channels = lock(&self.channels);
+        if !channels.contains_key(channel) {
+            channels.insert(channel.to_owned(), Channel::default());
+        }
+        self.enter(&mut channels, channel, member)
+    }
+
+    /// The same, where messages arrive already.
+    pub(crate) fn join_live(&self, channel: &str, member: &str) -> Option<Ticket<'_>> {
+        let mut channels = lock(&self.channels);
+        channels.get(channel).filter(|channel| channel.live)?;
+        Some(self.enter(&mut channels, channel, member))
+    }
+
+    fn enter<'w>(
+        &'w self,
+        channels: &mut HashMap<String, Channel>,
+        name: &str,
+        member: &str,
+    ) -> Ticket<'w> {
+        let waiter = Arc::new(Waiter {
+            member: member.to_owned(),
+            signal: Mutex::default(),
+            ready: Condvar::new(),
+        });
+        if let Some(channel) = channels.get_mut(name) {
+            // What was released since he last asked was told to others.
+            lock(&waiter.signal).look = channel.live;
+            channel.idle = None;
+            channel.queue.push_back(Arc::clone(&waiter));
+        }
+        Ticket { waiters: self, channel: name.to_owned(), waiter, has_lock: false }
+    }
+
+    /// A release was heard of: wakes the one it was told to, or else the first.
+    pub(crate) fn released(&self, channel: &str, to: &str) {
+        if let Some(channel) = lock(&self.channels).get(channel) {
+            channel.wake(|waiter| to.is_empty() || waiter.member == to);
+        }
+    }
+
+    /// Messages on these channels arrive from now on: everybody looks once at what was missed.
+    pub(crate) fn live(&self, names: &[String]) {
+        let mut channels = lock(&self.channels);
+        for name in names {
+            if let Some(channel) = channels.get_mut(name) {
+                channel.live = true;
+                channel.look();
+            }
+        }
+    }
+
+    /// No message arrives any more.
+    pub(crate) fn down(&self) {
+        let mut channels = lock(&self.channels);
+        channels.retain(|_, channel| !channel.queue.is_empty());
+        for channel in channels.values_mut() {
+            if std::mem::take(&mut channel.live) {
+                channel.look();
+            }
+        }
+    }
+
+    /// What is to be subscribed to, and what no longer.
+    pub(crate) fn changes(&self) -> Changes {
+        let mut channels = lock(&self.channels);
+        let mut changes = Changes::default();
+        let now = Instant::now();
+        channels.retain(|name, channel| {
+            let over = channel.idle.is_some_and(|since| now - since >= LINGER);
+            if over && channel.live {
+                changes.unsubscribe.push(name.clone());
+            } else if !over && !channel.live {
+                changes.subscribe.push(name.clone());
+            }
+            !over
+        });
+        changes
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        lock(&self.channels).is_empty()
+    }
+
+    pub(crate) fn waiting(&self) -> usize {
+        lock(&self.channels).values().map(|channel| channel.queue.len()).sum()
+    }
+
+    /// Channels that messages arrive on.
+    pub(crate) fn subscriptions(&self) -> usize {
+        lock(&self.channels).values().filter(|channel| channel.live).count()
+    }
+
+    /// Wake-ups that somebody has and has not acted on.
+    pub(crate) fn wake_ups(&self) -> usize {
+        let channels = lock(&self.channels);
+        let waiters = channels.values().flat_map(|channel| &channel.queue);
+        let out = |waiter: &Arc<Waiter>| {
+            let signal = lock(&waiter.signal);
+            usize::from(signal.pending) + usize::from(signal.in_hand)
+        };
+        waiters.map(out).sum()
+    }
+}
+
+impl Channel {
+    /// Wakes the first who fits and has not been woken since he last looked. Where all have been,
+    /// each of them is still to look.
+    fn wake(&self, fits: impl Fn(&Waiter) -> bool) {
+        for waiter in self.queue.iter().filter(|waiter| fits(waiter)) {
+            let mut signal = lock(&waiter.signal);
+            if !signal.pending {
+                signal.pending = true;
+                waiter.ready.notify_one();
+                return;
+            }
+        }
+    }
+
+    fn look(&self) {
+        for waiter in &self.queue {
+            lock(&waiter.signal).look = true;
+            waiter.ready.notify_one();
+        }
+    }
+}
+
+/// A place in line. Dropped, its holder has left, and what he was woken for is looked into by
+/// another one.
+pub(crate) struct Ticket<'w> {
+    waiters: &'w Waiters,
+    channel: String,
+    waiter: Arc<Waiter>,
+    has_lock: bool,
+}
+
+impl Ticket<'_> {
+    /// Whether a release would be heard of.
+    pub(crate) fn is_live(&self) -> bool {
+        lock(&self.waiters.channels).get(&self.channel).is_some_and(|channel| channel.live)
+    }
+
+    /// He has just looked himself, after he joined.
+    pub(crate) fn has_looked(&self) {
+        lock(&self.waiter.signal).look = false;
+    }
+
+    /// Waits until there is a reason to ask the server, or until `until`.
+    ///
+    /// To wait again is to say that the last look was in vain: the lock is in the hands of
+    /// somebody who will release it in his turn. Where `hands_on` says so it is free for others
+    /// all the same, such as readers behind a writer.
+    pub(crate) fn wait(&self, until: Instant, hands_on: Option<fn(&str) -> bool>) -> Woken {
+        let had = std::mem::take(&mut lock(&self.waiter.signal).in_hand);
+        if had && let Some(fits) = hands_on {
+            self.hand_on(fits);
+        }
+        let mut signal = lock(&self.waiter.signal);
+        loop {
+            if std::mem::take(&mut signal.pending) {
+                (signal.in_hand, signal.look) = (true, false);
+                return Woken::Released;
+            }
+            if std::mem::take(&mut signal.look) {
+                return Woken::Look;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Woken::TimedOut;
+            }
+            let waited = self.waiter.ready.wait_timeout(signal, left);
+            signal = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn hand_on(&self, fits: fn(&str) -> bool) {
+        if let Some(channel) = lock(&self.waiters.channels).get(&self.channel) {
+            channel.wake(|waiter| fits(&waiter.member));
+        }
+    }
+
+    /// Leaves with the lock. Where it is `shared` there may be room for the next one.
+    pub(crate) fn acquired(mut self, shared: bool) {
+        self.has_lock = !shared;
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        let mut channels = lock(&self.waiters.channels);
+        let Some(channel) = channels.get_mut(&self.channel) else { return };
+        channel.queue.retain(|queued| !Arc::ptr_eq(queued, &self.waiter));
+        if channel.queue.is_empty() {
+            channel.idle = Some(Instant::now());
+        }
+        // Under the same lock as a message: it found this waiter in line, or did not.
+        let signal = std::mem::take(&mut *lock(&self.waiter.signal));
+        if signal.pending || (signal.in_hand && !self.has_lock) {
+            channel.wake(|_| true);
+        }
+    }
+}
+
+impl fmt::Debug for Waiters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let channels = lock(&self.channels);
+        f.debug_struct("Waiters").field("channels", &channels.len()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, rediscope_shuttle))]
+mod model;

@@ -1,0 +1,179 @@
+//! The waiters under a model checker. `scripts/model` runs this.
+//!
+//! The server is a flag here, and its messages arrive at once. Time stands still: who is patient
+//! waits until he is woken, so that a wake-up that is lost ends in a deadlock, which shuttle
+//! reports; who is impatient gives up at whatever point the schedule has come to.
+//!
+//! Never: a check that has not been seen to fail. Two mistakes are planted below, and found.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test code, which clippy does not see through `cfg(all(test, …))`"
+)]
+
+use std::panic::catch_unwind;
+use std::sync::Arc as Plain;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use shuttle::thread;
+
+use super::*;
+
+const ITERATIONS: usize = 5_000;
+const DEPTH: usize = 3;
+const CHANNEL: &str = "wake";
+
+/// A lock of so many permits, the waiters of one process, and how one of them leaves.
+struct Stage {
+    free: Mutex<usize>,
+    holders: AtomicUsize,
+    permits: usize,
+    waiters: Waiters,
+    leave: fn(Ticket<'_>, Option<bool>),
+}
+
+impl Stage {
+    fn new(permits: usize, leave: fn(Ticket<'_>, Option<bool>)) -> Plain<Self> {
+        Plain::new(Self {
+            free: Mutex::new(permits),
+            holders: AtomicUsize::new(0),
+            permits,
+            waiters: Waiters::default(),
+            leave,
+        })
+    }
+
+    fn try_once(&self) -> bool {
+        let mut free = lock(&self.free);
+        if *free == 0 {
+            return false;
+        }
+        *free -= 1;
+        drop(free);
+        let holders = self.holders.fetch_add(1, Ordering::SeqCst) + 1;
+        assert!(holders <= self.permits, "a permit too many");
+        true
+    }
+
+    fn release(&self) {
+        self.holders.fetch_sub(1, Ordering::SeqCst);
+        *lock(&self.free) += 1;
+        self.waiters.released(CHANNEL, "");
+    }
+
+    /// As `acquire` does it.
+    fn acquire(&self, until: Instant) -> bool {
+        if self.try_once() {
+            return true;
+        }
+        let ticket = self.waiters.join(CHANNEL, "x");
+        loop {
+            if self.try_once() {
+                (self.leave)(ticket, Some(self.permits > 1));
+                return true;
+            }
+            if ticket.wait(until, None) == Woken::TimedOut {
+                (self.leave)(ticket, None);
+                return false;
+            }
+        }
+    }
+
+    #[track_caller]
+    fn nothing_is_left(&self) {
+        assert_eq!(*lock(&self.free), self.permits, "permits were lost or doubled");
+        assert_eq!((self.waiters.waiting(), self.waiters.wake_ups()), (0, 0), "somebody waits");
+    }
+}
+
+fn leave(ticket: Ticket<'_>, acquired: Option<bool>) {
+    match acquired {
+        Some(shared) => ticket.acquired(shared),
+        None => drop(ticket),
+    }
+}
+
+fn patient() -> Instant {
+    Instant::now() + Duration::from_secs(3600)
+}
+
+fn play(permits: usize, leave: fn(Ticket<'_>, Option<bool>)) {
+    let stage = Stage::new(permits, leave);
+    let threads: Vec<_> = (0..4)
+        .map(|nth| {
+            let stage = Plain::clone(&stage);
+            thread::spawn(move || {
+                let until = if nth == 1 { Instant::now() } else { patient() };
+                if stage.acquire(until) {
+                    thread::yield_now();
+                    stage.release();
+                }
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    stage.nothing_is_left();
+}
+
+fn check(model: fn()) {
+    shuttle::check_random(model, ITERATIONS);
+    shuttle::check_pct(model, ITERATIONS, DEPTH);
+}
+
+#[test]
+fn model_of_waiters_for_a_lock_of_whom_one_gives_up() {
+    check(|| play(1, leave));
+}
+
+#[test]
+fn model_of_waiters_for_a_semaphore_of_whom_one_gives_up() {
+    check(|| play(2, leave));
+}
+
+/// The first planted mistake: who leaves does not hand on what he was woken for.
+fn leave_with_the_wake_up(ticket: Ticket<'_>, acquired: Option<bool>) {
+    *lock(&ticket.waiter.signal) = Signal::default();
+    leave(ticket, acquired);
+}
+
+#[test]
+fn model_finds_a_wake_up_that_is_taken_along() {
+    assert_found(|| play(1, leave_with_the_wake_up));
+}
+
+/// The second: the one who has just left is still in line, and is woken instead of another.
+fn leave_too_late(ticket: Ticket<'_>, acquired: Option<bool>) {
+    let channel = ticket.channel.clone();
+    let (waiters, waiter) = (ticket.waiters, Arc::clone(&ticket.waiter));
+    leave(ticket, acquired);
+    if let Some(channel) = lock(&waiters.channels).get_mut(&channel) {
+        channel.queue.push_front(Arc::clone(&waiter));
+    }
+    thread::yield_now();
+    if let Some(channel) = lock(&waiters.channels).get_mut(&channel) {
+        channel.queue.retain(|queued| !Arc::ptr_eq(queued, &waiter));
+    }
+}
+
+#[test]
+fn model_finds_a_wake_up_for_one_who_has_left() {
+    assert_found(|| play(1, leave_too_late));
+}
+
+/// Either way of looking finds that somebody sleeps for ever.
+#[track_caller]
+fn assert_found(planted: fn()) {
+    type Look = fn(fn());
+    let ways: [Look; 2] = [
+        |planted| shuttle::check_random(planted, ITERATIONS),
+        |planted| shuttle::check_pct(planted, ITERATIONS, DEPTH),
+    ];
+    for look in ways {
+        let found = catch_unwind(|| look(planted)).expect_err("the planted mistake was not found");
+        let text = found.downcast_ref::<String>().cloned().unwrap_or_default();
+        assert!(text.contains("deadlock"), "found something else: {text}");
+    }
+}

@@ -1,0 +1,22 @@
+//! Locks: who holds one, who is told that he lost it, who waits and is woken, and what is left
+//! behind. What is true is asked of the server, on another connection.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "test code: a panic with a clear message is how it reports"
+)]
+
+mod support;
+
+mod locks {
+    mod accident;
+    mod ambiguous;
+    mod fair;
+    mod fenced;
+    mod leases;
+    mod mutex;
+    mod shared;
+    pub(crate) mod stage;
+    mod waiting;
+}

@@ -1,0 +1,169 @@
+//! Leases are extended while their holder lives, and who loses one is told in time.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rediscope::LockError;
+
+use super::stage::{LONG, SOON, Stage, is_lost};
+use crate::support::eventually;
+
+const SHORT: Duration = Duration::from_millis(300);
+
+#[test]
+fn a_lease_is_extended_for_as_long_as_the_guard_lives() {
+    let stage = Stage::new();
+    let lock = stage.sessions.lock("l").lease(SHORT);
+    let guard = lock.try_acquire().unwrap().unwrap();
+    let begun = Instant::now();
+    eventually(SOON, "it was extended past its first end", || {
+        assert!(!guard.is_lost());
+        assert_eq!(stage.holders(), 1);
+        begun.elapsed() > 3 * SHORT && stage.locks().renewals >= 6
+    });
+    guard.release().unwrap();
+    let extended = stage.locks().renewals;
+    assert_eq!(stage.holders(), 0);
+    let next = lock.fixed_lease().acquire(SOON).unwrap();
+    eventually(SOON, "a fixed lease is over", || next.is_lost());
+    assert_eq!(stage.locks().renewals, extended, "nobody extends what was released or is fixed");
+    is_lost(next.release());
+}
+
+#[test]
+fn leases_of_many_locks_are_extended_in_one_write() {
+    let stage = Stage::new();
+    let guards: Vec<_> = (0..20)
+        .map(|nth| stage.sessions.lock(format!("many {nth}")).lease(SHORT * 4))
+        .map(|lock| lock.try_acquire().unwrap().unwrap())
+        .collect();
+    let turns = stage.proxy.turns();
+    eventually(SOON, "all were extended", || stage.locks().renewals >= 20);
+    assert!(stage.proxy.turns() - turns <= 10, "{} round trips", stage.proxy.turns() - turns);
+    assert!(guards.iter().all(|guard| !guard.is_lost()));
+    assert_eq!(stage.locks().held, 20);
+}
+
+#[test]
+fn who_cannot_extend_his_lease_is_told_before_it_ends_on_the_server() {
+    for paused in [false, true] {
+        let stage = Stage::new();
+        let lease = Duration::from_secs(1);
+        let guard = stage.sessions.lock("l").lease(lease).try_acquire().unwrap().unwrap();
+        let (told, when) = mpsc::channel();
+        guard.on_lost(move || told.send(Instant::now()).unwrap());
+        let watcher = stage.server.connection();
+        let watched = thread::spawn(move || {
+            let mut watcher = watcher;
+            // Asked until the server has no such key: that long it was held there.
+            loop {
+                let before = Instant::now();
+                let left: i64 =
+                    redis::cmd("PTTL").arg("rediscope:lock:{l}").query(&mut watcher).unwrap();
+                if left <= 0 {
+                    return before;
+                }
+                thread::sleep(Duration::from_millis(2));
+            }
+        });
+        if paused {
+            stage.server.pause_writes(5_000);
+        } else {
+            stage.proxy.black_hole_all();
+            stage.proxy.mute_new(true);
+        }
+        let told = when.recv_timeout(SOON).unwrap();
+        assert!(guard.is_lost());
+        is_lost(guard.ensure_held());
+        let ended = watched.join().unwrap();
+        assert!(told <= ended, "told {:?} too late", told - ended);
+        stage.proxy.mute_new(false);
+        stage.proxy.cut_all();
+        stage.server.unpause();
+        is_lost(guard.release());
+        assert_eq!(stage.locks().lost, 1);
+    }
+}
+
+#[test]
+fn who_was_stopped_past_his_lease_hears_lost_first_and_nothing_is_sent() {
+    let stage = Stage::new();
+    let lock = stage.sessions.lock("l").lease(Duration::from_millis(40)).fixed_lease();
+    let guard = lock.try_acquire().unwrap().unwrap();
+    // As after SIGSTOP: nothing of this process's has run meanwhile that could have noticed.
+    thread::sleep(Duration::from_millis(60));
+    let commands = stage.proxy.commands();
+    is_lost(guard.ensure_held());
+    assert_eq!(stage.proxy.commands(), commands);
+    is_lost(guard.release());
+}
+
+#[test]
+fn ensure_held_extends_a_fixed_lease() {
+    let stage = Stage::new();
+    let guard = stage.sessions.lock("l").lease(SOON).fixed_lease().try_acquire().unwrap().unwrap();
+    let before = guard.remaining();
+    eventually(SOON, "time passes", || guard.remaining() < before - Duration::from_millis(20));
+    guard.ensure_held().unwrap();
+    assert!(guard.remaining() > before - Duration::from_millis(20));
+    guard.release().unwrap();
+}
+
+#[test]
+fn a_callback_is_called_once_and_never_after_a_release_and_its_panic_harms_nobody() {
+    let stage = Stage::new();
+    let lock = stage.sessions.lock("l").lease(SHORT);
+    let calls = Arc::new(AtomicU32::new(0));
+    let count = |by: u32| {
+        let calls = Arc::clone(&calls);
+        move || {
+            calls.fetch_add(by, Ordering::SeqCst);
+        }
+    };
+    let released = lock.try_acquire().unwrap().unwrap();
+    released.on_lost(count(1000));
+    released.release().unwrap();
+
+    let guard = lock.try_acquire().unwrap().unwrap();
+    guard.on_lost(|| std::panic::resume_unwind(Box::new("on purpose")));
+    guard.on_lost(count(1));
+    lock.force_release().unwrap();
+    eventually(SOON, "the renewal finds out", || calls.load(Ordering::SeqCst) == 1);
+    assert!(guard.is_lost());
+    guard.on_lost(count(10));
+    eventually(SOON, "called at once", || calls.load(Ordering::SeqCst) == 11);
+    let again = lock.acquire(SOON).unwrap();
+    again.ensure_held().unwrap();
+    again.release().unwrap();
+    let fixed = lock.clone().fixed_lease().try_acquire().unwrap().unwrap();
+    fixed.on_lost(count(100));
+    eventually(SOON, "a fixed lease ends", || calls.load(Ordering::SeqCst) == 111);
+    drop(guard);
+    assert_eq!(calls.load(Ordering::SeqCst), 111);
+}
+
+#[test]
+fn a_renewal_survives_a_lost_connection() {
+    let stage = Stage::new();
+    let guard = stage.sessions.lock("l").lease(SHORT * 3).try_acquire().unwrap().unwrap();
+    for _ in 0..3 {
+        let extended = stage.locks().renewals;
+        stage.server.kill_all_clients_except_me();
+        eventually(SOON, "it is extended again", || stage.locks().renewals > extended);
+    }
+    guard.ensure_held().unwrap();
+    guard.release().unwrap();
+    assert_eq!(stage.locks().lost, 0);
+}
+
+#[test]
+fn a_lock_whose_data_is_gone_is_lost() {
+    let stage = Stage::new();
+    let guard = stage.sessions.lock("l").lease(LONG).try_acquire().unwrap().unwrap();
+    stage.server.ask::<()>(&["FLUSHALL"]);
+    is_lost(guard.ensure_held());
+    assert!(matches!(guard.release(), Err(LockError::Lost { .. })));
+}
