@@ -22,6 +22,8 @@ use crate::wire::durability::Durability;
 /// for three times as long.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 const DEAD_AFTER: Duration = Duration::from_secs(3);
+/// So often who waits asks by himself, whatever he hears: a message can be lost.
+const AT_LEAST: Duration = Duration::from_secs(30);
 /// The pauses of who does not hear of releases.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
 
@@ -126,7 +128,7 @@ pub(crate) fn acquire(hub: &Arc<Hub>, spec: &Spec, wait: Duration) -> Result<Loc
                 pauses = backoff();
                 // Not all at once, when a lease ends that nobody gave back.
                 let ends = by.remaining + Duration::from_millis(1 + fastrand::u64(..8));
-                if spec.fair { ends.min(HEARTBEAT) } else { ends }
+                ends.min(if spec.fair { HEARTBEAT } else { AT_LEAST })
             }
             _ => pauses.next().unwrap_or(PAUSES.1).mul_f64(0.5 + fastrand::f64() / 2.0),
         };

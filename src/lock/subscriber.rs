@@ -11,19 +11,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use redis::Value;
 use scopeguard::defer;
 
 use super::courier::Courier;
 use super::waiters::Waiters;
 use crate::config::Settings;
 use crate::connection::lock;
-use crate::error::LinkError;
+use crate::error::{LinkError, ServerError};
 use crate::topology::Endpoint;
 
 /// The longest read: so late a change is noticed whose message was lost.
 const TICK: Duration = Duration::from_millis(200);
 /// So long the thread stays when nobody waits any more.
 const IDLE: Duration = Duration::from_secs(5);
+/// A connection that is quiet for so long is asked whether it is alive.
+const QUIET: Duration = Duration::from_secs(2);
 /// The longest pause before the server is asked for a connection again.
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -167,11 +170,10 @@ impl Shared {
     }
 
     fn serve(&self, connection: &mut redis::Connection) -> Ended {
-        let timeouts = connection
-            .set_read_timeout(Some(self.settings.response_timeout))
-            .and_then(|()| connection.set_write_timeout(Some(self.settings.response_timeout)));
-        if let Err(error) = timeouts {
-            return Ended::Broken(LinkError::of(&error));
+        match self.begin(connection) {
+            Ok(None) => {}
+            Ok(Some(refused)) => return Ended::Broken(LinkError::refused(refused)),
+            Err(error) => return Ended::Broken(LinkError::of(&error)),
         }
         let mut pubsub = connection.as_pubsub();
         let ended = self.listen(&mut pubsub);
@@ -180,12 +182,25 @@ impl Shared {
         ended.unwrap_or_else(|error| Ended::Broken(LinkError::of(&error)))
     }
 
+    /// Subscribes to the thread's own channel. redis-rs's `subscribe` does not tell a refusal, and
+    /// who may not have this one may not have the others.
+    fn begin(&self, connection: &mut redis::Connection) -> redis::RedisResult<Option<ServerError>> {
+        connection.set_read_timeout(Some(self.settings.response_timeout))?;
+        connection.set_write_timeout(Some(self.settings.response_timeout))?;
+        let subscribe = redis::cmd("SUBSCRIBE").arg(&self.control).get_packed_command();
+        connection.send_packed_command(&subscribe)?;
+        Ok(match connection.recv_response()? {
+            Value::ServerError(error) => Some(ServerError::from_reply(&error, false)),
+            _ => None,
+        })
+    }
+
     fn listen(&self, pubsub: &mut redis::PubSub<'_>) -> redis::RedisResult<Ended> {
-        pubsub.subscribe(&self.control)?;
         lock(&self.state).listens = true;
-        let mut wanted = Instant::now();
+        let (mut wanted, mut heard) = (Instant::now(), Instant::now());
         loop {
             self.nudged.store(false, Ordering::Release);
+            pubsub.set_read_timeout(Some(self.settings.response_timeout))?;
             self.change(pubsub)?;
             if !self.waiters.is_empty() {
                 wanted = Instant::now();
@@ -196,44 +211,48 @@ impl Shared {
             if wanted.elapsed() >= IDLE {
                 return Ok(Ended::Idle);
             }
-            self.hear(pubsub)?;
+            if heard.elapsed() >= QUIET {
+                let _: Value = pubsub.ping()?;
+                heard = Instant::now();
+            }
+            pubsub.set_read_timeout(Some(TICK))?;
+            if self.hear(pubsub)? {
+                heard = Instant::now();
+            }
         }
     }
 
+    /// One channel a command: each has one answer, so an answer that came is its own.
     fn change(&self, pubsub: &mut redis::PubSub<'_>) -> redis::RedisResult<()> {
         let changes = self.waiters.changes();
-        if changes.subscribe.is_empty() && changes.unsubscribe.is_empty() {
-            return Ok(());
-        }
-        pubsub.set_read_timeout(Some(self.settings.response_timeout))?;
         for channel in &changes.unsubscribe {
             pubsub.unsubscribe(channel)?;
         }
-        if !changes.subscribe.is_empty() {
-            pubsub.subscribe(&changes.subscribe)?;
-            // Its answer comes behind theirs, whichever protocol is spoken.
-            let _: redis::Value = pubsub.ping()?;
-            self.waiters.live(&changes.subscribe);
+        for channel in &changes.subscribe {
+            pubsub.subscribe(channel)?;
+            self.waiters.live(channel);
         }
         Ok(())
     }
 
-    /// Hands on what was told; ends with the first pause, or when something has changed.
-    fn hear(&self, pubsub: &mut redis::PubSub<'_>) -> redis::RedisResult<()> {
-        pubsub.set_read_timeout(Some(TICK))?;
+    /// Hands on what was told; ends with the first pause, or when something has changed. Whether
+    /// anything was told.
+    fn hear(&self, pubsub: &mut redis::PubSub<'_>) -> redis::RedisResult<bool> {
         let until = Instant::now() + TICK;
+        let mut heard = false;
         loop {
             match pubsub.get_message() {
-                Ok(message) if message.get_channel_name() == self.control => return Ok(()),
+                Ok(message) if message.get_channel_name() == self.control => return Ok(true),
                 Ok(message) => {
                     let to = std::str::from_utf8(message.get_payload_bytes()).unwrap_or_default();
                     self.waiters.released(message.get_channel_name(), to);
                 }
-                Err(error) if error.is_timeout() => return Ok(()),
+                Err(error) if error.is_timeout() => return Ok(heard),
                 Err(error) => return Err(error),
             }
+            heard = true;
             if Instant::now() >= until {
-                return Ok(());
+                return Ok(true);
             }
         }
     }

@@ -105,14 +105,11 @@ impl Waiters {
         }
     }
 
-    /// Messages on these channels arrive from now on: everybody looks once at what was missed.
-    pub(crate) fn live(&self, names: &[String]) {
-        let mut channels = lock(&self.channels);
-        for name in names {
-            if let Some(channel) = channels.get_mut(name) {
-                channel.live = true;
-                channel.look();
-            }
+    /// Messages on this channel arrive from now on: everybody looks once at what was missed.
+    pub(crate) fn live(&self, channel: &str) {
+        if let Some(channel) = lock(&self.channels).get_mut(channel) {
+            channel.live = true;
+            channel.look();
         }
     }
 

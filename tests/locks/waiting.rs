@@ -104,6 +104,17 @@ fn waiting_survives_the_death_of_the_subscriber_connection() {
 }
 
 #[test]
+fn a_subscriber_connection_that_has_gone_silent_is_found_out() {
+    let stage = Stage::new();
+    let guard = holds(&stage.other());
+    let acquired = waiters(&stage.sessions, 1);
+    stage.somebody_waits(&stage.sessions, 1);
+    stage.proxy.black_hole_all();
+    guard.release().unwrap();
+    acquired.recv_timeout(SOON).unwrap().release().unwrap();
+}
+
+#[test]
 fn where_nothing_can_be_subscribed_to_waiters_ask_from_time_to_time() {
     let stage = Stage::new();
     stage.server.acl(&["SETUSER", "default", "-subscribe"]);
