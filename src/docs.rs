@@ -14,6 +14,9 @@ mod decisions {}
 #[doc = include_str!("../docs/guarantees.md")]
 mod guarantees {}
 
+#[doc = include_str!("../docs/locks.md")]
+mod locks {}
+
 #[doc = include_str!("../docs/migration.md")]
 mod migration {}
 

@@ -154,6 +154,27 @@ fn sql_and_redis_agree_after_every_failure_between_their_commits() {
 }
 
 #[test]
+fn the_lock_is_handed_over_and_a_late_write_refused() {
+    let server = Server::start();
+    run("lock", Some(&server), &[])
+        .succeeded()
+        .said("held by \"worker 1\"")
+        .said("handed over")
+        .said("the late write of the old holder was refused")
+        .said("the state is worker 1's")
+        .said("the old holder is told: true")
+        .said("two of three print: true");
+    nothing_is_left_on(&server);
+}
+
+#[test]
+fn the_job_goes_on_when_the_process_that_runs_it_is_killed() {
+    let server = Server::start();
+    run("cron", Some(&server), &[]).succeeded().said("3 processes ran it, one after the other");
+    nothing_is_left_on(&server);
+}
+
+#[test]
 fn the_web_service_holds_no_more_connections_than_its_pools() {
     let server = Server::start();
     let run = run("web", Some(&server), &["--requests", "2000"]);

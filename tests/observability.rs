@@ -14,6 +14,7 @@ mod support;
 
 mod observability {
     pub(crate) mod listen;
+    mod locks;
     mod secrets;
     mod spans;
     mod status;

@@ -109,9 +109,11 @@ pub(crate) fn acquire(hub: &Arc<Hub>, spec: &Spec, wait: Duration) -> Result<Loc
             Err(error) => return Err(error),
         };
         let waited = |failure: Option<LockError>, holder: Option<Holder>| {
-            hub.counters.timeouts.add();
             let waited = started.elapsed();
-            tracing::debug!(?waited, "lock not acquired");
+            if !wait.is_zero() {
+                hub.counters.timeouts.add();
+                tracing::debug!(?waited, "lock not acquired");
+            }
             failure.unwrap_or(LockError::Timeout { waited, holder })
         };
         if Instant::now() >= deadline {

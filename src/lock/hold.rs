@@ -134,6 +134,7 @@ impl Hold {
     /// While a transaction watches the lock, renewal waits for another third of the lease.
     fn due(&self, state: &State) -> Instant {
         match self.disturbed.load(Ordering::Relaxed) {
+            _ if state.end.is_some() => state.valid_until,
             0 => state.next_renewal,
             _ => state.next_renewal + self.lease / 3,
         }

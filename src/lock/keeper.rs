@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use redis::Value;
-use scopeguard::defer;
+use scopeguard::defer_on_unwind;
 
 use super::courier::Courier;
 use super::hold::Hold;
@@ -116,7 +116,8 @@ fn key(hold: &Arc<Hold>) -> usize {
 
 impl Shared {
     fn run(self: Arc<Self>, courier: &Courier) {
-        defer! {
+        // Otherwise that was noted under the lock under which it was decided.
+        defer_on_unwind! {
             lock(&self.state).running = false;
         }
         while let Some(work) = self.next() {

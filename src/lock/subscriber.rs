@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use redis::Value;
-use scopeguard::defer;
+use scopeguard::defer_on_unwind;
 
 use super::courier::Courier;
 use super::waiters::Waiters;
@@ -116,8 +116,8 @@ impl Subscriber {
 
 impl Shared {
     fn run(self: Arc<Self>) {
-        defer! {
-            // Also where it panicked: waiters are not to rely on it.
+        defer_on_unwind! {
+            // Waiters are not to rely on it.
             let mut state = lock(&self.state);
             (state.running, state.listens) = (false, false);
             drop(state);
