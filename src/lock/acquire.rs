@@ -11,7 +11,7 @@ use redis::Value;
 
 use super::courier::{Answers, refused};
 use super::guard::LockGuard;
-use super::hold::{Hold, release};
+use super::hold::{Hold, release, valid_until};
 use super::hub::{Hub, LATE, strange};
 use super::names::Names;
 use super::script::{ACQUIRE, Call};
@@ -236,6 +236,11 @@ impl<'a> Attempt<'a> {
             }
         }
         let Spec { names, lease, renewed, .. } = self.spec;
+        if valid_until(*lease, answers.sent, answers.took) <= Instant::now() {
+            // Asked again with the same token it is extended, if nobody else has it by then.
+            let late = LinkError::timed_out("the answer came when the lease was nearly over");
+            return Err(LockError::Connection { during: "acquire", source: late });
+        }
         let hold = Arc::new(Hold::new(
             Arc::clone(names),
             self.member.clone(),
@@ -246,13 +251,7 @@ impl<'a> Attempt<'a> {
         ));
         // From here on it is the guard's to give back.
         (self.may_hold, self.in_line) = (false, false);
-        let guard = LockGuard::new(Arc::clone(self.hub), hold, doubtful);
-        if guard.is_lost() {
-            drop(guard);
-            let late = LinkError::timed_out("the answer came when the lease was nearly over");
-            return Err(LockError::Connection { during: "acquire", source: late });
-        }
-        Ok(Tried::Held(guard))
+        Ok(Tried::Held(LockGuard::new(Arc::clone(self.hub), hold, doubtful)))
     }
 }
 

@@ -46,10 +46,13 @@ enum End {
     Lost(LostBecause),
 }
 
-/// By how much a hold ends earlier here than on the server, which counts from when it was told.
-/// That may be a round trip later, never earlier; the rest is for clocks that do not run alike.
-fn margin(lease: Duration, took: Duration) -> Duration {
-    (lease / 20).max(2 * took).min(lease / 2)
+/// Until when a lease is sure that was asked for at `sent` and answered after `took`.
+///
+/// The server counts from when it was told, which may be a round trip later, never earlier. What a
+/// hold ends earlier here is for clocks that do not run alike, and for the time to tell its holder.
+pub(crate) fn valid_until(lease: Duration, sent: Instant, took: Duration) -> Instant {
+    let margin = (lease / 20).max(2 * took).min(lease / 2);
+    sent + lease - margin
 }
 
 impl Hold {
@@ -64,7 +67,7 @@ impl Hold {
     ) -> Self {
         counters.acquired.add();
         counters.held.enter();
-        let valid_until = sent + lease - margin(lease, took);
+        let valid_until = valid_until(lease, sent, took);
         let state =
             State { valid_until, next_renewal: sent + lease / 3, end: None, callbacks: Vec::new() };
         let (handles, disturbed) = (AtomicUsize::new(1), AtomicUsize::new(0));
@@ -105,8 +108,7 @@ impl Hold {
         let mut state = lock(&self.state);
         // Once it was told to be lost it stays so.
         if state.end.is_none() {
-            let valid_until = sent + self.lease - margin(self.lease, took);
-            state.valid_until = state.valid_until.max(valid_until);
+            state.valid_until = state.valid_until.max(valid_until(self.lease, sent, took));
             state.next_renewal = sent + self.lease / 3;
         }
         self.counters.renewals.add();

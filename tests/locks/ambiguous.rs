@@ -101,3 +101,15 @@ fn a_lock_that_too_few_replicas_have_is_given_back() {
     let guard = lock.wait_replicas(1, SOON).try_acquire().unwrap().unwrap();
     guard.release().unwrap();
 }
+
+#[test]
+fn an_answer_that_comes_when_the_lease_is_nearly_over_is_asked_for_again() {
+    let stage = warm();
+    let lock = stage.sessions.lock("l").lease(Duration::from_millis(200)).fixed_lease();
+    let late = Fault::Delay(Duration::from_millis(250));
+    stage.arm(Trigger::BeforeReplyTo("EVALSHA"), late);
+    let guard = lock.acquire(SOON).unwrap();
+    assert_eq!(stage.proxy.fired(), 1);
+    assert!(!guard.is_lost());
+    guard.release().unwrap();
+}
