@@ -31,8 +31,9 @@ use crate::wire::held::HeldLock;
 /// [`fencing_token`](Self::fencing_token) lets whatever is written to tell an old holder from the
 /// new one. For data in the same Redis, [`fenced_by`](crate::Transactional::fenced_by) does that.
 ///
-/// Dropping it asks the server to release it, for `cleanup_timeout` at most, then goes on in the
-/// background; what goes wrong is logged. [`release`](Self::release) tells it. A guard that is
+/// Dropping it asks the server to release it, for `cleanup_timeout` at most; where that fails it is
+/// tried again in the background, as long as the session manager or another guard lives and the
+/// lease lasts. What goes wrong is logged. [`release`](Self::release) tells it. A guard that is
 /// forgotten (`mem::forget`) is extended until the process ends.
 ///
 /// ```no_run

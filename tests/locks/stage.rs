@@ -64,7 +64,7 @@ impl Stage {
     }
 }
 
-fn quick(url: &str) -> Builder {
+pub(crate) fn quick(url: &str) -> Builder {
     SessionManager::builder(url)
         .connect_timeout(Duration::from_millis(500))
         .response_timeout(Duration::from_millis(500))

@@ -6,9 +6,10 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rediscope::prelude::*;
 use rediscope::{CheckoutError, LockError, LockGuard, SessionManager};
 
-use super::stage::{LONG, SOON, Stage, timed_out};
+use super::stage::{LONG, SOON, Stage, quick, timed_out};
 use crate::support::{eventually, in_time};
 
 fn holds(sessions: &SessionManager) -> LockGuard {
@@ -140,6 +141,39 @@ fn a_server_that_restarts_is_waited_for() {
     acquired.recv_timeout(SOON).unwrap().release().unwrap();
     assert!(matches!(guard.release(), Err(LockError::Lost { .. })));
     assert_eq!((stage.locks().waiting, stage.locks().permits), (0, 0));
+}
+
+#[test]
+fn the_other_protocol_and_a_unix_socket_wake_as_well() {
+    let stage = Stage::new();
+    let resp3 = format!("{}?protocol=resp3", stage.server.url());
+    for url in [resp3, stage.server.unix_url()] {
+        let sessions = quick(&url).build().unwrap();
+        let guard = holds(&stage.sessions);
+        let acquired = waiters(&sessions, 2);
+        stage.somebody_waits(&sessions, 2);
+        let other = sessions.lock("m").lease(LONG);
+        let held = other.try_acquire().unwrap().unwrap();
+        let waiter = thread::spawn(move || other.acquire(LONG).map(drop));
+        eventually(SOON, "both are subscribed to", || sessions.status().locks.subscriptions == 2);
+        let fenced = sessions.transactional().fenced_by(&held);
+        fenced.run(|tx| Ok(tx.incr("n", 1))).unwrap();
+        held.release().unwrap();
+        waiter.join().unwrap().unwrap();
+        guard.release().unwrap();
+        for _ in 0..2 {
+            acquired.recv_timeout(SOON).unwrap().release().unwrap();
+        }
+        // A connection that was quiet is asked, and stays.
+        let guard = holds(&stage.sessions);
+        let acquired = waiters(&sessions, 1);
+        stage.somebody_waits(&sessions, 1);
+        stage.server.reset_stats();
+        eventually(SOON, "it is asked", || stage.server.calls("ping") > 0);
+        guard.release().unwrap();
+        acquired.recv_timeout(SOON).unwrap().release().unwrap();
+        assert_eq!(stage.server.calls("subscribe"), 0, "it was not replaced");
+    }
 }
 
 #[test]
