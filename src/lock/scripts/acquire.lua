@@ -8,22 +8,29 @@ local time = redis.call('TIME')
 local micros = time[1] * 1000000 + time[2]
 local now = math.floor(micros / 1000)
 
+-- Nearly always neither is there, and then there is nothing to look at.
+local taken = redis.call('EXISTS', done, holders) > 0
 -- Given back already: this request was late.
-if redis.call('EXISTS', done) == 1 then
+if taken and redis.call('EXISTS', done) == 1 then
   return {-1}
 end
 
 local freed = false
-for _, dead in ipairs(redis.call('ZRANGEBYSCORE', holders, '-inf', now)) do
-  redis.call('ZREM', holders, dead)
-  redis.call('HDEL', info, dead)
-  freed = true
+if taken then
+  for _, dead in ipairs(redis.call('ZRANGEBYSCORE', holders, '-inf', now)) do
+    redis.call('ZREM', holders, dead)
+    redis.call('HDEL', info, dead)
+    freed = true
+  end
 end
 
 local function keep()
   redis.call('ZADD', holders, now + lease, me)
-  local last = redis.call('ZRANGE', holders, -1, -1, 'WITHSCORES')
-  local ends = string.format('%.0f', tonumber(last[2]))
+  local ends = string.format('%.0f', now + lease)
+  if taken then
+    local last = redis.call('ZRANGE', holders, -1, -1, 'WITHSCORES')
+    ends = string.format('%.0f', tonumber(last[2]))
+  end
   redis.call('PEXPIREAT', holders, ends)
   redis.call('PEXPIREAT', info, ends)
 end
@@ -35,7 +42,7 @@ local function wake_head()
   end
 end
 
-if redis.call('ZSCORE', holders, me) then
+if taken and redis.call('ZSCORE', holders, me) then
   local mine = redis.call('HGET', info, me)
   if mine then
     keep()
@@ -51,8 +58,11 @@ if heartbeat > 0 then
   end
 end
 
-local count = redis.call('ZCARD', holders)
-local first = redis.call('ZRANGE', holders, 0, 0, 'WITHSCORES')
+local count, first = 0, {}
+if taken then
+  count = redis.call('ZCARD', holders)
+  first = redis.call('ZRANGE', holders, 0, 0, 'WITHSCORES')
+end
 local room
 if mode == 'x' then
   room = count < capacity

@@ -16,14 +16,20 @@ end
 -- Removing comes first: it is not refused when memory is short, nor what follows a write.
 redis.call('ZREM', holders, me)
 redis.call('HDEL', info, me)
-local waited = redis.call('ZREM', queue, me)
-redis.call('ZREM', alive, me)
-redis.call('SET', done, held, 'PX', ARGV[2])
-for _, dead in ipairs(redis.call('ZRANGEBYSCORE', alive, '-inf', now)) do
-  redis.call('ZREM', alive, dead)
-  redis.call('ZREM', queue, dead)
+local waited, head = 0, nil
+local in_line = redis.call('EXISTS', queue) == 1
+if in_line then
+  waited = redis.call('ZREM', queue, me)
+  redis.call('ZREM', alive, me)
 end
-local head = redis.call('ZRANGE', queue, 0, 0)[1]
+redis.call('SET', done, held, 'PX', ARGV[2])
+if in_line then
+  for _, dead in ipairs(redis.call('ZRANGEBYSCORE', alive, '-inf', now)) do
+    redis.call('ZREM', alive, dead)
+    redis.call('ZREM', queue, dead)
+  end
+  head = redis.call('ZRANGE', queue, 0, 0)[1]
+end
 if ends or (waited == 1 and head) then
   redis.call('PUBLISH', ARGV[3], head or '')
 end
