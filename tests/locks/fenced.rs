@@ -10,11 +10,12 @@ use rediscope::{
 
 use super::stage::{LONG, SOON, Stage};
 
-/// A handle fenced by the lock, whose guard has a long lease; a plain one and an exactly-once one.
-fn fenced(stage: &Stage, guard: &LockGuard) -> [Transactional; 2] {
+/// Handles fenced by the lock, whose guard has a long lease: plain, exactly once, grouped.
+fn fenced(stage: &Stage, guard: &LockGuard) -> [Transactional; 3] {
     let once = TransactionOptions::new().exactly_once();
+    let grouped = TransactionOptions::new().grouped();
     let fenced = stage.sessions.transactional().fenced_by(guard);
-    [fenced.clone(), fenced.with(once)]
+    [fenced.clone(), fenced.with(once), fenced.with(grouped)]
 }
 
 fn acquire(sessions: &SessionManager) -> LockGuard {
@@ -71,7 +72,7 @@ fn while_the_lock_is_held_everything_is_applied() {
 fn of_a_lost_lock_nothing_is_applied() {
     let stage = Stage::new();
     let other = stage.other();
-    for nth in 0..2 {
+    for nth in 0..3 {
         let guard = acquire(&stage.sessions);
         let handle = &fenced(&stage, &guard)[nth];
         let theirs = stage.taken_by(&other);
@@ -102,7 +103,7 @@ fn a_lock_that_is_lost_after_it_was_asked_for_is_noticed_by_exec() {
     let stage = Stage::new();
     let other = stage.other();
     let immediate = TransactionOptions::new().begin(Begin::Immediate);
-    for nth in 0..2 {
+    for nth in 0..3 {
         let guard = acquire(&stage.sessions);
         let handle = &fenced(&stage, &guard)[nth];
         let mut tx = handle.begin_with(immediate.clone()).unwrap();
@@ -135,7 +136,7 @@ fn an_extension_in_between_is_no_conflict() {
         let replies = tx.commit().unwrap();
         assert_eq!(replies.get(n).unwrap(), stage.written());
     }
-    assert_eq!(stage.written(), 2);
+    assert_eq!(stage.written(), 3);
 }
 
 #[test]
