@@ -40,7 +40,7 @@ const FORMS: [Form; 3] = [
 fn main() {
     let mut arguments = std::env::args().skip(1).map(|number| number.parse().expect("a number"));
     let rounds: usize = arguments.next().unwrap_or(9);
-    let slice: u32 = arguments.next().unwrap_or(3_000);
+    let slice: usize = arguments.next().unwrap_or(3_000);
     let server = Server::start();
     let far = delayed(server.port());
     println!("exactly once / plain, time, median of {rounds} rounds (least to most)");
