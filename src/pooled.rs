@@ -164,10 +164,8 @@ impl Pooled {
                         link.wrote();
                     }
                     for value in &replies {
-                        if let Value::ServerError(error) = value
-                            && matches!(error.code(), "READONLY" | "MASTERDOWN")
-                        {
-                            lease.server_changed();
+                        if let Value::ServerError(error) = value {
+                            lease.heed(error.code());
                         }
                     }
                     return Ok(replies);

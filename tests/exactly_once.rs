@@ -23,5 +23,7 @@ mod exactly_once {
     mod registers;
     mod resolve;
     pub(crate) mod stage;
+    #[cfg(feature = "serde")]
+    mod token;
     mod unknown;
 }

@@ -263,7 +263,7 @@ fn applied(
 }
 
 fn rejected(lease: &mut Lease, buffer: &Buffer, refusal: Refusal) -> CommitError {
-    note_server_change(lease, &refusal.error);
+    lease.heed(refusal.error.code());
     refused(buffer, refusal)
 }
 
@@ -279,12 +279,6 @@ fn refused(buffer: &Buffer, refusal: Refusal) -> CommitError {
 
 /// What our own part of a transaction is called in an error.
 const OWN: &str = "SET of the register";
-
-pub(crate) fn note_server_change(lease: &mut Lease, error: &ServerError) {
-    if matches!(error.code(), "READONLY" | "MASTERDOWN") {
-        lease.server_changed();
-    }
-}
 
 fn replies(buffer: &mut Buffer, values: Vec<Value>) -> Replies {
     let failures = exec::failures(&values, buffer.names());

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use redis::Value;
 
-use super::{Form, Refused, Terms, note_server_change};
+use super::{Form, Refused, Terms};
 use crate::config::Settings;
 use crate::connection::link::{Deadline, Link};
 use crate::connection::pool::Lease;
@@ -50,7 +50,7 @@ pub(super) fn prove(lease: &mut Lease, buffer: &Buffer, form: Form<'_>) -> Resul
         };
         match steps.take(link, deadline) {
             Ok(Found { refused: Some(refused), .. }) => {
-                note_server_change(lease, &refused.error);
+                lease.heed(refused.error.code());
                 return Err(CommitError::rejected(None, refused.word.to_owned(), &refused.error));
             }
             Ok(Found { once: true, .. }) => return Err(CommitError::AlreadyCommitted),
@@ -98,7 +98,7 @@ pub(crate) fn watch(
         steps.reads(reads, count);
         match steps.take(link, deadline) {
             Ok(Found { refused: Some(refused), .. }) => {
-                note_server_change(lease, &refused.error);
+                lease.heed(refused.error.code());
                 return Err(refused.into());
             }
             Ok(Found { once: true, .. }) => return Err(CommitError::AlreadyCommitted.into()),
@@ -144,9 +144,7 @@ fn steps(
         }
     }
     if terms.fence.is_some() {
-        if !link.is_armed_for(settings.register_ttl / 2) {
-            steps.register(link, settings, terms)?;
-        }
+        steps.register(link, settings, terms)?;
     } else if armed && !multi && !watching && (terms.immediate || !trusted || terms.held.is_some())
     {
         steps.step(Step::Unwatch, Expect::Unwatch, UNWATCH);

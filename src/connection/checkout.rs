@@ -11,7 +11,7 @@
 
 use std::collections::VecDeque;
 use std::thread::ThreadId;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use scopeguard::{ScopeGuard, guard};
 
@@ -100,7 +100,7 @@ impl<J, R: Abandoned> Gate<J, R> {
         deadline: Instant,
         may_wait: impl FnOnce(&[ThreadId]) -> Result<(), E>,
     ) -> Result<usize, Refused<E>> {
-        match self.wait(None, deadline, may_wait)? {
+        match self.wait(None, deadline, Duration::ZERO, may_wait)? {
             Turn::Lead(slot, _) => Ok(slot),
             // Nobody takes a job that is not there.
             Turn::Settled(_) => Err(Refused::Closed),
@@ -108,14 +108,16 @@ impl<J, R: Abandoned> Gate<J, R> {
     }
 
     /// Takes a permit as [`acquire`](Self::acquire) does, unless somebody who has one does the job
-    /// first. From when it was taken along, `deadline` is no longer looked at.
+    /// first. From when it was taken along, `deadline` is no longer looked at, and who took it has
+    /// `patience` to settle it; then it is given up as abandoned.
     pub(crate) fn join<E>(
         &self,
         job: J,
         deadline: Instant,
+        patience: Duration,
         may_wait: impl FnOnce(&[ThreadId]) -> Result<(), E>,
     ) -> Result<Turn<J, R>, Refused<E>> {
-        match self.wait(Some(job), deadline, may_wait)? {
+        match self.wait(Some(job), deadline, patience, may_wait)? {
             Turn::Lead(slot, Some(job)) => Ok(Turn::Lead(slot, job)),
             Turn::Settled(settled) => Ok(Turn::Settled(settled)),
             // Who leads has his job still.
@@ -130,6 +132,7 @@ impl<J, R: Abandoned> Gate<J, R> {
         &self,
         job: Option<J>,
         deadline: Instant,
+        patience: Duration,
         may_wait: impl FnOnce(&[ThreadId]) -> Result<(), E>,
     ) -> Result<Turn<Option<J>, R>, Refused<E>> {
         let waiter = {
@@ -158,7 +161,9 @@ impl<J, R: Abandoned> Gate<J, R> {
         match grant {
             Grant::Permit(slot) => Ok(Turn::Lead(slot, lock(&waiter.job).take())),
             Grant::Settled(settled) => Ok(Turn::Settled(settled)),
-            Grant::Taken | Grant::Waiting => Ok(Turn::Settled(waiter.settled())),
+            Grant::Taken | Grant::Waiting => {
+                Ok(Turn::Settled(waiter.settled(Instant::now() + patience)))
+            }
             Grant::Closed => Err(Refused::Closed),
         }
     }
@@ -282,11 +287,15 @@ impl<J, R: Abandoned> Waiter<J, R> {
         self.take()
     }
 
-    /// Waits for whoever has taken the job; his time is bounded.
-    fn settled(&self) -> R {
+    /// Waits for whoever has taken the job.
+    fn settled(&self, until: Instant) -> R {
         let mut grant = lock(&self.grant);
         while matches!(*grant, Grant::Taken) {
-            grant = self.ready.wait(grant).unwrap_or_else(PoisonError::into_inner);
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            grant = self.ready.wait_timeout(grant, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         match std::mem::replace(&mut *grant, Grant::Closed) {
             Grant::Settled(settled) => settled,
@@ -333,70 +342,4 @@ mod group_model;
 mod model;
 
 #[cfg(all(test, not(rediscope_shuttle)))]
-mod tests {
-    use std::convert::Infallible;
-    use std::time::Duration;
-
-    use super::*;
-
-    type Gate = super::Gate<u32, ()>;
-
-    fn take(gate: &Gate, wait: Duration) -> Result<usize, Refused<Infallible>> {
-        gate.acquire(Instant::now() + wait, |_| Ok(()))
-    }
-
-    #[test]
-    fn permits_are_handed_over_in_the_order_of_waiting() {
-        let gate = std::sync::Arc::new(Gate::new(1));
-        let slot = take(&gate, Duration::ZERO).unwrap();
-        let order = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
-        let threads: Vec<_> = (0..8)
-            .map(|nth| {
-                let (gate_, order) = (gate.clone(), order.clone());
-                let thread = std::thread::spawn(move || {
-                    let slot = take(&gate_, Duration::from_secs(20)).unwrap();
-                    order.lock().unwrap().push(nth);
-                    gate_.release(slot);
-                });
-                while gate.waiting() <= nth {
-                    std::thread::yield_now();
-                }
-                thread
-            })
-            .collect();
-        gate.release(slot);
-        threads.into_iter().for_each(|thread| thread.join().unwrap());
-        assert_eq!(*order.lock().unwrap(), (0..8).collect::<Vec<_>>());
-        assert_eq!((gate.free(), gate.waiting()), (1, 0));
-    }
-
-    #[test]
-    fn giving_up_leaves_the_queue_and_takes_a_late_grant() {
-        let gate = Gate::new(1);
-        let slot = take(&gate, Duration::ZERO).unwrap();
-        assert_eq!(take(&gate, Duration::from_millis(5)), Err(Refused::TimedOut { waiters: 1 }));
-        assert_eq!(gate.waiting(), 0);
-        let late = Arc::new(Waiter::new(None));
-        lock(&gate.state).queue.push_back(Arc::clone(&late));
-        gate.release(slot);
-        gate.give_up(&late);
-        assert_eq!(late.take(), Grant::Permit(slot));
-    }
-
-    #[test]
-    fn closing_tells_everybody() {
-        let gate = std::sync::Arc::new(Gate::new(1));
-        let slot = take(&gate, Duration::ZERO).unwrap();
-        let waiting = {
-            let gate = gate.clone();
-            std::thread::spawn(move || take(&gate, Duration::from_secs(20)))
-        };
-        while gate.waiting() == 0 {
-            std::thread::yield_now();
-        }
-        gate.close();
-        assert_eq!(waiting.join().unwrap(), Err(Refused::Closed));
-        gate.release(slot);
-        assert_eq!(take(&gate, Duration::ZERO), Err(Refused::Closed));
-    }
-}
+mod tests;

@@ -10,10 +10,11 @@ use crate::wire::encode::UNWATCH;
 use crate::wire::group::{Broken, Job, Settled, What};
 use crate::wire::state::{Expect, Taint};
 
-/// The one who sent it panicked: nobody can say how far he had come.
+/// The one who took it along panicked, or is held up: nobody can say how far he has come.
 impl Abandoned for Settled {
     fn abandoned() -> Self {
-        let broken = Broken { left: true, cause: LinkError::panicked() };
+        let cause = LinkError::timed_out("whoever took it along did not say what came of it");
+        let broken = Broken { left: true, cause };
         Self { replies: Vec::new(), broken: Some(broken) }
     }
 }
@@ -98,8 +99,6 @@ fn conclude(
         wrote |= matches!(value, Value::Array(_));
         nil |= *value == Value::Nil;
     });
-    let is_change = |value: &Value| matches!(value, Value::ServerError(error) if matches!(error.code(), "READONLY" | "MASTERDOWN"));
-    let changed = settled.iter().flat_map(|settled| &settled.replies).any(is_change);
     if let Some(link) = lease.current() {
         if wrote {
             link.wrote();
@@ -112,8 +111,10 @@ fn conclude(
             link.has_answered();
         }
     }
-    if changed {
-        lease.server_changed();
+    for value in settled.iter().flat_map(|settled| &settled.replies) {
+        if let Value::ServerError(error) = value {
+            lease.heed(error.code());
+        }
     }
     if let Some(cause) = lost {
         lease.found_dead(&cause);

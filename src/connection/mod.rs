@@ -9,6 +9,8 @@ pub(crate) mod checkout;
 pub(crate) mod group;
 pub(crate) mod link;
 pub(crate) mod manager;
+#[cfg(all(test, rediscope_shuttle))]
+pub(crate) mod model;
 pub(crate) mod openings;
 pub(crate) mod pool;
 #[cfg(test)]

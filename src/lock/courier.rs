@@ -157,10 +157,7 @@ fn concluded(lease: &mut Lease, values: &[Value]) {
     let mut wrote = false;
     for value in values {
         match value {
-            Value::ServerError(error) if matches!(error.code(), "READONLY" | "MASTERDOWN") => {
-                lease.server_changed();
-            }
-            Value::ServerError(_) => {}
+            Value::ServerError(error) => lease.heed(error.code()),
             _ => wrote = true,
         }
     }

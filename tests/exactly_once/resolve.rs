@@ -8,7 +8,7 @@ use rediscope::{
     Unresolved,
 };
 
-use super::stage::{SOON, Stage, commit_error, doubt};
+use super::stage::{Fate, SOON, Stage, commit_error, doubt};
 use crate::support::eventually;
 use crate::support::proxy::{Fault, Trigger};
 
@@ -16,10 +16,7 @@ use crate::support::proxy::{Fault, Trigger};
 fn a_lost_answer_to_an_applied_transaction_is_resolved_as_committed() {
     let stage = Stage::new();
     let handle = stage.armed();
-    let mut tx = handle.begin().unwrap();
-    tx.incr("n", 1);
-    stage.arm(Trigger::BeforeReplyTo("EXEC"), Fault::Cut);
-    let doubt = doubt(tx.commit());
+    let doubt = stage.doubted(&handle, Fate::Applied);
     assert_eq!(doubt.resolve(), Resolution::Committed);
     assert_eq!(doubt.resolve(), Resolution::Committed, "and again");
     assert_eq!(stage.number("n"), 1);
@@ -31,10 +28,7 @@ fn a_lost_answer_to_an_applied_transaction_is_resolved_as_committed() {
 fn a_transaction_that_never_arrived_is_resolved_as_not_committed() {
     let stage = Stage::new();
     let handle = stage.armed();
-    let mut tx = handle.begin().unwrap();
-    tx.incr("n", 1);
-    stage.arm(Trigger::BeforeCommandNamed("EXEC"), Fault::Cut);
-    let doubt = doubt(tx.commit());
+    let doubt = stage.doubted(&handle, Fate::NotApplied);
     assert_eq!(doubt.resolve(), Resolution::NotCommitted);
     assert_eq!(stage.number("n"), 0);
 }
@@ -59,7 +53,7 @@ fn an_exec_that_arrives_after_the_resolution_applies_nothing() {
 fn a_block_that_was_not_applied_is_sent_again_and_applied_once() {
     let stage = Stage::new();
     let handle = stage.armed();
-    stage.arm(Trigger::BeforeCommandNamed("EXEC"), Fault::Cut);
+    stage.lose(Fate::NotApplied);
     assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
     assert_eq!(stage.number("n"), 1);
 }
@@ -68,7 +62,7 @@ fn a_block_that_was_not_applied_is_sent_again_and_applied_once() {
 fn a_block_that_was_applied_is_not_sent_again_and_tells_that_its_replies_are_lost() {
     let stage = Stage::new();
     let handle = stage.armed();
-    stage.arm(Trigger::BeforeReplyTo("EXEC"), Fault::Cut);
+    stage.lose(Fate::Applied);
     let lost = handle.run(|tx| Ok(tx.incr("n", 1))).unwrap_err();
     assert!(matches!(lost, Error::Reply(ReplyError::Lost)), "{lost:?}");
     assert_eq!((lost.applied(), lost.is_retryable()), (Applied::Yes, false));
@@ -76,7 +70,7 @@ fn a_block_that_was_applied_is_not_sent_again_and_tells_that_its_replies_are_los
     // Who needs no replies is not troubled.
     handle.run(|_| Ok(())).unwrap();
     stage.armed();
-    stage.arm(Trigger::BeforeReplyTo("EXEC"), Fault::Cut);
+    stage.lose(Fate::Applied);
     let ready = handle.run(|tx| {
         tx.incr("n", 1);
         Ok(rediscope::Ready(7))
@@ -89,7 +83,7 @@ fn a_block_that_was_applied_is_not_sent_again_and_tells_that_its_replies_are_los
 fn a_watching_block_runs_again_where_nothing_was_applied() {
     let stage = Stage::new();
     let handle = stage.armed();
-    stage.arm(Trigger::BeforeCommandNamed("EXEC"), Fault::Cut);
+    stage.lose(Fate::NotApplied);
     let mut runs = 0;
     let n = handle.watch(["n"]).run(|read, tx| {
         runs += 1;
@@ -116,10 +110,7 @@ fn a_doubt_that_is_not_fenced_says_so() {
 fn a_token_is_resolved_by_another_session_and_by_no_other_database() {
     let stage = Stage::new();
     let handle = stage.armed();
-    let mut tx = handle.begin().unwrap();
-    tx.incr("n", 1);
-    stage.arm(Trigger::BeforeReplyTo("EXEC"), Fault::Cut);
-    let token = doubt(tx.commit()).token().unwrap().clone();
+    let token = stage.doubted(&handle, Fate::Applied).token().unwrap().clone();
     let other = SessionManager::connect(stage.server.url()).unwrap();
     assert_eq!(other.resolve(&token), Resolution::Committed);
     let elsewhere = SessionManager::connect(stage.server.url_db(3)).unwrap();
@@ -131,10 +122,7 @@ fn a_token_is_resolved_by_another_session_and_by_no_other_database() {
 fn a_doubt_waits_for_a_server_that_is_away_and_no_longer_than_it_is_told_to() {
     let stage = Stage::new();
     let handle = stage.armed();
-    let mut tx = handle.begin().unwrap();
-    tx.incr("n", 1);
-    stage.arm(Trigger::BeforeReplyTo("EXEC"), Fault::Cut);
-    let doubt = doubt(tx.commit());
+    let doubt = stage.doubted(&handle, Fate::Applied);
     stage.proxy.close_listener();
     let unreachable = doubt.resolve_within(Duration::from_millis(50));
     assert!(

@@ -11,7 +11,6 @@
     reason = "test code, which clippy does not see through `cfg(all(test, …))`"
 )]
 
-use std::panic::catch_unwind;
 use std::sync::Arc as Plain;
 use std::sync::Mutex as Log;
 use std::time::Duration;
@@ -19,9 +18,7 @@ use std::time::Duration;
 use shuttle::thread;
 
 use super::*;
-
-const ITERATIONS: usize = 5_000;
-const DEPTH: usize = 3;
+use crate::connection::model::{assert_found_at_random, check};
 
 /// Who did a job, or nobody can say.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -135,7 +132,7 @@ fn call(gate: &Gate, books: &Log<Books>, caller: usize, take: Take, panics: bool
         gate.release(slot);
         return;
     }
-    let told = match gate.join(caller, deadline, queued(caller)) {
+    let told = match gate.join(caller, deadline, Duration::from_secs(3600), queued(caller)) {
         Ok(Turn::Settled(done)) => Some(done),
         Ok(Turn::Lead(slot, own)) => {
             assert_eq!(own, caller);
@@ -160,11 +157,6 @@ fn call(gate: &Gate, books: &Log<Books>, caller: usize, take: Take, panics: bool
     books.lock().unwrap().told.push((caller, told));
 }
 
-fn check(model: fn()) {
-    shuttle::check_random(model, ITERATIONS);
-    shuttle::check_pct(model, ITERATIONS, DEPTH);
-}
-
 #[test]
 fn model_of_jobs_that_are_taken_along_and_callers_who_give_up() {
     check(|| callers_with_jobs(as_the_pool_does, false));
@@ -177,18 +169,13 @@ fn model_of_a_leader_who_lets_go_of_jobs() {
 
 #[test]
 fn model_finds_a_job_that_is_done_although_its_caller_gave_up() {
-    assert_found(|| callers_with_jobs(take_behind_the_lock, false), "it was done 1 times");
+    assert_found_at_random(
+        || callers_with_jobs(take_behind_the_lock, false),
+        &["it was done 1 times"],
+    );
 }
 
 #[test]
 fn model_finds_a_scope_that_is_passed_over() {
-    assert_found(|| callers_with_jobs(take_past_a_scope, false), "passed over");
-}
-
-#[track_caller]
-fn assert_found(planted: fn(), as_what: &str) {
-    let found = catch_unwind(|| shuttle::check_random(planted, 10 * ITERATIONS))
-        .expect_err("the planted mistake was not found");
-    let text = found.downcast_ref::<String>().cloned().unwrap_or_default();
-    assert!(text.contains(as_what), "found something else: {text}");
+    assert_found_at_random(|| callers_with_jobs(take_past_a_scope, false), &["passed over"]);
 }

@@ -15,7 +15,6 @@
     reason = "test code, which clippy does not see through `cfg(all(test, …))`"
 )]
 
-use std::panic::catch_unwind;
 use std::sync::Arc as Plain;
 use std::sync::Mutex as Log;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -24,18 +23,9 @@ use std::time::Duration;
 use shuttle::thread;
 
 use super::*;
+use crate::connection::model::{assert_found, check};
 
 type Gate = super::Gate<usize, ()>;
-
-const ITERATIONS: usize = 10_000;
-
-/// How deep in rare orders the second strategy looks.
-const DEPTH: usize = 3;
-
-fn check(model: fn()) {
-    shuttle::check_random(model, ITERATIONS);
-    shuttle::check_pct(model, ITERATIONS, DEPTH);
-}
 
 /// A gate, and what is known from outside of who holds what.
 struct Watched {
@@ -315,20 +305,4 @@ fn model_finds_a_permit_that_two_callers_hold() {
     // Which of them shows first is up to the schedule.
     let as_what = ["is held twice", "was not held", "permits were lost or doubled"];
     assert_found(|| some_wait_and_some_give_up(release_twice), &as_what);
-}
-
-/// Either way of looking finds the mistake, and for what it is.
-#[track_caller]
-fn assert_found(planted: fn(), as_what: &[&str]) {
-    type Look = fn(fn());
-    let ways: [Look; 2] = [
-        |planted| shuttle::check_random(planted, ITERATIONS),
-        |planted| shuttle::check_pct(planted, ITERATIONS, DEPTH),
-    ];
-    for look in ways {
-        let found = catch_unwind(|| look(planted)).expect_err("the planted mistake was not found");
-        let text = found.downcast_ref::<String>().cloned().unwrap_or_default();
-        let known = as_what.iter().any(|what| text.contains(what));
-        assert!(known, "found something else: {text}");
-    }
 }

@@ -14,15 +14,14 @@
     reason = "test code, which clippy does not see through `cfg(all(test, …))`"
 )]
 
-use std::panic::catch_unwind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use shuttle::thread;
 
 use super::*;
+use crate::connection::model::{assert_found_at_random, check};
 
-const ITERATIONS: usize = 5_000;
 const SIZE: u32 = 2;
 const CALLERS: usize = 4;
 const IN_VAIN: usize = 3_000;
@@ -163,18 +162,10 @@ fn still_a_caller(pool: &Pool, caller: &mut Caller<'_>) -> Option<Option<Arrival
 
 #[test]
 fn model_of_callers_who_open_connections_and_find_others() {
-    shuttle::check_random(|| everybody_is_served(as_the_pool_does), ITERATIONS);
-    shuttle::check_pct(|| everybody_is_served(as_the_pool_does), ITERATIONS, 3);
+    check(|| everybody_is_served(as_the_pool_does));
 }
 
 #[test]
 fn model_finds_a_caller_who_counts_although_he_has_a_connection() {
-    let planted = || shuttle::check_random(|| everybody_is_served(still_a_caller), 10 * ITERATIONS);
-    let found = catch_unwind(planted).expect_err("the planted mistake was not found");
-    let text = found
-        .downcast_ref::<String>()
-        .cloned()
-        .or_else(|| found.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-    let text = text.unwrap_or_default();
-    assert!(text.contains("that nobody makes"), "found something else: {text}");
+    assert_found_at_random(|| everybody_is_served(still_a_caller), &["that nobody makes"]);
 }

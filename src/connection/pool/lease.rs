@@ -98,10 +98,17 @@ impl Lease {
         self.link = None;
     }
 
+    /// Draws the conclusion from an error's code, where it says that the server has changed.
+    pub(crate) fn heed(&mut self, code: &str) {
+        if matches!(code, "READONLY" | "MASTERDOWN") {
+            self.server_changed();
+        }
+    }
+
     /// The server said that it is no longer the one to write to: all older links go, at most once
     /// a second. A link from before the last time this happened adds nothing new; one from after
     /// it does, if it could write once: a server that was read-only all along has not changed.
-    pub(crate) fn server_changed(&mut self) {
+    fn server_changed(&mut self) {
         let Some(link) = &self.link else { return };
         let inner = &self.permit.pool.inner;
         let generation = inner.health.generation.load(Ordering::Acquire);

@@ -14,16 +14,14 @@
     reason = "test code, which clippy does not see through `cfg(all(test, …))`"
 )]
 
-use std::panic::catch_unwind;
 use std::sync::Arc as Plain;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use shuttle::thread;
 
 use super::*;
+use crate::connection::model::{assert_found, check};
 
-const ITERATIONS: usize = 5_000;
-const DEPTH: usize = 3;
 const CHANNEL: &str = "wake";
 
 /// A lock of so many permits, the waiters of one process, and how one of them leaves.
@@ -118,11 +116,6 @@ fn play(permits: usize, leave: fn(Ticket<'_>, Option<bool>)) {
     stage.nothing_is_left();
 }
 
-fn check(model: fn()) {
-    shuttle::check_random(model, ITERATIONS);
-    shuttle::check_pct(model, ITERATIONS, DEPTH);
-}
-
 #[test]
 fn model_of_waiters_for_a_lock_of_whom_one_gives_up() {
     check(|| play(1, leave));
@@ -141,7 +134,7 @@ fn leave_with_the_wake_up(ticket: Ticket<'_>, acquired: Option<bool>) {
 
 #[test]
 fn model_finds_a_wake_up_that_is_taken_along() {
-    assert_found(|| play(1, leave_with_the_wake_up));
+    assert_found(|| play(1, leave_with_the_wake_up), &["deadlock"]);
 }
 
 /// The second: the one who has just left is still in line, and is woken instead of another.
@@ -160,20 +153,5 @@ fn leave_too_late(ticket: Ticket<'_>, acquired: Option<bool>) {
 
 #[test]
 fn model_finds_a_wake_up_for_one_who_has_left() {
-    assert_found(|| play(1, leave_too_late));
-}
-
-/// Either way of looking finds that somebody sleeps for ever.
-#[track_caller]
-fn assert_found(planted: fn()) {
-    type Look = fn(fn());
-    let ways: [Look; 2] = [
-        |planted| shuttle::check_random(planted, ITERATIONS),
-        |planted| shuttle::check_pct(planted, ITERATIONS, DEPTH),
-    ];
-    for look in ways {
-        let found = catch_unwind(|| look(planted)).expect_err("the planted mistake was not found");
-        let text = found.downcast_ref::<String>().cloned().unwrap_or_default();
-        assert!(text.contains("deadlock"), "found something else: {text}");
-    }
+    assert_found(|| play(1, leave_too_late), &["deadlock"]);
 }
