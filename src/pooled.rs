@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use redis::{Cmd, ConnectionLike, RedisResult, Value};
 
+use crate::connection::deadline::Deadline;
 use crate::connection::group::lead;
-use crate::connection::link::Deadline;
 use crate::connection::pool::{Joined, Lease, Pool, Repeats};
 use crate::connection::registry::Owner;
-use crate::error::{Applied, Error, LinkError};
+use crate::error::{Applied, CheckoutError, Error, LinkError};
 use crate::wire::command::{self, Blocking, Place, Requests};
 use crate::wire::group::{self, Broken, Job, What};
+use crate::wire::reply::Reply;
 use crate::wire::state::Expect;
 
 /// The pooled handle: single commands, each on a connection borrowed for its own round trip (or
@@ -98,8 +99,9 @@ impl Pooled {
         Self { pool }
     }
 
-    /// Hands out a connection as redis-rs has it, for what the handle refuses. Whatever is done
-    /// with it, it is closed and replaced afterwards.
+    /// Hands out a connection as redis-rs has it, for what the handle refuses. It is opened for
+    /// this call, in the place of one of the pool's, and closed afterwards, whatever was done with
+    /// it.
     ///
     /// # Errors
     /// [`Error::Checkout`] where no connection was to be had. While `f` runs, the connection
@@ -107,11 +109,14 @@ impl Pooled {
     #[track_caller]
     pub fn with_raw<R>(&self, f: impl FnOnce(&mut redis::Connection) -> R) -> Result<R, Error> {
         let owner = Owner { name: None, place: Location::caller(), is_closure: true };
-        let deadline = Instant::now() + self.pool.settings().checkout_timeout;
+        let started = Instant::now();
+        let deadline = started + self.pool.settings().checkout_timeout;
         let pin = self.pool.pin(owner, deadline)?;
         pin.end(|lease| {
-            lease.answering(deadline)?;
-            Ok(f(lease.link(deadline)?.raw()))
+            let (endpoint, settings) = (self.pool.endpoint(), self.pool.settings());
+            let raw = lease.link(deadline)?.raw(endpoint, settings);
+            let waited = started.elapsed();
+            Ok(f(raw.map_err(|source| CheckoutError::Connect { waited, source })?))
         })?
     }
 
@@ -134,7 +139,9 @@ impl Pooled {
                 }
                 Joined::Settled(settled) => settled,
             };
-            let Some(Broken { cause, .. }) = settled.broken else { return Ok(settled.replies) };
+            let Some(Broken { cause, .. }) = settled.broken else {
+                return Ok(settled.replies.into_iter().map(Reply::into_value).collect());
+            };
             if !repeats.allow(true, &cause) || Instant::now() >= checkout {
                 return Err(Error::Lost {
                     during: request.name,
@@ -275,7 +282,7 @@ fn ask(
     link.send(bytes, &expected, deadline).map_err(|cause| Failed::Lost { sent: false, cause })?;
     let mut replies = Vec::with_capacity(count);
     for nth in 0..offset + count {
-        let value = link.receive(deadline).map_err(|cause| Failed::Lost { sent: true, cause })?;
+        let value = link.value(deadline).map_err(|cause| Failed::Lost { sent: true, cause })?;
         if nth >= offset {
             replies.push(value);
         }

@@ -2,7 +2,8 @@
 //!
 //! Never: a wait past `cleanup_timeout`.
 
-use crate::connection::link::{Deadline, Link};
+use crate::connection::deadline::Deadline;
+use crate::connection::link::Link;
 use crate::connection::pool::Lease;
 use crate::error::{Applied, Error, LinkError, ServerError};
 use crate::wire::encode::{DISCARD, UNWATCH};

@@ -4,7 +4,8 @@
 
 use super::Terms;
 use crate::config::Settings;
-use crate::connection::link::{Deadline, Link};
+use crate::connection::deadline::Deadline;
+use crate::connection::link::Link;
 use crate::error::{LinkError, ServerError};
 use crate::wire::buffer::{Buffer, Start};
 use crate::wire::durability::Acks;
@@ -62,15 +63,18 @@ pub(super) fn exchange(
     let mut acks = None;
     for (expect, count) in expected {
         for _ in 0..count {
-            let value = match link.receive(deadline) {
-                Ok(value) => value,
+            let reply = match link.receive(deadline) {
+                Ok(reply) => reply,
                 Err(cause) => return Err(Lost::AfterExec(cause, Box::new(collector))),
             };
             match expect {
-                Expect::Multi => collector.multi(value),
-                Expect::Queued => collector.queued(value),
-                Expect::Exec => collector.exec(value),
-                Expect::Plain => acks = terms.durability.map(|wanted| wanted.acks(&value)),
+                Expect::Multi => collector.multi(reply),
+                Expect::Queued => collector.queued(reply),
+                Expect::Exec => collector.exec(reply),
+                Expect::Plain => {
+                    let value = reply.into_value();
+                    acks = terms.durability.map(|wanted| wanted.acks(&value));
+                }
                 _ => {}
             }
         }
@@ -117,7 +121,7 @@ pub(super) fn queue(
     let mut answered = link.send(buffer.body(), &[(Expect::Queued, unsent)], deadline);
     for _ in 0..unsent {
         let Ok(()) = answered else { break };
-        answered = link.receive(deadline).map(|value| collector.queued(value));
+        answered = link.receive(deadline).map(|reply| collector.queued(reply));
     }
     if answered.is_ok() {
         link.has_answered();

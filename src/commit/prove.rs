@@ -10,7 +10,8 @@ use redis::Value;
 
 use super::{Form, Refused, Terms};
 use crate::config::Settings;
-use crate::connection::link::{Deadline, Link};
+use crate::connection::deadline::Deadline;
+use crate::connection::link::Link;
 use crate::connection::pool::Lease;
 use crate::error::{Applied, CommitError, Error, LinkError, LinkErrorKind, ServerError};
 use crate::observe::Replaced;
@@ -303,7 +304,7 @@ impl Steps {
         let mut found = Found::default();
         let mut now = None;
         for (step, _) in self.steps {
-            let value = link.receive(deadline)?;
+            let value = link.value(deadline)?;
             if step == Step::Read {
                 found.reads.push(value);
                 continue;

@@ -14,7 +14,8 @@ use scopeguard::defer;
 
 use crate::config::Settings;
 use crate::connection::checkout::{Gate, Refused};
-use crate::connection::link::{Deadline, Link};
+use crate::connection::deadline::Deadline;
+use crate::connection::link::Link;
 use crate::connection::lock;
 use crate::connection::manager::{self, Health, Purpose};
 use crate::error::{
@@ -96,8 +97,8 @@ impl Asker {
         let limit = Deadline::after(self.settings.response_timeout).capped(deadline);
         let question = fence::question(&token.register, self.settings.register_ttl);
         link.send(&question, &[(Expect::Plain, 2)], limit).map_err(unreachable)?;
-        let touched = link.receive(limit).map_err(unreachable)?;
-        let found = link.receive(limit).map_err(unreachable)?;
+        let touched = link.value(limit).map_err(unreachable)?;
+        let found = link.value(limit).map_err(unreachable)?;
         *lock(&self.link) = Some(link);
         fence::applied(token.number, &touched, &found)
     }

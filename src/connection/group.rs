@@ -3,11 +3,13 @@
 //! Never: a caller taken along whom nobody tells what came of it.
 
 use super::checkout::{Abandoned, Member};
-use super::link::{Deadline, Link};
+use super::deadline::Deadline;
+use super::link::Link;
 use super::pool::Lease;
 use crate::error::LinkError;
 use crate::wire::encode::UNWATCH;
 use crate::wire::group::{Broken, Job, Settled, What};
+use crate::wire::reply::Reply;
 use crate::wire::state::{Expect, Taint};
 
 /// The one who took it along panicked, or is held up: nobody can say how far he has come.
@@ -73,7 +75,7 @@ fn read(link: &mut Link, what: What, deadline: Deadline, lost: &mut Option<LinkE
     let mut replies = Vec::with_capacity(if lost.is_none() { count } else { 0 });
     while lost.is_none() && replies.len() < count {
         match link.receive(deadline) {
-            Ok(value) => replies.push(value),
+            Ok(reply) => replies.push(reply),
             Err(cause) => *lost = Some(cause),
         }
     }
@@ -95,9 +97,9 @@ fn conclude(
     let blocks = blocks.zip(settled).filter(|(job, _)| job.what != What::Read);
     let last = blocks.filter_map(|(_, settled)| settled.replies.last());
     let (mut wrote, mut nil) = (false, false);
-    last.for_each(|value| {
-        wrote |= matches!(value, Value::Array(_));
-        nil |= *value == Value::Nil;
+    last.for_each(|reply| {
+        wrote |= matches!(reply, Reply::Value(Value::Array(_)));
+        nil |= *reply == Reply::Value(Value::Nil);
     });
     if let Some(link) = lease.current() {
         if wrote {
@@ -111,8 +113,8 @@ fn conclude(
             link.has_answered();
         }
     }
-    for value in settled.iter().flat_map(|settled| &settled.replies) {
-        if let Value::ServerError(error) = value {
+    for reply in settled.iter().flat_map(|settled| &settled.replies) {
+        if let Reply::Value(Value::ServerError(error)) = reply {
             lease.heed(error.code());
         }
     }

@@ -6,43 +6,22 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 
+use super::deadline::Deadline;
 use super::openings::Arrival;
+use super::transport::Transport;
+use crate::config::Settings;
 use crate::error::{LinkError, LinkErrorKind, ServerError};
 use crate::observe::Replaced;
+use crate::topology::{Connected, Endpoint};
 use crate::wire::encode::PING;
 use crate::wire::fence::Fence;
+use crate::wire::reply::Reply;
 use crate::wire::state::{Expect, Proof, State, Taint};
-
-/// An instant by which a call must be over, and how long it had been given.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Deadline {
-    at: Instant,
-    limit: Duration,
-}
-
-impl Deadline {
-    pub(crate) fn after(limit: Duration) -> Self {
-        Self { at: Instant::now() + limit, limit }
-    }
-
-    /// The same, but over by `other` at the latest.
-    pub(crate) fn capped(self, other: Instant) -> Self {
-        Self { at: self.at.min(other), limit: self.limit }
-    }
-
-    fn left(&self) -> Duration {
-        self.at.saturating_duration_since(Instant::now())
-    }
-}
-
-/// So much is written between two looks at the clock: the socket's timeout begins anew whenever
-/// the peer takes a little, so one that crawls would stretch a single write without end.
-const STEP: usize = 16 * 1024;
 
 /// One connection and what the server believes about it.
 pub(crate) struct Link {
     /// Apart, since a link is moved from hand to hand with every borrower.
-    connection: Box<redis::Connection>,
+    transport: Box<Transport>,
     state: State,
     /// When the server last answered.
     proven: Instant,
@@ -56,24 +35,13 @@ pub(crate) struct Link {
     /// Its register, once it has needed one, and since when the server has had that at least.
     fence: Option<Fence>,
     registered: Option<Instant>,
-    /// The socket's timeouts as they are set: setting them costs a system call each.
-    read_timeout: Duration,
-    write_timeout: Duration,
 }
 
 impl Link {
-    /// Takes over a connection that has just been opened, which has no timeouts yet.
-    pub(crate) fn new(
-        connection: redis::Connection,
-        timeout: Duration,
-        expires: Option<Instant>,
-        generation: u64,
-    ) -> Result<Self, LinkError> {
-        let failed = |error| LinkError::of(&error);
-        connection.set_read_timeout(Some(timeout)).map_err(failed)?;
-        connection.set_write_timeout(Some(timeout)).map_err(failed)?;
-        Ok(Self {
-            connection: Box::new(connection),
+    /// Takes over a connection that has just been opened.
+    pub(crate) fn new(connected: Connected, expires: Option<Instant>, generation: u64) -> Self {
+        Self {
+            transport: Box::new(Transport::new(connected)),
             state: State::default(),
             proven: Instant::now(),
             expires,
@@ -82,9 +50,7 @@ impl Link {
             has_written: false,
             fence: None,
             registered: None,
-            read_timeout: timeout,
-            write_timeout: timeout,
-        })
+        }
     }
 
     /// It was opened for a caller, who has yet to take it.
@@ -129,6 +95,8 @@ impl Link {
         }
         if !self.state.is_clean() {
             Some(Replaced::LeftDirty)
+        } else if self.transport.has_unread() {
+            Some(Replaced::Protocol)
         } else if self.generation < generation {
             Some(Replaced::Outdated)
         } else if self.expires.is_some_and(|expires| expires <= now) {
@@ -187,54 +155,22 @@ impl Link {
         for (expect, count) in expected {
             self.state.sending(*expect, *count);
         }
-        let mut left = 0;
-        for step in bytes.chunks(STEP) {
-            self.ready_to_write(deadline).map_err(|error| (left, error))?;
-            left += step.len();
-            let sent = self.connection.send_packed_command(step);
-            sent.map_err(|error| (left, self.broken(LinkError::of(&error))))?;
-        }
-        Ok(())
-    }
-
-    fn ready_to_write(&mut self, deadline: Deadline) -> Result<(), LinkError> {
-        let left = deadline.left();
-        if left.is_zero() {
-            return Err(self.broken(LinkError::timed_out("no time left to send")));
-        }
-        let timeout = timeout(left, deadline.limit);
-        if timeout != self.write_timeout {
-            self.write_timeout = timeout;
-            let set = self.connection.set_write_timeout(Some(timeout));
-            set.map_err(|error| self.broken(LinkError::of(&error)))?;
-        }
-        Ok(())
+        let sent = self.transport.send(bytes, deadline);
+        sent.map_err(|(left, error)| (left, self.broken(error)))
     }
 
     /// Reads the next reply. A server's error is a reply like any other.
-    pub(crate) fn receive(&mut self, deadline: Deadline) -> Result<Value, LinkError> {
-        loop {
-            let left = deadline.left();
-            if left.is_zero() {
-                return Err(self.broken(LinkError::timed_out("no answer in time")));
-            }
-            let timeout = timeout(left, deadline.limit);
-            if timeout != self.read_timeout {
-                self.read_timeout = timeout;
-                let set = self.connection.set_read_timeout(Some(timeout));
-                set.map_err(|error| self.broken(LinkError::of(&error)))?;
-            }
-            let value = match self.connection.recv_response() {
-                Ok(Value::Push { .. }) => continue,
-                Ok(Value::Attribute { data, .. }) => *data,
-                Ok(value) => value,
-                Err(error) => return Err(self.broken(LinkError::of(&error))),
-            };
-            if self.state.reply(&value) == Proof::Surprise {
-                return Err(LinkError::unexpected("a reply that cannot stand where it came"));
-            }
-            return Ok(value);
+    pub(crate) fn receive(&mut self, deadline: Deadline) -> Result<Reply, LinkError> {
+        let reply = self.transport.receive(deadline).map_err(|error| self.broken(error))?;
+        if self.state.reply(&reply) == Proof::Surprise {
+            return Err(LinkError::unexpected("a reply that cannot stand where it came"));
         }
+        Ok(reply)
+    }
+
+    /// The same, as redis-rs has it.
+    pub(crate) fn value(&mut self, deadline: Deadline) -> Result<Value, LinkError> {
+        self.receive(deadline).map(Reply::into_value)
     }
 
     /// The server has just answered all it was asked.
@@ -275,18 +211,27 @@ impl Link {
         &mut self,
         deadline: Deadline,
     ) -> Result<Result<(), ServerError>, LinkError> {
-        let value = self.receive(deadline)?;
+        let reply = self.receive(deadline)?;
         self.has_answered();
-        Ok(match value {
-            Value::ServerError(error) => Err(ServerError::from_reply(&error, false)),
+        Ok(match reply {
+            Reply::Value(Value::ServerError(error)) => Err(ServerError::from_reply(&error, false)),
             _ => Ok(()),
         })
     }
 
-    /// The redis connection itself. What is done with it is not known here, so it taints.
-    pub(crate) fn raw(&mut self) -> &mut redis::Connection {
+    /// A connection of redis-rs's in the place of this one. What is done with it is not known
+    /// here, so it taints.
+    pub(crate) fn raw(
+        &mut self,
+        endpoint: &Endpoint,
+        settings: &Settings,
+    ) -> Result<&mut redis::Connection, LinkError> {
         self.state.taint(Taint::Raw);
-        &mut self.connection
+        // First: there are never more than the pool may have.
+        self.transport.close();
+        let client = endpoint.client(settings.connect_timeout);
+        let client = client.map_err(|error| LinkError::of(&error))?;
+        self.transport.become_client(client, settings.response_timeout)
     }
 
     fn broken(&mut self, error: LinkError) -> LinkError {
@@ -297,12 +242,6 @@ impl Link {
         });
         error
     }
-}
-
-/// The socket's timeout for a call with this much time left: the call's whole limit, which stays
-/// set from call to call, unless a good part of it is gone.
-fn timeout(left: Duration, limit: Duration) -> Duration {
-    if left > limit - limit / 8 { limit } else { left.max(Duration::from_millis(1)) }
 }
 
 impl std::fmt::Debug for Link {

@@ -9,14 +9,19 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::link::{Deadline, Link};
+use redis::Value;
+
+use super::deadline::Deadline;
+use super::link::Link;
 use super::lock;
 use super::openings::Openings;
 use crate::config::Settings;
-use crate::error::{LinkError, LinkErrorKind};
+use crate::error::{LinkError, LinkErrorKind, ServerError};
 use crate::observe::{Counters, Replaced};
-use crate::topology::Endpoint;
-use crate::wire::encode::{DISCARD, MULTI};
+use crate::topology::{Connected, Endpoint};
+use crate::wire::encode::{DISCARD, MULTI, PING};
+use crate::wire::hello::Hello;
+use crate::wire::reply::Reply;
 use crate::wire::state::Expect;
 
 /// What the links of a pool are for.
@@ -75,35 +80,36 @@ pub(crate) fn open(
     generation: u64,
 ) -> Result<Link, LinkError> {
     let deadline = Deadline::after(settings.connect_timeout);
-    let connection =
-        endpoint.connect(settings.connect_timeout).map_err(|error| LinkError::of(&error))?;
+    let connected = endpoint.connect(settings.connect_timeout)?;
+    let hello = match &connected {
+        Connected::Socket(_) => Hello::new(endpoint.who()),
+        // redis-rs has said it.
+        Connected::Client(_) => Hello::default(),
+    };
     let expires = settings.max_lifetime.map(|lifetime| Instant::now() + jittered(lifetime));
-    let mut link = Link::new(connection, settings.response_timeout, expires, generation)?;
-    let proof = match purpose {
-        // A user without the right to PING has been answered, which is all that is asked.
-        Purpose::Pooled => match link.ping(deadline)? {
-            Err(error) if error.code() == "NOPERM" => Ok(()),
-            answer => answer,
-        },
+    let mut link = Link::new(connected, expires, generation);
+    let (proof, expected) = match purpose {
+        Purpose::Pooled => (vec![PING], [(Expect::Plain, 1), (Expect::Discard, 0)]),
         Purpose::Transactional => {
-            link.send(
-                &[MULTI, DISCARD].concat(),
-                &[(Expect::Multi, 1), (Expect::Discard, 1)],
-                deadline,
-            )?;
-            let mut proof = Ok(());
-            for _ in 0..2 {
-                if let redis::Value::ServerError(error) = link.receive(deadline)? {
-                    let error = crate::error::ServerError::from_reply(&error, false);
-                    proof = proof.and(Err(error));
-                }
-            }
-            link.has_answered();
-            proof
+            (vec![MULTI, DISCARD], [(Expect::Multi, 1), (Expect::Discard, 1)])
         }
     };
-    proof.map_err(LinkError::refused)?;
-    Ok(link)
+    let greeting = (Expect::Plain, hello.needed + hello.unneeded);
+    let expected = [&[greeting][..], &expected].concat();
+    link.send(&[&[&hello.bytes[..]], &proof[..]].concat().concat(), &expected, deadline)?;
+    let mut refused = None;
+    for nth in 0..expected.iter().map(|(_, count)| count).sum() {
+        let Reply::Value(Value::ServerError(error)) = link.receive(deadline)? else { continue };
+        let error = ServerError::from_reply(&error, false);
+        let is_answer = (hello.needed..hello.needed + hello.unneeded).contains(&nth)
+            // A user without the right to PING has been answered, which is all that is asked.
+            || purpose == Purpose::Pooled && nth >= hello.needed && error.code() == "NOPERM";
+        if !is_answer {
+            refused.get_or_insert(error);
+        }
+    }
+    link.has_answered();
+    refused.map_or(Ok(link), |error| Err(LinkError::refused(error)))
 }
 
 impl r2d2::ManageConnection for LinkManager {

@@ -6,6 +6,7 @@
 //! Never: transactions.
 
 pub(crate) mod checkout;
+pub(crate) mod deadline;
 pub(crate) mod group;
 pub(crate) mod link;
 pub(crate) mod manager;
@@ -19,6 +20,7 @@ pub(crate) mod registry;
 pub(crate) mod sync;
 #[cfg(test)]
 mod tests;
+mod transport;
 
 /// A lock that a panicking holder does not break: whatever it guards is judged by its own state.
 pub(crate) fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -9,7 +9,11 @@ use proptest::test_runner::{
 };
 use redis::{Connection, Value};
 
-use super::link::{Deadline, Link};
+use super::deadline::Deadline;
+use super::link::Link;
+use super::manager::{Purpose, open};
+use crate::config::Settings;
+use crate::topology::{Connected, Endpoint, parse};
 use crate::wire::encode::{self, DISCARD, EXEC, MULTI, UNWATCH};
 use crate::wire::state::Expect;
 
@@ -244,13 +248,23 @@ struct Talk<'w> {
 }
 
 impl<'w> Talk<'w> {
-    fn begin(server: &Server, resp3: bool, witness: &'w mut Witness) -> Self {
+    /// `theirs`: over a connection of redis-rs's, as TLS is.
+    fn begin(server: &Server, resp3: bool, theirs: bool, witness: &'w mut Witness) -> Self {
         witness.allow_everything();
         let protocol = if resp3 { "?protocol=resp3" } else { "" };
         let url = format!("{}{protocol}", server.url_as("app", "secret"));
-        let mut connection = support::connect(&url);
-        let id = redis::cmd("CLIENT").arg("ID").query(&mut connection).unwrap();
-        let link = Link::new(connection, PATIENCE, None, 0).unwrap();
+        let settings = Settings::default();
+        let endpoint = Endpoint::new(parse(url.as_str()).unwrap(), &settings).unwrap();
+        let mut link = if theirs {
+            let client = endpoint.client(settings.connect_timeout).unwrap();
+            Link::new(Connected::Client(client), None, 0)
+        } else {
+            open(&endpoint, &settings, Purpose::Pooled, 0).unwrap()
+        };
+        let id = redis::cmd("CLIENT").arg("ID").get_packed_command();
+        let deadline = Deadline::after(PATIENCE);
+        link.send(&id, &[(Expect::Plain, 1)], deadline).unwrap();
+        let id = redis::from_redis_value(link.value(deadline).unwrap()).unwrap();
         Self { witness, link, id, truth: Truth::default() }
     }
 
@@ -284,7 +298,7 @@ impl<'w> Talk<'w> {
         for call in calls {
             prop_assert!(!self.link.state().is_clean(), "clean before {call:?} was answered");
             self.truth.foresee(*call);
-            let Ok(reply) = self.link.receive(deadline) else { break };
+            let Ok(reply) = self.link.value(deadline) else { break };
             self.truth.learn(*call, &reply);
         }
         Ok(())
@@ -336,12 +350,13 @@ fn a_link_is_never_called_clean_while_the_server_has_it_in_multi_or_watching() {
     server.acl(&["SETUSER", "app", "on", ">secret", "~*", "&*", "+@all"]);
     let witness = RefCell::new(Witness::of(&server));
     let counted = RefCell::new([0_u64; 3]);
-    let (orderly, resp3) = (prop::bool::weighted(0.7), any::<bool>());
+    let (orderly, resp3) = (prop::bool::weighted(0.7), any::<[bool; 2]>());
     let conversations = (orderly, resp3, prop::collection::vec(step(), 1..10));
-    let checked =
-        TestRunner::new(config(CONVERSATIONS)).run(&conversations, |(orderly, resp3, steps)| {
+    let checked = TestRunner::new(config(CONVERSATIONS)).run(
+        &conversations,
+        |(orderly, [resp3, theirs], steps)| {
             let mut witness = witness.borrow_mut();
-            let mut talk = Talk::begin(&server, resp3, &mut witness);
+            let mut talk = Talk::begin(&server, resp3, theirs, &mut witness);
             let mut counted = counted.borrow_mut();
             counted[0] += 1;
             for step in &steps {
@@ -358,7 +373,8 @@ fn a_link_is_never_called_clean_while_the_server_has_it_in_multi_or_watching() {
                 }
             }
             Ok(())
-        });
+        },
+    );
     checked.unwrap_or_else(|failure| panic!("{failure}"));
     let [conversations, steps, tainted] = *counted.borrow();
     println!("{conversations} conversations, {steps} steps, {tainted} ended tainted");
@@ -369,7 +385,7 @@ fn an_exec_that_the_server_does_not_know_is_no_proof_that_multi_is_over() {
     let server = Server::with(&["--rename-command", "EXEC", ""]);
     server.acl(&["SETUSER", "app", "on", ">secret", "~*", "&*", "+@all"]);
     let mut witness = Witness::of(&server);
-    let mut talk = Talk::begin(&server, false, &mut witness);
+    let mut talk = Talk::begin(&server, false, false, &mut witness);
     talk.step(&Step::Say(vec![Call::Multi, Call::Queue(0)])).unwrap();
     talk.truth.odd = true;
     talk.step(&Step::Say(vec![Call::Exec])).unwrap();

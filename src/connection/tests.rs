@@ -1,17 +1,23 @@
-//! What a pool does when the code that uses its connections goes wrong.
+//! What a pool and a link do when what stands on either side of them goes wrong.
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use scheduled_thread_pool::ScheduledThreadPool;
 
+use super::deadline::Deadline;
+use super::link::Link;
 use super::manager::Purpose;
 use super::pool::Pool;
 use super::properties::support::{eventually, server::Server};
 use super::registry::{Owner, Pin};
 use crate::config::Settings;
-use crate::topology::{self, Endpoint};
+use crate::error::LinkErrorKind;
+use crate::observe::Replaced;
+use crate::topology::{self, Connected, Endpoint};
 use crate::wire::encode::MULTI;
 use crate::wire::state::Expect;
 
@@ -66,5 +72,41 @@ fn a_connection_that_was_left_in_the_middle_of_a_call_is_not_handed_on() {
     drop(panicking);
     eventually(PATIENCE, "the server has nobody in MULTI", || !in_multi());
     let counts = pool.status().counts;
-    assert_eq!(counts.replaced, [(crate::observe::Replaced::LeftDirty, 1)]);
+    assert_eq!(counts.replaced, [(Replaced::LeftDirty, 1)]);
+}
+
+/// A link, and its other side.
+fn pair() -> (Link, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (peer, _) = listener.accept().unwrap();
+    (Link::new(Connected::Socket(socket), None, 0), peer)
+}
+
+#[test]
+fn more_than_was_asked_for_is_noticed_before_the_next_borrower() {
+    for more in [&b""[..], b"+PONG\r\n", b"$7\r\nfor", b"\r"] {
+        let (mut link, mut peer) = pair();
+        peer.write_all(&[b"+PONG\r\n", more].concat()).unwrap();
+        link.ping(Deadline::after(PATIENCE)).unwrap().unwrap();
+        assert!(link.state().is_clean());
+        let expected = (!more.is_empty()).then_some(Replaced::Protocol);
+        assert_eq!(link.verdict(Instant::now(), 0), expected, "{more:?}");
+    }
+}
+
+#[test]
+fn bytes_that_stay_behind_are_counted_exactly() {
+    let (mut link, mut peer) = pair();
+    let bytes = vec![b'x'; 64 << 20];
+    let begun = Instant::now();
+    let limit = Duration::from_millis(400);
+    let (left, error) =
+        link.send_counted(&bytes, &[(Expect::Plain, 1)], Deadline::after(limit)).unwrap_err();
+    assert_eq!(error.kind(), LinkErrorKind::TimedOut);
+    assert!(begun.elapsed() < 20 * limit, "{:?}", begun.elapsed());
+    drop(link);
+    let mut came = Vec::new();
+    peer.read_to_end(&mut came).unwrap();
+    assert_eq!(came.len(), left);
 }

@@ -2,7 +2,7 @@
 //!
 //! Never: what was sent or received on it.
 
-use std::fmt;
+use std::{fmt, io};
 
 use super::server::ServerError;
 
@@ -65,17 +65,33 @@ impl LinkError {
         Self { kind: LinkErrorKind::Refused, text: error.to_string(), server: Some(error) }
     }
 
+    pub(crate) fn of_io(error: &io::Error) -> Self {
+        use io::ErrorKind as K;
+        let kind = match error.kind() {
+            K::TimedOut | K::WouldBlock => return Self::timed_out("no answer in time"),
+            K::BrokenPipe
+            | K::ConnectionReset
+            | K::ConnectionRefused
+            | K::ConnectionAborted
+            | K::UnexpectedEof
+            | K::NotConnected
+            | K::NotFound => LinkErrorKind::Closed,
+            _ => LinkErrorKind::Io,
+        };
+        Self::new(kind, cut(error.to_string()))
+    }
+
     pub(crate) fn of(error: &redis::RedisError) -> Self {
         if error.is_timeout() {
             Self::timed_out("no answer in time")
         } else if error.is_connection_dropped() || error.is_connection_refusal() {
-            Self::new(LinkErrorKind::Closed, io_text(error))
+            Self::new(LinkErrorKind::Closed, cut(error.to_string()))
         } else if error.kind() == redis::ErrorKind::Parse {
             Self::new(LinkErrorKind::Protocol, "the reply is not the Redis protocol")
         } else if let Some(server) = ServerError::of(error) {
             Self::refused(server)
         } else {
-            Self::new(LinkErrorKind::Io, io_text(error))
+            Self::new(LinkErrorKind::Io, cut(error.to_string()))
         }
     }
 
@@ -86,8 +102,7 @@ impl LinkError {
 }
 
 /// The text of an I/O or TLS failure. It is about sockets and certificates, never about commands.
-fn io_text(error: &redis::RedisError) -> String {
-    let mut text = error.to_string();
+fn cut(mut text: String) -> String {
     let cut = text.char_indices().map(|(at, _)| at).nth(160).unwrap_or(text.len());
     text.truncate(cut);
     text

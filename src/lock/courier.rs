@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use redis::Value;
 
 use super::script::{By, Call};
-use crate::connection::link::Deadline;
+use crate::connection::deadline::Deadline;
 use crate::connection::pool::{Lease, Pool};
 use crate::error::{CheckoutError, Error, LinkError, LockError, ServerError};
 use crate::wire::durability::Durability;
@@ -148,7 +148,7 @@ fn once(
         return Err(LinkError::unexpected("there is no connection"));
     };
     link.send(bytes, &[(Expect::Plain, count as u32)], deadline)?;
-    let values = (0..count).map(|_| link.receive(deadline)).collect::<Result<_, _>>()?;
+    let values = (0..count).map(|_| link.value(deadline)).collect::<Result<_, _>>()?;
     link.has_answered();
     Ok(values)
 }

@@ -126,7 +126,7 @@ impl Shared {
         let mut pause = PAUSE / 32;
         loop {
             let connected = Instant::now();
-            let ended = match self.endpoint.connect(self.settings.connect_timeout) {
+            let ended = match self.endpoint.client(self.settings.connect_timeout) {
                 Ok(mut connection) => self.serve(&mut connection),
                 Err(error) => Ended::Broken(LinkError::of(&error)),
             };

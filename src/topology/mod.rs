@@ -4,4 +4,4 @@
 
 mod standalone;
 
-pub(crate) use standalone::{Endpoint, parse};
+pub(crate) use standalone::{Connected, Endpoint, parse};

@@ -2,14 +2,28 @@
 //!
 //! Never: shows user or password.
 
-use std::fmt;
-use std::time::Duration;
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::path::Path;
+use std::time::{Duration, Instant};
+use std::{fmt, io};
 
-use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
-use redis::{Client, Connection, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisResult};
+use redis::io::tcp::TcpSettings;
+use redis::io::tcp::socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+use redis::{
+    Client, Connection, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo,
+    RedisResult,
+};
 
 use crate::config::Settings;
-use crate::error::ConfigError;
+use crate::error::{ConfigError, LinkError};
+
+/// A connection that has just been opened.
+pub(crate) enum Connected {
+    /// TCP or a unix socket, on which nothing was said yet.
+    Socket(TcpStream),
+    /// TLS, by redis-rs, which has said who it is.
+    Client(Connection),
+}
 
 /// One server at one address, ready to be connected to.
 #[derive(Clone)]
@@ -60,8 +74,28 @@ impl Endpoint {
         Ok(Self { client, address, host, port })
     }
 
-    pub(crate) fn connect(&self, timeout: Duration) -> RedisResult<Connection> {
+    /// Opens a connection.
+    pub(crate) fn connect(&self, timeout: Duration) -> Result<Connected, LinkError> {
+        let info = self.client.get_connection_info();
+        let socket = match info.addr() {
+            ConnectionAddr::Tcp(host, port) => tcp(host, *port, info.tcp_settings(), timeout),
+            ConnectionAddr::Unix(path) => unix(path, timeout),
+            _ => {
+                let client = self.client(timeout).map_err(|error| LinkError::of(&error))?;
+                return Ok(Connected::Client(client));
+            }
+        };
+        socket.map(Connected::Socket).map_err(|error| LinkError::of_io(&error))
+    }
+
+    /// Opens a connection of redis-rs's, which has no timeouts yet.
+    pub(crate) fn client(&self, timeout: Duration) -> RedisResult<Connection> {
         self.client.get_connection_with_timeout(timeout)
+    }
+
+    /// User, password, database and protocol.
+    pub(crate) fn who(&self) -> &RedisConnectionInfo {
+        self.client.get_connection_info().redis_settings()
     }
 
     /// Host and port, or the socket's path.
@@ -75,8 +109,48 @@ impl Endpoint {
     }
 
     pub(crate) fn db(&self) -> i64 {
-        self.client.get_connection_info().redis_settings().db()
+        self.who().db()
     }
+}
+
+/// Tries the host's addresses one after the other.
+fn tcp(host: &str, port: u16, settings: &TcpSettings, timeout: Duration) -> io::Result<TcpStream> {
+    let until = Instant::now() + timeout;
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    for address in (host, port).to_socket_addrs()? {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        match to(address, settings, left) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
+
+fn to(address: SocketAddr, settings: &TcpSettings, timeout: Duration) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, timeout)?;
+    stream.set_nodelay(settings.nodelay())?;
+    let socket = SockRef::from(&stream);
+    if let Some(keepalive) = settings.keepalive() {
+        socket.set_tcp_keepalive(keepalive)?;
+    }
+    #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
+    if let Some(timeout) = settings.user_timeout() {
+        socket.set_tcp_user_timeout(Some(timeout))?;
+    }
+    Ok(stream)
+}
+
+/// A stream socket is one whatever its family: what comes out is only called TCP.
+fn unix(path: &Path, timeout: Duration) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // Bounds the wait for a place in the server's line too.
+    socket.set_write_timeout(Some(timeout))?;
+    socket.connect(&SockAddr::unix(path)?)?;
+    Ok(socket.into())
 }
 
 /// Understands an address, or says what is wrong with it without repeating it.

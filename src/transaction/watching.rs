@@ -183,7 +183,7 @@ fn ask(lease: &mut Lease, bytes: &[u8], deadline: std::time::Instant) -> Result<
     let link = lease.link(deadline)?;
     let answer = link
         .send(bytes, &[(Expect::Plain, 1)], limit)
-        .and_then(|()| link.receive(limit))
+        .and_then(|()| link.value(limit))
         .map_err(|cause| lost("a read", cause))?;
     link.has_answered();
     Ok(answer)

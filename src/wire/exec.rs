@@ -6,7 +6,7 @@
 use redis::Value;
 
 use super::command;
-use super::state::is_queued;
+use super::reply::Reply;
 use crate::error::ServerError;
 
 /// What one reply position refused.
@@ -60,31 +60,31 @@ impl Collector {
     }
 
     /// MULTI's reply came behind the commands in one write.
-    pub(crate) fn multi(&mut self, value: Value) {
-        if let Value::ServerError(error) = value {
+    pub(crate) fn multi(&mut self, reply: Reply) {
+        if let Reply::Value(Value::ServerError(error)) = reply {
             self.multi = Some(ServerError::from_reply(&error, false));
         }
     }
 
     /// A command's reply.
-    pub(crate) fn queued(&mut self, value: Value) {
+    pub(crate) fn queued(&mut self, reply: Reply) {
         let index = self.seen;
         self.seen += 1;
         if self.multi.is_some() {
-            self.bare.push(value);
-        } else if let Value::ServerError(error) = &value {
+            self.bare.push(reply.into_value());
+        } else if let Reply::Value(Value::ServerError(error)) = &reply {
             self.refused.get_or_insert_with(|| Refusal {
                 index: Some(index),
                 word: "",
                 error: ServerError::from_reply(error, false),
             });
         } else {
-            debug_assert!(is_queued(&value), "the link's state lets nothing else through");
+            debug_assert_eq!(reply, Reply::Queued, "the link's state lets nothing else through");
         }
     }
 
-    pub(crate) fn exec(&mut self, value: Value) {
-        self.exec = Some(value);
+    pub(crate) fn exec(&mut self, reply: Reply) {
+        self.exec = Some(reply.into_value());
     }
 
     /// The first refusal so far.

@@ -2,9 +2,8 @@
 //!
 //! Never: one's reply in another one's. Never: an order other than that of the queue.
 
-use redis::Value;
-
 use super::exec::{Collector, Verdict};
+use super::reply::Reply;
 use super::state::Expect;
 use crate::error::LinkError;
 
@@ -39,7 +38,7 @@ impl What {
 #[derive(Debug, PartialEq)]
 pub(crate) struct Settled {
     /// Its replies, as many as came.
-    pub(crate) replies: Vec<Value>,
+    pub(crate) replies: Vec<Reply>,
     /// Why no more of them came.
     pub(crate) broken: Option<Broken>,
 }
@@ -67,11 +66,11 @@ impl Settled {
     /// What is known of a block of so many commands.
     pub(crate) fn known(self, commands: u32) -> Known {
         let mut collector = Collector::new(commands, 0);
-        for (nth, value) in (0..).zip(self.replies) {
+        for (nth, reply) in (0..).zip(self.replies) {
             match nth {
-                0 => collector.multi(value),
-                nth if nth <= commands => collector.queued(value),
-                _ => collector.exec(value),
+                0 => collector.multi(reply),
+                nth if nth <= commands => collector.queued(reply),
+                _ => collector.exec(reply),
             }
         }
         match (collector.verdict(), self.broken) {

@@ -13,7 +13,10 @@ pub(crate) mod exec;
 pub(crate) mod fence;
 pub(crate) mod group;
 pub(crate) mod held;
+pub(crate) mod hello;
 pub(crate) mod once;
+pub(crate) mod parse;
 #[cfg(test)]
 mod properties;
+pub(crate) mod reply;
 pub(crate) mod state;

@@ -9,6 +9,8 @@ use std::collections::VecDeque;
 
 use redis::Value;
 
+use super::reply::Reply;
+
 /// A reply that is awaited, by the command that will give it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Expect {
@@ -71,7 +73,7 @@ impl State {
     }
 
     /// A reply came.
-    pub(crate) fn reply(&mut self, value: &Value) -> Proof {
+    pub(crate) fn reply(&mut self, reply: &Reply) -> Proof {
         let Some((expect, count)) = self.awaited.front_mut() else {
             return self.surprise();
         };
@@ -80,8 +82,7 @@ impl State {
         if *count == 0 {
             self.awaited.pop_front();
         }
-        let refused = matches!(value, Value::ServerError(_));
-        let okay = matches!(value, Value::Okay);
+        let (refused, okay) = (reply.is_refused(), reply.is_okay());
         match expect {
             Expect::Plain => Proof::Understood,
             // A refusal leaves the server in the state it was in, except where the next line
@@ -121,13 +122,15 @@ impl State {
                 self.taint(Taint::LeftDirty);
                 Proof::Understood
             }
-            Expect::Queued if refused || is_queued(value) => Proof::Understood,
+            Expect::Queued if refused || *reply == Reply::Queued => Proof::Understood,
             // A server that does not know EXEC has refused it and is still in MULTI.
-            Expect::Exec if refused && !says_discarded(value) => {
+            Expect::Exec if refused && !says_discarded(reply) => {
                 self.taint(Taint::LeftDirty);
                 Proof::Understood
             }
-            Expect::Exec if refused || matches!(value, Value::Array(_) | Value::Nil) => {
+            Expect::Exec
+                if refused || matches!(reply, Reply::Value(Value::Array(_) | Value::Nil)) =>
+            {
                 self.multi = false;
                 self.watching = false;
                 self.armed = false;
@@ -175,15 +178,10 @@ impl State {
     }
 }
 
-/// The server's answer to a command that it queued.
-pub(crate) fn is_queued(value: &Value) -> bool {
-    matches!(value, Value::SimpleString(text) if text == "QUEUED")
-}
-
 /// Whether an error says that the transaction is over. Other errors of EXEC's may be a proxy's, a
 /// server's that knows it by another name, or an old server's that goes on with the transaction.
-fn says_discarded(error: &Value) -> bool {
-    let Value::ServerError(error) = error else { return false };
+fn says_discarded(error: &Reply) -> bool {
+    let Reply::Value(Value::ServerError(error)) = error else { return false };
     matches!(error.code(), "EXECABORT" | "MOVED" | "ASK" | "TRYAGAIN" | "CROSSSLOT" | "CLUSTERDOWN")
 }
 
@@ -197,7 +195,7 @@ mod tests {
             state.sending(*expect, 1);
         }
         for (_, value) in replies {
-            state.reply(value);
+            state.reply(&Reply::from(value.clone()));
         }
         state
     }
@@ -215,10 +213,10 @@ mod tests {
         state.sending(Expect::Exec, 1);
         for value in [Value::Okay, queued(), queued()] {
             assert!(!state.is_clean());
-            assert_eq!(state.reply(&value), Proof::Understood);
+            assert_eq!(state.reply(&Reply::from(value)), Proof::Understood);
         }
         assert!(!state.is_clean());
-        state.reply(&Value::Array(vec![Value::Okay, Value::Okay]));
+        state.reply(&Reply::Value(Value::Array(vec![Value::Okay, Value::Okay])));
         assert!(state.is_clean());
     }
 
@@ -253,6 +251,6 @@ mod tests {
         let bare = [(Expect::Multi, Value::Okay), (Expect::Queued, Value::Okay)];
         assert_eq!(after(&bare).tainted(), Some(Taint::Protocol));
         let mut state = State::default();
-        assert_eq!(state.reply(&Value::Okay), Proof::Surprise);
+        assert_eq!(state.reply(&Reply::Value(Value::Okay)), Proof::Surprise);
     }
 }

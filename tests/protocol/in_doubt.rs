@@ -191,8 +191,7 @@ fn a_reply_that_is_not_the_protocol_leaves_a_doubt_and_ends_the_link() {
             }
             client.write_all(replies).unwrap();
         };
-        answer(b"+OK\r\n+OK\r\n", "LIB-VER");
-        answer(b"+OK\r\n+OK\r\n", "DISCARD");
+        answer(b"+OK\r\n+OK\r\n+OK\r\n+OK\r\n", "DISCARD");
         answer(b"+OK\r\n+QUEUED\r\n:42\r\n", "EXEC");
         // Nothing more is asked of this connection.
         assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);

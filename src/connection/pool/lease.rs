@@ -11,7 +11,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Pool;
-use crate::connection::link::{Deadline, Link};
+use crate::connection::deadline::Deadline;
+use crate::connection::link::Link;
 use crate::connection::manager::LinkManager;
 use crate::error::{Applied, CheckoutError, Error, LinkError, LinkErrorKind};
 use crate::wire::state::Taint;

@@ -1,0 +1,56 @@
+//! What a new connection says first: who it is, which protocol it speaks, which database it wants.
+//!
+//! Never: shown.
+
+use redis::RedisConnectionInfo;
+
+use super::encode::command;
+
+/// What a new connection says first.
+#[derive(Default)]
+pub(crate) struct Hello {
+    pub(crate) bytes: Vec<u8>,
+    /// Replies that must not be refusals.
+    pub(crate) needed: u32,
+    /// Replies that may be anything: an older server does not know the question.
+    pub(crate) unneeded: u32,
+}
+
+impl Hello {
+    pub(crate) fn new(info: &RedisConnectionInfo) -> Self {
+        let mut hello = Self { bytes: Vec::new(), needed: 0, unneeded: 2 };
+        let bytes = &mut hello.bytes;
+        let (user, password) = (info.username(), info.password());
+        if info.protocol().supports_resp3() {
+            hello.needed += 1;
+            command(bytes, &["HELLO", "3"], |args| {
+                if let Some(password) = password {
+                    args.arg("AUTH").arg(user.unwrap_or("default")).arg(password);
+                }
+            });
+        } else if let Some(password) = password {
+            hello.needed += 1;
+            command(bytes, &["AUTH"], |args| {
+                args.arg(user).arg(password);
+            });
+        }
+        if info.db() != 0 {
+            hello.needed += 1;
+            command(bytes, &["SELECT"], |args| {
+                args.arg(info.db());
+            });
+        }
+        let name = info.lib_name().unwrap_or(env!("CARGO_PKG_NAME"));
+        let version = info.lib_ver().unwrap_or(env!("CARGO_PKG_VERSION"));
+        if info.skip_set_lib_name() {
+            hello.unneeded = 0;
+        } else {
+            for (what, text) in [("LIB-NAME", name), ("LIB-VER", version)] {
+                command(bytes, &["CLIENT", "SETINFO", what], |args| {
+                    args.arg(text);
+                });
+            }
+        }
+        hello
+    }
+}

@@ -1,0 +1,39 @@
+//! One reply of the server's.
+//!
+//! Never: memory for `QUEUED`, which is most of what a transaction is answered.
+
+use redis::Value;
+
+/// One reply of the server's.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Reply {
+    Queued,
+    Value(Value),
+}
+
+impl Reply {
+    /// As redis-rs has it.
+    pub(crate) fn into_value(self) -> Value {
+        match self {
+            Self::Queued => Value::SimpleString("QUEUED".to_owned()),
+            Self::Value(value) => value,
+        }
+    }
+
+    pub(crate) fn is_okay(&self) -> bool {
+        matches!(self, Self::Value(Value::Okay))
+    }
+
+    pub(crate) fn is_refused(&self) -> bool {
+        matches!(self, Self::Value(Value::ServerError(_)))
+    }
+}
+
+impl From<Value> for Reply {
+    fn from(value: Value) -> Self {
+        match value {
+            Value::SimpleString(text) if text == "QUEUED" => Self::Queued,
+            value => Self::Value(value),
+        }
+    }
+}
