@@ -22,9 +22,9 @@ mod wire;
 pub use redis;
 
 pub use error::{
-    Applied, CheckoutError, CheckoutTimeout, CommitError, CommitToken, ConfigError, Error, Holder,
-    InDoubt, LinkError, LinkErrorKind, LockError, LostBecause, PinExpired, ReplyError, Resolution,
-    ServerError, Unresolved,
+    Applied, CheckoutError, CheckoutTimeout, CommitError, CommitToken, ConfigError, Error,
+    FailedCondition, Holder, InDoubt, LinkError, LinkErrorKind, LockError, LostBecause, PinExpired,
+    ReplyError, Resolution, ServerError, Unresolved,
 };
 pub use lock::guard::LockGuard;
 pub use lock::handle::{Lock, RwLock};
@@ -35,6 +35,8 @@ pub use retry::RetryPolicy;
 pub use session::{Builder, SessionManager};
 pub use transaction::block::Block;
 pub use transaction::commands::*;
+pub use transaction::condition::Condition;
+pub use transaction::conditional::Conditional;
 pub use transaction::declared::Declared;
 pub use transaction::guard::{Mode, Plain, Transaction, Watched};
 pub use transaction::keys::IntoKeys;

@@ -14,6 +14,8 @@ use crate::reply::Resolve;
 use crate::transaction::admission::Admission;
 use crate::transaction::block::Block;
 use crate::transaction::body::Body;
+use crate::transaction::condition::Condition;
+use crate::transaction::conditional::Conditional;
 use crate::transaction::guard::Transaction;
 use crate::transaction::keys::{IntoKeys, Keys};
 use crate::transaction::options::TransactionOptions;
@@ -185,6 +187,23 @@ impl Transactional {
     /// time of the commit.
     pub fn reading(&self) -> Watch {
         self.watch_of(None)
+    }
+
+    /// Applies a block only while `condition` holds, without a WATCH written by hand. More of them
+    /// are required on what this returns.
+    ///
+    /// ```no_run
+    /// # use rediscope::{Condition, SessionManager, prelude::*};
+    /// # fn main() -> Result<(), rediscope::Error> {
+    /// # let shop = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+    /// let left = shop
+    ///     .require(Condition::equals("shop:state", "open"))
+    ///     .require(Condition::at_least("stock", 1))
+    ///     .run(|tx| Ok(tx.decr("stock", 1)))?;
+    /// # Ok(()) }
+    /// ```
+    pub fn require(&self, condition: Condition) -> Conditional {
+        Conditional::new(self.watch_of(None).require(condition))
     }
 
     fn watch_of(&self, keys: Option<Keys>) -> Watch {

@@ -8,6 +8,7 @@
 
 mod checkout;
 mod commit;
+mod condition;
 mod config;
 mod in_doubt;
 mod link;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 pub use checkout::{CheckoutError, CheckoutTimeout};
 pub use commit::CommitError;
+pub use condition::FailedCondition;
 pub use config::ConfigError;
 pub(crate) use in_doubt::Resolver;
 pub use in_doubt::{CommitToken, InDoubt, Resolution, Unresolved};
@@ -126,6 +128,13 @@ pub enum Error {
     /// `watch` was given no key.
     #[error("watch needs at least one key; to read without watching, use reading()")]
     NoKeys,
+    /// A condition that the transaction requires does not hold: the block was not run and nothing
+    /// was applied. See [`Condition`](crate::Condition).
+    #[error("condition {which} does not hold; nothing was applied")]
+    ConditionFailed {
+        /// The first one that does not.
+        which: FailedCondition,
+    },
     /// A watched key changed on every attempt that the policy allows.
     #[error("a watched key changed on each of {attempts} attempts; nothing was applied")]
     RetriesExhausted {
@@ -194,6 +203,7 @@ impl Error {
             | Self::Refused { .. }
             | Self::TooLarge { .. }
             | Self::NoKeys
+            | Self::ConditionFailed { .. }
             | Self::Unsupported { .. }
             | Self::RetriesExhausted { .. } => Applied::No,
             Self::Command { command, error } => {
@@ -224,6 +234,7 @@ impl Error {
             | Self::Refused { .. }
             | Self::TooLarge { .. }
             | Self::NoKeys
+            | Self::ConditionFailed { .. }
             | Self::Unsupported { .. }
             | Self::Pipeline { .. }
             | Self::Decode { .. } => false,

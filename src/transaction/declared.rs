@@ -1,4 +1,5 @@
-//! Reads that a watch sends along with WATCH, and the handles that name them.
+//! Reads that a watch sends along with WATCH: those the closure asks for by a handle, and those that
+//! decide whether it is run.
 //!
 //! Never: a value of another watch, or of an earlier attempt.
 
@@ -12,6 +13,7 @@ use redis::{Cmd, FromRedisValue, Value};
 
 use crate::error::{Error, ServerError};
 use crate::reply;
+use crate::transaction::condition::{Condition, Required};
 use crate::wire::command::{self, Blocking, Requests};
 
 /// Numbers the reads, so that a handle of one is not taken for a handle of another.
@@ -43,8 +45,17 @@ impl<T> fmt::Debug for Declared<T> {
 /// The reads that a watch sends along with WATCH.
 #[derive(Clone, Default)]
 pub(crate) struct Reads {
-    names: Vec<(u64, Arc<str>)>,
+    reads: Vec<Read>,
+    conditions: usize,
     bytes: Vec<u8>,
+}
+
+#[derive(Clone)]
+enum Read {
+    /// For the closure, by its number.
+    Declared(u64, Arc<str>),
+    /// For the condition that asks for it.
+    Required(Required),
 }
 
 impl Reads {
@@ -53,13 +64,19 @@ impl Reads {
         let name = check(&bytes)?;
         // Of one read each: a clone of a watch may declare others in the same place.
         let number = READS.fetch_add(1, Ordering::Relaxed);
-        self.names.push((number, name.into()));
+        self.reads.push(Read::Declared(number, name.into()));
         self.bytes.extend_from_slice(&bytes);
-        Ok(Declared { number, index: self.names.len() - 1, reply: PhantomData })
+        Ok(Declared { number, index: self.reads.len() - 1, reply: PhantomData })
+    }
+
+    pub(crate) fn require(&mut self, condition: Condition) {
+        self.bytes.extend_from_slice(condition.read());
+        self.reads.push(Read::Required(condition.required(self.conditions)));
+        self.conditions += 1;
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.names.len()
+        self.reads.len()
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -86,21 +103,31 @@ pub(crate) fn check(bytes: &[u8]) -> Result<String, Error> {
 /// What the declared reads answered in one attempt.
 #[derive(Debug, Default)]
 pub(crate) struct Answers {
-    pub(crate) reads: Reads,
-    pub(crate) values: Vec<Value>,
+    reads: Arc<Reads>,
+    values: Vec<Value>,
 }
 
 impl Answers {
+    /// Or which condition does not hold by them.
+    pub(crate) fn of(reads: Arc<Reads>, values: Vec<Value>) -> Result<Self, Error> {
+        for (read, value) in reads.reads.iter().zip(&values) {
+            if let Read::Required(required) = read {
+                required.judge(value)?;
+            }
+        }
+        Ok(Self { reads, values })
+    }
+
     pub(crate) fn get<T: FromRedisValue>(&self, handle: Declared<T>) -> Result<T, Error> {
-        let found = self.values.get(handle.index).zip(self.reads.names.get(handle.index));
-        let Some((value, (_, name))) = found.filter(|(_, (number, _))| *number == handle.number)
-        else {
-            return Err(Error::Refused {
+        match self.values.get(handle.index).zip(self.reads.reads.get(handle.index)) {
+            Some((value, Read::Declared(number, name))) if *number == handle.number => {
+                value_of(name, value)
+            }
+            _ => Err(Error::Refused {
                 command: "a read that another watch declared".to_owned(),
                 hint: "declare it on this one",
-            });
-        };
-        value_of(name, value)
+            }),
+        }
     }
 }
 
@@ -122,6 +149,15 @@ pub(crate) fn value_of<T: FromRedisValue>(name: &str, value: &Value) -> Result<T
 /// Shows which commands, never on what.
 impl fmt::Debug for Reads {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.names.iter().map(|(_, name)| name)).finish()
+        f.debug_list().entries(&self.reads).finish()
+    }
+}
+
+impl fmt::Debug for Read {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Declared(_, name) => name.fmt(f),
+            Self::Required(required) => required.fmt(f),
+        }
     }
 }

@@ -28,8 +28,24 @@ impl Keys {
                 count += 1;
             }
         });
-        let lanes = Admission::lanes(hashes(&bytes).into_iter());
-        Self { bytes, count, lanes }
+        let mut keys = Self { bytes, count, lanes: Vec::new() };
+        keys.lanes = Admission::lanes(keys.list().into_iter().map(hash));
+        keys
+    }
+
+    /// Watches `key` too.
+    pub(crate) fn add(&mut self, key: &[u8]) {
+        let mut keys = self.list();
+        if !keys.contains(&key) {
+            keys.push(key);
+            *self = Self::of(&keys);
+        }
+    }
+
+    fn list(&self) -> Vec<&[u8]> {
+        let mut args = Requests::new(&self.bytes).next().and_then(Result::ok).unwrap_or_default();
+        args.drain(..args.len().min(1));
+        args
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -47,14 +63,10 @@ impl Keys {
     }
 }
 
-fn hashes(watch: &[u8]) -> Vec<u64> {
-    let args = Requests::new(watch).next().and_then(Result::ok).unwrap_or_default();
-    let hash = |key: &&[u8]| {
-        let mut hasher = DefaultHasher::new();
-        key.hash(&mut hasher);
-        hasher.finish()
-    };
-    args.iter().skip(1).map(hash).collect()
+fn hash(key: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    hasher.finish()
 }
 
 mod sealed {
@@ -96,5 +108,23 @@ into_keys! {
 impl std::fmt::Debug for Keys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} keys", self.count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_watched_once_however_often_it_is_added() {
+        let mut keys = Keys::default();
+        assert!(keys.is_empty() && keys.list().is_empty());
+        for key in ["a", "b", "a", "", "b"] {
+            keys.add(key.as_bytes());
+        }
+        let at_once = ["a", "b", ""].into_keys();
+        assert_eq!(keys.watch(), at_once.watch());
+        assert_eq!(keys.lanes(), at_once.lanes());
+        assert_eq!(format!("{keys:?}"), "3 keys");
     }
 }

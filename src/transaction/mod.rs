@@ -6,6 +6,8 @@ pub(crate) mod admission;
 pub(crate) mod block;
 pub(crate) mod body;
 pub(crate) mod commands;
+pub(crate) mod condition;
+pub(crate) mod conditional;
 pub(crate) mod declared;
 pub(crate) mod guard;
 pub(crate) mod keys;

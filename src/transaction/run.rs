@@ -2,6 +2,7 @@
 //!
 //! Never: again after its commands may have been applied.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::commit::{Committed, Terms};
@@ -64,7 +65,7 @@ pub(crate) struct Plan<'w> {
     pub(crate) terms: Terms,
     pub(crate) policy: RetryPolicy,
     pub(crate) keys: Option<&'w Keys>,
-    pub(crate) reads: &'w Reads,
+    pub(crate) reads: &'w Arc<Reads>,
     /// `None`: everybody tries at once.
     pub(crate) admission: Option<&'w Admission>,
 }
@@ -85,12 +86,13 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
         .zip(keys)
         .map(|(admission, keys)| admission.enter(keys.lanes(), attempts.deadline()));
     loop {
-        if let Some(admitted) = &mut admitted {
-            admitted.tried();
-        }
         let watch = keys.map(Keys::watch);
         let mut watching =
             Watching::begin(scope(), watch, terms.clone(), reads, attempts.number())?;
+        // What a condition stops is no try that somebody else undid.
+        if let Some(admitted) = &mut admitted {
+            admitted.tried();
+        }
         let body = Body::on(scope(), terms.clone(), watch.is_some());
         let mut block = Block::new(body.unflushed());
         let result = closure(&mut watching, &mut block);

@@ -71,6 +71,7 @@ impl Scope {
     pub(crate) fn record_failure(&self, error: &Error) {
         let (kind, code) = match error {
             Error::Checkout(_) => ("checkout", None),
+            Error::ConditionFailed { .. } => ("condition failed", None),
             Error::Command { error, .. } => ("rejected", Some(error.code())),
             Error::Commit(error) => ("rejected", error.code()),
             Error::PinExpired(_) => ("pin expired", None),

@@ -15,6 +15,7 @@ use crate::reply::Resolve;
 use crate::retry::RetryPolicy;
 use crate::transaction::admission::Admission;
 use crate::transaction::block::Block;
+use crate::transaction::condition::Condition;
 use crate::transaction::declared::{Declared, Reads};
 use crate::transaction::keys::Keys;
 use crate::transaction::options::TransactionOptions;
@@ -38,7 +39,7 @@ pub struct Watch {
     admission: Arc<Admission>,
     /// `None`: reads on one connection, watching nothing.
     keys: Option<Keys>,
-    reads: Reads,
+    reads: Arc<Reads>,
 }
 
 impl Watch {
@@ -49,7 +50,7 @@ impl Watch {
         admission: Arc<Admission>,
         keys: Option<Keys>,
     ) -> Self {
-        Self { pool, options, resolver, admission, keys, reads: Reads::default() }
+        Self { pool, options, resolver, admission, keys, reads: Arc::default() }
     }
 
     /// How often `run` tries, instead of the handle's own policy.
@@ -78,14 +79,41 @@ impl Watch {
     /// # Errors
     /// [`Error::Refused`] where the command is not known to read only, or blocks.
     pub fn declare<T: FromRedisValue>(&mut self, read: Cmd) -> Result<Declared<T>, Error> {
-        self.reads.declare(&read)
+        Arc::make_mut(&mut self.reads).declare(&read)
+    }
+
+    /// Watches the condition's key too, and asks in the same write as WATCH whether it holds. Each
+    /// attempt asks anew; the closure is run only where all conditions hold.
+    ///
+    /// ```no_run
+    /// # use rediscope::{Condition, SessionManager, prelude::*};
+    /// # fn main() -> Result<(), rediscope::Error> {
+    /// # let shop = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+    /// let sold = shop
+    ///     .watch(["price"])
+    ///     .require(Condition::at_least("stock", 1))
+    ///     .run(|read, tx| {
+    ///         let price: i64 = read.get("price")?;
+    ///         tx.decr("stock", 1);
+    ///         Ok(tx.incr("till", price))
+    ///     })?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// On [`reading()`](crate::Transactional::reading) the conditions' keys are watched and nothing
+    /// else is. Then `run` and [`begin`](Self::begin) answer
+    /// [`Error::ConditionFailed`] where one does not hold.
+    pub fn require(mut self, condition: Condition) -> Self {
+        condition.key(|key| self.keys.get_or_insert_default().add(key));
+        Arc::make_mut(&mut self.reads).require(condition);
+        self
     }
 
     /// Takes a connection and arms WATCH, for a loop of your own.
     ///
     /// # Errors
     /// [`Error::NoKeys`], [`Error::Checkout`], [`Error::Command`] where WATCH was refused,
-    /// [`Error::Lost`]. Nothing was applied.
+    /// [`Error::ConditionFailed`], [`Error::Lost`]. Nothing was applied.
     #[track_caller]
     pub fn begin(&self) -> Result<Watching, Error> {
         let owner = self.owner(Location::caller(), false);
@@ -112,7 +140,7 @@ impl Watch {
     /// ```
     ///
     /// # Errors
-    /// [`Error::RetriesExhausted`] when the policy ended it, else as
+    /// [`Error::RetriesExhausted`] when the policy ended it, [`Error::ConditionFailed`], else as
     /// [`Transactional::run`](crate::Transactional::run).
     #[track_caller]
     pub fn run<R: Resolve>(

@@ -2,6 +2,8 @@
 //!
 //! Never: a write outside MULTI, which would make every attempt a conflict.
 
+use std::sync::Arc;
+
 use redis::{Cmd, FromRedisValue, Value};
 
 use crate::commit::{self, Form, Terms};
@@ -47,19 +49,17 @@ pub struct Watching {
 }
 
 impl Watching {
-    /// Takes a connection and arms WATCH on it, replacing dead ones on the way.
+    /// Takes a connection and arms WATCH on it, replacing dead ones on the way. Where a condition
+    /// among the reads does not hold, it stops watching.
     pub(crate) fn begin(
         mut scope: Scope,
         watch: Option<&[u8]>,
         terms: Terms,
-        reads: &Reads,
+        reads: &Arc<Reads>,
         attempt: u32,
     ) -> Result<Self, Error> {
-        let armed = arm(&mut scope, watch, reads, &terms, attempt);
-        if let Err(error) = &armed {
-            scope.record_failure(error);
-        }
-        let declared = Answers { values: armed?, reads: reads.clone() };
+        let declared = arm(&mut scope, watch, reads, &terms, attempt)
+            .inspect_err(|error| scope.record_failure(error))?;
         Ok(Self { scope, terms, watched: watch.is_some(), attempt, declared, broken: false })
     }
 
@@ -158,24 +158,31 @@ impl Watching {
     }
 }
 
-/// Takes a connection and waits until WATCH is answered on it.
+/// Takes a connection and waits until WATCH is answered on it, and with it what was declared and
+/// required.
 fn arm(
     scope: &mut Scope,
     watch: Option<&[u8]>,
-    reads: &Reads,
+    reads: &Arc<Reads>,
     terms: &Terms,
     attempt: u32,
-) -> Result<Vec<Value>, Error> {
+) -> Result<Answers, Error> {
     let deadline = scope.checkout_deadline();
     let span = scope.span().clone();
     let _in = span.enter();
     scope.pin(deadline)?;
     tracing::debug!(attempt, "begin");
     if watch.is_none() && reads.len() == 0 {
-        return Ok(Vec::new());
+        return Ok(Answers::default());
     }
     let form = Form { terms, watched: watch.is_some(), checkout: deadline };
-    scope.call(|lease| commit::watch(lease, watch, (reads.bytes(), reads.len()), form))
+    let values =
+        scope.call(|lease| commit::watch(lease, watch, (reads.bytes(), reads.len()), form))?;
+    Answers::of(Arc::clone(reads), values).inspect_err(|error| {
+        if let Error::ConditionFailed { which } = error {
+            tracing::debug!(attempt, %which, "condition failed");
+        }
+    })
 }
 
 fn ask(lease: &mut Lease, bytes: &[u8], deadline: std::time::Instant) -> Result<Value, Error> {

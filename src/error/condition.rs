@@ -1,0 +1,29 @@
+//! Which condition of a transaction does not hold.
+//!
+//! Never: its key, or a value: not the one that was asked for, and not the one that was found.
+
+use std::fmt;
+
+/// Which of a transaction's [conditions](crate::Condition) does not hold: the first one, in the
+/// order in which they were required. It is shown as `#1 hash_len_at_most`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct FailedCondition {
+    /// Which of the required conditions, from 0.
+    pub index: usize,
+    /// What kind of condition it is: the name of the function of [`Condition`](crate::Condition)
+    /// that made it.
+    pub kind: &'static str,
+}
+
+impl FailedCondition {
+    pub(crate) fn new(index: usize, kind: &'static str) -> Self {
+        Self { index, kind }
+    }
+}
+
+impl fmt::Display for FailedCondition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{} {}", self.index, self.kind)
+    }
+}

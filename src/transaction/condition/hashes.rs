@@ -1,0 +1,61 @@
+//! Conditions on hashes.
+//!
+//! Never: a field's own time to live, which no WATCH notices.
+
+use redis::ToSingleRedisArg;
+
+use super::expected::{Bound, Expected};
+use super::table::conditions;
+
+conditions! {
+    /// Conditions on hashes and their fields.
+    ///
+    /// A field that has a time to live of its own (`HEXPIRE`, server 7.4) may end between the
+    /// question and EXEC: what WATCH watches is the key. Where that matters, let the key expire
+    /// instead.
+    impl Condition {
+        /// The hash `key` has `field`.
+        fn hash_field_exists<K: ToSingleRedisArg, F: ToSingleRedisArg>(key: K, field: F)
+            => "HEXISTS" (key, field), page "hexists", holds Expected::There(true);
+
+        /// The hash `key` has no `field`, or is missing.
+        fn hash_field_not_exists<K: ToSingleRedisArg, F: ToSingleRedisArg>(key: K, field: F)
+            => "HEXISTS" (key, field), page "hexists", holds Expected::There(false);
+
+        /// `field` of the hash `key` is `value`, byte for byte. A missing one is not.
+        fn hash_field_equals<K: ToSingleRedisArg, F: ToSingleRedisArg, V: ToSingleRedisArg>(
+            key: K, field: F, value: V
+        )
+            => "HGET" (key, field), page "hget", holds Expected::value(&value);
+
+        /// `field` of the hash `key` is another than `value`, or missing.
+        fn hash_field_not_equals<K: ToSingleRedisArg, F: ToSingleRedisArg, V: ToSingleRedisArg>(
+            key: K, field: F, value: V
+        )
+            => "HGET" (key, field), page "hget", holds Expected::other_than(&value);
+
+        /// `field` of the hash `key` is a counter of `least` or more; a missing one is 0, as `HINCRBY`
+        /// has it. See [`at_least`](Self::at_least).
+        fn hash_field_at_least<K: ToSingleRedisArg, F: ToSingleRedisArg>(
+            key: K, field: F, least: i64
+        )
+            => "HGET" (key, field), page "hget", holds Expected::Number(Bound::AtLeast(least));
+
+        /// `field` of the hash `key` is a counter of `most` or less; as
+        /// [`hash_field_at_least`](Self::hash_field_at_least).
+        fn hash_field_at_most<K: ToSingleRedisArg, F: ToSingleRedisArg>(key: K, field: F, most: i64)
+            => "HGET" (key, field), page "hget", holds Expected::Number(Bound::AtMost(most));
+
+        /// `key` holds a hash of exactly `len` fields.
+        fn hash_len_equals<K: ToSingleRedisArg>(key: K, len: i64)
+            => "HLEN" (key), page "hlen", holds Expected::Count(Bound::Exactly(len));
+
+        /// `key` holds a hash of `least` fields or more.
+        fn hash_len_at_least<K: ToSingleRedisArg>(key: K, least: i64)
+            => "HLEN" (key), page "hlen", holds Expected::Count(Bound::AtLeast(least));
+
+        /// `key` holds a hash of `most` fields or fewer.
+        fn hash_len_at_most<K: ToSingleRedisArg>(key: K, most: i64)
+            => "HLEN" (key), page "hlen", holds Expected::Count(Bound::AtMost(most));
+    }
+}

@@ -1,0 +1,134 @@
+//! What must be true for a block to be applied: a read, and what is expected of its answer.
+//!
+//! Never: shown with its key or its values.
+
+mod expected;
+mod hashes;
+mod keys;
+mod lists;
+mod sets;
+mod sorted_sets;
+mod streams;
+mod strings;
+mod table;
+
+use std::fmt;
+
+use redis::Value;
+
+use crate::error::{Applied, Error, FailedCondition, LinkError, ServerError};
+use crate::wire::command::Requests;
+use crate::wire::encode::{self, Args};
+use expected::Expected;
+
+/// What must be true for a block to be applied, from before its first command until EXEC.
+///
+/// Required with [`Transactional::require`](crate::Transactional::require) or
+/// [`Watch::require`](crate::Watch::require). Its key is watched and asked about in one packet with
+/// all others; nobody writes WATCH. Where it does not hold, the block is not run, nothing is
+/// applied, and the answer is [`Error::ConditionFailed`](crate::Error::ConditionFailed).
+///
+/// ```no_run
+/// use rediscope::{Condition, Error, SessionManager, prelude::*};
+///
+/// # fn main() -> Result<(), Error> {
+/// let carts = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+/// let added = carts
+///     .require(Condition::exists("customer:7"))
+///     .require(Condition::equals("shop:state", "open"))
+///     .require(Condition::hash_len_at_most("cart:7", 99))
+///     .run(|tx| Ok(tx.hset("cart:7", "chair", 2)));
+/// match added {
+///     Ok(_) => println!("in the cart"),
+///     Err(Error::ConditionFailed { which }) if which.index == 1 => println!("we are closed"),
+///     Err(error) => return Err(error),
+/// }
+/// # Ok(()) }
+/// ```
+///
+/// What is asked of a missing key is answered as the server does: a missing list, set, hash, sorted
+/// set or stream is empty, a missing string has length 0 and equals nothing.
+///
+/// A condition on a key that holds another type neither holds nor fails: the server's refusal
+/// (`WRONGTYPE`) is told as [`Error::Command`](crate::Error::Command), and names the condition.
+/// [`type_is`](Self::type_is), required before it, makes that a condition too.
+///
+/// `Debug` shows the kind of condition, and neither key nor values. It is a value: dropping it does
+/// nothing.
+#[derive(Clone)]
+#[must_use = "a condition does nothing until it is required"]
+pub struct Condition {
+    kind: &'static str,
+    command: &'static str,
+    read: Vec<u8>,
+    expected: Expected,
+}
+
+impl Condition {
+    fn new(
+        kind: &'static str,
+        command: &'static str,
+        args: impl FnOnce(&mut Args<'_>),
+        expected: Expected,
+    ) -> Self {
+        let mut read = Vec::with_capacity(64);
+        encode::command(&mut read, &[command], args);
+        Self { kind, command, read, expected }
+    }
+
+    /// The read that asks for it, whose first argument is its key.
+    pub(crate) fn read(&self) -> &[u8] {
+        &self.read
+    }
+
+    /// Hands out the key, which is to be watched.
+    pub(crate) fn key<R>(&self, watch: impl FnOnce(&[u8]) -> R) -> Option<R> {
+        let args = Requests::new(&self.read).next()?.ok()?;
+        args.get(1).map(|key| watch(key))
+    }
+
+    pub(crate) fn required(self, index: usize) -> Required {
+        let Self { kind, command, expected, .. } = self;
+        Required { which: FailedCondition::new(index, kind), command, expected }
+    }
+}
+
+impl fmt::Debug for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Condition({})", self.kind)
+    }
+}
+
+/// What is expected of an answer, once its question stands among the reads of a watch.
+#[derive(Clone)]
+pub(crate) struct Required {
+    which: FailedCondition,
+    command: &'static str,
+    expected: Expected,
+}
+
+impl Required {
+    /// Whether the condition holds, by the server's answer.
+    pub(crate) fn judge(&self, answer: &Value) -> Result<(), Error> {
+        let Self { which, command, expected } = self;
+        if let Value::ServerError(error) = answer {
+            let command = format!("{command} of condition {which}");
+            return Err(Error::Command { command, error: ServerError::from_reply(error, false) });
+        }
+        match expected.holds(answer) {
+            Some(true) => Ok(()),
+            Some(false) => Err(Error::ConditionFailed { which: *which }),
+            None => Err(Error::Lost {
+                during: format!("{command} of condition {which}"),
+                applied: Applied::No,
+                source: LinkError::unexpected("an answer of another kind than the question's"),
+            }),
+        }
+    }
+}
+
+impl fmt::Debug for Required {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.which)
+    }
+}

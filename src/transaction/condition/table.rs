@@ -1,0 +1,44 @@
+//! The one macro behind every condition.
+//!
+//! Never: a condition. Each family lists its own.
+
+/// Makes a family of conditions: functions of [`Condition`](super::Condition) by whose names they
+/// are told.
+///
+/// ```text
+/// impl Condition {
+///     /// What must be true.
+///     fn name<G: Bound, …>(argument: Type, …)
+///         => "WORD" (key, …), page "on-redis.io", holds what-is-expected;
+/// }
+/// ```
+///
+/// The first value behind the word is the key, which is watched.
+macro_rules! conditions {
+    (
+        $(#[$about:meta])*
+        impl Condition {$(
+            $(#[$doc:meta])*
+            fn $name:ident $(<$($generic:ident: $bound:ident),+>)? ($($arg:ident: $type:ty),*)
+                => $word:literal ($($value:expr),*), page $page:literal, holds $expected:expr;
+        )*}
+    ) => {
+        $(#[$about])*
+        impl $crate::transaction::condition::Condition {$(
+            $(#[$doc])*
+            #[doc = concat!(
+                "\n\nAsked with [`", $word, "`](https://redis.io/docs/latest/commands/", $page,
+                "/)."
+            )]
+            pub fn $name $(<$($generic: $bound),+>)? ($($arg: $type),*) -> Self {
+                let expected = $expected;
+                let args = |args: &mut $crate::wire::encode::Args<'_>| {
+                    let _ = args $(.arg($value))*;
+                };
+                Self::new(stringify!($name), $word, args, expected)
+            }
+        )*}
+    };
+}
+
+pub(super) use conditions;
