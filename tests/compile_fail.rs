@@ -26,9 +26,9 @@ use std::process::Command;
 
 use rediscope::redis::{Commands, ConnectionLike};
 use rediscope::{
-    Block, CheckoutError, CommitError, ConfigError, Error, Outcome, Plain, Pooled, QueueCommands,
-    Queued, Ready, Replies, ReplyError, Savepoint, SessionManager, Status, Transaction,
-    TransactionOptions, Transactional, Watch, Watched, Watching,
+    Block, CheckoutError, CommitError, Condition, Conditional, ConfigError, Error, Outcome, Plain,
+    Pooled, QueueCommands, Queued, Ready, Replies, ReplyError, Savepoint, SessionManager, Status,
+    Transaction, TransactionOptions, Transactional, Watch, Watched, Watching,
 };
 
 /// Tells a copy of this program that it is to build what lies in this directory.
@@ -81,6 +81,8 @@ fn what_must_compile_does() {
     handle::<Pooled>();
     handle::<Transactional>();
     value::<Watch>();
+    value::<Condition>();
+    value::<Conditional>();
     value::<TransactionOptions>();
 
     guard::<Transaction>();

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use redis::cmd;
 use rediscope::redis;
-use rediscope::{Applied, Error, RetryPolicy, SessionManager, TransactionOptions, prelude::*};
+use rediscope::{
+    Applied, Condition, Error, RetryPolicy, SessionManager, TransactionOptions, prelude::*,
+};
 
 use support::eventually;
 use support::proxy::Proxy;
@@ -147,6 +149,39 @@ fn whoever_is_not_let_in_by_his_deadline_tries_all_the_same() {
         assert_eq!(late.unwrap(), 1);
         drop(held);
     });
+}
+
+#[test]
+fn conditions_that_do_not_hold_keep_nobody_else_waiting() {
+    let server = Server::start();
+    let sessions = sessions(server.url());
+    let handle = sessions.transactional().with(patient());
+    for _ in 0..200 {
+        let failed = handle.require(Condition::exists("hot")).run(|tx| Ok(tx.incr("n", 1)));
+        assert!(matches!(failed, Err(Error::ConditionFailed { .. })));
+    }
+    let required = handle.require(Condition::not_exists("hot"));
+    for _ in 0..32 {
+        required.run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    }
+    // No try was undone by anybody: so one more is let in than at first.
+    let gate = Mutex::new(());
+    let held = gate.lock().unwrap();
+    thread::scope(|scope| {
+        for _ in 0..20 {
+            scope.spawn(|| {
+                let blocked = required.run(|tx| {
+                    drop(gate.lock().unwrap());
+                    Ok(tx.incr("n", 1))
+                });
+                blocked.unwrap();
+            });
+        }
+        eventually(SOON, "the first ones are in", || sessions.pins().len() == 5);
+        assert_eq!(sessions.status().transactional.waiting, 0);
+        drop(held);
+    });
+    assert_eq!(server.ask::<i64>(&["GET", "n"]), 32 + 20);
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use rediscope::{
-    Error, Outcome, Pooled, Queued, RetryPolicy, SessionManager, TransactionOptions, Transactional,
-    prelude::*, redis,
+    Condition, Error, Outcome, Pooled, Queued, RetryPolicy, SessionManager, TransactionOptions,
+    Transactional, prelude::*, redis,
 };
 
 use super::listen::Seen;
@@ -76,6 +76,11 @@ mod secret {
 }
 
 fn guards_show_nothing(accounts: &Transactional, shown: &mut Shown) {
+    let condition = Condition::equals(secret::KEY, secret::VALUE);
+    shown.see("condition", &condition);
+    let required = accounts.require(condition);
+    shown.see("conditional", &required);
+    shown.error("condition", &required.run(|tx| Ok(tx.set(secret::KEY, 1))).unwrap_err());
     let mut tx = accounts.begin().unwrap();
     let wrote = tx.set(secret::KEY, secret::VALUE);
     let read: Queued<String> = tx.get(secret::KEY);

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rediscope::{
-    Begin, CheckoutError, CommitError, Error, RetryPolicy, SessionManager, TransactionOptions,
-    prelude::*, redis,
+    Begin, CheckoutError, CommitError, Condition, Error, RetryPolicy, SessionManager,
+    TransactionOptions, prelude::*, redis,
 };
 use tracing::Level;
 
@@ -144,6 +144,15 @@ fn a_failure_is_told_by_its_kind_and_by_the_servers_code() {
     let seen = Seen::from_here();
     drop(accounts.begin().unwrap());
     assert_eq!(told(&seen), (Some("discarded".to_owned()), None, None));
+
+    let seen = Seen::from_here();
+    let required = accounts.require(Condition::exists("a")).require(Condition::equals("a", "x"));
+    let failed = required.run(|tx| Ok(tx.incr("a", 1)));
+    assert!(matches!(failed, Err(Error::ConditionFailed { .. })));
+    assert_eq!(told(&seen), all("discarded", "condition failed", None));
+    let event = seen.event("condition failed");
+    assert_eq!((event.level, event.within), (Level::DEBUG, Some("redis.transaction")));
+    assert_eq!((event.field("which"), event.field("attempt")), (Some("#1 equals"), Some("1")));
 
     server.acl(&["SETUSER", "default", "-watch"]);
     let seen = Seen::from_here();
