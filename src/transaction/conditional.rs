@@ -12,9 +12,9 @@ use crate::transaction::watch::Watch;
 
 /// A block that is applied only while conditions hold.
 ///
-/// Made by [`Transactional::require`](crate::Transactional::require). The keys of all conditions are
-/// watched and asked about in one packet; then the block is run and committed: two round trips. It
-/// holds no connection until then and can be used any number of times; dropping it does nothing.
+/// Made by [`Transactional::require`](crate::Transactional::require). The keys of all conditions
+/// are watched and asked about in one packet; then the block is run and committed: two round trips.
+/// It holds no connection until then and can be used any number of times; dropping it does nothing.
 ///
 /// ```no_run
 /// use rediscope::{Condition, SessionManager, prelude::*};
@@ -41,8 +41,8 @@ impl Conditional {
         Self { watch }
     }
 
-    /// One condition more. All are asked about; where several do not hold, the one that was required
-    /// first is told.
+    /// One condition more. All are asked about; where several do not hold, the one that was
+    /// required first is told.
     pub fn require(self, condition: Condition) -> Self {
         Self { watch: self.watch.require(condition) }
     }
@@ -70,17 +70,17 @@ impl Conditional {
     /// ```
     ///
     /// # Errors
-    /// [`Error::ConditionFailed`]; [`Error::Command`] where a question or WATCH was refused, such as
-    /// `WRONGTYPE`; [`Error::Checkout`], [`Error::Lost`]. Nothing was applied, and nothing is
+    /// [`Error::ConditionFailed`]; [`Error::Command`] where a question or WATCH was refused, such
+    /// as `WRONGTYPE`; [`Error::Checkout`], [`Error::Lost`]. Nothing was applied, and nothing is
     /// watched any more.
     #[track_caller]
     pub fn begin(&self) -> Result<Transaction<Watched>, Error> {
         Ok(self.watch.begin()?.multi())
     }
 
-    /// Runs `closure` where all conditions hold, and commits what it queued; again, after a backoff,
-    /// while a condition's key changes before EXEC or the connection is lost before EXEC was sent,
-    /// within the [`RetryPolicy`]. Each attempt asks anew.
+    /// Runs `closure` where all conditions hold, and commits what it queued; again, after a
+    /// backoff, while a condition's key changes before EXEC or the connection is lost before EXEC
+    /// was sent, within the [`RetryPolicy`]. Each attempt asks anew.
     ///
     /// A condition that does not hold ends it: the closure is not run (again). When the closure
     /// returns `Err` or panics, nothing is applied and it is not run again.

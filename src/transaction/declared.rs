@@ -1,5 +1,5 @@
-//! Reads that a watch sends along with WATCH: those the closure asks for by a handle, and those that
-//! decide whether it is run.
+//! Reads that a watch sends along with WATCH: those the closure asks for by a handle, and those
+//! that decide whether it is run.
 //!
 //! Never: a value of another watch, or of an earlier attempt.
 

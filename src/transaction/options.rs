@@ -86,7 +86,7 @@ impl TransactionOptions {
         self
     }
 
-    /// How often `run` and `watch(..).run` try. Default: [`RetryPolicy::default`].
+    /// How often `run`, `watch(..).run` and `require(..).run` try. Default: [`RetryPolicy::default`].
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.retry = Some(policy);
         self

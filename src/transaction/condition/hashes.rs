@@ -34,8 +34,8 @@ conditions! {
         )
             => "HGET" (key, field), page "hget", holds Expected::other_than(&value);
 
-        /// `field` of the hash `key` is a counter of `least` or more; a missing one is 0, as `HINCRBY`
-        /// has it. See [`at_least`](Self::at_least).
+        /// `field` of the hash `key` is a counter of `least` or more; a missing one is 0, as
+        /// `HINCRBY` has it. See [`at_least`](Self::at_least).
         fn hash_field_at_least<K: ToSingleRedisArg, F: ToSingleRedisArg>(
             key: K, field: F, least: i64
         )
