@@ -91,7 +91,7 @@ impl Measured {
 /// The targets, and what became of them.
 pub fn targets(measured: &Measured, soak: &str) -> String {
     let mut text = "| scenario, workers/connections | ours | measured | target \
-                    | median (least to most of the rounds) | |\n|---|---|---|---|---|---|\n"
+                    | median (least to most of the rounds) | | its limit, of the same |\n|---|---|---|---|---|---|---|\n"
         .to_owned();
     for target in targets::all() {
         let _ = writeln!(text, "{}", target.line(measured));

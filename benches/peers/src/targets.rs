@@ -152,10 +152,25 @@ impl Target {
                 (format!("{bold}{}{bold} {range}", figure(median)), verdict)
             }
         };
+        let limit = self.limit(measured).unwrap_or_default();
         format!(
-            "| {name} | {} | {against} | {bound}{hope}{goal} | {figure} | {verdict} |",
+            "| {name} | {} | {against} | {bound}{hope}{goal} | {figure} | {verdict} | {limit} |",
             self.ours
         )
+    }
+
+    /// What raw bytes come to in the same way of sharing the connections.
+    fn limit(&self, measured: &Measured) -> Option<String> {
+        let raw = match self.ours {
+            peers::GROUPED => peers::RAW_GROUPED,
+            peers::GUARD => peers::RAW_HANDED,
+            _ => return None,
+        };
+        let Spread { median, least, most } = match self.against {
+            Against::Peer(peer) => measured.ratio(&self.row, raw, peer, self.metric)?,
+            _ => measured.spread(&self.row, raw, self.metric)?,
+        };
+        Some(format!("{} ({} to {})", figure(median), figure(least), figure(most)))
     }
 }
 

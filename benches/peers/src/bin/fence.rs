@@ -24,7 +24,7 @@ const FORMS: [Form; 3] = [
     }),
     ("run, ten SETs", |handle| {
         let set = |tx: &mut rediscope::Block| {
-            (0..10).for_each(|n| drop(tx.set(format!("k{n}"), "value")))
+            (0..10).for_each(|n| _ = tx.set(format!("k{n}"), "value"))
         };
         handle.run(|tx| Ok(set(tx))).expect("committed");
     }),

@@ -1,5 +1,6 @@
 //! Group commit on plain sockets: whoever has one of the 8 sockets writes what waits, at most 16
-//! transactions, each its own MULTI…EXEC, and hands the socket to the next in line.
+//! transactions, each its own MULTI…EXEC, and hands the socket to the next in line. With one
+//! transaction in each write it is no group, and the limit of any fair hand-over.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex};
@@ -14,6 +15,7 @@ use crate::server::Server;
 use crate::work;
 
 const GROUP: usize = 16;
+const ALONE: usize = 1;
 
 /// A waiting worker.
 struct Waiter {
@@ -30,19 +32,29 @@ enum Told {
     Lead(Socket, Vec<Arc<Waiter>>),
 }
 
-#[derive(Default)]
 struct Line {
+    /// So many transactions go in one write.
+    group: usize,
     sockets: Vec<Socket>,
     /// Empty whenever a socket is free.
     waiting: VecDeque<Arc<Waiter>>,
 }
 
 pub fn open(server: &Server, _: &Runtime, row: &Row) -> Option<Crew> {
+    sharing(server, row, GROUP)
+}
+
+pub fn handed_on(server: &Server, _: &Runtime, row: &Row) -> Option<Crew> {
+    // Where there are no more workers than sockets, nothing is handed on.
+    (row.workers > POOL).then(|| sharing(server, row, ALONE))?
+}
+
+fn sharing(server: &Server, row: &Row, group: usize) -> Option<Crew> {
     if !matches!(row.scenario, Scenario::Two | Scenario::Ten) {
         return None;
     }
     let sockets = (0..POOL).map(|_| Socket::open(server, row.via)).collect();
-    let line = Arc::new(Mutex::new(Line { sockets, waiting: VecDeque::new() }));
+    let line = Arc::new(Mutex::new(Line { group, sockets, waiting: VecDeque::new() }));
     threads(row, |job| {
         let bytes = raw::encoded(&job).expect("a scenario without reads");
         let me = Arc::new(Waiter { bytes, told: Mutex::new(Told::Wait), ready: Condvar::new() });
@@ -108,7 +120,7 @@ fn hand_on(line: &Mutex<Line>, socket: Socket) {
         state.sockets.push(socket);
         return;
     };
-    let members = state.waiting.len().min(GROUP - 1);
+    let members = state.waiting.len().min(state.group - 1);
     let group = state.waiting.drain(..members).collect();
     drop(state);
     tell(&leader, Told::Lead(socket, group));

@@ -26,6 +26,7 @@ pub struct Peer {
 
 pub const RAW: &str = "raw bytes, a socket each";
 pub const RAW_GROUPED: &str = "raw bytes, grouped";
+pub const RAW_HANDED: &str = "raw bytes, handed on";
 pub const DEDICATED: &str = "redis-rs dedicated";
 pub const R2D2: &str = "r2d2 default";
 pub const R2D2_UNCHECKED: &str = "r2d2 without check";
@@ -55,6 +56,12 @@ pub fn all() -> Vec<Peer> {
             "bytes encoded beforehand, 8 sockets; whoever has one writes up to 16 waiting \
              transactions, each its own MULTI…EXEC, in one write: the limit of grouping",
             grouped::open,
+        ),
+        peer(
+            RAW_HANDED,
+            "bytes encoded beforehand, 8 sockets, each handed to whoever has waited longest: the \
+             limit of a fair pool that does not group",
+            grouped::handed_on,
         ),
         peer(DEDICATED, "1.8, a Connection a worker, pipe().atomic()", blocking::dedicated),
         peer(R2D2, "0.8.10 and redis 1.8, max_size 8, checks on checkout", blocking::checked),
