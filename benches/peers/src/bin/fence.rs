@@ -23,9 +23,8 @@ const FORMS: [Form; 3] = [
         handle.run(|tx| Ok((tx.incr("a", 1), tx.incr("b", 1)))).expect("committed");
     }),
     ("run, ten SETs", |handle| {
-        let set = |tx: &mut rediscope::Block| {
-            (0..10).for_each(|n| _ = tx.set(format!("k{n}"), "value"))
-        };
+        let set =
+            |tx: &mut rediscope::Block| (0..10).for_each(|n| _ = tx.set(format!("k{n}"), "value"));
         handle.run(|tx| Ok(set(tx))).expect("committed");
     }),
     ("watch, read, write", |handle| {
