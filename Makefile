@@ -1,6 +1,6 @@
 # Names for the scripts; what they do is written in them.
 
-.PHONY: help demo test soak soak-exactly-once bench bench-quick
+.PHONY: help demo test soak soak-exactly-once soak-locks bench bench-quick
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -16,6 +16,9 @@ soak: ## run the soak: a million transactions, then 10 minutes of faults (ARGS="
 
 soak-exactly-once: ## run the exactly-once soak: 100,000 cuts, 30 failovers (ARGS="--cuts N --failovers N --seed S")
 	@scripts/soak-exactly-once $(ARGS)
+
+soak-locks: ## run the locks' soak: a million tries, 50,000 fenced writes, 40 failovers (ARGS="--tries N --seed S ...")
+	@scripts/soak-locks $(ARGS)
 
 bench: ## all peers in one run on a private server; writes docs/performance.md (ARGS="--seed N")
 	@scripts/bench $(ARGS)

@@ -1,0 +1,136 @@
+//! The locks' soak: the accident that the locks were built against, the history of several
+//! processes that hold a lock in turn, and writes behind locks that were lost.
+//!
+//! ```text
+//! cargo test --test lock_soak -- --nocapture
+//! REDISCOPE_TRIES=1000000 REDISCOPE_WRITES=50000 REDISCOPE_HOLDS=5000 REDISCOPE_SOAK_SEED=7 \
+//!     cargo test --release --test lock_soak -- --nocapture
+//! ```
+//!
+//! The seed decides who tries, holds and breaks what for how long; what meets is up to the threads.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test code: a panic with a clear message is how it reports"
+)]
+
+mod support;
+
+mod lock_soak {
+    pub(crate) mod accident;
+    pub(crate) mod faults;
+    pub(crate) mod history;
+    pub(crate) mod listen;
+    pub(crate) mod people;
+    pub(crate) mod scenes;
+    pub(crate) mod writes;
+}
+
+use std::sync::{Mutex, PoisonError};
+
+use lock_soak::people::{Asks, be_one_of_them};
+use lock_soak::scenes::{self, Scene};
+use lock_soak::{accident, writes};
+
+const SEED: u64 = 1;
+const TRIES: u64 = 50_000;
+const WRITES: u64 = 5_000;
+const HOLDS: usize = 250;
+const FAILOVERS: u64 = 1;
+/// A lock that is taken away is found out within so many holds,
+const CONTROL_HOLDS: usize = 150;
+/// and a lock that nobody waited for a replica with within so many failovers.
+const CONTROL_FAILOVERS: u64 = 12;
+
+/// Each of these takes the whole machine, and their leases are short.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+fn alone<T>(test: impl FnOnce(u64) -> T) -> T {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let seed = number("REDISCOPE_SOAK_SEED").unwrap_or(SEED);
+    println!("REDISCOPE_SOAK_SEED={seed}");
+    test(seed)
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect("a number in the variable"))
+}
+
+fn holds() -> usize {
+    number("REDISCOPE_HOLDS").map_or(HOLDS, |holds| holds as usize)
+}
+
+#[test]
+fn of_fifty_thousand_contended_tries_under_faults_nothing_is_left() {
+    alone(|seed| {
+        let report = accident::run(seed, number("REDISCOPE_TRIES").unwrap_or(TRIES));
+        println!("\n{report}");
+        assert!(report.broken().is_empty(), "{:#?}", report.broken());
+    });
+}
+
+/// Is itself one of the other processes where it is told so.
+#[test]
+fn whoever_believes_to_hold_the_lock_holds_it_alone() {
+    if be_one_of_them() {
+        return;
+    }
+    alone(|seed| {
+        for scene in [Scene::Expiry, Scene::Stops, Scene::Restarts, Scene::Permits] {
+            let found = scenes::run(scene, seed, holds());
+            println!("{found}");
+            assert!(found.broken().is_empty(), "{:#?}", found.broken());
+        }
+    });
+}
+
+#[test]
+fn a_lock_that_a_replica_was_waited_for_survives_the_failover_to_it() {
+    alone(|seed| {
+        let rounds = number("REDISCOPE_FAILOVERS").unwrap_or(FAILOVERS);
+        for asks in [Asks::Clock, Asks::Server] {
+            let found = scenes::fail_over(seed, rounds, asks, true);
+            println!("{found}");
+            assert!(found.broken().is_empty(), "{:#?}", found.broken());
+        }
+    });
+}
+
+#[test]
+fn a_lock_that_no_replica_was_waited_for_is_found_to_be_held_twice() {
+    alone(|seed| {
+        let found = scenes::fail_over(seed, CONTROL_FAILOVERS, Asks::Clock, false);
+        println!("{found}");
+        assert!(!found.verdict.faults.is_empty(), "the history cannot tell one holder from two");
+    });
+}
+
+#[test]
+fn a_lock_that_is_forced_is_found_to_be_held_twice() {
+    alone(|seed| {
+        let found = scenes::run(Scene::Forced, seed, CONTROL_HOLDS);
+        println!("{found}");
+        assert!(!found.verdict.faults.is_empty(), "the history cannot tell one holder from two");
+    });
+}
+
+#[test]
+fn a_write_that_is_fenced_by_a_lost_lock_never_lands() {
+    alone(|seed| {
+        let found = writes::run(seed, number("REDISCOPE_WRITES").unwrap_or(WRITES));
+        println!("\n{found}");
+        assert!(found.broken().is_empty(), "{:#?}", found.broken());
+    });
+}
+
+#[test]
+fn a_write_that_is_not_fenced_is_found_out() {
+    alone(|seed| {
+        let found = writes::run_unfenced(seed, 500);
+        println!("\n{found}");
+        assert!(found.landed > 0, "the books cannot tell a late write from one in time");
+    });
+}

@@ -1,0 +1,65 @@
+//! What happens to the server while everybody waits for one lock.
+//!
+//! Never: a server that is left stopped or paused.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+
+use crate::support::server::Server;
+
+/// So often the server is restarted.
+const RESTART: Duration = Duration::from_secs(9);
+const LONG_PAUSE: Duration = Duration::from_millis(700);
+
+/// How often what happened.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Faults {
+    /// Subscriber connections that were killed.
+    pub(crate) kills: u64,
+    pub(crate) pauses: u64,
+    /// Longer than a `response_timeout`.
+    pub(crate) long_pauses: u64,
+    pub(crate) restarts: u64,
+}
+
+/// Until it is over.
+pub(crate) fn inject(server: &Server, mut random: Rng, over: &AtomicBool) -> Faults {
+    let mut faults = Faults::default();
+    let mut restarted = Instant::now();
+    while !over.load(Ordering::Relaxed) {
+        let killed: i64 = server.ask(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+        faults.kills += killed.unsigned_abs();
+        if random.u8(..8) == 0 {
+            // Who subscribes again meanwhile is not answered.
+            server.pause_clients(random.u64(20..120));
+            faults.pauses += 1;
+        }
+        if random.u8(..200) == 0 {
+            server.pause_clients(LONG_PAUSE.as_millis() as u64);
+            faults.long_pauses += 1;
+        }
+        if restarted.elapsed() > RESTART {
+            server.restart_on_same_port();
+            restarted = Instant::now();
+            faults.restarts += 1;
+        }
+        thread::sleep(Duration::from_millis(random.u64(10..150)));
+    }
+    faults
+}
+
+/// The longest that a thread with nothing to do was kept from running: what this machine adds to
+/// any wait.
+pub(crate) fn longest_stall(over: &AtomicBool) -> Duration {
+    const NAP: Duration = Duration::from_millis(1);
+    let mut longest = Duration::ZERO;
+    while !over.load(Ordering::Relaxed) {
+        let slept = Instant::now();
+        thread::sleep(NAP);
+        longest = longest.max(slept.elapsed().saturating_sub(NAP));
+    }
+    longest
+}

@@ -1,0 +1,255 @@
+//! The history of a lock as those who wanted it saw it, and what must not be in it.
+//!
+//! Everybody writes down what he is about to ask and what he was answered, in one list on a server of
+//! its own, which nothing happens to. The place in the list is the time: what was written down
+//! before a question was put came before whatever made its answer true. So no clocks are compared,
+//! and who was stopped between an answer and its entry makes a hold look shorter, never longer.
+//!
+//! Somebody surely held the lock from his entry that he had acquired it to the last question that
+//! was answered with yes.
+//!
+//! Never: a server, a clock or chance. It is a function of the entries.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+
+/// Of the faults so many are described.
+const DESCRIBED: usize = 20;
+
+/// One entry: of which hold, and what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) hold: String,
+    pub(crate) what: What,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum What {
+    /// Is about to ask for the lock.
+    Wants,
+    /// Was given it, with this token.
+    Acquired(u64),
+    /// Was not given it.
+    GaveUp,
+    /// Is about to ask whether it is still his, or to release it.
+    Asks,
+    Yes,
+    No,
+    /// There was no answer.
+    Unanswered,
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = match self.what {
+            What::Wants => "wants",
+            What::Acquired(token) => return write!(f, "{} acquired {token}", self.hold),
+            What::GaveUp => "gave-up",
+            What::Asks => "asks",
+            What::Yes => "yes",
+            What::No => "no",
+            What::Unanswered => "unanswered",
+        };
+        write!(f, "{} {word}", self.hold)
+    }
+}
+
+impl Entry {
+    pub(crate) fn parse(line: &str) -> Option<Self> {
+        let mut words = line.split(' ');
+        let hold = words.next()?.to_owned();
+        let what = match words.next()? {
+            "wants" => What::Wants,
+            "acquired" => What::Acquired(words.next()?.parse().ok()?),
+            "gave-up" => What::GaveUp,
+            "asks" => What::Asks,
+            "yes" => What::Yes,
+            "no" => What::No,
+            "unanswered" => What::Unanswered,
+            _ => return None,
+        };
+        Some(Self { hold, what })
+    }
+}
+
+/// What the comparison came to.
+#[derive(Debug, Default)]
+pub(crate) struct Verdict {
+    pub(crate) holds: usize,
+    /// Holds that were surely held for a while.
+    pub(crate) sure: usize,
+    /// Holds that were told to be lost.
+    pub(crate) lost: usize,
+    pub(crate) gave_up: usize,
+    pub(crate) answers: usize,
+    pub(crate) unanswered: usize,
+    pub(crate) faults: Vec<String>,
+}
+
+/// One hold, as its holder saw it.
+#[derive(Debug)]
+struct Hold<'a> {
+    name: &'a str,
+    /// The largest token anybody had before it was asked for.
+    floor: u64,
+    token: Option<u64>,
+    acquired: usize,
+    asked: Option<usize>,
+    sure_until: Option<usize>,
+    lost: bool,
+}
+
+/// Compares the entries with what a lock of so many permits promises.
+pub(crate) fn check(entries: &[Entry], permits: usize) -> Verdict {
+    let mut verdict = Verdict::default();
+    let (mut holds, mut tokens, mut highest) = (HashMap::new(), HashSet::new(), 0);
+    for (at, Entry { hold: name, what }) in entries.iter().enumerate() {
+        let hold = holds.entry(name.as_str()).or_insert_with(|| Hold {
+            name,
+            floor: highest,
+            token: None,
+            acquired: 0,
+            asked: None,
+            sure_until: None,
+            lost: false,
+        });
+        match what {
+            What::Wants => hold.floor = highest,
+            What::GaveUp => verdict.gave_up += 1,
+            What::Acquired(token) => {
+                verdict.holds += 1;
+                (hold.token, hold.acquired) = (Some(*token), at);
+                if !tokens.insert(*token) {
+                    verdict.fault(format!("{name} has a token that another one had: {token}"));
+                }
+                if *token <= hold.floor {
+                    let floor = hold.floor;
+                    verdict.fault(format!("{name} has {token}; it was {floor} before he asked"));
+                }
+                highest = highest.max(*token);
+            }
+            What::Asks => hold.asked = Some(at),
+            What::Yes => {
+                verdict.answers += 1;
+                if hold.lost {
+                    verdict.fault(format!("{name} holds it again after he had lost it"));
+                }
+                match (hold.token, hold.asked.take()) {
+                    (Some(_), Some(asked)) => hold.sure_until = Some(asked),
+                    _ => verdict.fault(format!("{name} was answered and had not asked")),
+                }
+            }
+            What::No => {
+                verdict.answers += 1;
+                verdict.lost += usize::from(!std::mem::replace(&mut hold.lost, true));
+            }
+            What::Unanswered => verdict.unanswered += 1,
+        }
+    }
+    let mut sure: Vec<_> = holds.values().filter(|hold| hold.sure_until.is_some()).collect();
+    sure.sort_by_key(|hold| hold.acquired);
+    verdict.sure = sure.len();
+    // Who holds it now, by when he surely held it the last time.
+    let mut now: BTreeMap<usize, &str> = BTreeMap::new();
+    for hold in &sure {
+        now = now.split_off(&hold.acquired);
+        now.insert(hold.sure_until.unwrap_or_default(), hold.name);
+        if now.len() > permits {
+            let names: Vec<_> = now.values().collect();
+            verdict.fault(format!("{} hold it at once: {names:?}", now.len()));
+        }
+    }
+    if permits == 1 {
+        for pair in sure.windows(2) {
+            if pair[0].token >= pair[1].token {
+                let [first, second] = [pair[0], pair[1]];
+                verdict.fault(format!("the token did not grow: {first:?}, then {second:?}"));
+            }
+        }
+    }
+    verdict
+}
+
+impl Verdict {
+    fn fault(&mut self, what: String) {
+        if self.faults.len() < DESCRIBED {
+            self.faults.push(what);
+        }
+    }
+
+    pub(crate) fn add(&mut self, other: Self) {
+        self.holds += other.holds;
+        self.sure += other.sure;
+        self.lost += other.lost;
+        self.gave_up += other.gave_up;
+        self.answers += other.answers;
+        self.unanswered += other.unanswered;
+        self.faults.extend(other.faults);
+    }
+}
+
+mod tests {
+    use super::{Entry, Verdict, check};
+
+    fn of(lines: &str, permits: usize) -> Verdict {
+        let entries: Vec<_> =
+            lines.split(';').map(|line| Entry::parse(line.trim()).expect(line)).collect();
+        let again = entries.iter().map(|entry| Entry::parse(&entry.to_string()).unwrap());
+        assert!(again.eq(entries.iter().cloned()), "what is written is what is read");
+        check(&entries, permits)
+    }
+
+    #[track_caller]
+    fn finds(lines: &str, permits: usize, what: &str) {
+        let faults = of(lines, permits).faults;
+        assert!(faults.iter().any(|fault| fault.contains(what)), "not found: {faults:?}");
+    }
+
+    const TURNS: &str = "a wants; b wants; a acquired 5; a asks; a yes; a asks; b acquired 7; \
+                         a no; b asks; b yes; c wants; b asks; b yes; c acquired 8; c asks; c yes";
+
+    #[test]
+    fn a_history_in_which_one_held_it_after_the_other_has_no_fault() {
+        let verdict = of(TURNS, 1);
+        assert!(verdict.faults.is_empty(), "{:?}", verdict.faults);
+        assert_eq!((verdict.holds, verdict.sure, verdict.lost, verdict.answers), (3, 3, 1, 5));
+    }
+
+    #[test]
+    fn two_who_hold_it_at_once_are_found() {
+        let planted = TURNS.replace("a no", "a yes");
+        // His last question was put before the other one had it.
+        assert!(of(&planted, 1).faults.is_empty());
+        let planted = TURNS.replace("a no", "a no; d wants; d acquired 9; d asks; d yes");
+        let planted = planted.replace("c wants", "c wants; d asks; d yes");
+        finds(&planted, 1, "2 hold it at once");
+        finds(&TURNS.replace("a no; b asks", "a asks; a yes; b asks"), 1, "2 hold it at once");
+    }
+
+    #[test]
+    fn one_holder_of_a_semaphore_too_many_is_found_and_not_one_less() {
+        let three = "a wants; b wants; c wants; a acquired 1; b acquired 2; c acquired 3; \
+                     a asks; b asks; c asks; c yes; b yes; a yes";
+        assert!(of(three, 3).faults.is_empty());
+        finds(three, 2, "3 hold it at once");
+    }
+
+    #[test]
+    fn a_token_that_does_not_grow_is_found() {
+        finds(&TURNS.replace('8', "6"), 1, "it was 7 before he asked");
+        finds(&TURNS.replace('8', "7"), 1, "another one had");
+        // Both had asked for it, so only the order of holding tells.
+        finds(&TURNS.replace('5', "9"), 1, "the token did not grow");
+    }
+
+    #[test]
+    fn a_lock_that_is_held_again_after_it_was_lost_is_found() {
+        finds(&TURNS.replace("a no", "a no; a asks; a yes"), 1, "holds it again");
+    }
+
+    #[test]
+    fn an_answer_to_nobody_is_found() {
+        finds("a asks; a yes", 1, "had not asked");
+        finds("a wants; a acquired 1; a yes", 1, "had not asked");
+    }
+}
