@@ -212,8 +212,8 @@ impl<'a> Attempt<'a> {
         self.may_hold |= answers.repeated;
         match answers.values.first() {
             Some(Value::ServerError(error)) => Err(refused("acquire", error)),
+            Some(fence @ Value::BulkString(_)) => self.held(fence, &answers),
             Some(Value::Array(values)) => match values.as_slice() {
-                [Value::Int(1), fence] => self.held(fence, &answers),
                 [Value::Int(0), remaining, label] => {
                     self.in_line |= enqueue && self.spec.fair;
                     holder(remaining, label).map(Tried::Busy).ok_or_else(|| strange("acquire"))

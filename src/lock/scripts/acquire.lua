@@ -1,67 +1,90 @@
 -- KEYS: holders, info, queue, alive, done, fence
 -- ARGV: member, lease (ms), mode (x, r, w), capacity, label, heartbeat (ms; 0: not fair),
 --       whether to queue up, channel
-local holders, info, queue, alive, done, fence = unpack(KEYS)
-local me, lease, mode, capacity = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
-local label, heartbeat, channel = ARGV[5], tonumber(ARGV[6]), ARGV[8]
-local time = redis.call('TIME')
-local micros = time[1] * 1000000 + time[2]
-local now = math.floor(micros / 1000)
+-- Answers the fencing token; who has it and for how long; or that it was given back already.
+local call = redis.call
+local me = ARGV[1]
+local time = call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local ends = string.format('%.0f', now + ARGV[2])
 
--- Nearly always neither is there, and then there is nothing to look at.
-local taken = redis.call('EXISTS', done, holders) > 0
+-- The fencing token: the server's microseconds, or more. It comes first: of all that is written
+-- here it is what is refused when memory is short. Digits, since numbers are slow to print.
+local function take()
+  local token = time[1] .. string.sub('00000' .. time[2], -6)
+  local last = call('GETSET', KEYS[6], token)
+  if last and (#last > #token or (#last == #token and last >= token)) then
+    token = string.format('%.0f', (tonumber(last) or 0) + 1)
+    call('SET', KEYS[6], token)
+  end
+  call('HSET', KEYS[2], me, token .. ':' .. ARGV[5])
+  call('ZADD', KEYS[1], ends, me)
+  return token
+end
+
+-- Nearly always nobody has it, and then there is nothing to look at. The server does nothing else
+-- meanwhile, so each call counts.
+local taken = call('EXISTS', KEYS[5], KEYS[1]) > 0
+if not taken and ARGV[6] == '0' then
+  local token = take()
+  call('PEXPIREAT', KEYS[1], ends)
+  call('PEXPIREAT', KEYS[2], ends)
+  return token
+end
+
+local holders, info, queue, alive, done = unpack(KEYS)
+local mode, capacity = ARGV[3], tonumber(ARGV[4])
+local heartbeat, channel = tonumber(ARGV[6]), ARGV[8]
 -- Given back already: this request was late.
-if taken and redis.call('EXISTS', done) == 1 then
+if taken and call('EXISTS', done) == 1 then
   return {-1}
 end
 
 local freed = false
 if taken then
-  for _, dead in ipairs(redis.call('ZRANGEBYSCORE', holders, '-inf', now)) do
-    redis.call('ZREM', holders, dead)
-    redis.call('HDEL', info, dead)
+  for _, dead in ipairs(call('ZRANGEBYSCORE', holders, '-inf', now)) do
+    call('ZREM', holders, dead)
+    call('HDEL', info, dead)
     freed = true
   end
 end
 
+-- The keys live for as long as the last of the leases.
 local function keep()
-  redis.call('ZADD', holders, now + lease, me)
-  local ends = string.format('%.0f', now + lease)
-  if taken then
-    local last = redis.call('ZRANGE', holders, -1, -1, 'WITHSCORES')
-    ends = string.format('%.0f', tonumber(last[2]))
-  end
-  redis.call('PEXPIREAT', holders, ends)
-  redis.call('PEXPIREAT', info, ends)
+  local last = call('ZRANGE', holders, -1, -1, 'WITHSCORES')
+  last = string.format('%.0f', tonumber(last[2]))
+  call('PEXPIREAT', holders, last)
+  call('PEXPIREAT', info, last)
 end
 
 local function wake_head()
-  local head = redis.call('ZRANGE', queue, 0, 0)
+  local head = call('ZRANGE', queue, 0, 0)
   if head[1] and head[1] ~= me then
-    redis.call('PUBLISH', channel, head[1])
+    call('PUBLISH', channel, head[1])
   end
 end
 
-if taken and redis.call('ZSCORE', holders, me) then
-  local mine = redis.call('HGET', info, me)
+if taken and call('ZSCORE', holders, me) then
+  local mine = call('HGET', info, me)
   if mine then
+    call('ZADD', holders, ends, me)
     keep()
-    return {1, string.match(mine, '^%d+')}
+    return string.match(mine, '^%d+')
   end
 end
 
 if heartbeat > 0 then
-  for _, dead in ipairs(redis.call('ZRANGEBYSCORE', alive, '-inf', now)) do
-    redis.call('ZREM', alive, dead)
-    redis.call('ZREM', queue, dead)
+  for _, dead in ipairs(call('ZRANGEBYSCORE', alive, '-inf', now)) do
+    call('ZREM', alive, dead)
+    call('ZREM', queue, dead)
     freed = true
   end
 end
 
 local count, first = 0, {}
 if taken then
-  count = redis.call('ZCARD', holders)
-  first = redis.call('ZRANGE', holders, 0, 0, 'WITHSCORES')
+  count = call('ZCARD', holders)
+  first = call('ZRANGE', holders, 0, 0, 'WITHSCORES')
 end
 local room
 if mode == 'x' then
@@ -73,10 +96,10 @@ else
 end
 local mine_to_take = room
 if room and heartbeat > 0 then
-  local rank = redis.call('ZRANK', queue, me)
+  local rank = call('ZRANK', queue, me)
   local ahead = {}
   if rank ~= 0 then
-    ahead = redis.call('ZRANGE', queue, 0, rank and rank - 1 or -1)
+    ahead = call('ZRANGE', queue, 0, rank and rank - 1 or -1)
   end
   if mode == 'x' then
     mine_to_take = count + #ahead < capacity
@@ -92,27 +115,24 @@ if room and heartbeat > 0 then
 end
 
 if mine_to_take then
-  local counter = tonumber(redis.call('GET', fence) or '0')
-  local token = string.format('%.0f', math.max(counter + 1, micros))
-  redis.call('SET', fence, token)
-  redis.call('HSET', info, me, token .. ':' .. label)
+  local token = take()
   keep()
   if heartbeat > 0 then
-    redis.call('ZREM', queue, me)
-    redis.call('ZREM', alive, me)
+    call('ZREM', queue, me)
+    call('ZREM', alive, me)
     if mode == 'r' or (mode == 'x' and count + 1 < capacity) then
       wake_head()
     end
   end
-  return {1, token}
+  return token
 end
 
 if heartbeat > 0 then
   if ARGV[7] == '1' then
-    redis.call('ZADD', queue, 'NX', string.format('%.0f', micros), me)
-    redis.call('ZADD', alive, now + heartbeat, me)
-    redis.call('PEXPIRE', queue, heartbeat * 2)
-    redis.call('PEXPIRE', alive, heartbeat * 2)
+    call('ZADD', queue, 'NX', time[1] .. string.sub('00000' .. time[2], -6), me)
+    call('ZADD', alive, now + heartbeat, me)
+    call('PEXPIRE', queue, heartbeat * 2)
+    call('PEXPIRE', alive, heartbeat * 2)
   end
   if room and freed then
     wake_head()
@@ -121,5 +141,5 @@ end
 if not first[1] then
   return {0, 0, ''}
 end
-local theirs = redis.call('HGET', info, first[1]) or ''
+local theirs = call('HGET', info, first[1]) or ''
 return {0, math.max(0, tonumber(first[2]) - now), string.match(theirs, '^%d+:(.*)$') or ''}

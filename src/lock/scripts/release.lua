@@ -1,36 +1,44 @@
 -- KEYS: holders, info, queue, alive, done
 -- ARGV: member, how long that is remembered (ms), channel
-local holders, info, queue, alive, done = unpack(KEYS)
+local call = redis.call
 local me = ARGV[1]
-local before = redis.call('GET', done)
+
+-- Removing comes first: it is not refused when memory is short, nor what follows a write. Whoever
+-- is still there has had it until now, also where his lease has just ended: who came after him
+-- would have removed him.
+local function remove()
+  local held = call('ZREM', KEYS[1], me)
+  call('HDEL', KEYS[2], me)
+  return held
+end
+
+-- Nearly always nobody is in line, and this is the first time.
+if call('EXISTS', KEYS[5], KEYS[3]) == 0 then
+  local held = remove()
+  call('SET', KEYS[5], held, 'PX', ARGV[2])
+  if held == 1 then
+    call('PUBLISH', ARGV[3], '')
+  end
+  return held
+end
+
+local queue, alive, done = KEYS[3], KEYS[4], KEYS[5]
+local before = call('GET', done)
 if before then
   return tonumber(before)
 end
-local time = redis.call('TIME')
+local time = call('TIME')
 local now = math.floor((time[1] * 1000000 + time[2]) / 1000)
-local ends = redis.call('ZSCORE', holders, me)
-local held = 0
-if ends and tonumber(ends) > now then
-  held = 1
+local held = remove()
+local waited = call('ZREM', queue, me)
+call('ZREM', alive, me)
+call('SET', done, held, 'PX', ARGV[2])
+for _, dead in ipairs(call('ZRANGEBYSCORE', alive, '-inf', now)) do
+  call('ZREM', alive, dead)
+  call('ZREM', queue, dead)
 end
--- Removing comes first: it is not refused when memory is short, nor what follows a write.
-redis.call('ZREM', holders, me)
-redis.call('HDEL', info, me)
-local waited, head = 0, nil
-local in_line = redis.call('EXISTS', queue) == 1
-if in_line then
-  waited = redis.call('ZREM', queue, me)
-  redis.call('ZREM', alive, me)
-end
-redis.call('SET', done, held, 'PX', ARGV[2])
-if in_line then
-  for _, dead in ipairs(redis.call('ZRANGEBYSCORE', alive, '-inf', now)) do
-    redis.call('ZREM', alive, dead)
-    redis.call('ZREM', queue, dead)
-  end
-  head = redis.call('ZRANGE', queue, 0, 0)[1]
-end
-if ends or (waited == 1 and head) then
-  redis.call('PUBLISH', ARGV[3], head or '')
+local head = call('ZRANGE', queue, 0, 0)[1]
+if held == 1 or (waited == 1 and head) then
+  call('PUBLISH', ARGV[3], head or '')
 end
 return held
