@@ -8,6 +8,7 @@
     reason = "a benchmark that fails says so and ends"
 )]
 
+pub mod lockers;
 pub mod machine;
 pub mod measure;
 pub mod peers;

@@ -172,13 +172,17 @@ fn wait(seconds: f64) -> String {
     }
 }
 
-const BEGIN: &str = "<!-- measured: begin (written by scripts/bench) -->";
-const END: &str = "<!-- measured: end -->";
-
 /// The page with `text` between its two marks, and the rest as it was.
 pub fn insert(page: &str, text: &str) -> String {
-    let block = format!("{BEGIN}\n\n{}\n\n{END}", text.trim());
-    match (page.split_once(BEGIN), page.split_once(END)) {
+    insert_as(page, "measured", text)
+}
+
+/// The same for a text of this name.
+pub fn insert_as(page: &str, name: &str, text: &str) -> String {
+    let begin = format!("<!-- {name}: begin (written by scripts/bench) -->");
+    let end = format!("<!-- {name}: end -->");
+    let block = format!("{begin}\n\n{}\n\n{end}", text.trim());
+    match (page.split_once(&begin), page.split_once(&end)) {
         (Some((before, _)), Some((_, after))) => format!("{before}{block}{after}"),
         _ if page.is_empty() => format!("# Performance\n\n{block}\n"),
         _ => format!("{}\n\n{block}\n", page.trim_end()),
@@ -196,6 +200,16 @@ mod tests {
         assert!(again.starts_with("# Performance\n\nBy hand.\n\n<!-- measured: begin"));
         assert!(again.contains("\n\ntwo\n\n") && !again.contains("one"));
         assert!(again.ends_with("Below, by hand.\n"));
+    }
+
+    #[test]
+    fn what_is_between_other_marks_stays() {
+        let page = insert_as(&insert("# Performance\n", "one"), "locks", "two");
+        let page = insert(&page, "three");
+        assert!(page.contains("\n\nthree\n\n") && page.contains("\n\ntwo\n\n"), "{page}");
+        let page = insert_as(&page, "locks", "four");
+        assert!(page.contains("\n\nthree\n\n") && page.contains("\n\nfour\n\n"), "{page}");
+        assert!(!page.contains("one") && !page.contains("two"), "{page}");
     }
 
     #[test]

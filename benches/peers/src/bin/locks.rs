@@ -1,0 +1,240 @@
+//! Locks beside rslock: one interleaved run on a private server, in a new order each round.
+//! `scripts/bench locks` runs it.
+//!
+//! `locks [--seed N] [--rounds N] [--slice MS] [--into FOLDER | --dry]`: the section of the page in
+//! FOLDER (`docs`) is written, with `--dry` it is only printed.
+
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a benchmark that fails says so and ends"
+)]
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rediscope_peers::lockers::{Locker, Shown, Slice, alone, handed_over};
+use rediscope_peers::machine;
+use rediscope_peers::report::{Spread, insert_as, thousands};
+use rediscope_peers::server::{Server, Via};
+
+/// What is done, and by how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Row {
+    Alone(Way),
+    HandedOver(usize, Way),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Way {
+    Tcp,
+    Unix,
+}
+
+const ROWS: [Row; 6] = [
+    Row::Alone(Way::Tcp),
+    Row::Alone(Way::Unix),
+    Row::HandedOver(16, Way::Tcp),
+    Row::HandedOver(16, Way::Unix),
+    Row::HandedOver(64, Way::Tcp),
+    Row::HandedOver(64, Way::Unix),
+];
+
+impl Way {
+    fn via(self) -> Via {
+        match self {
+            Self::Tcp => Via::Tcp,
+            Self::Unix => Via::Unix,
+        }
+    }
+}
+
+impl Row {
+    fn name(self) -> String {
+        let (what, way) = match self {
+            Self::Alone(way) => ("acquire and release, alone".to_owned(), way),
+            Self::HandedOver(waiters, way) => (format!("hand-over, {waiters} wait"), way),
+        };
+        what + if way == Way::Unix { ", unix socket" } else { "" }
+    }
+
+    fn lockers(self) -> &'static [Locker] {
+        match self {
+            // Neither fairness nor pauses make a difference where nobody waits.
+            Self::Alone(_) => &[Locker::Ours, Locker::Rslock],
+            Self::HandedOver(..) => &Locker::ALL,
+        }
+    }
+
+    fn show(self, locker: Locker, stage: &Stage<'_>) -> Shown {
+        let (server, runtime, plan) = (stage.server, stage.runtime, stage.plan);
+        match self {
+            Self::Alone(way) => alone(locker, server, runtime, way.via(), plan),
+            Self::HandedOver(waiters, way) => {
+                handed_over(locker, server, runtime, (way.via(), waiters), plan)
+            }
+        }
+    }
+}
+
+struct Stage<'a> {
+    server: &'a Server,
+    runtime: &'a tokio::runtime::Runtime,
+    plan: Slice,
+}
+
+type Measured = BTreeMap<(Row, Locker), Vec<Shown>>;
+
+fn main() {
+    let (mut seed, mut rounds, mut slice) = (fastrand::u64(..1 << 32), 7_u64, 600_u64);
+    let mut into = Some("docs".to_owned());
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let mut number = || {
+            let value = arguments.next().and_then(|text| text.parse().ok());
+            value.unwrap_or_else(|| usage())
+        };
+        match argument.as_str() {
+            "--seed" => seed = number(),
+            "--rounds" => rounds = number().max(1),
+            "--slice" => slice = number().max(1),
+            "--into" => into = Some(arguments.next().unwrap_or_else(|| usage())),
+            "--dry" => into = None,
+            _ => usage(),
+        }
+    }
+    let began = Instant::now();
+    let load = machine::load();
+    fastrand::seed(seed);
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let server = Server::start();
+    let slice = Duration::from_millis(slice);
+    let plan = Slice { warm_up: slice / 4, slice };
+    let stage = Stage { server: &server, runtime: &runtime, plan };
+    let mut measured = Measured::new();
+    for round in 1..=rounds {
+        let mut rows = ROWS;
+        fastrand::shuffle(&mut rows);
+        for row in rows {
+            let mut lockers = row.lockers().to_vec();
+            fastrand::shuffle(&mut lockers);
+            for locker in lockers {
+                measured.entry((row, locker)).or_default().push(row.show(locker, &stage));
+            }
+        }
+        eprint!("\rround {round} of {rounds}");
+    }
+    eprintln!();
+    let text = format!(
+        "Measured on {}; load average before {}; {rounds} rounds of {} ms a slice, seed {seed}. \
+         Client and server share the cores. A ratio is taken within each round; a target that is \
+         missed is in **bold**.\n\n{}\n{}\n{}",
+        machine::describe(),
+        load.map_or("unknown".to_owned(), |load| format!("{load:.1}")),
+        slice.as_millis(),
+        targets(&measured),
+        table(&measured),
+        settings(),
+    );
+    println!("{text}\ntook {:.0} s", began.elapsed().as_secs_f64());
+    if let Some(folder) = into {
+        let page = Path::new(&folder).join("performance.md");
+        let before = std::fs::read_to_string(&page).unwrap_or_default();
+        std::fs::write(&page, insert_as(&before, "locks", &text)).expect("write the page");
+        eprintln!("wrote {}", page.display());
+    }
+}
+
+fn usage() -> ! {
+    eprintln!("locks [--seed N] [--rounds N] [--slice MS] [--into FOLDER | --dry]");
+    std::process::exit(2)
+}
+
+/// Round by round, so that what slows the machine slows both.
+fn ratio(
+    measured: &Measured,
+    row: Row,
+    peer: Locker,
+    of: impl Fn(&Shown, &Shown) -> f64,
+) -> Option<Spread> {
+    let rounds = |locker| measured.get(&(row, locker)).map_or(&[][..], Vec::as_slice);
+    let both = rounds(Locker::Ours).iter().zip(rounds(peer));
+    Spread::of(both.map(|(ours, theirs)| of(ours, theirs)).collect())
+}
+
+fn median(shown: &[Shown], of: impl Fn(&Shown) -> f64) -> f64 {
+    Spread::of(shown.iter().map(of).collect()).map_or(f64::NAN, |spread| spread.median)
+}
+
+fn targets(measured: &Measured) -> String {
+    let mut text = "| what | measured | target | median (least to most of the rounds) | |\n\
+                    |---|---|---|---|---|\n"
+        .to_owned();
+    let mut line = |row: Row, what: &str, target: f64, spread: Option<Spread>| {
+        let Some(Spread { median, least, most }) = spread else { return };
+        let met = median >= target;
+        let bold = if met { "" } else { "**" };
+        let _ = writeln!(
+            text,
+            "| {} | {what} | ≥ {target} | {bold}{median:.2}{bold} ({least:.2} to {most:.2}) | {} |",
+            row.name(),
+            if met { "met" } else { "**not met**" },
+        );
+    };
+    for row in ROWS {
+        match row {
+            Row::Alone(_) => {
+                let spread = ratio(measured, row, Locker::Rslock, |a, b| a.rate / b.rate);
+                line(row, "rate, of rslock", 1.0, spread);
+            }
+            Row::HandedOver(..) => {
+                let spread = ratio(measured, row, Locker::Rslock, |a, b| b.p50 / a.p50);
+                line(row, "rslock's median latency, of ours", 1.5, spread);
+                let spread = ratio(measured, row, Locker::Rslock, |a, b| b.requests / a.requests);
+                line(row, "rslock's commands, of ours", 1.5, spread);
+            }
+        }
+    }
+    text
+}
+
+fn table(measured: &Measured) -> String {
+    let mut text = "| | | a second | latency p50 | p99 | commands | server time |\n\
+                    |---|---|--:|--:|--:|--:|--:|\n"
+        .to_owned();
+    for row in ROWS {
+        for locker in row.lockers() {
+            let Some(shown) = measured.get(&(row, *locker)) else { continue };
+            let wait = |seconds: f64| match seconds {
+                none if none == 0.0 => String::new(),
+                short if short < 1e-3 => format!("{:.0} µs", short * 1e6),
+                long => format!("{:.1} ms", long * 1e3),
+            };
+            let _ = writeln!(
+                text,
+                "| {} | {} | {} | {} | {} | {:.1} | {} |",
+                row.name(),
+                locker.name(),
+                thousands(median(shown, |shown| shown.rate)),
+                wait(median(shown, |shown| shown.p50)),
+                wait(median(shown, |shown| shown.p99)),
+                median(shown, |shown| shown.requests),
+                wait(median(shown, |shown| shown.server)),
+            );
+        }
+    }
+    text
+}
+
+fn settings() -> String {
+    let line = |locker: &Locker| format!("| {} | {} |\n", locker.name(), locker.settings());
+    let lines: String = Locker::ALL.iter().map(line).collect();
+    format!("| peer | version and settings |\n|---|---|\n{lines}")
+}
