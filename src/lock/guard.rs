@@ -145,7 +145,10 @@ impl LockGuard {
     /// where the clock says so, and as soon as it is known where the server says so. Where it is
     /// lost already it is called at once. It is not called after a release.
     ///
-    /// It runs on a thread of its own; a panic in it is caught and logged.
+    /// It runs on a thread of its own; a panic in it is caught and logged. Where the leases of other
+    /// locks are just being extended and the server does not answer, it may be called as late as
+    /// one of those ends: a lock that must be told of at once is asked with
+    /// [`is_lost`](Self::is_lost).
     pub fn on_lost(&self, callback: impl FnOnce() + Send + 'static) {
         self.hold.on_lost(Box::new(callback));
         if !self.hold.renewed && !self.is_lost() {

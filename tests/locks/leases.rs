@@ -89,6 +89,28 @@ fn who_cannot_extend_his_lease_is_told_before_it_ends_on_the_server() {
 }
 
 #[test]
+fn who_cannot_extend_because_the_pool_is_dry_is_told_in_time() {
+    let stage = Stage::with(|builder| builder.max_size(1));
+    let lease = Duration::from_secs(2);
+    let begun = Instant::now();
+    let guard = stage.sessions.lock("l").lease(lease).try_acquire().unwrap().unwrap();
+    let (told, when) = mpsc::channel();
+    guard.on_lost(move || told.send(Instant::now()).unwrap());
+    let db = stage.sessions.pooled();
+    let (over, until) = mpsc::channel::<()>();
+    let busy = thread::spawn(move || db.with_raw(|_| until.recv().is_err()));
+    let told = when.recv_timeout(SOON).unwrap();
+    // On the server it was given later than it was asked for.
+    assert!(told < begun + lease, "told {:?} too late", told - (begun + lease));
+    assert!(guard.is_lost());
+    is_lost(guard.ensure_held());
+    drop(over);
+    assert!(busy.join().unwrap().unwrap());
+    is_lost(guard.release());
+    eventually(SOON, "the connection is back", || stage.sessions.status().pooled.in_use == 0);
+}
+
+#[test]
 fn who_was_stopped_past_his_lease_hears_lost_first_and_nothing_is_sent() {
     let stage = Stage::new();
     let lock = stage.sessions.lock("l").lease(Duration::from_millis(40)).fixed_lease();
