@@ -22,8 +22,8 @@ const RESPONSE: Duration = Duration::from_millis(500);
 /// Whoever is at the head of a busy machine's queue of threads is there several times in one try.
 const GRACE: Duration = Duration::from_millis(250);
 const PATIENCE: Duration = Duration::from_secs(20);
-/// A permit or waiter of a hundred bytes that stayed behind every fourth try would be more.
-const GROWTH: [u64; 2] = [4 << 20, 20];
+/// In all, and for each try. A permit or waiter that stayed behind at each would be more.
+const GROWTH: [u64; 2] = [4 << 20, 4];
 const CHANNEL: &str = "rediscope:lock:{l}:wake";
 
 /// What it came to.

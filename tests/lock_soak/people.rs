@@ -217,8 +217,7 @@ impl Person<'_> {
         let slow = self.orders.slow || self.random.u8(..6) == 0;
         let times = if slow { self.random.u32(4..=12) } else { self.random.u32(..=3) };
         for _ in 0..times {
-            let step = self.orders.step.as_millis() as u64;
-            thread::sleep(Duration::from_millis(self.random.u64(..=step)));
+            thread::sleep(self.pause());
             self.note(hold, What::Asks);
             let answer = self.ask(&guard);
             self.note(hold, answer);
@@ -226,6 +225,14 @@ impl Person<'_> {
         self.note(hold, What::Asks);
         let answer = told(guard.release());
         self.note(hold, answer);
+    }
+
+    /// Where nobody extends the lease it sometimes ends meanwhile.
+    fn pause(&mut self) -> Duration {
+        let Orders { lease, step, slow, renewed, .. } = self.orders;
+        let late = !slow && !renewed && self.random.u8(..8) == 0;
+        let longest = if late { 2 * *lease } else { *step };
+        longest.mul_f64(self.random.f64())
     }
 
     fn ask(&mut self, guard: &LockGuard) -> What {
