@@ -1,5 +1,7 @@
 //! The accident: 64 threads try for one lock with less patience than it takes, while the connection
 //! that would wake them is killed, the server is paused and restarted.
+//!
+//! Never: a try whose answer is not counted.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};

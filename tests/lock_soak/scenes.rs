@@ -1,4 +1,6 @@
 //! What happens to the holders and to the server while the history is written.
+//!
+//! Never: a fault for the server that the history is written on.
 
 use std::fmt;
 use std::thread;

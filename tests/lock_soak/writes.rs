@@ -2,6 +2,8 @@
 //!
 //! Each write takes along, in the same transaction, a copy of what the server has on who holds the
 //! lock. So of whatever landed the server itself says whose lock it was at that moment.
+//!
+//! Never: a write that is not compared.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -4,6 +4,8 @@
 //! A hand-over begins when its holder asks for the release and ends when another one has the lock.
 //! Whoever has released waits until somebody else has it before he comes again, so that it is a
 //! hand-over, and that the number of those who wait stays.
+//!
+//! Never: a hand-over to oneself.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
