@@ -4,6 +4,7 @@
 //! Never: a try whose answer is not counted.
 
 use std::fmt;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use rediscope::{LockError, LockStatus, SessionManager};
 
-use super::faults::{Faults, inject, longest_stall};
+use super::faults::{Faults, inject, stalled, stalls};
 use super::listen;
 use crate::support::server::Server;
 use crate::support::{eventually, rss_bytes, try_for};
@@ -21,7 +22,7 @@ const WAIT: Duration = Duration::from_millis(50);
 const LEASE: Duration = Duration::from_millis(100);
 const HOLD: std::ops::RangeInclusive<u64> = 20..=200;
 const RESPONSE: Duration = Duration::from_millis(500);
-/// Whoever is at the head of a busy machine's queue of threads is there several times in one try.
+/// A try is many turns of its thread, each of which may come a little late.
 const GRACE: Duration = Duration::from_millis(250);
 const PATIENCE: Duration = Duration::from_secs(20);
 /// In all, and for each try. A permit or waiter that stayed behind at each would be more.
@@ -40,6 +41,10 @@ pub(crate) struct Report {
     unreachable: u64,
     strange: Vec<String>,
     longest: Duration,
+    /// Waits longer than a wait and a `response_timeout`.
+    long: u64,
+    /// Of these the most by which one was longer than the machine stood still meanwhile.
+    unexplained: Duration,
     stall: Duration,
     most_waiting: usize,
     faults: Faults,
@@ -62,6 +67,7 @@ struct Tally {
     subscribing: AtomicU64,
     unreachable: AtomicU64,
     longest: AtomicU64,
+    long: Mutex<Vec<(Instant, Instant)>>,
 }
 
 pub(crate) fn run(seed: u64, tries: u64) -> Report {
@@ -72,7 +78,7 @@ pub(crate) fn run(seed: u64, tries: u64) -> Report {
     let mut random = Rng::with_seed(seed);
     let (tally, over) = (Tally::default(), AtomicBool::new(false));
     let mut report = Report { seed, tries, ..Report::default() };
-    let mut early = 0;
+    let (mut early, mut still) = (0, Vec::new());
     thread::scope(|scope| {
         let (tally, over, sessions, server) = (&tally, &over, &sessions, &server);
         let workers: Vec<_> = (0..THREADS)
@@ -84,7 +90,7 @@ pub(crate) fn run(seed: u64, tries: u64) -> Report {
             .collect();
         let random = Rng::with_seed(random.u64(..));
         let injector = scope.spawn(move || inject(server, random, over));
-        let stall = scope.spawn(|| longest_stall(over));
+        let meter = scope.spawn(|| stalls(over));
         let watcher = scope.spawn(|| {
             let (mut most, mut early) = (0, None);
             while !over.load(Relaxed) {
@@ -99,7 +105,7 @@ pub(crate) fn run(seed: u64, tries: u64) -> Report {
         let ended: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
         over.store(true, Relaxed);
         report.faults = injector.join().expect("the injector");
-        report.stall = stall.join().expect("the meter");
+        still = meter.join().expect("the meter");
         let (most, first) = watcher.join().expect("the watcher");
         (report.most_waiting, early) = (most, first.unwrap_or(0));
         for worker in ended {
@@ -107,7 +113,7 @@ pub(crate) fn run(seed: u64, tries: u64) -> Report {
         }
     });
     report.memory = [early, rss_bytes().unwrap_or(0)];
-    report.add(&tally);
+    report.add(&tally, &still);
     report.settle(&server, sessions);
     report.took = begun.elapsed();
     report
@@ -132,8 +138,11 @@ impl Tally {
             listen::waited_subscribed();
             let begun = Instant::now();
             let tried = lock.acquire(WAIT);
-            let waited = begun.elapsed().as_micros() as u64;
-            self.longest.fetch_max(waited, Relaxed);
+            let ended = Instant::now();
+            self.longest.fetch_max((ended - begun).as_micros() as u64, Relaxed);
+            if ended - begun > WAIT + RESPONSE {
+                self.long.lock().unwrap().push((begun, ended));
+            }
             match tried {
                 Ok(guard) => {
                     self.acquired.fetch_add(1, Relaxed);
@@ -159,13 +168,20 @@ impl Tally {
 }
 
 impl Report {
-    fn add(&mut self, tally: &Tally) {
+    fn add(&mut self, tally: &Tally, stalls: &[(Instant, Instant)]) {
         let get = |count: &AtomicU64| count.load(Relaxed);
         self.acquired = get(&tally.acquired);
         self.timeouts = get(&tally.timeouts);
         self.subscribing = get(&tally.subscribing);
         self.unreachable = get(&tally.unreachable);
         self.longest = Duration::from_micros(get(&tally.longest));
+        self.stall = stalls.iter().map(|(begun, ended)| *ended - *begun).max().unwrap_or_default();
+        for (begun, ended) in &*tally.long.lock().unwrap() {
+            self.long += 1;
+            let excess = (*ended - *begun) - (WAIT + RESPONSE);
+            let own = excess.saturating_sub(stalled(stalls, *begun, *ended));
+            self.unexplained = self.unexplained.max(own);
+        }
     }
 
     /// What is left once everybody has gone.
@@ -212,8 +228,8 @@ impl Report {
         must(self.most_waiting > 10, format!("at most {} waited", self.most_waiting));
         let Faults { kills, pauses, restarts, .. } = self.faults;
         must(kills > 50 && pauses > 5 && restarts > 0, format!("{:?}", self.faults));
-        let limit = WAIT + RESPONSE + GRACE + 2 * self.stall;
-        must(self.longest < limit, format!("waited {:?}, not {limit:?}", self.longest));
+        let long = self.unexplained;
+        must(long < GRACE, format!("waited {long:?} too long while the machine ran"));
         let LockStatus { held, waiting, permits, subscriptions, .. } = self.locks;
         let left = (held, waiting, permits, subscriptions);
         must(left == (0, 0, 0, 0), format!("held, waiting, permits, subscriptions: {left:?}"));
@@ -247,6 +263,8 @@ impl fmt::Display for Report {
         row("server out of reach to the end of the wait", self.unreachable.to_string())?;
         row("longest wait", format!("{:.0?}", self.longest))?;
         row("longest that the machine kept an idle thread", format!("{:.0?}", self.stall))?;
+        row("waits longer than 50 ms and one `response_timeout`", self.long.to_string())?;
+        row("most of that while the machine ran", format!("{:.0?}", self.unexplained))?;
         row("most who waited at once", self.most_waiting.to_string())?;
         row("subscriber connections killed", kills.to_string())?;
         row("CLIENT PAUSE, of these longer than `response_timeout`", {

@@ -13,6 +13,7 @@ use crate::support::server::Server;
 /// So often the server is restarted.
 const RESTART: Duration = Duration::from_secs(9);
 const LONG_PAUSE: Duration = Duration::from_millis(700);
+const SLIGHT: Duration = Duration::from_millis(5);
 
 /// How often what happened.
 #[derive(Clone, Copy, Debug, Default)]
@@ -51,15 +52,35 @@ pub(crate) fn inject(server: &Server, mut random: Rng, over: &AtomicBool) -> Fau
     faults
 }
 
-/// The longest that a thread with nothing to do was kept from running: what this machine adds to
-/// any wait.
-pub(crate) fn longest_stall(over: &AtomicBool) -> Duration {
+/// When a thread with nothing to do but to wake up was kept from it, longer than [`SLIGHT`]: what
+/// the machine adds to any wait.
+pub(crate) fn stalls(over: &AtomicBool) -> Vec<(Instant, Instant)> {
     const NAP: Duration = Duration::from_millis(1);
-    let mut longest = Duration::ZERO;
+    let mut stalls = Vec::new();
     while !over.load(Ordering::Relaxed) {
-        let slept = Instant::now();
+        let due = Instant::now() + NAP;
         thread::sleep(NAP);
-        longest = longest.max(slept.elapsed().saturating_sub(NAP));
+        let woke = Instant::now();
+        if woke - due > SLIGHT {
+            stalls.push((due, woke));
+        }
     }
-    longest
+    stalls
+}
+
+/// So much of the time between two moments the machine stood still.
+pub(crate) fn stalled(stalls: &[(Instant, Instant)], from: Instant, to: Instant) -> Duration {
+    let part = |(begun, ended): &(Instant, Instant)| {
+        (*ended).min(to).saturating_duration_since((*begun).max(from))
+    };
+    stalls.iter().map(part).sum()
+}
+
+#[test]
+fn only_what_the_machine_stood_still_meanwhile_is_counted() {
+    let begun = Instant::now();
+    let at = |millis| begun + Duration::from_millis(millis);
+    let stalls = [(at(10), at(20)), (at(30), at(70))];
+    let millis = |from, to| stalled(&stalls, at(from), at(to)).as_millis();
+    assert_eq!((millis(0, 100), millis(15, 40), millis(20, 30), millis(80, 90)), (50, 15, 0, 0));
 }
