@@ -26,4 +26,5 @@ mod faults {
     mod scopes;
     mod stale;
     mod stalls;
+    mod stopped;
 }
