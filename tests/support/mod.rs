@@ -16,6 +16,7 @@
     reason = "test code: a panic with a clear message is how it reports"
 )]
 
+pub mod cluster;
 pub mod deaf;
 pub mod proxy;
 pub mod server;

@@ -1,0 +1,46 @@
+//! The cluster that the tests stand on does what its names say.
+
+#![allow(clippy::unwrap_used, reason = "test code: a panic is how it reports")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use redis::Value;
+use support::cluster::Cluster;
+
+#[test]
+fn a_cluster_of_three_masters_and_three_replicas_starts_moves_slots_fails_over_and_grows() {
+    let begun = Instant::now();
+    let cluster = Cluster::start(3, 1);
+    eprintln!("started in {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(20));
+    let slot = cluster.slot("a");
+    let from = cluster.owner(slot).unwrap();
+    cluster.ask::<()>(from, &["SET", "a", "1"]);
+    let to = (from + 1) % 3;
+    cluster.begin_migration(slot, to);
+    assert_eq!(cluster.ask::<i64>(from, &["GET", "a"]), 1, "it is still there");
+    assert_eq!(cluster.move_keys(slot, from, to, 10), 1);
+    let sent_on =
+        redis::cmd("GET").arg("a").query::<Value>(&mut cluster.nodes()[from].server.connection());
+    assert_eq!(sent_on.unwrap_err().code(), Some("ASK"));
+    cluster.end_migration(slot, from, to);
+    assert_eq!(cluster.owner(slot), Some(to));
+    assert_eq!(cluster.read::<i64>(&["GET", "a"]), 1);
+
+    let fourth = cluster.add_master();
+    cluster.migrate(slot, fourth);
+    assert_eq!(cluster.read::<i64>(&["GET", "a"]), 1);
+    cluster.migrate(slot, from);
+    cluster.remove(fourth);
+    assert_eq!(cluster.owner(slot), Some(from));
+
+    cluster.ask::<()>(from, &["SET", "a", "2"]);
+    cluster.ask::<i64>(from, &["WAIT", "1", "5000"]);
+    let promoted = cluster.fail_over(from);
+    assert_ne!(promoted, from);
+    assert_eq!(cluster.read::<i64>(&["GET", "a"]), 2);
+    cluster.revive(from);
+    assert_eq!(cluster.owner(slot), Some(promoted));
+}
