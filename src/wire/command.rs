@@ -8,14 +8,14 @@ use std::time::Duration;
 const LONGEST: usize = 24;
 
 /// A name folded to upper case on the stack.
-struct Folded {
+pub(super) struct Folded {
     bytes: [u8; LONGEST],
     len: usize,
 }
 
 impl Folded {
     /// `None` for a name longer than any in the tables.
-    fn new(name: &[u8]) -> Option<Self> {
+    pub(super) fn new(name: &[u8]) -> Option<Self> {
         let mut bytes = [0; LONGEST];
         let target = bytes.get_mut(..name.len())?;
         target.copy_from_slice(name);
@@ -23,7 +23,7 @@ impl Folded {
         Some(Self { bytes, len: name.len() })
     }
 
-    fn as_str(&self) -> &str {
+    pub(super) fn as_str(&self) -> &str {
         self.bytes.get(..self.len).and_then(|name| std::str::from_utf8(name).ok()).unwrap_or("")
     }
 }

@@ -14,9 +14,12 @@ pub(crate) mod fence;
 pub(crate) mod group;
 pub(crate) mod held;
 pub(crate) mod hello;
+pub(crate) mod keys;
 pub(crate) mod once;
 pub(crate) mod parse;
 #[cfg(test)]
 mod properties;
 pub(crate) mod reply;
+pub(crate) mod redirect;
+pub(crate) mod slot;
 pub(crate) mod state;

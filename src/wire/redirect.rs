@@ -1,0 +1,71 @@
+//! What a cluster's node says when it is not the one to ask.
+//!
+//! All of it means that nothing was applied.
+//!
+//! Never: an address made up. Where the node leaves the host out, it is the node's own.
+
+/// What a cluster's node says when it is not the one to ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Redirect {
+    /// The slot is another node's, from now on.
+    Moved { slot: u16, to: Whereto },
+    /// The slot is on its way, and what was asked for is there already: this once.
+    Ask { slot: u16, to: Whereto },
+    /// The slot is on its way, or nobody's: in a moment.
+    Later,
+}
+
+/// A node's address as another one gives it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Whereto {
+    /// Empty: the host of the node that says so.
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
+
+impl Redirect {
+    /// Of an error reply's code and text.
+    pub(crate) fn of(code: &str, text: &str) -> Option<Self> {
+        match code {
+            "TRYAGAIN" | "CLUSTERDOWN" | "MASTERDOWN" | "LOADING" => Some(Self::Later),
+            "MOVED" | "ASK" => {
+                let (slot, address) = text.split_once(' ')?;
+                let slot = slot.parse().ok()?;
+                let (host, port) = address.trim().rsplit_once(':')?;
+                let port = port.parse().ok()?;
+                // Nobody can be reached there; the node does not know either.
+                let host = if host == "?" { "" } else { host };
+                let to = Whereto { host: host.to_owned(), port };
+                Some(if code == "MOVED" {
+                    Self::Moved { slot, to }
+                } else {
+                    Self::Ask { slot, to }
+                })
+            }
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redirection_is_read_as_it_is_written() {
+        let to = |host: &str, port| Whereto { host: host.to_owned(), port };
+        let of =
+            |text: &str| text.split_once(' ').and_then(|(code, rest)| Redirect::of(code, rest));
+        let moved = |slot, to| Some(Redirect::Moved { slot, to });
+        assert_eq!(of("MOVED 3999 127.0.0.1:6381"), moved(3999, to("127.0.0.1", 6381)));
+        assert_eq!(of("MOVED 3999 :6381"), moved(3999, to("", 6381)));
+        assert_eq!(of("MOVED 3999 ?:6381"), moved(3999, to("", 6381)));
+        assert_eq!(of("MOVED 1 ::1:6381"), moved(1, to("::1", 6381)));
+        assert_eq!(of("ASK 7 a.b:1"), Some(Redirect::Ask { slot: 7, to: to("a.b", 1) }));
+        assert_eq!(of("TRYAGAIN Multiple keys"), Some(Redirect::Later));
+        for strange in ["MOVED", "MOVED x 127.0.0.1:1", "ASK 7 nowhere", "ASK 7 a:b", "CROSSSLOT x"]
+        {
+            assert_eq!(of(strange), None, "{strange}");
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The hash slots of a cluster: which one a key is of, and which one a transaction is bound to.
+//!
+//! Never: a key, kept or shown.
+
+/// How many slots there are.
+pub(crate) const SLOTS: u16 = 16384;
+
+/// The slot of a key: of what stands between its first brace and the next closing one, where that
+/// is anything, or else of all of it.
+pub(crate) fn of_key(key: &[u8]) -> u16 {
+    crc16(tag(key).unwrap_or(key)) % SLOTS
+}
+
+fn tag(key: &[u8]) -> Option<&[u8]> {
+    let open = key.iter().position(|byte| *byte == b'{')?;
+    let behind = key.get(open + 1..)?;
+    let close = behind.iter().position(|byte| *byte == b'}')?;
+    behind.get(..close).filter(|tag| !tag.is_empty())
+}
+
+/// CRC-16/XMODEM: the polynomial 0x1021, nothing inverted. A byte at a time without a table: what
+/// leaves the register at the top meets the polynomial's three terms.
+fn crc16(bytes: &[u8]) -> u16 {
+    bytes.iter().fold(0_u16, |crc, byte| {
+        let top = (crc >> 8) ^ u16::from(*byte);
+        let top = top ^ (top >> 4);
+        (crc << 8) ^ (top << 12) ^ (top << 5) ^ top
+    })
+}
+
+/// Of each slot the smallest number whose digits are a hash tag of it.
+///
+/// It names keys of ours that must lie beside the caller's, without a word of his keys. What one
+/// version writes another must find: this is part of the format.
+pub(crate) fn tags() -> Vec<u32> {
+    let mut tags: Vec<Option<u32>> = vec![None; SLOTS.into()];
+    let mut missing = tags.len();
+    for number in 0.. {
+        if missing == 0 {
+            break;
+        }
+        let slot = of_key(number.to_string().as_bytes());
+        if let Some(tag @ None) = tags.get_mut(usize::from(slot)) {
+            *tag = Some(number);
+            missing -= 1;
+        }
+    }
+    tags.into_iter().flatten().collect()
+}
+
+/// Which slot a transaction's keys must be of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Binding {
+    /// Any: one server has them all.
+    #[default]
+    Free,
+    /// Whichever the first key is of.
+    Open,
+    Slot(u16),
+}
+
+impl Binding {
+    /// Takes a key's slot in, or says which one it is not.
+    pub(crate) fn bind(&mut self, slot: u16) -> Result<(), u16> {
+        match *self {
+            Self::Free => Ok(()),
+            Self::Open => {
+                *self = Self::Slot(slot);
+                Ok(())
+            }
+            Self::Slot(bound) if bound == slot => Ok(()),
+            Self::Slot(bound) => Err(bound),
+        }
+    }
+
+    pub(crate) fn slot(self) -> Option<u16> {
+        match self {
+            Self::Slot(slot) => Some(slot),
+            Self::Free | Self::Open => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checksum_is_the_one_that_redis_documents() {
+        assert_eq!(crc16(b"123456789"), 0x31c3);
+        assert_eq!(crc16(b""), 0);
+    }
+
+    #[test]
+    fn only_a_tag_that_is_there_and_not_empty_decides() {
+        let same = |one: &str, two: &str| of_key(one.as_bytes()) == of_key(two.as_bytes());
+        assert!(same("{user1000}.following", "user1000"));
+        assert!(same("foo{bar}{zap}", "bar"));
+        assert!(same("foo{{bar}}zap", "{bar"));
+        assert_eq!(of_key(b"foo{}{bar}"), crc16(b"foo{}{bar}") % SLOTS);
+        assert_eq!(of_key(b"foo{bar"), crc16(b"foo{bar") % SLOTS);
+        assert_eq!(of_key(b"foo}{bar"), crc16(b"foo}{bar") % SLOTS);
+    }
+
+    #[test]
+    fn every_slot_has_a_tag_of_its_own() {
+        let tags = tags();
+        assert_eq!(tags.len(), usize::from(SLOTS));
+        for (slot, tag) in (0..).zip(&tags) {
+            assert_eq!(of_key(format!("any:{{{tag}}}:thing").as_bytes()), slot);
+        }
+        // As written by every version.
+        assert_eq!(tags.first(), Some(&3560));
+    }
+
+    #[test]
+    fn a_binding_takes_its_first_slot_and_no_other() {
+        let mut binding = Binding::Open;
+        assert_eq!((binding.slot(), binding.bind(7), binding.slot()), (None, Ok(()), Some(7)));
+        assert_eq!((binding.bind(7), binding.bind(8), binding.slot()), (Ok(()), Err(7), Some(7)));
+        let mut free = Binding::Free;
+        assert_eq!((free.bind(1), free.bind(2), free.slot()), (Ok(()), Ok(()), None));
+    }
+}
