@@ -28,11 +28,12 @@ pub use error::{
 };
 pub use lock::guard::LockGuard;
 pub use lock::handle::{Lock, RwLock};
-pub use observe::{Counts, LockStatus, OpenScope, PoolStatus, Replaced, Status};
+pub use observe::{Counts, LockStatus, NodeStatus, OpenScope, PoolStatus, Replaced, Status};
 pub use pooled::Pooled;
 pub use reply::{Queued, Ready, Replies, Resolve};
 pub use retry::RetryPolicy;
 pub use session::{Builder, SessionManager};
+pub use topology::IntoAddress;
 pub use transaction::block::Block;
 pub use transaction::commands::*;
 pub use transaction::condition::Condition;

@@ -2,11 +2,15 @@
 //!
 //! Never: a key, a value or a password. Never: a lock that a command waits for.
 
+mod node;
+
 use std::fmt;
 use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+pub use node::NodeStatus;
 
 /// One open scope: who holds a connection, since when, and where it was begun.
 #[derive(Clone, Debug)]
@@ -179,7 +183,7 @@ impl Counter {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn get(&self) -> u64 {
+    pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -206,6 +210,11 @@ pub struct PoolStatus {
     pub scopes: Vec<OpenScope>,
     /// The last failure to connect, until a connect succeeds.
     pub last_connect_error: Option<crate::error::LinkError>,
+    /// In a cluster: the part of each node. The rest of this is their sum.
+    pub nodes: Vec<NodeStatus>,
+    /// In a cluster: calls and transactions that a node sent on to another one, or asked to come
+    /// back.
+    pub redirections: u64,
 }
 
 /// The locks of a session manager: what they hold now, and what they have done.
@@ -316,6 +325,12 @@ impl fmt::Display for PoolStatus {
         write!(f, "  {}", self.counts)?;
         if let Some(error) = &self.last_connect_error {
             write!(f, "\n  last failure to connect: {error}")?;
+        }
+        if !self.nodes.is_empty() {
+            write!(f, "\n  {} redirections", self.redirections)?;
+        }
+        for node in &self.nodes {
+            write!(f, "\n  {node}")?;
         }
         for scope in &self.scopes {
             write!(f, "\n  held by {scope}")?;

@@ -3,21 +3,19 @@
 //! Never: a command that would leave something behind on a connection others use. Never: a write
 //! sent twice.
 
+mod request;
+mod spread;
+
 use std::fmt;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use redis::{Cmd, ConnectionLike, RedisResult, Value};
+use request::Request;
 
-use crate::connection::deadline::Deadline;
-use crate::connection::group::lead;
-use crate::connection::pool::{Joined, Lease, Pool, Repeats};
+use crate::connection::nodes::{Nodes, Route};
 use crate::connection::registry::Owner;
-use crate::error::{Applied, CheckoutError, Error, LinkError};
-use crate::wire::command::{self, Blocking, Place, Requests};
-use crate::wire::group::{self, Broken, Job, What};
-use crate::wire::reply::Reply;
-use crate::wire::state::Expect;
+use crate::error::{CheckoutError, Error};
 
 /// The pooled handle: single commands, each on a connection borrowed for its own round trip (or
 /// for one pipeline) only.
@@ -40,6 +38,13 @@ use crate::wire::state::Expect;
 ///
 /// A blocking command waits on its connection for its own timeout, which must not be 0.
 ///
+/// In a cluster each command goes to the master of its key's slot, and on from there where the slot
+/// has moved. Commands without a key go to one node, or to every master where Redis documents them
+/// so (`PING`, `DBSIZE`, `KEYS`, `FLUSHALL`, `FLUSHDB`, `SCRIPT LOAD`, `FUNCTION LOAD` and their
+/// like), and their answers become one. A pipeline is parted by slot: commands on one slot keep their
+/// order, others may not. A command with keys of several slots is [`Error::CrossSlot`]; `SCAN`,
+/// `RANDOMKEY`, `CONFIG SET` and what else has an answer for each node are refused: connect to each.
+///
 /// Cheap to clone, and shared between threads as clones. It holds no connection; dropping it does
 /// nothing.
 ///
@@ -54,7 +59,7 @@ use crate::wire::state::Expect;
 /// ```
 #[derive(Clone)]
 pub struct Pooled {
-    pool: Pool,
+    nodes: Nodes,
 }
 
 impl UnwindSafe for Pooled {}
@@ -80,7 +85,7 @@ impl ConnectionLike for Pooled {
     }
 
     fn get_db(&self) -> i64 {
-        self.pool.endpoint().db()
+        self.nodes.db()
     }
 
     /// Asks the server, on one connection.
@@ -95,13 +100,13 @@ impl ConnectionLike for Pooled {
 }
 
 impl Pooled {
-    pub(crate) fn new(pool: Pool) -> Self {
-        Self { pool }
+    pub(crate) fn new(nodes: Nodes) -> Self {
+        Self { nodes }
     }
 
     /// Hands out a connection as redis-rs has it, for what the handle refuses. It is opened for
     /// this call, in the place of one of the pool's, and closed afterwards, whatever was done with
-    /// it.
+    /// it. In a cluster it is one to any master.
     ///
     /// # Errors
     /// [`Error::Checkout`] where no connection was to be had. While `f` runs, the connection
@@ -110,11 +115,11 @@ impl Pooled {
     pub fn with_raw<R>(&self, f: impl FnOnce(&mut redis::Connection) -> R) -> Result<R, Error> {
         let owner = Owner { name: None, place: Location::caller(), is_closure: true };
         let started = Instant::now();
-        let deadline = started + self.pool.settings().checkout_timeout;
-        let pin = self.pool.pin(owner, deadline)?;
+        let deadline = started + self.nodes.settings().checkout_timeout;
+        let pin = self.nodes.pin(&Route::default(), &owner, deadline)?;
         pin.end(|lease| {
-            let (endpoint, settings) = (self.pool.endpoint(), self.pool.settings());
-            let raw = lease.link(deadline)?.raw(endpoint, settings);
+            let pool = lease.pool().clone();
+            let raw = lease.link(deadline)?.raw(pool.endpoint(), pool.settings());
             let waited = started.elapsed();
             Ok(f(raw.map_err(|source| CheckoutError::Connect { waited, source })?))
         })?
@@ -122,177 +127,18 @@ impl Pooled {
 
     fn request(&self, bytes: &[u8], offset: usize, count: usize) -> Result<Vec<Value>, Error> {
         let request = Request::judge(bytes, offset + count)?;
-        let settings = self.pool.settings();
-        let checkout = Instant::now() + settings.checkout_timeout;
-        let mut repeats = Repeats::new(settings.max_size);
-        let mut lease = None;
-        while request.travels && lease.is_none() {
-            let job = || Job { bytes: bytes.to_vec(), what: What::Read };
-            let settled = match self.pool.join(checkout, job)? {
-                Joined::Alone(alone) => {
-                    lease = Some(alone);
-                    break;
-                }
-                Joined::Lead(mut leading, own) => {
-                    leading.answering(checkout)?;
-                    lead(leading, &own)
-                }
-                Joined::Settled(settled) => settled,
-            };
-            let Some(Broken { cause, .. }) = settled.broken else {
-                return Ok(settled.replies.into_iter().map(Reply::into_value).collect());
-            };
-            if !repeats.allow(true, &cause) || Instant::now() >= checkout {
-                return Err(Error::Lost {
-                    during: request.name,
-                    applied: Applied::No,
-                    source: cause,
-                });
-            }
-            tracing::debug!(%cause, "asked again on another connection");
+        if self.nodes.is_cluster() {
+            let mut replies = spread::request(&self.nodes, bytes)?;
+            replies.drain(..offset.min(replies.len()));
+            return Ok(replies);
         }
-        let mut lease = match lease {
-            Some(lease) => lease,
-            None => self.pool.lease(checkout)?,
-        };
-        loop {
-            if !request.read_only {
-                lease.answering(checkout)?;
-            }
-            lease.link(checkout)?;
-            let trusted = lease.is_trusted();
-            let deadline = Deadline::after(settings.response_timeout + request.blocks_for);
-            match ask(&mut lease, bytes, offset, count, deadline, checkout) {
-                Ok(replies) => {
-                    if !request.read_only
-                        && !matches!(replies.first(), Some(Value::ServerError(_)))
-                        && let Some(link) = lease.current()
-                    {
-                        link.wrote();
-                    }
-                    for value in &replies {
-                        if let Value::ServerError(error) = value {
-                            lease.heed(error.code());
-                        }
-                    }
-                    return Ok(replies);
-                }
-                Err(Failed::Checkout(error)) => return Err(error),
-                Err(Failed::Lost { sent, cause }) => {
-                    lease.found_dead(&cause);
-                    // Reads apply nothing, and half a command is none. Of a pipeline that was cut
-                    // short the first commands may have arrived whole.
-                    let harmless = request.read_only || (!sent && request.commands == 1);
-                    let again = harmless && repeats.allow(trusted, &cause);
-                    if !again || Instant::now() >= checkout {
-                        let applied = if harmless { Applied::No } else { Applied::Unknown };
-                        let during = request.name;
-                        return Err(Error::Lost { during, applied, source: cause });
-                    }
-                    tracing::debug!(%cause, "asked again on another connection");
-                }
-            }
-        }
+        let checkout = Instant::now() + self.nodes.settings().checkout_timeout;
+        request.ask(&self.nodes, &Route::default(), (bytes, offset, count), checkout)
     }
-}
-
-/// What is to be sent, judged by the names of its commands.
-struct Request {
-    /// The first command's name, for errors.
-    name: String,
-    commands: usize,
-    read_only: bool,
-    /// It may be sent along with those of others.
-    travels: bool,
-    blocks_for: Duration,
-}
-
-impl Request {
-    fn judge(bytes: &[u8], replies: usize) -> Result<Self, Error> {
-        let mut request = Self {
-            name: String::new(),
-            commands: 0,
-            read_only: true,
-            travels: false,
-            blocks_for: Duration::ZERO,
-        };
-        for args in Requests::new(bytes) {
-            let Ok(args) = args else {
-                return Err(Error::refused("a request that is not RESP".to_owned()));
-            };
-            let (name, sub) = (args.first().copied().unwrap_or_default(), args.get(1).copied());
-            if request.name.is_empty() {
-                request.name = command::printable(name);
-            }
-            if command::is_refused(name, sub, Place::Alone) {
-                return Err(Error::refused(command::printable(name)));
-            }
-            match command::blocking(&args) {
-                Blocking::No => {}
-                Blocking::For(timeout) => request.blocks_for += timeout,
-                Blocking::Forever => {
-                    return Err(Error::Refused {
-                        command: command::printable(name),
-                        hint: "it would occupy a shared connection for ever; give it a timeout",
-                    });
-                }
-            }
-            request.commands += 1;
-            request.read_only &= command::is_read_only(name, sub);
-        }
-        request.travels = request.read_only
-            && request.commands == 1
-            && group::may_read_along(&request.name)
-            && group::is_small(1, bytes.len());
-        if request.commands == 0 {
-            return Err(Error::Refused {
-                command: "a request without a command".to_owned(),
-                hint: "add one to the pipeline",
-            });
-        }
-        // A reply that is not read would be the next borrower's.
-        if request.commands != replies {
-            return Err(Error::Refused {
-                command: format!(
-                    "a request of {} commands for {replies} replies",
-                    request.commands
-                ),
-                hint: "ask for one reply a command",
-            });
-        }
-        Ok(request)
-    }
-}
-
-enum Failed {
-    Checkout(Error),
-    Lost { sent: bool, cause: LinkError },
-}
-
-fn ask(
-    lease: &mut Lease,
-    bytes: &[u8],
-    offset: usize,
-    count: usize,
-    deadline: Deadline,
-    checkout: Instant,
-) -> Result<Vec<Value>, Failed> {
-    let link = lease.link(checkout).map_err(Failed::Checkout)?;
-    let expected = [(Expect::Plain, (offset + count) as u32)];
-    link.send(bytes, &expected, deadline).map_err(|cause| Failed::Lost { sent: false, cause })?;
-    let mut replies = Vec::with_capacity(count);
-    for nth in 0..offset + count {
-        let value = link.value(deadline).map_err(|cause| Failed::Lost { sent: true, cause })?;
-        if nth >= offset {
-            replies.push(value);
-        }
-    }
-    link.has_answered();
-    Ok(replies)
 }
 
 impl fmt::Debug for Pooled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pooled").field("pool", &self.pool).finish()
+        f.debug_struct("Pooled").field("nodes", &self.nodes).finish()
     }
 }

@@ -12,14 +12,15 @@ use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
 use crate::commit::resolve::Asker;
 use crate::config::Settings;
 use crate::connection::manager::Purpose;
-use crate::connection::pool::Pool;
+use crate::connection::nodes::Nodes;
+use crate::connection::pool::{Kind, Pool};
 use crate::error::{CommitToken, ConfigError, Resolution, Resolver as _};
 use crate::lock::acquire::Mode;
 use crate::lock::handle::{Lock, RwLock};
 use crate::lock::hub::Hub;
 use crate::observe::{OpenScope, Status};
 use crate::pooled::Pooled;
-use crate::topology::{self, Endpoint};
+use crate::topology::{self, Address, Endpoint, IntoAddress};
 use crate::transaction::admission::Admission;
 use crate::transactional::Transactional;
 
@@ -46,8 +47,8 @@ const THREADS: usize = 3;
 /// ```
 #[derive(Clone, Debug)]
 pub struct SessionManager {
-    pooled: Pool,
-    transactional: Pool,
+    pooled: Nodes,
+    transactional: Nodes,
     asker: Arc<Asker>,
     admission: Arc<Admission>,
     locks: Arc<Hub>,
@@ -60,20 +61,33 @@ impl SessionManager {
     /// A session manager with every setting at its default.
     ///
     /// Nothing is connected yet: a server that is down is told by the first use, within its
-    /// deadline. Addresses are redis-rs's: `redis://user:password@host:port/db`,
-    /// `redis+unix:///path?db=1`, `rediss://…` with the feature `tls-rustls`, `?protocol=resp3`,
-    /// or a `redis::ConnectionInfo`.
+    /// deadline. What can be connected to, and by which URL: [`IntoAddress`].
     ///
     /// # Errors
     /// [`ConfigError::Address`] where the address cannot be understood. It is not repeated in the
     /// message, since it may hold a password.
-    pub fn connect(to: impl IntoConnectionInfo) -> Result<Self, ConfigError> {
+    pub fn connect(to: impl IntoAddress) -> Result<Self, ConfigError> {
         Self::builder(to).build()
     }
 
     /// A session manager with settings of your own.
-    pub fn builder(to: impl IntoConnectionInfo) -> Builder {
-        Builder { info: topology::parse(to), settings: Settings::default() }
+    pub fn builder(to: impl IntoAddress) -> Builder {
+        Builder { address: to.into_address(), settings: Settings::default() }
+    }
+
+    /// A session manager of a cluster, with settings of your own; `nodes` are some of its nodes,
+    /// which tell the others. User, password, protocol and TLS of all nodes are those of the first
+    /// (feature `cluster`). Each master has two pools, as one server has.
+    ///
+    /// ```no_run
+    /// # use rediscope::SessionManager;
+    /// # fn main() -> Result<(), rediscope::ConfigError> {
+    /// let nodes = ["redis://10.0.0.1:6379", "redis://10.0.0.2:6379"];
+    /// let sessions = SessionManager::cluster(nodes).max_size(4).build()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn cluster<T: IntoConnectionInfo>(nodes: impl IntoIterator<Item = T>) -> Builder {
+        Builder { address: topology::cluster_address(nodes), settings: Settings::default() }
     }
 
     /// The handle for single commands.
@@ -129,8 +143,8 @@ impl SessionManager {
 
     /// The open scopes of both pools, oldest first: age, place, name, thread.
     pub fn pins(&self) -> Vec<OpenScope> {
-        let mut pins = self.transactional.registry().scopes();
-        pins.extend(self.pooled.registry().scopes());
+        let mut pins = self.transactional.scopes();
+        pins.extend(self.pooled.scopes());
         pins.sort_by_key(|pin| std::cmp::Reverse(pin.age));
         pins
     }
@@ -154,7 +168,7 @@ impl SessionManager {
     /// scope is waited for.
     pub fn status(&self) -> Status {
         Status {
-            server: self.transactional.endpoint().address().to_owned(),
+            server: self.transactional.address(),
             pooled: self.pooled.status(),
             transactional: self.transactional.status(),
             locks: self.locks.status(),
@@ -179,7 +193,7 @@ impl SessionManager {
 #[derive(Clone, Debug)]
 #[must_use = "nothing exists before build()"]
 pub struct Builder {
-    info: Result<redis::ConnectionInfo, ConfigError>,
+    address: Result<Address, ConfigError>,
     settings: Settings,
 }
 
@@ -195,8 +209,9 @@ macro_rules! knobs {
 
 impl Builder {
     knobs! {
-        /// Bounds the connections of each pool; both pools have this size. At the bound a call
-        /// waits in line for `checkout_timeout`. Default 8, at least 1.
+        /// Bounds the connections of each pool; both pools have this size, and in a cluster those of
+        /// each master. At the bound a call waits in line for `checkout_timeout`. Default 8, at least
+        /// 1.
         max_size: u32,
         /// Keeps this many connections open and idle in each pool, so that a first command need
         /// not wait for one to be opened. Default 0, at most `max_size`.
@@ -275,10 +290,9 @@ impl Builder {
     /// # Errors
     /// [`ConfigError`] names the setting that cannot work.
     pub fn build(self) -> Result<SessionManager, ConfigError> {
-        let info = self.info?;
+        let address = self.address?;
         self.settings.check()?;
         let settings = Arc::new(self.settings);
-        let endpoint = Endpoint::new(info, &settings)?;
         let threads = Arc::new(
             ScheduledThreadPool::builder()
                 .num_threads(THREADS)
@@ -286,15 +300,48 @@ impl Builder {
                 .on_drop_behavior(OnPoolDropBehavior::DiscardPendingScheduled)
                 .build(),
         );
-        let pool = |name, purpose| {
-            Pool::new(name, purpose, endpoint.clone(), Arc::clone(&settings), Arc::clone(&threads))
+        let kind = |name, purpose| Kind {
+            name,
+            purpose,
+            settings: Arc::clone(&settings),
+            threads: Arc::clone(&threads),
+            counters: Arc::default(),
+            impatient: false,
         };
-        let transactional = pool("transactional", Purpose::Transactional);
-        let health = Arc::clone(transactional.health());
-        let asker = Arc::new(Asker::new(endpoint.clone(), Arc::clone(&settings), health));
+        let kinds =
+            (kind("transactional", Purpose::Transactional), kind("pooled", Purpose::Pooled));
+        let (transactional, pooled) = nodes(address, &settings, kinds)?;
+        let asker = Arc::new(Asker::new(transactional.clone()));
         let admission = Arc::new(Admission::new());
-        let pooled = pool("pooled", Purpose::Pooled);
         let locks = Arc::new(Hub::new(pooled.clone()));
         Ok(SessionManager { pooled, transactional, asker, admission, locks })
+    }
+}
+
+fn nodes(
+    address: Address,
+    settings: &Arc<Settings>,
+    (transactional, pooled): (Kind, Kind),
+) -> Result<(Nodes, Nodes), ConfigError> {
+    match address {
+        Address::One(info) => {
+            let endpoint = Endpoint::new(info, settings)?;
+            let one = |kind| Nodes::one(Pool::new(kind, endpoint.clone()));
+            Ok((one(transactional), one(pooled)))
+        }
+        #[cfg(feature = "cluster")]
+        Address::Cluster(nodes) => {
+            use crate::connection::nodes::{Cluster, atlas::Atlas};
+
+            // Both kinds of pools go by one map.
+            let atlas = Arc::new(Atlas::new(nodes, Arc::clone(settings))?);
+            let many = |kind| Nodes::cluster(Cluster::new(kind, Arc::clone(&atlas)));
+            Ok((many(transactional), many(pooled)))
+        }
+        // Refused when the address was read.
+        #[cfg(not(feature = "cluster"))]
+        Address::Cluster(_) => {
+            Err(ConfigError::Address { reason: topology::NO_CLUSTER.to_owned() })
+        }
     }
 }

@@ -6,7 +6,9 @@
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 
-use crate::connection::pool::Pool;
+use redis::ToSingleRedisArg;
+
+use crate::connection::nodes::Nodes;
 use crate::connection::registry::Owner;
 use crate::error::{Error, Resolver};
 use crate::lock::guard::LockGuard;
@@ -21,6 +23,7 @@ use crate::transaction::keys::{IntoKeys, Keys};
 use crate::transaction::options::TransactionOptions;
 use crate::transaction::run;
 use crate::transaction::watch::Watch;
+use crate::wire::slot;
 
 /// The transactional handle: the only door to MULTI and WATCH.
 ///
@@ -39,7 +42,7 @@ use crate::transaction::watch::Watch;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Transactional {
-    pool: Pool,
+    nodes: Nodes,
     options: TransactionOptions,
     resolver: Arc<dyn Resolver>,
     admission: Arc<Admission>,
@@ -49,8 +52,12 @@ impl UnwindSafe for Transactional {}
 impl RefUnwindSafe for Transactional {}
 
 impl Transactional {
-    pub(crate) fn new(pool: Pool, resolver: Arc<dyn Resolver>, admission: Arc<Admission>) -> Self {
-        Self { pool, options: TransactionOptions::default(), resolver, admission }
+    pub(crate) fn new(
+        nodes: Nodes,
+        resolver: Arc<dyn Resolver>,
+        admission: Arc<Admission>,
+    ) -> Self {
+        Self { nodes, options: TransactionOptions::default(), resolver, admission }
     }
 
     /// A handle whose transactions have these options; what `options` does not set stays.
@@ -109,9 +116,47 @@ impl Transactional {
     #[track_caller]
     pub fn begin_with(&self, options: TransactionOptions) -> Result<Transaction, Error> {
         let options = self.options.overlaid(options);
-        let owner = owner(&options, Location::caller(), false);
-        let terms = options.terms(&self.resolver, self.pool.settings())?;
-        let mut body = Body::new(&self.pool, owner, terms);
+        self.begun(&options, owner(&options, Location::caller(), false), None)
+    }
+
+    /// Like [`begin`](Self::begin), bound in a cluster to the slot of `key` at once.
+    ///
+    /// In a cluster a transaction is on one master, so its keys are of one slot: that of its first
+    /// key, or here of `key`. A connection to that master is pinned now, where `begin` pins none
+    /// before it knows a key; and commands whose keys are not known here (those of modules, given
+    /// to [`queue`](crate::QueueCommands::queue)) may come first. With one server it is `begin`.
+    ///
+    /// ```no_run
+    /// # use rediscope::{SessionManager, prelude::*, redis};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let accounts = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+    /// let mut tx = accounts.begin_at("{order:1}")?;
+    /// tx.queue::<()>(redis::cmd("JSON.SET").arg("{order:1}:lines").arg("$").arg("[]").take());
+    /// tx.commit()?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`begin`](Self::begin); [`Error::CrossSlot`] where the handle is
+    /// [fenced](Self::fenced_by) by a lock of another slot.
+    #[track_caller]
+    pub fn begin_at(&self, key: impl ToSingleRedisArg) -> Result<Transaction, Error> {
+        let owner = owner(&self.options, Location::caller(), false);
+        let slot = key.to_redis_args().first().map(|key| slot::of_key(key));
+        self.begun(&self.options, owner, slot)
+    }
+
+    fn begun(
+        &self,
+        options: &TransactionOptions,
+        owner: Owner,
+        slot: Option<u16>,
+    ) -> Result<Transaction, Error> {
+        let terms = options.terms(&self.resolver, self.nodes.settings())?;
+        let mut body = Body::new(&self.nodes, owner, terms);
+        if let Some(slot) = slot {
+            body.bind(slot)?;
+        }
         body.begin()?;
         Ok(Transaction::new(body))
     }
@@ -163,8 +208,8 @@ impl Transactional {
         closure: impl FnOnce(&mut Block) -> Result<R, E>,
     ) -> Result<R::Output, E> {
         let owner = owner(&self.options, Location::caller(), true);
-        let terms = self.options.terms(&self.resolver, self.pool.settings())?;
-        run::plain(&self.pool, owner, terms, self.options.policy(), closure)
+        let terms = self.options.terms(&self.resolver, self.nodes.settings())?;
+        run::plain(&self.nodes, owner, terms, self.options.policy(), closure)
     }
 
     /// Read, decide, write: what is written is applied only if none of `keys` changed meanwhile.
@@ -209,7 +254,7 @@ impl Transactional {
     fn watch_of(&self, keys: Option<Keys>) -> Watch {
         let resolver = Arc::clone(&self.resolver);
         let admission = Arc::clone(&self.admission);
-        Watch::new(self.pool.clone(), self.options.clone(), resolver, admission, keys)
+        Watch::new(self.nodes.clone(), self.options.clone(), resolver, admission, keys)
     }
 }
 

@@ -28,9 +28,10 @@ pub(super) fn exchange(
     buffer: &mut Buffer,
     terms: &Terms,
     settings: &Settings,
+    asks: bool,
 ) -> Result<Answers, Lost> {
     let Around { own, own_commands, behind } =
-        around(link, terms, settings).map_err(Lost::BeforeExec)?;
+        around(link, terms, settings, asks).map_err(Lost::BeforeExec)?;
     let fenced = terms.fence.is_some();
     let start = match (link.state().is_in_multi(), link.state().is_armed() && !fenced) {
         (true, _) => Start::Commands,
@@ -44,7 +45,7 @@ pub(super) fn exchange(
         (Expect::Multi, u32::from(start != Start::Commands)),
         (Expect::Queued, unsent + own_commands),
         (Expect::Exec, 1),
-        (Expect::Arm, u32::from(fenced)),
+        (Expect::Arm, u32::from(fenced && !asks)),
         (Expect::Plain, u32::from(terms.durability.is_some())),
     ];
     let waits = terms.durability.map(|durability| durability.timeout()).unwrap_or_default();
@@ -91,18 +92,30 @@ struct Around {
     behind: Vec<u8>,
 }
 
-fn around(link: &mut Link, terms: &Terms, settings: &Settings) -> Result<Around, LinkError> {
+fn around(
+    link: &mut Link,
+    terms: &Terms,
+    settings: &Settings,
+    asks: bool,
+) -> Result<Around, LinkError> {
     let mut around = Around { own: Vec::new(), own_commands: 0, behind: Vec::new() };
+    if let Some(touch) = &terms.place.touch {
+        around.own.extend_from_slice(touch);
+        around.own_commands += 1;
+    }
     if terms.fence.is_some() {
         let fence = link.fence(&settings.register_prefix)?;
         fence.advance();
         if let Some(once) = &terms.once {
-            once.set(&mut around.own, fence.register(), fence.number());
+            once.set(&mut around.own, fence);
             around.own_commands += 1;
         }
         fence.set(&mut around.own, settings.register_ttl);
         around.own_commands += 1;
-        fence.watch(&mut around.behind);
+        // Where the slot is on its way, it is armed again the next time.
+        if !asks {
+            fence.watch(&mut around.behind);
+        }
     }
     if let Some(durability) = &terms.durability {
         durability.write(&mut around.behind);

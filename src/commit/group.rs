@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use super::{Committed, Form, Terms, clean, commit, count, refused, replies};
 use crate::connection::group::lead;
-use crate::connection::pool::{Joined, Lease, Pool};
+use crate::connection::nodes::{Nodes, Route};
+use crate::connection::pool::{Joined, Lease};
 use crate::error::{CommitError, InDoubt, LinkError};
 use crate::wire::buffer::{Buffer, Start};
 use crate::wire::exec::Verdict;
@@ -15,20 +16,20 @@ use crate::wire::group::{Job, Known, What};
 
 /// Commits what `buffer` holds: with others, where it may and has to wait for a link.
 pub(crate) fn block(
-    pool: &Pool,
+    (nodes, route): (&Nodes, &Route),
     buffer: &mut Buffer,
     terms: &Terms,
     checkout: Instant,
 ) -> Result<Committed, CommitError> {
     if !buffer.may_join() {
-        return alone(pool.lease(checkout)?, buffer, terms, checkout);
+        return alone(nodes.lease(route, checkout)?, buffer, terms, checkout);
     }
     let commands = buffer.commands();
     let job = || {
         let bytes = buffer.closed(Start::Multi, b"", b"").bytes.to_vec();
         Job { bytes, what: What::Block { commands } }
     };
-    let settled = match pool.join(checkout, job)? {
+    let settled = match nodes.join(route, checkout, job)? {
         Joined::Alone(lease) => return alone(lease, buffer, terms, checkout),
         Joined::Settled(settled) => settled,
         Joined::Lead(mut lease, own) => {
@@ -37,7 +38,7 @@ pub(crate) fn block(
         }
     };
     let committed = told(buffer, settled.known(commands));
-    count(pool.counters(), &committed);
+    count(nodes.counters(), &committed);
     committed
 }
 

@@ -21,6 +21,7 @@ use prove::prove;
 pub(crate) use prove::watch;
 use redis::Value;
 
+use crate::connection::nodes;
 use crate::connection::pool::Lease;
 use crate::error::{
     CheckoutError, CommitError, CommitToken, Error, InDoubt, LinkError, Resolver, ServerError,
@@ -47,6 +48,24 @@ pub(crate) struct Terms {
     pub(crate) durability: Option<Durability>,
     /// It may travel with others.
     pub(crate) grouped: bool,
+    /// In a cluster: where its keys are.
+    pub(crate) place: Place,
+}
+
+/// Where a transaction's keys are, in a cluster.
+#[derive(Clone, Default)]
+pub(crate) struct Place {
+    pub(crate) slot: Option<u16>,
+    /// EXISTS of what is watched. A slot that is on its way has two masters, and one of them does
+    /// not hear of a watched key that is made on the other; so EXEC is to need it.
+    pub(crate) touch: Option<Arc<[u8]>>,
+}
+
+impl Place {
+    /// The hash tag of keys of ours that must be beside the caller's.
+    fn tag(&self) -> Option<u32> {
+        self.slot.and_then(nodes::tag)
+    }
 }
 
 impl Terms {
@@ -144,12 +163,12 @@ fn exchanged(
     buffer: &mut Buffer,
     form: Form<'_>,
 ) -> Result<Committed, Unapplied> {
-    let settings = Arc::clone(lease.pool().settings());
+    let (settings, asks) = (Arc::clone(lease.pool().settings()), lease.asks());
     let Some(link) = lease.current() else {
         return Err(CommitError::from(CheckoutError::Closed).into());
     };
     let sent = form.terms.fence.as_ref().map(|_| Instant::now());
-    let (verdict, acks) = match exchange(link, buffer, form.terms, &settings) {
+    let (verdict, acks) = match exchange(link, buffer, form.terms, &settings, asks) {
         Ok(Answers { collector, acks }) => {
             link.has_answered();
             (collector.verdict(), acks)
@@ -175,7 +194,8 @@ fn in_doubt(lease: &mut Lease, terms: &Terms, cause: LinkError) -> InDoubt {
     match (&terms.fence, lease.current().and_then(|link| link.known_fence())) {
         (Some(resolver), Some(fence)) => {
             let (register, number) = (fence.register(), fence.number());
-            let token = CommitToken::new(register, number, endpoint.db(), endpoint.address());
+            let mut token = CommitToken::new(register, number, endpoint.db(), endpoint.address());
+            token.slot = terms.place.slot;
             InDoubt::fenced(cause, token, Arc::clone(resolver))
         }
         _ => InDoubt::new(cause),
@@ -199,7 +219,8 @@ fn judge(
                     link.registered(sent);
                 }
             }
-            if own.iter().any(|value| !matches!(value, Value::Okay)) {
+            let touched = usize::from(form.terms.place.touch.is_some());
+            if own.iter().skip(touched).any(|value| !matches!(value, Value::Okay)) {
                 lease.taint(Taint::LeftDirty);
             }
             return Ok(Committed::Applied(applied(buffer, values, form.terms, acks)?));

@@ -16,8 +16,9 @@ use crate::connection::pool::Lease;
 use crate::error::{Applied, CommitError, Error, LinkError, LinkErrorKind, ServerError};
 use crate::observe::Replaced;
 use crate::wire::buffer::Buffer;
+use crate::wire::command::Requests;
 use crate::wire::durability::{Durability, KNOWS_WAITAOF, lacks_waitaof};
-use crate::wire::encode::{DISCARD, MULTI, UNWATCH};
+use crate::wire::encode::{self, ASKING, DISCARD, MULTI, UNWATCH};
 use crate::wire::held;
 use crate::wire::state::Expect;
 
@@ -38,14 +39,15 @@ pub(super) fn prove(lease: &mut Lease, buffer: &Buffer, form: Form<'_>) -> Resul
         )));
     }
     loop {
-        let trusted = lease.is_trusted();
+        let (trusted, asks) = (lease.is_trusted(), lease.asks());
         let (health, settings) = (lease.pool().health().clone(), lease.pool().settings().clone());
         let deadline = lease.response_deadline().capped(form.checkout);
         let link = lease.link(form.checkout).map_err(CommitError::not_sent)?;
         let watching = link.state().is_watching();
         let asks_for_aof = form.asks_for_aof() && !health.knows_waitaof.load(Ordering::Relaxed);
-        let Some(steps) = steps(link, &settings, form, trusted, buffer.is_flushed(), asks_for_aof)
-            .map_err(CommitError::lost_before_exec)?
+        let seen = Seen { trusted, flushed: buffer.is_flushed(), asks_for_aof, asks };
+        let Some(steps) =
+            steps(link, &settings, form, seen).map_err(CommitError::lost_before_exec)?
         else {
             return Ok(());
         };
@@ -86,10 +88,10 @@ pub(crate) fn watch(
     form: Form<'_>,
 ) -> Result<Vec<Value>, Error> {
     loop {
-        let settings = lease.pool().settings().clone();
+        let (settings, asks) = (lease.pool().settings().clone(), lease.asks());
         let deadline = lease.response_deadline().capped(form.checkout);
         let link = lease.link(form.checkout)?;
-        let mut steps = Steps::default();
+        let mut steps = Steps { asks, ..Steps::default() };
         if let Some(keys) = keys {
             steps.register(link, &settings, form.terms).map_err(lost_watch)?;
             steps.step(Step::Watch, Expect::Watch, keys);
@@ -121,18 +123,25 @@ fn lost_watch(source: LinkError) -> Error {
     Error::Lost { during: "WATCH".to_owned(), applied: Applied::No, source }
 }
 
+/// How things are before anything is asked.
+#[derive(Clone, Copy)]
+struct Seen {
+    trusted: bool,
+    flushed: bool,
+    asks_for_aof: bool,
+    asks: bool,
+}
+
 /// What has to be asked before the commands may leave; `None`: nothing.
 fn steps(
     link: &mut Link,
     settings: &Settings,
     form: Form<'_>,
-    trusted: bool,
-    flushed: bool,
-    asks_for_aof: bool,
+    Seen { trusted, flushed, asks_for_aof, asks }: Seen,
 ) -> Result<Option<Steps>, LinkError> {
     let (terms, state) = (form.terms, link.state());
     let (multi, watching, armed) = (state.is_in_multi(), state.is_watching(), state.is_armed());
-    let mut steps = Steps::default();
+    let mut steps = Steps { asks, ..Steps::default() };
     if multi {
         // It has waited in MULTI since `begin`; asking anew is only free of consequences while
         // nothing is queued and nothing is watched.
@@ -157,7 +166,8 @@ fn steps(
     if asks_for_aof {
         steps.step(Step::Aof, Expect::Plain, KNOWS_WAITAOF);
     }
-    if trusted && !terms.immediate && steps.is_empty() {
+    // The word that the slot is known to be on its way must come right before MULTI.
+    if trusted && !terms.immediate && !asks && steps.is_empty() {
         return Ok(None);
     }
     steps.step(Step::Multi, Expect::Multi, MULTI);
@@ -167,6 +177,7 @@ fn steps(
 /// What is asked before the user's commands leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
+    Asking,
     Discard,
     Unwatch,
     Register,
@@ -186,6 +197,7 @@ impl Step {
     /// What it is called where the server refuses it.
     fn word(self) -> &'static str {
         match self {
+            Self::Asking => "ASKING",
             Self::Discard => "DISCARD",
             Self::Unwatch => "UNWATCH",
             Self::Register => super::OWN,
@@ -208,6 +220,8 @@ impl Step {
 struct Steps {
     bytes: Vec<u8>,
     steps: Vec<(Step, Expect)>,
+    /// Each is sent behind ASKING.
+    asks: bool,
 }
 
 /// What was found out by asking.
@@ -227,8 +241,17 @@ impl Steps {
     }
 
     fn step(&mut self, step: Step, expect: Expect, bytes: &[u8]) {
+        self.next(step, expect).extend_from_slice(bytes);
+    }
+
+    /// Where the step's bytes go.
+    fn next(&mut self, step: Step, expect: Expect) -> &mut Vec<u8> {
+        if self.asks {
+            self.steps.push((Step::Asking, Expect::Plain));
+            self.bytes.extend_from_slice(ASKING);
+        }
         self.steps.push((step, expect));
-        self.bytes.extend_from_slice(bytes);
+        &mut self.bytes
     }
 
     /// Writes the link's register and watches it; or, for who needs none, forgets an old watch,
@@ -246,7 +269,8 @@ impl Steps {
             return Ok(());
         }
         let state = link.state();
-        if link.is_armed_for(settings.register_ttl / 2) {
+        let tag = terms.place.tag();
+        if link.is_armed_for(settings.register_ttl / 2, tag) {
             return Ok(());
         }
         // To write a register that is watched would be a change of it.
@@ -258,11 +282,10 @@ impl Steps {
             (false, _) => {}
         }
         let fence = link.fence(&settings.register_prefix)?;
+        fence.go_to(tag);
         fence.advance();
-        self.steps.push((Step::Register, Expect::Plain));
-        fence.set(&mut self.bytes, settings.register_ttl);
-        self.steps.push((Step::Arm, Expect::Arm));
-        fence.watch(&mut self.bytes);
+        fence.set(self.next(Step::Register, Expect::Plain), settings.register_ttl);
+        fence.watch(self.next(Step::Arm, Expect::Arm));
         Ok(())
     }
 
@@ -273,25 +296,32 @@ impl Steps {
     /// Watches the transaction's own key and asks whether it is there.
     fn once(&mut self, terms: &Terms) {
         if let Some(once) = &terms.once {
-            self.steps.push((Step::WatchOnce, Expect::Watch));
-            once.watch(&mut self.bytes);
-            self.steps.push((Step::Once, Expect::Plain));
-            once.exists(&mut self.bytes);
+            let tag = terms.place.tag();
+            once.watch(self.next(Step::WatchOnce, Expect::Watch), tag);
+            once.exists(self.next(Step::Once, Expect::Plain), tag);
         }
     }
 
     /// Watches the lock and asks whether it is held.
     fn held(&mut self, terms: &Terms) {
         if let Some(held) = &terms.held {
-            self.steps.push((Step::WatchLock, Expect::Watch));
-            held.lock.watch(&mut self.bytes);
+            held.lock.watch(self.next(Step::WatchLock, Expect::Watch));
             self.step(Step::Time, Expect::Plain, held::TIME);
-            self.steps.push((Step::Lock, Expect::Plain));
-            held.lock.score(&mut self.bytes);
+            held.lock.score(self.next(Step::Lock, Expect::Plain));
         }
     }
 
     fn reads(&mut self, bytes: &[u8], count: usize) {
+        if self.asks {
+            for read in Requests::new(bytes).flatten() {
+                encode::command(self.next(Step::Read, Expect::Plain), &[], |args| {
+                    for arg in &read {
+                        args.arg(*arg);
+                    }
+                });
+            }
+            return;
+        }
         self.steps.extend(std::iter::repeat_n((Step::Read, Expect::Plain), count));
         self.bytes.extend_from_slice(bytes);
     }

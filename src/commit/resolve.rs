@@ -7,22 +7,23 @@
 
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use scopeguard::defer;
 
-use crate::config::Settings;
 use crate::connection::checkout::{Gate, Refused};
 use crate::connection::deadline::Deadline;
 use crate::connection::link::Link;
 use crate::connection::lock;
-use crate::connection::manager::{self, Health, Purpose};
+use crate::connection::manager::{self, Purpose};
+use crate::connection::nodes::{Nodes, Onward, Patience, Route};
 use crate::error::{
-    CommitToken, LinkError, LinkErrorKind, Resolution, Resolver, ServerError, Unresolved,
+    CheckoutError, CommitToken, LinkError, LinkErrorKind, Resolution, Resolver, ServerError,
+    Unresolved,
 };
-use crate::topology::Endpoint;
 use crate::wire::fence;
+use crate::wire::slot;
 use crate::wire::state::Expect;
 
 /// The longest pause before a server that could not be asked is asked again.
@@ -30,16 +31,15 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Asks the server what became of a transaction.
 pub(crate) struct Asker {
-    endpoint: Endpoint,
-    settings: Arc<Settings>,
-    health: Arc<Health>,
+    nodes: Nodes,
     gate: Gate<(), ()>,
-    link: Mutex<Option<Link>>,
+    /// And where it leads.
+    link: Mutex<Option<(String, Link)>>,
 }
 
 impl Asker {
-    pub(crate) fn new(endpoint: Endpoint, settings: Arc<Settings>, health: Arc<Health>) -> Self {
-        Self { endpoint, settings, health, gate: Gate::new(1), link: Mutex::new(None) }
+    pub(crate) fn new(nodes: Nodes) -> Self {
+        Self { nodes, gate: Gate::new(1), link: Mutex::new(None) }
     }
 
     /// Whoever asks from now on is told that the session manager is closed.
@@ -48,7 +48,7 @@ impl Asker {
     }
 
     fn ask(&self, token: &CommitToken, deadline: Instant) -> Result<bool, Unresolved> {
-        let here = self.endpoint.db();
+        let here = self.nodes.db();
         if token.db != here {
             return Err(Unresolved::OtherDatabase { token: token.db, here });
         }
@@ -61,10 +61,24 @@ impl Asker {
             self.gate.release(slot);
         }
         let mut pause = PAUSE / 16;
+        // Its name says where it is, whatever server the token was made on.
+        let slot = slot::of_key(token.register.as_bytes());
+        let mut route = Route::to(self.nodes.is_cluster().then_some(slot));
+        let mut patience = Patience::until(deadline);
         loop {
             let kept = lock(&self.link).take();
             let was_kept = kept.is_some();
-            let asked = self.ask_on(kept, token, deadline);
+            let asked = self.ask_on(kept, &route, token, deadline);
+            if let Err(Unresolved::Refused(error)) = &asked
+                && let Some(onward) = self.nodes.onward(&route, error.code(), error.message())
+                && patience.allows(&onward)
+            {
+                route = onward.route();
+                continue;
+            }
+            if route.asks() {
+                route = Route::to(Some(slot));
+            }
             let passing = match &asked {
                 Err(Unresolved::Unreachable(error)) => error.is_passing(),
                 Err(Unresolved::Refused(error)) => answers_soon(error),
@@ -84,23 +98,48 @@ impl Asker {
 
     fn ask_on(
         &self,
-        kept: Option<Link>,
+        kept: Option<(String, Link)>,
+        route: &Route,
         token: &CommitToken,
         deadline: Instant,
     ) -> Result<bool, Unresolved> {
         let unreachable = Unresolved::Unreachable;
-        let mut link = match kept {
-            Some(link) => link,
-            None => manager::open(&self.endpoint, &self.settings, Purpose::Pooled, 0)
-                .map_err(unreachable)?,
+        let settings = self.nodes.settings();
+        let endpoint = self.nodes.endpoint(route, deadline).map_err(|error| match error {
+            CheckoutError::Connect { source, .. } => Unresolved::Unreachable(source),
+            _ => not_asked(Refused::Closed),
+        })?;
+        let mut link = match kept.filter(|(address, _)| address == endpoint.address()) {
+            Some((_, link)) => link,
+            None => {
+                manager::open(&endpoint, settings, Purpose::Pooled, 0).map_err(|source| {
+                    // Another one may serve the slot by now.
+                    let error = CheckoutError::Connect { waited: Duration::ZERO, source };
+                    let _: Option<Onward> = self.nodes.unreached(route, &error);
+                    match error {
+                        CheckoutError::Connect { source, .. } => Unresolved::Unreachable(source),
+                        _ => not_asked(Refused::Closed),
+                    }
+                })?
+            }
         };
-        let limit = Deadline::after(self.settings.response_timeout).capped(deadline);
-        let question = fence::question(&token.register, self.settings.register_ttl);
-        link.send(&question, &[(Expect::Plain, 2)], limit).map_err(unreachable)?;
-        let touched = link.value(limit).map_err(unreachable)?;
-        let found = link.value(limit).map_err(unreachable)?;
-        *lock(&self.link) = Some(link);
-        fence::applied(token.number, &touched, &found)
+        let limit = Deadline::after(settings.response_timeout).capped(deadline);
+        let question = fence::question(&token.register, settings.register_ttl, route.asks());
+        let count = if route.asks() { 4 } else { 2 };
+        link.send(&question, &[(Expect::Plain, count)], limit).map_err(unreachable)?;
+        let mut answers = Vec::with_capacity(4);
+        for nth in 0..count {
+            let answer = link.value(limit).map_err(unreachable)?;
+            // Every other one is ASKING's.
+            if !route.asks() || nth % 2 == 1 {
+                answers.push(answer);
+            }
+        }
+        let [touched, found] = answers.as_slice() else {
+            return Err(unreachable(LinkError::unexpected("too few answers")));
+        };
+        *lock(&self.link) = Some((endpoint.address().to_owned(), link));
+        fence::applied(token.number, touched, found)
     }
 }
 
@@ -110,7 +149,7 @@ impl RefUnwindSafe for Asker {}
 
 impl Resolver for Asker {
     fn resolve(&self, token: &CommitToken, within: Option<Duration>) -> Resolution {
-        let within = within.unwrap_or(self.settings.checkout_timeout);
+        let within = within.unwrap_or(self.nodes.settings().checkout_timeout);
         let now = Instant::now();
         // Past the end of the clock there is no deadline; a day is as good.
         let deadline = now.checked_add(within).unwrap_or(now + Duration::from_secs(24 * 60 * 60));
@@ -119,7 +158,7 @@ impl Resolver for Asker {
             Ok(false) => Resolution::NotCommitted,
             Err(why) => Resolution::StillUnknown { why },
         };
-        let counters = &self.health.counters;
+        let counters = self.nodes.counters();
         match &resolution {
             Resolution::Committed => counters.resolved_committed.add(),
             Resolution::NotCommitted => counters.resolved_not_committed.add(),
@@ -144,6 +183,6 @@ fn not_asked(refused: Refused<()>) -> Unresolved {
 
 impl fmt::Debug for Asker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Asker").field("endpoint", &self.endpoint).finish_non_exhaustive()
+        f.debug_struct("Asker").field("nodes", &self.nodes).finish_non_exhaustive()
     }
 }

@@ -128,9 +128,11 @@ impl Link {
         self.registered = at;
     }
 
-    /// Whether it watches its own register, and that lives for as long again as `age` at least.
-    pub(crate) fn is_armed_for(&self, age: Duration) -> bool {
-        self.state.is_armed() && self.registered.is_some_and(|at| at.elapsed() < age)
+    /// Whether it watches its own register of this tag, and that lives for as long again as `age` at
+    /// least.
+    pub(crate) fn is_armed_for(&self, age: Duration, tag: Option<u32>) -> bool {
+        let here = self.fence.as_ref().is_some_and(|fence| fence.tag() == tag);
+        here && self.state.is_armed() && self.registered.is_some_and(|at| at.elapsed() < age)
     }
 
     /// Writes `bytes`, which `expected` replies will answer.

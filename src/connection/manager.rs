@@ -36,7 +36,8 @@ pub(crate) enum Purpose {
 /// What a pool and its manager both know.
 #[derive(Debug, Default)]
 pub(crate) struct Health {
-    pub(crate) counters: Counters,
+    /// Of all pools of one purpose together: in a cluster each master has one.
+    pub(crate) counters: Arc<Counters>,
     /// Links of an older generation are replaced.
     pub(crate) generation: AtomicU64,
     pub(crate) openings: Arc<Openings>,
@@ -48,6 +49,10 @@ pub(crate) struct Health {
 }
 
 impl Health {
+    pub(crate) fn counting(counters: Arc<Counters>) -> Self {
+        Self { counters, ..Self::default() }
+    }
+
     /// The last failure to connect, unless a connect has succeeded since.
     pub(crate) fn connect_error(&self) -> Option<(Instant, LinkError)> {
         lock(&self.last_connect_error).clone()

@@ -12,6 +12,7 @@ pub(crate) mod link;
 pub(crate) mod manager;
 #[cfg(all(test, rediscope_shuttle))]
 pub(crate) mod model;
+pub(crate) mod nodes;
 pub(crate) mod openings;
 pub(crate) mod pool;
 #[cfg(test)]

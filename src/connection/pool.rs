@@ -61,8 +61,21 @@ pub(crate) enum Joined {
     Settled(Settled),
 }
 
+/// What all pools of one purpose have in common.
+#[derive(Clone)]
+pub(crate) struct Kind {
+    pub(crate) name: &'static str,
+    pub(crate) purpose: Purpose,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) threads: Arc<ScheduledThreadPool>,
+    pub(crate) counters: Arc<Counters>,
+    /// A server that cannot be reached is told at once: another one may serve by now.
+    pub(crate) impatient: bool,
+}
+
 struct Inner {
     name: &'static str,
+    impatient: bool,
     endpoint: Endpoint,
     settings: Arc<Settings>,
     health: Arc<Health>,
@@ -80,14 +93,9 @@ struct Inner {
 }
 
 impl Pool {
-    pub(crate) fn new(
-        name: &'static str,
-        purpose: Purpose,
-        endpoint: Endpoint,
-        settings: Arc<Settings>,
-        threads: Arc<ScheduledThreadPool>,
-    ) -> Self {
-        let health = Arc::new(Health::default());
+    pub(crate) fn new(kind: Kind, endpoint: Endpoint) -> Self {
+        let Kind { name, purpose, settings, threads, counters, impatient } = kind;
+        let health = Arc::new(Health::counting(counters));
         let links = r2d2::Pool::builder()
             .max_size(settings.max_size)
             .min_idle(Some(settings.min_idle))
@@ -107,6 +115,7 @@ impl Pool {
             });
         let inner = Arc::new(Inner {
             name,
+            impatient,
             endpoint,
             health,
             gate: Gate::new(settings.max_size as usize),
@@ -168,9 +177,14 @@ impl Pool {
         }
     }
 
-    /// A link for a scope.
-    pub(crate) fn pin(&self, owner: Owner, deadline: Instant) -> Result<Pin, CheckoutError> {
-        let lease = self.lease(deadline)?;
+    /// A link for a scope; see [`Lease::asking`].
+    pub(crate) fn pin(
+        &self,
+        owner: Owner,
+        deadline: Instant,
+        asks: bool,
+    ) -> Result<Pin, CheckoutError> {
+        let lease = self.lease(deadline)?.asking(asks);
         Ok(self.inner.registry.open(self, lease, owner))
     }
 
@@ -266,6 +280,15 @@ impl Pool {
         self.inner.gate.close();
     }
 
+    /// Its server serves nothing any more: whoever waits is told to look elsewhere, whoever has a
+    /// connection keeps it to the end of his scope.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn retire(&self) {
+        self.close();
+        self.inner.health.over.store(true, Ordering::Release);
+        self.inner.health.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// Waits until nobody holds a connection, takes back what is still held at `deadline`, and
     /// closes the idle ones. Says how many scopes were taken back.
     pub(crate) fn drain(&self, deadline: Instant) -> usize {
@@ -296,6 +319,8 @@ impl Pool {
             counts: self.counters().counts(),
             scopes: inner.registry.scopes(),
             last_connect_error: inner.health.connect_error().map(|(_, error)| error),
+            nodes: Vec::new(),
+            redirections: 0,
         }
     }
 }

@@ -11,13 +11,13 @@ use scheduled_thread_pool::ScheduledThreadPool;
 use super::deadline::Deadline;
 use super::link::Link;
 use super::manager::Purpose;
-use super::pool::Pool;
+use super::pool::{Kind, Pool};
 use super::properties::support::{eventually, server::Server};
 use super::registry::{Owner, Pin};
 use crate::config::Settings;
 use crate::error::LinkErrorKind;
 use crate::observe::Replaced;
-use crate::topology::{self, Connected, Endpoint};
+use crate::topology::{Connected, Endpoint, parse};
 use crate::wire::encode::MULTI;
 use crate::wire::state::Expect;
 
@@ -26,14 +26,21 @@ const PATIENCE: Duration = Duration::from_secs(20);
 fn pool_of_one(server: &Server, max_pin_time: Duration) -> Pool {
     let settings =
         Settings { max_size: 1, checkout_timeout: PATIENCE, max_pin_time, ..Settings::default() };
-    let endpoint = Endpoint::new(topology::parse(server.url()).unwrap(), &settings).unwrap();
-    let threads = Arc::new(ScheduledThreadPool::new(2));
-    Pool::new("test", Purpose::Transactional, endpoint, Arc::new(settings), threads)
+    let endpoint = Endpoint::new(parse(server.url()).unwrap(), &settings).unwrap();
+    let kind = Kind {
+        name: "test",
+        purpose: Purpose::Transactional,
+        settings: Arc::new(settings),
+        threads: Arc::new(ScheduledThreadPool::new(2)),
+        counters: Arc::default(),
+        impatient: false,
+    };
+    Pool::new(kind, endpoint)
 }
 
 fn pin(pool: &Pool) -> Pin {
     let owner = Owner { name: None, place: Location::caller(), is_closure: false };
-    pool.pin(owner, Instant::now() + PATIENCE).unwrap()
+    pool.pin(owner, Instant::now() + PATIENCE, false).unwrap()
 }
 
 #[test]

@@ -125,6 +125,21 @@ pub enum Error {
         /// The setting that raises it.
         knob: &'static str,
     },
+    /// Keys of different slots of a cluster cannot be in one transaction, watch or command; nothing
+    /// was sent. Keys that belong together share a hash tag: `{order:1}:lines`, `{order:1}:total`.
+    #[error(
+        "{command} has a key of slot {other} where slot {bound} is; nothing was sent: give keys \
+         that belong together the same hash tag"
+    )]
+    #[non_exhaustive]
+    CrossSlot {
+        /// The command's name.
+        command: String,
+        /// The slot of the first key, or the one that the transaction was begun at.
+        bound: u16,
+        /// Another key's.
+        other: u16,
+    },
     /// `watch` was given no key.
     #[error("watch needs at least one key; to read without watching, use reading()")]
     NoKeys,
@@ -204,6 +219,7 @@ impl Error {
             | Self::TooLarge { .. }
             | Self::NoKeys
             | Self::ConditionFailed { .. }
+            | Self::CrossSlot { .. }
             | Self::Unsupported { .. }
             | Self::RetriesExhausted { .. } => Applied::No,
             Self::Command { command, error } => {
@@ -235,6 +251,7 @@ impl Error {
             | Self::TooLarge { .. }
             | Self::NoKeys
             | Self::ConditionFailed { .. }
+            | Self::CrossSlot { .. }
             | Self::Unsupported { .. }
             | Self::Pipeline { .. }
             | Self::Decode { .. } => false,

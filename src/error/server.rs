@@ -85,6 +85,11 @@ impl ServerError {
         self.from_script
     }
 
+    /// In our own words, where the server would say the same.
+    pub(crate) fn own(code: &str, text: &str) -> Self {
+        Self::new(code, text, false)
+    }
+
     pub(crate) fn from_code(code: &str) -> Self {
         Self::new(code, "", false)
     }

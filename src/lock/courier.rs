@@ -11,16 +11,17 @@ use redis::Value;
 
 use super::script::{By, Call};
 use crate::connection::deadline::Deadline;
-use crate::connection::pool::{Lease, Pool};
+use crate::connection::nodes::{Nodes, Onward, Patience, Route};
+use crate::connection::pool::Lease;
 use crate::error::{CheckoutError, Error, LinkError, LockError, ServerError};
 use crate::wire::durability::Durability;
-use crate::wire::encode;
+use crate::wire::encode::{self, ASKING};
 use crate::wire::state::Expect;
 
 /// Brings calls to the server and their answers back.
 #[derive(Clone, Debug)]
 pub(crate) struct Courier {
-    pool: Pool,
+    nodes: Nodes,
 }
 
 /// The answers to calls that were sent together.
@@ -32,6 +33,17 @@ pub(crate) struct Answers {
     pub(crate) took: Duration,
     /// They may have arrived more than once.
     pub(crate) repeated: bool,
+}
+
+impl Answers {
+    /// With those to calls that went before.
+    fn behind(self, mut before: Self) -> Self {
+        before.values.extend(self.values);
+        // The first of them was sent that long ago.
+        before.took = before.sent.elapsed();
+        before.repeated |= self.repeated;
+        before
+    }
 }
 
 /// Why there is no answer.
@@ -57,29 +69,77 @@ impl Failed {
 }
 
 impl Courier {
-    pub(crate) fn new(pool: Pool) -> Self {
-        Self { pool }
+    pub(crate) fn new(nodes: Nodes) -> Self {
+        Self { nodes }
+    }
+
+    pub(crate) fn is_in_cluster(&self) -> bool {
+        self.nodes.is_cluster()
     }
 
     /// Sends the calls in one write, with WAIT behind them where that is asked for, and reads every
     /// answer, by `limit` at the latest.
+    ///
+    /// In a cluster there is one write for each slot.
     pub(crate) fn ask(
         &self,
         calls: &[Call],
         behind: Option<&Durability>,
         limit: Instant,
     ) -> Result<Answers, Failed> {
+        let slot = |call: &Call| self.nodes.is_cluster().then(|| call.slot()).flatten();
+        let mut first = None;
+        for calls in calls.chunk_by(|one, other| slot(one) == slot(other)) {
+            let route = Route::to(calls.first().and_then(slot));
+            let next = self.ask_at(route, calls, behind, limit)?;
+            first = Some(match first {
+                None => next,
+                Some(answers) => next.behind(answers),
+            });
+        }
+        first.ok_or_else(|| Failed::Lost(LinkError::unexpected("nothing was asked")))
+    }
+
+    fn ask_at(
+        &self,
+        mut route: Route,
+        calls: &[Call],
+        behind: Option<&Durability>,
+        limit: Instant,
+    ) -> Result<Answers, Failed> {
         let mut by = By::Hash;
         let mut repeated = false;
+        let mut patience = Patience::until(limit);
         loop {
+            // Each is one command, and each is told for itself that its slot is on its way.
+            let asks = route.asks();
             let mut bytes = Vec::with_capacity(512 * calls.len());
-            calls.iter().for_each(|call| call.write(&mut bytes, by));
+            for call in calls {
+                if asks {
+                    bytes.extend_from_slice(ASKING);
+                }
+                call.write(&mut bytes, by);
+            }
             if let Some(durability) = behind {
                 durability.write(&mut bytes);
             }
             let extra = behind.map(Durability::timeout).unwrap_or_default();
-            let count = calls.len() + usize::from(behind.is_some());
-            let mut answers = self.exchange(&bytes, count, extra, limit)?;
+            let count = calls.len() * if asks { 2 } else { 1 } + usize::from(behind.is_some());
+            let asked = self.exchange(&route, &bytes, count, extra, limit);
+            if let Some(onward) = self.onward(&route, &asked)
+                && patience.allows(&onward)
+            {
+                route = onward.route();
+                continue;
+            }
+            let mut answers = asked?;
+            if asks {
+                let mut nth = 0;
+                answers.values.retain(|_| {
+                    nth += 1;
+                    nth % 2 == 0 || nth > 2 * calls.len()
+                });
+            }
             answers.repeated |= repeated;
             let unknown = |value: &Value| matches!(value, Value::ServerError(error) if error.code() == "NOSCRIPT");
             if by == By::Source || !answers.values.iter().any(unknown) {
@@ -97,19 +157,35 @@ impl Courier {
         encode::command(&mut bytes, &["PUBLISH"], |args| {
             args.arg(channel).arg("");
         });
-        self.exchange(&bytes, 1, Duration::ZERO, limit).map(drop)
+        self.exchange(&Route::default(), &bytes, 1, Duration::ZERO, limit).map(drop)
+    }
+
+    /// What is to be done where a node is not the one to ask. All calls can be sent again.
+    fn onward(&self, route: &Route, asked: &Result<Answers, Failed>) -> Option<Onward> {
+        let refused = |value: &Value| match value {
+            Value::ServerError(error) => {
+                self.nodes.onward(route, error.code(), error.details().unwrap_or_default())
+            }
+            _ => None,
+        };
+        match asked {
+            Ok(answers) => answers.values.iter().find_map(refused),
+            Err(Failed::Checkout(error)) => self.nodes.unreached(route, error),
+            Err(Failed::Lost(_)) => None,
+        }
     }
 
     fn exchange(
         &self,
+        route: &Route,
         bytes: &[u8],
         count: usize,
         extra: Duration,
         limit: Instant,
     ) -> Result<Answers, Failed> {
-        let settings = self.pool.settings();
+        let settings = self.nodes.settings();
         let checkout = limit.min(Instant::now() + settings.checkout_timeout);
-        let mut lease = self.pool.lease(checkout).map_err(Failed::Checkout)?;
+        let mut lease = self.nodes.lease(route, checkout).map_err(Failed::Checkout)?;
         let mut repeats = lease.repeats();
         let mut repeated = false;
         loop {

@@ -249,7 +249,7 @@ mod tests {
     const LEASE: Duration = Duration::from_secs(10);
 
     fn hold(sent: Instant, took: Duration) -> Hold {
-        let names = Arc::new(Names::new("t", "lock", "n"));
+        let names = Arc::new(Names::new("t", "lock", "n", false));
         Hold::new(names, "x".to_owned(), 1, (LEASE, true), (sent, took), Arc::default())
     }
 

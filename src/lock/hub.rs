@@ -14,7 +14,7 @@ use super::keeper::Keeper;
 use super::subscriber::Subscriber;
 use super::waiters::Waiters;
 use crate::config::Settings;
-use crate::connection::pool::Pool;
+use crate::connection::nodes::Nodes;
 use crate::error::{LinkError, LockError, LostBecause};
 use crate::observe::{LockCounters, LockStatus};
 
@@ -39,19 +39,15 @@ impl Drop for Hub {
 }
 
 impl Hub {
-    pub(crate) fn new(pool: Pool) -> Self {
-        let settings = Arc::clone(pool.settings());
+    pub(crate) fn new(nodes: Nodes) -> Self {
+        let settings = Arc::clone(nodes.settings());
         let waiters = Arc::<Waiters>::default();
         // Not a secret: two managers with the same one would only wake each other.
         let random = fastrand::u128(..);
-        let subscriber = Subscriber::new(
-            pool.endpoint().clone(),
-            Arc::clone(&settings),
-            Arc::clone(&waiters),
-            random,
-        );
+        let subscriber =
+            Subscriber::new(nodes.clone(), Arc::clone(&settings), Arc::clone(&waiters), random);
         Self {
-            courier: Courier::new(pool),
+            courier: Courier::new(nodes),
             settings,
             counters: Arc::default(),
             keeper: Keeper::new(),

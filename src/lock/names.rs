@@ -5,6 +5,9 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::connection::nodes;
+use crate::wire::slot;
+
 /// The keys of one lock. All but the counter share the name's hash tag.
 pub(crate) struct Names {
     /// Who holds it: sorted by when their leases end, in the server's milliseconds.
@@ -16,21 +19,26 @@ pub(crate) struct Names {
     pub(crate) alive: String,
     pub(crate) wake: Arc<str>,
     done: String,
-    /// One counter for all locks.
+    /// One counter for all locks of a server.
     pub(crate) fence: String,
 }
 
 impl Names {
-    /// `family` keeps locks, read/write locks and semaphores of one name apart.
-    pub(crate) fn new(prefix: &str, family: &str, name: &str) -> Self {
+    /// `family` keeps locks, read/write locks and semaphores of one name apart. In a `cluster` there
+    /// is a counter for each slot, in the slot.
+    pub(crate) fn new(prefix: &str, family: &str, name: &str, cluster: bool) -> Self {
         let base = format!("{prefix}:{family}:{{{}}}", tagged(name));
+        let slot = slot::of_key(base.as_bytes());
         Self {
             info: format!("{base}:info"),
             queue: format!("{base}:queue"),
             alive: format!("{base}:alive"),
             wake: format!("{base}:wake").into(),
             done: format!("{base}:done:"),
-            fence: format!("{prefix}:fence"),
+            fence: match cluster.then(|| nodes::tag(slot)).flatten() {
+                Some(tag) => format!("{prefix}:fence:{{{tag}}}"),
+                None => format!("{prefix}:fence"),
+            },
             holders: base,
         }
     }
@@ -58,14 +66,16 @@ mod tests {
 
     #[test]
     fn all_keys_of_a_name_share_its_hash_tag_and_no_two_names_share_keys() {
-        let names = Names::new("app", "lock", "a");
+        let names = Names::new("app", "lock", "a", false);
         assert_eq!(names.holders, "app:lock:{a}");
         for key in [&names.info, &names.queue, &names.alive, &names.done("x1")] {
             assert!(key.starts_with("app:lock:{a}:"), "{key}");
         }
-        let holders = |name| Names::new("app", "lock", name).holders;
+        let holders = |name| Names::new("app", "lock", name, false).holders;
         assert_eq!(holders("a}b"), "app:lock:{a%7Db}");
         assert_ne!(holders("a}b"), holders("a%7Db"));
-        assert_ne!(Names::new("app", "sem", "a").holders, names.holders);
+        let there = Names::new("app", "lock", "a", true).fence;
+        assert_eq!(slot::of_key(there.as_bytes()), slot::of_key(b"a"));
+        assert_ne!(Names::new("app", "sem", "a", false).holders, names.holders);
     }
 }

@@ -9,6 +9,7 @@ use std::fmt;
 use std::sync::OnceLock;
 
 use crate::wire::encode;
+use crate::wire::slot;
 
 /// One script, known to the server by its hash once it has run there.
 pub(crate) struct Script {
@@ -54,6 +55,11 @@ pub(crate) struct Call {
 }
 
 impl Call {
+    /// Where a cluster keeps its keys.
+    pub(crate) fn slot(&self) -> Option<u16> {
+        self.keys.first().map(|key| slot::of_key(key.as_bytes()))
+    }
+
     pub(crate) fn new(
         script: &'static Script,
         keys: impl IntoIterator<Item = impl Into<String>>,

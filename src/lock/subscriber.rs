@@ -18,8 +18,8 @@ use super::courier::Courier;
 use super::waiters::Waiters;
 use crate::config::Settings;
 use crate::connection::lock;
-use crate::error::{LinkError, ServerError};
-use crate::topology::Endpoint;
+use crate::connection::nodes::{Nodes, Onward, Route};
+use crate::error::{CheckoutError, LinkError, ServerError};
 
 /// The longest read: so late a change is noticed whose message was lost.
 const TICK: Duration = Duration::from_millis(200);
@@ -36,7 +36,7 @@ pub(crate) struct Subscriber {
 }
 
 struct Shared {
-    endpoint: Endpoint,
+    nodes: Nodes,
     settings: Arc<Settings>,
     waiters: Arc<Waiters>,
     /// The thread's own channel.
@@ -64,14 +64,14 @@ enum Ended {
 
 impl Subscriber {
     pub(crate) fn new(
-        endpoint: Endpoint,
+        nodes: Nodes,
         settings: Arc<Settings>,
         waiters: Arc<Waiters>,
         random: u128,
     ) -> Self {
         let control = format!("{}:ctl:{random:032x}", settings.register_prefix);
         let shared = Shared {
-            endpoint,
+            nodes,
             settings,
             waiters,
             control,
@@ -126,9 +126,9 @@ impl Shared {
         let mut pause = PAUSE / 32;
         loop {
             let connected = Instant::now();
-            let ended = match self.endpoint.client(self.settings.connect_timeout) {
+            let ended = match self.connect() {
                 Ok(mut connection) => self.serve(&mut connection),
-                Err(error) => Ended::Broken(LinkError::of(&error)),
+                Err(error) => Ended::Broken(error),
             };
             lock(&self.state).listens = false;
             self.waiters.down();
@@ -148,6 +148,19 @@ impl Shared {
             }
             pause = PAUSE.min(2 * pause);
         }
+    }
+
+    /// To any node: what is published on one is heard on all.
+    fn connect(&self) -> Result<redis::Connection, LinkError> {
+        let (limit, any) = (self.settings.connect_timeout, Route::default());
+        let closed = |_| LinkError::unexpected("there is no server to listen to");
+        let endpoint = self.nodes.endpoint(&any, Instant::now() + limit).map_err(closed)?;
+        endpoint.client(limit).map_err(|error| {
+            let source = LinkError::of(&error);
+            let error = CheckoutError::Connect { waited: limit, source: source.clone() };
+            let _: Option<Onward> = self.nodes.unreached(&any, &error);
+            source
+        })
     }
 
     /// Pauses before the next connection; true: there is to be none.

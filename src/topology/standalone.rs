@@ -9,11 +9,9 @@ use std::{fmt, io};
 
 use redis::io::tcp::TcpSettings;
 use redis::io::tcp::socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
-use redis::{
-    Client, Connection, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo,
-    RedisResult,
-};
+use redis::{Client, Connection, ConnectionAddr, ConnectionInfo, RedisConnectionInfo, RedisResult};
 
+use super::address::plain;
 use crate::config::Settings;
 use crate::error::{ConfigError, LinkError};
 
@@ -151,17 +149,6 @@ fn unix(path: &Path, timeout: Duration) -> io::Result<TcpStream> {
     socket.set_write_timeout(Some(timeout))?;
     socket.connect(&SockAddr::unix(path)?)?;
     Ok(socket.into())
-}
-
-/// Understands an address, or says what is wrong with it without repeating it.
-pub(crate) fn parse(to: impl IntoConnectionInfo) -> Result<ConnectionInfo, ConfigError> {
-    to.into_connection_info().map_err(|error| ConfigError::Address { reason: plain(&error) })
-}
-
-/// The fixed part of the error's text: its detail may hold a piece of the address.
-fn plain(error: &redis::RedisError) -> String {
-    let text = error.to_string();
-    text.split(" - ").next().unwrap_or_default().to_owned()
 }
 
 impl fmt::Debug for Endpoint {

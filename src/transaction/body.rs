@@ -7,12 +7,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::commit::{self, Committed, Form, Terms};
-use crate::connection::pool::Pool;
+use crate::connection::nodes::{Nodes, Onward, Patience};
 use crate::connection::registry::Owner;
 use crate::error::{CheckoutError, CommitError, Error};
 use crate::reply::Replies;
+use crate::transaction::run;
 use crate::transaction::scope::Scope;
 use crate::wire::buffer::{Buffer, Refusal};
+use crate::wire::redirect::Redirect;
+use crate::wire::slot::Binding;
 
 /// Numbers transactions, so that a handle of one is not taken for a handle of another.
 static TRANSACTIONS: AtomicU64 = AtomicU64::new(1);
@@ -52,8 +55,8 @@ pub(crate) struct Body {
 }
 
 impl Body {
-    pub(crate) fn new(pool: &Pool, owner: Owner, terms: Terms) -> Self {
-        Self::on(Scope::new(pool, owner), terms, false)
+    pub(crate) fn new(nodes: &Nodes, owner: Owner, terms: Terms) -> Self {
+        Self::on(Scope::new(nodes, owner), terms, false)
     }
 
     /// On a scope that is there already, and watches where `watched` says so.
@@ -61,6 +64,11 @@ impl Body {
         let settings = scope.settings();
         let transaction = TRANSACTIONS.fetch_add(1, Ordering::Relaxed);
         let mut buffer = Buffer::new(transaction, settings.limits(), spare());
+        let lock = terms.held.as_ref().map(|held| held.lock.slot());
+        buffer.bind(match (scope.binding(), lock) {
+            (Binding::Open, Some(lock)) => Binding::Slot(lock),
+            (binding, _) => binding,
+        });
         if watched || !terms.may_join() {
             buffer.goes_alone();
         }
@@ -95,7 +103,47 @@ impl Body {
 
     /// Trades the scope for another one: a watching closure queues while it still reads on its.
     pub(crate) fn set_scope(&mut self, scope: Scope) {
+        if let (Binding::Slot(bound), Binding::Slot(other)) =
+            (scope.binding(), self.buffer.binding())
+            && bound != other
+        {
+            let command = "the block".to_owned();
+            let error = CommitError::not_sent(Error::CrossSlot { command, bound, other });
+            self.failed.get_or_insert(error);
+        }
+        if self.buffer.binding() == Binding::Open {
+            self.buffer.bind(scope.binding());
+        }
         self.scope = scope;
+    }
+
+    /// Binds it to a slot before its first key does.
+    pub(crate) fn bind(&mut self, slot: u16) -> Result<(), Error> {
+        let mut binding = self.buffer.binding();
+        binding.bind(slot).map_err(|bound| {
+            let command = "begin_at".to_owned();
+            Error::CrossSlot { command, bound, other: slot }
+        })?;
+        self.buffer.bind(binding);
+        Ok(())
+    }
+
+    /// Tells scope and terms where its keys are.
+    fn place(&mut self) {
+        let slot = self.buffer.binding().slot();
+        self.scope.head_for(slot);
+        self.terms.place.slot = slot;
+    }
+
+    /// What is to be done where a server that is not the one to ask refused it; `None`: nothing.
+    pub(crate) fn onward(&self, error: &CommitError) -> Option<Onward> {
+        let nodes = self.scope.nodes()?;
+        run::onward(&nodes, self.scope.route(), error)
+    }
+
+    /// Takes that way, with what is still all here.
+    pub(crate) fn go(&mut self, onward: Onward) {
+        self.scope.go(onward.route());
     }
 
     /// Takes a connection now, and MULTI where it is to be sent at once.
@@ -111,6 +159,11 @@ impl Body {
         let deadline = self.scope.checkout_deadline();
         let span = self.span().clone();
         let _in = span.enter();
+        self.place();
+        if !self.scope.is_placed() {
+            // Its first key will tell where.
+            return Ok(());
+        }
         self.scope.pin(deadline)?;
         tracing::debug!("begin");
         if self.terms.immediate {
@@ -134,15 +187,36 @@ impl Body {
             return;
         }
         let due = self.flush_bytes.is_some_and(|limit| self.buffer.pending_bytes() >= limit);
+        let due = due && self.buffer.binding() != Binding::Open;
         if due && !self.buffer.has_open_part() && self.buffer.refusal().is_none() {
             self.failed = self.flush().err();
         }
     }
 
+    /// Where the first chunk is sent on, it goes on, unless a guard holds the connection.
     fn flush(&mut self) -> Result<(), CommitError> {
+        let free = !self.scope.is_pinned();
+        let mut patience = Patience::until(self.scope.checkout_deadline());
+        loop {
+            let Err(error) = self.flush_once() else { return Ok(()) };
+            let onward = (free && !self.buffer.is_flushed()).then(|| self.onward(&error)).flatten();
+            match onward {
+                Some(onward) if patience.allows(&onward) => {
+                    if let Err(error) = self.scope.abandon() {
+                        tracing::debug!(%error, "cleaning failed, connection replaced");
+                    }
+                    self.go(onward);
+                }
+                _ => return Err(error),
+            }
+        }
+    }
+
+    fn flush_once(&mut self) -> Result<(), CommitError> {
         let deadline = self.scope.checkout_deadline();
         let span = self.span().clone();
         let _in = span.enter();
+        self.place();
         self.scope.pin(deadline)?;
         let form = Form { terms: &self.terms, watched: self.watched, checkout: deadline };
         let buffer = &mut self.buffer;
@@ -167,6 +241,14 @@ impl Body {
                     Refusal::TooManyBytes { limit } => {
                         Error::TooLarge { what: "bytes", limit: *limit, knob: "max_bytes" }
                     }
+                    Refusal::OtherSlot { command, bound, other } => {
+                        Error::CrossSlot { command: command.clone(), bound: *bound, other: *other }
+                    }
+                    Refusal::Everywhere(command) => Error::Refused {
+                        command: command.clone(),
+                        hint: "it concerns every node of the cluster, and a transaction is on \
+                               one; use the pooled handle",
+                    },
                 })
             })
         })
@@ -180,6 +262,10 @@ impl Body {
     /// Commits and gives the connection back before it returns.
     pub(crate) fn commit(&mut self) -> Result<Committed, CommitError> {
         let committed = self.attempt();
+        if let Err(error) = &committed {
+            // The way is not taken, but whoever tries again will know it.
+            let _: Option<Onward> = self.onward(error);
+        }
         self.record(&committed);
         committed
     }
@@ -189,14 +275,14 @@ impl Body {
         let span = self.span().clone();
         let _in = span.enter();
         self.buffer.close_parts(0);
-        let committed = match self.failure() {
+        let committed = match self.failure().or_else(|| self.unplaced()) {
             Some(failure) => {
                 if let Err(error) = self.scope.abandon() {
                     tracing::debug!(%error, "cleaning failed, connection replaced");
                 }
                 Err(failure)
             }
-            None => self.send(),
+            None => self.send().map_err(|error| self.misplaced(error)),
         };
         let outcome = outcome(&committed);
         match &committed {
@@ -206,7 +292,31 @@ impl Body {
         committed
     }
 
+    /// Nobody knows where it is to be sent.
+    fn unplaced(&self) -> Option<CommitError> {
+        self.buffer.is_unplaced().then(|| {
+            CommitError::not_sent(Error::Refused {
+                command: "a command whose keys are not known here".to_owned(),
+                hint: "tell the cluster's slot with begin_at(key), or by another command's key",
+            })
+        })
+    }
+
+    /// A key that nobody here knew of was of another slot.
+    fn misplaced(&self, error: CommitError) -> CommitError {
+        let CommitError::Rejected { code, message, command, .. } = &error else { return error };
+        let bound = self.buffer.binding().slot();
+        match (Redirect::of(code, message).and_then(|redirect| redirect.slot()), bound) {
+            (Some(other), Some(bound)) if other != bound => {
+                let command = command.clone();
+                CommitError::not_sent(Error::CrossSlot { command, bound, other })
+            }
+            _ => error,
+        }
+    }
+
     fn send(&mut self) -> Result<Committed, CommitError> {
+        self.place();
         let deadline = self.scope.checkout_deadline();
         let once = self.terms.once.is_some();
         if self.buffer.commands() == 0 && !self.watched && !once && !self.scope.is_pinned() {
@@ -223,8 +333,9 @@ impl Body {
     /// On a link that is borrowed for the commit only. No code of the caller's runs meanwhile, so
     /// there is nothing to take back.
     fn send_unpinned(&mut self, checkout: Instant) -> Result<Committed, CommitError> {
-        let Some(pool) = self.scope.pool() else { return Err(CheckoutError::Closed.into()) };
-        commit::block(&pool, &mut self.buffer, &self.terms, checkout)
+        let Some(nodes) = self.scope.nodes() else { return Err(CheckoutError::Closed.into()) };
+        let way = (&nodes, self.scope.route());
+        commit::block(way, &mut self.buffer, &self.terms, checkout)
     }
 
     /// What the transaction asks of its commit.

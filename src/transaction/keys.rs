@@ -2,6 +2,8 @@
 //!
 //! Never: shown. `Debug` tells how many there are.
 
+use std::sync::Arc;
+
 use redis::ToSingleRedisArg;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -55,6 +57,18 @@ impl Keys {
     /// Where its keys are waited for.
     pub(crate) fn lanes(&self) -> &[u16] {
         &self.lanes
+    }
+
+    /// EXISTS of them all, as a command.
+    pub(crate) fn exists(&self) -> Arc<[u8]> {
+        let mut bytes = Vec::with_capacity(self.bytes.len() + 4);
+        let args = Requests::new(&self.bytes).next().and_then(Result::ok).unwrap_or_default();
+        encode::command(&mut bytes, &["EXISTS"], |to| {
+            for key in args.iter().skip(1) {
+                to.arg(*key);
+            }
+        });
+        bytes.into()
     }
 
     /// The whole WATCH command.

@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::commit::{Held, Terms};
+use crate::commit::{Held, Place, Terms};
 use crate::config::Settings;
 use crate::error::{CommitError, ConfigError, Error, Resolver};
 use crate::lock::guard::LockGuard;
@@ -268,7 +268,13 @@ impl TransactionOptions {
             once,
             durability: self.durability,
             grouped: self.grouped == Some(true),
+            place: Place::default(),
         })
+    }
+
+    /// Where a cluster keeps the lock that it is fenced by.
+    pub(crate) fn lock_slot(&self) -> Option<u16> {
+        self.held.as_ref().map(|held| held.lock.slot())
     }
 
     pub(crate) fn takes_turns(&self) -> bool {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::commit::{Committed, Terms};
-use crate::connection::pool::Pool;
+use crate::connection::nodes::{Nodes, Onward, Patience, Route};
 use crate::connection::registry::Owner;
 use crate::error::{CommitError, Error, Resolution};
 use crate::reply::{Replies, Resolve};
@@ -26,27 +26,35 @@ const AT_ONCE: u32 = 8;
 
 /// Runs a block once and commits it; the same bytes are sent again where they were not sent.
 pub(crate) fn plain<R: Resolve, E: From<Error>>(
-    pool: &Pool,
+    nodes: &Nodes,
     owner: Owner,
     terms: Terms,
     policy: RetryPolicy,
     closure: impl FnOnce(&mut Block) -> Result<R, E>,
 ) -> Result<R::Output, E> {
-    let mut block = Block::new(Body::new(pool, owner, terms));
+    let mut block = Block::new(Body::new(nodes, owner, terms));
     let handles = closure(&mut block)?;
     let mut body = block.into_body();
     body.leaves_closure();
-    let replies = commit_again(pool, &mut body, policy)?;
+    let replies = commit_again(nodes, &mut body, policy)?;
     handles.resolve(&replies).map_err(|error| E::from(error.into()))
 }
 
-fn commit_again(pool: &Pool, body: &mut Body, policy: RetryPolicy) -> Result<Replies, Error> {
-    let mut attempts = None;
+fn commit_again(nodes: &Nodes, body: &mut Body, policy: RetryPolicy) -> Result<Replies, Error> {
+    let (mut attempts, mut patience) = (None, None);
     loop {
         let committed = resolved(body.attempt(), body);
+        if let Err(error) = &committed
+            && body.is_whole()
+            && let Some(onward) = body.onward(error)
+            && patience.get_or_insert_with(|| waits(nodes)).allows(&onward)
+        {
+            body.go(onward);
+            continue;
+        }
         if committed.as_ref().is_err_and(may_repeat) && body.is_whole() {
             let attempts = attempts.get_or_insert_with(|| policy.begin(Instant::now()));
-            if again(pool, attempts, body.span(), "not sent", false) {
+            if again(nodes, attempts, body.span(), "not sent", false) {
                 continue;
             }
         }
@@ -65,6 +73,8 @@ pub(crate) struct Plan<'w> {
     pub(crate) terms: Terms,
     pub(crate) policy: RetryPolicy,
     pub(crate) keys: Option<&'w Keys>,
+    /// In a cluster: where they are.
+    pub(crate) slot: Option<u16>,
     pub(crate) reads: &'w Arc<Reads>,
     /// `None`: everybody tries at once.
     pub(crate) admission: Option<&'w Admission>,
@@ -72,14 +82,17 @@ pub(crate) struct Plan<'w> {
 
 /// Runs a watching block until it commits, or until the policy ends it.
 pub(crate) fn watching<R: Resolve, E: From<Error>>(
-    pool: &Pool,
+    nodes: &Nodes,
     plan: &Plan<'_>,
     mut closure: impl FnMut(&mut Watching, &mut Block) -> Result<R, E>,
 ) -> Result<R::Output, E> {
     let Plan { owner, terms, policy, .. } = plan;
     let (keys, reads, admission) = (plan.keys, plan.reads, plan.admission);
-    let span = transaction_span(pool, owner);
-    let scope = || Scope::within(span.clone(), pool, owner.clone());
+    let span = transaction_span(nodes, owner);
+    let scope = || Scope::within(span.clone(), nodes, owner.clone());
+    let mut patience = None;
+    let mut route = Route::to(plan.slot);
+    let mut allows = |onward: &Onward| patience.get_or_insert_with(|| waits(nodes)).allows(onward);
     let mut attempts = policy.begin(Instant::now());
     // Before a connection is taken, so that none is held by who waits here.
     let mut admitted = admission
@@ -87,22 +100,41 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
         .map(|(admission, keys)| admission.enter(keys.lanes(), attempts.deadline()));
     loop {
         let watch = keys.map(Keys::watch);
-        let mut watching =
-            Watching::begin(scope(), watch, terms.clone(), reads, attempts.number())?;
+        let mut begins = scope();
+        begins.go(route.clone());
+        let begun = Watching::begin(begins, watch, terms.clone(), reads, attempts.number());
+        let mut watching = match begun {
+            Ok(watching) => watching,
+            Err(error) => match onward_of(nodes, &route, &error) {
+                Some(onward) if allows(&onward) => {
+                    route = onward.route();
+                    continue;
+                }
+                _ => return Err(error.into()),
+            },
+        };
         // What a condition stops is no try that somebody else undid.
         if let Some(admitted) = &mut admitted {
             admitted.tried();
         }
-        let body = Body::on(scope(), terms.clone(), watch.is_some());
+        let mut queues = scope();
+        queues.head_for(watching.binding().slot());
+        let body = Body::on(queues, terms.clone(), watch.is_some());
         let mut block = Block::new(body.unflushed());
         let result = closure(&mut watching, &mut block);
         let broken = watching.is_broken();
+        let onward = watching.take_onward();
         let handles = match result {
             Ok(handles) => handles,
             Err(error) => {
                 drop(watching);
+                // Nor is what it makes of a node that is not the one to ask.
+                if let Some(onward) = onward.filter(&mut allows) {
+                    route = onward.route();
+                    continue;
+                }
                 // What the closure makes of a lost connection is no answer of its own.
-                if broken && again(pool, &mut attempts, &span, "connection lost", false) {
+                if broken && again(nodes, &mut attempts, &span, "connection lost", false) {
                     continue;
                 }
                 return Err(error);
@@ -112,6 +144,12 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
         body.set_scope(watching.into_scope());
         body.leaves_closure();
         let committed = resolved(body.attempt(), &body);
+        if let Err(error) = &committed
+            && let Some(onward) = body.onward(error).filter(&mut allows)
+        {
+            route = onward.route();
+            continue;
+        }
         let why = match &committed {
             Ok(Committed::Conflict) => Some("conflict"),
             Err(error) if may_repeat(error) => Some("not sent"),
@@ -121,7 +159,7 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
         let in_turn = admitted.as_ref().is_some_and(Admitted::in_turn)
             && matches!(committed, Ok(Committed::Conflict))
             && attempts.number() <= AT_ONCE;
-        if why.is_some_and(|why| again(pool, &mut attempts, &span, why, in_turn)) {
+        if why.is_some_and(|why| again(nodes, &mut attempts, &span, why, in_turn)) {
             continue;
         }
         body.record(&committed);
@@ -174,9 +212,32 @@ fn may_repeat(error: &CommitError) -> bool {
     }
 }
 
+/// What is to be done where a server that is not the one to ask refused a transaction.
+pub(crate) fn onward(nodes: &Nodes, route: &Route, error: &CommitError) -> Option<Onward> {
+    match error {
+        CommitError::Rejected { code, message, .. } => nodes.onward(route, code, message),
+        CommitError::NotSent { source } => onward_of(nodes, route, source),
+        _ => None,
+    }
+}
+
+fn onward_of(nodes: &Nodes, route: &Route, error: &Error) -> Option<Onward> {
+    match error {
+        Error::Command { error, .. } => nodes.onward(route, error.code(), error.message()),
+        Error::Checkout(error) => nodes.unreached(route, error),
+        Error::Commit(error) => onward(nodes, route, error),
+        _ => None,
+    }
+}
+
+/// So long a block waits for a cluster that is in motion: as long as for a connection.
+fn waits(nodes: &Nodes) -> Patience {
+    Patience::until(Instant::now() + nodes.settings().checkout_timeout)
+}
+
 /// Waits for the next attempt, if there is to be one.
 fn again(
-    pool: &Pool,
+    nodes: &Nodes,
     attempts: &mut Attempts,
     span: &tracing::Span,
     why: &str,
@@ -184,7 +245,7 @@ fn again(
 ) -> bool {
     let Some(wait) = attempts.next(Instant::now()) else { return false };
     let wait = if at_once { Duration::ZERO } else { wait };
-    pool.counters().retries.add();
+    nodes.counters().retries.add();
     span.in_scope(|| tracing::debug!(attempt = attempts.number(), ?wait, why, "retry"));
     if wait > Duration::ZERO {
         std::thread::sleep(wait);

@@ -11,21 +11,25 @@ use tracing::Span;
 
 use crate::commit;
 use crate::config::Settings;
-use crate::connection::pool::{Lease, Pool, WeakPool};
+use crate::connection::nodes::{Nodes, Route, WeakNodes};
+use crate::connection::pool::Lease;
 use crate::connection::registry::{Owner, Pin};
 use crate::error::{CheckoutError, Error, PinExpired};
 use crate::observe;
+use crate::wire::slot::Binding;
 
 /// The span of a transaction that is about to begin.
-pub(crate) fn transaction_span(pool: &Pool, owner: &Owner) -> Span {
-    let (host, port) = pool.endpoint().host_and_port();
-    observe::transaction_span(host, port, pool.endpoint().db(), owner.name.as_deref())
+pub(crate) fn transaction_span(nodes: &Nodes, owner: &Owner) -> Span {
+    let (host, port) = nodes.host_and_port();
+    observe::transaction_span(host, port, nodes.db(), owner.name.as_deref())
 }
 
 /// A pinned connection, or none yet, and the promise that it goes back clean.
 #[derive(Debug)]
 pub(crate) struct Scope {
-    pool: WeakPool,
+    nodes: WeakNodes,
+    route: Route,
+    is_cluster: bool,
     settings: Arc<Settings>,
     owner: Owner,
     pin: Option<Pin>,
@@ -43,14 +47,45 @@ impl Drop for Scope {
 
 impl Scope {
     /// Holds nothing until [`pin`](Self::pin).
-    pub(crate) fn new(pool: &Pool, owner: Owner) -> Self {
-        Self::within(transaction_span(pool, &owner), pool, owner)
+    pub(crate) fn new(nodes: &Nodes, owner: Owner) -> Self {
+        Self::within(transaction_span(nodes, &owner), nodes, owner)
     }
 
     /// As [`new`](Self::new), for another attempt at the transaction that `span` is about.
-    pub(crate) fn within(span: Span, pool: &Pool, owner: Owner) -> Self {
-        let settings = Arc::clone(pool.settings());
-        Self { pool: pool.weak(), settings, owner, pin: None, span }
+    pub(crate) fn within(span: Span, nodes: &Nodes, owner: Owner) -> Self {
+        let (settings, is_cluster) = (Arc::clone(nodes.settings()), nodes.is_cluster());
+        let (nodes, route) = (nodes.weak(), Route::default());
+        Self { nodes, route, is_cluster, settings, owner, pin: None, span }
+    }
+
+    /// Which keys it is for.
+    pub(crate) fn binding(&self) -> Binding {
+        match self.route.slot {
+            _ if !self.is_cluster => Binding::Free,
+            Some(slot) => Binding::Slot(slot),
+            None => Binding::Open,
+        }
+    }
+
+    /// It is for the keys of this slot.
+    pub(crate) fn head_for(&mut self, slot: Option<u16>) {
+        if self.route.slot != slot {
+            self.route = Route::to(slot);
+        }
+    }
+
+    /// It goes this way, from its next connection on.
+    pub(crate) fn go(&mut self, route: Route) {
+        self.route = route;
+    }
+
+    pub(crate) fn route(&self) -> &Route {
+        &self.route
+    }
+
+    /// Whether it is known where a connection for it is to be had.
+    pub(crate) fn is_placed(&self) -> bool {
+        self.binding() != Binding::Open
     }
 
     /// The transaction's span: one for all its commands and attempts.
@@ -86,15 +121,15 @@ impl Scope {
     /// Takes a connection, if the scope has none.
     pub(crate) fn pin(&mut self, deadline: Instant) -> Result<(), CheckoutError> {
         if self.pin.is_none() {
-            let pool = self.pool.get().ok_or(CheckoutError::Closed)?;
-            self.pin = Some(pool.pin(self.owner.clone(), deadline)?);
+            let nodes = self.nodes.get().ok_or(CheckoutError::Closed)?;
+            self.pin = Some(nodes.pin(&self.route, &self.owner, deadline)?);
         }
         Ok(())
     }
 
     /// `None` once nobody can use it any more.
-    pub(crate) fn pool(&self) -> Option<Pool> {
-        self.pool.get()
+    pub(crate) fn nodes(&self) -> Option<Nodes> {
+        self.nodes.get()
     }
 
     pub(crate) fn is_pinned(&self) -> bool {
@@ -142,8 +177,8 @@ impl Scope {
         let Some(pin) = self.pin.take() else { return Ok(()) };
         let _in = self.span.enter();
         tracing::debug!("discard");
-        if let Some(pool) = self.pool.get() {
-            pool.counters().discards.add();
+        if let Some(nodes) = self.nodes.get() {
+            nodes.counters().discards.add();
         }
         pin.end(commit::clean)?
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use redis::{Cmd, FromRedisValue};
 
 use crate::commit::Terms;
-use crate::connection::pool::Pool;
+use crate::connection::nodes::Nodes;
 use crate::connection::registry::Owner;
 use crate::error::{Error, Resolver};
 use crate::reply::Resolve;
@@ -22,6 +22,8 @@ use crate::transaction::options::TransactionOptions;
 use crate::transaction::run::{self, Plan};
 use crate::transaction::scope::Scope;
 use crate::transaction::watching::Watching;
+use crate::wire::keys;
+use crate::wire::slot::Binding;
 
 /// Read, decide, write: what is written is applied only if none of the watched keys changed.
 ///
@@ -33,7 +35,7 @@ use crate::transaction::watching::Watching;
 #[derive(Clone, Debug)]
 #[must_use = "nothing is watched before run() or begin()"]
 pub struct Watch {
-    pool: Pool,
+    nodes: Nodes,
     options: TransactionOptions,
     resolver: Arc<dyn Resolver>,
     admission: Arc<Admission>,
@@ -44,13 +46,13 @@ pub struct Watch {
 
 impl Watch {
     pub(crate) fn new(
-        pool: Pool,
+        nodes: Nodes,
         options: TransactionOptions,
         resolver: Arc<dyn Resolver>,
         admission: Arc<Admission>,
         keys: Option<Keys>,
     ) -> Self {
-        Self { pool, options, resolver, admission, keys, reads: Arc::default() }
+        Self { nodes, options, resolver, admission, keys, reads: Arc::default() }
     }
 
     /// How often `run` tries, instead of the handle's own policy.
@@ -118,7 +120,8 @@ impl Watch {
     pub fn begin(&self) -> Result<Watching, Error> {
         let owner = self.owner(Location::caller(), false);
         let watch = self.checked_keys()?.map(Keys::watch);
-        let scope = Scope::new(&self.pool, owner);
+        let mut scope = Scope::new(&self.nodes, owner);
+        scope.head_for(self.slot()?);
         Watching::begin(scope, watch, self.terms()?, &self.reads, 1)
     }
 
@@ -167,10 +170,11 @@ impl Watch {
             terms: self.terms()?,
             policy: self.options.policy(),
             keys,
+            slot: self.slot()?,
             reads: &self.reads,
             admission,
         };
-        run::watching(&self.pool, &plan, closure)
+        run::watching(&self.nodes, &plan, closure)
     }
 
     fn checked_keys(&self) -> Result<Option<&Keys>, Error> {
@@ -181,7 +185,22 @@ impl Watch {
     }
 
     fn terms(&self) -> Result<Terms, Error> {
-        self.options.terms(&self.resolver, self.pool.settings())
+        let mut terms = self.options.terms(&self.resolver, self.nodes.settings())?;
+        if self.nodes.is_cluster() {
+            terms.place.touch = self.keys.as_ref().map(Keys::exists);
+        }
+        Ok(terms)
+    }
+
+    /// In a cluster: the slot of the keys, and of a lock that the handle is fenced by.
+    fn slot(&self) -> Result<Option<u16>, Error> {
+        let mut binding = self.nodes.binding();
+        if let (Binding::Open, Some(lock)) = (binding, self.options.lock_slot()) {
+            binding = Binding::Slot(lock);
+        }
+        keys::bind(&mut binding, self.keys.as_ref().map(Keys::watch).unwrap_or_default())?;
+        keys::bind(&mut binding, self.reads.bytes())?;
+        Ok(binding.slot())
     }
 
     fn owner(&self, place: &'static Location<'static>, is_closure: bool) -> Owner {

@@ -3,17 +3,21 @@
 //! Never: a write outside MULTI, which would make every attempt a conflict.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use redis::{Cmd, FromRedisValue, Value};
 
 use crate::commit::{self, Form, Terms};
+use crate::connection::nodes::{Onward, Route};
 use crate::connection::pool::Lease;
-use crate::error::{Applied, Error, LinkError};
+use crate::error::{Applied, CheckoutError, Error, LinkError};
 use crate::transaction::body::Body;
 use crate::transaction::declared::{self, Answers, Declared, Reads};
 use crate::transaction::guard::{Transaction, Watched};
 use crate::transaction::scope::Scope;
-use crate::wire::encode::{self, Args};
+use crate::wire::encode::{self, ASKING, Args};
+use crate::wire::keys;
+use crate::wire::slot::Binding;
 use crate::wire::state::Expect;
 
 /// A scope that reads on its pinned connection, with WATCH armed, before it writes.
@@ -46,6 +50,8 @@ pub struct Watching {
     attempt: u32,
     declared: Answers,
     broken: bool,
+    /// A read was answered by a node that is not the one to ask.
+    onward: Option<Onward>,
 }
 
 impl Watching {
@@ -54,13 +60,15 @@ impl Watching {
     pub(crate) fn begin(
         mut scope: Scope,
         watch: Option<&[u8]>,
-        terms: Terms,
+        mut terms: Terms,
         reads: &Arc<Reads>,
         attempt: u32,
     ) -> Result<Self, Error> {
+        bind(&mut scope, &mut terms, reads.bytes())?;
         let declared = arm(&mut scope, watch, reads, &terms, attempt)
             .inspect_err(|error| scope.record_failure(error))?;
-        Ok(Self { scope, terms, watched: watch.is_some(), attempt, declared, broken: false })
+        let watched = watch.is_some();
+        Ok(Self { scope, terms, watched, attempt, declared, broken: false, onward: None })
     }
 
     /// Which attempt of `watch(..).run` this is, from 1.
@@ -104,6 +112,18 @@ impl Watching {
         let span = self.scope.span().clone();
         let _in = span.enter();
         let (watched, deadline) = (self.watched, self.scope.checkout_deadline());
+        if !self.scope.is_pinned() {
+            // A scope that watches nothing, in a cluster: its first key tells where.
+            self.place(bytes, deadline)?;
+        } else {
+            let mut binding = self.scope.binding();
+            keys::bind(&mut binding, bytes)?;
+        }
+        if !self.scope.is_pinned() {
+            let nodes = self.scope.nodes().ok_or(CheckoutError::Closed)?;
+            let mut lease = nodes.lease(&Route::default(), deadline)?;
+            return declared::value_of(name, &ask(&mut lease, bytes, deadline)?);
+        }
         let broken = &mut self.broken;
         let value = self.scope.call(|lease| {
             if watched && !lease.current().is_some_and(|link| link.state().is_watching()) {
@@ -121,7 +141,7 @@ impl Watching {
                         lease.found_dead(&source);
                         // What is not watched may as well be read on another connection.
                         let again = !watched && repeats.allow(trusted, &source);
-                        if !again || std::time::Instant::now() >= deadline {
+                        if !again || Instant::now() >= deadline {
                             *broken = true;
                             return Err(lost(name, source));
                         }
@@ -130,7 +150,22 @@ impl Watching {
                 }
             }
         })?;
+        if let Value::ServerError(error) = &value
+            && let Some(nodes) = self.scope.nodes()
+        {
+            let text = error.details().unwrap_or_default();
+            self.onward = nodes.onward(self.scope.route(), error.code(), text);
+        }
         declared::value_of(name, &value)
+    }
+
+    /// Pins a connection where the read belongs, if that can be told.
+    fn place(&mut self, bytes: &[u8], deadline: Instant) -> Result<(), Error> {
+        bind(&mut self.scope, &mut self.terms, bytes)?;
+        if self.scope.is_placed() {
+            self.scope.pin(deadline)?;
+        }
+        Ok(())
     }
 
     /// From reading to writing: what is queued from here on is applied only if nothing that is
@@ -153,6 +188,15 @@ impl Watching {
 
     /// Whether the connection failed under it: then nothing it did can be committed, and the
     /// whole attempt may be repeated.
+    pub(crate) fn binding(&self) -> Binding {
+        self.scope.binding()
+    }
+
+    /// Where a read was sent on to.
+    pub(crate) fn take_onward(&mut self) -> Option<Onward> {
+        self.onward.take()
+    }
+
     pub(crate) fn is_broken(&self) -> bool {
         self.broken
     }
@@ -170,6 +214,9 @@ fn arm(
     let deadline = scope.checkout_deadline();
     let span = scope.span().clone();
     let _in = span.enter();
+    if !scope.is_placed() {
+        return Ok(Answers::default());
+    }
     scope.pin(deadline)?;
     tracing::debug!(attempt, "begin");
     if watch.is_none() && reads.len() == 0 {
@@ -185,13 +232,28 @@ fn arm(
     })
 }
 
-fn ask(lease: &mut Lease, bytes: &[u8], deadline: std::time::Instant) -> Result<Value, Error> {
-    let limit = lease.response_deadline();
+/// In a cluster, each key must be of the scope's slot, and the first one tells which that is.
+fn bind(scope: &mut Scope, terms: &mut Terms, bytes: &[u8]) -> Result<(), Error> {
+    let mut binding = scope.binding();
+    keys::bind(&mut binding, bytes)?;
+    if let Some(slot) = binding.slot() {
+        scope.head_for(Some(slot));
+        terms.place.slot = Some(slot);
+    }
+    Ok(())
+}
+
+fn ask(lease: &mut Lease, bytes: &[u8], deadline: Instant) -> Result<Value, Error> {
+    let (limit, asks) = (lease.response_deadline(), lease.asks());
     let link = lease.link(deadline)?;
-    let answer = link
-        .send(bytes, &[(Expect::Plain, 1)], limit)
-        .and_then(|()| link.value(limit))
-        .map_err(|cause| lost("a read", cause))?;
+    let asked = match asks {
+        true => link
+            .send(&[ASKING, bytes].concat(), &[(Expect::Plain, 2)], limit)
+            .and_then(|()| link.value(limit))
+            .map(drop),
+        false => link.send(bytes, &[(Expect::Plain, 1)], limit),
+    };
+    let answer = asked.and_then(|()| link.value(limit)).map_err(|cause| lost("a read", cause))?;
     link.has_answered();
     Ok(answer)
 }

@@ -10,6 +10,9 @@ use redis::Cmd;
 use super::command::{self, Place, Requests};
 use super::encode::{self, Args, EXEC, MULTI, UNWATCH};
 use super::group;
+use super::keys::{self, Keyed};
+use super::slot::Binding;
+use super::spread;
 
 /// How much stands before the first command.
 const HEAD: usize = UNWATCH.len() + MULTI.len();
@@ -50,6 +53,14 @@ pub(crate) enum Refusal {
     TooManyBytes {
         limit: usize,
     },
+    /// Its key is of another slot than the transaction.
+    OtherSlot {
+        command: String,
+        bound: u16,
+        other: u16,
+    },
+    /// It concerns every node of a cluster, and the transaction is on one.
+    Everywhere(String),
 }
 
 /// Where an open part began.
@@ -60,6 +71,8 @@ struct Mark {
     ids: u32,
     holes: usize,
     refused: bool,
+    binding: Binding,
+    unplaced: bool,
 }
 
 /// The queued commands of one transaction.
@@ -79,6 +92,9 @@ pub struct Buffer {
     holes: Vec<(u32, u32)>,
     marks: Vec<Mark>,
     refusal: Option<Refusal>,
+    binding: Binding,
+    /// It holds a command whose keys nobody here knows.
+    unplaced: bool,
     /// It holds a command that must not travel with other blocks.
     alone: bool,
     /// Names of the commands whose bytes are gone, each behind its length.
@@ -104,9 +120,26 @@ impl Buffer {
             holes: Vec::new(),
             marks: Vec::new(),
             refusal: None,
+            binding: Binding::Free,
+            unplaced: false,
             alone: false,
             names: Vec::new(),
         }
+    }
+
+    /// Its keys must be of this slot, or of any one.
+    pub(crate) fn bind(&mut self, binding: Binding) {
+        self.binding = binding;
+    }
+
+    /// Which slot its keys are of, so far.
+    pub(crate) fn binding(&self) -> Binding {
+        self.binding
+    }
+
+    /// It holds a command whose keys nobody here knows, and none that tells where it belongs.
+    pub(crate) fn is_unplaced(&self) -> bool {
+        self.unplaced && self.binding == Binding::Open
     }
 
     /// It will not travel with other blocks, whatever it holds.
@@ -153,7 +186,7 @@ impl Buffer {
                 self.refuse(Refusal::TooManyCommands { limit: self.limits.commands });
             } else if self.gone + self.bytes.len() - UNWATCH.len() > self.limits.bytes {
                 self.refuse(Refusal::TooManyBytes { limit: self.limits.bytes });
-            } else if let Some(refusal) = check.then(|| self.verdict()).flatten() {
+            } else if let Some(refusal) = self.verdict(check) {
                 self.refuse(refusal);
             } else {
                 self.end = self.bytes.len();
@@ -165,14 +198,34 @@ impl Buffer {
     }
 
     /// Judges the command that was just encoded, by what will really be sent.
-    fn verdict(&self) -> Option<Refusal> {
+    fn verdict(&mut self, check: bool) -> Option<Refusal> {
+        if !check && self.binding == Binding::Free {
+            return None;
+        }
         let encoded = self.bytes.get(self.end..)?;
         let Some(Ok(args)) = Requests::new(encoded).next() else { return Some(Refusal::Empty) };
         let name = args.first().copied().filter(|name| !name.is_empty());
         let Some(name) = name else { return Some(Refusal::Empty) };
         let refused = command::is_refused(name, args.get(1).copied(), Place::InMulti)
             || command::blocks_in_multi(&args);
-        refused.then(|| Refusal::Command(command::printable(name)))
+        if refused {
+            return Some(Refusal::Command(command::printable(name)));
+        }
+        if self.binding == Binding::Free {
+            return None;
+        }
+        let name = || command::printable(name);
+        let (bound, other) = match keys::slot_of(&args) {
+            Keyed::No if spread::is_everywhere(&args) => return Some(Refusal::Everywhere(name())),
+            Keyed::No => return None,
+            Keyed::Unknown => {
+                self.unplaced = true;
+                return None;
+            }
+            Keyed::Slot(slot) => (self.binding.bind(slot).err()?, slot),
+            Keyed::Across(one, other) => (one, other),
+        };
+        Some(Refusal::OtherSlot { command: name(), bound, other })
     }
 
     fn refuse(&mut self, refusal: Refusal) {
@@ -194,6 +247,8 @@ impl Buffer {
             ids: self.ids,
             holes: self.holes.len(),
             refused: self.refusal.is_some(),
+            binding: self.binding,
+            unplaced: self.unplaced,
         });
         self.marks.len()
     }
@@ -219,6 +274,7 @@ impl Buffer {
         self.bytes.truncate(mark.end);
         self.commands = mark.commands;
         self.holes.truncate(mark.holes);
+        (self.binding, self.unplaced) = (mark.binding, mark.unplaced);
         if mark.ids < self.ids {
             self.holes.push((mark.ids, self.ids));
         }

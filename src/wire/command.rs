@@ -268,6 +268,11 @@ impl<'a> Requests<'a> {
         Self { rest: bytes }
     }
 
+    /// What has not been walked yet.
+    pub(crate) fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
     fn length(&mut self, mark: u8) -> Option<usize> {
         let (first, rest) = self.rest.split_first()?;
         let end = rest.windows(2).position(|pair| pair == b"\r\n")?;

@@ -12,19 +12,40 @@ use std::time::Duration;
 
 use redis::Value;
 
-use super::encode;
+use super::encode::{self, ASKING};
 use crate::error::{ServerError, Unresolved};
 
 /// One connection's register: its name, and the last number that was meant for it.
 pub(crate) struct Fence {
+    prefix: Box<str>,
+    random: u128,
     register: String,
+    tag: Option<u32>,
     number: u64,
 }
 
 impl Fence {
     /// `random` makes the register this connection's alone, for all processes and all time.
     pub(crate) fn new(prefix: &str, random: u128) -> Self {
-        Self { register: format!("{prefix}:reg:{random:032x}"), number: 0 }
+        let register = format!("{prefix}:reg:{random:032x}");
+        Self { prefix: prefix.into(), random, register, tag: None, number: 0 }
+    }
+
+    /// In a cluster there is one for each slot, in the slot: here is its hash tag. Numbers are never
+    /// used twice in any of them.
+    pub(crate) fn go_to(&mut self, tag: Option<u32>) {
+        if self.tag != tag {
+            let Self { prefix, random, .. } = self;
+            self.register = match tag {
+                Some(tag) => format!("{prefix}:{{{tag}}}:reg:{random:032x}"),
+                None => format!("{prefix}:reg:{random:032x}"),
+            };
+            self.tag = tag;
+        }
+    }
+
+    pub(crate) fn tag(&self) -> Option<u32> {
+        self.tag
     }
 
     pub(crate) fn register(&self) -> &str {
@@ -68,11 +89,16 @@ impl fmt::Debug for Fence {
 
 /// What the server is asked about a register, in one write and in this order: the touch comes
 /// first.
-pub(crate) fn question(register: &str, ttl: Duration) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(160);
+///
+/// Where it `asks`, each is sent behind ASKING, which is answered for itself.
+pub(crate) fn question(register: &str, ttl: Duration, asks: bool) -> Vec<u8> {
+    let asking = if asks { ASKING } else { b"" };
+    let mut bytes = Vec::with_capacity(200);
+    bytes.extend_from_slice(asking);
     encode::command(&mut bytes, &["PEXPIRE"], |args| {
         args.arg(register).arg(millis(ttl));
     });
+    bytes.extend_from_slice(asking);
     encode::command(&mut bytes, &["GET"], |args| {
         args.arg(register);
     });

@@ -11,6 +11,7 @@ use std::fmt;
 use redis::Value;
 
 use super::encode;
+use super::slot;
 
 /// The lock that a transaction must not outlive: its holders' key, and who holds it.
 #[derive(Clone)]
@@ -22,6 +23,11 @@ pub(crate) struct HeldLock {
 impl HeldLock {
     pub(crate) fn new(holders: &str, member: &str) -> Self {
         Self { holders: holders.into(), member: member.into() }
+    }
+
+    /// Where a cluster keeps it.
+    pub(crate) fn slot(&self) -> u16 {
+        slot::of_key(self.holders.as_bytes())
     }
 
     /// Watches who holds it.

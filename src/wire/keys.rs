@@ -2,8 +2,14 @@
 //!
 //! Never: a guess. What is not in the table is told as unknown.
 
-use super::command::Folded;
-use super::slot;
+#![cfg_attr(
+    not(feature = "cluster"),
+    allow(dead_code, reason = "one server has all slots and sends nobody on")
+)]
+
+use super::command::{self, Folded, Requests};
+use super::slot::{self, Binding};
+use crate::error::Error;
 
 /// What a command's keys say of where it belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +65,27 @@ pub(crate) fn slot_of(args: &[&[u8]]) -> Keyed {
         };
     });
     found
+}
+
+/// Binds to the slot of these commands' keys, or says which two are not one. What keeps its keys
+/// where nobody knows is bound to nothing.
+pub(crate) fn bind(binding: &mut Binding, bytes: &[u8]) -> Result<(), Error> {
+    if *binding == Binding::Free {
+        return Ok(());
+    }
+    for args in Requests::new(bytes).flatten() {
+        let (bound, other) = match slot_of(&args) {
+            Keyed::No | Keyed::Unknown => continue,
+            Keyed::Slot(slot) => match binding.bind(slot) {
+                Ok(()) => continue,
+                Err(bound) => (bound, slot),
+            },
+            Keyed::Across(one, other) => (one, other),
+        };
+        let command = command::printable(args.first().copied().unwrap_or_default());
+        return Err(Error::CrossSlot { command, bound, other });
+    }
+    Ok(())
 }
 
 /// Calls `with` for each key. Where the command is not whole there are fewer, and the server says

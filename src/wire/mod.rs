@@ -19,7 +19,8 @@ pub(crate) mod once;
 pub(crate) mod parse;
 #[cfg(test)]
 mod properties;
-pub(crate) mod reply;
 pub(crate) mod redirect;
+pub(crate) mod reply;
 pub(crate) mod slot;
+pub(crate) mod spread;
 pub(crate) mod state;

@@ -4,6 +4,11 @@
 //!
 //! Never: an address made up. Where the node leaves the host out, it is the node's own.
 
+#![cfg_attr(
+    not(feature = "cluster"),
+    allow(dead_code, reason = "one server has all slots and sends nobody on")
+)]
+
 /// What a cluster's node says when it is not the one to ask.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Redirect {
@@ -24,6 +29,14 @@ pub(crate) struct Whereto {
 }
 
 impl Redirect {
+    /// Which slot it is about.
+    pub(crate) fn slot(&self) -> Option<u16> {
+        match self {
+            Self::Moved { slot, .. } | Self::Ask { slot, .. } => Some(*slot),
+            Self::Later => None,
+        }
+    }
+
     /// Of an error reply's code and text.
     pub(crate) fn of(code: &str, text: &str) -> Option<Self> {
         match code {

@@ -34,6 +34,7 @@ impl Drop for Permit {
 pub(crate) struct Lease {
     link: Option<r2d2::PooledConnection<LinkManager>>,
     permit: Permit,
+    asks: bool,
 }
 
 impl Lease {
@@ -43,7 +44,7 @@ impl Lease {
         started: Instant,
         deadline: Instant,
     ) -> Result<Self, CheckoutError> {
-        let mut lease = Self { link: None, permit };
+        let mut lease = Self { link: None, permit, asks: false };
         lease.fetch(started, deadline)?;
         Ok(lease)
     }
@@ -54,6 +55,16 @@ impl Lease {
 
     pub(crate) fn pool(&self) -> &Pool {
         &self.permit.pool
+    }
+
+    /// Its server does not serve the slot yet, and is told each time that this is known.
+    pub(crate) fn asking(mut self, asks: bool) -> Self {
+        self.asks = asks;
+        self
+    }
+
+    pub(crate) fn asks(&self) -> bool {
+        self.asks
     }
 
     /// The link, opened or taken from the pool if there is none yet.
@@ -159,7 +170,7 @@ impl Lease {
             now = Instant::now();
             let failure = inner.health.connect_error().filter(|(at, _)| *at >= started);
             match failure {
-                Some((_, source)) if !source.is_passing() || now >= deadline => {
+                Some((_, source)) if !source.is_passing() || now >= deadline || inner.impatient => {
                     return Err(CheckoutError::Connect { waited: started.elapsed(), source });
                 }
                 None if now >= deadline => {

@@ -1,0 +1,303 @@
+//! A pool for each master of a cluster, made when it is first needed.
+//!
+//! Never: a pool kept whose master serves nothing any more, once that is known.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use super::atlas::Atlas;
+use super::{Onward, Patience, Route, unserved};
+use crate::config::Settings;
+use crate::connection::lock;
+use crate::connection::pool::{Kind, Pool, WeakPool};
+use crate::error::CheckoutError;
+use crate::observe::{Counter, Counters, NodeStatus, OpenScope, PoolStatus};
+use crate::topology::cluster::{Map, NodeAddress};
+use crate::wire::redirect::Redirect;
+
+/// A pool for each master of a cluster.
+pub(crate) struct Cluster {
+    kind: Kind,
+    atlas: Arc<Atlas>,
+    pools: RwLock<HashMap<NodeAddress, Pool>>,
+    /// Whose scopes may still be open.
+    retired: Mutex<Vec<(NodeAddress, WeakPool)>>,
+    /// The map by which pools were last retired.
+    pruned: Mutex<Option<Arc<Map>>>,
+    turn: AtomicU64,
+    redirections: Counter,
+    closed: AtomicBool,
+}
+
+impl Cluster {
+    pub(crate) fn new(kind: Kind, atlas: Arc<Atlas>) -> Self {
+        Self {
+            kind,
+            atlas,
+            pools: RwLock::default(),
+            retired: Mutex::default(),
+            pruned: Mutex::default(),
+            turn: AtomicU64::new(0),
+            redirections: Counter::default(),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn settings(&self) -> &Arc<Settings> {
+        self.atlas.settings()
+    }
+
+    pub(super) fn counters(&self) -> &Counters {
+        &self.kind.counters
+    }
+
+    pub(super) fn address(&self) -> String {
+        let seeds: Vec<_> = self.atlas.seeds().iter().map(ToString::to_string).collect();
+        seeds.join(",")
+    }
+
+    pub(super) fn host_and_port(&self) -> (&str, u16) {
+        self.atlas.seeds().first().map_or(("", 0), |seed| (&*seed.host, seed.port))
+    }
+
+    /// Does something with the route's pool; with another one, where its server is gone and another
+    /// one has taken over by `deadline`.
+    pub(super) fn reach<T>(
+        &self,
+        route: &Route,
+        deadline: Instant,
+        mut call: impl FnMut(&Pool) -> Result<T, CheckoutError>,
+    ) -> Result<T, CheckoutError> {
+        let begun = Instant::now();
+        let mut patience = Patience::until(deadline);
+        loop {
+            let reached = match self.node(route) {
+                Some(node) => self.pool(&node).and_then(|pool| call(&pool)),
+                None => {
+                    let source = self.atlas.failure().unwrap_or_else(|| unserved(route.slot));
+                    Err(CheckoutError::Connect { waited: begun.elapsed(), source })
+                }
+            };
+            let error = match reached {
+                Ok(reached) => return Ok(reached),
+                Err(error) => error,
+            };
+            match self.unreached(route, &error) {
+                // Who was sent on by a node that is gone now is none the wiser.
+                Some(_) if route.at.is_some() => return Err(error),
+                Some(onward) if patience.allows(&onward) => {}
+                _ => {
+                    return Err(match error {
+                        CheckoutError::Connect { source, .. } => {
+                            CheckoutError::Connect { waited: begun.elapsed(), source }
+                        }
+                        error => error,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Where the route leads. Asks for the map, where it has no answer.
+    fn node(&self, route: &Route) -> Option<NodeAddress> {
+        if let Some(node) = &route.at {
+            return Some(node.clone());
+        }
+        let found = |map: &Map| match route.slot {
+            Some(slot) => map.master(slot).cloned(),
+            None => self.any(map),
+        };
+        found(&self.atlas.map()).or_else(|| {
+            self.refresh(None);
+            found(&self.atlas.map())
+        })
+    }
+
+    /// One master after the other.
+    fn any(&self, map: &Map) -> Option<NodeAddress> {
+        let masters = map.masters();
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) as usize;
+        masters.get(turn.checked_rem(masters.len())?).cloned()
+    }
+
+    fn refresh(&self, first: Option<&NodeAddress>) {
+        // It is one exchange with a node that answers, and one connect for each that does not.
+        let limit = self.settings().connect_timeout + self.settings().response_timeout;
+        self.atlas.refresh(first, Instant::now() + limit);
+        self.prune();
+    }
+
+    /// Retires the pools of whoever is no master any more.
+    fn prune(&self) {
+        let map = self.atlas.map();
+        let mut pruned = lock(&self.pruned);
+        if pruned.as_ref().is_some_and(|last| Arc::ptr_eq(last, &map)) {
+            return;
+        }
+        let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
+        let mut retired = lock(&self.retired);
+        retired.retain(|(_, pool)| pool.get().is_some());
+        pools.retain(|node, pool| {
+            let serves = map.masters().contains(node);
+            if !serves {
+                tracing::info!(
+                    server.address = %node.host, server.port = node.port,
+                    pool = self.kind.name, "the node is no master any more"
+                );
+                pool.retire();
+                retired.push((node.clone(), pool.weak()));
+            }
+            serves
+        });
+        *pruned = Some(map);
+    }
+
+    fn pool(&self, node: &NodeAddress) -> Result<Pool, CheckoutError> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(CheckoutError::Closed);
+        }
+        let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pool) = pools.get(node) {
+            return Ok(pool.clone());
+        }
+        drop(pools);
+        let endpoint = self.atlas.endpoint(node).map_err(|_| CheckoutError::Connect {
+            waited: Duration::ZERO,
+            source: crate::error::LinkError::unexpected("an address that cannot be used"),
+        })?;
+        let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
+        // Somebody who has closed all pools meanwhile has not seen this one.
+        if self.closed.load(Ordering::Acquire) {
+            return Err(CheckoutError::Closed);
+        }
+        let pool = pools
+            .entry(node.clone())
+            .or_insert_with(|| Pool::new(Kind { impatient: true, ..self.kind.clone() }, endpoint));
+        Ok(pool.clone())
+    }
+
+    /// The ways to all masters that serve something.
+    pub(super) fn everybody(&self, deadline: Instant) -> Result<Vec<Route>, CheckoutError> {
+        self.reach(&Route::default(), deadline, |_| Ok(()))?;
+        let map = self.atlas.map();
+        let serving = map.masters().iter().filter(|master| map.share(master) > 0);
+        Ok(serving.map(|node| Route { at: Some(node.clone()), ..Route::default() }).collect())
+    }
+
+    pub(super) fn onward(&self, route: &Route, redirect: &Redirect) -> Option<Onward> {
+        let here = route.at.clone().or_else(|| self.atlas.map().master(route.slot?).cloned());
+        let from = here.as_ref().map_or_else(|| self.host_and_port().0, |node| &node.host);
+        let ours = |slot: &u16| route.slot.is_none_or(|bound| bound == *slot);
+        let onward = match redirect {
+            // A key that nobody here knew of is of another slot: that is no way to go.
+            Redirect::Moved { slot, .. } | Redirect::Ask { slot, .. } if !ours(slot) => {
+                return None;
+            }
+            Redirect::Moved { slot, to } => {
+                let to = NodeAddress::of(to, from);
+                let known = self.atlas.map().master(*slot) == Some(&to);
+                if !known {
+                    // Who has it now is sure to know better than the map's old source.
+                    self.refresh(Some(&to));
+                    self.atlas.moved(*slot, &to);
+                }
+                Onward::Now(Route::to(Some(*slot)))
+            }
+            Redirect::Ask { slot, to } => {
+                let at = Some(NodeAddress::of(to, from));
+                Onward::Now(Route { slot: Some(*slot), at, asks: true })
+            }
+            Redirect::Later => {
+                self.refresh(None);
+                Onward::Soon(Route::to(route.slot))
+            }
+        };
+        self.redirections.add();
+        tracing::debug!(slot = route.slot, to = ?onward, "sent on");
+        Some(onward)
+    }
+
+    pub(super) fn unreached(&self, route: &Route, error: &CheckoutError) -> Option<Onward> {
+        match error {
+            CheckoutError::Connect { source, .. } if source.is_passing() => {}
+            // Only its own pool is, since its master is none any more.
+            CheckoutError::Closed if !self.closed.load(Ordering::Acquire) => {}
+            _ => return None,
+        }
+        self.refresh(None);
+        Some(Onward::Soon(Route::to(route.slot)))
+    }
+
+    fn all(&self) -> Vec<(NodeAddress, Pool)> {
+        let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> =
+            pools.iter().map(|(node, pool)| (node.clone(), pool.clone())).collect();
+        drop(pools);
+        let retired = lock(&self.retired);
+        all.extend(retired.iter().filter_map(|(node, pool)| Some((node.clone(), pool.get()?))));
+        all.sort_by(|(one, _), (other, _)| one.cmp(other));
+        all
+    }
+
+    pub(super) fn scopes(&self) -> Vec<OpenScope> {
+        self.all().iter().flat_map(|(_, pool)| pool.registry().scopes()).collect()
+    }
+
+    pub(super) fn status(&self) -> PoolStatus {
+        let map = self.atlas.map();
+        let mut sum = PoolStatus {
+            name: self.kind.name,
+            size: 0,
+            max_size: 0,
+            in_use: 0,
+            idle: 0,
+            waiting: 0,
+            counts: self.counters().counts(),
+            scopes: Vec::new(),
+            last_connect_error: self.atlas.failure(),
+            nodes: Vec::new(),
+            redirections: self.redirections.get(),
+        };
+        for (node, pool) in self.all() {
+            let part = pool.status();
+            sum.size += part.size;
+            sum.max_size += part.max_size;
+            sum.in_use += part.in_use;
+            sum.idle += part.idle;
+            sum.waiting += part.waiting;
+            sum.scopes.extend(part.scopes);
+            sum.nodes.push(NodeStatus {
+                address: node.to_string(),
+                slots: map.share(&node),
+                size: part.size,
+                in_use: part.in_use,
+                idle: part.idle,
+                waiting: part.waiting,
+                last_connect_error: part.last_connect_error,
+            });
+        }
+        sum.scopes.sort_by_key(|scope| std::cmp::Reverse(scope.age));
+        sum
+    }
+
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.all().iter().for_each(|(_, pool)| pool.close());
+    }
+
+    pub(super) fn drain(&self, deadline: Instant) -> usize {
+        self.all().iter().map(|(_, pool)| pool.drain(deadline)).sum()
+    }
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster")
+            .field("name", &self.kind.name)
+            .field("atlas", &self.atlas)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,191 @@
+//! What the pooled handle is asked to send: judged by the names of its commands, then sent.
+//!
+//! Never: a write sent twice.
+
+use std::time::{Duration, Instant};
+
+use redis::Value;
+
+use crate::connection::deadline::Deadline;
+use crate::connection::group::lead;
+use crate::connection::nodes::{Nodes, Route};
+use crate::connection::pool::{Joined, Lease, Repeats};
+use crate::error::{Applied, Error, LinkError};
+use crate::wire::command::{self, Blocking, Place, Requests};
+use crate::wire::group::{self, Broken, Job, What};
+use crate::wire::reply::Reply;
+use crate::wire::state::Expect;
+
+/// What is to be sent, judged by the names of its commands.
+pub(super) struct Request {
+    /// The first command's name, for errors.
+    pub(super) name: String,
+    commands: usize,
+    pub(super) read_only: bool,
+    /// It may be sent along with those of others.
+    travels: bool,
+    blocks_for: Duration,
+}
+
+impl Request {
+    pub(super) fn judge(bytes: &[u8], replies: usize) -> Result<Self, Error> {
+        let mut request = Self {
+            name: String::new(),
+            commands: 0,
+            read_only: true,
+            travels: false,
+            blocks_for: Duration::ZERO,
+        };
+        for args in Requests::new(bytes) {
+            let Ok(args) = args else {
+                return Err(Error::refused("a request that is not RESP".to_owned()));
+            };
+            let (name, sub) = (args.first().copied().unwrap_or_default(), args.get(1).copied());
+            if request.name.is_empty() {
+                request.name = command::printable(name);
+            }
+            if command::is_refused(name, sub, Place::Alone) {
+                return Err(Error::refused(command::printable(name)));
+            }
+            match command::blocking(&args) {
+                Blocking::No => {}
+                Blocking::For(timeout) => request.blocks_for += timeout,
+                Blocking::Forever => {
+                    return Err(Error::Refused {
+                        command: command::printable(name),
+                        hint: "it would occupy a shared connection for ever; give it a timeout",
+                    });
+                }
+            }
+            request.commands += 1;
+            request.read_only &= command::is_read_only(name, sub);
+        }
+        request.travels = request.read_only
+            && request.commands == 1
+            && group::may_read_along(&request.name)
+            && group::is_small(1, bytes.len());
+        if request.commands == 0 {
+            return Err(Error::Refused {
+                command: "a request without a command".to_owned(),
+                hint: "add one to the pipeline",
+            });
+        }
+        // A reply that is not read would be the next borrower's.
+        if request.commands != replies {
+            return Err(Error::Refused {
+                command: format!(
+                    "a request of {} commands for {replies} replies",
+                    request.commands
+                ),
+                hint: "ask for one reply a command",
+            });
+        }
+        Ok(request)
+    }
+    /// Asks on a connection of the route's, and again on another one where that changes nothing.
+    pub(super) fn ask(
+        &self,
+        nodes: &Nodes,
+        route: &Route,
+        (bytes, offset, count): (&[u8], usize, usize),
+        checkout: Instant,
+    ) -> Result<Vec<Value>, Error> {
+        let settings = nodes.settings();
+        let mut repeats = Repeats::new(settings.max_size);
+        let mut lease = None;
+        while self.travels && lease.is_none() {
+            let job = || Job { bytes: bytes.to_vec(), what: What::Read };
+            let settled = match nodes.join(route, checkout, job)? {
+                Joined::Alone(alone) => {
+                    lease = Some(alone);
+                    break;
+                }
+                Joined::Lead(mut leading, own) => {
+                    leading.answering(checkout)?;
+                    lead(leading, &own)
+                }
+                Joined::Settled(settled) => settled,
+            };
+            let Some(Broken { cause, .. }) = settled.broken else {
+                return Ok(settled.replies.into_iter().map(Reply::into_value).collect());
+            };
+            if !repeats.allow(true, &cause) || Instant::now() >= checkout {
+                return Err(Error::Lost {
+                    during: self.name.clone(),
+                    applied: Applied::No,
+                    source: cause,
+                });
+            }
+            tracing::debug!(%cause, "asked again on another connection");
+        }
+        let mut lease = match lease {
+            Some(lease) => lease,
+            None => nodes.lease(route, checkout)?,
+        };
+        loop {
+            if !self.read_only {
+                lease.answering(checkout)?;
+            }
+            lease.link(checkout)?;
+            let trusted = lease.is_trusted();
+            let deadline = Deadline::after(settings.response_timeout + self.blocks_for);
+            match ask(&mut lease, bytes, offset, count, deadline, checkout) {
+                Ok(replies) => {
+                    if !self.read_only
+                        && !matches!(replies.first(), Some(Value::ServerError(_)))
+                        && let Some(link) = lease.current()
+                    {
+                        link.wrote();
+                    }
+                    for value in &replies {
+                        if let Value::ServerError(error) = value {
+                            lease.heed(error.code());
+                        }
+                    }
+                    return Ok(replies);
+                }
+                Err(Failed::Checkout(error)) => return Err(error),
+                Err(Failed::Lost { sent, cause }) => {
+                    lease.found_dead(&cause);
+                    // Reads apply nothing, and half a command is none. Of a pipeline that was cut
+                    // short the first commands may have arrived whole.
+                    let harmless = self.read_only || (!sent && self.commands == 1);
+                    let again = harmless && repeats.allow(trusted, &cause);
+                    if !again || Instant::now() >= checkout {
+                        let applied = if harmless { Applied::No } else { Applied::Unknown };
+                        let during = self.name.clone();
+                        return Err(Error::Lost { during, applied, source: cause });
+                    }
+                    tracing::debug!(%cause, "asked again on another connection");
+                }
+            }
+        }
+    }
+}
+
+enum Failed {
+    Checkout(Error),
+    Lost { sent: bool, cause: LinkError },
+}
+
+fn ask(
+    lease: &mut Lease,
+    bytes: &[u8],
+    offset: usize,
+    count: usize,
+    deadline: Deadline,
+    checkout: Instant,
+) -> Result<Vec<Value>, Failed> {
+    let link = lease.link(checkout).map_err(Failed::Checkout)?;
+    let expected = [(Expect::Plain, (offset + count) as u32)];
+    link.send(bytes, &expected, deadline).map_err(|cause| Failed::Lost { sent: false, cause })?;
+    let mut replies = Vec::with_capacity(count);
+    for nth in 0..offset + count {
+        let value = link.value(deadline).map_err(|cause| Failed::Lost { sent: true, cause })?;
+        if nth >= offset {
+            replies.push(value);
+        }
+    }
+    link.has_answered();
+    Ok(replies)
+}
