@@ -124,7 +124,6 @@ impl Cluster {
     /// Moves a slot with all its keys, as an operator's tool does it.
     pub fn migrate(&self, slot: u16, to: usize) {
         if let Some(from) = self.begin_migration(slot, to) {
-            while self.move_keys(slot, from, to, 10) > 0 {}
             self.end_migration(slot, from, to);
         }
     }
@@ -158,14 +157,14 @@ impl Cluster {
         keys.len()
     }
 
-    /// The slot is the target's; everybody is told. What was written meanwhile goes along.
+    /// Moves what is left; then the slot is the target's, and everybody is told.
     pub fn end_migration(&self, slot: u16, from: usize, to: usize) {
+        // Before the target answers for the slot: it would make a key anew that it has not got yet.
+        while self.move_keys(slot, from, to, 10) > 0 {}
         let text = slot.to_string();
         let id = self.nodes()[to].id.clone();
         let command = ["CLUSTER", "SETSLOT", &text, "NODE", &id];
         self.ask::<()>(to, &command);
-        // It refuses while it still has keys of it.
-        while self.move_keys(slot, from, to, 10) > 0 {}
         self.ask::<()>(from, &command);
         for other in self.running() {
             let is_master = self.view(other).iter().any(|entry| entry.mine && entry.master);

@@ -6,6 +6,7 @@
 //! Never: two who ask at once, or one who asks again right away.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,8 @@ pub(crate) struct Atlas {
     like: ConnectionInfo,
     settings: Arc<Settings>,
     map: RwLock<Arc<Map>>,
+    /// Counts the answers.
+    edition: AtomicU64,
     asking: Mutex<Asking>,
 }
 
@@ -59,8 +62,14 @@ impl Atlas {
         });
         let seeds = seeds.collect();
         let like = nodes.into_iter().next().ok_or_else(none)?;
-        let atlas =
-            Self { seeds, like, settings, map: RwLock::default(), asking: Mutex::default() };
+        let atlas = Self {
+            seeds,
+            like,
+            settings,
+            map: RwLock::default(),
+            edition: AtomicU64::new(0),
+            asking: Mutex::default(),
+        };
         // What is wrong with the address is told now, not by the first use.
         let seed = atlas.seeds.first().ok_or_else(none)?;
         atlas.endpoint(seed)?;
@@ -77,6 +86,11 @@ impl Atlas {
 
     pub(super) fn map(&self) -> Arc<Map> {
         Arc::clone(&self.map.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How often the map was heard.
+    pub(super) fn edition(&self) -> u64 {
+        self.edition.load(Ordering::Acquire)
     }
 
     /// From now on the slot is this one's: its old master says so.
@@ -130,6 +144,7 @@ impl Atlas {
                         "map of the cluster refreshed"
                     );
                     *self.map.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(map);
+                    self.edition.fetch_add(1, Ordering::Release);
                     asking.failure = None;
                     break;
                 }

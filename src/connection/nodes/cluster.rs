@@ -25,8 +25,8 @@ pub(crate) struct Cluster {
     pools: RwLock<HashMap<NodeAddress, Pool>>,
     /// Whose scopes may still be open.
     retired: Mutex<Vec<(NodeAddress, WeakPool)>>,
-    /// The map by which pools were last retired.
-    pruned: Mutex<Option<Arc<Map>>>,
+    /// The edition of the map by which pools were last retired.
+    pruned: AtomicU64,
     turn: AtomicU64,
     redirections: Counter,
     closed: AtomicBool,
@@ -39,7 +39,7 @@ impl Cluster {
             atlas,
             pools: RwLock::default(),
             retired: Mutex::default(),
-            pruned: Mutex::default(),
+            pruned: AtomicU64::new(0),
             turn: AtomicU64::new(0),
             redirections: Counter::default(),
             closed: AtomicBool::new(false),
@@ -71,6 +71,7 @@ impl Cluster {
         deadline: Instant,
         mut call: impl FnMut(&Pool) -> Result<T, CheckoutError>,
     ) -> Result<T, CheckoutError> {
+        self.prune();
         let begun = Instant::now();
         let mut patience = Patience::until(deadline);
         loop {
@@ -112,6 +113,7 @@ impl Cluster {
         };
         found(&self.atlas.map()).or_else(|| {
             self.refresh(None);
+            self.prune();
             found(&self.atlas.map())
         })
     }
@@ -127,16 +129,15 @@ impl Cluster {
         // It is one exchange with a node that answers, and one connect for each that does not.
         let limit = self.settings().connect_timeout + self.settings().response_timeout;
         self.atlas.refresh(first, Instant::now() + limit);
-        self.prune();
     }
 
     /// Retires the pools of whoever is no master any more.
     fn prune(&self) {
-        let map = self.atlas.map();
-        let mut pruned = lock(&self.pruned);
-        if pruned.as_ref().is_some_and(|last| Arc::ptr_eq(last, &map)) {
+        let edition = self.atlas.edition();
+        if self.pruned.swap(edition, Ordering::AcqRel) == edition {
             return;
         }
+        let map = self.atlas.map();
         let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
         let mut retired = lock(&self.retired);
         retired.retain(|(_, pool)| pool.get().is_some());
@@ -152,7 +153,6 @@ impl Cluster {
             }
             serves
         });
-        *pruned = Some(map);
     }
 
     fn pool(&self, node: &NodeAddress) -> Result<Pool, CheckoutError> {
@@ -228,6 +228,7 @@ impl Cluster {
             _ => return None,
         }
         self.refresh(None);
+        self.prune();
         Some(Onward::Soon(Route::to(route.slot)))
     }
 
