@@ -9,6 +9,7 @@ use crate::connection::link::Link;
 use crate::error::{LinkError, ServerError};
 use crate::wire::buffer::{Buffer, Start};
 use crate::wire::durability::Acks;
+use crate::wire::encode::ASKING;
 use crate::wire::exec::Collector;
 use crate::wire::state::Expect;
 
@@ -45,7 +46,8 @@ pub(super) fn exchange(
         (Expect::Multi, u32::from(start != Start::Commands)),
         (Expect::Queued, unsent + own_commands),
         (Expect::Exec, 1),
-        (Expect::Arm, u32::from(fenced && !asks)),
+        (Expect::Plain, u32::from(fenced && asks)),
+        (Expect::Arm, u32::from(fenced)),
         (Expect::Plain, u32::from(terms.durability.is_some())),
     ];
     let waits = terms.durability.map(|durability| durability.timeout()).unwrap_or_default();
@@ -112,10 +114,10 @@ fn around(
         }
         fence.set(&mut around.own, settings.register_ttl);
         around.own_commands += 1;
-        // Where the slot is on its way, it is armed again the next time.
-        if !asks {
-            fence.watch(&mut around.behind);
+        if asks {
+            around.behind.extend_from_slice(ASKING);
         }
+        fence.watch(&mut around.behind);
     }
     if let Some(durability) = &terms.durability {
         durability.write(&mut around.behind);

@@ -51,7 +51,7 @@ pub(super) fn prove(lease: &mut Lease, buffer: &Buffer, form: Form<'_>) -> Resul
         else {
             return Ok(());
         };
-        match steps.take(link, deadline) {
+        match steps.take(link, deadline).map(|found| found.told(asks)) {
             Ok(Found { refused: Some(refused), .. }) => {
                 lease.heed(refused.error.code());
                 return Err(CommitError::rejected(None, refused.word.to_owned(), &refused.error));
@@ -99,7 +99,7 @@ pub(crate) fn watch(
             steps.held(form.terms);
         }
         steps.reads(reads, count);
-        match steps.take(link, deadline) {
+        match steps.take(link, deadline).map(|found| found.told(asks)) {
             Ok(Found { refused: Some(refused), .. }) => {
                 lease.heed(refused.error.code());
                 return Err(refused.into());
@@ -235,6 +235,17 @@ struct Found {
     reads: Vec<Value>,
 }
 
+impl Found {
+    /// Where the slot is on its way, a lock that is not found may not have arrived yet.
+    fn told(mut self, asks: bool) -> Self {
+        if asks && self.lock_lost && self.refused.is_none() {
+            let error = ServerError::own("TRYAGAIN", "the lock is not where its slot will be yet");
+            self.refused = Some(Refused { word: Step::Lock.word(), error });
+        }
+        self
+    }
+}
+
 impl Steps {
     fn is_empty(&self) -> bool {
         self.steps.is_empty()
@@ -281,7 +292,10 @@ impl Steps {
             (true, false) => self.step(Step::Unwatch, Expect::Unwatch, UNWATCH),
             (false, _) => {}
         }
-        let fence = link.fence(&settings.register_prefix)?;
+        let fence = match self.asks {
+            true => link.new_fence(&settings.register_prefix)?,
+            false => link.fence(&settings.register_prefix)?,
+        };
         fence.go_to(tag);
         fence.advance();
         fence.set(self.next(Step::Register, Expect::Plain), settings.register_ttl);

@@ -118,6 +118,13 @@ impl Link {
         self.fence.as_mut().ok_or_else(|| LinkError::unexpected("there is no register"))
     }
 
+    /// A register of a name that nobody has ever used. Where a slot is on its way, an old name may
+    /// still have its value where the slot comes from.
+    pub(crate) fn new_fence(&mut self, prefix: &str) -> Result<&mut Fence, LinkError> {
+        self.fence = None;
+        self.fence(prefix)
+    }
+
     /// The register as it is.
     pub(crate) fn known_fence(&self) -> Option<&Fence> {
         self.fence.as_ref()

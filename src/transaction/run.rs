@@ -145,7 +145,8 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
         body.leaves_closure();
         let committed = resolved(body.attempt(), &body);
         if let Err(error) = &committed
-            && let Some(onward) = body.onward(error).filter(&mut allows)
+            && let Some(onward) = body.onward(error).map(|onward| settled(onward, watch.is_some()))
+            && allows(&onward)
         {
             route = onward.route();
             continue;
@@ -227,6 +228,15 @@ fn onward_of(nodes: &Nodes, route: &Route, error: &Error) -> Option<Onward> {
         Error::Checkout(error) => nodes.unreached(route, error),
         Error::Commit(error) => onward(nodes, route, error),
         _ => None,
+    }
+}
+
+/// What reads without a watch does not go where its slot will be: some of what it reads may not be
+/// there yet. It waits until the slot has arrived.
+fn settled(onward: Onward, watches: bool) -> Onward {
+    match onward {
+        Onward::Now(route) if route.asks() && !watches => Onward::Soon(Route::to(route.slot)),
+        onward => onward,
     }
 }
 

@@ -10,7 +10,7 @@ use redis::{Cmd, FromRedisValue, Value};
 use crate::commit::{self, Form, Terms};
 use crate::connection::nodes::{Onward, Route};
 use crate::connection::pool::Lease;
-use crate::error::{Applied, CheckoutError, Error, LinkError};
+use crate::error::{Applied, CheckoutError, Error, LinkError, ServerError};
 use crate::transaction::body::Body;
 use crate::transaction::declared::{self, Answers, Declared, Reads};
 use crate::transaction::guard::{Transaction, Watched};
@@ -52,6 +52,8 @@ pub struct Watching {
     broken: bool,
     /// A read was answered by a node that is not the one to ask.
     onward: Option<Onward>,
+    /// The whole WATCH command, where its slot is on its way.
+    watch: Box<[u8]>,
 }
 
 impl Watching {
@@ -67,8 +69,11 @@ impl Watching {
         bind(&mut scope, &mut terms, reads.bytes())?;
         let declared = arm(&mut scope, watch, reads, &terms, attempt)
             .inspect_err(|error| scope.record_failure(error))?;
+        let asks = scope.route().asks();
         let watched = watch.is_some();
-        Ok(Self { scope, terms, watched, attempt, declared, broken: false, onward: None })
+        let watch = watch.filter(|_| asks).unwrap_or_default().into();
+        let (broken, onward) = (false, None);
+        Ok(Self { scope, terms, watched, attempt, declared, broken, onward, watch })
     }
 
     /// Which attempt of `watch(..).run` this is, from 1.
@@ -118,6 +123,10 @@ impl Watching {
         } else {
             let mut binding = self.scope.binding();
             keys::bind(&mut binding, bytes)?;
+            if let Err(error) = has_arrived(&self.scope, &self.watch, bytes, name) {
+                self.sent_on("TRYAGAIN", "");
+                return Err(error);
+            }
         }
         if !self.scope.is_pinned() {
             let nodes = self.scope.nodes().ok_or(CheckoutError::Closed)?;
@@ -150,13 +159,27 @@ impl Watching {
                 }
             }
         })?;
-        if let Value::ServerError(error) = &value
-            && let Some(nodes) = self.scope.nodes()
-        {
+        if let Value::ServerError(error) = &value {
             let text = error.details().unwrap_or_default();
-            self.onward = nodes.onward(self.scope.route(), error.code(), text);
+            self.sent_on(error.code(), text);
+            // Without a watch a read may as well be asked elsewhere; the scope stays where it is.
+            if let (false, Some(Onward::Now(route))) = (watched, &self.onward)
+                && route.asks()
+                && let Some(nodes) = self.scope.nodes()
+            {
+                let mut lease = nodes.lease(route, deadline)?;
+                self.onward = None;
+                return declared::value_of(name, &ask(&mut lease, bytes, deadline)?);
+            }
         }
         declared::value_of(name, &value)
+    }
+
+    /// Notes what a refused read says of where the scope's slot is.
+    fn sent_on(&mut self, code: &str, text: &str) {
+        if let Some(nodes) = self.scope.nodes() {
+            self.onward = nodes.onward(self.scope.route(), code, text);
+        }
     }
 
     /// Pins a connection where the read belongs, if that can be told.
@@ -222,6 +245,7 @@ fn arm(
     if watch.is_none() && reads.len() == 0 {
         return Ok(Answers::default());
     }
+    has_arrived(scope, watch.unwrap_or_default(), reads.bytes(), "a read")?;
     let form = Form { terms, watched: watch.is_some(), checkout: deadline };
     let values =
         scope.call(|lease| commit::watch(lease, watch, (reads.bytes(), reads.len()), form))?;
@@ -230,6 +254,16 @@ fn arm(
             tracing::debug!(attempt, %which, "condition failed");
         }
     })
+}
+
+/// Where a slot is on its way, what is not found there may not have arrived yet. It is known only of
+/// what is watched: its old master has said so, or it was found.
+fn has_arrived(scope: &Scope, watch: &[u8], reads: &[u8], name: &str) -> Result<(), Error> {
+    if !scope.route().asks() || keys::are_among(reads, watch) {
+        return Ok(());
+    }
+    let error = ServerError::own("TRYAGAIN", "the key may not be where its slot will be yet");
+    Err(Error::Command { command: name.to_owned(), error })
 }
 
 /// In a cluster, each key must be of the scope's slot, and the first one tells which that is.

@@ -88,6 +88,21 @@ pub(crate) fn bind(binding: &mut Binding, bytes: &[u8]) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether every key of these commands is one of `watch`.
+pub(crate) fn are_among(bytes: &[u8], watch: &[u8]) -> bool {
+    let watched = Requests::new(watch).next().and_then(Result::ok).unwrap_or_default();
+    let mut among = true;
+    for args in Requests::new(bytes).flatten() {
+        match place(&args) {
+            Some(place) => {
+                each(place, &args, |key| among &= watched.iter().skip(1).any(|k| *k == key))
+            }
+            None => among = false,
+        }
+    }
+    among
+}
+
 /// Calls `with` for each key. Where the command is not whole there are fewer, and the server says
 /// what is wrong with it.
 fn each(place: Place, args: &[&[u8]], mut with: impl FnMut(&[u8])) {

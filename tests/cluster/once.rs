@@ -10,6 +10,8 @@ use rediscope::{
     CommitError, InDoubt, Resolution, SessionManager, TransactionOptions, Transactional,
 };
 
+use scopeguard::defer;
+
 use super::stage::{SOON, Stage, beside, builder};
 use crate::support::cluster::Cluster;
 use crate::support::eventually;
@@ -142,10 +144,9 @@ fn exactly_once_blocks_are_applied_once_while_slots_move_and_answers_are_lost() 
                         Ok(tx.incr(key, 1))
                     });
                     match done {
-                        Ok(_) => drop(applied.fetch_add(1, Ordering::Relaxed)),
-                        // Applied, and what it answered is lost.
-                        Err(rediscope::Error::Reply(_)) => {
-                            drop(applied.fetch_add(1, Ordering::Relaxed))
+                        // Also where it was applied, and what it answered is lost.
+                        Ok(_) | Err(rediscope::Error::Reply(_)) => {
+                            applied.fetch_add(1, Ordering::Relaxed);
                         }
                         Err(error) => {
                             eprintln!("{error}");
@@ -155,6 +156,8 @@ fn exactly_once_blocks_are_applied_once_while_slots_move_and_answers_are_lost() 
                 }
             });
         }
+        // Also where this panics: the others would go on for ever.
+        defer! { over.store(true, Ordering::Relaxed) }
         let enough = |count| {
             eventually(SOON, "more was applied", || applied.load(Ordering::Relaxed) >= count);
         };
@@ -176,7 +179,6 @@ fn exactly_once_blocks_are_applied_once_while_slots_move_and_answers_are_lost() 
             cluster.end_migration(slot, from, to);
             enough(applied.load(Ordering::Relaxed) + 10);
         }
-        over.store(true, Ordering::Relaxed);
     });
     let applied = applied.load(Ordering::Relaxed) as i64;
     let sum = |key: &dyn Fn(&String) -> String| -> i64 {

@@ -7,6 +7,8 @@ use std::time::Duration;
 use rediscope::prelude::*;
 use rediscope::{Applied, CommitError, Error, Outcome, TransactionOptions, Transactional, redis};
 
+use scopeguard::defer;
+
 use super::stage::{SOON, Stage, beside, builder};
 use crate::support::eventually;
 
@@ -77,7 +79,9 @@ fn a_large_block_follows_with_its_first_chunk() {
     stage.cluster.migrate(slot, to);
     let big = "x".repeat(20_000);
     let done = accounts.run(|tx| {
-        (0..20).for_each(|nth| drop(tx.append(beside(&key, &format!("big{nth}")), &big)));
+        for nth in 0..20 {
+            tx.append(beside(&key, &format!("big{nth}")), &big);
+        }
         Ok(tx.incr(&key, 1))
     });
     assert_eq!(done.unwrap(), 2);
@@ -215,6 +219,8 @@ fn slots_move_under_load_and_every_sum_is_right() {
                 }
             });
         }
+        // Also where this panics: the others would go on for ever.
+        defer! { over.store(true, Ordering::Relaxed) }
         let enough = |count| {
             eventually(SOON, "more was applied", || applied.load(Ordering::Relaxed) >= count);
         };
@@ -225,7 +231,6 @@ fn slots_move_under_load_and_every_sum_is_right() {
             stage.cluster.migrate(slot, (from + 1 + round / 3 % 2) % 3);
             enough(applied.load(Ordering::Relaxed) + 20);
         }
-        over.store(true, Ordering::Relaxed);
     });
     let applied = applied.load(Ordering::Relaxed) as i64;
     let sum = |word| -> i64 {
@@ -279,4 +284,39 @@ fn a_slot_that_nobody_serves_is_told_when_there_is_no_time_left() {
     let error = Error::from(sessions.pooled().get::<_, Option<i64>>(&key).unwrap_err());
     assert_eq!((error.applied(), error.is_retryable()), (Applied::No, true), "{error}");
     stage.cluster.ask::<()>(from, &["CLUSTER", "ADDSLOTS", &slot.to_string()]);
+}
+
+#[test]
+fn what_has_not_arrived_yet_is_not_read_as_missing() {
+    let stage = Stage::start();
+    let Route { key, slot, from, to } = route(&stage);
+    let accounts = warm(&stage, &key);
+    let (ghost, copy) = (beside(&key, "ghost"), beside(&key, "copy"));
+    stage.cluster.begin_migration(slot, to);
+    // What is watched is not where the slot comes from, so the block goes where it will be; what
+    // it reads besides is still there.
+    let watching = || {
+        accounts.watch([&ghost]).run(|read, tx| {
+            let found: Option<i64> = read.get(&key)?;
+            Ok(tx.set(&ghost, found.unwrap_or(-1)))
+        })
+    };
+    let reading = accounts.reading().run(|read, tx| {
+        let none: Option<i64> = read.get(&copy)?;
+        let found: Option<i64> = read.get(&key)?;
+        Ok(tx.set(&key, none.unwrap_or(0) + found.unwrap_or(-1)))
+    });
+    reading.unwrap();
+    thread::scope(|scope| {
+        let watched = scope.spawn(watching);
+        let before = stage.sessions.status().transactional.redirections;
+        eventually(SOON, "it was sent on", || {
+            stage.sessions.status().transactional.redirections > before + 3
+        });
+        assert!(!watched.is_finished());
+        stage.cluster.end_migration(slot, from, to);
+        watched.join().unwrap().unwrap();
+    });
+    assert_eq!(stage.cluster.read::<i64>(&["GET", &ghost]), 1);
+    assert_eq!(stage.cluster.read::<i64>(&["GET", &key]), 1);
 }

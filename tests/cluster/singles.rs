@@ -58,7 +58,9 @@ fn a_pipeline_is_parted_by_slot_and_its_replies_come_in_their_order() {
     for round in 0..3 {
         let mut pipe = redis::pipe();
         for _ in 0..4 {
-            keys.iter().for_each(|key| drop(pipe.incr(key, 1)));
+            for key in &keys {
+                pipe.incr(key, 1);
+            }
         }
         pipe.cmd("DBSIZE").cmd("PING").cmd("TIME").ignore();
         let replies: Vec<redis::Value> = pipe.query(&mut db).unwrap();

@@ -3,6 +3,7 @@
 //!
 //! Never: `redis-cli`, and never: a fixed port. Each node is a [`Server`], which ends with it.
 
+use std::net::{Ipv4Addr, TcpListener};
 use std::ops::RangeInclusive;
 use std::sync::{RwLock, RwLockReadGuard};
 use std::thread;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use redis::Value;
 
-use super::server::{Server, free_port};
+use super::server::Server;
 use super::{eventually, try_for};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -333,7 +334,7 @@ impl Entry {
 }
 
 fn launch(extra: &[String]) -> Node {
-    let bus = free_port();
+    let bus = bus_port();
     let port = bus.to_string();
     let mut arguments = vec!["--cluster-enabled", "yes", "--cluster-port", &port];
     arguments.extend(["--cluster-node-timeout", NODE_TIMEOUT]);
@@ -344,6 +345,16 @@ fn launch(extra: &[String]) -> Node {
     let server = Server::with(&arguments);
     let id = server.ask(&["CLUSTER", "MYID"]);
     Node { server, id, bus }
+}
+
+/// A free port below those that the system gives to outgoing connections: it must still be free
+/// when the server has tried a few others for its clients.
+fn bus_port() -> u16 {
+    let free = || {
+        let port = fastrand::u16(11_000..32_000);
+        TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok().then_some(port)
+    };
+    try_for(PATIENCE, free).expect("a free port")
 }
 
 fn meet(node: &Node, other: &Node) {
