@@ -1,6 +1,6 @@
 # Names for the scripts; what they do is written in them.
 
-.PHONY: help demo test soak soak-exactly-once soak-locks bench bench-quick
+.PHONY: help demo test soak soak-exactly-once soak-locks soak-topologies bench bench-quick
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -19,6 +19,9 @@ soak-exactly-once: ## run the exactly-once soak: 100,000 cuts, 30 failovers (ARG
 
 soak-locks: ## run the locks' soak: a million tries, 50,000 fenced writes, 40 failovers (ARGS="--tries N --seed S ...")
 	@scripts/soak-locks $(ARGS)
+
+soak-topologies: ## move slots, kill masters, add and remove nodes under load (ARGS="--rounds N")
+	@scripts/soak-topologies $(ARGS)
 
 bench: ## all peers in one run on a private server; writes docs/performance.md (ARGS="--seed N")
 	@scripts/bench $(ARGS)

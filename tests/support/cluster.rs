@@ -217,6 +217,29 @@ impl Cluster {
         index
     }
 
+    /// Starts a replica of this master, and waits until it is in step.
+    pub fn add_replica_of(&self, master: usize) -> usize {
+        let replica = self.add_master();
+        self.make_replica(replica, master);
+        self.is_in_order();
+        replica
+    }
+
+    /// The same as [`remove`](Self::remove), with the replicas of it.
+    pub fn remove_with_replicas(&self, node: usize) {
+        let id = self.nodes()[node].id.clone();
+        let replicas: Vec<usize> = {
+            let nodes = self.nodes();
+            let is_replica = |line: &str| line.contains(&format!("slave {id} "));
+            let view: String = nodes[node].server.ask(&["CLUSTER", "NODES"]);
+            let ids: Vec<_> = view.lines().filter(|line| is_replica(line)).collect();
+            let here = |index: &usize| ids.iter().any(|line| line.starts_with(&nodes[*index].id));
+            (0..nodes.len()).filter(here).collect()
+        };
+        replicas.into_iter().for_each(|replica| self.remove(replica));
+        self.remove(node);
+    }
+
     /// Has everybody forget a node that serves nothing any more, and ends it.
     pub fn remove(&self, node: usize) {
         assert!(self.slots_of(node).is_empty(), "it still serves slots");
