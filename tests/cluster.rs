@@ -18,5 +18,6 @@ mod cluster {
     mod locks;
     mod once;
     mod redirections;
+    mod rights;
     mod singles;
 }

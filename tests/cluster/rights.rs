@@ -1,0 +1,70 @@
+//! The rights that the documents ask for are enough, and no more are asked for than are needed.
+
+use std::time::Duration;
+
+use rediscope::prelude::*;
+use rediscope::{SessionManager, TransactionOptions, redis};
+
+use super::stage::SOON;
+use crate::support::cluster::Cluster;
+
+const RULES: &[&str] =
+    &["SETUSER", "app", "on", ">secret", "~{app*", "~rediscope:*", "&rediscope:*", "-@all"];
+const COMMANDS: &[&str] = &[
+    "+@transaction",
+    "+ping",
+    "+@read",
+    "+@write",
+    "+@scripting",
+    "+time",
+    "+publish",
+    "+subscribe",
+    "+unsubscribe",
+];
+
+fn url(cluster: &Cluster) -> String {
+    cluster.url().replace("redis+cluster://", "redis+cluster://app:secret@")
+}
+
+#[test]
+fn a_user_with_the_documented_rights_can_do_all_of_it_also_while_slots_move() {
+    let cluster = Cluster::start(3, 0);
+    for node in cluster.nodes().iter() {
+        let more = ["+cluster|shards", "+cluster|slots", "+asking"];
+        node.server.acl(&[RULES, COMMANDS, &more].concat());
+    }
+    let sessions = SessionManager::connect(url(&cluster)).unwrap();
+    let once = sessions.transactional().with(TransactionOptions::new().exactly_once());
+    let (key, fresh) = ("{app:1}:k", "{app:1}:fresh");
+    assert_eq!(once.run(|tx| Ok(tx.incr(key, 1))).unwrap(), 1);
+    let slot = cluster.slot(key);
+    let from = cluster.owner(slot).unwrap();
+    let to = (from + 1) % 3;
+    cluster.begin_migration(slot, to);
+    assert_eq!(sessions.transactional().run(|tx| Ok(tx.incr(fresh, 1))).unwrap(), 1);
+    cluster.end_migration(slot, from, to);
+    assert_eq!(once.run(|tx| Ok(tx.incr(key, 1))).unwrap(), 2);
+    let guard = sessions.lock("l").acquire(SOON).unwrap();
+    guard.release().unwrap();
+    assert_eq!(sessions.pooled().get::<_, i64>(key).unwrap(), 2);
+}
+
+#[test]
+fn a_user_who_may_not_ask_for_the_map_is_told_so_at_once() {
+    let cluster = Cluster::start(3, 0);
+    for node in cluster.nodes().iter() {
+        node.server.acl(&[RULES, COMMANDS].concat());
+    }
+    let sessions = SessionManager::builder(url(&cluster))
+        .checkout_timeout(Duration::from_secs(30))
+        .build()
+        .unwrap();
+    let begun = std::time::Instant::now();
+    let refused = sessions.transactional().run(|tx| Ok(tx.incr("{app:1}", 1))).unwrap_err();
+    assert!(refused.to_string().contains("NOPERM"), "{refused}");
+    assert!(!refused.is_retryable(), "{refused}");
+    assert!(begun.elapsed() < Duration::from_secs(20));
+    let single = sessions.pooled().get::<_, Option<i64>>("{app:1}");
+    let single: redis::RedisError = single.unwrap_err();
+    assert!(rediscope::Error::from(single).to_string().contains("NOPERM"));
+}
