@@ -325,7 +325,7 @@ fn nodes(
 ) -> Result<(Nodes, Nodes), ConfigError> {
     match address {
         Address::One(info) => {
-            let endpoint = Endpoint::new(info, settings)?;
+            let endpoint = Endpoint::new(*info, settings)?;
             let one = |kind| Nodes::one(Pool::new(kind, endpoint.clone()));
             Ok((one(transactional), one(pooled)))
         }

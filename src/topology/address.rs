@@ -10,7 +10,7 @@ use crate::error::ConfigError;
 #[derive(Clone, Debug)]
 pub enum Address {
     /// One server.
-    One(ConnectionInfo),
+    One(Box<ConnectionInfo>),
     /// A cluster, by nodes that know the others.
     Cluster(Vec<ConnectionInfo>),
 }
@@ -56,7 +56,7 @@ macro_rules! one_server {
 
         impl<$($generics)*> IntoAddress for $type {
             fn into_address(self) -> Result<Address, ConfigError> {
-                one(self).map(Address::One)
+                one(self).map(|info| Address::One(Box::new(info)))
             }
         }
     )+};
@@ -77,7 +77,7 @@ impl IntoAddress for &str {
             .find_map(|(scheme, each)| Some((self.strip_prefix(scheme)?, each)));
         match cluster {
             Some((nodes, scheme)) => cluster_of(scheme, nodes),
-            None => one(self).map(Address::One),
+            None => one(self).map(|info| Address::One(Box::new(info))),
         }
     }
 }

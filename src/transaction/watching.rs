@@ -17,6 +17,7 @@ use crate::transaction::guard::{Transaction, Watched};
 use crate::transaction::scope::Scope;
 use crate::wire::encode::{self, ASKING, Args};
 use crate::wire::keys;
+use crate::wire::redirect::Redirect;
 use crate::wire::slot::Binding;
 use crate::wire::state::Expect;
 
@@ -249,11 +250,22 @@ fn arm(
     let form = Form { terms, watched: watch.is_some(), checkout: deadline };
     let values =
         scope.call(|lease| commit::watch(lease, watch, (reads.bytes(), reads.len()), form))?;
+    if let (true, Some(error)) = (scope.binding() != Binding::Free, values.iter().find_map(refused))
+    {
+        return Err(Error::Command { command: "a read".to_owned(), error });
+    }
     Answers::of(Arc::clone(reads), values).inspect_err(|error| {
         if let Error::ConditionFailed { which } = error {
             tracing::debug!(attempt, %which, "condition failed");
         }
     })
+}
+
+/// What a node says that is not the one to ask.
+fn refused(answer: &Value) -> Option<ServerError> {
+    let Value::ServerError(error) = answer else { return None };
+    Redirect::of(error.code(), error.details().unwrap_or_default())
+        .map(|_| ServerError::from_reply(error, false))
 }
 
 /// Where a slot is on its way, what is not found there may not have arrived yet. It is known only of

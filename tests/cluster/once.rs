@@ -168,7 +168,7 @@ fn exactly_once_blocks_are_applied_once_while_slots_move_and_answers_are_lost() 
             let from = cluster.owner(slot).unwrap();
             let to = (from + 1 + round / 3 % 2) % 3;
             let cut = |nth: usize| {
-                let script = Script::from((fates[nth % 2].clone(), Fault::Cut)).once();
+                let script = Script::from((fates[nth % 2], Fault::Cut)).once();
                 street.proxies[nth % 3].arm(script);
             };
             cut(round);
