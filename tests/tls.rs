@@ -67,7 +67,7 @@ impl Tls {
     }
 }
 
-fn refusal(to: impl redis::IntoConnectionInfo) -> (LinkErrorKind, String) {
+fn refusal(to: impl rediscope::IntoAddress) -> (LinkErrorKind, String) {
     let sessions = SessionManager::builder(to)
         .connect_timeout(Duration::from_secs(2))
         .response_timeout(Duration::from_millis(500))

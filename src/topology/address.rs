@@ -139,6 +139,17 @@ pub(super) fn plain(error: &redis::RedisError) -> String {
     text.split(" - ").next().unwrap_or_default().to_owned()
 }
 
+#[cfg(all(test, not(feature = "cluster")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_without_its_feature_is_refused_by_name() {
+        let refused = "redis+cluster://secret@a:1,b:2/".into_address().unwrap_err().to_string();
+        assert!(refused.contains("feature cluster") && !refused.contains("secret"), "{refused}");
+    }
+}
+
 #[cfg(all(test, feature = "cluster"))]
 mod tests {
     use super::*;

@@ -1,7 +1,7 @@
 //! A transaction is on one slot, and no byte leaves before that is so.
 
 use rediscope::prelude::*;
-use rediscope::{Applied, Block, CommitError, Error, Queued, redis};
+use rediscope::{Applied, Block, CommitError, Condition, Error, Queued, redis};
 
 use super::stage::{Stage, beside};
 use crate::support::cluster::Cluster;
@@ -153,4 +153,26 @@ fn the_table_of_keys_is_the_servers() {
         judged += 1;
     }
     assert!(judged > 120, "{judged}");
+}
+
+#[test]
+fn conditions_are_of_the_transactions_slot_and_hold_while_it_moves() {
+    let stage = Stage::start();
+    let [a, b, _] = stage.keys("stock");
+    let (shop, sold) = (stage.sessions.transactional(), beside(&a, "sold"));
+    stage.cluster.read::<()>(&["SET", &a, "2"]);
+    let sell = || {
+        shop.require(Condition::at_least(&a, 1)).run(|tx| Ok((tx.decr(&a, 1), tx.incr(&sold, 1))))
+    };
+    assert_eq!(sell().unwrap(), (1, 1));
+    let slot = stage.cluster.slot(&a);
+    let from = stage.cluster.owner(slot).unwrap();
+    stage.cluster.migrate(slot, (from + 1) % 3);
+    assert_eq!(sell().unwrap(), (0, 2));
+    assert!(matches!(sell(), Err(Error::ConditionFailed { .. })));
+    let expected = (slot, stage.cluster.slot(&b));
+    let both = shop.require(Condition::at_least(&a, 1)).require(Condition::at_least(&b, 1));
+    assert_eq!(slots(both.run(|tx| Ok(tx.incr(&a, 1)))), expected);
+    let other = shop.require(Condition::at_least(&a, 0)).run(|tx| Ok(tx.incr(&b, 1)));
+    assert_eq!(slots(other), expected);
 }

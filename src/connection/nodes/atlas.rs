@@ -7,7 +7,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
 use std::time::{Duration, Instant};
 
 use redis::{ConnectionAddr, ConnectionInfo, Value};
@@ -37,14 +37,10 @@ pub(crate) struct Atlas {
     map: RwLock<Arc<Map>>,
     /// Counts the answers.
     edition: AtomicU64,
-    asking: Mutex<Asking>,
-}
-
-#[derive(Default)]
-struct Asking {
-    last: Option<Instant>,
+    /// When the last one who asked was done. Held while somebody asks, so nobody may wait for it.
+    asking: Mutex<Option<Instant>>,
     /// Why nobody answered the last time.
-    failure: Option<LinkError>,
+    failure: Mutex<Option<LinkError>>,
 }
 
 impl Atlas {
@@ -69,6 +65,7 @@ impl Atlas {
             map: RwLock::default(),
             edition: AtomicU64::new(0),
             asking: Mutex::default(),
+            failure: Mutex::default(),
         };
         // What is wrong with the address is told now, not by the first use.
         let seed = atlas.seeds.first().ok_or_else(none)?;
@@ -116,15 +113,20 @@ impl Atlas {
 
     /// Why nobody answered when the map was last asked for, where nobody did.
     pub(super) fn failure(&self) -> Option<LinkError> {
-        lock(&self.asking).failure.clone()
+        lock(&self.failure).clone()
     }
 
     /// Asks for the map, unless somebody else does or has just done so: `first`, then the masters
     /// that are known in any order, then the seeds, until one answers.
     pub(super) fn refresh(&self, first: Option<&NodeAddress>, deadline: Instant) {
-        let Ok(mut asking) = self.asking.try_lock() else { return };
+        let mut last = match self.asking.try_lock() {
+            Ok(last) => last,
+            // Somebody panicked in here once; what it guards is an instant.
+            Err(TryLockError::Poisoned(last)) => last.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
         let is_fresh = |last: Instant| last.elapsed() < INTERVAL;
-        if asking.last.is_some_and(is_fresh) {
+        if last.is_some_and(is_fresh) {
             return;
         }
         let known = self.map();
@@ -145,7 +147,7 @@ impl Atlas {
                     );
                     *self.map.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(map);
                     self.edition.fetch_add(1, Ordering::Release);
-                    asking.failure = None;
+                    *lock(&self.failure) = None;
                     break;
                 }
                 Err(error) => {
@@ -153,14 +155,14 @@ impl Atlas {
                         server.address = %node.host, server.port = node.port, %error,
                         "no map of the cluster from this node"
                     );
-                    asking.failure = Some(error);
+                    *lock(&self.failure) = Some(error);
                 }
             }
             if Instant::now() >= deadline {
                 break;
             }
         }
-        asking.last = Some(Instant::now());
+        *last = Some(Instant::now());
     }
 
     fn ask(&self, node: &NodeAddress, deadline: Instant) -> Result<Map, LinkError> {
