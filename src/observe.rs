@@ -311,6 +311,8 @@ pub struct Status {
     pub pooled: PoolStatus,
     /// The pool behind the transactional handles.
     pub transactional: PoolStatus,
+    /// The pool behind the handles that read from replicas, once there is one (feature `sentinel`).
+    pub replicas: Option<PoolStatus>,
     /// The locks.
     pub locks: LockStatus,
 }
@@ -342,6 +344,9 @@ impl fmt::Display for PoolStatus {
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "redis {}\n{}\n{}", self.server, self.pooled, self.transactional)?;
+        if let Some(replicas) = &self.replicas {
+            write!(f, "\n{replicas}")?;
+        }
         match self.locks == LockStatus::default() {
             true => Ok(()),
             false => write!(f, "\n{}", self.locks),

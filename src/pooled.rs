@@ -60,6 +60,8 @@ use crate::error::{CheckoutError, Error};
 #[derive(Clone)]
 pub struct Pooled {
     nodes: Nodes,
+    /// What is not a read is refused.
+    reads_only: bool,
 }
 
 impl UnwindSafe for Pooled {}
@@ -101,7 +103,13 @@ impl ConnectionLike for Pooled {
 
 impl Pooled {
     pub(crate) fn new(nodes: Nodes) -> Self {
-        Self { nodes }
+        Self { nodes, reads_only: false }
+    }
+
+    /// For replicas.
+    #[cfg(feature = "sentinel")]
+    pub(crate) fn reading(nodes: Nodes) -> Self {
+        Self { nodes, reads_only: true }
     }
 
     /// Hands out a connection as redis-rs has it, for what the handle refuses. It is opened for
@@ -127,6 +135,12 @@ impl Pooled {
 
     fn request(&self, bytes: &[u8], offset: usize, count: usize) -> Result<Vec<Value>, Error> {
         let request = Request::judge(bytes, offset + count)?;
+        if self.reads_only && !request.read_only {
+            return Err(Error::Refused {
+                command: request.name,
+                hint: "this handle reads from replicas: use SessionManager::pooled",
+            });
+        }
         if self.nodes.is_cluster() {
             let mut replies = spread::request(&self.nodes, bytes)?;
             replies.drain(..offset.min(replies.len()));

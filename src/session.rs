@@ -2,17 +2,25 @@
 //!
 //! Never: a connection opened before it is needed. A server that is down is no error here.
 
+mod builder;
+
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
+#[cfg(feature = "sentinel")]
+use std::sync::OnceLock;
 use std::time::Duration;
 
+pub use builder::Builder;
 use redis::IntoConnectionInfo;
-use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
+#[cfg(feature = "sentinel")]
+use scheduled_thread_pool::ScheduledThreadPool;
 
 use crate::commit::resolve::Asker;
 use crate::config::Settings;
+#[cfg(feature = "sentinel")]
 use crate::connection::manager::Purpose;
 use crate::connection::nodes::Nodes;
+#[cfg(feature = "sentinel")]
 use crate::connection::pool::{Kind, Pool};
 use crate::error::{CommitToken, ConfigError, Resolution, Resolver as _};
 use crate::lock::acquire::Mode;
@@ -20,12 +28,9 @@ use crate::lock::handle::{Lock, RwLock};
 use crate::lock::hub::Hub;
 use crate::observe::{OpenScope, Status};
 use crate::pooled::Pooled;
-use crate::topology::{self, Address, Endpoint, IntoAddress};
+use crate::topology::{self, IntoAddress};
 use crate::transaction::admission::Admission;
 use crate::transactional::Transactional;
-
-/// Opens links for both pools, backs off, and comes by to take stuck scopes back.
-const THREADS: usize = 3;
 
 /// Two pools to one server, one for single commands and one for transactions, so that a plain
 /// read can never open a scope.
@@ -52,6 +57,22 @@ pub struct SessionManager {
     asker: Arc<Asker>,
     admission: Arc<Admission>,
     locks: Arc<Hub>,
+    #[cfg(feature = "sentinel")]
+    replicas: Arc<Replicas>,
+}
+
+/// The pool of connections to replicas, from its first use on.
+#[cfg(feature = "sentinel")]
+struct Replicas {
+    pool: OnceLock<Pool>,
+    threads: Arc<ScheduledThreadPool>,
+}
+
+#[cfg(feature = "sentinel")]
+impl std::fmt::Debug for Replicas {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Replicas").field(&self.pool).finish()
+    }
 }
 
 impl UnwindSafe for SessionManager {}
@@ -90,9 +111,62 @@ impl SessionManager {
         Builder { address: topology::cluster_address(nodes), settings: Settings::default() }
     }
 
+    /// A session manager of the master that sentinels know by this name (feature `sentinel`), with
+    /// settings of your own. Each sentinel's URL has its own user and password; what the servers'
+    /// are is said by [`Builder::servers_like`].
+    ///
+    /// Transactions, single commands, locks and questions about doubts go to the master. When another
+    /// server takes its place, all connections to the former one end in one step.
+    ///
+    /// ```no_run
+    /// # use rediscope::SessionManager;
+    /// # fn main() -> Result<(), rediscope::ConfigError> {
+    /// let sentinels = ["redis://:secret@10.0.0.1:26379", "redis://:secret@10.0.0.2:26379"];
+    /// let sessions = SessionManager::sentinel("mymaster", sentinels)
+    ///     .servers_like("redis://app:password@any/0")
+    ///     .build();
+    /// # Ok(()) }
+    /// ```
+    pub fn sentinel<T: IntoConnectionInfo>(
+        name: &str,
+        sentinels: impl IntoIterator<Item = T>,
+    ) -> Builder {
+        Builder { address: topology::behind(name, sentinels), settings: Settings::default() }
+    }
+
     /// The handle for single commands.
     pub fn pooled(&self) -> Pooled {
         Pooled::new(self.pooled.clone())
+    }
+
+    /// A handle for reads from replicas, behind sentinels (feature `sentinel`), on a third pool of
+    /// this size; reads that must see what was just written go to [`pooled`](Self::pooled). Whatever
+    /// is not a read is refused by name. Replicas that are down or out of step with their master are
+    /// passed over; where none is left, and where there are no sentinels, masters are read from. (A cluster
+    /// gives its pooled handle.)
+    ///
+    /// ```no_run
+    /// # use rediscope::{SessionManager, prelude::*};
+    /// # fn main() -> Result<(), rediscope::Error> {
+    /// let sessions = SessionManager::connect("redis+sentinel://10.0.0.1,10.0.0.2/mymaster")?;
+    /// let name: Option<String> = sessions.replica_reads().get("user:7:name")?;
+    /// # Ok(()) }
+    /// ```
+    #[cfg(feature = "sentinel")]
+    pub fn replica_reads(&self) -> Pooled {
+        let Some(master) = self.pooled.single() else { return self.pooled() };
+        let pool = self.replicas.pool.get_or_init(|| {
+            let kind = Kind {
+                name: "replicas",
+                purpose: Purpose::Pooled,
+                settings: Arc::clone(master.settings()),
+                threads: Arc::clone(&self.replicas.threads),
+                counters: Arc::default(),
+                impatient: false,
+            };
+            Pool::new(kind, master.endpoint().replicas())
+        });
+        Pooled::reading(Nodes::one(pool.clone()))
     }
 
     /// The handle for transactions.
@@ -161,7 +235,15 @@ impl SessionManager {
         self.transactional.close();
         self.asker.close();
         self.locks.close();
-        self.pooled.drain(deadline) + self.transactional.drain(deadline)
+        #[cfg(feature = "sentinel")]
+        if let Some(replicas) = self.replicas.pool.get() {
+            replicas.close();
+        }
+        let taken = self.pooled.drain(deadline) + self.transactional.drain(deadline);
+        #[cfg(feature = "sentinel")]
+        let taken = taken + self.replicas.pool.get().map_or(0, |pool| pool.drain(deadline));
+        self.transactional.cease();
+        taken
     }
 
     /// What both pools hold now, who holds it, and what they have done. Nothing is sent, and no
@@ -171,177 +253,11 @@ impl SessionManager {
             server: self.transactional.address(),
             pooled: self.pooled.status(),
             transactional: self.transactional.status(),
+            #[cfg(feature = "sentinel")]
+            replicas: self.replicas.pool.get().map(Pool::status),
+            #[cfg(not(feature = "sentinel"))]
+            replicas: None,
             locks: self.locks.status(),
-        }
-    }
-}
-
-/// The settings of a [`SessionManager`]. Plain data until [`build`](Self::build), which checks
-/// them once.
-///
-/// ```no_run
-/// use std::time::Duration;
-/// use rediscope::SessionManager;
-///
-/// # fn main() -> Result<(), rediscope::ConfigError> {
-/// let sessions = SessionManager::builder("redis://127.0.0.1/")
-///     .max_size(16)
-///     .response_timeout(Duration::from_millis(500))
-///     .build()?;
-/// # Ok(()) }
-/// ```
-#[derive(Clone, Debug)]
-#[must_use = "nothing exists before build()"]
-pub struct Builder {
-    address: Result<Address, ConfigError>,
-    settings: Settings,
-}
-
-macro_rules! knobs {
-    ($($(#[$doc:meta])* $name:ident: $type:ty,)+) => {$(
-        $(#[$doc])*
-        pub fn $name(mut self, $name: $type) -> Self {
-            self.settings.$name = $name;
-            self
-        }
-    )+};
-}
-
-impl Builder {
-    knobs! {
-        /// Bounds the connections of each pool; both pools have this size, and in a cluster those of
-        /// each master. At the bound a call waits in line for `checkout_timeout`. Default 8, at least
-        /// 1.
-        max_size: u32,
-        /// Keeps this many connections open and idle in each pool, so that a first command need
-        /// not wait for one to be opened. Default 0, at most `max_size`.
-        min_idle: u32,
-        /// Bounds how long a connection may lie idle; then it is closed. `None`: for ever.
-        /// Default 10 minutes.
-        idle_timeout: Option<Duration>,
-        /// Bounds the age of a connection, less up to a tenth at random; then it is replaced the
-        /// next time it is checked out or in. `None`: for ever. Default 30 minutes.
-        max_lifetime: Option<Duration>,
-        /// How long a TCP connection is quiet before the system asks whether the other side is
-        /// there. `None`: never. Default 60 s. Not for unix sockets.
-        tcp_keepalive: Option<Duration>,
-        /// Bounds how long the system waits for sent bytes to be acknowledged (TCP_USER_TIMEOUT,
-        /// Linux). `None`: the system's default, which is the default here. Not for unix sockets.
-        tcp_user_timeout: Option<Duration>,
-        /// Bounds opening one connection, hand-shake included. Opening goes on in the background
-        /// and is tried again with a pause of at most 250 ms. Default 1 s.
-        connect_timeout: Duration,
-        /// Bounds the wait for a connection, dead ones replaced on the way included. At the bound
-        /// the call answers [`CheckoutError`](crate::CheckoutError). At least `connect_timeout` +
-        /// 2 × `response_timeout`. Default 5 s.
-        checkout_timeout: Duration,
-        /// Bounds one exchange with the server: one write and all its replies. At the bound the
-        /// connection is closed. A blocking command on the pooled handle has its own timeout on
-        /// top. Default 2 s.
-        response_timeout: Duration,
-        /// Bounds what a dropped scope may spend on DISCARD or UNWATCH. At the bound the
-        /// connection is closed. Default 500 ms.
-        cleanup_timeout: Duration,
-        /// How lately a connection must have answered to be used without being asked first.
-        /// Longer saves round trips on rare commands; a connection that dies inside the window is
-        /// told as `NotSent` or `InDoubt`. Zero asks always. Default 5 ms.
-        trust_window: Duration,
-        /// Bounds how long a scope may go unused: then its connection is taken back, its
-        /// transaction discarded, and a late use answers
-        /// [`PinExpired`](crate::PinExpired). Default 60 s.
-        max_pin_time: Duration,
-        /// A scope open for longer than this is warned of, once, with the place that began it.
-        /// `None`: never. Default 10 s.
-        pin_warning: Option<Duration>,
-        /// Bounds what a transaction keeps in memory: past it, what waits is sent ahead in a
-        /// chunk. (Not inside `watch(..).run`, and not past an open savepoint.) Default 64 KiB,
-        /// at least 1.
-        flush_bytes: usize,
-        /// Bounds the commands of one transaction. Past it, the transaction fails with
-        /// [`Error::TooLarge`](crate::Error::TooLarge) and nothing is applied. Default 1,000,000.
-        max_commands: u32,
-        /// Bounds the bytes of one transaction, as they go over the wire. Past it, the
-        /// transaction fails with [`Error::TooLarge`](crate::Error::TooLarge) and nothing is
-        /// applied. Default 512 MiB. The server has a bound of its own
-        /// (`client-query-buffer-limit`, 1 GB).
-        max_bytes: usize,
-        /// Bounds how many blocks of [`grouped`](crate::TransactionOptions::grouped) handles
-        /// travel in one write. One dead connection puts so many in doubt at once. Default 16, at
-        /// least 1, which groups none.
-        max_group: u32,
-        /// How long the register of an exactly-once connection lives on the server after its last
-        /// use: so long a doubt can be resolved. Each connection that commits exactly once has
-        /// one, and leaves it behind when it closes. Default 1 hour, 1 second to 30 days.
-        register_ttl: Duration,
-    }
-
-    /// What the names of this crate's own keys begin with: `<prefix>:reg:…` for the registers of
-    /// exactly-once connections, `<prefix>:once:…` for the keys of
-    /// [`exactly_once_as`](crate::TransactionOptions::exactly_once_as), `<prefix>:lock:…`, `:rw:…`,
-    /// `:sem:…` and `<prefix>:fence` for locks. The user needs the right to read and write them,
-    /// for locks also to channels of that prefix. Default `rediscope`; not empty, and without braces.
-    pub fn register_prefix(mut self, prefix: impl Into<String>) -> Self {
-        self.settings.register_prefix = prefix.into();
-        self
-    }
-
-    /// Checks the settings and makes the two pools. Nothing is connected yet.
-    ///
-    /// # Errors
-    /// [`ConfigError`] names the setting that cannot work.
-    pub fn build(self) -> Result<SessionManager, ConfigError> {
-        let address = self.address?;
-        self.settings.check()?;
-        let settings = Arc::new(self.settings);
-        let threads = Arc::new(
-            ScheduledThreadPool::builder()
-                .num_threads(THREADS)
-                .thread_name_pattern("rediscope-{}")
-                .on_drop_behavior(OnPoolDropBehavior::DiscardPendingScheduled)
-                .build(),
-        );
-        let kind = |name, purpose| Kind {
-            name,
-            purpose,
-            settings: Arc::clone(&settings),
-            threads: Arc::clone(&threads),
-            counters: Arc::default(),
-            impatient: false,
-        };
-        let kinds =
-            (kind("transactional", Purpose::Transactional), kind("pooled", Purpose::Pooled));
-        let (transactional, pooled) = nodes(address, &settings, kinds)?;
-        let asker = Arc::new(Asker::new(transactional.clone()));
-        let admission = Arc::new(Admission::new());
-        let locks = Arc::new(Hub::new(pooled.clone()));
-        Ok(SessionManager { pooled, transactional, asker, admission, locks })
-    }
-}
-
-fn nodes(
-    address: Address,
-    settings: &Arc<Settings>,
-    (transactional, pooled): (Kind, Kind),
-) -> Result<(Nodes, Nodes), ConfigError> {
-    match address {
-        Address::One(info) => {
-            let endpoint = Endpoint::new(*info, settings)?;
-            let one = |kind| Nodes::one(Pool::new(kind, endpoint.clone()));
-            Ok((one(transactional), one(pooled)))
-        }
-        #[cfg(feature = "cluster")]
-        Address::Cluster(nodes) => {
-            use crate::connection::nodes::{Cluster, atlas::Atlas};
-
-            // Both kinds of pools go by one map.
-            let atlas = Arc::new(Atlas::new(nodes, Arc::clone(settings))?);
-            let many = |kind| Nodes::cluster(Cluster::new(kind, Arc::clone(&atlas)));
-            Ok((many(transactional), many(pooled)))
-        }
-        // Refused when the address was read.
-        #[cfg(not(feature = "cluster"))]
-        Address::Cluster(_) => {
-            Err(ConfigError::Address { reason: topology::NO_CLUSTER.to_owned() })
         }
     }
 }

@@ -194,7 +194,7 @@ fn in_doubt(lease: &mut Lease, terms: &Terms, cause: LinkError) -> InDoubt {
     match (&terms.fence, lease.current().and_then(|link| link.known_fence())) {
         (Some(resolver), Some(fence)) => {
             let (register, number) = (fence.register(), fence.number());
-            let mut token = CommitToken::new(register, number, endpoint.db(), endpoint.address());
+            let mut token = CommitToken::new(register, number, endpoint.db(), &endpoint.address());
             token.slot = terms.place.slot;
             InDoubt::fenced(cause, token, Arc::clone(resolver))
         }

@@ -109,10 +109,15 @@ impl Asker {
             CheckoutError::Connect { source, .. } => Unresolved::Unreachable(source),
             _ => not_asked(Refused::Closed),
         })?;
-        let mut link = match kept.filter(|(address, _)| address == endpoint.address()) {
+        let term = endpoint.term();
+        // One to a server that is no longer the one would answer for that one.
+        let same = |(address, link): &(String, Link)| {
+            *address == endpoint.address() && link.generation() == term
+        };
+        let mut link = match kept.filter(same) {
             Some((_, link)) => link,
             None => {
-                manager::open(&endpoint, settings, Purpose::Pooled, 0).map_err(|source| {
+                manager::open(&endpoint, settings, Purpose::Pooled, term).map_err(|source| {
                     // Another one may serve the slot by now.
                     let error = CheckoutError::Connect { waited: Duration::ZERO, source };
                     let _: Option<Onward> = self.nodes.unreached(route, &error);
@@ -138,7 +143,11 @@ impl Asker {
         let [touched, found] = answers.as_slice() else {
             return Err(unreachable(LinkError::unexpected("too few answers")));
         };
-        *lock(&self.link) = Some((endpoint.address().to_owned(), link));
+        if endpoint.term() != term {
+            let text = "another server became the master while this one was asked";
+            return Err(unreachable(LinkError::new(LinkErrorKind::Closed, text)));
+        }
+        *lock(&self.link) = Some((endpoint.address().into_owned(), link));
         fence::applied(token.number, touched, found)
     }
 }

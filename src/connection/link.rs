@@ -238,8 +238,7 @@ impl Link {
         self.state.taint(Taint::Raw);
         // First: there are never more than the pool may have.
         self.transport.close();
-        let client = endpoint.client(settings.connect_timeout);
-        let client = client.map_err(|error| LinkError::of(&error))?;
+        let client = endpoint.client(settings.connect_timeout)?;
         self.transport.become_client(client, settings.response_timeout)
     }
 

@@ -19,7 +19,7 @@ use crate::config::Settings;
 use crate::error::{LinkError, LinkErrorKind, ServerError};
 use crate::observe::{Counters, Replaced};
 use crate::topology::{Connected, Endpoint};
-use crate::wire::encode::{DISCARD, MULTI, PING};
+use crate::wire::encode::{DISCARD, MULTI, PING, ROLE};
 use crate::wire::hello::Hello;
 use crate::wire::reply::Reply;
 use crate::wire::state::Expect;
@@ -53,6 +53,12 @@ impl Health {
         Self { counters, ..Self::default() }
     }
 
+    /// Links of an older one are replaced: it rises with the pool's own and with each switch of
+    /// masters.
+    pub(crate) fn generation(&self, endpoint: &Endpoint) -> u64 {
+        self.generation.load(Ordering::Acquire) + endpoint.term()
+    }
+
     /// The last failure to connect, unless a connect has succeeded since.
     pub(crate) fn connect_error(&self) -> Option<(Instant, LinkError)> {
         lock(&self.last_connect_error).clone()
@@ -69,10 +75,15 @@ pub(crate) struct LinkManager {
 }
 
 impl LinkManager {
+    /// Both only rise: older than the last loss of trust, or than the last switch of masters.
+    fn generation(&self) -> u64 {
+        self.health.generation(&self.endpoint)
+    }
+
     fn open(&self) -> Result<Link, LinkError> {
         // Before the connection exists: one that is opened to a server which is found to be gone
         // while the hand-shake runs belongs to the time before.
-        let generation = self.health.generation.load(Ordering::Acquire);
+        let generation = self.generation();
         open(&self.endpoint, &self.settings, self.purpose, generation)
     }
 }
@@ -100,21 +111,34 @@ pub(crate) fn open(
         }
     };
     let greeting = (Expect::Plain, hello.needed + hello.unneeded);
-    let expected = [&[greeting][..], &expected].concat();
-    link.send(&[&[&hello.bytes[..]], &proof[..]].concat().concat(), &expected, deadline)?;
-    let mut refused = None;
+    let role = endpoint.asks_role();
+    let expected = [&[greeting][..], &expected, &[(Expect::Plain, u32::from(role))]].concat();
+    let question: &[u8] = if role { ROLE } else { &[] };
+    let bytes = [&[&hello.bytes[..]], &proof[..], &[question]].concat().concat();
+    link.send(&bytes, &expected, deadline)?;
+    let (mut refused, mut last) = (None, None);
     for nth in 0..expected.iter().map(|(_, count)| count).sum() {
-        let Reply::Value(Value::ServerError(error)) = link.receive(deadline)? else { continue };
+        let reply = link.receive(deadline)?;
+        let Reply::Value(Value::ServerError(error)) = reply else {
+            last = Some(reply);
+            continue;
+        };
         let error = ServerError::from_reply(&error, false);
         let is_answer = (hello.needed..hello.needed + hello.unneeded).contains(&nth)
             // A user without the right to PING has been answered, which is all that is asked.
-            || purpose == Purpose::Pooled && nth >= hello.needed && error.code() == "NOPERM";
+            || purpose == Purpose::Pooled && nth == hello.needed + hello.unneeded && error.code() == "NOPERM";
         if !is_answer {
             refused.get_or_insert(error);
         }
     }
     link.has_answered();
-    refused.map_or(Ok(link), |error| Err(LinkError::refused(error)))
+    if let Some(error) = refused {
+        return Err(LinkError::refused(error));
+    }
+    if let Some(answer) = last.filter(|_| role) {
+        endpoint.judge_role(&answer.into_value())?;
+    }
+    Ok(link)
 }
 
 impl r2d2::ManageConnection for LinkManager {
@@ -138,11 +162,11 @@ impl r2d2::ManageConnection for LinkManager {
             Ok(link) => {
                 self.health.counters.connects.add();
                 link.arrives(self.health.openings.opened());
-                tracing::debug!(server.address = self.endpoint.address(), "connected");
+                tracing::debug!(server.address = &*self.endpoint.address(), "connected");
             }
             Err(error) => {
                 self.health.counters.connect_failures.add();
-                tracing::debug!(server.address = self.endpoint.address(), %error, "connect failed");
+                tracing::debug!(server.address = &*self.endpoint.address(), %error, "connect failed");
             }
         }
         opened
@@ -154,13 +178,13 @@ impl r2d2::ManageConnection for LinkManager {
     }
 
     fn has_broken(&self, link: &mut Link) -> bool {
-        let generation = self.health.generation.load(Ordering::Acquire);
+        let generation = self.generation();
         let reason = catch_unwind(AssertUnwindSafe(|| link.verdict(Instant::now(), generation)))
             .unwrap_or(Some(Replaced::LeftDirty));
         if let Some(reason) = reason {
             self.health.counters.replaced(reason);
             tracing::debug!(
-                server.address = self.endpoint.address(),
+                server.address = &*self.endpoint.address(),
                 reason = reason.as_str(),
                 "connection replaced"
             );

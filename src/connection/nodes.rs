@@ -14,6 +14,7 @@ pub(crate) mod atlas;
 #[cfg(feature = "cluster")]
 mod cluster;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -163,18 +164,38 @@ impl Nodes {
     /// Of the server, or of the nodes that the cluster was named by.
     pub(crate) fn address(&self) -> String {
         match &self.set {
-            Set::One(pool) => pool.endpoint().address().to_owned(),
+            Set::One(pool) => pool.endpoint().address().into_owned(),
             #[cfg(feature = "cluster")]
             Set::Many(cluster) => cluster.address(),
         }
     }
 
     /// For spans: of the server, or of the first node that the cluster was named by.
-    pub(crate) fn host_and_port(&self) -> (&str, u16) {
+    pub(crate) fn host_and_port(&self) -> (Cow<'_, str>, u16) {
         match &self.set {
             Set::One(pool) => pool.endpoint().host_and_port(),
             #[cfg(feature = "cluster")]
-            Set::Many(cluster) => cluster.host_and_port(),
+            Set::Many(cluster) => {
+                let (host, port) = cluster.host_and_port();
+                (host.into(), port)
+            }
+        }
+    }
+
+    /// Whether another server may take the place of the one there is.
+    pub(crate) fn may_switch(&self) -> bool {
+        self.single().is_some_and(|pool| pool.endpoint().may_switch())
+    }
+
+    /// Rises each time that another one has.
+    pub(crate) fn term(&self) -> u64 {
+        self.single().map_or(0, |pool| pool.endpoint().term())
+    }
+
+    /// Nobody connects any more.
+    pub(crate) fn cease(&self) {
+        if let Some(pool) = self.single() {
+            pool.endpoint().close();
         }
     }
 

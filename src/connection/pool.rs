@@ -326,6 +326,10 @@ impl Pool {
 }
 
 impl Inner {
+    fn generation(&self) -> u64 {
+        self.health.generation(&self.endpoint)
+    }
+
     /// Nanoseconds since the pool was made; they last for 584 years.
     fn stamp(&self, instant: Instant) -> u64 {
         instant.saturating_duration_since(self.epoch).as_nanos() as u64

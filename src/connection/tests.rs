@@ -87,7 +87,7 @@ fn pair() -> (Link, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (peer, _) = listener.accept().unwrap();
-    (Link::new(Connected::Socket(socket), None, 0), peer)
+    (Link::new(Connected::Socket(Arc::new(socket)), None, 0), peer)
 }
 
 #[test]

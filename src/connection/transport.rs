@@ -4,6 +4,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
 use std::time::Duration;
 
 use redis::Value;
@@ -28,7 +29,7 @@ pub(crate) struct Transport {
 }
 
 enum Kind {
-    Socket(TcpStream, Parser),
+    Socket(Arc<TcpStream>, Parser),
     Client(redis::Connection),
 }
 
@@ -54,7 +55,7 @@ impl Transport {
             };
             self.set_write_timeout(timeout).map_err(|error| (left, error))?;
             left += match &mut self.kind {
-                Kind::Socket(socket, _) => match socket.write(rest) {
+                Kind::Socket(socket, _) => match (&**socket).write(rest) {
                     Ok(0) => return Err((left, closed())),
                     Ok(written) => written,
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
@@ -83,7 +84,7 @@ impl Transport {
                 deadline.timeout().ok_or_else(|| LinkError::timed_out("no answer in time"))?;
             self.set_read_timeout(timeout)?;
             match &mut self.kind {
-                Kind::Socket(socket, parser) => match socket.read(parser.room()) {
+                Kind::Socket(socket, parser) => match (&**socket).read(parser.room()) {
                     Ok(0) => return Err(closed()),
                     Ok(bytes) => parser.filled(bytes),
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -65,6 +65,13 @@ impl LinkError {
         Self { kind: LinkErrorKind::Refused, text: error.to_string(), server: Some(error) }
     }
 
+    /// It was sentinels that failed, asked for this master.
+    #[cfg(feature = "sentinel")]
+    pub(crate) fn by_sentinels(mut self, master: &str) -> Self {
+        self.text = format!("the sentinels of {master} do not say where it is: {}", self.text);
+        self
+    }
+
     pub(crate) fn of_io(error: &io::Error) -> Self {
         use io::ErrorKind as K;
         let kind = match error.kind() {

@@ -126,8 +126,9 @@ impl Shared {
         let mut pause = PAUSE / 32;
         loop {
             let connected = Instant::now();
+            let term = self.nodes.term();
             let ended = match self.connect() {
-                Ok(mut connection) => self.serve(&mut connection),
+                Ok(mut connection) => self.serve(&mut connection, term),
                 Err(error) => Ended::Broken(error),
             };
             lock(&self.state).listens = false;
@@ -155,11 +156,9 @@ impl Shared {
         let (limit, any) = (self.settings.connect_timeout, Route::default());
         let closed = |_| LinkError::unexpected("there is no server to listen to");
         let endpoint = self.nodes.endpoint(&any, Instant::now() + limit).map_err(closed)?;
-        endpoint.client(limit).map_err(|error| {
-            let source = LinkError::of(&error);
+        endpoint.client(limit).inspect_err(|source| {
             let error = CheckoutError::Connect { waited: limit, source: source.clone() };
             let _: Option<Onward> = self.nodes.unreached(&any, &error);
-            source
         })
     }
 
@@ -182,14 +181,14 @@ impl Shared {
         }
     }
 
-    fn serve(&self, connection: &mut redis::Connection) -> Ended {
+    fn serve(&self, connection: &mut redis::Connection, term: u64) -> Ended {
         match self.begin(connection) {
             Ok(None) => {}
             Ok(Some(refused)) => return Ended::Broken(LinkError::refused(refused)),
             Err(error) => return Ended::Broken(LinkError::of(&error)),
         }
         let mut pubsub = connection.as_pubsub();
-        let ended = self.listen(&mut pubsub);
+        let ended = self.listen(&mut pubsub, term);
         // Dropping it unsubscribes and reads the answers; there is no need to wait for them.
         let _: Result<(), _> = pubsub.set_read_timeout(Some(Duration::from_millis(5)));
         ended.unwrap_or_else(|error| Ended::Broken(LinkError::of(&error)))
@@ -208,7 +207,7 @@ impl Shared {
         })
     }
 
-    fn listen(&self, pubsub: &mut redis::PubSub<'_>) -> redis::RedisResult<Ended> {
+    fn listen(&self, pubsub: &mut redis::PubSub<'_>, term: u64) -> redis::RedisResult<Ended> {
         lock(&self.state).listens = true;
         let (mut wanted, mut heard) = (Instant::now(), Instant::now());
         loop {
@@ -220,6 +219,10 @@ impl Shared {
             }
             if lock(&self.state).over {
                 return Ok(Ended::Over);
+            }
+            if self.nodes.term() != term {
+                let moved = LinkError::unexpected("another server is the master now");
+                return Ok(Ended::Broken(moved));
             }
             if wanted.elapsed() >= IDLE {
                 return Ok(Ended::Idle);

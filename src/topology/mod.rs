@@ -5,13 +5,21 @@
 mod address;
 #[cfg(feature = "cluster")]
 pub(crate) mod cluster;
+#[cfg(feature = "sentinel")]
+mod directory;
+mod endpoint;
+#[cfg(feature = "sentinel")]
+mod sentinel;
 mod standalone;
 
-pub(crate) use address::Address;
 pub use address::IntoAddress;
 #[cfg(not(feature = "cluster"))]
 pub(crate) use address::NO_CLUSTER;
+#[cfg(not(feature = "sentinel"))]
+pub(crate) use address::NO_SENTINEL;
 pub(crate) use address::cluster as cluster_address;
 #[cfg(test)]
 pub(crate) use address::one as parse;
-pub(crate) use standalone::{Connected, Endpoint};
+pub(crate) use address::{Address, behind, like};
+pub(crate) use endpoint::Endpoint;
+pub(crate) use standalone::Connected;

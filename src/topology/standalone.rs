@@ -4,12 +4,13 @@
 
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{fmt, io};
 
 use redis::io::tcp::TcpSettings;
 use redis::io::tcp::socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
-use redis::{Client, Connection, ConnectionAddr, ConnectionInfo, RedisConnectionInfo, RedisResult};
+use redis::{Client, Connection, ConnectionAddr, ConnectionInfo, RedisConnectionInfo};
 
 use super::address::plain;
 use crate::config::Settings;
@@ -18,21 +19,21 @@ use crate::error::{ConfigError, LinkError};
 /// A connection that has just been opened.
 pub(crate) enum Connected {
     /// TCP or a unix socket, on which nothing was said yet.
-    Socket(TcpStream),
+    Socket(Arc<TcpStream>),
     /// TLS, by redis-rs, which has said who it is.
     Client(Connection),
 }
 
 /// One server at one address, ready to be connected to.
 #[derive(Clone)]
-pub(crate) struct Endpoint {
+pub(crate) struct Server {
     client: Client,
     address: String,
     host: String,
     port: u16,
 }
 
-impl Endpoint {
+impl Server {
     pub(crate) fn new(info: ConnectionInfo, settings: &Settings) -> Result<Self, ConfigError> {
         let reason = |reason: String| ConfigError::Address { reason };
         if !info.addr().is_supported() {
@@ -79,16 +80,17 @@ impl Endpoint {
             ConnectionAddr::Tcp(host, port) => tcp(host, *port, info.tcp_settings(), timeout),
             ConnectionAddr::Unix(path) => unix(path, timeout),
             _ => {
-                let client = self.client(timeout).map_err(|error| LinkError::of(&error))?;
-                return Ok(Connected::Client(client));
+                return self.client(timeout).map(Connected::Client);
             }
         };
-        socket.map(Connected::Socket).map_err(|error| LinkError::of_io(&error))
+        let socket = socket.map_err(|error| LinkError::of_io(&error))?;
+        Ok(Connected::Socket(Arc::new(socket)))
     }
 
     /// Opens a connection of redis-rs's, which has no timeouts yet.
-    pub(crate) fn client(&self, timeout: Duration) -> RedisResult<Connection> {
-        self.client.get_connection_with_timeout(timeout)
+    pub(crate) fn client(&self, timeout: Duration) -> Result<Connection, LinkError> {
+        let client = self.client.get_connection_with_timeout(timeout);
+        client.map_err(|error| LinkError::of(&error))
     }
 
     /// User, password, database and protocol.
@@ -151,9 +153,9 @@ fn unix(path: &Path, timeout: Duration) -> io::Result<TcpStream> {
     Ok(socket.into())
 }
 
-impl fmt::Debug for Endpoint {
+impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Endpoint")
+        f.debug_struct("Server")
             .field("address", &self.address)
             .field("db", &self.db())
             .finish_non_exhaustive()

@@ -52,7 +52,7 @@ fn commit_again(nodes: &Nodes, body: &mut Body, policy: RetryPolicy) -> Result<R
             body.go(onward);
             continue;
         }
-        if committed.as_ref().is_err_and(may_repeat) && body.is_whole() {
+        if committed.as_ref().is_err_and(|error| may_repeat(error, nodes)) && body.is_whole() {
             let attempts = attempts.get_or_insert_with(|| policy.begin(Instant::now()));
             if again(nodes, attempts, body.span(), "not sent", false) {
                 continue;
@@ -153,7 +153,7 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
         }
         let why = match &committed {
             Ok(Committed::Conflict) => Some("conflict"),
-            Err(error) if may_repeat(error) => Some("not sent"),
+            Err(error) if may_repeat(error, nodes) => Some("not sent"),
             _ => None,
         };
         // Where few are let in at a time, a pause would only keep the next one out.
@@ -204,11 +204,13 @@ fn resolved(
     }
 }
 
-/// Whether the connection failed before EXEC's last byte left. (Other failures that left nothing
-/// behind, such as a full pool or a refused command, would fail in the same way again.)
-fn may_repeat(error: &CommitError) -> bool {
+/// Whether the connection failed before EXEC's last byte left, or led to a server that is no longer
+/// the master where another one is. (Other failures that left nothing behind, such as a full pool or
+/// a refused command, would fail in the same way again.)
+fn may_repeat(error: &CommitError, nodes: &Nodes) -> bool {
     match error {
         CommitError::NotSent { source } => matches!(**source, Error::Lost { .. }),
+        CommitError::Rejected { .. } => error.code() == Some("READONLY") && nodes.may_switch(),
         _ => false,
     }
 }

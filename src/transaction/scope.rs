@@ -21,7 +21,7 @@ use crate::wire::slot::Binding;
 /// The span of a transaction that is about to begin.
 pub(crate) fn transaction_span(nodes: &Nodes, owner: &Owner) -> Span {
     let (host, port) = nodes.host_and_port();
-    observe::transaction_span(host, port, nodes.db(), owner.name.as_deref())
+    observe::transaction_span(&host, port, nodes.db(), owner.name.as_deref())
 }
 
 /// A pinned connection, or none yet, and the promise that it goes back clean.

@@ -12,6 +12,7 @@ pub(crate) const DISCARD: &[u8] = b"*1\r\n$7\r\nDISCARD\r\n";
 pub(crate) const UNWATCH: &[u8] = b"*1\r\n$7\r\nUNWATCH\r\n";
 pub(crate) const ASKING: &[u8] = b"*1\r\n$6\r\nASKING\r\n";
 pub(crate) const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
+pub(crate) const ROLE: &[u8] = b"*1\r\n$4\r\nROLE\r\n";
 
 /// The arguments of one command, written straight into the buffer.
 pub struct Args<'b> {

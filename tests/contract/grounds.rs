@@ -7,6 +7,8 @@ use rediscope::{Builder, SessionManager};
 
 #[cfg(feature = "cluster")]
 use crate::support::cluster::Cluster;
+#[cfg(feature = "sentinel")]
+use crate::support::sentinel::Group;
 use crate::support::server::Server;
 
 /// What a row is played on: how to connect, a word that all keys begin with, and whoever has them.
@@ -58,6 +60,27 @@ impl Ground for InCluster {
     fn with(&self, see: &mut dyn FnMut(&Server)) {
         let owner = self.0.owner(self.0.slot("{contract}")).unwrap();
         see(&self.0.nodes()[owner].server);
+    }
+}
+
+#[cfg(feature = "sentinel")]
+pub(crate) struct BehindSentinels(Group);
+
+#[cfg(feature = "sentinel")]
+impl BehindSentinels {
+    pub(crate) fn start() -> Self {
+        Self(Group::start())
+    }
+}
+
+#[cfg(feature = "sentinel")]
+impl Ground for BehindSentinels {
+    fn builder(&self) -> Builder {
+        SessionManager::builder(self.0.url())
+    }
+
+    fn with(&self, see: &mut dyn FnMut(&Server)) {
+        see(&self.0.servers[0]);
     }
 }
 

@@ -29,6 +29,12 @@ macro_rules! on_every_topology {
             fn $row() { super::$row(&super::super::grounds::OverTls::start()); }
         )+ }
 
+        #[cfg(feature = "sentinel")]
+        mod sentinel { $(
+            #[test]
+            fn $row() { super::$row(&super::super::grounds::BehindSentinels::start()); }
+        )+ }
+
         #[cfg(feature = "cluster")]
         mod cluster { $(
             #[test]

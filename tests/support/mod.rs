@@ -19,6 +19,7 @@
 pub mod cluster;
 pub mod deaf;
 pub mod proxy;
+pub mod sentinel;
 pub mod server;
 
 use std::path::Path;

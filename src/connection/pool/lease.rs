@@ -106,6 +106,8 @@ impl Lease {
         if cause.kind() == LinkErrorKind::TimedOut {
             inner.silent_before.fetch_max(now, Ordering::AcqRel);
         }
+        // Where sentinels know the master, they are asked before the next one is opened.
+        inner.endpoint.doubt();
         // Its state says why, and has_broken reads it.
         self.link = None;
     }
@@ -114,6 +116,9 @@ impl Lease {
     pub(crate) fn heed(&mut self, code: &str) {
         if matches!(code, "READONLY" | "MASTERDOWN") {
             self.server_changed();
+            if self.permit.pool.inner.endpoint.may_switch() {
+                self.taint(Taint::Outdated);
+            }
         }
     }
 
@@ -123,7 +128,8 @@ impl Lease {
     fn server_changed(&mut self) {
         let Some(link) = &self.link else { return };
         let inner = &self.permit.pool.inner;
-        let generation = inner.health.generation.load(Ordering::Acquire);
+        inner.endpoint.doubt();
+        let generation = inner.generation();
         let now = inner.stamp(Instant::now()).max(1);
         let last = inner.last_bump.load(Ordering::Acquire);
         let too_soon = last != 0 && now - last.min(now) < Duration::from_secs(1).as_nanos() as u64;
@@ -135,7 +141,7 @@ impl Lease {
         if mine.is_ok() {
             inner.health.generation.fetch_add(1, Ordering::AcqRel);
             tracing::warn!(
-                server.address = inner.endpoint.address(),
+                server.address = &*inner.endpoint.address(),
                 "the server is read-only or without a master: all older connections are replaced"
             );
         }
@@ -154,7 +160,7 @@ impl Lease {
             if let Some(mut link) = found {
                 link.taken();
                 let silent = inner.silent_before.load(Ordering::Acquire);
-                let generation = inner.health.generation.load(Ordering::Acquire);
+                let generation = inner.generation();
                 if inner.stamp(link.proven()) < silent {
                     link.taint(Taint::TimedOut);
                 } else if link.generation() < generation {

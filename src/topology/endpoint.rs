@@ -1,0 +1,183 @@
+//! The server to connect to: always the same one, or whichever sentinels say.
+//!
+//! Never: a server of which sentinels have said that it is no longer the one.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::{Connection, ConnectionInfo, RedisConnectionInfo, Value};
+
+#[cfg(feature = "sentinel")]
+use super::address::Behind;
+#[cfg(feature = "sentinel")]
+use super::directory::Directory;
+use super::standalone::{Connected, Server};
+use crate::config::Settings;
+use crate::error::{ConfigError, LinkError};
+
+/// The server to connect to.
+#[derive(Clone)]
+pub(crate) struct Endpoint {
+    kind: Kind,
+}
+
+#[derive(Clone)]
+enum Kind {
+    One(Arc<Server>),
+    #[cfg(feature = "sentinel")]
+    Master(Arc<Directory>),
+    #[cfg(feature = "sentinel")]
+    Replica(Arc<Directory>),
+}
+
+impl Endpoint {
+    /// One server.
+    pub(crate) fn new(info: ConnectionInfo, settings: &Settings) -> Result<Self, ConfigError> {
+        Server::new(info, settings).map(|server| Self { kind: Kind::One(Arc::new(server)) })
+    }
+
+    /// The master that sentinels know.
+    #[cfg(feature = "sentinel")]
+    pub(crate) fn behind(behind: Behind, settings: &Settings) -> Result<Self, ConfigError> {
+        let directory = Directory::new(behind, settings)?;
+        Ok(Self { kind: Kind::Master(Arc::new(directory)) })
+    }
+
+    /// Its replicas, where sentinels know them; else the server itself.
+    #[cfg(feature = "sentinel")]
+    pub(crate) fn replicas(&self) -> Self {
+        let kind = match &self.kind {
+            Kind::Master(directory) => Kind::Replica(Arc::clone(directory)),
+            kind => kind.clone(),
+        };
+        Self { kind }
+    }
+
+    /// Opens a connection.
+    pub(crate) fn connect(&self, timeout: Duration) -> Result<Connected, LinkError> {
+        match &self.kind {
+            Kind::One(server) => server.connect(timeout),
+            #[cfg(feature = "sentinel")]
+            Kind::Master(directory) => directory.connect(timeout),
+            #[cfg(feature = "sentinel")]
+            Kind::Replica(directory) => directory.connect_replica(timeout),
+        }
+    }
+
+    /// Opens a connection of redis-rs's, which has no timeouts yet.
+    pub(crate) fn client(&self, timeout: Duration) -> Result<Connection, LinkError> {
+        match &self.kind {
+            Kind::One(server) => server.client(timeout),
+            #[cfg(feature = "sentinel")]
+            Kind::Master(directory) => {
+                let mut client = directory.client(timeout)?;
+                let asked = client
+                    .set_read_timeout(Some(timeout))
+                    .and_then(|()| redis::cmd("ROLE").query(&mut client));
+                self.judge_role(&asked.map_err(|error| LinkError::of(&error))?)?;
+                Ok(client)
+            }
+            #[cfg(feature = "sentinel")]
+            Kind::Replica(directory) => directory.replica(timeout)?.client(timeout),
+        }
+    }
+
+    /// Rises with each switch of masters: what was opened before leads elsewhere.
+    pub(crate) fn term(&self) -> u64 {
+        match &self.kind {
+            Kind::One(_) => 0,
+            #[cfg(feature = "sentinel")]
+            Kind::Master(directory) | Kind::Replica(directory) => directory.term(),
+        }
+    }
+
+    /// Something makes it unlikely that the server is still the one: before the next connection,
+    /// sentinels are asked.
+    pub(crate) fn doubt(&self) {
+        #[cfg(feature = "sentinel")]
+        if let Kind::Master(directory) | Kind::Replica(directory) = &self.kind {
+            directory.doubt();
+        }
+    }
+
+    /// Whether the server may be replaced by another one.
+    pub(crate) fn may_switch(&self) -> bool {
+        !matches!(self.kind, Kind::One(_))
+    }
+
+    /// Whether a new connection asks the server whether it is what it was taken for.
+    pub(crate) fn asks_role(&self) -> bool {
+        self.may_switch()
+    }
+
+    /// Whether the server is what it was taken for, by its answer to ROLE.
+    pub(crate) fn judge_role(&self, answer: &Value) -> Result<(), LinkError> {
+        #[cfg(feature = "sentinel")]
+        if let Some(wrong) = match self.kind {
+            Kind::One(_) => None,
+            Kind::Master(_) => super::sentinel::no_master(answer),
+            Kind::Replica(_) => super::sentinel::no_source(answer),
+        } {
+            self.doubt();
+            return Err(LinkError::unexpected(wrong));
+        }
+        let _ = answer;
+        Ok(())
+    }
+
+    /// User, password, database and protocol.
+    pub(crate) fn who(&self) -> &RedisConnectionInfo {
+        match &self.kind {
+            Kind::One(server) => server.who(),
+            #[cfg(feature = "sentinel")]
+            Kind::Master(directory) | Kind::Replica(directory) => directory.who(),
+        }
+    }
+
+    /// Host and port, or the socket's path; behind sentinels, the master's name too.
+    pub(crate) fn address(&self) -> Cow<'_, str> {
+        match &self.kind {
+            Kind::One(server) => server.address().into(),
+            #[cfg(feature = "sentinel")]
+            Kind::Master(directory) | Kind::Replica(directory) => directory.address().into(),
+        }
+    }
+
+    /// For spans: the host or the socket's path, and the port, which a socket has not (0).
+    pub(crate) fn host_and_port(&self) -> (Cow<'_, str>, u16) {
+        match &self.kind {
+            Kind::One(server) => {
+                let (host, port) = server.host_and_port();
+                (host.into(), port)
+            }
+            #[cfg(feature = "sentinel")]
+            Kind::Master(directory) | Kind::Replica(directory) => {
+                let (host, port) = directory.host_and_port();
+                (host.into(), port)
+            }
+        }
+    }
+
+    pub(crate) fn db(&self) -> i64 {
+        self.who().db()
+    }
+
+    /// Nobody will connect any more.
+    pub(crate) fn close(&self) {
+        #[cfg(feature = "sentinel")]
+        if let Kind::Master(directory) | Kind::Replica(directory) = &self.kind {
+            directory.close();
+        }
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint")
+            .field("address", &self.address())
+            .field("db", &self.db())
+            .finish_non_exhaustive()
+    }
+}

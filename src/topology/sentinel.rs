@@ -1,0 +1,145 @@
+//! What sentinels and servers say of who is the master, understood.
+//!
+//! Never: a question to a sentinel. [`Directory`](super::directory::Directory) asks.
+
+use redis::Value;
+
+use crate::error::{LinkError, ServerError};
+
+/// What one sentinel knows of a master.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    /// How many switches of masters the sentinels have agreed upon. One that knows of fewer knows
+    /// less.
+    pub(super) epoch: u64,
+    pub(super) master: Place,
+    /// Those that are up and in step.
+    pub(super) replicas: Vec<Place>,
+}
+
+/// Where a server is.
+pub(super) type Place = (String, u16);
+
+/// The answers to SENTINEL MASTER, GET-MASTER-ADDR-BY-NAME and REPLICAS of one name.
+pub(super) fn understand(answers: &[Value]) -> Result<Answer, LinkError> {
+    for answer in answers {
+        if let Value::ServerError(error) = answer {
+            return Err(LinkError::refused(ServerError::from_reply(error, false)));
+        }
+    }
+    let strange = || LinkError::unexpected("a sentinel's answer of another kind");
+    let [master, address, replicas] = answers else { return Err(strange()) };
+    let epoch = field(master, "config-epoch").and_then(|epoch| epoch.parse().ok());
+    let Value::Array(parts) = address else {
+        return Err(LinkError::unexpected("the sentinel knows no master of that name"));
+    };
+    let place = match &parts[..] {
+        [host, port] => text(host).zip(text(port).and_then(|port| port.parse().ok())),
+        _ => None,
+    };
+    let (host, port) = place.ok_or_else(strange)?;
+    let Value::Array(replicas) = replicas else { return Err(strange()) };
+    Ok(Answer {
+        epoch: epoch.ok_or_else(strange)?,
+        master: (host.to_owned(), port),
+        replicas: replicas.iter().filter_map(usable).collect(),
+    })
+}
+
+/// Where the replica is, if it may be read from.
+fn usable(replica: &Value) -> Option<Place> {
+    let flags = field(replica, "flags")?;
+    let down = flags.split(',').any(|flag| matches!(flag, "s_down" | "o_down" | "disconnected"));
+    let in_step = field(replica, "master-link-status") == Some("ok");
+    let port = field(replica, "port")?.parse().ok()?;
+    (!down && in_step).then_some((field(replica, "ip")?.to_owned(), port))
+}
+
+/// What is wrong with a server that was taken for a master, by its answer to ROLE.
+pub(super) fn no_master(role: &Value) -> Option<&'static str> {
+    (first(role) != Some("master"))
+        .then_some("the server that sentinels name is not a master, or not yet")
+}
+
+/// The same for a server that is to be read from.
+pub(super) fn no_source(role: &Value) -> Option<&'static str> {
+    let Value::Array(parts) = role else { return Some("the server did not say its role") };
+    let in_step = parts.get(3).and_then(text) == Some("connected");
+    match first(role) {
+        Some("master") => None,
+        Some("slave") if in_step => None,
+        _ => Some("the replica is not in step with its master"),
+    }
+}
+
+fn first(role: &Value) -> Option<&str> {
+    match role {
+        Value::Array(parts) => parts.first().and_then(text),
+        _ => None,
+    }
+}
+
+/// A field of a map, which in RESP2 is a list.
+fn field<'v>(map: &'v Value, name: &str) -> Option<&'v str> {
+    match map {
+        Value::Map(pairs) => {
+            pairs.iter().find(|(key, _)| text(key) == Some(name)).and_then(|(_, value)| text(value))
+        }
+        Value::Array(flat) => flat.chunks_exact(2).find_map(|pair| match pair {
+            [key, value] if text(key) == Some(name) => text(value),
+            _ => None,
+        }),
+        _ => None,
+    }
+}
+
+fn text(value: &Value) -> Option<&str> {
+    match value {
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
+        Value::SimpleString(text) => Some(text),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bulk(text: &str) -> Value {
+        Value::BulkString(text.as_bytes().to_vec())
+    }
+
+    fn list(words: &[&str]) -> Value {
+        Value::Array(words.iter().map(|word| bulk(word)).collect())
+    }
+
+    #[test]
+    fn epoch_address_and_the_replicas_in_step_are_understood() {
+        let replica = |port, flags, link| {
+            list(&["ip", "h", "port", port, "flags", flags, "master-link-status", link])
+        };
+        let replicas = Value::Array(vec![
+            replica("2", "slave", "ok"),
+            replica("3", "slave", "err"),
+            replica("4", "s_down,slave", "ok"),
+        ]);
+        let answers =
+            [list(&["name", "m", "config-epoch", "7"]), list(&["10.0.0.1", "6379"]), replicas];
+        let answer = understand(&answers).unwrap();
+        assert_eq!((answer.epoch, answer.master), (7, ("10.0.0.1".to_owned(), 6379)));
+        assert_eq!(answer.replicas, [("h".to_owned(), 2)]);
+        assert!(understand(&answers[..2]).is_err());
+        assert!(understand(&[Value::Okay, Value::Nil, Value::Nil]).is_err());
+    }
+
+    #[test]
+    fn a_replica_is_no_master_and_one_that_lags_is_not_read_from() {
+        let slave =
+            |state| Value::Array(vec![bulk("slave"), bulk("h"), Value::Int(1), bulk(state)]);
+        assert!(no_master(&slave("connected")).is_some());
+        assert!(no_master(&list(&["master"])).is_none());
+        assert!(no_source(&slave("connected")).is_none());
+        assert!(no_source(&slave("sync")).is_some());
+        assert!(no_source(&Value::Okay).is_some());
+    }
+}
