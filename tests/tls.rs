@@ -6,8 +6,8 @@ mod support;
 
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use redis::{Client, ConnectionInfo, TlsCertificates};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use redis::{Client, ClientTlsConfig, ConnectionInfo, TlsCertificates};
 use rediscope::prelude::*;
 use rediscope::{CheckoutError, Error, LinkErrorKind, SessionManager};
 
@@ -18,16 +18,32 @@ struct Tls {
     server: Server,
     port: u16,
     authority: String,
+    /// A client's certificate by the same authority, and its key.
+    client: (String, String),
     _files: tempfile::TempDir,
 }
 
 fn start() -> Tls {
+    with(&["--tls-auth-clients", "no"], false)
+}
+
+/// With further arguments for the server, and a certificate that has expired.
+fn with(arguments: &[&str], expired: bool) -> Tls {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
     let key = KeyPair::generate().unwrap();
     let names = vec!["localhost".to_owned()];
-    let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &authority).unwrap();
+    let mut params = CertificateParams::new(names).unwrap();
+    if expired {
+        params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    }
+    let certificate = params.signed_by(&key, &authority).unwrap();
+    let own = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(vec!["client".to_owned()]).unwrap();
+    // Of another name than its authority: it would be taken for one that signed itself.
+    params.distinguished_name.push(DnType::CommonName, "client");
+    let client = (params.signed_by(&own, &authority).unwrap().pem(), own.serialize_pem());
     let files = tempfile::tempdir().unwrap();
     let file = |name: &str, text: String| {
         let path = files.path().join(name);
@@ -41,7 +57,7 @@ fn start() -> Tls {
         let port = free.local_addr().unwrap().port();
         drop(free);
         let tls_port = port.to_string();
-        let server = Server::with(&["--tls-auth-clients", "no"]);
+        let server = Server::with(arguments);
         let set = redis::cmd("CONFIG")
             .arg("SET")
             .arg(&[
@@ -52,7 +68,7 @@ fn start() -> Tls {
             ])
             .exec(&mut server.connection());
         if set.is_ok() {
-            return Tls { server, port, authority: authority.pem(), _files: files };
+            return Tls { server, port, authority: authority.pem(), client, _files: files };
         }
     }
     unreachable!("no free port in 20 tries")
@@ -60,8 +76,16 @@ fn start() -> Tls {
 
 impl Tls {
     fn trusted(&self, host: &str) -> ConnectionInfo {
+        self.presenting(host, None)
+    }
+
+    fn presenting(&self, host: &str, client: Option<&(String, String)>) -> ConnectionInfo {
         let root_cert = Some(self.authority.clone().into_bytes());
-        let certificates = TlsCertificates { client_tls: None, root_cert };
+        let client_tls = client.map(|(certificate, key)| ClientTlsConfig {
+            client_cert: certificate.clone().into_bytes(),
+            client_key: key.clone().into_bytes(),
+        });
+        let certificates = TlsCertificates { client_tls, root_cert };
         let url = format!("rediss://{host}:{}/", self.port);
         Client::build_with_tls(url, certificates).unwrap().get_connection_info().clone()
     }
@@ -123,4 +147,27 @@ fn a_server_of_another_name_is_refused_with_a_reason() {
     let (kind, text) = refusal(tls.trusted("127.0.0.1"));
     assert_eq!(kind, LinkErrorKind::Io, "{text}");
     assert!(text.to_lowercase().contains("certificate"), "{text}");
+}
+
+#[test]
+fn a_server_whose_certificate_has_expired_is_refused_with_a_reason() {
+    let tls = with(&["--tls-auth-clients", "no"], true);
+    let (kind, text) = refusal(tls.trusted("localhost"));
+    assert_eq!(kind, LinkErrorKind::Io, "{text}");
+    assert!(text.to_lowercase().contains("expired"), "{text}");
+}
+
+#[test]
+fn a_server_that_wants_a_client_certificate_takes_one_of_its_authority_and_no_other() {
+    let tls = with(&["--tls-auth-clients", "yes"], false);
+    let sessions = SessionManager::connect(tls.presenting("localhost", Some(&tls.client))).unwrap();
+    assert_eq!(sessions.transactional().run(|tx| Ok(tx.incr("a", 1))).unwrap(), 1);
+    assert_eq!(tls.server.ask::<i64>(&["GET", "a"]), 1);
+
+    let (_, none) = refusal(tls.trusted("localhost"));
+    assert!(none.to_lowercase().contains("certificate"), "{none}");
+    let stranger = start();
+    let (_, other) = refusal(tls.presenting("localhost", Some(&stranger.client)));
+    assert!(!other.is_empty(), "{other}");
+    assert_eq!(tls.server.ask::<i64>(&["GET", "a"]), 1);
 }

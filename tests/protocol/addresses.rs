@@ -1,4 +1,4 @@
-//! The same contract over RESP3, over a unix socket, and in another database.
+//! The same contract over RESP3, over a unix socket, over IPv6, and in another database.
 
 use rediscope::prelude::*;
 use rediscope::{Applied, CommitError, Error, Outcome, ReplyError, SessionManager};
@@ -118,4 +118,15 @@ fn all_of_it_together_keeps_the_contract() {
     let server = Server::start();
     contract(&server, &format!("{}?db=3&protocol=resp3", server.unix_url()), 3);
     assert_eq!(server.ask::<i64>(&["DBSIZE"]), 0);
+}
+
+#[test]
+fn an_ipv6_address_keeps_the_contract() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        println!("not run: there is no IPv6 loopback here");
+        return;
+    }
+    // The test's own connections come by IPv4.
+    let server = Server::with(&["--bind", "127.0.0.1", "::1"]);
+    contract(&server, &format!("redis://[::1]:{}/", server.port()), 0);
 }
