@@ -20,14 +20,7 @@ use rediscope::{CommitError, LockError, SessionManager, prelude::*};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let url = std::env::var("REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1/".to_owned());
-    let prefix = keys::unique_prefix("lock-example");
-    let shown = show(&url, &prefix);
-    let removed = keys::remove_all(&url, &prefix);
-    // The first error is the one to tell.
-    shown?;
-    removed?;
-    Ok(())
+    keys::with_prefix("lock-example", show)
 }
 
 fn show(url: &str, prefix: &str) -> Result<(), Box<dyn Error>> {

@@ -15,7 +15,6 @@
 #[path = "support/args.rs"]
 mod args;
 #[path = "support/keys.rs"]
-#[expect(dead_code, reason = "the server is the soak's own: nothing is to be removed from it")]
 mod keys;
 #[path = "soak/load.rs"]
 mod load;

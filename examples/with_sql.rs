@@ -47,14 +47,7 @@ use wire::{Fault, Wire};
 const STOCK: i64 = 100;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let url = std::env::var("REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1/".to_owned());
-    let prefix = keys::unique_prefix("with_sql");
-    let shown = show(&url, &prefix);
-    let removed = keys::remove_all(&url, &prefix);
-    // The first error is the one to tell.
-    shown?;
-    removed?;
-    Ok(())
+    keys::with_prefix("with_sql", show)
 }
 
 fn show(url: &str, prefix: &str) -> Result<(), Box<dyn Error>> {

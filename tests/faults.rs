@@ -19,6 +19,7 @@ mod faults {
     mod deadlines;
     mod forms;
     mod leftovers;
+    mod long;
     mod model;
     mod pooled;
     mod reclaimed;

@@ -33,30 +33,14 @@ mod fence {
     pub(crate) mod worker;
 }
 
-use std::sync::{Mutex, PoisonError};
-
 use fence::controls::{self, Rule};
 use fence::{failover, soak};
+use support::soak::{alone, number};
 
-const SEED: u64 = 1;
 const CUTS: u64 = 10_000;
 const FAILOVERS: u64 = 3;
 /// A protocol that is wrong is found out within so many.
 const CONTROL_CUTS: u64 = 2_000;
-
-/// Each of these takes the whole machine, and their timeouts are short.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
-fn alone<T>(test: impl FnOnce(u64) -> T) -> T {
-    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let seed = number("REDISCOPE_SOAK_SEED").unwrap_or(SEED);
-    println!("REDISCOPE_SOAK_SEED={seed}");
-    test(seed)
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().expect("a number in the variable"))
-}
 
 #[test]
 fn wherever_a_transaction_is_cut_nobody_is_told_what_is_not_true() {

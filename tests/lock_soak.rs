@@ -29,13 +29,11 @@ mod lock_soak {
     pub(crate) mod writes;
 }
 
-use std::sync::{Mutex, PoisonError};
-
 use lock_soak::people::{Asks, be_one_of_them};
 use lock_soak::scenes::{self, Scene};
 use lock_soak::{accident, writes};
+use support::soak::{alone, number};
 
-const SEED: u64 = 1;
 const TRIES: u64 = 50_000;
 const WRITES: u64 = 5_000;
 const HOLDS: usize = 250;
@@ -44,20 +42,6 @@ const FAILOVERS: u64 = 1;
 const CONTROL_HOLDS: usize = 150;
 /// and a lock that nobody waited for a replica with within so many failovers.
 const CONTROL_FAILOVERS: u64 = 12;
-
-/// Each of these takes the whole machine, and their leases are short.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
-fn alone<T>(test: impl FnOnce(u64) -> T) -> T {
-    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let seed = number("REDISCOPE_SOAK_SEED").unwrap_or(SEED);
-    println!("REDISCOPE_SOAK_SEED={seed}");
-    test(seed)
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().expect("a number in the variable"))
-}
 
 fn holds() -> usize {
     number("REDISCOPE_HOLDS").map_or(HOLDS, |holds| holds as usize)

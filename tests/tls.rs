@@ -11,7 +11,10 @@ use redis::{Client, ClientTlsConfig, ConnectionInfo, TlsCertificates};
 use rediscope::prelude::*;
 use rediscope::{CheckoutError, Error, LinkErrorKind, SessionManager};
 
+use support::eventually;
 use support::server::Server;
+
+const SOON: Duration = Duration::from_secs(20);
 
 /// A server that speaks TLS on one more port, and the authority that vouches for it.
 struct Tls {
@@ -131,6 +134,20 @@ fn transactions_and_single_commands_work_over_tls() {
     let read: String = db.get(9).unwrap();
     assert_eq!(read, big);
     assert_eq!(tls.server.ask::<i64>(&["GET", "b"]), 2);
+}
+
+#[test]
+fn the_raw_connection_takes_the_place_of_the_one_it_is_lent_for() {
+    let tls = start();
+    let sessions = SessionManager::builder(tls.trusted("localhost")).max_size(1).build().unwrap();
+    let mut db = sessions.pooled();
+    db.set::<_, _, ()>("key", 1).unwrap();
+    db.with_raw(|raw| {
+        eventually(SOON, "there is one connection", || tls.server.clients() == 1);
+        assert_eq!(redis::Commands::get::<_, i64>(raw, "key").unwrap(), 1);
+    })
+    .unwrap();
+    assert_eq!(db.get::<_, i64>("key").unwrap(), 1);
 }
 
 #[test]

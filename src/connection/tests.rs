@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use scheduled_thread_pool::ScheduledThreadPool;
@@ -116,4 +117,28 @@ fn bytes_that_stay_behind_are_counted_exactly() {
     let mut came = Vec::new();
     peer.read_to_end(&mut came).unwrap();
     assert_eq!(came.len(), left);
+}
+
+#[test]
+fn a_reply_that_comes_in_drips_ends_at_the_deadline() {
+    let (mut link, mut peer) = pair();
+    let limit = Duration::from_millis(400);
+    let (over, is_over) = std::sync::mpsc::channel::<()>();
+    let drips = std::thread::spawn(move || {
+        peer.write_all(b"$100000\r\n").unwrap();
+        // Each wait for a byte is shorter than the limit; all of them together are not.
+        while is_over.recv_timeout(limit / 20) == Err(RecvTimeoutError::Timeout) {
+            if peer.write_all(b"x").is_err() {
+                break;
+            }
+        }
+    });
+    let begun = Instant::now();
+    link.send(b"GET", &[(Expect::Plain, 1)], Deadline::after(PATIENCE)).unwrap();
+    let error = link.receive(Deadline::after(limit)).unwrap_err();
+    assert_eq!(error.kind(), LinkErrorKind::TimedOut);
+    assert!(begun.elapsed() < 20 * limit, "{:?}", begun.elapsed());
+    assert_eq!(link.verdict(Instant::now(), 0), Some(Replaced::TimedOut));
+    drop(over);
+    drips.join().unwrap();
 }

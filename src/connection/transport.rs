@@ -3,7 +3,7 @@
 //! Never: a wait without a deadline. Never: an error that says that fewer bytes left than may have.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +31,7 @@ pub(crate) struct Transport {
 enum Kind {
     Socket(Arc<TcpStream>, Parser),
     Client(redis::Connection),
+    Closed,
 }
 
 impl Transport {
@@ -67,6 +68,7 @@ impl Transport {
                     sent.map_err(|error| (left + step.len(), LinkError::of(&error)))?;
                     step.len()
                 }
+                Kind::Closed => return Err((left, closed())),
             }
         }
         Ok(())
@@ -96,6 +98,7 @@ impl Transport {
                     Ok(value) => return Ok(Reply::from(value)),
                     Err(error) => return Err(LinkError::of(&error)),
                 },
+                Kind::Closed => return Err(closed()),
             }
         }
     }
@@ -107,13 +110,10 @@ impl Transport {
 
     /// Ends it. What is done with it afterwards fails.
     pub(crate) fn close(&mut self) {
-        if let Kind::Socket(socket, _) = &self.kind {
-            // It fails where the other side was first.
-            let _: io::Result<()> = socket.shutdown(Shutdown::Both);
-        }
+        self.kind = Kind::Closed;
     }
 
-    /// Takes a connection of redis-rs's instead of its own, and hands it out.
+    /// Takes a connection of redis-rs's in its place, and hands it out.
     pub(crate) fn become_client(
         &mut self,
         connection: redis::Connection,
@@ -124,7 +124,7 @@ impl Transport {
         self.set_write_timeout(timeout)?;
         match &mut self.kind {
             Kind::Client(connection) => Ok(connection),
-            Kind::Socket(..) => Err(closed()),
+            Kind::Socket(..) | Kind::Closed => Err(closed()),
         }
     }
 
@@ -139,6 +139,7 @@ impl Transport {
             Kind::Client(connection) => {
                 connection.set_write_timeout(Some(timeout)).map_err(|error| LinkError::of(&error))
             }
+            Kind::Closed => Err(closed()),
         }
     }
 
@@ -153,12 +154,13 @@ impl Transport {
             Kind::Client(connection) => {
                 connection.set_read_timeout(Some(timeout)).map_err(|error| LinkError::of(&error))
             }
+            Kind::Closed => Err(closed()),
         }
     }
 }
 
 fn closed() -> LinkError {
-    LinkError::new(LinkErrorKind::Closed, "the other side has closed it")
+    LinkError::new(LinkErrorKind::Closed, "it is closed")
 }
 
 fn malformed(_: Malformed) -> LinkError {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use redis::Value;
 
+use super::answer::{field, list, text};
 use crate::wire::redirect::Whereto;
 use crate::wire::slot::SLOTS;
 
@@ -139,35 +140,6 @@ impl Map {
             map.give(number(first)?, number(last)?, at);
         }
         Some(map)
-    }
-}
-
-fn list(value: &Value) -> Option<&[Value]> {
-    match value {
-        Value::Array(values) => Some(values),
-        _ => None,
-    }
-}
-
-/// A field of a map, which in RESP2 is a list.
-fn field<'v>(map: &'v Value, name: &str) -> Option<&'v Value> {
-    match map {
-        Value::Map(pairs) => {
-            pairs.iter().find(|(key, _)| text(key) == Some(name)).map(|(_, value)| value)
-        }
-        Value::Array(flat) => flat.chunks_exact(2).find_map(|pair| match pair {
-            [key, value] if text(key) == Some(name) => Some(value),
-            _ => None,
-        }),
-        _ => None,
-    }
-}
-
-fn text(value: &Value) -> Option<&str> {
-    match value {
-        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
-        Value::SimpleString(text) => Some(text),
-        _ => None,
     }
 }
 

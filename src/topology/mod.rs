@@ -3,6 +3,8 @@
 //! Never: pools and guards.
 
 mod address;
+#[cfg(any(feature = "cluster", feature = "sentinel"))]
+mod answer;
 #[cfg(feature = "cluster")]
 pub(crate) mod cluster;
 #[cfg(feature = "sentinel")]

@@ -4,6 +4,7 @@
 
 use redis::Value;
 
+use super::answer::{field, text};
 use crate::error::{LinkError, ServerError};
 
 /// What one sentinel knows of a master.
@@ -29,7 +30,8 @@ pub(super) fn understand(answers: &[Value]) -> Result<Answer, LinkError> {
     }
     let strange = || LinkError::unexpected("a sentinel's answer of another kind");
     let [master, address, replicas] = answers else { return Err(strange()) };
-    let epoch = field(master, "config-epoch").and_then(|epoch| epoch.parse().ok());
+    let word = |of, name| field(of, name).and_then(text);
+    let epoch = word(master, "config-epoch").and_then(|epoch| epoch.parse().ok());
     let Value::Array(parts) = address else {
         return Err(LinkError::unexpected("the sentinel knows no master of that name"));
     };
@@ -48,11 +50,12 @@ pub(super) fn understand(answers: &[Value]) -> Result<Answer, LinkError> {
 
 /// Where the replica is, if it may be read from.
 fn usable(replica: &Value) -> Option<Place> {
-    let flags = field(replica, "flags")?;
+    let word = |name| field(replica, name).and_then(text);
+    let flags = word("flags")?;
     let down = flags.split(',').any(|flag| matches!(flag, "s_down" | "o_down" | "disconnected"));
-    let in_step = field(replica, "master-link-status") == Some("ok");
-    let port = field(replica, "port")?.parse().ok()?;
-    (!down && in_step).then_some((field(replica, "ip")?.to_owned(), port))
+    let in_step = word("master-link-status") == Some("ok");
+    let port = word("port")?.parse().ok()?;
+    (!down && in_step).then_some((word("ip")?.to_owned(), port))
 }
 
 /// What is wrong with a server that was taken for a master, by its answer to ROLE.
@@ -75,28 +78,6 @@ pub(super) fn no_source(role: &Value) -> Option<&'static str> {
 fn first(role: &Value) -> Option<&str> {
     match role {
         Value::Array(parts) => parts.first().and_then(text),
-        _ => None,
-    }
-}
-
-/// A field of a map, which in RESP2 is a list.
-fn field<'v>(map: &'v Value, name: &str) -> Option<&'v str> {
-    match map {
-        Value::Map(pairs) => {
-            pairs.iter().find(|(key, _)| text(key) == Some(name)).and_then(|(_, value)| text(value))
-        }
-        Value::Array(flat) => flat.chunks_exact(2).find_map(|pair| match pair {
-            [key, value] if text(key) == Some(name) => text(value),
-            _ => None,
-        }),
-        _ => None,
-    }
-}
-
-fn text(value: &Value) -> Option<&str> {
-    match value {
-        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
-        Value::SimpleString(text) => Some(text),
         _ => None,
     }
 }

@@ -132,6 +132,15 @@ fn a_raw_connection_is_alive_when_it_is_handed_out() {
 }
 
 #[test]
+fn while_it_is_out_there_is_no_other_connection() {
+    let server = Server::start();
+    let sessions = trusting(&server.url());
+    let db = sessions.pooled();
+    db.with_raw(|_| eventually(SOON, "there is one connection", || server.clients() == 1)).unwrap();
+    pool_is_whole(&sessions, &server);
+}
+
+#[test]
 fn while_it_is_out_the_status_names_who_has_it() {
     let server = Server::start();
     let sessions = trusting(&server.url());

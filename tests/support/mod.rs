@@ -21,6 +21,7 @@ pub mod deaf;
 pub mod proxy;
 pub mod sentinel;
 pub mod server;
+pub mod soak;
 
 use std::path::Path;
 use std::process;

@@ -11,6 +11,15 @@ pub fn describe() -> String {
     format!("{cores} cores, {}; {}; {}; {}", processor(), server(), compiler(), today())
 }
 
+/// What the asynchronous peers run on: as many workers as there are cores.
+pub fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(std::thread::available_parallelism().map_or(2, usize::from))
+        .enable_all()
+        .build()
+        .expect("a runtime")
+}
+
 fn processor() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1));

@@ -111,12 +111,7 @@ fn main() {
     let began = Instant::now();
     let load = machine::load();
     fastrand::seed(seed);
-    let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(cores)
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = machine::runtime();
     let server = Server::start();
     let slice = Duration::from_millis(slice);
     let plan = Slice { warm_up: slice / 4, slice };

@@ -114,12 +114,7 @@ fn main() {
     let rows = plan.rows();
     fastrand::seed(plan.seed);
     println!("{}", report::settings());
-    let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(cores)
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = machine::runtime();
     let server = Server::start();
     let mut measured = Measured::default();
     let mut failures = 0;
