@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use crate::credentials::Provider;
 use crate::error::ConfigError;
 use crate::wire::buffer::Limits;
 
@@ -30,6 +31,7 @@ pub(crate) struct Settings {
     pub(crate) max_group: u32,
     pub(crate) register_prefix: String,
     pub(crate) register_ttl: Duration,
+    pub(crate) credentials: Option<Provider>,
 }
 
 impl Default for Settings {
@@ -54,6 +56,7 @@ impl Default for Settings {
             max_group: 16,
             register_prefix: "rediscope".to_owned(),
             register_ttl: Duration::from_secs(60 * 60),
+            credentials: None,
         }
     }
 }

@@ -4,6 +4,7 @@
 mod commit;
 mod config;
 mod connection;
+mod credentials;
 #[cfg(doctest)]
 mod docs;
 mod error;
@@ -21,6 +22,7 @@ mod wire;
 
 pub use redis;
 
+pub use credentials::{Credentials, CredentialsProvider, RotatingCredentials};
 pub use error::{
     Applied, CheckoutError, CheckoutTimeout, CommitError, CommitToken, ConfigError, Error,
     FailedCondition, Holder, InDoubt, LinkError, LinkErrorKind, LockError, LostBecause, PinExpired,

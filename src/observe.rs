@@ -156,6 +156,8 @@ counters! {
     connects: "connects",
     /// Tries to connect that failed.
     connect_failures: "failed connects",
+    /// Connections that said anew who they are, because their credentials had changed.
+    reauthentications: "re-authentications",
 }
 
 impl Counts {

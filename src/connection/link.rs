@@ -12,11 +12,15 @@ use super::transport::Transport;
 use crate::config::Settings;
 use crate::error::{LinkError, LinkErrorKind, ServerError};
 use crate::observe::Replaced;
-use crate::topology::{Connected, Endpoint};
+use crate::topology::{Connected, Endpoint, Login};
 use crate::wire::encode::PING;
 use crate::wire::fence::Fence;
+use crate::wire::hello;
 use crate::wire::reply::Reply;
 use crate::wire::state::{Expect, Proof, State, Taint};
+
+/// So long after a refusal it does not say again who it is.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// One connection and what the server believes about it.
 pub(crate) struct Link {
@@ -35,6 +39,10 @@ pub(crate) struct Link {
     /// Its register, once it has needed one, and since when the server has had that at least.
     fence: Option<Fence>,
     registered: Option<Instant>,
+    /// By which version of the credentials it has said who it is.
+    said: u64,
+    /// When it was last refused that.
+    refused: Option<Instant>,
 }
 
 impl Link {
@@ -50,7 +58,41 @@ impl Link {
             has_written: false,
             fence: None,
             registered: None,
+            said: 0,
+            refused: None,
         }
+    }
+
+    /// It has said who it is, by this version of the credentials.
+    pub(crate) fn said_who(&mut self, version: u64) {
+        (self.said, self.refused) = (version, None);
+    }
+
+    /// Whether it is to say who it is, of which this is the version now. Where it was refused, not
+    /// right again.
+    pub(crate) fn is_to_say_who(&self, version: u64) -> bool {
+        self.said != version && self.refused.is_none_or(|at| at.elapsed() >= AGAIN)
+    }
+
+    /// Says anew who it is. Refused, it stays who it was.
+    pub(crate) fn say_who(
+        &mut self,
+        login: &Login,
+        deadline: Deadline,
+    ) -> Result<Result<(), ServerError>, LinkError> {
+        let mut bytes = Vec::new();
+        hello::auth(&mut bytes, &login.who);
+        let answer = self.call(&bytes, Expect::Plain, deadline)?;
+        match &answer {
+            Ok(()) => self.said_who(login.version),
+            Err(_) => self.refused = Some(Instant::now()),
+        }
+        Ok(answer)
+    }
+
+    /// Nobody knew who it is to say that it is.
+    pub(crate) fn cannot_say_who(&mut self) {
+        self.refused = Some(Instant::now());
     }
 
     /// It was opened for a caller, who has yet to take it.

@@ -96,14 +96,16 @@ pub(crate) fn open(
     generation: u64,
 ) -> Result<Link, LinkError> {
     let deadline = Deadline::after(settings.connect_timeout);
-    let connected = endpoint.connect(settings.connect_timeout)?;
+    let login = endpoint.login()?;
+    let connected = endpoint.connect(&login.who, settings.connect_timeout)?;
     let hello = match &connected {
-        Connected::Socket(_) => Hello::new(endpoint.who()),
+        Connected::Socket(_) => Hello::new(&login.who),
         // redis-rs has said it.
         Connected::Client(_) => Hello::default(),
     };
     let expires = settings.max_lifetime.map(|lifetime| Instant::now() + jittered(lifetime));
     let mut link = Link::new(connected, expires, generation);
+    link.said_who(login.version);
     let (proof, expected) = match purpose {
         Purpose::Pooled => (vec![PING], [(Expect::Plain, 1), (Expect::Discard, 0)]),
         Purpose::Transactional => {
@@ -111,7 +113,7 @@ pub(crate) fn open(
         }
     };
     let greeting = (Expect::Plain, hello.needed + hello.unneeded);
-    let role = endpoint.asks_role();
+    let role = endpoint.may_switch();
     let expected = [&[greeting][..], &expected, &[(Expect::Plain, u32::from(role))]].concat();
     let question: &[u8] = if role { ROLE } else { &[] };
     let bytes = [&[&hello.bytes[..]], &proof[..], &[question]].concat().concat();
@@ -132,8 +134,9 @@ pub(crate) fn open(
         }
     }
     link.has_answered();
-    if let Some(error) = refused {
-        return Err(LinkError::refused(error));
+    if let Some(error) = refused.map(LinkError::refused) {
+        let may_change = settings.credentials.is_some();
+        return Err(if may_change { error.of_changing_credentials() } else { error });
     }
     if let Some(answer) = last.filter(|_| role) {
         endpoint.judge_role(&answer.into_value())?;

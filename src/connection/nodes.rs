@@ -25,6 +25,7 @@ pub(crate) use cluster::Cluster;
 use super::pool::{Joined, Lease, Pool, WeakPool};
 use super::registry::{Owner, Pin};
 use crate::config::Settings;
+use crate::credentials::Provider;
 use crate::error::{CheckoutError, LinkError, ServerError};
 use crate::observe::{Counters, OpenScope, PoolStatus};
 use crate::topology::Endpoint;
@@ -32,6 +33,9 @@ use crate::wire::group::Job;
 #[cfg(feature = "cluster")]
 use crate::wire::redirect::Redirect;
 use crate::wire::slot::{self, Binding};
+
+/// A time in which connections lead to the same server and have said the same.
+pub(crate) type Term = (u64, Option<u64>);
 
 /// Where something is to be sent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -187,9 +191,10 @@ impl Nodes {
         self.single().is_some_and(|pool| pool.endpoint().may_switch())
     }
 
-    /// Rises each time that another one has.
-    pub(crate) fn term(&self) -> u64 {
-        self.single().map_or(0, |pool| pool.endpoint().term())
+    /// Differs each time that another one has, or that connections are to say anew who they are.
+    pub(crate) fn term(&self) -> Term {
+        let switches = self.single().map_or(0, |pool| pool.endpoint().term());
+        (switches, self.settings().credentials.as_ref().map(Provider::version))
     }
 
     /// Nobody connects any more.

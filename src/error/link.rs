@@ -12,6 +12,7 @@ pub struct LinkError {
     kind: LinkErrorKind,
     text: String,
     server: Option<ServerError>,
+    passing: bool,
 }
 
 /// The kinds of [`LinkError`].
@@ -28,6 +29,8 @@ pub enum LinkErrorKind {
     Unexpected,
     /// The server refused the connection's hand-shake: password, database, protocol or rights.
     Refused,
+    /// The provider of credentials did not know any.
+    Credentials,
     /// Any other failure of the operating system's, TLS included.
     Io,
     /// Code below this crate panicked while it used the connection.
@@ -46,7 +49,7 @@ impl LinkError {
     }
 
     pub(crate) fn new(kind: LinkErrorKind, text: impl Into<String>) -> Self {
-        Self { kind, text: text.into(), server: None }
+        Self { kind, text: text.into(), server: None, passing: true }
     }
 
     pub(crate) fn timed_out(text: &str) -> Self {
@@ -62,7 +65,15 @@ impl LinkError {
     }
 
     pub(crate) fn refused(error: ServerError) -> Self {
-        Self { kind: LinkErrorKind::Refused, text: error.to_string(), server: Some(error) }
+        let (text, passing) = (error.to_string(), error.is_transient());
+        Self { kind: LinkErrorKind::Refused, text, server: Some(error), passing }
+    }
+
+    /// The next try may be with other credentials.
+    pub(crate) fn of_changing_credentials(mut self) -> Self {
+        let code = self.server.as_ref().map(ServerError::code);
+        self.passing |= matches!(code, Some("WRONGPASS" | "NOAUTH"));
+        self
     }
 
     /// It was sentinels that failed, asked for this master.
@@ -104,7 +115,7 @@ impl LinkError {
 
     /// Whether waiting may help: not where the server gave a verdict on password or rights.
     pub(crate) fn is_passing(&self) -> bool {
-        self.server.as_ref().is_none_or(ServerError::is_transient)
+        self.passing
     }
 }
 
@@ -123,6 +134,7 @@ impl fmt::Display for LinkErrorKind {
             Self::Protocol => "protocol error",
             Self::Unexpected => "unexpected reply",
             Self::Refused => "refused by the server",
+            Self::Credentials => "no credentials",
             Self::Io => "I/O error",
             Self::Panicked => "panicked",
         })

@@ -18,7 +18,7 @@ use super::courier::Courier;
 use super::waiters::Waiters;
 use crate::config::Settings;
 use crate::connection::lock;
-use crate::connection::nodes::{Nodes, Onward, Route};
+use crate::connection::nodes::{Nodes, Onward, Route, Term};
 use crate::error::{CheckoutError, LinkError, ServerError};
 
 /// The longest read: so late a change is noticed whose message was lost.
@@ -181,7 +181,7 @@ impl Shared {
         }
     }
 
-    fn serve(&self, connection: &mut redis::Connection, term: u64) -> Ended {
+    fn serve(&self, connection: &mut redis::Connection, term: Term) -> Ended {
         match self.begin(connection) {
             Ok(None) => {}
             Ok(Some(refused)) => return Ended::Broken(LinkError::refused(refused)),
@@ -207,7 +207,7 @@ impl Shared {
         })
     }
 
-    fn listen(&self, pubsub: &mut redis::PubSub<'_>, term: u64) -> redis::RedisResult<Ended> {
+    fn listen(&self, pubsub: &mut redis::PubSub<'_>, term: Term) -> redis::RedisResult<Ended> {
         lock(&self.state).listens = true;
         let (mut wanted, mut heard) = (Instant::now(), Instant::now());
         loop {
@@ -221,7 +221,7 @@ impl Shared {
                 return Ok(Ended::Over);
             }
             if self.nodes.term() != term {
-                let moved = LinkError::unexpected("another server is the master now");
+                let moved = LinkError::unexpected("another master, or other credentials");
                 return Ok(Ended::Broken(moved));
             }
             if wanted.elapsed() >= IDLE {

@@ -18,6 +18,7 @@ use crate::config::Settings;
 use crate::connection::manager::Purpose;
 use crate::connection::nodes::Nodes;
 use crate::connection::pool::{Kind, Pool};
+use crate::credentials::{CredentialsProvider, Provider};
 use crate::error::ConfigError;
 use crate::lock::hub::Hub;
 use crate::topology::{self, Address, Endpoint};
@@ -132,6 +133,15 @@ impl Builder {
     /// for locks also to channels of that prefix. Default `rediscope`; not empty, and without braces.
     pub fn register_prefix(mut self, prefix: impl Into<String>) -> Self {
         self.settings.register_prefix = prefix.into();
+        self
+    }
+
+    /// Where user and password come from when they change while the program runs; see
+    /// [`CredentialsProvider`]. `build` refuses it together with an address that holds a user or a
+    /// password. Behind sentinels they are the servers'; the sentinels' own are in the address.
+    /// Default: those of the address, for good.
+    pub fn credentials_provider(mut self, provider: impl CredentialsProvider) -> Self {
+        self.settings.credentials = Some(Provider::new(provider));
         self
     }
 

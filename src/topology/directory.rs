@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use redis::{Connection, ConnectionAddr, ConnectionInfo, RedisConnectionInfo};
+use redis::{Connection, ConnectionAddr, ConnectionInfo, RedisConnectionInfo as Who};
 use scopeguard::defer;
 
 use super::address::Behind;
@@ -87,7 +87,7 @@ impl Directory {
         self.term.load(Ordering::Acquire)
     }
 
-    pub(super) fn who(&self) -> &RedisConnectionInfo {
+    pub(super) fn who(&self) -> &Who {
         self.like.redis_settings()
     }
 
@@ -117,42 +117,56 @@ impl Directory {
     }
 
     /// Opens a connection to the master, which ends when another one takes its place.
-    pub(super) fn connect(self: &Arc<Self>, timeout: Duration) -> Result<Connected, LinkError> {
+    pub(super) fn connect(
+        self: &Arc<Self>,
+        who: &Who,
+        timeout: Duration,
+    ) -> Result<Connected, LinkError> {
         let until = Instant::now() + timeout;
         let master = self.master()?;
-        self.tethered(master, until)
+        self.tethered(master, who, until)
     }
 
     /// The same to one of its replicas.
     pub(super) fn connect_replica(
         self: &Arc<Self>,
+        who: &Who,
         timeout: Duration,
     ) -> Result<Connected, LinkError> {
         let until = Instant::now() + timeout;
-        let replica = self.replica(timeout)?;
+        let replica = self.replica()?;
         let left = until.saturating_duration_since(Instant::now()).max(LEAST);
-        replica.connect(left).inspect_err(|_| self.doubt())
+        replica.connect(who, left).inspect_err(|_| self.doubt())
     }
 
     /// One of redis-rs's to the master.
-    pub(super) fn client(self: &Arc<Self>, timeout: Duration) -> Result<Connection, LinkError> {
+    pub(super) fn client(
+        self: &Arc<Self>,
+        who: &Who,
+        timeout: Duration,
+    ) -> Result<Connection, LinkError> {
         let until = Instant::now() + timeout;
         let master = self.master()?;
         let left = until.saturating_duration_since(Instant::now()).max(LEAST);
-        master.client(left).inspect_err(|_| self.doubt())
+        master.client(who, left).inspect_err(|_| self.doubt())
     }
 
     /// Any replica that is in step; the master where there is none.
-    pub(super) fn replica(self: &Arc<Self>, _: Duration) -> Result<Arc<Server>, LinkError> {
+    pub(super) fn replica(self: &Arc<Self>) -> Result<Arc<Server>, LinkError> {
         let master = self.master()?;
         let known = self.known();
         let one = fastrand::usize(..known.replicas.len().max(1));
         Ok(known.replicas.get(one).cloned().unwrap_or(master))
     }
 
-    fn tethered(&self, master: Arc<Server>, until: Instant) -> Result<Connected, LinkError> {
+    fn tethered(
+        &self,
+        master: Arc<Server>,
+        who: &Who,
+        until: Instant,
+    ) -> Result<Connected, LinkError> {
         let left = until.saturating_duration_since(Instant::now()).max(LEAST);
-        let connected = master.connect(left).inspect_err(|_| self.doubt())?;
+        let connected = master.connect(who, left).inspect_err(|_| self.doubt())?;
         let mut known = self.known();
         if known.master.as_ref().is_none_or(|now| now.address() != master.address()) {
             let text = "another server became the master while this one was connected to";
@@ -258,7 +272,7 @@ impl Directory {
 
     fn question(&self, sentinel: &Server, timeout: Duration) -> Result<Answer, LinkError> {
         let until = Instant::now() + timeout;
-        let mut connection = sentinel.client(timeout)?;
+        let mut connection = sentinel.client(sentinel.who(), timeout)?;
         let mut bytes = Vec::new();
         // The epoch first: an address may be newer than it, never older.
         for what in ["MASTER", "GET-MASTER-ADDR-BY-NAME", "REPLICAS"] {

@@ -7,20 +7,23 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{Connection, ConnectionInfo, RedisConnectionInfo, Value};
+use redis::{Connection, ConnectionInfo, RedisConnectionInfo as Who, Value};
 
 #[cfg(feature = "sentinel")]
 use super::address::Behind;
 #[cfg(feature = "sentinel")]
 use super::directory::Directory;
+use super::login::{self, Login};
 use super::standalone::{Connected, Server};
 use crate::config::Settings;
+use crate::credentials::Provider;
 use crate::error::{ConfigError, LinkError};
 
 /// The server to connect to.
 #[derive(Clone)]
 pub(crate) struct Endpoint {
     kind: Kind,
+    credentials: Option<Provider>,
 }
 
 #[derive(Clone)]
@@ -35,14 +38,19 @@ enum Kind {
 impl Endpoint {
     /// One server.
     pub(crate) fn new(info: ConnectionInfo, settings: &Settings) -> Result<Self, ConfigError> {
-        Server::new(info, settings).map(|server| Self { kind: Kind::One(Arc::new(server)) })
+        let credentials = settings.credentials.clone();
+        login::check(info.redis_settings(), credentials.as_ref())?;
+        let kind = Kind::One(Arc::new(Server::new(info, settings)?));
+        Ok(Self { kind, credentials })
     }
 
     /// The master that sentinels know.
     #[cfg(feature = "sentinel")]
     pub(crate) fn behind(behind: Behind, settings: &Settings) -> Result<Self, ConfigError> {
-        let directory = Directory::new(behind, settings)?;
-        Ok(Self { kind: Kind::Master(Arc::new(directory)) })
+        let credentials = settings.credentials.clone();
+        login::check(behind.like.redis_settings(), credentials.as_ref())?;
+        let kind = Kind::Master(Arc::new(Directory::new(behind, settings)?));
+        Ok(Self { kind, credentials })
     }
 
     /// Its replicas, where sentinels know them; else the server itself.
@@ -52,27 +60,38 @@ impl Endpoint {
             Kind::Master(directory) => Kind::Replica(Arc::clone(directory)),
             kind => kind.clone(),
         };
-        Self { kind }
+        Self { kind, credentials: self.credentials.clone() }
     }
 
-    /// Opens a connection.
-    pub(crate) fn connect(&self, timeout: Duration) -> Result<Connected, LinkError> {
+    /// Who a connection says it is that is opened, or checked out, now.
+    pub(crate) fn login(&self) -> Result<Login, LinkError> {
+        Login::new(self.who(), self.credentials.as_ref())
+    }
+
+    /// The version of that, where it may change.
+    pub(crate) fn login_version(&self) -> Option<u64> {
+        self.credentials.as_ref().map(Provider::version)
+    }
+
+    /// Opens a connection, which may have said who it is.
+    pub(crate) fn connect(&self, who: &Who, timeout: Duration) -> Result<Connected, LinkError> {
         match &self.kind {
-            Kind::One(server) => server.connect(timeout),
+            Kind::One(server) => server.connect(who, timeout),
             #[cfg(feature = "sentinel")]
-            Kind::Master(directory) => directory.connect(timeout),
+            Kind::Master(directory) => directory.connect(who, timeout),
             #[cfg(feature = "sentinel")]
-            Kind::Replica(directory) => directory.connect_replica(timeout),
+            Kind::Replica(directory) => directory.connect_replica(who, timeout),
         }
     }
 
     /// Opens a connection of redis-rs's, which has no timeouts yet.
     pub(crate) fn client(&self, timeout: Duration) -> Result<Connection, LinkError> {
+        let who = &self.login()?.who;
         match &self.kind {
-            Kind::One(server) => server.client(timeout),
+            Kind::One(server) => server.client(who, timeout),
             #[cfg(feature = "sentinel")]
             Kind::Master(directory) => {
-                let mut client = directory.client(timeout)?;
+                let mut client = directory.client(who, timeout)?;
                 let asked = client
                     .set_read_timeout(Some(timeout))
                     .and_then(|()| redis::cmd("ROLE").query(&mut client));
@@ -80,7 +99,7 @@ impl Endpoint {
                 Ok(client)
             }
             #[cfg(feature = "sentinel")]
-            Kind::Replica(directory) => directory.replica(timeout)?.client(timeout),
+            Kind::Replica(directory) => directory.replica()?.client(who, timeout),
         }
     }
 
@@ -102,14 +121,10 @@ impl Endpoint {
         }
     }
 
-    /// Whether the server may be replaced by another one.
+    /// Whether the server may be replaced by another one, so that a new connection asks it whether
+    /// it is what it was taken for.
     pub(crate) fn may_switch(&self) -> bool {
         !matches!(self.kind, Kind::One(_))
-    }
-
-    /// Whether a new connection asks the server whether it is what it was taken for.
-    pub(crate) fn asks_role(&self) -> bool {
-        self.may_switch()
     }
 
     /// Whether the server is what it was taken for, by its answer to ROLE.
@@ -127,8 +142,8 @@ impl Endpoint {
         Ok(())
     }
 
-    /// User, password, database and protocol.
-    pub(crate) fn who(&self) -> &RedisConnectionInfo {
+    /// User, password, database and protocol, as the address says.
+    fn who(&self) -> &Who {
         match &self.kind {
             Kind::One(server) => server.who(),
             #[cfg(feature = "sentinel")]

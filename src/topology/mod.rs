@@ -10,6 +10,7 @@ pub(crate) mod cluster;
 #[cfg(feature = "sentinel")]
 mod directory;
 mod endpoint;
+mod login;
 #[cfg(feature = "sentinel")]
 mod sentinel;
 mod standalone;
@@ -24,4 +25,5 @@ pub(crate) use address::cluster as cluster_address;
 pub(crate) use address::one as parse;
 pub(crate) use address::{Address, behind, like};
 pub(crate) use endpoint::Endpoint;
+pub(crate) use login::Login;
 pub(crate) use standalone::Connected;

@@ -12,7 +12,6 @@ use redis::io::tcp::TcpSettings;
 use redis::io::tcp::socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use redis::{Client, Connection, ConnectionAddr, ConnectionInfo, RedisConnectionInfo};
 
-use super::address::plain;
 use crate::config::Settings;
 use crate::error::{ConfigError, LinkError};
 
@@ -27,7 +26,7 @@ pub(crate) enum Connected {
 /// One server at one address, ready to be connected to.
 #[derive(Clone)]
 pub(crate) struct Server {
-    client: Client,
+    info: ConnectionInfo,
     address: String,
     host: String,
     port: u16,
@@ -69,33 +68,38 @@ impl Server {
             }
             _ => (address.clone(), 0),
         };
-        let client = Client::open(info.set_tcp_settings(tcp)).map_err(|e| reason(plain(&e)))?;
-        Ok(Self { client, address, host, port })
+        Ok(Self { info: info.set_tcp_settings(tcp), address, host, port })
     }
 
     /// Opens a connection.
-    pub(crate) fn connect(&self, timeout: Duration) -> Result<Connected, LinkError> {
-        let info = self.client.get_connection_info();
-        let socket = match info.addr() {
-            ConnectionAddr::Tcp(host, port) => tcp(host, *port, info.tcp_settings(), timeout),
+    pub(crate) fn connect(
+        &self,
+        who: &RedisConnectionInfo,
+        timeout: Duration,
+    ) -> Result<Connected, LinkError> {
+        let socket = match self.info.addr() {
+            ConnectionAddr::Tcp(host, port) => tcp(host, *port, self.info.tcp_settings(), timeout),
             ConnectionAddr::Unix(path) => unix(path, timeout),
-            _ => {
-                return self.client(timeout).map(Connected::Client);
-            }
+            _ => return self.client(who, timeout).map(Connected::Client),
         };
         let socket = socket.map_err(|error| LinkError::of_io(&error))?;
         Ok(Connected::Socket(Arc::new(socket)))
     }
 
     /// Opens a connection of redis-rs's, which has no timeouts yet.
-    pub(crate) fn client(&self, timeout: Duration) -> Result<Connection, LinkError> {
-        let client = self.client.get_connection_with_timeout(timeout);
+    pub(crate) fn client(
+        &self,
+        who: &RedisConnectionInfo,
+        timeout: Duration,
+    ) -> Result<Connection, LinkError> {
+        let info = self.info.clone().set_redis_settings(who.clone());
+        let client = Client::open(info).and_then(|to| to.get_connection_with_timeout(timeout));
         client.map_err(|error| LinkError::of(&error))
     }
 
-    /// User, password, database and protocol.
+    /// User, password, database and protocol, as the address says.
     pub(crate) fn who(&self) -> &RedisConnectionInfo {
-        self.client.get_connection_info().redis_settings()
+        self.info.redis_settings()
     }
 
     /// Host and port, or the socket's path.

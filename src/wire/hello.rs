@@ -28,11 +28,9 @@ impl Hello {
                     args.arg("AUTH").arg(user.unwrap_or("default")).arg(password);
                 }
             });
-        } else if let Some(password) = password {
+        } else if password.is_some() {
             hello.needed += 1;
-            command(bytes, &["AUTH"], |args| {
-                args.arg(user).arg(password);
-            });
+            auth(bytes, info);
         }
         if info.db() != 0 {
             hello.needed += 1;
@@ -53,4 +51,11 @@ impl Hello {
         }
         hello
     }
+}
+
+/// Who it is.
+pub(crate) fn auth(bytes: &mut Vec<u8>, info: &RedisConnectionInfo) {
+    command(bytes, &["AUTH"], |args| {
+        args.arg(info.username()).arg(info.password());
+    });
 }

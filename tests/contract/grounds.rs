@@ -21,6 +21,11 @@ pub(crate) trait Ground {
 
     /// Asks the master of those keys, past the library.
     fn with(&self, see: &mut dyn FnMut(&Server));
+
+    /// Asks each server.
+    fn each(&self, see: &mut dyn FnMut(&Server)) {
+        self.with(see);
+    }
 }
 
 pub(crate) struct Standalone(Server);
@@ -61,6 +66,10 @@ impl Ground for InCluster {
         let owner = self.0.owner(self.0.slot("{contract}")).unwrap();
         see(&self.0.nodes()[owner].server);
     }
+
+    fn each(&self, see: &mut dyn FnMut(&Server)) {
+        self.0.nodes().iter().for_each(|node| see(&node.server));
+    }
 }
 
 #[cfg(feature = "sentinel")]
@@ -81,6 +90,10 @@ impl Ground for BehindSentinels {
 
     fn with(&self, see: &mut dyn FnMut(&Server)) {
         see(&self.0.servers[0]);
+    }
+
+    fn each(&self, see: &mut dyn FnMut(&Server)) {
+        self.0.servers.iter().for_each(see);
     }
 }
 

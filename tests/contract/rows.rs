@@ -1,11 +1,12 @@
 //! The rows of the contract.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rediscope::prelude::*;
 use rediscope::{
-    Applied, CheckoutError, CommitError, Error, Outcome, Queued, ReplyError, Resolution,
-    RetryPolicy, SessionManager, TransactionOptions, redis,
+    Applied, CheckoutError, CommitError, Credentials, Error, Outcome, Queued, ReplyError,
+    Resolution, RetryPolicy, RotatingCredentials, SessionManager, TransactionOptions, redis,
 };
 
 use super::grounds::{Ground, Standalone};
@@ -54,6 +55,7 @@ on_every_topology! {
     reply_errors
     pin_expired
     checkout_errors
+    credentials_that_change
 }
 
 fn get(ground: &dyn Ground, key: &str) -> Option<String> {
@@ -279,4 +281,38 @@ fn checkout_errors(ground: &dyn Ground) {
     let closed = accounts.run(|tx| Ok(tx.incr(&key, 1))).unwrap_err();
     assert!(matches!(closed, Error::Checkout(CheckoutError::Closed)), "{closed}");
     assert_eq!(get(ground, &key), None);
+}
+
+fn credentials_that_change(ground: &dyn Ground) {
+    let user = |name: &str| {
+        let rules = ["SETUSER", name, "on", ">secret", "~*", "&*", "+@all"];
+        ground.each(&mut |server| drop(server.acl(&rules)));
+        Credentials::new(name, "secret")
+    };
+    let credentials = Arc::new(RotatingCredentials::new(user("former")));
+    let sessions = ground
+        .builder()
+        .credentials_provider(Arc::clone(&credentials))
+        .max_size(1)
+        .build()
+        .unwrap();
+    let (accounts, mut db) = (sessions.transactional(), sessions.pooled());
+    let key = ground.key("n");
+    let mut both = || {
+        accounts.run(|tx| Ok(tx.incr(&key, 1))).unwrap();
+        db.incr::<_, _, ()>(&key, 1).unwrap();
+    };
+    both();
+    credentials.rotate(user("latter"));
+    both();
+    ground.with(&mut |server| {
+        let list = server.client_list();
+        let of = |name| list.iter().filter(|client| client["user"] == name).count();
+        assert_eq!((of("former"), of("latter")), (0, 2), "{list:?}");
+    });
+    let status = sessions.status();
+    for counts in [status.pooled.counts, status.transactional.counts] {
+        assert_eq!((counts.connects, counts.reauthentications), (1, 1));
+    }
+    assert_eq!(get(ground, &key).as_deref(), Some("4"));
 }

@@ -202,6 +202,6 @@ fn counts_line(checkouts: u64, connects: u64) -> String {
     format!(
         "{checkouts} checkouts, 0 commits, 0 conflicts, 0 discards, 0 retries, 0 in doubt, \
          0 resolved as committed, 0 resolved as not committed, 0 unresolved, 0 checkouts refused, \
-         {connects} connects, 0 failed connects, 0 replaced"
+         {connects} connects, 0 failed connects, 0 re-authentications, 0 replaced"
     )
 }

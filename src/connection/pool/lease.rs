@@ -169,7 +169,9 @@ impl Lease {
                     link.taint(Taint::Lifetime);
                 } else {
                     self.link = Some(link);
-                    return Ok(());
+                    if self.says_who(deadline) {
+                        return Ok(());
+                    }
                 }
                 continue;
             }
@@ -187,6 +189,44 @@ impl Lease {
                 _ => caller.pause(),
             }
         }
+    }
+
+    /// Between two scopes is when a link says anew who it is, where that has changed. False: it
+    /// died of it.
+    fn says_who(&mut self, checkout: Instant) -> bool {
+        let inner = Arc::clone(&self.permit.pool.inner);
+        let Some(version) = inner.endpoint.login_version() else { return true };
+        let deadline = self.response_deadline().capped(checkout);
+        let Some(link) = self.link.as_mut().filter(|link| link.is_to_say_who(version)) else {
+            return true;
+        };
+        let address = inner.endpoint.address();
+        let said = inner.endpoint.login().map(|login| link.say_who(&login, deadline));
+        match said {
+            Ok(Ok(Ok(()))) => {
+                inner.health.counters.reauthentications.add();
+                tracing::debug!(server.address = &*address, "re-authenticated");
+            }
+            Ok(Ok(Err(error))) => {
+                tracing::warn!(
+                    server.address = &*address, %error,
+                    "the new credentials were refused; the connection stays who it was"
+                );
+            }
+            Err(error) => {
+                link.cannot_say_who();
+                tracing::warn!(
+                    server.address = &*address, %error,
+                    "no new credentials; the connection stays who it was"
+                );
+            }
+            Ok(Err(cause)) => {
+                self.found_dead(&cause);
+                tracing::debug!(%cause, "dead connection replaced before use");
+                return false;
+            }
+        }
+        true
     }
 
     /// Makes sure that the link is alive before a write is sent on it: it was heard of within the

@@ -50,7 +50,7 @@ fn run(directory: &Weak<Directory>) {
         here.refresh();
         drop(here);
         let Some(sentinel) = sentinel else { return };
-        let heard = sentinel.client(timeout).and_then(|mut connection| {
+        let heard = sentinel.client(sentinel.who(), timeout).and_then(|mut connection| {
             listen(directory, &mut connection, &name, timeout)
                 .map_err(|error| LinkError::of(&error))
         });

@@ -1,0 +1,166 @@
+//! Who connections say they are, where that changes while the program runs.
+//!
+//! Never: a password in `Debug`, in an error or in a log.
+
+use std::error::Error;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A user and a password, or a password alone.
+///
+/// `Debug` shows neither.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    username: Option<String>,
+    password: String,
+}
+
+impl Credentials {
+    /// An ACL user and its password.
+    pub fn new(username: impl Into<String>, password: impl Into<String>) -> Self {
+        Self { username: Some(username.into()), password: password.into() }
+    }
+
+    /// The password of the user `default`, as `requirepass` sets it.
+    pub fn password(password: impl Into<String>) -> Self {
+        Self { username: None, password: password.into() }
+    }
+
+    pub(crate) fn parts(&self) -> (Option<&str>, &str) {
+        (self.username.as_deref(), &self.password)
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").finish_non_exhaustive()
+    }
+}
+
+/// Where user and password come from when they change while the program runs: a file that is
+/// written anew, a vault, a cloud's tokens. Given to
+/// [`Builder::credentials_provider`](crate::Builder::credentials_provider).
+///
+/// Each new connection says who it is by [`credentials`](Self::credentials). A connection from before
+/// the last change of [`version`](Self::version) says it anew (AUTH, one round trip) when it is next
+/// checked out: between scopes, never inside one. Where the server refuses, the connection stays
+/// what it was, which is warned of, and asks again a second later.
+///
+/// Both methods are called by whoever checks out a connection, or by the threads that open them,
+/// several at once. `version` is asked at every checkout: it must not block. `credentials` counts
+/// against the deadlines of its caller, but cannot be cut off: it should answer what another thread
+/// has fetched.
+///
+/// [`RotatingCredentials`] is one for programs that are told.
+///
+/// ```
+/// use std::fs;
+/// use std::time::UNIX_EPOCH;
+/// use rediscope::{Credentials, CredentialsProvider};
+///
+/// /// A password in a file, which is written anew now and then.
+/// struct InFile(&'static str);
+///
+/// impl CredentialsProvider for InFile {
+///     fn credentials(&self) -> Result<Credentials, Box<dyn std::error::Error + Send + Sync>> {
+///         Ok(Credentials::new("app", fs::read_to_string(self.0)?.trim_end()))
+///     }
+///
+///     fn version(&self) -> u64 {
+///         let written = fs::metadata(self.0).and_then(|file| file.modified()).ok();
+///         let since = written.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+///         since.map_or(0, |since| since.as_nanos() as u64)
+///     }
+/// }
+/// ```
+pub trait CredentialsProvider: Send + Sync + 'static {
+    /// Those that are valid now.
+    ///
+    /// # Errors
+    /// Whatever kept it from finding out. A connection that was to be opened is not, and the next try
+    /// asks again, as long as its caller's `checkout_timeout` lasts. The error's text is shown in
+    /// logs and errors: it must not hold a password.
+    fn credentials(&self) -> Result<Credentials, Box<dyn Error + Send + Sync>>;
+
+    /// Another number whenever [`credentials`](Self::credentials) has another answer.
+    fn version(&self) -> u64;
+}
+
+impl<P: CredentialsProvider + ?Sized> CredentialsProvider for Arc<P> {
+    fn credentials(&self) -> Result<Credentials, Box<dyn Error + Send + Sync>> {
+        (**self).credentials()
+    }
+
+    fn version(&self) -> u64 {
+        (**self).version()
+    }
+}
+
+/// Credentials that the program replaces when it is told to.
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use rediscope::{Credentials, RotatingCredentials, SessionManager};
+///
+/// # fn main() -> Result<(), rediscope::ConfigError> {
+/// let credentials = Arc::new(RotatingCredentials::new(Credentials::new("app", "first")));
+/// let sessions = SessionManager::builder("redis://127.0.0.1/")
+///     .credentials_provider(Arc::clone(&credentials))
+///     .build()?;
+/// // Later, once the server has the second password beside the first:
+/// credentials.rotate(Credentials::new("app", "second"));
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct RotatingCredentials {
+    current: Mutex<Credentials>,
+    version: AtomicU64,
+}
+
+impl RotatingCredentials {
+    /// With those that are valid now.
+    pub fn new(first: Credentials) -> Self {
+        Self { current: Mutex::new(first), version: AtomicU64::new(0) }
+    }
+
+    /// Replaces them. The server should know the new ones already, beside the former.
+    pub fn rotate(&self, next: Credentials) {
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = next;
+        self.version.fetch_add(1, Ordering::Release);
+    }
+}
+
+impl CredentialsProvider for RotatingCredentials {
+    fn credentials(&self) -> Result<Credentials, Box<dyn Error + Send + Sync>> {
+        Ok(self.current.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+}
+
+/// The one that a session manager was given.
+#[derive(Clone)]
+pub(crate) struct Provider(Arc<dyn CredentialsProvider>);
+
+impl Provider {
+    pub(crate) fn new(provider: impl CredentialsProvider) -> Self {
+        Self(Arc::new(provider))
+    }
+
+    pub(crate) fn version(&self) -> u64 {
+        self.0.version()
+    }
+
+    pub(crate) fn credentials(&self) -> Result<Credentials, Box<dyn Error + Send + Sync>> {
+        self.0.credentials()
+    }
+}
+
+impl fmt::Debug for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Provider").finish_non_exhaustive()
+    }
+}
