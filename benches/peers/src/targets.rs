@@ -164,7 +164,7 @@ impl Target {
         let raw = match self.ours {
             peers::GROUPED => peers::RAW_GROUPED,
             peers::GUARD => peers::RAW_HANDED,
-            _ => return None,
+            _ => peers::RAW,
         };
         let Spread { median, least, most } = match self.against {
             Against::Peer(peer) => measured.ratio(&self.row, raw, peer, self.metric)?,

@@ -56,7 +56,7 @@ impl Plan {
                 _ => usage(),
             }
         }
-        let (rounds, slice, warm_up) = if plan.quick { (5, 110, 25) } else { (7, 500, 80) };
+        let (rounds, slice, warm_up) = if plan.quick { (5, 110, 25) } else { (11, 300, 60) };
         if plan.rounds == 0 {
             plan.rounds = rounds;
         }
