@@ -15,6 +15,9 @@ use crate::support::server::Server;
 pub(crate) trait Ground {
     fn builder(&self) -> Builder;
 
+    /// The same as a user of that password.
+    fn builder_as(&self, user: &str, password: &str) -> Builder;
+
     fn key(&self, word: &str) -> String {
         format!("{{contract}}:{word}")
     }
@@ -28,6 +31,10 @@ pub(crate) trait Ground {
     }
 }
 
+fn as_user(url: &str, user: &str, password: &str) -> String {
+    url.replacen("://", &format!("://{user}:{password}@"), 1)
+}
+
 pub(crate) struct Standalone(Server);
 
 impl Standalone {
@@ -39,6 +46,10 @@ impl Standalone {
 impl Ground for Standalone {
     fn builder(&self) -> Builder {
         SessionManager::builder(self.0.url())
+    }
+
+    fn builder_as(&self, user: &str, password: &str) -> Builder {
+        SessionManager::builder(as_user(&self.0.url(), user, password))
     }
 
     fn with(&self, see: &mut dyn FnMut(&Server)) {
@@ -60,6 +71,10 @@ impl InCluster {
 impl Ground for InCluster {
     fn builder(&self) -> Builder {
         SessionManager::builder(self.0.url())
+    }
+
+    fn builder_as(&self, user: &str, password: &str) -> Builder {
+        SessionManager::builder(as_user(&self.0.url(), user, password))
     }
 
     fn with(&self, see: &mut dyn FnMut(&Server)) {
@@ -86,6 +101,10 @@ impl BehindSentinels {
 impl Ground for BehindSentinels {
     fn builder(&self) -> Builder {
         SessionManager::builder(self.0.url())
+    }
+
+    fn builder_as(&self, user: &str, password: &str) -> Builder {
+        SessionManager::builder(as_user(&self.0.url(), user, password))
     }
 
     fn with(&self, see: &mut dyn FnMut(&Server)) {
@@ -150,6 +169,11 @@ impl OverTls {
 impl Ground for OverTls {
     fn builder(&self) -> Builder {
         SessionManager::builder(self.info.clone())
+    }
+
+    fn builder_as(&self, user: &str, password: &str) -> Builder {
+        let who = self.info.redis_settings().clone().set_username(user).set_password(password);
+        SessionManager::builder(self.info.clone().set_redis_settings(who))
     }
 
     fn with(&self, see: &mut dyn FnMut(&Server)) {

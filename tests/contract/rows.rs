@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use rediscope::prelude::*;
 use rediscope::{
-    Applied, CheckoutError, CommitError, Credentials, Error, Outcome, Queued, ReplyError,
-    Resolution, RetryPolicy, RotatingCredentials, SessionManager, TransactionOptions, redis,
+    Applied, CheckoutError, CommitError, Credentials, Error, LinkErrorKind, Outcome, Queued,
+    ReplyError, Resolution, RetryPolicy, RotatingCredentials, SessionManager, TransactionOptions,
+    redis,
 };
 
 use super::grounds::{Ground, Standalone};
@@ -56,6 +57,7 @@ on_every_topology! {
     pin_expired
     checkout_errors
     credentials_that_change
+    credentials_that_are_wrong
 }
 
 fn get(ground: &dyn Ground, key: &str) -> Option<String> {
@@ -315,4 +317,25 @@ fn credentials_that_change(ground: &dyn Ground) {
         assert_eq!((counts.connects, counts.reauthentications), (1, 1));
     }
     assert_eq!(get(ground, &key).as_deref(), Some("4"));
+}
+
+fn credentials_that_are_wrong(ground: &dyn Ground) {
+    let rules = ["SETUSER", "app", "on", ">secret", "~*", "&*", "+@all"];
+    ground.each(&mut |server| drop(server.acl(&rules)));
+    let key = ground.key("n");
+    let sessions = ground.builder_as("app", "guess").checkout_timeout(SOON).build().unwrap();
+    let told = [
+        sessions.transactional().run(|tx| Ok(tx.incr(&key, 1))).map(drop),
+        sessions.pooled().incr::<_, _, ()>(&key, 1).map_err(Error::from),
+    ];
+    for told in told {
+        let Err(Error::Checkout(CheckoutError::Connect { source, waited })) = &told else {
+            panic!("{told:?}");
+        };
+        let code = source.server_error().map(|error| error.code());
+        assert_eq!((source.kind(), code), (LinkErrorKind::Refused, Some("WRONGPASS")), "{source}");
+        assert!(*waited < SOON / 2, "a verdict is no matter of time: {waited:?}");
+    }
+    let sessions = ground.builder_as("app", "secret").build().unwrap();
+    assert_eq!(sessions.transactional().run(|tx| Ok(tx.incr(&key, 1))).unwrap(), 1);
 }
