@@ -2,64 +2,34 @@
 //!
 //! Never: a connection. Never: a password in `Debug`.
 
+pub(crate) mod table;
+
 use std::time::Duration;
 
 use crate::credentials::Provider;
 use crate::error::ConfigError;
 use crate::wire::buffer::Limits;
 
-/// Every setting, with its default. Set through [`Builder`](crate::Builder), whose methods say
-/// what each one bounds.
-#[derive(Clone, Debug)]
-pub(crate) struct Settings {
-    pub(crate) max_size: u32,
-    pub(crate) min_idle: u32,
-    pub(crate) idle_timeout: Option<Duration>,
-    pub(crate) max_lifetime: Option<Duration>,
-    pub(crate) tcp_keepalive: Option<Duration>,
-    pub(crate) tcp_user_timeout: Option<Duration>,
-    pub(crate) connect_timeout: Duration,
-    pub(crate) checkout_timeout: Duration,
-    pub(crate) response_timeout: Duration,
-    pub(crate) cleanup_timeout: Duration,
-    pub(crate) trust_window: Duration,
-    pub(crate) max_pin_time: Duration,
-    pub(crate) pin_warning: Option<Duration>,
-    pub(crate) flush_bytes: usize,
-    pub(crate) max_commands: u32,
-    pub(crate) max_bytes: usize,
-    pub(crate) max_group: u32,
-    pub(crate) register_prefix: String,
-    pub(crate) register_ttl: Duration,
-    pub(crate) credentials: Option<Provider>,
+macro_rules! plain {
+    ($($(#[$doc:meta])* $name:ident: $type:ty $(as $argument:ty)? = $default:expr;)+) => {
+        /// Every setting, with its default. Set through [`Builder`](crate::Builder), whose methods
+        /// say what each one bounds.
+        #[derive(Clone, Debug)]
+        pub(crate) struct Settings {
+            $(pub(crate) $name: $type,)+
+            /// No plain value, so not in the table.
+            pub(crate) credentials: Option<Provider>,
+        }
+
+        impl Default for Settings {
+            fn default() -> Self {
+                Self { $($name: $default,)+ credentials: None }
+            }
+        }
+    };
 }
 
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            max_size: 8,
-            min_idle: 0,
-            idle_timeout: Some(Duration::from_secs(10 * 60)),
-            max_lifetime: Some(Duration::from_secs(30 * 60)),
-            tcp_keepalive: Some(Duration::from_secs(60)),
-            tcp_user_timeout: None,
-            connect_timeout: Duration::from_secs(1),
-            checkout_timeout: Duration::from_secs(5),
-            response_timeout: Duration::from_secs(2),
-            cleanup_timeout: Duration::from_millis(500),
-            trust_window: Duration::from_millis(5),
-            max_pin_time: Duration::from_secs(60),
-            pin_warning: Some(Duration::from_secs(10)),
-            flush_bytes: 64 * 1024,
-            max_commands: 1_000_000,
-            max_bytes: 512 * 1024 * 1024,
-            max_group: 16,
-            register_prefix: "rediscope".to_owned(),
-            register_ttl: Duration::from_secs(60 * 60),
-            credentials: None,
-        }
-    }
-}
+table::settings!(plain);
 
 impl Settings {
     pub(crate) fn limits(&self) -> Limits {

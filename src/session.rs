@@ -16,7 +16,6 @@ use redis::IntoConnectionInfo;
 use scheduled_thread_pool::ScheduledThreadPool;
 
 use crate::commit::resolve::Asker;
-use crate::config::Settings;
 #[cfg(feature = "sentinel")]
 use crate::connection::manager::Purpose;
 use crate::connection::nodes::Nodes;
@@ -93,7 +92,7 @@ impl SessionManager {
 
     /// A session manager with settings of your own.
     pub fn builder(to: impl IntoAddress) -> Builder {
-        Builder { address: to.into_address(), settings: Settings::default() }
+        Builder::new(to.into_address())
     }
 
     /// A session manager of a cluster, with settings of your own; `nodes` are some of its nodes,
@@ -108,7 +107,7 @@ impl SessionManager {
     /// # Ok(()) }
     /// ```
     pub fn cluster<T: IntoConnectionInfo>(nodes: impl IntoIterator<Item = T>) -> Builder {
-        Builder { address: topology::cluster_address(nodes), settings: Settings::default() }
+        Builder::new(topology::cluster_address(nodes))
     }
 
     /// A session manager of the master that sentinels know by this name (feature `sentinel`), with
@@ -131,7 +130,7 @@ impl SessionManager {
         name: &str,
         sentinels: impl IntoIterator<Item = T>,
     ) -> Builder {
-        Builder { address: topology::behind(name, sentinels), settings: Settings::default() }
+        Builder::new(topology::behind(name, sentinels))
     }
 
     /// The handle for single commands.
