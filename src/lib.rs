@@ -36,6 +36,8 @@ pub use reply::{Queued, Ready, Replies, Resolve};
 pub use retry::RetryPolicy;
 pub use session::{Builder, SessionManager};
 pub use topology::IntoAddress;
+#[cfg(feature = "tls-rustls")]
+pub use topology::Tls;
 pub use transaction::block::Block;
 pub use transaction::commands::*;
 pub use transaction::condition::Condition;

@@ -1,107 +1,53 @@
 //! The same handles over TLS, where the feature is on.
 #![cfg(feature = "tls-rustls")]
-#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot be set up has failed"
+)]
 
 mod support;
 
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
-use redis::{Client, ClientTlsConfig, ConnectionInfo, TlsCertificates};
 use rediscope::prelude::*;
-use rediscope::{CheckoutError, Error, LinkErrorKind, SessionManager};
+use rediscope::{
+    Builder, CheckoutError, ConfigError, Error, IntoAddress, LinkErrorKind, SessionManager, Tls,
+    redis,
+};
 
 use support::eventually;
-use support::server::Server;
+use support::tls::{Authority, Identity, TlsServer};
 
-const SOON: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A server that speaks TLS on one more port, and the authority that vouches for it.
-struct Tls {
-    server: Server,
-    port: u16,
-    authority: String,
-    /// A client's certificate by the same authority, and its key.
-    client: (String, String),
-    _files: tempfile::TempDir,
+/// Trusts this authority and nobody else.
+fn trusted(authority: &Authority) -> Tls {
+    Tls::new().root_certificates(authority.pem())
 }
 
-fn start() -> Tls {
-    with(&["--tls-auth-clients", "no"], false)
+fn trusted_as(authority: &Authority, client: &Identity) -> Tls {
+    trusted(authority).client_certificate(client.certificate.clone(), client.key.clone())
 }
 
-/// With further arguments for the server, and a certificate that has expired.
-fn with(arguments: &[&str], expired: bool) -> Tls {
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-    let key = KeyPair::generate().unwrap();
-    let names = vec!["localhost".to_owned()];
-    let mut params = CertificateParams::new(names).unwrap();
-    if expired {
-        params.not_after = rcgen::date_time_ymd(2020, 1, 1);
-    }
-    let certificate = params.signed_by(&key, &authority).unwrap();
-    let own = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::new(vec!["client".to_owned()]).unwrap();
-    // Of another name than its authority: it would be taken for one that signed itself.
-    params.distinguished_name.push(DnType::CommonName, "client");
-    let client = (params.signed_by(&own, &authority).unwrap().pem(), own.serialize_pem());
-    let files = tempfile::tempdir().unwrap();
-    let file = |name: &str, text: String| {
-        let path = files.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        path.to_str().unwrap().to_owned()
-    };
-    let (certificate, key) = (file("cert", certificate.pem()), file("key", key.serialize_pem()));
-    let ca = file("ca", authority.pem());
-    for _ in 0..20 {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
-        let tls_port = port.to_string();
-        let server = Server::with(arguments);
-        let set = redis::cmd("CONFIG")
-            .arg("SET")
-            .arg(&[
-                ("tls-cert-file", &certificate),
-                ("tls-key-file", &key),
-                ("tls-ca-cert-file", &ca),
-                ("tls-port", &tls_port),
-            ])
-            .exec(&mut server.connection());
-        if set.is_ok() {
-            return Tls { server, port, authority: authority.pem(), client, _files: files };
-        }
-    }
-    unreachable!("no free port in 20 tries")
+fn patient(to: impl IntoAddress, tls: Tls) -> Builder {
+    SessionManager::builder(to)
+        .tls(tls)
+        .connect_timeout(Duration::from_secs(5))
+        .response_timeout(Duration::from_secs(2))
+        .checkout_timeout(Duration::from_secs(10))
 }
 
-impl Tls {
-    fn trusted(&self, host: &str) -> ConnectionInfo {
-        self.presenting(host, None)
-    }
-
-    fn presenting(&self, host: &str, client: Option<&(String, String)>) -> ConnectionInfo {
-        let root_cert = Some(self.authority.clone().into_bytes());
-        let client_tls = client.map(|(certificate, key)| ClientTlsConfig {
-            client_cert: certificate.clone().into_bytes(),
-            client_key: key.clone().into_bytes(),
-        });
-        let certificates = TlsCertificates { client_tls, root_cert };
-        let url = format!("rediss://{host}:{}/", self.port);
-        Client::build_with_tls(url, certificates).unwrap().get_connection_info().clone()
-    }
-}
-
-fn refusal(to: impl rediscope::IntoAddress) -> (LinkErrorKind, String) {
-    let sessions = SessionManager::builder(to)
+fn refusal(to: impl IntoAddress, tls: Tls) -> (LinkErrorKind, String) {
+    let sessions = patient(to, tls)
         .connect_timeout(Duration::from_secs(2))
         .response_timeout(Duration::from_millis(500))
         .checkout_timeout(Duration::from_secs(3))
         .build()
         .unwrap();
-    match sessions.transactional().begin() {
+    let read = sessions.pooled().get::<_, Option<i64>>("a").map_err(Error::from);
+    match read {
         Err(Error::Checkout(CheckoutError::Connect { source, .. })) => {
             (source.kind(), source.to_string())
         }
@@ -111,8 +57,8 @@ fn refusal(to: impl rediscope::IntoAddress) -> (LinkErrorKind, String) {
 
 #[test]
 fn transactions_and_single_commands_work_over_tls() {
-    let tls = start();
-    let sessions = SessionManager::connect(tls.trusted("localhost")).unwrap();
+    let tls = TlsServer::start();
+    let sessions = patient(tls.url(), trusted(&tls.authority)).build().unwrap();
     let accounts = sessions.transactional();
     let (a, b) = accounts.run(|tx| Ok((tx.incr("a", 1), tx.incr("b", 2)))).unwrap();
     assert_eq!((a, b), (1, 2));
@@ -138,12 +84,12 @@ fn transactions_and_single_commands_work_over_tls() {
 
 #[test]
 fn the_raw_connection_takes_the_place_of_the_one_it_is_lent_for() {
-    let tls = start();
-    let sessions = SessionManager::builder(tls.trusted("localhost")).max_size(1).build().unwrap();
+    let tls = TlsServer::start();
+    let sessions = patient(tls.url(), trusted(&tls.authority)).max_size(1).build().unwrap();
     let mut db = sessions.pooled();
     db.set::<_, _, ()>("key", 1).unwrap();
     db.with_raw(|raw| {
-        eventually(SOON, "there is one connection", || tls.server.clients() == 1);
+        eventually(PATIENCE, "there is one connection", || tls.server.clients() == 1);
         assert_eq!(redis::Commands::get::<_, i64>(raw, "key").unwrap(), 1);
     })
     .unwrap();
@@ -152,39 +98,202 @@ fn the_raw_connection_takes_the_place_of_the_one_it_is_lent_for() {
 
 #[test]
 fn a_server_that_nobody_vouches_for_is_refused_with_a_reason() {
-    let tls = start();
-    let (kind, text) = refusal(format!("rediss://localhost:{}/", tls.port));
+    let tls = TlsServer::start();
+    let (kind, text) = refusal(tls.url(), Tls::new());
+    assert_eq!(kind, LinkErrorKind::Io, "{text}");
+    assert!(text.to_lowercase().contains("certificate"), "{text}");
+    let (kind, text) = refusal(tls.url(), trusted(&Authority::new()));
     assert_eq!(kind, LinkErrorKind::Io, "{text}");
     assert!(text.to_lowercase().contains("certificate"), "{text}");
 }
 
 #[test]
 fn a_server_of_another_name_is_refused_with_a_reason() {
-    let tls = start();
-    let (kind, text) = refusal(tls.trusted("127.0.0.1"));
+    let tls = TlsServer::start();
+    let (kind, text) = refusal(tls.url_of("127.0.0.1"), trusted(&tls.authority));
     assert_eq!(kind, LinkErrorKind::Io, "{text}");
     assert!(text.to_lowercase().contains("certificate"), "{text}");
 }
 
 #[test]
 fn a_server_whose_certificate_has_expired_is_refused_with_a_reason() {
-    let tls = with(&["--tls-auth-clients", "no"], true);
-    let (kind, text) = refusal(tls.trusted("localhost"));
+    let authority = Authority::new();
+    let expired = authority.expired_server(&["localhost"]);
+    let tls = TlsServer::with(authority, &expired, &["--tls-auth-clients", "no"]);
+    let (kind, text) = refusal(tls.url(), trusted(&tls.authority));
     assert_eq!(kind, LinkErrorKind::Io, "{text}");
     assert!(text.to_lowercase().contains("expired"), "{text}");
 }
 
 #[test]
 fn a_server_that_wants_a_client_certificate_takes_one_of_its_authority_and_no_other() {
-    let tls = with(&["--tls-auth-clients", "yes"], false);
-    let sessions = SessionManager::connect(tls.presenting("localhost", Some(&tls.client))).unwrap();
+    let tls = TlsServer::choosy();
+    let client = tls.authority.client();
+    let sessions = patient(tls.url(), trusted_as(&tls.authority, &client)).build().unwrap();
     assert_eq!(sessions.transactional().run(|tx| Ok(tx.incr("a", 1))).unwrap(), 1);
     assert_eq!(tls.server.ask::<i64>(&["GET", "a"]), 1);
+    // Whatever else is opened presents it too: raw connections, and those that locks listen on.
+    let db = sessions.pooled();
+    let raw = db.with_raw(|raw| redis::cmd("GET").arg("a").query::<i64>(raw)).unwrap();
+    assert_eq!(raw.unwrap(), 1);
+    let held = sessions.lock("l").acquire(PATIENCE).unwrap();
+    let waiting = sessions.lock("l");
+    let waiter = std::thread::spawn(move || waiting.acquire(PATIENCE).map(drop));
+    eventually(PATIENCE, "it listens", || tls.server.subscribers() == 1);
+    held.release().unwrap();
+    waiter.join().unwrap().unwrap();
 
-    let (_, none) = refusal(tls.trusted("localhost"));
+    let (_, none) = refusal(tls.url(), trusted(&tls.authority));
     assert!(none.to_lowercase().contains("certificate"), "{none}");
-    let stranger = start();
-    let (_, other) = refusal(tls.presenting("localhost", Some(&stranger.client)));
+    let (_, other) = refusal(tls.url(), trusted_as(&tls.authority, &Authority::new().client()));
     assert!(!other.is_empty(), "{other}");
     assert_eq!(tls.server.ask::<i64>(&["GET", "a"]), 1);
+}
+
+#[cfg(feature = "cluster")]
+#[test]
+fn every_node_of_a_cluster_is_reached_by_tls_also_one_that_a_slot_has_moved_to() {
+    use support::cluster::Cluster;
+    use support::tls::Files;
+
+    let authority = Authority::new();
+    let files = Files::of(&authority, &authority.server(&["127.0.0.1"]));
+    let files = files.arguments();
+    let mut arguments: Vec<_> = files.iter().map(String::as_str).collect();
+    arguments.extend(["--tls-cluster", "yes", "--tls-auth-clients", "yes"]);
+    let cluster = Cluster::with(3, 0, &arguments);
+    let presented = trusted_as(&authority, &authority.client());
+    let sessions = patient(cluster.tls_url(), presented).build().unwrap();
+    for slot in [1, 8000, 16000] {
+        let key = cluster.key_in(slot, "n");
+        assert_eq!(sessions.transactional().run(|tx| Ok(tx.incr(&key, 1))).unwrap(), 1);
+        assert_eq!(sessions.pooled().get::<_, i64>(&key).unwrap(), 1);
+        assert_eq!(cluster.read::<i64>(&["GET", &key]), 1);
+    }
+    assert_eq!(sessions.status().transactional.nodes.len(), 3, "one pool a master");
+    let moved = cluster.key_in(2, "n");
+    let owner = cluster.owner(2).unwrap();
+    cluster.migrate(2, (owner + 1) % 3);
+    assert_eq!(sessions.transactional().run(|tx| Ok(tx.incr(&moved, 1))).unwrap(), 1);
+    assert!(sessions.status().transactional.redirections > 0, "it was sent on");
+
+    let (_, none) = refusal(cluster.tls_url(), trusted(&authority));
+    assert!(none.to_lowercase().contains("certificate"), "{none}");
+    let (_, stranger) = refusal(cluster.tls_url(), trusted(&Authority::new()));
+    assert!(stranger.to_lowercase().contains("certificate"), "{stranger}");
+}
+
+#[cfg(feature = "sentinel")]
+#[test]
+fn sentinels_and_the_servers_behind_them_are_reached_by_tls() {
+    use support::sentinel::{NAME, Sentinel};
+    use support::tls::Files;
+
+    let authority = Authority::new();
+    let identity = authority.server(&["localhost", "127.0.0.1"]);
+    let files = Files::of(&authority, &identity);
+    let tls = TlsServer::with(authority, &identity, &["--tls-auth-clients", "yes"]);
+    let mut lines = "port 0\ntls-port {port}\ntls-replication yes\n".to_owned();
+    for (name, path) in files.settings() {
+        lines += &format!("{name} {path}\n");
+    }
+    let sentinel = Sentinel::watching(&tls.server, tls.port, None, &lines);
+    let url = format!("rediss+sentinel://localhost:{}/{NAME}", sentinel.port());
+    let presented = trusted_as(&tls.authority, &tls.authority.client());
+    let sessions = patient(url.as_str(), presented.clone()).build().unwrap();
+    assert_eq!(sessions.transactional().run(|tx| Ok(tx.incr("a", 1))).unwrap(), 1);
+    assert_eq!(tls.server.ask::<i64>(&["GET", "a"]), 1);
+    // Said apart, they are the same.
+    let sentinels = [format!("rediss://localhost:{}/", sentinel.port())];
+    let sessions = SessionManager::sentinel(NAME, sentinels)
+        .servers_like("rediss://any/")
+        .tls(presented)
+        .build()
+        .unwrap();
+    assert_eq!(sessions.pooled().get::<_, i64>("a").unwrap(), 1);
+
+    let (_, none) = refusal(url.as_str(), trusted(&tls.authority));
+    assert!(none.to_lowercase().contains("certificate"), "{none}");
+}
+
+/// Why it is not built. Nothing is connected: there is no server here.
+#[track_caller]
+fn wrong(to: impl IntoAddress, tls: Tls) -> String {
+    let error = SessionManager::builder(to).tls(tls).build().map(drop).unwrap_err();
+    assert_eq!(error.knob_name(), Some("tls"), "{error}");
+    for text in [error.to_string(), format!("{error:?}")] {
+        assert!(!text.contains("BEGIN") && !text.contains("MII"), "{text}");
+    }
+    let ConfigError::Knob { reason, .. } = error else { unreachable!() };
+    reason
+}
+
+#[test]
+fn what_is_no_certificate_or_not_its_key_is_refused_when_it_is_built() {
+    let authority = Authority::new();
+    let (one, other) = (authority.client(), authority.client());
+    let roots = |pem: &str| wrong("rediss://h/", Tls::new().root_certificates(pem));
+    assert!(roots("").contains("root_certificates: the PEM holds no certificate"));
+    assert!(roots("a certificate").contains("no certificate"));
+    assert!(roots(&one.key).contains("no certificate"), "a key is none");
+    let cut = one.certificate.replace("-----END CERTIFICATE-----", "");
+    assert!(roots(&cut).contains("cannot be read"));
+    let nonsense = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n";
+    assert!(roots(nonsense).contains("X.509"));
+    assert!(roots(&(authority.pem() + nonsense)).contains("X.509"), "all of them are read");
+
+    let client = |certificate: &str, key: &str| {
+        wrong("rediss://h/", Tls::new().client_certificate(certificate, key))
+    };
+    assert!(client(&one.certificate, &other.key).contains("the key is not the certificate's"));
+    assert!(client(&one.certificate, "").contains("no private key"));
+    assert!(client(&one.certificate, &one.certificate).contains("no private key"));
+    assert!(client("", &one.key).contains("client_certificate: the PEM holds no certificate"));
+    assert!(client(&one.key, &one.certificate).contains("no certificate"), "one for the other");
+    assert!(client(nonsense, &one.key).contains("client_certificate"));
+    let broken = one.key.replace("-----END PRIVATE KEY-----", "");
+    assert!(client(&one.certificate, &broken).contains("cannot be read"));
+    let right = Tls::new().client_certificate(one.certificate, one.key);
+    assert!(SessionManager::builder("rediss://h/").tls(right).build().is_ok());
+}
+
+#[test]
+fn tls_for_an_address_without_it_is_refused() {
+    let roots = || trusted(&Authority::new());
+    for url in ["redis://h/", "redis+unix:///tmp/s"] {
+        assert!(wrong(url, roots()).contains("rediss"), "{url}");
+    }
+    #[cfg(feature = "cluster")]
+    assert!(wrong("redis+cluster://h,g/", roots()).contains("rediss"));
+    #[cfg(feature = "sentinel")]
+    {
+        assert!(wrong("redis+sentinel://h/m", roots()).contains("servers_like"));
+        let sentinels = |url| SessionManager::sentinel("m", [url]).tls(roots());
+        let refused = sentinels("rediss://h/").build().map(drop).unwrap_err();
+        assert!(refused.to_string().contains("servers_like"), "the servers are what counts");
+        assert!(sentinels("redis://h/").servers_like("rediss://any/").build().is_ok());
+    }
+}
+
+#[test]
+fn neither_a_key_nor_a_certificate_is_shown() {
+    let authority = Authority::new();
+    let client = authority.client();
+    let tls = trusted_as(&authority, &client);
+    let builder = SessionManager::builder("rediss://h/").tls(tls.clone());
+    let texts = [
+        format!("{tls:?}"),
+        format!("{tls:#?}"),
+        format!("{builder:?}"),
+        format!("{:?}", builder.build().unwrap()),
+    ];
+    let line = |pem: &str| pem.lines().nth(1).unwrap().to_owned();
+    for text in texts {
+        for secret in [&client.key, &client.certificate, &authority.pem()] {
+            assert!(!text.contains(&line(secret)), "{text}");
+            assert!(!text.contains(&format!("{:?}", &secret.as_bytes()[..8])[1..20]), "{text}");
+        }
+    }
+    assert_eq!(format!("{tls:?}"), "Tls { root_certificates: true, client_certificate: true }");
+    assert!(format!("{:?}", Tls::new()).contains("root_certificates: false"));
 }

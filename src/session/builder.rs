@@ -21,6 +21,8 @@ use crate::connection::pool::{Kind, Pool};
 use crate::credentials::{CredentialsProvider, Provider};
 use crate::error::ConfigError;
 use crate::lock::hub::Hub;
+#[cfg(feature = "tls-rustls")]
+use crate::topology::Tls;
 use crate::topology::{self, Address, Endpoint};
 use crate::transaction::admission::Admission;
 
@@ -46,6 +48,8 @@ const THREADS: usize = 3;
 pub struct Builder {
     address: Result<Address, ConfigError>,
     settings: Settings,
+    #[cfg(feature = "tls-rustls")]
+    tls: Option<Tls>,
 }
 
 macro_rules! knobs {
@@ -77,7 +81,26 @@ table::settings!(knobs);
 
 impl Builder {
     pub(super) fn new(address: Result<Address, ConfigError>) -> Self {
-        Self { address, settings: Settings::default() }
+        Self {
+            address,
+            settings: Settings::default(),
+            #[cfg(feature = "tls-rustls")]
+            tls: None,
+        }
+    }
+
+    /// Whom TLS trusts, and as whom it presents itself: every TLS connection, to one server, to all
+    /// nodes of a cluster, to sentinels and to the servers behind them. It takes the place of what a
+    /// `redis::ConnectionInfo` came with. Default: the system's root certificates, and no certificate
+    /// of one's own. (Feature `tls-rustls`.)
+    ///
+    /// `build` refuses PEM without a certificate, PEM that cannot be read, a key that is not its
+    /// certificate's, and an address that is not one of TLS. Sentinels alone may be reached without
+    /// TLS; the servers behind them may not.
+    #[cfg(feature = "tls-rustls")]
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
+        self
     }
 
     /// Where user and password come from when they change while the program runs; see
@@ -103,6 +126,11 @@ impl Builder {
     pub fn build(self) -> Result<SessionManager, ConfigError> {
         let address = self.address?;
         self.settings.check()?;
+        #[cfg(feature = "tls-rustls")]
+        let address = match &self.tls {
+            Some(tls) => tls.over(address)?,
+            None => address,
+        };
         let settings = Arc::new(self.settings);
         let threads = Arc::new(
             ScheduledThreadPool::builder()

@@ -38,7 +38,7 @@ mod sealed {
 /// | URL | is |
 /// |---|---|
 /// | `redis://user:password@host:port/db` | one server |
-/// | `rediss://…` | the same over TLS (feature `tls-rustls`) |
+/// | `rediss://…` | the same over TLS (feature `tls-rustls`; certificates of one's own are the builder's `tls`) |
 /// | `redis+unix:///path?db=1` | one server, by a socket |
 /// | `redis+cluster://user:password@host:port,host:port/` | a cluster, by some of its nodes (feature `cluster`) |
 /// | `rediss+cluster://…` | the same over TLS |

@@ -14,6 +14,8 @@ mod login;
 #[cfg(feature = "sentinel")]
 mod sentinel;
 mod standalone;
+#[cfg(feature = "tls-rustls")]
+mod tls;
 
 pub use address::IntoAddress;
 #[cfg(not(feature = "cluster"))]
@@ -27,3 +29,5 @@ pub(crate) use address::{Address, behind, like};
 pub(crate) use endpoint::Endpoint;
 pub(crate) use login::Login;
 pub(crate) use standalone::Connected;
+#[cfg(feature = "tls-rustls")]
+pub use tls::Tls;

@@ -43,11 +43,8 @@ impl Server {
         }
         #[cfg(feature = "tls-rustls")]
         if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
-            use rustls::crypto::{CryptoProvider, ring};
-            // rustls panics where there is none. One that the program has chosen stays.
-            if CryptoProvider::get_default().is_none() {
-                let _: Result<_, _> = ring::default_provider().install_default();
-            }
+            // rustls panics where there is none.
+            super::tls::provider();
         }
         let db = info.redis_settings().db();
         if db < 0 {

@@ -1,8 +1,7 @@
 //! The topologies that the contract is kept on.
 
 #[cfg(feature = "tls-rustls")]
-use std::net::{Ipv4Addr, TcpListener};
-
+use rediscope::Tls;
 use rediscope::{Builder, SessionManager};
 
 #[cfg(feature = "cluster")]
@@ -10,6 +9,8 @@ use crate::support::cluster::Cluster;
 #[cfg(feature = "sentinel")]
 use crate::support::sentinel::Group;
 use crate::support::server::Server;
+#[cfg(feature = "tls-rustls")]
+use crate::support::tls::TlsServer;
 
 /// What a row is played on: how to connect, a word that all keys begin with, and whoever has them.
 pub(crate) trait Ground {
@@ -117,66 +118,31 @@ impl Ground for BehindSentinels {
 }
 
 #[cfg(feature = "tls-rustls")]
-pub(crate) struct OverTls {
-    server: Server,
-    info: redis::ConnectionInfo,
-    _files: tempfile::TempDir,
-}
+pub(crate) struct OverTls(TlsServer);
 
 #[cfg(feature = "tls-rustls")]
 impl OverTls {
     pub(crate) fn start() -> Self {
-        use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+        Self(TlsServer::start())
+    }
 
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-        let certificate = params.signed_by(&key, &ca).unwrap();
-        let files = tempfile::tempdir().unwrap();
-        let file = |name: &str, text: String| {
-            let path = files.path().join(name);
-            std::fs::write(&path, text).unwrap();
-            path.to_str().unwrap().to_owned()
-        };
-        let named = [
-            ("tls-cert-file", file("cert", certificate.pem())),
-            ("tls-key-file", file("key", key.serialize_pem())),
-            ("tls-ca-cert-file", file("ca", ca.pem())),
-        ];
-        let server = Server::with(&["--tls-auth-clients", "no"]);
-        for _ in 0..20 {
-            let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-            let port = free.local_addr().unwrap().port();
-            drop(free);
-            let mut set = redis::cmd("CONFIG");
-            set.arg("SET").arg(&named).arg("tls-port").arg(port);
-            if set.exec(&mut server.connection()).is_ok() {
-                let root_cert = Some(ca.pem().into_bytes());
-                let certificates = redis::TlsCertificates { client_tls: None, root_cert };
-                let url = format!("rediss://localhost:{port}/");
-                let client = redis::Client::build_with_tls(url, certificates).unwrap();
-                let info = client.get_connection_info().clone();
-                return Self { server, info, _files: files };
-            }
-        }
-        unreachable!("no free port in 20 tries")
+    fn trusted(&self) -> Tls {
+        Tls::new().root_certificates(self.0.authority.pem())
     }
 }
 
 #[cfg(feature = "tls-rustls")]
 impl Ground for OverTls {
     fn builder(&self) -> Builder {
-        SessionManager::builder(self.info.clone())
+        SessionManager::builder(self.0.url()).tls(self.trusted())
     }
 
     fn builder_as(&self, user: &str, password: &str) -> Builder {
-        let who = self.info.redis_settings().clone().set_username(user).set_password(password);
-        SessionManager::builder(self.info.clone().set_redis_settings(who))
+        let url = as_user(&self.0.url(), user, password);
+        SessionManager::builder(url).tls(self.trusted())
     }
 
     fn with(&self, see: &mut dyn FnMut(&Server)) {
-        see(&self.server);
+        see(&self.0.server);
     }
 }

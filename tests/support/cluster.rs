@@ -3,18 +3,23 @@
 //!
 //! Never: `redis-cli`, and never: a fixed port. Each node is a [`Server`], which ends with it.
 
+mod view;
+
 use std::net::{Ipv4Addr, TcpListener};
 use std::ops::RangeInclusive;
 use std::sync::{RwLock, RwLockReadGuard};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::Value;
 
 use super::server::Server;
 use super::{eventually, try_for};
+use view::Entry;
 
 const PATIENCE: Duration = Duration::from_secs(30);
+/// So long nodes have to get to know each other before they are introduced again.
+const HANDSHAKE: Duration = Duration::from_secs(4);
 /// How many slots there are.
 pub const SLOTS: u16 = 16384;
 /// So fast a silent master is given up.
@@ -24,6 +29,8 @@ const NODE_TIMEOUT: &str = "800";
 pub struct Node {
     pub server: Server,
     pub id: String,
+    /// Where it speaks TLS, in a cluster that was started with `--tls-cluster yes`.
+    pub tls: Option<u16>,
     bus: u16,
 }
 
@@ -76,6 +83,15 @@ impl Cluster {
         let seed = |node: &Node| node.server.address().to_string();
         let seeds: Vec<_> = nodes.iter().take(self.masters).map(seed).collect();
         format!("redis+cluster://{}/", seeds.join(","))
+    }
+
+    /// The same over TLS, for a cluster that was started with `--tls-cluster yes`.
+    pub fn tls_url(&self) -> String {
+        let nodes = self.nodes();
+        let port = |node: &Node| node.tls.expect("a cluster over TLS");
+        let seed = |node: &Node| format!("127.0.0.1:{}", port(node));
+        let seeds: Vec<_> = nodes.iter().take(self.masters).map(seed).collect();
+        format!("rediss+cluster://{}/", seeds.join(","))
     }
 
     /// One node as the only seed.
@@ -274,12 +290,23 @@ impl Cluster {
 
     fn all_know_each_other(&self) {
         let running = self.running();
-        eventually(PATIENCE, "every node knows every other one", || {
-            running.iter().all(|index| {
+        let know = || {
+            let all = running.iter().all(|index| {
                 let view = self.view(*index);
                 view.len() >= running.len() && view.iter().all(|entry| !entry.in_handshake)
-            })
-        });
+            });
+            all.then_some(())
+        };
+        let begun = Instant::now();
+        while try_for(HANDSHAKE, know).is_none() {
+            assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: all know each other");
+            // A handshake that takes a second is given up, and TLS's may on a busy machine.
+            let nodes = self.nodes();
+            for (index, node) in running.iter().enumerate() {
+                let others = running.iter().skip(index + 1);
+                others.for_each(|other| meet(&nodes[*node], &nodes[*other]));
+            }
+        }
     }
 
     /// Everybody agrees, every slot is served, every replica is in step.
@@ -317,62 +344,26 @@ impl Cluster {
     }
 }
 
-/// One line of CLUSTER NODES.
-struct Entry {
-    id: String,
-    mine: bool,
-    master: bool,
-    in_handshake: bool,
-    slots: Slots,
-}
-
-struct Slots(Vec<RangeInclusive<u16>>);
-
-impl Slots {
-    fn contains(&self, slot: &u16) -> bool {
-        self.0.iter().any(|range| range.contains(slot))
-    }
-
-    fn iter(&self) -> impl Iterator<Item = u16> + use<> {
-        self.0.clone().into_iter().flatten()
-    }
-}
-
-impl Entry {
-    fn read(line: &str) -> Self {
-        let words: Vec<_> = line.split(' ').collect();
-        let flags: Vec<_> = words[2].split(',').collect();
-        let range = |word: &&str| {
-            let (first, last) = word.split_once('-').unwrap_or((word, word));
-            Some(first.parse().ok()?..=last.parse().ok()?)
-        };
-        Self {
-            id: words[0].to_owned(),
-            mine: flags.contains(&"myself"),
-            master: flags.contains(&"master"),
-            in_handshake: flags.contains(&"handshake") || flags.contains(&"noaddr"),
-            slots: Slots(words[8..].iter().filter_map(range).collect()),
-        }
-    }
-}
-
 fn launch(extra: &[String]) -> Node {
-    let bus = bus_port();
+    let bus = low_port();
     let port = bus.to_string();
+    let tls = extra.iter().any(|arg| arg == "--tls-cluster").then(low_port);
+    let tls_port = tls.map(|port| port.to_string());
     let mut arguments = vec!["--cluster-enabled", "yes", "--cluster-port", &port];
     arguments.extend(["--cluster-node-timeout", NODE_TIMEOUT]);
     arguments.extend(["--cluster-replica-validity-factor", "0"]);
     arguments.extend(["--cluster-allow-replica-migration", "no"]);
     arguments.extend(["--repl-diskless-sync-delay", "0"]);
     arguments.extend(extra.iter().map(String::as_str));
+    arguments.extend(tls_port.iter().flat_map(|port| ["--tls-port", port]));
     let server = Server::with(&arguments);
     let id = server.ask(&["CLUSTER", "MYID"]);
-    Node { server, id, bus }
+    Node { server, id, tls, bus }
 }
 
 /// A free port below those that the system gives to outgoing connections: it must still be free
 /// when the server has tried a few others for its clients.
-fn bus_port() -> u16 {
+fn low_port() -> u16 {
     let free = || {
         let port = fastrand::u16(11_000..32_000);
         TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok().then_some(port)

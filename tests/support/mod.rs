@@ -22,6 +22,8 @@ pub mod proxy;
 pub mod sentinel;
 pub mod server;
 pub mod soak;
+#[cfg(feature = "tls-rustls")]
+pub mod tls;
 
 use std::path::Path;
 use std::process;

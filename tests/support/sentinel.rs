@@ -38,6 +38,12 @@ impl Drop for Sentinel {
 
 impl Sentinel {
     fn start(master: &Server, password: Option<&str>) -> Self {
+        Self::watching(master, master.port(), password, "")
+    }
+
+    /// One that reaches the master at `at`, with further lines in its configuration; they may
+    /// name its own port as `{port}`.
+    pub fn watching(master: &Server, at: u16, password: Option<&str>, lines: &str) -> Self {
         let home = tempfile::tempdir().unwrap();
         let file = home.path().join("sentinel.conf");
         for _ in 0..10 {
@@ -46,14 +52,14 @@ impl Sentinel {
             drop(free);
             let mut text = format!(
                 "port {port}\nbind 127.0.0.1\nprotected-mode no\ndir {}\nlogfile {}\n\
-                 sentinel monitor {NAME} 127.0.0.1 {} 2\n\
+                 sentinel monitor {NAME} 127.0.0.1 {at} 2\n\
                  sentinel down-after-milliseconds {NAME} 1000\n\
                  sentinel failover-timeout {NAME} 3000\n\
                  sentinel parallel-syncs {NAME} 2\n",
                 home.path().display(),
                 home.path().join("log").display(),
-                master.port(),
             );
+            text += &lines.replace("{port}", &port.to_string());
             if let Some(secret) = master.password() {
                 text += &format!("sentinel auth-pass {NAME} {secret}\n");
             }

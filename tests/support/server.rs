@@ -245,7 +245,7 @@ fn end(child: &mut Child) {
     let _ = child.wait();
 }
 
-fn free_port() -> u16 {
+pub(super) fn free_port() -> u16 {
     let probe = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind a free port");
     probe.local_addr().expect("the probe's address").port()
 }

@@ -1,0 +1,44 @@
+//! What a node of a cluster says of itself and of the others.
+//!
+//! Never: a question to it.
+
+use std::ops::RangeInclusive;
+
+/// One line of CLUSTER NODES.
+pub(super) struct Entry {
+    pub(super) id: String,
+    pub(super) mine: bool,
+    pub(super) master: bool,
+    pub(super) in_handshake: bool,
+    pub(super) slots: Slots,
+}
+
+pub(super) struct Slots(pub(super) Vec<RangeInclusive<u16>>);
+
+impl Slots {
+    pub(super) fn contains(&self, slot: &u16) -> bool {
+        self.0.iter().any(|range| range.contains(slot))
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = u16> + use<> {
+        self.0.clone().into_iter().flatten()
+    }
+}
+
+impl Entry {
+    pub(super) fn read(line: &str) -> Self {
+        let words: Vec<_> = line.split(' ').collect();
+        let flags: Vec<_> = words[2].split(',').collect();
+        let range = |word: &&str| {
+            let (first, last) = word.split_once('-').unwrap_or((word, word));
+            Some(first.parse().ok()?..=last.parse().ok()?)
+        };
+        Self {
+            id: words[0].to_owned(),
+            mine: flags.contains(&"myself"),
+            master: flags.contains(&"master"),
+            in_handshake: flags.contains(&"handshake") || flags.contains(&"noaddr"),
+            slots: Slots(words[8..].iter().filter_map(range).collect()),
+        }
+    }
+}
