@@ -2,6 +2,8 @@
 //!
 //! Never: a connection. Never: a password in `Debug`.
 
+#[cfg(feature = "serde")]
+pub(crate) mod said;
 pub(crate) mod table;
 
 use std::time::Duration;

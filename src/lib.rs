@@ -34,6 +34,8 @@ pub use observe::{Counts, LockStatus, NodeStatus, OpenScope, PoolStatus, Replace
 pub use pooled::Pooled;
 pub use reply::{Queued, Ready, Replies, Resolve};
 pub use retry::RetryPolicy;
+#[cfg(feature = "serde")]
+pub use session::Config;
 pub use session::{Builder, SessionManager};
 pub use topology::IntoAddress;
 #[cfg(feature = "tls-rustls")]

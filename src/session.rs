@@ -3,6 +3,8 @@
 //! Never: a connection opened before it is needed. A server that is down is no error here.
 
 mod builder;
+#[cfg(feature = "serde")]
+mod config;
 
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
@@ -11,6 +13,8 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 pub use builder::Builder;
+#[cfg(feature = "serde")]
+pub use config::Config;
 use redis::IntoConnectionInfo;
 #[cfg(feature = "sentinel")]
 use scheduled_thread_pool::ScheduledThreadPool;

@@ -29,6 +29,16 @@ struct Run {
 
 /// Runs an example on `server`, or on one that it starts itself.
 fn run(example: &str, server: Option<&Server>, arguments: &[&str]) -> Run {
+    run_in(&[], example, server, arguments)
+}
+
+/// The same, with these variables in its environment.
+fn run_in(
+    variables: &[(&str, &str)],
+    example: &str,
+    server: Option<&Server>,
+    arguments: &[&str],
+) -> Run {
     let binary = binary(example);
     assert!(
         binary.exists(),
@@ -43,6 +53,7 @@ fn run(example: &str, server: Option<&Server>, arguments: &[&str]) -> Run {
         None => command.env_remove("REDIS_URL"),
     };
     let mut child = command
+        .envs(variables.iter().copied())
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(stdout.try_clone().unwrap())
@@ -172,6 +183,21 @@ fn the_job_goes_on_when_the_process_that_runs_it_is_killed() {
     let server = Server::start();
     run("cron", Some(&server), &[]).succeeded().said("3 processes ran it, one after the other");
     nothing_is_left_on(&server);
+}
+
+#[cfg(feature = "serde")]
+#[test]
+fn the_configuration_is_read_and_the_environment_counts_more() {
+    let server = Server::start();
+    run("configured", Some(&server), &[]).succeeded().said("1 hit, over pools of 16");
+    run_in(&[("APP_REDIS_MAX_SIZE", "2")], "configured", Some(&server), &[])
+        .succeeded()
+        .said("1 hit, over pools of 2");
+    let misspelled = run_in(&[("APP_REDIS_MAX_SISE", "2")], "configured", Some(&server), &[]);
+    assert!(!misspelled.status.success());
+    assert!(misspelled.stderr.contains("max_sise"), "{}", misspelled.stderr);
+    nothing_is_left_on(&server);
+    run("configured", None, &[]).succeeded().said("1 hit, over pools of 16");
 }
 
 #[test]

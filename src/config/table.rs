@@ -1,6 +1,7 @@
 //! The one table of what can be set: names, types, defaults, and what each one bounds.
 //!
-//! The settings and the builder's methods are both made of it. A row is `name: type = default;`, or `name: type as argument = default;` where the builder's
+//! The settings, the builder's methods and the names of a configuration that is read are all made of
+//! it. A row is `name: type = default;`, or `name: type as argument = default;` where the builder's
 //! method takes something else than it keeps.
 //!
 //! Never: a check. [`Settings::check`](super::Settings::check) has them.

@@ -13,6 +13,14 @@ pub enum ConfigError {
         /// What is wrong with it.
         reason: String,
     },
+    /// What a `Config` was read from is none: it has a name that is not known, or
+    /// one twice, or no names at all. (Feature `serde`.)
+    #[error("the configuration cannot be used: {reason}")]
+    #[non_exhaustive]
+    Configuration {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A setting, or several together, cannot work.
     #[error("{knob}: {reason}")]
     #[non_exhaustive]
@@ -29,11 +37,11 @@ impl ConfigError {
         Self::Knob { knob, reason: reason.into() }
     }
 
-    /// The builder's method whose value cannot work; `None` for the address.
+    /// The builder's method whose value cannot work; `None` where it is none's.
     pub fn knob_name(&self) -> Option<&'static str> {
         match self {
             Self::Knob { knob, .. } => Some(knob),
-            Self::Address { .. } => None,
+            Self::Address { .. } | Self::Configuration { .. } => None,
         }
     }
 }

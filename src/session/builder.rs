@@ -89,6 +89,13 @@ impl Builder {
         }
     }
 
+    /// `build` will say so, unless there is something else that is wrong already.
+    #[cfg(feature = "serde")]
+    pub(super) fn refused(mut self, error: ConfigError) -> Self {
+        self.address = self.address.and(Err(error));
+        self
+    }
+
     /// Whom TLS trusts, and as whom it presents itself: every TLS connection, to one server, to all
     /// nodes of a cluster, to sentinels and to the servers behind them. It takes the place of what a
     /// `redis::ConnectionInfo` came with. Default: the system's root certificates, and no certificate

@@ -1,0 +1,303 @@
+//! A whole configuration, as a file or the environment says it.
+//!
+//! Never: a value in an error, or an address in `Debug`. Never: a name that the builder has not.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::time::Duration;
+
+use serde::de::{Deserialize, Deserializer};
+
+use super::Builder;
+use crate::config::said::{Said, Understand, understand};
+use crate::config::table;
+use crate::error::ConfigError;
+use crate::topology::IntoAddress;
+
+/// A whole configuration, read from a file or from the environment with `serde` (feature `serde`).
+///
+/// The names are those of [`Builder`]'s methods, and `url`, which is required: it says what to
+/// connect to, in any of the forms of [`IntoAddress`]. Numbers may be text, as everything is in the
+/// environment. Times are text with a unit: `"500ms"`, `"2s"`, `"10m"`, `"1h"`. What may be `None`
+/// may be `"off"`. What is not given keeps its default. `tls` is a table of files with PEM:
+/// `root_certificates`, `client_certificate`, `client_key`; where there are no tables, they are
+/// called `tls_root_certificates`, `tls_client_certificate` and `tls_client_key`, and these are the
+/// ones that count where both are given.
+///
+/// **Reading does not fail for what it reads.** A name that is not known, a value that does not fit:
+/// [`build`](Builder::build) says so, by the name and without the value, since readers show the line
+/// with the password in their errors. (What is no TOML at all, their own errors still show.)
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let config: rediscope::Config = toml::from_str(r#"
+///     url = "rediss://app@redis.internal/2"
+///     max_size = 16
+///     response_timeout = "500ms"
+///     idle_timeout = "off"
+///     tls.root_certificates = "/etc/redis/ca.pem"
+/// "#)?;
+/// // Whatever else is to be said, the program may say.
+/// let sessions = config.builder().min_idle(2).build()?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Default)]
+pub struct Config {
+    url: Option<String>,
+    servers_like: Option<String>,
+    tls: Files,
+    knobs: Knobs,
+    /// The first thing that was wrong.
+    wrong: Option<ConfigError>,
+}
+
+/// Where the PEM lies.
+#[derive(Clone, Default)]
+struct Files {
+    root_certificates: Option<String>,
+    client_certificate: Option<String>,
+    client_key: Option<String>,
+}
+
+const FILES: [&str; 3] = ["root_certificates", "client_certificate", "client_key"];
+
+macro_rules! said {
+    ($($(#[$doc:meta])* $name:ident: $type:ty $(as $argument:ty)? = $default:expr;)+) => {
+        /// The builder's settings, as far as they are given.
+        #[derive(Clone, Default)]
+        struct Knobs {
+            $($name: Option<$type>,)+
+        }
+
+        /// What may be given.
+        const NAMES: &[&str] = &[
+            "url", "servers_like", "tls",
+            "tls_root_certificates", "tls_client_certificate", "tls_client_key",
+            $(stringify!($name),)+
+        ];
+
+        impl Knobs {
+            /// `None`: there is none of that name.
+            fn set(&mut self, name: &str, said: &Said) -> Option<Result<(), ConfigError>> {
+                $(if name == stringify!($name) {
+                    let understood = understand(stringify!($name), said);
+                    return Some(understood.map(|value| self.$name = Some(value)));
+                })+
+                None
+            }
+
+            fn onto(&self, mut builder: Builder) -> Builder {
+                $(if let Some(value) = &self.$name {
+                    builder = builder.$name(value.to_owned());
+                })+
+                builder
+            }
+
+            fn overridden_by(self, other: Self) -> Self {
+                Self { $($name: other.$name.or(self.$name),)+ }
+            }
+
+            fn show(&self, shown: &mut fmt::DebugStruct<'_, '_>) {
+                $(if let Some(value) = &self.$name {
+                    shown.field(stringify!($name), value);
+                })+
+            }
+        }
+    };
+}
+
+table::settings!(said);
+
+impl Config {
+    /// A builder that is set as the configuration says. The files of `tls` are read here.
+    ///
+    /// What cannot work is told by its [`build`](Builder::build), whatever is set in between.
+    pub fn builder(&self) -> Builder {
+        let address = match (&self.wrong, &self.url) {
+            (Some(wrong), _) => Err(wrong.clone()),
+            (None, Some(url)) => url.as_str().into_address(),
+            (None, None) => Err(address("the configuration has no url")),
+        };
+        let mut builder = self.knobs.onto(Builder::new(address));
+        if let Some(like) = &self.servers_like {
+            builder = builder.servers_like(like.as_str());
+        }
+        self.tls.onto(builder)
+    }
+
+    /// This configuration, but for what `other` gives: a file, overridden by the environment.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use rediscope::Config;
+    ///
+    /// let file: Config = toml::from_str("url = 'redis://127.0.0.1/'\nmax_size = 16")?;
+    /// let here: Config = toml::from_str("max_size = 2")?;
+    /// let sessions = file.overridden_by(here).builder().build()?;
+    /// assert_eq!(sessions.status().pooled.max_size, 2);
+    /// # Ok(()) }
+    /// ```
+    #[must_use = "it is made, not changed"]
+    pub fn overridden_by(self, other: Self) -> Self {
+        Self {
+            url: other.url.or(self.url),
+            servers_like: other.servers_like.or(self.servers_like),
+            tls: self.tls.overridden_by(other.tls),
+            knobs: self.knobs.overridden_by(other.knobs),
+            wrong: self.wrong.or(other.wrong),
+        }
+    }
+
+    fn of(said: &Said) -> Result<Self, ConfigError> {
+        let Said::Table(entries) = said else { return Err(strange("it is no table of names")) };
+        let (mut config, mut flat, mut seen) = (Self::default(), Files::default(), HashSet::new());
+        for (name, said) in entries {
+            if !seen.insert(name) {
+                return Err(strange(format!("{} is given twice", shown(name))));
+            }
+            match (name.as_str(), name.strip_prefix("tls_")) {
+                ("url", _) => {
+                    let url = String::of(said).ok_or_else(|| address("the url must be text"))?;
+                    config.url = Some(url);
+                }
+                ("servers_like", _) => {
+                    config.servers_like = Some(understand("servers_like", said)?);
+                }
+                ("tls", _) => config.tls = Files::of(said)?,
+                (_, Some(file)) if FILES.contains(&file) => flat.set(file, said)?,
+                (name, _) => config.knobs.set(name, said).unwrap_or_else(|| {
+                    let known = NAMES.join(", ");
+                    Err(strange(format!("there is no setting {}; there are {known}", shown(name))))
+                })?,
+            }
+        }
+        config.tls = config.tls.overridden_by(flat);
+        Ok(config)
+    }
+}
+
+/// Names are repeated, and what only stands where a name should is not.
+fn shown(name: &str) -> String {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    match !name.is_empty() && name.len() <= 64 && name.chars().all(is_name) {
+        true => format!("`{name}`"),
+        false => "of the name that it has".to_owned(),
+    }
+}
+
+fn address(reason: &str) -> ConfigError {
+    ConfigError::Address { reason: reason.to_owned() }
+}
+
+fn strange(reason: impl Into<String>) -> ConfigError {
+    ConfigError::Configuration { reason: reason.into() }
+}
+
+fn wrong_file(reason: impl Into<String>) -> ConfigError {
+    ConfigError::knob("tls", reason)
+}
+
+impl Files {
+    fn of(said: &Said) -> Result<Self, ConfigError> {
+        let known = FILES.join(", ");
+        let Said::Table(entries) = said else {
+            return Err(wrong_file(format!("must be a table of {known}")));
+        };
+        let mut files = Self::default();
+        for (name, said) in entries {
+            if !FILES.contains(&name.as_str()) {
+                let name = shown(name);
+                return Err(wrong_file(format!("there is no setting {name}; there are {known}")));
+            }
+            files.set(name, said)?;
+        }
+        Ok(files)
+    }
+
+    fn set(&mut self, name: &str, said: &Said) -> Result<(), ConfigError> {
+        let no_path = || wrong_file(format!("{name} must be the path of a file"));
+        // Whoever gives the text itself is not to find it in an error that names the file.
+        let path = String::of(said).filter(|path| !path.contains("-----")).ok_or_else(no_path)?;
+        match name {
+            "root_certificates" => self.root_certificates = Some(path),
+            "client_certificate" => self.client_certificate = Some(path),
+            _ => self.client_key = Some(path),
+        }
+        Ok(())
+    }
+
+    fn overridden_by(self, other: Self) -> Self {
+        Self {
+            root_certificates: other.root_certificates.or(self.root_certificates),
+            client_certificate: other.client_certificate.or(self.client_certificate),
+            client_key: other.client_key.or(self.client_key),
+        }
+    }
+
+    fn any(&self) -> bool {
+        [&self.root_certificates, &self.client_certificate, &self.client_key]
+            .into_iter()
+            .any(Option::is_some)
+    }
+
+    fn onto(&self, builder: Builder) -> Builder {
+        match self.any() {
+            false => builder,
+            true => self.read_onto(builder),
+        }
+    }
+
+    #[cfg(not(feature = "tls-rustls"))]
+    fn read_onto(&self, builder: Builder) -> Builder {
+        builder.refused(wrong_file("needs the feature tls-rustls"))
+    }
+
+    #[cfg(feature = "tls-rustls")]
+    fn read_onto(&self, builder: Builder) -> Builder {
+        match self.read() {
+            Ok(tls) => builder.tls(tls),
+            Err(error) => builder.refused(error),
+        }
+    }
+
+    #[cfg(feature = "tls-rustls")]
+    fn read(&self) -> Result<crate::topology::Tls, ConfigError> {
+        let read = |name: &str, path: &str| {
+            let cannot = |error| wrong_file(format!("{name}: {path} cannot be read: {error}"));
+            std::fs::read(path).map_err(cannot)
+        };
+        let mut tls = crate::topology::Tls::new();
+        if let Some(path) = &self.root_certificates {
+            tls = tls.root_certificates(read("root_certificates", path)?);
+        }
+        match (&self.client_certificate, &self.client_key) {
+            (None, None) => Ok(tls),
+            (Some(certificate), Some(key)) => {
+                let certificate = read("client_certificate", certificate)?;
+                Ok(tls.client_certificate(certificate, read("client_key", key)?))
+            }
+            _ => Err(wrong_file("client_certificate and client_key are given together")),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Config {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let said = Said::deserialize(from)?;
+        Ok(Self::of(&said).unwrap_or_else(|wrong| Self { wrong: Some(wrong), ..Self::default() }))
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Config");
+        shown.field("url", &self.url.is_some());
+        shown.field("servers_like", &self.servers_like.is_some());
+        shown.field("tls", &self.tls.any());
+        self.knobs.show(&mut shown);
+        if let Some(wrong) = &self.wrong {
+            shown.field("wrong", wrong);
+        }
+        shown.finish()
+    }
+}
