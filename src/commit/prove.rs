@@ -52,6 +52,10 @@ pub(super) fn prove(lease: &mut Lease, buffer: &Buffer, form: Form<'_>) -> Resul
             return Ok(());
         };
         match steps.take(link, deadline).map(|found| found.told(asks)) {
+            // What it watches for itself cannot be forgotten; another one watches nothing yet.
+            Ok(Found { refused: Some(refused), .. }) if !watching && refused.is_of_unwatch() => {
+                lease.leave();
+            }
             Ok(Found { refused: Some(refused), .. }) => {
                 lease.heed(refused.error.code());
                 return Err(CommitError::rejected(None, refused.word.to_owned(), &refused.error));
@@ -100,6 +104,7 @@ pub(crate) fn watch(
         }
         steps.reads(reads, count);
         match steps.take(link, deadline).map(|found| found.told(asks)) {
+            Ok(Found { refused: Some(refused), .. }) if refused.is_of_unwatch() => lease.leave(),
             Ok(Found { refused: Some(refused), .. }) => {
                 lease.heed(refused.error.code());
                 return Err(refused.into());
@@ -199,7 +204,7 @@ impl Step {
         match self {
             Self::Asking => "ASKING",
             Self::Discard => "DISCARD",
-            Self::Unwatch => "UNWATCH",
+            Self::Unwatch => UNWATCH_WORD,
             Self::Register => super::OWN,
             Self::Arm => "WATCH of the register",
             Self::Watch => "WATCH",
@@ -212,6 +217,15 @@ impl Step {
             Self::Read => "a read",
             Self::Multi => "MULTI",
         }
+    }
+}
+
+const UNWATCH_WORD: &str = "UNWATCH";
+
+impl Refused {
+    /// The link is tainted by that: see [`State::reply`](crate::wire::state::State::reply).
+    fn is_of_unwatch(&self) -> bool {
+        self.word == UNWATCH_WORD
     }
 }
 

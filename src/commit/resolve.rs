@@ -23,6 +23,7 @@ use crate::error::{
     Unresolved,
 };
 use crate::wire::fence;
+use crate::wire::redirect;
 use crate::wire::slot;
 use crate::wire::state::Expect;
 
@@ -133,12 +134,11 @@ impl Asker {
         let count = if route.asks() { 4 } else { 2 };
         link.send(&question, &[(Expect::Plain, count)], limit).map_err(unreachable)?;
         let mut answers = Vec::with_capacity(4);
-        for nth in 0..count {
-            let answer = link.value(limit).map_err(unreachable)?;
-            // Every other one is ASKING's.
-            if !route.asks() || nth % 2 == 1 {
-                answers.push(answer);
-            }
+        for _ in 0..count {
+            answers.push(link.value(limit).map_err(unreachable)?);
+        }
+        if route.asks() {
+            answers = redirect::all_behind_asking(answers);
         }
         let [touched, found] = answers.as_slice() else {
             return Err(unreachable(LinkError::unexpected("too few answers")));

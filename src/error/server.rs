@@ -111,6 +111,14 @@ impl ServerError {
         }
     }
 
+    /// Of one of this crate's own scripts, whose text is known. What it had done before stays, unless
+    /// the server's state was in the way: that is seen before a script's first write.
+    pub(crate) fn of_own_script(reply: &redis::ServerError) -> Self {
+        let error = Self::from_reply(reply, false);
+        let inside = SCRIPT_MARKS.iter().any(|mark| error.message.contains(mark));
+        Self { from_script: inside && !error.is_transient(), ..error }
+    }
+
     /// Of a command that is not known here, and may have run a script.
     pub(crate) fn of_any(code: &str, text: &str) -> Self {
         let from_script =
@@ -198,5 +206,22 @@ mod tests {
         assert_eq!(quoted.to_string(), "NOGROUP No such key '…' in XREAD");
         assert!(!ServerError::new("secret", "secret", false).to_string().contains("secret"));
         assert!(!ServerError::new("ERR", "secret", true).to_string().contains("secret"));
+    }
+
+    #[test]
+    fn a_script_of_ours_that_was_stopped_half_way_may_have_written() {
+        let of = |line: &[u8]| match redis::parse_redis_value(line) {
+            Ok(redis::Value::ServerError(error)) => ServerError::of_own_script(&error),
+            other => unreachable!("{other:?}"),
+        };
+        let inside =
+            of(b"-ERR The user executing the script can't run this command or subcommand \
+            script: 270c461d647baf1cf9ece0ce2c1ce9437be27707, on @user_script:1.\r\n");
+        assert!(inside.is_from_script() && inside.message().starts_with("The user"), "{inside}");
+        let before = of(b"-NOPERM this user has no permissions to run the 'evalsha' command\r\n");
+        assert!(!before.is_from_script());
+        let full = of(b"-OOM command not allowed when used memory > 'maxmemory'. \
+            script: 270c461d647baf1cf9ece0ce2c1ce9437be27707, on @user_script:1.\r\n");
+        assert!(!full.is_from_script() && full.is_transient());
     }
 }

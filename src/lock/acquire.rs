@@ -15,8 +15,8 @@ use super::hold::{Hold, release, valid_until};
 use super::hub::{Hub, LATE, strange};
 use super::names::Names;
 use super::script::{ACQUIRE, Call};
-use crate::error::{Holder, LinkError, LockError, LostBecause};
-use crate::wire::durability::Durability;
+use crate::error::{Applied, Holder, LinkError, LockError, LostBecause};
+use crate::wire::durability::{Acks, Durability};
 
 /// Who is in line in fair mode says so at least this often, and is passed over when he has not
 /// for three times as long.
@@ -167,6 +167,8 @@ struct Attempt<'a> {
     /// It may hold the lock, or come to hold it.
     may_hold: bool,
     in_line: bool,
+    /// The script was stopped half way.
+    half_done: bool,
 }
 
 impl<'a> Attempt<'a> {
@@ -178,7 +180,8 @@ impl<'a> Attempt<'a> {
         })?;
         let member = format!("{}{:032x}", spec.mode.letter(), u128::from_ne_bytes(random));
         let over = deadline + hub.settings.response_timeout;
-        Ok(Self { hub, spec, member, over, may_hold: false, in_line: false })
+        let (may_hold, in_line, half_done) = (false, false, false);
+        Ok(Self { hub, spec, member, over, may_hold, in_line, half_done })
     }
 
     fn call(&self, enqueue: bool) -> Call {
@@ -211,7 +214,11 @@ impl<'a> Attempt<'a> {
         // One that was sent on a lost connection may still arrive.
         self.may_hold |= answers.repeated;
         match answers.values.first() {
-            Some(Value::ServerError(error)) => Err(refused("acquire", error)),
+            Some(Value::ServerError(error)) => {
+                let error = refused("acquire", error);
+                self.half_done |= error.applied() != Applied::No;
+                Err(error)
+            }
             Some(fence @ Value::BulkString(_)) => self.held(fence, &answers),
             Some(Value::Array(values)) => match values.as_slice() {
                 [Value::Int(0), remaining, label] => {
@@ -229,8 +236,11 @@ impl<'a> Attempt<'a> {
         let doubtful = std::mem::replace(&mut self.may_hold, true);
         let Some(fence) = number(fence) else { return Err(strange("acquire")) };
         if let Some(wanted) = &self.spec.replicas {
-            let got = answers.values.get(1).map(|answer| wanted.acks(answer));
-            let got = got.and_then(Result::ok).unwrap_or_default();
+            let got = match answers.values.get(1).map(|answer| wanted.acks(answer)) {
+                Some(Err(error)) => return Err(LockError::Command { during: "acquire", error }),
+                Some(Ok(got)) => got,
+                None => Acks::default(),
+            };
             if !wanted.is_met_by(got) {
                 return Err(LockError::NotReplicated { wanted: wanted.wanted(), got });
             }
@@ -257,7 +267,7 @@ impl<'a> Attempt<'a> {
 
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
-        if !self.may_hold && !self.in_line {
+        if !self.may_hold && !self.in_line && !self.half_done {
             return;
         }
         let remember = self.spec.lease.max(LATE);
@@ -267,7 +277,10 @@ impl Drop for Attempt<'_> {
         let limit = self.over.min(now + hub.settings.cleanup_timeout);
         let done = hub.courier.ask(std::slice::from_ref(&call), None, limit);
         if !done.is_ok_and(|answers| matches!(answers.values.first(), Some(Value::Int(_)))) {
-            hub.keeper.chore(call, now + remember, &hub.courier);
+            // What was answered is not on its way any more, and lasts no longer than its lease.
+            let late = self.may_hold || self.in_line;
+            let lasts = if late { remember } else { self.spec.lease };
+            hub.keeper.chore(call, now + lasts, &hub.courier);
         }
     }
 }

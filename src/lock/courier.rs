@@ -16,6 +16,7 @@ use crate::connection::pool::Lease;
 use crate::error::{CheckoutError, Error, LinkError, LockError, ServerError};
 use crate::wire::durability::Durability;
 use crate::wire::encode::{self, ASKING};
+use crate::wire::redirect;
 use crate::wire::state::Expect;
 
 /// Brings calls to the server and their answers back.
@@ -125,7 +126,13 @@ impl Courier {
             }
             let extra = behind.map(Durability::timeout).unwrap_or_default();
             let count = calls.len() * if asks { 2 } else { 1 } + usize::from(behind.is_some());
-            let asked = self.exchange(&route, &bytes, count, extra, limit);
+            let mut asked = self.exchange(&route, &bytes, count, extra, limit);
+            if let (true, Ok(answers)) = (asks, &mut asked) {
+                let behind = answers.values.split_off(answers.values.len().min(2 * calls.len()));
+                let values = std::mem::take(&mut answers.values);
+                answers.values = redirect::all_behind_asking(values);
+                answers.values.extend(behind);
+            }
             if let Some(onward) = self.onward(&route, &asked)
                 && patience.allows(&onward)
             {
@@ -133,13 +140,6 @@ impl Courier {
                 continue;
             }
             let mut answers = asked?;
-            if asks {
-                let mut nth = 0;
-                answers.values.retain(|_| {
-                    nth += 1;
-                    nth % 2 == 0 || nth > 2 * calls.len()
-                });
-            }
             answers.repeated |= repeated;
             let unknown = |value: &Value| matches!(value, Value::ServerError(error) if error.code() == "NOSCRIPT");
             if by == By::Source || !answers.values.iter().any(unknown) {
@@ -246,6 +246,5 @@ fn concluded(lease: &mut Lease, values: &[Value]) {
 
 /// What the server refused.
 pub(crate) fn refused(during: &'static str, error: &redis::ServerError) -> LockError {
-    // The scripts are ours, so what they say is the server's.
-    LockError::Command { during, error: ServerError::from_reply(error, false) }
+    LockError::Command { during, error: ServerError::of_own_script(error) }
 }

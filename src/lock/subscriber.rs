@@ -195,16 +195,20 @@ impl Shared {
     }
 
     /// Subscribes to the thread's own channel. redis-rs's `subscribe` does not tell a refusal, and
-    /// who may not have this one may not have the others.
+    /// who may not have this one may not have the others. Nor does one hear of releases whose
+    /// holders may not publish.
     fn begin(&self, connection: &mut redis::Connection) -> redis::RedisResult<Option<ServerError>> {
         connection.set_read_timeout(Some(self.settings.response_timeout))?;
         connection.set_write_timeout(Some(self.settings.response_timeout))?;
-        let subscribe = redis::cmd("SUBSCRIBE").arg(&self.control).get_packed_command();
-        connection.send_packed_command(&subscribe)?;
-        Ok(match connection.recv_response()? {
-            Value::ServerError(error) => Some(ServerError::from_reply(&error, false)),
-            _ => None,
-        })
+        let mut both = redis::cmd("PUBLISH").arg(&self.control).arg("").get_packed_command();
+        both.extend(redis::cmd("SUBSCRIBE").arg(&self.control).get_packed_command());
+        connection.send_packed_command(&both)?;
+        for _ in 0..2 {
+            if let Value::ServerError(error) = connection.recv_response()? {
+                return Ok(Some(ServerError::from_reply(&error, false)));
+            }
+        }
+        Ok(None)
     }
 
     fn listen(&self, pubsub: &mut redis::PubSub<'_>, term: Term) -> redis::RedisResult<Ended> {
@@ -228,7 +232,11 @@ impl Shared {
                 return Ok(Ended::Idle);
             }
             if heard.elapsed() >= QUIET {
-                let _: Value = pubsub.ping()?;
+                match pubsub.ping::<Value>() {
+                    // Who may not ask was answered all the same.
+                    Err(error) if ServerError::of(&error).is_none() => return Err(error),
+                    _ => {}
+                }
                 heard = Instant::now();
             }
             pubsub.set_read_timeout(Some(TICK))?;

@@ -12,7 +12,7 @@ use crate::error::{Applied, CheckoutError, Error, LinkError, LinkErrorKind};
 use crate::wire::command::{self, Requests};
 use crate::wire::encode::ASKING;
 use crate::wire::keys::{self, Keyed};
-use crate::wire::redirect::Redirect;
+use crate::wire::redirect::{self, Redirect};
 use crate::wire::spread::{self, Policy, Spread};
 
 /// One command of a request.
@@ -174,8 +174,7 @@ impl Call<'_> {
         let asking: Vec<_> = parts().flat_map(|part| [ASKING, part]).collect();
         let bytes = asking.concat();
         let replies = request.ask(self.nodes, route, (&bytes, 0, asking.len()), self.deadline)?;
-        // Every other one is ASKING's.
-        Ok(replies.into_iter().skip(1).step_by(2).collect())
+        Ok(redirect::all_behind_asking(replies))
     }
 
     /// What a failure says of the whole request: others of its commands may have been applied.

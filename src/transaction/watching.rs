@@ -17,7 +17,7 @@ use crate::transaction::guard::{Transaction, Watched};
 use crate::transaction::scope::Scope;
 use crate::wire::encode::{self, ASKING, Args};
 use crate::wire::keys;
-use crate::wire::redirect::Redirect;
+use crate::wire::redirect::{self, Redirect};
 use crate::wire::slot::Binding;
 use crate::wire::state::Expect;
 
@@ -292,14 +292,13 @@ fn bind(scope: &mut Scope, terms: &mut Terms, bytes: &[u8]) -> Result<(), Error>
 fn ask(lease: &mut Lease, bytes: &[u8], deadline: Instant) -> Result<Value, Error> {
     let (limit, asks) = (lease.response_deadline(), lease.asks());
     let link = lease.link(deadline)?;
-    let asked = match asks {
+    let answer = match asks {
         true => link
             .send(&[ASKING, bytes].concat(), &[(Expect::Plain, 2)], limit)
-            .and_then(|()| link.value(limit))
-            .map(drop),
-        false => link.send(bytes, &[(Expect::Plain, 1)], limit),
+            .and_then(|()| Ok(redirect::behind_asking(link.value(limit)?, link.value(limit)?))),
+        false => link.send(bytes, &[(Expect::Plain, 1)], limit).and_then(|()| link.value(limit)),
     };
-    let answer = asked.and_then(|()| link.value(limit)).map_err(|cause| lost("a read", cause))?;
+    let answer = answer.map_err(|cause| lost("a read", cause))?;
     link.has_answered();
     Ok(answer)
 }

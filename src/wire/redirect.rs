@@ -9,6 +9,8 @@
     allow(dead_code, reason = "one server has all slots and sends nobody on")
 )]
 
+use redis::Value;
+
 /// What a cluster's node says when it is not the one to ask.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Redirect {
@@ -58,6 +60,29 @@ impl Redirect {
             _ => None,
         }
     }
+}
+
+/// What stands for the answer to a command that was sent behind ASKING. Who may not say ASKING is
+/// told so, and not that the slot is still where he came from.
+pub(crate) fn behind_asking(asked: Value, answer: Value) -> Value {
+    match (&asked, &answer) {
+        (Value::ServerError(_), Value::ServerError(error))
+            if Redirect::of(error.code(), error.details().unwrap_or_default()).is_some() =>
+        {
+            asked
+        }
+        _ => answer,
+    }
+}
+
+/// The answers to commands each of which was sent behind ASKING.
+pub(crate) fn all_behind_asking(values: impl IntoIterator<Item = Value>) -> Vec<Value> {
+    let mut values = values.into_iter();
+    let mut answers = Vec::new();
+    while let (Some(asked), Some(answer)) = (values.next(), values.next()) {
+        answers.push(behind_asking(asked, answer));
+    }
+    answers
 }
 
 #[cfg(test)]

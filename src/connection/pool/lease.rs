@@ -112,6 +112,11 @@ impl Lease {
         self.link = None;
     }
 
+    /// The link is alive and can be used no more, as its state says: closes it.
+    pub(crate) fn leave(&mut self) {
+        self.link = None;
+    }
+
     /// Draws the conclusion from an error's code, where it says that the server has changed.
     pub(crate) fn heed(&mut self, code: &str) {
         if matches!(code, "READONLY" | "MASTERDOWN") {

@@ -60,7 +60,8 @@ end
 local function wake_head()
   local head = call('ZRANGE', queue, 0, 0)
   if head[1] and head[1] ~= me then
-    call('PUBLISH', channel, head[1])
+    -- Whoever may not publish has taken the lock all the same; the others ask by themselves.
+    redis.pcall('PUBLISH', channel, head[1])
   end
 end
 

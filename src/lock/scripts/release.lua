@@ -12,12 +12,17 @@ local function remove()
   return held
 end
 
+-- Whoever may not publish has given the lock back all the same; the others ask by themselves.
+local function wake(who)
+  redis.pcall('PUBLISH', ARGV[3], who)
+end
+
 -- Nearly always nobody is in line, and this is the first time.
 if call('EXISTS', KEYS[5], KEYS[3]) == 0 then
   local held = remove()
   call('SET', KEYS[5], held, 'PX', ARGV[2])
   if held == 1 then
-    call('PUBLISH', ARGV[3], '')
+    wake('')
   end
   return held
 end
@@ -39,6 +44,6 @@ for _, dead in ipairs(call('ZRANGEBYSCORE', alive, '-inf', now)) do
 end
 local head = call('ZRANGE', queue, 0, 0)[1]
 if held == 1 or (waited == 1 and head) then
-  call('PUBLISH', ARGV[3], head or '')
+  wake(head or '')
 end
 return held

@@ -1,0 +1,19 @@
+//! Users who lack a right: from the beginning, taken away while connections lie idle or scopes are
+//! open, given back. Each form of the crate, on real servers: what is told, that what was told is
+//! true of the data, and that the connections go on.
+//!
+//! Never: a right that the documents ask for and nothing needs, or the other way round.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "test code: a panic with a clear message is how it reports"
+)]
+
+mod support;
+
+mod acl {
+    mod forms;
+    mod matrix;
+    mod stage;
+}
