@@ -14,6 +14,8 @@ mod support;
 
 mod acl {
     mod forms;
+    mod locks;
     mod matrix;
+    mod scopes;
     mod stage;
 }

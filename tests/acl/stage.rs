@@ -1,6 +1,5 @@
 //! A server whose user `app` may do everything until that changes, and what its callers are told.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rediscope::{CheckoutError, CommitError, Error, LockError, PoolStatus, SessionManager};
@@ -50,13 +49,6 @@ impl Stage {
 
     pub(crate) fn number(&self, key: &str) -> i64 {
         self.server.ask::<Option<i64>>(&["GET", key]).unwrap_or_default()
-    }
-
-    /// The user's connections, as the server has them.
-    pub(crate) fn ids(&self) -> BTreeSet<String> {
-        let list = self.server.client_list();
-        let ours = list.iter().filter(|client| client["user"] == "app");
-        ours.map(|client| client["id"].clone()).collect()
     }
 
     pub(crate) fn keys(&self, pattern: &str) -> Vec<String> {
