@@ -7,15 +7,18 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
+    clippy::indexing_slicing,
     reason = "test code: a panic with a clear message is how it reports"
 )]
 
 mod support;
 
 mod acl {
+    mod documents;
     mod forms;
     mod locks;
     mod matrix;
+    mod probes;
     mod scopes;
     mod stage;
 }

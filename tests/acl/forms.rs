@@ -1,4 +1,4 @@
-//! Every form of the crate as one call, which adds one to `app:n`, or takes a lock and gives it
+//! Every form of the crate as one call, which adds one to [`N`], or takes a lock and gives it
 //! back.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,7 +30,8 @@ pub(crate) enum Form {
     Fenced,
 }
 
-pub(crate) const N: &str = "app:n";
+/// Of one slot with the others and with the lock `x`, where there are slots.
+pub(crate) const N: &str = "app:{x}:n";
 
 impl Form {
     pub(crate) const ALL: [Self; 17] = [
@@ -53,7 +54,7 @@ impl Form {
         Self::Fenced,
     ];
 
-    /// Whether it adds to `app:n`.
+    /// Whether it adds to [`N`].
     pub(crate) fn adds(self) -> bool {
         !matches!(self, Self::Lock | Self::FairLock | Self::RwLock | Self::Semaphore)
     }
@@ -71,7 +72,7 @@ impl Form {
             Self::Single => Ok(sessions.pooled().incr(N, 1)?),
             Self::Pipeline => {
                 let mut pipeline = redis::pipe();
-                pipeline.incr("app:p", 1).ignore().incr(N, 1).ignore();
+                pipeline.incr("app:{x}:p", 1).ignore().incr(N, 1).ignore();
                 Ok(pipeline.query(&mut sessions.pooled())?)
             }
             Self::Guard => {
@@ -88,7 +89,7 @@ impl Form {
             Self::Large => accounts
                 .run(|tx| {
                     for _ in 0..3 {
-                        tx.append("app:large", "x".repeat(200));
+                        tx.incr(format!("app:{{x}}:{}", "x".repeat(200)), 1);
                     }
                     Ok(tx.incr(N, 1))
                 })
@@ -102,7 +103,7 @@ impl Form {
                 })
                 .map(drop),
             Self::Require => {
-                let condition = Condition::not_exists("app:gone");
+                let condition = Condition::not_exists("app:{x}:gone");
                 accounts.require(condition).run(|tx| Ok(tx.incr(N, 1))).map(drop)
             }
             Self::Once => run(options().exactly_once()),
@@ -112,16 +113,16 @@ impl Form {
                 run(options().exactly_once_as(deed, Duration::from_secs(60)))
             }
             Self::Replicas => run(options().wait_replicas(0, Duration::from_millis(10))),
-            Self::Lock => Ok(sessions.lock("l").acquire(SOON)?.release()?),
+            Self::Lock => Ok(sessions.lock("x").acquire(SOON)?.release()?),
             Self::FairLock => Ok(sessions.lock("f").fair().acquire(SOON)?.release()?),
             Self::RwLock => {
-                let lock = sessions.rw_lock("l");
+                let lock = sessions.rw_lock("x");
                 lock.read().acquire(SOON)?.release()?;
                 Ok(lock.write().acquire(SOON)?.release()?)
             }
-            Self::Semaphore => Ok(sessions.semaphore("l", 2).acquire(SOON)?.release()?),
+            Self::Semaphore => Ok(sessions.semaphore("x", 2).acquire(SOON)?.release()?),
             Self::Fenced => {
-                let guard = sessions.lock("l").acquire(SOON)?;
+                let guard = sessions.lock("x").acquire(SOON)?;
                 let written = accounts.fenced_by(&guard).run(|tx| Ok(tx.incr(N, 1)));
                 let released = guard.release();
                 written?;

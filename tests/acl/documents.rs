@@ -1,0 +1,113 @@
+//! The rights that the documents name, taken from them word by word: they are enough, and none of
+//! them can be left out.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::sync::Mutex;
+use std::thread;
+
+use super::forms::Form;
+use super::probes::{self, Probe};
+use super::stage::{Stage, nothing_is_held};
+
+/// One line of the table.
+struct Line {
+    letter: String,
+    on_top_of: Vec<String>,
+    rules: BTreeSet<String>,
+}
+
+fn page(name: &str) -> String {
+    fs::read_to_string(format!("docs/{name}.md")).unwrap()
+}
+
+/// The table of rights, and the line with all of it.
+fn rights() -> (Vec<Line>, BTreeSet<String>) {
+    let page = page("standalone");
+    let lines = page.lines().filter_map(|line| {
+        let cells: Vec<_> = line.split('|').map(str::trim).collect();
+        let [_, letter, _, on_top_of, rules, _] = cells.as_slice() else { return None };
+        let rules = rules.strip_prefix('`')?.split('`').next()?;
+        Some(Line {
+            letter: (*letter).to_owned(),
+            on_top_of: on_top_of.split(", ").filter(|x| !x.is_empty()).map(str::to_owned).collect(),
+            rules: words(rules),
+        })
+    });
+    let command = "ACL SETUSER app on >secret resetchannels -@all ";
+    let all = page.lines().find_map(|line| line.strip_prefix(command)).unwrap();
+    (lines.collect(), words(all))
+}
+
+fn words(rules: &str) -> BTreeSet<String> {
+    rules.split(' ').map(str::to_owned).collect()
+}
+
+impl Line {
+    /// Its own rules, and those of the lines that it comes on top of.
+    fn closure(&self, lines: &[Self]) -> BTreeSet<String> {
+        let below = lines.iter().filter(|line| self.on_top_of.contains(&line.letter));
+        below.flat_map(|line| line.closure(lines)).chain(self.rules.iter().cloned()).collect()
+    }
+}
+
+fn may(stage: &Stage, rules: &BTreeSet<String>) {
+    let rules: Vec<_> = rules.iter().map(String::as_str).collect();
+    stage.operator(&format!("reset on >secret resetchannels -@all {}", rules.join(" ")));
+}
+
+#[test]
+fn a_user_with_the_documented_rights_and_no_others_can_do_all_of_it() {
+    let (lines, all) = rights();
+    let united: BTreeSet<_> = lines.iter().flat_map(|line| line.rules.clone()).collect();
+    assert_eq!(all, united, "the one line is the table");
+    let stage = Stage::start();
+    may(&stage, &all);
+    for rest in ["", "?protocol=resp3", "2"] {
+        let sessions = stage.sessions_at(rest, super::stage::ALWAYS);
+        for form in Form::ALL {
+            form.play(&sessions).unwrap_or_else(|error| panic!("{rest} {form:?}: {error}"));
+        }
+        nothing_is_held(&sessions);
+        assert_eq!(sessions.status().transactional.counts.all_replaced(), 0);
+    }
+}
+
+#[test]
+fn each_documented_line_is_enough_for_what_it_is_for_and_no_right_in_it_can_be_left_out() {
+    let (lines, _) = rights();
+    let mut cases = Vec::new();
+    for line in &lines {
+        let closure = line.closure(&lines);
+        cases.push((line, closure.clone(), None));
+        for left_out in &line.rules {
+            let rest = closure.iter().filter(|rule| *rule != left_out).cloned().collect();
+            cases.push((line, rest, Some(left_out)));
+        }
+    }
+    let cases = Mutex::new(cases);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let stage = Stage::start();
+                loop {
+                    let Some((line, rules, left_out)) = cases.lock().unwrap().pop() else { break };
+                    stage.server.ask::<()>(&["FLUSHALL"]);
+                    stage.server.ask::<()>(&["SCRIPT", "FLUSH"]);
+                    may(&stage, &rules);
+                    let failed = first_failure(&stage, probes::of(&line.letter));
+                    match left_out {
+                        None => assert_eq!(failed, None, "line {}", line.letter),
+                        Some(right) => {
+                            assert!(failed.is_some(), "line {} needs no {right}", line.letter);
+                        }
+                    }
+                }
+            });
+        }
+    });
+}
+
+fn first_failure(stage: &Stage, probes: &[Probe]) -> Option<String> {
+    probes.iter().find_map(|probe| probe(stage).err())
+}
