@@ -30,3 +30,10 @@ mod migration {}
 
 #[doc = include_str!("../docs/operations.md")]
 mod operations {}
+
+#[doc = include_str!("../docs/standalone.md")]
+mod standalone {}
+
+#[cfg(feature = "tls-rustls")]
+#[doc = include_str!("../docs/tls.md")]
+mod tls {}

@@ -14,11 +14,15 @@
 mod support;
 
 mod acl {
+    #[cfg(feature = "cluster")]
+    mod cluster;
     mod documents;
     mod forms;
     mod locks;
     mod matrix;
     mod probes;
     mod scopes;
+    #[cfg(feature = "sentinel")]
+    mod sentinel;
     mod stage;
 }

@@ -39,6 +39,21 @@ fn rights() -> (Vec<Line>, BTreeSet<String>) {
     (lines.collect(), words(all))
 }
 
+/// The line with all of it, without what a cluster has not.
+#[cfg(any(feature = "cluster", feature = "sentinel"))]
+pub(crate) fn line() -> BTreeSet<String> {
+    rights().1.into_iter().filter(|rule| rule != "+select").collect()
+}
+
+/// The block of rules in which this one stands.
+#[cfg(any(feature = "cluster", feature = "sentinel"))]
+pub(crate) fn besides(name: &str, rule: &str) -> BTreeSet<String> {
+    let page = page(name);
+    let has = |line: &&str| line.split(' ').any(|word| word == rule);
+    let line = page.lines().filter(|line| line.starts_with(['+', '&'])).find(has);
+    words(line.unwrap_or_else(|| panic!("docs/{name}.md has no line of rules with {rule}")))
+}
+
 fn words(rules: &str) -> BTreeSet<String> {
     rules.split(' ').map(str::to_owned).collect()
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::{Directory, FRESH};
-use crate::error::LinkError;
+use crate::error::{LinkError, ServerError};
 
 /// The longest read: so late the thread notices that nobody needs it any more.
 const TICK: Duration = Duration::from_millis(200);
@@ -82,7 +82,11 @@ fn listen(
         drop(here);
         if heard.elapsed() >= QUIET {
             pubsub.set_read_timeout(Some(timeout))?;
-            let _: redis::Value = pubsub.ping()?;
+            match pubsub.ping::<redis::Value>() {
+                // Who may not ask was answered all the same.
+                Err(error) if ServerError::of(&error).is_none() => return Err(error),
+                _ => {}
+            }
             heard = Instant::now();
         }
         pubsub.set_read_timeout(Some(TICK))?;
