@@ -72,7 +72,8 @@ pub enum LockError {
     /// No connection was given.
     #[error(transparent)]
     Checkout(#[from] CheckoutError),
-    /// The server refused.
+    /// The server refused. Where it stopped one of this crate's scripts half way, for want of a right,
+    /// [`applied`](Self::applied) is `Unknown`; an acquisition is given back then.
     #[error("{during} was refused by the server: {error}")]
     #[non_exhaustive]
     Command {
