@@ -85,6 +85,15 @@ const ROWS: &[Row] = &[
         ],
     },
     Row {
+        without: "resetkeys ~app:* %R~rediscope:*",
+        told: &[
+            (EVER, &[Once, OnceAs], "Rejected SET of the register NOPERM, applied No"),
+            (EVER, LOCKS, NOT_ACQUIRED),
+        ],
+    },
+    // To resolve a doubt it is not enough.
+    Row { without: "resetkeys ~app:* %W~rediscope:*", told: &[(EVER, LOCKS, NOT_ACQUIRED)] },
+    Row {
         without: "-multi",
         told: &[
             (&[Fresh], BLOCKS, NO_CONNECTION),
