@@ -23,7 +23,13 @@ pub struct Identity {
 
 impl Authority {
     pub fn new() -> Self {
+        Self::called("an authority")
+    }
+
+    /// One of the same name as another would be taken for that one, with a broken signature.
+    pub fn called(name: &str) -> Self {
         let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
@@ -44,6 +50,11 @@ impl Authority {
 
     pub fn client(&self) -> Identity {
         self.sign(&["client"], |_| {})
+    }
+
+    /// The same, long ago.
+    pub fn expired_client(&self) -> Identity {
+        self.sign(&["client"], |params| params.not_after = rcgen::date_time_ymd(2020, 1, 1))
     }
 
     fn sign(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Identity {
