@@ -14,13 +14,13 @@ test: ## run the suite: all of it in debug, the protocol and stress tests again 
 soak: ## run the soak: a million transactions, then 10 minutes of faults (ARGS="--seconds N --seed S")
 	@scripts/soak $(ARGS)
 
-soak-exactly-once: ## run the exactly-once soak: 100,000 cuts, 30 failovers (ARGS="--cuts N --failovers N --seed S")
+soak-exactly-once: ## run the exactly-once soak: 100,000 cuts, as many while slots move, 30 failovers (ARGS="--cuts N --moving N ...")
 	@scripts/soak-exactly-once $(ARGS)
 
 soak-locks: ## run the locks' soak: a million tries, 50,000 fenced writes, 40 failovers (ARGS="--tries N --seed S ...")
 	@scripts/soak-locks $(ARGS)
 
-soak-topologies: ## move slots, kill masters, add and remove nodes under load (ARGS="--rounds N")
+soak-topologies: ## move slots, kill masters, add and remove nodes under load; failovers by sentinels (ARGS="--rounds N --seed S")
 	@scripts/soak-topologies $(ARGS)
 
 bench: ## all peers in one run on a private server; writes docs/performance.md (ARGS="--seed N")

@@ -8,8 +8,10 @@
 //! ```
 //!
 //! Two protocols that look as safe are put through the same cuts and must be found out, and a
-//! master is killed with its replica promoted (`REDISCOPE_FAILOVERS` times). The seed decides what
-//! is cut where and who asks when; what meets is up to the threads.
+//! master is killed with its replica promoted (`REDISCOPE_FAILOVERS` times). With the feature
+//! `cluster`, on Linux, where each worker can have an address of its own, the same is done on a
+//! cluster whose slots move (`REDISCOPE_MOVING_CUTS`). The seed decides what is cut where and who
+//! asks when; what meets is up to the threads.
 
 #![expect(
     clippy::unwrap_used,
@@ -26,9 +28,12 @@ mod fence {
     pub(crate) mod cuts;
     pub(crate) mod deeds;
     pub(crate) mod failover;
+    #[cfg(all(feature = "cluster", target_os = "linux"))]
+    pub(crate) mod moving;
     pub(crate) mod raw;
     pub(crate) mod report;
     pub(crate) mod resolvers;
+    pub(crate) mod site;
     pub(crate) mod soak;
     pub(crate) mod worker;
 }
@@ -39,8 +44,14 @@ use support::soak::{alone, number};
 
 const CUTS: u64 = 10_000;
 const FAILOVERS: u64 = 3;
+#[cfg(all(feature = "cluster", target_os = "linux"))]
+const MOVING_CUTS: u64 = 1_500;
 /// A protocol that is wrong is found out within so many.
 const CONTROL_CUTS: u64 = 2_000;
+
+/// The same while slots move.
+#[cfg(all(feature = "cluster", target_os = "linux"))]
+const MOVING_CONTROL_CUTS: u64 = 300;
 
 #[test]
 fn wherever_a_transaction_is_cut_nobody_is_told_what_is_not_true() {
@@ -88,4 +99,36 @@ fn after_a_failover_register_and_data_agree() {
         println!("\n{found}");
         assert!(found.broken().is_empty(), "{:#?}", found.broken());
     });
+}
+
+#[cfg(all(feature = "cluster", target_os = "linux"))]
+mod while_slots_move {
+    use super::fence::moving;
+    use super::fence::resolvers::Rule;
+    use super::{MOVING_CONTROL_CUTS, MOVING_CUTS, alone, number};
+
+    #[test]
+    fn wherever_a_transaction_is_cut_while_its_slot_moves_nobody_is_told_what_is_not_true() {
+        alone(|seed| {
+            let cuts = number("REDISCOPE_MOVING_CUTS").unwrap_or(MOVING_CUTS);
+            let report = moving::run(seed, cuts);
+            println!("\n{report}");
+            assert!(report.broken().is_empty(), "{:#?}", report.broken());
+        });
+    }
+
+    #[test]
+    fn while_slots_move_a_marker_and_the_word_of_the_old_owner_are_found_out() {
+        alone(|seed| {
+            for rule in [Rule::Marker, Rule::OldOwner] {
+                let found = moving::control(rule, seed, MOVING_CONTROL_CUTS);
+                let (wrong, doubts) = (found.verdict.wrong, found.verdict.again);
+                println!("{rule:?}: {wrong} wrong answers, {doubts:?}, {:.1?}", found.took);
+                assert!(
+                    wrong > 0,
+                    "{rule:?}: the cuts cannot tell a safe answer from an unsafe one"
+                );
+            }
+        });
+    }
 }

@@ -117,8 +117,7 @@ impl Map {
             let Some(master) = nodes.iter().find(is_master) else { continue };
             let port = if tls { "tls-port" } else { "port" };
             let port = field(master, port).and_then(number)?;
-            let host = ["endpoint", "ip"].into_iter().find_map(|name| host(field(master, name)?));
-            let at = map.add(&NodeAddress::new(host.unwrap_or(from), u16::try_from(port).ok()?));
+            let at = map.add(&NodeAddress::new(endpoint(master, from), u16::try_from(port).ok()?));
             let ends: Vec<_> = list(field(shard, "slots")?)?.iter().filter_map(number).collect();
             for range in ends.chunks_exact(2) {
                 if let [first, last] = range {
@@ -146,6 +145,19 @@ impl Map {
 /// A host that is one: nodes say nil, nothing or `?` where they do not know.
 fn host(value: &Value) -> Option<&str> {
     text(value).filter(|host| !matches!(*host, "" | "?"))
+}
+
+/// Where a node of CLUSTER SHARDS is reached by who reached another one at `from`. An endpoint that
+/// is nil or empty is to be reached there, whatever `ip` says: that is how nodes behind a proxy, or
+/// another network's addresses, are configured (`cluster-preferred-endpoint-type`). One that is `?`
+/// is a host name that nobody set.
+fn endpoint<'v>(node: &'v Value, from: &'v str) -> &'v str {
+    let told = field(node, "endpoint");
+    if told.is_some_and(|told| matches!(told, Value::Nil) || text(told) == Some("")) {
+        return from;
+    }
+    let ip = || field(node, "ip").and_then(host);
+    told.and_then(host).or_else(ip).unwrap_or(from)
 }
 
 fn number(value: &Value) -> Option<u64> {
@@ -182,7 +194,7 @@ mod tests {
             (bulk("port"), Value::Int(port)),
             (bulk("tls-port"), Value::Int(port + 1)),
             (bulk("ip"), bulk("10.0.0.1")),
-            (bulk("endpoint"), if host.is_empty() { Value::Nil } else { bulk(host) }),
+            (bulk("endpoint"), if host == "nil" { Value::Nil } else { bulk(host) }),
             (bulk("role"), bulk(role)),
             (bulk("health"), bulk(health)),
         ]
@@ -208,7 +220,9 @@ mod tests {
                     &[0, 1, 3, 3],
                     vec![node("r", 1, "replica", "online"), node("a", 2, "master", "online")],
                 ),
-                shard(resp3, &[4, 16383], vec![node("", 3, "master", "online")]),
+                shard(resp3, &[4, 99], vec![node("?", 3, "master", "online")]),
+                shard(resp3, &[100, 199], vec![node("nil", 6, "master", "online")]),
+                shard(resp3, &[200, 16383], vec![node("", 7, "master", "online")]),
                 shard(resp3, &[2, 2], vec![node("f", 4, "master", "fail")]),
                 shard(resp3, &[], vec![node("e", 5, "master", "online")]),
             ]);
@@ -216,9 +230,11 @@ mod tests {
             let master = |slot| map.master(slot).map(ToString::to_string);
             assert_eq!(master(0), Some("a:2".into()));
             assert_eq!((master(2), map.served()), (None, 16383), "nobody serves it");
-            assert_eq!(master(4), Some("10.0.0.1:3".into()));
+            assert_eq!(master(4), Some("10.0.0.1:3".into()), "it has no name");
+            assert_eq!(master(100), Some("seed:6".into()), "where it was reached");
+            assert_eq!(master(200), Some("seed:7".into()));
             assert_eq!(map.share(&NodeAddress::new("a", 2)), 3);
-            assert_eq!(map.masters().len(), 3, "also the one without slots");
+            assert_eq!(map.masters().len(), 5, "also the one without slots");
             let tls = Map::of_shards(&answer, "seed", true).unwrap();
             assert_eq!(tls.master(0).map(|node| node.port), Some(3));
         }

@@ -9,8 +9,8 @@ use std::thread;
 use rediscope::{Resolution, SessionManager, Unresolved};
 
 use super::cuts::Cut;
-use super::deeds::{Deed, Told, count_key, log_key, sum_key};
-use crate::support::server::Server;
+use super::deeds::{Deed, IDS, SETS, Told, count_key, counts_key, log_key, set, sum_key, tag};
+use super::site::Store;
 
 /// Of the wrong answers so many are described.
 const DESCRIBED: usize = 20;
@@ -26,25 +26,39 @@ pub(crate) struct Data {
 }
 
 impl Data {
-    pub(crate) fn of(server: &Server, workers: u64, ids: &[u64]) -> Self {
+    pub(crate) fn of(store: &impl Store, workers: u64, ids: &[u64]) -> Self {
         let mut data = Self::default();
-        for worker in 0..workers {
-            let list: Vec<u64> = server.ask(&["LRANGE", &log_key(worker), "0", "-1"]);
+        let mut sets: BTreeMap<(u64, u64), Vec<u64>> = BTreeMap::new();
+        for id in ids {
+            sets.entry((id / IDS, set(*id))).or_default().push(*id);
+        }
+        for (worker, nth) in (0..workers).flat_map(|worker| (0..SETS).map(move |nth| (worker, nth)))
+        {
+            let tag = tag(worker, nth);
+            let list: Vec<u64> = store.read(&["LRANGE", &log_key(&tag), "0", "-1"]);
             for id in list {
                 *data.listed.entry(id).or_default() += 1;
             }
-            let sum: Option<u64> = server.ask(&["GET", &sum_key(worker)]);
+            let sum: Option<u64> = store.read(&["GET", &sum_key(&tag)]);
             data.sum += sum.unwrap_or(0);
-        }
-        for ids in ids.chunks(CHUNK) {
-            let keys: Vec<String> = ids.iter().map(|id| count_key(*id)).collect();
-            let words: Vec<&str> =
-                std::iter::once("MGET").chain(keys.iter().map(String::as_str)).collect();
-            let counts: Vec<Option<u64>> = server.ask(&words);
-            let found = ids.iter().zip(counts).filter_map(|(id, count)| Some((*id, count?)));
-            data.counted.extend(found);
+            let counts: HashMap<u64, u64> = store.read(&["HGETALL", &counts_key(&tag)]);
+            data.count(counts);
+            let ids = sets.remove(&(worker, nth)).unwrap_or_default();
+            for ids in ids.chunks(CHUNK) {
+                let keys: Vec<String> = ids.iter().map(|id| count_key(*id)).collect();
+                let words: Vec<&str> =
+                    std::iter::once("MGET").chain(keys.iter().map(String::as_str)).collect();
+                let counts: Vec<Option<u64>> = store.read(&words);
+                data.count(ids.iter().zip(counts).filter_map(|(id, count)| Some((*id, count?))));
+            }
         }
         data
+    }
+
+    fn count(&mut self, counts: impl IntoIterator<Item = (u64, u64)>) {
+        for (id, count) in counts {
+            *self.counted.entry(id).or_default() += count;
+        }
     }
 
     /// How often it was applied; `None`: in part.
@@ -61,6 +75,15 @@ impl Data {
     fn is_torn(&self) -> bool {
         self.sum != self.applied() || self.listed.len() != self.counted.len()
     }
+}
+
+/// What may come of it besides.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Leave {
+    /// Somebody deletes registers.
+    pub(crate) registers_gone: bool,
+    /// Somebody writes what is watched, or moves it.
+    pub(crate) conflicts: bool,
 }
 
 /// How the cuts of one kind were resolved.
@@ -94,18 +117,18 @@ pub(crate) struct Verdict {
 /// Asks all doubts again and compares everything with the data. Nothing may be on its way to the
 /// server any more.
 pub(crate) fn close(
-    server: &Server,
+    store: &impl Store,
     stranger: &SessionManager,
     workers: u64,
     deeds: &mut [Deed],
-    tampered: bool,
+    leave: Leave,
 ) -> Verdict {
     let mut verdict = Verdict::default();
     let ids: Vec<u64> = deeds.iter().map(|deed| deed.plan.id).collect();
-    let data = Data::of(server, workers, &ids);
+    let data = Data::of(store, workers, &ids);
     ask_again(stranger, deeds);
     for deed in deeds.iter() {
-        verdict.add(deed, &data, tampered);
+        verdict.add(deed, &data, leave);
     }
     if data.is_torn() {
         verdict.wrong("lists, counts and sums do not agree".to_owned());
@@ -113,7 +136,7 @@ pub(crate) fn close(
     if data.listed.len() > ids.iter().filter(|id| data.listed.contains_key(id)).count() {
         verdict.wrong("the server has what nobody did".to_owned());
     }
-    if Data::of(server, workers, &ids) != data {
+    if Data::of(store, workers, &ids) != data {
         verdict.wrong("asking changed the data".to_owned());
     }
     verdict.applied = data.applied();
@@ -154,7 +177,7 @@ impl Verdict {
         }
     }
 
-    fn add(&mut self, deed: &Deed, data: &Data, tampered: bool) {
+    fn add(&mut self, deed: &Deed, data: &Data, leave: Leave) {
         self.deeds += 1;
         *self.told.entry(deed.told).or_default() += 1;
         if let Some(cut) = deed.cut {
@@ -168,13 +191,13 @@ impl Verdict {
         if let Some(last) = deed.answers.last() {
             self.again[index(last)] += 1;
         }
-        if let Some(what) = self.fault(deed, data, tampered) {
+        if let Some(what) = self.fault(deed, data, leave) {
             self.wrong(format!("{what}: {deed:?}"));
         }
     }
 
     /// What is wrong with what was told.
-    fn fault(&mut self, deed: &Deed, data: &Data, tampered: bool) -> Option<String> {
+    fn fault(&mut self, deed: &Deed, data: &Data, leave: Leave) -> Option<String> {
         let Some(times) = data.times(deed.plan.id) else {
             return Some("applied in part".to_owned());
         };
@@ -184,7 +207,7 @@ impl Verdict {
         if matches!(deed.told, Told::Impossible | Told::NotReplicated) {
             return Some("told what cannot be".to_owned());
         }
-        if deed.told == Told::Conflict && !tampered {
+        if deed.told == Told::Conflict && !leave.conflicts {
             return Some("a conflict that nobody made".to_owned());
         }
         if let Some(expected) = deed.told.times()
@@ -202,7 +225,7 @@ impl Verdict {
                     self.unreachable += 1;
                     nth < last
                 }
-                Resolution::StillUnknown { why: Unresolved::RegisterGone } => tampered,
+                Resolution::StillUnknown { why: Unresolved::RegisterGone } => leave.registers_gone,
                 Resolution::StillUnknown { .. } => false,
             };
             if !right {

@@ -10,6 +10,7 @@ use fastrand::Rng;
 
 use super::books::Data;
 use super::cuts::Cut;
+use super::deeds::IDS;
 use super::raw::{Belief, Client, resolve};
 use super::soak::THREADS;
 use crate::support::proxy::Proxy;
@@ -19,7 +20,6 @@ use crate::support::{eventually, try_for};
 const LIMIT: Duration = Duration::from_secs(120);
 const PATIENCE: Duration = Duration::from_secs(20);
 const SOON: Duration = Duration::from_millis(500);
-const IDS: u64 = 10_000_000;
 
 /// How an answer that was lost is made good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

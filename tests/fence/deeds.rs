@@ -36,6 +36,9 @@ impl Form {
         Self::RunUnseen,
         Self::WatchRun,
     ];
+    /// The ones that leave a doubt to their callers.
+    pub(crate) const BY_HAND: [Self; 4] =
+        [Self::Guard, Self::Immediate, Self::Large, Self::WatchingGuard];
 }
 
 /// Of a large transaction's values; a few of them pass [`FLUSH_BYTES`].
@@ -51,23 +54,50 @@ pub(crate) struct Plan {
     pub(crate) form: Form,
     /// Whether it is hit before it begins, or between its beginning and its end.
     pub(crate) early: bool,
+    /// It makes a key; else all its keys are old ones.
+    pub(crate) fresh: bool,
 }
 
+/// Numbers of transactions are unique over all workers.
+pub(crate) const IDS: u64 = 10_000_000;
+/// Each worker takes turns on so many sets of keys. In a cluster each is in a slot of its own.
+pub(crate) const SETS: u64 = 2;
+
+/// The hash tag of a worker's set of keys.
+pub(crate) fn tag(worker: u64, set: u64) -> String {
+    format!("{{w{worker}.{set}}}")
+}
+
+/// In which of its worker's sets of keys the transaction is.
+pub(crate) fn set(id: u64) -> u64 {
+    id % SETS
+}
+
+fn key(id: u64, word: &str) -> String {
+    format!("{}:{word}", tag(id / IDS, set(id)))
+}
+
+/// Of a transaction that makes a key.
 pub(crate) fn count_key(id: u64) -> String {
-    format!("tx:{id}")
+    key(id, &format!("tx:{id}"))
 }
 
-pub(crate) fn log_key(worker: u64) -> String {
-    format!("log:{worker}")
+/// Of one that makes none it is a field of this.
+pub(crate) fn counts_key(tag: &str) -> String {
+    format!("{tag}:counts")
 }
 
-pub(crate) fn sum_key(worker: u64) -> String {
-    format!("sum:{worker}")
+pub(crate) fn log_key(tag: &str) -> String {
+    format!("{tag}:log")
+}
+
+pub(crate) fn sum_key(tag: &str) -> String {
+    format!("{tag}:sum")
 }
 
 /// Nobody's but this worker's; written by who wants a conflict.
-pub(crate) fn watched_key(worker: u64) -> String {
-    format!("watched:{worker}")
+pub(crate) fn watched_key(tag: &str) -> String {
+    format!("{tag}:watched")
 }
 
 /// What a caller was told.
@@ -113,13 +143,28 @@ impl Told {
     }
 }
 
+/// A connection: its number on its server, and the server's port.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Client {
+    pub(crate) id: u64,
+    pub(crate) port: u16,
+}
+
+impl Client {
+    /// Of CLIENT INFO's answer.
+    fn parse(info: &str) -> Option<Self> {
+        let field = |name: &str| info.split_whitespace().find_map(|word| word.strip_prefix(name));
+        let (_, port) = field("laddr=")?.rsplit_once(':')?;
+        Some(Self { id: field("id=")?.parse().ok()?, port: port.parse().ok()? })
+    }
+}
+
 /// How a transaction ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) told: Told,
     pub(crate) doubt: Option<InDoubt>,
-    /// The connection's number on the server.
-    pub(crate) client: Option<i64>,
+    pub(crate) client: Option<Client>,
     pub(crate) words: String,
 }
 
@@ -142,9 +187,9 @@ impl Ended {
         Self { told, doubt: None, client: None, words: String::new() }
     }
 
-    fn committed(values: Result<(i64, i64), ReplyError>) -> Self {
+    fn committed(values: Result<(i64, String), ReplyError>) -> Self {
         match values {
-            Ok((1, client)) => Self { client: Some(client), ..Self::told(Told::Committed) },
+            Ok((1, info)) => Self { client: Client::parse(&info), ..Self::told(Told::Committed) },
             Err(ReplyError::Lost) => Self::told(Told::Unseen),
             other => Self { words: format!("{other:?}"), ..Self::told(Told::Impossible) },
         }
@@ -181,8 +226,10 @@ pub(crate) fn transact(handle: &Transactional, plan: Plan, strike: &mut dyn FnMu
 }
 
 fn attempt(handle: &Transactional, plan: Plan, strike: &mut dyn FnMut()) -> Result<Ended, Error> {
-    let watched = watched_key(plan.worker);
+    let watched = watched_key(&tag(plan.worker, set(plan.id)));
     match plan.form {
+        // In a cluster the one has a connection at once, the other one when it is committed.
+        Form::Guard | Form::Large if plan.fresh => commit(handle.begin_at(&watched)?, plan, strike),
         Form::Guard | Form::Large => commit(handle.begin()?, plan, strike),
         Form::Immediate => {
             let immediate = TransactionOptions::new().begin(Begin::Immediate);
@@ -231,16 +278,20 @@ fn commit(tx: Transaction, plan: Plan, strike: &mut dyn FnMut()) -> Result<Ended
     Ok(Ended::committed(replies.get(handles)))
 }
 
-/// The count comes back, and must be 1; and so does the connection's number.
-fn queue(tx: &mut impl QueueCommands, plan: Plan) -> (Queued<i64>, Queued<i64>) {
-    let count = tx.incr(count_key(plan.id), 1);
+/// The count comes back, and must be 1; and so does what the server calls the connection.
+fn queue(tx: &mut impl QueueCommands, plan: Plan) -> (Queued<i64>, Queued<String>) {
+    let tag = tag(plan.worker, set(plan.id));
+    let count = match plan.fresh {
+        true => tx.incr(count_key(plan.id), 1),
+        false => tx.hincr(counts_key(&tag), plan.id, 1),
+    };
     if plan.form == Form::Large {
         for nth in 0..PADS {
-            tx.set(format!("pad:{}:{nth}", plan.worker), "x".repeat(PAD));
+            tx.set(format!("{tag}:pad:{nth}"), "x".repeat(PAD));
         }
     }
-    tx.rpush(log_key(plan.worker), plan.id);
-    tx.incr(sum_key(plan.worker), 1);
-    let client = tx.queue(redis::cmd("CLIENT").arg("ID").take());
+    tx.rpush(log_key(&tag), plan.id);
+    tx.incr(sum_key(&tag), 1);
+    let client = tx.queue(redis::cmd("CLIENT").arg("INFO").take());
     (count, client)
 }

@@ -11,7 +11,7 @@ use fastrand::Rng;
 use rediscope::{Resolution, SessionManager, TransactionOptions, Transactional, Unresolved};
 
 use super::books::Data;
-use super::deeds::{Deed, Form, Plan, Told, transact};
+use super::deeds::{Deed, Form, IDS, Plan, Told, transact};
 use super::resolvers::{Manner, ask};
 use super::worker::sessions;
 use crate::support::proxy::{Fault, Proxy, Trigger};
@@ -19,7 +19,6 @@ use crate::support::server::Server;
 use crate::support::{eventually, try_for};
 
 const WRITERS: u64 = 8;
-const IDS: u64 = 10_000_000;
 const WAIT: Duration = Duration::from_millis(200);
 const RESPONSE: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -248,7 +247,8 @@ impl Ground {
                 break;
             }
             let form = Form::ALL[random.usize(..Form::ALL.len())];
-            let plan = Plan { id: worker * IDS + nth, worker, form, early: false };
+            let plan =
+                Plan { id: worker * IDS + nth, worker, form, early: false, fresh: random.bool() };
             let waits = random.bool();
             entries.push(Entry {
                 deed: self.deed(if waits { &waited } else { &unwaited }, plan, &mut random),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use redis::{Connection, RedisError, Value};
 
 use super::controls::Rule;
-use super::deeds::{count_key, log_key};
+use super::deeds::{count_key, log_key, set, tag};
 use crate::support::packed;
 use crate::support::server::Server;
 
@@ -67,7 +67,7 @@ impl Client {
         }
         words.push(packed(&["MULTI"]));
         words.push(packed(&["INCRBY", &count_key(id), "1"]));
-        words.push(packed(&["RPUSH", &log_key(self.worker), &id.to_string()]));
+        words.push(packed(&["RPUSH", &log_key(&tag(self.worker, set(id))), &id.to_string()]));
         let marker = format!("marker:{id}");
         let token = if self.rule == Rule::Marker {
             words.push(packed(&["SET", &marker, "1"]));

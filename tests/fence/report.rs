@@ -8,14 +8,18 @@ use super::cuts::Cut;
 use super::deeds::Told;
 use super::resolvers::Manner;
 use super::soak::{Phase, THREADS};
+use super::worker::Harvest;
 
 /// Of all cuts, in percent: or the rest of it would mean little.
 const LEAST_OF_EACH: u64 = 20;
+/// The same while slots move: who asks is sent on more often than cut.
+const LEAST_MOVING: u64 = 10;
 
 #[derive(Debug)]
 pub(crate) struct Report {
     pub(crate) seed: u64,
-    pub(crate) cuts: u64,
+    /// The variables that make it.
+    pub(crate) command: String,
     pub(crate) phases: Vec<Phase>,
     pub(crate) took: Duration,
 }
@@ -58,12 +62,19 @@ impl Report {
             for (what, count) in
                 [("committed", fates.committed), ("not committed", fates.not_committed)]
             {
-                let enough = count * 100 >= fates.all * LEAST_OF_EACH;
+                let least = if phase.variant.moving { LEAST_MOVING } else { LEAST_OF_EACH };
+                let enough = count * 100 >= fates.all * least;
                 must(enough, format!("{count} of {} cuts resolved as {what}", fates.all));
             }
             must(verdict.again[2] == 0, format!("{} doubts unresolved", verdict.again[2]));
             must(phase.harvest.late > 0, "nothing was let go late".to_owned());
             must(phase.refused() > 0, "no EXEC came too late".to_owned());
+            if phase.variant.moving {
+                let Harvest { moved_under, redirections, .. } = phase.harvest;
+                must(phase.moved[0] > 0 && phase.moved[1] > 0, "no slot moved".to_owned());
+                must(redirections > 0, "nobody was sent on".to_owned());
+                must(moved_under > 0, "no slot moved under a doubt".to_owned());
+            }
             // With fewer, chance may leave one out.
             let many = phase.wanted >= 50 * Cut::ALL.len() as u64;
             for cut in Cut::ALL {
@@ -79,10 +90,10 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let release = if cfg!(debug_assertions) { "" } else { "--release " };
-        let (seed, cuts) = (self.seed, self.cuts);
+        let (seed, command) = (self.seed, &self.command);
         writeln!(
             f,
-            "`REDISCOPE_CUTS={cuts} REDISCOPE_SOAK_SEED={seed} cargo test {release}--test fence \
+            "`{command} REDISCOPE_SOAK_SEED={seed} cargo test {release}--test fence \
              -- --nocapture`: {:.1} s, {THREADS} threads. Of a cut: how many, and of those \
              resolved as committed, as not committed, unknown; the rest left no doubt.\n",
             self.took.as_secs_f64()
@@ -123,6 +134,14 @@ impl fmt::Display for Report {
         row("answers not to be had in time", &|phase| phase.verdict.unreachable.to_string())?;
         row("deletions and foreign writes", &|phase| phase.harvest.tampered.to_string())?;
         row("held requests let go after the resolution", &|phase| phase.harvest.late.to_string())?;
+        row("slots that moved, keys that were moved ahead", &|phase| {
+            let [slots, keys] = phase.moved;
+            format!("{slots}, {keys}")
+        })?;
+        row("redirections that `run` followed", &|phase| phase.harvest.redirections.to_string())?;
+        row("doubts whose slot moved between the transaction and the answer", &|phase| {
+            phase.harvest.moved_under.to_string()
+        })?;
         row("EXECs that the server ran", &|phase| phase.execs.to_string())?;
         row("of these refused, a resolver (or a tamperer) being first", &|phase| {
             phase.refused().to_string()

@@ -6,7 +6,31 @@ use std::thread;
 use std::time::Duration;
 
 use fastrand::Rng;
+use redis::Value;
 use rediscope::{InDoubt, Resolution, SessionManager};
+
+use super::deeds::{Plan, count_key, counts_key, set, tag};
+use super::worker::{Ground, sessions};
+
+/// By what a doubt is resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rule {
+    /// As the library does it.
+    Fence,
+    /// By a key that the transaction writes besides: what is not there was not applied.
+    #[cfg_attr(
+        not(all(feature = "cluster", target_os = "linux")),
+        expect(dead_code, reason = "a control in a cluster")
+    )]
+    Marker,
+    /// By the register, as the master has it that the transaction was sent to: what is not there
+    /// was not applied.
+    #[cfg_attr(
+        not(all(feature = "cluster", target_os = "linux")),
+        expect(dead_code, reason = "a control in a cluster")
+    )]
+    OldOwner,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Manner {
@@ -75,4 +99,34 @@ pub(crate) fn ask(
         }),
         Manner::AtTheEnd => Vec::new(),
     }
+}
+
+/// Asks as it would be asked by a wrong rule.
+pub(crate) fn take(rule: Rule, doubt: &InDoubt, plan: Plan, ground: &Ground) -> Resolution {
+    let there = match rule {
+        Rule::Fence => return doubt.resolve(),
+        Rule::Marker => {
+            let sessions = sessions(ground.site.url(), "marker");
+            let mut db = sessions.pooled();
+            let counts = counts_key(&tag(plan.worker, set(plan.id)));
+            let found = match plan.fresh {
+                true => redis::cmd("EXISTS").arg(count_key(plan.id)).query(&mut db),
+                false => redis::cmd("HEXISTS").arg(counts).arg(plan.id).query(&mut db),
+            };
+            sessions.close(Duration::ZERO);
+            found.expect("somebody serves the slot")
+        }
+        Rule::OldOwner => {
+            let token = doubt.token().expect("every transaction here is exactly once");
+            let asked = ground.site.at(&token.address, |server| {
+                let mut pipe = redis::pipe();
+                pipe.cmd("PEXPIRE").arg(&token.register).arg(3_600_000).ignore();
+                pipe.cmd("GET").arg(&token.register);
+                pipe.query::<Vec<Value>>(&mut server.connection())
+            });
+            let number = token.number.to_string();
+            asked.is_ok_and(|found| found == [Value::BulkString(number.into_bytes())])
+        }
+    };
+    if there { Resolution::Committed } else { Resolution::NotCommitted }
 }

@@ -5,8 +5,10 @@ use std::sync::atomic::AtomicU64;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::books::{self, Verdict};
+use super::books::{self, Leave, Verdict};
 use super::report::Report;
+use super::resolvers::Rule;
+use super::site::Site;
 use super::worker::{Ground, Harvest, Worker, sessions};
 use crate::support::eventually;
 use crate::support::server::Server;
@@ -25,14 +27,27 @@ pub(crate) struct Variant {
     pub(crate) name: &'static str,
     arguments: &'static [&'static str],
     pub(crate) tampered: bool,
+    /// In a cluster whose slots move.
+    pub(crate) moving: bool,
+}
+
+impl Variant {
+    const fn new(name: &'static str, arguments: &'static [&'static str]) -> Self {
+        Self { name, arguments, tampered: false, moving: false }
+    }
+
+    #[cfg(all(feature = "cluster", target_os = "linux"))]
+    pub(crate) const fn moving(name: &'static str) -> Self {
+        Self { moving: true, ..Self::new(name, &[]) }
+    }
 }
 
 const IO_THREADS: &[&str] = &["--io-threads", "2", "--io-threads-do-reads", "yes"];
 
 const VARIANTS: [Variant; 3] = [
-    Variant { name: "one io thread", arguments: &[], tampered: false },
-    Variant { name: "two io threads", arguments: IO_THREADS, tampered: false },
-    Variant { name: "registers deleted", arguments: IO_THREADS, tampered: true },
+    Variant::new("one io thread", &[]),
+    Variant::new("two io threads", IO_THREADS),
+    Variant { tampered: true, ..Variant::new("registers deleted", IO_THREADS) },
 ];
 
 /// What a phase came to.
@@ -44,6 +59,8 @@ pub(crate) struct Phase {
     pub(crate) harvest: Harvest,
     /// How often the server ran EXEC.
     pub(crate) execs: u64,
+    /// Slots that moved, and keys with them.
+    pub(crate) moved: [u64; 2],
     pub(crate) took: Duration,
 }
 
@@ -56,22 +73,36 @@ pub(crate) fn run(seed: u64, cuts: u64) -> Report {
         .zip(0..)
         .map(|((variant, share), nth)| phase(*variant, share, seed.wrapping_add(nth << 32)))
         .collect();
-    Report { seed, cuts, phases, took: begun.elapsed() }
+    let command = format!("REDISCOPE_CUTS={cuts}");
+    Report { seed, command, phases, took: begun.elapsed() }
 }
 
 fn phase(variant: Variant, wanted: u64, seed: u64) -> Phase {
     let begun = Instant::now();
-    let server = Arc::new(Server::with(variant.arguments));
-    let ground = Arc::new(Ground {
-        stranger: sessions(server.url(), "stranger"),
+    let site = Site::One(Server::with(variant.arguments));
+    let ground = Arc::new(ground(site, variant, Rule::Fence, wanted));
+    let harvest = work(&ground, seed);
+    close(&ground, variant, wanted, harvest, begun)
+}
+
+pub(crate) fn ground(site: Site, variant: Variant, rule: Rule, wanted: u64) -> Ground {
+    let share = u32::try_from(wanted / THREADS).expect("a number");
+    Ground {
+        stranger: sessions(site.url(), "stranger"),
         left: AtomicU64::new(wanted),
-        until: begun + AT_LEAST + SLOWEST * u32::try_from(wanted / THREADS).expect("a number"),
+        until: Instant::now() + AT_LEAST + SLOWEST * share,
         tampered: variant.tampered,
-        server: Arc::clone(&server),
-    });
+        rule,
+        steps: Ground::steps(THREADS),
+        site,
+    }
+}
+
+/// All workers, until enough was cut.
+pub(crate) fn work(ground: &Arc<Ground>, seed: u64) -> Harvest {
     let workers: Vec<_> = (0..THREADS)
         .map(|number| {
-            let ground = Arc::clone(&ground);
+            let ground = Arc::clone(ground);
             let builder = thread::Builder::new().name(format!("worker-{number}"));
             builder.spawn(move || Worker::new(number, seed, ground).work()).expect("start a worker")
         })
@@ -80,13 +111,27 @@ fn phase(variant: Variant, wanted: u64, seed: u64) -> Phase {
     for worker in workers {
         harvest.add(worker.join().expect("a worker panicked"));
     }
+    harvest
+}
+
+/// Compares everything, once nothing is on its way any more.
+pub(crate) fn close(
+    ground: &Ground,
+    variant: Variant,
+    wanted: u64,
+    mut harvest: Harvest,
+    begun: Instant,
+) -> Phase {
+    let site = &ground.site;
     // What was held until a moment ago has arrived, or never will, when nobody is connected.
-    eventually(PATIENCE, "the server has nobody left", || server.clients() == 0);
-    let execs = server.calls("exec");
+    eventually(PATIENCE, "the server has nobody left", || site.clients() == 0);
+    let execs = site.sum(|server| server.calls("exec"));
+    let leave =
+        Leave { registers_gone: variant.tampered, conflicts: variant.tampered || variant.moving };
     let deeds = &mut harvest.deeds;
-    let verdict = books::close(&server, &ground.stranger, THREADS, deeds, variant.tampered);
+    let verdict = books::close(site, &ground.stranger, THREADS, deeds, leave);
     ground.stranger.close(Duration::ZERO);
-    Phase { variant, wanted, verdict, harvest, execs, took: begun.elapsed() }
+    Phase { variant, wanted, verdict, harvest, execs, moved: [0; 2], took: begun.elapsed() }
 }
 
 impl Harvest {
@@ -97,5 +142,7 @@ impl Harvest {
         }
         self.late += other.late;
         self.tampered += other.tampered;
+        self.moved_under += other.moved_under;
+        self.redirections += other.redirections;
     }
 }

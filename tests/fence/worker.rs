@@ -1,4 +1,4 @@
-//! One thread with a session manager and a proxy of its own, so that its cuts are its own.
+//! One thread with a session manager and proxies of its own, so that its cuts are its own.
 //!
 //! Never: a transaction whose end is not noted.
 
@@ -12,10 +12,11 @@ use fastrand::Rng;
 use rediscope::{Resolution, SessionManager, TransactionOptions, Transactional};
 
 use super::cuts::Cut;
-use super::deeds::{Deed, FLUSH_BYTES, Form, Plan, transact, watched_key};
-use super::resolvers::{Manner, ask};
-use crate::support::proxy::Proxy;
-use crate::support::server::Server;
+use super::deeds::{
+    Client, Deed, FLUSH_BYTES, Form, IDS, Plan, SETS, set, tag, transact, watched_key,
+};
+use super::resolvers::{Manner, Rule, ask, take};
+use super::site::{Site, Store, Street};
 use crate::support::try_for;
 
 /// Small: a held reply costs as much.
@@ -25,18 +26,31 @@ const CHECKOUT: Duration = Duration::from_secs(5);
 /// However slow the machine: a cut is to hit the commit, not a question before it.
 const TRUST: Duration = Duration::from_secs(60);
 const SOON: Duration = Duration::from_millis(500);
-/// Numbers of transactions are unique over all workers.
-const IDS: u64 = 10_000_000;
 
 /// What all workers of a phase share.
 pub(crate) struct Ground {
-    pub(crate) server: Arc<Server>,
+    pub(crate) site: Site,
     pub(crate) stranger: SessionManager,
     /// Cuts that are still to be made.
     pub(crate) left: AtomicU64,
     pub(crate) until: Instant,
     /// Registers are deleted and watched keys written, at random.
     pub(crate) tampered: bool,
+    pub(crate) rule: Rule,
+    /// Of each worker's sets of keys: how often they began to move or had moved.
+    pub(crate) steps: Vec<AtomicU64>,
+}
+
+impl Ground {
+    pub(crate) fn steps(workers: u64) -> Vec<AtomicU64> {
+        (0..workers * SETS).map(|_| AtomicU64::new(0)).collect()
+    }
+
+    /// Odd while the keys move.
+    fn step(&self, id: u64) -> u64 {
+        let place = (id / IDS) * SETS + set(id);
+        self.steps[usize::try_from(place).expect("a number")].load(Ordering::Relaxed)
+    }
 }
 
 /// What a worker leaves behind.
@@ -47,17 +61,20 @@ pub(crate) struct Harvest {
     /// Held requests that were let go when their doubt had been resolved as not committed.
     pub(crate) late: u64,
     pub(crate) tampered: u64,
+    /// Doubts whose keys moved between the transaction's beginning and the answer.
+    pub(crate) moved_under: u64,
+    pub(crate) redirections: u64,
 }
 
 pub(crate) struct Worker {
     number: u64,
     random: Rng,
     ground: Arc<Ground>,
-    proxy: Proxy,
+    street: Street,
     sessions: SessionManager,
     handle: Transactional,
-    /// The link's number on the server, where it is known.
-    client: Option<i64>,
+    /// The link that was used last, where it is known.
+    client: Option<Client>,
     /// Something is held; requests are; of how many of them it was told that they were not applied.
     held: bool,
     held_requests: bool,
@@ -84,14 +101,14 @@ fn prefix(number: u64) -> String {
 
 impl Worker {
     pub(crate) fn new(number: u64, seed: u64, ground: Arc<Ground>) -> Self {
-        let proxy = Proxy::to(&ground.server);
-        let sessions = sessions(proxy.url(), &prefix(number));
+        let street = ground.site.street(number);
+        let sessions = sessions(street.url(), &prefix(number));
         let handle = sessions.transactional().with(TransactionOptions::new().exactly_once());
         Self {
             number,
             random: Rng::with_seed(seed ^ (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)),
             ground,
-            proxy,
+            street,
             sessions,
             handle,
             client: None,
@@ -113,23 +130,29 @@ impl Worker {
             self.deed(Some(cut));
         }
         self.let_go();
+        self.harvest.redirections = self.sessions.status().transactional.redirections;
         self.sessions.close(Duration::ZERO);
         self.harvest
     }
 
     fn plan(&mut self) -> Plan {
+        // `run` would find out by itself, and by the fence.
+        let forms: &[Form] =
+            if self.ground.rule == Rule::Fence { &Form::ALL } else { &Form::BY_HAND };
         Plan {
             id: self.number * IDS + self.harvest.deeds.len() as u64,
             worker: self.number,
-            form: Form::ALL[self.random.usize(..Form::ALL.len())],
+            form: forms[self.random.usize(..forms.len())],
             early: self.random.u8(..4) == 0,
+            fresh: self.random.bool(),
         }
     }
 
     fn deed(&mut self, cut: Option<Cut>) {
         let plan = self.plan();
+        let begun = self.ground.step(plan.id);
         let (script, faults) = cut.map(|cut| cut.script(&mut self.random)).unwrap_or_default();
-        let fired = self.proxy.fired();
+        let fired = self.street.fired();
         if cut == Some(Cut::Unnoticed) {
             self.let_go();
         }
@@ -137,30 +160,30 @@ impl Worker {
         let counts = self.sessions.status().transactional.counts;
         let (mut script, mut met) = (Some(script), false);
         let mut helpers: Vec<JoinHandle<bool>> = Vec::new();
-        let (proxy, ground) = (&self.proxy, &self.ground);
+        let (street, ground) = (&self.street, &self.ground);
         let (number, client) = (self.number, self.client);
         let mut strike = || {
             let Some(script) = script.take() else { return };
             let kill = {
-                let server = Arc::clone(&ground.server);
-                move || client.is_some_and(|id| server.kill_client(id))
+                let ground = Arc::clone(ground);
+                move || client.is_some_and(|client| ground.site.kill(client))
             };
             match cut {
                 None => {}
                 Some(Cut::Unnoticed) => {
-                    met = proxy.connections() > 0;
-                    proxy.cut_all();
+                    met = street.connections() > 0;
+                    street.cut_all();
                 }
                 Some(Cut::KilledBefore) => met = kill(),
                 Some(Cut::KilledDuring) => {
-                    proxy.arm(script);
+                    street.arm(&script);
                     helpers.push(thread::spawn(kill));
                 }
-                Some(_) => proxy.arm(script),
+                Some(_) => street.arm(&script),
             }
             if let Some(tampering) = tampering {
-                let server = Arc::clone(&ground.server);
-                let tamper = move || tamper(&server, number, tampering.what);
+                let ground = Arc::clone(ground);
+                let tamper = move || tamper(&ground.site, number, plan.id, tampering.what);
                 match tampering.when {
                     When::Before => tamper(),
                     When::During => helpers.push(thread::spawn(move || {
@@ -175,10 +198,10 @@ impl Worker {
         for helper in helpers {
             met |= helper.join().expect("a helper panicked");
         }
-        self.proxy.disarm();
+        self.street.disarm();
         // A pause alone is no cut.
         let paused = cut == Some(Cut::KilledDuring);
-        met |= faults > 0 && !paused && self.proxy.fired() - fired >= faults;
+        met |= faults > 0 && !paused && self.street.fired() - fired >= faults;
         self.client = ended.client.filter(|_| !met);
         let found = self.sessions.status().transactional.counts;
         let mut deed = Deed {
@@ -196,6 +219,9 @@ impl Worker {
         self.held |= deed.cut.is_some_and(Cut::holds);
         self.held_requests |= deed.cut.is_some_and(Cut::holds_requests);
         self.resolve(&mut deed, tampering);
+        let doubted = deed.doubt.is_some() || deed.by_run != (0, 0);
+        let moved = begun % 2 == 1 || self.ground.step(plan.id) != begun;
+        self.harvest.moved_under += u64::from(doubted && moved);
         if deed.cut.is_some() {
             let one_less = |left: u64| left.checked_sub(1);
             let left = &self.ground.left;
@@ -215,14 +241,21 @@ impl Worker {
         let Some(doubt) = &deed.doubt else { return };
         let manner = Manner::any(&mut self.random);
         *self.harvest.manners.entry(manner).or_default() += 1;
+        if self.ground.rule == Rule::OldOwner {
+            return; // All of them when the slots have moved.
+        }
+        if self.ground.rule == Rule::Marker {
+            deed.answers = vec![take(self.ground.rule, doubt, deed.plan, &self.ground)];
+            return;
+        }
         let tampering = tampering.filter(|tampering| tampering.when == When::Resolving);
-        let (proxy, ground, number) = (&self.proxy, &self.ground, self.number);
-        let random = &mut self.random;
+        let (street, ground, number) = (&self.street, &self.ground, self.number);
+        let (random, id) = (&mut self.random, deed.plan.id);
         deed.answers = thread::scope(|scope| {
             if let Some(tampering) = tampering {
-                scope.spawn(move || tamper(&ground.server, number, tampering.what));
+                scope.spawn(move || tamper(&ground.site, number, id, tampering.what));
             }
-            ask(doubt, manner, &ground.stranger, random, &|| proxy.release())
+            ask(doubt, manner, &ground.stranger, random, &|| street.release())
         });
         if manner == Manner::Racing {
             // Nobody can tell which of the two was first.
@@ -235,11 +268,11 @@ impl Worker {
         if !std::mem::take(&mut self.held) {
             return;
         }
-        let before = self.proxy.client_bytes();
-        self.proxy.release();
+        let before = self.street.client_bytes();
+        self.street.release();
         let told = std::mem::take(&mut self.held_and_told);
         if std::mem::take(&mut self.held_requests) {
-            let left = || (self.proxy.client_bytes() > before).then_some(());
+            let left = || (self.street.client_bytes() > before).then_some(());
             self.harvest.late += try_for(SOON, left).map_or(0, |()| told);
         }
     }
@@ -274,15 +307,15 @@ enum When {
     Resolving,
 }
 
-fn tamper(server: &Server, number: u64, what: What) {
+fn tamper(site: &Site, number: u64, id: u64, what: What) {
     match what {
-        What::Watched => server.ask::<()>(&["SET", &watched_key(number), "x"]),
+        What::Watched => site.read(&["SET", &watched_key(&tag(number, set(id))), "x"]),
         What::Registers => {
-            let pattern = format!("{}:reg:*", prefix(number));
-            let registers: Vec<String> = server.ask(&["KEYS", &pattern]);
-            for register in registers {
-                server.ask::<()>(&["DEL", &register]);
-            }
+            let pattern = format!("{}:*reg:*", prefix(number));
+            site.sum(|server| {
+                let registers: Vec<String> = server.ask(&["KEYS", &pattern]);
+                registers.iter().map(|register| server.ask::<u64>(&["DEL", register])).sum()
+            });
         }
     }
 }

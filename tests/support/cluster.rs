@@ -5,9 +5,10 @@
 
 mod view;
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, TcpListener};
 use std::ops::RangeInclusive;
-use std::sync::{RwLock, RwLockReadGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,9 @@ pub struct Cluster {
     nodes: RwLock<Vec<Node>>,
     extra: Vec<String>,
     masters: usize,
+    /// Several slots may be on their way, but one step of one of them is done at a time: two nodes
+    /// that MIGRATE to each other wait for each other until both give up.
+    stepping: Mutex<()>,
 }
 
 impl Cluster {
@@ -68,7 +72,8 @@ impl Cluster {
         for (index, node) in nodes.iter().enumerate() {
             nodes.iter().skip(index + 1).for_each(|other| meet(node, other));
         }
-        let cluster = Self { nodes: RwLock::new(nodes), extra, masters };
+        let cluster =
+            Self { nodes: RwLock::new(nodes), extra, masters, stepping: Mutex::default() };
         cluster.all_know_each_other();
         for index in masters..all {
             cluster.make_replica(index, index % masters);
@@ -170,6 +175,7 @@ impl Cluster {
         let port = self.nodes()[to].server.port().to_string();
         let mut command = vec!["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"];
         command.extend(keys.iter().map(String::as_str));
+        let _one = self.stepping();
         let _: Value = self.ask(from, &command);
         keys.len()
     }
@@ -178,6 +184,8 @@ impl Cluster {
     pub fn end_migration(&self, slot: u16, from: usize, to: usize) {
         // Before the target answers for the slot: it would make a key anew that it has not got yet.
         while self.move_keys(slot, from, to, 10) > 0 {}
+        let _one = self.stepping();
+        eventually(PATIENCE, "everybody knows all epochs", || self.epochs_are_known());
         let text = slot.to_string();
         let id = self.nodes()[to].id.clone();
         let command = ["CLUSTER", "SETSLOT", &text, "NODE", &id];
@@ -283,6 +291,10 @@ impl Cluster {
         nodes.iter().map(|node| &node.server).filter(|s| s.is_running()).map(question).sum()
     }
 
+    fn stepping(&self) -> MutexGuard<'_, ()> {
+        self.stepping.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn make_replica(&self, replica: usize, master: usize) {
         let id = self.nodes()[master].id.clone();
         self.ask::<()>(replica, &["CLUSTER", "REPLICATE", &id]);
@@ -325,6 +337,24 @@ impl Cluster {
                         || server.info("master_link_status").as_deref() == Some("up")
                 })
         });
+    }
+
+    /// Every master has an epoch of its own, which everybody knows. Else the new owner of a slot may
+    /// take an epoch below the old one's, whose last claim on the slot, if it comes late, then takes
+    /// it back: each of the two says that it is the other one's, for ever.
+    fn epochs_are_known(&self) -> bool {
+        let running = self.running();
+        let views: Vec<_> = running.iter().map(|index| self.view(*index)).collect();
+        let own = views.iter().flatten().filter(|entry| entry.mine && entry.master);
+        let epochs: BTreeMap<_, _> = own.map(|entry| (entry.epoch, &entry.id)).collect();
+        let masters = views.iter().flatten().filter(|entry| entry.mine && entry.master).count();
+        epochs.len() == masters
+            && epochs.iter().all(|(epoch, id)| {
+                let same = |view: &Vec<Entry>| {
+                    view.iter().any(|entry| entry.id == **id && entry.epoch == *epoch)
+                };
+                views.iter().all(same)
+            })
     }
 
     /// Who serves what and who replicates whom, as one node sees it.

@@ -87,7 +87,12 @@ impl Proxy {
     }
 
     pub fn to_address(upstream: SocketAddr) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind the proxy");
+        Self::at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), upstream)
+    }
+
+    /// At an address of the caller's choice.
+    pub fn at(address: SocketAddr, upstream: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).expect("bind the proxy");
         let address = listener.local_addr().expect("the proxy's address");
         let inner = Arc::new(Inner {
             shared: Arc::default(),

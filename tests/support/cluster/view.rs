@@ -10,6 +10,7 @@ pub(super) struct Entry {
     pub(super) mine: bool,
     pub(super) master: bool,
     pub(super) in_handshake: bool,
+    pub(super) epoch: u64,
     pub(super) slots: Slots,
 }
 
@@ -38,6 +39,7 @@ impl Entry {
             mine: flags.contains(&"myself"),
             master: flags.contains(&"master"),
             in_handshake: flags.contains(&"handshake") || flags.contains(&"noaddr"),
+            epoch: words[6].parse().unwrap(),
             slots: Slots(words[8..].iter().filter_map(range).collect()),
         }
     }
