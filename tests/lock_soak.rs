@@ -24,6 +24,8 @@ mod lock_soak {
     pub(crate) mod faults;
     pub(crate) mod history;
     pub(crate) mod listen;
+    #[cfg(feature = "cluster")]
+    pub(crate) mod moving;
     pub(crate) mod people;
     pub(crate) mod scenes;
     pub(crate) mod writes;
@@ -38,6 +40,9 @@ const TRIES: u64 = 50_000;
 const WRITES: u64 = 5_000;
 const HOLDS: usize = 250;
 const FAILOVERS: u64 = 1;
+/// In a cluster, while their slot moves.
+#[cfg(feature = "cluster")]
+const MOVING_HOLDS: usize = 40;
 /// A lock that is taken away is found out within so many holds,
 const CONTROL_HOLDS: usize = 150;
 /// and a lock that nobody waited for a replica with within so many failovers.
@@ -81,6 +86,38 @@ fn a_lock_that_a_replica_was_waited_for_survives_the_failover_to_it() {
             assert!(found.broken().is_empty(), "{:#?}", found.broken());
         }
     });
+}
+
+#[cfg(feature = "cluster")]
+mod in_a_cluster {
+    use super::lock_soak::moving;
+    use super::{Asks, CONTROL_FAILOVERS, MOVING_HOLDS, alone, number};
+
+    #[test]
+    fn a_lock_whose_slot_moves_is_held_by_one_at_a_time_and_its_tokens_grow() {
+        alone(|seed| {
+            let holds = number("REDISCOPE_HOLDS").map_or(MOVING_HOLDS, |holds| holds as usize / 5);
+            let found = moving::run(seed, holds);
+            println!("{found}");
+            assert!(found.broken().is_empty(), "{:#?}", found.broken());
+        });
+    }
+
+    /// The suite has one failover, without a history, in `tests/cluster/locks.rs`.
+    #[test]
+    fn a_lock_whose_master_dies_is_held_by_one_at_a_time_where_a_replica_was_waited_for() {
+        let Some(rounds) = number("REDISCOPE_FAILOVERS") else { return };
+        alone(|seed| {
+            for asks in [Asks::Clock, Asks::Server] {
+                let found = moving::fail_over(seed, rounds.div_ceil(2), asks, true);
+                println!("{found}");
+                assert!(found.broken().is_empty(), "{:#?}", found.broken());
+            }
+            let found = moving::fail_over(seed, CONTROL_FAILOVERS, Asks::Clock, false);
+            println!("{found}");
+            assert!(!found.verdict.faults.is_empty(), "the history cannot tell one from two");
+        });
+    }
 }
 
 #[test]

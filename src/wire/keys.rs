@@ -197,6 +197,7 @@ const FIRST: &[&str] = &[
     "DECR",
     "DECRBY",
     "DELEX",
+    "DELIFEQ",
     "DIGEST",
     "DUMP",
     "EXPIRE",

@@ -1,13 +1,20 @@
 //! Locks in a cluster: each in a slot of its own name's, and transactions fenced by one beside it.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rediscope::prelude::*;
-use rediscope::{CommitError, Error};
+use rediscope::{CommitError, Error, LockError, LockGuard};
 
 use super::stage::{SOON, Stage, builder};
+use crate::support::cluster::Cluster;
 use crate::support::eventually;
+
+/// Nobody waits for it to end.
+const LONG: Duration = Duration::from_secs(60);
+/// Who is told of a release, or asks because he has lost the connection that would tell him, has it
+/// long before; who does neither asks every 30 seconds.
+const WOKEN: Duration = Duration::from_secs(10);
 
 #[test]
 fn locks_of_every_slot_are_acquired_waited_for_and_released() {
@@ -84,4 +91,94 @@ fn a_transaction_that_is_fenced_by_a_lock_is_in_the_locks_slot() {
     let error = fenced.run(|tx| Ok(tx.incr("{report}:n", 1))).unwrap_err();
     assert!(matches!(error.as_commit(), Some(CommitError::LockLost)), "{error}");
     assert_eq!(stage.cluster.read::<i64>(&["GET", "{report}:n"]), 2);
+}
+
+#[test]
+fn a_lock_is_held_and_waited_for_wherever_its_slot_goes_and_its_tokens_grow() {
+    let stage = Stage::start();
+    let other = builder(&stage.cluster).build().unwrap();
+    let (ours, theirs) = (stage.sessions.lock("l").lease(LONG), other.lock("l").lease(LONG));
+    let slot = stage.cluster.slot("{l}");
+    let mut held = ours.acquire(SOON).unwrap();
+    for round in 0..4 {
+        let from = stage.cluster.owner(slot).unwrap();
+        let to = (from + 1) % 3;
+        let last = held.fencing_token();
+        held = thread::scope(|scope| {
+            let next = if round % 2 == 0 { &theirs } else { &ours };
+            let waits = scope.spawn(|| next.acquire(SOON).unwrap());
+            let status = || [&stage.sessions, &other].map(|one| one.status().locks.waiting);
+            eventually(SOON, "it is waited for", || status().iter().sum::<usize>() == 1);
+            stage.cluster.begin_migration(slot, to);
+            if round > 1 {
+                stage.cluster.move_keys(slot, from, to, 1);
+            }
+            stage.cluster.end_migration(slot, from, to);
+            held.ensure_held().unwrap();
+            for lock in [&ours, &theirs] {
+                assert!(lock.try_acquire().unwrap().is_none(), "somebody has it");
+            }
+            let released = Instant::now();
+            held.release().unwrap();
+            let next = waits.join().unwrap();
+            assert!(released.elapsed() < WOKEN, "woken after {:?}", released.elapsed());
+            next
+        });
+        assert!(held.fencing_token() > last);
+    }
+    held.release().unwrap();
+}
+
+/// A master with a lock dies, and its replica, which had heard nothing since it stopped, takes over.
+fn dies(stage: &Stage, replica_stops: impl FnOnce(&dyn Fn()) -> LockGuard) -> LockGuard {
+    let master = stage.cluster.owner(stage.cluster.slot("{l}")).unwrap();
+    let held = replica_stops(&|| {
+        stage.cluster.nodes()[master + 3].server.sigstop();
+        // Or what the master still sends would be read before the promotion.
+        stage.cluster.ask::<i64>(master, &["CLIENT", "KILL", "TYPE", "replica"]);
+    });
+    let nodes = stage.cluster.nodes();
+    nodes[master].server.sigkill();
+    nodes[master + 3].server.sigcont();
+    drop(nodes);
+    stage.cluster.await_owner(stage.cluster.slot("{l}"));
+    held
+}
+
+#[test]
+fn a_lock_that_no_replica_was_waited_for_is_given_away_after_its_master_has_died() {
+    let stage = Stage::of(Cluster::start(3, 1));
+    let held = dies(&stage, |stop| {
+        stop();
+        stage.sessions.lock("l").lease(LONG).acquire(SOON).unwrap()
+    });
+    let theirs = stage.sessions.lock("l").try_acquire().unwrap().expect("it is lost");
+    assert!(!held.is_lost(), "he does not know yet");
+    assert!(matches!(held.ensure_held(), Err(LockError::Lost { .. })));
+    assert!(theirs.fencing_token() > held.fencing_token());
+}
+
+#[test]
+fn a_lock_that_a_replica_was_waited_for_is_held_after_its_master_has_died() {
+    let stage = Stage::of(Cluster::start(3, 1));
+    let other = builder(&stage.cluster).build().unwrap();
+    let replicated = stage.sessions.lock("l").lease(LONG).wait_replicas(1, SOON);
+    let held = dies(&stage, |stop| {
+        let held = replicated.acquire(SOON).unwrap();
+        stop();
+        held
+    });
+    let theirs = other.lock("l").lease(LONG);
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| theirs.acquire(2 * SOON).unwrap());
+        eventually(SOON, "it is waited for", || other.status().locks.waiting == 1);
+        assert!(stage.sessions.lock("l").try_acquire().unwrap().is_none(), "somebody has it");
+        held.ensure_held().unwrap();
+        assert!(!waits.is_finished());
+        let (first, released) = (held.fencing_token(), Instant::now());
+        held.release().unwrap();
+        let next = waits.join().unwrap();
+        assert!(released.elapsed() < WOKEN, "woken after {:?}", released.elapsed());
+        assert!(next.fencing_token() > first);
+    });
 }

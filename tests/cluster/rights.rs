@@ -26,14 +26,17 @@ fn url(cluster: &Cluster) -> String {
     cluster.url().replace("redis+cluster://", "redis+cluster://app:secret@")
 }
 
-#[test]
-fn a_user_with_the_documented_rights_can_do_all_of_it_also_while_slots_move() {
-    let cluster = Cluster::start(3, 0);
+/// All kinds of calls, before their slot moves, meanwhile, and after it has.
+fn all_of_it(cluster: &Cluster, more: &[&str]) -> SessionManager {
     for node in cluster.nodes().iter() {
-        let more = ["+cluster|shards", "+cluster|slots", "+asking"];
-        node.server.acl(&[RULES, COMMANDS, &more].concat());
+        node.server.acl(&[RULES, COMMANDS, more].concat());
     }
-    let sessions = SessionManager::connect(url(&cluster)).unwrap();
+    let sessions = SessionManager::builder(url(cluster))
+        .connect_timeout(Duration::from_secs(1))
+        .response_timeout(Duration::from_secs(2))
+        .checkout_timeout(SOON)
+        .build()
+        .unwrap();
     let once = sessions.transactional().with(TransactionOptions::new().exactly_once());
     let (key, fresh) = ("{app:1}:k", "{app:1}:fresh");
     assert_eq!(once.run(|tx| Ok(tx.incr(key, 1))).unwrap(), 1);
@@ -47,6 +50,29 @@ fn a_user_with_the_documented_rights_can_do_all_of_it_also_while_slots_move() {
     let guard = sessions.lock("l").acquire(SOON).unwrap();
     guard.release().unwrap();
     assert_eq!(sessions.pooled().get::<_, i64>(key).unwrap(), 2);
+    sessions
+}
+
+#[test]
+fn a_user_with_the_documented_rights_can_do_all_of_it_also_while_slots_move() {
+    let cluster = Cluster::start(3, 0);
+    all_of_it(&cluster, &["+cluster|shards", "+cluster|slots", "+asking"]);
+    assert!(cluster.sum(|server| server.calls("cluster|shards")) > 0);
+}
+
+#[test]
+fn where_shards_are_not_told_the_map_is_asked_for_by_slots_and_followed_as_well() {
+    for hosts in ["ip", "unknown-endpoint"] {
+        let cluster = Cluster::with(3, 1, &["--cluster-preferred-endpoint-type", hosts]);
+        let sessions = all_of_it(&cluster, &["+cluster|slots", "+asking"]);
+        let asked = |what: &str| cluster.sum(|server| server.calls(what));
+        assert_eq!(asked("cluster|shards"), 0);
+        assert!(asked("cluster|slots") > 0);
+        let master = cluster.owner(cluster.slot("{app:1}:k")).unwrap();
+        cluster.ask::<i64>(master, &["WAIT", "1", "5000"]);
+        cluster.nodes()[master].server.sigkill();
+        assert_eq!(sessions.transactional().run(|tx| Ok(tx.incr("{app:1}:k", 1))).unwrap(), 3);
+    }
 }
 
 #[test]

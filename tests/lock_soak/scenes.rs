@@ -15,15 +15,15 @@ use crate::support::eventually;
 use crate::support::proxy::Proxy;
 use crate::support::server::Server;
 
-const PROCESSES: u64 = 4;
+pub(crate) const PROCESSES: u64 = 4;
 const LEASE: Duration = Duration::from_millis(60);
 /// A lock is to outlive the failover, which takes a while.
-const LONG_LEASE: Duration = Duration::from_secs(1);
+pub(crate) const LONG_LEASE: Duration = Duration::from_secs(1);
 /// The replica is behind for as long: what it had before is over by then.
-const BEHIND: Duration = Duration::from_millis(1_200);
+pub(crate) const BEHIND: Duration = Duration::from_millis(1_200);
 /// Between two restarts.
 const RUNS: Duration = Duration::from_millis(400);
-const PATIENCE: Duration = Duration::from_secs(600);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
 /// Holds before a master is killed, and after.
 const BEFORE: usize = 4;
 const AFTER: usize = 4;
@@ -45,13 +45,13 @@ pub(crate) enum Scene {
 /// What came of it.
 #[derive(Debug)]
 pub(crate) struct Found {
-    what: String,
-    seed: u64,
+    pub(crate) what: String,
+    pub(crate) seed: u64,
     /// How often it was done to somebody.
-    done: u64,
-    must_lose: bool,
+    pub(crate) done: u64,
+    pub(crate) must_lose: bool,
     pub(crate) verdict: Verdict,
-    took: Duration,
+    pub(crate) took: Duration,
 }
 
 pub(crate) fn run(scene: Scene, seed: u64, holds: usize) -> Found {
@@ -169,16 +169,16 @@ pub(crate) fn fail_over(seed: u64, rounds: u64, asks: Asks, replicas: bool) -> F
     }
 }
 
-fn acquired(scribe: &Server) -> usize {
+pub(crate) fn acquired(scribe: &Server) -> usize {
     scribe.ask::<Option<usize>>(&["GET", ACQUIRED]).unwrap_or(0)
 }
 
-fn entries(scribe: &Server) -> Vec<Entry> {
+pub(crate) fn entries(scribe: &Server) -> Vec<Entry> {
     let read = |line: &String| Entry::parse(line).unwrap_or_else(|| panic!("not an entry: {line}"));
     scribe.ask::<Vec<String>>(&["LRANGE", HISTORY, "0", "-1"]).iter().map(read).collect()
 }
 
-fn end(others: Vec<Other>) {
+pub(crate) fn end(others: Vec<Other>) {
     let ended: Vec<_> = others.into_iter().map(Other::ends).collect();
     assert!(ended.iter().all(|well| *well), "a process did not end well");
 }

@@ -1,24 +1,39 @@
 //! Masters are killed, frozen and replaced under 16 writers. What anybody was told must be what the
 //! surviving master holds.
+//!
+//! The negative control writes to the former master's own address, as a program would that nobody
+//! tells of the switch: the same comparison must find what it lost.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use fastrand::Rng;
 use rediscope::prelude::*;
 use rediscope::{
-    CheckoutError, CommitError, Error, Resolution, SessionManager, TransactionOptions,
+    Applied, CheckoutError, CommitError, Error, Outcome, Resolution, RetryPolicy, SessionManager,
+    TransactionOptions, Transactional,
 };
 
 use crate::support::sentinel::{Group, clients};
 use crate::support::{eventually, try_for};
 
+const SEED: u64 = 1;
 const WRITERS: u64 = 16;
 const SOON: Duration = Duration::from_secs(60);
-const CHECKOUT: Duration = Duration::from_secs(4);
+/// Longer than a failover takes, and shorter.
+const CHECKOUTS: [Duration; 2] = [Duration::from_secs(4), Duration::from_millis(1500)];
+const CONNECT: Duration = Duration::from_millis(400);
+const RESPONSE: Duration = Duration::from_millis(500);
+/// No attempt of `run` begins later than this after the first one.
+const POLICY: Duration = Duration::from_secs(6);
 /// How far past its deadline a checkout error may be told, on a machine that does much else.
-const LATE: Duration = Duration::from_secs(2);
+const LATE: Duration = Duration::from_secs(1);
+/// So long a connection to a former master may live once the switch is known.
+const GONE: Duration = Duration::from_secs(2);
+/// Acknowledged before the trouble, and after it.
+const ENOUGH: u64 = 200;
 
 #[derive(Clone, Copy, Debug)]
 enum Trouble {
@@ -27,67 +42,126 @@ enum Trouble {
     Order,
 }
 
+/// How a writer writes.
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    Run,
+    Watch,
+    Guard,
+}
+
+const FORMS: [Form; 3] = [Form::Run, Form::Watch, Form::Guard];
+
 /// What one transaction was told: an element of one list was added in it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Told {
     There,
-    NotThere,
-    /// Applied on a server that not enough others follow.
-    Unsafe,
+    /// Applied, and fewer replicas have it than were asked for, or nobody knows how many.
+    NotReplicated,
+    /// In doubt, and resolved: as `NotReplicated`, or not applied.
+    Doubted,
+    NotApplied,
+    /// No connection in time.
+    Checkout,
+    /// Lost before EXEC, or refused for being read-only: told to a transaction by hand.
+    NotSent,
     Unknown,
 }
 
-fn rounds() -> u64 {
-    std::env::var("REDISCOPE_FAILOVERS").map_or(1, |text| text.parse().unwrap())
+impl Told {
+    fn is_denied(self) -> bool {
+        matches!(self, Self::NotApplied | Self::Checkout | Self::NotSent)
+    }
+}
+
+/// What came of it.
+struct Found {
+    books: Vec<(String, Told)>,
+    there: BTreeMap<String, u64>,
+    /// Connections to the former master, some time after the switch.
+    left: usize,
+    /// The longest wait for a checkout error, of `run` and by hand.
+    longest: [Duration; 2],
+    took: Duration,
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap())
 }
 
 #[test]
 fn whatever_replaces_the_master_nobody_is_told_what_the_survivor_does_not_hold() {
-    for round in 0..rounds() {
-        for trouble in [Trouble::Kill, Trouble::Stop, Trouble::Order] {
-            survive(round, trouble);
+    let seed = number("REDISCOPE_SOAK_SEED").unwrap_or(SEED);
+    println!("REDISCOPE_SOAK_SEED={seed}");
+    for round in 0..number("REDISCOPE_FAILOVERS").unwrap_or(1) {
+        for (nth, trouble) in [Trouble::Kill, Trouble::Stop, Trouble::Order].into_iter().enumerate()
+        {
+            let checkout = CHECKOUTS[(round as usize + nth) % 2];
+            let found = survive(seed ^ (round << 8), trouble, Some(checkout));
+            println!("| {round} | {trouble:?} | {found} |");
+            let wrong = found.wrong();
+            let some = &wrong[..wrong.len().min(20)];
+            assert!(some.is_empty(), "{trouble:?}: {some:#?}");
+            assert_eq!(found.left, 0, "connected to the former master");
+            assert!(found.count(Told::There) > 200, "{trouble:?}: too few to prove anything");
+            let [run, hand] = found.longest;
+            assert!(run < POLICY + checkout + LATE && hand < checkout + LATE, "{run:?} {hand:?}");
         }
     }
 }
 
-fn survive(round: u64, trouble: Trouble) {
-    let group = Group::start();
-    let sessions = SessionManager::builder(group.url())
-        .response_timeout(Duration::from_millis(800))
-        .checkout_timeout(CHECKOUT)
+#[test]
+fn whoever_is_not_told_of_the_switch_is_found_to_have_lost_what_was_acknowledged() {
+    let found = survive(SEED, Trouble::Order, None);
+    println!("| control | Order | {found} |");
+    assert!(found.wrong().iter().any(|(_, told)| *told == Told::There), "nothing was lost");
+    assert!(found.left > 0, "nobody was connected to the former master");
+}
+
+/// With sentinels and this `checkout_timeout`, or straight to the address of the first master.
+fn survive(seed: u64, trouble: Trouble, checkout: Option<Duration>) -> Found {
+    let (group, told_of_switches) = (Group::start(), checkout.is_some());
+    let former = &group.servers[0];
+    let url = if told_of_switches { group.url() } else { former.url() };
+    let sessions = SessionManager::builder(url)
+        .connect_timeout(CONNECT)
+        .response_timeout(RESPONSE)
+        .checkout_timeout(checkout.unwrap_or(CHECKOUTS[0]))
         .build()
         .unwrap();
-    let options =
-        TransactionOptions::new().exactly_once().wait_replicas(2, Duration::from_millis(500));
-    let once = sessions.transactional().with(options);
-    let (over, committed) = (AtomicBool::new(false), AtomicU64::new(0));
-    let former = &group.servers[0];
-    let begun = Instant::now();
+    let options = TransactionOptions::new()
+        .exactly_once()
+        .retry(RetryPolicy::default().attempts(1_000).deadline(POLICY));
+    let options = match told_of_switches {
+        true => options.wait_replicas(2, RESPONSE),
+        // It would be told that nobody follows it any more.
+        false => options,
+    };
+    let mut random = Rng::with_seed(seed);
+    let before = random.u64(ENOUGH..3 * ENOUGH);
+    let ground = Ground {
+        once: sessions.transactional().with(options),
+        sessions,
+        over: AtomicBool::new(false),
+        committed: AtomicU64::new(0),
+        longest: [AtomicU64::new(0), AtomicU64::new(0)],
+    };
+    let (begun, mut left) = (Instant::now(), 0);
     let books: Vec<(String, Told)> = thread::scope(|scope| {
+        // Also where this panics: the others would go on for ever.
+        scopeguard::defer! { ground.over.store(true, Ordering::Relaxed) }
         let writers: Vec<_> = (0..WRITERS)
             .map(|writer| {
-                let (once, over, committed, sessions) = (&once, &over, &committed, &sessions);
-                scope.spawn(move || {
-                    let mut told = Vec::new();
-                    for nth in 0..100_000 {
-                        if over.load(Ordering::Relaxed) {
-                            break;
-                        }
-                        let id = format!("{writer}:{nth}");
-                        let answer = write(sessions, once, &id);
-                        let good = matches!(answer, Told::There | Told::Unsafe);
-                        committed.fetch_add(u64::from(good), Ordering::Relaxed);
-                        told.push((id, answer));
-                    }
-                    told
-                })
+                let (ground, random) = (&ground, Rng::with_seed(random.u64(..)));
+                scope.spawn(move || ground.work(writer, random))
             })
             .collect();
         let grows = |by: u64| {
-            let enough = committed.load(Ordering::Relaxed) + by;
-            eventually(SOON, "the writers write", || committed.load(Ordering::Relaxed) >= enough);
+            let committed = || ground.committed.load(Ordering::Relaxed);
+            let enough = committed() + by;
+            eventually(SOON, "the writers write", || committed() >= enough);
         };
-        grows(200);
+        grows(before);
         match trouble {
             Trouble::Kill => former.sigkill(),
             Trouble::Stop => former.sigstop(),
@@ -100,75 +174,158 @@ fn survive(round: u64, trouble: Trouble) {
             Trouble::Order => {}
         }
         let port = format!(":{}", successor.port());
-        eventually(SOON, "the switch is known", || sessions.status().server.ends_with(&port));
-        eventually(Duration::from_secs(2), "no connection to the former master is left", || {
-            clients(former) == 0
-        });
-        grows(200);
-        over.store(true, Ordering::Relaxed);
+        let knows = || ground.sessions.status().server.ends_with(&port);
+        if told_of_switches {
+            eventually(SOON, "the switch is known", knows);
+        }
+        let _ = try_for(GONE, || (clients(former) == 0).then_some(()));
+        left = clients(former);
+        grows(ENOUGH);
+        ground.over.store(true, Ordering::Relaxed);
         writers.into_iter().flat_map(|writer| writer.join().expect("a writer died")).collect()
     });
-    sessions.close(Duration::ZERO);
+    ground.sessions.close(Duration::ZERO);
     let survivor = group.successor_of(former.port());
     let mut there = BTreeMap::<String, u64>::new();
     for id in survivor.ask::<Vec<String>>(&["LRANGE", "done", "0", "-1"]) {
         *there.entry(id).or_default() += 1;
     }
-    let count = |wanted: &Told| books.iter().filter(|(_, told)| told == wanted).count();
-    println!(
-        "| {round} | {trouble:?} | {} there | {} not there | {} with too few replicas | {} unknown | {:.1} s |",
-        count(&Told::There),
-        count(&Told::NotThere),
-        count(&Told::Unsafe),
-        count(&Told::Unknown),
-        begun.elapsed().as_secs_f64()
-    );
-    let wrong: Vec<_> = books
-        .iter()
-        .filter(|(id, told)| {
-            let times = there.get(id).copied().unwrap_or(0);
-            times > 1 || *told == Told::There && times == 0 || *told == Told::NotThere && times > 0
-        })
-        .take(20)
-        .collect();
-    assert!(wrong.is_empty(), "{trouble:?}: {wrong:#?}");
-    assert!(count(&Told::There) > 200, "{trouble:?}: too few to prove anything");
+    let longest = ground.longest.map(|millis| Duration::from_millis(millis.into_inner()));
+    Found { books, there, left, longest, took: begun.elapsed() }
 }
 
-fn write(sessions: &SessionManager, once: &rediscope::Transactional, id: &str) -> Told {
-    let begun = Instant::now();
-    let error = match once.run(|tx| Ok(tx.rpush("done", id))) {
-        Ok(_) => return Told::There,
-        Err(error) => error,
-    };
-    match &error {
-        Error::Checkout(CheckoutError::Connect { .. } | CheckoutError::Timeout(_)) => {
-            // Its policy may have repeated it, up to the policy's own deadline.
-            let limit = Duration::from_secs(10) + 2 * CHECKOUT + LATE;
-            assert!(begun.elapsed() < limit, "{:?}: {error}", begun.elapsed());
-            Told::NotThere
-        }
-        Error::Commit(commit) => match &**commit {
-            CommitError::NotReplicated { .. } => Told::Unsafe,
-            CommitError::NotSent { source, .. } if matches!(**source, Error::Checkout(_)) => {
-                Told::NotThere
+struct Ground {
+    sessions: SessionManager,
+    once: Transactional,
+    over: AtomicBool,
+    committed: AtomicU64,
+    longest: [AtomicU64; 2],
+}
+
+impl Ground {
+    fn work(&self, writer: u64, mut random: Rng) -> Vec<(String, Told)> {
+        let mut books = Vec::new();
+        for nth in 0..100_000 {
+            if self.over.load(Ordering::Relaxed) {
+                break;
             }
-            CommitError::InDoubt(doubt) => {
-                let resolved = doubt.token().and_then(|token| {
-                    try_for(SOON, || match sessions.resolve(token) {
-                        Resolution::StillUnknown { .. } => None,
-                        known => Some(known),
-                    })
-                });
-                match resolved {
-                    Some(Resolution::NotCommitted) => Told::NotThere,
-                    // Applied, but nobody knows on how many.
-                    Some(Resolution::Committed) => Told::Unsafe,
-                    _ => Told::Unknown,
+            let (id, form) = (format!("{writer}:{nth}"), FORMS[random.usize(..FORMS.len())]);
+            let told = self.write(&format!("own:{writer}"), &id, form);
+            let good = matches!(told, Told::There | Told::NotReplicated);
+            self.committed.fetch_add(u64::from(good), Ordering::Relaxed);
+            books.push((id, told));
+        }
+        books
+    }
+
+    fn write(&self, own: &str, id: &str, form: Form) -> Told {
+        let begun = Instant::now();
+        let error = match self.attempt(own, id, form) {
+            Ok(()) => return Told::There,
+            Err(error) => error,
+        };
+        let by_hand = matches!(form, Form::Guard);
+        let checkout = |error: &Error| {
+            let known = matches!(
+                error,
+                Error::Checkout(CheckoutError::Connect { .. } | CheckoutError::Timeout(_))
+            );
+            let waited = begun.elapsed().as_millis() as u64;
+            if known {
+                self.longest[usize::from(by_hand)].fetch_max(waited, Ordering::Relaxed);
+            }
+            known
+        };
+        let told = match &error {
+            error if checkout(error) => Some(Told::Checkout),
+            Error::Commit(commit) => match &**commit {
+                CommitError::NotReplicated { .. } => Some(Told::NotReplicated),
+                CommitError::InDoubt(doubt) => Some(self.resolve(doubt)),
+                CommitError::NotSent { source, .. } if checkout(source) => Some(Told::Checkout),
+                CommitError::NotSent { .. } if by_hand => Some(Told::NotSent),
+                CommitError::Rejected { code, .. } if by_hand && code == "READONLY" => {
+                    Some(Told::NotSent)
+                }
+                _ => None,
+            },
+            // A read under its watch.
+            Error::Lost { .. } if by_hand && error.applied() == Applied::No => Some(Told::NotSent),
+            _ => None,
+        };
+        // Without sentinels it is told whatever a read-only server makes it.
+        let anything = self.sessions.status().server.starts_with("127.");
+        told.unwrap_or_else(|| {
+            assert!(anything, "{form:?}: {error}");
+            Told::Unknown
+        })
+    }
+
+    fn attempt(&self, own: &str, id: &str, form: Form) -> Result<(), Error> {
+        match form {
+            Form::Run => self.once.run(|tx| Ok(tx.rpush("done", id))).map(drop),
+            Form::Watch => self
+                .once
+                .watch([own])
+                .run(|read, tx| {
+                    let n: Option<u64> = read.get(own)?;
+                    tx.set(own, n.unwrap_or(0) + 1);
+                    Ok(tx.rpush("done", id))
+                })
+                .map(drop),
+            Form::Guard => {
+                let mut watching = self.once.watch([own]).begin()?;
+                let n: Option<u64> = watching.get(own)?;
+                let mut tx = watching.multi();
+                tx.set(own, n.unwrap_or(0) + 1);
+                tx.rpush("done", id);
+                match tx.commit()? {
+                    Outcome::Committed(_) => Ok(()),
+                    Outcome::Conflict => panic!("nobody else writes it"),
                 }
             }
-            _ => panic!("{error}"),
-        },
-        _ => panic!("{error}"),
+        }
+    }
+
+    fn resolve(&self, doubt: &rediscope::InDoubt) -> Told {
+        let token = doubt.token().expect("exactly once");
+        let known = try_for(SOON, || match self.sessions.resolve(token) {
+            Resolution::StillUnknown { .. } => None,
+            known => Some(known),
+        });
+        match known {
+            Some(Resolution::NotCommitted) => Told::NotApplied,
+            // Applied, but nobody knows on how many.
+            Some(Resolution::Committed) => Told::Doubted,
+            _ => Told::Unknown,
+        }
+    }
+}
+
+impl Found {
+    fn count(&self, wanted: Told) -> usize {
+        self.books.iter().filter(|(_, told)| *told == wanted).count()
+    }
+
+    /// What was told and is not so.
+    fn wrong(&self) -> Vec<&(String, Told)> {
+        let is_wrong = |(id, told): &&(String, Told)| {
+            let times = self.there.get(id).copied().unwrap_or(0);
+            times > 1 || *told == Told::There && times == 0 || told.is_denied() && times > 0
+        };
+        self.books.iter().filter(is_wrong).collect()
+    }
+}
+
+impl std::fmt::Display for Found {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for told in [Told::There, Told::NotReplicated, Told::Doubted, Told::NotApplied] {
+            write!(f, "{} | ", self.count(told))?;
+        }
+        for told in [Told::Checkout, Told::NotSent, Told::Unknown] {
+            write!(f, "{} | ", self.count(told))?;
+        }
+        let (left, seconds) = (self.left, self.took.as_secs_f64());
+        let [run, hand] = self.longest.map(|longest| longest.as_secs_f64());
+        write!(f, "{run:.1}, {hand:.1} | {left} | {} | {seconds:.1}", self.wrong().len())
     }
 }
