@@ -18,17 +18,9 @@ pub(crate) enum Rule {
     /// As the library does it.
     Fence,
     /// By a key that the transaction writes besides: what is not there was not applied.
-    #[cfg_attr(
-        not(all(feature = "cluster", target_os = "linux")),
-        expect(dead_code, reason = "a control in a cluster")
-    )]
     Marker,
     /// By the register, as the master has it that the transaction was sent to: what is not there
     /// was not applied.
-    #[cfg_attr(
-        not(all(feature = "cluster", target_os = "linux")),
-        expect(dead_code, reason = "a control in a cluster")
-    )]
     OldOwner,
 }
 

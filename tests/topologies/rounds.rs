@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rediscope::{SessionManager, TransactionOptions};
+use rediscope::{RetryPolicy, SessionManager, TransactionOptions};
 use scopeguard::defer;
 
 use super::books::{Books, Group, MANNERS};
@@ -38,7 +38,10 @@ fn nothing_is_torn_lost_or_doubled_while_slots_move_masters_die_and_nodes_come_a
             .map(|slot| Group::new(&cluster, slot))
             .collect();
         let books = Books::default();
-        let waits = TransactionOptions::new().wait_replicas(1, Duration::from_secs(2));
+        // It runs on while a failover is waited for.
+        let patient = RetryPolicy::default().deadline(SOON);
+        let waits = TransactionOptions::new().retry(patient);
+        let waits = waits.wait_replicas(1, Duration::from_secs(2));
         let handles = [
             sessions.transactional().with(waits.clone()),
             sessions.transactional().with(waits.exactly_once()),
