@@ -164,6 +164,8 @@ impl Target {
         let raw = match self.ours {
             peers::GROUPED => peers::RAW_GROUPED,
             peers::GUARD => peers::RAW_HANDED,
+            // Nobody there lets others go first: no limit of who does.
+            peers::WATCH => return None,
             _ => peers::RAW,
         };
         let Spread { median, least, most } = match self.against {
