@@ -48,9 +48,10 @@ impl fmt::Debug for Credentials {
 /// what it was, which is warned of, and asks again a second later.
 ///
 /// Both methods are called by whoever checks out a connection, or by the threads that open them,
-/// several at once. `version` is asked at every checkout: it must not block. `credentials` counts
-/// against the deadlines of its caller, but cannot be cut off: it should answer what another thread
-/// has fetched.
+/// several at once. `version` is asked at every checkout: it must not block. `credentials` should
+/// answer what another thread has fetched: it cannot be cut off, a checkout whose connection has to
+/// say anew who it is waits for it past its deadline, and one whose connection is being opened waits
+/// until its `checkout_timeout`. What it takes is not held against the server.
 ///
 /// [`RotatingCredentials`] is one for programs that are told.
 ///

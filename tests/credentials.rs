@@ -197,12 +197,15 @@ fn connections_stay_who_they_were_until_the_server_knows_a_new_password() {
 struct Moody {
     fails: AtomicBool,
     panics: AtomicBool,
+    /// How long an answer takes, in milliseconds.
+    slow: AtomicU64,
     version: AtomicU64,
 }
 
 impl CredentialsProvider for Moody {
     fn credentials(&self) -> Result<Credentials, Box<dyn StdError + Send + Sync>> {
         assert!(!self.panics.load(Ordering::SeqCst), "a provider that panics");
+        thread::sleep(Duration::from_millis(self.slow.load(Ordering::SeqCst)));
         match self.fails.load(Ordering::SeqCst) {
             true => Err("the vault is shut".into()),
             false => Ok(Credentials::new("app", "secret")),
@@ -249,6 +252,32 @@ fn what_a_provider_fails_with_is_told_and_the_next_call_asks_again() {
     provider.version.fetch_add(1, Ordering::SeqCst);
     assert_eq!(accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 2);
     assert_eq!(sessions.status().transactional.counts.connects, 1);
+}
+
+#[test]
+fn a_provider_that_is_slow_is_not_taken_for_a_server_that_is_silent() {
+    let server = Server::start();
+    user(&server, "app", "secret");
+    let provider = Arc::new(Moody::default());
+    let sessions = SessionManager::builder(server.url())
+        .credentials_provider(Arc::clone(&provider))
+        .connect_timeout(Duration::from_millis(500))
+        .response_timeout(Duration::from_millis(500))
+        .checkout_timeout(SOON)
+        .build()
+        .unwrap();
+    let accounts = sessions.transactional();
+    // Longer than an exchange may take, and than opening a connection.
+    provider.slow.store(800, Ordering::SeqCst);
+    let both = (accounts.begin().unwrap(), accounts.begin().unwrap());
+    drop(both);
+    let opened = sessions.status().transactional.counts.connects;
+    provider.version.fetch_add(1, Ordering::SeqCst);
+    let both = (accounts.begin().unwrap(), accounts.begin().unwrap());
+    drop(both);
+    let counts = sessions.status().transactional.counts;
+    assert_eq!((counts.connects, counts.reauthentications), (opened, 2));
+    assert_eq!((counts.connect_failures, counts.all_replaced()), (0, 0));
 }
 
 #[test]

@@ -95,8 +95,9 @@ pub(crate) fn open(
     purpose: Purpose,
     generation: u64,
 ) -> Result<Link, LinkError> {
-    let deadline = Deadline::after(settings.connect_timeout);
+    // First: how long the provider of credentials takes says nothing of the server.
     let login = endpoint.login()?;
+    let deadline = Deadline::after(settings.connect_timeout);
     let connected = endpoint.connect(&login.who, settings.connect_timeout)?;
     let hello = match &connected {
         Connected::Socket(_) => Hello::new(&login.who),

@@ -14,10 +14,20 @@ use crate::support::tls::TlsServer;
 
 /// What a row is played on: how to connect, a word that all keys begin with, and whoever has them.
 pub(crate) trait Ground {
-    fn builder(&self) -> Builder;
+    fn url(&self) -> String;
+
+    fn reach(&self, url: String) -> Builder {
+        SessionManager::builder(url)
+    }
+
+    fn builder(&self) -> Builder {
+        self.reach(self.url())
+    }
 
     /// The same as a user of that password.
-    fn builder_as(&self, user: &str, password: &str) -> Builder;
+    fn builder_as(&self, user: &str, password: &str) -> Builder {
+        self.reach(self.url().replacen("://", &format!("://{user}:{password}@"), 1))
+    }
 
     fn key(&self, word: &str) -> String {
         format!("{{contract}}:{word}")
@@ -32,10 +42,6 @@ pub(crate) trait Ground {
     }
 }
 
-fn as_user(url: &str, user: &str, password: &str) -> String {
-    url.replacen("://", &format!("://{user}:{password}@"), 1)
-}
-
 pub(crate) struct Standalone(Server);
 
 impl Standalone {
@@ -45,12 +51,8 @@ impl Standalone {
 }
 
 impl Ground for Standalone {
-    fn builder(&self) -> Builder {
-        SessionManager::builder(self.0.url())
-    }
-
-    fn builder_as(&self, user: &str, password: &str) -> Builder {
-        SessionManager::builder(as_user(&self.0.url(), user, password))
+    fn url(&self) -> String {
+        self.0.url()
     }
 
     fn with(&self, see: &mut dyn FnMut(&Server)) {
@@ -70,12 +72,8 @@ impl InCluster {
 
 #[cfg(feature = "cluster")]
 impl Ground for InCluster {
-    fn builder(&self) -> Builder {
-        SessionManager::builder(self.0.url())
-    }
-
-    fn builder_as(&self, user: &str, password: &str) -> Builder {
-        SessionManager::builder(as_user(&self.0.url(), user, password))
+    fn url(&self) -> String {
+        self.0.url()
     }
 
     fn with(&self, see: &mut dyn FnMut(&Server)) {
@@ -100,12 +98,8 @@ impl BehindSentinels {
 
 #[cfg(feature = "sentinel")]
 impl Ground for BehindSentinels {
-    fn builder(&self) -> Builder {
-        SessionManager::builder(self.0.url())
-    }
-
-    fn builder_as(&self, user: &str, password: &str) -> Builder {
-        SessionManager::builder(as_user(&self.0.url(), user, password))
+    fn url(&self) -> String {
+        self.0.url()
     }
 
     fn with(&self, see: &mut dyn FnMut(&Server)) {
@@ -125,21 +119,17 @@ impl OverTls {
     pub(crate) fn start() -> Self {
         Self(TlsServer::start())
     }
-
-    fn trusted(&self) -> Tls {
-        Tls::new().root_certificates(self.0.authority.pem())
-    }
 }
 
 #[cfg(feature = "tls-rustls")]
 impl Ground for OverTls {
-    fn builder(&self) -> Builder {
-        SessionManager::builder(self.0.url()).tls(self.trusted())
+    fn url(&self) -> String {
+        self.0.url()
     }
 
-    fn builder_as(&self, user: &str, password: &str) -> Builder {
-        let url = as_user(&self.0.url(), user, password);
-        SessionManager::builder(url).tls(self.trusted())
+    fn reach(&self, url: String) -> Builder {
+        let trusted = Tls::new().root_certificates(self.0.authority.pem());
+        SessionManager::builder(url).tls(trusted)
     }
 
     fn with(&self, see: &mut dyn FnMut(&Server)) {

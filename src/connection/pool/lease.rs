@@ -201,31 +201,39 @@ impl Lease {
     fn says_who(&mut self, checkout: Instant) -> bool {
         let inner = Arc::clone(&self.permit.pool.inner);
         let Some(version) = inner.endpoint.login_version() else { return true };
-        let deadline = self.response_deadline().capped(checkout);
         let Some(link) = self.link.as_mut().filter(|link| link.is_to_say_who(version)) else {
             return true;
         };
         let address = inner.endpoint.address();
-        let said = inner.endpoint.login().map(|login| link.say_who(&login, deadline));
-        match said {
-            Ok(Ok(Ok(()))) => {
-                inner.health.counters.reauthentications.add();
-                tracing::debug!(server.address = &*address, "re-authenticated");
-            }
-            Ok(Ok(Err(error))) => {
-                tracing::warn!(
-                    server.address = &*address, %error,
-                    "the new credentials were refused; the connection stays who it was"
-                );
-            }
+        // How long the provider takes says nothing of the server.
+        let login = inner.endpoint.login().and_then(|login| match Instant::now() < checkout {
+            true => Ok(login),
+            false => Err(LinkError::timed_out("the provider of credentials took too long")),
+        });
+        let login = match login {
+            Ok(login) => login,
             Err(error) => {
                 link.cannot_say_who();
                 tracing::warn!(
                     server.address = &*address, %error,
                     "no new credentials; the connection stays who it was"
                 );
+                return true;
             }
-            Ok(Err(cause)) => {
+        };
+        let deadline = Deadline::after(inner.settings.response_timeout).capped(checkout);
+        match link.say_who(&login, deadline) {
+            Ok(Ok(())) => {
+                inner.health.counters.reauthentications.add();
+                tracing::debug!(server.address = &*address, "re-authenticated");
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(
+                    server.address = &*address, %error,
+                    "the new credentials were refused; the connection stays who it was"
+                );
+            }
+            Err(cause) => {
                 self.found_dead(&cause);
                 tracing::debug!(%cause, "dead connection replaced before use");
                 return false;
