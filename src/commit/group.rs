@@ -12,7 +12,7 @@ use crate::connection::pool::{Joined, Lease};
 use crate::error::{CommitError, InDoubt, LinkError};
 use crate::wire::buffer::{Buffer, Start};
 use crate::wire::exec::Verdict;
-use crate::wire::group::{Job, Known, What};
+use crate::wire::group::{Broken, Job, Settled, What};
 
 /// Commits what `buffer` holds: with others, where it may and has to wait for a link.
 pub(crate) fn block(
@@ -37,7 +37,7 @@ pub(crate) fn block(
             lead(lease, &own)
         }
     };
-    let committed = told(buffer, settled.known(commands));
+    let committed = told(buffer, settled);
     count(nodes.counters(), &committed);
     committed
 }
@@ -56,27 +56,27 @@ fn alone(
     committed
 }
 
-fn told(buffer: &mut Buffer, known: Known) -> Result<Committed, CommitError> {
-    let error = match known {
-        Known::Answered(Verdict::Applied(values)) => {
+fn told(buffer: &mut Buffer, settled: Settled) -> Result<Committed, CommitError> {
+    let error = match settled {
+        Settled::Block(Verdict::Applied(values)) => {
             let replies = replies(buffer, values);
             match replies.failures() {
                 0 => return Ok(Committed::Applied(replies)),
                 _ => CommitError::PartlyApplied { replies },
             }
         }
-        Known::Answered(Verdict::Rejected(refusal)) => refused(buffer, refusal),
-        Known::Answered(Verdict::Bare(values)) => {
+        Settled::Block(Verdict::Rejected(refusal)) => refused(buffer, refusal),
+        Settled::Block(Verdict::Bare(values)) => {
             CommitError::NotIsolated { replies: replies(buffer, values) }
         }
-        Known::Answered(Verdict::Nil) => CommitError::lost_before_exec(LinkError::unexpected(
+        Settled::Block(Verdict::Nil) => CommitError::lost_before_exec(LinkError::unexpected(
             "a conflict on a connection that watched nothing",
         )),
-        Known::Answered(Verdict::Unknown) => CommitError::InDoubt(InDoubt::new(
+        Settled::Block(Verdict::Unknown) | Settled::Read(_) => CommitError::InDoubt(InDoubt::new(
             LinkError::unexpected("EXEC's reply does not fit the transaction"),
         )),
-        Known::NotSent(cause) => CommitError::lost_before_exec(cause),
-        Known::InDoubt(cause) => CommitError::InDoubt(InDoubt::new(cause)),
+        Settled::Broken(Broken { left: false, cause }) => CommitError::lost_before_exec(cause),
+        Settled::Broken(Broken { left: true, cause }) => CommitError::InDoubt(InDoubt::new(cause)),
     };
     Err(error)
 }

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use scopeguard::{ScopeGuard, guard};
 
 use super::sync::{Arc, Condvar, Mutex, PoisonError, lock};
+use super::this_thread;
 
 /// As many permits as connections, first come first served.
 #[derive(Debug)]
@@ -27,14 +28,21 @@ pub(crate) struct Gate<J, R> {
 struct State<J, R> {
     /// Empty whenever somebody waits.
     free: Vec<usize>,
-    queue: VecDeque<Arc<Waiter<J, R>>>,
+    queue: VecDeque<Queued<J, R>>,
     closed: bool,
 }
 
 #[derive(Debug)]
-struct Waiter<J, R> {
+struct Queued<J, R> {
+    /// Here, so that whoever looks for a thread need not visit every waiter.
     thread: ThreadId,
-    /// What he wants done, where he does not insist on a permit.
+    waiter: Arc<Waiter<J, R>>,
+}
+
+#[derive(Debug)]
+struct Waiter<J, R> {
+    /// What he wants done, where he does not insist on a permit. Whoever does it reads it here: it
+    /// goes back to the memory of the thread that it came from.
     job: Mutex<Option<J>>,
     grant: Mutex<Grant<R>>,
     ready: Condvar,
@@ -60,6 +68,9 @@ pub(crate) enum Refused<E> {
     /// The caller's own check said that waiting makes no sense.
     Hopeless(E),
 }
+
+/// Whether a thread waits already.
+pub(crate) type Waits<'w> = dyn Fn(ThreadId) -> bool + 'w;
 
 /// What came of waiting with a job.
 #[derive(Debug, PartialEq)]
@@ -92,13 +103,13 @@ impl<J, R: Abandoned> Gate<J, R> {
         if state.closed { None } else { state.free.pop() }
     }
 
-    /// Takes a permit, waiting for one until `deadline`. Before it waits it asks `may_wait`, with
-    /// the threads that wait already; that is under the gate's lock, so nothing of the user's
-    /// (a log, say) may run in it.
+    /// Takes a permit, waiting for one until `deadline`. Before it waits it asks `may_wait`, which
+    /// can ask whether a thread waits already; that is under the gate's lock, so nothing of the
+    /// user's (a log, say) may run in it.
     pub(crate) fn acquire<E>(
         &self,
         deadline: Instant,
-        may_wait: impl FnOnce(&[ThreadId]) -> Result<(), E>,
+        may_wait: impl FnOnce(&Waits<'_>) -> Result<(), E>,
     ) -> Result<usize, Refused<E>> {
         match self.wait(None, deadline, Duration::ZERO, may_wait)? {
             Turn::Lead(slot, _) => Ok(slot),
@@ -115,7 +126,7 @@ impl<J, R: Abandoned> Gate<J, R> {
         job: J,
         deadline: Instant,
         patience: Duration,
-        may_wait: impl FnOnce(&[ThreadId]) -> Result<(), E>,
+        may_wait: impl FnOnce(&Waits<'_>) -> Result<(), E>,
     ) -> Result<Turn<J, R>, Refused<E>> {
         match self.wait(Some(job), deadline, patience, may_wait)? {
             Turn::Lead(slot, Some(job)) => Ok(Turn::Lead(slot, job)),
@@ -133,7 +144,7 @@ impl<J, R: Abandoned> Gate<J, R> {
         job: Option<J>,
         deadline: Instant,
         patience: Duration,
-        may_wait: impl FnOnce(&[ThreadId]) -> Result<(), E>,
+        may_wait: impl FnOnce(&Waits<'_>) -> Result<(), E>,
     ) -> Result<Turn<Option<J>, R>, Refused<E>> {
         let waiter = {
             let mut state = lock(&self.state);
@@ -143,9 +154,10 @@ impl<J, R: Abandoned> Gate<J, R> {
             if let Some(slot) = state.free.pop() {
                 return Ok(Turn::Lead(slot, job));
             }
-            may_wait(&state.waiting_threads()).map_err(Refused::Hopeless)?;
+            let waits = |thread| state.queue.iter().any(|queued| queued.thread == thread);
+            may_wait(&waits).map_err(Refused::Hopeless)?;
             let waiter = Arc::new(Waiter::new(job));
-            state.queue.push_back(Arc::clone(&waiter));
+            state.queue.push_back(Queued::here(&waiter));
             waiter
         };
         let ticket = guard(waiter, |waiter| self.withdraw(&waiter));
@@ -181,7 +193,7 @@ impl<J, R: Abandoned> Gate<J, R> {
     fn give_up(&self, waiter: &Arc<Waiter<J, R>>) -> usize {
         let mut state = lock(&self.state);
         let waiters = state.queue.len();
-        let at = state.queue.iter().position(|queued| Arc::ptr_eq(queued, waiter));
+        let at = state.queue.iter().position(|queued| Arc::ptr_eq(&queued.waiter, waiter));
         if let Some(at) = at {
             state.queue.remove(at);
         }
@@ -194,13 +206,13 @@ impl<J, R: Abandoned> Gate<J, R> {
         let mut state = lock(&self.state);
         let mut members = Vec::new();
         while let Some(first) = state.queue.front() {
-            let Some(job) = lock(&first.job).take_if(|job| fits(job)) else { break };
+            if !lock(&first.waiter.job).as_ref().is_some_and(&mut fits) {
+                break;
+            }
             // Under the gate's lock, so that a caller giving up finds himself either queued or
             // taken along.
-            first.grant(Grant::Taken);
-            if let Some(waiter) = state.queue.pop_front() {
-                members.push(Member { waiter, job });
-            }
+            first.waiter.grant(Grant::Taken);
+            members.extend(state.queue.pop_front().map(|Queued { waiter, .. }| Member { waiter }));
         }
         members
     }
@@ -208,7 +220,9 @@ impl<J, R: Abandoned> Gate<J, R> {
     /// Gives a permit back: to the first in the queue, or to whoever comes.
     pub(crate) fn release(&self, slot: usize) {
         let mut state = lock(&self.state);
-        let Some(waiter) = state.queue.pop_front() else { return state.free.push(slot) };
+        let Some(Queued { waiter, .. }) = state.queue.pop_front() else {
+            return state.free.push(slot);
+        };
         // Under the gate's lock, so that a caller giving up finds itself either queued or granted.
         waiter.grant(Grant::Permit(slot));
         drop(state);
@@ -220,13 +234,9 @@ impl<J, R: Abandoned> Gate<J, R> {
     pub(crate) fn close(&self) {
         let mut state = lock(&self.state);
         state.closed = true;
-        for waiter in state.queue.drain(..) {
+        for Queued { waiter, .. } in state.queue.drain(..) {
             waiter.settle(Grant::Closed);
         }
-    }
-
-    pub(crate) fn waiting_threads(&self) -> Vec<ThreadId> {
-        lock(&self.state).waiting_threads()
     }
 
     pub(crate) fn waiting(&self) -> usize {
@@ -239,20 +249,15 @@ impl<J, R: Abandoned> Gate<J, R> {
     }
 }
 
-impl<J, R> State<J, R> {
-    fn waiting_threads(&self) -> Vec<ThreadId> {
-        self.queue.iter().map(|waiter| waiter.thread).collect()
+impl<J, R> Queued<J, R> {
+    fn here(waiter: &Arc<Waiter<J, R>>) -> Self {
+        Self { thread: this_thread(), waiter: Arc::clone(waiter) }
     }
 }
 
 impl<J, R: Abandoned> Waiter<J, R> {
     fn new(job: Option<J>) -> Self {
-        Self {
-            thread: current_thread(),
-            job: Mutex::new(job),
-            grant: Mutex::new(Grant::Waiting),
-            ready: Condvar::new(),
-        }
+        Self { job: Mutex::new(job), grant: Mutex::new(Grant::Waiting), ready: Condvar::new() }
     }
 
     fn grant(&self, grant: Grant<R>) {
@@ -304,14 +309,18 @@ impl<J, R: Abandoned> Waiter<J, R> {
     }
 }
 
-/// A job that was taken along, until it is settled. Dropped, it is abandoned.
+/// A caller whose job was taken along, until it is settled. Dropped, the job is abandoned.
 #[derive(Debug)]
 pub(crate) struct Member<J, R: Abandoned> {
     waiter: Arc<Waiter<J, R>>,
-    pub(crate) job: J,
 }
 
 impl<J, R: Abandoned> Member<J, R> {
+    /// Reads the job.
+    pub(crate) fn with_job<T>(&self, read: impl FnOnce(&J) -> T) -> Option<T> {
+        lock(&self.waiter.job).as_ref().map(read)
+    }
+
     /// Tells the caller what came of his job.
     pub(crate) fn settle(self, settled: R) {
         self.waiter.settle(Grant::Settled(settled));
@@ -329,11 +338,6 @@ impl<J, R: Abandoned> Drop for Member<J, R> {
 
 impl Abandoned for () {
     fn abandoned() -> Self {}
-}
-
-/// Threads of the model checker are not the system's, and only the system's are told apart here.
-fn current_thread() -> ThreadId {
-    std::thread::current().id()
 }
 
 #[cfg(all(test, rediscope_shuttle))]

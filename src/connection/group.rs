@@ -2,12 +2,15 @@
 //!
 //! Never: a caller taken along whom nobody tells what came of it.
 
-use super::checkout::{Abandoned, Member};
+use redis::Value;
+
+use super::checkout::Abandoned;
 use super::deadline::Deadline;
 use super::link::Link;
 use super::pool::Lease;
 use crate::error::LinkError;
 use crate::wire::encode::UNWATCH;
+use crate::wire::exec::{Collector, Verdict};
 use crate::wire::group::{Broken, Job, Settled, What};
 use crate::wire::reply::Reply;
 use crate::wire::state::{Expect, Taint};
@@ -16,96 +19,151 @@ use crate::wire::state::{Expect, Taint};
 impl Abandoned for Settled {
     fn abandoned() -> Self {
         let cause = LinkError::timed_out("whoever took it along did not say what came of it");
-        let broken = Broken { left: true, cause };
-        Self { replies: Vec::new(), broken: Some(broken) }
+        Self::Broken(Broken { left: true, cause })
     }
 }
 
-/// Sends the own job and those that wait first, gives the link on, and tells everybody.
+/// Sends the own job and those that wait first, tells everybody, and gives the link on.
 pub(crate) fn lead(mut lease: Lease, own: &Job) -> Settled {
-    let members = lease.pool().take_jobs(own.bytes.len());
-    let mut settled = exchange(&mut lease, own, &members).into_iter();
-    // The link goes to the next leader before anybody here does anything else.
-    drop(lease);
+    let mut members = lease.pool().take_jobs(own.bytes.len());
+    let mut parcels = Parcels::new(&lease, 1 + members.len(), own.bytes.len());
+    parcels.pack(own);
+    // Whoever is let go of here is told that nobody can say.
+    members.retain(|member| member.with_job(|job| parcels.pack(job)).is_some());
+    let mut settled = exchange(&mut lease, &parcels).into_iter();
     let own = settled.next().unwrap_or_else(Settled::abandoned);
     for (member, settled) in members.into_iter().zip(settled) {
         member.settle(settled);
     }
+    // Last: some of those who were just told will be waiting again by the time that the next
+    // leader runs, and travel with him.
+    drop(lease);
     own
 }
 
-/// One write and all its replies: what came of the own job, and of the others in their order.
-fn exchange(lease: &mut Lease, own: &Job, members: &[Member<Job, Settled>]) -> Vec<Settled> {
-    let deadline = lease.response_deadline();
-    let jobs = || std::iter::once(own).chain(members.iter().map(|member| &member.job));
-    let Some(link) = lease.current() else { return Vec::new() };
-    // Its register may have expired, and that is nothing to these.
-    let unwatch = if link.state().is_armed() { UNWATCH } else { b"" };
-    let mut bytes =
-        Vec::with_capacity(unwatch.len() + jobs().map(|job| job.bytes.len()).sum::<usize>());
-    bytes.extend_from_slice(unwatch);
-    jobs().for_each(|job| bytes.extend_from_slice(&job.bytes));
-    let mut expected = Vec::with_capacity(1 + 3 * (1 + members.len()));
-    expected.push((Expect::Unwatch, u32::from(!unwatch.is_empty())));
-    jobs().for_each(|job| expected.extend(job.what.expected()));
-    let mut settled = Vec::with_capacity(1 + members.len());
-    let mut lost = None;
-    if let Err((left, cause)) = link.send_counted(&bytes, &expected, deadline) {
-        let mut end = unwatch.len();
-        for job in jobs() {
-            end += job.bytes.len();
-            // The write that failed did not take its last byte.
-            let left = end <= left && end < bytes.len();
-            let broken = Some(Broken { left, cause: cause.clone() });
-            settled.push(Settled { replies: Vec::new(), broken });
+/// What goes in one write.
+struct Parcels {
+    bytes: Vec<u8>,
+    expected: Vec<(Expect, u32)>,
+    /// What each of them is, and where its bytes end.
+    jobs: Vec<(What, usize)>,
+    /// The link watches its register, and that may have expired, which is nothing to these.
+    unwatches: bool,
+}
+
+impl Parcels {
+    fn new(lease: &Lease, jobs: usize, bytes_each: usize) -> Self {
+        let mut parcels = Self {
+            bytes: Vec::with_capacity((1 + jobs) * bytes_each),
+            expected: Vec::with_capacity(1 + 3 * jobs),
+            jobs: Vec::with_capacity(jobs),
+            unwatches: lease.is_armed(),
+        };
+        if parcels.unwatches {
+            parcels.bytes.extend_from_slice(UNWATCH);
+            parcels.expected.push((Expect::Unwatch, 1));
         }
-        lost = Some(cause);
-    } else {
-        if !unwatch.is_empty() {
-            lost = link.receive(deadline).err();
-        }
-        settled.extend(jobs().map(|job| read(link, job.what, deadline, &mut lost)));
+        parcels
     }
-    conclude(lease, own, members, &settled, lost);
+
+    fn pack(&mut self, job: &Job) {
+        self.bytes.extend_from_slice(&job.bytes);
+        self.expected.extend(job.what.expected());
+        self.jobs.push((job.what, self.bytes.len()));
+    }
+}
+
+/// One write and all its replies: what came of the jobs, in their order.
+fn exchange(lease: &mut Lease, parcels: &Parcels) -> Vec<Settled> {
+    let Parcels { bytes, expected, jobs, unwatches } = parcels;
+    let deadline = lease.response_deadline();
+    let Some(link) = lease.current() else { return Vec::new() };
+    let mut replies = Replies { link, deadline, lost: None, refusals: Vec::new() };
+    let mut settled = Vec::with_capacity(jobs.len());
+    if let Err((left, cause)) = replies.link.send_counted(bytes, expected, deadline) {
+        settled.extend(jobs.iter().map(|(_, end)| {
+            // The write that failed did not take its last byte.
+            let left = *end <= left && *end < bytes.len();
+            Settled::Broken(Broken { left, cause: cause.clone() })
+        }));
+        replies.lost = Some(cause);
+    } else {
+        if *unwatches {
+            replies.next();
+        }
+        settled.extend(jobs.iter().map(|(what, _)| replies.of(*what)));
+    }
+    let Replies { lost, refusals, .. } = replies;
+    conclude(lease, &settled, &refusals, lost);
     settled
 }
 
-fn read(link: &mut Link, what: What, deadline: Deadline, lost: &mut Option<LinkError>) -> Settled {
-    let count = what.expected().iter().map(|(_, count)| *count as usize).sum();
-    let mut replies = Vec::with_capacity(if lost.is_none() { count } else { 0 });
-    while lost.is_none() && replies.len() < count {
-        match link.receive(deadline) {
-            Ok(reply) => replies.push(reply),
-            Err(cause) => *lost = Some(cause),
+/// The replies to one write, as long as they come.
+struct Replies<'l> {
+    link: &'l mut Link,
+    deadline: Deadline,
+    lost: Option<LinkError>,
+    /// The codes of what was refused.
+    refusals: Vec<String>,
+}
+
+impl Replies<'_> {
+    fn next(&mut self) -> Option<Reply> {
+        if self.lost.is_some() {
+            return None;
+        }
+        match self.link.receive(self.deadline) {
+            Ok(reply) => {
+                if let Reply::Value(Value::ServerError(error)) = &reply {
+                    self.refusals.push(error.code().to_owned());
+                }
+                Some(reply)
+            }
+            Err(cause) => {
+                self.lost = Some(cause);
+                None
+            }
         }
     }
-    let broken = lost.clone().filter(|_| replies.len() < count);
-    Settled { replies, broken: broken.map(|cause| Broken { left: true, cause }) }
+
+    fn of(&mut self, what: What) -> Settled {
+        let settled = match what {
+            What::Read => self.next().map(|reply| Settled::Read(reply.into_value())),
+            What::Block { commands } => match self.verdict(commands) {
+                Verdict::Unknown if self.lost.is_some() => None,
+                verdict => Some(Settled::Block(verdict)),
+            },
+        };
+        settled.unwrap_or_else(|| match &self.lost {
+            Some(cause) => Settled::Broken(Broken { left: true, cause: cause.clone() }),
+            None => Settled::abandoned(),
+        })
+    }
+
+    /// What the replies that come prove of a block.
+    fn verdict(&mut self, commands: u32) -> Verdict {
+        let mut collector = Collector::new(commands, 0);
+        if let Some(reply) = self.next() {
+            collector.multi(reply);
+        }
+        for _ in 0..commands {
+            let Some(reply) = self.next() else { break };
+            collector.queued(reply);
+        }
+        if let Some(reply) = self.next() {
+            collector.exec(reply);
+        }
+        collector.verdict()
+    }
 }
 
 /// What the answers say of the link, and of the server.
-fn conclude(
-    lease: &mut Lease,
-    own: &Job,
-    members: &[Member<Job, Settled>],
-    settled: &[Settled],
-    lost: Option<LinkError>,
-) {
-    use redis::Value;
-
-    let blocks = std::iter::once(own).chain(members.iter().map(|member| &member.job));
-    let blocks = blocks.zip(settled).filter(|(job, _)| job.what != What::Read);
-    let last = blocks.filter_map(|(_, settled)| settled.replies.last());
-    let (mut wrote, mut nil) = (false, false);
-    last.for_each(|reply| {
-        wrote |= matches!(reply, Reply::Value(Value::Array(_)));
-        nil |= *reply == Reply::Value(Value::Nil);
-    });
+fn conclude(lease: &mut Lease, settled: &[Settled], refusals: &[String], lost: Option<LinkError>) {
     if let Some(link) = lease.current() {
-        if wrote {
+        if settled.iter().any(|settled| matches!(settled, Settled::Block(Verdict::Applied(_)))) {
             link.wrote();
         }
-        if nil {
+        if settled.contains(&Settled::Block(Verdict::Nil)) {
             // It watched something that nobody here asked for.
             link.taint(Taint::LeftDirty);
         }
@@ -113,11 +171,7 @@ fn conclude(
             link.has_answered();
         }
     }
-    for reply in settled.iter().flat_map(|settled| &settled.replies) {
-        if let Reply::Value(Value::ServerError(error)) = reply {
-            lease.heed(error.code());
-        }
-    }
+    refusals.iter().for_each(|code| lease.heed(code));
     if let Some(cause) = lost {
         lease.found_dead(&cause);
     }

@@ -24,8 +24,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// One connection and what the server believes about it.
 pub(crate) struct Link {
-    /// Apart, since a link is moved from hand to hand with every borrower.
-    transport: Box<Transport>,
+    transport: Transport,
     state: State,
     /// When the server last answered.
     proven: Instant,
@@ -49,7 +48,7 @@ impl Link {
     /// Takes over a connection that has just been opened.
     pub(crate) fn new(connected: Connected, expires: Option<Instant>, generation: u64) -> Self {
         Self {
-            transport: Box::new(Transport::new(connected)),
+            transport: Transport::new(connected),
             state: State::default(),
             proven: Instant::now(),
             expires,

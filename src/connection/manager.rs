@@ -146,10 +146,11 @@ pub(crate) fn open(
 }
 
 impl r2d2::ManageConnection for LinkManager {
-    type Connection = Link;
+    /// Apart, since it is moved from hand to hand with every borrower.
+    type Connection = Box<Link>;
     type Error = LinkError;
 
-    fn connect(&self) -> Result<Link, LinkError> {
+    fn connect(&self) -> Result<Box<Link>, LinkError> {
         let over = || self.health.over.load(Ordering::Acquire);
         let refused = || LinkError::new(LinkErrorKind::Closed, "the session manager is closed");
         if over() {
@@ -173,15 +174,15 @@ impl r2d2::ManageConnection for LinkManager {
                 tracing::debug!(server.address = &*self.endpoint.address(), %error, "connect failed");
             }
         }
-        opened
+        opened.map(Box::new)
     }
 
     /// Not used: the first command of every borrower is the check.
-    fn is_valid(&self, _: &mut Link) -> Result<(), LinkError> {
+    fn is_valid(&self, _: &mut Box<Link>) -> Result<(), LinkError> {
         Ok(())
     }
 
-    fn has_broken(&self, link: &mut Link) -> bool {
+    fn has_broken(&self, link: &mut Box<Link>) -> bool {
         let generation = self.generation();
         let reason = catch_unwind(AssertUnwindSafe(|| link.verdict(Instant::now(), generation)))
             .unwrap_or(Some(Replaced::LeftDirty));

@@ -10,14 +10,13 @@ mod lease;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use lease::Permit;
 pub(crate) use lease::{Lease, Repeats};
 use scheduled_thread_pool::ScheduledThreadPool;
 
-use super::checkout::{Gate, Member, Refused, Turn};
+use super::checkout::{Gate, Member, Refused, Turn, Waits};
 use super::manager::{Health, LinkManager, Purpose};
 use super::registry::{Outlook, Owner, Pin, Registry, Seen};
 use crate::config::Settings;
@@ -60,6 +59,16 @@ pub(crate) enum Joined {
     Lead(Lease, Job),
     Settled(Settled),
 }
+
+/// Every holder of a connection waits for one.
+struct Hopeless {
+    /// No holder can have gone on elsewhere.
+    certain: bool,
+    holders: Vec<OpenScope>,
+}
+
+/// Judges a wait before it begins.
+type MayWait<'p> = dyn Fn(&Waits<'_>) -> Result<(), Hopeless> + 'p;
 
 /// What all pools of one purpose have in common.
 #[derive(Clone)]
@@ -193,7 +202,7 @@ impl Pool {
     pub(crate) fn join(
         &self,
         deadline: Instant,
-        job: impl FnOnce() -> Job,
+        mut job: impl FnMut() -> Job,
     ) -> Result<Joined, CheckoutError> {
         let started = Instant::now();
         let gate = &self.inner.gate;
@@ -217,8 +226,8 @@ impl Pool {
         led
     }
 
-    /// The jobs of the blocks that wait first, as many as fit into one write with `bytes` that are
-    /// there already.
+    /// Those who wait first with a job, as many as fit into one write with `bytes` that are there
+    /// already.
     pub(crate) fn take_jobs(&self, mut bytes: usize) -> Vec<Member<Job, Settled>> {
         let settings = &self.inner.settings;
         let (mut members, most) = (1, settings.max_group);
@@ -242,24 +251,32 @@ impl Pool {
     fn waiting<T>(
         &self,
         started: Instant,
-        wait: impl FnOnce(
-            &dyn Fn(&[ThreadId]) -> Result<(), Vec<OpenScope>>,
-        ) -> Result<T, Refused<Vec<OpenScope>>>,
+        mut wait: impl FnMut(&MayWait<'_>) -> Result<T, Refused<Hopeless>>,
     ) -> Result<T, CheckoutError> {
         let inner = &self.inner;
-        if let Outlook::Doubtful(holders) = inner.registry.outlook(&inner.gate.waiting_threads()) {
+        let mut warned = false;
+        let granted = loop {
+            let granted = wait(&|waits| match inner.registry.outlook(waits) {
+                Outlook::Open => Ok(()),
+                Outlook::Doubtful(_) if warned => Ok(()),
+                Outlook::Doubtful(holders) => Err(Hopeless { certain: false, holders }),
+                Outlook::Deadlock(holders) => Err(Hopeless { certain: true, holders }),
+            });
+            let Err(Refused::Hopeless(Hopeless { certain: false, holders })) = granted else {
+                break granted;
+            };
+            // Where no lock of ours is held: a log is the user's.
             for scope in holders {
                 tracing::warn!(%scope, "every thread that began a scope waits for a connection");
             }
-        }
-        let granted = wait(&|waiting| match inner.registry.outlook(waiting) {
-            Outlook::Open | Outlook::Doubtful(_) => Ok(()),
-            Outlook::Deadlock(holders) => Err(holders),
-        });
+            warned = true;
+        };
         match granted {
             Ok(granted) => Ok(granted),
             Err(Refused::Closed) => Err(CheckoutError::Closed),
-            Err(Refused::Hopeless(holders)) => Err(CheckoutError::WouldDeadlock { holders }),
+            Err(Refused::Hopeless(Hopeless { holders, .. })) => {
+                Err(CheckoutError::WouldDeadlock { holders })
+            }
             Err(Refused::TimedOut { waiters }) => {
                 let idle = inner.links.state().idle_connections;
                 Err(CheckoutError::Timeout(Box::new(CheckoutTimeout {

@@ -13,8 +13,9 @@ use std::sync::{Arc, Mutex, TryLockError};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
-use super::lock;
+use super::checkout::Waits;
 use super::pool::{Lease, Pool, WeakPool};
+use super::{lock, this_thread};
 use crate::error::PinExpired;
 use crate::observe::OpenScope;
 use crate::wire::state::Taint;
@@ -89,7 +90,7 @@ impl Registry {
             held.generation += 1;
             held.lease = Some(lease);
             generation = held.generation;
-            let thread = std::thread::current().id();
+            let thread = this_thread();
             let thread_name = thread_name();
             let uses = slot.uses.load(Ordering::Relaxed);
             let record = Record { generation, begun, uses, thread, thread_name, owner };
@@ -110,14 +111,15 @@ impl Registry {
         self.slots.iter().filter_map(|slot| lock(&slot.record).clone())
     }
 
-    /// Judges a wait before it begins, given the threads that wait already.
-    pub(crate) fn outlook(&self, waiting: &[ThreadId]) -> Outlook {
-        let me = std::thread::current().id();
+    /// Judges a wait before it begins, given who waits already.
+    pub(crate) fn outlook(&self, waits: &Waits<'_>) -> Outlook {
+        let me = this_thread();
         let mut holders = Vec::new();
         let mut closures_only = true;
         for slot in &self.slots {
-            let Some(record) = lock(&slot.record).clone() else { return Outlook::Open };
-            if record.thread != me && !waiting.contains(&record.thread) {
+            let record = lock(&slot.record);
+            let Some(record) = &*record else { return Outlook::Open };
+            if record.thread != me && !waits(record.thread) {
                 return Outlook::Open;
             }
             closures_only &= record.owner.is_closure;

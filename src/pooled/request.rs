@@ -12,8 +12,7 @@ use crate::connection::nodes::{Nodes, Route};
 use crate::connection::pool::{Joined, Lease, Repeats};
 use crate::error::{Applied, Error, LinkError};
 use crate::wire::command::{self, Blocking, Place, Requests};
-use crate::wire::group::{self, Broken, Job, What};
-use crate::wire::reply::Reply;
+use crate::wire::group::{self, Broken, Job, Settled, What};
 use crate::wire::state::Expect;
 
 /// What is to be sent, judged by the names of its commands.
@@ -106,8 +105,10 @@ impl Request {
                 }
                 Joined::Settled(settled) => settled,
             };
-            let Some(Broken { cause, .. }) = settled.broken else {
-                return Ok(settled.replies.into_iter().map(Reply::into_value).collect());
+            let cause = match settled {
+                Settled::Read(value) => return Ok(vec![value]),
+                Settled::Broken(Broken { cause, .. }) => cause,
+                Settled::Block(_) => LinkError::unexpected("a block's replies for a read"),
             };
             if !repeats.allow(true, &cause) || Instant::now() >= checkout {
                 return Err(Error::Lost {

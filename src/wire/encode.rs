@@ -38,6 +38,8 @@ impl std::fmt::Debug for Args<'_> {
 impl RedisWrite for Args<'_> {
     fn write_arg(&mut self, arg: &[u8]) {
         self.count += 1;
+        // Room for the header too, so that none of these looks for it again.
+        self.bytes.reserve(arg.len() + 32);
         header(self.bytes, b'$', arg.len());
         self.bytes.extend_from_slice(arg);
         self.bytes.extend_from_slice(b"\r\n");
@@ -72,6 +74,9 @@ impl io::Write for Pending<'_, '_> {
 }
 
 fn header(bytes: &mut Vec<u8>, mark: u8, mut number: usize) {
+    if number < 10 {
+        return bytes.extend_from_slice(&[mark, b'0' + number as u8, b'\r', b'\n']);
+    }
     let mut digits = [0_u8; 20];
     let mut used = 0;
     for digit in digits.iter_mut().rev() {
@@ -83,7 +88,7 @@ fn header(bytes: &mut Vec<u8>, mark: u8, mut number: usize) {
         }
     }
     bytes.push(mark);
-    bytes.extend(digits.iter().skip(digits.len() - used));
+    bytes.extend_from_slice(digits.get(digits.len() - used..).unwrap_or_default());
     bytes.extend_from_slice(b"\r\n");
 }
 

@@ -2,8 +2,9 @@
 //!
 //! Never: one's reply in another one's. Never: an order other than that of the queue.
 
-use super::exec::{Collector, Verdict};
-use super::reply::Reply;
+use redis::Value;
+
+use super::exec::Verdict;
 use super::state::Expect;
 use crate::error::LinkError;
 
@@ -36,11 +37,11 @@ impl What {
 
 /// What came of a job that somebody else sent.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Settled {
-    /// Its replies, as many as came.
-    pub(crate) replies: Vec<Reply>,
-    /// Why no more of them came.
-    pub(crate) broken: Option<Broken>,
+pub(crate) enum Settled {
+    Block(Verdict),
+    Read(Value),
+    /// Its replies did not all come, and those that came prove nothing.
+    Broken(Broken),
 }
 
 /// The link failed.
@@ -51,37 +52,7 @@ pub(crate) struct Broken {
     pub(crate) cause: LinkError,
 }
 
-/// What is known of a block that travelled with others.
-#[derive(Debug, PartialEq)]
-pub(crate) enum Known {
-    /// What its replies prove.
-    Answered(Verdict),
-    /// Its EXEC did not leave.
-    NotSent(LinkError),
-    /// Its EXEC may have left, and its answer was lost.
-    InDoubt(LinkError),
-}
-
-impl Settled {
-    /// What is known of a block of so many commands.
-    pub(crate) fn known(self, commands: u32) -> Known {
-        let mut collector = Collector::new(commands, 0);
-        for (nth, reply) in (0..).zip(self.replies) {
-            match nth {
-                0 => collector.multi(reply),
-                nth if nth <= commands => collector.queued(reply),
-                _ => collector.exec(reply),
-            }
-        }
-        match (collector.verdict(), self.broken) {
-            (Verdict::Unknown, Some(Broken { left: true, cause })) => Known::InDoubt(cause),
-            (Verdict::Unknown, Some(Broken { left: false, cause })) => Known::NotSent(cause),
-            (verdict, _) => Known::Answered(verdict),
-        }
-    }
-}
-
-/// Shows how much, never what.
+// Shows how much, never what.
 impl std::fmt::Debug for Job {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Job").field("what", &self.what).finish_non_exhaustive()

@@ -17,6 +17,8 @@ const DEEPEST: usize = 100;
 /// For so many elements memory is taken ahead of their arrival.
 const AHEAD: usize = 1024;
 
+const QUEUED: &[u8] = b"+QUEUED\r\n";
+
 /// What came is not the Redis protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Malformed;
@@ -144,7 +146,12 @@ impl Parser {
             };
         }
         let came = self.room.get(self.start..self.end).unwrap_or_default();
-        let Some(length) = came.windows(2).position(|end| end == b"\r\n") else {
+        // Most of what a transaction is answered.
+        if came.starts_with(QUEUED) {
+            self.start += QUEUED.len();
+            return Ok(Some(Token::Queued));
+        }
+        let Some(length) = end_of_line(came) else {
             return if came.len() < LONGEST_LINE { Ok(None) } else { Err(Malformed) };
         };
         let (line, behind) = came.split_at(length + 2);
@@ -153,7 +160,6 @@ impl Parser {
         let token = match mark {
             b'+' => match text {
                 b"OK" => Token::Value(Value::Okay),
-                b"QUEUED" => Token::Queued,
                 _ => Token::Value(Value::SimpleString(utf8(text)?.to_owned())),
             },
             b':' => Token::Value(Value::Int(number(text)?)),
@@ -231,6 +237,18 @@ impl Shape {
                 Some(Value::Map(pairs))
             }
             Self::Push | Self::Attribute => None,
+        }
+    }
+}
+
+/// Where the first line's `\r\n` begins.
+fn end_of_line(bytes: &[u8]) -> Option<usize> {
+    let mut from = 0;
+    loop {
+        let end = from + bytes.get(from..)?.iter().position(|byte| *byte == b'\n')?;
+        match end.checked_sub(1) {
+            Some(before) if bytes.get(before) == Some(&b'\r') => return Some(before),
+            _ => from = end + 1,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Each block of a group has its own outcome.
 
 use rediscope::prelude::*;
-use rediscope::{CommitError, Error, SessionManager};
+use rediscope::{CommitError, Error, Replaced, SessionManager};
 
 use super::stage::{Call, SOON, Stage, push};
 use crate::support::eventually;
@@ -95,6 +95,26 @@ fn where_multi_is_refused_from_one_block_on_the_others_keep_their_outcomes() {
         }
     }
     assert_eq!(stage.list("list"), ["0", "1", "2", "3"], "they ran, one by one");
+}
+
+#[test]
+fn a_group_that_a_replica_refuses_has_the_connection_replaced() {
+    let (stage, other) = (Stage::new(), Server::start());
+    let port = other.port().to_string();
+    let told = stage.at_once((0..3).map(push).collect(), || {
+        stage.server.ask::<()>(&["REPLICAOF", "127.0.0.1", &port]);
+    });
+    for told in &told {
+        match told {
+            Err(Error::Commit(error)) => assert!(
+                matches!(&**error, CommitError::Rejected { code, .. } if code == "READONLY"),
+                "{error:?}"
+            ),
+            other => panic!("{other:?}"),
+        }
+    }
+    let counts = stage.sessions.status().transactional.counts;
+    assert_eq!(counts.replaced, [(Replaced::Outdated, 1)]);
 }
 
 #[test]

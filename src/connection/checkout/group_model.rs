@@ -48,12 +48,15 @@ fn as_the_pool_does(gate: &Gate) -> Members {
 /// The first mistake: a job is marked as taken when the gate's lock was let go.
 fn take_behind_the_lock(gate: &Gate) -> Members {
     let mut state = lock(&gate.state);
-    let Some(first) = state.queue.front().cloned() else { return Vec::new() };
-    let Some(job) = lock(&first.job).take() else { return Vec::new() };
+    let Some(Queued { waiter, .. }) = state.queue.front() else { return Vec::new() };
+    let waiter = Arc::clone(waiter);
+    if lock(&waiter.job).is_none() {
+        return Vec::new();
+    }
     state.queue.pop_front();
     drop(state);
-    *lock(&first.grant) = Grant::Taken;
-    vec![Member { waiter: first, job }]
+    *lock(&waiter.grant) = Grant::Taken;
+    vec![Member { waiter }]
 }
 
 /// The second: whoever wants a permit for himself is passed over.
@@ -61,13 +64,13 @@ fn take_past_a_scope(gate: &Gate) -> Members {
     let mut state = lock(&gate.state);
     let mut members = Vec::new();
     let queue = std::mem::take(&mut state.queue);
-    for waiter in queue {
-        match lock(&waiter.job).take() {
-            Some(job) => {
-                *lock(&waiter.grant) = Grant::Taken;
-                members.push(Member { waiter: Arc::clone(&waiter), job });
-            }
-            None => state.queue.push_back(Arc::clone(&waiter)),
+    for queued in queue {
+        let wants_a_permit = lock(&queued.waiter.job).is_none();
+        if wants_a_permit {
+            state.queue.push_back(queued);
+        } else {
+            *lock(&queued.waiter.grant) = Grant::Taken;
+            members.push(Member { waiter: queued.waiter });
         }
     }
     members
@@ -121,7 +124,7 @@ fn call(gate: &Gate, books: &Log<Books>, caller: usize, take: Take, panics: bool
     let patience = if caller == 4 { Duration::ZERO } else { Duration::from_secs(3600) };
     let deadline = Instant::now() + patience;
     let queued = |who| {
-        move |_: &[ThreadId]| {
+        move |_: &Waits<'_>| {
             books.lock().unwrap().queued.push(who);
             Ok::<(), ()>(())
         }
@@ -144,7 +147,8 @@ fn call(gate: &Gate, books: &Log<Books>, caller: usize, take: Take, panics: bool
                     drop(member);
                     continue;
                 }
-                books.lock().unwrap().done.push(member.job);
+                let job = member.with_job(|job| *job).unwrap();
+                books.lock().unwrap().done.push(job);
                 thread::yield_now();
                 member.settle(Done::By(caller));
             }

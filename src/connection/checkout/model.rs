@@ -52,7 +52,7 @@ impl Watched {
     }
 
     fn take(&self, caller: usize, deadline: Instant) -> Result<usize, Refused<()>> {
-        let queue = |_: &[ThreadId]| {
+        let queue = |_: &Waits<'_>| {
             // Under the gate's lock: this is the order of the queue.
             self.joined.lock().unwrap().push(caller);
             Ok(())
@@ -236,13 +236,13 @@ fn take_without_a_second_look(watched: &Watched) -> Option<usize> {
     let mut state = lock(&watched.gate.state);
     let free = state.free.pop();
     if free.is_none() {
-        state.queue.push_back(Arc::clone(&waiter));
+        state.queue.push_back(Queued::here(&waiter));
     }
     drop(state);
     let slot = match (free, waiter.wait(impatient())) {
         (Some(slot), _) | (None, Grant::Permit(slot)) => slot,
         _ => {
-            lock(&watched.gate.state).queue.retain(|queued| !Arc::ptr_eq(queued, &waiter));
+            lock(&watched.gate.state).queue.retain(|queued| !Arc::ptr_eq(&queued.waiter, &waiter));
             return None;
         }
     };
@@ -255,7 +255,7 @@ fn take_without_a_second_look(watched: &Watched) -> Option<usize> {
 fn release_behind_the_lock(gate: &Gate, slot: usize) {
     let mut state = lock(&gate.state);
     match state.queue.pop_front() {
-        Some(waiter) => {
+        Some(Queued { waiter, .. }) => {
             drop(state);
             waiter.settle(Grant::Permit(slot));
         }
@@ -267,7 +267,7 @@ fn release_behind_the_lock(gate: &Gate, slot: usize) {
 fn release_to_the_last(gate: &Gate, slot: usize) {
     let mut state = lock(&gate.state);
     match state.queue.pop_back() {
-        Some(waiter) => waiter.settle(Grant::Permit(slot)),
+        Some(Queued { waiter, .. }) => waiter.settle(Grant::Permit(slot)),
         None => state.free.push(slot),
     }
 }
@@ -275,7 +275,7 @@ fn release_to_the_last(gate: &Gate, slot: usize) {
 /// The fourth: the permit is handed over and lies there for anybody as well.
 fn release_twice(gate: &Gate, slot: usize) {
     let mut state = lock(&gate.state);
-    if let Some(waiter) = state.queue.pop_front() {
+    if let Some(Queued { waiter, .. }) = state.queue.pop_front() {
         waiter.settle(Grant::Permit(slot));
     }
     state.free.push(slot);

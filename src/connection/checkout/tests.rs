@@ -45,7 +45,7 @@ fn giving_up_leaves_the_queue_and_takes_a_late_grant() {
     assert_eq!(take(&gate, Duration::from_millis(5)), Err(Refused::TimedOut { waiters: 1 }));
     assert_eq!(gate.waiting(), 0);
     let late = Arc::new(Waiter::new(None));
-    lock(&gate.state).queue.push_back(Arc::clone(&late));
+    lock(&gate.state).queue.push_back(Queued::here(&late));
     gate.release(slot);
     gate.give_up(&late);
     assert_eq!(late.take(), Grant::Permit(slot));
@@ -65,7 +65,10 @@ fn nobody_waits_for_ever_for_whoever_took_his_job() {
         std::thread::yield_now();
     }
     let taken = gate.take_jobs(|_| true);
-    assert_eq!(taken.iter().map(|member| member.job).collect::<Vec<_>>(), [7]);
+    assert_eq!(
+        taken.iter().map(|member| member.with_job(|job| *job)).collect::<Vec<_>>(),
+        [Some(7)]
+    );
     // It is held up, and settles it when nobody cares any more.
     assert_eq!(waiting.join().unwrap(), Ok(Turn::Settled(())));
     drop(taken);

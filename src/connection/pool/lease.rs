@@ -80,7 +80,12 @@ impl Lease {
 
     /// The link as it is.
     pub(crate) fn current(&mut self) -> Option<&mut Link> {
-        self.link.as_deref_mut()
+        self.link.as_deref_mut().map(|link| &mut **link)
+    }
+
+    /// Whether the link watches its own register.
+    pub(crate) fn is_armed(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| link.state().is_armed())
     }
 
     pub(crate) fn taint(&mut self, reason: Taint) {
