@@ -26,19 +26,20 @@ impl Abandoned for Settled {
 /// Sends the own job and those that wait first, tells everybody, and gives the link on.
 pub(crate) fn lead(mut lease: Lease, own: &Job) -> Settled {
     let mut members = lease.pool().take_jobs(own.bytes.len());
-    let mut parcels = Parcels::new(&lease, 1 + members.len(), own.bytes.len());
+    let mut parcels = Parcels::new(&mut lease, 1 + members.len());
     parcels.pack(own);
     // Whoever is let go of here is told that nobody can say.
     members.retain(|member| member.with_job(|job| parcels.pack(job)).is_some());
     let mut settled = exchange(&mut lease, &parcels).into_iter();
-    let own = settled.next().unwrap_or_else(Settled::abandoned);
+    parcels.unpack(&mut lease);
+    let own = settled.next();
     for (member, settled) in members.into_iter().zip(settled) {
         member.settle(settled);
     }
     // Last: some of those who were just told will be waiting again by the time that the next
     // leader runs, and travel with him.
     drop(lease);
-    own
+    own.unwrap_or_else(Settled::abandoned)
 }
 
 /// What goes in one write.
@@ -52,14 +53,16 @@ struct Parcels {
 }
 
 impl Parcels {
-    fn new(lease: &Lease, jobs: usize, bytes_each: usize) -> Self {
+    fn new(lease: &mut Lease, jobs: usize) -> Self {
+        let link = lease.current();
+        let unwatches = link.as_ref().is_some_and(|link| link.state().is_armed());
         let mut parcels = Self {
-            bytes: Vec::with_capacity((1 + jobs) * bytes_each),
+            bytes: link.map(Link::take_scratch).unwrap_or_default(),
             expected: Vec::with_capacity(1 + 3 * jobs),
             jobs: Vec::with_capacity(jobs),
-            unwatches: lease.is_armed(),
+            unwatches,
         };
-        if parcels.unwatches {
+        if unwatches {
             parcels.bytes.extend_from_slice(UNWATCH);
             parcels.expected.push((Expect::Unwatch, 1));
         }
@@ -71,6 +74,13 @@ impl Parcels {
         self.expected.extend(job.what.expected());
         self.jobs.push((job.what, self.bytes.len()));
     }
+
+    /// The link keeps the memory for the next ones.
+    fn unpack(self, lease: &mut Lease) {
+        if let Some(link) = lease.current() {
+            link.keep_scratch(self.bytes);
+        }
+    }
 }
 
 /// One write and all its replies: what came of the jobs, in their order.
@@ -78,8 +88,8 @@ fn exchange(lease: &mut Lease, parcels: &Parcels) -> Vec<Settled> {
     let Parcels { bytes, expected, jobs, unwatches } = parcels;
     let deadline = lease.response_deadline();
     let Some(link) = lease.current() else { return Vec::new() };
-    let mut replies = Replies { link, deadline, lost: None, refusals: Vec::new() };
     let mut settled = Vec::with_capacity(jobs.len());
+    let mut replies = Replies::new(link, deadline);
     if let Err((left, cause)) = replies.link.send_counted(bytes, expected, deadline) {
         settled.extend(jobs.iter().map(|(_, end)| {
             // The write that failed did not take its last byte.
@@ -93,8 +103,12 @@ fn exchange(lease: &mut Lease, parcels: &Parcels) -> Vec<Settled> {
         }
         settled.extend(jobs.iter().map(|(what, _)| replies.of(*what)));
     }
+    replies.conclude();
     let Replies { lost, refusals, .. } = replies;
-    conclude(lease, &settled, &refusals, lost);
+    refusals.iter().for_each(|code| lease.heed(code));
+    if let Some(cause) = lost {
+        lease.found_dead(&cause);
+    }
     settled
 }
 
@@ -105,9 +119,15 @@ struct Replies<'l> {
     lost: Option<LinkError>,
     /// The codes of what was refused.
     refusals: Vec<String>,
+    wrote: bool,
+    nil: bool,
 }
 
-impl Replies<'_> {
+impl<'l> Replies<'l> {
+    fn new(link: &'l mut Link, deadline: Deadline) -> Self {
+        Self { link, deadline, lost: None, refusals: Vec::new(), wrote: false, nil: false }
+    }
+
     fn next(&mut self) -> Option<Reply> {
         if self.lost.is_some() {
             return None;
@@ -153,26 +173,23 @@ impl Replies<'_> {
         if let Some(reply) = self.next() {
             collector.exec(reply);
         }
-        collector.verdict()
+        let verdict = collector.verdict();
+        self.wrote |= matches!(verdict, Verdict::Applied(_));
+        self.nil |= verdict == Verdict::Nil;
+        verdict
     }
-}
 
-/// What the answers say of the link, and of the server.
-fn conclude(lease: &mut Lease, settled: &[Settled], refusals: &[String], lost: Option<LinkError>) {
-    if let Some(link) = lease.current() {
-        if settled.iter().any(|settled| matches!(settled, Settled::Block(Verdict::Applied(_)))) {
-            link.wrote();
+    /// What they say of the link.
+    fn conclude(&mut self) {
+        if self.wrote {
+            self.link.wrote();
         }
-        if settled.contains(&Settled::Block(Verdict::Nil)) {
+        if self.nil {
             // It watched something that nobody here asked for.
-            link.taint(Taint::LeftDirty);
+            self.link.taint(Taint::LeftDirty);
         }
-        if lost.is_none() {
-            link.has_answered();
+        if self.lost.is_none() {
+            self.link.has_answered();
         }
-    }
-    refusals.iter().for_each(|code| lease.heed(code));
-    if let Some(cause) = lost {
-        lease.found_dead(&cause);
     }
 }

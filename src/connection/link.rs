@@ -22,6 +22,9 @@ use crate::wire::state::{Expect, Proof, State, Taint};
 /// So long after a refusal it does not say again who it is.
 const AGAIN: Duration = Duration::from_secs(1);
 
+/// More than this it does not keep from one write to the next.
+const MOST_SCRATCH: usize = 64 * 1024;
+
 /// One connection and what the server believes about it.
 pub(crate) struct Link {
     transport: Transport,
@@ -42,6 +45,8 @@ pub(crate) struct Link {
     said: u64,
     /// When it was last refused that.
     refused: Option<Instant>,
+    /// Memory for what several callers send in one write.
+    scratch: Vec<u8>,
 }
 
 impl Link {
@@ -59,6 +64,7 @@ impl Link {
             registered: None,
             said: 0,
             refused: None,
+            scratch: Vec::new(),
         }
     }
 
@@ -226,6 +232,18 @@ impl Link {
     /// The server has just answered all it was asked.
     pub(crate) fn has_answered(&mut self) {
         self.proven = Instant::now();
+    }
+
+    /// Empty memory, to be given back.
+    pub(crate) fn take_scratch(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.scratch)
+    }
+
+    pub(crate) fn keep_scratch(&mut self, mut bytes: Vec<u8>) {
+        if bytes.capacity() <= MOST_SCRATCH {
+            bytes.clear();
+            self.scratch = bytes;
+        }
     }
 
     /// The server has just applied a write.

@@ -83,11 +83,6 @@ impl Lease {
         self.link.as_deref_mut().map(|link| &mut **link)
     }
 
-    /// Whether the link watches its own register.
-    pub(crate) fn is_armed(&self) -> bool {
-        self.link.as_ref().is_some_and(|link| link.state().is_armed())
-    }
-
     pub(crate) fn taint(&mut self, reason: Taint) {
         if let Some(link) = &mut self.link {
             link.taint(reason);

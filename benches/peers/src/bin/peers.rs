@@ -1,9 +1,9 @@
 //! The peer benchmark: every client in one interleaved run on a private server, in a new order each
 //! round. `scripts/bench` runs it.
 //!
-//! `peers [--quick] [--seed N] [--rounds N] [--slice MS] [--only TEXT] [--into FOLDER]`: `--only`
-//! leaves the rows whose name has TEXT; without it the page and the plot in FOLDER (`docs`) are
-//! written.
+//! `peers [--quick] [--seed N] [--rounds N] [--slice MS] [--only TEXT] [--peer NAME]… [--into FOLDER]`:
+//! `--only` leaves the rows whose name has TEXT, `--peer` the peers of these names; without either
+//! the page and the plot in FOLDER (`docs`) are written.
 
 #![allow(
     clippy::expect_used,
@@ -29,6 +29,7 @@ struct Plan {
     slice: Duration,
     warm_up: Duration,
     only: Option<String>,
+    peers: Vec<String>,
     into: String,
 }
 
@@ -41,6 +42,7 @@ impl Plan {
             slice: Duration::ZERO,
             warm_up: Duration::ZERO,
             only: None,
+            peers: Vec::new(),
             into: "docs".to_owned(),
         };
         let mut arguments = std::env::args().skip(1);
@@ -52,6 +54,7 @@ impl Plan {
                 "--rounds" => plan.rounds = number(&value()) as usize,
                 "--slice" => plan.slice = Duration::from_millis(number(&value())),
                 "--only" => plan.only = Some(value()),
+                "--peer" => plan.peers.push(value()),
                 "--into" => plan.into = value(),
                 _ => usage(),
             }
@@ -96,6 +99,31 @@ impl Plan {
         let wanted = |row: &Row| self.only.as_ref().is_none_or(|only| row.name().contains(only));
         must.iter().chain(more).copied().map(row).filter(wanted).collect()
     }
+
+    fn peers(&self) -> Vec<Peer> {
+        let wanted =
+            |peer: &Peer| self.peers.is_empty() || self.peers.iter().any(|name| name == peer.name);
+        peers::all().into_iter().filter(wanted).collect()
+    }
+
+    /// Whether all rows and peers are measured, so that the page may say so.
+    fn is_whole(&self) -> bool {
+        self.only.is_none() && self.peers.is_empty()
+    }
+
+    /// How often the row has its turn in a round, and for how long. Where nobody waits for a
+    /// connection, slices differ by where the system puts the threads: many short ones say more than
+    /// a few long ones. Where somebody does, a slice must be longer than the longest wait.
+    fn turns(&self, row: &Row) -> (usize, Duration, Duration) {
+        let fits = row.workers <= scenario::POOL && row.via == Via::Tcp;
+        match row.scenario {
+            Scenario::Two if fits && self.quick => (3, self.slice / 2, self.warm_up),
+            Scenario::Two if fits => (8, self.slice / 5, self.warm_up / 2),
+            // A batch is some milliseconds: the slice is to hold a few.
+            Scenario::Batch => (1, 2 * self.slice, self.warm_up),
+            _ => (1, self.slice, self.warm_up),
+        }
+    }
 }
 
 fn number(text: &str) -> u64 {
@@ -103,7 +131,9 @@ fn number(text: &str) -> u64 {
 }
 
 fn usage() -> ! {
-    eprintln!("peers [--quick] [--seed N] [--rounds N] [--slice MS] [--only TEXT] [--into FOLDER]");
+    eprintln!(
+        "peers [--quick] [--seed N] [--rounds N] [--slice MS] [--only TEXT] [--peer NAME] [--into FOLDER]"
+    );
     std::process::exit(2)
 }
 
@@ -121,10 +151,11 @@ fn main() {
     for round in 1..=plan.rounds {
         // Whole rows in a new order, and the peers in a new order in each: what is compared is
         // near in time, and nobody is always behind the same neighbour.
-        let mut shuffled = rows.clone();
+        let turns = |row: &Row| std::iter::repeat_n(*row, plan.turns(row).0);
+        let mut shuffled: Vec<_> = rows.iter().flat_map(turns).collect();
         fastrand::shuffle(&mut shuffled);
         let slices = shuffled.into_iter().flat_map(|row| {
-            let mut peers = peers::all();
+            let mut peers = plan.peers();
             fastrand::shuffle(&mut peers);
             peers.into_iter().map(move |peer| (row, peer))
         });
@@ -143,23 +174,28 @@ fn main() {
         let _ = std::io::stderr().flush();
     }
     eprintln!();
-    let soak = match &plan.only {
-        None => soak::line(&server, if plan.quick { 100_000 } else { 1_000_000 }),
-        Some(_) => String::new(),
+    let soak = match plan.is_whole() {
+        true => soak::line(&server, if plan.quick { 100_000 } else { 1_000_000 }),
+        false => String::new(),
     };
+    let alone = Row { scenario: Scenario::Two, workers: 1, via: Via::Tcp };
+    let (turns, short, _) = plan.turns(&alone);
     let caption = format!(
-        "{}; load average before {}; {} run: {} rounds of {} ms a slice, seed {}",
+        "{}; load average before {}; {} run: {} rounds of {} ms a slice (two INCRs, 1/8 and 8/8: {} of {} ms), \
+         seed {}",
         machine::describe(),
         load.map_or("unknown".to_owned(), |load| format!("{load:.1}")),
         if plan.quick { "quick" } else { "full" },
         plan.rounds,
         plan.slice.as_millis(),
+        turns * plan.rounds,
+        short.as_millis(),
         plan.seed,
     );
     let targets = report::targets(&measured, &soak);
     let tables = report::rows(&measured, &rows);
     println!("{caption}; took {:.0} s\n\n{targets}{tables}", began.elapsed().as_secs_f64());
-    if plan.only.is_none() {
+    if plan.is_whole() {
         write(&plan, &caption, &targets, &tables, &plot::svg(&measured, &rows, &caption));
     }
     if failures > 0 {
@@ -179,9 +215,8 @@ fn slice(
     let mut admin = server.admin();
     scenario::prepare(row, &mut admin);
     let crew = (peer.open)(server, runtime, row)?;
-    // A batch is some milliseconds: the slice is to hold a few.
-    let slice = if row.scenario == Scenario::Batch { 2 * plan.slice } else { plan.slice };
-    let measured = measure::measure(runtime, crew, plan.warm_up, slice);
+    let (_, slice, warm_up) = plan.turns(row);
+    let measured = measure::measure(runtime, crew, warm_up, slice);
     Some(measured.and_then(|(sample, done)| {
         scenario::verify(row, &mut admin, done)?;
         Ok(sample)
