@@ -176,25 +176,37 @@ impl Buffer {
     }
 
     fn append(&mut self, depth: usize, check: bool, encode: impl FnOnce(&mut Vec<u8>)) -> u32 {
-        self.close_parts(depth);
-        let id = self.ids;
-        if self.refusal.is_none() {
-            self.bytes.truncate(self.end);
+        if self.has_room(depth) {
             // May panic; then nobody has the identifier, and the next command gets it.
             encode(&mut self.bytes);
-            if self.commands >= self.limits.commands {
-                self.refuse(Refusal::TooManyCommands { limit: self.limits.commands });
-            } else if self.gone + self.bytes.len() - UNWATCH.len() > self.limits.bytes {
-                self.refuse(Refusal::TooManyBytes { limit: self.limits.bytes });
-            } else if let Some(refusal) = self.verdict(check) {
-                self.refuse(refusal);
-            } else {
-                self.end = self.bytes.len();
-                self.commands += 1;
-            }
+            self.keep(check);
         }
-        self.ids = self.ids.saturating_add(1);
+        let id = self.ids;
+        self.ids = id.saturating_add(1);
         id
+    }
+
+    // This and `keep` are the same for every command, and are there once.
+    #[inline(never)]
+    fn has_room(&mut self, depth: usize) -> bool {
+        self.close_parts(depth);
+        self.bytes.truncate(self.end);
+        self.refusal.is_none()
+    }
+
+    /// Keeps the command that was just encoded, or refuses it.
+    #[inline(never)]
+    fn keep(&mut self, check: bool) {
+        if self.commands >= self.limits.commands {
+            self.refuse(Refusal::TooManyCommands { limit: self.limits.commands });
+        } else if self.gone + self.bytes.len() - UNWATCH.len() > self.limits.bytes {
+            self.refuse(Refusal::TooManyBytes { limit: self.limits.bytes });
+        } else if let Some(refusal) = self.verdict(check) {
+            self.refuse(refusal);
+        } else {
+            self.end = self.bytes.len();
+            self.commands += 1;
+        }
     }
 
     /// Judges the command that was just encoded, by what will really be sent.

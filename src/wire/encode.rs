@@ -17,10 +17,39 @@ pub(crate) const ROLE: &[u8] = b"*1\r\n$4\r\nROLE\r\n";
 /// The arguments of one command, written straight into the buffer.
 pub struct Args<'b> {
     bytes: &'b mut Vec<u8>,
+    /// Where the command begins.
+    start: usize,
     count: usize,
 }
 
-impl Args<'_> {
+impl<'b> Args<'b> {
+    // This and `end` are the same for every command, and are there once.
+    #[inline(never)]
+    fn begin(bytes: &'b mut Vec<u8>, words: &[&str]) -> Self {
+        let start = bytes.len();
+        // Nearly every command has fewer than ten arguments, and then the header has this length.
+        bytes.extend_from_slice(b"*0\r\n");
+        let mut args = Self { bytes, start, count: 0 };
+        for word in words {
+            args.write_arg(word.as_bytes());
+        }
+        args
+    }
+
+    #[inline(never)]
+    fn end(self) {
+        let Self { bytes, start, count } = self;
+        if let Some(digit) = bytes.get_mut(start + 1)
+            && count < 10
+        {
+            *digit = b'0' + count as u8;
+        } else {
+            let mut line = Vec::with_capacity(8);
+            header(&mut line, b'*', count);
+            bytes.splice(start..start + 4, line);
+        }
+    }
+
     /// Appends one argument, or the several of a list.
     pub fn arg(&mut self, value: impl ToRedisArgs) -> &mut Self {
         value.write_redis_args(self);
@@ -94,22 +123,7 @@ fn header(bytes: &mut Vec<u8>, mark: u8, mut number: usize) {
 
 /// Appends one whole command: its words, then what `args` writes.
 pub(crate) fn command(bytes: &mut Vec<u8>, words: &[&str], args: impl FnOnce(&mut Args<'_>)) {
-    let start = bytes.len();
-    // Nearly every command has fewer than ten arguments, and then the header has this length.
-    bytes.extend_from_slice(b"*0\r\n");
-    let mut writer = Args { bytes: &mut *bytes, count: 0 };
-    for word in words {
-        writer.write_arg(word.as_bytes());
-    }
+    let mut writer = Args::begin(bytes, words);
     args(&mut writer);
-    let count = writer.count;
-    if let Some(digit) = bytes.get_mut(start + 1)
-        && count < 10
-    {
-        *digit = b'0' + count as u8;
-    } else {
-        let mut line = Vec::with_capacity(8);
-        header(&mut line, b'*', count);
-        bytes.splice(start..start + 4, line);
-    }
+    writer.end();
 }

@@ -114,6 +114,11 @@ pub fn all() -> Vec<Target> {
     ]
 }
 
+/// Whether something is demanded of this row.
+pub fn is_one(row: &Row) -> bool {
+    all().iter().any(|target| target.row == *row)
+}
+
 impl Target {
     /// One line of the table; a target that is missed has its figure in bold.
     pub fn line(&self, measured: &Measured) -> String {

@@ -20,7 +20,7 @@ use rediscope_peers::peers::{self, Peer};
 use rediscope_peers::report::{self, Measured};
 use rediscope_peers::scenario::{self, Row, Scenario};
 use rediscope_peers::server::{Server, Via};
-use rediscope_peers::{machine, plot, soak};
+use rediscope_peers::{machine, plot, soak, targets};
 
 struct Plan {
     quick: bool,
@@ -111,16 +111,19 @@ impl Plan {
         self.only.is_none() && self.peers.is_empty()
     }
 
-    /// How often the row has its turn in a round, and for how long. Where nobody waits for a
-    /// connection, slices differ by where the system puts the threads: many short ones say more than
-    /// a few long ones. Where somebody does, a slice must be longer than the longest wait.
-    fn turns(&self, row: &Row) -> (usize, Duration, Duration) {
-        let fits = row.workers <= scenario::POOL && row.via == Via::Tcp;
-        match row.scenario {
-            Scenario::Two if fits && self.quick => (3, self.slice / 2, self.warm_up),
-            Scenario::Two if fits => (8, self.slice / 5, self.warm_up / 2),
+    /// How often the row has its turn in a round, and for how long: its slice and its warm-up. Where
+    /// nobody waits for a connection, slices differ by where the system puts the threads: many short
+    /// ones say more than a few long ones. Where somebody does, a slice must be longer than the
+    /// longest wait.
+    fn turns(&self, row: &Row, round: usize) -> (usize, Duration, Duration) {
+        let fits = row.workers <= scenario::POOL;
+        match (row.scenario, targets::is_one(row)) {
+            (Scenario::Two, true) if fits && self.quick => (3, self.slice / 2, self.warm_up),
+            (Scenario::Two, true) if fits => (8, self.slice / 5, self.warm_up / 2),
             // A batch is some milliseconds: the slice is to hold a few.
-            Scenario::Batch => (1, 2 * self.slice, self.warm_up),
+            (Scenario::Batch, _) => (1, 2 * self.slice, self.warm_up),
+            (_, true) if !self.quick => (2, self.slice, self.warm_up),
+            (_, false) if !self.quick && round.is_multiple_of(2) => (0, self.slice, self.warm_up),
             _ => (1, self.slice, self.warm_up),
         }
     }
@@ -151,7 +154,7 @@ fn main() {
     for round in 1..=plan.rounds {
         // Whole rows in a new order, and the peers in a new order in each: what is compared is
         // near in time, and nobody is always behind the same neighbour.
-        let turns = |row: &Row| std::iter::repeat_n(*row, plan.turns(row).0);
+        let turns = |row: &Row| std::iter::repeat_n(*row, plan.turns(row, round).0);
         let mut shuffled: Vec<_> = rows.iter().flat_map(turns).collect();
         fastrand::shuffle(&mut shuffled);
         let slices = shuffled.into_iter().flat_map(|row| {
@@ -179,17 +182,24 @@ fn main() {
         false => String::new(),
     };
     let alone = Row { scenario: Scenario::Two, workers: 1, via: Via::Tcp };
-    let (turns, short, _) = plan.turns(&alone);
+    let (turns, short, _) = plan.turns(&alone, 1);
     let caption = format!(
-        "{}; load average before {}; {} run: {} rounds of {} ms a slice (two INCRs, 1/8 and 8/8: {} of {} ms), \
-         seed {}",
+        "{}; load average before {}; {} run: {} rounds of {} ms a slice ({}), seed {}",
         machine::describe(),
         load.map_or("unknown".to_owned(), |load| format!("{load:.1}")),
         if plan.quick { "quick" } else { "full" },
         plan.rounds,
         plan.slice.as_millis(),
-        turns * plan.rounds,
-        short.as_millis(),
+        format_args!(
+            "{} of {} ms for two INCRs, 1/8 and 8/8{}",
+            turns * plan.rounds,
+            short.as_millis(),
+            if plan.quick {
+                ""
+            } else {
+                "; two a round for other targets, one in two rounds for the rest"
+            }
+        ),
         plan.seed,
     );
     let targets = report::targets(&measured, &soak);
@@ -215,7 +225,7 @@ fn slice(
     let mut admin = server.admin();
     scenario::prepare(row, &mut admin);
     let crew = (peer.open)(server, runtime, row)?;
-    let (_, slice, warm_up) = plan.turns(row);
+    let (_, slice, warm_up) = plan.turns(row, 1);
     let measured = measure::measure(runtime, crew, warm_up, slice);
     Some(measured.and_then(|(sample, done)| {
         scenario::verify(row, &mut admin, done)?;
