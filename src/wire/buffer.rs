@@ -176,7 +176,9 @@ impl Buffer {
     }
 
     fn append(&mut self, depth: usize, check: bool, encode: impl FnOnce(&mut Vec<u8>)) -> u32 {
-        if self.has_room(depth) {
+        self.close_parts(depth);
+        if self.refusal.is_none() {
+            self.bytes.truncate(self.end);
             // May panic; then nobody has the identifier, and the next command gets it.
             encode(&mut self.bytes);
             self.keep(check);
@@ -186,16 +188,7 @@ impl Buffer {
         id
     }
 
-    // This and `keep` are the same for every command, and are there once.
-    #[inline(never)]
-    fn has_room(&mut self, depth: usize) -> bool {
-        self.close_parts(depth);
-        self.bytes.truncate(self.end);
-        self.refusal.is_none()
-    }
-
-    /// Keeps the command that was just encoded, or refuses it.
-    #[inline(never)]
+    /// Keeps the command that was just encoded, or refuses it. Not generic: it is there once.
     fn keep(&mut self, check: bool) {
         if self.commands >= self.limits.commands {
             self.refuse(Refusal::TooManyCommands { limit: self.limits.commands });

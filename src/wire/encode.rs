@@ -23,8 +23,7 @@ pub struct Args<'b> {
 }
 
 impl<'b> Args<'b> {
-    // This and `end` are the same for every command, and are there once.
-    #[inline(never)]
+    // This and `end` are not generic: they are there once, and not in every command.
     fn begin(bytes: &'b mut Vec<u8>, words: &[&str]) -> Self {
         let start = bytes.len();
         // Nearly every command has fewer than ten arguments, and then the header has this length.
@@ -36,7 +35,6 @@ impl<'b> Args<'b> {
         args
     }
 
-    #[inline(never)]
     fn end(self) {
         let Self { bytes, start, count } = self;
         if let Some(digit) = bytes.get_mut(start + 1)

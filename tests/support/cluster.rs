@@ -316,7 +316,7 @@ impl Cluster {
     /// Everybody agrees, every slot is served, every replica is in step.
     fn is_in_order(&self) {
         let running = self.running();
-        eventually(PATIENCE, "the cluster is in order", || {
+        let in_order = || {
             let mut owners = running.iter().map(|index| {
                 let info: String = self.ask(*index, &["CLUSTER", "INFO"]);
                 info.contains("cluster_state:ok").then(|| self.ids(*index))
@@ -328,7 +328,15 @@ impl Cluster {
                     server.info("role").as_deref() == Some("master")
                         || server.info("master_link_status").as_deref() == Some("up")
                 })
-        });
+        };
+        if try_for(PATIENCE, || in_order().then_some(())).is_none() {
+            let views = running.iter().map(|index| {
+                let nodes: String = self.ask(*index, &["CLUSTER", "NODES"]);
+                format!("node {index}:\n{nodes}")
+            });
+            let views: Vec<_> = views.collect();
+            panic!("not within {PATIENCE:?}: the cluster is in order\n{}", views.join("\n"));
+        }
     }
 
     /// Every master has an epoch of its own, which everybody knows. Else the new owner of a slot may
