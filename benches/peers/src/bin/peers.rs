@@ -118,7 +118,7 @@ impl Plan {
     fn turns(&self, row: &Row, round: usize) -> (usize, Duration, Duration) {
         let fits = row.workers <= scenario::POOL;
         match (row.scenario, targets::is_one(row)) {
-            (Scenario::Two, true) if fits && self.quick => (3, self.slice / 2, self.warm_up),
+            (Scenario::Two, true) if fits && self.quick => (2, self.slice / 2, self.warm_up / 2),
             (Scenario::Two, true) if fits => (8, self.slice / 5, self.warm_up / 2),
             // A batch is some milliseconds: the slice is to hold a few.
             (Scenario::Batch, _) => (1, 2 * self.slice, self.warm_up),
