@@ -71,14 +71,11 @@ pub(super) fn exchange(
                 Err(cause) => return Err(Lost::AfterExec(cause, Box::new(collector))),
             };
             match expect {
-                Expect::Multi => collector.multi(reply),
-                Expect::Queued => collector.queued(reply),
-                Expect::Exec => collector.exec(reply),
                 Expect::Plain => {
                     let value = reply.into_value();
                     acks = terms.durability.map(|wanted| wanted.acks(&value));
                 }
-                _ => {}
+                _ => collector.take(expect, reply),
             }
         }
     }

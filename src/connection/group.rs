@@ -30,14 +30,17 @@ pub(crate) fn lead(mut lease: Lease, own: &Job) -> Settled {
     parcels.pack(own);
     // Whoever is let go of here is told that nobody can say.
     members.retain(|member| member.with_job(|job| parcels.pack(job)).is_some());
-    let mut settled = exchange(&mut lease, &parcels).into_iter();
-    parcels.unpack(&mut lease);
+    let (settled, refusals) = exchange(&mut lease, &parcels);
+    let mut settled = settled.into_iter();
     let own = settled.next();
     for (member, settled) in members.into_iter().zip(settled) {
         member.settle(settled);
     }
+    // From here on a log may be written, which is the user's and may take its time.
+    refusals.iter().for_each(|code| lease.heed(code));
+    parcels.unpack(&mut lease);
     // Last: some of those who were just told will be waiting again by the time that the next
-    // leader runs, and travel with him.
+    // leader runs, and travel with him. A link that was lost is closed here.
     drop(lease);
     own.unwrap_or_else(Settled::abandoned)
 }
@@ -83,51 +86,52 @@ impl Parcels {
     }
 }
 
-/// One write and all its replies: what came of the jobs, in their order.
-fn exchange(lease: &mut Lease, parcels: &Parcels) -> Vec<Settled> {
+/// One write and all its replies: what came of the jobs, in their order, and the codes of what was
+/// refused.
+fn exchange(lease: &mut Lease, parcels: &Parcels) -> (Vec<Settled>, Vec<String>) {
     let Parcels { bytes, expected, jobs, unwatches } = parcels;
     let deadline = lease.response_deadline();
-    let Some(link) = lease.current() else { return Vec::new() };
     let mut settled = Vec::with_capacity(jobs.len());
-    let mut replies = Replies::new(link, deadline);
-    if let Err((left, cause)) = replies.link.send_counted(bytes, expected, deadline) {
+    let Some(link) = lease.current() else { return (settled, Vec::new()) };
+    let mut incoming = Incoming { link, deadline, lost: None, refusals: Vec::new() };
+    if let Err((left, cause)) = incoming.link.send_counted(bytes, expected, deadline) {
         settled.extend(jobs.iter().map(|(_, end)| {
             // The write that failed did not take its last byte.
             let left = *end <= left && *end < bytes.len();
             Settled::Broken(Broken { left, cause: cause.clone() })
         }));
-        replies.lost = Some(cause);
+        incoming.lost = Some(cause);
     } else {
         if *unwatches {
-            replies.next();
+            incoming.next();
         }
-        settled.extend(jobs.iter().map(|(what, _)| replies.of(*what)));
+        settled.extend(jobs.iter().map(|(what, _)| incoming.of(*what)));
     }
-    replies.conclude();
-    let Replies { lost, refusals, .. } = replies;
-    refusals.iter().for_each(|code| lease.heed(code));
-    if let Some(cause) = lost {
-        lease.found_dead(&cause);
+    let Incoming { link, lost, refusals, .. } = incoming;
+    if settled.iter().any(|settled| matches!(settled, Settled::Block(Verdict::Applied(_)))) {
+        link.wrote();
     }
-    settled
+    if settled.contains(&Settled::Block(Verdict::Nil)) {
+        // It watched something that nobody here asked for.
+        link.taint(Taint::LeftDirty);
+    }
+    match lost {
+        None => link.has_answered(),
+        // Before anybody is told, and tries again on another one.
+        Some(cause) => lease.distrust_others(&cause),
+    }
+    (settled, refusals)
 }
 
-/// The replies to one write, as long as they come.
-struct Replies<'l> {
+/// The replies to one write, as far as they come.
+struct Incoming<'l> {
     link: &'l mut Link,
     deadline: Deadline,
     lost: Option<LinkError>,
-    /// The codes of what was refused.
     refusals: Vec<String>,
-    wrote: bool,
-    nil: bool,
 }
 
-impl<'l> Replies<'l> {
-    fn new(link: &'l mut Link, deadline: Deadline) -> Self {
-        Self { link, deadline, lost: None, refusals: Vec::new(), wrote: false, nil: false }
-    }
-
+impl Incoming<'_> {
     fn next(&mut self) -> Option<Reply> {
         if self.lost.is_some() {
             return None;
@@ -149,7 +153,7 @@ impl<'l> Replies<'l> {
     fn of(&mut self, what: What) -> Settled {
         let settled = match what {
             What::Read => self.next().map(|reply| Settled::Read(reply.into_value())),
-            What::Block { commands } => match self.verdict(commands) {
+            What::Block { commands } => match self.verdict(what, commands) {
                 Verdict::Unknown if self.lost.is_some() => None,
                 verdict => Some(Settled::Block(verdict)),
             },
@@ -161,35 +165,14 @@ impl<'l> Replies<'l> {
     }
 
     /// What the replies that come prove of a block.
-    fn verdict(&mut self, commands: u32) -> Verdict {
+    fn verdict(&mut self, what: What, commands: u32) -> Verdict {
         let mut collector = Collector::new(commands, 0);
-        if let Some(reply) = self.next() {
-            collector.multi(reply);
+        for (expect, count) in what.expected() {
+            for _ in 0..count {
+                let Some(reply) = self.next() else { return collector.verdict() };
+                collector.take(expect, reply);
+            }
         }
-        for _ in 0..commands {
-            let Some(reply) = self.next() else { break };
-            collector.queued(reply);
-        }
-        if let Some(reply) = self.next() {
-            collector.exec(reply);
-        }
-        let verdict = collector.verdict();
-        self.wrote |= matches!(verdict, Verdict::Applied(_));
-        self.nil |= verdict == Verdict::Nil;
-        verdict
-    }
-
-    /// What they say of the link.
-    fn conclude(&mut self) {
-        if self.wrote {
-            self.link.wrote();
-        }
-        if self.nil {
-            // It watched something that nobody here asked for.
-            self.link.taint(Taint::LeftDirty);
-        }
-        if self.lost.is_none() {
-            self.link.has_answered();
-        }
+        collector.verdict()
     }
 }

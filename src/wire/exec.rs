@@ -7,6 +7,7 @@ use redis::Value;
 
 use super::command;
 use super::reply::Reply;
+use super::state::Expect;
 use crate::error::ServerError;
 
 /// What one reply position refused.
@@ -60,7 +61,7 @@ impl Collector {
     }
 
     /// MULTI's reply came behind the commands in one write.
-    pub(crate) fn multi(&mut self, reply: Reply) {
+    fn multi(&mut self, reply: Reply) {
         if let Reply::Value(Value::ServerError(error)) = reply {
             self.multi = Some(ServerError::from_reply(&error, false));
         }
@@ -83,8 +84,18 @@ impl Collector {
         }
     }
 
-    pub(crate) fn exec(&mut self, reply: Reply) {
+    fn exec(&mut self, reply: Reply) {
         self.exec = Some(reply.into_value());
+    }
+
+    /// The reply to what a transaction consists of; others are not its.
+    pub(crate) fn take(&mut self, expect: Expect, reply: Reply) {
+        match expect {
+            Expect::Multi => self.multi(reply),
+            Expect::Queued => self.queued(reply),
+            Expect::Exec => self.exec(reply),
+            _ => {}
+        }
     }
 
     /// The first refusal so far.

@@ -52,7 +52,7 @@ pub(crate) struct Broken {
     pub(crate) cause: LinkError,
 }
 
-// Shows how much, never what.
+/// Shows how much, never what.
 impl std::fmt::Debug for Job {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Job").field("what", &self.what).finish_non_exhaustive()

@@ -1,15 +1,20 @@
 //! A connection that dies under a group: who is known to be applied is told so, and nobody else.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rediscope::prelude::*;
 use rediscope::{Applied, CommitError, Error, SessionManager, TransactionOptions};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
+use tracing_subscriber::registry;
 
-use super::stage::{Stage, push};
+use super::stage::{Call, Stage, push};
 use crate::support::proxy::{Fault, Script, Trigger};
 use crate::support::server::Server;
+use crate::support::try_for;
 
 /// One word for what a caller was told.
 fn word(told: &Result<i64, Error>) -> &'static str {
@@ -51,6 +56,47 @@ fn a_group_whose_link_dies_between_two_answers_is_told_block_by_block() {
     assert_eq!(four(Trigger::BeforeReply(9), Fault::Cut), (told, 4));
     let told = ["applied", "applied", "applied", "in doubt"];
     assert_eq!(four(Trigger::InsideReply(12, 2), Fault::Cut), (told, 4));
+}
+
+/// The leader's log: what it is told of a connection keeps it until three others have their outcomes.
+struct Slow {
+    told: Arc<AtomicUsize>,
+    found: Arc<AtomicUsize>,
+}
+
+impl<S: Subscriber> Layer<S> for Slow {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        if event.metadata().target() == "rediscope::connection::manager" {
+            // Before they give up on whoever took them along, which is 4 × `response_timeout`.
+            let all = || (self.told.load(Ordering::SeqCst) == 3).then_some(());
+            let _: Option<()> = try_for(Duration::from_secs(2), all);
+            self.found.store(self.told.load(Ordering::SeqCst), Ordering::SeqCst);
+        }
+    }
+}
+
+#[test]
+fn a_leader_who_is_held_up_by_his_log_has_told_the_others() {
+    let stage = Stage::new();
+    let (told, found) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let slow = Slow { told: Arc::clone(&told), found: Arc::clone(&found) };
+    let leads: Call<'_, i64> = Box::new(move |handle| {
+        tracing::subscriber::with_default(registry().with(slow), || push(0)(handle))
+    });
+    let follows = |number| -> Call<'_, i64> {
+        let told = Arc::clone(&told);
+        Box::new(move |handle| {
+            let came = push(number)(handle);
+            told.fetch_add(1, Ordering::SeqCst);
+            came
+        })
+    };
+    let all = stage.at_once(vec![leads, follows(1), follows(2), follows(3)], || {
+        stage.proxy.arm(Script::from((Trigger::BeforeReply(9), Fault::Cut)).once());
+    });
+    let words: Vec<_> = all.iter().map(word).collect();
+    assert_eq!(words, ["applied", "applied", "in doubt", "in doubt"]);
+    assert_eq!(found.load(Ordering::SeqCst), 3, "told while the leader was held up");
 }
 
 #[test]

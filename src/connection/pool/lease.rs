@@ -100,6 +100,13 @@ impl Lease {
 
     /// The link was found dead: closes it, and draws the conclusions for the others.
     pub(crate) fn found_dead(&mut self, cause: &LinkError) {
+        self.distrust_others(cause);
+        // Its state says why, and has_broken reads it.
+        self.link = None;
+    }
+
+    /// What its death says of the others. Nothing of the user's runs here.
+    pub(crate) fn distrust_others(&self, cause: &LinkError) {
         let inner = &self.permit.pool.inner;
         let now = inner.stamp(Instant::now());
         inner.distrusted_before.fetch_max(now, Ordering::AcqRel);
@@ -108,8 +115,6 @@ impl Lease {
         }
         // Where sentinels know the master, they are asked before the next one is opened.
         inner.endpoint.doubt();
-        // Its state says why, and has_broken reads it.
-        self.link = None;
     }
 
     /// The link is alive and can be used no more, as its state says: closes it.
