@@ -64,22 +64,17 @@ pub(super) fn exchange(
         });
     }
     let mut acks = None;
-    for (expect, count) in expected {
-        for _ in 0..count {
-            let reply = match link.receive(deadline) {
-                Ok(reply) => reply,
-                Err(cause) => return Err(Lost::AfterExec(cause, Box::new(collector))),
-            };
-            match expect {
-                Expect::Plain => {
-                    let value = reply.into_value();
-                    acks = terms.durability.map(|wanted| wanted.acks(&value));
-                }
-                _ => collector.take(expect, reply),
-            }
+    let came = link.receive_each(&expected, deadline, |expect, reply| match expect {
+        Expect::Plain => {
+            let value = reply.into_value();
+            acks = terms.durability.map(|wanted| wanted.acks(&value));
         }
+        _ => collector.take(expect, reply),
+    });
+    match came {
+        Ok(()) => Ok(Answers { collector, acks }),
+        Err(cause) => Err(Lost::AfterExec(cause, Box::new(collector))),
     }
-    Ok(Answers { collector, acks })
 }
 
 /// What is sent around EXEC for the transaction's terms.
@@ -130,11 +125,10 @@ pub(super) fn queue(
 ) -> (Collector, Result<(), LinkError>) {
     let (commands, unsent) = (buffer.commands(), buffer.unsent());
     let mut collector = Collector::new(commands, commands - unsent);
-    let mut answered = link.send(buffer.body(), &[(Expect::Queued, unsent)], deadline);
-    for _ in 0..unsent {
-        let Ok(()) = answered else { break };
-        answered = link.receive(deadline).map(|reply| collector.queued(reply));
-    }
+    let expected = [(Expect::Queued, unsent)];
+    let answered = link.send(buffer.body(), &expected, deadline).and_then(|()| {
+        link.receive_each(&expected, deadline, |expect, reply| collector.take(expect, reply))
+    });
     if answered.is_ok() {
         link.has_answered();
     }

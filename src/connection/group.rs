@@ -102,9 +102,7 @@ fn exchange(lease: &mut Lease, parcels: &Parcels) -> (Vec<Settled>, Vec<String>)
         }));
         incoming.lost = Some(cause);
     } else {
-        if *unwatches {
-            incoming.next();
-        }
+        incoming.read(&[(Expect::Unwatch, u32::from(*unwatches))], |_, _| {});
         settled.extend(jobs.iter().map(|(what, _)| incoming.of(*what)));
     }
     let Incoming { link, lost, refusals, .. } = incoming;
@@ -132,47 +130,39 @@ struct Incoming<'l> {
 }
 
 impl Incoming<'_> {
-    fn next(&mut self) -> Option<Reply> {
+    /// Hands out the replies that come.
+    fn read(&mut self, expected: &[(Expect, u32)], mut take: impl FnMut(Expect, Reply)) {
         if self.lost.is_some() {
-            return None;
+            return;
         }
-        match self.link.receive(self.deadline) {
-            Ok(reply) => {
-                if let Reply::Value(Value::ServerError(error)) = &reply {
-                    self.refusals.push(error.code().to_owned());
-                }
-                Some(reply)
+        let came = self.link.receive_each(expected, self.deadline, |expect, reply| {
+            if let Reply::Value(Value::ServerError(error)) = &reply {
+                self.refusals.push(error.code().to_owned());
             }
-            Err(cause) => {
-                self.lost = Some(cause);
-                None
-            }
-        }
+            take(expect, reply);
+        });
+        self.lost = came.err();
     }
 
     fn of(&mut self, what: What) -> Settled {
         let settled = match what {
-            What::Read => self.next().map(|reply| Settled::Read(reply.into_value())),
-            What::Block { commands } => match self.verdict(what, commands) {
-                Verdict::Unknown if self.lost.is_some() => None,
-                verdict => Some(Settled::Block(verdict)),
-            },
+            What::Read => {
+                let mut read = None;
+                self.read(&what.expected(), |_, reply| read = Some(reply.into_value()));
+                read.map(Settled::Read)
+            }
+            What::Block { commands } => {
+                let mut collector = Collector::new(commands, 0);
+                self.read(&what.expected(), |expect, reply| collector.take(expect, reply));
+                match collector.verdict() {
+                    Verdict::Unknown if self.lost.is_some() => None,
+                    verdict => Some(Settled::Block(verdict)),
+                }
+            }
         };
         settled.unwrap_or_else(|| match &self.lost {
             Some(cause) => Settled::Broken(Broken { left: true, cause: cause.clone() }),
             None => Settled::abandoned(),
         })
-    }
-
-    /// What the replies that come prove of a block.
-    fn verdict(&mut self, what: What, commands: u32) -> Verdict {
-        let mut collector = Collector::new(commands, 0);
-        for (expect, count) in what.expected() {
-            for _ in 0..count {
-                let Some(reply) = self.next() else { return collector.verdict() };
-                collector.take(expect, reply);
-            }
-        }
-        collector.verdict()
     }
 }

@@ -217,14 +217,38 @@ impl Link {
 
     /// Reads the next reply. A server's error is a reply like any other.
     pub(crate) fn receive(&mut self, deadline: Deadline) -> Result<Reply, LinkError> {
-        let reply = self.transport.receive(deadline).map_err(|error| self.broken(error))?;
+        self.receive_up_to(1, deadline)
+    }
+
+    /// The same; where each says that a command was queued, up to `most` of them.
+    fn receive_up_to(&mut self, most: u32, deadline: Deadline) -> Result<Reply, LinkError> {
+        let most = most.min(self.state.queueing());
+        let reply = self.transport.receive(most, deadline).map_err(|error| self.broken(error))?;
         if self.state.reply(&reply) == Proof::Surprise {
             return Err(LinkError::unexpected("a reply that cannot stand where it came"));
         }
         Ok(reply)
     }
 
-    /// The same, as redis-rs has it.
+    /// Reads so many replies, as long as they come, and hands each out with what it answers.
+    pub(crate) fn receive_each(
+        &mut self,
+        expected: &[(Expect, u32)],
+        deadline: Deadline,
+        mut take: impl FnMut(Expect, Reply),
+    ) -> Result<(), LinkError> {
+        for (expect, count) in expected {
+            let mut left = *count;
+            while left > 0 {
+                let reply = self.receive_up_to(left, deadline)?;
+                left = left.saturating_sub(reply.count());
+                take(*expect, reply);
+            }
+        }
+        Ok(())
+    }
+
+    /// The next one as redis-rs has it.
     pub(crate) fn value(&mut self, deadline: Deadline) -> Result<Value, LinkError> {
         self.receive(deadline).map(Reply::into_value)
     }

@@ -74,11 +74,12 @@ impl Transport {
         Ok(())
     }
 
-    /// The next reply. What the server pushes is passed over.
-    pub(crate) fn receive(&mut self, deadline: Deadline) -> Result<Reply, LinkError> {
+    /// The next reply, or up to `most` of them where each says QUEUED. What the server pushes is
+    /// passed over.
+    pub(crate) fn receive(&mut self, most: u32, deadline: Deadline) -> Result<Reply, LinkError> {
         loop {
             if let Kind::Socket(_, parser) = &mut self.kind
-                && let Some(reply) = parser.next().map_err(malformed)?
+                && let Some(reply) = parser.next(most).map_err(malformed)?
             {
                 return Ok(reply);
             }

@@ -10,6 +10,7 @@ use redis::Cmd;
 use super::command::{self, Place, Requests};
 use super::encode::{self, Args, EXEC, MULTI, UNWATCH};
 use super::group;
+use super::head::Head;
 use super::keys::{self, Keyed};
 use super::slot::Binding;
 use super::spread;
@@ -160,13 +161,11 @@ impl Buffer {
     pub(crate) fn push(
         &mut self,
         depth: usize,
-        words: &[&str],
+        head: &Head,
         args: impl FnOnce(&mut Args<'_>),
     ) -> u32 {
-        // Only these can ask to block; every other table command is known to be allowed.
-        let check = matches!(words.first(), Some(&("XREAD" | "XREADGROUP")));
-        self.alone = self.alone || !group::may_join(words);
-        self.append(depth, check, |bytes| encode::command(bytes, words, args))
+        self.alone |= !head.joins();
+        self.append(depth, head.may_block(), |bytes| encode::entry(bytes, head, args))
     }
 
     /// The same for a command that the caller built.

@@ -6,6 +6,8 @@ use std::io;
 
 use redis::{RedisWrite, ToRedisArgs};
 
+use super::head::Head;
+
 pub(crate) const MULTI: &[u8] = b"*1\r\n$5\r\nMULTI\r\n";
 pub(crate) const EXEC: &[u8] = b"*1\r\n$4\r\nEXEC\r\n";
 pub(crate) const DISCARD: &[u8] = b"*1\r\n$7\r\nDISCARD\r\n";
@@ -23,17 +25,13 @@ pub struct Args<'b> {
 }
 
 impl<'b> Args<'b> {
-    // This and `end` are not generic: they are there once, and not in every command.
-    fn begin(bytes: &'b mut Vec<u8>, words: &[&str]) -> Self {
+    fn begin(bytes: &'b mut Vec<u8>, head: &Head) -> Self {
         let start = bytes.len();
-        // Nearly every command has fewer than ten arguments, and then the header has this length.
-        bytes.extend_from_slice(b"*0\r\n");
-        let mut args = Self { bytes, start, count: 0 };
-        for word in words {
-            args.write_arg(word.as_bytes());
-        }
-        args
+        bytes.extend_from_slice(head.bytes());
+        Self { bytes, start, count: head.words() }
     }
+
+    // Not generic: it is there once, and not in every command.
 
     fn end(self) {
         let Self { bytes, start, count } = self;
@@ -67,7 +65,15 @@ impl RedisWrite for Args<'_> {
         self.count += 1;
         // Room for the header too, so that none of these looks for it again.
         self.bytes.reserve(arg.len() + 32);
-        header(self.bytes, b'$', arg.len());
+        let digit = |number: usize| b'0' + number as u8;
+        match arg.len() {
+            len @ 0..10 => self.bytes.extend_from_slice(&[b'$', digit(len), b'\r', b'\n']),
+            len @ 10..100 => {
+                let line = [b'$', digit(len / 10), digit(len % 10), b'\r', b'\n'];
+                self.bytes.extend_from_slice(&line);
+            }
+            len => header(self.bytes, b'$', len),
+        }
         self.bytes.extend_from_slice(arg);
         self.bytes.extend_from_slice(b"\r\n");
     }
@@ -101,9 +107,6 @@ impl io::Write for Pending<'_, '_> {
 }
 
 fn header(bytes: &mut Vec<u8>, mark: u8, mut number: usize) {
-    if number < 10 {
-        return bytes.extend_from_slice(&[mark, b'0' + number as u8, b'\r', b'\n']);
-    }
     let mut digits = [0_u8; 20];
     let mut used = 0;
     for digit in digits.iter_mut().rev() {
@@ -121,7 +124,12 @@ fn header(bytes: &mut Vec<u8>, mark: u8, mut number: usize) {
 
 /// Appends one whole command: its words, then what `args` writes.
 pub(crate) fn command(bytes: &mut Vec<u8>, words: &[&str], args: impl FnOnce(&mut Args<'_>)) {
-    let mut writer = Args::begin(bytes, words);
+    entry(bytes, &Head::new(words), args);
+}
+
+/// The same for a command whose words are encoded already.
+pub(super) fn entry(bytes: &mut Vec<u8>, head: &Head, args: impl FnOnce(&mut Args<'_>)) {
+    let mut writer = Args::begin(bytes, head);
     args(&mut writer);
     writer.end();
 }

@@ -68,9 +68,9 @@ impl Collector {
     }
 
     /// A command's reply.
-    pub(crate) fn queued(&mut self, reply: Reply) {
+    fn queued(&mut self, reply: Reply) {
         let index = self.seen;
-        self.seen += 1;
+        self.seen += reply.count();
         if self.multi.is_some() {
             self.bare.push(reply.into_value());
         } else if let Reply::Value(Value::ServerError(error)) = &reply {
@@ -80,7 +80,10 @@ impl Collector {
                 error: ServerError::from_reply(error, false),
             });
         } else {
-            debug_assert_eq!(reply, Reply::Queued, "the link's state lets nothing else through");
+            debug_assert!(
+                matches!(reply, Reply::Queued(_)),
+                "the link's state lets nothing else through"
+            );
         }
     }
 

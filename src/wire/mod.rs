@@ -12,6 +12,7 @@ pub(crate) mod encode;
 pub(crate) mod exec;
 pub(crate) mod fence;
 pub(crate) mod group;
+pub(crate) mod head;
 pub(crate) mod held;
 pub(crate) mod hello;
 pub(crate) mod keys;

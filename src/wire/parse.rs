@@ -61,7 +61,6 @@ struct Long {
 }
 
 enum Token {
-    Queued,
     Value(Value),
     Open(Shape, usize),
 }
@@ -94,13 +93,31 @@ impl Parser {
         self.start == self.end && self.open.is_empty() && self.long.is_none()
     }
 
-    /// The next whole reply, if it has come. After an error nothing is to be understood any more.
-    pub(crate) fn next(&mut self) -> Result<Option<Reply>, Malformed> {
+    /// The next whole reply, if it has come: several QUEUED are one, `most` at once. After an error
+    /// nothing is to be understood any more.
+    pub(crate) fn next(&mut self, most: u32) -> Result<Option<Reply>, Malformed> {
+        match self.queued(most) {
+            0 => self.whole(),
+            count => Ok(Some(Reply::Queued(count))),
+        }
+    }
+
+    /// Takes as many QUEUED as come next, which is most of what a transaction is answered.
+    fn queued(&mut self, most: u32) -> u32 {
+        if !self.open.is_empty() || self.long.is_some() {
+            return 0;
+        }
+        let came = self.room.get(self.start..self.end).unwrap_or_default();
+        let lines = came.chunks_exact(QUEUED.len()).take(most as usize);
+        let count = lines.take_while(|line| *line == QUEUED).count();
+        self.start += count * QUEUED.len();
+        count as u32
+    }
+
+    fn whole(&mut self) -> Result<Option<Reply>, Malformed> {
         loop {
             let mut value = match self.token()? {
                 None => return Ok(None),
-                Some(Token::Queued) if self.open.is_empty() => return Ok(Some(Reply::Queued)),
-                Some(Token::Queued) => Reply::Queued.into_value(),
                 Some(Token::Value(value)) => value,
                 Some(Token::Open(shape, 0)) => match shape.closed(Vec::new()) {
                     Some(value) => value,
@@ -117,7 +134,7 @@ impl Parser {
             };
             loop {
                 let Some(open) = self.open.last_mut() else {
-                    return Ok(Some(Reply::Value(value)));
+                    return Ok(Some(Reply::from(value)));
                 };
                 open.items.push(value);
                 open.left -= 1;
@@ -146,15 +163,17 @@ impl Parser {
             };
         }
         let came = self.room.get(self.start..self.end).unwrap_or_default();
-        // Most of what a transaction is answered.
-        if came.starts_with(QUEUED) {
-            self.start += QUEUED.len();
-            return Ok(Some(Token::Queued));
+        // What nearly every element is, or begins with.
+        if let [mark @ (b':' | b'$' | b'*'), text @ ..] = came
+            && let Some((number, line)) = digits(text)
+        {
+            let (mark, taken) = (*mark, 1 + line);
+            return self.counted(mark, number, taken);
         }
         let Some(length) = end_of_line(came) else {
             return if came.len() < LONGEST_LINE { Ok(None) } else { Err(Malformed) };
         };
-        let (line, behind) = came.split_at(length + 2);
+        let line = came.get(..length + 2).unwrap_or_default();
         let [mark, text @ .., b'\r', b'\n'] = line else { return Err(Malformed) };
         let (mark, taken) = (*mark, line.len());
         let token = match mark {
@@ -162,41 +181,10 @@ impl Parser {
                 b"OK" => Token::Value(Value::Okay),
                 _ => Token::Value(Value::SimpleString(utf8(text)?.to_owned())),
             },
-            b':' => Token::Value(Value::Int(number(text)?)),
-            b'$' | b'=' | b'!' => match usize::try_from(number(text)?) {
-                // Only the first of them has it in the protocol.
-                Err(_) if mark != b'$' => return Err(Malformed),
-                Err(_) => Token::Value(Value::Nil),
-                Ok(length) => {
-                    let whole = length.checked_add(2).ok_or(Malformed)?;
-                    let Some(bytes) = behind.get(..whole) else {
-                        if taken + whole > ROOM {
-                            self.start += taken;
-                            let bytes = Vec::with_capacity(whole.min(ROOM));
-                            self.long = Some(Long { mark, bytes, left: whole });
-                            return self.token();
-                        }
-                        return Ok(None);
-                    };
-                    let token = match bytes {
-                        [text @ .., b'\r', b'\n'] if mark == b'$' => {
-                            Token::Value(Value::BulkString(text.to_vec()))
-                        }
-                        _ => string(mark, bytes.to_vec())?,
-                    };
-                    self.start += taken + whole;
-                    return Ok(Some(token));
-                }
-            },
-            b'*' | b'~' | b'%' | b'>' | b'|' => match usize::try_from(number(text)?) {
-                Err(_) => Token::Value(Value::Nil),
-                Ok(length) => {
-                    let shape = Shape::of(mark);
-                    let pairs = matches!(shape, Shape::Map | Shape::Attribute);
-                    let length = if pairs { length.checked_mul(2) } else { Some(length) };
-                    Token::Open(shape, length.ok_or(Malformed)?)
-                }
-            },
+            b':' | b'$' | b'=' | b'!' | b'*' | b'~' | b'%' | b'>' | b'|' => {
+                let number = number(text)?;
+                return self.counted(mark, number, taken);
+            }
             b'_' => Token::Value(Value::Nil),
             b'#' => Token::Value(Value::Boolean(match text {
                 b"t" => true,
@@ -208,6 +196,53 @@ impl Parser {
             _ => return Err(Malformed),
         };
         self.start += taken;
+        Ok(Some(token))
+    }
+
+    /// What a line of so many bytes begins that says no more than a number.
+    fn counted(&mut self, mark: u8, number: i64, taken: usize) -> Result<Option<Token>, Malformed> {
+        let token = match (mark, usize::try_from(number)) {
+            (b':', _) => Token::Value(Value::Int(number)),
+            (b'$' | b'=' | b'!', Ok(length)) => return self.string(mark, length, taken),
+            // These have no nil in the protocol.
+            (b'=' | b'!', Err(_)) => return Err(Malformed),
+            (_, Err(_)) => Token::Value(Value::Nil),
+            (_, Ok(length)) => {
+                let shape = Shape::of(mark);
+                let pairs = matches!(shape, Shape::Map | Shape::Attribute);
+                let length = if pairs { length.checked_mul(2) } else { Some(length) };
+                Token::Open(shape, length.ok_or(Malformed)?)
+            }
+        };
+        self.start += taken;
+        Ok(Some(token))
+    }
+
+    /// A string of this length, whose first line has so many bytes.
+    fn string(
+        &mut self,
+        mark: u8,
+        length: usize,
+        taken: usize,
+    ) -> Result<Option<Token>, Malformed> {
+        let whole = length.checked_add(2).ok_or(Malformed)?;
+        let came = self.room.get(self.start + taken..self.end).unwrap_or_default();
+        let Some(bytes) = came.get(..whole) else {
+            if taken + whole > ROOM {
+                self.start += taken;
+                let bytes = Vec::with_capacity(whole.min(ROOM));
+                self.long = Some(Long { mark, bytes, left: whole });
+                return self.token();
+            }
+            return Ok(None);
+        };
+        let token = match bytes {
+            [text @ .., b'\r', b'\n'] if mark == b'$' => {
+                Token::Value(Value::BulkString(text.to_vec()))
+            }
+            _ => string(mark, bytes.to_vec())?,
+        };
+        self.start += taken + whole;
         Ok(Some(token))
     }
 }
@@ -274,11 +309,24 @@ fn utf8(text: &[u8]) -> Result<&str, Malformed> {
     std::str::from_utf8(text).map_err(|_| Malformed)
 }
 
-fn number(text: &[u8]) -> Result<i64, Malformed> {
+/// A number and the end of its line, where both are there and nothing is unusual about either: its
+/// value, and how many bytes that is.
+fn digits(text: &[u8]) -> Option<(i64, usize)> {
+    let mut number = 0;
     // Eighteen digits fit whatever they are.
-    if (1..=18).contains(&text.len()) && text.iter().all(u8::is_ascii_digit) {
-        return Ok(text.iter().fold(0, |number, digit| 10 * number + i64::from(digit - b'0')));
+    for (at, byte) in text.iter().enumerate().take(19) {
+        match byte.wrapping_sub(b'0') {
+            digit @ 0..=9 if at < 18 => number = 10 * number + i64::from(digit),
+            _ => {
+                let ends = at > 0 && text.get(at..at + 2) == Some(b"\r\n");
+                return ends.then_some((number, at + 2));
+            }
+        }
     }
+    None
+}
+
+fn number(text: &[u8]) -> Result<i64, Malformed> {
     utf8(text)?.trim().parse().map_err(|_| Malformed)
 }
 

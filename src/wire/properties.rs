@@ -10,6 +10,7 @@ use redis::{RedisWrite, ToRedisArgs};
 
 use super::buffer::{Buffer, Limits, Start};
 use super::encode::Args;
+use super::head::Head;
 
 const PROGRAMS: u32 = 12_000;
 const LIMITS: Limits = Limits { commands: 10_000, bytes: 1 << 24 };
@@ -175,7 +176,8 @@ impl Run {
         match node {
             Node::Table(words, args) => {
                 let words: Vec<_> = words.iter().map(String::as_str).collect();
-                let id = buffer.push(depth, &words, |out| args.iter().for_each(|a| a.write(out)));
+                let id = buffer
+                    .push(depth, &Head::new(&words), |out| args.iter().for_each(|a| a.write(out)));
                 let mut line: Vec<_> = words.iter().map(|word| word.as_bytes().to_vec()).collect();
                 line.extend(args.iter().flat_map(Arg::encoded));
                 prop_assert_eq!(id, expected.command(line));
@@ -194,7 +196,7 @@ impl Run {
             }
             Node::Panics(args) => {
                 let push = || {
-                    buffer.push(depth, &["SET"], |out| {
+                    buffer.push(depth, &Head::new(&["SET"]), |out| {
                         out.arg(args).arg(Unencodable);
                     })
                 };

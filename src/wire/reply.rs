@@ -4,18 +4,27 @@
 
 use redis::Value;
 
-/// One reply of the server's.
+/// One reply of the server's, or several of which each said QUEUED.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Reply {
-    Queued,
+    /// So many in a row.
+    Queued(u32),
     Value(Value),
 }
 
 impl Reply {
+    /// How many replies it stands for.
+    pub(crate) fn count(&self) -> u32 {
+        match self {
+            Self::Queued(count) => *count,
+            Self::Value(_) => 1,
+        }
+    }
+
     /// As redis-rs has it.
     pub(crate) fn into_value(self) -> Value {
         match self {
-            Self::Queued => Value::SimpleString("QUEUED".to_owned()),
+            Self::Queued(_) => Value::SimpleString("QUEUED".to_owned()),
             Self::Value(value) => value,
         }
     }
@@ -32,7 +41,7 @@ impl Reply {
 impl From<Value> for Reply {
     fn from(value: Value) -> Self {
         match value {
-            Value::SimpleString(text) if text == "QUEUED" => Self::Queued,
+            Value::SimpleString(text) if text == "QUEUED" => Self::Queued(1),
             value => Self::Value(value),
         }
     }

@@ -72,15 +72,24 @@ impl State {
         }
     }
 
-    /// A reply came.
+    /// How many of the next replies may say QUEUED in a row and be taken for one.
+    pub(crate) fn queueing(&self) -> u32 {
+        match self.awaited.front() {
+            Some((Expect::Queued, count)) if self.multi => *count,
+            _ => 1,
+        }
+    }
+
+    /// A reply came, or several of which each says QUEUED.
     pub(crate) fn reply(&mut self, reply: &Reply) -> Proof {
-        let Some((expect, count)) = self.awaited.front_mut() else {
+        let Some((expect, awaited)) = self.awaited.front_mut() else {
             return self.surprise();
         };
         let expect = *expect;
-        *count -= 1;
-        if *count == 0 {
-            self.awaited.pop_front();
+        match awaited.checked_sub(reply.count()) {
+            None => return self.surprise(),
+            Some(0) => _ = self.awaited.pop_front(),
+            Some(left) => *awaited = left,
         }
         let (refused, okay) = (reply.is_refused(), reply.is_okay());
         match expect {
@@ -122,7 +131,7 @@ impl State {
                 self.taint(Taint::LeftDirty);
                 Proof::Understood
             }
-            Expect::Queued if refused || *reply == Reply::Queued => Proof::Understood,
+            Expect::Queued if refused || matches!(reply, Reply::Queued(_)) => Proof::Understood,
             // A server that does not know EXEC has refused it and is still in MULTI.
             Expect::Exec if refused && !says_discarded(reply) => {
                 self.taint(Taint::LeftDirty);
@@ -252,5 +261,26 @@ mod tests {
         assert_eq!(after(&bare).tainted(), Some(Taint::Protocol));
         let mut state = State::default();
         assert_eq!(state.reply(&Reply::Value(Value::Okay)), Proof::Surprise);
+    }
+
+    #[test]
+    fn several_are_taken_for_one_only_as_far_as_they_are_awaited_in_multi() {
+        let mut state = State::default();
+        state.sending(Expect::Multi, 1);
+        state.sending(Expect::Queued, 5);
+        state.sending(Expect::Exec, 1);
+        assert_eq!(state.queueing(), 1);
+        state.reply(&Reply::Value(Value::Okay));
+        assert_eq!(state.queueing(), 5);
+        assert_eq!(state.reply(&Reply::Queued(3)), Proof::Understood);
+        assert_eq!(state.queueing(), 2);
+        assert_eq!(state.reply(&Reply::Queued(3)), Proof::Surprise);
+        // MULTI was refused: each command answers for itself.
+        let mut state = State::default();
+        state.sending(Expect::Multi, 1);
+        state.sending(Expect::Queued, 5);
+        let refusal = redis::parse_redis_value(b"-NOPERM no\r\n").unwrap();
+        state.reply(&Reply::Value(refusal));
+        assert_eq!(state.queueing(), 1);
     }
 }

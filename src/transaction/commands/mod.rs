@@ -170,6 +170,7 @@ pub(crate) mod sealed {
     use crate::reply::Queued;
     use crate::wire::buffer::Buffer;
     use crate::wire::encode::Args;
+    use crate::wire::head::Head;
 
     /// What queues: a block, a transaction, a savepoint, or a mutable reference to one.
     // Said of a method call; of a bound the compiler says what `QueueCommands` has to say.
@@ -186,12 +187,12 @@ pub(crate) mod sealed {
         fn queued(&mut self) {}
 
         /// Queues one command of the table.
-        fn put<T>(&mut self, words: &[&str], args: impl FnOnce(&mut Args<'_>)) -> Queued<T>
+        fn put<T>(&mut self, head: &Head, args: impl FnOnce(&mut Args<'_>)) -> Queued<T>
         where
             Self: Sized,
         {
             let (buffer, depth) = self.target();
-            let handle = Queued::new(buffer.transaction(), buffer.push(depth, words, args));
+            let handle = Queued::new(buffer.transaction(), buffer.push(depth, head, args));
             self.queued();
             handle
         }

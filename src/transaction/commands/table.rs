@@ -58,7 +58,9 @@ macro_rules! command_table {
             &mut self $(, $arg: $type)*
         ) -> $crate::reply::Queued<$reply> {
             self.put(
-                $(if $condition { &[$other] } else)? { &[$word $(, $more)*] },
+                $(if $condition { const { &$crate::wire::head::Head::new(&[$other]) } } else)? {
+                    const { &$crate::wire::head::Head::new(&[$word $(, $more)*]) }
+                },
                 |args| { let _ = args $(.arg($value))*; },
             )
         }

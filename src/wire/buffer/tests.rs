@@ -11,12 +11,12 @@ fn buffer() -> Buffer {
 #[test]
 fn a_transaction_is_encoded_as_one_run_of_requests() {
     let mut buffer = buffer();
-    buffer.push(0, &["SET"], |args| {
+    buffer.push(0, &Head::new(&["SET"]), |args| {
         args.arg("key").arg(42);
     });
     let mut many = vec!["MSET".to_owned()];
     many.extend((0..14).map(|n| n.to_string()));
-    buffer.push(0, &["MSET"], |args| {
+    buffer.push(0, &Head::new(&["MSET"]), |args| {
         args.arg(many.get(1..).unwrap());
     });
     let sent: Vec<_> = Requests::new(buffer.closed(Start::Multi, b"", b"").bytes)
@@ -44,7 +44,7 @@ fn a_transaction_is_encoded_as_one_run_of_requests() {
 fn a_forgotten_part_leaves_holes_and_nothing_else() {
     let mut buffer = buffer();
     let set = |buffer: &mut Buffer, depth| {
-        buffer.push(depth, &["SET"], |args| {
+        buffer.push(depth, &Head::new(&["SET"]), |args| {
             args.arg("k").arg("v");
         })
     };
@@ -64,8 +64,8 @@ fn a_forgotten_part_leaves_holes_and_nothing_else() {
 fn a_part_nobody_closed_is_forgotten_at_the_next_use_of_its_parent() {
     let mut buffer = buffer();
     let outer = buffer.open_part(0);
-    buffer.push(outer, &["SET"], |_| {});
-    buffer.push(0, &["GET"], |_| {});
+    buffer.push(outer, &Head::new(&["SET"]), |_| {});
+    buffer.push(0, &Head::new(&["GET"]), |_| {});
     assert_eq!(buffer.commands(), 1);
     assert_eq!(buffer.name(0).unwrap(), "GET");
 }
@@ -84,7 +84,7 @@ fn a_refused_command_goes_with_the_part_it_was_in() {
 fn a_panic_while_encoding_leaves_no_half_command() {
     let mut buffer = buffer();
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        buffer.push(0, &["SET"], |args| {
+        buffer.push(0, &Head::new(&["SET"]), |args| {
             args.arg("k");
             panic!("an argument type that cannot be encoded");
         })
@@ -100,10 +100,10 @@ fn a_panic_while_encoding_leaves_no_half_command() {
 #[test]
 fn names_of_flushed_commands_are_kept() {
     let mut buffer = buffer();
-    buffer.push(0, &["SET"], |_| {});
-    buffer.push(0, &["GET"], |_| {});
+    buffer.push(0, &Head::new(&["SET"]), |_| {});
+    buffer.push(0, &Head::new(&["GET"]), |_| {});
     buffer.flushed();
-    buffer.push(0, &["INCR"], |_| {});
+    buffer.push(0, &Head::new(&["INCR"]), |_| {});
     let names: Vec<_> = (0..4).map(|index| buffer.name(index)).collect();
     assert_eq!(names, [Some("SET".into()), Some("GET".into()), Some("INCR".into()), None]);
 }
@@ -112,11 +112,11 @@ fn names_of_flushed_commands_are_kept() {
 fn limits_are_kept() {
     let mut buffer = Buffer::new(1, Limits { commands: 2, bytes: 100 }, Vec::new());
     for _ in 0..3 {
-        buffer.push(0, &["PING"], |_| {});
+        buffer.push(0, &Head::new(&["PING"]), |_| {});
     }
     assert_eq!(buffer.refusal(), Some(&Refusal::TooManyCommands { limit: 2 }));
     let mut buffer = Buffer::new(1, Limits { commands: 2, bytes: 100 }, Vec::new());
-    buffer.push(0, &["SET"], |args| {
+    buffer.push(0, &Head::new(&["SET"]), |args| {
         args.arg("k").arg(&[0_u8; 200][..]);
     });
     assert_eq!(buffer.refusal(), Some(&Refusal::TooManyBytes { limit: 100 }));

@@ -94,8 +94,8 @@ impl Node {
     }
 }
 
-/// Whatever `pieces` make of `bytes`, cut where `cuts` say.
-fn parsed(bytes: &[u8], cuts: &[usize]) -> Result<Vec<Value>, Malformed> {
+/// What comes of `bytes`, cut where `cuts` say; so many QUEUED are asked for at once.
+fn parsed(bytes: &[u8], cuts: &[usize], most: u32) -> Result<Vec<Value>, Malformed> {
     let mut parser = Parser::default();
     let mut values = Vec::new();
     let mut cuts = cuts.iter().cycle();
@@ -107,8 +107,10 @@ fn parsed(bytes: &[u8], cuts: &[usize]) -> Result<Vec<Value>, Malformed> {
         room[..length].copy_from_slice(piece);
         parser.filled(length);
         rest = behind;
-        while let Some(reply) = parser.next()? {
-            values.push(reply.into_value());
+        while let Some(reply) = parser.next(most)? {
+            assert!((1..=most).contains(&reply.count()), "{reply:?} of {most}");
+            let times = reply.count() as usize;
+            values.extend(std::iter::repeat_n(reply.into_value(), times));
         }
     }
     assert!(parser.is_empty(), "{parser:?}");
@@ -127,7 +129,11 @@ proptest! {
     fn replies_in_pieces_are_what_another_parser_makes_of_the_whole(
         nodes in prop::collection::vec((node(), any::<bool>()), 1..5),
         cuts in prop::collection::vec(prop_oneof![1..8_usize, 1..40_000_usize], 1..8),
+        queued in 0..6_usize,
+        most in 1..5_u32,
     ) {
+        let line = || (Node::Line(b'+', "QUEUED".into()), false);
+        let nodes: Vec<_> = std::iter::repeat_with(line).take(queued).chain(nodes).collect();
         let mut bytes = Vec::new();
         for (node, pushed) in &nodes {
             if *pushed {
@@ -137,7 +143,7 @@ proptest! {
             }
             node.write(&mut bytes, true);
         }
-        let ours = parsed(&bytes, &cuts).unwrap();
+        let ours = parsed(&bytes, &cuts, most).unwrap();
         prop_assert_eq!(ours.len(), nodes.len());
         for (ours, (node, _)) in ours.iter().zip(&nodes) {
             let theirs = redis::parse_redis_value(&node.bytes(false)).unwrap();
@@ -155,7 +161,7 @@ proptest! {
         let mut parser = Parser::default();
         parser.room()[..bytes.len()].copy_from_slice(&bytes);
         parser.filled(bytes.len());
-        if let Ok(Some(Reply::Value(value))) = parser.next()
+        if let Ok(Some(Reply::Value(value))) = parser.next(1)
             // What is told unasked has no value, and neither has what says something about one.
             && !bytes.contains(&b'|') && !bytes.contains(&b'>')
         {
@@ -166,16 +172,31 @@ proptest! {
 }
 
 #[test]
-fn queued_is_known_without_memory_of_its_own() {
+fn queued_is_counted_without_memory_of_its_own() {
     let mut parser = Parser::default();
-    let bytes = b"+QUEUED\r\n*1\r\n+QUEUED\r\n";
-    parser.room()[..bytes.len()].copy_from_slice(bytes);
+    let bytes =
+        [&b"+QUEUED\r\n".repeat(5)[..], b"-ERR no\r\n+QUEUED\r\n*1\r\n+QUEUED\r\n"].concat();
+    parser.room()[..bytes.len()].copy_from_slice(&bytes);
     parser.filled(bytes.len());
-    assert_eq!(parser.next(), Ok(Some(Reply::Queued)));
+    assert_eq!(parser.next(3), Ok(Some(Reply::Queued(3))));
+    assert_eq!(parser.next(3), Ok(Some(Reply::Queued(2))));
+    assert!(parser.next(3).unwrap().unwrap().is_refused());
+    assert_eq!(parser.next(3), Ok(Some(Reply::Queued(1))));
     let inside = Value::Array(vec![Value::SimpleString("QUEUED".into())]);
-    assert_eq!(parser.next(), Ok(Some(Reply::Value(inside))));
-    assert_eq!(parser.next(), Ok(None));
+    assert_eq!(parser.next(1), Ok(Some(Reply::Value(inside))));
+    assert_eq!(parser.next(1), Ok(None));
     assert!(parser.is_empty());
+}
+
+#[test]
+fn numbers_of_every_length_are_read() {
+    for number in [0, 9, 10, 10_i64.pow(17), 10_i64.pow(18) - 1, 10_i64.pow(18), i64::MAX, i64::MIN]
+    {
+        let bytes = format!(":{number}\r\n");
+        assert_eq!(parsed(bytes.as_bytes(), &[100], 1), Ok(vec![Value::Int(number)]));
+        assert_eq!(parsed(bytes.as_bytes(), &[1], 1), Ok(vec![Value::Int(number)]));
+    }
+    assert_eq!(parsed(format!(":{}0\r\n", i64::MAX).as_bytes(), &[100], 1), Err(Malformed));
 }
 
 #[test]
@@ -201,7 +222,7 @@ fn what_is_not_the_protocol_is_malformed() {
         let mut parser = Parser::default();
         parser.room()[..bytes.len()].copy_from_slice(bytes);
         parser.filled(bytes.len());
-        let found = parser.next();
+        let found = parser.next(1);
         // What would be longer than anything there is has only to be waited for.
         let waits = bytes.starts_with(b"$9") || bytes.starts_with(b"%9");
         assert_eq!(found, if waits { Ok(None) } else { Err(Malformed) }, "{bytes:?}");
@@ -214,7 +235,7 @@ fn what_is_not_the_protocol_is_malformed() {
         let length = room.len();
         room.fill(b'a');
         parser.filled(length);
-        parser.next()
+        parser.next(1)
     });
     assert_eq!(endless.take(100).find(Result::is_err), Some(Err(Malformed)), "a line without end");
 }
@@ -236,7 +257,7 @@ fn a_long_string_takes_no_second_copy_and_the_room_is_small_again_after_a_long_l
         if values.is_empty() {
             assert!(parser.room.len() <= ROOM, "a long string is read into a place of its own");
         }
-        while let Some(reply) = parser.next().unwrap() {
+        while let Some(reply) = parser.next(1).unwrap() {
             values.push(reply.into_value());
         }
     }
