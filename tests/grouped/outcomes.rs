@@ -57,6 +57,7 @@ fn a_command_that_is_refused_is_one_blocks_own() {
     let refused: Call<'_, i64> = Box::new(|handle| {
         handle.run(|tx| {
             tx.rpush("list", "never");
+            tx.rpush("list", "never either");
             Ok(tx.incr("forbidden", 1))
         })
     });
@@ -64,7 +65,7 @@ fn a_command_that_is_refused_is_one_blocks_own() {
     assert!(told[0].is_ok() && told[2].is_ok());
     match &told[1] {
         Err(Error::Commit(error)) => assert!(
-            matches!(&**error, CommitError::Rejected { index: Some(1), code, .. } if code == "NOPERM"),
+            matches!(&**error, CommitError::Rejected { index: Some(2), code, .. } if code == "NOPERM"),
             "{error:?}"
         ),
         other => panic!("{other:?}"),

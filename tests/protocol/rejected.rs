@@ -22,14 +22,15 @@ pub(crate) fn rejected(error: &CommitError) -> (Option<usize>, &str, &str) {
     }
 }
 
-/// Queues a good command, the bad one and another good one, in each of the three ways.
+/// Queues good commands, the bad one and another good one, in each of the three ways.
 #[track_caller]
 fn refuses(sessions: &SessionManager, server: &Server, bad: &redis::Cmd, code: &str) {
     let name = bad.args_iter().next();
     let Some(redis::Arg::Simple(name)) = name else { panic!("a command without a name") };
     let name = String::from_utf8(name.to_vec()).unwrap();
     let good = |key: &str| redis::cmd("SET").arg(key).arg(1).take();
-    let block = [good("app:before"), bad.clone(), good("app:behind")];
+    // Two before it: their QUEUED come in a row and are counted.
+    let block = [good("app:before"), good("app:before"), bad.clone(), good("app:behind")];
     let accounts = sessions.transactional();
     let before = client_ids(server);
     let mut tx = accounts.begin().unwrap();
@@ -52,7 +53,7 @@ fn refuses(sessions: &SessionManager, server: &Server, bad: &redis::Cmd, code: &
         Ok(())
     }));
     for error in [by_guard, by_run, by_watch] {
-        assert_eq!(rejected(&error), (Some(1), name.to_ascii_uppercase().as_str(), code));
+        assert_eq!(rejected(&error), (Some(2), name.to_ascii_uppercase().as_str(), code));
         says(&error, Applied::No, false);
     }
     assert_eq!(runs, 1, "the same block would be refused again");
