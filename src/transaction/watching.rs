@@ -106,7 +106,7 @@ impl Watching {
     /// One read of the command table.
     pub(crate) fn read<T: FromRedisValue>(
         &mut self,
-        words: &[&str],
+        words: &[&'static str],
         args: impl FnOnce(&mut Args<'_>),
     ) -> Result<T, Error> {
         let mut bytes = Vec::with_capacity(64);

@@ -122,8 +122,13 @@ fn header(bytes: &mut Vec<u8>, mark: u8, mut number: usize) {
     bytes.extend_from_slice(b"\r\n");
 }
 
-/// Appends one whole command: its words, then what `args` writes.
-pub(crate) fn command(bytes: &mut Vec<u8>, words: &[&str], args: impl FnOnce(&mut Args<'_>)) {
+/// Appends one whole command: its words, then what `args` writes. Words are the crate's own: a user's
+/// might not fit into a [`Head`].
+pub(crate) fn command(
+    bytes: &mut Vec<u8>,
+    words: &[&'static str],
+    args: impl FnOnce(&mut Args<'_>),
+) {
     entry(bytes, &Head::new(words), args);
 }
 

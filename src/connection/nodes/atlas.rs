@@ -191,7 +191,7 @@ impl Atlas {
     }
 }
 
-fn question(link: &mut Link, word: &str, limit: Deadline) -> Result<Value, LinkError> {
+fn question(link: &mut Link, word: &'static str, limit: Deadline) -> Result<Value, LinkError> {
     let mut bytes = Vec::with_capacity(64);
     encode::command(&mut bytes, &["CLUSTER", word], |_| {});
     link.send(&bytes, &[(Expect::Plain, 1)], limit)?;
