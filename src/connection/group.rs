@@ -30,14 +30,16 @@ pub(crate) fn lead(mut lease: Lease, own: &Job) -> Settled {
     parcels.pack(own);
     // Whoever is let go of here is told that nobody can say.
     members.retain(|member| member.with_job(|job| parcels.pack(job)).is_some());
-    let (settled, refusals) = exchange(&mut lease, &parcels);
+    let (settled, changed) = exchange(&mut lease, &parcels);
     let mut settled = settled.into_iter();
     let own = settled.next();
     for (member, settled) in members.into_iter().zip(settled) {
         member.settle(settled);
     }
     // From here on a log may be written, which is the user's and may take its time.
-    refusals.iter().for_each(|code| lease.heed(code));
+    if changed {
+        lease.tell_of_change();
+    }
     parcels.unpack(&mut lease);
     // Last: some of those who were just told will be waiting again by the time that the next
     // leader runs, and travel with him. A link that was lost is closed here.
@@ -86,13 +88,14 @@ impl Parcels {
     }
 }
 
-/// One write and all its replies: what came of the jobs, in their order, and the codes of what was
-/// refused.
-fn exchange(lease: &mut Lease, parcels: &Parcels) -> (Vec<Settled>, Vec<String>) {
+/// One write and all its replies: what came of the jobs, in their order, and whether a refusal said
+/// that the server has changed. What follows for the other links is noted when this returns: whoever
+/// is told may try again at once.
+fn exchange(lease: &mut Lease, parcels: &Parcels) -> (Vec<Settled>, bool) {
     let Parcels { bytes, expected, jobs, unwatches } = parcels;
     let deadline = lease.response_deadline();
     let mut settled = Vec::with_capacity(jobs.len());
-    let Some(link) = lease.current() else { return (settled, Vec::new()) };
+    let Some(link) = lease.current() else { return (settled, false) };
     let mut incoming = Incoming { link, deadline, lost: None, refusals: Vec::new() };
     if let Err((left, cause)) = incoming.link.send_counted(bytes, expected, deadline) {
         settled.extend(jobs.iter().map(|(_, end)| {
@@ -115,10 +118,11 @@ fn exchange(lease: &mut Lease, parcels: &Parcels) -> (Vec<Settled>, Vec<String>)
     }
     match lost {
         None => link.has_answered(),
-        // Before anybody is told, and tries again on another one.
         Some(cause) => lease.distrust_others(&cause),
     }
-    (settled, refusals)
+    // The first that says so has done it all.
+    let changed = refusals.iter().any(|code| lease.note(code));
+    (settled, changed)
 }
 
 /// The replies to one write, as far as they come.

@@ -124,19 +124,34 @@ impl Lease {
 
     /// Draws the conclusion from an error's code, where it says that the server has changed.
     pub(crate) fn heed(&mut self, code: &str) {
-        if matches!(code, "READONLY" | "MASTERDOWN") {
-            self.server_changed();
-            if self.permit.pool.inner.endpoint.may_switch() {
-                self.taint(Taint::Outdated);
-            }
+        if self.note(code) {
+            self.tell_of_change();
         }
+    }
+
+    /// The same without a log: nothing of the user's runs here. True: the server has changed, which
+    /// is to be told.
+    pub(crate) fn note(&mut self, code: &str) -> bool {
+        let says_so = matches!(code, "READONLY" | "MASTERDOWN");
+        let changed = says_so && self.server_changed();
+        if says_so && self.permit.pool.inner.endpoint.may_switch() {
+            self.taint(Taint::Outdated);
+        }
+        changed
+    }
+
+    pub(crate) fn tell_of_change(&self) {
+        tracing::warn!(
+            server.address = &*self.permit.pool.inner.endpoint.address(),
+            "the server is read-only or without a master: all older connections are replaced"
+        );
     }
 
     /// The server said that it is no longer the one to write to: all older links go, at most once
     /// a second. A link from before the last time this happened adds nothing new; one from after
     /// it does, if it could write once: a server that was read-only all along has not changed.
-    fn server_changed(&mut self) {
-        let Some(link) = &self.link else { return };
+    fn server_changed(&self) -> bool {
+        let Some(link) = &self.link else { return false };
         let inner = &self.permit.pool.inner;
         inner.endpoint.doubt();
         let generation = inner.generation();
@@ -145,16 +160,13 @@ impl Lease {
         let too_soon = last != 0 && now - last.min(now) < Duration::from_secs(1).as_nanos() as u64;
         let unchanged = generation > 0 && !link.has_written();
         if link.generation() < generation || unchanged || too_soon {
-            return;
+            return false;
         }
         let mine = inner.last_bump.compare_exchange(last, now, Ordering::AcqRel, Ordering::Acquire);
         if mine.is_ok() {
             inner.health.generation.fetch_add(1, Ordering::AcqRel);
-            tracing::warn!(
-                server.address = &*inner.endpoint.address(),
-                "the server is read-only or without a master: all older connections are replaced"
-            );
         }
+        mine.is_ok()
     }
 
     fn fetch(&mut self, started: Instant, deadline: Instant) -> Result<(), CheckoutError> {
