@@ -15,13 +15,15 @@ use std::time::{Duration, Instant};
 
 use scopeguard::{ScopeGuard, guard};
 
-use super::sync::{Arc, Condvar, Mutex, PoisonError, lock};
+use super::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, lock};
 use super::this_thread;
+use super::yielding::Yielding;
 
 /// As many permits as connections, first come first served.
 #[derive(Debug)]
 pub(crate) struct Gate<J, R> {
     state: Mutex<State<J, R>>,
+    yielding: Yielding,
 }
 
 #[derive(Debug)]
@@ -44,8 +46,15 @@ struct Waiter<J, R> {
     /// What he wants done, where he does not insist on a permit. Whoever does it reads it here: it
     /// goes back to the memory of the thread that it came from.
     job: Mutex<Option<J>>,
-    grant: Mutex<Grant<R>>,
+    place: Mutex<Place<R>>,
     ready: Condvar,
+}
+
+#[derive(Debug)]
+struct Place<R> {
+    grant: Grant<R>,
+    /// Somebody has to wake him.
+    asleep: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -94,6 +103,7 @@ impl<J, R: Abandoned> Gate<J, R> {
                 queue: VecDeque::new(),
                 closed: false,
             }),
+            yielding: Yielding::new(),
         }
     }
 
@@ -111,7 +121,7 @@ impl<J, R: Abandoned> Gate<J, R> {
         deadline: Instant,
         may_wait: impl FnOnce(&Waits<'_>) -> Result<(), E>,
     ) -> Result<usize, Refused<E>> {
-        match self.wait(None, deadline, Duration::ZERO, may_wait)? {
+        match self.wait(None, false, deadline, Duration::ZERO, may_wait)? {
             Turn::Lead(slot, _) => Ok(slot),
             // Nobody takes a job that is not there.
             Turn::Settled(_) => Err(Refused::Closed),
@@ -120,15 +130,17 @@ impl<J, R: Abandoned> Gate<J, R> {
 
     /// Takes a permit as [`acquire`](Self::acquire) does, unless somebody who has one does the job
     /// first. From when it was taken along, `deadline` is no longer looked at, and who took it has
-    /// `patience` to settle it; then it is given up as abandoned.
+    /// `patience` to settle it; then it is given up as abandoned. Who `yields` lets other threads
+    /// run before it sleeps.
     pub(crate) fn join<E>(
         &self,
         job: J,
+        yields: bool,
         deadline: Instant,
         patience: Duration,
         may_wait: impl FnOnce(&Waits<'_>) -> Result<(), E>,
     ) -> Result<Turn<J, R>, Refused<E>> {
-        match self.wait(Some(job), deadline, patience, may_wait)? {
+        match self.wait(Some(job), yields, deadline, patience, may_wait)? {
             Turn::Lead(slot, Some(job)) => Ok(Turn::Lead(slot, job)),
             Turn::Settled(settled) => Ok(Turn::Settled(settled)),
             // Who leads has his job still.
@@ -142,6 +154,7 @@ impl<J, R: Abandoned> Gate<J, R> {
     fn wait<E>(
         &self,
         job: Option<J>,
+        yields: bool,
         deadline: Instant,
         patience: Duration,
         may_wait: impl FnOnce(&Waits<'_>) -> Result<(), E>,
@@ -161,6 +174,9 @@ impl<J, R: Abandoned> Gate<J, R> {
             waiter
         };
         let ticket = guard(waiter, |waiter| self.withdraw(&waiter));
+        if yields {
+            self.yielding.give_way();
+        }
         let mut grant = ticket.wait(deadline);
         let waiter = ScopeGuard::into_inner(ticket);
         if let Grant::Waiting = grant {
@@ -224,10 +240,12 @@ impl<J, R: Abandoned> Gate<J, R> {
             return state.free.push(slot);
         };
         // Under the gate's lock, so that a caller giving up finds itself either queued or granted.
-        waiter.grant(Grant::Permit(slot));
+        let asleep = waiter.grant(Grant::Permit(slot));
         drop(state);
         // Waking a thread takes longer than all the rest; nobody has to wait for it at the gate.
-        waiter.ready.notify_one();
+        if asleep {
+            waiter.ready.notify_one();
+        }
     }
 
     /// Whoever waits, or comes from now on, is told that it is over. Permits can still come back.
@@ -257,55 +275,64 @@ impl<J, R> Queued<J, R> {
 
 impl<J, R: Abandoned> Waiter<J, R> {
     fn new(job: Option<J>) -> Self {
-        Self { job: Mutex::new(job), grant: Mutex::new(Grant::Waiting), ready: Condvar::new() }
+        let place = Place { grant: Grant::Waiting, asleep: false };
+        Self { job: Mutex::new(job), place: Mutex::new(place), ready: Condvar::new() }
     }
 
-    fn grant(&self, grant: Grant<R>) {
-        *lock(&self.grant) = grant;
+    /// Says whether he is to be woken.
+    fn grant(&self, grant: Grant<R>) -> bool {
+        let mut place = lock(&self.place);
+        place.grant = grant;
+        place.asleep
     }
 
     fn settle(&self, grant: Grant<R>) {
-        self.grant(grant);
-        self.ready.notify_one();
+        if self.grant(grant) {
+            self.ready.notify_one();
+        }
     }
 
     /// What was granted. A job that was taken along stays so until it is settled.
     fn take(&self) -> Grant<R> {
-        let mut grant = lock(&self.grant);
-        match *grant {
+        let mut place = lock(&self.place);
+        match place.grant {
             Grant::Waiting => Grant::Waiting,
             Grant::Taken => Grant::Taken,
-            _ => std::mem::replace(&mut grant, Grant::Closed),
+            _ => std::mem::replace(&mut place.grant, Grant::Closed),
         }
     }
 
     fn wait(&self, deadline: Instant) -> Grant<R> {
-        let mut grant = lock(&self.grant);
-        while matches!(*grant, Grant::Waiting) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            grant = self.ready.wait_timeout(grant, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        drop(grant);
+        drop(self.sleep_while(|grant| matches!(grant, Grant::Waiting), deadline));
         self.take()
     }
 
     /// Waits for whoever has taken the job.
     fn settled(&self, until: Instant) -> R {
-        let mut grant = lock(&self.grant);
-        while matches!(*grant, Grant::Taken) {
+        let mut place = self.sleep_while(|grant| matches!(grant, Grant::Taken), until);
+        match std::mem::replace(&mut place.grant, Grant::Closed) {
+            Grant::Settled(settled) => settled,
+            _ => R::abandoned(),
+        }
+    }
+
+    fn sleep_while(
+        &self,
+        waits: impl Fn(&Grant<R>) -> bool,
+        until: Instant,
+    ) -> MutexGuard<'_, Place<R>> {
+        let mut place = lock(&self.place);
+        while waits(&place.grant) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
             }
-            grant = self.ready.wait_timeout(grant, left).unwrap_or_else(PoisonError::into_inner).0;
+            place.asleep = true;
+            let woken = self.ready.wait_timeout(place, left);
+            place = woken.unwrap_or_else(PoisonError::into_inner).0;
+            place.asleep = false;
         }
-        match std::mem::replace(&mut *grant, Grant::Closed) {
-            Grant::Settled(settled) => settled,
-            _ => R::abandoned(),
-        }
+        place
     }
 }
 
@@ -329,7 +356,7 @@ impl<J, R: Abandoned> Member<J, R> {
 
 impl<J, R: Abandoned> Drop for Member<J, R> {
     fn drop(&mut self) {
-        let unsettled = matches!(*lock(&self.waiter.grant), Grant::Taken);
+        let unsettled = matches!(lock(&self.waiter.place).grant, Grant::Taken);
         if unsettled {
             self.waiter.settle(Grant::Settled(R::abandoned()));
         }

@@ -22,6 +22,7 @@ pub(crate) mod sync;
 #[cfg(test)]
 mod tests;
 mod transport;
+mod yielding;
 
 /// Asked for once a thread: the standard library counts a reference each time.
 fn this_thread() -> std::thread::ThreadId {

@@ -4,10 +4,16 @@
 //! Never: anything but names.
 
 #[cfg(not(rediscope_shuttle))]
-pub(crate) use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+pub(crate) use std::{
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::yield_now,
+};
 #[cfg(rediscope_shuttle)]
 pub(crate) use {
-    shuttle::sync::{Arc, Condvar, Mutex, MutexGuard},
+    shuttle::{
+        sync::{Arc, Condvar, Mutex, MutexGuard},
+        thread::yield_now,
+    },
     std::sync::PoisonError,
 };
 

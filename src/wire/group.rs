@@ -23,7 +23,15 @@ pub(crate) enum What {
     Read,
 }
 
+/// With fewer commands a link comes back sooner than a thread that gave way runs again.
+const LONG: u32 = 6;
+
 impl What {
+    /// Whether callers with as much as this do better to give way before they sleep.
+    pub(crate) fn is_long(self) -> bool {
+        matches!(self, Self::Block { commands } if commands >= LONG)
+    }
+
     /// The replies it will have.
     pub(crate) fn expected(self) -> [(Expect, u32); 3] {
         match self {

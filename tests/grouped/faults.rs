@@ -137,10 +137,19 @@ fn under_kills_every_block_is_applied_once_or_told_otherwise() {
             }
         });
         let callers: Vec<_> = (0..32)
-            .map(|_| {
-                scope.spawn(|| {
+            .map(|caller| {
+                let (grouped, applied, doubts) = (&grouped, &applied, &doubts);
+                // Who waits with a long block lets others run before he sleeps.
+                let others = [0, 7][caller % 2];
+                scope.spawn(move || {
                     for _ in 0..150 {
-                        match grouped.run(|tx| Ok(tx.incr("n", 1))) {
+                        let block = grouped.run(|tx| {
+                            (0..others).for_each(|nth| {
+                                tx.hset("beside", nth, caller);
+                            });
+                            Ok(tx.incr("n", 1))
+                        });
+                        match block {
                             Ok(_) => applied.fetch_add(1, Ordering::Relaxed),
                             Err(error) => match error.applied() {
                                 Applied::Unknown => doubts.fetch_add(1, Ordering::Relaxed),

@@ -55,7 +55,7 @@ fn take_behind_the_lock(gate: &Gate) -> Members {
     }
     state.queue.pop_front();
     drop(state);
-    *lock(&waiter.grant) = Grant::Taken;
+    waiter.grant(Grant::Taken);
     vec![Member { waiter }]
 }
 
@@ -69,7 +69,7 @@ fn take_past_a_scope(gate: &Gate) -> Members {
         if wants_a_permit {
             state.queue.push_back(queued);
         } else {
-            *lock(&queued.waiter.grant) = Grant::Taken;
+            queued.waiter.grant(Grant::Taken);
             members.push(Member { waiter: queued.waiter });
         }
     }
@@ -135,29 +135,30 @@ fn call(gate: &Gate, books: &Log<Books>, caller: usize, take: Take, panics: bool
         gate.release(slot);
         return;
     }
-    let told = match gate.join(caller, deadline, Duration::from_secs(3600), queued(caller)) {
-        Ok(Turn::Settled(done)) => Some(done),
-        Ok(Turn::Lead(slot, own)) => {
-            assert_eq!(own, caller);
-            let members = take(gate);
-            books.lock().unwrap().done.push(own);
-            for (nth, member) in members.into_iter().enumerate() {
-                if panics && nth == 1 {
-                    // A leader who panics lets go of the rest.
-                    drop(member);
-                    continue;
+    let told =
+        match gate.join(caller, caller == 1, deadline, Duration::from_secs(3600), queued(caller)) {
+            Ok(Turn::Settled(done)) => Some(done),
+            Ok(Turn::Lead(slot, own)) => {
+                assert_eq!(own, caller);
+                let members = take(gate);
+                books.lock().unwrap().done.push(own);
+                for (nth, member) in members.into_iter().enumerate() {
+                    if panics && nth == 1 {
+                        // A leader who panics lets go of the rest.
+                        drop(member);
+                        continue;
+                    }
+                    let job = member.with_job(|job| *job).unwrap();
+                    books.lock().unwrap().done.push(job);
+                    thread::yield_now();
+                    member.settle(Done::By(caller));
                 }
-                let job = member.with_job(|job| *job).unwrap();
-                books.lock().unwrap().done.push(job);
-                thread::yield_now();
-                member.settle(Done::By(caller));
+                gate.release(slot);
+                Some(Done::By(caller))
             }
-            gate.release(slot);
-            Some(Done::By(caller))
-        }
-        Err(Refused::TimedOut { .. }) => None,
-        Err(other) => panic!("{other:?}"),
-    };
+            Err(Refused::TimedOut { .. }) => None,
+            Err(other) => panic!("{other:?}"),
+        };
     books.lock().unwrap().told.push((caller, told));
 }
 

@@ -5,7 +5,7 @@
 //! point the schedule has come to; who is patient waits until he is granted, so that a lost permit
 //! ends in a deadlock, which shuttle reports.
 //!
-//! Never: a check that has not been seen to fail. Four mistakes are planted below, and found.
+//! Never: a check that has not been seen to fail. Five mistakes are planted below, and found.
 
 #![allow(
     clippy::unwrap_used,
@@ -281,6 +281,22 @@ fn release_twice(gate: &Gate, slot: usize) {
     state.free.push(slot);
 }
 
+/// The fifth: whether he is to be woken is looked up before he is told, so that a caller who falls
+/// asleep in between sleeps on.
+fn release_with_an_old_look(gate: &Gate, slot: usize) {
+    let mut state = lock(&gate.state);
+    match state.queue.pop_front() {
+        Some(Queued { waiter, .. }) => {
+            let asleep = lock(&waiter.place).asleep;
+            waiter.grant(Grant::Permit(slot));
+            if asleep {
+                waiter.ready.notify_one();
+            }
+        }
+        None => state.free.push(slot),
+    }
+}
+
 #[test]
 fn model_finds_a_grant_that_came_too_late_to_be_seen() {
     let planted = || release_meets_give_up(Gate::release, take_without_a_second_look);
@@ -305,4 +321,9 @@ fn model_finds_a_permit_that_two_callers_hold() {
     // Which of them shows first is up to the schedule.
     let as_what = ["is held twice", "was not held", "permits were lost or doubled"];
     assert_found(|| some_wait_and_some_give_up(release_twice), &as_what);
+}
+
+#[test]
+fn model_finds_a_caller_whom_nobody_wakes() {
+    assert_found(|| some_wait_and_some_give_up(release_with_an_old_look), &["deadlock"]);
 }

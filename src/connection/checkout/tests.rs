@@ -59,7 +59,7 @@ fn nobody_waits_for_ever_for_whoever_took_his_job() {
     let waiting = {
         let gate = gate.clone();
         let soon = Instant::now() + Duration::from_secs(20);
-        std::thread::spawn(move || gate.join(7, soon, patience, |_| Ok::<(), ()>(())))
+        std::thread::spawn(move || gate.join(7, true, soon, patience, |_| Ok::<(), ()>(())))
     };
     while gate.waiting() == 0 {
         std::thread::yield_now();
