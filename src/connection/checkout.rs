@@ -90,12 +90,18 @@ pub(crate) enum Turn<J, R> {
     Settled(R),
 }
 
+/// What somebody may do for another.
+pub(crate) trait Errand {
+    /// It takes so long that its caller does well to let other threads run before he sleeps.
+    fn is_long(&self) -> bool;
+}
+
 /// What a job comes to that was taken and never settled.
 pub(crate) trait Abandoned {
     fn abandoned() -> Self;
 }
 
-impl<J, R: Abandoned> Gate<J, R> {
+impl<J: Errand, R: Abandoned> Gate<J, R> {
     pub(crate) fn new(permits: usize) -> Self {
         Self {
             state: Mutex::new(State {
@@ -121,7 +127,7 @@ impl<J, R: Abandoned> Gate<J, R> {
         deadline: Instant,
         may_wait: impl FnOnce(&Waits<'_>) -> Result<(), E>,
     ) -> Result<usize, Refused<E>> {
-        match self.wait(None, false, deadline, Duration::ZERO, may_wait)? {
+        match self.wait(None, deadline, Duration::ZERO, may_wait)? {
             Turn::Lead(slot, _) => Ok(slot),
             // Nobody takes a job that is not there.
             Turn::Settled(_) => Err(Refused::Closed),
@@ -129,18 +135,17 @@ impl<J, R: Abandoned> Gate<J, R> {
     }
 
     /// Takes a permit as [`acquire`](Self::acquire) does, unless somebody who has one does the job
-    /// first. From when it was taken along, `deadline` is no longer looked at, and who took it has
-    /// `patience` to settle it; then it is given up as abandoned. Who `yields` lets other threads
-    /// run before it sleeps.
+    /// first. A job that was taken along by `deadline` is waited for until `patience` later; then it
+    /// is given up as abandoned. Who waits with a long job lets other threads run before he sleeps,
+    /// and is late if they do not let him run in time.
     pub(crate) fn join<E>(
         &self,
         job: J,
-        yields: bool,
         deadline: Instant,
         patience: Duration,
         may_wait: impl FnOnce(&Waits<'_>) -> Result<(), E>,
     ) -> Result<Turn<J, R>, Refused<E>> {
-        match self.wait(Some(job), yields, deadline, patience, may_wait)? {
+        match self.wait(Some(job), deadline, patience, may_wait)? {
             Turn::Lead(slot, Some(job)) => Ok(Turn::Lead(slot, job)),
             Turn::Settled(settled) => Ok(Turn::Settled(settled)),
             // Who leads has his job still.
@@ -154,11 +159,11 @@ impl<J, R: Abandoned> Gate<J, R> {
     fn wait<E>(
         &self,
         job: Option<J>,
-        yields: bool,
         deadline: Instant,
         patience: Duration,
         may_wait: impl FnOnce(&Waits<'_>) -> Result<(), E>,
     ) -> Result<Turn<Option<J>, R>, Refused<E>> {
+        let is_long = job.as_ref().is_some_and(Errand::is_long);
         let waiter = {
             let mut state = lock(&self.state);
             if state.closed {
@@ -174,8 +179,8 @@ impl<J, R: Abandoned> Gate<J, R> {
             waiter
         };
         let ticket = guard(waiter, |waiter| self.withdraw(&waiter));
-        if yields {
-            self.yielding.give_way();
+        if is_long {
+            self.yielding.give_way(deadline);
         }
         let mut grant = ticket.wait(deadline);
         let waiter = ScopeGuard::into_inner(ticket);
@@ -360,6 +365,12 @@ impl<J, R: Abandoned> Drop for Member<J, R> {
         if unsettled {
             self.waiter.settle(Grant::Settled(R::abandoned()));
         }
+    }
+}
+
+impl Errand for () {
+    fn is_long(&self) -> bool {
+        false
     }
 }
 

@@ -4,7 +4,7 @@
 
 use redis::Value;
 
-use super::checkout::Abandoned;
+use super::checkout::{Abandoned, Errand};
 use super::deadline::Deadline;
 use super::link::Link;
 use super::pool::Lease;
@@ -14,6 +14,12 @@ use crate::wire::exec::{Collector, Verdict};
 use crate::wire::group::{Broken, Job, Settled, What};
 use crate::wire::reply::Reply;
 use crate::wire::state::{Expect, Taint};
+
+impl Errand for Job {
+    fn is_long(&self) -> bool {
+        self.what.is_long()
+    }
+}
 
 /// The one who took it along panicked, or is held up: nobody can say how far he has come.
 impl Abandoned for Settled {

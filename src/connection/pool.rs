@@ -214,11 +214,7 @@ impl Pool {
         }
         // Who takes it along has one exchange for it; but he may be held up by what is not ours.
         let patience = 4 * self.settings().response_timeout;
-        let turn = self.waiting(started, |may_wait| {
-            let job = job();
-            let yields = job.what.is_long();
-            gate.join(job, yields, deadline, patience, may_wait)
-        });
+        let turn = self.waiting(started, |may_wait| gate.join(job(), deadline, patience, may_wait));
         let led = turn.and_then(|turn| match turn {
             Turn::Settled(settled) => Ok(Joined::Settled(settled)),
             Turn::Lead(slot, job) => {

@@ -27,6 +27,12 @@ enum Done {
     Unknown,
 }
 
+impl Errand for usize {
+    fn is_long(&self) -> bool {
+        *self == 1
+    }
+}
+
 impl Abandoned for Done {
     fn abandoned() -> Self {
         Self::Unknown
@@ -135,30 +141,29 @@ fn call(gate: &Gate, books: &Log<Books>, caller: usize, take: Take, panics: bool
         gate.release(slot);
         return;
     }
-    let told =
-        match gate.join(caller, caller == 1, deadline, Duration::from_secs(3600), queued(caller)) {
-            Ok(Turn::Settled(done)) => Some(done),
-            Ok(Turn::Lead(slot, own)) => {
-                assert_eq!(own, caller);
-                let members = take(gate);
-                books.lock().unwrap().done.push(own);
-                for (nth, member) in members.into_iter().enumerate() {
-                    if panics && nth == 1 {
-                        // A leader who panics lets go of the rest.
-                        drop(member);
-                        continue;
-                    }
-                    let job = member.with_job(|job| *job).unwrap();
-                    books.lock().unwrap().done.push(job);
-                    thread::yield_now();
-                    member.settle(Done::By(caller));
+    let told = match gate.join(caller, deadline, Duration::from_secs(3600), queued(caller)) {
+        Ok(Turn::Settled(done)) => Some(done),
+        Ok(Turn::Lead(slot, own)) => {
+            assert_eq!(own, caller);
+            let members = take(gate);
+            books.lock().unwrap().done.push(own);
+            for (nth, member) in members.into_iter().enumerate() {
+                if panics && nth == 1 {
+                    // A leader who panics lets go of the rest.
+                    drop(member);
+                    continue;
                 }
-                gate.release(slot);
-                Some(Done::By(caller))
+                let job = member.with_job(|job| *job).unwrap();
+                books.lock().unwrap().done.push(job);
+                thread::yield_now();
+                member.settle(Done::By(caller));
             }
-            Err(Refused::TimedOut { .. }) => None,
-            Err(other) => panic!("{other:?}"),
-        };
+            gate.release(slot);
+            Some(Done::By(caller))
+        }
+        Err(Refused::TimedOut { .. }) => None,
+        Err(other) => panic!("{other:?}"),
+    };
     books.lock().unwrap().told.push((caller, told));
 }
 

@@ -9,6 +9,12 @@ use super::*;
 
 type Gate = super::Gate<u32, ()>;
 
+impl Errand for u32 {
+    fn is_long(&self) -> bool {
+        true
+    }
+}
+
 fn take(gate: &Gate, wait: Duration) -> Result<usize, Refused<Infallible>> {
     gate.acquire(Instant::now() + wait, |_| Ok(()))
 }
@@ -58,8 +64,9 @@ fn nobody_waits_for_ever_for_whoever_took_his_job() {
     let patience = Duration::from_millis(50);
     let waiting = {
         let gate = gate.clone();
-        let soon = Instant::now() + Duration::from_secs(20);
-        std::thread::spawn(move || gate.join(7, true, soon, patience, |_| Ok::<(), ()>(())))
+        // He may sleep until then before he sees that it was taken.
+        let soon = Instant::now() + Duration::from_secs(5);
+        std::thread::spawn(move || gate.join(7, soon, patience, |_| Ok::<(), ()>(())))
     };
     while gate.waiting() == 0 {
         std::thread::yield_now();
