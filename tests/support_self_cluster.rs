@@ -4,10 +4,12 @@
 
 mod support;
 
+use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 
 use redis::Value;
 use support::cluster::Cluster;
+use support::server::{PORT_TRIES, Server, redis_server};
 
 #[test]
 fn a_cluster_of_three_masters_and_three_replicas_starts_moves_slots_fails_over_and_grows() {
@@ -43,4 +45,15 @@ fn a_cluster_of_three_masters_and_three_replicas_starts_moves_slots_fails_over_a
     assert_eq!(cluster.read::<i64>(&["GET", "a"]), 2);
     cluster.revive(from);
     assert_eq!(cluster.owner(slot), Some(promoted));
+}
+
+/// Else a node whose second port was taken would be tried with that port again and again.
+#[test]
+fn a_server_whose_second_port_is_taken_is_none_and_with_a_free_one_it_starts() {
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let arguments = ["--cluster-enabled", "yes", "--cluster-port", &port];
+    assert!(Server::attempt(redis_server(), &arguments).is_none());
+    drop(taken);
+    assert!((0..PORT_TRIES).any(|_| Server::attempt(redis_server(), &arguments).is_some()));
 }

@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Bounds every call on a connection handed out here.
 const CALL: Duration = Duration::from_secs(5);
 /// A free port may be taken between asking for it and the server's bind.
-const PORT_TRIES: usize = 10;
+pub const PORT_TRIES: usize = 10;
 
 pub struct Server {
     port: u16,
@@ -58,21 +58,27 @@ impl Server {
     #[track_caller]
     pub fn of(program: impl Into<OsString>, extra: &[&str]) -> Self {
         let program = program.into();
+        (0..PORT_TRIES).find_map(|_| Self::attempt(program.clone(), extra)).unwrap_or_else(|| {
+            panic!("no free port for {} in {PORT_TRIES} tries", program.display())
+        })
+    }
+
+    /// Starts one on a free port; `None` where this port, or another one that it was told to take,
+    /// was taken meanwhile.
+    #[track_caller]
+    pub fn attempt(program: OsString, extra: &[&str]) -> Option<Self> {
         let extra: Vec<String> = extra.iter().map(|&arg| arg.to_owned()).collect();
         let home =
             tempfile::Builder::new().prefix("redis-").tempdir().expect("a temporary directory");
-        for _ in 0..PORT_TRIES {
-            let port = free_port();
-            match launch(&program, &home, port, &extra) {
-                Ok(child) => {
-                    let child = Mutex::new(child);
-                    return Self { port, program, extra, child, admin: Mutex::new(None), home };
-                }
-                Err(Refusal::PortTaken) => {}
-                Err(Refusal::Other(why)) => panic!("{why}"),
+        let port = free_port();
+        match launch(&program, &home, port, &extra) {
+            Ok(child) => {
+                let child = Mutex::new(child);
+                Some(Self { port, program, extra, child, admin: Mutex::new(None), home })
             }
+            Err(Refusal::PortTaken) => None,
+            Err(Refusal::Other(why)) => panic!("{why}"),
         }
-        panic!("no free port for {} in {PORT_TRIES} tries", program.display());
     }
 
     /// Starts a replica of `primary` and waits until it is in sync.
@@ -259,7 +265,7 @@ fn log_file(home: &TempDir) -> PathBuf {
 }
 
 /// The program that [`Server::with`] starts.
-fn redis_server() -> OsString {
+pub fn redis_server() -> OsString {
     std::env::var_os("REDIS_SERVER").unwrap_or_else(|| "redis-server".into())
 }
 

@@ -5,7 +5,7 @@
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::Duration;
 
-use super::super::server::Server;
+use super::super::server::{PORT_TRIES, Server, redis_server};
 use super::super::try_for;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -22,6 +22,11 @@ pub struct Node {
 }
 
 pub(super) fn launch(extra: &[String]) -> Node {
+    (0..PORT_TRIES).find_map(|_| attempt(extra)).expect("free ports for a node")
+}
+
+/// With other ports each time: not only the one for clients may be taken.
+fn attempt(extra: &[String]) -> Option<Node> {
     let bus = low_port();
     let port = bus.to_string();
     let tls = extra.iter().any(|arg| arg == "--tls-cluster").then(low_port);
@@ -33,9 +38,9 @@ pub(super) fn launch(extra: &[String]) -> Node {
     arguments.extend(["--repl-diskless-sync-delay", "0"]);
     arguments.extend(extra.iter().map(String::as_str));
     arguments.extend(tls_port.iter().flat_map(|port| ["--tls-port", port]));
-    let server = Server::with(&arguments);
+    let server = Server::attempt(redis_server(), &arguments)?;
     let id = server.ask(&["CLUSTER", "MYID"]);
-    Node { server, id, tls, bus }
+    Some(Node { server, id, tls, bus })
 }
 
 /// A free port below those that the system gives to outgoing connections: it must still be free
