@@ -31,6 +31,9 @@ fn a_cluster_of_three_masters_and_three_replicas_starts_moves_slots_fails_over_a
     assert_eq!(cluster.owner(slot), Some(to));
     assert_eq!(cluster.read::<i64>(&["GET", "a"]), 1);
 
+    // As after a master's death: all but the owner know whose the slot is.
+    cluster.ask::<()>(to, &["CLUSTER", "DELSLOTS", &slot.to_string()]);
+    assert_eq!(cluster.owner(slot), None);
     let fourth = cluster.add_master();
     cluster.migrate(slot, fourth);
     assert_eq!(cluster.read::<i64>(&["GET", "a"]), 1);

@@ -329,13 +329,37 @@ impl Cluster {
                         || server.info("master_link_status").as_deref() == Some("up")
                 })
         };
-        if try_for(PATIENCE, || in_order().then_some(())).is_none() {
+        let comes = |within| try_for(within, || in_order().then_some(())).is_some();
+        if !comes(PATIENCE / 3) {
+            self.mend();
+        }
+        if !comes(PATIENCE) {
             let views = running.iter().map(|index| {
                 let nodes: String = self.ask(*index, &["CLUSTER", "NODES"]);
                 format!("node {index}:\n{nodes}")
             });
             let views: Vec<_> = views.collect();
             panic!("not within {PATIENCE:?}: the cluster is in order\n{}", views.join("\n"));
+        }
+    }
+
+    /// What `redis-cli --cluster fix` does: a slot that was handed to a master who was killed before
+    /// his replica had heard of it is the replica's to all but himself, and that for ever.
+    fn mend(&self) {
+        for index in self.running() {
+            let mut others = self.running().into_iter().filter(|other| *other != index);
+            let Some(others) = others.next().map(|other| self.view(other)) else { continue };
+            let own = self.view(index);
+            let Some(me) = own.iter().find(|entry| entry.mine).map(|entry| &entry.id) else {
+                continue;
+            };
+            let given =
+                |slot: &u16| others.iter().any(|it| it.id == *me && it.slots.contains(slot));
+            for slot in (0..SLOTS).filter(given) {
+                if !own.iter().any(|entry| entry.slots.contains(&slot)) {
+                    self.ask::<()>(index, &["CLUSTER", "ADDSLOTS", &slot.to_string()]);
+                }
+            }
         }
     }
 
