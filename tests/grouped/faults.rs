@@ -145,7 +145,7 @@ fn under_kills_every_block_is_applied_once_or_told_otherwise() {
                     for _ in 0..150 {
                         let block = grouped.run(|tx| {
                             (0..others).for_each(|nth| {
-                                tx.hset("beside", nth, caller);
+                                tx.hincr("beside", nth, 1);
                             });
                             Ok(tx.incr("n", 1))
                         });
@@ -171,6 +171,8 @@ fn under_kills_every_block_is_applied_once_or_told_otherwise() {
         "{there} are there, {applied} were told, {doubts} are in doubt"
     );
     assert!(applied > 2_000, "{applied}");
+    let beside: Vec<i64> = server.ask(&["HVALS", "beside"]);
+    assert!(beside.len() == 7 && beside.iter().all(|count| *count == beside[0]), "{beside:?}");
     let status = sessions.status().transactional;
     assert_eq!((status.in_use, status.waiting), (0, 0));
 }
