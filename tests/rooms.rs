@@ -18,7 +18,7 @@ mod rooms {
     pub(crate) mod source;
 }
 
-use rooms::source::{Source, paths, room, sources, test_modules, tokens, without_tests, words};
+use rooms::source::{Source, paths, room, sources, test_modules, tokens, words};
 
 /// The rooms by layer. A room may use those of its own layer and of the layers below.
 const LAYERS: [&[&str]; 6] = [
@@ -54,8 +54,6 @@ const NOT_IN_WIRE: &[&str] = &[
     "r2d2",
 ];
 
-const LONGEST: usize = 400;
-
 #[test]
 fn dependencies_between_the_rooms_point_down_only() {
     assert_none(&sources(), upward);
@@ -74,16 +72,6 @@ fn r2d2_is_named_by_the_connections_and_by_nobody_else() {
     let named = |source: &Source| words(&tokens(&source.text)).any(|word| word == "r2d2");
     assert!(sources.iter().any(named), "nobody names r2d2: the rule has nothing to hold");
     assert_none(&sources, r2d2_elsewhere);
-}
-
-#[test]
-fn every_file_opens_with_what_it_is_and_with_what_it_never_does() {
-    assert_none(&sources(), without_header);
-}
-
-#[test]
-fn no_file_is_longer_than_one_can_read() {
-    assert_none(&sources(), too_long);
 }
 
 #[test]
@@ -136,20 +124,11 @@ fn a_planted_violation_is_found() {
     assert_eq!(found(r2d2_elsewhere, "session.rs", "//! As in r2d2.\nfn f() {}"), 0);
     assert_eq!(found(r2d2_elsewhere, "connection/pool.rs", "type P = r2d2::Pool<M>;"), 0);
 
-    assert_eq!(found(without_header, "retry.rs", "//! Retries.\n\nuse a;"), 1);
-    assert_eq!(found(without_header, "retry.rs", "// Retries.\n//! Never: sleeps."), 1);
-    assert_eq!(found(without_header, "retry.rs", "//! Retries.\n//!\n//! Never: sleeps.\n"), 0);
-
     let parent = Source {
         path: "connection/checkout.rs".to_owned(),
         text: "#[cfg(all(test, x))]\nmod model;\nmod other;\n#[cfg(test)]\nmod t {}".to_owned(),
     };
     assert_eq!(test_modules(&parent), [["connection", "checkout", "model"]]);
-
-    let lines = |count: usize| "//! a\n".repeat(count);
-    assert_eq!(found(too_long, "retry.rs", &lines(LONGEST + 1)), 1);
-    let with_tests = lines(LONGEST) + "#[cfg(test)]\nmod tests {\n" + &lines(LONGEST);
-    assert_eq!(found(too_long, "retry.rs", &with_tests), 0);
 }
 
 type Rule = fn(&Source) -> Vec<String>;
@@ -201,24 +180,6 @@ fn r2d2_elsewhere(source: &Source) -> Vec<String> {
     let named = words(&tokens(&source.text)).any(|word| word == "r2d2");
     let wrong = named && room(source) != "connection";
     wrong.then(|| format!("{}: r2d2 lives in connection/", source.path)).into_iter().collect()
-}
-
-/// The header of `lib.rs` is the README.
-fn without_header(source: &Source) -> Vec<String> {
-    let header: Vec<_> = source.text.lines().take_while(|line| line.starts_with("//!")).collect();
-    let complete = header.iter().any(|line| line.contains("Never:"));
-    (!complete && source.path != "lib.rs")
-        .then(|| format!("{}: no `//!` header with a `Never:` line", source.path))
-        .into_iter()
-        .collect()
-}
-
-fn too_long(source: &Source) -> Vec<String> {
-    let lines = without_tests(&source.text).lines().count();
-    (lines > LONGEST)
-        .then(|| format!("{}: {lines} lines before its tests", source.path))
-        .into_iter()
-        .collect()
 }
 
 fn layer(room: &str) -> Option<usize> {

@@ -67,7 +67,7 @@ fn module(path: &str) -> Vec<String> {
 }
 
 /// The text up to the first item that is compiled for tests only.
-pub(crate) fn without_tests(text: &str) -> &str {
+fn without_tests(text: &str) -> &str {
     let mut at = 0;
     for line in text.split_inclusive('\n') {
         if is_for_tests(line.trim_start()) {
