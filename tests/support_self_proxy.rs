@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use redis::{Connection, RedisResult, cmd};
 use socket2::SockRef;
 
+use support::front::Front;
 use support::proxy::Fault::{self, *};
 use support::proxy::Trigger::{self, *};
 use support::proxy::{Proxy, Script, Which};
@@ -252,6 +253,53 @@ fn bytes_can_be_delayed_crumbled_and_dropped() {
     assert!(set.unwrap_err().is_timeout() && ping(&mut connection).unwrap_err().is_timeout());
     assert!(!exists(&server, "k"));
     assert_eq!((proxy.connections(), server.clients(), proxy.fired()), (1, 1, 5));
+}
+
+#[test]
+fn a_reply_is_replaced_and_a_command_is_answered_for_the_server() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    for bytes in [1, 1000] {
+        for (rule, key, expected) in [
+            (
+                (BeforeReplyTo("EXEC"), Answer("-ERR lost\r\n")),
+                "a",
+                "+OK\r\n+QUEUED\r\n-ERR lost\r\n",
+            ),
+            ((BeforeReplyTo("SET"), Answer("-ERR no\r\n")), "b", "+OK\r\n-ERR no\r\n*1\r\n+OK\r\n"),
+            ((BeforeCommandNamed("SET"), Refuse("-ERR no\r\n")), "c", "+OK\r\n-ERR no\r\n*0\r\n"),
+            (
+                (BeforeCommandNamed("EXEC"), Refuse("-ERR no\r\n")),
+                "d",
+                "+OK\r\n+QUEUED\r\n-ERR no\r\n",
+            ),
+        ] {
+            proxy.script(Which::Next, rule);
+            let mut stream = raw(&proxy);
+            for part in transaction(key).chunks(bytes) {
+                stream.write_all(part).unwrap();
+            }
+            let mut answer = vec![0; expected.len()];
+            stream.read_exact(&mut answer).unwrap();
+            assert_eq!(String::from_utf8(answer).unwrap(), expected);
+            assert_eq!(exists(&server, key), matches!(key, "a" | "b"), "{key}");
+        }
+        let _: () = server.ask(&["DEL", "a", "b"]);
+    }
+    assert_eq!(proxy.fired(), 8);
+}
+
+#[test]
+fn a_front_passes_bytes_on_to_the_proxy() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let front = Front::unix(proxy.address());
+    let mut connection = connect(front.url());
+    assert!(ping(&mut connection).is_ok());
+    proxy.arm((BeforeReplyTo("PING"), Answer("-ERR lost\r\n")));
+    assert_eq!(ping(&mut connection).unwrap_err().code(), Some("ERR"));
+    proxy.cut_all();
+    assert!(ping(&mut connection).is_err());
 }
 
 #[test]

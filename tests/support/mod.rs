@@ -18,6 +18,7 @@
 
 pub mod cluster;
 pub mod deaf;
+pub mod front;
 pub mod proxy;
 pub mod sentinel;
 pub mod server;

@@ -98,6 +98,9 @@ impl Link {
                         self.deliver(direction, piece, &mut out);
                     }
                     self.flush(direction, &mut out, false);
+                    if direction == Direction::Replies && !splitter.is_inside() {
+                        self.answer_for_the_server(&mut out);
+                    }
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => break Some(error.kind()),
@@ -144,8 +147,12 @@ impl Link {
             if last {
                 let mut state = self.state();
                 state.armed.end(direction);
-                if direction == Direction::Replies {
-                    state.swallowing = false;
+                match direction {
+                    Direction::Requests => state.refusing = false,
+                    Direction::Replies => {
+                        state.swallowing = false;
+                        extend(out, &state.own_answers());
+                    }
                 }
             }
         }
@@ -162,7 +169,11 @@ impl Link {
         let name = match head {
             Head::Push => return,
             Head::Command(name) => name,
-            Head::Reply => state.reply_begins(),
+            Head::Reply => {
+                state.replying = true;
+                extend(out, &state.own_answers());
+                state.reply_begins()
+            }
         };
         state.armed.begin(direction, &name);
         let due = state.armed.due(direction, Moment::Begin);
@@ -184,9 +195,31 @@ impl Link {
         let mut state = self.state();
         for &fault in due {
             self.apply(&mut state, fault, Some((direction, moment)));
+            if let Fault::Answer(answer) = fault {
+                out.extend_from_slice(answer.as_bytes());
+            }
         }
-        state.frozen[opposite(direction) as usize] = false;
+        // No reply is due or under way and the other pump stands still: this is the only writer.
+        let idle = direction == Direction::Requests && !state.replying;
+        let own = if idle { state.own_answers().concat() } else { String::new() };
+        drop(state);
+        self.write(Direction::Replies, own.as_bytes());
+        self.state().frozen[opposite(direction) as usize] = false;
         self.changed.notify_all();
+    }
+
+    /// The last reply is written: sends the proxy's own answers that wait behind it.
+    fn answer_for_the_server(&self, out: &mut Vec<u8>) {
+        loop {
+            let mut state = self.state();
+            extend(out, &state.own_answers());
+            if out.is_empty() {
+                state.replying = false;
+                return;
+            }
+            drop(state);
+            self.flush(Direction::Replies, out, false);
+        }
     }
 
     fn apply(&self, state: &mut State, fault: Fault, at: Option<(Direction, Moment)>) {
@@ -203,6 +236,8 @@ impl Link {
             Fault::Delay(pause) => state.pause(pause, at.map(|(direction, _)| direction)),
             Fault::OneByteAtATime => state.one_byte = true,
             Fault::DropRequestTail => state.drop_requests = true,
+            Fault::Answer(_) => state.swallow(at),
+            Fault::Refuse(answer) => state.refuse(answer),
         }
     }
 
@@ -310,6 +345,10 @@ impl Link {
         }
         self.changed.notify_all();
     }
+}
+
+fn extend(out: &mut Vec<u8>, answers: &[&str]) {
+    answers.iter().for_each(|answer| out.extend_from_slice(answer.as_bytes()));
 }
 
 fn opposite(direction: Direction) -> Direction {

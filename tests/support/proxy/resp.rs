@@ -73,6 +73,11 @@ impl Splitter {
         pieces
     }
 
+    /// Whether a value has begun and not ended.
+    pub fn is_inside(&self) -> bool {
+        self.inside
+    }
+
     /// What is still withheld when the stream ends: the beginning of a command that never came.
     pub fn rest(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.waiting)

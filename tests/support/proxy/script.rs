@@ -61,6 +61,12 @@ pub enum Fault {
     OneByteAtATime,
     /// The client's further bytes are read and thrown away; replies still pass.
     DropRequestTail,
+    /// With [`Trigger::BeforeReplyTo`] or [`Trigger::BeforeReply`]: the server's reply is thrown
+    /// away and these bytes are sent in its place.
+    Answer(&'static str),
+    /// With [`Trigger::BeforeCommandNamed`] or [`Trigger::BeforeCommand`]: the server never gets
+    /// the command; these bytes are sent in the place of its reply, in order with the others.
+    Refuse(&'static str),
 }
 
 /// Rules in the order in which they are looked at.

@@ -25,6 +25,10 @@ pub struct State {
     pub frozen: [bool; 2],
     pub paused_until: [Option<Instant>; 2],
     pub drop_requests: bool,
+    /// The current command is being thrown away: the proxy answers it.
+    pub refusing: bool,
+    /// A reply has begun whose last bytes were not written yet.
+    pub replying: bool,
     /// The current reply is being thrown away.
     pub swallowing: bool,
     /// So many of the next replies are to be thrown away, whatever they answer.
@@ -42,6 +46,8 @@ pub struct State {
 struct Owed {
     command: String,
     swallow: bool,
+    /// The server never got the command: this answers it.
+    own: Option<&'static str>,
 }
 
 impl State {
@@ -53,14 +59,31 @@ impl State {
     pub fn drops(&self, direction: Direction) -> bool {
         self.any_closed()
             || match direction {
-                Direction::Requests => self.drop_requests,
+                Direction::Requests => self.drop_requests || self.refusing,
                 Direction::Replies => self.swallowing,
             }
     }
 
     pub fn command_begins(&mut self, command: String) {
         let swallow = std::mem::take(&mut self.swallow_beginning);
-        self.owed.push_back(Owed { command, swallow });
+        self.owed.push_back(Owed { command, swallow, own: None });
+    }
+
+    /// The server never gets the command that is about to begin.
+    pub fn refuse(&mut self, answer: &'static str) {
+        self.refusing = true;
+        let command = String::new();
+        self.owed.push_back(Owed { command, swallow: false, own: Some(answer) });
+    }
+
+    /// The proxy's own answers that are due before any further reply of the server's.
+    pub fn own_answers(&mut self) -> Vec<&'static str> {
+        let mut answers = Vec::new();
+        while let Some(own) = self.owed.front().and_then(|owed| owed.own) {
+            self.owed.pop_front();
+            answers.push(own);
+        }
+        answers
     }
 
     /// Returns the name of the command it answers.
