@@ -30,7 +30,9 @@ pub use error::{
 };
 pub use lock::guard::LockGuard;
 pub use lock::handle::{Lock, RwLock};
-pub use observe::{Counts, LockStatus, NodeStatus, OpenScope, PoolStatus, Replaced, Status};
+pub use observe::{
+    Closed, Counts, LockStatus, NodeStatus, OpenScope, PoolStatus, Replaced, Status,
+};
 pub use pooled::Pooled;
 pub use reply::{Queued, Ready, Replies, Resolve};
 pub use retry::RetryPolicy;

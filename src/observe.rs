@@ -319,6 +319,33 @@ pub struct Status {
     pub locks: LockStatus,
 }
 
+/// What was still open when [`SessionManager::close`](crate::SessionManager::close) returned.
+///
+/// ```
+/// use rediscope::Closed;
+///
+/// assert_eq!(Closed::default().to_string(), "0 scopes, 0 locks");
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Closed {
+    /// Scopes that were open when the timeout was over, and whose connections were taken back.
+    pub scopes: usize,
+    /// Locks whose guards were alive when the timeout was over. None of them was released: the
+    /// holder may be at work. They are not extended any more, their guards are lost
+    /// ([`on_lost`](crate::LockGuard::on_lost)) before their leases end, and until then a guard that
+    /// is dropped or released gives its lock back as before.
+    pub locks: usize,
+}
+
+impl fmt::Display for Closed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ending = |count: usize| if count == 1 { "" } else { "s" };
+        let Self { scopes, locks } = self;
+        write!(f, "{scopes} scope{}, {locks} lock{}", ending(*scopes), ending(*locks))
+    }
+}
+
 impl fmt::Display for PoolStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(

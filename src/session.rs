@@ -29,7 +29,7 @@ use crate::error::{CommitToken, ConfigError, Resolution, Resolver as _};
 use crate::lock::acquire::Mode;
 use crate::lock::handle::{Lock, RwLock};
 use crate::lock::hub::Hub;
-use crate::observe::{OpenScope, Status};
+use crate::observe::{Closed, OpenScope, Status};
 use crate::pooled::Pooled;
 use crate::topology::{self, IntoAddress};
 use crate::transaction::admission::Admission;
@@ -226,13 +226,28 @@ impl SessionManager {
         pins
     }
 
-    /// Ends the session: from now on every use answers
+    /// Ends the session: from now on every new use fails with
     /// [`CheckoutError::Closed`](crate::CheckoutError::Closed). Open scopes have `timeout` to end;
-    /// then they are taken back, and what they do later answers
-    /// [`PinExpired`](crate::PinExpired). Returns how many were taken back.
+    /// then they are taken back, and what they do later fails with
+    /// [`PinExpired`](crate::PinExpired). Returns what was still open then.
+    ///
+    /// Held locks are extended until the timeout is over, can be released before and after it, and
+    /// are never taken from a living guard: see [`Closed::locks`].
     ///
     /// All clones and handles of this manager are closed with it.
-    pub fn close(&self, timeout: Duration) -> usize {
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use rediscope::SessionManager;
+    /// # fn main() -> Result<(), rediscope::Error> {
+    /// # let sessions = SessionManager::connect("redis://127.0.0.1/")?;
+    /// let left = sessions.close(Duration::from_secs(5));
+    /// if left.scopes + left.locks > 0 {
+    ///     eprintln!("closed with work in hand: {left}");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn close(&self, timeout: Duration) -> Closed {
         let deadline = std::time::Instant::now() + timeout;
         self.pooled.close();
         self.transactional.close();
@@ -242,11 +257,12 @@ impl SessionManager {
         if let Some(replicas) = self.replicas.pool.get() {
             replicas.close();
         }
-        let taken = self.pooled.drain(deadline) + self.transactional.drain(deadline);
+        let scopes = self.pooled.drain(deadline) + self.transactional.drain(deadline);
         #[cfg(feature = "sentinel")]
-        let taken = taken + self.replicas.pool.get().map_or(0, |pool| pool.drain(deadline));
+        let scopes = scopes + self.replicas.pool.get().map_or(0, |pool| pool.drain(deadline));
         self.transactional.cease();
-        taken
+        let locks = self.locks.status().held as usize;
+        Closed { scopes, locks }
     }
 
     /// What both pools hold now, who holds it, and what they have done. Nothing is sent, and no

@@ -120,7 +120,7 @@ fn status_and_close_tell_of_every_node() {
     assert_eq!(stage.sessions.pins().len(), 1);
     let report = status.to_string();
     assert!(status.pooled.nodes.iter().all(|node| report.contains(&node.address)), "{report}");
-    assert_eq!(stage.sessions.close(std::time::Duration::ZERO), 1);
+    assert_eq!(stage.sessions.close(std::time::Duration::ZERO).scopes, 1);
     assert_eq!(
         db.get::<_, i64>(&keys[0]).map_err(Error::from).unwrap_err().to_string(),
         "the session manager is closed"

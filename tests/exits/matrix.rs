@@ -47,6 +47,6 @@ fn play_one(server: &Server, cell: Cell) {
     play::play(&bench, cell);
     bench.look_at_the_data();
     bench.borrow_again();
-    assert_eq!(bench.sessions.close(PATIENCE), 0, "nothing was left to take back");
+    assert_eq!(bench.sessions.close(PATIENCE).scopes, 0, "nothing was left to take back");
     eventually(PATIENCE, "the server has nobody left", || server.clients() == 0);
 }

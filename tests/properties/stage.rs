@@ -92,7 +92,7 @@ impl<'s> Stage<'s> {
         prop_assert_eq!(sessions.status().transactional.in_use, forgotten);
         if forgotten > 0 {
             // The reaper would come for them after max_pin_time; closing does not wait so long.
-            prop_assert_eq!(sessions.close(Duration::ZERO), forgotten as usize);
+            prop_assert_eq!(sessions.close(Duration::ZERO).scopes, forgotten as usize);
             prop_assert_eq!(sessions.status().transactional.in_use, 0);
             *manager.borrow_mut() =
                 self::manager(self.server, [64 * 1024, 40][usize::from(small_chunks)]);

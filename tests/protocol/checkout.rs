@@ -276,7 +276,7 @@ fn a_closed_manager_tells_everybody_and_takes_back_what_is_open() {
     let waiting = thread::scope(|scope| {
         let waiting = scope.spawn(|| accounts.begin().map(drop));
         eventually(SOON, "one waits", || sessions.status().transactional.waiting == 1);
-        assert_eq!(sessions.clone().close(Duration::ZERO), 1);
+        assert_eq!(sessions.clone().close(Duration::ZERO).scopes, 1);
         waiting.join().unwrap()
     });
     assert!(matches!(checkout(waiting, false), CheckoutError::Closed));
@@ -291,7 +291,7 @@ fn a_closed_manager_tells_everybody_and_takes_back_what_is_open() {
     assert!(matches!(late, rediscope::CommitError::PinExpired(_)), "{late:?}");
     assert!(!exists(&server, "key"));
     eventually(SOON, "every connection is closed", || server.clients() == 0);
-    assert_eq!(sessions.close(Duration::ZERO), 0);
+    assert_eq!(sessions.close(Duration::ZERO).scopes, 0);
 }
 
 #[test]
@@ -307,7 +307,7 @@ fn closing_waits_for_scopes_that_end_in_time() {
             accounts.run(|tx| Ok(tx.ping())).is_err_and(|error| !error.is_retryable())
         });
         open.commit().unwrap();
-        assert_eq!(closing.join().unwrap(), 0);
+        assert_eq!(closing.join().unwrap().scopes, 0);
     });
     assert_eq!(get(&server, "key").unwrap(), "1");
     eventually(SOON, "every connection is closed", || server.clients() == 0);
