@@ -21,6 +21,7 @@ pub(crate) mod parse;
 #[cfg(test)]
 mod properties;
 pub(crate) mod redirect;
+pub(crate) mod refusal;
 pub(crate) mod reply;
 pub(crate) mod slot;
 pub(crate) mod spread;
