@@ -43,7 +43,7 @@ fn main() -> Result<()> {
 }
 
 fn manager(url: &str, prefix: &str) -> Result<SessionManager> {
-    Ok(SessionManager::builder(url).register_prefix(format!("{prefix}l")).build()?)
+    Ok(SessionManager::builder(url).prefix(format!("{prefix}l")).build()?)
 }
 
 /// A worker: waits until it is its turn, then runs the job until it loses the lock.

@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn show(url: &str, prefix: &str) -> Result<(), Box<dyn Error>> {
     // Two session managers, as in two processes.
-    let manager = || SessionManager::builder(url).register_prefix(format!("{prefix}l")).build();
+    let manager = || SessionManager::builder(url).prefix(format!("{prefix}l")).build();
     let (here, there) = (manager()?, manager()?);
     let report = here.lock("report").label("worker 1");
 

@@ -76,9 +76,9 @@ impl Settings {
                 "must be between a second and 30 days: a doubt is resolved within it",
             ));
         }
-        if self.register_prefix.is_empty() || self.register_prefix.contains(['{', '}']) {
+        if self.prefix.is_empty() || self.prefix.contains(['{', '}']) {
             return Err(ConfigError::knob(
-                "register_prefix",
+                "prefix",
                 "must not be empty, and must not hold braces, which would be a hash tag",
             ));
         }

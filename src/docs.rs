@@ -34,6 +34,9 @@ mod operations {}
 #[doc = include_str!("../docs/standalone.md")]
 mod standalone {}
 
+#[doc = include_str!("../docs/threat-model.md")]
+mod threat_model {}
+
 #[cfg(feature = "tls-rustls")]
 #[doc = include_str!("../docs/tls.md")]
 mod tls {}

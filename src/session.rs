@@ -15,7 +15,6 @@ use std::time::Duration;
 pub use builder::Builder;
 #[cfg(feature = "serde")]
 pub use config::Config;
-use redis::IntoConnectionInfo;
 #[cfg(feature = "sentinel")]
 use scheduled_thread_pool::ScheduledThreadPool;
 
@@ -100,8 +99,11 @@ impl SessionManager {
     }
 
     /// A session manager of a cluster, with settings of your own; `nodes` are some of its nodes,
-    /// which tell the others. User, password, protocol and TLS of all nodes are those of the first
-    /// (feature `cluster`). Each master has two pools, as one server has.
+    /// which know the others (feature `cluster`). Each master has two pools, as one server has.
+    ///
+    /// User, password, protocol and TLS of all nodes are those of the first. `build` refuses a node that
+    /// names another scheme, user, password or protocol than the first one; a node that names no user and
+    /// no password takes the first one's, and one that names no protocol takes that.
     ///
     /// ```no_run
     /// # use rediscope::SessionManager;
@@ -110,13 +112,14 @@ impl SessionManager {
     /// let sessions = SessionManager::cluster(nodes).max_size(4).build()?;
     /// # Ok(()) }
     /// ```
-    pub fn cluster<T: IntoConnectionInfo>(nodes: impl IntoIterator<Item = T>) -> Builder {
+    pub fn cluster<T: IntoAddress>(nodes: impl IntoIterator<Item = T>) -> Builder {
         Builder::new(topology::cluster_address(nodes))
     }
 
     /// A session manager of the master that sentinels know by this name (feature `sentinel`), with
-    /// settings of your own. Each sentinel's URL has its own user and password; what the servers'
-    /// are is said by [`Builder::servers_like`].
+    /// settings of your own. Each sentinel's URL has its own user and password; those of the servers,
+    /// and their TLS, are set with [`Builder::servers_like`]. Sentinels of TLS without it are refused by
+    /// `build`, since the servers would be reached in clear.
     ///
     /// Transactions, single commands, locks and questions about doubts go to the master. When another
     /// server takes its place, all connections to the former one end in one step.
@@ -130,10 +133,7 @@ impl SessionManager {
     ///     .build();
     /// # Ok(()) }
     /// ```
-    pub fn sentinel<T: IntoConnectionInfo>(
-        name: &str,
-        sentinels: impl IntoIterator<Item = T>,
-    ) -> Builder {
+    pub fn sentinel<T: IntoAddress>(name: &str, sentinels: impl IntoIterator<Item = T>) -> Builder {
         Builder::new(topology::behind(name, sentinels))
     }
 

@@ -12,6 +12,7 @@
 mod support;
 
 mod configuration {
+    mod addresses;
     mod names;
     mod refused;
     mod sources;

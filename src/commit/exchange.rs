@@ -98,7 +98,7 @@ fn around(
         around.own_commands += 1;
     }
     if terms.fence.is_some() {
-        let fence = link.fence(&settings.register_prefix)?;
+        let fence = link.fence(&settings.prefix)?;
         fence.advance();
         if let Some(once) = &terms.once {
             once.set(&mut around.own, fence);

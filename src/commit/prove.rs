@@ -307,8 +307,8 @@ impl Steps {
             (false, _) => {}
         }
         let fence = match self.asks {
-            true => link.new_fence(&settings.register_prefix)?,
-            false => link.fence(&settings.register_prefix)?,
+            true => link.new_fence(&settings.prefix)?,
+            false => link.fence(&settings.prefix)?,
         };
         fence.go_to(tag);
         fence.advance();

@@ -17,7 +17,7 @@ use crate::connection::deadline::Deadline;
 use crate::connection::link::Link;
 use crate::connection::lock;
 use crate::connection::manager::{self, Purpose};
-use crate::connection::nodes::{Nodes, Onward, Patience, Route};
+use crate::connection::nodes::{self, Nodes, Onward, Patience, Route};
 use crate::error::{
     CheckoutError, CommitToken, LinkError, LinkErrorKind, Resolution, Resolver, ServerError,
     Unresolved,
@@ -53,6 +53,7 @@ impl Asker {
         if token.db != here {
             return Err(Unresolved::OtherDatabase { token: token.db, here });
         }
+        let key_slot = self.check(token)?;
         let slot = self.gate.acquire(deadline, |_| Ok::<(), ()>(())).map_err(not_asked)?;
         defer! {
             // Nobody else wants it: it is not kept for the next time.
@@ -63,8 +64,7 @@ impl Asker {
         }
         let mut pause = PAUSE / 16;
         // Its name says where it is, whatever server the token was made on.
-        let slot = slot::of_key(token.register.as_bytes());
-        let mut route = Route::to(self.nodes.is_cluster().then_some(slot));
+        let mut route = Route::to(key_slot);
         let mut patience = Patience::until(deadline);
         loop {
             let kept = lock(&self.link).take();
@@ -78,7 +78,7 @@ impl Asker {
                 continue;
             }
             if route.asks() {
-                route = Route::to(Some(slot));
+                route = Route::to(key_slot);
             }
             let passing = match &asked {
                 Err(Unresolved::Unreachable(error)) => error.is_passing(),
@@ -94,6 +94,30 @@ impl Asker {
                 std::thread::sleep(pause.min(left));
                 pause = PAUSE.min(pause * 2);
             }
+        }
+    }
+
+    /// Whether the token can be of a connection with these settings: any other key of the caller's
+    /// would be given an expiry by the question. In a cluster, the slot to ask.
+    fn check(&self, token: &CommitToken) -> Result<Option<u16>, Unresolved> {
+        let wrong = |reason| Err(Unresolved::NotARegister { reason });
+        if token.number == 0 {
+            return wrong("it has a number that no transaction is given");
+        }
+        let slot = slot::of_key(token.register.as_bytes());
+        let (slot, tag) = match self.nodes.is_cluster() {
+            false if token.slot.is_some() => {
+                return wrong("it has a slot, and this session manager is not one of a cluster");
+            }
+            false => (None, None),
+            // A transaction without a key was bound to no slot, and its register has no hash tag.
+            true if token.slot.is_none() => (Some(slot), None),
+            true if token.slot != Some(slot) => return wrong("the register is of another slot"),
+            true => (Some(slot), nodes::tag(slot)),
+        };
+        match fence::is_register(&token.register, &self.nodes.settings().prefix, tag) {
+            true => Ok(slot),
+            false => wrong("it names a key that is no register of this prefix"),
         }
     }
 

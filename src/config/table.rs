@@ -77,9 +77,12 @@ macro_rules! settings {
             /// What the names of this crate's own keys begin with: `<prefix>:reg:…` for the registers of
             /// exactly-once connections, `<prefix>:once:…` for the keys of
             /// [`exactly_once_as`](crate::TransactionOptions::exactly_once_as), `<prefix>:lock:…`, `:rw:…`,
-            /// `:sem:…` and `<prefix>:fence` for locks. The user needs the right to read and write them,
-            /// for locks also to channels of that prefix. Default `rediscope`; not empty, and without braces.
-            register_prefix: String as impl Into<String> = "rediscope".to_owned();
+            /// `:sem:…` and `<prefix>:fence` for locks. **Two programs on one database share all of these by
+            /// default**: the same name is the same lock, and a key that one of them has committed
+            /// counts as committed for the other. Give each program its own prefix, unless they are to
+            /// share. The user needs the right to read and write these keys, for locks also to channels
+            /// of that prefix. Default `rediscope`; not empty, and without braces.
+            prefix: String as impl Into<String> = "rediscope".to_owned();
         }
     };
 }

@@ -112,7 +112,9 @@ impl fmt::Debug for InDoubt {
 
 /// Names one exactly-once transaction, for [`SessionManager::resolve`](crate::SessionManager::resolve).
 ///
-/// It holds no key or value of the transaction and needs no clock. It is worth asking for as long
+/// It holds no key or value of the transaction and needs no clock. A token that was changed, or made by
+/// hand, is refused before anything is sent ([`Unresolved::NotARegister`]): no other key than a
+/// register is ever touched. It is worth asking for as long
 /// as the register lives (`register_ttl`, an hour by default); later the answer is
 /// [`StillUnknown`](Resolution::StillUnknown).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -174,6 +176,16 @@ pub enum Unresolved {
     /// did.
     #[error("the register holds something else; read your own data")]
     RegisterForeign,
+    /// The token cannot be one that a session manager with these settings has made: it names a key that
+    /// is no register of this prefix, or the number, hash tag or slot do not fit. Nothing was sent. A token
+    /// is to be resolved by a session manager with the `prefix` of the one that made it, of a
+    /// cluster if that one was.
+    #[error("the token is not one of this session manager's, so nothing was sent: {reason}")]
+    #[non_exhaustive]
+    NotARegister {
+        /// What does not fit.
+        reason: &'static str,
+    },
     /// The token is of another database than the session manager's.
     #[error("the token is of database {token}, and this session manager's is {here}")]
     OtherDatabase {

@@ -63,12 +63,8 @@ impl RefUnwindSafe for Lock {}
 
 impl Lock {
     pub(crate) fn new(hub: Arc<Hub>, family: &str, name: &str, mode: Mode) -> Self {
-        let names = Arc::new(Names::new(
-            &hub.settings.register_prefix,
-            family,
-            name,
-            hub.courier.is_in_cluster(),
-        ));
+        let names =
+            Arc::new(Names::new(&hub.settings.prefix, family, name, hub.courier.is_in_cluster()));
         let refused = match mode {
             _ if name.is_empty() => Some(("name", "a lock's name must not be empty")),
             Mode::Exclusive(0) => Some(("permits", "a semaphore has at least one permit")),

@@ -69,7 +69,7 @@ impl Subscriber {
         waiters: Arc<Waiters>,
         random: u128,
     ) -> Self {
-        let control = format!("{}:ctl:{random:032x}", settings.register_prefix);
+        let control = format!("{}:ctl:{random:032x}", settings.prefix);
         let shared = Shared {
             nodes,
             settings,

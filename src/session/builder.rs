@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use redis::IntoConnectionInfo;
 use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
 
 #[cfg(feature = "sentinel")]
@@ -23,7 +22,7 @@ use crate::error::ConfigError;
 use crate::lock::hub::Hub;
 #[cfg(feature = "tls-rustls")]
 use crate::topology::Tls;
-use crate::topology::{self, Address, Endpoint};
+use crate::topology::{self, Address, Endpoint, IntoAddress};
 use crate::transaction::admission::Admission;
 
 /// Opens links for both pools, backs off, and comes by to take stuck scopes back.
@@ -103,7 +102,8 @@ impl Builder {
     ///
     /// `build` refuses PEM without a certificate, PEM that cannot be read, a key that is not its
     /// certificate's, and an address that is not one of TLS. Sentinels alone may be reached without
-    /// TLS; the servers behind them may not.
+    /// TLS; the servers behind sentinels of TLS are reached in clear only where
+    /// [`servers_like`](Self::servers_like) names an address that begins with `redis://`.
     #[cfg(feature = "tls-rustls")]
     pub fn tls(mut self, tls: Tls) -> Self {
         self.tls = Some(tls);
@@ -120,8 +120,10 @@ impl Builder {
     }
 
     /// Behind sentinels: user, password, database, protocol and TLS of the servers, as an address
-    /// whose host and port are not used. `build` refuses it for any other address.
-    pub fn servers_like(mut self, to: impl IntoConnectionInfo) -> Self {
+    /// whose host and port are not used. `build` refuses it for any other address. It is needed where
+    /// [`SessionManager::sentinel`] is given sentinels of TLS: without it the servers would be reached in
+    /// clear, so `build` refuses that too.
+    pub fn servers_like(mut self, to: impl IntoAddress) -> Self {
         self.address = self.address.and_then(|address| topology::like(address, to));
         self
     }
@@ -132,6 +134,7 @@ impl Builder {
     /// [`ConfigError`] names the setting that cannot work.
     pub fn build(self) -> Result<SessionManager, ConfigError> {
         let address = self.address?;
+        topology::check(&address)?;
         self.settings.check()?;
         #[cfg(feature = "tls-rustls")]
         let address = match &self.tls {

@@ -66,7 +66,7 @@ impl Known {
 
 impl Directory {
     pub(super) fn new(behind: Behind, settings: &Settings) -> Result<Self, ConfigError> {
-        let Behind { name, sentinels, like } = behind;
+        let Behind { name, sentinels, like, .. } = behind;
         // Says what is wrong with it before anybody connects.
         Server::new(like.clone(), settings)?;
         let sentinel = |info: ConnectionInfo| Server::new(info, settings);

@@ -25,7 +25,7 @@ pub(crate) use address::NO_SENTINEL;
 pub(crate) use address::cluster as cluster_address;
 #[cfg(test)]
 pub(crate) use address::one as parse;
-pub(crate) use address::{Address, behind, like};
+pub(crate) use address::{Address, behind, check, like};
 pub(crate) use endpoint::Endpoint;
 pub(crate) use login::Login;
 pub(crate) use standalone::Connected;

@@ -5,13 +5,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-use redis::{Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, TlsCertificates};
+use redis::{Client, ClientTlsConfig, ConnectionInfo, TlsCertificates};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::{Error as Broken, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
-use super::address::{Address, Behind, plain};
+use super::address::{Address, Behind, is_tls, plain};
 use crate::error::ConfigError;
 
 /// Whom TLS trusts, and as whom it presents itself: the argument of
@@ -78,21 +78,23 @@ impl Tls {
                 Address::Cluster(nodes.collect::<Result<_, _>>()?)
             }
             Address::Sentinel(behind) => {
-                let Behind { name, sentinels, like } = *behind;
+                let Behind { name, sentinels, like, like_is_given } = *behind;
+                // The caller has said that the servers alone are reached in clear.
+                let in_clear = like_is_given && !is_tls(&like) && sentinels.iter().any(is_tls);
                 // They may be reached without TLS where the servers are not.
                 let sentinels = sentinels.into_iter().map(|info| match is_tls(&info) {
                     true => self.over_one(info),
                     false => Ok(info),
                 });
                 let sentinels = sentinels.collect::<Result<_, _>>()?;
-                if !is_tls(&like) {
+                if !is_tls(&like) && !in_clear {
                     return Err(wrong(
                         "the servers behind the sentinels are not reached by TLS: \
                          give `servers_like` an address that begins with rediss://",
                     ));
                 }
-                let like = self.over_one(like)?;
-                Address::Sentinel(Box::new(Behind { name, sentinels, like }))
+                let like = if in_clear { like } else { self.over_one(like)? };
+                Address::Sentinel(Box::new(Behind { name, sentinels, like, like_is_given }))
             }
         })
     }
@@ -155,10 +157,6 @@ fn certificates(what: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, 
 
 fn wrong(reason: impl Into<String>) -> ConfigError {
     ConfigError::knob("tls", reason)
-}
-
-fn is_tls(info: &ConnectionInfo) -> bool {
-    matches!(info.addr(), ConnectionAddr::TcpTls { .. })
 }
 
 /// What TLS is computed with: what the program has chosen, else `ring`, which is installed, since

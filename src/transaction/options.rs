@@ -97,7 +97,7 @@ impl TransactionOptions {
     /// [`InDoubt`](crate::InDoubt) can be [resolved](crate::InDoubt::resolve).
     ///
     /// Each connection keeps a register on the server for it
-    /// ([`register_prefix`](crate::Builder::register_prefix),
+    /// ([`prefix`](crate::Builder::prefix),
     /// [`register_ttl`](crate::Builder::register_ttl)), which it watches and which each
     /// transaction writes. A connection that has no armed register arms it first, in one round
     /// trip more; from then on there is none more. Transactions that are not exactly once disarm
@@ -253,9 +253,7 @@ impl TransactionOptions {
                 )
                 .into());
             }
-            Some(ExactlyOnce::Keyed { key, ttl }) => {
-                Some(Once::new(&settings.register_prefix, key, *ttl))
-            }
+            Some(ExactlyOnce::Keyed { key, ttl }) => Some(Once::new(&settings.prefix, key, *ttl)),
             Some(ExactlyOnce::Fence) | None => None,
         };
         if self.held.as_ref().is_some_and(Held::is_lost) {

@@ -27,7 +27,7 @@ pub(crate) struct Fence {
 impl Fence {
     /// `random` makes the register this connection's alone, for all processes and all time.
     pub(crate) fn new(prefix: &str, random: u128) -> Self {
-        let register = format!("{prefix}:reg:{random:032x}");
+        let register = name(prefix, None, random);
         Self { prefix: prefix.into(), random, register, tag: None, number: 0 }
     }
 
@@ -36,10 +36,7 @@ impl Fence {
     pub(crate) fn go_to(&mut self, tag: Option<u32>) {
         if self.tag != tag {
             let Self { prefix, random, .. } = self;
-            self.register = match tag {
-                Some(tag) => format!("{prefix}:{{{tag}}}:reg:{random:032x}"),
-                None => format!("{prefix}:reg:{random:032x}"),
-            };
+            self.register = name(prefix, tag, *random);
             self.tag = tag;
         }
     }
@@ -73,6 +70,24 @@ impl Fence {
             args.arg(&self.register);
         });
     }
+}
+
+/// The name of a register.
+fn name(prefix: &str, tag: Option<u32>, random: u128) -> String {
+    match tag {
+        Some(tag) => format!("{prefix}:{{{tag}}}:reg:{random:032x}"),
+        None => format!("{prefix}:reg:{random:032x}"),
+    }
+}
+
+/// Whether this is exactly the name that a connection's register can have, with this prefix and tag.
+pub(crate) fn is_register(register: &str, prefix: &str, tag: Option<u32>) -> bool {
+    let digits = register.len().checked_sub(32).and_then(|at| register.get(at..));
+    // The name is made anew of what was read, so there is one place that knows its form.
+    digits
+        .filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
+        .and_then(|digits| u128::from_str_radix(digits, 16).ok())
+        .is_some_and(|random| register == name(prefix, tag, random))
 }
 
 /// At least one, and what fits the server's clock.
@@ -115,9 +130,10 @@ pub(crate) fn applied(number: u64, touched: &Value, found: &Value) -> Result<boo
     }
     let found = match found {
         Value::Nil => return Err(Unresolved::RegisterGone),
-        Value::BulkString(digits) => {
-            std::str::from_utf8(digits).ok().and_then(|digits| digits.parse::<u64>().ok())
-        }
+        // As they are written here: no sign, no leading zero.
+        Value::BulkString(digits) => std::str::from_utf8(digits)
+            .ok()
+            .and_then(|digits| digits.parse::<u64>().ok().filter(|n| n.to_string() == digits)),
         _ => None,
     };
     match (found, touched) {
@@ -146,7 +162,8 @@ mod tests {
         assert_eq!(applied(7, &untouched, &bulk("6")), Err(Unresolved::RegisterGone));
         assert_eq!(applied(7, &untouched, &Value::Nil), Err(Unresolved::RegisterGone));
         assert_eq!(applied(7, &touched, &Value::Nil), Err(Unresolved::RegisterGone));
-        for foreign in [bulk("8"), bulk("seven"), bulk("-1"), Value::Int(7), Value::Okay] {
+        let foreign = [bulk("8"), bulk("seven"), bulk("-1"), bulk("+7"), bulk("07"), bulk("+6")];
+        for foreign in foreign.into_iter().chain([Value::Int(7), Value::Okay]) {
             assert_eq!(applied(7, &touched, &foreign), Err(Unresolved::RegisterForeign));
         }
     }
@@ -157,6 +174,41 @@ mod tests {
         for (touched, found) in [(&error, &bulk("6")), (&Value::Int(1), &error)] {
             let refused = applied(7, touched, found);
             assert!(matches!(refused, Err(Unresolved::Refused(e)) if e.code() == "READONLY"));
+        }
+    }
+
+    #[test]
+    fn only_the_name_that_a_register_has_is_one() {
+        let mut fence = Fence::new("app", u128::MAX - 5);
+        assert!(is_register(fence.register(), "app", None));
+        assert!(!is_register(fence.register(), "app", Some(7)));
+        assert!(!is_register(fence.register(), "ap", None));
+        fence.go_to(Some(7));
+        assert!(is_register(fence.register(), "app", Some(7)));
+        assert!(!is_register(fence.register(), "app", Some(8)));
+        assert!(!is_register(fence.register(), "app", None));
+        let digits = "0123456789abcdef0123456789abcdef";
+        assert!(is_register(&format!("app:reg:{digits}"), "app", None));
+        for no in [
+            String::new(),
+            "balance:alice".into(),
+            digits.into(),
+            format!("app:{digits}"),
+            format!("app:reg:{}", digits.to_uppercase()),
+            format!("app:reg:+{}", &digits[1..]),
+            format!("app:reg: {}", &digits[1..]),
+            format!("app:reg:0{digits}"),
+            format!("app:reg:{}", &digits[1..]),
+            format!("app:reg:{digits} "),
+            format!("app:once:{digits}"),
+            format!("xapp:reg:{digits}"),
+            format!("app:{{7}}:reg:{digits}"),
+            format!("app:reg:é{}", &digits[2..]),
+        ] {
+            assert!(!is_register(&no, "app", None), "{no}");
+        }
+        for no in ["{07}", "{+7}", "{}", "{7", "7"] {
+            assert!(!is_register(&format!("app:{no}:reg:{digits}"), "app", Some(7)), "{no}");
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rediscope::prelude::*;
 use rediscope::{
-    CommitError, InDoubt, Resolution, SessionManager, TransactionOptions, Transactional,
+    CommitError, InDoubt, Resolution, SessionManager, TransactionOptions, Transactional, Unresolved,
 };
 
 use scopeguard::defer;
@@ -49,6 +49,40 @@ fn registers_lie_in_the_slot_of_their_transaction_one_a_connection_and_slot() {
     assert_eq!(keyed.run(|tx| Ok(tx.incr(&keys[0], 1))).unwrap(), 6);
     let again = keyed.run(|tx| Ok(tx.incr(&keys[0], 1))).unwrap_err();
     assert!(matches!(again.as_commit(), Some(CommitError::AlreadyCommitted)), "{again}");
+}
+
+fn is_refused(resolution: &Resolution) -> bool {
+    let Resolution::StillUnknown { why } = resolution else { return false };
+    matches!(why, Unresolved::NotARegister { .. })
+}
+
+#[test]
+fn a_token_of_another_slot_or_tag_is_refused_before_anything_is_sent() {
+    let street = Street::start();
+    let stage = &street.stage;
+    let doubt = street.doubted(&exactly_once(&stage.sessions), &stage.keys("k")[0], true);
+    let token = doubt.token().unwrap();
+    let sessions = builder(&stage.cluster).build().unwrap();
+    let asked = || [0, 1, 2].map(|node| stage.cluster.nodes()[node].server.calls("pexpire"));
+    let before = asked();
+    let reg = token.register.split_once(":reg:").unwrap().1;
+    let changes: [&dyn Fn(&mut rediscope::CommitToken); 6] = [
+        &|token| token.slot = token.slot.map(|slot| (slot + 1) % 16384),
+        &|token| token.slot = None,
+        &|token| token.register = format!("rediscope:reg:{reg}"),
+        &|token| token.register = token.register.replace('{', "{0"),
+        &|token| token.register = "balance:alice".into(),
+        &|token| token.register = "rediscope:{alice}:reg".into(),
+    ];
+    for (nth, change) in changes.iter().enumerate() {
+        let mut token = token.clone();
+        change(&mut token);
+        let resolution = sessions.resolve(&token);
+        assert!(is_refused(&resolution), "change {nth}: {resolution:?}");
+    }
+    let one = SessionManager::connect(stage.cluster.nodes()[0].server.url()).unwrap();
+    assert!(is_refused(&one.resolve(token)), "by a manager of one server");
+    assert_eq!(asked(), before);
 }
 
 /// Proxies before all masters, which the nodes tell as their own addresses.

@@ -47,7 +47,7 @@ fn a_value_that_does_not_fit_is_refused_by_its_name() {
 #[test]
 fn a_value_of_another_kind_is_refused_by_its_name() {
     for value in ["true", "[1, 'S3CRET']", "{ a = 'S3CRET' }", "-1", "1.5", "1979-05-27"] {
-        for name in ["max_size", "trust_window", "pin_warning", "register_prefix", "tls"] {
+        for name in ["max_size", "trust_window", "pin_warning", "prefix", "tls"] {
             let config = format!("url = 'redis://h/'\n{name} = {value}");
             let error = refused(&toml::from_str(&config).unwrap());
             assert_eq!(error.knob_name(), Some(name), "{value}: {error}");

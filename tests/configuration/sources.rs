@@ -28,7 +28,7 @@ const ALL: [Entry<'_>; 19] = [
     ("max_commands", "17"),
     ("max_bytes", "1000000"),
     ("max_group", "2"),
-    ("register_prefix", "app"),
+    ("prefix", "app"),
     ("register_ttl", "2days"),
 ];
 
@@ -52,7 +52,7 @@ fn by_hand() -> Builder {
         .max_commands(17)
         .max_bytes(1_000_000)
         .max_group(2)
-        .register_prefix("app")
+        .prefix("app")
         .register_ttl(2 * day)
 }
 

@@ -14,7 +14,7 @@ use crate::support::server::Server;
 fn a_transaction_runs_over_a_configuration_that_was_read() {
     let server = Server::with(&["--requirepass", "S3CRET"]);
     let url = format!("redis://:S3CRET@127.0.0.1:{}/2", server.port());
-    let entries = [("url", url.as_str()), ("max_size", "2"), ("register_prefix", "app")];
+    let entries = [("url", url.as_str()), ("max_size", "2"), ("prefix", "app")];
     for (hits, (format, config)) in (1..).zip(everywhere(&entries)) {
         let sessions = config.builder().build().unwrap();
         let once = TransactionOptions::new().exactly_once();

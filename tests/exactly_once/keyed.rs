@@ -217,7 +217,7 @@ fn keys_are_told_apart_byte_by_byte_and_by_prefix() {
         let options = TransactionOptions::new().exactly_once_as(name, HOUR);
         all.with(options).run(|tx| Ok(tx.incr("n", 1))).unwrap();
     }
-    let apart = SessionManager::builder(stage.server.url()).register_prefix("apart");
+    let apart = SessionManager::builder(stage.server.url()).prefix("apart");
     let apart = apart.build().unwrap().transactional();
     apart.with(once("k", HOUR)).run(|tx| Ok(tx.incr("n", 1))).unwrap();
     already(apart.with(once("k", HOUR)).run(|tx| Ok(tx.incr("n", 1))));

@@ -49,8 +49,82 @@ fn a_token_keeps_all_it_says_and_no_address_with_a_password() {
     let again: CommitToken = serde_json::from_str(&serde_json::to_string(token).unwrap()).unwrap();
     assert_eq!(&again, token);
     assert_eq!(token.address, stage.proxy.address().to_string());
-    let mut foreign = again;
-    foreign.register.push('0');
-    let unknown = Resolution::StillUnknown { why: Unresolved::RegisterGone };
-    assert_eq!(stage.sessions.resolve(&foreign), unknown, "a token that was tampered with");
+}
+
+/// The same token, but for what `change` makes of it: once by the fields, once through serde.
+fn changed(token: &CommitToken, change: impl Fn(&mut CommitToken)) -> [CommitToken; 2] {
+    let mut built = token.clone();
+    change(&mut built);
+    let read = serde_json::from_str(&serde_json::to_string(&built).unwrap()).unwrap();
+    [built, read]
+}
+
+#[track_caller]
+fn refused(resolution: &Resolution) -> &'static str {
+    match resolution {
+        Resolution::StillUnknown { why: Unresolved::NotARegister { reason, .. } } => reason,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+#[test]
+fn a_token_that_names_any_other_key_is_refused_before_anything_is_sent() {
+    let stage = Stage::new();
+    let doubt = stage.doubted(&stage.exactly_once(), Fate::Applied);
+    let token = doubt.token().unwrap();
+    let digits = token.register.strip_prefix("rediscope:reg:").unwrap().to_owned();
+    let keys = [
+        "balance:alice".to_owned(),
+        String::new(),
+        "rediscope:once:deed".into(),
+        "rediscope:lock:name".into(),
+        "rediscope:fence".into(),
+        "rediscope:reg:".into(),
+        format!("{}0", token.register),
+        format!(" {}", token.register),
+        format!("rediscope:reg:{}", digits.to_uppercase() + "A").replace("AA", "A"),
+        format!("rediscope:reg:+{}", &digits[1..]),
+        format!("rediscope:{{7}}:reg:{digits}"),
+        format!("other:reg:{digits}"),
+        format!("x{}", token.register),
+    ];
+    let asked = |name: &str| stage.server.calls(name);
+    let before = ["pexpire", "get", "hello", "ping"].map(asked);
+    let connections = stage.proxy.connections();
+    for key in &keys {
+        for value in [token.number.to_string(), "1".into()] {
+            stage.server.ask::<()>(&["SET", key, &value]);
+        }
+        for token in changed(token, |token| token.register.clone_from(key)) {
+            assert!(refused(&stage.sessions.resolve(&token)).contains("no register"), "{key:?}");
+        }
+        assert_eq!(stage.server.ask::<i64>(&["PTTL", key]), -1, "{key:?} was touched");
+    }
+    for token in changed(token, |token| token.number = 0) {
+        assert!(refused(&stage.sessions.resolve(&token)).contains("number"));
+    }
+    for token in changed(token, |token| token.slot = Some(7)) {
+        assert!(refused(&stage.sessions.resolve(&token)).contains("slot"));
+    }
+    let other = Resolution::StillUnknown { why: Unresolved::OtherDatabase { token: 5, here: 0 } };
+    for token in changed(token, |token| token.db = 5) {
+        assert_eq!(stage.sessions.resolve(&token), other);
+    }
+    assert_eq!(stage.proxy.connections(), connections, "nothing was connected");
+    assert_eq!(["pexpire", "get", "hello", "ping"].map(asked), before, "nothing was sent");
+    assert_eq!(doubt.resolve(), Resolution::Committed);
+}
+
+#[test]
+fn a_token_is_of_the_prefix_that_its_session_manager_has() {
+    let stage = Stage::new();
+    let doubt = stage.doubted(&stage.exactly_once(), Fate::Applied);
+    let of = |prefix: &str| {
+        let builder = SessionManager::builder(stage.server.url());
+        builder.prefix(prefix).build().unwrap()
+    };
+    for prefix in ["other", "rediscop", "rediscope:reg", "r", ":"] {
+        refused(&of(prefix).resolve(doubt.token().unwrap()));
+    }
+    assert_eq!(of("rediscope").resolve(doubt.token().unwrap()), Resolution::Committed);
 }

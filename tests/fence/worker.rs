@@ -90,7 +90,7 @@ pub(crate) fn sessions(to: String, prefix: &str) -> SessionManager {
         .checkout_timeout(CHECKOUT)
         .trust_window(TRUST)
         .flush_bytes(FLUSH_BYTES)
-        .register_prefix(prefix)
+        .prefix(prefix)
         .build()
         .unwrap()
 }
