@@ -101,3 +101,47 @@ need_component() {
   "cargo-${1/rustfmt/fmt}" --version >/dev/null 2>&1 || rustup component add "$1" >&2 ||
     die "$1 is missing. Type:" "  rustup component add $1"
 }
+
+# crate_alone NAME: makes target/alone/NAME, the crate as a dependent sees it: its manifest without
+# the development dependencies, examples, benchmarks and other members, beside links to the sources.
+# Prints the folder. A lock file there is resolved anew by each script that uses it.
+crate_alone() {
+  local root folder
+  root=$(pwd)
+  folder="target/alone/$1"
+  mkdir -p "$folder"
+  for part in src docs README.md; do ln -sfn "$root/$part" "$folder/$part"; done
+  awk '
+    /^\[/ { kept = !/^\[(dev-dependencies|workspace|profile|\[example|\[bench)/ }
+    kept { print }
+    END { print "\n[workspace]\nresolver = \"3\"" }' Cargo.toml >"$folder/Cargo.toml"
+  rm -f "$folder/Cargo.lock"
+  echo "$folder"
+}
+
+# stated_rust: the rust-version of the manifest.
+stated_rust() {
+  sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml
+}
+
+# resolve_alone: writes Cargo.lock in the current folder, with the versions that a dependent gets; offline
+# if there is no registry.
+resolve_alone() {
+  cargo generate-lockfile --quiet 2>/dev/null || cargo generate-lockfile --quiet --offline
+}
+
+# registry_has NAME@VERSION: whether the registry can be asked and has it.
+registry_has() {
+  cargo info --quiet --registry crates-io "$1" >/dev/null 2>&1
+}
+
+# check_features: checks the library in the current folder with all features, with none and with each
+# alone. A warning is no failure: a newer dependency may deprecate what an older one needs.
+check_features() {
+  local feature
+  cargo check --quiet --locked --lib --all-features
+  cargo check --quiet --locked --lib --no-default-features
+  for feature in $(awk '/^\[/ { inside = /^\[features\]/ } inside && /^[a-z0-9-]+ *=/ { print $1 }' Cargo.toml); do
+    cargo check --quiet --locked --lib --no-default-features --features "$feature"
+  done
+}

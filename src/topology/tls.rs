@@ -103,14 +103,33 @@ impl Tls {
         if !is_tls(&info) {
             return Err(wrong("the address is not one of TLS, which begins with rediss"));
         }
+        let client = Client::build_with_tls(info, self.as_redis());
+        let client = client.map_err(|error| wrong(plain(&error)))?;
+        Ok(client.get_connection_info().clone())
+    }
+
+    /// As redis-rs takes it: version 1 has no constructors for these types.
+    #[cfg(not(rediscope_redis_2))]
+    fn as_redis(&self) -> TlsCertificates {
         let client_tls = self
             .own
             .clone()
             .map(|own| ClientTlsConfig { client_cert: own.certificate, client_key: own.key });
-        let certificates = TlsCertificates { client_tls, root_cert: self.roots.clone() };
-        let client = Client::build_with_tls(info, certificates);
-        let client = client.map_err(|error| wrong(plain(&error)))?;
-        Ok(client.get_connection_info().clone())
+        TlsCertificates { client_tls, root_cert: self.roots.clone() }
+    }
+
+    /// As redis-rs takes it: version 2 has no public literals for these types (`scripts/redis2`).
+    #[cfg(rediscope_redis_2)]
+    fn as_redis(&self) -> TlsCertificates {
+        let mut certificates = TlsCertificates::new();
+        if let Some(own) = self.own.clone() {
+            let own = ClientTlsConfig::new(own.certificate, own.key);
+            certificates = certificates.client_tls_config(own);
+        }
+        match self.roots.clone() {
+            Some(roots) => certificates.root_cert(roots),
+            None => certificates,
+        }
     }
 
     /// What redis-rs takes without a word: no certificate at all, and a key of another certificate.
