@@ -2,11 +2,14 @@
 //!
 //! Never: a connection. Never: a password in `Debug`.
 
+pub(crate) mod resolver;
 #[cfg(feature = "serde")]
 pub(crate) mod said;
 pub(crate) mod table;
 
 use std::time::Duration;
+
+use resolver::Resolver;
 
 use crate::credentials::Provider;
 use crate::error::ConfigError;
@@ -21,11 +24,13 @@ macro_rules! plain {
             $(pub(crate) $name: $type,)+
             /// No plain value, so not in the table.
             pub(crate) credentials: Option<Provider>,
+            /// The same.
+            pub(crate) resolver: Resolver,
         }
 
         impl Default for Settings {
             fn default() -> Self {
-                Self { $($name: $default,)+ credentials: None }
+                Self { $($name: $default,)+ credentials: None, resolver: Resolver::default() }
             }
         }
     };
@@ -45,6 +50,14 @@ impl Settings {
             _ => Ok(()),
         };
         at_least_one("max_size", self.max_size.into())?;
+        if self.max_size > MOST_CONNECTIONS {
+            return Err(ConfigError::knob(
+                "max_size",
+                format!(
+                    "must not be more than {MOST_CONNECTIONS}, which is as many as there are ports"
+                ),
+            ));
+        }
         at_least_one("max_group", self.max_group.into())?;
         at_least_one("flush_bytes", self.flush_bytes as u64)?;
         at_least_one("max_commands", self.max_commands.into())?;
@@ -97,6 +110,10 @@ impl Settings {
     }
 }
 
+/// Upper bound of a pool's size: a client has no more ports to one address. Its memory is asked for
+/// when the pool is made, so a bound keeps a mistake from ending the process.
+pub(crate) const MOST_CONNECTIONS: u32 = 65_535;
+
 /// A day: longer than any wait that means something, short enough for every clock.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -133,6 +150,9 @@ mod tests {
     #[test]
     fn what_cannot_work_is_named() {
         assert_eq!(knob(|s| s.max_size = 0), Some("max_size"));
+        assert_eq!(knob(|s| s.max_size = MOST_CONNECTIONS), None);
+        assert_eq!(knob(|s| s.max_size = MOST_CONNECTIONS + 1), Some("max_size"));
+        assert_eq!(knob(|s| s.max_size = u32::MAX), Some("max_size"));
         assert_eq!(knob(|s| s.min_idle = 9), Some("min_idle"));
         assert_eq!(knob(|s| s.cleanup_timeout = Duration::ZERO), Some("cleanup_timeout"));
         assert_eq!(knob(|s| s.response_timeout = Duration::from_secs(3)), Some("checkout_timeout"));

@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 
+/// Upper bound of one wait, and of a deadline past the end of the clock.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// How often a block is tried, and how long it waits in between: exponential backoff with full
 /// jitter (a random time between nothing and the step), under a bound on attempts and a deadline.
 ///
@@ -57,22 +60,26 @@ impl RetryPolicy {
         self
     }
 
-    /// No attempt begins later than this after the first one began.
+    /// No attempt begins later than this after the first one began. `Duration::MAX`: only `attempts` bounds it.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
     }
 
-    /// The longest wait before the second attempt.
+    /// The longest wait before the second attempt. Not longer than `max_backoff`.
     pub fn first_backoff(mut self, step: Duration) -> Self {
         self.first_backoff = step;
         self
     }
 
-    /// The longest wait before any attempt.
+    /// The longest wait before any attempt. A day at most: what is longer counts as a day.
     pub fn max_backoff(mut self, step: Duration) -> Self {
         self.max_backoff = step;
         self
+    }
+
+    fn longest(&self) -> Duration {
+        self.max_backoff.min(LONGEST)
     }
 
     pub(crate) fn begin(&self, now: Instant) -> Attempts {
@@ -82,8 +89,8 @@ impl RetryPolicy {
             // Past the end of the clock there is no deadline.
             deadline: now.checked_add(self.deadline),
             steps: ExponentialBuilder::default()
-                .with_min_delay(self.first_backoff)
-                .with_max_delay(self.max_backoff)
+                .with_min_delay(self.first_backoff.min(self.longest()))
+                .with_max_delay(self.longest())
                 .with_factor(2.0)
                 .without_max_times()
                 .build(),
@@ -109,7 +116,7 @@ impl Attempts {
     /// No attempt begins later than this.
     pub(crate) fn deadline(&self) -> Instant {
         // Past the end of the clock there is no deadline; a day is as good.
-        self.deadline.unwrap_or_else(|| Instant::now() + Duration::from_secs(24 * 60 * 60))
+        self.deadline.unwrap_or_else(|| Instant::now() + LONGEST)
     }
 
     /// Counts one attempt more and says how long to wait before it; `None` where the policy
@@ -118,7 +125,8 @@ impl Attempts {
         if self.number >= self.policy.attempts {
             return None;
         }
-        let step = self.steps.next().unwrap_or(self.policy.max_backoff);
+        let longest = self.policy.longest();
+        let step = self.steps.next().unwrap_or(longest).min(longest);
         let wait = step.mul_f64(fastrand::f64());
         if self.deadline.is_some_and(|deadline| now + wait > deadline) {
             return None;
@@ -141,6 +149,23 @@ mod tests {
         assert_eq!(waits.len(), 4);
         assert_eq!(attempts.number(), 5);
         assert!(waits.iter().all(|wait| *wait <= Duration::from_millis(3)));
+    }
+
+    #[test]
+    fn no_step_is_too_long_to_wait_for() {
+        let now = Instant::now();
+        let steps = [Duration::ZERO, Duration::from_nanos(1), Duration::MAX];
+        for (first, max) in steps.into_iter().flat_map(|one| steps.map(|other| (one, other))) {
+            let policy = RetryPolicy::default().attempts(200).first_backoff(first).max_backoff(max);
+            for deadline in steps {
+                let mut attempts = policy.deadline(deadline).begin(now);
+                assert!(attempts.deadline() >= now);
+                while let Some(wait) = attempts.next(now) {
+                    assert!(wait <= LONGEST.min(max), "{wait:?}");
+                }
+                assert!(attempts.number() <= 200);
+            }
+        }
     }
 
     #[test]

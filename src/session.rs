@@ -19,6 +19,7 @@ pub use config::Config;
 use scheduled_thread_pool::ScheduledThreadPool;
 
 use crate::commit::resolve::Asker;
+use crate::connection::deadline;
 #[cfg(feature = "sentinel")]
 use crate::connection::manager::Purpose;
 use crate::connection::nodes::Nodes;
@@ -248,7 +249,7 @@ impl SessionManager {
     /// # Ok(()) }
     /// ```
     pub fn close(&self, timeout: Duration) -> Closed {
-        let deadline = std::time::Instant::now() + timeout;
+        let deadline = deadline::after(timeout);
         self.pooled.close();
         self.transactional.close();
         self.asker.close();

@@ -13,6 +13,7 @@ mod support;
 
 mod checkout {
     mod close;
+    mod names;
     mod order;
     mod server;
     mod silence;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use scopeguard::defer;
 
 use crate::connection::checkout::{Gate, Refused};
-use crate::connection::deadline::Deadline;
+use crate::connection::deadline::{self, Deadline};
 use crate::connection::link::Link;
 use crate::connection::lock;
 use crate::connection::manager::{self, Purpose};
@@ -142,10 +142,12 @@ impl Asker {
         let mut link = match kept.filter(same) {
             Some((_, link)) => link,
             None => {
-                manager::open(&endpoint, settings, Purpose::Pooled, term).map_err(|source| {
+                let opened =
+                    manager::open(&endpoint, settings, Purpose::Pooled, term, Some(deadline));
+                opened.map_err(|source| {
                     // Another one may serve the slot by now.
                     let error = CheckoutError::Connect { waited: Duration::ZERO, source };
-                    let _: Option<Onward> = self.nodes.unreached(route, &error);
+                    let _: Option<Onward> = self.nodes.unreached_by(route, &error, deadline);
                     match error {
                         CheckoutError::Connect { source, .. } => Unresolved::Unreachable(source),
                         _ => not_asked(Refused::Closed),
@@ -184,8 +186,7 @@ impl Resolver for Asker {
     fn resolve(&self, token: &CommitToken, within: Option<Duration>) -> Resolution {
         let within = within.unwrap_or(self.nodes.settings().checkout_timeout);
         let now = Instant::now();
-        // Past the end of the clock there is no deadline; a day is as good.
-        let deadline = now.checked_add(within).unwrap_or(now + Duration::from_secs(24 * 60 * 60));
+        let deadline = deadline::later(now, within);
         let resolution = match self.ask(token, deadline) {
             Ok(true) => Resolution::Committed,
             Ok(false) => Resolution::NotCommitted,

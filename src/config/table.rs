@@ -12,7 +12,7 @@ macro_rules! settings {
         $make! {
             /// Bounds the connections of each pool; both pools have this size, and in a cluster those of
             /// each master. At the bound a call waits in line for `checkout_timeout`. Default 8, at least
-            /// 1.
+            /// 1, at most 65,535.
             max_size: u32 = 8;
             /// Keeps this many connections open and idle in each pool, so that a first command need
             /// not wait for one to be opened. Default 0, at most `max_size`.

@@ -4,6 +4,19 @@
 
 use std::time::{Duration, Instant};
 
+/// Upper bound of every wait, a hundred years: a caller's `Duration::MAX` is past the end of the clock.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+/// So long after `from`, by [`LONGEST`] at most.
+pub(crate) fn later(from: Instant, limit: Duration) -> Instant {
+    from.checked_add(limit.min(LONGEST)).unwrap_or(from)
+}
+
+/// So long after now, by [`LONGEST`] at most.
+pub(crate) fn after(limit: Duration) -> Instant {
+    later(Instant::now(), limit)
+}
+
 /// An instant by which a call must be over, and how long it had been given.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline {
@@ -13,7 +26,7 @@ pub(crate) struct Deadline {
 
 impl Deadline {
     pub(crate) fn after(limit: Duration) -> Self {
-        Self { at: Instant::now() + limit, limit }
+        Self { at: after(limit), limit }
     }
 
     /// The same, but over by `other` at the latest.

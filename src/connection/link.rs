@@ -2,11 +2,14 @@
 //!
 //! Never: reuse after anything that is not understood. Never: a wait without a deadline.
 
+use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redis::Value;
 
 use super::deadline::Deadline;
+use super::manager::Alive;
 use super::openings::Arrival;
 use super::transport::Transport;
 use crate::config::Settings;
@@ -34,8 +37,10 @@ pub(crate) struct Link {
     /// When it is to be replaced for its age.
     expires: Option<Instant>,
     generation: u64,
-    /// It is new, and nobody has had it yet.
+    /// It is new, and no caller has had it yet.
     arrival: Option<Arrival>,
+    /// The pool counts it. Declared behind `transport`: it is closed before it is no longer counted.
+    alive: Option<Alive>,
     /// It has written, so it would notice a server that no longer lets it.
     has_written: bool,
     /// Its register, once it has needed one, and since when the server has had that at least.
@@ -59,6 +64,7 @@ impl Link {
             expires,
             generation,
             arrival: None,
+            alive: None,
             has_written: false,
             fence: None,
             registered: None,
@@ -105,7 +111,17 @@ impl Link {
         self.arrival = Some(arrival);
     }
 
-    /// Somebody has it in hand.
+    /// Its pool counts it until it is dropped.
+    pub(crate) fn counts(&mut self, alive: Alive) {
+        self.alive = Some(alive);
+    }
+
+    /// Its socket, unless the connection is redis-rs's.
+    pub(crate) fn socket(&self) -> Option<&Arc<TcpStream>> {
+        self.transport.socket()
+    }
+
+    /// A caller has it in hand.
     pub(crate) fn taken(&mut self) {
         self.arrival = None;
     }

@@ -3,10 +3,11 @@
 //! Never: a panic into r2d2, which would lose the slot for ever. Never: a link that has not proven
 //! that it can do what its pool is for.
 
+use std::fmt;
+use std::net::{Shutdown, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use redis::Value;
@@ -18,7 +19,7 @@ use super::openings::Openings;
 use crate::config::Settings;
 use crate::error::{LinkError, LinkErrorKind, ServerError};
 use crate::observe::{Counters, Replaced};
-use crate::topology::{Connected, Endpoint};
+use crate::topology::{Connected, Endpoint, Login};
 use crate::wire::encode::{DISCARD, MULTI, PING, ROLE};
 use crate::wire::hello::Hello;
 use crate::wire::reply::Reply;
@@ -34,7 +35,7 @@ pub(crate) enum Purpose {
 }
 
 /// What a pool and its manager both know.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Health {
     /// Of all pools of one purpose together: in a cluster each master has one.
     pub(crate) counters: Arc<Counters>,
@@ -43,9 +44,35 @@ pub(crate) struct Health {
     pub(crate) openings: Arc<Openings>,
     /// The server has said that it knows WAITAOF.
     pub(crate) knows_waitaof: AtomicBool,
-    /// Nobody will use a link any more. r2d2 would still open its `min_idle`.
+    /// No link is used any more. r2d2 would still open its `min_idle`.
     pub(crate) over: AtomicBool,
+    /// Number of links that are open or being opened, those that r2d2 has not listed yet included.
+    alive: AtomicUsize,
+    sockets: Mutex<Vec<Weak<TcpStream>>>,
     last_connect_error: Mutex<Option<(Instant, LinkError)>>,
+    /// Runs after a link was opened and before r2d2 lists it.
+    #[cfg(test)]
+    pub(crate) before_listing: Mutex<Option<Box<dyn Fn() + Send>>>,
+}
+
+/// One link that is open or being opened, from before its first byte to after its last.
+#[derive(Debug)]
+pub(crate) struct Alive {
+    health: Arc<Health>,
+}
+
+impl Alive {
+    fn new(health: &Arc<Health>) -> Self {
+        // Before `over` is read: a pool that has set it sees either this link or its refusal.
+        health.alive.fetch_add(1, Ordering::SeqCst);
+        Self { health: Arc::clone(health) }
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.health.alive.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Health {
@@ -59,9 +86,44 @@ impl Health {
         self.generation.load(Ordering::Acquire) + endpoint.term()
     }
 
+    /// Number of links that are open or being opened.
+    pub(crate) fn alive(&self) -> usize {
+        self.alive.load(Ordering::SeqCst)
+    }
+
+    /// No link is opened from now on; one that is being opened is closed when it is there.
+    pub(crate) fn end(&self) {
+        self.over.store(true, Ordering::SeqCst);
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The socket of a link, by which it can be ended while a call uses it.
+    fn opened(&self, link: &Link) {
+        let Some(socket) = link.socket() else { return };
+        let mut sockets = lock(&self.sockets);
+        sockets.retain(|socket| socket.strong_count() > 0);
+        sockets.push(Arc::downgrade(socket));
+    }
+
+    /// Ends the connections of all links, also of those that a call uses: the call fails.
+    pub(crate) fn shut_down(&self) {
+        for socket in std::mem::take(&mut *lock(&self.sockets)) {
+            if let Some(socket) = socket.upgrade() {
+                // It fails if the other side was first.
+                let _: std::io::Result<()> = socket.shutdown(Shutdown::Both);
+            }
+        }
+    }
+
     /// The last failure to connect, unless a connect has succeeded since.
     pub(crate) fn connect_error(&self) -> Option<(Instant, LinkError)> {
         lock(&self.last_connect_error).clone()
+    }
+}
+
+impl fmt::Debug for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Health").field("alive", &self.alive()).finish_non_exhaustive()
     }
 }
 
@@ -84,21 +146,45 @@ impl LinkManager {
         // Before the connection exists: one that is opened to a server which is found to be gone
         // while the hand-shake runs belongs to the time before.
         let generation = self.generation();
-        open(&self.endpoint, &self.settings, self.purpose, generation)
+        open(&self.endpoint, &self.settings, self.purpose, generation, None)
     }
 }
 
-/// Opens a link that has proven that it can do what it is for.
+/// Opens a link that has proven that it can do what it is for, by `until` at the latest.
 pub(crate) fn open(
     endpoint: &Endpoint,
     settings: &Settings,
     purpose: Purpose,
     generation: u64,
+    until: Option<Instant>,
 ) -> Result<Link, LinkError> {
     // First: how long the provider of credentials takes says nothing of the server.
     let login = endpoint.login()?;
-    let deadline = Deadline::after(settings.connect_timeout);
-    let connected = endpoint.connect(&login.who, settings.connect_timeout)?;
+    let now = Instant::now();
+    let left = until.map_or(Duration::MAX, |until| until.saturating_duration_since(now));
+    let limit = settings.connect_timeout.min(left);
+    let deadline = Deadline::after(limit);
+    let connected = endpoint.connect(&login.who, limit)?;
+    let peer = match &connected {
+        Connected::Socket(socket) => socket.peer_addr().ok(),
+        Connected::Client(_) => None,
+    };
+    let opened = greet(endpoint, settings, (purpose, generation), (login, connected), deadline);
+    if let (Err(error), Some(peer)) = (&opened, peer)
+        && matches!(error.kind(), LinkErrorKind::TimedOut | LinkErrorKind::Closed)
+    {
+        endpoint.failed(peer);
+    }
+    opened
+}
+
+fn greet(
+    endpoint: &Endpoint,
+    settings: &Settings,
+    (purpose, generation): (Purpose, u64),
+    (login, connected): (Login, Connected),
+    deadline: Deadline,
+) -> Result<Link, LinkError> {
     let hello = match &connected {
         Connected::Socket(_) => Hello::new(&login.who),
         // redis-rs has said it.
@@ -151,7 +237,8 @@ impl r2d2::ManageConnection for LinkManager {
     type Error = LinkError;
 
     fn connect(&self) -> Result<Box<Link>, LinkError> {
-        let over = || self.health.over.load(Ordering::Acquire);
+        let alive = Alive::new(&self.health);
+        let over = || self.health.over.load(Ordering::SeqCst);
         let refused = || LinkError::new(LinkErrorKind::Closed, "the session manager is closed");
         if over() {
             return Err(refused());
@@ -165,6 +252,8 @@ impl r2d2::ManageConnection for LinkManager {
         *lock(&self.health.last_connect_error) = failure;
         match &mut opened {
             Ok(link) => {
+                link.counts(alive);
+                self.health.opened(link);
                 self.health.counters.connects.add();
                 link.arrives(self.health.openings.opened());
                 tracing::debug!(server.address = &*self.endpoint.address(), "connected");
@@ -173,6 +262,10 @@ impl r2d2::ManageConnection for LinkManager {
                 self.health.counters.connect_failures.add();
                 tracing::debug!(server.address = &*self.endpoint.address(), %error, "connect failed");
             }
+        }
+        #[cfg(test)]
+        if let Some(pause) = &*lock(&self.health.before_listing) {
+            pause();
         }
         opened.map(Box::new)
     }

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 #[cfg(feature = "cluster")]
 pub(crate) use cluster::Cluster;
 
+use super::deadline;
 use super::pool::{Joined, Lease, Pool, WeakPool};
 use super::registry::{Owner, Pin};
 use crate::config::Settings;
@@ -278,10 +279,20 @@ impl Nodes {
 
     /// The same where the server could not be reached.
     pub(crate) fn unreached(&self, route: &Route, error: &CheckoutError) -> Option<Onward> {
+        self.unreached_by(route, error, deadline::after(self.settings().checkout_timeout))
+    }
+
+    /// The same, by `deadline` at the latest.
+    pub(crate) fn unreached_by(
+        &self,
+        route: &Route,
+        error: &CheckoutError,
+        deadline: Instant,
+    ) -> Option<Onward> {
         match &self.set {
             Set::One(_) => None,
             #[cfg(feature = "cluster")]
-            Set::Many(cluster) => cluster.unreached(route, error),
+            Set::Many(cluster) => cluster.unreached(route, error, deadline),
         }
     }
 

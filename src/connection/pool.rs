@@ -26,6 +26,12 @@ use crate::topology::Endpoint;
 use crate::wire::group::{Job, Settled};
 use crate::wire::state::Taint;
 
+/// How much longer than its timeout a closing pool waits for connections that are being opened.
+const FAREWELL: Duration = Duration::from_millis(100);
+
+/// The pause between two looks for connections that a closed pool has left to close.
+const SWEEP: Duration = Duration::from_millis(20);
+
 /// A pool of links behind a fair gate. Clones are the same pool.
 #[derive(Clone)]
 pub(crate) struct Pool {
@@ -282,7 +288,7 @@ impl Pool {
                 Err(CheckoutError::Timeout(Box::new(CheckoutTimeout {
                     waited: started.elapsed(),
                     max_size: inner.settings.max_size,
-                    in_use: inner.settings.max_size - inner.gate.free() as u32,
+                    in_use: inner.in_use() as u32,
                     idle,
                     waiters,
                     holders: inner.registry.scopes(),
@@ -302,23 +308,32 @@ impl Pool {
     #[cfg(feature = "cluster")]
     pub(crate) fn retire(&self) {
         self.close();
-        self.inner.health.over.store(true, Ordering::Release);
-        self.inner.health.generation.fetch_add(1, Ordering::AcqRel);
+        self.inner.health.end();
     }
 
-    /// Waits until nobody holds a connection, takes back what is still held at `deadline`, and
-    /// closes the idle ones. Says how many scopes were taken back.
+    /// Waits until no connection is held, takes back what is still held at `deadline`, and closes
+    /// every connection: the idle ones, the ones that calls use, and the ones that are being opened.
+    /// Returns how many scopes were taken back.
     pub(crate) fn drain(&self, deadline: Instant) -> usize {
-        let everything = self.inner.settings.max_size as usize;
-        while self.inner.gate.free() < everything && Instant::now() < deadline {
+        let inner = &self.inner;
+        while inner.in_use() > 0 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
         // Whatever still comes back is closed, and nothing is opened in its place.
-        self.inner.health.over.store(true, Ordering::Release);
-        self.inner.health.generation.fetch_add(1, Ordering::AcqRel);
-        let taken = self.inner.registry.reap_all();
-        while let Some(mut link) = self.inner.links.try_get() {
-            link.taint(Taint::Outdated);
+        inner.health.end();
+        let taken = inner.registry.reap_all();
+        if inner.in_use() > 0 {
+            // Calls that are under way fail now.
+            inner.health.shut_down();
+        }
+        // Not for longer: the sweeper closes what arrives later.
+        let until = deadline.max(Instant::now() + FAREWELL);
+        while !inner.sweep() {
+            if Instant::now() >= until {
+                inner.health.shut_down();
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
         taken
     }
@@ -330,7 +345,7 @@ impl Pool {
             name: inner.name,
             size: state.connections,
             max_size: inner.settings.max_size,
-            in_use: inner.settings.max_size - inner.gate.free() as u32,
+            in_use: inner.in_use() as u32,
             idle: state.idle_connections,
             waiting: inner.gate.waiting(),
             counts: self.counters().counts(),
@@ -343,6 +358,22 @@ impl Pool {
 }
 
 impl Inner {
+    /// Number of permits that callers hold.
+    fn in_use(&self) -> usize {
+        (self.settings.max_size as usize).saturating_sub(self.gate.free())
+    }
+
+    /// Closes the idle connections of a pool that has ended. True: none is left but those that calls
+    /// still have, which are closed when they come back.
+    fn sweep(&self) -> bool {
+        // r2d2 lists a connection a moment after it was opened, so once is not enough.
+        while let Some(mut link) = self.links.try_get() {
+            link.taint(Taint::Outdated);
+        }
+        // A caller has one connection at most, and gives it back before its permit.
+        self.health.alive() <= self.in_use()
+    }
+
     fn generation(&self) -> u64 {
         self.health.generation(&self.endpoint)
     }
@@ -363,6 +394,9 @@ impl Inner {
         threads.execute_at_dynamic_rate(period, move || {
             let pool = pool.upgrade()?;
             pool.registry.reap(&mut seen, limit, warning);
+            if pool.health.over.load(Ordering::Acquire) && !pool.sweep() {
+                return Some(SWEEP.min(period));
+            }
             Some(period)
         });
     }

@@ -259,7 +259,7 @@ impl<'w> Talk<'w> {
             let client = endpoint.client(settings.connect_timeout).unwrap();
             Link::new(Connected::Client(client), None, 0)
         } else {
-            open(&endpoint, &settings, Purpose::Pooled, 0).unwrap()
+            open(&endpoint, &settings, Purpose::Pooled, 0, None).unwrap()
         };
         let id = redis::cmd("CLIENT").arg("ID").get_packed_command();
         let deadline = Deadline::after(PATIENCE);

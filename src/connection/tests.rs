@@ -142,3 +142,26 @@ fn a_reply_that_comes_in_drips_ends_at_the_deadline() {
     drop(over);
     drips.join().unwrap();
 }
+
+#[test]
+fn a_link_that_is_listed_after_the_pool_was_drained_is_closed_too() {
+    let server = Server::start();
+    let pool = pool_of_one(&server, 2 * PATIENCE);
+    let (arrived, has_arrived) = std::sync::mpsc::channel();
+    let (go_on, may_go_on) = std::sync::mpsc::channel::<()>();
+    let before_listing = move || {
+        arrived.send(()).unwrap();
+        let _: Result<(), _> = may_go_on.recv_timeout(PATIENCE);
+    };
+    *super::lock(&pool.health().before_listing) = Some(Box::new(before_listing));
+    // The caller has given up before the connection is there.
+    pool.lease(Instant::now()).map(drop).unwrap_err();
+    has_arrived.recv_timeout(PATIENCE).unwrap();
+    // Open, and not yet where the pool looks for it.
+    assert_eq!((server.client_list().len(), pool.status().size), (1, 0));
+    pool.close();
+    assert_eq!(pool.drain(Instant::now()), 0);
+    drop(go_on);
+    eventually(PATIENCE, "it is closed, though it was listed later", || pool.health().alive() == 0);
+    eventually(PATIENCE, "the server sees it", || server.client_list().is_empty());
+}

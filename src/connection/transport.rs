@@ -109,6 +109,14 @@ impl Transport {
         matches!(&self.kind, Kind::Socket(_, parser) if !parser.is_empty())
     }
 
+    /// The socket, unless the connection is redis-rs's.
+    pub(crate) fn socket(&self) -> Option<&Arc<TcpStream>> {
+        match &self.kind {
+            Kind::Socket(socket, _) => Some(socket),
+            Kind::Client(_) | Kind::Closed => None,
+        }
+    }
+
     /// Ends it. What is done with it afterwards fails.
     pub(crate) fn close(&mut self) {
         self.kind = Kind::Closed;

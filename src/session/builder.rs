@@ -13,6 +13,7 @@ use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
 use super::Replicas;
 use super::SessionManager;
 use crate::commit::resolve::Asker;
+use crate::config::resolver::Resolver;
 use crate::config::{Settings, table};
 use crate::connection::manager::Purpose;
 use crate::connection::nodes::Nodes;
@@ -116,6 +117,16 @@ impl Builder {
     /// Default: those of the address, for good.
     pub fn credentials_provider(mut self, provider: impl CredentialsProvider) -> Self {
         self.settings.credentials = Some(Provider::new(provider));
+        self
+    }
+
+    /// How the names of hosts become addresses, for tests that have no name server of their own.
+    #[doc(hidden)]
+    pub fn look_up_names_with(
+        mut self,
+        look_up: impl Fn(&str) -> std::io::Result<Vec<std::net::SocketAddr>> + Send + Sync + 'static,
+    ) -> Self {
+        self.settings.resolver = Resolver::new(look_up);
         self
     }
 

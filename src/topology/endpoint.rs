@@ -4,6 +4,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use super::directory::Directory;
 use super::login::{self, Login};
 use super::standalone::{Connected, Server};
 use crate::config::Settings;
+use crate::config::resolver::Resolver;
 use crate::credentials::Provider;
 use crate::error::{ConfigError, LinkError};
 
@@ -24,6 +26,7 @@ use crate::error::{ConfigError, LinkError};
 pub(crate) struct Endpoint {
     kind: Kind,
     credentials: Option<Provider>,
+    resolver: Resolver,
 }
 
 #[derive(Clone)]
@@ -41,7 +44,7 @@ impl Endpoint {
         let credentials = settings.credentials.clone();
         login::check(info.redis_settings(), credentials.as_ref())?;
         let kind = Kind::One(Arc::new(Server::new(info, settings)?));
-        Ok(Self { kind, credentials })
+        Ok(Self { kind, credentials, resolver: settings.resolver.clone() })
     }
 
     /// The master that sentinels know.
@@ -50,7 +53,7 @@ impl Endpoint {
         let credentials = settings.credentials.clone();
         login::check(behind.like.redis_settings(), credentials.as_ref())?;
         let kind = Kind::Master(Arc::new(Directory::new(behind, settings)?));
-        Ok(Self { kind, credentials })
+        Ok(Self { kind, credentials, resolver: settings.resolver.clone() })
     }
 
     /// Its replicas, where sentinels know them; else the server itself.
@@ -60,7 +63,7 @@ impl Endpoint {
             Kind::Master(directory) => Kind::Replica(Arc::clone(directory)),
             kind => kind.clone(),
         };
-        Self { kind, credentials: self.credentials.clone() }
+        Self { kind, credentials: self.credentials.clone(), resolver: self.resolver.clone() }
     }
 
     /// Who a connection says it is that is opened, or checked out, now.
@@ -82,6 +85,11 @@ impl Endpoint {
             #[cfg(feature = "sentinel")]
             Kind::Replica(directory) => directory.connect_replica(who, timeout),
         }
+    }
+
+    /// What was opened to this address was of no use: other addresses of its host are tried first.
+    pub(crate) fn failed(&self, address: SocketAddr) {
+        self.resolver.failed(address);
     }
 
     /// Opens a connection of redis-rs's, which has no timeouts yet.

@@ -2,7 +2,7 @@
 //!
 //! Never: shows user or password.
 
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,10 +10,14 @@ use std::{fmt, io};
 
 use redis::io::tcp::TcpSettings;
 use redis::io::tcp::socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
-use redis::{Client, Connection, ConnectionAddr, ConnectionInfo, RedisConnectionInfo};
+use redis::{Client, Connection, ConnectionAddr, ConnectionInfo, RedisConnectionInfo, RedisResult};
 
 use crate::config::Settings;
+use crate::config::resolver::Resolver;
 use crate::error::{ConfigError, LinkError};
+
+/// redis-rs takes no timeout of zero.
+const MOMENT: Duration = Duration::from_millis(1);
 
 /// A connection that has just been opened.
 pub(crate) enum Connected {
@@ -30,6 +34,7 @@ pub(crate) struct Server {
     address: String,
     host: String,
     port: u16,
+    resolver: Resolver,
 }
 
 impl Server {
@@ -65,7 +70,8 @@ impl Server {
             }
             _ => (address.clone(), 0),
         };
-        Ok(Self { info: info.set_tcp_settings(tcp), address, host, port })
+        let resolver = settings.resolver.clone();
+        Ok(Self { info: info.set_tcp_settings(tcp), address, host, port, resolver })
     }
 
     /// Opens a connection.
@@ -75,12 +81,47 @@ impl Server {
         timeout: Duration,
     ) -> Result<Connected, LinkError> {
         let socket = match self.info.addr() {
-            ConnectionAddr::Tcp(host, port) => tcp(host, *port, self.info.tcp_settings(), timeout),
+            ConnectionAddr::Tcp(..) => self.tcp(timeout),
             ConnectionAddr::Unix(path) => unix(path, timeout),
             _ => return self.client(who, timeout).map(Connected::Client),
         };
         let socket = socket.map_err(|error| LinkError::of_io(&error))?;
         Ok(Connected::Socket(Arc::new(socket)))
+    }
+
+    /// A connection to one of the host's addresses. Each has its share of the time, so a silent one
+    /// does not keep the next one from being tried.
+    fn tcp(&self, timeout: Duration) -> io::Result<TcpStream> {
+        self.any_address(timeout, |address, share| to(address, self.info.tcp_settings(), share))
+    }
+
+    /// Tries the host's addresses one after the other.
+    fn any_address<T>(
+        &self,
+        timeout: Duration,
+        mut connect: impl FnMut(SocketAddr, Duration) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let until = Instant::now() + timeout;
+        let addresses = self.resolver.addresses(&self.host, self.port, until)?;
+        let mut failed = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+        for (nth, address) in addresses.iter().enumerate() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            let share = left / (addresses.len() - nth) as u32;
+            match connect(*address, share) {
+                Ok(connected) => return Ok(connected),
+                Err(error) => failed = error,
+            }
+            self.failed(*address);
+        }
+        Err(failed)
+    }
+
+    /// A connection to this address did not come about, or was of no use: others are tried first.
+    pub(crate) fn failed(&self, address: SocketAddr) {
+        self.resolver.failed(address);
     }
 
     /// Opens a connection of redis-rs's, which has no timeouts yet.
@@ -90,8 +131,32 @@ impl Server {
         timeout: Duration,
     ) -> Result<Connection, LinkError> {
         let info = self.info.clone().set_redis_settings(who.clone());
-        let client = Client::open(info).and_then(|to| to.get_connection_with_timeout(timeout));
-        client.map_err(|error| LinkError::of(&error))
+        match info.addr() {
+            ConnectionAddr::Tcp(..) => {
+                let mut verdict = None;
+                let connected = self.any_address(timeout, |address, share| {
+                    let addr = ConnectionAddr::Tcp(literal(address), address.port());
+                    open(info.clone().set_addr(addr), share).map_err(|error| {
+                        verdict = Some(LinkError::of(&error));
+                        io::Error::other("refused")
+                    })
+                });
+                connected.map_err(|error| verdict.unwrap_or_else(|| LinkError::of_io(&error)))
+            }
+            // redis-rs looks the name up by itself, since the certificate must be of that name: after
+            // it was looked up here, which callers share.
+            ConnectionAddr::TcpTls { .. } if self.host.parse::<IpAddr>().is_err() => {
+                let until = Instant::now() + timeout;
+                let known = self.resolver.addresses(&self.host, self.port, until);
+                let connected = known.and_then(|_| {
+                    let left = until.saturating_duration_since(Instant::now()).max(MOMENT);
+                    self.resolver.run(until, move || open(info, left))
+                });
+                let connected = connected.map_err(|error| LinkError::of_io(&error))?;
+                connected.map_err(|error| LinkError::of(&error))
+            }
+            _ => open(info, timeout).map_err(|error| LinkError::of(&error)),
+        }
     }
 
     /// User, password, database and protocol, as the address says.
@@ -114,21 +179,18 @@ impl Server {
     }
 }
 
-/// Tries the host's addresses one after the other.
-fn tcp(host: &str, port: u16, settings: &TcpSettings, timeout: Duration) -> io::Result<TcpStream> {
-    let until = Instant::now() + timeout;
-    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-    for address in (host, port).to_socket_addrs()? {
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
+fn open(info: ConnectionInfo, timeout: Duration) -> RedisResult<Connection> {
+    Client::open(info)?.get_connection_with_timeout(timeout)
+}
+
+/// The address as a host that needs no look-up.
+fn literal(address: SocketAddr) -> String {
+    match address {
+        SocketAddr::V6(address) if address.scope_id() != 0 => {
+            format!("{}%{}", address.ip(), address.scope_id())
         }
-        match to(address, settings, left) {
-            Ok(stream) => return Ok(stream),
-            Err(error) => failed = error,
-        }
+        address => address.ip().to_string(),
     }
-    Err(failed)
 }
 
 fn to(address: SocketAddr, settings: &TcpSettings, timeout: Duration) -> io::Result<TcpStream> {

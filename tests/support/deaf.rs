@@ -18,8 +18,12 @@ pub struct DeafPort {
 
 impl DeafPort {
     pub fn open() -> Self {
+        Self::at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+    }
+
+    pub fn at(address: SocketAddr) -> Self {
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-        listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("a free port");
+        listener.bind(&address.into()).expect("a free port");
         listener.listen(0).expect("listen");
         let address = listener.local_addr().ok().and_then(|address| address.as_socket());
         let address = address.expect("the listener's address");

@@ -168,7 +168,8 @@ impl Atlas {
     fn ask(&self, node: &NodeAddress, deadline: Instant) -> Result<Map, LinkError> {
         let refused = |_| LinkError::unexpected("an address that cannot be used");
         let endpoint = self.endpoint(node).map_err(refused)?;
-        let mut link = manager::open(&endpoint, &self.settings, Purpose::Pooled, 0)?;
+        let mut link =
+            manager::open(&endpoint, &self.settings, Purpose::Pooled, 0, Some(deadline))?;
         let limit = Deadline::after(self.settings.response_timeout).capped(deadline);
         let tls = matches!(self.like.addr(), ConnectionAddr::TcpTls { .. });
         let shards = question(&mut link, "SHARDS", limit)?;

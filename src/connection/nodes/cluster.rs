@@ -75,7 +75,7 @@ impl Cluster {
         let begun = Instant::now();
         let mut patience = Patience::until(deadline);
         loop {
-            let reached = match self.node(route) {
+            let reached = match self.node(route, deadline) {
                 Some(node) => self.pool(&node).and_then(|pool| call(&pool)),
                 None => {
                     let source = self.atlas.failure().unwrap_or_else(|| unserved(route.slot));
@@ -86,7 +86,7 @@ impl Cluster {
                 Ok(reached) => return Ok(reached),
                 Err(error) => error,
             };
-            match self.unreached(route, &error) {
+            match self.unreached(route, &error, deadline) {
                 // Who was sent on by a node that is gone now is none the wiser.
                 Some(_) if route.at.is_some() => return Err(error),
                 Some(onward) if patience.allows(&onward) => {}
@@ -103,7 +103,7 @@ impl Cluster {
     }
 
     /// Where the route leads. Asks for the map, where it has no answer.
-    fn node(&self, route: &Route) -> Option<NodeAddress> {
+    fn node(&self, route: &Route, deadline: Instant) -> Option<NodeAddress> {
         if let Some(node) = &route.at {
             return Some(node.clone());
         }
@@ -112,7 +112,7 @@ impl Cluster {
             None => self.any(map),
         };
         found(&self.atlas.map()).or_else(|| {
-            self.refresh(None);
+            self.refresh(None, deadline);
             self.prune();
             found(&self.atlas.map())
         })
@@ -125,10 +125,13 @@ impl Cluster {
         masters.get(turn.checked_rem(masters.len())?).cloned()
     }
 
-    fn refresh(&self, first: Option<&NodeAddress>) {
-        // It is one exchange with a node that answers, and one connect for each that does not.
-        let limit = self.settings().connect_timeout + self.settings().response_timeout;
-        self.atlas.refresh(first, Instant::now() + limit);
+    fn refresh(&self, first: Option<&NodeAddress>, deadline: Instant) {
+        self.atlas.refresh(first, deadline.min(self.refreshed_by()));
+    }
+
+    /// It is one exchange with a node that answers, and one connect for each that does not.
+    fn refreshed_by(&self) -> Instant {
+        Instant::now() + self.settings().connect_timeout + self.settings().response_timeout
     }
 
     /// Retires the pools of whoever is no master any more.
@@ -201,7 +204,7 @@ impl Cluster {
                 let known = self.atlas.map().master(*slot) == Some(&to);
                 if !known {
                     // Who has it now is sure to know better than the map's old source.
-                    self.refresh(Some(&to));
+                    self.refresh(Some(&to), self.refreshed_by());
                     self.atlas.moved(*slot, &to);
                 }
                 Onward::Now(Route::to(Some(*slot)))
@@ -211,7 +214,7 @@ impl Cluster {
                 Onward::Now(Route { slot: Some(*slot), at, asks: true })
             }
             Redirect::Later => {
-                self.refresh(None);
+                self.refresh(None, self.refreshed_by());
                 Onward::Soon(Route::to(route.slot))
             }
         };
@@ -220,14 +223,19 @@ impl Cluster {
         Some(onward)
     }
 
-    pub(super) fn unreached(&self, route: &Route, error: &CheckoutError) -> Option<Onward> {
+    pub(super) fn unreached(
+        &self,
+        route: &Route,
+        error: &CheckoutError,
+        deadline: Instant,
+    ) -> Option<Onward> {
         match error {
             CheckoutError::Connect { source, .. } if source.is_passing() => {}
             // Only its own pool is, since its master is none any more.
             CheckoutError::Closed if !self.closed.load(Ordering::Acquire) => {}
             _ => return None,
         }
-        self.refresh(None);
+        self.refresh(None, deadline);
         self.prune();
         Some(Onward::Soon(Route::to(route.slot)))
     }

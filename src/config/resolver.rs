@@ -1,0 +1,325 @@
+//! How a host's name becomes addresses: off the caller's thread, within the caller's time.
+//!
+//! The system's look-up knows no timeout. So it runs on a thread of its own, and callers wait for its
+//! answer for as long as they have time. Callers that need the same name share one look-up.
+//!
+//! Never: a caller's wait past its deadline. Never: two look-ups of one name at the same time. Never:
+//! a thread that stays when nothing is left to look up.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+use std::{fmt, io};
+
+/// Upper bound of the threads that a session manager looks names up with.
+const MOST_THREADS: usize = 4;
+
+/// Upper bound of the addresses that are remembered because no connection came about.
+const MOST_FAILED: usize = 64;
+
+/// The addresses of a host, by its name.
+pub(crate) type LookUp = dyn Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync;
+
+/// How a host's name becomes addresses. Clones are the same one.
+#[derive(Clone)]
+pub(crate) struct Resolver {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    look_up: Box<LookUp>,
+    state: Mutex<State>,
+    /// Addresses to which no connection came about, the latest last.
+    failed: Mutex<Vec<SocketAddr>>,
+}
+
+#[derive(Default)]
+struct State {
+    /// By name, from the first caller to the answer.
+    under_way: HashMap<Arc<str>, Arc<Question>>,
+    queue: VecDeque<Task>,
+    threads: usize,
+}
+
+enum Task {
+    LookUp(Arc<str>, Arc<Question>),
+    Job(Box<dyn FnOnce() + Send>),
+}
+
+/// One look-up, and its answer once it has come.
+#[derive(Default)]
+struct Question {
+    answer: Mutex<Option<Answer>>,
+    answered: Condvar,
+    callers: AtomicUsize,
+}
+
+type Answer = Result<Vec<SocketAddr>, (io::ErrorKind, String)>;
+
+impl Default for Resolver {
+    /// The system's.
+    fn default() -> Self {
+        Self::new(|host: &str| Ok((host, 0).to_socket_addrs()?.collect()))
+    }
+}
+
+impl Resolver {
+    pub(crate) fn new(
+        look_up: impl Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static,
+    ) -> Self {
+        let (state, failed) = (Mutex::default(), Mutex::default());
+        Self { shared: Arc::new(Shared { look_up: Box::new(look_up), state, failed }) }
+    }
+
+    /// The addresses of the host, by `deadline` at the latest. Those that failed lately come last.
+    pub(crate) fn addresses(
+        &self,
+        host: &str,
+        port: u16,
+        deadline: Instant,
+    ) -> io::Result<Vec<SocketAddr>> {
+        if let Ok(ip) = host.parse::<IpAddr>() {
+            return Ok(vec![SocketAddr::new(ip, port)]);
+        }
+        let question = self.shared.ask(host)?;
+        let found = question.wait(deadline);
+        question.callers.fetch_sub(1, Ordering::AcqRel);
+        let Some(found) = found else {
+            let text = "the host's name was not looked up in time";
+            return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+        };
+        let mut addresses = Vec::new();
+        for mut address in found.map_err(|(kind, text)| io::Error::new(kind, text))? {
+            address.set_port(port);
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+        let failed = lock(&self.shared.failed);
+        addresses.sort_by_key(|address| failed.iter().position(|failed| failed == address));
+        Ok(addresses)
+    }
+
+    /// No connection to this address came about: others of its host are tried first from now on.
+    pub(crate) fn failed(&self, address: SocketAddr) {
+        let mut failed = lock(&self.shared.failed);
+        failed.retain(|other| *other != address);
+        if failed.len() == MOST_FAILED {
+            failed.remove(0);
+        }
+        failed.push(address);
+    }
+
+    /// Runs what looks a name up by itself, off the caller's thread. What comes later than
+    /// `deadline` is dropped.
+    pub(crate) fn run<T: Send + 'static>(
+        &self,
+        deadline: Instant,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let task = move || {
+            let _: Result<(), _> = sender.try_send(job());
+        };
+        let mut state = lock(&self.shared.state);
+        state.queue.push_back(Task::Job(Box::new(task)));
+        if let Err(error) = self.shared.staff(&mut state) {
+            state.queue.pop_back();
+            return Err(error);
+        }
+        drop(state);
+        let left = deadline.saturating_duration_since(Instant::now());
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "not connected in time");
+        receiver.recv_timeout(left).map_err(late)
+    }
+}
+
+impl Shared {
+    /// The look-up of that name: the one that is under way, or a new one. The caller is counted.
+    fn ask(self: &Arc<Self>, host: &str) -> io::Result<Arc<Question>> {
+        let mut state = lock(&self.state);
+        if let Some(question) = state.under_way.get(host) {
+            question.callers.fetch_add(1, Ordering::AcqRel);
+            return Ok(Arc::clone(question));
+        }
+        let (host, question) = (Arc::<str>::from(host), Arc::<Question>::default());
+        question.callers.fetch_add(1, Ordering::AcqRel);
+        state.under_way.insert(Arc::clone(&host), Arc::clone(&question));
+        state.queue.push_back(Task::LookUp(Arc::clone(&host), Arc::clone(&question)));
+        if let Err(error) = self.staff(&mut state) {
+            state.queue.pop_back();
+            state.under_way.remove(&host);
+            return Err(error);
+        }
+        Ok(question)
+    }
+
+    /// Starts a thread more for what is in the queue, unless there are as many as there may be.
+    fn staff(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
+        if state.threads >= MOST_THREADS {
+            return Ok(());
+        }
+        let shared = Arc::clone(self);
+        let thread = std::thread::Builder::new().name("rediscope-names".to_owned());
+        match thread.spawn(move || shared.work()) {
+            Ok(_) => state.threads += 1,
+            // Another thread comes to it.
+            Err(_) if state.threads > 0 => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Until nothing is left to do.
+    fn work(&self) {
+        loop {
+            let mut state = lock(&self.state);
+            let Some(task) = state.queue.pop_front() else {
+                state.threads -= 1;
+                return;
+            };
+            let (host, question) = match task {
+                Task::Job(job) => {
+                    drop(state);
+                    let _: Result<(), _> = catch_unwind(AssertUnwindSafe(job));
+                    continue;
+                }
+                Task::LookUp(host, question) => (host, question),
+            };
+            // Under the lock under which callers join: none can come any more.
+            if question.callers.load(Ordering::Acquire) == 0 {
+                state.under_way.remove(&host);
+                continue;
+            }
+            drop(state);
+            let found = catch_unwind(AssertUnwindSafe(|| (self.look_up)(&host)));
+            let found = found.unwrap_or_else(|_| Err(io::Error::other("the look-up panicked")));
+            lock(&self.state).under_way.remove(&host);
+            let found = found.map_err(|error| (error.kind(), error.to_string()));
+            *lock(&question.answer) = Some(found);
+            question.answered.notify_all();
+        }
+    }
+}
+
+impl Question {
+    fn wait(&self, deadline: Instant) -> Option<Answer> {
+        let mut answer = lock(&self.answer);
+        loop {
+            if answer.is_some() {
+                return answer.clone();
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            let waited = self.answered.wait_timeout(answer, left);
+            answer = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Resolver")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn soon() -> Instant {
+        Instant::now() + PATIENCE
+    }
+
+    #[test]
+    fn callers_of_one_name_share_a_look_up_and_leave_in_time() {
+        let (release, held) = mpsc::channel::<()>();
+        let (held, asked) = (Mutex::new(held), Arc::new(AtomicUsize::new(0)));
+        let count = Arc::clone(&asked);
+        let resolver = Resolver::new(move |_| {
+            count.fetch_add(1, Ordering::SeqCst);
+            let _: Result<(), _> = lock(&held).recv_timeout(PATIENCE);
+            Ok(vec!["192.0.2.1:0".parse().unwrap(), "192.0.2.2:0".parse().unwrap()])
+        });
+        let limit = Duration::from_millis(50);
+        std::thread::scope(|scope| {
+            for _ in 0..50 {
+                scope.spawn(|| {
+                    let begun = Instant::now();
+                    let late = resolver.addresses("slow.test", 1, begun + limit).unwrap_err();
+                    assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+                    assert!(begun.elapsed() >= limit && begun.elapsed() < PATIENCE);
+                });
+            }
+        });
+        assert_eq!(asked.load(Ordering::SeqCst), 1, "one look-up for all of them");
+        assert_eq!(lock(&resolver.shared.state).threads, 1);
+        let answer = std::thread::spawn({
+            let resolver = resolver.clone();
+            move || resolver.addresses("slow.test", 7, soon())
+        });
+        drop(release);
+        let both = ["192.0.2.1:7".parse().unwrap(), "192.0.2.2:7".parse().unwrap()];
+        assert_eq!(answer.join().unwrap().unwrap(), both);
+        resolver.failed(both[0]);
+        assert_eq!(resolver.addresses("slow.test", 7, soon()).unwrap(), [both[1], both[0]]);
+        while lock(&resolver.shared.state).threads > 0 {
+            std::thread::yield_now();
+        }
+        assert!(lock(&resolver.shared.state).under_way.is_empty());
+    }
+
+    #[test]
+    fn many_silent_names_take_four_threads_and_what_came_too_late_is_not_looked_up() {
+        let (release, held) = mpsc::channel::<()>();
+        let (held, asked) = (Mutex::new(held), Arc::new(AtomicUsize::new(0)));
+        let count = Arc::clone(&asked);
+        let resolver = Resolver::new(move |_| {
+            count.fetch_add(1, Ordering::SeqCst);
+            let _: Result<(), _> = lock(&held).recv_timeout(PATIENCE);
+            Err(io::Error::other("no such host"))
+        });
+        std::thread::scope(|scope| {
+            for nth in 0..20 {
+                let resolver = &resolver;
+                scope.spawn(move || {
+                    let until = Instant::now() + Duration::from_millis(50);
+                    resolver.addresses(&format!("{nth}.test"), 1, until).unwrap_err();
+                });
+            }
+        });
+        assert_eq!(lock(&resolver.shared.state).threads, MOST_THREADS);
+        drop(release);
+        while lock(&resolver.shared.state).threads > 0 {
+            std::thread::yield_now();
+        }
+        assert!(asked.load(Ordering::SeqCst) <= MOST_THREADS);
+        assert!(lock(&resolver.shared.state).under_way.is_empty());
+        let error = resolver.addresses("other.test", 1, soon()).unwrap_err();
+        assert_eq!(error.to_string(), "no such host");
+    }
+
+    #[test]
+    fn a_panic_in_a_look_up_is_an_error_and_costs_no_thread() {
+        let resolver = Resolver::new(|_| std::panic::resume_unwind(Box::new("on purpose")));
+        for _ in 0..10 {
+            resolver.addresses("panics.test", 1, soon()).unwrap_err();
+        }
+        assert_eq!(resolver.addresses("::1", 5, soon()).unwrap(), ["[::1]:5".parse().unwrap()]);
+        assert_eq!(resolver.run(soon(), || 7).unwrap(), 7);
+    }
+}
