@@ -37,6 +37,8 @@ use crate::error::{CheckoutError, Error};
 /// sent along by the next caller who gets one, in one write.
 ///
 /// A blocking command waits on its connection for its own timeout, which must not be 0.
+/// [`SessionManager::close`](crate::SessionManager::close) ends it at once, with [`Error::Lost`]; a
+/// checkout that times out names it among the holders, with the place where its handle was made.
 ///
 /// In a cluster each command goes to the master of its key's slot, and on from there where the slot
 /// has moved. Commands without a key go to one node, or to every master where Redis documents them
@@ -60,6 +62,8 @@ use crate::error::{CheckoutError, Error};
 #[derive(Clone)]
 pub struct Pooled {
     nodes: Nodes,
+    /// Where it was made, which is what is known of a command's place.
+    place: &'static Location<'static>,
     /// What is not a read is refused.
     reads_only: bool,
 }
@@ -102,14 +106,16 @@ impl ConnectionLike for Pooled {
 }
 
 impl Pooled {
+    #[track_caller]
     pub(crate) fn new(nodes: Nodes) -> Self {
-        Self { nodes, reads_only: false }
+        Self { nodes, place: Location::caller(), reads_only: false }
     }
 
     /// For replicas.
     #[cfg(feature = "sentinel")]
+    #[track_caller]
     pub(crate) fn reading(nodes: Nodes) -> Self {
-        Self { nodes, reads_only: true }
+        Self { nodes, place: Location::caller(), reads_only: true }
     }
 
     /// Hands out a connection as redis-rs has it, for what the handle refuses. It is opened for
@@ -134,7 +140,7 @@ impl Pooled {
     }
 
     fn request(&self, bytes: &[u8], offset: usize, count: usize) -> Result<Vec<Value>, Error> {
-        let request = Request::judge(bytes, offset + count)?;
+        let request = Request::judge(bytes, offset + count)?.of_handle(self.place);
         if self.reads_only && !request.read_only {
             return Err(Error::Refused {
                 command: request.name,
@@ -142,7 +148,7 @@ impl Pooled {
             });
         }
         if self.nodes.is_cluster() {
-            let mut replies = spread::request(&self.nodes, bytes)?;
+            let mut replies = spread::request(&self.nodes, self.place, bytes)?;
             replies.drain(..offset.min(replies.len()));
             return Ok(replies);
         }

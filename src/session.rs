@@ -138,7 +138,9 @@ impl SessionManager {
         Builder::new(topology::behind(name, sentinels))
     }
 
-    /// The handle for single commands.
+    /// The handle for single commands. Blocking commands that hold a connection are reported with the
+    /// place of this call.
+    #[track_caller]
     pub fn pooled(&self) -> Pooled {
         Pooled::new(self.pooled.clone())
     }
@@ -157,6 +159,7 @@ impl SessionManager {
     /// # Ok(()) }
     /// ```
     #[cfg(feature = "sentinel")]
+    #[track_caller]
     pub fn replica_reads(&self) -> Pooled {
         let Some(master) = self.pooled.single() else { return self.pooled() };
         let pool = self.replicas.pool.get_or_init(|| {
@@ -219,7 +222,8 @@ impl SessionManager {
         self.asker.resolve(token, Some(timeout))
     }
 
-    /// The open scopes of both pools, oldest first: age, place, name, thread.
+    /// The open scopes of both pools, and the blocking commands of pooled handles, oldest first: age,
+    /// place, name, thread.
     pub fn pins(&self) -> Vec<OpenScope> {
         let mut pins = self.transactional.scopes();
         pins.extend(self.pooled.scopes());
@@ -230,7 +234,13 @@ impl SessionManager {
     /// Ends the session: from now on every new use fails with
     /// [`CheckoutError::Closed`](crate::CheckoutError::Closed). Open scopes have `timeout` to end;
     /// then they are taken back, and what they do later fails with
-    /// [`PinExpired`](crate::PinExpired). Returns what was still open then.
+    /// [`PinExpired`](crate::PinExpired). Calls that are under way then fail: their connections are
+    /// closed. Commands that wait on the server (`BLPOP` and its like) do not wait for the timeout:
+    /// they end at once, with [`Error::Lost`](crate::Error::Lost). Returns what was still open then.
+    ///
+    /// `timeout` may be zero, which waits for no scope, or `Duration::MAX`, which waits for all. The
+    /// connections that are being opened are waited for 100 ms longer at most, and closed in any
+    /// case.
     ///
     /// Held locks are extended until the timeout is over, can be released before and after it, and
     /// are never taken from a living guard: see [`Closed::locks`].

@@ -12,6 +12,7 @@
 mod support;
 
 mod checkout {
+    mod blocking;
     mod close;
     mod names;
     mod order;

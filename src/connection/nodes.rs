@@ -298,7 +298,7 @@ impl Nodes {
 
     pub(crate) fn scopes(&self) -> Vec<OpenScope> {
         match &self.set {
-            Set::One(pool) => pool.registry().scopes(),
+            Set::One(pool) => pool.scopes(),
             #[cfg(feature = "cluster")]
             Set::Many(cluster) => cluster.scopes(),
         }

@@ -5,6 +5,7 @@
 //!
 //! Never: an r2d2 `get` without a permit, so that none of them waits for another scope.
 
+mod blocking;
 mod lease;
 
 use std::fmt;
@@ -12,6 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use blocking::Blocking;
+pub(crate) use blocking::Waiting;
 use lease::Permit;
 pub(crate) use lease::{Lease, Repeats};
 use scheduled_thread_pool::ScheduledThreadPool;
@@ -96,6 +99,7 @@ struct Inner {
     health: Arc<Health>,
     gate: Gate<Job, Settled>,
     registry: Registry,
+    blocking: Blocking,
     links: r2d2::Pool<LinkManager>,
     epoch: Instant,
     /// Links last proven before this (in nanoseconds since `epoch`) are not trusted: another one
@@ -135,6 +139,7 @@ impl Pool {
             health,
             gate: Gate::new(settings.max_size as usize),
             registry: Registry::new(settings.max_size as usize),
+            blocking: Blocking::default(),
             settings,
             links,
             epoch: Instant::now(),
@@ -291,23 +296,32 @@ impl Pool {
                     in_use: inner.in_use() as u32,
                     idle,
                     waiters,
-                    holders: inner.registry.scopes(),
+                    holders: self.scopes(),
                     last_connect_error: inner.health.connect_error().map(|(_, error)| error),
                 })))
             }
         }
     }
 
-    /// Nobody gets a connection from now on.
+    /// The open scopes and the commands that wait on the server, oldest first.
+    pub(crate) fn scopes(&self) -> Vec<OpenScope> {
+        let mut scopes = self.inner.registry.scopes();
+        scopes.extend(self.inner.blocking.scopes());
+        scopes.sort_by_key(|scope| std::cmp::Reverse(scope.age));
+        scopes
+    }
+
+    /// No connection is given from now on, and commands that wait on the server are ended.
     pub(crate) fn close(&self) {
         self.inner.gate.close();
+        self.inner.blocking.close();
     }
 
     /// Its server serves nothing any more: whoever waits is told to look elsewhere, whoever has a
     /// connection keeps it to the end of his scope.
     #[cfg(feature = "cluster")]
     pub(crate) fn retire(&self) {
-        self.close();
+        self.inner.gate.close();
         self.inner.health.end();
     }
 
@@ -349,7 +363,7 @@ impl Pool {
             idle: state.idle_connections,
             waiting: inner.gate.waiting(),
             counts: self.counters().counts(),
-            scopes: inner.registry.scopes(),
+            scopes: self.scopes(),
             last_connect_error: inner.health.connect_error().map(|(_, error)| error),
             nodes: Vec::new(),
             redirections: 0,

@@ -68,6 +68,7 @@ impl Record {
     fn open_scope(&self) -> OpenScope {
         OpenScope {
             name: self.owner.name.clone(),
+            blocking: None,
             begun_at: self.owner.place,
             thread: Arc::clone(&self.thread_name),
             age: self.begun.elapsed(),
@@ -316,7 +317,7 @@ impl fmt::Debug for Pin {
 }
 
 /// The thread's name, made once a thread.
-fn thread_name() -> Arc<str> {
+pub(super) fn thread_name() -> Arc<str> {
     thread_local! {
         static NAME: Arc<str> = {
             let thread = std::thread::current();

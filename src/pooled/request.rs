@@ -2,6 +2,7 @@
 //!
 //! Never: a write sent twice.
 
+use std::panic::Location;
 use std::time::{Duration, Instant};
 
 use redis::Value;
@@ -9,8 +10,8 @@ use redis::Value;
 use crate::connection::deadline::Deadline;
 use crate::connection::group::lead;
 use crate::connection::nodes::{Nodes, Route};
-use crate::connection::pool::{Joined, Lease, Repeats};
-use crate::error::{Applied, Error, LinkError};
+use crate::connection::pool::{Joined, Lease, Repeats, Waiting};
+use crate::error::{Applied, Error, LinkError, LinkErrorKind};
 use crate::wire::command::{self, Blocking, Place, Requests};
 use crate::wire::group::{self, Broken, Job, Settled, What};
 use crate::wire::state::Expect;
@@ -24,9 +25,14 @@ pub(super) struct Request {
     /// It may be sent along with those of others.
     travels: bool,
     blocks_for: Duration,
+    /// The first command that waits on the server.
+    blocking: Option<String>,
+    /// Where the handle was made.
+    place: &'static Location<'static>,
 }
 
 impl Request {
+    #[track_caller]
     pub(super) fn judge(bytes: &[u8], replies: usize) -> Result<Self, Error> {
         let mut request = Self {
             name: String::new(),
@@ -34,6 +40,8 @@ impl Request {
             read_only: true,
             travels: false,
             blocks_for: Duration::ZERO,
+            blocking: None,
+            place: Location::caller(),
         };
         for args in Requests::new(bytes) {
             let Ok(args) = args else {
@@ -48,7 +56,10 @@ impl Request {
             }
             match command::blocking(&args) {
                 Blocking::No => {}
-                Blocking::For(timeout) => request.blocks_for += timeout,
+                Blocking::For(timeout) => {
+                    request.blocks_for += timeout;
+                    request.blocking.get_or_insert_with(|| command::printable(name));
+                }
                 Blocking::Forever => {
                     return Err(Error::Refused {
                         command: command::printable(name),
@@ -81,6 +92,18 @@ impl Request {
         }
         Ok(request)
     }
+
+    /// The same, of a handle that was made there.
+    pub(super) fn of_handle(mut self, place: &'static Location<'static>) -> Self {
+        self.place = place;
+        self
+    }
+
+    fn waiting(&self) -> Option<Waiting> {
+        let command = self.blocking.as_deref()?.into();
+        Some(Waiting { command, place: self.place })
+    }
+
     /// Asks on a connection of the route's, and again on another one where that changes nothing.
     pub(super) fn ask(
         &self,
@@ -123,6 +146,7 @@ impl Request {
             Some(lease) => lease,
             None => nodes.lease(route, checkout)?,
         };
+        let waiting = self.waiting();
         loop {
             if !self.read_only {
                 lease.answering(checkout)?;
@@ -130,7 +154,14 @@ impl Request {
             lease.link(checkout)?;
             let trusted = lease.is_trusted();
             let deadline = Deadline::after(settings.response_timeout + self.blocks_for);
-            match ask(&mut lease, bytes, offset, count, deadline, checkout) {
+            let pool = waiting.is_some().then(|| lease.pool().clone());
+            let begun = match (&waiting, &pool) {
+                (Some(waiting), Some(pool)) => Some(lease.blocks(pool, waiting)?),
+                _ => None,
+            };
+            let asked = ask(&mut lease, bytes, offset, count, deadline, checkout);
+            drop(begun);
+            match asked {
                 Ok(replies) => {
                     if !self.read_only
                         && !matches!(replies.first(), Some(Value::ServerError(_)))
@@ -147,11 +178,13 @@ impl Request {
                 }
                 Err(Failed::Checkout(error)) => return Err(error),
                 Err(Failed::Lost { sent, cause }) => {
+                    let closed = waiting.is_some() && lease.was_closed();
                     lease.found_dead(&cause);
+                    let cause = if closed { ended_by_close() } else { cause };
                     // Reads apply nothing, and half a command is none. Of a pipeline that was cut
                     // short the first commands may have arrived whole.
                     let harmless = self.read_only || (!sent && self.commands == 1);
-                    let again = harmless && repeats.allow(trusted, &cause);
+                    let again = harmless && !closed && repeats.allow(trusted, &cause);
                     if !again || Instant::now() >= checkout {
                         let applied = if harmless { Applied::No } else { Applied::Unknown };
                         let during = self.name.clone();
@@ -162,6 +195,11 @@ impl Request {
             }
         }
     }
+}
+
+fn ended_by_close() -> LinkError {
+    let text = "the session manager was closed while the command waited on the server";
+    LinkError::new(LinkErrorKind::Closed, text)
 }
 
 enum Failed {

@@ -2,6 +2,7 @@
 //!
 //! Never: a command to a node because it happens to be at hand, where its key says another.
 
+use std::panic::Location;
 use std::time::Instant;
 
 use redis::Value;
@@ -29,10 +30,15 @@ enum To {
 }
 
 /// Sends each command where it belongs. One reply a command, in their order.
-pub(super) fn request(nodes: &Nodes, bytes: &[u8]) -> Result<Vec<Value>, Error> {
+pub(super) fn request(
+    nodes: &Nodes,
+    place: &'static Location<'static>,
+    bytes: &[u8],
+) -> Result<Vec<Value>, Error> {
     let parts = parts(bytes)?;
     let mut call = Call {
         nodes,
+        place,
         deadline: Instant::now() + nodes.settings().checkout_timeout,
         replies: vec![None; parts.len()],
         parts,
@@ -82,6 +88,7 @@ fn parts(bytes: &[u8]) -> Result<Vec<Part<'_>>, Error> {
 
 struct Call<'b> {
     nodes: &'b Nodes,
+    place: &'static Location<'static>,
     deadline: Instant,
     parts: Vec<Part<'b>>,
     replies: Vec<Option<Value>>,
@@ -167,7 +174,7 @@ impl Call<'_> {
     fn exchange(&self, route: &Route, these: &[usize]) -> Result<Vec<Value>, Error> {
         let parts = || these.iter().filter_map(|at| self.parts.get(*at)).map(|part| part.bytes);
         let plain = parts().collect::<Vec<_>>().concat();
-        let request = Request::judge(&plain, these.len())?;
+        let request = Request::judge(&plain, these.len())?.of_handle(self.place);
         if !route.asks() {
             return request.ask(self.nodes, route, (&plain, 0, these.len()), self.deadline);
         }

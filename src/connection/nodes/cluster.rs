@@ -252,7 +252,7 @@ impl Cluster {
     }
 
     pub(super) fn scopes(&self) -> Vec<OpenScope> {
-        self.all().iter().flat_map(|(_, pool)| pool.registry().scopes()).collect()
+        self.all().iter().flat_map(|(_, pool)| pool.scopes()).collect()
     }
 
     pub(super) fn status(&self) -> PoolStatus {

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Pool;
+use super::blocking::{Begun, Waiting};
 use crate::connection::deadline::Deadline;
 use crate::connection::link::Link;
 use crate::connection::manager::LinkManager;
@@ -280,6 +281,25 @@ impl Lease {
                 }
             }
         }
+    }
+
+    /// A command that waits on the server is about to be sent: until what is returned is dropped, a
+    /// close of the pool ends it.
+    ///
+    /// # Errors
+    /// The pool is closed.
+    pub(crate) fn blocks<'p>(
+        &self,
+        pool: &'p Pool,
+        waiting: &Waiting,
+    ) -> Result<Begun<'p>, CheckoutError> {
+        let socket = self.link.as_ref().and_then(|link| link.socket());
+        pool.inner.blocking.begin(waiting, socket).ok_or(CheckoutError::Closed)
+    }
+
+    /// The pool was closed, and with it the connections of commands that wait on the server.
+    pub(crate) fn was_closed(&self) -> bool {
+        self.permit.pool.inner.blocking.is_closed()
     }
 
     pub(crate) fn repeats(&self) -> Repeats {
