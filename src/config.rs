@@ -62,6 +62,7 @@ impl Settings {
         at_least_one("flush_bytes", self.flush_bytes as u64)?;
         at_least_one("max_commands", self.max_commands.into())?;
         at_least_one("max_bytes", self.max_bytes as u64)?;
+        at_least_one("max_reply_bytes", self.max_reply_bytes as u64)?;
         if self.min_idle > self.max_size {
             return Err(ConfigError::knob(
                 "min_idle",

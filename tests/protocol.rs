@@ -32,4 +32,5 @@ mod protocol {
     mod reading;
     mod rejected;
     mod rejected_by_state;
+    mod replies;
 }

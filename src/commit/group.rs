@@ -10,6 +10,7 @@ use crate::connection::group::lead;
 use crate::connection::nodes::{Nodes, Route};
 use crate::connection::pool::{Joined, Lease};
 use crate::error::{CommitError, InDoubt, LinkError};
+use crate::reply::Replies;
 use crate::wire::buffer::{Buffer, Start};
 use crate::wire::exec::Verdict;
 use crate::wire::group::{Broken, Job, Settled, What};
@@ -64,6 +65,9 @@ fn told(buffer: &mut Buffer, settled: Settled) -> Result<Committed, CommitError>
                 0 => return Ok(Committed::Applied(replies)),
                 _ => CommitError::PartlyApplied { replies },
             }
+        }
+        Settled::Block(Verdict::Unread) => {
+            return Ok(Committed::Applied(Replies::lost(buffer.transaction())));
         }
         Settled::Block(Verdict::Rejected(refusal)) => refused(buffer, refusal),
         Settled::Block(Verdict::Bare(values)) => {

@@ -225,6 +225,7 @@ fn judge(
             }
             return Ok(Committed::Applied(applied(buffer, values, form.terms, acks)?));
         }
+        Verdict::Unread => return Ok(Committed::Applied(unread(buffer, form.terms)?)),
         Verdict::Nil if form.watched => return Ok(Committed::Conflict),
         Verdict::Nil if form.terms.fence.is_some() || form.terms.held.is_some() => {
             if let Some(link) = lease.current() {
@@ -281,6 +282,16 @@ fn applied(
         }
         _ => Ok(replies),
     }
+}
+
+/// The replies of an applied transaction that could not be read. Their connection is closed, so it is
+/// not known how far the transaction has spread.
+fn unread(buffer: &Buffer, terms: &Terms) -> Result<Replies, CommitError> {
+    let replies = Replies::lost(buffer.transaction());
+    let Some(durability) = terms.durability else { return Ok(replies) };
+    let (wanted, got) = (durability.wanted(), Acks::default());
+    let replies = replies.acknowledged_by(Some(got));
+    Err(CommitError::NotReplicated { wanted, got, refused: None, replies })
 }
 
 fn rejected(lease: &mut Lease, buffer: &Buffer, refusal: Refusal) -> CommitError {

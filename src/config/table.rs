@@ -66,6 +66,14 @@ macro_rules! settings {
             /// applied. Default 512 MiB. The server has a bound of its own
             /// (`client-query-buffer-limit`, 1 GB).
             max_bytes: usize = 512 * 1024 * 1024;
+            /// Bounds one reply of the server: the bytes of its strings and lines, and the size of a
+            /// [`redis::Value`] (56 bytes) for each element of an array, a set or a map. Past it the
+            /// connection is closed; a transaction whose array of replies had begun is reported as
+            /// applied with its replies lost ([`ReplyError::Lost`](crate::ReplyError::Lost)). Pushes and
+            /// attributes are dropped as they come and do not count. Default 1 GiB (the server's own
+            /// bound for a string is 512 MiB), at least 1; below 64 KiB even the answers to this crate's
+            /// own commands may not pass.
+            max_reply_bytes: usize = 1024 * 1024 * 1024;
             /// Bounds how many blocks of [`grouped`](crate::TransactionOptions::grouped) handles
             /// travel in one write. One dead connection puts so many in doubt at once. Default 16, at
             /// least 1, which groups none.

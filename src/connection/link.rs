@@ -74,6 +74,11 @@ impl Link {
         }
     }
 
+    /// Maximum bytes of one reply.
+    pub(crate) fn bound_replies(&mut self, bytes: usize) {
+        self.transport.bound_replies(bytes);
+    }
+
     /// It has said who it is, by this version of the credentials.
     pub(crate) fn said_who(&mut self, version: u64) {
         (self.said, self.refused) = (version, None);
@@ -246,7 +251,8 @@ impl Link {
         Ok(reply)
     }
 
-    /// Reads so many replies, as long as they come, and hands each out with what it answers.
+    /// Reads so many replies, as long as they come, and hands each out with what it answers. An array
+    /// of EXEC's that cannot be read to its end is handed out by its length, before the error.
     pub(crate) fn receive_each(
         &mut self,
         expected: &[(Expect, u32)],
@@ -256,7 +262,18 @@ impl Link {
         for (expect, count) in expected {
             let mut left = *count;
             while left > 0 {
-                let reply = self.receive_up_to(left, deadline)?;
+                let reply = match self.receive_up_to(left, deadline) {
+                    Ok(reply) => reply,
+                    Err(error) => {
+                        if let Some(length) = self.transport.unread()
+                            && *expect == Expect::Exec
+                            && self.state.is_in_multi()
+                        {
+                            take(*expect, Reply::Unread(length));
+                        }
+                        return Err(error);
+                    }
+                };
                 left = left.saturating_sub(reply.count());
                 take(*expect, reply);
             }

@@ -193,6 +193,7 @@ fn greet(
     let expires = settings.max_lifetime.map(|lifetime| Instant::now() + jittered(lifetime));
     let mut link = Link::new(connected, expires, generation);
     link.said_who(login.version);
+    link.bound_replies(settings.max_reply_bytes);
     let (proof, expected) = match purpose {
         Purpose::Pooled => (vec![PING], [(Expect::Plain, 1), (Expect::Discard, 0)]),
         Purpose::Transactional => {

@@ -12,7 +12,7 @@ use redis::Value;
 use super::deadline::Deadline;
 use crate::error::{LinkError, LinkErrorKind};
 use crate::topology::Connected;
-use crate::wire::parse::{Malformed, Parser};
+use crate::wire::parse::{DEEPEST, Fault, Parser, Why};
 use crate::wire::reply::Reply;
 
 /// So much redis-rs is given to write between two looks at the clock: the socket's timeout begins
@@ -26,6 +26,8 @@ pub(crate) struct Transport {
     /// The socket's timeouts as they are set: setting them costs a system call each.
     read_timeout: Option<Duration>,
     write_timeout: Option<Duration>,
+    /// The length of the array that could not be read to its end.
+    unread: Option<usize>,
 }
 
 enum Kind {
@@ -40,7 +42,14 @@ impl Transport {
             Connected::Socket(socket) => Kind::Socket(socket, Parser::default()),
             Connected::Client(connection) => Kind::Client(connection),
         };
-        Self { kind, read_timeout: None, write_timeout: None }
+        Self { kind, read_timeout: None, write_timeout: None, unread: None }
+    }
+
+    /// Maximum bytes of one reply.
+    pub(crate) fn bound_replies(&mut self, bytes: usize) {
+        if let Kind::Socket(_, parser) = &mut self.kind {
+            parser.bound(bytes);
+        }
     }
 
     /// Writes all of it. An error says how many bytes may have left.
@@ -78,10 +87,15 @@ impl Transport {
     /// passed over.
     pub(crate) fn receive(&mut self, most: u32, deadline: Deadline) -> Result<Reply, LinkError> {
         loop {
-            if let Kind::Socket(_, parser) = &mut self.kind
-                && let Some(reply) = parser.next(most).map_err(malformed)?
-            {
-                return Ok(reply);
+            if let Kind::Socket(_, parser) = &mut self.kind {
+                match parser.next(most) {
+                    Ok(Some(reply)) => return Ok(reply),
+                    Ok(None) => {}
+                    Err(fault) => {
+                        self.unread = fault.array;
+                        return Err(unreadable(fault));
+                    }
+                }
             }
             let timeout =
                 deadline.timeout().ok_or_else(|| LinkError::timed_out("no answer in time"))?;
@@ -102,6 +116,11 @@ impl Transport {
                 Kind::Closed => return Err(closed()),
             }
         }
+    }
+
+    /// The length of the array whose end could not be read, if the reply that failed is an array.
+    pub(crate) fn unread(&self) -> Option<usize> {
+        self.unread
     }
 
     /// Whether something came that nobody has asked for, or has read, as far as can be seen here.
@@ -172,6 +191,17 @@ fn closed() -> LinkError {
     LinkError::new(LinkErrorKind::Closed, "it is closed")
 }
 
-fn malformed(_: Malformed) -> LinkError {
-    LinkError::new(LinkErrorKind::Protocol, "the reply is not the Redis protocol")
+fn unreadable(fault: Fault) -> LinkError {
+    match fault.why {
+        Why::Malformed => {
+            LinkError::new(LinkErrorKind::Protocol, "the reply is not the Redis protocol")
+        }
+        Why::TooLarge => {
+            LinkError::new(LinkErrorKind::TooLarge, "the reply is larger than max_reply_bytes")
+        }
+        Why::TooDeep => LinkError::new(
+            LinkErrorKind::TooLarge,
+            format!("the reply is nested deeper than {DEEPEST} levels"),
+        ),
+    }
 }

@@ -25,6 +25,9 @@ pub enum LinkErrorKind {
     TimedOut,
     /// What came is not the Redis protocol.
     Protocol,
+    /// A reply larger than [`max_reply_bytes`](crate::session::Builder::max_reply_bytes), or nested deeper
+    /// than 512 levels. The connection is closed.
+    TooLarge,
     /// A well-formed reply that cannot stand where it came.
     Unexpected,
     /// The server refused the connection's hand-shake: password, database, protocol or rights.
@@ -132,6 +135,7 @@ impl fmt::Display for LinkErrorKind {
             Self::Closed => "connection closed",
             Self::TimedOut => "timed out",
             Self::Protocol => "protocol error",
+            Self::TooLarge => "reply too large",
             Self::Unexpected => "unexpected reply",
             Self::Refused => "refused by the server",
             Self::Credentials => "no credentials",

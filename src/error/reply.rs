@@ -25,8 +25,10 @@ pub enum ReplyError {
         /// What the server said.
         error: ServerError,
     },
-    /// The connection was lost with the replies on it. The transaction was exactly once, so it was
-    /// asked for afterwards, and it was applied.
+    /// The replies were lost or could not be read. Either the connection failed under an exactly-once
+    /// transaction, which was then resolved as applied; or EXEC's array began with the right length and
+    /// is larger than [`max_reply_bytes`](crate::session::Builder::max_reply_bytes), nested deeper than 512
+    /// levels, or not the Redis protocol further on.
     #[error("the transaction was applied, but its replies are lost")]
     Lost,
     /// The reply is not of the type that was asked for.

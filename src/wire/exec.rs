@@ -25,6 +25,8 @@ pub(crate) struct Refusal {
 pub(crate) enum Verdict {
     /// EXEC's array: all commands ran, some of them may have failed.
     Applied(Vec<Value>),
+    /// EXEC's array of the right length, which could not be read to its end: all commands ran.
+    Unread,
     /// EXEC's nil: a watched key had changed, nothing was applied.
     Nil,
     /// Nothing was applied.
@@ -45,6 +47,8 @@ pub(crate) struct Collector {
     /// Replies of commands that ran on their own because MULTI was refused.
     bare: Vec<Value>,
     exec: Option<Value>,
+    /// The length of EXEC's array that could not be read to its end.
+    unread: Option<usize>,
 }
 
 impl Collector {
@@ -57,6 +61,7 @@ impl Collector {
             refused: None,
             bare: Vec::new(),
             exec: None,
+            unread: None,
         }
     }
 
@@ -88,7 +93,10 @@ impl Collector {
     }
 
     fn exec(&mut self, reply: Reply) {
-        self.exec = Some(reply.into_value());
+        match reply {
+            Reply::Unread(length) => self.unread = Some(length),
+            reply => self.exec = Some(reply.into_value()),
+        }
     }
 
     /// The reply to what a transaction consists of; others are not its.
@@ -118,6 +126,9 @@ impl Collector {
                 (true, true) => Verdict::Rejected(Refusal { index: None, word: "MULTI", error }),
                 (true, false) => Verdict::Bare(self.bare),
             };
+        }
+        if self.unread == Some(self.commands as usize) {
+            return Verdict::Unread;
         }
         match (self.exec, self.refused) {
             (Some(Value::Array(values)), _) if values.len() == self.commands as usize => {

@@ -137,6 +137,7 @@ fn shown(default: &str, may_be_off: bool) -> String {
         None => plain,
         Some((number, "KiB")) => (number.parse::<u64>().unwrap() << 10).to_string(),
         Some((number, "MiB")) => (number.parse::<u64>().unwrap() << 20).to_string(),
+        Some((number, "GiB")) => (number.parse::<u64>().unwrap() << 30).to_string(),
         Some((number, unit)) => {
             let number: u64 = number.parse().unwrap();
             let time = match unit {

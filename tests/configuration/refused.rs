@@ -25,12 +25,13 @@ fn refused(config: &Config) -> ConfigError {
 
 #[test]
 fn a_value_that_does_not_fit_is_refused_by_its_name() {
-    let numbers = ["max_size", "min_idle", "flush_bytes", "max_commands", "max_bytes", "max_group"];
+    let numbers = ["max_size", "min_idle", "flush_bytes", "max_commands", "max_bytes"];
+    let numbers = numbers.into_iter().chain(["max_reply_bytes", "max_group"]);
     let times = ["connect_timeout", "checkout_timeout", "response_timeout", "cleanup_timeout"];
     let times = times.into_iter().chain(["trust_window", "max_pin_time", "register_ttl"]);
     let may_be_off = ["idle_timeout", "max_lifetime", "tcp_keepalive", "tcp_user_timeout"];
     let may_be_off = may_be_off.into_iter().chain(["pin_warning"]);
-    let numbers = numbers.into_iter().map(|name| (name, "a whole number", "off"));
+    let numbers = numbers.map(|name| (name, "a whole number", "off"));
     let times = times.map(|name| (name, "a time with its unit", "off"));
     let may_be_off = may_be_off.map(|name| (name, "or \"off\"", "never"));
     for (name, expected, odd) in numbers.chain(times).chain(may_be_off) {

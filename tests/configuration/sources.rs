@@ -10,7 +10,7 @@ use super::super::{Entry, everywhere, toml, variables};
 const URL: Entry<'_> = ("url", "redis://app:S3CRET@h:1/3?protocol=resp3");
 
 /// Every setting, with a value that is not its default.
-const ALL: [Entry<'_>; 19] = [
+const ALL: [Entry<'_>; 20] = [
     ("max_size", "9"),
     ("min_idle", "3"),
     ("idle_timeout", "11m"),
@@ -27,6 +27,7 @@ const ALL: [Entry<'_>; 19] = [
     ("flush_bytes", "70000"),
     ("max_commands", "17"),
     ("max_bytes", "1000000"),
+    ("max_reply_bytes", "2000000"),
     ("max_group", "2"),
     ("prefix", "app"),
     ("register_ttl", "2days"),
@@ -51,6 +52,7 @@ fn by_hand() -> Builder {
         .flush_bytes(70_000)
         .max_commands(17)
         .max_bytes(1_000_000)
+        .max_reply_bytes(2_000_000)
         .max_group(2)
         .prefix("app")
         .register_ttl(2 * day)

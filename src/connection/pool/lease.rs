@@ -316,7 +316,7 @@ impl Lease {
 ///
 /// Every idle connection may have died. One that had just answered was most likely lost over what
 /// it was asked: by an answer that takes too long, or one too big for the server's limit. The
-/// first is not asked for again, the second once.
+/// first is not asked for again, the second once. A reply that is too large is not asked for again.
 #[derive(Debug)]
 pub(crate) struct Repeats {
     left: u32,
@@ -330,8 +330,10 @@ impl Repeats {
     }
 
     pub(crate) fn allow(&mut self, trusted: bool, cause: &LinkError) -> bool {
-        if trusted && cause.kind() == LinkErrorKind::TimedOut {
-            return false;
+        match cause.kind() {
+            LinkErrorKind::TooLarge => return false,
+            LinkErrorKind::TimedOut if trusted => return false,
+            _ => {}
         }
         self.left = self.left.saturating_sub(if trusted { self.idle } else { 1 });
         self.left > 0

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use redis::Value;
 
-use super::{Malformed, Parser, ROOM};
+use super::{DEEPEST, ELEMENT, Fault, LONGEST_ERROR, Parser, ROOM, Unasked, Why};
 use crate::wire::reply::Reply;
 
 /// A reply on the wire; what is told unasked is a part of it.
@@ -95,7 +95,7 @@ impl Node {
 }
 
 /// What comes of `bytes`, cut where `cuts` say; so many QUEUED are asked for at once.
-fn parsed(bytes: &[u8], cuts: &[usize], most: u32) -> Result<Vec<Value>, Malformed> {
+fn parsed(bytes: &[u8], cuts: &[usize], most: u32) -> Result<Vec<Value>, Fault> {
     let mut parser = Parser::default();
     let mut values = Vec::new();
     let mut cuts = cuts.iter().cycle();
@@ -196,48 +196,231 @@ fn numbers_of_every_length_are_read() {
         assert_eq!(parsed(bytes.as_bytes(), &[100], 1), Ok(vec![Value::Int(number)]));
         assert_eq!(parsed(bytes.as_bytes(), &[1], 1), Ok(vec![Value::Int(number)]));
     }
-    assert_eq!(parsed(format!(":{}0\r\n", i64::MAX).as_bytes(), &[100], 1), Err(Malformed));
+    assert_eq!(parsed(format!(":{}0\r\n", i64::MAX).as_bytes(), &[100], 1), Err(MALFORMED));
+}
+
+const MALFORMED: Fault = Fault { why: Why::Malformed, array: None };
+
+/// What comes of `bytes` in one piece, or in pieces of one byte.
+fn first(parser: &mut Parser, bytes: &[u8], piece: usize) -> Result<Option<Reply>, Fault> {
+    for piece in bytes.chunks(piece) {
+        let mut rest = piece;
+        while !rest.is_empty() {
+            let room = parser.room();
+            let length = room.len().min(rest.len());
+            room[..length].copy_from_slice(&rest[..length]);
+            parser.filled(length);
+            rest = &rest[length..];
+            if let Some(reply) = parser.next(1)? {
+                assert!(rest.is_empty(), "more than one reply");
+                return Ok(Some(reply));
+            }
+        }
+    }
+    Ok(None)
 }
 
 #[test]
 fn what_is_not_the_protocol_is_malformed() {
-    let deep = b"*1\r\n".repeat(101);
-    let garbage: [&[u8]; 14] = [
+    let garbage: [&[u8]; 16] = [
         b"HTTP/1.1 400 Bad Request\r\n",
         b"$3\r\nabcd\r\n",
         b"$x\r\n",
         b":1x\r\n",
         b":\r\n",
-        b"*9223372036854775807\r\n*9223372036854775808\r\n",
-        b"%9223372036854775807\r\n",
-        b"$9223372036854775807\r\n$",
+        b"%9223372036854775808\r\n",
+        b"%-1\r\n",
         b"#y\r\n",
         b",one\r\n",
         b"=-1\r\n",
-        b"+\xff\xff\r\n",
         b"\r\n",
-        &deep,
+        b">1\r\n$3\r\nabcd\r\n",
+        b">1\r\nx\r\n",
+        b">2\r\n%9223372036854775807\r\n%9223372036854775807\r\n",
+        b">1\r\n:1x\r\n",
+        b"|1\r\n+a\r\n$1\r\na\rb",
     ];
     for bytes in garbage {
+        for piece in [1, 100] {
+            let mut parser = Parser::default();
+            assert_eq!(first(&mut parser, bytes, piece), Err(MALFORMED), "{bytes:?}");
+            assert!(parser.room.len() <= ROOM, "memory for what has not come: {bytes:?}");
+        }
+    }
+}
+
+/// Each is legal, and was refused by this parser or is refused by redis-rs's.
+#[test]
+fn every_legal_reply_is_read_in_one_piece_and_byte_by_byte() {
+    let error = |code: &str, text: &str| {
+        let line = format!("-{code} {text}\r\n");
+        redis::parse_redis_value(line.as_bytes()).unwrap()
+    };
+    let deep = |levels| (0..levels).fold(Value::Int(1), |value, _| Value::Array(vec![value]));
+    let nested = |levels: usize| [&b"*1\r\n".repeat(levels)[..], b":1\r\n"].concat();
+    let long = vec![b'x'; 256 * 1024];
+    let wordy = "w".repeat(2 * LONGEST_ERROR);
+    let verbatim = |text: &str| Value::VerbatimString {
+        format: redis::VerbatimFormat::Text,
+        text: text.to_owned(),
+    };
+    let table: Vec<(Vec<u8>, Value)> = vec![
+        (
+            b"-ERR unknown command '\xff\xfe'\r\n".to_vec(),
+            error("ERR", "unknown command '\u{fffd}\u{fffd}'"),
+        ),
+        (b"!7\r\nERR \xff\r\n\r\n".to_vec(), {
+            redis::parse_redis_value("!9\r\nERR \u{fffd}\r\n\r\n".as_bytes()).unwrap()
+        }),
+        (b"-\r\n".to_vec(), redis::parse_redis_value(b"-\r\n").unwrap()),
+        (format!("-ERR {wordy}\r\n").into_bytes(), error("ERR", &wordy[..LONGEST_ERROR - 4])),
+        (b"+\xff\xff\r\n".to_vec(), Value::BulkString(vec![0xff, 0xff])),
+        (b"+a\nb\rc\r\n".to_vec(), Value::SimpleString("a\nb\rc".into())),
+        ([b"+", &long[..], b"\r\n"].concat(), Value::SimpleString("x".repeat(long.len()))),
+        (b"=7\r\ntxt:\xffab\r\n".to_vec(), verbatim("\u{fffd}ab")),
+        (b"=3\r\nabc\r\n".to_vec(), Value::BulkString(b"abc".to_vec())),
+        (b"=4\r\ntxt:\r\n".to_vec(), verbatim("")),
+        (b"(-3492890328409238509324850943850943825024385\r\n".to_vec(), {
+            redis::parse_redis_value(b"(-3492890328409238509324850943850943825024385\r\n").unwrap()
+        }),
+        (b",inf\r\n".to_vec(), Value::Double(f64::INFINITY)),
+        (b",-inf\r\n".to_vec(), Value::Double(f64::NEG_INFINITY)),
+        (b",nan\r\n".to_vec(), Value::Double(f64::NAN)),
+        (b",-nan\r\n".to_vec(), Value::Double(-f64::NAN)),
+        (b",1.5e-7\r\n".to_vec(), Value::Double(1.5e-7)),
+        (b"#t\r\n".to_vec(), Value::Boolean(true)),
+        (b"_\r\n".to_vec(), Value::Nil),
+        (b"*-1\r\n".to_vec(), Value::Nil),
+        (b"~1\r\n%1\r\n_\r\n*0\r\n".to_vec(), {
+            Value::Set(vec![Value::Map(vec![(Value::Nil, Value::Array(Vec::new()))])])
+        }),
+        (nested(101), deep(101)),
+        (nested(DEEPEST), deep(DEEPEST)),
+        // Thrown away, as deep as it is: a push, and an attribute inside an array.
+        ([b">1\r\n".to_vec(), nested(100_000), b":7\r\n".to_vec()].concat(), Value::Int(7)),
+        (
+            [b"*2\r\n|1\r\n+a\r\n".to_vec(), nested(100_000), b":7\r\n:8\r\n".to_vec()].concat(),
+            Value::Array(vec![Value::Int(7), Value::Int(8)]),
+        ),
+        (
+            b">2\r\n|1\r\n+a\r\n(1\r\n=5\r\ntxt:a\r\n%1\r\n+\xff\r\n!2\r\n\r\n\r\n>0\r\n:7\r\n"
+                .to_vec(),
+            Value::Int(7),
+        ),
+    ];
+    for (bytes, expected) in &table {
+        for piece in [1, 7, 1 << 20] {
+            let mut parser = Parser::default();
+            let found = first(&mut parser, bytes, piece).unwrap().map(Reply::into_value);
+            let found = found.unwrap_or_else(|| panic!("{:?} is not whole", bytes.get(..20)));
+            let shown = bytes.get(..bytes.len().min(20));
+            assert!(same(&found, expected), "{shown:?} in pieces of {piece}");
+            assert!(parser.is_empty(), "{shown:?}");
+            assert!(parser.room.len() <= ROOM, "{shown:?}");
+        }
+    }
+}
+
+#[test]
+fn the_bound_is_on_strings_and_elements_and_is_looked_at_before_they_come() {
+    let array = |length: usize| Fault { why: Why::TooLarge, array: Some(length) };
+    let large = Fault { why: Why::TooLarge, array: None };
+    let bound = 10 * ELEMENT;
+    let text = |length: usize| format!("${length}\r\n{}\r\n", "a".repeat(length)).into_bytes();
+    let line = |length: usize| format!("+{}\r\n", "a".repeat(length)).into_bytes();
+    let table: Vec<(Vec<u8>, Result<(), Fault>)> = vec![
+        (text(bound), Ok(())),
+        (format!("${}\r\n", bound + 1).into_bytes(), Err(large)),
+        (format!("!{}\r\n", bound + 1).into_bytes(), Err(large)),
+        (b"$9223372036854775807\r\n".to_vec(), Err(large)),
+        (line(bound), Ok(())),
+        (line(bound + 1), Err(large)),
+        (line(bound + 4)[..bound + 4].to_vec(), Err(large)),
+        ([b"*10\r\n".to_vec(), b"_\r\n".repeat(10)].concat(), Ok(())),
+        ([b"%5\r\n".to_vec(), b"_\r\n".repeat(10)].concat(), Ok(())),
+        (b"*11\r\n".to_vec(), Err(array(11))),
+        (b"%6\r\n".to_vec(), Err(large)),
+        (b"*9223372036854775807\r\n".to_vec(), Err(array(i64::MAX as usize))),
+        (b"%4611686018427387904\r\n".to_vec(), Err(large)),
+        (b"*1\r\n~10\r\n".to_vec(), Err(array(1))),
+        ([b"*2\r\n".to_vec(), text(8 * ELEMENT), b":1\r\n".to_vec()].concat(), Ok(())),
+        ([b"*2\r\n".to_vec(), text(8 * ELEMENT), b"+a\r\n".to_vec()].concat(), Err(array(2))),
+        // What is thrown away does not count.
+        ([b">1\r\n".to_vec(), text(9 * bound), text(bound)].concat(), Ok(())),
+        ([b"|1\r\n".to_vec(), line(9 * bound), text(9 * bound), text(bound)].concat(), Ok(())),
+        (
+            [&b"*3\r\n*"[..], &b"1\r\n*".repeat(DEEPEST)].concat(),
+            Err(Fault { why: Why::TooDeep, array: Some(3) }),
+        ),
+    ];
+    for (bytes, expected) in &table {
+        for piece in [1, 100, 1 << 20] {
+            let mut parser = Parser::default();
+            let deep = matches!(expected, Err(Fault { why: Why::TooDeep, .. }));
+            parser.bound(if deep { usize::MAX } else { bound });
+            let found = first(&mut parser, bytes, piece);
+            let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(20)]);
+            assert_eq!(
+                found.as_ref().map(|_| ()),
+                expected.as_ref().copied(),
+                "{shown:?} in {piece}"
+            );
+            assert!(found.is_err() || found.unwrap().is_some(), "{shown:?} is whole");
+            // A reply's end is where the count begins anew.
+            if expected.is_ok() {
+                let again = first(&mut parser, &text(bound), piece);
+                assert!(matches!(again, Ok(Some(Reply::Value(_)))), "{shown:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_thrown_away_takes_no_memory_and_a_line_is_looked_at_once() {
+    let mut parser = Parser::default();
+    // A push of a line, a string and elements, of 32 MiB and a million elements, which lacks its end.
+    let megabyte = vec![b'a'; 1 << 20];
+    let mut feed = |bytes: &[u8]| {
+        let found = first(&mut parser, bytes, bytes.len());
+        assert_eq!(found, Ok(None));
+        let kept = parser.room.len() + parser.open.capacity();
+        assert!(kept <= ROOM, "{kept} bytes are kept");
+        assert!(!matches!(
+            parser.partial,
+            Some(super::Partial::Text { .. } | super::Partial::Line(_))
+        ));
+        assert_eq!(parser.unasked(), Ok(Unasked::Push), "only what is thrown away has begun");
+    };
+    feed(b">3\r\n+");
+    (0..32).for_each(|_| feed(&megabyte));
+    feed(b"\r\n$33554432\r\n");
+    (0..32).for_each(|_| feed(&megabyte));
+    feed(b"\r\n*1048577\r\n");
+    (0..8).for_each(|_| feed(&b"_\r\n*0\r\n".repeat(1 << 16)));
+    feed(b"*1\r\n");
+    assert!(!parser.is_empty());
+    // Byte by byte, a line of a megabyte: 10^12 looks at a byte if each began anew.
+    let mut parser = Parser::default();
+    let line = [b"+", &megabyte[..], b"\r\n"].concat();
+    assert!(matches!(first(&mut parser, &line, 1), Ok(Some(Reply::Value(Value::SimpleString(_))))));
+    let mut parser = Parser::default();
+    assert_eq!(first(&mut parser, b":1", 1), Ok(None));
+    assert_eq!(parser.unasked(), Ok(Unasked::Reply), "half a reply");
+    for (bytes, expected) in [
+        (&b""[..], Unasked::Nothing),
+        (b">1\r\n+a\r\n|0\r\n", Unasked::Nothing),
+        (b">", Unasked::Push),
+        (b">1\r\n", Unasked::Push),
+        (b"|1\r\n$2\r\na", Unasked::Push),
+        (b":1\r\n", Unasked::Reply),
+        (b">1\r\n_\r\n*1\r\n>", Unasked::Reply),
+        (b"$1000000\r\na", Unasked::Reply),
+    ] {
         let mut parser = Parser::default();
         parser.room()[..bytes.len()].copy_from_slice(bytes);
         parser.filled(bytes.len());
-        let found = parser.next(1);
-        // What would be longer than anything there is has only to be waited for.
-        let waits = bytes.starts_with(b"$9") || bytes.starts_with(b"%9");
-        assert_eq!(found, if waits { Ok(None) } else { Err(Malformed) }, "{bytes:?}");
-        assert!(parser.room.len() <= ROOM, "memory for what has not come: {bytes:?}");
-        assert!(parser.open.iter().all(|open| open.items.capacity() <= super::AHEAD));
+        assert_eq!(parser.unasked(), Ok(expected), "{bytes:?}");
     }
-    let mut parser = Parser::default();
-    let endless = std::iter::repeat_with(|| {
-        let room = parser.room();
-        let length = room.len();
-        room.fill(b'a');
-        parser.filled(length);
-        parser.next(1)
-    });
-    assert_eq!(endless.take(100).find(Result::is_err), Some(Err(Malformed)), "a line without end");
 }
 
 #[test]
