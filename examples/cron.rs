@@ -53,7 +53,7 @@ fn work(sessions: &SessionManager, name: &str, prefix: &str) -> Result<()> {
         let guard = lock.acquire(Duration::from_secs(3600))?;
         while !guard.is_lost() {
             if let Err(error) = job(sessions, &guard, prefix) {
-                eprintln!("{name}: {error}");
+                eprintln!("{name}: {error:#}");
                 break;
             }
             thread::sleep(PERIOD);

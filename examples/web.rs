@@ -96,8 +96,8 @@ impl Service {
                 Ok(Answer::BadRequest(why)) => (400, format!("{why}\n")),
                 Ok(Answer::NotFound) => (404, "try /put, /puttx or /status\n".to_owned()),
                 // The library's errors show no key and no value, so they may be shown.
-                Err(error) if error.is_retryable() => (503, format!("{error}\n")),
-                Err(error) => (500, format!("{error}\n")),
+                Err(error) if error.is_retryable() => (503, format!("{error:#}\n")),
+                Err(error) => (500, format!("{error:#}\n")),
             };
             // The customer may have left meanwhile, which is no failure of ours.
             let _ = request.respond(Response::from_string(body).with_status_code(status));

@@ -120,7 +120,7 @@ impl Verdict {
             }
             Told::Failed(error) => {
                 if self.failures.len() < 10 {
-                    self.failures.push(format!("{:?}: {error}", error.applied()));
+                    self.failures.push(format!("{:?}: {error:#}", error.applied()));
                 }
                 let right = error.applied() != rediscope::Applied::No || times == 0;
                 (&mut self.failed, right)

@@ -106,7 +106,9 @@ fn one_thread(
         let choice = Choice::of(plan.seed, number);
         match one(&deferred, &immediate, choice, &mut tally) {
             Ok(()) => tally.note(choice),
-            Err(error) => tally.errors.push(format!("transaction {number} ({choice:?}): {error}")),
+            Err(error) => {
+                tally.errors.push(format!("transaction {number} ({choice:?}): {error:#}"))
+            }
         }
     }
 }

@@ -47,7 +47,7 @@ impl Shop {
         self.queue(&row, &mut tx);
         let sql = self.books.place(order)?;
         if let Err(error) = sql.commit() {
-            println!("  told: {error}");
+            println!("  told: {error:#}");
             println!("  neither side has it: the Redis transaction is dropped, nothing was sent");
             return Ok(());
         }
@@ -89,7 +89,7 @@ impl Shop {
                 Err(error) => match error.as_commit() {
                     Some(error) => self.repair(&row, error)?,
                     // Nothing was sent. The row stays for the next time.
-                    None => println!("  told: {error}"),
+                    None => println!("  told: {error:#}"),
                 },
             }
         }
@@ -103,7 +103,7 @@ impl Shop {
 
     /// EXEC failed, and the order stands in SQL.
     fn repair(&mut self, row: &Row, error: &CommitError) -> Result<(), Box<dyn Error>> {
-        println!("  told: {error}");
+        println!("  told: {error:#}");
         match error {
             CommitError::Rejected { .. } if !error.is_retryable() => {
                 println!("  Redis has nothing of it and never will: the order is cancelled");
@@ -122,7 +122,7 @@ impl Shop {
             | CommitError::PinExpired(_)
             | CommitError::Rejected { .. } => println!("  the row stays"),
             // Giving back failed half-way, or the server runs transactions without isolation.
-            _ => return Err(format!("somebody must look: {error}").into()),
+            _ => return Err(format!("somebody must look: {error:#}").into()),
         }
         Ok(())
     }

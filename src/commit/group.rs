@@ -52,7 +52,7 @@ fn alone(
     let form = Form { terms, watched: false, checkout };
     let committed = commit(&mut lease, buffer, form);
     if let Err(error) = clean(&mut lease) {
-        tracing::debug!(%error, "cleaning failed, connection replaced");
+        tracing::debug!(error = %format_args!("{error:#}"), "cleaning failed, connection replaced");
     }
     committed
 }

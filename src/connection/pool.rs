@@ -192,7 +192,7 @@ impl Pool {
             }
             Some(error) => {
                 self.counters().refused.add();
-                tracing::debug!(pool = self.inner.name, %error, "checkout refused");
+                tracing::debug!(pool = self.inner.name, error = %format_args!("{error:#}"), "checkout refused");
             }
         }
     }

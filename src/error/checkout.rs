@@ -2,34 +2,28 @@
 //!
 //! Never: told after anything of the caller's was sent.
 
+use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
 use super::LinkError;
+use super::text::{brief, display};
 use crate::observe::OpenScope;
 
 /// Why no connection was given. Nothing was sent.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum CheckoutError {
     /// Nobody gave a connection back within `checkout_timeout`.
-    #[error("{0}")]
     Timeout(Box<CheckoutTimeout>),
     /// Every connection is held by a closure whose thread is itself waiting for one.
-    #[error(
-        "waiting would never end: every connection is held by a watching closure on a thread that \
-         waits for another one; do not use the handle inside its own closure, or raise max_size; \
-         held by {}", list(.holders)
-    )]
     WouldDeadlock {
         /// The closures that hold the connections.
         holders: Vec<OpenScope>,
     },
     /// The session manager was closed.
-    #[error("the session manager is closed")]
     Closed,
     /// A connection could have been given, had one been to be had from the server.
-    #[error("no connection to the server within {waited:?}: {source}")]
     Connect {
         /// How long the call waited.
         waited: Duration,
@@ -69,20 +63,57 @@ impl CheckoutError {
     }
 }
 
-impl fmt::Display for CheckoutTimeout {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl CheckoutError {
+    pub(super) fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Timeout(timeout) => timeout.text(f),
+            Self::WouldDeadlock { holders } => write!(
+                f,
+                "waiting would never end: every connection is held by a watching closure on a \
+                 thread that waits for another one; do not use the handle inside its own closure, \
+                 or raise max_size; held by {}",
+                list(holders)
+            ),
+            Self::Closed => f.write_str("the session manager is closed"),
+            Self::Connect { waited, .. } => {
+                write!(f, "no connection to the server within {}", brief(*waited))
+            }
+        }
+    }
+}
+
+impl Error for CheckoutError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Timeout(timeout) => timeout.source(),
+            Self::Connect { source, .. } => Some(source),
+            Self::WouldDeadlock { .. } | Self::Closed => None,
+        }
+    }
+}
+
+display!(CheckoutError, CheckoutTimeout);
+
+impl Error for CheckoutTimeout {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.last_connect_error.as_ref().map(|error| error as _)
+    }
+}
+
+impl CheckoutTimeout {
+    fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "no connection within {:?}: {} of {} in use, {} idle, {} waiting; held by {}",
-            self.waited,
+            "no connection within {}: {} of {} in use, {} idle, {} waiting; held by {}",
+            brief(self.waited),
             self.in_use,
             self.max_size,
             self.idle,
             self.waiters,
             list(&self.holders)
         )?;
-        if let Some(error) = &self.last_connect_error {
-            write!(f, "; last failure to connect: {error}")?;
+        if self.last_connect_error.is_some() {
+            f.write_str("; there was a failure to connect")?;
         }
         Ok(())
     }

@@ -2,6 +2,10 @@
 //!
 //! Never: an outcome that nobody knows, told as one that somebody does.
 
+use std::error::Error as StdError;
+use std::fmt;
+
+use super::text::{count, display};
 use super::{Applied, CheckoutError, Error, InDoubt, LinkError, PinExpired, ServerError};
 use crate::reply::Replies;
 use crate::wire::durability::Acks;
@@ -19,11 +23,10 @@ use crate::wire::durability::Acks;
 /// | `AlreadyCommitted` | nothing: an earlier transaction with this key was applied |
 /// | `LockLost` | nothing: the lock that it was fenced by is no longer held |
 /// | `PinExpired` | nothing: the scope was open for too long |
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum CommitError {
     /// Nothing was applied: the server refused a command while it was queued, or refused EXEC.
-    #[error("nothing was applied: {command}{} was refused: {code} {message}", place(.index))]
     #[non_exhaustive]
     Rejected {
         /// Which of the queued commands, from 0; `None` where MULTI or EXEC itself was refused.
@@ -37,7 +40,6 @@ pub enum CommitError {
     },
     /// EXEC ran and at least one command failed at run time. **The others were applied**: Redis
     /// does not undo them. Read each reply.
-    #[error("partly applied: {} failed and the others were applied", failures(.replies))]
     #[non_exhaustive]
     PartlyApplied {
         /// Every reply, the failed ones as [`ReplyError::Failed`](super::ReplyError::Failed).
@@ -45,18 +47,15 @@ pub enum CommitError {
     },
     /// Nothing was applied, and nothing will be: the failure came before EXEC's last byte left, or
     /// a doubt was resolved so.
-    #[error("nothing was applied: {source}")]
     #[non_exhaustive]
     NotSent {
         /// What failed.
         source: Box<Error>,
     },
     /// EXEC was sent and its answer was lost. It may have been applied, or may be applied later.
-    #[error(transparent)]
     InDoubt(InDoubt),
     /// MULTI was refused and the commands ran one by one, with others in between. An operator
     /// must look: the user's right to MULTI was taken away while connections were open.
-    #[error("MULTI was refused and the commands ran one by one: look at the user's ACL rules")]
     #[non_exhaustive]
     NotIsolated {
         /// Every reply; a refused command as [`ReplyError::Failed`](super::ReplyError::Failed).
@@ -66,7 +65,6 @@ pub enum CommitError {
     /// [`wait_replicas`](crate::TransactionOptions::wait_replicas),
     /// [`wait_aof`](crate::TransactionOptions::wait_aof). Nothing is undone by that, and it may
     /// still spread; it may also be lost with this server.
-    #[error("applied here, but {wanted} were to have it and only {got} are known to")]
     #[non_exhaustive]
     NotReplicated {
         /// How many were asked for.
@@ -81,23 +79,86 @@ pub enum CommitError {
     /// Nothing was applied by this call: a transaction with the same key
     /// ([`exactly_once_as`](crate::TransactionOptions::exactly_once_as)) was applied before, by
     /// this process or another.
-    #[error("nothing was applied: a transaction with this key was committed before")]
     AlreadyCommitted,
     /// Nothing was applied: the lock that the transaction was
     /// [fenced by](crate::Transactional::fenced_by) is not its guard's any more.
-    #[error("nothing was applied: the lock that the transaction was fenced by is no longer held")]
     LockLost,
     /// Nothing was applied: the scope was open for too long.
-    #[error(transparent)]
-    PinExpired(#[from] PinExpired),
+    PinExpired(PinExpired),
 }
 
-fn place(index: &Option<usize>) -> String {
-    index.map(|index| format!(" (command {index})")).unwrap_or_default()
+display!(CommitError);
+
+impl CommitError {
+    pub(super) fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rejected { index, command, code, message } => {
+                write!(f, "nothing was applied: {command}")?;
+                if let Some(index) = index {
+                    write!(f, " (command {index})")?;
+                }
+                let gap = if message.is_empty() { "" } else { " " };
+                write!(f, " was refused: {code}{gap}{message}")
+            }
+            Self::PartlyApplied { replies } => partly(replies, f),
+            Self::NotSent { .. } => f.write_str("nothing was applied: the transaction was not sent"),
+            Self::InDoubt(doubt) => doubt.text(f),
+            Self::NotIsolated { .. } => f.write_str(
+                "MULTI was refused and the commands ran one by one: look at the user's ACL rules",
+            ),
+            Self::NotReplicated { wanted, got, .. } => {
+                write!(f, "applied here, but {wanted} were to have it and only {got} are known to")
+            }
+            Self::AlreadyCommitted => f.write_str(
+                "nothing was applied: a transaction with this key was committed before",
+            ),
+            Self::LockLost => f.write_str(
+                "nothing was applied: the lock that the transaction was fenced by is no longer held",
+            ),
+            Self::PinExpired(expired) => expired.text(f),
+        }
+    }
 }
 
-fn failures(replies: &Replies) -> String {
-    format!("{} of {} commands", replies.failures(), replies.len())
+impl StdError for CommitError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            Self::NotSent { source } => Some(source),
+            Self::InDoubt(doubt) => doubt.source(),
+            Self::PartlyApplied { replies } | Self::NotIsolated { replies } => {
+                replies.first_error().map(|error| error as _)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// How many commands failed, and which one first.
+fn partly(replies: &Replies, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let (failed, all) = (replies.failures(), replies.len());
+    if failed < all {
+        write!(f, "partly applied: {failed} of {} failed and ", count(all, "command"))?;
+        f.write_str(if all - failed == 1 {
+            "the other one was applied"
+        } else {
+            "the others were applied"
+        })?;
+    } else {
+        write!(f, "{} of the transaction failed", count(all, "command"))?;
+    }
+    match replies.first_error() {
+        Some(super::ReplyError::Failed { index, command, error }) => {
+            let first = if failed == 1 { "it was" } else { "the first was" };
+            write!(f, "; {first} {command} (command {index}): {}", error.code())
+        }
+        _ => Ok(()),
+    }
+}
+
+impl From<PinExpired> for CommitError {
+    fn from(error: PinExpired) -> Self {
+        Self::PinExpired(error)
+    }
 }
 
 /// No connection, so nothing was sent.

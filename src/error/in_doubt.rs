@@ -2,11 +2,13 @@
 //!
 //! Never: a connection. What is kept is a name and a number.
 
+use std::error::Error;
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::text::display;
 use super::{LinkError, ServerError};
 
 /// EXEC was sent and its answer was lost.
@@ -16,8 +18,7 @@ use super::{LinkError, ServerError};
 ///
 /// Where the transaction was [`exactly_once`](crate::TransactionOptions::exactly_once),
 /// [`resolve`](Self::resolve) finds out; otherwise read your own data.
-#[derive(Clone, thiserror::Error)]
-#[error("in doubt: EXEC was sent and its answer was lost ({source}); {}", self.advice())]
+#[derive(Clone)]
 pub struct InDoubt {
     source: LinkError,
     fenced: Option<Box<(CommitToken, Arc<dyn Resolver>)>>,
@@ -96,10 +97,22 @@ impl InDoubt {
         self.fenced.as_deref().map(|(token, _)| token)
     }
 
+    pub(super) fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "in doubt: EXEC was sent and its answer was lost; {}", self.advice())
+    }
+
     fn advice(&self) -> &'static str {
         if self.fenced.is_some() { "resolve() can tell" } else { "read your own data" }
     }
 }
+
+impl Error for InDoubt {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+display!(InDoubt, Unresolved);
 
 impl fmt::Debug for InDoubt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -156,42 +169,67 @@ pub enum Resolution {
 }
 
 /// Why a doubt could not be resolved.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Unresolved {
     /// The transaction left no register: it was not `exactly_once`.
-    #[error("the transaction was not exactly once; read your own data")]
     NotExactlyOnce,
     /// The server could not be asked in time. Ask again.
-    #[error("the server could not be asked: {0}")]
     Unreachable(LinkError),
     /// The server refused to answer. Ask again where this may pass.
-    #[error("the server refused to answer: {0}")]
     Refused(ServerError),
     /// There is no register: it expired, was evicted or flushed, did not survive a restart or a
     /// failover, or this is another server. That proves nothing.
-    #[error("the register is gone; read your own data")]
     RegisterGone,
     /// The register holds what no connection of this crate's wrote, or what a later transaction
     /// did.
-    #[error("the register holds something else; read your own data")]
     RegisterForeign,
     /// The token cannot be one that a session manager with these settings has made: it names a key that
     /// is no register of this prefix, or the number, hash tag or slot do not fit. Nothing was sent. A token
     /// is to be resolved by a session manager with the `prefix` of the one that made it, of a
     /// cluster if that one was.
-    #[error("the token is not one of this session manager's, so nothing was sent: {reason}")]
     #[non_exhaustive]
     NotARegister {
         /// What does not fit.
         reason: &'static str,
     },
     /// The token is of another database than the session manager's.
-    #[error("the token is of database {token}, and this session manager's is {here}")]
     OtherDatabase {
         /// The token's.
         token: i64,
         /// The session manager's.
         here: i64,
     },
+}
+
+impl Unresolved {
+    fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotExactlyOnce => {
+                f.write_str("the transaction was not exactly once; read your own data")
+            }
+            Self::Unreachable(_) => f.write_str("the server could not be asked"),
+            Self::Refused(error) => write!(f, "the server refused to answer: {error}"),
+            Self::RegisterGone => f.write_str("the register is gone; read your own data"),
+            Self::RegisterForeign => {
+                f.write_str("the register holds something else; read your own data")
+            }
+            Self::NotARegister { reason, .. } => write!(
+                f,
+                "the token is not one of this session manager's, so nothing was sent: {reason}"
+            ),
+            Self::OtherDatabase { token, here } => {
+                write!(f, "the token is of database {token}, and this session manager's is {here}")
+            }
+        }
+    }
+}
+
+impl Error for Unresolved {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Unreachable(error) => Some(error),
+            _ => None,
+        }
+    }
 }

@@ -2,10 +2,12 @@
 //!
 //! Never: a lock's name or its owner's token. Never: "held", once the lease may be over.
 
+use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::text::{brief, display};
 use super::{Applied, CheckoutError, LinkError, ServerError};
 use crate::wire::durability::Acks;
 
@@ -22,8 +24,8 @@ pub struct Holder {
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.label {
-            Some(label) => write!(f, "{label:?} for {:?} more", self.remaining),
-            None => write!(f, "somebody for {:?} more", self.remaining),
+            Some(label) => write!(f, "{label:?} for {} more", brief(self.remaining)),
+            None => write!(f, "another caller for {} more", brief(self.remaining)),
         }
     }
 }
@@ -50,11 +52,10 @@ impl fmt::Display for LostBecause {
 }
 
 /// Why a lock was not acquired, or is no longer held.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum LockError {
     /// Somebody else had it for as long as the caller was ready to wait.
-    #[error("the lock was not acquired within {waited:?}{}", held_by(.holder))]
     #[non_exhaustive]
     Timeout {
         /// How long the call waited.
@@ -63,18 +64,15 @@ pub enum LockError {
         holder: Option<Holder>,
     },
     /// The lock was held and is not any more. What it was to protect may be in others' hands.
-    #[error("the lock was lost: {why}")]
     #[non_exhaustive]
     Lost {
         /// How.
         why: LostBecause,
     },
     /// No connection was given.
-    #[error(transparent)]
-    Checkout(#[from] CheckoutError),
+    Checkout(CheckoutError),
     /// The server refused. Where it stopped one of this crate's scripts half way, for want of a right,
     /// [`applied`](Self::applied) is `Unknown`; an acquisition is given back then.
-    #[error("{during} was refused by the server: {error}")]
     #[non_exhaustive]
     Command {
         /// What was being done: `acquire`, `release`, …
@@ -84,7 +82,6 @@ pub enum LockError {
     },
     /// The connection failed and so did every other one. What may have been acquired is given back
     /// in the background, by its token; what may not have been released ends with its lease.
-    #[error("{during} failed: {source}")]
     #[non_exhaustive]
     Connection {
         /// What was being done: `acquire`, `release`, …
@@ -93,7 +90,6 @@ pub enum LockError {
         source: LinkError,
     },
     /// It was acquired, too few replicas had it in time, and it was given back.
-    #[error("the lock is on {got}, not on {wanted}, and was given back")]
     #[non_exhaustive]
     NotReplicated {
         /// What [`wait_replicas`](crate::Lock::wait_replicas) asked for.
@@ -102,7 +98,6 @@ pub enum LockError {
         got: Acks,
     },
     /// It cannot work as it was asked for; nothing was sent.
-    #[error("{setting}: {reason}")]
     #[non_exhaustive]
     Refused {
         /// Which setting: `name`, `lease`, `permits`, `label`.
@@ -112,8 +107,43 @@ pub enum LockError {
     },
 }
 
-fn held_by(holder: &Option<Holder>) -> String {
-    holder.as_ref().map(|holder| format!("; held by {holder}")).unwrap_or_default()
+display!(LockError);
+
+impl LockError {
+    pub(super) fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Timeout { waited, holder } => {
+                write!(f, "the lock was not acquired within {}", brief(*waited))?;
+                holder.as_ref().map_or(Ok(()), |holder| write!(f, "; held by {holder}"))
+            }
+            Self::Lost { why } => write!(f, "the lock was lost: {why}"),
+            Self::Checkout(error) => error.text(f),
+            Self::Command { during, error } => {
+                write!(f, "{during} was refused by the server: {error}")
+            }
+            Self::Connection { during, .. } => write!(f, "{during} failed"),
+            Self::NotReplicated { wanted, got } => {
+                write!(f, "the lock is on {got}, not on {wanted}, and was given back")
+            }
+            Self::Refused { setting, reason } => write!(f, "{setting}: {reason}"),
+        }
+    }
+}
+
+impl Error for LockError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Checkout(error) => error.source(),
+            Self::Connection { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+impl From<CheckoutError> for LockError {
+    fn from(error: CheckoutError) -> Self {
+        Self::Checkout(error)
+    }
 }
 
 impl LockError {

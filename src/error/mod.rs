@@ -15,7 +15,9 @@ mod link;
 mod lock;
 mod reply;
 mod server;
+pub(crate) mod text;
 
+use std::fmt;
 use std::panic::Location;
 use std::time::Duration;
 
@@ -29,6 +31,7 @@ pub use link::{LinkError, LinkErrorKind};
 pub use lock::{Holder, LockError, LostBecause};
 pub use reply::ReplyError;
 pub use server::ServerError;
+use text::{brief, count, display};
 
 /// What the server did with the commands of a call that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,11 +48,7 @@ pub enum Applied {
 
 /// The scope outlived `max_pin_time` since its last use: its connection was taken back and its
 /// transaction discarded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the scope begun at {begun_at} was taken back: held for {held:?}, and not used for \
-     max_pin_time ({limit:?}); nothing was applied; shorten the scope or raise max_pin_time"
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PinExpired {
     /// How long the scope had been open when this was found.
@@ -60,7 +59,22 @@ pub struct PinExpired {
     pub begun_at: &'static Location<'static>,
 }
 
+display!(PinExpired, Error);
+
+impl std::error::Error for PinExpired {}
+
 impl PinExpired {
+    fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { held, limit, begun_at } = self;
+        write!(
+            f,
+            "the scope begun at {begun_at} was taken back: held for {}, and not used for \
+             max_pin_time ({}); nothing was applied; shorten the scope or raise max_pin_time",
+            brief(*held),
+            brief(*limit)
+        )
+    }
+
     pub(crate) fn new(
         held: Duration,
         limit: Duration,
@@ -85,30 +99,23 @@ impl PinExpired {
 ///     }
 /// }
 /// ```
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Error {
     /// A setting, of the session manager or of a transaction, cannot work; nothing was sent.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
+    Config(ConfigError),
     /// No connection was given.
-    #[error(transparent)]
-    Checkout(#[from] CheckoutError),
+    Checkout(CheckoutError),
     /// A transaction was not (known to be) committed as a whole.
-    #[error(transparent)]
     Commit(Box<CommitError>),
     /// A transaction was applied, but this value of it cannot be handed out.
-    #[error(transparent)]
-    Reply(#[from] ReplyError),
+    Reply(ReplyError),
     /// A lock was not acquired, or is no longer held.
-    #[error(transparent)]
     Lock(Box<LockError>),
     /// The scope was open for too long.
-    #[error(transparent)]
-    PinExpired(#[from] PinExpired),
+    PinExpired(PinExpired),
     /// A command that would change a shared connection, end the scope or stop the server was
     /// refused before anything was sent.
-    #[error("{command} is refused here and nothing was sent: {hint}")]
     Refused {
         /// The command's name.
         command: String,
@@ -116,7 +123,6 @@ pub enum Error {
         hint: &'static str,
     },
     /// A transaction grew past one of its limits; nothing of it was applied.
-    #[error("the transaction holds more than {limit} {what}; split it or raise {knob}")]
     TooLarge {
         /// What there was too much of: `commands` or `bytes`.
         what: &'static str,
@@ -127,10 +133,6 @@ pub enum Error {
     },
     /// Keys of different slots of a cluster cannot be in one transaction, watch or command; nothing
     /// was sent. Keys that belong together share a hash tag: `{order:1}:lines`, `{order:1}:total`.
-    #[error(
-        "{command} has a key of slot {other} where slot {bound} is; nothing was sent: give keys \
-         that belong together the same hash tag"
-    )]
     #[non_exhaustive]
     CrossSlot {
         /// The command's name.
@@ -141,24 +143,20 @@ pub enum Error {
         other: u16,
     },
     /// `watch` was given no key.
-    #[error("watch needs at least one key; to read without watching, use reading()")]
     NoKeys,
     /// A condition that the transaction requires does not hold: the block was not run and nothing
     /// was applied. See [`Condition`](crate::Condition).
-    #[error("condition {which} does not hold; nothing was applied")]
     ConditionFailed {
         /// The first one that does not.
         which: FailedCondition,
     },
     /// A watched key changed on every attempt that the policy allows.
-    #[error("a watched key changed on each of {attempts} attempts; nothing was applied")]
     RetriesExhausted {
         /// How often the block was run.
         attempts: u32,
     },
     /// A single command was answered with an error; it changed nothing, unless it was a script:
     /// see [`applied`](Self::applied).
-    #[error("{command} was refused by the server: {error}")]
     Command {
         /// The command's name.
         command: String,
@@ -167,7 +165,6 @@ pub enum Error {
     },
     /// Commands of a pooled handle's pipeline were answered with errors; the others, if there
     /// were others, were applied.
-    #[error("{failures} commands of a pipeline failed, first command {index}: {error}")]
     #[non_exhaustive]
     Pipeline {
         /// How many were answered with an error.
@@ -178,7 +175,6 @@ pub enum Error {
         error: ServerError,
     },
     /// A single command's reply is not of the type that was asked for.
-    #[error("{command} answered {found}, which is not a {expected}")]
     Decode {
         /// The command's name.
         command: String,
@@ -188,7 +184,6 @@ pub enum Error {
         found: &'static str,
     },
     /// The server is too old for what was asked of it; nothing was sent.
-    #[error("the server does not know {command}, which came with {since}; nothing was sent")]
     #[non_exhaustive]
     Unsupported {
         /// The command's name.
@@ -197,7 +192,6 @@ pub enum Error {
         since: &'static str,
     },
     /// The connection failed under a single command, a begin or a clean-up.
-    #[error("{during} failed: {source}")]
     Lost {
         /// What was being done.
         during: String,
@@ -207,6 +201,89 @@ pub enum Error {
         source: LinkError,
     },
 }
+
+impl Error {
+    fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(error) => error.text(f),
+            Self::Checkout(error) => error.text(f),
+            Self::Commit(error) => error.text(f),
+            Self::Reply(error) => error.text(f),
+            Self::Lock(error) => error.text(f),
+            Self::PinExpired(error) => error.text(f),
+            Self::Refused { command, hint } => {
+                write!(f, "{command} is refused here and nothing was sent: {hint}")
+            }
+            Self::TooLarge { what, limit, knob } => {
+                write!(
+                    f,
+                    "the transaction holds more than {limit} {what}; split it or raise {knob}"
+                )
+            }
+            Self::CrossSlot { command, bound, other } => write!(
+                f,
+                "{command} has a key of slot {other} where slot {bound} is; nothing was sent: give \
+                 keys that belong together the same hash tag"
+            ),
+            Self::NoKeys => {
+                f.write_str("watch needs at least one key; to read without watching, use reading()")
+            }
+            Self::ConditionFailed { which } => {
+                write!(f, "condition {which} does not hold; nothing was applied")
+            }
+            Self::RetriesExhausted { attempts: 1 } => {
+                f.write_str("a watched key changed on the only attempt; nothing was applied")
+            }
+            Self::RetriesExhausted { attempts } => write!(
+                f,
+                "a watched key changed on each of {attempts} attempts; nothing was applied"
+            ),
+            Self::Command { command, error } => {
+                write!(f, "{command} was refused by the server: {error}")
+            }
+            Self::Pipeline { failures, index, error } => {
+                let first = if *failures == 1 { "" } else { "first " };
+                let failures = count(*failures, "command");
+                write!(f, "{failures} of a pipeline failed, {first}command {index}: {error}")
+            }
+            Self::Decode { command, expected, found } => {
+                write!(f, "{command} answered {found}, which is not a {expected}")
+            }
+            Self::Unsupported { command, since } => write!(
+                f,
+                "the server does not know {command}, which came with {since}; nothing was sent"
+            ),
+            Self::Lost { during, .. } => write!(f, "{during} failed"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Config(error) => error.source(),
+            Self::Checkout(error) => error.source(),
+            Self::Commit(error) => error.source(),
+            Self::Reply(error) => error.source(),
+            Self::Lock(error) => error.source(),
+            Self::PinExpired(error) => error.source(),
+            Self::Lost { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+macro_rules! from {
+    ($($variant:ident($error:ty)),+) => {$(
+        impl From<$error> for Error {
+            fn from(error: $error) -> Self {
+                Self::$variant(error)
+            }
+        }
+    )+};
+}
+
+from!(Config(ConfigError), Checkout(CheckoutError), Reply(ReplyError), PinExpired(PinExpired));
 
 impl Error {
     /// What the server did with the commands of the call that gave this error.

@@ -2,20 +2,21 @@
 //!
 //! Never: a reason to run the transaction again. It was applied.
 
+use std::error::Error;
+use std::fmt;
+
 use super::ServerError;
+use super::text::{count, display};
 
 /// Why one value of an **applied** transaction cannot be handed out. Do not run the block again.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReplyError {
     /// The handle was given out by another transaction.
-    #[error("the handle belongs to another transaction")]
     Foreign,
     /// The command was part of a savepoint that was dropped without release.
-    #[error("the command was in a part that was forgotten, so it has no reply")]
     Forgotten,
     /// The command itself failed while the others were applied.
-    #[error("{command} (command {index}) failed: {error}")]
     #[non_exhaustive]
     Failed {
         /// Which of the queued commands, from 0.
@@ -29,10 +30,17 @@ pub enum ReplyError {
     /// transaction, which was then resolved as applied; or EXEC's array began with the right length and
     /// is larger than [`max_reply_bytes`](crate::session::Builder::max_reply_bytes), nested deeper than 512
     /// levels, or not the Redis protocol further on.
-    #[error("the transaction was applied, but its replies are lost")]
     Lost,
+    /// The transaction had no command at this place: see
+    /// [`Replies::at`](crate::Replies::at).
+    #[non_exhaustive]
+    OutOfRange {
+        /// Which one was asked for, from 0.
+        index: usize,
+        /// How many commands the transaction had.
+        commands: usize,
+    },
     /// The reply is not of the type that was asked for.
-    #[error("command {index} answered {found}, which is not a {expected}; ask with cast()")]
     #[non_exhaustive]
     Unexpected {
         /// Which of the queued commands, from 0.
@@ -43,3 +51,31 @@ pub enum ReplyError {
         found: &'static str,
     },
 }
+
+display!(ReplyError);
+
+impl ReplyError {
+    pub(super) fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Foreign => f.write_str("the handle belongs to another transaction"),
+            Self::Forgotten => {
+                f.write_str("the command was in a part that was forgotten, so it has no reply")
+            }
+            Self::Failed { index, command, error } => {
+                write!(f, "{command} (command {index}) failed: {error}")
+            }
+            Self::Lost => f.write_str("the transaction was applied, but its replies are lost"),
+            Self::OutOfRange { index, commands } => write!(
+                f,
+                "there is no command {index}: the transaction had {}",
+                count(*commands, "command")
+            ),
+            Self::Unexpected { index, expected, found } => write!(
+                f,
+                "command {index} answered {found}, which is not a {expected}; ask with cast()"
+            ),
+        }
+    }
+}
+
+impl Error for ReplyError {}

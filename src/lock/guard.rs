@@ -65,7 +65,7 @@ impl Drop for LockGuard {
     fn drop(&mut self) {
         let limit = Instant::now() + self.hub.settings.cleanup_timeout;
         if let Err(error) = self.let_go(limit) {
-            tracing::warn!(%error, "a dropped lock was not released in order");
+            tracing::warn!(error = %format_args!("{error:#}"), "a dropped lock was not released in order");
         }
     }
 }

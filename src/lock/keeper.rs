@@ -214,7 +214,7 @@ fn renew(due: &[Arc<Hold>], bound: Option<Instant>, courier: &Courier) {
         Ok(answers) => answers,
         Err(failed) => {
             let error = failed.told("renew");
-            tracing::debug!(%error, locks = due.len(), "leases not extended");
+            tracing::debug!(error = %format_args!("{error:#}"), locks = due.len(), "leases not extended");
             return due.iter().for_each(|hold| hold.postpone());
         }
     };

@@ -135,7 +135,7 @@ impl Shared {
             self.waiters.down();
             match ended {
                 Ended::Broken(error) => {
-                    tracing::debug!(%error, "not subscribed to releases; waiters ask by themselves");
+                    tracing::debug!(error = %format_args!("{error:#}"), "not subscribed to releases; waiters ask by themselves");
                 }
                 // Whoever came meanwhile has seen that a thread runs.
                 Ended::Idle => {}

@@ -9,7 +9,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use redis::Value;
+use redis::{FromRedisValue, Value};
 
 pub use resolve::Resolve;
 
@@ -94,7 +94,7 @@ struct Inner {
     values: Vec<Value>,
     /// Ascending and disjoint.
     holes: Vec<Hole>,
-    failures: Vec<Failure>,
+    failures: Vec<ReplyError>,
     acks: Option<Acks>,
     /// It was applied, and that is all that is known.
     lost: bool,
@@ -107,20 +107,12 @@ struct Hole {
     missing: u32,
 }
 
-/// A command that failed while the others were applied.
-#[derive(Clone, Debug)]
-pub(crate) struct Failure {
-    pub(crate) index: usize,
-    pub(crate) command: String,
-    pub(crate) error: ServerError,
-}
-
 impl Replies {
     pub(crate) fn new(
         transaction: u64,
         values: Vec<Value>,
         holes: Vec<(u32, u32)>,
-        failures: Vec<Failure>,
+        failures: Vec<ReplyError>,
     ) -> Self {
         let mut missing = 0;
         let number = |(from, to)| {
@@ -168,6 +160,38 @@ impl Replies {
         handles.resolve(self)
     }
 
+    /// Reads the reply of the command at `index`, from 0 in the order in which the commands were sent.
+    /// Commands of a forgotten part are not counted: they were not sent.
+    ///
+    /// For a caller who has no handle: after a failed [`run`](crate::Transactional::run), whose handles
+    /// are gone with its closure, and beside the index of
+    /// [`ReplyError::Failed`](crate::ReplyError::Failed).
+    ///
+    /// ```no_run
+    /// # use rediscope::{CommitError, Error, SessionManager, prelude::*};
+    /// # fn main() -> Result<(), Error> {
+    /// # let accounts = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+    /// let told = accounts.run(|tx| Ok((tx.incr("hits", 1), tx.lpush("log", "hit"))));
+    /// if let Err(Error::Commit(error)) = &told
+    ///     && let CommitError::PartlyApplied { replies, .. } = &**error
+    /// {
+    ///     let hits: i64 = replies.at(0)?;
+    ///     println!("{error:#}; but the {hits}th hit was counted");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`get`](Self::get); [`ReplyError::OutOfRange`] where there was no such command.
+    pub fn at<T: FromRedisValue>(&self, index: usize) -> Result<T, ReplyError> {
+        if self.inner.lost {
+            return Err(ReplyError::Lost);
+        }
+        let value = self.inner.values.get(index);
+        let commands = self.len();
+        self.read(index, value.ok_or(ReplyError::OutOfRange { index, commands })?)
+    }
+
     /// How many commands were applied, the failed ones included.
     pub fn len(&self) -> usize {
         self.inner.values.len()
@@ -187,16 +211,20 @@ impl Replies {
 
     /// The commands that failed, as [`ReplyError::Failed`].
     pub fn errors(&self) -> impl Iterator<Item = ReplyError> + '_ {
-        self.inner.failures.iter().map(|failure| ReplyError::Failed {
-            index: failure.index,
-            command: failure.command.clone(),
-            error: failure.error.clone(),
-        })
+        self.inner.failures.iter().cloned()
+    }
+
+    /// The first command that failed.
+    pub(crate) fn first_error(&self) -> Option<&ReplyError> {
+        self.inner.failures.first()
     }
 
     /// What the server said of the first command that failed.
     pub(crate) fn first_failure(&self) -> Option<&ServerError> {
-        self.inner.failures.first().map(|failure| &failure.error)
+        match self.first_error()? {
+            ReplyError::Failed { error, .. } => Some(error),
+            _ => None,
+        }
     }
 
     fn value(&self, id: u32) -> Result<(usize, &Value), ReplyError> {

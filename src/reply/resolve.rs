@@ -6,7 +6,7 @@ use std::any::type_name;
 
 use redis::{FromRedisValue, Value};
 
-use super::{Failure, Queued, Ready, Replies, kind};
+use super::{Queued, Ready, Replies, kind};
 use crate::error::ReplyError;
 
 mod sealed {
@@ -43,16 +43,21 @@ impl<T: FromRedisValue> Resolve for Queued<T> {
             return Err(ReplyError::Foreign);
         }
         let (index, value) = replies.value(self.id)?;
+        replies.read(index, value)
+    }
+}
+
+impl Replies {
+    /// One reply as the type that is asked for.
+    pub(super) fn read<T: FromRedisValue>(
+        &self,
+        index: usize,
+        value: &Value,
+    ) -> Result<T, ReplyError> {
         if let Value::ServerError(_) = value {
-            let failed = replies.inner.failures.iter().find(|failure| failure.index == index);
-            return Err(match failed {
-                Some(Failure { index, command, error }) => ReplyError::Failed {
-                    index: *index,
-                    command: command.clone(),
-                    error: error.clone(),
-                },
-                None => ReplyError::Forgotten,
-            });
+            let is_this = |failure: &&ReplyError| matches!(failure, ReplyError::Failed { index: at, .. } if *at == index);
+            let failed = self.inner.failures.iter().find(is_this);
+            return Err(failed.cloned().unwrap_or(ReplyError::Forgotten));
         }
         T::from_redis_value_ref(value).map_err(|_| ReplyError::Unexpected {
             index,

@@ -203,7 +203,7 @@ impl Body {
             match onward {
                 Some(onward) if patience.allows(&onward) => {
                     if let Err(error) = self.scope.abandon() {
-                        tracing::debug!(%error, "cleaning failed, connection replaced");
+                        tracing::debug!(error = %format_args!("{error:#}"), "cleaning failed, connection replaced");
                     }
                     self.go(onward);
                 }
@@ -278,7 +278,7 @@ impl Body {
         let committed = match self.failure().or_else(|| self.unplaced()) {
             Some(failure) => {
                 if let Err(error) = self.scope.abandon() {
-                    tracing::debug!(%error, "cleaning failed, connection replaced");
+                    tracing::debug!(error = %format_args!("{error:#}"), "cleaning failed, connection replaced");
                 }
                 Err(failure)
             }
@@ -287,7 +287,7 @@ impl Body {
         let outcome = outcome(&committed);
         match &committed {
             Ok(_) => tracing::debug!(outcome, "commit"),
-            Err(error) => tracing::debug!(outcome, %error, "commit"),
+            Err(error) => tracing::debug!(outcome, error = %format_args!("{error:#}"), "commit"),
         }
         committed
     }

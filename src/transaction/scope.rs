@@ -40,7 +40,7 @@ impl Drop for Scope {
     fn drop(&mut self) {
         if let Err(error) = self.give_up() {
             let _in = self.span.enter();
-            tracing::debug!(%error, begun_at = %self.owner.place, "cleaning failed, connection replaced");
+            tracing::debug!(error = %format_args!("{error:#}"), begun_at = %self.owner.place, "cleaning failed, connection replaced");
         }
     }
 }
@@ -163,7 +163,7 @@ impl Scope {
         pin.end(|lease| {
             let result = last(lease);
             if let Err(error) = commit::clean(lease) {
-                tracing::debug!(%error, begun_at = %place, "cleaning failed, connection replaced");
+                tracing::debug!(error = %format_args!("{error:#}"), begun_at = %place, "cleaning failed, connection replaced");
             }
             result
         })?

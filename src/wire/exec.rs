@@ -8,7 +8,7 @@ use redis::Value;
 use super::command;
 use super::reply::Reply;
 use super::state::Expect;
-use crate::error::ServerError;
+use crate::error::{ReplyError, ServerError};
 
 /// What one reply position refused.
 #[derive(Clone, Debug, PartialEq)]
@@ -174,7 +174,7 @@ fn was_refused_unrun(value: &Value) -> bool {
 pub(crate) fn failures<'n>(
     values: &[Value],
     names: impl Iterator<Item = &'n [u8]>,
-) -> Vec<crate::reply::Failure> {
+) -> Vec<ReplyError> {
     let failed = |value: &Value| matches!(value, Value::ServerError(_));
     // Nearly always; and then nobody needs the names.
     if !values.iter().any(failed) {
@@ -183,7 +183,7 @@ pub(crate) fn failures<'n>(
     let failure = |(index, (value, name)): (_, (&Value, &[u8]))| {
         let Value::ServerError(error) = value else { return None };
         let error = ServerError::from_reply(error, command::is_script(name));
-        Some(crate::reply::Failure { index, command: command::printable(name), error })
+        Some(ReplyError::Failed { index, command: command::printable(name), error })
     };
     let names = names.chain(std::iter::repeat(&b"?"[..]));
     values.iter().zip(names).enumerate().filter_map(failure).collect()

@@ -121,7 +121,7 @@ fn a_timeout_names_the_last_failure_to_connect() {
         Err(Error::Checkout(CheckoutError::Timeout(timeout))) => {
             let error = timeout.last_connect_error.as_ref().expect("why there is no connection");
             assert_eq!(error.kind(), LinkErrorKind::Closed);
-            assert!(timeout.to_string().contains("last failure to connect: connection closed"));
+            assert!(format!("{timeout:#}").contains("failure to connect: connection closed"));
         }
         // The holder gave up in the same moment, and the waiter got its place too late.
         Err(Error::Checkout(CheckoutError::Connect { waited, source, .. })) => {

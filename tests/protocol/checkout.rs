@@ -141,7 +141,9 @@ fn a_timeout_tells_why_the_holder_cannot_connect() {
     assert_eq!((timeout.in_use, timeout.idle, timeout.holders.len()), (1, 0, 1));
     let last = timeout.last_connect_error.as_ref().unwrap();
     assert_eq!(last.kind(), LinkErrorKind::Closed);
-    assert!(timeout.to_string().contains("last failure to connect"), "{timeout}");
+    let chain = format!("{timeout:#}");
+    assert!(chain.ends_with(&format!("failure to connect: {last}")), "{chain}");
+    assert!(!timeout.to_string().contains(&last.to_string()), "{timeout}");
     server.restart_on_same_port();
     drop(reading);
     pool_is_whole(&sessions, &server);

@@ -175,7 +175,7 @@ fn a_user_without_multi_gets_no_transactional_connection_and_one_without_ping_ge
     let sessions = within(FAR, &server.url_as("app", "secret"));
     let error = sessions.transactional().begin().map(drop).unwrap_err();
     assert_eq!((error.applied(), error.is_retryable()), (Applied::No, false));
-    assert!(error.to_string().contains("NOPERM"), "{error}");
+    assert!(format!("{error:#}").contains("NOPERM"), "{error}");
     redis::cmd("SET").arg("key").arg(1).exec(&mut sessions.pooled()).unwrap();
 
     server.acl(&["SETUSER", "app", "+multi", "-ping"]);

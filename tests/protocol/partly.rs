@@ -119,3 +119,39 @@ fn a_script_that_fails_half_way_is_told_without_its_words() {
     assert_eq!(get(&stage.server, "key").unwrap(), "half");
     pool_is_whole(&sessions, &stage.server);
 }
+
+/// After `run` the handles are gone: what failed is in the error, and the replies are read by index.
+#[test]
+fn a_failed_command_is_named_and_the_replies_are_read_by_index() {
+    let stage = Stage::start();
+    let sessions: SessionManager = stage.trusting();
+    stage.server.ask::<()>(&["SET", "text", "not a number"]);
+    let told = sessions.transactional().run(|tx| {
+        tx.incr("hits", 1);
+        tx.incr("text", 1);
+        tx.lpush("text", "x");
+        Ok(tx.set("done", 1))
+    });
+    let error = told.unwrap_err();
+    let text = error.to_string();
+    assert!(text.starts_with("partly applied: 2 of 4 commands failed"), "{text}");
+    assert!(text.contains("INCRBY (command 1)") && text.contains("ERR"), "{text}");
+    let source = std::error::Error::source(&error).unwrap();
+    let source = source.downcast_ref::<ReplyError>().expect("the first command that failed");
+    match source {
+        ReplyError::Failed { index: 1, command, error, .. } => {
+            assert_eq!((command.as_str(), error.code()), ("INCRBY", "ERR"));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(format!("{error:#}"), format!("{text}: {source}"));
+    let replies = partly(error.as_commit().unwrap());
+    assert_eq!(replies.at::<i64>(0), Ok(1));
+    assert_eq!(replies.at::<()>(1), Err(source.clone()));
+    assert!(matches!(replies.at::<()>(2), Err(ReplyError::Failed { index: 2, .. })));
+    assert_eq!(replies.at::<String>(3).as_deref(), Ok("OK"));
+    let beyond = replies.at::<()>(4).unwrap_err();
+    assert!(matches!(beyond, ReplyError::OutOfRange { index: 4, commands: 4, .. }), "{beyond:?}");
+    assert_eq!(beyond.to_string(), "there is no command 4: the transaction had 4 commands");
+    pool_is_whole(&sessions, &stage.server);
+}

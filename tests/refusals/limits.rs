@@ -9,7 +9,7 @@ use super::stage::{Quiet, unsent};
 fn too_large(error: &Error) -> (&'static str, usize, &'static str) {
     match unsent(error) {
         Error::TooLarge { what, limit, knob, .. } => {
-            let text = error.to_string();
+            let text = format!("{error:#}");
             assert!(text.contains(knob) && text.contains(&limit.to_string()), "{text}");
             (what, limit, knob)
         }

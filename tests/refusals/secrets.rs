@@ -36,6 +36,7 @@ fn debug(what: impl Debug) {
 #[track_caller]
 fn shown(error: impl std::error::Error) {
     clean(&error.to_string());
+    clean(&format!("{error:#}"));
     debug(&error);
     let mut source = error.source();
     while let Some(behind) = source {
@@ -354,7 +355,7 @@ fn checkouts_that_fail_show_none() {
     stage.server.restart_on_same_port();
     // The restarted server has no such user.
     let refused = accounts.run(|tx| Ok(tx.set(KEY, VALUE))).unwrap_err();
-    assert!(refused.to_string().contains("WRONGPASS"), "{refused}");
+    assert!(format!("{refused:#}").contains("WRONGPASS"), "{refused}");
     shown(refused);
     let status = stage.sessions.status();
     clean(&status.to_string());

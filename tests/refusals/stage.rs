@@ -86,7 +86,7 @@ pub(crate) fn refused(error: &Error) -> String {
     match unsent(error) {
         Error::Refused { command, hint, .. } => {
             assert!(!hint.is_empty());
-            assert!(error.to_string().contains(&command));
+            assert!(format!("{error:#}").contains(&command));
             command
         }
         error => panic!("not refused: {error:?}"),
