@@ -5,6 +5,7 @@
 mod builder;
 #[cfg(feature = "serde")]
 mod config;
+mod threads;
 
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;

@@ -13,10 +13,12 @@ mod support;
 mod refusals {
     mod stage;
 
+    mod arguments;
     mod commands;
     mod handles;
     mod limits;
     mod secrets;
     mod settings;
+    mod threads;
     mod watching;
 }

@@ -24,6 +24,14 @@ pub enum ConfigError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The system started no thread for the session manager: a limit of threads or of memory
+    /// (`RLIMIT_NPROC`, a container's `pids` limit). Nothing is wrong with the settings.
+    #[error("the system started no thread for the session manager: {reason}")]
+    #[non_exhaustive]
+    Threads {
+        /// What the system reported.
+        reason: String,
+    },
     /// A setting, or several together, cannot work.
     #[non_exhaustive]
     Knob {
@@ -35,6 +43,10 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
+    pub(crate) fn threads(error: &std::io::Error) -> Self {
+        Self::Threads { reason: error.to_string() }
+    }
+
     pub(crate) fn knob(knob: &'static str, reason: impl Into<String>) -> Self {
         Self::Knob { knob, reason: reason.into() }
     }
@@ -43,7 +55,7 @@ impl ConfigError {
     pub fn knob_name(&self) -> Option<&'static str> {
         match self {
             Self::Knob { knob, .. } => Some(knob),
-            Self::Address { .. } | Self::Configuration { .. } => None,
+            Self::Address { .. } | Self::Configuration { .. } | Self::Threads { .. } => None,
         }
     }
 }

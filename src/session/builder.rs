@@ -7,11 +7,9 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
-
 #[cfg(feature = "sentinel")]
 use super::Replicas;
-use super::SessionManager;
+use super::{SessionManager, threads};
 use crate::commit::resolve::Asker;
 use crate::config::resolver::Resolver;
 use crate::config::{Settings, table};
@@ -25,9 +23,6 @@ use crate::lock::hub::Hub;
 use crate::topology::Tls;
 use crate::topology::{self, Address, Endpoint, IntoAddress};
 use crate::transaction::admission::Admission;
-
-/// Opens links for both pools, backs off, and comes by to take stuck scopes back.
-const THREADS: usize = 3;
 
 /// The settings of a [`SessionManager`]. Plain data until [`build`](Self::build), which checks
 /// them once.
@@ -142,7 +137,8 @@ impl Builder {
     /// Checks the settings and makes the two pools. Nothing is connected yet.
     ///
     /// # Errors
-    /// [`ConfigError`] names the setting that cannot work.
+    /// [`ConfigError`] names the setting that cannot work. [`ConfigError::Threads`]: the system started
+    /// no thread for the manager, which needs three.
     pub fn build(self) -> Result<SessionManager, ConfigError> {
         let address = self.address?;
         topology::check(&address)?;
@@ -153,13 +149,7 @@ impl Builder {
             None => address,
         };
         let settings = Arc::new(self.settings);
-        let threads = Arc::new(
-            ScheduledThreadPool::builder()
-                .num_threads(THREADS)
-                .thread_name_pattern("rediscope-{}")
-                .on_drop_behavior(OnPoolDropBehavior::DiscardPendingScheduled)
-                .build(),
-        );
+        let threads = Arc::new(threads::start()?);
         let kind = |name, purpose| Kind {
             name,
             purpose,
