@@ -26,7 +26,6 @@ pub enum ConfigError {
     },
     /// The system started no thread for the session manager: a limit of threads or of memory
     /// (`RLIMIT_NPROC`, a container's `pids` limit). Nothing is wrong with the settings.
-    #[error("the system started no thread for the session manager: {reason}")]
     #[non_exhaustive]
     Threads {
         /// What the system reported.
@@ -68,6 +67,9 @@ impl ConfigError {
             Self::Address { reason } => write!(f, "the address cannot be used: {reason}"),
             Self::Configuration { reason } => {
                 write!(f, "the configuration cannot be used: {reason}")
+            }
+            Self::Threads { reason } => {
+                write!(f, "the system started no thread for the session manager: {reason}")
             }
             Self::Knob { knob, reason } => write!(f, "{knob}: {reason}"),
         }
