@@ -6,6 +6,8 @@ pub(crate) mod resolver;
 #[cfg(feature = "serde")]
 pub(crate) mod said;
 pub(crate) mod table;
+#[cfg(feature = "tls-rustls")]
+pub(crate) mod tls;
 
 use std::time::Duration;
 
@@ -26,11 +28,19 @@ macro_rules! plain {
             pub(crate) credentials: Option<Provider>,
             /// The same.
             pub(crate) resolver: Resolver,
+            #[cfg(feature = "tls-rustls")]
+            pub(crate) tls: Option<tls::Tls>,
         }
 
         impl Default for Settings {
             fn default() -> Self {
-                Self { $($name: $default,)+ credentials: None, resolver: Resolver::default() }
+                Self {
+                    $($name: $default,)+
+                    credentials: None,
+                    resolver: Resolver::default(),
+                    #[cfg(feature = "tls-rustls")]
+                    tls: None,
+                }
             }
         }
     };

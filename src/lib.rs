@@ -22,6 +22,8 @@ mod wire;
 
 pub use redis;
 
+#[cfg(feature = "tls-rustls")]
+pub use config::tls::Tls;
 pub use credentials::{Credentials, CredentialsProvider, RotatingCredentials};
 pub use error::{
     Applied, CheckoutError, CheckoutTimeout, CommitError, CommitToken, ConfigError, Error,
@@ -40,8 +42,6 @@ pub use retry::RetryPolicy;
 pub use session::Config;
 pub use session::{Builder, SessionManager};
 pub use topology::IntoAddress;
-#[cfg(feature = "tls-rustls")]
-pub use topology::Tls;
 pub use transaction::block::Block;
 pub use transaction::commands::*;
 pub use transaction::condition::Condition;

@@ -14,7 +14,6 @@ use crate::connection::deadline::Deadline;
 use crate::connection::link::Link;
 use crate::connection::pool::Lease;
 use crate::error::{Applied, CommitError, Error, LinkError, LinkErrorKind, ServerError};
-use crate::observe::Replaced;
 use crate::wire::buffer::Buffer;
 use crate::wire::command::Requests;
 use crate::wire::durability::{Durability, KNOWS_WAITAOF, lacks_waitaof};
@@ -39,6 +38,8 @@ pub(super) fn prove(lease: &mut Lease, buffer: &Buffer, form: Form<'_>) -> Resul
         )));
     }
     loop {
+        // First: it may be another one then.
+        lease.link(form.checkout).map_err(CommitError::not_sent)?;
         let (trusted, asks) = (lease.is_trusted(), lease.asks());
         let (health, settings) = (lease.pool().health().clone(), lease.pool().settings().clone());
         let deadline = lease.response_deadline().capped(form.checkout);
@@ -46,12 +47,15 @@ pub(super) fn prove(lease: &mut Lease, buffer: &Buffer, form: Form<'_>) -> Resul
         let watching = link.state().is_watching();
         let asks_for_aof = form.asks_for_aof() && !health.knows_waitaof.load(Ordering::Relaxed);
         let seen = Seen { trusted, flushed: buffer.is_flushed(), asks_for_aof, asks };
-        let Some(steps) =
-            steps(link, &settings, form, seen).map_err(CommitError::lost_before_exec)?
-        else {
-            return Ok(());
+        let steps = steps(link, &settings, form, seen).map_err(CommitError::lost_before_exec)?;
+        let asked = match steps {
+            Some(steps) => steps.take(link, deadline).map(|found| found.told(asks)),
+            None => match link.look() {
+                Ok(()) => return Ok(()),
+                Err(cause) => Err(cause),
+            },
         };
-        match steps.take(link, deadline).map(|found| found.told(asks)) {
+        match asked {
             // What it watches for itself cannot be forgotten; another one watches nothing yet.
             Ok(Found { refused: Some(refused), .. }) if !watching && refused.is_of_unwatch() => {
                 lease.leave();
@@ -74,10 +78,11 @@ pub(super) fn prove(lease: &mut Lease, buffer: &Buffer, form: Form<'_>) -> Resul
             }
             Err(cause) => {
                 lease.found_dead(&cause);
-                if watching || Instant::now() >= form.checkout {
+                // Nor can commands that were sent ahead be sent elsewhere.
+                if watching || must_be_in_multi || Instant::now() >= form.checkout {
                     return Err(CommitError::lost_before_exec(cause));
                 }
-                tracing::debug!(%cause, reason = Replaced::Closed.as_str(), "dead connection replaced before use");
+                tracing::debug!(%cause, "dead connection replaced before use");
             }
         }
     }

@@ -52,6 +52,10 @@ pub(crate) struct Link {
     refused: Option<Instant>,
     /// Memory for what several callers send in one write.
     scratch: Vec<u8>,
+    /// It speaks RESP3, in which the server may send what was not asked for.
+    pushes: bool,
+    /// The socket was looked into, and nothing was sent since.
+    looked: bool,
 }
 
 impl Link {
@@ -71,12 +75,20 @@ impl Link {
             said: 0,
             refused: None,
             scratch: Vec::new(),
+            pushes: false,
+            // What a server sends at once, a refusal, is read as the first reply.
+            looked: true,
         }
     }
 
     /// Maximum bytes of one reply.
     pub(crate) fn bound_replies(&mut self, bytes: usize) {
         self.transport.bound_replies(bytes);
+    }
+
+    /// It speaks RESP3.
+    pub(crate) fn speaks_resp3(&mut self) {
+        self.pushes = true;
     }
 
     /// It has said who it is, by this version of the credentials.
@@ -129,6 +141,7 @@ impl Link {
     /// A caller has it in hand.
     pub(crate) fn taken(&mut self) {
         self.arrival = None;
+        self.looked = false;
     }
 
     pub(crate) fn state(&self) -> &State {
@@ -148,7 +161,7 @@ impl Link {
     }
 
     /// Why it must be replaced, if it must.
-    pub(crate) fn verdict(&self, now: Instant, generation: u64) -> Option<Replaced> {
+    pub(crate) fn verdict(&mut self, now: Instant, generation: u64) -> Option<Replaced> {
         if let Some(taint) = self.state.tainted() {
             return Some(match taint {
                 Taint::Closed => Replaced::Closed,
@@ -163,7 +176,7 @@ impl Link {
         }
         if !self.state.is_clean() {
             Some(Replaced::LeftDirty)
-        } else if self.transport.has_unread() {
+        } else if self.transport.judge_unasked(self.pushes).is_err() {
             Some(Replaced::Protocol)
         } else if self.generation < generation {
             Some(Replaced::Outdated)
@@ -210,7 +223,19 @@ impl Link {
         here && self.state.is_armed() && self.registered.is_some_and(|at| at.elapsed() < age)
     }
 
-    /// Writes `bytes`, which `expected` replies will answer.
+    /// Looks into the socket before something is sent, without waiting: whether the other side has
+    /// closed it, or has sent what was not asked for. Not if replies are awaited, and once before
+    /// each write.
+    pub(crate) fn look(&mut self) -> Result<(), LinkError> {
+        if self.looked || !self.state.is_in_step() {
+            return Ok(());
+        }
+        self.transport.look(self.pushes).map_err(|error| self.broken(error))?;
+        self.looked = true;
+        Ok(())
+    }
+
+    /// Writes `bytes`, which `expected` replies will answer. First it [looks](Self::look).
     ///
     /// An error proves that the last byte did not leave.
     pub(crate) fn send(
@@ -229,6 +254,8 @@ impl Link {
         expected: &[(Expect, u32)],
         deadline: Deadline,
     ) -> Result<(), (usize, LinkError)> {
+        self.look().map_err(|error| (0, error))?;
+        self.looked = false;
         for (expect, count) in expected {
             self.state.sending(*expect, *count);
         }

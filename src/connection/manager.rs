@@ -164,11 +164,8 @@ pub(crate) fn open(
     let left = until.map_or(Duration::MAX, |until| until.saturating_duration_since(now));
     let limit = settings.connect_timeout.min(left);
     let deadline = Deadline::after(limit);
-    let connected = endpoint.connect(&login.who, limit)?;
-    let peer = match &connected {
-        Connected::Socket(socket) => socket.peer_addr().ok(),
-        Connected::Client(_) => None,
-    };
+    let connected = endpoint.connect(limit)?;
+    let peer = connected.socket().peer_addr().ok();
     let opened = greet(endpoint, settings, (purpose, generation), (login, connected), deadline);
     if let (Err(error), Some(peer)) = (&opened, peer)
         && matches!(error.kind(), LinkErrorKind::TimedOut | LinkErrorKind::Closed)
@@ -185,15 +182,14 @@ fn greet(
     (login, connected): (Login, Connected),
     deadline: Deadline,
 ) -> Result<Link, LinkError> {
-    let hello = match &connected {
-        Connected::Socket(_) => Hello::new(&login.who),
-        // redis-rs has said it.
-        Connected::Client(_) => Hello::default(),
-    };
+    let hello = Hello::new(&login.who);
     let expires = settings.max_lifetime.map(|lifetime| Instant::now() + jittered(lifetime));
     let mut link = Link::new(connected, expires, generation);
     link.said_who(login.version);
     link.bound_replies(settings.max_reply_bytes);
+    if login.who.protocol().supports_resp3() {
+        link.speaks_resp3();
+    }
     let (proof, expected) = match purpose {
         Purpose::Pooled => (vec![PING], [(Expect::Plain, 1), (Expect::Discard, 0)]),
         Purpose::Transactional => {

@@ -13,7 +13,7 @@ use super::deadline::Deadline;
 use super::link::Link;
 use super::manager::{Purpose, open};
 use crate::config::Settings;
-use crate::topology::{Connected, Endpoint, parse};
+use crate::topology::{Endpoint, parse};
 use crate::wire::encode::{self, DISCARD, EXEC, MULTI, UNWATCH};
 use crate::wire::state::Expect;
 
@@ -239,6 +239,29 @@ impl Witness {
     }
 }
 
+/// How the server is reached.
+struct Way {
+    url: String,
+    settings: Settings,
+}
+
+impl Way {
+    fn plain(server: &Server) -> Self {
+        Self { url: server.url_as("app", "secret"), settings: patient() }
+    }
+
+    #[cfg(feature = "tls-rustls")]
+    fn tls(server: &support::tls::TlsServer) -> Self {
+        let tls = crate::Tls::new().root_certificates(server.authority.pem());
+        let url = format!("rediss://app:secret@localhost:{}/", server.port);
+        Self { url, settings: Settings { tls: Some(tls), ..patient() } }
+    }
+}
+
+fn patient() -> Settings {
+    Settings { connect_timeout: PATIENCE, ..Settings::default() }
+}
+
 /// One conversation, with what is known of it.
 struct Talk<'w> {
     witness: &'w mut Witness,
@@ -248,19 +271,12 @@ struct Talk<'w> {
 }
 
 impl<'w> Talk<'w> {
-    /// `theirs`: over a connection of redis-rs's, as TLS is.
-    fn begin(server: &Server, resp3: bool, theirs: bool, witness: &'w mut Witness) -> Self {
+    fn begin(way: &Way, resp3: bool, witness: &'w mut Witness) -> Self {
         witness.allow_everything();
         let protocol = if resp3 { "?protocol=resp3" } else { "" };
-        let url = format!("{}{protocol}", server.url_as("app", "secret"));
-        let settings = Settings::default();
-        let endpoint = Endpoint::new(parse(url.as_str()).unwrap(), &settings).unwrap();
-        let mut link = if theirs {
-            let client = endpoint.client(settings.connect_timeout).unwrap();
-            Link::new(Connected::Client(client), None, 0)
-        } else {
-            open(&endpoint, &settings, Purpose::Pooled, 0, None).unwrap()
-        };
+        let url = format!("{}{protocol}", way.url);
+        let endpoint = Endpoint::new(parse(url.as_str()).unwrap(), &way.settings).unwrap();
+        let mut link = open(&endpoint, &way.settings, Purpose::Pooled, 0, None).unwrap();
         let id = redis::cmd("CLIENT").arg("ID").get_packed_command();
         let deadline = Deadline::after(PATIENCE);
         link.send(&id, &[(Expect::Plain, 1)], deadline).unwrap();
@@ -346,17 +362,25 @@ fn config(cases: u32) -> Config {
 
 #[test]
 fn a_link_is_never_called_clean_while_the_server_has_it_in_multi_or_watching() {
-    let server = Server::start();
+    #[cfg(feature = "tls-rustls")]
+    let tls = support::tls::TlsServer::start();
+    #[cfg(feature = "tls-rustls")]
+    let (server, ways) = (&tls.server, [Way::plain(&tls.server), Way::tls(&tls)]);
+    #[cfg(not(feature = "tls-rustls"))]
+    let server = &Server::start();
+    #[cfg(not(feature = "tls-rustls"))]
+    let ways = [Way::plain(server), Way::plain(server)];
     server.acl(&["SETUSER", "app", "on", ">secret", "~*", "&*", "+@all"]);
-    let witness = RefCell::new(Witness::of(&server));
+    let witness = RefCell::new(Witness::of(server));
     let counted = RefCell::new([0_u64; 3]);
-    let (orderly, resp3) = (prop::bool::weighted(0.7), any::<[bool; 2]>());
-    let conversations = (orderly, resp3, prop::collection::vec(step(), 1..10));
+    // A hand-shake of TLS takes longer than the conversation.
+    let (orderly, tls) = (prop::bool::weighted(0.7), prop::bool::weighted(0.1));
+    let conversations = (orderly, any::<bool>(), tls, prop::collection::vec(step(), 1..10));
     let checked = TestRunner::new(config(CONVERSATIONS)).run(
         &conversations,
-        |(orderly, [resp3, theirs], steps)| {
+        |(orderly, resp3, tls, steps)| {
             let mut witness = witness.borrow_mut();
-            let mut talk = Talk::begin(&server, resp3, theirs, &mut witness);
+            let mut talk = Talk::begin(&ways[usize::from(tls)], resp3, &mut witness);
             let mut counted = counted.borrow_mut();
             counted[0] += 1;
             for step in &steps {
@@ -385,7 +409,7 @@ fn an_exec_that_the_server_does_not_know_is_no_proof_that_multi_is_over() {
     let server = Server::with(&["--rename-command", "EXEC", ""]);
     server.acl(&["SETUSER", "app", "on", ">secret", "~*", "&*", "+@all"]);
     let mut witness = Witness::of(&server);
-    let mut talk = Talk::begin(&server, false, false, &mut witness);
+    let mut talk = Talk::begin(&Way::plain(&server), false, &mut witness);
     talk.step(&Step::Say(vec![Call::Multi, Call::Queue(0)])).unwrap();
     talk.truth.odd = true;
     talk.step(&Step::Say(vec![Call::Exec])).unwrap();

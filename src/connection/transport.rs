@@ -1,4 +1,4 @@
-//! The bytes of one connection: over a socket of our own, or over redis-rs where that has TLS.
+//! The bytes of one connection: a socket, with TLS on it or without, and the parser of its replies.
 //!
 //! Never: a wait without a deadline. Never: an error that says that fewer bytes left than may have.
 
@@ -7,22 +7,21 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::Value;
-
 use super::deadline::Deadline;
 use crate::error::{LinkError, LinkErrorKind};
 use crate::topology::Connected;
-use crate::wire::parse::{DEEPEST, Fault, Parser, Why};
+#[cfg(feature = "tls-rustls")]
+use crate::topology::Session;
+use crate::wire::parse::{DEEPEST, Fault, Parser, Unasked, Why};
 use crate::wire::reply::Reply;
 
-/// So much redis-rs is given to write between two looks at the clock: the socket's timeout begins
-/// anew whenever the peer takes a little, so one that crawls would stretch a single write without
-/// end.
-const STEP: usize = 16 * 1024;
+/// Reads of one look at what has come unasked. A peer that has sent more is not waited for.
+const MOST_READS: usize = 16;
 
 /// The bytes of one connection.
 pub(crate) struct Transport {
-    kind: Kind,
+    stream: Stream,
+    parser: Parser,
     /// The socket's timeouts as they are set: setting them costs a system call each.
     read_timeout: Option<Duration>,
     write_timeout: Option<Duration>,
@@ -30,29 +29,40 @@ pub(crate) struct Transport {
     unread: Option<usize>,
 }
 
-enum Kind {
-    Socket(Arc<TcpStream>, Parser),
-    Client(redis::Connection),
+enum Stream {
+    Socket(Arc<TcpStream>),
+    #[cfg(feature = "tls-rustls")]
+    Tls(Arc<TcpStream>, Box<Session>),
+    /// A connection of redis-rs's, which is lent out.
+    Raw(redis::Connection),
     Closed,
 }
 
 impl Transport {
     pub(crate) fn new(connected: Connected) -> Self {
-        let kind = match connected {
-            Connected::Socket(socket) => Kind::Socket(socket, Parser::default()),
-            Connected::Client(connection) => Kind::Client(connection),
+        let stream = match connected {
+            Connected::Socket(socket) => Stream::Socket(socket),
+            #[cfg(feature = "tls-rustls")]
+            Connected::Tls(socket, session) => Stream::Tls(socket, session),
         };
-        Self { kind, read_timeout: None, write_timeout: None, unread: None }
+        Self {
+            stream,
+            parser: Parser::default(),
+            read_timeout: None,
+            write_timeout: None,
+            unread: None,
+        }
     }
 
     /// Maximum bytes of one reply.
     pub(crate) fn bound_replies(&mut self, bytes: usize) {
-        if let Kind::Socket(_, parser) = &mut self.kind {
-            parser.bound(bytes);
-        }
+        self.parser.bound(bytes);
     }
 
-    /// Writes all of it. An error says how many bytes may have left.
+    /// Writes all of it. An error says how many bytes may have left: the last one never has.
+    ///
+    /// Bytes of a TLS record have left when the socket has taken the whole record: the peer cannot
+    /// decrypt a part of it.
     pub(crate) fn send(
         &mut self,
         bytes: &[u8],
@@ -64,57 +74,31 @@ impl Transport {
                 return Err((left, LinkError::timed_out("no time left to send")));
             };
             self.set_write_timeout(timeout).map_err(|error| (left, error))?;
-            left += match &mut self.kind {
-                Kind::Socket(socket, _) => match (&**socket).write(rest) {
-                    Ok(0) => return Err((left, closed())),
-                    Ok(written) => written,
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-                    Err(error) => return Err((left, LinkError::of_io(&error))),
-                },
-                Kind::Client(connection) => {
-                    let step = rest.get(..STEP).unwrap_or(rest);
-                    let sent = connection.send_packed_command(step);
-                    sent.map_err(|error| (left + step.len(), LinkError::of(&error)))?;
-                    step.len()
-                }
-                Kind::Closed => return Err((left, closed())),
+            match self.stream.write(rest) {
+                Ok(written) => left += written,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err((left, LinkError::of_io(&error))),
             }
         }
         Ok(())
     }
 
-    /// The next reply, or up to `most` of them where each says QUEUED. What the server pushes is
+    /// The next reply, or up to `most` of them if each says QUEUED. What the server pushes is
     /// passed over.
     pub(crate) fn receive(&mut self, most: u32, deadline: Deadline) -> Result<Reply, LinkError> {
         loop {
-            if let Kind::Socket(_, parser) = &mut self.kind {
-                match parser.next(most) {
-                    Ok(Some(reply)) => return Ok(reply),
-                    Ok(None) => {}
-                    Err(fault) => {
-                        self.unread = fault.array;
-                        return Err(unreadable(fault));
-                    }
+            match self.parser.next(most) {
+                Ok(Some(reply)) => return Ok(reply),
+                Ok(None) => {}
+                Err(fault) => {
+                    self.unread = fault.array;
+                    return Err(unreadable(fault));
                 }
             }
             let timeout =
                 deadline.timeout().ok_or_else(|| LinkError::timed_out("no answer in time"))?;
             self.set_read_timeout(timeout)?;
-            match &mut self.kind {
-                Kind::Socket(socket, parser) => match (&**socket).read(parser.room()) {
-                    Ok(0) => return Err(closed()),
-                    Ok(bytes) => parser.filled(bytes),
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(LinkError::of_io(&error)),
-                },
-                Kind::Client(connection) => match connection.recv_response() {
-                    Ok(Value::Push { .. }) => {}
-                    Ok(Value::Attribute { data, .. }) => return Ok(Reply::from(*data)),
-                    Ok(value) => return Ok(Reply::from(value)),
-                    Err(error) => return Err(LinkError::of(&error)),
-                },
-                Kind::Closed => return Err(closed()),
-            }
+            self.fill()?;
         }
     }
 
@@ -123,72 +107,161 @@ impl Transport {
         self.unread
     }
 
-    /// Whether something came that nobody has asked for, or has read, as far as can be seen here.
-    pub(crate) fn has_unread(&self) -> bool {
-        matches!(&self.kind, Kind::Socket(_, parser) if !parser.is_empty())
+    /// Looks at what has come although no reply is awaited, without waiting. An error if the
+    /// connection is not as it should be: it was closed, or what came is not the server's to send
+    /// now. Whole pushes and attributes are dropped; half a push is kept.
+    pub(crate) fn look(&mut self, pushes: bool) -> Result<(), LinkError> {
+        for _ in 0..MOST_READS {
+            self.judge_unasked(pushes)?;
+            match self.stream.socket().map(|socket| has_come(socket)) {
+                Some(Ok(false)) => return Ok(()),
+                // Of TLS it may be a part of a record, or a session ticket.
+                Some(Ok(true)) => self.fill()?,
+                Some(Err(error)) => return Err(LinkError::of_io(&error)),
+                None => return Err(closed()),
+            }
+        }
+        self.judge_unasked(pushes)?;
+        Err(LinkError::unexpected("the server sends without an end what was not asked for"))
+    }
+
+    /// An error if a part of what was read is not the server's to send while no reply is awaited.
+    pub(crate) fn judge_unasked(&mut self, pushes: bool) -> Result<(), LinkError> {
+        if self.parser.is_empty() {
+            return Ok(());
+        }
+        match self.parser.unasked().map_err(unreadable)? {
+            Unasked::Nothing | Unasked::Push if pushes => Ok(()),
+            _ => Err(LinkError::unexpected("a reply too many")),
+        }
+    }
+
+    /// Reads once.
+    fn fill(&mut self) -> Result<(), LinkError> {
+        let read = match &mut self.stream {
+            Stream::Socket(socket) => (&**socket).read(self.parser.room()).map(|read| match read {
+                0 => false,
+                read => {
+                    self.parser.filled(read);
+                    true
+                }
+            }),
+            #[cfg(feature = "tls-rustls")]
+            Stream::Tls(socket, session) => session.read(socket).inspect(|_| {
+                while let read @ 1.. = session.take(self.parser.room()) {
+                    self.parser.filled(read);
+                }
+            }),
+            Stream::Raw(_) | Stream::Closed => return Err(closed()),
+        };
+        match read {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(closed()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            Err(error) => Err(LinkError::of_io(&error)),
+        }
     }
 
     /// The socket, unless the connection is redis-rs's.
     pub(crate) fn socket(&self) -> Option<&Arc<TcpStream>> {
-        match &self.kind {
-            Kind::Socket(socket, _) => Some(socket),
-            Kind::Client(_) | Kind::Closed => None,
-        }
+        self.stream.socket()
     }
 
-    /// Ends it. What is done with it afterwards fails.
+    /// Ends it. What is done with it afterwards fails. Nothing is sent.
     pub(crate) fn close(&mut self) {
-        self.kind = Kind::Closed;
+        self.stream = Stream::Closed;
     }
 
     /// Takes a connection of redis-rs's in its place, and hands it out.
     pub(crate) fn become_client(
         &mut self,
-        connection: redis::Connection,
+        client: redis::Connection,
         timeout: Duration,
     ) -> Result<&mut redis::Connection, LinkError> {
-        *self = Self::new(Connected::Client(connection));
-        self.set_read_timeout(timeout)?;
-        self.set_write_timeout(timeout)?;
-        match &mut self.kind {
-            Kind::Client(connection) => Ok(connection),
-            Kind::Socket(..) | Kind::Closed => Err(closed()),
+        let set = client
+            .set_read_timeout(Some(timeout))
+            .and_then(|()| client.set_write_timeout(Some(timeout)));
+        set.map_err(|error| LinkError::of(&error))?;
+        self.stream = Stream::Raw(client);
+        match &mut self.stream {
+            Stream::Raw(client) => Ok(client),
+            _ => Err(closed()),
         }
     }
 
     fn set_write_timeout(&mut self, timeout: Duration) -> Result<(), LinkError> {
-        if self.write_timeout.replace(timeout) == Some(timeout) {
+        if self.write_timeout == Some(timeout) {
             return Ok(());
         }
-        match &self.kind {
-            Kind::Socket(socket, _) => {
-                socket.set_write_timeout(Some(timeout)).map_err(|error| LinkError::of_io(&error))
-            }
-            Kind::Client(connection) => {
-                connection.set_write_timeout(Some(timeout)).map_err(|error| LinkError::of(&error))
-            }
-            Kind::Closed => Err(closed()),
-        }
+        let socket = self.stream.socket().ok_or_else(closed)?;
+        socket.set_write_timeout(Some(timeout)).map_err(|error| LinkError::of_io(&error))?;
+        self.write_timeout = Some(timeout);
+        Ok(())
     }
 
     fn set_read_timeout(&mut self, timeout: Duration) -> Result<(), LinkError> {
-        if self.read_timeout.replace(timeout) == Some(timeout) {
+        if self.read_timeout == Some(timeout) {
             return Ok(());
         }
-        match &self.kind {
-            Kind::Socket(socket, _) => {
-                socket.set_read_timeout(Some(timeout)).map_err(|error| LinkError::of_io(&error))
-            }
-            Kind::Client(connection) => {
-                connection.set_read_timeout(Some(timeout)).map_err(|error| LinkError::of(&error))
-            }
-            Kind::Closed => Err(closed()),
+        let socket = self.stream.socket().ok_or_else(closed)?;
+        socket.set_read_timeout(Some(timeout)).map_err(|error| LinkError::of_io(&error))?;
+        self.read_timeout = Some(timeout);
+        Ok(())
+    }
+}
+
+impl Stream {
+    fn socket(&self) -> Option<&Arc<TcpStream>> {
+        match self {
+            Self::Socket(socket) => Some(socket),
+            #[cfg(feature = "tls-rustls")]
+            Self::Tls(socket, _) => Some(socket),
+            Self::Raw(_) | Self::Closed => None,
+        }
+    }
+
+    /// One system call; see [`Session::write`] for TLS.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Socket(socket) => match (&**socket).write(bytes) {
+                Ok(0) => Err(io::ErrorKind::BrokenPipe.into()),
+                written => written,
+            },
+            #[cfg(feature = "tls-rustls")]
+            Self::Tls(socket, session) => session.write(socket, bytes),
+            Self::Raw(_) | Self::Closed => Err(io::ErrorKind::NotConnected.into()),
         }
     }
 }
 
+/// Whether a read would not wait: bytes are there, or the end of them. An error is the socket's.
+fn has_come(socket: &TcpStream) -> io::Result<bool> {
+    match peek(socket) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => has_come(socket),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(unix)]
+fn peek(socket: &TcpStream) -> io::Result<usize> {
+    use redis::io::tcp::socket2::SockRef;
+
+    let mut one = [std::mem::MaybeUninit::uninit()];
+    SockRef::from(socket).recv_with_flags(&mut one, libc::MSG_PEEK | libc::MSG_DONTWAIT)
+}
+
+#[cfg(not(unix))]
+fn peek(socket: &TcpStream) -> io::Result<usize> {
+    socket.set_nonblocking(true)?;
+    let peeked = socket.peek(&mut [0]);
+    socket.set_nonblocking(false)?;
+    peeked
+}
+
 fn closed() -> LinkError {
-    LinkError::new(LinkErrorKind::Closed, "it is closed")
+    LinkError::new(LinkErrorKind::Closed, "the other side has closed it")
 }
 
 fn unreadable(fault: Fault) -> LinkError {

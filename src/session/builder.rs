@@ -12,6 +12,8 @@ use super::Replicas;
 use super::{SessionManager, threads};
 use crate::commit::resolve::Asker;
 use crate::config::resolver::Resolver;
+#[cfg(feature = "tls-rustls")]
+use crate::config::tls::Tls;
 use crate::config::{Settings, table};
 use crate::connection::manager::Purpose;
 use crate::connection::nodes::Nodes;
@@ -19,8 +21,6 @@ use crate::connection::pool::{Kind, Pool};
 use crate::credentials::{CredentialsProvider, Provider};
 use crate::error::ConfigError;
 use crate::lock::hub::Hub;
-#[cfg(feature = "tls-rustls")]
-use crate::topology::Tls;
 use crate::topology::{self, Address, Endpoint, IntoAddress};
 use crate::transaction::admission::Admission;
 
@@ -43,8 +43,6 @@ use crate::transaction::admission::Admission;
 pub struct Builder {
     address: Result<Address, ConfigError>,
     settings: Settings,
-    #[cfg(feature = "tls-rustls")]
-    tls: Option<Tls>,
 }
 
 macro_rules! knobs {
@@ -76,12 +74,7 @@ table::settings!(knobs);
 
 impl Builder {
     pub(super) fn new(address: Result<Address, ConfigError>) -> Self {
-        Self {
-            address,
-            settings: Settings::default(),
-            #[cfg(feature = "tls-rustls")]
-            tls: None,
-        }
+        Self { address, settings: Settings::default() }
     }
 
     /// `build` will say so, unless there is something else that is wrong already.
@@ -93,8 +86,9 @@ impl Builder {
 
     /// Whom TLS trusts, and as whom it presents itself: every TLS connection, to one server, to all
     /// nodes of a cluster, to sentinels and to the servers behind them. It takes the place of what a
-    /// `redis::ConnectionInfo` came with. Default: the system's root certificates, and no certificate
-    /// of one's own. (Feature `tls-rustls`.)
+    /// `redis::ConnectionInfo` came with, which `build` refuses otherwise: redis-rs does not hand its
+    /// certificates out. Default: the system's root certificates, and no certificate of one's own.
+    /// (Feature `tls-rustls`.)
     ///
     /// `build` refuses PEM without a certificate, PEM that cannot be read, a key that is not its
     /// certificate's, and an address that is not one of TLS. Sentinels alone may be reached without
@@ -102,7 +96,7 @@ impl Builder {
     /// [`servers_like`](Self::servers_like) names an address that begins with `redis://`.
     #[cfg(feature = "tls-rustls")]
     pub fn tls(mut self, tls: Tls) -> Self {
-        self.tls = Some(tls);
+        self.settings.tls = Some(tls);
         self
     }
 
@@ -144,7 +138,7 @@ impl Builder {
         topology::check(&address)?;
         self.settings.check()?;
         #[cfg(feature = "tls-rustls")]
-        let address = match &self.tls {
+        let address = match &self.settings.tls {
             Some(tls) => tls.over(address)?,
             None => address,
         };

@@ -261,12 +261,12 @@ impl Files {
     }
 
     #[cfg(feature = "tls-rustls")]
-    fn read(&self) -> Result<crate::topology::Tls, ConfigError> {
+    fn read(&self) -> Result<crate::config::tls::Tls, ConfigError> {
         let read = |name: &str, path: &str| {
             let cannot = |error| wrong_file(format!("{name}: {path} cannot be read: {error}"));
             std::fs::read(path).map_err(cannot)
         };
-        let mut tls = crate::topology::Tls::new();
+        let mut tls = crate::config::tls::Tls::new();
         if let Some(path) = &self.root_certificates {
             tls = tls.root_certificates(read("root_certificates", path)?);
         }

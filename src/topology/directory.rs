@@ -117,26 +117,21 @@ impl Directory {
     }
 
     /// Opens a connection to the master, which ends when another one takes its place.
-    pub(super) fn connect(
-        self: &Arc<Self>,
-        who: &Who,
-        timeout: Duration,
-    ) -> Result<Connected, LinkError> {
+    pub(super) fn connect(self: &Arc<Self>, timeout: Duration) -> Result<Connected, LinkError> {
         let until = Instant::now() + timeout;
         let master = self.master()?;
-        self.tethered(master, who, until)
+        self.tethered(master, until)
     }
 
     /// The same to one of its replicas.
     pub(super) fn connect_replica(
         self: &Arc<Self>,
-        who: &Who,
         timeout: Duration,
     ) -> Result<Connected, LinkError> {
         let until = Instant::now() + timeout;
         let replica = self.replica()?;
         let left = until.saturating_duration_since(Instant::now()).max(LEAST);
-        replica.connect(who, left).inspect_err(|_| self.doubt())
+        replica.connect(left).inspect_err(|_| self.doubt())
     }
 
     /// One of redis-rs's to the master.
@@ -159,23 +154,16 @@ impl Directory {
         Ok(known.replicas.get(one).cloned().unwrap_or(master))
     }
 
-    fn tethered(
-        &self,
-        master: Arc<Server>,
-        who: &Who,
-        until: Instant,
-    ) -> Result<Connected, LinkError> {
+    fn tethered(&self, master: Arc<Server>, until: Instant) -> Result<Connected, LinkError> {
         let left = until.saturating_duration_since(Instant::now()).max(LEAST);
-        let connected = master.connect(who, left).inspect_err(|_| self.doubt())?;
+        let connected = master.connect(left).inspect_err(|_| self.doubt())?;
         let mut known = self.known();
         if known.master.as_ref().is_none_or(|now| now.address() != master.address()) {
             let text = "another server became the master while this one was connected to";
             return Err(LinkError::new(LinkErrorKind::Closed, text));
         }
-        if let Connected::Socket(socket) = &connected {
-            known.sockets.retain(|(_, socket)| socket.strong_count() > 0);
-            known.sockets.push((master, Arc::downgrade(socket)));
-        }
+        known.sockets.retain(|(_, socket)| socket.strong_count() > 0);
+        known.sockets.push((master, Arc::downgrade(connected.socket())));
         Ok(connected)
     }
 

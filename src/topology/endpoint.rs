@@ -76,14 +76,14 @@ impl Endpoint {
         self.credentials.as_ref().map(Provider::version)
     }
 
-    /// Opens a connection, which may have said who it is.
-    pub(crate) fn connect(&self, who: &Who, timeout: Duration) -> Result<Connected, LinkError> {
+    /// Opens a connection, on which nothing was sent yet.
+    pub(crate) fn connect(&self, timeout: Duration) -> Result<Connected, LinkError> {
         match &self.kind {
-            Kind::One(server) => server.connect(who, timeout),
+            Kind::One(server) => server.connect(timeout),
             #[cfg(feature = "sentinel")]
-            Kind::Master(directory) => directory.connect(who, timeout),
+            Kind::Master(directory) => directory.connect(timeout),
             #[cfg(feature = "sentinel")]
-            Kind::Replica(directory) => directory.connect_replica(who, timeout),
+            Kind::Replica(directory) => directory.connect_replica(timeout),
         }
     }
 

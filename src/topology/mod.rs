@@ -30,4 +30,4 @@ pub(crate) use endpoint::Endpoint;
 pub(crate) use login::Login;
 pub(crate) use standalone::Connected;
 #[cfg(feature = "tls-rustls")]
-pub use tls::Tls;
+pub(crate) use tls::Session;

@@ -12,6 +12,8 @@ use redis::io::tcp::TcpSettings;
 use redis::io::tcp::socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use redis::{Client, Connection, ConnectionAddr, ConnectionInfo, RedisConnectionInfo, RedisResult};
 
+#[cfg(feature = "tls-rustls")]
+use super::tls::{Session, Trust};
 use crate::config::Settings;
 use crate::config::resolver::Resolver;
 use crate::error::{ConfigError, LinkError};
@@ -21,10 +23,21 @@ const MOMENT: Duration = Duration::from_millis(1);
 
 /// A connection that has just been opened.
 pub(crate) enum Connected {
-    /// TCP or a unix socket, on which nothing was said yet.
+    /// TCP or a unix socket, on which nothing was sent yet.
     Socket(Arc<TcpStream>),
-    /// TLS, by redis-rs, which has said who it is.
-    Client(Connection),
+    /// TCP with TLS on it, whose hand-shake is done.
+    #[cfg(feature = "tls-rustls")]
+    Tls(Arc<TcpStream>, Box<Session>),
+}
+
+impl Connected {
+    pub(crate) fn socket(&self) -> &Arc<TcpStream> {
+        match self {
+            Self::Socket(socket) => socket,
+            #[cfg(feature = "tls-rustls")]
+            Self::Tls(socket, _) => socket,
+        }
+    }
 }
 
 /// One server at one address, ready to be connected to.
@@ -35,6 +48,8 @@ pub(crate) struct Server {
     host: String,
     port: u16,
     resolver: Resolver,
+    #[cfg(feature = "tls-rustls")]
+    trust: Option<Trust>,
 }
 
 impl Server {
@@ -47,10 +62,7 @@ impl Server {
             }));
         }
         #[cfg(feature = "tls-rustls")]
-        if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
-            // rustls panics where there is none.
-            super::tls::provider();
-        }
+        let trust = trust(&info, settings)?;
         let db = info.redis_settings().db();
         if db < 0 {
             return Err(reason(format!("there is no database {db}")));
@@ -71,22 +83,40 @@ impl Server {
             _ => (address.clone(), 0),
         };
         let resolver = settings.resolver.clone();
-        Ok(Self { info: info.set_tcp_settings(tcp), address, host, port, resolver })
+        let info = info.set_tcp_settings(tcp);
+        Ok(Self {
+            info,
+            address,
+            host,
+            port,
+            resolver,
+            #[cfg(feature = "tls-rustls")]
+            trust,
+        })
     }
 
-    /// Opens a connection.
-    pub(crate) fn connect(
-        &self,
-        who: &RedisConnectionInfo,
-        timeout: Duration,
-    ) -> Result<Connected, LinkError> {
+    /// Opens a connection, with TLS on it if the address asks for it.
+    pub(crate) fn connect(&self, timeout: Duration) -> Result<Connected, LinkError> {
+        #[cfg(feature = "tls-rustls")]
+        let until = Instant::now() + timeout;
         let socket = match self.info.addr() {
-            ConnectionAddr::Tcp(..) => self.tcp(timeout),
             ConnectionAddr::Unix(path) => unix(path, timeout),
-            _ => return self.client(who, timeout).map(Connected::Client),
+            _ => self.tcp(timeout),
         };
-        let socket = socket.map_err(|error| LinkError::of_io(&error))?;
-        Ok(Connected::Socket(Arc::new(socket)))
+        let socket = Arc::new(socket.map_err(|error| LinkError::of_io(&error))?);
+        #[cfg(feature = "tls-rustls")]
+        if let Some(trust) = &self.trust {
+            return match trust.secure(&self.host, &socket, until) {
+                Ok(session) => Ok(Connected::Tls(socket, Box::new(session))),
+                Err(error) => {
+                    if let Ok(peer) = socket.peer_addr() {
+                        self.failed(peer);
+                    }
+                    Err(error)
+                }
+            };
+        }
+        Ok(Connected::Socket(socket))
     }
 
     /// A connection to one of the host's addresses. Each has its share of the time, so a silent one
@@ -176,6 +206,23 @@ impl Server {
 
     pub(crate) fn db(&self) -> i64 {
         self.who().db()
+    }
+}
+
+/// What its connections are secured with, if the address asks for TLS. One that would check less
+/// than [`Tls`](crate::Tls) does, or in a way that cannot be known here, is refused.
+#[cfg(feature = "tls-rustls")]
+fn trust(info: &ConnectionInfo, settings: &Settings) -> Result<Option<Trust>, ConfigError> {
+    let refused = |reason: &str| Err(ConfigError::Address { reason: reason.to_owned() });
+    match info.addr() {
+        ConnectionAddr::TcpTls { insecure: true, .. } => {
+            refused("#insecure: TLS without a check of the server's certificate is not made here")
+        }
+        ConnectionAddr::TcpTls { tls_params: Some(_), .. } if settings.tls.is_none() => refused(
+            "the certificates of a redis::ConnectionInfo cannot be read: give them to Builder::tls",
+        ),
+        ConnectionAddr::TcpTls { .. } => Trust::new(settings.tls.as_ref()).map(Some),
+        _ => Ok(None),
     }
 }
 

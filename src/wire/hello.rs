@@ -7,7 +7,6 @@ use redis::RedisConnectionInfo;
 use super::encode::command;
 
 /// What a new connection says first.
-#[derive(Default)]
 pub(crate) struct Hello {
     pub(crate) bytes: Vec<u8>,
     /// Replies that must not be refusals.

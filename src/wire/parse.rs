@@ -53,7 +53,6 @@ pub(crate) struct Fault {
 
 /// What has come while no reply was awaited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(test), allow(dead_code, reason = "for a look before a write"))]
 pub(crate) enum Unasked {
     /// Nothing, or nothing but whole pushes and attributes, which are dropped.
     Nothing,
@@ -166,7 +165,6 @@ impl Parser {
     }
 
     /// Judges what has come while no reply is awaited.
-    #[cfg_attr(not(test), allow(dead_code, reason = "for a look before a write"))]
     pub(crate) fn unasked(&mut self) -> Result<Unasked, Fault> {
         if self.next(1)?.is_some() || !self.open.is_empty() {
             return Ok(Unasked::Reply);

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use rediscope::prelude::*;
 use rediscope::{CommitError, Error, SessionManager, Transactional};
 
-use crate::support::proxy::Proxy;
+use crate::support::proxy::Fault::Cut;
+use crate::support::proxy::Trigger::{AfterCommandNamed, BeforeReplyTo};
+use crate::support::proxy::{Proxy, Script, Which};
 use crate::support::server::Server;
 use crate::support::{eventually, unique};
 
@@ -126,13 +128,33 @@ fn after_one_death_every_older_link_is_asked_first() {
     let accounts = sessions.transactional();
     let scopes: Vec<_> = (0..8).map(|_| accounts.begin().unwrap()).collect();
     drop(scopes);
-    proxy.cut_all();
-    // All eight are trusted; the first to be used pays for it, and no other.
-    let told: Vec<_> = (0..8).map(|_| accounts.run(|tx| Ok(tx.incr("n", 1)))).collect();
+    // All eight are trusted. The first dies under its EXEC; the others when they are asked, which
+    // would put a transaction in doubt that was sent without being asked for.
+    proxy.arm(Script::from((AfterCommandNamed("EXEC"), Cut)).once());
+    let first = accounts.run(|tx| Ok(tx.incr("first", 1)));
     let in_doubt = |error: &Error| matches!(error.as_commit(), Some(CommitError::InDoubt(_)));
-    assert!(told[0].as_ref().is_err_and(in_doubt), "{told:?}");
-    assert!(told[1..].iter().all(Result::is_ok), "{told:?}");
-    assert_eq!(server.ask::<u32>(&["GET", "n"]), 7);
+    assert!(first.as_ref().is_err_and(in_doubt), "{first:?}");
+    proxy.arm((BeforeReplyTo("MULTI"), Cut));
+    proxy.script(Which::All, Script::new());
+    let told: Vec<_> = (0..8).map(|_| accounts.run(|tx| Ok(tx.incr("n", 1)))).collect();
+    assert!(told.iter().all(Result::is_ok), "{told:?}");
+    assert_eq!(proxy.fired(), 8);
+    assert_eq!(server.ask::<u32>(&["GET", "n"]), 8);
+}
+
+#[test]
+fn connections_that_are_known_to_be_dead_cost_no_call_anything_though_all_are_trusted() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let builder = SessionManager::builder(proxy.url()).trust_window(HOUR);
+    let sessions = builder.build().unwrap();
+    let accounts = sessions.transactional();
+    let scopes: Vec<_> = (0..8).map(|_| accounts.begin().unwrap()).collect();
+    drop(scopes);
+    proxy.cut_all();
+    let told: Vec<_> = (0..8).map(|_| accounts.run(|tx| Ok(tx.incr("n", 1)))).collect();
+    assert!(told.iter().all(Result::is_ok), "{told:?}");
+    assert_eq!(server.ask::<u32>(&["GET", "n"]), 8);
 }
 
 #[test]

@@ -5,7 +5,8 @@
 //! then follows from four facts, none of them taken from the crate:
 //!
 //! 1. A write that reached the proxy was a success for the client: it cannot know how far its
-//!    bytes came. Only a write into a connection that is known to be reset fails.
+//!    bytes came. A connection that the client's kernel knows to be closed or reset is not written
+//!    to.
 //! 2. The server runs EXEC if and when it gets its last byte. In a flight the proxy passes on, all
 //!    replies come after all commands. A held request arrives when it is let go, however late.
 //! 3. Replies that came before the cut were read.
@@ -258,11 +259,11 @@ impl Form {
         let possible = |point: &Point| match (point.at, kind) {
             // Behind the last request of a flight there is none to be held: it is the next gap.
             (At::Sent | At::BeforeReply(_) | At::InsideReply(..), Fault::HoldRequests) => false,
-            // Within a call nobody can say whether the reset or the next write comes first. Both
-            // orders have a cell: the write first is `BeforeCommand(0)`, the reset first a gap
-            // of the user's. Where the outcome is the same the cell stays.
-            (At::Gap, Fault::Reset) => {
-                self.flights[point.flight].users_gap || self.lost(point) == Lost::NotSent
+            // Within a call either the end of the connection or the next write comes first. Both
+            // orders have a cell: the write first is `BeforeCommand(0)`, the end first a gap
+            // of the user's. If the outcome is the same the cell stays.
+            (At::Gap, kind) if is_known(kind) => {
+                self.flights[point.flight].users_gap || self.lost(point) != Lost::InDoubt
             }
             _ => true,
         };
@@ -271,6 +272,13 @@ impl Form {
 
     fn lost(&self, point: &Point) -> Lost {
         self.flights[point.flight].lost
+    }
+
+    /// Whether its last flight can go to no other connection: keys are watched on this one, or
+    /// commands were sent ahead.
+    fn is_bound(&self) -> bool {
+        self.is_chunked()
+            || matches!(self.call, Call::Watching | Call::WatchRun | Call::ImmediateWatching)
     }
 
     pub(crate) fn is_chunked(&self) -> bool {
@@ -314,14 +322,17 @@ impl Form {
             (_, At::Over) | (Lost::Replaced, _) => uncut,
             (Lost::NotSent, _) => not_sent,
             (Lost::Unclean, _) => (Told::Unclean, Applied::Never),
-            (Lost::InDoubt, At::Gap) if kind == Fault::Reset => not_sent,
+            // It is known before the write: another connection takes its place, unless it holds
+            // a part of the scope.
+            (Lost::InDoubt, At::Gap) if is_known(kind) && self.is_bound() => not_sent,
+            (Lost::InDoubt, At::Gap) if is_known(kind) => uncut,
             (Lost::InDoubt, _)
                 if self.block == Block::Refused && self.has_read_refusal(point, kind) =>
             {
                 uncut
             }
             (Lost::InDoubt, at) => {
-                let silence = !matches!(kind, Fault::Cut | Fault::Reset | Fault::CutClientSide);
+                let silence = !is_known(kind);
                 let applied = match self.block {
                     Block::Sound => exec_arrives(at, kind),
                     _ => Applied::Never,
@@ -343,6 +354,11 @@ impl Form {
         };
         refused.is_some_and(|refused| refused < read)
     }
+}
+
+/// Whether the client's kernel is told of the connection's end.
+fn is_known(kind: Fault) -> bool {
+    matches!(kind, Fault::Cut | Fault::Reset | Fault::CutClientSide)
 }
 
 /// Whether, and when, EXEC's last byte reaches the server when EXEC's flight is cut.

@@ -103,17 +103,15 @@ impl Cell {
     /// What the caller is told, and how often the server comes to execute the command.
     fn expected(&self) -> (Told, u32) {
         let pings = !self.trusted && self.call != Call::Read;
-        let unwritten = self.at == At::Idle && self.kind == Fault::Reset;
+        // The client's kernel knows of it before the command is written.
+        let known = self.at == At::Idle && !self.is_silent();
         match self.call {
             // PING meets the fault, or it had done so while the connection was idle.
             _ if pings && matches!(self.at, At::Idle | At::Ping) => (Told::Done, 1),
+            Call::Write | Call::Pipeline if known => (Told::Done, 1),
             // A server that was there a moment ago is slow: it is not asked twice.
             Call::Read if self.trusted && self.is_silent() => (Told::LostUnapplied, 0),
             Call::Read => (Told::Done, 0),
-            // The write into the connection failed, so the command cannot have arrived; of a
-            // pipeline the first commands might have, for all that the caller can know.
-            Call::Write if unwritten => (Told::Done, 1),
-            Call::Pipeline if unwritten => (Told::LostInDoubt, 0),
             Call::Write | Call::Pipeline => (Told::LostInDoubt, self.arrives().into()),
         }
     }

@@ -68,10 +68,24 @@ impl Lease {
         self.asks
     }
 
-    /// The link, opened or taken from the pool if there is none yet.
+    /// The link, opened or taken from the pool if there is none yet. One that holds nothing of a
+    /// scope's is looked into, and replaced if it was closed or holds a reply too many.
     pub(crate) fn link(&mut self, deadline: Instant) -> Result<&mut Link, Error> {
-        if self.link.is_none() {
-            self.fetch(Instant::now(), deadline)?;
+        loop {
+            if self.link.is_none() {
+                self.fetch(Instant::now(), deadline)?;
+            }
+            let looked = match &mut self.link {
+                Some(link) if link.state().is_clean() => link.look(),
+                _ => break,
+            };
+            match looked {
+                Ok(()) => break,
+                Err(cause) => {
+                    self.found_dead(&cause);
+                    tracing::debug!(%cause, "dead connection replaced before use");
+                }
+            }
         }
         match &mut self.link {
             Some(link) => Ok(link),
@@ -264,11 +278,11 @@ impl Lease {
     /// trust window, or it answers PING, or it is replaced.
     pub(crate) fn answering(&mut self, checkout: Instant) -> Result<(), Error> {
         loop {
-            let deadline = self.response_deadline().capped(checkout);
             self.link(checkout)?;
             if self.is_trusted() {
                 return Ok(());
             }
+            let deadline = self.response_deadline().capped(checkout);
             match self.link(checkout)?.ping(deadline) {
                 Ok(_) => return Ok(()),
                 Err(cause) => {
