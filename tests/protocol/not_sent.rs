@@ -14,7 +14,7 @@ use rediscope::{SessionManager, TransactionOptions};
 use super::stage::{
     ALWAYS, BRIEF, SOON, Stage, client_ids, commit_error, exists, get, pool_is_whole, says, warm,
 };
-use crate::support::proxy::{Fault, Script, Trigger};
+use crate::support::proxy::{Fault, Proxy, Script, Trigger};
 use crate::support::server::Server;
 use crate::support::{eventually, packed};
 
@@ -40,30 +40,58 @@ fn a_write_to_a_dead_link_is_not_sent() {
     let stage = Stage::start();
     let sessions = stage.trusting();
     let accounts = sessions.transactional();
+    let watching = accounts.watch(["other"]).begin().unwrap();
+    stage.proxy.reset_all();
+    let mut tx = watching.multi();
+    tx.set("key", 1);
+    assert_eq!(not_sent(&tx.commit().unwrap_err()), LinkErrorKind::Closed);
+    assert!(!exists(&stage.server, "key"));
+    pool_is_whole(&sessions, &stage.server);
+}
+
+#[test]
+fn a_dead_link_that_holds_nothing_of_the_scope_is_replaced_before_the_write() {
+    let stage = Stage::start();
+    let sessions = stage.trusting();
+    let accounts = sessions.transactional().with(never());
     let mut tx = accounts.begin().unwrap();
     tx.set("key", 1);
     stage.proxy.reset_all();
-    assert_eq!(not_sent(&tx.commit().unwrap_err()), LinkErrorKind::Closed);
-    pool_is_whole(&sessions, &stage.server);
-
-    stage.proxy.reset_all();
-    let error = commit_error(accounts.with(never()).run(|tx| Ok(tx.set("key", 1))));
-    assert_eq!(not_sent(&error), LinkErrorKind::Closed);
-    assert!(!exists(&stage.server, "key"));
+    tx.commit().unwrap();
+    for cut in [Proxy::reset_all, Proxy::cut_all] {
+        cut(&stage.proxy);
+        accounts.run(|tx| Ok(tx.incr("key", 1))).unwrap();
+        cut(&stage.proxy);
+        sessions.pooled().incr::<_, _, ()>("key", 1).unwrap();
+    }
+    assert_eq!(get(&stage.server, "key").unwrap(), "5");
     pool_is_whole(&sessions, &stage.server);
 }
 
 #[test]
 fn run_sends_the_same_block_again_when_it_was_not_sent() {
     let stage = Stage::start();
-    let sessions = stage.trusting();
+    stage.proxy.shrink_buffers();
+    // The second try goes through small buffers.
+    let builder = stage.builder().response_timeout(SOON).checkout_timeout(4 * SOON);
+    let sessions = stage.warm(builder.trust_window(ALWAYS).flush_bytes(4 * LARGE));
+    stage
+        .proxy
+        .arm(Script::from((Trigger::AfterCommandNamed("MULTI"), Fault::HoldRequests)).once());
     let mut runs = 0;
-    stage.proxy.reset_all();
-    let n = sessions.transactional().run(|tx| {
-        runs += 1;
-        Ok(tx.incr("n", 1))
+    thread::scope(|scope| {
+        let run = scope.spawn(|| {
+            sessions.transactional().run(|tx| {
+                runs += 1;
+                tx.set("key", vec![b'x'; LARGE / 2]);
+                Ok(tx.incr("n", 1))
+            })
+        });
+        eventually(SOON, "the write is under way", || stage.proxy.fired() > 0);
+        stage.proxy.reset_all();
+        assert_eq!(run.join().unwrap().unwrap(), 1);
     });
-    assert_eq!((n.unwrap(), runs), (1, 1));
+    assert_eq!(runs, 1);
     assert_eq!(get(&stage.server, "n").unwrap(), "1");
     assert_eq!(sessions.status().transactional.counts.retries, 1);
     pool_is_whole(&sessions, &stage.server);

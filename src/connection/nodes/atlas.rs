@@ -17,7 +17,7 @@ use crate::connection::deadline::Deadline;
 use crate::connection::link::Link;
 use crate::connection::lock;
 use crate::connection::manager::{self, Purpose};
-use crate::error::{ConfigError, LinkError};
+use crate::error::{ConfigError, LinkError, LinkErrorKind};
 use crate::topology::Endpoint;
 use crate::topology::cluster::{Map, NodeAddress};
 use crate::wire::encode;
@@ -155,7 +155,13 @@ impl Atlas {
                         server.address = %node.host, server.port = node.port, %error,
                         "no map of the cluster from this node"
                     );
-                    *lock(&self.failure) = Some(error);
+                    // That the caller's time was over says less than an earlier failure.
+                    let late =
+                        error.kind() == LinkErrorKind::TimedOut && Instant::now() >= deadline;
+                    let mut failure = lock(&self.failure);
+                    if !late || failure.is_none() {
+                        *failure = Some(error);
+                    }
                 }
             }
             if Instant::now() >= deadline {
