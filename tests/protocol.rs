@@ -33,4 +33,5 @@ mod protocol {
     mod rejected;
     mod rejected_by_state;
     mod replies;
+    mod unproven;
 }

@@ -5,14 +5,16 @@
 
 use std::time::Instant;
 
-use super::{Committed, Form, Terms, clean, commit, count, refused, replies};
+use super::{
+    Committed, Form, Terms, clean, commit, count, not_isolated, refused, replies, unproven,
+};
 use crate::connection::group::lead;
 use crate::connection::nodes::{Nodes, Route};
 use crate::connection::pool::{Joined, Lease};
 use crate::error::{CommitError, InDoubt, LinkError};
 use crate::reply::Replies;
 use crate::wire::buffer::{Buffer, Start};
-use crate::wire::exec::Verdict;
+use crate::wire::exec::{Doubt, Verdict};
 use crate::wire::group::{Broken, Job, Settled, What};
 
 /// Commits what `buffer` holds: with others, where it may and has to wait for a link.
@@ -70,15 +72,18 @@ fn told(buffer: &mut Buffer, settled: Settled) -> Result<Committed, CommitError>
             return Ok(Committed::Applied(Replies::lost(buffer.transaction())));
         }
         Settled::Block(Verdict::Rejected(refusal)) => refused(buffer, refusal),
-        Settled::Block(Verdict::Bare(values)) => {
-            CommitError::NotIsolated { replies: replies(buffer, values) }
-        }
+        Settled::Block(Verdict::Bare(bare)) => match bare.outcome(buffer.names()) {
+            Ok(refusal) => refused(buffer, refusal),
+            Err(values) => not_isolated(buffer, values),
+        },
         Settled::Block(Verdict::Nil) => CommitError::lost_before_exec(LinkError::unexpected(
             "a conflict on a connection that watched nothing",
         )),
-        Settled::Block(Verdict::Unknown) | Settled::Read(_) => CommitError::InDoubt(InDoubt::new(
-            LinkError::unexpected("EXEC's reply does not fit the transaction"),
-        )),
+        Settled::Block(Verdict::Unknown(doubt)) => {
+            let in_doubt = InDoubt::new(unproven(&doubt));
+            CommitError::InDoubt(in_doubt.incomplete(doubt.incomplete))
+        }
+        Settled::Read(_) => CommitError::InDoubt(InDoubt::new(unproven(&Doubt::default()))),
         Settled::Broken(Broken { left: false, cause }) => CommitError::lost_before_exec(cause),
         Settled::Broken(Broken { left: true, cause }) => CommitError::InDoubt(InDoubt::new(cause)),
     };

@@ -30,7 +30,7 @@ use crate::observe::Counters;
 use crate::reply::Replies;
 use crate::wire::buffer::Buffer;
 use crate::wire::durability::{Acks, Durability};
-use crate::wire::exec::{self, Refusal, Verdict};
+use crate::wire::exec::{self, Doubt, Refusal, Verdict};
 use crate::wire::once::Once;
 use crate::wire::state::Taint;
 
@@ -107,7 +107,11 @@ pub(crate) fn commit(
 fn count(counters: &Counters, committed: &Result<Committed, CommitError>) {
     match committed {
         Ok(Committed::Applied(_))
-        | Err(CommitError::PartlyApplied { .. } | CommitError::NotReplicated { .. }) => {
+        | Err(
+            CommitError::PartlyApplied { .. }
+            | CommitError::NotReplicated { .. }
+            | CommitError::KeyNotKept { .. },
+        ) => {
             counters.commits.add();
         }
         Ok(Committed::Conflict) => counters.conflicts.add(),
@@ -177,21 +181,26 @@ fn exchanged(
             lease.found_dead(&cause);
             return Err(CommitError::lost_before_exec(cause).into());
         }
-        Err(Lost::AfterExec(cause, collector)) => {
-            let doubt = in_doubt(lease, form.terms, cause.clone());
-            lease.found_dead(&cause);
-            match collector.verdict() {
-                Verdict::Unknown => return Err(CommitError::InDoubt(doubt).into()),
-                known => (known, None),
+        Err(Lost::AfterExec(cause, collector)) => match collector.verdict() {
+            Verdict::Unknown(doubt) => {
+                let in_doubt = in_doubt(lease, form.terms, cause.clone(), &doubt);
+                lease.found_dead(&cause);
+                return Err(CommitError::InDoubt(in_doubt).into());
             }
-        }
+            known => {
+                lease.found_dead(&cause);
+                (known, None)
+            }
+        },
     };
     judge(lease, buffer, form, verdict, acks, sent)
 }
 
-fn in_doubt(lease: &mut Lease, terms: &Terms, cause: LinkError) -> InDoubt {
+fn in_doubt(lease: &mut Lease, terms: &Terms, cause: LinkError, doubt: &Doubt) -> InDoubt {
     let endpoint = lease.pool().endpoint().clone();
-    match (&terms.fence, lease.current().and_then(|link| link.known_fence())) {
+    // The register is written last. Of commands that ran one by one it proves nothing.
+    let fence = terms.fence.as_ref().filter(|_| !doubt.bare);
+    let in_doubt = match (fence, lease.current().and_then(|link| link.known_fence())) {
         (Some(resolver), Some(fence)) => {
             let (register, number) = (fence.register(), fence.number());
             let mut token = CommitToken::new(register, number, endpoint.db(), &endpoint.address());
@@ -199,6 +208,15 @@ fn in_doubt(lease: &mut Lease, terms: &Terms, cause: LinkError) -> InDoubt {
             InDoubt::fenced(cause, token, Arc::clone(resolver))
         }
         _ => InDoubt::new(cause),
+    };
+    in_doubt.incomplete(doubt.incomplete)
+}
+
+/// What a transaction's replies are that came and prove nothing.
+fn unproven(doubt: &Doubt) -> LinkError {
+    match &doubt.exec {
+        Some(error) if !doubt.bare => LinkError::unproven(error.clone()),
+        _ => LinkError::unexpected("EXEC's reply does not fit the transaction"),
     }
 }
 
@@ -220,10 +238,11 @@ fn judge(
                 }
             }
             let touched = usize::from(form.terms.place.touch.is_some());
-            if own.iter().skip(touched).any(|value| !matches!(value, Value::Okay)) {
+            let failed = own.iter().skip(touched).find(|value| !matches!(value, Value::Okay));
+            if failed.is_some() {
                 lease.taint(Taint::LeftDirty);
             }
-            return Ok(Committed::Applied(applied(buffer, values, form.terms, acks)?));
+            return Ok(Committed::Applied(applied(buffer, values, form.terms, acks, failed)?));
         }
         Verdict::Unread => return Ok(Committed::Applied(unread(buffer, form.terms)?)),
         Verdict::Nil if form.watched => return Ok(Committed::Conflict),
@@ -241,15 +260,18 @@ fn judge(
             ))
         }
         Verdict::Rejected(refusal) => rejected(lease, buffer, refusal),
-        Verdict::Bare(values) => {
-            let (values, _) = without_own(buffer, values);
-            CommitError::NotIsolated { replies: replies(buffer, values) }
-        }
-        Verdict::Unknown => {
-            let cause = LinkError::unexpected("EXEC's reply does not fit the transaction");
-            let doubt = in_doubt(lease, form.terms, cause);
+        Verdict::Bare(bare) => match bare.outcome(buffer.names()) {
+            Ok(refusal) => rejected(lease, buffer, refusal),
+            Err(values) => not_isolated(buffer, values),
+        },
+        Verdict::Unknown(doubt) => {
+            let in_doubt = in_doubt(lease, form.terms, unproven(&doubt), &doubt);
+            // Whichever reply does not fit, the next one may not be this connection's either.
             lease.taint(Taint::Protocol);
-            CommitError::InDoubt(doubt)
+            if let Some(error) = &doubt.exec {
+                lease.heed(error.code());
+            }
+            CommitError::InDoubt(in_doubt)
         }
     };
     Err(error.into())
@@ -261,11 +283,13 @@ fn without_own(buffer: &Buffer, mut values: Vec<Value>) -> (Vec<Value>, Vec<Valu
     (values, own)
 }
 
+/// `failed`: the answer of a command of ours behind the user's, if one failed.
 fn applied(
     buffer: &mut Buffer,
     values: Vec<Value>,
     terms: &Terms,
     acks: Option<Result<Acks, ServerError>>,
+    failed: Option<&Value>,
 ) -> Result<Replies, CommitError> {
     let (got, refused) = match acks {
         Some(Err(refused)) => (Acks::default(), Some(refused)),
@@ -273,6 +297,13 @@ fn applied(
         None => (Acks::default(), None),
     };
     let replies = replies(buffer, values).acknowledged_by(terms.durability.map(|_| got));
+    if let Some(failed) = failed {
+        let error = match failed {
+            Value::ServerError(error) => ServerError::from_reply(error, false),
+            _ => ServerError::own("ERR", "SET was not answered OK"),
+        };
+        return Err(CommitError::KeyNotKept { error, replies });
+    }
     if replies.failures() > 0 {
         return Err(CommitError::PartlyApplied { replies });
     }
@@ -294,6 +325,12 @@ fn unread(buffer: &Buffer, terms: &Terms) -> Result<Replies, CommitError> {
     Err(CommitError::NotReplicated { wanted, got, refused: None, replies })
 }
 
+/// MULTI was refused, and at least one command may have run by itself.
+fn not_isolated(buffer: &mut Buffer, values: Vec<Value>) -> CommitError {
+    let (values, _) = without_own(buffer, values);
+    CommitError::NotIsolated { replies: replies(buffer, values) }
+}
+
 fn rejected(lease: &mut Lease, buffer: &Buffer, refusal: Refusal) -> CommitError {
     lease.heed(refusal.error.code());
     refused(buffer, refusal)
@@ -313,8 +350,9 @@ fn refused(buffer: &Buffer, refusal: Refusal) -> CommitError {
 const OWN: &str = "SET of the register";
 
 fn replies(buffer: &mut Buffer, values: Vec<Value>) -> Replies {
-    let failures = exec::failures(&values, buffer.names());
-    Replies::new(buffer.transaction(), values, buffer.take_holes(), failures)
+    let (failures, changed_nothing) = exec::failures(&values, buffer.names());
+    let replies = Replies::new(buffer.transaction(), values, buffer.take_holes(), failures);
+    replies.changing_nothing(changed_nothing)
 }
 
 /// MULTI, awaited, for a scope that begins with it.

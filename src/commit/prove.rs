@@ -15,8 +15,8 @@ use crate::connection::link::Link;
 use crate::connection::pool::Lease;
 use crate::error::{Applied, CommitError, Error, LinkError, LinkErrorKind, ServerError};
 use crate::wire::buffer::Buffer;
-use crate::wire::command::Requests;
-use crate::wire::durability::{Durability, KNOWS_WAITAOF, lacks_waitaof};
+use crate::wire::command::{Requests, is_unknown};
+use crate::wire::durability::{Durability, KNOWS_WAITAOF};
 use crate::wire::encode::{self, ASKING, DISCARD, MULTI, UNWATCH};
 use crate::wire::held;
 use crate::wire::state::Expect;
@@ -385,7 +385,7 @@ impl Steps {
                 Step::Once => found.once = value == Value::Int(1),
                 Step::Time => now = held::millis(&value),
                 Step::Lock => found.lock_lost = !held::is_held(&value, now),
-                Step::Aof => found.lacks_waitaof = lacks_waitaof(&value),
+                Step::Aof => found.lacks_waitaof = is_unknown(&value),
                 _ => {}
             }
         }

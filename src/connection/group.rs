@@ -119,8 +119,12 @@ fn exchange(lease: &mut Lease, parcels: &Parcels) -> (Vec<Settled>, bool) {
         link.wrote();
     }
     if settled.contains(&Settled::Block(Verdict::Nil)) {
-        // It watched something that nobody here asked for.
+        // It watched something that was not asked for here.
         link.taint(Taint::LeftDirty);
+    }
+    if settled.iter().any(|settled| matches!(settled, Settled::Block(Verdict::Unknown(_)))) {
+        // Whichever reply does not fit, the next one may not be this connection's either.
+        link.taint(Taint::Protocol);
     }
     match lost {
         None => link.has_answered(),
@@ -165,7 +169,7 @@ impl Incoming<'_> {
                 let mut collector = Collector::new(commands, 0);
                 self.read(&what.expected(), |expect, reply| collector.take(expect, reply));
                 match collector.verdict() {
-                    Verdict::Unknown if self.lost.is_some() => None,
+                    Verdict::Unknown(_) if self.lost.is_some() => None,
                     verdict => Some(Settled::Block(verdict)),
                 }
             }

@@ -20,8 +20,9 @@ use crate::config::Settings;
 use crate::error::{LinkError, LinkErrorKind, ServerError};
 use crate::observe::{Counters, Replaced};
 use crate::topology::{Connected, Endpoint, Login};
+use crate::wire::command::is_unknown;
 use crate::wire::encode::{DISCARD, MULTI, PING, ROLE};
-use crate::wire::hello::Hello;
+use crate::wire::hello::{Hello, KNOWS_EXEC};
 use crate::wire::reply::Reply;
 use crate::wire::state::Expect;
 
@@ -150,6 +151,8 @@ impl LinkManager {
     }
 }
 
+const NO_EXEC: &str = "the server does not know EXEC: it was renamed or disabled there";
+
 /// Opens a link that has proven that it can do what it is for, by `until` at the latest.
 pub(crate) fn open(
     endpoint: &Endpoint,
@@ -191,10 +194,13 @@ fn greet(
         link.speaks_resp3();
     }
     let (proof, expected) = match purpose {
-        Purpose::Pooled => (vec![PING], [(Expect::Plain, 1), (Expect::Discard, 0)]),
-        Purpose::Transactional => {
-            (vec![MULTI, DISCARD], [(Expect::Multi, 1), (Expect::Discard, 1)])
+        Purpose::Pooled => {
+            (vec![PING], [(Expect::Plain, 1), (Expect::Multi, 0), (Expect::Discard, 0)])
         }
+        Purpose::Transactional => (
+            vec![KNOWS_EXEC, MULTI, DISCARD],
+            [(Expect::Plain, 1), (Expect::Multi, 1), (Expect::Discard, 1)],
+        ),
     };
     let greeting = (Expect::Plain, hello.needed + hello.unneeded);
     let role = endpoint.may_switch();
@@ -203,16 +209,26 @@ fn greet(
     let bytes = [&[&hello.bytes[..]], &proof[..], &[question]].concat().concat();
     link.send(&bytes, &expected, deadline)?;
     let (mut refused, mut last) = (None, None);
+    let first = hello.needed + hello.unneeded;
     for nth in 0..expected.iter().map(|(_, count)| count).sum() {
         let reply = link.receive(deadline)?;
         let Reply::Value(Value::ServerError(error)) = reply else {
+            let asked = nth == first && purpose == Purpose::Transactional;
+            if asked && matches!(&reply, Reply::Value(answer) if is_unknown(answer)) {
+                refused.get_or_insert_with(|| ServerError::own("ERR", NO_EXEC));
+            }
             last = Some(reply);
             continue;
         };
         let error = ServerError::from_reply(&error, false);
-        let is_answer = (hello.needed..hello.needed + hello.unneeded).contains(&nth)
-            // A user without the right to PING has been answered, which is all that is asked.
-            || purpose == Purpose::Pooled && nth == hello.needed + hello.unneeded && error.code() == "NOPERM";
+        let is_answer = (hello.needed..first).contains(&nth)
+            || nth == first
+                && match purpose {
+                    // A user without the right to PING has been answered, which is all that is asked.
+                    Purpose::Pooled => error.code() == "NOPERM",
+                    // One without the right to COMMAND INFO is taken to know EXEC.
+                    Purpose::Transactional => true,
+                };
         if !is_answer {
             refused.get_or_insert(error);
         }

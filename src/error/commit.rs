@@ -17,9 +17,10 @@ use crate::wire::durability::Acks;
 /// | `Rejected` | nothing: it refused a command, or EXEC |
 /// | `PartlyApplied` | ran it; at least one command failed, **the others were applied** |
 /// | `NotSent` | nothing: the failure came before EXEC's last byte left |
-/// | `InDoubt` | unknown: EXEC was sent, the answer was lost |
+/// | `InDoubt` | unknown: EXEC was sent, and no answer that proves anything came |
 /// | `NotIsolated` | ran the commands one by one, without MULTI |
 /// | `NotReplicated` | ran it, **it was applied here**; too few others have it |
+/// | `KeyNotKept` | ran it, **it was applied**; its key or register may not hold |
 /// | `AlreadyCommitted` | nothing: an earlier transaction with this key was applied |
 /// | `LockLost` | nothing: the lock that it was fenced by is no longer held |
 /// | `PinExpired` | nothing: the scope was open for too long |
@@ -27,6 +28,10 @@ use crate::wire::durability::Acks;
 #[non_exhaustive]
 pub enum CommitError {
     /// Nothing was applied: the server refused a command while it was queued, or refused EXEC.
+    ///
+    /// EXEC's own answer proves it: `EXECABORT`, or `MOVED`, `ASK`, `TRYAGAIN`, `CROSSSLOT`,
+    /// `CLUSTERDOWN`; or EXEC never left. Any other error to EXEC is
+    /// [`InDoubt`](Self::InDoubt): it may be a proxy's, sent after EXEC ran.
     #[non_exhaustive]
     Rejected {
         /// Which of the queued commands, from 0; `None` where MULTI or EXEC itself was refused.
@@ -40,6 +45,10 @@ pub enum CommitError {
     },
     /// EXEC ran and at least one command failed at run time. **The others were applied**: Redis
     /// does not undo them. Read each reply.
+    ///
+    /// If every command failed and each is one of the server's own that changes nothing when it
+    /// fails (no script, no function, no command of a module, not MIGRATE), then nothing was
+    /// changed and [`applied`](Self::applied) is [`No`](Applied::No).
     #[non_exhaustive]
     PartlyApplied {
         /// Every reply, the failed ones as [`ReplyError::Failed`](super::ReplyError::Failed).
@@ -52,10 +61,15 @@ pub enum CommitError {
         /// What failed.
         source: Box<Error>,
     },
-    /// EXEC was sent and its answer was lost. It may have been applied, or may be applied later.
+    /// EXEC was sent, and its answer was lost or proves nothing. The transaction may have been
+    /// applied, or may be applied later.
     InDoubt(InDoubt),
     /// MULTI was refused and the commands ran one by one, with others in between. An operator
     /// must look: the user's right to MULTI was taken away while connections were open.
+    ///
+    /// If each command was refused too, in words that the server uses only before a command
+    /// changes anything, it is [`Rejected`](Self::Rejected) instead. An error of a script, a
+    /// function or a module's command is no such proof.
     #[non_exhaustive]
     NotIsolated {
         /// Every reply; a refused command as [`ReplyError::Failed`](super::ReplyError::Failed).
@@ -73,6 +87,20 @@ pub enum CommitError {
         got: Acks,
         /// What the server said, where it refused to wait.
         refused: Option<ServerError>,
+        /// The transaction's replies.
+        replies: Replies,
+    },
+    /// The transaction **was applied**, but a command of this crate's behind the caller's failed:
+    /// the one that keeps the key of
+    /// [`exactly_once_as`](crate::TransactionOptions::exactly_once_as), or the one that writes the
+    /// connection's register. A later transaction with the same key may be applied again. Do not
+    /// run this one again.
+    ///
+    /// It happens, for example, if a command of the block takes away the user's right to the key.
+    #[non_exhaustive]
+    KeyNotKept {
+        /// The server's answer to the command that failed.
+        error: ServerError,
         /// The transaction's replies.
         replies: Replies,
     },
@@ -109,6 +137,12 @@ impl CommitError {
             Self::NotReplicated { wanted, got, .. } => {
                 write!(f, "applied here, but {wanted} were to have it and only {got} are known to")
             }
+            Self::KeyNotKept { error, .. } => write!(
+                f,
+                "applied, but the key or the register that remembers it was not written ({}); do \
+                 not run it again",
+                error.code()
+            ),
             Self::AlreadyCommitted => f.write_str(
                 "nothing was applied: a transaction with this key was committed before",
             ),
@@ -144,7 +178,16 @@ fn partly(replies: &Replies, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             "the others were applied"
         })?;
     } else {
-        write!(f, "{} of the transaction failed", count(all, "command"))?;
+        if replies.changed_nothing() {
+            f.write_str("nothing was changed: ")?;
+        }
+        match all {
+            1 => f.write_str("the only command failed")?,
+            all => write!(f, "all {all} commands failed")?,
+        }
+        if !replies.changed_nothing() {
+            f.write_str(" and may have written before")?;
+        }
     }
     match replies.first_error() {
         Some(super::ReplyError::Failed { index, command, error }) => {
@@ -177,10 +220,21 @@ impl CommitError {
             | Self::AlreadyCommitted
             | Self::LockLost
             | Self::PinExpired(_) => Applied::No,
-            Self::NotReplicated { .. } => Applied::Yes,
-            Self::PartlyApplied { .. } => Applied::Partly,
+            Self::PartlyApplied { replies } if replies.changed_nothing() => Applied::No,
+            Self::NotReplicated { replies, .. } | Self::KeyNotKept { replies, .. }
+                if replies.failures() == 0 =>
+            {
+                Applied::Yes
+            }
+            Self::PartlyApplied { .. } | Self::NotReplicated { .. } | Self::KeyNotKept { .. } => {
+                Applied::Partly
+            }
             Self::InDoubt(_) => Applied::Unknown,
             Self::NotIsolated { replies } if replies.failures() == 0 => Applied::Yes,
+            // A command that failed may have run, and changed something before it failed.
+            Self::NotIsolated { replies } if replies.failures() == replies.len() => {
+                Applied::Unknown
+            }
             Self::NotIsolated { .. } => Applied::Partly,
         }
     }
@@ -194,6 +248,7 @@ impl CommitError {
             | Self::InDoubt(_)
             | Self::NotIsolated { .. }
             | Self::NotReplicated { .. }
+            | Self::KeyNotKept { .. }
             | Self::AlreadyCommitted
             | Self::LockLost
             | Self::PinExpired(_) => false,
@@ -208,6 +263,7 @@ impl CommitError {
                 replies.first_failure().map(ServerError::code)
             }
             Self::NotReplicated { refused, .. } => refused.as_ref().map(ServerError::code),
+            Self::KeyNotKept { error, .. } => Some(error.code()),
             Self::NotSent { .. }
             | Self::InDoubt(_)
             | Self::AlreadyCommitted

@@ -11,16 +11,21 @@ use std::time::Duration;
 use super::text::display;
 use super::{LinkError, ServerError};
 
-/// EXEC was sent and its answer was lost.
+/// EXEC was sent, and its answer was lost or proves nothing.
 ///
 /// The connection was closed. The transaction may have been applied, may never be, or may be
 /// applied after this value was made: EXEC can still stand in a socket's buffer.
+///
+/// An answer that proves nothing is an error that a proxy can give after EXEC ran
+/// ([`cause`](Self::cause) has it), or one that does not fit what the commands were answered.
 ///
 /// Where the transaction was [`exactly_once`](crate::TransactionOptions::exactly_once),
 /// [`resolve`](Self::resolve) finds out; otherwise read your own data.
 #[derive(Clone)]
 pub struct InDoubt {
     source: LinkError,
+    /// If EXEC ran, it may have run without one of the commands.
+    incomplete: bool,
     fenced: Option<Box<(CommitToken, Arc<dyn Resolver>)>>,
 }
 
@@ -32,7 +37,7 @@ pub(crate) trait Resolver: fmt::Debug + Send + Sync + UnwindSafe + RefUnwindSafe
 
 impl InDoubt {
     pub(crate) fn new(source: LinkError) -> Self {
-        Self { source, fenced: None }
+        Self { source, incomplete: false, fenced: None }
     }
 
     pub(crate) fn fenced(
@@ -40,10 +45,22 @@ impl InDoubt {
         token: CommitToken,
         resolver: Arc<dyn Resolver>,
     ) -> Self {
-        Self { source, fenced: Some(Box::new((token, resolver))) }
+        Self { source, incomplete: false, fenced: Some(Box::new((token, resolver))) }
     }
 
-    /// How the connection failed.
+    /// If EXEC ran, it may have run without one of the commands.
+    pub(crate) fn incomplete(mut self, incomplete: bool) -> Self {
+        self.incomplete = incomplete;
+        self
+    }
+
+    /// Whether EXEC, if it ran, may have run without one of the commands.
+    pub(crate) fn is_incomplete(&self) -> bool {
+        self.incomplete
+    }
+
+    /// How the connection failed, or what EXEC was answered: then its
+    /// [`server_error`](LinkError::server_error) has the code.
     pub fn cause(&self) -> &LinkError {
         &self.source
     }
@@ -98,7 +115,11 @@ impl InDoubt {
     }
 
     pub(super) fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "in doubt: EXEC was sent and its answer was lost; {}", self.advice())
+        let advice = self.advice();
+        match self.source.server_error() {
+            None => write!(f, "in doubt: EXEC was sent and its answer was lost; {advice}"),
+            Some(_) => write!(f, "in doubt: EXEC's answer does not prove anything; {advice}"),
+        }
     }
 
     fn advice(&self) -> &'static str {
@@ -157,7 +178,9 @@ impl CommitToken {
 #[must_use = "this is the answer"]
 pub enum Resolution {
     /// EXEC was run. The replies are lost, and with them whether a command failed at run time
-    /// while the others were applied.
+    /// while the others were applied. (If a command was refused while it was queued, but not by
+    /// the server, EXEC ran without it. `run` and `watch(..).run` keep that an
+    /// [`InDoubt`].)
     Committed,
     /// Nothing was applied, and nothing will be: an EXEC that arrives now is refused.
     NotCommitted,

@@ -46,7 +46,8 @@ impl LinkError {
         self.kind
     }
 
-    /// The server's own words, where the server refused the hand-shake.
+    /// The server's own words, where the server refused the hand-shake, or where EXEC was answered
+    /// with an error that proves nothing.
     pub fn server_error(&self) -> Option<&ServerError> {
         self.server.as_ref()
     }
@@ -61,6 +62,12 @@ impl LinkError {
 
     pub(crate) fn unexpected(text: &str) -> Self {
         Self::new(LinkErrorKind::Unexpected, text)
+    }
+
+    /// EXEC was answered with an error that a proxy may have given after EXEC ran.
+    pub(crate) fn unproven(exec: ServerError) -> Self {
+        let text = format!("EXEC was answered {}, which does not prove anything", exec.code());
+        Self { server: Some(exec), ..Self::new(LinkErrorKind::Unexpected, text) }
     }
 
     pub(crate) fn panicked() -> Self {

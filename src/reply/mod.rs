@@ -95,6 +95,8 @@ struct Inner {
     /// Ascending and disjoint.
     holes: Vec<Hole>,
     failures: Vec<ReplyError>,
+    /// All commands failed, and each is one that changes nothing then.
+    changed_nothing: bool,
     acks: Option<Acks>,
     /// It was applied, and that is all that is known.
     lost: bool,
@@ -120,8 +122,9 @@ impl Replies {
             Hole { from, to, missing }
         };
         let holes = holes.into_iter().map(number).collect();
-        let (acks, lost) = (None, false);
-        Self { inner: Arc::new(Inner { transaction, values, holes, failures, acks, lost }) }
+        let (changed_nothing, acks, lost) = (false, None, false);
+        let inner = Inner { transaction, values, holes, failures, changed_nothing, acks, lost };
+        Self { inner: Arc::new(inner) }
     }
 
     /// Of a transaction that had no command.
@@ -136,6 +139,13 @@ impl Replies {
             inner.lost = true;
         }
         replies
+    }
+
+    pub(crate) fn changing_nothing(mut self, changed_nothing: bool) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.inner) {
+            inner.changed_nothing = changed_nothing;
+        }
+        self
     }
 
     pub(crate) fn acknowledged_by(mut self, acks: Option<Acks>) -> Self {
@@ -217,6 +227,11 @@ impl Replies {
     /// The first command that failed.
     pub(crate) fn first_error(&self) -> Option<&ReplyError> {
         self.inner.failures.first()
+    }
+
+    /// Whether there were commands, and each failed and changed nothing by that.
+    pub(crate) fn changed_nothing(&self) -> bool {
+        self.inner.changed_nothing
     }
 
     /// What the server said of the first command that failed.

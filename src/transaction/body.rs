@@ -382,6 +382,7 @@ fn outcome(committed: &Result<Committed, CommitError>) -> &'static str {
         Err(CommitError::InDoubt(_)) => "in doubt",
         Err(CommitError::NotIsolated { .. }) => "not isolated",
         Err(CommitError::NotReplicated { .. }) => "not replicated",
+        Err(CommitError::KeyNotKept { .. }) => "key not kept",
         Err(CommitError::AlreadyCommitted) => "already committed",
         Err(CommitError::LockLost) => "lock lost",
         Err(CommitError::PinExpired(_)) => "pin expired",

@@ -127,7 +127,12 @@ impl TransactionOptions {
 
     /// [`exactly_once`](Self::exactly_once) across calls and processes: of all transactions with
     /// this `key`, one is applied. The others commit nothing and answer
-    /// [`AlreadyCommitted`](crate::CommitError::AlreadyCommitted). That is remembered for `ttl`.
+    /// [`AlreadyCommitted`](crate::CommitError::AlreadyCommitted). That is remembered for `ttl`, a
+    /// hundred years at most: a longer one, up to [`Duration::MAX`], is taken for a hundred years.
+    ///
+    /// The key is written in the transaction, behind the caller's commands. If that fails, the
+    /// transaction was applied and the error is
+    /// [`KeyNotKept`](crate::CommitError::KeyNotKept).
     ///
     /// It costs a round trip, in which the key is watched and asked for. `key` is the caller's
     /// own name for the deed, such as a payment's number; an empty one, and a `ttl` under a

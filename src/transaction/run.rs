@@ -190,6 +190,8 @@ fn resolved(
         return committed;
     }
     match doubt.resolve() {
+        // Not the whole of it.
+        Resolution::Committed if doubt.is_incomplete() => committed,
         Resolution::Committed => match body.terms().durability {
             None => Ok(Committed::Applied(body.lost_replies())),
             Some(durability) => Err(CommitError::NotReplicated {

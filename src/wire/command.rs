@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use redis::Value;
+
 /// Longest command or subcommand name this table knows, with room to spare.
 const LONGEST: usize = 24;
 
@@ -183,6 +185,12 @@ pub(crate) fn is_script(name: &[u8]) -> bool {
                 | "FUNCTION"
         )
     })
+}
+
+/// Whether the answer to COMMAND INFO of one command says that the server does not know it. (A user
+/// may lack the right to ask.)
+pub(crate) fn is_unknown(answer: &Value) -> bool {
+    matches!(answer, Value::Array(commands) if matches!(commands.first(), None | Some(Value::Nil)))
 }
 
 /// How long a command may sit on the server before it answers.

@@ -88,11 +88,6 @@ impl Durability {
 /// Asks whether the server knows WAITAOF, which came with 7.2.
 pub(crate) const KNOWS_WAITAOF: &[u8] = b"*3\r\n$7\r\nCOMMAND\r\n$4\r\nINFO\r\n$7\r\nWAITAOF\r\n";
 
-/// Whether the answer says that it does not. (A user may lack the right to ask.)
-pub(crate) fn lacks_waitaof(answer: &Value) -> bool {
-    matches!(answer, Value::Array(commands) if matches!(commands.first(), None | Some(Value::Nil)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,13 +1,17 @@
-//! What a transaction's replies say: which row of the contract is true.
+//! What a transaction's replies prove: which row of the contract is true.
 //!
-//! Never: I/O, and never: a guess. Where the replies that came prove the outcome, it is told even
-//! if the rest was lost; where they do not, it is in doubt.
+//! An error is a proof of "nothing was applied" only where the server alone can have given it, and
+//! only before it changed anything. A proxy answers EXEC with an error of its own for an upstream
+//! that it lost after EXEC ran, so most errors prove nothing.
+//!
+//! Never: I/O, and never: a guess.
 
 use redis::Value;
 
 use super::command;
+use super::refusal;
 use super::reply::Reply;
-use super::state::Expect;
+use super::state::{Expect, ran_nothing};
 use crate::error::{ReplyError, ServerError};
 
 /// What one reply position refused.
@@ -31,10 +35,31 @@ pub(crate) enum Verdict {
     Nil,
     /// Nothing was applied.
     Rejected(Refusal),
-    /// MULTI was refused and at least one command ran on its own: each one's own reply.
-    Bare(Vec<Value>),
+    /// MULTI was refused and each command was answered by itself.
+    Bare(Bare),
     /// The replies that came prove nothing.
-    Unknown,
+    Unknown(Doubt),
+}
+
+/// What came of commands that were sent behind a MULTI that was refused.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Bare {
+    multi: ServerError,
+    /// One for each command, in order.
+    values: Vec<Value>,
+}
+
+/// What is known of a transaction whose replies prove nothing.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Doubt {
+    /// EXEC's own answer, where it was an error.
+    pub(crate) exec: Option<ServerError>,
+    /// A command was refused while it was queued, or EXEC answered another number of commands: if
+    /// EXEC ran, it may have run without one of them.
+    pub(crate) incomplete: bool,
+    /// MULTI was refused, so commands ran one by one and what the last one left behind proves
+    /// nothing of the others.
+    pub(crate) bare: bool,
 }
 
 /// Collects a transaction's replies in the order they come.
@@ -46,6 +71,8 @@ pub(crate) struct Collector {
     refused: Option<Refusal>,
     /// Replies of commands that ran on their own because MULTI was refused.
     bare: Vec<Value>,
+    /// A command was queued although MULTI was answered with an error.
+    queued_all_the_same: bool,
     exec: Option<Value>,
     /// The length of EXEC's array that could not be read to its end.
     unread: Option<usize>,
@@ -60,6 +87,7 @@ impl Collector {
             multi: None,
             refused: None,
             bare: Vec::new(),
+            queued_all_the_same: false,
             exec: None,
             unread: None,
         }
@@ -77,6 +105,7 @@ impl Collector {
         let index = self.seen;
         self.seen += reply.count();
         if self.multi.is_some() {
+            self.queued_all_the_same |= matches!(reply, Reply::Queued(_));
             self.bare.push(reply.into_value());
         } else if let Reply::Value(Value::ServerError(error)) = &reply {
             self.refused.get_or_insert_with(|| Refusal {
@@ -116,75 +145,90 @@ impl Collector {
 
     /// What the replies that came prove.
     pub(crate) fn verdict(self) -> Verdict {
-        if let Some(error) = self.multi {
-            // Without MULTI every command answers for itself. Only when the server was seen to
-            // refuse each one before running it is it certain that nothing ran.
-            let complete = self.exec.is_some();
-            let all_refused = self.bare.iter().all(was_refused_unrun);
-            return match (complete, all_refused) {
-                (false, _) => Verdict::Unknown,
-                (true, true) => Verdict::Rejected(Refusal { index: None, word: "MULTI", error }),
-                (true, false) => Verdict::Bare(self.bare),
-            };
-        }
-        if self.unread == Some(self.commands as usize) {
-            return Verdict::Unread;
-        }
-        match (self.exec, self.refused) {
-            (Some(Value::Array(values)), _) if values.len() == self.commands as usize => {
+        let doubt = Doubt {
+            exec: match &self.exec {
+                Some(Value::ServerError(error)) => Some(ServerError::from_reply(error, false)),
+                _ => None,
+            },
+            incomplete: self.refused.is_some()
+                || matches!(self.exec, Some(Value::Array(_)))
+                || self.unread.is_some(),
+            bare: self.multi.is_some() && !self.queued_all_the_same,
+        };
+        match (self.multi, self.exec) {
+            // Outside MULTI the server knows no EXEC.
+            (Some(multi), Some(Value::ServerError(_))) if !self.queued_all_the_same => {
+                Verdict::Bare(Bare { multi, values: self.bare })
+            }
+            (None, Some(Value::ServerError(error))) if ran_nothing(&error) => {
+                // The first refusal is the cause; EXECABORT only repeats that there was one.
+                Verdict::Rejected(self.refused.unwrap_or_else(|| Refusal {
+                    index: None,
+                    word: "EXEC",
+                    error: ServerError::cause_of_abort(&error),
+                }))
+            }
+            (None, None)
+                if self.refused.is_none() && self.unread == Some(self.commands as usize) =>
+            {
+                Verdict::Unread
+            }
+            // Behind a refusal the server answers EXECABORT and nothing else, so these mean that
+            // the refusal was not the server's.
+            (None, Some(Value::Array(values)))
+                if self.refused.is_none() && values.len() == self.commands as usize =>
+            {
                 Verdict::Applied(values)
             }
-            (Some(Value::Nil), _) => Verdict::Nil,
-            // The first refusal is the cause; EXECABORT only says that there was one. And with a
-            // refusal on record EXEC cannot answer anything else, so its reply is not needed.
-            (Some(Value::ServerError(_)) | None, Some(refusal)) => Verdict::Rejected(refusal),
-            (Some(Value::ServerError(error)), None) => Verdict::Rejected(Refusal {
-                index: None,
-                word: "EXEC",
-                error: ServerError::cause_of_abort(&error),
-            }),
-            _ => Verdict::Unknown,
+            (None, Some(Value::Nil)) if self.refused.is_none() => Verdict::Nil,
+            _ => Verdict::Unknown(doubt),
         }
     }
 }
 
-/// Whether a command on its own was refused by the server's front door: an error of the command
-/// itself, or of a script, may come after it has changed something.
-fn was_refused_unrun(value: &Value) -> bool {
-    let Value::ServerError(error) = value else { return false };
-    matches!(
-        error.code(),
-        "NOPERM"
-            | "NOAUTH"
-            | "LOADING"
-            | "MASTERDOWN"
-            | "CLUSTERDOWN"
-            | "READONLY"
-            | "OOM"
-            | "MISCONF"
-            | "NOREPLICAS"
-            | "MOVED"
-            | "ASK"
-            | "TRYAGAIN"
-            | "CROSSSLOT"
-    )
+impl Bare {
+    /// What these replies prove of commands of these names; behind those stand commands of this
+    /// crate's own, which are plain ones. `Ok`: each was refused before it ran, because of MULTI's
+    /// refusal. `Err`: at least one may have run, with each one's own reply.
+    pub(crate) fn outcome<'n>(
+        self,
+        names: impl Iterator<Item = &'n [u8]>,
+    ) -> Result<Refusal, Vec<Value>> {
+        let names = names.chain(std::iter::repeat(&b"SET"[..]));
+        let all_refused = self.values.iter().zip(names).all(|(value, name)| match value {
+            Value::ServerError(error) => refusal::proves_unrun(name, error),
+            _ => false,
+        });
+        if all_refused {
+            Ok(Refusal { index: None, word: "MULTI", error: self.multi })
+        } else {
+            Err(self.values)
+        }
+    }
 }
 
-/// The commands among applied ones that failed, by index, with what the server said.
+/// The commands among applied ones that failed, by index, with the server's answer; and whether those
+/// are all, and each is one that changes nothing when it fails.
 pub(crate) fn failures<'n>(
     values: &[Value],
     names: impl Iterator<Item = &'n [u8]>,
-) -> Vec<ReplyError> {
+) -> (Vec<ReplyError>, bool) {
     let failed = |value: &Value| matches!(value, Value::ServerError(_));
-    // Nearly always; and then nobody needs the names.
+    // Nearly always; and then the names are not needed.
     if !values.iter().any(failed) {
-        return Vec::new();
+        return (Vec::new(), false);
     }
+    let mut changed_nothing = true;
     let failure = |(index, (value, name)): (_, (&Value, &[u8]))| {
-        let Value::ServerError(error) = value else { return None };
+        let Value::ServerError(error) = value else {
+            changed_nothing = false;
+            return None;
+        };
+        changed_nothing &= refusal::left_all_as_it_was(name, error);
         let error = ServerError::from_reply(error, command::is_script(name));
         Some(ReplyError::Failed { index, command: command::printable(name), error })
     };
     let names = names.chain(std::iter::repeat(&b"?"[..]));
-    values.iter().zip(names).enumerate().filter_map(failure).collect()
+    let failures = values.iter().zip(names).enumerate().filter_map(failure).collect();
+    (failures, changed_nothing)
 }

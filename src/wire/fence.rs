@@ -90,9 +90,13 @@ pub(crate) fn is_register(register: &str, prefix: &str, tag: Option<u32>) -> boo
         .is_some_and(|random| register == name(prefix, tag, random))
 }
 
-/// At least one, and what fits the server's clock.
+/// The longest time to live of a key: a hundred years. The server refuses times whose end does not
+/// fit its clock, and it would refuse them inside the transaction.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+/// At least one, and a hundred years at most.
 pub(crate) fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
+    u64::try_from(time.min(LONGEST).as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
 /// Shows how far it has counted.

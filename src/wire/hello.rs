@@ -6,6 +6,10 @@ use redis::RedisConnectionInfo;
 
 use super::encode::command;
 
+/// Asks whether the server knows EXEC. Where it was renamed, a transaction would be queued, and the
+/// error that EXEC is answered with proves nothing.
+pub(crate) const KNOWS_EXEC: &[u8] = b"*3\r\n$7\r\nCOMMAND\r\n$4\r\nINFO\r\n$4\r\nEXEC\r\n";
+
 /// What a new connection says first.
 pub(crate) struct Hello {
     pub(crate) bytes: Vec<u8>,

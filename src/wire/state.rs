@@ -132,9 +132,13 @@ impl State {
                 Proof::Understood
             }
             Expect::Queued if refused || matches!(reply, Reply::Queued(_)) => Proof::Understood,
-            // A server that does not know EXEC has refused it and is still in MULTI.
-            Expect::Exec if refused && !says_discarded(reply) => {
+            // A proxy's error, or a server's that knows EXEC by another name and is still in
+            // MULTI. What follows in the same write answers for itself: to a MULTI inside a MULTI
+            // the server answers an error.
+            Expect::Exec if matches!(reply, Reply::Value(Value::ServerError(error)) if !ran_nothing(error)) =>
+            {
                 self.taint(Taint::LeftDirty);
+                self.multi = false;
                 Proof::Understood
             }
             Expect::Exec
@@ -187,11 +191,11 @@ impl State {
     }
 }
 
-/// Whether an error says that the transaction is over. Other errors of EXEC's may be a proxy's, a
-/// server's that knows it by another name, or an old server's that goes on with the transaction.
-fn says_discarded(error: &Reply) -> bool {
-    let Reply::Value(Value::ServerError(error)) = error else { return false };
-    matches!(error.code(), "EXECABORT" | "MOVED" | "ASK" | "TRYAGAIN" | "CROSSSLOT" | "CLUSTERDOWN")
+/// Whether EXEC's own answer proves that the transaction is over and that nothing of it was
+/// applied. Redis from 6.2 on and Valkey answer every refusal of EXEC but a cluster's with
+/// EXECABORT; any other error may be a proxy's, sent after EXEC ran.
+pub(crate) fn ran_nothing(exec: &redis::ServerError) -> bool {
+    matches!(exec.code(), "EXECABORT" | "MOVED" | "ASK" | "TRYAGAIN" | "CROSSSLOT" | "CLUSTERDOWN")
 }
 
 #[cfg(test)]

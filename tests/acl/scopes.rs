@@ -112,7 +112,8 @@ fn a_register_taken_away_between_its_queueing_and_exec_costs_the_connection_and_
         calling.join().unwrap()
     });
     // The register says nothing of it; the answer did.
-    added.unwrap();
+    let error = added.unwrap_err();
+    assert_eq!(told(&error), "KeyNotKept NOPERM, applied Yes");
     assert_eq!(stage.number(N), 2);
     goes_on(&stage, &sessions, 1);
 }

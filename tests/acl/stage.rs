@@ -97,6 +97,7 @@ pub(crate) fn told(error: &Error) -> String {
             CommitError::NotReplicated { refused, .. } => {
                 format!("NotReplicated {}", refused.as_ref().map_or("-", |error| error.code()))
             }
+            CommitError::KeyNotKept { error, .. } => format!("KeyNotKept {}", error.code()),
             error => format!("{error:?}"),
         },
         Error::Lock(error) => match &**error {

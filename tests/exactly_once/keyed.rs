@@ -69,6 +69,98 @@ fn a_key_that_expired_may_be_committed_once_more() {
 }
 
 #[test]
+fn the_longest_time_to_live_is_a_hundred_years_and_the_key_is_kept() {
+    let stage = Stage::new();
+    let years = |years: u64| Duration::from_secs(years * 365 * 24 * 60 * 60);
+    for (nth, ttl) in
+        [Duration::MAX, years(1_000_000_000), years(101), years(100), HOUR].into_iter().enumerate()
+    {
+        let key = format!("deed:{nth}");
+        let handle = stage.sessions.transactional().with(once(&key, ttl));
+        assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), nth as i64 + 1);
+        already(handle.run(|tx| Ok(tx.incr("n", 1))));
+        let mut tx = match handle.begin() {
+            Ok(tx) => tx,
+            Err(error) => panic!("{error}"),
+        };
+        tx.incr("n", 1);
+        already(tx.commit().map_err(Error::from));
+        already(handle.watch(["w"]).run(|_, tx| Ok(tx.incr("n", 1))));
+        let left: u64 = stage.server.ask(&["PTTL", &format!("rediscope:once:{key}")]);
+        assert!(Duration::from_millis(left) <= ttl.min(years(100)));
+        assert!(Duration::from_millis(left) > ttl.min(years(99)) / 2);
+    }
+    assert_eq!(stage.number("n"), 5);
+}
+
+/// The block itself takes away the right to the key, or to the register: EXEC judges each command
+/// by the rights of that moment.
+#[test]
+fn a_key_that_could_not_be_kept_is_told_and_the_transaction_was_applied() {
+    let stage = Stage::new();
+    let rules = ["on", ">secret", "+@all", "~*"];
+    stage.server.acl(&[&["SETUSER", "app"], &rules[..]].concat());
+    let url = format!("redis://app:secret@{}/", stage.proxy.address());
+    let sessions = SessionManager::builder(url).max_size(1).trust_window(SOON).build().unwrap();
+    // What may be written at the end: neither, the register alone, the key alone.
+    for (left, keyed) in
+        [("~n", true), ("~rediscope:reg:*", true), ("~rediscope:once:*", true), ("~n", false)]
+    {
+        for form in ["run", "guard", "watch run", "watch guard"] {
+            stage.server.acl(&["SETUSER", "app", "resetkeys", "~*"]);
+            let key = crate::support::unique("deed");
+            let handle = match keyed {
+                true => sessions.transactional().with(once(&key, HOUR)),
+                false => sessions.transactional().with(TransactionOptions::new().exactly_once()),
+            };
+            let before = stage.number("n");
+            let lock_out = || {
+                let mut cmd = redis::cmd("ACL");
+                cmd.arg("SETUSER").arg("app").arg("resetkeys").arg("~n").arg(left);
+                cmd
+            };
+            let told = match form {
+                "run" => handle.run(|tx| {
+                    let n = tx.incr("n", 1);
+                    tx.queue::<()>(lock_out());
+                    Ok(n)
+                }),
+                "watch run" => handle.watch(["w"]).run(|_, tx| {
+                    let n = tx.incr("n", 1);
+                    tx.queue::<()>(lock_out());
+                    Ok(n)
+                }),
+                "guard" => handle.begin().and_then(|mut tx| {
+                    let n = tx.incr("n", 1);
+                    tx.queue::<()>(lock_out());
+                    Ok(tx.commit()?.get(n)?)
+                }),
+                "watch guard" => handle.watch(["w"]).begin().and_then(|watching| {
+                    let mut tx = watching.multi();
+                    let n = tx.incr("n", 1);
+                    tx.queue::<()>(lock_out());
+                    Ok(tx.commit()?.committed().unwrap().get(n)?)
+                }),
+                form => panic!("{form}"),
+            };
+            let what = format!("{form}, {left}");
+            let error = told.expect_err(&what);
+            assert_eq!((error.applied(), error.is_retryable()), (Applied::Yes, false), "{what}");
+            match error.as_commit() {
+                Some(CommitError::KeyNotKept { error, replies, .. }) => {
+                    assert_eq!(error.code(), "NOPERM", "{what}");
+                    assert_eq!((replies.len(), replies.failures()), (2, 0), "{what}");
+                }
+                _ => panic!("{what}: {error:?}"),
+            }
+            assert_eq!(stage.number("n"), before + 1, "{what}");
+        }
+    }
+    let counts = sessions.status().transactional.counts;
+    assert_eq!(counts.all_replaced(), 16, "each connection is closed: {counts:?}");
+}
+
+#[test]
 fn what_was_not_applied_does_not_use_up_its_key() {
     let stage = Stage::new();
     let handle = keyed(&stage, "k");

@@ -326,11 +326,6 @@ impl Form {
             // a part of the scope.
             (Lost::InDoubt, At::Gap) if is_known(kind) && self.is_bound() => not_sent,
             (Lost::InDoubt, At::Gap) if is_known(kind) => uncut,
-            (Lost::InDoubt, _)
-                if self.block == Block::Refused && self.has_read_refusal(point, kind) =>
-            {
-                uncut
-            }
             (Lost::InDoubt, at) => {
                 let silence = !is_known(kind);
                 let applied = match self.block {
@@ -340,19 +335,6 @@ impl Form {
                 (Told::InDoubt { silence }, applied)
             }
         }
-    }
-
-    /// Whether the replies before the cut contain the refusal of the second command.
-    fn has_read_refusal(&self, point: &Point, kind: Fault) -> bool {
-        let commands = self.flights[point.flight].commands;
-        let refused = commands.iter().position(|name| *name == "HINCRBY");
-        let read = match (point.at, kind) {
-            (At::BeforeReply(nth) | At::InsideReply(nth, _), _) => nth,
-            // Alone of all kinds it leaves the way back open while a request is stuck.
-            (At::BeforeCommand(nth) | At::InsideCommand(nth, _), Fault::HoldRequests) => nth,
-            _ => 0,
-        };
-        refused.is_some_and(|refused| refused < read)
     }
 }
 

@@ -43,6 +43,48 @@ fn a_command_that_fails_at_run_time_is_one_blocks_own() {
     assert_eq!(stage.server.ask::<i64>(&["GET", "beside"]), 1);
 }
 
+/// Of a block whose EXEC is answered with a proxy's error nothing is known; the others have their
+/// own answers.
+#[test]
+fn an_answer_that_proves_nothing_is_one_blocks_own() {
+    for words in ["-upstream failure\r\n", "-ERR Connection timed out\r\n", "-READONLY no\r\n"] {
+        for (trigger, fault, ran) in [
+            // The third reply of each block is EXEC's. Whichever is lost, its block ran.
+            (Trigger::BeforeReply(3), Fault::Answer(words), true),
+            (Trigger::BeforeReply(6), Fault::Answer(words), true),
+            (Trigger::BeforeReply(18), Fault::Answer(words), true),
+            // The server never saw this RPUSH, and answers an empty array.
+            (Trigger::BeforeCommand(5), Fault::Refuse(words), false),
+        ] {
+            let stage = Stage::new();
+            let before = stage.sessions.status().transactional.counts;
+            let told = stage.at_once((0..6).map(push).collect(), || {
+                stage.proxy.arm(Script::from((trigger, fault)).once());
+            });
+            let at = match trigger {
+                Trigger::BeforeReply(nth) => nth as usize / 3 - 1,
+                _ => 1,
+            };
+            for (nth, told) in told.into_iter().enumerate() {
+                match told {
+                    Err(Error::Commit(error)) if nth == at => {
+                        assert!(matches!(*error, CommitError::InDoubt(_)), "{error:?}");
+                    }
+                    Ok(length) if nth != at => {
+                        let missing = usize::from(!ran && nth > at);
+                        assert_eq!(length as usize, nth + 1 - missing);
+                    }
+                    told => panic!("{nth}: {told:?}"),
+                }
+            }
+            assert_eq!(stage.list("list").len(), if ran { 6 } else { 5 });
+            let counts = stage.sessions.status().transactional.counts;
+            assert_eq!(counts.in_doubt - before.in_doubt, 1);
+            assert_eq!(counts.all_replaced() - before.all_replaced(), 1, "{counts:?}");
+        }
+    }
+}
+
 fn as_user() -> Stage {
     let server = Server::start();
     server.acl(&["SETUSER", "app", "on", ">secret", "~list", "~nothing", "+@all"]);

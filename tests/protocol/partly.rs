@@ -1,7 +1,9 @@
 //! Told `PartlyApplied`: EXEC ran, at least one command failed, the others were applied.
 
 use rediscope::prelude::*;
-use rediscope::{Applied, CommitError, Replies, ReplyError, SessionManager};
+use rediscope::{
+    Applied, CommitError, Error, Replies, ReplyError, SessionManager, TransactionOptions,
+};
 
 use super::stage::{ALWAYS, Stage, client_ids, commit_error, get, pool_is_whole, says};
 
@@ -98,6 +100,66 @@ fn a_failed_command_keeps_its_index_and_name_when_it_was_sent_ahead_or_a_part_wa
     assert_eq!(get(&stage.server, "forgotten"), None);
     let sent = stage.journal();
     assert_eq!((sent.first().unwrap(), sent.len()), (&"MULTI".to_owned(), 32));
+    pool_is_whole(&sessions, &stage.server);
+}
+
+/// EXEC's array holds errors only: nothing was changed, unless a command among them may fail after
+/// it has written.
+#[test]
+fn nothing_was_changed_where_every_command_failed_and_each_is_a_core_command() {
+    let stage = Stage::start();
+    stage.server.ask::<()>(&["SET", "text", "hello"]);
+    let sessions = stage.trusting();
+    let accounts = sessions.transactional();
+    let wrong = |name: &str| redis::cmd(name).arg("text").arg("x").to_owned();
+    let incr = redis::cmd("INCR").arg("text").to_owned();
+    let script = "redis.call('SET', KEYS[1], 'half') return redis.error_reply('WRONGTYPE no')";
+    let eval = redis::cmd("EVAL").arg(script).arg(1).arg("half").to_owned();
+    let migrate = "MIGRATE 127.0.0.1 1 text 0 1".split(' ').fold(redis::Cmd::new(), |mut c, w| {
+        c.arg(w);
+        c
+    });
+    let set = redis::cmd("SET").arg("set").arg(1).to_owned();
+    for (commands, applied, words) in [
+        (vec![incr.clone()], Applied::No, "nothing"),
+        (vec![wrong("LPUSH"), wrong("sadd"), incr.clone()], Applied::No, "nothing"),
+        (vec![eval.clone()], Applied::Partly, "may"),
+        (vec![incr.clone(), eval], Applied::Partly, "may"),
+        (vec![migrate], Applied::Partly, "may"),
+        (vec![incr.clone(), set], Applied::Partly, "the other"),
+    ] {
+        for form in ["run", "watch run", "guard", "grouped", "exactly once"] {
+            fn queue(tx: &mut impl QueueCommands, commands: &[redis::Cmd]) -> Result<(), Error> {
+                commands.iter().for_each(|cmd| _ = tx.queue::<()>(cmd.clone()));
+                Ok(())
+            }
+            let told = match form {
+                "watch run" => accounts.watch(["w"]).run(|_, tx| queue(tx, &commands)),
+                "guard" => {
+                    let mut tx = accounts.begin().unwrap();
+                    queue(&mut tx, &commands).unwrap();
+                    tx.commit().map(drop).map_err(Error::from)
+                }
+                form => {
+                    let options = TransactionOptions::new();
+                    let handle = match form {
+                        "grouped" => accounts.with(options.grouped()),
+                        "exactly once" => accounts.with(options.exactly_once()),
+                        _ => accounts.clone(),
+                    };
+                    handle.run(|tx| queue(tx, &commands))
+                }
+            };
+            let error = commit_error(told);
+            says(&error, applied, false);
+            let CommitError::PartlyApplied { replies, .. } = &error else { panic!("{error:?}") };
+            assert_eq!(replies.len(), commands.len());
+            let text = error.to_string();
+            assert!(text.contains(words), "{form}: {text}");
+            assert_eq!(text.contains("the other"), words == "the other", "{form}: {text}");
+        }
+    }
+    assert_eq!(get(&stage.server, "text").unwrap(), "hello");
     pool_is_whole(&sessions, &stage.server);
 }
 

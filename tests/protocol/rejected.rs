@@ -2,7 +2,8 @@
 //! own code says why.
 
 use rediscope::prelude::*;
-use rediscope::{Applied, CommitError, Error, SessionManager};
+use rediscope::redis::Commands;
+use rediscope::{Applied, CheckoutError, CommitError, Error, LinkErrorKind, SessionManager};
 
 use super::stage::{
     ALWAYS, SOON, Stage, client_ids, commit_error, exists, get, pool_is_whole, says, warm,
@@ -122,6 +123,30 @@ fn exec_that_an_acl_forbids_is_rejected_under_its_own_name() {
     assert!(!exists(&server, "key"));
     server.acl(&["SETUSER", "app", "+exec"]);
     pool_is_whole(&sessions, &server);
+}
+
+#[test]
+fn a_server_that_knows_exec_by_another_name_is_found_when_a_connection_is_opened() {
+    for (name, may_ask) in [("", true), ("MYEXEC", true), ("", false)] {
+        let server = Server::with(&["--rename-command", "EXEC", name]);
+        if !may_ask {
+            server.acl(&["SETUSER", "default", "-command"]);
+        }
+        let sessions = SessionManager::builder(server.url()).trust_window(ALWAYS).build().unwrap();
+        let error = sessions.transactional().run(|tx| Ok(tx.set("key", 1))).unwrap_err();
+        match error {
+            Error::Checkout(CheckoutError::Connect { source, .. }) if may_ask => {
+                assert_eq!(source.kind(), LinkErrorKind::Refused);
+                assert!(source.to_string().contains("EXEC"), "{source}");
+            }
+            // An error of EXEC's own proves nothing, and this user may not ask.
+            error if !may_ask => assert_eq!(error.applied(), Applied::Unknown, "{error:?}"),
+            error => panic!("{error:?}"),
+        }
+        assert!(!exists(&server, "key"));
+        // Single commands need no EXEC.
+        let _: () = sessions.pooled().set("key", 1).unwrap();
+    }
 }
 
 #[test]
