@@ -14,7 +14,8 @@ use std::time::Duration;
 use resolver::Resolver;
 
 use crate::credentials::Provider;
-use crate::error::ConfigError;
+use crate::error::{CheckoutError, ConfigError};
+use crate::process::Process;
 use crate::wire::buffer::Limits;
 
 macro_rules! plain {
@@ -30,6 +31,8 @@ macro_rules! plain {
             pub(crate) resolver: Resolver,
             #[cfg(feature = "tls-rustls")]
             pub(crate) tls: Option<tls::Tls>,
+            /// Whose session manager it is.
+            pub(crate) process: Process,
         }
 
         impl Default for Settings {
@@ -40,6 +43,7 @@ macro_rules! plain {
                     resolver: Resolver::default(),
                     #[cfg(feature = "tls-rustls")]
                     tls: None,
+                    process: Process::here(),
                 }
             }
         }
@@ -49,6 +53,19 @@ macro_rules! plain {
 table::settings!(plain);
 
 impl Settings {
+    /// Before anything is locked.
+    ///
+    /// # Errors
+    /// This process is not the one that made the session manager.
+    pub(crate) fn here(&self) -> Result<(), CheckoutError> {
+        if self.process.is_left() { Err(CheckoutError::OtherProcess) } else { Ok(()) }
+    }
+
+    /// Whether this process is another one than the one that made the session manager.
+    pub(crate) fn is_left(&self) -> bool {
+        self.process.is_left()
+    }
+
     pub(crate) fn limits(&self) -> Limits {
         Limits { commands: self.max_commands, bytes: self.max_bytes }
     }

@@ -12,6 +12,7 @@ mod lock;
 mod observe;
 mod pooled;
 pub mod prelude;
+mod process;
 mod reply;
 mod retry;
 mod session;

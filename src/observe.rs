@@ -227,6 +227,25 @@ pub struct PoolStatus {
     pub redirections: u64,
 }
 
+impl PoolStatus {
+    /// Of a pool that is not this process's.
+    pub(crate) fn none(name: &'static str) -> Self {
+        Self {
+            name,
+            size: 0,
+            max_size: 0,
+            in_use: 0,
+            idle: 0,
+            waiting: 0,
+            counts: Counts::default(),
+            scopes: Vec::new(),
+            last_connect_error: None,
+            nodes: Vec::new(),
+            redirections: 0,
+        }
+    }
+}
+
 /// The locks of a session manager: what they hold now, and what they have done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]

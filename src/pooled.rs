@@ -127,6 +127,7 @@ impl Pooled {
     /// cannot be taken back, however long that is.
     #[track_caller]
     pub fn with_raw<R>(&self, f: impl FnOnce(&mut redis::Connection) -> R) -> Result<R, Error> {
+        self.nodes.here()?;
         let owner = Owner { name: None, place: Location::caller(), is_closure: true };
         let started = Instant::now();
         let deadline = started + self.nodes.settings().checkout_timeout;
@@ -140,6 +141,7 @@ impl Pooled {
     }
 
     fn request(&self, bytes: &[u8], offset: usize, count: usize) -> Result<Vec<Value>, Error> {
+        self.nodes.here()?;
         let request = Request::judge(bytes, offset + count)?.of_handle(self.place);
         if self.reads_only && !request.read_only {
             return Err(Error::Refused {

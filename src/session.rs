@@ -30,8 +30,10 @@ use crate::error::{CommitToken, ConfigError, Resolution, Resolver as _};
 use crate::lock::acquire::Mode;
 use crate::lock::handle::{Lock, RwLock};
 use crate::lock::hub::Hub;
-use crate::observe::{Closed, OpenScope, Status};
+use crate::observe::{Closed, LockStatus, OpenScope, PoolStatus, Status};
 use crate::pooled::Pooled;
+#[cfg(feature = "sentinel")]
+use crate::process::Process;
 use crate::topology::{self, IntoAddress};
 use crate::transaction::admission::Admission;
 use crate::transactional::Transactional;
@@ -70,11 +72,25 @@ pub struct SessionManager {
 struct Replicas {
     pool: OnceLock<Pool>,
     threads: Arc<ScheduledThreadPool>,
+    process: Process,
+}
+
+/// The threads are those of the parent, in a forked child.
+#[cfg(feature = "sentinel")]
+impl Drop for Replicas {
+    fn drop(&mut self) {
+        if self.process.is_left() {
+            std::mem::forget(Arc::clone(&self.threads));
+        }
+    }
 }
 
 #[cfg(feature = "sentinel")]
 impl std::fmt::Debug for Replicas {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.process.is_left() {
+            return f.write_str("Replicas of another process");
+        }
         f.debug_tuple("Replicas").field(&self.pool).finish()
     }
 }
@@ -163,6 +179,10 @@ impl SessionManager {
     #[track_caller]
     pub fn replica_reads(&self) -> Pooled {
         let Some(master) = self.pooled.single() else { return self.pooled() };
+        if self.pooled.here().is_err() {
+            // Another thread may have been making the pool when this process was forked.
+            return Pooled::reading(self.pooled.clone());
+        }
         let pool = self.replicas.pool.get_or_init(|| {
             let kind = Kind {
                 name: "replicas",
@@ -226,6 +246,9 @@ impl SessionManager {
     /// The open scopes of both pools, and the blocking commands of pooled handles, oldest first: age,
     /// place, name, thread.
     pub fn pins(&self) -> Vec<OpenScope> {
+        if self.pooled.here().is_err() {
+            return Vec::new();
+        }
         let mut pins = self.transactional.scopes();
         pins.extend(self.pooled.scopes());
         pins.sort_by_key(|pin| std::cmp::Reverse(pin.age));
@@ -260,6 +283,9 @@ impl SessionManager {
     /// # Ok(()) }
     /// ```
     pub fn close(&self, timeout: Duration) -> Closed {
+        if self.pooled.here().is_err() {
+            return Closed::default();
+        }
         let deadline = deadline::after(timeout);
         self.pooled.close();
         self.transactional.close();
@@ -280,6 +306,15 @@ impl SessionManager {
     /// What both pools hold now, who holds it, and what they have done. Nothing is sent, and no
     /// scope is waited for.
     pub fn status(&self) -> Status {
+        if self.pooled.here().is_err() {
+            return Status {
+                server: "of another process".to_owned(),
+                pooled: PoolStatus::none("pooled"),
+                transactional: PoolStatus::none("transactional"),
+                replicas: None,
+                locks: LockStatus::default(),
+            };
+        }
         Status {
             server: self.transactional.address(),
             pooled: self.pooled.status(),

@@ -152,6 +152,7 @@ impl Transactional {
         owner: Owner,
         slot: Option<u16>,
     ) -> Result<Transaction, Error> {
+        self.nodes.here()?;
         let terms = options.terms(&self.resolver, self.nodes.settings())?;
         let mut body = Body::new(&self.nodes, owner, terms);
         if let Some(slot) = slot {
@@ -207,6 +208,7 @@ impl Transactional {
         &self,
         closure: impl FnOnce(&mut Block) -> Result<R, E>,
     ) -> Result<R::Output, E> {
+        self.nodes.here().map_err(Error::from)?;
         let owner = owner(&self.options, Location::caller(), true);
         let terms = self.options.terms(&self.resolver, self.nodes.settings())?;
         run::plain(&self.nodes, owner, terms, self.options.policy(), closure)

@@ -14,6 +14,7 @@ mod support;
 mod checkout {
     mod blocking;
     mod close;
+    mod fork;
     mod names;
     mod order;
     mod server;

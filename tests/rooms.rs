@@ -22,7 +22,7 @@ use rooms::source::{Source, paths, room, sources, test_modules, tokens, words};
 
 /// The rooms by layer. A room may use those of its own layer and of the layers below.
 const LAYERS: [&[&str]; 6] = [
-    &["error", "config", "credentials", "retry", "reply", "observe", "wire"],
+    &["error", "config", "credentials", "process", "retry", "reply", "observe", "wire"],
     &["topology"],
     &["connection"],
     &["commit"],

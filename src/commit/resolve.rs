@@ -49,6 +49,7 @@ impl Asker {
     }
 
     fn ask(&self, token: &CommitToken, deadline: Instant) -> Result<bool, Unresolved> {
+        self.nodes.here().map_err(|_| Unresolved::OtherProcess)?;
         let here = self.nodes.db();
         if token.db != here {
             return Err(Unresolved::OtherDatabase { token: token.db, here });
@@ -192,6 +193,10 @@ impl Resolver for Asker {
             Ok(false) => Resolution::NotCommitted,
             Err(why) => Resolution::StillUnknown { why },
         };
+        if matches!(resolution, Resolution::StillUnknown { why: Unresolved::OtherProcess }) {
+            // Without a count or a log, which may be locked for ever.
+            return resolution;
+        }
         let counters = self.nodes.counters();
         match &resolution {
             Resolution::Committed => counters.resolved_committed.add(),

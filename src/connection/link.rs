@@ -2,7 +2,6 @@
 //!
 //! Never: reuse after anything that is not understood. Never: a wait without a deadline.
 
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +14,7 @@ use super::transport::Transport;
 use crate::config::Settings;
 use crate::error::{LinkError, LinkErrorKind, ServerError};
 use crate::observe::Replaced;
+use crate::process::OwnSocket;
 use crate::topology::{Connected, Endpoint, Login};
 use crate::wire::encode::PING;
 use crate::wire::fence::Fence;
@@ -134,7 +134,7 @@ impl Link {
     }
 
     /// Its socket, unless the connection is redis-rs's.
-    pub(crate) fn socket(&self) -> Option<&Arc<TcpStream>> {
+    pub(crate) fn socket(&self) -> Option<&Arc<OwnSocket>> {
         self.transport.socket()
     }
 

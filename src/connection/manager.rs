@@ -4,7 +4,7 @@
 //! that it can do what its pool is for.
 
 use std::fmt;
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -19,6 +19,7 @@ use super::openings::Openings;
 use crate::config::Settings;
 use crate::error::{LinkError, LinkErrorKind, ServerError};
 use crate::observe::{Counters, Replaced};
+use crate::process::OwnSocket;
 use crate::topology::{Connected, Endpoint, Login};
 use crate::wire::command::is_unknown;
 use crate::wire::encode::{DISCARD, MULTI, PING, ROLE};
@@ -49,7 +50,7 @@ pub(crate) struct Health {
     pub(crate) over: AtomicBool,
     /// Number of links that are open or being opened, those that r2d2 has not listed yet included.
     alive: AtomicUsize,
-    sockets: Mutex<Vec<Weak<TcpStream>>>,
+    sockets: Mutex<Vec<Weak<OwnSocket>>>,
     last_connect_error: Mutex<Option<(Instant, LinkError)>>,
     /// Runs after a link was opened and before r2d2 lists it.
     #[cfg(test)]

@@ -75,6 +75,13 @@ pub(crate) struct Nodes {
     set: Set,
 }
 
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        // A forked child that drops it will never use it: the sockets are closed there.
+        let _: bool = self.settings().is_left();
+    }
+}
+
 #[derive(Clone)]
 enum Set {
     One(Pool),
@@ -151,6 +158,14 @@ impl Nodes {
             #[cfg(feature = "cluster")]
             Set::Many(cluster) => cluster.settings(),
         }
+    }
+
+    /// Comes first in every call of the caller's, before anything is locked or logged.
+    ///
+    /// # Errors
+    /// This process is not the one that made the session manager.
+    pub(crate) fn here(&self) -> Result<(), CheckoutError> {
+        self.settings().here()
     }
 
     pub(crate) fn counters(&self) -> &Counters {
@@ -242,6 +257,7 @@ impl Nodes {
         deadline: Instant,
         mut call: impl FnMut(&Pool) -> Result<T, CheckoutError>,
     ) -> Result<T, CheckoutError> {
+        self.here()?;
         match &self.set {
             Set::One(pool) => call(pool),
             #[cfg(feature = "cluster")]
@@ -388,6 +404,9 @@ fn unserved(slot: Option<u16>) -> LinkError {
 
 impl fmt::Debug for Nodes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.settings().is_left() {
+            return f.write_str("Nodes of another process");
+        }
         match &self.set {
             Set::One(pool) => fmt::Debug::fmt(pool, f),
             #[cfg(feature = "cluster")]

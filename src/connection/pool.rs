@@ -371,6 +371,16 @@ impl Pool {
     }
 }
 
+/// In a forked child the connections and the threads are the parent's, and what they share may be locked for
+/// ever.
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.settings.is_left() {
+            std::mem::forget(self.links.clone());
+        }
+    }
+}
+
 impl Inner {
     /// Number of permits that callers hold.
     fn in_use(&self) -> usize {

@@ -295,6 +295,9 @@ impl Pin {
 impl Drop for Pin {
     fn drop(&mut self) {
         let Some(pool) = self.pool.get() else { return };
+        if pool.settings().is_left() {
+            return;
+        }
         let Some(slot) = pool.registry().slots.get(self.index) else { return };
         let mut held = lock(&slot.held);
         if held.generation != self.generation {

@@ -18,6 +18,7 @@ use super::registry::{Owner, Pin};
 use crate::config::Settings;
 use crate::error::LinkErrorKind;
 use crate::observe::Replaced;
+use crate::process::OwnSocket;
 use crate::topology::{Connected, Endpoint, parse};
 use crate::wire::encode::MULTI;
 use crate::wire::state::Expect;
@@ -88,7 +89,7 @@ fn pair() -> (Link, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (peer, _) = listener.accept().unwrap();
-    (Link::new(Connected::Socket(Arc::new(socket)), None, 0), peer)
+    (Link::new(Connected::Socket(Arc::new(OwnSocket::new(socket))), None, 0), peer)
 }
 
 #[test]

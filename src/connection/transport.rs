@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::deadline::Deadline;
 use crate::error::{LinkError, LinkErrorKind};
+use crate::process::OwnSocket;
 use crate::topology::Connected;
 #[cfg(feature = "tls-rustls")]
 use crate::topology::Session;
@@ -30,9 +31,9 @@ pub(crate) struct Transport {
 }
 
 enum Stream {
-    Socket(Arc<TcpStream>),
+    Socket(Arc<OwnSocket>),
     #[cfg(feature = "tls-rustls")]
-    Tls(Arc<TcpStream>, Box<Session>),
+    Tls(Arc<OwnSocket>, Box<Session>),
     /// A connection of redis-rs's, which is lent out.
     Raw(redis::Connection),
     Closed,
@@ -163,7 +164,7 @@ impl Transport {
     }
 
     /// The socket, unless the connection is redis-rs's.
-    pub(crate) fn socket(&self) -> Option<&Arc<TcpStream>> {
+    pub(crate) fn socket(&self) -> Option<&Arc<OwnSocket>> {
         self.stream.socket()
     }
 
@@ -211,7 +212,7 @@ impl Transport {
 }
 
 impl Stream {
-    fn socket(&self) -> Option<&Arc<TcpStream>> {
+    fn socket(&self) -> Option<&Arc<OwnSocket>> {
         match self {
             Self::Socket(socket) => Some(socket),
             #[cfg(feature = "tls-rustls")]

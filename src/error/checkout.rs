@@ -23,6 +23,9 @@ pub enum CheckoutError {
     },
     /// The session manager was closed.
     Closed,
+    /// The session manager was made in another process, of which this one is a fork: its connections are
+    /// the parent's. In the child every use fails with this at once, and what is dropped there does nothing.
+    OtherProcess,
     /// A connection could have been given, had one been to be had from the server.
     Connect {
         /// How long the call waited.
@@ -57,7 +60,7 @@ impl CheckoutError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Timeout(_) => true,
-            Self::WouldDeadlock { .. } | Self::Closed => false,
+            Self::WouldDeadlock { .. } | Self::Closed | Self::OtherProcess => false,
             Self::Connect { source, .. } => source.is_passing(),
         }
     }
@@ -75,6 +78,10 @@ impl CheckoutError {
                 list(holders)
             ),
             Self::Closed => f.write_str("the session manager is closed"),
+            Self::OtherProcess => f.write_str(
+                "the session manager was made in another process, of which this one is a fork: \
+                 make a new one after the fork",
+            ),
             Self::Connect { waited, .. } => {
                 write!(f, "no connection to the server within {}", brief(*waited))
             }
@@ -87,7 +94,7 @@ impl Error for CheckoutError {
         match self {
             Self::Timeout(timeout) => timeout.source(),
             Self::Connect { source, .. } => Some(source),
-            Self::WouldDeadlock { .. } | Self::Closed => None,
+            Self::WouldDeadlock { .. } | Self::Closed | Self::OtherProcess => None,
         }
     }
 }

@@ -216,6 +216,9 @@ pub enum Unresolved {
         /// What does not fit.
         reason: &'static str,
     },
+    /// The session manager was made in another process, of which this one is a fork. Make a new one, and
+    /// have it resolve the token.
+    OtherProcess,
     /// The token is of another database than the session manager's.
     OtherDatabase {
         /// The token's.
@@ -240,6 +243,10 @@ impl Unresolved {
             Self::NotARegister { reason, .. } => write!(
                 f,
                 "the token is not one of this session manager's, so nothing was sent: {reason}"
+            ),
+            Self::OtherProcess => f.write_str(
+                "the session manager was made in another process, of which this one is a fork: \
+                 resolve the token with a new one",
             ),
             Self::OtherDatabase { token, here } => {
                 write!(f, "the token is of database {token}, and this session manager's is {here}")

@@ -81,6 +81,7 @@ pub(crate) struct Spec {
 
 /// Acquires the lock, waiting for it for so long.
 pub(crate) fn acquire(hub: &Arc<Hub>, spec: &Spec, wait: Duration) -> Result<LockGuard, LockError> {
+    hub.settings.here().map_err(LockError::Checkout)?;
     let started = Instant::now();
     // Past the end of the clock there is no deadline; a day is as good.
     let deadline = started + wait.min(Duration::from_secs(24 * 60 * 60));

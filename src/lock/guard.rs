@@ -63,6 +63,10 @@ impl RefUnwindSafe for LockGuard {}
 
 impl Drop for LockGuard {
     fn drop(&mut self) {
+        if self.hub.settings.is_left() {
+            // It is the parent's.
+            return;
+        }
         let limit = Instant::now() + self.hub.settings.cleanup_timeout;
         if let Err(error) = self.let_go(limit) {
             tracing::warn!(error = %format_args!("{error:#}"), "a dropped lock was not released in order");
@@ -89,6 +93,9 @@ impl LockGuard {
     /// For how long the lock is surely held without anything further being done: the lease less a
     /// margin for the round trip and for clocks. Nothing is asked.
     pub fn remaining(&self) -> Duration {
+        if self.hub.settings.is_left() {
+            return Duration::ZERO;
+        }
         match self.hold.lost() {
             Some(_) => Duration::ZERO,
             None => self.hold.valid_until().saturating_duration_since(Instant::now()),
@@ -98,7 +105,7 @@ impl LockGuard {
     /// Whether the lock is known to be lost, or may be. Looks at the clock and asks nobody; once
     /// true it stays so. False says that it was not lost a moment ago.
     pub fn is_lost(&self) -> bool {
-        self.hold.lost().is_some()
+        self.hub.settings.is_left() || self.hold.lost().is_some()
     }
 
     /// Asks the server whether the lock is still this guard's, and extends its lease.
@@ -110,6 +117,7 @@ impl LockGuard {
     /// [`LockError::Lost`]; otherwise the server could not be asked, and the lock is held for
     /// [`remaining`](Self::remaining).
     pub fn ensure_held(&self) -> Result<(), LockError> {
+        self.hub.settings.here().map_err(LockError::Checkout)?;
         let lost = |why| Err(LockError::Lost { why });
         if let Some(why) = self.hold.lost() {
             return lost(why);
@@ -150,6 +158,9 @@ impl LockGuard {
     /// one of those ends: a lock that must be told of at once is asked with
     /// [`is_lost`](Self::is_lost).
     pub fn on_lost(&self, callback: impl FnOnce() + Send + 'static) {
+        if self.hub.settings.is_left() {
+            return;
+        }
         self.hold.on_lost(Box::new(callback));
         if !self.hold.renewed && !self.is_lost() {
             // Nobody else watches its clock.
@@ -185,6 +196,7 @@ impl LockGuard {
     }
 
     fn let_go(&mut self, limit: Instant) -> Result<(), LockError> {
+        self.hub.settings.here().map_err(LockError::Checkout)?;
         if std::mem::replace(&mut self.let_go, true) {
             return Ok(());
         }

@@ -265,6 +265,7 @@ impl Lock {
     }
 
     fn ask(&self, during: &'static str, call: Call) -> Result<Value, LockError> {
+        self.hub.settings.here().map_err(LockError::Checkout)?;
         self.check()?;
         let settings = &self.hub.settings;
         let limit = Instant::now() + settings.checkout_timeout + settings.response_timeout;

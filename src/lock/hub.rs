@@ -33,6 +33,9 @@ pub(crate) struct Hub {
 
 impl Drop for Hub {
     fn drop(&mut self) {
+        if self.settings.is_left() {
+            return;
+        }
         self.close();
         self.keeper.close();
     }
@@ -124,6 +127,9 @@ pub(crate) fn strange(during: &'static str) -> LockError {
 
 impl fmt::Debug for Hub {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.settings.is_left() {
+            return f.write_str("Hub of another process");
+        }
         f.debug_struct("Hub")
             .field("keeper", &self.keeper)
             .field("subscriber", &self.subscriber)

@@ -21,6 +21,7 @@ use crate::connection::pool::{Kind, Pool};
 use crate::credentials::{CredentialsProvider, Provider};
 use crate::error::ConfigError;
 use crate::lock::hub::Hub;
+use crate::process::Process;
 use crate::topology::{self, Address, Endpoint, IntoAddress};
 use crate::transaction::admission::Admission;
 
@@ -142,7 +143,15 @@ impl Builder {
             Some(tls) => tls.over(address)?,
             None => address,
         };
-        let settings = Arc::new(self.settings);
+        let mut settings = self.settings;
+        if settings.is_left() {
+            // The builder was made before a fork: the threads that look names up are the parent's.
+            settings.resolver = Resolver::default();
+        }
+        settings.process = Process::here();
+        let settings = Arc::new(settings);
+        #[cfg(feature = "sentinel")]
+        let process = settings.process.clone();
         let threads = Arc::new(threads::start()?);
         let kind = |name, purpose| Kind {
             name,
@@ -165,7 +174,7 @@ impl Builder {
             admission,
             locks,
             #[cfg(feature = "sentinel")]
-            replicas: Arc::new(Replicas { pool: OnceLock::new(), threads }),
+            replicas: Arc::new(Replicas { pool: OnceLock::new(), threads, process }),
         })
     }
 }

@@ -7,7 +7,7 @@
 //! that knows of fewer switches than another one did.
 
 use std::fmt;
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -20,6 +20,7 @@ use super::sentinel::{Answer, Place, understand};
 use super::standalone::{Connected, Server};
 use crate::config::Settings;
 use crate::error::{ConfigError, LinkError, LinkErrorKind};
+use crate::process::OwnSocket;
 
 mod watcher;
 
@@ -53,7 +54,7 @@ struct Known {
     asking: bool,
     /// The sentinel that answered last.
     talkative: usize,
-    sockets: Vec<(Arc<Server>, Weak<TcpStream>)>,
+    sockets: Vec<(Arc<Server>, Weak<OwnSocket>)>,
     watched: bool,
 }
 

@@ -17,6 +17,7 @@ use super::tls::{Session, Trust};
 use crate::config::Settings;
 use crate::config::resolver::Resolver;
 use crate::error::{ConfigError, LinkError};
+use crate::process::OwnSocket;
 
 /// redis-rs takes no timeout of zero.
 const MOMENT: Duration = Duration::from_millis(1);
@@ -24,14 +25,14 @@ const MOMENT: Duration = Duration::from_millis(1);
 /// A connection that has just been opened.
 pub(crate) enum Connected {
     /// TCP or a unix socket, on which nothing was sent yet.
-    Socket(Arc<TcpStream>),
+    Socket(Arc<OwnSocket>),
     /// TCP with TLS on it, whose hand-shake is done.
     #[cfg(feature = "tls-rustls")]
-    Tls(Arc<TcpStream>, Box<Session>),
+    Tls(Arc<OwnSocket>, Box<Session>),
 }
 
 impl Connected {
-    pub(crate) fn socket(&self) -> &Arc<TcpStream> {
+    pub(crate) fn socket(&self) -> &Arc<OwnSocket> {
         match self {
             Self::Socket(socket) => socket,
             #[cfg(feature = "tls-rustls")]
@@ -103,7 +104,7 @@ impl Server {
             ConnectionAddr::Unix(path) => unix(path, timeout),
             _ => self.tcp(timeout),
         };
-        let socket = Arc::new(socket.map_err(|error| LinkError::of_io(&error))?);
+        let socket = Arc::new(OwnSocket::new(socket.map_err(|error| LinkError::of_io(&error))?));
         #[cfg(feature = "tls-rustls")]
         if let Some(trust) = &self.trust {
             return match trust.secure(&self.host, &socket, until) {

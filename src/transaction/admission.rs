@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use crate::connection::checkout::Gate;
+use crate::process::Process;
 
 /// Keys share a lane where their hashes do: that costs some of them a wait, and nothing else.
 const LANES: usize = 1024;
@@ -35,6 +36,7 @@ const WINDOW: u32 = 32;
 #[derive(Debug)]
 pub(crate) struct Admission {
     lanes: Box<[OnceLock<Box<Lane>>]>,
+    process: Process,
 }
 
 /// The keys that share a hash.
@@ -55,7 +57,7 @@ thread_local! {
 
 impl Admission {
     pub(crate) fn new() -> Self {
-        Self { lanes: (0..LANES).map(|_| OnceLock::new()).collect() }
+        Self { lanes: (0..LANES).map(|_| OnceLock::new()).collect(), process: Process::here() }
     }
 
     /// The lanes of some keys, in the one order in which they are entered.
@@ -68,7 +70,8 @@ impl Admission {
 
     /// Waits until the caller may try, or until `deadline`: then he may as well.
     pub(crate) fn enter(&self, lanes: &[u16], deadline: Instant) -> Admitted<'_> {
-        let mut admitted = Admitted { lanes: Vec::new(), tries: 0, outermost: false };
+        let process = &self.process;
+        let mut admitted = Admitted { lanes: Vec::new(), tries: 0, outermost: false, process };
         let nested = ADMITTED.try_with(|inside| inside.replace(true)).unwrap_or(true);
         if nested || lanes.len() > MOST_KEYS {
             admitted.outermost = !nested;
@@ -140,6 +143,7 @@ pub(crate) struct Admitted<'a> {
     lanes: Vec<Entered<'a>>,
     tries: u32,
     outermost: bool,
+    process: &'a Process,
 }
 
 #[derive(Debug)]
@@ -174,6 +178,9 @@ impl Admitted<'_> {
 
 impl Drop for Admitted<'_> {
     fn drop(&mut self) {
+        if self.process.is_left() {
+            self.lanes.clear();
+        }
         for Entered { lane, slot, kept_out } in self.lanes.drain(..) {
             // Each of them may come in again; a slot's number means nothing here.
             (0..=kept_out).for_each(|_| lane.leave(slot));

@@ -156,6 +156,7 @@ impl Body {
     }
 
     fn try_begin(&mut self) -> Result<(), Error> {
+        self.scope.here()?;
         let deadline = self.scope.checkout_deadline();
         let span = self.span().clone();
         let _in = span.enter();
@@ -195,6 +196,7 @@ impl Body {
 
     /// Where the first chunk is sent on, it goes on, unless a guard holds the connection.
     fn flush(&mut self) -> Result<(), CommitError> {
+        self.scope.here()?;
         let free = !self.scope.is_pinned();
         let mut patience = Patience::until(self.scope.checkout_deadline());
         loop {
@@ -225,6 +227,9 @@ impl Body {
 
     /// The failure that the commit will tell, if there is one already.
     pub(crate) fn failure(&self) -> Option<CommitError> {
+        if let Err(error) = self.scope.here() {
+            return Some(error.into());
+        }
         self.failed.clone().or_else(|| {
             self.buffer.refusal().map(|refusal| {
                 CommitError::not_sent(match refusal {
@@ -272,6 +277,7 @@ impl Body {
 
     /// The same, where what was not sent may be attempted again.
     pub(crate) fn attempt(&mut self) -> Result<Committed, CommitError> {
+        self.scope.here()?;
         let span = self.span().clone();
         let _in = span.enter();
         self.buffer.close_parts(0);
@@ -351,7 +357,7 @@ impl Body {
     /// Tells the span how the transaction ended.
     pub(crate) fn record(&self, committed: &Result<Committed, CommitError>) {
         let span = self.span();
-        if span.is_disabled() {
+        if span.is_disabled() || self.scope.here().is_err() {
             return;
         }
         let outcome = outcome(committed);

@@ -34,6 +34,8 @@ pub(crate) fn plain<R: Resolve, E: From<Error>>(
 ) -> Result<R::Output, E> {
     let mut block = Block::new(Body::new(nodes, owner, terms));
     let handles = closure(&mut block)?;
+    // The closure may have forked.
+    nodes.here().map_err(Error::from)?;
     let mut body = block.into_body();
     body.leaves_closure();
     let replies = commit_again(nodes, &mut body, policy)?;
@@ -122,6 +124,8 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
         let body = Body::on(queues, terms.clone(), watch.is_some());
         let mut block = Block::new(body.unflushed());
         let result = closure(&mut watching, &mut block);
+        // The closure may have forked.
+        nodes.here().map_err(Error::from)?;
         let broken = watching.is_broken();
         let onward = watching.take_onward();
         let handles = match result {

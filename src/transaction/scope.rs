@@ -38,6 +38,11 @@ pub(crate) struct Scope {
 
 impl Drop for Scope {
     fn drop(&mut self) {
+        if self.settings.is_left() {
+            // It is the parent's.
+            std::mem::forget(self.pin.take());
+            return;
+        }
         if let Err(error) = self.give_up() {
             let _in = self.span.enter();
             tracing::debug!(error = %format_args!("{error:#}"), begun_at = %self.owner.place, "cleaning failed, connection replaced");
@@ -118,8 +123,17 @@ impl Scope {
         }
     }
 
+    /// Comes first in every call of the caller's, before anything is locked or logged.
+    ///
+    /// # Errors
+    /// This process is a fork of the one that began the scope.
+    pub(crate) fn here(&self) -> Result<(), CheckoutError> {
+        self.settings.here()
+    }
+
     /// Takes a connection, if the scope has none.
     pub(crate) fn pin(&mut self, deadline: Instant) -> Result<(), CheckoutError> {
+        self.here()?;
         if self.pin.is_none() {
             let nodes = self.nodes.get().ok_or(CheckoutError::Closed)?;
             self.pin = Some(nodes.pin(&self.route, &self.owner, deadline)?);
@@ -146,6 +160,7 @@ impl Scope {
         &mut self,
         call: impl FnOnce(&mut Lease) -> Result<R, E>,
     ) -> Result<R, E> {
+        self.here()?;
         match &self.pin {
             Some(pin) => pin.with(call)?,
             None => Err(CheckoutError::Closed.into()),
@@ -158,6 +173,7 @@ impl Scope {
         &mut self,
         last: impl FnOnce(&mut Lease) -> Result<R, E>,
     ) -> Result<R, E> {
+        self.here()?;
         let Some(pin) = self.pin.take() else { return Err(CheckoutError::Closed.into()) };
         let place = self.owner.place;
         pin.end(|lease| {
@@ -174,6 +190,7 @@ impl Scope {
     /// # Errors
     /// How cleaning failed; the connection is replaced then.
     pub(crate) fn abandon(&mut self) -> Result<(), Error> {
+        self.here()?;
         let Some(pin) = self.pin.take() else { return Ok(()) };
         let _in = self.span.enter();
         tracing::debug!("discard");
@@ -188,6 +205,7 @@ impl Scope {
     /// # Errors
     /// As [`abandon`](Self::abandon).
     pub(crate) fn give_up(&mut self) -> Result<(), Error> {
+        self.here()?;
         if self.is_pinned() {
             self.span.record("rediscope.outcome", "discarded");
         }

@@ -118,6 +118,7 @@ impl Watch {
     /// [`Error::ConditionFailed`], [`Error::Lost`]. Nothing was applied.
     #[track_caller]
     pub fn begin(&self) -> Result<Watching, Error> {
+        self.nodes.here()?;
         let owner = self.owner(Location::caller(), false);
         let watch = self.checked_keys()?.map(Keys::watch);
         let mut scope = Scope::new(&self.nodes, owner);
@@ -162,6 +163,7 @@ impl Watch {
         &self,
         closure: impl FnMut(&mut Watching, &mut Block) -> Result<R, E>,
     ) -> Result<R::Output, E> {
+        self.nodes.here().map_err(Error::from)?;
         let owner = self.owner(Location::caller(), true);
         let keys = self.checked_keys()?;
         let admission = self.options.takes_turns().then_some(&*self.admission);

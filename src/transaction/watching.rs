@@ -115,6 +115,7 @@ impl Watching {
     }
 
     fn fetch<T: FromRedisValue>(&mut self, name: &str, bytes: &[u8]) -> Result<T, Error> {
+        self.scope.here()?;
         let span = self.scope.span().clone();
         let _in = span.enter();
         let (watched, deadline) = (self.watched, self.scope.checkout_deadline());

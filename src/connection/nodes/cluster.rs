@@ -302,6 +302,15 @@ impl Cluster {
     }
 }
 
+/// The threads are those of the parent, in a forked child.
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if self.settings().is_left() {
+            std::mem::forget(Arc::clone(&self.kind.threads));
+        }
+    }
+}
+
 impl fmt::Debug for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cluster")

@@ -3,7 +3,7 @@
 //! Never: a command that begins to wait after the pool was closed.
 
 use std::fmt;
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::panic::Location;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
@@ -11,6 +11,7 @@ use std::time::Instant;
 use crate::connection::lock;
 use crate::connection::registry::thread_name;
 use crate::observe::OpenScope;
+use crate::process::OwnSocket;
 
 /// A command that waits on the server for its own timeout.
 #[derive(Clone, Debug)]
@@ -38,7 +39,7 @@ struct Entry {
     waiting: Waiting,
     thread: Arc<str>,
     begun: Instant,
-    socket: Option<Weak<TcpStream>>,
+    socket: Option<Weak<OwnSocket>>,
 }
 
 /// One of them, until it has its answer.
@@ -52,7 +53,7 @@ impl Blocking {
     pub(super) fn begin(
         &self,
         waiting: &Waiting,
-        socket: Option<&Arc<TcpStream>>,
+        socket: Option<&Arc<OwnSocket>>,
     ) -> Option<Begun<'_>> {
         let mut state = lock(&self.state);
         if state.closed {

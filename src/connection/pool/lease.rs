@@ -26,6 +26,9 @@ pub(super) struct Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
+        if self.pool.settings().is_left() {
+            return;
+        }
         self.pool.inner.gate.release(self.slot);
         tracing::trace!(pool = self.pool.inner.name, "check in");
     }
@@ -36,6 +39,15 @@ pub(crate) struct Lease {
     link: Option<r2d2::PooledConnection<LinkManager>>,
     permit: Permit,
     asks: bool,
+}
+
+/// In a forked child nothing is given back: the pool is the parent's.
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.permit.pool.settings().is_left() {
+            std::mem::forget(self.link.take());
+        }
+    }
 }
 
 impl Lease {
