@@ -15,6 +15,7 @@ mod refusals {
 
     mod arguments;
     mod commands;
+    mod floats;
     mod handles;
     mod limits;
     mod secrets;

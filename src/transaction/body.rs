@@ -234,6 +234,16 @@ impl Body {
             self.buffer.refusal().map(|refusal| {
                 CommitError::not_sent(match refusal {
                     Refusal::Command(command) => Error::refused(command.clone()),
+                    Refusal::Float(command) => Error::Refused {
+                        command: command.clone(),
+                        hint: match command.as_str() {
+                            "HINCRBY" => "it adds integers; hincr_float adds a float",
+                            "DECRBY" => {
+                                "it subtracts integers; incr_float adds a float, also a negative one"
+                            }
+                            _ => "it adds integers; incr_float adds a float",
+                        },
+                    },
                     Refusal::Empty => Error::Refused {
                         command: "a command without a name".to_owned(),
                         hint: "build it with redis::cmd(name)",

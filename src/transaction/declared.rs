@@ -14,7 +14,8 @@ use redis::{Cmd, FromRedisValue, Value};
 use crate::error::{Error, ServerError};
 use crate::reply;
 use crate::transaction::condition::{Condition, Required};
-use crate::wire::command::{self, Blocking, Requests};
+use crate::wire::command::{self, Blocking, Place, Requests};
+use crate::wire::keys;
 
 /// Numbers the reads, so that a handle of one is not taken for a handle of another.
 static READS: AtomicU64 = AtomicU64::new(1);
@@ -93,6 +94,26 @@ pub(crate) fn check(bytes: &[u8]) -> Result<String, Error> {
     let refused = |hint| Err(Error::Refused { command: command::printable(name), hint });
     if !command::is_read_only(name, args.get(1).copied()) {
         return refused("a watching scope only reads; queue writes on its transaction");
+    }
+    if command::blocking(&args) != Blocking::No {
+        return refused("a watching scope does not block; leave BLOCK out");
+    }
+    Ok(command::printable(name))
+}
+
+/// The name of a command that the caller says is a read, unless its name says that it is none.
+pub(crate) fn check_as_read(bytes: &[u8]) -> Result<String, Error> {
+    let mut requests = Requests::new(bytes);
+    let Some(Ok(args)) = requests.next() else {
+        return Err(Error::refused("a command without a name".to_owned()));
+    };
+    let name = args.first().copied().unwrap_or_default();
+    let refused = |hint| Err(Error::Refused { command: command::printable(name), hint });
+    if command::is_refused(name, args.get(1).copied(), Place::Alone) {
+        return Err(Error::refused(command::printable(name)));
+    }
+    if keys::is_known_write(&args) {
+        return refused("it may write; queue it on the scope's transaction");
     }
     if command::blocking(&args) != Blocking::No {
         return refused("a watching scope does not block; leave BLOCK out");

@@ -92,7 +92,9 @@ impl Watching {
         self.declared.get(read)
     }
 
-    /// Runs one read command that the table does not have.
+    /// Runs one read command that has no method of its own: the server's own read-only commands and
+    /// those of well-known modules (`JSON.GET`, `FT.SEARCH`, `BF.EXISTS`, `TS.RANGE`, …) are known by
+    /// name. For others there is [`query_as_read`](Self::query_as_read).
     ///
     /// # Errors
     /// [`Error::Refused`] where the command is not known to read only, before it is sent;
@@ -101,6 +103,37 @@ impl Watching {
     pub fn query<T: FromRedisValue>(&mut self, cmd: Cmd) -> Result<T, Error> {
         let bytes = cmd.get_packed_command();
         self.fetch(&declared::check(&bytes)?, &bytes)
+    }
+
+    /// Runs one command of which the caller knows that it only reads: of a module that is not known
+    /// here, or a script that does not write.
+    ///
+    /// The caller vouches for that. A command that writes would run outside MULTI: it is applied at
+    /// once, whatever becomes of the transaction; on a watched key it makes every attempt a conflict;
+    /// and if the connection fails under it in a scope that watches nothing, it is sent a second time
+    /// and reported as not applied. The server's own writes are refused by name, as are the commands
+    /// that [`query`](Self::query) refuses because they block or change the connection.
+    ///
+    /// ```no_run
+    /// # use rediscope::{SessionManager, prelude::*, redis};
+    /// # fn main() -> Result<(), rediscope::Error> {
+    /// # let accounts = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+    /// let degree = accounts.watch(["social"]).run(|read, tx| {
+    ///     let query = "MATCH (:User {name: 'alice'})-[f]->() RETURN count(f)";
+    ///     let cmd = redis::cmd("GRAPH.RO_QUERY").arg("social").arg(query).take();
+    ///     let found: Vec<redis::Value> = read.query_as_read(cmd)?;
+    ///     Ok(tx.set("parts", found.len()))
+    /// });
+    /// # degree }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Refused`], before it is sent, if the command is one of the server's own that writes,
+    /// blocks or changes the connection; [`Error::Command`] if the server refused it;
+    /// [`Error::Lost`] if the connection failed; [`Error::PinExpired`].
+    pub fn query_as_read<T: FromRedisValue>(&mut self, cmd: Cmd) -> Result<T, Error> {
+        let bytes = cmd.get_packed_command();
+        self.fetch(&declared::check_as_read(&bytes)?, &bytes)
     }
 
     /// One read of the command table.

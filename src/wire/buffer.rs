@@ -46,6 +46,8 @@ pub(crate) struct Limits {
 pub(crate) enum Refusal {
     /// Refused by name.
     Command(String),
+    /// It adds a float to an integer.
+    Float(String),
     /// A `Cmd` without a name.
     Empty,
     TooManyCommands {
@@ -165,22 +167,29 @@ impl Buffer {
         args: impl FnOnce(&mut Args<'_>),
     ) -> u32 {
         self.alone |= !head.joins();
-        self.append(depth, head.may_block(), |bytes| encode::entry(bytes, head, args))
+        let (check, adds) = (head.may_block(), head.adds());
+        self.append(depth, check, adds, |bytes| encode::entry(bytes, head, args))
     }
 
     /// The same for a command that the caller built.
     pub(crate) fn push_cmd(&mut self, depth: usize, cmd: &Cmd) -> u32 {
         self.alone = true;
-        self.append(depth, true, |bytes| cmd.write_packed_command(bytes))
+        self.append(depth, true, false, |bytes| cmd.write_packed_command(bytes))
     }
 
-    fn append(&mut self, depth: usize, check: bool, encode: impl FnOnce(&mut Vec<u8>)) -> u32 {
+    fn append(
+        &mut self,
+        depth: usize,
+        check: bool,
+        adds: bool,
+        encode: impl FnOnce(&mut Vec<u8>),
+    ) -> u32 {
         self.close_parts(depth);
         if self.refusal.is_none() {
             self.bytes.truncate(self.end);
             // May panic; then nobody has the identifier, and the next command gets it.
             encode(&mut self.bytes);
-            self.keep(check);
+            self.keep(check, adds);
         }
         let id = self.ids;
         self.ids = id.saturating_add(1);
@@ -188,17 +197,24 @@ impl Buffer {
     }
 
     /// Keeps the command that was just encoded, or refuses it. Not generic: it is there once.
-    fn keep(&mut self, check: bool) {
+    fn keep(&mut self, check: bool, adds: bool) {
         if self.commands >= self.limits.commands {
             self.refuse(Refusal::TooManyCommands { limit: self.limits.commands });
         } else if self.gone + self.bytes.len() - UNWATCH.len() > self.limits.bytes {
             self.refuse(Refusal::TooManyBytes { limit: self.limits.bytes });
-        } else if let Some(refusal) = self.verdict(check) {
+        } else if let Some(refusal) = self.verdict(check || adds && self.ends_with_float()) {
             self.refuse(refusal);
         } else {
             self.end = self.bytes.len();
             self.commands += 1;
         }
+    }
+
+    /// Whether the last argument of the command that was just encoded is a float.
+    fn ends_with_float(&self) -> bool {
+        let encoded = self.bytes.get(self.end..).and_then(|bytes| bytes.strip_suffix(b"\r\n"));
+        let last = encoded.and_then(|bytes| bytes.rsplit(|byte| *byte == b'\n').next());
+        last.is_some_and(command::is_float)
     }
 
     /// Judges the command that was just encoded, by what will really be sent.
@@ -214,6 +230,9 @@ impl Buffer {
             || command::blocks_in_multi(&args);
         if refused {
             return Some(Refusal::Command(command::printable(name)));
+        }
+        if command::adds_a_float(&args) {
+            return Some(Refusal::Float(command::printable(name)));
         }
         if self.binding == Binding::Free {
             return None;

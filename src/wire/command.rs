@@ -164,11 +164,74 @@ pub(crate) fn is_read_only(name: &[u8], sub: Option<&[u8]>) -> bool {
         | "ZSCAN"
         | "ZSCORE"
         | "ZUNION" => true,
+        "VCARD" | "VDIM" | "VEMB" | "VGETATTR" | "VINFO" | "VISMEMBER" | "VLINKS"
+        | "VRANDMEMBER" | "VRANGE" | "VSIM" => true,
         "OBJECT" | "XINFO" => true,
         "MEMORY" => sub.is_some_and(|sub| sub.eq_ignore_ascii_case(b"USAGE")),
-        _ => false,
+        name => MODULE_READS.binary_search(&name).is_ok(),
     }
 }
+
+/// The commands of well-known modules that their servers call read-only, in order.
+pub(super) const MODULE_READS: &[&str] = &[
+    "BF.CARD",
+    "BF.EXISTS",
+    "BF.INFO",
+    "BF.MEXISTS",
+    "BF.SCANDUMP",
+    "CF.COUNT",
+    "CF.EXISTS",
+    "CF.INFO",
+    "CF.MEXISTS",
+    "CF.SCANDUMP",
+    "CMS.INFO",
+    "CMS.QUERY",
+    "FT.AGGREGATE",
+    "FT.DICTDUMP",
+    "FT.EXPLAIN",
+    "FT.EXPLAINCLI",
+    "FT.HYBRID",
+    "FT.INFO",
+    "FT.PROFILE",
+    "FT.SEARCH",
+    "FT.SPELLCHECK",
+    "FT.SUGGET",
+    "FT.SUGLEN",
+    "FT.SYNDUMP",
+    "FT.TAGVALS",
+    "FT._LIST",
+    "JSON.ARRINDEX",
+    "JSON.ARRLEN",
+    "JSON.GET",
+    "JSON.MGET",
+    "JSON.OBJKEYS",
+    "JSON.OBJLEN",
+    "JSON.RESP",
+    "JSON.STRLEN",
+    "JSON.TYPE",
+    "TDIGEST.BYRANK",
+    "TDIGEST.BYREVRANK",
+    "TDIGEST.CDF",
+    "TDIGEST.INFO",
+    "TDIGEST.MAX",
+    "TDIGEST.MIN",
+    "TDIGEST.QUANTILE",
+    "TDIGEST.RANK",
+    "TDIGEST.REVRANK",
+    "TDIGEST.TRIMMED_MEAN",
+    "TOPK.COUNT",
+    "TOPK.INFO",
+    "TOPK.LIST",
+    "TOPK.QUERY",
+    "TS.GET",
+    "TS.INFO",
+    "TS.MGET",
+    "TS.MRANGE",
+    "TS.MREVRANGE",
+    "TS.QUERYINDEX",
+    "TS.RANGE",
+    "TS.REVRANGE",
+];
 
 /// Whether `name` runs or loads a script, whose error text is the script author's and may hold values.
 pub(crate) fn is_script(name: &[u8]) -> bool {
@@ -229,6 +292,21 @@ pub(crate) fn blocks_in_multi(args: &[&[u8]]) -> bool {
         .and_then(Folded::new)
         .is_some_and(|name| matches!(name.as_str(), "XREAD" | "XREADGROUP"))
         && block_option(args).is_some()
+}
+
+/// Whether a command adds a float to an integer, which the server refuses when it runs.
+pub(crate) fn adds_a_float(args: &[&[u8]]) -> bool {
+    let name = args.first().copied().and_then(Folded::new);
+    name.is_some_and(|name| matches!(name.as_str(), "INCRBY" | "DECRBY" | "HINCRBY"))
+        && args.len() > 2
+        && args.last().copied().is_some_and(is_float)
+}
+
+/// Whether it is a number with a fraction or an exponent, or none that is finite.
+pub(super) fn is_float(arg: &[u8]) -> bool {
+    let digits = arg.strip_prefix(b"-").unwrap_or(arg);
+    !digits.iter().all(u8::is_ascii_digit)
+        && std::str::from_utf8(arg).is_ok_and(|text| text.parse::<f64>().is_ok())
 }
 
 /// BLOCK counts only before STREAMS: behind it the same word is a key.

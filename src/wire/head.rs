@@ -15,6 +15,7 @@ pub struct Head {
     words: usize,
     joins: bool,
     may_block: bool,
+    adds: bool,
 }
 
 impl Head {
@@ -30,6 +31,10 @@ impl Head {
             may_block: matches!(
                 words,
                 [word, ..] if matches!(word.as_bytes(), b"XREAD" | b"XREADGROUP")
+            ),
+            adds: matches!(
+                words,
+                [word] if matches!(word.as_bytes(), b"INCRBY" | b"DECRBY" | b"HINCRBY")
             ),
         };
         head.push(b"*0\r\n");
@@ -71,6 +76,11 @@ impl Head {
     /// Whether it may travel with other blocks.
     pub(super) fn joins(&self) -> bool {
         self.joins
+    }
+
+    /// Whether its last argument is added to an integer, and so must not be a float.
+    pub(super) fn adds(&self) -> bool {
+        self.adds
     }
 
     /// Whether its arguments can ask to wait: every other command of the table is known not to.

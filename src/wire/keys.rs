@@ -176,10 +176,54 @@ fn place(args: &[&[u8]]) -> Option<Place> {
         "ZDIFFSTORE" | "ZINTERSTORE" | "ZUNIONSTORE" => Place::AndCounted { at: 2 },
         "XREAD" | "XREADGROUP" => Place::Streams,
         "SORT" | "SORT_RO" => Place::Store(&["STORE"]),
+        "JSON.MGET" => Place::Rest { first: 1, short: 1, step: 1 },
+        name if is_read_of_one_key(name) => Place::At(1, 1),
         "GEORADIUS" | "GEORADIUSBYMEMBER" => Place::Store(&["STORE", "STOREDIST"]),
         name if is_first(name) => Place::At(1, 1),
         _ => return None,
     })
+}
+
+/// Whether a module's read has one key, right behind its name.
+fn is_read_of_one_key(name: &str) -> bool {
+    command::MODULE_READS.binary_search(&name).is_ok()
+        && !name.starts_with("FT.")
+        && !matches!(name, "TS.MGET" | "TS.MRANGE" | "TS.MREVRANGE" | "TS.QUERYINDEX")
+}
+
+/// Whether a command of the server's own may change something, as far as its name tells: it is in
+/// the table, and neither a read nor one that can be either.
+pub(crate) fn is_known_write(args: &[&[u8]]) -> bool {
+    let Some(name) = args.first().copied().and_then(Folded::new) else { return false };
+    let may_read = matches!(
+        name.as_str(),
+        "ACL"
+            | "BITFIELD"
+            | "CLIENT"
+            | "CLUSTER"
+            | "COMMAND"
+            | "CONFIG"
+            | "EVAL"
+            | "EVALSHA"
+            | "FCALL"
+            | "FUNCTION"
+            | "GEORADIUS"
+            | "GEORADIUSBYMEMBER"
+            | "LASTSAVE"
+            | "LATENCY"
+            | "LOLWUT"
+            | "MEMORY"
+            | "MODULE"
+            | "PUBSUB"
+            | "ROLE"
+            | "SCRIPT"
+            | "SLOWLOG"
+            | "SORT"
+    );
+    let is_table = place(args).is_some() || matches!(name.as_str(), "MIGRATE" | "RESTORE-ASKING");
+    let sub = args.get(1).copied();
+    let read = args.first().is_some_and(|name| command::is_read_only(name, sub));
+    is_table && !may_read && !read
 }
 
 /// Whether a command has one key, right behind its name.
@@ -290,6 +334,19 @@ const FIRST: &[&str] = &[
     "SUBSTR",
     "TTL",
     "TYPE",
+    "VADD",
+    "VCARD",
+    "VDIM",
+    "VEMB",
+    "VGETATTR",
+    "VINFO",
+    "VISMEMBER",
+    "VLINKS",
+    "VRANDMEMBER",
+    "VRANGE",
+    "VREM",
+    "VSETATTR",
+    "VSIM",
     "XACK",
     "XACKDEL",
     "XADD",
@@ -344,6 +401,7 @@ mod tests {
     #[test]
     fn the_table_is_in_order() {
         assert!(FIRST.is_sorted());
+        assert!(command::MODULE_READS.is_sorted());
     }
 
     #[test]
@@ -368,6 +426,11 @@ mod tests {
             ("SORT a", "a"),
             ("GEORADIUS a 1 1 1 m STOREDIST d", "a d"),
             ("RENAME a b", "a b"),
+            ("VSIM a ELE b", "a"),
+            ("vadd a VALUES 1 1 b", "a"),
+            ("JSON.GET a $", "a"),
+            ("JSON.MGET a b $", "a b"),
+            ("TDIGEST.QUANTILE a 0.5", "a"),
             // Not whole: the server will say so.
             ("GET", ""),
             ("EVAL return 9 a", "a"),
@@ -380,6 +443,7 @@ mod tests {
             assert_eq!(keys.as_deref(), Some(expected), "{line}");
         }
         assert_eq!(keys("JSON.SET a $ 1"), None);
+        assert_eq!(keys("TS.MRANGE - + FILTER a=b"), None);
         assert_eq!(keys("MIGRATE host 1 k 0 1"), None);
     }
 

@@ -151,6 +151,7 @@ fn rows() -> Vec<Row> {
         row("config/table.rs flush_bytes", |s, e| s.knob(|b| b.flush_bytes(e.usize()))),
         row("config/table.rs max_commands", |s, e| s.knob(|b| b.max_commands(e.u32()))),
         row("config/table.rs max_bytes", |s, e| s.knob(|b| b.max_bytes(e.usize()))),
+        row("config/table.rs max_reply_bytes", |s, e| s.knob(|b| b.max_reply_bytes(e.usize()))),
         row("config/table.rs max_group", |s, e| s.knob(|b| b.max_group(e.u32()))),
         row("config/table.rs register_ttl", |s, e| s.knob(|b| b.register_ttl(e.time()))),
         row("retry.rs attempts.attempts", |s, e| {

@@ -108,3 +108,114 @@ fn a_read_of_another_type_is_told_and_the_scope_goes_on() {
     assert_eq!(quiet.server.ask::<String>(&["GET", "text"]), "hello!");
     quiet.nothing_was_lost();
 }
+
+/// On a server that does not know them the answer is its own; nothing is refused before it is sent.
+#[test]
+fn reads_of_modules_and_vector_sets_are_sent() {
+    let mut quiet = Quiet::start();
+    let mut watching = quiet.sessions.transactional().watch(["key"]).begin().unwrap();
+    let reads = [
+        "VSIM key ELE a",
+        "vcard key",
+        "VDIM key",
+        "VEMB key a",
+        "VGETATTR key a",
+        "VINFO key",
+        "VISMEMBER key a",
+        "VLINKS key a",
+        "VRANDMEMBER key",
+        "VRANGE key - + 10",
+        "JSON.GET key",
+        "json.mget key $",
+        "JSON.TYPE key",
+        "FT.SEARCH idx *",
+        "FT.AGGREGATE idx *",
+        "BF.EXISTS key a",
+        "CF.EXISTS key a",
+        "TS.GET key",
+        "TS.RANGE key - +",
+        "TOPK.QUERY key a",
+        "CMS.QUERY key a",
+        "TDIGEST.QUANTILE key 0.5",
+    ];
+    for words in reads {
+        let mut cmd = redis::Cmd::new();
+        cmd.arg(words.split(' ').collect::<Vec<_>>());
+        let answer = watching.query::<redis::Value>(cmd);
+        assert!(matches!(answer, Ok(_) | Err(Error::Command { .. })), "{words}: {answer:?}");
+    }
+    for words in [
+        "VADD key VALUES 1 1 a",
+        "VREM key a",
+        "JSON.SET key $ 1",
+        "BF.ADD key a",
+        "TS.ADD key 1 1",
+    ] {
+        let mut cmd = redis::Cmd::new();
+        cmd.arg(words.split(' ').collect::<Vec<_>>());
+        refused(&watching.query::<redis::Value>(cmd).unwrap_err());
+    }
+    watching.abandon().unwrap();
+    quiet.nothing_was_lost();
+}
+
+#[test]
+fn a_read_that_the_caller_vouches_for_is_sent_and_known_writes_are_refused() {
+    let mut quiet = Quiet::start();
+    quiet.server.ask::<()>(&["SET", "key", "1"]);
+    let mut watching = quiet.sessions.transactional().watch(["key"]).begin().unwrap();
+    let command = |words: &str| {
+        let mut cmd = redis::Cmd::new();
+        cmd.arg(words.split(' ').collect::<Vec<_>>());
+        cmd
+    };
+    let script =
+        redis::cmd("EVAL").arg("return redis.call('GET', KEYS[1])").arg(1).arg("key").take();
+    assert_eq!(refused(&watching.query::<i64>(script.clone()).unwrap_err()), "EVAL");
+    assert_eq!(watching.query_as_read::<i64>(script).unwrap(), 1);
+    assert_eq!(watching.query_as_read::<i64>(command("GET key")).unwrap(), 1);
+    assert!(watching.query_as_read::<Vec<i64>>(command("SORT list")).unwrap().is_empty());
+    for words in ["GRAPH.RO_QUERY g q", "NOSUCH", "MINE.READ key"] {
+        let unknown = watching.query_as_read::<redis::Value>(command(words)).unwrap_err();
+        assert!(matches!(unknown, Error::Command { .. }), "{words} was not sent: {unknown}");
+    }
+    let calls = quiet.server.commandstats();
+    for words in [
+        "SET key 1",
+        "set key 1",
+        "INCR key",
+        "GETDEL key",
+        "FLUSHALL",
+        "PUBLISH c m",
+        "XADD s * a b",
+        "XREADGROUP GROUP g c STREAMS s >",
+        "MIGRATE h 1 key 0 1",
+        "VADD key VALUES 1 1 a",
+        "BLPOP l 1",
+        "XREAD BLOCK 100 STREAMS s $",
+        "WAIT 0 1",
+        "MULTI",
+        "EXEC",
+        "WATCH a",
+        "unwatch",
+        "SELECT 1",
+        "HELLO 3",
+        "SUBSCRIBE c",
+        "CLIENT KILL TYPE normal",
+        "MONITOR",
+        "QUIT",
+        "RESET",
+    ] {
+        let error = watching.query_as_read::<redis::Value>(command(words)).unwrap_err();
+        let name = words.split(' ').next().unwrap().to_ascii_uppercase();
+        assert_eq!(refused(&error), name);
+    }
+    refused(&watching.query_as_read::<redis::Value>(redis::Cmd::new()).unwrap_err());
+    for name in ["set", "incr", "flushall", "publish", "xadd", "multi", "blpop"] {
+        assert_eq!(quiet.server.calls(name), calls.get(name).copied().unwrap_or(0), "{name}");
+    }
+    let mut tx = watching.multi();
+    tx.set("key", "mine");
+    assert!(!tx.commit().unwrap().is_conflict(), "the reads changed nothing");
+    quiet.nothing_was_lost();
+}

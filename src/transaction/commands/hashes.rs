@@ -6,6 +6,7 @@ use redis::{
     ExpireOption, Expiry, FromRedisValue, HashFieldExpirationOptions, ToRedisArgs, ToSingleRedisArg,
 };
 
+use super::integer::IntegerToAdd;
 use super::table::command_table;
 
 command_table! {
@@ -119,8 +120,9 @@ command_table! {
         fn hdel<K: ToSingleRedisArg, F: ToRedisArgs>(key: K, fields: F) -> i64
             => "HDEL" (key, fields), page "hdel", replies "how many existed";
 
-        /// Adds `by` to the integer in a field; [`hincr_float`](Self::hincr_float) adds a fraction.
-        fn hincr<K: ToSingleRedisArg, F: ToSingleRedisArg, V: ToSingleRedisArg>(
+        /// Adds `by` to the integer in a field. A float does not compile, or is refused while it is
+        /// queued: [`hincr_float`](Self::hincr_float) adds these.
+        fn hincr<K: ToSingleRedisArg, F: ToSingleRedisArg, V: IntegerToAdd<T>, T: Sized>(
             key: K, field: F, by: V
         ) -> i64
             => "HINCRBY" (key, field, by), page "hincrby", replies "the new value";

@@ -12,6 +12,7 @@ mod bitmaps;
 mod geo;
 mod hashes;
 mod hyperloglogs;
+pub(crate) mod integer;
 mod keys;
 mod lists;
 mod publish;

@@ -7,6 +7,7 @@ use redis::{
     ToSingleRedisArg,
 };
 
+use super::integer::IntegerToAdd;
 use super::table::command_table;
 
 command_table! {
@@ -110,12 +111,14 @@ command_table! {
         fn append<K: ToSingleRedisArg, V: ToSingleRedisArg>(key: K, value: V) -> i64
             => "APPEND" (key, value), page "append", replies "the new length";
 
-        /// Adds `by` to the integer at `key`; [`incr_float`](Self::incr_float) adds a fraction.
-        fn incr<K: ToSingleRedisArg, V: ToSingleRedisArg>(key: K, by: V) -> i64
+        /// Adds `by` to the integer at `key`. A float does not compile, or is refused while it is
+        /// queued: [`incr_float`](Self::incr_float) adds these.
+        fn incr<K: ToSingleRedisArg, V: IntegerToAdd<T>, T: Sized>(key: K, by: V) -> i64
             => "INCRBY" (key, by), page "incrby", replies "the new value";
 
-        /// Subtracts `by` from the integer at `key`.
-        fn decr<K: ToSingleRedisArg, V: ToSingleRedisArg>(key: K, by: V) -> i64
+        /// Subtracts `by` from the integer at `key`. A float does not compile, or is refused while it
+        /// is queued: add a negative one with [`incr_float`](Self::incr_float).
+        fn decr<K: ToSingleRedisArg, V: IntegerToAdd<T>, T: Sized>(key: K, by: V) -> i64
             => "DECRBY" (key, by), page "decrby", replies "the new value";
 
         /// Adds `by` to the number at `key`.

@@ -15,7 +15,7 @@
 ///
 /// The words are what the server knows the command by, the values are what follows them on the
 /// wire, in that order. `[if condition => "OTHER"]` behind the words replaces them by `OTHER`.
-/// `reads` are the commands of which the server says that they are read-only.
+/// `G: Bound<H>` is a bound that a second generic takes part in. `reads` are the commands of which the server says that they are read-only.
 macro_rules! command_table {
     (
         $(#[$about:meta])*
@@ -43,7 +43,7 @@ macro_rules! command_table {
 
     (@queue $(
         $(#[$doc:meta])*
-        fn $name:ident $(<$($generic:ident: $bound:ident),+>)? (
+        fn $name:ident $(<$($generic:ident: $bound:ident $(<$of:ident>)?),+>)? (
             $($arg:ident: $type:ty),*
         ) -> $reply:ty
             => $word:literal $($more:literal)* $([if $condition:expr => $other:literal])?
@@ -54,7 +54,7 @@ macro_rules! command_table {
             "\n\n[`", $word, $(" ", $more,)* "`](https://redis.io/docs/latest/commands/", $page,
             "/) replies ", $says, ", read as `", stringify!($reply), "`.",
         )]
-        fn $name $(<$($generic: $bound),+>)? (
+        fn $name $(<$($generic: $bound $(<$of>)?),+>)? (
             &mut self $(, $arg: $type)*
         ) -> $crate::reply::Queued<$reply> {
             self.put(
@@ -68,7 +68,7 @@ macro_rules! command_table {
 
     (@read $(
         $(#[$doc:meta])*
-        fn $name:ident $(<$($generic:ident: $bound:ident),+>)? (
+        fn $name:ident $(<$($generic:ident: $bound:ident $(<$of:ident>)?),+>)? (
             $($arg:ident: $type:ty),*
         ) -> $reply:ty
             => $word:literal $($more:literal)*
@@ -80,7 +80,7 @@ macro_rules! command_table {
             "/) replies ", $says, ", read as `", stringify!($reply), "`. Asked at once, on the ",
             "pinned connection.\n\n# Errors\n\nThose of [`query`](Self::query).",
         )]
-        pub fn $name $(<$($generic: $bound),+>)? (
+        pub fn $name $(<$($generic: $bound $(<$of>)?),+>)? (
             &mut self $(, $arg: $type)*
         ) -> Result<$reply, $crate::error::Error> {
             self.read(&[$word $(, $more)*], |args| { let _ = args $(.arg($value))*; })
@@ -89,7 +89,7 @@ macro_rules! command_table {
 
     (@names $list:ident $(
         $(#[$doc:meta])*
-        fn $name:ident $(<$($generic:ident: $bound:ident),+>)? (
+        fn $name:ident $(<$($generic:ident: $bound:ident $(<$of:ident>)?),+>)? (
             $($arg:ident: $type:ty),*
         ) -> $reply:ty
             => $word:literal $($more:literal)* $([if $condition:expr => $other:literal])?
