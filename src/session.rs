@@ -208,11 +208,14 @@ impl SessionManager {
     /// Names of locks, [read/write locks](Self::rw_lock) and [semaphores](Self::semaphore) are
     /// apart. An empty name is refused by `acquire`.
     pub fn lock(&self, name: impl AsRef<str>) -> Lock {
-        Lock::new(Arc::clone(&self.locks), "lock", name.as_ref(), Mode::Exclusive(1))
+        Lock::new(Arc::clone(&self.locks), "lock", name.as_ref(), Mode::Exclusive, 1)
     }
 
-    /// The semaphore of this name: at most `permits` holders at a time. All who use it should say
-    /// the same number; each counts for himself.
+    /// The semaphore of this name: at most `permits` holders at a time. The server keeps the number
+    /// while the semaphore has holders or waiters: a call with another one then fails with
+    /// [`LockError::OtherPermits`](crate::LockError::OtherPermits). Without them the next caller's
+    /// number holds, so that a deployment can go from 3 to 5 one process after the other;
+    /// [`set_permits`](Lock::set_permits) changes it at once.
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -224,7 +227,7 @@ impl SessionManager {
     /// # Ok(()) }
     /// ```
     pub fn semaphore(&self, name: impl AsRef<str>, permits: u32) -> Lock {
-        Lock::new(Arc::clone(&self.locks), "sem", name.as_ref(), Mode::Exclusive(permits))
+        Lock::new(Arc::clone(&self.locks), "sem", name.as_ref(), Mode::Semaphore, permits)
     }
 
     /// The read/write lock of this name: many readers, or one writer. See [`RwLock`].
@@ -298,8 +301,8 @@ impl SessionManager {
         let scopes = self.pooled.drain(deadline) + self.transactional.drain(deadline);
         #[cfg(feature = "sentinel")]
         let scopes = scopes + self.replicas.pool.get().map_or(0, |pool| pool.drain(deadline));
-        self.transactional.cease();
-        let locks = self.locks.status().held as usize;
+        // Last, since what is done in a scope may be done under a lock.
+        let locks = self.locks.cease(deadline);
         Closed { scopes, locks }
     }
 

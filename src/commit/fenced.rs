@@ -8,10 +8,12 @@ use std::sync::Arc;
 
 use crate::wire::held::HeldLock;
 
-/// Whoever knows the lock on this side.
+/// What knows the lock on this side.
 pub(crate) trait Witness: fmt::Debug + Send + Sync + UnwindSafe + RefUnwindSafe {
     /// Whether it is known to be lost, without a question.
     fn is_lost(&self) -> bool;
+    /// The server answered that it is lost.
+    fn lose(&self);
     /// A transaction begins to watch the lock: what touches it had better wait.
     fn begin(&self);
     /// And ends.
@@ -48,7 +50,12 @@ impl Held {
         self.witness.is_lost()
     }
 
-    /// The same, for one transaction.
+    /// The server answered that it is lost: its guard is, from now on.
+    pub(crate) fn lose(&self) {
+        self.witness.lose();
+    }
+
+    /// The lock of one transaction, which watches it.
     pub(crate) fn watching(&self) -> Self {
         self.witness.begin();
         let watching = Watching { witness: Arc::clone(&self.witness) };

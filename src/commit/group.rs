@@ -83,7 +83,9 @@ fn told(buffer: &mut Buffer, settled: Settled) -> Result<Committed, CommitError>
             let in_doubt = InDoubt::new(unproven(&doubt));
             CommitError::InDoubt(in_doubt.incomplete(doubt.incomplete))
         }
-        Settled::Read(_) => CommitError::InDoubt(InDoubt::new(unproven(&Doubt::default()))),
+        Settled::Read(_) | Settled::Calls(_) => {
+            CommitError::InDoubt(InDoubt::new(unproven(&Doubt::default())))
+        }
         Settled::Broken(Broken { left: false, cause }) => CommitError::lost_before_exec(cause),
         Settled::Broken(Broken { left: true, cause }) => CommitError::InDoubt(InDoubt::new(cause)),
     };

@@ -52,6 +52,16 @@ pub(crate) struct Terms {
     pub(crate) place: Place,
 }
 
+impl Terms {
+    /// The server answered that the lock is lost: its guard is, from now on.
+    fn lock_lost(&self) -> CommitError {
+        if let Some(held) = &self.held {
+            held.lose();
+        }
+        CommitError::LockLost
+    }
+}
+
 /// Where a transaction's keys are, in a cluster.
 #[derive(Clone, Default)]
 pub(crate) struct Place {

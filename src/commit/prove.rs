@@ -65,7 +65,7 @@ pub(super) fn prove(lease: &mut Lease, buffer: &Buffer, form: Form<'_>) -> Resul
                 return Err(CommitError::rejected(None, refused.word.to_owned(), &refused.error));
             }
             Ok(Found { once: true, .. }) => return Err(CommitError::AlreadyCommitted),
-            Ok(Found { lock_lost: true, .. }) => return Err(CommitError::LockLost),
+            Ok(Found { lock_lost: true, .. }) => return Err(form.terms.lock_lost()),
             Ok(Found { lacks_waitaof: true, .. }) => {
                 let unsupported = Error::Unsupported { command: "WAITAOF", since: "7.2" };
                 return Err(CommitError::not_sent(unsupported));
@@ -115,7 +115,7 @@ pub(crate) fn watch(
                 return Err(refused.into());
             }
             Ok(Found { once: true, .. }) => return Err(CommitError::AlreadyCommitted.into()),
-            Ok(Found { lock_lost: true, .. }) => return Err(CommitError::LockLost.into()),
+            Ok(Found { lock_lost: true, .. }) => return Err(form.terms.lock_lost().into()),
             Ok(found) => return Ok(found.reads),
             Err(cause) => {
                 lease.found_dead(&cause);

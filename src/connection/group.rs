@@ -30,13 +30,19 @@ impl Abandoned for Settled {
 }
 
 /// Sends the own job and those that wait first, tells everybody, and gives the link on.
-pub(crate) fn lead(mut lease: Lease, own: &Job) -> Settled {
+pub(crate) fn lead(lease: Lease, own: &Job) -> Settled {
+    let deadline = lease.response_deadline();
+    lead_within(lease, own, deadline)
+}
+
+/// The same, where the exchange has a deadline of its own. Past it the link is lost for all jobs.
+pub(crate) fn lead_within(mut lease: Lease, own: &Job, deadline: Deadline) -> Settled {
     let mut members = lease.pool().take_jobs(own.bytes.len());
     let mut parcels = Parcels::new(&mut lease, 1 + members.len());
     parcels.pack(own);
     // Whoever is let go of here is told that nobody can say.
     members.retain(|member| member.with_job(|job| parcels.pack(job)).is_some());
-    let (settled, changed) = exchange(&mut lease, &parcels);
+    let (settled, changed) = exchange(&mut lease, &parcels, deadline);
     let mut settled = settled.into_iter();
     let own = settled.next();
     for (member, settled) in members.into_iter().zip(settled) {
@@ -97,9 +103,8 @@ impl Parcels {
 /// One write and all its replies: what came of the jobs, in their order, and whether a refusal said
 /// that the server has changed. What follows for the other links is noted when this returns: whoever
 /// is told may try again at once.
-fn exchange(lease: &mut Lease, parcels: &Parcels) -> (Vec<Settled>, bool) {
+fn exchange(lease: &mut Lease, parcels: &Parcels, deadline: Deadline) -> (Vec<Settled>, bool) {
     let Parcels { bytes, expected, jobs, unwatches } = parcels;
-    let deadline = lease.response_deadline();
     let mut settled = Vec::with_capacity(jobs.len());
     let Some(link) = lease.current() else { return (settled, false) };
     let mut incoming = Incoming { link, deadline, lost: None, refusals: Vec::new() };
@@ -115,7 +120,10 @@ fn exchange(lease: &mut Lease, parcels: &Parcels) -> (Vec<Settled>, bool) {
         settled.extend(jobs.iter().map(|(what, _)| incoming.of(*what)));
     }
     let Incoming { link, lost, refusals, .. } = incoming;
-    if settled.iter().any(|settled| matches!(settled, Settled::Block(Verdict::Applied(_)))) {
+    if settled
+        .iter()
+        .any(|settled| matches!(settled, Settled::Block(Verdict::Applied(_)) | Settled::Calls(_)))
+    {
         link.wrote();
     }
     if settled.contains(&Settled::Block(Verdict::Nil)) {
@@ -164,6 +172,11 @@ impl Incoming<'_> {
                 let mut read = None;
                 self.read(&what.expected(), |_, reply| read = Some(reply.into_value()));
                 read.map(Settled::Read)
+            }
+            What::Calls { count } => {
+                let mut values = Vec::with_capacity(count as usize);
+                self.read(&what.expected(), |_, reply| values.push(reply.into_value()));
+                (values.len() == count as usize).then_some(Settled::Calls(values))
             }
             What::Block { commands } => {
                 let mut collector = Collector::new(commands, 0);

@@ -226,6 +226,36 @@ impl Nodes {
             .map(|lease| lease.asking(route.asks))
     }
 
+    /// The same where one is free; `None`: none is.
+    pub(crate) fn try_lease(
+        &self,
+        route: &Route,
+        deadline: Instant,
+    ) -> Result<Option<Lease>, CheckoutError> {
+        self.reach(route, deadline, |pool| pool.try_lease(deadline))
+            .map(|lease| lease.map(|lease| lease.asking(route.asks)))
+    }
+
+    /// Begins to open a connection to where the route leads, unless there is one.
+    pub(crate) fn warm(&self, route: &Route) {
+        match &self.set {
+            Set::One(pool) => pool.warm(),
+            #[cfg(feature = "cluster")]
+            Set::Many(cluster) => cluster.warm(route),
+        }
+    }
+
+    /// A link for calls that may all be sent again, or their answers, where another caller sends
+    /// them along. What was sent along is not waited for past the deadline.
+    pub(crate) fn join_calls(
+        &self,
+        route: &Route,
+        deadline: Instant,
+        mut job: impl FnMut() -> Job,
+    ) -> Result<Joined, CheckoutError> {
+        self.reach(route, deadline, |pool| pool.join_for(deadline, Duration::ZERO, &mut job))
+    }
+
     /// A link for a scope.
     pub(crate) fn pin(
         &self,

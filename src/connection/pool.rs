@@ -184,6 +184,27 @@ impl Pool {
         leased
     }
 
+    /// The same, where a permit is free; `None`: none is.
+    pub(crate) fn try_lease(&self, deadline: Instant) -> Result<Option<Lease>, CheckoutError> {
+        let started = Instant::now();
+        let Some(slot) = self.inner.gate.try_acquire() else { return Ok(None) };
+        let permit = Permit { pool: self.clone(), slot };
+        let leased = Lease::checkout(permit, started, deadline);
+        self.count_checkout(leased.as_ref().err());
+        leased.map(Some)
+    }
+
+    /// Begins to open a connection where there is none, and does not wait for it.
+    pub(crate) fn warm(&self) {
+        if self.inner.links.state().connections > 0 {
+            return;
+        }
+        if let Some(slot) = self.inner.gate.try_acquire() {
+            let _permit = Permit { pool: self.clone(), slot };
+            drop(self.inner.links.get_timeout(Duration::ZERO));
+        }
+    }
+
     fn count_checkout(&self, refused: Option<&CheckoutError>) {
         match refused {
             None => {
@@ -213,6 +234,18 @@ impl Pool {
     pub(crate) fn join(
         &self,
         deadline: Instant,
+        job: impl FnMut() -> Job,
+    ) -> Result<Joined, CheckoutError> {
+        // Who takes it along has one exchange for it; but he may be held up by what is not ours.
+        let patience = 4 * self.settings().response_timeout;
+        self.join_for(deadline, patience, job)
+    }
+
+    /// The same; a job that was taken along by `deadline` is waited for until `patience` later.
+    pub(crate) fn join_for(
+        &self,
+        deadline: Instant,
+        patience: Duration,
         mut job: impl FnMut() -> Job,
     ) -> Result<Joined, CheckoutError> {
         let started = Instant::now();
@@ -223,8 +256,6 @@ impl Pool {
             self.count_checkout(alone.as_ref().err());
             return alone;
         }
-        // Who takes it along has one exchange for it; but he may be held up by what is not ours.
-        let patience = 4 * self.settings().response_timeout;
         let turn = self.waiting(started, |may_wait| gate.join(job(), deadline, patience, may_wait));
         let led = turn.and_then(|turn| match turn {
             Turn::Settled(settled) => Ok(Joined::Settled(settled)),

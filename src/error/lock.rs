@@ -97,10 +97,24 @@ pub enum LockError {
         /// What the server counted.
         got: Acks,
     },
+    /// The semaphore has another number of permits than the caller asked with, and holders or
+    /// waiters that count on it. Nothing was acquired.
+    #[non_exhaustive]
+    OtherPermits {
+        /// The number that the caller asked with.
+        asked: u32,
+        /// The number that the server keeps.
+        kept: u32,
+    },
+    /// The server's counter of fencing tokens has reached 2^53, or is no number: the next token
+    /// might be one that was given before. Nothing was acquired. Only a foreign client sets the
+    /// counter so high; an operator has to set it back (the key `<prefix>:fence`, in a cluster one
+    /// for each slot).
+    NoFencingToken,
     /// It cannot work as it was asked for; nothing was sent.
     #[non_exhaustive]
     Refused {
-        /// Which setting: `name`, `lease`, `permits`, `label`.
+        /// Which setting: `name`, `lease`, `permits`, `label`; `thread`, where the system started none.
         setting: &'static str,
         /// What is wrong with it.
         reason: &'static str,
@@ -125,6 +139,17 @@ impl LockError {
             Self::NotReplicated { wanted, got } => {
                 write!(f, "the lock is on {got}, not on {wanted}, and was given back")
             }
+            Self::OtherPermits { asked, kept } => {
+                let ending = if *kept == 1 { "" } else { "s" };
+                write!(
+                    f,
+                    "the semaphore has {kept} permit{ending} now, and was asked for with {asked}: use \
+                     one number, or change it with set_permits"
+                )
+            }
+            Self::NoFencingToken => f.write_str(
+                "there is no fencing token left: the counter is beyond 2^53 or is no number",
+            ),
             Self::Refused { setting, reason } => write!(f, "{setting}: {reason}"),
         }
     }
@@ -154,7 +179,13 @@ impl LockError {
             | Self::Lost { .. }
             | Self::Checkout(_)
             | Self::NotReplicated { .. }
+            | Self::OtherPermits { .. }
+            | Self::NoFencingToken
             | Self::Refused { .. } => Applied::No,
+            // It only asks.
+            Self::Command { during: "holder", .. } | Self::Connection { during: "holder", .. } => {
+                Applied::No
+            }
             Self::Command { error, .. } if error.is_from_script() => Applied::Unknown,
             Self::Command { .. } => Applied::No,
             Self::Connection { .. } => Applied::Unknown,
@@ -166,7 +197,10 @@ impl LockError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Timeout { .. } | Self::Connection { .. } | Self::NotReplicated { .. } => true,
-            Self::Lost { .. } | Self::Refused { .. } => false,
+            Self::Lost { .. }
+            | Self::OtherPermits { .. }
+            | Self::NoFencingToken
+            | Self::Refused { .. } => false,
             Self::Checkout(error) => error.is_retryable(),
             Self::Command { error, .. } => error.is_transient(),
         }

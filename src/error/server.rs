@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::wire::refusal;
+
 /// An error reply of the server.
 ///
 /// The code is kept as the server gave it (`WRONGTYPE`, `OOM`, `NOPERM`, …). Of the text, what
@@ -111,12 +113,14 @@ impl ServerError {
         }
     }
 
-    /// Of one of this crate's own scripts, whose text is known. What it had done before stays, unless
-    /// the server's state was in the way: that is seen before a script's first write.
+    /// Of one of this crate's own scripts. It may have written before it failed, and another one in
+    /// the server's place may answer after it ran; so only the words prove that it did not run with
+    /// which the server refuses to start a script.
     pub(crate) fn of_own_script(reply: &redis::ServerError) -> Self {
-        let error = Self::from_reply(reply, false);
-        let inside = SCRIPT_MARKS.iter().any(|mark| error.message.contains(mark));
-        Self { from_script: inside && !error.is_transient(), ..error }
+        let text = reply.details().unwrap_or_default();
+        let inside = SCRIPT_MARKS.iter().any(|mark| text.contains(mark));
+        let refused = !inside && refusal::refuses_to_start(reply.code(), text);
+        Self { from_script: !refused, ..Self::from_reply(reply, false) }
     }
 
     /// Of a command that is not known here, and may have run a script.
@@ -222,6 +226,18 @@ mod tests {
         assert!(!before.is_from_script());
         let full = of(b"-OOM command not allowed when used memory > 'maxmemory'. \
             script: 270c461d647baf1cf9ece0ce2c1ce9437be27707, on @user_script:1.\r\n");
-        assert!(!full.is_from_script() && full.is_transient());
+        assert!(full.is_from_script() && full.is_transient());
+        for line in ["-OOM no", "-ERR upstream timed out", "-NOPERM no", "-LOADING", "-MOVED away"]
+        {
+            let error = of(format!("{line}\r\n").as_bytes());
+            assert!(error.is_from_script(), "{line}");
+        }
+        for line in [
+            "-MOVED 3999 127.0.0.1:6381",
+            "-ERR unknown command 'EVALSHA', with args beginning with: ",
+        ] {
+            let error = of(format!("{line}\r\n").as_bytes());
+            assert!(!error.is_from_script(), "{line}");
+        }
     }
 }

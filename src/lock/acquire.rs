@@ -3,19 +3,22 @@
 //! Never: a wait past the caller's time and one exchange. Never: a token left on the server, or in
 //! line there, that no guard has.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use redis::Value;
 
-use super::courier::{Answers, refused};
+use super::courier::{Answers, Over, refused};
 use super::guard::LockGuard;
 use super::hold::{Hold, release, valid_until};
 use super::hub::{Hub, LATE, strange};
+use super::keeper::NotReady;
 use super::names::Names;
 use super::script::{ACQUIRE, Call};
-use crate::error::{Applied, Holder, LinkError, LockError, LostBecause};
+use crate::error::{Applied, CheckoutError, Holder, LinkError, LockError, LostBecause};
 use crate::wire::durability::{Acks, Durability};
 
 /// Who is in line in fair mode says so at least this often, and is passed over when he has not
@@ -30,8 +33,10 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_m
 /// Who may hold a lock together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// So many, whoever they are.
-    Exclusive(u32),
+    /// One.
+    Exclusive,
+    /// As many as [`Spec::permits`] has.
+    Semaphore,
     Read,
     Write,
 }
@@ -39,7 +44,7 @@ pub(crate) enum Mode {
 impl Mode {
     fn letter(self) -> &'static str {
         match self {
-            Self::Exclusive(_) => "x",
+            Self::Exclusive | Self::Semaphore => "x",
             Self::Read => "r",
             Self::Write => "w",
         }
@@ -47,14 +52,7 @@ impl Mode {
 
     /// Whether there may be room for another one beside it.
     fn is_shared(self) -> bool {
-        !matches!(self, Self::Exclusive(1) | Self::Write)
-    }
-
-    fn capacity(self) -> u32 {
-        match self {
-            Self::Exclusive(capacity) => capacity,
-            Self::Read | Self::Write => 1,
-        }
+        matches!(self, Self::Semaphore | Self::Read)
     }
 
     /// Who can use what this one could not: readers get in beside the readers that a writer has to
@@ -72,11 +70,21 @@ impl Mode {
 pub(crate) struct Spec {
     pub(crate) names: Arc<Names>,
     pub(crate) mode: Mode,
+    /// How many may hold it at a time. All clones of a handle have the same number.
+    pub(crate) permits: Arc<AtomicU32>,
     pub(crate) lease: Duration,
     pub(crate) renewed: bool,
     pub(crate) fair: bool,
     pub(crate) label: Option<Arc<str>>,
     pub(crate) replicas: Option<Durability>,
+}
+
+impl Spec {
+    /// Whether a caller that waits is known to the server: in line, or so that the number of permits
+    /// is kept for it.
+    fn is_known_to_wait(&self) -> bool {
+        self.fair || self.mode == Mode::Semaphore
+    }
 }
 
 /// Acquires the lock, waiting for it for so long.
@@ -85,6 +93,13 @@ pub(crate) fn acquire(hub: &Arc<Hub>, spec: &Spec, wait: Duration) -> Result<Loc
     let started = Instant::now();
     // Past the end of the clock there is no deadline; a day is as good.
     let deadline = started + wait.min(Duration::from_secs(24 * 60 * 60));
+    let _begun = hub.keeper.begin(&hub.courier).map_err(|why| match why {
+        NotReady::Closed => LockError::Checkout(CheckoutError::Closed),
+        NotReady::NoThread => LockError::Refused {
+            setting: "thread",
+            reason: "the system started no thread to extend the lease",
+        },
+    })?;
     let mut attempt = Attempt::new(hub, spec, deadline)?;
     // Where others wait already, one question before the wait is enough.
     let mut ticket = hub.waiters.join_live(&spec.names.wake, &attempt.member);
@@ -92,7 +107,7 @@ pub(crate) fn acquire(hub: &Arc<Hub>, spec: &Spec, wait: Duration) -> Result<Loc
         ticket.has_looked();
     }
     let mut pauses = backoff();
-    let mut holder = None;
+    let mut holder: Option<Holder> = None;
     loop {
         let failure = match attempt.once(!wait.is_zero()) {
             Ok(Tried::Held(guard)) => {
@@ -103,7 +118,7 @@ pub(crate) fn acquire(hub: &Arc<Hub>, spec: &Spec, wait: Duration) -> Result<Loc
                 return Ok(guard);
             }
             Ok(Tried::Busy(by)) => {
-                holder = Some(by);
+                holder = by;
                 None
             }
             Err(error) if error.is_retryable() && !wait.is_zero() => Some(error),
@@ -127,11 +142,13 @@ pub(crate) fn acquire(hub: &Arc<Hub>, spec: &Spec, wait: Duration) -> Result<Loc
             hub.subscriber.listen(&hub.courier, deadline);
         }
         let bound = match (&failure, &holder) {
-            (None, Some(by)) if live => {
+            (None, by) if live && (by.is_some() || spec.fair) => {
                 pauses = backoff();
-                // Not all at once, when a lease ends that nobody gave back.
-                let ends = by.remaining + Duration::from_millis(1 + fastrand::u64(..8));
-                ends.min(if spec.fair { HEARTBEAT } else { AT_LEAST })
+                let longest = if spec.fair { HEARTBEAT } else { AT_LEAST };
+                // Not all at once, when a lease ends that was not given back.
+                let ends =
+                    |by: &Holder| by.remaining + Duration::from_millis(1 + fastrand::u64(..8));
+                by.as_ref().map_or(longest, |by| ends(by).min(longest))
             }
             _ => pauses.next().unwrap_or(PAUSES.1).mul_f64(0.5 + fastrand::f64() / 2.0),
         };
@@ -154,7 +171,8 @@ fn backoff() -> backon::ExponentialBackoff {
 
 enum Tried {
     Held(LockGuard),
-    Busy(Holder),
+    /// And by whom it is held, where it is.
+    Busy(Option<Holder>),
 }
 
 /// The token of one acquisition, and what it may have left on the server. Dropped, that is given
@@ -163,6 +181,7 @@ struct Attempt<'a> {
     hub: &'a Arc<Hub>,
     spec: &'a Spec,
     member: String,
+    deadline: Instant,
     /// By when the last exchange is over.
     over: Instant,
     /// It may hold the lock, or come to hold it.
@@ -182,59 +201,94 @@ impl<'a> Attempt<'a> {
         let member = format!("{}{:032x}", spec.mode.letter(), u128::from_ne_bytes(random));
         let over = deadline + hub.settings.response_timeout;
         let (may_hold, in_line, half_done) = (false, false, false);
-        Ok(Self { hub, spec, member, over, may_hold, in_line, half_done })
+        Ok(Self { hub, spec, member, deadline, over, may_hold, in_line, half_done })
     }
 
     fn call(&self, enqueue: bool) -> Call {
-        let Spec { names, mode, lease, fair, label, .. } = self.spec;
+        let Spec { names, mode, permits, lease, fair, label, .. } = self.spec;
         let done = names.done(&self.member);
         let keys = [&names.holders, &names.info, &names.queue, &names.alive, &done, &names.fence];
         let heartbeat = if *fair { DEAD_AFTER } else { Duration::ZERO };
+        // It asks again by then, or has left.
+        let waits =
+            self.deadline.saturating_duration_since(Instant::now()).min(AT_LEAST + DEAD_AFTER);
+        let waits = match mode {
+            Mode::Semaphore => waits.as_millis().to_string(),
+            _ => String::new(),
+        };
         let arguments = [
             self.member.clone(),
             lease.as_millis().to_string(),
             mode.letter().to_owned(),
-            mode.capacity().to_string(),
+            permits.load(Ordering::Relaxed).to_string(),
             label.as_deref().unwrap_or_default().to_owned(),
             heartbeat.as_millis().to_string(),
             u8::from(enqueue).to_string(),
             names.wake.to_string(),
+            waits,
         ];
         Call::new(&ACQUIRE, keys, arguments)
     }
 
     fn once(&mut self, enqueue: bool) -> Result<Tried, LockError> {
         let call = self.call(enqueue);
-        let replicas = self.spec.replicas.as_ref();
-        let asked = self.hub.courier.ask(std::slice::from_ref(&call), replicas, self.over);
+        let calls = std::slice::from_ref(&call);
+        // Before the bytes leave: what follows may end anywhere, also in a panic of the user's log.
+        let (doubtful, in_line) = (self.may_hold, self.in_line);
+        (self.may_hold, self.in_line) = (true, in_line || self.spec.is_known_to_wait());
+        let courier = &self.hub.courier;
+        let asked = match &self.spec.replicas {
+            None => courier.ask(calls, Over::Any, self.over),
+            Some(replicas) => courier.ask_replicated(calls, replicas, self.over),
+        };
         let answers = asked.map_err(|failed| {
-            self.may_hold |= failed.may_arrive();
-            self.in_line |= failed.may_arrive() && self.spec.fair;
+            if !failed.may_arrive() {
+                (self.may_hold, self.in_line) = (doubtful, in_line);
+            }
             failed.told("acquire")
         })?;
         // One that was sent on a lost connection may still arrive.
-        self.may_hold |= answers.repeated;
-        match answers.values.first() {
+        let doubtful = doubtful || answers.repeated;
+        let answer = answers.values.first();
+        if let Some(fence @ Value::BulkString(_)) = answer {
+            return self.held(fence, &answers, doubtful);
+        }
+        let (tried, waits) = match answer {
             Some(Value::ServerError(error)) => {
                 let error = refused("acquire", error);
                 self.half_done |= error.applied() != Applied::No;
-                Err(error)
+                (Err(error), false)
             }
-            Some(fence @ Value::BulkString(_)) => self.held(fence, &answers),
             Some(Value::Array(values)) => match values.as_slice() {
-                [Value::Int(0), remaining, label] => {
-                    self.in_line |= enqueue && self.spec.fair;
-                    holder(remaining, label).map(Tried::Busy).ok_or_else(|| strange("acquire"))
+                [Value::Int(0), Value::Int(-1), _] => (Ok(Tried::Busy(None)), enqueue),
+                [Value::Int(0), remaining, label] => match holder(remaining, label) {
+                    Some(by) => (Ok(Tried::Busy(Some(by))), enqueue),
+                    None => return Err(strange("acquire")),
+                },
+                [Value::Int(-2), Value::Int(kept)] => {
+                    let asked = self.spec.permits.load(Ordering::Relaxed);
+                    let kept = u32::try_from(*kept).unwrap_or(u32::MAX);
+                    (Err(LockError::OtherPermits { asked, kept }), false)
                 }
-                // Nobody but this attempt gives its token back.
-                _ => Err(LockError::Lost { why: LostBecause::Gone }),
+                [Value::Int(-3)] => (Err(LockError::NoFencingToken), false),
+                // Only this attempt gives its token back.
+                _ => return Err(LockError::Lost { why: LostBecause::Gone }),
             },
-            _ => Err(strange("acquire")),
-        }
+            _ => return Err(strange("acquire")),
+        };
+        // The server does not have it, or what it has is known: see `half_done`.
+        self.may_hold = doubtful;
+        self.in_line = in_line || (waits && self.spec.is_known_to_wait());
+        tried
     }
 
-    fn held(&mut self, fence: &Value, answers: &Answers) -> Result<Tried, LockError> {
-        let doubtful = std::mem::replace(&mut self.may_hold, true);
+    /// `doubtful`: another copy of the request may still arrive.
+    fn held(
+        &mut self,
+        fence: &Value,
+        answers: &Answers,
+        doubtful: bool,
+    ) -> Result<Tried, LockError> {
         let Some(fence) = number(fence) else { return Err(strange("acquire")) };
         if let Some(wanted) = &self.spec.replicas {
             let got = match answers.values.get(1).map(|answer| wanted.acks(answer)) {
@@ -248,7 +302,7 @@ impl<'a> Attempt<'a> {
         }
         let Spec { names, lease, renewed, .. } = self.spec;
         if valid_until(*lease, answers.sent, answers.took) <= Instant::now() {
-            // Asked again with the same token it is extended, if nobody else has it by then.
+            // Asked again with the same token it is extended, if it is free by then.
             let late = LinkError::timed_out("the answer came when the lease was nearly over");
             return Err(LockError::Connection { during: "acquire", source: late });
         }
@@ -260,9 +314,20 @@ impl<'a> Attempt<'a> {
             (answers.sent, answers.took),
             Arc::clone(&self.hub.counters),
         ));
+        let guard = LockGuard::new(Arc::clone(self.hub), hold, doubtful);
         // From here on it is the guard's to give back.
         (self.may_hold, self.in_line) = (false, false);
-        Ok(Tried::Held(LockGuard::new(Arc::clone(self.hub), hold, doubtful)))
+        guard.is_kept();
+        Ok(Tried::Held(guard))
+    }
+
+    /// Gives back what is left, here where the server answers: others then need not wait. True: it
+    /// was given back.
+    fn gives_back(&self, call: &Call, now: Instant) -> bool {
+        let (hub, calls) = (self.hub, std::slice::from_ref(call));
+        let limit = self.over.min(now + hub.settings.cleanup_timeout);
+        let done = hub.courier.ask(calls, Over::Own, limit);
+        done.is_ok_and(|answers| matches!(answers.values.first(), Some(Value::Int(_))))
     }
 }
 
@@ -272,16 +337,15 @@ impl Drop for Attempt<'_> {
             return;
         }
         let remember = self.spec.lease.max(LATE);
-        let call = release(&self.spec.names, &self.member, remember);
-        let (hub, now) = (self.hub, Instant::now());
-        // Where the server answers, others need not wait until it is noticed.
-        let limit = self.over.min(now + hub.settings.cleanup_timeout);
-        let done = hub.courier.ask(std::slice::from_ref(&call), None, limit);
-        if !done.is_ok_and(|answers| matches!(answers.values.first(), Some(Value::Int(_)))) {
+        let call = release(&self.spec.names, &self.member, remember, Vec::new());
+        let now = Instant::now();
+        // A log is the user's, and may panic.
+        let given_back = catch_unwind(AssertUnwindSafe(|| self.gives_back(&call, now)));
+        if !given_back.unwrap_or(false) {
             // What was answered is not on its way any more, and lasts no longer than its lease.
             let late = self.may_hold || self.in_line;
             let lasts = if late { remember } else { self.spec.lease };
-            hub.keeper.chore(call, now + lasts, &hub.courier);
+            self.hub.keeper.chore(call, now + lasts, &self.hub.courier);
         }
     }
 }

@@ -1,28 +1,54 @@
-//! Brings calls to the server and their answers back, on the connections of the pooled pool.
+//! Brings calls to the server and their answers back.
+//!
+//! Renewals and releases travel on a connection of their own, one to each master: the pools may be
+//! busy for as long as their users like, and a closed session manager still gives locks back on it.
+//! Callers share it, several calls in one write. Everything else is sent on a connection of the
+//! pooled pool, and on that one where none is free.
 //!
 //! A connection that dies under a call is replaced and the call sent again: every call of this room
 //! may be, see [script](super::script). So a connection need not be asked whether it is alive.
 //!
 //! Never: a wait past its limit. Never: an answer of one call taken for another's.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use redis::Value;
 
 use super::script::{By, Call};
+use crate::config::Settings;
 use crate::connection::deadline::Deadline;
+use crate::connection::group::lead_within;
 use crate::connection::nodes::{Nodes, Onward, Patience, Route};
-use crate::connection::pool::Lease;
+use crate::connection::pool::{Joined, Lease};
 use crate::error::{CheckoutError, Error, LinkError, LockError, ServerError};
 use crate::wire::durability::Durability;
 use crate::wire::encode::{self, ASKING};
+use crate::wire::group::{Broken, Job, Settled, What};
 use crate::wire::redirect;
 use crate::wire::state::Expect;
+
+/// How often a call is sent again on a new connection of the lock room's own.
+const TRIES: u32 = 3;
 
 /// Brings calls to the server and their answers back.
 #[derive(Clone, Debug)]
 pub(crate) struct Courier {
-    nodes: Nodes,
+    pooled: Nodes,
+    own: Nodes,
+    settings: Arc<Settings>,
+    /// The session manager is closed: what is not a renewal or a release is refused.
+    closed: Arc<AtomicBool>,
+}
+
+/// Which connection a call takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Over {
+    /// One of the pooled pool's, and where none is free the own one.
+    Any,
+    /// The connection for renewals and releases. It is there after the session manager was closed.
+    Own,
 }
 
 /// The answers to calls that were sent together.
@@ -52,43 +78,99 @@ impl Answers {
 pub(crate) enum Failed {
     /// Nothing was sent.
     Checkout(CheckoutError),
+    /// The connection was lost, and no other one could be had: it may have arrived, and may yet.
+    Again(CheckoutError),
     /// It may have arrived, and may yet.
     Lost(LinkError),
 }
 
 impl Failed {
     pub(crate) fn may_arrive(&self) -> bool {
-        matches!(self, Self::Lost(_))
+        !matches!(self, Self::Checkout(_))
+    }
+
+    /// The same, where an earlier copy was `sent` already.
+    fn after_sending(self, sent: bool) -> Self {
+        match self {
+            Self::Checkout(error) if sent => Self::Again(error),
+            failed => failed,
+        }
     }
 
     pub(crate) fn told(self, during: &'static str) -> LockError {
         match self {
             Self::Checkout(error) => LockError::Checkout(error),
+            Self::Again(error) => LockError::Connection {
+                during,
+                source: match error {
+                    CheckoutError::Connect { source, .. } => source,
+                    _ => LinkError::timed_out("no connection to send it again on"),
+                },
+            },
             Self::Lost(source) => LockError::Connection { during, source },
         }
     }
 }
 
 impl Courier {
-    pub(crate) fn new(nodes: Nodes) -> Self {
-        Self { nodes }
+    /// `own` has at most one connection to each master.
+    pub(crate) fn new(pooled: Nodes, own: Nodes) -> Self {
+        let settings = Arc::clone(pooled.settings());
+        Self { pooled, own, settings, closed: Arc::default() }
     }
 
     pub(crate) fn is_in_cluster(&self) -> bool {
-        self.nodes.is_cluster()
+        self.own.is_cluster()
     }
 
-    /// Sends the calls in one write, with WAIT behind them where that is asked for, and reads every
-    /// answer, by `limit` at the latest.
+    /// From now on only renewals and releases are sent.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// Nothing is sent any more, and the own connections are closed.
+    pub(crate) fn finish(&self) {
+        self.own.close();
+        self.own.drain(Instant::now());
+        self.own.cease();
+    }
+
+    /// Has the own connection opened to where `slot` is served, unless it is open.
+    pub(crate) fn warm(&self, slot: Option<u16>) {
+        let slot = slot.filter(|_| self.is_in_cluster());
+        self.own.warm(&Route::to(slot));
+    }
+
+    /// Sends the calls in one write and reads every answer, by `limit` at the latest.
     ///
     /// In a cluster there is one write for each slot.
     pub(crate) fn ask(
         &self,
         calls: &[Call],
-        behind: Option<&Durability>,
+        over: Over,
         limit: Instant,
     ) -> Result<Answers, Failed> {
-        let slot = |call: &Call| self.nodes.is_cluster().then(|| call.slot()).flatten();
+        self.ask_each(calls, (over, None), limit)
+    }
+
+    /// The same with WAIT behind them, which keeps the connection waiting: it is one of the pooled
+    /// pool's, also where none is free yet.
+    pub(crate) fn ask_replicated(
+        &self,
+        calls: &[Call],
+        behind: &Durability,
+        limit: Instant,
+    ) -> Result<Answers, Failed> {
+        self.ask_each(calls, (Over::Any, Some(behind)), limit)
+    }
+
+    fn ask_each(
+        &self,
+        calls: &[Call],
+        behind: (Over, Option<&Durability>),
+        limit: Instant,
+    ) -> Result<Answers, Failed> {
+        let slot = |call: &Call| self.is_in_cluster().then(|| call.slot()).flatten();
         let mut first = None;
         for calls in calls.chunk_by(|one, other| slot(one) == slot(other)) {
             let route = Route::to(calls.first().and_then(slot));
@@ -105,7 +187,7 @@ impl Courier {
         &self,
         mut route: Route,
         calls: &[Call],
-        behind: Option<&Durability>,
+        (over, behind): (Over, Option<&Durability>),
         limit: Instant,
     ) -> Result<Answers, Failed> {
         let mut by = By::Hash;
@@ -124,22 +206,30 @@ impl Courier {
             if let Some(durability) = behind {
                 durability.write(&mut bytes);
             }
-            let extra = behind.map(Durability::timeout).unwrap_or_default();
             let count = calls.len() * if asks { 2 } else { 1 } + usize::from(behind.is_some());
-            let mut asked = self.exchange(&route, &bytes, count, extra, limit);
+            let request = Request { route: &route, bytes: &bytes, count, limit };
+            let mut asked = match (over, behind) {
+                (Over::Own, _) => self.exchange_own(request),
+                (Over::Any, None) => self.exchange_any(request),
+                (Over::Any, Some(behind)) => self.exchange_pooled(request, behind.timeout()),
+            };
             if let (true, Ok(answers)) = (asks, &mut asked) {
                 let behind = answers.values.split_off(answers.values.len().min(2 * calls.len()));
                 let values = std::mem::take(&mut answers.values);
                 answers.values = redirect::all_behind_asking(values);
                 answers.values.extend(behind);
             }
+            repeated |= match &asked {
+                Ok(answers) => answers.repeated,
+                Err(failed) => failed.may_arrive(),
+            };
             if let Some(onward) = self.onward(&route, &asked)
                 && patience.allows(&onward)
             {
                 route = onward.route();
                 continue;
             }
-            let mut answers = asked?;
+            let mut answers = asked.map_err(|failed| failed.after_sending(repeated))?;
             answers.repeated |= repeated;
             let unknown = |value: &Value| matches!(value, Value::ServerError(error) if error.code() == "NOSCRIPT");
             if by == By::Source || !answers.values.iter().any(unknown) {
@@ -147,55 +237,81 @@ impl Courier {
             }
             // Those that were known are run a second time, which changes nothing.
             by = By::Source;
-            repeated = answers.repeated;
         }
     }
 
-    /// Tells whoever listens on `channel`.
+    /// Publishes an empty message on `channel`.
     pub(crate) fn publish(&self, channel: &str, limit: Instant) -> Result<(), Failed> {
         let mut bytes = Vec::new();
         encode::command(&mut bytes, &["PUBLISH"], |args| {
             args.arg(channel).arg("");
         });
-        self.exchange(&Route::default(), &bytes, 1, Duration::ZERO, limit).map(drop)
+        let route = Route::default();
+        let request = Request { route: &route, bytes: &bytes, count: 1, limit };
+        self.exchange_any(request).map(drop)
     }
 
     /// What is to be done where a node is not the one to ask. All calls can be sent again.
     fn onward(&self, route: &Route, asked: &Result<Answers, Failed>) -> Option<Onward> {
         let refused = |value: &Value| match value {
             Value::ServerError(error) => {
-                self.nodes.onward(route, error.code(), error.details().unwrap_or_default())
+                self.own.onward(route, error.code(), error.details().unwrap_or_default())
             }
             _ => None,
         };
         match asked {
             Ok(answers) => answers.values.iter().find_map(refused),
-            Err(Failed::Checkout(error)) => self.nodes.unreached(route, error),
+            Err(Failed::Checkout(error) | Failed::Again(error)) => self.own.unreached(route, error),
             Err(Failed::Lost(_)) => None,
         }
     }
 
-    fn exchange(
+    /// On a pooled connection where one is free, else on the own one.
+    fn exchange_any(&self, request: Request<'_>) -> Result<Answers, Failed> {
+        let checkout = self.open_until(request.limit)?;
+        let leased = self.pooled.try_lease(request.route, checkout).map_err(Failed::Checkout)?;
+        match leased {
+            Some(lease) => self.exchange_on(lease, request, Duration::ZERO, checkout),
+            // The pool may have been closed meanwhile.
+            None => self.open_until(request.limit).and_then(|_| self.exchange_own(request)),
+        }
+    }
+
+    /// On a pooled connection, which is waited for; the server may take `extra` for the answer.
+    fn exchange_pooled(&self, request: Request<'_>, extra: Duration) -> Result<Answers, Failed> {
+        let checkout = self.open_until(request.limit)?;
+        let lease = self.pooled.lease(request.route, checkout).map_err(Failed::Checkout)?;
+        self.exchange_on(lease, request, extra, checkout)
+    }
+
+    /// Until when a connection is waited for.
+    fn open_until(&self, limit: Instant) -> Result<Instant, Failed> {
+        match self.closed.load(Ordering::Acquire) {
+            true => Err(Failed::Checkout(CheckoutError::Closed)),
+            false => Ok(limit.min(Instant::now() + self.settings.checkout_timeout)),
+        }
+    }
+
+    fn exchange_on(
         &self,
-        route: &Route,
-        bytes: &[u8],
-        count: usize,
+        mut lease: Lease,
+        Request { bytes, count, limit, .. }: Request<'_>,
         extra: Duration,
-        limit: Instant,
+        checkout: Instant,
     ) -> Result<Answers, Failed> {
-        let settings = self.nodes.settings();
-        let checkout = limit.min(Instant::now() + settings.checkout_timeout);
-        let mut lease = self.nodes.lease(route, checkout).map_err(Failed::Checkout)?;
         let mut repeats = lease.repeats();
         let mut repeated = false;
         loop {
-            lease.link(checkout).map_err(|error| match error {
-                Error::Checkout(error) => Failed::Checkout(error),
-                _ => Failed::Checkout(CheckoutError::Closed),
+            lease.link(checkout).map_err(|error| {
+                let error = match error {
+                    Error::Checkout(error) => error,
+                    _ => CheckoutError::Closed,
+                };
+                Failed::Checkout(error).after_sending(repeated)
             })?;
             let trusted = lease.is_trusted();
             let sent = Instant::now();
-            let deadline = Deadline::after(settings.response_timeout + extra).capped(limit + extra);
+            let deadline = self.deadline(limit, extra);
             match once(&mut lease, bytes, count, deadline) {
                 Ok(values) => {
                     concluded(&mut lease, &values);
@@ -210,6 +326,77 @@ impl Courier {
                     tracing::debug!(%cause, "asked again on another connection");
                 }
             }
+        }
+    }
+
+    /// On the own connection, along with what other callers have for it.
+    fn exchange_own(
+        &self,
+        Request { route, bytes, count, limit }: Request<'_>,
+    ) -> Result<Answers, Failed> {
+        let job = || Job { bytes: bytes.to_vec(), what: What::Calls { count: count as u32 } };
+        let checkout = limit.min(Instant::now() + self.settings.checkout_timeout);
+        let mut tries = 0;
+        loop {
+            let repeated = tries > 0;
+            let mut sent = Instant::now();
+            let settled = match self.own.join_calls(route, checkout, job) {
+                Ok(Joined::Alone(mut lease)) => {
+                    sent = Instant::now();
+                    match once(&mut lease, bytes, count, self.deadline(limit, Duration::ZERO)) {
+                        Ok(values) => {
+                            concluded(&mut lease, &values);
+                            Ok(values)
+                        }
+                        Err(cause) => {
+                            lease.found_dead(&cause);
+                            Err(cause)
+                        }
+                    }
+                }
+                Ok(Joined::Lead(lease, own)) => {
+                    sent = Instant::now();
+                    answers(lead_within(lease, &own, self.deadline(limit, Duration::ZERO)))
+                }
+                // Its bytes left at some time since this caller began to wait.
+                Ok(Joined::Settled(settled)) => answers(settled),
+                Err(error) => return Err(Failed::Checkout(error).after_sending(repeated)),
+            };
+            match settled {
+                Ok(values) => {
+                    return Ok(Answers { values, sent, took: sent.elapsed(), repeated });
+                }
+                Err(cause) => {
+                    tries += 1;
+                    if tries >= TRIES || Instant::now() >= checkout {
+                        return Err(Failed::Lost(cause));
+                    }
+                    tracing::debug!(%cause, "sent again on a new connection");
+                }
+            }
+        }
+    }
+
+    fn deadline(&self, limit: Instant, extra: Duration) -> Deadline {
+        Deadline::after(self.settings.response_timeout + extra).capped(limit + extra)
+    }
+}
+
+/// What is to be sent, and by when it is to be answered.
+#[derive(Clone, Copy)]
+struct Request<'r> {
+    route: &'r Route,
+    bytes: &'r [u8],
+    count: usize,
+    limit: Instant,
+}
+
+fn answers(settled: Settled) -> Result<Vec<Value>, LinkError> {
+    match settled {
+        Settled::Calls(values) => Ok(values),
+        Settled::Broken(Broken { cause, .. }) => Err(cause),
+        Settled::Block(_) | Settled::Read(_) => {
+            Err(LinkError::unexpected("another job's replies for a call"))
         }
     }
 }

@@ -4,18 +4,19 @@
 //! released.
 
 use std::fmt;
-use std::panic::{RefUnwindSafe, UnwindSafe};
+use std::panic::{AssertUnwindSafe, RefUnwindSafe, UnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redis::Value;
 
-use super::courier::refused;
+use super::courier::{Over, refused};
 use super::hold::Hold;
 use super::hub::{Hub, strange};
 use crate::commit::Held;
 use crate::error::{LockError, LostBecause};
 use crate::wire::held::HeldLock;
+use crate::wire::slot;
 
 /// A held lock. Dropped, it is released.
 ///
@@ -33,8 +34,13 @@ use crate::wire::held::HeldLock;
 ///
 /// Dropping it asks the server to release it, for `cleanup_timeout` at most; where that fails it is
 /// tried again in the background, as long as the session manager or another guard lives and the
-/// lease lasts. What goes wrong is logged. [`release`](Self::release) tells it. A guard that is
-/// forgotten (`mem::forget`) is extended until the process ends.
+/// lease lasts. What goes wrong is logged; [`release`](Self::release) returns it. A guard that is
+/// forgotten (`mem::forget`) is extended until the process ends or the session manager is closed.
+///
+/// Renewals and releases have a connection of their own, one to each master: no pool that is busy keeps
+/// them waiting, and a lock can be released after [`close`](crate::SessionManager::close), which
+/// never releases it by itself. When the time for `close` is over the lease is not extended any more,
+/// and the guard is lost before it ends.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -55,7 +61,16 @@ pub struct LockGuard {
     hold: Arc<Hold>,
     /// A request for it may still be under way.
     doubtful: bool,
-    let_go: bool,
+    end: End,
+}
+
+/// How far a guard's end has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Held,
+    /// The release may be under way: it is to be sent (again) until it is answered.
+    Releasing,
+    Released,
 }
 
 impl UnwindSafe for LockGuard {}
@@ -68,18 +83,27 @@ impl Drop for LockGuard {
             return;
         }
         let limit = Instant::now() + self.hub.settings.cleanup_timeout;
-        if let Err(error) = self.let_go(limit) {
-            tracing::warn!(error = %format_args!("{error:#}"), "a dropped lock was not released in order");
+        // A log is the user's, and may panic: that must neither leave a drop nor keep the lock.
+        let released = catch_unwind(AssertUnwindSafe(|| self.let_go(limit)));
+        if self.end != End::Released {
+            self.hub.give_back_later(&self.hold, self.doubtful);
+        }
+        if let Ok(Err(error)) = released {
+            let log = || tracing::warn!(error = %format_args!("{error:#}"), "a dropped lock was not released in order");
+            drop(catch_unwind(AssertUnwindSafe(log)));
         }
     }
 }
 
 impl LockGuard {
     pub(crate) fn new(hub: Arc<Hub>, hold: Arc<Hold>, doubtful: bool) -> Self {
-        if hold.renewed {
-            hub.keeper.keep(&hold, &hub.courier);
-        }
-        Self { hub, hold, doubtful, let_go: false }
+        Self { hub, hold, doubtful, end: End::Held }
+    }
+
+    /// From here on its lease is looked after.
+    pub(crate) fn is_kept(&self) {
+        self.hub.keeper.keep(&self.hold, &self.hub.courier);
+        self.hub.courier.warm(Some(slot::of_key(self.hold.names.holders.as_bytes())));
     }
 
     /// A number that grows with every acquisition of any lock of this prefix, in the order of
@@ -108,9 +132,11 @@ impl LockGuard {
         self.hub.settings.is_left() || self.hold.lost().is_some()
     }
 
-    /// Asks the server whether the lock is still this guard's, and extends its lease.
+    /// Asks the server whether the lock is still this guard's, and extends its lease unless that is
+    /// [fixed](crate::Lock::fixed_lease), or the session manager was
+    /// [closed](crate::SessionManager::close) and the time for that is over.
     ///
-    /// The local clock comes first: in a process that was stopped past the lease the answer is
+    /// The local clock comes first: in a process that was stopped past the lease the call fails with
     /// `Lost` without a question.
     ///
     /// # Errors
@@ -125,12 +151,15 @@ impl LockGuard {
         let settings = &self.hub.settings;
         let limit = Instant::now() + settings.checkout_timeout + settings.response_timeout;
         let limit = limit.min(self.hold.valid_until());
-        let call = self.hold.renewal();
-        let asked = self.hub.courier.ask(std::slice::from_ref(&call), None, limit);
+        let extends = self.hold.renewed && self.hub.keeper.extends();
+        let call = if extends { self.hold.renewal() } else { self.hold.question() };
+        let asked = self.hub.courier.ask(std::slice::from_ref(&call), Over::Own, limit);
         let answer = match asked {
             Ok(answers) => match answers.values.first() {
                 Some(Value::Int(1)) => {
-                    self.hold.extended(answers.sent, answers.took);
+                    if extends {
+                        self.hold.extended(answers.sent, answers.took);
+                    }
                     Ok(())
                 }
                 Some(Value::Int(_)) => {
@@ -162,10 +191,6 @@ impl LockGuard {
             return;
         }
         self.hold.on_lost(Box::new(callback));
-        if !self.hold.renewed && !self.is_lost() {
-            // Nobody else watches its clock.
-            self.hub.keeper.keep(&self.hold, &self.hub.courier);
-        }
     }
 
     /// A second guard of the same hold: the lock is released when the last of them is gone. This
@@ -176,7 +201,7 @@ impl LockGuard {
             hub: Arc::clone(&self.hub),
             hold: Arc::clone(&self.hold),
             doubtful: self.doubtful,
-            let_go: false,
+            end: End::Held,
         }
     }
 
@@ -197,13 +222,16 @@ impl LockGuard {
 
     fn let_go(&mut self, limit: Instant) -> Result<(), LockError> {
         self.hub.settings.here().map_err(LockError::Checkout)?;
-        if std::mem::replace(&mut self.let_go, true) {
+        if self.end == End::Held {
+            self.end = if self.hold.lets_go() { End::Releasing } else { End::Released };
+        }
+        if self.end == End::Released {
             return Ok(());
         }
-        match self.hold.lets_go() {
-            true => self.hub.release(&self.hold, self.doubtful, limit),
-            false => Ok(()),
-        }
+        let released = self.hub.release(&self.hold, self.doubtful, limit);
+        // Not before: a panic on the way leaves it to the drop.
+        self.end = End::Released;
+        released.log()
     }
 
     /// What a transaction needs to know to be fenced by it.

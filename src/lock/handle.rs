@@ -5,16 +5,17 @@
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use redis::Value;
 
 use super::acquire::{Mode, Spec, acquire, holder};
-use super::courier::refused;
+use super::courier::{Over, refused};
 use super::guard::LockGuard;
 use super::hub::{Hub, strange};
 use super::names::Names;
-use super::script::{Call, FORCE, PEEK};
+use super::script::{Call, FORCE, PEEK, PERMITS};
 use crate::error::{Error, Holder, LockError};
 use crate::wire::durability::Durability;
 
@@ -22,6 +23,7 @@ const DEFAULT_LEASE: Duration = Duration::from_secs(30);
 const SHORTEST_LEASE: Duration = Duration::from_millis(10);
 const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 const LONGEST_LABEL: usize = 256;
+const NO_PERMIT: (&str, &str) = ("permits", "a semaphore has at least one permit");
 
 /// A lock by name, that any number of processes may want: how it is to be acquired.
 ///
@@ -62,17 +64,18 @@ impl UnwindSafe for Lock {}
 impl RefUnwindSafe for Lock {}
 
 impl Lock {
-    pub(crate) fn new(hub: Arc<Hub>, family: &str, name: &str, mode: Mode) -> Self {
+    pub(crate) fn new(hub: Arc<Hub>, family: &str, name: &str, mode: Mode, permits: u32) -> Self {
         let names =
             Arc::new(Names::new(&hub.settings.prefix, family, name, hub.courier.is_in_cluster()));
-        let refused = match mode {
+        let refused = match permits {
             _ if name.is_empty() => Some(("name", "a lock's name must not be empty")),
-            Mode::Exclusive(0) => Some(("permits", "a semaphore has at least one permit")),
+            0 => Some(NO_PERMIT),
             _ => None,
         };
         let spec = Spec {
             names,
             mode,
+            permits: Arc::new(AtomicU32::new(permits)),
             lease: DEFAULT_LEASE,
             renewed: true,
             fair: false,
@@ -114,8 +117,9 @@ impl Lock {
         self
     }
 
-    /// The lease is not extended: the lock ends after it, whatever its holder does. Default: it
-    /// is extended for as long as the guard lives.
+    /// The lease is not extended: the lock ends after it, whatever its holder does, and also where
+    /// it calls [`ensure_held`](LockGuard::ensure_held). Default: it is extended for as long as the
+    /// guard lives.
     pub fn fixed_lease(mut self) -> Self {
         self.spec.renewed = false;
         self
@@ -247,13 +251,58 @@ impl Lock {
     /// The server could not be asked, or refused.
     pub fn force_release(&self) -> Result<bool, LockError> {
         let names = &self.spec.names;
-        let keys = [&names.holders, &names.info, &names.queue];
+        let keys = [&names.holders, &names.info, &names.queue, &names.alive];
         match self.ask("force_release", Call::new(&FORCE, keys, [&*names.wake]))? {
             Value::Int(held) => {
                 tracing::warn!(holders = held, "lock forced");
                 Ok(held > 0)
             }
             _ => Err(strange("force_release")),
+        }
+    }
+
+    /// Changes the number of permits of a semaphore, for all processes at once: callers with another
+    /// number then fail with [`LockError::OtherPermits`]. This handle and its clones have the new
+    /// number from then on, also those that wait. No held permit is taken away: with fewer permits
+    /// than holders, the next one is given when enough of them are released. With more, waiting
+    /// callers get theirs at once.
+    ///
+    /// While the semaphore has neither holders nor waiters the server keeps no number; the next
+    /// caller's holds then.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use rediscope::SessionManager;
+    /// # fn main() -> Result<(), rediscope::Error> {
+    /// # let sessions = SessionManager::connect("redis://127.0.0.1/")?;
+    /// let printers = sessions.semaphore("printers", 3);
+    /// let permit = printers.acquire(Duration::from_secs(5))?;
+    /// printers.set_permits(5)?;
+    /// let another = sessions.semaphore("printers", 5).try_acquire()?;
+    /// # drop((permit, another));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`LockError::Refused`] for 0, and for a lock that is no semaphore: nothing was sent. The server
+    /// could not be asked, or refused: then this handle has the number that it had.
+    pub fn set_permits(&self, permits: u32) -> Result<(), LockError> {
+        let refused = |(setting, reason)| Err(LockError::Refused { setting, reason });
+        if self.spec.mode != Mode::Semaphore {
+            return refused(("permits", "only a semaphore has permits"));
+        }
+        if permits == 0 {
+            return refused(NO_PERMIT);
+        }
+        let names = &self.spec.names;
+        let keys = [&names.holders, &names.info, &names.queue, &names.alive];
+        let call = Call::new(&PERMITS, keys, [permits.to_string(), names.wake.to_string()]);
+        match self.ask("set_permits", call)? {
+            Value::Int(_) => {
+                self.spec.permits.store(permits, Ordering::Relaxed);
+                Ok(())
+            }
+            _ => Err(strange("set_permits")),
         }
     }
 
@@ -269,7 +318,7 @@ impl Lock {
         self.check()?;
         let settings = &self.hub.settings;
         let limit = Instant::now() + settings.checkout_timeout + settings.response_timeout;
-        let asked = self.hub.courier.ask(std::slice::from_ref(&call), None, limit);
+        let asked = self.hub.courier.ask(std::slice::from_ref(&call), Over::Any, limit);
         let mut answers = asked.map_err(|failed| failed.told(during))?;
         match answers.values.pop() {
             Some(Value::ServerError(error)) => Err(refused(during, &error)),
@@ -317,7 +366,7 @@ pub struct RwLock {
 
 impl RwLock {
     pub(crate) fn new(hub: &Arc<Hub>, name: &str) -> Self {
-        let of = |mode| Lock::new(Arc::clone(hub), "rw", name, mode);
+        let of = |mode| Lock::new(Arc::clone(hub), "rw", name, mode, 1);
         Self { read: of(Mode::Read), write: of(Mode::Write) }
     }
 

@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -30,20 +30,25 @@ pub(crate) struct Hold {
     handles: AtomicUsize,
     /// Transactions that watch the lock, and that a renewal would disturb.
     disturbed: AtomicUsize,
+    /// Renewals that failed since the last one that did not.
+    failures: AtomicU32,
     state: Mutex<State>,
 }
 
 struct State {
     valid_until: Instant,
+    /// By when it is over on the server, unless it is extended.
+    ends_by: Instant,
     next_renewal: Instant,
-    end: Option<End>,
+    lost: Option<LostBecause>,
+    released: bool,
     callbacks: Vec<Callback>,
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum End {
-    Released,
-    Lost(LostBecause),
+impl State {
+    fn is_held(&self) -> bool {
+        self.lost.is_none() && !self.released
+    }
 }
 
 /// Until when a lease is sure that was asked for at `sent` and answered after `took`.
@@ -68,11 +73,17 @@ impl Hold {
         counters.acquired.add();
         counters.held.enter();
         let valid_until = valid_until(lease, sent, took);
-        let state =
-            State { valid_until, next_renewal: sent + lease / 3, end: None, callbacks: Vec::new() };
+        let state = Mutex::new(State {
+            valid_until,
+            ends_by: sent + took + lease,
+            next_renewal: sent + lease / 3,
+            lost: None,
+            released: false,
+            callbacks: Vec::new(),
+        });
         let (handles, disturbed) = (AtomicUsize::new(1), AtomicUsize::new(0));
-        let state = Mutex::new(state);
-        Self { names, member, fence, lease, renewed, counters, handles, disturbed, state }
+        let failures = AtomicU32::new(0);
+        Self { names, member, fence, lease, renewed, counters, handles, disturbed, failures, state }
     }
 
     pub(crate) fn again(&self) {
@@ -92,11 +103,8 @@ impl Hold {
     /// Whether it is lost, and how. Looks at the clock, and asks nobody.
     pub(crate) fn lost(&self) -> Option<LostBecause> {
         let state = lock(&self.state);
-        match state.end {
-            Some(End::Lost(why)) => return Some(why),
-            Some(End::Released) => return None,
-            None if Instant::now() < state.valid_until => return None,
-            None => {}
+        if !state.is_held() || Instant::now() < state.valid_until {
+            return state.lost;
         }
         drop(state);
         self.lose(LostBecause::Expired);
@@ -106,98 +114,143 @@ impl Hold {
     /// What was asked at `sent` was answered: the server has extended it.
     pub(crate) fn extended(&self, sent: Instant, took: Duration) {
         let mut state = lock(&self.state);
-        // Once it was told to be lost it stays so.
-        if state.end.is_none() {
+        state.ends_by = state.ends_by.max(sent + took + self.lease);
+        // Once it was lost it stays so.
+        if state.is_held() {
             state.valid_until = state.valid_until.max(valid_until(self.lease, sent, took));
             state.next_renewal = sent + self.lease / 3;
         }
+        self.failures.store(0, Ordering::Relaxed);
         self.counters.renewals.add();
     }
 
-    /// The renewal failed; it is tried again soon.
+    /// Renewals that failed since the last one that did not.
+    pub(crate) fn failures(&self) -> u32 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    /// The renewal fails, until it is known that it did not; it is tried again soon.
     pub(crate) fn postpone(&self) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
         let pause = (self.lease / 20).clamp(Duration::from_millis(1), Duration::from_millis(100));
         lock(&self.state).next_renewal = Instant::now() + pause.mul_f64(0.5 + fastrand::f64());
     }
 
-    /// When the keeper has to look after it again.
-    pub(crate) fn next_look(&self) -> Instant {
+    /// When the keeper has to look after it again, where leases are extended or not any more.
+    pub(crate) fn next_look(&self, extends: bool) -> Instant {
         let state = lock(&self.state);
-        match self.renewed {
+        match self.renewed && extends {
             true => self.due(&state).min(state.valid_until),
             false => state.valid_until,
         }
     }
 
+    /// The same; `None` while it is being released.
+    pub(crate) fn next_step(&self, extends: bool) -> Option<Instant> {
+        let state = lock(&self.state);
+        if state.released {
+            return None;
+        }
+        if state.lost.is_some() {
+            return Some(state.ends_by);
+        }
+        drop(state);
+        Some(self.next_look(extends))
+    }
+
     pub(crate) fn is_due(&self, now: Instant) -> bool {
-        self.renewed && self.due(&lock(&self.state)) <= now
+        let state = lock(&self.state);
+        self.renewed && state.is_held() && self.due(&state) <= now
+    }
+
+    /// Whether it is neither released nor known to be lost.
+    pub(crate) fn is_held(&self) -> bool {
+        lock(&self.state).is_held()
+    }
+
+    /// Whether it is lost, and over on the server, too.
+    pub(crate) fn is_gone(&self, now: Instant) -> bool {
+        let state = lock(&self.state);
+        state.lost.is_some() && !state.released && state.ends_by <= now
     }
 
     /// While a transaction watches the lock, renewal waits for another third of the lease.
     fn due(&self, state: &State) -> Instant {
         match self.disturbed.load(Ordering::Relaxed) {
-            _ if state.end.is_some() => state.valid_until,
             0 => state.next_renewal,
             _ => state.next_renewal + self.lease / 3,
         }
     }
 
-    /// It is lost. Whoever asked to be told is told, once.
+    /// It is lost: the callbacks are called, once.
     pub(crate) fn lose(&self, why: LostBecause) {
         let mut state = lock(&self.state);
-        if state.end.is_some() {
+        if !state.is_held() {
             return;
         }
-        state.end = Some(End::Lost(why));
+        state.lost = Some(why);
         let callbacks = std::mem::take(&mut state.callbacks);
         drop(state);
         self.counters.held.leave();
         self.counters.lost.add();
-        tracing::warn!(%why, lease = ?self.lease, "lock lost");
+        // First: a log is the user's, and may panic.
         tell(callbacks);
+        tracing::warn!(%why, lease = ?self.lease, "lock lost");
     }
 
-    /// It is given back: nobody is told of a loss from now on. What had been told before.
+    /// It is about to be given back: no callback is called from now on. Whether it was lost before.
     pub(crate) fn end(&self) -> Option<LostBecause> {
         let mut state = lock(&self.state);
-        let before = state.end.replace(End::Released);
-        let callbacks = std::mem::take(&mut state.callbacks);
+        if state.is_held() {
+            self.counters.held.leave();
+        }
+        state.released = true;
+        let (lost, callbacks) = (state.lost, std::mem::take(&mut state.callbacks));
         drop(state);
         // They are the user's, and so is what dropping them does.
         drop(callbacks);
-        match before {
-            Some(End::Lost(why)) => Some(why),
-            Some(End::Released) => None,
-            None => {
-                self.counters.held.leave();
-                None
-            }
-        }
+        lost
     }
 
     pub(crate) fn on_lost(&self, callback: Callback) {
         let mut state = lock(&self.state);
-        match state.end {
-            None => state.callbacks.push(callback),
-            Some(_) => {
-                drop(state);
-                tell(vec![callback]);
-            }
+        if state.is_held() {
+            state.callbacks.push(callback);
+        } else {
+            drop(state);
+            tell(vec![callback]);
         }
     }
 
     pub(crate) fn renewal(&self) -> Call {
-        let keys = [&self.names.holders, &self.names.info];
-        Call::new(&RENEW, keys, [self.member.clone(), self.lease.as_millis().to_string()])
+        self.renewal_for(self.lease)
+    }
+
+    /// Asks whether it is held, and extends nothing.
+    pub(crate) fn question(&self) -> Call {
+        self.renewal_for(Duration::ZERO)
+    }
+
+    fn renewal_for(&self, lease: Duration) -> Call {
+        let Names { holders, info, alive, .. } = &*self.names;
+        let keys = [holders, info].into_iter().chain(self.names.is_semaphore.then_some(alive));
+        Call::new(&RENEW, keys, [self.member.clone(), lease.as_millis().to_string()])
     }
 }
 
-/// Gives back what `member` has, is about to have, or waits for; remembered for so long.
-pub(crate) fn release(names: &Names, member: &str, remember: Duration) -> Call {
-    let done = names.done(member);
-    let keys = [&names.holders, &names.info, &names.queue, &names.alive, &done];
+/// Gives back what `member` has, is about to have, or waits for; remembered for so long. The keys
+/// `answered`, of releases that need not be remembered any more, are deleted along the way.
+pub(crate) fn release(
+    names: &Names,
+    member: &str,
+    remember: Duration,
+    answered: Vec<String>,
+) -> Call {
+    let own = [&names.holders, &names.info, &names.queue, &names.alive];
+    let keys = own.into_iter().cloned().chain([names.done(member)]).chain(answered);
     let remember = remember.as_millis().max(1).to_string();
-    Call::new(&RELEASE, keys, [member, &remember, &names.wake])
+    let is_semaphore = u8::from(names.is_semaphore).to_string();
+    Call::new(&RELEASE, keys, [member, &remember, &names.wake, &is_semaphore])
 }
 
 /// On a thread of their own: they may take long, and others' leases are to be extended meanwhile.
@@ -224,6 +277,10 @@ fn tell(callbacks: Vec<Callback>) {
 impl Witness for Hold {
     fn is_lost(&self) -> bool {
         self.lost().is_some()
+    }
+
+    fn lose(&self) {
+        Self::lose(self, LostBecause::Gone);
     }
 
     fn begin(&self) {
@@ -275,10 +332,11 @@ mod tests {
     fn a_renewal_waits_for_a_transaction_but_not_for_ever() {
         let now = Instant::now();
         let hold = hold(now, Duration::ZERO);
-        assert_eq!(hold.next_look(), now + LEASE / 3);
+        assert_eq!(hold.next_look(true), now + LEASE / 3);
         Witness::begin(&hold);
-        assert_eq!(hold.next_look(), now + LEASE / 3 * 2);
+        assert_eq!(hold.next_look(true), now + LEASE / 3 * 2);
         Witness::end(&hold);
-        assert_eq!(hold.next_look(), now + LEASE / 3);
+        assert_eq!(hold.next_look(true), now + LEASE / 3);
+        assert_eq!(hold.next_look(false), hold.valid_until());
     }
 }

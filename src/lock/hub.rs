@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 
-use super::courier::{Courier, refused};
+use super::courier::{Courier, Over, refused};
 use super::hold::{Hold, release};
 use super::keeper::Keeper;
+use super::names::Names;
 use super::subscriber::Subscriber;
 use super::waiters::Waiters;
 use crate::config::Settings;
@@ -42,15 +43,16 @@ impl Drop for Hub {
 }
 
 impl Hub {
-    pub(crate) fn new(nodes: Nodes) -> Self {
-        let settings = Arc::clone(nodes.settings());
+    /// `own` has at most one connection to each master, for renewals and releases.
+    pub(crate) fn new(pooled: Nodes, own: Nodes) -> Self {
+        let settings = Arc::clone(pooled.settings());
         let waiters = Arc::<Waiters>::default();
         // Not a secret: two managers with the same one would only wake each other.
         let random = fastrand::u128(..);
         let subscriber =
-            Subscriber::new(nodes.clone(), Arc::clone(&settings), Arc::clone(&waiters), random);
+            Subscriber::new(pooled.clone(), Arc::clone(&settings), Arc::clone(&waiters), random);
         Self {
-            courier: Courier::new(nodes),
+            courier: Courier::new(pooled, own),
             settings,
             counters: Arc::default(),
             keeper: Keeper::new(),
@@ -59,9 +61,16 @@ impl Hub {
         }
     }
 
-    /// Nobody is woken any more. Whoever waits notices that the pool is closed.
+    /// Nothing is acquired any more. A call that waits notices it when it asks again, at once.
     pub(crate) fn close(&self) {
+        self.courier.close();
         self.subscriber.close();
+    }
+
+    /// Waits until `deadline` for guards to go, and for what is to be given back. From then on no
+    /// lease is extended. Returns how many locks are held: their guards can still release them.
+    pub(crate) fn cease(&self, deadline: Instant) -> usize {
+        self.keeper.cease(deadline, &self.courier)
     }
 
     pub(crate) fn status(&self) -> LockStatus {
@@ -73,50 +82,80 @@ impl Hub {
     }
 
     /// Gives a hold back, by `limit` at the latest; what could not be given back by then is given
-    /// back later.
-    pub(crate) fn release(
-        &self,
-        hold: &Arc<Hold>,
-        doubtful: bool,
-        limit: Instant,
-    ) -> Result<(), LockError> {
-        self.keeper.forget(hold);
+    /// back later. It may be called again where a log panicked under it. What is to be made of it:
+    /// [`Released::log`].
+    pub(crate) fn release(&self, hold: &Arc<Hold>, doubtful: bool, limit: Instant) -> Released {
+        // From here on nothing extends it.
         let before = hold.end();
-        // For as long as it may be repeated; or as a request for it may still arrive.
-        let settings = &self.settings;
-        let remember = match doubtful {
-            true => LATE.max(hold.lease),
-            false => settings.checkout_timeout + 2 * settings.response_timeout,
-        };
-        let call = release(&hold.names, &hold.member, remember);
-        let released = match self.courier.ask(std::slice::from_ref(&call), None, limit) {
-            Ok(answers) => match answers.values.first() {
-                Some(Value::Int(1)) => Ok(()),
-                Some(Value::Int(_)) => Err(LockError::Lost { why: LostBecause::Gone }),
-                Some(Value::ServerError(error)) => Err(refused("release", error)),
-                _ => Err(strange("release")),
-            },
+        let Names { holders, .. } = &*hold.names;
+        let answered = self.keeper.take_answered(holders, self.courier.is_in_cluster());
+        let call = release(&hold.names, &hold.member, self.remember(hold, doubtful), answered);
+        let mut repeated = false;
+        let released = match self.courier.ask(std::slice::from_ref(&call), Over::Own, limit) {
+            Ok(answers) => {
+                repeated = answers.repeated;
+                match answers.values.first() {
+                    Some(Value::Int(1)) => Ok(()),
+                    Some(Value::Int(_)) => Err(LockError::Lost { why: LostBecause::Gone }),
+                    Some(Value::ServerError(error)) => Err(refused("release", error)),
+                    _ => Err(strange("release")),
+                }
+            }
             Err(failed) => Err(failed.told("release")),
         };
-        match (&released, before) {
-            (Ok(()), None) => {
-                tracing::debug!("lock released");
-                return Ok(());
-            }
-            (Ok(()) | Err(LockError::Lost { .. }), Some(why)) => {
-                return Err(LockError::Lost { why });
-            }
-            (Err(LockError::Lost { .. }), None) => {
-                self.counters.lost.add();
-                tracing::warn!(why = %LostBecause::Gone, "lock lost");
-            }
-            (Err(_), _) => {
-                // Longer than that it does not live.
-                let until = Instant::now() + hold.lease;
-                self.keeper.chore(call, until, &self.courier);
-            }
+        let is_answered = matches!(released, Ok(()) | Err(LockError::Lost { .. }));
+        if !is_answered {
+            self.give_back_later(hold, doubtful);
+        } else if !doubtful && !repeated {
+            // No copy of a request is under way that would have to be answered the same.
+            self.keeper.answered(hold.names.done(&hold.member), &self.courier);
         }
-        released
+        // Last: a closed session manager ends its connections when the last hold is forgotten.
+        self.keeper.forget(hold);
+        if let (Err(LockError::Lost { .. }), None) = (&released, before) {
+            self.counters.lost.add();
+        }
+        Released { released, before }
+    }
+
+    /// Has a hold given back in the background, and logs nothing.
+    pub(crate) fn give_back_later(&self, hold: &Arc<Hold>, doubtful: bool) {
+        hold.end();
+        let remember = self.remember(hold, doubtful);
+        let call = release(&hold.names, &hold.member, remember, Vec::new());
+        // It is over by then.
+        self.keeper.chore(call, Instant::now() + hold.lease, &self.courier);
+        self.keeper.forget(hold);
+    }
+
+    /// For how long the server remembers a release: as long as it may be repeated, or as a request
+    /// for the lock may still arrive.
+    fn remember(&self, hold: &Hold, doubtful: bool) -> Duration {
+        let settings = &self.settings;
+        match doubtful {
+            true => LATE.max(hold.lease),
+            false => settings.checkout_timeout + 2 * settings.response_timeout,
+        }
+    }
+}
+
+/// What came of a release.
+pub(crate) struct Released {
+    released: Result<(), LockError>,
+    /// The lock was known to be lost.
+    before: Option<LostBecause>,
+}
+
+impl Released {
+    /// Logs it, once nothing is left to be done.
+    pub(crate) fn log(self) -> Result<(), LockError> {
+        match (&self.released, self.before) {
+            (Ok(()), None) => tracing::debug!("lock released"),
+            (Err(LockError::Lost { why }), None) => tracing::warn!(%why, "lock lost"),
+            (Err(_), None) => {}
+            (_, Some(why)) => return Err(LockError::Lost { why }),
+        }
+        self.released
     }
 }
 

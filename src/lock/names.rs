@@ -19,6 +19,8 @@ pub(crate) struct Names {
     pub(crate) alive: String,
     pub(crate) wake: Arc<str>,
     done: String,
+    /// It has a number of permits.
+    pub(crate) is_semaphore: bool,
     /// One counter for all locks of a server.
     pub(crate) fence: String,
 }
@@ -39,6 +41,7 @@ impl Names {
                 Some(tag) => format!("{prefix}:fence:{{{tag}}}"),
                 None => format!("{prefix}:fence"),
             },
+            is_semaphore: family == "sem",
             holders: base,
         }
     }

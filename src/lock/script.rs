@@ -27,6 +27,8 @@ pub(crate) static RENEW: Script = Script::new(include_str!("scripts/renew.lua"))
 pub(crate) static PEEK: Script = Script::new(include_str!("scripts/peek.lua"));
 /// Takes it away from everybody.
 pub(crate) static FORCE: Script = Script::new(include_str!("scripts/force.lua"));
+/// Changes how many may hold it at a time.
+pub(crate) static PERMITS: Script = Script::new(include_str!("scripts/permits.lua"));
 
 impl Script {
     const fn new(source: &'static str) -> Self {
@@ -46,10 +48,11 @@ pub(crate) enum By {
     Source,
 }
 
-/// One call of a script.
+/// One call of a script, or the deletion of keys.
 #[derive(Clone)]
 pub(crate) struct Call {
-    script: &'static Script,
+    /// `None`: the keys are deleted.
+    script: Option<&'static Script>,
     keys: Vec<String>,
     arguments: Vec<String>,
 }
@@ -66,18 +69,32 @@ impl Call {
         arguments: impl IntoIterator<Item = impl Into<String>>,
     ) -> Self {
         let keys = keys.into_iter().map(Into::into).collect();
-        Self { script, keys, arguments: arguments.into_iter().map(Into::into).collect() }
+        let arguments = arguments.into_iter().map(Into::into).collect();
+        Self { script: Some(script), keys, arguments }
+    }
+
+    /// Deletes `keys`, which share a slot in a cluster.
+    pub(crate) fn delete(keys: impl IntoIterator<Item = String>) -> Self {
+        let keys = keys.into_iter().collect();
+        Self { script: None, keys, arguments: Vec::new() }
     }
 
     pub(crate) fn write(&self, bytes: &mut Vec<u8>, by: By) {
+        let Some(script) = self.script else {
+            return encode::command(bytes, &["DEL"], |args| {
+                self.keys.iter().for_each(|key| {
+                    args.arg(key);
+                });
+            });
+        };
         let word = match by {
             By::Hash => "EVALSHA",
             By::Source => "EVAL",
         };
         encode::command(bytes, &[word], |args| {
             args.arg(match by {
-                By::Hash => self.script.hash(),
-                By::Source => self.script.source,
+                By::Hash => script.hash(),
+                By::Source => script.source,
             });
             args.arg(self.keys.len());
             self.keys.iter().chain(&self.arguments).for_each(|text| {

@@ -131,7 +131,9 @@ impl Request {
             let cause = match settled {
                 Settled::Read(value) => return Ok(vec![value]),
                 Settled::Broken(Broken { cause, .. }) => cause,
-                Settled::Block(_) => LinkError::unexpected("a block's replies for a read"),
+                Settled::Block(_) | Settled::Calls(_) => {
+                    LinkError::unexpected("another job's replies for a read")
+                }
             };
             if !repeats.allow(true, &cause) || Instant::now() >= checkout {
                 return Err(Error::Lost {

@@ -25,6 +25,9 @@ use crate::process::Process;
 use crate::topology::{self, Address, Endpoint, IntoAddress};
 use crate::transaction::admission::Admission;
 
+/// The most renewals and releases in one write.
+const MOST_CALLS: u32 = 64;
+
 /// The settings of a [`SessionManager`]. Plain data until [`build`](Self::build), which checks
 /// them once.
 ///
@@ -161,12 +164,22 @@ impl Builder {
             counters: Arc::default(),
             impatient: false,
         };
+        // One connection to each master, which many callers share.
+        let own = Kind {
+            settings: Arc::new(Settings {
+                max_size: 1,
+                min_idle: 0,
+                max_group: MOST_CALLS,
+                ..(*settings).clone()
+            }),
+            ..kind("locks", Purpose::Pooled)
+        };
         let kinds =
-            (kind("transactional", Purpose::Transactional), kind("pooled", Purpose::Pooled));
-        let (transactional, pooled) = nodes(address, &settings, kinds)?;
+            [kind("transactional", Purpose::Transactional), kind("pooled", Purpose::Pooled), own];
+        let [transactional, pooled, own] = nodes(address, &settings, kinds)?;
         let asker = Arc::new(Asker::new(transactional.clone()));
         let admission = Arc::new(Admission::new());
-        let locks = Arc::new(Hub::new(pooled.clone()));
+        let locks = Arc::new(Hub::new(pooled.clone(), own));
         Ok(SessionManager {
             pooled,
             transactional,
@@ -182,24 +195,22 @@ impl Builder {
 fn nodes(
     address: Address,
     settings: &Arc<Settings>,
-    (transactional, pooled): (Kind, Kind),
-) -> Result<(Nodes, Nodes), ConfigError> {
-    let both = |endpoint: &Endpoint| {
-        let one = |kind: &Kind| Nodes::one(Pool::new(kind.clone(), endpoint.clone()));
-        (one(&transactional), one(&pooled))
+    kinds: [Kind; 3],
+) -> Result<[Nodes; 3], ConfigError> {
+    let all = |endpoint: Endpoint| {
+        kinds.clone().map(|kind| Nodes::one(Pool::new(kind, endpoint.clone())))
     };
     match address {
-        Address::One(info) => Ok(both(&Endpoint::new(*info, settings)?)),
+        Address::One(info) => Ok(all(Endpoint::new(*info, settings)?)),
         #[cfg(feature = "sentinel")]
-        Address::Sentinel(behind) => Ok(both(&Endpoint::behind(*behind, settings)?)),
+        Address::Sentinel(behind) => Ok(all(Endpoint::behind(*behind, settings)?)),
         #[cfg(feature = "cluster")]
         Address::Cluster(nodes) => {
             use crate::connection::nodes::{Cluster, atlas::Atlas};
 
-            // Both kinds of pools go by one map.
+            // All kinds of pools go by one map.
             let atlas = Arc::new(Atlas::new(nodes, Arc::clone(settings))?);
-            let many = |kind| Nodes::cluster(Cluster::new(kind, Arc::clone(&atlas)));
-            Ok((many(transactional), many(pooled)))
+            Ok(kinds.map(|kind| Nodes::cluster(Cluster::new(kind, Arc::clone(&atlas)))))
         }
         // Refused when the address was read.
         #[cfg(not(feature = "sentinel"))]

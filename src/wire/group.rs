@@ -21,6 +21,8 @@ pub(crate) enum What {
     Block { commands: u32 },
     /// One command that changes nothing.
     Read,
+    /// So many commands that may all be sent again.
+    Calls { count: u32 },
 }
 
 /// With fewer commands, callers who give way before they sleep gain little, and the longest waits
@@ -40,6 +42,9 @@ impl What {
                 [(Expect::Multi, 1), (Expect::Queued, commands), (Expect::Exec, 1)]
             }
             Self::Read => [(Expect::Plain, 1), (Expect::Queued, 0), (Expect::Exec, 0)],
+            Self::Calls { count } => {
+                [(Expect::Plain, count), (Expect::Queued, 0), (Expect::Exec, 0)]
+            }
         }
     }
 }
@@ -49,6 +54,7 @@ impl What {
 pub(crate) enum Settled {
     Block(Verdict),
     Read(Value),
+    Calls(Vec<Value>),
     /// Its replies did not all come, and those that came prove nothing.
     Broken(Broken),
 }

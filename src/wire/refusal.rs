@@ -333,6 +333,19 @@ pub(crate) fn proves_unrun(name: &[u8], error: &redis::ServerError) -> bool {
     proves(name, error.code(), error.details().unwrap_or_default())
 }
 
+/// Whether the server refused, in these words, to start a script of which it is known that it does
+/// not give them itself: the user may not, there is no such command, or another node is to be asked.
+/// What is about the server's state proves nothing here.
+pub(crate) fn refuses_to_start(code: &str, text: &str) -> bool {
+    match code {
+        "MOVED" | "ASK" => Redirect::of(code, text).is_some(),
+        "NOPERM" | "ERR" | "TRYAGAIN" | "CROSSSLOT" | "CLUSTERDOWN" => {
+            find(code, text).is_some_and(|sentence| sentence.kind == Kind::Door)
+        }
+        _ => false,
+    }
+}
+
 /// [`proves_unrun`], of an error's code and its text.
 pub(crate) fn proves(name: &[u8], code: &str, text: &str) -> bool {
     let changes = match changes(name) {

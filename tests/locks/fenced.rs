@@ -76,10 +76,12 @@ fn of_a_lost_lock_nothing_is_applied() {
         let guard = acquire(&stage.sessions);
         let handle = &fenced(&stage, &guard)[nth];
         let theirs = stage.taken_by(&other);
-        lock_lost(handle.run(|tx| Ok(tx.incr("n", 1))));
         let mut tx = handle.begin().unwrap();
         tx.incr("n", 1);
+        assert!(!guard.is_lost(), "nothing has been heard of it yet");
         assert!(matches!(tx.commit(), Err(CommitError::LockLost)));
+        lock_lost(handle.run(|tx| Ok(tx.incr("n", 1))));
+        lock_lost(handle.begin().map(drop));
         let mut ran = false;
         let watched = handle.watch(["w"]).run(|_, tx| {
             ran = true;
@@ -96,6 +98,64 @@ fn of_a_lost_lock_nothing_is_applied() {
         let handles = stage.sessions.transactional();
         handles.run(|tx| Ok(tx.exists("n"))).unwrap();
     }
+}
+
+/// Every form of a commit that can find the lock lost.
+type Form = fn(&Transactional) -> Result<(), Error>;
+
+const FORMS: [(&str, Form); 6] = [
+    ("run", |handle| handle.run(|tx| Ok(tx.incr("n", 1))).map(drop)),
+    ("guard", |handle| {
+        let mut tx = handle.begin()?;
+        tx.incr("n", 1);
+        tx.commit()?;
+        Ok(())
+    }),
+    ("large", |handle| {
+        handle.run(|tx| {
+            tx.set("large", "x".repeat(100_000));
+            Ok(tx.incr("n", 1))
+        })?;
+        Ok(())
+    }),
+    ("watch run", |handle| handle.watch(["w"]).run(|_, tx| Ok(tx.incr("n", 1))).map(drop)),
+    ("watch guard", |handle| {
+        let mut tx = handle.watch(["w"]).begin()?.multi();
+        tx.incr("n", 1);
+        assert!(!tx.commit()?.is_conflict());
+        Ok(())
+    }),
+    ("immediate", |handle| {
+        let immediate = handle.with(TransactionOptions::new().begin(Begin::Immediate));
+        immediate.run(|tx| Ok(tx.incr("n", 1))).map(drop)
+    }),
+];
+
+#[test]
+fn a_commit_that_finds_the_lock_lost_makes_its_guard_lost_at_once() {
+    let stage = Stage::new();
+    let other = stage.other();
+    for (name, form) in FORMS {
+        for nth in 0..3 {
+            let guard = acquire(&stage.sessions);
+            let handle = fenced(&stage, &guard)[nth].clone();
+            let (lost, heard) = std::sync::mpsc::channel();
+            guard.on_lost(move || lost.send(()).unwrap());
+            form(&handle).unwrap();
+            let before = stage.written();
+            let theirs = stage.taken_by(&other);
+            assert!(!guard.is_lost(), "{name}: nothing has been heard of it yet");
+            let told = form(&handle);
+            assert!(guard.is_lost(), "{name}");
+            assert_eq!(guard.remaining(), Duration::ZERO, "{name}");
+            heard.recv_timeout(SOON).unwrap();
+            lock_lost(told);
+            assert_eq!(stage.written(), before, "{name}");
+            super::stage::is_lost(guard.release());
+            theirs.release().unwrap();
+        }
+    }
+    assert_eq!(stage.locks().held, 0);
 }
 
 #[test]

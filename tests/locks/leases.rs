@@ -89,25 +89,59 @@ fn who_cannot_extend_his_lease_is_told_before_it_ends_on_the_server() {
 }
 
 #[test]
-fn who_cannot_extend_because_the_pool_is_dry_is_told_in_time() {
-    let stage = Stage::with(|builder| builder.max_size(1));
-    let lease = Duration::from_secs(2);
+fn a_pool_that_is_busy_keeps_neither_renewals_nor_releases_nor_acquisitions_waiting() {
+    let stage = Stage::with(|builder| builder.max_size(8));
+    let guard = stage.sessions.lock("l").lease(SHORT * 2).try_acquire().unwrap().unwrap();
+    let lost = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&lost);
+    guard.on_lost(move || {
+        counted.fetch_add(1, Ordering::SeqCst);
+    });
+    let consumers: Vec<_> = (0..8)
+        .map(|_| {
+            let mut db = stage.sessions.pooled();
+            thread::spawn(move || redis::Commands::blpop::<_, Vec<String>>(&mut db, "jobs", 60.0))
+        })
+        .collect();
+    eventually(SOON, "every connection waits for a job", || {
+        stage.sessions.status().pooled.in_use == 8
+            && stage.server.info("blocked_clients").as_deref() == Some("8")
+    });
+    // Nothing is free: this one goes over the connection for renewals.
+    let late = stage.sessions.lock("late").acquire(SOON).unwrap();
     let begun = Instant::now();
-    let guard = stage.sessions.lock("l").lease(lease).try_acquire().unwrap().unwrap();
-    let (told, when) = mpsc::channel();
-    guard.on_lost(move || told.send(Instant::now()).unwrap());
-    let db = stage.sessions.pooled();
-    let (over, until) = mpsc::channel::<()>();
-    let busy = thread::spawn(move || db.with_raw(|_| until.recv().is_err()));
-    let told = when.recv_timeout(SOON).unwrap();
-    // On the server it was given later than it was asked for.
-    assert!(told < begun + lease, "told {:?} too late", told - (begun + lease));
-    assert!(guard.is_lost());
-    is_lost(guard.ensure_held());
-    drop(over);
-    assert!(busy.join().unwrap().unwrap());
-    is_lost(guard.release());
-    eventually(SOON, "the connection is back", || stage.sessions.status().pooled.in_use == 0);
+    eventually(SOON, "both are extended past their ends", || {
+        assert!(!guard.is_lost() && !late.is_lost());
+        begun.elapsed() > SHORT * 6 && stage.locks().renewals >= 6
+    });
+    guard.ensure_held().unwrap();
+    late.release().unwrap();
+    guard.release().unwrap();
+    assert_eq!((lost.load(Ordering::SeqCst), stage.holders(), stage.locks().lost), (0, 0, 0));
+    let jobs: Vec<String> = (0..8).map(|nth| nth.to_string()).collect();
+    let jobs: Vec<&str> = ["RPUSH", "jobs"].into_iter().chain(jobs.iter().map(|j| &**j)).collect();
+    stage.server.ask::<i64>(&jobs);
+    consumers.into_iter().for_each(|consumer| drop(consumer.join().unwrap().unwrap()));
+}
+
+#[test]
+fn a_silent_connection_for_renewals_is_replaced_before_a_lock_is_lost() {
+    let stage = Stage::new();
+    let lease = Duration::from_secs(2);
+    let guards: Vec<_> = (0..4)
+        .map(|nth| stage.sessions.lock(format!("silent {nth}")).lease(lease).acquire(SOON).unwrap())
+        .collect();
+    eventually(SOON, "they are extended once", || stage.locks().renewals >= 4);
+    let silent = stage.proxy.connections();
+    stage.proxy.black_hole_all();
+    let (before, begun) = (stage.locks().renewals, Instant::now());
+    eventually(SOON, "they are extended on another one", || {
+        stage.locks().renewals >= before + 8 && begun.elapsed() > lease
+    });
+    assert!(silent > 0 && guards.iter().all(|guard| !guard.is_lost()));
+    assert_eq!(stage.locks().lost, 0);
+    guards.into_iter().for_each(|guard| guard.release().unwrap());
+    stage.proxy.release();
 }
 
 #[test]
@@ -124,14 +158,40 @@ fn who_was_stopped_past_his_lease_hears_lost_first_and_nothing_is_sent() {
 }
 
 #[test]
-fn ensure_held_extends_a_fixed_lease() {
+fn a_fixed_lease_ends_whatever_its_holder_asks() {
     let stage = Stage::new();
-    let guard = stage.sessions.lock("l").lease(SOON).fixed_lease().try_acquire().unwrap().unwrap();
-    let before = guard.remaining();
-    eventually(SOON, "time passes", || guard.remaining() < before - Duration::from_millis(20));
-    guard.ensure_held().unwrap();
-    assert!(guard.remaining() > before - Duration::from_millis(20));
-    guard.release().unwrap();
+    let lease = SHORT * 2;
+    let begun = Instant::now();
+    let guard = stage.sessions.lock("l").lease(lease).fixed_lease().acquire(SOON).unwrap();
+    let ends = || -> Vec<String> {
+        stage.server.ask(&["ZRANGE", "rediscope:lock:{l}", "0", "0", "WITHSCORES"])
+    };
+    let before = ends();
+    let mut asked = 0;
+    while guard.ensure_held().is_ok() {
+        asked += 1;
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert!(asked > 5 && begun.elapsed() < lease + SHORT, "{asked} times, {:?}", begun.elapsed());
+    assert!(guard.is_lost() && begun.elapsed() > lease / 2);
+    let after = ends();
+    assert!(after.is_empty() || after == before, "it was extended");
+    is_lost(guard.release());
+}
+
+#[test]
+fn another_guard_of_a_fixed_lease_extends_it_no_more_than_the_first() {
+    let stage = Stage::new();
+    let semaphore = stage.sessions.semaphore("s", 2).lease(SHORT).fixed_lease();
+    let reading = stage.sessions.rw_lock("s").read().lease(SHORT).fixed_lease();
+    for lock in [semaphore, reading] {
+        let guard = lock.acquire(SOON).unwrap();
+        let second = guard.again();
+        eventually(SOON, "it ends", || {
+            guard.ensure_held().is_err() && second.ensure_held().is_err()
+        });
+        assert!(second.is_lost());
+    }
 }
 
 #[test]

@@ -150,7 +150,7 @@ fn a_lease_ends_on_the_server_by_itself() {
     let stage = Stage::new();
     let lock = stage.sessions.lock("l").lease(Duration::from_millis(50)).fixed_lease();
     std::mem::forget(lock.try_acquire().unwrap().unwrap());
-    let next = lock.acquire(SOON).unwrap();
+    let next = stage.sessions.lock("l").acquire(SOON).unwrap();
     next.release().unwrap();
     assert_eq!(
         stage.server.ask::<i64>(&["EXISTS", "rediscope:lock:{l}", "rediscope:lock:{l}:info"]),

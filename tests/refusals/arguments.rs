@@ -166,6 +166,11 @@ fn rows() -> Vec<Row> {
         row("retry.rs max_backoff.step", |s, e| {
             s.policy(RetryPolicy::default().max_backoff(e.time()))
         }),
+        row("lock/handle.rs set_permits.permits", |s, e| {
+            let semaphore = s.sessions.semaphore(format!("p{}", e.u32()), 2);
+            let _held = semaphore.acquire(IN_TIME).map_err(|error| error.to_string())?;
+            semaphore.set_permits(e.u32()).map_err(|error| error.to_string())
+        }),
         row("session.rs semaphore.permits", |s, e| {
             let name = format!("s{}", e.u32());
             let guard = s.sessions.semaphore(name, e.u32()).acquire(IN_TIME);
@@ -296,6 +301,7 @@ fn every_number_and_every_time_is_taken_at_its_ends_or_refused_with_a_reason() {
         "config/table.rs connect_timeout One",
         "config/table.rs max_pin_time Max",
         "lock/handle.rs lease.lease Max",
+        "lock/handle.rs set_permits.permits Zero",
         "session.rs semaphore.permits Zero",
         "transaction/options.rs exactly_once_as.ttl Zero",
     ] {

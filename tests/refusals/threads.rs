@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::time::Duration;
 
-use rediscope::{ConfigError, SessionManager, prelude::*};
+use rediscope::{ConfigError, LockError, SessionManager, prelude::*};
 
 use crate::support::server::Server;
 
@@ -71,6 +71,11 @@ fn child(url: &str) {
         Ok(tx.set("a", a + 1))
     });
     watched.unwrap();
+
+    // A lock without a thread would never be extended: none is acquired, and none is left taken.
+    let lock = sessions.lock("l").acquire(Duration::ZERO).map(drop).unwrap_err();
+    assert!(matches!(lock, LockError::Refused { setting: "thread", .. }), "{lock}");
+    assert!(!sessions.lock("l").is_locked().unwrap());
 
     assert_eq!(sessions.close(Duration::MAX).scopes, 0);
 }

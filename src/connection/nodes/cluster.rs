@@ -118,6 +118,14 @@ impl Cluster {
         })
     }
 
+    /// Begins to open a connection to the route's master, where the map has one. Nothing is asked.
+    pub(super) fn warm(&self, route: &Route) {
+        let node = route.at.clone().or_else(|| self.atlas.map().master(route.slot?).cloned());
+        if let Some(pool) = node.and_then(|node| self.pool(&node).ok()) {
+            pool.warm();
+        }
+    }
+
     /// One master after the other.
     fn any(&self, map: &Map) -> Option<NodeAddress> {
         let masters = map.masters();

@@ -1,7 +1,9 @@
 -- KEYS: holders, info, queue, alive, done, fence
 -- ARGV: member, lease (ms), mode (x, r, w), capacity, label, heartbeat (ms; 0: not fair),
---       whether to queue up, channel
--- Answers the fencing token; who has it and for how long; or that it was given back already.
+--       whether to queue up, channel, for how long the caller counts as waiting (ms; empty: not a
+--       semaphore)
+-- Answers the fencing token; or 0, for how long it is held (-1: it is not) and by whom; -1: it was
+-- given back already; -2 and the number of permits that holds; -3: there is no fencing token left.
 local call = redis.call
 local me = ARGV[1]
 local time = call('TIME')
@@ -9,12 +11,18 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local ends = string.format('%.0f', now + ARGV[2])
 
 -- The fencing token: the server's microseconds, or more. It comes first: of all that is written
--- here it is what is refused when memory is short. Digits, since numbers are slow to print.
+-- here it is what is refused when memory is short. Digits, since numbers are slow to print. A script's
+-- numbers are exact up to 2^53: beyond it two tokens might be equal, so there is none.
 local function take()
   local token = time[1] .. string.sub('00000' .. time[2], -6)
   local last = call('GETSET', KEYS[6], token)
   if last and (#last > #token or (#last == #token and last >= token)) then
-    token = string.format('%.0f', (tonumber(last) or 0) + 1)
+    local number = string.match(last, '^%d+$') and tonumber(last)
+    if not number or number >= 9007199254740992 then
+      call('SET', KEYS[6], last)
+      return nil
+    end
+    token = string.format('%.0f', number + 1)
     call('SET', KEYS[6], token)
   end
   call('HSET', KEYS[2], me, token .. ':' .. ARGV[5])
@@ -25,8 +33,11 @@ end
 -- Nearly always nobody has it, and then there is nothing to look at. The server does nothing else
 -- meanwhile, so each call counts.
 local taken = call('EXISTS', KEYS[5], KEYS[1]) > 0
-if not taken and ARGV[6] == '0' then
+if not taken and ARGV[6] == '0' and ARGV[9] == '' then
   local token = take()
+  if not token then
+    return {-3}
+  end
   call('PEXPIREAT', KEYS[1], ends)
   call('PEXPIREAT', KEYS[2], ends)
   return token
@@ -34,7 +45,7 @@ end
 
 local holders, info, queue, alive, done = unpack(KEYS)
 local mode, capacity = ARGV[3], tonumber(ARGV[4])
-local heartbeat, channel = tonumber(ARGV[6]), ARGV[8]
+local heartbeat, channel, waits = tonumber(ARGV[6]), ARGV[8], tonumber(ARGV[9])
 -- Given back already: this request was late.
 if taken and call('EXISTS', done) == 1 then
   return {-1}
@@ -49,12 +60,21 @@ if taken then
   end
 end
 
--- The keys live for as long as the last of the leases.
+local function last_of(key)
+  return tonumber(call('ZRANGE', key, -1, -1, 'WITHSCORES')[2] or 0)
+end
+
+-- The keys live for as long as the last of the leases; a semaphore's number of permits also for as
+-- long as a caller waits.
 local function keep()
-  local last = call('ZRANGE', holders, -1, -1, 'WITHSCORES')
-  last = string.format('%.0f', tonumber(last[2]))
-  call('PEXPIREAT', holders, last)
-  call('PEXPIREAT', info, last)
+  local last = last_of(holders)
+  if last > 0 then
+    call('PEXPIREAT', holders, string.format('%.0f', last))
+  end
+  if waits then
+    last = math.max(last, last_of(alive))
+  end
+  call('PEXPIREAT', info, string.format('%.0f', last))
 end
 
 local function wake_head()
@@ -74,7 +94,7 @@ if taken and call('ZSCORE', holders, me) then
   end
 end
 
-if heartbeat > 0 then
+if heartbeat > 0 or waits then
   for _, dead in ipairs(call('ZRANGEBYSCORE', alive, '-inf', now)) do
     call('ZREM', alive, dead)
     call('ZREM', queue, dead)
@@ -87,6 +107,13 @@ if taken then
   count = call('ZCARD', holders)
   first = call('ZRANGE', holders, 0, 0, 'WITHSCORES')
 end
+
+-- Another number of permits is refused while the semaphore has holders or waiters.
+local kept = waits and tonumber(call('HGET', info, 'permits') or '')
+if kept and kept ~= capacity and (count > 0 or call('ZCARD', alive) > 0) then
+  return {-2, kept}
+end
+
 local room
 if mode == 'x' then
   room = count < capacity
@@ -117,10 +144,18 @@ end
 
 if mine_to_take then
   local token = take()
-  keep()
-  if heartbeat > 0 then
+  if not token then
+    return {-3}
+  end
+  if waits and kept ~= capacity then
+    call('HSET', info, 'permits', capacity)
+  end
+  if heartbeat > 0 or waits then
     call('ZREM', queue, me)
     call('ZREM', alive, me)
+  end
+  keep()
+  if heartbeat > 0 then
     if mode == 'r' or (mode == 'x' and count + 1 < capacity) then
       wake_head()
     end
@@ -139,8 +174,18 @@ if heartbeat > 0 then
     wake_head()
   end
 end
+if waits then
+  if ARGV[7] == '1' and heartbeat == 0 then
+    call('ZADD', alive, now + waits, me)
+    call('PEXPIREAT', alive, string.format('%.0f', last_of(alive)))
+  end
+  if not kept then
+    call('HSET', info, 'permits', capacity)
+  end
+  keep()
+end
 if not first[1] then
-  return {0, 0, ''}
+  return {0, -1, ''}
 end
 local theirs = call('HGET', info, first[1]) or ''
 return {0, math.max(0, tonumber(first[2]) - now), string.match(theirs, '^%d+:(.*)$') or ''}

@@ -1,5 +1,5 @@
--- KEYS: holders, info, queue, alive, done
--- ARGV: member, how long that is remembered (ms), channel
+-- KEYS: holders, info, queue, alive, done, then those of releases that need not be remembered any more
+-- ARGV: member, how long that is remembered (ms), channel, whether it is a semaphore (1)
 local call = redis.call
 local me = ARGV[1]
 
@@ -17,8 +17,13 @@ local function wake(who)
   redis.pcall('PUBLISH', ARGV[3], who)
 end
 
--- Nearly always nobody is in line, and this is the first time.
-if call('EXISTS', KEYS[5], KEYS[3]) == 0 then
+-- They have a time to live, so a user without the right to delete them may leave them.
+if KEYS[6] then
+  redis.pcall('DEL', unpack(KEYS, 6))
+end
+
+-- Nearly always the line is empty, and this is the first time.
+if ARGV[4] ~= '1' and call('EXISTS', KEYS[5], KEYS[3]) == 0 then
   local held = remove()
   call('SET', KEYS[5], held, 'PX', ARGV[2])
   if held == 1 then
@@ -41,6 +46,10 @@ call('SET', done, held, 'PX', ARGV[2])
 for _, dead in ipairs(call('ZRANGEBYSCORE', alive, '-inf', now)) do
   call('ZREM', alive, dead)
   call('ZREM', queue, dead)
+end
+if ARGV[4] == '1' and call('EXISTS', KEYS[1], alive) == 0 then
+  -- The next caller's number of permits holds.
+  call('DEL', KEYS[2])
 end
 local head = call('ZRANGE', queue, 0, 0)[1]
 if held == 1 or (waited == 1 and head) then

@@ -1,5 +1,5 @@
--- KEYS: holders, info
--- ARGV: member, lease (ms)
+-- KEYS: holders, info, and of a semaphore alive
+-- ARGV: member, lease (ms; 0: it is asked for and not extended)
 local holders, info, me = KEYS[1], KEYS[2], ARGV[1]
 local time = redis.call('TIME')
 local now = math.floor((time[1] * 1000000 + time[2]) / 1000)
@@ -7,9 +7,15 @@ local ends = redis.call('ZSCORE', holders, me)
 if not ends or tonumber(ends) <= now then
   return 0
 end
+if ARGV[2] == '0' then
+  return 1
+end
 redis.call('ZADD', holders, 'XX', now + tonumber(ARGV[2]), me)
-local last = redis.call('ZRANGE', holders, -1, -1, 'WITHSCORES')
-ends = string.format('%.0f', tonumber(last[2]))
-redis.call('PEXPIREAT', holders, ends)
-redis.call('PEXPIREAT', info, ends)
+local last = tonumber(redis.call('ZRANGE', holders, -1, -1, 'WITHSCORES')[2])
+redis.call('PEXPIREAT', holders, string.format('%.0f', last))
+if KEYS[3] then
+  -- The number of permits is kept for as long as a caller waits.
+  last = math.max(last, tonumber(redis.call('ZRANGE', KEYS[3], -1, -1, 'WITHSCORES')[2] or 0))
+end
+redis.call('PEXPIREAT', info, string.format('%.0f', last))
 return 1
