@@ -18,6 +18,7 @@ mod faults {
     mod cuts;
     mod deadlines;
     mod forms;
+    mod killed;
     mod leftovers;
     mod long;
     mod model;
@@ -28,4 +29,5 @@ mod faults {
     mod stale;
     mod stalls;
     mod stopped;
+    mod surplus;
 }

@@ -301,14 +301,14 @@ fn lost_connections_show_none() {
     shown(doubt.cause().clone());
     shown_commit(in_doubt);
     shown_commit(fail(Trigger::BeforeReplyTo("EXEC"), Fault::SwallowReply));
-    stage.proxy.arm((Trigger::AfterCommandNamed("EXEC"), Fault::Reset));
-    let mut tx = accounts.begin().unwrap();
-    tx.set(KEY, VALUE);
+    // A connection that watches nothing would be replaced.
+    let watching = accounts.watch([KEY]).begin().unwrap();
     stage.proxy.reset_all();
+    let mut tx = watching.multi();
+    tx.set(KEY, VALUE);
     let not_sent = tx.commit().unwrap_err();
     assert!(matches!(not_sent, CommitError::NotSent { .. }), "{not_sent:?}");
     shown_commit(not_sent);
-    stage.proxy.disarm();
 
     let mut db = stage.sessions.pooled();
     let incr = |db: &mut rediscope::Pooled| db.append::<_, _, i64>(KEY, VALUE);

@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
@@ -27,6 +27,7 @@ struct Shared {
     shut: AtomicBool,
     open: Mutex<Vec<Arc<dyn Ends>>>,
     pumps: Mutex<Vec<JoinHandle<()>>>,
+    replied: AtomicU64,
 }
 
 /// Ends both sides of one connection.
@@ -93,6 +94,11 @@ impl Front {
     pub fn url(&self) -> &str {
         &self.url
     }
+
+    /// Plain bytes that were passed on to clients, in all.
+    pub fn replied(&self) -> u64 {
+        self.shared.replied.load(Ordering::SeqCst)
+    }
 }
 
 impl Drop for Front {
@@ -112,16 +118,18 @@ impl Drop for Front {
 }
 
 impl Shared {
-    fn join_unix(&self, client: UnixStream, to: SocketAddr) -> io::Result<()> {
+    fn join_unix(self: &Arc<Self>, client: UnixStream, to: SocketAddr) -> io::Result<()> {
         let server = TcpStream::connect(to)?;
         server.set_nodelay(true)?;
         let pair = Arc::new((client, server));
         let (requests, replies) = (Arc::clone(&pair), Arc::clone(&pair));
+        let shared = Arc::clone(self);
+        let count = move |bytes| _ = shared.replied.fetch_add(bytes, Ordering::SeqCst);
         self.keep(
             pair,
             [
-                spawn(move || pump(&requests.0, &requests.1, &*requests)),
-                spawn(move || pump(&replies.1, &replies.0, &*replies)),
+                spawn(move || pump(&requests.0, &requests.1, &*requests, |_| {})),
+                spawn(move || pump(&replies.1, &replies.0, &*replies, count)),
             ],
         );
         Ok(())
@@ -141,12 +149,18 @@ impl Ends for (UnixStream, TcpStream) {
 }
 
 /// Until either side ends; then both do.
-fn pump<'p>(mut from: impl Read + 'p, mut to: impl Write + 'p, link: &dyn Ends) {
+fn pump<'p>(
+    mut from: impl Read + 'p,
+    mut to: impl Write + 'p,
+    link: &dyn Ends,
+    count: impl Fn(u64),
+) {
     let mut bytes = [0; 16 * 1024];
     while let Ok(length @ 1..) = from.read(&mut bytes) {
         if to.write_all(&bytes[..length]).is_err() {
             break;
         }
+        count(length as u64);
     }
     link.end();
 }
@@ -182,6 +196,7 @@ mod tls {
         client: TcpStream,
         server: TcpStream,
         session: Mutex<ServerConnection>,
+        shared: Arc<Shared>,
     }
 
     impl Ends for Link {
@@ -192,7 +207,7 @@ mod tls {
     }
 
     pub(super) fn join(
-        shared: &Shared,
+        shared: &Arc<Shared>,
         client: TcpStream,
         to: SocketAddr,
         config: Arc<ServerConfig>,
@@ -201,7 +216,7 @@ mod tls {
         server.set_nodelay(true)?;
         client.set_nodelay(true)?;
         let session = Mutex::new(ServerConnection::new(config).map_err(io::Error::other)?);
-        let link = Arc::new(Link { client, server, session });
+        let link = Arc::new(Link { client, server, session, shared: Arc::clone(shared) });
         let (requests, replies) = (Arc::clone(&link), Arc::clone(&link));
         let ended = |link: &Link, _: io::Result<()>| link.end();
         shared.keep(
@@ -251,6 +266,7 @@ mod tls {
                     _ => session.writer().write_all(&bytes[..length])?,
                 }
                 self.flush(&mut session)?;
+                self.shared.replied.fetch_add(length as u64, Ordering::SeqCst);
                 if length == 0 {
                     return Ok(());
                 }

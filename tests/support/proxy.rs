@@ -236,6 +236,12 @@ impl Proxy {
         self.live().iter().for_each(|link| link.hold());
     }
 
+    /// Sends these bytes to the client of every live connection, in the server's place, while no reply
+    /// is under way. The number of clients.
+    pub fn say(&self, bytes: &[u8]) -> usize {
+        self.live().iter().filter(|link| link.is_open()).map(|link| link.say(bytes)).count()
+    }
+
     /// Open connections to the server, as their clients see it. A connection that is held counts
     /// until it is released, a muted or refused one never.
     pub fn connections(&self) -> usize {
