@@ -21,7 +21,7 @@ const PAUSES: [Duration; 3] =
 enum Ground {
     Plain(crate::support::server::Server),
     #[cfg(feature = "tls-rustls")]
-    Tls(crate::support::tls::TlsServer),
+    Tls(Box<crate::support::tls::TlsServer>),
 }
 
 impl Ground {
@@ -29,7 +29,7 @@ impl Ground {
         match way {
             Way::Tcp | Way::Unix => Self::Plain(crate::support::server::Server::start()),
             #[cfg(feature = "tls-rustls")]
-            Way::Tls => Self::Tls(crate::support::tls::TlsServer::start()),
+            Way::Tls => Self::Tls(Box::new(crate::support::tls::TlsServer::start())),
         }
     }
 
