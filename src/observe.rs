@@ -2,6 +2,8 @@
 //!
 //! Never: a key, a value or a password. Never: a lock that a command waits for.
 
+pub(crate) mod alarm;
+pub(crate) mod later;
 mod node;
 
 use std::fmt;

@@ -7,6 +7,7 @@ mod builder;
 mod config;
 mod threads;
 
+use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 #[cfg(feature = "sentinel")]
@@ -56,7 +57,7 @@ use crate::transactional::Transactional;
 /// println!("{}", sessions.status());
 /// # Ok(()) }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct SessionManager {
     pooled: Nodes,
     transactional: Nodes,
@@ -85,13 +86,17 @@ impl Drop for Replicas {
     }
 }
 
-#[cfg(feature = "sentinel")]
-impl std::fmt::Debug for Replicas {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.process.is_left() {
-            return f.write_str("Replicas of another process");
-        }
-        f.debug_tuple("Replicas").field(&self.pool).finish()
+/// One line: the server, and how many connections each pool has. See [`SessionManager::status`].
+impl fmt::Debug for SessionManager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Status { server, pooled, transactional, .. } = self.status();
+        let pool = |pool: &PoolStatus| format!("{} of {} in use", pool.in_use, pool.max_size);
+        write!(
+            f,
+            "SessionManager {{ server: {server:?}, transactional: {}, pooled: {} }}",
+            pool(&transactional),
+            pool(&pooled)
+        )
     }
 }
 
@@ -190,6 +195,7 @@ impl SessionManager {
                 settings: Arc::clone(master.settings()),
                 threads: Arc::clone(&self.replicas.threads),
                 counters: Arc::default(),
+                voice: Arc::clone(master.voice()),
                 impatient: false,
             };
             Pool::new(kind, master.endpoint().replicas())

@@ -18,6 +18,7 @@ mod checkout {
     mod names;
     mod order;
     mod server;
+    mod shipping;
     mod silence;
 }
 

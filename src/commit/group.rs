@@ -54,7 +54,10 @@ fn alone(
     let form = Form { terms, watched: false, checkout };
     let committed = commit(&mut lease, buffer, form);
     if let Err(error) = clean(&mut lease) {
-        tracing::debug!(error = %format_args!("{error:#}"), "cleaning failed, connection replaced");
+        lease.tell(tracing::Level::DEBUG, move || {
+            let error = format_args!("{error:#}");
+            tracing::debug!(%error, "cleaning failed, connection replaced");
+        });
     }
     committed
 }

@@ -82,7 +82,7 @@ pub(super) fn prove(lease: &mut Lease, buffer: &Buffer, form: Form<'_>) -> Resul
                 if watching || must_be_in_multi || Instant::now() >= form.checkout {
                     return Err(CommitError::lost_before_exec(cause));
                 }
-                tracing::debug!(%cause, "dead connection replaced before use");
+                lease.tell_of_death(&cause);
             }
         }
     }
@@ -122,7 +122,7 @@ pub(crate) fn watch(
                 if Instant::now() >= form.checkout {
                     return Err(lost_watch(cause));
                 }
-                tracing::debug!(%cause, "dead connection replaced before use");
+                lease.tell_of_death(&cause);
             }
         }
     }

@@ -22,6 +22,7 @@ use crate::error::{
     CheckoutError, CommitToken, LinkError, LinkErrorKind, Resolution, Resolver, ServerError,
     Unresolved,
 };
+use crate::observe::alarm::Alarm;
 use crate::wire::fence;
 use crate::wire::redirect;
 use crate::wire::slot;
@@ -202,6 +203,11 @@ impl Resolver for Asker {
             Resolution::Committed => counters.resolved_committed.add(),
             Resolution::NotCommitted => counters.resolved_not_committed.add(),
             Resolution::StillUnknown { .. } => counters.unresolved.add(),
+        }
+        if let Resolution::StillUnknown { why } = &resolution
+            && let Some(suppressed) = self.nodes.alarms().raise(Alarm::Unresolved)
+        {
+            tracing::warn!(error = %format_args!("{why:#}"), suppressed, "a doubt was not resolved");
         }
         tracing::debug!(?resolution, waited = ?now.elapsed(), "resolve");
         resolution

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use redis::Value;
+use tracing::Level;
 
 use super::deadline::Deadline;
 use super::link::Link;
@@ -18,6 +19,7 @@ use super::lock;
 use super::openings::Openings;
 use crate::config::Settings;
 use crate::error::{LinkError, LinkErrorKind, ServerError};
+use crate::observe::later::{self, Herald};
 use crate::observe::{Counters, Replaced};
 use crate::process::OwnSocket;
 use crate::topology::{Connected, Endpoint, Login};
@@ -136,6 +138,7 @@ pub(crate) struct LinkManager {
     pub(crate) settings: Arc<Settings>,
     pub(crate) purpose: Purpose,
     pub(crate) health: Arc<Health>,
+    pub(crate) herald: Arc<Herald>,
 }
 
 impl LinkManager {
@@ -270,11 +273,19 @@ impl r2d2::ManageConnection for LinkManager {
                 self.health.opened(link);
                 self.health.counters.connects.add();
                 link.arrives(self.health.openings.opened());
-                tracing::debug!(server.address = &*self.endpoint.address(), "connected");
+                // Not here: the link is handed over when this returns.
+                let address = self.endpoint.address().into_owned();
+                self.herald.tell(Level::DEBUG, move || {
+                    tracing::debug!(server.address = &*address, "connected");
+                });
             }
             Err(error) => {
                 self.health.counters.connect_failures.add();
-                tracing::debug!(server.address = &*self.endpoint.address(), %error, "connect failed");
+                let (address, error) = (self.endpoint.address().into_owned(), error.clone());
+                self.herald.tell(Level::DEBUG, move || {
+                    let error = format_args!("{error:#}");
+                    tracing::debug!(server.address = &*address, %error, "connect failed");
+                });
             }
         }
         #[cfg(test)]
@@ -295,11 +306,11 @@ impl r2d2::ManageConnection for LinkManager {
             .unwrap_or(Some(Replaced::LeftDirty));
         if let Some(reason) = reason {
             self.health.counters.replaced(reason);
-            tracing::debug!(
-                server.address = &*self.endpoint.address(),
-                reason = reason.as_str(),
-                "connection replaced"
-            );
+            let address = self.endpoint.address().into_owned();
+            later::leave(Level::DEBUG, move || {
+                let reason = reason.as_str();
+                tracing::debug!(server.address = &*address, reason, "connection replaced");
+            });
         }
         reason.is_some()
     }

@@ -28,6 +28,7 @@ use super::registry::{Owner, Pin};
 use crate::config::Settings;
 use crate::credentials::Provider;
 use crate::error::{CheckoutError, LinkError, ServerError};
+use crate::observe::alarm::Alarms;
 use crate::observe::{Counters, OpenScope, PoolStatus};
 use crate::topology::Endpoint;
 use crate::wire::group::Job;
@@ -173,6 +174,14 @@ impl Nodes {
             Set::One(pool) => pool.counters(),
             #[cfg(feature = "cluster")]
             Set::Many(cluster) => cluster.counters(),
+        }
+    }
+
+    pub(crate) fn alarms(&self) -> &Alarms {
+        match &self.set {
+            Set::One(pool) => &pool.voice().alarms,
+            #[cfg(feature = "cluster")]
+            Set::Many(cluster) => cluster.alarms(),
         }
     }
 

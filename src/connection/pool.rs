@@ -18,12 +18,15 @@ pub(crate) use blocking::Waiting;
 use lease::Permit;
 pub(crate) use lease::{Lease, Repeats};
 use scheduled_thread_pool::ScheduledThreadPool;
+use tracing::Level;
 
 use super::checkout::{Gate, Member, Refused, Turn, Waits};
 use super::manager::{Health, LinkManager, Purpose};
 use super::registry::{Outlook, Owner, Pin, Registry, Seen};
 use crate::config::Settings;
 use crate::error::{CheckoutError, CheckoutTimeout};
+use crate::observe::alarm::{Alarm, Alarms};
+use crate::observe::later::{Herald, Later};
 use crate::observe::{Counters, OpenScope, PoolStatus};
 use crate::topology::Endpoint;
 use crate::wire::group::{Job, Settled};
@@ -79,6 +82,13 @@ struct Hopeless {
 /// Judges a wait before it begins.
 type MayWait<'p> = dyn Fn(&Waits<'_>) -> Result<(), Hopeless> + 'p;
 
+/// How a session manager writes its events and warnings.
+#[derive(Debug, Default)]
+pub(crate) struct Voice {
+    pub(crate) herald: Arc<Herald>,
+    pub(crate) alarms: Alarms,
+}
+
 /// What all pools of one purpose have in common.
 #[derive(Clone)]
 pub(crate) struct Kind {
@@ -87,6 +97,7 @@ pub(crate) struct Kind {
     pub(crate) settings: Arc<Settings>,
     pub(crate) threads: Arc<ScheduledThreadPool>,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) voice: Arc<Voice>,
     /// A server that cannot be reached is told at once: another one may serve by now.
     pub(crate) impatient: bool,
 }
@@ -95,6 +106,7 @@ struct Inner {
     name: &'static str,
     impatient: bool,
     endpoint: Endpoint,
+    voice: Arc<Voice>,
     settings: Arc<Settings>,
     health: Arc<Health>,
     gate: Gate<Job, Settled>,
@@ -113,7 +125,7 @@ struct Inner {
 
 impl Pool {
     pub(crate) fn new(kind: Kind, endpoint: Endpoint) -> Self {
-        let Kind { name, purpose, settings, threads, counters, impatient } = kind;
+        let Kind { name, purpose, settings, threads, counters, voice, impatient } = kind;
         let health = Arc::new(Health::counting(counters));
         let links = r2d2::Pool::builder()
             .max_size(settings.max_size)
@@ -131,11 +143,13 @@ impl Pool {
                 settings: Arc::clone(&settings),
                 purpose,
                 health: Arc::clone(&health),
+                herald: Arc::clone(&voice.herald),
             });
         let inner = Arc::new(Inner {
             name,
             impatient,
             endpoint,
+            voice,
             health,
             gate: Gate::new(settings.max_size as usize),
             registry: Registry::new(settings.max_size as usize),
@@ -179,8 +193,8 @@ impl Pool {
     pub(crate) fn lease(&self, deadline: Instant) -> Result<Lease, CheckoutError> {
         let started = Instant::now();
         let leased = self.permit(started, deadline);
-        let leased = leased.and_then(|permit| Lease::checkout(permit, started, deadline));
-        self.count_checkout(leased.as_ref().err());
+        let mut leased = leased.and_then(|permit| Lease::checkout(permit, started, deadline));
+        self.count_checkout(leased.as_mut());
         leased
     }
 
@@ -188,9 +202,9 @@ impl Pool {
     pub(crate) fn try_lease(&self, deadline: Instant) -> Result<Option<Lease>, CheckoutError> {
         let started = Instant::now();
         let Some(slot) = self.inner.gate.try_acquire() else { return Ok(None) };
-        let permit = Permit { pool: self.clone(), slot };
-        let leased = Lease::checkout(permit, started, deadline);
-        self.count_checkout(leased.as_ref().err());
+        let permit = Permit::new(self.clone(), slot);
+        let mut leased = Lease::checkout(permit, started, deadline);
+        self.count_checkout(leased.as_mut());
         leased.map(Some)
     }
 
@@ -200,22 +214,33 @@ impl Pool {
             return;
         }
         if let Some(slot) = self.inner.gate.try_acquire() {
-            let _permit = Permit { pool: self.clone(), slot };
+            let _permit = Permit::new(self.clone(), slot);
             drop(self.inner.links.get_timeout(Duration::ZERO));
         }
     }
 
-    fn count_checkout(&self, refused: Option<&CheckoutError>) {
-        match refused {
-            None => {
+    fn count_checkout(&self, leased: Result<&mut Lease, &mut CheckoutError>) {
+        let name = self.inner.name;
+        match leased {
+            Ok(lease) => {
                 self.counters().checkouts.add();
-                tracing::trace!(pool = self.inner.name, "checkout");
+                lease.tell(Level::TRACE, move || tracing::trace!(pool = name, "checkout"));
             }
-            Some(error) => {
+            Err(error) => {
                 self.counters().refused.add();
-                tracing::debug!(pool = self.inner.name, error = %format_args!("{error:#}"), "checkout refused");
+                let error = format_args!("{error:#}");
+                match self.inner.voice.alarms.raise(Alarm::CheckoutRefused) {
+                    Some(suppressed) => {
+                        tracing::warn!(pool = name, %error, suppressed, "checkout refused");
+                    }
+                    None => tracing::debug!(pool = name, %error, "checkout refused"),
+                }
             }
         }
+    }
+
+    pub(crate) fn voice(&self) -> &Arc<Voice> {
+        &self.inner.voice
     }
 
     /// A link for a scope; see [`Lease::asking`].
@@ -251,20 +276,28 @@ impl Pool {
         let started = Instant::now();
         let gate = &self.inner.gate;
         if let Some(slot) = gate.try_acquire() {
-            let permit = Permit { pool: self.clone(), slot };
-            let alone = Lease::checkout(permit, started, deadline).map(Joined::Alone);
-            self.count_checkout(alone.as_ref().err());
-            return alone;
+            let permit = Permit::new(self.clone(), slot);
+            let mut alone = Lease::checkout(permit, started, deadline);
+            self.count_checkout(alone.as_mut());
+            return alone.map(Joined::Alone);
         }
         let turn = self.waiting(started, |may_wait| gate.join(job(), deadline, patience, may_wait));
-        let led = turn.and_then(|turn| match turn {
+        let mut led = turn.and_then(|turn| match turn {
             Turn::Settled(settled) => Ok(Joined::Settled(settled)),
             Turn::Lead(slot, job) => {
-                let permit = Permit { pool: self.clone(), slot };
+                let permit = Permit::new(self.clone(), slot);
                 Ok(Joined::Lead(Lease::checkout(permit, started, deadline)?, job))
             }
         });
-        self.count_checkout(led.as_ref().err());
+        match &mut led {
+            Ok(Joined::Alone(lease) | Joined::Lead(lease, _)) => self.count_checkout(Ok(lease)),
+            // Another caller's connection was used.
+            Ok(Joined::Settled(_)) => {
+                self.counters().checkouts.add();
+                tracing::trace!(pool = self.inner.name, "checkout");
+            }
+            Err(error) => self.count_checkout(Err(error)),
+        }
         led
     }
 
@@ -286,7 +319,7 @@ impl Pool {
             Some(slot) => slot,
             None => self.waiting(started, |may_wait| gate.acquire(deadline, may_wait))?,
         };
-        Ok(Permit { pool: self.clone(), slot })
+        Ok(Permit::new(self.clone(), slot))
     }
 
     /// Waits at the gate, unless there is no point in it.
@@ -309,7 +342,12 @@ impl Pool {
             };
             // Where no lock of ours is held: a log is the user's.
             for scope in holders {
-                tracing::warn!(%scope, "every thread that began a scope waits for a connection");
+                let OpenScope { name, begun_at: place, thread, age, .. } = scope;
+                let name = name.as_deref();
+                tracing::warn!(
+                    name, %place, %thread, ?age,
+                    "every thread that began a scope waits for a connection"
+                );
             }
             warned = true;
         };
@@ -380,6 +418,9 @@ impl Pool {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
+        let mut later = Later::default();
+        later.gather();
+        later.write();
         taken
     }
 
@@ -448,7 +489,7 @@ impl Inner {
         let mut seen = Seen::default();
         threads.execute_at_dynamic_rate(period, move || {
             let pool = pool.upgrade()?;
-            pool.registry.reap(&mut seen, limit, warning);
+            pool.registry.reap(&mut seen, limit, warning, &pool.voice.herald);
             if pool.health.over.load(Ordering::Acquire) && !pool.sweep() {
                 return Some(SWEEP.min(period));
             }

@@ -13,11 +13,14 @@ use std::sync::{Arc, Mutex, TryLockError};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
+use tracing::Level;
+
 use super::checkout::Waits;
 use super::pool::{Lease, Pool, WeakPool};
 use super::{lock, this_thread};
 use crate::error::PinExpired;
 use crate::observe::OpenScope;
+use crate::observe::later::Herald;
 use crate::wire::state::Taint;
 
 /// Who begins a scope.
@@ -131,7 +134,13 @@ impl Registry {
 
     /// Takes back every scope that has not been used for `limit`, and warns of the ones that have
     /// been open for `warn_after`.
-    pub(crate) fn reap(&self, seen: &mut Seen, limit: Duration, warn_after: Option<Duration>) {
+    pub(crate) fn reap(
+        &self,
+        seen: &mut Seen,
+        limit: Duration,
+        warn_after: Option<Duration>,
+        herald: &Arc<Herald>,
+    ) {
         let now = Instant::now();
         seen.0.resize(self.slots.len(), Sighting::default());
         for (slot, sighting) in self.slots.iter().zip(&mut seen.0) {
@@ -148,12 +157,17 @@ impl Registry {
             }
             let idle = sighting.since.map(|since| now.saturating_duration_since(since));
             if idle.is_some_and(|idle| idle >= limit) {
-                slot.expire(&record, limit);
+                slot.expire(&record, limit, Some(herald));
             } else if warn_after.is_some_and(|after| now - record.begun >= after)
                 && !sighting.warned
             {
                 sighting.warned = true;
-                tracing::warn!(scope = %record.open_scope(), "scope open for long");
+                // Not here: who writes it down may take long, and want a connection.
+                herald.tell(Level::WARN, move || {
+                    let OpenScope { name, begun_at: place, thread, age, .. } = record.open_scope();
+                    let name = name.as_deref();
+                    tracing::warn!(name, %place, %thread, ?age, "scope open for long");
+                });
             }
         }
     }
@@ -167,7 +181,7 @@ impl Registry {
             .iter()
             .filter_map(|slot| lock(&slot.record).clone().map(|record| (slot, record)))
             .collect();
-        open.iter().for_each(|(slot, record)| slot.expire(record, Duration::ZERO));
+        open.iter().for_each(|(slot, record)| slot.expire(record, Duration::ZERO, None));
         open.len()
     }
 }
@@ -196,7 +210,7 @@ struct Sighting {
 }
 
 impl Slot {
-    fn expire(&self, record: &Record, limit: Duration) {
+    fn expire(&self, record: &Record, limit: Duration, herald: Option<&Arc<Herald>>) {
         let mut held = match self.held.try_lock() {
             Ok(held) => held,
             // A call panicked in this slot once, in this scope or in one before.
@@ -208,7 +222,7 @@ impl Slot {
         let taken = if held.generation == record.generation { self.take(&mut held) } else { None };
         drop(held);
         if let Some(taken) = taken {
-            taken.reclaim(limit);
+            taken.reclaim(limit, herald);
         }
     }
 
@@ -227,15 +241,24 @@ struct Taken {
 
 impl Taken {
     /// The link is replaced, the permit goes to the next one waiting.
-    fn reclaim(mut self, limit: Duration) {
+    fn reclaim(mut self, limit: Duration, herald: Option<&Arc<Herald>>) {
         self.lease.taint(Taint::Reclaimed);
+        if herald.is_some() {
+            self.lease.reaped();
+        }
         drop(self.lease);
-        if let Some(record) = self.record {
+        let Some(record) = self.record else { return };
+        let warn = move || {
+            let OpenScope { name, begun_at: place, thread, age, .. } = record.open_scope();
+            let name = name.as_deref();
             tracing::warn!(
-                scope = %record.open_scope(),
-                ?limit,
+                name, %place, %thread, ?age, ?limit,
                 "scope taken back: not used for max_pin_time; its transaction was discarded"
             );
+        };
+        match herald {
+            Some(herald) => herald.tell(Level::WARN, warn),
+            None => warn(),
         }
     }
 }
@@ -268,7 +291,7 @@ impl Pin {
         let taken = if expired { slot.take(&mut held) } else { None };
         drop(held);
         if let Some(taken) = taken {
-            taken.reclaim(self.limit);
+            taken.reclaim(self.limit, None);
         }
         Ok(result)
     }

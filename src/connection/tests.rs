@@ -35,6 +35,7 @@ fn pool_of_one(server: &Server, max_pin_time: Duration) -> Pool {
         settings: Arc::new(settings),
         threads: Arc::new(ScheduledThreadPool::new(2)),
         counters: Arc::default(),
+        voice: Arc::default(),
         impatient: false,
     };
     Pool::new(kind, endpoint)

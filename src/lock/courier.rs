@@ -323,7 +323,7 @@ impl Courier {
                         return Err(Failed::Lost(cause));
                     }
                     repeated = true;
-                    tracing::debug!(%cause, "asked again on another connection");
+                    lease.tell_of_repeat(&cause);
                 }
             }
         }

@@ -192,7 +192,7 @@ impl Request {
                         let during = self.name.clone();
                         return Err(Error::Lost { during, applied, source: cause });
                     }
-                    tracing::debug!(%cause, "asked again on another connection");
+                    lease.tell_of_repeat(&cause);
                 }
             }
         }

@@ -17,7 +17,7 @@ use crate::config::tls::Tls;
 use crate::config::{Settings, table};
 use crate::connection::manager::Purpose;
 use crate::connection::nodes::Nodes;
-use crate::connection::pool::{Kind, Pool};
+use crate::connection::pool::{Kind, Pool, Voice};
 use crate::credentials::{CredentialsProvider, Provider};
 use crate::error::ConfigError;
 use crate::lock::hub::Hub;
@@ -156,12 +156,14 @@ impl Builder {
         #[cfg(feature = "sentinel")]
         let process = settings.process.clone();
         let threads = Arc::new(threads::start()?);
+        let voice = Arc::<Voice>::default();
         let kind = |name, purpose| Kind {
             name,
             purpose,
             settings: Arc::clone(&settings),
             threads: Arc::clone(&threads),
             counters: Arc::default(),
+            voice: Arc::clone(&voice),
             impatient: false,
         };
         // One connection to each master, which many callers share.

@@ -14,12 +14,14 @@ use std::time::{Duration, Instant};
 
 use redis::{Connection, ConnectionAddr, ConnectionInfo, RedisConnectionInfo as Who};
 use scopeguard::defer;
+use tracing::Level;
 
 use super::address::Behind;
 use super::sentinel::{Answer, Place, understand};
 use super::standalone::{Connected, Server};
 use crate::config::Settings;
 use crate::error::{ConfigError, LinkError, LinkErrorKind};
+use crate::observe::later::Herald;
 use crate::process::OwnSocket;
 
 mod watcher;
@@ -41,6 +43,7 @@ pub(super) struct Directory {
     over: AtomicBool,
     known: Mutex<Known>,
     changed: Condvar,
+    herald: Arc<Herald>,
 }
 
 #[derive(Default)]
@@ -81,6 +84,7 @@ impl Directory {
             over: AtomicBool::new(false),
             known: Mutex::default(),
             changed: Condvar::new(),
+            herald: Arc::default(),
         })
     }
 
@@ -221,10 +225,18 @@ impl Directory {
                 ended += usize::from(socket.shutdown(Shutdown::Both).is_ok());
             }
         }
-        tracing::warn!(
-            master = %self.name, from = before.address(), to = named.address(), ended,
-            "another server is the master now: the connections to the former one were ended"
-        );
+        // Not here: what it knows is locked, and whoever writes it down may need it.
+        let (master, from) = (self.name.clone(), before.address().to_owned());
+        let to = named.address().to_owned();
+        self.herald.tell(Level::WARN, move || {
+            tracing::warn!(
+                master,
+                from,
+                to,
+                ended,
+                "another server is the master now: the connections to the former one were ended"
+            );
+        });
         Ok(named)
     }
 
@@ -241,7 +253,11 @@ impl Directory {
                 Ok(answer) if answer.epoch >= epoch => return Ok((nth, answer)),
                 Ok(answer) => outdated.push((nth, answer)),
                 Err(error) => {
-                    tracing::debug!(sentinel = sentinel.address(), %error, "no answer");
+                    let (sentinel, cause) = (sentinel.address().to_owned(), error.clone());
+                    self.herald.tell(Level::DEBUG, move || {
+                        let error = format_args!("{cause:#}");
+                        tracing::debug!(sentinel, %error, "no answer");
+                    });
                     // A verdict says more than silence.
                     if failed.as_ref().is_none_or(LinkError::is_passing) {
                         failed = Some(error);

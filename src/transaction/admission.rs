@@ -7,6 +7,7 @@
 //! Never: instead of WATCH. Never: a wait past the caller's deadline, or for oneself.
 
 use std::cell::Cell;
+use std::fmt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
@@ -33,10 +34,16 @@ const PATIENCE: u32 = 4;
 const WINDOW: u32 = 32;
 
 /// Who may try on which key.
-#[derive(Debug)]
 pub(crate) struct Admission {
     lanes: Box<[OnceLock<Box<Lane>>]>,
     process: Process,
+}
+
+/// Not the lanes, of which there are many.
+impl fmt::Debug for Admission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admission").finish_non_exhaustive()
+    }
 }
 
 /// The keys that share a hash.

@@ -10,6 +10,7 @@ use crate::commit::{self, Committed, Form, Terms};
 use crate::connection::nodes::{Nodes, Onward, Patience};
 use crate::connection::registry::Owner;
 use crate::error::{CheckoutError, CommitError, Error};
+use crate::observe::alarm::Alarm;
 use crate::reply::Replies;
 use crate::transaction::run;
 use crate::transaction::scope::Scope;
@@ -166,7 +167,7 @@ impl Body {
             return Ok(());
         }
         self.scope.pin(deadline)?;
-        tracing::debug!("begin");
+        self.scope.tell(tracing::Level::DEBUG, || tracing::debug!("begin"));
         if self.terms.immediate {
             let form = Form { terms: &self.terms, watched: self.watched, checkout: deadline };
             let buffer = &self.buffer;
@@ -367,10 +368,16 @@ impl Body {
     /// Tells the span how the transaction ended.
     pub(crate) fn record(&self, committed: &Result<Committed, CommitError>) {
         let span = self.span();
-        if span.is_disabled() || self.scope.here().is_err() {
+        if self.scope.here().is_err() {
             return;
         }
         let outcome = outcome(committed);
+        if let Err(error) = committed {
+            self.raise(error, outcome);
+        }
+        if span.is_disabled() {
+            return;
+        }
         span.record("db.operation.batch.size", self.buffer.commands());
         span.record("rediscope.outcome", outcome);
         if let Err(error) = committed {
@@ -379,6 +386,23 @@ impl Body {
                 span.record("db.response.status_code", code);
             }
         }
+    }
+
+    /// Warns of what an operator must read. The connection was given back.
+    fn raise(&self, error: &CommitError, outcome: &str) {
+        let alarm = match error {
+            CommitError::InDoubt(_) => Alarm::InDoubt,
+            CommitError::NotIsolated { .. } => Alarm::NotIsolated,
+            CommitError::PartlyApplied { .. } => Alarm::PartlyApplied,
+            _ => return,
+        };
+        let Some(nodes) = self.scope.nodes() else { return };
+        let Some(suppressed) = nodes.alarms().raise(alarm) else { return };
+        let owner = self.scope.owner();
+        let (name, place) = (owner.name.as_deref(), owner.place);
+        let _in = self.span().enter();
+        let error = format_args!("{error:#}");
+        tracing::warn!(outcome, name, %place, %error, suppressed, "transaction {outcome}");
     }
 
     /// Gives everything up.

@@ -7,7 +7,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use tracing::Span;
+use tracing::level_filters::LevelFilter;
+use tracing::{Level, Span};
 
 use crate::commit;
 use crate::config::Settings;
@@ -93,6 +94,10 @@ impl Scope {
         self.binding() != Binding::Open
     }
 
+    pub(crate) fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
     /// The transaction's span: one for all its commands and attempts.
     pub(crate) fn span(&self) -> &Span {
         &self.span
@@ -141,6 +146,16 @@ impl Scope {
         Ok(())
     }
 
+    /// Has an event written when the connection is given back: a log is the user's, and may want one.
+    pub(crate) fn tell(&self, level: Level, event: impl FnOnce() + Send + 'static) {
+        if level > LevelFilter::current() {
+            return;
+        }
+        let Some(pin) = &self.pin else { return event() };
+        // A scope that was taken back needs no event more.
+        let _: Result<(), PinExpired> = pin.with(|lease| lease.tell(level, event));
+    }
+
     /// `None` once nobody can use it any more.
     pub(crate) fn nodes(&self) -> Option<Nodes> {
         self.nodes.get()
@@ -179,7 +194,10 @@ impl Scope {
         pin.end(|lease| {
             let result = last(lease);
             if let Err(error) = commit::clean(lease) {
-                tracing::debug!(error = %format_args!("{error:#}"), begun_at = %place, "cleaning failed, connection replaced");
+                lease.tell(Level::DEBUG, move || {
+                    let error = format_args!("{error:#}");
+                    tracing::debug!(%error, begun_at = %place, "cleaning failed, connection replaced");
+                });
             }
             result
         })?
@@ -193,11 +211,13 @@ impl Scope {
         self.here()?;
         let Some(pin) = self.pin.take() else { return Ok(()) };
         let _in = self.span.enter();
-        tracing::debug!("discard");
         if let Some(nodes) = self.nodes.get() {
             nodes.counters().discards.add();
         }
-        pin.end(commit::clean)?
+        pin.end(|lease| {
+            lease.tell(Level::DEBUG, || tracing::debug!("discard"));
+            commit::clean(lease)
+        })?
     }
 
     /// The same, where this is how the transaction ends.

@@ -276,7 +276,7 @@ fn arm(
         return Ok(Answers::default());
     }
     scope.pin(deadline)?;
-    tracing::debug!(attempt, "begin");
+    scope.tell(tracing::Level::DEBUG, move || tracing::debug!(attempt, "begin"));
     if watch.is_none() && reads.len() == 0 {
         return Ok(Answers::default());
     }
@@ -290,7 +290,10 @@ fn arm(
     }
     Answers::of(Arc::clone(reads), values).inspect_err(|error| {
         if let Error::ConditionFailed { which } = error {
-            tracing::debug!(attempt, %which, "condition failed");
+            let which = which.to_string();
+            scope.tell(tracing::Level::DEBUG, move || {
+                tracing::debug!(attempt, which, "condition failed")
+            });
         }
     })
 }

@@ -99,6 +99,12 @@ fn close_ends_commands_that_wait_on_the_server_at_once() {
     ends_them_all("TCP", to(&server.url()), &mut direct);
     ends_them_all("RESP3", to(&format!("{}?protocol=resp3", server.url())), &mut direct);
     ends_them_all("a unix socket", to(&server.unix_url()), &mut direct);
+    #[cfg(feature = "tls-rustls")]
+    {
+        let tls = crate::support::tls::TlsServer::start();
+        let trusted = rediscope::Tls::new().root_certificates(tls.authority.pem());
+        ends_them_all("TLS", to(&tls.url()).tls(trusted), &mut tls.server.connection());
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ use tracing::Level;
 
 use super::listen::Seen;
 use crate::PATIENCE;
+use crate::support::eventually;
 use crate::support::proxy::{Fault, Proxy, Trigger};
 use crate::support::server::Server;
 
@@ -235,7 +236,7 @@ fn a_connection_that_is_opened_refused_or_replaced_is_an_event_with_the_reason()
         let events = everywhere.named(name);
         events.into_iter().filter(|e| e.field("server.address") == Some(&address)).count()
     };
-    assert_eq!(about_us("connected"), 1);
+    eventually(PATIENCE, "it is told", || about_us("connected") == 1);
 
     server.kill_all_clients_except_me();
     let seen = Seen::from_here();
@@ -243,7 +244,7 @@ fn a_connection_that_is_opened_refused_or_replaced_is_an_event_with_the_reason()
     accounts.begin_with(immediate).unwrap().discard().unwrap();
     assert_eq!(seen.event("connection replaced").field("reason"), Some("closed"));
     assert!(seen.events().contains(&"dead connection replaced before use".to_owned()), "{seen:?}");
-    assert_eq!(about_us("connected"), 2);
+    eventually(PATIENCE, "it is told", || about_us("connected") == 2);
 
     let seen = Seen::from_here();
     server.sigterm_and_wait();
@@ -256,5 +257,6 @@ fn a_connection_that_is_opened_refused_or_replaced_is_an_event_with_the_reason()
     assert!(quick.transactional().begin().is_err());
     let refused = seen.event("checkout refused");
     assert!(refused.field("error").unwrap().starts_with("no connection to the server within"));
-    assert!(about_us("connect failed") >= 1);
+    assert_eq!(refused.level, Level::WARN);
+    eventually(PATIENCE, "it is told", || about_us("connect failed") >= 1);
 }

@@ -29,7 +29,7 @@ fn a_scope_open_for_long_is_warned_of_once_with_file_and_line_and_then_taken_bac
     let accounts = sessions.transactional().with(TransactionOptions::new().name(name.as_str()));
     let everywhere = Seen::everywhere();
     let told = |text: &str| {
-        let ours = |e: &Told| e.field("scope").is_some_and(|scope| scope.contains(&name));
+        let ours = |e: &Told| e.field("name") == Some(&name);
         let events: Vec<_> = everywhere.named(text).into_iter().filter(ours).collect();
         events
     };
@@ -38,15 +38,17 @@ fn a_scope_open_for_long_is_warned_of_once_with_file_and_line_and_then_taken_bac
     let place = format!("{}:{line}", file!());
     let taken = "scope taken back: not used for max_pin_time; its transaction was discarded";
     eventually(PATIENCE, "the scope is taken back", || !told(taken).is_empty());
+    eventually(PATIENCE, "it was warned of", || !told("scope open for long").is_empty());
 
     let warned = told("scope open for long");
     assert_eq!(warned.len(), 1, "warned more than once");
     for event in [&warned[0], &told(taken)[0]] {
         assert_eq!(event.level, Level::WARN);
-        let scope = event.field("scope").unwrap();
-        assert!(scope.contains(&place), "{scope} does not name {place}");
-        let thread = thread::current();
-        assert!(scope.contains(thread.name().unwrap_or("?")), "{scope} does not name the thread");
+        let told = event.field("place").unwrap();
+        assert!(told.starts_with(&place), "{told} does not name {place}");
+        assert_eq!(event.field("thread"), thread::current().name());
+        assert!(event.field("age").is_some_and(|age| age.ends_with('s')), "{event:?}");
+        assert_eq!(event.field("scope"), None);
     }
     assert!(matches!(tx.commit(), Err(CommitError::PinExpired(_))));
     assert_eq!(told(taken).len(), 1, "taken back once");
@@ -204,4 +206,86 @@ fn counts_line(checkouts: u64, connects: u64) -> String {
          0 resolved as committed, 0 resolved as not committed, 0 unresolved, 0 checkouts refused, \
          {connects} connects, 0 failed connects, 0 re-authentications, 0 replaced"
     )
+}
+
+#[test]
+fn what_an_operator_must_read_is_a_warning_once_a_second_with_a_count_of_the_others() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let sessions = SessionManager::builder(proxy.url())
+        .max_size(1)
+        .connect_timeout(Duration::from_millis(50))
+        .response_timeout(Duration::from_millis(100))
+        .checkout_timeout(Duration::from_millis(300))
+        .build()
+        .unwrap();
+    let once = TransactionOptions::new().exactly_once();
+    let (accounts, name) = (sessions.transactional(), unique("alarm"));
+    let named = accounts.with(TransactionOptions::new().name(name.as_str()));
+    accounts.run(|tx| Ok(tx.set("text", "t"))).unwrap();
+    let seen = Seen::from_here();
+    let warned = |text: &str, outcome: Option<&str>| -> Vec<Told> {
+        let ours = |told: &Told| told.level == Level::WARN && told.field("outcome") == outcome;
+        seen.named(text).into_iter().filter(ours).collect()
+    };
+
+    for _ in 0..5 {
+        let partly = named.run(|tx| Ok((tx.set("b", 1), tx.incr("text", 1)))).unwrap_err();
+        assert!(matches!(partly.as_commit(), Some(CommitError::PartlyApplied { .. })));
+        proxy.arm((Trigger::BeforeReplyTo("EXEC"), Fault::Cut));
+        let lost = named.run(|tx| Ok(tx.incr("b", 1))).unwrap_err();
+        assert!(matches!(lost.as_commit(), Some(CommitError::InDoubt(_))));
+        proxy.disarm();
+    }
+    for outcome in ["partly applied", "in doubt"] {
+        // More than one only where this machine took more than a second for them.
+        let events = warned(&format!("transaction {outcome}"), Some(outcome));
+        assert!((1..=4).contains(&events.len()), "{outcome}: {}", events.len());
+        assert_eq!(events[0].field("suppressed"), Some("0"));
+        assert_eq!(events[0].field("name"), Some(&*name));
+        assert!(events[0].field("place").unwrap().starts_with(file!()), "{:?}", events[0]);
+        assert!(events[0].field("error").is_some());
+    }
+
+    let mut tx = accounts.with(once).begin().unwrap();
+    tx.incr("b", 1);
+    proxy.arm((Trigger::BeforeReplyTo("EXEC"), Fault::Cut));
+    let lost = tx.commit().unwrap_err();
+    proxy.refuse_new(true);
+    let CommitError::InDoubt(doubt) = lost else { panic!("{lost}") };
+    for _ in 0..3 {
+        drop(doubt.resolve_within(Duration::from_millis(20)));
+    }
+    assert!(!warned("a doubt was not resolved", None).is_empty());
+    for _ in 0..3 {
+        accounts.begin().map(drop).unwrap_err();
+    }
+    let refused = warned("checkout refused", None);
+    assert!(!refused.is_empty() && refused.len() <= 3);
+    // The next one a second later tells how many there were.
+    eventually(PATIENCE, "the count of the others is told", || {
+        accounts.begin().map(drop).unwrap_err();
+        warned("checkout refused", None).iter().any(|told| told.field("suppressed") != Some("0"))
+    });
+}
+
+#[test]
+fn a_session_manager_is_shown_in_one_line() {
+    let server = Server::start();
+    let sessions = SessionManager::connect(server.url()).unwrap();
+    sessions.transactional().run(|tx| Ok(tx.incr("a", 1))).unwrap();
+    let (_guard, _lock) = (sessions.transactional().begin(), sessions.lock("l").try_acquire());
+    for shown in [format!("{sessions:?}"), format!("{sessions:#?}")] {
+        assert!(!shown.contains('\n') && shown.len() < 200, "{shown}");
+        assert!(shown.contains(&server.address().to_string()), "{shown}");
+        assert!(shown.contains("transactional: 1 of 8 in use"), "{shown}");
+    }
+    // And whatever holds one.
+    for shown in [
+        format!("{:?}", sessions.pooled()),
+        format!("{:?}", sessions.transactional()),
+        format!("{:?}", sessions.lock("l")),
+    ] {
+        assert!(shown.len() < 1500, "{shown}");
+    }
 }

@@ -193,6 +193,15 @@ fn rows() -> Vec<Row> {
             drop(doubt.resolve_within(e.time()));
             Ok(())
         }),
+        row("reply/mod.rs at.index", |s, e| {
+            let mut tx = s.sessions.transactional().begin().unwrap();
+            tx.incr("a", 1);
+            tx.incr("a", 1);
+            let replies = tx.commit().unwrap();
+            let read = replies.at::<i64>(e.usize());
+            assert_eq!(read.is_ok(), e != End::Max);
+            read.map(drop).map_err(|error| error.to_string())
+        }),
         row("lock/handle.rs lease.lease", |s, e| {
             s.lock(&format!("l{e:?}"), |lock| lock.lease(e.time()))
         }),

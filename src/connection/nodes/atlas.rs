@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
 use std::time::{Duration, Instant};
 
 use redis::{ConnectionAddr, ConnectionInfo, Value};
+use tracing::Level;
 
 use crate::config::Settings;
 use crate::connection::deadline::Deadline;
@@ -18,6 +19,7 @@ use crate::connection::link::Link;
 use crate::connection::lock;
 use crate::connection::manager::{self, Purpose};
 use crate::error::{ConfigError, LinkError, LinkErrorKind};
+use crate::observe::later::Herald;
 use crate::topology::Endpoint;
 use crate::topology::cluster::{Map, NodeAddress};
 use crate::wire::encode;
@@ -41,6 +43,7 @@ pub(crate) struct Atlas {
     asking: Mutex<Option<Instant>>,
     /// Why nobody answered the last time.
     failure: Mutex<Option<LinkError>>,
+    herald: Arc<Herald>,
 }
 
 impl Atlas {
@@ -66,6 +69,7 @@ impl Atlas {
             edition: AtomicU64::new(0),
             asking: Mutex::default(),
             failure: Mutex::default(),
+            herald: Arc::default(),
         };
         // What is wrong with the address is told now, not by the first use.
         let seed = atlas.seeds.first().ok_or_else(none)?;
@@ -141,20 +145,27 @@ impl Atlas {
             match self.ask(node, deadline) {
                 Ok(map) => {
                     let (masters, served) = (map.masters().len(), map.served());
-                    tracing::debug!(
-                        server.address = %node.host, server.port = node.port, masters, served,
-                        "map of the cluster refreshed"
-                    );
                     *self.map.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(map);
                     self.edition.fetch_add(1, Ordering::Release);
                     *lock(&self.failure) = None;
+                    // Not here: whoever writes it down may need the map.
+                    let node = node.clone();
+                    self.herald.tell(Level::DEBUG, move || {
+                        tracing::debug!(
+                            server.address = %node.host, server.port = node.port, masters, served,
+                            "map of the cluster refreshed"
+                        );
+                    });
                     break;
                 }
                 Err(error) => {
-                    tracing::debug!(
-                        server.address = %node.host, server.port = node.port, %error,
-                        "no map of the cluster from this node"
-                    );
+                    let (node, cause) = (node.clone(), error.clone());
+                    self.herald.tell(Level::DEBUG, move || {
+                        tracing::debug!(
+                            server.address = %node.host, server.port = node.port,
+                            error = %format_args!("{cause:#}"), "no map of the cluster from this node"
+                        );
+                    });
                     // That the caller's time was over says less than an earlier failure.
                     let late =
                         error.kind() == LinkErrorKind::TimedOut && Instant::now() >= deadline;

@@ -8,12 +8,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use tracing::Level;
+
 use super::atlas::Atlas;
 use super::{Onward, Patience, Route, unserved};
 use crate::config::Settings;
 use crate::connection::lock;
 use crate::connection::pool::{Kind, Pool, WeakPool};
 use crate::error::CheckoutError;
+use crate::observe::alarm::Alarms;
 use crate::observe::{Counter, Counters, NodeStatus, OpenScope, PoolStatus};
 use crate::topology::cluster::{Map, NodeAddress};
 use crate::wire::redirect::Redirect;
@@ -52,6 +55,10 @@ impl Cluster {
 
     pub(super) fn counters(&self) -> &Counters {
         &self.kind.counters
+    }
+
+    pub(super) fn alarms(&self) -> &Alarms {
+        &self.kind.voice.alarms
     }
 
     pub(super) fn address(&self) -> String {
@@ -155,10 +162,13 @@ impl Cluster {
         pools.retain(|node, pool| {
             let serves = map.masters().contains(node);
             if !serves {
-                tracing::info!(
-                    server.address = %node.host, server.port = node.port,
-                    pool = self.kind.name, "the node is no master any more"
-                );
+                let (gone, name) = (node.clone(), self.kind.name);
+                self.kind.voice.herald.tell(Level::INFO, move || {
+                    tracing::info!(
+                        server.address = %gone.host, server.port = gone.port,
+                        pool = name, "the node is no master any more"
+                    );
+                });
                 pool.retire();
                 retired.push((node.clone(), pool.weak()));
             }

@@ -10,18 +10,31 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use tracing::Level;
+use tracing::level_filters::LevelFilter;
+
 use super::Pool;
 use super::blocking::{Begun, Waiting};
 use crate::connection::deadline::Deadline;
 use crate::connection::link::Link;
 use crate::connection::manager::LinkManager;
 use crate::error::{Applied, CheckoutError, Error, LinkError, LinkErrorKind};
+use crate::observe::later::Later;
 use crate::wire::state::Taint;
 
 /// The right to one link.
 pub(super) struct Permit {
     pub(super) pool: Pool,
     pub(super) slot: usize,
+    later: Later,
+    /// It is given back by a thread that must not wait for a log.
+    by_reaper: bool,
+}
+
+impl Permit {
+    pub(super) fn new(pool: Pool, slot: usize) -> Self {
+        Self { pool, slot, later: Later::default(), by_reaper: false }
+    }
 }
 
 impl Drop for Permit {
@@ -29,8 +42,15 @@ impl Drop for Permit {
         if self.pool.settings().is_left() {
             return;
         }
-        self.pool.inner.gate.release(self.slot);
-        tracing::trace!(pool = self.pool.inner.name, "check in");
+        let inner = &self.pool.inner;
+        inner.gate.release(self.slot);
+        self.later.gather();
+        let name = inner.name;
+        self.later.add(Level::TRACE, move || tracing::trace!(pool = name, "check in"));
+        match self.by_reaper {
+            true => self.later.hand_to(&inner.voice.herald),
+            false => self.later.write(),
+        }
     }
 }
 
@@ -76,6 +96,19 @@ impl Lease {
         self
     }
 
+    /// Has an event written when the connection is given back: a log is the user's, and may want one.
+    pub(crate) fn tell(&mut self, level: Level, event: impl FnOnce() + Send + 'static) {
+        if level <= LevelFilter::current() {
+            self.permit.later.gather();
+            self.permit.later.add(level, event);
+        }
+    }
+
+    /// It is given back by the reaper.
+    pub(crate) fn reaped(&mut self) {
+        self.permit.by_reaper = true;
+    }
+
     pub(crate) fn asks(&self) -> bool {
         self.asks
     }
@@ -95,7 +128,7 @@ impl Lease {
                 Ok(()) => break,
                 Err(cause) => {
                     self.found_dead(&cause);
-                    tracing::debug!(%cause, "dead connection replaced before use");
+                    self.tell_of_death(&cause);
                 }
             }
         }
@@ -167,11 +200,32 @@ impl Lease {
         changed
     }
 
-    pub(crate) fn tell_of_change(&self) {
-        tracing::warn!(
-            server.address = &*self.permit.pool.inner.endpoint.address(),
-            "the server is read-only or without a master: all older connections are replaced"
-        );
+    pub(crate) fn tell_of_change(&mut self) {
+        let address = self.permit.pool.inner.endpoint.address().into_owned();
+        self.tell(Level::WARN, move || {
+            tracing::warn!(
+                server.address = &*address,
+                "the server is read-only or without a master: all older connections are replaced"
+            );
+        });
+    }
+
+    /// What was asked on it is asked again.
+    pub(crate) fn tell_of_repeat(&mut self, cause: &LinkError) {
+        let cause = cause.clone();
+        self.tell(Level::DEBUG, move || {
+            let cause = format_args!("{cause:#}");
+            tracing::debug!(%cause, "asked again on another connection");
+        });
+    }
+
+    /// It was found dead before anything was sent on it.
+    pub(crate) fn tell_of_death(&mut self, cause: &LinkError) {
+        let cause = cause.clone();
+        self.tell(Level::DEBUG, move || {
+            let cause = format_args!("{cause:#}");
+            tracing::debug!(%cause, "dead connection replaced before use");
+        });
     }
 
     /// The server said that it is no longer the one to write to: all older links go, at most once
@@ -258,28 +312,36 @@ impl Lease {
             Ok(login) => login,
             Err(error) => {
                 link.cannot_say_who();
-                tracing::warn!(
-                    server.address = &*address, %error,
-                    "no new credentials; the connection stays who it was"
-                );
+                let address = address.into_owned();
+                self.tell(Level::WARN, move || {
+                    let error = format_args!("{error:#}");
+                    tracing::warn!(
+                        server.address = &*address, %error,
+                        "no new credentials; the connection stays who it was"
+                    );
+                });
                 return true;
             }
         };
         let deadline = Deadline::after(inner.settings.response_timeout).capped(checkout);
+        let address = address.into_owned();
         match link.say_who(&login, deadline) {
             Ok(Ok(())) => {
                 inner.health.counters.reauthentications.add();
-                tracing::debug!(server.address = &*address, "re-authenticated");
+                self.tell(Level::DEBUG, move || {
+                    tracing::debug!(server.address = &*address, "re-authenticated");
+                });
             }
-            Ok(Err(error)) => {
+            Ok(Err(error)) => self.tell(Level::WARN, move || {
+                let error = format_args!("{error:#}");
                 tracing::warn!(
                     server.address = &*address, %error,
                     "the new credentials were refused; the connection stays who it was"
                 );
-            }
+            }),
             Err(cause) => {
                 self.found_dead(&cause);
-                tracing::debug!(%cause, "dead connection replaced before use");
+                self.tell_of_death(&cause);
                 return false;
             }
         }
@@ -303,7 +365,7 @@ impl Lease {
                         let during = "PING".to_owned();
                         return Err(Error::Lost { during, applied: Applied::No, source: cause });
                     }
-                    tracing::debug!(%cause, "dead connection replaced before use");
+                    self.tell_of_death(&cause);
                 }
             }
         }

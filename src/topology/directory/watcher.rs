@@ -6,6 +6,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use tracing::Level;
+
 use super::{Directory, FRESH};
 use crate::error::LinkError;
 
@@ -25,7 +27,9 @@ impl Directory {
         let thread = std::thread::Builder::new().name("rediscope-sentinel".to_owned());
         match thread.spawn(move || run(&directory)) {
             Ok(_) => known.watched = true,
-            Err(error) => tracing::warn!(%error, "no thread to hear of switches of masters"),
+            Err(error) => self.herald.tell(Level::WARN, move || {
+                tracing::warn!(%error, "no thread to hear of switches of masters");
+            }),
         }
     }
 

@@ -1,0 +1,63 @@
+//! What an operator must read, at most once a second a kind.
+//!
+//! Never: a log that grows with the load of an incident.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Minimum pause between two warnings of one kind.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The kinds of what must be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Alarm {
+    InDoubt,
+    NotIsolated,
+    PartlyApplied,
+    Unresolved,
+    CheckoutRefused,
+}
+
+/// When each kind was last written, and how often it was not.
+#[derive(Debug, Default)]
+pub(crate) struct Alarms {
+    kinds: [Kind; 5],
+}
+
+#[derive(Debug, Default)]
+struct Kind {
+    last: Mutex<Option<Instant>>,
+    suppressed: AtomicU64,
+}
+
+impl Alarms {
+    /// Whether it is written now: with the number of those that were not written since the last one.
+    pub(crate) fn raise(&self, alarm: Alarm) -> Option<u64> {
+        let kind = self.kinds.get(alarm as usize)?;
+        let mut last = kind.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if last.is_some_and(|last| now.saturating_duration_since(last) < PAUSE) {
+            kind.suppressed.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        *last = Some(now);
+        Some(kind.suppressed.swap(0, Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_a_second_a_kind_is_written_with_a_count_of_the_others() {
+        let alarms = Alarms::default();
+        assert_eq!(alarms.raise(Alarm::InDoubt), Some(0));
+        assert_eq!(alarms.raise(Alarm::CheckoutRefused), Some(0), "each kind for itself");
+        assert_eq!((0..5).filter_map(|_| alarms.raise(Alarm::InDoubt)).count(), 0);
+        let second = alarms.kinds[Alarm::InDoubt as usize].last.lock().unwrap().take();
+        assert!(second.is_some());
+        assert_eq!(alarms.raise(Alarm::InDoubt), Some(5));
+    }
+}

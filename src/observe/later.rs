@@ -1,0 +1,143 @@
+//! Events that wait until nothing is held: a log is the user's, and may use the session manager itself.
+//!
+//! What a call notices while it has a connection is written when the connection is given back. What a
+//! thread of the session manager notices is written by a thread of its own, so that connections are
+//! opened and scopes taken back meanwhile.
+//!
+//! Never: an event written while a connection, a permit or a lock is held by its writer.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tracing::level_filters::LevelFilter;
+use tracing::{Level, Span};
+
+type Event = Box<dyn FnOnce() + Send>;
+
+/// Upper bound of the events that wait in one place; further ones are dropped.
+const MOST: usize = 256;
+
+thread_local! {
+    /// What was noticed deep below the caller, on its thread.
+    static LEFT: RefCell<Vec<Event>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Leaves an event to whatever gives the connection back on this thread.
+pub(crate) fn leave(level: Level, event: impl FnOnce() + Send + 'static) {
+    if level <= LevelFilter::current() {
+        let event = within(event);
+        let _: Result<(), _> = LEFT.try_with(|left| left.borrow_mut().push(event));
+    }
+}
+
+/// In the span that is current now.
+fn within(event: impl FnOnce() + Send + 'static) -> Event {
+    let span = Span::current();
+    Box::new(move || span.in_scope(event))
+}
+
+/// The events of one connection's borrower, in their order.
+#[derive(Default)]
+pub(crate) struct Later {
+    events: Vec<Event>,
+}
+
+impl Later {
+    pub(crate) fn add(&mut self, level: Level, event: impl FnOnce() + Send + 'static) {
+        if level <= LevelFilter::current() && self.events.len() < MOST {
+            self.events.push(within(event));
+        }
+    }
+
+    /// Takes over what was left on this thread.
+    pub(crate) fn gather(&mut self) {
+        if LevelFilter::current() == LevelFilter::OFF {
+            return;
+        }
+        let _: Result<(), _> = LEFT.try_with(|left| {
+            if let Ok(mut left) = left.try_borrow_mut() {
+                self.events.append(&mut left);
+            }
+        });
+    }
+
+    /// Writes them: nothing is held any more.
+    pub(crate) fn write(&mut self) {
+        for event in std::mem::take(&mut self.events) {
+            match std::thread::panicking() {
+                // A second panic would end the process.
+                true => drop(catch_unwind(AssertUnwindSafe(event))),
+                false => event(),
+            }
+        }
+    }
+
+    /// Has them written by the herald.
+    pub(crate) fn hand_to(&mut self, herald: &Arc<Herald>) {
+        std::mem::take(&mut self.events).into_iter().for_each(|event| herald.push(event));
+    }
+}
+
+/// Writes the events of a session manager's own threads, on a thread that ends when all are written.
+#[derive(Default)]
+pub(crate) struct Herald {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    events: VecDeque<Event>,
+    running: bool,
+}
+
+impl Herald {
+    pub(crate) fn tell(self: &Arc<Self>, level: Level, event: impl FnOnce() + Send + 'static) {
+        if level <= LevelFilter::current() {
+            self.push(within(event));
+        }
+    }
+
+    fn push(self: &Arc<Self>, event: Event) {
+        let mut state = self.lock();
+        if state.events.len() < MOST {
+            state.events.push_back(event);
+        }
+        if !state.running {
+            let herald = Arc::clone(self);
+            let thread = std::thread::Builder::new().name("rediscope-log".to_owned());
+            // Without a thread they wait for the next one that can be started.
+            state.running = thread.spawn(move || herald.run()).is_ok();
+        }
+    }
+
+    fn run(&self) {
+        loop {
+            let mut state = self.lock();
+            let Some(event) = state.events.pop_front() else {
+                state.running = false;
+                return;
+            };
+            drop(state);
+            let _: std::thread::Result<()> = catch_unwind(AssertUnwindSafe(event));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Later {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} events", self.events.len())
+    }
+}
+
+impl fmt::Debug for Herald {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Herald")
+    }
+}
