@@ -12,8 +12,8 @@ const LABELS: usize = 190;
 const WIDTH: usize = 860;
 const BARS: f64 = 470.0;
 
-/// Operations a second, medians of the rounds, with a line from the least to the most. Each row
-/// has a scale of its own.
+/// Operations a second, medians of the rounds, with a line from the lower to the upper quartile.
+/// Each row has a scale of its own.
 pub fn svg(measured: &Measured, rows: &[Row], caption: &str) -> String {
     let mut body = String::new();
     let mut y = 46;
@@ -25,7 +25,7 @@ pub fn svg(measured: &Measured, rows: &[Row], caption: &str) -> String {
             .into_iter()
             .filter_map(|peer| Some((peer, measured.spread(row, peer, Metric::Rate)?)))
             .collect();
-        let most = spreads.iter().map(|(_, spread)| spread.most).fold(1.0, f64::max);
+        let most = spreads.iter().map(|(_, spread)| spread.upper).fold(1.0, f64::max);
         let x = |value: f64| LABELS as f64 + value / most * BARS;
         for (peer, spread) in spreads {
             let class = match peer {
@@ -42,9 +42,9 @@ pub fn svg(measured: &Measured, rows: &[Row], caption: &str) -> String {
                 y + BAR - 4,
                 end - LABELS as f64,
                 BAR - 3,
-                x(spread.least),
-                x(spread.most),
-                x(spread.most) + 6.0,
+                x(spread.lower),
+                x(spread.upper),
+                x(spread.upper) + 6.0,
                 y + BAR - 4,
                 thousands(spread.median),
             );
@@ -56,7 +56,7 @@ pub fn svg(measured: &Measured, rows: &[Row], caption: &str) -> String {
         r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img" aria-label="operations a second by scenario and client">
 <style>text{{font:11px sans-serif;fill:#333}}.row{{font-weight:bold;font-size:13px}}.name{{text-anchor:end}}.ours{{fill:#c0392b}}.peer{{fill:#7f9db9}}.limit{{fill:#ccc}}path{{stroke:#111;stroke-width:1}}</style>
 <rect width="100%" height="100%" fill="#fff"/>
-<text x="8" y="20" class="row">Operations a second: medians of the rounds, least to most</text>
+<text x="8" y="20" class="row">Operations a second: medians and quartiles of the rounds</text>
 <text x="8" y="38">{}</text>
 {body}</svg>
 "##,

@@ -5,29 +5,36 @@ use std::fmt::Write as _;
 
 use crate::measure::Sample;
 use crate::peers::{self, Peer};
-use crate::scenario::{Row, Scenario};
+use crate::scenario::{POOL, Row, Scenario};
 use crate::targets::{self, Metric};
 
-/// Median, least and most of the rounds.
+/// Median, quartiles and maximum of the rounds.
 #[derive(Clone, Copy, Debug)]
 pub struct Spread {
     pub median: f64,
-    pub least: f64,
+    /// A quarter of the rounds are below it.
+    pub lower: f64,
+    /// A quarter of the rounds are above it.
+    pub upper: f64,
     pub most: f64,
 }
 
 impl Spread {
     pub fn of(mut values: Vec<f64>) -> Option<Self> {
         values.sort_by(f64::total_cmp);
-        let middle = values.len() / 2;
-        let median = match values.len() {
-            0 => return None,
-            odd if odd % 2 == 1 => values[middle],
-            _ => (values[middle - 1] + values[middle]) / 2.0,
+        let last = values.len().checked_sub(1)?;
+        // Between the two values that are next to it.
+        let at = |part: f64| {
+            let place = last as f64 * part;
+            let (below, above) = (values[place.floor() as usize], values[place.ceil() as usize]);
+            below + (above - below) * place.fract()
         };
-        Some(Self { median, least: values[0], most: values[values.len() - 1] })
+        Some(Self { median: at(0.5), lower: at(0.25), upper: at(0.75), most: values[last] })
     }
 }
+
+/// What heads a column of such figures.
+pub const SPREAD: &str = "median (quartiles of the rounds)";
 
 /// The samples by row and peer, one a round; `None` where the slice failed.
 #[derive(Debug, Default)]
@@ -69,12 +76,25 @@ impl Measured {
         Spread::of(both.filter_map(ratio).collect())
     }
 
-    /// The client that is not ours, and does decode what it reads, with the highest rate.
+    /// The client that is not ours, decodes what it reads and has no more connections than the row
+    /// gives it, with the highest rate.
     pub fn best_peer(&self, row: &Row) -> Option<&'static str> {
+        let fits = |name: &str| name != peers::DEDICATED || row.workers <= POOL;
+        self.quickest(row, |name| {
+            !name.starts_with("rediscope") && !name.starts_with("raw") && fits(name)
+        })
+    }
+
+    /// The form of ours with the highest rate.
+    fn best_of_ours(&self, row: &Row) -> Option<&'static str> {
+        self.quickest(row, |name| name.starts_with("rediscope"))
+    }
+
+    fn quickest(&self, row: &Row, wanted: impl Fn(&str) -> bool) -> Option<&'static str> {
         let mut peers: Vec<_> = peers::all()
             .iter()
             .map(|peer| peer.name)
-            .filter(|name| !name.starts_with("rediscope") && !name.starts_with("raw"))
+            .filter(|name| wanted(name))
             .filter_map(|name| Some((self.spread(row, name, Metric::Rate)?.median, name)))
             .collect();
         peers.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -90,13 +110,41 @@ impl Measured {
 
 /// The targets, and what became of them.
 pub fn targets(measured: &Measured, soak: &str) -> String {
-    let mut text = "| scenario, workers/connections | ours | measured | target \
-                    | median (least to most of the rounds) | | its limit, of the same |\n|---|---|---|---|---|---|---|\n"
-        .to_owned();
+    let mut text = format!(
+        "| scenario, workers/connections | ours | measured | target | {SPREAD} | | its limit, of the \
+         same |\n|---|---|---|---|---|---|---|\n"
+    );
     for target in targets::all() {
         let _ = writeln!(text, "{}", target.line(measured));
     }
     text + soak
+}
+
+/// The quickest of ours beside the quickest other client, row by row.
+pub fn best(measured: &Measured, rows: &[Row]) -> String {
+    let mut text = format!(
+        "| scenario, workers/connections | ours | best peer | rate, of the best peer: {SPREAD} | p99, \
+         of the best peer |\n|---|---|---|---|---|\n"
+    );
+    for row in rows {
+        let both = measured.best_of_ours(row).zip(measured.best_peer(row));
+        let Some((ours, peer)) = both else { continue };
+        let of = |metric| measured.ratio(row, ours, peer, metric);
+        let Some((rate, p99)) = of(Metric::Rate).zip(of(Metric::P99)) else { continue };
+        let bold = if rate.median < 1.0 { "**" } else { "" };
+        let _ = writeln!(
+            text,
+            "| {} | {ours} | {peer} | {bold}{:.2}{bold} ({:.2} to {:.2}) | {:.2} ({:.2} to {:.2}) |",
+            row.name(),
+            rate.median,
+            rate.lower,
+            rate.upper,
+            p99.median,
+            p99.lower,
+            p99.upper,
+        );
+    }
+    text
 }
 
 /// Every peer of every row.
@@ -121,16 +169,19 @@ pub fn rows(measured: &Measured, rows: &[Row]) -> String {
                 let _ = writeln!(text, "| {peer} | failed in every round |");
                 continue;
             };
-            let ratio = measured
-                .ratio(row, peer, base, Metric::Rate)
-                .map_or_else(String::new, |Spread { median, least, most }| {
-                    format!("{median:.2} ({least:.2} to {most:.2})")
-                });
+            let ratio = measured.ratio(row, peer, base, Metric::Rate).map_or_else(
+                String::new,
+                |Spread { median, lower, upper, .. }| {
+                    format!("{median:.2} ({lower:.2} to {upper:.2})")
+                },
+            );
             let longest = measured.spread(row, peer, Metric::Longest);
             let _ = write!(
                 text,
-                "| {peer} | {} | {ratio} | {} | {} | {} | {} | {:.2} |",
+                "| {peer} | {} ({} to {}) | {ratio} | {} | {} | {} | {} | {:.2} |",
                 thousands(rate.median),
+                thousands(rate.lower),
+                thousands(rate.upper),
                 wait(measured.median(row, peer, |sample| sample.p50)),
                 wait(measured.median(row, peer, |sample| sample.p99)),
                 wait(measured.median(row, peer, |sample| sample.p999)),
@@ -213,8 +264,14 @@ mod tests {
     }
 
     #[test]
-    fn the_median_of_an_even_number_is_between_the_middle_two() {
+    fn a_quartile_between_two_values_is_between_them() {
         let spread = Spread::of(vec![4.0, 1.0, 3.0, 2.0]).unwrap();
-        assert_eq!((spread.median, spread.least, spread.most), (2.5, 1.0, 4.0));
+        let found = (spread.lower, spread.median, spread.upper, spread.most);
+        assert_eq!(found, (1.75, 2.5, 3.25, 4.0));
+        let spread = Spread::of(vec![5.0, 1.0, 4.0, 3.0, 2.0]).unwrap();
+        assert_eq!((spread.lower, spread.median, spread.upper), (2.0, 3.0, 4.0));
+        let one = Spread::of(vec![7.0]).unwrap();
+        assert_eq!((one.lower, one.median, one.upper, one.most), (7.0, 7.0, 7.0, 7.0));
+        assert!(Spread::of(Vec::new()).is_none());
     }
 }

@@ -106,6 +106,7 @@ pub fn all() -> Vec<Target> {
         target(many, peers::WATCH, Metric::Rate, deadpool, AtLeast(1.1)),
         target(many, peers::WATCH, Metric::P99, deadpool, AtMost(1.0)),
         target(many, peers::WATCH, Metric::Slowest, Nobody, AtLeast(0.5)),
+        goal(target(many, peers::WATCH, Metric::Rate, Best, AtLeast(1.0))),
         goal(target(one, peers::WATCH, Metric::Rate, Best, AtLeast(1.0))),
         goal(target(one, peers::WATCH, Metric::Tries, Best, AtMost(0.5))),
         goal(target(one, peers::WATCH, Metric::P99, deadpool, AtMost(1.0))),
@@ -144,15 +145,20 @@ impl Target {
         };
         let (figure, verdict) = match found {
             None => ("not measured".to_owned(), ""),
-            Some(Spread { median, least, most }) => {
-                // The longest wait is the longest of all, and not the median of five.
+            Some(Spread { median, lower, upper, most }) => {
+                // The longest wait is the longest of all rounds, and not their median.
                 let judged = if self.metric == Metric::Longest { most } else { median };
                 let met = match self.bound {
                     Bound::AtLeast(bound) => judged >= bound,
                     Bound::AtMost(bound) => judged <= bound,
                 };
                 let bold = if met { "" } else { "**" };
-                let range = format!("({} to {})", figure(least), figure(most));
+                let range = match self.metric {
+                    Metric::Longest => {
+                        format!("({} to {}, {})", figure(lower), figure(upper), figure(most))
+                    }
+                    _ => format!("({} to {})", figure(lower), figure(upper)),
+                };
                 let verdict = if met { "met" } else { "**not met**" };
                 (format!("{bold}{}{bold} {range}", figure(median)), verdict)
             }
@@ -169,15 +175,15 @@ impl Target {
         let raw = match self.ours {
             peers::GROUPED => peers::RAW_GROUPED,
             peers::GUARD => peers::RAW_HANDED,
-            // Nobody there lets others go first: no limit of who does.
+            // No raw bytes let others go first, so there is no limit to compare with.
             peers::WATCH => return None,
             _ => peers::RAW,
         };
-        let Spread { median, least, most } = match self.against {
+        let Spread { median, lower, upper, .. } = match self.against {
             Against::Peer(peer) => measured.ratio(&self.row, raw, peer, self.metric)?,
             _ => measured.spread(&self.row, raw, self.metric)?,
         };
-        Some(format!("{} ({} to {})", figure(median), figure(least), figure(most)))
+        Some(format!("{} ({} to {})", figure(median), figure(lower), figure(upper)))
     }
 }
 

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use rediscope_peers::lockers::{Locker, Shown, Slice, alone, handed_over};
 use rediscope_peers::machine;
-use rediscope_peers::report::{Spread, insert_as, thousands};
+use rediscope_peers::report::{SPREAD, Spread, insert_as, thousands};
 use rediscope_peers::server::{Server, Via};
 
 /// What is done, and by how many.
@@ -181,15 +181,13 @@ fn median(shown: &[Shown], of: impl Fn(&Shown) -> f64) -> f64 {
 }
 
 fn targets(measured: &Measured) -> String {
-    let mut text = "| what | measured | target | median (least to most of the rounds) | |\n\
-                    |---|---|---|---|---|\n"
-        .to_owned();
+    let mut text = format!("| what | measured | target | {SPREAD} | |\n|---|---|---|---|---|\n");
     let mut line = |row: Row, what: &str, target: Option<f64>, spread: Option<Spread>| {
-        let Some(Spread { median, least, most }) = spread else { return };
+        let Some(Spread { median, lower, upper, .. }) = spread else { return };
         let Some(target) = target else {
             let _ = writeln!(
                 text,
-                "| {} | {what} | | {median:.2} ({least:.2} to {most:.2}) | |",
+                "| {} | {what} | | {median:.2} ({lower:.2} to {upper:.2}) | |",
                 row.name()
             );
             return;
@@ -198,7 +196,7 @@ fn targets(measured: &Measured) -> String {
         let bold = if met { "" } else { "**" };
         let _ = writeln!(
             text,
-            "| {} | {what} | ≥ {target} | {bold}{median:.2}{bold} ({least:.2} to {most:.2}) | {} |",
+            "| {} | {what} | ≥ {target} | {bold}{median:.2}{bold} ({lower:.2} to {upper:.2}) | {} |",
             row.name(),
             if met { "met" } else { "**not met**" },
         );

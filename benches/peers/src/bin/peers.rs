@@ -59,7 +59,7 @@ impl Plan {
                 _ => usage(),
             }
         }
-        let (rounds, slice, warm_up) = if plan.quick { (5, 110, 25) } else { (11, 300, 60) };
+        let (rounds, slice, warm_up) = if plan.quick { (5, 110, 25) } else { (9, 250, 50) };
         if plan.rounds == 0 {
             plan.rounds = rounds;
         }
@@ -111,21 +111,48 @@ impl Plan {
         self.only.is_none() && self.peers.is_empty()
     }
 
-    /// How often the row has its turn in a round, and for how long: its slice and its warm-up. Where
-    /// nobody waits for a connection, slices differ by where the system puts the threads: many short
-    /// ones say more than a few long ones. Where somebody does, a slice must be longer than the
-    /// longest wait.
+    /// How often the row has its turn in a round, and for how long: its slice and its warm-up. If no
+    /// worker waits for a connection, slices differ by the core that the system gives each thread: many
+    /// short ones are better than a few long ones. If workers wait, a slice must be longer than most waits.
     fn turns(&self, row: &Row, round: usize) -> (usize, Duration, Duration) {
         let fits = row.workers <= scenario::POOL;
+        let (slice, warm_up) = (self.slice, self.warm_up);
         match (row.scenario, targets::is_one(row)) {
-            (Scenario::Two, true) if fits && self.quick => (2, self.slice / 2, self.warm_up / 2),
-            (Scenario::Two, true) if fits => (8, self.slice / 5, self.warm_up / 2),
-            // A batch is some milliseconds: the slice is to hold a few.
-            (Scenario::Batch, _) => (1, 2 * self.slice, self.warm_up),
-            (_, true) if !self.quick => (2, self.slice, self.warm_up),
-            (_, false) if !self.quick && round.is_multiple_of(2) => (0, self.slice, self.warm_up),
-            _ => (1, self.slice, self.warm_up),
+            (Scenario::Two, true) if fits && self.quick => (2, slice / 2, warm_up / 2),
+            (Scenario::Two, true) if fits => (4, slice / 4, warm_up / 2),
+            // A batch takes some milliseconds, so that a slice holds only a few.
+            (Scenario::Batch, _) => (1, 2 * slice, warm_up),
+            (Scenario::Two | Scenario::Watch(_), true) if !self.quick => (2, slice, warm_up),
+            (_, true) => (1, slice, warm_up),
+            (_, false) if self.quick => (1, slice, warm_up),
+            (_, false) => (round % 2, slice * 3 / 5, warm_up),
         }
+    }
+
+    /// The turns in words.
+    fn shape(&self) -> String {
+        let times = |scenario, workers| {
+            let row = Row { scenario, workers, via: Via::Tcp };
+            let (turns, slice, _) = self.turns(&row, 1);
+            (turns * self.rounds, slice.as_millis())
+        };
+        let (alone, short) = times(Scenario::Two, 1);
+        let (watch, whole) = times(Scenario::Watch(1), scenario::POOL * 8);
+        let kind = if self.quick { "quick" } else { "full" };
+        let mut shape = format!(
+            "{kind} run: {} interleaved rounds with slices of {whole} ms; {alone} slices of {short} ms \
+             for two INCRs, 1/8 and 8/8",
+            self.rounds
+        );
+        if !self.quick {
+            let (_, rest) = times(Scenario::Get, 1);
+            let odd = self.rounds.div_ceil(2);
+            shape += &format!(
+                "; {watch} slices for two INCRs and watch, 64/8; {odd} slices of {rest} ms for rows \
+                 without a target"
+            );
+        }
+        shape
     }
 }
 
@@ -153,7 +180,7 @@ fn main() {
     let mut failures = 0;
     for round in 1..=plan.rounds {
         // Whole rows in a new order, and the peers in a new order in each: what is compared is
-        // near in time, and nobody is always behind the same neighbour.
+        // near in time, and no peer always follows the same one.
         let turns = |row: &Row| std::iter::repeat_n(*row, plan.turns(row, round).0);
         let mut shuffled: Vec<_> = rows.iter().flat_map(turns).collect();
         fastrand::shuffle(&mut shuffled);
@@ -181,32 +208,21 @@ fn main() {
         true => soak::line(&server, if plan.quick { 100_000 } else { 1_000_000 }),
         false => String::new(),
     };
-    let alone = Row { scenario: Scenario::Two, workers: 1, via: Via::Tcp };
-    let (turns, short, _) = plan.turns(&alone, 1);
     let caption = format!(
-        "{}; load average before {}; {} run: {} rounds of {} ms a slice ({}), seed {}",
+        "{}; load average before {}; {}, seed {}",
         machine::describe(),
         load.map_or("unknown".to_owned(), |load| format!("{load:.1}")),
-        if plan.quick { "quick" } else { "full" },
-        plan.rounds,
-        plan.slice.as_millis(),
-        format_args!(
-            "{} of {} ms for two INCRs, 1/8 and 8/8{}",
-            turns * plan.rounds,
-            short.as_millis(),
-            if plan.quick {
-                ""
-            } else {
-                "; two a round for other targets, one in two rounds for the rest"
-            }
-        ),
+        plan.shape(),
         plan.seed,
     );
     let targets = report::targets(&measured, &soak);
+    let best = report::best(&measured, &rows);
     let tables = report::rows(&measured, &rows);
-    println!("{caption}; took {:.0} s\n\n{targets}{tables}", began.elapsed().as_secs_f64());
+    let took = began.elapsed().as_secs_f64();
+    println!("{caption}; took {took:.0} s\n\n{targets}\n{best}{tables}");
     if plan.is_whole() {
-        write(&plan, &caption, &targets, &tables, &plot::svg(&measured, &rows, &caption));
+        let svg = plot::svg(&measured, &rows, &caption);
+        write(&plan, &caption, [&targets, &best, &tables], &svg);
     }
     if failures > 0 {
         eprintln!("{failures} slices failed");
@@ -233,15 +249,21 @@ fn slice(
     }))
 }
 
-fn write(plan: &Plan, caption: &str, targets: &str, tables: &str, svg: &str) {
+fn write(plan: &Plan, caption: &str, texts: [&str; 3], svg: &str) {
+    let [targets, best, tables] = texts;
     let text = format!(
         "Measured on {caption}. Client and server share the cores; TCP_NODELAY is on for all. Waits \
-         include checkout and retries. A ratio is taken within each round; a target that is missed \
-         is in **bold**.\n\n\
+         include checkout and retries. A ratio is taken within each round; figures are medians, with \
+         the quartiles of the rounds in brackets. A target that is missed is in **bold**.\n\n\
          {targets}\n\
          ![Operations a second](performance.svg)\n\n\
+         ### Beside the best peer\n\n\
+         The quickest form of this crate beside the quickest other client, whichever it is (redis-rs \
+         dedicated only if its connections are no more than the row's); a ratio below 1 is in \
+         **bold**.\n\n\
+         {best}\n\
          ### Every peer\n\n\
-         Medians of the rounds; the longest wait is the longest of all.\n\
+         Medians of the rounds, with quartiles in brackets; the longest wait is the longest of all.\n\
          {tables}\n\
          ### Settings\n\n\
          {}",

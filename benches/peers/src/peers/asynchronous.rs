@@ -49,8 +49,9 @@ async fn any(connection: &mut (impl ConnectionLike + Send), job: &Job) -> u32 {
     }
     let key = job.any();
     for tries in 1.. {
-        redis::cmd("WATCH").arg(key).exec_async(connection).await.expect("WATCH");
-        let value: i64 = redis::cmd("GET").arg(key).query_async(connection).await.expect("GET");
+        let mut ask = redis::pipe();
+        ask.cmd("WATCH").arg(key).ignore().get(key);
+        let (value,): (i64,) = ask.query_async(connection).await.expect("WATCH and GET");
         let mut pipe = redis::pipe();
         pipe.atomic().set(key, value + 1).incr(&job.first, 1);
         let committed: Option<((), i64)> =
@@ -66,13 +67,19 @@ fn patient() -> AsyncConnectionConfig {
     AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None)
 }
 
+/// Requests that may wait in one multiplexed connection: more than there are tasks, so that none
+/// waits for a place (50 by default).
+const BUFFER: usize = 256;
+
 pub fn multiplexed(server: &Server, runtime: &Runtime, row: &Row) -> Option<Crew> {
     if matches!(row.scenario, Scenario::Watch(_)) {
         return None; // WATCH belongs to the connection, and this one is everybody's
     }
     let client = server.client(row.via);
     let connection = runtime
-        .block_on(client.get_multiplexed_async_connection_with_config(&patient()))
+        .block_on(client.get_multiplexed_async_connection_with_config(
+            &patient().set_pipeline_buffer_size(BUFFER),
+        ))
         .expect("connect");
     tasks(row, |job| {
         let mut connection = connection.clone();
@@ -83,10 +90,21 @@ pub fn multiplexed(server: &Server, runtime: &Runtime, row: &Row) -> Option<Crew
 }
 
 pub fn bb8(server: &Server, runtime: &Runtime, row: &Row) -> Option<Crew> {
+    bb8_pooled(server, runtime, row, true)
+}
+
+pub fn bb8_unchecked(server: &Server, runtime: &Runtime, row: &Row) -> Option<Crew> {
+    bb8_pooled(server, runtime, row, false)
+}
+
+fn bb8_pooled(server: &Server, runtime: &Runtime, row: &Row, check: bool) -> Option<Crew> {
     let manager = RedisConnectionManager::new(server.info(row.via)).expect("an address");
-    let pool = runtime
-        .block_on(bb8::Pool::builder().max_size(POOL as u32).build(manager))
-        .expect("a pool");
+    let builder = bb8::Pool::builder()
+        .max_size(POOL as u32)
+        // As r2d2 has it by default.
+        .min_idle(POOL as u32)
+        .test_on_check_out(check);
+    let pool = runtime.block_on(builder.build(manager)).expect("a pool");
     tasks(row, |job| {
         let pool = pool.clone();
         Box::new(move |clock| {

@@ -1,8 +1,9 @@
-//! fred: eight multiplexed clients in turn; for WATCH its pool of exclusive ones.
+//! fred: eight multiplexed clients in turn, one for a plain GET; for WATCH its pool of exclusive ones.
 
 use std::sync::Arc;
 
 use fred::clients::{Client, ExclusivePool, Pool};
+use fred::cmd;
 use fred::interfaces::{
     ClientLike, HashesInterface, KeysInterface, ListInterface, SetsInterface, SortedSetsInterface,
     TransactionInterface,
@@ -46,8 +47,10 @@ pub fn open(server: &Server, runtime: &Runtime, row: &Row) -> Option<Crew> {
             })
         });
     }
+    // A transaction has its client to itself until EXEC is answered; other commands share one best.
+    let clients = if row.scenario == Scenario::Get { 1 } else { POOL };
     let pool = runtime.block_on(async {
-        let pool = Pool::new(config, None, Some(connection), None, POOL).expect("a pool");
+        let pool = Pool::new(config, None, Some(connection), None, clients).expect("a pool");
         pool.init().await.expect("connect");
         pool
     });
@@ -109,8 +112,12 @@ async fn plain(client: &Client, job: &Job) -> u32 {
 async fn watch(client: &Client, job: &Job) -> u32 {
     let key = job.any();
     for tries in 1.. {
-        client.watch(key).await.expect("WATCH");
-        let value: i64 = client.get(key).await.expect("GET");
+        let ask = client.pipeline();
+        // Its own `watch` cannot be queued: it expects an OK at once.
+        let watch = cmd!("WATCH");
+        let _: () = ask.custom(watch, vec![key]).await.expect("queued");
+        let _: () = ask.get(key).await.expect("queued");
+        let ((), value): ((), i64) = ask.all().await.expect("WATCH and GET");
         let tx = client.multi();
         let _: () = tx.set(key, value + 1, None, None, false).await.expect("queued");
         let _: () = tx.incr(&job.first).await.expect("queued");

@@ -32,7 +32,8 @@ pub const R2D2: &str = "r2d2 default";
 pub const R2D2_UNCHECKED: &str = "r2d2 without check";
 pub const TRANSACTION: &str = "redis::transaction";
 pub const MULTIPLEXED: &str = "redis-rs multiplexed";
-pub const BB8: &str = "bb8-redis";
+pub const BB8: &str = "bb8-redis default";
+pub const BB8_UNCHECKED: &str = "bb8-redis without check";
 pub const DEADPOOL: &str = "deadpool-redis";
 pub const FRED: &str = "fred";
 pub const RUSTIS: &str = "rustis";
@@ -63,33 +64,53 @@ pub fn all() -> Vec<Peer> {
              limit of a fair pool that does not group",
             grouped::handed_on,
         ),
-        peer(DEDICATED, "1.8, a Connection a worker, pipe().atomic()", blocking::dedicated),
-        peer(R2D2, "0.8.10 and redis 1.8, max_size 8, checks on checkout", blocking::checked),
+        peer(
+            DEDICATED,
+            "1.8, a Connection a worker (64 connections for 64 workers), pipe().atomic(); watch: \
+             WATCH and GET in one pipe(), a conflict retried at once",
+            blocking::dedicated,
+        ),
+        peer(
+            R2D2,
+            "0.8.10 and redis 1.8, max_size 8, its check (PING) on checkout; else as redis-rs dedicated",
+            blocking::checked,
+        ),
         peer(R2D2_UNCHECKED, "the same with test_on_check_out(false)", blocking::unchecked),
         peer(
             TRANSACTION,
-            "redis::transaction on r2d2 with its default check; the two keys are watched",
+            "redis::transaction on r2d2 with test_on_check_out(false); it sends WATCH by itself, so \
+             the read cannot share its packet; for two INCRs the two keys are watched",
             blocking::transaction,
         ),
         peer(
             MULTIPLEXED,
-            "1.8, one MultiplexedConnection for all tasks, no response timeout",
+            "1.8, one MultiplexedConnection for all tasks, no response timeout, pipeline_buffer_size \
+             256; not for watch, since all tasks share its connection",
             asynchronous::multiplexed,
         ),
-        peer(BB8, "0.26, max_size 8, checks on checkout (its default)", asynchronous::bb8),
+        peer(
+            BB8,
+            "0.26, max_size 8, min_idle 8, its check (PING) on checkout; watch: WATCH and GET in one \
+             pipe(), a conflict retried at once",
+            asynchronous::bb8,
+        ),
+        peer(BB8_UNCHECKED, "the same with test_on_check_out(false)", asynchronous::bb8_unchecked),
         peer(
             DEADPOOL,
-            "0.23, max_size 8, its check (UNWATCH, PING) on checkout",
+            "0.23, max_size 8, no response timeout; its check (UNWATCH and PING in one packet), which \
+             has no switch; watch: as bb8-redis",
             asynchronous::deadpool,
         ),
         peer(
             FRED,
-            "10.1, a Pool of 8 multiplexed clients; watch: an ExclusivePool of 8",
+            "10.1, a Pool of 8 multiplexed clients, multi() and exec(); plain GET: one client, which \
+             is quicker; watch: an ExclusivePool of 8, WATCH and GET in one pipeline()",
             fred::open,
         ),
         peer(
             RUSTIS,
-            "0.27, one multiplexed Client; watch: its bb8 pool of 8 with the check (PING)",
+            "0.27, one multiplexed Client; watch: its bb8 pool, max_size 8, min_idle 8, \
+             test_on_check_out(false), WATCH and GET in one pipeline",
             rustis::open,
         ),
         peer(RUN, "default settings, max_size 8, min_idle 8", ours::run),

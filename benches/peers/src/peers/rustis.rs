@@ -6,8 +6,9 @@ use rustis::client::{
 };
 use rustis::commands::{
     GenericCommands, HashCommands, ListCommands, SetCommands, SortedSetCommands, StringCommands,
-    TransactionCommands, ZAddOptions,
+    ZAddOptions,
 };
+use rustis::resp::cmd;
 use rustis::{ErrorKind, bb8};
 use tokio::runtime::Runtime;
 
@@ -28,7 +29,13 @@ pub fn open(server: &Server, runtime: &Runtime, row: &Row) -> Option<Crew> {
     if matches!(row.scenario, Scenario::Watch(_)) {
         let manager = PooledClientManager::new(config).expect("an address");
         let pool = runtime
-            .block_on(bb8::Pool::builder().max_size(POOL as u32).build(manager))
+            .block_on(
+                bb8::Pool::builder()
+                    .max_size(POOL as u32)
+                    .min_idle(POOL as u32)
+                    .test_on_check_out(false)
+                    .build(manager),
+            )
             .expect("a pool");
         return tasks(row, |job| {
             let pool = pool.clone();
@@ -88,8 +95,10 @@ async fn plain(client: &Client, job: &Job) -> u32 {
 async fn watch(client: &ExclusiveClient, job: &Job) -> u32 {
     let key = job.any();
     for tries in 1.. {
-        client.watch(key).await.expect("WATCH");
-        let value: i64 = client.get(key).await.expect("GET");
+        let mut ask = client.create_pipeline();
+        ask.forget_command(cmd("WATCH").arg(key));
+        ask.queue_command(cmd("GET").arg(key));
+        let value: i64 = ask.execute().await.expect("WATCH and GET");
         let mut tx = client.create_transaction();
         tx.set(key, value + 1).queue();
         tx.incr(&job.first).queue();
