@@ -220,7 +220,11 @@ impl CommitError {
             | Self::AlreadyCommitted
             | Self::LockLost
             | Self::PinExpired(_) => Applied::No,
-            Self::PartlyApplied { replies } if replies.changed_nothing() => Applied::No,
+            Self::PartlyApplied { replies } | Self::KeyNotKept { replies, .. }
+                if replies.changed_nothing() =>
+            {
+                Applied::No
+            }
             Self::NotReplicated { replies, .. } | Self::KeyNotKept { replies, .. }
                 if replies.failures() == 0 =>
             {

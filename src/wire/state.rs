@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 
 use redis::Value;
 
+use super::refusal;
 use super::reply::Reply;
 
 /// A reply that is awaited, by the command that will give it.
@@ -94,9 +95,16 @@ impl State {
         let (refused, okay) = (reply.is_refused(), reply.is_okay());
         match expect {
             Expect::Plain => Proof::Understood,
-            // A refusal leaves the server in the state it was in, except where the next line
-            // says that only success proves anything.
-            Expect::Watch | Expect::Arm | Expect::Multi if refused => Proof::Understood,
+            // The server's own refusal leaves it in the state it was in. Another one may be a
+            // proxy's, behind which the server is in MULTI or watches.
+            Expect::Watch | Expect::Arm | Expect::Multi if refused => {
+                let name: &[u8] = if expect == Expect::Multi { b"MULTI" } else { b"WATCH" };
+                // Inside MULTI there is nothing to get wrong: EXEC or DISCARD ends it.
+                if !self.multi && !is_servers_own(name, reply) {
+                    self.taint(Taint::LeftDirty);
+                }
+                Proof::Understood
+            }
             Expect::Watch if okay => {
                 self.watching = true;
                 Proof::Understood
@@ -189,6 +197,11 @@ impl State {
     pub(crate) fn is_watching(&self) -> bool {
         self.watching
     }
+}
+
+/// Whether an error is the server's, given before it did what the command asks for.
+fn is_servers_own(name: &[u8], error: &Reply) -> bool {
+    matches!(error, Reply::Value(Value::ServerError(error)) if refusal::proves_unrun(name, error))
 }
 
 /// Whether EXEC's own answer proves that the transaction is over and that nothing of it was

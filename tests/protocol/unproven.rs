@@ -80,11 +80,19 @@ struct Way {
 
 impl Way {
     fn open(front: impl FnOnce(&Proxy) -> (Option<Front>, Option<rediscope::Tls>)) -> Self {
+        Self::through("", front)
+    }
+
+    fn through(
+        parameters: &str,
+        front: impl FnOnce(&Proxy) -> (Option<Front>, Option<rediscope::Tls>),
+    ) -> Self {
         let server = Server::start();
         server.ask::<()>(&["SET", "required", "1"]);
         let proxy = Proxy::to(&server);
         let (front, tls) = front(&proxy);
         let url = front.as_ref().map_or(proxy.url(), |front| front.url().to_owned());
+        let url = format!("{url}{parameters}");
         let mut builder = SessionManager::builder(url).max_size(2).trust_window(ALWAYS);
         if let Some(tls) = tls {
             builder = builder.tls(tls);
@@ -97,6 +105,7 @@ impl Way {
     fn all() -> Vec<(&'static str, Self)> {
         vec![
             ("TCP", Self::open(|_| (None, None))),
+            ("RESP3", Self::through("?protocol=resp3", |_| (None, None))),
             ("unix", Self::open(|proxy| (Some(Front::unix(proxy.address())), None))),
             #[cfg(feature = "tls-rustls")]
             ("TLS", Self::open(tls)),
@@ -248,7 +257,7 @@ fn an_error_that_does_not_prove_anything_leaves_a_doubt_in_every_form() {
 #[test]
 fn a_doubt_is_a_doubt_over_every_transport() {
     for (transport, way) in Way::all() {
-        assert_eq!(way.front.is_some(), transport != "TCP");
+        assert_eq!(way.front.is_some(), matches!(transport, "unix" | "TLS"));
         // Each over TCP: above.
         for answer in UNPROVEN.into_iter().take(1) {
             for form in FORMS {
@@ -301,6 +310,34 @@ fn a_connection_with_a_doubt_is_closed_and_never_used_again() {
         });
     }
     assert_eq!(get(&stage.server, "n").unwrap(), "2");
+}
+
+/// The server has said +OK, and the proxy an error: the server is in MULTI, or watches.
+#[test]
+fn a_connection_whose_multi_or_watch_was_refused_by_a_proxy_is_closed() {
+    for (transport, way) in Way::all() {
+        let lost = Fault::Answer("-ERR upstream timed out\r\n");
+        let form = |form: &'static str, word| (form, Trigger::BeforeReplyTo(word), word);
+        for (form, trigger, word) in [
+            form("immediate", "MULTI"),
+            form("flushed", "MULTI"),
+            form("watch run", "WATCH"),
+            form("watch guard", "WATCH"),
+            form("fenced", "WATCH"),
+            form("exactly once", "WATCH"),
+            form("exactly once as", "WATCH"),
+        ] {
+            let what = format!("{transport}, {form}");
+            let before = way.sessions.status().transactional.counts.all_replaced();
+            let (told, n) = way.under(form, trigger, lost);
+            let error = told.expect_err(&what);
+            assert_eq!((error.applied(), n), (Applied::No, 0), "{what}: {error:?}");
+            assert!(error.to_string().contains(word), "{what}: {error}");
+            pool_is_whole(&way.sessions, &way.server);
+            let after = way.sessions.status().transactional.counts.all_replaced();
+            assert_eq!(after - before, 1, "{what}");
+        }
+    }
 }
 
 /// A block of three, of which the second is answered by the proxy.
