@@ -27,9 +27,9 @@ pub use redis;
 pub use config::tls::Tls;
 pub use credentials::{Credentials, CredentialsProvider, RotatingCredentials};
 pub use error::{
-    Applied, CheckoutError, CheckoutTimeout, CommitError, CommitToken, ConfigError, Error,
-    FailedCondition, Holder, InDoubt, LinkError, LinkErrorKind, LockError, LostBecause, PinExpired,
-    ReplyError, Resolution, ServerError, Unresolved,
+    Applied, CheckoutError, CheckoutTimeout, CommitError, CommitToken, ConfigError, DecodeError,
+    Error, FailedCondition, Holder, InDoubt, LinkError, LinkErrorKind, LockError, LostBecause,
+    PinExpired, ReplyError, Resolution, ServerError, Unresolved,
 };
 pub use lock::guard::LockGuard;
 pub use lock::handle::{Lock, RwLock};

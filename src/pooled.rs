@@ -3,6 +3,7 @@
 //! Never: a command that would leave something behind on a connection others use. Never: a write
 //! sent twice.
 
+mod answers;
 mod request;
 mod spread;
 
@@ -10,19 +11,22 @@ use std::fmt;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::time::Instant;
 
+use answers::Call;
 use redis::{Cmd, ConnectionLike, RedisResult, Value};
 use request::Request;
 
 use crate::connection::nodes::{Nodes, Route};
 use crate::connection::registry::Owner;
-use crate::error::{CheckoutError, Error};
+use crate::error::{CheckoutError, Error, recent};
 
 /// The pooled handle: single commands, each on a connection borrowed for its own round trip (or
 /// for one pipeline) only.
 ///
 /// It is a [`redis::ConnectionLike`], so the whole `redis::Commands` vocabulary works on it. Its
 /// own errors travel inside a `redis::RedisError` and come back typed:
-/// `Error::from(redis_error)`.
+/// `Error::from(redis_error)`. An error reply has its command and what is known of its effect at the
+/// end of its text, in brackets, so that these come back too; the server's own sentence is shown as
+/// [`ServerError`](crate::ServerError) describes.
 ///
 /// Refused by name before anything is sent, in any case and inside pipelines: what would change,
 /// end or occupy a connection that others use (`MULTI`, `WATCH`, `SELECT`, `AUTH`, `HELLO`,
@@ -73,7 +77,7 @@ impl RefUnwindSafe for Pooled {}
 
 impl ConnectionLike for Pooled {
     fn req_packed_command(&mut self, cmd: &[u8]) -> RedisResult<Value> {
-        let mut replies = self.request(cmd, 0, 1)?;
+        let mut replies = self.request(cmd, 0, 1, Call::Single)?;
         Ok(replies.pop().unwrap_or(Value::Nil))
     }
 
@@ -83,7 +87,7 @@ impl ConnectionLike for Pooled {
         offset: usize,
         count: usize,
     ) -> RedisResult<Vec<Value>> {
-        Ok(self.request(cmd, offset, count)?)
+        Ok(self.request(cmd, offset, count, Call::Pipeline)?)
     }
 
     fn req_command(&mut self, cmd: &Cmd) -> RedisResult<Value> {
@@ -136,16 +140,40 @@ impl Pooled {
             let pool = lease.pool().clone();
             let raw = lease.link(deadline)?.raw(pool.endpoint(), pool.settings());
             let waited = started.elapsed();
-            Ok(f(raw.map_err(|source| CheckoutError::Connect { waited, source })?))
+            let raw = raw.map_err(|source| CheckoutError::Connect { waited, source })?;
+            // Its answers are not the handle's, and neither are its errors.
+            recent::forget();
+            let result = f(raw);
+            recent::forget();
+            Ok(result)
         })?
     }
 
-    fn request(&self, bytes: &[u8], offset: usize, count: usize) -> Result<Vec<Value>, Error> {
+    fn request(
+        &self,
+        bytes: &[u8],
+        offset: usize,
+        count: usize,
+        call: Call,
+    ) -> Result<Vec<Value>, Error> {
         self.nodes.here()?;
         let request = Request::judge(bytes, offset + count)?.of_handle(self.place);
+        let mut replies = self.replies(&request, bytes, offset, count)?;
+        let full = self.nodes.settings().server_messages;
+        answers::judge(&request, &mut replies, (bytes, offset), call, full);
+        Ok(replies)
+    }
+
+    fn replies(
+        &self,
+        request: &Request,
+        bytes: &[u8],
+        offset: usize,
+        count: usize,
+    ) -> Result<Vec<Value>, Error> {
         if self.reads_only && !request.read_only {
             return Err(Error::Refused {
-                command: request.name,
+                command: request.name.clone(),
                 hint: "this handle reads from replicas: use SessionManager::pooled",
             });
         }

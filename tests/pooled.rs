@@ -5,6 +5,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::indexing_slicing,
     reason = "test code: a panic with a clear message is how it reports"
 )]
 
@@ -16,6 +17,7 @@ mod pooled {
     mod along;
     mod blocking;
     mod lost;
+    mod proven;
     mod raw;
     mod sharing;
     mod vocabulary;

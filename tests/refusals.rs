@@ -17,7 +17,9 @@ mod refusals {
     mod commands;
     mod floats;
     mod handles;
+    mod hints;
     mod limits;
+    mod messages;
     mod secrets;
     mod settings;
     mod threads;

@@ -302,7 +302,7 @@ fn applied(
     failed: Option<&Value>,
 ) -> Result<Replies, CommitError> {
     let (got, refused) = match acks {
-        Some(Err(refused)) => (Acks::default(), Some(refused)),
+        Some(Err(refused)) => (Acks::default(), Some(refused.in_full(buffer.shows_messages()))),
         Some(Ok(acks)) => (acks, None),
         None => (Acks::default(), None),
     };
@@ -353,15 +353,18 @@ fn refused(buffer: &Buffer, refusal: Refusal) -> CommitError {
         None if refusal.index.is_some() => (None, OWN.to_owned()),
         None => (None, refusal.word.to_owned()),
     };
-    CommitError::rejected(index, command, &refusal.error)
+    CommitError::rejected(index, command, &refusal.error.in_full(buffer.shows_messages()))
 }
 
 /// What our own part of a transaction is called in an error.
 const OWN: &str = "SET of the register";
 
 fn replies(buffer: &mut Buffer, values: Vec<Value>) -> Replies {
-    let (failures, changed_nothing) = exec::failures(&values, buffer.names());
+    let (failures, changed_nothing) =
+        exec::failures(&values, buffer.names(), buffer.shows_messages());
+    let failed = !failures.is_empty();
     let replies = Replies::new(buffer.transaction(), values, buffer.take_holes(), failures);
+    let replies = if failed { replies.named(buffer.names()) } else { replies };
     replies.changing_nothing(changed_nothing)
 }
 

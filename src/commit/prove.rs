@@ -62,7 +62,8 @@ pub(super) fn prove(lease: &mut Lease, buffer: &Buffer, form: Form<'_>) -> Resul
             }
             Ok(Found { refused: Some(refused), .. }) => {
                 lease.heed(refused.error.code());
-                return Err(CommitError::rejected(None, refused.word.to_owned(), &refused.error));
+                let error = refused.error.in_full(settings.server_messages);
+                return Err(CommitError::rejected(None, refused.word.to_owned(), &error));
             }
             Ok(Found { once: true, .. }) => return Err(CommitError::AlreadyCommitted),
             Ok(Found { lock_lost: true, .. }) => return Err(form.terms.lock_lost()),
@@ -112,7 +113,7 @@ pub(crate) fn watch(
             Ok(Found { refused: Some(refused), .. }) if refused.is_of_unwatch() => lease.leave(),
             Ok(Found { refused: Some(refused), .. }) => {
                 lease.heed(refused.error.code());
-                return Err(refused.into());
+                return Err(Error::from(refused).in_full(settings.server_messages));
             }
             Ok(Found { once: true, .. }) => return Err(CommitError::AlreadyCommitted.into()),
             Ok(Found { lock_lost: true, .. }) => return Err(form.terms.lock_lost().into()),

@@ -16,6 +16,7 @@ use crate::error::ConfigError;
 pub(crate) enum Said {
     Number(u64),
     Text(String),
+    Truth(bool),
     Table(Vec<(String, Said)>),
     /// Something that no setting is.
     Other,
@@ -57,6 +58,18 @@ impl Understand for usize {
 
     fn of(said: &Said) -> Option<Self> {
         number(said)?.try_into().ok()
+    }
+}
+
+impl Understand for bool {
+    const EXPECTED: &'static str = "must be true or false";
+
+    fn of(said: &Said) -> Option<Self> {
+        match said {
+            Said::Truth(truth) => Some(*truth),
+            Said::Text(text) => text.trim().parse().ok(),
+            _ => None,
+        }
     }
 }
 
@@ -121,7 +134,11 @@ impl<'de> Visitor<'de> for Listener {
         f.write_str("a configuration")
     }
 
-    no_setting! { visit_bool(bool) visit_f64(f64) visit_i128(i128) visit_u128(u128) visit_bytes(&[u8]) }
+    no_setting! { visit_f64(f64) visit_i128(i128) visit_u128(u128) visit_bytes(&[u8]) }
+
+    fn visit_bool<E>(self, truth: bool) -> Result<Said, E> {
+        Ok(Said::Truth(truth))
+    }
 
     fn visit_u64<E>(self, number: u64) -> Result<Said, E> {
         Ok(Said::Number(number))

@@ -82,6 +82,11 @@ macro_rules! settings {
             /// use: so long a doubt can be resolved. Each connection that commits exactly once has
             /// one, and leaves it behind when it closes. Default 1 hour, 1 second to 30 days.
             register_ttl: Duration = Duration::from_secs(60 * 60);
+            /// Whether errors and logs show a server's sentences in full. Off, a sentence is shown where
+            /// the server gives it without arguments, or with each argument replaced by `…`; of any
+            /// other there is only the code. **On, keys, values and whatever a script returns may stand in
+            /// errors and logs**: see the page on operations. Default `false`.
+            server_messages: bool = false;
             /// What the names of this crate's own keys begin with: `<prefix>:reg:…` for the registers of
             /// exactly-once connections, `<prefix>:once:…` for the keys of
             /// [`exactly_once_as`](crate::TransactionOptions::exactly_once_as), `<prefix>:lock:…`, `:rw:…`,

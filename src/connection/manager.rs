@@ -224,7 +224,7 @@ fn greet(
             last = Some(reply);
             continue;
         };
-        let error = ServerError::from_reply(&error, false);
+        let error = ServerError::from_reply(&error, false).in_full(settings.server_messages);
         let is_answer = (hello.needed..first).contains(&nth)
             || nth == first
                 && match purpose {

@@ -157,7 +157,7 @@ impl CommitError {
 impl StdError for CommitError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
-            Self::NotSent { source } => Some(source),
+            Self::NotSent { source } => Some(&**source),
             Self::InDoubt(doubt) => doubt.source(),
             Self::PartlyApplied { replies } | Self::NotIsolated { replies } => {
                 replies.first_error().map(|error| error as _)

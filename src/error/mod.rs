@@ -13,8 +13,10 @@ mod config;
 mod in_doubt;
 mod link;
 mod lock;
+pub(crate) mod recent;
 mod reply;
 mod server;
+pub(crate) mod stamp;
 pub(crate) mod text;
 
 use std::fmt;
@@ -29,9 +31,11 @@ pub(crate) use in_doubt::Resolver;
 pub use in_doubt::{CommitToken, InDoubt, Resolution, Unresolved};
 pub use link::{LinkError, LinkErrorKind};
 pub use lock::{Holder, LockError, LostBecause};
-pub use reply::ReplyError;
+pub use reply::{DecodeError, ReplyError};
 pub use server::ServerError;
 use text::{brief, count, display};
+
+use crate::wire::command::Place;
 
 /// What the server did with the commands of a call that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -155,26 +159,38 @@ pub enum Error {
         /// How often the block was run.
         attempts: u32,
     },
-    /// A single command was answered with an error; it changed nothing, unless it was a script:
-    /// see [`applied`](Self::applied).
+    /// A single command was answered with an error. [`applied`](Self::applied) is `No` where the
+    /// command only reads, or where the server refuses it in these very words before it changes
+    /// anything; else `Unknown`: a script, a function or a module's command may have written before it
+    /// failed, and a proxy may answer for a server that ran the command.
     Command {
         /// The command's name.
         command: String,
         /// What the server said.
         error: ServerError,
     },
-    /// Commands of a pooled handle's pipeline were answered with errors; the others, if there
-    /// were others, were applied.
+    /// Commands of a pooled handle's pipeline were answered with errors; the others were applied.
     #[non_exhaustive]
     Pipeline {
         /// How many were answered with an error.
         failures: usize,
         /// The first of them, from 0.
         index: usize,
+        /// That one's name.
+        command: String,
         /// What the server said to that one.
         error: ServerError,
+        /// `Partly` where another command of it wrote; `No` where none did and each error proves
+        /// that its command changed nothing; else `Unknown`.
+        applied: Applied,
     },
-    /// A single command's reply is not of the type that was asked for.
+    /// A single command's reply is not of the type that was asked for. A user's own
+    /// `FromRedisValue` that failed in its own words has them in `source()`.
+    ///
+    /// On the pooled handle it is redis-rs that decodes. Convert its error on the thread of the call,
+    /// before the handle is used again there: what the command was is known only for the last few
+    /// answers of a thread.
+    #[non_exhaustive]
     Decode {
         /// The command's name.
         command: String,
@@ -182,6 +198,10 @@ pub enum Error {
         expected: &'static str,
         /// The kind of reply that came.
         found: &'static str,
+        /// `No` for a read, `Yes` for a write.
+        applied: Applied,
+        /// What the type's own decoding said.
+        source: Option<DecodeError>,
     },
     /// The server is too old for what was asked of it; nothing was sent.
     #[non_exhaustive]
@@ -241,13 +261,16 @@ impl Error {
             Self::Command { command, error } => {
                 write!(f, "{command} was refused by the server: {error}")
             }
-            Self::Pipeline { failures, index, error } => {
+            Self::Pipeline { failures, index, command, error, .. } => {
                 let first = if *failures == 1 { "" } else { "first " };
                 let failures = count(*failures, "command");
-                write!(f, "{failures} of a pipeline failed, {first}command {index}: {error}")
+                write!(
+                    f,
+                    "{failures} of a pipeline failed, {first}{command} (command {index}): {error}"
+                )
             }
-            Self::Decode { command, expected, found } => {
-                write!(f, "{command} answered {found}, which is not a {expected}")
+            Self::Decode { command, expected, found, .. } => {
+                write!(f, "{command} answered {found}, which could not be read as {expected}")
             }
             Self::Unsupported { command, since } => write!(
                 f,
@@ -268,6 +291,7 @@ impl std::error::Error for Error {
             Self::Lock(error) => error.source(),
             Self::PinExpired(error) => error.source(),
             Self::Lost { source, .. } => Some(source),
+            Self::Decode { source, .. } => source.as_ref().map(|source| source as _),
             _ => None,
         }
     }
@@ -299,17 +323,14 @@ impl Error {
             | Self::CrossSlot { .. }
             | Self::Unsupported { .. }
             | Self::RetriesExhausted { .. } => Applied::No,
-            Self::Command { command, error } => {
-                // A script that fails keeps what it had done.
-                let may_have_written = error.is_from_script() && !command.ends_with("_RO");
-                if may_have_written { Applied::Unknown } else { Applied::No }
-            }
+            Self::Command { error, .. } if error.is_unrun() => Applied::No,
+            Self::Command { .. } => Applied::Unknown,
             Self::Commit(error) => error.applied(),
             Self::Lock(error) => error.applied(),
-            Self::Pipeline { .. } => Applied::Partly,
             Self::Reply(_) => Applied::Yes,
-            Self::Decode { .. } => Applied::Yes,
-            Self::Lost { applied, .. } => *applied,
+            Self::Pipeline { applied, .. }
+            | Self::Decode { applied, .. }
+            | Self::Lost { applied, .. } => *applied,
         }
     }
 
@@ -320,7 +341,9 @@ impl Error {
             Self::Commit(error) => error.is_retryable(),
             Self::Lock(error) => error.is_retryable(),
             Self::RetriesExhausted { .. } => true,
-            Self::Command { error, .. } => error.is_transient() && self.applied() == Applied::No,
+            Self::Command { error, .. } => {
+                error.is_transient() && error.is_unrun() && !error.is_from_script()
+            }
             Self::Config(_)
             | Self::PinExpired(_)
             | Self::Reply(_)
@@ -352,20 +375,50 @@ impl Error {
         }
     }
 
-    /// A single command that was refused by name.
-    pub(crate) fn refused(command: String) -> Self {
-        let hint = match command.as_str() {
-            "MULTI" | "EXEC" | "DISCARD" => {
+    /// With the server's sentence as it came, where `full` asks for it.
+    pub(crate) fn in_full(self, full: bool) -> Self {
+        match self {
+            Self::Command { command, error } => {
+                Self::Command { command, error: error.in_full(full) }
+            }
+            error => error,
+        }
+    }
+
+    /// A command that was refused by name, where it was to be sent.
+    pub(crate) fn refused(command: String, place: Place) -> Self {
+        let hint = match (command.as_str(), place) {
+            ("MULTI" | "EXEC" | "DISCARD", Place::Alone) => {
                 "use the transactional handle: run(), begin(), savepoint()"
             }
-            "WATCH" | "UNWATCH" => "use the transactional handle: watch(keys).run(..)",
-            "SELECT" | "AUTH" | "HELLO" => {
+            ("MULTI" | "EXEC" | "DISCARD", Place::InMulti) => {
+                "the transaction sends it by itself: commit it, or drop it; undo a part of it with \
+                 savepoint()"
+            }
+            ("WATCH" | "UNWATCH", Place::Alone) => {
+                "use the transactional handle: watch(keys).run(..)"
+            }
+            ("WATCH" | "UNWATCH", Place::InMulti) => {
+                "keys are watched before the transaction: watch(keys).run(..)"
+            }
+            ("SELECT" | "AUTH" | "HELLO", _) => {
                 "choose database, user and protocol in the connection's address"
             }
-            "SUBSCRIBE" | "PSUBSCRIBE" | "SSUBSCRIBE" | "UNSUBSCRIBE" | "PUNSUBSCRIBE"
-            | "SUNSUBSCRIBE" | "MONITOR" => "open a connection of its own with redis::Client",
-            "WAIT" | "WAITAOF" => "it does not wait inside a transaction",
-            "XREAD" | "XREADGROUP" => "it does not block inside a transaction; leave BLOCK out",
+            (
+                "SUBSCRIBE" | "PSUBSCRIBE" | "SSUBSCRIBE" | "UNSUBSCRIBE" | "PUNSUBSCRIBE"
+                | "SUNSUBSCRIBE" | "MONITOR" | "SYNC" | "PSYNC",
+                _,
+            ) => "open a connection of its own with redis::Client",
+            ("WAIT" | "WAITAOF", Place::InMulti) => {
+                "it does not wait inside a transaction; see wait_replicas and wait_aof of \
+                 TransactionOptions"
+            }
+            ("XREAD" | "XREADGROUP", Place::InMulti) => {
+                "it does not block inside a transaction; leave BLOCK out"
+            }
+            ("SHUTDOWN" | "FAILOVER" | "REPLICAOF" | "SLAVEOF" | "SWAPDB" | "DEBUG", _) => {
+                "it changes or stops the server for every client; see Pooled::with_raw"
+            }
             _ => "it changes or ends a connection that others use; see Pooled::with_raw",
         };
         Self::Refused { command, hint }
@@ -420,21 +473,34 @@ impl From<redis::RedisError> for Error {
             && let Some(failures) = error.clone().into_server_errors()
             && let Some((index, first)) = failures.first()
         {
-            let error = ServerError::of_any(first.code(), first.details().unwrap_or_default());
-            return Self::Pipeline { failures: failures.len(), index: *index, error };
+            let (command, error, whole) =
+                stamp::read(first.code(), first.details().unwrap_or_default());
+            return Self::Pipeline {
+                failures: failures.len(),
+                index: *index,
+                command: command.unwrap_or_else(|| "a command".to_owned()),
+                error,
+                applied: whole.unwrap_or(Applied::Unknown),
+            };
         }
-        let command = "the command".to_owned();
+        let unnamed = || "the command".to_owned();
+        if let Some(code) = error.code() {
+            let (command, error, _) = stamp::read(code, error.detail().unwrap_or_default());
+            return Self::Command { command: command.unwrap_or_else(unnamed), error };
+        }
         if let Some(error) = ServerError::of(&error) {
-            return Self::Command { command, error };
+            return Self::Command { command: unnamed(), error };
         }
         match error.kind() {
-            redis::ErrorKind::UnexpectedReturnType | redis::ErrorKind::Parse => Self::Decode {
-                command,
-                expected: "value of the type asked for",
-                found: "another one",
-            },
+            redis::ErrorKind::UnexpectedReturnType | redis::ErrorKind::Parse => {
+                let text = error.to_string();
+                let (command, found, applied) =
+                    recent::find(&text).unwrap_or_else(|| (unnamed(), "a reply", Applied::Unknown));
+                let (expected, source) = ("the type that was asked for", DecodeError::of(&text));
+                Self::Decode { command, expected, found, applied, source }
+            }
             _ => Self::Lost {
-                during: command,
+                during: unnamed(),
                 applied: Applied::Unknown,
                 source: LinkError::of(&error),
             },

@@ -4,6 +4,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 
 use super::ServerError;
 use super::text::{count, display};
@@ -45,16 +46,52 @@ pub enum ReplyError {
     Unexpected {
         /// Which of the queued commands, from 0.
         index: usize,
+        /// The command's name.
+        command: String,
         /// The Rust type that was asked for.
         expected: &'static str,
         /// The kind of reply that came.
         found: &'static str,
+        /// What the type's own decoding said.
+        source: Option<DecodeError>,
     },
 }
+
+/// What a `FromRedisValue` said of a reply that it could not decode: a type of the user's, in the
+/// words of the user. redis-rs's own types repeat the reply in theirs, and are not shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DecodeError(Arc<str>);
+
+impl DecodeError {
+    /// `None` for words of redis-rs's that repeat the reply.
+    pub(crate) fn of(error: &str) -> Option<Self> {
+        let words = error.strip_prefix("Incompatible type - ").unwrap_or(error);
+        let repeats = ["(value was ", "(response was "].iter().any(|mark| words.contains(mark));
+        (!repeats).then(|| Self(words.into()))
+    }
+}
+
+impl fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for DecodeError {}
 
 display!(ReplyError);
 
 impl ReplyError {
+    /// With the command's name, where its reply could not be decoded.
+    pub(crate) fn naming(mut self, name: impl FnOnce(u32) -> Option<String>) -> Self {
+        if let Self::Unexpected { index, command, .. } = &mut self
+            && let Some(name) = u32::try_from(*index).ok().and_then(name)
+        {
+            *command = name;
+        }
+        self
+    }
+
     pub(super) fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Foreign => f.write_str("the handle belongs to another transaction"),
@@ -70,12 +107,19 @@ impl ReplyError {
                 "there is no command {index}: the transaction had {}",
                 count(*commands, "command")
             ),
-            Self::Unexpected { index, expected, found } => write!(
+            Self::Unexpected { index, command, expected, found, .. } => write!(
                 f,
-                "command {index} answered {found}, which is not a {expected}; ask with cast()"
+                "{command} (command {index}) answered {found}, which could not be read as {expected}"
             ),
         }
     }
 }
 
-impl Error for ReplyError {}
+impl Error for ReplyError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Unexpected { source, .. } => source.as_ref().map(|source| source as _),
+            _ => None,
+        }
+    }
+}

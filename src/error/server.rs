@@ -3,24 +3,36 @@
 //! Never: a key or a value. Servers quote arguments in some messages, and scripts put anything
 //! they like into theirs.
 
+use std::borrow::Cow;
 use std::fmt;
 
+use crate::wire::command;
+use crate::wire::redirect::Redirect;
 use crate::wire::refusal;
 
 /// An error reply of the server.
 ///
-/// The code is kept as the server gave it (`WRONGTYPE`, `OOM`, `NOPERM`, …). Of the text, what
-/// stands in quotes and what repeats arguments is cut out.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServerError {
+/// The code is kept as the server gave it (`WRONGTYPE`, `OOM`, `NOPERM`, …). Its sentence is shown
+/// only where it is one of the server's own without arguments, or with each argument replaced by `…`;
+/// any other may repeat keys and values, and there is only the code. With
+/// [`server_messages`](crate::Builder::server_messages) the sentence is shown as it came.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ServerError(Box<Parts>);
+
+#[derive(Clone, PartialEq, Eq)]
+struct Parts {
     code: String,
-    message: String,
-    /// Said by a script, for all that is known: it may have changed something before.
+    /// The sentence as it came: to judge by, and shown in full only where that is asked for.
+    text: String,
+    shown: Cow<'static, str>,
+    /// A script's, for all that is known: it may have changed something before.
     from_script: bool,
+    /// It proves that the command which it answers changed nothing.
+    unrun: bool,
 }
 
-/// Long enough for every sentence of the server, short enough for a log line.
-const LONGEST_MESSAGE: usize = 160;
+/// Long enough for every sentence of the server that is in a table.
+const LONGEST_TEXT: usize = 512;
 const LONGEST_CODE: usize = 32;
 
 /// Codes whose text is the server's own, unless a script borrows one.
@@ -55,12 +67,12 @@ const SCRIPT_MARKS: &[&str] = &["user_script", "user_function", " script: "];
 impl ServerError {
     /// The first word of the reply, such as `WRONGTYPE`.
     pub fn code(&self) -> &str {
-        &self.code
+        &self.0.code
     }
 
-    /// The rest of the reply, without anything that repeats keys or values.
+    /// The rest of the reply, where it repeats no key and no value; empty where it may.
     pub fn message(&self) -> &str {
-        &self.message
+        &self.0.shown
     }
 
     /// Whether the refusal is of the server's present state and may pass, with the request as it
@@ -84,30 +96,76 @@ impl ServerError {
     }
 
     pub(crate) fn is_from_script(&self) -> bool {
-        self.from_script
+        self.0.from_script
+    }
+
+    /// Whether the command that was answered so has changed nothing.
+    pub(crate) fn is_unrun(&self) -> bool {
+        self.0.unrun
+    }
+
+    /// With its sentence as it came, where `full` asks for it.
+    pub(crate) fn in_full(mut self, full: bool) -> Self {
+        if full {
+            self.0.shown = Cow::Owned(self.0.text.clone());
+        }
+        self
     }
 
     /// In our own words, where the server would say the same.
     pub(crate) fn own(code: &str, text: &str) -> Self {
-        Self::new(code, text, false)
+        let mut error = Self::new(code, text, false);
+        error.0.shown = Cow::Owned(text.to_owned());
+        error
     }
 
     pub(crate) fn from_code(code: &str) -> Self {
         Self::new(code, "", false)
     }
 
+    /// Of a command of this crate's own, or one whose effect is judged elsewhere.
     pub(crate) fn from_reply(reply: &redis::ServerError, from_script: bool) -> Self {
         Self::new(reply.code(), reply.details().unwrap_or_default(), from_script)
+    }
+
+    /// Of a command that ran alone: by its name and the server's own words it is judged whether it
+    /// changed anything.
+    pub(crate) fn of_command(name: &[u8], sub: Option<&[u8]>, reply: &redis::ServerError) -> Self {
+        let unrun = command::is_read_only(name, sub) || refusal::proves_unrun(name, reply);
+        Self::from_reply(reply, command::is_script(name)).judged(unrun)
+    }
+
+    /// Of a command inside a transaction that ran.
+    pub(crate) fn of_queued(name: &[u8], reply: &redis::ServerError) -> Self {
+        let unrun = refusal::left_all_as_it_was(name, reply);
+        Self::from_reply(reply, command::is_script(name)).judged(unrun)
+    }
+
+    /// Of a command that only reads.
+    pub(crate) fn of_read(name: &[u8], reply: &redis::ServerError) -> Self {
+        Self::from_reply(reply, command::is_script(name)).judged(true)
+    }
+
+    /// Of the pooled handle's, out of a `RedisError`: what is shown, and what was judged, are there.
+    pub(super) fn carried(code: &str, shown: &str, from_script: bool, unrun: bool) -> Self {
+        let mut error = Self::own(code, shown).judged(unrun);
+        error.0.from_script = from_script;
+        error
+    }
+
+    fn judged(mut self, unrun: bool) -> Self {
+        self.0.unrun = unrun;
+        self
     }
 
     /// `None` where the error did not come from the server.
     pub(crate) fn of(error: &redis::RedisError) -> Option<Self> {
         match error.kind() {
             redis::ErrorKind::AuthenticationFailed => {
-                Some(Self::new("WRONGPASS", "the server refused user or password", false))
+                Some(Self::own("WRONGPASS", "the server refused user or password"))
             }
             redis::ErrorKind::RESP3NotSupported => {
-                Some(Self::new("NOPROTO", "the server does not speak RESP3", false))
+                Some(Self::own("NOPROTO", "the server does not speak RESP3"))
             }
             _ => error.code().map(|code| Self::of_any(code, error.detail().unwrap_or_default())),
         }
@@ -120,14 +178,16 @@ impl ServerError {
         let text = reply.details().unwrap_or_default();
         let inside = SCRIPT_MARKS.iter().any(|mark| text.contains(mark));
         let refused = !inside && refusal::refuses_to_start(reply.code(), text);
-        Self { from_script: !refused, ..Self::from_reply(reply, false) }
+        let mut error = Self::from_reply(reply, false).judged(refused);
+        error.0.from_script = !refused;
+        error
     }
 
     /// Of a command that is not known here, and may have run a script.
     pub(crate) fn of_any(code: &str, text: &str) -> Self {
         let from_script =
             !SERVER_CODES.contains(&code) || SCRIPT_MARKS.iter().any(|mark| text.contains(mark));
-        Self::new(code, text, from_script)
+        Self::new(code, text, from_script).judged(false)
     }
 
     /// The refusal behind `EXECABORT Transaction discarded because of: <code> <text>`.
@@ -144,51 +204,74 @@ impl ServerError {
     }
 
     fn new(code: &str, text: &str, from_script: bool) -> Self {
-        let is_code = code.len() <= LONGEST_CODE
-            && code.starts_with(|first: char| first.is_ascii_uppercase())
-            && code.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
-        // A script's error may begin and go on with anything.
-        let (code, text) = match (is_code, from_script) {
-            (true, false) => (code, text),
-            (true, true) => (code, "the text is withheld: a script may have written it"),
-            (false, _) => ("ERR", "the server's message is withheld: it has no code"),
+        let text = printable(text);
+        let (code, shown) = match (is_code(code), from_script) {
+            (true, false) => (code, sentence(code, &text)),
+            // A script's error may begin and go on with anything.
+            (true, true) => {
+                (code, Cow::Borrowed("the text is withheld: a script may have written it"))
+            }
+            (false, _) => {
+                ("ERR", Cow::Borrowed("the server's message is withheld: it has no code"))
+            }
         };
-        Self { code: code.to_owned(), message: without_arguments(text), from_script }
+        Self(Box::new(Parts {
+            code: code.to_owned(),
+            text,
+            shown,
+            from_script,
+            unrun: !from_script,
+        }))
     }
 }
 
-/// Cuts out what stands between the first quote and the last (a quoted key may hold quotes itself,
-/// so no other one is sure to end it), and everything from where arguments are listed.
-fn without_arguments(text: &str) -> String {
-    let text = text.split(", with args").next().unwrap_or_default();
-    let is_quote = |letter| matches!(letter, '\'' | '"' | '`');
-    // An apostrophe inside a word ("can't") opens nothing.
-    let opening = text
-        .match_indices(is_quote)
-        .map(|(at, _)| at)
-        .find(|at| !text.get(..*at).is_some_and(|before| before.ends_with(char::is_alphanumeric)));
-    let (head, tail) = match (opening, text.rfind(is_quote)) {
-        (Some(from), Some(to)) => (text.get(..from), text.get(to + 1..)),
-        _ => (Some(text), None),
-    };
-    let (cut, tail) = tail.map_or(("", ""), |tail| ("'…'", tail));
-    let mut clean = String::with_capacity(text.len());
-    for letter in [head.unwrap_or_default(), cut, tail].into_iter().flat_map(str::chars) {
-        if clean.len() + letter.len_utf8() > LONGEST_MESSAGE {
-            break;
-        }
-        clean.push(if letter.is_control() { ' ' } else { letter });
+/// Whether a reply's first word is a code, as the server's are.
+fn is_code(code: &str) -> bool {
+    code.len() <= LONGEST_CODE
+        && code.starts_with(|first: char| first.is_ascii_uppercase())
+        && code.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
+}
+
+/// As much of a sentence as repeats no argument.
+fn sentence(code: &str, text: &str) -> Cow<'static, str> {
+    // A slot and an address are the server's own, and the way on.
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b".:-[] ?".contains(&b);
+    if matches!(code, "MOVED" | "ASK")
+        && Redirect::of(code, text).is_some()
+        && text.bytes().all(is_plain)
+    {
+        return Cow::Owned(text.to_owned());
     }
-    clean
+    // Of a script of this crate's own the server says where it stopped.
+    let text = text.split(" script: ").next().unwrap_or_default();
+    Cow::Borrowed(refusal::sentence(code, text).unwrap_or_default())
+}
+
+/// A text as one line of bounded length.
+fn printable(text: &str) -> String {
+    text.chars()
+        .take(LONGEST_TEXT)
+        .map(|letter| if letter.is_control() { ' ' } else { letter })
+        .collect()
 }
 
 impl fmt::Display for ServerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.code)?;
-        if !self.message.is_empty() {
-            write!(f, " {}", self.message)?;
+        f.write_str(&self.0.code)?;
+        if !self.0.shown.is_empty() {
+            write!(f, " {}", self.0.shown)?;
         }
         Ok(())
+    }
+}
+
+/// Shows what `Display` shows, and not the sentence as it came.
+impl fmt::Debug for ServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerError")
+            .field("code", &self.0.code)
+            .field("message", &self.0.shown)
+            .finish_non_exhaustive()
     }
 }
 
@@ -203,11 +286,21 @@ mod tests {
             "unknown command 'FOO', with args beginning with: 'secret' 'secret'",
             false,
         );
-        assert_eq!(unknown.to_string(), "ERR unknown command '…'");
-        let denied = ServerError::new("NOPERM", "User bob can't access the \"secret\" key", false);
-        assert_eq!(denied.to_string(), "NOPERM User bob can't access the '…' key");
-        let quoted = ServerError::new("NOGROUP", "No such key 'it's 'secret' in XREAD", false);
-        assert_eq!(quoted.to_string(), "NOGROUP No such key '…' in XREAD");
+        let shown = "ERR unknown command '…', with args beginning with: …";
+        assert_eq!(unknown.to_string(), shown);
+        for (code, text, shown) in [
+            ("NOPERM", "User bob has no permissions to access the 'secret' key", true),
+            ("NOGROUP", "No such key 'it's 'secret' or consumer group 'secret'", true),
+            ("ERR", "invalid longitude,latitude pair 200.000000,100.000000", true),
+            ("ERR", "a sentence that is in no table, about secret", false),
+        ] {
+            let error = ServerError::new(code, text, false);
+            let line = error.to_string();
+            assert!(!line.contains("secret") && !line.contains("200"), "{line}");
+            assert!(!format!("{error:?}").contains("secret"), "{error:?}");
+            assert_eq!(line != code, shown, "{line}");
+            assert_eq!(error.in_full(true).to_string(), format!("{code} {text}"));
+        }
         assert!(!ServerError::new("secret", "secret", false).to_string().contains("secret"));
         assert!(!ServerError::new("ERR", "secret", true).to_string().contains("secret"));
     }

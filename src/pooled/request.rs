@@ -11,6 +11,7 @@ use crate::connection::deadline::Deadline;
 use crate::connection::group::lead;
 use crate::connection::nodes::{Nodes, Route};
 use crate::connection::pool::{Joined, Lease, Repeats, Waiting};
+use crate::error::stamp;
 use crate::error::{Applied, Error, LinkError, LinkErrorKind};
 use crate::wire::command::{self, Blocking, Place, Requests};
 use crate::wire::group::{self, Broken, Job, Settled, What};
@@ -22,6 +23,8 @@ pub(super) struct Request {
     pub(super) name: String,
     commands: usize,
     pub(super) read_only: bool,
+    /// Errors may stand inside of a reply.
+    pub(super) may_nest: bool,
     /// It may be sent along with those of others.
     travels: bool,
     blocks_for: Duration,
@@ -38,6 +41,7 @@ impl Request {
             name: String::new(),
             commands: 0,
             read_only: true,
+            may_nest: false,
             travels: false,
             blocks_for: Duration::ZERO,
             blocking: None,
@@ -45,14 +49,17 @@ impl Request {
         };
         for args in Requests::new(bytes) {
             let Ok(args) = args else {
-                return Err(Error::refused("a request that is not RESP".to_owned()));
+                return Err(Error::Refused {
+                    command: "a request that is not RESP".to_owned(),
+                    hint: "build it with redis::cmd(name) or redis::pipe()",
+                });
             };
             let (name, sub) = (args.first().copied().unwrap_or_default(), args.get(1).copied());
             if request.name.is_empty() {
                 request.name = command::printable(name);
             }
             if command::is_refused(name, sub, Place::Alone) {
-                return Err(Error::refused(command::printable(name)));
+                return Err(Error::refused(command::printable(name), Place::Alone));
             }
             match command::blocking(&args) {
                 Blocking::No => {}
@@ -69,6 +76,7 @@ impl Request {
             }
             request.commands += 1;
             request.read_only &= command::is_read_only(name, sub);
+            request.may_nest |= stamp::may_nest(name);
         }
         request.travels = request.read_only
             && request.commands == 1

@@ -14,6 +14,7 @@ use redis::{FromRedisValue, Value};
 pub use resolve::Resolve;
 
 use crate::error::{ReplyError, ServerError};
+use crate::wire::command;
 use crate::wire::durability::Acks;
 
 /// A command that was queued, and the type its reply will have.
@@ -100,6 +101,8 @@ struct Inner {
     acks: Option<Acks>,
     /// It was applied, and that is all that is known.
     lost: bool,
+    /// Of a transaction whose replies are the caller's: the commands' names, each behind its length.
+    names: Vec<u8>,
 }
 
 /// Identifiers of forgotten commands, half open, and how many are missing up to the end of this.
@@ -122,8 +125,9 @@ impl Replies {
             Hole { from, to, missing }
         };
         let holes = holes.into_iter().map(number).collect();
-        let (changed_nothing, acks, lost) = (false, None, false);
-        let inner = Inner { transaction, values, holes, failures, changed_nothing, acks, lost };
+        let (changed_nothing, acks, lost, names) = (false, None, false, Vec::new());
+        let inner =
+            Inner { transaction, values, holes, failures, changed_nothing, acks, lost, names };
         Self { inner: Arc::new(inner) }
     }
 
@@ -146,6 +150,33 @@ impl Replies {
             inner.changed_nothing = changed_nothing;
         }
         self
+    }
+
+    /// With the commands' names, for a caller who may ask for a reply as a type that it is not of.
+    pub(crate) fn named<'n>(mut self, names: impl Iterator<Item = &'n [u8]>) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.inner) {
+            for name in names {
+                // What is longer is no command of the server's.
+                let name = name.get(..name.len().min(u8::MAX.into())).unwrap_or_default();
+                inner.names.push(name.len() as u8);
+                inner.names.extend_from_slice(name);
+            }
+        }
+        self
+    }
+
+    fn name(&self, index: usize) -> Option<String> {
+        let mut names = self.inner.names.as_slice();
+        let mut next = || {
+            let (length, rest) = names.split_first()?;
+            let (name, rest) = rest.split_at_checked((*length).into())?;
+            names = rest;
+            Some(name)
+        };
+        for _ in 0..index {
+            next()?;
+        }
+        next().map(command::printable)
     }
 
     pub(crate) fn acknowledged_by(mut self, acks: Option<Acks>) -> Self {

@@ -7,7 +7,7 @@ use std::any::type_name;
 use redis::{FromRedisValue, Value};
 
 use super::{Queued, Ready, Replies, kind};
-use crate::error::ReplyError;
+use crate::error::{DecodeError, ReplyError};
 
 mod sealed {
     pub trait Sealed {}
@@ -59,10 +59,12 @@ impl Replies {
             let failed = self.inner.failures.iter().find(is_this);
             return Err(failed.cloned().unwrap_or(ReplyError::Forgotten));
         }
-        T::from_redis_value_ref(value).map_err(|_| ReplyError::Unexpected {
+        T::from_redis_value_ref(value).map_err(|error| ReplyError::Unexpected {
             index,
+            command: self.name(index).unwrap_or_else(|| "the command".to_owned()),
             expected: type_name::<T>(),
             found: kind(value),
+            source: DecodeError::of(&error.to_string()),
         })
     }
 }

@@ -9,12 +9,13 @@ use std::time::Instant;
 use crate::commit::{self, Committed, Form, Terms};
 use crate::connection::nodes::{Nodes, Onward, Patience};
 use crate::connection::registry::Owner;
-use crate::error::{CheckoutError, CommitError, Error};
+use crate::error::{CheckoutError, CommitError, Error, ReplyError};
 use crate::observe::alarm::Alarm;
 use crate::reply::Replies;
 use crate::transaction::run;
 use crate::transaction::scope::Scope;
 use crate::wire::buffer::{Buffer, Refusal};
+use crate::wire::command::Place;
 use crate::wire::redirect::Redirect;
 use crate::wire::slot::Binding;
 
@@ -70,6 +71,7 @@ impl Body {
             (Binding::Open, Some(lock)) => Binding::Slot(lock),
             (binding, _) => binding,
         });
+        buffer.show_messages(settings.server_messages);
         if watched || !terms.may_join() {
             buffer.goes_alone();
         }
@@ -234,7 +236,7 @@ impl Body {
         self.failed.clone().or_else(|| {
             self.buffer.refusal().map(|refusal| {
                 CommitError::not_sent(match refusal {
-                    Refusal::Command(command) => Error::refused(command.clone()),
+                    Refusal::Command(command) => Error::refused(command.clone(), Place::InMulti),
                     Refusal::Float(command) => Error::Refused {
                         command: command.clone(),
                         hint: match command.as_str() {
@@ -363,6 +365,16 @@ impl Body {
     /// What there is to hand out of a transaction that was applied unseen.
     pub(crate) fn lost_replies(&self) -> Replies {
         Replies::lost(self.buffer.transaction())
+    }
+
+    /// With the name of the command whose reply could not be decoded.
+    pub(crate) fn named(&self, error: ReplyError) -> ReplyError {
+        error.naming(|index| self.buffer.name(index))
+    }
+
+    /// The replies with the commands' names, for a caller who keeps them.
+    pub(crate) fn keep(&self, replies: Replies) -> Replies {
+        replies.named(self.buffer.names())
     }
 
     /// Tells the span how the transaction ended.

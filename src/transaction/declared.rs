@@ -11,11 +11,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use redis::{Cmd, FromRedisValue, Value};
 
-use crate::error::{Error, ServerError};
+use crate::error::{Applied, DecodeError, Error, ServerError};
 use crate::reply;
 use crate::transaction::condition::{Condition, Required};
 use crate::wire::command::{self, Blocking, Place, Requests};
 use crate::wire::keys;
+use crate::wire::refusal;
 
 /// Numbers the reads, so that a handle of one is not taken for a handle of another.
 static READS: AtomicU64 = AtomicU64::new(1);
@@ -88,12 +89,24 @@ impl Reads {
 /// The name of a command that may be sent as a read.
 pub(crate) fn check(bytes: &[u8]) -> Result<String, Error> {
     let Some(Ok(args)) = Requests::new(bytes).next() else {
-        return Err(Error::refused("a command without a name".to_owned()));
+        return Err(nameless());
     };
     let name = args.first().copied().unwrap_or_default();
+    if name.is_empty() {
+        return Err(nameless());
+    }
+    if command::is_refused(name, args.get(1).copied(), Place::Alone) {
+        return Err(Error::refused(command::printable(name), Place::Alone));
+    }
     let refused = |hint| Err(Error::Refused { command: command::printable(name), hint });
     if !command::is_read_only(name, args.get(1).copied()) {
-        return refused("a watching scope only reads; queue writes on its transaction");
+        return refused(match refusal::is_core(name) {
+            true => "a watching scope only reads; queue writes on its transaction",
+            false => {
+                "it is not known to be a read; if it is one, ask with query_as_read(cmd), else queue \
+                 it on the transaction"
+            }
+        });
     }
     if command::blocking(&args) != Blocking::No {
         return refused("a watching scope does not block; leave BLOCK out");
@@ -105,12 +118,12 @@ pub(crate) fn check(bytes: &[u8]) -> Result<String, Error> {
 pub(crate) fn check_as_read(bytes: &[u8]) -> Result<String, Error> {
     let mut requests = Requests::new(bytes);
     let Some(Ok(args)) = requests.next() else {
-        return Err(Error::refused("a command without a name".to_owned()));
+        return Err(nameless());
     };
     let name = args.first().copied().unwrap_or_default();
     let refused = |hint| Err(Error::Refused { command: command::printable(name), hint });
     if command::is_refused(name, args.get(1).copied(), Place::Alone) {
-        return Err(Error::refused(command::printable(name)));
+        return Err(Error::refused(command::printable(name), Place::Alone));
     }
     if keys::is_known_write(&args) {
         return refused("it may write; queue it on the scope's transaction");
@@ -119,6 +132,13 @@ pub(crate) fn check_as_read(bytes: &[u8]) -> Result<String, Error> {
         return refused("a watching scope does not block; leave BLOCK out");
     }
     Ok(command::printable(name))
+}
+
+fn nameless() -> Error {
+    Error::Refused {
+        command: "a command without a name".to_owned(),
+        hint: "build it with redis::cmd(name)",
+    }
 }
 
 /// What the declared reads answered in one attempt.
@@ -156,13 +176,15 @@ impl Answers {
 pub(crate) fn value_of<T: FromRedisValue>(name: &str, value: &Value) -> Result<T, Error> {
     match value {
         Value::ServerError(error) => Err(Error::Command {
-            error: ServerError::from_reply(error, command::is_script(name.as_bytes())),
+            error: ServerError::of_read(name.as_bytes(), error),
             command: name.to_owned(),
         }),
-        value => T::from_redis_value_ref(value).map_err(|_| Error::Decode {
+        value => T::from_redis_value_ref(value).map_err(|error| Error::Decode {
             command: name.to_owned(),
             expected: type_name::<T>(),
             found: reply::kind(value),
+            applied: Applied::No,
+            source: DecodeError::of(&error.to_string()),
         }),
     }
 }

@@ -80,7 +80,7 @@ impl Transaction<Plain> {
     /// lost.
     pub fn commit(mut self) -> Result<Replies, CommitError> {
         match self.body.commit()? {
-            Committed::Applied(replies) => Ok(replies),
+            Committed::Applied(replies) => Ok(self.body.keep(replies)),
             // What watches nothing is never told of a conflict: see `commit::judge`.
             Committed::Conflict => Err(CommitError::lost_before_exec(
                 crate::error::LinkError::unexpected("a conflict where nothing was watched"),
@@ -96,7 +96,7 @@ impl Transaction<Watched> {
     /// As [`Transaction::<Plain>::commit`]. A conflict is no error: it is an [`Outcome`].
     pub fn commit(mut self) -> Result<Outcome, CommitError> {
         Ok(match self.body.commit()? {
-            Committed::Applied(replies) => Outcome::Committed(replies),
+            Committed::Applied(replies) => Outcome::Committed(self.body.keep(replies)),
             Committed::Conflict => Outcome::Conflict,
         })
     }

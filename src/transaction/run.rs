@@ -39,7 +39,7 @@ pub(crate) fn plain<R: Resolve, E: From<Error>>(
     let mut body = block.into_body();
     body.leaves_closure();
     let replies = commit_again(nodes, &mut body, policy)?;
-    handles.resolve(&replies).map_err(|error| E::from(error.into()))
+    handles.resolve(&replies).map_err(|error| E::from(body.named(error).into()))
 }
 
 fn commit_again(nodes: &Nodes, body: &mut Body, policy: RetryPolicy) -> Result<Replies, Error> {
@@ -173,7 +173,7 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
                 if let Some(admitted) = &admitted {
                     admitted.committed();
                 }
-                handles.resolve(&replies).map_err(|error| E::from(error.into()))
+                handles.resolve(&replies).map_err(|error| E::from(body.named(error).into()))
             }
             Ok(Committed::Conflict) => {
                 Err(Error::RetriesExhausted { attempts: attempts.number() }.into())

@@ -89,7 +89,8 @@ impl Watching {
     /// [`Error::Command`] where the server refused it, [`Error::Decode`] where the value is of
     /// another type; [`Error::Refused`] where another watch declared it.
     pub fn declared<T: FromRedisValue>(&self, read: Declared<T>) -> Result<T, Error> {
-        self.declared.get(read)
+        let full = self.scope.settings().server_messages;
+        self.declared.get(read).map_err(|error| error.in_full(full))
     }
 
     /// Runs one read command that has no method of its own: the server's own read-only commands and
@@ -148,6 +149,11 @@ impl Watching {
     }
 
     fn fetch<T: FromRedisValue>(&mut self, name: &str, bytes: &[u8]) -> Result<T, Error> {
+        let full = self.scope.settings().server_messages;
+        self.fetched(name, bytes).map_err(|error| error.in_full(full))
+    }
+
+    fn fetched<T: FromRedisValue>(&mut self, name: &str, bytes: &[u8]) -> Result<T, Error> {
         self.scope.here()?;
         let span = self.scope.span().clone();
         let _in = span.enter();
@@ -288,7 +294,9 @@ fn arm(
     {
         return Err(Error::Command { command: "a read".to_owned(), error });
     }
-    Answers::of(Arc::clone(reads), values).inspect_err(|error| {
+    let full = scope.settings().server_messages;
+    let answers = Answers::of(Arc::clone(reads), values).map_err(|error| error.in_full(full));
+    answers.inspect_err(|error| {
         if let Error::ConditionFailed { which } = error {
             let which = which.to_string();
             scope.tell(tracing::Level::DEBUG, move || {

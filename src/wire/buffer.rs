@@ -102,6 +102,8 @@ pub struct Buffer {
     alone: bool,
     /// Names of the commands whose bytes are gone, each behind its length.
     names: Vec<u8>,
+    /// A server's sentences are shown as they come.
+    full: bool,
 }
 
 impl Buffer {
@@ -127,6 +129,7 @@ impl Buffer {
             unplaced: false,
             alone: false,
             names: Vec::new(),
+            full: false,
         }
     }
 
@@ -148,6 +151,15 @@ impl Buffer {
     /// It will not travel with other blocks, whatever it holds.
     pub(crate) fn goes_alone(&mut self) {
         self.alone = true;
+    }
+
+    /// Whether errors of its commands are to show the server's sentences as they come.
+    pub(crate) fn show_messages(&mut self, full: bool) {
+        self.full = full;
+    }
+
+    pub(crate) fn shows_messages(&self) -> bool {
+        self.full
     }
 
     /// Gives the memory back. What was queued is forgotten.

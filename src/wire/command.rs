@@ -394,12 +394,25 @@ impl<'a> Iterator for Requests<'a> {
     }
 }
 
-/// How a command is called in errors and logs: the name alone, in upper case, cut and printable.
+/// How a command is called in errors and logs where its name may be the caller's data.
+pub(crate) const UNKNOWN: &str = "an unknown command";
+
+/// How a command is called in errors and logs: its name in upper case, where it is one of the server's
+/// own, has a module's form (`JSON.SET`) or is a word of capital letters. Any other may be a caller's
+/// data: a whole command that was given as a name holds its key and value.
 pub(crate) fn printable(name: &[u8]) -> String {
-    name.iter()
-        .take(LONGEST)
-        .map(|byte| if byte.is_ascii_graphic() { byte.to_ascii_uppercase() as char } else { '?' })
-        .collect()
+    let is_word = |part: &[u8]| {
+        !part.is_empty() && part.iter().all(|byte| byte.is_ascii_alphabetic() || *byte == b'_')
+    };
+    let mut parts = name.split(|byte| *byte == b'.');
+    let is_module = name.contains(&b'.') && parts.all(is_word);
+    let is_capital = is_word(name) && !name.iter().any(u8::is_ascii_lowercase);
+    match Folded::new(name) {
+        Some(folded) if is_module || is_capital || super::refusal::is_core(name) => {
+            folded.as_str().to_owned()
+        }
+        _ => UNKNOWN.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -418,6 +431,37 @@ mod tests {
         assert!(is_refused(b"wait", None, Place::InMulti));
         assert!(!is_refused(b"wait", None, Place::Alone));
         assert!(!is_refused(b"a-name-that-is-longer-than-any-in-the-table", None, Place::Alone));
+    }
+
+    #[test]
+    fn a_name_that_may_be_data_is_not_shown() {
+        for (name, shown) in [
+            ("get", "GET"),
+            ("EvalSha", "EVALSHA"),
+            ("migrate", "MIGRATE"),
+            ("multi", "MULTI"),
+            ("json.set", "JSON.SET"),
+            ("FT._LIST", "FT._LIST"),
+            ("vadd", "VADD"),
+            ("NOSUCH", "NOSUCH"),
+        ] {
+            assert_eq!(printable(name.as_bytes()), shown);
+        }
+        for name in [
+            "SET key value",
+            "SET\tkey",
+            "user:17",
+            "hunter2",
+            "secret",
+            "",
+            ".",
+            "a.",
+            "GET.s3cret",
+            "a.name.that.is.longer.than.any.in.a.table",
+        ] {
+            assert_eq!(printable(name.as_bytes()), UNKNOWN, "{name}");
+        }
+        assert_eq!(printable(b"\xff\xfe"), UNKNOWN);
     }
 
     #[test]

@@ -212,6 +212,7 @@ impl Bare {
 pub(crate) fn failures<'n>(
     values: &[Value],
     names: impl Iterator<Item = &'n [u8]>,
+    full: bool,
 ) -> (Vec<ReplyError>, bool) {
     let failed = |value: &Value| matches!(value, Value::ServerError(_));
     // Nearly always; and then the names are not needed.
@@ -225,7 +226,7 @@ pub(crate) fn failures<'n>(
             return None;
         };
         changed_nothing &= refusal::left_all_as_it_was(name, error);
-        let error = ServerError::from_reply(error, command::is_script(name));
+        let error = ServerError::of_queued(name, error).in_full(full);
         Some(ReplyError::Failed { index, command: command::printable(name), error })
     };
     let names = names.chain(std::iter::repeat(&b"?"[..]));

@@ -3,8 +3,6 @@
 //!
 //! Never: a proof out of a code alone. A proxy, a script or a module's command may use any code.
 
-#![allow(dead_code, reason = "a caller of each comes with the next change")]
-
 use super::command::{self, Folded};
 use super::redirect::Redirect;
 
@@ -244,6 +242,7 @@ const SENTENCES: &[Sentence] = &[
     shown("DENIED", "Redis is running in protected mode because …"),
     shown("DENIED", "Valkey is running in protected mode because …"),
     shown("INVALIDOBJ", "Corrupted HLL object detected"),
+    shown("ERR", "The user executing the script can't run this command or subcommand"),
     shown("UNBLOCKED", "client unblocked via CLIENT UNBLOCK"),
     shown("UNBLOCKED", "the stream key no longer exists"),
     shown("NOTBUSY", "No scripts in execution right now."),
@@ -618,10 +617,33 @@ fn changes(name: &[u8]) -> Option<Changes> {
     })
 }
 
-/// Whether the name is one of the server's own commands.
+/// Whether it is a command on keys, whose replies hold no errors.
+pub(crate) fn is_plain(name: &[u8]) -> bool {
+    changes(name) == Some(Changes::NothingOnFailure)
+}
+
+/// Whether the name is one of the server's own commands, a vector set's included.
 pub(crate) fn is_core(name: &[u8]) -> bool {
     changes(name).is_some()
+        || Folded::new(name).is_some_and(|name| VECTORS.contains(&name.as_str()))
 }
+
+/// The commands of vector sets, which are a module's that comes with the server.
+const VECTORS: &[&str] = &[
+    "VADD",
+    "VCARD",
+    "VDIM",
+    "VEMB",
+    "VGETATTR",
+    "VINFO",
+    "VISMEMBER",
+    "VLINKS",
+    "VRANDMEMBER",
+    "VRANGE",
+    "VREM",
+    "VSETATTR",
+    "VSIM",
+];
 
 #[cfg(test)]
 mod tests {

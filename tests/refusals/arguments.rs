@@ -154,6 +154,12 @@ fn rows() -> Vec<Row> {
         row("config/table.rs max_reply_bytes", |s, e| s.knob(|b| b.max_reply_bytes(e.usize()))),
         row("config/table.rs max_group", |s, e| s.knob(|b| b.max_group(e.u32()))),
         row("config/table.rs register_ttl", |s, e| s.knob(|b| b.register_ttl(e.time()))),
+        row("reply/mod.rs at.index", |s, e| {
+            let mut tx = s.sessions.transactional().begin().unwrap();
+            tx.incr("a", 1);
+            let replies = tx.commit().unwrap();
+            replies.at::<i64>(e.usize()).map(drop).map_err(|error| error.to_string())
+        }),
         row("retry.rs attempts.attempts", |s, e| {
             s.policy(RetryPolicy::default().attempts(e.u32()))
         }),

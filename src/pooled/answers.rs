@@ -1,0 +1,94 @@
+//! What the answers of a request prove, written into those that are errors before redis-rs has them.
+//!
+//! Never: an error reply handed out as it came. Its text may repeat keys and values.
+
+use redis::Value;
+
+use super::request::Request;
+use crate::error::{Applied, ServerError, recent, stamp};
+use crate::wire::command::{self, Requests};
+
+/// How redis-rs asks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Call {
+    /// One command, whose error is its own.
+    Single,
+    /// Several, or one: redis-rs makes one error of all that failed.
+    Pipeline,
+}
+
+/// Judges the error replies among `replies`, which answer the commands of `bytes` behind the first
+/// `offset` ones.
+pub(super) fn judge(
+    request: &Request,
+    replies: &mut [Value],
+    (bytes, offset): (&[u8], usize),
+    call: Call,
+    full: bool,
+) {
+    let single = call == Call::Single;
+    let (name, answer) = match single {
+        true => (request.name.as_str(), replies.first()),
+        false => ("a pipeline", None),
+    };
+    recent::note(name, request.read_only, answer);
+    let fails = |value: &Value| match request.may_nest {
+        true => holds_error(value),
+        false => matches!(value, Value::ServerError(_)),
+    };
+    // Nearly always.
+    if !replies.iter().any(fails) {
+        return;
+    }
+    let commands = || Requests::new(bytes).flatten().skip(offset);
+    let whole = (!single).then(|| whole(commands(), replies));
+    for (args, value) in commands().zip(replies) {
+        let (name, sub) = (args.first().copied().unwrap_or_default(), args.get(1).copied());
+        put(value, &|error| stamp::stamped((name, sub), error, whole, full));
+    }
+}
+
+/// What a pipeline did of which some commands failed.
+fn whole<'b>(commands: impl Iterator<Item = Vec<&'b [u8]>>, replies: &[Value]) -> Applied {
+    let mut applied = Applied::No;
+    for (args, reply) in commands.zip(replies) {
+        let (name, sub) = (args.first().copied().unwrap_or_default(), args.get(1).copied());
+        match reply {
+            Value::ServerError(error) if ServerError::of_command(name, sub, error).is_unrun() => {}
+            Value::ServerError(_) => applied = Applied::Unknown,
+            _ if command::is_read_only(name, sub) => {}
+            _ => return Applied::Partly,
+        }
+    }
+    applied
+}
+
+fn holds_error(value: &Value) -> bool {
+    match value {
+        Value::ServerError(_) => true,
+        Value::Array(values) | Value::Set(values) | Value::Push { data: values, .. } => {
+            values.iter().any(holds_error)
+        }
+        Value::Map(pairs) => {
+            pairs.iter().any(|(key, value)| holds_error(key) || holds_error(value))
+        }
+        Value::Attribute { data, .. } => holds_error(data),
+        _ => false,
+    }
+}
+
+/// Puts what `stamped` makes of it in the place of each error.
+fn put(value: &mut Value, stamped: &impl Fn(&redis::ServerError) -> redis::ServerError) {
+    match value {
+        Value::ServerError(error) => *error = stamped(error),
+        Value::Array(values) | Value::Set(values) | Value::Push { data: values, .. } => {
+            values.iter_mut().for_each(|value| put(value, stamped));
+        }
+        Value::Map(pairs) => pairs.iter_mut().for_each(|(key, value)| {
+            put(key, stamped);
+            put(value, stamped);
+        }),
+        Value::Attribute { data, .. } => put(data, stamped),
+        _ => {}
+    }
+}
