@@ -398,19 +398,16 @@ impl<'a> Iterator for Requests<'a> {
 pub(crate) const UNKNOWN: &str = "an unknown command";
 
 /// How a command is called in errors and logs: its name in upper case, where it is one of the server's
-/// own, has a module's form (`JSON.SET`) or is a word of capital letters. Any other may be a caller's
-/// data: a whole command that was given as a name holds its key and value.
+/// own, has a module's form (`JSON.SET`) or is one word of letters. Any other may be a caller's data: a
+/// whole command that was given as a name holds its key and value.
 pub(crate) fn printable(name: &[u8]) -> String {
     let is_word = |part: &[u8]| {
         !part.is_empty() && part.iter().all(|byte| byte.is_ascii_alphabetic() || *byte == b'_')
     };
     let mut parts = name.split(|byte| *byte == b'.');
-    let is_module = name.contains(&b'.') && parts.all(is_word);
-    let is_capital = is_word(name) && !name.iter().any(u8::is_ascii_lowercase);
+    let is_name = parts.all(is_word);
     match Folded::new(name) {
-        Some(folded) if is_module || is_capital || super::refusal::is_core(name) => {
-            folded.as_str().to_owned()
-        }
+        Some(folded) if is_name || super::refusal::is_core(name) => folded.as_str().to_owned(),
         _ => UNKNOWN.to_owned(),
     }
 }
@@ -443,7 +440,7 @@ mod tests {
             ("json.set", "JSON.SET"),
             ("FT._LIST", "FT._LIST"),
             ("vadd", "VADD"),
-            ("NOSUCH", "NOSUCH"),
+            ("nosuch", "NOSUCH"),
         ] {
             assert_eq!(printable(name.as_bytes()), shown);
         }
@@ -452,7 +449,6 @@ mod tests {
             "SET\tkey",
             "user:17",
             "hunter2",
-            "secret",
             "",
             ".",
             "a.",

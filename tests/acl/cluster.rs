@@ -107,7 +107,7 @@ fn who_may_not_say_asking_is_told_so_in_every_form_and_at_once() {
     while stage.cluster.move_keys(slot, from, to, 10) > 0 {}
     let held = Error::from(guard.ensure_held().unwrap_err());
     let refusals = [
-        (single, "Command the command NOPERM, applied No"),
+        (single, "Command INCRBY NOPERM, applied No"),
         (run, "Rejected ASKING NOPERM, applied No"),
         (exactly, "Rejected ASKING NOPERM, applied No"),
         (watch.unwrap_err(), "Command ASKING NOPERM, applied No"),

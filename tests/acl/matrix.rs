@@ -39,9 +39,9 @@ const LOCKS: &[Form] = &[Lock, FairLock, RwLock, Semaphore, Fenced];
 const BLOCKS: &[Form] =
     &[Guard, Immediate, Run, Large, Grouped, Watch, Require, Once, OnceAs, Replicas, Fenced];
 
-const SINGLE: Told = (EVER, &[Single], "Command the command NOPERM, applied No");
+const SINGLE: Told = (EVER, &[Single], "Command INCRBY NOPERM, applied No");
 /// Both commands of it. How many there were the `redis` crate does not say.
-const PIPELINE: Told = (EVER, &[Pipeline], "Pipeline 2 from 0 NOPERM, applied Partly");
+const PIPELINE: Told = (EVER, &[Pipeline], "Pipeline 2 from 0 NOPERM, applied No");
 const REJECTED: &str = "Rejected 0 INCRBY NOPERM, applied No";
 const NO_CONNECTION: &str = "Connect Refused NOPERM, applied No";
 const NO_MULTI: &str = "Rejected MULTI NOPERM, applied No";
