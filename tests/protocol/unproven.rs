@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rediscope::prelude::*;
 use rediscope::{
-    Applied, Begin, CommitError, Condition, Error, LockGuard, ReplyError, Resolution,
+    Applied, Begin, Builder, CommitError, Condition, Error, LockGuard, ReplyError, Resolution,
     SessionManager, TransactionOptions, Transactional,
 };
 
@@ -79,36 +79,36 @@ struct Way {
 }
 
 impl Way {
-    fn open(front: impl FnOnce(&Proxy) -> (Option<Front>, Option<rediscope::Tls>)) -> Self {
-        Self::through("", front)
+    fn tcp() -> Self {
+        Self::through(|proxy| (None, SessionManager::builder(proxy.url())))
     }
 
-    fn through(
-        parameters: &str,
-        front: impl FnOnce(&Proxy) -> (Option<Front>, Option<rediscope::Tls>),
-    ) -> Self {
+    fn through(front: impl FnOnce(&Proxy) -> (Option<Front>, Builder)) -> Self {
         let server = Server::start();
         server.ask::<()>(&["SET", "required", "1"]);
         let proxy = Proxy::to(&server);
-        let (front, tls) = front(&proxy);
-        let url = front.as_ref().map_or(proxy.url(), |front| front.url().to_owned());
-        let url = format!("{url}{parameters}");
-        let mut builder = SessionManager::builder(url).max_size(2).trust_window(ALWAYS);
-        if let Some(tls) = tls {
-            builder = builder.tls(tls);
-        }
-        let sessions = builder.build().unwrap();
+        let (front, builder) = front(&proxy);
+        let sessions = builder.max_size(2).trust_window(ALWAYS).build().unwrap();
         let lock = sessions.lock("fence").acquire(SOON).unwrap();
         Self { sessions, lock, proxy, server, front }
     }
 
     fn all() -> Vec<(&'static str, Self)> {
+        let resp3 = |proxy: &Proxy| {
+            let url = format!("{}?protocol=resp3", proxy.url());
+            (None, SessionManager::builder(url))
+        };
+        let unix = |proxy: &Proxy| {
+            let front = Front::unix(proxy.address());
+            let builder = SessionManager::builder(front.url());
+            (Some(front), builder)
+        };
         vec![
-            ("TCP", Self::open(|_| (None, None))),
-            ("RESP3", Self::through("?protocol=resp3", |_| (None, None))),
-            ("unix", Self::open(|proxy| (Some(Front::unix(proxy.address())), None))),
+            ("TCP", Self::tcp()),
+            ("RESP3", Self::through(resp3)),
+            ("unix", Self::through(unix)),
             #[cfg(feature = "tls-rustls")]
-            ("TLS", Self::open(tls)),
+            ("TLS", Self::through(tls)),
         ]
     }
 
@@ -191,10 +191,12 @@ impl Way {
 }
 
 #[cfg(feature = "tls-rustls")]
-fn tls(proxy: &Proxy) -> (Option<Front>, Option<rediscope::Tls>) {
+fn tls(proxy: &Proxy) -> (Option<Front>, Builder) {
     let authority = crate::support::tls::Authority::new();
     let front = Front::tls(proxy.address(), &authority.server(&["localhost"]));
-    (Some(front), Some(rediscope::Tls::new().root_certificates(authority.pem())))
+    let trusted = rediscope::Tls::new().root_certificates(authority.pem());
+    let builder = SessionManager::builder(front.url()).tls(trusted);
+    (Some(front), builder)
 }
 
 #[track_caller]
@@ -241,7 +243,7 @@ fn exec_is_answered_with(way: &Way, form: &str, answer: &'static str, what: &str
 
 #[test]
 fn an_error_that_does_not_prove_anything_leaves_a_doubt_in_every_form() {
-    let way = Way::open(|_| (None, None));
+    let way = Way::tcp();
     for answer in UNPROVEN {
         for form in FORMS {
             exec_is_answered_with(&way, form, answer, &format!("{form}: {answer:?}"));
@@ -419,7 +421,7 @@ fn a_refusal_while_queueing_proves_nothing_until_exec_is_answered_execabort() {
 
 #[test]
 fn a_refusal_of_the_servers_whose_execabort_was_lost_is_resolved_and_told() {
-    let way = Way::open(|_| (None, None));
+    let way = Way::tcp();
     let once = way.with(TransactionOptions::new().exactly_once());
     for fault in [Fault::Cut, Fault::Answer("-ERR upstream timed out\r\n")] {
         let nosuch = |tx: &mut rediscope::Block| {
