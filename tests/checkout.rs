@@ -14,6 +14,8 @@ mod support;
 mod checkout {
     mod blocking;
     mod close;
+    // Its token is read by serde.
+    #[cfg(feature = "serde")]
     mod fork;
     mod names;
     mod order;

@@ -15,8 +15,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use std::{fmt, io};
 
-/// Upper bound of the threads that a session manager looks names up with.
-const MOST_THREADS: usize = 4;
+/// Upper bound of the threads that a session manager looks names up with. One more writes events.
+const MOST_THREADS: usize = 3;
 
 /// Upper bound of the addresses that are remembered because no connection came about.
 const MOST_FAILED: usize = 64;
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn many_silent_names_take_four_threads_and_what_came_too_late_is_not_looked_up() {
+    fn many_silent_names_take_few_threads_and_what_came_too_late_is_not_looked_up() {
         let (release, held) = mpsc::channel::<()>();
         let (held, asked) = (Mutex::new(held), Arc::new(AtomicUsize::new(0)));
         let count = Arc::clone(&asked);

@@ -23,12 +23,13 @@ use std::time::{Duration, Instant};
 pub(crate) use cluster::Cluster;
 
 use super::deadline;
-use super::pool::{Joined, Lease, Pool, WeakPool};
+use super::pool::{Joined, Lease, Pool, Voice, WeakPool};
 use super::registry::{Owner, Pin};
 use crate::config::Settings;
 use crate::credentials::Provider;
 use crate::error::{CheckoutError, LinkError, ServerError};
 use crate::observe::alarm::Alarms;
+use crate::observe::later::Herald;
 use crate::observe::{Counters, OpenScope, PoolStatus};
 use crate::topology::Endpoint;
 use crate::wire::group::Job;
@@ -178,10 +179,19 @@ impl Nodes {
     }
 
     pub(crate) fn alarms(&self) -> &Alarms {
+        &self.voice().alarms
+    }
+
+    /// Writes the events of threads that must not wait for a log.
+    pub(crate) fn herald(&self) -> &Arc<Herald> {
+        &self.voice().herald
+    }
+
+    fn voice(&self) -> &Voice {
         match &self.set {
-            Set::One(pool) => &pool.voice().alarms,
+            Set::One(pool) => pool.voice(),
             #[cfg(feature = "cluster")]
-            Set::Many(cluster) => cluster.alarms(),
+            Set::Many(cluster) => cluster.voice(),
         }
     }
 

@@ -23,6 +23,7 @@ use crate::connection::group::lead_within;
 use crate::connection::nodes::{Nodes, Onward, Patience, Route};
 use crate::connection::pool::{Joined, Lease};
 use crate::error::{CheckoutError, Error, LinkError, LockError, ServerError};
+use crate::observe::later::Herald;
 use crate::wire::durability::Durability;
 use crate::wire::encode::{self, ASKING};
 use crate::wire::group::{Broken, Job, Settled, What};
@@ -113,6 +114,11 @@ impl Failed {
 }
 
 impl Courier {
+    /// Writes the events of the threads of this room, which must not wait for a log.
+    pub(super) fn herald(&self) -> &Arc<Herald> {
+        self.pooled.herald()
+    }
+
     /// `own` has at most one connection to each master.
     pub(crate) fn new(pooled: Nodes, own: Nodes) -> Self {
         let settings = Arc::clone(pooled.settings());

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 use scopeguard::{defer_on_unwind, guard};
+use tracing::Level;
 
 use super::courier::{Courier, Over};
 use super::hold::Hold;
@@ -435,8 +436,11 @@ fn renew(due: &[Arc<Hold>], bound: Option<Instant>, courier: &Courier) {
         let answers = match courier.ask(&calls, Over::Own, limit) {
             Ok(answers) => answers,
             Err(failed) => {
-                let error = failed.told("renew");
-                tracing::debug!(error = %format_args!("{error:#}"), locks = holds.len(), "leases not extended");
+                let (error, locks) = (failed.told("renew"), holds.len());
+                courier.herald().tell(Level::DEBUG, move || {
+                    let error = format_args!("{error:#}");
+                    tracing::debug!(%error, locks, "leases not extended");
+                });
                 continue;
             }
         };
@@ -450,8 +454,16 @@ fn renew(due: &[Arc<Hold>], bound: Option<Instant>, courier: &Courier) {
             }
         }
         match refused {
-            Some(error) => tracing::debug!(code = error.code(), "lease not extended"),
-            None => tracing::trace!(locks = holds.len(), "leases extended"),
+            Some(error) => {
+                let code = error.code().to_owned();
+                let event = move || tracing::debug!(code, "lease not extended");
+                courier.herald().tell(Level::DEBUG, event);
+            }
+            None => {
+                let locks = holds.len();
+                let event = move || tracing::trace!(locks, "leases extended");
+                courier.herald().tell(Level::TRACE, event);
+            }
         }
     }
 }
@@ -468,7 +480,9 @@ fn forget(mut keys: Vec<String>, bound: Option<Instant>, courier: &Courier) {
         .map(|keys| Call::delete(keys.iter().cloned()))
         .collect();
     if !calls.is_empty() && courier.ask(&calls, Over::Own, limit).is_err() {
-        tracing::trace!("releases that were answered are remembered for a while");
+        courier.herald().tell(Level::TRACE, || {
+            tracing::trace!("releases that were answered are remembered for a while");
+        });
     }
 }
 

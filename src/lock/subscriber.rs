@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 use scopeguard::defer_on_unwind;
+use tracing::Level;
 
 use super::courier::Courier;
 use super::waiters::Waiters;
@@ -94,7 +95,9 @@ impl Subscriber {
                 let thread = std::thread::Builder::new().name("rediscope-wakes".to_owned());
                 match thread.spawn(move || shared.run()) {
                     Ok(_) => state.running = true,
-                    Err(error) => tracing::warn!(%error, "no thread to hear of releases"),
+                    Err(error) => courier.herald().tell(Level::WARN, move || {
+                        tracing::warn!(%error, "no thread to hear of releases");
+                    }),
                 }
             }
             state.listens

@@ -128,12 +128,12 @@ fn a_layer_that_ships_events_by_the_same_session_manager_stalls_no_call() {
     let _alone = alone();
     let server = Server::start();
     let one = |url: String| SessionManager::builder(url).max_size(1);
-    let mut kinds: Vec<(&str, Builder)> =
+    let kinds: Vec<(&str, Builder)> =
         vec![("TCP", one(server.url())), ("a unix socket", one(server.unix_url()))];
     #[cfg(feature = "cluster")]
     let cluster = Cluster::start(3, 0);
     #[cfg(feature = "cluster")]
-    kinds.push(("a cluster", one(cluster.url())));
+    let kinds = [kinds, vec![("a cluster", one(cluster.url()))]].concat();
     for (transport, builder) in kinds {
         server.ask::<()>(&["FLUSHALL"]);
         let sessions = builder.build().unwrap();

@@ -94,7 +94,7 @@ fn a_command_whose_keys_nobody_knows_needs_a_slot_that_somebody_named() {
     // DEBUG aside this is the one command of the server's own that is not in the table.
     let unknown = |key: &str| redis::cmd("RESTORE-ASKING").arg(key).arg(0).arg("x").take();
     let refused = accounts.run(|tx| Ok(tx.queue::<()>(unknown(&a)))).unwrap_err();
-    assert!(refused.to_string().contains("begin_at"), "{refused}");
+    assert!(format!("{refused:#}").contains("begin_at"), "{refused:#}");
     assert_eq!(refused.applied(), Applied::No);
     let mut tx = accounts.begin_at(&a).unwrap();
     tx.queue::<()>(unknown(&a));
@@ -111,7 +111,7 @@ fn what_concerns_every_node_is_not_done_in_a_transaction_on_one() {
     let stage = Stage::start();
     let accounts = stage.sessions.transactional();
     let refused = accounts.run(|tx| Ok(tx.flushall())).unwrap_err();
-    assert!(refused.to_string().contains("FLUSHALL"), "{refused}");
+    assert!(format!("{refused:#}").contains("FLUSHALL"), "{refused:#}");
     // What needs no key runs on any.
     assert_eq!(accounts.run(|tx| Ok(tx.ping())).unwrap(), "PONG");
 }

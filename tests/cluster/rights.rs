@@ -87,10 +87,10 @@ fn a_user_who_may_not_ask_for_the_map_is_told_so_at_once() {
         .unwrap();
     let begun = std::time::Instant::now();
     let refused = sessions.transactional().run(|tx| Ok(tx.incr("{app:1}", 1))).unwrap_err();
-    assert!(refused.to_string().contains("NOPERM"), "{refused}");
+    assert!(format!("{refused:#}").contains("NOPERM"), "{refused:#}");
     assert!(!refused.is_retryable(), "{refused}");
     assert!(begun.elapsed() < Duration::from_secs(20));
     let single = sessions.pooled().get::<_, Option<i64>>("{app:1}");
     let single: redis::RedisError = single.unwrap_err();
-    assert!(rediscope::Error::from(single).to_string().contains("NOPERM"));
+    assert!(format!("{:#}", rediscope::Error::from(single)).contains("NOPERM"));
 }

@@ -15,9 +15,10 @@ use crate::support::server::Server;
 
 const SERVER: &str = "REDISCOPE_TEST_SERVER_OF_THE_CHILD";
 const NOBODY: u32 = 65_534;
+const PATIENCE: Duration = Duration::from_secs(5);
 
 #[test]
-fn a_system_that_gives_no_thread_costs_no_panic() {
+fn a_system_that_gives_no_thread_costs_no_panic_and_no_lock() {
     if let Ok(url) = std::env::var(SERVER) {
         return child(&url);
     }
@@ -32,7 +33,10 @@ fn a_system_that_gives_no_thread_costs_no_panic() {
     let mut command = Command::new(&program);
     // One thread of tests: it is the main one, so the child has none of its own.
     command
-        .args(["--exact", "refusals::threads::a_system_that_gives_no_thread_costs_no_panic"])
+        .args([
+            "--exact",
+            "refusals::threads::a_system_that_gives_no_thread_costs_no_panic_and_no_lock",
+        ])
         .args(["--test-threads=1", "--nocapture"])
         .env(SERVER, server.url())
         .current_dir("/");
@@ -77,5 +81,14 @@ fn child(url: &str) {
     assert!(matches!(lock, LockError::Refused { setting: "thread", .. }), "{lock}");
     assert!(!sessions.lock("l").is_locked().unwrap());
 
+    // A lease that would not be extended is not begun.
+    for lock in [sessions.lock("l"), sessions.semaphore("s", 2), sessions.lock("f").fair()] {
+        let refused = lock.acquire(PATIENCE).map(drop).unwrap_err();
+        assert!(refused.to_string().contains("thread"), "{refused}");
+        assert!(rediscope::Error::from(refused).applied() == rediscope::Applied::No);
+    }
+    let keys: Vec<String> = db.keys("*").unwrap();
+    assert!(keys.iter().all(|key| !key.contains("lock:") && !key.contains("sem:")), "{keys:?}");
+    assert_eq!(sessions.status().locks.held, 0);
     assert_eq!(sessions.close(Duration::MAX).scopes, 0);
 }

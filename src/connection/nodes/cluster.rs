@@ -14,9 +14,8 @@ use super::atlas::Atlas;
 use super::{Onward, Patience, Route, unserved};
 use crate::config::Settings;
 use crate::connection::lock;
-use crate::connection::pool::{Kind, Pool, WeakPool};
+use crate::connection::pool::{Kind, Pool, Voice, WeakPool};
 use crate::error::CheckoutError;
-use crate::observe::alarm::Alarms;
 use crate::observe::{Counter, Counters, NodeStatus, OpenScope, PoolStatus};
 use crate::topology::cluster::{Map, NodeAddress};
 use crate::wire::redirect::Redirect;
@@ -57,8 +56,8 @@ impl Cluster {
         &self.kind.counters
     }
 
-    pub(super) fn alarms(&self) -> &Alarms {
-        &self.kind.voice.alarms
+    pub(super) fn voice(&self) -> &Voice {
+        &self.kind.voice
     }
 
     pub(super) fn address(&self) -> String {
