@@ -59,7 +59,7 @@ impl Plan {
                 _ => usage(),
             }
         }
-        let (rounds, slice, warm_up) = if plan.quick { (5, 110, 25) } else { (9, 250, 50) };
+        let (rounds, slice, warm_up) = if plan.quick { (5, 110, 25) } else { (8, 250, 50) };
         if plan.rounds == 0 {
             plan.rounds = rounds;
         }
