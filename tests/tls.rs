@@ -297,3 +297,135 @@ fn neither_a_key_nor_a_certificate_is_shown() {
     assert_eq!(format!("{tls:?}"), "Tls { root_certificates: true, client_certificate: true }");
     assert!(format!("{:?}", Tls::new()).contains("root_certificates: false"));
 }
+
+#[test]
+fn a_server_is_named_by_an_ip_address_that_its_certificate_has() {
+    let authority = Authority::new();
+    let identity = authority.server(&["127.0.0.1"]);
+    let tls = TlsServer::with(authority, &identity, &["--tls-auth-clients", "no"]);
+    let sessions = patient(tls.url_of("127.0.0.1"), trusted(&tls.authority)).build().unwrap();
+    assert_eq!(sessions.transactional().run(|tx| Ok(tx.incr("a", 1))).unwrap(), 1);
+    let raw = sessions.pooled().with_raw(|raw| redis::Commands::get::<_, i64>(raw, "a"));
+    assert_eq!(raw.unwrap().unwrap(), 1);
+}
+
+#[test]
+fn both_versions_of_tls_are_spoken() {
+    for version in ["TLSv1.2", "TLSv1.3"] {
+        let tls = TlsServer::start();
+        tls.server.config_set("tls-protocols", version);
+        let sessions = patient(tls.url(), trusted(&tls.authority)).build().unwrap();
+        let big = "x".repeat(1 << 20);
+        let (n, read) = sessions
+            .transactional()
+            .run(|tx| {
+                tx.set("big", &big);
+                Ok((tx.incr("n", 1), tx.get::<_, String>("big")))
+            })
+            .unwrap();
+        assert_eq!((n, read.len()), (1, big.len()), "{version}");
+        let resp3 = format!("{}?protocol=resp3", tls.url());
+        let sessions = patient(resp3, trusted(&tls.authority)).build().unwrap();
+        assert_eq!(sessions.pooled().get::<_, String>("big").unwrap(), big, "{version}");
+    }
+}
+
+#[test]
+fn certificates_that_cannot_be_read_are_refused_instead_of_left_out() {
+    let tls = TlsServer::choosy();
+    let client = tls.authority.client();
+    let certificates = redis::TlsCertificates {
+        client_tls: Some(redis::ClientTlsConfig {
+            client_cert: client.certificate.clone().into_bytes(),
+            client_key: client.key.clone().into_bytes(),
+        }),
+        root_cert: Some(tls.authority.pem().into_bytes()),
+    };
+    let info = redis::Client::build_with_tls(tls.url(), certificates).unwrap();
+    let info = info.get_connection_info().clone();
+    let refused = SessionManager::connect(info.clone()).map(drop).unwrap_err().to_string();
+    assert!(refused.contains("Builder::tls"), "{refused}");
+    let sessions = patient(info, trusted_as(&tls.authority, &client)).build().unwrap();
+    assert_eq!(sessions.transactional().run(|tx| Ok(tx.incr("a", 1))).unwrap(), 1);
+}
+
+/// A connection to the server that a proxy may break, which sees what TLS hides.
+fn behind_a_proxy(
+    server: &support::server::Server,
+) -> (support::proxy::Proxy, support::front::Front, Builder) {
+    let proxy = support::proxy::Proxy::to(server);
+    let authority = Authority::new();
+    let front = support::front::Front::tls(proxy.address(), &authority.server(&["localhost"]));
+    let builder = patient(front.url(), trusted(&authority)).max_size(1);
+    (proxy, front, builder)
+}
+
+#[test]
+fn an_answer_that_is_lost_is_told_as_over_tcp() {
+    use rediscope::{Applied, CommitError, TransactionOptions};
+    use support::proxy::{Fault, Script, Trigger};
+
+    let server = support::server::Server::start();
+    let (proxy, _front, builder) = behind_a_proxy(&server);
+    let sessions = builder.build().unwrap();
+    let accounts = sessions.transactional();
+    let cases = [
+        (Trigger::BeforeReplyTo("EXEC"), 1),
+        (Trigger::InsideReplyTo("EXEC", 2), 1),
+        (Trigger::AfterCommandNamed("EXEC"), 1),
+        (Trigger::BeforeCommandNamed("EXEC"), 0),
+        (Trigger::InsideCommandNamed("EXEC", 5), 0),
+    ];
+    for (nth, (trigger, applied)) in cases.into_iter().enumerate() {
+        let key = format!("key{nth}");
+        accounts.run(|tx| Ok(tx.ping())).unwrap();
+        proxy.arm(Script::from((trigger, Fault::Cut)).once());
+        let error = accounts.run(|tx| Ok(tx.incr(&key, 1))).unwrap_err();
+        assert!(matches!(error.as_commit(), Some(CommitError::InDoubt(_))), "{trigger:?}: {error}");
+        assert_eq!(error.applied(), Applied::Unknown);
+        proxy.disarm();
+        eventually(PATIENCE, "it is as it was", || {
+            server.ask::<Option<i64>>(&["GET", &key]).unwrap_or(0) == applied
+        });
+        // With a fence it is found out which.
+        let once = accounts.with(TransactionOptions::new().exactly_once());
+        once.run(|tx| Ok(tx.ping())).unwrap();
+        proxy.arm(Script::from((trigger, Fault::Cut)).once());
+        let lost = once.run(|tx| Ok(tx.incr(&key, 10)));
+        proxy.disarm();
+        match lost {
+            Ok(n) => assert_eq!(n, applied + 10, "{trigger:?}"),
+            Err(error) => assert_ne!(error.applied(), Applied::Unknown, "{trigger:?}: {error}"),
+        }
+        assert_eq!(server.ask::<i64>(&["GET", &key]), applied + 10, "{trigger:?}");
+    }
+}
+
+#[test]
+fn a_write_over_tls_that_nobody_takes_is_not_sent_and_ends_in_time() {
+    use rediscope::CommitError;
+    use support::proxy::{Fault, Trigger};
+
+    const LARGE: usize = 32 << 20;
+    let server = support::server::Server::start();
+    let (proxy, _front, builder) = behind_a_proxy(&server);
+    let limit = Duration::from_millis(600);
+    let sessions = builder
+        .response_timeout(limit)
+        .trust_window(PATIENCE)
+        .flush_bytes(4 * LARGE)
+        .build()
+        .unwrap();
+    sessions.transactional().run(|tx| Ok(tx.ping())).unwrap();
+    proxy.arm((Trigger::AfterCommandNamed("MULTI"), Fault::HoldRequests));
+    let mut tx = sessions.transactional().begin().unwrap();
+    tx.set("key", vec![b'x'; LARGE]);
+    let begun = std::time::Instant::now();
+    let error = tx.commit().unwrap_err();
+    assert!(matches!(error, CommitError::NotSent { .. }), "{error}");
+    assert!(begun.elapsed() < 6 * limit, "{:?}", begun.elapsed());
+    proxy.disarm();
+    proxy.release();
+    sessions.transactional().run(|tx| Ok(tx.ping())).unwrap();
+    assert_eq!(server.ask::<i64>(&["EXISTS", "key"]), 0, "half a command is no command");
+}

@@ -23,6 +23,9 @@ use crate::topology::{Connected, Endpoint, parse};
 use crate::wire::encode::MULTI;
 use crate::wire::state::Expect;
 
+#[cfg(feature = "tls-rustls")]
+mod tls;
+
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn pool_of_one(server: &Server, max_pin_time: Duration) -> Pool {
