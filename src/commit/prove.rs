@@ -41,15 +41,19 @@ pub(super) fn prove(lease: &mut Lease, buffer: &Buffer, form: Form<'_>) -> Resul
         // First: it may be another one then.
         lease.link(form.checkout).map_err(CommitError::not_sent)?;
         let (trusted, asks) = (lease.is_trusted(), lease.asks());
-        let (health, settings) = (lease.pool().health().clone(), lease.pool().settings().clone());
-        let deadline = lease.response_deadline().capped(form.checkout);
+        let health = form.asks_for_aof().then(|| lease.pool().health().clone());
+        let settings = lease.pool().settings().clone();
         let link = lease.link(form.checkout).map_err(CommitError::not_sent)?;
         let watching = link.state().is_watching();
-        let asks_for_aof = form.asks_for_aof() && !health.knows_waitaof.load(Ordering::Relaxed);
+        let health = health.filter(|health| !health.knows_waitaof.load(Ordering::Relaxed));
+        let asks_for_aof = health.is_some();
         let seen = Seen { trusted, flushed: buffer.is_flushed(), asks_for_aof, asks };
         let steps = steps(link, &settings, form, seen).map_err(CommitError::lost_before_exec)?;
         let asked = match steps {
-            Some(steps) => steps.take(link, deadline).map(|found| found.told(asks)),
+            Some(steps) => {
+                let deadline = Deadline::after(settings.response_timeout).capped(form.checkout);
+                steps.take(link, deadline).map(|found| found.told(asks))
+            }
             None => match link.look() {
                 Ok(()) => return Ok(()),
                 Err(cause) => Err(cause),
@@ -72,7 +76,7 @@ pub(super) fn prove(lease: &mut Lease, buffer: &Buffer, form: Form<'_>) -> Resul
                 return Err(CommitError::not_sent(unsupported));
             }
             Ok(_) => {
-                if asks_for_aof {
+                if let Some(health) = health {
                     health.knows_waitaof.store(true, Ordering::Relaxed);
                 }
                 return Ok(());
