@@ -45,6 +45,10 @@ use crate::transactional::Transactional;
 /// Cheap to clone, and shared between threads as it is. When the last clone and the last handle
 /// and guard are dropped, the connections are closed.
 ///
+/// It belongs to the process that made it. In a forked child every use fails with
+/// [`CheckoutError::OtherProcess`](crate::CheckoutError::OtherProcess) at once, and what is dropped there
+/// does nothing; make a new one after the fork.
+///
 /// ```no_run
 /// use rediscope::{SessionManager, prelude::*};
 ///
