@@ -2,6 +2,7 @@
 //!
 //! Never: a question to a node. Whoever has a connection asks.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -43,14 +44,14 @@ impl fmt::Debug for NodeAddress {
 }
 
 /// Nobody, in the table of owners.
-const NOBODY: u16 = u16::MAX;
+const NOBODY: u32 = u32::MAX;
 
 /// Which master serves which slot.
 #[derive(Clone)]
 pub(crate) struct Map {
     masters: Vec<NodeAddress>,
     /// Of each slot the place in `masters`.
-    owners: Vec<u16>,
+    owners: Vec<u32>,
 }
 
 impl Default for Map {
@@ -63,7 +64,7 @@ impl Map {
     /// Who serves the slot, as far as is known.
     pub(crate) fn master(&self, slot: u16) -> Option<&NodeAddress> {
         let owner = self.owners.get(usize::from(slot))?;
-        self.masters.get(usize::from(*owner))
+        self.masters.get(usize::try_from(*owner).ok()?)
     }
 
     /// All masters that are known, whether or not they serve anything.
@@ -74,7 +75,18 @@ impl Map {
     /// How many slots this one serves.
     pub(crate) fn share(&self, master: &NodeAddress) -> usize {
         let Some(at) = self.masters.iter().position(|known| known == master) else { return 0 };
-        self.owners.iter().filter(|owner| usize::from(**owner) == at).count()
+        self.owners.iter().filter(|owner| usize::try_from(**owner) == Ok(at)).count()
+    }
+
+    /// The masters that serve something.
+    pub(crate) fn serving(&self) -> impl Iterator<Item = &NodeAddress> {
+        let mut serves = vec![false; self.masters.len()];
+        for owner in &self.owners {
+            if let Some(serves) = usize::try_from(*owner).ok().and_then(|at| serves.get_mut(at)) {
+                *serves = true;
+            }
+        }
+        self.masters.iter().zip(serves).filter_map(|(master, serves)| serves.then_some(master))
     }
 
     /// How many slots somebody serves.
@@ -90,24 +102,18 @@ impl Map {
         }
     }
 
-    fn add(&mut self, master: &NodeAddress) -> u16 {
+    fn add(&mut self, master: &NodeAddress) -> u32 {
         let known = self.masters.iter().position(|known| known == master);
         let at = known.unwrap_or_else(|| {
             self.masters.push(master.clone());
             self.masters.len() - 1
         });
-        u16::try_from(at).unwrap_or(NOBODY)
-    }
-
-    fn give(&mut self, first: u64, last: u64, to: u16) {
-        let range = usize::try_from(first).ok().zip(usize::try_from(last).ok());
-        let range = range.and_then(|(first, last)| self.owners.get_mut(first..=last));
-        range.into_iter().flatten().for_each(|owner| *owner = to);
+        u32::try_from(at).unwrap_or(NOBODY)
     }
 
     /// What CLUSTER SHARDS said to who reached the node at `from`. `None`: that is no such answer.
     pub(crate) fn of_shards(answer: &Value, from: &str, tls: bool) -> Option<Self> {
-        let mut map = Self::default();
+        let mut map = Survey::default();
         for shard in list(answer)? {
             let nodes = list(field(shard, "nodes")?)?;
             let is_master = |node: &&Value| {
@@ -117,28 +123,62 @@ impl Map {
             let Some(master) = nodes.iter().find(is_master) else { continue };
             let port = if tls { "tls-port" } else { "port" };
             let port = field(master, port).and_then(number)?;
-            let at = map.add(&NodeAddress::new(endpoint(master, from), u16::try_from(port).ok()?));
+            let at = map.add(endpoint(master, from), u16::try_from(port).ok()?);
             let ends: Vec<_> = list(field(shard, "slots")?)?.iter().filter_map(number).collect();
             for range in ends.chunks_exact(2) {
                 if let [first, last] = range {
-                    map.give(*first, *last, at);
+                    map.give(*first, *last, at)?;
                 }
             }
         }
-        Some(map)
+        Some(map.map)
     }
 
     /// The same for CLUSTER SLOTS, which every server knows.
     pub(crate) fn of_slots(answer: &Value, from: &str) -> Option<Self> {
-        let mut map = Self::default();
+        let mut map = Survey::default();
         for range in list(answer)? {
             let [first, last, master, ..] = list(range)? else { return None };
             let [endpoint, port, ..] = list(master)? else { return None };
             let host = host(endpoint).unwrap_or(from);
-            let at = map.add(&NodeAddress::new(host, u16::try_from(number(port)?).ok()?));
-            map.give(number(first)?, number(last)?, at);
+            let at = map.add(host, u16::try_from(number(port)?).ok()?);
+            map.give(number(first)?, number(last)?, at)?;
         }
-        Some(map)
+        Some(map.map)
+    }
+}
+
+/// How often an answer may name every slot. A node names each once; an answer that names them over
+/// and over is none.
+const NAMINGS: usize = 4;
+
+/// A map that is being read from an answer, in one pass.
+#[derive(Default)]
+struct Survey {
+    map: Map,
+    /// Where each master stands among the map's.
+    known: HashMap<NodeAddress, u32>,
+    /// How many slots were named, the same one as often as it was.
+    named: usize,
+}
+
+impl Survey {
+    fn add(&mut self, host: &str, port: u16) -> u32 {
+        let masters = &mut self.map.masters;
+        *self.known.entry(NodeAddress::new(host, port)).or_insert_with_key(|master| {
+            masters.push(master.clone());
+            u32::try_from(masters.len() - 1).unwrap_or(NOBODY)
+        })
+    }
+
+    /// The slots of a range that exist. `None`: the answer names too many.
+    fn give(&mut self, first: u64, last: u64, to: u32) -> Option<()> {
+        let range = usize::try_from(first).ok().zip(usize::try_from(last).ok());
+        let range = range.and_then(|(first, last)| self.map.owners.get_mut(first..=last));
+        let owners = range.unwrap_or_default();
+        self.named += owners.len();
+        owners.iter_mut().for_each(|owner| *owner = to);
+        (self.named <= NAMINGS * usize::from(SLOTS)).then_some(())
     }
 }
 
@@ -254,6 +294,41 @@ mod tests {
         map.moved(9, &to);
         assert_eq!(map.master(9), Some(&NodeAddress::new("b", 3)));
         assert_eq!(map.share(&NodeAddress::new("seed", 1)), 9);
+    }
+
+    #[test]
+    fn a_map_of_many_masters_is_read_in_one_pass_and_one_that_repeats_itself_is_none() {
+        let many = 80_000_i64;
+        let master = |nth: i64| {
+            let host = format!("10.{}.{}.{}", nth / 65_536, nth / 256 % 256, nth % 256);
+            array([bulk(&host), Value::Int(1), bulk("id")])
+        };
+        let range = |first: i64, last: i64, nth: i64| {
+            array([Value::Int(first), Value::Int(last), master(nth)])
+        };
+        let slots = i64::from(SLOTS);
+        let answer = array((0..many).map(|nth| match nth {
+            nth if nth < slots => range(nth, nth, nth),
+            nth => range(slots, slots, nth),
+        }));
+        let shards = array((0..many / 4).map(|nth| {
+            let slots = if nth < slots { vec![nth, nth] } else { Vec::new() };
+            let host = format!("h{nth}");
+            shard(true, &slots, vec![node(&host, 1, "master", "online")])
+        }));
+        let begun = std::time::Instant::now();
+        let map = Map::of_slots(&answer, "seed").unwrap();
+        let other = Map::of_shards(&shards, "seed", false).unwrap();
+        // Far more than one pass needs; comparing each with each takes many times that.
+        assert!(begun.elapsed() < std::time::Duration::from_secs(8));
+        for (map, masters) in [(map, many), (other, many / 4)] {
+            assert_eq!(map.masters().len(), masters as usize);
+            assert_eq!((map.served(), map.serving().count()), (slots as usize, slots as usize));
+            assert_eq!(map.master(SLOTS - 1), map.masters().get(slots as usize - 1));
+        }
+        let again = |times| array((0..times).map(|nth| range(0, slots - 1, nth)));
+        assert_eq!(Map::of_slots(&again(4), "seed").map(|map| map.served()), Some(slots as usize));
+        assert!(Map::of_slots(&again(5), "seed").is_none());
     }
 
     #[test]

@@ -203,8 +203,7 @@ impl Cluster {
     pub(super) fn everybody(&self, deadline: Instant) -> Result<Vec<Route>, CheckoutError> {
         self.reach(&Route::default(), deadline, |_| Ok(()))?;
         let map = self.atlas.map();
-        let serving = map.masters().iter().filter(|master| map.share(master) > 0);
-        Ok(serving.map(|node| Route { at: Some(node.clone()), ..Route::default() }).collect())
+        Ok(map.serving().map(|node| Route { at: Some(node.clone()), ..Route::default() }).collect())
     }
 
     pub(super) fn onward(&self, route: &Route, redirect: &Redirect) -> Option<Onward> {
