@@ -26,6 +26,7 @@ mod protocol {
     mod forms;
     mod in_doubt;
     mod large;
+    mod long;
     mod not_isolated;
     mod not_sent;
     mod partly;

@@ -259,7 +259,7 @@ impl Link {
         for (expect, count) in expected {
             self.state.sending(*expect, *count);
         }
-        let sent = self.transport.send(bytes, deadline);
+        let sent = self.transport.send(bytes, self.state.awaited(), deadline);
         sent.map_err(|(left, error)| (left, self.broken(error)))
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Never: a wait without a deadline. Never: an error that says that fewer bytes left than may have.
 
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -19,10 +20,22 @@ use crate::wire::reply::Reply;
 /// Reads of one look at what has come unasked. A peer that has sent more is not waited for.
 const MOST_READS: usize = 16;
 
+/// Longer messages are written as far as the socket takes them, and what comes meanwhile is read:
+/// a peer that does not read while it writes would otherwise wait for this side, and this side for
+/// it. A shorter one fits into the socket's own buffer.
+const LONG: usize = 16 * 1024;
+
+/// The shortest wait that the system knows.
+#[cfg(unix)]
+const LEAST: Duration = Duration::from_millis(1);
+
 /// The bytes of one connection.
 pub(crate) struct Transport {
     stream: Stream,
     parser: Parser,
+    /// Replies that came while the message was still being written, and how many replies they are.
+    early: VecDeque<Reply>,
+    early_replies: u64,
     /// The socket's timeouts as they are set: setting them costs a system call each.
     read_timeout: Option<Duration>,
     write_timeout: Option<Duration>,
@@ -49,6 +62,8 @@ impl Transport {
         Self {
             stream,
             parser: Parser::default(),
+            early: VecDeque::new(),
+            early_replies: 0,
             read_timeout: None,
             write_timeout: None,
             unread: None,
@@ -60,15 +75,27 @@ impl Transport {
         self.parser.bound(bytes);
     }
 
-    /// Writes all of it. An error says how many bytes may have left: the last one never has.
+    /// Writes all of it. An error says how many bytes may have left: the last one never has. Of a long
+    /// message, replies that come meanwhile are kept, as many as are `awaited`.
     ///
     /// Bytes of a TLS record have left when the socket has taken the whole record: the peer cannot
     /// decrypt a part of it.
     pub(crate) fn send(
         &mut self,
         bytes: &[u8],
+        awaited: u64,
         deadline: Deadline,
     ) -> Result<(), (usize, LinkError)> {
+        #[cfg(unix)]
+        if bytes.len() > LONG {
+            self.set_nonblocking(true).map_err(|error| (0, error))?;
+            let sent = self.send_long(bytes, awaited, deadline);
+            let restored = self.set_nonblocking(false);
+            // All of it has left: what is wrong with the socket is found by the next read.
+            return sent.and_then(|()| restored.or(Ok(())));
+        }
+        #[cfg(not(unix))]
+        let _ = (awaited, LONG);
         let mut left = 0;
         while let Some(rest) = bytes.get(left..).filter(|rest| !rest.is_empty()) {
             let Some(timeout) = deadline.timeout() else {
@@ -84,9 +111,81 @@ impl Transport {
         Ok(())
     }
 
+    /// Writes a long message while what comes is read. The socket does not block.
+    #[cfg(unix)]
+    fn send_long(
+        &mut self,
+        bytes: &[u8],
+        awaited: u64,
+        deadline: Deadline,
+    ) -> Result<(), (usize, LinkError)> {
+        let mut left = 0;
+        while let Some(rest) = bytes.get(left..).filter(|rest| !rest.is_empty()) {
+            let Some(timeout) = deadline.timeout() else {
+                return Err((left, LinkError::timed_out("no time left to send")));
+            };
+            // More than was asked for is left to the peer's own buffers.
+            let reads = self.early_replies < awaited;
+            let socket = self.stream.socket().ok_or_else(|| (left, closed()))?;
+            let ready = wait(socket, reads, timeout).map_err(|e| (left, LinkError::of_io(&e)))?;
+            if ready.reads {
+                match self.fill_once() {
+                    Ok(true) => self.keep_early(awaited).map_err(|error| (left, error))?,
+                    Ok(false) => return Err((left, closed())),
+                    Err(error) if is_for_later(&error) => {}
+                    Err(error) => return Err((left, LinkError::of_io(&error))),
+                }
+            }
+            if ready.writes {
+                match self.stream.write(rest) {
+                    Ok(written) => left += written,
+                    Err(error) if is_for_later(&error) => {}
+                    Err(error) => return Err((left, LinkError::of_io(&error))),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps the replies that have come, as many as are awaited.
+    #[cfg(unix)]
+    fn keep_early(&mut self, awaited: u64) -> Result<(), LinkError> {
+        while let Some(most @ 1..) = awaited.checked_sub(self.early_replies) {
+            let most = u32::try_from(most).unwrap_or(u32::MAX);
+            match self.parser.next(most) {
+                Ok(Some(reply)) => {
+                    self.early_replies += u64::from(reply.count());
+                    self.early.push_back(reply);
+                }
+                Ok(None) => break,
+                Err(fault) => return Err(unreadable(fault)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The next reply that came while the message was being written.
+    fn take_early(&mut self, most: u32) -> Option<Reply> {
+        let reply = match self.early.pop_front()? {
+            Reply::Queued(count) if count > most => {
+                self.early.push_front(Reply::Queued(count - most));
+                Reply::Queued(most)
+            }
+            reply => reply,
+        };
+        self.early_replies = self.early_replies.saturating_sub(reply.count().into());
+        if self.early.is_empty() {
+            self.early = VecDeque::new();
+        }
+        Some(reply)
+    }
+
     /// The next reply, or up to `most` of them if each says QUEUED. What the server pushes is
     /// passed over.
     pub(crate) fn receive(&mut self, most: u32, deadline: Deadline) -> Result<Reply, LinkError> {
+        if let Some(reply) = self.take_early(most) {
+            return Ok(reply);
+        }
         loop {
             match self.parser.next(most) {
                 Ok(Some(reply)) => return Ok(reply),
@@ -128,6 +227,9 @@ impl Transport {
 
     /// An error if a part of what was read is not the server's to send while no reply is awaited.
     pub(crate) fn judge_unasked(&mut self, pushes: bool) -> Result<(), LinkError> {
+        if !self.early.is_empty() {
+            return Err(LinkError::unexpected("a reply too many"));
+        }
         if self.parser.is_empty() {
             return Ok(());
         }
@@ -139,7 +241,17 @@ impl Transport {
 
     /// Reads once.
     fn fill(&mut self) -> Result<(), LinkError> {
-        let read = match &mut self.stream {
+        match self.fill_once() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(closed()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            Err(error) => Err(LinkError::of_io(&error)),
+        }
+    }
+
+    /// One system call; `false`: the peer has closed.
+    fn fill_once(&mut self) -> io::Result<bool> {
+        match &mut self.stream {
             Stream::Socket(socket) => (&**socket).read(self.parser.room()).map(|read| match read {
                 0 => false,
                 read => {
@@ -153,14 +265,14 @@ impl Transport {
                     self.parser.filled(read);
                 }
             }),
-            Stream::Raw(_) | Stream::Closed => return Err(closed()),
-        };
-        match read {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(closed()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-            Err(error) => Err(LinkError::of_io(&error)),
+            Stream::Raw(_) | Stream::Closed => Ok(false),
         }
+    }
+
+    #[cfg(unix)]
+    fn set_nonblocking(&self, nonblocking: bool) -> Result<(), LinkError> {
+        let socket = self.stream.socket().ok_or_else(closed)?;
+        socket.set_nonblocking(nonblocking).map_err(|error| LinkError::of_io(&error))
     }
 
     /// The socket, unless the connection is redis-rs's.
@@ -233,6 +345,46 @@ impl Stream {
             Self::Raw(_) | Self::Closed => Err(io::ErrorKind::NotConnected.into()),
         }
     }
+}
+
+/// What a socket is ready for.
+#[cfg(unix)]
+struct Ready {
+    reads: bool,
+    writes: bool,
+}
+
+/// Waits until the socket takes bytes or, if `reads`, has some. A failed one is ready for all of it,
+/// which then says how it failed.
+#[cfg(unix)]
+fn wait(socket: &TcpStream, reads: bool, timeout: Duration) -> io::Result<Ready> {
+    use std::os::fd::AsFd;
+
+    use nix::errno::Errno;
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+    let events = if reads { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLOUT };
+    let mut sockets = [PollFd::new(socket.as_fd(), events)];
+    let timeout = PollTimeout::try_from(timeout.max(LEAST)).unwrap_or(PollTimeout::MAX);
+    match poll(&mut sockets, timeout) {
+        Ok(0) => Err(io::ErrorKind::TimedOut.into()),
+        Ok(_) => {
+            let [socket] = &sockets;
+            let found = socket.revents().unwrap_or(PollFlags::POLLERR);
+            let failed = PollFlags::POLLERR | PollFlags::POLLHUP | PollFlags::POLLNVAL;
+            Ok(Ready {
+                reads: reads && found.intersects(failed | PollFlags::POLLIN),
+                writes: found.intersects(failed | PollFlags::POLLOUT),
+            })
+        }
+        Err(Errno::EINTR) => Ok(Ready { reads: false, writes: false }),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(unix)]
+fn is_for_later(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
 /// Whether a read would not wait: bytes are there, or the end of them. An error is the socket's.

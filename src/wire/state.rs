@@ -73,6 +73,11 @@ impl State {
         }
     }
 
+    /// How many replies are awaited.
+    pub(crate) fn awaited(&self) -> u64 {
+        self.awaited.iter().map(|(_, count)| u64::from(*count)).sum()
+    }
+
     /// How many of the next replies may say QUEUED in a row and be taken for one.
     pub(crate) fn queueing(&self) -> u32 {
         match self.awaited.front() {

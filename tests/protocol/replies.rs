@@ -8,9 +8,14 @@ use std::time::Duration;
 
 use rediscope::prelude::*;
 use rediscope::redis::{Cmd, Value, cmd};
-use rediscope::{Applied, Error, LinkErrorKind, ReplyError, SessionManager, TransactionOptions};
+use rediscope::{
+    Applied, Builder, CommitError, Error, LinkErrorKind, ReplyError, SessionManager,
+    TransactionOptions,
+};
 
 use super::stage::pool_is_whole;
+use crate::support::front::Front;
+use crate::support::proxy::{Fault, Proxy, Script, Trigger};
 use crate::support::server::Server;
 
 /// The ways to commit a command beside an INCR of `w`, and what INCR answered.
@@ -128,50 +133,110 @@ fn table() -> Vec<(&'static str, Cmd, Told)> {
     ]
 }
 
-/// Addresses of one server, and how they are reached.
-fn transports(server: &Server) -> Vec<(&'static str, String)> {
-    let tcp = server.url();
-    vec![("TCP", tcp.clone()), ("TCP, RESP3", format!("{tcp}?protocol=resp3"))]
+/// A server, and one way to it.
+struct Way {
+    name: &'static str,
+    server: Server,
+    builder: Box<dyn Fn() -> Builder>,
+    _front: Option<Front>,
+}
+
+impl Way {
+    fn of(name: &'static str) -> Self {
+        let server = Server::start();
+        let mut front = None;
+        let builder: Box<dyn Fn() -> Builder> = match name {
+            "TCP" => {
+                let url = server.url();
+                Box::new(move || SessionManager::builder(url.clone()))
+            }
+            "RESP3" => {
+                let url = format!("{}?protocol=resp3", server.url());
+                Box::new(move || SessionManager::builder(url.clone()))
+            }
+            "unix" => {
+                let url = server.unix_url();
+                Box::new(move || SessionManager::builder(url.clone()))
+            }
+            #[cfg(feature = "tls-rustls")]
+            "TLS" => {
+                let authority = crate::support::tls::Authority::new();
+                let identity = authority.server(&["localhost"]);
+                let tls = Front::tls(server.address(), &identity);
+                let (url, pem) = (tls.url().to_owned(), authority.pem());
+                front = Some(tls);
+                Box::new(move || {
+                    let trusted = rediscope::Tls::new().root_certificates(pem.as_str());
+                    SessionManager::builder(url.clone()).tls(trusted)
+                })
+            }
+            other => panic!("{other}"),
+        };
+        Self { name, server, builder, _front: front }
+    }
 }
 
 #[test]
 fn every_legal_reply_is_read_and_what_it_proves_is_reported_in_every_form() {
-    let server = Server::start();
-    for (transport, url) in transports(&server) {
-        let sessions =
-            SessionManager::builder(url).max_size(1).flush_bytes(65_536).build().unwrap();
-        pool_is_whole(&sessions, &server);
-        for (text, command, expected) in table() {
-            for form in FORMS {
-                let what = format!("{text} by {form} over {transport}");
-                server.ask::<()>(&["FLUSHALL"]);
-                let before = connections(&server);
-                let told = commit(form, &sessions, &command);
-                let is_applied = server.ask::<Option<i64>>(&["GET", "w"]) == Some(1);
-                let seen = match &told {
-                    Ok(w) => {
-                        assert_eq!(*w, 1, "{what}");
-                        Told::Committed
-                    }
-                    Err(Error::Reply(ReplyError::Lost)) => Told::RepliesLost,
-                    Err(error) => match (error.as_commit(), error.applied()) {
-                        (Some(rediscope::CommitError::Rejected { .. }), Applied::No) => {
-                            Told::Rejected
-                        }
-                        (Some(rediscope::CommitError::PartlyApplied { .. }), Applied::Partly) => {
-                            Told::Partly
-                        }
-                        _ => panic!("{what}: {error:?}"),
-                    },
-                };
-                assert_eq!(seen, expected, "{what}: {told:?}");
-                assert_eq!(is_applied, expected != Told::Rejected, "{what}");
-                pool_is_whole(&sessions, &server);
-                let replaced = u64::from(expected == Told::RepliesLost);
-                assert_eq!(connections(&server) - before, replaced, "{what}: connections");
-            }
+    every_legal_reply(&Way::of("TCP"));
+}
+
+#[test]
+fn every_legal_reply_is_read_in_resp3() {
+    every_legal_reply(&Way::of("RESP3"));
+}
+
+#[test]
+fn every_legal_reply_is_read_over_a_unix_socket() {
+    every_legal_reply(&Way::of("unix"));
+}
+
+#[test]
+#[cfg(feature = "tls-rustls")]
+fn every_legal_reply_is_read_over_tls() {
+    every_legal_reply(&Way::of("TLS"));
+}
+
+fn every_legal_reply(way: &Way) {
+    let (server, transport) = (&way.server, way.name);
+    let sessions = (way.builder)().max_size(1).flush_bytes(65_536).build().unwrap();
+    pool_is_whole(&sessions, server);
+    for (text, command, expected) in table() {
+        for form in FORMS {
+            let what = format!("{text} by {form} over {transport}");
+            server.ask::<()>(&["FLUSHALL"]);
+            let before = connections(server);
+            let told = commit(form, &sessions, &command);
+            let is_applied = server.ask::<Option<i64>>(&["GET", "w"]) == Some(1);
+            let seen = match &told {
+                Ok(w) => {
+                    assert_eq!(*w, 1, "{what}");
+                    Told::Committed
+                }
+                Err(Error::Reply(ReplyError::Lost)) => Told::RepliesLost,
+                Err(error) => match (error.as_commit(), error.applied()) {
+                    (Some(CommitError::Rejected { .. }), Applied::No) => Told::Rejected,
+                    (Some(CommitError::PartlyApplied { .. }), Applied::Partly) => Told::Partly,
+                    _ => panic!("{what}: {error:?}"),
+                },
+            };
+            assert_eq!(seen, expected, "{what}: {told:?}");
+            assert_eq!(is_applied, expected != Told::Rejected, "{what}");
+            pool_is_whole(&sessions, server);
+            let replaced = u64::from(expected == Told::RepliesLost);
+            assert_eq!(connections(server) - before, replaced, "{what}: connections");
         }
     }
+}
+
+fn ways() -> Vec<&'static str> {
+    vec![
+        "TCP",
+        "RESP3",
+        "unix",
+        #[cfg(feature = "tls-rustls")]
+        "TLS",
+    ]
 }
 
 /// How many connections the server has accepted.
@@ -183,9 +248,10 @@ fn connections(server: &Server) -> u64 {
 
 #[test]
 fn the_same_replies_are_read_by_the_pooled_handle_on_one_connection() {
-    let server = Server::start();
-    for (transport, url) in transports(&server) {
-        let sessions = SessionManager::builder(url).max_size(1).build().unwrap();
+    for name in ways() {
+        let way = Way::of(name);
+        let sessions = (way.builder)().max_size(1).build().unwrap();
+        let transport = way.name;
         let mut db = sessions.pooled();
         let id: i64 = cmd("CLIENT").arg("ID").query(&mut db).unwrap();
         for (text, command, expected) in table() {
@@ -215,11 +281,10 @@ fn the_same_replies_are_read_by_the_pooled_handle_on_one_connection() {
 
 #[test]
 fn a_reply_beyond_the_bound_is_applied_with_its_replies_lost_in_every_form() {
-    let server = Server::start();
-    for (transport, url) in transports(&server) {
-        let bounded = |bytes| {
-            SessionManager::builder(url.clone()).max_size(1).max_reply_bytes(bytes).build().unwrap()
-        };
+    for name in ways() {
+        let way = Way::of(name);
+        let (server, transport) = (&way.server, way.name);
+        let bounded = |bytes| (way.builder)().max_size(1).max_reply_bytes(bytes).build().unwrap();
         let sessions = bounded(300_000);
         let refused = [
             ("a string", script("return string.rep('x', 300001)")),
@@ -234,7 +299,7 @@ fn a_reply_beyond_the_bound_is_applied_with_its_replies_lost_in_every_form() {
                 assert!(matches!(told, Err(Error::Reply(ReplyError::Lost))), "{what}: {told:?}");
                 assert_eq!(told.unwrap_err().applied(), Applied::Yes, "{what}");
                 assert_eq!(server.ask::<i64>(&["GET", "w"]), 1, "{what}");
-                pool_is_whole(&sessions, &server);
+                pool_is_whole(&sessions, server);
             }
             let told = command.query::<Value>(&mut sessions.pooled()).map_err(Error::from);
             let Err(Error::Lost { applied, source, .. }) = told else { panic!("{told:?}") };
@@ -351,5 +416,75 @@ fn a_hostile_reply_takes_no_more_memory_than_the_bound_and_what_is_thrown_away_n
         let most = if *thrown_away { 64 << 20 } else { 128 << 20 };
         println!("{case}: {} MB", peak >> 20);
         assert!(peak < most, "{case}: {peak} bytes\n{said}");
+    }
+}
+
+/// What a peer that speaks RESP3 may send around the reply to a command that it has executed.
+#[test]
+fn pushes_and_attributes_around_a_reply_cost_no_connection() {
+    const AROUND: [&str; 6] = [
+        "*1\r\n:1\r\n>2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nk\r\n",
+        "*1\r\n:1\r\n>1\r\n_\r\n>2\r\n+message\r\n%1\r\n+a\r\n(12\r\n",
+        ">2\r\n$10\r\ninvalidate\r\n*-1\r\n*1\r\n:1\r\n",
+        "|1\r\n+ttl\r\n:3600\r\n*1\r\n:1\r\n",
+        "*1\r\n|1\r\n$3\r\nttl\r\n|1\r\n+a\r\n+b\r\n#t\r\n:1\r\n",
+        "*1\r\n:1\r\n|1\r\n+ttl\r\n:3600\r\n",
+    ];
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let unix = Front::unix(proxy.address());
+    let mut ways = vec![
+        ("TCP", SessionManager::builder(format!("{}?protocol=resp3", proxy.url()))),
+        ("unix", SessionManager::builder(format!("{}?protocol=resp3", unix.url()))),
+    ];
+    #[cfg(feature = "tls-rustls")]
+    let authority = crate::support::tls::Authority::new();
+    #[cfg(feature = "tls-rustls")]
+    let tls = Front::tls(proxy.address(), &authority.server(&["localhost"]));
+    #[cfg(feature = "tls-rustls")]
+    ways.push((
+        "TLS",
+        SessionManager::builder(format!("{}?protocol=resp3", tls.url()))
+            .tls(rediscope::Tls::new().root_certificates(authority.pem())),
+    ));
+    for (transport, builder) in ways {
+        let sessions = builder.max_size(1).build().unwrap();
+        pool_is_whole(&sessions, &server);
+        let opened = proxy.accepted();
+        for around in AROUND {
+            for form in ["run", "guard", "immediate", "watch run", "watch guard", "grouped"] {
+                let what = format!("{around:?} by {form} over {transport}");
+                server.ask::<()>(&["DEL", "w"]);
+                proxy.arm(
+                    Script::from((Trigger::BeforeReplyTo("EXEC"), Fault::Answer(around))).once(),
+                );
+                let accounts = sessions.transactional();
+                let add =
+                    |accounts: rediscope::Transactional| accounts.run(|tx| Ok(tx.incr("w", 1)));
+                let told =
+                    match form {
+                        "run" => add(accounts),
+                        "immediate" => add(accounts
+                            .with(TransactionOptions::new().begin(rediscope::Begin::Immediate))),
+                        "grouped" => add(accounts.with(TransactionOptions::new().grouped())),
+                        "watch run" => accounts.watch(["other"]).run(|_, tx| Ok(tx.incr("w", 1))),
+                        "watch guard" => {
+                            let mut tx = accounts.watch(["other"]).begin().unwrap().multi();
+                            let w = tx.incr("w", 1);
+                            Ok(tx.commit().unwrap().committed().unwrap().get(w).unwrap())
+                        }
+                        _ => {
+                            let mut tx = accounts.begin().unwrap();
+                            let w = tx.incr("w", 1);
+                            Ok(tx.commit().unwrap().get(w).unwrap())
+                        }
+                    };
+                assert_eq!(told.unwrap_or_else(|error| panic!("{what}: {error:#}")), 1, "{what}");
+                proxy.disarm();
+                pool_is_whole(&sessions, &server);
+                assert_eq!(proxy.accepted(), opened, "{what}: connections");
+            }
+        }
+        sessions.close(Duration::from_secs(1));
     }
 }
