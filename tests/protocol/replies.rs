@@ -133,42 +133,36 @@ fn table() -> Vec<(&'static str, Cmd, Told)> {
     ]
 }
 
+type Builders = Box<dyn Fn() -> Builder>;
+
 /// A server, and one way to it.
 struct Way {
     name: &'static str,
     server: Server,
-    builder: Box<dyn Fn() -> Builder>,
+    builder: Builders,
     _front: Option<Front>,
 }
 
 impl Way {
     fn of(name: &'static str) -> Self {
         let server = Server::start();
-        let mut front = None;
-        let builder: Box<dyn Fn() -> Builder> = match name {
-            "TCP" => {
-                let url = server.url();
-                Box::new(move || SessionManager::builder(url.clone()))
-            }
-            "RESP3" => {
-                let url = format!("{}?protocol=resp3", server.url());
-                Box::new(move || SessionManager::builder(url.clone()))
-            }
-            "unix" => {
-                let url = server.unix_url();
-                Box::new(move || SessionManager::builder(url.clone()))
-            }
+        let plain =
+            |url: String| -> Builders { Box::new(move || SessionManager::builder(url.clone())) };
+        let (builder, front) = match name {
+            "TCP" => (plain(server.url()), None),
+            "RESP3" => (plain(format!("{}?protocol=resp3", server.url())), None),
+            "unix" => (plain(server.unix_url()), None),
             #[cfg(feature = "tls-rustls")]
             "TLS" => {
                 let authority = crate::support::tls::Authority::new();
                 let identity = authority.server(&["localhost"]);
                 let tls = Front::tls(server.address(), &identity);
                 let (url, pem) = (tls.url().to_owned(), authority.pem());
-                front = Some(tls);
-                Box::new(move || {
+                let trusting: Builders = Box::new(move || {
                     let trusted = rediscope::Tls::new().root_certificates(pem.as_str());
                     SessionManager::builder(url.clone()).tls(trusted)
-                })
+                });
+                (trusting, Some(tls))
             }
             other => panic!("{other}"),
         };
@@ -433,20 +427,19 @@ fn pushes_and_attributes_around_a_reply_cost_no_connection() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     let unix = Front::unix(proxy.address());
-    let mut ways = vec![
-        ("TCP", SessionManager::builder(format!("{}?protocol=resp3", proxy.url()))),
-        ("unix", SessionManager::builder(format!("{}?protocol=resp3", unix.url()))),
-    ];
+    let to = |url: &str| SessionManager::builder(format!("{url}?protocol=resp3"));
     #[cfg(feature = "tls-rustls")]
     let authority = crate::support::tls::Authority::new();
     #[cfg(feature = "tls-rustls")]
     let tls = Front::tls(proxy.address(), &authority.server(&["localhost"]));
     #[cfg(feature = "tls-rustls")]
-    ways.push((
-        "TLS",
-        SessionManager::builder(format!("{}?protocol=resp3", tls.url()))
-            .tls(rediscope::Tls::new().root_certificates(authority.pem())),
-    ));
+    let trusted = rediscope::Tls::new().root_certificates(authority.pem());
+    let ways = [
+        ("TCP", to(&proxy.url())),
+        ("unix", to(unix.url())),
+        #[cfg(feature = "tls-rustls")]
+        ("TLS", to(tls.url()).tls(trusted)),
+    ];
     for (transport, builder) in ways {
         let sessions = builder.max_size(1).build().unwrap();
         pool_is_whole(&sessions, &server);
