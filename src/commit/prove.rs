@@ -124,7 +124,9 @@ pub(crate) fn watch(
             Ok(found) => return Ok(found.reads),
             Err(cause) => {
                 lease.found_dead(&cause);
-                if Instant::now() >= form.checkout {
+                // What is too large is as large on another connection.
+                let too_large = cause.kind() == LinkErrorKind::TooLarge;
+                if too_large || Instant::now() >= form.checkout {
                     return Err(lost_watch(cause));
                 }
                 lease.tell_of_death(&cause);

@@ -355,7 +355,10 @@ impl Error {
             | Self::Unsupported { .. }
             | Self::Pipeline { .. }
             | Self::Decode { .. } => false,
-            Self::Lost { applied, .. } => *applied == Applied::No,
+            // A reply that is too large is as large the next time.
+            Self::Lost { applied, source, .. } => {
+                *applied == Applied::No && source.kind() != LinkErrorKind::TooLarge
+            }
         }
     }
 

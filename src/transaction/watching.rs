@@ -10,7 +10,7 @@ use redis::{Cmd, FromRedisValue, Value};
 use crate::commit::{self, Form, Terms};
 use crate::connection::nodes::{Onward, Route};
 use crate::connection::pool::Lease;
-use crate::error::{Applied, CheckoutError, Error, LinkError, ServerError};
+use crate::error::{Applied, CheckoutError, Error, LinkError, LinkErrorKind, ServerError};
 use crate::transaction::body::Body;
 use crate::transaction::declared::{self, Answers, Declared, Reads};
 use crate::transaction::guard::{Transaction, Watched};
@@ -192,7 +192,8 @@ impl Watching {
                         // What is not watched may as well be read on another connection.
                         let again = !watched && repeats.allow(trusted, &source);
                         if !again || Instant::now() >= deadline {
-                            *broken = true;
+                            // What is too large is as large the next time.
+                            *broken = source.kind() != LinkErrorKind::TooLarge;
                             return Err(lost(name, source));
                         }
                     }

@@ -306,6 +306,24 @@ fn a_reply_beyond_the_bound_is_applied_with_its_replies_lost_in_every_form() {
         let Err(Error::Lost { applied, source, .. }) = told else { panic!("{told:?}") };
         assert_eq!((applied, source.kind()), (Applied::No, LinkErrorKind::TooLarge));
         assert_eq!(server.calls("get"), gets + 1);
+        // Nor in a watching scope, where a lost connection is otherwise a reason to try again.
+        let mut watch = sessions.transactional().watch(["large"]);
+        let told = watch.run(|read, _| {
+            let _: Value = read.get("large")?;
+            Ok(())
+        });
+        let read = watch.declare::<Value>(cmd("GET").arg("large").take()).unwrap();
+        let declared = watch.run(|watching, _| {
+            let _: Value = watching.declared(read)?;
+            Ok(())
+        });
+        for told in [told, declared] {
+            let error = told.unwrap_err();
+            let Error::Lost { source, .. } = &error else { panic!("{error:?}") };
+            assert_eq!((error.applied(), error.is_retryable()), (Applied::No, false));
+            assert_eq!(source.kind(), LinkErrorKind::TooLarge);
+        }
+        assert_eq!(server.calls("get"), gets + 3);
         // At the bound it passes.
         server.ask::<()>(&["SETRANGE", "large", "0", ""]);
         server.ask::<()>(&["SET", "large", &"x".repeat(300_000)]);
