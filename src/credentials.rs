@@ -5,7 +5,10 @@
 use std::error::Error;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use scopeguard::defer;
 
 /// A user and a password, or a password alone.
 ///
@@ -144,19 +147,40 @@ impl CredentialsProvider for RotatingCredentials {
 
 /// The one that a session manager was given.
 #[derive(Clone)]
-pub(crate) struct Provider(Arc<dyn CredentialsProvider>);
+pub(crate) struct Provider {
+    provider: Arc<dyn CredentialsProvider>,
+    /// Since when it is being asked, once for each call that has not returned.
+    asked: Arc<Mutex<Vec<Instant>>>,
+}
 
 impl Provider {
     pub(crate) fn new(provider: impl CredentialsProvider) -> Self {
-        Self(Arc::new(provider))
+        Self { provider: Arc::new(provider), asked: Arc::default() }
     }
 
     pub(crate) fn version(&self) -> u64 {
-        self.0.version()
+        self.provider.version()
+    }
+
+    /// For how long it has not answered, if it is being asked.
+    pub(crate) fn silent_for(&self) -> Option<Duration> {
+        self.asked().iter().map(Instant::elapsed).max()
+    }
+
+    fn asked(&self) -> MutexGuard<'_, Vec<Instant>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn credentials(&self) -> Result<Credentials, Box<dyn Error + Send + Sync>> {
-        self.0.credentials()
+        let begun = Instant::now();
+        self.asked().push(begun);
+        defer! {
+            let mut asked = self.asked();
+            if let Some(at) = asked.iter().position(|other| *other == begun) {
+                asked.swap_remove(at);
+            }
+        }
+        self.provider.credentials()
     }
 }
 

@@ -16,6 +16,7 @@ mod support;
 
 mod protocol {
     mod stage;
+    mod turned_away;
 
     mod addresses;
     mod checkout;

@@ -48,6 +48,9 @@ fn refusal(to: impl IntoAddress, tls: Tls) -> (LinkErrorKind, String) {
         .unwrap();
     let read = sessions.pooled().get::<_, Option<i64>>("a").map_err(Error::from);
     match read {
+        Err(error @ Error::Checkout(CheckoutError::Connect { .. })) if error.is_retryable() => {
+            panic!("a verdict of TLS's cannot pass, and is not waited for: {error:#}")
+        }
         Err(Error::Checkout(CheckoutError::Connect { source, .. })) => {
             (source.kind(), source.to_string())
         }

@@ -308,6 +308,14 @@ impl Link {
         Ok(())
     }
 
+    /// What a server has sent before it closed the connection, although it could not be asked.
+    pub(crate) fn last_word(&mut self, deadline: Deadline) -> Option<ServerError> {
+        match self.transport.receive(1, deadline).ok()? {
+            Reply::Value(Value::ServerError(error)) => Some(ServerError::from_reply(&error, false)),
+            _ => None,
+        }
+    }
+
     /// The next one as redis-rs has it.
     pub(crate) fn value(&mut self, deadline: Deadline) -> Result<Value, LinkError> {
         self.receive(deadline).map(Reply::into_value)

@@ -151,7 +151,12 @@ impl LinkManager {
         // Before the connection exists: one that is opened to a server which is found to be gone
         // while the hand-shake runs belongs to the time before.
         let generation = self.generation();
-        open(&self.endpoint, &self.settings, self.purpose, generation, None)
+        // After a connection that was closed under it, MULTI is sent alone, so that it can be told
+        // whether it is the reason.
+        let closed = |(_, error): (Instant, LinkError)| error.kind() == LinkErrorKind::Closed;
+        let by_steps = self.health.connect_error().is_some_and(closed);
+        let purpose = (self.purpose, by_steps);
+        open_by_steps(&self.endpoint, &self.settings, purpose, generation, None)
     }
 }
 
@@ -162,6 +167,17 @@ pub(crate) fn open(
     endpoint: &Endpoint,
     settings: &Settings,
     purpose: Purpose,
+    generation: u64,
+    until: Option<Instant>,
+) -> Result<Link, LinkError> {
+    open_by_steps(endpoint, settings, (purpose, false), generation, until)
+}
+
+/// The same; MULTI may wait until all before it was answered.
+fn open_by_steps(
+    endpoint: &Endpoint,
+    settings: &Settings,
+    purpose: (Purpose, bool),
     generation: u64,
     until: Option<Instant>,
 ) -> Result<Link, LinkError> {
@@ -185,11 +201,12 @@ pub(crate) fn open(
 fn greet(
     endpoint: &Endpoint,
     settings: &Settings,
-    (purpose, generation): (Purpose, u64),
+    ((purpose, by_steps), generation): ((Purpose, bool), u64),
     (login, connected): (Login, Connected),
     deadline: Deadline,
 ) -> Result<Link, LinkError> {
     let hello = Hello::new(&login.who);
+    let in_clear = matches!(connected, Connected::Socket(_)) && endpoint.host_and_port().1 != 0;
     let expires = settings.max_lifetime.map(|lifetime| Instant::now() + jittered(lifetime));
     let mut link = Link::new(connected, expires, generation);
     link.said_who(login.version);
@@ -211,20 +228,50 @@ fn greet(
     let expected = [&[greeting][..], &expected, &[(Expect::Plain, u32::from(role))]].concat();
     let question: &[u8] = if role { ROLE } else { &[] };
     let bytes = [&[&hello.bytes[..]], &proof[..], &[question]].concat().concat();
-    link.send(&bytes, &expected, deadline)?;
-    let (mut refused, mut last) = (None, None);
+    let proofs: &[_] = match purpose {
+        Purpose::Pooled => &["PING"],
+        Purpose::Transactional => &["COMMAND INFO", "MULTI", "DISCARD"],
+    };
+    let names = [&hello.names[..], proofs, &["ROLE"]].concat();
+    let name = |nth: u32| names.get(nth as usize).copied().unwrap_or_default();
     let first = hello.needed + hello.unneeded;
+    let by_steps = by_steps && purpose == Purpose::Transactional;
+    let (now, later) = match bytes.split_at_checked(hello.bytes.len() + KNOWS_EXEC.len()) {
+        Some(steps) if by_steps => steps,
+        _ => (&*bytes, &[][..]),
+    };
+    let (expected_now, expected_later) =
+        expected.split_at(if by_steps { 2 } else { expected.len() });
+    if let Err(error) = link.send(now, expected_now, deadline) {
+        let closed = error.kind() == LinkErrorKind::Closed;
+        let said = if closed { link.last_word(deadline) } else { None };
+        return Err(said.map_or(error, LinkError::turned_away));
+    }
+    let (mut refused, mut last, mut first_word) = (None, None, None);
     for nth in 0..expected.iter().map(|(_, count)| count).sum() {
-        let reply = link.receive(deadline)?;
+        if by_steps && nth == first + 1 {
+            link.send(later, expected_later, deadline).map_err(|error| error.at(name(nth)))?;
+        }
+        let reply = link.receive(deadline).map_err(|error| match first_word.take() {
+            // It has sent one error and closed: that was not about the command.
+            Some(said) if nth == 1 && error.kind() == LinkErrorKind::Closed => {
+                LinkError::turned_away(said)
+            }
+            _ if nth == 0 && in_clear => error.at(name(nth)).before_a_byte(),
+            _ => error.at(name(nth)),
+        })?;
         let Reply::Value(Value::ServerError(error)) = reply else {
             let asked = nth == first && purpose == Purpose::Transactional;
             if asked && matches!(&reply, Reply::Value(answer) if is_unknown(answer)) {
-                refused.get_or_insert_with(|| ServerError::own("ERR", NO_EXEC));
+                refused.get_or_insert_with(|| (ServerError::own("ERR", NO_EXEC), "COMMAND INFO"));
             }
             last = Some(reply);
             continue;
         };
         let error = ServerError::from_reply(&error, false).in_full(settings.server_messages);
+        if nth == 0 {
+            first_word = Some(error.clone());
+        }
         let is_answer = (hello.needed..first).contains(&nth)
             || nth == first
                 && match purpose {
@@ -234,11 +281,12 @@ fn greet(
                     Purpose::Transactional => true,
                 };
         if !is_answer {
-            refused.get_or_insert(error);
+            refused.get_or_insert((error, name(nth)));
         }
     }
     link.has_answered();
-    if let Some(error) = refused.map(LinkError::refused) {
+    if let Some((error, command)) = refused {
+        let error = LinkError::refused(error).at(command);
         let may_change = settings.credentials.is_some();
         return Err(if may_change { error.of_changing_credentials() } else { error });
     }
@@ -265,6 +313,13 @@ impl r2d2::ManageConnection for LinkManager {
         if over() {
             return Err(refused());
         }
+        opened = opened.map_err(|error| match self.health.connect_error() {
+            // Once it may have been the server's end.
+            Some((_, before)) if error.is_closed_at_multi() && before.is_closed_at_multi() => {
+                error.for_good()
+            }
+            _ => error,
+        });
         let failure = opened.as_ref().err().map(|error| (Instant::now(), error.clone()));
         *lock(&self.health.last_connect_error) = failure;
         match &mut opened {

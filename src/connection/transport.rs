@@ -192,13 +192,19 @@ impl Transport {
                 Ok(None) => {}
                 Err(fault) => {
                     self.unread = fault.array;
-                    return Err(unreadable(fault));
+                    let other = LinkError::of_another_protocol(self.parser.rest());
+                    return Err(other.unwrap_or_else(|| unreadable(fault)));
                 }
             }
             let timeout =
                 deadline.timeout().ok_or_else(|| LinkError::timed_out("no answer in time"))?;
             self.set_read_timeout(timeout)?;
-            self.fill()?;
+            self.fill().map_err(|error| match error.kind() {
+                LinkErrorKind::Closed => {
+                    LinkError::of_another_protocol(self.parser.rest()).unwrap_or(error)
+                }
+                _ => error,
+            })?;
         }
     }
 

@@ -71,6 +71,11 @@ impl Endpoint {
         Login::new(self.who(), self.credentials.as_ref())
     }
 
+    /// For how long the provider of credentials has not answered, if it is being asked.
+    pub(crate) fn provider_is_silent_for(&self) -> Option<Duration> {
+        self.credentials.as_ref()?.silent_for()
+    }
+
     /// The version of that, where it may change.
     pub(crate) fn login_version(&self) -> Option<u64> {
         self.credentials.as_ref().map(Provider::version)

@@ -190,7 +190,12 @@ impl Trust {
         let connection =
             ClientConnection::new(config, name).map_err(|error| failed(error.to_string()))?;
         let mut session = Session { connection, leaving: 0 };
-        session.shake_hands(socket, until).map_err(|error| LinkError::of_io(&error))?;
+        session.shake_hands(socket, until).map_err(|error| match error.kind() {
+            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => LinkError::timed_out(
+                "no answer in TLS's hand-shake; a port that does not speak TLS may be silent",
+            ),
+            _ => LinkError::of_io(&error),
+        })?;
         Ok(session)
     }
 }

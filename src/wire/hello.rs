@@ -13,6 +13,8 @@ pub(crate) const KNOWS_EXEC: &[u8] = b"*3\r\n$7\r\nCOMMAND\r\n$4\r\nINFO\r\n$4\r
 /// What a new connection says first.
 pub(crate) struct Hello {
     pub(crate) bytes: Vec<u8>,
+    /// Names of the commands, in their order.
+    pub(crate) names: Vec<&'static str>,
     /// Replies that must not be refusals.
     pub(crate) needed: u32,
     /// Replies that may be anything: an older server does not know the question.
@@ -21,11 +23,12 @@ pub(crate) struct Hello {
 
 impl Hello {
     pub(crate) fn new(info: &RedisConnectionInfo) -> Self {
-        let mut hello = Self { bytes: Vec::new(), needed: 0, unneeded: 2 };
+        let mut hello = Self { bytes: Vec::new(), names: Vec::new(), needed: 0, unneeded: 2 };
         let bytes = &mut hello.bytes;
         let (user, password) = (info.username(), info.password());
         if info.protocol().supports_resp3() {
             hello.needed += 1;
+            hello.names.push("HELLO");
             command(bytes, &["HELLO", "3"], |args| {
                 if let Some(password) = password {
                     args.arg("AUTH").arg(user.unwrap_or("default")).arg(password);
@@ -33,10 +36,12 @@ impl Hello {
             });
         } else if password.is_some() {
             hello.needed += 1;
+            hello.names.push("AUTH");
             auth(bytes, info);
         }
         if info.db() != 0 {
             hello.needed += 1;
+            hello.names.push("SELECT");
             command(bytes, &["SELECT"], |args| {
                 args.arg(info.db());
             });
@@ -47,6 +52,7 @@ impl Hello {
             hello.unneeded = 0;
         } else {
             for (what, text) in [("LIB-NAME", name), ("LIB-VER", version)] {
+                hello.names.push("CLIENT SETINFO");
                 command(bytes, &["CLIENT", "SETINFO", what], |args| {
                     args.arg(text);
                 });

@@ -114,6 +114,13 @@ enum Token {
     Skip(u64),
 }
 
+impl Parser {
+    /// What has come and is not understood yet.
+    pub(crate) fn rest(&self) -> &[u8] {
+        self.room.get(self.start..self.end).unwrap_or_default()
+    }
+}
+
 impl Default for Parser {
     fn default() -> Self {
         Self {

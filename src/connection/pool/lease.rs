@@ -6,6 +6,7 @@
 //! Never: a link handed out that is known to be dead, outdated or too old.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -15,11 +16,14 @@ use tracing::level_filters::LevelFilter;
 
 use super::Pool;
 use super::blocking::{Begun, Waiting};
+use crate::config::Settings;
 use crate::connection::deadline::Deadline;
 use crate::connection::link::Link;
 use crate::connection::manager::LinkManager;
+use crate::error::text::brief;
 use crate::error::{Applied, CheckoutError, Error, LinkError, LinkErrorKind};
 use crate::observe::later::Later;
+use crate::topology::{Endpoint, Login};
 use crate::wire::state::Taint;
 
 /// The right to one link.
@@ -286,7 +290,13 @@ impl Lease {
                 }
                 None if now >= deadline => {
                     // A try to connect is still under way.
-                    let source = LinkError::timed_out("no connection was established in time");
+                    let source = match inner.endpoint.provider_is_silent_for() {
+                        Some(silent) => LinkError::new(
+                            LinkErrorKind::Credentials,
+                            format!("the provider has not answered for {}", brief(silent)),
+                        ),
+                        None => LinkError::timed_out("no connection was established in time"),
+                    };
                     return Err(CheckoutError::Connect { waited: started.elapsed(), source });
                 }
                 _ => caller.pause(),
@@ -304,10 +314,7 @@ impl Lease {
         };
         let address = inner.endpoint.address();
         // How long the provider takes says nothing of the server.
-        let login = inner.endpoint.login().and_then(|login| match Instant::now() < checkout {
-            true => Ok(login),
-            false => Err(LinkError::timed_out("the provider of credentials took too long")),
-        });
+        let login = new_login(&inner.endpoint, &inner.settings, checkout);
         let login = match login {
             Ok(login) => login,
             Err(error) => {
@@ -397,6 +404,29 @@ impl Lease {
     /// A deadline for one exchange with the server, by the pool's setting.
     pub(crate) fn response_deadline(&self) -> Deadline {
         Deadline::after(self.permit.pool.inner.settings.response_timeout)
+    }
+}
+
+/// What a link is to say anew, by `checkout` at the latest: the provider is not waited for any longer.
+fn new_login(
+    endpoint: &Endpoint,
+    settings: &Settings,
+    checkout: Instant,
+) -> Result<Login, LinkError> {
+    let late = |text: String| LinkError::new(LinkErrorKind::Credentials, text);
+    // It hangs, and each further question would take a thread.
+    if let Some(silent) = endpoint.provider_is_silent_for()
+        && silent > settings.response_timeout
+    {
+        return Err(late(format!("the provider has not answered for {}", brief(silent))));
+    }
+    let asked = endpoint.clone();
+    let ask = move || catch_unwind(AssertUnwindSafe(|| asked.login()));
+    match settings.resolver.run(checkout, ask) {
+        Ok(Ok(login)) => login,
+        // It is the caller's panic, as if the provider had been asked here.
+        Ok(Err(panic)) => resume_unwind(panic),
+        Err(_) => Err(late("the provider has not answered in time".to_owned())),
     }
 }
 
