@@ -75,7 +75,7 @@ fn who_waits_for_longer_than_a_checkout_is_told_as_the_page_shows_it() {
         .unwrap();
     server.sigkill();
     let error: Error = sessions.transactional().run(|tx| Ok(tx.incr("n", 1))).unwrap_err();
-    let text = error.to_string();
+    let text = format!("{error:#}");
     let (before, _) = text.split_once("within ").unwrap();
     let (_, behind) = text.split_once("s: ").unwrap();
     let shown = block("standalone", "is told:").join("\n");
