@@ -13,11 +13,16 @@ mod support;
 mod locks {
     mod accident;
     mod ambiguous;
+    mod closing;
     mod fair;
     mod fenced;
     mod leases;
     mod mutex;
+    mod panics;
+    mod permits;
+    mod remains;
     mod shared;
     pub(crate) mod stage;
+    mod unproven;
     mod waiting;
 }

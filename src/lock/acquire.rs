@@ -4,8 +4,8 @@
 //! line there, that no guard has.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -14,10 +14,11 @@ use redis::Value;
 use super::courier::{Answers, Over, refused};
 use super::guard::LockGuard;
 use super::hold::{Hold, release, valid_until};
-use super::hub::{Hub, LATE, strange};
+use super::hub::{Hub, strange};
 use super::keeper::NotReady;
 use super::names::Names;
 use super::script::{ACQUIRE, Call};
+use crate::connection::lock;
 use crate::error::{Applied, CheckoutError, Holder, LinkError, LockError, LostBecause};
 use crate::wire::durability::{Acks, Durability};
 
@@ -65,13 +66,37 @@ impl Mode {
     }
 }
 
+/// How many may hold a semaphore at a time.
+#[derive(Debug)]
+pub(crate) struct Permits {
+    pub(crate) number: AtomicU32,
+    /// Held while the number is being changed, here and on the server.
+    pub(crate) changing: Mutex<()>,
+}
+
+impl Permits {
+    pub(crate) fn new(number: u32) -> Self {
+        Self { number: AtomicU32::new(number), changing: Mutex::default() }
+    }
+
+    fn get(&self) -> u32 {
+        self.number.load(Ordering::Relaxed)
+    }
+
+    /// The number, once no call is changing it.
+    fn settled(&self) -> u32 {
+        let _settled = lock(&self.changing);
+        self.get()
+    }
+}
+
 /// What is to be acquired, and how.
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
     pub(crate) names: Arc<Names>,
     pub(crate) mode: Mode,
     /// How many may hold it at a time. All clones of a handle have the same number.
-    pub(crate) permits: Arc<AtomicU32>,
+    pub(crate) permits: Arc<Permits>,
     pub(crate) lease: Duration,
     pub(crate) renewed: bool,
     pub(crate) fair: bool,
@@ -117,6 +142,8 @@ pub(crate) fn acquire(hub: &Arc<Hub>, spec: &Spec, wait: Duration) -> Result<Loc
                 tracing::debug!(waited = ?started.elapsed(), "lock acquired");
                 return Ok(guard);
             }
+            // No wait in between: a wake-up that it may have had is still its own to act on.
+            Ok(Tried::Again) => continue,
             Ok(Tried::Busy(by)) => {
                 holder = by;
                 None
@@ -173,6 +200,8 @@ enum Tried {
     Held(LockGuard),
     /// And by whom it is held, where it is.
     Busy(Option<Holder>),
+    /// The handle's own number of permits has just been changed: it is to be asked again at once.
+    Again,
 }
 
 /// The token of one acquisition, and what it may have left on the server. Dropped, that is given
@@ -204,8 +233,8 @@ impl<'a> Attempt<'a> {
         Ok(Self { hub, spec, member, deadline, over, may_hold, in_line, half_done })
     }
 
-    fn call(&self, enqueue: bool) -> Call {
-        let Spec { names, mode, permits, lease, fair, label, .. } = self.spec;
+    fn call(&self, enqueue: bool, permits: u32) -> Call {
+        let Spec { names, mode, lease, fair, label, .. } = self.spec;
         let done = names.done(&self.member);
         let keys = [&names.holders, &names.info, &names.queue, &names.alive, &done, &names.fence];
         let heartbeat = if *fair { DEAD_AFTER } else { Duration::ZERO };
@@ -220,7 +249,7 @@ impl<'a> Attempt<'a> {
             self.member.clone(),
             lease.as_millis().to_string(),
             mode.letter().to_owned(),
-            permits.load(Ordering::Relaxed).to_string(),
+            permits.to_string(),
             label.as_deref().unwrap_or_default().to_owned(),
             heartbeat.as_millis().to_string(),
             u8::from(enqueue).to_string(),
@@ -231,7 +260,8 @@ impl<'a> Attempt<'a> {
     }
 
     fn once(&mut self, enqueue: bool) -> Result<Tried, LockError> {
-        let call = self.call(enqueue);
+        let permits = self.spec.permits.get();
+        let call = self.call(enqueue, permits);
         let calls = std::slice::from_ref(&call);
         // Before the bytes leave: what follows may end anywhere, also in a panic of the user's log.
         let (doubtful, in_line) = (self.may_hold, self.in_line);
@@ -266,9 +296,11 @@ impl<'a> Attempt<'a> {
                     None => return Err(strange("acquire")),
                 },
                 [Value::Int(-2), Value::Int(kept)] => {
-                    let asked = self.spec.permits.load(Ordering::Relaxed);
                     let kept = u32::try_from(*kept).unwrap_or(u32::MAX);
-                    (Err(LockError::OtherPermits { asked, kept }), false)
+                    let other = LockError::OtherPermits { asked: permits, kept };
+                    // Where this handle's number was just changed it asks again, with the new one.
+                    let is_other = self.spec.permits.settled() == permits;
+                    (if is_other { Err(other) } else { Ok(Tried::Again) }, false)
                 }
                 [Value::Int(-3)] => (Err(LockError::NoFencingToken), false),
                 // Only this attempt gives its token back.
@@ -289,6 +321,8 @@ impl<'a> Attempt<'a> {
         answers: &Answers,
         doubtful: bool,
     ) -> Result<Tried, LockError> {
+        // It was answered: no copy of the request is under way, unless another one is.
+        (self.may_hold, self.half_done) = (doubtful, true);
         let Some(fence) = number(fence) else { return Err(strange("acquire")) };
         if let Some(wanted) = &self.spec.replicas {
             let got = match answers.values.get(1).map(|answer| wanted.acks(answer)) {
@@ -316,7 +350,7 @@ impl<'a> Attempt<'a> {
         ));
         let guard = LockGuard::new(Arc::clone(self.hub), hold, doubtful);
         // From here on it is the guard's to give back.
-        (self.may_hold, self.in_line) = (false, false);
+        (self.may_hold, self.in_line, self.half_done) = (false, false, false);
         guard.is_kept();
         Ok(Tried::Held(guard))
     }
@@ -326,6 +360,9 @@ impl<'a> Attempt<'a> {
     fn gives_back(&self, call: &Call, now: Instant) -> bool {
         let (hub, calls) = (self.hub, std::slice::from_ref(call));
         let limit = self.over.min(now + hub.settings.cleanup_timeout);
+        if limit <= now {
+            return false;
+        }
         let done = hub.courier.ask(calls, Over::Own, limit);
         done.is_ok_and(|answers| matches!(answers.values.first(), Some(Value::Int(_))))
     }
@@ -336,16 +373,20 @@ impl Drop for Attempt<'_> {
         if !self.may_hold && !self.in_line && !self.half_done {
             return;
         }
-        let remember = self.spec.lease.max(LATE);
-        let call = release(&self.spec.names, &self.member, remember, Vec::new());
-        let now = Instant::now();
+        let Spec { names, lease, .. } = self.spec;
+        // A copy of the request may still arrive. What was answered is not under way any more, and
+        // lasts no longer than its lease, or its place in line.
+        let late = self.may_hold;
+        let remember = self.hub.remember(*lease, late);
+        let call = release(names, &self.member, remember, Vec::new());
+        let (keeper, now) = (&self.hub.keeper, Instant::now());
         // A log is the user's, and may panic.
         let given_back = catch_unwind(AssertUnwindSafe(|| self.gives_back(&call, now)));
         if !given_back.unwrap_or(false) {
-            // What was answered is not on its way any more, and lasts no longer than its lease.
-            let late = self.may_hold || self.in_line;
-            let lasts = if late { remember } else { self.spec.lease };
-            self.hub.keeper.chore(call, now + lasts, &self.hub.courier);
+            let lasts = if late { remember } else { (*lease).max(DEAD_AFTER) };
+            keeper.chore(call, now + lasts, &self.hub.courier);
+        } else if !late {
+            keeper.answered(names.done(&self.member), &self.hub.courier);
         }
     }
 }

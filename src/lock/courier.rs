@@ -50,7 +50,13 @@ pub(crate) enum Over {
     Any,
     /// The connection for renewals and releases. It is there after the session manager was closed.
     Own,
+    /// The same, and never a moment past the limit.
+    Strictly,
 }
+
+/// The shortest time that an exchange on the own connection gets: other callers' calls are in it, and
+/// a connection that is given up is lost for all of them.
+const GRACE: Duration = Duration::from_millis(250);
 
 /// The answers to calls that were sent together.
 #[derive(Debug)]
@@ -213,9 +219,10 @@ impl Courier {
                 durability.write(&mut bytes);
             }
             let count = calls.len() * if asks { 2 } else { 1 } + usize::from(behind.is_some());
-            let request = Request { route: &route, bytes: &bytes, count, limit };
+            let grace = if over == Over::Strictly { Duration::ZERO } else { GRACE };
+            let request = Request { route: &route, bytes: &bytes, count, limit, grace };
             let mut asked = match (over, behind) {
-                (Over::Own, _) => self.exchange_own(request),
+                (Over::Own | Over::Strictly, _) => self.exchange_own(request),
                 (Over::Any, None) => self.exchange_any(request),
                 (Over::Any, Some(behind)) => self.exchange_pooled(request, behind.timeout()),
             };
@@ -253,7 +260,7 @@ impl Courier {
             args.arg(channel).arg("");
         });
         let route = Route::default();
-        let request = Request { route: &route, bytes: &bytes, count: 1, limit };
+        let request = Request { route: &route, bytes: &bytes, count: 1, limit, grace: GRACE };
         self.exchange_any(request).map(drop)
     }
 
@@ -338,18 +345,30 @@ impl Courier {
     /// On the own connection, along with what other callers have for it.
     fn exchange_own(
         &self,
-        Request { route, bytes, count, limit }: Request<'_>,
+        Request { route, bytes, count, limit, grace }: Request<'_>,
     ) -> Result<Answers, Failed> {
+        let grace = grace.min(self.settings.response_timeout);
+        let deadline = || self.deadline(limit.max(Instant::now() + grace), Duration::ZERO);
         let job = || Job { bytes: bytes.to_vec(), what: What::Calls { count: count as u32 } };
         let checkout = limit.min(Instant::now() + self.settings.checkout_timeout);
         let mut tries = 0;
         loop {
             let repeated = tries > 0;
             let mut sent = Instant::now();
-            let settled = match self.own.join_calls(route, checkout, job) {
+            let joined = self.own.join_calls(route, checkout, job);
+            if grace.is_zero()
+                && Instant::now() >= limit
+                && !matches!(joined, Ok(Joined::Settled(_)))
+            {
+                // The connection is given on as it is: others may have time left.
+                let source = LinkError::timed_out("no time left to send");
+                let error = CheckoutError::Connect { waited: Duration::ZERO, source };
+                return Err(Failed::Checkout(error).after_sending(repeated));
+            }
+            let settled = match joined {
                 Ok(Joined::Alone(mut lease)) => {
                     sent = Instant::now();
-                    match once(&mut lease, bytes, count, self.deadline(limit, Duration::ZERO)) {
+                    match once(&mut lease, bytes, count, deadline()) {
                         Ok(values) => {
                             concluded(&mut lease, &values);
                             Ok(values)
@@ -362,7 +381,7 @@ impl Courier {
                 }
                 Ok(Joined::Lead(lease, own)) => {
                     sent = Instant::now();
-                    answers(lead_within(lease, &own, self.deadline(limit, Duration::ZERO)))
+                    answers(lead_within(lease, &own, deadline()))
                 }
                 // Its bytes left at some time since this caller began to wait.
                 Ok(Joined::Settled(settled)) => answers(settled),
@@ -395,6 +414,8 @@ struct Request<'r> {
     bytes: &'r [u8],
     count: usize,
     limit: Instant,
+    /// What the exchange gets at least, once it has a connection.
+    grace: Duration,
 }
 
 fn answers(settled: Settled) -> Result<Vec<Value>, LinkError> {

@@ -5,17 +5,18 @@
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use redis::Value;
 
-use super::acquire::{Mode, Spec, acquire, holder};
+use super::acquire::{Mode, Permits, Spec, acquire, holder};
 use super::courier::{Over, refused};
 use super::guard::LockGuard;
 use super::hub::{Hub, strange};
 use super::names::Names;
 use super::script::{Call, FORCE, PEEK, PERMITS};
+use crate::connection::lock;
 use crate::error::{Error, Holder, LockError};
 use crate::wire::durability::Durability;
 
@@ -75,7 +76,7 @@ impl Lock {
         let spec = Spec {
             names,
             mode,
-            permits: Arc::new(AtomicU32::new(permits)),
+            permits: Arc::new(Permits::new(permits)),
             lease: DEFAULT_LEASE,
             renewed: true,
             fair: false,
@@ -297,9 +298,10 @@ impl Lock {
         let names = &self.spec.names;
         let keys = [&names.holders, &names.info, &names.queue, &names.alive];
         let call = Call::new(&PERMITS, keys, [permits.to_string(), names.wake.to_string()]);
+        let _changing = lock(&self.spec.permits.changing);
         match self.ask("set_permits", call)? {
             Value::Int(_) => {
-                self.spec.permits.store(permits, Ordering::Relaxed);
+                self.spec.permits.number.store(permits, Ordering::Relaxed);
                 Ok(())
             }
             _ => Err(strange("set_permits")),

@@ -89,7 +89,8 @@ impl Hub {
         let before = hold.end();
         let Names { holders, .. } = &*hold.names;
         let answered = self.keeper.take_answered(holders, self.courier.is_in_cluster());
-        let call = release(&hold.names, &hold.member, self.remember(hold, doubtful), answered);
+        let call =
+            release(&hold.names, &hold.member, self.remember(hold.lease, doubtful), answered);
         let mut repeated = false;
         let released = match self.courier.ask(std::slice::from_ref(&call), Over::Own, limit) {
             Ok(answers) => {
@@ -121,7 +122,7 @@ impl Hub {
     /// Has a hold given back in the background, and logs nothing.
     pub(crate) fn give_back_later(&self, hold: &Arc<Hold>, doubtful: bool) {
         hold.end();
-        let remember = self.remember(hold, doubtful);
+        let remember = self.remember(hold.lease, doubtful);
         let call = release(&hold.names, &hold.member, remember, Vec::new());
         // It is over by then.
         self.keeper.chore(call, Instant::now() + hold.lease, &self.courier);
@@ -130,10 +131,10 @@ impl Hub {
 
     /// For how long the server remembers a release: as long as it may be repeated, or as a request
     /// for the lock may still arrive.
-    fn remember(&self, hold: &Hold, doubtful: bool) -> Duration {
+    pub(crate) fn remember(&self, lease: Duration, doubtful: bool) -> Duration {
         let settings = &self.settings;
         match doubtful {
-            true => LATE.max(hold.lease),
+            true => LATE.max(lease),
             false => settings.checkout_timeout + 2 * settings.response_timeout,
         }
     }

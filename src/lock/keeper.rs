@@ -28,8 +28,8 @@ use crate::wire::slot;
 const IDLE: Duration = Duration::from_secs(10);
 /// The longest pause before what could not be given back is tried again.
 const PAUSE: Duration = Duration::from_millis(500);
-/// The shortest time that one exchange for renewals gets.
-const SHORTEST: Duration = Duration::from_millis(2);
+/// The shortest time that one exchange for renewals gets: a busy machine may take as long.
+const SHORTEST: Duration = Duration::from_millis(100);
 /// How long the server may remember a release that was answered, where no other release goes by.
 const FORGET: Duration = Duration::from_millis(100);
 /// The most keys of answered releases that travel with the next one.
@@ -345,7 +345,7 @@ impl Shared {
         let mut settled = Vec::with_capacity(left.len());
         for chores in parts {
             let calls: Vec<_> = chores.iter().map(|chore| chore.call.clone()).collect();
-            let answers = courier.ask(&calls, Over::Own, limit);
+            let answers = courier.ask(&calls, Over::Strictly, limit);
             let is_settled = |nth: usize| {
                 let value = answers.as_ref().ok().and_then(|answers| answers.values.get(nth));
                 value.is_some_and(|value| !matches!(value, Value::ServerError(_)))
@@ -433,7 +433,7 @@ fn renew(due: &[Arc<Hold>], bound: Option<Instant>, courier: &Courier) {
         let calls: Vec<_> = holds.iter().map(|hold| hold.renewal()).collect();
         let now = Instant::now();
         let limit = bound.map_or(now + PAUSE, |bound| share(bound, now));
-        let answers = match courier.ask(&calls, Over::Own, limit) {
+        let answers = match courier.ask(&calls, Over::Strictly, limit) {
             Ok(answers) => answers,
             Err(failed) => {
                 let (error, locks) = (failed.told("renew"), holds.len());
@@ -479,7 +479,7 @@ fn forget(mut keys: Vec<String>, bound: Option<Instant>, courier: &Courier) {
         .chunk_by(|one, other| slot(one) == slot(other))
         .map(|keys| Call::delete(keys.iter().cloned()))
         .collect();
-    if !calls.is_empty() && courier.ask(&calls, Over::Own, limit).is_err() {
+    if !calls.is_empty() && courier.ask(&calls, Over::Strictly, limit).is_err() {
         courier.herald().tell(Level::TRACE, || {
             tracing::trace!("releases that were answered are remembered for a while");
         });

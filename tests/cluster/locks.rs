@@ -64,6 +64,59 @@ fn leases_are_extended_while_their_slot_moves_and_several_at_once() {
 }
 
 #[test]
+fn locks_on_every_master_survive_busy_pools_and_are_released_after_the_manager_is_closed() {
+    let stage = Stage::start();
+    let sessions = builder(&stage.cluster).max_size(1).build().unwrap();
+    let lease = Duration::from_millis(1500);
+    let names = stage.keys("l");
+    let guards: Vec<_> =
+        names.iter().map(|name| sessions.lock(name).lease(lease).acquire(SOON).unwrap()).collect();
+    thread::scope(|scope| {
+        for key in stage.keys("jobs") {
+            let mut db = sessions.pooled();
+            scope.spawn(move || db.blpop::<_, Option<Vec<String>>>(key, 60.0));
+        }
+        eventually(SOON, "every pooled connection waits for a job", || {
+            sessions.status().pooled.in_use == 3
+        });
+        let begun = Instant::now();
+        eventually(SOON, "all are extended past their ends", || {
+            assert!(guards.iter().all(|guard| !guard.is_lost()));
+            begun.elapsed() > lease * 3 / 2 && sessions.status().locks.renewals >= 6
+        });
+        // The jobs end with it.
+        assert_eq!(sessions.close(Duration::ZERO).locks, 3);
+    });
+    for (nth, guard) in guards.into_iter().enumerate() {
+        guard.ensure_held().unwrap();
+        if nth == 0 { drop(guard) } else { guard.release().unwrap() }
+    }
+    let keys = |node| {
+        let keys: Vec<String> = stage.cluster.ask(node, &["KEYS", "rediscope:lock:*"]);
+        keys.into_iter().filter(|key| !key.contains(":done:")).count()
+    };
+    assert_eq!([0, 1, 2].map(keys), [0, 0, 0]);
+    assert_eq!(sessions.status().locks.lost, 0);
+    eventually(SOON, "no connection is left", || {
+        stage.cluster.sum(|server| server.clients() as u64) == 0
+    });
+}
+
+#[test]
+fn releases_in_a_cluster_are_not_remembered_once_they_were_answered() {
+    let stage = Stage::start();
+    for nth in 0..60 {
+        let lock = stage.sessions.lock(format!("l:{nth}"));
+        lock.acquire(SOON).unwrap().release().unwrap();
+    }
+    let remembered =
+        |node| stage.cluster.ask::<Vec<String>>(node, &["KEYS", "rediscope:*:done:*"]).len();
+    let begun = Instant::now();
+    eventually(SOON, "none is remembered", || [0, 1, 2].map(remembered) == [0, 0, 0]);
+    assert!(begun.elapsed() < Duration::from_secs(5), "by their time to live");
+}
+
+#[test]
 fn a_transaction_that_is_fenced_by_a_lock_is_in_the_locks_slot() {
     let stage = Stage::start();
     let guard = stage.sessions.lock("report").acquire(SOON).unwrap();

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use rediscope::{Builder, LockError, LockStatus, SessionManager};
+use rediscope::{Builder, Lock, LockError, LockStatus, SessionManager};
 
 use crate::support::eventually;
+use crate::support::front::Front;
 use crate::support::proxy::{Fault, Proxy, Script, Trigger};
 use crate::support::server::Server;
 
@@ -17,9 +18,41 @@ pub(crate) struct Stage {
     pub(crate) server: Server,
     pub(crate) proxy: Proxy,
     pub(crate) sessions: SessionManager,
+    _front: Option<Front>,
 }
 
 impl Stage {
+    /// One for each way to a server, with its name.
+    pub(crate) fn all_ways() -> Vec<(&'static str, Self)> {
+        vec![
+            ("TCP", Self::new()),
+            (
+                "unix",
+                Self::behind(|proxy, builder| {
+                    let front = Front::unix(proxy.address());
+                    (builder(front.url()), front)
+                }),
+            ),
+            #[cfg(feature = "tls-rustls")]
+            (
+                "TLS",
+                Self::behind(|proxy, builder| {
+                    let authority = crate::support::tls::Authority::new();
+                    let front = Front::tls(proxy.address(), &authority.server(&["localhost"]));
+                    let tls = rediscope::Tls::new().root_certificates(authority.pem());
+                    (builder(front.url()).tls(tls), front)
+                }),
+            ),
+        ]
+    }
+
+    fn behind(front: impl FnOnce(&Proxy, fn(&str) -> Builder) -> (Builder, Front)) -> Self {
+        let server = Server::start();
+        let proxy = Proxy::to(&server);
+        let (builder, front) = front(&proxy, quick);
+        Self { sessions: builder.build().unwrap(), server, proxy, _front: Some(front) }
+    }
+
     pub(crate) fn new() -> Self {
         Self::with(|builder| builder)
     }
@@ -28,7 +61,7 @@ impl Stage {
         let server = Server::start();
         let proxy = Proxy::to(&server);
         let sessions = change(quick(&proxy.url())).build().unwrap();
-        Self { server, proxy, sessions }
+        Self { server, proxy, sessions, _front: None }
     }
 
     /// Another process, for all that the server knows; past the proxy.
@@ -48,6 +81,12 @@ impl Stage {
     /// Who holds the lock `l`, as the server has it.
     pub(crate) fn holders(&self) -> usize {
         self.server.ask(&["ZCARD", "rediscope:lock:{l}"])
+    }
+
+    /// Who holds any lock, semaphore or read/write lock.
+    pub(crate) fn held_keys(&self) -> Vec<String> {
+        let keys: Vec<String> = self.server.ask(&["KEYS", "rediscope:*{*}"]);
+        keys.into_iter().filter(|key| !key.contains("fence")).collect()
     }
 
     pub(crate) fn subscribers_of(&self, channel: &str) -> u64 {
@@ -70,6 +109,18 @@ pub(crate) fn quick(url: &str) -> Builder {
         .response_timeout(Duration::from_millis(500))
         .checkout_timeout(Duration::from_secs(3))
         .trust_window(SOON)
+}
+
+/// One lock of every kind, with its name.
+pub(crate) fn every_kind(sessions: &SessionManager) -> Vec<(&'static str, Lock)> {
+    vec![
+        ("lock", sessions.lock("l")),
+        ("fair lock", sessions.lock("fair").fair()),
+        ("reader", sessions.rw_lock("r").read()),
+        ("writer", sessions.rw_lock("w").write().fair()),
+        ("semaphore", sessions.semaphore("s", 2)),
+        ("labelled", sessions.lock("labelled").label("host 7")),
+    ]
 }
 
 #[track_caller]

@@ -136,3 +136,22 @@ fn locks_and_their_wake_ups_follow_the_master() {
     drop(held);
     waiter.join().unwrap().unwrap();
 }
+
+#[test]
+fn a_lock_of_a_closed_manager_is_released_on_the_successor() {
+    let group = Group::start();
+    let sessions = SessionManager::connect(group.url()).unwrap();
+    let former = &group.servers[0];
+    let lock = sessions.lock("order").lease(Duration::from_secs(60));
+    let held = lock.acquire(Duration::from_secs(5)).unwrap();
+    former.ask::<i64>(&["WAIT", "2", "5000"]);
+    assert_eq!(sessions.close(Duration::ZERO).locks, 1);
+    group.fail_over();
+    let successor = group.successor_of(former.port());
+    eventually(SOON, "the switch is heard of", || knows(&sessions, successor));
+    held.ensure_held().unwrap();
+    assert_eq!(successor.ask::<i64>(&["EXISTS", "rediscope:lock:{order}"]), 1);
+    held.release().unwrap();
+    assert_eq!(successor.ask::<i64>(&["EXISTS", "rediscope:lock:{order}"]), 0);
+    eventually(SOON, "no connection is left", || clients(former) + clients(successor) == 0);
+}

@@ -150,7 +150,7 @@ if mine_to_take then
   if waits and kept ~= capacity then
     call('HSET', info, 'permits', capacity)
   end
-  if heartbeat > 0 or waits then
+  if heartbeat > 0 or (waits and call('EXISTS', alive) == 1) then
     call('ZREM', queue, me)
     call('ZREM', alive, me)
   end

@@ -33,7 +33,7 @@ if ARGV[4] ~= '1' and call('EXISTS', KEYS[5], KEYS[3]) == 0 then
 end
 
 local queue, alive, done = KEYS[3], KEYS[4], KEYS[5]
-local before = call('GET', done)
+local before = (ARGV[4] ~= '1' or call('EXISTS', done) == 1) and call('GET', done)
 if before then
   return tonumber(before)
 end
