@@ -55,8 +55,7 @@ fn alone(
     let committed = commit(&mut lease, buffer, form);
     if let Err(error) = clean(&mut lease) {
         lease.tell(tracing::Level::DEBUG, move || {
-            let error = format_args!("{error:#}");
-            tracing::debug!(%error, "cleaning failed, connection replaced");
+            tracing::debug!(error = %format_args!("{error:#}"), "cleaning failed, connection replaced");
         });
     }
     committed

@@ -338,8 +338,7 @@ impl r2d2::ManageConnection for LinkManager {
                 self.health.counters.connect_failures.add();
                 let (address, error) = (self.endpoint.address().into_owned(), error.clone());
                 self.herald.tell(Level::DEBUG, move || {
-                    let error = format_args!("{error:#}");
-                    tracing::debug!(server.address = &*address, %error, "connect failed");
+                    tracing::debug!(server.address = &*address, error = %format_args!("{error:#}"), "connect failed");
                 });
             }
         }

@@ -228,12 +228,13 @@ impl Pool {
             }
             Err(error) => {
                 self.counters().refused.add();
-                let error = format_args!("{error:#}");
                 match self.inner.voice.alarms.raise(Alarm::CheckoutRefused) {
                     Some(suppressed) => {
-                        tracing::warn!(pool = name, %error, suppressed, "checkout refused");
+                        tracing::warn!(pool = name, error = %format_args!("{error:#}"), suppressed, "checkout refused");
                     }
-                    None => tracing::debug!(pool = name, %error, "checkout refused"),
+                    None => {
+                        tracing::debug!(pool = name, error = %format_args!("{error:#}"), "checkout refused")
+                    }
                 }
             }
         }

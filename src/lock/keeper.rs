@@ -438,8 +438,7 @@ fn renew(due: &[Arc<Hold>], bound: Option<Instant>, courier: &Courier) {
             Err(failed) => {
                 let (error, locks) = (failed.told("renew"), holds.len());
                 courier.herald().tell(Level::DEBUG, move || {
-                    let error = format_args!("{error:#}");
-                    tracing::debug!(%error, locks, "leases not extended");
+                    tracing::debug!(error = %format_args!("{error:#}"), locks, "leases not extended");
                 });
                 continue;
             }

@@ -255,8 +255,7 @@ impl Directory {
                 Err(error) => {
                     let (sentinel, cause) = (sentinel.address().to_owned(), error.clone());
                     self.herald.tell(Level::DEBUG, move || {
-                        let error = format_args!("{cause:#}");
-                        tracing::debug!(sentinel, %error, "no answer");
+                        tracing::debug!(sentinel, error = %format_args!("{cause:#}"), "no answer");
                     });
                     // A verdict says more than silence.
                     if failed.as_ref().is_none_or(LinkError::is_passing) {

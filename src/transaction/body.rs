@@ -413,8 +413,7 @@ impl Body {
         let owner = self.scope.owner();
         let (name, place) = (owner.name.as_deref(), owner.place);
         let _in = self.span().enter();
-        let error = format_args!("{error:#}");
-        tracing::warn!(outcome, name, %place, %error, suppressed, "transaction {outcome}");
+        tracing::warn!(outcome, name, %place, error = %format_args!("{error:#}"), suppressed, "transaction {outcome}");
     }
 
     /// Gives everything up.

@@ -195,8 +195,7 @@ impl Scope {
             let result = last(lease);
             if let Err(error) = commit::clean(lease) {
                 lease.tell(Level::DEBUG, move || {
-                    let error = format_args!("{error:#}");
-                    tracing::debug!(%error, begun_at = %place, "cleaning failed, connection replaced");
+                    tracing::debug!(error = %format_args!("{error:#}"), begun_at = %place, "cleaning failed, connection replaced");
                 });
             }
             result

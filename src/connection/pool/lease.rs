@@ -218,8 +218,7 @@ impl Lease {
     pub(crate) fn tell_of_repeat(&mut self, cause: &LinkError) {
         let cause = cause.clone();
         self.tell(Level::DEBUG, move || {
-            let cause = format_args!("{cause:#}");
-            tracing::debug!(%cause, "asked again on another connection");
+            tracing::debug!(cause = %format_args!("{cause:#}"), "asked again on another connection");
         });
     }
 
@@ -227,8 +226,7 @@ impl Lease {
     pub(crate) fn tell_of_death(&mut self, cause: &LinkError) {
         let cause = cause.clone();
         self.tell(Level::DEBUG, move || {
-            let cause = format_args!("{cause:#}");
-            tracing::debug!(%cause, "dead connection replaced before use");
+            tracing::debug!(cause = %format_args!("{cause:#}"), "dead connection replaced before use");
         });
     }
 
@@ -321,9 +319,8 @@ impl Lease {
                 link.cannot_say_who();
                 let address = address.into_owned();
                 self.tell(Level::WARN, move || {
-                    let error = format_args!("{error:#}");
                     tracing::warn!(
-                        server.address = &*address, %error,
+                        server.address = &*address, error = %format_args!("{error:#}"),
                         "no new credentials; the connection stays who it was"
                     );
                 });
@@ -340,9 +337,8 @@ impl Lease {
                 });
             }
             Ok(Err(error)) => self.tell(Level::WARN, move || {
-                let error = format_args!("{error:#}");
                 tracing::warn!(
-                    server.address = &*address, %error,
+                    server.address = &*address, error = %format_args!("{error:#}"),
                     "the new credentials were refused; the connection stays who it was"
                 );
             }),
