@@ -1,6 +1,6 @@
 //! A session manager belongs to the process that made it: a forked child gets an error at once, changes
 //! nothing, and the parent goes on as if there had been no fork.
-#![cfg(unix)]
+#![cfg(all(unix, feature = "serde"))]
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet};
