@@ -29,6 +29,11 @@ use crate::wire::hello::{Hello, KNOWS_EXEC};
 use crate::wire::reply::Reply;
 use crate::wire::state::Expect;
 
+/// Minimum number of tries to connect that end at MULTI in a row, and minimum time between the first
+/// and the last of them, before a call is failed without another try.
+const TRIES_AT_MULTI: u32 = 3;
+const TIME_AT_MULTI: Duration = Duration::from_millis(300);
+
 /// What the links of a pool are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
@@ -54,6 +59,8 @@ pub(crate) struct Health {
     alive: AtomicUsize,
     sockets: Mutex<Vec<Weak<OwnSocket>>>,
     last_connect_error: Mutex<Option<(Instant, LinkError)>>,
+    /// The tries to connect in a row that ended at MULTI, and when the first of them did.
+    closed_at_multi: Mutex<Option<(Instant, u32)>>,
     /// Runs after a link was opened and before r2d2 lists it.
     #[cfg(test)]
     pub(crate) before_listing: Mutex<Option<Box<dyn Fn() + Send>>>,
@@ -117,6 +124,20 @@ impl Health {
                 let _: std::io::Result<()> = socket.shutdown(Shutdown::Both);
             }
         }
+    }
+
+    /// Notes whether a try to connect ended at MULTI. True if so many did in a row, and for so long,
+    /// that it is a proxy which does not know transactions, and not a server that was ended or
+    /// connections that were killed.
+    fn is_closed_at_multi_again(&self, at_multi: bool) -> bool {
+        let mut closed = lock(&self.closed_at_multi);
+        if !at_multi {
+            *closed = None;
+            return false;
+        }
+        let (since, tries) = closed.get_or_insert((Instant::now(), 0));
+        *tries += 1;
+        *tries >= TRIES_AT_MULTI && since.elapsed() >= TIME_AT_MULTI
     }
 
     /// The last failure to connect, unless a connect has succeeded since.
@@ -313,13 +334,10 @@ impl r2d2::ManageConnection for LinkManager {
         if over() {
             return Err(refused());
         }
-        opened = opened.map_err(|error| match self.health.connect_error() {
-            // Once it may have been the server's end.
-            Some((_, before)) if error.is_closed_at_multi() && before.is_closed_at_multi() => {
-                error.for_good()
-            }
-            _ => error,
-        });
+        let at_multi = matches!(&opened, Err(error) if error.is_closed_at_multi());
+        if self.health.is_closed_at_multi_again(at_multi) {
+            opened = opened.map_err(LinkError::for_good);
+        }
         let failure = opened.as_ref().err().map(|error| (Instant::now(), error.clone()));
         *lock(&self.health.last_connect_error) = failure;
         match &mut opened {

@@ -356,10 +356,33 @@ pub(crate) fn proves(name: &[u8], code: &str, text: &str) -> bool {
         return Redirect::of(code, text).is_some();
     }
     find(code, text).is_some_and(|sentence| match sentence.kind {
-        Kind::Door => true,
-        Kind::Early => changes == Changes::NothingOnFailure,
+        Kind::Door => !is_about_another(name, text),
+        Kind::Early => changes == Changes::NothingOnFailure && !is_about_another(name, text),
         Kind::Shown => false,
     })
+}
+
+/// Whether the sentence names a command, and another one than `name`: then it is not the server's
+/// answer to this command.
+fn is_about_another(name: &[u8], text: &str) -> bool {
+    // What stands before the quotation is the same in all sentences that name a command.
+    const BEFORE: [(&str, &[char]); 6] = [
+        ("Try ", &[' ']),
+        (" to run the '", &['\'']),
+        ("wrong number of arguments for '", &['\'']),
+        ("key is needed for '", &['\'']),
+        ("unknown command '", &['\'']),
+        ("unknown command `", &['`']),
+    ];
+    let named = BEFORE.iter().find_map(|(before, end)| {
+        let (_, rest) = text.split_once(before)?;
+        rest.split(*end).next()
+    });
+    // A subcommand stands behind its command.
+    let Some(command) = named.and_then(|named| named.split(['|', ' ']).next()) else {
+        return false;
+    };
+    !command.as_bytes().eq_ignore_ascii_case(name)
 }
 
 /// Whether a command that failed inside a transaction that ran, by EXEC's own array, has changed
@@ -664,14 +687,20 @@ mod tests {
     #[test]
     fn every_sentence_is_recognised_with_arguments_of_any_kind() {
         for sentence in SENTENCES {
-            for argument in ["x", "it's `quoted`, with args", "Ünï", ""] {
+            for argument in ["set", "it's `quoted`, with args", "Ünï", ""] {
                 let said = sentence.text.replace(ARGUMENT, argument);
                 let found = find(sentence.code, &said).unwrap_or_else(|| panic!("{said}"));
                 assert_eq!(found.code, sentence.code);
-                let core = proves("set", &format!("{} {said}", sentence.code));
-                assert_eq!(core, sentence.kind != Kind::Shown, "{said}");
-                let settings = proves("config", &format!("{} {said}", sentence.code));
-                assert_eq!(settings, sentence.kind == Kind::Door, "{said}");
+                let line = format!("{} {said}", sentence.code);
+                let other = is_about_another(b"set", &said);
+                assert!(!other || argument != "set", "{said}");
+                assert_eq!(proves("SET", &line), sentence.kind != Kind::Shown && !other, "{said}");
+                let other = is_about_another(b"config", &said);
+                assert_eq!(
+                    proves("config", &line),
+                    sentence.kind == Kind::Door && !other,
+                    "{said}"
+                );
                 for name in ["EVAL", "fcall", "EVALSHA_RO", "MIGRATE", "JSON.SET", "VADD", ""] {
                     assert!(!proves(name, &format!("{} {said}", sentence.code)), "{name}: {said}");
                 }
@@ -713,6 +742,31 @@ mod tests {
         for line in ["MOVED 3999 127.0.0.1:6381", "ASK 3999 [::1]:6381", "MOVED 1 :7000"] {
             assert!(proves("INCR", line), "{line}");
             assert!(!proves("EVAL", line), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_sentence_about_another_command_proves_nothing() {
+        for line in [
+            "ERR unknown command 'INCRB', with args beginning with: 'k' ",
+            "ERR unknown command `GET`, with args beginning with: ",
+            "ERR wrong number of arguments for 'get' command",
+            "ERR unknown subcommand 'x'. Try CONFIG HELP.",
+            "ERR Unknown subcommand or wrong number of arguments for 'INCR'. Try CONFIG HELP.",
+            "NOPERM this user has no permissions to run the 'get' command",
+            "NOPERM User app has no permissions to run the 'client|list' command",
+            "ERR at least 1 input key is needed for 'zunion' command",
+        ] {
+            assert!(!proves("INCR", line), "{line}");
+        }
+        for (name, line) in [
+            ("INCR", "ERR wrong number of arguments for 'incr' command"),
+            ("config", "ERR wrong number of arguments for 'config|get' command"),
+            ("CONFIG", "ERR unknown subcommand 'INCR'. Try CONFIG HELP."),
+            ("INCR", "NOPERM User app has no permissions to run the 'incr' command"),
+            ("xgroup", "NOPERM User app has no permissions to run the 'xgroup|create' command"),
+        ] {
+            assert!(proves(name, line), "{line}");
         }
     }
 

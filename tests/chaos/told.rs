@@ -112,11 +112,9 @@ impl Told {
     pub(crate) fn agrees_with(self, applied: Applied) -> bool {
         match self {
             Self::InDoubt | Self::LostInDoubt => applied == Applied::Unknown,
-            Self::PipelineWith
-            | Self::PipelineWithout
-            | Self::PartlyWith
-            | Self::PartlyWithout
-            | Self::BareWithout => applied == Applied::Partly,
+            Self::PipelineWith | Self::PartlyWith | Self::PartlyWithout | Self::BareWithout => {
+                applied == Applied::Partly
+            }
             Self::BareWith => matches!(applied, Applied::Yes | Applied::Partly),
             Self::Impossible => false,
             _ => applied == Applied::No,

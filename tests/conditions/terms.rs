@@ -82,6 +82,8 @@ fn conditions_are_fenced_by_a_lock_like_any_block() {
     let guard = acquire(&stage.sessions);
     stage.set("SET k 1");
     let required = stage.handle().fenced_by(&guard).require(Condition::exists("k"));
+    // Renewals have a connection of their own, which is open once it was used.
+    guard.ensure_held().unwrap();
     let turns = stage.proxy.turns();
     assert_eq!(required.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
     assert_eq!(stage.proxy.turns() - turns, 2, "the lock is asked for in the same packet");

@@ -13,7 +13,7 @@ use super::super::environment;
 use super::super::toml;
 
 /// The builder's, but for these: what is no plain value cannot be read.
-const BY_PROGRAM_ONLY: [&str; 2] = ["build", "credentials_provider"];
+const BY_PROGRAM_ONLY: [&str; 3] = ["build", "credentials_provider", "look_up_names_with"];
 /// A configuration's, but for these: they are not the builder's.
 const OF_A_CONFIGURATION: [&str; 4] =
     ["url", "tls_root_certificates", "tls_client_certificate", "tls_client_key"];
@@ -83,6 +83,10 @@ fn the_operators_page_has_every_name_and_its_default() {
     let (settings, _) = settings.split_once('}').unwrap();
     let mut compared = 0;
     for (name, default) in documented {
+        // The page has its default in words.
+        if name == "tls" {
+            continue;
+        }
         let Some((_, value)) = settings.split_once(&format!("{name}: ")) else { continue };
         let value = value.split(',').next().unwrap().trim();
         assert_eq!(value, shown(&default, value.starts_with("Some")), "{name}");

@@ -19,7 +19,7 @@ const PAUSES: [Duration; 3] =
 
 /// A server that is reached in this way, and how.
 enum Ground {
-    Plain(crate::support::server::Server),
+    Plain(Box<crate::support::server::Server>),
     #[cfg(feature = "tls-rustls")]
     Tls(Box<crate::support::tls::TlsServer>),
 }
@@ -27,7 +27,7 @@ enum Ground {
 impl Ground {
     fn new(way: Way) -> Self {
         match way {
-            Way::Tcp | Way::Unix => Self::Plain(crate::support::server::Server::start()),
+            Way::Tcp | Way::Unix => Self::Plain(Box::new(crate::support::server::Server::start())),
             #[cfg(feature = "tls-rustls")]
             Way::Tls => Self::Tls(Box::new(crate::support::tls::TlsServer::start())),
         }

@@ -312,6 +312,9 @@ fn what_resp3_pushes_between_two_calls_costs_no_connection() {
 fn half_a_push_is_kept_while_calls_go_on_and_its_rest_is_no_reply() {
     for &way in Way::ALL {
         let stage = Stage::new(way, "?protocol=resp3", Some(HOUR));
+        // Once before: locks open a connection of their own.
+        USES.iter().for_each(|(_, each)| each(&stage));
+        stage.warm();
         let before = stage.proxy.accepted();
         stage.comes(b">2\r\n+inval");
         let status = stage.sessions.status();

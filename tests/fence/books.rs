@@ -114,11 +114,14 @@ pub(crate) struct Verdict {
     pub(crate) words: Vec<String>,
 }
 
+/// A session manager that did not send a worker's transactions, and has the prefix of its registers.
+pub(crate) type Stranger<'s> = &'s (dyn Fn(u64) -> &'s SessionManager + Sync);
+
 /// Asks all doubts again and compares everything with the data. Nothing may be on its way to the
 /// server any more.
 pub(crate) fn close(
     store: &impl Store,
-    stranger: &SessionManager,
+    stranger: Stranger<'_>,
     workers: u64,
     deeds: &mut [Deed],
     leave: Leave,
@@ -144,7 +147,7 @@ pub(crate) fn close(
 }
 
 /// Every doubt once more, by several at a time.
-fn ask_again(stranger: &SessionManager, deeds: &mut [Deed]) {
+fn ask_again(stranger: Stranger<'_>, deeds: &mut [Deed]) {
     let doubtful = Mutex::new(deeds.iter_mut().filter(|deed| deed.doubt.is_some()));
     thread::scope(|scope| {
         for _ in 0..ASKERS {
@@ -154,7 +157,7 @@ fn ask_again(stranger: &SessionManager, deeds: &mut [Deed]) {
                     let Some(deed) = next else { break };
                     let token = deed.doubt.as_ref().and_then(|doubt| doubt.token());
                     let token = token.expect("every transaction here is exactly once");
-                    deed.answers.push(stranger.resolve(token));
+                    deed.answers.push(stranger(deed.plan.worker).resolve(token));
                 }
             });
         }

@@ -230,7 +230,7 @@ impl Ground {
         // What is held is lost with the connections.
         self.proxy.cut_all();
         self.proxy.set_upstream(replica.address());
-        let survivor = sessions(replica.url(), "survivor");
+        let survivor = sessions(replica.url(), "rediscope");
         assert!(self.promoted.set(survivor).is_ok(), "promoted once");
         let more = commits() + AFTER;
         eventually(PATIENCE, "the writers write to the new master", || commits() >= more);

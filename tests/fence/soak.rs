@@ -9,7 +9,7 @@ use super::books::{self, Leave, Verdict};
 use super::report::Report;
 use super::resolvers::Rule;
 use super::site::Site;
-use super::worker::{Ground, Harvest, Worker, sessions};
+use super::worker::{Ground, Harvest, Worker, prefix, sessions};
 use crate::support::eventually;
 use crate::support::server::Server;
 
@@ -88,7 +88,7 @@ fn phase(variant: Variant, wanted: u64, seed: u64) -> Phase {
 pub(crate) fn ground(site: Site, variant: Variant, rule: Rule, wanted: u64) -> Ground {
     let share = u32::try_from(wanted / THREADS).expect("a number");
     Ground {
-        stranger: sessions(site.url(), "stranger"),
+        strangers: (0..THREADS).map(|worker| sessions(site.url(), &prefix(worker))).collect(),
         left: AtomicU64::new(wanted),
         until: Instant::now() + AT_LEAST + SLOWEST * share,
         tampered: variant.tampered,
@@ -129,8 +129,10 @@ pub(crate) fn close(
     let leave =
         Leave { registers_gone: variant.tampered, conflicts: variant.tampered || variant.moving };
     let deeds = &mut harvest.deeds;
-    let verdict = books::close(site, &ground.stranger, THREADS, deeds, leave);
-    ground.stranger.close(Duration::ZERO);
+    let verdict = books::close(site, &|worker| ground.stranger(worker), THREADS, deeds, leave);
+    for stranger in &ground.strangers {
+        stranger.close(Duration::ZERO);
+    }
     Phase { variant, wanted, verdict, harvest, execs, moved: [0; 2], took: begun.elapsed() }
 }
 

@@ -30,7 +30,8 @@ const SOON: Duration = Duration::from_millis(500);
 /// What all workers of a phase share.
 pub(crate) struct Ground {
     pub(crate) site: Site,
-    pub(crate) stranger: SessionManager,
+    /// Of each worker: a session manager with its prefix of which the transactions are not.
+    pub(crate) strangers: Vec<SessionManager>,
     /// Cuts that are still to be made.
     pub(crate) left: AtomicU64,
     pub(crate) until: Instant,
@@ -42,6 +43,10 @@ pub(crate) struct Ground {
 }
 
 impl Ground {
+    pub(crate) fn stranger(&self, worker: u64) -> &SessionManager {
+        &self.strangers[worker as usize]
+    }
+
     pub(crate) fn steps(workers: u64) -> Vec<AtomicU64> {
         (0..workers * SETS).map(|_| AtomicU64::new(0)).collect()
     }
@@ -95,7 +100,7 @@ pub(crate) fn sessions(to: String, prefix: &str) -> SessionManager {
         .unwrap()
 }
 
-fn prefix(number: u64) -> String {
+pub(crate) fn prefix(number: u64) -> String {
     format!("w{number}")
 }
 
@@ -255,7 +260,7 @@ impl Worker {
             if let Some(tampering) = tampering {
                 scope.spawn(move || tamper(&ground.site, number, id, tampering.what));
             }
-            ask(doubt, manner, &ground.stranger, random, &|| street.release())
+            ask(doubt, manner, ground.stranger(number), random, &|| street.release())
         });
         if manner == Manner::Racing {
             // Nobody can tell which of the two was first.

@@ -20,6 +20,16 @@ fn same(shown: &[String], happened: &[String], port: u16) {
     assert_eq!(shown, happened, "\n--- happened:\n{}", happened.join("\n"));
 }
 
+/// The same lines in any order: two threads write them.
+#[track_caller]
+fn same_lines(shown: &[String], happened: &[String], port: u16) {
+    let lines = |lines: &[String], port| {
+        let lines = plain(lines.iter().map(String::as_str), port);
+        lines.into_iter().collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(lines(shown, PORT), lines(happened, port));
+}
+
 /// Without how often it was tried: as often as the restart took long.
 fn untimed(report: &str) -> Vec<String> {
     let line = |line: &str| {
@@ -56,7 +66,7 @@ fn a_restart_looks_as_the_page_shows_it() {
     let after = sessions.status().to_string();
 
     let port = server.port();
-    same(&block("standalone", "at `debug` and above:"), &log.take(), port);
+    same_lines(&block("standalone", "at `debug` and above:"), &log.take(), port);
     let shown = block("standalone", "While it is away:").join("\n");
     same(&untimed(&shown), &untimed(&meanwhile), port);
     let shown = block("standalone", "And afterwards:").join("\n");

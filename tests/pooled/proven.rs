@@ -1,7 +1,5 @@
 //! What an error reply proves: a code alone proves nothing, a sentence of the server's own does.
 
-use std::time::Duration;
-
 use rediscope::prelude::*;
 use rediscope::redis::{
     self, ErrorKind, FromRedisValue, ParsingError, RedisError, ServerErrorKind,
@@ -30,10 +28,12 @@ impl Stage {
         let server = Server::with(extra);
         let proxy = Proxy::to(&server);
         let unix = Front::unix(proxy.address());
+        #[cfg_attr(not(feature = "tls-rustls"), expect(unused_mut, reason = "TLS is added"))]
         let mut ways = vec![
             ("TCP", sized(&proxy.url(), 1).build().unwrap()),
             ("a unix socket", sized(unix.url(), 1).build().unwrap()),
         ];
+        #[cfg_attr(not(feature = "tls-rustls"), expect(unused_mut, reason = "TLS is added"))]
         let mut fronts = vec![unix];
         #[cfg(feature = "tls-rustls")]
         {
@@ -41,7 +41,7 @@ impl Stage {
             let tls = Front::tls(proxy.address(), &authority.server(&["localhost"]));
             let trusted = rediscope::Tls::new().root_certificates(authority.pem());
             let patient = sized(tls.url(), 1).tls(trusted);
-            let patient = patient.connect_timeout(Duration::from_secs(1));
+            let patient = patient.connect_timeout(std::time::Duration::from_secs(1));
             ways.push(("TLS", patient.build().unwrap()));
             fronts.push(tls);
         }
