@@ -10,8 +10,8 @@ use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::Command;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,7 @@ use rediscope::{
     TransactionOptions, Unresolved,
 };
 use scopeguard::defer;
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 use crate::support::server::Server;
 use crate::support::{eventually, try_for};
@@ -324,4 +325,46 @@ fn a_forked_child_is_refused_at_once_and_the_parent_goes_on_over_tls() {
     let tls = rediscope::Tls::new().root_certificates(server.authority.pem());
     let builder = || SessionManager::builder(server.url()).tls(tls.clone());
     play(&server.server, &builder, true);
+}
+
+/// Counts events.
+struct Events(Arc<AtomicUsize>);
+
+impl<S: tracing::Subscriber> Layer<S> for Events {
+    fn on_event(&self, _: &tracing::Event<'_>, _: Context<'_, S>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn a_child_that_leaves_a_lock_with_an_error_writes_to_no_log() {
+    let _alone = alone();
+    let server = Server::start();
+    let sessions = SessionManager::connect(server.url()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let report = folder.path().join("report");
+    let events = Arc::<AtomicUsize>::default();
+    let subscriber = tracing_subscriber::registry().with(Events(Arc::clone(&events)));
+    let mut child = None;
+    let ended = tracing::subscriber::with_default(subscriber, || {
+        sessions.lock("l").run(PATIENCE, |_| match fork::fork().unwrap() {
+            Fork::Child => {
+                events.store(0, Ordering::SeqCst);
+                Err(Error::RetriesExhausted { attempts: 0 })
+            }
+            Fork::Parent(pid) => {
+                child = Some(pid);
+                Ok(())
+            }
+        })
+    });
+    let Some(child) = child else {
+        let told = format!("{} events, {}", events.load(Ordering::SeqCst), ended.is_err());
+        let _: Result<(), _> = fs::write(&report, told);
+        let _: std::io::Error = Command::new("true").exec();
+        std::process::abort();
+    };
+    ended.unwrap();
+    assert!(try_for(PATIENCE, || fork::waitpid_nohang(child).unwrap()).is_some());
+    assert_eq!(fs::read_to_string(&report).unwrap(), "0 events, true");
 }
