@@ -60,8 +60,8 @@ mod sealed {
 /// `?sentinel_username=…&sentinel_password=…`, and the default of their port is 26379.
 ///
 /// An address is refused if it has a parameter that is not known or is given twice, if it ends with
-/// `#insecure` (TLS without verification), or with any other fragment. The characters `?`, `#`, `@`, `/`, `:` and
-/// `%` of a user or a password are written as `%3F`, `%23`, `%40`, `%2F`, `%3A` and `%25`.
+/// `#insecure` (TLS without verification), or with any other fragment. The characters `?`, `#`, `@`, `/`, `:`, `%` and
+/// `&` of a user or a password are written as `%3F`, `%23`, `%40`, `%2F`, `%3A`, `%25` and `%26`.
 ///
 /// This trait is sealed: it is implemented for `&str`, `String`, `(host, port)`,
 /// `redis::ConnectionInfo` and `redis::ConnectionAddr`.
@@ -190,11 +190,15 @@ fn named<'q>(query: &'q str, known: &[&str]) -> Result<Vec<(&'q str, &'q str)>, 
     for part in query.split('&').filter(|part| !part.is_empty()) {
         let (name, value) = part.split_once('=').unwrap_or((part, ""));
         let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-        // After an `@` it is likely that the query is the second half of a password.
-        let shown = match name.len() <= 64 && name.chars().all(is_name) && !query.contains('@') {
+        // After an `@` it is likely that the query is the second half of a password, and after a
+        // password's parameter that this is.
+        let secret = query.contains('@')
+            || !known.contains(&name) && found.iter().any(|(before, _)| before.contains("pass"));
+        let shown = match name.len() <= 64 && name.chars().all(is_name) && !secret {
             true => format!("`{name}`"),
             false => {
-                "of the name that it has (a `?` in a user or a password is written %3F)".into()
+                let hint = "in a user or a password, `?` is written %3F and `&` is %26";
+                format!("of the name that it has ({hint})")
             }
         };
         if !known.contains(&name) {

@@ -121,6 +121,9 @@ fn a_parameter_that_is_not_known_is_refused_by_its_name_and_without_its_value() 
         ("redis://h/#S3CRET", "`#`"),
         ("valkey://h/?protocl=S3CRET", "`protocl`"),
         ("redis+unix:///s?user=S3CRET&passs=S3CRET", "`passs`"),
+        ("redis+unix:///s?pass=S3C&S3CRET", "%26"),
+        ("redis+unix:///s?user=u&pass=S3C&S3CRET=1&db=1", "%26"),
+        ("redis+unix:///s?pass=S3C&pass=S3CRET", "`pass` is given twice"),
         ("unix:///s?db=1&db=2", "`db` is given twice"),
     ] {
         for (form, builder) in forms(url) {
@@ -134,6 +137,12 @@ fn a_parameter_that_is_not_known_is_refused_by_its_name_and_without_its_value() 
         let text = refused(&form, builder);
         assert!(text.contains("`protocl`") || text.contains("`sentinel_pass`"), "{form}: {text}");
         assert!(text.contains("protocol"), "those that there are: {text}");
+    }
+    for form in ["sentinel_password=S3C&S3CRET", "sentinel_password=S3C&S3CRET=1"] {
+        let url = format!("redis+sentinel://h/m?{form}");
+        if cfg!(feature = "sentinel") {
+            assert!(refused(&url, SessionManager::builder(&*url)).contains("%26"), "{url}");
+        }
     }
     for (form, builder) in many("?protocol=resp2&protocol=resp3") {
         assert!(refused(&form, builder).contains("given twice"), "{form}");
