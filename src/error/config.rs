@@ -2,16 +2,12 @@
 //!
 //! Never: the address's own text, which may hold a password.
 
-use std::error::Error;
-use std::fmt;
-
-use super::text::display;
-
 /// Which setting cannot work, and why. Nothing was connected.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
     /// The address could not be understood. Its text is not repeated: it may hold a password.
+    #[error("the address cannot be used: {reason}")]
     #[non_exhaustive]
     Address {
         /// What is wrong with it.
@@ -19,6 +15,7 @@ pub enum ConfigError {
     },
     /// What a `Config` was read from is none: it has a name that is not known, or
     /// one twice, or no names at all. (Feature `serde`.)
+    #[error("the configuration cannot be used: {reason}")]
     #[non_exhaustive]
     Configuration {
         /// What is wrong with it.
@@ -26,12 +23,14 @@ pub enum ConfigError {
     },
     /// The system started no thread for the session manager: a limit of threads or of memory
     /// (`RLIMIT_NPROC`, a container's `pids` limit). Nothing is wrong with the settings.
+    #[error("the system started no thread for the session manager: {reason}")]
     #[non_exhaustive]
     Threads {
         /// What the system reported.
         reason: String,
     },
     /// A setting, or several together, cannot work.
+    #[error("{knob}: {reason}")]
     #[non_exhaustive]
     Knob {
         /// The builder's method.
@@ -58,22 +57,3 @@ impl ConfigError {
         }
     }
 }
-
-display!(ConfigError);
-
-impl ConfigError {
-    pub(super) fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Address { reason } => write!(f, "the address cannot be used: {reason}"),
-            Self::Configuration { reason } => {
-                write!(f, "the configuration cannot be used: {reason}")
-            }
-            Self::Threads { reason } => {
-                write!(f, "the system started no thread for the session manager: {reason}")
-            }
-            Self::Knob { knob, reason } => write!(f, "{knob}: {reason}"),
-        }
-    }
-}
-
-impl Error for ConfigError {}

@@ -225,7 +225,7 @@ pub enum Error {
 impl Error {
     fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Config(error) => error.text(f),
+            Self::Config(error) => write!(f, "{error}"),
             Self::Checkout(error) => error.text(f),
             Self::Commit(error) => error.text(f),
             Self::Reply(error) => error.text(f),

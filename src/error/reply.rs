@@ -59,7 +59,8 @@ pub enum ReplyError {
 
 /// What a `FromRedisValue` said of a reply that it could not decode: a type of the user's, in the
 /// words of the user. redis-rs's own types repeat the reply in theirs, and are not shown.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
 pub struct DecodeError(Arc<str>);
 
 impl DecodeError {
@@ -70,14 +71,6 @@ impl DecodeError {
         (!repeats).then(|| Self(words.into()))
     }
 }
-
-impl fmt::Display for DecodeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl Error for DecodeError {}
 
 display!(ReplyError);
 
