@@ -382,7 +382,9 @@ fn is_about_another(name: &[u8], text: &str) -> bool {
     let Some(command) = named.and_then(|named| named.split(['|', ' ']).next()) else {
         return false;
     };
-    !command.as_bytes().eq_ignore_ascii_case(name)
+    // ASKING is sent before the command. Its refusal stands for the command's answer only where that
+    // was MOVED: see `redirect::behind_asking`.
+    !command.as_bytes().eq_ignore_ascii_case(name) && !command.eq_ignore_ascii_case("asking")
 }
 
 /// Whether a command that failed inside a transaction that ran, by EXEC's own array, has changed
