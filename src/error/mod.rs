@@ -187,18 +187,22 @@ pub enum Error {
     /// A single command's reply is not of the type that was asked for. A user's own
     /// `FromRedisValue` that failed in its own words has them in `source()`.
     ///
-    /// On the pooled handle it is redis-rs that decodes. Convert its error on the thread of the call,
-    /// before the handle is used again there: what the command was is known only for the last few
-    /// answers of a thread.
+    /// On the pooled handle it is redis-rs that decodes, and its error names no command. The command
+    /// is the one of the last eight answers of this thread in which the value is that the error
+    /// shows. `applied` is `Unknown` where there is none: the error was converted on another thread or
+    /// after many other commands, is of another connection, shows no value (one of a user's own
+    /// `FromRedisValue`, or of bytes that are not UTF-8) or one of more than 512 bytes, 64 where they
+    /// are not UTF-8. It is `Unknown` too where a read and a write were answered alike. Convert the
+    /// error at once, on the thread of the call.
     #[non_exhaustive]
     Decode {
-        /// The command's name.
+        /// The command's name; "the command" where it is not known.
         command: String,
         /// The Rust type that was asked for.
         expected: &'static str,
         /// The kind of reply that came.
         found: &'static str,
-        /// `No` for a read, `Yes` for a write.
+        /// `No` for a read, `Yes` for a write, `Unknown` where it is not known which it was.
         applied: Applied,
         /// What the type's own decoding said.
         source: Option<DecodeError>,
@@ -498,7 +502,8 @@ impl From<redis::RedisError> for Error {
             redis::ErrorKind::UnexpectedReturnType | redis::ErrorKind::Parse => {
                 let text = error.to_string();
                 let (command, found, applied) =
-                    recent::find(&text).unwrap_or_else(|| (unnamed(), "a reply", Applied::Unknown));
+                    recent::find(&text).unwrap_or((None, "a reply", Applied::Unknown));
+                let command = command.unwrap_or_else(unnamed);
                 let (expected, source) = ("the type that was asked for", DecodeError::of(&text));
                 Self::Decode { command, expected, found, applied, source }
             }

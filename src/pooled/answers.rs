@@ -27,11 +27,8 @@ pub(super) fn judge(
     full: bool,
 ) {
     let single = call == Call::Single;
-    let (name, answer) = match single {
-        true => (request.name.as_str(), replies.first()),
-        false => ("a pipeline", None),
-    };
-    recent::note(name, request.read_only, answer);
+    let name = if single { request.name.as_str() } else { "a pipeline" };
+    recent::note(name, request.read_only, replies, single);
     let fails = |value: &Value| match request.may_nest {
         true => holds_error(value),
         false => matches!(value, Value::ServerError(_)),

@@ -288,7 +288,8 @@ fn what_reads_could_not_be_decoded_changed_nothing_and_what_writes_did() {
     }
     let stage = Stage::start();
     stage.each(|way, mut db| {
-        db.set::<_, _, ()>("text", "hunter2").unwrap();
+        // No other answer has the value in it.
+        db.set::<_, _, ()>("text", format!("hunter2 {way}")).unwrap();
         let decode = |error: Error, name: &str, applied: Applied| {
             assert_eq!(told(&error), (applied, false), "{name} over {way}: {error:?}");
             let shown = format!("{error:#} {error:?}");
@@ -306,17 +307,18 @@ fn what_reads_could_not_be_decoded_changed_nothing_and_what_writes_did() {
         let kept = db.incr::<_, _, Vec<i64>>("n", 1).unwrap_err();
         db.get::<_, String>("text").unwrap();
         decode(kept.into(), "INCRBY", Applied::Yes);
-        let reads = redis::pipe().get("text").get("none").query::<(i64, i64)>(&mut db);
+        db.set::<_, _, ()>("pipes", "hunter2 too").unwrap();
+        let reads = redis::pipe().get("pipes").get("none").query::<(i64, i64)>(&mut db);
         decode(typed(reads), "a pipeline", Applied::No);
-        let writes = redis::pipe().get("text").incr("n", 1).query::<(i64, i64)>(&mut db);
+        let writes = redis::pipe().get("pipes").incr("n", 1).query::<(i64, i64)>(&mut db);
         decode(typed(writes), "a pipeline", Applied::Yes);
-        // In the words of the user's own type.
+        // In the words of the user's own type, which show no value.
         let own = typed(db.get::<_, Money>("text"));
         let source = std::error::Error::source(&own).expect("the user's words").to_string();
         assert_eq!(source, "no currency is given");
-        assert!(!own.to_string().contains(&source) && own.to_string().contains("GET"), "{own}");
-        decode(own, "GET", Applied::No);
-        decode(typed(db.set::<_, _, Money>("text", "hunter2")), "SET", Applied::Yes);
+        assert!(!own.to_string().contains(&source), "{own}");
+        decode(own, "the command", Applied::Unknown);
+        decode(typed(db.set::<_, _, Money>("text", "hunter2")), "the command", Applied::Unknown);
     });
     // Of a connection that is not the handle's nothing is known.
     let sessions = &stage.ways[0].1;
@@ -326,6 +328,181 @@ fn what_reads_could_not_be_decoded_changed_nothing_and_what_writes_did() {
     let raw =
         sessions.pooled().with_raw(|raw| command(&["EVAL", forged, "0"]).exec(raw).unwrap_err());
     assert_eq!(told(&Error::from(raw.unwrap())), (Applied::Unknown, false));
+}
+
+/// redis-rs's error names no command: it is only taken for the one whose answer it shows.
+#[test]
+fn what_cannot_be_decoded_is_unknown_where_the_command_is_not_known() {
+    type Fails = fn(&mut Pooled, &Stage) -> RedisError;
+    /// The error of it, the name that is given and what is said to have been applied.
+    type Case = (&'static str, Fails, &'static str, Applied);
+    fn read(db: &mut Pooled) {
+        db.get::<_, String>("other").unwrap();
+    }
+    let unnamed = "the command";
+    let cases: &[Case] = &[
+        (
+            "GETSET, then a read",
+            |db, _| {
+                let kept = db.getset::<_, _, i64>("text", "new").unwrap_err();
+                read(db);
+                kept
+            },
+            "GETSET",
+            Applied::Yes,
+        ),
+        (
+            "GETDEL, then a read that fails",
+            |db, _| {
+                let kept = command(&["GETDEL", "text"]).query::<i64>(db).unwrap_err();
+                db.get::<_, i64>("other").unwrap_err();
+                kept
+            },
+            "GETDEL",
+            Applied::Yes,
+        ),
+        (
+            "LPOP of several, then LRANGE",
+            |db, _| {
+                let kept = command(&["LPOP", "list", "2"]).query::<Vec<i64>>(db).unwrap_err();
+                db.lrange::<_, Vec<String>>("list", 0, -1).unwrap();
+                kept
+            },
+            "LPOP",
+            Applied::Yes,
+        ),
+        (
+            "a pipeline that writes, then a read",
+            |db, _| {
+                let mut pipeline = redis::pipe();
+                pipeline.getset("text", "new").get("other");
+                let kept = pipeline.query::<(i64, String)>(db).unwrap_err();
+                db.lrange::<_, Vec<String>>("list", 0, -1).unwrap();
+                kept
+            },
+            "a pipeline",
+            Applied::Yes,
+        ),
+        (
+            "a script, then a read",
+            |db, _| {
+                let script = redis::Script::new("return redis.call('GETDEL', KEYS[1])");
+                let kept = script.key("text").invoke::<i64>(db).unwrap_err();
+                read(db);
+                kept
+            },
+            "EVALSHA",
+            Applied::Yes,
+        ),
+        (
+            "a read, then a write",
+            |db, _| {
+                let kept = db.get::<_, i64>("other").unwrap_err();
+                db.set::<_, _, ()>("text", "new").unwrap();
+                kept
+            },
+            "GET",
+            Applied::No,
+        ),
+        (
+            "GETSET, then a read of the same value",
+            |db, _| {
+                let kept = db.getset::<_, _, i64>("text", "new").unwrap_err();
+                db.get::<_, String>("same").unwrap();
+                kept
+            },
+            unnamed,
+            Applied::Unknown,
+        ),
+        (
+            "two reads of the same value",
+            |db, _| {
+                let kept = db.get::<_, i64>("same").unwrap_err();
+                command(&["GETRANGE", "same", "0", "-1"]).query::<String>(db).unwrap();
+                kept
+            },
+            unnamed,
+            Applied::No,
+        ),
+        (
+            "of another thread",
+            |db, _| {
+                let mut db = db.clone();
+                let write = move || db.getset::<_, _, i64>("text", "new").unwrap_err();
+                std::thread::spawn(write).join().unwrap()
+            },
+            unnamed,
+            Applied::Unknown,
+        ),
+        (
+            "of another connection",
+            |db, stage| {
+                read(db);
+                stage.server.connection().getset::<_, _, i64>("text", "new").unwrap_err()
+            },
+            unnamed,
+            Applied::Unknown,
+        ),
+        (
+            "the user's own",
+            |db, _| {
+                read(db);
+                (ErrorKind::UnexpectedReturnType, "mine").into()
+            },
+            unnamed,
+            Applied::Unknown,
+        ),
+        (
+            "the user's own, as a type's",
+            |db, _| {
+                read(db);
+                ParsingError::from("mine").into()
+            },
+            unnamed,
+            Applied::Unknown,
+        ),
+        (
+            "no value is shown",
+            |db, _| {
+                let kept = db.getset::<_, _, String>("binary", "new").unwrap_err();
+                read(db);
+                kept
+            },
+            unnamed,
+            Applied::Unknown,
+        ),
+        (
+            "a long value",
+            |db, _| {
+                let kept = db.getset::<_, _, i64>("long", "new").unwrap_err();
+                read(db);
+                kept
+            },
+            unnamed,
+            Applied::Unknown,
+        ),
+    ];
+    let stage = Stage::start();
+    stage.each(|way, db| {
+        for (case, fails, name, applied) in cases {
+            let long = "hunter2".repeat(1000);
+            let keys = [("text", "hunter2"), ("same", "hunter2"), ("other", "x"), ("long", &long)];
+            keys.iter().for_each(|(key, value)| stage.server.ask::<()>(&["SET", key, value]));
+            stage.server.ask::<()>(&["DEL", "list"]);
+            stage.server.ask::<i64>(&["RPUSH", "list", "a", "b", "c", "d"]);
+            let binary = command(&["SET", "binary"]).arg(&[0xff_u8, 0xfe][..]).take();
+            binary.exec(&mut stage.server.connection()).unwrap();
+            // The answers of each case are its own.
+            let mut db = db.clone();
+            let error = std::thread::scope(|scope| {
+                scope.spawn(|| Error::from(fails(&mut db, &stage))).join().unwrap()
+            });
+            assert_eq!(told(&error), (*applied, false), "{case} over {way}: {error:?}");
+            assert!(!format!("{error:#} {error:?}").contains("hunter2"), "{case}: {error:?}");
+            let Error::Decode { command, .. } = error else { panic!("{case}: {error:?}") };
+            assert_eq!(command, *name, "{case} over {way}");
+        }
+    });
 }
 
 #[test]
