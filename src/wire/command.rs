@@ -309,10 +309,20 @@ pub(super) fn is_float(arg: &[u8]) -> bool {
         && std::str::from_utf8(arg).is_ok_and(|text| text.parse::<f64>().is_ok())
 }
 
-/// BLOCK counts only before STREAMS: behind it the same word is a key.
+/// Where BLOCK stands as an option: before STREAMS, and not as the name of a group or a consumer.
 fn block_option(args: &[&[u8]]) -> Option<usize> {
-    let options = args.iter().position(|arg| arg.eq_ignore_ascii_case(b"STREAMS"))?;
-    args.get(..options)?.iter().position(|arg| arg.eq_ignore_ascii_case(b"BLOCK"))
+    let mut at = 1;
+    loop {
+        let option = args.get(at)?;
+        let is = |name: &[u8]| option.eq_ignore_ascii_case(name);
+        at += match () {
+            () if is(b"BLOCK") => return Some(at),
+            () if is(b"STREAMS") => return None,
+            () if is(b"GROUP") => 3,
+            () if is(b"COUNT") => 2,
+            () => 1,
+        };
+    }
 }
 
 fn seconds(arg: Option<&[u8]>) -> Blocking {
@@ -473,6 +483,10 @@ mod tests {
         assert_eq!(blocks(&["BLPOP", "k", "soon"]), Blocking::Forever);
         assert_eq!(blocks(&["XREAD", "BLOCK", "0", "STREAMS", "s", "$"]), Blocking::Forever);
         assert_eq!(blocks(&["XREAD", "STREAMS", "BLOCK", "$"]), Blocking::No);
+        let group = ["XREADGROUP", "GROUP", "block", "streams", "COUNT", "1"];
+        assert_eq!(blocks(&[&group[..], &["STREAMS", "s", ">"]].concat()), Blocking::No);
+        let blocking = blocks(&[&group[..], &["BLOCK", "5", "STREAMS", "s", ">"]].concat());
+        assert_eq!(blocking, Blocking::For(Duration::from_millis(5)));
         assert_eq!(blocks(&["WAIT", "1", "250"]), Blocking::For(Duration::from_millis(250)));
         assert_eq!(blocks(&["GET", "k"]), Blocking::No);
     }
