@@ -228,7 +228,7 @@ mod tests {
         forget();
         // What is too long is in no error that is compared; an answer with too much in it is in any.
         let long = text(&"x".repeat(SHOWN));
-        note("GETSET", false, &[long.clone()], true);
+        note("GETSET", false, std::slice::from_ref(&long), true);
         note("GET", true, &[text("b")], true);
         assert_eq!(find(&error(&long)), None);
         assert_eq!(find(&error(&text("b"))), found("GET", "a bulk string", Applied::No));
