@@ -22,7 +22,6 @@ use std::time::{Duration, Instant};
 #[cfg(feature = "cluster")]
 pub(crate) use cluster::Cluster;
 
-use super::deadline;
 use super::pool::{Joined, Lease, Pool, Voice, WeakPool};
 use super::registry::{Owner, Pin};
 use crate::config::Settings;
@@ -342,12 +341,7 @@ impl Nodes {
         }
     }
 
-    /// The same where the server could not be reached.
-    pub(crate) fn unreached(&self, route: &Route, error: &CheckoutError) -> Option<Onward> {
-        self.unreached_by(route, error, deadline::after(self.settings().checkout_timeout))
-    }
-
-    /// The same, by `deadline` at the latest.
+    /// The same where the server could not be reached, by `deadline` at the latest.
     pub(crate) fn unreached_by(
         &self,
         route: &Route,
@@ -410,6 +404,10 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(2), Duration::from_m
 impl Patience {
     pub(crate) fn until(deadline: Instant) -> Self {
         Self { deadline, pause: PAUSES.0, hops: 0 }
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
+        self.deadline
     }
 
     /// Waits where it has to. False: there is no time left.

@@ -162,7 +162,18 @@ impl Courier {
         over: Over,
         limit: Instant,
     ) -> Result<Answers, Failed> {
-        self.ask_each(calls, (over, None), limit)
+        self.ask_each(calls, (over, None), (limit, limit))
+    }
+
+    /// The same, where a connection is waited for until `checkout` only.
+    pub(crate) fn ask_by(
+        &self,
+        calls: &[Call],
+        over: Over,
+        checkout: Instant,
+        limit: Instant,
+    ) -> Result<Answers, Failed> {
+        self.ask_each(calls, (over, None), (checkout.min(limit), limit))
     }
 
     /// The same with WAIT behind them, which keeps the connection waiting: it is one of the pooled
@@ -173,20 +184,20 @@ impl Courier {
         behind: &Durability,
         limit: Instant,
     ) -> Result<Answers, Failed> {
-        self.ask_each(calls, (Over::Any, Some(behind)), limit)
+        self.ask_each(calls, (Over::Any, Some(behind)), (limit, limit))
     }
 
     fn ask_each(
         &self,
         calls: &[Call],
         behind: (Over, Option<&Durability>),
-        limit: Instant,
+        limits: (Instant, Instant),
     ) -> Result<Answers, Failed> {
         let slot = |call: &Call| self.is_in_cluster().then(|| call.slot()).flatten();
         let mut first = None;
         for calls in calls.chunk_by(|one, other| slot(one) == slot(other)) {
             let route = Route::to(calls.first().and_then(slot));
-            let next = self.ask_at(route, calls, behind, limit)?;
+            let next = self.ask_at(route, calls, behind, limits)?;
             first = Some(match first {
                 None => next,
                 Some(answers) => next.behind(answers),
@@ -200,11 +211,11 @@ impl Courier {
         mut route: Route,
         calls: &[Call],
         (over, behind): (Over, Option<&Durability>),
-        limit: Instant,
+        (checkout, limit): (Instant, Instant),
     ) -> Result<Answers, Failed> {
         let mut by = By::Hash;
         let mut repeated = false;
-        let mut patience = Patience::until(limit);
+        let mut patience = Patience::until(checkout);
         loop {
             // Each is one command, and each is told for itself that its slot is on its way.
             let asks = route.asks();
@@ -220,7 +231,7 @@ impl Courier {
             }
             let count = calls.len() * if asks { 2 } else { 1 } + usize::from(behind.is_some());
             let grace = if over == Over::Strictly { Duration::ZERO } else { GRACE };
-            let request = Request { route: &route, bytes: &bytes, count, limit, grace };
+            let request = Request { route: &route, bytes: &bytes, count, checkout, limit, grace };
             let mut asked = match (over, behind) {
                 (Over::Own | Over::Strictly, _) => self.exchange_own(request),
                 (Over::Any, None) => self.exchange_any(request),
@@ -236,7 +247,7 @@ impl Courier {
                 Ok(answers) => answers.repeated,
                 Err(failed) => failed.may_arrive(),
             };
-            if let Some(onward) = self.onward(&route, &asked)
+            if let Some(onward) = self.onward(&route, &asked, checkout)
                 && patience.allows(&onward)
             {
                 route = onward.route();
@@ -260,12 +271,18 @@ impl Courier {
             args.arg(channel).arg("");
         });
         let route = Route::default();
-        let request = Request { route: &route, bytes: &bytes, count: 1, limit, grace: GRACE };
+        let (checkout, grace) = (limit, GRACE);
+        let request = Request { route: &route, bytes: &bytes, count: 1, checkout, limit, grace };
         self.exchange_any(request).map(drop)
     }
 
     /// What is to be done where a node is not the one to ask. All calls can be sent again.
-    fn onward(&self, route: &Route, asked: &Result<Answers, Failed>) -> Option<Onward> {
+    fn onward(
+        &self,
+        route: &Route,
+        asked: &Result<Answers, Failed>,
+        deadline: Instant,
+    ) -> Option<Onward> {
         let refused = |value: &Value| match value {
             Value::ServerError(error) => {
                 self.own.onward(route, error.code(), error.details().unwrap_or_default())
@@ -274,25 +291,27 @@ impl Courier {
         };
         match asked {
             Ok(answers) => answers.values.iter().find_map(refused),
-            Err(Failed::Checkout(error) | Failed::Again(error)) => self.own.unreached(route, error),
+            Err(Failed::Checkout(error) | Failed::Again(error)) => {
+                self.own.unreached_by(route, error, deadline)
+            }
             Err(Failed::Lost(_)) => None,
         }
     }
 
     /// On a pooled connection where one is free, else on the own one.
     fn exchange_any(&self, request: Request<'_>) -> Result<Answers, Failed> {
-        let checkout = self.open_until(request.limit)?;
+        let checkout = self.open_until(request.checkout)?;
         let leased = self.pooled.try_lease(request.route, checkout).map_err(Failed::Checkout)?;
         match leased {
             Some(lease) => self.exchange_on(lease, request, Duration::ZERO, checkout),
             // The pool may have been closed meanwhile.
-            None => self.open_until(request.limit).and_then(|_| self.exchange_own(request)),
+            None => self.open_until(request.checkout).and_then(|_| self.exchange_own(request)),
         }
     }
 
     /// On a pooled connection, which is waited for; the server may take `extra` for the answer.
     fn exchange_pooled(&self, request: Request<'_>, extra: Duration) -> Result<Answers, Failed> {
-        let checkout = self.open_until(request.limit)?;
+        let checkout = self.open_until(request.checkout)?;
         let lease = self.pooled.lease(request.route, checkout).map_err(Failed::Checkout)?;
         self.exchange_on(lease, request, extra, checkout)
     }
@@ -345,12 +364,12 @@ impl Courier {
     /// On the own connection, along with what other callers have for it.
     fn exchange_own(
         &self,
-        Request { route, bytes, count, limit, grace }: Request<'_>,
+        Request { route, bytes, count, checkout, limit, grace }: Request<'_>,
     ) -> Result<Answers, Failed> {
         let grace = grace.min(self.settings.response_timeout);
         let deadline = || self.deadline(limit.max(Instant::now() + grace), Duration::ZERO);
         let job = || Job { bytes: bytes.to_vec(), what: What::Calls { count: count as u32 } };
-        let checkout = limit.min(Instant::now() + self.settings.checkout_timeout);
+        let checkout = checkout.min(Instant::now() + self.settings.checkout_timeout);
         let mut tries = 0;
         loop {
             let repeated = tries > 0;
@@ -413,6 +432,8 @@ struct Request<'r> {
     route: &'r Route,
     bytes: &'r [u8],
     count: usize,
+    /// By when it must have a connection.
+    checkout: Instant,
     limit: Instant,
     /// What the exchange gets at least, once it has a connection.
     grace: Duration,

@@ -149,11 +149,12 @@ impl LockGuard {
             return lost(why);
         }
         let settings = &self.hub.settings;
-        let limit = Instant::now() + settings.checkout_timeout + settings.response_timeout;
-        let limit = limit.min(self.hold.valid_until());
+        let checkout = Instant::now() + settings.checkout_timeout;
+        let limit = (checkout + settings.response_timeout).min(self.hold.valid_until());
         let extends = self.hold.renewed && self.hub.keeper.extends();
         let call = if extends { self.hold.renewal() } else { self.hold.question() };
-        let asked = self.hub.courier.ask(std::slice::from_ref(&call), Over::Own, limit);
+        let calls = std::slice::from_ref(&call);
+        let asked = self.hub.courier.ask_by(calls, Over::Own, checkout, limit);
         let answer = match asked {
             Ok(answers) => match answers.values.first() {
                 Some(Value::Int(1)) => {

@@ -321,8 +321,10 @@ impl Lock {
         self.hub.settings.here().map_err(LockError::Checkout)?;
         self.check()?;
         let settings = &self.hub.settings;
-        let limit = Instant::now() + settings.checkout_timeout + settings.response_timeout;
-        let asked = self.hub.courier.ask(std::slice::from_ref(&call), Over::Any, limit);
+        let checkout = Instant::now() + settings.checkout_timeout;
+        let limit = checkout + settings.response_timeout;
+        let calls = std::slice::from_ref(&call);
+        let asked = self.hub.courier.ask_by(calls, Over::Any, checkout, limit);
         let mut answers = asked.map_err(|failed| failed.told(during))?;
         match answers.values.pop() {
             Some(Value::ServerError(error)) => Err(refused(during, &error)),

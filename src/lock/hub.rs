@@ -92,7 +92,9 @@ impl Hub {
         let call =
             release(&hold.names, &hold.member, self.remember(hold.lease, doubtful), answered);
         let mut repeated = false;
-        let released = match self.courier.ask(std::slice::from_ref(&call), Over::Own, limit) {
+        let checkout = Instant::now() + self.settings.checkout_timeout;
+        let calls = std::slice::from_ref(&call);
+        let released = match self.courier.ask_by(calls, Over::Own, checkout, limit) {
             Ok(answers) => {
                 repeated = answers.repeated;
                 match answers.values.first() {

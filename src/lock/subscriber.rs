@@ -161,7 +161,8 @@ impl Shared {
         let endpoint = self.nodes.endpoint(&any, Instant::now() + limit).map_err(closed)?;
         endpoint.client(limit).inspect_err(|source| {
             let error = CheckoutError::Connect { waited: limit, source: source.clone() };
-            let _: Option<Onward> = self.nodes.unreached(&any, &error);
+            let by = Instant::now() + self.settings.checkout_timeout;
+            let _: Option<Onward> = self.nodes.unreached_by(&any, &error, by);
         })
     }
 

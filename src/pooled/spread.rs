@@ -121,7 +121,7 @@ impl Call<'_> {
                 }
                 Err(Error::Checkout(error)) => {
                     left = these;
-                    (self.nodes.unreached(&route, &error), Some(error))
+                    (self.nodes.unreached_by(&route, &error, self.deadline), Some(error))
                 }
                 Err(error) => return Err(error),
             };
@@ -161,7 +161,7 @@ impl Call<'_> {
                 asked.push(route);
             }
             let Some((route, error)) = failed else { break };
-            match self.nodes.unreached(&route, &error) {
+            match self.nodes.unreached_by(&route, &error, self.deadline) {
                 Some(onward) if patience.allows(&onward) => {}
                 _ => return Err(error.into()),
             }

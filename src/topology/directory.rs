@@ -30,6 +30,8 @@ mod watcher;
 const FRESH: Duration = Duration::from_secs(1);
 /// A sentinel that is silent for so long is passed over, even if no other one is left.
 const LEAST: Duration = Duration::from_millis(50);
+/// The same where the caller's time is nearly over.
+const SHORTEST: Duration = Duration::from_millis(1);
 
 /// Where the master of a name is, as sentinels say.
 pub(super) struct Directory {
@@ -124,8 +126,8 @@ impl Directory {
     /// Opens a connection to the master, which ends when another one takes its place.
     pub(super) fn connect(self: &Arc<Self>, timeout: Duration) -> Result<Connected, LinkError> {
         let until = Instant::now() + timeout;
-        let master = self.master()?;
-        self.tethered(master, until)
+        let master = self.master(until)?;
+        self.tethered(master, until, timeout)
     }
 
     /// The same to one of its replicas.
@@ -134,8 +136,8 @@ impl Directory {
         timeout: Duration,
     ) -> Result<Connected, LinkError> {
         let until = Instant::now() + timeout;
-        let replica = self.replica()?;
-        let left = until.saturating_duration_since(Instant::now()).max(LEAST);
+        let replica = self.replica(until)?;
+        let left = until.saturating_duration_since(Instant::now()).max(LEAST.min(timeout));
         replica.connect(left).inspect_err(|_| self.doubt())
     }
 
@@ -146,21 +148,35 @@ impl Directory {
         timeout: Duration,
     ) -> Result<Connection, LinkError> {
         let until = Instant::now() + timeout;
-        let master = self.master()?;
-        let left = until.saturating_duration_since(Instant::now()).max(LEAST);
+        let master = self.master(until)?;
+        let left = until.saturating_duration_since(Instant::now()).max(LEAST.min(timeout));
         master.client(who, left).inspect_err(|_| self.doubt())
     }
 
+    /// One of redis-rs's to one of its replicas.
+    pub(super) fn client_of_replica(
+        self: &Arc<Self>,
+        who: &Who,
+        timeout: Duration,
+    ) -> Result<Connection, LinkError> {
+        self.replica(Instant::now() + timeout)?.client(who, timeout)
+    }
+
     /// Any replica that is in step; the master where there is none.
-    pub(super) fn replica(self: &Arc<Self>) -> Result<Arc<Server>, LinkError> {
-        let master = self.master()?;
+    fn replica(self: &Arc<Self>, until: Instant) -> Result<Arc<Server>, LinkError> {
+        let master = self.master(until)?;
         let known = self.known();
         let one = fastrand::usize(..known.replicas.len().max(1));
         Ok(known.replicas.get(one).cloned().unwrap_or(master))
     }
 
-    fn tethered(&self, master: Arc<Server>, until: Instant) -> Result<Connected, LinkError> {
-        let left = until.saturating_duration_since(Instant::now()).max(LEAST);
+    fn tethered(
+        &self,
+        master: Arc<Server>,
+        until: Instant,
+        timeout: Duration,
+    ) -> Result<Connected, LinkError> {
+        let left = until.saturating_duration_since(Instant::now()).max(LEAST.min(timeout));
         let connected = master.connect(left).inspect_err(|_| self.doubt())?;
         let mut known = self.known();
         if known.master.as_ref().is_none_or(|now| now.address() != master.address()) {
@@ -172,10 +188,10 @@ impl Directory {
         Ok(connected)
     }
 
-    /// The master, as it is known, or as sentinels say now.
-    fn master(self: &Arc<Self>) -> Result<Arc<Server>, LinkError> {
+    /// The master, as it is known, or as sentinels say now; the caller waits until `latest` at most.
+    fn master(self: &Arc<Self>, latest: Instant) -> Result<Arc<Server>, LinkError> {
         self.watch();
-        let until = Instant::now() + self.patience;
+        let until = latest.min(Instant::now() + self.patience);
         let mut known = self.known();
         loop {
             if let Some(master) = known.fresh() {
@@ -198,7 +214,7 @@ impl Directory {
             self.known().asking = false;
             self.changed.notify_all();
         }
-        let (nth, answer) = self.ask(epoch, first, until)?;
+        let (nth, answer) = self.ask(epoch, first, (until, latest))?;
         let mut known = self.known();
         known.talkative = nth;
         self.heard(&mut known, answer)
@@ -241,14 +257,23 @@ impl Directory {
     }
 
     /// Asks one sentinel after the other, until one knows at least as much as was known.
-    fn ask(&self, epoch: u64, first: usize, until: Instant) -> Result<(usize, Answer), LinkError> {
+    ///
+    /// Each gets its share of the time until `until`; no less than [`LEAST`], as far as that is
+    /// over by `latest`.
+    fn ask(
+        &self,
+        epoch: u64,
+        first: usize,
+        (until, latest): (Instant, Instant),
+    ) -> Result<(usize, Answer), LinkError> {
         let count = self.sentinels.len();
         let (mut outdated, mut failed) = (Vec::new(), None::<LinkError>);
         for tried in 0..count {
             let nth = (first + tried) % count;
             let Some(sentinel) = self.sentinels.get(nth) else { continue };
-            let left = until.saturating_duration_since(Instant::now());
-            let share = (left / (count - tried) as u32).max(LEAST);
+            let now = Instant::now();
+            let share = |end: Instant| end.saturating_duration_since(now) / (count - tried) as u32;
+            let share = share(until).max(LEAST.min(share(latest))).max(SHORTEST);
             match self.question(sentinel, share) {
                 Ok(answer) if answer.epoch >= epoch => return Ok((nth, answer)),
                 Ok(answer) => outdated.push((nth, answer)),
@@ -283,7 +308,8 @@ impl Directory {
             bytes.extend(redis::cmd("SENTINEL").arg(what).arg(&self.name).get_packed_command());
         }
         let mut asked = || {
-            let left = || until.saturating_duration_since(Instant::now()).max(LEAST);
+            let least = LEAST.min(timeout);
+            let left = || until.saturating_duration_since(Instant::now()).max(least);
             connection.set_write_timeout(Some(left()))?;
             connection.send_packed_command(&bytes)?;
             let mut answers = Vec::with_capacity(3);

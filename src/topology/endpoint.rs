@@ -112,7 +112,7 @@ impl Endpoint {
                 Ok(client)
             }
             #[cfg(feature = "sentinel")]
-            Kind::Replica(directory) => directory.replica()?.client(who, timeout),
+            Kind::Replica(directory) => directory.client_of_replica(who, timeout),
         }
     }
 

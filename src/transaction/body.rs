@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::commit::{self, Committed, Form, Terms};
-use crate::connection::nodes::{Nodes, Onward, Patience};
+use crate::connection::nodes::{Nodes, Onward};
 use crate::connection::registry::Owner;
 use crate::error::{CheckoutError, CommitError, Error, ReplyError};
 use crate::observe::alarm::Alarm;
 use crate::reply::Replies;
-use crate::transaction::run;
+use crate::transaction::run::{self, Waits};
 use crate::transaction::scope::Scope;
 use crate::wire::buffer::{Buffer, Refusal};
 use crate::wire::command::Place;
@@ -141,7 +141,16 @@ impl Body {
     /// What is to be done where a server that is not the one to ask refused it; `None`: nothing.
     pub(crate) fn onward(&self, error: &CommitError) -> Option<Onward> {
         let nodes = self.scope.nodes()?;
-        run::onward(&nodes, self.scope.route(), error)
+        run::onward(&nodes, self.scope.route(), error, self.scope.checkout_deadline())
+    }
+
+    /// Sets the deadline of all connections that are taken from now on.
+    pub(crate) fn connects_by(&mut self, deadline: Instant) {
+        self.scope.connects_by(Some(deadline));
+    }
+
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.scope.is_pinned()
     }
 
     /// Takes that way, with what is still all here.
@@ -201,12 +210,19 @@ impl Body {
     fn flush(&mut self) -> Result<(), CommitError> {
         self.scope.here()?;
         let free = !self.scope.is_pinned();
-        let mut patience = Patience::until(self.scope.checkout_deadline());
+        let flushed = self.flush_on(free);
+        self.scope.connects_by(None);
+        flushed
+    }
+
+    fn flush_on(&mut self, free: bool) -> Result<(), CommitError> {
+        let mut waits = Waits::new(self.scope.settings());
         loop {
+            self.connects_by(waits.deadline);
             let Err(error) = self.flush_once() else { return Ok(()) };
             let onward = (free && !self.buffer.is_flushed()).then(|| self.onward(&error)).flatten();
             match onward {
-                Some(onward) if patience.allows(&onward) => {
+                Some(onward) if waits.allows(&onward, run::is_checkout(&error)) => {
                     if let Err(error) = self.scope.abandon() {
                         tracing::debug!(error = %format_args!("{error:#}"), "cleaning failed, connection replaced");
                     }
@@ -279,6 +295,7 @@ impl Body {
 
     /// Commits and gives the connection back before it returns.
     pub(crate) fn commit(&mut self) -> Result<Committed, CommitError> {
+        self.connects_by(self.scope.checkout_deadline());
         let committed = self.attempt();
         if let Err(error) = &committed {
             // The way is not taken, but whoever tries again will know it.

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::commit::{Committed, Terms};
+use crate::config::Settings;
+use crate::connection::deadline;
 use crate::connection::nodes::{Nodes, Onward, Patience, Route};
 use crate::connection::registry::Owner;
 use crate::error::{CommitError, Error, Resolution};
@@ -43,13 +45,14 @@ pub(crate) fn plain<R: Resolve, E: From<Error>>(
 }
 
 fn commit_again(nodes: &Nodes, body: &mut Body, policy: RetryPolicy) -> Result<Replies, Error> {
-    let (mut attempts, mut patience) = (None, None);
+    let (mut attempts, mut waits) = (None, Waits::new(nodes.settings()));
     loop {
+        body.connects_by(waits.deadline);
         let committed = resolved(body.attempt(), body);
         if let Err(error) = &committed
             && body.is_whole()
             && let Some(onward) = body.onward(error)
-            && patience.get_or_insert_with(|| waits(nodes)).allows(&onward)
+            && waits.allows(&onward, is_checkout(error))
         {
             body.go(onward);
             continue;
@@ -57,6 +60,7 @@ fn commit_again(nodes: &Nodes, body: &mut Body, policy: RetryPolicy) -> Result<R
         if committed.as_ref().is_err_and(|error| may_repeat(error, nodes)) && body.is_whole() {
             let attempts = attempts.get_or_insert_with(|| policy.begin(Instant::now()));
             if again(nodes, attempts, body.span(), "not sent", false) {
+                waits.renew();
                 continue;
             }
         }
@@ -92,23 +96,23 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
     let (keys, reads, admission) = (plan.keys, plan.reads, plan.admission);
     let span = transaction_span(nodes, owner);
     let scope = || Scope::within(span.clone(), nodes, owner.clone());
-    let mut patience = None;
     let mut route = Route::to(plan.slot);
-    let mut allows = |onward: &Onward| patience.get_or_insert_with(|| waits(nodes)).allows(onward);
     let mut attempts = policy.begin(Instant::now());
     // Before a connection is taken, so that none is held by who waits here.
     let mut admitted = admission
         .zip(keys)
         .map(|(admission, keys)| admission.enter(keys.lanes(), attempts.deadline()));
+    let mut waits = Waits::new(nodes.settings());
     loop {
         let watch = keys.map(Keys::watch);
         let mut begins = scope();
         begins.go(route.clone());
+        begins.connects_by(Some(waits.deadline));
         let begun = Watching::begin(begins, watch, terms.clone(), reads, attempts.number());
         let mut watching = match begun {
             Ok(watching) => watching,
-            Err(error) => match onward_of(nodes, &route, &error) {
-                Some(onward) if allows(&onward) => {
+            Err(error) => match onward_of(nodes, &route, &error, waits.deadline) {
+                Some(onward) if waits.allows(&onward, matches!(error, Error::Checkout(_))) => {
                     route = onward.route();
                     continue;
                 }
@@ -123,7 +127,9 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
         queues.head_for(watching.binding().slot());
         let body = Body::on(queues, terms.clone(), watch.is_some());
         let mut block = Block::new(body.unflushed());
+        let runs = nodes.is_cluster().then(Instant::now);
         let result = closure(&mut watching, &mut block);
+        waits.postpone(runs.map(|runs| runs.elapsed()));
         // The closure may have forked.
         nodes.here().map_err(Error::from)?;
         let broken = watching.is_broken();
@@ -133,12 +139,13 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
             Err(error) => {
                 drop(watching);
                 // Nor is what it makes of a node that is not the one to ask.
-                if let Some(onward) = onward.filter(&mut allows) {
+                if let Some(onward) = onward.filter(|onward| waits.allows(onward, false)) {
                     route = onward.route();
                     continue;
                 }
                 // What the closure makes of a lost connection is no answer of its own.
                 if broken && again(nodes, &mut attempts, &span, "connection lost", false) {
+                    waits.renew();
                     continue;
                 }
                 return Err(error);
@@ -147,10 +154,14 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
         let mut body = block.into_body();
         body.set_scope(watching.into_scope());
         body.leaves_closure();
+        body.connects_by(match body.is_pinned() {
+            true => deadline::after(waits.limit),
+            false => waits.deadline,
+        });
         let committed = resolved(body.attempt(), &body);
         if let Err(error) = &committed
             && let Some(onward) = body.onward(error).map(|onward| settled(onward, watch.is_some()))
-            && allows(&onward)
+            && waits.allows(&onward, is_checkout(error))
         {
             route = onward.route();
             continue;
@@ -165,6 +176,7 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
             && matches!(committed, Ok(Committed::Conflict))
             && attempts.number() <= AT_ONCE;
         if why.is_some_and(|why| again(nodes, &mut attempts, &span, why, in_turn)) {
+            waits.renew();
             continue;
         }
         body.record(&committed);
@@ -222,19 +234,26 @@ fn may_repeat(error: &CommitError, nodes: &Nodes) -> bool {
 }
 
 /// What is to be done where a server that is not the one to ask refused a transaction.
-pub(crate) fn onward(nodes: &Nodes, route: &Route, error: &CommitError) -> Option<Onward> {
+///
+/// The map of the cluster is asked for by `deadline` where no server was reached.
+pub(crate) fn onward(
+    nodes: &Nodes,
+    route: &Route,
+    error: &CommitError,
+    deadline: Instant,
+) -> Option<Onward> {
     match error {
         CommitError::Rejected { code, message, .. } => nodes.onward(route, code, message),
-        CommitError::NotSent { source } => onward_of(nodes, route, source),
+        CommitError::NotSent { source } => onward_of(nodes, route, source, deadline),
         _ => None,
     }
 }
 
-fn onward_of(nodes: &Nodes, route: &Route, error: &Error) -> Option<Onward> {
+fn onward_of(nodes: &Nodes, route: &Route, error: &Error, deadline: Instant) -> Option<Onward> {
     match error {
         Error::Command { error, .. } => nodes.onward(route, error.code(), error.message()),
-        Error::Checkout(error) => nodes.unreached(route, error),
-        Error::Commit(error) => onward(nodes, route, error),
+        Error::Checkout(error) => nodes.unreached_by(route, error, deadline),
+        Error::Commit(error) => onward(nodes, route, error, deadline),
         _ => None,
     }
 }
@@ -248,9 +267,58 @@ fn settled(onward: Onward, watches: bool) -> Onward {
     }
 }
 
-/// So long a block waits for a cluster that is in motion: as long as for a connection.
-fn waits(nodes: &Nodes) -> Patience {
-    Patience::until(Instant::now() + nodes.settings().checkout_timeout)
+/// Whether no connection could be had.
+pub(crate) fn is_checkout(error: &CommitError) -> bool {
+    matches!(error, CommitError::NotSent { source } if matches!(**source, Error::Checkout(_)))
+}
+
+/// How long a block waits for a connection and for a cluster that is in motion: one
+/// `checkout_timeout`, which attempts share that were sent on or reached no node. An attempt after a
+/// conflict or a lost connection has a `checkout_timeout` of its own for its connection.
+pub(crate) struct Waits {
+    limit: Duration,
+    /// What an attempt gets at least that a server sent on: its last answer is the one to report, and
+    /// not that no time was left to ask again.
+    least: Duration,
+    /// By when the next connection must be had.
+    pub(crate) deadline: Instant,
+    patience: Option<Patience>,
+}
+
+impl Waits {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        let limit = settings.checkout_timeout;
+        let least = limit.min(settings.connect_timeout + settings.response_timeout);
+        Self { limit, least, deadline: deadline::after(limit), patience: None }
+    }
+
+    /// Pauses where the way on needs it. False: no time is left.
+    ///
+    /// Time that passed until a server sent the block on is no time that was waited for a node.
+    pub(crate) fn allows(&mut self, onward: &Onward, unreached: bool) -> bool {
+        let (limit, deadline) = (self.limit, self.deadline);
+        let patience = self.patience.get_or_insert_with(|| {
+            Patience::until(if unreached { deadline } else { deadline::after(limit) })
+        });
+        if !patience.allows(onward) {
+            return false;
+        }
+        self.deadline = match unreached {
+            true => patience.deadline(),
+            false => patience.deadline().max(deadline::after(self.least)),
+        };
+        true
+    }
+
+    fn renew(&mut self) {
+        self.deadline = deadline::after(self.limit);
+    }
+
+    /// The time that a closure ran is no time that was waited for a connection.
+    fn postpone(&mut self, ran: Option<Duration>) {
+        let Some(ran) = ran else { return };
+        self.deadline = deadline::later(self.deadline, ran);
+    }
 }
 
 /// Waits for the next attempt, if there is to be one.

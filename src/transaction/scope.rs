@@ -35,6 +35,8 @@ pub(crate) struct Scope {
     owner: Owner,
     pin: Option<Pin>,
     span: Span,
+    /// `None`: each call has a `checkout_timeout` of its own.
+    connects_by: Option<Instant>,
 }
 
 impl Drop for Scope {
@@ -61,7 +63,8 @@ impl Scope {
     pub(crate) fn within(span: Span, nodes: &Nodes, owner: Owner) -> Self {
         let (settings, is_cluster) = (Arc::clone(nodes.settings()), nodes.is_cluster());
         let (nodes, route) = (nodes.weak(), Route::default());
-        Self { nodes, route, is_cluster, settings, owner, pin: None, span }
+        let (pin, connects_by) = (None, None);
+        Self { nodes, route, is_cluster, settings, owner, pin, span, connects_by }
     }
 
     /// Which keys it is for.
@@ -109,7 +112,13 @@ impl Scope {
 
     /// By when a call that begins now must have its connection.
     pub(crate) fn checkout_deadline(&self) -> Instant {
-        Instant::now() + self.settings.checkout_timeout
+        self.connects_by.unwrap_or_else(|| Instant::now() + self.settings.checkout_timeout)
+    }
+
+    /// Sets the deadline of all connections that are taken from now on; `None`: each call has its
+    /// own again.
+    pub(crate) fn connects_by(&mut self, deadline: Option<Instant>) {
+        self.connects_by = deadline;
     }
 
     /// Tells the span why the transaction did not even begin, where it did not.

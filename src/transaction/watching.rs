@@ -70,6 +70,8 @@ impl Watching {
         bind(&mut scope, &mut terms, reads.bytes())?;
         let declared = arm(&mut scope, watch, reads, &terms, attempt)
             .inspect_err(|error| scope.record_failure(error))?;
+        // The closure's reads have limits of their own.
+        scope.connects_by(None);
         let asks = scope.route().asks();
         let watched = watch.is_some();
         let watch = watch.filter(|_| asks).unwrap_or_default().into();

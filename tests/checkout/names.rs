@@ -10,7 +10,9 @@ use std::sync::{Arc, RwLock, RwLockWriteGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rediscope::{Builder, CheckoutError, Error, SessionManager, prelude::*};
+use rediscope::{
+    Builder, CheckoutError, Condition, Error, SessionManager, TransactionOptions, prelude::*,
+};
 
 use crate::support::deaf::DeafPort;
 use crate::support::eventually;
@@ -65,6 +67,10 @@ fn by_name() -> BTreeMap<&'static str, Builder> {
 
 type Call = (&'static str, Box<dyn Fn(&SessionManager) -> Error + Send>);
 
+fn run_with(sessions: &SessionManager, options: TransactionOptions) -> Error {
+    sessions.transactional().with(options).run(|tx| Ok(tx.incr("a", 1))).unwrap_err()
+}
+
 fn calls() -> Vec<Call> {
     fn call(name: &'static str, call: impl Fn(&SessionManager) -> Error + Send + 'static) -> Call {
         (name, Box::new(call))
@@ -74,12 +80,47 @@ fn calls() -> Vec<Call> {
         call("watch run", |s| {
             s.transactional().watch(["a"]).run(|_, tx| Ok(tx.incr("a", 1))).unwrap_err()
         }),
+        call("watch begin", |s| s.transactional().watch(["a"]).begin().map(drop).unwrap_err()),
+        call("require run", |s| {
+            let missing = Condition::not_exists("a");
+            s.transactional().require(missing).run(|tx| Ok(tx.incr("a", 1))).unwrap_err()
+        }),
+        call("exactly once", |s| run_with(s, TransactionOptions::new().exactly_once())),
+        call("grouped", |s| run_with(s, TransactionOptions::new().grouped())),
+        call("commit", |s| {
+            let mut tx = match s.transactional().begin() {
+                Ok(tx) => tx,
+                Err(error) => return error,
+            };
+            tx.incr("a", 1);
+            tx.commit().unwrap_err().into()
+        }),
         call("begin_at", |s| s.transactional().begin_at("a").map(drop).unwrap_err()),
         call("a single command", |s| s.pooled().get::<_, Option<i64>>("a").unwrap_err().into()),
         call("with_raw", |s| s.pooled().with_raw(|_| ()).unwrap_err()),
         call("try_acquire", |s| s.lock("l").try_acquire().map(drop).unwrap_err().into()),
         call("acquire", |s| s.lock("l").acquire(LIMIT / 4).map(drop).unwrap_err().into()),
+        call("holder", |s| s.lock("l").holder().unwrap_err().into()),
+        call("force_release", |s| s.lock("l").force_release().map(drop).unwrap_err().into()),
+        call("set_permits", |s| s.semaphore("l", 2).set_permits(4).unwrap_err().into()),
     ]
+}
+
+/// Tries every call at a server that cannot be reached; none takes more than one limit.
+fn keeps_no_call_past_its_limit(what: &str, sessions: impl Fn() -> SessionManager) {
+    thread::scope(|scope| {
+        for (name, call) in calls() {
+            let sessions = sessions();
+            scope.spawn(move || {
+                let begun = Instant::now();
+                let error = call(&sessions);
+                let took = begun.elapsed();
+                // The machine may add half of it.
+                assert!(took < LIMIT + LIMIT / 2, "{what}, {name}: {took:?}");
+                assert!(error.applied() == rediscope::Applied::No, "{what}, {name}: {error}");
+            });
+        }
+    });
 }
 
 #[test]
@@ -89,21 +130,33 @@ fn a_silent_name_server_keeps_no_call_past_its_limit() {
     let silence = Silence::of(&lock);
     thread::scope(|scope| {
         for (topology, builder) in by_name() {
-            for (name, call) in calls() {
-                let sessions = within_limit(builder.clone()).look_up_names_with(silence.look_up());
-                let sessions = sessions.build().unwrap();
-                scope.spawn(move || {
-                    let begun = Instant::now();
-                    let error = call(&sessions);
-                    let took = begun.elapsed();
-                    // A lock's call may take a `response_timeout` more, as its page says.
-                    assert!(took < LIMIT + LIMIT / 4 + LIMIT, "{topology}, {name}: {took:?}");
-                    assert!(
-                        error.applied() == rediscope::Applied::No,
-                        "{topology}, {name}: {error}"
-                    );
+            let silence = &silence;
+            scope.spawn(move || {
+                keeps_no_call_past_its_limit(topology, || {
+                    let builder = within_limit(builder.clone());
+                    builder.look_up_names_with(silence.look_up()).build().unwrap()
                 });
-            }
+            });
+        }
+    });
+}
+
+#[cfg(feature = "cluster")]
+#[test]
+fn unreachable_nodes_keep_no_call_in_a_cluster_past_its_limit() {
+    let _beside = beside_others();
+    let deaf = DeafPort::open();
+    let refusing = {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        format!("redis://{}/", listener.local_addr().unwrap())
+    };
+    thread::scope(|scope| {
+        for (what, seed) in [("a deaf node", deaf.url()), ("a refusing node", refusing)] {
+            scope.spawn(move || {
+                keeps_no_call_past_its_limit(what, || {
+                    within_limit(SessionManager::cluster([seed.as_str()])).build().unwrap()
+                });
+            });
         }
     });
 }

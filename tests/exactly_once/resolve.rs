@@ -1,6 +1,10 @@
 //! A doubt, made on purpose, and what it is resolved as.
 
+#[cfg(feature = "sentinel")]
+use std::net::TcpListener;
 use std::time::Duration;
+#[cfg(feature = "sentinel")]
+use std::time::Instant;
 
 use rediscope::prelude::*;
 use rediscope::{
@@ -9,6 +13,8 @@ use rediscope::{
 };
 
 use super::stage::{Fate, SOON, Stage, commit_error, doubt};
+#[cfg(feature = "sentinel")]
+use crate::support::deaf::DeafPort;
 use crate::support::eventually;
 use crate::support::proxy::{Fault, Trigger};
 
@@ -134,6 +140,36 @@ fn a_doubt_waits_for_a_server_that_is_away_and_no_longer_than_it_is_told_to() {
         stage.proxy.reopen_listener();
         assert_eq!(asking.join().unwrap(), Resolution::Committed);
     });
+}
+
+#[cfg(feature = "sentinel")]
+#[test]
+fn a_silent_sentinel_keeps_no_resolution_past_its_limit() {
+    let stage = Stage::new();
+    let token = stage.doubted(&stage.armed(), Fate::Applied).token().unwrap().clone();
+    for (kind, deaf) in [("deaf", true), ("mute", false)] {
+        let port = DeafPort::open();
+        let mute = TcpListener::bind("127.0.0.1:0").unwrap();
+        let silent = match deaf {
+            true => port.url(),
+            false => format!("redis://{}/", mute.local_addr().unwrap()),
+        };
+        for count in [1, 3] {
+            let sentinels = vec![silent.as_str(); count];
+            let sessions = SessionManager::sentinel("mymaster", sentinels)
+                .connect_timeout(Duration::from_millis(1600))
+                .checkout_timeout(Duration::from_secs(20))
+                .build()
+                .unwrap();
+            let begun = Instant::now();
+            let resolution = sessions.resolve_within(&token, Duration::from_millis(10));
+            let took = begun.elapsed();
+            assert!(took < Duration::from_millis(400), "{count} {kind} sentinels: {took:?}");
+            let unreachable =
+                matches!(resolution, Resolution::StillUnknown { why: Unresolved::Unreachable(_) });
+            assert!(unreachable, "{count} {kind} sentinels: {resolution:?}");
+        }
+    }
 }
 
 #[test]

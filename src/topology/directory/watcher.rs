@@ -35,7 +35,7 @@ impl Directory {
 
     /// Asks where what was heard is no longer fresh.
     fn refresh(self: &Arc<Self>) {
-        if let Err(error) = self.master() {
+        if let Err(error) = self.master(Instant::now() + self.settings.connect_timeout) {
             tracing::debug!(master = %self.name, %error, "the sentinels do not say where it is");
         }
     }
