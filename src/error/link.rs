@@ -182,13 +182,27 @@ impl LinkError {
         } else if let Some(server) = ServerError::of(error) {
             Self::refused(server)
         } else {
-            Self::new(LinkErrorKind::Io, cut(error.to_string()))
+            let failed = Self::new(LinkErrorKind::Io, cut(error.to_string()));
+            match io_of(error) {
+                Some(io) if is_verdict(io) => failed.for_good(),
+                _ => failed,
+            }
         }
     }
 
     /// Whether waiting may help: not where the server gave a verdict on password or rights.
     pub(crate) fn is_passing(&self) -> bool {
         self.passing
+    }
+}
+
+/// The I/O error that a `RedisError` is made of.
+pub(super) fn io_of(error: &redis::RedisError) -> Option<&io::Error> {
+    type Shared = std::sync::Arc<dyn std::error::Error + Send + Sync>;
+    let source = std::error::Error::source(error)?;
+    match source.downcast_ref::<Shared>() {
+        Some(shared) => shared.downcast_ref(),
+        None => source.downcast_ref(),
     }
 }
 
@@ -200,10 +214,9 @@ fn is_verdict(error: &io::Error) -> bool {
 
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Tls>());
     match inner {
-        Some(Tls::AlertReceived(alert)) => !matches!(
-            alert,
-            Alert::CloseNotify | Alert::InternalError | Alert::UserCanceled | Alert::DecryptError
-        ),
+        Some(Tls::AlertReceived(alert)) => {
+            !matches!(alert, Alert::CloseNotify | Alert::InternalError | Alert::UserCanceled)
+        }
         Some(Tls::InvalidCertificate(_) | Tls::InvalidMessage(_)) => true,
         Some(Tls::PeerIncompatible(_) | Tls::NoCertificatesPresented) => true,
         _ => false,

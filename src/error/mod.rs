@@ -517,11 +517,5 @@ impl From<redis::RedisError> for Error {
 }
 
 fn own_error(error: &redis::RedisError) -> Option<Error> {
-    type Shared = std::sync::Arc<dyn std::error::Error + Send + Sync>;
-    let source = std::error::Error::source(error)?;
-    let io = match source.downcast_ref::<Shared>() {
-        Some(shared) => shared.downcast_ref::<std::io::Error>(),
-        None => source.downcast_ref::<std::io::Error>(),
-    };
-    io?.get_ref()?.downcast_ref::<Error>().cloned()
+    link::io_of(error)?.get_ref()?.downcast_ref::<Error>().cloned()
 }
