@@ -190,10 +190,11 @@ pub enum Error {
     /// On the pooled handle it is redis-rs that decodes, and its error names no command. The command
     /// is the one of the last eight answers of this thread in which the value is that the error
     /// shows. `applied` is `Unknown` where there is none: the error was converted on another thread or
-    /// after many other commands, is of another connection, shows no value (one of a user's own
-    /// `FromRedisValue`, or of bytes that are not UTF-8) or one of more than 512 bytes, 64 where they
-    /// are not UTF-8. It is `Unknown` too where a read and a write were answered alike. Convert the
-    /// error at once, on the thread of the call.
+    /// after many other commands, is of another connection, or shows a value of more than 512 bytes,
+    /// 64 where they are not UTF-8. It is `Unknown` too where a read and a write were answered alike.
+    /// An error that shows no value (one of a user's own `FromRedisValue`) has the name of the command
+    /// that this thread was answered last, and is `No` or `Yes` only where the last eight were all
+    /// reads or all writes. Convert the error at once, on the thread of the call.
     #[non_exhaustive]
     Decode {
         /// The command's name; "the command" where it is not known.

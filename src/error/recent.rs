@@ -98,12 +98,15 @@ pub(crate) fn forget() {
 }
 
 /// The command whose answer this error of redis-rs's shows, the answer's kind, and what the command
-/// did. `None` where no value is shown, where it is in no answer, and where it may be of a read and
-/// of a write. The name is `None` where it may be of several commands.
+/// did. `None` where the value is in no answer, and where it may be of a read and of a write. The name
+/// is `None` where it may be of several commands.
+///
+/// Of an error that shows no value (a user's own decoding) the command is the one answered last, and
+/// what it did is known where all that are remembered did the same.
 pub(super) fn find(error: &str) -> Option<(Option<String>, &'static str, Applied)> {
     let words = error.strip_prefix("Incompatible type - ")?;
-    let (_, shown) =
-        words.split_once(" (value was ").or_else(|| words.split_once(" (response was "))?;
+    let shown = words.split_once(" (value was ").or_else(|| words.split_once(" (response was "));
+    let Some((_, shown)) = shown else { return last() };
     let shown = shown.strip_suffix(')')?.as_bytes();
     if shown.len() > SHOWN {
         return None;
@@ -124,6 +127,25 @@ pub(super) fn find(error: &str) -> Option<(Option<String>, &'static str, Applied
             let result = (name, found.kind, applied);
             // An answer fails to be decoded once.
             kept.remove(newest);
+            Some(result)
+        })
+        .ok()?
+}
+
+/// The command that was answered last.
+fn last() -> Option<(Option<String>, &'static str, Applied)> {
+    ANSWERS
+        .try_with(|answers| {
+            let kept = &mut answers.borrow_mut().kept;
+            let found = kept.last()?;
+            let applied = match kept.iter().all(|answer| answer.read_only == found.read_only) {
+                false => Applied::Unknown,
+                true if found.read_only => Applied::No,
+                true => Applied::Yes,
+            };
+            let name = String::from_utf8_lossy(found.name()).into_owned();
+            let result = (Some(name), found.kind, applied);
+            kept.pop();
             Some(result)
         })
         .ok()?
@@ -218,7 +240,7 @@ mod tests {
         assert_eq!(find(&error(&text("a \"(value was) b"))), None, "found once");
         assert_eq!(find(&error(&Value::Nil)), found("LPOP", "an array", Applied::Yes));
         assert_eq!(find(&error(&text("b"))), found("GET", "a bulk string", Applied::No));
-        assert_eq!(find("Incompatible type - mine"), None);
+        assert_eq!(find("mine"), None);
         // Of two commands that read, and then of one that wrote.
         note("GET", true, &[Value::Nil], true);
         note("HGET", true, &[Value::Nil], true);
@@ -235,6 +257,15 @@ mod tests {
         note("LPOP", false, &[Value::Array(vec![Value::Int(1); VALUES + 1])], true);
         note("GET", true, &[text("b")], true);
         assert_eq!(find(&error(&text("b"))), None);
+        forget();
+        // A user's own words show no value.
+        let mine = "Incompatible type - mine";
+        assert_eq!(find(mine), None);
+        note("GET", true, &[text("b")], true);
+        assert_eq!(find(mine), found("GET", "a bulk string", Applied::No));
+        note("SET", false, &[Value::Okay], true);
+        note("GET", true, &[text("b")], true);
+        assert_eq!(find(mine), found("GET", "a bulk string", Applied::Unknown));
         forget();
     }
 }

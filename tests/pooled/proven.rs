@@ -317,9 +317,21 @@ fn what_reads_could_not_be_decoded_changed_nothing_and_what_writes_did() {
         let source = std::error::Error::source(&own).expect("the user's words").to_string();
         assert_eq!(source, "no currency is given");
         assert!(!own.to_string().contains(&source), "{own}");
-        decode(own, "the command", Applied::Unknown);
-        decode(typed(db.set::<_, _, Money>("text", "hunter2")), "the command", Applied::Unknown);
+        decode(own, "GET", Applied::Unknown);
+        decode(typed(db.set::<_, _, Money>("text", "hunter2")), "SET", Applied::Unknown);
     });
+    // Where a thread has only read, or only written, that is known of each of its commands.
+    let db = stage.ways[0].1.pooled();
+    let only = |writes: bool| {
+        let mut db = db.clone();
+        let mut money = || match writes {
+            true => db.set::<_, _, Money>("text", "hunter2"),
+            false => db.get::<_, Money>("text"),
+        };
+        let error = std::thread::scope(|scope| scope.spawn(|| typed(money())).join().unwrap());
+        told(&error).0
+    };
+    assert_eq!((only(false), only(true)), (Applied::No, Applied::Yes));
     // Of a connection that is not the handle's nothing is known.
     let sessions = &stage.ways[0].1;
     let raw = sessions.pooled().with_raw(|raw| raw.get::<_, i64>("text").unwrap_err()).unwrap();
@@ -458,8 +470,8 @@ fn what_cannot_be_decoded_is_unknown_where_the_command_is_not_known() {
                 read(db);
                 ParsingError::from("mine").into()
             },
-            unnamed,
-            Applied::Unknown,
+            "GET",
+            Applied::No,
         ),
         (
             "no value is shown",
@@ -468,7 +480,7 @@ fn what_cannot_be_decoded_is_unknown_where_the_command_is_not_known() {
                 read(db);
                 kept
             },
-            unnamed,
+            "GET",
             Applied::Unknown,
         ),
         (
