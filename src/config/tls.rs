@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-/// Whom TLS trusts, and as whom it presents itself: the argument of
+/// Root certificates and client certificate of TLS: the argument of
 /// [`Builder::tls`](crate::Builder::tls) (feature `tls-rustls`).
 ///
 /// Plain data, all of it PEM: [`build`](crate::Builder::build) reads and checks it. By itself it

@@ -88,7 +88,7 @@ impl Builder {
         self
     }
 
-    /// Whom TLS trusts, and as whom it presents itself: every TLS connection, to one server, to all
+    /// Root certificates and client certificate of TLS: every TLS connection, to one server, to all
     /// nodes of a cluster, to sentinels and to the servers behind them. It takes the place of what a
     /// `redis::ConnectionInfo` came with, which `build` refuses otherwise: redis-rs does not hand its
     /// certificates out. Default: the system's root certificates, and no certificate of one's own.
