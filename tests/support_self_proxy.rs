@@ -4,8 +4,9 @@
 
 mod support;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use redis::{Connection, RedisResult, cmd};
@@ -343,6 +344,29 @@ fn new_connections_can_be_refused_muted_or_sent_elsewhere() {
     assert!(ping(&mut connection).unwrap_err().is_timeout());
     proxy.cut_all();
     assert!(ping(&mut connection).is_err());
+}
+
+#[test]
+fn a_connection_that_is_being_opened_is_silent_too() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    for _ in 0..20 {
+        let accepted = proxy.accepted();
+        let mut stream = thread::scope(|scope| {
+            let client = scope.spawn(|| raw(&proxy));
+            // No pause: the proxy is to be caught on its way to the server.
+            while proxy.accepted() == accepted {
+                thread::yield_now();
+            }
+            proxy.silence();
+            client.join().unwrap()
+        });
+        stream.set_read_timeout(Some(SHORT)).unwrap();
+        stream.write_all(&packed(&["PING"])).unwrap();
+        assert_eq!(stream.read(&mut [0]).map_err(|error| error.kind()), Err(ErrorKind::WouldBlock));
+        proxy.mute_new(false);
+        proxy.cut_all();
+    }
 }
 
 #[test]

@@ -29,8 +29,7 @@ fn nobody_waits_past_its_deadline_for_a_network_that_swallows_everything() {
     let proxy = Proxy::to(&server);
     let sessions = quick(SessionManager::builder(proxy.url())).build().unwrap();
     let open = OpenScopes::new(&sessions);
-    proxy.mute_new(true);
-    proxy.black_hole_all();
+    proxy.silence();
     open.end_within_their_deadlines();
     silence(&sessions);
     proxy.mute_new(false);

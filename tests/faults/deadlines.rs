@@ -240,10 +240,7 @@ fn every_call_ends_in_time_when_the_server_is_stopped() {
 #[test]
 fn every_call_ends_in_time_in_a_black_hole() {
     every_call_ends_in_time(
-        |_, proxy| {
-            proxy.mute_new(true);
-            proxy.black_hole_all();
-        },
+        |_, proxy| proxy.silence(),
         |_, proxy| {
             proxy.mute_new(false);
             proxy.release();

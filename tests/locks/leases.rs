@@ -72,8 +72,7 @@ fn who_cannot_extend_his_lease_is_told_before_it_ends_on_the_server() {
         if paused {
             stage.server.pause_writes(5_000);
         } else {
-            stage.proxy.black_hole_all();
-            stage.proxy.mute_new(true);
+            stage.proxy.silence();
         }
         let told = when.recv_timeout(SOON).unwrap();
         assert!(guard.is_lost());

@@ -75,8 +75,7 @@ fn the_number_is_kept_while_a_caller_waits_though_no_permit_is_held() {
         eventually(SOON, "the server knows of it", || {
             stage.server.ask::<i64>(&["EXISTS", "rediscope:sem:{s}:alive"]) == 1
         });
-        stage.proxy.black_hole_all();
-        stage.proxy.mute_new(true);
+        stage.proxy.silence();
         held.release().unwrap();
         refused(of(&other, 2).try_acquire(), (2, 1));
         stage.proxy.mute_new(false);

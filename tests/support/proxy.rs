@@ -63,16 +63,17 @@ struct Door {
 struct Inner {
     shared: Arc<Shared>,
     upstream: Mutex<SocketAddr>,
-    refuse: AtomicBool,
-    mute: AtomicBool,
     small: AtomicBool,
-    muted: Mutex<Vec<TcpStream>>,
     lines: Mutex<Lines>,
 }
 
-/// Scripts and links under one lock: a script is either armed before a link is made or on it.
+/// Scripts, links and what happens to connections to come under one lock: a script is either armed
+/// before a link is made or on it, and no link is made once connections are refused or muted.
 #[derive(Default)]
 struct Lines {
+    refuse: bool,
+    mute: bool,
+    muted: Vec<TcpStream>,
     nth: BTreeMap<u64, Script>,
     next: VecDeque<Script>,
     all: Script,
@@ -97,10 +98,7 @@ impl Proxy {
         let inner = Arc::new(Inner {
             shared: Arc::default(),
             upstream: Mutex::new(upstream),
-            refuse: AtomicBool::new(false),
-            mute: AtomicBool::new(false),
             small: AtomicBool::new(false),
-            muted: Mutex::default(),
             lines: Mutex::default(),
         });
         let door = Mutex::new(Some(Door::open(listener, Arc::clone(&inner))));
@@ -167,12 +165,12 @@ impl Proxy {
 
     /// Accept and close at once.
     pub fn refuse_new(&self, refuse: bool) {
-        self.inner.refuse.store(refuse, Ordering::SeqCst);
+        self.inner.lines().refuse = refuse;
     }
 
     /// Accept and never answer, not even read. A muted connection stays so until it is cut.
     pub fn mute_new(&self, mute: bool) {
-        self.inner.mute.store(mute, Ordering::SeqCst);
+        self.inner.lines().mute = mute;
     }
 
     /// Connections to come have the smallest kernel buffers, so that a client's write soon blocks
@@ -215,16 +213,19 @@ impl Proxy {
 
     /// FIN to both sides of every live connection.
     pub fn cut_all(&self) {
-        self.inner.muted.lock().unwrap().clear();
-        self.live().iter().for_each(|link| link.close(&[Side::Client, Side::Server]));
+        let mut lines = self.inner.lines();
+        lines.muted.clear();
+        lines.live().iter().for_each(|link| link.close(&[Side::Client, Side::Server]));
     }
 
     /// RST to both sides of every live connection; returns when they are gone.
     pub fn reset_all(&self) {
-        for muted in self.inner.muted.lock().unwrap().drain(..) {
+        let mut lines = self.inner.lines();
+        for muted in lines.muted.drain(..) {
             let _ = SockRef::from(&muted).set_linger(Some(Duration::ZERO));
         }
-        let links: Vec<Weak<Link>> = self.inner.lines().links.clone();
+        let links: Vec<Weak<Link>> = lines.links.clone();
+        drop(lines);
         links.iter().filter_map(Weak::upgrade).for_each(|link| link.reset());
         eventually(PATIENCE, "every connection was reset", || {
             links.iter().all(|link| link.strong_count() == 0)
@@ -234,6 +235,14 @@ impl Proxy {
     /// Nothing passes on any live connection until [`release`](Self::release).
     pub fn black_hole_all(&self) {
         self.live().iter().for_each(|link| link.hold());
+    }
+
+    /// [`black_hole_all`](Self::black_hole_all) and [`mute_new`](Self::mute_new) in one step:
+    /// called one after the other, they miss a connection that is opened in between.
+    pub fn silence(&self) {
+        let mut lines = self.inner.lines();
+        lines.mute = true;
+        lines.live().iter().for_each(|link| link.hold());
     }
 
     /// Sends these bytes to the client of every live connection, in the server's place, while no reply
@@ -351,12 +360,7 @@ impl Inner {
 
     fn receive(&self, client: TcpStream) {
         let number = self.shared.accepted.fetch_add(1, Ordering::SeqCst) + 1;
-        if self.refuse.load(Ordering::SeqCst) {
-            return;
-        }
-        if self.mute.load(Ordering::SeqCst) {
-            return self.muted.lock().unwrap().push(client);
-        }
+        let Some(client) = self.lines().admit(client) else { return };
         let upstream = *self.upstream.lock().unwrap();
         if let Ok(server) = TcpStream::connect_timeout(&upstream, DIAL) {
             // On an error both sockets are closed, which is what the client has to see.
@@ -369,6 +373,8 @@ impl Inner {
             SockRef::from(&server).set_send_buffer_size(SMALL)?;
         }
         let mut lines = self.lines();
+        // Again: dialling took its time, and they may be refused or muted since.
+        let Some(client) = lines.admit(client) else { return Ok(()) };
         let script = lines.script_for(number);
         let link = Link::new(number, client, server, script, Arc::clone(&self.shared))?;
         let link = Arc::new(link);
@@ -385,6 +391,18 @@ impl Inner {
 }
 
 impl Lines {
+    /// `None` if it was refused or muted.
+    fn admit(&mut self, client: TcpStream) -> Option<TcpStream> {
+        if self.refuse {
+            return None;
+        }
+        if self.mute {
+            self.muted.push(client);
+            return None;
+        }
+        Some(client)
+    }
+
     fn script_for(&mut self, number: u64) -> Script {
         let own = self.nth.remove(&number);
         own.or_else(|| self.next.pop_front()).unwrap_or_else(|| self.all.clone())
