@@ -1,59 +1,64 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod commit;
-mod config;
-mod connection;
-mod credentials;
+pub(crate) mod commit;
+pub(crate) mod connection;
 #[cfg(doctest)]
 mod docs;
-mod error;
-mod lock;
-mod observe;
-mod pooled;
+pub(crate) mod error;
+pub(crate) mod lock;
+pub(crate) mod logging;
+pub(crate) mod pool;
+pub(crate) mod pooled;
 pub mod prelude;
-mod process;
-mod reply;
-mod retry;
-mod session;
-mod topology;
-mod transaction;
-mod transactional;
-mod wire;
+pub(crate) mod process;
+pub(crate) mod protocol;
+pub(crate) mod reply;
+pub(crate) mod session;
+pub(crate) mod settings;
+pub(crate) mod status;
+pub(crate) mod sync;
+pub(crate) mod transaction;
 
 pub use redis;
 
-#[cfg(feature = "tls-rustls")]
-pub use config::tls::Tls;
-pub use credentials::{Credentials, CredentialsProvider, RotatingCredentials};
-pub use error::{
-    Applied, CheckoutError, CheckoutTimeout, CommitError, CommitToken, ConfigError, DecodeError,
-    Error, FailedCondition, Holder, InDoubt, LinkError, LinkErrorKind, LockError, LostBecause,
-    PinExpired, ReplyError, Resolution, ServerError, Unresolved,
-};
-pub use lock::guard::LockGuard;
-pub use lock::handle::{Lock, RwLock};
-pub use observe::{
-    Closed, Counts, LockStatus, NodeStatus, OpenScope, PoolStatus, Replaced, Status,
-};
-pub use pooled::Pooled;
-pub use reply::{Queued, Ready, Replies, Resolve};
-pub use retry::RetryPolicy;
+pub use crate::connection::url::IntoAddress;
+pub use crate::error::checkout::{CheckoutError, CheckoutTimeout};
+pub use crate::error::commit::CommitError;
+pub use crate::error::condition::FailedCondition;
+pub use crate::error::config::ConfigError;
+pub use crate::error::connection::{LinkError, LinkErrorKind};
+pub use crate::error::in_doubt::{CommitToken, InDoubt, Resolution, Unresolved};
+pub use crate::error::lock::{Holder, LockError, LostBecause};
+pub use crate::error::reply::{DecodeError, ReplyError};
+pub use crate::error::server::ServerError;
+pub use crate::error::{Applied, Error, PinExpired};
+pub use crate::lock::guard::LockGuard;
+pub use crate::lock::handle::{Lock, RwLock};
+pub use crate::pooled::Pooled;
+pub use crate::protocol::replication::Acks;
+pub use crate::protocol::retry::RetryPolicy;
+pub use crate::reply::resolve::Resolve;
+pub use crate::reply::{Queued, Ready, Replies};
+pub use crate::session::SessionManager;
+pub use crate::session::builder::Builder;
 #[cfg(feature = "serde")]
-pub use session::Config;
-pub use session::{Builder, SessionManager};
-pub use topology::IntoAddress;
-pub use transaction::block::Block;
-pub use transaction::commands::*;
-pub use transaction::condition::Condition;
-pub use transaction::conditional::Conditional;
-pub use transaction::declared::Declared;
-pub use transaction::guard::{Mode, Plain, Transaction, Watched};
-pub use transaction::keys::IntoKeys;
-pub use transaction::options::{Begin, TransactionOptions};
-pub use transaction::outcome::Outcome;
-pub use transaction::savepoint::Savepoint;
-pub use transaction::watch::Watch;
-pub use transaction::watching::Watching;
-pub use transactional::Transactional;
-pub use wire::durability::Acks;
+pub use crate::session::config::Config;
+pub use crate::settings::credentials::{Credentials, CredentialsProvider, RotatingCredentials};
+#[cfg(feature = "tls-rustls")]
+pub use crate::settings::tls::Tls;
+pub use crate::status::node::NodeStatus;
+pub use crate::status::{Closed, Counts, LockStatus, OpenScope, PoolStatus, Replaced, Status};
+pub use crate::transaction::block::Block;
+pub use crate::transaction::commands::*;
+pub use crate::transaction::condition::Condition;
+pub use crate::transaction::conditional::Conditional;
+pub use crate::transaction::guard::{Mode, Plain, Transaction, Watched};
+pub use crate::transaction::handle::Transactional;
+pub use crate::transaction::keys::IntoKeys;
+pub use crate::transaction::options::{Begin, TransactionOptions};
+pub use crate::transaction::outcome::Outcome;
+pub use crate::transaction::savepoint::Savepoint;
+pub use crate::transaction::watch::Watch;
+pub use crate::transaction::watch_scope::Watching;
+pub use crate::transaction::watched_reads::Declared;

@@ -3,21 +3,22 @@
 //! Never: a command that would leave something behind on a connection others use. Never: a write
 //! sent twice.
 
-mod answers;
-mod request;
-mod spread;
+pub(crate) mod answers;
+pub(crate) mod fan_out;
+pub(crate) mod request;
 
 use std::fmt;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::time::Instant;
 
-use answers::Call;
 use redis::{Cmd, ConnectionLike, RedisResult, Value};
-use request::Request;
 
-use crate::connection::nodes::{Nodes, Route};
-use crate::connection::registry::Owner;
-use crate::error::{CheckoutError, Error, recent};
+use crate::error::checkout::CheckoutError;
+use crate::error::{Error, recent};
+use crate::pool::router::{Nodes, Route};
+use crate::pool::scopes::Owner;
+use crate::pooled::answers::Call;
+use crate::pooled::request::Request;
 
 /// The pooled handle: single commands, each on a connection borrowed for its own round trip (or
 /// for one pipeline) only.
@@ -178,7 +179,7 @@ impl Pooled {
             });
         }
         if self.nodes.is_cluster() {
-            let mut replies = spread::request(&self.nodes, self.place, bytes)?;
+            let mut replies = fan_out::request(&self.nodes, self.place, bytes)?;
             replies.drain(..offset.min(replies.len()));
             return Ok(replies);
         }

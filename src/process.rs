@@ -5,9 +5,7 @@
 //!
 //! Never: a wait. Never: a socket shut down, which would end it in the parent too.
 
-mod sockets;
-
-pub(crate) use sockets::OwnSocket;
+pub(crate) mod sockets;
 
 /// The process that something was made in.
 #[derive(Clone)]
@@ -21,7 +19,7 @@ pub(crate) struct Process {
 impl Process {
     /// This one. Sockets that it has inherited are closed, before it opens any of its own.
     pub(crate) fn here() -> Self {
-        sockets::close_inherited();
+        sockets::descriptors::close_inherited();
         Self { forks: forkguard::Guard::try_new().ok(), id: std::process::id() }
     }
 
@@ -38,7 +36,7 @@ impl Process {
     pub(crate) fn is_left(&self) -> bool {
         let other = self.is_other();
         if other {
-            sockets::close_inherited();
+            sockets::descriptors::close_inherited();
         }
         other
     }

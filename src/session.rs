@@ -2,10 +2,12 @@
 //!
 //! Never: a connection opened before it is needed. A server that is down is no error here.
 
-mod builder;
+pub(crate) mod builder;
 #[cfg(feature = "serde")]
-mod config;
-mod threads;
+pub(crate) mod config;
+#[cfg(feature = "serde")]
+pub(crate) mod config_value;
+pub(crate) mod threads;
 
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
@@ -14,30 +16,30 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-pub use builder::Builder;
-#[cfg(feature = "serde")]
-pub use config::Config;
 #[cfg(feature = "sentinel")]
 use scheduled_thread_pool::ScheduledThreadPool;
 
 use crate::commit::resolve::Asker;
 use crate::connection::deadline;
-#[cfg(feature = "sentinel")]
-use crate::connection::manager::Purpose;
-use crate::connection::nodes::Nodes;
-#[cfg(feature = "sentinel")]
-use crate::connection::pool::{Kind, Pool};
-use crate::error::{CommitToken, ConfigError, Resolution, Resolver as _};
+use crate::connection::url;
+use crate::connection::url::IntoAddress;
+use crate::error::config::ConfigError;
+use crate::error::in_doubt::{CommitToken, Resolution, Resolver as _};
 use crate::lock::acquire::Mode;
 use crate::lock::handle::{Lock, RwLock};
-use crate::lock::hub::Hub;
-use crate::observe::{Closed, LockStatus, OpenScope, PoolStatus, Status};
+use crate::lock::manager::Hub;
+#[cfg(feature = "sentinel")]
+use crate::pool::manager::Purpose;
+use crate::pool::router::Nodes;
+#[cfg(feature = "sentinel")]
+use crate::pool::{Kind, Pool};
 use crate::pooled::Pooled;
 #[cfg(feature = "sentinel")]
 use crate::process::Process;
-use crate::topology::{self, IntoAddress};
-use crate::transaction::admission::Admission;
-use crate::transactional::Transactional;
+use crate::session::builder::Builder;
+use crate::status::{Closed, LockStatus, OpenScope, PoolStatus, Status};
+use crate::transaction::handle::Transactional;
+use crate::transaction::hot_keys::Admission;
 
 /// Two pools to one server, one for single commands and one for transactions, so that a plain
 /// read can never open a scope.
@@ -140,7 +142,7 @@ impl SessionManager {
     /// # Ok(()) }
     /// ```
     pub fn cluster<T: IntoAddress>(nodes: impl IntoIterator<Item = T>) -> Builder {
-        Builder::new(topology::cluster_address(nodes))
+        Builder::new(url::cluster(nodes))
     }
 
     /// A session manager of the master that sentinels know by this name (feature `sentinel`), with
@@ -161,7 +163,7 @@ impl SessionManager {
     /// # Ok(()) }
     /// ```
     pub fn sentinel<T: IntoAddress>(name: &str, sentinels: impl IntoIterator<Item = T>) -> Builder {
-        Builder::new(topology::behind(name, sentinels))
+        Builder::new(url::behind(name, sentinels))
     }
 
     /// The handle for single commands. Blocking commands that hold a connection are reported with the

@@ -3,36 +3,37 @@
 //! Never: the user's closure. Never: a command re-sent once EXEC's last byte may have left, unless
 //! it is proven that nothing was applied.
 
-mod clean;
-mod exchange;
-mod fenced;
-mod group;
-mod prove;
+pub(crate) mod batch;
+pub(crate) mod cleanup;
+pub(crate) mod lock_check;
+pub(crate) mod prepare;
 pub(crate) mod resolve;
+pub(crate) mod send;
 
 use std::sync::Arc;
 use std::time::Instant;
 
-pub(crate) use clean::clean;
-use exchange::{Answers, Lost, exchange, queue};
-pub(crate) use fenced::{Held, Witness};
-pub(crate) use group::block;
-use prove::prove;
-pub(crate) use prove::watch;
 use redis::Value;
 
-use crate::connection::nodes;
-use crate::connection::pool::Lease;
-use crate::error::{
-    CheckoutError, CommitError, CommitToken, Error, InDoubt, LinkError, Resolver, ServerError,
-};
-use crate::observe::Counters;
+use crate::commit::lock_check::Held;
+use crate::commit::prepare::prove;
+use crate::commit::send::{Answers, Lost, exchange, queue};
+use crate::error::Error;
+use crate::error::checkout::CheckoutError;
+use crate::error::commit::CommitError;
+use crate::error::connection::LinkError;
+use crate::error::in_doubt::{CommitToken, InDoubt, Resolver};
+use crate::error::server::ServerError;
+use crate::pool::checkout::Lease;
+use crate::pool::router;
+use crate::protocol::connection_state::Taint;
+use crate::protocol::exec;
+use crate::protocol::exec::{Doubt, Refusal, Verdict};
+use crate::protocol::idempotency_key::Once;
+use crate::protocol::queue::Buffer;
+use crate::protocol::replication::{Acks, Durability};
 use crate::reply::Replies;
-use crate::wire::buffer::Buffer;
-use crate::wire::durability::{Acks, Durability};
-use crate::wire::exec::{self, Doubt, Refusal, Verdict};
-use crate::wire::once::Once;
-use crate::wire::state::Taint;
+use crate::status::Counters;
 
 /// What a transaction asks of its commit.
 #[derive(Clone, Default)]
@@ -74,7 +75,7 @@ pub(crate) struct Place {
 impl Place {
     /// The hash tag of keys of ours that must be beside the caller's.
     fn tag(&self) -> Option<u32> {
-        self.slot.and_then(nodes::tag)
+        self.slot.and_then(router::tag)
     }
 }
 

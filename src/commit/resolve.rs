@@ -12,21 +12,24 @@ use std::time::{Duration, Instant};
 
 use scopeguard::defer;
 
-use crate::connection::checkout::{Gate, Refused};
-use crate::connection::deadline::{self, Deadline};
-use crate::connection::link::Link;
-use crate::connection::lock;
-use crate::connection::manager::{self, Purpose};
-use crate::connection::nodes::{self, Nodes, Onward, Patience, Route};
-use crate::error::{
-    CheckoutError, CommitToken, LinkError, LinkErrorKind, Resolution, Resolver, ServerError,
-    Unresolved,
-};
-use crate::observe::alarm::Alarm;
-use crate::wire::fence;
-use crate::wire::redirect;
-use crate::wire::slot;
-use crate::wire::state::Expect;
+use crate::connection::connection::Link;
+use crate::connection::deadline;
+use crate::connection::deadline::Deadline;
+use crate::error::checkout::CheckoutError;
+use crate::error::connection::{LinkError, LinkErrorKind};
+use crate::error::in_doubt::{CommitToken, Resolution, Resolver, Unresolved};
+use crate::error::server::ServerError;
+use crate::logging::rate_limit::Alarm;
+use crate::pool::manager;
+use crate::pool::manager::Purpose;
+use crate::pool::router;
+use crate::pool::router::{Nodes, Onward, Patience, Route};
+use crate::pool::semaphore::{Gate, Refused};
+use crate::protocol::cluster::redirect;
+use crate::protocol::cluster::slot;
+use crate::protocol::connection_state::Expect;
+use crate::protocol::marker;
+use crate::sync::lock;
 
 /// The longest pause before a server that could not be asked is asked again.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -115,9 +118,9 @@ impl Asker {
             // A transaction without a key was bound to no slot, and its register has no hash tag.
             true if token.slot.is_none() => (Some(slot), None),
             true if token.slot != Some(slot) => return wrong("the register is of another slot"),
-            true => (Some(slot), nodes::tag(slot)),
+            true => (Some(slot), router::tag(slot)),
         };
-        match fence::is_register(&token.register, &self.nodes.settings().prefix, tag) {
+        match marker::is_register(&token.register, &self.nodes.settings().prefix, tag) {
             true => Ok(slot),
             false => wrong("it names a key that is no register of this prefix"),
         }
@@ -158,7 +161,7 @@ impl Asker {
             }
         };
         let limit = Deadline::after(settings.response_timeout).capped(deadline);
-        let question = fence::question(&token.register, settings.register_ttl, route.asks());
+        let question = marker::question(&token.register, settings.register_ttl, route.asks());
         let count = if route.asks() { 4 } else { 2 };
         link.send(&question, &[(Expect::Plain, count)], limit).map_err(unreachable)?;
         let mut answers = Vec::with_capacity(4);
@@ -176,7 +179,7 @@ impl Asker {
             return Err(unreachable(LinkError::new(LinkErrorKind::Closed, text)));
         }
         *lock(&self.link) = Some((endpoint.address().into_owned(), link));
-        fence::applied(token.number, touched, found)
+        marker::applied(token.number, touched, found)
     }
 }
 

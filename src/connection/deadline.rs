@@ -36,7 +36,7 @@ impl Deadline {
 
     /// The timeout for one wait of the socket's, if there is time left: the call's whole limit,
     /// which stays set from call to call, unless a good part of it is gone.
-    pub(super) fn timeout(&self) -> Option<Duration> {
+    pub(crate) fn timeout(&self) -> Option<Duration> {
         let left = self.at.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return None;

@@ -1,5 +1,8 @@
 //! Random conversations on one link, judged by what the server says of it to somebody else.
 
+#[path = "../../tests/support/mod.rs"]
+pub(crate) mod support;
+
 use std::cell::RefCell;
 use std::time::Duration;
 
@@ -8,19 +11,17 @@ use proptest::test_runner::{
     Config, FileFailurePersistence, RngAlgorithm, TestCaseResult, TestRunner,
 };
 use redis::{Connection, Value};
-
-use super::deadline::Deadline;
-use super::link::Link;
-use super::manager::{Purpose, open};
-use crate::config::Settings;
-use crate::topology::{Endpoint, parse};
-use crate::wire::encode::{self, DISCARD, EXEC, MULTI, UNWATCH};
-use crate::wire::state::Expect;
-
-#[path = "../../tests/support/mod.rs"]
-pub(super) mod support;
-
 use support::server::Server;
+
+use crate::connection::connection::Link;
+use crate::connection::deadline::Deadline;
+use crate::connection::endpoint::Endpoint;
+use crate::connection::url::one as parse;
+use crate::pool::manager::{Purpose, open};
+use crate::protocol::connection_state::Expect;
+use crate::protocol::resp::encode;
+use crate::protocol::resp::encode::{DISCARD, EXEC, MULTI, UNWATCH};
+use crate::settings::Settings;
 
 const CONVERSATIONS: u32 = 10_000;
 const PATIENCE: Duration = Duration::from_secs(20);

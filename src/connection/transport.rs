@@ -8,14 +8,14 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::deadline::Deadline;
-use crate::error::{LinkError, LinkErrorKind};
-use crate::process::OwnSocket;
-use crate::topology::Connected;
+use crate::connection::connect::Connected;
+use crate::connection::deadline::Deadline;
 #[cfg(feature = "tls-rustls")]
-use crate::topology::Session;
-use crate::wire::parse::{DEEPEST, Fault, Parser, Unasked, Why};
-use crate::wire::reply::Reply;
+use crate::connection::tls::Session;
+use crate::error::connection::{LinkError, LinkErrorKind};
+use crate::process::sockets::OwnSocket;
+use crate::protocol::resp::decode::{DEEPEST, Fault, Parser, Unasked, Why};
+use crate::protocol::resp::reply::Reply;
 
 /// Reads of one look at what has come unasked. A peer that has sent more is not waited for.
 const MOST_READS: usize = 16;

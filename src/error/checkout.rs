@@ -6,9 +6,9 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-use super::LinkError;
-use super::text::{brief, display};
-use crate::observe::OpenScope;
+use crate::error::connection::LinkError;
+use crate::error::text::{brief, display};
+use crate::status::OpenScope;
 
 /// Why no connection was given. Nothing was sent.
 #[derive(Clone, Debug)]
@@ -67,7 +67,7 @@ impl CheckoutError {
 }
 
 impl CheckoutError {
-    pub(super) fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    pub(crate) fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Timeout(timeout) => timeout.text(f),
             Self::WouldDeadlock { holders } => write!(

@@ -5,10 +5,14 @@
 use std::error::Error as StdError;
 use std::fmt;
 
-use super::text::{count, display};
-use super::{Applied, CheckoutError, Error, InDoubt, LinkError, PinExpired, ServerError};
+use crate::error::checkout::CheckoutError;
+use crate::error::connection::LinkError;
+use crate::error::in_doubt::InDoubt;
+use crate::error::server::ServerError;
+use crate::error::text::{count, display};
+use crate::error::{Applied, Error, PinExpired};
+use crate::protocol::replication::Acks;
 use crate::reply::Replies;
-use crate::wire::durability::Acks;
 
 /// What is known of a transaction that did not simply commit.
 ///
@@ -51,7 +55,7 @@ pub enum CommitError {
     /// changed and [`applied`](Self::applied) is [`No`](Applied::No).
     #[non_exhaustive]
     PartlyApplied {
-        /// Every reply, the failed ones as [`ReplyError::Failed`](super::ReplyError::Failed).
+        /// Every reply, the failed ones as [`ReplyError::Failed`](crate::error::reply::ReplyError::Failed).
         replies: Replies,
     },
     /// Nothing was applied, and nothing will be: the failure came before EXEC's last byte left, or
@@ -72,7 +76,7 @@ pub enum CommitError {
     /// function or a module's command is no such proof.
     #[non_exhaustive]
     NotIsolated {
-        /// Every reply; a refused command as [`ReplyError::Failed`](super::ReplyError::Failed).
+        /// Every reply; a refused command as [`ReplyError::Failed`](crate::error::reply::ReplyError::Failed).
         replies: Replies,
     },
     /// The transaction **was applied here**, but fewer than were asked for had it in time:
@@ -118,7 +122,7 @@ pub enum CommitError {
 display!(CommitError);
 
 impl CommitError {
-    pub(super) fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    pub(crate) fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Rejected { index, command, code, message } => {
                 write!(f, "nothing was applied: {command}")?;
@@ -190,7 +194,7 @@ fn partly(replies: &Replies, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         }
     }
     match replies.first_error() {
-        Some(super::ReplyError::Failed { index, command, error }) => {
+        Some(crate::error::reply::ReplyError::Failed { index, command, error }) => {
             let first = if failed == 1 { "it was" } else { "the first was" };
             write!(f, "; {first} {command} (command {index}): {}", error.code())
         }

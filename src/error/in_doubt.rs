@@ -8,8 +8,9 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::text::display;
-use super::{LinkError, ServerError};
+use crate::error::connection::LinkError;
+use crate::error::server::ServerError;
+use crate::error::text::display;
 
 /// EXEC was sent, and its answer was lost or proves nothing.
 ///
@@ -114,7 +115,7 @@ impl InDoubt {
         self.fenced.as_deref().map(|(token, _)| token)
     }
 
-    pub(super) fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    pub(crate) fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let advice = self.advice();
         match self.source.server_error() {
             None => write!(f, "in doubt: EXEC was sent and its answer was lost; {advice}"),

@@ -7,9 +7,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::text::{brief, display};
-use super::{Applied, CheckoutError, LinkError, ServerError};
-use crate::wire::durability::Acks;
+use crate::error::Applied;
+use crate::error::checkout::CheckoutError;
+use crate::error::connection::LinkError;
+use crate::error::server::ServerError;
+use crate::error::text::{brief, display};
+use crate::protocol::replication::Acks;
 
 /// Who holds a lock, as the server had it when it was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,7 +127,7 @@ pub enum LockError {
 display!(LockError);
 
 impl LockError {
-    pub(super) fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    pub(crate) fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Timeout { waited, holder } => {
                 write!(f, "the lock was not acquired within {}", brief(*waited))?;

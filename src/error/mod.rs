@@ -6,16 +6,16 @@
 //! Never: a key, a value or a password. Never: a raw error of the `redis` crate, whose text
 //! repeats what was sent.
 
-mod checkout;
-mod commit;
-mod condition;
-mod config;
-mod in_doubt;
-mod link;
-mod lock;
+pub(crate) mod checkout;
+pub(crate) mod commit;
+pub(crate) mod condition;
+pub(crate) mod config;
+pub(crate) mod connection;
+pub(crate) mod in_doubt;
+pub(crate) mod lock;
 pub(crate) mod recent;
-mod reply;
-mod server;
+pub(crate) mod reply;
+pub(crate) mod server;
 pub(crate) mod stamp;
 pub(crate) mod text;
 
@@ -23,19 +23,16 @@ use std::fmt;
 use std::panic::Location;
 use std::time::Duration;
 
-pub use checkout::{CheckoutError, CheckoutTimeout};
-pub use commit::CommitError;
-pub use condition::FailedCondition;
-pub use config::ConfigError;
-pub(crate) use in_doubt::Resolver;
-pub use in_doubt::{CommitToken, InDoubt, Resolution, Unresolved};
-pub use link::{LinkError, LinkErrorKind};
-pub use lock::{Holder, LockError, LostBecause};
-pub use reply::{DecodeError, ReplyError};
-pub use server::ServerError;
-use text::{brief, count, display};
-
-use crate::wire::command::Place;
+use crate::error::checkout::CheckoutError;
+use crate::error::commit::CommitError;
+use crate::error::condition::FailedCondition;
+use crate::error::config::ConfigError;
+use crate::error::connection::{LinkError, LinkErrorKind};
+use crate::error::lock::LockError;
+use crate::error::reply::{DecodeError, ReplyError};
+use crate::error::server::ServerError;
+use crate::error::text::{brief, count, display};
+use crate::protocol::command::Place;
 
 /// What the server did with the commands of a call that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -518,5 +515,5 @@ impl From<redis::RedisError> for Error {
 }
 
 fn own_error(error: &redis::RedisError) -> Option<Error> {
-    link::io_of(error)?.get_ref()?.downcast_ref::<Error>().cloned()
+    connection::io_of(error)?.get_ref()?.downcast_ref::<Error>().cloned()
 }

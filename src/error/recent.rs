@@ -11,7 +11,7 @@ use std::hash::{BuildHasher, RandomState};
 
 use redis::Value;
 
-use super::Applied;
+use crate::error::Applied;
 use crate::reply::kind;
 
 /// How many answers back one is looked for.
@@ -103,7 +103,7 @@ pub(crate) fn forget() {
 ///
 /// Of an error that shows no value (a user's own decoding) the command is the one answered last, and
 /// what it did is known where all that are remembered did the same.
-pub(super) fn find(error: &str) -> Option<(Option<String>, &'static str, Applied)> {
+pub(crate) fn find(error: &str) -> Option<(Option<String>, &'static str, Applied)> {
     let words = error.strip_prefix("Incompatible type - ")?;
     let shown = words.split_once(" (value was ").or_else(|| words.split_once(" (response was "));
     let Some((_, shown)) = shown else { return last() };

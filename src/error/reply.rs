@@ -6,8 +6,8 @@ use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
-use super::ServerError;
-use super::text::{count, display};
+use crate::error::server::ServerError;
+use crate::error::text::{count, display};
 
 /// Why one value of an **applied** transaction cannot be handed out. Do not run the block again.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub enum ReplyError {
     },
     /// The replies were lost or could not be read. Either the connection failed under an exactly-once
     /// transaction, which was then resolved as applied; or EXEC's array began with the right length and
-    /// is larger than [`max_reply_bytes`](crate::session::Builder::max_reply_bytes), nested deeper than 512
+    /// is larger than [`max_reply_bytes`](crate::session::builder::Builder::max_reply_bytes), nested deeper than 512
     /// levels, or not the Redis protocol further on.
     Lost,
     /// The transaction had no command at this place: see
@@ -85,7 +85,7 @@ impl ReplyError {
         self
     }
 
-    pub(super) fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    pub(crate) fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Foreign => f.write_str("the handle belongs to another transaction"),
             Self::Forgotten => {

@@ -6,9 +6,9 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use crate::wire::command;
-use crate::wire::redirect::Redirect;
-use crate::wire::refusal;
+use crate::protocol::cluster::redirect::Redirect;
+use crate::protocol::command;
+use crate::protocol::refusal;
 
 /// An error reply of the server.
 ///
@@ -147,7 +147,7 @@ impl ServerError {
     }
 
     /// Of the pooled handle's, out of a `RedisError`: what is shown, and what was judged, are there.
-    pub(super) fn carried(code: &str, shown: &str, from_script: bool, unrun: bool) -> Self {
+    pub(crate) fn carried(code: &str, shown: &str, from_script: bool, unrun: bool) -> Self {
         let mut error = Self::own(code, shown).judged(unrun);
         error.0.from_script = from_script;
         error

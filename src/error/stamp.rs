@@ -7,10 +7,10 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::OnceLock;
 
-use super::Applied;
-use super::server::ServerError;
-use crate::wire::command;
-use crate::wire::refusal;
+use crate::error::Applied;
+use crate::error::server::ServerError;
+use crate::protocol::command;
+use crate::protocol::refusal;
 
 /// What is known of a whole pipeline of which some command failed.
 pub(crate) type Whole = Option<Applied>;
@@ -43,7 +43,7 @@ pub(crate) fn stamped(
 
 /// An error reply that came back, its command, and what is known of a whole pipeline. Without a
 /// judgement of this process's the command is not known, and neither is what it did.
-pub(super) fn read(code: &str, text: &str) -> (Option<String>, ServerError, Whole) {
+pub(crate) fn read(code: &str, text: &str) -> (Option<String>, ServerError, Whole) {
     judged(code, text).unwrap_or_else(|| (None, ServerError::of_any(code, text), None))
 }
 

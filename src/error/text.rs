@@ -102,6 +102,8 @@ mod tests {
     fn a_cause_is_shown_once_and_only_where_it_is_asked_for() {
         use std::panic::Location;
 
+        use crate::error::checkout::CheckoutTimeout;
+        use crate::error::in_doubt::{InDoubt, Unresolved};
         use crate::error::*;
 
         let link = || LinkError::new(LinkErrorKind::Closed, "reset by peer");

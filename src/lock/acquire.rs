@@ -11,16 +11,19 @@ use std::time::{Duration, Instant};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use redis::Value;
 
-use super::courier::{Answers, Over, refused};
-use super::guard::LockGuard;
-use super::hold::{Hold, release, valid_until};
-use super::hub::{Hub, strange};
-use super::keeper::NotReady;
-use super::names::Names;
-use super::script::{ACQUIRE, Call};
-use crate::connection::lock;
-use crate::error::{Applied, CheckoutError, Holder, LinkError, LockError, LostBecause};
-use crate::wire::durability::{Acks, Durability};
+use crate::error::Applied;
+use crate::error::checkout::CheckoutError;
+use crate::error::connection::LinkError;
+use crate::error::lock::{Holder, LockError, LostBecause};
+use crate::lock::client::{Answers, Over, refused};
+use crate::lock::guard::LockGuard;
+use crate::lock::lease::{Hold, release, valid_until};
+use crate::lock::manager::{Hub, strange};
+use crate::lock::renewal::NotReady;
+use crate::protocol::lock::keys::Names;
+use crate::protocol::lock::script::{ACQUIRE, Call};
+use crate::protocol::replication::{Acks, Durability};
+use crate::sync::lock;
 
 /// Who is in line in fair mode says so at least this often, and is passed over when he has not
 /// for three times as long.

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 
-use super::courier::{Over, refused};
-use super::hold::Hold;
-use super::hub::{Hub, strange};
-use crate::commit::Held;
-use crate::error::{LockError, LostBecause};
-use crate::wire::held::HeldLock;
-use crate::wire::slot;
+use crate::commit::lock_check::Held;
+use crate::error::lock::{LockError, LostBecause};
+use crate::lock::client::{Over, refused};
+use crate::lock::lease::Hold;
+use crate::lock::manager::{Hub, strange};
+use crate::protocol::cluster::slot;
+use crate::protocol::lock::ownership::HeldLock;
 
 /// A held lock. Dropped, it is released.
 ///

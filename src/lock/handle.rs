@@ -10,15 +10,16 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 
-use super::acquire::{Mode, Permits, Spec, acquire, holder};
-use super::courier::{Over, refused};
-use super::guard::LockGuard;
-use super::hub::{Hub, strange};
-use super::names::Names;
-use super::script::{Call, FORCE, PEEK, PERMITS};
-use crate::connection::lock;
-use crate::error::{Error, Holder, LockError};
-use crate::wire::durability::Durability;
+use crate::error::Error;
+use crate::error::lock::{Holder, LockError};
+use crate::lock::acquire::{Mode, Permits, Spec, acquire, holder};
+use crate::lock::client::{Over, refused};
+use crate::lock::guard::LockGuard;
+use crate::lock::manager::{Hub, strange};
+use crate::protocol::lock::keys::Names;
+use crate::protocol::lock::script::{Call, FORCE, PEEK, PERMITS};
+use crate::protocol::replication::Durability;
+use crate::sync::lock;
 
 const DEFAULT_LEASE: Duration = Duration::from_secs(30);
 const SHORTEST_LEASE: Duration = Duration::from_millis(10);

@@ -6,11 +6,14 @@
 //!
 //! Never: a waiter, a channel or a wake-up that outlives its [`Ticket`]. Never: a server.
 
+#[cfg(all(test, rediscope_shuttle))]
+mod model;
+
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use crate::connection::sync::{Arc, Condvar, Mutex, PoisonError, lock};
+use crate::sync::shim::{Arc, Condvar, Mutex, PoisonError, lock};
 
 /// So long a channel stays subscribed to that nobody waits on: waiters come and go.
 const LINGER: Duration = Duration::from_millis(200);
@@ -270,6 +273,3 @@ impl fmt::Debug for Waiters {
         f.debug_struct("Waiters").field("channels", &channels.len()).finish_non_exhaustive()
     }
 }
-
-#[cfg(all(test, rediscope_shuttle))]
-mod model;

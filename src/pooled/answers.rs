@@ -4,13 +4,15 @@
 
 use redis::Value;
 
-use super::request::Request;
-use crate::error::{Applied, ServerError, recent, stamp};
-use crate::wire::command::{self, Requests};
+use crate::error::server::ServerError;
+use crate::error::{Applied, recent, stamp};
+use crate::pooled::request::Request;
+use crate::protocol::command;
+use crate::protocol::command::Requests;
 
 /// How redis-rs asks.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Call {
+pub(crate) enum Call {
     /// One command, whose error is its own.
     Single,
     /// Several, or one: redis-rs makes one error of all that failed.
@@ -19,7 +21,7 @@ pub(super) enum Call {
 
 /// Judges the error replies among `replies`, which answer the commands of `bytes` behind the first
 /// `offset` ones.
-pub(super) fn judge(
+pub(crate) fn judge(
     request: &Request,
     replies: &mut [Value],
     (bytes, offset): (&[u8], usize),

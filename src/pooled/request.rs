@@ -8,23 +8,28 @@ use std::time::{Duration, Instant};
 use redis::Value;
 
 use crate::connection::deadline::Deadline;
-use crate::connection::group::lead;
-use crate::connection::nodes::{Nodes, Route};
-use crate::connection::pool::{Joined, Lease, Repeats, Waiting};
+use crate::error::connection::{LinkError, LinkErrorKind};
 use crate::error::stamp;
-use crate::error::{Applied, Error, LinkError, LinkErrorKind};
-use crate::wire::command::{self, Blocking, Place, Requests};
-use crate::wire::group::{self, Broken, Job, Settled, What};
-use crate::wire::state::Expect;
+use crate::error::{Applied, Error};
+use crate::pool::Joined;
+use crate::pool::batch::lead;
+use crate::pool::blocking::Waiting;
+use crate::pool::checkout::{Lease, Repeats};
+use crate::pool::router::{Nodes, Route};
+use crate::protocol::batch;
+use crate::protocol::batch::{Broken, Job, Settled, What};
+use crate::protocol::command;
+use crate::protocol::command::{Blocking, Place, Requests};
+use crate::protocol::connection_state::Expect;
 
 /// What is to be sent, judged by the names of its commands.
-pub(super) struct Request {
+pub(crate) struct Request {
     /// The first command's name, for errors.
-    pub(super) name: String,
+    pub(crate) name: String,
     commands: usize,
-    pub(super) read_only: bool,
+    pub(crate) read_only: bool,
     /// Errors may stand inside of a reply.
-    pub(super) may_nest: bool,
+    pub(crate) may_nest: bool,
     /// It may be sent along with those of others.
     travels: bool,
     blocks_for: Duration,
@@ -36,7 +41,7 @@ pub(super) struct Request {
 
 impl Request {
     #[track_caller]
-    pub(super) fn judge(bytes: &[u8], replies: usize) -> Result<Self, Error> {
+    pub(crate) fn judge(bytes: &[u8], replies: usize) -> Result<Self, Error> {
         let mut request = Self {
             name: String::new(),
             commands: 0,
@@ -80,8 +85,8 @@ impl Request {
         }
         request.travels = request.read_only
             && request.commands == 1
-            && group::may_read_along(&request.name)
-            && group::is_small(1, bytes.len());
+            && batch::may_read_along(&request.name)
+            && batch::is_small(1, bytes.len());
         if request.commands == 0 {
             return Err(Error::Refused {
                 command: "a request without a command".to_owned(),
@@ -102,7 +107,7 @@ impl Request {
     }
 
     /// The same, of a handle that was made there.
-    pub(super) fn of_handle(mut self, place: &'static Location<'static>) -> Self {
+    pub(crate) fn of_handle(mut self, place: &'static Location<'static>) -> Self {
         self.place = place;
         self
     }
@@ -113,7 +118,7 @@ impl Request {
     }
 
     /// Asks on a connection of the route's, and again on another one where that changes nothing.
-    pub(super) fn ask(
+    pub(crate) fn ask(
         &self,
         nodes: &Nodes,
         route: &Route,

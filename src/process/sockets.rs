@@ -12,9 +12,7 @@ use std::net::TcpStream;
 use std::ops::Deref;
 use std::sync::Arc;
 
-pub(super) use descriptors::close_inherited;
-
-use super::Process;
+use crate::process::Process;
 
 /// A socket, in the process that opened it.
 #[derive(Debug)]
@@ -67,7 +65,7 @@ impl Write for &OwnSocket {
 }
 
 #[cfg(unix)]
-mod descriptors {
+pub(crate) mod descriptors {
     use std::net::TcpStream;
     use std::os::fd::{AsRawFd, RawFd};
     use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -92,21 +90,21 @@ mod descriptors {
         Some((word, 1 << (descriptor % BITS)))
     }
 
-    pub(super) fn opened(stream: &TcpStream) {
+    pub(crate) fn opened(stream: &TcpStream) {
         if let Some((word, bit)) = place(stream) {
             word.fetch_or(bit, Ordering::AcqRel);
         }
     }
 
     /// Noted before the system does it: once it is closed the number may be another thread's.
-    pub(super) fn closes(stream: &TcpStream) {
+    pub(crate) fn closes(stream: &TcpStream) {
         if let Some((word, bit)) = place(stream) {
             word.fetch_and(!bit, Ordering::AcqRel);
         }
     }
 
     /// In a process that was forked from the owner of the sockets: closes them all, once.
-    pub(in super::super) fn close_inherited() {
+    pub(in crate::process) fn close_inherited() {
         let here = std::process::id();
         if SWEPT.load(Ordering::Acquire) == here {
             return;
@@ -132,12 +130,12 @@ mod descriptors {
 }
 
 #[cfg(not(unix))]
-mod descriptors {
+pub(crate) mod descriptors {
     //! There is no fork.
 
-    pub(super) fn opened(_: &std::net::TcpStream) {}
+    pub(crate) fn opened(_: &std::net::TcpStream) {}
 
-    pub(super) fn closes(_: &std::net::TcpStream) {}
+    pub(crate) fn closes(_: &std::net::TcpStream) {}
 
-    pub(in super::super) fn close_inherited() {}
+    pub(in crate::process) fn close_inherited() {}
 }

@@ -2,7 +2,7 @@
 //!
 //! Never: a reply handed to a handle of another transaction, or to a forgotten command.
 
-mod resolve;
+pub(crate) mod resolve;
 
 use std::any::type_name;
 use std::fmt;
@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 use redis::{FromRedisValue, Value};
 
-pub use resolve::Resolve;
-
-use crate::error::{ReplyError, ServerError};
-use crate::wire::command;
-use crate::wire::durability::Acks;
+use crate::error::reply::ReplyError;
+use crate::error::server::ServerError;
+use crate::protocol::command;
+use crate::protocol::replication::Acks;
+use crate::reply::resolve::Resolve;
 
 /// A command that was queued, and the type its reply will have.
 ///

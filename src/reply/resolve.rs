@@ -6,8 +6,8 @@ use std::any::type_name;
 
 use redis::{FromRedisValue, Value};
 
-use super::{Queued, Ready, Replies, kind};
-use crate::error::{DecodeError, ReplyError};
+use crate::error::reply::{DecodeError, ReplyError};
+use crate::reply::{Queued, Ready, Replies, kind};
 
 mod sealed {
     pub trait Sealed {}
@@ -49,7 +49,7 @@ impl<T: FromRedisValue> Resolve for Queued<T> {
 
 impl Replies {
     /// One reply as the type that is asked for.
-    pub(super) fn read<T: FromRedisValue>(
+    pub(crate) fn read<T: FromRedisValue>(
         &self,
         index: usize,
         value: &Value,

@@ -7,23 +7,25 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-#[cfg(feature = "sentinel")]
-use super::Replicas;
-use super::{SessionManager, threads};
 use crate::commit::resolve::Asker;
-use crate::config::resolver::Resolver;
-#[cfg(feature = "tls-rustls")]
-use crate::config::tls::Tls;
-use crate::config::{Settings, table};
-use crate::connection::manager::Purpose;
-use crate::connection::nodes::Nodes;
-use crate::connection::pool::{Kind, Pool, Voice};
-use crate::credentials::{CredentialsProvider, Provider};
-use crate::error::ConfigError;
-use crate::lock::hub::Hub;
+use crate::connection::dns::Resolver;
+use crate::connection::endpoint::Endpoint;
+use crate::connection::url;
+use crate::connection::url::{Address, IntoAddress};
+use crate::error::config::ConfigError;
+use crate::lock::manager::Hub;
+use crate::pool::manager::Purpose;
+use crate::pool::router::Nodes;
+use crate::pool::{Kind, Pool, Voice};
 use crate::process::Process;
-use crate::topology::{self, Address, Endpoint, IntoAddress};
-use crate::transaction::admission::Admission;
+#[cfg(feature = "sentinel")]
+use crate::session::Replicas;
+use crate::session::{SessionManager, threads};
+use crate::settings::credentials::{CredentialsProvider, Provider};
+#[cfg(feature = "tls-rustls")]
+use crate::settings::tls::Tls;
+use crate::settings::{Settings, table};
+use crate::transaction::hot_keys::Admission;
 
 /// The most renewals and releases in one write.
 const MOST_CALLS: u32 = 64;
@@ -77,13 +79,13 @@ macro_rules! knob {
 table::settings!(knobs);
 
 impl Builder {
-    pub(super) fn new(address: Result<Address, ConfigError>) -> Self {
+    pub(crate) fn new(address: Result<Address, ConfigError>) -> Self {
         Self { address, settings: Settings::default() }
     }
 
     /// `build` will say so, unless there is something else that is wrong already.
     #[cfg(feature = "serde")]
-    pub(super) fn refused(mut self, error: ConfigError) -> Self {
+    pub(crate) fn refused(mut self, error: ConfigError) -> Self {
         self.address = self.address.and(Err(error));
         self
     }
@@ -128,7 +130,7 @@ impl Builder {
     /// [`SessionManager::sentinel`] is given sentinels of TLS: without it the servers would be reached in
     /// clear, so `build` refuses that too.
     pub fn servers_like(mut self, to: impl IntoAddress) -> Self {
-        self.address = self.address.and_then(|address| topology::like(address, to));
+        self.address = self.address.and_then(|address| url::like(address, to));
         self
     }
 
@@ -139,7 +141,7 @@ impl Builder {
     /// no thread for the manager, which needs three.
     pub fn build(self) -> Result<SessionManager, ConfigError> {
         let address = self.address?;
-        topology::check(&address)?;
+        url::check(&address)?;
         self.settings.check()?;
         #[cfg(feature = "tls-rustls")]
         let address = match &self.settings.tls {
@@ -208,7 +210,8 @@ fn nodes(
         Address::Sentinel(behind) => Ok(all(Endpoint::behind(*behind, settings)?)),
         #[cfg(feature = "cluster")]
         Address::Cluster(nodes) => {
-            use crate::connection::nodes::{Cluster, atlas::Atlas};
+            use crate::pool::router::cluster::Cluster;
+            use crate::pool::router::slot_map_refresh::Atlas;
 
             // All kinds of pools go by one map.
             let atlas = Arc::new(Atlas::new(nodes, Arc::clone(settings))?);
@@ -216,12 +219,8 @@ fn nodes(
         }
         // Refused when the address was read.
         #[cfg(not(feature = "sentinel"))]
-        Address::Sentinel(_) => {
-            Err(ConfigError::Address { reason: topology::NO_SENTINEL.to_owned() })
-        }
+        Address::Sentinel(_) => Err(ConfigError::Address { reason: url::NO_SENTINEL.to_owned() }),
         #[cfg(not(feature = "cluster"))]
-        Address::Cluster(_) => {
-            Err(ConfigError::Address { reason: topology::NO_CLUSTER.to_owned() })
-        }
+        Address::Cluster(_) => Err(ConfigError::Address { reason: url::NO_CLUSTER.to_owned() }),
     }
 }

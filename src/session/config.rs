@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use serde::de::{Deserialize, Deserializer};
 
-use super::Builder;
-use crate::config::said::{Said, Understand, understand};
-use crate::config::table;
-use crate::error::ConfigError;
-use crate::topology::IntoAddress;
+use crate::connection::url::IntoAddress;
+use crate::error::config::ConfigError;
+use crate::session::builder::Builder;
+use crate::session::config_value::{Said, Understand, understand};
+use crate::settings::table;
 
 /// A whole configuration, read from a file or from the environment with `serde` (feature `serde`).
 ///
@@ -261,12 +261,12 @@ impl Files {
     }
 
     #[cfg(feature = "tls-rustls")]
-    fn read(&self) -> Result<crate::config::tls::Tls, ConfigError> {
+    fn read(&self) -> Result<crate::settings::tls::Tls, ConfigError> {
         let read = |name: &str, path: &str| {
             let cannot = |error| wrong_file(format!("{name}: {path} cannot be read: {error}"));
             std::fs::read(path).map_err(cannot)
         };
-        let mut tls = crate::config::tls::Tls::new();
+        let mut tls = crate::settings::tls::Tls::new();
         if let Some(path) = &self.root_certificates {
             tls = tls.root_certificates(read("root_certificates", path)?);
         }

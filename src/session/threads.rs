@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
 
-use crate::error::ConfigError;
+use crate::error::config::ConfigError;
 
 const THREADS: usize = 3;
 
 /// Number of times that the threads are asked for, if the system had them a moment ago.
 const TRIES: u32 = 3;
 
-pub(super) fn start() -> Result<ScheduledThreadPool, ConfigError> {
+pub(crate) fn start() -> Result<ScheduledThreadPool, ConfigError> {
     for nth in 1..=TRIES {
         probe().map_err(|error| ConfigError::threads(&error))?;
         // The crate panics if the system refuses a thread, which another program may have taken by now.

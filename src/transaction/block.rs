@@ -2,9 +2,9 @@
 //!
 //! Never: a read. Nothing that is queued here has an answer before the commit.
 
-use crate::transaction::body::Body;
+use crate::protocol::queue::Buffer;
 use crate::transaction::commands::sealed::Queue;
-use crate::wire::buffer::Buffer;
+use crate::transaction::pending::Body;
 
 /// What a [`run`](crate::Transactional::run) closure queues on.
 ///

@@ -3,8 +3,8 @@
 //! Never: without a condition. Never: a read; that is [`Watch`]'s.
 
 use crate::error::Error;
-use crate::reply::Resolve;
-use crate::retry::RetryPolicy;
+use crate::protocol::retry::RetryPolicy;
+use crate::reply::resolve::Resolve;
 use crate::transaction::block::Block;
 use crate::transaction::condition::Condition;
 use crate::transaction::guard::{Transaction, Watched};

@@ -5,12 +5,13 @@
 use std::marker::PhantomData;
 
 use crate::commit::Committed;
-use crate::error::{CommitError, Error};
+use crate::error::Error;
+use crate::error::commit::CommitError;
+use crate::protocol::queue::Buffer;
 use crate::reply::Replies;
-use crate::transaction::body::Body;
 use crate::transaction::commands::sealed::Queue;
 use crate::transaction::outcome::Outcome;
-use crate::wire::buffer::Buffer;
+use crate::transaction::pending::Body;
 
 mod sealed {
     pub trait Sealed {}
@@ -82,9 +83,11 @@ impl Transaction<Plain> {
         match self.body.commit()? {
             Committed::Applied(replies) => Ok(self.body.keep(replies)),
             // What watches nothing is never told of a conflict: see `commit::judge`.
-            Committed::Conflict => Err(CommitError::lost_before_exec(
-                crate::error::LinkError::unexpected("a conflict where nothing was watched"),
-            )),
+            Committed::Conflict => {
+                Err(CommitError::lost_before_exec(crate::error::connection::LinkError::unexpected(
+                    "a conflict where nothing was watched",
+                )))
+            }
         }
     }
 }

@@ -2,15 +2,14 @@
 //!
 //! Never: shown. `Debug` tells how many there are.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use redis::ToSingleRedisArg;
 
-use std::hash::{DefaultHasher, Hash, Hasher};
-
-use crate::transaction::admission::Admission;
-use crate::wire::command::Requests;
-use crate::wire::encode;
+use crate::protocol::command::Requests;
+use crate::protocol::resp::encode;
+use crate::transaction::hot_keys::Admission;
 
 /// The keys of a watch, encoded.
 #[derive(Clone, Default)]

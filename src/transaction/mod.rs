@@ -2,19 +2,20 @@
 //!
 //! Never: the inside of a pool, and never: wire bytes.
 
-pub(crate) mod admission;
 pub(crate) mod block;
-pub(crate) mod body;
 pub(crate) mod commands;
 pub(crate) mod condition;
 pub(crate) mod conditional;
-pub(crate) mod declared;
 pub(crate) mod guard;
+pub(crate) mod handle;
+pub(crate) mod hot_keys;
 pub(crate) mod keys;
 pub(crate) mod options;
 pub(crate) mod outcome;
-pub(crate) mod run;
+pub(crate) mod pending;
+pub(crate) mod pinned;
+pub(crate) mod retry_loop;
 pub(crate) mod savepoint;
-pub(crate) mod scope;
 pub(crate) mod watch;
-pub(crate) mod watching;
+pub(crate) mod watch_scope;
+pub(crate) mod watched_reads;

@@ -6,13 +6,17 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::commit::{Held, Place, Terms};
-use crate::config::Settings;
-use crate::error::{CommitError, ConfigError, Error, Resolver};
+use crate::commit::lock_check::Held;
+use crate::commit::{Place, Terms};
+use crate::error::Error;
+use crate::error::commit::CommitError;
+use crate::error::config::ConfigError;
+use crate::error::in_doubt::Resolver;
 use crate::lock::guard::LockGuard;
-use crate::retry::RetryPolicy;
-use crate::wire::durability::Durability;
-use crate::wire::once::Once;
+use crate::protocol::idempotency_key::Once;
+use crate::protocol::replication::Durability;
+use crate::protocol::retry::RetryPolicy;
+use crate::settings::Settings;
 
 /// When MULTI is sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

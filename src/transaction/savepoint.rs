@@ -3,8 +3,8 @@
 //! Never: a command sent while a part is open. Never: ROLLBACK, which Redis does not have: a
 //! forgotten part was never sent.
 
+use crate::protocol::queue::Buffer;
 use crate::transaction::commands::sealed::Queue;
-use crate::wire::buffer::Buffer;
 
 /// A part of a transaction that can be forgotten alone.
 ///

@@ -8,22 +8,24 @@ use std::sync::Arc;
 use redis::{Cmd, FromRedisValue};
 
 use crate::commit::Terms;
-use crate::connection::nodes::Nodes;
-use crate::connection::registry::Owner;
-use crate::error::{Error, Resolver};
-use crate::reply::Resolve;
-use crate::retry::RetryPolicy;
-use crate::transaction::admission::Admission;
+use crate::error::Error;
+use crate::error::in_doubt::Resolver;
+use crate::pool::router::Nodes;
+use crate::pool::scopes::Owner;
+use crate::protocol::cluster::slot::Binding;
+use crate::protocol::command::keys;
+use crate::protocol::retry::RetryPolicy;
+use crate::reply::resolve::Resolve;
 use crate::transaction::block::Block;
 use crate::transaction::condition::Condition;
-use crate::transaction::declared::{Declared, Reads};
+use crate::transaction::hot_keys::Admission;
 use crate::transaction::keys::Keys;
 use crate::transaction::options::TransactionOptions;
-use crate::transaction::run::{self, Plan};
-use crate::transaction::scope::Scope;
-use crate::transaction::watching::Watching;
-use crate::wire::keys;
-use crate::wire::slot::Binding;
+use crate::transaction::pinned::Scope;
+use crate::transaction::retry_loop;
+use crate::transaction::retry_loop::Plan;
+use crate::transaction::watch_scope::Watching;
+use crate::transaction::watched_reads::{Declared, Reads};
 
 /// Read, decide, write: what is written is applied only if none of the watched keys changed.
 ///
@@ -176,7 +178,7 @@ impl Watch {
             reads: &self.reads,
             admission,
         };
-        run::watching(&self.nodes, &plan, closure)
+        retry_loop::watching(&self.nodes, &plan, closure)
     }
 
     fn checked_keys(&self) -> Result<Option<&Keys>, Error> {

@@ -29,7 +29,7 @@ fn of_a_configuration() -> Names {
 
 /// The methods of the builder, in the two places that they are made in.
 fn of_the_builder() -> Names {
-    let table = fs::read_to_string("src/config/table.rs").unwrap();
+    let table = fs::read_to_string("src/settings/table.rs").unwrap();
     let row = |line: &str| {
         let (name, rest) = line.trim().split_once(": ")?;
         let is_name = name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');

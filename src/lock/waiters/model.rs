@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use shuttle::thread;
 
 use super::*;
-use crate::connection::model::{assert_found, check};
+use crate::pool::model::{assert_found, check};
 
 const CHANNEL: &str = "wake";
 

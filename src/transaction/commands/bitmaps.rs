@@ -1,10 +1,10 @@
 //! Commands on the bits of a string.
 //!
-//! Never: its bytes, which are in [`strings`](super::strings).
+//! Never: its bytes, which are in [`strings`](crate::transaction::commands::strings).
 
 use redis::{ToRedisArgs, ToSingleRedisArg};
 
-use super::table::command_table;
+use crate::transaction::commands::table::command_table;
 
 command_table! {
     /// Queues commands on the bits of a string.

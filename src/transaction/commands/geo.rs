@@ -1,11 +1,11 @@
 //! Commands on places.
 //!
-//! Never: the sorted set they are kept in, which [`sorted_sets`](super::sorted_sets) handles.
+//! Never: the sorted set they are kept in, which [`sorted_sets`](crate::transaction::commands::sorted_sets) handles.
 
 use redis::geo::{RadiusOptions, Unit};
 use redis::{FromRedisValue, ToRedisArgs, ToSingleRedisArg};
 
-use super::table::command_table;
+use crate::transaction::commands::table::command_table;
 
 command_table! {
     /// Queues commands on places.

@@ -1,13 +1,13 @@
 //! Commands on hashes, the times to live of their fields included.
 //!
-//! Never: a hash as a whole, whose key is handled in [`keys`](super::keys).
+//! Never: a hash as a whole, whose key is handled in [`keys`](crate::transaction::commands::keys).
 
 use redis::{
     ExpireOption, Expiry, FromRedisValue, HashFieldExpirationOptions, ToRedisArgs, ToSingleRedisArg,
 };
 
-use super::integer::IntegerToAdd;
-use super::table::command_table;
+use crate::transaction::commands::integer::IntegerToAdd;
+use crate::transaction::commands::table::command_table;
 
 command_table! {
     /// Queues commands on hashes.

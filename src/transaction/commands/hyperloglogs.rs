@@ -1,10 +1,10 @@
 //! Commands on HyperLogLogs, which estimate how many different things were seen.
 //!
-//! Never: an exact count; for that there are [`sets`](super::sets).
+//! Never: an exact count; for that there are [`sets`](crate::transaction::commands::sets).
 
 use redis::{ToRedisArgs, ToSingleRedisArg};
 
-use super::table::command_table;
+use crate::transaction::commands::table::command_table;
 
 command_table! {
     /// Queues commands on HyperLogLogs, which estimate how many different things were seen.

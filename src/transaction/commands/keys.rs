@@ -4,7 +4,7 @@
 
 use redis::{CopyOptions, FromRedisValue, ToRedisArgs, ToSingleRedisArg, ValueComparison};
 
-use super::table::command_table;
+use crate::transaction::commands::table::command_table;
 
 command_table! {
     /// Queues commands on keys, whatever they hold.

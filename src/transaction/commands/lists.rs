@@ -1,13 +1,13 @@
 //! Commands on lists.
 //!
 //! Never: BLPOP and its kin, which do not block inside MULTI;
-//! [`queue`](super::QueueCommands::queue) takes them.
+//! [`queue`](crate::transaction::commands::queue_commands::QueueCommands::queue) takes them.
 
 use std::num::NonZeroUsize;
 
 use redis::{Direction, FromRedisValue, LposOptions, ToRedisArgs, ToSingleRedisArg};
 
-use super::table::command_table;
+use crate::transaction::commands::table::command_table;
 
 command_table! {
     /// Queues commands on lists.

@@ -3,220 +3,37 @@
 //! Never: a reply. These methods queue; what came of them is read from
 //! [`Replies`](crate::Replies).
 
-use redis::{Cmd, FromRedisValue};
-
-use crate::reply::Queued;
-use crate::transaction::savepoint::Savepoint;
-
-mod bitmaps;
-mod geo;
-mod hashes;
-mod hyperloglogs;
+pub(crate) mod bitmaps;
+pub(crate) mod geo;
+pub(crate) mod hashes;
+pub(crate) mod hyperloglogs;
 pub(crate) mod integer;
-mod keys;
-mod lists;
-mod publish;
-mod scripts;
-mod server;
-mod sets;
-mod sorted_sets;
-mod streams;
-mod strings;
-mod table;
+pub(crate) mod keys;
+pub(crate) mod lists;
+pub(crate) mod publish;
+pub(crate) mod queue_commands;
+pub(crate) mod scripts;
+pub(crate) mod sealed;
+pub(crate) mod server;
+pub(crate) mod sets;
+pub(crate) mod sorted_sets;
+pub(crate) mod streams;
+pub(crate) mod strings;
+pub(crate) mod table;
 #[cfg(test)]
 mod tests;
 
-pub use bitmaps::BitmapCommands;
-pub use geo::GeoCommands;
-pub use hashes::HashCommands;
-pub use hyperloglogs::HyperLogLogCommands;
-pub use keys::KeyCommands;
-pub use lists::ListCommands;
-pub use publish::PublishCommands;
-pub use scripts::ScriptCommands;
-pub use server::ServerCommands;
-pub use sets::SetCommands;
-pub use sorted_sets::SortedSetCommands;
-pub use streams::StreamCommands;
-pub use strings::StringCommands;
-
-/// Everything that can be queued on a block, a transaction or a savepoint.
-///
-/// The commands themselves are in one trait a family ([`StringCommands`], [`HashCommands`], …),
-/// which this one unites; the [`prelude`](crate::prelude) brings them all. They are called as in
-/// [`redis::Commands`], but return at once with a [`Queued`], for which
-/// [`Replies::get`](crate::Replies::get) has the value after the commit. Counts are `i64`, and
-/// what a key holds is of the type that you ask for.
-///
-/// Whatever has no method of its own is queued with [`queue`](Self::queue).
-///
-/// This trait is sealed: it is implemented by [`Block`](crate::Block),
-/// [`Transaction`](crate::Transaction), [`Savepoint`] and mutable references to them.
-///
-/// ```no_run
-/// use rediscope::prelude::*;
-/// use rediscope::redis;
-///
-/// fn check_in(tx: &mut impl QueueCommands, guest: &str) -> (Queued<i64>, Queued<Vec<String>>) {
-///     let count = tx.incr("guests", 1);             // this reply is always an i64
-///     tx.hset(guest, "room", 12);                   // nobody asks for this one
-///     let bags = tx.lrange("bags", 0, -1);          // the type comes from the signature
-///     let _: Queued<()> = tx.lpop("keys", None);    // any reply is welcome
-///
-///     tx.queue::<()>(redis::cmd("SETRANGE").arg("door").arg(3).arg("open").take());
-///     (count, bags)
-/// }
-///
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let accounts = rediscope::SessionManager::connect("redis://127.0.0.1/")?.transactional();
-/// let mut tx = accounts.begin()?;
-/// let (count, bags) = check_in(&mut tx, "guest:alice");
-/// let replies = tx.commit()?;
-/// println!("guest {} with {:?}", replies.get(count)?, replies.get(bags)?);
-/// # Ok(()) }
-/// ```
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot queue commands",
-    label = "not a block, a transaction or a savepoint",
-    note = "commands are queued on the `Block` of `run`, on a `Transaction` from `begin()` or on a `Savepoint`; the pooled handle runs each command at once, through `redis::Commands`"
-)]
-pub trait QueueCommands:
-    StringCommands
-    + KeyCommands
-    + HashCommands
-    + ListCommands
-    + SetCommands
-    + SortedSetCommands
-    + StreamCommands
-    + BitmapCommands
-    + HyperLogLogCommands
-    + GeoCommands
-    + ScriptCommands
-    + PublishCommands
-    + ServerCommands
-{
-    /// Queues a command that has no method of its own.
-    ///
-    /// Its reply is read as `T`; `()` takes any. A command that would end the transaction behind
-    /// its guard's back, or change the connection (MULTI, EXEC, WATCH, SELECT, SUBSCRIBE and
-    /// their like, WAIT, a read with BLOCK), is never sent: the commit fails with its name and
-    /// nothing is applied.
-    ///
-    /// ```no_run
-    /// use rediscope::prelude::*;
-    /// use rediscope::redis;
-    ///
-    /// fn touch(tx: &mut impl QueueCommands) -> Queued<i64> {
-    ///     tx.queue(redis::cmd("TOUCH").arg("a").arg("b").take())
-    /// }
-    /// ```
-    fn queue<T: FromRedisValue>(&mut self, cmd: Cmd) -> Queued<T> {
-        self.put_cmd(&cmd)
-    }
-
-    /// Opens a part that can be forgotten alone. Savepoints nest.
-    ///
-    /// [`release`](Savepoint::release) keeps what was queued on it; dropping it forgets that. The
-    /// server sees nothing of either: what is forgotten is never sent.
-    ///
-    /// ```no_run
-    /// use rediscope::prelude::*;
-    ///
-    /// fn order(tx: &mut impl QueueCommands, gift: bool) {
-    ///     tx.incr("orders", 1);
-    ///     let mut wrapping = tx.savepoint();
-    ///     wrapping.decr("paper", 1);
-    ///     if gift {
-    ///         wrapping.release();
-    ///     }
-    /// }
-    /// ```
-    fn savepoint(&mut self) -> Savepoint<'_> {
-        let (buffer, depth) = self.target();
-        Savepoint::new(buffer, depth)
-    }
-
-    /// Queues a part by a closure: kept when it returns `Ok`, forgotten when it returns `Err` or
-    /// panics.
-    ///
-    /// ```no_run
-    /// use rediscope::prelude::*;
-    ///
-    /// fn order(tx: &mut impl QueueCommands, code: &str) {
-    ///     tx.incr("orders", 1);
-    ///     let discount = tx.part(|part| {
-    ///         part.decr("vouchers", 1);
-    ///         code.parse::<u8>()              // not a number: the voucher is not taken
-    ///     });
-    ///     tx.set("discount", discount.unwrap_or(0));
-    /// }
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// Whatever `f` returns. The transaction goes on without the part.
-    fn part<R, E>(&mut self, f: impl FnOnce(&mut Savepoint<'_>) -> Result<R, E>) -> Result<R, E> {
-        let mut part = self.savepoint();
-        let kept = f(&mut part)?;
-        part.release();
-        Ok(kept)
-    }
-}
-
-impl<Q: sealed::Queue> QueueCommands for Q {}
-
-pub(crate) mod sealed {
-    use redis::Cmd;
-
-    use crate::reply::Queued;
-    use crate::wire::buffer::Buffer;
-    use crate::wire::encode::Args;
-    use crate::wire::head::Head;
-
-    /// What queues: a block, a transaction, a savepoint, or a mutable reference to one.
-    // Said of a method call; of a bound the compiler says what `QueueCommands` has to say.
-    #[diagnostic::on_unimplemented(
-        message = "`{Self}` cannot queue commands",
-        label = "not a block, a transaction or a savepoint",
-        note = "the pooled handle runs each command at once, through `redis::Commands`"
-    )]
-    pub trait Queue {
-        /// The buffer and how deep in its parts this handle stands.
-        fn target(&mut self) -> (&mut Buffer, usize);
-
-        /// Called after each command: the place where a large transaction sends a chunk.
-        fn queued(&mut self) {}
-
-        /// Queues one command of the table.
-        fn put<T>(&mut self, head: &Head, args: impl FnOnce(&mut Args<'_>)) -> Queued<T>
-        where
-            Self: Sized,
-        {
-            let (buffer, depth) = self.target();
-            let handle = Queued::new(buffer.transaction(), buffer.push(depth, head, args));
-            self.queued();
-            handle
-        }
-
-        /// Queues one command that the caller built.
-        fn put_cmd<T>(&mut self, cmd: &Cmd) -> Queued<T>
-        where
-            Self: Sized,
-        {
-            let (buffer, depth) = self.target();
-            let handle = Queued::new(buffer.transaction(), buffer.push_cmd(depth, cmd));
-            self.queued();
-            handle
-        }
-    }
-
-    impl<Q: Queue> Queue for &mut Q {
-        fn target(&mut self) -> (&mut Buffer, usize) {
-            (**self).target()
-        }
-
-        fn queued(&mut self) {
-            (**self).queued();
-        }
-    }
-}
+pub use crate::transaction::commands::bitmaps::BitmapCommands;
+pub use crate::transaction::commands::geo::GeoCommands;
+pub use crate::transaction::commands::hashes::HashCommands;
+pub use crate::transaction::commands::hyperloglogs::HyperLogLogCommands;
+pub use crate::transaction::commands::keys::KeyCommands;
+pub use crate::transaction::commands::lists::ListCommands;
+pub use crate::transaction::commands::publish::PublishCommands;
+pub use crate::transaction::commands::queue_commands::QueueCommands;
+pub use crate::transaction::commands::scripts::ScriptCommands;
+pub use crate::transaction::commands::server::ServerCommands;
+pub use crate::transaction::commands::sets::SetCommands;
+pub use crate::transaction::commands::sorted_sets::SortedSetCommands;
+pub use crate::transaction::commands::streams::StreamCommands;
+pub use crate::transaction::commands::strings::StringCommands;

@@ -4,7 +4,7 @@
 
 use redis::ToSingleRedisArg;
 
-use super::table::command_table;
+use crate::transaction::commands::table::command_table;
 
 command_table! {
     /// Queues messages, which go out when the transaction is applied.

@@ -5,7 +5,7 @@
 
 use redis::{FromRedisValue, ToRedisArgs, ToSingleRedisArg};
 
-use super::table::command_table;
+use crate::transaction::commands::table::command_table;
 
 command_table! {
     /// Queues scripts and functions, which run on the server.

@@ -4,7 +4,7 @@
 
 use redis::{FlushAllOptions, FlushDbOptions, FromRedisValue, ToSingleRedisArg};
 
-use super::table::command_table;
+use crate::transaction::commands::table::command_table;
 
 command_table! {
     /// Queues commands on the server and its databases.

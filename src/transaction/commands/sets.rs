@@ -1,10 +1,10 @@
 //! Commands on sets.
 //!
-//! Never: sorted sets, which are in [`sorted_sets`](super::sorted_sets).
+//! Never: sorted sets, which are in [`sorted_sets`](crate::transaction::commands::sorted_sets).
 
 use redis::{FromRedisValue, ToRedisArgs, ToSingleRedisArg};
 
-use super::table::command_table;
+use crate::transaction::commands::table::command_table;
 
 command_table! {
     /// Queues commands on sets.

@@ -1,11 +1,11 @@
 //! Commands on sorted sets.
 //!
 //! Never: BZPOPMIN and its kin, which do not block inside MULTI;
-//! [`queue`](super::QueueCommands::queue) takes them.
+//! [`queue`](crate::transaction::commands::queue_commands::QueueCommands::queue) takes them.
 
 use redis::{FromRedisValue, SortedSetAddOptions, ToRedisArgs, ToSingleRedisArg};
 
-use super::table::command_table;
+use crate::transaction::commands::table::command_table;
 
 /// The keys of a weighted operation.
 fn keys<K, W>(weighted: &[(K, W)]) -> Vec<&K> {

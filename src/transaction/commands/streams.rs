@@ -8,7 +8,7 @@ use redis::streams::{
 };
 use redis::{FromRedisValue, ToRedisArgs, ToSingleRedisArg};
 
-use super::table::command_table;
+use crate::transaction::commands::table::command_table;
 
 command_table! {
     /// Queues commands on streams.

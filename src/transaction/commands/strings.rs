@@ -1,14 +1,14 @@
 //! Commands on strings.
 //!
-//! Never: bits of a string, which are in [`bitmaps`](super::bitmaps).
+//! Never: bits of a string, which are in [`bitmaps`](crate::transaction::commands::bitmaps).
 
 use redis::{
     Expiry, FromRedisValue, IncrexOptions, MSetOptions, NumericBehavior, SetOptions, ToRedisArgs,
     ToSingleRedisArg,
 };
 
-use super::integer::IntegerToAdd;
-use super::table::command_table;
+use crate::transaction::commands::integer::IntegerToAdd;
+use crate::transaction::commands::table::command_table;
 
 command_table! {
     /// Queues commands on strings.

@@ -3,7 +3,7 @@
 //! Never: a command. Each family lists its own.
 
 /// Makes a family of commands: a trait that queues each of them, and for the reads the method of
-/// the same name on [`Watching`](crate::transaction::watching::Watching), which asks at once.
+/// the same name on [`Watching`](crate::transaction::watch_scope::Watching), which asks at once.
 ///
 /// An entry says everything there is to say about a command:
 ///
@@ -31,7 +31,7 @@ macro_rules! command_table {
 
         impl<Q: $crate::transaction::commands::sealed::Queue> $family for Q {}
 
-        impl $crate::transaction::watching::Watching {
+        impl $crate::transaction::watch_scope::Watching {
             command_table! { @read $($reads)* }
         }
 
@@ -58,8 +58,8 @@ macro_rules! command_table {
             &mut self $(, $arg: $type)*
         ) -> $crate::reply::Queued<$reply> {
             self.put(
-                $(if $condition { const { &$crate::wire::head::Head::new(&[$other]) } } else)? {
-                    const { &$crate::wire::head::Head::new(&[$word $(, $more)*]) }
+                $(if $condition { const { &$crate::protocol::resp::encoded_command::Head::new(&[$other]) } } else)? {
+                    const { &$crate::protocol::resp::encoded_command::Head::new(&[$word $(, $more)*]) }
                 },
                 |args| { let _ = args $(.arg($value))*; },
             )
@@ -95,8 +95,8 @@ macro_rules! command_table {
             => $word:literal $($more:literal)* $([if $condition:expr => $other:literal])?
                 ($($value:expr),*), page $page:literal, replies $says:literal;
     )*) => {
-        pub(super) const $list: &[&str] = &[$(stringify!($name)),*];
+        pub(crate) const $list: &[&str] = &[$(stringify!($name)),*];
     };
 }
 
-pub(super) use command_table;
+pub(crate) use command_table;

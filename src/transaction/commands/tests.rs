@@ -2,16 +2,17 @@
 //!
 //! Never: a reply; the tests that ask a server are in `tests/`.
 
+pub(crate) mod bytes;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use redis::streams::StreamReadOptions;
 use redis::{Value, cmd};
 
 use super::*;
-use crate::wire::buffer::{Buffer, Limits};
-use crate::wire::command::Requests;
-
-mod bytes;
+use crate::protocol::command::Requests;
+use crate::protocol::queue::{Buffer, Limits};
+use crate::reply::Queued;
 
 /// A block without a connection.
 struct Probe(Buffer);

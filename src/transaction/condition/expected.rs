@@ -6,7 +6,7 @@ use redis::{FromRedisValue, ToSingleRedisArg, Value, ValueType};
 
 /// What a condition expects of the server's answer.
 #[derive(Clone)]
-pub(super) enum Expected {
+pub(crate) enum Expected {
     /// That there is something, or that there is nothing.
     There(bool),
     /// That it is these bytes.
@@ -23,23 +23,23 @@ pub(super) enum Expected {
 }
 
 #[derive(Clone, Copy)]
-pub(super) enum Bound<N> {
+pub(crate) enum Bound<N> {
     Exactly(N),
     AtLeast(N),
     AtMost(N),
 }
 
 impl Expected {
-    pub(super) fn value(value: &impl ToSingleRedisArg) -> Self {
+    pub(crate) fn value(value: &impl ToSingleRedisArg) -> Self {
         Self::Value(bytes_of(value))
     }
 
-    pub(super) fn other_than(value: &impl ToSingleRedisArg) -> Self {
+    pub(crate) fn other_than(value: &impl ToSingleRedisArg) -> Self {
         Self::OtherThan(bytes_of(value))
     }
 
     /// `None`: the answer does not fit the question.
-    pub(super) fn holds(&self, answer: &Value) -> Option<bool> {
+    pub(crate) fn holds(&self, answer: &Value) -> Option<bool> {
         Some(match self {
             Self::There(there) => is_there(answer)? == *there,
             Self::Value(value) => found(answer)? == Some(value),

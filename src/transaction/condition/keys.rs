@@ -4,8 +4,8 @@
 
 use redis::{ToSingleRedisArg, ValueType};
 
-use super::expected::Expected;
-use super::table::conditions;
+use crate::transaction::condition::expected::Expected;
+use crate::transaction::condition::table::conditions;
 
 conditions! {
     /// Conditions on keys, whatever they hold.

@@ -2,24 +2,28 @@
 //!
 //! Never: shown with its key or its values.
 
-mod expected;
-mod hashes;
-mod keys;
-mod lists;
-mod sets;
-mod sorted_sets;
-mod streams;
-mod strings;
-mod table;
+pub(crate) mod expected;
+pub(crate) mod hashes;
+pub(crate) mod keys;
+pub(crate) mod lists;
+pub(crate) mod sets;
+pub(crate) mod sorted_sets;
+pub(crate) mod streams;
+pub(crate) mod strings;
+pub(crate) mod table;
 
 use std::fmt;
 
 use redis::Value;
 
-use crate::error::{Applied, Error, FailedCondition, LinkError, ServerError};
-use crate::wire::command::Requests;
-use crate::wire::encode::{self, Args};
-use expected::Expected;
+use crate::error::condition::FailedCondition;
+use crate::error::connection::LinkError;
+use crate::error::server::ServerError;
+use crate::error::{Applied, Error};
+use crate::protocol::command::Requests;
+use crate::protocol::resp::encode;
+use crate::protocol::resp::encode::Args;
+use crate::transaction::condition::expected::Expected;
 
 /// What must be true for a block to be applied, from before its first command until EXEC.
 ///

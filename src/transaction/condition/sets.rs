@@ -1,11 +1,11 @@
 //! Conditions on sets.
 //!
-//! Never: sorted sets, which are in [`sorted_sets`](super::sorted_sets).
+//! Never: sorted sets, which are in [`sorted_sets`](crate::transaction::condition::sorted_sets).
 
 use redis::ToSingleRedisArg;
 
-use super::expected::{Bound, Expected};
-use super::table::conditions;
+use crate::transaction::condition::expected::{Bound, Expected};
+use crate::transaction::condition::table::conditions;
 
 conditions! {
     /// Conditions on sets.

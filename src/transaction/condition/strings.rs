@@ -4,8 +4,8 @@
 
 use redis::ToSingleRedisArg;
 
-use super::expected::{Bound, Expected};
-use super::table::conditions;
+use crate::transaction::condition::expected::{Bound, Expected};
+use crate::transaction::condition::table::conditions;
 
 conditions! {
     /// Conditions on strings: values and counters.

@@ -2,7 +2,7 @@
 //!
 //! Never: a condition. Each family lists its own.
 
-/// Makes a family of conditions: functions of [`Condition`](super::Condition) by whose names they
+/// Makes a family of conditions: functions of [`Condition`](crate::transaction::condition::Condition) by whose names they
 /// are told.
 ///
 /// ```text
@@ -32,7 +32,7 @@ macro_rules! conditions {
             )]
             pub fn $name $(<$($generic: $bound),+>)? ($($arg: $type),*) -> Self {
                 let expected = $expected;
-                let args = |args: &mut $crate::wire::encode::Args<'_>| {
+                let args = |args: &mut $crate::protocol::resp::encode::Args<'_>| {
                     let _ = args $(.arg($value))*;
                 };
                 Self::new(stringify!($name), $word, args, expected)
@@ -41,4 +41,4 @@ macro_rules! conditions {
     };
 }
 
-pub(super) use conditions;
+pub(crate) use conditions;

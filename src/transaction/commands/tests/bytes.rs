@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::num::NonZeroUsize;
 
+use redis::Cmd;
 use redis::geo::{Coord, RadiusOptions, RadiusOrder, Unit};
 use redis::streams::*;
 use redis::{
@@ -14,9 +15,10 @@ use redis::{
     SetExpiry, SetOptions, SortedSetAddOptions, UpdateCheck, Value, ValueComparison, cmd,
 };
 
-use super::super::*;
-use super::Probe;
-use crate::wire::command::{Requests, is_read_only};
+use crate::protocol::command::{Requests, is_read_only};
+use crate::reply::Queued;
+use crate::transaction::commands::tests::Probe;
+use crate::transaction::commands::*;
 
 /// What may be a read or a write, and is in the table as a write.
 const EITHER: [&str; 1] = ["xread_options"];
@@ -55,14 +57,14 @@ macro_rules! queued_as_redis_rs_sends_it {
     ($($family:ident { $($name:ident ($($arg:expr),*) -> $reply:ty $(= $theirs:expr)?;)* })*) => {$(
         #[test]
         fn $family() {
-            let reads = super::super::$family::READS;
+            let reads = crate::transaction::commands::$family::READS;
             $(
                 let mut probe = Probe::new();
                 let _: Queued<$reply> = probe.$name($($arg),*);
                 let theirs = theirs!($($theirs)?; Cmd::$name($($arg),*));
                 compare(stringify!($name), reads, &probe, theirs);
             )*
-            covered(vec![$(stringify!($name)),*], reads, super::super::$family::WRITES);
+            covered(vec![$(stringify!($name)),*], reads, crate::transaction::commands::$family::WRITES);
         }
     )*};
 }

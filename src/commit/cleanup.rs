@@ -1,0 +1,55 @@
+//! Leaves nothing of a scope behind on its link.
+//!
+//! Never: a wait past `cleanup_timeout`.
+
+use crate::connection::connection::Link;
+use crate::connection::deadline::Deadline;
+use crate::error::connection::LinkError;
+use crate::error::server::ServerError;
+use crate::error::{Applied, Error};
+use crate::pool::checkout::Lease;
+use crate::protocol::connection_state::{Expect, Taint};
+use crate::protocol::resp::encode::{DISCARD, UNWATCH};
+
+/// Leaves nothing of the scope behind on its link: DISCARD, UNWATCH, or the link is closed.
+///
+/// # Errors
+/// How cleaning failed. The link is closed then.
+pub(crate) fn clean(lease: &mut Lease) -> Result<(), Error> {
+    let limit = lease.pool().settings().cleanup_timeout;
+    let Some(link) = lease.current() else { return Ok(()) };
+    let state = link.state();
+    let (during, bytes, expect) = if state.is_clean() || state.tainted().is_some() {
+        return Ok(());
+    } else if !state.is_in_step() || std::thread::panicking() {
+        link.taint(Taint::LeftDirty);
+        return Ok(());
+    } else if state.is_in_multi() {
+        ("DISCARD", DISCARD, Expect::Discard)
+    } else {
+        ("UNWATCH", UNWATCH, Expect::Unwatch)
+    };
+    match cleaned(link, bytes, expect, Deadline::after(limit)) {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(Error::Command { command: during.to_owned(), error }),
+        Err(source) => Err(Error::Lost { during: during.to_owned(), applied: Applied::No, source }),
+    }
+}
+
+/// Both end the watch on the link's own register as well, which is armed again behind them.
+fn cleaned(
+    link: &mut Link,
+    bytes: &[u8],
+    expect: Expect,
+    deadline: Deadline,
+) -> Result<Result<(), ServerError>, LinkError> {
+    let fence = link.known_fence().filter(|_| link.state().is_armed());
+    let Some(fence) = fence else { return link.call(bytes, expect, deadline) };
+    let mut bytes = bytes.to_vec();
+    fence.watch(&mut bytes);
+    link.send(&bytes, &[(expect, 1), (Expect::Arm, 1)], deadline)?;
+    let cleaned = link.settled(deadline)?;
+    // Where it is refused the link is clean all the same, and not armed.
+    let _: Result<(), ServerError> = link.settled(deadline)?;
+    Ok(cleaned)
+}

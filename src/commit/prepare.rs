@@ -1,0 +1,412 @@
+//! Brings a link to where a transaction's commands may leave: it answers, it is in MULTI where it
+//! has to be, its register is armed where it needs one.
+//!
+//! Never: a command of the user's, before all of that was answered.
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use redis::Value;
+
+use crate::commit::{Form, Refused, Terms};
+use crate::connection::connection::Link;
+use crate::connection::deadline::Deadline;
+use crate::error::commit::CommitError;
+use crate::error::connection::{LinkError, LinkErrorKind};
+use crate::error::server::ServerError;
+use crate::error::{Applied, Error};
+use crate::pool::checkout::Lease;
+use crate::protocol::command::{Requests, is_unknown};
+use crate::protocol::connection_state::Expect;
+use crate::protocol::lock::ownership;
+use crate::protocol::queue::Buffer;
+use crate::protocol::replication::{Durability, KNOWS_WAITAOF};
+use crate::protocol::resp::encode;
+use crate::protocol::resp::encode::{ASKING, DISCARD, MULTI, UNWATCH};
+use crate::settings::Settings;
+
+/// Brings the link to where the commands may leave: it was heard of within the trust window, or
+/// it has just answered.
+///
+/// A dead link is replaced as long as nothing of the user's was sent on it and it watches nothing.
+pub(crate) fn prove(lease: &mut Lease, buffer: &Buffer, form: Form<'_>) -> Result<(), CommitError> {
+    let (must_watch, must_be_in_multi) = (form.watched, buffer.is_flushed());
+    let kept = lease.current().is_some_and(|link| {
+        let state = link.state();
+        (state.is_watching() || !must_watch) && (state.is_in_multi() || !must_be_in_multi)
+    });
+    if (must_watch || must_be_in_multi) && !kept {
+        return Err(CommitError::lost_before_exec(LinkError::new(
+            LinkErrorKind::Closed,
+            "the connection was lost earlier in the scope",
+        )));
+    }
+    loop {
+        // First: it may be another one then.
+        lease.link(form.checkout).map_err(CommitError::not_sent)?;
+        let (trusted, asks) = (lease.is_trusted(), lease.asks());
+        let health = form.asks_for_aof().then(|| lease.pool().health().clone());
+        let settings = lease.pool().settings().clone();
+        let link = lease.link(form.checkout).map_err(CommitError::not_sent)?;
+        let watching = link.state().is_watching();
+        let health = health.filter(|health| !health.knows_waitaof.load(Ordering::Relaxed));
+        let asks_for_aof = health.is_some();
+        let seen = Seen { trusted, flushed: buffer.is_flushed(), asks_for_aof, asks };
+        let steps = steps(link, &settings, form, seen).map_err(CommitError::lost_before_exec)?;
+        let asked = match steps {
+            Some(steps) => {
+                let deadline = Deadline::after(settings.response_timeout).capped(form.checkout);
+                steps.take(link, deadline).map(|found| found.told(asks))
+            }
+            None => match link.look() {
+                Ok(()) => return Ok(()),
+                Err(cause) => Err(cause),
+            },
+        };
+        match asked {
+            // What it watches for itself cannot be forgotten; another one watches nothing yet.
+            Ok(Found { refused: Some(refused), .. }) if !watching && refused.is_of_unwatch() => {
+                lease.leave();
+            }
+            Ok(Found { refused: Some(refused), .. }) => {
+                lease.heed(refused.error.code());
+                let error = refused.error.in_full(settings.server_messages);
+                return Err(CommitError::rejected(None, refused.word.to_owned(), &error));
+            }
+            Ok(Found { once: true, .. }) => return Err(CommitError::AlreadyCommitted),
+            Ok(Found { lock_lost: true, .. }) => return Err(form.terms.lock_lost()),
+            Ok(Found { lacks_waitaof: true, .. }) => {
+                let unsupported = Error::Unsupported { command: "WAITAOF", since: "7.2" };
+                return Err(CommitError::not_sent(unsupported));
+            }
+            Ok(_) => {
+                if let Some(health) = health {
+                    health.knows_waitaof.store(true, Ordering::Relaxed);
+                }
+                return Ok(());
+            }
+            Err(cause) => {
+                lease.found_dead(&cause);
+                // Nor can commands that were sent ahead be sent elsewhere.
+                if watching || must_be_in_multi || Instant::now() >= form.checkout {
+                    return Err(CommitError::lost_before_exec(cause));
+                }
+                lease.tell_of_death(&cause);
+            }
+        }
+    }
+}
+
+/// WATCH, awaited, for a scope that reads before it writes; and the answers to so many `reads` in
+/// the same write.
+pub(crate) fn watch(
+    lease: &mut Lease,
+    keys: Option<&[u8]>,
+    (reads, count): (&[u8], usize),
+    form: Form<'_>,
+) -> Result<Vec<Value>, Error> {
+    loop {
+        let (settings, asks) = (lease.pool().settings().clone(), lease.asks());
+        let deadline = lease.response_deadline().capped(form.checkout);
+        let link = lease.link(form.checkout)?;
+        let mut steps = Steps { asks, ..Steps::default() };
+        if let Some(keys) = keys {
+            steps.register(link, &settings, form.terms).map_err(lost_watch)?;
+            steps.step(Step::Watch, Expect::Watch, keys);
+            steps.once(form.terms);
+            steps.held(form.terms);
+        }
+        steps.reads(reads, count);
+        match steps.take(link, deadline).map(|found| found.told(asks)) {
+            Ok(Found { refused: Some(refused), .. }) if refused.is_of_unwatch() => lease.leave(),
+            Ok(Found { refused: Some(refused), .. }) => {
+                lease.heed(refused.error.code());
+                return Err(Error::from(refused).in_full(settings.server_messages));
+            }
+            Ok(Found { once: true, .. }) => return Err(CommitError::AlreadyCommitted.into()),
+            Ok(Found { lock_lost: true, .. }) => return Err(form.terms.lock_lost().into()),
+            Ok(found) => return Ok(found.reads),
+            Err(cause) => {
+                lease.found_dead(&cause);
+                // What is too large is as large on another connection.
+                let too_large = cause.kind() == LinkErrorKind::TooLarge;
+                if too_large || Instant::now() >= form.checkout {
+                    return Err(lost_watch(cause));
+                }
+                lease.tell_of_death(&cause);
+            }
+        }
+    }
+}
+
+/// Nothing was applied, whatever became of it.
+fn lost_watch(source: LinkError) -> Error {
+    Error::Lost { during: "WATCH".to_owned(), applied: Applied::No, source }
+}
+
+/// How things are before anything is asked.
+#[derive(Clone, Copy)]
+struct Seen {
+    trusted: bool,
+    flushed: bool,
+    asks_for_aof: bool,
+    asks: bool,
+}
+
+/// What has to be asked before the commands may leave; `None`: nothing.
+fn steps(
+    link: &mut Link,
+    settings: &Settings,
+    form: Form<'_>,
+    Seen { trusted, flushed, asks_for_aof, asks }: Seen,
+) -> Result<Option<Steps>, LinkError> {
+    let (terms, state) = (form.terms, link.state());
+    let (multi, watching, armed) = (state.is_in_multi(), state.is_watching(), state.is_armed());
+    let mut steps = Steps { asks, ..Steps::default() };
+    if multi {
+        // It has waited in MULTI since `begin`; asking anew is only free of consequences while
+        // nothing is queued and nothing is watched.
+        if trusted || flushed || watching {
+            return Ok(None);
+        }
+        steps.step(Step::Discard, Expect::Discard, DISCARD);
+        if armed || terms.fence.is_some() {
+            link.registered(None);
+        }
+    }
+    if terms.fence.is_some() {
+        steps.register(link, settings, terms)?;
+    } else if armed && !multi && !watching && (terms.immediate || !trusted || terms.held.is_some())
+    {
+        steps.step(Step::Unwatch, Expect::Unwatch, UNWATCH);
+    }
+    if !watching {
+        steps.once(terms);
+        steps.held(terms);
+    }
+    if asks_for_aof {
+        steps.step(Step::Aof, Expect::Plain, KNOWS_WAITAOF);
+    }
+    // The word that the slot is known to be on its way must come right before MULTI.
+    if trusted && !terms.immediate && !asks && steps.is_empty() {
+        return Ok(None);
+    }
+    steps.step(Step::Multi, Expect::Multi, MULTI);
+    Ok(Some(steps))
+}
+
+/// What is asked before the user's commands leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Asking,
+    Discard,
+    Unwatch,
+    Register,
+    Arm,
+    Watch,
+    WatchOnce,
+    Once,
+    WatchLock,
+    Time,
+    Lock,
+    Aof,
+    Read,
+    Multi,
+}
+
+impl Step {
+    /// What it is called where the server refuses it.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Asking => "ASKING",
+            Self::Discard => "DISCARD",
+            Self::Unwatch => UNWATCH_WORD,
+            Self::Register => crate::commit::OWN,
+            Self::Arm => "WATCH of the register",
+            Self::Watch => "WATCH",
+            Self::WatchOnce => "WATCH of the idempotency key",
+            Self::Once => "EXISTS of the idempotency key",
+            Self::WatchLock => "WATCH of the lock",
+            Self::Time => "TIME",
+            Self::Lock => "ZSCORE of the lock",
+            Self::Aof => "COMMAND INFO",
+            Self::Read => "a read",
+            Self::Multi => "MULTI",
+        }
+    }
+}
+
+const UNWATCH_WORD: &str = "UNWATCH";
+
+impl Refused {
+    /// The link is tainted by that: see [`State::reply`](crate::protocol::connection_state::State::reply).
+    fn is_of_unwatch(&self) -> bool {
+        self.word == UNWATCH_WORD
+    }
+}
+
+/// What is asked in one write.
+#[derive(Debug, Default)]
+struct Steps {
+    bytes: Vec<u8>,
+    steps: Vec<(Step, Expect)>,
+    /// Each is sent behind ASKING.
+    asks: bool,
+}
+
+/// What was found out by asking.
+#[derive(Debug, Default)]
+struct Found {
+    refused: Option<Refused>,
+    /// A transaction with the same key was applied.
+    once: bool,
+    lock_lost: bool,
+    lacks_waitaof: bool,
+    reads: Vec<Value>,
+}
+
+impl Found {
+    /// Where the slot is on its way, a lock that is not found may not have arrived yet.
+    fn told(mut self, asks: bool) -> Self {
+        if asks && self.lock_lost && self.refused.is_none() {
+            let error = ServerError::own("TRYAGAIN", "the lock is not where its slot will be yet");
+            self.refused = Some(Refused { word: Step::Lock.word(), error });
+        }
+        self
+    }
+}
+
+impl Steps {
+    fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    fn step(&mut self, step: Step, expect: Expect, bytes: &[u8]) {
+        self.next(step, expect).extend_from_slice(bytes);
+    }
+
+    /// Where the step's bytes go.
+    fn next(&mut self, step: Step, expect: Expect) -> &mut Vec<u8> {
+        if self.asks {
+            self.steps.push((Step::Asking, Expect::Plain));
+            self.bytes.extend_from_slice(ASKING);
+        }
+        self.steps.push((step, expect));
+        &mut self.bytes
+    }
+
+    /// Writes the link's register and watches it; or, for who needs none, forgets an old watch,
+    /// whose register may have expired.
+    fn register(
+        &mut self,
+        link: &mut Link,
+        settings: &Settings,
+        terms: &Terms,
+    ) -> Result<(), LinkError> {
+        if terms.fence.is_none() {
+            if link.state().is_armed() {
+                self.step(Step::Unwatch, Expect::Unwatch, UNWATCH);
+            }
+            return Ok(());
+        }
+        let state = link.state();
+        let tag = terms.place.tag();
+        if link.is_armed_for(settings.register_ttl / 2, tag) {
+            return Ok(());
+        }
+        // To write a register that is watched would be a change of it.
+        match (state.is_armed() && !self.forgets_watches(), state.is_watching()) {
+            // And what the user watches must not be forgotten. An old register is no danger: where
+            // it has expired nothing is applied.
+            (true, true) => return Ok(()),
+            (true, false) => self.step(Step::Unwatch, Expect::Unwatch, UNWATCH),
+            (false, _) => {}
+        }
+        let fence = match self.asks {
+            true => link.new_fence(&settings.prefix)?,
+            false => link.fence(&settings.prefix)?,
+        };
+        fence.go_to(tag);
+        fence.advance();
+        fence.set(self.next(Step::Register, Expect::Plain), settings.register_ttl);
+        fence.watch(self.next(Step::Arm, Expect::Arm));
+        Ok(())
+    }
+
+    fn forgets_watches(&self) -> bool {
+        self.steps.iter().any(|(step, _)| *step == Step::Discard)
+    }
+
+    /// Watches the transaction's own key and asks whether it is there.
+    fn once(&mut self, terms: &Terms) {
+        if let Some(once) = &terms.once {
+            let tag = terms.place.tag();
+            once.watch(self.next(Step::WatchOnce, Expect::Watch), tag);
+            once.exists(self.next(Step::Once, Expect::Plain), tag);
+        }
+    }
+
+    /// Watches the lock and asks whether it is held.
+    fn held(&mut self, terms: &Terms) {
+        if let Some(held) = &terms.held {
+            held.lock.watch(self.next(Step::WatchLock, Expect::Watch));
+            self.step(Step::Time, Expect::Plain, ownership::TIME);
+            held.lock.score(self.next(Step::Lock, Expect::Plain));
+        }
+    }
+
+    fn reads(&mut self, bytes: &[u8], count: usize) {
+        if self.asks {
+            for read in Requests::new(bytes).flatten() {
+                encode::command(self.next(Step::Read, Expect::Plain), &[], |args| {
+                    for arg in &read {
+                        args.arg(*arg);
+                    }
+                });
+            }
+            return;
+        }
+        self.steps.extend(std::iter::repeat_n((Step::Read, Expect::Plain), count));
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Asks, and reads every answer.
+    fn take(self, link: &mut Link, deadline: Deadline) -> Result<Found, LinkError> {
+        let asked = Instant::now();
+        let expected: Vec<_> = self.steps.iter().map(|(_, expect)| (*expect, 1)).collect();
+        link.send(&self.bytes, &expected, deadline)?;
+        let mut found = Found::default();
+        let mut now = None;
+        for (step, _) in self.steps {
+            let value = link.value(deadline)?;
+            if step == Step::Read {
+                found.reads.push(value);
+                continue;
+            }
+            if let Value::ServerError(error) = &value {
+                // Who may not ask is taken to know.
+                if step != Step::Aof {
+                    let error = ServerError::from_reply(error, false);
+                    found.refused.get_or_insert(Refused { word: step.word(), error });
+                }
+                continue;
+            }
+            match step {
+                Step::Register => link.registered(Some(asked)),
+                Step::Once => found.once = value == Value::Int(1),
+                Step::Time => now = ownership::millis(&value),
+                Step::Lock => found.lock_lost = !ownership::is_held(&value, now),
+                Step::Aof => found.lacks_waitaof = is_unknown(&value),
+                _ => {}
+            }
+        }
+        link.has_answered();
+        Ok(found)
+    }
+}
+
+impl Form<'_> {
+    fn asks_for_aof(&self) -> bool {
+        matches!(self.terms.durability, Some(Durability::Aof { .. }))
+    }
+}

@@ -1,0 +1,275 @@
+//! One server at one address.
+//!
+//! Never: shows user or password.
+
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use std::{fmt, io};
+
+use redis::io::tcp::TcpSettings;
+use redis::io::tcp::socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+use redis::{Client, Connection, ConnectionAddr, ConnectionInfo, RedisConnectionInfo, RedisResult};
+
+use crate::connection::dns::Resolver;
+#[cfg(feature = "tls-rustls")]
+use crate::connection::tls::{Session, Trust};
+use crate::error::config::ConfigError;
+use crate::error::connection::LinkError;
+use crate::process::sockets::OwnSocket;
+use crate::settings::Settings;
+
+/// redis-rs takes no timeout of zero.
+const MOMENT: Duration = Duration::from_millis(1);
+
+/// A connection that has just been opened.
+pub(crate) enum Connected {
+    /// TCP or a unix socket, on which nothing was sent yet.
+    Socket(Arc<OwnSocket>),
+    /// TCP with TLS on it, whose hand-shake is done.
+    #[cfg(feature = "tls-rustls")]
+    Tls(Arc<OwnSocket>, Box<Session>),
+}
+
+impl Connected {
+    pub(crate) fn socket(&self) -> &Arc<OwnSocket> {
+        match self {
+            Self::Socket(socket) => socket,
+            #[cfg(feature = "tls-rustls")]
+            Self::Tls(socket, _) => socket,
+        }
+    }
+}
+
+/// One server at one address, ready to be connected to.
+#[derive(Clone)]
+pub(crate) struct Server {
+    info: ConnectionInfo,
+    address: String,
+    host: String,
+    port: u16,
+    resolver: Resolver,
+    #[cfg(feature = "tls-rustls")]
+    trust: Option<Trust>,
+}
+
+impl Server {
+    pub(crate) fn new(info: ConnectionInfo, settings: &Settings) -> Result<Self, ConfigError> {
+        let reason = |reason: String| ConfigError::Address { reason };
+        if !info.addr().is_supported() {
+            return Err(reason(match info.addr() {
+                ConnectionAddr::TcpTls { .. } => "TLS needs the feature tls-rustls".to_owned(),
+                _ => "this platform cannot connect to such an address".to_owned(),
+            }));
+        }
+        #[cfg(feature = "tls-rustls")]
+        let trust = trust(&info, settings)?;
+        let db = info.redis_settings().db();
+        if db < 0 {
+            return Err(reason(format!("there is no database {db}")));
+        }
+        let mut tcp = TcpSettings::default().set_nodelay(true);
+        if let Some(keepalive) = settings.tcp_keepalive {
+            tcp = tcp.set_keepalive(TcpKeepalive::new().with_time(keepalive));
+        }
+        #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
+        if let Some(timeout) = settings.tcp_user_timeout {
+            tcp = tcp.set_user_timeout(timeout);
+        }
+        let address = info.addr().to_string();
+        let (host, port) = match info.addr() {
+            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+                (host.clone(), *port)
+            }
+            _ => (address.clone(), 0),
+        };
+        let resolver = settings.resolver.clone();
+        let info = info.set_tcp_settings(tcp);
+        Ok(Self {
+            info,
+            address,
+            host,
+            port,
+            resolver,
+            #[cfg(feature = "tls-rustls")]
+            trust,
+        })
+    }
+
+    /// Opens a connection, with TLS on it if the address asks for it.
+    pub(crate) fn connect(&self, timeout: Duration) -> Result<Connected, LinkError> {
+        #[cfg(feature = "tls-rustls")]
+        let until = Instant::now() + timeout;
+        let socket = match self.info.addr() {
+            ConnectionAddr::Unix(path) => unix(path, timeout),
+            _ => self.tcp(timeout),
+        };
+        let socket = Arc::new(OwnSocket::new(socket.map_err(|error| LinkError::of_io(&error))?));
+        #[cfg(feature = "tls-rustls")]
+        if let Some(trust) = &self.trust {
+            return match trust.secure(&self.host, &socket, until) {
+                Ok(session) => Ok(Connected::Tls(socket, Box::new(session))),
+                Err(error) => {
+                    if let Ok(peer) = socket.peer_addr() {
+                        self.failed(peer);
+                    }
+                    Err(error)
+                }
+            };
+        }
+        Ok(Connected::Socket(socket))
+    }
+
+    /// A connection to one of the host's addresses. Each has its share of the time, so a silent one
+    /// does not keep the next one from being tried.
+    fn tcp(&self, timeout: Duration) -> io::Result<TcpStream> {
+        self.any_address(timeout, |address, share| to(address, self.info.tcp_settings(), share))
+    }
+
+    /// Tries the host's addresses one after the other.
+    fn any_address<T>(
+        &self,
+        timeout: Duration,
+        mut connect: impl FnMut(SocketAddr, Duration) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let until = Instant::now() + timeout;
+        let addresses = self.resolver.addresses(&self.host, self.port, until)?;
+        let mut failed = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+        for (nth, address) in addresses.iter().enumerate() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            let share = left / (addresses.len() - nth) as u32;
+            match connect(*address, share) {
+                Ok(connected) => return Ok(connected),
+                Err(error) => failed = error,
+            }
+            self.failed(*address);
+        }
+        Err(failed)
+    }
+
+    /// A connection to this address did not come about, or was of no use: others are tried first.
+    pub(crate) fn failed(&self, address: SocketAddr) {
+        self.resolver.failed(address);
+    }
+
+    /// Opens a connection of redis-rs's, which has no timeouts yet.
+    pub(crate) fn client(
+        &self,
+        who: &RedisConnectionInfo,
+        timeout: Duration,
+    ) -> Result<Connection, LinkError> {
+        let info = self.info.clone().set_redis_settings(who.clone());
+        match info.addr() {
+            ConnectionAddr::Tcp(..) => {
+                let mut verdict = None;
+                let connected = self.any_address(timeout, |address, share| {
+                    let addr = ConnectionAddr::Tcp(literal(address), address.port());
+                    open(info.clone().set_addr(addr), share).map_err(|error| {
+                        verdict = Some(LinkError::of(&error));
+                        io::Error::other("refused")
+                    })
+                });
+                connected.map_err(|error| verdict.unwrap_or_else(|| LinkError::of_io(&error)))
+            }
+            // redis-rs looks the name up by itself, since the certificate must be of that name: after
+            // it was looked up here, which callers share.
+            ConnectionAddr::TcpTls { .. } if self.host.parse::<IpAddr>().is_err() => {
+                let until = Instant::now() + timeout;
+                let known = self.resolver.addresses(&self.host, self.port, until);
+                let connected = known.and_then(|_| {
+                    let left = until.saturating_duration_since(Instant::now()).max(MOMENT);
+                    self.resolver.run(until, move || open(info, left))
+                });
+                let connected = connected.map_err(|error| LinkError::of_io(&error))?;
+                connected.map_err(|error| LinkError::of(&error))
+            }
+            _ => open(info, timeout).map_err(|error| LinkError::of(&error)),
+        }
+    }
+
+    /// User, password, database and protocol, as the address says.
+    pub(crate) fn who(&self) -> &RedisConnectionInfo {
+        self.info.redis_settings()
+    }
+
+    /// Host and port, or the socket's path.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// For spans: the host or the socket's path, and the port, which a socket has not (0).
+    pub(crate) fn host_and_port(&self) -> (&str, u16) {
+        (&self.host, self.port)
+    }
+
+    pub(crate) fn db(&self) -> i64 {
+        self.who().db()
+    }
+}
+
+/// What its connections are secured with, if the address asks for TLS. One that would check less
+/// than [`Tls`](crate::Tls) does, or in a way that cannot be known here, is refused.
+#[cfg(feature = "tls-rustls")]
+fn trust(info: &ConnectionInfo, settings: &Settings) -> Result<Option<Trust>, ConfigError> {
+    let refused = |reason: &str| Err(ConfigError::Address { reason: reason.to_owned() });
+    match info.addr() {
+        ConnectionAddr::TcpTls { insecure: true, .. } => {
+            refused("#insecure: TLS without a check of the server's certificate is not made here")
+        }
+        ConnectionAddr::TcpTls { tls_params: Some(_), .. } if settings.tls.is_none() => refused(
+            "the certificates of a redis::ConnectionInfo cannot be read: give them to Builder::tls",
+        ),
+        ConnectionAddr::TcpTls { .. } => Trust::new(settings.tls.as_ref()).map(Some),
+        _ => Ok(None),
+    }
+}
+
+fn open(info: ConnectionInfo, timeout: Duration) -> RedisResult<Connection> {
+    Client::open(info)?.get_connection_with_timeout(timeout)
+}
+
+/// The address as a host that needs no look-up.
+fn literal(address: SocketAddr) -> String {
+    match address {
+        SocketAddr::V6(address) if address.scope_id() != 0 => {
+            format!("{}%{}", address.ip(), address.scope_id())
+        }
+        address => address.ip().to_string(),
+    }
+}
+
+fn to(address: SocketAddr, settings: &TcpSettings, timeout: Duration) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, timeout)?;
+    stream.set_nodelay(settings.nodelay())?;
+    let socket = SockRef::from(&stream);
+    if let Some(keepalive) = settings.keepalive() {
+        socket.set_tcp_keepalive(keepalive)?;
+    }
+    #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
+    if let Some(timeout) = settings.user_timeout() {
+        socket.set_tcp_user_timeout(Some(timeout))?;
+    }
+    Ok(stream)
+}
+
+/// A stream socket is one whatever its family: what comes out is only called TCP.
+fn unix(path: &Path, timeout: Duration) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // Bounds the wait for a place in the server's line too.
+    socket.set_write_timeout(Some(timeout))?;
+    socket.connect(&SockAddr::unix(path)?)?;
+    Ok(socket.into())
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("address", &self.address)
+            .field("db", &self.db())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,416 @@
+//! One connection and what the server believes about it.
+//!
+//! Never: reuse after anything that is not understood. Never: a wait without a deadline.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use redis::Value;
+
+use crate::connection::connect::Connected;
+use crate::connection::deadline::Deadline;
+use crate::connection::endpoint::Endpoint;
+use crate::connection::login::Login;
+use crate::connection::transport::Transport;
+use crate::error::connection::{LinkError, LinkErrorKind};
+use crate::error::server::ServerError;
+use crate::pool::connect_attempts::Arrival;
+use crate::pool::manager::Alive;
+use crate::process::sockets::OwnSocket;
+use crate::protocol::connection_state::{Expect, Proof, State, Taint};
+use crate::protocol::handshake;
+use crate::protocol::marker::Fence;
+use crate::protocol::resp::encode::PING;
+use crate::protocol::resp::reply::Reply;
+use crate::settings::Settings;
+use crate::status::Replaced;
+
+/// So long after a refusal it does not say again who it is.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// More than this it does not keep from one write to the next.
+const MOST_SCRATCH: usize = 64 * 1024;
+
+/// One connection and what the server believes about it.
+pub(crate) struct Link {
+    transport: Transport,
+    state: State,
+    /// When the server last answered.
+    proven: Instant,
+    /// When it is to be replaced for its age.
+    expires: Option<Instant>,
+    generation: u64,
+    /// It is new, and no caller has had it yet.
+    arrival: Option<Arrival>,
+    /// The pool counts it. Declared behind `transport`: it is closed before it is no longer counted.
+    alive: Option<Alive>,
+    /// It has written, so it would notice a server that no longer lets it.
+    has_written: bool,
+    /// Its register, once it has needed one, and since when the server has had that at least.
+    fence: Option<Fence>,
+    registered: Option<Instant>,
+    /// By which version of the credentials it has said who it is.
+    said: u64,
+    /// When it was last refused that.
+    refused: Option<Instant>,
+    /// Memory for what several callers send in one write.
+    scratch: Vec<u8>,
+    /// It speaks RESP3, in which the server may send what was not asked for.
+    pushes: bool,
+    /// The socket was looked into, and nothing was sent since.
+    looked: bool,
+}
+
+impl Link {
+    /// Takes over a connection that has just been opened.
+    pub(crate) fn new(connected: Connected, expires: Option<Instant>, generation: u64) -> Self {
+        Self {
+            transport: Transport::new(connected),
+            state: State::default(),
+            proven: Instant::now(),
+            expires,
+            generation,
+            arrival: None,
+            alive: None,
+            has_written: false,
+            fence: None,
+            registered: None,
+            said: 0,
+            refused: None,
+            scratch: Vec::new(),
+            pushes: false,
+            // What a server sends at once, a refusal, is read as the first reply.
+            looked: true,
+        }
+    }
+
+    /// Maximum bytes of one reply.
+    pub(crate) fn bound_replies(&mut self, bytes: usize) {
+        self.transport.bound_replies(bytes);
+    }
+
+    /// It speaks RESP3.
+    pub(crate) fn speaks_resp3(&mut self) {
+        self.pushes = true;
+    }
+
+    /// It has said who it is, by this version of the credentials.
+    pub(crate) fn said_who(&mut self, version: u64) {
+        (self.said, self.refused) = (version, None);
+    }
+
+    /// Whether it is to say who it is, of which this is the version now. Where it was refused, not
+    /// right again.
+    pub(crate) fn is_to_say_who(&self, version: u64) -> bool {
+        self.said != version && self.refused.is_none_or(|at| at.elapsed() >= AGAIN)
+    }
+
+    /// Says anew who it is. Refused, it stays who it was.
+    pub(crate) fn say_who(
+        &mut self,
+        login: &Login,
+        deadline: Deadline,
+    ) -> Result<Result<(), ServerError>, LinkError> {
+        let mut bytes = Vec::new();
+        handshake::auth(&mut bytes, &login.who);
+        let answer = self.call(&bytes, Expect::Plain, deadline)?;
+        match &answer {
+            Ok(()) => self.said_who(login.version),
+            Err(_) => self.refused = Some(Instant::now()),
+        }
+        Ok(answer)
+    }
+
+    /// Nobody knew who it is to say that it is.
+    pub(crate) fn cannot_say_who(&mut self) {
+        self.refused = Some(Instant::now());
+    }
+
+    /// It was opened for a caller, who has yet to take it.
+    pub(crate) fn arrives(&mut self, arrival: Arrival) {
+        self.arrival = Some(arrival);
+    }
+
+    /// Its pool counts it until it is dropped.
+    pub(crate) fn counts(&mut self, alive: Alive) {
+        self.alive = Some(alive);
+    }
+
+    /// Its socket, unless the connection is redis-rs's.
+    pub(crate) fn socket(&self) -> Option<&Arc<OwnSocket>> {
+        self.transport.socket()
+    }
+
+    /// A caller has it in hand.
+    pub(crate) fn taken(&mut self) {
+        self.arrival = None;
+        self.looked = false;
+    }
+
+    pub(crate) fn state(&self) -> &State {
+        &self.state
+    }
+
+    pub(crate) fn taint(&mut self, reason: Taint) {
+        self.state.taint(reason);
+    }
+
+    pub(crate) fn proven(&self) -> Instant {
+        self.proven
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Why it must be replaced, if it must.
+    pub(crate) fn verdict(&mut self, now: Instant, generation: u64) -> Option<Replaced> {
+        if let Some(taint) = self.state.tainted() {
+            return Some(match taint {
+                Taint::Closed => Replaced::Closed,
+                Taint::TimedOut => Replaced::TimedOut,
+                Taint::Protocol => Replaced::Protocol,
+                Taint::LeftDirty => Replaced::LeftDirty,
+                Taint::Reclaimed => Replaced::Reclaimed,
+                Taint::Raw => Replaced::Raw,
+                Taint::Outdated => Replaced::Outdated,
+                Taint::Lifetime => Replaced::Lifetime,
+            });
+        }
+        if !self.state.is_clean() {
+            Some(Replaced::LeftDirty)
+        } else if self.transport.judge_unasked(self.pushes).is_err() {
+            Some(Replaced::Protocol)
+        } else if self.generation < generation {
+            Some(Replaced::Outdated)
+        } else if self.expires.is_some_and(|expires| expires <= now) {
+            Some(Replaced::Lifetime)
+        } else {
+            None
+        }
+    }
+
+    /// Its register, which gets its name now where it has none yet.
+    pub(crate) fn fence(&mut self, prefix: &str) -> Result<&mut Fence, LinkError> {
+        if self.fence.is_none() {
+            let mut random = [0; 16];
+            getrandom::fill(&mut random).map_err(|_| {
+                LinkError::new(LinkErrorKind::Io, "the system has no random bits to give")
+            })?;
+            self.fence = Some(Fence::new(prefix, u128::from_ne_bytes(random)));
+        }
+        self.fence.as_mut().ok_or_else(|| LinkError::unexpected("there is no register"))
+    }
+
+    /// A register of a name that nobody has ever used. Where a slot is on its way, an old name may
+    /// still have its value where the slot comes from.
+    pub(crate) fn new_fence(&mut self, prefix: &str) -> Result<&mut Fence, LinkError> {
+        self.fence = None;
+        self.fence(prefix)
+    }
+
+    /// The register as it is.
+    pub(crate) fn known_fence(&self) -> Option<&Fence> {
+        self.fence.as_ref()
+    }
+
+    /// The server has the register, and has had it at least since `at`; or it may not have it.
+    pub(crate) fn registered(&mut self, at: Option<Instant>) {
+        self.registered = at;
+    }
+
+    /// Whether it watches its own register of this tag, and that lives for as long again as `age` at
+    /// least.
+    pub(crate) fn is_armed_for(&self, age: Duration, tag: Option<u32>) -> bool {
+        let here = self.fence.as_ref().is_some_and(|fence| fence.tag() == tag);
+        here && self.state.is_armed() && self.registered.is_some_and(|at| at.elapsed() < age)
+    }
+
+    /// Looks into the socket before something is sent, without waiting: whether the other side has
+    /// closed it, or has sent what was not asked for. Not if replies are awaited, and once before
+    /// each write.
+    pub(crate) fn look(&mut self) -> Result<(), LinkError> {
+        if self.looked || !self.state.is_in_step() {
+            return Ok(());
+        }
+        self.transport.look(self.pushes).map_err(|error| self.broken(error))?;
+        self.looked = true;
+        Ok(())
+    }
+
+    /// Writes `bytes`, which `expected` replies will answer. First it [looks](Self::look).
+    ///
+    /// An error proves that the last byte did not leave.
+    pub(crate) fn send(
+        &mut self,
+        bytes: &[u8],
+        expected: &[(Expect, u32)],
+        deadline: Deadline,
+    ) -> Result<(), LinkError> {
+        self.send_counted(bytes, expected, deadline).map_err(|(_, error)| error)
+    }
+
+    /// The same; an error says how many bytes may have left.
+    pub(crate) fn send_counted(
+        &mut self,
+        bytes: &[u8],
+        expected: &[(Expect, u32)],
+        deadline: Deadline,
+    ) -> Result<(), (usize, LinkError)> {
+        self.look().map_err(|error| (0, error))?;
+        self.looked = false;
+        for (expect, count) in expected {
+            self.state.sending(*expect, *count);
+        }
+        let sent = self.transport.send(bytes, self.state.awaited(), deadline);
+        sent.map_err(|(left, error)| (left, self.broken(error)))
+    }
+
+    /// Reads the next reply. A server's error is a reply like any other.
+    pub(crate) fn receive(&mut self, deadline: Deadline) -> Result<Reply, LinkError> {
+        self.receive_up_to(1, deadline)
+    }
+
+    /// The same; where each says that a command was queued, up to `most` of them.
+    fn receive_up_to(&mut self, most: u32, deadline: Deadline) -> Result<Reply, LinkError> {
+        let most = most.min(self.state.queueing());
+        let reply = self.transport.receive(most, deadline).map_err(|error| self.broken(error))?;
+        if self.state.reply(&reply) == Proof::Surprise {
+            return Err(LinkError::unexpected("a reply that cannot stand where it came"));
+        }
+        Ok(reply)
+    }
+
+    /// Reads so many replies, as long as they come, and hands each out with what it answers. An array
+    /// of EXEC's that cannot be read to its end is handed out by its length, before the error.
+    pub(crate) fn receive_each(
+        &mut self,
+        expected: &[(Expect, u32)],
+        deadline: Deadline,
+        mut take: impl FnMut(Expect, Reply),
+    ) -> Result<(), LinkError> {
+        for (expect, count) in expected {
+            let mut left = *count;
+            while left > 0 {
+                let reply = match self.receive_up_to(left, deadline) {
+                    Ok(reply) => reply,
+                    Err(error) => {
+                        if let Some(length) = self.transport.unread()
+                            && *expect == Expect::Exec
+                            && self.state.is_in_multi()
+                        {
+                            take(*expect, Reply::Unread(length));
+                        }
+                        return Err(error);
+                    }
+                };
+                left = left.saturating_sub(reply.count());
+                take(*expect, reply);
+            }
+        }
+        Ok(())
+    }
+
+    /// What a server has sent before it closed the connection, although it could not be asked.
+    pub(crate) fn last_word(&mut self, deadline: Deadline) -> Option<ServerError> {
+        match self.transport.receive(1, deadline).ok()? {
+            Reply::Value(Value::ServerError(error)) => Some(ServerError::from_reply(&error, false)),
+            _ => None,
+        }
+    }
+
+    /// The next one as redis-rs has it.
+    pub(crate) fn value(&mut self, deadline: Deadline) -> Result<Value, LinkError> {
+        self.receive(deadline).map(Reply::into_value)
+    }
+
+    /// The server has just answered all it was asked.
+    pub(crate) fn has_answered(&mut self) {
+        self.proven = Instant::now();
+    }
+
+    /// Empty memory, to be given back.
+    pub(crate) fn take_scratch(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.scratch)
+    }
+
+    pub(crate) fn keep_scratch(&mut self, mut bytes: Vec<u8>) {
+        if bytes.capacity() <= MOST_SCRATCH {
+            bytes.clear();
+            self.scratch = bytes;
+        }
+    }
+
+    /// The server has just applied a write.
+    pub(crate) fn wrote(&mut self) {
+        self.has_written = true;
+    }
+
+    pub(crate) fn has_written(&self) -> bool {
+        self.has_written
+    }
+
+    /// Proves that the server answers.
+    pub(crate) fn ping(
+        &mut self,
+        deadline: Deadline,
+    ) -> Result<Result<(), ServerError>, LinkError> {
+        self.call(PING, Expect::Plain, deadline)
+    }
+
+    /// One command of ours and its answer.
+    pub(crate) fn call(
+        &mut self,
+        bytes: &[u8],
+        expect: Expect,
+        deadline: Deadline,
+    ) -> Result<Result<(), ServerError>, LinkError> {
+        self.send(bytes, &[(expect, 1)], deadline)?;
+        self.settled(deadline)
+    }
+
+    /// Reads the answer to a command of ours.
+    pub(crate) fn settled(
+        &mut self,
+        deadline: Deadline,
+    ) -> Result<Result<(), ServerError>, LinkError> {
+        let reply = self.receive(deadline)?;
+        self.has_answered();
+        Ok(match reply {
+            Reply::Value(Value::ServerError(error)) => Err(ServerError::from_reply(&error, false)),
+            _ => Ok(()),
+        })
+    }
+
+    /// A connection of redis-rs's in the place of this one. What is done with it is not known
+    /// here, so it taints.
+    pub(crate) fn raw(
+        &mut self,
+        endpoint: &Endpoint,
+        settings: &Settings,
+    ) -> Result<&mut redis::Connection, LinkError> {
+        self.state.taint(Taint::Raw);
+        // First: there are never more than the pool may have.
+        self.transport.close();
+        let client = endpoint.client(settings.connect_timeout)?;
+        self.transport.become_client(client, settings.response_timeout)
+    }
+
+    fn broken(&mut self, error: LinkError) -> LinkError {
+        self.state.taint(match error.kind() {
+            LinkErrorKind::TimedOut => Taint::TimedOut,
+            LinkErrorKind::Closed | LinkErrorKind::Io => Taint::Closed,
+            _ => Taint::Protocol,
+        });
+        error
+    }
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link")
+            .field("state", &self.state)
+            .field("generation", &self.generation)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,349 @@
+//! Where the master of a name is, as sentinels say, and which sockets lead there.
+//!
+//! What was heard is good for a second, and for nothing once it is doubted. One thread, from the
+//! first connection on, hears of switches and asks again each second.
+//!
+//! Never: a socket to a server of which it is known that it was replaced. Never: a sentinel believed
+//! that knows of fewer switches than another one did.
+
+use std::fmt;
+use std::net::Shutdown;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use redis::{Connection, ConnectionAddr, ConnectionInfo, RedisConnectionInfo as Who};
+use scopeguard::defer;
+use tracing::Level;
+
+use crate::connection::connect::{Connected, Server};
+use crate::connection::url::Behind;
+use crate::error::config::ConfigError;
+use crate::error::connection::{LinkError, LinkErrorKind};
+use crate::logging::deferred::Herald;
+use crate::process::sockets::OwnSocket;
+use crate::protocol::sentinel::{Answer, Place, understand};
+use crate::settings::Settings;
+
+/// So long what sentinels said is believed without asking again.
+pub(crate) const FRESH: Duration = Duration::from_secs(1);
+/// A sentinel that is silent for so long is passed over, even if no other one is left.
+const LEAST: Duration = Duration::from_millis(50);
+/// The same where the caller's time is nearly over.
+const SHORTEST: Duration = Duration::from_millis(1);
+
+/// Where the master of a name is, as sentinels say.
+pub(crate) struct Directory {
+    pub(crate) name: String,
+    pub(crate) sentinels: Vec<Server>,
+    pub(crate) like: ConnectionInfo,
+    pub(crate) settings: Settings,
+    /// Bounds one question to the sentinels, all of them together.
+    pub(crate) patience: Duration,
+    pub(crate) term: AtomicU64,
+    pub(crate) over: AtomicBool,
+    pub(crate) known: Mutex<Known>,
+    pub(crate) changed: Condvar,
+    pub(crate) herald: Arc<Herald>,
+}
+
+#[derive(Default)]
+pub(crate) struct Known {
+    pub(crate) master: Option<Arc<Server>>,
+    pub(crate) replicas: Vec<Arc<Server>>,
+    pub(crate) epoch: u64,
+    /// When it was heard, unless it is doubted since.
+    pub(crate) heard: Option<Instant>,
+    /// Somebody asks.
+    pub(crate) asking: bool,
+    /// The sentinel that answered last.
+    pub(crate) talkative: usize,
+    pub(crate) sockets: Vec<(Arc<Server>, Weak<OwnSocket>)>,
+    pub(crate) watched: bool,
+}
+
+impl Known {
+    fn fresh(&self) -> Option<Arc<Server>> {
+        let fresh = self.heard.is_some_and(|at| at.elapsed() < FRESH);
+        self.master.clone().filter(|_| fresh)
+    }
+}
+
+impl Directory {
+    pub(crate) fn new(behind: Behind, settings: &Settings) -> Result<Self, ConfigError> {
+        let Behind { name, sentinels, like, .. } = behind;
+        // Says what is wrong with it before anybody connects.
+        Server::new(like.clone(), settings)?;
+        let sentinel = |info: ConnectionInfo| Server::new(info, settings);
+        Ok(Self {
+            name,
+            sentinels: sentinels.into_iter().map(sentinel).collect::<Result<_, _>>()?,
+            like,
+            settings: settings.clone(),
+            patience: settings.connect_timeout / 2,
+            term: AtomicU64::new(0),
+            over: AtomicBool::new(false),
+            known: Mutex::default(),
+            changed: Condvar::new(),
+            herald: Arc::default(),
+        })
+    }
+
+    pub(crate) fn term(&self) -> u64 {
+        self.term.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn who(&self) -> &Who {
+        self.like.redis_settings()
+    }
+
+    pub(crate) fn address(&self) -> String {
+        match &self.known().master {
+            Some(master) => format!("{} at {}", self.name, master.address()),
+            None => self.name.clone(),
+        }
+    }
+
+    pub(crate) fn host_and_port(&self) -> (String, u16) {
+        match &self.known().master {
+            Some(master) => {
+                let (host, port) = master.host_and_port();
+                (host.to_owned(), port)
+            }
+            None => (self.name.clone(), 0),
+        }
+    }
+
+    pub(crate) fn doubt(&self) {
+        self.known().heard = None;
+    }
+
+    pub(crate) fn close(&self) {
+        self.over.store(true, Ordering::Release);
+    }
+
+    /// Opens a connection to the master, which ends when another one takes its place.
+    pub(crate) fn connect(self: &Arc<Self>, timeout: Duration) -> Result<Connected, LinkError> {
+        let until = Instant::now() + timeout;
+        let master = self.master(until)?;
+        self.tethered(master, until, timeout)
+    }
+
+    /// The same to one of its replicas.
+    pub(crate) fn connect_replica(
+        self: &Arc<Self>,
+        timeout: Duration,
+    ) -> Result<Connected, LinkError> {
+        let until = Instant::now() + timeout;
+        let replica = self.replica(until)?;
+        let left = until.saturating_duration_since(Instant::now()).max(LEAST.min(timeout));
+        replica.connect(left).inspect_err(|_| self.doubt())
+    }
+
+    /// One of redis-rs's to the master.
+    pub(crate) fn client(
+        self: &Arc<Self>,
+        who: &Who,
+        timeout: Duration,
+    ) -> Result<Connection, LinkError> {
+        let until = Instant::now() + timeout;
+        let master = self.master(until)?;
+        let left = until.saturating_duration_since(Instant::now()).max(LEAST.min(timeout));
+        master.client(who, left).inspect_err(|_| self.doubt())
+    }
+
+    /// One of redis-rs's to one of its replicas.
+    pub(crate) fn client_of_replica(
+        self: &Arc<Self>,
+        who: &Who,
+        timeout: Duration,
+    ) -> Result<Connection, LinkError> {
+        self.replica(Instant::now() + timeout)?.client(who, timeout)
+    }
+
+    /// Any replica that is in step; the master where there is none.
+    fn replica(self: &Arc<Self>, until: Instant) -> Result<Arc<Server>, LinkError> {
+        let master = self.master(until)?;
+        let known = self.known();
+        let one = fastrand::usize(..known.replicas.len().max(1));
+        Ok(known.replicas.get(one).cloned().unwrap_or(master))
+    }
+
+    fn tethered(
+        &self,
+        master: Arc<Server>,
+        until: Instant,
+        timeout: Duration,
+    ) -> Result<Connected, LinkError> {
+        let left = until.saturating_duration_since(Instant::now()).max(LEAST.min(timeout));
+        let connected = master.connect(left).inspect_err(|_| self.doubt())?;
+        let mut known = self.known();
+        if known.master.as_ref().is_none_or(|now| now.address() != master.address()) {
+            let text = "another server became the master while this one was connected to";
+            return Err(LinkError::new(LinkErrorKind::Closed, text));
+        }
+        known.sockets.retain(|(_, socket)| socket.strong_count() > 0);
+        known.sockets.push((master, Arc::downgrade(connected.socket())));
+        Ok(connected)
+    }
+
+    /// The master, as it is known, or as sentinels say now; the caller waits until `latest` at most.
+    pub(crate) fn master(self: &Arc<Self>, latest: Instant) -> Result<Arc<Server>, LinkError> {
+        self.watch();
+        let until = latest.min(Instant::now() + self.patience);
+        let mut known = self.known();
+        loop {
+            if let Some(master) = known.fresh() {
+                return Ok(master);
+            }
+            if !known.asking {
+                break;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(LinkError::timed_out("sentinels are being asked all the time"));
+            }
+            let waited = self.changed.wait_timeout(known, left);
+            known = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        known.asking = true;
+        let (epoch, first) = (known.epoch, known.talkative);
+        drop(known);
+        defer! {
+            self.known().asking = false;
+            self.changed.notify_all();
+        }
+        let (nth, answer) = self.ask(epoch, first, (until, latest))?;
+        let mut known = self.known();
+        known.talkative = nth;
+        self.heard(&mut known, answer)
+    }
+
+    /// Draws the conclusions from what a sentinel said.
+    fn heard(&self, known: &mut Known, answer: Answer) -> Result<Arc<Server>, LinkError> {
+        known.heard = Some(Instant::now());
+        known.epoch = answer.epoch;
+        known.replicas = answer.replicas.iter().filter_map(|at| self.server(at).ok()).collect();
+        let named = self.server(&answer.master)?;
+        let before = known.master.clone();
+        if let Some(same) = before.as_ref().filter(|before| before.address() == named.address()) {
+            return Ok(Arc::clone(same));
+        }
+        known.master = Some(Arc::clone(&named));
+        let Some(before) = before else { return Ok(named) };
+        // From here on no connection from before is handed out, and those in use end.
+        self.term.fetch_add(1, Ordering::AcqRel);
+        let mut ended = 0;
+        for (_, socket) in std::mem::take(&mut known.sockets) {
+            if let Some(socket) = socket.upgrade() {
+                // It fails where the other side was first.
+                ended += usize::from(socket.shutdown(Shutdown::Both).is_ok());
+            }
+        }
+        // Not here: what it knows is locked, and whoever writes it down may need it.
+        let (master, from) = (self.name.clone(), before.address().to_owned());
+        let to = named.address().to_owned();
+        self.herald.tell(Level::WARN, move || {
+            tracing::warn!(
+                master,
+                from,
+                to,
+                ended,
+                "another server is the master now: the connections to the former one were ended"
+            );
+        });
+        Ok(named)
+    }
+
+    /// Asks one sentinel after the other, until one knows at least as much as was known.
+    ///
+    /// Each gets its share of the time until `until`; no less than [`LEAST`], as far as that is
+    /// over by `latest`.
+    fn ask(
+        &self,
+        epoch: u64,
+        first: usize,
+        (until, latest): (Instant, Instant),
+    ) -> Result<(usize, Answer), LinkError> {
+        let count = self.sentinels.len();
+        let (mut outdated, mut failed) = (Vec::new(), None::<LinkError>);
+        for tried in 0..count {
+            let nth = (first + tried) % count;
+            let Some(sentinel) = self.sentinels.get(nth) else { continue };
+            let now = Instant::now();
+            let share = |end: Instant| end.saturating_duration_since(now) / (count - tried) as u32;
+            let share = share(until).max(LEAST.min(share(latest))).max(SHORTEST);
+            match self.question(sentinel, share) {
+                Ok(answer) if answer.epoch >= epoch => return Ok((nth, answer)),
+                Ok(answer) => outdated.push((nth, answer)),
+                Err(error) => {
+                    let (sentinel, cause) = (sentinel.address().to_owned(), error.clone());
+                    self.herald.tell(Level::DEBUG, move || {
+                        tracing::debug!(sentinel, error = %format_args!("{cause:#}"), "no answer");
+                    });
+                    // A verdict says more than silence.
+                    if failed.as_ref().is_none_or(LinkError::is_passing) {
+                        failed = Some(error);
+                    }
+                }
+            }
+        }
+        // Most know less than was known: they were set up anew.
+        if outdated.len() > count / 2
+            && let Some(best) = outdated.into_iter().max_by_key(|(_, answer)| answer.epoch)
+        {
+            return Ok(best);
+        }
+        let why = failed.unwrap_or_else(|| LinkError::unexpected("they know less than was known"));
+        Err(why.by_sentinels(&self.name))
+    }
+
+    fn question(&self, sentinel: &Server, timeout: Duration) -> Result<Answer, LinkError> {
+        let until = Instant::now() + timeout;
+        let mut connection = sentinel.client(sentinel.who(), timeout)?;
+        let mut bytes = Vec::new();
+        // The epoch first: an address may be newer than it, never older.
+        for what in ["MASTER", "GET-MASTER-ADDR-BY-NAME", "REPLICAS"] {
+            bytes.extend(redis::cmd("SENTINEL").arg(what).arg(&self.name).get_packed_command());
+        }
+        let mut asked = || {
+            let least = LEAST.min(timeout);
+            let left = || until.saturating_duration_since(Instant::now()).max(least);
+            connection.set_write_timeout(Some(left()))?;
+            connection.send_packed_command(&bytes)?;
+            let mut answers = Vec::with_capacity(3);
+            for _ in 0..3 {
+                connection.set_read_timeout(Some(left()))?;
+                answers.push(connection.recv_response()?);
+            }
+            Ok(answers)
+        };
+        let answers = asked().map_err(|error: redis::RedisError| LinkError::of(&error))?;
+        understand(&answers)
+    }
+
+    /// A server at that place, to be connected to as all of them are.
+    fn server(&self, (host, port): &Place) -> Result<Arc<Server>, LinkError> {
+        let address = match self.like.addr().clone() {
+            ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
+                ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure, tls_params }
+            }
+            _ => ConnectionAddr::Tcp(host.clone(), *port),
+        };
+        let server = Server::new(self.like.clone().set_addr(address), &self.settings);
+        server.map(Arc::new).map_err(|_| LinkError::unexpected("no address to connect to"))
+    }
+
+    pub(crate) fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Directory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Directory")
+            .field("name", &self.name)
+            .field("sentinels", &self.sentinels)
+            .finish_non_exhaustive()
+    }
+}

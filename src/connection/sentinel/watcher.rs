@@ -1,0 +1,108 @@
+//! The thread that hears of switches from a sentinel, and asks each second in case it does not.
+//!
+//! Never: a connection's wait. Without this thread, who connects asks.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use tracing::Level;
+
+use crate::connection::sentinel::client::{Directory, FRESH};
+use crate::error::connection::LinkError;
+
+/// The longest read: so late the thread notices that nobody needs it any more.
+const TICK: Duration = Duration::from_millis(200);
+/// A sentinel that is quiet for so long is asked whether it is alive.
+const QUIET: Duration = Duration::from_secs(2);
+
+impl Directory {
+    /// Sees to it that the thread runs.
+    pub(crate) fn watch(self: &Arc<Self>) {
+        let mut known = self.known();
+        if known.watched || self.over.load(Ordering::Acquire) {
+            return;
+        }
+        let directory = Arc::downgrade(self);
+        let thread = std::thread::Builder::new().name("rediscope-sentinel".to_owned());
+        match thread.spawn(move || run(&directory)) {
+            Ok(_) => known.watched = true,
+            Err(error) => self.herald.tell(Level::WARN, move || {
+                tracing::warn!(%error, "no thread to hear of switches of masters");
+            }),
+        }
+    }
+
+    /// Asks where what was heard is no longer fresh.
+    fn refresh(self: &Arc<Self>) {
+        if let Err(error) = self.master(Instant::now() + self.settings.connect_timeout) {
+            tracing::debug!(master = %self.name, %error, "the sentinels do not say where it is");
+        }
+    }
+}
+
+/// `None`: nobody needs it any more.
+fn needed(directory: &Weak<Directory>) -> Option<Arc<Directory>> {
+    directory.upgrade().filter(|directory| !directory.over.load(Ordering::Acquire))
+}
+
+fn run(directory: &Weak<Directory>) {
+    let mut nth = 0;
+    while let Some(here) = needed(directory) {
+        let sentinel = here.sentinels.get(nth % here.sentinels.len()).cloned();
+        let (timeout, name) = (here.patience, here.name.clone());
+        here.refresh();
+        drop(here);
+        let Some(sentinel) = sentinel else { return };
+        let heard = sentinel.client(sentinel.who(), timeout).and_then(|mut connection| {
+            listen(directory, &mut connection, &name, timeout)
+                .map_err(|error| LinkError::of(&error))
+        });
+        let Err(error) = heard else { return };
+        tracing::debug!(sentinel = sentinel.address(), %error, "not told of switches");
+        nth += 1;
+        std::thread::sleep(TICK);
+    }
+}
+
+/// Until the sentinel fails, or nobody needs it any more.
+fn listen(
+    directory: &Weak<Directory>,
+    connection: &mut redis::Connection,
+    name: &str,
+    timeout: Duration,
+) -> redis::RedisResult<()> {
+    connection.set_read_timeout(Some(timeout))?;
+    connection.set_write_timeout(Some(timeout))?;
+    let mut pubsub = connection.as_pubsub();
+    pubsub.subscribe("+switch-master")?;
+    let mut heard = Instant::now();
+    loop {
+        let Some(here) = needed(directory) else { return Ok(()) };
+        let old = here.known().heard.is_none_or(|at| at.elapsed() >= FRESH);
+        if old {
+            here.refresh();
+        }
+        drop(here);
+        if heard.elapsed() >= QUIET {
+            pubsub.set_read_timeout(Some(timeout))?;
+            // As a value: who may not ask was answered all the same.
+            let _: redis::Value = pubsub.ping()?;
+            heard = Instant::now();
+        }
+        pubsub.set_read_timeout(Some(TICK))?;
+        match pubsub.get_message() {
+            Ok(message) => {
+                heard = Instant::now();
+                let about = message.get_payload_bytes().split(|byte| *byte == b' ').next();
+                if about == Some(name.as_bytes())
+                    && let Some(here) = needed(directory)
+                {
+                    here.doubt();
+                }
+            }
+            Err(error) if error.is_timeout() => {}
+            Err(error) => return Err(error),
+        }
+    }
+}

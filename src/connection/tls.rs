@@ -1,0 +1,334 @@
+//! Which certificates TLS trusts and presents, and TLS on a socket.
+//!
+//! Never: a key or a certificate in `Debug` or in an error. Never: a certificate that is not checked.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use redis::{Client, ClientTlsConfig, ConnectionInfo, TlsCertificates};
+use rustls::client::Resumption;
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::{Error as Broken, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
+
+use crate::connection::url::{Address, Behind, is_tls, plain};
+use crate::error::config::ConfigError;
+use crate::error::connection::{LinkError, LinkErrorKind};
+use crate::settings::tls::{Own, Tls};
+
+/// Plaintext bytes that go into one record: the most that fit.
+const RECORD: usize = 16 * 1024;
+/// Age at which the system's root certificates are read again.
+const ROOTS_FRESH: Duration = Duration::from_secs(60);
+/// Shortest timeout that a socket is given.
+const LEAST: Duration = Duration::from_millis(1);
+
+impl Tls {
+    /// The address, with every TLS connection it leads to made so.
+    pub(crate) fn over(&self, address: Address) -> Result<Address, ConfigError> {
+        self.check()?;
+        Ok(match address {
+            Address::One(info) => Address::One(Box::new(self.over_one(*info)?)),
+            Address::Cluster(nodes) => {
+                let nodes = nodes.into_iter().map(|node| self.over_one(node));
+                Address::Cluster(nodes.collect::<Result<_, _>>()?)
+            }
+            Address::Sentinel(behind) => {
+                let Behind { name, sentinels, like, like_is_given } = *behind;
+                // The caller has said that the servers alone are reached in clear.
+                let in_clear = like_is_given && !is_tls(&like) && sentinels.iter().any(is_tls);
+                // They may be reached without TLS where the servers are not.
+                let sentinels = sentinels.into_iter().map(|info| match is_tls(&info) {
+                    true => self.over_one(info),
+                    false => Ok(info),
+                });
+                let sentinels = sentinels.collect::<Result<_, _>>()?;
+                if !is_tls(&like) && !in_clear {
+                    return Err(wrong(
+                        "the servers behind the sentinels are not reached by TLS: \
+                         give `servers_like` an address that begins with rediss://",
+                    ));
+                }
+                let like = if in_clear { like } else { self.over_one(like)? };
+                Address::Sentinel(Box::new(Behind { name, sentinels, like, like_is_given }))
+            }
+        })
+    }
+
+    fn over_one(&self, info: ConnectionInfo) -> Result<ConnectionInfo, ConfigError> {
+        if !is_tls(&info) {
+            return Err(wrong("the address is not one of TLS, which begins with rediss"));
+        }
+        let client = Client::build_with_tls(info, self.as_redis());
+        let client = client.map_err(|error| wrong(plain(&error)))?;
+        Ok(client.get_connection_info().clone())
+    }
+
+    /// As redis-rs takes it: version 1 has no constructors for these types.
+    #[cfg(not(rediscope_redis_2))]
+    fn as_redis(&self) -> TlsCertificates {
+        let client_tls = self
+            .own
+            .clone()
+            .map(|own| ClientTlsConfig { client_cert: own.certificate, client_key: own.key });
+        TlsCertificates { client_tls, root_cert: self.roots.clone() }
+    }
+
+    /// As redis-rs takes it: version 2 has no public literals for these types (`scripts/redis2`).
+    #[cfg(rediscope_redis_2)]
+    fn as_redis(&self) -> TlsCertificates {
+        let mut certificates = TlsCertificates::new();
+        if let Some(own) = self.own.clone() {
+            let own = ClientTlsConfig::new(own.certificate, own.key);
+            certificates = certificates.client_tls_config(own);
+        }
+        match self.roots.clone() {
+            Some(roots) => certificates.root_cert(roots),
+            None => certificates,
+        }
+    }
+
+    /// Reads all of it, and refuses what redis-rs takes silently: no certificate at all, and a key
+    /// of another certificate.
+    fn check(&self) -> Result<(), ConfigError> {
+        let roots = self.roots()?.unwrap_or_else(RootCertStore::empty);
+        self.config(Arc::new(roots)).map(drop)
+    }
+
+    /// The root certificates, if they are given.
+    fn roots(&self) -> Result<Option<RootCertStore>, ConfigError> {
+        let Some(pem) = &self.roots else { return Ok(None) };
+        let mut store = RootCertStore::empty();
+        for certificate in certificates("root_certificates", pem)? {
+            let added = store.add(certificate);
+            added.map_err(|_| wrong("root_certificates: one is no certificate of X.509"))?;
+        }
+        Ok(Some(store))
+    }
+
+    /// What connections are made with that trust these.
+    fn config(&self, roots: Arc<RootCertStore>) -> Result<Arc<ClientConfig>, ConfigError> {
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .map_err(|_| wrong("the crypto provider knows no version of TLS"))?
+            .with_root_certificates(roots);
+        let mut config = match &self.own {
+            None => config.with_no_client_auth(),
+            Some(Own { certificate, key }) => {
+                let chain = certificates("client_certificate", certificate)?;
+                let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| match error {
+                    Broken::NoItemsFound => wrong(
+                        "client_certificate: the key's PEM holds no private key that is not \
+                         encrypted",
+                    ),
+                    _ => wrong("client_certificate: the key's PEM cannot be read"),
+                })?;
+                config.with_client_auth_cert(chain, key).map_err(|error| match error {
+                    rustls::Error::InconsistentKeys(_) => {
+                        wrong("client_certificate: the key is not the certificate's")
+                    }
+                    _ => wrong("client_certificate: certificate or key cannot be used"),
+                })?
+            }
+        };
+        // A resumed session would go by an earlier check of the certificate.
+        config.resumption = Resumption::disabled();
+        Ok(Arc::new(config))
+    }
+}
+
+fn certificates(what: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
+    // The error would show a line of what may be a key.
+    let read = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
+    let read = read.map_err(|_| wrong(format!("{what}: the PEM cannot be read")))?;
+    match read.is_empty() {
+        true => Err(wrong(format!("{what}: the PEM holds no certificate"))),
+        false => Ok(read),
+    }
+}
+
+fn wrong(reason: impl Into<String>) -> ConfigError {
+    ConfigError::knob("tls", reason)
+}
+
+/// What the connections to one server are secured with.
+#[derive(Clone)]
+pub(crate) enum Trust {
+    /// With root certificates that were given.
+    Given(Arc<ClientConfig>),
+    /// With the system's, as they are when a connection is opened.
+    System(Tls),
+}
+
+impl Trust {
+    pub(crate) fn new(tls: Option<&Tls>) -> Result<Self, ConfigError> {
+        let tls = tls.cloned().unwrap_or_default();
+        match tls.roots()? {
+            Some(roots) => Ok(Self::Given(tls.config(Arc::new(roots))?)),
+            None => Ok(Self::System(tls)),
+        }
+    }
+
+    /// Shakes hands on a socket that has just been connected to `host`.
+    pub(crate) fn secure(
+        &self,
+        host: &str,
+        socket: &TcpStream,
+        until: Instant,
+    ) -> Result<Session, LinkError> {
+        let failed = |text: String| LinkError::new(LinkErrorKind::Io, text);
+        let config = match self {
+            Self::Given(config) => Arc::clone(config),
+            Self::System(tls) => {
+                tls.config(system_roots()).map_err(|error| failed(error.to_string()))?
+            }
+        };
+        let name = ServerName::try_from(host.to_owned())
+            .map_err(|_| failed("the host is no name that a certificate may have".to_owned()))?;
+        let connection =
+            ClientConnection::new(config, name).map_err(|error| failed(error.to_string()))?;
+        let mut session = Session { connection, leaving: 0 };
+        session.shake_hands(socket, until).map_err(|error| match error.kind() {
+            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => LinkError::timed_out(
+                "no answer in TLS's hand-shake; a port that does not speak TLS may be silent",
+            ),
+            _ => LinkError::of_io(&error),
+        })?;
+        Ok(session)
+    }
+}
+
+/// The system's root certificates. One that cannot be read is not trusted.
+fn system_roots() -> Arc<RootCertStore> {
+    static READ: Mutex<Option<(Instant, Arc<RootCertStore>)>> = Mutex::new(None);
+    let mut read = READ.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some((at, roots)) = &*read
+        && at.elapsed() < ROOTS_FRESH
+    {
+        return Arc::clone(roots);
+    }
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let roots = Arc::new(roots);
+    *read = Some((Instant::now(), Arc::clone(&roots)));
+    roots
+}
+
+/// TLS on a socket, which is not part of it: plaintext on this side, records on that one.
+///
+/// Dropped, it sends nothing.
+pub(crate) struct Session {
+    connection: ClientConnection,
+    /// Plaintext bytes in a record that the socket has not wholly taken.
+    leaving: usize,
+}
+
+impl Session {
+    fn shake_hands(&mut self, socket: &TcpStream, until: Instant) -> io::Result<()> {
+        while self.connection.is_handshaking() || self.connection.wants_write() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            let step = if self.connection.wants_write() {
+                socket.set_write_timeout(Some(left.max(LEAST)))?;
+                self.flush(socket)
+            } else {
+                socket.set_read_timeout(Some(left.max(LEAST)))?;
+                self.read(socket).and_then(|more| match more {
+                    true => Ok(()),
+                    false => Err(ended_in_hand_shake()),
+                })
+            };
+            match step {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                step => step?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the socket bytes of the next record, in one system call. The number of bytes of `plain`
+    /// that have left for good: none, as long as a part of their record is still here, since the
+    /// peer cannot decrypt it. Until then `plain` begins with the same bytes the next time.
+    pub(crate) fn write(&mut self, socket: &TcpStream, plain: &[u8]) -> io::Result<usize> {
+        if self.leaving == 0 {
+            let record = plain.get(..RECORD).unwrap_or(plain);
+            self.leaving = self.connection.writer().write(record)?;
+            if self.leaving == 0 && !self.connection.wants_write() {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+        }
+        if let Err(error) = self.flush(socket) {
+            return Err(self.last_word(socket, error));
+        }
+        match self.connection.wants_write() {
+            true => Ok(0),
+            false => Ok(std::mem::take(&mut self.leaving)),
+        }
+    }
+
+    fn flush(&mut self, mut socket: &TcpStream) -> io::Result<()> {
+        match self.connection.write_tls(&mut socket)? {
+            0 => Err(io::ErrorKind::BrokenPipe.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// A peer that closes gives its reason first, in an alert.
+    fn last_word(&mut self, socket: &TcpStream, error: io::Error) -> io::Error {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+        if !matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset) {
+            return error;
+        }
+        loop {
+            // Nothing is waited for: the other side is gone.
+            match self.read(socket) {
+                Ok(true) => {}
+                Err(reason) if reason.kind() == io::ErrorKind::InvalidData => return reason,
+                Ok(false) | Err(_) => return error,
+            }
+        }
+    }
+
+    /// Takes what has come, in one system call; `false`: the peer has closed. What was there before
+    /// has been [taken](Self::take).
+    pub(crate) fn read(&mut self, mut socket: &TcpStream) -> io::Result<bool> {
+        if self.connection.read_tls(&mut socket)? == 0 {
+            return Ok(false);
+        }
+        match self.connection.process_new_packets() {
+            Ok(state) => Ok(!state.peer_has_closed() || state.plaintext_bytes_to_read() > 0),
+            Err(error) => {
+                // The peer's log may say why.
+                let _: io::Result<()> = self.flush(socket);
+                Err(io::Error::new(io::ErrorKind::InvalidData, error))
+            }
+        }
+    }
+
+    /// Moves plaintext into `room`; 0: there is none.
+    pub(crate) fn take(&mut self, room: &mut [u8]) -> usize {
+        // It errs where there is nothing, and where there will be nothing any more.
+        self.connection.reader().read(room).unwrap_or(0)
+    }
+}
+
+fn ended_in_hand_shake() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the other side closed it in TLS's hand-shake")
+}
+
+/// What TLS is computed with: what the program has chosen, else `ring`, which is installed, since
+/// redis-rs's connections panic where there is none.
+fn provider() -> Arc<CryptoProvider> {
+    if let Some(chosen) = CryptoProvider::get_default() {
+        return Arc::clone(chosen);
+    }
+    let ours = ring::default_provider();
+    // It fails if another thread was faster; then that one's stays.
+    let _: Result<_, _> = ours.clone().install_default();
+    CryptoProvider::get_default().map_or_else(|| Arc::new(ours), Arc::clone)
+}

@@ -1,0 +1,551 @@
+//! What a session manager connects to: one server, a cluster by some of its nodes, or
+//! the master that sentinels know.
+//!
+//! Never: an address's own text in an error. It may hold a password.
+
+use percent_encoding::percent_decode_str;
+use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
+
+use crate::error::config::ConfigError;
+
+/// What a session manager connects to.
+#[derive(Clone, Debug)]
+pub enum Address {
+    /// One server.
+    One(Box<ConnectionInfo>),
+    /// A cluster, by nodes that know the others.
+    Cluster(Vec<ConnectionInfo>),
+    /// The master of a name, wherever the sentinels say that it is.
+    Sentinel(Box<Behind>),
+}
+
+/// A master by its name, and who knows where it is.
+#[derive(Clone, Debug)]
+#[cfg_attr(not(feature = "sentinel"), allow(dead_code, reason = "such an address is refused"))]
+pub struct Behind {
+    pub(crate) name: String,
+    pub(crate) sentinels: Vec<ConnectionInfo>,
+    /// User, password, database, protocol and TLS of the servers; the host says nothing.
+    pub(crate) like: ConnectionInfo,
+    /// The caller has given `like`; else it is the default, a server in clear.
+    pub(crate) like_is_given: bool,
+}
+
+/// One server's address, and whether it names a protocol.
+#[derive(Clone, Debug)]
+pub struct Node {
+    info: ConnectionInfo,
+    names_protocol: bool,
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// What [`SessionManager::connect`](crate::SessionManager::connect) takes: a URL, or one of
+/// redis-rs's descriptions of an address.
+///
+/// | URL | is |
+/// |---|---|
+/// | `redis://user:password@host:port/db` | one server |
+/// | `rediss://…` | the same over TLS (feature `tls-rustls`; certificates of one's own are the builder's `tls`) |
+/// | `redis+unix:///path?db=1` | one server, by a socket |
+/// | `redis+cluster://user:password@host:port,host:port/` | a cluster, by some of its nodes (feature `cluster`) |
+/// | `rediss+cluster://…` | the same over TLS |
+/// | `redis+sentinel://user:password@host:port,host:port/name/db` | the master of that name, by some sentinels (feature `sentinel`) |
+/// | `rediss+sentinel://…` | the same, over TLS to the sentinels and to the servers |
+///
+/// `?protocol=resp3` may follow each. User, password and protocol are the same for all nodes
+/// of a cluster. Behind sentinels, user and password are the servers'; the sentinels' own are
+/// `?sentinel_username=…&sentinel_password=…`, and the default of their port is 26379.
+///
+/// An address is refused if it has a parameter that is not known or is given twice, if it ends with
+/// `#insecure` (TLS without verification), or with any other fragment. The characters `?`, `#`, `@`, `/`, `:`, `%` and
+/// `&` of a user or a password are written as `%3F`, `%23`, `%40`, `%2F`, `%3A`, `%25` and `%26`.
+///
+/// This trait is sealed: it is implemented for `&str`, `String`, `(host, port)`,
+/// `redis::ConnectionInfo` and `redis::ConnectionAddr`.
+///
+/// ```no_run
+/// use rediscope::SessionManager;
+///
+/// # fn main() -> Result<(), rediscope::ConfigError> {
+/// let one = SessionManager::connect("redis://127.0.0.1/")?;
+/// let other = SessionManager::connect(("127.0.0.1", 6380))?;
+/// # Ok(()) }
+/// ```
+pub trait IntoAddress: sealed::Sealed {
+    /// Understands it.
+    #[doc(hidden)]
+    fn into_address(self) -> Result<Address, ConfigError>;
+
+    /// The same for one of several nodes, or for what servers are like.
+    #[doc(hidden)]
+    fn into_node(self) -> Result<Node, ConfigError>;
+}
+
+macro_rules! one_server {
+    ($([$($generics:tt)*] $type:ty;)+) => {$(
+        impl<$($generics)*> sealed::Sealed for $type {}
+
+        impl<$($generics)*> IntoAddress for $type {
+            fn into_address(self) -> Result<Address, ConfigError> {
+                one(self).map(|info| Address::One(Box::new(info)))
+            }
+
+            fn into_node(self) -> Result<Node, ConfigError> {
+                let info = one(self)?;
+                let unnamed = RedisConnectionInfo::default().protocol();
+                let names_protocol = info.redis_settings().protocol() != unnamed;
+                Ok(Node { info, names_protocol })
+            }
+        }
+    )+};
+}
+
+one_server! {
+    [] ConnectionInfo;
+    [] ConnectionAddr;
+    [H: Into<String>] (H, u16);
+}
+
+impl sealed::Sealed for &str {}
+
+impl IntoAddress for &str {
+    fn into_address(self) -> Result<Address, ConfigError> {
+        let cluster = [("redis+cluster://", "redis://"), ("rediss+cluster://", "rediss://")]
+            .into_iter()
+            .find_map(|(scheme, each)| Some((self.strip_prefix(scheme)?, each)));
+        let sentinel = [("redis+sentinel://", "redis"), ("rediss+sentinel://", "rediss")]
+            .into_iter()
+            .find_map(|(scheme, each)| Some((self.strip_prefix(scheme)?, each)));
+        match (cluster, sentinel) {
+            (Some((nodes, scheme)), _) => cluster_of(scheme, nodes),
+            (None, Some((rest, scheme))) => sentinel_of(scheme, rest),
+            (None, None) => self.into_node().map(|node| Address::One(Box::new(node.info))),
+        }
+    }
+
+    fn into_node(self) -> Result<Node, ConfigError> {
+        let query = parameters(self)?;
+        let names_protocol = query.iter().any(|(name, _)| *name == "protocol");
+        Ok(Node { info: one(self)?, names_protocol })
+    }
+}
+
+impl sealed::Sealed for String {}
+
+impl IntoAddress for String {
+    fn into_address(self) -> Result<Address, ConfigError> {
+        self.as_str().into_address()
+    }
+
+    fn into_node(self) -> Result<Node, ConfigError> {
+        self.as_str().into_node()
+    }
+}
+
+pub(crate) fn one(to: impl IntoConnectionInfo) -> Result<ConnectionInfo, ConfigError> {
+    let info = to
+        .into_connection_info()
+        .map_err(|error| ConfigError::Address { reason: plain(&error) })?;
+    match info.addr() {
+        ConnectionAddr::TcpTls { insecure: true, .. } => Err(wrong(INSECURE)),
+        _ => Ok(info),
+    }
+}
+
+fn wrong(reason: impl Into<String>) -> ConfigError {
+    ConfigError::Address { reason: reason.into() }
+}
+
+const INSECURE: &str = "TLS without verification (`#insecure`, `insecure: true`) is not supported; for a \
+                        certificate of your own authority give its root to `Builder::tls`, or to \
+                        `tls_root_certificates` of a `Config`";
+
+const FRAGMENT: &str = "nothing may follow `#`; a `#` in a user or a password is written %23";
+
+/// The parameters of an address, each of which is known and given once.
+///
+/// The names of unknown ones stand in the error, their values do not.
+fn parameters(url: &str) -> Result<Vec<(&str, &str)>, ConfigError> {
+    let (url, fragment) = url.split_once('#').unwrap_or((url, ""));
+    match fragment {
+        "" => {}
+        "insecure" => return Err(wrong(INSECURE)),
+        _ => return Err(wrong(FRAGMENT)),
+    }
+    let (base, query) = url.split_once('?').unwrap_or((url, ""));
+    let scheme = base.split_once(':').map_or("", |(scheme, _)| scheme);
+    let known: &[&str] = match scheme.ends_with("unix") {
+        true => &["db", "user", "pass", "protocol"],
+        false => &["protocol"],
+    };
+    named(query, known)
+}
+
+/// The parameters of a query, each of which is among the known ones and given once.
+fn named<'q>(query: &'q str, known: &[&str]) -> Result<Vec<(&'q str, &'q str)>, ConfigError> {
+    let mut found: Vec<(&str, &str)> = Vec::new();
+    for part in query.split('&').filter(|part| !part.is_empty()) {
+        let (name, value) = part.split_once('=').unwrap_or((part, ""));
+        let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+        // After an `@` it is likely that the query is the second half of a password, and after a
+        // password's parameter that this is.
+        let secret = query.contains('@')
+            || !known.contains(&name) && found.iter().any(|(before, _)| before.contains("pass"));
+        let shown = match name.len() <= 64 && name.chars().all(is_name) && !secret {
+            true => format!("`{name}`"),
+            false => {
+                let hint = "in a user or a password, `?` is written %3F and `&` is %26";
+                format!("of the name that it has ({hint})")
+            }
+        };
+        if !known.contains(&name) {
+            let known = known.join(", ");
+            let hint = match name {
+                "db" | "database" => "; the database is in the path: redis://host/1",
+                "user" | "username" | "pass" | "password" => {
+                    "; user and password are before the host: redis://user:password@host"
+                }
+                _ => "",
+            };
+            return Err(wrong(format!("there is no parameter {shown}; there are: {known}{hint}")));
+        }
+        if found.iter().any(|(before, _)| *before == name) {
+            return Err(wrong(format!("the parameter {shown} is given twice")));
+        }
+        found.push((name, value));
+    }
+    Ok(found)
+}
+
+/// User and password of a URL of several hosts, and the hosts.
+fn login_and_hosts(authority: &str) -> Result<(&str, &str), ConfigError> {
+    let Some(at) = authority.rfind('@') else { return Ok(("", authority)) };
+    let (login, hosts) = authority.split_at(at + 1);
+    match login.matches('@').count() {
+        1 => Ok((login, hosts)),
+        _ => Err(wrong(
+            "user and password are given once, before the first host, and are the same for all; an \
+             `@` in them is written %40",
+        )),
+    }
+}
+
+/// `user:password@host:port,host:port/?protocol=resp3`: each node as a URL of its own.
+fn cluster_of(scheme: &str, nodes: &str) -> Result<Address, ConfigError> {
+    let end = nodes.find(['/', '?', '#']).unwrap_or(nodes.len());
+    let (authority, rest) = nodes.split_at(end);
+    let (login, hosts) = login_and_hosts(authority)?;
+    let node = |host: &str| format!("{scheme}{login}{host}{rest}").into_node();
+    let nodes = hosts.split(',').map(node).collect::<Result<_, _>>()?;
+    checked(nodes)
+}
+
+/// A cluster by some of its nodes.
+pub(crate) fn cluster<T: IntoAddress>(
+    nodes: impl IntoIterator<Item = T>,
+) -> Result<Address, ConfigError> {
+    checked(nodes.into_iter().map(IntoAddress::into_node).collect::<Result<_, _>>()?)
+}
+
+pub(crate) const NO_CLUSTER: &str = "a cluster needs the feature cluster";
+
+fn checked(named: Vec<Node>) -> Result<Address, ConfigError> {
+    let refused = |reason: &str| Err(wrong(reason));
+    if !cfg!(feature = "cluster") {
+        return refused(NO_CLUSTER);
+    }
+    alike(&named)?;
+    let nodes: Vec<_> = named.into_iter().map(|node| node.info).collect();
+    if nodes.is_empty() {
+        return refused("a cluster is reached by at least one of its nodes");
+    }
+    if nodes.iter().any(|node| matches!(node.addr(), ConnectionAddr::Unix(_))) {
+        return refused("a cluster's nodes are reached over TCP");
+    }
+    if nodes.iter().any(|node| node.redis_settings().db() != 0) {
+        return refused("a cluster has one database, 0");
+    }
+    Ok(Address::Cluster(nodes))
+}
+
+/// All nodes are reached as the first one is: an address that names something else would be ignored.
+fn alike(nodes: &[Node]) -> Result<(), ConfigError> {
+    let Some((first, others)) = nodes.split_first() else { return Ok(()) };
+    let (is_first_tls, first_who) = (is_tls(&first.info), first.info.redis_settings());
+    for (node, nth) in others.iter().zip(2..) {
+        let who = node.info.redis_settings();
+        let differs = |what: &str, hint: &str| {
+            Err(wrong(format!(
+                "node {nth} of the cluster names another {what} than the first one, and all nodes are \
+                 reached as the first one is: {hint}"
+            )))
+        };
+        if is_tls(&node.info) != is_first_tls {
+            return differs(
+                "scheme",
+                "write rediss:// in each address for TLS, or redis:// in each for none",
+            );
+        }
+        if has_certificates(&node.info) != has_certificates(&first.info) {
+            return differs("set of certificates", "give the certificates to `Builder::tls`");
+        }
+        if node.names_protocol && who.protocol() != first_who.protocol() {
+            return differs(
+                "protocol",
+                "write the same `?protocol=` in each address, or in the first",
+            );
+        }
+        if who.username().is_none() && who.password().is_none() {
+            continue;
+        }
+        let hint = "write the same user and password in each address, or in the first alone";
+        if who.username() != first_who.username() {
+            return differs("user", hint);
+        }
+        if who.password() != first_who.password() {
+            return differs("password", hint);
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn is_tls(info: &ConnectionInfo) -> bool {
+    matches!(info.addr(), ConnectionAddr::TcpTls { .. })
+}
+
+fn has_certificates(info: &ConnectionInfo) -> bool {
+    matches!(info.addr(), ConnectionAddr::TcpTls { tls_params: Some(_), .. })
+}
+
+pub(crate) const NO_SENTINEL: &str = "sentinels need the feature sentinel";
+
+/// `user:password@host:port,host:port/name/db?sentinel_password=…&protocol=resp3`
+fn sentinel_of(scheme: &str, text: &str) -> Result<Address, ConfigError> {
+    if text.ends_with("#insecure") {
+        return Err(wrong(INSECURE));
+    }
+    let (text, query) = text.split_once('?').unwrap_or((text, ""));
+    if text.contains('#') {
+        return Err(wrong(FRAGMENT));
+    }
+    let (authority, path) = text.split_once('/').unwrap_or((text, ""));
+    let (login, hosts) = login_and_hosts(authority)?;
+    let (name, db) = path.split_once('/').unwrap_or((path, ""));
+    let (mut user, mut password, mut rest) = (None, None, Vec::new());
+    for (key, value) in named(query, &["protocol", "sentinel_username", "sentinel_password"])? {
+        match key {
+            "sentinel_username" => user = Some(decoded(value)?),
+            "sentinel_password" => password = Some(decoded(value)?),
+            _ => rest.push(format!("{key}={value}")),
+        }
+    }
+    if user.is_some() && password.is_none() {
+        return Err(wrong("sentinel_username needs a sentinel_password"));
+    }
+    let sentinels = hosts.split(',').filter(|host| !host.is_empty()).map(|host| {
+        // Behind the last bracket, so that an IPv6 address's colons are not its port's.
+        let tail = host.rsplit_once(']').map_or(host, |(_, tail)| tail);
+        let port = if tail.contains(':') { "" } else { ":26379" };
+        let Node { info, names_protocol } = format!("{scheme}://{host}{port}/").into_node()?;
+        // Set and not written into the URL, so no character of them can change the host.
+        let mut who = info.redis_settings().clone();
+        who = user.iter().fold(who, |who, user| who.set_username(user));
+        who = password.iter().fold(who, |who, password| who.set_password(password));
+        Ok(Node { info: info.set_redis_settings(who), names_protocol })
+    });
+    let sentinels = sentinels.collect::<Result<Vec<_>, _>>()?;
+    let like = format!("{scheme}://{login}localhost/{db}?{}", rest.join("&")).into_node()?.info;
+    found_by(name, sentinels)
+        .map(|behind| Address::Sentinel(Box::new(Behind { like, like_is_given: true, ..behind })))
+}
+
+/// A parameter's value: with escapes where they are written, and with every other character as it is.
+fn decoded(value: &str) -> Result<String, ConfigError> {
+    let decoded = percent_decode_str(value).decode_utf8();
+    decoded.map(Into::into).map_err(|_| wrong("a user or a password is not UTF-8"))
+}
+
+/// The master of a name, by some of the sentinels that know it.
+pub(crate) fn behind<T: IntoAddress>(
+    name: &str,
+    sentinels: impl IntoIterator<Item = T>,
+) -> Result<Address, ConfigError> {
+    let sentinels = sentinels.into_iter().map(IntoAddress::into_node);
+    let behind = found_by(name, sentinels.collect::<Result<_, _>>()?)?;
+    Ok(Address::Sentinel(Box::new(behind)))
+}
+
+fn found_by(name: &str, sentinels: Vec<Node>) -> Result<Behind, ConfigError> {
+    let sentinels: Vec<_> = sentinels.into_iter().map(|node| node.info).collect();
+    let refused = |reason: &str| Err(wrong(reason));
+    if !cfg!(feature = "sentinel") {
+        return refused(NO_SENTINEL);
+    }
+    if sentinels.is_empty() {
+        return refused("a master is found by at least one sentinel");
+    }
+    if name.is_empty() {
+        return refused("the master's name is missing: redis+sentinel://host:port/name");
+    }
+    let tcp = |info: &ConnectionInfo| !matches!(info.addr(), ConnectionAddr::Unix(_));
+    if !sentinels.iter().all(tcp) {
+        return refused("sentinels are reached over TCP");
+    }
+    let like = one("redis://localhost/")?;
+    Ok(Behind { name: name.to_owned(), sentinels, like, like_is_given: false })
+}
+
+/// Sets what the servers behind sentinels are like.
+pub(crate) fn like(address: Address, to: impl IntoAddress) -> Result<Address, ConfigError> {
+    match address {
+        Address::Sentinel(behind) => {
+            let like = to.into_node()?.info;
+            Ok(Address::Sentinel(Box::new(Behind { like, like_is_given: true, ..*behind })))
+        }
+        _ => Err(ConfigError::knob("servers_like", "is for servers that sentinels know")),
+    }
+}
+
+/// What only the whole of an address shows: servers would be reached in clear where their sentinels
+/// are reached over TLS, and nothing has asked for that.
+pub(crate) fn check(address: &Address) -> Result<(), ConfigError> {
+    match address {
+        Address::Sentinel(behind)
+            if !behind.like_is_given && behind.sentinels.iter().any(is_tls) =>
+        {
+            let problem = "is needed: the sentinels are reached over TLS, and the servers would be \
+                           reached in clear; give it rediss://user:password@any/0 for TLS to the \
+                           servers too, or redis://user:password@any/0 if they are to be reached in \
+                           clear (its host and port are not used)";
+            Err(ConfigError::knob("servers_like", problem))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The fixed part of the error's text: its detail may hold a piece of the address.
+pub(crate) fn plain(error: &redis::RedisError) -> String {
+    let text = error.to_string();
+    text.split(" - ").next().unwrap_or_default().to_owned()
+}
+
+#[cfg(all(test, not(feature = "cluster")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_without_its_feature_is_refused_by_name() {
+        let refused = "redis+cluster://secret@a:1,b:2/".into_address().unwrap_err().to_string();
+        assert!(refused.contains("feature cluster") && !refused.contains("secret"), "{refused}");
+    }
+}
+
+#[cfg(all(test, feature = "cluster"))]
+mod tests {
+    use super::*;
+
+    fn nodes(url: &str) -> Result<Vec<String>, String> {
+        match url.into_address().map_err(|error| error.to_string())? {
+            Address::Cluster(nodes) => {
+                Ok(nodes.iter().map(|node| node.addr().to_string()).collect())
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    #[test]
+    fn a_cluster_is_named_by_one_url_of_several_nodes() {
+        assert_eq!(nodes("redis+cluster://a:1,b/"), Ok(vec!["a:1".into(), "b:6379".into()]));
+        assert_eq!(nodes("redis+cluster://[::1]:7"), Ok(vec!["::1:7".into()]));
+        assert_eq!(nodes("redis://a"), Ok(vec![]));
+        let Ok(Address::Cluster(found)) =
+            "redis+cluster://u:p%40@a,b?protocol=resp3".into_address()
+        else {
+            unreachable!("a cluster");
+        };
+        for node in found {
+            let settings = node.redis_settings();
+            assert_eq!((settings.username(), settings.password()), (Some("u"), Some("p@")));
+        }
+    }
+
+    #[test]
+    fn what_no_cluster_has_is_refused_without_a_word_of_the_address() {
+        for url in ["redis+cluster://", "redis+cluster://secret:a/1", "redis+cluster://a/1"] {
+            let error = nodes(url).unwrap_err();
+            assert!(!error.contains("secret"), "{error}");
+        }
+        let none: [&str; 0] = [];
+        assert!(cluster(none).is_err());
+    }
+}
+
+#[cfg(all(test, feature = "sentinel"))]
+mod sentinel_tests {
+    use super::*;
+
+    fn behind(url: &str) -> Behind {
+        match url.into_address() {
+            Ok(Address::Sentinel(behind)) => *behind,
+            other => unreachable!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_master_is_named_by_one_url_of_several_sentinels() {
+        let found = behind(
+            "redis+sentinel://app:p%40@s1:1,[::1]:2,s3/mymaster/4?sentinel_password=a/b&protocol=resp3",
+        );
+        let sentinels: Vec<_> = found.sentinels.iter().map(|one| one.addr().to_string()).collect();
+        assert_eq!(found.name, "mymaster");
+        assert_eq!(sentinels, ["s1:1", "::1:2", "s3:26379"]);
+        let servers = found.like.redis_settings();
+        assert_eq!((servers.username(), servers.password()), (Some("app"), Some("p@")));
+        assert_eq!(servers.db(), 4);
+        assert!(servers.protocol().supports_resp3());
+        for sentinel in &found.sentinels {
+            assert_eq!(sentinel.redis_settings().password(), Some("a/b"));
+            assert_eq!(sentinel.redis_settings().username(), None);
+        }
+    }
+
+    #[test]
+    fn no_character_of_a_sentinels_user_or_password_changes_anything_else() {
+        let every = "?#@/:%,=+[] é\\\"'<>;!*$()";
+        let wholly: String = every.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let seldom = "a?b#c@d/e:f%g,h=i+j";
+        for (written, meant) in [(&*wholly, every), (seldom, seldom), ("%40%zz%", "@%zz%")] {
+            for port in ["", ":7"] {
+                let query = format!("sentinel_username={written}&sentinel_password={written}");
+                let found = behind(&format!("redis+sentinel://u:p@host{port},b/m/3?{query}"));
+                let hosts: Vec<_> =
+                    found.sentinels.iter().map(|one| one.addr().to_string()).collect();
+                let port = if port.is_empty() { ":26379" } else { port };
+                assert_eq!(hosts, [format!("host{port}"), "b:26379".into()], "{written}");
+                for sentinel in &found.sentinels {
+                    let who = sentinel.redis_settings();
+                    assert_eq!((who.username(), who.password()), (Some(meant), Some(meant)));
+                    assert_eq!(who.db(), 0);
+                }
+                let like = found.like.redis_settings();
+                assert_eq!((like.username(), like.password()), (Some("u"), Some("p")));
+                assert_eq!((&*found.name, like.db()), ("m", 3));
+            }
+        }
+    }
+
+    #[test]
+    fn what_names_no_master_is_refused_without_a_word_of_the_address() {
+        for url in [
+            "redis+sentinel://secret@a:1",
+            "redis+sentinel://:secret@/name",
+            "redis+sentinel://a:secret/m",
+        ] {
+            let error = url.into_address().unwrap_err().to_string();
+            assert!(!error.contains("secret"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,491 @@
+//! Brings calls to the server and their answers back.
+//!
+//! Renewals and releases travel on a connection of their own, one to each master: the pools may be
+//! busy for as long as their users like, and a closed session manager still gives locks back on it.
+//! Callers share it, several calls in one write. Everything else is sent on a connection of the
+//! pooled pool, and on that one where none is free.
+//!
+//! A connection that dies under a call is replaced and the call sent again: every call of this room
+//! may be, see [script](crate::protocol::lock::script). So a connection need not be asked whether it is alive.
+//!
+//! Never: a wait past its limit. Never: an answer of one call taken for another's.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use redis::Value;
+
+use crate::connection::deadline::Deadline;
+use crate::error::Error;
+use crate::error::checkout::CheckoutError;
+use crate::error::connection::LinkError;
+use crate::error::lock::LockError;
+use crate::error::server::ServerError;
+use crate::logging::deferred::Herald;
+use crate::pool::Joined;
+use crate::pool::batch::lead_within;
+use crate::pool::checkout::Lease;
+use crate::pool::router::{Nodes, Onward, Patience, Route};
+use crate::protocol::batch::{Broken, Job, Settled, What};
+use crate::protocol::cluster::redirect;
+use crate::protocol::connection_state::Expect;
+use crate::protocol::lock::script::{By, Call};
+use crate::protocol::replication::Durability;
+use crate::protocol::resp::encode;
+use crate::protocol::resp::encode::ASKING;
+use crate::settings::Settings;
+
+/// How often a call is sent again on a new connection of the lock room's own.
+const TRIES: u32 = 3;
+
+/// Brings calls to the server and their answers back.
+#[derive(Clone, Debug)]
+pub(crate) struct Courier {
+    pooled: Nodes,
+    own: Nodes,
+    settings: Arc<Settings>,
+    /// The session manager is closed: what is not a renewal or a release is refused.
+    closed: Arc<AtomicBool>,
+}
+
+/// Which connection a call takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Over {
+    /// One of the pooled pool's, and where none is free the own one.
+    Any,
+    /// The connection for renewals and releases. It is there after the session manager was closed.
+    Own,
+    /// The same, and never a moment past the limit.
+    Strictly,
+}
+
+/// The shortest time that an exchange on the own connection gets: other callers' calls are in it, and
+/// a connection that is given up is lost for all of them.
+const GRACE: Duration = Duration::from_millis(250);
+
+/// The answers to calls that were sent together.
+#[derive(Debug)]
+pub(crate) struct Answers {
+    pub(crate) values: Vec<Value>,
+    /// When they were sent the last time: what they say was not yet true before.
+    pub(crate) sent: Instant,
+    pub(crate) took: Duration,
+    /// They may have arrived more than once.
+    pub(crate) repeated: bool,
+}
+
+impl Answers {
+    /// With those to calls that went before.
+    fn behind(self, mut before: Self) -> Self {
+        before.values.extend(self.values);
+        // The first of them was sent that long ago.
+        before.took = before.sent.elapsed();
+        before.repeated |= self.repeated;
+        before
+    }
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(crate) enum Failed {
+    /// Nothing was sent.
+    Checkout(CheckoutError),
+    /// The connection was lost, and no other one could be had: it may have arrived, and may yet.
+    Again(CheckoutError),
+    /// It may have arrived, and may yet.
+    Lost(LinkError),
+}
+
+impl Failed {
+    pub(crate) fn may_arrive(&self) -> bool {
+        !matches!(self, Self::Checkout(_))
+    }
+
+    /// The same, where an earlier copy was `sent` already.
+    fn after_sending(self, sent: bool) -> Self {
+        match self {
+            Self::Checkout(error) if sent => Self::Again(error),
+            failed => failed,
+        }
+    }
+
+    pub(crate) fn told(self, during: &'static str) -> LockError {
+        match self {
+            Self::Checkout(error) => LockError::Checkout(error),
+            Self::Again(error) => LockError::Connection {
+                during,
+                source: match error {
+                    CheckoutError::Connect { source, .. } => source,
+                    _ => LinkError::timed_out("no connection to send it again on"),
+                },
+            },
+            Self::Lost(source) => LockError::Connection { during, source },
+        }
+    }
+}
+
+impl Courier {
+    /// Writes the events of the threads of this room, which must not wait for a log.
+    pub(crate) fn herald(&self) -> &Arc<Herald> {
+        self.pooled.herald()
+    }
+
+    /// `own` has at most one connection to each master.
+    pub(crate) fn new(pooled: Nodes, own: Nodes) -> Self {
+        let settings = Arc::clone(pooled.settings());
+        Self { pooled, own, settings, closed: Arc::default() }
+    }
+
+    pub(crate) fn is_in_cluster(&self) -> bool {
+        self.own.is_cluster()
+    }
+
+    /// From now on only renewals and releases are sent.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// Nothing is sent any more, and the own connections are closed.
+    pub(crate) fn finish(&self) {
+        self.own.close();
+        self.own.drain(Instant::now());
+        self.own.cease();
+    }
+
+    /// Has the own connection opened to where `slot` is served, unless it is open.
+    pub(crate) fn warm(&self, slot: Option<u16>) {
+        let slot = slot.filter(|_| self.is_in_cluster());
+        self.own.warm(&Route::to(slot));
+    }
+
+    /// Sends the calls in one write and reads every answer, by `limit` at the latest.
+    ///
+    /// In a cluster there is one write for each slot.
+    pub(crate) fn ask(
+        &self,
+        calls: &[Call],
+        over: Over,
+        limit: Instant,
+    ) -> Result<Answers, Failed> {
+        self.ask_each(calls, (over, None), (limit, limit))
+    }
+
+    /// The same, where a connection is waited for until `checkout` only.
+    pub(crate) fn ask_by(
+        &self,
+        calls: &[Call],
+        over: Over,
+        checkout: Instant,
+        limit: Instant,
+    ) -> Result<Answers, Failed> {
+        self.ask_each(calls, (over, None), (checkout.min(limit), limit))
+    }
+
+    /// The same with WAIT behind them, which keeps the connection waiting: it is one of the pooled
+    /// pool's, also where none is free yet.
+    pub(crate) fn ask_replicated(
+        &self,
+        calls: &[Call],
+        behind: &Durability,
+        limit: Instant,
+    ) -> Result<Answers, Failed> {
+        self.ask_each(calls, (Over::Any, Some(behind)), (limit, limit))
+    }
+
+    fn ask_each(
+        &self,
+        calls: &[Call],
+        behind: (Over, Option<&Durability>),
+        limits: (Instant, Instant),
+    ) -> Result<Answers, Failed> {
+        let slot = |call: &Call| self.is_in_cluster().then(|| call.slot()).flatten();
+        let mut first = None;
+        for calls in calls.chunk_by(|one, other| slot(one) == slot(other)) {
+            let route = Route::to(calls.first().and_then(slot));
+            let next = self.ask_at(route, calls, behind, limits)?;
+            first = Some(match first {
+                None => next,
+                Some(answers) => next.behind(answers),
+            });
+        }
+        first.ok_or_else(|| Failed::Lost(LinkError::unexpected("nothing was asked")))
+    }
+
+    fn ask_at(
+        &self,
+        mut route: Route,
+        calls: &[Call],
+        (over, behind): (Over, Option<&Durability>),
+        (checkout, limit): (Instant, Instant),
+    ) -> Result<Answers, Failed> {
+        let mut by = By::Hash;
+        let mut repeated = false;
+        let mut patience = Patience::until(checkout);
+        loop {
+            // Each is one command, and each is told for itself that its slot is on its way.
+            let asks = route.asks();
+            let mut bytes = Vec::with_capacity(512 * calls.len());
+            for call in calls {
+                if asks {
+                    bytes.extend_from_slice(ASKING);
+                }
+                call.write(&mut bytes, by);
+            }
+            if let Some(durability) = behind {
+                durability.write(&mut bytes);
+            }
+            let count = calls.len() * if asks { 2 } else { 1 } + usize::from(behind.is_some());
+            let grace = if over == Over::Strictly { Duration::ZERO } else { GRACE };
+            let request = Request { route: &route, bytes: &bytes, count, checkout, limit, grace };
+            let mut asked = match (over, behind) {
+                (Over::Own | Over::Strictly, _) => self.exchange_own(request),
+                (Over::Any, None) => self.exchange_any(request),
+                (Over::Any, Some(behind)) => self.exchange_pooled(request, behind.timeout()),
+            };
+            if let (true, Ok(answers)) = (asks, &mut asked) {
+                let behind = answers.values.split_off(answers.values.len().min(2 * calls.len()));
+                let values = std::mem::take(&mut answers.values);
+                answers.values = redirect::all_behind_asking(values);
+                answers.values.extend(behind);
+            }
+            repeated |= match &asked {
+                Ok(answers) => answers.repeated,
+                Err(failed) => failed.may_arrive(),
+            };
+            if let Some(onward) = self.onward(&route, &asked, checkout)
+                && patience.allows(&onward)
+            {
+                route = onward.route();
+                continue;
+            }
+            let mut answers = asked.map_err(|failed| failed.after_sending(repeated))?;
+            answers.repeated |= repeated;
+            let unknown = |value: &Value| matches!(value, Value::ServerError(error) if error.code() == "NOSCRIPT");
+            if by == By::Source || !answers.values.iter().any(unknown) {
+                return Ok(answers);
+            }
+            // Those that were known are run a second time, which changes nothing.
+            by = By::Source;
+        }
+    }
+
+    /// Publishes an empty message on `channel`.
+    pub(crate) fn publish(&self, channel: &str, limit: Instant) -> Result<(), Failed> {
+        let mut bytes = Vec::new();
+        encode::command(&mut bytes, &["PUBLISH"], |args| {
+            args.arg(channel).arg("");
+        });
+        let route = Route::default();
+        let (checkout, grace) = (limit, GRACE);
+        let request = Request { route: &route, bytes: &bytes, count: 1, checkout, limit, grace };
+        self.exchange_any(request).map(drop)
+    }
+
+    /// What is to be done where a node is not the one to ask. All calls can be sent again.
+    fn onward(
+        &self,
+        route: &Route,
+        asked: &Result<Answers, Failed>,
+        deadline: Instant,
+    ) -> Option<Onward> {
+        let refused = |value: &Value| match value {
+            Value::ServerError(error) => {
+                self.own.onward(route, error.code(), error.details().unwrap_or_default())
+            }
+            _ => None,
+        };
+        match asked {
+            Ok(answers) => answers.values.iter().find_map(refused),
+            Err(Failed::Checkout(error) | Failed::Again(error)) => {
+                self.own.unreached_by(route, error, deadline)
+            }
+            Err(Failed::Lost(_)) => None,
+        }
+    }
+
+    /// On a pooled connection where one is free, else on the own one.
+    fn exchange_any(&self, request: Request<'_>) -> Result<Answers, Failed> {
+        let checkout = self.open_until(request.checkout)?;
+        let leased = self.pooled.try_lease(request.route, checkout).map_err(Failed::Checkout)?;
+        match leased {
+            Some(lease) => self.exchange_on(lease, request, Duration::ZERO, checkout),
+            // The pool may have been closed meanwhile.
+            None => self.open_until(request.checkout).and_then(|_| self.exchange_own(request)),
+        }
+    }
+
+    /// On a pooled connection, which is waited for; the server may take `extra` for the answer.
+    fn exchange_pooled(&self, request: Request<'_>, extra: Duration) -> Result<Answers, Failed> {
+        let checkout = self.open_until(request.checkout)?;
+        let lease = self.pooled.lease(request.route, checkout).map_err(Failed::Checkout)?;
+        self.exchange_on(lease, request, extra, checkout)
+    }
+
+    /// Until when a connection is waited for.
+    fn open_until(&self, limit: Instant) -> Result<Instant, Failed> {
+        match self.closed.load(Ordering::Acquire) {
+            true => Err(Failed::Checkout(CheckoutError::Closed)),
+            false => Ok(limit.min(Instant::now() + self.settings.checkout_timeout)),
+        }
+    }
+
+    fn exchange_on(
+        &self,
+        mut lease: Lease,
+        Request { bytes, count, limit, .. }: Request<'_>,
+        extra: Duration,
+        checkout: Instant,
+    ) -> Result<Answers, Failed> {
+        let mut repeats = lease.repeats();
+        let mut repeated = false;
+        loop {
+            lease.link(checkout).map_err(|error| {
+                let error = match error {
+                    Error::Checkout(error) => error,
+                    _ => CheckoutError::Closed,
+                };
+                Failed::Checkout(error).after_sending(repeated)
+            })?;
+            let trusted = lease.is_trusted();
+            let sent = Instant::now();
+            let deadline = self.deadline(limit, extra);
+            match once(&mut lease, bytes, count, deadline) {
+                Ok(values) => {
+                    concluded(&mut lease, &values);
+                    return Ok(Answers { values, sent, took: sent.elapsed(), repeated });
+                }
+                Err(cause) => {
+                    lease.found_dead(&cause);
+                    if Instant::now() >= checkout || !repeats.allow(trusted, &cause) {
+                        return Err(Failed::Lost(cause));
+                    }
+                    repeated = true;
+                    lease.tell_of_repeat(&cause);
+                }
+            }
+        }
+    }
+
+    /// On the own connection, along with what other callers have for it.
+    fn exchange_own(
+        &self,
+        Request { route, bytes, count, checkout, limit, grace }: Request<'_>,
+    ) -> Result<Answers, Failed> {
+        let grace = grace.min(self.settings.response_timeout);
+        let deadline = || self.deadline(limit.max(Instant::now() + grace), Duration::ZERO);
+        let job = || Job { bytes: bytes.to_vec(), what: What::Calls { count: count as u32 } };
+        let checkout = checkout.min(Instant::now() + self.settings.checkout_timeout);
+        let mut tries = 0;
+        loop {
+            let repeated = tries > 0;
+            let mut sent = Instant::now();
+            let joined = self.own.join_calls(route, checkout, job);
+            if grace.is_zero()
+                && Instant::now() >= limit
+                && !matches!(joined, Ok(Joined::Settled(_)))
+            {
+                // The connection is given on as it is: others may have time left.
+                let source = LinkError::timed_out("no time left to send");
+                let error = CheckoutError::Connect { waited: Duration::ZERO, source };
+                return Err(Failed::Checkout(error).after_sending(repeated));
+            }
+            let settled = match joined {
+                Ok(Joined::Alone(mut lease)) => {
+                    sent = Instant::now();
+                    match once(&mut lease, bytes, count, deadline()) {
+                        Ok(values) => {
+                            concluded(&mut lease, &values);
+                            Ok(values)
+                        }
+                        Err(cause) => {
+                            lease.found_dead(&cause);
+                            Err(cause)
+                        }
+                    }
+                }
+                Ok(Joined::Lead(lease, own)) => {
+                    sent = Instant::now();
+                    answers(lead_within(lease, &own, deadline()))
+                }
+                // Its bytes left at some time since this caller began to wait.
+                Ok(Joined::Settled(settled)) => answers(settled),
+                Err(error) => return Err(Failed::Checkout(error).after_sending(repeated)),
+            };
+            match settled {
+                Ok(values) => {
+                    return Ok(Answers { values, sent, took: sent.elapsed(), repeated });
+                }
+                Err(cause) => {
+                    tries += 1;
+                    if tries >= TRIES || Instant::now() >= checkout {
+                        return Err(Failed::Lost(cause));
+                    }
+                    tracing::debug!(%cause, "sent again on a new connection");
+                }
+            }
+        }
+    }
+
+    fn deadline(&self, limit: Instant, extra: Duration) -> Deadline {
+        Deadline::after(self.settings.response_timeout + extra).capped(limit + extra)
+    }
+}
+
+/// What is to be sent, and by when it is to be answered.
+#[derive(Clone, Copy)]
+struct Request<'r> {
+    route: &'r Route,
+    bytes: &'r [u8],
+    count: usize,
+    /// By when it must have a connection.
+    checkout: Instant,
+    limit: Instant,
+    /// What the exchange gets at least, once it has a connection.
+    grace: Duration,
+}
+
+fn answers(settled: Settled) -> Result<Vec<Value>, LinkError> {
+    match settled {
+        Settled::Calls(values) => Ok(values),
+        Settled::Broken(Broken { cause, .. }) => Err(cause),
+        Settled::Block(_) | Settled::Read(_) => {
+            Err(LinkError::unexpected("another job's replies for a call"))
+        }
+    }
+}
+
+fn once(
+    lease: &mut Lease,
+    bytes: &[u8],
+    count: usize,
+    deadline: Deadline,
+) -> Result<Vec<Value>, LinkError> {
+    let Some(link) = lease.current() else {
+        return Err(LinkError::unexpected("there is no connection"));
+    };
+    link.send(bytes, &[(Expect::Plain, count as u32)], deadline)?;
+    let values = (0..count).map(|_| link.value(deadline)).collect::<Result<_, _>>()?;
+    link.has_answered();
+    Ok(values)
+}
+
+fn concluded(lease: &mut Lease, values: &[Value]) {
+    let mut wrote = false;
+    for value in values {
+        match value {
+            Value::ServerError(error) => lease.heed(error.code()),
+            _ => wrote = true,
+        }
+    }
+    if let Some(link) = lease.current()
+        && wrote
+    {
+        link.wrote();
+    }
+}
+
+/// What the server refused.
+pub(crate) fn refused(during: &'static str, error: &redis::ServerError) -> LockError {
+    LockError::Command { during, error: ServerError::of_own_script(error) }
+}

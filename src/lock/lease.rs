@@ -1,0 +1,342 @@
+//! One hold of a lock: until when it is sure, and who is to be told when it is lost.
+//!
+//! Never: sure for longer than the server is. Never: a callback under a lock, or called twice.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::commit::lock_check::Witness;
+use crate::error::lock::LostBecause;
+use crate::protocol::lock::keys::Names;
+use crate::protocol::lock::script::{Call, RELEASE, RENEW};
+use crate::status::LockCounters;
+use crate::sync::lock;
+
+type Callback = Box<dyn FnOnce() + Send>;
+
+/// One hold of a lock.
+pub(crate) struct Hold {
+    pub(crate) names: Arc<Names>,
+    pub(crate) member: String,
+    pub(crate) fence: u64,
+    pub(crate) lease: Duration,
+    /// Whether the lease is extended while it is held.
+    pub(crate) renewed: bool,
+    counters: Arc<LockCounters>,
+    /// Guards that share it.
+    handles: AtomicUsize,
+    /// Transactions that watch the lock, and that a renewal would disturb.
+    disturbed: AtomicUsize,
+    /// Renewals that failed since the last one that did not.
+    failures: AtomicU32,
+    state: Mutex<State>,
+}
+
+struct State {
+    valid_until: Instant,
+    /// By when it is over on the server, unless it is extended.
+    ends_by: Instant,
+    next_renewal: Instant,
+    lost: Option<LostBecause>,
+    released: bool,
+    callbacks: Vec<Callback>,
+}
+
+impl State {
+    fn is_held(&self) -> bool {
+        self.lost.is_none() && !self.released
+    }
+}
+
+/// Until when a lease is sure that was asked for at `sent` and answered after `took`.
+///
+/// The server counts from when it was told, which may be a round trip later, never earlier. What a
+/// hold ends earlier here is for clocks that do not run alike, and for the time to tell its holder.
+pub(crate) fn valid_until(lease: Duration, sent: Instant, took: Duration) -> Instant {
+    let margin = (lease / 20).max(2 * took).min(lease / 2);
+    sent + lease - margin
+}
+
+impl Hold {
+    /// Asked for at `sent`, and answered after `took`.
+    pub(crate) fn new(
+        names: Arc<Names>,
+        member: String,
+        fence: u64,
+        (lease, renewed): (Duration, bool),
+        (sent, took): (Instant, Duration),
+        counters: Arc<LockCounters>,
+    ) -> Self {
+        counters.acquired.add();
+        counters.held.enter();
+        let valid_until = valid_until(lease, sent, took);
+        let state = Mutex::new(State {
+            valid_until,
+            ends_by: sent + took + lease,
+            next_renewal: sent + lease / 3,
+            lost: None,
+            released: false,
+            callbacks: Vec::new(),
+        });
+        let (handles, disturbed) = (AtomicUsize::new(1), AtomicUsize::new(0));
+        let failures = AtomicU32::new(0);
+        Self { names, member, fence, lease, renewed, counters, handles, disturbed, failures, state }
+    }
+
+    pub(crate) fn again(&self) {
+        self.handles.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A guard lets go: whether it was the last one.
+    pub(crate) fn lets_go(&self) -> bool {
+        self.handles.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// Until when it is sure.
+    pub(crate) fn valid_until(&self) -> Instant {
+        lock(&self.state).valid_until
+    }
+
+    /// Whether it is lost, and how. Looks at the clock, and asks nobody.
+    pub(crate) fn lost(&self) -> Option<LostBecause> {
+        let state = lock(&self.state);
+        if !state.is_held() || Instant::now() < state.valid_until {
+            return state.lost;
+        }
+        drop(state);
+        self.lose(LostBecause::Expired);
+        Some(LostBecause::Expired)
+    }
+
+    /// What was asked at `sent` was answered: the server has extended it.
+    pub(crate) fn extended(&self, sent: Instant, took: Duration) {
+        let mut state = lock(&self.state);
+        state.ends_by = state.ends_by.max(sent + took + self.lease);
+        // Once it was lost it stays so.
+        if state.is_held() {
+            state.valid_until = state.valid_until.max(valid_until(self.lease, sent, took));
+            state.next_renewal = sent + self.lease / 3;
+        }
+        self.failures.store(0, Ordering::Relaxed);
+        self.counters.renewals.add();
+    }
+
+    /// Renewals that failed since the last one that did not.
+    pub(crate) fn failures(&self) -> u32 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    /// The renewal fails, until it is known that it did not; it is tried again soon.
+    pub(crate) fn postpone(&self) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        let pause = (self.lease / 20).clamp(Duration::from_millis(1), Duration::from_millis(100));
+        lock(&self.state).next_renewal = Instant::now() + pause.mul_f64(0.5 + fastrand::f64());
+    }
+
+    /// When the keeper has to look after it again, where leases are extended or not any more.
+    pub(crate) fn next_look(&self, extends: bool) -> Instant {
+        let state = lock(&self.state);
+        match self.renewed && extends {
+            true => self.due(&state).min(state.valid_until),
+            false => state.valid_until,
+        }
+    }
+
+    /// The same; `None` while it is being released.
+    pub(crate) fn next_step(&self, extends: bool) -> Option<Instant> {
+        let state = lock(&self.state);
+        if state.released {
+            return None;
+        }
+        if state.lost.is_some() {
+            return Some(state.ends_by);
+        }
+        drop(state);
+        Some(self.next_look(extends))
+    }
+
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        let state = lock(&self.state);
+        self.renewed && state.is_held() && self.due(&state) <= now
+    }
+
+    /// Whether it is neither released nor known to be lost.
+    pub(crate) fn is_held(&self) -> bool {
+        lock(&self.state).is_held()
+    }
+
+    /// Whether it is lost, and over on the server, too.
+    pub(crate) fn is_gone(&self, now: Instant) -> bool {
+        let state = lock(&self.state);
+        state.lost.is_some() && !state.released && state.ends_by <= now
+    }
+
+    /// While a transaction watches the lock, renewal waits for another third of the lease.
+    fn due(&self, state: &State) -> Instant {
+        match self.disturbed.load(Ordering::Relaxed) {
+            0 => state.next_renewal,
+            _ => state.next_renewal + self.lease / 3,
+        }
+    }
+
+    /// It is lost: the callbacks are called, once.
+    pub(crate) fn lose(&self, why: LostBecause) {
+        let mut state = lock(&self.state);
+        if !state.is_held() {
+            return;
+        }
+        state.lost = Some(why);
+        let callbacks = std::mem::take(&mut state.callbacks);
+        drop(state);
+        self.counters.held.leave();
+        self.counters.lost.add();
+        // First: a log is the user's, and may panic.
+        tell(callbacks);
+        tracing::warn!(%why, lease = ?self.lease, "lock lost");
+    }
+
+    /// It is about to be given back: no callback is called from now on. Whether it was lost before.
+    pub(crate) fn end(&self) -> Option<LostBecause> {
+        let mut state = lock(&self.state);
+        if state.is_held() {
+            self.counters.held.leave();
+        }
+        state.released = true;
+        let (lost, callbacks) = (state.lost, std::mem::take(&mut state.callbacks));
+        drop(state);
+        // They are the user's, and so is what dropping them does.
+        drop(callbacks);
+        lost
+    }
+
+    pub(crate) fn on_lost(&self, callback: Callback) {
+        let mut state = lock(&self.state);
+        if state.is_held() {
+            state.callbacks.push(callback);
+        } else {
+            drop(state);
+            tell(vec![callback]);
+        }
+    }
+
+    pub(crate) fn renewal(&self) -> Call {
+        self.renewal_for(self.lease)
+    }
+
+    /// Asks whether it is held, and extends nothing.
+    pub(crate) fn question(&self) -> Call {
+        self.renewal_for(Duration::ZERO)
+    }
+
+    fn renewal_for(&self, lease: Duration) -> Call {
+        let Names { holders, info, alive, .. } = &*self.names;
+        let keys = [holders, info].into_iter().chain(self.names.is_semaphore.then_some(alive));
+        Call::new(&RENEW, keys, [self.member.clone(), lease.as_millis().to_string()])
+    }
+}
+
+/// Gives back what `member` has, is about to have, or waits for; remembered for so long. The keys
+/// `answered`, of releases that need not be remembered any more, are deleted along the way.
+pub(crate) fn release(
+    names: &Names,
+    member: &str,
+    remember: Duration,
+    answered: Vec<String>,
+) -> Call {
+    let own = [&names.holders, &names.info, &names.queue, &names.alive];
+    let keys = own.into_iter().cloned().chain([names.done(member)]).chain(answered);
+    let remember = remember.as_millis().max(1).to_string();
+    let is_semaphore = u8::from(names.is_semaphore).to_string();
+    Call::new(&RELEASE, keys, [member, &remember, &names.wake, &is_semaphore])
+}
+
+/// On a thread of their own: they may take long, and others' leases are to be extended meanwhile.
+fn tell(callbacks: Vec<Callback>) {
+    if callbacks.is_empty() {
+        return;
+    }
+    let callbacks = Arc::new(Mutex::new(callbacks));
+    let shared = Arc::clone(&callbacks);
+    let call = move |callbacks: &Mutex<Vec<Callback>>| {
+        let callbacks = std::mem::take(&mut *lock(callbacks));
+        for callback in callbacks {
+            if catch_unwind(AssertUnwindSafe(callback)).is_err() {
+                tracing::warn!("a callback about a lost lock panicked");
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("rediscope-lost".to_owned());
+    if thread.spawn(move || call(&shared)).is_err() {
+        call(&callbacks);
+    }
+}
+
+impl Witness for Hold {
+    fn is_lost(&self) -> bool {
+        self.lost().is_some()
+    }
+
+    fn lose(&self) {
+        Self::lose(self, LostBecause::Gone);
+    }
+
+    fn begin(&self) {
+        self.disturbed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn end(&self) {
+        self.disturbed.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Shows neither name nor token.
+impl fmt::Debug for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hold").field("lease", &self.lease).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(10);
+
+    fn hold(sent: Instant, took: Duration) -> Hold {
+        let names = Arc::new(Names::new("t", "lock", "n", false));
+        Hold::new(names, "x".to_owned(), 1, (LEASE, true), (sent, took), Arc::default())
+    }
+
+    #[test]
+    fn it_is_sure_for_less_than_its_lease_and_the_less_the_slower_the_server() {
+        let now = Instant::now();
+        assert_eq!(hold(now, Duration::ZERO).valid_until(), now + LEASE - LEASE / 20);
+        assert_eq!(hold(now, LEASE / 10).valid_until(), now + LEASE - LEASE / 5);
+        assert_eq!(hold(now, LEASE).valid_until(), now + LEASE / 2);
+    }
+
+    #[test]
+    fn what_was_told_to_be_lost_is_not_held_again() {
+        let now = Instant::now();
+        let hold = hold(now - LEASE, Duration::ZERO);
+        assert_eq!(hold.lost(), Some(LostBecause::Expired));
+        hold.extended(now, Duration::ZERO);
+        assert_eq!(hold.lost(), Some(LostBecause::Expired));
+        assert_eq!(hold.end(), Some(LostBecause::Expired));
+    }
+
+    #[test]
+    fn a_renewal_waits_for_a_transaction_but_not_for_ever() {
+        let now = Instant::now();
+        let hold = hold(now, Duration::ZERO);
+        assert_eq!(hold.next_look(true), now + LEASE / 3);
+        Witness::begin(&hold);
+        assert_eq!(hold.next_look(true), now + LEASE / 3 * 2);
+        Witness::end(&hold);
+        assert_eq!(hold.next_look(true), now + LEASE / 3);
+        assert_eq!(hold.next_look(false), hold.valid_until());
+    }
+}

@@ -1,0 +1,296 @@
+//! The connection and the thread that hear of releases: one for all locks of a session manager,
+//! while anybody waits.
+//!
+//! The thread reads; nobody else touches the connection. Who wants a channel notes it in
+//! [`Waiters`] and sends a message to the thread's own channel, which ends its read.
+//!
+//! Never: a wait of a waiter's. Without this thread they ask the server from time to time.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use redis::Value;
+use scopeguard::defer_on_unwind;
+use tracing::Level;
+
+use crate::error::checkout::CheckoutError;
+use crate::error::connection::LinkError;
+use crate::error::server::ServerError;
+use crate::lock::client::Courier;
+use crate::lock::waiters::Waiters;
+use crate::pool::router::{Nodes, Onward, Route, Term};
+use crate::settings::Settings;
+use crate::sync::lock;
+
+/// The longest read: so late a change is noticed whose message was lost.
+const TICK: Duration = Duration::from_millis(200);
+/// So long the thread stays when nobody waits any more.
+const IDLE: Duration = Duration::from_secs(5);
+/// A connection that is quiet for so long is asked whether it is alive.
+const QUIET: Duration = Duration::from_secs(2);
+/// The longest pause before the server is asked for a connection again.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// The connection and the thread that hear of releases, where there are any.
+pub(crate) struct Subscriber {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    nodes: Nodes,
+    settings: Arc<Settings>,
+    waiters: Arc<Waiters>,
+    /// The thread's own channel.
+    control: String,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// A message to the thread is under way.
+    nudged: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    running: bool,
+    /// It reads, and has to be told of changes.
+    listens: bool,
+    over: bool,
+}
+
+/// Why the thread stopped reading.
+enum Ended {
+    Idle,
+    Over,
+    Broken(LinkError),
+}
+
+impl Subscriber {
+    pub(crate) fn new(
+        nodes: Nodes,
+        settings: Arc<Settings>,
+        waiters: Arc<Waiters>,
+        random: u128,
+    ) -> Self {
+        let control = format!("{}:ctl:{random:032x}", settings.prefix);
+        let shared = Shared {
+            nodes,
+            settings,
+            waiters,
+            control,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            nudged: AtomicBool::new(false),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Somebody has just noted that he wants a channel: sees to it that it is subscribed to soon.
+    pub(crate) fn listen(&self, courier: &Courier, limit: Instant) {
+        let listens = {
+            let mut state = lock(&self.shared.state);
+            if state.over {
+                return;
+            }
+            if !state.running {
+                let shared = Arc::clone(&self.shared);
+                let thread = std::thread::Builder::new().name("rediscope-wakes".to_owned());
+                match thread.spawn(move || shared.run()) {
+                    Ok(_) => state.running = true,
+                    Err(error) => courier.herald().tell(Level::WARN, move || {
+                        tracing::warn!(%error, "no thread to hear of releases");
+                    }),
+                }
+            }
+            state.listens
+        };
+        if listens && !self.shared.nudged.swap(true, Ordering::AcqRel) {
+            let limit = limit.min(Instant::now() + TICK);
+            if courier.publish(&self.shared.control, limit).is_err() {
+                tracing::trace!("the subscriber will look by itself");
+            }
+        }
+    }
+
+    /// Nobody waits any more, or will.
+    pub(crate) fn close(&self) {
+        lock(&self.shared.state).over = true;
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Shared {
+    fn run(self: Arc<Self>) {
+        defer_on_unwind! {
+            // Waiters are not to rely on it.
+            let mut state = lock(&self.state);
+            (state.running, state.listens) = (false, false);
+            drop(state);
+            self.waiters.down();
+        }
+        let mut pause = PAUSE / 32;
+        loop {
+            let connected = Instant::now();
+            let term = self.nodes.term();
+            let ended = match self.connect() {
+                Ok(mut connection) => self.serve(&mut connection, term),
+                Err(error) => Ended::Broken(error),
+            };
+            lock(&self.state).listens = false;
+            self.waiters.down();
+            match ended {
+                Ended::Broken(error) => {
+                    tracing::debug!(error = %format_args!("{error:#}"), "not subscribed to releases; waiters ask by themselves");
+                }
+                // Whoever came meanwhile has seen that a thread runs.
+                Ended::Idle => {}
+                Ended::Over => return,
+            }
+            if connected.elapsed() > PAUSE {
+                pause = PAUSE / 32;
+            }
+            if self.rests(pause) {
+                return;
+            }
+            pause = PAUSE.min(2 * pause);
+        }
+    }
+
+    /// To any node: what is published on one is heard on all.
+    fn connect(&self) -> Result<redis::Connection, LinkError> {
+        let (limit, any) = (self.settings.connect_timeout, Route::default());
+        let closed = |_| LinkError::unexpected("there is no server to listen to");
+        let endpoint = self.nodes.endpoint(&any, Instant::now() + limit).map_err(closed)?;
+        endpoint.client(limit).inspect_err(|source| {
+            let error = CheckoutError::Connect { waited: limit, source: source.clone() };
+            let by = Instant::now() + self.settings.checkout_timeout;
+            let _: Option<Onward> = self.nodes.unreached_by(&any, &error, by);
+        })
+    }
+
+    /// Pauses before the next connection; true: there is to be none.
+    fn rests(&self, pause: Duration) -> bool {
+        let until = Instant::now() + pause.mul_f64(0.5 + fastrand::f64() / 2.0);
+        let mut state = lock(&self.state);
+        loop {
+            if state.over || self.waiters.is_empty() {
+                // Under the lock: whoever comes now starts a new thread.
+                state.running = false;
+                return true;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let waited = self.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn serve(&self, connection: &mut redis::Connection, term: Term) -> Ended {
+        match self.begin(connection) {
+            Ok(None) => {}
+            Ok(Some(refused)) => return Ended::Broken(LinkError::refused(refused)),
+            Err(error) => return Ended::Broken(LinkError::of(&error)),
+        }
+        let mut pubsub = connection.as_pubsub();
+        let ended = self.listen(&mut pubsub, term);
+        // Dropping it unsubscribes and reads the answers; there is no need to wait for them.
+        let _: Result<(), _> = pubsub.set_read_timeout(Some(Duration::from_millis(5)));
+        ended.unwrap_or_else(|error| Ended::Broken(LinkError::of(&error)))
+    }
+
+    /// Subscribes to the thread's own channel. redis-rs's `subscribe` does not tell a refusal, and
+    /// who may not have this one may not have the others. Nor does one hear of releases whose
+    /// holders may not publish.
+    fn begin(&self, connection: &mut redis::Connection) -> redis::RedisResult<Option<ServerError>> {
+        connection.set_read_timeout(Some(self.settings.response_timeout))?;
+        connection.set_write_timeout(Some(self.settings.response_timeout))?;
+        let mut both = redis::cmd("PUBLISH").arg(&self.control).arg("").get_packed_command();
+        both.extend(redis::cmd("SUBSCRIBE").arg(&self.control).get_packed_command());
+        connection.send_packed_command(&both)?;
+        for _ in 0..2 {
+            if let Value::ServerError(error) = connection.recv_response()? {
+                return Ok(Some(ServerError::from_reply(&error, false)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn listen(&self, pubsub: &mut redis::PubSub<'_>, term: Term) -> redis::RedisResult<Ended> {
+        lock(&self.state).listens = true;
+        let (mut wanted, mut heard) = (Instant::now(), Instant::now());
+        loop {
+            self.nudged.store(false, Ordering::Release);
+            pubsub.set_read_timeout(Some(self.settings.response_timeout))?;
+            self.change(pubsub)?;
+            if !self.waiters.is_empty() {
+                wanted = Instant::now();
+            }
+            if lock(&self.state).over {
+                return Ok(Ended::Over);
+            }
+            if self.nodes.term() != term {
+                let moved = LinkError::unexpected("another master, or other credentials");
+                return Ok(Ended::Broken(moved));
+            }
+            if wanted.elapsed() >= IDLE {
+                return Ok(Ended::Idle);
+            }
+            if heard.elapsed() >= QUIET {
+                // As a value: who may not ask was answered all the same.
+                let _: Value = pubsub.ping()?;
+                heard = Instant::now();
+            }
+            pubsub.set_read_timeout(Some(TICK))?;
+            if self.hear(pubsub)? {
+                heard = Instant::now();
+            }
+        }
+    }
+
+    /// One channel a command: each has one answer, so an answer that came is its own.
+    fn change(&self, pubsub: &mut redis::PubSub<'_>) -> redis::RedisResult<()> {
+        let changes = self.waiters.changes();
+        for channel in &changes.unsubscribe {
+            pubsub.unsubscribe(channel)?;
+        }
+        for channel in &changes.subscribe {
+            pubsub.subscribe(channel)?;
+            self.waiters.live(channel);
+        }
+        Ok(())
+    }
+
+    /// Hands on what was told; ends with the first pause, or when something has changed. Whether
+    /// anything was told.
+    fn hear(&self, pubsub: &mut redis::PubSub<'_>) -> redis::RedisResult<bool> {
+        let until = Instant::now() + TICK;
+        let mut heard = false;
+        loop {
+            match pubsub.get_message() {
+                Ok(message) if message.get_channel_name() == self.control => return Ok(true),
+                Ok(message) => {
+                    let to = std::str::from_utf8(message.get_payload_bytes()).unwrap_or_default();
+                    self.waiters.released(message.get_channel_name(), to);
+                }
+                Err(error) if error.is_timeout() => return Ok(heard),
+                Err(error) => return Err(error),
+            }
+            heard = true;
+            if Instant::now() >= until {
+                return Ok(true);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Subscriber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = lock(&self.shared.state);
+        f.debug_struct("Subscriber")
+            .field("running", &state.running)
+            .field("listens", &state.listens)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,169 @@
+//! How many connections are being opened, and for how many callers.
+//!
+//! A try to connect goes on, with pauses, until it succeeds, also when its caller has given up. So
+//! a caller begins one only where fewer are under way than there are callers, himself included.
+//!
+//! The count is exact only where taking a connection and ceasing to be a caller are one step: a
+//! caller who already has one in hand takes up room in the pool, and a try that is begun for him
+//! all the same is one that the pool has no room for. It is never made, and would be counted for
+//! ever.
+//!
+//! Never: more tries than callers. A server that is down is not stormed.
+
+#[cfg(all(test, rediscope_shuttle))]
+mod model;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::sync::shim::{Condvar, Mutex, PoisonError, lock};
+
+/// How long a caller waits before he looks into the pool again: a connection lies there a moment
+/// after it is known to be open.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// How many connections are being opened, and for how many callers.
+#[derive(Debug, Default)]
+pub(crate) struct Openings {
+    count: Mutex<Count>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Count {
+    callers: u32,
+    /// Tries that somebody began, until somebody has their connection in hand.
+    under_way: u32,
+}
+
+impl Openings {
+    /// Somebody who needs a connection, as soon as he looks for one in vain.
+    pub(crate) fn caller(&self) -> Caller<'_> {
+        Caller { openings: self, waits: false }
+    }
+
+    /// A connection was opened, and is on its way to a caller.
+    pub(crate) fn opened(self: &Arc<Self>) -> Arrival {
+        self.changed.notify_all();
+        Arrival { openings: Arc::clone(self) }
+    }
+}
+
+/// An open connection that nobody has had yet. Its try ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    openings: Arc<Openings>,
+}
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        let mut count = lock(&self.openings.count);
+        // The pool begins tries of its own, for `min_idle`, which nobody has counted.
+        count.under_way = count.under_way.saturating_sub(1);
+    }
+}
+
+/// Somebody who needs a connection. Dropped, he needs none any more.
+#[derive(Debug)]
+pub(crate) struct Caller<'o> {
+    openings: &'o Openings,
+    waits: bool,
+}
+
+impl Drop for Caller<'_> {
+    fn drop(&mut self) {
+        if self.waits {
+            lock(&self.openings.count).callers -= 1;
+        }
+    }
+}
+
+impl Caller<'_> {
+    /// Takes what `idle` finds in the pool. Where that is nothing, and a try more is in order, has
+    /// `begin` begin one, unless it finds something after all.
+    pub(crate) fn take<C>(
+        &mut self,
+        idle: impl Fn() -> Option<C>,
+        begin: impl FnOnce() -> Option<C>,
+    ) -> Option<C> {
+        // Nearly always there is one, and who does not count yet may take it without counting.
+        if !self.waits
+            && let Some(found) = idle()
+        {
+            return Some(found);
+        }
+        let mut count = lock(&self.openings.count);
+        if !self.waits {
+            self.waits = true;
+            count.callers += 1;
+        }
+        let found = idle().or_else(|| {
+            if count.under_way >= count.callers {
+                return None;
+            }
+            let found = begin();
+            count.under_way += u32::from(found.is_none());
+            found
+        });
+        if found.is_some() {
+            self.waits = false;
+            count.callers -= 1;
+        }
+        found
+    }
+
+    /// Waits a little, or until a connection was opened.
+    pub(crate) fn pause(&self) {
+        let count = lock(&self.openings.count);
+        let waited = self.openings.changed.wait_timeout(count, PAUSE);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+#[cfg(all(test, not(rediscope_shuttle)))]
+mod tests {
+    use super::*;
+
+    /// Whether the caller, who finds nothing, begins a try.
+    fn begins(caller: &mut Caller<'_>) -> bool {
+        let mut begun = false;
+        let found: Option<()> = caller.take(
+            || None,
+            || {
+                begun = true;
+                None
+            },
+        );
+        assert!(found.is_none());
+        begun
+    }
+
+    #[test]
+    fn there_are_never_more_tries_than_callers() {
+        let openings = Arc::new(Openings::default());
+        let (mut one, mut two) = (openings.caller(), openings.caller());
+        assert!(begins(&mut one) && begins(&mut two) && !begins(&mut one));
+        drop(openings.opened());
+        drop(two);
+        // One try is still under way, for the one caller who is left.
+        assert!(!begins(&mut one));
+        let arrival = openings.opened();
+        // It is open, but it may not lie in the pool yet.
+        assert!(!begins(&mut one));
+        drop(arrival);
+        assert!(begins(&mut one));
+    }
+
+    #[test]
+    fn whoever_has_found_a_connection_is_no_caller() {
+        let openings = Openings::default();
+        let (mut one, mut two) = (openings.caller(), openings.caller());
+        assert!(begins(&mut one));
+        assert_eq!(one.take(|| Some(7), || None), Some(7));
+        // His try is still under way, and now it is the other's.
+        assert!(!begins(&mut two));
+        // What was found while a try was about to begin was not opened by it.
+        assert!(begins(&mut one));
+        assert_eq!(two.take(|| None, || unreachable!("two are under way")), None::<()>);
+    }
+}

@@ -1,0 +1,519 @@
+//! A pool of links behind a fair gate.
+//!
+//! r2d2 opens links, backs off, and closes the ones that idle for too long. Who gets one, when it
+//! may be trusted and when it must be replaced is decided here.
+//!
+//! Never: an r2d2 `get` without a permit, so that none of them waits for another scope.
+
+pub(crate) mod batch;
+pub(crate) mod blocking;
+pub(crate) mod checkout;
+pub(crate) mod connect_attempts;
+pub(crate) mod manager;
+#[cfg(all(test, rediscope_shuttle))]
+mod model;
+pub(crate) mod router;
+pub(crate) mod scopes;
+pub(crate) mod semaphore;
+pub(crate) mod spin;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use scheduled_thread_pool::ScheduledThreadPool;
+use tracing::Level;
+
+use crate::connection::endpoint::Endpoint;
+use crate::error::checkout::{CheckoutError, CheckoutTimeout};
+use crate::logging::deferred::{Herald, Later};
+use crate::logging::rate_limit::{Alarm, Alarms};
+use crate::pool::blocking::Blocking;
+use crate::pool::checkout::Lease;
+use crate::pool::checkout::Permit;
+use crate::pool::manager::{Health, LinkManager, Purpose};
+use crate::pool::scopes::{Outlook, Owner, Pin, Registry, Seen};
+use crate::pool::semaphore::{Gate, Member, Refused, Turn, Waits};
+use crate::protocol::batch::{Job, Settled};
+use crate::protocol::connection_state::Taint;
+use crate::settings::Settings;
+use crate::status::{Counters, OpenScope, PoolStatus};
+
+/// How much longer than its timeout a closing pool waits for connections that are being opened.
+const FAREWELL: Duration = Duration::from_millis(100);
+
+/// The pause between two looks for connections that a closed pool has left to close.
+const SWEEP: Duration = Duration::from_millis(20);
+
+/// A pool of links behind a fair gate. Clones are the same pool.
+#[derive(Clone)]
+pub(crate) struct Pool {
+    inner: Arc<Inner>,
+}
+
+/// What a scope knows of its pool: a scope that was forgotten does not keep the pool alive. (The
+/// lease in the scope's slot does, until the scope ends or is taken back.)
+pub(crate) struct WeakPool {
+    inner: Weak<Inner>,
+}
+
+impl fmt::Debug for WeakPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WeakPool")
+    }
+}
+
+impl WeakPool {
+    /// `None` once nobody can use the pool any more.
+    pub(crate) fn get(&self) -> Option<Pool> {
+        self.inner.upgrade().map(|inner| Pool { inner })
+    }
+}
+
+/// What came of waiting with a job.
+pub(crate) enum Joined {
+    /// A link that was free, and nobody waits.
+    Alone(Lease),
+    /// A link, and the job back.
+    Lead(Lease, Job),
+    Settled(Settled),
+}
+
+/// Every holder of a connection waits for one.
+struct Hopeless {
+    /// No holder can have gone on elsewhere.
+    certain: bool,
+    holders: Vec<OpenScope>,
+}
+
+/// Judges a wait before it begins.
+type MayWait<'p> = dyn Fn(&Waits<'_>) -> Result<(), Hopeless> + 'p;
+
+/// How a session manager writes its events and warnings.
+#[derive(Debug, Default)]
+pub(crate) struct Voice {
+    pub(crate) herald: Arc<Herald>,
+    pub(crate) alarms: Alarms,
+}
+
+/// What all pools of one purpose have in common.
+#[derive(Clone)]
+pub(crate) struct Kind {
+    pub(crate) name: &'static str,
+    pub(crate) purpose: Purpose,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) threads: Arc<ScheduledThreadPool>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) voice: Arc<Voice>,
+    /// A server that cannot be reached is told at once: another one may serve by now.
+    pub(crate) impatient: bool,
+}
+
+struct Inner {
+    name: &'static str,
+    impatient: bool,
+    endpoint: Endpoint,
+    voice: Arc<Voice>,
+    settings: Arc<Settings>,
+    health: Arc<Health>,
+    gate: Gate<Job, Settled>,
+    registry: Registry,
+    blocking: Blocking,
+    links: r2d2::Pool<LinkManager>,
+    epoch: Instant,
+    /// Links last proven before this (in nanoseconds since `epoch`) are not trusted: another one
+    /// was found dead then.
+    distrusted_before: AtomicU64,
+    /// Links last proven before this are closed unprobed: another one was found silent then, and
+    /// asking each of them would cost a timeout each.
+    silent_before: AtomicU64,
+    last_bump: AtomicU64,
+}
+
+impl Pool {
+    pub(crate) fn new(kind: Kind, endpoint: Endpoint) -> Self {
+        let Kind { name, purpose, settings, threads, counters, voice, impatient } = kind;
+        let health = Arc::new(Health::counting(counters));
+        let links = r2d2::Pool::builder()
+            .max_size(settings.max_size)
+            .min_idle(Some(settings.min_idle))
+            .idle_timeout(settings.idle_timeout)
+            .max_lifetime(None)
+            .test_on_check_out(false)
+            // Half of this is the longest pause between two tries to connect.
+            .connection_timeout(Duration::from_millis(500))
+            .error_handler(Box::new(r2d2::NopErrorHandler))
+            .thread_pool(Arc::clone(&threads))
+            // Unchecked: a server that is down is not an error of building.
+            .build_unchecked(LinkManager {
+                endpoint: endpoint.clone(),
+                settings: Arc::clone(&settings),
+                purpose,
+                health: Arc::clone(&health),
+                herald: Arc::clone(&voice.herald),
+            });
+        let inner = Arc::new(Inner {
+            name,
+            impatient,
+            endpoint,
+            voice,
+            health,
+            gate: Gate::new(settings.max_size as usize),
+            registry: Registry::new(settings.max_size as usize),
+            blocking: Blocking::default(),
+            settings,
+            links,
+            epoch: Instant::now(),
+            distrusted_before: AtomicU64::new(0),
+            silent_before: AtomicU64::new(0),
+            last_bump: AtomicU64::new(0),
+        });
+        inner.watch_over(&threads);
+        Self { inner }
+    }
+
+    pub(crate) fn weak(&self) -> WeakPool {
+        WeakPool { inner: Arc::downgrade(&self.inner) }
+    }
+
+    pub(crate) fn settings(&self) -> &Arc<Settings> {
+        &self.inner.settings
+    }
+
+    pub(crate) fn health(&self) -> &Arc<Health> {
+        &self.inner.health
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.inner.health.counters
+    }
+
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.inner.endpoint
+    }
+
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.inner.registry
+    }
+
+    /// A link for one round trip.
+    pub(crate) fn lease(&self, deadline: Instant) -> Result<Lease, CheckoutError> {
+        let started = Instant::now();
+        let leased = self.permit(started, deadline);
+        let mut leased = leased.and_then(|permit| Lease::checkout(permit, started, deadline));
+        self.count_checkout(leased.as_mut());
+        leased
+    }
+
+    /// The same, where a permit is free; `None`: none is.
+    pub(crate) fn try_lease(&self, deadline: Instant) -> Result<Option<Lease>, CheckoutError> {
+        let started = Instant::now();
+        let Some(slot) = self.inner.gate.try_acquire() else { return Ok(None) };
+        let permit = Permit::new(self.clone(), slot);
+        let mut leased = Lease::checkout(permit, started, deadline);
+        self.count_checkout(leased.as_mut());
+        leased.map(Some)
+    }
+
+    /// Begins to open a connection where there is none, and does not wait for it.
+    pub(crate) fn warm(&self) {
+        if self.inner.links.state().connections > 0 {
+            return;
+        }
+        if let Some(slot) = self.inner.gate.try_acquire() {
+            let _permit = Permit::new(self.clone(), slot);
+            drop(self.inner.links.get_timeout(Duration::ZERO));
+        }
+    }
+
+    fn count_checkout(&self, leased: Result<&mut Lease, &mut CheckoutError>) {
+        let name = self.inner.name;
+        match leased {
+            Ok(lease) => {
+                self.counters().checkouts.add();
+                lease.tell(Level::TRACE, move || tracing::trace!(pool = name, "checkout"));
+            }
+            Err(error) => {
+                self.counters().refused.add();
+                match self.inner.voice.alarms.raise(Alarm::CheckoutRefused) {
+                    Some(suppressed) => {
+                        tracing::warn!(pool = name, error = %format_args!("{error:#}"), suppressed, "checkout refused");
+                    }
+                    None => {
+                        tracing::debug!(pool = name, error = %format_args!("{error:#}"), "checkout refused")
+                    }
+                }
+            }
+        }
+    }
+
+    pub(crate) fn voice(&self) -> &Arc<Voice> {
+        &self.inner.voice
+    }
+
+    /// A link for a scope; see [`Lease::asking`].
+    pub(crate) fn pin(
+        &self,
+        owner: Owner,
+        deadline: Instant,
+        asks: bool,
+    ) -> Result<Pin, CheckoutError> {
+        let lease = self.lease(deadline)?.asking(asks);
+        Ok(self.inner.registry.open(self, lease, owner))
+    }
+
+    /// A link, where one is free; else one to send the job and others' on, unless somebody who has
+    /// one sends it along first.
+    pub(crate) fn join(
+        &self,
+        deadline: Instant,
+        job: impl FnMut() -> Job,
+    ) -> Result<Joined, CheckoutError> {
+        // Who takes it along has one exchange for it; but he may be held up by what is not ours.
+        let patience = 4 * self.settings().response_timeout;
+        self.join_for(deadline, patience, job)
+    }
+
+    /// The same; a job that was taken along by `deadline` is waited for until `patience` later.
+    pub(crate) fn join_for(
+        &self,
+        deadline: Instant,
+        patience: Duration,
+        mut job: impl FnMut() -> Job,
+    ) -> Result<Joined, CheckoutError> {
+        let started = Instant::now();
+        let gate = &self.inner.gate;
+        if let Some(slot) = gate.try_acquire() {
+            let permit = Permit::new(self.clone(), slot);
+            let mut alone = Lease::checkout(permit, started, deadline);
+            self.count_checkout(alone.as_mut());
+            return alone.map(Joined::Alone);
+        }
+        let turn = self.waiting(started, |may_wait| gate.join(job(), deadline, patience, may_wait));
+        let mut led = turn.and_then(|turn| match turn {
+            Turn::Settled(settled) => Ok(Joined::Settled(settled)),
+            Turn::Lead(slot, job) => {
+                let permit = Permit::new(self.clone(), slot);
+                Ok(Joined::Lead(Lease::checkout(permit, started, deadline)?, job))
+            }
+        });
+        match &mut led {
+            Ok(Joined::Alone(lease) | Joined::Lead(lease, _)) => self.count_checkout(Ok(lease)),
+            // Another caller's connection was used.
+            Ok(Joined::Settled(_)) => {
+                self.counters().checkouts.add();
+                tracing::trace!(pool = self.inner.name, "checkout");
+            }
+            Err(error) => self.count_checkout(Err(error)),
+        }
+        led
+    }
+
+    /// Those who wait first with a job, as many as fit into one write with `bytes` that are there
+    /// already.
+    pub(crate) fn take_jobs(&self, mut bytes: usize) -> Vec<Member<Job, Settled>> {
+        let settings = &self.inner.settings;
+        let (mut members, most) = (1, settings.max_group);
+        self.inner.gate.take_jobs(|job| {
+            members += 1;
+            bytes += job.bytes.len();
+            members <= most && bytes <= settings.flush_bytes
+        })
+    }
+
+    fn permit(&self, started: Instant, deadline: Instant) -> Result<Permit, CheckoutError> {
+        let gate = &self.inner.gate;
+        let slot = match gate.try_acquire() {
+            Some(slot) => slot,
+            None => self.waiting(started, |may_wait| gate.acquire(deadline, may_wait))?,
+        };
+        Ok(Permit::new(self.clone(), slot))
+    }
+
+    /// Waits at the gate, unless there is no point in it.
+    fn waiting<T>(
+        &self,
+        started: Instant,
+        mut wait: impl FnMut(&MayWait<'_>) -> Result<T, Refused<Hopeless>>,
+    ) -> Result<T, CheckoutError> {
+        let inner = &self.inner;
+        let mut warned = false;
+        let granted = loop {
+            let granted = wait(&|waits| match inner.registry.outlook(waits) {
+                Outlook::Open => Ok(()),
+                Outlook::Doubtful(_) if warned => Ok(()),
+                Outlook::Doubtful(holders) => Err(Hopeless { certain: false, holders }),
+                Outlook::Deadlock(holders) => Err(Hopeless { certain: true, holders }),
+            });
+            let Err(Refused::Hopeless(Hopeless { certain: false, holders })) = granted else {
+                break granted;
+            };
+            // Where no lock of ours is held: a log is the user's.
+            for scope in holders {
+                let OpenScope { name, begun_at: place, thread, age, .. } = scope;
+                let name = name.as_deref();
+                tracing::warn!(
+                    name, %place, %thread, ?age,
+                    "every thread that began a scope waits for a connection"
+                );
+            }
+            warned = true;
+        };
+        match granted {
+            Ok(granted) => Ok(granted),
+            Err(Refused::Closed) => Err(CheckoutError::Closed),
+            Err(Refused::Hopeless(Hopeless { holders, .. })) => {
+                Err(CheckoutError::WouldDeadlock { holders })
+            }
+            Err(Refused::TimedOut { waiters }) => {
+                let idle = inner.links.state().idle_connections;
+                Err(CheckoutError::Timeout(Box::new(CheckoutTimeout {
+                    waited: started.elapsed(),
+                    max_size: inner.settings.max_size,
+                    in_use: inner.in_use() as u32,
+                    idle,
+                    waiters,
+                    holders: self.scopes(),
+                    last_connect_error: inner.health.connect_error().map(|(_, error)| error),
+                })))
+            }
+        }
+    }
+
+    /// The open scopes and the commands that wait on the server, oldest first.
+    pub(crate) fn scopes(&self) -> Vec<OpenScope> {
+        let mut scopes = self.inner.registry.scopes();
+        scopes.extend(self.inner.blocking.scopes());
+        scopes.sort_by_key(|scope| std::cmp::Reverse(scope.age));
+        scopes
+    }
+
+    /// No connection is given from now on, and commands that wait on the server are ended.
+    pub(crate) fn close(&self) {
+        self.inner.gate.close();
+        self.inner.blocking.close();
+    }
+
+    /// Its server serves nothing any more: whoever waits is told to look elsewhere, whoever has a
+    /// connection keeps it to the end of his scope.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn retire(&self) {
+        self.inner.gate.close();
+        self.inner.health.end();
+    }
+
+    /// Waits until no connection is held, takes back what is still held at `deadline`, and closes
+    /// every connection: the idle ones, the ones that calls use, and the ones that are being opened.
+    /// Returns how many scopes were taken back.
+    pub(crate) fn drain(&self, deadline: Instant) -> usize {
+        let inner = &self.inner;
+        while inner.in_use() > 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // Whatever still comes back is closed, and nothing is opened in its place.
+        inner.health.end();
+        let taken = inner.registry.reap_all();
+        if inner.in_use() > 0 {
+            // Calls that are under way fail now.
+            inner.health.shut_down();
+        }
+        // Not for longer: the sweeper closes what arrives later.
+        let until = deadline.max(Instant::now() + FAREWELL);
+        while !inner.sweep() {
+            if Instant::now() >= until {
+                inner.health.shut_down();
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let mut later = Later::default();
+        later.gather();
+        later.write();
+        taken
+    }
+
+    pub(crate) fn status(&self) -> PoolStatus {
+        let inner = &self.inner;
+        let state = inner.links.state();
+        PoolStatus {
+            name: inner.name,
+            size: state.connections,
+            max_size: inner.settings.max_size,
+            in_use: inner.in_use() as u32,
+            idle: state.idle_connections,
+            waiting: inner.gate.waiting(),
+            counts: self.counters().counts(),
+            scopes: self.scopes(),
+            last_connect_error: inner.health.connect_error().map(|(_, error)| error),
+            nodes: Vec::new(),
+            redirections: 0,
+        }
+    }
+}
+
+/// In a forked child the connections and the threads are the parent's, and what they share may be locked for
+/// ever.
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.settings.is_left() {
+            std::mem::forget(self.links.clone());
+        }
+    }
+}
+
+impl Inner {
+    /// Number of permits that callers hold.
+    fn in_use(&self) -> usize {
+        (self.settings.max_size as usize).saturating_sub(self.gate.free())
+    }
+
+    /// Closes the idle connections of a pool that has ended. True: none is left but those that calls
+    /// still have, which are closed when they come back.
+    fn sweep(&self) -> bool {
+        // r2d2 lists a connection a moment after it was opened, so once is not enough.
+        while let Some(mut link) = self.links.try_get() {
+            link.taint(Taint::Outdated);
+        }
+        // A caller has one connection at most, and gives it back before its permit.
+        self.health.alive() <= self.in_use()
+    }
+
+    fn generation(&self) -> u64 {
+        self.health.generation(&self.endpoint)
+    }
+
+    /// Nanoseconds since the pool was made; they last for 584 years.
+    fn stamp(&self, instant: Instant) -> u64 {
+        instant.saturating_duration_since(self.epoch).as_nanos() as u64
+    }
+
+    /// Has the reaper come by often enough for the shortest limit there is.
+    fn watch_over(self: &Arc<Self>, threads: &ScheduledThreadPool) {
+        let limit = self.settings.max_pin_time;
+        let warning = self.settings.pin_warning;
+        let shortest = warning.map_or(limit, |warning| warning.min(limit));
+        let period = (shortest / 4).clamp(Duration::from_millis(5), Duration::from_secs(1));
+        let pool = Arc::downgrade(self);
+        let mut seen = Seen::default();
+        threads.execute_at_dynamic_rate(period, move || {
+            let pool = pool.upgrade()?;
+            pool.registry.reap(&mut seen, limit, warning, &pool.voice.herald);
+            if pool.health.over.load(Ordering::Acquire) && !pool.sweep() {
+                return Some(SWEEP.min(period));
+            }
+            Some(period)
+        });
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool")
+            .field("name", &self.inner.name)
+            .field("endpoint", &self.inner.endpoint)
+            .finish_non_exhaustive()
+    }
+}

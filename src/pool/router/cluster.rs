@@ -1,0 +1,340 @@
+//! A pool for each master of a cluster, made when it is first needed.
+//!
+//! Never: a pool kept whose master serves nothing any more, once that is known.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use tracing::Level;
+
+use crate::error::checkout::CheckoutError;
+use crate::pool::router::slot_map_refresh::Atlas;
+use crate::pool::router::{Onward, Patience, Route, unserved};
+use crate::pool::{Kind, Pool, Voice, WeakPool};
+use crate::protocol::cluster::redirect::Redirect;
+use crate::protocol::cluster::slot_map::{Map, NodeAddress};
+use crate::settings::Settings;
+use crate::status::node::NodeStatus;
+use crate::status::{Counter, Counters, OpenScope, PoolStatus};
+use crate::sync::lock;
+
+/// A pool for each master of a cluster.
+pub(crate) struct Cluster {
+    kind: Kind,
+    atlas: Arc<Atlas>,
+    pools: RwLock<HashMap<NodeAddress, Pool>>,
+    /// Whose scopes may still be open.
+    retired: Mutex<Vec<(NodeAddress, WeakPool)>>,
+    /// The edition of the map by which pools were last retired.
+    pruned: AtomicU64,
+    turn: AtomicU64,
+    redirections: Counter,
+    closed: AtomicBool,
+}
+
+impl Cluster {
+    pub(crate) fn new(kind: Kind, atlas: Arc<Atlas>) -> Self {
+        Self {
+            kind,
+            atlas,
+            pools: RwLock::default(),
+            retired: Mutex::default(),
+            pruned: AtomicU64::new(0),
+            turn: AtomicU64::new(0),
+            redirections: Counter::default(),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn settings(&self) -> &Arc<Settings> {
+        self.atlas.settings()
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.kind.counters
+    }
+
+    pub(crate) fn voice(&self) -> &Voice {
+        &self.kind.voice
+    }
+
+    pub(crate) fn address(&self) -> String {
+        let seeds: Vec<_> = self.atlas.seeds().iter().map(ToString::to_string).collect();
+        seeds.join(",")
+    }
+
+    pub(crate) fn host_and_port(&self) -> (&str, u16) {
+        self.atlas.seeds().first().map_or(("", 0), |seed| (&*seed.host, seed.port))
+    }
+
+    /// Does something with the route's pool; with another one, where its server is gone and another
+    /// one has taken over by `deadline`.
+    pub(crate) fn reach<T>(
+        &self,
+        route: &Route,
+        deadline: Instant,
+        mut call: impl FnMut(&Pool) -> Result<T, CheckoutError>,
+    ) -> Result<T, CheckoutError> {
+        self.prune();
+        let begun = Instant::now();
+        let mut patience = Patience::until(deadline);
+        loop {
+            let reached = match self.node(route, deadline) {
+                Some(node) => self.pool(&node).and_then(|pool| call(&pool)),
+                None => {
+                    let source = self.atlas.failure().unwrap_or_else(|| unserved(route.slot));
+                    Err(CheckoutError::Connect { waited: begun.elapsed(), source })
+                }
+            };
+            let error = match reached {
+                Ok(reached) => return Ok(reached),
+                Err(error) => error,
+            };
+            match self.unreached(route, &error, deadline) {
+                // Who was sent on by a node that is gone now is none the wiser.
+                Some(_) if route.at.is_some() => return Err(error),
+                Some(onward) if patience.allows(&onward) => {}
+                _ => {
+                    return Err(match error {
+                        CheckoutError::Connect { source, .. } => {
+                            CheckoutError::Connect { waited: begun.elapsed(), source }
+                        }
+                        error => error,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Where the route leads. Asks for the map, where it has no answer.
+    fn node(&self, route: &Route, deadline: Instant) -> Option<NodeAddress> {
+        if let Some(node) = &route.at {
+            return Some(node.clone());
+        }
+        let found = |map: &Map| match route.slot {
+            Some(slot) => map.master(slot).cloned(),
+            None => self.any(map),
+        };
+        found(&self.atlas.map()).or_else(|| {
+            self.refresh(None, deadline);
+            self.prune();
+            found(&self.atlas.map())
+        })
+    }
+
+    /// Begins to open a connection to the route's master, where the map has one. Nothing is asked.
+    pub(crate) fn warm(&self, route: &Route) {
+        let node = route.at.clone().or_else(|| self.atlas.map().master(route.slot?).cloned());
+        if let Some(pool) = node.and_then(|node| self.pool(&node).ok()) {
+            pool.warm();
+        }
+    }
+
+    /// One master after the other.
+    fn any(&self, map: &Map) -> Option<NodeAddress> {
+        let masters = map.masters();
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) as usize;
+        masters.get(turn.checked_rem(masters.len())?).cloned()
+    }
+
+    fn refresh(&self, first: Option<&NodeAddress>, deadline: Instant) {
+        self.atlas.refresh(first, deadline.min(self.refreshed_by()));
+    }
+
+    /// It is one exchange with a node that answers, and one connect for each that does not.
+    fn refreshed_by(&self) -> Instant {
+        Instant::now() + self.settings().connect_timeout + self.settings().response_timeout
+    }
+
+    /// Retires the pools of whoever is no master any more.
+    fn prune(&self) {
+        let edition = self.atlas.edition();
+        if self.pruned.swap(edition, Ordering::AcqRel) == edition {
+            return;
+        }
+        let map = self.atlas.map();
+        let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
+        let mut retired = lock(&self.retired);
+        retired.retain(|(_, pool)| pool.get().is_some());
+        pools.retain(|node, pool| {
+            let serves = map.masters().contains(node);
+            if !serves {
+                let (gone, name) = (node.clone(), self.kind.name);
+                self.kind.voice.herald.tell(Level::INFO, move || {
+                    tracing::info!(
+                        server.address = %gone.host, server.port = gone.port,
+                        pool = name, "the node is no master any more"
+                    );
+                });
+                pool.retire();
+                retired.push((node.clone(), pool.weak()));
+            }
+            serves
+        });
+    }
+
+    fn pool(&self, node: &NodeAddress) -> Result<Pool, CheckoutError> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(CheckoutError::Closed);
+        }
+        let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pool) = pools.get(node) {
+            return Ok(pool.clone());
+        }
+        drop(pools);
+        let endpoint = self.atlas.endpoint(node).map_err(|_| CheckoutError::Connect {
+            waited: Duration::ZERO,
+            source: crate::error::connection::LinkError::unexpected(
+                "an address that cannot be used",
+            ),
+        })?;
+        let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
+        // Somebody who has closed all pools meanwhile has not seen this one.
+        if self.closed.load(Ordering::Acquire) {
+            return Err(CheckoutError::Closed);
+        }
+        let pool = pools
+            .entry(node.clone())
+            .or_insert_with(|| Pool::new(Kind { impatient: true, ..self.kind.clone() }, endpoint));
+        Ok(pool.clone())
+    }
+
+    /// The ways to all masters that serve something.
+    pub(crate) fn everybody(&self, deadline: Instant) -> Result<Vec<Route>, CheckoutError> {
+        self.reach(&Route::default(), deadline, |_| Ok(()))?;
+        let map = self.atlas.map();
+        Ok(map.serving().map(|node| Route { at: Some(node.clone()), ..Route::default() }).collect())
+    }
+
+    pub(crate) fn onward(&self, route: &Route, redirect: &Redirect) -> Option<Onward> {
+        let here = route.at.clone().or_else(|| self.atlas.map().master(route.slot?).cloned());
+        let from = here.as_ref().map_or_else(|| self.host_and_port().0, |node| &node.host);
+        let ours = |slot: &u16| route.slot.is_none_or(|bound| bound == *slot);
+        let onward = match redirect {
+            // A key that nobody here knew of is of another slot: that is no way to go.
+            Redirect::Moved { slot, .. } | Redirect::Ask { slot, .. } if !ours(slot) => {
+                return None;
+            }
+            Redirect::Moved { slot, to } => {
+                let to = NodeAddress::of(to, from);
+                let known = self.atlas.map().master(*slot) == Some(&to);
+                if !known {
+                    // Who has it now is sure to know better than the map's old source.
+                    self.refresh(Some(&to), self.refreshed_by());
+                    self.atlas.moved(*slot, &to);
+                }
+                Onward::Now(Route::to(Some(*slot)))
+            }
+            Redirect::Ask { slot, to } => {
+                let at = Some(NodeAddress::of(to, from));
+                Onward::Now(Route { slot: Some(*slot), at, asks: true })
+            }
+            Redirect::Later => {
+                self.refresh(None, self.refreshed_by());
+                Onward::Soon(Route::to(route.slot))
+            }
+        };
+        self.redirections.add();
+        tracing::debug!(slot = route.slot, to = ?onward, "sent on");
+        Some(onward)
+    }
+
+    pub(crate) fn unreached(
+        &self,
+        route: &Route,
+        error: &CheckoutError,
+        deadline: Instant,
+    ) -> Option<Onward> {
+        match error {
+            CheckoutError::Connect { source, .. } if source.is_passing() => {}
+            // Only its own pool is, since its master is none any more.
+            CheckoutError::Closed if !self.closed.load(Ordering::Acquire) => {}
+            _ => return None,
+        }
+        self.refresh(None, deadline);
+        self.prune();
+        Some(Onward::Soon(Route::to(route.slot)))
+    }
+
+    fn all(&self) -> Vec<(NodeAddress, Pool)> {
+        let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> =
+            pools.iter().map(|(node, pool)| (node.clone(), pool.clone())).collect();
+        drop(pools);
+        let retired = lock(&self.retired);
+        all.extend(retired.iter().filter_map(|(node, pool)| Some((node.clone(), pool.get()?))));
+        all.sort_by(|(one, _), (other, _)| one.cmp(other));
+        all
+    }
+
+    pub(crate) fn scopes(&self) -> Vec<OpenScope> {
+        self.all().iter().flat_map(|(_, pool)| pool.scopes()).collect()
+    }
+
+    pub(crate) fn status(&self) -> PoolStatus {
+        let map = self.atlas.map();
+        let mut sum = PoolStatus {
+            name: self.kind.name,
+            size: 0,
+            max_size: 0,
+            in_use: 0,
+            idle: 0,
+            waiting: 0,
+            counts: self.counters().counts(),
+            scopes: Vec::new(),
+            last_connect_error: self.atlas.failure(),
+            nodes: Vec::new(),
+            redirections: self.redirections.get(),
+        };
+        for (node, pool) in self.all() {
+            let part = pool.status();
+            sum.size += part.size;
+            sum.max_size += part.max_size;
+            sum.in_use += part.in_use;
+            sum.idle += part.idle;
+            sum.waiting += part.waiting;
+            sum.scopes.extend(part.scopes);
+            sum.nodes.push(NodeStatus {
+                address: node.to_string(),
+                slots: map.share(&node),
+                size: part.size,
+                in_use: part.in_use,
+                idle: part.idle,
+                waiting: part.waiting,
+                last_connect_error: part.last_connect_error,
+            });
+        }
+        sum.scopes.sort_by_key(|scope| std::cmp::Reverse(scope.age));
+        sum
+    }
+
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.all().iter().for_each(|(_, pool)| pool.close());
+    }
+
+    pub(crate) fn drain(&self, deadline: Instant) -> usize {
+        self.all().iter().map(|(_, pool)| pool.drain(deadline)).sum()
+    }
+}
+
+/// The threads are those of the parent, in a forked child.
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if self.settings().is_left() {
+            std::mem::forget(Arc::clone(&self.kind.threads));
+        }
+    }
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster")
+            .field("name", &self.kind.name)
+            .field("atlas", &self.atlas)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,228 @@
+//! The map of a cluster as it was last heard, and how its nodes are asked for it anew.
+//!
+//! Whoever needs it asks, on a connection of its own that is closed afterwards; the others go on
+//! with the map they have.
+//!
+//! Never: two who ask at once, or one who asks again right away.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
+use std::time::{Duration, Instant};
+
+use redis::{ConnectionAddr, ConnectionInfo, Value};
+use tracing::Level;
+
+use crate::connection::connection::Link;
+use crate::connection::deadline::Deadline;
+use crate::connection::endpoint::Endpoint;
+use crate::error::config::ConfigError;
+use crate::error::connection::{LinkError, LinkErrorKind};
+use crate::logging::deferred::Herald;
+use crate::pool::manager;
+use crate::pool::manager::Purpose;
+use crate::protocol::cluster::slot::SLOTS;
+use crate::protocol::cluster::slot_map::{Map, NodeAddress};
+use crate::protocol::connection_state::Expect;
+use crate::protocol::resp::encode;
+use crate::settings::Settings;
+use crate::sync::lock;
+
+/// So long after an answer nobody asks again.
+const INTERVAL: Duration = Duration::from_millis(50);
+
+/// The map of a cluster, and how it is asked for.
+pub(crate) struct Atlas {
+    /// By which nodes the cluster was named. User, password, protocol and TLS of all nodes are
+    /// those of the first.
+    seeds: Vec<NodeAddress>,
+    like: ConnectionInfo,
+    settings: Arc<Settings>,
+    map: RwLock<Arc<Map>>,
+    /// Counts the answers.
+    edition: AtomicU64,
+    /// When the last one who asked was done. Held while somebody asks, so nobody may wait for it.
+    asking: Mutex<Option<Instant>>,
+    /// Why nobody answered the last time.
+    failure: Mutex<Option<LinkError>>,
+    herald: Arc<Herald>,
+}
+
+impl Atlas {
+    /// `like` is one of the seeds.
+    pub(crate) fn new(
+        nodes: Vec<ConnectionInfo>,
+        settings: Arc<Settings>,
+    ) -> Result<Self, ConfigError> {
+        let none = || ConfigError::Address { reason: "a cluster without a node".to_owned() };
+        let seeds = nodes.iter().filter_map(|node| match node.addr() {
+            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+                Some(NodeAddress::new(host, *port))
+            }
+            _ => None,
+        });
+        let seeds = seeds.collect();
+        let like = nodes.into_iter().next().ok_or_else(none)?;
+        let atlas = Self {
+            seeds,
+            like,
+            settings,
+            map: RwLock::default(),
+            edition: AtomicU64::new(0),
+            asking: Mutex::default(),
+            failure: Mutex::default(),
+            herald: Arc::default(),
+        };
+        // What is wrong with the address is told now, not by the first use.
+        let seed = atlas.seeds.first().ok_or_else(none)?;
+        atlas.endpoint(seed)?;
+        Ok(atlas)
+    }
+
+    pub(crate) fn settings(&self) -> &Arc<Settings> {
+        &self.settings
+    }
+
+    pub(crate) fn seeds(&self) -> &[NodeAddress] {
+        &self.seeds
+    }
+
+    pub(crate) fn map(&self) -> Arc<Map> {
+        Arc::clone(&self.map.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How often the map was heard.
+    pub(crate) fn edition(&self) -> u64 {
+        self.edition.load(Ordering::Acquire)
+    }
+
+    /// From now on the slot is this one's: its old master says so.
+    pub(crate) fn moved(&self, slot: u16, to: &NodeAddress) {
+        let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::make_mut(&mut map).moved(slot, to);
+    }
+
+    /// The node at this address, reached as the others are.
+    pub(crate) fn endpoint(&self, node: &NodeAddress) -> Result<Endpoint, ConfigError> {
+        let (host, port) = (node.host.to_string(), node.port);
+        let address = match self.like.addr() {
+            ConnectionAddr::TcpTls { insecure, tls_params, .. } => ConnectionAddr::TcpTls {
+                host,
+                port,
+                insecure: *insecure,
+                tls_params: tls_params.clone(),
+            },
+            _ => ConnectionAddr::Tcp(host, port),
+        };
+        Endpoint::new(self.like.clone().set_addr(address), &self.settings)
+    }
+
+    /// Why nobody answered when the map was last asked for, where nobody did.
+    pub(crate) fn failure(&self) -> Option<LinkError> {
+        lock(&self.failure).clone()
+    }
+
+    /// Asks for the map, unless somebody else does or has just done so: `first`, then the masters
+    /// that are known in any order, then the seeds, until one answers.
+    pub(crate) fn refresh(&self, first: Option<&NodeAddress>, deadline: Instant) {
+        let mut last = match self.asking.try_lock() {
+            Ok(last) => last,
+            // Somebody panicked in here once; what it guards is an instant.
+            Err(TryLockError::Poisoned(last)) => last.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        let is_fresh = |last: Instant| last.elapsed() < INTERVAL;
+        if last.is_some_and(is_fresh) {
+            return;
+        }
+        let known = self.map();
+        let mut masters: Vec<_> = known.masters().iter().collect();
+        fastrand::shuffle(&mut masters);
+        let mut asked: Vec<&NodeAddress> = Vec::new();
+        for node in first.into_iter().chain(masters).chain(&self.seeds) {
+            if asked.contains(&node) {
+                continue;
+            }
+            asked.push(node);
+            match self.ask(node, deadline) {
+                Ok(map) => {
+                    let (masters, served) = (map.masters().len(), map.served());
+                    *self.map.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(map);
+                    self.edition.fetch_add(1, Ordering::Release);
+                    *lock(&self.failure) = None;
+                    // Not here: whoever writes it down may need the map.
+                    let node = node.clone();
+                    self.herald.tell(Level::DEBUG, move || {
+                        tracing::debug!(
+                            server.address = %node.host, server.port = node.port, masters, served,
+                            "map of the cluster refreshed"
+                        );
+                    });
+                    break;
+                }
+                Err(error) => {
+                    let (node, cause) = (node.clone(), error.clone());
+                    self.herald.tell(Level::DEBUG, move || {
+                        tracing::debug!(
+                            server.address = %node.host, server.port = node.port,
+                            error = %format_args!("{cause:#}"), "no map of the cluster from this node"
+                        );
+                    });
+                    // That the caller's time was over says less than an earlier failure.
+                    let late =
+                        error.kind() == LinkErrorKind::TimedOut && Instant::now() >= deadline;
+                    let mut failure = lock(&self.failure);
+                    if !late || failure.is_none() {
+                        *failure = Some(error);
+                    }
+                }
+            }
+            if Instant::now() >= deadline {
+                break;
+            }
+        }
+        *last = Some(Instant::now());
+    }
+
+    fn ask(&self, node: &NodeAddress, deadline: Instant) -> Result<Map, LinkError> {
+        let refused = |_| LinkError::unexpected("an address that cannot be used");
+        let endpoint = self.endpoint(node).map_err(refused)?;
+        let mut link =
+            manager::open(&endpoint, &self.settings, Purpose::Pooled, 0, Some(deadline))?;
+        let limit = Deadline::after(self.settings.response_timeout).capped(deadline);
+        let tls = matches!(self.like.addr(), ConnectionAddr::TcpTls { .. });
+        let shards = question(&mut link, "SHARDS", limit)?;
+        let map = Map::of_shards(&shards, &node.host, tls);
+        if let Some(map) = &map
+            && map.served() == usize::from(SLOTS)
+        {
+            return Ok(map.clone());
+        }
+        // Older servers know no shards; and where slots are missing, the other answer may know.
+        let slots = question(&mut link, "SLOTS", limit)?;
+        let other = Map::of_slots(&slots, &node.host);
+        let best = map.into_iter().chain(other).max_by_key(Map::served);
+        best.filter(|map| map.served() > 0).ok_or_else(|| match slots {
+            Value::ServerError(error) => {
+                LinkError::refused(crate::error::server::ServerError::from_reply(&error, false))
+            }
+            _ => crate::pool::router::unserved(None),
+        })
+    }
+}
+
+fn question(link: &mut Link, word: &'static str, limit: Deadline) -> Result<Value, LinkError> {
+    let mut bytes = Vec::with_capacity(64);
+    encode::command(&mut bytes, &["CLUSTER", word], |_| {});
+    link.send(&bytes, &[(Expect::Plain, 1)], limit)?;
+    link.value(limit)
+}
+
+impl fmt::Debug for Atlas {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Atlas")
+            .field("seeds", &self.seeds)
+            .field("map", &self.map())
+            .finish_non_exhaustive()
+    }
+}

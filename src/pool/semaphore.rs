@@ -1,0 +1,386 @@
+//! The gate in front of a pool: as many permits as connections, first come first served.
+//!
+//! A returning permit goes straight to the caller who has waited longest; nobody who comes later
+//! can take it on the way. A permit is the number of a slot in the [registry](crate::pool::scopes).
+//!
+//! A caller may wait with a job that another one can do for him: whoever has a permit takes the
+//! jobs at the head of the queue along, up to the first caller who wants a permit for himself.
+//!
+//! Never: a connection. Never: a permit that two callers hold, or that nobody holds. Never: a job
+//! that nobody settles.
+
+#[cfg(all(test, rediscope_shuttle))]
+mod group_model;
+#[cfg(all(test, rediscope_shuttle))]
+mod model;
+#[cfg(all(test, not(rediscope_shuttle)))]
+mod tests;
+
+use std::collections::VecDeque;
+use std::thread::ThreadId;
+use std::time::{Duration, Instant};
+
+use scopeguard::{ScopeGuard, guard};
+
+use crate::pool::spin::Yielding;
+use crate::sync::shim::{Arc, Condvar, Mutex, MutexGuard, PoisonError, lock};
+use crate::sync::this_thread;
+
+/// As many permits as connections, first come first served.
+#[derive(Debug)]
+pub(crate) struct Gate<J, R> {
+    state: Mutex<State<J, R>>,
+    yielding: Yielding,
+}
+
+#[derive(Debug)]
+struct State<J, R> {
+    /// Empty whenever somebody waits.
+    free: Vec<usize>,
+    queue: VecDeque<Queued<J, R>>,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Queued<J, R> {
+    /// Here, so that whoever looks for a thread need not visit every waiter.
+    thread: ThreadId,
+    waiter: Arc<Waiter<J, R>>,
+}
+
+#[derive(Debug)]
+struct Waiter<J, R> {
+    /// What he wants done, where he does not insist on a permit. Whoever does it reads it here: it
+    /// goes back to the memory of the thread that it came from.
+    job: Mutex<Option<J>>,
+    place: Mutex<Place<R>>,
+    ready: Condvar,
+}
+
+#[derive(Debug)]
+struct Place<R> {
+    grant: Grant<R>,
+    /// Somebody has to wake him.
+    asleep: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Grant<R> {
+    Waiting,
+    Permit(usize),
+    /// Somebody is about to do his job.
+    Taken,
+    Settled(R),
+    Closed,
+}
+
+/// Why no permit was given.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Refused<E> {
+    TimedOut {
+        waiters: usize,
+    },
+    Closed,
+    /// The caller's own check said that waiting makes no sense.
+    Hopeless(E),
+}
+
+/// Whether a thread waits already.
+pub(crate) type Waits<'w> = dyn Fn(ThreadId) -> bool + 'w;
+
+/// What came of waiting with a job.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Turn<J, R> {
+    /// A permit, and the job back.
+    Lead(usize, J),
+    /// Somebody has done it.
+    Settled(R),
+}
+
+/// What somebody may do for another.
+pub(crate) trait Errand {
+    /// It takes so long that its caller does well to let other threads run before he sleeps.
+    fn is_long(&self) -> bool;
+}
+
+/// What a job comes to that was taken and never settled.
+pub(crate) trait Abandoned {
+    fn abandoned() -> Self;
+}
+
+impl<J: Errand, R: Abandoned> Gate<J, R> {
+    pub(crate) fn new(permits: usize) -> Self {
+        Self {
+            state: Mutex::new(State {
+                free: (0..permits).rev().collect(),
+                queue: VecDeque::new(),
+                closed: false,
+            }),
+            yielding: Yielding::new(),
+        }
+    }
+
+    /// Takes a permit that nobody holds.
+    pub(crate) fn try_acquire(&self) -> Option<usize> {
+        let mut state = lock(&self.state);
+        if state.closed { None } else { state.free.pop() }
+    }
+
+    /// Takes a permit, waiting for one until `deadline`. Before it waits it asks `may_wait`, which
+    /// can ask whether a thread waits already; that is under the gate's lock, so nothing of the
+    /// user's (a log, say) may run in it.
+    pub(crate) fn acquire<E>(
+        &self,
+        deadline: Instant,
+        may_wait: impl FnOnce(&Waits<'_>) -> Result<(), E>,
+    ) -> Result<usize, Refused<E>> {
+        match self.wait(None, deadline, Duration::ZERO, may_wait)? {
+            Turn::Lead(slot, _) => Ok(slot),
+            // Nobody takes a job that is not there.
+            Turn::Settled(_) => Err(Refused::Closed),
+        }
+    }
+
+    /// Takes a permit as [`acquire`](Self::acquire) does, unless somebody who has one does the job
+    /// first. A job that was taken along by `deadline` is waited for until `patience` later; then it
+    /// is given up as abandoned. Who waits with a long job lets other threads run before he sleeps,
+    /// and is late if they do not let him run in time.
+    pub(crate) fn join<E>(
+        &self,
+        job: J,
+        deadline: Instant,
+        patience: Duration,
+        may_wait: impl FnOnce(&Waits<'_>) -> Result<(), E>,
+    ) -> Result<Turn<J, R>, Refused<E>> {
+        match self.wait(Some(job), deadline, patience, may_wait)? {
+            Turn::Lead(slot, Some(job)) => Ok(Turn::Lead(slot, job)),
+            Turn::Settled(settled) => Ok(Turn::Settled(settled)),
+            // Who leads has his job still.
+            Turn::Lead(slot, None) => {
+                self.release(slot);
+                Ok(Turn::Settled(R::abandoned()))
+            }
+        }
+    }
+
+    fn wait<E>(
+        &self,
+        job: Option<J>,
+        deadline: Instant,
+        patience: Duration,
+        may_wait: impl FnOnce(&Waits<'_>) -> Result<(), E>,
+    ) -> Result<Turn<Option<J>, R>, Refused<E>> {
+        let is_long = job.as_ref().is_some_and(Errand::is_long);
+        let waiter = {
+            let mut state = lock(&self.state);
+            if state.closed {
+                return Err(Refused::Closed);
+            }
+            if let Some(slot) = state.free.pop() {
+                return Ok(Turn::Lead(slot, job));
+            }
+            let waits = |thread| state.queue.iter().any(|queued| queued.thread == thread);
+            may_wait(&waits).map_err(Refused::Hopeless)?;
+            let waiter = Arc::new(Waiter::new(job));
+            state.queue.push_back(Queued::here(&waiter));
+            waiter
+        };
+        let ticket = guard(waiter, |waiter| self.withdraw(&waiter));
+        if is_long {
+            self.yielding.give_way(deadline);
+        }
+        let mut grant = ticket.wait(deadline);
+        let waiter = ScopeGuard::into_inner(ticket);
+        if let Grant::Waiting = grant {
+            let waiters = self.give_up(&waiter);
+            grant = waiter.take();
+            if let Grant::Waiting = grant {
+                return Err(Refused::TimedOut { waiters });
+            }
+        }
+        match grant {
+            Grant::Permit(slot) => Ok(Turn::Lead(slot, lock(&waiter.job).take())),
+            Grant::Settled(settled) => Ok(Turn::Settled(settled)),
+            Grant::Taken | Grant::Waiting => {
+                Ok(Turn::Settled(waiter.settled(Instant::now() + patience)))
+            }
+            Grant::Closed => Err(Refused::Closed),
+        }
+    }
+
+    /// The wait was left by a panic: its place in the queue, or what was granted to it, is free.
+    fn withdraw(&self, waiter: &Arc<Waiter<J, R>>) {
+        self.give_up(waiter);
+        if let Grant::Permit(slot) = waiter.take() {
+            self.release(slot);
+        }
+    }
+
+    /// The time is over: leaves the queue, which had so many in it. What was granted meanwhile
+    /// stands, or it would be lost.
+    fn give_up(&self, waiter: &Arc<Waiter<J, R>>) -> usize {
+        let mut state = lock(&self.state);
+        let waiters = state.queue.len();
+        let at = state.queue.iter().position(|queued| Arc::ptr_eq(&queued.waiter, waiter));
+        if let Some(at) = at {
+            state.queue.remove(at);
+        }
+        waiters
+    }
+
+    /// Takes the jobs at the head of the queue, as long as they `fit`, up to the first caller who
+    /// wants a permit for himself.
+    pub(crate) fn take_jobs(&self, mut fits: impl FnMut(&J) -> bool) -> Vec<Member<J, R>> {
+        let mut state = lock(&self.state);
+        let mut members = Vec::new();
+        while let Some(first) = state.queue.front() {
+            if !lock(&first.waiter.job).as_ref().is_some_and(&mut fits) {
+                break;
+            }
+            // Under the gate's lock, so that a caller giving up finds himself either queued or
+            // taken along.
+            first.waiter.grant(Grant::Taken);
+            members.extend(state.queue.pop_front().map(|Queued { waiter, .. }| Member { waiter }));
+        }
+        members
+    }
+
+    /// Gives a permit back: to the first in the queue, or to whoever comes.
+    pub(crate) fn release(&self, slot: usize) {
+        let mut state = lock(&self.state);
+        let Some(Queued { waiter, .. }) = state.queue.pop_front() else {
+            return state.free.push(slot);
+        };
+        // Under the gate's lock, so that a caller giving up finds itself either queued or granted.
+        let asleep = waiter.grant(Grant::Permit(slot));
+        drop(state);
+        // Waking a thread takes longer than all the rest; nobody has to wait for it at the gate.
+        if asleep {
+            waiter.ready.notify_one();
+        }
+    }
+
+    /// Whoever waits, or comes from now on, is told that it is over. Permits can still come back.
+    pub(crate) fn close(&self) {
+        let mut state = lock(&self.state);
+        state.closed = true;
+        for Queued { waiter, .. } in state.queue.drain(..) {
+            waiter.settle(Grant::Closed);
+        }
+    }
+
+    pub(crate) fn waiting(&self) -> usize {
+        lock(&self.state).queue.len()
+    }
+
+    /// Permits that nobody holds.
+    pub(crate) fn free(&self) -> usize {
+        lock(&self.state).free.len()
+    }
+}
+
+impl<J, R> Queued<J, R> {
+    fn here(waiter: &Arc<Waiter<J, R>>) -> Self {
+        Self { thread: this_thread(), waiter: Arc::clone(waiter) }
+    }
+}
+
+impl<J, R: Abandoned> Waiter<J, R> {
+    fn new(job: Option<J>) -> Self {
+        let place = Place { grant: Grant::Waiting, asleep: false };
+        Self { job: Mutex::new(job), place: Mutex::new(place), ready: Condvar::new() }
+    }
+
+    /// Says whether he is to be woken.
+    fn grant(&self, grant: Grant<R>) -> bool {
+        let mut place = lock(&self.place);
+        place.grant = grant;
+        place.asleep
+    }
+
+    fn settle(&self, grant: Grant<R>) {
+        if self.grant(grant) {
+            self.ready.notify_one();
+        }
+    }
+
+    /// What was granted. A job that was taken along stays so until it is settled.
+    fn take(&self) -> Grant<R> {
+        let mut place = lock(&self.place);
+        match place.grant {
+            Grant::Waiting => Grant::Waiting,
+            Grant::Taken => Grant::Taken,
+            _ => std::mem::replace(&mut place.grant, Grant::Closed),
+        }
+    }
+
+    fn wait(&self, deadline: Instant) -> Grant<R> {
+        drop(self.sleep_while(|grant| matches!(grant, Grant::Waiting), deadline));
+        self.take()
+    }
+
+    /// Waits for whoever has taken the job.
+    fn settled(&self, until: Instant) -> R {
+        let mut place = self.sleep_while(|grant| matches!(grant, Grant::Taken), until);
+        match std::mem::replace(&mut place.grant, Grant::Closed) {
+            Grant::Settled(settled) => settled,
+            _ => R::abandoned(),
+        }
+    }
+
+    fn sleep_while(
+        &self,
+        waits: impl Fn(&Grant<R>) -> bool,
+        until: Instant,
+    ) -> MutexGuard<'_, Place<R>> {
+        let mut place = lock(&self.place);
+        while waits(&place.grant) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            place.asleep = true;
+            let woken = self.ready.wait_timeout(place, left);
+            place = woken.unwrap_or_else(PoisonError::into_inner).0;
+            place.asleep = false;
+        }
+        place
+    }
+}
+
+/// A caller whose job was taken along, until it is settled. Dropped, the job is abandoned.
+#[derive(Debug)]
+pub(crate) struct Member<J, R: Abandoned> {
+    waiter: Arc<Waiter<J, R>>,
+}
+
+impl<J, R: Abandoned> Member<J, R> {
+    /// Reads the job.
+    pub(crate) fn with_job<T>(&self, read: impl FnOnce(&J) -> T) -> Option<T> {
+        lock(&self.waiter.job).as_ref().map(read)
+    }
+
+    /// Tells the caller what came of his job.
+    pub(crate) fn settle(self, settled: R) {
+        self.waiter.settle(Grant::Settled(settled));
+    }
+}
+
+impl<J, R: Abandoned> Drop for Member<J, R> {
+    fn drop(&mut self) {
+        let unsettled = matches!(lock(&self.waiter.place).grant, Grant::Taken);
+        if unsettled {
+            self.waiter.settle(Grant::Settled(R::abandoned()));
+        }
+    }
+}
+
+impl Errand for () {
+    fn is_long(&self) -> bool {
+        false
+    }
+}
+
+impl Abandoned for () {
+    fn abandoned() -> Self {}
+}

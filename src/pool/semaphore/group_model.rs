@@ -1,0 +1,191 @@
+//! Jobs that wait at the gate under a model checker: whoever leads takes them along, whoever gives
+//! up takes his away. `scripts/model` runs this.
+//!
+//! Never: a check that has not been seen to fail. Two mistakes are planted below, and found.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test code, which clippy does not see through `cfg(all(test, …))`"
+)]
+
+use std::sync::Arc as Plain;
+use std::sync::Mutex as Log;
+use std::time::Duration;
+
+use shuttle::thread;
+
+use super::*;
+use crate::pool::model::{assert_found_at_random, check};
+
+/// Who did a job, or nobody can say.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Done {
+    By(usize),
+    Unknown,
+}
+
+impl Errand for usize {
+    fn is_long(&self) -> bool {
+        *self == 1
+    }
+}
+
+impl Abandoned for Done {
+    fn abandoned() -> Self {
+        Self::Unknown
+    }
+}
+
+type Gate = crate::pool::semaphore::Gate<usize, Done>;
+type Members = Vec<Member<usize, Done>>;
+type Take = fn(&Gate) -> Members;
+
+fn as_the_pool_does(gate: &Gate) -> Members {
+    let mut taken = 0;
+    gate.take_jobs(|_| {
+        taken += 1;
+        taken <= 2
+    })
+}
+
+/// The first mistake: a job is marked as taken when the gate's lock was let go.
+fn take_behind_the_lock(gate: &Gate) -> Members {
+    let mut state = lock(&gate.state);
+    let Some(Queued { waiter, .. }) = state.queue.front() else { return Vec::new() };
+    let waiter = Arc::clone(waiter);
+    if lock(&waiter.job).is_none() {
+        return Vec::new();
+    }
+    state.queue.pop_front();
+    drop(state);
+    waiter.grant(Grant::Taken);
+    vec![Member { waiter }]
+}
+
+/// The second: whoever wants a permit for himself is passed over.
+fn take_past_a_scope(gate: &Gate) -> Members {
+    let mut state = lock(&gate.state);
+    let mut members = Vec::new();
+    let queue = std::mem::take(&mut state.queue);
+    for queued in queue {
+        let wants_a_permit = lock(&queued.waiter.job).is_none();
+        if wants_a_permit {
+            state.queue.push_back(queued);
+        } else {
+            queued.waiter.grant(Grant::Taken);
+            members.push(Member { waiter: queued.waiter });
+        }
+    }
+    members
+}
+
+#[derive(Default)]
+struct Books {
+    /// Jobs in the order in which they were done.
+    done: Vec<usize>,
+    /// What each caller was told.
+    told: Vec<(usize, Option<Done>)>,
+    queued: Vec<usize>,
+}
+
+const SCOPE: usize = 100;
+
+fn callers_with_jobs(take: Take, panics: bool) {
+    let gate = Plain::new(Gate::new(1));
+    let books = Plain::new(Log::new(Books::default()));
+    let slot = gate.try_acquire().unwrap();
+    let threads: Vec<_> = (0..5)
+        .map(|caller| {
+            let (gate, books) = (Plain::clone(&gate), Plain::clone(&books));
+            thread::spawn(move || call(&gate, &books, caller, take, panics))
+        })
+        .collect();
+    gate.release(slot);
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    assert_eq!((gate.free(), gate.waiting()), (1, 0), "permits were lost or doubled");
+    let books = books.lock().unwrap();
+    for (caller, told) in &books.told {
+        let times = books.done.iter().filter(|done| *done == caller).count();
+        let allowed = match told {
+            None => times == 0,
+            Some(Done::By(_)) => times == 1,
+            Some(Done::Unknown) => panics,
+        };
+        assert!(allowed, "{caller} was told {told:?}, and it was done {times} times");
+    }
+    // A scope is served in its turn: nobody who came later was done before.
+    if let Some(at) = books.queued.iter().position(|caller| *caller == SCOPE + 2) {
+        let turn = books.done.iter().position(|done| *done == SCOPE + 2).unwrap();
+        let later = &books.queued[at + 1..];
+        let passed = books.done[..turn].iter().any(|done| later.contains(done));
+        assert!(!passed, "passed over: {:?} of {:?}", books.done, books.queued);
+    }
+}
+
+fn call(gate: &Gate, books: &Log<Books>, caller: usize, take: Take, panics: bool) {
+    // The last one gives up at whatever point the schedule has come to.
+    let patience = if caller == 4 { Duration::ZERO } else { Duration::from_secs(3600) };
+    let deadline = Instant::now() + patience;
+    let queued = |who| {
+        move |_: &Waits<'_>| {
+            books.lock().unwrap().queued.push(who);
+            Ok::<(), ()>(())
+        }
+    };
+    if caller == 2 {
+        let slot = gate.acquire(deadline, queued(SCOPE + 2)).unwrap();
+        books.lock().unwrap().done.push(SCOPE + 2);
+        gate.release(slot);
+        return;
+    }
+    let told = match gate.join(caller, deadline, Duration::from_secs(3600), queued(caller)) {
+        Ok(Turn::Settled(done)) => Some(done),
+        Ok(Turn::Lead(slot, own)) => {
+            assert_eq!(own, caller);
+            let members = take(gate);
+            books.lock().unwrap().done.push(own);
+            for (nth, member) in members.into_iter().enumerate() {
+                if panics && nth == 1 {
+                    // A leader who panics lets go of the rest.
+                    drop(member);
+                    continue;
+                }
+                let job = member.with_job(|job| *job).unwrap();
+                books.lock().unwrap().done.push(job);
+                thread::yield_now();
+                member.settle(Done::By(caller));
+            }
+            gate.release(slot);
+            Some(Done::By(caller))
+        }
+        Err(Refused::TimedOut { .. }) => None,
+        Err(other) => panic!("{other:?}"),
+    };
+    books.lock().unwrap().told.push((caller, told));
+}
+
+#[test]
+fn model_of_jobs_that_are_taken_along_and_callers_who_give_up() {
+    check(|| callers_with_jobs(as_the_pool_does, false));
+}
+
+#[test]
+fn model_of_a_leader_who_lets_go_of_jobs() {
+    check(|| callers_with_jobs(as_the_pool_does, true));
+}
+
+#[test]
+fn model_finds_a_job_that_is_done_although_its_caller_gave_up() {
+    assert_found_at_random(
+        || callers_with_jobs(take_behind_the_lock, false),
+        &["it was done 1 times"],
+    );
+}
+
+#[test]
+fn model_finds_a_scope_that_is_passed_over() {
+    assert_found_at_random(|| callers_with_jobs(take_past_a_scope, false), &["passed over"]);
+}

@@ -1,0 +1,329 @@
+//! The gate under a model checker: shuttle runs it through thousands of interleavings that no
+//! stress test would meet. `scripts/model` runs this.
+//!
+//! Time stands still here: who is impatient has a deadline that is over, and gives up at whatever
+//! point the schedule has come to; who is patient waits until he is granted, so that a lost permit
+//! ends in a deadlock, which shuttle reports.
+//!
+//! Never: a check that has not been seen to fail. Five mistakes are planted below, and found.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test code, which clippy does not see through `cfg(all(test, …))`"
+)]
+
+use std::sync::Arc as Plain;
+use std::sync::Mutex as Log;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use shuttle::thread;
+
+use super::*;
+use crate::pool::model::{assert_found, check};
+
+type Gate = crate::pool::semaphore::Gate<usize, ()>;
+
+/// A gate, and what is known from outside of who holds what.
+struct Watched {
+    gate: Gate,
+    release: fn(&Gate, usize),
+    held: Vec<AtomicBool>,
+    served: Log<Vec<usize>>,
+    joined: Log<Vec<usize>>,
+}
+
+impl Watched {
+    fn new(permits: usize) -> Plain<Self> {
+        Self::releasing(permits, Gate::release)
+    }
+
+    fn releasing(permits: usize, release: fn(&Gate, usize)) -> Plain<Self> {
+        Plain::new(Self {
+            gate: Gate::new(permits),
+            release,
+            held: (0..permits).map(|_| AtomicBool::new(false)).collect(),
+            served: Log::default(),
+            joined: Log::default(),
+        })
+    }
+
+    fn take(&self, caller: usize, deadline: Instant) -> Result<usize, Refused<()>> {
+        let queue = |_: &Waits<'_>| {
+            // Under the gate's lock: this is the order of the queue.
+            self.joined.lock().unwrap().push(caller);
+            Ok(())
+        };
+        // As the pool does it.
+        let slot = match self.gate.try_acquire() {
+            Some(slot) => slot,
+            None => self.gate.acquire(deadline, queue)?,
+        };
+        self.holds(slot);
+        self.served.lock().unwrap().push(caller);
+        Ok(slot)
+    }
+
+    fn holds(&self, slot: usize) {
+        assert!(!self.held[slot].swap(true, Ordering::SeqCst), "permit {slot} is held twice");
+    }
+
+    fn give_back(&self, slot: usize) {
+        assert!(self.held[slot].swap(false, Ordering::SeqCst), "permit {slot} was not held");
+        (self.release)(&self.gate, slot);
+    }
+
+    #[track_caller]
+    fn nothing_is_lost(&self) {
+        let mut free = lock(&self.gate.state).free.clone();
+        free.sort_unstable();
+        assert_eq!(free, (0..self.held.len()).collect::<Vec<_>>(), "permits were lost or doubled");
+        assert_eq!(self.gate.waiting(), 0, "somebody still waits");
+    }
+}
+
+fn patient() -> Instant {
+    Instant::now() + Duration::from_secs(3600)
+}
+
+fn impatient() -> Instant {
+    Instant::now()
+}
+
+fn everybody(callers: usize, call: impl Fn(usize) + Send + Sync + 'static) {
+    let call = Plain::new(call);
+    let threads: Vec<_> = (0..callers)
+        .map(|caller| {
+            let call = Plain::clone(&call);
+            thread::spawn(move || call(caller))
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+#[test]
+fn model_of_callers_who_wait_and_callers_who_give_up() {
+    check(|| some_wait_and_some_give_up(Gate::release));
+}
+
+fn some_wait_and_some_give_up(release: fn(&Gate, usize)) {
+    let watched = Watched::releasing(2, release);
+    let shared = Plain::clone(&watched);
+    everybody(5, move |caller| {
+        let deadline = if caller % 2 == 0 { patient() } else { impatient() };
+        for _ in 0..2 {
+            match shared.take(caller, deadline) {
+                Ok(slot) => {
+                    thread::yield_now();
+                    shared.give_back(slot);
+                }
+                Err(Refused::TimedOut { waiters }) => {
+                    assert!(caller % 2 == 1, "a patient caller was told that it is late");
+                    assert!(waiters <= 5);
+                }
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+    });
+    watched.nothing_is_lost();
+}
+
+#[test]
+fn model_of_one_permit_served_in_the_order_of_the_queue() {
+    check(|| served_in_turn(Gate::release));
+}
+
+fn served_in_turn(release: fn(&Gate, usize)) {
+    let watched = Watched::releasing(1, release);
+    let slot = watched.take(99, patient()).unwrap();
+    let shared = Plain::clone(&watched);
+    let holder = thread::spawn(move || shared.give_back(slot));
+    let shared = Plain::clone(&watched);
+    let gave_up = Plain::new(Log::new(Vec::new()));
+    let gone = Plain::clone(&gave_up);
+    everybody(4, move |caller| {
+        match shared.take(caller, if caller == 1 { impatient() } else { patient() }) {
+            Ok(slot) => shared.give_back(slot),
+            Err(_) => gone.lock().unwrap().push(caller),
+        }
+    });
+    holder.join().unwrap();
+    watched.nothing_is_lost();
+    // With one permit, whoever holds it is alone: so this is the order of being served.
+    let served = watched.served.lock().unwrap();
+    let (joined, gone) = (watched.joined.lock().unwrap(), gave_up.lock().unwrap());
+    let queued: Vec<_> = joined.iter().filter(|caller| !gone.contains(caller)).collect();
+    let in_turn: Vec<_> = served.iter().filter(|caller| joined.contains(caller)).collect();
+    assert_eq!(in_turn, queued, "served out of turn");
+}
+
+#[test]
+fn model_of_a_gate_that_closes_while_callers_come_wait_and_give_up() {
+    check(|| {
+        let watched = Watched::new(1);
+        let shared = Plain::clone(&watched);
+        let closer = thread::spawn(move || shared.gate.close());
+        let shared = Plain::clone(&watched);
+        everybody(3, move |caller| {
+            match shared.take(caller, if caller == 2 { impatient() } else { patient() }) {
+                Ok(slot) => shared.give_back(slot),
+                Err(Refused::Closed) => {}
+                Err(other) => {
+                    assert_eq!(caller, 2, "a patient caller was told that it is late");
+                    assert!(matches!(other, Refused::TimedOut { .. }), "{other:?}");
+                }
+            }
+        });
+        closer.join().unwrap();
+        watched.nothing_is_lost();
+        assert_eq!(watched.take(3, patient()), Err(Refused::Closed));
+    });
+}
+
+#[test]
+fn model_of_callers_who_decide_not_to_wait() {
+    check(|| {
+        let watched = Watched::new(1);
+        let shared = Plain::clone(&watched);
+        everybody(3, move |caller| {
+            let hopeless = caller == 0;
+            let got = shared.gate.acquire(patient(), |_| if hopeless { Err(()) } else { Ok(()) });
+            match got {
+                Ok(slot) => {
+                    shared.holds(slot);
+                    shared.give_back(slot);
+                }
+                Err(refused) => assert_eq!((caller, refused), (0, Refused::Hopeless(()))),
+            }
+        });
+        watched.nothing_is_lost();
+    });
+}
+
+/// One holder who gives back while one caller gives up, through every interleaving there is.
+#[test]
+fn model_of_a_release_that_meets_a_caller_who_gives_up_in_every_order() {
+    static RUNS: AtomicUsize = AtomicUsize::new(0);
+    shuttle::check_dfs(
+        || {
+            RUNS.fetch_add(1, Ordering::Relaxed);
+            release_meets_give_up(Gate::release, |watched| watched.take(0, impatient()).ok());
+        },
+        None,
+    );
+    assert!(RUNS.load(Ordering::Relaxed) > 10, "there is only one order, so nothing was checked");
+}
+
+fn release_meets_give_up(release: fn(&Gate, usize), take: fn(&Watched) -> Option<usize>) {
+    let watched = Watched::new(1);
+    let slot = watched.gate.acquire::<()>(patient(), |_| Ok(())).unwrap();
+    let shared = Plain::clone(&watched);
+    let holder = thread::spawn(move || release(&shared.gate, slot));
+    if let Some(slot) = take(&watched) {
+        watched.give_back(slot);
+    }
+    holder.join().unwrap();
+    watched.nothing_is_lost();
+}
+
+/// The first planted mistake: whoever gives up leaves the queue and does not look whether the
+/// permit came after all.
+fn take_without_a_second_look(watched: &Watched) -> Option<usize> {
+    let waiter = Arc::new(Waiter::new(None));
+    let mut state = lock(&watched.gate.state);
+    let free = state.free.pop();
+    if free.is_none() {
+        state.queue.push_back(Queued::here(&waiter));
+    }
+    drop(state);
+    let slot = match (free, waiter.wait(impatient())) {
+        (Some(slot), _) | (None, Grant::Permit(slot)) => slot,
+        _ => {
+            lock(&watched.gate.state).queue.retain(|queued| !Arc::ptr_eq(&queued.waiter, &waiter));
+            return None;
+        }
+    };
+    watched.holds(slot);
+    Some(slot)
+}
+
+/// The second: the permit is handed over after the gate's lock was let go, so that a caller who
+/// gives up in between is neither queued nor granted.
+fn release_behind_the_lock(gate: &Gate, slot: usize) {
+    let mut state = lock(&gate.state);
+    match state.queue.pop_front() {
+        Some(Queued { waiter, .. }) => {
+            drop(state);
+            waiter.settle(Grant::Permit(slot));
+        }
+        None => state.free.push(slot),
+    }
+}
+
+/// The third: who came last is served first.
+fn release_to_the_last(gate: &Gate, slot: usize) {
+    let mut state = lock(&gate.state);
+    match state.queue.pop_back() {
+        Some(Queued { waiter, .. }) => waiter.settle(Grant::Permit(slot)),
+        None => state.free.push(slot),
+    }
+}
+
+/// The fourth: the permit is handed over and lies there for anybody as well.
+fn release_twice(gate: &Gate, slot: usize) {
+    let mut state = lock(&gate.state);
+    if let Some(Queued { waiter, .. }) = state.queue.pop_front() {
+        waiter.settle(Grant::Permit(slot));
+    }
+    state.free.push(slot);
+}
+
+/// The fifth: whether he is to be woken is looked up before he is told, so that a caller who falls
+/// asleep in between sleeps on.
+fn release_with_an_old_look(gate: &Gate, slot: usize) {
+    let mut state = lock(&gate.state);
+    match state.queue.pop_front() {
+        Some(Queued { waiter, .. }) => {
+            let asleep = lock(&waiter.place).asleep;
+            waiter.grant(Grant::Permit(slot));
+            if asleep {
+                waiter.ready.notify_one();
+            }
+        }
+        None => state.free.push(slot),
+    }
+}
+
+#[test]
+fn model_finds_a_grant_that_came_too_late_to_be_seen() {
+    let planted = || release_meets_give_up(Gate::release, take_without_a_second_look);
+    assert_found(planted, &["permits were lost or doubled"]);
+}
+
+#[test]
+fn model_finds_a_grant_that_is_not_made_under_the_lock() {
+    let planted = || {
+        release_meets_give_up(release_behind_the_lock, |watched| watched.take(0, impatient()).ok());
+    };
+    assert_found(planted, &["permits were lost or doubled"]);
+}
+
+#[test]
+fn model_finds_a_queue_that_is_served_from_behind() {
+    assert_found(|| served_in_turn(release_to_the_last), &["served out of turn"]);
+}
+
+#[test]
+fn model_finds_a_permit_that_two_callers_hold() {
+    // Which of them shows first is up to the schedule.
+    let as_what = ["is held twice", "was not held", "permits were lost or doubled"];
+    assert_found(|| some_wait_and_some_give_up(release_twice), &as_what);
+}
+
+#[test]
+fn model_finds_a_caller_whom_nobody_wakes() {
+    assert_found(|| some_wait_and_some_give_up(release_with_an_old_look), &["deadlock"]);
+}

@@ -1,0 +1,101 @@
+//! The gate by real threads, where one order of events is enough.
+//!
+//! Never: an order that only the scheduler knows. Those are the models'.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use super::*;
+
+type Gate = crate::pool::semaphore::Gate<u32, ()>;
+
+impl Errand for u32 {
+    fn is_long(&self) -> bool {
+        true
+    }
+}
+
+fn take(gate: &Gate, wait: Duration) -> Result<usize, Refused<Infallible>> {
+    gate.acquire(Instant::now() + wait, |_| Ok(()))
+}
+
+#[test]
+fn permits_are_handed_over_in_the_order_of_waiting() {
+    let gate = std::sync::Arc::new(Gate::new(1));
+    let slot = take(&gate, Duration::ZERO).unwrap();
+    let order = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let threads: Vec<_> = (0..8)
+        .map(|nth| {
+            let (gate_, order) = (gate.clone(), order.clone());
+            let thread = std::thread::spawn(move || {
+                let slot = take(&gate_, Duration::from_secs(20)).unwrap();
+                order.lock().unwrap().push(nth);
+                gate_.release(slot);
+            });
+            while gate.waiting() <= nth {
+                std::thread::yield_now();
+            }
+            thread
+        })
+        .collect();
+    gate.release(slot);
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    assert_eq!(*order.lock().unwrap(), (0..8).collect::<Vec<_>>());
+    assert_eq!((gate.free(), gate.waiting()), (1, 0));
+}
+
+#[test]
+fn giving_up_leaves_the_queue_and_takes_a_late_grant() {
+    let gate = Gate::new(1);
+    let slot = take(&gate, Duration::ZERO).unwrap();
+    assert_eq!(take(&gate, Duration::from_millis(5)), Err(Refused::TimedOut { waiters: 1 }));
+    assert_eq!(gate.waiting(), 0);
+    let late = Arc::new(Waiter::new(None));
+    lock(&gate.state).queue.push_back(Queued::here(&late));
+    gate.release(slot);
+    gate.give_up(&late);
+    assert_eq!(late.take(), Grant::Permit(slot));
+}
+
+#[test]
+fn nobody_waits_for_ever_for_whoever_took_his_job() {
+    let gate = std::sync::Arc::new(Gate::new(1));
+    let slot = take(&gate, Duration::ZERO).unwrap();
+    let patience = Duration::from_millis(50);
+    let waiting = {
+        let gate = gate.clone();
+        // He may sleep until then before he sees that it was taken.
+        let soon = Instant::now() + Duration::from_secs(5);
+        std::thread::spawn(move || gate.join(7, soon, patience, |_| Ok::<(), ()>(())))
+    };
+    while gate.waiting() == 0 {
+        std::thread::yield_now();
+    }
+    let taken = gate.take_jobs(|_| true);
+    assert_eq!(
+        taken.iter().map(|member| member.with_job(|job| *job)).collect::<Vec<_>>(),
+        [Some(7)]
+    );
+    // It is held up, and settles it when nobody cares any more.
+    assert_eq!(waiting.join().unwrap(), Ok(Turn::Settled(())));
+    drop(taken);
+    gate.release(slot);
+    assert_eq!((gate.free(), gate.waiting()), (1, 0));
+}
+
+#[test]
+fn closing_tells_everybody() {
+    let gate = std::sync::Arc::new(Gate::new(1));
+    let slot = take(&gate, Duration::ZERO).unwrap();
+    let waiting = {
+        let gate = gate.clone();
+        std::thread::spawn(move || take(&gate, Duration::from_secs(20)))
+    };
+    while gate.waiting() == 0 {
+        std::thread::yield_now();
+    }
+    gate.close();
+    assert_eq!(waiting.join().unwrap(), Err(Refused::Closed));
+    gate.release(slot);
+    assert_eq!(take(&gate, Duration::ZERO), Err(Refused::Closed));
+}

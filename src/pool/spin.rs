@@ -1,0 +1,141 @@
+//! Whether a thread that has to wait lets others run before it sleeps.
+//!
+//! Often it has been told by the time it runs again: then it need not sleep, and nobody has to wake
+//! it. But where other programs want the processors, it runs again only when their time slice is
+//! over, while a thread that slept is preferred when it is woken. So this looks at how long it takes.
+//!
+//! Never: a wait for anything but the processor.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::sync::shim::yield_now;
+
+/// Who runs again this late has probably waited for others' time slices.
+const LATE: Duration = Duration::from_millis(2);
+/// One who was late weighs as much as so many who were not.
+const WEIGHT: u32 = 32;
+/// With so much weight it pauses: more than are late at once when the whole machine stops a while.
+const MOST: u32 = 64 * WEIGHT;
+/// How long a pause takes.
+const PAUSE: Duration = Duration::from_millis(500);
+/// What is left of the weight after a pause: a few more who are late, and the next one begins.
+const LEFT: u32 = MOST - 4 * WEIGHT;
+
+/// How giving way has gone lately. Threads that count at once may lose a count: these are tendencies.
+#[derive(Debug)]
+pub(crate) struct Yielding {
+    epoch: Instant,
+    late: AtomicU32,
+    /// Nanoseconds since `epoch`.
+    paused_until: AtomicU64,
+}
+
+impl Yielding {
+    pub(crate) fn new() -> Self {
+        Self { epoch: Instant::now(), late: AtomicU32::new(0), paused_until: AtomicU64::new(0) }
+    }
+
+    /// Lets others run, unless that has lately taken long or `deadline` is over.
+    pub(crate) fn give_way(&self, deadline: Instant) {
+        let begun = Instant::now();
+        if begun < deadline && self.pays(begun) {
+            yield_now();
+            self.took(begun, Instant::now());
+        }
+    }
+
+    fn pays(&self, now: Instant) -> bool {
+        self.stamp(now) >= self.paused_until.load(Ordering::Relaxed)
+    }
+
+    fn took(&self, begun: Instant, back: Instant) {
+        let before = self.late.load(Ordering::Relaxed);
+        let mut late = before.saturating_sub(1);
+        if back.saturating_duration_since(begun) >= LATE {
+            late = before + WEIGHT;
+        }
+        if late >= MOST {
+            self.paused_until.store(self.stamp(back + PAUSE), Ordering::Relaxed);
+            late = LEFT;
+        }
+        if late != before {
+            self.late.store(late, Ordering::Relaxed);
+        }
+    }
+
+    fn stamp(&self, instant: Instant) -> u64 {
+        instant.saturating_duration_since(self.epoch).as_nanos() as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOON: Duration = Duration::from_micros(300);
+
+    /// Gives way so many times, each for so long, and says when that was over.
+    fn times(yielding: &Yielding, count: u32, each: Duration, mut now: Instant) -> Instant {
+        for _ in 0..count {
+            yielding.took(now, now + each);
+            now += each;
+        }
+        now
+    }
+
+    #[test]
+    fn who_runs_again_soon_gives_way_for_ever() {
+        let yielding = Yielding::new();
+        let now = times(&yielding, 10_000, SOON, Instant::now());
+        assert!(yielding.pays(now));
+    }
+
+    #[test]
+    fn where_threads_run_again_late_nobody_gives_way_for_a_while() {
+        let yielding = Yielding::new();
+        let too_many = MOST / WEIGHT;
+        let now = times(&yielding, too_many - 1, LATE, Instant::now());
+        assert!(yielding.pays(now), "a short stop of the whole machine is no proof");
+        let now = times(&yielding, 1, LATE, now);
+        assert!(!yielding.pays(now));
+        assert!(!yielding.pays(now + PAUSE - Duration::from_nanos(1)));
+        // Then it is tried again, with less patience.
+        let now = times(&yielding, 3, LATE, now + PAUSE);
+        assert!(yielding.pays(now));
+        let now = times(&yielding, 1, LATE, now);
+        assert!(!yielding.pays(now));
+        // Many who are in time restore it.
+        let now = times(&yielding, MOST, SOON, now + PAUSE);
+        let now = times(&yielding, too_many - 1, LATE, now);
+        assert!(yielding.pays(now));
+    }
+
+    #[test]
+    fn one_late_in_twenty_five_is_too_many_and_one_in_forty_is_not() {
+        for (others, pays) in [(24, false), (39, true)] {
+            let yielding = Yielding::new();
+            let mut now = Instant::now();
+            let always = (0..500).all(|_| {
+                now = times(&yielding, others, SOON, times(&yielding, 1, LATE, now));
+                yielding.pays(now)
+            });
+            assert_eq!(always, pays, "one late of {}", others + 1);
+        }
+    }
+
+    #[test]
+    fn giving_way_is_counted() {
+        let yielding = Yielding::new();
+        yielding.late.store(5, Ordering::Relaxed);
+        let soon = Instant::now() + Duration::from_secs(3600);
+        yielding.give_way(soon);
+        let late = yielding.late.load(Ordering::Relaxed);
+        assert!(late == 4 || late == 5 + WEIGHT, "{late}");
+        // Not where there is no time, nor where it does not pay.
+        yielding.give_way(Instant::now());
+        yielding.paused_until.store(u64::MAX, Ordering::Relaxed);
+        yielding.give_way(soon);
+        assert_eq!(yielding.late.load(Ordering::Relaxed), late);
+    }
+}

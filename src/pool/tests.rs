@@ -1,0 +1,175 @@
+//! What a pool and a link do when what stands on either side of them goes wrong.
+
+#[cfg(feature = "tls-rustls")]
+pub(crate) mod tls;
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
+
+use scheduled_thread_pool::ScheduledThreadPool;
+
+use crate::connection::connect::Connected;
+use crate::connection::connection::Link;
+use crate::connection::deadline::Deadline;
+use crate::connection::endpoint::Endpoint;
+use crate::connection::properties::support::eventually;
+use crate::connection::properties::support::server::Server;
+use crate::connection::url::one as parse;
+use crate::error::connection::LinkErrorKind;
+use crate::pool::manager::Purpose;
+use crate::pool::scopes::{Owner, Pin};
+use crate::pool::{Kind, Pool};
+use crate::process::sockets::OwnSocket;
+use crate::protocol::connection_state::Expect;
+use crate::protocol::resp::encode::MULTI;
+use crate::settings::Settings;
+use crate::status::Replaced;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn pool_of_one(server: &Server, max_pin_time: Duration) -> Pool {
+    let settings =
+        Settings { max_size: 1, checkout_timeout: PATIENCE, max_pin_time, ..Settings::default() };
+    let endpoint = Endpoint::new(parse(server.url()).unwrap(), &settings).unwrap();
+    let kind = Kind {
+        name: "test",
+        purpose: Purpose::Transactional,
+        settings: Arc::new(settings),
+        threads: Arc::new(ScheduledThreadPool::new(2)),
+        counters: Arc::default(),
+        voice: Arc::default(),
+        impatient: false,
+    };
+    Pool::new(kind, endpoint)
+}
+
+fn pin(pool: &Pool) -> Pin {
+    let owner = Owner { name: None, place: Location::caller(), is_closure: false };
+    pool.pin(owner, Instant::now() + PATIENCE, false).unwrap()
+}
+
+#[test]
+fn a_scope_is_taken_back_also_where_an_earlier_call_panicked() {
+    let server = Server::start();
+    let pool = pool_of_one(&server, Duration::from_millis(500));
+    let panicking = pin(&pool);
+    // A call runs code that is not ours: redis-rs's, and a subscriber's for what it logs.
+    let call = || panicking.with(|_| resume_unwind(Box::new("below this crate")));
+    let unwound: Result<Result<(), _>, _> = catch_unwind(AssertUnwindSafe(call));
+    assert!(unwound.is_err());
+    drop(panicking);
+    assert_eq!(pool.status().in_use, 0);
+    std::mem::forget(pin(&pool));
+    eventually(PATIENCE, "the forgotten scope was taken back", || pool.status().in_use == 0);
+    drop(pin(&pool));
+}
+
+#[test]
+fn a_connection_that_was_left_in_the_middle_of_a_call_is_not_handed_on() {
+    let server = Server::start();
+    let pool = pool_of_one(&server, 2 * PATIENCE);
+    let in_multi = || server.client_list().iter().any(|client| client["multi"] != "-1");
+    let panicking = pin(&pool);
+    let call = || {
+        panicking.with(|lease| {
+            let deadline = lease.response_deadline();
+            let link = lease.current().unwrap();
+            link.call(MULTI, Expect::Multi, deadline).unwrap().unwrap();
+            assert!(in_multi());
+            resume_unwind(Box::new("below this crate"))
+        })
+    };
+    let unwound: Result<Result<(), _>, _> = catch_unwind(AssertUnwindSafe(call));
+    assert!(unwound.is_err());
+    drop(panicking);
+    eventually(PATIENCE, "the server has nobody in MULTI", || !in_multi());
+    let counts = pool.status().counts;
+    assert_eq!(counts.replaced, [(Replaced::LeftDirty, 1)]);
+}
+
+/// A link, and its other side.
+fn pair() -> (Link, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (peer, _) = listener.accept().unwrap();
+    (Link::new(Connected::Socket(Arc::new(OwnSocket::new(socket))), None, 0), peer)
+}
+
+#[test]
+fn more_than_was_asked_for_is_noticed_before_the_next_borrower() {
+    for more in [&b""[..], b"+PONG\r\n", b"$7\r\nfor", b"\r"] {
+        let (mut link, mut peer) = pair();
+        peer.write_all(&[b"+PONG\r\n", more].concat()).unwrap();
+        link.ping(Deadline::after(PATIENCE)).unwrap().unwrap();
+        assert!(link.state().is_clean());
+        let expected = (!more.is_empty()).then_some(Replaced::Protocol);
+        assert_eq!(link.verdict(Instant::now(), 0), expected, "{more:?}");
+    }
+}
+
+#[test]
+fn bytes_that_stay_behind_are_counted_exactly() {
+    let (mut link, mut peer) = pair();
+    let bytes = vec![b'x'; 64 << 20];
+    let begun = Instant::now();
+    let limit = Duration::from_millis(400);
+    let (left, error) =
+        link.send_counted(&bytes, &[(Expect::Plain, 1)], Deadline::after(limit)).unwrap_err();
+    assert_eq!(error.kind(), LinkErrorKind::TimedOut);
+    assert!(begun.elapsed() < 20 * limit, "{:?}", begun.elapsed());
+    drop(link);
+    let mut came = Vec::new();
+    peer.read_to_end(&mut came).unwrap();
+    assert_eq!(came.len(), left);
+}
+
+#[test]
+fn a_reply_that_comes_in_drips_ends_at_the_deadline() {
+    let (mut link, mut peer) = pair();
+    let limit = Duration::from_millis(400);
+    let (over, is_over) = std::sync::mpsc::channel::<()>();
+    let drips = std::thread::spawn(move || {
+        peer.write_all(b"$100000\r\n").unwrap();
+        // Each wait for a byte is shorter than the limit; all of them together are not.
+        while is_over.recv_timeout(limit / 20) == Err(RecvTimeoutError::Timeout) {
+            if peer.write_all(b"x").is_err() {
+                break;
+            }
+        }
+    });
+    let begun = Instant::now();
+    link.send(b"GET", &[(Expect::Plain, 1)], Deadline::after(PATIENCE)).unwrap();
+    let error = link.receive(Deadline::after(limit)).unwrap_err();
+    assert_eq!(error.kind(), LinkErrorKind::TimedOut);
+    assert!(begun.elapsed() < 20 * limit, "{:?}", begun.elapsed());
+    assert_eq!(link.verdict(Instant::now(), 0), Some(Replaced::TimedOut));
+    drop(over);
+    drips.join().unwrap();
+}
+
+#[test]
+fn a_link_that_is_listed_after_the_pool_was_drained_is_closed_too() {
+    let server = Server::start();
+    let pool = pool_of_one(&server, 2 * PATIENCE);
+    let (arrived, has_arrived) = std::sync::mpsc::channel();
+    let (go_on, may_go_on) = std::sync::mpsc::channel::<()>();
+    let before_listing = move || {
+        arrived.send(()).unwrap();
+        let _: Result<(), _> = may_go_on.recv_timeout(PATIENCE);
+    };
+    *crate::sync::lock(&pool.health().before_listing) = Some(Box::new(before_listing));
+    // The caller has given up before the connection is there.
+    pool.lease(Instant::now()).map(drop).unwrap_err();
+    has_arrived.recv_timeout(PATIENCE).unwrap();
+    // Open, and not yet where the pool looks for it.
+    assert_eq!((server.client_list().len(), pool.status().size), (1, 0));
+    pool.close();
+    assert_eq!(pool.drain(Instant::now()), 0);
+    drop(go_on);
+    eventually(PATIENCE, "it is closed, though it was listed later", || pool.health().alive() == 0);
+    eventually(PATIENCE, "the server sees it", || server.client_list().is_empty());
+}

@@ -1,0 +1,245 @@
+//! One link over TLS and the other side of it, which keeps to TLS as far as a test lets it.
+
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned, SupportedProtocolVersion, version};
+
+use crate::connection::connect::Connected;
+use crate::connection::connection::Link;
+use crate::connection::deadline::Deadline;
+use crate::connection::endpoint::Endpoint;
+use crate::connection::properties::support::eventually;
+use crate::connection::properties::support::tls::Authority;
+use crate::connection::url::one as parse;
+use crate::error::connection::{LinkError, LinkErrorKind};
+use crate::pool::tests::PATIENCE;
+use crate::protocol::connection_state::Expect;
+use crate::settings::Settings;
+use crate::status::Replaced;
+
+const LIMIT: Duration = Duration::from_millis(400);
+const VERSIONS: [&SupportedProtocolVersion; 2] = [&version::TLS12, &version::TLS13];
+
+type Peer = StreamOwned<ServerConnection, TcpStream>;
+
+fn connect(url: &str, authority: &Authority, limit: Duration) -> Result<Connected, LinkError> {
+    let tls = crate::Tls::new().root_certificates(authority.pem());
+    let settings = Settings { tls: Some(tls), ..Settings::default() };
+    Endpoint::new(parse(url).unwrap(), &settings).unwrap().connect(limit)
+}
+
+/// A link that has shaken hands, and its other side.
+fn pair(version: &'static SupportedProtocolVersion) -> (Link, Peer) {
+    let authority = Authority::new();
+    let identity = authority.server(&["127.0.0.1"]);
+    let chain = CertificateDer::pem_slice_iter(identity.certificate.as_bytes());
+    let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain.map(Result::unwrap).collect(), key)
+        .unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("rediss://{}/", listener.local_addr().unwrap());
+    let accepting = thread::spawn(move || {
+        let (socket, _) = listener.accept().unwrap();
+        socket.set_nodelay(true).unwrap();
+        let connection = ServerConnection::new(Arc::new(config)).unwrap();
+        let mut peer = StreamOwned::new(connection, socket);
+        while peer.conn.is_handshaking() {
+            peer.conn.complete_io(&mut peer.sock).unwrap();
+        }
+        // Session tickets, of TLS 1.3.
+        peer.flush().unwrap();
+        peer
+    });
+    let link = Link::new(connect(&url, &authority, PATIENCE).unwrap(), None, 0);
+    (link, accepting.join().unwrap())
+}
+
+/// What is plaintext for the peer, to the end.
+fn all(mut peer: Peer) -> Vec<u8> {
+    let mut came = Vec::new();
+    match peer.read_to_end(&mut came) {
+        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => panic!("{error}"),
+        _ => came,
+    }
+}
+
+#[test]
+fn bytes_that_stay_behind_are_counted_exactly_also_over_tls() {
+    for version in VERSIONS {
+        let (mut link, peer) = pair(version);
+        // A socket that is closed with session tickets in it resets the connection.
+        look(&mut link).unwrap();
+        let bytes = vec![b'x'; 64 << 20];
+        let begun = Instant::now();
+        let sent = link.send_counted(&bytes, &[(Expect::Plain, 1)], Deadline::after(LIMIT));
+        let (left, error) = sent.unwrap_err();
+        assert_eq!(error.kind(), LinkErrorKind::TimedOut);
+        assert!(begun.elapsed() < 20 * LIMIT, "{:?}", begun.elapsed());
+        assert!(left > 0);
+        drop(link);
+        assert_eq!(all(peer).len(), left, "{version:?}");
+    }
+}
+
+#[test]
+fn of_a_peer_that_is_gone_no_more_bytes_are_counted_than_it_may_have_had() {
+    for version in VERSIONS {
+        let (mut link, mut peer) = pair(version);
+        let reading = thread::spawn(move || {
+            let mut came = vec![0; 100_000];
+            peer.read_exact(&mut came).unwrap();
+            came.len()
+        });
+        let bytes = vec![b'x'; 64 << 20];
+        let sent = link.send_counted(&bytes, &[(Expect::Plain, 1)], Deadline::after(PATIENCE));
+        let (left, error) = sent.unwrap_err();
+        assert_eq!(error.kind(), LinkErrorKind::Closed, "{error}");
+        assert!((reading.join().unwrap()..bytes.len()).contains(&left), "{left}");
+    }
+}
+
+#[test]
+fn a_reply_that_comes_in_drips_over_tls_ends_at_the_deadline() {
+    for version in VERSIONS {
+        for in_records in [true, false] {
+            let (mut link, mut peer) = pair(version);
+            let drips = thread::spawn(move || {
+                let (mut socket, mut record) = (peer.sock.try_clone().unwrap(), Vec::new());
+                peer.conn.writer().write_all(&[b'$'; 1000]).unwrap();
+                peer.conn.write_tls(&mut record).unwrap();
+                // Each wait for a byte is shorter than the limit; all of them together are not.
+                for byte in record {
+                    let dripped = match in_records {
+                        true => peer.write_all(b"+").and_then(|()| peer.flush()),
+                        false => socket.write_all(&[byte]),
+                    };
+                    if dripped.is_err() {
+                        break;
+                    }
+                    thread::sleep(LIMIT / 20);
+                }
+            });
+            link.send(b"GET", &[(Expect::Plain, 1)], Deadline::after(PATIENCE)).unwrap();
+            let begun = Instant::now();
+            let error = link.receive(Deadline::after(LIMIT)).unwrap_err();
+            let kinds = match in_records {
+                // Behind the record that was never sent nothing can be decrypted.
+                true => [LinkErrorKind::TimedOut, LinkErrorKind::Io],
+                false => [LinkErrorKind::TimedOut; 2],
+            };
+            assert!(kinds.contains(&error.kind()), "{error}");
+            assert!(begun.elapsed() < 20 * LIMIT, "{:?}", begun.elapsed());
+            drop(link);
+            drips.join().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_hand_shake_of_tls_ends_within_its_time_whatever_the_peer_does() {
+    let authority = Authority::new();
+    for drips in [false, true] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("rediss://{}/", listener.local_addr().unwrap());
+        let peer = thread::spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            // The beginning of a record that would be long.
+            let begun: &[u8] = &[22, 3, 3, 64, 0, 2, 0, 63, 0];
+            let mut bytes = begun.iter().copied().chain(std::iter::repeat(0));
+            while drips && socket.write_all(&[bytes.next().unwrap()]).is_ok() {
+                thread::sleep(LIMIT / 20);
+            }
+            let _: io::Result<u64> = io::copy(&mut socket, &mut io::sink());
+        });
+        let begun = Instant::now();
+        let failed = connect(&url, &authority, LIMIT).map(drop).unwrap_err();
+        assert_eq!(failed.kind(), LinkErrorKind::TimedOut, "{failed}");
+        assert!((LIMIT..20 * LIMIT).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+        peer.join().unwrap();
+    }
+}
+
+/// It was given back, and is taken again.
+fn look(link: &mut Link) -> Result<(), LinkErrorKind> {
+    assert_eq!(link.verdict(Instant::now(), 0), None);
+    link.taken();
+    link.look().map_err(|error| error.kind())
+}
+
+#[test]
+fn a_session_ticket_is_no_reply_too_many() {
+    let (mut link, mut peer) = pair(&version::TLS13);
+    let socket = Arc::clone(link.socket().unwrap());
+    socket.set_nonblocking(true).unwrap();
+    eventually(PATIENCE, "tickets are there", || socket.peek(&mut [0]).is_ok());
+    socket.set_nonblocking(false).unwrap();
+    assert_eq!(look(&mut link), Ok(()));
+    assert_eq!(look(&mut link), Ok(()));
+    peer.write_all(b"+PONG\r\n").unwrap();
+    peer.flush().unwrap();
+    assert_eq!(look(&mut link), Err(LinkErrorKind::Unexpected));
+    assert_eq!(link.verdict(Instant::now(), 0), Some(Replaced::Protocol));
+}
+
+#[test]
+fn half_a_record_is_waited_for_and_judged_when_it_is_whole() {
+    for version in VERSIONS {
+        for (text, whole) in [
+            (&b"+OK\r\n"[..], Err(LinkErrorKind::Unexpected)),
+            (b"$5\r\nWR", Err(LinkErrorKind::Unexpected)),
+            (b">1\r\n+a\r\n", Ok(())),
+            (b">1\r\n+", Ok(())),
+        ] {
+            let (mut link, mut peer) = pair(version);
+            link.speaks_resp3();
+            let mut record = Vec::new();
+            peer.conn.writer().write_all(text).unwrap();
+            peer.conn.write_tls(&mut record).unwrap();
+            let (one, other) = record.split_at(record.len() / 2);
+            peer.sock.write_all(one).unwrap();
+            assert_eq!(look(&mut link), Ok(()), "{version:?}");
+            peer.sock.write_all(other).unwrap();
+            assert_eq!(look(&mut link), whole, "{version:?}, {text:?}");
+        }
+    }
+}
+
+#[test]
+fn the_end_of_tls_is_the_end_also_while_the_socket_is_open() {
+    for version in VERSIONS {
+        let (mut link, mut peer) = pair(version);
+        peer.conn.send_close_notify();
+        while peer.conn.wants_write() {
+            peer.conn.write_tls(&mut peer.sock).unwrap();
+        }
+        assert_eq!(look(&mut link), Err(LinkErrorKind::Closed), "{version:?}");
+        assert_eq!(link.verdict(Instant::now(), 0), Some(Replaced::Closed));
+    }
+}
+
+#[test]
+fn a_record_that_was_changed_on_its_way_ends_the_connection() {
+    for version in VERSIONS {
+        let (mut link, mut peer) = pair(version);
+        let mut record = Vec::new();
+        peer.conn.writer().write_all(b"+PONG\r\n").unwrap();
+        peer.conn.write_tls(&mut record).unwrap();
+        *record.last_mut().unwrap() ^= 1;
+        link.send(b"PING", &[(Expect::Plain, 1)], Deadline::after(PATIENCE)).unwrap();
+        peer.sock.write_all(&record).unwrap();
+        let error = link.receive(Deadline::after(PATIENCE)).unwrap_err();
+        assert_eq!(error.kind(), LinkErrorKind::Io, "{error}");
+        assert_eq!(link.verdict(Instant::now(), 0), Some(Replaced::Closed));
+    }
+}

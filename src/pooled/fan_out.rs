@@ -1,0 +1,226 @@
+//! The pooled handle in a cluster: each command to its master, on from there, or to all of them.
+//!
+//! Never: a command to a node because it happens to be at hand, where its key says another.
+
+use std::panic::Location;
+use std::time::Instant;
+
+use redis::Value;
+
+use crate::error::checkout::CheckoutError;
+use crate::error::connection::{LinkError, LinkErrorKind};
+use crate::error::{Applied, Error};
+use crate::pool::router::{Nodes, Patience, Route};
+use crate::pooled::request::Request;
+use crate::protocol::cluster::redirect;
+use crate::protocol::cluster::redirect::Redirect;
+use crate::protocol::command;
+use crate::protocol::command::Requests;
+use crate::protocol::command::fan_out;
+use crate::protocol::command::fan_out::{Policy, Spread};
+use crate::protocol::command::keys;
+use crate::protocol::command::keys::Keyed;
+use crate::protocol::resp::encode::ASKING;
+
+/// One command of a request.
+struct Part<'b> {
+    bytes: &'b [u8],
+    to: To,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum To {
+    Any,
+    Slot(u16),
+    All(Policy),
+}
+
+/// Sends each command where it belongs. One reply a command, in their order.
+pub(crate) fn request(
+    nodes: &Nodes,
+    place: &'static Location<'static>,
+    bytes: &[u8],
+) -> Result<Vec<Value>, Error> {
+    let parts = parts(bytes)?;
+    let mut call = Call {
+        nodes,
+        place,
+        deadline: Instant::now() + nodes.settings().checkout_timeout,
+        replies: vec![None; parts.len()],
+        parts,
+    };
+    while let Some(first) = call.replies.iter().position(Option::is_none) {
+        let to = call.parts.get(first).map_or(To::Any, |part| part.to);
+        let with: Vec<_> = call.waiting(|part| part.to == to).collect();
+        let sent = match to {
+            To::All(policy) => call.everywhere(first, policy),
+            To::Any => call.batch(Route::default(), with),
+            To::Slot(slot) => call.batch(Route::to(Some(slot)), with),
+        };
+        sent.map_err(|error| call.told(error))?;
+    }
+    Ok(call.replies.into_iter().flatten().collect())
+}
+
+fn parts(bytes: &[u8]) -> Result<Vec<Part<'_>>, Error> {
+    let mut requests = Requests::new(bytes);
+    let mut parts = Vec::new();
+    loop {
+        let rest = requests.rest();
+        let Some(Ok(args)) = requests.next() else { return Ok(parts) };
+        let own = rest.get(..rest.len() - requests.rest().len()).unwrap_or_default();
+        let name = || command::printable(args.first().copied().unwrap_or_default());
+        let to = match keys::slot_of(&args) {
+            Keyed::Slot(slot) => To::Slot(slot),
+            Keyed::Across(bound, other) => {
+                return Err(Error::CrossSlot { command: name(), bound, other });
+            }
+            // Whoever gets it knows where its keys are, and sends it on.
+            Keyed::Unknown => To::Any,
+            Keyed::No => match fan_out::of(&args) {
+                Spread::One => To::Any,
+                Spread::All(policy) => To::All(policy),
+                Spread::Refused => {
+                    return Err(Error::Refused {
+                        command: name(),
+                        hint: "each node of the cluster has an answer of its own; connect to each",
+                    });
+                }
+            },
+        };
+        parts.push(Part { bytes: own, to });
+    }
+}
+
+struct Call<'b> {
+    nodes: &'b Nodes,
+    place: &'static Location<'static>,
+    deadline: Instant,
+    parts: Vec<Part<'b>>,
+    replies: Vec<Option<Value>>,
+}
+
+impl Call<'_> {
+    /// The commands that have no reply yet.
+    fn waiting(&self, which: impl Fn(&Part<'_>) -> bool) -> impl Iterator<Item = usize> {
+        let replies = self.parts.iter().zip(&self.replies).enumerate();
+        replies.filter(move |(_, (part, reply))| reply.is_none() && which(part)).map(|(at, _)| at)
+    }
+
+    /// Sends these along the route, and what is sent on along the next one, and so on.
+    fn batch(&mut self, mut route: Route, mut these: Vec<usize>) -> Result<(), Error> {
+        let mut patience = Patience::until(self.deadline);
+        loop {
+            let mut left = Vec::new();
+            let (onward, failed) = match self.exchange(&route, &these) {
+                Ok(replies) => {
+                    let mut onward = None;
+                    for (at, reply) in these.into_iter().zip(replies) {
+                        if let Some((code, text)) = refusal(&reply) {
+                            left.push(at);
+                            onward = onward.or_else(|| self.nodes.onward(&route, code, text));
+                        }
+                        // It stands, unless there is time to go on.
+                        self.settle(at, Some(reply));
+                    }
+                    (onward, None)
+                }
+                Err(Error::Checkout(error)) => {
+                    left = these;
+                    (self.nodes.unreached_by(&route, &error, self.deadline), Some(error))
+                }
+                Err(error) => return Err(error),
+            };
+            match onward {
+                Some(onward) if patience.allows(&onward) => route = onward.route(),
+                _ => return failed.map_or(Ok(()), |error| Err(error.into())),
+            }
+            left.iter().for_each(|at| self.settle(*at, None));
+            these = left;
+        }
+    }
+
+    fn settle(&mut self, at: usize, reply: Option<Value>) {
+        if let Some(place) = self.replies.get_mut(at) {
+            *place = reply;
+        }
+    }
+
+    /// Sends one command to every master.
+    fn everywhere(&mut self, this: usize, policy: Policy) -> Result<(), Error> {
+        let mut patience = Patience::until(self.deadline);
+        let (mut answers, mut asked) = (Vec::new(), Vec::new());
+        loop {
+            let mut failed = None;
+            for route in self.nodes.everybody(self.deadline)? {
+                if asked.contains(&route) {
+                    continue;
+                }
+                match self.exchange(&route, &[this]) {
+                    Ok(replies) => answers.extend(replies),
+                    Err(Error::Checkout(error)) => {
+                        failed = Some((route, error));
+                        break;
+                    }
+                    Err(error) => return Err(error),
+                }
+                asked.push(route);
+            }
+            let Some((route, error)) = failed else { break };
+            match self.nodes.unreached_by(&route, &error, self.deadline) {
+                Some(onward) if patience.allows(&onward) => {}
+                _ => return Err(error.into()),
+            }
+        }
+        self.settle(this, Some(fan_out::joined(policy, answers)));
+        Ok(())
+    }
+
+    /// One write along the route, and one reply for each.
+    fn exchange(&self, route: &Route, these: &[usize]) -> Result<Vec<Value>, Error> {
+        let parts = || these.iter().filter_map(|at| self.parts.get(*at)).map(|part| part.bytes);
+        let plain = parts().collect::<Vec<_>>().concat();
+        let request = Request::judge(&plain, these.len())?.of_handle(self.place);
+        if !route.asks() {
+            return request.ask(self.nodes, route, (&plain, 0, these.len()), self.deadline);
+        }
+        let asking: Vec<_> = parts().flat_map(|part| [ASKING, part]).collect();
+        let bytes = asking.concat();
+        let replies = request.ask(self.nodes, route, (&bytes, 0, asking.len()), self.deadline)?;
+        Ok(redirect::all_behind_asking(replies))
+    }
+
+    /// What a failure says of the whole request: others of its commands may have been applied.
+    fn told(&self, error: Error) -> Error {
+        let during = || {
+            let first = self.parts.first().and_then(|part| Requests::new(part.bytes).next());
+            let first = first.and_then(Result::ok).unwrap_or_default();
+            command::printable(first.first().copied().unwrap_or_default())
+        };
+        let changed = self.parts.iter().zip(&self.replies).any(|(part, reply)| {
+            let judged = Request::judge(part.bytes, 1);
+            reply.is_some() && judged.is_ok_and(|request| !request.read_only)
+        });
+        match error {
+            error if !changed => error,
+            Error::Lost { during, source, .. } => {
+                Error::Lost { during, applied: Applied::Unknown, source }
+            }
+            Error::Checkout(error) => {
+                let source = match error {
+                    CheckoutError::Connect { source, .. } => source,
+                    other => LinkError::new(LinkErrorKind::Closed, other.to_string()),
+                };
+                Error::Lost { during: during(), applied: Applied::Unknown, source }
+            }
+            error => error,
+        }
+    }
+}
+
+/// The code and the text of a reply by which a node says that it is not the one to ask.
+fn refusal(reply: &Value) -> Option<(&str, &str)> {
+    let Value::ServerError(error) = reply else { return None };
+    let (code, text) = (error.code(), error.details().unwrap_or_default());
+    Redirect::of(code, text).map(|_| (code, text))
+}

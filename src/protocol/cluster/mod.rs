@@ -1,0 +1,6 @@
+//! Redis Cluster: hash slots, the slot map, redirections.
+
+pub(crate) mod redirect;
+pub(crate) mod slot;
+#[cfg(feature = "cluster")]
+pub(crate) mod slot_map;

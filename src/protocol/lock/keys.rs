@@ -1,0 +1,84 @@
+//! The keys of one lock, and the channel its releases are told on.
+//!
+//! Never: shown. The name is the caller's own.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::pool::router;
+use crate::protocol::cluster::slot;
+
+/// The keys of one lock. All but the counter share the name's hash tag.
+pub(crate) struct Names {
+    /// Who holds it: sorted by when their leases end, in the server's milliseconds.
+    pub(crate) holders: String,
+    /// Of each holder the fencing token and the label.
+    pub(crate) info: String,
+    /// Who waits in fair mode, by when they came, and until when they are known to live.
+    pub(crate) queue: String,
+    pub(crate) alive: String,
+    pub(crate) wake: Arc<str>,
+    done: String,
+    /// It has a number of permits.
+    pub(crate) is_semaphore: bool,
+    /// One counter for all locks of a server.
+    pub(crate) fence: String,
+}
+
+impl Names {
+    /// `family` keeps locks, read/write locks and semaphores of one name apart. In a `cluster` there
+    /// is a counter for each slot, in the slot.
+    pub(crate) fn new(prefix: &str, family: &str, name: &str, cluster: bool) -> Self {
+        let base = format!("{prefix}:{family}:{{{}}}", tagged(name));
+        let slot = slot::of_key(base.as_bytes());
+        Self {
+            info: format!("{base}:info"),
+            queue: format!("{base}:queue"),
+            alive: format!("{base}:alive"),
+            wake: format!("{base}:wake").into(),
+            done: format!("{base}:done:"),
+            fence: match cluster.then(|| router::tag(slot)).flatten() {
+                Some(tag) => format!("{prefix}:fence:{{{tag}}}"),
+                None => format!("{prefix}:fence"),
+            },
+            is_semaphore: family == "sem",
+            holders: base,
+        }
+    }
+
+    /// Where it is remembered for a while that this holder has given the lock back.
+    pub(crate) fn done(&self, member: &str) -> String {
+        format!("{}{member}", self.done)
+    }
+}
+
+/// A name with braces would end the hash tag early, or be none.
+fn tagged(name: &str) -> String {
+    name.replace('%', "%25").replace('{', "%7B").replace('}', "%7D")
+}
+
+impl fmt::Debug for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Names")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_keys_of_a_name_share_its_hash_tag_and_no_two_names_share_keys() {
+        let names = Names::new("app", "lock", "a", false);
+        assert_eq!(names.holders, "app:lock:{a}");
+        for key in [&names.info, &names.queue, &names.alive, &names.done("x1")] {
+            assert!(key.starts_with("app:lock:{a}:"), "{key}");
+        }
+        let holders = |name| Names::new("app", "lock", name, false).holders;
+        assert_eq!(holders("a}b"), "app:lock:{a%7Db}");
+        assert_ne!(holders("a}b"), holders("a%7Db"));
+        let there = Names::new("app", "lock", "a", true).fence;
+        assert_eq!(slot::of_key(there.as_bytes()), slot::of_key(b"a"));
+        assert_ne!(Names::new("app", "sem", "a", false).holders, names.holders);
+    }
+}

@@ -1,0 +1,94 @@
+//! The lock that a transaction must not outlive: what the server is asked about it, and what its
+//! answers prove.
+//!
+//! The lock's holders are watched before they are asked for. So an answer that says "held" stays
+//! true until EXEC, or EXEC answers nil.
+//!
+//! Never: shown. Never: held, where the lease is over by the server's own clock.
+
+use std::fmt;
+
+use redis::Value;
+
+use crate::protocol::cluster::slot;
+use crate::protocol::resp::encode;
+
+/// The lock that a transaction must not outlive: its holders' key, and who holds it.
+#[derive(Clone)]
+pub(crate) struct HeldLock {
+    holders: Box<str>,
+    member: Box<str>,
+}
+
+impl HeldLock {
+    pub(crate) fn new(holders: &str, member: &str) -> Self {
+        Self { holders: holders.into(), member: member.into() }
+    }
+
+    /// Where a cluster keeps it.
+    pub(crate) fn slot(&self) -> u16 {
+        slot::of_key(self.holders.as_bytes())
+    }
+
+    /// Watches who holds it.
+    pub(crate) fn watch(&self, bytes: &mut Vec<u8>) {
+        encode::command(bytes, &["WATCH"], |args| {
+            args.arg(&*self.holders);
+        });
+    }
+
+    /// Asks until when it is held.
+    pub(crate) fn score(&self, bytes: &mut Vec<u8>) {
+        encode::command(bytes, &["ZSCORE"], |args| {
+            args.arg(&*self.holders).arg(&*self.member);
+        });
+    }
+}
+
+/// The server's clock.
+pub(crate) const TIME: &[u8] = b"*1\r\n$4\r\nTIME\r\n";
+
+/// The server's clock, in milliseconds.
+pub(crate) fn millis(time: &Value) -> Option<f64> {
+    let Value::Array(parts) = time else { return None };
+    let [seconds, micros] = parts.as_slice() else { return None };
+    Some(number(seconds)? * 1e3 + (number(micros)? / 1e3).floor())
+}
+
+/// Whether it is held at `now`.
+pub(crate) fn is_held(score: &Value, now: Option<f64>) -> bool {
+    now.zip(number(score)).is_some_and(|(now, ends)| ends > now)
+}
+
+fn number(value: &Value) -> Option<f64> {
+    match value {
+        Value::BulkString(digits) => std::str::from_utf8(digits).ok()?.parse().ok(),
+        Value::Int(number) => Some(*number as f64),
+        Value::Double(number) => Some(*number),
+        _ => None,
+    }
+}
+
+impl fmt::Debug for HeldLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HeldLock")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_lease_that_is_not_over_is_held() {
+        let bulk = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+        let now = millis(&Value::Array(vec![bulk("1700000000"), bulk("123999")]));
+        assert_eq!(now, Some(1_700_000_000_123.0));
+        assert!(is_held(&bulk("1700000000124"), now));
+        assert!(is_held(&Value::Double(1_700_000_000_124.0), now), "as RESP3 says it");
+        for over in [bulk("1700000000123"), bulk("1"), Value::Nil, bulk("x"), Value::Okay] {
+            assert!(!is_held(&over, now), "{over:?}");
+        }
+        assert!(!is_held(&bulk("1700000000124"), None), "who has no clock knows nothing");
+    }
+}

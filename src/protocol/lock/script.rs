@@ -1,0 +1,112 @@
+//! The scripts, and the calls of them as bytes.
+//!
+//! Each can be sent again with the same arguments: what it did the first time stands, and it
+//! answers the same.
+//!
+//! Never: a clock of the client's. Time is what the server says it is.
+
+use std::fmt;
+use std::sync::OnceLock;
+
+use crate::protocol::cluster::slot;
+use crate::protocol::resp::encode;
+
+/// One script, known to the server by its hash once it has run there.
+pub(crate) struct Script {
+    source: &'static str,
+    hash: OnceLock<String>,
+}
+
+/// Takes the lock, or says who has it and for how long.
+pub(crate) static ACQUIRE: Script = Script::new(include_str!("scripts/acquire.lua"));
+/// Gives it back and wakes one who waits.
+pub(crate) static RELEASE: Script = Script::new(include_str!("scripts/release.lua"));
+/// Extends the lease of who still holds it.
+pub(crate) static RENEW: Script = Script::new(include_str!("scripts/renew.lua"));
+/// Says who has it.
+pub(crate) static PEEK: Script = Script::new(include_str!("scripts/peek.lua"));
+/// Takes it away from everybody.
+pub(crate) static FORCE: Script = Script::new(include_str!("scripts/force.lua"));
+/// Changes how many may hold it at a time.
+pub(crate) static PERMITS: Script = Script::new(include_str!("scripts/permits.lua"));
+
+impl Script {
+    const fn new(source: &'static str) -> Self {
+        Self { source, hash: OnceLock::new() }
+    }
+
+    fn hash(&self) -> &str {
+        self.hash.get_or_init(|| redis::Script::new(self.source).get_hash().to_owned())
+    }
+}
+
+/// How a request names its script.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum By {
+    Hash,
+    /// The server does not know the hash, or has forgotten it.
+    Source,
+}
+
+/// One call of a script, or the deletion of keys.
+#[derive(Clone)]
+pub(crate) struct Call {
+    /// `None`: the keys are deleted.
+    script: Option<&'static Script>,
+    keys: Vec<String>,
+    arguments: Vec<String>,
+}
+
+impl Call {
+    /// Where a cluster keeps its keys.
+    pub(crate) fn slot(&self) -> Option<u16> {
+        self.keys.first().map(|key| slot::of_key(key.as_bytes()))
+    }
+
+    pub(crate) fn new(
+        script: &'static Script,
+        keys: impl IntoIterator<Item = impl Into<String>>,
+        arguments: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Self {
+        let keys = keys.into_iter().map(Into::into).collect();
+        let arguments = arguments.into_iter().map(Into::into).collect();
+        Self { script: Some(script), keys, arguments }
+    }
+
+    /// Deletes `keys`, which share a slot in a cluster.
+    pub(crate) fn delete(keys: impl IntoIterator<Item = String>) -> Self {
+        let keys = keys.into_iter().collect();
+        Self { script: None, keys, arguments: Vec::new() }
+    }
+
+    pub(crate) fn write(&self, bytes: &mut Vec<u8>, by: By) {
+        let Some(script) = self.script else {
+            return encode::command(bytes, &["DEL"], |args| {
+                self.keys.iter().for_each(|key| {
+                    args.arg(key);
+                });
+            });
+        };
+        let word = match by {
+            By::Hash => "EVALSHA",
+            By::Source => "EVAL",
+        };
+        encode::command(bytes, &[word], |args| {
+            args.arg(match by {
+                By::Hash => script.hash(),
+                By::Source => script.source,
+            });
+            args.arg(self.keys.len());
+            self.keys.iter().chain(&self.arguments).for_each(|text| {
+                args.arg(text);
+            });
+        });
+    }
+}
+
+/// Shows nothing of its arguments.
+impl fmt::Debug for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Call")
+    }
+}

@@ -1,0 +1,230 @@
+//! The fence of an exactly-once commit: one register a connection, and what its value proves.
+//!
+//! The connection watches its register while a transaction is sent, and the transaction writes a
+//! number into it that was never used before. Whoever asks later touches the register first: from
+//! then on an EXEC that is still on its way finds a watched key changed and applies nothing. So
+//! what is found behind the touch stays true.
+//!
+//! Never: a number used twice. Never: a proof by something that is missing.
+
+use std::fmt;
+use std::time::Duration;
+
+use redis::Value;
+
+use crate::error::in_doubt::Unresolved;
+use crate::error::server::ServerError;
+use crate::protocol::resp::encode;
+use crate::protocol::resp::encode::ASKING;
+
+/// One connection's register: its name, and the last number that was meant for it.
+pub(crate) struct Fence {
+    prefix: Box<str>,
+    random: u128,
+    register: String,
+    tag: Option<u32>,
+    number: u64,
+}
+
+impl Fence {
+    /// `random` makes the register this connection's alone, for all processes and all time.
+    pub(crate) fn new(prefix: &str, random: u128) -> Self {
+        let register = name(prefix, None, random);
+        Self { prefix: prefix.into(), random, register, tag: None, number: 0 }
+    }
+
+    /// In a cluster there is one for each slot, in the slot: here is its hash tag. Numbers are never
+    /// used twice in any of them.
+    pub(crate) fn go_to(&mut self, tag: Option<u32>) {
+        if self.tag != tag {
+            let Self { prefix, random, .. } = self;
+            self.register = name(prefix, tag, *random);
+            self.tag = tag;
+        }
+    }
+
+    pub(crate) fn tag(&self) -> Option<u32> {
+        self.tag
+    }
+
+    pub(crate) fn register(&self) -> &str {
+        &self.register
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// A number that was never meant for the register before.
+    pub(crate) fn advance(&mut self) {
+        self.number += 1;
+    }
+
+    /// Writes the number into the register.
+    pub(crate) fn set(&self, bytes: &mut Vec<u8>, ttl: Duration) {
+        encode::command(bytes, &["SET"], |args| {
+            args.arg(&self.register).arg(self.number).arg("PX").arg(millis(ttl));
+        });
+    }
+
+    pub(crate) fn watch(&self, bytes: &mut Vec<u8>) {
+        encode::command(bytes, &["WATCH"], |args| {
+            args.arg(&self.register);
+        });
+    }
+}
+
+/// The name of a register.
+fn name(prefix: &str, tag: Option<u32>, random: u128) -> String {
+    match tag {
+        Some(tag) => format!("{prefix}:{{{tag}}}:reg:{random:032x}"),
+        None => format!("{prefix}:reg:{random:032x}"),
+    }
+}
+
+/// Whether this is exactly the name that a connection's register can have, with this prefix and tag.
+pub(crate) fn is_register(register: &str, prefix: &str, tag: Option<u32>) -> bool {
+    let digits = register.len().checked_sub(32).and_then(|at| register.get(at..));
+    // The name is made anew of what was read, so there is one place that knows its form.
+    digits
+        .filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
+        .and_then(|digits| u128::from_str_radix(digits, 16).ok())
+        .is_some_and(|random| register == name(prefix, tag, random))
+}
+
+/// The longest time to live of a key: a hundred years. The server refuses times whose end does not
+/// fit its clock, and it would refuse them inside the transaction.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+/// At least one, and a hundred years at most.
+pub(crate) fn millis(time: Duration) -> u64 {
+    u64::try_from(time.min(LONGEST).as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
+/// Shows how far it has counted.
+impl fmt::Debug for Fence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fence").field("number", &self.number).finish_non_exhaustive()
+    }
+}
+
+/// What the server is asked about a register, in one write and in this order: the touch comes
+/// first.
+///
+/// Where it `asks`, each is sent behind ASKING, which is answered for itself.
+pub(crate) fn question(register: &str, ttl: Duration, asks: bool) -> Vec<u8> {
+    let asking = if asks { ASKING } else { b"" };
+    let mut bytes = Vec::with_capacity(200);
+    bytes.extend_from_slice(asking);
+    encode::command(&mut bytes, &["PEXPIRE"], |args| {
+        args.arg(register).arg(millis(ttl));
+    });
+    bytes.extend_from_slice(asking);
+    encode::command(&mut bytes, &["GET"], |args| {
+        args.arg(register);
+    });
+    bytes
+}
+
+/// What the answers prove of the transaction that was to write `number`: that it was applied, or
+/// that it was not and never will be.
+pub(crate) fn applied(number: u64, touched: &Value, found: &Value) -> Result<bool, Unresolved> {
+    for answer in [touched, found] {
+        if let Value::ServerError(error) = answer {
+            return Err(Unresolved::Refused(ServerError::from_reply(error, false)));
+        }
+    }
+    let found = match found {
+        Value::Nil => return Err(Unresolved::RegisterGone),
+        // As they are written here: no sign, no leading zero.
+        Value::BulkString(digits) => std::str::from_utf8(digits)
+            .ok()
+            .and_then(|digits| digits.parse::<u64>().ok().filter(|n| n.to_string() == digits)),
+        _ => None,
+    };
+    match (found, touched) {
+        (Some(found), _) if found == number => Ok(true),
+        // Without the touch a late EXEC could still be applied.
+        (Some(found), Value::Int(1)) if found < number => Ok(false),
+        (Some(_), Value::Int(0)) => Err(Unresolved::RegisterGone),
+        _ => Err(Unresolved::RegisterForeign),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bulk(text: &str) -> Value {
+        Value::BulkString(text.as_bytes().to_vec())
+    }
+
+    #[test]
+    fn only_a_register_that_was_touched_proves_that_nothing_was_applied() {
+        let (touched, untouched) = (Value::Int(1), Value::Int(0));
+        assert_eq!(applied(7, &touched, &bulk("7")), Ok(true));
+        assert_eq!(applied(7, &touched, &bulk("6")), Ok(false));
+        assert_eq!(applied(7, &untouched, &bulk("7")), Ok(true));
+        assert_eq!(applied(7, &untouched, &bulk("6")), Err(Unresolved::RegisterGone));
+        assert_eq!(applied(7, &untouched, &Value::Nil), Err(Unresolved::RegisterGone));
+        assert_eq!(applied(7, &touched, &Value::Nil), Err(Unresolved::RegisterGone));
+        let foreign = [bulk("8"), bulk("seven"), bulk("-1"), bulk("+7"), bulk("07"), bulk("+6")];
+        for foreign in foreign.into_iter().chain([Value::Int(7), Value::Okay]) {
+            assert_eq!(applied(7, &touched, &foreign), Err(Unresolved::RegisterForeign));
+        }
+    }
+
+    #[test]
+    fn a_refusal_proves_nothing() {
+        let error = redis::parse_redis_value(b"-READONLY no\r\n").unwrap();
+        for (touched, found) in [(&error, &bulk("6")), (&Value::Int(1), &error)] {
+            let refused = applied(7, touched, found);
+            assert!(matches!(refused, Err(Unresolved::Refused(e)) if e.code() == "READONLY"));
+        }
+    }
+
+    #[test]
+    fn only_the_name_that_a_register_has_is_one() {
+        let mut fence = Fence::new("app", u128::MAX - 5);
+        assert!(is_register(fence.register(), "app", None));
+        assert!(!is_register(fence.register(), "app", Some(7)));
+        assert!(!is_register(fence.register(), "ap", None));
+        fence.go_to(Some(7));
+        assert!(is_register(fence.register(), "app", Some(7)));
+        assert!(!is_register(fence.register(), "app", Some(8)));
+        assert!(!is_register(fence.register(), "app", None));
+        let digits = "0123456789abcdef0123456789abcdef";
+        assert!(is_register(&format!("app:reg:{digits}"), "app", None));
+        for no in [
+            String::new(),
+            "balance:alice".into(),
+            digits.into(),
+            format!("app:{digits}"),
+            format!("app:reg:{}", digits.to_uppercase()),
+            format!("app:reg:+{}", &digits[1..]),
+            format!("app:reg: {}", &digits[1..]),
+            format!("app:reg:0{digits}"),
+            format!("app:reg:{}", &digits[1..]),
+            format!("app:reg:{digits} "),
+            format!("app:once:{digits}"),
+            format!("xapp:reg:{digits}"),
+            format!("app:{{7}}:reg:{digits}"),
+            format!("app:reg:é{}", &digits[2..]),
+        ] {
+            assert!(!is_register(&no, "app", None), "{no}");
+        }
+        for no in ["{07}", "{+7}", "{}", "{7", "7"] {
+            assert!(!is_register(&format!("app:{no}:reg:{digits}"), "app", Some(7)), "{no}");
+        }
+    }
+
+    #[test]
+    fn no_two_connections_share_a_register() {
+        let (one, two) = (Fence::new("app", 1), Fence::new("app", 2));
+        assert_ne!(one.register(), two.register());
+        assert_eq!(one.register(), "app:reg:00000000000000000000000000000001");
+        let mut bytes = Vec::new();
+        one.set(&mut bytes, Duration::from_micros(1));
+        assert!(bytes.ends_with(b"$1\r\n0\r\n$2\r\nPX\r\n$1\r\n1\r\n"));
+    }
+}

@@ -1,0 +1,433 @@
+//! The queued part of a transaction as bytes, with the parts of it that can be forgotten.
+//!
+//! The buffer always begins with UNWATCH and MULTI, so that a transaction on a trusted link leaves
+//! in one write, whatever it has to begin with; the others send the rest of the same bytes.
+//!
+//! Never: a half-encoded command in what is handed out. Never: an identifier given out twice.
+
+#[cfg(test)]
+mod tests;
+
+use redis::Cmd;
+
+use crate::protocol::batch;
+use crate::protocol::cluster::slot::Binding;
+use crate::protocol::command;
+use crate::protocol::command::fan_out;
+use crate::protocol::command::keys;
+use crate::protocol::command::keys::Keyed;
+use crate::protocol::command::{Place, Requests};
+use crate::protocol::resp::encode;
+use crate::protocol::resp::encode::{Args, EXEC, MULTI, UNWATCH};
+use crate::protocol::resp::encoded_command::Head;
+
+/// How much stands before the first command.
+const HEAD: usize = UNWATCH.len() + MULTI.len();
+
+/// What a transaction's one write begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Start {
+    Unwatch,
+    Multi,
+    Commands,
+}
+
+/// One write that ends a transaction.
+#[derive(Debug)]
+pub(crate) struct Closed<'b> {
+    pub(crate) bytes: &'b [u8],
+    /// How many of them end with EXEC's last one.
+    pub(crate) with_exec: usize,
+}
+
+/// How much one transaction may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limits {
+    pub(crate) commands: u32,
+    pub(crate) bytes: usize,
+}
+
+/// Why a command was not taken into the buffer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// Refused by name.
+    Command(String),
+    /// It adds a float to an integer.
+    Float(String),
+    /// A `Cmd` without a name.
+    Empty,
+    TooManyCommands {
+        limit: u32,
+    },
+    TooManyBytes {
+        limit: usize,
+    },
+    /// Its key is of another slot than the transaction.
+    OtherSlot {
+        command: String,
+        bound: u16,
+        other: u16,
+    },
+    /// It concerns every node of a cluster, and the transaction is on one.
+    Everywhere(String),
+}
+
+/// Where an open part began.
+#[derive(Clone, Copy, Debug)]
+struct Mark {
+    end: usize,
+    commands: u32,
+    ids: u32,
+    holes: usize,
+    refused: bool,
+    binding: Binding,
+    unplaced: bool,
+}
+
+/// The queued commands of one transaction.
+pub struct Buffer {
+    transaction: u64,
+    limits: Limits,
+    bytes: Vec<u8>,
+    /// End of the last whole command: an argument type that panics while it is encoded leaves
+    /// half a command behind it, which is cut off before anything else happens.
+    end: usize,
+    /// Bytes that were already handed out by [`flushed`](Self::flushed).
+    gone: usize,
+    commands: u32,
+    flushed: u32,
+    ids: u32,
+    /// Identifiers of forgotten commands: ascending, disjoint, half open.
+    holes: Vec<(u32, u32)>,
+    marks: Vec<Mark>,
+    refusal: Option<Refusal>,
+    binding: Binding,
+    /// It holds a command whose keys nobody here knows.
+    unplaced: bool,
+    /// It holds a command that must not travel with other blocks.
+    alone: bool,
+    /// Names of the commands whose bytes are gone, each behind its length.
+    names: Vec<u8>,
+    /// A server's sentences are shown as they come.
+    full: bool,
+}
+
+impl Buffer {
+    /// Writes into `bytes`, whose capacity it takes over.
+    pub(crate) fn new(transaction: u64, limits: Limits, mut bytes: Vec<u8>) -> Self {
+        bytes.clear();
+        bytes.reserve(256);
+        bytes.extend_from_slice(UNWATCH);
+        bytes.extend_from_slice(MULTI);
+        Self {
+            transaction,
+            limits,
+            end: bytes.len(),
+            bytes,
+            gone: 0,
+            commands: 0,
+            flushed: 0,
+            ids: 0,
+            holes: Vec::new(),
+            marks: Vec::new(),
+            refusal: None,
+            binding: Binding::Free,
+            unplaced: false,
+            alone: false,
+            names: Vec::new(),
+            full: false,
+        }
+    }
+
+    /// Its keys must be of this slot, or of any one.
+    pub(crate) fn bind(&mut self, binding: Binding) {
+        self.binding = binding;
+    }
+
+    /// Which slot its keys are of, so far.
+    pub(crate) fn binding(&self) -> Binding {
+        self.binding
+    }
+
+    /// It holds a command whose keys nobody here knows, and none that tells where it belongs.
+    pub(crate) fn is_unplaced(&self) -> bool {
+        self.unplaced && self.binding == Binding::Open
+    }
+
+    /// It will not travel with other blocks, whatever it holds.
+    pub(crate) fn goes_alone(&mut self) {
+        self.alone = true;
+    }
+
+    /// Whether errors of its commands are to show the server's sentences as they come.
+    pub(crate) fn show_messages(&mut self, full: bool) {
+        self.full = full;
+    }
+
+    pub(crate) fn shows_messages(&self) -> bool {
+        self.full
+    }
+
+    /// Gives the memory back. What was queued is forgotten.
+    pub(crate) fn take_bytes(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.bytes)
+    }
+
+    pub(crate) fn transaction(&self) -> u64 {
+        self.transaction
+    }
+
+    /// Appends a command of the part at `depth` and gives it an identifier.
+    pub(crate) fn push(
+        &mut self,
+        depth: usize,
+        head: &Head,
+        args: impl FnOnce(&mut Args<'_>),
+    ) -> u32 {
+        self.alone |= !head.joins();
+        let (check, adds) = (head.may_block(), head.adds());
+        self.append(depth, check, adds, |bytes| encode::entry(bytes, head, args))
+    }
+
+    /// The same for a command that the caller built.
+    pub(crate) fn push_cmd(&mut self, depth: usize, cmd: &Cmd) -> u32 {
+        self.alone = true;
+        self.append(depth, true, false, |bytes| cmd.write_packed_command(bytes))
+    }
+
+    fn append(
+        &mut self,
+        depth: usize,
+        check: bool,
+        adds: bool,
+        encode: impl FnOnce(&mut Vec<u8>),
+    ) -> u32 {
+        self.close_parts(depth);
+        if self.refusal.is_none() {
+            self.bytes.truncate(self.end);
+            // May panic; then nobody has the identifier, and the next command gets it.
+            encode(&mut self.bytes);
+            self.keep(check, adds);
+        }
+        let id = self.ids;
+        self.ids = id.saturating_add(1);
+        id
+    }
+
+    /// Keeps the command that was just encoded, or refuses it. Not generic: it is there once.
+    fn keep(&mut self, check: bool, adds: bool) {
+        if self.commands >= self.limits.commands {
+            self.refuse(Refusal::TooManyCommands { limit: self.limits.commands });
+        } else if self.gone + self.bytes.len() - UNWATCH.len() > self.limits.bytes {
+            self.refuse(Refusal::TooManyBytes { limit: self.limits.bytes });
+        } else if let Some(refusal) = self.verdict(check || adds && self.ends_with_float()) {
+            self.refuse(refusal);
+        } else {
+            self.end = self.bytes.len();
+            self.commands += 1;
+        }
+    }
+
+    /// Whether the last argument of the command that was just encoded is a float.
+    fn ends_with_float(&self) -> bool {
+        let encoded = self.bytes.get(self.end..).and_then(|bytes| bytes.strip_suffix(b"\r\n"));
+        let last = encoded.and_then(|bytes| bytes.rsplit(|byte| *byte == b'\n').next());
+        last.is_some_and(command::is_float)
+    }
+
+    /// Judges the command that was just encoded, by what will really be sent.
+    fn verdict(&mut self, check: bool) -> Option<Refusal> {
+        if !check && self.binding == Binding::Free {
+            return None;
+        }
+        let encoded = self.bytes.get(self.end..)?;
+        let Some(Ok(args)) = Requests::new(encoded).next() else { return Some(Refusal::Empty) };
+        let name = args.first().copied().filter(|name| !name.is_empty());
+        let Some(name) = name else { return Some(Refusal::Empty) };
+        let refused = command::is_refused(name, args.get(1).copied(), Place::InMulti)
+            || command::blocks_in_multi(&args);
+        if refused {
+            return Some(Refusal::Command(command::printable(name)));
+        }
+        if command::adds_a_float(&args) {
+            return Some(Refusal::Float(command::printable(name)));
+        }
+        if self.binding == Binding::Free {
+            return None;
+        }
+        let name = || command::printable(name);
+        let (bound, other) = match keys::slot_of(&args) {
+            Keyed::No if fan_out::is_everywhere(&args) => return Some(Refusal::Everywhere(name())),
+            Keyed::No => return None,
+            Keyed::Unknown => {
+                self.unplaced = true;
+                return None;
+            }
+            Keyed::Slot(slot) => (self.binding.bind(slot).err()?, slot),
+            Keyed::Across(one, other) => (one, other),
+        };
+        Some(Refusal::OtherSlot { command: name(), bound, other })
+    }
+
+    fn refuse(&mut self, refusal: Refusal) {
+        self.bytes.truncate(self.end);
+        self.refusal = Some(refusal);
+    }
+
+    /// The first command that was not taken, if one was not.
+    pub(crate) fn refusal(&self) -> Option<&Refusal> {
+        self.refusal.as_ref()
+    }
+
+    /// Opens a part inside the part at `depth` and returns the new depth.
+    pub(crate) fn open_part(&mut self, depth: usize) -> usize {
+        self.close_parts(depth);
+        self.marks.push(Mark {
+            end: self.end,
+            commands: self.commands,
+            ids: self.ids,
+            holes: self.holes.len(),
+            refused: self.refusal.is_some(),
+            binding: self.binding,
+            unplaced: self.unplaced,
+        });
+        self.marks.len()
+    }
+
+    /// Keeps the part at `depth`; a deeper one that is still open is forgotten.
+    pub(crate) fn keep_part(&mut self, depth: usize) {
+        self.close_parts(depth);
+        if self.marks.len() == depth {
+            self.marks.pop();
+        }
+    }
+
+    /// Forgets the part at `depth` and every one inside it.
+    pub(crate) fn forget_part(&mut self, depth: usize) {
+        self.close_parts(depth.saturating_sub(1));
+    }
+
+    /// Forgets every part deeper than `depth`: whoever owned one has let go of it without a word.
+    pub(crate) fn close_parts(&mut self, depth: usize) {
+        let Some(mark) = self.marks.get(depth).copied() else { return };
+        self.marks.truncate(depth);
+        self.end = mark.end;
+        self.bytes.truncate(mark.end);
+        self.commands = mark.commands;
+        self.holes.truncate(mark.holes);
+        (self.binding, self.unplaced) = (mark.binding, mark.unplaced);
+        if mark.ids < self.ids {
+            self.holes.push((mark.ids, self.ids));
+        }
+        if !mark.refused {
+            self.refusal = None;
+        }
+    }
+
+    pub(crate) fn has_open_part(&self) -> bool {
+        !self.marks.is_empty()
+    }
+
+    /// Whether it may travel with other blocks: small, whole, and of listed commands only.
+    pub(crate) fn may_join(&self) -> bool {
+        !self.alone
+            && !self.is_flushed()
+            && self.commands > 0
+            && batch::is_small(self.commands, self.pending_bytes())
+    }
+
+    /// Commands that will be applied: queued and not forgotten.
+    pub(crate) fn commands(&self) -> u32 {
+        self.commands
+    }
+
+    /// Of those, the ones whose bytes are still here.
+    pub(crate) fn unsent(&self) -> u32 {
+        self.commands - self.flushed
+    }
+
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.flushed > 0
+    }
+
+    /// Bytes of the commands waiting here.
+    pub(crate) fn pending_bytes(&self) -> usize {
+        self.end - HEAD
+    }
+
+    /// The waiting commands without MULTI.
+    pub(crate) fn body(&self) -> &[u8] {
+        self.bytes.get(HEAD..self.end).unwrap_or_default()
+    }
+
+    /// One write: the commands, `own` ones behind them, EXEC, and what is to follow it.
+    pub(crate) fn closed(&mut self, start: Start, own: &[u8], behind: &[u8]) -> Closed<'_> {
+        let from = match start {
+            Start::Unwatch => 0,
+            Start::Multi => UNWATCH.len(),
+            Start::Commands => HEAD,
+        };
+        self.bytes.truncate(self.end);
+        self.bytes.extend_from_slice(own);
+        self.bytes.extend_from_slice(EXEC);
+        let with_exec = self.bytes.len() - from;
+        self.bytes.extend_from_slice(behind);
+        Closed { bytes: self.bytes.get(from..).unwrap_or_default(), with_exec }
+    }
+
+    /// The waiting commands were sent and queued: keeps their names, lets their bytes go.
+    pub(crate) fn flushed(&mut self) {
+        for command in Requests::new(self.bytes.get(HEAD..self.end).unwrap_or_default()) {
+            let name = command.ok().and_then(|args| args.first().copied()).unwrap_or_default();
+            let name = name.get(..name.len().min(u8::MAX.into())).unwrap_or_default();
+            self.names.push(name.len() as u8);
+            self.names.extend_from_slice(name);
+        }
+        self.gone += self.pending_bytes();
+        self.flushed = self.commands;
+        self.end = HEAD;
+        self.bytes.truncate(self.end);
+    }
+
+    /// The transaction has failed: what waits will never be sent, and need not be kept.
+    pub(crate) fn forget_pending(&mut self) {
+        self.end = HEAD;
+        self.bytes.truncate(self.end);
+    }
+
+    /// The commands' names in their order, sent or not.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &[u8]> {
+        let mut kept = self.names.as_slice();
+        let sent = std::iter::from_fn(move || {
+            let (length, rest) = kept.split_first()?;
+            let (name, rest) = rest.split_at_checked((*length).into())?;
+            kept = rest;
+            Some(name)
+        });
+        let name = |args: Result<Vec<_>, _>| args.ok()?.first().copied();
+        sent.chain(Requests::new(self.body()).map(move |args| name(args).unwrap_or_default()))
+    }
+
+    /// The name of the command at `index`, sent or not.
+    pub(crate) fn name(&self, index: u32) -> Option<String> {
+        self.names().nth(index as usize).map(command::printable)
+    }
+
+    /// Forgotten identifiers, for [`Replies`](crate::Replies) to number its values by.
+    pub(crate) fn take_holes(&mut self) -> Vec<(u32, u32)> {
+        std::mem::take(&mut self.holes)
+    }
+}
+
+/// Shows how much, never what: the bytes are keys and values.
+impl std::fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Buffer")
+            .field("transaction", &self.transaction)
+            .field("commands", &self.commands)
+            .field("flushed", &self.flushed)
+            .field("pending_bytes", &self.pending_bytes())
+            .field("open_parts", &self.marks.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,114 @@
+//! How far a committed transaction is to have come before its caller is told.
+//!
+//! Never: an outcome. Too few acknowledgements undo nothing.
+
+use std::fmt;
+use std::time::Duration;
+
+use redis::Value;
+
+use crate::error::server::ServerError;
+use crate::protocol::marker::millis;
+use crate::protocol::resp::encode;
+
+/// Who had a transaction when its caller was told: the counts of WAIT or WAITAOF.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub struct Acks {
+    /// 1 where the server itself had it in its append-only file, synchronised to disk.
+    pub local: u32,
+    /// Replicas that had it: in memory (WAIT), or on disk (WAITAOF).
+    pub replicas: u32,
+}
+
+impl fmt::Display for Acks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.local {
+            0 => write!(f, "{} replicas", self.replicas),
+            _ => write!(f, "the local disk and {} replicas", self.replicas),
+        }
+    }
+}
+
+/// What is waited for behind EXEC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Durability {
+    Replicas { replicas: u32, timeout: Duration },
+    Aof { local: bool, replicas: u32, timeout: Duration },
+}
+
+impl Durability {
+    pub(crate) fn timeout(&self) -> Duration {
+        let (Self::Replicas { timeout, .. } | Self::Aof { timeout, .. }) = self;
+        *timeout
+    }
+
+    pub(crate) fn wanted(&self) -> Acks {
+        match *self {
+            Self::Replicas { replicas, .. } => Acks { local: 0, replicas },
+            Self::Aof { local, replicas, .. } => Acks { local: local.into(), replicas },
+        }
+    }
+
+    /// The command. Its timeout is never 0, which would wait for ever.
+    pub(crate) fn write(&self, bytes: &mut Vec<u8>) {
+        let (wanted, timeout) = (self.wanted(), millis(self.timeout()));
+        match self {
+            Self::Replicas { .. } => encode::command(bytes, &["WAIT"], |args| {
+                args.arg(wanted.replicas).arg(timeout);
+            }),
+            Self::Aof { .. } => encode::command(bytes, &["WAITAOF"], |args| {
+                args.arg(wanted.local).arg(wanted.replicas).arg(timeout);
+            }),
+        }
+    }
+
+    /// The counts in the command's answer, or the server's refusal of it.
+    pub(crate) fn acks(&self, answer: &Value) -> Result<Acks, ServerError> {
+        let count = |value: &Value| match value {
+            Value::Int(count) => u32::try_from(*count).unwrap_or_default(),
+            _ => 0,
+        };
+        Ok(match answer {
+            Value::ServerError(error) => return Err(ServerError::from_reply(error, false)),
+            Value::Array(counts) => Acks {
+                local: counts.first().map(count).unwrap_or_default(),
+                replicas: counts.get(1).map(count).unwrap_or_default(),
+            },
+            other => Acks { local: 0, replicas: count(other) },
+        })
+    }
+
+    pub(crate) fn is_met_by(&self, acks: Acks) -> bool {
+        let wanted = self.wanted();
+        acks.local >= wanted.local && acks.replicas >= wanted.replicas
+    }
+}
+
+/// Asks whether the server knows WAITAOF, which came with 7.2.
+pub(crate) const KNOWS_WAITAOF: &[u8] = b"*3\r\n$7\r\nCOMMAND\r\n$4\r\nINFO\r\n$7\r\nWAITAOF\r\n";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_read_and_compared_one_by_one() {
+        let timeout = Duration::ZERO;
+        let wait = Durability::Replicas { replicas: 2, timeout };
+        assert!(wait.is_met_by(wait.acks(&Value::Int(2)).unwrap()));
+        assert!(!wait.is_met_by(wait.acks(&Value::Int(1)).unwrap()));
+        let aof = Durability::Aof { local: true, replicas: 1, timeout };
+        let counts = |local, replicas| Value::Array(vec![Value::Int(local), Value::Int(replicas)]);
+        assert!(aof.is_met_by(aof.acks(&counts(1, 1)).unwrap()));
+        assert!(!aof.is_met_by(aof.acks(&counts(0, 3)).unwrap()));
+        assert!(!aof.is_met_by(aof.acks(&counts(1, 0)).unwrap()));
+    }
+
+    #[test]
+    fn nothing_waits_for_ever() {
+        let mut bytes = Vec::new();
+        Durability::Replicas { replicas: 1, timeout: Duration::ZERO }.write(&mut bytes);
+        assert_eq!(bytes, b"*3\r\n$4\r\nWAIT\r\n$1\r\n1\r\n$1\r\n1\r\n");
+    }
+}

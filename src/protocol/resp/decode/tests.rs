@@ -1,0 +1,455 @@
+//! Random replies in random pieces: what comes out is what redis-rs's parser makes of the whole.
+
+use proptest::prelude::*;
+use redis::Value;
+
+use crate::protocol::resp::decode::{
+    DEEPEST, ELEMENT, Fault, LONGEST_ERROR, Parser, ROOM, Unasked, Why,
+};
+use crate::protocol::resp::reply::Reply;
+
+/// A reply on the wire; what is told unasked is a part of it.
+#[derive(Clone, Debug)]
+enum Node {
+    Line(u8, String),
+    Text(u8, Vec<u8>),
+    Nil(&'static str),
+    Many(u8, Vec<Node>),
+    /// An attribute before it.
+    With(Vec<(Node, Node)>, Box<Node>),
+}
+
+fn leaf() -> impl Strategy<Value = Node> {
+    let word = "[a-zA-Z0-9 äß._-]{0,20}";
+    prop_oneof![
+        Just(Node::Line(b'+', "OK".into())),
+        Just(Node::Line(b'+', "QUEUED".into())),
+        word.prop_map(|text| Node::Line(b'+', text)),
+        "[A-Z]{1,10}( [a-z ']{0,20})?".prop_map(|text| Node::Line(b'-', text)),
+        any::<i64>().prop_map(|number| Node::Line(b':', number.to_string())),
+        (0..1000_i64).prop_map(|number| Node::Line(b':', format!("+{number}"))),
+        any::<f64>().prop_map(|number| Node::Line(b',', number.to_string())),
+        Just(Node::Line(b',', "-inf".into())),
+        "t|f".prop_map(|text| Node::Line(b'#', text)),
+        prop::collection::vec(any::<u8>(), 0..40).prop_map(|bytes| Node::Text(b'$', bytes)),
+        (ROOM - 20..ROOM + 20).prop_map(|length| Node::Text(b'$', vec![7; length])),
+        word.prop_map(|text| Node::Text(b'=', format!("txt:{text}").into_bytes())),
+        word.prop_map(|text| Node::Text(b'!', format!("ERR {text}").into_bytes())),
+        prop_oneof![Just("$-1\r\n"), Just("*-1\r\n"), Just("_\r\n")].prop_map(Node::Nil),
+    ]
+}
+
+fn node() -> impl Strategy<Value = Node> {
+    leaf().prop_recursive(4, 40, 6, |inner| {
+        let many = prop::collection::vec(inner.clone(), 0..6);
+        prop_oneof![
+            4 => (prop_oneof![Just(b'*'), Just(b'~')], many.clone())
+                .prop_map(|(mark, nodes)| Node::Many(mark, nodes)),
+            2 => many.prop_map(|mut nodes| {
+                nodes.truncate(nodes.len() & !1);
+                Node::Many(b'%', nodes)
+            }),
+            1 => (prop::collection::vec((inner.clone(), inner.clone()), 0..3), inner)
+                .prop_map(|(about, node)| Node::With(about, Box::new(node))),
+        ]
+    })
+}
+
+impl Node {
+    fn write(&self, out: &mut Vec<u8>, with_attributes: bool) {
+        match self {
+            Self::Line(mark, text) => {
+                out.push(*mark);
+                out.extend_from_slice(text.as_bytes());
+                out.extend_from_slice(b"\r\n");
+            }
+            Self::Text(mark, bytes) => {
+                out.push(*mark);
+                out.extend_from_slice(format!("{}\r\n", bytes.len()).as_bytes());
+                out.extend_from_slice(bytes);
+                out.extend_from_slice(b"\r\n");
+            }
+            Self::Nil(text) => out.extend_from_slice(text.as_bytes()),
+            Self::Many(mark, nodes) => {
+                let each = if *mark == b'%' { 2 } else { 1 };
+                out.push(*mark);
+                out.extend_from_slice(format!("{}\r\n", nodes.len() / each).as_bytes());
+                nodes.iter().for_each(|node| node.write(out, with_attributes));
+            }
+            Self::With(about, node) => {
+                if with_attributes {
+                    out.extend_from_slice(format!("|{}\r\n", about.len()).as_bytes());
+                    for (key, value) in about {
+                        key.write(out, true);
+                        value.write(out, true);
+                    }
+                }
+                node.write(out, with_attributes);
+            }
+        }
+    }
+
+    fn bytes(&self, with_attributes: bool) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.write(&mut out, with_attributes);
+        out
+    }
+}
+
+/// What comes of `bytes`, cut where `cuts` say; so many QUEUED are asked for at once.
+fn parsed(bytes: &[u8], cuts: &[usize], most: u32) -> Result<Vec<Value>, Fault> {
+    let mut parser = Parser::default();
+    let mut values = Vec::new();
+    let mut cuts = cuts.iter().cycle();
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let room = parser.room();
+        let length = cuts.next().copied().unwrap_or(1).max(1).min(room.len()).min(rest.len());
+        let (piece, behind) = rest.split_at(length);
+        room[..length].copy_from_slice(piece);
+        parser.filled(length);
+        rest = behind;
+        while let Some(reply) = parser.next(most)? {
+            assert!((1..=most).contains(&reply.count()), "{reply:?} of {most}");
+            let times = reply.count() as usize;
+            values.extend(std::iter::repeat_n(reply.into_value(), times));
+        }
+    }
+    assert!(parser.is_empty(), "{parser:?}");
+    Ok(values)
+}
+
+/// NaN is no value of its own kind.
+fn same(ours: &Value, theirs: &Value) -> bool {
+    format!("{ours:?}") == format!("{theirs:?}")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn replies_in_pieces_are_what_another_parser_makes_of_the_whole(
+        nodes in prop::collection::vec((node(), any::<bool>()), 1..5),
+        cuts in prop::collection::vec(prop_oneof![1..8_usize, 1..40_000_usize], 1..8),
+        queued in 0..6_usize,
+        most in 1..5_u32,
+    ) {
+        let line = || (Node::Line(b'+', "QUEUED".into()), false);
+        let nodes: Vec<_> = std::iter::repeat_with(line).take(queued).chain(nodes).collect();
+        let mut bytes = Vec::new();
+        for (node, pushed) in &nodes {
+            if *pushed {
+                // Told unasked: nobody hears of it.
+                Node::Many(b'>', vec![Node::Text(b'$', b"invalidate".to_vec()), node.clone()])
+                    .write(&mut bytes, true);
+            }
+            node.write(&mut bytes, true);
+        }
+        let ours = parsed(&bytes, &cuts, most).unwrap();
+        prop_assert_eq!(ours.len(), nodes.len());
+        for (ours, (node, _)) in ours.iter().zip(&nodes) {
+            let theirs = redis::parse_redis_value(&node.bytes(false)).unwrap();
+            prop_assert!(same(ours, &theirs), "{:?} is not {:?}", ours, theirs);
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic_and_what_it_takes_the_other_takes(
+        bytes in prop::collection::vec(
+            prop_oneof![Just(b'\r'), Just(b'\n'), Just(b'*'), Just(b'$'), Just(b'%'), Just(b'|'), 48..52_u8, any::<u8>()],
+            0..60,
+        ),
+    ) {
+        let mut parser = Parser::default();
+        parser.room()[..bytes.len()].copy_from_slice(&bytes);
+        parser.filled(bytes.len());
+        if let Ok(Some(Reply::Value(value))) = parser.next(1)
+            // What is told unasked has no value, and neither has what says something about one.
+            && !bytes.contains(&b'|') && !bytes.contains(&b'>')
+        {
+            let theirs = redis::parse_redis_value(&bytes).unwrap();
+            prop_assert!(same(&value, &theirs), "{:?} is not {:?}", value, theirs);
+        }
+    }
+}
+
+#[test]
+fn queued_is_counted_without_memory_of_its_own() {
+    let mut parser = Parser::default();
+    let bytes =
+        [&b"+QUEUED\r\n".repeat(5)[..], b"-ERR no\r\n+QUEUED\r\n*1\r\n+QUEUED\r\n"].concat();
+    parser.room()[..bytes.len()].copy_from_slice(&bytes);
+    parser.filled(bytes.len());
+    assert_eq!(parser.next(3), Ok(Some(Reply::Queued(3))));
+    assert_eq!(parser.next(3), Ok(Some(Reply::Queued(2))));
+    assert!(parser.next(3).unwrap().unwrap().is_refused());
+    assert_eq!(parser.next(3), Ok(Some(Reply::Queued(1))));
+    let inside = Value::Array(vec![Value::SimpleString("QUEUED".into())]);
+    assert_eq!(parser.next(1), Ok(Some(Reply::Value(inside))));
+    assert_eq!(parser.next(1), Ok(None));
+    assert!(parser.is_empty());
+}
+
+#[test]
+fn numbers_of_every_length_are_read() {
+    for number in [0, 9, 10, 10_i64.pow(17), 10_i64.pow(18) - 1, 10_i64.pow(18), i64::MAX, i64::MIN]
+    {
+        let bytes = format!(":{number}\r\n");
+        assert_eq!(parsed(bytes.as_bytes(), &[100], 1), Ok(vec![Value::Int(number)]));
+        assert_eq!(parsed(bytes.as_bytes(), &[1], 1), Ok(vec![Value::Int(number)]));
+    }
+    assert_eq!(parsed(format!(":{}0\r\n", i64::MAX).as_bytes(), &[100], 1), Err(MALFORMED));
+}
+
+const MALFORMED: Fault = Fault { why: Why::Malformed, array: None };
+
+/// What comes of `bytes` in one piece, or in pieces of one byte.
+fn first(parser: &mut Parser, bytes: &[u8], piece: usize) -> Result<Option<Reply>, Fault> {
+    for piece in bytes.chunks(piece) {
+        let mut rest = piece;
+        while !rest.is_empty() {
+            let room = parser.room();
+            let length = room.len().min(rest.len());
+            room[..length].copy_from_slice(&rest[..length]);
+            parser.filled(length);
+            rest = &rest[length..];
+            if let Some(reply) = parser.next(1)? {
+                assert!(rest.is_empty(), "more than one reply");
+                return Ok(Some(reply));
+            }
+        }
+    }
+    Ok(None)
+}
+
+#[test]
+fn what_is_not_the_protocol_is_malformed() {
+    let garbage: [&[u8]; 16] = [
+        b"HTTP/1.1 400 Bad Request\r\n",
+        b"$3\r\nabcd\r\n",
+        b"$x\r\n",
+        b":1x\r\n",
+        b":\r\n",
+        b"%9223372036854775808\r\n",
+        b"%-1\r\n",
+        b"#y\r\n",
+        b",one\r\n",
+        b"=-1\r\n",
+        b"\r\n",
+        b">1\r\n$3\r\nabcd\r\n",
+        b">1\r\nx\r\n",
+        b">2\r\n%9223372036854775807\r\n%9223372036854775807\r\n",
+        b">1\r\n:1x\r\n",
+        b"|1\r\n+a\r\n$1\r\na\rb",
+    ];
+    for bytes in garbage {
+        for piece in [1, 100] {
+            let mut parser = Parser::default();
+            assert_eq!(first(&mut parser, bytes, piece), Err(MALFORMED), "{bytes:?}");
+            assert!(parser.room.len() <= ROOM, "memory for what has not come: {bytes:?}");
+        }
+    }
+}
+
+/// Each is legal, and was refused by this parser or is refused by redis-rs's.
+#[test]
+fn every_legal_reply_is_read_in_one_piece_and_byte_by_byte() {
+    let error = |code: &str, text: &str| {
+        let line = format!("-{code} {text}\r\n");
+        redis::parse_redis_value(line.as_bytes()).unwrap()
+    };
+    let deep = |levels| (0..levels).fold(Value::Int(1), |value, _| Value::Array(vec![value]));
+    let nested = |levels: usize| [&b"*1\r\n".repeat(levels)[..], b":1\r\n"].concat();
+    let long = vec![b'x'; 256 * 1024];
+    let wordy = "w".repeat(2 * LONGEST_ERROR);
+    let verbatim = |text: &str| Value::VerbatimString {
+        format: redis::VerbatimFormat::Text,
+        text: text.to_owned(),
+    };
+    let table: Vec<(Vec<u8>, Value)> = vec![
+        (
+            b"-ERR unknown command '\xff\xfe'\r\n".to_vec(),
+            error("ERR", "unknown command '\u{fffd}\u{fffd}'"),
+        ),
+        (b"!7\r\nERR \xff\r\n\r\n".to_vec(), {
+            redis::parse_redis_value("!9\r\nERR \u{fffd}\r\n\r\n".as_bytes()).unwrap()
+        }),
+        (b"-\r\n".to_vec(), redis::parse_redis_value(b"-\r\n").unwrap()),
+        (format!("-ERR {wordy}\r\n").into_bytes(), error("ERR", &wordy[..LONGEST_ERROR - 4])),
+        (b"+\xff\xff\r\n".to_vec(), Value::BulkString(vec![0xff, 0xff])),
+        (b"+a\nb\rc\r\n".to_vec(), Value::SimpleString("a\nb\rc".into())),
+        ([b"+", &long[..], b"\r\n"].concat(), Value::SimpleString("x".repeat(long.len()))),
+        (b"=7\r\ntxt:\xffab\r\n".to_vec(), verbatim("\u{fffd}ab")),
+        (b"=3\r\nabc\r\n".to_vec(), Value::BulkString(b"abc".to_vec())),
+        (b"=4\r\ntxt:\r\n".to_vec(), verbatim("")),
+        (b"(-3492890328409238509324850943850943825024385\r\n".to_vec(), {
+            redis::parse_redis_value(b"(-3492890328409238509324850943850943825024385\r\n").unwrap()
+        }),
+        (b",inf\r\n".to_vec(), Value::Double(f64::INFINITY)),
+        (b",-inf\r\n".to_vec(), Value::Double(f64::NEG_INFINITY)),
+        (b",nan\r\n".to_vec(), Value::Double(f64::NAN)),
+        (b",-nan\r\n".to_vec(), Value::Double(-f64::NAN)),
+        (b",1.5e-7\r\n".to_vec(), Value::Double(1.5e-7)),
+        (b"#t\r\n".to_vec(), Value::Boolean(true)),
+        (b"_\r\n".to_vec(), Value::Nil),
+        (b"*-1\r\n".to_vec(), Value::Nil),
+        (b"~1\r\n%1\r\n_\r\n*0\r\n".to_vec(), {
+            Value::Set(vec![Value::Map(vec![(Value::Nil, Value::Array(Vec::new()))])])
+        }),
+        (nested(101), deep(101)),
+        (nested(DEEPEST), deep(DEEPEST)),
+        // Thrown away, as deep as it is: a push, and an attribute inside an array.
+        ([b">1\r\n".to_vec(), nested(100_000), b":7\r\n".to_vec()].concat(), Value::Int(7)),
+        (
+            [b"*2\r\n|1\r\n+a\r\n".to_vec(), nested(100_000), b":7\r\n:8\r\n".to_vec()].concat(),
+            Value::Array(vec![Value::Int(7), Value::Int(8)]),
+        ),
+        (
+            b">2\r\n|1\r\n+a\r\n(1\r\n=5\r\ntxt:a\r\n%1\r\n+\xff\r\n!2\r\n\r\n\r\n>0\r\n:7\r\n"
+                .to_vec(),
+            Value::Int(7),
+        ),
+    ];
+    for (bytes, expected) in &table {
+        for piece in [1, 7, 1 << 20] {
+            let mut parser = Parser::default();
+            let found = first(&mut parser, bytes, piece).unwrap().map(Reply::into_value);
+            let found = found.unwrap_or_else(|| panic!("{:?} is not whole", bytes.get(..20)));
+            let shown = bytes.get(..bytes.len().min(20));
+            assert!(same(&found, expected), "{shown:?} in pieces of {piece}");
+            assert!(parser.is_empty(), "{shown:?}");
+            assert!(parser.room.len() <= ROOM, "{shown:?}");
+        }
+    }
+}
+
+#[test]
+fn the_bound_is_on_strings_and_elements_and_is_looked_at_before_they_come() {
+    let array = |length: usize| Fault { why: Why::TooLarge, array: Some(length) };
+    let large = Fault { why: Why::TooLarge, array: None };
+    let bound = 10 * ELEMENT;
+    let text = |length: usize| format!("${length}\r\n{}\r\n", "a".repeat(length)).into_bytes();
+    let line = |length: usize| format!("+{}\r\n", "a".repeat(length)).into_bytes();
+    let table: Vec<(Vec<u8>, Result<(), Fault>)> = vec![
+        (text(bound), Ok(())),
+        (format!("${}\r\n", bound + 1).into_bytes(), Err(large)),
+        (format!("!{}\r\n", bound + 1).into_bytes(), Err(large)),
+        (b"$9223372036854775807\r\n".to_vec(), Err(large)),
+        (line(bound), Ok(())),
+        (line(bound + 1), Err(large)),
+        (line(bound + 4)[..bound + 4].to_vec(), Err(large)),
+        ([b"*10\r\n".to_vec(), b"_\r\n".repeat(10)].concat(), Ok(())),
+        ([b"%5\r\n".to_vec(), b"_\r\n".repeat(10)].concat(), Ok(())),
+        (b"*11\r\n".to_vec(), Err(array(11))),
+        (b"%6\r\n".to_vec(), Err(large)),
+        (b"*9223372036854775807\r\n".to_vec(), Err(array(i64::MAX as usize))),
+        (b"%4611686018427387904\r\n".to_vec(), Err(large)),
+        (b"*1\r\n~10\r\n".to_vec(), Err(array(1))),
+        ([b"*2\r\n".to_vec(), text(8 * ELEMENT), b":1\r\n".to_vec()].concat(), Ok(())),
+        ([b"*2\r\n".to_vec(), text(8 * ELEMENT), b"+a\r\n".to_vec()].concat(), Err(array(2))),
+        // What is thrown away does not count.
+        ([b">1\r\n".to_vec(), text(9 * bound), text(bound)].concat(), Ok(())),
+        ([b"|1\r\n".to_vec(), line(9 * bound), text(9 * bound), text(bound)].concat(), Ok(())),
+        (
+            [&b"*3\r\n*"[..], &b"1\r\n*".repeat(DEEPEST)].concat(),
+            Err(Fault { why: Why::TooDeep, array: Some(3) }),
+        ),
+    ];
+    for (bytes, expected) in &table {
+        for piece in [1, 100, 1 << 20] {
+            let mut parser = Parser::default();
+            let deep = matches!(expected, Err(Fault { why: Why::TooDeep, .. }));
+            parser.bound(if deep { usize::MAX } else { bound });
+            let found = first(&mut parser, bytes, piece);
+            let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(20)]);
+            assert_eq!(
+                found.as_ref().map(|_| ()),
+                expected.as_ref().copied(),
+                "{shown:?} in {piece}"
+            );
+            assert!(found.is_err() || found.unwrap().is_some(), "{shown:?} is whole");
+            // A reply's end is where the count begins anew.
+            if expected.is_ok() {
+                let again = first(&mut parser, &text(bound), piece);
+                assert!(matches!(again, Ok(Some(Reply::Value(_)))), "{shown:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_thrown_away_takes_no_memory_and_a_line_is_looked_at_once() {
+    let mut parser = Parser::default();
+    // A push of a line, a string and elements, of 32 MiB and a million elements, which lacks its end.
+    let megabyte = vec![b'a'; 1 << 20];
+    let mut feed = |bytes: &[u8]| {
+        let found = first(&mut parser, bytes, bytes.len());
+        assert_eq!(found, Ok(None));
+        let kept = parser.room.len() + parser.open.capacity();
+        assert!(kept <= ROOM, "{kept} bytes are kept");
+        assert!(!matches!(
+            parser.partial,
+            Some(
+                crate::protocol::resp::decode::Partial::Text { .. }
+                    | crate::protocol::resp::decode::Partial::Line(_)
+            )
+        ));
+        assert_eq!(parser.unasked(), Ok(Unasked::Push), "only what is thrown away has begun");
+    };
+    feed(b">3\r\n+");
+    (0..32).for_each(|_| feed(&megabyte));
+    feed(b"\r\n$33554432\r\n");
+    (0..32).for_each(|_| feed(&megabyte));
+    feed(b"\r\n*1048577\r\n");
+    (0..8).for_each(|_| feed(&b"_\r\n*0\r\n".repeat(1 << 16)));
+    feed(b"*1\r\n");
+    assert!(!parser.is_empty());
+    // Byte by byte, a line of a megabyte: 10^12 looks at a byte if each began anew.
+    let mut parser = Parser::default();
+    let line = [b"+", &megabyte[..], b"\r\n"].concat();
+    assert!(matches!(first(&mut parser, &line, 1), Ok(Some(Reply::Value(Value::SimpleString(_))))));
+    let mut parser = Parser::default();
+    assert_eq!(first(&mut parser, b":1", 1), Ok(None));
+    assert_eq!(parser.unasked(), Ok(Unasked::Reply), "half a reply");
+    for (bytes, expected) in [
+        (&b""[..], Unasked::Nothing),
+        (b">1\r\n+a\r\n|0\r\n", Unasked::Nothing),
+        (b">", Unasked::Push),
+        (b">1\r\n", Unasked::Push),
+        (b"|1\r\n$2\r\na", Unasked::Push),
+        (b":1\r\n", Unasked::Reply),
+        (b">1\r\n_\r\n*1\r\n>", Unasked::Reply),
+        (b"$1000000\r\na", Unasked::Reply),
+    ] {
+        let mut parser = Parser::default();
+        parser.room()[..bytes.len()].copy_from_slice(bytes);
+        parser.filled(bytes.len());
+        assert_eq!(parser.unasked(), Ok(expected), "{bytes:?}");
+    }
+}
+
+#[test]
+fn a_long_string_takes_no_second_copy_and_the_room_is_small_again_after_a_long_line() {
+    let long = vec![b'x'; 3_000_000];
+    let head = format!("${}\r\n", long.len());
+    let bytes = [head.as_bytes(), &long, b"\r\n+", &long[..900_000], b"\r\n:1\r\n"].concat();
+    let mut parser = Parser::default();
+    let mut values = Vec::new();
+    let mut rest = &bytes[..];
+    while !rest.is_empty() {
+        let room = parser.room();
+        let length = room.len().min(rest.len());
+        room[..length].copy_from_slice(&rest[..length]);
+        parser.filled(length);
+        rest = &rest[length..];
+        if values.is_empty() {
+            assert!(parser.room.len() <= ROOM, "a long string is read into a place of its own");
+        }
+        while let Some(reply) = parser.next(1).unwrap() {
+            values.push(reply.into_value());
+        }
+    }
+    let line = String::from_utf8(long[..900_000].to_vec()).unwrap();
+    assert!(values == [Value::BulkString(long), Value::SimpleString(line), Value::Int(1)]);
+    assert_eq!(parser.room().len(), ROOM);
+}

@@ -1,0 +1,35 @@
+//! What servers answer about themselves and others: lists, maps and words.
+//!
+//! Never: a guess where an answer is of another kind.
+
+use redis::Value;
+
+#[cfg(feature = "cluster")]
+pub(crate) fn list(value: &Value) -> Option<&[Value]> {
+    match value {
+        Value::Array(values) => Some(values),
+        _ => None,
+    }
+}
+
+/// A field of a map, which in RESP2 is a list.
+pub(crate) fn field<'v>(map: &'v Value, name: &str) -> Option<&'v Value> {
+    match map {
+        Value::Map(pairs) => {
+            pairs.iter().find(|(key, _)| text(key) == Some(name)).map(|(_, value)| value)
+        }
+        Value::Array(flat) => flat.chunks_exact(2).find_map(|pair| match pair {
+            [key, value] if text(key) == Some(name) => Some(value),
+            _ => None,
+        }),
+        _ => None,
+    }
+}
+
+pub(crate) fn text(value: &Value) -> Option<&str> {
+    match value {
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
+        Value::SimpleString(text) => Some(text),
+        _ => None,
+    }
+}

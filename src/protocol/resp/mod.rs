@@ -1,0 +1,8 @@
+//! RESP, the protocol of Redis: commands to bytes, bytes to replies.
+
+pub(crate) mod decode;
+pub(crate) mod encode;
+pub(crate) mod encoded_command;
+#[cfg(any(feature = "cluster", feature = "sentinel"))]
+pub(crate) mod fields;
+pub(crate) mod reply;

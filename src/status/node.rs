@@ -1,0 +1,39 @@
+//! One node's part of a pool, in a cluster.
+//!
+//! Never: who holds a connection. That is told of the pool as a whole.
+
+use std::fmt;
+
+/// One node's part of a pool, in a cluster.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct NodeStatus {
+    /// Where the node is reached.
+    pub address: String,
+    /// How many slots it serves, as far as is known. 0: none, or it is not known any more.
+    pub slots: usize,
+    /// Connections that are open.
+    pub size: u32,
+    /// Connections that are checked out.
+    pub in_use: u32,
+    /// Connections that are open and idle.
+    pub idle: u32,
+    /// Calls that wait for a connection.
+    pub waiting: usize,
+    /// The last failure to connect, until a connect succeeds.
+    pub last_connect_error: Option<crate::error::connection::LinkError>,
+}
+
+impl fmt::Display for NodeStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} ({} slots): {} open, {} in use, {} idle, {} waiting",
+            self.address, self.slots, self.size, self.in_use, self.idle, self.waiting
+        )?;
+        match &self.last_connect_error {
+            Some(error) => write!(f, "; last failure to connect: {error}"),
+            None => Ok(()),
+        }
+    }
+}

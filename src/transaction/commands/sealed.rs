@@ -1,0 +1,55 @@
+//! What the command traits queue on.
+
+use redis::Cmd;
+
+use crate::protocol::queue::Buffer;
+use crate::protocol::resp::encode::Args;
+use crate::protocol::resp::encoded_command::Head;
+use crate::reply::Queued;
+
+/// What queues: a block, a transaction, a savepoint, or a mutable reference to one.
+// Said of a method call; of a bound the compiler says what `QueueCommands` has to say.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot queue commands",
+    label = "not a block, a transaction or a savepoint",
+    note = "the pooled handle runs each command at once, through `redis::Commands`"
+)]
+pub trait Queue {
+    /// The buffer and how deep in its parts this handle stands.
+    fn target(&mut self) -> (&mut Buffer, usize);
+
+    /// Called after each command: the place where a large transaction sends a chunk.
+    fn queued(&mut self) {}
+
+    /// Queues one command of the table.
+    fn put<T>(&mut self, head: &Head, args: impl FnOnce(&mut Args<'_>)) -> Queued<T>
+    where
+        Self: Sized,
+    {
+        let (buffer, depth) = self.target();
+        let handle = Queued::new(buffer.transaction(), buffer.push(depth, head, args));
+        self.queued();
+        handle
+    }
+
+    /// Queues one command that the caller built.
+    fn put_cmd<T>(&mut self, cmd: &Cmd) -> Queued<T>
+    where
+        Self: Sized,
+    {
+        let (buffer, depth) = self.target();
+        let handle = Queued::new(buffer.transaction(), buffer.push_cmd(depth, cmd));
+        self.queued();
+        handle
+    }
+}
+
+impl<Q: Queue> Queue for &mut Q {
+    fn target(&mut self) -> (&mut Buffer, usize) {
+        (**self).target()
+    }
+
+    fn queued(&mut self) {
+        (**self).queued();
+    }
+}

@@ -1,0 +1,270 @@
+//! The transactional handle: the only door to MULTI and WATCH.
+//!
+//! Never: a single command. Those are the pooled handle's, so that a plain read cannot open a
+//! scope.
+
+use std::panic::{Location, RefUnwindSafe, UnwindSafe};
+use std::sync::Arc;
+
+use redis::ToSingleRedisArg;
+
+use crate::error::Error;
+use crate::error::in_doubt::Resolver;
+use crate::lock::guard::LockGuard;
+use crate::pool::router::Nodes;
+use crate::pool::scopes::Owner;
+use crate::protocol::cluster::slot;
+use crate::reply::resolve::Resolve;
+use crate::transaction::block::Block;
+use crate::transaction::condition::Condition;
+use crate::transaction::conditional::Conditional;
+use crate::transaction::guard::Transaction;
+use crate::transaction::hot_keys::Admission;
+use crate::transaction::keys::{IntoKeys, Keys};
+use crate::transaction::options::TransactionOptions;
+use crate::transaction::pending::Body;
+use crate::transaction::retry_loop;
+use crate::transaction::watch::Watch;
+
+/// The transactional handle: the only door to MULTI and WATCH.
+///
+/// Cheap to clone, and shared between threads as it is. It holds no connection; dropping it does
+/// nothing.
+///
+/// ```no_run
+/// use rediscope::{SessionManager, prelude::*};
+///
+/// # fn main() -> Result<(), rediscope::Error> {
+/// let accounts = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+/// let (alice, bob) = accounts.run(|tx| {
+///     Ok((tx.decr("balance:alice", 30), tx.incr("balance:bob", 30)))
+/// })?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Transactional {
+    nodes: Nodes,
+    options: TransactionOptions,
+    resolver: Arc<dyn Resolver>,
+    admission: Arc<Admission>,
+}
+
+impl UnwindSafe for Transactional {}
+impl RefUnwindSafe for Transactional {}
+
+impl Transactional {
+    pub(crate) fn new(
+        nodes: Nodes,
+        resolver: Arc<dyn Resolver>,
+        admission: Arc<Admission>,
+    ) -> Self {
+        Self { nodes, options: TransactionOptions::default(), resolver, admission }
+    }
+
+    /// A handle whose transactions have these options; what `options` does not set stays.
+    pub fn with(&self, options: TransactionOptions) -> Self {
+        Self { options: self.options.overlaid(options), ..self.clone() }
+    }
+
+    /// A handle whose transactions are applied only while `guard`'s lock is held: of a holder who
+    /// lost the lock and does not know it yet, nothing is ever applied.
+    ///
+    /// The lock is watched and asked for with the first words of each transaction (a round trip
+    /// for a block, none more for a watching one), so whoever acquires it before EXEC makes EXEC
+    /// apply nothing. The answer is [`LockLost`](crate::CommitError::LockLost) then. Where the lock
+    /// was only extended meanwhile the block is sent again; a watching block may be told of a
+    /// conflict by it.
+    ///
+    /// The lock must be on the server and in the database of this handle.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use rediscope::{SessionManager, prelude::*};
+    /// # fn main() -> Result<(), rediscope::Error> {
+    /// let sessions = SessionManager::connect("redis://127.0.0.1/")?;
+    /// let guard = sessions.lock("report").acquire(Duration::from_secs(2))?;
+    /// let fenced = sessions.transactional().fenced_by(&guard);
+    /// fenced.run(|tx| Ok(tx.set("report:state", "half done")))?;
+    /// guard.release()?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// Behind it: [`WATCH`](https://redis.io/docs/latest/commands/watch/) and
+    /// [`ZSCORE`](https://redis.io/docs/latest/commands/zscore/).
+    pub fn fenced_by(&self, guard: &LockGuard) -> Self {
+        self.with(TransactionOptions::default().fenced_by(guard))
+    }
+
+    /// Pins a connection for a transaction that is committed or discarded by hand.
+    ///
+    /// With [`Begin::Immediate`](crate::Begin::Immediate) MULTI is sent and answered before this
+    /// returns; else nothing is sent before the commit (or a large transaction's first chunk).
+    ///
+    /// Behind it: [`MULTI`](https://redis.io/docs/latest/commands/multi/).
+    ///
+    /// # Errors
+    /// [`Error::Checkout`] where no connection was to be had within `checkout_timeout`;
+    /// [`Error::Commit`] with `Rejected` where the server refused MULTI. Nothing was applied.
+    #[track_caller]
+    pub fn begin(&self) -> Result<Transaction, Error> {
+        self.begin_with(TransactionOptions::default())
+    }
+
+    /// Like [`begin`](Self::begin), with options for this one transaction.
+    ///
+    /// # Errors
+    /// As [`begin`](Self::begin).
+    #[track_caller]
+    pub fn begin_with(&self, options: TransactionOptions) -> Result<Transaction, Error> {
+        let options = self.options.overlaid(options);
+        self.begun(&options, owner(&options, Location::caller(), false), None)
+    }
+
+    /// Like [`begin`](Self::begin), bound in a cluster to the slot of `key` at once.
+    ///
+    /// In a cluster a transaction is on one master, so its keys are of one slot: that of its first
+    /// key, or here of `key`. A connection to that master is pinned now, where `begin` pins none
+    /// before it knows a key; and commands whose keys are not known here (those of modules, given
+    /// to [`queue`](crate::QueueCommands::queue)) may come first. With one server it is `begin`.
+    ///
+    /// ```no_run
+    /// # use rediscope::{SessionManager, prelude::*, redis};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let accounts = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+    /// let mut tx = accounts.begin_at("{order:1}")?;
+    /// tx.queue::<()>(redis::cmd("JSON.SET").arg("{order:1}:lines").arg("$").arg("[]").take());
+    /// tx.commit()?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`begin`](Self::begin); [`Error::CrossSlot`] where the handle is
+    /// [fenced](Self::fenced_by) by a lock of another slot.
+    #[track_caller]
+    pub fn begin_at(&self, key: impl ToSingleRedisArg) -> Result<Transaction, Error> {
+        let owner = owner(&self.options, Location::caller(), false);
+        let slot = key.to_redis_args().first().map(|key| slot::of_key(key));
+        self.begun(&self.options, owner, slot)
+    }
+
+    fn begun(
+        &self,
+        options: &TransactionOptions,
+        owner: Owner,
+        slot: Option<u16>,
+    ) -> Result<Transaction, Error> {
+        self.nodes.here()?;
+        let terms = options.terms(&self.resolver, self.nodes.settings())?;
+        let mut body = Body::new(&self.nodes, owner, terms);
+        if let Some(slot) = slot {
+            body.bind(slot)?;
+        }
+        body.begin()?;
+        Ok(Transaction::new(body))
+    }
+
+    /// Runs `closure`, commits what it queued and turns the handles it returns into values.
+    ///
+    /// The closure runs once. What it queued is sent again as long as it was not sent, within the
+    /// handle's [`RetryPolicy`](crate::RetryPolicy). When the closure returns `Err` or panics,
+    /// nothing is applied.
+    ///
+    /// # Errors
+    /// The closure's own; [`Error::Checkout`] and [`Error::Commit`], whose
+    /// [`applied`](Error::applied) says what the server did; [`Error::Reply`] where the
+    /// transaction **was applied** and a value cannot be handed out.
+    #[track_caller]
+    pub fn run<R: Resolve>(
+        &self,
+        closure: impl FnOnce(&mut Block) -> Result<R, Error>,
+    ) -> Result<R::Output, Error> {
+        self.try_run(closure)
+    }
+
+    /// Like [`run`](Self::run), for a closure with an error type of its own.
+    ///
+    /// ```no_run
+    /// # use rediscope::{SessionManager, prelude::*};
+    /// #[derive(Debug)]
+    /// enum BankError { Closed, Redis(rediscope::Error) }
+    ///
+    /// impl From<rediscope::Error> for BankError {
+    ///     fn from(error: rediscope::Error) -> Self { Self::Redis(error) }
+    /// }
+    ///
+    /// fn pay(accounts: &rediscope::Transactional, open: bool) -> Result<i64, BankError> {
+    ///     accounts.try_run(|tx| {
+    ///         if !open {
+    ///             return Err(BankError::Closed);
+    ///         }
+    ///         Ok(tx.incr("balance:alice", 30))
+    ///     })
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// The closure's own error, or this crate's, converted.
+    #[track_caller]
+    pub fn try_run<R: Resolve, E: From<Error>>(
+        &self,
+        closure: impl FnOnce(&mut Block) -> Result<R, E>,
+    ) -> Result<R::Output, E> {
+        self.nodes.here().map_err(Error::from)?;
+        let owner = owner(&self.options, Location::caller(), true);
+        let terms = self.options.terms(&self.resolver, self.nodes.settings())?;
+        retry_loop::plain(&self.nodes, owner, terms, self.options.policy(), closure)
+    }
+
+    /// Read, decide, write: what is written is applied only if none of `keys` changed meanwhile.
+    ///
+    /// ```no_run
+    /// # use rediscope::{SessionManager, prelude::*};
+    /// # fn main() -> Result<(), rediscope::Error> {
+    /// # let accounts = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+    /// let left: i64 = accounts.watch(["stock"]).run(|read, tx| {
+    ///     let stock: i64 = read.get("stock")?;
+    ///     Ok(tx.decr("stock", stock.min(1)))
+    /// })?;
+    /// # Ok(()) }
+    /// ```
+    pub fn watch(&self, keys: impl IntoKeys) -> Watch {
+        self.watch_of(Some(keys.into_keys()))
+    }
+
+    /// Reads and writes on one connection, watching nothing: what is read may have changed by the
+    /// time of the commit.
+    pub fn reading(&self) -> Watch {
+        self.watch_of(None)
+    }
+
+    /// Applies a block only while `condition` holds, without a WATCH written by hand. More of them
+    /// are required on what this returns.
+    ///
+    /// ```no_run
+    /// # use rediscope::{Condition, SessionManager, prelude::*};
+    /// # fn main() -> Result<(), rediscope::Error> {
+    /// # let shop = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+    /// let left = shop
+    ///     .require(Condition::equals("shop:state", "open"))
+    ///     .require(Condition::at_least("stock", 1))
+    ///     .run(|tx| Ok(tx.decr("stock", 1)))?;
+    /// # Ok(()) }
+    /// ```
+    pub fn require(&self, condition: Condition) -> Conditional {
+        Conditional::new(self.watch_of(None).require(condition))
+    }
+
+    fn watch_of(&self, keys: Option<Keys>) -> Watch {
+        let resolver = Arc::clone(&self.resolver);
+        let admission = Arc::clone(&self.admission);
+        Watch::new(self.nodes.clone(), self.options.clone(), resolver, admission, keys)
+    }
+}
+
+fn owner(
+    options: &TransactionOptions,
+    place: &'static Location<'static>,
+    is_closure: bool,
+) -> Owner {
+    Owner { name: options.scope_name(), place, is_closure }
+}

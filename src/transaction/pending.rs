@@ -1,0 +1,463 @@
+//! What every transaction is made of: its queued commands, its scope, and the failure it keeps.
+//!
+//! Never: a command sent past an open part. Never: a failure forgotten before the end.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use crate::commit;
+use crate::commit::{Committed, Form, Terms};
+use crate::error::Error;
+use crate::error::checkout::CheckoutError;
+use crate::error::commit::CommitError;
+use crate::error::reply::ReplyError;
+use crate::logging::rate_limit::Alarm;
+use crate::pool::router::{Nodes, Onward};
+use crate::pool::scopes::Owner;
+use crate::protocol::cluster::redirect::Redirect;
+use crate::protocol::cluster::slot::Binding;
+use crate::protocol::command::Place;
+use crate::protocol::queue::{Buffer, Refusal};
+use crate::reply::Replies;
+use crate::transaction::pinned::Scope;
+use crate::transaction::retry_loop;
+use crate::transaction::retry_loop::Waits;
+
+/// Numbers transactions, so that a handle of one is not taken for a handle of another.
+static TRANSACTIONS: AtomicU64 = AtomicU64::new(1);
+
+/// More than this a thread does not keep from one transaction to the next.
+const MOST_SPARE: usize = 64 * 1024;
+
+thread_local! {
+    /// The memory of the thread's last transaction, for its next one.
+    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+fn spare() -> Vec<u8> {
+    SPARE.try_with(Cell::take).unwrap_or_default()
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        let bytes = self.buffer.take_bytes();
+        if bytes.capacity() <= MOST_SPARE {
+            let _: Result<(), _> = SPARE.try_with(|spare| spare.set(bytes));
+        }
+    }
+}
+
+/// The queued commands of a transaction, the scope they will be sent on, and the failure that is
+/// kept until the end.
+#[derive(Debug)]
+pub(crate) struct Body {
+    buffer: Buffer,
+    scope: Scope,
+    failed: Option<CommitError>,
+    terms: Terms,
+    watched: bool,
+    /// From how many waiting bytes on they are sent ahead; `None`: never.
+    flush_bytes: Option<usize>,
+}
+
+impl Body {
+    pub(crate) fn new(nodes: &Nodes, owner: Owner, terms: Terms) -> Self {
+        Self::on(Scope::new(nodes, owner), terms, false)
+    }
+
+    /// On a scope that is there already, and watches where `watched` says so.
+    pub(crate) fn on(scope: Scope, terms: Terms, watched: bool) -> Self {
+        let settings = scope.settings();
+        let transaction = TRANSACTIONS.fetch_add(1, Ordering::Relaxed);
+        let mut buffer = Buffer::new(transaction, settings.limits(), spare());
+        let lock = terms.held.as_ref().map(|held| held.lock.slot());
+        buffer.bind(match (scope.binding(), lock) {
+            (Binding::Open, Some(lock)) => Binding::Slot(lock),
+            (binding, _) => binding,
+        });
+        buffer.show_messages(settings.server_messages);
+        if watched || !terms.may_join() {
+            buffer.goes_alone();
+        }
+        Self {
+            buffer,
+            flush_bytes: Some(settings.flush_bytes),
+            scope,
+            failed: None,
+            terms,
+            watched,
+        }
+    }
+
+    /// Keeps everything until the commit.
+    pub(crate) fn unflushed(mut self) -> Self {
+        self.flush_bytes = None;
+        self
+    }
+
+    pub(crate) fn buffer(&mut self) -> &mut Buffer {
+        &mut self.buffer
+    }
+
+    pub(crate) fn span(&self) -> &tracing::Span {
+        self.scope.span()
+    }
+
+    /// The closure is over: from here on this waits for nobody.
+    pub(crate) fn leaves_closure(&mut self) {
+        self.scope.leaves_closure();
+    }
+
+    /// Trades the scope for another one: a watching closure queues while it still reads on its.
+    pub(crate) fn set_scope(&mut self, scope: Scope) {
+        if let (Binding::Slot(bound), Binding::Slot(other)) =
+            (scope.binding(), self.buffer.binding())
+            && bound != other
+        {
+            let command = "the block".to_owned();
+            let error = CommitError::not_sent(Error::CrossSlot { command, bound, other });
+            self.failed.get_or_insert(error);
+        }
+        if self.buffer.binding() == Binding::Open {
+            self.buffer.bind(scope.binding());
+        }
+        self.scope = scope;
+    }
+
+    /// Binds it to a slot before its first key does.
+    pub(crate) fn bind(&mut self, slot: u16) -> Result<(), Error> {
+        let mut binding = self.buffer.binding();
+        binding.bind(slot).map_err(|bound| {
+            let command = "begin_at".to_owned();
+            Error::CrossSlot { command, bound, other: slot }
+        })?;
+        self.buffer.bind(binding);
+        Ok(())
+    }
+
+    /// Tells scope and terms where its keys are.
+    fn place(&mut self) {
+        let slot = self.buffer.binding().slot();
+        self.scope.head_for(slot);
+        self.terms.place.slot = slot;
+    }
+
+    /// What is to be done where a server that is not the one to ask refused it; `None`: nothing.
+    pub(crate) fn onward(&self, error: &CommitError) -> Option<Onward> {
+        let nodes = self.scope.nodes()?;
+        retry_loop::onward(&nodes, self.scope.route(), error, self.scope.checkout_deadline())
+    }
+
+    /// Sets the deadline of all connections that are taken from now on.
+    pub(crate) fn connects_by(&mut self, deadline: Instant) {
+        self.scope.connects_by(Some(deadline));
+    }
+
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.scope.is_pinned()
+    }
+
+    /// Takes that way, with what is still all here.
+    pub(crate) fn go(&mut self, onward: Onward) {
+        self.scope.go(onward.route());
+    }
+
+    /// Takes a connection now, and MULTI where it is to be sent at once.
+    pub(crate) fn begin(&mut self) -> Result<(), Error> {
+        let begun = self.try_begin();
+        if let Err(error) = &begun {
+            self.scope.record_failure(error);
+        }
+        begun
+    }
+
+    fn try_begin(&mut self) -> Result<(), Error> {
+        self.scope.here()?;
+        let deadline = self.scope.checkout_deadline();
+        let span = self.span().clone();
+        let _in = span.enter();
+        self.place();
+        if !self.scope.is_placed() {
+            // Its first key will tell where.
+            return Ok(());
+        }
+        self.scope.pin(deadline)?;
+        self.scope.tell(tracing::Level::DEBUG, || tracing::debug!("begin"));
+        if self.terms.immediate {
+            let form = Form { terms: &self.terms, watched: self.watched, checkout: deadline };
+            let buffer = &self.buffer;
+            self.scope.call(|lease| commit::begin(lease, buffer, form)).map_err(
+                |error| match error {
+                    CommitError::NotSent { source } => *source,
+                    error => error.into(),
+                },
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Called after each command: sends a chunk where enough of them wait.
+    pub(crate) fn queued(&mut self) {
+        self.scope.touch();
+        if self.failed.is_some() {
+            self.buffer.forget_pending();
+            return;
+        }
+        let due = self.flush_bytes.is_some_and(|limit| self.buffer.pending_bytes() >= limit);
+        let due = due && self.buffer.binding() != Binding::Open;
+        if due && !self.buffer.has_open_part() && self.buffer.refusal().is_none() {
+            self.failed = self.flush().err();
+        }
+    }
+
+    /// Where the first chunk is sent on, it goes on, unless a guard holds the connection.
+    fn flush(&mut self) -> Result<(), CommitError> {
+        self.scope.here()?;
+        let free = !self.scope.is_pinned();
+        let flushed = self.flush_on(free);
+        self.scope.connects_by(None);
+        flushed
+    }
+
+    fn flush_on(&mut self, free: bool) -> Result<(), CommitError> {
+        let mut waits = Waits::new(self.scope.settings());
+        loop {
+            self.connects_by(waits.deadline);
+            let Err(error) = self.flush_once() else { return Ok(()) };
+            let onward = (free && !self.buffer.is_flushed()).then(|| self.onward(&error)).flatten();
+            match onward {
+                Some(onward) if waits.allows(&onward, retry_loop::is_checkout(&error)) => {
+                    if let Err(error) = self.scope.abandon() {
+                        tracing::debug!(error = %format_args!("{error:#}"), "cleaning failed, connection replaced");
+                    }
+                    self.go(onward);
+                }
+                _ => return Err(error),
+            }
+        }
+    }
+
+    fn flush_once(&mut self) -> Result<(), CommitError> {
+        let deadline = self.scope.checkout_deadline();
+        let span = self.span().clone();
+        let _in = span.enter();
+        self.place();
+        self.scope.pin(deadline)?;
+        let form = Form { terms: &self.terms, watched: self.watched, checkout: deadline };
+        let buffer = &mut self.buffer;
+        self.scope.call(|lease| commit::flush(lease, buffer, form))
+    }
+
+    /// The failure that the commit will tell, if there is one already.
+    pub(crate) fn failure(&self) -> Option<CommitError> {
+        if let Err(error) = self.scope.here() {
+            return Some(error.into());
+        }
+        self.failed.clone().or_else(|| {
+            self.buffer.refusal().map(|refusal| {
+                CommitError::not_sent(match refusal {
+                    Refusal::Command(command) => Error::refused(command.clone(), Place::InMulti),
+                    Refusal::Float(command) => Error::Refused {
+                        command: command.clone(),
+                        hint: match command.as_str() {
+                            "HINCRBY" => "it adds integers; hincr_float adds a float",
+                            "DECRBY" => {
+                                "it subtracts integers; incr_float adds a float, also a negative one"
+                            }
+                            _ => "it adds integers; incr_float adds a float",
+                        },
+                    },
+                    Refusal::Empty => Error::Refused {
+                        command: "a command without a name".to_owned(),
+                        hint: "build it with redis::cmd(name)",
+                    },
+                    Refusal::TooManyCommands { limit } => Error::TooLarge {
+                        what: "commands",
+                        limit: *limit as usize,
+                        knob: "max_commands",
+                    },
+                    Refusal::TooManyBytes { limit } => {
+                        Error::TooLarge { what: "bytes", limit: *limit, knob: "max_bytes" }
+                    }
+                    Refusal::OtherSlot { command, bound, other } => {
+                        Error::CrossSlot { command: command.clone(), bound: *bound, other: *other }
+                    }
+                    Refusal::Everywhere(command) => Error::Refused {
+                        command: command.clone(),
+                        hint: "it concerns every node of the cluster, and a transaction is on \
+                               one; use the pooled handle",
+                    },
+                })
+            })
+        })
+    }
+
+    /// Whether all of it is still here, so that it can be sent again.
+    pub(crate) fn is_whole(&self) -> bool {
+        !self.buffer.is_flushed() && self.failed.is_none()
+    }
+
+    /// Commits and gives the connection back before it returns.
+    pub(crate) fn commit(&mut self) -> Result<Committed, CommitError> {
+        self.connects_by(self.scope.checkout_deadline());
+        let committed = self.attempt();
+        if let Err(error) = &committed {
+            // The way is not taken, but whoever tries again will know it.
+            let _: Option<Onward> = self.onward(error);
+        }
+        self.record(&committed);
+        committed
+    }
+
+    /// The same, where what was not sent may be attempted again.
+    pub(crate) fn attempt(&mut self) -> Result<Committed, CommitError> {
+        self.scope.here()?;
+        let span = self.span().clone();
+        let _in = span.enter();
+        self.buffer.close_parts(0);
+        let committed = match self.failure().or_else(|| self.unplaced()) {
+            Some(failure) => {
+                if let Err(error) = self.scope.abandon() {
+                    tracing::debug!(error = %format_args!("{error:#}"), "cleaning failed, connection replaced");
+                }
+                Err(failure)
+            }
+            None => self.send().map_err(|error| self.misplaced(error)),
+        };
+        let outcome = outcome(&committed);
+        match &committed {
+            Ok(_) => tracing::debug!(outcome, "commit"),
+            Err(error) => tracing::debug!(outcome, error = %format_args!("{error:#}"), "commit"),
+        }
+        committed
+    }
+
+    /// Nobody knows where it is to be sent.
+    fn unplaced(&self) -> Option<CommitError> {
+        self.buffer.is_unplaced().then(|| {
+            CommitError::not_sent(Error::Refused {
+                command: "a command whose keys are not known here".to_owned(),
+                hint: "tell the cluster's slot with begin_at(key), or by another command's key",
+            })
+        })
+    }
+
+    /// A key that nobody here knew of was of another slot.
+    fn misplaced(&self, error: CommitError) -> CommitError {
+        let CommitError::Rejected { code, message, command, .. } = &error else { return error };
+        let bound = self.buffer.binding().slot();
+        match (Redirect::of(code, message).and_then(|redirect| redirect.slot()), bound) {
+            (Some(other), Some(bound)) if other != bound => {
+                let command = command.clone();
+                CommitError::not_sent(Error::CrossSlot { command, bound, other })
+            }
+            _ => error,
+        }
+    }
+
+    fn send(&mut self) -> Result<Committed, CommitError> {
+        self.place();
+        let deadline = self.scope.checkout_deadline();
+        let once = self.terms.once.is_some();
+        if self.buffer.commands() == 0 && !self.watched && !once && !self.scope.is_pinned() {
+            return Ok(Committed::Applied(Replies::none(self.buffer.transaction())));
+        }
+        if !self.watched && !self.scope.is_pinned() {
+            return self.send_unpinned(deadline);
+        }
+        let form = Form { terms: &self.terms, watched: self.watched, checkout: deadline };
+        let buffer = &mut self.buffer;
+        self.scope.finish(|lease| commit::commit(lease, buffer, form))
+    }
+
+    /// On a link that is borrowed for the commit only. No code of the caller's runs meanwhile, so
+    /// there is nothing to take back.
+    fn send_unpinned(&mut self, checkout: Instant) -> Result<Committed, CommitError> {
+        let Some(nodes) = self.scope.nodes() else { return Err(CheckoutError::Closed.into()) };
+        let way = (&nodes, self.scope.route());
+        commit::batch::block(way, &mut self.buffer, &self.terms, checkout)
+    }
+
+    /// What the transaction asks of its commit.
+    pub(crate) fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
+    /// What there is to hand out of a transaction that was applied unseen.
+    pub(crate) fn lost_replies(&self) -> Replies {
+        Replies::lost(self.buffer.transaction())
+    }
+
+    /// With the name of the command whose reply could not be decoded.
+    pub(crate) fn named(&self, error: ReplyError) -> ReplyError {
+        error.naming(|index| self.buffer.name(index))
+    }
+
+    /// The replies with the commands' names, for a caller who keeps them.
+    pub(crate) fn keep(&self, replies: Replies) -> Replies {
+        replies.named(self.buffer.names())
+    }
+
+    /// Tells the span how the transaction ended.
+    pub(crate) fn record(&self, committed: &Result<Committed, CommitError>) {
+        let span = self.span();
+        if self.scope.here().is_err() {
+            return;
+        }
+        let outcome = outcome(committed);
+        if let Err(error) = committed {
+            self.raise(error, outcome);
+        }
+        if span.is_disabled() {
+            return;
+        }
+        span.record("db.operation.batch.size", self.buffer.commands());
+        span.record("rediscope.outcome", outcome);
+        if let Err(error) = committed {
+            span.record("error.type", outcome);
+            if let Some(code) = error.code() {
+                span.record("db.response.status_code", code);
+            }
+        }
+    }
+
+    /// Warns of what an operator must read. The connection was given back.
+    fn raise(&self, error: &CommitError, outcome: &str) {
+        let alarm = match error {
+            CommitError::InDoubt(_) => Alarm::InDoubt,
+            CommitError::NotIsolated { .. } => Alarm::NotIsolated,
+            CommitError::PartlyApplied { .. } => Alarm::PartlyApplied,
+            _ => return,
+        };
+        let Some(nodes) = self.scope.nodes() else { return };
+        let Some(suppressed) = nodes.alarms().raise(alarm) else { return };
+        let owner = self.scope.owner();
+        let (name, place) = (owner.name.as_deref(), owner.place);
+        let _in = self.span().enter();
+        tracing::warn!(outcome, name, %place, error = %format_args!("{error:#}"), suppressed, "transaction {outcome}");
+    }
+
+    /// Gives everything up.
+    pub(crate) fn discard(&mut self) -> Result<(), Error> {
+        self.scope.give_up()
+    }
+}
+
+/// One word for a report.
+fn outcome(committed: &Result<Committed, CommitError>) -> &'static str {
+    match committed {
+        Ok(Committed::Applied(_)) => "committed",
+        Ok(Committed::Conflict) => "conflict",
+        Err(CommitError::Rejected { .. }) => "rejected",
+        Err(CommitError::PartlyApplied { .. }) => "partly applied",
+        Err(CommitError::NotSent { .. }) => "not sent",
+        Err(CommitError::InDoubt(_)) => "in doubt",
+        Err(CommitError::NotIsolated { .. }) => "not isolated",
+        Err(CommitError::NotReplicated { .. }) => "not replicated",
+        Err(CommitError::KeyNotKept { .. }) => "key not kept",
+        Err(CommitError::AlreadyCommitted) => "already committed",
+        Err(CommitError::LockLost) => "lock lost",
+        Err(CommitError::PinExpired(_)) => "pin expired",
+    }
+}

@@ -1,0 +1,250 @@
+//! A pinned connection and the promise that it goes back clean.
+//!
+//! Every guard owns one of these; it is the only place where a scope ends.
+//!
+//! Never: a panic on drop, a wait past `cleanup_timeout`, a first error hidden by a second.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tracing::level_filters::LevelFilter;
+use tracing::{Level, Span};
+
+use crate::commit;
+use crate::error::checkout::CheckoutError;
+use crate::error::{Error, PinExpired};
+use crate::pool::checkout::Lease;
+use crate::pool::router::{Nodes, Route, WeakNodes};
+use crate::pool::scopes::{Owner, Pin};
+use crate::protocol::cluster::slot::Binding;
+use crate::settings::Settings;
+use crate::status;
+
+/// The span of a transaction that is about to begin.
+pub(crate) fn transaction_span(nodes: &Nodes, owner: &Owner) -> Span {
+    let (host, port) = nodes.host_and_port();
+    status::transaction_span(&host, port, nodes.db(), owner.name.as_deref())
+}
+
+/// A pinned connection, or none yet, and the promise that it goes back clean.
+#[derive(Debug)]
+pub(crate) struct Scope {
+    nodes: WeakNodes,
+    route: Route,
+    is_cluster: bool,
+    settings: Arc<Settings>,
+    owner: Owner,
+    pin: Option<Pin>,
+    span: Span,
+    /// `None`: each call has a `checkout_timeout` of its own.
+    connects_by: Option<Instant>,
+}
+
+impl Drop for Scope {
+    fn drop(&mut self) {
+        if self.settings.is_left() {
+            // It is the parent's.
+            std::mem::forget(self.pin.take());
+            return;
+        }
+        if let Err(error) = self.give_up() {
+            let _in = self.span.enter();
+            tracing::debug!(error = %format_args!("{error:#}"), begun_at = %self.owner.place, "cleaning failed, connection replaced");
+        }
+    }
+}
+
+impl Scope {
+    /// Holds nothing until [`pin`](Self::pin).
+    pub(crate) fn new(nodes: &Nodes, owner: Owner) -> Self {
+        Self::within(transaction_span(nodes, &owner), nodes, owner)
+    }
+
+    /// As [`new`](Self::new), for another attempt at the transaction that `span` is about.
+    pub(crate) fn within(span: Span, nodes: &Nodes, owner: Owner) -> Self {
+        let (settings, is_cluster) = (Arc::clone(nodes.settings()), nodes.is_cluster());
+        let (nodes, route) = (nodes.weak(), Route::default());
+        let (pin, connects_by) = (None, None);
+        Self { nodes, route, is_cluster, settings, owner, pin, span, connects_by }
+    }
+
+    /// Which keys it is for.
+    pub(crate) fn binding(&self) -> Binding {
+        match self.route.slot {
+            _ if !self.is_cluster => Binding::Free,
+            Some(slot) => Binding::Slot(slot),
+            None => Binding::Open,
+        }
+    }
+
+    /// It is for the keys of this slot.
+    pub(crate) fn head_for(&mut self, slot: Option<u16>) {
+        if self.route.slot != slot {
+            self.route = Route::to(slot);
+        }
+    }
+
+    /// It goes this way, from its next connection on.
+    pub(crate) fn go(&mut self, route: Route) {
+        self.route = route;
+    }
+
+    pub(crate) fn route(&self) -> &Route {
+        &self.route
+    }
+
+    /// Whether it is known where a connection for it is to be had.
+    pub(crate) fn is_placed(&self) -> bool {
+        self.binding() != Binding::Open
+    }
+
+    pub(crate) fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
+    /// The transaction's span: one for all its commands and attempts.
+    pub(crate) fn span(&self) -> &Span {
+        &self.span
+    }
+
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// By when a call that begins now must have its connection.
+    pub(crate) fn checkout_deadline(&self) -> Instant {
+        self.connects_by.unwrap_or_else(|| Instant::now() + self.settings.checkout_timeout)
+    }
+
+    /// Sets the deadline of all connections that are taken from now on; `None`: each call has its
+    /// own again.
+    pub(crate) fn connects_by(&mut self, deadline: Option<Instant>) {
+        self.connects_by = deadline;
+    }
+
+    /// Tells the span why the transaction did not even begin, where it did not.
+    pub(crate) fn record_failure(&self, error: &Error) {
+        let (kind, code) = match error {
+            Error::Checkout(_) => ("checkout", None),
+            Error::ConditionFailed { .. } => ("condition failed", None),
+            Error::Command { error, .. } => ("rejected", Some(error.code())),
+            Error::Commit(error) => ("rejected", error.code()),
+            Error::PinExpired(_) => ("pin expired", None),
+            _ => ("lost", None),
+        };
+        self.span.record("error.type", kind);
+        if let Some(code) = code {
+            self.span.record("db.response.status_code", code);
+        }
+    }
+
+    /// Comes first in every call of the caller's, before anything is locked or logged.
+    ///
+    /// # Errors
+    /// This process is a fork of the one that began the scope.
+    pub(crate) fn here(&self) -> Result<(), CheckoutError> {
+        self.settings.here()
+    }
+
+    /// Takes a connection, if the scope has none.
+    pub(crate) fn pin(&mut self, deadline: Instant) -> Result<(), CheckoutError> {
+        self.here()?;
+        if self.pin.is_none() {
+            let nodes = self.nodes.get().ok_or(CheckoutError::Closed)?;
+            self.pin = Some(nodes.pin(&self.route, &self.owner, deadline)?);
+        }
+        Ok(())
+    }
+
+    /// Has an event written when the connection is given back: a log is the user's, and may want one.
+    pub(crate) fn tell(&self, level: Level, event: impl FnOnce() + Send + 'static) {
+        if level > LevelFilter::current() {
+            return;
+        }
+        let Some(pin) = &self.pin else { return event() };
+        // A scope that was taken back needs no event more.
+        let _: Result<(), PinExpired> = pin.with(|lease| lease.tell(level, event));
+    }
+
+    /// `None` once nobody can use it any more.
+    pub(crate) fn nodes(&self) -> Option<Nodes> {
+        self.nodes.get()
+    }
+
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.pin.is_some()
+    }
+
+    /// The closure is over: from here on the scope waits for nobody.
+    pub(crate) fn leaves_closure(&mut self) {
+        self.owner.is_closure = false;
+    }
+
+    /// Runs a call on the pinned connection.
+    pub(crate) fn call<E: From<PinExpired> + From<CheckoutError>, R>(
+        &mut self,
+        call: impl FnOnce(&mut Lease) -> Result<R, E>,
+    ) -> Result<R, E> {
+        self.here()?;
+        match &self.pin {
+            Some(pin) => pin.with(call)?,
+            None => Err(CheckoutError::Closed.into()),
+        }
+    }
+
+    /// Runs the scope's last call and gives the connection back, clean or to be replaced, before
+    /// this returns.
+    pub(crate) fn finish<E: From<PinExpired> + From<CheckoutError>, R>(
+        &mut self,
+        last: impl FnOnce(&mut Lease) -> Result<R, E>,
+    ) -> Result<R, E> {
+        self.here()?;
+        let Some(pin) = self.pin.take() else { return Err(CheckoutError::Closed.into()) };
+        let place = self.owner.place;
+        pin.end(|lease| {
+            let result = last(lease);
+            if let Err(error) = commit::cleanup::clean(lease) {
+                lease.tell(Level::DEBUG, move || {
+                    tracing::debug!(error = %format_args!("{error:#}"), begun_at = %place, "cleaning failed, connection replaced");
+                });
+            }
+            result
+        })?
+    }
+
+    /// Gives the connection back with nothing of the scope left on it.
+    ///
+    /// # Errors
+    /// How cleaning failed; the connection is replaced then.
+    pub(crate) fn abandon(&mut self) -> Result<(), Error> {
+        self.here()?;
+        let Some(pin) = self.pin.take() else { return Ok(()) };
+        let _in = self.span.enter();
+        if let Some(nodes) = self.nodes.get() {
+            nodes.counters().discards.add();
+        }
+        pin.end(|lease| {
+            lease.tell(Level::DEBUG, || tracing::debug!("discard"));
+            commit::cleanup::clean(lease)
+        })?
+    }
+
+    /// The same, where this is how the transaction ends.
+    ///
+    /// # Errors
+    /// As [`abandon`](Self::abandon).
+    pub(crate) fn give_up(&mut self) -> Result<(), Error> {
+        self.here()?;
+        if self.is_pinned() {
+            self.span.record("rediscope.outcome", "discarded");
+        }
+        self.abandon()
+    }
+
+    /// The scope is alive, though it asks nothing of the server.
+    pub(crate) fn touch(&self) {
+        if let Some(pin) = &self.pin {
+            pin.touch();
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! A scope that reads on its pinned connection, with WATCH armed, before it writes.
+//!
+//! Never: a write outside MULTI, which would make every attempt a conflict.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use redis::{Cmd, FromRedisValue, Value};
+
+use crate::commit::prepare;
+use crate::commit::{Form, Terms};
+use crate::error::checkout::CheckoutError;
+use crate::error::connection::{LinkError, LinkErrorKind};
+use crate::error::server::ServerError;
+use crate::error::{Applied, Error};
+use crate::pool::checkout::Lease;
+use crate::pool::router::{Onward, Route};
+use crate::protocol::cluster::redirect;
+use crate::protocol::cluster::redirect::Redirect;
+use crate::protocol::cluster::slot::Binding;
+use crate::protocol::command::keys;
+use crate::protocol::connection_state::Expect;
+use crate::protocol::resp::encode;
+use crate::protocol::resp::encode::{ASKING, Args};
+use crate::transaction::guard::{Transaction, Watched};
+use crate::transaction::pending::Body;
+use crate::transaction::pinned::Scope;
+use crate::transaction::watched_reads;
+use crate::transaction::watched_reads::{Answers, Declared, Reads};
+
+/// A scope that reads on its pinned connection, with WATCH armed, before it writes.
+///
+/// It has the reads of the command table, each answered at once, and [`query`](Self::query) for
+/// the others. It is not a `redis::ConnectionLike`: a write through it would run outside MULTI.
+///
+/// Dropped, it sends UNWATCH within `cleanup_timeout`, or the connection is closed and replaced.
+///
+/// ```no_run
+/// # use rediscope::{Outcome, SessionManager, prelude::*};
+/// # fn main() -> Result<(), rediscope::Error> {
+/// # let accounts = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+/// let mut watching = accounts.watch(["stock"]).begin()?;
+/// let stock: i64 = watching.get("stock")?;
+/// let mut tx = watching.multi();
+/// tx.set("stock", stock - 1);
+/// match tx.commit()? {
+///     Outcome::Committed(_) => println!("sold"),
+///     Outcome::Conflict => println!("somebody was faster"),
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+#[must_use = "dropped, it stops watching"]
+pub struct Watching {
+    scope: Scope,
+    terms: Terms,
+    watched: bool,
+    attempt: u32,
+    declared: Answers,
+    broken: bool,
+    /// A read was answered by a node that is not the one to ask.
+    onward: Option<Onward>,
+    /// The whole WATCH command, where its slot is on its way.
+    watch: Box<[u8]>,
+}
+
+impl Watching {
+    /// Takes a connection and arms WATCH on it, replacing dead ones on the way. Where a condition
+    /// among the reads does not hold, it stops watching.
+    pub(crate) fn begin(
+        mut scope: Scope,
+        watch: Option<&[u8]>,
+        mut terms: Terms,
+        reads: &Arc<Reads>,
+        attempt: u32,
+    ) -> Result<Self, Error> {
+        bind(&mut scope, &mut terms, reads.bytes())?;
+        let declared = arm(&mut scope, watch, reads, &terms, attempt)
+            .inspect_err(|error| scope.record_failure(error))?;
+        // The closure's reads have limits of their own.
+        scope.connects_by(None);
+        let asks = scope.route().asks();
+        let watched = watch.is_some();
+        let watch = watch.filter(|_| asks).unwrap_or_default().into();
+        let (broken, onward) = (false, None);
+        Ok(Self { scope, terms, watched, attempt, declared, broken, onward, watch })
+    }
+
+    /// Which attempt of `watch(..).run` this is, from 1.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// The value of a read that was [declared](crate::Watch::declare) on the watch, as this attempt
+    /// found it.
+    ///
+    /// # Errors
+    /// [`Error::Command`] where the server refused it, [`Error::Decode`] where the value is of
+    /// another type; [`Error::Refused`] where another watch declared it.
+    pub fn declared<T: FromRedisValue>(&self, read: Declared<T>) -> Result<T, Error> {
+        let full = self.scope.settings().server_messages;
+        self.declared.get(read).map_err(|error| error.in_full(full))
+    }
+
+    /// Runs one read command that has no method of its own: the server's own read-only commands and
+    /// those of well-known modules (`JSON.GET`, `FT.SEARCH`, `BF.EXISTS`, `TS.RANGE`, …) are known by
+    /// name. For others there is [`query_as_read`](Self::query_as_read).
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where the command is not known to read only, before it is sent;
+    /// [`Error::Command`] where the server refused it; [`Error::Lost`] where the connection
+    /// failed; [`Error::PinExpired`].
+    pub fn query<T: FromRedisValue>(&mut self, cmd: Cmd) -> Result<T, Error> {
+        let bytes = cmd.get_packed_command();
+        self.fetch(&watched_reads::check(&bytes)?, &bytes)
+    }
+
+    /// Runs one command of which the caller knows that it only reads: of a module that is not known
+    /// here, or a script that does not write.
+    ///
+    /// The caller vouches for that. A command that writes would run outside MULTI: it is applied at
+    /// once, whatever becomes of the transaction; on a watched key it makes every attempt a conflict;
+    /// and if the connection fails under it in a scope that watches nothing, it is sent a second time
+    /// and reported as not applied. The server's own writes are refused by name, as are the commands
+    /// that [`query`](Self::query) refuses because they block or change the connection.
+    ///
+    /// ```no_run
+    /// # use rediscope::{SessionManager, prelude::*, redis};
+    /// # fn main() -> Result<(), rediscope::Error> {
+    /// # let accounts = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+    /// let degree = accounts.watch(["social"]).run(|read, tx| {
+    ///     let query = "MATCH (:User {name: 'alice'})-[f]->() RETURN count(f)";
+    ///     let cmd = redis::cmd("GRAPH.RO_QUERY").arg("social").arg(query).take();
+    ///     let found: Vec<redis::Value> = read.query_as_read(cmd)?;
+    ///     Ok(tx.set("parts", found.len()))
+    /// });
+    /// # degree }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Refused`], before it is sent, if the command is one of the server's own that writes,
+    /// blocks or changes the connection; [`Error::Command`] if the server refused it;
+    /// [`Error::Lost`] if the connection failed; [`Error::PinExpired`].
+    pub fn query_as_read<T: FromRedisValue>(&mut self, cmd: Cmd) -> Result<T, Error> {
+        let bytes = cmd.get_packed_command();
+        self.fetch(&watched_reads::check_as_read(&bytes)?, &bytes)
+    }
+
+    /// One read of the command table.
+    pub(crate) fn read<T: FromRedisValue>(
+        &mut self,
+        words: &[&'static str],
+        args: impl FnOnce(&mut Args<'_>),
+    ) -> Result<T, Error> {
+        let mut bytes = Vec::with_capacity(64);
+        encode::command(&mut bytes, words, args);
+        self.fetch(words.first().copied().unwrap_or_default(), &bytes)
+    }
+
+    fn fetch<T: FromRedisValue>(&mut self, name: &str, bytes: &[u8]) -> Result<T, Error> {
+        let full = self.scope.settings().server_messages;
+        self.fetched(name, bytes).map_err(|error| error.in_full(full))
+    }
+
+    fn fetched<T: FromRedisValue>(&mut self, name: &str, bytes: &[u8]) -> Result<T, Error> {
+        self.scope.here()?;
+        let span = self.scope.span().clone();
+        let _in = span.enter();
+        let (watched, deadline) = (self.watched, self.scope.checkout_deadline());
+        if !self.scope.is_pinned() {
+            // A scope that watches nothing, in a cluster: its first key tells where.
+            self.place(bytes, deadline)?;
+        } else {
+            let mut binding = self.scope.binding();
+            keys::bind(&mut binding, bytes)?;
+            if let Err(error) = has_arrived(&self.scope, &self.watch, bytes, name) {
+                self.sent_on("TRYAGAIN", "");
+                return Err(error);
+            }
+        }
+        if !self.scope.is_pinned() {
+            let nodes = self.scope.nodes().ok_or(CheckoutError::Closed)?;
+            let mut lease = nodes.lease(&Route::default(), deadline)?;
+            return watched_reads::value_of(name, &ask(&mut lease, bytes, deadline)?);
+        }
+        let broken = &mut self.broken;
+        let value = self.scope.call(|lease| {
+            if watched && !lease.current().is_some_and(|link| link.state().is_watching()) {
+                *broken = true;
+                let gone = LinkError::unexpected("the connection was lost earlier in the scope");
+                return Err(lost(name, gone));
+            }
+            let mut repeats = lease.repeats();
+            loop {
+                lease.link(deadline)?;
+                let trusted = lease.is_trusted();
+                match ask(lease, bytes, deadline) {
+                    Ok(value) => return Ok(value),
+                    Err(Error::Lost { source, .. }) => {
+                        lease.found_dead(&source);
+                        // What is not watched may as well be read on another connection.
+                        let again = !watched && repeats.allow(trusted, &source);
+                        if !again || Instant::now() >= deadline {
+                            // What is too large is as large the next time.
+                            *broken = source.kind() != LinkErrorKind::TooLarge;
+                            return Err(lost(name, source));
+                        }
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        })?;
+        if let Value::ServerError(error) = &value {
+            let text = error.details().unwrap_or_default();
+            self.sent_on(error.code(), text);
+            // Without a watch a read may as well be asked elsewhere; the scope stays where it is.
+            if let (false, Some(Onward::Now(route))) = (watched, &self.onward)
+                && route.asks()
+                && let Some(nodes) = self.scope.nodes()
+            {
+                let mut lease = nodes.lease(route, deadline)?;
+                self.onward = None;
+                return watched_reads::value_of(name, &ask(&mut lease, bytes, deadline)?);
+            }
+        }
+        watched_reads::value_of(name, &value)
+    }
+
+    /// Notes what a refused read says of where the scope's slot is.
+    fn sent_on(&mut self, code: &str, text: &str) {
+        if let Some(nodes) = self.scope.nodes() {
+            self.onward = nodes.onward(self.scope.route(), code, text);
+        }
+    }
+
+    /// Pins a connection where the read belongs, if that can be told.
+    fn place(&mut self, bytes: &[u8], deadline: Instant) -> Result<(), Error> {
+        bind(&mut self.scope, &mut self.terms, bytes)?;
+        if self.scope.is_placed() {
+            self.scope.pin(deadline)?;
+        }
+        Ok(())
+    }
+
+    /// From reading to writing: what is queued from here on is applied only if nothing that is
+    /// watched changes before the commit.
+    pub fn multi(self) -> Transaction<Watched> {
+        Transaction::new(Body::on(self.scope, self.terms, self.watched))
+    }
+
+    pub(crate) fn into_scope(self) -> Scope {
+        self.scope
+    }
+
+    /// Stops watching, as dropping it does, and tells how that went.
+    ///
+    /// # Errors
+    /// UNWATCH failed; the connection was replaced.
+    pub fn abandon(mut self) -> Result<(), Error> {
+        self.scope.give_up()
+    }
+
+    /// Whether the connection failed under it: then nothing it did can be committed, and the
+    /// whole attempt may be repeated.
+    pub(crate) fn binding(&self) -> Binding {
+        self.scope.binding()
+    }
+
+    /// Where a read was sent on to.
+    pub(crate) fn take_onward(&mut self) -> Option<Onward> {
+        self.onward.take()
+    }
+
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken
+    }
+}
+
+/// Takes a connection and waits until WATCH is answered on it, and with it what was declared and
+/// required.
+fn arm(
+    scope: &mut Scope,
+    watch: Option<&[u8]>,
+    reads: &Arc<Reads>,
+    terms: &Terms,
+    attempt: u32,
+) -> Result<Answers, Error> {
+    let deadline = scope.checkout_deadline();
+    let span = scope.span().clone();
+    let _in = span.enter();
+    if !scope.is_placed() {
+        return Ok(Answers::default());
+    }
+    scope.pin(deadline)?;
+    scope.tell(tracing::Level::DEBUG, move || tracing::debug!(attempt, "begin"));
+    if watch.is_none() && reads.len() == 0 {
+        return Ok(Answers::default());
+    }
+    has_arrived(scope, watch.unwrap_or_default(), reads.bytes(), "a read")?;
+    let form = Form { terms, watched: watch.is_some(), checkout: deadline };
+    let values =
+        scope.call(|lease| prepare::watch(lease, watch, (reads.bytes(), reads.len()), form))?;
+    if let (true, Some(error)) = (scope.binding() != Binding::Free, values.iter().find_map(refused))
+    {
+        return Err(Error::Command { command: "a read".to_owned(), error });
+    }
+    let full = scope.settings().server_messages;
+    let answers = Answers::of(Arc::clone(reads), values).map_err(|error| error.in_full(full));
+    answers.inspect_err(|error| {
+        if let Error::ConditionFailed { which } = error {
+            let which = which.to_string();
+            scope.tell(tracing::Level::DEBUG, move || {
+                tracing::debug!(attempt, which, "condition failed")
+            });
+        }
+    })
+}
+
+/// What a node says that is not the one to ask.
+fn refused(answer: &Value) -> Option<ServerError> {
+    let Value::ServerError(error) = answer else { return None };
+    Redirect::of(error.code(), error.details().unwrap_or_default())
+        .map(|_| ServerError::from_reply(error, false))
+}
+
+/// Where a slot is on its way, what is not found there may not have arrived yet. It is known only of
+/// what is watched: its old master has said so, or it was found.
+fn has_arrived(scope: &Scope, watch: &[u8], reads: &[u8], name: &str) -> Result<(), Error> {
+    if !scope.route().asks() || keys::are_among(reads, watch) {
+        return Ok(());
+    }
+    let error = ServerError::own("TRYAGAIN", "the key may not be where its slot will be yet");
+    Err(Error::Command { command: name.to_owned(), error })
+}
+
+/// In a cluster, each key must be of the scope's slot, and the first one tells which that is.
+fn bind(scope: &mut Scope, terms: &mut Terms, bytes: &[u8]) -> Result<(), Error> {
+    let mut binding = scope.binding();
+    keys::bind(&mut binding, bytes)?;
+    if let Some(slot) = binding.slot() {
+        scope.head_for(Some(slot));
+        terms.place.slot = Some(slot);
+    }
+    Ok(())
+}
+
+fn ask(lease: &mut Lease, bytes: &[u8], deadline: Instant) -> Result<Value, Error> {
+    let (limit, asks) = (lease.response_deadline(), lease.asks());
+    let link = lease.link(deadline)?;
+    let answer = match asks {
+        true => link
+            .send(&[ASKING, bytes].concat(), &[(Expect::Plain, 2)], limit)
+            .and_then(|()| Ok(redirect::behind_asking(link.value(limit)?, link.value(limit)?))),
+        false => link.send(bytes, &[(Expect::Plain, 1)], limit).and_then(|()| link.value(limit)),
+    };
+    let answer = answer.map_err(|cause| lost("a read", cause))?;
+    link.has_answered();
+    Ok(answer)
+}
+
+/// Reads and WATCH change nothing, whatever became of them.
+fn lost(during: &str, source: LinkError) -> Error {
+    Error::Lost { during: during.to_owned(), applied: Applied::No, source }
+}

@@ -1,0 +1,209 @@
+//! Reads that a watch sends along with WATCH: those the closure asks for by a handle, and those
+//! that decide whether it is run.
+//!
+//! Never: a value of another watch, or of an earlier attempt.
+
+use std::any::type_name;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use redis::{Cmd, FromRedisValue, Value};
+
+use crate::error::reply::DecodeError;
+use crate::error::server::ServerError;
+use crate::error::{Applied, Error};
+use crate::protocol::command;
+use crate::protocol::command::keys;
+use crate::protocol::command::{Blocking, Place, Requests};
+use crate::protocol::refusal;
+use crate::reply;
+use crate::transaction::condition::{Condition, Required};
+
+/// Numbers the reads, so that a handle of one is not taken for a handle of another.
+static READS: AtomicU64 = AtomicU64::new(1);
+
+/// A read that was declared on a [`Watch`](crate::Watch), and the type of its value.
+///
+/// It is worth its value inside the watching scope: [`Watching::declared`](crate::Watching::declared).
+pub struct Declared<T> {
+    number: u64,
+    index: usize,
+    reply: PhantomData<fn() -> T>,
+}
+
+impl<T> Clone for Declared<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Declared<T> {}
+
+impl<T> fmt::Debug for Declared<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Declared<{}>({})", type_name::<T>(), self.index)
+    }
+}
+
+/// The reads that a watch sends along with WATCH.
+#[derive(Clone, Default)]
+pub(crate) struct Reads {
+    reads: Vec<Read>,
+    conditions: usize,
+    bytes: Vec<u8>,
+}
+
+#[derive(Clone)]
+enum Read {
+    /// For the closure, by its number.
+    Declared(u64, Arc<str>),
+    /// For the condition that asks for it.
+    Required(Required),
+}
+
+impl Reads {
+    pub(crate) fn declare<T>(&mut self, cmd: &Cmd) -> Result<Declared<T>, Error> {
+        let bytes = cmd.get_packed_command();
+        let name = check(&bytes)?;
+        // Of one read each: a clone of a watch may declare others in the same place.
+        let number = READS.fetch_add(1, Ordering::Relaxed);
+        self.reads.push(Read::Declared(number, name.into()));
+        self.bytes.extend_from_slice(&bytes);
+        Ok(Declared { number, index: self.reads.len() - 1, reply: PhantomData })
+    }
+
+    pub(crate) fn require(&mut self, condition: Condition) {
+        self.bytes.extend_from_slice(condition.read());
+        self.reads.push(Read::Required(condition.required(self.conditions)));
+        self.conditions += 1;
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.reads.len()
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// The name of a command that may be sent as a read.
+pub(crate) fn check(bytes: &[u8]) -> Result<String, Error> {
+    let Some(Ok(args)) = Requests::new(bytes).next() else {
+        return Err(nameless());
+    };
+    let name = args.first().copied().unwrap_or_default();
+    if name.is_empty() {
+        return Err(nameless());
+    }
+    if command::is_refused(name, args.get(1).copied(), Place::Alone) {
+        return Err(Error::refused(command::printable(name), Place::Alone));
+    }
+    let refused = |hint| Err(Error::Refused { command: command::printable(name), hint });
+    if !command::is_read_only(name, args.get(1).copied()) {
+        return refused(match refusal::is_core(name) {
+            true => "a watching scope only reads; queue writes on its transaction",
+            false => {
+                "it is not known to be a read; if it is one, ask with query_as_read(cmd), else queue \
+                 it on the transaction"
+            }
+        });
+    }
+    if command::blocking(&args) != Blocking::No {
+        return refused("a watching scope does not block; leave BLOCK out");
+    }
+    Ok(command::printable(name))
+}
+
+/// The name of a command that the caller says is a read, unless its name says that it is none.
+pub(crate) fn check_as_read(bytes: &[u8]) -> Result<String, Error> {
+    let mut requests = Requests::new(bytes);
+    let Some(Ok(args)) = requests.next() else {
+        return Err(nameless());
+    };
+    let name = args.first().copied().unwrap_or_default();
+    let refused = |hint| Err(Error::Refused { command: command::printable(name), hint });
+    if command::is_refused(name, args.get(1).copied(), Place::Alone) {
+        return Err(Error::refused(command::printable(name), Place::Alone));
+    }
+    if keys::is_known_write(&args) {
+        return refused("it may write; queue it on the scope's transaction");
+    }
+    if command::blocking(&args) != Blocking::No {
+        return refused("a watching scope does not block; leave BLOCK out");
+    }
+    Ok(command::printable(name))
+}
+
+fn nameless() -> Error {
+    Error::Refused {
+        command: "a command without a name".to_owned(),
+        hint: "build it with redis::cmd(name)",
+    }
+}
+
+/// What the declared reads answered in one attempt.
+#[derive(Debug, Default)]
+pub(crate) struct Answers {
+    reads: Arc<Reads>,
+    values: Vec<Value>,
+}
+
+impl Answers {
+    /// Or which condition does not hold by them.
+    pub(crate) fn of(reads: Arc<Reads>, values: Vec<Value>) -> Result<Self, Error> {
+        for (read, value) in reads.reads.iter().zip(&values) {
+            if let Read::Required(required) = read {
+                required.judge(value)?;
+            }
+        }
+        Ok(Self { reads, values })
+    }
+
+    pub(crate) fn get<T: FromRedisValue>(&self, handle: Declared<T>) -> Result<T, Error> {
+        match self.values.get(handle.index).zip(self.reads.reads.get(handle.index)) {
+            Some((value, Read::Declared(number, name))) if *number == handle.number => {
+                value_of(name, value)
+            }
+            _ => Err(Error::Refused {
+                command: "a read that another watch declared".to_owned(),
+                hint: "declare it on this one",
+            }),
+        }
+    }
+}
+
+/// A read's answer as the caller wants it.
+pub(crate) fn value_of<T: FromRedisValue>(name: &str, value: &Value) -> Result<T, Error> {
+    match value {
+        Value::ServerError(error) => Err(Error::Command {
+            error: ServerError::of_read(name.as_bytes(), error),
+            command: name.to_owned(),
+        }),
+        value => T::from_redis_value_ref(value).map_err(|error| Error::Decode {
+            command: name.to_owned(),
+            expected: type_name::<T>(),
+            found: reply::kind(value),
+            applied: Applied::No,
+            source: DecodeError::of(&error.to_string()),
+        }),
+    }
+}
+
+/// Shows which commands, never on what.
+impl fmt::Debug for Reads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(&self.reads).finish()
+    }
+}
+
+impl fmt::Debug for Read {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Declared(_, name) => name.fmt(f),
+            Self::Required(required) => required.fmt(f),
+        }
+    }
+}
