@@ -7,7 +7,7 @@
 //!
 //! It starts a Redis server of its own ($REDIS_SERVER, or `redis-server` on the PATH), or uses the
 //! one in $REDIS_URL. Many threads move money between accounts over a pool of 8, by
-//! `watch(keys).try_run`. Some of the transfers are dropped, some return early with an error, some
+//! `watch(keys).run_with`. Some of the transfers are dropped, some return early with an error, some
 //! panic; and every 100 ms some of the demo's own connections are killed, most of them in the
 //! middle of a transfer. Each transfer counts itself in a ledger, in the same transaction. At the
 //! end what everybody was told is compared with the ledger.

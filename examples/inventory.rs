@@ -111,7 +111,7 @@ impl Shop {
         &self,
         meanwhile: impl Fn(u32) -> Result<(), rediscope::Error>,
     ) -> Result<i64, ShopError> {
-        self.handle.watch([&self.stock]).try_run(|read, tx| {
+        self.handle.watch([&self.stock]).run_with(|read, tx| {
             let left: i64 = read.get(&self.stock)?;
             if left < 1 {
                 return Err(ShopError::SoldOut);

@@ -103,7 +103,7 @@ enum BankError {
 /// WATCH with bounded, jittered retries, until alice is broke.
 fn read_decide_write(accounts: &Transactional, keys: &Keys) -> Result<(), rediscope::Error> {
     loop {
-        let left = accounts.watch([&keys.alice]).try_run(|read, tx| {
+        let left = accounts.watch([&keys.alice]).run_with(|read, tx| {
             let alice: i64 = read.get(&keys.alice)?; // on the pinned connection, WATCH armed
             if alice < 30 {
                 return Err(BankError::Broke(alice)); // abandoned: UNWATCH, nothing written

@@ -27,16 +27,16 @@ pub use crate::error::checkout::{CheckoutError, CheckoutTimeout};
 pub use crate::error::commit::CommitError;
 pub use crate::error::condition::FailedCondition;
 pub use crate::error::config::ConfigError;
-pub use crate::error::connection::{LinkError, LinkErrorKind};
-pub use crate::error::in_doubt::{CommitToken, InDoubt, Resolution, Unresolved};
-pub use crate::error::lock::{Holder, LockError, LostBecause};
+pub use crate::error::connection::{ConnectionError, ConnectionErrorKind};
+pub use crate::error::in_doubt::{CommitToken, InDoubt, Resolution, UnresolvedReason};
+pub use crate::error::lock::{LockError, LockHolder, LostReason};
 pub use crate::error::reply::{DecodeError, ReplyError};
 pub use crate::error::server::ServerError;
 pub use crate::error::{Applied, Error, PinExpired};
 pub use crate::lock::guard::LockGuard;
 pub use crate::lock::handle::{Lock, RwLock};
 pub use crate::pooled::Pooled;
-pub use crate::protocol::replication::Acks;
+pub use crate::protocol::replication::ReplicaAcks;
 pub use crate::protocol::retry::RetryPolicy;
 pub use crate::reply::resolve::Resolve;
 pub use crate::reply::{Queued, Ready, Replies};
@@ -48,7 +48,9 @@ pub use crate::settings::credentials::{Credentials, CredentialsProvider, Rotatin
 #[cfg(feature = "tls-rustls")]
 pub use crate::settings::tls::Tls;
 pub use crate::status::node::NodeStatus;
-pub use crate::status::{Closed, Counts, LockStatus, OpenScope, PoolStatus, Replaced, Status};
+pub use crate::status::{
+    CloseReason, Closed, LockStatus, OpenScope, PoolCounters, PoolStatus, Status,
+};
 pub use crate::transaction::block::Block;
 pub use crate::transaction::commands::*;
 pub use crate::transaction::condition::Condition;
@@ -61,4 +63,4 @@ pub use crate::transaction::outcome::Outcome;
 pub use crate::transaction::savepoint::Savepoint;
 pub use crate::transaction::watch::Watch;
 pub use crate::transaction::watch_scope::Watching;
-pub use crate::transaction::watched_reads::Declared;
+pub use crate::transaction::watched_reads::WatchedRead;

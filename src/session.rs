@@ -147,7 +147,7 @@ impl SessionManager {
 
     /// A session manager of the master that sentinels know by this name (feature `sentinel`), with
     /// settings of your own. Each sentinel's URL has its own user and password; those of the servers,
-    /// and their TLS, are set with [`Builder::servers_like`]. Sentinels of TLS without it are refused by
+    /// and their TLS, are set with [`Builder::server_info`]. Sentinels of TLS without it are refused by
     /// `build`, since the servers would be reached in clear.
     ///
     /// Transactions, single commands, locks and questions about doubts go to the master. When another
@@ -158,7 +158,7 @@ impl SessionManager {
     /// # fn main() -> Result<(), rediscope::ConfigError> {
     /// let sentinels = ["redis://:secret@10.0.0.1:26379", "redis://:secret@10.0.0.2:26379"];
     /// let sessions = SessionManager::sentinel("mymaster", sentinels)
-    ///     .servers_like("redis://app:password@any/0")
+    ///     .server_info("redis://app:password@any/0")
     ///     .build();
     /// # Ok(()) }
     /// ```
@@ -260,7 +260,7 @@ impl SessionManager {
 
     /// The open scopes of both pools, and the blocking commands of pooled handles, oldest first: age,
     /// place, name, thread.
-    pub fn pins(&self) -> Vec<OpenScope> {
+    pub fn open_scopes(&self) -> Vec<OpenScope> {
         if self.pooled.here().is_err() {
             return Vec::new();
         }

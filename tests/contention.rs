@@ -56,11 +56,11 @@ fn a_hot_key_is_counted_right_and_wastes_few_tries() {
     };
     let in_turn = tries(patient());
     assert_eq!(server.ask::<u64>(&["GET", "hot"]), 32 * 30);
-    let free_for_all = tries(patient().free_for_all());
+    let at_once = tries(patient().take_turns(false));
     assert_eq!(server.ask::<u64>(&["GET", "hot"]), 2 * 32 * 30);
     // One commit takes a try; at most two may be let in at a time, once it is known to be hot.
     assert!(in_turn < 32 * 30 * 3, "{in_turn} tries");
-    println!("{in_turn} tries in turn, {free_for_all} in a free-for-all");
+    println!("{in_turn} tries in turn, {at_once} tries at once");
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn who_waits_for_a_key_holds_no_connection() {
             });
         }
         // As many as are let in; the others wait in front of the pool.
-        eventually(SOON, "the first ones are in", || sessions.pins().len() == 4);
+        eventually(SOON, "the first ones are in", || sessions.open_scopes().len() == 4);
         let status = sessions.status().transactional;
         assert_eq!((status.in_use, status.waiting), (4, 0));
         // Another key is nobody's business.
@@ -143,7 +143,7 @@ fn whoever_is_not_let_in_by_his_deadline_tries_all_the_same() {
                 blocked.unwrap();
             });
         }
-        eventually(SOON, "four are in", || sessions.pins().len() == 4);
+        eventually(SOON, "four are in", || sessions.open_scopes().len() == 4);
         let short = RetryPolicy::default().deadline(Duration::from_millis(50));
         let late = handle.watch(["hot"]).retry(short).run(|_, tx| Ok(tx.incr("n", 1)));
         assert_eq!(late.unwrap(), 1);
@@ -177,7 +177,7 @@ fn conditions_that_do_not_hold_keep_nobody_else_waiting() {
                 blocked.unwrap();
             });
         }
-        eventually(SOON, "the first ones are in", || sessions.pins().len() == 5);
+        eventually(SOON, "the first ones are in", || sessions.open_scopes().len() == 5);
         assert_eq!(sessions.status().transactional.waiting, 0);
         drop(held);
     });

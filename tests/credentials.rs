@@ -19,8 +19,9 @@ use std::time::Duration;
 
 use rediscope::prelude::*;
 use rediscope::{
-    Begin, Builder, CheckoutError, CommitError, Credentials, CredentialsProvider, Error,
-    LinkErrorKind, Resolution, RotatingCredentials, SessionManager, TransactionOptions,
+    Begin, Builder, CheckoutError, CommitError, ConnectionErrorKind, Credentials,
+    CredentialsProvider, Error, Resolution, RotatingCredentials, SessionManager,
+    TransactionOptions,
 };
 
 use support::eventually;
@@ -239,7 +240,7 @@ fn what_a_provider_fails_with_is_told_and_the_next_call_asks_again() {
     provider.fails.store(true, Ordering::SeqCst);
     match accounts.begin() {
         Err(Error::Checkout(CheckoutError::Connect { source, .. })) => {
-            assert_eq!(source.kind(), LinkErrorKind::Credentials);
+            assert_eq!(source.kind(), ConnectionErrorKind::Credentials);
             assert!(source.to_string().contains("the vault is shut"), "{source}");
         }
         other => panic!("{other:?}"),
@@ -288,7 +289,7 @@ fn a_provider_that_panics_takes_no_place_with_it() {
     provider.panics.store(true, Ordering::SeqCst);
     match accounts.begin() {
         Err(Error::Checkout(CheckoutError::Connect { source, .. })) => {
-            assert_eq!(source.kind(), LinkErrorKind::Panicked, "{source}");
+            assert_eq!(source.kind(), ConnectionErrorKind::Panicked, "{source}");
         }
         other => panic!("{other:?}"),
     }
@@ -357,7 +358,7 @@ fn an_address_that_says_who_it_is_and_a_provider_are_refused_together() {
     for url in ["redis://user@localhost/", "redis://:hushed@localhost/"] {
         let refused = SessionManager::builder(url).credentials_provider(provider()).build();
         let error = refused.unwrap_err();
-        assert_eq!(error.knob_name(), Some("credentials_provider"));
+        assert_eq!(error.setting_name(), Some("credentials_provider"));
         assert!(!error.to_string().contains("hushed"), "{error}");
     }
 }

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use redis::Commands;
-use rediscope::{CommitError, Error, LinkErrorKind, ReplyError, SessionManager, prelude::*};
+use rediscope::{CommitError, ConnectionErrorKind, Error, ReplyError, SessionManager, prelude::*};
 
 use load::Plan;
 use support::eventually;
@@ -159,7 +159,7 @@ fn a_read_that_kills_every_connection_it_is_sent_on_is_not_asked_for_ever() {
     let sessions = SessionManager::builder(server.url()).max_size(2).build().unwrap();
     let big = |told: Result<(), Error>| {
         let Err(Error::Lost { source, .. }) = &told else { panic!("{told:?}") };
-        assert_eq!(source.kind(), LinkErrorKind::Closed, "{told:?}");
+        assert_eq!(source.kind(), ConnectionErrorKind::Closed, "{told:?}");
     };
     // A connection that has been used before may have died while it was idle.
     let _: i64 = sessions.pooled().llen("list").unwrap();

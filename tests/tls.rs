@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use rediscope::prelude::*;
 use rediscope::{
-    Builder, CheckoutError, ConfigError, Error, IntoAddress, LinkErrorKind, SessionManager, Tls,
-    redis,
+    Builder, CheckoutError, ConfigError, ConnectionErrorKind, Error, IntoAddress, SessionManager,
+    Tls, redis,
 };
 
 use support::eventually;
@@ -39,7 +39,7 @@ fn patient(to: impl IntoAddress, tls: Tls) -> Builder {
         .checkout_timeout(Duration::from_secs(10))
 }
 
-fn refusal(to: impl IntoAddress, tls: Tls) -> (LinkErrorKind, String) {
+fn refusal(to: impl IntoAddress, tls: Tls) -> (ConnectionErrorKind, String) {
     let sessions = patient(to, tls)
         .connect_timeout(Duration::from_secs(2))
         .response_timeout(Duration::from_millis(500))
@@ -103,10 +103,10 @@ fn the_raw_connection_takes_the_place_of_the_one_it_is_lent_for() {
 fn a_server_that_nobody_vouches_for_is_refused_with_a_reason() {
     let tls = TlsServer::start();
     let (kind, text) = refusal(tls.url(), Tls::new());
-    assert_eq!(kind, LinkErrorKind::Io, "{text}");
+    assert_eq!(kind, ConnectionErrorKind::Io, "{text}");
     assert!(text.to_lowercase().contains("certificate"), "{text}");
     let (kind, text) = refusal(tls.url(), trusted(&Authority::new()));
-    assert_eq!(kind, LinkErrorKind::Io, "{text}");
+    assert_eq!(kind, ConnectionErrorKind::Io, "{text}");
     assert!(text.to_lowercase().contains("certificate"), "{text}");
 }
 
@@ -114,7 +114,7 @@ fn a_server_that_nobody_vouches_for_is_refused_with_a_reason() {
 fn a_server_of_another_name_is_refused_with_a_reason() {
     let tls = TlsServer::start();
     let (kind, text) = refusal(tls.url_of("127.0.0.1"), trusted(&tls.authority));
-    assert_eq!(kind, LinkErrorKind::Io, "{text}");
+    assert_eq!(kind, ConnectionErrorKind::Io, "{text}");
     assert!(text.to_lowercase().contains("certificate"), "{text}");
 }
 
@@ -124,7 +124,7 @@ fn a_server_whose_certificate_has_expired_is_refused_with_a_reason() {
     let expired = authority.expired_server(&["localhost"]);
     let tls = TlsServer::with(authority, &expired, &["--tls-auth-clients", "no"]);
     let (kind, text) = refusal(tls.url(), trusted(&tls.authority));
-    assert_eq!(kind, LinkErrorKind::Io, "{text}");
+    assert_eq!(kind, ConnectionErrorKind::Io, "{text}");
     assert!(text.to_lowercase().contains("expired"), "{text}");
 }
 
@@ -209,7 +209,7 @@ fn sentinels_and_the_servers_behind_them_are_reached_by_tls() {
     // Said apart, they are the same.
     let sentinels = [format!("rediss://localhost:{}/", sentinel.port())];
     let sessions = SessionManager::sentinel(NAME, sentinels)
-        .servers_like("rediss://any/")
+        .server_info("rediss://any/")
         .tls(presented)
         .build()
         .unwrap();
@@ -223,11 +223,11 @@ fn sentinels_and_the_servers_behind_them_are_reached_by_tls() {
 #[track_caller]
 fn wrong(to: impl IntoAddress, tls: Tls) -> String {
     let error = SessionManager::builder(to).tls(tls).build().map(drop).unwrap_err();
-    assert_eq!(error.knob_name(), Some("tls"), "{error}");
+    assert_eq!(error.setting_name(), Some("tls"), "{error}");
     for text in [error.to_string(), format!("{error:?}")] {
         assert!(!text.contains("BEGIN") && !text.contains("MII"), "{text}");
     }
-    let ConfigError::Knob { reason, .. } = error else { unreachable!() };
+    let ConfigError::Setting { reason, .. } = error else { unreachable!() };
     reason
 }
 
@@ -270,11 +270,11 @@ fn tls_for_an_address_without_it_is_refused() {
     assert!(wrong("redis+cluster://h,g/", roots()).contains("rediss"));
     #[cfg(feature = "sentinel")]
     {
-        assert!(wrong("redis+sentinel://h/m", roots()).contains("servers_like"));
+        assert!(wrong("redis+sentinel://h/m", roots()).contains("server_info"));
         let sentinels = |url| SessionManager::sentinel("m", [url]).tls(roots());
         let refused = sentinels("rediss://h/").build().map(drop).unwrap_err();
-        assert!(refused.to_string().contains("servers_like"), "the servers are what counts");
-        assert!(sentinels("redis://h/").servers_like("rediss://any/").build().is_ok());
+        assert!(refused.to_string().contains("server_info"), "the servers are what counts");
+        assert!(sentinels("redis://h/").server_info("rediss://any/").build().is_ok());
     }
 }
 

@@ -54,7 +54,7 @@ fn transactional(max_size: u32) -> Transactional {
 fn encoder(bencher: Bencher<'_, '_>, commands: usize) {
     let transactional = transactional(1);
     bencher.counter(ItemsCount::new(commands)).bench_local(|| {
-        transactional.try_run(|tx| {
+        transactional.run_with(|tx| {
             for _ in 0..commands {
                 black_box(tx.incr("a key of some length", 1));
             }

@@ -140,7 +140,7 @@ impl Bank {
     #[expect(clippy::panic, reason = "a panic inside the closure is one of the things shown")]
     fn watch_and_move(&self, transfer: &Transfer) -> Result<i64, BankError> {
         let keys = [self.account(transfer.from), self.account(transfer.to)];
-        self.handle.watch(&keys).try_run(|read, tx| {
+        self.handle.watch(&keys).run_with(|read, tx| {
             let (from, _to): (i64, i64) = read.mget(&keys)?;
             if from < transfer.amount {
                 return Err(BankError::Broke);

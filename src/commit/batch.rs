@@ -10,7 +10,7 @@ use crate::commit::{
     Committed, Form, Terms, commit, count, not_isolated, refused, replies, unproven,
 };
 use crate::error::commit::CommitError;
-use crate::error::connection::LinkError;
+use crate::error::connection::ConnectionError;
 use crate::error::in_doubt::InDoubt;
 use crate::pool::Joined;
 use crate::pool::batch::lead;
@@ -82,7 +82,7 @@ fn told(buffer: &mut Buffer, settled: Settled) -> Result<Committed, CommitError>
             Ok(refusal) => refused(buffer, refusal),
             Err(values) => not_isolated(buffer, values),
         },
-        Settled::Block(Verdict::Nil) => CommitError::lost_before_exec(LinkError::unexpected(
+        Settled::Block(Verdict::Nil) => CommitError::lost_before_exec(ConnectionError::unexpected(
             "a conflict on a connection that watched nothing",
         )),
         Settled::Block(Verdict::Unknown(doubt)) => {

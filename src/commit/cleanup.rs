@@ -4,7 +4,7 @@
 
 use crate::connection::connection::Link;
 use crate::connection::deadline::Deadline;
-use crate::error::connection::LinkError;
+use crate::error::connection::ConnectionError;
 use crate::error::server::ServerError;
 use crate::error::{Applied, Error};
 use crate::pool::checkout::Lease;
@@ -42,7 +42,7 @@ fn cleaned(
     bytes: &[u8],
     expect: Expect,
     deadline: Deadline,
-) -> Result<Result<(), ServerError>, LinkError> {
+) -> Result<Result<(), ServerError>, ConnectionError> {
     let fence = link.known_fence().filter(|_| link.state().is_armed());
     let Some(fence) = fence else { return link.call(bytes, expect, deadline) };
     let mut bytes = bytes.to_vec();

@@ -21,7 +21,7 @@ use crate::commit::send::{Answers, Lost, exchange, queue};
 use crate::error::Error;
 use crate::error::checkout::CheckoutError;
 use crate::error::commit::CommitError;
-use crate::error::connection::LinkError;
+use crate::error::connection::ConnectionError;
 use crate::error::in_doubt::{CommitToken, InDoubt, Resolver};
 use crate::error::server::ServerError;
 use crate::pool::checkout::Lease;
@@ -31,7 +31,7 @@ use crate::protocol::exec;
 use crate::protocol::exec::{Doubt, Refusal, Verdict};
 use crate::protocol::idempotency_key::Once;
 use crate::protocol::queue::Buffer;
-use crate::protocol::replication::{Acks, Durability};
+use crate::protocol::replication::{Durability, ReplicaAcks};
 use crate::reply::Replies;
 use crate::status::Counters;
 
@@ -156,7 +156,7 @@ fn attempt(
             Ok(committed) => return Ok(committed),
         }
     }
-    Err(CommitError::lost_before_exec(LinkError::unexpected(
+    Err(CommitError::lost_before_exec(ConnectionError::unexpected(
         "its own register, or the lock it is fenced by, was changed every time",
     )))
 }
@@ -207,7 +207,7 @@ fn exchanged(
     judge(lease, buffer, form, verdict, acks, sent)
 }
 
-fn in_doubt(lease: &mut Lease, terms: &Terms, cause: LinkError, doubt: &Doubt) -> InDoubt {
+fn in_doubt(lease: &mut Lease, terms: &Terms, cause: ConnectionError, doubt: &Doubt) -> InDoubt {
     let endpoint = lease.pool().endpoint().clone();
     // The register is written last. Of commands that ran one by one it proves nothing.
     let fence = terms.fence.as_ref().filter(|_| !doubt.bare);
@@ -224,10 +224,10 @@ fn in_doubt(lease: &mut Lease, terms: &Terms, cause: LinkError, doubt: &Doubt) -
 }
 
 /// What a transaction's replies are that came and prove nothing.
-fn unproven(doubt: &Doubt) -> LinkError {
+fn unproven(doubt: &Doubt) -> ConnectionError {
     match &doubt.exec {
-        Some(error) if !doubt.bare => LinkError::unproven(error.clone()),
-        _ => LinkError::unexpected("EXEC's reply does not fit the transaction"),
+        Some(error) if !doubt.bare => ConnectionError::unproven(error.clone()),
+        _ => ConnectionError::unexpected("EXEC's reply does not fit the transaction"),
     }
 }
 
@@ -236,7 +236,7 @@ fn judge(
     buffer: &mut Buffer,
     form: Form<'_>,
     verdict: Verdict,
-    acks: Option<Result<Acks, ServerError>>,
+    acks: Option<Result<ReplicaAcks, ServerError>>,
     sent: Option<Instant>,
 ) -> Result<Committed, Unapplied> {
     let error = match verdict {
@@ -266,7 +266,7 @@ fn judge(
         // The link watched something that nobody here asked for.
         Verdict::Nil => {
             lease.taint(Taint::LeftDirty);
-            CommitError::lost_before_exec(LinkError::unexpected(
+            CommitError::lost_before_exec(ConnectionError::unexpected(
                 "a conflict on a connection that watched nothing",
             ))
         }
@@ -299,13 +299,15 @@ fn applied(
     buffer: &mut Buffer,
     values: Vec<Value>,
     terms: &Terms,
-    acks: Option<Result<Acks, ServerError>>,
+    acks: Option<Result<ReplicaAcks, ServerError>>,
     failed: Option<&Value>,
 ) -> Result<Replies, CommitError> {
     let (got, refused) = match acks {
-        Some(Err(refused)) => (Acks::default(), Some(refused.in_full(buffer.shows_messages()))),
+        Some(Err(refused)) => {
+            (ReplicaAcks::default(), Some(refused.in_full(buffer.shows_messages())))
+        }
         Some(Ok(acks)) => (acks, None),
-        None => (Acks::default(), None),
+        None => (ReplicaAcks::default(), None),
     };
     let replies = replies(buffer, values).acknowledged_by(terms.durability.map(|_| got));
     if let Some(failed) = failed {
@@ -331,7 +333,7 @@ fn applied(
 fn unread(buffer: &Buffer, terms: &Terms) -> Result<Replies, CommitError> {
     let replies = Replies::lost(buffer.transaction());
     let Some(durability) = terms.durability else { return Ok(replies) };
-    let (wanted, got) = (durability.wanted(), Acks::default());
+    let (wanted, got) = (durability.wanted(), ReplicaAcks::default());
     let replies = replies.acknowledged_by(Some(got));
     Err(CommitError::NotReplicated { wanted, got, refused: None, replies })
 }

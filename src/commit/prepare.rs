@@ -12,7 +12,7 @@ use crate::commit::{Form, Refused, Terms};
 use crate::connection::connection::Link;
 use crate::connection::deadline::Deadline;
 use crate::error::commit::CommitError;
-use crate::error::connection::{LinkError, LinkErrorKind};
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::server::ServerError;
 use crate::error::{Applied, Error};
 use crate::pool::checkout::Lease;
@@ -36,8 +36,8 @@ pub(crate) fn prove(lease: &mut Lease, buffer: &Buffer, form: Form<'_>) -> Resul
         (state.is_watching() || !must_watch) && (state.is_in_multi() || !must_be_in_multi)
     });
     if (must_watch || must_be_in_multi) && !kept {
-        return Err(CommitError::lost_before_exec(LinkError::new(
-            LinkErrorKind::Closed,
+        return Err(CommitError::lost_before_exec(ConnectionError::new(
+            ConnectionErrorKind::Closed,
             "the connection was lost earlier in the scope",
         )));
     }
@@ -129,7 +129,7 @@ pub(crate) fn watch(
             Err(cause) => {
                 lease.found_dead(&cause);
                 // What is too large is as large on another connection.
-                let too_large = cause.kind() == LinkErrorKind::TooLarge;
+                let too_large = cause.kind() == ConnectionErrorKind::TooLarge;
                 if too_large || Instant::now() >= form.checkout {
                     return Err(lost_watch(cause));
                 }
@@ -140,7 +140,7 @@ pub(crate) fn watch(
 }
 
 /// Nothing was applied, whatever became of it.
-fn lost_watch(source: LinkError) -> Error {
+fn lost_watch(source: ConnectionError) -> Error {
     Error::Lost { during: "WATCH".to_owned(), applied: Applied::No, source }
 }
 
@@ -159,7 +159,7 @@ fn steps(
     settings: &Settings,
     form: Form<'_>,
     Seen { trusted, flushed, asks_for_aof, asks }: Seen,
-) -> Result<Option<Steps>, LinkError> {
+) -> Result<Option<Steps>, ConnectionError> {
     let (terms, state) = (form.terms, link.state());
     let (multi, watching, armed) = (state.is_in_multi(), state.is_watching(), state.is_armed());
     let mut steps = Steps { asks, ..Steps::default() };
@@ -302,7 +302,7 @@ impl Steps {
         link: &mut Link,
         settings: &Settings,
         terms: &Terms,
-    ) -> Result<(), LinkError> {
+    ) -> Result<(), ConnectionError> {
         if terms.fence.is_none() {
             if link.state().is_armed() {
                 self.step(Step::Unwatch, Expect::Unwatch, UNWATCH);
@@ -371,7 +371,7 @@ impl Steps {
     }
 
     /// Asks, and reads every answer.
-    fn take(self, link: &mut Link, deadline: Deadline) -> Result<Found, LinkError> {
+    fn take(self, link: &mut Link, deadline: Deadline) -> Result<Found, ConnectionError> {
         let asked = Instant::now();
         let expected: Vec<_> = self.steps.iter().map(|(_, expect)| (*expect, 1)).collect();
         link.send(&self.bytes, &expected, deadline)?;

@@ -16,8 +16,8 @@ use crate::connection::connection::Link;
 use crate::connection::deadline;
 use crate::connection::deadline::Deadline;
 use crate::error::checkout::CheckoutError;
-use crate::error::connection::{LinkError, LinkErrorKind};
-use crate::error::in_doubt::{CommitToken, Resolution, Resolver, Unresolved};
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
+use crate::error::in_doubt::{CommitToken, Resolution, Resolver, UnresolvedReason};
 use crate::error::server::ServerError;
 use crate::logging::rate_limit::Alarm;
 use crate::pool::manager;
@@ -52,11 +52,11 @@ impl Asker {
         self.gate.close();
     }
 
-    fn ask(&self, token: &CommitToken, deadline: Instant) -> Result<bool, Unresolved> {
-        self.nodes.here().map_err(|_| Unresolved::OtherProcess)?;
+    fn ask(&self, token: &CommitToken, deadline: Instant) -> Result<bool, UnresolvedReason> {
+        self.nodes.here().map_err(|_| UnresolvedReason::OtherProcess)?;
         let here = self.nodes.db();
         if token.db != here {
-            return Err(Unresolved::OtherDatabase { token: token.db, here });
+            return Err(UnresolvedReason::OtherDatabase { token: token.db, here });
         }
         let key_slot = self.check(token)?;
         let slot = self.gate.acquire(deadline, |_| Ok::<(), ()>(())).map_err(not_asked)?;
@@ -75,7 +75,7 @@ impl Asker {
             let kept = lock(&self.link).take();
             let was_kept = kept.is_some();
             let asked = self.ask_on(kept, &route, token, deadline);
-            if let Err(Unresolved::Refused(error)) = &asked
+            if let Err(UnresolvedReason::Refused(error)) = &asked
                 && let Some(onward) = self.nodes.onward(&route, error.code(), error.message())
                 && patience.allows(&onward)
             {
@@ -86,8 +86,8 @@ impl Asker {
                 route = Route::to(key_slot);
             }
             let passing = match &asked {
-                Err(Unresolved::Unreachable(error)) => error.is_passing(),
-                Err(Unresolved::Refused(error)) => answers_soon(error),
+                Err(UnresolvedReason::Unreachable(error)) => error.is_passing(),
+                Err(UnresolvedReason::Refused(error)) => answers_soon(error),
                 _ => false,
             };
             let left = deadline.saturating_duration_since(Instant::now());
@@ -104,8 +104,8 @@ impl Asker {
 
     /// Whether the token can be of a connection with these settings: any other key of the caller's
     /// would be given an expiry by the question. In a cluster, the slot to ask.
-    fn check(&self, token: &CommitToken) -> Result<Option<u16>, Unresolved> {
-        let wrong = |reason| Err(Unresolved::NotARegister { reason });
+    fn check(&self, token: &CommitToken) -> Result<Option<u16>, UnresolvedReason> {
+        let wrong = |reason| Err(UnresolvedReason::NotARegister { reason });
         if token.number == 0 {
             return wrong("it has a number that no transaction is given");
         }
@@ -132,11 +132,11 @@ impl Asker {
         route: &Route,
         token: &CommitToken,
         deadline: Instant,
-    ) -> Result<bool, Unresolved> {
-        let unreachable = Unresolved::Unreachable;
+    ) -> Result<bool, UnresolvedReason> {
+        let unreachable = UnresolvedReason::Unreachable;
         let settings = self.nodes.settings();
         let endpoint = self.nodes.endpoint(route, deadline).map_err(|error| match error {
-            CheckoutError::Connect { source, .. } => Unresolved::Unreachable(source),
+            CheckoutError::Connect { source, .. } => UnresolvedReason::Unreachable(source),
             _ => not_asked(Refused::Closed),
         })?;
         let term = endpoint.term();
@@ -154,7 +154,9 @@ impl Asker {
                     let error = CheckoutError::Connect { waited: Duration::ZERO, source };
                     let _: Option<Onward> = self.nodes.unreached_by(route, &error, deadline);
                     match error {
-                        CheckoutError::Connect { source, .. } => Unresolved::Unreachable(source),
+                        CheckoutError::Connect { source, .. } => {
+                            UnresolvedReason::Unreachable(source)
+                        }
                         _ => not_asked(Refused::Closed),
                     }
                 })?
@@ -172,11 +174,11 @@ impl Asker {
             answers = redirect::all_behind_asking(answers);
         }
         let [touched, found] = answers.as_slice() else {
-            return Err(unreachable(LinkError::unexpected("too few answers")));
+            return Err(unreachable(ConnectionError::unexpected("too few answers")));
         };
         if endpoint.term() != term {
             let text = "another server became the master while this one was asked";
-            return Err(unreachable(LinkError::new(LinkErrorKind::Closed, text)));
+            return Err(unreachable(ConnectionError::new(ConnectionErrorKind::Closed, text)));
         }
         *lock(&self.link) = Some((endpoint.address().into_owned(), link));
         marker::applied(token.number, touched, found)
@@ -197,7 +199,7 @@ impl Resolver for Asker {
             Ok(false) => Resolution::NotCommitted,
             Err(why) => Resolution::StillUnknown { why },
         };
-        if matches!(resolution, Resolution::StillUnknown { why: Unresolved::OtherProcess }) {
+        if matches!(resolution, Resolution::StillUnknown { why: UnresolvedReason::OtherProcess }) {
             // Without a count or a log, which may be locked for ever.
             return resolution;
         }
@@ -222,10 +224,12 @@ fn answers_soon(error: &ServerError) -> bool {
     matches!(error.code(), "LOADING" | "BUSY" | "TRYAGAIN" | "CLUSTERDOWN" | "MASTERDOWN")
 }
 
-fn not_asked(refused: Refused<()>) -> Unresolved {
-    Unresolved::Unreachable(match refused {
-        Refused::Closed => LinkError::new(LinkErrorKind::Closed, "the session manager is closed"),
-        _ => LinkError::timed_out("others were asking all the time"),
+fn not_asked(refused: Refused<()>) -> UnresolvedReason {
+    UnresolvedReason::Unreachable(match refused {
+        Refused::Closed => {
+            ConnectionError::new(ConnectionErrorKind::Closed, "the session manager is closed")
+        }
+        _ => ConnectionError::timed_out("others were asking all the time"),
     })
 }
 

@@ -5,23 +5,23 @@
 use crate::commit::Terms;
 use crate::connection::connection::Link;
 use crate::connection::deadline::Deadline;
-use crate::error::connection::LinkError;
+use crate::error::connection::ConnectionError;
 use crate::error::server::ServerError;
 use crate::protocol::connection_state::Expect;
 use crate::protocol::exec::Collector;
 use crate::protocol::queue::{Buffer, Start};
-use crate::protocol::replication::Acks;
+use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::resp::encode::ASKING;
 use crate::settings::Settings;
 
 pub(crate) struct Answers {
     pub(crate) collector: Collector,
-    pub(crate) acks: Option<Result<Acks, ServerError>>,
+    pub(crate) acks: Option<Result<ReplicaAcks, ServerError>>,
 }
 
 pub(crate) enum Lost {
-    BeforeExec(LinkError),
-    AfterExec(LinkError, Box<Collector>),
+    BeforeExec(ConnectionError),
+    AfterExec(ConnectionError, Box<Collector>),
 }
 
 /// Sends what is left of the transaction with EXEC, and reads all of its replies.
@@ -92,7 +92,7 @@ fn around(
     terms: &Terms,
     settings: &Settings,
     asks: bool,
-) -> Result<Around, LinkError> {
+) -> Result<Around, ConnectionError> {
     let mut around = Around { own: Vec::new(), own_commands: 0, behind: Vec::new() };
     if let Some(touch) = &terms.place.touch {
         around.own.extend_from_slice(touch);
@@ -123,7 +123,7 @@ pub(crate) fn queue(
     link: &mut Link,
     buffer: &Buffer,
     deadline: Deadline,
-) -> (Collector, Result<(), LinkError>) {
+) -> (Collector, Result<(), ConnectionError>) {
     let (commands, unsent) = (buffer.commands(), buffer.unsent());
     let mut collector = Collector::new(commands, commands - unsent);
     let expected = [(Expect::Queued, unsent)];

@@ -16,7 +16,7 @@ use crate::connection::dns::Resolver;
 #[cfg(feature = "tls-rustls")]
 use crate::connection::tls::{Session, Trust};
 use crate::error::config::ConfigError;
-use crate::error::connection::LinkError;
+use crate::error::connection::ConnectionError;
 use crate::process::sockets::OwnSocket;
 use crate::settings::Settings;
 
@@ -98,14 +98,15 @@ impl Server {
     }
 
     /// Opens a connection, with TLS on it if the address asks for it.
-    pub(crate) fn connect(&self, timeout: Duration) -> Result<Connected, LinkError> {
+    pub(crate) fn connect(&self, timeout: Duration) -> Result<Connected, ConnectionError> {
         #[cfg(feature = "tls-rustls")]
         let until = Instant::now() + timeout;
         let socket = match self.info.addr() {
             ConnectionAddr::Unix(path) => unix(path, timeout),
             _ => self.tcp(timeout),
         };
-        let socket = Arc::new(OwnSocket::new(socket.map_err(|error| LinkError::of_io(&error))?));
+        let socket =
+            Arc::new(OwnSocket::new(socket.map_err(|error| ConnectionError::of_io(&error))?));
         #[cfg(feature = "tls-rustls")]
         if let Some(trust) = &self.trust {
             return match trust.secure(&self.host, &socket, until) {
@@ -161,7 +162,7 @@ impl Server {
         &self,
         who: &RedisConnectionInfo,
         timeout: Duration,
-    ) -> Result<Connection, LinkError> {
+    ) -> Result<Connection, ConnectionError> {
         let info = self.info.clone().set_redis_settings(who.clone());
         match info.addr() {
             ConnectionAddr::Tcp(..) => {
@@ -169,11 +170,11 @@ impl Server {
                 let connected = self.any_address(timeout, |address, share| {
                     let addr = ConnectionAddr::Tcp(literal(address), address.port());
                     open(info.clone().set_addr(addr), share).map_err(|error| {
-                        verdict = Some(LinkError::of(&error));
+                        verdict = Some(ConnectionError::of(&error));
                         io::Error::other("refused")
                     })
                 });
-                connected.map_err(|error| verdict.unwrap_or_else(|| LinkError::of_io(&error)))
+                connected.map_err(|error| verdict.unwrap_or_else(|| ConnectionError::of_io(&error)))
             }
             // redis-rs looks the name up by itself, since the certificate must be of that name: after
             // it was looked up here, which callers share.
@@ -184,10 +185,10 @@ impl Server {
                     let left = until.saturating_duration_since(Instant::now()).max(MOMENT);
                     self.resolver.run(until, move || open(info, left))
                 });
-                let connected = connected.map_err(|error| LinkError::of_io(&error))?;
-                connected.map_err(|error| LinkError::of(&error))
+                let connected = connected.map_err(|error| ConnectionError::of_io(&error))?;
+                connected.map_err(|error| ConnectionError::of(&error))
             }
-            _ => open(info, timeout).map_err(|error| LinkError::of(&error)),
+            _ => open(info, timeout).map_err(|error| ConnectionError::of(&error)),
         }
     }
 

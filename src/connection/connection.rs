@@ -12,7 +12,7 @@ use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
 use crate::connection::login::Login;
 use crate::connection::transport::Transport;
-use crate::error::connection::{LinkError, LinkErrorKind};
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::server::ServerError;
 use crate::pool::connect_attempts::Arrival;
 use crate::pool::manager::Alive;
@@ -23,7 +23,7 @@ use crate::protocol::marker::Fence;
 use crate::protocol::resp::encode::PING;
 use crate::protocol::resp::reply::Reply;
 use crate::settings::Settings;
-use crate::status::Replaced;
+use crate::status::CloseReason;
 
 /// So long after a refusal it does not say again who it is.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -42,7 +42,7 @@ pub(crate) struct Link {
     generation: u64,
     /// It is new, and no caller has had it yet.
     arrival: Option<Arrival>,
-    /// The pool counts it. Declared behind `transport`: it is closed before it is no longer counted.
+    /// The pool counts it. WatchedRead behind `transport`: it is closed before it is no longer counted.
     alive: Option<Alive>,
     /// It has written, so it would notice a server that no longer lets it.
     has_written: bool,
@@ -110,7 +110,7 @@ impl Link {
         &mut self,
         login: &Login,
         deadline: Deadline,
-    ) -> Result<Result<(), ServerError>, LinkError> {
+    ) -> Result<Result<(), ServerError>, ConnectionError> {
         let mut bytes = Vec::new();
         handshake::auth(&mut bytes, &login.who);
         let answer = self.call(&bytes, Expect::Plain, deadline)?;
@@ -164,47 +164,50 @@ impl Link {
     }
 
     /// Why it must be replaced, if it must.
-    pub(crate) fn verdict(&mut self, now: Instant, generation: u64) -> Option<Replaced> {
+    pub(crate) fn verdict(&mut self, now: Instant, generation: u64) -> Option<CloseReason> {
         if let Some(taint) = self.state.tainted() {
             return Some(match taint {
-                Taint::Closed => Replaced::Closed,
-                Taint::TimedOut => Replaced::TimedOut,
-                Taint::Protocol => Replaced::Protocol,
-                Taint::LeftDirty => Replaced::LeftDirty,
-                Taint::Reclaimed => Replaced::Reclaimed,
-                Taint::Raw => Replaced::Raw,
-                Taint::Outdated => Replaced::Outdated,
-                Taint::Lifetime => Replaced::Lifetime,
+                Taint::Closed => CloseReason::Closed,
+                Taint::TimedOut => CloseReason::TimedOut,
+                Taint::Protocol => CloseReason::Protocol,
+                Taint::LeftDirty => CloseReason::LeftDirty,
+                Taint::Reclaimed => CloseReason::Reclaimed,
+                Taint::Raw => CloseReason::Raw,
+                Taint::Outdated => CloseReason::Outdated,
+                Taint::Lifetime => CloseReason::Lifetime,
             });
         }
         if !self.state.is_clean() {
-            Some(Replaced::LeftDirty)
+            Some(CloseReason::LeftDirty)
         } else if self.transport.judge_unasked(self.pushes).is_err() {
-            Some(Replaced::Protocol)
+            Some(CloseReason::Protocol)
         } else if self.generation < generation {
-            Some(Replaced::Outdated)
+            Some(CloseReason::Outdated)
         } else if self.expires.is_some_and(|expires| expires <= now) {
-            Some(Replaced::Lifetime)
+            Some(CloseReason::Lifetime)
         } else {
             None
         }
     }
 
     /// Its register, which gets its name now where it has none yet.
-    pub(crate) fn fence(&mut self, prefix: &str) -> Result<&mut Fence, LinkError> {
+    pub(crate) fn fence(&mut self, prefix: &str) -> Result<&mut Fence, ConnectionError> {
         if self.fence.is_none() {
             let mut random = [0; 16];
             getrandom::fill(&mut random).map_err(|_| {
-                LinkError::new(LinkErrorKind::Io, "the system has no random bits to give")
+                ConnectionError::new(
+                    ConnectionErrorKind::Io,
+                    "the system has no random bits to give",
+                )
             })?;
             self.fence = Some(Fence::new(prefix, u128::from_ne_bytes(random)));
         }
-        self.fence.as_mut().ok_or_else(|| LinkError::unexpected("there is no register"))
+        self.fence.as_mut().ok_or_else(|| ConnectionError::unexpected("there is no register"))
     }
 
     /// A register of a name that nobody has ever used. Where a slot is on its way, an old name may
     /// still have its value where the slot comes from.
-    pub(crate) fn new_fence(&mut self, prefix: &str) -> Result<&mut Fence, LinkError> {
+    pub(crate) fn new_fence(&mut self, prefix: &str) -> Result<&mut Fence, ConnectionError> {
         self.fence = None;
         self.fence(prefix)
     }
@@ -229,7 +232,7 @@ impl Link {
     /// Looks into the socket before something is sent, without waiting: whether the other side has
     /// closed it, or has sent what was not asked for. Not if replies are awaited, and once before
     /// each write.
-    pub(crate) fn look(&mut self) -> Result<(), LinkError> {
+    pub(crate) fn look(&mut self) -> Result<(), ConnectionError> {
         if self.looked || !self.state.is_in_step() {
             return Ok(());
         }
@@ -246,7 +249,7 @@ impl Link {
         bytes: &[u8],
         expected: &[(Expect, u32)],
         deadline: Deadline,
-    ) -> Result<(), LinkError> {
+    ) -> Result<(), ConnectionError> {
         self.send_counted(bytes, expected, deadline).map_err(|(_, error)| error)
     }
 
@@ -256,7 +259,7 @@ impl Link {
         bytes: &[u8],
         expected: &[(Expect, u32)],
         deadline: Deadline,
-    ) -> Result<(), (usize, LinkError)> {
+    ) -> Result<(), (usize, ConnectionError)> {
         self.look().map_err(|error| (0, error))?;
         self.looked = false;
         for (expect, count) in expected {
@@ -267,16 +270,16 @@ impl Link {
     }
 
     /// Reads the next reply. A server's error is a reply like any other.
-    pub(crate) fn receive(&mut self, deadline: Deadline) -> Result<Reply, LinkError> {
+    pub(crate) fn receive(&mut self, deadline: Deadline) -> Result<Reply, ConnectionError> {
         self.receive_up_to(1, deadline)
     }
 
     /// The same; where each says that a command was queued, up to `most` of them.
-    fn receive_up_to(&mut self, most: u32, deadline: Deadline) -> Result<Reply, LinkError> {
+    fn receive_up_to(&mut self, most: u32, deadline: Deadline) -> Result<Reply, ConnectionError> {
         let most = most.min(self.state.queueing());
         let reply = self.transport.receive(most, deadline).map_err(|error| self.broken(error))?;
         if self.state.reply(&reply) == Proof::Surprise {
-            return Err(LinkError::unexpected("a reply that cannot stand where it came"));
+            return Err(ConnectionError::unexpected("a reply that cannot stand where it came"));
         }
         Ok(reply)
     }
@@ -288,7 +291,7 @@ impl Link {
         expected: &[(Expect, u32)],
         deadline: Deadline,
         mut take: impl FnMut(Expect, Reply),
-    ) -> Result<(), LinkError> {
+    ) -> Result<(), ConnectionError> {
         for (expect, count) in expected {
             let mut left = *count;
             while left > 0 {
@@ -320,7 +323,7 @@ impl Link {
     }
 
     /// The next one as redis-rs has it.
-    pub(crate) fn value(&mut self, deadline: Deadline) -> Result<Value, LinkError> {
+    pub(crate) fn value(&mut self, deadline: Deadline) -> Result<Value, ConnectionError> {
         self.receive(deadline).map(Reply::into_value)
     }
 
@@ -354,7 +357,7 @@ impl Link {
     pub(crate) fn ping(
         &mut self,
         deadline: Deadline,
-    ) -> Result<Result<(), ServerError>, LinkError> {
+    ) -> Result<Result<(), ServerError>, ConnectionError> {
         self.call(PING, Expect::Plain, deadline)
     }
 
@@ -364,7 +367,7 @@ impl Link {
         bytes: &[u8],
         expect: Expect,
         deadline: Deadline,
-    ) -> Result<Result<(), ServerError>, LinkError> {
+    ) -> Result<Result<(), ServerError>, ConnectionError> {
         self.send(bytes, &[(expect, 1)], deadline)?;
         self.settled(deadline)
     }
@@ -373,7 +376,7 @@ impl Link {
     pub(crate) fn settled(
         &mut self,
         deadline: Deadline,
-    ) -> Result<Result<(), ServerError>, LinkError> {
+    ) -> Result<Result<(), ServerError>, ConnectionError> {
         let reply = self.receive(deadline)?;
         self.has_answered();
         Ok(match reply {
@@ -388,7 +391,7 @@ impl Link {
         &mut self,
         endpoint: &Endpoint,
         settings: &Settings,
-    ) -> Result<&mut redis::Connection, LinkError> {
+    ) -> Result<&mut redis::Connection, ConnectionError> {
         self.state.taint(Taint::Raw);
         // First: there are never more than the pool may have.
         self.transport.close();
@@ -396,10 +399,10 @@ impl Link {
         self.transport.become_client(client, settings.response_timeout)
     }
 
-    fn broken(&mut self, error: LinkError) -> LinkError {
+    fn broken(&mut self, error: ConnectionError) -> ConnectionError {
         self.state.taint(match error.kind() {
-            LinkErrorKind::TimedOut => Taint::TimedOut,
-            LinkErrorKind::Closed | LinkErrorKind::Io => Taint::Closed,
+            ConnectionErrorKind::TimedOut => Taint::TimedOut,
+            ConnectionErrorKind::Closed | ConnectionErrorKind::Io => Taint::Closed,
             _ => Taint::Protocol,
         });
         error

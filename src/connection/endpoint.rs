@@ -19,7 +19,7 @@ use crate::connection::sentinel::client::Directory;
 #[cfg(feature = "sentinel")]
 use crate::connection::url::Behind;
 use crate::error::config::ConfigError;
-use crate::error::connection::LinkError;
+use crate::error::connection::ConnectionError;
 use crate::settings::Settings;
 use crate::settings::credentials::Provider;
 
@@ -69,7 +69,7 @@ impl Endpoint {
     }
 
     /// Who a connection says it is that is opened, or checked out, now.
-    pub(crate) fn login(&self) -> Result<Login, LinkError> {
+    pub(crate) fn login(&self) -> Result<Login, ConnectionError> {
         Login::new(self.who(), self.credentials.as_ref())
     }
 
@@ -84,7 +84,7 @@ impl Endpoint {
     }
 
     /// Opens a connection, on which nothing was sent yet.
-    pub(crate) fn connect(&self, timeout: Duration) -> Result<Connected, LinkError> {
+    pub(crate) fn connect(&self, timeout: Duration) -> Result<Connected, ConnectionError> {
         match &self.kind {
             Kind::One(server) => server.connect(timeout),
             #[cfg(feature = "sentinel")]
@@ -100,7 +100,7 @@ impl Endpoint {
     }
 
     /// Opens a connection of redis-rs's, which has no timeouts yet.
-    pub(crate) fn client(&self, timeout: Duration) -> Result<Connection, LinkError> {
+    pub(crate) fn client(&self, timeout: Duration) -> Result<Connection, ConnectionError> {
         let who = &self.login()?.who;
         match &self.kind {
             Kind::One(server) => server.client(who, timeout),
@@ -110,7 +110,7 @@ impl Endpoint {
                 let asked = client
                     .set_read_timeout(Some(timeout))
                     .and_then(|()| redis::cmd("ROLE").query(&mut client));
-                self.judge_role(&asked.map_err(|error| LinkError::of(&error))?)?;
+                self.judge_role(&asked.map_err(|error| ConnectionError::of(&error))?)?;
                 Ok(client)
             }
             #[cfg(feature = "sentinel")]
@@ -143,7 +143,7 @@ impl Endpoint {
     }
 
     /// Whether the server is what it was taken for, by its answer to ROLE.
-    pub(crate) fn judge_role(&self, answer: &Value) -> Result<(), LinkError> {
+    pub(crate) fn judge_role(&self, answer: &Value) -> Result<(), ConnectionError> {
         #[cfg(feature = "sentinel")]
         if let Some(wrong) = match self.kind {
             Kind::One(_) => None,
@@ -151,7 +151,7 @@ impl Endpoint {
             Kind::Replica(_) => crate::protocol::sentinel::no_source(answer),
         } {
             self.doubt();
-            return Err(LinkError::unexpected(wrong));
+            return Err(ConnectionError::unexpected(wrong));
         }
         let _ = answer;
         Ok(())

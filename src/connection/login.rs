@@ -5,7 +5,7 @@
 use redis::RedisConnectionInfo;
 
 use crate::error::config::ConfigError;
-use crate::error::connection::{LinkError, LinkErrorKind};
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::settings::credentials::Provider;
 
 /// Who a connection says it is.
@@ -20,14 +20,17 @@ impl Login {
     pub(crate) fn new(
         who: &RedisConnectionInfo,
         provider: Option<&Provider>,
-    ) -> Result<Self, LinkError> {
+    ) -> Result<Self, ConnectionError> {
         let who = who.clone();
         let Some(provider) = provider else { return Ok(Self { who, version: 0 }) };
         // First: credentials that are newer than their number are said once more, and no harm is
         // done.
         let version = provider.version();
         let credentials = provider.credentials().map_err(|error| {
-            LinkError::new(LinkErrorKind::Credentials, format!("the provider says: {error}"))
+            ConnectionError::new(
+                ConnectionErrorKind::Credentials,
+                format!("the provider says: {error}"),
+            )
         })?;
         let (user, password) = credentials.parts();
         let who = match user {
@@ -45,7 +48,7 @@ pub(crate) fn check(
 ) -> Result<(), ConfigError> {
     if provider.is_some() && (who.username().is_some() || who.password().is_some()) {
         let problem = "the address holds a user or a password too; leave them out of it";
-        return Err(ConfigError::knob("credentials_provider", problem));
+        return Err(ConfigError::setting("credentials_provider", problem));
     }
     Ok(())
 }

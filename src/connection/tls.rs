@@ -16,7 +16,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 use crate::connection::url::{Address, Behind, is_tls, plain};
 use crate::error::config::ConfigError;
-use crate::error::connection::{LinkError, LinkErrorKind};
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::settings::tls::{Own, Tls};
 
 /// Plaintext bytes that go into one record: the most that fit.
@@ -49,7 +49,7 @@ impl Tls {
                 if !is_tls(&like) && !in_clear {
                     return Err(wrong(
                         "the servers behind the sentinels are not reached by TLS: \
-                         give `servers_like` an address that begins with rediss://",
+                         give `server_info` an address that begins with rediss://",
                     ));
                 }
                 let like = if in_clear { like } else { self.over_one(like)? };
@@ -151,7 +151,7 @@ fn certificates(what: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, 
 }
 
 fn wrong(reason: impl Into<String>) -> ConfigError {
-    ConfigError::knob("tls", reason)
+    ConfigError::setting("tls", reason)
 }
 
 /// What the connections to one server are secured with.
@@ -178,8 +178,8 @@ impl Trust {
         host: &str,
         socket: &TcpStream,
         until: Instant,
-    ) -> Result<Session, LinkError> {
-        let failed = |text: String| LinkError::new(LinkErrorKind::Io, text);
+    ) -> Result<Session, ConnectionError> {
+        let failed = |text: String| ConnectionError::new(ConnectionErrorKind::Io, text);
         let config = match self {
             Self::Given(config) => Arc::clone(config),
             Self::System(tls) => {
@@ -192,10 +192,10 @@ impl Trust {
             ClientConnection::new(config, name).map_err(|error| failed(error.to_string()))?;
         let mut session = Session { connection, leaving: 0 };
         session.shake_hands(socket, until).map_err(|error| match error.kind() {
-            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => LinkError::timed_out(
+            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => ConnectionError::timed_out(
                 "no answer in TLS's hand-shake; a port that does not speak TLS may be silent",
             ),
-            _ => LinkError::of_io(&error),
+            _ => ConnectionError::of_io(&error),
         })?;
         Ok(session)
     }

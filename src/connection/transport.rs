@@ -12,7 +12,7 @@ use crate::connection::connect::Connected;
 use crate::connection::deadline::Deadline;
 #[cfg(feature = "tls-rustls")]
 use crate::connection::tls::Session;
-use crate::error::connection::{LinkError, LinkErrorKind};
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::process::sockets::OwnSocket;
 use crate::protocol::resp::decode::{DEEPEST, Fault, Parser, Unasked, Why};
 use crate::protocol::resp::reply::Reply;
@@ -85,7 +85,7 @@ impl Transport {
         bytes: &[u8],
         awaited: u64,
         deadline: Deadline,
-    ) -> Result<(), (usize, LinkError)> {
+    ) -> Result<(), (usize, ConnectionError)> {
         #[cfg(unix)]
         if bytes.len() > LONG {
             self.set_nonblocking(true).map_err(|error| (0, error))?;
@@ -99,13 +99,13 @@ impl Transport {
         let mut left = 0;
         while let Some(rest) = bytes.get(left..).filter(|rest| !rest.is_empty()) {
             let Some(timeout) = deadline.timeout() else {
-                return Err((left, LinkError::timed_out("no time left to send")));
+                return Err((left, ConnectionError::timed_out("no time left to send")));
             };
             self.set_write_timeout(timeout).map_err(|error| (left, error))?;
             match self.stream.write(rest) {
                 Ok(written) => left += written,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err((left, LinkError::of_io(&error))),
+                Err(error) => return Err((left, ConnectionError::of_io(&error))),
             }
         }
         Ok(())
@@ -118,29 +118,30 @@ impl Transport {
         bytes: &[u8],
         awaited: u64,
         deadline: Deadline,
-    ) -> Result<(), (usize, LinkError)> {
+    ) -> Result<(), (usize, ConnectionError)> {
         let mut left = 0;
         while let Some(rest) = bytes.get(left..).filter(|rest| !rest.is_empty()) {
             let Some(timeout) = deadline.timeout() else {
-                return Err((left, LinkError::timed_out("no time left to send")));
+                return Err((left, ConnectionError::timed_out("no time left to send")));
             };
             // More than was asked for is left to the peer's own buffers.
             let reads = self.early_replies < awaited;
             let socket = self.stream.socket().ok_or_else(|| (left, closed()))?;
-            let ready = wait(socket, reads, timeout).map_err(|e| (left, LinkError::of_io(&e)))?;
+            let ready =
+                wait(socket, reads, timeout).map_err(|e| (left, ConnectionError::of_io(&e)))?;
             if ready.reads {
                 match self.fill_once() {
                     Ok(true) => self.keep_early(awaited).map_err(|error| (left, error))?,
                     Ok(false) => return Err((left, closed())),
                     Err(error) if is_for_later(&error) => {}
-                    Err(error) => return Err((left, LinkError::of_io(&error))),
+                    Err(error) => return Err((left, ConnectionError::of_io(&error))),
                 }
             }
             if ready.writes {
                 match self.stream.write(rest) {
                     Ok(written) => left += written,
                     Err(error) if is_for_later(&error) => {}
-                    Err(error) => return Err((left, LinkError::of_io(&error))),
+                    Err(error) => return Err((left, ConnectionError::of_io(&error))),
                 }
             }
         }
@@ -149,7 +150,7 @@ impl Transport {
 
     /// Keeps the replies that have come, as many as are awaited.
     #[cfg(unix)]
-    fn keep_early(&mut self, awaited: u64) -> Result<(), LinkError> {
+    fn keep_early(&mut self, awaited: u64) -> Result<(), ConnectionError> {
         while let Some(most @ 1..) = awaited.checked_sub(self.early_replies) {
             let most = u32::try_from(most).unwrap_or(u32::MAX);
             match self.parser.next(most) {
@@ -182,7 +183,11 @@ impl Transport {
 
     /// The next reply, or up to `most` of them if each says QUEUED. What the server pushes is
     /// passed over.
-    pub(crate) fn receive(&mut self, most: u32, deadline: Deadline) -> Result<Reply, LinkError> {
+    pub(crate) fn receive(
+        &mut self,
+        most: u32,
+        deadline: Deadline,
+    ) -> Result<Reply, ConnectionError> {
         if let Some(reply) = self.take_early(most) {
             return Ok(reply);
         }
@@ -192,16 +197,17 @@ impl Transport {
                 Ok(None) => {}
                 Err(fault) => {
                     self.unread = fault.array;
-                    let other = LinkError::of_another_protocol(self.parser.rest());
+                    let other = ConnectionError::of_another_protocol(self.parser.rest());
                     return Err(other.unwrap_or_else(|| unreadable(fault)));
                 }
             }
-            let timeout =
-                deadline.timeout().ok_or_else(|| LinkError::timed_out("no answer in time"))?;
+            let timeout = deadline
+                .timeout()
+                .ok_or_else(|| ConnectionError::timed_out("no answer in time"))?;
             self.set_read_timeout(timeout)?;
             self.fill().map_err(|error| match error.kind() {
-                LinkErrorKind::Closed => {
-                    LinkError::of_another_protocol(self.parser.rest()).unwrap_or(error)
+                ConnectionErrorKind::Closed => {
+                    ConnectionError::of_another_protocol(self.parser.rest()).unwrap_or(error)
                 }
                 _ => error,
             })?;
@@ -216,42 +222,42 @@ impl Transport {
     /// Looks at what has come although no reply is awaited, without waiting. An error if the
     /// connection is not as it should be: it was closed, or what came is not the server's to send
     /// now. Whole pushes and attributes are dropped; half a push is kept.
-    pub(crate) fn look(&mut self, pushes: bool) -> Result<(), LinkError> {
+    pub(crate) fn look(&mut self, pushes: bool) -> Result<(), ConnectionError> {
         for _ in 0..MOST_READS {
             self.judge_unasked(pushes)?;
             match self.stream.socket().map(|socket| has_come(socket)) {
                 Some(Ok(false)) => return Ok(()),
                 // Of TLS it may be a part of a record, or a session ticket.
                 Some(Ok(true)) => self.fill()?,
-                Some(Err(error)) => return Err(LinkError::of_io(&error)),
+                Some(Err(error)) => return Err(ConnectionError::of_io(&error)),
                 None => return Err(closed()),
             }
         }
         self.judge_unasked(pushes)?;
-        Err(LinkError::unexpected("the server sends without an end what was not asked for"))
+        Err(ConnectionError::unexpected("the server sends without an end what was not asked for"))
     }
 
     /// An error if a part of what was read is not the server's to send while no reply is awaited.
-    pub(crate) fn judge_unasked(&mut self, pushes: bool) -> Result<(), LinkError> {
+    pub(crate) fn judge_unasked(&mut self, pushes: bool) -> Result<(), ConnectionError> {
         if !self.early.is_empty() {
-            return Err(LinkError::unexpected("a reply too many"));
+            return Err(ConnectionError::unexpected("a reply too many"));
         }
         if self.parser.is_empty() {
             return Ok(());
         }
         match self.parser.unasked().map_err(unreadable)? {
             Unasked::Nothing | Unasked::Push if pushes => Ok(()),
-            _ => Err(LinkError::unexpected("a reply too many")),
+            _ => Err(ConnectionError::unexpected("a reply too many")),
         }
     }
 
     /// Reads once.
-    fn fill(&mut self) -> Result<(), LinkError> {
+    fn fill(&mut self) -> Result<(), ConnectionError> {
         match self.fill_once() {
             Ok(true) => Ok(()),
             Ok(false) => Err(closed()),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-            Err(error) => Err(LinkError::of_io(&error)),
+            Err(error) => Err(ConnectionError::of_io(&error)),
         }
     }
 
@@ -276,9 +282,9 @@ impl Transport {
     }
 
     #[cfg(unix)]
-    fn set_nonblocking(&self, nonblocking: bool) -> Result<(), LinkError> {
+    fn set_nonblocking(&self, nonblocking: bool) -> Result<(), ConnectionError> {
         let socket = self.stream.socket().ok_or_else(closed)?;
-        socket.set_nonblocking(nonblocking).map_err(|error| LinkError::of_io(&error))
+        socket.set_nonblocking(nonblocking).map_err(|error| ConnectionError::of_io(&error))
     }
 
     /// The socket, unless the connection is redis-rs's.
@@ -296,11 +302,11 @@ impl Transport {
         &mut self,
         client: redis::Connection,
         timeout: Duration,
-    ) -> Result<&mut redis::Connection, LinkError> {
+    ) -> Result<&mut redis::Connection, ConnectionError> {
         let set = client
             .set_read_timeout(Some(timeout))
             .and_then(|()| client.set_write_timeout(Some(timeout)));
-        set.map_err(|error| LinkError::of(&error))?;
+        set.map_err(|error| ConnectionError::of(&error))?;
         self.stream = Stream::Raw(client);
         match &mut self.stream {
             Stream::Raw(client) => Ok(client),
@@ -308,22 +314,22 @@ impl Transport {
         }
     }
 
-    fn set_write_timeout(&mut self, timeout: Duration) -> Result<(), LinkError> {
+    fn set_write_timeout(&mut self, timeout: Duration) -> Result<(), ConnectionError> {
         if self.write_timeout == Some(timeout) {
             return Ok(());
         }
         let socket = self.stream.socket().ok_or_else(closed)?;
-        socket.set_write_timeout(Some(timeout)).map_err(|error| LinkError::of_io(&error))?;
+        socket.set_write_timeout(Some(timeout)).map_err(|error| ConnectionError::of_io(&error))?;
         self.write_timeout = Some(timeout);
         Ok(())
     }
 
-    fn set_read_timeout(&mut self, timeout: Duration) -> Result<(), LinkError> {
+    fn set_read_timeout(&mut self, timeout: Duration) -> Result<(), ConnectionError> {
         if self.read_timeout == Some(timeout) {
             return Ok(());
         }
         let socket = self.stream.socket().ok_or_else(closed)?;
-        socket.set_read_timeout(Some(timeout)).map_err(|error| LinkError::of_io(&error))?;
+        socket.set_read_timeout(Some(timeout)).map_err(|error| ConnectionError::of_io(&error))?;
         self.read_timeout = Some(timeout);
         Ok(())
     }
@@ -419,20 +425,22 @@ fn peek(socket: &TcpStream) -> io::Result<usize> {
     peeked
 }
 
-fn closed() -> LinkError {
-    LinkError::new(LinkErrorKind::Closed, "the other side has closed it")
+fn closed() -> ConnectionError {
+    ConnectionError::new(ConnectionErrorKind::Closed, "the other side has closed it")
 }
 
-fn unreadable(fault: Fault) -> LinkError {
+fn unreadable(fault: Fault) -> ConnectionError {
     match fault.why {
-        Why::Malformed => {
-            LinkError::new(LinkErrorKind::Protocol, "the reply is not the Redis protocol")
-        }
-        Why::TooLarge => {
-            LinkError::new(LinkErrorKind::TooLarge, "the reply is larger than max_reply_bytes")
-        }
-        Why::TooDeep => LinkError::new(
-            LinkErrorKind::TooLarge,
+        Why::Malformed => ConnectionError::new(
+            ConnectionErrorKind::Protocol,
+            "the reply is not the Redis protocol",
+        ),
+        Why::TooLarge => ConnectionError::new(
+            ConnectionErrorKind::TooLarge,
+            "the reply is larger than max_reply_bytes",
+        ),
+        Why::TooDeep => ConnectionError::new(
+            ConnectionErrorKind::TooLarge,
             format!("the reply is nested deeper than {DEEPEST} levels"),
         ),
     }

@@ -405,7 +405,7 @@ pub(crate) fn like(address: Address, to: impl IntoAddress) -> Result<Address, Co
             let like = to.into_node()?.info;
             Ok(Address::Sentinel(Box::new(Behind { like, like_is_given: true, ..*behind })))
         }
-        _ => Err(ConfigError::knob("servers_like", "is for servers that sentinels know")),
+        _ => Err(ConfigError::setting("server_info", "is for servers that sentinels know")),
     }
 }
 
@@ -420,7 +420,7 @@ pub(crate) fn check(address: &Address) -> Result<(), ConfigError> {
                            reached in clear; give it rediss://user:password@any/0 for TLS to the \
                            servers too, or redis://user:password@any/0 if they are to be reached in \
                            clear (its host and port are not used)";
-            Err(ConfigError::knob("servers_like", problem))
+            Err(ConfigError::setting("server_info", problem))
         }
         _ => Ok(()),
     }

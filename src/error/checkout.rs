@@ -6,7 +6,7 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-use crate::error::connection::LinkError;
+use crate::error::connection::ConnectionError;
 use crate::error::text::{brief, display};
 use crate::status::OpenScope;
 
@@ -31,7 +31,7 @@ pub enum CheckoutError {
         /// How long the call waited.
         waited: Duration,
         /// The last failure.
-        source: LinkError,
+        source: ConnectionError,
     },
 }
 
@@ -52,7 +52,7 @@ pub struct CheckoutTimeout {
     /// Who held the connections: where each scope began, on which thread, how long ago.
     pub holders: Vec<OpenScope>,
     /// The last failure to connect, if connecting failed of late.
-    pub last_connect_error: Option<LinkError>,
+    pub last_connect_error: Option<ConnectionError>,
 }
 
 impl CheckoutError {

@@ -6,12 +6,12 @@ use std::error::Error as StdError;
 use std::fmt;
 
 use crate::error::checkout::CheckoutError;
-use crate::error::connection::LinkError;
+use crate::error::connection::ConnectionError;
 use crate::error::in_doubt::InDoubt;
 use crate::error::server::ServerError;
 use crate::error::text::{count, display};
 use crate::error::{Applied, Error, PinExpired};
-use crate::protocol::replication::Acks;
+use crate::protocol::replication::ReplicaAcks;
 use crate::reply::Replies;
 
 /// What is known of a transaction that did not simply commit.
@@ -86,9 +86,9 @@ pub enum CommitError {
     #[non_exhaustive]
     NotReplicated {
         /// How many were asked for.
-        wanted: Acks,
+        wanted: ReplicaAcks,
         /// How many have it, as far as is known.
-        got: Acks,
+        got: ReplicaAcks,
         /// What the server said, where it refused to wait.
         refused: Option<ServerError>,
         /// The transaction's replies.
@@ -294,7 +294,7 @@ impl CommitError {
     }
 
     /// The link failed before EXEC's last byte left.
-    pub(crate) fn lost_before_exec(source: LinkError) -> Self {
+    pub(crate) fn lost_before_exec(source: ConnectionError) -> Self {
         Self::not_sent(Error::Lost {
             during: "the transaction".to_owned(),
             applied: Applied::No,

@@ -30,11 +30,11 @@ pub enum ConfigError {
         reason: String,
     },
     /// A setting, or several together, cannot work.
-    #[error("{knob}: {reason}")]
+    #[error("{setting}: {reason}")]
     #[non_exhaustive]
-    Knob {
+    Setting {
         /// The builder's method.
-        knob: &'static str,
+        setting: &'static str,
         /// What is wrong with its value.
         reason: String,
     },
@@ -45,14 +45,14 @@ impl ConfigError {
         Self::Threads { reason: error.to_string() }
     }
 
-    pub(crate) fn knob(knob: &'static str, reason: impl Into<String>) -> Self {
-        Self::Knob { knob, reason: reason.into() }
+    pub(crate) fn setting(setting: &'static str, reason: impl Into<String>) -> Self {
+        Self::Setting { setting, reason: reason.into() }
     }
 
     /// The builder's method whose value cannot work; `None` where it is none's.
-    pub fn knob_name(&self) -> Option<&'static str> {
+    pub fn setting_name(&self) -> Option<&'static str> {
         match self {
-            Self::Knob { knob, .. } => Some(knob),
+            Self::Setting { setting, .. } => Some(setting),
             Self::Address { .. } | Self::Configuration { .. } | Self::Threads { .. } => None,
         }
     }

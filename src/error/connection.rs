@@ -8,8 +8,8 @@ use crate::error::server::ServerError;
 
 /// How a connection failed: the kind, and the operating system's or the server's own words.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LinkError {
-    kind: LinkErrorKind,
+pub struct ConnectionError {
+    kind: ConnectionErrorKind,
     text: Box<str>,
     server: Option<Box<ServerError>>,
     passing: bool,
@@ -17,10 +17,10 @@ pub struct LinkError {
     during: Option<&'static str>,
 }
 
-/// The kinds of [`LinkError`].
+/// The kinds of [`ConnectionError`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum LinkErrorKind {
+pub enum ConnectionErrorKind {
     /// The other side closed or reset the connection, or refused it.
     Closed,
     /// No answer within the deadline.
@@ -42,9 +42,9 @@ pub enum LinkErrorKind {
     Panicked,
 }
 
-impl LinkError {
+impl ConnectionError {
     /// How it failed.
-    pub fn kind(&self) -> LinkErrorKind {
+    pub fn kind(&self) -> ConnectionErrorKind {
         self.kind
     }
 
@@ -54,32 +54,32 @@ impl LinkError {
         self.server.as_deref()
     }
 
-    pub(crate) fn new(kind: LinkErrorKind, text: impl Into<String>) -> Self {
+    pub(crate) fn new(kind: ConnectionErrorKind, text: impl Into<String>) -> Self {
         Self { kind, text: text.into().into(), server: None, passing: true, during: None }
     }
 
     pub(crate) fn timed_out(text: &str) -> Self {
-        Self::new(LinkErrorKind::TimedOut, text)
+        Self::new(ConnectionErrorKind::TimedOut, text)
     }
 
     pub(crate) fn unexpected(text: &str) -> Self {
-        Self::new(LinkErrorKind::Unexpected, text)
+        Self::new(ConnectionErrorKind::Unexpected, text)
     }
 
     /// EXEC was answered with an error that a proxy may have given after EXEC ran.
     pub(crate) fn unproven(exec: ServerError) -> Self {
         let text = format!("EXEC was answered {}, which does not prove anything", exec.code());
-        Self { server: Some(Box::new(exec)), ..Self::new(LinkErrorKind::Unexpected, text) }
+        Self { server: Some(Box::new(exec)), ..Self::new(ConnectionErrorKind::Unexpected, text) }
     }
 
     pub(crate) fn panicked() -> Self {
-        Self::new(LinkErrorKind::Panicked, "a panic below the connection was caught")
+        Self::new(ConnectionErrorKind::Panicked, "a panic below the connection was caught")
     }
 
     pub(crate) fn refused(error: ServerError) -> Self {
         let (text, passing) = (error.to_string().into(), error.is_transient());
         Self {
-            kind: LinkErrorKind::Refused,
+            kind: ConnectionErrorKind::Refused,
             text,
             server: Some(Box::new(error)),
             passing,
@@ -104,12 +104,12 @@ impl LinkError {
     /// The other side has closed the connection at MULTI, as a proxy does that does not know
     /// transactions.
     pub(crate) fn is_closed_at_multi(&self) -> bool {
-        self.kind == LinkErrorKind::Closed && self.during == Some("MULTI")
+        self.kind == ConnectionErrorKind::Closed && self.during == Some("MULTI")
     }
 
     /// The other side has closed the connection before it sent a byte, and TLS was not asked for.
     pub(crate) fn before_a_byte(mut self) -> Self {
-        if self.kind == LinkErrorKind::Closed {
+        if self.kind == ConnectionErrorKind::Closed {
             self.text = format!(
                 "{} before it sent anything; a port of TLS does so, whose address begins with rediss://",
                 self.text
@@ -137,7 +137,7 @@ impl LinkError {
             [b'S', b'S', b'H', b'-', ..] => "an SSH server answered, which is no Redis server",
             _ => return None,
         };
-        Some(Self::new(LinkErrorKind::Protocol, text).for_good())
+        Some(Self::new(ConnectionErrorKind::Protocol, text).for_good())
     }
 
     /// The next try may be with other credentials.
@@ -165,8 +165,8 @@ impl LinkError {
             | K::ConnectionAborted
             | K::UnexpectedEof
             | K::NotConnected
-            | K::NotFound => LinkErrorKind::Closed,
-            _ => LinkErrorKind::Io,
+            | K::NotFound => ConnectionErrorKind::Closed,
+            _ => ConnectionErrorKind::Io,
         };
         let failed = Self::new(kind, cut(error.to_string()));
         if is_verdict(error) { failed.for_good() } else { failed }
@@ -176,13 +176,13 @@ impl LinkError {
         if error.is_timeout() {
             Self::timed_out("no answer in time")
         } else if error.is_connection_dropped() || error.is_connection_refusal() {
-            Self::new(LinkErrorKind::Closed, cut(error.to_string()))
+            Self::new(ConnectionErrorKind::Closed, cut(error.to_string()))
         } else if error.kind() == redis::ErrorKind::Parse {
-            Self::new(LinkErrorKind::Protocol, "the reply is not the Redis protocol")
+            Self::new(ConnectionErrorKind::Protocol, "the reply is not the Redis protocol")
         } else if let Some(server) = ServerError::of(error) {
             Self::refused(server)
         } else {
-            let failed = Self::new(LinkErrorKind::Io, cut(error.to_string()));
+            let failed = Self::new(ConnectionErrorKind::Io, cut(error.to_string()));
             match io_of(error) {
                 Some(io) if is_verdict(io) => failed.for_good(),
                 _ => failed,
@@ -235,7 +235,7 @@ fn cut(mut text: String) -> String {
     text
 }
 
-impl fmt::Display for LinkErrorKind {
+impl fmt::Display for ConnectionErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Closed => "connection closed",
@@ -251,15 +251,15 @@ impl fmt::Display for LinkErrorKind {
     }
 }
 
-impl fmt::Display for LinkError {
+impl fmt::Display for ConnectionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.kind)?;
         match self.during {
-            Some(command) if self.kind == LinkErrorKind::Refused => {
+            Some(command) if self.kind == ConnectionErrorKind::Refused => {
                 write!(f, "{command}: {}", self.text)?;
             }
             // TLS's own words name the reason, whatever was asked.
-            Some(command) if self.kind != LinkErrorKind::Io => {
+            Some(command) if self.kind != ConnectionErrorKind::Io => {
                 write!(f, "{}, at {command}", self.text)?;
             }
             _ => f.write_str(&self.text)?,
@@ -271,4 +271,4 @@ impl fmt::Display for LinkError {
     }
 }
 
-impl std::error::Error for LinkError {}
+impl std::error::Error for ConnectionError {}

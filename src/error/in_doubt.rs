@@ -8,7 +8,7 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::connection::LinkError;
+use crate::error::connection::ConnectionError;
 use crate::error::server::ServerError;
 use crate::error::text::display;
 
@@ -24,7 +24,7 @@ use crate::error::text::display;
 /// [`resolve`](Self::resolve) finds out; otherwise read your own data.
 #[derive(Clone)]
 pub struct InDoubt {
-    source: LinkError,
+    source: ConnectionError,
     /// If EXEC ran, it may have run without one of the commands.
     incomplete: bool,
     fenced: Option<Box<(CommitToken, Arc<dyn Resolver>)>>,
@@ -37,12 +37,12 @@ pub(crate) trait Resolver: fmt::Debug + Send + Sync + UnwindSafe + RefUnwindSafe
 }
 
 impl InDoubt {
-    pub(crate) fn new(source: LinkError) -> Self {
+    pub(crate) fn new(source: ConnectionError) -> Self {
         Self { source, incomplete: false, fenced: None }
     }
 
     pub(crate) fn fenced(
-        source: LinkError,
+        source: ConnectionError,
         token: CommitToken,
         resolver: Arc<dyn Resolver>,
     ) -> Self {
@@ -61,8 +61,8 @@ impl InDoubt {
     }
 
     /// How the connection failed, or what EXEC was answered: then its
-    /// [`server_error`](LinkError::server_error) has the code.
-    pub fn cause(&self) -> &LinkError {
+    /// [`server_error`](ConnectionError::server_error) has the code.
+    pub fn cause(&self) -> &ConnectionError {
         &self.source
     }
 
@@ -104,7 +104,7 @@ impl InDoubt {
     fn ask(&self, within: Option<Duration>) -> Resolution {
         match self.fenced.as_deref() {
             Some((token, resolver)) => resolver.resolve(token, within),
-            None => Resolution::StillUnknown { why: Unresolved::NotExactlyOnce },
+            None => Resolution::StillUnknown { why: UnresolvedReason::NotExactlyOnce },
         }
     }
 
@@ -134,7 +134,7 @@ impl Error for InDoubt {
     }
 }
 
-display!(InDoubt, Unresolved);
+display!(InDoubt, UnresolvedReason);
 
 impl fmt::Debug for InDoubt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -148,7 +148,7 @@ impl fmt::Debug for InDoubt {
 /// Names one exactly-once transaction, for [`SessionManager::resolve`](crate::SessionManager::resolve).
 ///
 /// It holds no key or value of the transaction and needs no clock. A token that was changed, or made by
-/// hand, is refused before anything is sent ([`Unresolved::NotARegister`]): no other key than a
+/// hand, is refused before anything is sent ([`UnresolvedReason::NotARegister`]): no other key than a
 /// register is ever touched. It is worth asking for as long
 /// as the register lives (`register_ttl`, an hour by default); later the answer is
 /// [`StillUnknown`](Resolution::StillUnknown).
@@ -188,18 +188,18 @@ pub enum Resolution {
     /// It cannot be told, now or for good.
     StillUnknown {
         /// Why not.
-        why: Unresolved,
+        why: UnresolvedReason,
     },
 }
 
 /// Why a doubt could not be resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Unresolved {
+pub enum UnresolvedReason {
     /// The transaction left no register: it was not `exactly_once`.
     NotExactlyOnce,
     /// The server could not be asked in time. Ask again.
-    Unreachable(LinkError),
+    Unreachable(ConnectionError),
     /// The server refused to answer. Ask again where this may pass.
     Refused(ServerError),
     /// There is no register: it expired, was evicted or flushed, did not survive a restart or a
@@ -229,7 +229,7 @@ pub enum Unresolved {
     },
 }
 
-impl Unresolved {
+impl UnresolvedReason {
     fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotExactlyOnce => {
@@ -256,7 +256,7 @@ impl Unresolved {
     }
 }
 
-impl Error for Unresolved {
+impl Error for UnresolvedReason {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Unreachable(error) => Some(error),

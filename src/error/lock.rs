@@ -9,22 +9,22 @@ use std::time::Duration;
 
 use crate::error::Applied;
 use crate::error::checkout::CheckoutError;
-use crate::error::connection::LinkError;
+use crate::error::connection::ConnectionError;
 use crate::error::server::ServerError;
 use crate::error::text::{brief, display};
-use crate::protocol::replication::Acks;
+use crate::protocol::replication::ReplicaAcks;
 
 /// Who holds a lock, as the server had it when it was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Holder {
+pub struct LockHolder {
     /// What the holder called itself ([`Lock::label`](crate::Lock::label)).
     pub label: Option<Arc<str>>,
     /// What was left of its lease. It may have been extended since.
     pub remaining: Duration,
 }
 
-impl fmt::Display for Holder {
+impl fmt::Display for LockHolder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.label {
             Some(label) => write!(f, "{label:?} for {} more", brief(self.remaining)),
@@ -36,7 +36,7 @@ impl fmt::Display for Holder {
 /// How a lock was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum LostBecause {
+pub enum LostReason {
     /// The lease was not extended in time: the server was out of reach, or this process was
     /// stopped, or the lease is fixed. By this process's clock, less a margin.
     Expired,
@@ -45,7 +45,7 @@ pub enum LostBecause {
     Gone,
 }
 
-impl fmt::Display for LostBecause {
+impl fmt::Display for LostReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Expired => "its lease was not extended in time",
@@ -64,13 +64,13 @@ pub enum LockError {
         /// How long the call waited.
         waited: Duration,
         /// Who held it when the server was last asked.
-        holder: Option<Holder>,
+        holder: Option<LockHolder>,
     },
     /// The lock was held and is not any more. What it was to protect may be in others' hands.
     #[non_exhaustive]
     Lost {
         /// How.
-        why: LostBecause,
+        why: LostReason,
     },
     /// No connection was given.
     Checkout(CheckoutError),
@@ -90,15 +90,15 @@ pub enum LockError {
         /// What was being done: `acquire`, `release`, …
         during: &'static str,
         /// How the connection failed.
-        source: LinkError,
+        source: ConnectionError,
     },
     /// It was acquired, too few replicas had it in time, and it was given back.
     #[non_exhaustive]
     NotReplicated {
         /// What [`wait_replicas`](crate::Lock::wait_replicas) asked for.
-        wanted: Acks,
+        wanted: ReplicaAcks,
         /// What the server counted.
-        got: Acks,
+        got: ReplicaAcks,
     },
     /// The semaphore has another number of permits than the caller asked with, and holders or
     /// waiters that count on it. Nothing was acquired.

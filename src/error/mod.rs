@@ -27,7 +27,7 @@ use crate::error::checkout::CheckoutError;
 use crate::error::commit::CommitError;
 use crate::error::condition::FailedCondition;
 use crate::error::config::ConfigError;
-use crate::error::connection::{LinkError, LinkErrorKind};
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::lock::LockError;
 use crate::error::reply::{DecodeError, ReplyError};
 use crate::error::server::ServerError;
@@ -130,7 +130,7 @@ pub enum Error {
         /// The limit in force.
         limit: usize,
         /// The setting that raises it.
-        knob: &'static str,
+        setting: &'static str,
     },
     /// Keys of different slots of a cluster cannot be in one transaction, watch or command; nothing
     /// was sent. Keys that belong together share a hash tag: `{order:1}:lines`, `{order:1}:total`.
@@ -220,7 +220,7 @@ pub enum Error {
         /// What the server may have done with it.
         applied: Applied,
         /// How the connection failed.
-        source: LinkError,
+        source: ConnectionError,
     },
 }
 
@@ -236,10 +236,10 @@ impl Error {
             Self::Refused { command, hint } => {
                 write!(f, "{command} is refused here and nothing was sent: {hint}")
             }
-            Self::TooLarge { what, limit, knob } => {
+            Self::TooLarge { what, limit, setting } => {
                 write!(
                     f,
-                    "the transaction holds more than {limit} {what}; split it or raise {knob}"
+                    "the transaction holds more than {limit} {what}; split it or raise {setting}"
                 )
             }
             Self::CrossSlot { command, bound, other } => write!(
@@ -359,7 +359,7 @@ impl Error {
             | Self::Decode { .. } => false,
             // A reply that is too large is as large the next time.
             Self::Lost { applied, source, .. } => {
-                *applied == Applied::No && source.kind() != LinkErrorKind::TooLarge
+                *applied == Applied::No && source.kind() != ConnectionErrorKind::TooLarge
             }
         }
     }
@@ -454,7 +454,7 @@ impl From<LockError> for Error {
 impl From<Error> for redis::RedisError {
     fn from(error: Error) -> Self {
         let kind = match &error {
-            Error::Lost { source, .. } if source.kind() == LinkErrorKind::TimedOut => {
+            Error::Lost { source, .. } if source.kind() == ConnectionErrorKind::TimedOut => {
                 std::io::ErrorKind::TimedOut
             }
             Error::Checkout(CheckoutError::Timeout(_)) => std::io::ErrorKind::TimedOut,
@@ -508,7 +508,7 @@ impl From<redis::RedisError> for Error {
             _ => Self::Lost {
                 during: unnamed(),
                 applied: Applied::Unknown,
-                source: LinkError::of(&error),
+                source: ConnectionError::of(&error),
             },
         }
     }

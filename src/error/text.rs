@@ -103,10 +103,10 @@ mod tests {
         use std::panic::Location;
 
         use crate::error::checkout::CheckoutTimeout;
-        use crate::error::in_doubt::{InDoubt, Unresolved};
+        use crate::error::in_doubt::{InDoubt, UnresolvedReason};
         use crate::error::*;
 
-        let link = || LinkError::new(LinkErrorKind::Closed, "reset by peer");
+        let link = || ConnectionError::new(ConnectionErrorKind::Closed, "reset by peer");
         let connect = || CheckoutError::Connect { waited: Duration::from_secs(1), source: link() };
         let timeout = |last| {
             CheckoutError::Timeout(Box::new(CheckoutTimeout {
@@ -144,9 +144,9 @@ mod tests {
             (Box::new(CommitError::PinExpired(expired)), 0),
             (Box::new(LockError::Checkout(connect())), 1),
             (Box::new(LockError::Connection { during: "acquire", source: link() }), 1),
-            (Box::new(Unresolved::Unreachable(link())), 1),
+            (Box::new(UnresolvedReason::Unreachable(link())), 1),
             (Box::new(failed), 0),
-            (Box::new(ConfigError::knob("max_size", "must be at least 1")), 0),
+            (Box::new(ConfigError::setting("max_size", "must be at least 1")), 0),
             (Box::new(crate::Error::from(connect())), 1),
             (Box::new(crate::Error::from(CommitError::not_sent(lost()))), 2),
             (Box::new(crate::Error::from(LockError::Checkout(connect()))), 1),

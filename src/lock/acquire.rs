@@ -13,8 +13,8 @@ use redis::Value;
 
 use crate::error::Applied;
 use crate::error::checkout::CheckoutError;
-use crate::error::connection::LinkError;
-use crate::error::lock::{Holder, LockError, LostBecause};
+use crate::error::connection::ConnectionError;
+use crate::error::lock::{LockError, LockHolder, LostReason};
 use crate::lock::client::{Answers, Over, refused};
 use crate::lock::guard::LockGuard;
 use crate::lock::lease::{Hold, release, valid_until};
@@ -22,7 +22,7 @@ use crate::lock::manager::{Hub, strange};
 use crate::lock::renewal::NotReady;
 use crate::protocol::lock::keys::Names;
 use crate::protocol::lock::script::{ACQUIRE, Call};
-use crate::protocol::replication::{Acks, Durability};
+use crate::protocol::replication::{Durability, ReplicaAcks};
 use crate::sync::lock;
 
 /// Who is in line in fair mode says so at least this often, and is passed over when he has not
@@ -135,7 +135,7 @@ pub(crate) fn acquire(hub: &Arc<Hub>, spec: &Spec, wait: Duration) -> Result<Loc
         ticket.has_looked();
     }
     let mut pauses = backoff();
-    let mut holder: Option<Holder> = None;
+    let mut holder: Option<LockHolder> = None;
     loop {
         let failure = match attempt.once(!wait.is_zero()) {
             Ok(Tried::Held(guard)) => {
@@ -154,7 +154,7 @@ pub(crate) fn acquire(hub: &Arc<Hub>, spec: &Spec, wait: Duration) -> Result<Loc
             Err(error) if error.is_retryable() && !wait.is_zero() => Some(error),
             Err(error) => return Err(error),
         };
-        let waited = |failure: Option<LockError>, holder: Option<Holder>| {
+        let waited = |failure: Option<LockError>, holder: Option<LockHolder>| {
             let waited = started.elapsed();
             if !wait.is_zero() {
                 hub.counters.timeouts.add();
@@ -177,7 +177,7 @@ pub(crate) fn acquire(hub: &Arc<Hub>, spec: &Spec, wait: Duration) -> Result<Loc
                 let longest = if spec.fair { HEARTBEAT } else { AT_LEAST };
                 // Not all at once, when a lease ends that was not given back.
                 let ends =
-                    |by: &Holder| by.remaining + Duration::from_millis(1 + fastrand::u64(..8));
+                    |by: &LockHolder| by.remaining + Duration::from_millis(1 + fastrand::u64(..8));
                 by.as_ref().map_or(longest, |by| ends(by).min(longest))
             }
             _ => pauses.next().unwrap_or(PAUSES.1).mul_f64(0.5 + fastrand::f64() / 2.0),
@@ -202,7 +202,7 @@ fn backoff() -> backon::ExponentialBackoff {
 enum Tried {
     Held(LockGuard),
     /// And by whom it is held, where it is.
-    Busy(Option<Holder>),
+    Busy(Option<LockHolder>),
     /// The handle's own number of permits has just been changed: it is to be asked again at once.
     Again,
 }
@@ -307,7 +307,7 @@ impl<'a> Attempt<'a> {
                 }
                 [Value::Int(-3)] => (Err(LockError::NoFencingToken), false),
                 // Only this attempt gives its token back.
-                _ => return Err(LockError::Lost { why: LostBecause::Gone }),
+                _ => return Err(LockError::Lost { why: LostReason::Gone }),
             },
             _ => return Err(strange("acquire")),
         };
@@ -331,7 +331,7 @@ impl<'a> Attempt<'a> {
             let got = match answers.values.get(1).map(|answer| wanted.acks(answer)) {
                 Some(Err(error)) => return Err(LockError::Command { during: "acquire", error }),
                 Some(Ok(got)) => got,
-                None => Acks::default(),
+                None => ReplicaAcks::default(),
             };
             if !wanted.is_met_by(got) {
                 return Err(LockError::NotReplicated { wanted: wanted.wanted(), got });
@@ -340,7 +340,7 @@ impl<'a> Attempt<'a> {
         let Spec { names, lease, renewed, .. } = self.spec;
         if valid_until(*lease, answers.sent, answers.took) <= Instant::now() {
             // Asked again with the same token it is extended, if it is free by then.
-            let late = LinkError::timed_out("the answer came when the lease was nearly over");
+            let late = ConnectionError::timed_out("the answer came when the lease was nearly over");
             return Err(LockError::Connection { during: "acquire", source: late });
         }
         let hold = Arc::new(Hold::new(
@@ -404,10 +404,10 @@ fn number(value: &Value) -> Option<u64> {
 }
 
 /// Who holds it, as a script says it.
-pub(crate) fn holder(remaining: &Value, label: &Value) -> Option<Holder> {
+pub(crate) fn holder(remaining: &Value, label: &Value) -> Option<LockHolder> {
     let (Value::Int(remaining), Value::BulkString(label)) = (remaining, label) else { return None };
     let label = String::from_utf8_lossy(label);
-    Some(Holder {
+    Some(LockHolder {
         label: (!label.is_empty()).then(|| label.as_ref().into()),
         remaining: Duration::from_millis(u64::try_from(*remaining).unwrap_or_default()),
     })

@@ -19,7 +19,7 @@ use redis::Value;
 use crate::connection::deadline::Deadline;
 use crate::error::Error;
 use crate::error::checkout::CheckoutError;
-use crate::error::connection::LinkError;
+use crate::error::connection::ConnectionError;
 use crate::error::lock::LockError;
 use crate::error::server::ServerError;
 use crate::logging::deferred::Herald;
@@ -94,7 +94,7 @@ pub(crate) enum Failed {
     /// The connection was lost, and no other one could be had: it may have arrived, and may yet.
     Again(CheckoutError),
     /// It may have arrived, and may yet.
-    Lost(LinkError),
+    Lost(ConnectionError),
 }
 
 impl Failed {
@@ -117,7 +117,7 @@ impl Failed {
                 during,
                 source: match error {
                     CheckoutError::Connect { source, .. } => source,
-                    _ => LinkError::timed_out("no connection to send it again on"),
+                    _ => ConnectionError::timed_out("no connection to send it again on"),
                 },
             },
             Self::Lost(source) => LockError::Connection { during, source },
@@ -209,7 +209,7 @@ impl Courier {
                 Some(answers) => next.behind(answers),
             });
         }
-        first.ok_or_else(|| Failed::Lost(LinkError::unexpected("nothing was asked")))
+        first.ok_or_else(|| Failed::Lost(ConnectionError::unexpected("nothing was asked")))
     }
 
     fn ask_at(
@@ -386,7 +386,7 @@ impl Courier {
                 && !matches!(joined, Ok(Joined::Settled(_)))
             {
                 // The connection is given on as it is: others may have time left.
-                let source = LinkError::timed_out("no time left to send");
+                let source = ConnectionError::timed_out("no time left to send");
                 let error = CheckoutError::Connect { waited: Duration::ZERO, source };
                 return Err(Failed::Checkout(error).after_sending(repeated));
             }
@@ -445,12 +445,12 @@ struct Request<'r> {
     grace: Duration,
 }
 
-fn answers(settled: Settled) -> Result<Vec<Value>, LinkError> {
+fn answers(settled: Settled) -> Result<Vec<Value>, ConnectionError> {
     match settled {
         Settled::Calls(values) => Ok(values),
         Settled::Broken(Broken { cause, .. }) => Err(cause),
         Settled::Block(_) | Settled::Read(_) => {
-            Err(LinkError::unexpected("another job's replies for a call"))
+            Err(ConnectionError::unexpected("another job's replies for a call"))
         }
     }
 }
@@ -460,9 +460,9 @@ fn once(
     bytes: &[u8],
     count: usize,
     deadline: Deadline,
-) -> Result<Vec<Value>, LinkError> {
+) -> Result<Vec<Value>, ConnectionError> {
     let Some(link) = lease.current() else {
-        return Err(LinkError::unexpected("there is no connection"));
+        return Err(ConnectionError::unexpected("there is no connection"));
     };
     link.send(bytes, &[(Expect::Plain, count as u32)], deadline)?;
     let values = (0..count).map(|_| link.value(deadline)).collect::<Result<_, _>>()?;

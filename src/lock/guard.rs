@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use redis::Value;
 
 use crate::commit::lock_check::Held;
-use crate::error::lock::{LockError, LostBecause};
+use crate::error::lock::{LockError, LostReason};
 use crate::lock::client::{Over, refused};
 use crate::lock::lease::Hold;
 use crate::lock::manager::{Hub, strange};
@@ -164,7 +164,7 @@ impl LockGuard {
                     Ok(())
                 }
                 Some(Value::Int(_)) => {
-                    self.hold.lose(LostBecause::Gone);
+                    self.hold.lose(LostReason::Gone);
                     Ok(())
                 }
                 Some(Value::ServerError(error)) => Err(refused("ensure_held", error)),
@@ -196,8 +196,8 @@ impl LockGuard {
 
     /// A second guard of the same hold: the lock is released when the last of them is gone. This
     /// is all there is of re-entrance; acquiring the lock a second time waits for the first.
-    pub fn again(&self) -> Self {
-        self.hold.again();
+    pub fn share(&self) -> Self {
+        self.hold.share();
         Self {
             hub: Arc::clone(&self.hub),
             hold: Arc::clone(&self.hold),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use redis::Value;
 
 use crate::error::Error;
-use crate::error::lock::{Holder, LockError};
+use crate::error::lock::{LockError, LockHolder};
 use crate::lock::acquire::{Mode, Permits, Spec, acquire, holder};
 use crate::lock::client::{Over, refused};
 use crate::lock::guard::LockGuard;
@@ -189,14 +189,14 @@ impl Lock {
         wait: Duration,
         closure: impl FnOnce(&LockGuard) -> Result<R, Error>,
     ) -> Result<R, Error> {
-        self.try_run(wait, closure)
+        self.run_with(wait, closure)
     }
 
     /// Like [`run`](Self::run), for a closure with an error type of its own.
     ///
     /// # Errors
     /// The closure's own error, or this crate's, converted.
-    pub fn try_run<R, E: From<Error>>(
+    pub fn run_with<R, E: From<Error>>(
         &self,
         wait: Duration,
         closure: impl FnOnce(&LockGuard) -> Result<R, E>,
@@ -229,7 +229,7 @@ impl Lock {
     ///
     /// # Errors
     /// The server could not be asked, or refused.
-    pub fn holder(&self) -> Result<Option<Holder>, LockError> {
+    pub fn holder(&self) -> Result<Option<LockHolder>, LockError> {
         let names = &self.spec.names;
         let none: [&str; 0] = [];
         let call = Call::new(&PEEK, [&names.holders, &names.info], none);

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::commit::lock_check::Witness;
-use crate::error::lock::LostBecause;
+use crate::error::lock::LostReason;
 use crate::protocol::lock::keys::Names;
 use crate::protocol::lock::script::{Call, RELEASE, RENEW};
 use crate::status::LockCounters;
@@ -40,7 +40,7 @@ struct State {
     /// By when it is over on the server, unless it is extended.
     ends_by: Instant,
     next_renewal: Instant,
-    lost: Option<LostBecause>,
+    lost: Option<LostReason>,
     released: bool,
     callbacks: Vec<Callback>,
 }
@@ -86,7 +86,7 @@ impl Hold {
         Self { names, member, fence, lease, renewed, counters, handles, disturbed, failures, state }
     }
 
-    pub(crate) fn again(&self) {
+    pub(crate) fn share(&self) {
         self.handles.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -101,14 +101,14 @@ impl Hold {
     }
 
     /// Whether it is lost, and how. Looks at the clock, and asks nobody.
-    pub(crate) fn lost(&self) -> Option<LostBecause> {
+    pub(crate) fn lost(&self) -> Option<LostReason> {
         let state = lock(&self.state);
         if !state.is_held() || Instant::now() < state.valid_until {
             return state.lost;
         }
         drop(state);
-        self.lose(LostBecause::Expired);
-        Some(LostBecause::Expired)
+        self.lose(LostReason::Expired);
+        Some(LostReason::Expired)
     }
 
     /// What was asked at `sent` was answered: the server has extended it.
@@ -183,7 +183,7 @@ impl Hold {
     }
 
     /// It is lost: the callbacks are called, once.
-    pub(crate) fn lose(&self, why: LostBecause) {
+    pub(crate) fn lose(&self, why: LostReason) {
         let mut state = lock(&self.state);
         if !state.is_held() {
             return;
@@ -199,7 +199,7 @@ impl Hold {
     }
 
     /// It is about to be given back: no callback is called from now on. Whether it was lost before.
-    pub(crate) fn end(&self) -> Option<LostBecause> {
+    pub(crate) fn end(&self) -> Option<LostReason> {
         let mut state = lock(&self.state);
         if state.is_held() {
             self.counters.held.leave();
@@ -268,7 +268,7 @@ fn tell(callbacks: Vec<Callback>) {
             }
         }
     };
-    let thread = std::thread::Builder::new().name("rediscope-lost".to_owned());
+    let thread = std::thread::Builder::new().name("rediscope-on-lost".to_owned());
     if thread.spawn(move || call(&shared)).is_err() {
         call(&callbacks);
     }
@@ -280,7 +280,7 @@ impl Witness for Hold {
     }
 
     fn lose(&self) {
-        Self::lose(self, LostBecause::Gone);
+        Self::lose(self, LostReason::Gone);
     }
 
     fn begin(&self) {
@@ -322,10 +322,10 @@ mod tests {
     fn what_was_told_to_be_lost_is_not_held_again() {
         let now = Instant::now();
         let hold = hold(now - LEASE, Duration::ZERO);
-        assert_eq!(hold.lost(), Some(LostBecause::Expired));
+        assert_eq!(hold.lost(), Some(LostReason::Expired));
         hold.extended(now, Duration::ZERO);
-        assert_eq!(hold.lost(), Some(LostBecause::Expired));
-        assert_eq!(hold.end(), Some(LostBecause::Expired));
+        assert_eq!(hold.lost(), Some(LostReason::Expired));
+        assert_eq!(hold.end(), Some(LostReason::Expired));
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 
-use crate::error::connection::LinkError;
-use crate::error::lock::{LockError, LostBecause};
+use crate::error::connection::ConnectionError;
+use crate::error::lock::{LockError, LostReason};
 use crate::lock::client::{Courier, Over, refused};
 use crate::lock::lease::{Hold, release};
 use crate::lock::renewal::Keeper;
@@ -100,7 +100,7 @@ impl Hub {
                 repeated = answers.repeated;
                 match answers.values.first() {
                     Some(Value::Int(1)) => Ok(()),
-                    Some(Value::Int(_)) => Err(LockError::Lost { why: LostBecause::Gone }),
+                    Some(Value::Int(_)) => Err(LockError::Lost { why: LostReason::Gone }),
                     Some(Value::ServerError(error)) => Err(refused("release", error)),
                     _ => Err(strange("release")),
                 }
@@ -147,7 +147,7 @@ impl Hub {
 pub(crate) struct Released {
     released: Result<(), LockError>,
     /// The lock was known to be lost.
-    before: Option<LostBecause>,
+    before: Option<LostReason>,
 }
 
 impl Released {
@@ -165,7 +165,10 @@ impl Released {
 
 /// An answer that none of our scripts gives.
 pub(crate) fn strange(during: &'static str) -> LockError {
-    LockError::Connection { during, source: LinkError::unexpected("an answer of another kind") }
+    LockError::Connection {
+        during,
+        source: ConnectionError::unexpected("an answer of another kind"),
+    }
 }
 
 impl fmt::Debug for Hub {

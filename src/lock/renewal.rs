@@ -17,7 +17,7 @@ use redis::Value;
 use scopeguard::{defer_on_unwind, guard};
 use tracing::Level;
 
-use crate::error::lock::LostBecause;
+use crate::error::lock::LostReason;
 use crate::lock::client::{Courier, Over};
 use crate::lock::lease::Hold;
 use crate::protocol::cluster::slot;
@@ -272,7 +272,7 @@ impl Shared {
             // A log is the user's, and may panic: the next piece of work is done all the same.
             let step = |step: &mut dyn FnMut()| drop(catch_unwind(AssertUnwindSafe(step)));
             for hold in &work.lost {
-                step(&mut || hold.lose(LostBecause::Expired));
+                step(&mut || hold.lose(LostReason::Expired));
             }
             step(&mut || renew(&work.due, work.bound, courier));
             let mut chores = Some(work.chores);
@@ -447,7 +447,7 @@ fn renew(due: &[Arc<Hold>], bound: Option<Instant>, courier: &Courier) {
         for (hold, value) in holds.iter().zip(&answers.values) {
             match value {
                 Value::Int(1) => hold.extended(answers.sent, answers.took),
-                Value::Int(_) => hold.lose(LostBecause::Gone),
+                Value::Int(_) => hold.lose(LostReason::Gone),
                 Value::ServerError(error) => refused = Some(error),
                 _ => {}
             }

@@ -16,7 +16,7 @@ use scopeguard::defer_on_unwind;
 use tracing::Level;
 
 use crate::error::checkout::CheckoutError;
-use crate::error::connection::LinkError;
+use crate::error::connection::ConnectionError;
 use crate::error::server::ServerError;
 use crate::lock::client::Courier;
 use crate::lock::waiters::Waiters;
@@ -62,7 +62,7 @@ struct State {
 enum Ended {
     Idle,
     Over,
-    Broken(LinkError),
+    Broken(ConnectionError),
 }
 
 impl Subscriber {
@@ -94,7 +94,7 @@ impl Subscriber {
             }
             if !state.running {
                 let shared = Arc::clone(&self.shared);
-                let thread = std::thread::Builder::new().name("rediscope-wakes".to_owned());
+                let thread = std::thread::Builder::new().name("rediscope-lock-events".to_owned());
                 match thread.spawn(move || shared.run()) {
                     Ok(_) => state.running = true,
                     Err(error) => courier.herald().tell(Level::WARN, move || {
@@ -157,9 +157,9 @@ impl Shared {
     }
 
     /// To any node: what is published on one is heard on all.
-    fn connect(&self) -> Result<redis::Connection, LinkError> {
+    fn connect(&self) -> Result<redis::Connection, ConnectionError> {
         let (limit, any) = (self.settings.connect_timeout, Route::default());
-        let closed = |_| LinkError::unexpected("there is no server to listen to");
+        let closed = |_| ConnectionError::unexpected("there is no server to listen to");
         let endpoint = self.nodes.endpoint(&any, Instant::now() + limit).map_err(closed)?;
         endpoint.client(limit).inspect_err(|source| {
             let error = CheckoutError::Connect { waited: limit, source: source.clone() };
@@ -190,14 +190,14 @@ impl Shared {
     fn serve(&self, connection: &mut redis::Connection, term: Term) -> Ended {
         match self.begin(connection) {
             Ok(None) => {}
-            Ok(Some(refused)) => return Ended::Broken(LinkError::refused(refused)),
-            Err(error) => return Ended::Broken(LinkError::of(&error)),
+            Ok(Some(refused)) => return Ended::Broken(ConnectionError::refused(refused)),
+            Err(error) => return Ended::Broken(ConnectionError::of(&error)),
         }
         let mut pubsub = connection.as_pubsub();
         let ended = self.listen(&mut pubsub, term);
         // Dropping it unsubscribes and reads the answers; there is no need to wait for them.
         let _: Result<(), _> = pubsub.set_read_timeout(Some(Duration::from_millis(5)));
-        ended.unwrap_or_else(|error| Ended::Broken(LinkError::of(&error)))
+        ended.unwrap_or_else(|error| Ended::Broken(ConnectionError::of(&error)))
     }
 
     /// Subscribes to the thread's own channel. redis-rs's `subscribe` does not tell a refusal, and
@@ -231,7 +231,7 @@ impl Shared {
                 return Ok(Ended::Over);
             }
             if self.nodes.term() != term {
-                let moved = LinkError::unexpected("another master, or other credentials");
+                let moved = ConnectionError::unexpected("another master, or other credentials");
                 return Ok(Ended::Broken(moved));
             }
             if wanted.elapsed() >= IDLE {

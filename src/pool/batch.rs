@@ -6,7 +6,7 @@ use redis::Value;
 
 use crate::connection::connection::Link;
 use crate::connection::deadline::Deadline;
-use crate::error::connection::LinkError;
+use crate::error::connection::ConnectionError;
 use crate::pool::checkout::Lease;
 use crate::pool::semaphore::{Abandoned, Errand};
 use crate::protocol::batch::{Broken, Job, Settled, What};
@@ -24,7 +24,7 @@ impl Errand for Job {
 /// The one who took it along panicked, or is held up: nobody can say how far he has come.
 impl Abandoned for Settled {
     fn abandoned() -> Self {
-        let cause = LinkError::timed_out("whoever took it along did not say what came of it");
+        let cause = ConnectionError::timed_out("whoever took it along did not say what came of it");
         Self::Broken(Broken { left: true, cause })
     }
 }
@@ -147,7 +147,7 @@ fn exchange(lease: &mut Lease, parcels: &Parcels, deadline: Deadline) -> (Vec<Se
 struct Incoming<'l> {
     link: &'l mut Link,
     deadline: Deadline,
-    lost: Option<LinkError>,
+    lost: Option<ConnectionError>,
     refusals: Vec<String>,
 }
 

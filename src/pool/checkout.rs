@@ -19,7 +19,7 @@ use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
 use crate::connection::login::Login;
 use crate::error::checkout::CheckoutError;
-use crate::error::connection::{LinkError, LinkErrorKind};
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::text::brief;
 use crate::error::{Applied, Error};
 use crate::logging::deferred::Later;
@@ -166,18 +166,18 @@ impl Lease {
     }
 
     /// The link was found dead: closes it, and draws the conclusions for the others.
-    pub(crate) fn found_dead(&mut self, cause: &LinkError) {
+    pub(crate) fn found_dead(&mut self, cause: &ConnectionError) {
         self.distrust_others(cause);
         // Its state says why, and has_broken reads it.
         self.link = None;
     }
 
     /// What its death says of the others. Nothing of the user's runs here.
-    pub(crate) fn distrust_others(&self, cause: &LinkError) {
+    pub(crate) fn distrust_others(&self, cause: &ConnectionError) {
         let inner = &self.permit.pool.inner;
         let now = inner.stamp(Instant::now());
         inner.distrusted_before.fetch_max(now, Ordering::AcqRel);
-        if cause.kind() == LinkErrorKind::TimedOut {
+        if cause.kind() == ConnectionErrorKind::TimedOut {
             inner.silent_before.fetch_max(now, Ordering::AcqRel);
         }
         // Where sentinels know the master, they are asked before the next one is opened.
@@ -218,7 +218,7 @@ impl Lease {
     }
 
     /// What was asked on it is asked again.
-    pub(crate) fn tell_of_repeat(&mut self, cause: &LinkError) {
+    pub(crate) fn tell_of_repeat(&mut self, cause: &ConnectionError) {
         let cause = cause.clone();
         self.tell(Level::DEBUG, move || {
             tracing::debug!(cause = %format_args!("{cause:#}"), "asked again on another connection");
@@ -226,7 +226,7 @@ impl Lease {
     }
 
     /// It was found dead before anything was sent on it.
-    pub(crate) fn tell_of_death(&mut self, cause: &LinkError) {
+    pub(crate) fn tell_of_death(&mut self, cause: &ConnectionError) {
         let cause = cause.clone();
         self.tell(Level::DEBUG, move || {
             tracing::debug!(cause = %format_args!("{cause:#}"), "dead connection replaced before use");
@@ -292,11 +292,11 @@ impl Lease {
                 None if now >= deadline => {
                     // A try to connect is still under way.
                     let source = match inner.endpoint.provider_is_silent_for() {
-                        Some(silent) => LinkError::new(
-                            LinkErrorKind::Credentials,
+                        Some(silent) => ConnectionError::new(
+                            ConnectionErrorKind::Credentials,
                             format!("the provider has not answered for {}", brief(silent)),
                         ),
-                        None => LinkError::timed_out("no connection was established in time"),
+                        None => ConnectionError::timed_out("no connection was established in time"),
                     };
                     return Err(CheckoutError::Connect { waited: started.elapsed(), source });
                 }
@@ -411,8 +411,8 @@ fn new_login(
     endpoint: &Endpoint,
     settings: &Settings,
     checkout: Instant,
-) -> Result<Login, LinkError> {
-    let late = |text: String| LinkError::new(LinkErrorKind::Credentials, text);
+) -> Result<Login, ConnectionError> {
+    let late = |text: String| ConnectionError::new(ConnectionErrorKind::Credentials, text);
     // It hangs, and each further question would take a thread.
     if let Some(silent) = endpoint.provider_is_silent_for()
         && silent > settings.response_timeout
@@ -446,10 +446,10 @@ impl Repeats {
         Self { left: idle + 1, idle }
     }
 
-    pub(crate) fn allow(&mut self, trusted: bool, cause: &LinkError) -> bool {
+    pub(crate) fn allow(&mut self, trusted: bool, cause: &ConnectionError) -> bool {
         match cause.kind() {
-            LinkErrorKind::TooLarge => return false,
-            LinkErrorKind::TimedOut if trusted => return false,
+            ConnectionErrorKind::TooLarge => return false,
+            ConnectionErrorKind::TimedOut if trusted => return false,
             _ => {}
         }
         self.left = self.left.saturating_sub(if trusted { self.idle } else { 1 });

@@ -18,7 +18,7 @@ use crate::connection::connection::Link;
 use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
 use crate::connection::login::Login;
-use crate::error::connection::{LinkError, LinkErrorKind};
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::server::ServerError;
 use crate::logging::deferred;
 use crate::logging::deferred::Herald;
@@ -30,7 +30,7 @@ use crate::protocol::handshake::{Hello, KNOWS_EXEC};
 use crate::protocol::resp::encode::{DISCARD, MULTI, PING, ROLE};
 use crate::protocol::resp::reply::Reply;
 use crate::settings::Settings;
-use crate::status::{Counters, Replaced};
+use crate::status::{CloseReason, Counters};
 use crate::sync::lock;
 
 /// Minimum number of tries to connect that end at MULTI in a row, and minimum time between the first
@@ -62,7 +62,7 @@ pub(crate) struct Health {
     /// Number of links that are open or being opened, those that r2d2 has not listed yet included.
     alive: AtomicUsize,
     sockets: Mutex<Vec<Weak<OwnSocket>>>,
-    last_connect_error: Mutex<Option<(Instant, LinkError)>>,
+    last_connect_error: Mutex<Option<(Instant, ConnectionError)>>,
     /// The tries to connect in a row that ended at MULTI, and when the first of them did.
     closed_at_multi: Mutex<Option<(Instant, u32)>>,
     /// Runs after a link was opened and before r2d2 lists it.
@@ -145,7 +145,7 @@ impl Health {
     }
 
     /// The last failure to connect, unless a connect has succeeded since.
-    pub(crate) fn connect_error(&self) -> Option<(Instant, LinkError)> {
+    pub(crate) fn connect_error(&self) -> Option<(Instant, ConnectionError)> {
         lock(&self.last_connect_error).clone()
     }
 }
@@ -172,13 +172,14 @@ impl LinkManager {
         self.health.generation(&self.endpoint)
     }
 
-    fn open(&self) -> Result<Link, LinkError> {
+    fn open(&self) -> Result<Link, ConnectionError> {
         // Before the connection exists: one that is opened to a server which is found to be gone
         // while the hand-shake runs belongs to the time before.
         let generation = self.generation();
         // After a connection that was closed under it, MULTI is sent alone, so that it can be told
         // whether it is the reason.
-        let closed = |(_, error): (Instant, LinkError)| error.kind() == LinkErrorKind::Closed;
+        let closed =
+            |(_, error): (Instant, ConnectionError)| error.kind() == ConnectionErrorKind::Closed;
         let by_steps = self.health.connect_error().is_some_and(closed);
         let purpose = (self.purpose, by_steps);
         open_by_steps(&self.endpoint, &self.settings, purpose, generation, None)
@@ -194,7 +195,7 @@ pub(crate) fn open(
     purpose: Purpose,
     generation: u64,
     until: Option<Instant>,
-) -> Result<Link, LinkError> {
+) -> Result<Link, ConnectionError> {
     open_by_steps(endpoint, settings, (purpose, false), generation, until)
 }
 
@@ -205,7 +206,7 @@ fn open_by_steps(
     purpose: (Purpose, bool),
     generation: u64,
     until: Option<Instant>,
-) -> Result<Link, LinkError> {
+) -> Result<Link, ConnectionError> {
     // First: how long the provider of credentials takes says nothing of the server.
     let login = endpoint.login()?;
     let now = Instant::now();
@@ -216,7 +217,7 @@ fn open_by_steps(
     let peer = connected.socket().peer_addr().ok();
     let opened = greet(endpoint, settings, (purpose, generation), (login, connected), deadline);
     if let (Err(error), Some(peer)) = (&opened, peer)
-        && matches!(error.kind(), LinkErrorKind::TimedOut | LinkErrorKind::Closed)
+        && matches!(error.kind(), ConnectionErrorKind::TimedOut | ConnectionErrorKind::Closed)
     {
         endpoint.failed(peer);
     }
@@ -229,7 +230,7 @@ fn greet(
     ((purpose, by_steps), generation): ((Purpose, bool), u64),
     (login, connected): (Login, Connected),
     deadline: Deadline,
-) -> Result<Link, LinkError> {
+) -> Result<Link, ConnectionError> {
     let hello = Hello::new(&login.who);
     let in_clear = matches!(connected, Connected::Socket(_)) && endpoint.host_and_port().1 != 0;
     let expires = settings.max_lifetime.map(|lifetime| Instant::now() + jittered(lifetime));
@@ -268,9 +269,9 @@ fn greet(
     let (expected_now, expected_later) =
         expected.split_at(if by_steps { 2 } else { expected.len() });
     if let Err(error) = link.send(now, expected_now, deadline) {
-        let closed = error.kind() == LinkErrorKind::Closed;
+        let closed = error.kind() == ConnectionErrorKind::Closed;
         let said = if closed { link.last_word(deadline) } else { None };
-        return Err(said.map_or(error, LinkError::turned_away));
+        return Err(said.map_or(error, ConnectionError::turned_away));
     }
     let (mut refused, mut last, mut first_word) = (None, None, None);
     for nth in 0..expected.iter().map(|(_, count)| count).sum() {
@@ -279,8 +280,8 @@ fn greet(
         }
         let reply = link.receive(deadline).map_err(|error| match first_word.take() {
             // It has sent one error and closed: that was not about the command.
-            Some(said) if nth == 1 && error.kind() == LinkErrorKind::Closed => {
-                LinkError::turned_away(said)
+            Some(said) if nth == 1 && error.kind() == ConnectionErrorKind::Closed => {
+                ConnectionError::turned_away(said)
             }
             _ if nth == 0 && in_clear => error.at(name(nth)).before_a_byte(),
             _ => error.at(name(nth)),
@@ -311,7 +312,7 @@ fn greet(
     }
     link.has_answered();
     if let Some((error, command)) = refused {
-        let error = LinkError::refused(error).at(command);
+        let error = ConnectionError::refused(error).at(command);
         let may_change = settings.credentials.is_some();
         return Err(if may_change { error.of_changing_credentials() } else { error });
     }
@@ -324,23 +325,24 @@ fn greet(
 impl r2d2::ManageConnection for LinkManager {
     /// Apart, since it is moved from hand to hand with every borrower.
     type Connection = Box<Link>;
-    type Error = LinkError;
+    type Error = ConnectionError;
 
-    fn connect(&self) -> Result<Box<Link>, LinkError> {
+    fn connect(&self) -> Result<Box<Link>, ConnectionError> {
         let alive = Alive::new(&self.health);
         let over = || self.health.over.load(Ordering::SeqCst);
-        let refused = || LinkError::new(LinkErrorKind::Closed, "the session manager is closed");
+        let refused =
+            || ConnectionError::new(ConnectionErrorKind::Closed, "the session manager is closed");
         if over() {
             return Err(refused());
         }
         let mut opened = catch_unwind(AssertUnwindSafe(|| self.open()))
-            .unwrap_or_else(|_| Err(LinkError::panicked()));
+            .unwrap_or_else(|_| Err(ConnectionError::panicked()));
         if over() {
             return Err(refused());
         }
         let at_multi = matches!(&opened, Err(error) if error.is_closed_at_multi());
         if self.health.is_closed_at_multi_again(at_multi) {
-            opened = opened.map_err(LinkError::for_good);
+            opened = opened.map_err(ConnectionError::for_good);
         }
         let failure = opened.as_ref().err().map(|error| (Instant::now(), error.clone()));
         *lock(&self.health.last_connect_error) = failure;
@@ -372,14 +374,14 @@ impl r2d2::ManageConnection for LinkManager {
     }
 
     /// Not used: the first command of every borrower is the check.
-    fn is_valid(&self, _: &mut Box<Link>) -> Result<(), LinkError> {
+    fn is_valid(&self, _: &mut Box<Link>) -> Result<(), ConnectionError> {
         Ok(())
     }
 
     fn has_broken(&self, link: &mut Box<Link>) -> bool {
         let generation = self.generation();
         let reason = catch_unwind(AssertUnwindSafe(|| link.verdict(Instant::now(), generation)))
-            .unwrap_or(Some(Replaced::LeftDirty));
+            .unwrap_or(Some(CloseReason::LeftDirty));
         if let Some(reason) = reason {
             self.health.counters.replaced(reason);
             let address = self.endpoint.address().into_owned();

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use crate::connection::endpoint::Endpoint;
 use crate::error::checkout::CheckoutError;
-use crate::error::connection::LinkError;
+use crate::error::connection::ConnectionError;
 use crate::error::server::ServerError;
 use crate::logging::deferred::Herald;
 use crate::logging::rate_limit::Alarms;
@@ -444,12 +444,12 @@ pub(crate) fn tag(slot: u16) -> Option<u32> {
 }
 
 /// Nobody serves the slot, as far as anybody says.
-fn unserved(slot: Option<u16>) -> LinkError {
+fn unserved(slot: Option<u16>) -> ConnectionError {
     let text = match slot {
         Some(slot) => format!("nobody serves slot {slot}"),
         None => "no master is known".to_owned(),
     };
-    LinkError::refused(ServerError::own("CLUSTERDOWN", &text))
+    ConnectionError::refused(ServerError::own("CLUSTERDOWN", &text))
 }
 
 impl fmt::Debug for Nodes {

@@ -19,7 +19,7 @@ use crate::connection::endpoint::Endpoint;
 use crate::connection::properties::support::eventually;
 use crate::connection::properties::support::server::Server;
 use crate::connection::url::one as parse;
-use crate::error::connection::LinkErrorKind;
+use crate::error::connection::ConnectionErrorKind;
 use crate::pool::manager::Purpose;
 use crate::pool::scopes::{Owner, Pin};
 use crate::pool::{Kind, Pool};
@@ -27,7 +27,7 @@ use crate::process::sockets::OwnSocket;
 use crate::protocol::connection_state::Expect;
 use crate::protocol::resp::encode::MULTI;
 use crate::settings::Settings;
-use crate::status::Replaced;
+use crate::status::CloseReason;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -88,7 +88,7 @@ fn a_connection_that_was_left_in_the_middle_of_a_call_is_not_handed_on() {
     drop(panicking);
     eventually(PATIENCE, "the server has nobody in MULTI", || !in_multi());
     let counts = pool.status().counts;
-    assert_eq!(counts.replaced, [(Replaced::LeftDirty, 1)]);
+    assert_eq!(counts.replaced, [(CloseReason::LeftDirty, 1)]);
 }
 
 /// A link, and its other side.
@@ -106,7 +106,7 @@ fn more_than_was_asked_for_is_noticed_before_the_next_borrower() {
         peer.write_all(&[b"+PONG\r\n", more].concat()).unwrap();
         link.ping(Deadline::after(PATIENCE)).unwrap().unwrap();
         assert!(link.state().is_clean());
-        let expected = (!more.is_empty()).then_some(Replaced::Protocol);
+        let expected = (!more.is_empty()).then_some(CloseReason::Protocol);
         assert_eq!(link.verdict(Instant::now(), 0), expected, "{more:?}");
     }
 }
@@ -119,7 +119,7 @@ fn bytes_that_stay_behind_are_counted_exactly() {
     let limit = Duration::from_millis(400);
     let (left, error) =
         link.send_counted(&bytes, &[(Expect::Plain, 1)], Deadline::after(limit)).unwrap_err();
-    assert_eq!(error.kind(), LinkErrorKind::TimedOut);
+    assert_eq!(error.kind(), ConnectionErrorKind::TimedOut);
     assert!(begun.elapsed() < 20 * limit, "{:?}", begun.elapsed());
     drop(link);
     let mut came = Vec::new();
@@ -144,9 +144,9 @@ fn a_reply_that_comes_in_drips_ends_at_the_deadline() {
     let begun = Instant::now();
     link.send(b"GET", &[(Expect::Plain, 1)], Deadline::after(PATIENCE)).unwrap();
     let error = link.receive(Deadline::after(limit)).unwrap_err();
-    assert_eq!(error.kind(), LinkErrorKind::TimedOut);
+    assert_eq!(error.kind(), ConnectionErrorKind::TimedOut);
     assert!(begun.elapsed() < 20 * limit, "{:?}", begun.elapsed());
-    assert_eq!(link.verdict(Instant::now(), 0), Some(Replaced::TimedOut));
+    assert_eq!(link.verdict(Instant::now(), 0), Some(CloseReason::TimedOut));
     drop(over);
     drips.join().unwrap();
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use redis::Value;
 
 use crate::error::checkout::CheckoutError;
-use crate::error::connection::{LinkError, LinkErrorKind};
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::{Applied, Error};
 use crate::pool::router::{Nodes, Patience, Route};
 use crate::pooled::request::Request;
@@ -209,7 +209,7 @@ impl Call<'_> {
             Error::Checkout(error) => {
                 let source = match error {
                     CheckoutError::Connect { source, .. } => source,
-                    other => LinkError::new(LinkErrorKind::Closed, other.to_string()),
+                    other => ConnectionError::new(ConnectionErrorKind::Closed, other.to_string()),
                 };
                 Error::Lost { during: during(), applied: Applied::Unknown, source }
             }

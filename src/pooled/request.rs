@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use redis::Value;
 
 use crate::connection::deadline::Deadline;
-use crate::error::connection::{LinkError, LinkErrorKind};
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::stamp;
 use crate::error::{Applied, Error};
 use crate::pool::Joined;
@@ -145,7 +145,7 @@ impl Request {
                 Settled::Read(value) => return Ok(vec![value]),
                 Settled::Broken(Broken { cause, .. }) => cause,
                 Settled::Block(_) | Settled::Calls(_) => {
-                    LinkError::unexpected("another job's replies for a read")
+                    ConnectionError::unexpected("another job's replies for a read")
                 }
             };
             if !repeats.allow(true, &cause) || Instant::now() >= checkout {
@@ -212,14 +212,14 @@ impl Request {
     }
 }
 
-fn ended_by_close() -> LinkError {
+fn ended_by_close() -> ConnectionError {
     let text = "the session manager was closed while the command waited on the server";
-    LinkError::new(LinkErrorKind::Closed, text)
+    ConnectionError::new(ConnectionErrorKind::Closed, text)
 }
 
 enum Failed {
     Checkout(Error),
-    Lost { sent: bool, cause: LinkError },
+    Lost { sent: bool, cause: ConnectionError },
 }
 
 fn ask(

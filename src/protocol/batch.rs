@@ -4,7 +4,7 @@
 
 use redis::Value;
 
-use crate::error::connection::LinkError;
+use crate::error::connection::ConnectionError;
 use crate::protocol::connection_state::Expect;
 use crate::protocol::exec::Verdict;
 
@@ -64,7 +64,7 @@ pub(crate) enum Settled {
 pub(crate) struct Broken {
     /// All of its bytes may have left.
     pub(crate) left: bool,
-    pub(crate) cause: LinkError,
+    pub(crate) cause: ConnectionError,
 }
 
 /// Shows how much, never what.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use redis::Value;
 
-use crate::error::in_doubt::Unresolved;
+use crate::error::in_doubt::UnresolvedReason;
 use crate::error::server::ServerError;
 use crate::protocol::resp::encode;
 use crate::protocol::resp::encode::ASKING;
@@ -128,14 +128,18 @@ pub(crate) fn question(register: &str, ttl: Duration, asks: bool) -> Vec<u8> {
 
 /// What the answers prove of the transaction that was to write `number`: that it was applied, or
 /// that it was not and never will be.
-pub(crate) fn applied(number: u64, touched: &Value, found: &Value) -> Result<bool, Unresolved> {
+pub(crate) fn applied(
+    number: u64,
+    touched: &Value,
+    found: &Value,
+) -> Result<bool, UnresolvedReason> {
     for answer in [touched, found] {
         if let Value::ServerError(error) = answer {
-            return Err(Unresolved::Refused(ServerError::from_reply(error, false)));
+            return Err(UnresolvedReason::Refused(ServerError::from_reply(error, false)));
         }
     }
     let found = match found {
-        Value::Nil => return Err(Unresolved::RegisterGone),
+        Value::Nil => return Err(UnresolvedReason::RegisterGone),
         // As they are written here: no sign, no leading zero.
         Value::BulkString(digits) => std::str::from_utf8(digits)
             .ok()
@@ -146,8 +150,8 @@ pub(crate) fn applied(number: u64, touched: &Value, found: &Value) -> Result<boo
         (Some(found), _) if found == number => Ok(true),
         // Without the touch a late EXEC could still be applied.
         (Some(found), Value::Int(1)) if found < number => Ok(false),
-        (Some(_), Value::Int(0)) => Err(Unresolved::RegisterGone),
-        _ => Err(Unresolved::RegisterForeign),
+        (Some(_), Value::Int(0)) => Err(UnresolvedReason::RegisterGone),
+        _ => Err(UnresolvedReason::RegisterForeign),
     }
 }
 
@@ -165,12 +169,12 @@ mod tests {
         assert_eq!(applied(7, &touched, &bulk("7")), Ok(true));
         assert_eq!(applied(7, &touched, &bulk("6")), Ok(false));
         assert_eq!(applied(7, &untouched, &bulk("7")), Ok(true));
-        assert_eq!(applied(7, &untouched, &bulk("6")), Err(Unresolved::RegisterGone));
-        assert_eq!(applied(7, &untouched, &Value::Nil), Err(Unresolved::RegisterGone));
-        assert_eq!(applied(7, &touched, &Value::Nil), Err(Unresolved::RegisterGone));
+        assert_eq!(applied(7, &untouched, &bulk("6")), Err(UnresolvedReason::RegisterGone));
+        assert_eq!(applied(7, &untouched, &Value::Nil), Err(UnresolvedReason::RegisterGone));
+        assert_eq!(applied(7, &touched, &Value::Nil), Err(UnresolvedReason::RegisterGone));
         let foreign = [bulk("8"), bulk("seven"), bulk("-1"), bulk("+7"), bulk("07"), bulk("+6")];
         for foreign in foreign.into_iter().chain([Value::Int(7), Value::Okay]) {
-            assert_eq!(applied(7, &touched, &foreign), Err(Unresolved::RegisterForeign));
+            assert_eq!(applied(7, &touched, &foreign), Err(UnresolvedReason::RegisterForeign));
         }
     }
 
@@ -179,7 +183,7 @@ mod tests {
         let error = redis::parse_redis_value(b"-READONLY no\r\n").unwrap();
         for (touched, found) in [(&error, &bulk("6")), (&Value::Int(1), &error)] {
             let refused = applied(7, touched, found);
-            assert!(matches!(refused, Err(Unresolved::Refused(e)) if e.code() == "READONLY"));
+            assert!(matches!(refused, Err(UnresolvedReason::Refused(e)) if e.code() == "READONLY"));
         }
     }
 

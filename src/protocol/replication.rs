@@ -14,14 +14,14 @@ use crate::protocol::resp::encode;
 /// Who had a transaction when its caller was told: the counts of WAIT or WAITAOF.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
-pub struct Acks {
+pub struct ReplicaAcks {
     /// 1 where the server itself had it in its append-only file, synchronised to disk.
     pub local: u32,
     /// Replicas that had it: in memory (WAIT), or on disk (WAITAOF).
     pub replicas: u32,
 }
 
-impl fmt::Display for Acks {
+impl fmt::Display for ReplicaAcks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.local {
             0 => write!(f, "{} replicas", self.replicas),
@@ -43,10 +43,10 @@ impl Durability {
         *timeout
     }
 
-    pub(crate) fn wanted(&self) -> Acks {
+    pub(crate) fn wanted(&self) -> ReplicaAcks {
         match *self {
-            Self::Replicas { replicas, .. } => Acks { local: 0, replicas },
-            Self::Aof { local, replicas, .. } => Acks { local: local.into(), replicas },
+            Self::Replicas { replicas, .. } => ReplicaAcks { local: 0, replicas },
+            Self::Aof { local, replicas, .. } => ReplicaAcks { local: local.into(), replicas },
         }
     }
 
@@ -64,22 +64,22 @@ impl Durability {
     }
 
     /// The counts in the command's answer, or the server's refusal of it.
-    pub(crate) fn acks(&self, answer: &Value) -> Result<Acks, ServerError> {
+    pub(crate) fn acks(&self, answer: &Value) -> Result<ReplicaAcks, ServerError> {
         let count = |value: &Value| match value {
             Value::Int(count) => u32::try_from(*count).unwrap_or_default(),
             _ => 0,
         };
         Ok(match answer {
             Value::ServerError(error) => return Err(ServerError::from_reply(error, false)),
-            Value::Array(counts) => Acks {
+            Value::Array(counts) => ReplicaAcks {
                 local: counts.first().map(count).unwrap_or_default(),
                 replicas: counts.get(1).map(count).unwrap_or_default(),
             },
-            other => Acks { local: 0, replicas: count(other) },
+            other => ReplicaAcks { local: 0, replicas: count(other) },
         })
     }
 
-    pub(crate) fn is_met_by(&self, acks: Acks) -> bool {
+    pub(crate) fn is_met_by(&self, acks: ReplicaAcks) -> bool {
         let wanted = self.wanted();
         acks.local >= wanted.local && acks.replicas >= wanted.replicas
     }

@@ -4,7 +4,7 @@
 
 use redis::Value;
 
-use crate::error::connection::LinkError;
+use crate::error::connection::ConnectionError;
 use crate::error::server::ServerError;
 use crate::protocol::resp::fields::{field, text};
 
@@ -23,18 +23,18 @@ pub(crate) struct Answer {
 pub(crate) type Place = (String, u16);
 
 /// The answers to SENTINEL MASTER, GET-MASTER-ADDR-BY-NAME and REPLICAS of one name.
-pub(crate) fn understand(answers: &[Value]) -> Result<Answer, LinkError> {
+pub(crate) fn understand(answers: &[Value]) -> Result<Answer, ConnectionError> {
     for answer in answers {
         if let Value::ServerError(error) = answer {
-            return Err(LinkError::refused(ServerError::from_reply(error, false)));
+            return Err(ConnectionError::refused(ServerError::from_reply(error, false)));
         }
     }
-    let strange = || LinkError::unexpected("a sentinel's answer of another kind");
+    let strange = || ConnectionError::unexpected("a sentinel's answer of another kind");
     let [master, address, replicas] = answers else { return Err(strange()) };
     let word = |of, name| field(of, name).and_then(text);
     let epoch = word(master, "config-epoch").and_then(|epoch| epoch.parse().ok());
     let Value::Array(parts) = address else {
-        return Err(LinkError::unexpected("the sentinel knows no master of that name"));
+        return Err(ConnectionError::unexpected("the sentinel knows no master of that name"));
     };
     let place = match &parts[..] {
         [host, port] => text(host).zip(text(port).and_then(|port| port.parse().ok())),

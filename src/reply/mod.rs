@@ -14,7 +14,7 @@ use redis::{FromRedisValue, Value};
 use crate::error::reply::ReplyError;
 use crate::error::server::ServerError;
 use crate::protocol::command;
-use crate::protocol::replication::Acks;
+use crate::protocol::replication::ReplicaAcks;
 use crate::reply::resolve::Resolve;
 
 /// A command that was queued, and the type its reply will have.
@@ -98,7 +98,7 @@ struct Inner {
     failures: Vec<ReplyError>,
     /// All commands failed, and each is one that changes nothing then.
     changed_nothing: bool,
-    acks: Option<Acks>,
+    acks: Option<ReplicaAcks>,
     /// It was applied, and that is all that is known.
     lost: bool,
     /// Of a transaction whose replies are the caller's: the commands' names, each behind its length.
@@ -179,7 +179,7 @@ impl Replies {
         next().map(command::printable)
     }
 
-    pub(crate) fn acknowledged_by(mut self, acks: Option<Acks>) -> Self {
+    pub(crate) fn acknowledged_by(mut self, acks: Option<ReplicaAcks>) -> Self {
         if let Some(inner) = Arc::get_mut(&mut self.inner) {
             inner.acks = acks;
         }
@@ -189,7 +189,7 @@ impl Replies {
     /// Who has the transaction, as WAIT or WAITAOF counted them. `None` where nobody asked:
     /// [`wait_replicas`](crate::TransactionOptions::wait_replicas),
     /// [`wait_aof`](crate::TransactionOptions::wait_aof).
-    pub fn acknowledged(&self) -> Option<Acks> {
+    pub fn acknowledged(&self) -> Option<ReplicaAcks> {
         self.inner.acks
     }
 

@@ -51,15 +51,15 @@ pub struct Builder {
     settings: Settings,
 }
 
-macro_rules! knobs {
+macro_rules! methods {
     ($($(#[$doc:meta])* $name:ident: $type:ty $(as $argument:ty)? = $default:expr;)+) => {
         impl Builder {
-            $(knob! { $(#[$doc])* $name: $type $(as $argument)? })+
+            $(method! { $(#[$doc])* $name: $type $(as $argument)? })+
         }
     };
 }
 
-macro_rules! knob {
+macro_rules! method {
     ($(#[$doc:meta])* $name:ident: $type:ty) => {
         $(#[$doc])*
         pub fn $name(mut self, $name: $type) -> Self {
@@ -76,7 +76,7 @@ macro_rules! knob {
     };
 }
 
-table::settings!(knobs);
+table::settings!(methods);
 
 impl Builder {
     pub(crate) fn new(address: Result<Address, ConfigError>) -> Self {
@@ -99,7 +99,7 @@ impl Builder {
     /// `build` refuses PEM without a certificate, PEM that cannot be read, a key that is not its
     /// certificate's, and an address that is not one of TLS. Sentinels alone may be reached without
     /// TLS; the servers behind sentinels of TLS are reached in clear only where
-    /// [`servers_like`](Self::servers_like) names an address that begins with `redis://`.
+    /// [`server_info`](Self::server_info) names an address that begins with `redis://`.
     #[cfg(feature = "tls-rustls")]
     pub fn tls(mut self, tls: Tls) -> Self {
         self.settings.tls = Some(tls);
@@ -129,7 +129,7 @@ impl Builder {
     /// whose host and port are not used. `build` refuses it for any other address. It is needed where
     /// [`SessionManager::sentinel`] is given sentinels of TLS: without it the servers would be reached in
     /// clear, so `build` refuses that too.
-    pub fn servers_like(mut self, to: impl IntoAddress) -> Self {
+    pub fn server_info(mut self, to: impl IntoAddress) -> Self {
         self.address = self.address.and_then(|address| url::like(address, to));
         self
     }

@@ -44,9 +44,9 @@ use crate::settings::table;
 #[derive(Clone, Default)]
 pub struct Config {
     url: Option<String>,
-    servers_like: Option<String>,
+    server_info: Option<String>,
     tls: Files,
-    knobs: Knobs,
+    values: SettingValues,
     /// The first thing that was wrong.
     wrong: Option<ConfigError>,
 }
@@ -65,18 +65,18 @@ macro_rules! said {
     ($($(#[$doc:meta])* $name:ident: $type:ty $(as $argument:ty)? = $default:expr;)+) => {
         /// The builder's settings, as far as they are given.
         #[derive(Clone, Default)]
-        struct Knobs {
+        struct SettingValues {
             $($name: Option<$type>,)+
         }
 
         /// What may be given.
         const NAMES: &[&str] = &[
-            "url", "servers_like", "tls",
+            "url", "server_info", "tls",
             "tls_root_certificates", "tls_client_certificate", "tls_client_key",
             $(stringify!($name),)+
         ];
 
-        impl Knobs {
+        impl SettingValues {
             /// `None`: there is none of that name.
             fn set(&mut self, name: &str, said: &Said) -> Option<Result<(), ConfigError>> {
                 $(if name == stringify!($name) {
@@ -118,9 +118,9 @@ impl Config {
             (None, Some(url)) => url.as_str().into_address(),
             (None, None) => Err(address("the configuration has no url")),
         };
-        let mut builder = self.knobs.onto(Builder::new(address));
-        if let Some(like) = &self.servers_like {
-            builder = builder.servers_like(like.as_str());
+        let mut builder = self.values.onto(Builder::new(address));
+        if let Some(like) = &self.server_info {
+            builder = builder.server_info(like.as_str());
         }
         self.tls.onto(builder)
     }
@@ -141,9 +141,9 @@ impl Config {
     pub fn overridden_by(self, other: Self) -> Self {
         Self {
             url: other.url.or(self.url),
-            servers_like: other.servers_like.or(self.servers_like),
+            server_info: other.server_info.or(self.server_info),
             tls: self.tls.overridden_by(other.tls),
-            knobs: self.knobs.overridden_by(other.knobs),
+            values: self.values.overridden_by(other.values),
             wrong: self.wrong.or(other.wrong),
         }
     }
@@ -160,12 +160,12 @@ impl Config {
                     let url = String::of(said).ok_or_else(|| address("the url must be text"))?;
                     config.url = Some(url);
                 }
-                ("servers_like", _) => {
-                    config.servers_like = Some(understand("servers_like", said)?);
+                ("server_info", _) => {
+                    config.server_info = Some(understand("server_info", said)?);
                 }
                 ("tls", _) => config.tls = Files::of(said)?,
                 (_, Some(file)) if FILES.contains(&file) => flat.set(file, said)?,
-                (name, _) => config.knobs.set(name, said).unwrap_or_else(|| {
+                (name, _) => config.values.set(name, said).unwrap_or_else(|| {
                     let known = NAMES.join(", ");
                     Err(strange(format!("there is no setting {}; there are {known}", shown(name))))
                 })?,
@@ -194,7 +194,7 @@ fn strange(reason: impl Into<String>) -> ConfigError {
 }
 
 fn wrong_file(reason: impl Into<String>) -> ConfigError {
-    ConfigError::knob("tls", reason)
+    ConfigError::setting("tls", reason)
 }
 
 impl Files {
@@ -292,9 +292,9 @@ impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("Config");
         shown.field("url", &self.url.is_some());
-        shown.field("servers_like", &self.servers_like.is_some());
+        shown.field("server_info", &self.server_info.is_some());
         shown.field("tls", &self.tls.any());
-        self.knobs.show(&mut shown);
+        self.values.show(&mut shown);
         if let Some(wrong) = &self.wrong {
             shown.field("wrong", wrong);
         }

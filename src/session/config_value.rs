@@ -33,7 +33,7 @@ pub(crate) trait Understand: Sized {
 
 /// The value of the setting of that name.
 pub(crate) fn understand<T: Understand>(name: &'static str, said: &Said) -> Result<T, ConfigError> {
-    T::of(said).ok_or_else(|| ConfigError::knob(name, T::EXPECTED))
+    T::of(said).ok_or_else(|| ConfigError::setting(name, T::EXPECTED))
 }
 
 /// The environment has no numbers.

@@ -70,13 +70,13 @@ impl Settings {
 
     /// Names the first setting that cannot work.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
-        let at_least_one = |knob, value: u64| match value {
-            0 => Err(ConfigError::knob(knob, "must be at least 1")),
+        let at_least_one = |setting, value: u64| match value {
+            0 => Err(ConfigError::setting(setting, "must be at least 1")),
             _ => Ok(()),
         };
         at_least_one("max_size", self.max_size.into())?;
         if self.max_size > MOST_CONNECTIONS {
-            return Err(ConfigError::knob(
+            return Err(ConfigError::setting(
                 "max_size",
                 format!(
                     "must not be more than {MOST_CONNECTIONS}, which is as many as there are ports"
@@ -89,12 +89,12 @@ impl Settings {
         at_least_one("max_bytes", self.max_bytes as u64)?;
         at_least_one("max_reply_bytes", self.max_reply_bytes as u64)?;
         if self.min_idle > self.max_size {
-            return Err(ConfigError::knob(
+            return Err(ConfigError::setting(
                 "min_idle",
                 format!("{} is more than max_size, which is {}", self.min_idle, self.max_size),
             ));
         }
-        for (knob, value) in [
+        for (setting, value) in [
             ("connect_timeout", Some(self.connect_timeout)),
             ("checkout_timeout", Some(self.checkout_timeout)),
             ("response_timeout", Some(self.response_timeout)),
@@ -106,24 +106,24 @@ impl Settings {
             ("tcp_keepalive", self.tcp_keepalive),
             ("tcp_user_timeout", self.tcp_user_timeout),
         ] {
-            check_duration(knob, value)?;
+            check_duration(setting, value)?;
         }
         let shortest = Duration::from_secs(1);
         if self.register_ttl < shortest || self.register_ttl > 30 * LONGEST {
-            return Err(ConfigError::knob(
+            return Err(ConfigError::setting(
                 "register_ttl",
                 "must be between a second and 30 days: a doubt is resolved within it",
             ));
         }
         if self.prefix.is_empty() || self.prefix.contains(['{', '}']) {
-            return Err(ConfigError::knob(
+            return Err(ConfigError::setting(
                 "prefix",
                 "must not be empty, and must not hold braces, which would be a hash tag",
             ));
         }
         let needed = self.connect_timeout + 2 * self.response_timeout;
         if needed > self.checkout_timeout {
-            return Err(ConfigError::knob(
+            return Err(ConfigError::setting(
                 "checkout_timeout",
                 format!(
                     "{:?} is less than connect_timeout + 2 × response_timeout ({needed:?}): one \
@@ -143,16 +143,16 @@ pub(crate) const MOST_CONNECTIONS: u32 = 65_535;
 /// A day: longer than any wait that means something, short enough for every clock.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
-fn check_duration(knob: &'static str, value: Option<Duration>) -> Result<(), ConfigError> {
+fn check_duration(setting: &'static str, value: Option<Duration>) -> Result<(), ConfigError> {
     match value {
         Some(value) if value.is_zero() => {
-            Err(ConfigError::knob(knob, "must be longer than nothing"))
+            Err(ConfigError::setting(setting, "must be longer than nothing"))
         }
         Some(value) if value < Duration::from_millis(1) => {
-            Err(ConfigError::knob(knob, "must be at least a millisecond"))
+            Err(ConfigError::setting(setting, "must be at least a millisecond"))
         }
         Some(value) if value > LONGEST => {
-            Err(ConfigError::knob(knob, "must not be longer than a day"))
+            Err(ConfigError::setting(setting, "must not be longer than a day"))
         }
         _ => Ok(()),
     }
@@ -162,27 +162,30 @@ fn check_duration(knob: &'static str, value: Option<Duration>) -> Result<(), Con
 mod tests {
     use super::*;
 
-    fn knob(change: impl FnOnce(&mut Settings)) -> Option<&'static str> {
+    fn setting(change: impl FnOnce(&mut Settings)) -> Option<&'static str> {
         let mut settings = Settings::default();
         change(&mut settings);
-        settings.check().err().and_then(|error| error.knob_name())
+        settings.check().err().and_then(|error| error.setting_name())
     }
 
     #[test]
     fn the_defaults_work() {
-        assert_eq!(knob(|_| {}), None);
+        assert_eq!(setting(|_| {}), None);
     }
 
     #[test]
     fn what_cannot_work_is_named() {
-        assert_eq!(knob(|s| s.max_size = 0), Some("max_size"));
-        assert_eq!(knob(|s| s.max_size = MOST_CONNECTIONS), None);
-        assert_eq!(knob(|s| s.max_size = MOST_CONNECTIONS + 1), Some("max_size"));
-        assert_eq!(knob(|s| s.max_size = u32::MAX), Some("max_size"));
-        assert_eq!(knob(|s| s.min_idle = 9), Some("min_idle"));
-        assert_eq!(knob(|s| s.cleanup_timeout = Duration::ZERO), Some("cleanup_timeout"));
-        assert_eq!(knob(|s| s.response_timeout = Duration::from_secs(3)), Some("checkout_timeout"));
-        assert_eq!(knob(|s| s.max_pin_time = Duration::MAX), Some("max_pin_time"));
-        assert_eq!(knob(|s| s.idle_timeout = Some(Duration::ZERO)), Some("idle_timeout"));
+        assert_eq!(setting(|s| s.max_size = 0), Some("max_size"));
+        assert_eq!(setting(|s| s.max_size = MOST_CONNECTIONS), None);
+        assert_eq!(setting(|s| s.max_size = MOST_CONNECTIONS + 1), Some("max_size"));
+        assert_eq!(setting(|s| s.max_size = u32::MAX), Some("max_size"));
+        assert_eq!(setting(|s| s.min_idle = 9), Some("min_idle"));
+        assert_eq!(setting(|s| s.cleanup_timeout = Duration::ZERO), Some("cleanup_timeout"));
+        assert_eq!(
+            setting(|s| s.response_timeout = Duration::from_secs(3)),
+            Some("checkout_timeout")
+        );
+        assert_eq!(setting(|s| s.max_pin_time = Duration::MAX), Some("max_pin_time"));
+        assert_eq!(setting(|s| s.idle_timeout = Some(Duration::ZERO)), Some("idle_timeout"));
     }
 }

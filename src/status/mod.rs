@@ -48,7 +48,7 @@ impl fmt::Display for OpenScope {
 /// Why a connection was closed and replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Replaced {
+pub enum CloseReason {
     /// The other side had closed it.
     Closed,
     /// It did not answer in time.
@@ -67,7 +67,7 @@ pub enum Replaced {
     Outdated,
 }
 
-impl Replaced {
+impl CloseReason {
     const ALL: [Self; 8] = [
         Self::Closed,
         Self::TimedOut,
@@ -100,23 +100,23 @@ macro_rules! counters {
         #[derive(Debug, Default)]
         pub(crate) struct Counters {
             $(pub(crate) $name: Counter,)+
-            replaced: [Counter; Replaced::ALL.len()],
+            replaced: [Counter; CloseReason::ALL.len()],
         }
 
         /// Counts since the session manager was built.
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
         #[non_exhaustive]
-        pub struct Counts {
+        pub struct PoolCounters {
             $($(#[$doc])* pub $name: u64,)+
             /// Connections that were closed and replaced, by reason.
-            pub replaced: Vec<(Replaced, u64)>,
+            pub replaced: Vec<(CloseReason, u64)>,
         }
 
         impl Counters {
-            pub(crate) fn counts(&self) -> Counts {
-                Counts {
+            pub(crate) fn counts(&self) -> PoolCounters {
+                PoolCounters {
                     $($name: self.$name.get(),)+
-                    replaced: Replaced::ALL
+                    replaced: CloseReason::ALL
                         .into_iter()
                         .zip(self.replaced.iter().map(Counter::get))
                         .filter(|(_, count)| *count > 0)
@@ -125,7 +125,7 @@ macro_rules! counters {
             }
         }
 
-        impl fmt::Display for Counts {
+        impl fmt::Display for PoolCounters {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 $(write!(f, "{} {}, ", self.$name, $label)?;)+
                 write!(f, "{} replaced", self.all_replaced())?;
@@ -168,7 +168,7 @@ counters! {
     reauthentications: "re-authentications",
 }
 
-impl Counts {
+impl PoolCounters {
     /// All connections that were closed and replaced.
     pub fn all_replaced(&self) -> u64 {
         self.replaced.iter().map(|(_, count)| count).sum()
@@ -176,8 +176,8 @@ impl Counts {
 }
 
 impl Counters {
-    pub(crate) fn replaced(&self, reason: Replaced) {
-        let at = Replaced::ALL.iter().position(|known| *known == reason);
+    pub(crate) fn replaced(&self, reason: CloseReason) {
+        let at = CloseReason::ALL.iter().position(|known| *known == reason);
         if let Some(counter) = at.and_then(|at| self.replaced.get(at)) {
             counter.add();
         }
@@ -215,11 +215,11 @@ pub struct PoolStatus {
     /// Calls that wait for a connection.
     pub waiting: usize,
     /// Counts since the session manager was built.
-    pub counts: Counts,
+    pub counts: PoolCounters,
     /// The open scopes, oldest first.
     pub scopes: Vec<OpenScope>,
     /// The last failure to connect, until a connect succeeds.
-    pub last_connect_error: Option<crate::error::connection::LinkError>,
+    pub last_connect_error: Option<crate::error::connection::ConnectionError>,
     /// In a cluster: the part of each node. The rest of this is their sum.
     pub nodes: Vec<NodeStatus>,
     /// In a cluster: calls and transactions that a node sent on to another one, or asked to come
@@ -237,7 +237,7 @@ impl PoolStatus {
             in_use: 0,
             idle: 0,
             waiting: 0,
-            counts: Counts::default(),
+            counts: PoolCounters::default(),
             scopes: Vec::new(),
             last_connect_error: None,
             nodes: Vec::new(),

@@ -21,7 +21,7 @@ pub struct NodeStatus {
     /// Calls that wait for a connection.
     pub waiting: usize,
     /// The last failure to connect, until a connect succeeds.
-    pub last_connect_error: Option<crate::error::connection::LinkError>,
+    pub last_connect_error: Option<crate::error::connection::ConnectionError>,
 }
 
 impl fmt::Display for NodeStatus {

@@ -94,7 +94,7 @@ impl Conditional {
         &self,
         closure: impl FnMut(&mut Block) -> Result<R, Error>,
     ) -> Result<R::Output, Error> {
-        self.try_run(closure)
+        self.run_with(closure)
     }
 
     /// Like [`run`](Self::run), for a closure with an error type of its own.
@@ -102,10 +102,10 @@ impl Conditional {
     /// # Errors
     /// The closure's own error, or this crate's, converted.
     #[track_caller]
-    pub fn try_run<R: Resolve, E: From<Error>>(
+    pub fn run_with<R: Resolve, E: From<Error>>(
         &self,
         mut closure: impl FnMut(&mut Block) -> Result<R, E>,
     ) -> Result<R::Output, E> {
-        self.watch.try_run(|_, tx| closure(tx))
+        self.watch.run_with(|_, tx| closure(tx))
     }
 }

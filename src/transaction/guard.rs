@@ -83,11 +83,11 @@ impl Transaction<Plain> {
         match self.body.commit()? {
             Committed::Applied(replies) => Ok(self.body.keep(replies)),
             // What watches nothing is never told of a conflict: see `commit::judge`.
-            Committed::Conflict => {
-                Err(CommitError::lost_before_exec(crate::error::connection::LinkError::unexpected(
+            Committed::Conflict => Err(CommitError::lost_before_exec(
+                crate::error::connection::ConnectionError::unexpected(
                     "a conflict where nothing was watched",
-                )))
-            }
+                ),
+            )),
         }
     }
 }

@@ -178,7 +178,7 @@ impl Transactional {
         &self,
         closure: impl FnOnce(&mut Block) -> Result<R, Error>,
     ) -> Result<R::Output, Error> {
-        self.try_run(closure)
+        self.run_with(closure)
     }
 
     /// Like [`run`](Self::run), for a closure with an error type of its own.
@@ -193,7 +193,7 @@ impl Transactional {
     /// }
     ///
     /// fn pay(accounts: &rediscope::Transactional, open: bool) -> Result<i64, BankError> {
-    ///     accounts.try_run(|tx| {
+    ///     accounts.run_with(|tx| {
     ///         if !open {
     ///             return Err(BankError::Closed);
     ///         }
@@ -205,7 +205,7 @@ impl Transactional {
     /// # Errors
     /// The closure's own error, or this crate's, converted.
     #[track_caller]
-    pub fn try_run<R: Resolve, E: From<Error>>(
+    pub fn run_with<R: Resolve, E: From<Error>>(
         &self,
         closure: impl FnOnce(&mut Block) -> Result<R, E>,
     ) -> Result<R::Output, E> {

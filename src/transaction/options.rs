@@ -58,7 +58,7 @@ pub struct TransactionOptions {
     durability: Option<Durability>,
     held: Option<Held>,
     grouped: Option<bool>,
-    free_for_all: Option<bool>,
+    take_turns: Option<bool>,
 }
 
 /// Nobody waits longer, whatever was asked for: past the end of the clock there is no time.
@@ -216,12 +216,14 @@ impl TransactionOptions {
         self
     }
 
-    /// Blocks of `watch(..).run` do not take turns. By default the blocks of one session manager
-    /// that watch the same key are let in a few at a time, first come first served, and wait
-    /// without a connection, until the policy's deadline at the latest: on a key that many change
-    /// at once nearly all tries of a free-for-all are undone. WATCH protects them all the same.
-    pub fn free_for_all(mut self) -> Self {
-        self.free_for_all = Some(true);
+    /// Whether blocks of `watch(..).run` take turns. Default: `true`.
+    ///
+    /// The blocks of one session manager that watch the same key are admitted a few at a time, first
+    /// come first served. They wait without a connection, at most until the policy's deadline. With
+    /// `false` all of them try at once: on a key that many blocks change, nearly all tries then end
+    /// in a conflict. WATCH protects them either way.
+    pub fn take_turns(mut self, take_turns: bool) -> Self {
+        self.take_turns = Some(take_turns);
         self
     }
 
@@ -235,7 +237,7 @@ impl TransactionOptions {
             durability: over.durability.or(self.durability),
             held: over.held.or_else(|| self.held.clone()),
             grouped: over.grouped.or(self.grouped),
-            free_for_all: over.free_for_all.or(self.free_for_all),
+            take_turns: over.take_turns.or(self.take_turns),
         }
     }
 
@@ -252,11 +254,11 @@ impl TransactionOptions {
         let once = match &self.exactly_once {
             Some(ExactlyOnce::Keyed { key, .. }) if key.is_empty() => {
                 return Err(
-                    ConfigError::knob("exactly_once_as", "the key must not be empty").into()
+                    ConfigError::setting("exactly_once_as", "the key must not be empty").into()
                 );
             }
             Some(ExactlyOnce::Keyed { ttl, .. }) if *ttl < Duration::from_millis(1) => {
-                return Err(ConfigError::knob(
+                return Err(ConfigError::setting(
                     "exactly_once_as",
                     "ttl must be at least a millisecond",
                 )
@@ -285,7 +287,7 @@ impl TransactionOptions {
     }
 
     pub(crate) fn takes_turns(&self) -> bool {
-        self.free_for_all != Some(true)
+        self.take_turns != Some(false)
     }
 
     pub(crate) fn policy(&self) -> RetryPolicy {
@@ -303,7 +305,7 @@ impl fmt::Debug for TransactionOptions {
             .field("fenced", &self.held.is_some())
             .field("durability", &self.durability)
             .field("grouped", &self.grouped)
-            .field("free_for_all", &self.free_for_all)
+            .field("take_turns", &self.take_turns)
             .finish()
     }
 }

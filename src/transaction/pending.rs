@@ -275,10 +275,10 @@ impl Body {
                     Refusal::TooManyCommands { limit } => Error::TooLarge {
                         what: "commands",
                         limit: *limit as usize,
-                        knob: "max_commands",
+                        setting: "max_commands",
                     },
                     Refusal::TooManyBytes { limit } => {
-                        Error::TooLarge { what: "bytes", limit: *limit, knob: "max_bytes" }
+                        Error::TooLarge { what: "bytes", limit: *limit, setting: "max_bytes" }
                     }
                     Refusal::OtherSlot { command, bound, other } => {
                         Error::CrossSlot { command: command.clone(), bound: *bound, other: *other }

@@ -12,7 +12,7 @@ use crate::error::commit::CommitError;
 use crate::error::in_doubt::Resolution;
 use crate::pool::router::{Nodes, Onward, Patience, Route};
 use crate::pool::scopes::Owner;
-use crate::protocol::replication::Acks;
+use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::retry::{Attempts, RetryPolicy};
 use crate::reply::Replies;
 use crate::reply::resolve::Resolve;
@@ -215,7 +215,7 @@ fn resolved(
             None => Ok(Committed::Applied(body.lost_replies())),
             Some(durability) => Err(CommitError::NotReplicated {
                 wanted: durability.wanted(),
-                got: Acks::default(),
+                got: ReplicaAcks::default(),
                 refused: None,
                 replies: body.lost_replies(),
             }),

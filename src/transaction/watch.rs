@@ -25,7 +25,7 @@ use crate::transaction::pinned::Scope;
 use crate::transaction::retry_loop;
 use crate::transaction::retry_loop::Plan;
 use crate::transaction::watch_scope::Watching;
-use crate::transaction::watched_reads::{Declared, Reads};
+use crate::transaction::watched_reads::{Reads, WatchedRead};
 
 /// Read, decide, write: what is written is applied only if none of the watched keys changed.
 ///
@@ -82,7 +82,7 @@ impl Watch {
     ///
     /// # Errors
     /// [`Error::Refused`] where the command is not known to read only, or blocks.
-    pub fn declare<T: FromRedisValue>(&mut self, read: Cmd) -> Result<Declared<T>, Error> {
+    pub fn declare<T: FromRedisValue>(&mut self, read: Cmd) -> Result<WatchedRead<T>, Error> {
         Arc::make_mut(&mut self.reads).declare(&read)
     }
 
@@ -153,7 +153,7 @@ impl Watch {
         &self,
         closure: impl FnMut(&mut Watching, &mut Block) -> Result<R, Error>,
     ) -> Result<R::Output, Error> {
-        self.try_run(closure)
+        self.run_with(closure)
     }
 
     /// Like [`run`](Self::run), for a closure with an error type of its own.
@@ -161,7 +161,7 @@ impl Watch {
     /// # Errors
     /// The closure's own error, or this crate's, converted.
     #[track_caller]
-    pub fn try_run<R: Resolve, E: From<Error>>(
+    pub fn run_with<R: Resolve, E: From<Error>>(
         &self,
         closure: impl FnMut(&mut Watching, &mut Block) -> Result<R, E>,
     ) -> Result<R::Output, E> {

@@ -10,7 +10,7 @@ use redis::{Cmd, FromRedisValue, Value};
 use crate::commit::prepare;
 use crate::commit::{Form, Terms};
 use crate::error::checkout::CheckoutError;
-use crate::error::connection::{LinkError, LinkErrorKind};
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::server::ServerError;
 use crate::error::{Applied, Error};
 use crate::pool::checkout::Lease;
@@ -26,7 +26,7 @@ use crate::transaction::guard::{Transaction, Watched};
 use crate::transaction::pending::Body;
 use crate::transaction::pinned::Scope;
 use crate::transaction::watched_reads;
-use crate::transaction::watched_reads::{Answers, Declared, Reads};
+use crate::transaction::watched_reads::{Answers, Reads, WatchedRead};
 
 /// A scope that reads on its pinned connection, with WATCH armed, before it writes.
 ///
@@ -97,7 +97,7 @@ impl Watching {
     /// # Errors
     /// [`Error::Command`] where the server refused it, [`Error::Decode`] where the value is of
     /// another type; [`Error::Refused`] where another watch declared it.
-    pub fn declared<T: FromRedisValue>(&self, read: Declared<T>) -> Result<T, Error> {
+    pub fn declared<T: FromRedisValue>(&self, read: WatchedRead<T>) -> Result<T, Error> {
         let full = self.scope.settings().server_messages;
         self.declared.get(read).map_err(|error| error.in_full(full))
     }
@@ -187,7 +187,8 @@ impl Watching {
         let value = self.scope.call(|lease| {
             if watched && !lease.current().is_some_and(|link| link.state().is_watching()) {
                 *broken = true;
-                let gone = LinkError::unexpected("the connection was lost earlier in the scope");
+                let gone =
+                    ConnectionError::unexpected("the connection was lost earlier in the scope");
                 return Err(lost(name, gone));
             }
             let mut repeats = lease.repeats();
@@ -202,7 +203,7 @@ impl Watching {
                         let again = !watched && repeats.allow(trusted, &source);
                         if !again || Instant::now() >= deadline {
                             // What is too large is as large the next time.
-                            *broken = source.kind() != LinkErrorKind::TooLarge;
+                            *broken = source.kind() != ConnectionErrorKind::TooLarge;
                             return Err(lost(name, source));
                         }
                     }
@@ -359,6 +360,6 @@ fn ask(lease: &mut Lease, bytes: &[u8], deadline: Instant) -> Result<Value, Erro
 }
 
 /// Reads and WATCH change nothing, whatever became of them.
-fn lost(during: &str, source: LinkError) -> Error {
+fn lost(during: &str, source: ConnectionError) -> Error {
     Error::Lost { during: during.to_owned(), applied: Applied::No, source }
 }

@@ -27,23 +27,23 @@ static READS: AtomicU64 = AtomicU64::new(1);
 /// A read that was declared on a [`Watch`](crate::Watch), and the type of its value.
 ///
 /// It is worth its value inside the watching scope: [`Watching::declared`](crate::Watching::declared).
-pub struct Declared<T> {
+pub struct WatchedRead<T> {
     number: u64,
     index: usize,
     reply: PhantomData<fn() -> T>,
 }
 
-impl<T> Clone for Declared<T> {
+impl<T> Clone for WatchedRead<T> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<T> Copy for Declared<T> {}
+impl<T> Copy for WatchedRead<T> {}
 
-impl<T> fmt::Debug for Declared<T> {
+impl<T> fmt::Debug for WatchedRead<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Declared<{}>({})", type_name::<T>(), self.index)
+        write!(f, "WatchedRead<{}>({})", type_name::<T>(), self.index)
     }
 }
 
@@ -58,20 +58,20 @@ pub(crate) struct Reads {
 #[derive(Clone)]
 enum Read {
     /// For the closure, by its number.
-    Declared(u64, Arc<str>),
+    WatchedRead(u64, Arc<str>),
     /// For the condition that asks for it.
     Required(Required),
 }
 
 impl Reads {
-    pub(crate) fn declare<T>(&mut self, cmd: &Cmd) -> Result<Declared<T>, Error> {
+    pub(crate) fn declare<T>(&mut self, cmd: &Cmd) -> Result<WatchedRead<T>, Error> {
         let bytes = cmd.get_packed_command();
         let name = check(&bytes)?;
         // Of one read each: a clone of a watch may declare others in the same place.
         let number = READS.fetch_add(1, Ordering::Relaxed);
-        self.reads.push(Read::Declared(number, name.into()));
+        self.reads.push(Read::WatchedRead(number, name.into()));
         self.bytes.extend_from_slice(&bytes);
-        Ok(Declared { number, index: self.reads.len() - 1, reply: PhantomData })
+        Ok(WatchedRead { number, index: self.reads.len() - 1, reply: PhantomData })
     }
 
     pub(crate) fn require(&mut self, condition: Condition) {
@@ -162,9 +162,9 @@ impl Answers {
         Ok(Self { reads, values })
     }
 
-    pub(crate) fn get<T: FromRedisValue>(&self, handle: Declared<T>) -> Result<T, Error> {
+    pub(crate) fn get<T: FromRedisValue>(&self, handle: WatchedRead<T>) -> Result<T, Error> {
         match self.values.get(handle.index).zip(self.reads.reads.get(handle.index)) {
-            Some((value, Read::Declared(number, name))) if *number == handle.number => {
+            Some((value, Read::WatchedRead(number, name))) if *number == handle.number => {
                 value_of(name, value)
             }
             _ => Err(Error::Refused {
@@ -202,7 +202,7 @@ impl fmt::Debug for Reads {
 impl fmt::Debug for Read {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Declared(_, name) => name.fmt(f),
+            Self::WatchedRead(_, name) => name.fmt(f),
             Self::Required(required) => required.fmt(f),
         }
     }

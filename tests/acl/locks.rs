@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use rediscope::{
-    Applied, CommitError, Error, LockError, LockGuard, LostBecause, SessionManager, prelude::*,
+    Applied, CommitError, Error, LockError, LockGuard, LostReason, SessionManager, prelude::*,
 };
 
 use super::stage::{ALWAYS, SOON, Stage, nothing_is_held, told};
@@ -69,7 +69,7 @@ fn a_lease_that_may_not_be_extended_is_lost_and_told() {
     assert!(guard.is_lost());
     stage.may_do_all();
     let why = guard.release().unwrap_err();
-    assert!(matches!(why, LockError::Lost { why: LostBecause::Expired, .. }), "{why:?}");
+    assert!(matches!(why, LockError::Lost { why: LostReason::Expired, .. }), "{why:?}");
     lock.acquire(SOON).unwrap().release().unwrap();
     nothing_is_held(&sessions);
 }

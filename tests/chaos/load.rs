@@ -101,7 +101,7 @@ impl Load {
         let keys = deed.accounts();
         let last = Cell::new(None);
         let ended = self.run(Call::Run, deed, || {
-            self.deferred.watch(&keys).try_run(|read, tx| {
+            self.deferred.watch(&keys).run_with(|read, tx| {
                 let [from, to] = self.balances(deed, read, &keys)?;
                 tx.set(&keys[0], from - deed.amount);
                 tx.set(&keys[1], to + deed.amount);
@@ -114,7 +114,7 @@ impl Load {
     fn pair(&self, deed: &Deed, call: Call, large: bool) -> Told {
         let last = Cell::new(None);
         let ended = self.run(call, deed, || {
-            self.deferred.try_run(|tx| {
+            self.deferred.run_with(|tx| {
                 if large {
                     for (key, filler) in deed.fillers() {
                         tx.set(key, &filler[..]);
@@ -130,7 +130,7 @@ impl Load {
     fn reading(&self, deed: &Deed) -> Told {
         let last = Cell::new(None);
         let ended = self.run(Call::Run, deed, || {
-            self.deferred.reading().try_run(|read, tx| {
+            self.deferred.reading().run_with(|read, tx| {
                 let number = deed.sign_of(0);
                 let text: String = read.get(deeds::sign(number))?;
                 self.is_sign(deed, number, &text);

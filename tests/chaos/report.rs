@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use rediscope::{Counts, Status};
+use rediscope::{PoolCounters, Status};
 
 use super::books::Verdict;
 use super::calls::{Call, Weather};
@@ -196,7 +196,7 @@ impl fmt::Display for Report {
     }
 }
 
-fn replaced(counts: &Counts) -> String {
+fn replaced(counts: &PoolCounters) -> String {
     let reasons: Vec<_> = counts
         .replaced
         .iter()

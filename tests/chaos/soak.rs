@@ -56,7 +56,7 @@ pub(crate) fn run(plan: Plan) -> Report {
     }
     let weather = observer.end();
     // Forgotten scopes are taken back in their own time.
-    let quiet = || sessions.pins().is_empty();
+    let quiet = || sessions.open_scopes().is_empty();
     eventually(PATIENCE, "every scope that was forgotten was taken back", quiet);
     let capacity = full_capacity(&sessions);
     let status = sessions.status();

@@ -5,8 +5,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rediscope::{
-    Applied, Builder, CheckoutError, CommitError, Error, LinkErrorKind, SessionManager, prelude::*,
-    redis,
+    Applied, Builder, CheckoutError, CommitError, ConnectionErrorKind, Error, SessionManager,
+    prelude::*, redis,
 };
 
 #[cfg(feature = "cluster")]
@@ -60,7 +60,8 @@ fn ends_them_all(transport: &str, builder: Builder, direct: &mut impl redis::Con
         (text, applied, thread::spawn(move || ask(&mut db, text).map_err(Error::from)))
     });
     eventually(PATIENCE, "all of them wait", || {
-        sessions.pins().iter().filter(|scope| scope.blocking.is_some()).count() == WAITING.len()
+        sessions.open_scopes().iter().filter(|scope| scope.blocking.is_some()).count()
+            == WAITING.len()
     });
     // Named before they are sent, they wait there a moment later.
     eventually(PATIENCE, "on the server too", || {
@@ -75,7 +76,7 @@ fn ends_them_all(transport: &str, builder: Builder, direct: &mut impl redis::Con
     for (text, applied, call) in calls {
         match call.join().unwrap() {
             Err(Error::Lost { during, applied: told, source, .. }) => {
-                assert_eq!((source.kind(), told), (LinkErrorKind::Closed, applied), "{text}");
+                assert_eq!((source.kind(), told), (ConnectionErrorKind::Closed, applied), "{text}");
                 assert!(source.to_string().contains("manager was closed"), "{text}: {source}");
                 let first = text.split(' ').next().unwrap().to_uppercase();
                 assert_eq!(during.to_uppercase(), first);
@@ -144,7 +145,7 @@ fn a_checkout_that_times_out_names_the_commands_that_wait() {
         named.spawn(move || ask(&mut db, text).map_err(Error::from)).unwrap()
     };
     let calls = [waits("BLPOP jobs 60", "consumer"), waits("WAIT 1 60000", "waiter")];
-    eventually(PATIENCE, "both wait", || sessions.pins().len() == 2);
+    eventually(PATIENCE, "both wait", || sessions.open_scopes().len() == 2);
     let error = Error::from(db.get::<_, Option<i64>>("a").unwrap_err());
     let Error::Checkout(CheckoutError::Timeout(timeout)) = &error else { panic!("{error}") };
     let mut held: Vec<_> = timeout.holders.iter().map(ToString::to_string).collect();
@@ -158,7 +159,7 @@ fn a_checkout_that_times_out_names_the_commands_that_wait() {
     assert!(!error.to_string().contains("jobs"), "{error}");
     sessions.close(Duration::ZERO);
     calls.into_iter().for_each(|call| drop(call.join().unwrap().unwrap_err()));
-    assert_eq!(sessions.pins().len(), 0);
+    assert_eq!(sessions.open_scopes().len(), 0);
 }
 
 #[test]

@@ -19,7 +19,7 @@ use fork::Fork;
 use rediscope::prelude::*;
 use rediscope::{
     Applied, Builder, CheckoutError, CommitToken, Error, Resolution, SessionManager,
-    TransactionOptions, Unresolved,
+    TransactionOptions, UnresolvedReason,
 };
 use scopeguard::defer;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
@@ -159,7 +159,7 @@ fn play(server: &Server, builder: &dyn Fn() -> Builder, closes_sockets: bool) {
             assert_eq!(watching.get::<_, Option<i64>>(&key).unwrap(), None);
             let second = accounts.watch([&key]).begin().unwrap();
             let lock = sessions.lock(format!("held:{round}")).acquire(PATIENCE).unwrap();
-            let once = lock.again();
+            let once = lock.share();
             // Taken out by the child, in its copy, and by the parent.
             let held = Cell::new(Some((begun, watching, second, lock, once)));
             let before = sessions.status();
@@ -219,10 +219,12 @@ fn play(server: &Server, builder: &dyn Fn() -> Builder, closes_sockets: bool) {
                     "nothing"
                 });
                 child.gives("resolve", || match sessions.resolve(&token) {
-                    Resolution::StillUnknown { why: Unresolved::OtherProcess } => "refused".into(),
+                    Resolution::StillUnknown { why: UnresolvedReason::OtherProcess } => {
+                        "refused".into()
+                    }
                     other => format!("{other:?}"),
                 });
-                child.gives("pins", || sessions.pins().len());
+                child.gives("pins", || sessions.open_scopes().len());
                 child.gives("status", || sessions.status().transactional.in_use);
                 child.gives("debug", || {
                     format!("{sessions:?}{accounts:?}{db:?}{begun:?}{lock:?}").is_empty()

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rediscope::{
-    CheckoutError, CheckoutTimeout, CommitError, Error, LinkErrorKind, TransactionOptions,
+    CheckoutError, CheckoutTimeout, CommitError, ConnectionErrorKind, Error, TransactionOptions,
     Transactional, prelude::*,
 };
 
@@ -120,12 +120,12 @@ fn a_timeout_names_the_last_failure_to_connect() {
     match waiter.join().unwrap() {
         Err(Error::Checkout(CheckoutError::Timeout(timeout))) => {
             let error = timeout.last_connect_error.as_ref().expect("why there is no connection");
-            assert_eq!(error.kind(), LinkErrorKind::Closed);
+            assert_eq!(error.kind(), ConnectionErrorKind::Closed);
             assert!(format!("{timeout:#}").contains("failure to connect: connection closed"));
         }
         // The holder gave up in the same moment, and the waiter got its place too late.
         Err(Error::Checkout(CheckoutError::Connect { waited, source, .. })) => {
-            assert_eq!(source.kind(), LinkErrorKind::Closed);
+            assert_eq!(source.kind(), ConnectionErrorKind::Closed);
             assert!(waited > Duration::from_millis(100), "the whole wait: {waited:?}");
         }
         other => panic!("{other:?}"),

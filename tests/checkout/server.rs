@@ -4,7 +4,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rediscope::{CheckoutError, CommitError, Error, Replaced, SessionManager, prelude::*, redis};
+use rediscope::{
+    CheckoutError, CloseReason, CommitError, Error, SessionManager, prelude::*, redis,
+};
 
 use crate::support::eventually;
 use crate::support::proxy::Proxy;
@@ -111,7 +113,7 @@ fn a_connection_past_its_lifetime_is_replaced() {
     assert!(begun.elapsed() >= 2 * lifetime * 9 / 10, "replaced before their time");
     let status = sessions.status();
     for pool in [status.pooled, status.transactional] {
-        let lifetime = pool.counts.replaced.iter().find(|(why, _)| *why == Replaced::Lifetime);
+        let lifetime = pool.counts.replaced.iter().find(|(why, _)| *why == CloseReason::Lifetime);
         assert!(lifetime.is_some_and(|(_, count)| *count >= 2), "{pool}");
         assert_eq!(pool.counts.all_replaced(), lifetime.unwrap().1, "{pool}");
     }
@@ -168,7 +170,7 @@ fn a_server_that_became_a_replica_has_its_older_connections_replaced_once() {
     open_links(&accounts, 4);
     eventually(PATIENCE, "every older connection is closed", || ids(&server).is_disjoint(&before));
     let status = sessions.status().transactional;
-    assert_eq!(status.counts.replaced, [(Replaced::Outdated, 4)]);
+    assert_eq!(status.counts.replaced, [(CloseReason::Outdated, 4)]);
     assert_eq!(status.counts.connects, 8);
 
     // A server that is still read-only has not changed again.

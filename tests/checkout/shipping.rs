@@ -164,7 +164,7 @@ fn a_layer_that_ships_events_keeps_the_reaper_from_nothing() {
     let immediate = TransactionOptions::new().begin(Begin::Immediate);
     std::mem::forget(sessions.transactional().begin_with(immediate).unwrap());
     // The layer waits for the one connection that the forgotten scope holds.
-    eventually(PATIENCE, "it is taken back", || sessions.pins().is_empty());
+    eventually(PATIENCE, "it is taken back", || sessions.open_scopes().is_empty());
     assert!(begun.elapsed() < limit + PROMPT, "{:?}", begun.elapsed());
     let run = thread::spawn({
         let accounts = sessions.transactional();

@@ -53,7 +53,7 @@ fn a_transaction_goes_to_its_first_keys_master_and_a_key_of_another_slot_is_refu
     tx.set(b, 1);
     assert_eq!(slots(tx.commit()), expected);
     let mut tx = accounts.begin_at(a).unwrap();
-    assert_eq!(stage.sessions.pins().len(), 1, "pinned at once");
+    assert_eq!(stage.sessions.open_scopes().len(), 1, "pinned at once");
     tx.set(b, 1);
     assert_eq!(slots(tx.commit()), expected);
     assert_eq!(slots(accounts.watch([a, b]).begin()), expected);

@@ -53,7 +53,7 @@ fn registers_lie_in_the_slot_of_their_transaction_one_a_connection_and_slot() {
 
 fn is_refused(resolution: &Resolution) -> bool {
     let Resolution::StillUnknown { why } = resolution else { return false };
-    matches!(why, Unresolved::NotARegister { .. })
+    matches!(why, UnresolvedReason::NotARegister { .. })
 }
 
 #[test]

@@ -117,7 +117,7 @@ fn status_and_close_tell_of_every_node() {
     assert_eq!(status.pooled.nodes.len(), 3, "{status}");
     assert_eq!(status.pooled.nodes.iter().map(|node| node.slots).sum::<usize>(), 16384);
     assert_eq!((status.transactional.in_use, status.transactional.scopes.len()), (1, 1));
-    assert_eq!(stage.sessions.pins().len(), 1);
+    assert_eq!(stage.sessions.open_scopes().len(), 1);
     let report = status.to_string();
     assert!(status.pooled.nodes.iter().all(|node| report.contains(&node.address)), "{report}");
     assert_eq!(stage.sessions.close(std::time::Duration::ZERO).scopes, 1);

@@ -16,7 +16,7 @@ const THREADS: usize = 16;
 fn handles(server: &Server) -> [Transactional; 2] {
     let patient = RetryPolicy::default().attempts(100_000).deadline(Duration::from_secs(60));
     let options = TransactionOptions::new().retry(patient);
-    [options.clone().free_for_all(), options].map(|options| {
+    [options.clone().take_turns(false), options].map(|options| {
         let builder = SessionManager::builder(server.url()).max_size(4).checkout_timeout(SOON);
         builder.build().unwrap().transactional().with(options)
     })

@@ -128,7 +128,7 @@ fn every_other_option_leaves_conditions_as_they_are() {
     for options in [
         TransactionOptions::new().begin(Begin::Immediate),
         TransactionOptions::new().grouped(),
-        TransactionOptions::new().free_for_all(),
+        TransactionOptions::new().take_turns(false),
         TransactionOptions::new().name("named"),
     ] {
         let handle = stage.handle().with(options);
@@ -166,7 +166,7 @@ fn a_block_with_an_error_type_of_its_own_is_told_of_both() {
     stage.set("SET stock 1");
     let required = stage.handle().require(Condition::at_least("stock", 1));
     let sell = |open: bool| {
-        required.try_run(|tx| if open { Ok(tx.decr("stock", 1)) } else { Err(Shop::Closed) })
+        required.run_with(|tx| if open { Ok(tx.decr("stock", 1)) } else { Err(Shop::Closed) })
     };
     assert!(matches!(sell(false), Err(Shop::Closed)));
     assert!(matches!(sell(true), Ok(0)));

@@ -43,7 +43,7 @@ fn a_failed_condition_leaves_no_watch_behind_in_any_form() {
     let handle = stage.handle();
     let untrue = || Condition::exists("none");
     failed(handle.require(untrue()).run(|tx| Ok(tx.incr("n", 1))));
-    failed(handle.require(untrue()).try_run(|tx| Ok::<_, Error>(tx.incr("n", 1))));
+    failed(handle.require(untrue()).run_with(|tx| Ok::<_, Error>(tx.incr("n", 1))));
     failed(handle.require(untrue()).begin().map(drop));
     failed(handle.watch(["w"]).require(untrue()).run(|_, tx| Ok(tx.incr("n", 1))));
     failed(handle.watch(["w"]).require(untrue()).begin().map(drop));
@@ -59,7 +59,7 @@ fn a_block_that_fails_or_panics_applies_nothing_and_leaves_no_watch_behind() {
     stage.set("SET there 1");
     let required = stage.handle().require(Condition::exists("there"));
     let mut runs = 0;
-    let told = required.try_run(|tx| {
+    let told = required.run_with(|tx| {
         runs += 1;
         tx.incr("n", 1);
         Err::<Queued<i64>, Error>(Error::NoKeys)

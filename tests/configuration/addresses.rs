@@ -38,12 +38,11 @@ fn forms(url: &str) -> Vec<(String, Builder)> {
     }
     if cfg!(feature = "sentinel") {
         let like = "redis://h/";
-        forms.push(("sentinel".into(), SessionManager::sentinel("m", [url]).servers_like(like)));
-        forms
-            .push(("servers_like".into(), SessionManager::sentinel("m", [like]).servers_like(url)));
-        let entries = [("url", "redis+sentinel://h/m"), ("servers_like", url)];
+        forms.push(("sentinel".into(), SessionManager::sentinel("m", [url]).server_info(like)));
+        forms.push(("server_info".into(), SessionManager::sentinel("m", [like]).server_info(url)));
+        let entries = [("url", "redis+sentinel://h/m"), ("server_info", url)];
         for (format, config) in everywhere(&entries) {
-            forms.push((format!("servers_like, {format}"), config.builder()));
+            forms.push((format!("server_info, {format}"), config.builder()));
         }
     }
     forms
@@ -100,8 +99,8 @@ fn tls_without_verification_is_refused_by_name_in_every_form() {
     check("cluster", SessionManager::cluster([info.clone()]));
     #[cfg(feature = "sentinel")]
     {
-        check("sentinel", SessionManager::sentinel("m", [info.clone()]).servers_like("redis://h"));
-        check("like", SessionManager::sentinel("m", ["redis://h"]).servers_like(info));
+        check("sentinel", SessionManager::sentinel("m", [info.clone()]).server_info("redis://h"));
+        check("like", SessionManager::sentinel("m", ["redis://h"]).server_info(info));
     }
 }
 
@@ -219,15 +218,15 @@ fn nodes_of_a_cluster_that_name_something_else_than_the_first_are_refused() {
 fn servers_in_clear_behind_sentinels_of_tls_are_refused_unless_that_is_asked_for() {
     for sentinels in [vec!["rediss://h:1"], vec!["redis://h:1", "rediss://:S3CRET@i:2"]] {
         let text = refused("clear", SessionManager::sentinel("m", sentinels.clone()));
-        assert!(text.contains("servers_like") && text.contains("rediss://"), "{text}");
+        assert!(text.contains("server_info") && text.contains("rediss://"), "{text}");
         let text = refused(
             "tls",
             SessionManager::sentinel("m", sentinels.clone()).tls(rediscope::Tls::new()),
         );
-        assert!(text.contains("servers_like"), "{text}");
+        assert!(text.contains("server_info"), "{text}");
         for like in ["redis://any/", "rediss://u:p@any/0", "redis://u:p@any/0"] {
             for tls in [false, true] {
-                let builder = SessionManager::sentinel("m", sentinels.clone()).servers_like(like);
+                let builder = SessionManager::sentinel("m", sentinels.clone()).server_info(like);
                 let builder = if tls { builder.tls(rediscope::Tls::new()) } else { builder };
                 assert!(builder.build().is_ok(), "{like}, {tls}");
             }
@@ -235,8 +234,7 @@ fn servers_in_clear_behind_sentinels_of_tls_are_refused_unless_that_is_asked_for
     }
     SessionManager::sentinel("m", ["redis://u:p@a", "redis://v:q@b", "redis://c"]).build().unwrap();
     SessionManager::connect("rediss+sentinel://a,b/m").unwrap();
-    for (_, config) in
-        everywhere(&[("url", "rediss+sentinel://a/m"), ("servers_like", "redis://x")])
+    for (_, config) in everywhere(&[("url", "rediss+sentinel://a/m"), ("server_info", "redis://x")])
     {
         config.builder().build().unwrap();
     }

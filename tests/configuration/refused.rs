@@ -38,7 +38,7 @@ fn a_value_that_does_not_fit_is_refused_by_its_name() {
         for value in [SECRET, odd, "", "-1", "1.5", "S3CRET ms"] {
             for (format, config) in everywhere(&[("url", "redis://h/"), (name, value)]) {
                 let error = refused(&config);
-                assert_eq!(error.knob_name(), Some(name), "{format}, {value}: {error}");
+                assert_eq!(error.setting_name(), Some(name), "{format}, {value}: {error}");
                 assert!(error.to_string().contains(expected), "{format}, {value}: {error}");
             }
         }
@@ -51,7 +51,7 @@ fn a_value_of_another_kind_is_refused_by_its_name() {
         for name in ["max_size", "trust_window", "pin_warning", "prefix", "tls"] {
             let config = format!("url = 'redis://h/'\n{name} = {value}");
             let error = refused(&toml::from_str(&config).unwrap());
-            assert_eq!(error.knob_name(), Some(name), "{value}: {error}");
+            assert_eq!(error.setting_name(), Some(name), "{value}: {error}");
         }
         let error = refused(&toml::from_str(&format!("url = {value}")).unwrap());
         assert!(matches!(&error, ConfigError::Address { .. }), "{error}");
@@ -67,13 +67,13 @@ fn a_value_of_another_kind_is_refused_by_its_name() {
 fn a_value_that_cannot_work_is_refused_by_the_same_check_as_the_builders() {
     for (name, value) in [("max_size", "0"), ("min_idle", "9"), ("cleanup_timeout", "0s")] {
         for (format, config) in everywhere(&[("url", "redis://h/"), (name, value)]) {
-            assert_eq!(refused(&config).knob_name(), Some(name), "{format}");
+            assert_eq!(refused(&config).setting_name(), Some(name), "{format}");
         }
     }
     let config = toml(&[("url", "redis://h/"), ("response_timeout", "4s")]);
-    assert_eq!(refused(&config).knob_name(), Some("checkout_timeout"));
-    let config = toml(&[("url", "redis://h/"), ("servers_like", SECRET)]);
-    assert_eq!(refused(&config).knob_name(), Some("servers_like"));
+    assert_eq!(refused(&config).setting_name(), Some("checkout_timeout"));
+    let config = toml(&[("url", "redis://h/"), ("server_info", SECRET)]);
+    assert_eq!(refused(&config).setting_name(), Some("server_info"));
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn a_url_is_required_and_one_that_cannot_be_understood_is_not_repeated() {
             assert!(matches!(error, ConfigError::Address { .. }), "{format}: {error}");
         }
     }
-    let config = toml(&[("url", SECRET), ("servers_like", SECRET), ("max_size", "9")]);
+    let config = toml(&[("url", SECRET), ("server_info", SECRET), ("max_size", "9")]);
     let shown = format!("{config:?}");
     assert!(shown.contains("url: true") && shown.contains("max_size: 9"), "{shown}");
     assert!(!shown.contains("S3CRET") && !shown.contains("min_idle"), "{shown}");
@@ -138,7 +138,7 @@ fn a_url_is_required_and_one_that_cannot_be_understood_is_not_repeated() {
 fn files_of_tls_are_refused_where_there_is_no_tls() {
     let config = toml(&[("url", "redis://h/"), ("tls_root_certificates", "/no/where")]);
     let error = refused(&config);
-    assert_eq!(error.knob_name(), Some("tls"));
+    assert_eq!(error.setting_name(), Some("tls"));
     assert!(error.to_string().contains("feature tls-rustls"), "{error}");
 }
 
@@ -149,7 +149,7 @@ fn files_of_tls_that_cannot_be_used_are_refused_by_name() {
         let mut reasons = Vec::new();
         for (format, config) in everywhere(&[&[("url", "rediss://h/")], entries].concat()) {
             let error = refused(&config);
-            assert_eq!(error.knob_name(), Some("tls"), "{format}: {error}");
+            assert_eq!(error.setting_name(), Some("tls"), "{format}: {error}");
             reasons.push(error.to_string());
         }
         reasons.dedup();

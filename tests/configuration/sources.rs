@@ -132,8 +132,8 @@ fn every_url_is_understood_as_the_builder_understands_it() {
 #[cfg(feature = "sentinel")]
 #[test]
 fn what_the_servers_behind_sentinels_are_like_is_read() {
-    let entries = [("url", "redis+sentinel://a:1/m"), ("servers_like", "redis://u:p@any/2")];
-    let by_hand = SessionManager::builder(entries[0].1).servers_like(entries[1].1);
+    let entries = [("url", "redis+sentinel://a:1/m"), ("server_info", "redis://u:p@any/2")];
+    let by_hand = SessionManager::builder(entries[0].1).server_info(entries[1].1);
     for (format, config) in everywhere(&entries) {
         assert_same(&config.builder(), &by_hand, format);
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rediscope::prelude::*;
 use rediscope::{
-    Applied, CheckoutError, CommitError, Credentials, Error, LinkErrorKind, Outcome, Queued,
+    Applied, CheckoutError, CommitError, ConnectionErrorKind, Credentials, Error, Outcome, Queued,
     ReplyError, Resolution, RetryPolicy, RotatingCredentials, SessionManager, TransactionOptions,
     redis,
 };
@@ -251,7 +251,7 @@ fn pin_expired(ground: &dyn Ground) {
     let key = ground.key("n");
     let mut tx = sessions.transactional().begin_at(&key).unwrap();
     tx.incr(&key, 1);
-    eventually(SOON, "it is taken back", || sessions.pins().is_empty());
+    eventually(SOON, "it is taken back", || sessions.open_scopes().is_empty());
     let error = tx.commit().unwrap_err();
     says(&error, Applied::No, false);
     assert!(matches!(error, CommitError::PinExpired(_)), "{error}");
@@ -333,7 +333,11 @@ fn credentials_that_are_wrong(ground: &dyn Ground) {
             panic!("{told:?}");
         };
         let code = source.server_error().map(|error| error.code());
-        assert_eq!((source.kind(), code), (LinkErrorKind::Refused, Some("WRONGPASS")), "{source}");
+        assert_eq!(
+            (source.kind(), code),
+            (ConnectionErrorKind::Refused, Some("WRONGPASS")),
+            "{source}"
+        );
         assert!(*waited < SOON / 2, "a verdict is no matter of time: {waited:?}");
     }
     let sessions = ground.builder_as("app", "secret").build().unwrap();

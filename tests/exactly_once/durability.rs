@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use rediscope::prelude::*;
 use rediscope::{
-    Acks, Applied, Begin, Builder, CommitError, Error, Outcome, ReplyError, TransactionOptions,
-    Transactional,
+    Applied, Begin, Builder, CommitError, Error, Outcome, ReplicaAcks, ReplyError,
+    TransactionOptions, Transactional,
 };
 
 use super::stage::{Fate, SOON, Stage, commit_error, doubt};
@@ -27,15 +27,15 @@ fn replicas(replicas: u32, timeout: Duration) -> TransactionOptions {
     TransactionOptions::new().wait_replicas(replicas, timeout)
 }
 
-fn acks(local: u32, replicas: u32) -> Acks {
-    let mut acks = Acks::default();
+fn acks(local: u32, replicas: u32) -> ReplicaAcks {
+    let mut acks = ReplicaAcks::default();
     (acks.local, acks.replicas) = (local, replicas);
     acks
 }
 
 /// Applied, and as many had it as it says.
 #[track_caller]
-fn too_few(error: &CommitError, expected: (Acks, Acks)) {
+fn too_few(error: &CommitError, expected: (ReplicaAcks, ReplicaAcks)) {
     let CommitError::NotReplicated { wanted, got, .. } = error else {
         panic!("{error:?}");
     };

@@ -342,7 +342,7 @@ fn the_key_is_in_no_report() {
         format!("{tx:?}{:?}{}{:?}", in_doubt.token(), stage.sessions.status(), handle.watch(["w"]));
     drop(tx);
     said.push(more);
-    said.push(format!("{:?}{:?}", stage.sessions, stage.sessions.pins()));
+    said.push(format!("{:?}{:?}", stage.sessions, stage.sessions.open_scopes()));
     for text in said {
         assert!(!text.contains("iban") && !text.contains("4711"), "{text}");
     }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use rediscope::prelude::*;
 use rediscope::{
     Applied, CommitError, Error, ReplyError, Resolution, SessionManager, TransactionOptions,
-    Unresolved,
+    UnresolvedReason,
 };
 
 use super::stage::{Fate, SOON, Stage, commit_error, doubt};
@@ -108,7 +108,7 @@ fn a_doubt_that_is_not_fenced_says_so() {
     stage.proxy.cut_all();
     let doubt = doubt(tx.commit());
     assert!(doubt.token().is_none());
-    let unknown = Resolution::StillUnknown { why: Unresolved::NotExactlyOnce };
+    let unknown = Resolution::StillUnknown { why: UnresolvedReason::NotExactlyOnce };
     assert_eq!(doubt.resolve(), unknown);
 }
 
@@ -120,7 +120,7 @@ fn a_token_is_resolved_by_another_session_and_by_no_other_database() {
     let other = SessionManager::connect(stage.server.url()).unwrap();
     assert_eq!(other.resolve(&token), Resolution::Committed);
     let elsewhere = SessionManager::connect(stage.server.url_db(3)).unwrap();
-    let why = Unresolved::OtherDatabase { token: 0, here: 3 };
+    let why = UnresolvedReason::OtherDatabase { token: 0, here: 3 };
     assert_eq!(elsewhere.resolve(&token), Resolution::StillUnknown { why });
 }
 
@@ -132,7 +132,7 @@ fn a_doubt_waits_for_a_server_that_is_away_and_no_longer_than_it_is_told_to() {
     stage.proxy.close_listener();
     let unreachable = doubt.resolve_within(Duration::from_millis(50));
     assert!(
-        matches!(unreachable, Resolution::StillUnknown { why: Unresolved::Unreachable(_) }),
+        matches!(unreachable, Resolution::StillUnknown { why: UnresolvedReason::Unreachable(_) }),
         "{unreachable:?}"
     );
     std::thread::scope(|scope| {
@@ -165,8 +165,10 @@ fn a_silent_sentinel_keeps_no_resolution_past_its_limit() {
             let resolution = sessions.resolve_within(&token, Duration::from_millis(10));
             let took = begun.elapsed();
             assert!(took < Duration::from_millis(400), "{count} {kind} sentinels: {took:?}");
-            let unreachable =
-                matches!(resolution, Resolution::StillUnknown { why: Unresolved::Unreachable(_) });
+            let unreachable = matches!(
+                resolution,
+                Resolution::StillUnknown { why: UnresolvedReason::Unreachable(_) }
+            );
             assert!(unreachable, "{count} {kind} sentinels: {resolution:?}");
         }
     }

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use rediscope::{CommitToken, Resolution, SessionManager, Unresolved};
+use rediscope::{CommitToken, Resolution, SessionManager, UnresolvedReason};
 
 use super::stage::{Fate, Stage};
 
@@ -62,7 +62,7 @@ fn changed(token: &CommitToken, change: impl Fn(&mut CommitToken)) -> [CommitTok
 #[track_caller]
 fn refused(resolution: &Resolution) -> &'static str {
     match resolution {
-        Resolution::StillUnknown { why: Unresolved::NotARegister { reason, .. } } => reason,
+        Resolution::StillUnknown { why: UnresolvedReason::NotARegister { reason, .. } } => reason,
         other => panic!("not refused: {other:?}"),
     }
 }
@@ -106,7 +106,8 @@ fn a_token_that_names_any_other_key_is_refused_before_anything_is_sent() {
     for token in changed(token, |token| token.slot = Some(7)) {
         assert!(refused(&stage.sessions.resolve(&token)).contains("slot"));
     }
-    let other = Resolution::StillUnknown { why: Unresolved::OtherDatabase { token: 5, here: 0 } };
+    let other =
+        Resolution::StillUnknown { why: UnresolvedReason::OtherDatabase { token: 5, here: 0 } };
     for token in changed(token, |token| token.db = 5) {
         assert_eq!(stage.sessions.resolve(&token), other);
     }

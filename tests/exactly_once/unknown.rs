@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rediscope::prelude::*;
-use rediscope::{InDoubt, LinkErrorKind, Resolution, SessionManager, Unresolved};
+use rediscope::{ConnectionErrorKind, InDoubt, Resolution, SessionManager, UnresolvedReason};
 
 use super::stage::{Fate, SOON, Stage, doubt};
 use crate::support::eventually;
@@ -20,12 +20,12 @@ fn late(stage: &Stage) -> InDoubt {
 }
 
 fn gone() -> Resolution {
-    Resolution::StillUnknown { why: Unresolved::RegisterGone }
+    Resolution::StillUnknown { why: UnresolvedReason::RegisterGone }
 }
 
 #[track_caller]
 fn refused_with(code: &str, resolution: &Resolution) {
-    let Resolution::StillUnknown { why: Unresolved::Refused(error) } = resolution else {
+    let Resolution::StillUnknown { why: UnresolvedReason::Refused(error) } = resolution else {
         panic!("not refused: {resolution:?}");
     };
     assert_eq!(error.code(), code, "{error}");
@@ -120,7 +120,7 @@ fn a_register_that_holds_something_else_proves_nothing() {
     let doubt = stage.doubted(&stage.armed(), Fate::Applied);
     let token = doubt.token().unwrap();
     let later = (token.number + 1).to_string();
-    let foreign = Resolution::StillUnknown { why: Unresolved::RegisterForeign };
+    let foreign = Resolution::StillUnknown { why: UnresolvedReason::RegisterForeign };
     for value in [&later, "-1", "", "one", "1 ", "99999999999999999999"] {
         stage.server.ask::<()>(&["SET", &token.register, value]);
         assert_eq!(doubt.resolve(), foreign, "{value:?}");
@@ -250,10 +250,11 @@ fn a_closed_session_asks_nobody() {
     let doubt = stage.doubted(&stage.armed(), Fate::Applied);
     stage.sessions.close(Duration::ZERO);
     let connections = stage.proxy.accepted();
-    let Resolution::StillUnknown { why: Unresolved::Unreachable(error) } = doubt.resolve() else {
+    let Resolution::StillUnknown { why: UnresolvedReason::Unreachable(error) } = doubt.resolve()
+    else {
         panic!("it asked");
     };
-    assert_eq!(error.kind(), LinkErrorKind::Closed);
+    assert_eq!(error.kind(), ConnectionErrorKind::Closed);
     assert_eq!(stage.proxy.accepted(), connections);
     let another = SessionManager::connect(stage.server.url()).unwrap();
     assert_eq!(another.resolve(doubt.token().unwrap()), Resolution::Committed);

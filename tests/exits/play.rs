@@ -54,10 +54,10 @@ pub(crate) fn play(bench: &Bench<'_>, cell: Cell) {
         Form::Watching | Form::LargeWatching => guard(bench, cell, || Ok(watch().begin()?.multi())),
         Form::Reading => reading(bench, cell, || watch().begin()),
         Form::Run | Form::LargeRun => {
-            closure(cell, || accounts.try_run(|tx| block(bench, cell, tx)))
+            closure(cell, || accounts.run_with(|tx| block(bench, cell, tx)))
         }
         Form::WatchRun => closure(cell, || {
-            watch().try_run(|read, tx| {
+            watch().run_with(|read, tx| {
                 let _: Option<i64> = read.get(&bench.names.watched)?;
                 block(bench, cell, tx)
             })

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use redis::Commands;
 use rediscope::{
-    Applied, Begin, CommitError, Error, LinkErrorKind, Replaced, SessionManager,
+    Applied, Begin, CloseReason, CommitError, ConnectionErrorKind, Error, SessionManager,
     TransactionOptions, Transactional, prelude::*,
 };
 
@@ -87,7 +87,7 @@ fn giving_up_tells_that_the_server_refused_to_clean_and_replaces_the_connection(
         assert_eq!(error.applied(), Applied::No);
         let status = sessions.status().transactional;
         assert_eq!(status.in_use, 0, "{status}");
-        assert_eq!(status.counts.replaced, [(Replaced::LeftDirty, nth as u64 + 1)], "{status}");
+        assert_eq!(status.counts.replaced, [(CloseReason::LeftDirty, nth as u64 + 1)], "{status}");
         nobody_is_in_multi(&server);
         let chunk: bool = server.connection().exists("chunk").unwrap();
         assert!(!chunk);
@@ -110,7 +110,7 @@ fn dropping_swallows_the_same_refusal_and_replaces_the_connection_too() {
         server.acl(&["SETUSER", "app", "+discard", "+unwatch"]);
         let status = sessions.status().transactional;
         assert_eq!(status.in_use, 0, "{status}");
-        assert_eq!(status.counts.replaced, [(Replaced::LeftDirty, nth as u64 + 1)], "{status}");
+        assert_eq!(status.counts.replaced, [(CloseReason::LeftDirty, nth as u64 + 1)], "{status}");
         nobody_is_in_multi(&server);
     }
     works_again(&sessions, &server);
@@ -179,10 +179,10 @@ fn giving_up_on_a_frozen_server_ends_with_the_cleanup_timeout_and_says_so() {
         server.sigcont();
         assert!(took < RESPONSE / 2, "it took {took:?}");
         assert_eq!(status.in_use, 0, "{status}");
-        assert_eq!(status.counts.replaced, [(Replaced::TimedOut, nth + 1)], "{status}");
+        assert_eq!(status.counts.replaced, [(CloseReason::TimedOut, nth + 1)], "{status}");
         if let Some(told) = told {
             let Err(Error::Lost { applied, source, .. }) = &told else { panic!("{told:?}") };
-            assert_eq!((*applied, source.kind()), (Applied::No, LinkErrorKind::TimedOut));
+            assert_eq!((*applied, source.kind()), (Applied::No, ConnectionErrorKind::TimedOut));
         }
     }
     works_again(&sessions, &server);
@@ -196,7 +196,7 @@ fn giving_up_after_the_server_died_says_so() {
     server.sigkill();
     let told = tx.discard();
     let Err(Error::Lost { applied, source, .. }) = &told else { panic!("{told:?}") };
-    assert_eq!((*applied, source.kind()), (Applied::No, LinkErrorKind::Closed));
+    assert_eq!((*applied, source.kind()), (Applied::No, ConnectionErrorKind::Closed));
     assert_eq!(sessions.status().transactional.in_use, 0);
     server.restart_on_same_port();
     server.acl(&["SETUSER", "app", "on", ">secret", "~*", "&*", "+@all"]);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rediscope::prelude::*;
 use rediscope::{
-    Applied, Begin, Builder, CheckoutError, CommitError, Error, LinkErrorKind, Outcome,
+    Applied, Begin, Builder, CheckoutError, CommitError, ConnectionErrorKind, Error, Outcome,
     RetryPolicy, SessionManager, TransactionOptions,
 };
 
@@ -109,7 +109,7 @@ fn calls<'c>(trusting: &'c SessionManager, asking: &'c SessionManager) -> Vec<Ca
         }),
         call("discard behind MULTI", Limit::Cleanup, || match discarded.discard() {
             Err(Error::Lost { applied: Applied::No, source, .. })
-                if source.kind() == LinkErrorKind::TimedOut =>
+                if source.kind() == ConnectionErrorKind::TimedOut =>
             {
                 Ok(())
             }

@@ -3,7 +3,7 @@
 use redis::{Value, cmd};
 use rediscope::prelude::*;
 use rediscope::{
-    Applied, Begin, CommitError, Error, LinkErrorKind, Outcome, Queued, TransactionOptions,
+    Applied, Begin, CommitError, ConnectionErrorKind, Error, Outcome, Queued, TransactionOptions,
     Transactional,
 };
 
@@ -148,8 +148,8 @@ fn told_of(error: &CommitError) -> Result<Told, String> {
         CommitError::NotSent { .. } if error.is_retryable() => Ok(Told::NotSent),
         CommitError::Rejected { index: Some(1), code, .. } if code == "ERR" => Ok(Told::Rejected),
         CommitError::InDoubt(in_doubt) => match in_doubt.cause().kind() {
-            LinkErrorKind::TimedOut => Ok(Told::InDoubt { silence: true }),
-            LinkErrorKind::Closed => Ok(Told::InDoubt { silence: false }),
+            ConnectionErrorKind::TimedOut => Ok(Told::InDoubt { silence: true }),
+            ConnectionErrorKind::Closed => Ok(Told::InDoubt { silence: false }),
             kind => Err(format!("in doubt because of {kind:?}: {error}")),
         },
         _ => Err(format!("{error} ({error:?})")),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rediscope::prelude::*;
 use rediscope::{
-    Applied, Begin, CommitError, Error, OpenScope, Replaced, SessionManager, TransactionOptions,
+    Applied, Begin, CloseReason, CommitError, Error, OpenScope, SessionManager, TransactionOptions,
 };
 
 use crate::support::eventually;
@@ -34,8 +34,8 @@ fn capacity_comes_back(sessions: &SessionManager, server: &Server) {
     assert!(other.is_ok(), "{other:?} after {:?}", begun.elapsed());
     let status = sessions.status().transactional;
     assert_eq!((status.in_use, status.size, status.waiting), (0, 1, 0), "{status}");
-    assert_eq!(status.counts.replaced, [(Replaced::Reclaimed, 1)], "{status}");
-    assert!(sessions.pins().is_empty());
+    assert_eq!(status.counts.replaced, [(CloseReason::Reclaimed, 1)], "{status}");
+    assert!(sessions.open_scopes().is_empty());
     eventually(SOON, "the old connection is closed", || server.clients() == 1);
 }
 
@@ -122,7 +122,7 @@ fn a_thread_that_never_returns_from_user_code_gives_its_connection_back() {
             (result, runs)
         });
         entered.recv().unwrap();
-        let open: Vec<OpenScope> = sessions.pins();
+        let open: Vec<OpenScope> = sessions.open_scopes();
         assert!(matches!(&open[..], [scope] if scope.is_closure), "{open:?}");
         capacity_comes_back(&sessions, &server);
         drop(leave);

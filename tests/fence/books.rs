@@ -224,11 +224,13 @@ impl Verdict {
                 Resolution::Committed => times == 1,
                 Resolution::NotCommitted => times == 0,
                 // When all is over the server is there.
-                Resolution::StillUnknown { why: Unresolved::Unreachable(_) } => {
+                Resolution::StillUnknown { why: UnresolvedReason::Unreachable(_) } => {
                     self.unreachable += 1;
                     nth < last
                 }
-                Resolution::StillUnknown { why: Unresolved::RegisterGone } => leave.registers_gone,
+                Resolution::StillUnknown { why: UnresolvedReason::RegisterGone } => {
+                    leave.registers_gone
+                }
                 Resolution::StillUnknown { .. } => false,
             };
             if !right {

@@ -164,7 +164,10 @@ impl Found {
                     Resolution::NotCommitted => !present,
                     // The register itself was lost with the master.
                     Resolution::StillUnknown { why } => {
-                        matches!(why, Unresolved::RegisterGone | Unresolved::Unreachable(_))
+                        matches!(
+                            why,
+                            UnresolvedReason::RegisterGone | UnresolvedReason::Unreachable(_)
+                        )
                     }
                 });
             }

@@ -1,7 +1,7 @@
 //! Each block of a group has its own outcome.
 
 use rediscope::prelude::*;
-use rediscope::{CommitError, Error, Replaced, SessionManager};
+use rediscope::{CloseReason, CommitError, Error, SessionManager};
 
 use super::stage::{Call, SOON, Stage, push};
 use crate::support::eventually;
@@ -157,7 +157,7 @@ fn a_group_that_a_replica_refuses_has_the_connection_replaced() {
         }
     }
     let counts = stage.sessions.status().transactional.counts;
-    assert_eq!(counts.replaced, [(Replaced::Outdated, 1)]);
+    assert_eq!(counts.replaced, [(CloseReason::Outdated, 1)]);
 }
 
 #[test]

@@ -27,7 +27,7 @@ fn a_lock_that_is_held_when_the_manager_is_closed_is_released_as_before() {
         // By release, by a second guard, by a drop, in a panic, on another thread.
         guards.iter().for_each(|guard| guard.ensure_held().unwrap());
         guards.pop().unwrap().release().unwrap();
-        let second = guards.last().unwrap().again();
+        let second = guards.last().unwrap().share();
         guards.pop().unwrap().release().unwrap();
         second.release().unwrap();
         drop(guards.pop());

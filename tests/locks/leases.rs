@@ -185,7 +185,7 @@ fn another_guard_of_a_fixed_lease_extends_it_no_more_than_the_first() {
     let reading = stage.sessions.rw_lock("s").read().lease(SHORT).fixed_lease();
     for lock in [semaphore, reading] {
         let guard = lock.acquire(SOON).unwrap();
-        let second = guard.again();
+        let second = guard.share();
         eventually(SOON, "it ends", || {
             guard.ensure_held().is_err() && second.ensure_held().is_err()
         });

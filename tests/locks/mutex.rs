@@ -114,7 +114,7 @@ fn a_second_guard_of_a_hold_keeps_it_until_both_are_gone() {
     let stage = Stage::new();
     let lock = stage.sessions.lock("l");
     let guard = lock.try_acquire().unwrap().unwrap();
-    let again = guard.again();
+    let again = guard.share();
     assert_eq!(again.fencing_token(), guard.fencing_token());
     timed_out(lock.acquire(Duration::from_millis(1)));
     guard.release().unwrap();
@@ -237,7 +237,7 @@ fn no_thread_survives_the_last_handle_and_a_guard_works_without_the_manager() {
     let waiting = sessions.lock("l");
     let waiter = thread::spawn(move || waiting.acquire(SOON).map(drop));
     stage.somebody_waits(&sessions, 1);
-    assert!(named_threads("rediscope-lease") >= 1 && named_threads("rediscope-wakes") >= 1);
+    assert!(named_threads("rediscope-lease") >= 1 && named_threads("rediscope-lock-events") >= 1);
     drop(sessions);
     guard.ensure_held().unwrap();
     in_time(SOON, "the guard is released", move || guard.release()).unwrap();

@@ -127,7 +127,7 @@ fn releasing_twice_never_makes_a_permit_too_many() {
     drop(new);
     // Of one permit there are two guards.
     let guard = acquire().unwrap();
-    let again = guard.again();
+    let again = guard.share();
     guard.release().unwrap();
     let other = acquire().unwrap();
     assert!(acquire().is_none());

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use rediscope::{
-    Begin, CheckoutError, CommitError, Error, Replaced, SessionManager, TransactionOptions,
+    Begin, CheckoutError, CloseReason, CommitError, Error, SessionManager, TransactionOptions,
     prelude::*, redis,
 };
 use tracing::Level;
@@ -120,13 +120,13 @@ fn status_counts_what_was_done() {
         replaced.iter().find(|(why, _)| *why == reason).map_or(0, |(_, count)| *count)
     };
     eventually(PATIENCE, "the forgotten scope is taken back", || {
-        replaced(Replaced::Reclaimed) == 1
+        replaced(CloseReason::Reclaimed) == 1
     });
     let counts = sessions.status().transactional.counts;
     assert_eq!(counts.in_doubt, 1);
     assert_eq!(
         counts.replaced,
-        [(Replaced::Closed, 2), (Replaced::LeftDirty, 1), (Replaced::Reclaimed, 1)]
+        [(CloseReason::Closed, 2), (CloseReason::LeftDirty, 1), (CloseReason::Reclaimed, 1)]
     );
 
     let _: () = db.set("c", 1).unwrap();
@@ -134,7 +134,7 @@ fn status_counts_what_was_done() {
     let _: i64 = db.get("c").unwrap();
     let _ = redis::cmd("SELECT").arg(1).exec(&mut db).unwrap_err();
     let counts = sessions.status().pooled.counts;
-    assert_eq!(counts.replaced, [(Replaced::Raw, 1)]);
+    assert_eq!(counts.replaced, [(CloseReason::Raw, 1)]);
     assert_eq!((counts.connects, counts.commits), (2, 0));
 
     proxy.close_listener();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rediscope::{CheckoutError, Error, LinkErrorKind, SessionManager, Tls};
+use rediscope::{CheckoutError, ConnectionErrorKind, Error, SessionManager, Tls};
 
 use super::sample::{Log, block};
 use crate::support::server::Server;
@@ -33,7 +33,7 @@ fn refused(to: &str, tls: Option<Tls>) -> String {
         let sessions = builder.build().unwrap();
         match sessions.transactional().begin() {
             Err(Error::Checkout(CheckoutError::Connect { source, .. })) => {
-                (source.kind() != LinkErrorKind::TimedOut).then(|| source.to_string())
+                (source.kind() != ConnectionErrorKind::TimedOut).then(|| source.to_string())
             }
             other => panic!("{other:?}"),
         }

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use rediscope::prelude::*;
-use rediscope::{Applied, Error, LinkErrorKind, SessionManager};
+use rediscope::{Applied, ConnectionErrorKind, Error, SessionManager};
 
 use super::stage::{ALWAYS, SOON, client_ids, lost, pool_is_whole, sized, trusting, typed};
 use crate::support::eventually;
@@ -202,7 +202,7 @@ fn a_lost_link_is_closed_and_never_used_again() {
     proxy.arm((Trigger::AfterCommandNamed("APPEND"), Fault::HoldReplies));
     let error = typed(db.append::<_, _, i64>("a", "!"));
     let Error::Lost { ref source, .. } = error else { panic!("{error:?}") };
-    assert_eq!(source.kind(), LinkErrorKind::TimedOut);
+    assert_eq!(source.kind(), ConnectionErrorKind::TimedOut);
     proxy.disarm();
     proxy.release();
     assert_eq!(db.get::<_, String>("b").unwrap(), "second");

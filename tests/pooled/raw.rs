@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use rediscope::prelude::*;
-use rediscope::{Error, Replaced, SessionManager};
+use rediscope::{CloseReason, Error, SessionManager};
 
 use super::stage::{SOON, client_ids, id, pool_is_whole, trusting, typed};
 use crate::support::eventually;
@@ -60,7 +60,7 @@ fn a_raw_connection_can_do_what_the_handle_refuses_and_is_replaced_afterwards() 
     });
     leaves_nothing(&server, &sessions, |_| {});
     let replaced = sessions.status().pooled.counts.replaced;
-    assert!(replaced.contains(&(Replaced::Raw, 10)), "{replaced:?}");
+    assert!(replaced.contains(&(CloseReason::Raw, 10)), "{replaced:?}");
 }
 
 #[test]

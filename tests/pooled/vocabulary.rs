@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use redis::{Commands, ConnectionLike, pipe};
-use rediscope::{Applied, Error, LinkErrorKind, SessionManager};
+use rediscope::{Applied, ConnectionErrorKind, Error, SessionManager};
 
 use super::stage::{lost, pool_is_whole, trusting, typed};
 use crate::support::server::Server;
@@ -222,7 +222,7 @@ fn a_timeout_is_one_for_redis_rs_too() {
     let error = Error::from(raw);
     assert_eq!(lost(&error), ("INCRBY", Applied::Unknown));
     let Error::Lost { source, .. } = &error else { panic!("{error:?}") };
-    assert_eq!(source.kind(), LinkErrorKind::TimedOut);
+    assert_eq!(source.kind(), ConnectionErrorKind::TimedOut);
     server.unpause();
     // It was in doubt: the server applies it when the pause is over, or drops it with its client.
     pool_is_whole(&sessions, &server);

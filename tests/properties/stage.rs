@@ -282,7 +282,7 @@ impl Play<'_> {
     fn run(&mut self, body: &[Node], end: End) -> Judged {
         let mut writes = Vec::new();
         let told = caught(|| {
-            self.accounts.try_run(|tx| {
+            self.accounts.run_with(|tx| {
                 body.iter().for_each(|node| queue(node, tx, &mut writes));
                 leave_closure(end)
             })
@@ -302,7 +302,7 @@ impl Play<'_> {
         let mut watch = Watch::default();
         let told = caught(|| {
             let once = RetryPolicy::default().first_backoff(Duration::ZERO).attempts(2);
-            accounts.watch(names(keys)).retry(once).try_run(|watching, tx| {
+            accounts.watch(names(keys)).retry(once).run_with(|watching, tx| {
                 watch = Watch { keys: keys.to_vec(), then: model.versions };
                 wrong = wrong.clone().and(read(watching, keys[0], model));
                 writes.clear();

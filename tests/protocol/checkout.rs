@@ -4,7 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use rediscope::prelude::*;
-use rediscope::{Applied, Builder, CheckoutError, CheckoutTimeout, Error, LinkErrorKind};
+use rediscope::{Applied, Builder, CheckoutError, CheckoutTimeout, ConnectionErrorKind, Error};
 use rediscope::{SessionManager, TransactionOptions};
 
 use super::stage::{ALWAYS, SOON, exists, get, pool_is_whole};
@@ -140,7 +140,7 @@ fn a_timeout_tells_why_the_holder_cannot_connect() {
     let timeout = timeout(accounts.begin());
     assert_eq!((timeout.in_use, timeout.idle, timeout.holders.len()), (1, 0, 1));
     let last = timeout.last_connect_error.as_ref().unwrap();
-    assert_eq!(last.kind(), LinkErrorKind::Closed);
+    assert_eq!(last.kind(), ConnectionErrorKind::Closed);
     let chain = format!("{timeout:#}");
     assert!(chain.ends_with(&format!("failure to connect: {last}")), "{chain}");
     assert!(!timeout.to_string().contains(&last.to_string()), "{timeout}");

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use rediscope::prelude::*;
 use rediscope::{
-    Applied, CommitError, Error, LinkErrorKind, Outcome, RetryPolicy, SessionManager, Watching,
+    Applied, CommitError, ConnectionErrorKind, Error, Outcome, RetryPolicy, SessionManager,
+    Watching,
 };
 
 use super::stage::{SOON, Stage, client_ids, exists, get, pool_is_whole};
@@ -165,7 +166,7 @@ fn a_closure_that_errs_is_not_run_again_and_leaves_nothing_watched() {
     server.ask::<()>(&["SET", "stock", "0"]);
     let before = client_ids(server);
     let mut runs = 0;
-    let result = sessions.transactional().watch(["stock"]).try_run(|read, tx| {
+    let result = sessions.transactional().watch(["stock"]).run_with(|read, tx| {
         runs += 1;
         let sold = tx.decr("stock", 1);
         if read.get::<_, i64>("stock")? == 0 { Err(Shop::SoldOut) } else { Ok(sold) }
@@ -248,7 +249,7 @@ fn a_link_lost_while_watching_is_an_attempt_like_any_other() {
     });
     match super::stage::commit_error(result) {
         CommitError::NotSent { source, .. } => match *source {
-            Error::Lost { source, .. } => assert_eq!(source.kind(), LinkErrorKind::Closed),
+            Error::Lost { source, .. } => assert_eq!(source.kind(), ConnectionErrorKind::Closed),
             error => panic!("{error:?}"),
         },
         error => panic!("{error:?}"),

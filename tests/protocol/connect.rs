@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use rediscope::prelude::*;
 use rediscope::{
-    Applied, Builder, CheckoutError, Error, LinkError, LinkErrorKind, PoolStatus, SessionManager,
+    Applied, Builder, CheckoutError, ConnectionError, ConnectionErrorKind, Error, PoolStatus,
+    SessionManager,
 };
 
 use super::stage::{SOON, get, pool_is_whole};
@@ -35,7 +36,7 @@ fn builder(wait: Duration, url: &str) -> Builder {
 
 /// Both handles fail to connect, and neither waits for much longer than it is allowed to.
 #[track_caller]
-fn refused(sessions: &SessionManager, wait: Duration, retryable: bool) -> LinkError {
+fn refused(sessions: &SessionManager, wait: Duration, retryable: bool) -> ConnectionError {
     let begun = Instant::now();
     let (accounts, watch) = (sessions.transactional(), sessions.transactional().watch(["key"]));
     let mut db = sessions.pooled();
@@ -78,7 +79,7 @@ fn a_server_that_is_down_is_told_within_the_deadline_and_found_again() {
     let server = Server::start();
     let sessions = within(WAIT, &server.url());
     server.sigkill();
-    assert_eq!(refused(&sessions, WAIT, true).kind(), LinkErrorKind::Closed);
+    assert_eq!(refused(&sessions, WAIT, true).kind(), ConnectionErrorKind::Closed);
     server.restart_on_same_port();
     eventually(SOON, "it connects again", || sessions.transactional().begin().is_ok());
     pool_is_whole(&sessions, &server);
@@ -104,17 +105,20 @@ fn a_call_that_is_waiting_when_the_server_comes_back_gets_its_connection() {
 #[test]
 fn ports_that_are_deaf_mute_or_slammed_are_told_within_the_deadline() {
     let deaf = DeafPort::open();
-    assert_eq!(refused(&within(WAIT, &deaf.url()), WAIT, true).kind(), LinkErrorKind::TimedOut);
+    assert_eq!(
+        refused(&within(WAIT, &deaf.url()), WAIT, true).kind(),
+        ConnectionErrorKind::TimedOut
+    );
     let server = Server::start();
     let proxy = Proxy::to(&server);
     let sessions = within(WAIT, &proxy.url());
     proxy.mute_new(true);
-    assert_eq!(refused(&sessions, WAIT, true).kind(), LinkErrorKind::TimedOut);
+    assert_eq!(refused(&sessions, WAIT, true).kind(), ConnectionErrorKind::TimedOut);
     proxy.mute_new(false);
     proxy.refuse_new(true);
     proxy.cut_all();
     let sessions = within(WAIT, &proxy.url());
-    assert_eq!(refused(&sessions, WAIT, true).kind(), LinkErrorKind::Closed);
+    assert_eq!(refused(&sessions, WAIT, true).kind(), ConnectionErrorKind::Closed);
     proxy.refuse_new(false);
     eventually(SOON, "it connects", || sessions.transactional().begin().is_ok());
     pool_is_whole(&sessions, &server);
@@ -137,7 +141,7 @@ fn a_server_that_is_full_is_worth_another_try() {
 fn verdict(url: &str) -> (String, String) {
     let sessions = within(FAR, url);
     let source = refused(&sessions, Duration::ZERO, false);
-    assert_eq!(source.kind(), LinkErrorKind::Refused);
+    assert_eq!(source.kind(), ConnectionErrorKind::Refused);
     let error = source.server_error().unwrap();
     assert!(source.to_string().contains(error.code()));
     (error.code().to_owned(), error.message().to_owned())

@@ -1,7 +1,7 @@
 //! Told `InDoubt`: EXEC was sent and its answer was lost; and what is known although it was.
 
 use rediscope::prelude::*;
-use rediscope::{Applied, CommitError, LinkErrorKind, ReplyError};
+use rediscope::{Applied, CommitError, ConnectionErrorKind, ReplyError};
 
 use super::stage::{
     ALWAYS, BRIEF, SOON, Stage, client_ids, commit_error, exists, get, pool_is_whole, says,
@@ -11,7 +11,7 @@ use crate::support::proxy::{Fault, Trigger};
 
 /// How the connection failed.
 #[track_caller]
-fn in_doubt(error: &CommitError) -> LinkErrorKind {
+fn in_doubt(error: &CommitError) -> ConnectionErrorKind {
     says(error, Applied::Unknown, false);
     match error {
         CommitError::InDoubt(in_doubt) => in_doubt.cause().kind(),
@@ -21,7 +21,7 @@ fn in_doubt(error: &CommitError) -> LinkErrorKind {
 
 /// One transaction under a rule: what kind of doubt it ends in, and whether it was applied.
 #[track_caller]
-fn doubt(trigger: Trigger, fault: Fault) -> (LinkErrorKind, bool) {
+fn doubt(trigger: Trigger, fault: Fault) -> (ConnectionErrorKind, bool) {
     let stage = Stage::start();
     let sessions = stage.warm(stage.builder().trust_window(ALWAYS).response_timeout(BRIEF));
     let before = client_ids(&stage.server);
@@ -45,7 +45,7 @@ fn doubt(trigger: Trigger, fault: Fault) -> (LinkErrorKind, bool) {
 
 #[test]
 fn it_was_applied_where_only_the_answer_was_cut() {
-    use LinkErrorKind::Closed;
+    use ConnectionErrorKind::Closed;
     assert_eq!(doubt(Trigger::BeforeReplyTo("EXEC"), Fault::Cut), (Closed, true));
     assert_eq!(doubt(Trigger::InsideReplyTo("EXEC", 7), Fault::Cut), (Closed, true));
     assert_eq!(doubt(Trigger::BeforeReplyTo("EXEC"), Fault::Reset), (Closed, true));
@@ -53,14 +53,14 @@ fn it_was_applied_where_only_the_answer_was_cut() {
 
 #[test]
 fn it_was_applied_where_the_answer_never_came() {
-    use LinkErrorKind::TimedOut;
+    use ConnectionErrorKind::TimedOut;
     assert_eq!(doubt(Trigger::BeforeReplyTo("EXEC"), Fault::SwallowReply), (TimedOut, true));
     assert_eq!(doubt(Trigger::InsideReplyTo("EXEC", 7), Fault::BlackHole), (TimedOut, true));
 }
 
 #[test]
 fn it_was_not_applied_where_exec_was_lost_on_the_way() {
-    use LinkErrorKind::{Closed, TimedOut};
+    use ConnectionErrorKind::{Closed, TimedOut};
     assert_eq!(doubt(Trigger::BeforeCommandNamed("MULTI"), Fault::Cut), (Closed, false));
     assert_eq!(doubt(Trigger::BeforeCommandNamed("EXEC"), Fault::Cut), (Closed, false));
     assert_eq!(doubt(Trigger::InsideCommandNamed("EXEC", 11), Fault::Cut), (Closed, false));
@@ -74,7 +74,7 @@ fn it_may_be_applied_after_it_was_told() {
     let sessions = stage.warm(stage.builder().trust_window(ALWAYS).response_timeout(BRIEF));
     stage.proxy.arm((Trigger::BeforeCommandNamed("EXEC"), Fault::HoldRequests));
     let error = commit_error(sessions.transactional().run(|tx| Ok(tx.incr("n", 1))));
-    assert_eq!(in_doubt(&error), LinkErrorKind::TimedOut);
+    assert_eq!(in_doubt(&error), ConnectionErrorKind::TimedOut);
     assert!(!exists(&stage.server, "n"));
     stage.proxy.disarm();
     stage.proxy.release();
@@ -97,7 +97,7 @@ fn a_server_killed_between_exec_and_its_answer_leaves_a_doubt() {
         stage.proxy.cut_all();
         commit.join().unwrap()
     });
-    assert_eq!(in_doubt(&error), LinkErrorKind::Closed);
+    assert_eq!(in_doubt(&error), ConnectionErrorKind::Closed);
     stage.proxy.disarm();
     stage.server.restart_on_same_port();
     pool_is_whole(&sessions, &stage.server);
@@ -200,6 +200,6 @@ fn a_reply_that_is_not_the_protocol_leaves_a_doubt_and_ends_the_link() {
         .build()
         .unwrap();
     let error = commit_error(sessions.transactional().run(|tx| Ok(tx.set("key", 1))));
-    assert_eq!(in_doubt(&error), LinkErrorKind::Unexpected);
+    assert_eq!(in_doubt(&error), ConnectionErrorKind::Unexpected);
     impostor.join().unwrap();
 }

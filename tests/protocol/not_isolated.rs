@@ -2,7 +2,7 @@
 
 use rediscope::prelude::*;
 use rediscope::{
-    Applied, Begin, CheckoutError, CommitError, Condition, Error, LinkErrorKind, ReplyError,
+    Applied, Begin, CheckoutError, CommitError, Condition, ConnectionErrorKind, Error, ReplyError,
     SessionManager, TransactionOptions, Transactional,
 };
 
@@ -45,7 +45,7 @@ impl Operated {
         eventually(SOON, "the connection is closed", || self.server.clients() == 0);
         match sessions.transactional().begin().map(drop) {
             Err(Error::Checkout(CheckoutError::Connect { source, .. })) => {
-                assert_eq!(source.kind(), LinkErrorKind::Refused);
+                assert_eq!(source.kind(), ConnectionErrorKind::Refused);
                 assert_eq!(source.server_error().unwrap().code(), "NOPERM");
             }
             other => panic!("{other:?}"),

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
 use rediscope::prelude::*;
-use rediscope::{Applied, CommitError, Error, LinkErrorKind, Replaced, RetryPolicy};
+use rediscope::{Applied, CloseReason, CommitError, ConnectionErrorKind, Error, RetryPolicy};
 use rediscope::{SessionManager, TransactionOptions};
 
 use super::stage::{
@@ -20,7 +20,7 @@ use crate::support::{eventually, packed};
 
 /// How the connection failed.
 #[track_caller]
-fn not_sent(error: &CommitError) -> LinkErrorKind {
+fn not_sent(error: &CommitError) -> ConnectionErrorKind {
     says(error, Applied::No, true);
     match error {
         CommitError::NotSent { source, .. } => match &**source {
@@ -44,7 +44,7 @@ fn a_write_to_a_dead_link_is_not_sent() {
     stage.proxy.reset_all();
     let mut tx = watching.multi();
     tx.set("key", 1);
-    assert_eq!(not_sent(&tx.commit().unwrap_err()), LinkErrorKind::Closed);
+    assert_eq!(not_sent(&tx.commit().unwrap_err()), ConnectionErrorKind::Closed);
     assert!(!exists(&stage.server, "key"));
     pool_is_whole(&sessions, &stage.server);
 }
@@ -126,7 +126,7 @@ fn a_write_that_breaks_off_half_way_is_not_sent() {
         stage.proxy.reset_all();
         commit.join().unwrap()
     });
-    assert_eq!(not_sent(&error), LinkErrorKind::Closed);
+    assert_eq!(not_sent(&error), ConnectionErrorKind::Closed);
     stage.proxy.disarm();
     assert!(!exists(&stage.server, "key"));
     pool_is_whole(&sessions, &stage.server);
@@ -138,7 +138,7 @@ fn a_write_that_nobody_takes_is_not_sent_and_ends_in_time() {
     let sessions = stuck(&stage);
     let mut tx = sessions.transactional().begin().unwrap();
     tx.set("key", vec![b'x'; LARGE]);
-    assert_eq!(not_sent(&tx.commit().unwrap_err()), LinkErrorKind::TimedOut);
+    assert_eq!(not_sent(&tx.commit().unwrap_err()), ConnectionErrorKind::TimedOut);
     stage.proxy.disarm();
     stage.proxy.release();
     pool_is_whole(&sessions, &stage.server);
@@ -156,8 +156,8 @@ fn a_chunk_that_is_lost_is_not_sent_wherever_it_is_cut() {
         tx.set("key", 2);
         tx.set("key", 3);
         let checked = tx.check().expect_err("the chunk was lost");
-        assert_eq!(not_sent(checked.as_commit().unwrap()), LinkErrorKind::Closed);
-        assert_eq!(not_sent(&tx.commit().unwrap_err()), LinkErrorKind::Closed);
+        assert_eq!(not_sent(checked.as_commit().unwrap()), ConnectionErrorKind::Closed);
+        assert_eq!(not_sent(&tx.commit().unwrap_err()), ConnectionErrorKind::Closed);
         stage.proxy.disarm();
         assert!(!exists(&stage.server, "key"));
         assert!(!stage.journal().contains(&"EXEC".to_owned()));
@@ -180,7 +180,7 @@ fn a_run_block_that_was_partly_sent_ahead_is_not_sent_again() {
         stage.proxy.reset_all();
         Ok(tx.incr("n", 1))
     }));
-    assert_eq!(not_sent(&error), LinkErrorKind::Closed);
+    assert_eq!(not_sent(&error), ConnectionErrorKind::Closed);
     assert_eq!((runs, exists(&stage.server, "n")), (1, false));
     assert_eq!(sessions.status().transactional.counts.retries, 0);
     pool_is_whole(&sessions, &stage.server);
@@ -195,7 +195,7 @@ fn a_watch_that_was_lost_before_the_commit_is_not_sent() {
     assert!(watching.get::<_, Option<String>>("key").is_err());
     let mut tx = watching.multi();
     tx.set("key", 1);
-    assert_eq!(not_sent(&tx.commit().unwrap_err()), LinkErrorKind::Closed);
+    assert_eq!(not_sent(&tx.commit().unwrap_err()), ConnectionErrorKind::Closed);
     assert!(!exists(&stage.server, "key"));
     assert!(!stage.journal().contains(&"EXEC".to_owned()));
     pool_is_whole(&sessions, &stage.server);
@@ -312,12 +312,12 @@ fn a_nil_where_nobody_watched_is_no_conflict_and_its_link_is_replaced() {
         server.ask::<()>(&["SET", "stray", "1"]);
         let told = end(&sessions);
         if let Some(error) = &told {
-            assert_eq!(not_sent(error), LinkErrorKind::Unexpected);
+            assert_eq!(not_sent(error), ConnectionErrorKind::Unexpected);
         }
         assert_eq!(exists(&server, "n"), told.is_none());
         pool_is_whole(&sessions, &server);
         let status = sessions.status().transactional;
-        assert_eq!(status.counts.replaced, [(Replaced::LeftDirty, 1)], "{status}");
+        assert_eq!(status.counts.replaced, [(CloseReason::LeftDirty, 1)], "{status}");
         assert_eq!(status.counts.conflicts, 0, "{status}");
         eventually(SOON, "its link is gone", || client_ids(&server).is_disjoint(&before));
     }

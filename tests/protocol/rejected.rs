@@ -3,7 +3,7 @@
 
 use rediscope::prelude::*;
 use rediscope::redis::Commands;
-use rediscope::{Applied, CheckoutError, CommitError, Error, LinkErrorKind, SessionManager};
+use rediscope::{Applied, CheckoutError, CommitError, ConnectionErrorKind, Error, SessionManager};
 
 use super::stage::{
     ALWAYS, SOON, Stage, client_ids, commit_error, exists, get, pool_is_whole, says, warm,
@@ -136,7 +136,7 @@ fn a_server_that_knows_exec_by_another_name_is_found_when_a_connection_is_opened
         let error = sessions.transactional().run(|tx| Ok(tx.set("key", 1))).unwrap_err();
         match error {
             Error::Checkout(CheckoutError::Connect { source, .. }) if may_ask => {
-                assert_eq!(source.kind(), LinkErrorKind::Refused);
+                assert_eq!(source.kind(), ConnectionErrorKind::Refused);
                 assert!(source.to_string().contains("EXEC"), "{source}");
             }
             // An error of EXEC's own proves nothing, and this user may not ask.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use rediscope::prelude::*;
-use rediscope::{Applied, Begin, Replaced, SessionManager, TransactionOptions};
+use rediscope::{Applied, Begin, CloseReason, SessionManager, TransactionOptions};
 
 use super::rejected::rejected;
 use super::stage::{
@@ -72,7 +72,7 @@ fn a_replica_keeps_its_code_readonly_and_is_left_for_good_when_it_is_promoted() 
     // Each is met once more, and not kept.
     all_three();
     let status = sessions.status().transactional;
-    assert_eq!(status.counts.replaced, [(Replaced::Outdated, 3)], "{status}");
+    assert_eq!(status.counts.replaced, [(CloseReason::Outdated, 3)], "{status}");
     eventually(SOON, "every older one is closed", || users(&replica).is_disjoint(&before));
 }
 

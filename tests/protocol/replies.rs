@@ -9,7 +9,7 @@ use std::time::Duration;
 use rediscope::prelude::*;
 use rediscope::redis::{Cmd, Value, cmd};
 use rediscope::{
-    Applied, Builder, CommitError, Error, LinkErrorKind, ReplyError, SessionManager,
+    Applied, Builder, CommitError, ConnectionErrorKind, Error, ReplyError, SessionManager,
     TransactionOptions,
 };
 
@@ -267,7 +267,7 @@ fn the_same_replies_are_read_by_the_pooled_handle_on_one_connection() {
         let Err(Error::Lost { applied: Applied::Unknown, source, .. }) = told else {
             panic!("{told:?}")
         };
-        assert_eq!(source.kind(), LinkErrorKind::TooLarge);
+        assert_eq!(source.kind(), ConnectionErrorKind::TooLarge);
         let now: i64 = cmd("CLIENT").arg("ID").query(&mut db).unwrap();
         assert_ne!(now, id, "it was closed");
     }
@@ -297,14 +297,14 @@ fn a_reply_beyond_the_bound_is_applied_with_its_replies_lost_in_every_form() {
             }
             let told = command.query::<Value>(&mut sessions.pooled()).map_err(Error::from);
             let Err(Error::Lost { applied, source, .. }) = told else { panic!("{told:?}") };
-            assert_eq!((applied, source.kind()), (Applied::Unknown, LinkErrorKind::TooLarge));
+            assert_eq!((applied, source.kind()), (Applied::Unknown, ConnectionErrorKind::TooLarge));
         }
         // A read is not asked for again: the answer would be as large.
         server.ask::<()>(&["SET", "large", &"x".repeat(300_001)]);
         let gets = server.calls("get");
         let told = sessions.pooled().get::<_, Value>("large").map_err(Error::from);
         let Err(Error::Lost { applied, source, .. }) = told else { panic!("{told:?}") };
-        assert_eq!((applied, source.kind()), (Applied::No, LinkErrorKind::TooLarge));
+        assert_eq!((applied, source.kind()), (Applied::No, ConnectionErrorKind::TooLarge));
         assert_eq!(server.calls("get"), gets + 1);
         // Nor in a watching scope, where a lost connection is otherwise a reason to try again.
         let mut watch = sessions.transactional().watch(["large"]);
@@ -321,7 +321,7 @@ fn a_reply_beyond_the_bound_is_applied_with_its_replies_lost_in_every_form() {
             let error = told.unwrap_err();
             let Error::Lost { source, .. } = &error else { panic!("{error:?}") };
             assert_eq!((error.applied(), error.is_retryable()), (Applied::No, false));
-            assert_eq!(source.kind(), LinkErrorKind::TooLarge);
+            assert_eq!(source.kind(), ConnectionErrorKind::TooLarge);
         }
         assert_eq!(server.calls("get"), gets + 3);
         // At the bound it passes.

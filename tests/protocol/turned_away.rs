@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use rediscope::prelude::*;
 use rediscope::{
-    Applied, Builder, CheckoutError, Credentials, CredentialsProvider, Error, LinkError,
-    LinkErrorKind, SessionManager,
+    Applied, Builder, CheckoutError, ConnectionError, ConnectionErrorKind, Credentials,
+    CredentialsProvider, Error, SessionManager,
 };
 
 use super::stage::SOON;
@@ -28,7 +28,7 @@ fn builder(url: &str, wait: Duration) -> Builder {
 
 /// What each form is refused with, which is the same for all.
 #[track_caller]
-fn refused(what: &str, builder: &Builder, verdict: bool) -> LinkError {
+fn refused(what: &str, builder: &Builder, verdict: bool) -> ConnectionError {
     let mut sources = Vec::new();
     for form in 0..4 {
         let sessions = builder.clone().build().unwrap();
@@ -88,7 +88,7 @@ fn a_full_server_is_waited_for_and_its_own_words_are_in_the_error() {
             let sign = if url.contains('?') { '&' } else { '?' };
             let url = format!("{url}{sign}{query}");
             let source = refused(&url, &builder(&url, WAIT), false);
-            assert_eq!(source.kind(), LinkErrorKind::Refused, "{source}");
+            assert_eq!(source.kind(), ConnectionErrorKind::Refused, "{source}");
             assert!(source.to_string().contains("max number of clients"), "{source}");
             assert_eq!(source.server_error().unwrap().code(), "ERR");
         }
@@ -111,7 +111,7 @@ fn a_protected_server_is_told_at_once() {
                    accepted from the loopback interface.\r\n";
     for reads in [true, false] {
         let source = refused("DENIED", &builder(&answering(denied, reads), FAR), true);
-        assert_eq!(source.kind(), LinkErrorKind::Refused, "{source}");
+        assert_eq!(source.kind(), ConnectionErrorKind::Refused, "{source}");
         assert!(source.to_string().contains("DENIED"), "{source}");
     }
 }
@@ -132,7 +132,7 @@ fn what_is_no_redis_server_is_named_at_once() {
         ("SSH", answering(b"SSH-2.0-OpenSSH_9.2\r\n", false), "SSH"),
     ] {
         let source = refused(what, &builder(&url, FAR), true);
-        assert_eq!(source.kind(), LinkErrorKind::Protocol, "{what}: {source}");
+        assert_eq!(source.kind(), ConnectionErrorKind::Protocol, "{what}: {source}");
         assert!(source.to_string().contains(word), "{what}: {source}");
     }
 }
@@ -213,7 +213,7 @@ fn a_provider_that_hangs_is_named_and_holds_nobody_for_longer_than_the_deadline(
     let server = Server::with(&["--requirepass", "open-sesame"]);
     let url = format!("redis://{}/", server.address());
     let source = refused("hangs", &builder(&url, WAIT).credentials_provider(hanging(0)), false);
-    assert_eq!(source.kind(), LinkErrorKind::Credentials, "{source}");
+    assert_eq!(source.kind(), ConnectionErrorKind::Credentials, "{source}");
     assert!(source.to_string().contains("has not answered"), "{source}");
 
     let provider = hanging(1);

@@ -70,7 +70,7 @@ impl Stage {
         read.map(drop).map_err(|error| error.to_string())
     }
 
-    fn knob(&self, set: impl FnOnce(Builder) -> Builder) -> Came {
+    fn setting(&self, set: impl FnOnce(Builder) -> Builder) -> Came {
         self.built(set(SessionManager::builder(self.server.url())))
     }
 
@@ -133,48 +133,54 @@ fn row(name: &'static str, call: impl Fn(&Stage, End) -> Came + Sync + 'static) 
 
 fn rows() -> Vec<Row> {
     let mut rows = vec![
-        row("config/table.rs max_size", |s, e| s.knob(|b| b.max_size(e.u32()))),
-        row("config/table.rs min_idle", |s, e| s.knob(|b| b.min_idle(e.u32()))),
-        row("config/table.rs idle_timeout", |s, e| s.knob(|b| b.idle_timeout(Some(e.time())))),
-        row("config/table.rs max_lifetime", |s, e| s.knob(|b| b.max_lifetime(Some(e.time())))),
-        row("config/table.rs tcp_keepalive", |s, e| s.knob(|b| b.tcp_keepalive(Some(e.time())))),
-        row("config/table.rs tcp_user_timeout", |s, e| {
-            s.knob(|b| b.tcp_user_timeout(Some(e.time())))
+        row("settings/table.rs max_size", |s, e| s.setting(|b| b.max_size(e.u32()))),
+        row("settings/table.rs min_idle", |s, e| s.setting(|b| b.min_idle(e.u32()))),
+        row("settings/table.rs idle_timeout", |s, e| s.setting(|b| b.idle_timeout(Some(e.time())))),
+        row("settings/table.rs max_lifetime", |s, e| s.setting(|b| b.max_lifetime(Some(e.time())))),
+        row("settings/table.rs tcp_keepalive", |s, e| {
+            s.setting(|b| b.tcp_keepalive(Some(e.time())))
         }),
-        row("config/table.rs pin_warning", |s, e| s.knob(|b| b.pin_warning(Some(e.time())))),
-        row("config/table.rs connect_timeout", |s, e| s.knob(|b| b.connect_timeout(e.time()))),
-        row("config/table.rs checkout_timeout", |s, e| s.knob(|b| b.checkout_timeout(e.time()))),
-        row("config/table.rs response_timeout", |s, e| s.knob(|b| b.response_timeout(e.time()))),
-        row("config/table.rs cleanup_timeout", |s, e| s.knob(|b| b.cleanup_timeout(e.time()))),
-        row("config/table.rs trust_window", |s, e| s.knob(|b| b.trust_window(e.time()))),
-        row("config/table.rs max_pin_time", |s, e| s.knob(|b| b.max_pin_time(e.time()))),
-        row("config/table.rs flush_bytes", |s, e| s.knob(|b| b.flush_bytes(e.usize()))),
-        row("config/table.rs max_commands", |s, e| s.knob(|b| b.max_commands(e.u32()))),
-        row("config/table.rs max_bytes", |s, e| s.knob(|b| b.max_bytes(e.usize()))),
-        row("config/table.rs max_reply_bytes", |s, e| {
+        row("settings/table.rs tcp_user_timeout", |s, e| {
+            s.setting(|b| b.tcp_user_timeout(Some(e.time())))
+        }),
+        row("settings/table.rs pin_warning", |s, e| s.setting(|b| b.pin_warning(Some(e.time())))),
+        row("settings/table.rs connect_timeout", |s, e| s.setting(|b| b.connect_timeout(e.time()))),
+        row("settings/table.rs checkout_timeout", |s, e| {
+            s.setting(|b| b.checkout_timeout(e.time()))
+        }),
+        row("settings/table.rs response_timeout", |s, e| {
+            s.setting(|b| b.response_timeout(e.time()))
+        }),
+        row("settings/table.rs cleanup_timeout", |s, e| s.setting(|b| b.cleanup_timeout(e.time()))),
+        row("settings/table.rs trust_window", |s, e| s.setting(|b| b.trust_window(e.time()))),
+        row("settings/table.rs max_pin_time", |s, e| s.setting(|b| b.max_pin_time(e.time()))),
+        row("settings/table.rs flush_bytes", |s, e| s.setting(|b| b.flush_bytes(e.usize()))),
+        row("settings/table.rs max_commands", |s, e| s.setting(|b| b.max_commands(e.u32()))),
+        row("settings/table.rs max_bytes", |s, e| s.setting(|b| b.max_bytes(e.usize()))),
+        row("settings/table.rs max_reply_bytes", |s, e| {
             // The hand-shake's own replies are too long for one byte.
             let limit = Duration::from_millis(100);
             let soon = |b: Builder| b.connect_timeout(limit).response_timeout(limit);
-            s.knob(|b| soon(b).checkout_timeout(4 * limit).max_reply_bytes(e.usize()))
+            s.setting(|b| soon(b).checkout_timeout(4 * limit).max_reply_bytes(e.usize()))
         }),
-        row("config/table.rs max_group", |s, e| s.knob(|b| b.max_group(e.u32()))),
-        row("config/table.rs register_ttl", |s, e| s.knob(|b| b.register_ttl(e.time()))),
+        row("settings/table.rs max_group", |s, e| s.setting(|b| b.max_group(e.u32()))),
+        row("settings/table.rs register_ttl", |s, e| s.setting(|b| b.register_ttl(e.time()))),
         row("reply/mod.rs at.index", |s, e| {
             let mut tx = s.sessions.transactional().begin().unwrap();
             tx.incr("a", 1);
             let replies = tx.commit().unwrap();
             replies.at::<i64>(e.usize()).map(drop).map_err(|error| error.to_string())
         }),
-        row("retry.rs attempts.attempts", |s, e| {
+        row("protocol/retry.rs attempts.attempts", |s, e| {
             s.policy(RetryPolicy::default().attempts(e.u32()))
         }),
-        row("retry.rs deadline.deadline", |s, e| {
+        row("protocol/retry.rs deadline.deadline", |s, e| {
             s.policy(RetryPolicy::default().deadline(e.time()))
         }),
-        row("retry.rs first_backoff.step", |s, e| {
+        row("protocol/retry.rs first_backoff.step", |s, e| {
             s.policy(RetryPolicy::default().first_backoff(e.time()))
         }),
-        row("retry.rs max_backoff.step", |s, e| {
+        row("protocol/retry.rs max_backoff.step", |s, e| {
             s.policy(RetryPolicy::default().max_backoff(e.time()))
         }),
         row("lock/handle.rs set_permits.permits", |s, e| {
@@ -230,8 +236,9 @@ fn rows() -> Vec<Row> {
             let run = s.sessions.lock(format!("n{e:?}")).run(e.time(), |_| Ok(()));
             run.map_err(|error| error.to_string())
         }),
-        row("lock/handle.rs try_run.wait", |s, e| {
-            let run = s.sessions.lock(format!("y{e:?}")).try_run(e.time(), |_| Ok::<(), Error>(()));
+        row("lock/handle.rs run_with.wait", |s, e| {
+            let run =
+                s.sessions.lock(format!("y{e:?}")).run_with(e.time(), |_| Ok::<(), Error>(()));
             run.map_err(|error| error.to_string())
         }),
         row("transaction/options.rs exactly_once_as.ttl", |s, e| {
@@ -316,10 +323,10 @@ fn every_number_and_every_time_is_taken_at_its_ends_or_refused_with_a_reason() {
         }
     });
     for must in [
-        "config/table.rs max_size Zero",
-        "config/table.rs max_size Max",
-        "config/table.rs connect_timeout One",
-        "config/table.rs max_pin_time Max",
+        "settings/table.rs max_size Zero",
+        "settings/table.rs max_size Max",
+        "settings/table.rs connect_timeout One",
+        "settings/table.rs max_pin_time Max",
         "lock/handle.rs lease.lease Max",
         "lock/handle.rs set_permits.permits Zero",
         "session.rs semaphore.permits Zero",
@@ -329,12 +336,12 @@ fn every_number_and_every_time_is_taken_at_its_ends_or_refused_with_a_reason() {
     }
     for may in [
         "session.rs close.timeout Max",
-        "retry.rs first_backoff.step Max",
-        "retry.rs max_backoff.step Max",
-        "retry.rs deadline.deadline Max",
+        "protocol/retry.rs first_backoff.step Max",
+        "protocol/retry.rs max_backoff.step Max",
+        "protocol/retry.rs deadline.deadline Max",
         "lock/handle.rs acquire.wait Max",
-        "config/table.rs max_group Max",
-        "config/table.rs trust_window Max",
+        "settings/table.rs max_group Max",
+        "settings/table.rs trust_window Max",
     ] {
         assert!(!refused.contains(may), "{may} was refused");
     }
@@ -347,7 +354,7 @@ fn a_file_cannot_ask_for_more_connections_than_there_are_ports() {
         let file = format!("url = 'redis://127.0.0.1/'\nmax_size = {most}");
         let config: rediscope::Config = toml::from_str(&file).unwrap();
         let refused = config.builder().build().map(drop).unwrap_err();
-        assert_eq!(refused.knob_name(), Some("max_size"), "{refused}");
+        assert_eq!(refused.setting_name(), Some("max_size"), "{refused}");
     }
 }
 
@@ -373,7 +380,7 @@ fn arguments() -> BTreeSet<String> {
         let text = text.split("#[cfg(test)]").next().unwrap();
         let code: Vec<&str> = text.lines().filter(|l| !l.trim_start().starts_with("//")).collect();
         let code = code.join("\n");
-        if file == "config/table.rs" {
+        if file == "settings/table.rs" {
             for line in code.lines() {
                 if let Some((name, rest)) = line.trim().split_once(": ")
                     && let Some((of, _)) = rest.split_once(" = ")

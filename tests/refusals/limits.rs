@@ -8,10 +8,10 @@ use super::stage::{Quiet, unsent};
 #[track_caller]
 fn too_large(error: &Error) -> (&'static str, usize, &'static str) {
     match unsent(error) {
-        Error::TooLarge { what, limit, knob, .. } => {
+        Error::TooLarge { what, limit, setting, .. } => {
             let text = format!("{error:#}");
-            assert!(text.contains(knob) && text.contains(&limit.to_string()), "{text}");
-            (what, limit, knob)
+            assert!(text.contains(setting) && text.contains(&limit.to_string()), "{text}");
+            (what, limit, setting)
         }
         error => panic!("not about size: {error:?}"),
     }

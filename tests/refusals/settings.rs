@@ -12,7 +12,7 @@ fn address(url: &str) -> String {
     let connected = SessionManager::connect(url).map(drop).unwrap_err();
     let built = SessionManager::builder(url).build().map(drop).unwrap_err();
     assert_eq!(connected, built);
-    assert_eq!(connected.knob_name(), None);
+    assert_eq!(connected.setting_name(), None);
     let ConfigError::Address { reason, .. } = &connected else { panic!("{connected:?}") };
     for text in [connected.to_string(), format!("{connected:?}"), format!("{connected:#?}")] {
         assert!(!text.contains(SECRET) && !text.contains("S3CRET"), "{text}");
@@ -58,27 +58,27 @@ fn an_address_that_needs_tls_says_that_a_feature_is_missing() {
 
 /// The setting that is named. Nothing is connected: there is no server here.
 #[track_caller]
-fn knob(change: impl FnOnce(Builder) -> Builder) -> &'static str {
+fn setting(change: impl FnOnce(Builder) -> Builder) -> &'static str {
     let url = format!("redis://:{SECRET}@127.0.0.1:1/");
     let builder = change(SessionManager::builder(url));
     assert!(!format!("{builder:?}").contains(SECRET));
     let error = builder.build().map(drop).unwrap_err();
-    let knob = error.knob_name().unwrap();
-    assert!(error.to_string().starts_with(knob), "{error}");
-    assert!(error.to_string().len() > knob.len() + 10, "and why: {error}");
+    let setting = error.setting_name().unwrap();
+    assert!(error.to_string().starts_with(setting), "{error}");
+    assert!(error.to_string().len() > setting.len() + 10, "and why: {error}");
     assert!(!format!("{error:?} {error}").contains(SECRET));
     let outer = rediscope::Error::from(error);
     assert_eq!((outer.applied(), outer.is_retryable()), (rediscope::Applied::No, false));
-    knob
+    setting
 }
 
 #[test]
 fn a_count_of_nothing_is_refused_by_name() {
-    assert_eq!(knob(|builder| builder.max_size(0)), "max_size");
-    assert_eq!(knob(|builder| builder.flush_bytes(0)), "flush_bytes");
-    assert_eq!(knob(|builder| builder.max_commands(0)), "max_commands");
-    assert_eq!(knob(|builder| builder.max_bytes(0)), "max_bytes");
-    assert_eq!(knob(|builder| builder.max_size(2).min_idle(3)), "min_idle");
+    assert_eq!(setting(|builder| builder.max_size(0)), "max_size");
+    assert_eq!(setting(|builder| builder.flush_bytes(0)), "flush_bytes");
+    assert_eq!(setting(|builder| builder.max_commands(0)), "max_commands");
+    assert_eq!(setting(|builder| builder.max_bytes(0)), "max_bytes");
+    assert_eq!(setting(|builder| builder.max_size(2).min_idle(3)), "min_idle");
 }
 
 #[test]
@@ -98,10 +98,10 @@ fn a_time_that_is_none_too_short_to_measure_or_longer_than_a_day_is_refused_by_n
     ];
     for (name, set) in times {
         for time in [Duration::ZERO, Duration::from_nanos(1), Duration::from_micros(999)] {
-            assert_eq!(knob(|builder| set(builder, time)), name);
+            assert_eq!(setting(|builder| set(builder, time)), name);
         }
         for time in [Duration::from_secs(24 * 60 * 60 + 1), Duration::MAX] {
-            assert_eq!(knob(|builder| set(builder, time)), name);
+            assert_eq!(setting(|builder| set(builder, time)), name);
         }
     }
 }
@@ -116,9 +116,9 @@ fn deadlines_that_cannot_work_together_are_refused_by_the_one_that_must_grow() {
                 .checkout_timeout(Duration::from_millis(checkout))
         }
     };
-    assert_eq!(knob(together(100, 100, 299)), "checkout_timeout");
-    assert_eq!(knob(together(5000, 1, 5000)), "checkout_timeout");
-    assert_eq!(knob(together(1, 2500, 5000)), "checkout_timeout");
+    assert_eq!(setting(together(100, 100, 299)), "checkout_timeout");
+    assert_eq!(setting(together(5000, 1, 5000)), "checkout_timeout");
+    assert_eq!(setting(together(1, 2500, 5000)), "checkout_timeout");
     let works = together(100, 100, 300)(SessionManager::builder("redis://127.0.0.1:1/"));
     assert!(works.build().is_ok());
 }

@@ -65,7 +65,7 @@ fn child(url: &str) {
 
     let refused = SessionManager::connect(url).map(drop).unwrap_err();
     assert!(matches!(refused, ConfigError::Threads { .. }), "{refused}");
-    assert_eq!(refused.knob_name(), None);
+    assert_eq!(refused.setting_name(), None);
 
     // What needs no thread goes on.
     assert_eq!(accounts.run(|tx| Ok(tx.incr("a", 1))).unwrap(), 2);

@@ -23,7 +23,7 @@ fn watching_nothing_is_refused_whatever_the_list_is_made_of() {
             runs += 1;
             Ok(tx.set("key", 1))
         });
-        let by_try = watch.try_run(|_, tx| -> Result<_, Error> {
+        let by_try = watch.run_with(|_, tx| -> Result<_, Error> {
             runs += 1;
             Ok(tx.set("key", 1))
         });

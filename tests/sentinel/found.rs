@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 use rediscope::prelude::*;
 use rediscope::{
-    CheckoutError, ConfigError, Error, LinkErrorKind, SessionManager, TransactionOptions,
+    CheckoutError, ConfigError, ConnectionErrorKind, Error, SessionManager, TransactionOptions,
 };
 
 use crate::support::eventually;
 use crate::support::sentinel::{Group, NAME, clients};
 
-fn refused(builder: rediscope::Builder) -> rediscope::LinkError {
+fn refused(builder: rediscope::Builder) -> rediscope::ConnectionError {
     let sessions = builder
         .connect_timeout(Duration::from_millis(600))
         .response_timeout(Duration::from_millis(300))
@@ -75,13 +75,13 @@ fn sentinels_and_servers_have_passwords_of_their_own() {
     let sessions = SessionManager::connect(with_login.as_str()).unwrap();
     assert_eq!(sessions.transactional().run(|tx| Ok(tx.incr("a", 1))).unwrap(), 1);
     let sentinels: Vec<_> = group.sentinels.iter().map(|one| one.url()).collect();
-    let built = SessionManager::sentinel(NAME, sentinels).servers_like("redis://:data@any/3");
+    let built = SessionManager::sentinel(NAME, sentinels).server_info("redis://:data@any/3");
     let built = built.build().unwrap();
     assert_eq!(built.transactional().run(|tx| Ok(tx.incr("a", 1))).unwrap(), 1, "database 3");
 
     let begun = Instant::now();
     let wrong = refused(SessionManager::builder(with_login.replace("=watch", "=wrong")));
-    assert_eq!(wrong.kind(), LinkErrorKind::Refused, "{wrong}");
+    assert_eq!(wrong.kind(), ConnectionErrorKind::Refused, "{wrong}");
     assert!(wrong.server_error().is_some_and(|error| error.code() == "WRONGPASS"), "{wrong}");
     let none = refused(SessionManager::builder(with_login.replace("?sentinel_password=watch", "")));
     assert!(none.server_error().is_some_and(|error| error.code() == "NOAUTH"), "{none}");
@@ -98,10 +98,10 @@ fn sentinels_and_servers_have_passwords_of_their_own() {
 fn a_name_that_no_sentinel_knows_is_told_and_so_are_sentinels_that_are_down() {
     let group = Group::start();
     let unknown = refused(SessionManager::builder(group.url().replace(NAME, "nobody")));
-    assert_eq!(unknown.kind(), LinkErrorKind::Refused, "{unknown}");
+    assert_eq!(unknown.kind(), ConnectionErrorKind::Refused, "{unknown}");
     assert!(unknown.to_string().contains("nobody"), "{unknown}");
     let down = refused(SessionManager::builder("redis+sentinel://127.0.0.1:1,127.0.0.1:2/m"));
-    assert_eq!(down.kind(), LinkErrorKind::Closed, "{down}");
+    assert_eq!(down.kind(), ConnectionErrorKind::Closed, "{down}");
     // One that is down or silent keeps nobody from asking the others.
     let mixed = group.url().replace("redis+sentinel://", "redis+sentinel://127.0.0.1:1,");
     let sessions = SessionManager::connect(mixed).unwrap();
@@ -110,9 +110,9 @@ fn a_name_that_no_sentinel_knows_is_told_and_so_are_sentinels_that_are_down() {
 
 #[test]
 fn what_servers_are_like_is_only_for_servers_that_sentinels_know() {
-    let one = SessionManager::builder("redis://127.0.0.1/").servers_like("redis://:pw@any/");
+    let one = SessionManager::builder("redis://127.0.0.1/").server_info("redis://:pw@any/");
     let error = one.build().unwrap_err();
-    assert_eq!(error.knob_name(), Some("servers_like"));
+    assert_eq!(error.setting_name(), Some("server_info"));
     let none: [&str; 0] = [];
     let empty = SessionManager::sentinel("m", none).build().unwrap_err();
     assert!(matches!(empty, ConfigError::Address { .. }), "{empty}");

@@ -19,7 +19,7 @@ use tracing::Level;
 use crate::connection::connect::{Connected, Server};
 use crate::connection::url::Behind;
 use crate::error::config::ConfigError;
-use crate::error::connection::{LinkError, LinkErrorKind};
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::logging::deferred::Herald;
 use crate::process::sockets::OwnSocket;
 use crate::protocol::sentinel::{Answer, Place, understand};
@@ -123,7 +123,10 @@ impl Directory {
     }
 
     /// Opens a connection to the master, which ends when another one takes its place.
-    pub(crate) fn connect(self: &Arc<Self>, timeout: Duration) -> Result<Connected, LinkError> {
+    pub(crate) fn connect(
+        self: &Arc<Self>,
+        timeout: Duration,
+    ) -> Result<Connected, ConnectionError> {
         let until = Instant::now() + timeout;
         let master = self.master(until)?;
         self.tethered(master, until, timeout)
@@ -133,7 +136,7 @@ impl Directory {
     pub(crate) fn connect_replica(
         self: &Arc<Self>,
         timeout: Duration,
-    ) -> Result<Connected, LinkError> {
+    ) -> Result<Connected, ConnectionError> {
         let until = Instant::now() + timeout;
         let replica = self.replica(until)?;
         let left = until.saturating_duration_since(Instant::now()).max(LEAST.min(timeout));
@@ -145,7 +148,7 @@ impl Directory {
         self: &Arc<Self>,
         who: &Who,
         timeout: Duration,
-    ) -> Result<Connection, LinkError> {
+    ) -> Result<Connection, ConnectionError> {
         let until = Instant::now() + timeout;
         let master = self.master(until)?;
         let left = until.saturating_duration_since(Instant::now()).max(LEAST.min(timeout));
@@ -157,12 +160,12 @@ impl Directory {
         self: &Arc<Self>,
         who: &Who,
         timeout: Duration,
-    ) -> Result<Connection, LinkError> {
+    ) -> Result<Connection, ConnectionError> {
         self.replica(Instant::now() + timeout)?.client(who, timeout)
     }
 
     /// Any replica that is in step; the master where there is none.
-    fn replica(self: &Arc<Self>, until: Instant) -> Result<Arc<Server>, LinkError> {
+    fn replica(self: &Arc<Self>, until: Instant) -> Result<Arc<Server>, ConnectionError> {
         let master = self.master(until)?;
         let known = self.known();
         let one = fastrand::usize(..known.replicas.len().max(1));
@@ -174,13 +177,13 @@ impl Directory {
         master: Arc<Server>,
         until: Instant,
         timeout: Duration,
-    ) -> Result<Connected, LinkError> {
+    ) -> Result<Connected, ConnectionError> {
         let left = until.saturating_duration_since(Instant::now()).max(LEAST.min(timeout));
         let connected = master.connect(left).inspect_err(|_| self.doubt())?;
         let mut known = self.known();
         if known.master.as_ref().is_none_or(|now| now.address() != master.address()) {
             let text = "another server became the master while this one was connected to";
-            return Err(LinkError::new(LinkErrorKind::Closed, text));
+            return Err(ConnectionError::new(ConnectionErrorKind::Closed, text));
         }
         known.sockets.retain(|(_, socket)| socket.strong_count() > 0);
         known.sockets.push((master, Arc::downgrade(connected.socket())));
@@ -188,7 +191,10 @@ impl Directory {
     }
 
     /// The master, as it is known, or as sentinels say now; the caller waits until `latest` at most.
-    pub(crate) fn master(self: &Arc<Self>, latest: Instant) -> Result<Arc<Server>, LinkError> {
+    pub(crate) fn master(
+        self: &Arc<Self>,
+        latest: Instant,
+    ) -> Result<Arc<Server>, ConnectionError> {
         self.watch();
         let until = latest.min(Instant::now() + self.patience);
         let mut known = self.known();
@@ -201,7 +207,7 @@ impl Directory {
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(LinkError::timed_out("sentinels are being asked all the time"));
+                return Err(ConnectionError::timed_out("sentinels are being asked all the time"));
             }
             let waited = self.changed.wait_timeout(known, left);
             known = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -220,7 +226,7 @@ impl Directory {
     }
 
     /// Draws the conclusions from what a sentinel said.
-    fn heard(&self, known: &mut Known, answer: Answer) -> Result<Arc<Server>, LinkError> {
+    fn heard(&self, known: &mut Known, answer: Answer) -> Result<Arc<Server>, ConnectionError> {
         known.heard = Some(Instant::now());
         known.epoch = answer.epoch;
         known.replicas = answer.replicas.iter().filter_map(|at| self.server(at).ok()).collect();
@@ -264,9 +270,9 @@ impl Directory {
         epoch: u64,
         first: usize,
         (until, latest): (Instant, Instant),
-    ) -> Result<(usize, Answer), LinkError> {
+    ) -> Result<(usize, Answer), ConnectionError> {
         let count = self.sentinels.len();
-        let (mut outdated, mut failed) = (Vec::new(), None::<LinkError>);
+        let (mut outdated, mut failed) = (Vec::new(), None::<ConnectionError>);
         for tried in 0..count {
             let nth = (first + tried) % count;
             let Some(sentinel) = self.sentinels.get(nth) else { continue };
@@ -282,7 +288,7 @@ impl Directory {
                         tracing::debug!(sentinel, error = %format_args!("{cause:#}"), "no answer");
                     });
                     // A verdict says more than silence.
-                    if failed.as_ref().is_none_or(LinkError::is_passing) {
+                    if failed.as_ref().is_none_or(ConnectionError::is_passing) {
                         failed = Some(error);
                     }
                 }
@@ -294,11 +300,12 @@ impl Directory {
         {
             return Ok(best);
         }
-        let why = failed.unwrap_or_else(|| LinkError::unexpected("they know less than was known"));
+        let why =
+            failed.unwrap_or_else(|| ConnectionError::unexpected("they know less than was known"));
         Err(why.by_sentinels(&self.name))
     }
 
-    fn question(&self, sentinel: &Server, timeout: Duration) -> Result<Answer, LinkError> {
+    fn question(&self, sentinel: &Server, timeout: Duration) -> Result<Answer, ConnectionError> {
         let until = Instant::now() + timeout;
         let mut connection = sentinel.client(sentinel.who(), timeout)?;
         let mut bytes = Vec::new();
@@ -318,12 +325,12 @@ impl Directory {
             }
             Ok(answers)
         };
-        let answers = asked().map_err(|error: redis::RedisError| LinkError::of(&error))?;
+        let answers = asked().map_err(|error: redis::RedisError| ConnectionError::of(&error))?;
         understand(&answers)
     }
 
     /// A server at that place, to be connected to as all of them are.
-    fn server(&self, (host, port): &Place) -> Result<Arc<Server>, LinkError> {
+    fn server(&self, (host, port): &Place) -> Result<Arc<Server>, ConnectionError> {
         let address = match self.like.addr().clone() {
             ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
                 ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure, tls_params }
@@ -331,7 +338,7 @@ impl Directory {
             _ => ConnectionAddr::Tcp(host.clone(), *port),
         };
         let server = Server::new(self.like.clone().set_addr(address), &self.settings);
-        server.map(Arc::new).map_err(|_| LinkError::unexpected("no address to connect to"))
+        server.map(Arc::new).map_err(|_| ConnectionError::unexpected("no address to connect to"))
     }
 
     pub(crate) fn known(&self) -> MutexGuard<'_, Known> {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tracing::Level;
 
 use crate::connection::sentinel::client::{Directory, FRESH};
-use crate::error::connection::LinkError;
+use crate::error::connection::ConnectionError;
 
 /// The longest read: so late the thread notices that nobody needs it any more.
 const TICK: Duration = Duration::from_millis(200);
@@ -56,7 +56,7 @@ fn run(directory: &Weak<Directory>) {
         let Some(sentinel) = sentinel else { return };
         let heard = sentinel.client(sentinel.who(), timeout).and_then(|mut connection| {
             listen(directory, &mut connection, &name, timeout)
-                .map_err(|error| LinkError::of(&error))
+                .map_err(|error| ConnectionError::of(&error))
         });
         let Err(error) = heard else { return };
         tracing::debug!(sentinel = sentinel.address(), %error, "not told of switches");

@@ -187,7 +187,7 @@ impl Cluster {
         drop(pools);
         let endpoint = self.atlas.endpoint(node).map_err(|_| CheckoutError::Connect {
             waited: Duration::ZERO,
-            source: crate::error::connection::LinkError::unexpected(
+            source: crate::error::connection::ConnectionError::unexpected(
                 "an address that cannot be used",
             ),
         })?;

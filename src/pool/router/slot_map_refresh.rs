@@ -17,7 +17,7 @@ use crate::connection::connection::Link;
 use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
 use crate::error::config::ConfigError;
-use crate::error::connection::{LinkError, LinkErrorKind};
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::logging::deferred::Herald;
 use crate::pool::manager;
 use crate::pool::manager::Purpose;
@@ -44,7 +44,7 @@ pub(crate) struct Atlas {
     /// When the last one who asked was done. Held while somebody asks, so nobody may wait for it.
     asking: Mutex<Option<Instant>>,
     /// Why nobody answered the last time.
-    failure: Mutex<Option<LinkError>>,
+    failure: Mutex<Option<ConnectionError>>,
     herald: Arc<Herald>,
 }
 
@@ -118,7 +118,7 @@ impl Atlas {
     }
 
     /// Why nobody answered when the map was last asked for, where nobody did.
-    pub(crate) fn failure(&self) -> Option<LinkError> {
+    pub(crate) fn failure(&self) -> Option<ConnectionError> {
         lock(&self.failure).clone()
     }
 
@@ -170,7 +170,7 @@ impl Atlas {
                     });
                     // That the caller's time was over says less than an earlier failure.
                     let late =
-                        error.kind() == LinkErrorKind::TimedOut && Instant::now() >= deadline;
+                        error.kind() == ConnectionErrorKind::TimedOut && Instant::now() >= deadline;
                     let mut failure = lock(&self.failure);
                     if !late || failure.is_none() {
                         *failure = Some(error);
@@ -184,8 +184,8 @@ impl Atlas {
         *last = Some(Instant::now());
     }
 
-    fn ask(&self, node: &NodeAddress, deadline: Instant) -> Result<Map, LinkError> {
-        let refused = |_| LinkError::unexpected("an address that cannot be used");
+    fn ask(&self, node: &NodeAddress, deadline: Instant) -> Result<Map, ConnectionError> {
+        let refused = |_| ConnectionError::unexpected("an address that cannot be used");
         let endpoint = self.endpoint(node).map_err(refused)?;
         let mut link =
             manager::open(&endpoint, &self.settings, Purpose::Pooled, 0, Some(deadline))?;
@@ -203,15 +203,19 @@ impl Atlas {
         let other = Map::of_slots(&slots, &node.host);
         let best = map.into_iter().chain(other).max_by_key(Map::served);
         best.filter(|map| map.served() > 0).ok_or_else(|| match slots {
-            Value::ServerError(error) => {
-                LinkError::refused(crate::error::server::ServerError::from_reply(&error, false))
-            }
+            Value::ServerError(error) => ConnectionError::refused(
+                crate::error::server::ServerError::from_reply(&error, false),
+            ),
             _ => crate::pool::router::unserved(None),
         })
     }
 }
 
-fn question(link: &mut Link, word: &'static str, limit: Deadline) -> Result<Value, LinkError> {
+fn question(
+    link: &mut Link,
+    word: &'static str,
+    limit: Deadline,
+) -> Result<Value, ConnectionError> {
     let mut bytes = Vec::with_capacity(64);
     encode::command(&mut bytes, &["CLUSTER", word], |_| {});
     link.send(&bytes, &[(Expect::Plain, 1)], limit)?;

@@ -17,18 +17,22 @@ use crate::connection::endpoint::Endpoint;
 use crate::connection::properties::support::eventually;
 use crate::connection::properties::support::tls::Authority;
 use crate::connection::url::one as parse;
-use crate::error::connection::{LinkError, LinkErrorKind};
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::pool::tests::PATIENCE;
 use crate::protocol::connection_state::Expect;
 use crate::settings::Settings;
-use crate::status::Replaced;
+use crate::status::CloseReason;
 
 const LIMIT: Duration = Duration::from_millis(400);
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&version::TLS12, &version::TLS13];
 
 type Peer = StreamOwned<ServerConnection, TcpStream>;
 
-fn connect(url: &str, authority: &Authority, limit: Duration) -> Result<Connected, LinkError> {
+fn connect(
+    url: &str,
+    authority: &Authority,
+    limit: Duration,
+) -> Result<Connected, ConnectionError> {
     let tls = crate::Tls::new().root_certificates(authority.pem());
     let settings = Settings { tls: Some(tls), ..Settings::default() };
     Endpoint::new(parse(url).unwrap(), &settings).unwrap().connect(limit)
@@ -84,7 +88,7 @@ fn bytes_that_stay_behind_are_counted_exactly_also_over_tls() {
         let begun = Instant::now();
         let sent = link.send_counted(&bytes, &[(Expect::Plain, 1)], Deadline::after(LIMIT));
         let (left, error) = sent.unwrap_err();
-        assert_eq!(error.kind(), LinkErrorKind::TimedOut);
+        assert_eq!(error.kind(), ConnectionErrorKind::TimedOut);
         assert!(begun.elapsed() < 20 * LIMIT, "{:?}", begun.elapsed());
         assert!(left > 0);
         drop(link);
@@ -104,7 +108,7 @@ fn of_a_peer_that_is_gone_no_more_bytes_are_counted_than_it_may_have_had() {
         let bytes = vec![b'x'; 64 << 20];
         let sent = link.send_counted(&bytes, &[(Expect::Plain, 1)], Deadline::after(PATIENCE));
         let (left, error) = sent.unwrap_err();
-        assert_eq!(error.kind(), LinkErrorKind::Closed, "{error}");
+        assert_eq!(error.kind(), ConnectionErrorKind::Closed, "{error}");
         assert!((reading.join().unwrap()..bytes.len()).contains(&left), "{left}");
     }
 }
@@ -135,8 +139,8 @@ fn a_reply_that_comes_in_drips_over_tls_ends_at_the_deadline() {
             let error = link.receive(Deadline::after(LIMIT)).unwrap_err();
             let kinds = match in_records {
                 // Behind the record that was never sent nothing can be decrypted.
-                true => [LinkErrorKind::TimedOut, LinkErrorKind::Io],
-                false => [LinkErrorKind::TimedOut; 2],
+                true => [ConnectionErrorKind::TimedOut, ConnectionErrorKind::Io],
+                false => [ConnectionErrorKind::TimedOut; 2],
             };
             assert!(kinds.contains(&error.kind()), "{error}");
             assert!(begun.elapsed() < 20 * LIMIT, "{:?}", begun.elapsed());
@@ -164,14 +168,14 @@ fn a_hand_shake_of_tls_ends_within_its_time_whatever_the_peer_does() {
         });
         let begun = Instant::now();
         let failed = connect(&url, &authority, LIMIT).map(drop).unwrap_err();
-        assert_eq!(failed.kind(), LinkErrorKind::TimedOut, "{failed}");
+        assert_eq!(failed.kind(), ConnectionErrorKind::TimedOut, "{failed}");
         assert!((LIMIT..20 * LIMIT).contains(&begun.elapsed()), "{:?}", begun.elapsed());
         peer.join().unwrap();
     }
 }
 
 /// It was given back, and is taken again.
-fn look(link: &mut Link) -> Result<(), LinkErrorKind> {
+fn look(link: &mut Link) -> Result<(), ConnectionErrorKind> {
     assert_eq!(link.verdict(Instant::now(), 0), None);
     link.taken();
     link.look().map_err(|error| error.kind())
@@ -188,16 +192,16 @@ fn a_session_ticket_is_no_reply_too_many() {
     assert_eq!(look(&mut link), Ok(()));
     peer.write_all(b"+PONG\r\n").unwrap();
     peer.flush().unwrap();
-    assert_eq!(look(&mut link), Err(LinkErrorKind::Unexpected));
-    assert_eq!(link.verdict(Instant::now(), 0), Some(Replaced::Protocol));
+    assert_eq!(look(&mut link), Err(ConnectionErrorKind::Unexpected));
+    assert_eq!(link.verdict(Instant::now(), 0), Some(CloseReason::Protocol));
 }
 
 #[test]
 fn half_a_record_is_waited_for_and_judged_when_it_is_whole() {
     for version in VERSIONS {
         for (text, whole) in [
-            (&b"+OK\r\n"[..], Err(LinkErrorKind::Unexpected)),
-            (b"$5\r\nWR", Err(LinkErrorKind::Unexpected)),
+            (&b"+OK\r\n"[..], Err(ConnectionErrorKind::Unexpected)),
+            (b"$5\r\nWR", Err(ConnectionErrorKind::Unexpected)),
             (b">1\r\n+a\r\n", Ok(())),
             (b">1\r\n+", Ok(())),
         ] {
@@ -223,8 +227,8 @@ fn the_end_of_tls_is_the_end_also_while_the_socket_is_open() {
         while peer.conn.wants_write() {
             peer.conn.write_tls(&mut peer.sock).unwrap();
         }
-        assert_eq!(look(&mut link), Err(LinkErrorKind::Closed), "{version:?}");
-        assert_eq!(link.verdict(Instant::now(), 0), Some(Replaced::Closed));
+        assert_eq!(look(&mut link), Err(ConnectionErrorKind::Closed), "{version:?}");
+        assert_eq!(link.verdict(Instant::now(), 0), Some(CloseReason::Closed));
     }
 }
 
@@ -239,7 +243,7 @@ fn a_record_that_was_changed_on_its_way_ends_the_connection() {
         link.send(b"PING", &[(Expect::Plain, 1)], Deadline::after(PATIENCE)).unwrap();
         peer.sock.write_all(&record).unwrap();
         let error = link.receive(Deadline::after(PATIENCE)).unwrap_err();
-        assert_eq!(error.kind(), LinkErrorKind::Io, "{error}");
-        assert_eq!(link.verdict(Instant::now(), 0), Some(Replaced::Closed));
+        assert_eq!(error.kind(), ConnectionErrorKind::Io, "{error}");
+        assert_eq!(link.verdict(Instant::now(), 0), Some(CloseReason::Closed));
     }
 }

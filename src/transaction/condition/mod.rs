@@ -17,7 +17,7 @@ use std::fmt;
 use redis::Value;
 
 use crate::error::condition::FailedCondition;
-use crate::error::connection::LinkError;
+use crate::error::connection::ConnectionError;
 use crate::error::server::ServerError;
 use crate::error::{Applied, Error};
 use crate::protocol::command::Requests;
@@ -125,7 +125,9 @@ impl Required {
             None => Err(Error::Lost {
                 during: format!("{command} of condition {which}"),
                 applied: Applied::No,
-                source: LinkError::unexpected("an answer of another kind than the question's"),
+                source: ConnectionError::unexpected(
+                    "an answer of another kind than the question's",
+                ),
             }),
         }
     }
