@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 use std::thread;
 
-use rediscope::{Resolution, SessionManager, Unresolved};
+use rediscope::{Resolution, SessionManager, UnresolvedReason};
 
 use super::cuts::Cut;
 use super::deeds::{Deed, IDS, SETS, Told, count_key, counts_key, log_key, set, sum_key, tag};

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use rediscope::{Resolution, SessionManager, TransactionOptions, Transactional, Unresolved};
+use rediscope::{Resolution, SessionManager, TransactionOptions, Transactional, UnresolvedReason};
 
 use super::books::Data;
 use super::deeds::{Deed, Form, IDS, Plan, Told, transact};
