@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use rediscope::prelude::*;
 use rediscope::{
-    CommitError, InDoubt, Resolution, SessionManager, TransactionOptions, Transactional, Unresolved,
+    CommitError, InDoubt, Resolution, SessionManager, TransactionOptions, Transactional,
+    UnresolvedReason,
 };
 
 use scopeguard::defer;

@@ -30,7 +30,7 @@ pub(crate) struct Flight {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lost {
     /// Nothing of the user's was in it: the same on another connection.
-    CloseReason,
+    Replaced,
     /// The scope cannot go on, and EXEC was never written.
     NotSent,
     /// EXEC was in it.
