@@ -7,6 +7,7 @@
 //! Never: a waiter, a channel or a wake-up that outlives its [`Ticket`]. Never: a server.
 
 #[cfg(all(test, rediscope_shuttle))]
+#[path = "../../tests/model/waiters.rs"]
 mod model;
 
 use std::collections::{HashMap, VecDeque};

@@ -11,6 +11,7 @@
 //! Never: more tries than callers. A server that is down is not stormed.
 
 #[cfg(all(test, rediscope_shuttle))]
+#[path = "../../tests/model/connect_attempts.rs"]
 mod model;
 
 use std::sync::Arc;

@@ -11,12 +11,14 @@ pub(crate) mod checkout;
 pub(crate) mod connect_attempts;
 pub(crate) mod manager;
 #[cfg(all(test, rediscope_shuttle))]
+#[path = "../../tests/model/harness.rs"]
 mod model;
 pub(crate) mod router;
 pub(crate) mod scopes;
 pub(crate) mod semaphore;
 pub(crate) mod spin;
 #[cfg(test)]
+#[path = "../../tests/unit/pool.rs"]
 mod tests;
 
 use std::fmt;

@@ -10,10 +10,13 @@
 //! that nobody settles.
 
 #[cfg(all(test, rediscope_shuttle))]
+#[path = "../../tests/model/batch.rs"]
 mod group_model;
 #[cfg(all(test, rediscope_shuttle))]
+#[path = "../../tests/model/semaphore.rs"]
 mod model;
 #[cfg(all(test, not(rediscope_shuttle)))]
+#[path = "../../tests/unit/semaphore.rs"]
 mod tests;
 
 use std::collections::VecDeque;

@@ -15,6 +15,7 @@ pub(crate) mod idempotency_key;
 pub(crate) mod lock;
 pub(crate) mod marker;
 #[cfg(test)]
+#[path = "../../tests/unit/queue_properties.rs"]
 mod properties;
 pub(crate) mod queue;
 pub(crate) mod refusal;

@@ -6,6 +6,7 @@
 //! Never: a half-encoded command in what is handed out. Never: an identifier given out twice.
 
 #[cfg(test)]
+#[path = "../../tests/unit/queue.rs"]
 mod tests;
 
 use redis::Cmd;

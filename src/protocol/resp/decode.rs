@@ -6,6 +6,7 @@
 //! Never: a wait. Never: memory because of a length alone, before what it announces has come.
 
 #[cfg(test)]
+#[path = "../../../tests/unit/decode.rs"]
 mod tests;
 
 use std::borrow::Cow;

@@ -21,6 +21,7 @@ pub(crate) mod streams;
 pub(crate) mod strings;
 pub(crate) mod table;
 #[cfg(test)]
+#[path = "../../../tests/unit/commands.rs"]
 mod tests;
 
 pub use crate::transaction::commands::bitmaps::BitmapCommands;
