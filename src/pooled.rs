@@ -15,10 +15,11 @@ use redis::{Cmd, ConnectionLike, RedisResult, Value};
 
 use crate::error::checkout::CheckoutError;
 use crate::error::{Error, recent};
-use crate::pool::router::{Nodes, Route};
+use crate::pool::router::Nodes;
 use crate::pool::scopes::Owner;
 use crate::pooled::answers::Call;
 use crate::pooled::request::Request;
+use crate::protocol::cluster::route::Route;
 
 /// The pooled handle: single commands, each on a connection borrowed for its own round trip (or
 /// for one pipeline) only.

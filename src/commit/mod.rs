@@ -25,7 +25,7 @@ use crate::error::connection::ConnectionError;
 use crate::error::in_doubt::{CommitToken, InDoubt, Resolver};
 use crate::error::server::ServerError;
 use crate::pool::checkout::Lease;
-use crate::pool::router;
+use crate::protocol::cluster::slot;
 use crate::protocol::connection_state::Taint;
 use crate::protocol::exec;
 use crate::protocol::exec::{Doubt, Refusal, Verdict};
@@ -75,7 +75,7 @@ pub(crate) struct Place {
 impl Place {
     /// The hash tag of keys of ours that must be beside the caller's.
     fn tag(&self) -> Option<u32> {
-        self.slot.and_then(router::tag)
+        self.slot.and_then(slot::tag_of)
     }
 }
 

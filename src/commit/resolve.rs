@@ -22,10 +22,11 @@ use crate::error::server::ServerError;
 use crate::logging::rate_limit::Alarm;
 use crate::pool::manager;
 use crate::pool::manager::Purpose;
-use crate::pool::router;
-use crate::pool::router::{Nodes, Onward, Patience, Route};
+use crate::pool::redirect_pause;
+use crate::pool::router::Nodes;
 use crate::pool::semaphore::{Gate, Refused};
 use crate::protocol::cluster::redirect;
+use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route};
 use crate::protocol::cluster::slot;
 use crate::protocol::connection_state::Expect;
 use crate::protocol::marker;
@@ -70,19 +71,20 @@ impl Asker {
         let mut pause = PAUSE / 16;
         // Its name says where it is, whatever server the token was made on.
         let mut route = Route::to(key_slot);
-        let mut patience = Patience::until(deadline);
+        let mut budget = RedirectBudget::until(deadline);
         loop {
             let kept = lock(&self.link).take();
             let was_kept = kept.is_some();
             let asked = self.ask_on(kept, &route, token, deadline);
             if let Err(UnresolvedReason::Refused(error)) = &asked
-                && let Some(onward) = self.nodes.onward(&route, error.code(), error.message())
-                && patience.allows(&onward)
+                && let Some(redirect) =
+                    self.nodes.redirect_for(&route, error.code(), error.message())
+                && redirect_pause::try_next(&mut budget, &redirect)
             {
-                route = onward.route();
+                route = redirect.route();
                 continue;
             }
-            if route.asks() {
+            if route.ask {
                 route = Route::to(key_slot);
             }
             let passing = match &asked {
@@ -118,7 +120,7 @@ impl Asker {
             // A transaction without a key was bound to no slot, and its register has no hash tag.
             true if token.slot.is_none() => (Some(slot), None),
             true if token.slot != Some(slot) => return wrong("the register is of another slot"),
-            true => (Some(slot), router::tag(slot)),
+            true => (Some(slot), slot::tag_of(slot)),
         };
         match marker::is_register(&token.register, &self.nodes.settings().prefix, tag) {
             true => Ok(slot),
@@ -152,7 +154,7 @@ impl Asker {
                 opened.map_err(|source| {
                     // Another one may serve the slot by now.
                     let error = CheckoutError::Connect { waited: Duration::ZERO, source };
-                    let _: Option<Onward> = self.nodes.unreached_by(route, &error, deadline);
+                    let _: Option<Redirect> = self.nodes.on_unreachable(route, &error, deadline);
                     match error {
                         CheckoutError::Connect { source, .. } => {
                             UnresolvedReason::Unreachable(source)
@@ -163,15 +165,15 @@ impl Asker {
             }
         };
         let limit = Deadline::after(settings.response_timeout).capped(deadline);
-        let question = marker::question(&token.register, settings.register_ttl, route.asks());
-        let count = if route.asks() { 4 } else { 2 };
+        let question = marker::question(&token.register, settings.register_ttl, route.ask);
+        let count = if route.ask { 4 } else { 2 };
         link.send(&question, &[(Expect::Plain, count)], limit).map_err(unreachable)?;
         let mut answers = Vec::with_capacity(4);
         for _ in 0..count {
             answers.push(link.value(limit).map_err(unreachable)?);
         }
-        if route.asks() {
-            answers = redirect::all_behind_asking(answers);
+        if route.ask {
+            answers = redirect::all_after_asking(answers);
         }
         let [touched, found] = answers.as_slice() else {
             return Err(unreachable(ConnectionError::unexpected("too few answers")));

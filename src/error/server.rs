@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use crate::protocol::cluster::redirect::Redirect;
+use crate::protocol::cluster::redirect::RedirectReply;
 use crate::protocol::command;
 use crate::protocol::refusal;
 
@@ -237,7 +237,7 @@ fn sentence(code: &str, text: &str) -> Cow<'static, str> {
     // A slot and an address are the server's own, and the way on.
     let is_plain = |b: u8| b.is_ascii_alphanumeric() || b".:-[] ?".contains(&b);
     if matches!(code, "MOVED" | "ASK")
-        && Redirect::of(code, text).is_some()
+        && RedirectReply::of(code, text).is_some()
         && text.bytes().all(is_plain)
     {
         return Cow::Owned(text.to_owned());

@@ -26,9 +26,11 @@ use crate::logging::deferred::Herald;
 use crate::pool::Joined;
 use crate::pool::batch::lead_within;
 use crate::pool::checkout::Lease;
-use crate::pool::router::{Nodes, Onward, Patience, Route};
+use crate::pool::redirect_pause;
+use crate::pool::router::Nodes;
 use crate::protocol::batch::{Broken, Job, Settled, What};
 use crate::protocol::cluster::redirect;
+use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route};
 use crate::protocol::connection_state::Expect;
 use crate::protocol::lock::script::{By, Call};
 use crate::protocol::replication::Durability;
@@ -221,10 +223,10 @@ impl Courier {
     ) -> Result<Answers, Failed> {
         let mut by = By::Hash;
         let mut repeated = false;
-        let mut patience = Patience::until(checkout);
+        let mut budget = RedirectBudget::until(checkout);
         loop {
             // Each is one command, and each is told for itself that its slot is on its way.
-            let asks = route.asks();
+            let asks = route.ask;
             let mut bytes = Vec::with_capacity(512 * calls.len());
             for call in calls {
                 if asks {
@@ -246,17 +248,17 @@ impl Courier {
             if let (true, Ok(answers)) = (asks, &mut asked) {
                 let behind = answers.values.split_off(answers.values.len().min(2 * calls.len()));
                 let values = std::mem::take(&mut answers.values);
-                answers.values = redirect::all_behind_asking(values);
+                answers.values = redirect::all_after_asking(values);
                 answers.values.extend(behind);
             }
             repeated |= match &asked {
                 Ok(answers) => answers.repeated,
                 Err(failed) => failed.may_arrive(),
             };
-            if let Some(onward) = self.onward(&route, &asked, checkout)
-                && patience.allows(&onward)
+            if let Some(redirect) = self.redirect_for(&route, &asked, checkout)
+                && redirect_pause::try_next(&mut budget, &redirect)
             {
-                route = onward.route();
+                route = redirect.route();
                 continue;
             }
             let mut answers = asked.map_err(|failed| failed.after_sending(repeated))?;
@@ -283,22 +285,22 @@ impl Courier {
     }
 
     /// What is to be done where a node is not the one to ask. All calls can be sent again.
-    fn onward(
+    fn redirect_for(
         &self,
         route: &Route,
         asked: &Result<Answers, Failed>,
         deadline: Instant,
-    ) -> Option<Onward> {
+    ) -> Option<Redirect> {
         let refused = |value: &Value| match value {
             Value::ServerError(error) => {
-                self.own.onward(route, error.code(), error.details().unwrap_or_default())
+                self.own.redirect_for(route, error.code(), error.details().unwrap_or_default())
             }
             _ => None,
         };
         match asked {
             Ok(answers) => answers.values.iter().find_map(refused),
             Err(Failed::Checkout(error) | Failed::Again(error)) => {
-                self.own.unreached_by(route, error, deadline)
+                self.own.on_unreachable(route, error, deadline)
             }
             Err(Failed::Lost(_)) => None,
         }

@@ -20,7 +20,8 @@ use crate::error::connection::ConnectionError;
 use crate::error::server::ServerError;
 use crate::lock::client::Courier;
 use crate::lock::waiters::Waiters;
-use crate::pool::router::{Nodes, Onward, Route, Term};
+use crate::pool::router::{Nodes, Term};
+use crate::protocol::cluster::route::{Redirect, Route};
 use crate::settings::Settings;
 use crate::sync::lock;
 
@@ -164,7 +165,7 @@ impl Shared {
         endpoint.client(limit).inspect_err(|source| {
             let error = CheckoutError::Connect { waited: limit, source: source.clone() };
             let by = Instant::now() + self.settings.checkout_timeout;
-            let _: Option<Onward> = self.nodes.unreached_by(&any, &error, by);
+            let _: Option<Redirect> = self.nodes.on_unreachable(&any, &error, by);
         })
     }
 

@@ -13,6 +13,7 @@ pub(crate) mod manager;
 #[cfg(all(test, rediscope_shuttle))]
 #[path = "../../tests/model/harness.rs"]
 mod model;
+pub(crate) mod redirect_pause;
 pub(crate) mod router;
 pub(crate) mod scopes;
 pub(crate) mod semaphore;

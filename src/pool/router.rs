@@ -16,13 +16,11 @@ pub(crate) mod slot_map_refresh;
 
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::connection::endpoint::Endpoint;
 use crate::error::checkout::CheckoutError;
-use crate::error::connection::ConnectionError;
-use crate::error::server::ServerError;
 use crate::logging::deferred::Herald;
 use crate::logging::rate_limit::Alarms;
 use crate::pool::checkout::Lease;
@@ -32,46 +30,15 @@ use crate::pool::scopes::{Owner, Pin};
 use crate::pool::{Joined, Pool, Voice, WeakPool};
 use crate::protocol::batch::Job;
 #[cfg(feature = "cluster")]
-use crate::protocol::cluster::redirect::Redirect;
-use crate::protocol::cluster::slot;
-use crate::protocol::cluster::slot::Binding;
+use crate::protocol::cluster::redirect::RedirectReply;
+use crate::protocol::cluster::route::{Redirect, Route};
+use crate::protocol::cluster::slot::SlotBinding;
 use crate::settings::Settings;
 use crate::settings::credentials::Provider;
 use crate::status::{Counters, OpenScope, PoolStatus};
 
 /// A time in which connections lead to the same server and have said the same.
 pub(crate) type Term = (u64, Option<u64>);
-
-/// Where something is to be sent.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Route {
-    /// `None`: anywhere.
-    pub(crate) slot: Option<u16>,
-    /// To this one, whatever the map says.
-    #[cfg(feature = "cluster")]
-    at: Option<crate::protocol::cluster::slot_map::NodeAddress>,
-    /// The slot is on its way there, and each time it has to be said that this is known.
-    asks: bool,
-}
-
-impl Route {
-    pub(crate) fn to(slot: Option<u16>) -> Self {
-        Self { slot, ..Self::default() }
-    }
-
-    pub(crate) fn asks(&self) -> bool {
-        self.asks
-    }
-}
-
-/// What is to be done about a refusal.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Onward {
-    /// It is sent again, this way, at once.
-    Now(Route),
-    /// The same, after a pause.
-    Soon(Route),
-}
 
 /// The pools of one purpose. Clones are the same pools.
 #[derive(Clone)]
@@ -145,10 +112,10 @@ impl Nodes {
     }
 
     /// What a new transaction's keys are bound to.
-    pub(crate) fn binding(&self) -> Binding {
+    pub(crate) fn binding(&self) -> SlotBinding {
         match self.single() {
-            Some(_) => Binding::Free,
-            None => Binding::Open,
+            Some(_) => SlotBinding::None,
+            None => SlotBinding::Pending,
         }
     }
 
@@ -244,7 +211,7 @@ impl Nodes {
     /// A link for one round trip.
     pub(crate) fn lease(&self, route: &Route, deadline: Instant) -> Result<Lease, CheckoutError> {
         self.reach(route, deadline, |pool| pool.lease(deadline))
-            .map(|lease| lease.asking(route.asks))
+            .map(|lease| lease.asking(route.ask))
     }
 
     /// The same where one is free; `None`: none is.
@@ -254,7 +221,7 @@ impl Nodes {
         deadline: Instant,
     ) -> Result<Option<Lease>, CheckoutError> {
         self.reach(route, deadline, |pool| pool.try_lease(deadline))
-            .map(|lease| lease.map(|lease| lease.asking(route.asks)))
+            .map(|lease| lease.map(|lease| lease.asking(route.ask)))
     }
 
     /// Begins to open a connection to where the route leads, unless there is one.
@@ -284,7 +251,7 @@ impl Nodes {
         owner: &Owner,
         deadline: Instant,
     ) -> Result<Pin, CheckoutError> {
-        self.reach(route, deadline, |pool| pool.pin(owner.clone(), deadline, route.asks))
+        self.reach(route, deadline, |pool| pool.pin(owner.clone(), deadline, route.ask))
     }
 
     /// See [`Pool::join`]. Whoever is to be asked for leave each time goes alone.
@@ -294,7 +261,7 @@ impl Nodes {
         deadline: Instant,
         mut job: impl FnMut() -> Job,
     ) -> Result<Joined, CheckoutError> {
-        if route.asks {
+        if route.ask {
             return self.lease(route, deadline).map(Joined::Alone);
         }
         self.reach(route, deadline, |pool| pool.join(deadline, &mut job))
@@ -334,27 +301,27 @@ impl Nodes {
         }
     }
 
-    /// What is to be done where a server refused something of this route with this error; `None`:
-    /// nothing, it is an answer.
-    pub(crate) fn onward(&self, route: &Route, code: &str, text: &str) -> Option<Onward> {
+    /// How a call is sent again after a server rejected it with this error. `None`: the error is the
+    /// call's result.
+    pub(crate) fn redirect_for(&self, route: &Route, code: &str, text: &str) -> Option<Redirect> {
         match &self.set {
             Set::One(_) => None,
             #[cfg(feature = "cluster")]
-            Set::Many(cluster) => cluster.onward(route, &Redirect::of(code, text)?),
+            Set::Many(cluster) => cluster.redirect_for(route, &RedirectReply::of(code, text)?),
         }
     }
 
-    /// The same where the server could not be reached, by `deadline` at the latest.
-    pub(crate) fn unreached_by(
+    /// The same after no connection to the server could be had, by `deadline` at the latest.
+    pub(crate) fn on_unreachable(
         &self,
         route: &Route,
         error: &CheckoutError,
         deadline: Instant,
-    ) -> Option<Onward> {
+    ) -> Option<Redirect> {
         match &self.set {
             Set::One(_) => None,
             #[cfg(feature = "cluster")]
-            Set::Many(cluster) => cluster.unreached(route, error, deadline),
+            Set::Many(cluster) => cluster.on_unreachable(route, error, deadline),
         }
     }
 
@@ -389,67 +356,6 @@ impl Nodes {
             Set::Many(cluster) => cluster.drain(deadline),
         }
     }
-}
-
-/// How long a call waits in a cluster that is in motion, before it looks again.
-#[derive(Debug)]
-pub(crate) struct Patience {
-    deadline: Instant,
-    pause: Duration,
-    hops: u32,
-}
-
-/// So often a call is sent on at once; from then on it pauses first: two nodes may each say that it
-/// is the other one.
-const AT_ONCE: u32 = 8;
-const PAUSES: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
-
-impl Patience {
-    pub(crate) fn until(deadline: Instant) -> Self {
-        Self { deadline, pause: PAUSES.0, hops: 0 }
-    }
-
-    pub(crate) fn deadline(&self) -> Instant {
-        self.deadline
-    }
-
-    /// Waits where it has to. False: there is no time left.
-    pub(crate) fn allows(&mut self, onward: &Onward) -> bool {
-        let now = Instant::now();
-        if now >= self.deadline {
-            return false;
-        }
-        self.hops += 1;
-        if matches!(onward, Onward::Soon(_)) || self.hops > AT_ONCE {
-            let pause = self.pause.mul_f64(0.5 + fastrand::f64() / 2.0);
-            std::thread::sleep(pause.min(self.deadline - now));
-            self.pause = PAUSES.1.min(2 * self.pause);
-        }
-        true
-    }
-}
-
-impl Onward {
-    pub(crate) fn route(self) -> Route {
-        match self {
-            Self::Now(route) | Self::Soon(route) => route,
-        }
-    }
-}
-
-/// The hash tag that names our own keys of a slot: see [`slot::tags`].
-pub(crate) fn tag(slot: u16) -> Option<u32> {
-    static TAGS: OnceLock<Vec<u32>> = OnceLock::new();
-    TAGS.get_or_init(slot::tags).get(usize::from(slot)).copied()
-}
-
-/// Nobody serves the slot, as far as anybody says.
-fn unserved(slot: Option<u16>) -> ConnectionError {
-    let text = match slot {
-        Some(slot) => format!("nobody serves slot {slot}"),
-        None => "no master is known".to_owned(),
-    };
-    ConnectionError::refused(ServerError::own("CLUSTERDOWN", &text))
 }
 
 impl fmt::Debug for Nodes {

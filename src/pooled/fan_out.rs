@@ -10,10 +10,12 @@ use redis::Value;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::{Applied, Error};
-use crate::pool::router::{Nodes, Patience, Route};
+use crate::pool::redirect_pause;
+use crate::pool::router::Nodes;
 use crate::pooled::request::Request;
 use crate::protocol::cluster::redirect;
-use crate::protocol::cluster::redirect::Redirect;
+use crate::protocol::cluster::redirect::RedirectReply;
+use crate::protocol::cluster::route::{RedirectBudget, Route};
 use crate::protocol::command;
 use crate::protocol::command::Requests;
 use crate::protocol::command::fan_out;
@@ -109,30 +111,33 @@ impl Call<'_> {
 
     /// Sends these along the route, and what is sent on along the next one, and so on.
     fn batch(&mut self, mut route: Route, mut these: Vec<usize>) -> Result<(), Error> {
-        let mut patience = Patience::until(self.deadline);
+        let mut budget = RedirectBudget::until(self.deadline);
         loop {
             let mut left = Vec::new();
-            let (onward, failed) = match self.exchange(&route, &these) {
+            let (redirect, failed) = match self.exchange(&route, &these) {
                 Ok(replies) => {
-                    let mut onward = None;
+                    let mut redirect = None;
                     for (at, reply) in these.into_iter().zip(replies) {
                         if let Some((code, text)) = refusal(&reply) {
                             left.push(at);
-                            onward = onward.or_else(|| self.nodes.onward(&route, code, text));
+                            redirect =
+                                redirect.or_else(|| self.nodes.redirect_for(&route, code, text));
                         }
                         // It stands, unless there is time to go on.
                         self.settle(at, Some(reply));
                     }
-                    (onward, None)
+                    (redirect, None)
                 }
                 Err(Error::Checkout(error)) => {
                     left = these;
-                    (self.nodes.unreached_by(&route, &error, self.deadline), Some(error))
+                    (self.nodes.on_unreachable(&route, &error, self.deadline), Some(error))
                 }
                 Err(error) => return Err(error),
             };
-            match onward {
-                Some(onward) if patience.allows(&onward) => route = onward.route(),
+            match redirect {
+                Some(redirect) if redirect_pause::try_next(&mut budget, &redirect) => {
+                    route = redirect.route()
+                }
                 _ => return failed.map_or(Ok(()), |error| Err(error.into())),
             }
             left.iter().for_each(|at| self.settle(*at, None));
@@ -148,7 +153,7 @@ impl Call<'_> {
 
     /// Sends one command to every master.
     fn everywhere(&mut self, this: usize, policy: Policy) -> Result<(), Error> {
-        let mut patience = Patience::until(self.deadline);
+        let mut budget = RedirectBudget::until(self.deadline);
         let (mut answers, mut asked) = (Vec::new(), Vec::new());
         loop {
             let mut failed = None;
@@ -167,8 +172,8 @@ impl Call<'_> {
                 asked.push(route);
             }
             let Some((route, error)) = failed else { break };
-            match self.nodes.unreached_by(&route, &error, self.deadline) {
-                Some(onward) if patience.allows(&onward) => {}
+            match self.nodes.on_unreachable(&route, &error, self.deadline) {
+                Some(redirect) if redirect_pause::try_next(&mut budget, &redirect) => {}
                 _ => return Err(error.into()),
             }
         }
@@ -181,13 +186,13 @@ impl Call<'_> {
         let parts = || these.iter().filter_map(|at| self.parts.get(*at)).map(|part| part.bytes);
         let plain = parts().collect::<Vec<_>>().concat();
         let request = Request::judge(&plain, these.len())?.of_handle(self.place);
-        if !route.asks() {
+        if !route.ask {
             return request.ask(self.nodes, route, (&plain, 0, these.len()), self.deadline);
         }
         let asking: Vec<_> = parts().flat_map(|part| [ASKING, part]).collect();
         let bytes = asking.concat();
         let replies = request.ask(self.nodes, route, (&bytes, 0, asking.len()), self.deadline)?;
-        Ok(redirect::all_behind_asking(replies))
+        Ok(redirect::all_after_asking(replies))
     }
 
     /// What a failure says of the whole request: others of its commands may have been applied.
@@ -222,5 +227,5 @@ impl Call<'_> {
 fn refusal(reply: &Value) -> Option<(&str, &str)> {
     let Value::ServerError(error) = reply else { return None };
     let (code, text) = (error.code(), error.details().unwrap_or_default());
-    Redirect::of(code, text).map(|_| (code, text))
+    RedirectReply::of(code, text).map(|_| (code, text))
 }

@@ -12,7 +12,7 @@ mod tests;
 use redis::Cmd;
 
 use crate::protocol::batch;
-use crate::protocol::cluster::slot::Binding;
+use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::command;
 use crate::protocol::command::fan_out;
 use crate::protocol::command::keys;
@@ -81,7 +81,7 @@ struct Mark {
     ids: u32,
     holes: usize,
     refused: bool,
-    binding: Binding,
+    binding: SlotBinding,
     unplaced: bool,
 }
 
@@ -102,7 +102,7 @@ pub struct Buffer {
     holes: Vec<(u32, u32)>,
     marks: Vec<Mark>,
     refusal: Option<Refusal>,
-    binding: Binding,
+    binding: SlotBinding,
     /// It holds a command whose keys nobody here knows.
     unplaced: bool,
     /// It holds a command that must not travel with other blocks.
@@ -132,7 +132,7 @@ impl Buffer {
             holes: Vec::new(),
             marks: Vec::new(),
             refusal: None,
-            binding: Binding::Free,
+            binding: SlotBinding::None,
             unplaced: false,
             alone: false,
             names: Vec::new(),
@@ -141,18 +141,18 @@ impl Buffer {
     }
 
     /// Its keys must be of this slot, or of any one.
-    pub(crate) fn bind(&mut self, binding: Binding) {
+    pub(crate) fn bind(&mut self, binding: SlotBinding) {
         self.binding = binding;
     }
 
     /// Which slot its keys are of, so far.
-    pub(crate) fn binding(&self) -> Binding {
+    pub(crate) fn binding(&self) -> SlotBinding {
         self.binding
     }
 
     /// It holds a command whose keys nobody here knows, and none that tells where it belongs.
     pub(crate) fn is_unplaced(&self) -> bool {
-        self.unplaced && self.binding == Binding::Open
+        self.unplaced && self.binding == SlotBinding::Pending
     }
 
     /// It will not travel with other blocks, whatever it holds.
@@ -238,7 +238,7 @@ impl Buffer {
 
     /// Judges the command that was just encoded, by what will really be sent.
     fn verdict(&mut self, check: bool) -> Option<Refusal> {
-        if !check && self.binding == Binding::Free {
+        if !check && self.binding == SlotBinding::None {
             return None;
         }
         let encoded = self.bytes.get(self.end..)?;
@@ -253,7 +253,7 @@ impl Buffer {
         if command::adds_a_float(&args) {
             return Some(Refusal::Float(command::printable(name)));
         }
-        if self.binding == Binding::Free {
+        if self.binding == SlotBinding::None {
             return None;
         }
         let name = || command::printable(name);

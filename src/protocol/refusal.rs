@@ -3,7 +3,7 @@
 //!
 //! Never: a proof out of a code alone. A proxy, a script or a module's command may use any code.
 
-use crate::protocol::cluster::redirect::Redirect;
+use crate::protocol::cluster::redirect::RedirectReply;
 use crate::protocol::command;
 use crate::protocol::command::Folded;
 
@@ -338,7 +338,7 @@ pub(crate) fn proves_unrun(name: &[u8], error: &redis::ServerError) -> bool {
 /// What is about the server's state proves nothing here.
 pub(crate) fn refuses_to_start(code: &str, text: &str) -> bool {
     match code {
-        "MOVED" | "ASK" => Redirect::of(code, text).is_some(),
+        "MOVED" | "ASK" => RedirectReply::of(code, text).is_some(),
         "NOPERM" | "ERR" | "TRYAGAIN" | "CROSSSLOT" | "CLUSTERDOWN" => {
             find(code, text).is_some_and(|sentence| sentence.kind == Kind::Door)
         }
@@ -354,7 +354,7 @@ pub(crate) fn proves(name: &[u8], code: &str, text: &str) -> bool {
         None => return is_unknown_command(name, code, text),
     };
     if matches!(code, "MOVED" | "ASK") {
-        return Redirect::of(code, text).is_some();
+        return RedirectReply::of(code, text).is_some();
     }
     find(code, text).is_some_and(|sentence| match sentence.kind {
         Kind::Door => !is_about_another(name, text),
@@ -384,7 +384,7 @@ fn is_about_another(name: &[u8], text: &str) -> bool {
         return false;
     };
     // ASKING is sent before the command. Its refusal stands for the command's answer only where that
-    // was MOVED: see `redirect::behind_asking`.
+    // was MOVED: see `redirect::after_asking`.
     !command.as_bytes().eq_ignore_ascii_case(name) && !command.eq_ignore_ascii_case("asking")
 }
 

@@ -13,10 +13,11 @@ use crate::error::checkout::CheckoutError;
 use crate::error::commit::CommitError;
 use crate::error::reply::ReplyError;
 use crate::logging::rate_limit::Alarm;
-use crate::pool::router::{Nodes, Onward};
+use crate::pool::router::Nodes;
 use crate::pool::scopes::Owner;
-use crate::protocol::cluster::redirect::Redirect;
-use crate::protocol::cluster::slot::Binding;
+use crate::protocol::cluster::redirect::RedirectReply;
+use crate::protocol::cluster::route::Redirect;
+use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::command::Place;
 use crate::protocol::queue::{Buffer, Refusal};
 use crate::reply::Replies;
@@ -73,7 +74,7 @@ impl Body {
         let mut buffer = Buffer::new(transaction, settings.limits(), spare());
         let lock = terms.held.as_ref().map(|held| held.lock.slot());
         buffer.bind(match (scope.binding(), lock) {
-            (Binding::Open, Some(lock)) => Binding::Slot(lock),
+            (SlotBinding::Pending, Some(lock)) => SlotBinding::Slot(lock),
             (binding, _) => binding,
         });
         buffer.show_messages(settings.server_messages);
@@ -111,7 +112,7 @@ impl Body {
 
     /// Trades the scope for another one: a watching closure queues while it still reads on its.
     pub(crate) fn set_scope(&mut self, scope: Scope) {
-        if let (Binding::Slot(bound), Binding::Slot(other)) =
+        if let (SlotBinding::Slot(bound), SlotBinding::Slot(other)) =
             (scope.binding(), self.buffer.binding())
             && bound != other
         {
@@ -119,7 +120,7 @@ impl Body {
             let error = CommitError::not_sent(Error::CrossSlot { command, bound, other });
             self.failed.get_or_insert(error);
         }
-        if self.buffer.binding() == Binding::Open {
+        if self.buffer.binding() == SlotBinding::Pending {
             self.buffer.bind(scope.binding());
         }
         self.scope = scope;
@@ -144,9 +145,9 @@ impl Body {
     }
 
     /// What is to be done where a server that is not the one to ask refused it; `None`: nothing.
-    pub(crate) fn onward(&self, error: &CommitError) -> Option<Onward> {
+    pub(crate) fn redirect_for(&self, error: &CommitError) -> Option<Redirect> {
         let nodes = self.scope.nodes()?;
-        retry_loop::onward(&nodes, self.scope.route(), error, self.scope.checkout_deadline())
+        retry_loop::redirect_for(&nodes, self.scope.route(), error, self.scope.checkout_deadline())
     }
 
     /// Sets the deadline of all connections that are taken from now on.
@@ -159,8 +160,8 @@ impl Body {
     }
 
     /// Takes that way, with what is still all here.
-    pub(crate) fn go(&mut self, onward: Onward) {
-        self.scope.go(onward.route());
+    pub(crate) fn go(&mut self, redirect: Redirect) {
+        self.scope.go(redirect.route());
     }
 
     /// Takes a connection now, and MULTI where it is to be sent at once.
@@ -205,7 +206,7 @@ impl Body {
             return;
         }
         let due = self.flush_bytes.is_some_and(|limit| self.buffer.pending_bytes() >= limit);
-        let due = due && self.buffer.binding() != Binding::Open;
+        let due = due && self.buffer.binding() != SlotBinding::Pending;
         if due && !self.buffer.has_open_part() && self.buffer.refusal().is_none() {
             self.failed = self.flush().err();
         }
@@ -225,13 +226,14 @@ impl Body {
         loop {
             self.connects_by(waits.deadline);
             let Err(error) = self.flush_once() else { return Ok(()) };
-            let onward = (free && !self.buffer.is_flushed()).then(|| self.onward(&error)).flatten();
-            match onward {
-                Some(onward) if waits.allows(&onward, retry_loop::is_checkout(&error)) => {
+            let redirect =
+                (free && !self.buffer.is_flushed()).then(|| self.redirect_for(&error)).flatten();
+            match redirect {
+                Some(redirect) if waits.allows(&redirect, retry_loop::is_checkout(&error)) => {
                     if let Err(error) = self.scope.abandon() {
                         tracing::debug!(error = %format_args!("{error:#}"), "cleaning failed, connection replaced");
                     }
-                    self.go(onward);
+                    self.go(redirect);
                 }
                 _ => return Err(error),
             }
@@ -304,7 +306,7 @@ impl Body {
         let committed = self.attempt();
         if let Err(error) = &committed {
             // The way is not taken, but whoever tries again will know it.
-            let _: Option<Onward> = self.onward(error);
+            let _: Option<Redirect> = self.redirect_for(error);
         }
         self.record(&committed);
         committed
@@ -347,7 +349,7 @@ impl Body {
     fn misplaced(&self, error: CommitError) -> CommitError {
         let CommitError::Rejected { code, message, command, .. } = &error else { return error };
         let bound = self.buffer.binding().slot();
-        match (Redirect::of(code, message).and_then(|redirect| redirect.slot()), bound) {
+        match (RedirectReply::of(code, message).and_then(|redirect| redirect.slot()), bound) {
             (Some(other), Some(bound)) if other != bound => {
                 let command = command.clone();
                 CommitError::not_sent(Error::CrossSlot { command, bound, other })

@@ -14,9 +14,10 @@ use crate::commit;
 use crate::error::checkout::CheckoutError;
 use crate::error::{Error, PinExpired};
 use crate::pool::checkout::Lease;
-use crate::pool::router::{Nodes, Route, WeakNodes};
+use crate::pool::router::{Nodes, WeakNodes};
 use crate::pool::scopes::{Owner, Pin};
-use crate::protocol::cluster::slot::Binding;
+use crate::protocol::cluster::route::Route;
+use crate::protocol::cluster::slot::SlotBinding;
 use crate::settings::Settings;
 use crate::status;
 
@@ -69,11 +70,11 @@ impl Scope {
     }
 
     /// Which keys it is for.
-    pub(crate) fn binding(&self) -> Binding {
+    pub(crate) fn binding(&self) -> SlotBinding {
         match self.route.slot {
-            _ if !self.is_cluster => Binding::Free,
-            Some(slot) => Binding::Slot(slot),
-            None => Binding::Open,
+            _ if !self.is_cluster => SlotBinding::None,
+            Some(slot) => SlotBinding::Slot(slot),
+            None => SlotBinding::Pending,
         }
     }
 
@@ -95,7 +96,7 @@ impl Scope {
 
     /// Whether it is known where a connection for it is to be had.
     pub(crate) fn is_placed(&self) -> bool {
-        self.binding() != Binding::Open
+        self.binding() != SlotBinding::Pending
     }
 
     pub(crate) fn owner(&self) -> &Owner {

@@ -10,8 +10,10 @@ use crate::connection::deadline;
 use crate::error::Error;
 use crate::error::commit::CommitError;
 use crate::error::in_doubt::Resolution;
-use crate::pool::router::{Nodes, Onward, Patience, Route};
+use crate::pool::redirect_pause;
+use crate::pool::router::Nodes;
 use crate::pool::scopes::Owner;
+use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route};
 use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::retry::{Attempts, RetryPolicy};
 use crate::reply::Replies;
@@ -54,10 +56,10 @@ fn commit_again(nodes: &Nodes, body: &mut Body, policy: RetryPolicy) -> Result<R
         let committed = resolved(body.attempt(), body);
         if let Err(error) = &committed
             && body.is_whole()
-            && let Some(onward) = body.onward(error)
-            && waits.allows(&onward, is_checkout(error))
+            && let Some(redirect) = body.redirect_for(error)
+            && waits.allows(&redirect, is_checkout(error))
         {
-            body.go(onward);
+            body.go(redirect);
             continue;
         }
         if committed.as_ref().is_err_and(|error| may_repeat(error, nodes)) && body.is_whole() {
@@ -114,9 +116,9 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
         let begun = Watching::begin(begins, watch, terms.clone(), reads, attempts.number());
         let mut watching = match begun {
             Ok(watching) => watching,
-            Err(error) => match onward_of(nodes, &route, &error, waits.deadline) {
-                Some(onward) if waits.allows(&onward, matches!(error, Error::Checkout(_))) => {
-                    route = onward.route();
+            Err(error) => match redirect_after(nodes, &route, &error, waits.deadline) {
+                Some(redirect) if waits.allows(&redirect, matches!(error, Error::Checkout(_))) => {
+                    route = redirect.route();
                     continue;
                 }
                 _ => return Err(error.into()),
@@ -136,14 +138,14 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
         // The closure may have forked.
         nodes.here().map_err(Error::from)?;
         let broken = watching.is_broken();
-        let onward = watching.take_onward();
+        let redirect = watching.take_redirect();
         let handles = match result {
             Ok(handles) => handles,
             Err(error) => {
                 drop(watching);
                 // Nor is what it makes of a node that is not the one to ask.
-                if let Some(onward) = onward.filter(|onward| waits.allows(onward, false)) {
-                    route = onward.route();
+                if let Some(redirect) = redirect.filter(|redirect| waits.allows(redirect, false)) {
+                    route = redirect.route();
                     continue;
                 }
                 // What the closure makes of a lost connection is no answer of its own.
@@ -163,10 +165,11 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
         });
         let committed = resolved(body.attempt(), &body);
         if let Err(error) = &committed
-            && let Some(onward) = body.onward(error).map(|onward| settled(onward, watch.is_some()))
-            && waits.allows(&onward, is_checkout(error))
+            && let Some(redirect) =
+                body.redirect_for(error).map(|redirect| settled(redirect, watch.is_some()))
+            && waits.allows(&redirect, is_checkout(error))
         {
-            route = onward.route();
+            route = redirect.route();
             continue;
         }
         let why = match &committed {
@@ -239,34 +242,41 @@ fn may_repeat(error: &CommitError, nodes: &Nodes) -> bool {
 /// What is to be done where a server that is not the one to ask refused a transaction.
 ///
 /// The map of the cluster is asked for by `deadline` where no server was reached.
-pub(crate) fn onward(
+pub(crate) fn redirect_for(
     nodes: &Nodes,
     route: &Route,
     error: &CommitError,
     deadline: Instant,
-) -> Option<Onward> {
+) -> Option<Redirect> {
     match error {
-        CommitError::Rejected { code, message, .. } => nodes.onward(route, code, message),
-        CommitError::NotSent { source } => onward_of(nodes, route, source, deadline),
+        CommitError::Rejected { code, message, .. } => nodes.redirect_for(route, code, message),
+        CommitError::NotSent { source } => redirect_after(nodes, route, source, deadline),
         _ => None,
     }
 }
 
-fn onward_of(nodes: &Nodes, route: &Route, error: &Error, deadline: Instant) -> Option<Onward> {
+fn redirect_after(
+    nodes: &Nodes,
+    route: &Route,
+    error: &Error,
+    deadline: Instant,
+) -> Option<Redirect> {
     match error {
-        Error::Command { error, .. } => nodes.onward(route, error.code(), error.message()),
-        Error::Checkout(error) => nodes.unreached_by(route, error, deadline),
-        Error::Commit(error) => onward(nodes, route, error, deadline),
+        Error::Command { error, .. } => nodes.redirect_for(route, error.code(), error.message()),
+        Error::Checkout(error) => nodes.on_unreachable(route, error, deadline),
+        Error::Commit(error) => redirect_for(nodes, route, error, deadline),
         _ => None,
     }
 }
 
 /// What reads without a watch does not go where its slot will be: some of what it reads may not be
 /// there yet. It waits until the slot has arrived.
-fn settled(onward: Onward, watches: bool) -> Onward {
-    match onward {
-        Onward::Now(route) if route.asks() && !watches => Onward::Soon(Route::to(route.slot)),
-        onward => onward,
+fn settled(redirect: Redirect, watches: bool) -> Redirect {
+    match redirect {
+        Redirect::Immediately(route) if route.ask && !watches => {
+            Redirect::AfterDelay(Route::to(route.slot))
+        }
+        redirect => redirect,
     }
 }
 
@@ -285,30 +295,30 @@ pub(crate) struct Waits {
     least: Duration,
     /// By when the next connection must be had.
     pub(crate) deadline: Instant,
-    patience: Option<Patience>,
+    budget: Option<RedirectBudget>,
 }
 
 impl Waits {
     pub(crate) fn new(settings: &Settings) -> Self {
         let limit = settings.checkout_timeout;
         let least = limit.min(settings.connect_timeout + settings.response_timeout);
-        Self { limit, least, deadline: deadline::after(limit), patience: None }
+        Self { limit, least, deadline: deadline::after(limit), budget: None }
     }
 
     /// Pauses where the way on needs it. False: no time is left.
     ///
     /// Time that passed until a server sent the block on is no time that was waited for a node.
-    pub(crate) fn allows(&mut self, onward: &Onward, unreached: bool) -> bool {
+    pub(crate) fn allows(&mut self, redirect: &Redirect, unreached: bool) -> bool {
         let (limit, deadline) = (self.limit, self.deadline);
-        let patience = self.patience.get_or_insert_with(|| {
-            Patience::until(if unreached { deadline } else { deadline::after(limit) })
+        let budget = self.budget.get_or_insert_with(|| {
+            RedirectBudget::until(if unreached { deadline } else { deadline::after(limit) })
         });
-        if !patience.allows(onward) {
+        if !redirect_pause::try_next(budget, redirect) {
             return false;
         }
         self.deadline = match unreached {
-            true => patience.deadline(),
-            false => patience.deadline().max(deadline::after(self.least)),
+            true => budget.deadline(),
+            false => budget.deadline().max(deadline::after(self.least)),
         };
         true
     }

@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::error::in_doubt::Resolver;
 use crate::pool::router::Nodes;
 use crate::pool::scopes::Owner;
-use crate::protocol::cluster::slot::Binding;
+use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::command::keys;
 use crate::protocol::retry::RetryPolicy;
 use crate::reply::resolve::Resolve;
@@ -199,8 +199,8 @@ impl Watch {
     /// In a cluster: the slot of the keys, and of a lock that the handle is fenced by.
     fn slot(&self) -> Result<Option<u16>, Error> {
         let mut binding = self.nodes.binding();
-        if let (Binding::Open, Some(lock)) = (binding, self.options.lock_slot()) {
-            binding = Binding::Slot(lock);
+        if let (SlotBinding::Pending, Some(lock)) = (binding, self.options.lock_slot()) {
+            binding = SlotBinding::Slot(lock);
         }
         keys::bind(&mut binding, self.keys.as_ref().map(Keys::watch).unwrap_or_default())?;
         keys::bind(&mut binding, self.reads.bytes())?;

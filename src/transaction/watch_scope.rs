@@ -14,10 +14,10 @@ use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::server::ServerError;
 use crate::error::{Applied, Error};
 use crate::pool::checkout::Lease;
-use crate::pool::router::{Onward, Route};
 use crate::protocol::cluster::redirect;
-use crate::protocol::cluster::redirect::Redirect;
-use crate::protocol::cluster::slot::Binding;
+use crate::protocol::cluster::redirect::RedirectReply;
+use crate::protocol::cluster::route::{Redirect, Route};
+use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::command::keys;
 use crate::protocol::connection_state::Expect;
 use crate::protocol::resp::encode;
@@ -59,7 +59,7 @@ pub struct Watching {
     declared: Answers,
     broken: bool,
     /// A read was answered by a node that is not the one to ask.
-    onward: Option<Onward>,
+    redirect: Option<Redirect>,
     /// The whole WATCH command, where its slot is on its way.
     watch: Box<[u8]>,
 }
@@ -79,11 +79,11 @@ impl Watching {
             .inspect_err(|error| scope.record_failure(error))?;
         // The closure's reads have limits of their own.
         scope.connects_by(None);
-        let asks = scope.route().asks();
+        let asks = scope.route().ask;
         let watched = watch.is_some();
         let watch = watch.filter(|_| asks).unwrap_or_default().into();
-        let (broken, onward) = (false, None);
-        Ok(Self { scope, terms, watched, attempt, declared, broken, onward, watch })
+        let (broken, redirect) = (false, None);
+        Ok(Self { scope, terms, watched, attempt, declared, broken, redirect, watch })
     }
 
     /// Which attempt of `watch(..).run` this is, from 1.
@@ -215,12 +215,12 @@ impl Watching {
             let text = error.details().unwrap_or_default();
             self.sent_on(error.code(), text);
             // Without a watch a read may as well be asked elsewhere; the scope stays where it is.
-            if let (false, Some(Onward::Now(route))) = (watched, &self.onward)
-                && route.asks()
+            if let (false, Some(Redirect::Immediately(route))) = (watched, &self.redirect)
+                && route.ask
                 && let Some(nodes) = self.scope.nodes()
             {
                 let mut lease = nodes.lease(route, deadline)?;
-                self.onward = None;
+                self.redirect = None;
                 return watched_reads::value_of(name, &ask(&mut lease, bytes, deadline)?);
             }
         }
@@ -230,7 +230,7 @@ impl Watching {
     /// Notes what a refused read says of where the scope's slot is.
     fn sent_on(&mut self, code: &str, text: &str) {
         if let Some(nodes) = self.scope.nodes() {
-            self.onward = nodes.onward(self.scope.route(), code, text);
+            self.redirect = nodes.redirect_for(self.scope.route(), code, text);
         }
     }
 
@@ -263,13 +263,13 @@ impl Watching {
 
     /// Whether the connection failed under it: then nothing it did can be committed, and the
     /// whole attempt may be repeated.
-    pub(crate) fn binding(&self) -> Binding {
+    pub(crate) fn binding(&self) -> SlotBinding {
         self.scope.binding()
     }
 
     /// Where a read was sent on to.
-    pub(crate) fn take_onward(&mut self) -> Option<Onward> {
-        self.onward.take()
+    pub(crate) fn take_redirect(&mut self) -> Option<Redirect> {
+        self.redirect.take()
     }
 
     pub(crate) fn is_broken(&self) -> bool {
@@ -301,7 +301,8 @@ fn arm(
     let form = Form { terms, watched: watch.is_some(), checkout: deadline };
     let values =
         scope.call(|lease| prepare::watch(lease, watch, (reads.bytes(), reads.len()), form))?;
-    if let (true, Some(error)) = (scope.binding() != Binding::Free, values.iter().find_map(refused))
+    if let (true, Some(error)) =
+        (scope.binding() != SlotBinding::None, values.iter().find_map(refused))
     {
         return Err(Error::Command { command: "a read".to_owned(), error });
     }
@@ -320,14 +321,14 @@ fn arm(
 /// What a node says that is not the one to ask.
 fn refused(answer: &Value) -> Option<ServerError> {
     let Value::ServerError(error) = answer else { return None };
-    Redirect::of(error.code(), error.details().unwrap_or_default())
+    RedirectReply::of(error.code(), error.details().unwrap_or_default())
         .map(|_| ServerError::from_reply(error, false))
 }
 
 /// Where a slot is on its way, what is not found there may not have arrived yet. It is known only of
 /// what is watched: its old master has said so, or it was found.
 fn has_arrived(scope: &Scope, watch: &[u8], reads: &[u8], name: &str) -> Result<(), Error> {
-    if !scope.route().asks() || keys::are_among(reads, watch) {
+    if !scope.route().ask || keys::are_among(reads, watch) {
         return Ok(());
     }
     let error = ServerError::own("TRYAGAIN", "the key may not be where its slot will be yet");
@@ -351,7 +352,7 @@ fn ask(lease: &mut Lease, bytes: &[u8], deadline: Instant) -> Result<Value, Erro
     let answer = match asks {
         true => link
             .send(&[ASKING, bytes].concat(), &[(Expect::Plain, 2)], limit)
-            .and_then(|()| Ok(redirect::behind_asking(link.value(limit)?, link.value(limit)?))),
+            .and_then(|()| Ok(redirect::after_asking(link.value(limit)?, link.value(limit)?))),
         false => link.send(bytes, &[(Expect::Plain, 1)], limit).and_then(|()| link.value(limit)),
     };
     let answer = answer.map_err(|cause| lost("a read", cause))?;

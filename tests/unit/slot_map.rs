@@ -72,7 +72,7 @@ fn slots_are_read_and_one_of_them_moved() {
     let mut map = Map::of_slots(&answer, "seed").unwrap();
     assert_eq!(map.master(9).unwrap().to_string(), "seed:1");
     assert_eq!((map.served(), map.masters().len()), (usize::from(SLOTS), 2));
-    let to = NodeAddress::of(&Whereto { host: String::new(), port: 3 }, "b");
+    let to = NodeAddress::of(&RedirectTarget { host: String::new(), port: 3 }, "b");
     map.moved(9, &to);
     assert_eq!(map.master(9), Some(&NodeAddress::new("b", 3)));
     assert_eq!(map.share(&NodeAddress::new("seed", 1)), 9);

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use tracing::Level;
 
 use crate::error::checkout::CheckoutError;
+use crate::pool::redirect_pause;
 use crate::pool::router::slot_map_refresh::Atlas;
-use crate::pool::router::{Onward, Patience, Route, unserved};
 use crate::pool::{Kind, Pool, Voice, WeakPool};
-use crate::protocol::cluster::redirect::Redirect;
+use crate::protocol::cluster::redirect::RedirectReply;
+use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route, unserved};
 use crate::protocol::cluster::slot_map::{Map, NodeAddress};
 use crate::settings::Settings;
 use crate::status::node::NodeStatus;
@@ -80,7 +81,7 @@ impl Cluster {
     ) -> Result<T, CheckoutError> {
         self.prune();
         let begun = Instant::now();
-        let mut patience = Patience::until(deadline);
+        let mut budget = RedirectBudget::until(deadline);
         loop {
             let reached = match self.node(route, deadline) {
                 Some(node) => self.pool(&node).and_then(|pool| call(&pool)),
@@ -93,10 +94,10 @@ impl Cluster {
                 Ok(reached) => return Ok(reached),
                 Err(error) => error,
             };
-            match self.unreached(route, &error, deadline) {
-                // Who was sent on by a node that is gone now is none the wiser.
-                Some(_) if route.at.is_some() => return Err(error),
-                Some(onward) if patience.allows(&onward) => {}
+            match self.on_unreachable(route, &error, deadline) {
+                // The node that redirected the call here decides again where it belongs.
+                Some(_) if route.node.is_some() => return Err(error),
+                Some(redirect) if redirect_pause::try_next(&mut budget, &redirect) => {}
                 _ => {
                     return Err(match error {
                         CheckoutError::Connect { source, .. } => {
@@ -111,7 +112,7 @@ impl Cluster {
 
     /// Where the route leads. Asks for the map, where it has no answer.
     fn node(&self, route: &Route, deadline: Instant) -> Option<NodeAddress> {
-        if let Some(node) = &route.at {
+        if let Some(node) = &route.node {
             return Some(node.clone());
         }
         let found = |map: &Map| match route.slot {
@@ -127,7 +128,7 @@ impl Cluster {
 
     /// Begins to open a connection to the route's master, where the map has one. Nothing is asked.
     pub(crate) fn warm(&self, route: &Route) {
-        let node = route.at.clone().or_else(|| self.atlas.map().master(route.slot?).cloned());
+        let node = route.node.clone().or_else(|| self.atlas.map().master(route.slot?).cloned());
         if let Some(pool) = node.and_then(|node| self.pool(&node).ok()) {
             pool.warm();
         }
@@ -206,48 +207,36 @@ impl Cluster {
     pub(crate) fn everybody(&self, deadline: Instant) -> Result<Vec<Route>, CheckoutError> {
         self.reach(&Route::default(), deadline, |_| Ok(()))?;
         let map = self.atlas.map();
-        Ok(map.serving().map(|node| Route { at: Some(node.clone()), ..Route::default() }).collect())
+        Ok(map.serving().map(|node| Route::to_node(node.clone())).collect())
     }
 
-    pub(crate) fn onward(&self, route: &Route, redirect: &Redirect) -> Option<Onward> {
-        let here = route.at.clone().or_else(|| self.atlas.map().master(route.slot?).cloned());
+    pub(crate) fn redirect_for(&self, route: &Route, reply: &RedirectReply) -> Option<Redirect> {
+        let here = route.node.clone().or_else(|| self.atlas.map().master(route.slot?).cloned());
         let from = here.as_ref().map_or_else(|| self.host_and_port().0, |node| &node.host);
-        let ours = |slot: &u16| route.slot.is_none_or(|bound| bound == *slot);
-        let onward = match redirect {
-            // A key that nobody here knew of is of another slot: that is no way to go.
-            Redirect::Moved { slot, .. } | Redirect::Ask { slot, .. } if !ours(slot) => {
-                return None;
-            }
-            Redirect::Moved { slot, to } => {
+        let redirect = route.redirected(reply, from)?;
+        match reply {
+            RedirectReply::Moved { slot, to } => {
                 let to = NodeAddress::of(to, from);
-                let known = self.atlas.map().master(*slot) == Some(&to);
-                if !known {
-                    // Who has it now is sure to know better than the map's old source.
+                if self.atlas.map().master(*slot) != Some(&to) {
+                    // The new owner's map is newer than that of any other node.
                     self.refresh(Some(&to), self.refreshed_by());
                     self.atlas.moved(*slot, &to);
                 }
-                Onward::Now(Route::to(Some(*slot)))
             }
-            Redirect::Ask { slot, to } => {
-                let at = Some(NodeAddress::of(to, from));
-                Onward::Now(Route { slot: Some(*slot), at, asks: true })
-            }
-            Redirect::Later => {
-                self.refresh(None, self.refreshed_by());
-                Onward::Soon(Route::to(route.slot))
-            }
-        };
+            RedirectReply::Ask { .. } => {}
+            RedirectReply::TryAgain => self.refresh(None, self.refreshed_by()),
+        }
         self.redirections.add();
-        tracing::debug!(slot = route.slot, to = ?onward, "sent on");
-        Some(onward)
+        tracing::debug!(slot = route.slot, to = ?redirect, "sent on");
+        Some(redirect)
     }
 
-    pub(crate) fn unreached(
+    pub(crate) fn on_unreachable(
         &self,
         route: &Route,
         error: &CheckoutError,
         deadline: Instant,
-    ) -> Option<Onward> {
+    ) -> Option<Redirect> {
         match error {
             CheckoutError::Connect { source, .. } if source.is_passing() => {}
             // Only its own pool is, since its master is none any more.
@@ -256,7 +245,7 @@ impl Cluster {
         }
         self.refresh(None, deadline);
         self.prune();
-        Some(Onward::Soon(Route::to(route.slot)))
+        Some(Redirect::AfterDelay(Route::to(route.slot)))
     }
 
     fn all(&self) -> Vec<(NodeAddress, Pool)> {

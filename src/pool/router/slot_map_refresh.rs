@@ -21,6 +21,7 @@ use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::logging::deferred::Herald;
 use crate::pool::manager;
 use crate::pool::manager::Purpose;
+use crate::protocol::cluster::route::unserved;
 use crate::protocol::cluster::slot::SLOTS;
 use crate::protocol::cluster::slot_map::{Map, NodeAddress};
 use crate::protocol::connection_state::Expect;
@@ -206,7 +207,7 @@ impl Atlas {
             Value::ServerError(error) => ConnectionError::refused(
                 crate::error::server::ServerError::from_reply(&error, false),
             ),
-            _ => crate::pool::router::unserved(None),
+            _ => unserved(None),
         })
     }
 }

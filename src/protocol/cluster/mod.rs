@@ -1,6 +1,7 @@
 //! Redis Cluster: hash slots, the slot map, redirections.
 
 pub(crate) mod redirect;
+pub(crate) mod route;
 pub(crate) mod slot;
 #[cfg(feature = "cluster")]
 pub(crate) mod slot_map;

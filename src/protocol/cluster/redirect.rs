@@ -13,36 +13,36 @@ use redis::Value;
 
 /// What a cluster's node says when it is not the one to ask.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Redirect {
+pub(crate) enum RedirectReply {
     /// The slot is another node's, from now on.
-    Moved { slot: u16, to: Whereto },
+    Moved { slot: u16, to: RedirectTarget },
     /// The slot is on its way, and what was asked for is there already: this once.
-    Ask { slot: u16, to: Whereto },
+    Ask { slot: u16, to: RedirectTarget },
     /// The slot is on its way, or nobody's: in a moment.
-    Later,
+    TryAgain,
 }
 
 /// A node's address as another one gives it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Whereto {
+pub(crate) struct RedirectTarget {
     /// Empty: the host of the node that says so.
     pub(crate) host: String,
     pub(crate) port: u16,
 }
 
-impl Redirect {
+impl RedirectReply {
     /// Which slot it is about.
     pub(crate) fn slot(&self) -> Option<u16> {
         match self {
             Self::Moved { slot, .. } | Self::Ask { slot, .. } => Some(*slot),
-            Self::Later => None,
+            Self::TryAgain => None,
         }
     }
 
     /// Of an error reply's code and text.
     pub(crate) fn of(code: &str, text: &str) -> Option<Self> {
         match code {
-            "TRYAGAIN" | "CLUSTERDOWN" | "MASTERDOWN" | "LOADING" => Some(Self::Later),
+            "TRYAGAIN" | "CLUSTERDOWN" | "MASTERDOWN" | "LOADING" => Some(Self::TryAgain),
             "MOVED" | "ASK" => {
                 let (slot, address) = text.split_once(' ')?;
                 let slot = slot.parse().ok()?;
@@ -50,7 +50,7 @@ impl Redirect {
                 let port = port.parse().ok()?;
                 // Nobody can be reached there; the node does not know either.
                 let host = if host == "?" { "" } else { host };
-                let to = Whereto { host: host.to_owned(), port };
+                let to = RedirectTarget { host: host.to_owned(), port };
                 Some(if code == "MOVED" {
                     Self::Moved { slot, to }
                 } else {
@@ -64,10 +64,10 @@ impl Redirect {
 
 /// What stands for the answer to a command that was sent behind ASKING. Who may not say ASKING is
 /// told so, and not that the slot is still where he came from.
-pub(crate) fn behind_asking(asked: Value, answer: Value) -> Value {
+pub(crate) fn after_asking(asked: Value, answer: Value) -> Value {
     match (&asked, &answer) {
         (Value::ServerError(_), Value::ServerError(error))
-            if Redirect::of(error.code(), error.details().unwrap_or_default()).is_some() =>
+            if RedirectReply::of(error.code(), error.details().unwrap_or_default()).is_some() =>
         {
             asked
         }
@@ -76,11 +76,11 @@ pub(crate) fn behind_asking(asked: Value, answer: Value) -> Value {
 }
 
 /// The answers to commands each of which was sent behind ASKING.
-pub(crate) fn all_behind_asking(values: impl IntoIterator<Item = Value>) -> Vec<Value> {
+pub(crate) fn all_after_asking(values: impl IntoIterator<Item = Value>) -> Vec<Value> {
     let mut values = values.into_iter();
     let mut answers = Vec::new();
     while let (Some(asked), Some(answer)) = (values.next(), values.next()) {
-        answers.push(behind_asking(asked, answer));
+        answers.push(after_asking(asked, answer));
     }
     answers
 }
@@ -91,16 +91,17 @@ mod tests {
 
     #[test]
     fn a_redirection_is_read_as_it_is_written() {
-        let to = |host: &str, port| Whereto { host: host.to_owned(), port };
-        let of =
-            |text: &str| text.split_once(' ').and_then(|(code, rest)| Redirect::of(code, rest));
-        let moved = |slot, to| Some(Redirect::Moved { slot, to });
+        let to = |host: &str, port| RedirectTarget { host: host.to_owned(), port };
+        let of = |text: &str| {
+            text.split_once(' ').and_then(|(code, rest)| RedirectReply::of(code, rest))
+        };
+        let moved = |slot, to| Some(RedirectReply::Moved { slot, to });
         assert_eq!(of("MOVED 3999 127.0.0.1:6381"), moved(3999, to("127.0.0.1", 6381)));
         assert_eq!(of("MOVED 3999 :6381"), moved(3999, to("", 6381)));
         assert_eq!(of("MOVED 3999 ?:6381"), moved(3999, to("", 6381)));
         assert_eq!(of("MOVED 1 ::1:6381"), moved(1, to("::1", 6381)));
-        assert_eq!(of("ASK 7 a.b:1"), Some(Redirect::Ask { slot: 7, to: to("a.b", 1) }));
-        assert_eq!(of("TRYAGAIN Multiple keys"), Some(Redirect::Later));
+        assert_eq!(of("ASK 7 a.b:1"), Some(RedirectReply::Ask { slot: 7, to: to("a.b", 1) }));
+        assert_eq!(of("TRYAGAIN Multiple keys"), Some(RedirectReply::TryAgain));
         for strange in ["MOVED", "MOVED x 127.0.0.1:1", "ASK 7 nowhere", "ASK 7 a:b", "CROSSSLOT x"]
         {
             assert_eq!(of(strange), None, "{strange}");

@@ -7,16 +7,18 @@
     allow(dead_code, reason = "one server has all slots and sends nobody on")
 )]
 
+use std::sync::OnceLock;
+
 /// How many slots there are.
 pub(crate) const SLOTS: u16 = 16384;
 
 /// The slot of a key: of what stands between its first brace and the next closing one, where that
 /// is anything, or else of all of it.
 pub(crate) fn of_key(key: &[u8]) -> u16 {
-    crc16(tag(key).unwrap_or(key)) % SLOTS
+    crc16(hash_tag(key).unwrap_or(key)) % SLOTS
 }
 
-fn tag(key: &[u8]) -> Option<&[u8]> {
+fn hash_tag(key: &[u8]) -> Option<&[u8]> {
     let open = key.iter().position(|byte| *byte == b'{')?;
     let behind = key.get(open + 1..)?;
     let close = behind.iter().position(|byte| *byte == b'}')?;
@@ -33,11 +35,17 @@ fn crc16(bytes: &[u8]) -> u16 {
     })
 }
 
+/// The hash tag of the library's own keys in this slot.
+pub(crate) fn tag_of(slot: u16) -> Option<u32> {
+    static TAGS: OnceLock<Vec<u32>> = OnceLock::new();
+    TAGS.get_or_init(tags).get(usize::from(slot)).copied()
+}
+
 /// Of each slot the smallest number whose digits are a hash tag of it.
 ///
 /// It names keys of ours that must lie beside the caller's, without a word of his keys. What one
 /// version writes another must find: this is part of the format.
-pub(crate) fn tags() -> Vec<u32> {
+fn tags() -> Vec<u32> {
     let mut tags: Vec<Option<u32>> = vec![None; SLOTS.into()];
     let mut missing = tags.len();
     for number in 0.. {
@@ -55,21 +63,21 @@ pub(crate) fn tags() -> Vec<u32> {
 
 /// Which slot a transaction's keys must be of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Binding {
+pub(crate) enum SlotBinding {
     /// Any: one server has them all.
     #[default]
-    Free,
+    None,
     /// Whichever the first key is of.
-    Open,
+    Pending,
     Slot(u16),
 }
 
-impl Binding {
+impl SlotBinding {
     /// Takes a key's slot in, or says which one it is not.
     pub(crate) fn bind(&mut self, slot: u16) -> Result<(), u16> {
         match *self {
-            Self::Free => Ok(()),
-            Self::Open => {
+            Self::None => Ok(()),
+            Self::Pending => {
                 *self = Self::Slot(slot);
                 Ok(())
             }
@@ -81,7 +89,7 @@ impl Binding {
     pub(crate) fn slot(self) -> Option<u16> {
         match self {
             Self::Slot(slot) => Some(slot),
-            Self::Free | Self::Open => None,
+            Self::None | Self::Pending => None,
         }
     }
 }
@@ -120,10 +128,10 @@ mod tests {
 
     #[test]
     fn a_binding_takes_its_first_slot_and_no_other() {
-        let mut binding = Binding::Open;
+        let mut binding = SlotBinding::Pending;
         assert_eq!((binding.slot(), binding.bind(7), binding.slot()), (None, Ok(()), Some(7)));
         assert_eq!((binding.bind(7), binding.bind(8), binding.slot()), (Ok(()), Err(7), Some(7)));
-        let mut free = Binding::Free;
+        let mut free = SlotBinding::None;
         assert_eq!((free.bind(1), free.bind(2), free.slot()), (Ok(()), Ok(()), None));
     }
 }

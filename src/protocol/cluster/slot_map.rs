@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use redis::Value;
 
-use crate::protocol::cluster::redirect::Whereto;
+use crate::protocol::cluster::redirect::RedirectTarget;
 use crate::protocol::cluster::slot::SLOTS;
 use crate::protocol::resp::fields::{field, list, text};
 
@@ -25,7 +25,7 @@ impl NodeAddress {
     }
 
     /// As another node gives it, which was reached at `from`.
-    pub(crate) fn of(to: &Whereto, from: &str) -> Self {
+    pub(crate) fn of(to: &RedirectTarget, from: &str) -> Self {
         let host = if to.host.is_empty() { from } else { &to.host };
         Self::new(host, to.port)
     }

@@ -9,7 +9,7 @@
 
 use crate::error::Error;
 use crate::protocol::cluster::slot;
-use crate::protocol::cluster::slot::Binding;
+use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::command;
 use crate::protocol::command::{Folded, Requests};
 
@@ -71,8 +71,8 @@ pub(crate) fn slot_of(args: &[&[u8]]) -> Keyed {
 
 /// Binds to the slot of these commands' keys, or says which two are not one. What keeps its keys
 /// where nobody knows is bound to nothing.
-pub(crate) fn bind(binding: &mut Binding, bytes: &[u8]) -> Result<(), Error> {
-    if *binding == Binding::Free {
+pub(crate) fn bind(binding: &mut SlotBinding, bytes: &[u8]) -> Result<(), Error> {
+    if *binding == SlotBinding::None {
         return Ok(());
     }
     for args in Requests::new(bytes).flatten() {

@@ -5,7 +5,6 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::pool::router;
 use crate::protocol::cluster::slot;
 
 /// The keys of one lock. All but the counter share the name's hash tag.
@@ -37,7 +36,7 @@ impl Names {
             alive: format!("{base}:alive"),
             wake: format!("{base}:wake").into(),
             done: format!("{base}:done:"),
-            fence: match cluster.then(|| router::tag(slot)).flatten() {
+            fence: match cluster.then(|| slot::tag_of(slot)).flatten() {
                 Some(tag) => format!("{prefix}:fence:{{{tag}}}"),
                 None => format!("{prefix}:fence"),
             },
