@@ -224,9 +224,10 @@ fn moody(server: &Server) -> (Arc<Moody>, SessionManager) {
     let sessions = SessionManager::builder(server.url())
         .credentials_provider(Arc::clone(&provider))
         .max_size(1)
-        .connect_timeout(Duration::from_millis(300))
-        .response_timeout(Duration::from_millis(300))
-        .checkout_timeout(Duration::from_millis(900))
+        .connect_timeout(Duration::from_millis(500))
+        .response_timeout(Duration::from_millis(500))
+        // A panic of the provider's is printed first, which takes its time.
+        .checkout_timeout(Duration::from_secs(3))
         .build()
         .unwrap();
     (provider, sessions)

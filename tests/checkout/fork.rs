@@ -25,7 +25,7 @@ use scopeguard::defer;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 use crate::support::server::Server;
-use crate::support::{eventually, try_for};
+use crate::support::{eventually, try_for, under_log};
 use crate::{PATIENCE, alone, immediate};
 
 /// What a call or a drop may take in the child.
@@ -348,7 +348,7 @@ fn a_child_that_leaves_a_lock_with_an_error_writes_to_no_log() {
     let events = Arc::<AtomicUsize>::default();
     let subscriber = tracing_subscriber::registry().with(Events(Arc::clone(&events)));
     let mut child = None;
-    let ended = tracing::subscriber::with_default(subscriber, || {
+    let ended = under_log(subscriber, || {
         sessions.lock("l").run(PATIENCE, |_| match fork::fork().unwrap() {
             Fork::Child => {
                 events.store(0, Ordering::SeqCst);

@@ -7,10 +7,10 @@ use std::time::Duration;
 use rediscope::prelude::*;
 use rediscope::{Condition, SessionManager, TransactionOptions, Transactional};
 
-use crate::support::eventually;
 use crate::support::front::Front;
 use crate::support::proxy::Proxy;
 use crate::support::server::Server;
+use crate::support::{eventually, try_for};
 
 const SOON: Duration = Duration::from_secs(20);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -82,19 +82,21 @@ impl Stage {
         self.sessions.transactional()
     }
 
-    fn replied(&self) -> u64 {
-        self.front.as_ref().map_or(0, Front::replied)
+    fn replied(&self) -> Option<u64> {
+        self.front.as_ref().map_or(Some(0), Front::replied)
     }
 
     /// Every connection is sent this, and has it when this returns.
     fn comes(&self, bytes: &[u8]) {
-        let before = self.replied();
+        let before = try_for(SOON, || self.replied()).unwrap();
         let connections = self.proxy.say(bytes);
         assert!(connections >= 1);
         if self.front.is_some() {
             // One that is just being closed has gone then.
             let came = || before + (bytes.len() * self.proxy.connections()) as u64;
-            eventually(SOON, "it was passed on", || self.replied() >= came());
+            eventually(SOON, "it was passed on", || {
+                self.replied().is_some_and(|replied| replied >= came())
+            });
         }
         // A busy kernel delivers later what was written here, and in order: behind this it is there.
         self.server.ask::<String>(&["PING"]);

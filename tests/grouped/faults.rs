@@ -14,7 +14,7 @@ use tracing_subscriber::registry;
 use super::stage::{Call, Stage, push};
 use crate::support::proxy::{Fault, Script, Trigger};
 use crate::support::server::Server;
-use crate::support::try_for;
+use crate::support::{try_for, under_log};
 
 /// One word for what a caller was told.
 fn word(told: &Result<i64, Error>) -> &'static str {
@@ -66,7 +66,7 @@ struct Slow {
 
 impl<S: Subscriber> Layer<S> for Slow {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        if event.metadata().target() == "rediscope::connection::manager" {
+        if event.metadata().target().ends_with("::manager") {
             // Before they give up on whoever took them along, which is 4 × `response_timeout`.
             let all = || (self.told.load(Ordering::SeqCst) == 3).then_some(());
             let _: Option<()> = try_for(Duration::from_secs(2), all);
@@ -80,9 +80,8 @@ fn a_leader_who_is_held_up_by_his_log_has_told_the_others() {
     let stage = Stage::new();
     let (told, found) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let slow = Slow { told: Arc::clone(&told), found: Arc::clone(&found) };
-    let leads: Call<'_, i64> = Box::new(move |handle| {
-        tracing::subscriber::with_default(registry().with(slow), || push(0)(handle))
-    });
+    let leads: Call<'_, i64> =
+        Box::new(move |handle| under_log(registry().with(slow), || push(0)(handle)));
     let follows = |number| -> Call<'_, i64> {
         let told = Arc::clone(&told);
         Box::new(move |handle| {

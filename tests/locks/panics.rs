@@ -8,8 +8,8 @@ use rediscope::Lock;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
 use super::stage::{LONG, SOON, Stage, every_kind};
-use crate::support::eventually;
 use crate::support::proxy::{Fault, Trigger};
+use crate::support::{eventually, under_log};
 
 /// Panics at the n-th event of a thread, or at each from there on.
 struct Panics {
@@ -35,7 +35,7 @@ fn under(nth: u32, each: bool, call: impl FnOnce()) -> bool {
     let left = Arc::new(AtomicU32::new(nth));
     let layer = Panics { left: Arc::clone(&left), each };
     let subscriber = tracing_subscriber::registry().with(layer);
-    tracing::subscriber::with_default(subscriber, || {
+    under_log(subscriber, || {
         drop(catch_unwind(AssertUnwindSafe(call)));
     });
     left.load(Ordering::SeqCst) == 0

@@ -27,6 +27,8 @@ struct Shared {
     shut: AtomicBool,
     open: Mutex<Vec<Arc<dyn Ends>>>,
     pumps: Mutex<Vec<JoinHandle<()>>>,
+    /// Raised before a write and lowered behind it: a client may have read what is not counted yet.
+    replying: AtomicU64,
     replied: AtomicU64,
 }
 
@@ -95,9 +97,10 @@ impl Front {
         &self.url
     }
 
-    /// Plain bytes that were passed on to clients, in all.
-    pub fn replied(&self) -> u64 {
-        self.shared.replied.load(Ordering::SeqCst)
+    /// Plain bytes that were passed on to clients, in all; `None` while some are being written.
+    pub fn replied(&self) -> Option<u64> {
+        let idle = self.shared.replying.load(Ordering::SeqCst) == 0;
+        idle.then(|| self.shared.replied.load(Ordering::SeqCst))
     }
 }
 
@@ -124,15 +127,24 @@ impl Shared {
         let pair = Arc::new((client, server));
         let (requests, replies) = (Arc::clone(&pair), Arc::clone(&pair));
         let shared = Arc::clone(self);
-        let count = move |bytes| _ = shared.replied.fetch_add(bytes, Ordering::SeqCst);
         self.keep(
             pair,
             [
-                spawn(move || pump(&requests.0, &requests.1, &*requests, |_| {})),
-                spawn(move || pump(&replies.1, &replies.0, &*replies, count)),
+                spawn(move || pump(&requests.0, &requests.1, &*requests, None)),
+                spawn(move || pump(&replies.1, &replies.0, &*replies, Some(&shared))),
             ],
         );
         Ok(())
+    }
+
+    fn reply(&self, bytes: usize, write: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        self.replying.fetch_add(1, Ordering::SeqCst);
+        let written = write();
+        if written.is_ok() {
+            self.replied.fetch_add(bytes as u64, Ordering::SeqCst);
+        }
+        self.replying.fetch_sub(1, Ordering::SeqCst);
+        written
     }
 
     fn keep(&self, link: Arc<dyn Ends>, pumps: [JoinHandle<()>; 2]) {
@@ -148,19 +160,23 @@ impl Ends for (UnixStream, TcpStream) {
     }
 }
 
-/// Until either side ends; then both do.
+/// Until either side ends; then both do. `replies` counts what is passed on.
 fn pump<'p>(
     mut from: impl Read + 'p,
     mut to: impl Write + 'p,
     link: &dyn Ends,
-    count: impl Fn(u64),
+    replies: Option<&Shared>,
 ) {
     let mut bytes = [0; 16 * 1024];
     while let Ok(length @ 1..) = from.read(&mut bytes) {
-        if to.write_all(&bytes[..length]).is_err() {
+        let mut write = || to.write_all(&bytes[..length]);
+        let written = match replies {
+            Some(shared) => shared.reply(length, write),
+            None => write(),
+        };
+        if written.is_err() {
             break;
         }
-        count(length as u64);
     }
     link.end();
 }
@@ -260,13 +276,14 @@ mod tls {
             let mut bytes = [0; 16 * 1024];
             loop {
                 let length = (&self.server).read(&mut bytes)?;
-                let mut session = self.session.lock().unwrap();
-                match length {
-                    0 => session.send_close_notify(),
-                    _ => session.writer().write_all(&bytes[..length])?,
-                }
-                self.flush(&mut session)?;
-                self.shared.replied.fetch_add(length as u64, Ordering::SeqCst);
+                self.shared.reply(length, || {
+                    let mut session = self.session.lock().unwrap();
+                    match length {
+                        0 => session.send_close_notify(),
+                        _ => session.writer().write_all(&bytes[..length])?,
+                    }
+                    self.flush(&mut session)
+                })?;
                 if length == 0 {
                     return Ok(());
                 }

@@ -28,10 +28,14 @@ pub mod tls;
 
 use std::path::Path;
 use std::process;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
+
+use tracing::Dispatch;
+use tracing::subscriber::NoSubscriber;
 
 /// Between two looks of a poll: short at first, so that what is fast stays fast.
 const PAUSES: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(5)];
@@ -76,6 +80,19 @@ pub fn in_time<T: Send + 'static>(
         Err(RecvTimeoutError::Timeout) => panic!("not within {deadline:?}: {what}"),
         Err(RecvTimeoutError::Disconnected) => panic!("it panicked: {what}"),
     }
+}
+
+/// Runs `call` under a log of its own.
+///
+/// While a process has one subscriber only, a callsite is switched off for good if a thread without
+/// that subscriber is the first to reach it. Two more, which take no event, rule that out.
+pub fn under_log<T>(
+    log: impl tracing::Subscriber + Send + Sync + 'static,
+    call: impl FnOnce() -> T,
+) -> T {
+    static IDLE: OnceLock<[Dispatch; 2]> = OnceLock::new();
+    IDLE.get_or_init(|| [(); 2].map(|()| Dispatch::new(NoSubscriber::default())));
+    tracing::subscriber::with_default(log, call)
 }
 
 /// A plain connection through a proxy or past it, with timeouts set; it has shaken hands already.
