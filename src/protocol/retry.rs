@@ -86,6 +86,7 @@ impl RetryPolicy {
         Attempts {
             policy: *self,
             number: 1,
+            begun: now,
             // Past the end of the clock there is no deadline.
             deadline: now.checked_add(self.deadline),
             steps: ExponentialBuilder::default()
@@ -103,6 +104,7 @@ impl RetryPolicy {
 pub(crate) struct Attempts {
     policy: RetryPolicy,
     number: u32,
+    begun: Instant,
     deadline: Option<Instant>,
     steps: ExponentialBackoff,
 }
@@ -113,10 +115,10 @@ impl Attempts {
         self.number
     }
 
-    /// No attempt begins later than this.
+    /// No attempt begins later than this. Without a deadline, because it lies past the end of the
+    /// clock: a day after the first attempt.
     pub(crate) fn deadline(&self) -> Instant {
-        // Past the end of the clock there is no deadline; a day is as good.
-        self.deadline.unwrap_or_else(|| Instant::now() + LONGEST)
+        self.deadline.unwrap_or(self.begun + LONGEST)
     }
 
     /// Counts one attempt more and says how long to wait before it; `None` where the policy
