@@ -22,7 +22,9 @@ use support::server::Server;
 const SOON: Duration = Duration::from_secs(20);
 
 fn sessions(url: String) -> SessionManager {
-    SessionManager::builder(url).max_size(8).checkout_timeout(SOON).build().unwrap()
+    // Trusted for longer than a busy machine keeps it idle: no round trip is spent on asking.
+    let builder = SessionManager::builder(url).max_size(8).trust_window(SOON);
+    builder.checkout_timeout(SOON).build().unwrap()
 }
 
 fn patient() -> TransactionOptions {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rediscope::{LockError, SessionManager};
+use rediscope::{ConnectionErrorKind, LockError, SessionManager};
 
 use super::stage::{SOON, Stage};
 use crate::support::{eventually, try_for};
@@ -15,7 +15,9 @@ const TRIES: u64 = 48;
 const WAIT: Duration = Duration::from_millis(50);
 const LEASE: Duration = Duration::from_millis(100);
 /// Longer than a busy machine keeps 64 threads and a server from running.
-const RESPONSE: Duration = Duration::from_secs(10);
+const RESPONSE: Duration = Duration::from_secs(5);
+/// A release after an attempt whose request may still arrive is remembered for a minute.
+const REMEMBERED: Duration = Duration::from_secs(60);
 
 #[test]
 fn of_thousands_of_contended_waits_with_a_dying_subscriber_nothing_is_left() {
@@ -24,7 +26,7 @@ fn of_thousands_of_contended_waits_with_a_dying_subscriber_nothing_is_left() {
     let builder = builder.response_timeout(RESPONSE).checkout_timeout(3 * RESPONSE);
     let sessions = builder.build().unwrap();
     let (over, acquired, timeouts) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
-    let longest = AtomicU64::new(0);
+    let (longest, late) = (AtomicU64::new(0), AtomicU64::new(0));
     let (mut kills, mut most_waiting) = (0, 0);
     thread::scope(|scope| {
         // Also after a panic: the killer would go on for ever.
@@ -33,6 +35,7 @@ fn of_thousands_of_contended_waits_with_a_dying_subscriber_nothing_is_left() {
             .map(|_| {
                 let lock = sessions.lock("l").lease(LEASE);
                 let (acquired, timeouts, longest) = (&acquired, &timeouts, &longest);
+                let late = &late;
                 scope.spawn(move || {
                     for _ in 0..TRIES {
                         let begun = Instant::now();
@@ -49,6 +52,12 @@ fn of_thousands_of_contended_waits_with_a_dying_subscriber_nothing_is_left() {
                             }
                             Err(LockError::Timeout { .. }) => {
                                 timeouts.fetch_add(1, Ordering::Relaxed);
+                            }
+                            // A busy machine took a lease's time for one exchange.
+                            Err(LockError::Connection { source, .. })
+                                if source.kind() == ConnectionErrorKind::TimedOut =>
+                            {
+                                late.fetch_add(1, Ordering::Relaxed);
                             }
                             Err(error) => panic!("{error:?}"),
                         }
@@ -73,7 +82,8 @@ fn of_thousands_of_contended_waits_with_a_dying_subscriber_nothing_is_left() {
         (kills, most_waiting) = killer.join().unwrap();
     });
     let (acquired, timeouts) = (acquired.into_inner(), timeouts.into_inner());
-    assert_eq!(acquired + timeouts, THREADS * TRIES);
+    let late = late.into_inner();
+    assert_eq!(acquired + timeouts + late, THREADS * TRIES);
     assert!(timeouts >= THREADS * TRIES / 3 && acquired > 0, "{acquired} {timeouts}");
     assert!(kills > 0 && most_waiting > 10, "{kills} kills, {most_waiting} waited");
     let longest = Duration::from_millis(longest.into_inner());
@@ -81,7 +91,7 @@ fn of_thousands_of_contended_waits_with_a_dying_subscriber_nothing_is_left() {
 
     let locks = sessions.status().locks;
     assert_eq!((locks.held, locks.waiting, locks.permits), (0, 0, 0));
-    assert_eq!(locks.timeouts, timeouts);
+    assert_eq!(locks.timeouts, timeouts + late);
     eventually(SOON, "nothing is subscribed to", || {
         stage.subscribers_of("rediscope:lock:{l}:wake") == 0
             && sessions.status().locks.subscriptions == 0
@@ -92,6 +102,6 @@ fn of_thousands_of_contended_waits_with_a_dying_subscriber_nothing_is_left() {
         stage.server.clients() == 0 && stage.server.subscribers() == 0
     });
     let left = || stage.server.ask::<Vec<String>>(&["KEYS", "rediscope:lock:*"]);
-    let none = try_for(SOON, || left().is_empty().then_some(()));
+    let none = try_for(REMEMBERED + SOON, || left().is_empty().then_some(()));
     assert!(none.is_some(), "left on the server: {:?}", left().len());
 }
