@@ -18,28 +18,34 @@ pub(crate) mod session;
 pub(crate) mod settings;
 pub(crate) mod status;
 pub(crate) mod sync;
+pub(crate) mod text;
 pub(crate) mod transaction;
 
 pub use redis;
 
 pub use crate::connection::url::IntoAddress;
+pub use crate::error::any::CommitError;
+pub use crate::error::any::Error;
+pub use crate::error::applied::Applied;
 pub use crate::error::checkout::{CheckoutError, CheckoutTimeout};
-pub use crate::error::commit::CommitError;
 pub use crate::error::condition::FailedCondition;
 pub use crate::error::config::ConfigError;
 pub use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 pub use crate::error::in_doubt::{CommitToken, InDoubt, Resolution, UnresolvedReason};
 pub use crate::error::lock::{LockError, LockHolder, LostReason};
-pub use crate::error::reply::{DecodeError, ReplyError};
-pub use crate::error::server::ServerError;
-pub use crate::error::{Applied, Error, PinExpired};
+pub use crate::error::open_scope::OpenScope;
+pub use crate::error::pin_expired::PinExpired;
 pub use crate::lock::guard::LockGuard;
 pub use crate::lock::handle::{Lock, RwLock};
 pub use crate::pooled::Pooled;
 pub use crate::protocol::replication::ReplicaAcks;
 pub use crate::protocol::retry::RetryPolicy;
+pub use crate::protocol::server_error::ServerError;
+pub use crate::reply::error::{DecodeError, ReplyError};
+pub use crate::reply::queued::Queued;
+pub use crate::reply::queued::Ready;
+pub use crate::reply::replies::Replies;
 pub use crate::reply::resolve::Resolve;
-pub use crate::reply::{Queued, Ready, Replies};
 pub use crate::session::SessionManager;
 pub use crate::session::builder::Builder;
 #[cfg(feature = "serde")]
@@ -48,9 +54,7 @@ pub use crate::settings::credentials::{Credentials, CredentialsProvider, Rotatin
 #[cfg(feature = "tls-rustls")]
 pub use crate::settings::tls::Tls;
 pub use crate::status::node::NodeStatus;
-pub use crate::status::{
-    CloseReason, Closed, LockStatus, OpenScope, PoolCounters, PoolStatus, Status,
-};
+pub use crate::status::{CloseReason, Closed, LockStatus, PoolCounters, PoolStatus, Status};
 pub use crate::transaction::block::Block;
 pub use crate::transaction::commands::*;
 pub use crate::transaction::condition::Condition;

@@ -4,7 +4,10 @@
 //! sent twice.
 
 pub(crate) mod answers;
+pub(crate) mod error_tag;
 pub(crate) mod fan_out;
+pub(crate) mod recent_replies;
+mod redis_error;
 pub(crate) mod request;
 
 use std::fmt;
@@ -13,8 +16,8 @@ use std::time::Instant;
 
 use redis::{Cmd, ConnectionLike, RedisResult, Value};
 
+use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
-use crate::error::{Error, recent};
 use crate::pool::router::Nodes;
 use crate::pool::scopes::Owner;
 use crate::pooled::answers::Call;
@@ -144,9 +147,9 @@ impl Pooled {
             let waited = started.elapsed();
             let raw = raw.map_err(|source| CheckoutError::Connect { waited, source })?;
             // Its answers are not the handle's, and neither are its errors.
-            recent::forget();
+            recent_replies::forget();
             let result = f(raw);
-            recent::forget();
+            recent_replies::forget();
             Ok(result)
         })?
     }

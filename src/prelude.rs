@@ -4,5 +4,6 @@
 
 pub use redis::Commands as _;
 
-pub use crate::reply::{Queued, Ready};
+pub use crate::reply::queued::Queued;
+pub use crate::reply::queued::Ready;
 pub use crate::transaction::commands::*;

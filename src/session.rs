@@ -25,6 +25,7 @@ use crate::connection::url;
 use crate::connection::url::IntoAddress;
 use crate::error::config::ConfigError;
 use crate::error::in_doubt::{CommitToken, Resolution, Resolver as _};
+use crate::error::open_scope::OpenScope;
 use crate::lock::acquire::Mode;
 use crate::lock::handle::{Lock, RwLock};
 use crate::lock::manager::Hub;
@@ -37,7 +38,7 @@ use crate::pooled::Pooled;
 #[cfg(feature = "sentinel")]
 use crate::process::Process;
 use crate::session::builder::Builder;
-use crate::status::{Closed, LockStatus, OpenScope, PoolStatus, Status};
+use crate::status::{Closed, LockStatus, PoolStatus, Status};
 use crate::transaction::handle::Transactional;
 use crate::transaction::hot_keys::Admission;
 

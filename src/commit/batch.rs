@@ -9,7 +9,7 @@ use crate::commit::cleanup::clean;
 use crate::commit::{
     Committed, Form, Terms, commit, count, not_isolated, refused, replies, unproven,
 };
-use crate::error::commit::CommitError;
+use crate::error::any::CommitError;
 use crate::error::connection::ConnectionError;
 use crate::error::in_doubt::InDoubt;
 use crate::pool::Joined;
@@ -20,7 +20,7 @@ use crate::protocol::batch::{Broken, Job, Settled, What};
 use crate::protocol::cluster::route::Route;
 use crate::protocol::exec::{Doubt, Verdict};
 use crate::protocol::queue::{Buffer, Start};
-use crate::reply::Replies;
+use crate::reply::replies::Replies;
 
 /// Commits what `buffer` holds: with others, where it may and has to wait for a link.
 pub(crate) fn block(

@@ -4,12 +4,13 @@
 
 use crate::connection::connection::Link;
 use crate::connection::deadline::Deadline;
+use crate::error::any::Error;
+use crate::error::applied::Applied;
 use crate::error::connection::ConnectionError;
-use crate::error::server::ServerError;
-use crate::error::{Applied, Error};
 use crate::pool::checkout::Lease;
 use crate::protocol::connection_state::{Expect, Taint};
 use crate::protocol::resp::encode::{DISCARD, UNWATCH};
+use crate::protocol::server_error::ServerError;
 
 /// Leaves nothing of the scope behind on its link: DISCARD, UNWATCH, or the link is closed.
 ///

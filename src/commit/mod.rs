@@ -18,12 +18,11 @@ use redis::Value;
 use crate::commit::lock_check::Held;
 use crate::commit::prepare::prove;
 use crate::commit::send::{Answers, Lost, exchange, queue};
-use crate::error::Error;
+use crate::error::any::CommitError;
+use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
-use crate::error::commit::CommitError;
 use crate::error::connection::ConnectionError;
 use crate::error::in_doubt::{CommitToken, InDoubt, Resolver};
-use crate::error::server::ServerError;
 use crate::pool::checkout::Lease;
 use crate::protocol::cluster::slot;
 use crate::protocol::connection_state::Taint;
@@ -32,7 +31,8 @@ use crate::protocol::exec::{Doubt, Refusal, Verdict};
 use crate::protocol::idempotency_key::Once;
 use crate::protocol::queue::Buffer;
 use crate::protocol::replication::{Durability, ReplicaAcks};
-use crate::reply::Replies;
+use crate::protocol::server_error::ServerError;
+use crate::reply::replies::Replies;
 use crate::status::Counters;
 
 /// What a transaction asks of its commit.

@@ -11,10 +11,10 @@ use redis::Value;
 use crate::commit::{Form, Refused, Terms};
 use crate::connection::connection::Link;
 use crate::connection::deadline::Deadline;
-use crate::error::commit::CommitError;
+use crate::error::any::CommitError;
+use crate::error::any::Error;
+use crate::error::applied::Applied;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
-use crate::error::server::ServerError;
-use crate::error::{Applied, Error};
 use crate::pool::checkout::Lease;
 use crate::protocol::command::{Requests, is_unknown};
 use crate::protocol::connection_state::Expect;
@@ -23,6 +23,7 @@ use crate::protocol::queue::Buffer;
 use crate::protocol::replication::{Durability, KNOWS_WAITAOF};
 use crate::protocol::resp::encode;
 use crate::protocol::resp::encode::{ASKING, DISCARD, MULTI, UNWATCH};
+use crate::protocol::server_error::ServerError;
 use crate::settings::Settings;
 
 /// Brings the link to where the commands may leave: it was heard of within the trust window, or

@@ -18,7 +18,6 @@ use crate::connection::deadline::Deadline;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::in_doubt::{CommitToken, Resolution, Resolver, UnresolvedReason};
-use crate::error::server::ServerError;
 use crate::logging::rate_limit::Alarm;
 use crate::pool::manager;
 use crate::pool::manager::Purpose;
@@ -30,6 +29,7 @@ use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route};
 use crate::protocol::cluster::slot;
 use crate::protocol::connection_state::Expect;
 use crate::protocol::marker;
+use crate::protocol::server_error::ServerError;
 use crate::sync::lock;
 
 /// The longest pause before a server that could not be asked is asked again.

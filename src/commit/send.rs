@@ -6,12 +6,12 @@ use crate::commit::Terms;
 use crate::connection::connection::Link;
 use crate::connection::deadline::Deadline;
 use crate::error::connection::ConnectionError;
-use crate::error::server::ServerError;
 use crate::protocol::connection_state::Expect;
 use crate::protocol::exec::Collector;
 use crate::protocol::queue::{Buffer, Start};
 use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::resp::encode::ASKING;
+use crate::protocol::server_error::ServerError;
 use crate::settings::Settings;
 
 pub(crate) struct Answers {

@@ -13,7 +13,6 @@ use crate::connection::endpoint::Endpoint;
 use crate::connection::login::Login;
 use crate::connection::transport::Transport;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
-use crate::error::server::ServerError;
 use crate::pool::connect_attempts::Arrival;
 use crate::pool::manager::Alive;
 use crate::process::sockets::OwnSocket;
@@ -22,6 +21,7 @@ use crate::protocol::handshake;
 use crate::protocol::marker::Fence;
 use crate::protocol::resp::encode::PING;
 use crate::protocol::resp::reply::Reply;
+use crate::protocol::server_error::ServerError;
 use crate::settings::Settings;
 use crate::status::CloseReason;
 

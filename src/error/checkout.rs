@@ -7,8 +7,8 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::error::connection::ConnectionError;
-use crate::error::text::{brief, display};
-use crate::status::OpenScope;
+use crate::error::open_scope::OpenScope;
+use crate::text::{brief, display};
 
 /// Why no connection was given. Nothing was sent.
 #[derive(Clone, Debug)]

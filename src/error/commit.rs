@@ -5,119 +5,14 @@
 use std::error::Error as StdError;
 use std::fmt;
 
+use crate::error::any::{CommitError, Error};
+use crate::error::applied::Applied;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
-use crate::error::in_doubt::InDoubt;
-use crate::error::server::ServerError;
-use crate::error::text::{count, display};
-use crate::error::{Applied, Error, PinExpired};
-use crate::protocol::replication::ReplicaAcks;
-use crate::reply::Replies;
-
-/// What is known of a transaction that did not simply commit.
-///
-/// | variant | what the server did |
-/// |---|---|
-/// | `Rejected` | nothing: it refused a command, or EXEC |
-/// | `PartlyApplied` | ran it; at least one command failed, **the others were applied** |
-/// | `NotSent` | nothing: the failure came before EXEC's last byte left |
-/// | `InDoubt` | unknown: EXEC was sent, and no answer that proves anything came |
-/// | `NotIsolated` | ran the commands one by one, without MULTI |
-/// | `NotReplicated` | ran it, **it was applied here**; too few others have it |
-/// | `KeyNotKept` | ran it, **it was applied**; its key or register may not hold |
-/// | `AlreadyCommitted` | nothing: an earlier transaction with this key was applied |
-/// | `LockLost` | nothing: the lock that it was fenced by is no longer held |
-/// | `PinExpired` | nothing: the scope was open for too long |
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum CommitError {
-    /// Nothing was applied: the server refused a command while it was queued, or refused EXEC.
-    ///
-    /// EXEC's own answer proves it: `EXECABORT`, or `MOVED`, `ASK`, `TRYAGAIN`, `CROSSSLOT`,
-    /// `CLUSTERDOWN`; or EXEC never left. Any other error to EXEC is
-    /// [`InDoubt`](Self::InDoubt): it may be a proxy's, sent after EXEC ran.
-    #[non_exhaustive]
-    Rejected {
-        /// Which of the queued commands, from 0; `None` where MULTI or EXEC itself was refused.
-        index: Option<usize>,
-        /// The command's name.
-        command: String,
-        /// The server's own code: READONLY stays READONLY.
-        code: String,
-        /// The server's own words, without keys and values.
-        message: String,
-    },
-    /// EXEC ran and at least one command failed at run time. **The others were applied**: Redis
-    /// does not undo them. Read each reply.
-    ///
-    /// If every command failed and each is one of the server's own that changes nothing when it
-    /// fails (no script, no function, no command of a module, not MIGRATE), then nothing was
-    /// changed and [`applied`](Self::applied) is [`No`](Applied::No).
-    #[non_exhaustive]
-    PartlyApplied {
-        /// Every reply, the failed ones as [`ReplyError::Failed`](crate::error::reply::ReplyError::Failed).
-        replies: Replies,
-    },
-    /// Nothing was applied, and nothing will be: the failure came before EXEC's last byte left, or
-    /// a doubt was resolved so.
-    #[non_exhaustive]
-    NotSent {
-        /// What failed.
-        source: Box<Error>,
-    },
-    /// EXEC was sent, and its answer was lost or proves nothing. The transaction may have been
-    /// applied, or may be applied later.
-    InDoubt(InDoubt),
-    /// MULTI was refused and the commands ran one by one, with others in between. An operator
-    /// must look: the user's right to MULTI was taken away while connections were open.
-    ///
-    /// If each command was refused too, in words that the server uses only before a command
-    /// changes anything, it is [`Rejected`](Self::Rejected) instead. An error of a script, a
-    /// function or a module's command is no such proof.
-    #[non_exhaustive]
-    NotIsolated {
-        /// Every reply; a refused command as [`ReplyError::Failed`](crate::error::reply::ReplyError::Failed).
-        replies: Replies,
-    },
-    /// The transaction **was applied here**, but fewer than were asked for had it in time:
-    /// [`wait_replicas`](crate::TransactionOptions::wait_replicas),
-    /// [`wait_aof`](crate::TransactionOptions::wait_aof). Nothing is undone by that, and it may
-    /// still spread; it may also be lost with this server.
-    #[non_exhaustive]
-    NotReplicated {
-        /// How many were asked for.
-        wanted: ReplicaAcks,
-        /// How many have it, as far as is known.
-        got: ReplicaAcks,
-        /// What the server said, where it refused to wait.
-        refused: Option<ServerError>,
-        /// The transaction's replies.
-        replies: Replies,
-    },
-    /// The transaction **was applied**, but a command of this crate's behind the caller's failed:
-    /// the one that keeps the key of
-    /// [`exactly_once_as`](crate::TransactionOptions::exactly_once_as), or the one that writes the
-    /// connection's register. A later transaction with the same key may be applied again. Do not
-    /// run this one again.
-    ///
-    /// It happens, for example, if a command of the block takes away the user's right to the key.
-    #[non_exhaustive]
-    KeyNotKept {
-        /// The server's answer to the command that failed.
-        error: ServerError,
-        /// The transaction's replies.
-        replies: Replies,
-    },
-    /// Nothing was applied by this call: a transaction with the same key
-    /// ([`exactly_once_as`](crate::TransactionOptions::exactly_once_as)) was applied before, by
-    /// this process or another.
-    AlreadyCommitted,
-    /// Nothing was applied: the lock that the transaction was
-    /// [fenced by](crate::Transactional::fenced_by) is not its guard's any more.
-    LockLost,
-    /// Nothing was applied: the scope was open for too long.
-    PinExpired(PinExpired),
-}
+use crate::error::pin_expired::PinExpired;
+use crate::protocol::server_error::ServerError;
+use crate::reply::replies::Replies;
+use crate::text::{count, display};
 
 display!(CommitError);
 
@@ -194,7 +89,7 @@ fn partly(replies: &Replies, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         }
     }
     match replies.first_error() {
-        Some(crate::error::reply::ReplyError::Failed { index, command, error }) => {
+        Some(crate::reply::error::ReplyError::Failed { index, command, error }) => {
             let first = if failed == 1 { "it was" } else { "the first was" };
             write!(f, "; {first} {command} (command {index}): {}", error.code())
         }

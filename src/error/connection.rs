@@ -4,7 +4,7 @@
 
 use std::{fmt, io};
 
-use crate::error::server::ServerError;
+use crate::protocol::server_error::ServerError;
 
 /// How a connection failed: the kind, and the operating system's or the server's own words.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::connection::ConnectionError;
-use crate::error::server::ServerError;
-use crate::error::text::display;
+use crate::protocol::server_error::ServerError;
+use crate::text::display;
 
 /// EXEC was sent, and its answer was lost or proves nothing.
 ///

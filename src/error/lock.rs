@@ -7,12 +7,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::Applied;
+use crate::error::applied::Applied;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
-use crate::error::server::ServerError;
-use crate::error::text::{brief, display};
 use crate::protocol::replication::ReplicaAcks;
+use crate::protocol::server_error::ServerError;
+use crate::text::{brief, display};
 
 /// Who holds a lock, as the server had it when it was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use redis::Value;
 
-use crate::error::Applied;
+use crate::error::applied::Applied;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
 use crate::error::lock::{LockError, LockHolder, LostReason};

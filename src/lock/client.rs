@@ -17,11 +17,10 @@ use std::time::{Duration, Instant};
 use redis::Value;
 
 use crate::connection::deadline::Deadline;
-use crate::error::Error;
+use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
 use crate::error::lock::LockError;
-use crate::error::server::ServerError;
 use crate::logging::deferred::Herald;
 use crate::pool::Joined;
 use crate::pool::batch::lead_within;
@@ -36,6 +35,7 @@ use crate::protocol::lock::script::{By, Call};
 use crate::protocol::replication::Durability;
 use crate::protocol::resp::encode;
 use crate::protocol::resp::encode::ASKING;
+use crate::protocol::server_error::ServerError;
 use crate::settings::Settings;
 
 /// How often a call is sent again on a new connection of the lock room's own.

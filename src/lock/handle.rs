@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 
-use crate::error::Error;
+use crate::error::any::Error;
 use crate::error::lock::{LockError, LockHolder};
 use crate::lock::acquire::{Mode, Permits, Spec, acquire, holder};
 use crate::lock::client::{Over, refused};

@@ -17,11 +17,11 @@ use tracing::Level;
 
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
-use crate::error::server::ServerError;
 use crate::lock::client::Courier;
 use crate::lock::waiters::Waiters;
 use crate::pool::router::{Nodes, Term};
 use crate::protocol::cluster::route::{Redirect, Route};
+use crate::protocol::server_error::ServerError;
 use crate::settings::Settings;
 use crate::sync::lock;
 

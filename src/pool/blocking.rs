@@ -8,9 +8,9 @@ use std::panic::Location;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
+use crate::error::open_scope::OpenScope;
 use crate::pool::scopes::thread_name;
 use crate::process::sockets::OwnSocket;
-use crate::status::OpenScope;
 use crate::sync::lock;
 
 /// A command that waits on the server for its own timeout.

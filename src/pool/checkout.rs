@@ -18,16 +18,17 @@ use crate::connection::connection::Link;
 use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
 use crate::connection::login::Login;
+use crate::error::any::Error;
+use crate::error::applied::Applied;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
-use crate::error::text::brief;
-use crate::error::{Applied, Error};
 use crate::logging::deferred::Later;
 use crate::pool::Pool;
 use crate::pool::blocking::{Begun, Waiting};
 use crate::pool::manager::LinkManager;
 use crate::protocol::connection_state::Taint;
 use crate::settings::Settings;
+use crate::text::brief;
 
 /// The right to one link.
 pub(crate) struct Permit {

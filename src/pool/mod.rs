@@ -32,6 +32,7 @@ use tracing::Level;
 
 use crate::connection::endpoint::Endpoint;
 use crate::error::checkout::{CheckoutError, CheckoutTimeout};
+use crate::error::open_scope::OpenScope;
 use crate::logging::deferred::{Herald, Later};
 use crate::logging::rate_limit::{Alarm, Alarms};
 use crate::pool::blocking::Blocking;
@@ -43,7 +44,7 @@ use crate::pool::semaphore::{Gate, Member, Refused, Turn, Waits};
 use crate::protocol::batch::{Job, Settled};
 use crate::protocol::connection_state::Taint;
 use crate::settings::Settings;
-use crate::status::{Counters, OpenScope, PoolStatus};
+use crate::status::{Counters, PoolStatus};
 
 /// How much longer than its timeout a closing pool waits for connections that are being opened.
 const FAREWELL: Duration = Duration::from_millis(100);

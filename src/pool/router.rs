@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use crate::connection::endpoint::Endpoint;
 use crate::error::checkout::CheckoutError;
+use crate::error::open_scope::OpenScope;
 use crate::logging::deferred::Herald;
 use crate::logging::rate_limit::Alarms;
 use crate::pool::checkout::Lease;
@@ -35,7 +36,7 @@ use crate::protocol::cluster::route::{Redirect, Route};
 use crate::protocol::cluster::slot::SlotBinding;
 use crate::settings::Settings;
 use crate::settings::credentials::Provider;
-use crate::status::{Counters, OpenScope, PoolStatus};
+use crate::status::{Counters, PoolStatus};
 
 /// A time in which connections lead to the same server and have said the same.
 pub(crate) type Term = (u64, Option<u64>);

@@ -15,13 +15,13 @@ use std::time::{Duration, Instant};
 
 use tracing::Level;
 
-use crate::error::PinExpired;
+use crate::error::open_scope::OpenScope;
+use crate::error::pin_expired::PinExpired;
 use crate::logging::deferred::Herald;
 use crate::pool::checkout::Lease;
 use crate::pool::semaphore::Waits;
 use crate::pool::{Pool, WeakPool};
 use crate::protocol::connection_state::Taint;
-use crate::status::OpenScope;
 use crate::sync::{lock, this_thread};
 
 /// Who begins a scope.

@@ -4,11 +4,12 @@
 
 use redis::Value;
 
-use crate::error::server::ServerError;
-use crate::error::{Applied, recent, stamp};
+use crate::error::applied::Applied;
 use crate::pooled::request::Request;
+use crate::pooled::{error_tag, recent_replies};
 use crate::protocol::command;
 use crate::protocol::command::Requests;
+use crate::protocol::server_error::ServerError;
 
 /// How redis-rs asks.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -30,7 +31,7 @@ pub(crate) fn judge(
 ) {
     let single = call == Call::Single;
     let name = if single { request.name.as_str() } else { "a pipeline" };
-    recent::note(name, request.read_only, replies, single);
+    recent_replies::note(name, request.read_only, replies, single);
     let fails = |value: &Value| match request.may_nest {
         true => holds_error(value),
         false => matches!(value, Value::ServerError(_)),
@@ -43,7 +44,7 @@ pub(crate) fn judge(
     let whole = (!single).then(|| whole(commands(), replies));
     for (args, value) in commands().zip(replies) {
         let (name, sub) = (args.first().copied().unwrap_or_default(), args.get(1).copied());
-        put(value, &|error| stamp::stamped((name, sub), error, whole, full));
+        put(value, &|error| error_tag::stamped((name, sub), error, whole, full));
     }
 }
 

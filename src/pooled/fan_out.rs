@@ -7,9 +7,10 @@ use std::time::Instant;
 
 use redis::Value;
 
+use crate::error::any::Error;
+use crate::error::applied::Applied;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
-use crate::error::{Applied, Error};
 use crate::pool::redirect_pause;
 use crate::pool::router::Nodes;
 use crate::pooled::request::Request;

@@ -8,14 +8,15 @@ use std::time::{Duration, Instant};
 use redis::Value;
 
 use crate::connection::deadline::Deadline;
+use crate::error::any::Error;
+use crate::error::applied::Applied;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
-use crate::error::stamp;
-use crate::error::{Applied, Error};
 use crate::pool::Joined;
 use crate::pool::batch::lead;
 use crate::pool::blocking::Waiting;
 use crate::pool::checkout::{Lease, Repeats};
 use crate::pool::router::Nodes;
+use crate::pooled::error_tag;
 use crate::protocol::batch;
 use crate::protocol::batch::{Broken, Job, Settled, What};
 use crate::protocol::cluster::route::Route;
@@ -82,7 +83,7 @@ impl Request {
             }
             request.commands += 1;
             request.read_only &= command::is_read_only(name, sub);
-            request.may_nest |= stamp::may_nest(name);
+            request.may_nest |= error_tag::may_nest(name);
         }
         request.travels = request.read_only
             && request.commands == 1

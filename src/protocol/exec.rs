@@ -8,12 +8,12 @@
 
 use redis::Value;
 
-use crate::error::reply::ReplyError;
-use crate::error::server::ServerError;
 use crate::protocol::command;
 use crate::protocol::connection_state::{Expect, ran_nothing};
 use crate::protocol::refusal;
 use crate::protocol::resp::reply::Reply;
+use crate::protocol::server_error::ServerError;
+use crate::reply::error::ReplyError;
 
 /// What one reply position refused.
 #[derive(Clone, Debug, PartialEq)]

@@ -13,9 +13,9 @@ use std::time::Duration;
 use redis::Value;
 
 use crate::error::in_doubt::UnresolvedReason;
-use crate::error::server::ServerError;
 use crate::protocol::resp::encode;
 use crate::protocol::resp::encode::ASKING;
+use crate::protocol::server_error::ServerError;
 
 /// One connection's register: its name, and the last number that was meant for it.
 pub(crate) struct Fence {

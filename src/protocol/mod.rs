@@ -24,3 +24,4 @@ pub(crate) mod resp;
 pub(crate) mod retry;
 #[cfg(feature = "sentinel")]
 pub(crate) mod sentinel;
+pub(crate) mod server_error;

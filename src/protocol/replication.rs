@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use redis::Value;
 
-use crate::error::server::ServerError;
 use crate::protocol::marker::millis;
 use crate::protocol::resp::encode;
+use crate::protocol::server_error::ServerError;
 
 /// Who had a transaction when its caller was told: the counts of WAIT or WAITAOF.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -5,8 +5,8 @@
 use redis::Value;
 
 use crate::error::connection::ConnectionError;
-use crate::error::server::ServerError;
 use crate::protocol::resp::fields::{field, text};
+use crate::protocol::server_error::ServerError;
 
 /// What one sentinel knows of a master.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,12 +2,11 @@
 //!
 //! Never: a plain value, which would have been there before the commit.
 
-use std::any::type_name;
+use redis::FromRedisValue;
 
-use redis::{FromRedisValue, Value};
-
-use crate::error::reply::{DecodeError, ReplyError};
-use crate::reply::{Queued, Ready, Replies, kind};
+use crate::reply::error::ReplyError;
+use crate::reply::queued::{Queued, Ready};
+use crate::reply::replies::Replies;
 
 mod sealed {
     pub trait Sealed {}
@@ -39,7 +38,7 @@ impl<T: FromRedisValue> Resolve for Queued<T> {
     type Output = T;
 
     fn resolve(self, replies: &Replies) -> Result<T, ReplyError> {
-        if self.transaction != replies.inner.transaction {
+        if self.transaction != replies.transaction() {
             return Err(ReplyError::Foreign);
         }
         let (index, value) = replies.value(self.id)?;
@@ -48,24 +47,12 @@ impl<T: FromRedisValue> Resolve for Queued<T> {
 }
 
 impl Replies {
-    /// One reply as the type that is asked for.
-    pub(crate) fn read<T: FromRedisValue>(
-        &self,
-        index: usize,
-        value: &Value,
-    ) -> Result<T, ReplyError> {
-        if let Value::ServerError(_) = value {
-            let is_this = |failure: &&ReplyError| matches!(failure, ReplyError::Failed { index: at, .. } if *at == index);
-            let failed = self.inner.failures.iter().find(is_this);
-            return Err(failed.cloned().unwrap_or(ReplyError::Forgotten));
-        }
-        T::from_redis_value_ref(value).map_err(|error| ReplyError::Unexpected {
-            index,
-            command: self.name(index).unwrap_or_else(|| "the command".to_owned()),
-            expected: type_name::<T>(),
-            found: kind(value),
-            source: DecodeError::of(&error.to_string()),
-        })
+    /// Reads one reply, or several at once: `get(a)?`, `get((a, b))?`, `get(vec_of_handles)?`.
+    ///
+    /// # Errors
+    /// The transaction **was applied** whatever this says: see [`ReplyError`].
+    pub fn get<R: Resolve>(&self, handles: R) -> Result<R::Output, ReplyError> {
+        handles.resolve(self)
     }
 }
 

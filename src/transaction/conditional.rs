@@ -2,7 +2,7 @@
 //!
 //! Never: without a condition. Never: a read; that is [`Watch`]'s.
 
-use crate::error::Error;
+use crate::error::any::Error;
 use crate::protocol::retry::RetryPolicy;
 use crate::reply::resolve::Resolve;
 use crate::transaction::block::Block;

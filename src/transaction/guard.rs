@@ -5,10 +5,10 @@
 use std::marker::PhantomData;
 
 use crate::commit::Committed;
-use crate::error::Error;
-use crate::error::commit::CommitError;
+use crate::error::any::CommitError;
+use crate::error::any::Error;
 use crate::protocol::queue::Buffer;
-use crate::reply::Replies;
+use crate::reply::replies::Replies;
 use crate::transaction::commands::sealed::Queue;
 use crate::transaction::outcome::Outcome;
 use crate::transaction::pending::Body;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use redis::ToSingleRedisArg;
 
-use crate::error::Error;
+use crate::error::any::Error;
 use crate::error::in_doubt::Resolver;
 use crate::lock::guard::LockGuard;
 use crate::pool::router::Nodes;

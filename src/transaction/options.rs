@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::commit::lock_check::Held;
 use crate::commit::{Place, Terms};
-use crate::error::Error;
-use crate::error::commit::CommitError;
+use crate::error::any::CommitError;
+use crate::error::any::Error;
 use crate::error::config::ConfigError;
 use crate::error::in_doubt::Resolver;
 use crate::lock::guard::LockGuard;

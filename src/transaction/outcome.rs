@@ -2,7 +2,7 @@
 //!
 //! Never: a failure. Those are errors; a conflict is none.
 
-use crate::reply::Replies;
+use crate::reply::replies::Replies;
 
 /// What became of a transaction that watches.
 ///

@@ -11,8 +11,9 @@ use tracing::level_filters::LevelFilter;
 use tracing::{Level, Span};
 
 use crate::commit;
+use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
-use crate::error::{Error, PinExpired};
+use crate::error::pin_expired::PinExpired;
 use crate::pool::checkout::Lease;
 use crate::pool::router::{Nodes, WeakNodes};
 use crate::pool::scopes::{Owner, Pin};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use redis::{Cmd, FromRedisValue};
 
 use crate::commit::Terms;
-use crate::error::Error;
+use crate::error::any::Error;
 use crate::error::in_doubt::Resolver;
 use crate::pool::router::Nodes;
 use crate::pool::scopes::Owner;

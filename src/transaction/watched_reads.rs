@@ -11,14 +11,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use redis::{Cmd, FromRedisValue, Value};
 
-use crate::error::reply::DecodeError;
-use crate::error::server::ServerError;
-use crate::error::{Applied, Error};
+use crate::error::any::Error;
+use crate::error::applied::Applied;
 use crate::protocol::command;
 use crate::protocol::command::keys;
 use crate::protocol::command::{Blocking, Place, Requests};
 use crate::protocol::refusal;
-use crate::reply;
+use crate::protocol::server_error::ServerError;
+use crate::reply::error::DecodeError;
+use crate::reply::replies::reply_kind;
 use crate::transaction::condition::{Condition, Required};
 
 /// Numbers the reads, so that a handle of one is not taken for a handle of another.
@@ -185,7 +186,7 @@ pub(crate) fn value_of<T: FromRedisValue>(name: &str, value: &Value) -> Result<T
         value => T::from_redis_value_ref(value).map_err(|error| Error::Decode {
             command: name.to_owned(),
             expected: type_name::<T>(),
-            found: reply::kind(value),
+            found: reply_kind(value),
             applied: Applied::No,
             source: DecodeError::of(&error.to_string()),
         }),

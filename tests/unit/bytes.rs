@@ -16,7 +16,7 @@ use redis::{
 };
 
 use crate::protocol::command::{Requests, is_read_only};
-use crate::reply::Queued;
+use crate::reply::queued::Queued;
 use crate::transaction::commands::tests::Probe;
 use crate::transaction::commands::*;
 

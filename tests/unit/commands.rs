@@ -12,7 +12,7 @@ use redis::{Value, cmd};
 use super::*;
 use crate::protocol::command::Requests;
 use crate::protocol::queue::{Buffer, Limits};
-use crate::reply::Queued;
+use crate::reply::queued::Queued;
 
 /// A block without a connection.
 struct Probe(Buffer);

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tracing::Level;
 
 use crate::error::checkout::CheckoutError;
+use crate::error::open_scope::OpenScope;
 use crate::pool::redirect_pause;
 use crate::pool::router::slot_map_refresh::Atlas;
 use crate::pool::{Kind, Pool, Voice, WeakPool};
@@ -19,7 +20,7 @@ use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route, unserved}
 use crate::protocol::cluster::slot_map::{Map, NodeAddress};
 use crate::settings::Settings;
 use crate::status::node::NodeStatus;
-use crate::status::{Counter, Counters, OpenScope, PoolStatus};
+use crate::status::{Counter, Counters, PoolStatus};
 use crate::sync::lock;
 
 /// A pool for each master of a cluster.

@@ -205,7 +205,7 @@ impl Atlas {
         let best = map.into_iter().chain(other).max_by_key(Map::served);
         best.filter(|map| map.served() > 0).ok_or_else(|| match slots {
             Value::ServerError(error) => ConnectionError::refused(
-                crate::error::server::ServerError::from_reply(&error, false),
+                crate::protocol::server_error::ServerError::from_reply(&error, false),
             ),
             _ => unserved(None),
         })

@@ -8,11 +8,11 @@
 use std::time::{Duration, Instant};
 
 use crate::error::connection::ConnectionError;
-use crate::error::server::ServerError;
 #[cfg(feature = "cluster")]
 use crate::protocol::cluster::redirect::RedirectReply;
 #[cfg(feature = "cluster")]
 use crate::protocol::cluster::slot_map::NodeAddress;
+use crate::protocol::server_error::ServerError;
 
 /// Where a call is sent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

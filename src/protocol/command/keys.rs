@@ -7,7 +7,7 @@
     allow(dead_code, reason = "one server has all slots and sends nobody on")
 )]
 
-use crate::error::Error;
+use crate::error::any::Error;
 use crate::protocol::cluster::slot;
 use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::command;

@@ -74,6 +74,42 @@ pub(crate) fn is_refused(name: &[u8], sub: Option<&[u8]>, place: Place) -> bool 
     }
 }
 
+/// What to do instead of a command that is refused by name.
+pub(crate) fn refusal_hint(command: &str, place: Place) -> &'static str {
+    match (command, place) {
+        ("MULTI" | "EXEC" | "DISCARD", Place::Alone) => {
+            "use the transactional handle: run(), begin(), savepoint()"
+        }
+        ("MULTI" | "EXEC" | "DISCARD", Place::InMulti) => {
+            "the transaction sends it by itself: commit it, or drop it; undo a part of it with \
+             savepoint()"
+        }
+        ("WATCH" | "UNWATCH", Place::Alone) => "use the transactional handle: watch(keys).run(..)",
+        ("WATCH" | "UNWATCH", Place::InMulti) => {
+            "keys are watched before the transaction: watch(keys).run(..)"
+        }
+        ("SELECT" | "AUTH" | "HELLO", _) => {
+            "choose database, user and protocol in the connection's address"
+        }
+        (
+            "SUBSCRIBE" | "PSUBSCRIBE" | "SSUBSCRIBE" | "UNSUBSCRIBE" | "PUNSUBSCRIBE"
+            | "SUNSUBSCRIBE" | "MONITOR" | "SYNC" | "PSYNC",
+            _,
+        ) => "open a connection of its own with redis::Client",
+        ("WAIT" | "WAITAOF", Place::InMulti) => {
+            "it does not wait inside a transaction; see wait_replicas and wait_aof of \
+             TransactionOptions"
+        }
+        ("XREAD" | "XREADGROUP", Place::InMulti) => {
+            "it does not block inside a transaction; leave BLOCK out"
+        }
+        ("SHUTDOWN" | "FAILOVER" | "REPLICAOF" | "SLAVEOF" | "SWAPDB" | "DEBUG", _) => {
+            "it changes or stops the server for every client; see Pooled::with_raw"
+        }
+        _ => "it changes or ends a connection that others use; see Pooled::with_raw",
+    }
+}
+
 /// Whether the server promises that `name` changes nothing, so that it may be sent twice.
 pub(crate) fn is_read_only(name: &[u8], sub: Option<&[u8]>) -> bool {
     let Some(name) = Folded::new(name) else { return false };

@@ -2,7 +2,7 @@
 
 use redis::{Cmd, FromRedisValue};
 
-use crate::reply::Queued;
+use crate::reply::queued::Queued;
 use crate::transaction::commands::bitmaps::BitmapCommands;
 use crate::transaction::commands::geo::GeoCommands;
 use crate::transaction::commands::hashes::HashCommands;

@@ -5,7 +5,7 @@ use redis::Cmd;
 use crate::protocol::queue::Buffer;
 use crate::protocol::resp::encode::Args;
 use crate::protocol::resp::encoded_command::Head;
-use crate::reply::Queued;
+use crate::reply::queued::Queued;
 
 /// What queues: a block, a transaction, a savepoint, or a mutable reference to one.
 // Said of a method call; of a bound the compiler says what `QueueCommands` has to say.

@@ -56,7 +56,7 @@ macro_rules! command_table {
         )]
         fn $name $(<$($generic: $bound $(<$of>)?),+>)? (
             &mut self $(, $arg: $type)*
-        ) -> $crate::reply::Queued<$reply> {
+        ) -> $crate::reply::queued::Queued<$reply> {
             self.put(
                 $(if $condition { const { &$crate::protocol::resp::encoded_command::Head::new(&[$other]) } } else)? {
                     const { &$crate::protocol::resp::encoded_command::Head::new(&[$word $(, $more)*]) }
@@ -82,7 +82,7 @@ macro_rules! command_table {
         )]
         pub fn $name $(<$($generic: $bound $(<$of>)?),+>)? (
             &mut self $(, $arg: $type)*
-        ) -> Result<$reply, $crate::error::Error> {
+        ) -> Result<$reply, $crate::error::any::Error> {
             self.read(&[$word $(, $more)*], |args| { let _ = args $(.arg($value))*; })
         }
     )*};

@@ -16,13 +16,14 @@ use std::fmt;
 
 use redis::Value;
 
+use crate::error::any::Error;
+use crate::error::applied::Applied;
 use crate::error::condition::FailedCondition;
 use crate::error::connection::ConnectionError;
-use crate::error::server::ServerError;
-use crate::error::{Applied, Error};
 use crate::protocol::command::Requests;
 use crate::protocol::resp::encode;
 use crate::protocol::resp::encode::Args;
+use crate::protocol::server_error::ServerError;
 use crate::transaction::condition::expected::Expected;
 
 /// What must be true for a block to be applied, from before its first command until EXEC.

@@ -6,8 +6,8 @@ use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::error::server::ServerError;
-use crate::error::text::{count, display};
+use crate::protocol::server_error::ServerError;
+use crate::text::{count, display};
 
 /// Why one value of an **applied** transaction cannot be handed out. Do not run the block again.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,10 +7,10 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::OnceLock;
 
-use crate::error::Applied;
-use crate::error::server::ServerError;
+use crate::error::applied::Applied;
 use crate::protocol::command;
 use crate::protocol::refusal;
+use crate::protocol::server_error::ServerError;
 
 /// What is known of a whole pipeline of which some command failed.
 pub(crate) type Whole = Option<Applied>;

@@ -11,8 +11,8 @@ use std::hash::{BuildHasher, RandomState};
 
 use redis::Value;
 
-use crate::error::Applied;
-use crate::reply::kind;
+use crate::error::applied::Applied;
+use crate::reply::replies::reply_kind;
 
 /// How many answers back one is looked for.
 const KEPT: usize = 8;
@@ -78,7 +78,7 @@ pub(crate) fn note(name: &str, read_only: bool, replies: &[Value], is_single: bo
         }
         answer.read_only = read_only;
         answer.kind = match replies.first() {
-            Some(reply) if is_single => kind(reply),
+            Some(reply) if is_single => reply_kind(reply),
             _ => REPLIES,
         };
         answer.shown.clear();

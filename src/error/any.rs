@@ -1,0 +1,458 @@
+//! Any error of this crate, and that of a commit: each may hold the other as its cause.
+
+use std::fmt;
+
+use crate::error::applied::Applied;
+use crate::error::checkout::CheckoutError;
+use crate::error::condition::FailedCondition;
+use crate::error::config::ConfigError;
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
+use crate::error::in_doubt::InDoubt;
+use crate::error::lock::LockError;
+use crate::error::pin_expired::PinExpired;
+use crate::protocol::command;
+use crate::protocol::command::Place;
+use crate::protocol::replication::ReplicaAcks;
+use crate::protocol::server_error::ServerError;
+use crate::reply::error::{DecodeError, ReplyError};
+use crate::reply::replies::Replies;
+use crate::text::{count, display};
+
+display!(Error);
+
+/// Any error of this crate.
+///
+/// ```
+/// use rediscope::{Applied, Error};
+///
+/// fn report(error: &Error) -> &'static str {
+///     match error.applied() {
+///         Applied::No if error.is_retryable() => "nothing happened; try again",
+///         Applied::No => "nothing happened",
+///         Applied::Yes => "it happened, but its replies are not to be had",
+///         Applied::Partly => "some of it happened: repair",
+///         Applied::Unknown => "it may have happened: read your own data",
+///     }
+/// }
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// A setting, of the session manager or of a transaction, cannot work; nothing was sent.
+    Config(ConfigError),
+    /// No connection was given.
+    Checkout(CheckoutError),
+    /// A transaction was not (known to be) committed as a whole.
+    Commit(Box<CommitError>),
+    /// A transaction was applied, but this value of it cannot be handed out.
+    Reply(ReplyError),
+    /// A lock was not acquired, or is no longer held.
+    Lock(Box<LockError>),
+    /// The scope was open for too long.
+    PinExpired(PinExpired),
+    /// A command that would change a shared connection, end the scope or stop the server was
+    /// refused before anything was sent.
+    Refused {
+        /// The command's name.
+        command: String,
+        /// What to do instead.
+        hint: &'static str,
+    },
+    /// A transaction grew past one of its limits; nothing of it was applied.
+    TooLarge {
+        /// What there was too much of: `commands` or `bytes`.
+        what: &'static str,
+        /// The limit in force.
+        limit: usize,
+        /// The setting that raises it.
+        setting: &'static str,
+    },
+    /// Keys of different slots of a cluster cannot be in one transaction, watch or command; nothing
+    /// was sent. Keys that belong together share a hash tag: `{order:1}:lines`, `{order:1}:total`.
+    #[non_exhaustive]
+    CrossSlot {
+        /// The command's name.
+        command: String,
+        /// The slot of the first key, or the one that the transaction was begun at.
+        bound: u16,
+        /// Another key's.
+        other: u16,
+    },
+    /// `watch` was given no key.
+    NoKeys,
+    /// A condition that the transaction requires does not hold: the block was not run and nothing
+    /// was applied. See [`Condition`](crate::Condition).
+    ConditionFailed {
+        /// The first one that does not.
+        which: FailedCondition,
+    },
+    /// A watched key changed on every attempt that the policy allows.
+    RetriesExhausted {
+        /// How often the block was run.
+        attempts: u32,
+    },
+    /// A single command was answered with an error. [`applied`](Self::applied) is `No` where the
+    /// command only reads, or where the server refuses it in these very words before it changes
+    /// anything; else `Unknown`: a script, a function or a module's command may have written before it
+    /// failed, and a proxy may answer for a server that ran the command.
+    Command {
+        /// The command's name.
+        command: String,
+        /// What the server said.
+        error: ServerError,
+    },
+    /// Commands of a pooled handle's pipeline were answered with errors; the others were applied.
+    #[non_exhaustive]
+    Pipeline {
+        /// How many were answered with an error.
+        failures: usize,
+        /// The first of them, from 0.
+        index: usize,
+        /// That one's name.
+        command: String,
+        /// What the server said to that one.
+        error: ServerError,
+        /// `Partly` where another command of it wrote; `No` where none did and each error proves
+        /// that its command changed nothing; else `Unknown`.
+        applied: Applied,
+    },
+    /// A single command's reply is not of the type that was asked for. A user's own
+    /// `FromRedisValue` that failed in its own words has them in `source()`.
+    ///
+    /// On the pooled handle it is redis-rs that decodes, and its error names no command. The command
+    /// is the one of the last eight answers of this thread in which the value is that the error
+    /// shows. `applied` is `Unknown` where there is none: the error was converted on another thread or
+    /// after many other commands, is of another connection, or shows a value of more than 512 bytes,
+    /// 64 where they are not UTF-8. It is `Unknown` too where a read and a write were answered alike.
+    /// An error that shows no value (one of a user's own `FromRedisValue`) has the name of the command
+    /// that this thread was answered last, and is `No` or `Yes` only where the last eight were all
+    /// reads or all writes. Convert the error at once, on the thread of the call.
+    #[non_exhaustive]
+    Decode {
+        /// The command's name; "the command" where it is not known.
+        command: String,
+        /// The Rust type that was asked for.
+        expected: &'static str,
+        /// The kind of reply that came.
+        found: &'static str,
+        /// `No` for a read, `Yes` for a write, `Unknown` where it is not known which it was.
+        applied: Applied,
+        /// What the type's own decoding said.
+        source: Option<DecodeError>,
+    },
+    /// The server is too old for what was asked of it; nothing was sent.
+    #[non_exhaustive]
+    Unsupported {
+        /// The command's name.
+        command: &'static str,
+        /// The first version that has it.
+        since: &'static str,
+    },
+    /// The connection failed under a single command, a begin or a clean-up.
+    Lost {
+        /// What was being done.
+        during: String,
+        /// What the server may have done with it.
+        applied: Applied,
+        /// How the connection failed.
+        source: ConnectionError,
+    },
+}
+
+/// What is known of a transaction that did not simply commit.
+///
+/// | variant | what the server did |
+/// |---|---|
+/// | `Rejected` | nothing: it refused a command, or EXEC |
+/// | `PartlyApplied` | ran it; at least one command failed, **the others were applied** |
+/// | `NotSent` | nothing: the failure came before EXEC's last byte left |
+/// | `InDoubt` | unknown: EXEC was sent, and no answer that proves anything came |
+/// | `NotIsolated` | ran the commands one by one, without MULTI |
+/// | `NotReplicated` | ran it, **it was applied here**; too few others have it |
+/// | `KeyNotKept` | ran it, **it was applied**; its key or register may not hold |
+/// | `AlreadyCommitted` | nothing: an earlier transaction with this key was applied |
+/// | `LockLost` | nothing: the lock that it was fenced by is no longer held |
+/// | `PinExpired` | nothing: the scope was open for too long |
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum CommitError {
+    /// Nothing was applied: the server refused a command while it was queued, or refused EXEC.
+    ///
+    /// EXEC's own answer proves it: `EXECABORT`, or `MOVED`, `ASK`, `TRYAGAIN`, `CROSSSLOT`,
+    /// `CLUSTERDOWN`; or EXEC never left. Any other error to EXEC is
+    /// [`InDoubt`](Self::InDoubt): it may be a proxy's, sent after EXEC ran.
+    #[non_exhaustive]
+    Rejected {
+        /// Which of the queued commands, from 0; `None` where MULTI or EXEC itself was refused.
+        index: Option<usize>,
+        /// The command's name.
+        command: String,
+        /// The server's own code: READONLY stays READONLY.
+        code: String,
+        /// The server's own words, without keys and values.
+        message: String,
+    },
+    /// EXEC ran and at least one command failed at run time. **The others were applied**: Redis
+    /// does not undo them. Read each reply.
+    ///
+    /// If every command failed and each is one of the server's own that changes nothing when it
+    /// fails (no script, no function, no command of a module, not MIGRATE), then nothing was
+    /// changed and [`applied`](Self::applied) is [`No`](Applied::No).
+    #[non_exhaustive]
+    PartlyApplied {
+        /// Every reply, the failed ones as [`ReplyError::Failed`](crate::reply::error::ReplyError::Failed).
+        replies: Replies,
+    },
+    /// Nothing was applied, and nothing will be: the failure came before EXEC's last byte left, or
+    /// a doubt was resolved so.
+    #[non_exhaustive]
+    NotSent {
+        /// What failed.
+        source: Box<Error>,
+    },
+    /// EXEC was sent, and its answer was lost or proves nothing. The transaction may have been
+    /// applied, or may be applied later.
+    InDoubt(InDoubt),
+    /// MULTI was refused and the commands ran one by one, with others in between. An operator
+    /// must look: the user's right to MULTI was taken away while connections were open.
+    ///
+    /// If each command was refused too, in words that the server uses only before a command
+    /// changes anything, it is [`Rejected`](Self::Rejected) instead. An error of a script, a
+    /// function or a module's command is no such proof.
+    #[non_exhaustive]
+    NotIsolated {
+        /// Every reply; a refused command as [`ReplyError::Failed`](crate::reply::error::ReplyError::Failed).
+        replies: Replies,
+    },
+    /// The transaction **was applied here**, but fewer than were asked for had it in time:
+    /// [`wait_replicas`](crate::TransactionOptions::wait_replicas),
+    /// [`wait_aof`](crate::TransactionOptions::wait_aof). Nothing is undone by that, and it may
+    /// still spread; it may also be lost with this server.
+    #[non_exhaustive]
+    NotReplicated {
+        /// How many were asked for.
+        wanted: ReplicaAcks,
+        /// How many have it, as far as is known.
+        got: ReplicaAcks,
+        /// What the server said, where it refused to wait.
+        refused: Option<ServerError>,
+        /// The transaction's replies.
+        replies: Replies,
+    },
+    /// The transaction **was applied**, but a command of this crate's behind the caller's failed:
+    /// the one that keeps the key of
+    /// [`exactly_once_as`](crate::TransactionOptions::exactly_once_as), or the one that writes the
+    /// connection's register. A later transaction with the same key may be applied again. Do not
+    /// run this one again.
+    ///
+    /// It happens, for example, if a command of the block takes away the user's right to the key.
+    #[non_exhaustive]
+    KeyNotKept {
+        /// The server's answer to the command that failed.
+        error: ServerError,
+        /// The transaction's replies.
+        replies: Replies,
+    },
+    /// Nothing was applied by this call: a transaction with the same key
+    /// ([`exactly_once_as`](crate::TransactionOptions::exactly_once_as)) was applied before, by
+    /// this process or another.
+    AlreadyCommitted,
+    /// Nothing was applied: the lock that the transaction was
+    /// [fenced by](crate::Transactional::fenced_by) is not its guard's any more.
+    LockLost,
+    /// Nothing was applied: the scope was open for too long.
+    PinExpired(PinExpired),
+}
+
+impl Error {
+    fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(error) => write!(f, "{error}"),
+            Self::Checkout(error) => error.text(f),
+            Self::Commit(error) => error.text(f),
+            Self::Reply(error) => error.text(f),
+            Self::Lock(error) => error.text(f),
+            Self::PinExpired(error) => error.text(f),
+            Self::Refused { command, hint } => {
+                write!(f, "{command} is refused here and nothing was sent: {hint}")
+            }
+            Self::TooLarge { what, limit, setting } => {
+                write!(
+                    f,
+                    "the transaction holds more than {limit} {what}; split it or raise {setting}"
+                )
+            }
+            Self::CrossSlot { command, bound, other } => write!(
+                f,
+                "{command} has a key of slot {other} where slot {bound} is; nothing was sent: give \
+                 keys that belong together the same hash tag"
+            ),
+            Self::NoKeys => {
+                f.write_str("watch needs at least one key; to read without watching, use reading()")
+            }
+            Self::ConditionFailed { which } => {
+                write!(f, "condition {which} does not hold; nothing was applied")
+            }
+            Self::RetriesExhausted { attempts: 1 } => {
+                f.write_str("a watched key changed on the only attempt; nothing was applied")
+            }
+            Self::RetriesExhausted { attempts } => write!(
+                f,
+                "a watched key changed on each of {attempts} attempts; nothing was applied"
+            ),
+            Self::Command { command, error } => {
+                write!(f, "{command} was refused by the server: {error}")
+            }
+            Self::Pipeline { failures, index, command, error, .. } => {
+                let first = if *failures == 1 { "" } else { "first " };
+                let failures = count(*failures, "command");
+                write!(
+                    f,
+                    "{failures} of a pipeline failed, {first}{command} (command {index}): {error}"
+                )
+            }
+            Self::Decode { command, expected, found, .. } => {
+                write!(f, "{command} answered {found}, which could not be read as {expected}")
+            }
+            Self::Unsupported { command, since } => write!(
+                f,
+                "the server does not know {command}, which came with {since}; nothing was sent"
+            ),
+            Self::Lost { during, .. } => write!(f, "{during} failed"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Config(error) => error.source(),
+            Self::Checkout(error) => error.source(),
+            Self::Commit(error) => error.source(),
+            Self::Reply(error) => error.source(),
+            Self::Lock(error) => error.source(),
+            Self::PinExpired(error) => error.source(),
+            Self::Lost { source, .. } => Some(source),
+            Self::Decode { source, .. } => source.as_ref().map(|source| source as _),
+            _ => None,
+        }
+    }
+}
+
+macro_rules! from {
+    ($($variant:ident($error:ty)),+) => {$(
+        impl From<$error> for Error {
+            fn from(error: $error) -> Self {
+                Self::$variant(error)
+            }
+        }
+    )+};
+}
+
+from!(Config(ConfigError), Checkout(CheckoutError), Reply(ReplyError), PinExpired(PinExpired));
+
+impl Error {
+    /// What the server did with the commands of the call that gave this error.
+    pub fn applied(&self) -> Applied {
+        match self {
+            Self::Config(_)
+            | Self::Checkout(_)
+            | Self::PinExpired(_)
+            | Self::Refused { .. }
+            | Self::TooLarge { .. }
+            | Self::NoKeys
+            | Self::ConditionFailed { .. }
+            | Self::CrossSlot { .. }
+            | Self::Unsupported { .. }
+            | Self::RetriesExhausted { .. } => Applied::No,
+            Self::Command { error, .. } if error.is_unrun() => Applied::No,
+            Self::Command { .. } => Applied::Unknown,
+            Self::Commit(error) => error.applied(),
+            Self::Lock(error) => error.applied(),
+            Self::Reply(_) => Applied::Yes,
+            Self::Pipeline { applied, .. }
+            | Self::Decode { applied, .. }
+            | Self::Lost { applied, .. } => *applied,
+        }
+    }
+
+    /// Whether the same call, unchanged, may succeed and cannot apply anything twice.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Checkout(error) => error.is_retryable(),
+            Self::Commit(error) => error.is_retryable(),
+            Self::Lock(error) => error.is_retryable(),
+            Self::RetriesExhausted { .. } => true,
+            Self::Command { error, .. } => {
+                error.is_transient() && error.is_unrun() && !error.is_from_script()
+            }
+            Self::Config(_)
+            | Self::PinExpired(_)
+            | Self::Reply(_)
+            | Self::Refused { .. }
+            | Self::TooLarge { .. }
+            | Self::NoKeys
+            | Self::ConditionFailed { .. }
+            | Self::CrossSlot { .. }
+            | Self::Unsupported { .. }
+            | Self::Pipeline { .. }
+            | Self::Decode { .. } => false,
+            // A reply that is too large is as large the next time.
+            Self::Lost { applied, source, .. } => {
+                *applied == Applied::No && source.kind() != ConnectionErrorKind::TooLarge
+            }
+        }
+    }
+
+    /// The commit's own error, where this is one.
+    pub fn as_commit(&self) -> Option<&CommitError> {
+        match self {
+            Self::Commit(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// The lock's own error, where this is one.
+    pub fn as_lock(&self) -> Option<&LockError> {
+        match self {
+            Self::Lock(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// A command that is refused by its name.
+    pub(crate) fn refused(command: String, place: Place) -> Self {
+        let hint = command::refusal_hint(&command, place);
+        Self::Refused { command, hint }
+    }
+
+    /// With the server's sentence as it came, where `full` asks for it.
+    pub(crate) fn in_full(self, full: bool) -> Self {
+        match self {
+            Self::Command { command, error } => {
+                Self::Command { command, error: error.in_full(full) }
+            }
+            error => error,
+        }
+    }
+}
+
+/// A checkout that failed under a commit stays what it is: no connection was given.
+impl From<CommitError> for Error {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::NotSent { source } if matches!(*source, Self::Checkout(_)) => *source,
+            error => Self::Commit(Box::new(error)),
+        }
+    }
+}
+
+/// No connection is no connection, whatever it was for.
+impl From<LockError> for Error {
+    fn from(error: LockError) -> Self {
+        match error {
+            LockError::Checkout(error) => Self::Checkout(error),
+            error => Self::Lock(Box::new(error)),
+        }
+    }
+}

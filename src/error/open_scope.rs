@@ -1,0 +1,39 @@
+//! A scope that holds a connection: named by errors and by the status report.
+
+use std::fmt;
+use std::panic::Location;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// One open scope, or one blocking command of a pooled handle: what holds a connection, since when,
+/// and where it was begun.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct OpenScope {
+    /// The name given with [`TransactionOptions::name`](crate::TransactionOptions::name).
+    pub name: Option<Arc<str>>,
+    /// The command, if it is one that waits on the server (`BLPOP`, `XREAD` with `BLOCK`, `WAIT` and
+    /// their like) and no scope.
+    pub blocking: Option<Arc<str>>,
+    /// Where it was begun. Of a blocking command: where its handle was made, by
+    /// [`SessionManager::pooled`](crate::SessionManager::pooled).
+    pub begun_at: &'static Location<'static>,
+    /// The thread that began it.
+    pub thread: Arc<str>,
+    /// How long it has been open.
+    pub age: Duration,
+    /// Whether it is the closure of a `run`, which cannot move to another thread.
+    pub is_closure: bool,
+}
+
+impl fmt::Display for OpenScope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(name) = &self.name {
+            write!(f, "{name:?} ")?;
+        }
+        if let Some(command) = &self.blocking {
+            write!(f, "{command} of the handle made at ")?;
+        }
+        write!(f, "{} on thread {:?} for {:.1?}", self.begun_at, self.thread, self.age)
+    }
+}

@@ -1,0 +1,45 @@
+//! The error of a scope that was open for too long.
+
+use std::fmt;
+use std::panic::Location;
+use std::time::Duration;
+
+use crate::text::{brief, display};
+
+/// The scope outlived `max_pin_time` since its last use: its connection was taken back and its
+/// transaction discarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PinExpired {
+    /// How long the scope had been open when this was found.
+    pub held: Duration,
+    /// The `max_pin_time` in force.
+    pub limit: Duration,
+    /// Where the scope was begun.
+    pub begun_at: &'static Location<'static>,
+}
+
+display!(PinExpired);
+
+impl std::error::Error for PinExpired {}
+
+impl PinExpired {
+    pub(crate) fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { held, limit, begun_at } = self;
+        write!(
+            f,
+            "the scope begun at {begun_at} was taken back: held for {}, and not used for \
+             max_pin_time ({}); nothing was applied; shorten the scope or raise max_pin_time",
+            brief(*held),
+            brief(*limit)
+        )
+    }
+
+    pub(crate) fn new(
+        held: Duration,
+        limit: Duration,
+        begun_at: &'static Location<'static>,
+    ) -> Self {
+        Self { held, limit, begun_at }
+    }
+}

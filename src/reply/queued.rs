@@ -1,0 +1,70 @@
+//! The handles of queued commands, and values that need no reply.
+
+use std::any::type_name;
+use std::fmt;
+use std::marker::PhantomData;
+
+/// A command that was queued, and the type its reply will have.
+///
+/// It is [`Copy`], belongs to one transaction, and is worth its value only after the commit:
+/// through [`Replies::get`], or by being returned from [`run`](crate::Transactional::run).
+///
+/// ```no_run
+/// # use rediscope::{SessionManager, prelude::*};
+/// # fn main() -> Result<(), rediscope::Error> {
+/// # let accounts = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+/// let mut tx = accounts.begin()?;
+/// let hits = tx.incr("hits", 1);             // Queued<i64>
+/// let text = hits.cast::<String>();          // the same reply, as text
+/// let replies = tx.commit()?;
+/// println!("{} or {}", replies.get(hits)?, replies.get(text)?);
+/// # Ok(()) }
+/// ```
+pub struct Queued<T> {
+    pub(crate) transaction: u64,
+    pub(crate) id: u32,
+    reply: PhantomData<fn() -> T>,
+}
+
+impl<T> Queued<T> {
+    pub(crate) fn new(transaction: u64, id: u32) -> Self {
+        Self { transaction, id, reply: PhantomData }
+    }
+
+    /// The same reply as another type.
+    pub fn cast<U>(self) -> Queued<U> {
+        Queued::new(self.transaction, self.id)
+    }
+}
+
+impl<T> Clone for Queued<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Queued<T> {}
+
+impl<T> fmt::Debug for Queued<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Queued<{}>({} of {})", type_name::<T>(), self.id, self.transaction)
+    }
+}
+
+/// A value that is there already, for a block that returns something besides replies.
+///
+/// ```no_run
+/// # use rediscope::{Ready, SessionManager, prelude::*};
+/// # fn main() -> Result<(), rediscope::Error> {
+/// # let accounts = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+/// let (order, stock) = accounts.run(|tx| {
+///     let order = 4711;
+///     Ok((Ready(order), tx.decr("stock", 1)))
+/// })?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ready<T>(
+    /// The value.
+    pub T,
+);

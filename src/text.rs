@@ -1,0 +1,99 @@
+//! How errors are worded: causes only where they are asked for, numbers as a reader wants them.
+//!
+//! Never: a cause twice.
+
+use std::error::Error;
+use std::fmt;
+use std::time::Duration;
+
+/// Writes the causes of `error` behind its own text, where the alternate form (`{:#}`) is asked for.
+pub(crate) fn causes(error: &dyn Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    if !f.alternate() {
+        return Ok(());
+    }
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        write!(f, ": {error}")?;
+        cause = error.source();
+    }
+    Ok(())
+}
+
+/// `Display` of an error out of its own `text`, with its causes in the alternate form.
+macro_rules! display {
+    ($($error:ty),+) => {$(
+        impl std::fmt::Display for $error {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                self.text(f)?;
+                $crate::text::causes(self, f)
+            }
+        }
+    )+};
+}
+pub(crate) use display;
+
+/// A duration with two digits, or with all of its whole units where these are more.
+pub(crate) fn brief(duration: Duration) -> impl fmt::Display {
+    Brief(duration)
+}
+
+struct Brief(Duration);
+
+impl fmt::Display for Brief {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [(&str, u128); 4] =
+            [("s", 1_000_000_000), ("ms", 1_000_000), ("µs", 1_000), ("ns", 1)];
+        let nanos = self.0.as_nanos();
+        for (unit, size) in UNITS {
+            // A tenth of the unit is the last digit shown, and only below ten of them.
+            let tenths = (nanos * 10 + size / 2) / size;
+            let whole = (nanos + size / 2) / size;
+            if (10..100).contains(&tenths) && !tenths.is_multiple_of(10) {
+                return write!(f, "{}.{}{unit}", tenths / 10, tenths % 10);
+            }
+            if tenths >= 10 {
+                return write!(f, "{whole}{unit}");
+            }
+        }
+        f.write_str("0s")
+    }
+}
+
+/// A number and what it counts, with an `s` where it is not one.
+pub(crate) fn count(number: usize, what: &str) -> impl fmt::Display {
+    Count(number, what)
+}
+
+struct Count<'w>(usize, &'w str);
+
+impl fmt::Display for Count<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}{}", self.0, self.1, if self.0 == 1 { "" } else { "s" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_two_digits_or_all_of_their_whole_units() {
+        for (duration, shown) in [
+            (Duration::ZERO, "0s"),
+            (Duration::from_nanos(7), "7ns"),
+            (Duration::from_nanos(1_250), "1.3µs"),
+            (Duration::from_micros(29_998), "30ms"),
+            (Duration::from_micros(999_960), "1s"),
+            (Duration::from_millis(250), "250ms"),
+            (Duration::from_millis(1_002), "1s"),
+            (Duration::from_millis(1_250), "1.3s"),
+            (Duration::from_millis(28_512), "29s"),
+            (Duration::from_secs(3600), "3600s"),
+            (Duration::MAX, "18446744073709551616s"),
+        ] {
+            assert_eq!(brief(duration).to_string(), shown, "{duration:?}");
+        }
+        assert_eq!(count(1, "command").to_string(), "1 command");
+        assert_eq!(count(0, "command").to_string(), "0 commands");
+    }
+}
