@@ -44,10 +44,10 @@ fn cleaned(
     expect: Expect,
     deadline: Deadline,
 ) -> Result<Result<(), ServerError>, ConnectionError> {
-    let fence = link.known_fence().filter(|_| link.state().is_armed());
-    let Some(fence) = fence else { return link.call(bytes, expect, deadline) };
+    let marker = link.known_marker().filter(|_| link.state().is_armed());
+    let Some(marker) = marker else { return link.call(bytes, expect, deadline) };
     let mut bytes = bytes.to_vec();
-    fence.watch(&mut bytes);
+    marker.watch(&mut bytes);
     link.send(&bytes, &[(expect, 1), (Expect::Arm, 1)], deadline)?;
     let cleaned = link.settled(deadline)?;
     // Where it is refused the link is clean all the same, and not armed.

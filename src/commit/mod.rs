@@ -17,7 +17,7 @@ use redis::Value;
 
 use crate::commit::lock_check::Held;
 use crate::commit::prepare::prove;
-use crate::commit::send::{Answers, Lost, exchange, queue};
+use crate::commit::send::{Answers, Lost, exchange, send_queued};
 use crate::error::any::CommitError;
 use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
@@ -28,8 +28,8 @@ use crate::protocol::cluster::slot;
 use crate::protocol::connection_state::Taint;
 use crate::protocol::exec;
 use crate::protocol::exec::{Doubt, Refusal, Verdict};
-use crate::protocol::idempotency_key::Once;
-use crate::protocol::queue::Buffer;
+use crate::protocol::idempotency_key::IdempotencyKey;
+use crate::protocol::queue::CommandQueue;
 use crate::protocol::replication::{Durability, ReplicaAcks};
 use crate::protocol::server_error::ServerError;
 use crate::reply::replies::Replies;
@@ -41,9 +41,9 @@ pub(crate) struct Terms {
     /// MULTI is answered before any command leaves, however lately the link was heard of.
     pub(crate) immediate: bool,
     /// A lost answer can be asked for afterwards: here.
-    pub(crate) fence: Option<Arc<dyn Resolver>>,
+    pub(crate) resolver: Option<Arc<dyn Resolver>>,
     /// At most one transaction with this key is ever applied.
-    pub(crate) once: Option<Once>,
+    pub(crate) once: Option<IdempotencyKey>,
     /// It is applied only while this lock is held.
     pub(crate) held: Option<Held>,
     pub(crate) durability: Option<Durability>,
@@ -81,8 +81,8 @@ impl Place {
 
 impl Terms {
     /// Whether nothing is asked for that concerns the link as such.
-    pub(crate) fn may_join(&self) -> bool {
-        let plain = self.fence.is_none() && self.held.is_none() && self.durability.is_none();
+    pub(crate) fn is_batchable(&self) -> bool {
+        let plain = self.resolver.is_none() && self.held.is_none() && self.durability.is_none();
         self.grouped && !self.immediate && plain
     }
 }
@@ -107,10 +107,10 @@ pub(crate) enum Committed {
 /// Commits what `buffer` holds.
 pub(crate) fn commit(
     lease: &mut Lease,
-    buffer: &mut Buffer,
+    queue: &mut CommandQueue,
     form: Form<'_>,
 ) -> Result<Committed, CommitError> {
-    let counted = attempt(lease, buffer, form);
+    let counted = attempt(lease, queue, form);
     count(lease.pool().counters(), &counted);
     counted
 }
@@ -138,19 +138,19 @@ const TRIES: u32 = 4;
 
 fn attempt(
     lease: &mut Lease,
-    buffer: &mut Buffer,
+    queue: &mut CommandQueue,
     form: Form<'_>,
 ) -> Result<Committed, CommitError> {
     // Nothing was queued and nothing was asked of the server: there is nothing to commit. (Where
     // keys are watched the server is asked whether they changed.)
     let idle = lease.current().is_none_or(|link| link.state().is_clean());
-    if buffer.commands() == 0 && idle && !form.watched && form.terms.once.is_none() {
-        return Ok(Committed::Applied(replies(buffer, Vec::new())));
+    if queue.commands() == 0 && idle && !form.watched && form.terms.once.is_none() {
+        return Ok(Committed::Applied(replies(queue, Vec::new())));
     }
     for _ in 0..TRIES {
-        prove(lease, buffer, form)?;
-        match exchanged(lease, buffer, form) {
-            Err(Unapplied::OwnWatch) if !buffer.is_flushed() => {}
+        prove(lease, queue, form)?;
+        match exchanged(lease, queue, form) {
+            Err(Unapplied::OwnWatch) if !queue.is_flushed() => {}
             Err(Unapplied::OwnWatch) => break,
             Err(Unapplied::Failed(error)) => return Err(error),
             Ok(committed) => return Ok(committed),
@@ -175,15 +175,15 @@ impl From<CommitError> for Unapplied {
 
 fn exchanged(
     lease: &mut Lease,
-    buffer: &mut Buffer,
+    queue: &mut CommandQueue,
     form: Form<'_>,
 ) -> Result<Committed, Unapplied> {
     let (settings, asks) = (Arc::clone(lease.pool().settings()), lease.asks());
     let Some(link) = lease.current() else {
         return Err(CommitError::from(CheckoutError::Closed).into());
     };
-    let sent = form.terms.fence.as_ref().map(|_| Instant::now());
-    let (verdict, acks) = match exchange(link, buffer, form.terms, &settings, asks) {
+    let sent = form.terms.resolver.as_ref().map(|_| Instant::now());
+    let (verdict, acks) = match exchange(link, queue, form.terms, &settings, asks) {
         Ok(Answers { collector, acks }) => {
             link.has_answered();
             (collector.verdict(), acks)
@@ -204,19 +204,19 @@ fn exchanged(
             }
         },
     };
-    judge(lease, buffer, form, verdict, acks, sent)
+    judge(lease, queue, form, verdict, acks, sent)
 }
 
 fn in_doubt(lease: &mut Lease, terms: &Terms, cause: ConnectionError, doubt: &Doubt) -> InDoubt {
     let endpoint = lease.pool().endpoint().clone();
     // The register is written last. Of commands that ran one by one it proves nothing.
-    let fence = terms.fence.as_ref().filter(|_| !doubt.bare);
-    let in_doubt = match (fence, lease.current().and_then(|link| link.known_fence())) {
-        (Some(resolver), Some(fence)) => {
-            let (register, number) = (fence.register(), fence.number());
+    let resolver = terms.resolver.as_ref().filter(|_| !doubt.bare);
+    let in_doubt = match (resolver, lease.current().and_then(|link| link.known_marker())) {
+        (Some(resolver), Some(marker)) => {
+            let (register, number) = (marker.register(), marker.number());
             let mut token = CommitToken::new(register, number, endpoint.db(), &endpoint.address());
             token.slot = terms.place.slot;
-            InDoubt::fenced(cause, token, Arc::clone(resolver))
+            InDoubt::resolvable(cause, token, Arc::clone(resolver))
         }
         _ => InDoubt::new(cause),
     };
@@ -233,7 +233,7 @@ fn unproven(doubt: &Doubt) -> ConnectionError {
 
 fn judge(
     lease: &mut Lease,
-    buffer: &mut Buffer,
+    queue: &mut CommandQueue,
     form: Form<'_>,
     verdict: Verdict,
     acks: Option<Result<ReplicaAcks, ServerError>>,
@@ -241,10 +241,10 @@ fn judge(
 ) -> Result<Committed, Unapplied> {
     let error = match verdict {
         Verdict::Applied(values) => {
-            let (values, own) = without_own(buffer, values);
+            let (values, own) = without_own(queue, values);
             if let Some(link) = lease.current() {
                 link.wrote();
-                if form.terms.fence.is_some() {
+                if form.terms.resolver.is_some() {
                     link.registered(sent);
                 }
             }
@@ -253,11 +253,11 @@ fn judge(
             if failed.is_some() {
                 lease.taint(Taint::LeftDirty);
             }
-            return Ok(Committed::Applied(applied(buffer, values, form.terms, acks, failed)?));
+            return Ok(Committed::Applied(applied(queue, values, form.terms, acks, failed)?));
         }
-        Verdict::Unread => return Ok(Committed::Applied(unread(buffer, form.terms)?)),
+        Verdict::Unread => return Ok(Committed::Applied(unread(queue, form.terms)?)),
         Verdict::Nil if form.watched => return Ok(Committed::Conflict),
-        Verdict::Nil if form.terms.fence.is_some() || form.terms.held.is_some() => {
+        Verdict::Nil if form.terms.resolver.is_some() || form.terms.held.is_some() => {
             if let Some(link) = lease.current() {
                 link.registered(None);
             }
@@ -270,10 +270,10 @@ fn judge(
                 "a conflict on a connection that watched nothing",
             ))
         }
-        Verdict::Rejected(refusal) => rejected(lease, buffer, refusal),
-        Verdict::Bare(bare) => match bare.outcome(buffer.names()) {
-            Ok(refusal) => rejected(lease, buffer, refusal),
-            Err(values) => not_isolated(buffer, values),
+        Verdict::Rejected(refusal) => rejected(lease, queue, refusal),
+        Verdict::Bare(bare) => match bare.outcome(queue.names()) {
+            Ok(refusal) => rejected(lease, queue, refusal),
+            Err(values) => not_isolated(queue, values),
         },
         Verdict::Unknown(doubt) => {
             let in_doubt = in_doubt(lease, form.terms, unproven(&doubt), &doubt);
@@ -289,14 +289,14 @@ fn judge(
 }
 
 /// What the user's commands answered, and what ours behind them did.
-fn without_own(buffer: &Buffer, mut values: Vec<Value>) -> (Vec<Value>, Vec<Value>) {
-    let own = values.split_off(values.len().min(buffer.commands() as usize));
+fn without_own(queue: &CommandQueue, mut values: Vec<Value>) -> (Vec<Value>, Vec<Value>) {
+    let own = values.split_off(values.len().min(queue.commands() as usize));
     (values, own)
 }
 
 /// `failed`: the answer of a command of ours behind the user's, if one failed.
 fn applied(
-    buffer: &mut Buffer,
+    queue: &mut CommandQueue,
     values: Vec<Value>,
     terms: &Terms,
     acks: Option<Result<ReplicaAcks, ServerError>>,
@@ -304,12 +304,12 @@ fn applied(
 ) -> Result<Replies, CommitError> {
     let (got, refused) = match acks {
         Some(Err(refused)) => {
-            (ReplicaAcks::default(), Some(refused.in_full(buffer.shows_messages())))
+            (ReplicaAcks::default(), Some(refused.in_full(queue.shows_messages())))
         }
         Some(Ok(acks)) => (acks, None),
         None => (ReplicaAcks::default(), None),
     };
-    let replies = replies(buffer, values).acknowledged_by(terms.durability.map(|_| got));
+    let replies = replies(queue, values).acknowledged_by(terms.durability.map(|_| got));
     if let Some(failed) = failed {
         let error = match failed {
             Value::ServerError(error) => ServerError::from_reply(error, false),
@@ -330,8 +330,8 @@ fn applied(
 
 /// The replies of an applied transaction that could not be read. Their connection is closed, so it is
 /// not known how far the transaction has spread.
-fn unread(buffer: &Buffer, terms: &Terms) -> Result<Replies, CommitError> {
-    let replies = Replies::lost(buffer.transaction());
+fn unread(queue: &CommandQueue, terms: &Terms) -> Result<Replies, CommitError> {
+    let replies = Replies::lost(queue.transaction());
     let Some(durability) = terms.durability else { return Ok(replies) };
     let (wanted, got) = (durability.wanted(), ReplicaAcks::default());
     let replies = replies.acknowledged_by(Some(got));
@@ -339,68 +339,72 @@ fn unread(buffer: &Buffer, terms: &Terms) -> Result<Replies, CommitError> {
 }
 
 /// MULTI was refused, and at least one command may have run by itself.
-fn not_isolated(buffer: &mut Buffer, values: Vec<Value>) -> CommitError {
-    let (values, _) = without_own(buffer, values);
-    CommitError::NotIsolated { replies: replies(buffer, values) }
+fn not_isolated(queue: &mut CommandQueue, values: Vec<Value>) -> CommitError {
+    let (values, _) = without_own(queue, values);
+    CommitError::NotIsolated { replies: replies(queue, values) }
 }
 
-fn rejected(lease: &mut Lease, buffer: &Buffer, refusal: Refusal) -> CommitError {
+fn rejected(lease: &mut Lease, queue: &CommandQueue, refusal: Refusal) -> CommitError {
     lease.heed(refusal.error.code());
-    refused(buffer, refusal)
+    refused(queue, refusal)
 }
 
-fn refused(buffer: &Buffer, refusal: Refusal) -> CommitError {
-    let named = refusal.index.and_then(|index| Some((index as usize, buffer.name(index)?)));
+fn refused(queue: &CommandQueue, refusal: Refusal) -> CommitError {
+    let named = refusal.index.and_then(|index| Some((index as usize, queue.name(index)?)));
     let (index, command) = match named {
         Some((index, command)) => (Some(index), command),
         None if refusal.index.is_some() => (None, OWN.to_owned()),
         None => (None, refusal.word.to_owned()),
     };
-    CommitError::rejected(index, command, &refusal.error.in_full(buffer.shows_messages()))
+    CommitError::rejected(index, command, &refusal.error.in_full(queue.shows_messages()))
 }
 
 /// What our own part of a transaction is called in an error.
 const OWN: &str = "SET of the register";
 
-fn replies(buffer: &mut Buffer, values: Vec<Value>) -> Replies {
+fn replies(queue: &mut CommandQueue, values: Vec<Value>) -> Replies {
     let (failures, changed_nothing) =
-        exec::failures(&values, buffer.names(), buffer.shows_messages());
+        exec::failures(&values, queue.names(), queue.shows_messages());
     let failed = !failures.is_empty();
-    let replies = Replies::new(buffer.transaction(), values, buffer.take_holes(), failures);
-    let replies = if failed { replies.named(buffer.names()) } else { replies };
+    let replies = Replies::new(queue.transaction(), values, queue.take_dropped_ids(), failures);
+    let replies = if failed { replies.named(queue.names()) } else { replies };
     replies.changing_nothing(changed_nothing)
 }
 
 /// MULTI, awaited, for a scope that begins with it.
-pub(crate) fn begin(lease: &mut Lease, buffer: &Buffer, form: Form<'_>) -> Result<(), CommitError> {
-    prove(lease, buffer, Form { terms: &form.terms.at_once(), ..form })
+pub(crate) fn begin(
+    lease: &mut Lease,
+    queue: &CommandQueue,
+    form: Form<'_>,
+) -> Result<(), CommitError> {
+    prove(lease, queue, Form { terms: &form.terms.at_once(), ..form })
 }
 
 /// Sends the waiting commands of a large transaction and reads that they were queued.
 pub(crate) fn flush(
     lease: &mut Lease,
-    buffer: &mut Buffer,
+    queue: &mut CommandQueue,
     form: Form<'_>,
 ) -> Result<(), CommitError> {
-    begin(lease, buffer, form)?;
+    begin(lease, queue, form)?;
     let deadline = lease.response_deadline();
     let Some(link) = lease.current() else {
         return Err(CheckoutError::Closed.into());
     };
-    let (collector, answered) = queue(link, buffer, deadline);
+    let (collector, answered) = send_queued(link, queue, deadline);
     let refusal = collector.refusal().cloned();
     if let Err(cause) = answered {
         lease.found_dead(&cause);
         // What was refused before stays refused, and would be again.
         return Err(match refusal {
-            Some(refusal) => rejected(lease, buffer, refusal),
+            Some(refusal) => rejected(lease, queue, refusal),
             None => CommitError::lost_before_exec(cause),
         });
     }
     if let Some(refusal) = refusal {
-        return Err(rejected(lease, buffer, refusal));
+        return Err(rejected(lease, queue, refusal));
     }
-    buffer.flushed();
+    queue.flushed();
     Ok(())
 }
 
@@ -414,7 +418,7 @@ impl std::fmt::Debug for Terms {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Terms")
             .field("immediate", &self.immediate)
-            .field("exactly_once", &self.fence.is_some())
+            .field("exactly_once", &self.resolver.is_some())
             .field("fenced", &self.held.is_some())
             .field("durability", &self.durability)
             .finish_non_exhaustive()

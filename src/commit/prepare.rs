@@ -19,7 +19,7 @@ use crate::pool::checkout::Lease;
 use crate::protocol::command::{Requests, is_unknown};
 use crate::protocol::connection_state::Expect;
 use crate::protocol::lock::ownership;
-use crate::protocol::queue::Buffer;
+use crate::protocol::queue::CommandQueue;
 use crate::protocol::replication::{Durability, KNOWS_WAITAOF};
 use crate::protocol::resp::encode;
 use crate::protocol::resp::encode::{ASKING, DISCARD, MULTI, UNWATCH};
@@ -30,8 +30,12 @@ use crate::settings::Settings;
 /// it has just answered.
 ///
 /// A dead link is replaced as long as nothing of the user's was sent on it and it watches nothing.
-pub(crate) fn prove(lease: &mut Lease, buffer: &Buffer, form: Form<'_>) -> Result<(), CommitError> {
-    let (must_watch, must_be_in_multi) = (form.watched, buffer.is_flushed());
+pub(crate) fn prove(
+    lease: &mut Lease,
+    queue: &CommandQueue,
+    form: Form<'_>,
+) -> Result<(), CommitError> {
+    let (must_watch, must_be_in_multi) = (form.watched, queue.is_flushed());
     let kept = lease.current().is_some_and(|link| {
         let state = link.state();
         (state.is_watching() || !must_watch) && (state.is_in_multi() || !must_be_in_multi)
@@ -52,7 +56,7 @@ pub(crate) fn prove(lease: &mut Lease, buffer: &Buffer, form: Form<'_>) -> Resul
         let watching = link.state().is_watching();
         let health = health.filter(|health| !health.knows_waitaof.load(Ordering::Relaxed));
         let asks_for_aof = health.is_some();
-        let seen = Seen { trusted, flushed: buffer.is_flushed(), asks_for_aof, asks };
+        let seen = Seen { trusted, flushed: queue.is_flushed(), asks_for_aof, asks };
         let steps = steps(link, &settings, form, seen).map_err(CommitError::lost_before_exec)?;
         let asked = match steps {
             Some(steps) => {
@@ -171,11 +175,11 @@ fn steps(
             return Ok(None);
         }
         steps.step(Step::Discard, Expect::Discard, DISCARD);
-        if armed || terms.fence.is_some() {
+        if armed || terms.resolver.is_some() {
             link.registered(None);
         }
     }
-    if terms.fence.is_some() {
+    if terms.resolver.is_some() {
         steps.register(link, settings, terms)?;
     } else if armed && !multi && !watching && (terms.immediate || !trusted || terms.held.is_some())
     {
@@ -206,7 +210,7 @@ enum Step {
     Arm,
     Watch,
     WatchOnce,
-    Once,
+    IdempotencyKey,
     WatchLock,
     Time,
     Lock,
@@ -226,7 +230,7 @@ impl Step {
             Self::Arm => "WATCH of the register",
             Self::Watch => "WATCH",
             Self::WatchOnce => "WATCH of the idempotency key",
-            Self::Once => "EXISTS of the idempotency key",
+            Self::IdempotencyKey => "EXISTS of the idempotency key",
             Self::WatchLock => "WATCH of the lock",
             Self::Time => "TIME",
             Self::Lock => "ZSCORE of the lock",
@@ -304,7 +308,7 @@ impl Steps {
         settings: &Settings,
         terms: &Terms,
     ) -> Result<(), ConnectionError> {
-        if terms.fence.is_none() {
+        if terms.resolver.is_none() {
             if link.state().is_armed() {
                 self.step(Step::Unwatch, Expect::Unwatch, UNWATCH);
             }
@@ -323,14 +327,14 @@ impl Steps {
             (true, false) => self.step(Step::Unwatch, Expect::Unwatch, UNWATCH),
             (false, _) => {}
         }
-        let fence = match self.asks {
-            true => link.new_fence(&settings.prefix)?,
-            false => link.fence(&settings.prefix)?,
+        let marker = match self.asks {
+            true => link.new_marker(&settings.prefix)?,
+            false => link.marker(&settings.prefix)?,
         };
-        fence.go_to(tag);
-        fence.advance();
-        fence.set(self.next(Step::Register, Expect::Plain), settings.register_ttl);
-        fence.watch(self.next(Step::Arm, Expect::Arm));
+        marker.set_tag(tag);
+        marker.advance();
+        marker.set(self.next(Step::Register, Expect::Plain), settings.register_ttl);
+        marker.watch(self.next(Step::Arm, Expect::Arm));
         Ok(())
     }
 
@@ -343,7 +347,7 @@ impl Steps {
         if let Some(once) = &terms.once {
             let tag = terms.place.tag();
             once.watch(self.next(Step::WatchOnce, Expect::Watch), tag);
-            once.exists(self.next(Step::Once, Expect::Plain), tag);
+            once.exists(self.next(Step::IdempotencyKey, Expect::Plain), tag);
         }
     }
 
@@ -394,7 +398,7 @@ impl Steps {
             }
             match step {
                 Step::Register => link.registered(Some(asked)),
-                Step::Once => found.once = value == Value::Int(1),
+                Step::IdempotencyKey => found.once = value == Value::Int(1),
                 Step::Time => now = ownership::millis(&value),
                 Step::Lock => found.lock_lost = !ownership::is_held(&value, now),
                 Step::Aof => found.lacks_waitaof = is_unknown(&value),

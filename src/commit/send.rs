@@ -8,7 +8,7 @@ use crate::connection::deadline::Deadline;
 use crate::error::connection::ConnectionError;
 use crate::protocol::connection_state::Expect;
 use crate::protocol::exec::Collector;
-use crate::protocol::queue::{Buffer, Start};
+use crate::protocol::queue::{CommandQueue, Prefix};
 use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::resp::encode::ASKING;
 use crate::protocol::server_error::ServerError;
@@ -27,34 +27,34 @@ pub(crate) enum Lost {
 /// Sends what is left of the transaction with EXEC, and reads all of its replies.
 pub(crate) fn exchange(
     link: &mut Link,
-    buffer: &mut Buffer,
+    queue: &mut CommandQueue,
     terms: &Terms,
     settings: &Settings,
     asks: bool,
 ) -> Result<Answers, Lost> {
     let Around { own, own_commands, behind } =
         around(link, terms, settings, asks).map_err(Lost::BeforeExec)?;
-    let fenced = terms.fence.is_some();
-    let start = match (link.state().is_in_multi(), link.state().is_armed() && !fenced) {
-        (true, _) => Start::Commands,
+    let exactly_once = terms.resolver.is_some();
+    let start = match (link.state().is_in_multi(), link.state().is_armed() && !exactly_once) {
+        (true, _) => Prefix::Commands,
         // Its register may have expired, and that is nothing to this transaction.
-        (false, true) if !link.state().is_watching() => Start::Unwatch,
-        (false, _) => Start::Multi,
+        (false, true) if !link.state().is_watching() => Prefix::Unwatch,
+        (false, _) => Prefix::Multi,
     };
-    let (commands, unsent) = (buffer.commands(), buffer.unsent());
+    let (commands, unsent) = (queue.commands(), queue.unsent());
     let expected = [
-        (Expect::Unwatch, u32::from(start == Start::Unwatch)),
-        (Expect::Multi, u32::from(start != Start::Commands)),
+        (Expect::Unwatch, u32::from(start == Prefix::Unwatch)),
+        (Expect::Multi, u32::from(start != Prefix::Commands)),
         (Expect::Queued, unsent + own_commands),
         (Expect::Exec, 1),
-        (Expect::Plain, u32::from(fenced && asks)),
-        (Expect::Arm, u32::from(fenced)),
+        (Expect::Plain, u32::from(exactly_once && asks)),
+        (Expect::Arm, u32::from(exactly_once)),
         (Expect::Plain, u32::from(terms.durability.is_some())),
     ];
     let waits = terms.durability.map(|durability| durability.timeout()).unwrap_or_default();
     let deadline = Deadline::after(settings.response_timeout + waits);
     let mut collector = Collector::new(commands + own_commands, commands - unsent);
-    let closed = buffer.closed(start, &own, &behind);
+    let closed = queue.finish(start, &own, &behind);
     let (bytes, with_exec) = (closed.bytes, closed.with_exec);
     if let Err((left, cause)) = link.send_counted(bytes, &expected, deadline) {
         // What stands behind EXEC may be all that did not leave.
@@ -98,19 +98,19 @@ fn around(
         around.own.extend_from_slice(touch);
         around.own_commands += 1;
     }
-    if terms.fence.is_some() {
-        let fence = link.fence(&settings.prefix)?;
-        fence.advance();
+    if terms.resolver.is_some() {
+        let marker = link.marker(&settings.prefix)?;
+        marker.advance();
         if let Some(once) = &terms.once {
-            once.set(&mut around.own, fence);
+            once.set(&mut around.own, marker);
             around.own_commands += 1;
         }
-        fence.set(&mut around.own, settings.register_ttl);
+        marker.set(&mut around.own, settings.register_ttl);
         around.own_commands += 1;
         if asks {
             around.behind.extend_from_slice(ASKING);
         }
-        fence.watch(&mut around.behind);
+        marker.watch(&mut around.behind);
     }
     if let Some(durability) = &terms.durability {
         durability.write(&mut around.behind);
@@ -119,15 +119,15 @@ fn around(
 }
 
 /// Sends the waiting commands without EXEC and reads that they were queued.
-pub(crate) fn queue(
+pub(crate) fn send_queued(
     link: &mut Link,
-    buffer: &Buffer,
+    queue: &CommandQueue,
     deadline: Deadline,
 ) -> (Collector, Result<(), ConnectionError>) {
-    let (commands, unsent) = (buffer.commands(), buffer.unsent());
+    let (commands, unsent) = (queue.commands(), queue.unsent());
     let mut collector = Collector::new(commands, commands - unsent);
     let expected = [(Expect::Queued, unsent)];
-    let answered = link.send(buffer.body(), &expected, deadline).and_then(|()| {
+    let answered = link.send(queue.body(), &expected, deadline).and_then(|()| {
         link.receive_each(&expected, deadline, |expect, reply| collector.take(expect, reply))
     });
     if answered.is_ok() {

@@ -18,7 +18,7 @@ use crate::pool::manager::Alive;
 use crate::process::sockets::OwnSocket;
 use crate::protocol::connection_state::{Expect, Proof, State, Taint};
 use crate::protocol::handshake;
-use crate::protocol::marker::Fence;
+use crate::protocol::marker::CommitMarker;
 use crate::protocol::resp::encode::PING;
 use crate::protocol::resp::reply::Reply;
 use crate::protocol::server_error::ServerError;
@@ -47,7 +47,7 @@ pub(crate) struct Link {
     /// It has written, so it would notice a server that no longer lets it.
     has_written: bool,
     /// Its register, once it has needed one, and since when the server has had that at least.
-    fence: Option<Fence>,
+    marker: Option<CommitMarker>,
     registered: Option<Instant>,
     /// By which version of the credentials it has said who it is.
     said: u64,
@@ -73,7 +73,7 @@ impl Link {
             arrival: None,
             alive: None,
             has_written: false,
-            fence: None,
+            marker: None,
             registered: None,
             said: 0,
             refused: None,
@@ -191,8 +191,8 @@ impl Link {
     }
 
     /// Its register, which gets its name now where it has none yet.
-    pub(crate) fn fence(&mut self, prefix: &str) -> Result<&mut Fence, ConnectionError> {
-        if self.fence.is_none() {
+    pub(crate) fn marker(&mut self, prefix: &str) -> Result<&mut CommitMarker, ConnectionError> {
+        if self.marker.is_none() {
             let mut random = [0; 16];
             getrandom::fill(&mut random).map_err(|_| {
                 ConnectionError::new(
@@ -200,21 +200,24 @@ impl Link {
                     "the system has no random bits to give",
                 )
             })?;
-            self.fence = Some(Fence::new(prefix, u128::from_ne_bytes(random)));
+            self.marker = Some(CommitMarker::new(prefix, u128::from_ne_bytes(random)));
         }
-        self.fence.as_mut().ok_or_else(|| ConnectionError::unexpected("there is no register"))
+        self.marker.as_mut().ok_or_else(|| ConnectionError::unexpected("there is no register"))
     }
 
     /// A register of a name that nobody has ever used. Where a slot is on its way, an old name may
     /// still have its value where the slot comes from.
-    pub(crate) fn new_fence(&mut self, prefix: &str) -> Result<&mut Fence, ConnectionError> {
-        self.fence = None;
-        self.fence(prefix)
+    pub(crate) fn new_marker(
+        &mut self,
+        prefix: &str,
+    ) -> Result<&mut CommitMarker, ConnectionError> {
+        self.marker = None;
+        self.marker(prefix)
     }
 
     /// The register as it is.
-    pub(crate) fn known_fence(&self) -> Option<&Fence> {
-        self.fence.as_ref()
+    pub(crate) fn known_marker(&self) -> Option<&CommitMarker> {
+        self.marker.as_ref()
     }
 
     /// The server has the register, and has had it at least since `at`; or it may not have it.
@@ -225,7 +228,7 @@ impl Link {
     /// Whether it watches its own register of this tag, and that lives for as long again as `age` at
     /// least.
     pub(crate) fn is_armed_for(&self, age: Duration, tag: Option<u32>) -> bool {
-        let here = self.fence.as_ref().is_some_and(|fence| fence.tag() == tag);
+        let here = self.marker.as_ref().is_some_and(|marker| marker.tag() == tag);
         here && self.state.is_armed() && self.registered.is_some_and(|at| at.elapsed() < age)
     }
 

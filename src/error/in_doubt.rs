@@ -27,7 +27,7 @@ pub struct InDoubt {
     source: ConnectionError,
     /// If EXEC ran, it may have run without one of the commands.
     incomplete: bool,
-    fenced: Option<Box<(CommitToken, Arc<dyn Resolver>)>>,
+    resolvable: Option<Box<(CommitToken, Arc<dyn Resolver>)>>,
 }
 
 /// Where a token can be resolved.
@@ -38,15 +38,15 @@ pub(crate) trait Resolver: fmt::Debug + Send + Sync + UnwindSafe + RefUnwindSafe
 
 impl InDoubt {
     pub(crate) fn new(source: ConnectionError) -> Self {
-        Self { source, incomplete: false, fenced: None }
+        Self { source, incomplete: false, resolvable: None }
     }
 
-    pub(crate) fn fenced(
+    pub(crate) fn resolvable(
         source: ConnectionError,
         token: CommitToken,
         resolver: Arc<dyn Resolver>,
     ) -> Self {
-        Self { source, incomplete: false, fenced: Some(Box::new((token, resolver))) }
+        Self { source, incomplete: false, resolvable: Some(Box::new((token, resolver))) }
     }
 
     /// If EXEC ran, it may have run without one of the commands.
@@ -102,7 +102,7 @@ impl InDoubt {
     }
 
     fn ask(&self, within: Option<Duration>) -> Resolution {
-        match self.fenced.as_deref() {
+        match self.resolvable.as_deref() {
             Some((token, resolver)) => resolver.resolve(token, within),
             None => Resolution::StillUnknown { why: UnresolvedReason::NotExactlyOnce },
         }
@@ -112,7 +112,7 @@ impl InDoubt {
     /// [`SessionManager::resolve`](crate::SessionManager::resolve). `None` where the transaction
     /// was not exactly once.
     pub fn token(&self) -> Option<&CommitToken> {
-        self.fenced.as_deref().map(|(token, _)| token)
+        self.resolvable.as_deref().map(|(token, _)| token)
     }
 
     pub(crate) fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -124,7 +124,7 @@ impl InDoubt {
     }
 
     fn advice(&self) -> &'static str {
-        if self.fenced.is_some() { "resolve() can tell" } else { "read your own data" }
+        if self.resolvable.is_some() { "resolve() can tell" } else { "read your own data" }
     }
 }
 

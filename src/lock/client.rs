@@ -27,7 +27,7 @@ use crate::pool::batch::lead_within;
 use crate::pool::checkout::Lease;
 use crate::pool::redirect_pause;
 use crate::pool::router::Nodes;
-use crate::protocol::batch::{Broken, Job, Settled, What};
+use crate::protocol::batch::{BatchRequest, BatchResponse, Interrupted, RequestKind};
 use crate::protocol::cluster::redirect;
 use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route};
 use crate::protocol::connection_state::Expect;
@@ -376,7 +376,10 @@ impl Courier {
     ) -> Result<Answers, Failed> {
         let grace = grace.min(self.settings.response_timeout);
         let deadline = || self.deadline(limit.max(Instant::now() + grace), Duration::ZERO);
-        let job = || Job { bytes: bytes.to_vec(), what: What::Calls { count: count as u32 } };
+        let job = || BatchRequest {
+            bytes: bytes.to_vec(),
+            what: RequestKind::Calls { count: count as u32 },
+        };
         let checkout = checkout.min(Instant::now() + self.settings.checkout_timeout);
         let mut tries = 0;
         loop {
@@ -447,11 +450,11 @@ struct Request<'r> {
     grace: Duration,
 }
 
-fn answers(settled: Settled) -> Result<Vec<Value>, ConnectionError> {
+fn answers(settled: BatchResponse) -> Result<Vec<Value>, ConnectionError> {
     match settled {
-        Settled::Calls(values) => Ok(values),
-        Settled::Broken(Broken { cause, .. }) => Err(cause),
-        Settled::Block(_) | Settled::Read(_) => {
+        BatchResponse::Calls(values) => Ok(values),
+        BatchResponse::Interrupted(Interrupted { cause, .. }) => Err(cause),
+        BatchResponse::Block(_) | BatchResponse::Read(_) => {
             Err(ConnectionError::unexpected("another job's replies for a call"))
         }
     }

@@ -9,34 +9,38 @@ use crate::connection::deadline::Deadline;
 use crate::error::connection::ConnectionError;
 use crate::pool::checkout::Lease;
 use crate::pool::semaphore::{Abandoned, Errand};
-use crate::protocol::batch::{Broken, Job, Settled, What};
+use crate::protocol::batch::{BatchRequest, BatchResponse, Interrupted, RequestKind};
 use crate::protocol::connection_state::{Expect, Taint};
 use crate::protocol::exec::{Collector, Verdict};
 use crate::protocol::resp::encode::UNWATCH;
 use crate::protocol::resp::reply::Reply;
 
-impl Errand for Job {
+impl Errand for BatchRequest {
     fn is_long(&self) -> bool {
         self.what.is_long()
     }
 }
 
 /// The one who took it along panicked, or is held up: nobody can say how far he has come.
-impl Abandoned for Settled {
+impl Abandoned for BatchResponse {
     fn abandoned() -> Self {
         let cause = ConnectionError::timed_out("whoever took it along did not say what came of it");
-        Self::Broken(Broken { left: true, cause })
+        Self::Interrupted(Interrupted { left: true, cause })
     }
 }
 
 /// Sends the own job and those that wait first, tells everybody, and gives the link on.
-pub(crate) fn lead(lease: Lease, own: &Job) -> Settled {
+pub(crate) fn lead(lease: Lease, own: &BatchRequest) -> BatchResponse {
     let deadline = lease.response_deadline();
     lead_within(lease, own, deadline)
 }
 
 /// The same, where the exchange has a deadline of its own. Past it the link is lost for all jobs.
-pub(crate) fn lead_within(mut lease: Lease, own: &Job, deadline: Deadline) -> Settled {
+pub(crate) fn lead_within(
+    mut lease: Lease,
+    own: &BatchRequest,
+    deadline: Deadline,
+) -> BatchResponse {
     let mut members = lease.pool().take_jobs(own.bytes.len());
     let mut parcels = Parcels::new(&mut lease, 1 + members.len());
     parcels.pack(own);
@@ -56,7 +60,7 @@ pub(crate) fn lead_within(mut lease: Lease, own: &Job, deadline: Deadline) -> Se
     // Last: some of those who were just told will be waiting again by the time that the next
     // leader runs, and travel with him. A link that was lost is closed here.
     drop(lease);
-    own.unwrap_or_else(Settled::abandoned)
+    own.unwrap_or_else(BatchResponse::abandoned)
 }
 
 /// What goes in one write.
@@ -64,7 +68,7 @@ struct Parcels {
     bytes: Vec<u8>,
     expected: Vec<(Expect, u32)>,
     /// What each of them is, and where its bytes end.
-    jobs: Vec<(What, usize)>,
+    jobs: Vec<(RequestKind, usize)>,
     /// The link watches its register, and that may have expired, which is nothing to these.
     unwatches: bool,
 }
@@ -86,7 +90,7 @@ impl Parcels {
         parcels
     }
 
-    fn pack(&mut self, job: &Job) {
+    fn pack(&mut self, job: &BatchRequest) {
         self.bytes.extend_from_slice(&job.bytes);
         self.expected.extend(job.what.expected());
         self.jobs.push((job.what, self.bytes.len()));
@@ -103,7 +107,11 @@ impl Parcels {
 /// One write and all its replies: what came of the jobs, in their order, and whether a refusal said
 /// that the server has changed. What follows for the other links is noted when this returns: whoever
 /// is told may try again at once.
-fn exchange(lease: &mut Lease, parcels: &Parcels, deadline: Deadline) -> (Vec<Settled>, bool) {
+fn exchange(
+    lease: &mut Lease,
+    parcels: &Parcels,
+    deadline: Deadline,
+) -> (Vec<BatchResponse>, bool) {
     let Parcels { bytes, expected, jobs, unwatches } = parcels;
     let mut settled = Vec::with_capacity(jobs.len());
     let Some(link) = lease.current() else { return (settled, false) };
@@ -112,7 +120,7 @@ fn exchange(lease: &mut Lease, parcels: &Parcels, deadline: Deadline) -> (Vec<Se
         settled.extend(jobs.iter().map(|(_, end)| {
             // The write that failed did not take its last byte.
             let left = *end <= left && *end < bytes.len();
-            Settled::Broken(Broken { left, cause: cause.clone() })
+            BatchResponse::Interrupted(Interrupted { left, cause: cause.clone() })
         }));
         incoming.lost = Some(cause);
     } else {
@@ -120,17 +128,16 @@ fn exchange(lease: &mut Lease, parcels: &Parcels, deadline: Deadline) -> (Vec<Se
         settled.extend(jobs.iter().map(|(what, _)| incoming.of(*what)));
     }
     let Incoming { link, lost, refusals, .. } = incoming;
-    if settled
-        .iter()
-        .any(|settled| matches!(settled, Settled::Block(Verdict::Applied(_)) | Settled::Calls(_)))
-    {
+    if settled.iter().any(|settled| {
+        matches!(settled, BatchResponse::Block(Verdict::Applied(_)) | BatchResponse::Calls(_))
+    }) {
         link.wrote();
     }
-    if settled.contains(&Settled::Block(Verdict::Nil)) {
+    if settled.contains(&BatchResponse::Block(Verdict::Nil)) {
         // It watched something that was not asked for here.
         link.taint(Taint::LeftDirty);
     }
-    if settled.iter().any(|settled| matches!(settled, Settled::Block(Verdict::Unknown(_)))) {
+    if settled.iter().any(|settled| matches!(settled, BatchResponse::Block(Verdict::Unknown(_)))) {
         // Whichever reply does not fit, the next one may not be this connection's either.
         link.taint(Taint::Protocol);
     }
@@ -166,30 +173,32 @@ impl Incoming<'_> {
         self.lost = came.err();
     }
 
-    fn of(&mut self, what: What) -> Settled {
+    fn of(&mut self, what: RequestKind) -> BatchResponse {
         let settled = match what {
-            What::Read => {
+            RequestKind::Read => {
                 let mut read = None;
                 self.read(&what.expected(), |_, reply| read = Some(reply.into_value()));
-                read.map(Settled::Read)
+                read.map(BatchResponse::Read)
             }
-            What::Calls { count } => {
+            RequestKind::Calls { count } => {
                 let mut values = Vec::with_capacity(count as usize);
                 self.read(&what.expected(), |_, reply| values.push(reply.into_value()));
-                (values.len() == count as usize).then_some(Settled::Calls(values))
+                (values.len() == count as usize).then_some(BatchResponse::Calls(values))
             }
-            What::Block { commands } => {
+            RequestKind::Block { commands } => {
                 let mut collector = Collector::new(commands, 0);
                 self.read(&what.expected(), |expect, reply| collector.take(expect, reply));
                 match collector.verdict() {
                     Verdict::Unknown(_) if self.lost.is_some() => None,
-                    verdict => Some(Settled::Block(verdict)),
+                    verdict => Some(BatchResponse::Block(verdict)),
                 }
             }
         };
         settled.unwrap_or_else(|| match &self.lost {
-            Some(cause) => Settled::Broken(Broken { left: true, cause: cause.clone() }),
-            None => Settled::abandoned(),
+            Some(cause) => {
+                BatchResponse::Interrupted(Interrupted { left: true, cause: cause.clone() })
+            }
+            None => BatchResponse::abandoned(),
         })
     }
 }

@@ -41,7 +41,7 @@ use crate::pool::checkout::Permit;
 use crate::pool::manager::{Health, LinkManager, Purpose};
 use crate::pool::scopes::{Outlook, Owner, Pin, Registry, Seen};
 use crate::pool::semaphore::{Gate, Member, Refused, Turn, Waits};
-use crate::protocol::batch::{Job, Settled};
+use crate::protocol::batch::{BatchRequest, BatchResponse};
 use crate::protocol::connection_state::Taint;
 use crate::settings::Settings;
 use crate::status::{Counters, PoolStatus};
@@ -82,8 +82,8 @@ pub(crate) enum Joined {
     /// A link that was free, and nobody waits.
     Alone(Lease),
     /// A link, and the job back.
-    Lead(Lease, Job),
-    Settled(Settled),
+    Lead(Lease, BatchRequest),
+    Settled(BatchResponse),
 }
 
 /// Every holder of a connection waits for one.
@@ -123,7 +123,7 @@ struct Inner {
     voice: Arc<Voice>,
     settings: Arc<Settings>,
     health: Arc<Health>,
-    gate: Gate<Job, Settled>,
+    gate: Gate<BatchRequest, BatchResponse>,
     registry: Registry,
     blocking: Blocking,
     links: r2d2::Pool<LinkManager>,
@@ -274,7 +274,7 @@ impl Pool {
     pub(crate) fn join(
         &self,
         deadline: Instant,
-        job: impl FnMut() -> Job,
+        job: impl FnMut() -> BatchRequest,
     ) -> Result<Joined, CheckoutError> {
         // Who takes it along has one exchange for it; but he may be held up by what is not ours.
         let patience = 4 * self.settings().response_timeout;
@@ -286,7 +286,7 @@ impl Pool {
         &self,
         deadline: Instant,
         patience: Duration,
-        mut job: impl FnMut() -> Job,
+        mut job: impl FnMut() -> BatchRequest,
     ) -> Result<Joined, CheckoutError> {
         let started = Instant::now();
         let gate = &self.inner.gate;
@@ -318,7 +318,7 @@ impl Pool {
 
     /// Those who wait first with a job, as many as fit into one write with `bytes` that are there
     /// already.
-    pub(crate) fn take_jobs(&self, mut bytes: usize) -> Vec<Member<Job, Settled>> {
+    pub(crate) fn take_jobs(&self, mut bytes: usize) -> Vec<Member<BatchRequest, BatchResponse>> {
         let settings = &self.inner.settings;
         let (mut members, most) = (1, settings.max_group);
         self.inner.gate.take_jobs(|job| {

@@ -29,7 +29,7 @@ use crate::pool::checkout::Lease;
 use crate::pool::router::cluster::Cluster;
 use crate::pool::scopes::{Owner, Pin};
 use crate::pool::{Joined, Pool, Voice, WeakPool};
-use crate::protocol::batch::Job;
+use crate::protocol::batch::BatchRequest;
 #[cfg(feature = "cluster")]
 use crate::protocol::cluster::redirect::RedirectReply;
 use crate::protocol::cluster::route::{Redirect, Route};
@@ -240,7 +240,7 @@ impl Nodes {
         &self,
         route: &Route,
         deadline: Instant,
-        mut job: impl FnMut() -> Job,
+        mut job: impl FnMut() -> BatchRequest,
     ) -> Result<Joined, CheckoutError> {
         self.reach(route, deadline, |pool| pool.join_for(deadline, Duration::ZERO, &mut job))
     }
@@ -260,7 +260,7 @@ impl Nodes {
         &self,
         route: &Route,
         deadline: Instant,
-        mut job: impl FnMut() -> Job,
+        mut job: impl FnMut() -> BatchRequest,
     ) -> Result<Joined, CheckoutError> {
         if route.ask {
             return self.lease(route, deadline).map(Joined::Alone);

@@ -18,7 +18,7 @@ use crate::pool::checkout::{Lease, Repeats};
 use crate::pool::router::Nodes;
 use crate::pooled::error_tag;
 use crate::protocol::batch;
-use crate::protocol::batch::{Broken, Job, Settled, What};
+use crate::protocol::batch::{BatchRequest, BatchResponse, Interrupted, RequestKind};
 use crate::protocol::cluster::route::Route;
 use crate::protocol::command;
 use crate::protocol::command::{Blocking, Place, Requests};
@@ -131,7 +131,7 @@ impl Request {
         let mut repeats = Repeats::new(settings.max_size);
         let mut lease = None;
         while self.travels && lease.is_none() {
-            let job = || Job { bytes: bytes.to_vec(), what: What::Read };
+            let job = || BatchRequest { bytes: bytes.to_vec(), what: RequestKind::Read };
             let settled = match nodes.join(route, checkout, job)? {
                 Joined::Alone(alone) => {
                     lease = Some(alone);
@@ -144,9 +144,9 @@ impl Request {
                 Joined::Settled(settled) => settled,
             };
             let cause = match settled {
-                Settled::Read(value) => return Ok(vec![value]),
-                Settled::Broken(Broken { cause, .. }) => cause,
-                Settled::Block(_) | Settled::Calls(_) => {
+                BatchResponse::Read(value) => return Ok(vec![value]),
+                BatchResponse::Interrupted(Interrupted { cause, .. }) => cause,
+                BatchResponse::Block(_) | BatchResponse::Calls(_) => {
                     ConnectionError::unexpected("another job's replies for a read")
                 }
             };

@@ -9,14 +9,14 @@ use crate::protocol::connection_state::Expect;
 use crate::protocol::exec::Verdict;
 
 /// What whoever has a link may send along with his own.
-pub(crate) struct Job {
+pub(crate) struct BatchRequest {
     pub(crate) bytes: Vec<u8>,
-    pub(crate) what: What,
+    pub(crate) what: RequestKind,
 }
 
 /// What a job is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum What {
+pub(crate) enum RequestKind {
     /// From MULTI to EXEC, with so many commands in between.
     Block { commands: u32 },
     /// One command that changes nothing.
@@ -29,7 +29,7 @@ pub(crate) enum What {
 /// grow by as much as half (decision 86).
 const LONG: u32 = 6;
 
-impl What {
+impl RequestKind {
     /// Whether its caller does well to let other threads run before he sleeps.
     pub(crate) fn is_long(self) -> bool {
         matches!(self, Self::Block { commands } if commands >= LONG)
@@ -51,24 +51,24 @@ impl What {
 
 /// What came of a job that somebody else sent.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Settled {
+pub(crate) enum BatchResponse {
     Block(Verdict),
     Read(Value),
     Calls(Vec<Value>),
     /// Its replies did not all come, and those that came prove nothing.
-    Broken(Broken),
+    Interrupted(Interrupted),
 }
 
 /// The link failed.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Broken {
+pub(crate) struct Interrupted {
     /// All of its bytes may have left.
     pub(crate) left: bool,
     pub(crate) cause: ConnectionError,
 }
 
 /// Shows how much, never what.
-impl std::fmt::Debug for Job {
+impl std::fmt::Debug for BatchRequest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Job").field("what", &self.what).finish_non_exhaustive()
     }
@@ -182,8 +182,8 @@ mod tests {
 
     #[test]
     fn blocks_of_six_commands_and_more_are_long() {
-        assert!(!What::Block { commands: 5 }.is_long());
-        assert!(What::Block { commands: 6 }.is_long());
-        assert!(!What::Read.is_long());
+        assert!(!RequestKind::Block { commands: 5 }.is_long());
+        assert!(RequestKind::Block { commands: 6 }.is_long());
+        assert!(!RequestKind::Read.is_long());
     }
 }

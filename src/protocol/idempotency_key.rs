@@ -5,18 +5,18 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::protocol::marker::{Fence, millis};
+use crate::protocol::marker::{CommitMarker, millis};
 use crate::protocol::resp::encode;
 
 /// The key of a transaction that is applied at most once, and how long that is remembered.
 #[derive(Clone)]
-pub(crate) struct Once {
+pub(crate) struct IdempotencyKey {
     prefix: Box<str>,
     key: Box<[u8]>,
     ttl: Duration,
 }
 
-impl Once {
+impl IdempotencyKey {
     pub(crate) fn new(prefix: &str, key: &[u8], ttl: Duration) -> Self {
         Self { prefix: prefix.into(), key: key.into(), ttl }
     }
@@ -42,16 +42,16 @@ impl Once {
     }
 
     /// Leaves the key behind, with the transaction's register and number for whoever looks.
-    pub(crate) fn set(&self, bytes: &mut Vec<u8>, fence: &Fence) {
-        let (register, number) = (fence.register(), fence.number());
+    pub(crate) fn set(&self, bytes: &mut Vec<u8>, marker: &CommitMarker) {
+        let (register, number) = (marker.register(), marker.number());
         encode::command(bytes, &["SET"], |args| {
-            args.arg(self.key(fence.tag())).arg(format!("{register}#{number}"));
+            args.arg(self.key(marker.tag())).arg(format!("{register}#{number}"));
             args.arg("PX").arg(millis(self.ttl));
         });
     }
 }
 
-impl fmt::Debug for Once {
+impl fmt::Debug for IdempotencyKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Once").field("ttl", &self.ttl).finish_non_exhaustive()
     }

@@ -18,7 +18,7 @@ use crate::protocol::resp::encode::ASKING;
 use crate::protocol::server_error::ServerError;
 
 /// One connection's register: its name, and the last number that was meant for it.
-pub(crate) struct Fence {
+pub(crate) struct CommitMarker {
     prefix: Box<str>,
     random: u128,
     register: String,
@@ -26,7 +26,7 @@ pub(crate) struct Fence {
     number: u64,
 }
 
-impl Fence {
+impl CommitMarker {
     /// `random` makes the register this connection's alone, for all processes and all time.
     pub(crate) fn new(prefix: &str, random: u128) -> Self {
         let register = name(prefix, None, random);
@@ -35,7 +35,7 @@ impl Fence {
 
     /// In a cluster there is one for each slot, in the slot: here is its hash tag. Numbers are never
     /// used twice in any of them.
-    pub(crate) fn go_to(&mut self, tag: Option<u32>) {
+    pub(crate) fn set_tag(&mut self, tag: Option<u32>) {
         if self.tag != tag {
             let Self { prefix, random, .. } = self;
             self.register = name(prefix, tag, *random);
@@ -102,7 +102,7 @@ pub(crate) fn millis(time: Duration) -> u64 {
 }
 
 /// Shows how far it has counted.
-impl fmt::Debug for Fence {
+impl fmt::Debug for CommitMarker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Fence").field("number", &self.number).finish_non_exhaustive()
     }
@@ -189,14 +189,14 @@ mod tests {
 
     #[test]
     fn only_the_name_that_a_register_has_is_one() {
-        let mut fence = Fence::new("app", u128::MAX - 5);
-        assert!(is_register(fence.register(), "app", None));
-        assert!(!is_register(fence.register(), "app", Some(7)));
-        assert!(!is_register(fence.register(), "ap", None));
-        fence.go_to(Some(7));
-        assert!(is_register(fence.register(), "app", Some(7)));
-        assert!(!is_register(fence.register(), "app", Some(8)));
-        assert!(!is_register(fence.register(), "app", None));
+        let mut marker = CommitMarker::new("app", u128::MAX - 5);
+        assert!(is_register(marker.register(), "app", None));
+        assert!(!is_register(marker.register(), "app", Some(7)));
+        assert!(!is_register(marker.register(), "ap", None));
+        marker.set_tag(Some(7));
+        assert!(is_register(marker.register(), "app", Some(7)));
+        assert!(!is_register(marker.register(), "app", Some(8)));
+        assert!(!is_register(marker.register(), "app", None));
         let digits = "0123456789abcdef0123456789abcdef";
         assert!(is_register(&format!("app:reg:{digits}"), "app", None));
         for no in [
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn no_two_connections_share_a_register() {
-        let (one, two) = (Fence::new("app", 1), Fence::new("app", 2));
+        let (one, two) = (CommitMarker::new("app", 1), CommitMarker::new("app", 2));
         assert_ne!(one.register(), two.register());
         assert_eq!(one.register(), "app:reg:00000000000000000000000000000001");
         let mut bytes = Vec::new();

@@ -20,14 +20,14 @@ use crate::protocol::command::keys::Keyed;
 use crate::protocol::command::{Place, Requests};
 use crate::protocol::resp::encode;
 use crate::protocol::resp::encode::{Args, EXEC, MULTI, UNWATCH};
-use crate::protocol::resp::encoded_command::Head;
+use crate::protocol::resp::encoded_command::EncodedCommand;
 
 /// How much stands before the first command.
 const HEAD: usize = UNWATCH.len() + MULTI.len();
 
 /// What a transaction's one write begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Start {
+pub(crate) enum Prefix {
     Unwatch,
     Multi,
     Commands,
@@ -35,7 +35,7 @@ pub(crate) enum Start {
 
 /// One write that ends a transaction.
 #[derive(Debug)]
-pub(crate) struct Closed<'b> {
+pub(crate) struct FinalWrite<'b> {
     pub(crate) bytes: &'b [u8],
     /// How many of them end with EXEC's last one.
     pub(crate) with_exec: usize,
@@ -50,7 +50,7 @@ pub(crate) struct Limits {
 
 /// Why a command was not taken into the buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Refusal {
+pub(crate) enum QueueError {
     /// Refused by name.
     Command(String),
     /// It adds a float to an integer.
@@ -79,14 +79,14 @@ struct Mark {
     end: usize,
     commands: u32,
     ids: u32,
-    holes: usize,
+    dropped_ids: usize,
     refused: bool,
     binding: SlotBinding,
-    unplaced: bool,
+    has_unknown_keys: bool,
 }
 
 /// The queued commands of one transaction.
-pub struct Buffer {
+pub struct CommandQueue {
     transaction: u64,
     limits: Limits,
     bytes: Vec<u8>,
@@ -94,26 +94,26 @@ pub struct Buffer {
     /// half a command behind it, which is cut off before anything else happens.
     end: usize,
     /// Bytes that were already handed out by [`flushed`](Self::flushed).
-    gone: usize,
+    flushed_bytes: usize,
     commands: u32,
     flushed: u32,
     ids: u32,
     /// Identifiers of forgotten commands: ascending, disjoint, half open.
-    holes: Vec<(u32, u32)>,
-    marks: Vec<Mark>,
-    refusal: Option<Refusal>,
+    dropped_ids: Vec<(u32, u32)>,
+    savepoints: Vec<Mark>,
+    error: Option<QueueError>,
     binding: SlotBinding,
     /// It holds a command whose keys nobody here knows.
-    unplaced: bool,
+    has_unknown_keys: bool,
     /// It holds a command that must not travel with other blocks.
-    alone: bool,
+    unbatchable: bool,
     /// Names of the commands whose bytes are gone, each behind its length.
     names: Vec<u8>,
     /// A server's sentences are shown as they come.
     full: bool,
 }
 
-impl Buffer {
+impl CommandQueue {
     /// Writes into `bytes`, whose capacity it takes over.
     pub(crate) fn new(transaction: u64, limits: Limits, mut bytes: Vec<u8>) -> Self {
         bytes.clear();
@@ -125,16 +125,16 @@ impl Buffer {
             limits,
             end: bytes.len(),
             bytes,
-            gone: 0,
+            flushed_bytes: 0,
             commands: 0,
             flushed: 0,
             ids: 0,
-            holes: Vec::new(),
-            marks: Vec::new(),
-            refusal: None,
+            dropped_ids: Vec::new(),
+            savepoints: Vec::new(),
+            error: None,
             binding: SlotBinding::None,
-            unplaced: false,
-            alone: false,
+            has_unknown_keys: false,
+            unbatchable: false,
             names: Vec::new(),
             full: false,
         }
@@ -151,13 +151,13 @@ impl Buffer {
     }
 
     /// It holds a command whose keys nobody here knows, and none that tells where it belongs.
-    pub(crate) fn is_unplaced(&self) -> bool {
-        self.unplaced && self.binding == SlotBinding::Pending
+    pub(crate) fn has_unknown_slot(&self) -> bool {
+        self.has_unknown_keys && self.binding == SlotBinding::Pending
     }
 
     /// It will not travel with other blocks, whatever it holds.
-    pub(crate) fn goes_alone(&mut self) {
-        self.alone = true;
+    pub(crate) fn disable_batching(&mut self) {
+        self.unbatchable = true;
     }
 
     /// Whether errors of its commands are to show the server's sentences as they come.
@@ -182,17 +182,17 @@ impl Buffer {
     pub(crate) fn push(
         &mut self,
         depth: usize,
-        head: &Head,
+        head: &EncodedCommand,
         args: impl FnOnce(&mut Args<'_>),
     ) -> u32 {
-        self.alone |= !head.joins();
+        self.unbatchable |= !head.joins();
         let (check, adds) = (head.may_block(), head.adds());
         self.append(depth, check, adds, |bytes| encode::entry(bytes, head, args))
     }
 
     /// The same for a command that the caller built.
     pub(crate) fn push_cmd(&mut self, depth: usize, cmd: &Cmd) -> u32 {
-        self.alone = true;
+        self.unbatchable = true;
         self.append(depth, true, false, |bytes| cmd.write_packed_command(bytes))
     }
 
@@ -203,8 +203,8 @@ impl Buffer {
         adds: bool,
         encode: impl FnOnce(&mut Vec<u8>),
     ) -> u32 {
-        self.close_parts(depth);
-        if self.refusal.is_none() {
+        self.rollback_deeper(depth);
+        if self.error.is_none() {
             self.bytes.truncate(self.end);
             // May panic; then nobody has the identifier, and the next command gets it.
             encode(&mut self.bytes);
@@ -218,11 +218,11 @@ impl Buffer {
     /// Keeps the command that was just encoded, or refuses it. Not generic: it is there once.
     fn keep(&mut self, check: bool, adds: bool) {
         if self.commands >= self.limits.commands {
-            self.refuse(Refusal::TooManyCommands { limit: self.limits.commands });
-        } else if self.gone + self.bytes.len() - UNWATCH.len() > self.limits.bytes {
-            self.refuse(Refusal::TooManyBytes { limit: self.limits.bytes });
-        } else if let Some(refusal) = self.verdict(check || adds && self.ends_with_float()) {
-            self.refuse(refusal);
+            self.refuse(QueueError::TooManyCommands { limit: self.limits.commands });
+        } else if self.flushed_bytes + self.bytes.len() - UNWATCH.len() > self.limits.bytes {
+            self.refuse(QueueError::TooManyBytes { limit: self.limits.bytes });
+        } else if let Some(error) = self.verdict(check || adds && self.ends_with_float()) {
+            self.refuse(error);
         } else {
             self.end = self.bytes.len();
             self.commands += 1;
@@ -237,101 +237,103 @@ impl Buffer {
     }
 
     /// Judges the command that was just encoded, by what will really be sent.
-    fn verdict(&mut self, check: bool) -> Option<Refusal> {
+    fn verdict(&mut self, check: bool) -> Option<QueueError> {
         if !check && self.binding == SlotBinding::None {
             return None;
         }
         let encoded = self.bytes.get(self.end..)?;
-        let Some(Ok(args)) = Requests::new(encoded).next() else { return Some(Refusal::Empty) };
+        let Some(Ok(args)) = Requests::new(encoded).next() else { return Some(QueueError::Empty) };
         let name = args.first().copied().filter(|name| !name.is_empty());
-        let Some(name) = name else { return Some(Refusal::Empty) };
+        let Some(name) = name else { return Some(QueueError::Empty) };
         let refused = command::is_refused(name, args.get(1).copied(), Place::InMulti)
             || command::blocks_in_multi(&args);
         if refused {
-            return Some(Refusal::Command(command::printable(name)));
+            return Some(QueueError::Command(command::printable(name)));
         }
         if command::adds_a_float(&args) {
-            return Some(Refusal::Float(command::printable(name)));
+            return Some(QueueError::Float(command::printable(name)));
         }
         if self.binding == SlotBinding::None {
             return None;
         }
         let name = || command::printable(name);
         let (bound, other) = match keys::slot_of(&args) {
-            Keyed::No if fan_out::is_everywhere(&args) => return Some(Refusal::Everywhere(name())),
+            Keyed::No if fan_out::is_everywhere(&args) => {
+                return Some(QueueError::Everywhere(name()));
+            }
             Keyed::No => return None,
             Keyed::Unknown => {
-                self.unplaced = true;
+                self.has_unknown_keys = true;
                 return None;
             }
             Keyed::Slot(slot) => (self.binding.bind(slot).err()?, slot),
             Keyed::Across(one, other) => (one, other),
         };
-        Some(Refusal::OtherSlot { command: name(), bound, other })
+        Some(QueueError::OtherSlot { command: name(), bound, other })
     }
 
-    fn refuse(&mut self, refusal: Refusal) {
+    fn refuse(&mut self, error: QueueError) {
         self.bytes.truncate(self.end);
-        self.refusal = Some(refusal);
+        self.error = Some(error);
     }
 
     /// The first command that was not taken, if one was not.
-    pub(crate) fn refusal(&self) -> Option<&Refusal> {
-        self.refusal.as_ref()
+    pub(crate) fn error(&self) -> Option<&QueueError> {
+        self.error.as_ref()
     }
 
     /// Opens a part inside the part at `depth` and returns the new depth.
-    pub(crate) fn open_part(&mut self, depth: usize) -> usize {
-        self.close_parts(depth);
-        self.marks.push(Mark {
+    pub(crate) fn savepoint(&mut self, depth: usize) -> usize {
+        self.rollback_deeper(depth);
+        self.savepoints.push(Mark {
             end: self.end,
             commands: self.commands,
             ids: self.ids,
-            holes: self.holes.len(),
-            refused: self.refusal.is_some(),
+            dropped_ids: self.dropped_ids.len(),
+            refused: self.error.is_some(),
             binding: self.binding,
-            unplaced: self.unplaced,
+            has_unknown_keys: self.has_unknown_keys,
         });
-        self.marks.len()
+        self.savepoints.len()
     }
 
     /// Keeps the part at `depth`; a deeper one that is still open is forgotten.
-    pub(crate) fn keep_part(&mut self, depth: usize) {
-        self.close_parts(depth);
-        if self.marks.len() == depth {
-            self.marks.pop();
+    pub(crate) fn release(&mut self, depth: usize) {
+        self.rollback_deeper(depth);
+        if self.savepoints.len() == depth {
+            self.savepoints.pop();
         }
     }
 
     /// Forgets the part at `depth` and every one inside it.
-    pub(crate) fn forget_part(&mut self, depth: usize) {
-        self.close_parts(depth.saturating_sub(1));
+    pub(crate) fn rollback_local(&mut self, depth: usize) {
+        self.rollback_deeper(depth.saturating_sub(1));
     }
 
     /// Forgets every part deeper than `depth`: whoever owned one has let go of it without a word.
-    pub(crate) fn close_parts(&mut self, depth: usize) {
-        let Some(mark) = self.marks.get(depth).copied() else { return };
-        self.marks.truncate(depth);
+    pub(crate) fn rollback_deeper(&mut self, depth: usize) {
+        let Some(mark) = self.savepoints.get(depth).copied() else { return };
+        self.savepoints.truncate(depth);
         self.end = mark.end;
         self.bytes.truncate(mark.end);
         self.commands = mark.commands;
-        self.holes.truncate(mark.holes);
-        (self.binding, self.unplaced) = (mark.binding, mark.unplaced);
+        self.dropped_ids.truncate(mark.dropped_ids);
+        (self.binding, self.has_unknown_keys) = (mark.binding, mark.has_unknown_keys);
         if mark.ids < self.ids {
-            self.holes.push((mark.ids, self.ids));
+            self.dropped_ids.push((mark.ids, self.ids));
         }
         if !mark.refused {
-            self.refusal = None;
+            self.error = None;
         }
     }
 
-    pub(crate) fn has_open_part(&self) -> bool {
-        !self.marks.is_empty()
+    pub(crate) fn has_open_savepoint(&self) -> bool {
+        !self.savepoints.is_empty()
     }
 
     /// Whether it may travel with other blocks: small, whole, and of listed commands only.
-    pub(crate) fn may_join(&self) -> bool {
-        !self.alone
+    pub(crate) fn is_batchable(&self) -> bool {
+        !self.unbatchable
             && !self.is_flushed()
             && self.commands > 0
             && batch::is_small(self.commands, self.pending_bytes())
@@ -362,18 +364,18 @@ impl Buffer {
     }
 
     /// One write: the commands, `own` ones behind them, EXEC, and what is to follow it.
-    pub(crate) fn closed(&mut self, start: Start, own: &[u8], behind: &[u8]) -> Closed<'_> {
+    pub(crate) fn finish(&mut self, start: Prefix, own: &[u8], behind: &[u8]) -> FinalWrite<'_> {
         let from = match start {
-            Start::Unwatch => 0,
-            Start::Multi => UNWATCH.len(),
-            Start::Commands => HEAD,
+            Prefix::Unwatch => 0,
+            Prefix::Multi => UNWATCH.len(),
+            Prefix::Commands => HEAD,
         };
         self.bytes.truncate(self.end);
         self.bytes.extend_from_slice(own);
         self.bytes.extend_from_slice(EXEC);
         let with_exec = self.bytes.len() - from;
         self.bytes.extend_from_slice(behind);
-        Closed { bytes: self.bytes.get(from..).unwrap_or_default(), with_exec }
+        FinalWrite { bytes: self.bytes.get(from..).unwrap_or_default(), with_exec }
     }
 
     /// The waiting commands were sent and queued: keeps their names, lets their bytes go.
@@ -384,14 +386,14 @@ impl Buffer {
             self.names.push(name.len() as u8);
             self.names.extend_from_slice(name);
         }
-        self.gone += self.pending_bytes();
+        self.flushed_bytes += self.pending_bytes();
         self.flushed = self.commands;
         self.end = HEAD;
         self.bytes.truncate(self.end);
     }
 
     /// The transaction has failed: what waits will never be sent, and need not be kept.
-    pub(crate) fn forget_pending(&mut self) {
+    pub(crate) fn drop_pending(&mut self) {
         self.end = HEAD;
         self.bytes.truncate(self.end);
     }
@@ -415,20 +417,20 @@ impl Buffer {
     }
 
     /// Forgotten identifiers, for [`Replies`](crate::Replies) to number its values by.
-    pub(crate) fn take_holes(&mut self) -> Vec<(u32, u32)> {
-        std::mem::take(&mut self.holes)
+    pub(crate) fn take_dropped_ids(&mut self) -> Vec<(u32, u32)> {
+        std::mem::take(&mut self.dropped_ids)
     }
 }
 
 /// Shows how much, never what: the bytes are keys and values.
-impl std::fmt::Debug for Buffer {
+impl std::fmt::Debug for CommandQueue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Buffer")
+        f.debug_struct("CommandQueue")
             .field("transaction", &self.transaction)
             .field("commands", &self.commands)
             .field("flushed", &self.flushed)
             .field("pending_bytes", &self.pending_bytes())
-            .field("open_parts", &self.marks.len())
+            .field("open_parts", &self.savepoints.len())
             .finish_non_exhaustive()
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Never: a read. Nothing that is queued here has an answer before the commit.
 
-use crate::protocol::queue::Buffer;
+use crate::protocol::queue::CommandQueue;
 use crate::transaction::commands::sealed::Queue;
 use crate::transaction::pending::Body;
 
@@ -39,8 +39,8 @@ impl Block {
 }
 
 impl Queue for Block {
-    fn target(&mut self) -> (&mut Buffer, usize) {
-        (self.body.buffer(), 0)
+    fn target(&mut self) -> (&mut CommandQueue, usize) {
+        (self.body.queue(), 0)
     }
 
     fn queued(&mut self) {

@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 use crate::commit::Committed;
 use crate::error::any::CommitError;
 use crate::error::any::Error;
-use crate::protocol::queue::Buffer;
+use crate::protocol::queue::CommandQueue;
 use crate::reply::replies::Replies;
 use crate::transaction::commands::sealed::Queue;
 use crate::transaction::outcome::Outcome;
@@ -129,8 +129,8 @@ impl<M: Mode> Transaction<M> {
 }
 
 impl<M: Mode> Queue for Transaction<M> {
-    fn target(&mut self) -> (&mut Buffer, usize) {
-        (self.body.buffer(), 0)
+    fn target(&mut self) -> (&mut CommandQueue, usize) {
+        (self.body.queue(), 0)
     }
 
     fn queued(&mut self) {

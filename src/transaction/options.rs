@@ -13,7 +13,7 @@ use crate::error::any::Error;
 use crate::error::config::ConfigError;
 use crate::error::in_doubt::Resolver;
 use crate::lock::guard::LockGuard;
-use crate::protocol::idempotency_key::Once;
+use crate::protocol::idempotency_key::IdempotencyKey;
 use crate::protocol::replication::Durability;
 use crate::protocol::retry::RetryPolicy;
 use crate::settings::Settings;
@@ -264,7 +264,9 @@ impl TransactionOptions {
                 )
                 .into());
             }
-            Some(ExactlyOnce::Keyed { key, ttl }) => Some(Once::new(&settings.prefix, key, *ttl)),
+            Some(ExactlyOnce::Keyed { key, ttl }) => {
+                Some(IdempotencyKey::new(&settings.prefix, key, *ttl))
+            }
             Some(ExactlyOnce::Fence) | None => None,
         };
         if self.held.as_ref().is_some_and(Held::is_lost) {
@@ -273,7 +275,7 @@ impl TransactionOptions {
         Ok(Terms {
             held: self.held.as_ref().map(Held::watching),
             immediate: self.begin == Some(Begin::Immediate),
-            fence: self.exactly_once.as_ref().map(|_| Arc::clone(resolver)),
+            resolver: self.exactly_once.as_ref().map(|_| Arc::clone(resolver)),
             once,
             durability: self.durability,
             grouped: self.grouped == Some(true),

@@ -18,7 +18,7 @@ use crate::protocol::cluster::redirect::RedirectReply;
 use crate::protocol::cluster::route::Redirect;
 use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::command::Place;
-use crate::protocol::queue::{Buffer, Refusal};
+use crate::protocol::queue::{CommandQueue, QueueError};
 use crate::reply::error::ReplyError;
 use crate::reply::replies::Replies;
 use crate::transaction::pinned::Scope;
@@ -42,7 +42,7 @@ fn spare() -> Vec<u8> {
 
 impl Drop for Body {
     fn drop(&mut self) {
-        let bytes = self.buffer.take_bytes();
+        let bytes = self.queue.take_bytes();
         if bytes.capacity() <= MOST_SPARE {
             let _: Result<(), _> = SPARE.try_with(|spare| spare.set(bytes));
         }
@@ -53,7 +53,7 @@ impl Drop for Body {
 /// kept until the end.
 #[derive(Debug)]
 pub(crate) struct Body {
-    buffer: Buffer,
+    queue: CommandQueue,
     scope: Scope,
     failed: Option<CommitError>,
     terms: Terms,
@@ -71,24 +71,17 @@ impl Body {
     pub(crate) fn on(scope: Scope, terms: Terms, watched: bool) -> Self {
         let settings = scope.settings();
         let transaction = TRANSACTIONS.fetch_add(1, Ordering::Relaxed);
-        let mut buffer = Buffer::new(transaction, settings.limits(), spare());
+        let mut queue = CommandQueue::new(transaction, settings.limits(), spare());
         let lock = terms.held.as_ref().map(|held| held.lock.slot());
-        buffer.bind(match (scope.binding(), lock) {
+        queue.bind(match (scope.binding(), lock) {
             (SlotBinding::Pending, Some(lock)) => SlotBinding::Slot(lock),
             (binding, _) => binding,
         });
-        buffer.show_messages(settings.server_messages);
-        if watched || !terms.may_join() {
-            buffer.goes_alone();
+        queue.show_messages(settings.server_messages);
+        if watched || !terms.is_batchable() {
+            queue.disable_batching();
         }
-        Self {
-            buffer,
-            flush_bytes: Some(settings.flush_bytes),
-            scope,
-            failed: None,
-            terms,
-            watched,
-        }
+        Self { queue, flush_bytes: Some(settings.flush_bytes), scope, failed: None, terms, watched }
     }
 
     /// Keeps everything until the commit.
@@ -97,8 +90,8 @@ impl Body {
         self
     }
 
-    pub(crate) fn buffer(&mut self) -> &mut Buffer {
-        &mut self.buffer
+    pub(crate) fn queue(&mut self) -> &mut CommandQueue {
+        &mut self.queue
     }
 
     pub(crate) fn span(&self) -> &tracing::Span {
@@ -113,33 +106,33 @@ impl Body {
     /// Trades the scope for another one: a watching closure queues while it still reads on its.
     pub(crate) fn set_scope(&mut self, scope: Scope) {
         if let (SlotBinding::Slot(bound), SlotBinding::Slot(other)) =
-            (scope.binding(), self.buffer.binding())
+            (scope.binding(), self.queue.binding())
             && bound != other
         {
             let command = "the block".to_owned();
             let error = CommitError::not_sent(Error::CrossSlot { command, bound, other });
             self.failed.get_or_insert(error);
         }
-        if self.buffer.binding() == SlotBinding::Pending {
-            self.buffer.bind(scope.binding());
+        if self.queue.binding() == SlotBinding::Pending {
+            self.queue.bind(scope.binding());
         }
         self.scope = scope;
     }
 
     /// Binds it to a slot before its first key does.
     pub(crate) fn bind(&mut self, slot: u16) -> Result<(), Error> {
-        let mut binding = self.buffer.binding();
+        let mut binding = self.queue.binding();
         binding.bind(slot).map_err(|bound| {
             let command = "begin_at".to_owned();
             Error::CrossSlot { command, bound, other: slot }
         })?;
-        self.buffer.bind(binding);
+        self.queue.bind(binding);
         Ok(())
     }
 
     /// Tells scope and terms where its keys are.
     fn place(&mut self) {
-        let slot = self.buffer.binding().slot();
+        let slot = self.queue.binding().slot();
         self.scope.head_for(slot);
         self.terms.place.slot = slot;
     }
@@ -187,8 +180,8 @@ impl Body {
         self.scope.tell(tracing::Level::DEBUG, || tracing::debug!("begin"));
         if self.terms.immediate {
             let form = Form { terms: &self.terms, watched: self.watched, checkout: deadline };
-            let buffer = &self.buffer;
-            self.scope.call(|lease| commit::begin(lease, buffer, form)).map_err(
+            let queue = &self.queue;
+            self.scope.call(|lease| commit::begin(lease, queue, form)).map_err(
                 |error| match error {
                     CommitError::NotSent { source } => *source,
                     error => error.into(),
@@ -202,12 +195,12 @@ impl Body {
     pub(crate) fn queued(&mut self) {
         self.scope.touch();
         if self.failed.is_some() {
-            self.buffer.forget_pending();
+            self.queue.drop_pending();
             return;
         }
-        let due = self.flush_bytes.is_some_and(|limit| self.buffer.pending_bytes() >= limit);
-        let due = due && self.buffer.binding() != SlotBinding::Pending;
-        if due && !self.buffer.has_open_part() && self.buffer.refusal().is_none() {
+        let due = self.flush_bytes.is_some_and(|limit| self.queue.pending_bytes() >= limit);
+        let due = due && self.queue.binding() != SlotBinding::Pending;
+        if due && !self.queue.has_open_savepoint() && self.queue.error().is_none() {
             self.failed = self.flush().err();
         }
     }
@@ -227,7 +220,7 @@ impl Body {
             self.connects_by(waits.deadline);
             let Err(error) = self.flush_once() else { return Ok(()) };
             let redirect =
-                (free && !self.buffer.is_flushed()).then(|| self.redirect_for(&error)).flatten();
+                (free && !self.queue.is_flushed()).then(|| self.redirect_for(&error)).flatten();
             match redirect {
                 Some(redirect) if waits.allows(&redirect, retry_loop::is_checkout(&error)) => {
                     if let Err(error) = self.scope.abandon() {
@@ -247,8 +240,8 @@ impl Body {
         self.place();
         self.scope.pin(deadline)?;
         let form = Form { terms: &self.terms, watched: self.watched, checkout: deadline };
-        let buffer = &mut self.buffer;
-        self.scope.call(|lease| commit::flush(lease, buffer, form))
+        let queue = &mut self.queue;
+        self.scope.call(|lease| commit::flush(lease, queue, form))
     }
 
     /// The failure that the commit will tell, if there is one already.
@@ -257,10 +250,10 @@ impl Body {
             return Some(error.into());
         }
         self.failed.clone().or_else(|| {
-            self.buffer.refusal().map(|refusal| {
+            self.queue.error().map(|refusal| {
                 CommitError::not_sent(match refusal {
-                    Refusal::Command(command) => Error::refused(command.clone(), Place::InMulti),
-                    Refusal::Float(command) => Error::Refused {
+                    QueueError::Command(command) => Error::refused(command.clone(), Place::InMulti),
+                    QueueError::Float(command) => Error::Refused {
                         command: command.clone(),
                         hint: match command.as_str() {
                             "HINCRBY" => "it adds integers; hincr_float adds a float",
@@ -270,22 +263,22 @@ impl Body {
                             _ => "it adds integers; incr_float adds a float",
                         },
                     },
-                    Refusal::Empty => Error::Refused {
+                    QueueError::Empty => Error::Refused {
                         command: "a command without a name".to_owned(),
                         hint: "build it with redis::cmd(name)",
                     },
-                    Refusal::TooManyCommands { limit } => Error::TooLarge {
+                    QueueError::TooManyCommands { limit } => Error::TooLarge {
                         what: "commands",
                         limit: *limit as usize,
                         setting: "max_commands",
                     },
-                    Refusal::TooManyBytes { limit } => {
+                    QueueError::TooManyBytes { limit } => {
                         Error::TooLarge { what: "bytes", limit: *limit, setting: "max_bytes" }
                     }
-                    Refusal::OtherSlot { command, bound, other } => {
+                    QueueError::OtherSlot { command, bound, other } => {
                         Error::CrossSlot { command: command.clone(), bound: *bound, other: *other }
                     }
-                    Refusal::Everywhere(command) => Error::Refused {
+                    QueueError::Everywhere(command) => Error::Refused {
                         command: command.clone(),
                         hint: "it concerns every node of the cluster, and a transaction is on \
                                one; use the pooled handle",
@@ -297,7 +290,7 @@ impl Body {
 
     /// Whether all of it is still here, so that it can be sent again.
     pub(crate) fn is_whole(&self) -> bool {
-        !self.buffer.is_flushed() && self.failed.is_none()
+        !self.queue.is_flushed() && self.failed.is_none()
     }
 
     /// Commits and gives the connection back before it returns.
@@ -317,7 +310,7 @@ impl Body {
         self.scope.here()?;
         let span = self.span().clone();
         let _in = span.enter();
-        self.buffer.close_parts(0);
+        self.queue.rollback_deeper(0);
         let committed = match self.failure().or_else(|| self.unplaced()) {
             Some(failure) => {
                 if let Err(error) = self.scope.abandon() {
@@ -337,7 +330,7 @@ impl Body {
 
     /// Nobody knows where it is to be sent.
     fn unplaced(&self) -> Option<CommitError> {
-        self.buffer.is_unplaced().then(|| {
+        self.queue.has_unknown_slot().then(|| {
             CommitError::not_sent(Error::Refused {
                 command: "a command whose keys are not known here".to_owned(),
                 hint: "tell the cluster's slot with begin_at(key), or by another command's key",
@@ -348,7 +341,7 @@ impl Body {
     /// A key that nobody here knew of was of another slot.
     fn misplaced(&self, error: CommitError) -> CommitError {
         let CommitError::Rejected { code, message, command, .. } = &error else { return error };
-        let bound = self.buffer.binding().slot();
+        let bound = self.queue.binding().slot();
         match (RedirectReply::of(code, message).and_then(|redirect| redirect.slot()), bound) {
             (Some(other), Some(bound)) if other != bound => {
                 let command = command.clone();
@@ -362,15 +355,15 @@ impl Body {
         self.place();
         let deadline = self.scope.checkout_deadline();
         let once = self.terms.once.is_some();
-        if self.buffer.commands() == 0 && !self.watched && !once && !self.scope.is_pinned() {
-            return Ok(Committed::Applied(Replies::none(self.buffer.transaction())));
+        if self.queue.commands() == 0 && !self.watched && !once && !self.scope.is_pinned() {
+            return Ok(Committed::Applied(Replies::none(self.queue.transaction())));
         }
         if !self.watched && !self.scope.is_pinned() {
             return self.send_unpinned(deadline);
         }
         let form = Form { terms: &self.terms, watched: self.watched, checkout: deadline };
-        let buffer = &mut self.buffer;
-        self.scope.finish(|lease| commit::commit(lease, buffer, form))
+        let queue = &mut self.queue;
+        self.scope.finish(|lease| commit::commit(lease, queue, form))
     }
 
     /// On a link that is borrowed for the commit only. No code of the caller's runs meanwhile, so
@@ -378,7 +371,7 @@ impl Body {
     fn send_unpinned(&mut self, checkout: Instant) -> Result<Committed, CommitError> {
         let Some(nodes) = self.scope.nodes() else { return Err(CheckoutError::Closed.into()) };
         let way = (&nodes, self.scope.route());
-        commit::batch::block(way, &mut self.buffer, &self.terms, checkout)
+        commit::batch::block(way, &mut self.queue, &self.terms, checkout)
     }
 
     /// What the transaction asks of its commit.
@@ -388,17 +381,17 @@ impl Body {
 
     /// What there is to hand out of a transaction that was applied unseen.
     pub(crate) fn lost_replies(&self) -> Replies {
-        Replies::lost(self.buffer.transaction())
+        Replies::lost(self.queue.transaction())
     }
 
     /// With the name of the command whose reply could not be decoded.
     pub(crate) fn named(&self, error: ReplyError) -> ReplyError {
-        error.naming(|index| self.buffer.name(index))
+        error.naming(|index| self.queue.name(index))
     }
 
     /// The replies with the commands' names, for a caller who keeps them.
     pub(crate) fn keep(&self, replies: Replies) -> Replies {
-        replies.named(self.buffer.names())
+        replies.named(self.queue.names())
     }
 
     /// Tells the span how the transaction ended.
@@ -414,7 +407,7 @@ impl Body {
         if span.is_disabled() {
             return;
         }
-        span.record("db.operation.batch.size", self.buffer.commands());
+        span.record("db.operation.batch.size", self.queue.commands());
         span.record("rediscope.outcome", outcome);
         if let Err(error) = committed {
             span.record("error.type", outcome);

@@ -3,7 +3,7 @@
 //! Never: a command sent while a part is open. Never: ROLLBACK, which Redis does not have: a
 //! forgotten part was never sent.
 
-use crate::protocol::queue::Buffer;
+use crate::protocol::queue::CommandQueue;
 use crate::transaction::commands::sealed::Queue;
 
 /// A part of a transaction that can be forgotten alone.
@@ -28,13 +28,13 @@ use crate::transaction::commands::sealed::Queue;
 #[derive(Debug)]
 #[must_use = "dropped without release() the part is forgotten"]
 pub struct Savepoint<'q> {
-    buffer: &'q mut Buffer,
+    queue: &'q mut CommandQueue,
     depth: usize,
 }
 
 impl Drop for Savepoint<'_> {
     fn drop(&mut self) {
-        self.buffer.forget_part(self.depth);
+        self.queue.rollback_local(self.depth);
     }
 }
 
@@ -42,17 +42,17 @@ impl<'q> Savepoint<'q> {
     /// Keeps the part. Its commands go with the transaction, if that commits.
     pub fn release(self) {
         // Dropping it after this forgets a part that is no longer open, which is nothing.
-        self.buffer.keep_part(self.depth);
+        self.queue.release(self.depth);
     }
 
-    pub(crate) fn new(buffer: &'q mut Buffer, depth: usize) -> Self {
-        let depth = buffer.open_part(depth);
-        Self { buffer, depth }
+    pub(crate) fn new(queue: &'q mut CommandQueue, depth: usize) -> Self {
+        let depth = queue.savepoint(depth);
+        Self { queue, depth }
     }
 }
 
 impl Queue for Savepoint<'_> {
-    fn target(&mut self) -> (&mut Buffer, usize) {
-        (self.buffer, self.depth)
+    fn target(&mut self) -> (&mut CommandQueue, usize) {
+        (self.queue, self.depth)
     }
 }

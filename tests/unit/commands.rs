@@ -11,15 +11,15 @@ use redis::{Value, cmd};
 
 use super::*;
 use crate::protocol::command::Requests;
-use crate::protocol::queue::{Buffer, Limits};
+use crate::protocol::queue::{CommandQueue, Limits};
 use crate::reply::queued::Queued;
 
 /// A block without a connection.
-struct Probe(Buffer);
+struct Probe(CommandQueue);
 
 impl Probe {
     fn new() -> Self {
-        Self(Buffer::new(1, Limits { commands: 10, bytes: 10_000 }, Vec::new()))
+        Self(CommandQueue::new(1, Limits { commands: 10, bytes: 10_000 }, Vec::new()))
     }
 
     fn commands(&self) -> Vec<String> {
@@ -29,7 +29,7 @@ impl Probe {
 }
 
 impl sealed::Queue for Probe {
-    fn target(&mut self) -> (&mut Buffer, usize) {
+    fn target(&mut self) -> (&mut CommandQueue, usize) {
         (&mut self.0, 0)
     }
 }
@@ -78,7 +78,7 @@ fn a_read_with_block_is_refused() {
     let mut probe = Probe::new();
     let options = StreamReadOptions::default().group("g", "c").block(5);
     let _: Queued<Value> = probe.xread_options(&["k"], &[">"], &options);
-    assert!(probe.0.refusal().is_some());
+    assert!(probe.0.error().is_some());
     assert_eq!(probe.0.commands(), 0);
 }
 

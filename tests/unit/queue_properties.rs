@@ -8,9 +8,9 @@ use proptest::test_runner::{
 };
 use redis::{RedisWrite, ToRedisArgs};
 
-use crate::protocol::queue::{Buffer, Limits, Start};
+use crate::protocol::queue::{CommandQueue, Limits, Prefix};
 use crate::protocol::resp::encode::Args;
-use crate::protocol::resp::encoded_command::Head;
+use crate::protocol::resp::encoded_command::EncodedCommand;
 
 const PROGRAMS: u32 = 12_000;
 const LIMITS: Limits = Limits { commands: 10_000, bytes: 1 << 24 };
@@ -161,7 +161,7 @@ impl Expected {
 
 /// Runs a program on the buffer and on what is expected of it.
 struct Run {
-    buffer: Buffer,
+    queue: CommandQueue,
     expected: Expected,
     sent: Bytes,
 }
@@ -172,12 +172,13 @@ impl Run {
     }
 
     fn one(&mut self, node: &Node, depth: usize) -> TestCaseResult {
-        let (buffer, expected) = (&mut self.buffer, &mut self.expected);
+        let (queue, expected) = (&mut self.queue, &mut self.expected);
         match node {
             Node::Table(words, args) => {
                 let words: Vec<_> = words.iter().map(String::as_str).collect();
-                let id = buffer
-                    .push(depth, &Head::new(&words), |out| args.iter().for_each(|a| a.write(out)));
+                let id = queue.push(depth, &EncodedCommand::new(&words), |out| {
+                    args.iter().for_each(|a| a.write(out))
+                });
                 let mut line: Vec<_> = words.iter().map(|word| word.as_bytes().to_vec()).collect();
                 line.extend(args.iter().flat_map(Arg::encoded));
                 prop_assert_eq!(id, expected.command(line));
@@ -187,16 +188,16 @@ impl Run {
                 cmd.arg(name).arg(args);
                 let mut line = vec![name.clone()];
                 line.extend(args.iter().cloned());
-                prop_assert_eq!(buffer.push_cmd(depth, &cmd), expected.command(line));
+                prop_assert_eq!(queue.push_cmd(depth, &cmd), expected.command(line));
             }
             Node::Refused => {
-                buffer.push_cmd(depth, &redis::cmd("Watch").arg("k").take());
+                queue.push_cmd(depth, &redis::cmd("Watch").arg("k").take());
                 expected.refused = true;
                 expected.ids += 1;
             }
             Node::Panics(args) => {
                 let push = || {
-                    buffer.push(depth, &Head::new(&["SET"]), |out| {
+                    queue.push(depth, &EncodedCommand::new(&["SET"]), |out| {
                         out.arg(args).arg(Unencodable);
                     })
                 };
@@ -207,11 +208,11 @@ impl Run {
             }
             Node::Part(ending, nodes) => {
                 let before = (expected.commands.len(), expected.refused);
-                let part = buffer.open_part(depth);
+                let part = queue.savepoint(depth);
                 self.all(nodes, part)?;
                 match ending {
-                    Ending::Kept => self.buffer.keep_part(part),
-                    Ending::Dropped => self.buffer.forget_part(part),
+                    Ending::Kept => self.queue.release(part),
+                    Ending::Dropped => self.queue.rollback_local(part),
                     Ending::Leaked => {}
                 }
                 if !matches!(ending, Ending::Kept) {
@@ -220,9 +221,9 @@ impl Run {
                 }
             }
             Node::Flush => {
-                if !buffer.has_open_part() && buffer.refusal().is_none() {
-                    self.sent.extend_from_slice(buffer.body());
-                    buffer.flushed();
+                if !queue.has_open_savepoint() && queue.error().is_none() {
+                    self.sent.extend_from_slice(queue.body());
+                    queue.flushed();
                 }
             }
         }
@@ -230,31 +231,35 @@ impl Run {
     }
 
     fn judge(mut self) -> TestCaseResult {
-        self.buffer.close_parts(0);
-        prop_assert_eq!(self.buffer.refusal().is_some(), self.expected.refused);
+        self.queue.rollback_deeper(0);
+        prop_assert_eq!(self.queue.error().is_some(), self.expected.refused);
         if self.expected.refused {
             return Ok(());
         }
         let lines: Vec<_> = self.expected.commands.iter().map(|(_, args)| args.clone()).collect();
-        prop_assert_eq!(self.buffer.commands() as usize, lines.len());
+        prop_assert_eq!(self.queue.commands() as usize, lines.len());
         let multi = [vec![b"MULTI".to_vec()]];
         let exec = [vec![b"EXEC".to_vec()]];
-        let unsent = lines.len() - self.buffer.unsent() as usize..;
+        let unsent = lines.len() - self.queue.unsent() as usize..;
         let whole = [&multi, &lines[unsent], &exec].concat();
-        prop_assert_eq!(parse(self.buffer.closed(Start::Multi, b"", b"").bytes), Some(whole));
-        self.sent.extend_from_slice(self.buffer.closed(Start::Commands, b"", b"").bytes);
+        prop_assert_eq!(parse(self.queue.finish(Prefix::Multi, b"", b"").bytes), Some(whole));
+        self.sent.extend_from_slice(self.queue.finish(Prefix::Commands, b"", b"").bytes);
         prop_assert_eq!(parse(&self.sent), Some([&lines[..], &exec].concat()));
         for (index, line) in lines.iter().enumerate() {
             let name = String::from_utf8_lossy(&line[0]).to_ascii_uppercase();
-            let told = self.buffer.name(index as u32).unwrap();
+            let told = self.queue.name(index as u32).unwrap();
             prop_assert!(told == name || told == crate::protocol::command::UNKNOWN);
         }
-        let holes = self.buffer.take_holes();
-        prop_assert!(holes.windows(2).all(|pair| pair[0].1 <= pair[1].0), "{:?}", holes);
+        let dropped_ids = self.queue.take_dropped_ids();
+        prop_assert!(
+            dropped_ids.windows(2).all(|pair| pair[0].1 <= pair[1].0),
+            "{:?}",
+            dropped_ids
+        );
         let kept = (0..self.expected.ids)
-            .filter(|id| !holes.iter().any(|(from, to)| (from..to).contains(&id)));
+            .filter(|id| !dropped_ids.iter().any(|(from, to)| (from..to).contains(&id)));
         let expected = self.expected.commands.iter().map(|(id, _)| *id);
-        prop_assert!(kept.eq(expected), "identifiers of forgotten commands: {:?}", holes);
+        prop_assert!(kept.eq(expected), "identifiers of forgotten commands: {:?}", dropped_ids);
         Ok(())
     }
 }
@@ -304,8 +309,8 @@ fn config(cases: u32) -> Config {
 fn what_was_queued_and_not_forgotten_is_what_another_parser_reads() {
     let programs = prop::collection::vec(node(), 0..6);
     let checked = TestRunner::new(config(PROGRAMS)).run(&programs, |nodes| {
-        let buffer = Buffer::new(1, LIMITS, Vec::new());
-        let mut run = Run { buffer, expected: Expected::default(), sent: Bytes::new() };
+        let queue = CommandQueue::new(1, LIMITS, Vec::new());
+        let mut run = Run { queue, expected: Expected::default(), sent: Bytes::new() };
         run.all(&nodes, 0)?;
         run.judge()
     });

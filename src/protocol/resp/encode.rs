@@ -6,7 +6,7 @@ use std::io;
 
 use redis::{RedisWrite, ToRedisArgs};
 
-use crate::protocol::resp::encoded_command::Head;
+use crate::protocol::resp::encoded_command::EncodedCommand;
 
 pub(crate) const MULTI: &[u8] = b"*1\r\n$5\r\nMULTI\r\n";
 pub(crate) const EXEC: &[u8] = b"*1\r\n$4\r\nEXEC\r\n";
@@ -25,7 +25,7 @@ pub struct Args<'b> {
 }
 
 impl<'b> Args<'b> {
-    fn begin(bytes: &'b mut Vec<u8>, head: &Head) -> Self {
+    fn begin(bytes: &'b mut Vec<u8>, head: &EncodedCommand) -> Self {
         let start = bytes.len();
         bytes.extend_from_slice(head.bytes());
         Self { bytes, start, count: head.words() }
@@ -129,11 +129,11 @@ pub(crate) fn command(
     words: &[&'static str],
     args: impl FnOnce(&mut Args<'_>),
 ) {
-    entry(bytes, &Head::new(words), args);
+    entry(bytes, &EncodedCommand::new(words), args);
 }
 
 /// The same for a command whose words are encoded already.
-pub(crate) fn entry(bytes: &mut Vec<u8>, head: &Head, args: impl FnOnce(&mut Args<'_>)) {
+pub(crate) fn entry(bytes: &mut Vec<u8>, head: &EncodedCommand, args: impl FnOnce(&mut Args<'_>)) {
     let mut writer = Args::begin(bytes, head);
     args(&mut writer);
     writer.end();

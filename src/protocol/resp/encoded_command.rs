@@ -9,7 +9,7 @@ const ROOM: usize = 64;
 
 /// The words of a command as bytes, and what is known of it by these alone.
 #[derive(Debug)]
-pub struct Head {
+pub struct EncodedCommand {
     bytes: [u8; ROOM],
     len: usize,
     words: usize,
@@ -18,7 +18,7 @@ pub struct Head {
     adds: bool,
 }
 
-impl Head {
+impl EncodedCommand {
     /// Fewer than ten words, each shorter than a hundred bytes, that fit.
     #[expect(clippy::indexing_slicing, reason = "words that do not fit do not build")]
     pub(crate) const fn new(words: &[&str]) -> Self {

@@ -111,8 +111,8 @@ pub trait QueueCommands:
     /// }
     /// ```
     fn savepoint(&mut self) -> Savepoint<'_> {
-        let (buffer, depth) = self.target();
-        Savepoint::new(buffer, depth)
+        let (queue, depth) = self.target();
+        Savepoint::new(queue, depth)
     }
 
     /// Queues a part by a closure: kept when it returns `Ok`, forgotten when it returns `Err` or

@@ -2,9 +2,9 @@
 
 use redis::Cmd;
 
-use crate::protocol::queue::Buffer;
+use crate::protocol::queue::CommandQueue;
 use crate::protocol::resp::encode::Args;
-use crate::protocol::resp::encoded_command::Head;
+use crate::protocol::resp::encoded_command::EncodedCommand;
 use crate::reply::queued::Queued;
 
 /// What queues: a block, a transaction, a savepoint, or a mutable reference to one.
@@ -16,18 +16,18 @@ use crate::reply::queued::Queued;
 )]
 pub trait Queue {
     /// The buffer and how deep in its parts this handle stands.
-    fn target(&mut self) -> (&mut Buffer, usize);
+    fn target(&mut self) -> (&mut CommandQueue, usize);
 
     /// Called after each command: the place where a large transaction sends a chunk.
     fn queued(&mut self) {}
 
     /// Queues one command of the table.
-    fn put<T>(&mut self, head: &Head, args: impl FnOnce(&mut Args<'_>)) -> Queued<T>
+    fn put<T>(&mut self, head: &EncodedCommand, args: impl FnOnce(&mut Args<'_>)) -> Queued<T>
     where
         Self: Sized,
     {
-        let (buffer, depth) = self.target();
-        let handle = Queued::new(buffer.transaction(), buffer.push(depth, head, args));
+        let (queue, depth) = self.target();
+        let handle = Queued::new(queue.transaction(), queue.push(depth, head, args));
         self.queued();
         handle
     }
@@ -37,15 +37,15 @@ pub trait Queue {
     where
         Self: Sized,
     {
-        let (buffer, depth) = self.target();
-        let handle = Queued::new(buffer.transaction(), buffer.push_cmd(depth, cmd));
+        let (queue, depth) = self.target();
+        let handle = Queued::new(queue.transaction(), queue.push_cmd(depth, cmd));
         self.queued();
         handle
     }
 }
 
 impl<Q: Queue> Queue for &mut Q {
-    fn target(&mut self) -> (&mut Buffer, usize) {
+    fn target(&mut self) -> (&mut CommandQueue, usize) {
         (**self).target()
     }
 
