@@ -9,7 +9,10 @@ use rediscope::{CheckoutError, LockError};
 use super::stage::{LONG, SOON, Stage, every_kind, is_lost};
 use crate::support::{eventually, in_time};
 
-const LEASE: Duration = Duration::from_millis(600);
+/// Longer than a busy machine keeps a thread from extending it, each third of it.
+const LEASE: Duration = Duration::from_millis(1500);
+/// Tries until a callback came in time: a busy machine may keep a thread from running.
+const TRIES: u32 = 5;
 
 #[test]
 fn a_lock_that_is_held_when_the_manager_is_closed_is_released_as_before() {
@@ -70,34 +73,31 @@ fn closing_waits_for_locks_that_are_released_in_time_and_extends_them_meanwhile(
 fn a_lock_is_never_taken_from_a_living_guard_and_is_lost_before_its_lease_ends() {
     let stage = Stage::new();
     for fixed in [false, true] {
-        let sessions = stage.other();
-        let lock = sessions.lock("l").lease(LEASE);
-        let lock = if fixed { lock.fixed_lease() } else { lock };
-        let guard = lock.acquire(SOON).unwrap();
-        let (lost, when) = mpsc::channel();
-        guard.on_lost(move || lost.send(Instant::now()).unwrap());
-        assert_eq!(sessions.close(Duration::from_millis(10)).locks, 1);
-        assert!(!guard.is_lost(), "its lease runs");
-        guard.ensure_held().unwrap();
-        let renewals = sessions.status().locks.renewals;
-        let mut ended = Instant::now();
-        eventually(SOON, "its lease ends", || {
-            let before = Instant::now();
-            let held = stage.holders() == 1
-                && stage.server.ask::<i64>(&["PTTL", "rediscope:lock:{l}"]) > 0;
-            if held {
-                ended = before;
-            }
-            !held
-        });
-        let told = when.recv_timeout(SOON).unwrap();
-        assert!(told <= ended, "told {:?} too late", told - ended);
-        assert!(guard.is_lost());
-        is_lost(guard.ensure_held());
-        assert_eq!(sessions.status().locks.renewals, renewals, "it was extended");
-        is_lost(guard.release());
-        assert_eq!(sessions.close(Duration::ZERO), rediscope::Closed::default());
+        let late: Vec<_> = (0..TRIES).map_while(|_| told_too_late(&stage, fixed)).collect();
+        assert!(late.len() < TRIES as usize, "fixed: {fixed}, told {late:?} too late");
     }
+}
+
+/// By how much.
+fn told_too_late(stage: &Stage, fixed: bool) -> Option<Duration> {
+    let sessions = stage.other();
+    let lock = sessions.lock("l").lease(LEASE);
+    let lock = if fixed { lock.fixed_lease() } else { lock };
+    let guard = lock.acquire(SOON).unwrap();
+    let (lost, when) = mpsc::channel();
+    guard.on_lost(move || lost.send(Instant::now()).unwrap());
+    assert_eq!(sessions.close(Duration::from_millis(10)).locks, 1);
+    assert!(!guard.is_lost(), "its lease runs");
+    guard.ensure_held().unwrap();
+    let renewals = sessions.status().locks.renewals;
+    let ended = stage.held_until();
+    let told = when.recv_timeout(SOON).unwrap();
+    assert!(guard.is_lost());
+    is_lost(guard.ensure_held());
+    assert_eq!(sessions.status().locks.renewals, renewals, "it was extended");
+    is_lost(guard.release());
+    assert_eq!(sessions.close(Duration::ZERO), rediscope::Closed::default());
+    told.checked_duration_since(ended).filter(|late| !late.is_zero())
 }
 
 #[test]

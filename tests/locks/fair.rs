@@ -55,7 +55,7 @@ fn the_lock_goes_round_in_the_order_of_coming_whoever_releases_it() {
 #[test]
 fn a_waiter_who_died_is_passed_over() {
     let stage = Stage::new();
-    stage.silent_waiter(700);
+    stage.silent_waiter(2_000);
     assert!(fair(&stage.sessions).try_acquire().unwrap().is_none(), "his turn, while he may live");
     let guard = fair(&stage.sessions).acquire(SOON).unwrap();
     guard.release().unwrap();
@@ -71,7 +71,7 @@ fn who_gives_up_leaves_the_line_and_the_next_one_is_served() {
     assert_eq!(stage.in_line(), 0);
     thread::scope(|scope| {
         let lock = fair(&stage.sessions);
-        let impatient = scope.spawn(move || lock.acquire(Duration::from_millis(400)).map(drop));
+        let impatient = scope.spawn(move || lock.acquire(Duration::from_secs(3)).map(drop));
         eventually(SOON, "the impatient one stands in line", || stage.in_line() == 1);
         let lock = fair(&other);
         let patient = scope.spawn(move || lock.acquire(SOON).map(drop));

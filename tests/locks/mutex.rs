@@ -149,7 +149,7 @@ fn a_forced_lock_is_lost_and_its_old_guard_releases_nobody_elses() {
 fn a_lease_ends_on_the_server_by_itself() {
     let stage = Stage::new();
     let lock = stage.sessions.lock("l").lease(Duration::from_millis(50)).fixed_lease();
-    std::mem::forget(lock.try_acquire().unwrap().unwrap());
+    std::mem::forget(lock.acquire(SOON).unwrap());
     let next = stage.sessions.lock("l").acquire(SOON).unwrap();
     next.release().unwrap();
     assert_eq!(
@@ -237,7 +237,9 @@ fn no_thread_survives_the_last_handle_and_a_guard_works_without_the_manager() {
     let waiting = sessions.lock("l");
     let waiter = thread::spawn(move || waiting.acquire(SOON).map(drop));
     stage.somebody_waits(&sessions, 1);
-    assert!(named_threads("rediscope-lease") >= 1 && named_threads("rediscope-lock-events") >= 1);
+    eventually(SOON, "both threads are there", || {
+        named_threads("rediscope-leases") >= 1 && named_threads("rediscope-lock-events") >= 1
+    });
     drop(sessions);
     guard.ensure_held().unwrap();
     in_time(SOON, "the guard is released", move || guard.release()).unwrap();
@@ -248,6 +250,7 @@ fn no_thread_survives_the_last_handle_and_a_guard_works_without_the_manager() {
 
 /// Threads of all tests that run now: the kernel cuts names at 15 bytes.
 fn named_threads(name: &str) -> usize {
+    let name = &name[..name.len().min(15)];
     let tasks = std::fs::read_dir("/proc/self/task").unwrap();
     let named = |path: std::path::PathBuf| std::fs::read_to_string(path.join("comm")).ok();
     tasks.flatten().filter_map(|task| named(task.path())).filter(|n| n.trim() == name).count()

@@ -168,7 +168,7 @@ fn without_holders_and_waiters_there_is_no_number_to_change() {
 #[test]
 fn a_number_outlives_no_lease_of_a_holder_that_died() {
     let stage = Stage::new();
-    let short = stage.sessions.semaphore("s", 3).lease(Duration::from_millis(100)).fixed_lease();
+    let short = stage.sessions.semaphore("s", 3).lease(Duration::from_secs(2)).fixed_lease();
     std::mem::forget(short.acquire(SOON).unwrap());
     refused(semaphore(&stage.other(), 5).try_acquire(), (5, 3));
     eventually(SOON, "its lease is over", || {

@@ -7,6 +7,24 @@ use rediscope::{Applied, LockError};
 use super::stage::{LONG, SOON, Stage, every_kind, is_lost, timed_out};
 use crate::support::eventually;
 
+/// Less than a release is remembered for.
+const IN_TIME: Duration = Duration::from_secs(4);
+/// A deletion that takes a busy machine too long is left to the time to live.
+const TRIES: u32 = 3;
+
+/// After `deed` the keys of locks are deleted before their time to live is over.
+fn is_deleted(stage: &Stage, way: &str, deed: impl Fn()) {
+    let in_time = (0..TRIES).any(|_| {
+        deed();
+        let begun = Instant::now();
+        eventually(SOON, "nothing is remembered", || {
+            stage.server.ask::<Vec<String>>(&["KEYS", "*"]) == ["rediscope:fence"]
+        });
+        begun.elapsed() < IN_TIME
+    });
+    assert!(in_time, "{way}: by their time to live");
+}
+
 fn remembered(stage: &Stage) -> usize {
     stage.server.ask::<Vec<String>>(&["KEYS", "rediscope:*:done:*"]).len()
 }
@@ -19,26 +37,20 @@ fn a_release_that_was_answered_is_not_remembered() {
             lock.acquire(SOON).unwrap().release().unwrap();
         }
         assert!(remembered(&stage) <= 2, "{way}: {} are remembered", remembered(&stage));
-        let begun = Instant::now();
-        eventually(SOON, "nor is the last one", || remembered(&stage) == 0);
-        assert!(begun.elapsed() < Duration::from_secs(4), "by its time to live");
-        let keys: Vec<String> = stage.server.ask(&["KEYS", "*"]);
-        assert_eq!(keys, ["rediscope:fence"], "{way}");
-        for (_, lock) in every_kind(&stage.sessions) {
-            drop(lock.acquire(SOON).unwrap());
-        }
-        // Nor is a caller that gave up waiting, in line or not.
-        for (_, lock) in every_kind(&stage.sessions) {
-            let held = [lock.acquire(SOON).unwrap()];
-            let held = [Some(held), lock.try_acquire().unwrap().map(|guard| [guard])];
-            let waited = lock.acquire(Duration::from_millis(20)).map(drop);
-            drop((held, waited));
-        }
-        let begun = Instant::now();
-        eventually(SOON, "of no kind", || {
-            stage.server.ask::<Vec<String>>(&["KEYS", "*"]) == ["rediscope:fence"]
+        // Nor is the last one.
+        is_deleted(&stage, way, || stage.sessions.lock("l").run(SOON, |_| Ok(())).unwrap());
+        is_deleted(&stage, way, || {
+            for (_, lock) in every_kind(&stage.sessions) {
+                drop(lock.acquire(SOON).unwrap());
+            }
+            // Nor is a caller that gave up waiting, in line or not.
+            for (_, lock) in every_kind(&stage.sessions) {
+                let held = [lock.acquire(SOON).unwrap()];
+                let held = [Some(held), lock.try_acquire().unwrap().map(|guard| [guard])];
+                let waited = lock.acquire(Duration::from_millis(20)).map(drop);
+                drop((held, waited));
+            }
         });
-        assert!(begun.elapsed() < Duration::from_secs(4), "by their time to live");
     }
 }
 

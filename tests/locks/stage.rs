@@ -1,6 +1,6 @@
 //! One server, a proxy in front of it, and sessions through it and past it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rediscope::{Builder, Lock, LockError, LockStatus, SessionManager};
 
@@ -78,6 +78,20 @@ impl Stage {
         self.sessions.status().locks
     }
 
+    /// When the server was last seen to have the lock `l`, once it has it no more.
+    pub(crate) fn held_until(&self) -> Instant {
+        let mut ended = Instant::now();
+        eventually(SOON, "its lease ends", || {
+            let before = Instant::now();
+            let held = self.server.ask::<i64>(&["PTTL", "rediscope:lock:{l}"]) > 0;
+            if held {
+                ended = before;
+            }
+            !held
+        });
+        ended
+    }
+
     /// Who holds the lock `l`, as the server has it.
     pub(crate) fn holders(&self) -> usize {
         self.server.ask(&["ZCARD", "rediscope:lock:{l}"])
@@ -105,9 +119,9 @@ impl Stage {
 
 pub(crate) fn quick(url: &str) -> Builder {
     SessionManager::builder(url)
-        .connect_timeout(Duration::from_millis(500))
-        .response_timeout(Duration::from_millis(500))
-        .checkout_timeout(Duration::from_secs(3))
+        .connect_timeout(Duration::from_secs(1))
+        .response_timeout(Duration::from_secs(1))
+        .checkout_timeout(Duration::from_secs(4))
         .trust_window(SOON)
 }
 

@@ -49,7 +49,7 @@ fn a_release_wakes_one_waiter_of_a_process_and_the_next_release_the_next() {
     // Everybody has looked again since the subscription was made.
     let mut asked = 0;
     eventually(SOON, "nobody asks any more", || {
-        thread::sleep(Duration::from_millis(30));
+        thread::sleep(Duration::from_millis(200));
         let before = std::mem::replace(&mut asked, stage.server.calls("evalsha"));
         asked == before
     });
@@ -190,8 +190,8 @@ fn nobody_waits_longer_than_he_said_and_one_exchange() {
         begun.elapsed()
     });
     stage.server.sigcont();
-    // 300 ms, a response_timeout of 500 ms, and a machine that is busy.
-    assert!(waited < Duration::from_secs(3), "{waited:?}");
+    // 300 ms, a response_timeout of 1 s, and a machine that is busy.
+    assert!(waited < Duration::from_secs(10), "{waited:?}");
     guard.release().unwrap();
     eventually(SOON, "nothing is left behind", || stage.holders() == 0);
     drop(lock.acquire(SOON).unwrap());
