@@ -11,9 +11,6 @@
     reason = "a bench: a panic with a clear message is how it reports"
 )]
 
-#[path = "../../tests/support/mod.rs"]
-mod support;
-
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,8 +18,8 @@ use std::time::{Duration, Instant};
 use rediscope::prelude::*;
 use rediscope::{SessionManager, Transactional};
 
-use support::cluster::Cluster;
-use support::server::Server;
+use rediscope_testing::cluster::Cluster;
+use rediscope_testing::server::Server;
 
 const LINKS: u32 = 12;
 const ROUNDS: usize = 41;

@@ -9,8 +9,6 @@ pub(crate) mod deadline;
 pub(crate) mod dns;
 pub(crate) mod endpoint;
 pub(crate) mod login;
-#[cfg(test)]
-pub(crate) mod properties;
 #[cfg(feature = "sentinel")]
 pub(crate) mod sentinel;
 #[cfg(feature = "tls-rustls")]

@@ -217,6 +217,9 @@ pub(crate) fn ran_nothing(exec: &redis::ServerError) -> bool {
 }
 
 #[cfg(test)]
+mod walk;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -6,6 +6,7 @@ pub(crate) mod tls;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
@@ -16,8 +17,6 @@ use crate::connection::connect::Connected;
 use crate::connection::connection::Link;
 use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
-use crate::connection::properties::support::eventually;
-use crate::connection::properties::support::server::Server;
 use crate::connection::url::one as parse;
 use crate::error::connection::ConnectionErrorKind;
 use crate::pool::manager::Purpose;
@@ -30,6 +29,66 @@ use crate::settings::Settings;
 use crate::status::CloseReason;
 
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A `redis-server` on a unix socket. The harness of the integration tests is not in the package, and
+/// these tests are.
+struct Server {
+    child: Child,
+    folder: tempfile::TempDir,
+}
+
+impl Server {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let program = std::env::var_os("REDIS_SERVER").unwrap_or_else(|| "redis-server".into());
+        let child = Command::new(program)
+            .args(["--port", "0", "--unixsocket", "s", "--save", ""])
+            .current_dir(folder.path())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let server = Self { child, folder };
+        eventually(PATIENCE, "the server is up", || server.connect().is_ok());
+        server
+    }
+
+    fn url(&self) -> String {
+        format!("redis+unix://{}", self.folder.path().join("s").display())
+    }
+
+    fn connect(&self) -> redis::RedisResult<redis::Connection> {
+        redis::Client::open(self.url())?.get_connection()
+    }
+
+    /// The flags of each client but the asking one.
+    fn clients(&self) -> Vec<String> {
+        let mut connection = self.connect().unwrap();
+        let mut pipe = redis::pipe();
+        pipe.cmd("CLIENT").arg("ID").cmd("CLIENT").arg("LIST");
+        let (own, list): (i64, String) = pipe.query(&mut connection).unwrap();
+        let field = |line: &str, name: &str| {
+            line.split(' ').find_map(|word| word.strip_prefix(name).map(str::to_owned)).unwrap()
+        };
+        let others = list.lines().filter(|line| field(line, "id=") != own.to_string());
+        others.map(|line| field(line, "flags=")).collect()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _: Result<(), _> = self.child.kill();
+        let _: Result<_, _> = self.child.wait();
+    }
+}
+
+#[track_caller]
+fn eventually(limit: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < limit, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
 
 fn pool_of_one(server: &Server, max_pin_time: Duration) -> Pool {
     let settings =
@@ -72,7 +131,7 @@ fn a_scope_is_taken_back_also_where_an_earlier_call_panicked() {
 fn a_connection_that_was_left_in_the_middle_of_a_call_is_not_handed_on() {
     let server = Server::start();
     let pool = pool_of_one(&server, 2 * PATIENCE);
-    let in_multi = || server.client_list().iter().any(|client| client["multi"] != "-1");
+    let in_multi = || server.clients().iter().any(|flags| flags.contains('x'));
     let panicking = pin(&pool);
     let call = || {
         panicking.with(|lease| {
@@ -166,10 +225,10 @@ fn a_link_that_is_listed_after_the_pool_was_drained_is_closed_too() {
     pool.lease(Instant::now()).map(drop).unwrap_err();
     has_arrived.recv_timeout(PATIENCE).unwrap();
     // Open, and not yet where the pool looks for it.
-    assert_eq!((server.client_list().len(), pool.status().size), (1, 0));
+    assert_eq!((server.clients().len(), pool.status().size), (1, 0));
     pool.close();
     assert_eq!(pool.drain(Instant::now()), 0);
     drop(go_on);
     eventually(PATIENCE, "it is closed, though it was listed later", || pool.health().alive() == 0);
-    eventually(PATIENCE, "the server sees it", || server.client_list().is_empty());
+    eventually(PATIENCE, "the server sees it", || server.clients().is_empty());
 }

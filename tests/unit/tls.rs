@@ -6,19 +6,17 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rcgen::{CertifiedKey, KeyPair};
+use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned, SupportedProtocolVersion, version};
 
 use crate::connection::connect::Connected;
 use crate::connection::connection::Link;
 use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
-use crate::connection::properties::support::eventually;
-use crate::connection::properties::support::tls::Authority;
 use crate::connection::url::one as parse;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
-use crate::pool::tests::PATIENCE;
+use crate::pool::tests::{PATIENCE, eventually};
 use crate::protocol::connection_state::Expect;
 use crate::settings::Settings;
 use crate::status::CloseReason;
@@ -28,28 +26,31 @@ const VERSIONS: [&SupportedProtocolVersion; 2] = [&version::TLS12, &version::TLS
 
 type Peer = StreamOwned<ServerConnection, TcpStream>;
 
+fn identity() -> CertifiedKey<KeyPair> {
+    rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap()
+}
+
 fn connect(
     url: &str,
-    authority: &Authority,
+    identity: &CertifiedKey<KeyPair>,
     limit: Duration,
 ) -> Result<Connected, ConnectionError> {
-    let tls = crate::Tls::new().root_certificates(authority.pem());
+    let tls = crate::Tls::new().root_certificates(identity.cert.pem());
     let settings = Settings { tls: Some(tls), ..Settings::default() };
     Endpoint::new(parse(url).unwrap(), &settings).unwrap().connect(limit)
 }
 
 /// A link that has shaken hands, and its other side.
 fn pair(version: &'static SupportedProtocolVersion) -> (Link, Peer) {
-    let authority = Authority::new();
-    let identity = authority.server(&["127.0.0.1"]);
-    let chain = CertificateDer::pem_slice_iter(identity.certificate.as_bytes());
-    let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).unwrap();
+    let identity = identity();
+    let chain = vec![identity.cert.der().clone()];
+    let key = PrivatePkcs8KeyDer::from(identity.signing_key.serialize_der()).into();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[version])
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(chain.map(Result::unwrap).collect(), key)
+        .with_single_cert(chain, key)
         .unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("rediss://{}/", listener.local_addr().unwrap());
@@ -65,7 +66,7 @@ fn pair(version: &'static SupportedProtocolVersion) -> (Link, Peer) {
         peer.flush().unwrap();
         peer
     });
-    let link = Link::new(connect(&url, &authority, PATIENCE).unwrap(), None, 0);
+    let link = Link::new(connect(&url, &identity, PATIENCE).unwrap(), None, 0);
     (link, accepting.join().unwrap())
 }
 
@@ -152,7 +153,7 @@ fn a_reply_that_comes_in_drips_over_tls_ends_at_the_deadline() {
 
 #[test]
 fn a_hand_shake_of_tls_ends_within_its_time_whatever_the_peer_does() {
-    let authority = Authority::new();
+    let identity = identity();
     for drips in [false, true] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("rediss://{}/", listener.local_addr().unwrap());
@@ -167,7 +168,7 @@ fn a_hand_shake_of_tls_ends_within_its_time_whatever_the_peer_does() {
             let _: io::Result<u64> = io::copy(&mut socket, &mut io::sink());
         });
         let begun = Instant::now();
-        let failed = connect(&url, &authority, LIMIT).map(drop).unwrap_err();
+        let failed = connect(&url, &identity, LIMIT).map(drop).unwrap_err();
         assert_eq!(failed.kind(), ConnectionErrorKind::TimedOut, "{failed}");
         assert!((LIMIT..20 * LIMIT).contains(&begun.elapsed()), "{:?}", begun.elapsed());
         peer.join().unwrap();

@@ -1,0 +1,409 @@
+//! A real Redis Cluster of the test's own: started, its slots moved, its masters killed, nodes
+//! added and removed.
+//!
+//! Never: `redis-cli`, and never: a fixed port. Each node is a [`Server`], which ends with it.
+
+mod node;
+mod view;
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use redis::Value;
+
+use super::server::Server;
+use super::{eventually, try_for};
+use node::{launch, meet};
+use view::Entry;
+
+pub use node::Node;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+/// So long nodes have to get to know each other before they are introduced again.
+const HANDSHAKE: Duration = Duration::from_secs(4);
+/// How many slots there are.
+pub const SLOTS: u16 = 16384;
+
+/// A running cluster. Its nodes end with it.
+pub struct Cluster {
+    nodes: RwLock<Vec<Node>>,
+    extra: Vec<String>,
+    masters: usize,
+    /// Several slots may be on their way, but one step of one of them is done at a time: two nodes
+    /// that MIGRATE to each other wait for each other until both give up.
+    stepping: Mutex<()>,
+}
+
+impl Cluster {
+    /// So many masters, the slots shared out evenly, each with so many replicas. The masters come
+    /// first in the numbers of nodes, then the first replica of each, and so on.
+    #[track_caller]
+    pub fn start(masters: usize, replicas: usize) -> Self {
+        Self::with(masters, replicas, &[])
+    }
+
+    /// The same, each node with further command line arguments.
+    #[track_caller]
+    pub fn with(masters: usize, replicas: usize, extra: &[&str]) -> Self {
+        let extra: Vec<String> = extra.iter().map(|&arg| arg.to_owned()).collect();
+        let all = masters * (1 + replicas);
+        let nodes: Vec<_> = thread::scope(|scope| {
+            let starting: Vec<_> = (0..all).map(|_| scope.spawn(|| launch(&extra))).collect();
+            starting.into_iter().map(|node| node.join().unwrap()).collect()
+        });
+        for (index, node) in nodes.iter().enumerate() {
+            node.server.ask::<()>(&["CLUSTER", "SET-CONFIG-EPOCH", &(index + 1).to_string()]);
+        }
+        for (index, node) in nodes.iter().take(masters).enumerate() {
+            let slots = share(index, masters);
+            let (first, last) = (slots.start().to_string(), slots.end().to_string());
+            node.server.ask::<()>(&["CLUSTER", "ADDSLOTSRANGE", &first, &last]);
+        }
+        for (index, node) in nodes.iter().enumerate() {
+            nodes.iter().skip(index + 1).for_each(|other| meet(node, other));
+        }
+        let cluster =
+            Self { nodes: RwLock::new(nodes), extra, masters, stepping: Mutex::default() };
+        cluster.all_know_each_other();
+        for index in masters..all {
+            cluster.make_replica(index, index % masters);
+        }
+        cluster.is_in_order();
+        cluster
+    }
+
+    /// Its masters, as they were at the start, for a session manager.
+    pub fn url(&self) -> String {
+        let nodes = self.nodes();
+        let seed = |node: &Node| node.server.address().to_string();
+        let seeds: Vec<_> = nodes.iter().take(self.masters).map(seed).collect();
+        format!("redis+cluster://{}/", seeds.join(","))
+    }
+
+    /// The same over TLS, for a cluster that was started with `--tls-cluster yes`.
+    pub fn tls_url(&self) -> String {
+        let nodes = self.nodes();
+        let port = |node: &Node| node.tls.expect("a cluster over TLS");
+        let seed = |node: &Node| format!("127.0.0.1:{}", port(node));
+        let seeds: Vec<_> = nodes.iter().take(self.masters).map(seed).collect();
+        format!("rediss+cluster://{}/", seeds.join(","))
+    }
+
+    /// One node as the only seed.
+    pub fn url_of(&self, node: usize) -> String {
+        format!("redis+cluster://{}/", self.nodes()[node].server.address())
+    }
+
+    /// All nodes ever added, by number; removed and killed ones stay in it.
+    pub fn nodes(&self) -> RwLockReadGuard<'_, Vec<Node>> {
+        self.nodes.read().unwrap()
+    }
+
+    /// Runs one command on a node.
+    pub fn ask<T: redis::FromRedisValue>(&self, node: usize, command: &[&str]) -> T {
+        self.nodes()[node].server.ask(command)
+    }
+
+    fn running(&self) -> Vec<usize> {
+        let nodes = self.nodes();
+        (0..nodes.len()).filter(|index| nodes[*index].server.is_running()).collect()
+    }
+
+    /// Who serves the slot, by its own word. `None` while nobody does, or two say so.
+    pub fn owner(&self, slot: u16) -> Option<usize> {
+        let serves = |index: &usize| {
+            self.view(*index).iter().any(|entry| entry.mine && entry.slots.contains(&slot))
+        };
+        let owners: Vec<_> = self.running().into_iter().filter(serves).collect();
+        (owners.len() == 1).then(|| owners[0])
+    }
+
+    /// The value of a key, from whoever serves it.
+    pub fn read<T: redis::FromRedisValue>(&self, command: &[&str]) -> T {
+        let slot = self.slot(command[1]);
+        let owner = try_for(PATIENCE, || self.owner(slot)).expect("somebody serves the slot");
+        self.ask(owner, command)
+    }
+
+    /// The slot of a key.
+    pub fn slot(&self, key: &str) -> u16 {
+        self.ask(self.running()[0], &["CLUSTER", "KEYSLOT", key])
+    }
+
+    /// A key of this slot, with a tag that no other test's keys have.
+    pub fn key_in(&self, slot: u16, word: &str) -> String {
+        let tag = (0..).find(|n: &u32| self.slot(&format!("{{{n}}}")) == slot).unwrap();
+        format!("{{{tag}}}:{word}")
+    }
+
+    /// Moves a slot with all its keys, as an operator's tool does it.
+    pub fn migrate(&self, slot: u16, to: usize) {
+        if let Some(from) = self.begin_migration(slot, to) {
+            self.end_migration(slot, from, to);
+        }
+    }
+
+    /// From here on the slot is on its way: who asks for a key that is not there any more is sent
+    /// on. `None` where it is there already.
+    pub fn begin_migration(&self, slot: u16, to: usize) -> Option<usize> {
+        let from = try_for(PATIENCE, || self.owner(slot)).expect("somebody serves the slot");
+        if from == to {
+            return None;
+        }
+        let slot = slot.to_string();
+        let nodes = self.nodes();
+        let (source, target) = (&nodes[from], &nodes[to]);
+        target.server.ask::<()>(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &source.id]);
+        source.server.ask::<()>(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &target.id]);
+        Some(from)
+    }
+
+    /// Moves up to `count` keys of the slot; says how many there were.
+    pub fn move_keys(&self, slot: u16, from: usize, to: usize, count: u32) -> usize {
+        let (slot, count) = (slot.to_string(), count.to_string());
+        let keys: Vec<String> = self.ask(from, &["CLUSTER", "GETKEYSINSLOT", &slot, &count]);
+        if keys.is_empty() {
+            return 0;
+        }
+        let port = self.nodes()[to].server.port().to_string();
+        let mut command = vec!["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"];
+        command.extend(keys.iter().map(String::as_str));
+        let _one = self.stepping();
+        let _: Value = self.ask(from, &command);
+        keys.len()
+    }
+
+    /// Moves what is left; then the slot is the target's, and everybody is told.
+    pub fn end_migration(&self, slot: u16, from: usize, to: usize) {
+        // Before the target answers for the slot: it would make a key anew that it has not got yet.
+        while self.move_keys(slot, from, to, 10) > 0 {}
+        let _one = self.stepping();
+        eventually(PATIENCE, "everybody knows all epochs", || self.epochs_are_known());
+        let text = slot.to_string();
+        let id = self.nodes()[to].id.clone();
+        let command = ["CLUSTER", "SETSLOT", &text, "NODE", &id];
+        self.ask::<()>(to, &command);
+        self.ask::<()>(from, &command);
+        for other in self.running() {
+            let is_master = self.view(other).iter().any(|entry| entry.mine && entry.master);
+            if other != from && other != to && is_master {
+                self.ask::<()>(other, &command);
+            }
+        }
+    }
+
+    /// Kills a master and waits until one of its replicas serves its slots; says which.
+    pub fn fail_over(&self, master: usize) -> usize {
+        let slot = self.slot_of(master).expect("a master that serves slots");
+        self.nodes()[master].server.sigkill();
+        self.await_owner(slot)
+    }
+
+    /// Any slot that this node serves.
+    pub fn slot_of(&self, node: usize) -> Option<u16> {
+        let view = self.view(node);
+        let mine = view.iter().find(|entry| entry.mine)?;
+        mine.slots.iter().next()
+    }
+
+    /// All slots that this node serves.
+    pub fn slots_of(&self, node: usize) -> Vec<u16> {
+        let view = self.view(node);
+        view.iter().filter(|entry| entry.mine).flat_map(|entry| entry.slots.iter()).collect()
+    }
+
+    /// Waits until a node serves the slot in a cluster that is up; returns its number.
+    pub fn await_owner(&self, slot: u16) -> usize {
+        let owner = try_for(PATIENCE, || {
+            let owner = self.owner(slot)?;
+            let info: String = self.ask(owner, &["CLUSTER", "INFO"]);
+            info.contains("cluster_state:ok").then_some(owner)
+        });
+        owner.unwrap_or_else(|| panic!("not within {PATIENCE:?}: somebody serves slot {slot}"))
+    }
+
+    /// Starts an empty master and has everybody meet it; says its number.
+    pub fn add_master(&self) -> usize {
+        let node = launch(&self.extra);
+        let mut nodes = self.nodes.write().unwrap();
+        nodes.iter().filter(|other| other.server.is_running()).for_each(|other| meet(other, &node));
+        nodes.push(node);
+        let index = nodes.len() - 1;
+        drop(nodes);
+        self.all_know_each_other();
+        self.is_in_order();
+        index
+    }
+
+    /// Starts a replica of this master, and waits until it is in step.
+    pub fn add_replica_of(&self, master: usize) -> usize {
+        let replica = self.add_master();
+        self.make_replica(replica, master);
+        self.is_in_order();
+        replica
+    }
+
+    /// The same as [`remove`](Self::remove), with the replicas of it.
+    pub fn remove_with_replicas(&self, node: usize) {
+        let id = self.nodes()[node].id.clone();
+        let replicas: Vec<usize> = {
+            let nodes = self.nodes();
+            let is_replica = |line: &str| line.contains(&format!("slave {id} "));
+            let view: String = nodes[node].server.ask(&["CLUSTER", "NODES"]);
+            let ids: Vec<_> = view.lines().filter(|line| is_replica(line)).collect();
+            let here = |index: &usize| ids.iter().any(|line| line.starts_with(&nodes[*index].id));
+            (0..nodes.len()).filter(here).collect()
+        };
+        replicas.into_iter().for_each(|replica| self.remove(replica));
+        self.remove(node);
+    }
+
+    /// Has everybody forget a node that serves nothing any more, and ends it.
+    pub fn remove(&self, node: usize) {
+        assert!(self.slots_of(node).is_empty(), "it still serves slots");
+        let id = self.nodes()[node].id.clone();
+        self.nodes()[node].server.sigterm_and_wait();
+        for other in self.running() {
+            self.ask::<()>(other, &["CLUSTER", "FORGET", &id]);
+        }
+    }
+
+    /// Starts a killed node again, and waits until it follows who took its place.
+    pub fn revive(&self, node: usize) {
+        self.nodes()[node].server.restart_on_same_port();
+        eventually(PATIENCE, "it follows its successor", || {
+            let server = &self.nodes()[node].server;
+            server.info("role").as_deref() == Some("slave")
+                && server.info("master_link_status").as_deref() == Some("up")
+        });
+        self.is_in_order();
+    }
+
+    /// Of all nodes that run: the sum of a counter.
+    pub fn sum(&self, question: impl Fn(&Server) -> u64) -> u64 {
+        let nodes = self.nodes();
+        nodes.iter().map(|node| &node.server).filter(|s| s.is_running()).map(question).sum()
+    }
+
+    fn stepping(&self) -> MutexGuard<'_, ()> {
+        self.stepping.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn make_replica(&self, replica: usize, master: usize) {
+        let id = self.nodes()[master].id.clone();
+        self.ask::<()>(replica, &["CLUSTER", "REPLICATE", &id]);
+    }
+
+    fn all_know_each_other(&self) {
+        let running = self.running();
+        let know = || {
+            let all = running.iter().all(|index| {
+                let view = self.view(*index);
+                view.len() >= running.len() && view.iter().all(|entry| !entry.in_handshake)
+            });
+            all.then_some(())
+        };
+        let begun = Instant::now();
+        while try_for(HANDSHAKE, know).is_none() {
+            assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: all know each other");
+            // A handshake that takes a second is given up, and TLS's may on a busy machine.
+            let nodes = self.nodes();
+            for (index, node) in running.iter().enumerate() {
+                let others = running.iter().skip(index + 1);
+                others.for_each(|other| meet(&nodes[*node], &nodes[*other]));
+            }
+        }
+    }
+
+    /// Everybody agrees, every slot is served, every replica is in step.
+    fn is_in_order(&self) {
+        let running = self.running();
+        let in_order = || {
+            let mut owners = running.iter().map(|index| {
+                let info: String = self.ask(*index, &["CLUSTER", "INFO"]);
+                info.contains("cluster_state:ok").then(|| self.ids(*index))
+            });
+            let Some(Some(first)) = owners.next() else { return false };
+            owners.all(|other| other.as_ref() == Some(&first))
+                && running.iter().all(|index| {
+                    let server = &self.nodes()[*index].server;
+                    server.info("role").as_deref() == Some("master")
+                        || server.info("master_link_status").as_deref() == Some("up")
+                })
+        };
+        let comes = |within| try_for(within, || in_order().then_some(())).is_some();
+        if !comes(PATIENCE / 3) {
+            self.mend();
+        }
+        if !comes(PATIENCE) {
+            let views = running.iter().map(|index| {
+                let nodes: String = self.ask(*index, &["CLUSTER", "NODES"]);
+                format!("node {index}:\n{nodes}")
+            });
+            let views: Vec<_> = views.collect();
+            panic!("not within {PATIENCE:?}: the cluster is in order\n{}", views.join("\n"));
+        }
+    }
+
+    /// What `redis-cli --cluster fix` does: a slot that was handed to a master who was killed before
+    /// his replica had heard of it is the replica's to all but himself, and that for ever.
+    fn mend(&self) {
+        for index in self.running() {
+            let mut others = self.running().into_iter().filter(|other| *other != index);
+            let Some(others) = others.next().map(|other| self.view(other)) else { continue };
+            let own = self.view(index);
+            let Some(me) = own.iter().find(|entry| entry.mine).map(|entry| &entry.id) else {
+                continue;
+            };
+            let given =
+                |slot: &u16| others.iter().any(|it| it.id == *me && it.slots.contains(slot));
+            for slot in (0..SLOTS).filter(given) {
+                if !own.iter().any(|entry| entry.slots.contains(&slot)) {
+                    self.ask::<()>(index, &["CLUSTER", "ADDSLOTS", &slot.to_string()]);
+                }
+            }
+        }
+    }
+
+    /// Every master has an epoch of its own, which everybody knows. Else the new owner of a slot may
+    /// take an epoch below the old one's, whose last claim on the slot, if it comes late, then takes
+    /// it back: each of the two says that it is the other one's, for ever.
+    fn epochs_are_known(&self) -> bool {
+        let running = self.running();
+        let views: Vec<_> = running.iter().map(|index| self.view(*index)).collect();
+        let own = views.iter().flatten().filter(|entry| entry.mine && entry.master);
+        let epochs: BTreeMap<_, _> = own.map(|entry| (entry.epoch, &entry.id)).collect();
+        let masters = views.iter().flatten().filter(|entry| entry.mine && entry.master).count();
+        epochs.len() == masters
+            && epochs.iter().all(|(epoch, id)| {
+                let same = |view: &Vec<Entry>| {
+                    view.iter().any(|entry| entry.id == **id && entry.epoch == *epoch)
+                };
+                views.iter().all(same)
+            })
+    }
+
+    /// Who serves what and who replicates whom, as one node sees it.
+    fn ids(&self, node: usize) -> Vec<(String, bool, String)> {
+        let mut ids: Vec<_> = self
+            .view(node)
+            .into_iter()
+            .map(|entry| (entry.id, entry.master, format!("{:?}", entry.slots.0)))
+            .collect();
+        ids.sort();
+        ids
+    }
+
+    fn view(&self, node: usize) -> Vec<Entry> {
+        let text: String = self.ask(node, &["CLUSTER", "NODES"]);
+        text.lines().map(Entry::read).collect()
+    }
+}
+
+fn share(index: usize, of: usize) -> RangeInclusive<u16> {
+    let first = |index: usize| (usize::from(SLOTS) * index / of) as u16;
+    first(index)..=first(index + 1) - 1
+}

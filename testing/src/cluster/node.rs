@@ -1,0 +1,61 @@
+//! One node of a cluster: how it is started, and introduced to another one.
+//!
+//! Never: a slot.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::time::Duration;
+
+use super::super::server::{PORT_TRIES, Server, redis_server};
+use super::super::try_for;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+/// So fast a silent master is given up.
+const NODE_TIMEOUT: &str = "800";
+
+/// One node of it.
+pub struct Node {
+    /// Its server.
+    pub server: Server,
+    /// Its id in the cluster.
+    pub id: String,
+    /// Where it speaks TLS, in a cluster that was started with `--tls-cluster yes`.
+    pub tls: Option<u16>,
+    pub(super) bus: u16,
+}
+
+pub(super) fn launch(extra: &[String]) -> Node {
+    (0..PORT_TRIES).find_map(|_| attempt(extra)).expect("free ports for a node")
+}
+
+/// With other ports each time: not only the one for clients may be taken.
+fn attempt(extra: &[String]) -> Option<Node> {
+    let bus = low_port();
+    let port = bus.to_string();
+    let tls = extra.iter().any(|arg| arg == "--tls-cluster").then(low_port);
+    let tls_port = tls.map(|port| port.to_string());
+    let mut arguments = vec!["--cluster-enabled", "yes", "--cluster-port", &port];
+    arguments.extend(["--cluster-node-timeout", NODE_TIMEOUT]);
+    arguments.extend(["--cluster-replica-validity-factor", "0"]);
+    arguments.extend(["--cluster-allow-replica-migration", "no"]);
+    arguments.extend(["--repl-diskless-sync-delay", "0"]);
+    arguments.extend(extra.iter().map(String::as_str));
+    arguments.extend(tls_port.iter().flat_map(|port| ["--tls-port", port]));
+    let server = Server::attempt(redis_server(), &arguments)?;
+    let id = server.ask(&["CLUSTER", "MYID"]);
+    Some(Node { server, id, tls, bus })
+}
+
+/// A free port below those that the system gives to outgoing connections: it must still be free
+/// when the server has tried a few others for its clients.
+fn low_port() -> u16 {
+    let free = || {
+        let port = fastrand::u16(11_000..32_000);
+        TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok().then_some(port)
+    };
+    try_for(PATIENCE, free).expect("a free port")
+}
+
+pub(super) fn meet(node: &Node, other: &Node) {
+    let (port, bus) = (other.server.port().to_string(), other.bus.to_string());
+    node.server.ask::<()>(&["CLUSTER", "MEET", "127.0.0.1", &port, &bus]);
+}

@@ -1,0 +1,17 @@
+//! Users who lack a right: from the beginning, taken away while connections lie idle or scopes are
+//! open, given back. Each form of the crate, on real servers: what is told, that what was told is
+//! true of the data, and that the connections go on.
+//!
+//! Never: a right that the documents ask for and nothing needs, or the other way round.
+
+#[cfg(feature = "cluster")]
+mod cluster;
+mod documents;
+mod forms;
+mod locks;
+mod matrix;
+mod probes;
+mod scopes;
+#[cfg(feature = "sentinel")]
+mod sentinel;
+mod stage;

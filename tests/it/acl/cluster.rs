@@ -1,0 +1,126 @@
+//! The rights that `docs/cluster.md` asks for besides those of one server.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use rediscope::{Error, SessionManager, TransactionOptions, prelude::*};
+
+use super::documents::{besides, line};
+use super::forms::{Form, N};
+use super::stage::{SOON, nothing_is_held, told};
+use rediscope_testing::cluster::Cluster;
+
+struct Stage {
+    cluster: Cluster,
+}
+
+impl Stage {
+    fn may(&self, rules: &BTreeSet<String>) {
+        let user = ["SETUSER", "app", "reset", "on", ">secret", "resetchannels", "-@all"];
+        let rules: Vec<_> = user.into_iter().chain(rules.iter().map(String::as_str)).collect();
+        for node in self.cluster.nodes().iter() {
+            node.server.acl(&rules);
+        }
+    }
+
+    fn sessions(&self) -> SessionManager {
+        let url = self.cluster.url().replace("redis+cluster://", "redis+cluster://app:secret@");
+        SessionManager::builder(url)
+            .connect_timeout(Duration::from_secs(1))
+            .response_timeout(Duration::from_secs(1))
+            .checkout_timeout(Duration::from_secs(4))
+            .build()
+            .unwrap()
+    }
+}
+
+/// Every form, and what goes where a slot will be.
+fn all(stage: &Stage, forms: &[Form]) -> Result<(), Error> {
+    let sessions = stage.sessions();
+    forms.iter().try_for_each(|form| form.play(&sessions))?;
+    let slot = stage.cluster.slot(N);
+    let from = stage.cluster.owner(slot).unwrap();
+    for key in ["app:{x}:new", "app:{x}:newer", "app:{x}:last"] {
+        stage.cluster.read::<i64>(&["DEL", key]);
+    }
+    stage.cluster.begin_migration(slot, (from + 1) % 3);
+    let ended = while_it_moves(&sessions);
+    stage.cluster.end_migration(slot, from, (from + 1) % 3);
+    nothing_is_held(&sessions);
+    ended
+}
+
+fn while_it_moves(sessions: &SessionManager) -> Result<(), Error> {
+    use rediscope::redis::Commands;
+    let accounts = sessions.transactional();
+    let _: i64 = sessions.pooled().incr("app:{x}:new", 1)?;
+    accounts.run(|tx| Ok(tx.incr("app:{x}:newer", 1)))?;
+    accounts.watch(["app:{x}:last"]).run(|read, tx| {
+        let _: Option<i64> = read.get("app:{x}:last")?;
+        Ok(tx.incr("app:{x}:last", 1))
+    })?;
+    Ok(())
+}
+
+#[test]
+fn the_rights_of_a_cluster_are_enough_and_none_can_be_left_out() {
+    let stage = Stage { cluster: Cluster::start(3, 0) };
+    let own = besides("cluster", "+cluster|slots");
+    let rules: BTreeSet<_> = line().union(&own).cloned().collect();
+    stage.may(&rules);
+    all(&stage, &Form::ALL).unwrap();
+    for left_out in &own {
+        let rest = rules.iter().filter(|rule| *rule != left_out).cloned().collect();
+        stage.may(&rest);
+        let refused = all(&stage, &[Form::Watch, Form::Single]);
+        let Err(error) = refused else { panic!("nothing needs {left_out}") };
+        assert!(told(&error).contains("NOPERM"), "{left_out}: {error:?}");
+        assert!(!error.is_retryable(), "{left_out}: {error:?}");
+    }
+    stage.may(&rules);
+    all(&stage, &Form::ALL).unwrap();
+}
+
+#[test]
+fn who_may_not_say_asking_is_told_so_in_every_form_and_at_once() {
+    use rediscope::redis::Commands;
+
+    let stage = Stage { cluster: Cluster::start(3, 0) };
+    let rules: BTreeSet<_> = line().union(&besides("cluster", "+cluster|slots")).cloned().collect();
+    stage.may(&rules.iter().filter(|rule| *rule != "+asking").cloned().collect());
+    let sessions = stage.sessions();
+    // Before the slot moves, where its keys are.
+    let guard = sessions.lock("x").acquire(SOON).unwrap();
+    Form::Once.play(&sessions).unwrap();
+    let slot = stage.cluster.slot(N);
+    let from = stage.cluster.owner(slot).unwrap();
+    let to = (from + 1) % 3;
+    stage.cluster.begin_migration(slot, to);
+    let accounts = sessions.transactional();
+    let once = accounts.with(TransactionOptions::new().exactly_once());
+    let mut db = sessions.pooled();
+    let single = Error::from(db.incr::<_, _, i64>("app:{x}:1", 1).unwrap_err());
+    let run = accounts.run(|tx| Ok(tx.incr("app:{x}:2", 1))).unwrap_err();
+    let exactly = once.run(|tx| Ok(tx.incr("app:{x}:3", 1))).unwrap_err();
+    let watch = accounts.watch(["app:{x}:4"]).run(|_, tx| Ok(tx.incr("app:{x}:4", 1)));
+    // All of the lock's keys have moved on.
+    while stage.cluster.move_keys(slot, from, to, 10) > 0 {}
+    let held = Error::from(guard.ensure_held().unwrap_err());
+    let refusals = [
+        (single, "Command INCRBY NOPERM, applied No"),
+        (run, "Rejected ASKING NOPERM, applied No"),
+        (exactly, "Rejected ASKING NOPERM, applied No"),
+        (watch.unwrap_err(), "Command ASKING NOPERM, applied No"),
+        (held, "Lock ensure_held NOPERM, applied No"),
+    ];
+    for (error, expected) in refusals {
+        assert_eq!(told(&error), expected, "{error:?}");
+    }
+    nothing_is_held(&sessions);
+    stage.may(&rules);
+    guard.ensure_held().unwrap();
+    accounts.run(|tx| Ok(tx.incr("app:{x}:2", 1))).unwrap();
+    stage.cluster.end_migration(slot, from, to);
+    guard.release().unwrap();
+    assert_eq!(stage.cluster.read::<i64>(&["GET", "app:{x}:2"]), 1);
+}

@@ -1,0 +1,308 @@
+//! Which right is missing × since when × in which form: what is told, that it is true, and that the
+//! connections go on when the right is given back.
+
+use std::sync::Mutex;
+use std::thread;
+use std::time::Duration;
+
+use rediscope::SessionManager;
+
+use super::forms::Form::{self, *};
+use super::forms::N;
+use super::stage::{ALWAYS, SOON, Stage, nothing_is_held, told};
+use rediscope_testing::eventually;
+
+/// Since when it is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    /// Before the first connection.
+    Fresh,
+    /// Since the connections lie idle, and they are asked before they are used.
+    Asked,
+    /// The same, and they are trusted.
+    Trusted,
+}
+use When::{Asked, Fresh, Trusted};
+
+type Told = (&'static [When], &'static [Form], &'static str);
+
+/// What is not named works as if nothing were missing.
+struct Row {
+    without: &'static str,
+    told: &'static [Told],
+}
+
+const EVER: &[When] = &[Fresh, Asked, Trusted];
+const LATER: &[When] = &[Asked, Trusted];
+const LOCKS: &[Form] = &[Lock, FairLock, RwLock, Semaphore, Fenced];
+/// All that ends in EXEC.
+const BLOCKS: &[Form] =
+    &[Guard, Immediate, Run, Large, Grouped, Watch, Require, Once, OnceAs, Replicas, Fenced];
+
+const SINGLE: Told = (EVER, &[Single], "Command INCRBY NOPERM, applied No");
+/// Both commands of it. How many there were the `redis` crate does not say.
+const PIPELINE: Told = (EVER, &[Pipeline], "Pipeline 2 from 0 NOPERM, applied No");
+const REJECTED: &str = "Rejected 0 INCRBY NOPERM, applied No";
+const NO_CONNECTION: &str = "Connect Refused NOPERM, applied No";
+const NO_MULTI: &str = "Rejected MULTI NOPERM, applied No";
+/// As Redis 7.0 says it. Half way through a script: what it had done is given back.
+const HALF_WAY: &str = "Lock acquire ERR, applied Unknown";
+const NOT_ACQUIRED: &str = "Lock acquire NOPERM, applied No";
+const RELEASED_HALF_WAY: &str = "Lock release ERR, applied Unknown";
+
+const ROWS: &[Row] = &[
+    Row { without: "-incrby", told: &[SINGLE, PIPELINE, (EVER, BLOCKS, REJECTED)] },
+    Row {
+        without: "resetkeys ~rediscope:*",
+        told: &[
+            SINGLE,
+            PIPELINE,
+            (EVER, &[Watch, Require], "Command WATCH NOPERM, applied No"),
+            (EVER, BLOCKS, REJECTED),
+        ],
+    },
+    // To watch a key it is enough to be allowed to read it, or to write it.
+    Row {
+        without: "resetkeys ~rediscope:* %R~app:*",
+        told: &[SINGLE, PIPELINE, (EVER, BLOCKS, REJECTED)],
+    },
+    Row {
+        without: "resetkeys ~rediscope:* %W~app:*",
+        told: &[
+            SINGLE,
+            PIPELINE,
+            (EVER, &[Watch], "Command GET NOPERM, applied No"),
+            (EVER, BLOCKS, REJECTED),
+        ],
+    },
+    Row {
+        without: "resetkeys ~app:*",
+        told: &[
+            (EVER, &[Once], "Rejected SET of the register NOPERM, applied No"),
+            (&[Fresh], &[OnceAs], "Rejected SET of the register NOPERM, applied No"),
+            (LATER, &[OnceAs], "Rejected WATCH of the idempotency key NOPERM, applied No"),
+            (EVER, LOCKS, NOT_ACQUIRED),
+        ],
+    },
+    Row {
+        without: "resetkeys ~app:* %R~rediscope:*",
+        told: &[
+            (EVER, &[Once, OnceAs], "Rejected SET of the register NOPERM, applied No"),
+            (EVER, LOCKS, NOT_ACQUIRED),
+        ],
+    },
+    // To resolve a doubt it is not enough.
+    Row { without: "resetkeys ~app:* %W~rediscope:*", told: &[(EVER, LOCKS, NOT_ACQUIRED)] },
+    Row {
+        without: "-multi",
+        told: &[
+            (&[Fresh], BLOCKS, NO_CONNECTION),
+            // These ask before the commands leave, also on a trusted connection.
+            (LATER, &[Immediate, Large, OnceAs, Fenced], NO_MULTI),
+            (&[Asked], BLOCKS, NO_MULTI),
+            (&[Trusted], BLOCKS, "NotIsolated 0 failed, applied Yes"),
+        ],
+    },
+    Row { without: "-exec", told: &[(EVER, BLOCKS, "Rejected EXEC NOPERM, applied No")] },
+    Row {
+        without: "-discard",
+        told: &[
+            (&[Fresh], BLOCKS, NO_CONNECTION),
+            // MULTI is answered anew before the commit.
+            (&[Asked], &[Immediate], "Rejected DISCARD NOPERM, applied No"),
+        ],
+    },
+    Row {
+        without: "-watch",
+        told: &[
+            (EVER, &[Watch, Require], "Command WATCH NOPERM, applied No"),
+            // Later, the register of the connection is watched already.
+            (&[Fresh], &[Once, OnceAs], "Rejected WATCH of the register NOPERM, applied No"),
+            (LATER, &[OnceAs], "Rejected WATCH of the idempotency key NOPERM, applied No"),
+            (EVER, &[Fenced], "Rejected WATCH of the lock NOPERM, applied No"),
+        ],
+    },
+    Row { without: "-evalsha", told: &[(EVER, LOCKS, NOT_ACQUIRED)] },
+    // It is needed where the server does not know the scripts yet.
+    Row { without: "-eval", told: &[(EVER, LOCKS, NOT_ACQUIRED)] },
+    Row {
+        without: "-set",
+        told: &[
+            (EVER, &[Once, OnceAs], "Rejected SET of the register NOPERM, applied No"),
+            (EVER, LOCKS, RELEASED_HALF_WAY),
+        ],
+    },
+    Row { without: "-get", told: &[(EVER, &[Watch], "Command GET NOPERM, applied No")] },
+    Row {
+        without: "-exists",
+        told: &[
+            (EVER, &[Require], "Command EXISTS of condition #0 not_exists NOPERM, applied No"),
+            (EVER, &[OnceAs], "Rejected EXISTS of the idempotency key NOPERM, applied No"),
+            (EVER, LOCKS, HALF_WAY),
+        ],
+    },
+    Row { without: "-wait", told: &[(EVER, &[Replicas], "NotReplicated NOPERM, applied Yes")] },
+    Row { without: "-time", told: &[(EVER, LOCKS, HALF_WAY)] },
+    Row { without: "-getset", told: &[(EVER, LOCKS, HALF_WAY)] },
+    Row { without: "-hset", told: &[(EVER, LOCKS, HALF_WAY)] },
+    Row { without: "-zadd", told: &[(EVER, LOCKS, HALF_WAY)] },
+    Row { without: "-pexpireat", told: &[(EVER, LOCKS, HALF_WAY)] },
+    Row {
+        without: "-zrem",
+        told: &[(EVER, &[FairLock], HALF_WAY), (EVER, LOCKS, RELEASED_HALF_WAY)],
+    },
+    Row { without: "-hdel", told: &[(EVER, LOCKS, RELEASED_HALF_WAY)] },
+    Row {
+        without: "-@all",
+        told: &[
+            SINGLE,
+            PIPELINE,
+            (EVER, LOCKS, NOT_ACQUIRED),
+            (&[Fresh], BLOCKS, NO_CONNECTION),
+            (LATER, &[Watch, Require], "Command WATCH NOPERM, applied No"),
+            (LATER, &[OnceAs], "Rejected WATCH of the idempotency key NOPERM, applied No"),
+            (LATER, BLOCKS, NO_MULTI),
+        ],
+    },
+    // Everybody may do it, or nobody needs it, or it is only done without where it is missing.
+    Row { without: "-auth -hello", told: &[] },
+    Row { without: "-client -ping -select -script -command -role", told: &[] },
+    Row { without: "-unwatch -pexpire", told: &[] },
+    Row { without: "resetchannels", told: &[] },
+    Row { without: "-publish -subscribe -unsubscribe", told: &[] },
+];
+
+impl Row {
+    fn told(&self, when: When, form: Form) -> &'static str {
+        let named = |(whens, forms, _): &&Told| whens.contains(&when) && forms.contains(&form);
+        self.told.iter().find(named).map_or("ok", |(_, _, told)| told)
+    }
+}
+
+/// What is missing, since when, and in which form.
+struct Cell<'s> {
+    stage: &'s Stage,
+    row: &'static Row,
+    when: When,
+    form: Form,
+    sessions: SessionManager,
+}
+
+impl Cell<'_> {
+    fn play(&self) {
+        let Self { stage, row, when, form, sessions } = self;
+        let cell = format!("{:?} {form:?} {}", when, row.without);
+        if *when != Fresh {
+            form.play(sessions).unwrap();
+        }
+        stage.server.ask::<()>(&["SCRIPT", "FLUSH"]);
+        let before = stage.number(N);
+        stage.operator(row.without);
+        let answer = form.play(sessions);
+        let (text, applied) = match &answer {
+            Ok(()) => ("ok".to_owned(), None),
+            Err(error) => (told(error), Some(error.applied())),
+        };
+        assert_eq!(text, row.told(*when, *form), "{cell}");
+        self.is_true(applied, stage.number(N) - before, &cell);
+        nothing_is_held(sessions);
+
+        stage.may_do_all();
+        let before = stage.number(N);
+        form.play(sessions).unwrap_or_else(|error| panic!("{cell}, given back: {error}"));
+        assert_eq!(stage.number(N) - before, i64::from(form.adds()), "{cell}, given back");
+        eventually(SOON, &format!("{cell}: no lock is left"), || {
+            let all = stage.keys("rediscope:*{*");
+            all.iter().all(|key| key.contains(":done:"))
+        });
+        self.connections_go_on(&text, &cell);
+    }
+
+    /// What was told of the data is true of them.
+    fn is_true(&self, applied: Option<rediscope::Applied>, added: i64, cell: &str) {
+        use rediscope::Applied::{No, Partly, Unknown, Yes};
+        let adds = i64::from(self.form.adds());
+        match applied {
+            None | Some(Yes) => assert_eq!(added, adds, "{cell}"),
+            // Both commands of the pipeline were refused.
+            Some(No | Partly) => assert_eq!(added, 0, "{cell}"),
+            // That is the lock: the fenced write was told before it was released.
+            Some(Unknown) => assert!(added <= adds && !self.form.is_block(), "{cell}"),
+        }
+    }
+
+    /// None was replaced that did not have to be.
+    fn connections_go_on(&self, told: &str, cell: &str) {
+        nothing_is_held(&self.sessions);
+        let status = self.sessions.status();
+        let spoilt = told.starts_with("NotIsolated")
+            || told.starts_with("Rejected DISCARD")
+            // Every command was refused with MULTI, and EXEC said that there was none.
+            || (self.when == Trusted && told == NO_MULTI && self.row.without == "-@all"
+                && !matches!(self.form, Immediate | Large));
+        for pool in [&status.pooled, &status.transactional] {
+            let replaced = if pool.name == "transactional" { u64::from(spoilt) } else { 0 };
+            assert_eq!(pool.counts.all_replaced(), replaced, "{cell}: {pool}");
+            assert!(pool.counts.connects <= 1 + replaced, "{cell}: {pool}");
+        }
+    }
+}
+
+fn every_cell(when: When) {
+    let rows = Mutex::new(ROWS.iter());
+    let some_of_them = || {
+        let stage = Stage::start();
+        loop {
+            let Some(row) = rows.lock().unwrap().next() else { break };
+            for form in Form::ALL {
+                stage.server.ask::<()>(&["FLUSHALL"]);
+                stage.may_do_all();
+                let trust = if when == Asked { Duration::ZERO } else { ALWAYS };
+                let sessions = stage.sessions(trust);
+                Cell { stage: &stage, row, when, form, sessions }.play();
+            }
+        }
+    };
+    // Most of the time is waited for connections that are refused.
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(some_of_them);
+        }
+    });
+}
+
+#[test]
+fn a_right_that_was_never_there_is_told_in_every_form_and_nothing_is_applied() {
+    every_cell(Fresh);
+}
+
+#[test]
+fn a_right_that_was_taken_away_is_told_in_every_form_and_nothing_is_applied() {
+    every_cell(Asked);
+}
+
+#[test]
+fn a_right_that_was_taken_away_from_trusted_connections_is_told_as_what_became_of_it() {
+    every_cell(Trusted);
+}
+
+#[test]
+fn resp3_and_another_database_need_no_right_but_to_select() {
+    let stage = Stage::start();
+    stage.operator("-hello -auth");
+    for rest in ["?protocol=resp3", "3", "3?protocol=resp3"] {
+        let sessions = stage.sessions_at(rest, ALWAYS);
+        for form in Form::ALL {
+            form.play(&sessions).unwrap_or_else(|error| panic!("{rest} {form:?}: {error}"));
+        }
+    }
+    stage.operator("-select");
+    let sessions = stage.sessions_at("3", ALWAYS);
+    for form in Form::ALL {
+        assert_eq!(told(&form.play(&sessions).unwrap_err()), NO_CONNECTION, "{form:?}");
+    }
+    stage.operator("+select");
+    Single.play(&sessions).unwrap();
+    Run.play(&sessions).unwrap();
+    nothing_is_held(&sessions);
+}

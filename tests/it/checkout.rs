@@ -1,0 +1,66 @@
+//! Checking out and in: who is served when, what a caller is told who is not, how a pool survives a
+//! server that goes, comes back, changes its role or falls silent, and how a session ends.
+
+mod blocking;
+mod close;
+// Its token is read by serde.
+#[cfg(feature = "serde")]
+mod fork;
+mod names;
+mod order;
+mod server;
+mod shipping;
+mod silence;
+
+use std::time::Duration;
+
+use rediscope::{Begin, Builder, SessionManager, TransactionOptions, Transactional, prelude::*};
+use rediscope_testing::server::Server;
+
+/// Longer than anything takes that is going to happen at all.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a loaded machine may add to a deadline.
+const SLACK: Duration = Duration::from_secs(4);
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+const TRUST: Duration = Duration::from_millis(5);
+
+const CHECKOUT: Duration = Duration::from_millis(800);
+
+const RESPONSE: Duration = Duration::from_millis(250);
+
+const CLEANUP: Duration = Duration::from_millis(150);
+
+fn patient(server: &Server) -> Builder {
+    SessionManager::builder(server.url()).checkout_timeout(PATIENCE)
+}
+
+fn impatient(server: &Server) -> Builder {
+    quick(SessionManager::builder(server.url()))
+}
+
+fn quick(builder: Builder) -> Builder {
+    builder
+        .connect_timeout(RESPONSE)
+        .response_timeout(RESPONSE)
+        .cleanup_timeout(CLEANUP)
+        .checkout_timeout(CHECKOUT)
+}
+
+fn immediate() -> TransactionOptions {
+    TransactionOptions::new().begin(Begin::Immediate)
+}
+
+/// Opens so many connections and leaves them idle, each of them used once.
+fn open_links(accounts: &Transactional, count: usize) {
+    let guards: Vec<_> = (0..count)
+        .map(|nth| {
+            let mut tx = accounts.begin_with(immediate()).unwrap();
+            tx.get::<_, ()>(format!("link:{nth}"));
+            tx
+        })
+        .collect();
+    guards.into_iter().for_each(|tx| drop(tx.commit().unwrap()));
+}

@@ -1,0 +1,129 @@
+//! How a session ends: closed by hand, or with its last handle.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rediscope::{CheckoutError, CommitError, Error, prelude::*};
+
+use super::{PATIENCE, SLACK, immediate, open_links, patient};
+use rediscope_testing::eventually;
+use rediscope_testing::server::Server;
+
+#[test]
+fn close_waits_for_open_scopes_and_refuses_new_ones() {
+    let server = Server::start();
+    let sessions = patient(&server).max_size(1).build().unwrap();
+    let (mut db, accounts) = (sessions.pooled(), sessions.transactional());
+    let _: () = db.set("a", 0).unwrap();
+    let mut tx = accounts.begin().unwrap();
+    tx.incr("a", 1);
+    let waiter = thread::spawn({
+        let accounts = accounts.clone();
+        move || accounts.begin().map(drop)
+    });
+    eventually(PATIENCE, "it waits", || sessions.status().transactional.waiting == 1);
+    let closer = thread::spawn({
+        let sessions = sessions.clone();
+        move || sessions.close(PATIENCE)
+    });
+    assert!(is_closed(&waiter.join().unwrap().unwrap_err()), "who waits is told at once");
+    assert!(is_closed(&accounts.begin().map(drop).unwrap_err()));
+    assert!(is_closed(&db.get::<_, i64>("a").unwrap_err().into()));
+    assert!(is_closed(&sessions.transactional().begin().map(drop).unwrap_err()));
+    assert!(!closer.is_finished(), "it waits for the open scope");
+    tx.commit().unwrap();
+    assert_eq!(closer.join().unwrap().scopes, 0, "nothing had to be taken back");
+    assert_eq!(server.ask::<i64>(&["GET", "a"]), 1);
+    eventually(PATIENCE, "no connection is left", || server.clients() == 0);
+}
+
+#[test]
+fn close_takes_back_what_does_not_end() {
+    let server = Server::start();
+    let sessions = patient(&server).max_size(3).build().unwrap();
+    let accounts = sessions.transactional();
+    let mut tx = accounts.begin_with(immediate()).unwrap();
+    tx.incr("a", 1);
+    std::mem::forget(accounts.watch(["a"]).begin().unwrap());
+    let (let_go, held) = mpsc::channel::<()>();
+    let db = sessions.pooled();
+    let stuck = thread::spawn(move || db.with_raw(|_| held.recv().unwrap_err()).map(drop));
+    eventually(PATIENCE, "it is held", || sessions.status().pooled.in_use == 1);
+
+    let begun = Instant::now();
+    let limit = Duration::from_millis(200);
+    assert_eq!(sessions.close(limit).scopes, 3);
+    assert!(begun.elapsed() >= limit && begun.elapsed() < 2 * limit + SLACK);
+    let late = tx.commit().unwrap_err();
+    assert!(matches!(late, CommitError::PinExpired(_)), "{late}");
+    drop(let_go);
+    stuck.join().unwrap().unwrap();
+    eventually(PATIENCE, "no connection is left", || server.clients() == 0);
+    assert_eq!(server.ask::<Option<i64>>(&["GET", "a"]), None, "nothing was applied");
+    assert_eq!(sessions.close(limit).scopes, 0, "closed is closed");
+}
+
+#[test]
+fn a_closed_session_leaves_no_connection_behind_and_opens_none() {
+    let server = Server::start();
+    let sessions = patient(&server).max_size(4).min_idle(2).build().unwrap();
+    open_links(&sessions.transactional(), 3);
+    eventually(PATIENCE, "both pools are warm", || server.clients() >= 5);
+    sessions.close(PATIENCE);
+    eventually(PATIENCE, "no connection is left", || server.clients() == 0);
+    let received = server.connections_received();
+    // `min_idle` would have opened them again by now.
+    let seen = Instant::now();
+    eventually(PATIENCE, "some time", || seen.elapsed() > Duration::from_millis(700));
+    assert_eq!((server.clients(), server.connections_received()), (0, received));
+}
+
+#[test]
+fn the_last_handle_closes_every_connection_and_ends_every_thread() {
+    rediscope_testing::own_process!();
+    let server = Server::start();
+    let before = threads();
+    let ours = || threads().difference(&before).count();
+    let sessions = patient(&server).max_size(8).min_idle(2).build().unwrap();
+    let (mut db, accounts) = (sessions.pooled(), sessions.transactional());
+    let _: () = db.set("a", 1).unwrap();
+    open_links(&accounts, 5);
+    assert!(server.clients() >= 6);
+    if cfg!(target_os = "linux") {
+        eventually(PATIENCE, "the three threads are there, by this name", || ours() == 3);
+    }
+    let mut tx = accounts.begin().unwrap();
+    tx.incr("a", 1);
+    drop((sessions, db, accounts));
+    tx.commit().expect("a guard goes on without the handles");
+    eventually(PATIENCE, "no connection is left", || server.clients() == 0);
+    eventually(PATIENCE, "no thread is left", || ours() == 0);
+}
+
+#[test]
+fn a_forgotten_guard_keeps_neither_connections_nor_threads() {
+    rediscope_testing::own_process!();
+    let server = Server::start();
+    let before = threads();
+    let limit = Duration::from_millis(50);
+    let sessions = patient(&server).max_pin_time(limit).build().unwrap();
+    std::mem::forget(sessions.transactional().begin_with(immediate()).unwrap());
+    drop(sessions);
+    eventually(PATIENCE, "no connection is left", || server.clients() == 0);
+    eventually(PATIENCE, "no thread is left", || threads().difference(&before).count() == 0);
+}
+
+/// The threads of all sessions of this process.
+fn threads() -> BTreeSet<std::ffi::OsString> {
+    let tasks = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let name = |task: &fs::DirEntry| fs::read_to_string(task.path().join("comm"));
+    let ours = |task: &fs::DirEntry| name(task).is_ok_and(|n| n.starts_with("rediscope-"));
+    tasks.filter(ours).map(|task| task.file_name()).collect()
+}
+
+fn is_closed(error: &Error) -> bool {
+    matches!(error, Error::Checkout(CheckoutError::Closed))
+}

@@ -1,0 +1,372 @@
+//! A session manager belongs to the process that made it: a forked child gets an error at once, changes
+//! nothing, and the parent goes on as if there had been no fork.
+#![cfg(all(unix, feature = "serde"))]
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashSet};
+use std::fmt::Display;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fork::Fork;
+use rediscope::prelude::*;
+use rediscope::{
+    Applied, Builder, CheckoutError, CommitToken, Error, Resolution, SessionManager,
+    TransactionOptions, UnresolvedReason,
+};
+use scopeguard::defer;
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+
+use super::{PATIENCE, immediate};
+use rediscope_testing::server::Server;
+use rediscope_testing::{eventually, try_for, under_log};
+
+/// What a call or a drop may take in the child.
+const AT_ONCE: Duration = Duration::from_millis(10);
+const ROUNDS: usize = 6;
+const WORKERS: usize = 8;
+
+/// Writes down how long each step took in the child, and how it ended.
+struct Report<'p> {
+    path: &'p Path,
+    lines: String,
+}
+
+impl Report<'_> {
+    fn step<T>(&mut self, name: &str, step: impl FnOnce() -> T, shown: impl FnOnce(T) -> String) {
+        let begun = Instant::now();
+        let done = step();
+        let took = begun.elapsed().as_micros();
+        self.lines += &format!("{name}\t{took}\t{}\n", shown(done));
+        // At once: the next step may never end.
+        fs::write(self.path, &self.lines).unwrap();
+    }
+
+    fn refused<T, E: Into<Error>>(&mut self, name: &str, call: impl FnOnce() -> Result<T, E>) {
+        self.step(name, call, |result| match result.map_err(Into::into) {
+            Err(error @ Error::Checkout(CheckoutError::OtherProcess))
+                if error.applied() == Applied::No && !error.is_retryable() =>
+            {
+                "refused".to_owned()
+            }
+            Err(error) => format!("another error: {error:?}"),
+            Ok(_) => "no error".to_owned(),
+        });
+    }
+
+    fn drops<T>(&mut self, name: &str, value: T) {
+        self.step(&format!("drop {name}"), || drop(value), |()| "dropped".to_owned());
+    }
+
+    fn gives<T: Display>(&mut self, name: &str, call: impl FnOnce() -> T) {
+        self.step(name, call, |value| value.to_string());
+    }
+}
+
+/// Runs `child` in a fork of this process, and returns what it has written.
+fn forked(child: impl FnOnce(&mut Report<'_>)) -> BTreeMap<String, (Duration, String)> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("report");
+    match fork::fork().unwrap() {
+        Fork::Child => {
+            let mut report = Report { path: &path, lines: String::new() };
+            let run = catch_unwind(AssertUnwindSafe(|| child(&mut report)));
+            let end = if run.is_ok() { "end\t0\treached\n" } else { "end\t0\ta panic\n" };
+            let _: Result<(), _> = fs::write(&path, report.lines + end);
+            // Nothing of the parent's is run at the end of it, and nothing dropped.
+            let _: std::io::Error = Command::new("true").exec();
+            std::process::abort();
+        }
+        Fork::Parent(child) => {
+            let ended = try_for(PATIENCE, || fork::waitpid_nohang(child).unwrap());
+            if ended.is_none() {
+                Command::new("kill").args(["-9", &child.to_string()]).status().unwrap();
+                fork::waitpid(child).unwrap();
+            }
+            let text = fs::read_to_string(&path).unwrap();
+            assert!(text.contains("end\t0\treached"), "the child did not get to its end: {text}");
+            let line = |line: &str| {
+                let mut parts = line.splitn(3, '\t');
+                let mut part = || parts.next().unwrap().to_owned();
+                let (name, took, shown) = (part(), part(), part());
+                (name, (Duration::from_micros(took.parse().unwrap()), shown))
+            };
+            text.lines().map(line).collect()
+        }
+    }
+}
+
+/// Sockets that this process has open.
+fn sockets() -> usize {
+    let links = fs::read_dir("/proc/self/fd").unwrap();
+    let is_socket = |entry: &fs::DirEntry| {
+        fs::read_link(entry.path()).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"))
+    };
+    links.filter_map(Result::ok).filter(is_socket).count()
+}
+
+/// Everything that a caller can have open, and all that can be done with it, in a child of a process in
+/// which other threads are at work.
+fn play(server: &Server, builder: &dyn Fn() -> Builder, closes_sockets: bool) {
+    let sessions = builder().max_size(WORKERS as u32 + 8).build().unwrap();
+    let accounts = sessions.transactional();
+    let (over, counted) = (AtomicBool::new(false), Mutex::new(Vec::new()));
+    let mut best: BTreeMap<String, (Duration, String)> = BTreeMap::new();
+    let token: CommitToken = serde_json::from_str(
+        r#"{"register":"rediscope:reg:0123456789abcdef0123456789abcdef","number":1,"db":0,
+            "slot":null,"address":"any"}"#,
+    )
+    .unwrap();
+    thread::scope(|scope| {
+        for worker in 0..WORKERS {
+            let (sessions, over, counted) = (sessions.clone(), &over, &counted);
+            scope.spawn(move || {
+                let (mut db, accounts) = (sessions.pooled(), sessions.transactional());
+                let (own, mut mine) = (format!("own:{worker}"), Vec::new());
+                while !over.load(Ordering::Relaxed) {
+                    mine.push(accounts.run(|tx| Ok(tx.incr("all", 1))).unwrap());
+                    // A reply of another call would be another number.
+                    let _: () = db.set(&own, mine.len()).unwrap();
+                    assert_eq!(db.get::<_, usize>(&own).unwrap(), mine.len());
+                    let lock = sessions.lock(&own).acquire(PATIENCE).unwrap();
+                    let seen: usize = accounts
+                        .watch([&own])
+                        .run(|read, _| Ok(rediscope::Ready(read.get::<_, usize>(&own)?)))
+                        .unwrap();
+                    assert_eq!(seen, mine.len());
+                    lock.release().unwrap();
+                }
+                counted.lock().unwrap().extend(mine);
+            });
+        }
+        // Also after a failure: otherwise the workers would go on for ever.
+        defer! { over.store(true, Ordering::Relaxed) }
+        eventually(PATIENCE, "all are at work", || {
+            server.ask::<Option<u64>>(&["GET", "all"]) > Some(50)
+        });
+        for round in 0..ROUNDS {
+            let mut begun = accounts.begin_with(immediate()).unwrap();
+            begun.incr("begun", 1);
+            let key = format!("watched:{round}");
+            let mut watching = accounts.watch([&key]).begin().unwrap();
+            assert_eq!(watching.get::<_, Option<i64>>(&key).unwrap(), None);
+            let second = accounts.watch([&key]).begin().unwrap();
+            let lock = sessions.lock(format!("held:{round}")).acquire(PATIENCE).unwrap();
+            let once = lock.share();
+            // Taken out by the child, in its copy, and by the parent.
+            let held = Cell::new(Some((begun, watching, second, lock, once)));
+            let before = sessions.status();
+            let open = (before.pooled.size + before.transactional.size) as usize;
+            let report = forked(|child| {
+                let (mut begun, mut watching, second, lock, once) = held.take().unwrap();
+                let there = sockets();
+                child.refused("run", || accounts.run(|tx| Ok(tx.incr("all", 1))));
+                let left = sockets();
+                child.gives("sockets closed", || {
+                    // Other threads open and close some at the time of the fork.
+                    match closes_sockets && left + open > there + 3 {
+                        true => format!("{open} connections, {there} sockets, then {left}"),
+                        false => "yes".to_owned(),
+                    }
+                });
+                let mut db = sessions.pooled();
+                child.refused("pooled read", || db.get::<_, Option<i64>>("all"));
+                child.refused("pooled write", || db.set::<_, _, ()>("all", 1));
+                child.refused("pipeline", || redis_pipe(&mut db));
+                child.refused("with_raw", || db.with_raw(|_| ()));
+                child.refused("begin", || accounts.begin());
+                child.refused("begin_at", || accounts.begin_at("all"));
+                child.refused("watch begin", || accounts.watch(["all"]).begin());
+                child.refused("watch run", || {
+                    accounts.watch(["all"]).run(|_, tx| Ok(tx.incr("all", 1)))
+                });
+                child.refused("reading", || accounts.reading().begin());
+                let options = TransactionOptions::new().exactly_once();
+                child.refused("exactly once", || {
+                    accounts.with(options.clone()).run(|tx| Ok(tx.incr("all", 1)))
+                });
+                let keyed = TransactionOptions::new().exactly_once_as("k", Duration::from_secs(9));
+                child.refused("keyed", || accounts.with(keyed).run(|tx| Ok(tx.incr("all", 1))));
+                child.refused("grouped", || {
+                    let grouped = accounts.with(TransactionOptions::new().grouped());
+                    grouped.run(|tx| Ok(tx.incr("all", 1)))
+                });
+                child.refused("fenced", || {
+                    accounts.fenced_by(&lock).run(|tx| Ok(tx.incr("all", 1)))
+                });
+                child.refused("required", || {
+                    let condition = rediscope::Condition::exists("all");
+                    accounts.require(condition).run(|tx| Ok(tx.incr("all", 1)))
+                });
+                child.refused("acquire", || sessions.lock("own:0").acquire(PATIENCE));
+                child.refused("try_acquire", || sessions.lock("own:0").try_acquire());
+                child.refused("semaphore", || sessions.semaphore("s", 2).acquire(PATIENCE));
+                child.refused("read lock", || sessions.rw_lock("s").read().acquire(PATIENCE));
+                child.refused("is_locked", || sessions.lock("own:0").is_locked());
+                child.refused("force_release", || sessions.lock("own:0").force_release());
+                child.refused("ensure_held", || lock.ensure_held());
+                child.gives("is_lost", || lock.is_lost());
+                child.gives("remaining", || lock.remaining().as_nanos());
+                child.gives("on_lost", || {
+                    lock.on_lost(|| std::process::abort());
+                    "nothing"
+                });
+                child.gives("resolve", || match sessions.resolve(&token) {
+                    Resolution::StillUnknown { why: UnresolvedReason::OtherProcess } => {
+                        "refused".into()
+                    }
+                    other => format!("{other:?}"),
+                });
+                child.gives("pins", || sessions.open_scopes().len());
+                child.gives("status", || sessions.status().transactional.in_use);
+                child.gives("debug", || {
+                    format!("{sessions:?}{accounts:?}{db:?}{begun:?}{lock:?}").is_empty()
+                });
+                child.refused("watching get", || watching.get::<_, Option<i64>>("all"));
+                begun.incr("begun", 1);
+                {
+                    let mut part = begun.savepoint();
+                    part.incr("begun", 1);
+                    child.drops("savepoint", part);
+                }
+                child.refused("check", || begun.check());
+                child.refused("commit", || begun.commit());
+                child.drops("watching", watching);
+                child.refused("abandon", || second.abandon());
+                child.refused("release", || once.release());
+                child.drops("lock", lock);
+                child.drops("pooled", db);
+                child.gives("close", || sessions.close(PATIENCE).to_string());
+                child.drops("transactional", accounts.clone());
+                child.drops("manager", sessions.clone());
+                let anew = builder().max_size(1).build().unwrap();
+                let own = anew.transactional().run(|tx| Ok(tx.incr("children", 1)));
+                child.step("anew", || (), |()| format!("{:?}", own.map(drop)));
+            });
+            for (name, (took, shown)) in report {
+                let line = best.entry(name.clone()).or_insert((took, shown.clone()));
+                assert_eq!(line.1, shown, "{name}");
+                line.0 = line.0.min(took);
+            }
+            // The scopes that were open are the parent's still.
+            let (begun, watching, second, lock, once) = held.take().unwrap();
+            begun.commit().unwrap();
+            let mut tx = watching.multi();
+            tx.set(&key, 1);
+            assert!(matches!(tx.commit().unwrap(), rediscope::Outcome::Committed(_)));
+            second.abandon().unwrap();
+            lock.ensure_held().unwrap();
+            drop(once);
+            lock.release().unwrap();
+        }
+    });
+    for (name, (took, shown)) in &best {
+        let expected = match &**name {
+            "sockets closed" => "yes",
+            "is_lost" => "true",
+            "remaining" | "pins" | "status" => "0",
+            "on_lost" => "nothing",
+            "debug" => "false",
+            "close" => "0 scopes, 0 locks",
+            "anew" => "Ok(())",
+            "end" => "reached",
+            name if name.starts_with("drop ") => "dropped",
+            _ => "refused",
+        };
+        assert_eq!(shown, expected, "{name}");
+        if name != "sockets closed" {
+            assert!(*took < AT_ONCE, "{name} took {took:?} in each of {ROUNDS} children");
+        }
+    }
+    assert!(best.len() > 40, "{best:?}");
+    let counted = counted.into_inner().unwrap();
+    let values: HashSet<i64> = counted.iter().copied().collect();
+    assert_eq!(values.len(), counted.len(), "no reply was handed out twice");
+    assert_eq!(server.ask::<i64>(&["GET", "all"]), counted.len() as i64);
+    assert_eq!(server.ask::<i64>(&["GET", "begun"]), ROUNDS as i64, "no child has sent any of it");
+    assert_eq!(server.ask::<i64>(&["GET", "children"]), ROUNDS as i64);
+    let after = sessions.status();
+    for pool in [&after.pooled, &after.transactional] {
+        let replaced = format!("{:?}", pool.counts.replaced);
+        assert_eq!(pool.counts.in_doubt, 0);
+        assert_eq!(pool.counts.connect_failures, 0, "{replaced}");
+        assert!(pool.counts.connects <= u64::from(pool.max_size), "{}: {replaced}", pool.name);
+    }
+}
+
+fn redis_pipe(db: &mut rediscope::Pooled) -> rediscope::redis::RedisResult<()> {
+    rediscope::redis::pipe().incr("all", 1).incr("all", 1).exec(db)
+}
+
+#[test]
+fn a_forked_child_is_refused_at_once_and_the_parent_goes_on_over_tcp() {
+    rediscope_testing::own_process!();
+    let server = Server::start();
+    play(&server, &|| SessionManager::builder(server.url()), true);
+}
+
+#[test]
+fn a_forked_child_is_refused_at_once_and_the_parent_goes_on_over_a_unix_socket() {
+    rediscope_testing::own_process!();
+    let server = Server::start();
+    play(&server, &|| SessionManager::builder(server.unix_url()), true);
+}
+
+#[cfg(feature = "tls-rustls")]
+#[test]
+fn a_forked_child_is_refused_at_once_and_the_parent_goes_on_over_tls() {
+    rediscope_testing::own_process!();
+    let server = rediscope_testing::tls::TlsServer::start();
+    let tls = rediscope::Tls::new().root_certificates(server.authority.pem());
+    let builder = || SessionManager::builder(server.url()).tls(tls.clone());
+    play(&server.server, &builder, true);
+}
+
+/// Counts events.
+struct Events(Arc<AtomicUsize>);
+
+impl<S: tracing::Subscriber> Layer<S> for Events {
+    fn on_event(&self, _: &tracing::Event<'_>, _: Context<'_, S>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn a_child_that_leaves_a_lock_with_an_error_writes_to_no_log() {
+    rediscope_testing::own_process!();
+    let server = Server::start();
+    let sessions = SessionManager::connect(server.url()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let report = folder.path().join("report");
+    let events = Arc::<AtomicUsize>::default();
+    let subscriber = tracing_subscriber::registry().with(Events(Arc::clone(&events)));
+    let mut child = None;
+    let ended = under_log(subscriber, || {
+        sessions.lock("l").run(PATIENCE, |_| match fork::fork().unwrap() {
+            Fork::Child => {
+                events.store(0, Ordering::SeqCst);
+                Err(Error::RetriesExhausted { attempts: 0 })
+            }
+            Fork::Parent(pid) => {
+                child = Some(pid);
+                Ok(())
+            }
+        })
+    });
+    let Some(child) = child else {
+        let told = format!("{} events, {}", events.load(Ordering::SeqCst), ended.is_err());
+        let _: Result<(), _> = fs::write(&report, told);
+        let _: std::io::Error = Command::new("true").exec();
+        std::process::abort();
+    };
+    ended.unwrap();
+    assert!(try_for(PATIENCE, || fork::waitpid_nohang(child).unwrap()).is_some());
+    assert_eq!(fs::read_to_string(&report).unwrap(), "0 events, true");
+}

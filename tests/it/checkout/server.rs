@@ -1,0 +1,183 @@
+//! A server that goes, comes back or changes its role, and connections that grow old.
+
+use std::collections::{BTreeSet, HashMap};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rediscope::{
+    CheckoutError, CloseReason, CommitError, Error, SessionManager, prelude::*, redis,
+};
+
+use super::{CHECKOUT, PATIENCE, SLACK, TRUST, impatient, open_links, patient, quick};
+use rediscope_testing::eventually;
+use rediscope_testing::proxy::Proxy;
+use rediscope_testing::server::Server;
+
+#[test]
+fn a_server_that_is_down_is_told_by_the_first_use_and_served_once_it_is_up() {
+    let server = Server::start();
+    server.sigterm_and_wait();
+    let sessions = impatient(&server).build().expect("a server that is down is no error here");
+    let (mut db, accounts) = (sessions.pooled(), sessions.transactional());
+
+    let within = |what: &str, call: &mut dyn FnMut() -> Error| {
+        let begun = Instant::now();
+        let error = call();
+        assert!(begun.elapsed() < CHECKOUT + SLACK, "{what} took {:?}", begun.elapsed());
+        assert!(matches!(error, Error::Checkout(CheckoutError::Connect { .. })), "{what}: {error}");
+        assert!(error.is_retryable(), "{what}: {error}");
+    };
+    within("begin", &mut || accounts.begin().map(drop).unwrap_err());
+    within("watch", &mut || accounts.watch(["a"]).begin().map(drop).unwrap_err());
+    within("a command", &mut || db.get::<_, Option<i64>>("a").unwrap_err().into());
+    within("a block", &mut || accounts.run(|tx| Ok(tx.incr("a", 1))).unwrap_err());
+
+    server.restart_on_same_port();
+    assert_eq!(accounts.run(|tx| Ok(tx.incr("a", 1))).unwrap(), 1);
+    assert_eq!(db.get::<_, i64>("a").unwrap(), 1);
+}
+
+#[test]
+fn a_server_that_is_down_is_not_stormed() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    proxy.refuse_new(true);
+    let sessions = quick(SessionManager::builder(proxy.url())).build().unwrap();
+    let accounts = sessions.transactional();
+    for _ in 0..3 {
+        accounts.begin().map(drop).unwrap_err();
+    }
+    // One try is under way, with pauses of 0, 0.25 s, 0.25 s, … One for each permit would be eight.
+    let most = 3 * CHECKOUT.as_millis() / 250 + 4;
+    assert!(u128::from(proxy.accepted()) <= most, "{} tries", proxy.accepted());
+}
+
+#[test]
+fn a_server_that_comes_back_serves_everybody_who_waits() {
+    let server = Server::start();
+    server.sigterm_and_wait();
+    let sessions = patient(&server).max_size(2).build().unwrap();
+    let accounts = sessions.transactional();
+    let callers: Vec<_> = (0..6)
+        .map(|_| {
+            let accounts = accounts.clone();
+            thread::spawn(move || accounts.run(|tx| Ok(tx.incr("a", 1))))
+        })
+        .collect();
+    eventually(PATIENCE, "two try to connect and four wait", || {
+        let status = sessions.status().transactional;
+        (status.in_use, status.waiting) == (2, 4) && status.last_connect_error.is_some()
+    });
+    server.restart_on_same_port();
+    let served: BTreeSet<i64> =
+        callers.into_iter().map(|caller| caller.join().unwrap().unwrap()).collect();
+    assert_eq!(served, (1..=6).collect());
+    assert!(sessions.status().transactional.last_connect_error.is_none());
+}
+
+#[test]
+fn connections_that_died_while_idle_are_replaced_without_a_word() {
+    let server = Server::start();
+    let sessions = patient(&server).max_size(4).build().unwrap();
+    let accounts = sessions.transactional();
+    open_links(&accounts, 4);
+    for round in 1..=5 {
+        assert_eq!(server.kill_all_clients_except_me(), if round == 1 { 4 } else { 1 });
+        // Not "lately": past the trust window.
+        let seen = Instant::now();
+        eventually(PATIENCE, "some time", || seen.elapsed() > 2 * TRUST);
+        assert_eq!(accounts.run(|tx| Ok(tx.incr("a", 1))).unwrap(), round);
+    }
+}
+
+#[test]
+fn a_connection_past_its_lifetime_is_replaced() {
+    let server = Server::start();
+    let lifetime = Duration::from_millis(200);
+    let sessions = patient(&server).max_lifetime(Some(lifetime)).build().unwrap();
+    let (mut db, accounts) = (sessions.pooled(), sessions.transactional());
+    let begun = Instant::now();
+    let (mut pooled, mut transactional) = (BTreeSet::<i64>::new(), BTreeSet::new());
+    eventually(PATIENCE, "three connections one after the other", || {
+        pooled.insert(redis::cmd("CLIENT").arg("ID").query(&mut db).unwrap());
+        transactional.insert(accounts.run(|tx| Ok(client_id(tx))).unwrap());
+        pooled.len() >= 3 && transactional.len() >= 3
+    });
+    assert!(begun.elapsed() >= 2 * lifetime * 9 / 10, "replaced before their time");
+    let status = sessions.status();
+    for pool in [status.pooled, status.transactional] {
+        let lifetime = pool.counts.replaced.iter().find(|(why, _)| *why == CloseReason::Lifetime);
+        assert!(lifetime.is_some_and(|(_, count)| *count >= 2), "{pool}");
+        assert_eq!(pool.counts.all_replaced(), lifetime.unwrap().1, "{pool}");
+    }
+    assert!(server.clients() <= 2);
+}
+
+#[test]
+fn a_connection_that_idles_for_too_long_is_closed() {
+    let server = Server::start();
+    let sessions = patient(&server).idle_timeout(Some(Duration::from_secs(1))).build().unwrap();
+    open_links(&sessions.transactional(), 3);
+    assert_eq!(server.clients(), 3);
+    // r2d2 looks after them every 30 seconds.
+    eventually(2 * PATIENCE, "idle connections are closed", || server.clients() == 0);
+    assert_eq!(sessions.status().transactional.size, 0);
+    sessions.transactional().run(|tx| Ok(tx.incr("a", 1))).unwrap();
+}
+
+#[test]
+fn min_idle_opens_connections_before_they_are_asked_for() {
+    let server = Server::start();
+    let sessions = patient(&server).max_size(4).min_idle(3).build().unwrap();
+    // The server counts a connection before its hand-shake is over.
+    eventually(PATIENCE, "three a pool are open", || {
+        let status = sessions.status();
+        (status.pooled.idle, status.transactional.idle) == (3, 3)
+    });
+    assert_eq!(server.clients(), 6);
+    assert_eq!(sessions.status().transactional.counts.checkouts, 0);
+}
+
+#[test]
+fn a_server_that_became_a_replica_has_its_older_connections_replaced_once() {
+    let (server, master) = (Server::start(), Server::start());
+    let sessions = patient(&server).max_size(4).build().unwrap();
+    let accounts = sessions.transactional();
+    open_links(&accounts, 4);
+    let before = ids(&server);
+    assert_eq!(before.len(), 4);
+
+    server.ask::<()>(&["REPLICAOF", "127.0.0.1", &master.port().to_string()]);
+    let refused = || match accounts.run(|tx| Ok(tx.incr("a", 1))).unwrap_err() {
+        Error::Commit(error) => match *error {
+            CommitError::Rejected { code, .. } => assert_eq!(code, "READONLY"),
+            other => panic!("{other}"),
+        },
+        other => panic!("{other}"),
+    };
+    refused();
+    // Older links go as they are met; none of them is handed out again.
+    open_links(&accounts, 4);
+    eventually(PATIENCE, "every older connection is closed", || ids(&server).is_disjoint(&before));
+    let status = sessions.status().transactional;
+    assert_eq!(status.counts.replaced, [(CloseReason::Outdated, 4)]);
+    assert_eq!(status.counts.connects, 8);
+
+    // A server that is still read-only has not changed again.
+    for _ in 0..20 {
+        refused();
+    }
+    assert_eq!(sessions.status().transactional.counts.connects, 8, "replaced over and over");
+
+    server.ask::<()>(&["REPLICAOF", "NO", "ONE"]);
+    accounts.run(|tx| Ok(tx.incr("a", 1))).unwrap();
+}
+
+fn client_id(tx: &mut impl QueueCommands) -> Queued<i64> {
+    tx.queue(redis::cmd("CLIENT").arg("ID").take())
+}
+
+fn ids(server: &Server) -> BTreeSet<String> {
+    let normal = |client: &HashMap<String, String>| client["flags"] == "N";
+    server.client_list().into_iter().filter(normal).map(|client| client["id"].clone()).collect()
+}

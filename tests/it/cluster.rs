@@ -1,0 +1,11 @@
+//! Redis Cluster: where transactions, single commands and locks go, and what their callers are told
+//! when slots move and masters die. Each test has a cluster of its own.
+
+mod stage;
+
+mod binding;
+mod locks;
+mod once;
+mod redirections;
+mod rights;
+mod singles;

@@ -1,0 +1,228 @@
+//! Exactly once in a cluster: registers lie in the slot of the transaction, and are found wherever
+//! that is when somebody asks.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use rediscope::prelude::*;
+use rediscope::{
+    CommitError, InDoubt, Resolution, SessionManager, TransactionOptions, Transactional,
+    UnresolvedReason,
+};
+
+use scopeguard::defer;
+
+use super::stage::{SOON, Stage, beside, builder};
+use rediscope_testing::cluster::Cluster;
+use rediscope_testing::eventually;
+use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
+
+fn exactly_once(sessions: &SessionManager) -> Transactional {
+    sessions.transactional().with(TransactionOptions::new().exactly_once())
+}
+
+/// The register keys of a node.
+fn registers(cluster: &Cluster, node: usize) -> Vec<String> {
+    cluster.ask(node, &["KEYS", "rediscope:{*}:reg:*"])
+}
+
+#[test]
+fn registers_lie_in_the_slot_of_their_transaction_one_a_connection_and_slot() {
+    let stage = Stage::of(Cluster::start(3, 0));
+    let sessions = builder(&stage.cluster).max_size(1).build().unwrap();
+    let (once, keys) = (exactly_once(&sessions), stage.keys("k"));
+    let near = stage.cluster.key_in(stage.cluster.slot(&keys[0]) + 1, "near");
+    for round in 1..=5 {
+        for key in keys.iter().chain([&near]) {
+            assert_eq!(once.run(|tx| Ok(tx.incr(key, 1))).unwrap(), round);
+        }
+    }
+    let counts = [0, 1, 2].map(|node| registers(&stage.cluster, node).len());
+    assert_eq!(counts, [2, 1, 1]);
+    for (node, key) in keys.iter().enumerate() {
+        let slots: Vec<_> =
+            registers(&stage.cluster, node).iter().map(|key| stage.cluster.slot(key)).collect();
+        assert!(slots.contains(&stage.cluster.slot(key)), "{slots:?}");
+    }
+    let keyed = TransactionOptions::new().exactly_once_as("deed", Duration::from_secs(60));
+    let keyed = sessions.transactional().with(keyed);
+    assert_eq!(keyed.run(|tx| Ok(tx.incr(&keys[0], 1))).unwrap(), 6);
+    let again = keyed.run(|tx| Ok(tx.incr(&keys[0], 1))).unwrap_err();
+    assert!(matches!(again.as_commit(), Some(CommitError::AlreadyCommitted)), "{again}");
+}
+
+fn is_refused(resolution: &Resolution) -> bool {
+    let Resolution::StillUnknown { why } = resolution else { return false };
+    matches!(why, UnresolvedReason::NotARegister { .. })
+}
+
+#[test]
+fn a_token_of_another_slot_or_tag_is_refused_before_anything_is_sent() {
+    let street = Street::start();
+    let stage = &street.stage;
+    let doubt = street.doubted(&exactly_once(&stage.sessions), &stage.keys("k")[0], true);
+    let token = doubt.token().unwrap();
+    let sessions = builder(&stage.cluster).build().unwrap();
+    let asked = || [0, 1, 2].map(|node| stage.cluster.nodes()[node].server.calls("pexpire"));
+    let before = asked();
+    let reg = token.register.split_once(":reg:").unwrap().1;
+    let changes: [&dyn Fn(&mut rediscope::CommitToken); 6] = [
+        &|token| token.slot = token.slot.map(|slot| (slot + 1) % 16384),
+        &|token| token.slot = None,
+        &|token| token.register = format!("rediscope:reg:{reg}"),
+        &|token| token.register = token.register.replace('{', "{0"),
+        &|token| token.register = "balance:alice".into(),
+        &|token| token.register = "rediscope:{alice}:reg".into(),
+    ];
+    for (nth, change) in changes.iter().enumerate() {
+        let mut token = token.clone();
+        change(&mut token);
+        let resolution = sessions.resolve(&token);
+        assert!(is_refused(&resolution), "change {nth}: {resolution:?}");
+    }
+    let one = SessionManager::connect(stage.cluster.nodes()[0].server.url()).unwrap();
+    assert!(is_refused(&one.resolve(token)), "by a manager of one server");
+    assert_eq!(asked(), before);
+}
+
+/// Proxies before all masters, which the nodes tell as their own addresses.
+struct Street {
+    stage: Stage,
+    proxies: Vec<Proxy>,
+}
+
+impl Street {
+    fn start() -> Self {
+        let cluster = Cluster::start(3, 0);
+        let proxies: Vec<_> = cluster.nodes().iter().map(|node| Proxy::to(&node.server)).collect();
+        for (node, proxy) in cluster.nodes().iter().zip(&proxies) {
+            node.server.config_set("cluster-announce-port", &proxy.port().to_string());
+        }
+        let told = |node: usize| -> bool {
+            let slots: redis::Value = cluster.ask(node, &["CLUSTER", "SLOTS"]);
+            let text = format!("{slots:?}");
+            proxies.iter().all(|proxy| text.contains(&format!("int({})", proxy.port())))
+        };
+        eventually(SOON, "everybody tells the proxies", || (0..3).all(told));
+        let sessions = builder(&cluster).max_size(1).build().unwrap();
+        Self { stage: Stage { cluster, sessions }, proxies }
+    }
+
+    /// A guard's commit whose answer is lost.
+    fn doubted(&self, handle: &Transactional, key: &str, applied: bool) -> InDoubt {
+        let trigger = match applied {
+            true => Trigger::BeforeReplyTo("EXEC"),
+            false => Trigger::BeforeCommandNamed("EXEC"),
+        };
+        let mut tx = handle.begin_at(key).unwrap();
+        tx.incr(key, 1);
+        let owner = self.stage.cluster.owner(self.stage.cluster.slot(key)).unwrap();
+        self.proxies[owner].arm(Script::from((trigger, Fault::Cut)).once());
+        match tx.commit() {
+            Err(CommitError::InDoubt(doubt)) => doubt,
+            other => panic!("not in doubt: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_doubt_is_resolved_wherever_its_register_has_gone() {
+    let street = Street::start();
+    let cluster = &street.stage.cluster;
+    let (once, [key, ..]) = (exactly_once(&street.stage.sessions), street.stage.keys("k"));
+    let slot = cluster.slot(&key);
+    let mut expected = once.run(|tx| Ok(tx.incr(&key, 1))).unwrap();
+    for applied in [true, false] {
+        let truth = if applied { Resolution::Committed } else { Resolution::NotCommitted };
+        let from = cluster.owner(slot).unwrap();
+        let to = (from + 1) % 3;
+        let doubt = || street.doubted(&once, &key, applied);
+        let doubts = [doubt(), doubt(), doubt(), doubt()];
+        expected += if applied { 4 } else { 0 };
+        let token = doubts[0].token().unwrap();
+        assert_eq!((token.slot, cluster.slot(&token.register)), (Some(slot), slot));
+        assert_eq!(doubts[0].resolve(), truth, "where it was");
+        cluster.begin_migration(slot, to);
+        assert_eq!(doubts[1].resolve(), truth, "the slot is on its way, the register is not");
+        while cluster.move_keys(slot, from, to, 10) > 0 {}
+        assert_eq!(doubts[1].resolve(), truth, "the register has gone ahead");
+        assert_eq!(doubts[2].resolve(), truth);
+        cluster.end_migration(slot, from, to);
+        assert_eq!(doubts[3].resolve(), truth, "the slot has gone");
+        // Another process knows no better.
+        let other = SessionManager::connect(cluster.url()).unwrap();
+        assert_eq!(other.resolve(doubts[3].token().unwrap()), truth);
+        assert_eq!(cluster.read::<i64>(&["GET", &key]), expected);
+    }
+}
+
+#[test]
+fn exactly_once_blocks_are_applied_once_while_slots_move_and_answers_are_lost() {
+    let street = Street::start();
+    let cluster = &street.stage.cluster;
+    let keys = street.stage.keys("sum");
+    let slots = [0, 1, 2].map(|nth| cluster.slot(&keys[nth]));
+    let sessions = builder(cluster).max_size(4).build().unwrap();
+    let once = exactly_once(&sessions);
+    let (over, applied, unknown) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    thread::scope(|scope| {
+        for writer in 0..4_usize {
+            let (once, keys, over, applied, unknown) = (&once, &keys, &over, &applied, &unknown);
+            scope.spawn(move || {
+                let mut made = 0;
+                while !over.load(Ordering::Relaxed) {
+                    made += 1;
+                    let key = &keys[(writer + made) % 3];
+                    let done = once.run(|tx| {
+                        tx.decr(beside(key, "other"), 1);
+                        Ok(tx.incr(key, 1))
+                    });
+                    match done {
+                        // Also where it was applied, and what it answered is lost.
+                        Ok(_) | Err(rediscope::Error::Reply(_)) => {
+                            applied.fetch_add(1, Ordering::Relaxed);
+                        }
+                        Err(error) => {
+                            eprintln!("{error}");
+                            unknown.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                }
+            });
+        }
+        // Also where this panics: the others would go on for ever.
+        defer! { over.store(true, Ordering::Relaxed) }
+        let enough = |count| {
+            eventually(SOON, "more was applied", || applied.load(Ordering::Relaxed) >= count);
+        };
+        enough(40);
+        let fates = [Trigger::BeforeReplyTo("EXEC"), Trigger::BeforeCommandNamed("EXEC")];
+        for round in 0..12_usize {
+            let slot = slots[round % 3];
+            let from = cluster.owner(slot).unwrap();
+            let to = (from + 1 + round / 3 % 2) % 3;
+            let cut = |nth: usize| {
+                let script = Script::from((fates[nth % 2], Fault::Cut)).once();
+                street.proxies[nth % 3].arm(script);
+            };
+            cut(round);
+            cluster.begin_migration(slot, to);
+            cut(round + 1);
+            cluster.move_keys(slot, from, to, 1);
+            cut(round + 3);
+            cluster.end_migration(slot, from, to);
+            enough(applied.load(Ordering::Relaxed) + 10);
+        }
+    });
+    let applied = applied.load(Ordering::Relaxed) as i64;
+    let sum = |key: &dyn Fn(&String) -> String| -> i64 {
+        keys.iter().map(|name| cluster.read::<i64>(&["GET", &key(name)])).sum()
+    };
+    let counts = sessions.status().transactional.counts;
+    eprintln!("{applied} applied, {counts}");
+    assert_eq!(unknown.load(Ordering::Relaxed), 0);
+    assert!(counts.in_doubt > 0, "{counts}");
+    assert_eq!(sum(&String::clone), applied);
+    assert_eq!(sum(&|key| beside(key, "other")), -applied);
+}

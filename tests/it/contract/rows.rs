@@ -1,0 +1,345 @@
+//! The rows of the contract.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rediscope::prelude::*;
+use rediscope::{
+    Applied, CheckoutError, CommitError, ConnectionErrorKind, Credentials, Error, Outcome, Queued,
+    ReplyError, Resolution, RetryPolicy, RotatingCredentials, SessionManager, TransactionOptions,
+    redis,
+};
+
+use super::grounds::{Ground, Standalone};
+use rediscope_testing::eventually;
+
+const SOON: Duration = Duration::from_secs(20);
+const BRIEF: Duration = Duration::from_millis(400);
+/// However slow the machine, a connection that was just used is one that was just used.
+const ALWAYS: Duration = Duration::from_secs(60 * 60);
+
+macro_rules! on_every_topology {
+    ($($row:ident)+) => {
+        mod standalone { $(
+            #[test]
+            fn $row() { super::$row(&super::Standalone::start()); }
+        )+ }
+
+        #[cfg(feature = "tls-rustls")]
+        mod tls { $(
+            #[test]
+            fn $row() { super::$row(&super::super::grounds::OverTls::start()); }
+        )+ }
+
+        #[cfg(feature = "sentinel")]
+        mod sentinel { $(
+            #[test]
+            fn $row() { super::$row(&super::super::grounds::BehindSentinels::start()); }
+        )+ }
+
+        #[cfg(feature = "cluster")]
+        mod cluster { $(
+            #[test]
+            fn $row() { super::$row(&super::super::grounds::InCluster::start()); }
+        )+ }
+    };
+}
+
+on_every_topology! {
+    replies_and_committed
+    conflict
+    rejected
+    partly_applied
+    not_sent
+    in_doubt
+    not_isolated
+    reply_errors
+    pin_expired
+    checkout_errors
+    credentials_that_change
+    credentials_that_are_wrong
+}
+
+fn get(ground: &dyn Ground, key: &str) -> Option<String> {
+    let mut found = None;
+    ground.with(&mut |server| found = server.ask(&["GET", key]));
+    found
+}
+
+fn one(ground: &dyn Ground) -> SessionManager {
+    let sessions = ground
+        .builder()
+        .max_size(1)
+        .connect_timeout(Duration::from_secs(1))
+        .response_timeout(BRIEF)
+        .checkout_timeout(Duration::from_secs(4))
+        .trust_window(ALWAYS)
+        .build()
+        .unwrap();
+    warm(&sessions, ground);
+    sessions
+}
+
+fn warm(sessions: &SessionManager, ground: &dyn Ground) {
+    sessions.transactional().begin_at(ground.key("any")).unwrap().discard().unwrap();
+}
+
+/// The next one finds a clean connection, and nothing is held.
+#[track_caller]
+fn next(sessions: &SessionManager, ground: &dyn Ground) {
+    let key = ground.key("next");
+    let done = sessions.transactional().run(|tx| Ok((tx.set(&key, 1), tx.incr(&key, 1))));
+    assert_eq!(done.unwrap().1, 2);
+    let pool = sessions.status().transactional;
+    assert_eq!((pool.in_use, pool.scopes.len()), (0, 0), "{pool}");
+}
+
+#[track_caller]
+fn says(error: &CommitError, applied: Applied, retryable: bool) {
+    assert_eq!((error.applied(), error.is_retryable()), (applied, retryable), "{error}");
+}
+
+fn replies_and_committed(ground: &dyn Ground) {
+    let sessions = one(ground);
+    let (accounts, key) = (sessions.transactional(), ground.key("n"));
+    assert_eq!(accounts.run(|tx| Ok((tx.incr(&key, 1), tx.incr(&key, 2)))).unwrap(), (1, 3));
+    let mut watching = accounts.watch([&key]).begin().unwrap();
+    let n: i64 = watching.get(&key).unwrap();
+    let mut tx = watching.multi();
+    let next_one = tx.incr(&key, n);
+    match tx.commit().unwrap() {
+        Outcome::Committed(replies) => assert_eq!(replies.get(next_one).unwrap(), 6),
+        Outcome::Conflict => panic!("nobody was there"),
+    }
+    next(&sessions, ground);
+}
+
+fn conflict(ground: &dyn Ground) {
+    let sessions = one(ground);
+    let (accounts, key) = (sessions.transactional(), ground.key("n"));
+    let change = || ground.with(&mut |server| server.ask::<()>(&["SET", &key, "0"]));
+    let mut runs = 0;
+    let once = accounts.watch([&key]).run(|read, tx| {
+        runs += 1;
+        if read.attempt() == 1 {
+            change();
+        }
+        Ok(tx.incr(&key, 1))
+    });
+    assert_eq!((once.unwrap(), runs), (1, 2));
+    let always = accounts.watch([&key]).retry(RetryPolicy::default().attempts(3)).run(|_, tx| {
+        change();
+        Ok(tx.incr(&key, 1))
+    });
+    assert!(matches!(always, Err(Error::RetriesExhausted { attempts: 3 })), "{always:?}");
+    assert_eq!(get(ground, &key).as_deref(), Some("0"));
+    next(&sessions, ground);
+}
+
+fn rejected(ground: &dyn Ground) {
+    let sessions = one(ground);
+    let key = ground.key("n");
+    let mut tx = sessions.transactional().begin().unwrap();
+    tx.incr(&key, 1);
+    tx.queue::<()>(redis::cmd("GETRANGE").arg(&key).take());
+    let error = tx.commit().unwrap_err();
+    says(&error, Applied::No, false);
+    assert!(matches!(&error, CommitError::Rejected { index: Some(1), code, .. } if code == "ERR"));
+    assert_eq!(get(ground, &key), None);
+    next(&sessions, ground);
+}
+
+fn partly_applied(ground: &dyn Ground) {
+    let sessions = one(ground);
+    let (key, list) = (ground.key("n"), ground.key("list"));
+    let mut tx = sessions.transactional().begin().unwrap();
+    tx.rpush(&list, 1);
+    let failed = tx.incr(&list, 1);
+    let fine = tx.incr(&key, 1);
+    let error = tx.commit().unwrap_err();
+    says(&error, Applied::Partly, false);
+    let CommitError::PartlyApplied { replies, .. } = error else { panic!("{error}") };
+    assert_eq!(replies.get(fine).unwrap(), 1);
+    assert!(matches!(replies.get(failed), Err(ReplyError::Failed { index: 1, .. })));
+    assert_eq!(get(ground, &key).as_deref(), Some("1"));
+    next(&sessions, ground);
+}
+
+fn not_sent(ground: &dyn Ground) {
+    let sessions = one(ground);
+    let (accounts, key) = (sessions.transactional(), ground.key("n"));
+    let mut watching = accounts.watch([&key]).begin().unwrap();
+    assert_eq!(watching.exists(&key).unwrap(), 0);
+    // What watches cannot change its connection.
+    ground.with(&mut |server| {
+        server.kill_all_clients_except_me();
+    });
+    let lost = watching.exists(&key).unwrap_err();
+    assert_eq!(lost.applied(), Applied::No);
+    let mut tx = watching.multi();
+    tx.incr(&key, 1);
+    let error = tx.commit().unwrap_err();
+    says(&error, Applied::No, true);
+    assert!(matches!(error, CommitError::NotSent { .. }), "{error}");
+    assert_eq!(get(ground, &key), None);
+    next(&sessions, ground);
+}
+
+fn in_doubt(ground: &dyn Ground) {
+    let sessions = one(ground);
+    let (accounts, key) = (sessions.transactional(), ground.key("n"));
+    let once = accounts.with(TransactionOptions::new().exactly_once());
+    for (handle, resolvable) in [(&accounts, false), (&once, true)] {
+        handle.run(|tx| Ok(tx.set(&key, 0))).unwrap();
+        let mut tx = handle.begin_at(&key).unwrap();
+        tx.incr(&key, 1);
+        ground.with(&mut |server| server.pause_clients(2 * BRIEF.as_millis() as u64));
+        let error = tx.commit().unwrap_err();
+        says(&error, Applied::Unknown, false);
+        let CommitError::InDoubt(doubt) = error else { panic!("{error}") };
+        // It is applied later, or never: whoever asks decides it.
+        match doubt.resolve_within(SOON) {
+            Resolution::Committed if resolvable => {
+                assert_eq!(get(ground, &key).as_deref(), Some("1"));
+            }
+            Resolution::NotCommitted if resolvable => {
+                assert_eq!(get(ground, &key).as_deref(), Some("0"));
+            }
+            Resolution::StillUnknown { .. } if !resolvable => {}
+            other => panic!("{other:?}"),
+        }
+        eventually(SOON, "the server answers again", || get(ground, &key).is_some());
+    }
+    next(&sessions, ground);
+}
+
+fn not_isolated(ground: &dyn Ground) {
+    let sessions = one(ground);
+    let (accounts, key) = (sessions.transactional(), ground.key("n"));
+    ground.with(&mut |server| drop(server.acl(&["SETUSER", "default", "-multi"])));
+    let error = accounts.run(|tx| Ok(tx.incr(&key, 1))).unwrap_err();
+    ground.with(&mut |server| drop(server.acl(&["SETUSER", "default", "+multi"])));
+    let error = error.as_commit().expect("the commit's own").clone();
+    says(&error, Applied::Yes, false);
+    assert!(matches!(error, CommitError::NotIsolated { .. }), "{error}");
+    assert_eq!(get(ground, &key).as_deref(), Some("1"));
+    next(&sessions, ground);
+}
+
+fn reply_errors(ground: &dyn Ground) {
+    let sessions = one(ground);
+    let (accounts, key) = (sessions.transactional(), ground.key("n"));
+    let mut tx = accounts.begin().unwrap();
+    let mut part = tx.savepoint();
+    let forgotten: Queued<i64> = part.incr(&key, 5);
+    drop(part);
+    let number = tx.incr(&key, 1);
+    let replies = tx.commit().unwrap();
+    assert_eq!(replies.get(forgotten), Err(ReplyError::Forgotten));
+    let other: Queued<Vec<String>> = number.cast();
+    assert!(matches!(replies.get(other), Err(ReplyError::Unexpected { .. })));
+    let mut foreign = accounts.begin().unwrap();
+    let of_another = foreign.incr(&key, 1);
+    assert_eq!(replies.get(of_another), Err(ReplyError::Foreign));
+    foreign.discard().unwrap();
+    assert_eq!(get(ground, &key).as_deref(), Some("1"));
+    next(&sessions, ground);
+}
+
+fn pin_expired(ground: &dyn Ground) {
+    let sessions = ground.builder().max_pin_time(Duration::from_millis(50)).build().unwrap();
+    let key = ground.key("n");
+    let mut tx = sessions.transactional().begin_at(&key).unwrap();
+    tx.incr(&key, 1);
+    eventually(SOON, "it is taken back", || sessions.open_scopes().is_empty());
+    let error = tx.commit().unwrap_err();
+    says(&error, Applied::No, false);
+    assert!(matches!(error, CommitError::PinExpired(_)), "{error}");
+    assert_eq!(get(ground, &key), None);
+}
+
+fn checkout_errors(ground: &dyn Ground) {
+    let sessions = ground
+        .builder()
+        .max_size(1)
+        .connect_timeout(Duration::from_millis(300))
+        .response_timeout(Duration::from_millis(300))
+        .checkout_timeout(Duration::from_millis(900))
+        .build()
+        .unwrap();
+    let (accounts, key) = (sessions.transactional(), ground.key("n"));
+    let held = accounts.begin_at(&key).unwrap();
+    let full = accounts.begin_at(&key).map(drop).unwrap_err();
+    assert_eq!((full.applied(), full.is_retryable()), (Applied::No, true));
+    match &full {
+        Error::Checkout(CheckoutError::Timeout(timeout)) => {
+            assert_eq!((timeout.in_use, timeout.holders.len()), (1, 1), "{timeout}");
+            assert!(full.to_string().contains("rows.rs"), "{full}");
+        }
+        other => panic!("{other}"),
+    }
+    held.discard().unwrap();
+    sessions.close(SOON);
+    let closed = accounts.run(|tx| Ok(tx.incr(&key, 1))).unwrap_err();
+    assert!(matches!(closed, Error::Checkout(CheckoutError::Closed)), "{closed}");
+    assert_eq!(get(ground, &key), None);
+}
+
+fn credentials_that_change(ground: &dyn Ground) {
+    let user = |name: &str| {
+        let rules = ["SETUSER", name, "on", ">secret", "~*", "&*", "+@all"];
+        ground.each(&mut |server| drop(server.acl(&rules)));
+        Credentials::new(name, "secret")
+    };
+    let credentials = Arc::new(RotatingCredentials::new(user("former")));
+    let sessions = ground
+        .builder()
+        .credentials_provider(Arc::clone(&credentials))
+        .max_size(1)
+        .build()
+        .unwrap();
+    let (accounts, mut db) = (sessions.transactional(), sessions.pooled());
+    let key = ground.key("n");
+    let mut both = || {
+        accounts.run(|tx| Ok(tx.incr(&key, 1))).unwrap();
+        db.incr::<_, _, ()>(&key, 1).unwrap();
+    };
+    both();
+    credentials.rotate(user("latter"));
+    both();
+    ground.with(&mut |server| {
+        let list = server.client_list();
+        let of = |name| list.iter().filter(|client| client["user"] == name).count();
+        assert_eq!((of("former"), of("latter")), (0, 2), "{list:?}");
+    });
+    let status = sessions.status();
+    for counts in [status.pooled.counts, status.transactional.counts] {
+        assert_eq!((counts.connects, counts.reauthentications), (1, 1));
+    }
+    assert_eq!(get(ground, &key).as_deref(), Some("4"));
+}
+
+fn credentials_that_are_wrong(ground: &dyn Ground) {
+    let rules = ["SETUSER", "app", "on", ">secret", "~*", "&*", "+@all"];
+    ground.each(&mut |server| drop(server.acl(&rules)));
+    let key = ground.key("n");
+    let sessions = ground.builder_as("app", "guess").checkout_timeout(SOON).build().unwrap();
+    let told = [
+        sessions.transactional().run(|tx| Ok(tx.incr(&key, 1))).map(drop),
+        sessions.pooled().incr::<_, _, ()>(&key, 1).map_err(Error::from),
+    ];
+    for told in told {
+        let Err(Error::Checkout(CheckoutError::Connect { source, waited })) = &told else {
+            panic!("{told:?}");
+        };
+        let code = source.server_error().map(|error| error.code());
+        assert_eq!(
+            (source.kind(), code),
+            (ConnectionErrorKind::Refused, Some("WRONGPASS")),
+            "{source}"
+        );
+        assert!(*waited < SOON / 2, "a verdict is no matter of time: {waited:?}");
+    }
+    let sessions = ground.builder_as("app", "secret").build().unwrap();
+    assert_eq!(sessions.transactional().run(|tx| Ok(tx.incr(&key, 1))).unwrap(), 1);
+}

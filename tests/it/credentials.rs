@@ -1,0 +1,371 @@
+//! Credentials that change while the program runs: said anew between scopes, never inside one, and
+//! nothing is lost of it.
+
+use std::error::Error as StdError;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use rediscope::prelude::*;
+use rediscope::{
+    Begin, Builder, CheckoutError, CommitError, ConnectionErrorKind, Credentials,
+    CredentialsProvider, Error, Resolution, RotatingCredentials, SessionManager,
+    TransactionOptions,
+};
+
+use rediscope_testing::eventually;
+use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger, Which};
+use rediscope_testing::server::Server;
+
+const SOON: Duration = Duration::from_secs(20);
+/// Longer than any test: a connection is trusted from its hand-shake on.
+const ALWAYS: Duration = Duration::from_secs(60 * 60);
+
+fn user(server: &Server, name: &str, password: &str) -> Credentials {
+    server.acl(&["SETUSER", name, "on", &format!(">{password}"), "~*", "&*", "+@all"]);
+    Credentials::new(name, password)
+}
+
+fn rotating(server: &Server, first: Credentials) -> (Arc<RotatingCredentials>, Builder) {
+    let credentials = Arc::new(RotatingCredentials::new(first));
+    let builder = SessionManager::builder(server.url())
+        .credentials_provider(Arc::clone(&credentials))
+        .trust_window(ALWAYS);
+    (credentials, builder)
+}
+
+/// Who the connections of the server are, by their numbers.
+fn users(server: &Server) -> Vec<(String, String)> {
+    let list = server.client_list();
+    list.iter().map(|client| (client["id"].clone(), client["user"].clone())).collect()
+}
+
+fn reauthentications(sessions: &SessionManager) -> u64 {
+    let status = sessions.status();
+    status.pooled.counts.reauthentications + status.transactional.counts.reauthentications
+}
+
+#[test]
+fn a_password_that_is_rotated_under_load_loses_nothing() {
+    const ROTATIONS: usize = 30;
+    let server = Server::start();
+    let (credentials, builder) = rotating(&server, user(&server, "app", "password 0"));
+    // Connections are opened all the time, so that openings and rotations meet.
+    let sessions =
+        builder.max_size(4).max_lifetime(Some(Duration::from_millis(40))).build().unwrap();
+    let over = AtomicBool::new(false);
+    let told = [const { AtomicU64::new(0) }; 4];
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let accounts = sessions.transactional();
+                let once = accounts.with(TransactionOptions::new().exactly_once());
+                let mut db = sessions.pooled();
+                while !over.load(Ordering::Relaxed) {
+                    accounts.run(|tx| Ok((tx.incr("a", 1), tx.incr("b", 1)))).unwrap();
+                    told[0].fetch_add(1, Ordering::Relaxed);
+                    once.run(|tx| Ok(tx.incr("c", 1))).unwrap();
+                    told[1].fetch_add(1, Ordering::Relaxed);
+                    db.incr::<_, _, ()>("d", 1).unwrap();
+                    told[2].fetch_add(1, Ordering::Relaxed);
+                    let held = sessions.lock("e").acquire(SOON).unwrap();
+                    let e: u64 = db.get::<_, Option<u64>>("e").unwrap().unwrap_or(0);
+                    db.set::<_, _, ()>("e", e + 1).unwrap();
+                    held.release().unwrap();
+                    told[3].fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for nth in 1..=ROTATIONS {
+            let (next, former) = (format!("password {nth}"), format!("<password {}", nth - 1));
+            credentials.rotate(user(&server, "app", &next));
+            let before = told[3].load(Ordering::Relaxed);
+            // By turns: some connections have still to say it when the former password goes.
+            if nth % 2 == 0 {
+                eventually(SOON, "all is well", || told[3].load(Ordering::Relaxed) > before + 16);
+            }
+            server.acl(&["SETUSER", "app", &former]);
+            let before = told[3].load(Ordering::Relaxed);
+            eventually(SOON, "all is well", || told[3].load(Ordering::Relaxed) > before + 16);
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    for (key, told) in ["b", "c", "d", "e"].iter().zip(&told) {
+        assert_eq!(server.ask::<u64>(&["GET", key]), told.load(Ordering::Relaxed), "{key}");
+    }
+    assert!(reauthentications(&sessions) > 0);
+}
+
+#[test]
+fn a_scope_stays_who_it_was_and_the_next_one_says_who_it_is() {
+    let server = Server::start();
+    let second = user(&server, "second", "2");
+    let (credentials, builder) = rotating(&server, user(&server, "first", "1"));
+    let sessions = builder.max_size(1).build().unwrap();
+    let accounts = sessions.transactional();
+    let mut tx = accounts.begin_with(TransactionOptions::new().begin(Begin::Immediate)).unwrap();
+    tx.incr("n", 1);
+    tx.check().unwrap();
+    let before = users(&server);
+    assert_eq!(before.len(), 1);
+    assert_eq!(before[0].1, "first");
+    credentials.rotate(second);
+    tx.incr("n", 1);
+    tx.check().unwrap();
+    assert_eq!(users(&server), before);
+    tx.commit().unwrap();
+    assert_eq!((users(&server), server.calls("auth")), (before.clone(), 1));
+    let mut watching = accounts.watch(["n"]).begin().unwrap();
+    assert_eq!(users(&server), [(before[0].0.clone(), "second".to_owned())]);
+    assert_eq!(watching.get::<_, u32>("n").unwrap(), 2);
+    watching.abandon().unwrap();
+    accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    let counts = sessions.status().transactional.counts;
+    assert_eq!((counts.reauthentications, counts.connects, counts.all_replaced()), (1, 1, 0));
+    assert_eq!(server.calls("auth"), 2);
+}
+
+#[test]
+fn a_connection_that_died_while_idle_is_replaced_by_one_that_says_who_it_is_now() {
+    let server = Server::start();
+    let second = user(&server, "second", "2");
+    let (credentials, builder) = rotating(&server, user(&server, "first", "1"));
+    let sessions = builder.max_size(1).build().unwrap();
+    sessions.transactional().run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    server.kill_all_clients_except_me();
+    credentials.rotate(second);
+    assert_eq!(sessions.transactional().run(|tx| Ok(tx.incr("n", 1))).unwrap(), 2);
+    assert_eq!(users(&server)[0].1, "second");
+    assert_eq!(reauthentications(&sessions), 0);
+}
+
+#[test]
+fn new_connections_wait_for_the_program_to_hear_of_a_new_password() {
+    let server = Server::start();
+    let (credentials, builder) = rotating(&server, user(&server, "app", "former"));
+    let sessions = builder.build().unwrap();
+    server.acl(&["SETUSER", "app", ">latter", "<former"]);
+    thread::scope(|scope| {
+        let applied = scope.spawn(|| sessions.transactional().run(|tx| Ok(tx.incr("n", 1))));
+        eventually(SOON, "it was refused", || {
+            sessions.status().transactional.counts.connect_failures > 0
+        });
+        let refused = sessions.status().transactional.last_connect_error.unwrap();
+        assert_eq!(refused.server_error().unwrap().code(), "WRONGPASS");
+        credentials.rotate(Credentials::new("app", "latter"));
+        assert_eq!(applied.join().unwrap().unwrap(), 1);
+    });
+}
+
+#[test]
+fn connections_stay_who_they_were_until_the_server_knows_a_new_password() {
+    let server = Server::start();
+    let (credentials, builder) = rotating(&server, user(&server, "app", "former"));
+    let sessions = builder.max_size(1).build().unwrap();
+    let accounts = sessions.transactional();
+    let once = || accounts.run(|tx| Ok(tx.incr("n", 1)));
+    once().unwrap();
+    credentials.rotate(Credentials::new("app", "latter"));
+    for _ in 0..10 {
+        once().unwrap();
+    }
+    let counts = sessions.status().transactional.counts;
+    assert_eq!((counts.connects, counts.reauthentications), (1, 0));
+    // Not at every checkout: the server writes each refusal down.
+    let refused = server.calls("auth") - 1;
+    assert!((1..=3).contains(&refused), "{refused}");
+    server.acl(&["SETUSER", "app", ">latter", "<former"]);
+    eventually(SOON, "it was said", || {
+        once().unwrap();
+        sessions.status().transactional.counts.reauthentications == 1
+    });
+    assert_eq!(sessions.status().transactional.counts.connects, 1);
+}
+
+/// Fails, or panics, as it is told.
+#[derive(Default)]
+struct Moody {
+    fails: AtomicBool,
+    panics: AtomicBool,
+    /// How long an answer takes, in milliseconds.
+    slow: AtomicU64,
+    version: AtomicU64,
+}
+
+impl CredentialsProvider for Moody {
+    fn credentials(&self) -> Result<Credentials, Box<dyn StdError + Send + Sync>> {
+        assert!(!self.panics.load(Ordering::SeqCst), "a provider that panics");
+        thread::sleep(Duration::from_millis(self.slow.load(Ordering::SeqCst)));
+        match self.fails.load(Ordering::SeqCst) {
+            true => Err("the vault is shut".into()),
+            false => Ok(Credentials::new("app", "secret")),
+        }
+    }
+
+    fn version(&self) -> u64 {
+        self.version.load(Ordering::SeqCst)
+    }
+}
+
+fn moody(server: &Server) -> (Arc<Moody>, SessionManager) {
+    user(server, "app", "secret");
+    let provider = Arc::new(Moody::default());
+    let sessions = SessionManager::builder(server.url())
+        .credentials_provider(Arc::clone(&provider))
+        .max_size(1)
+        .connect_timeout(Duration::from_millis(500))
+        .response_timeout(Duration::from_millis(500))
+        // A panic of the provider's is printed first, which takes its time.
+        .checkout_timeout(Duration::from_secs(3))
+        .build()
+        .unwrap();
+    (provider, sessions)
+}
+
+#[test]
+fn what_a_provider_fails_with_is_told_and_the_next_call_asks_again() {
+    let server = Server::start();
+    let (provider, sessions) = moody(&server);
+    let accounts = sessions.transactional();
+    provider.fails.store(true, Ordering::SeqCst);
+    match accounts.begin() {
+        Err(Error::Checkout(CheckoutError::Connect { source, .. })) => {
+            assert_eq!(source.kind(), ConnectionErrorKind::Credentials);
+            assert!(source.to_string().contains("the vault is shut"), "{source}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(server.calls("auth"), 0);
+    provider.fails.store(false, Ordering::SeqCst);
+    assert_eq!(accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
+    // A connection that is there needs none, as long as its server lets it.
+    provider.fails.store(true, Ordering::SeqCst);
+    provider.version.fetch_add(1, Ordering::SeqCst);
+    assert_eq!(accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 2);
+    assert_eq!(sessions.status().transactional.counts.connects, 1);
+}
+
+#[test]
+fn a_provider_that_is_slow_is_not_taken_for_a_server_that_is_silent() {
+    let server = Server::start();
+    user(&server, "app", "secret");
+    let provider = Arc::new(Moody::default());
+    let sessions = SessionManager::builder(server.url())
+        .credentials_provider(Arc::clone(&provider))
+        .connect_timeout(Duration::from_millis(500))
+        .response_timeout(Duration::from_millis(500))
+        .checkout_timeout(SOON)
+        .build()
+        .unwrap();
+    let accounts = sessions.transactional();
+    // Longer than an exchange may take, and than opening a connection.
+    provider.slow.store(800, Ordering::SeqCst);
+    let both = (accounts.begin().unwrap(), accounts.begin().unwrap());
+    drop(both);
+    let opened = sessions.status().transactional.counts.connects;
+    provider.version.fetch_add(1, Ordering::SeqCst);
+    let both = (accounts.begin().unwrap(), accounts.begin().unwrap());
+    drop(both);
+    let counts = sessions.status().transactional.counts;
+    assert_eq!((counts.connects, counts.reauthentications), (opened, 2));
+    assert_eq!((counts.connect_failures, counts.all_replaced()), (0, 0));
+}
+
+#[test]
+fn a_provider_that_panics_takes_no_place_with_it() {
+    let server = Server::start();
+    let (provider, sessions) = moody(&server);
+    let accounts = sessions.transactional();
+    provider.panics.store(true, Ordering::SeqCst);
+    match accounts.begin() {
+        Err(Error::Checkout(CheckoutError::Connect { source, .. })) => {
+            assert_eq!(source.kind(), ConnectionErrorKind::Panicked, "{source}");
+        }
+        other => panic!("{other:?}"),
+    }
+    provider.panics.store(false, Ordering::SeqCst);
+    assert_eq!(accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
+    // On the caller's thread it is the caller's panic.
+    provider.panics.store(true, Ordering::SeqCst);
+    provider.version.fetch_add(1, Ordering::SeqCst);
+    assert!(catch_unwind(AssertUnwindSafe(|| accounts.begin().map(drop))).is_err());
+    assert_eq!(sessions.status().transactional.in_use, 0);
+    provider.panics.store(false, Ordering::SeqCst);
+    assert_eq!(accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 2);
+    let counts = sessions.status().transactional.counts;
+    assert_eq!((counts.connects, counts.reauthentications), (1, 1));
+}
+
+#[test]
+fn a_doubt_is_asked_about_as_soon_as_the_program_hears_of_a_new_password() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let credentials = Arc::new(RotatingCredentials::new(user(&server, "app", "former")));
+    let sessions = SessionManager::builder(proxy.url())
+        .credentials_provider(Arc::clone(&credentials))
+        .build()
+        .unwrap();
+    proxy.script(Which::All, Script::from((Trigger::BeforeReplyTo("EXEC"), Fault::Cut)).once());
+    let options = TransactionOptions::new().exactly_once();
+    let mut tx = sessions.transactional().begin_with(options).unwrap();
+    tx.incr("n", 1);
+    let Err(CommitError::InDoubt(doubt)) = tx.commit() else { panic!("no doubt") };
+    server.acl(&["SETUSER", "app", ">latter", "<former"]);
+    let refused = server.calls("auth");
+    thread::scope(|scope| {
+        let resolution = scope.spawn(|| doubt.resolve());
+        eventually(SOON, "it was refused", || server.calls("auth") > refused);
+        credentials.rotate(Credentials::new("app", "latter"));
+        assert_eq!(resolution.join().unwrap(), Resolution::Committed);
+    });
+}
+
+#[test]
+fn waits_for_locks_are_told_by_who_it_is_now() {
+    let server = Server::start();
+    let second = user(&server, "second", "2");
+    let (credentials, builder) = rotating(&server, user(&server, "first", "1"));
+    let sessions = builder.build().unwrap();
+    let held = sessions.lock("name").acquire(SOON).unwrap();
+    let subscriber = || {
+        let subscribed =
+            |client: &&std::collections::HashMap<String, String>| client["flags"].contains('P');
+        server.client_list().iter().find(subscribed).map(|client| client["user"].clone())
+    };
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| sessions.lock("name").acquire(SOON).map(drop));
+        eventually(SOON, "it listens", || subscriber().as_deref() == Some("first"));
+        credentials.rotate(second);
+        eventually(SOON, "it listens anew", || subscriber().as_deref() == Some("second"));
+        held.release().unwrap();
+        waiter.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn an_address_that_says_who_it_is_and_a_provider_are_refused_together() {
+    let provider = || RotatingCredentials::new(Credentials::password("secret"));
+    for url in ["redis://user@localhost/", "redis://:hushed@localhost/"] {
+        let refused = SessionManager::builder(url).credentials_provider(provider()).build();
+        let error = refused.unwrap_err();
+        assert_eq!(error.setting_name(), Some("credentials_provider"));
+        assert!(!error.to_string().contains("hushed"), "{error}");
+    }
+}
+
+#[test]
+fn the_password_of_the_default_user_may_change_too_and_is_never_shown() {
+    let server = Server::start();
+    server.acl(&["SETUSER", "default", ">hushed"]);
+    let credentials = Arc::new(RotatingCredentials::new(Credentials::password("hushed")));
+    // In RESP3 the hand-shake says it by another command.
+    let builder = SessionManager::builder(format!("{}?protocol=resp3", server.url()))
+        .credentials_provider(Arc::clone(&credentials));
+    let shown = format!("{credentials:?} {builder:?} {:?}", Credentials::new("hushed", "hushed"));
+    assert!(!shown.contains("hushed"), "{shown}");
+    let sessions = builder.build().unwrap();
+    let n: i64 = sessions.transactional().run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    assert_eq!((n, sessions.pooled().get::<_, i64>("n").unwrap()), (1, 1));
+}

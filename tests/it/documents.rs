@@ -1,0 +1,128 @@
+//! What the documents say of themselves: the tests they name exist, and what they advise works.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use rediscope::{Applied, Error, Ready, SessionManager, Transactional, prelude::*};
+
+use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
+use rediscope_testing::server::Server;
+use rediscope_testing::{eventually, try_for};
+
+const SOON: Duration = Duration::from_secs(20);
+
+#[test]
+fn every_test_that_the_guarantees_name_exists() {
+    let guarantees = fs::read_to_string("docs/guarantees.md").unwrap();
+    let named: Vec<_> = guarantees
+        .lines()
+        .filter_map(|line| line.strip_prefix("* `")?.strip_suffix('`'))
+        .filter(|name| {
+            name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+        })
+        .collect();
+    assert!(named.len() > 50, "only {} tests are named", named.len());
+    let mut code = String::new();
+    read_all(Path::new("tests"), &mut code);
+    read_all(Path::new("testing"), &mut code);
+    read_all(Path::new("src"), &mut code);
+    let absent: Vec<_> =
+        named.iter().filter(|name| !code.contains(&format!("fn {name}("))).collect();
+    assert!(absent.is_empty(), "named, but absent: {absent:#?}");
+}
+
+fn read_all(folder: &Path, code: &mut String) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            read_all(&path, code);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            code.push_str(&fs::read_to_string(&path).unwrap());
+        }
+    }
+}
+
+/// As `docs/guarantees.md` has it, with a look into the middle of each attempt.
+fn place(shop: &Transactional, mut between: impl FnMut(u32)) -> Result<bool, Error> {
+    shop.watch(["placed:1"]).run(|read, tx| {
+        let placed = read.exists("placed:1")? > 0;
+        between(read.attempt());
+        if !placed {
+            tx.decr("stock", 1);
+            tx.set_ex("placed:1", 1, 86_400);
+        }
+        Ok(Ready(!placed))
+    })
+}
+
+/// An order whose EXEC is under way while its caller was told that it is in doubt.
+struct Late {
+    server: Server,
+    proxy: Proxy,
+    shop: Transactional,
+}
+
+fn late() -> Late {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    proxy.arm(Script::new().on(Trigger::BeforeCommandNamed("EXEC"), Fault::HoldRequests).once());
+    let doubtful = SessionManager::builder(proxy.url())
+        .response_timeout(Duration::from_millis(200))
+        .build()
+        .unwrap();
+    let error = place(&doubtful.transactional(), |_| {}).unwrap_err();
+    assert_eq!(error.applied(), Applied::Unknown, "{error}");
+    drop(doubtful);
+    let shop = SessionManager::connect(server.url()).unwrap().transactional();
+    Late { server, proxy, shop }
+}
+
+impl Late {
+    fn stock(&self) -> Option<i64> {
+        self.server.ask(&["GET", "stock"])
+    }
+
+    fn arrives(&self) {
+        self.proxy.release();
+    }
+}
+
+#[test]
+fn an_order_in_doubt_that_was_applied_is_found_by_its_mark() {
+    let late = late();
+    late.arrives();
+    eventually(SOON, "the late EXEC is applied", || late.stock() == Some(-1));
+    assert!(!place(&late.shop, |_| {}).unwrap());
+    assert_eq!(late.stock(), Some(-1));
+}
+
+#[test]
+fn an_order_in_doubt_that_is_applied_while_it_is_placed_again_is_placed_once() {
+    let late = late();
+    let mut attempts = 0;
+    let placed = place(&late.shop, |attempt| {
+        attempts = attempt;
+        if attempt == 1 {
+            late.arrives();
+            eventually(SOON, "the late EXEC is applied", || late.stock() == Some(-1));
+        }
+    });
+    assert_eq!((placed.unwrap(), attempts), (false, 2));
+    assert_eq!(late.stock(), Some(-1));
+}
+
+#[test]
+fn an_order_in_doubt_that_arrives_after_it_was_placed_again_is_not_applied() {
+    let late = late();
+    assert!(place(&late.shop, |_| {}).unwrap());
+    assert_eq!(late.stock(), Some(-1));
+    let before = late.server.calls("exec");
+    late.arrives();
+    eventually(SOON, "the late EXEC arrives", || late.server.calls("exec") > before);
+    assert_eq!(late.stock(), Some(-1));
+    assert_eq!(
+        try_for(Duration::from_millis(50), || (late.stock() != Some(-1)).then_some(())),
+        None
+    );
+}

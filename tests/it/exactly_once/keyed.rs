@@ -1,0 +1,349 @@
+//! A key of the caller's: whoever comes first commits, and everybody else is told.
+
+use std::time::Duration;
+
+use rediscope::prelude::*;
+use rediscope::{
+    Applied, Begin, Block, CommitError, Error, Outcome, Resolution, SessionManager,
+    TransactionOptions, Transactional, Watching,
+};
+
+use super::stage::{Fate, SOON, Stage};
+use rediscope_testing::eventually;
+
+const HOUR: Duration = Duration::from_secs(3600);
+const SECRET: &str = "iban-DE4711-secret";
+
+fn once(key: &str, ttl: Duration) -> TransactionOptions {
+    TransactionOptions::new().exactly_once_as(key, ttl)
+}
+
+fn keyed(stage: &Stage, key: &str) -> Transactional {
+    stage.sessions.transactional().with(once(key, HOUR))
+}
+
+#[track_caller]
+fn already<T: std::fmt::Debug>(result: Result<T, Error>) {
+    let error = result.unwrap_err();
+    assert_eq!((error.applied(), error.is_retryable()), (Applied::No, false), "{error:?}");
+    assert!(matches!(error.as_commit(), Some(CommitError::AlreadyCommitted)), "{error:?}");
+}
+
+#[test]
+fn an_empty_key_and_a_time_to_live_under_a_millisecond_are_refused_before_anything_is_sent() {
+    let stage = Stage::new();
+    let all = stage.sessions.transactional();
+    let sent = stage.proxy.commands();
+    let calls = stage.server.calls("multi");
+    for options in
+        [once("", HOUR), once("k", Duration::ZERO), once("k", Duration::from_micros(999))]
+    {
+        let handle = all.with(options.clone());
+        let ran = |_: &mut Watching, _: &mut Block| -> Result<(), Error> { panic!("it ran") };
+        let refused = [
+            handle.begin().map(drop).unwrap_err(),
+            all.begin_with(options).map(drop).unwrap_err(),
+            handle.watch(["w"]).begin().map(drop).unwrap_err(),
+            handle.watch(["w"]).run(ran).map(drop).unwrap_err(),
+            handle.run(|tx| Ok(tx.incr("n", 1))).unwrap_err(),
+        ];
+        for error in refused {
+            assert!(matches!(error, Error::Config(_)), "{error:?}");
+            assert_eq!((error.applied(), error.is_retryable()), (Applied::No, false));
+        }
+    }
+    assert_eq!((stage.proxy.commands(), stage.server.calls("multi")), (sent, calls));
+    assert_eq!(stage.number("n"), 0);
+}
+
+#[test]
+fn a_key_that_expired_may_be_committed_once_more() {
+    let stage = Stage::new();
+    let handle = stage.sessions.transactional().with(once("k", Duration::from_millis(300)));
+    assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
+    already(handle.run(|tx| Ok(tx.incr("n", 1))));
+    let keys = || stage.server.ask::<Vec<String>>(&["KEYS", "rediscope:once:*"]);
+    eventually(SOON, "the key has expired", || keys().is_empty());
+    assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 2);
+    assert_eq!(stage.number("n"), 2);
+}
+
+#[test]
+fn the_longest_time_to_live_is_a_hundred_years_and_the_key_is_kept() {
+    let stage = Stage::new();
+    let years = |years: u64| Duration::from_secs(years * 365 * 24 * 60 * 60);
+    for (nth, ttl) in
+        [Duration::MAX, years(1_000_000_000), years(101), years(100), HOUR].into_iter().enumerate()
+    {
+        let key = format!("deed:{nth}");
+        let handle = stage.sessions.transactional().with(once(&key, ttl));
+        assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), nth as i64 + 1);
+        already(handle.run(|tx| Ok(tx.incr("n", 1))));
+        let mut tx = match handle.begin() {
+            Ok(tx) => tx,
+            Err(error) => panic!("{error}"),
+        };
+        tx.incr("n", 1);
+        already(tx.commit().map_err(Error::from));
+        already(handle.watch(["w"]).run(|_, tx| Ok(tx.incr("n", 1))));
+        let left: u64 = stage.server.ask(&["PTTL", &format!("rediscope:once:{key}")]);
+        assert!(Duration::from_millis(left) <= ttl.min(years(100)));
+        assert!(Duration::from_millis(left) > ttl.min(years(99)) / 2);
+    }
+    assert_eq!(stage.number("n"), 5);
+}
+
+/// The block itself takes away the right to the key, or to the register: EXEC judges each command
+/// by the rights of that moment.
+#[test]
+fn a_key_that_could_not_be_kept_is_told_and_the_transaction_was_applied() {
+    let stage = Stage::new();
+    let rules = ["on", ">secret", "+@all", "~*"];
+    stage.server.acl(&[&["SETUSER", "app"], &rules[..]].concat());
+    let url = format!("redis://app:secret@{}/", stage.proxy.address());
+    let sessions = SessionManager::builder(url).max_size(1).trust_window(SOON).build().unwrap();
+    // What may be written at the end: neither, the register alone, the key alone.
+    for (left, keyed) in
+        [("~n", true), ("~rediscope:reg:*", true), ("~rediscope:once:*", true), ("~n", false)]
+    {
+        for form in ["run", "guard", "watch run", "watch guard"] {
+            stage.server.acl(&["SETUSER", "app", "resetkeys", "~*"]);
+            let key = rediscope_testing::unique("deed");
+            let handle = match keyed {
+                true => sessions.transactional().with(once(&key, HOUR)),
+                false => sessions.transactional().with(TransactionOptions::new().exactly_once()),
+            };
+            let before = stage.number("n");
+            let lock_out = || {
+                let mut cmd = redis::cmd("ACL");
+                cmd.arg("SETUSER").arg("app").arg("resetkeys").arg("~n").arg(left);
+                cmd
+            };
+            let told = match form {
+                "run" => handle.run(|tx| {
+                    let n = tx.incr("n", 1);
+                    tx.queue::<()>(lock_out());
+                    Ok(n)
+                }),
+                "watch run" => handle.watch(["w"]).run(|_, tx| {
+                    let n = tx.incr("n", 1);
+                    tx.queue::<()>(lock_out());
+                    Ok(n)
+                }),
+                "guard" => handle.begin().and_then(|mut tx| {
+                    let n = tx.incr("n", 1);
+                    tx.queue::<()>(lock_out());
+                    Ok(tx.commit()?.get(n)?)
+                }),
+                "watch guard" => handle.watch(["w"]).begin().and_then(|watching| {
+                    let mut tx = watching.multi();
+                    let n = tx.incr("n", 1);
+                    tx.queue::<()>(lock_out());
+                    Ok(tx.commit()?.committed().unwrap().get(n)?)
+                }),
+                form => panic!("{form}"),
+            };
+            let what = format!("{form}, {left}");
+            let error = told.expect_err(&what);
+            assert_eq!((error.applied(), error.is_retryable()), (Applied::Yes, false), "{what}");
+            match error.as_commit() {
+                Some(CommitError::KeyNotKept { error, replies, .. }) => {
+                    assert_eq!(error.code(), "NOPERM", "{what}");
+                    assert_eq!((replies.len(), replies.failures()), (2, 0), "{what}");
+                }
+                _ => panic!("{what}: {error:?}"),
+            }
+            assert_eq!(stage.number("n"), before + 1, "{what}");
+        }
+    }
+    let counts = sessions.status().transactional.counts;
+    assert_eq!(counts.all_replaced(), 16, "each connection is closed: {counts:?}");
+}
+
+#[test]
+fn what_was_not_applied_does_not_use_up_its_key() {
+    let stage = Stage::new();
+    let handle = keyed(&stage, "k");
+    let mut tx = handle.begin().unwrap();
+    tx.incr("n", 100);
+    drop(tx);
+    let mut tx = handle.begin().unwrap();
+    tx.queue::<()>(redis::cmd("GET"));
+    assert!(matches!(tx.commit(), Err(CommitError::Rejected { .. })));
+    let watching = handle.watch(["w"]).begin().unwrap();
+    stage.server.ask::<()>(&["SET", "w", "1"]);
+    let mut tx = watching.multi();
+    tx.incr("n", 100);
+    assert!(matches!(tx.commit().unwrap(), Outcome::Conflict));
+    assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
+    already(handle.run(|tx| Ok(tx.incr("n", 1))));
+    assert_eq!(stage.number("n"), 1);
+}
+
+#[test]
+fn a_block_in_doubt_is_applied_once_whatever_was_lost() {
+    for fate in Fate::BOTH {
+        let stage = Stage::new();
+        stage.armed();
+        let handle = keyed(&stage, "k");
+        stage.lose(fate);
+        let told = handle.run(|tx| Ok(tx.incr("n", 1)));
+        match fate {
+            Fate::Applied => assert_eq!(told.unwrap_err().applied(), Applied::Yes),
+            Fate::NotApplied => assert_eq!(told.unwrap(), 1),
+        }
+        assert_eq!(stage.number("n"), 1);
+        already(handle.run(|tx| Ok(tx.incr("n", 1))));
+    }
+}
+
+#[test]
+fn a_guard_in_doubt_resolves_and_its_key_agrees() {
+    for fate in Fate::BOTH {
+        for begin in [Begin::Deferred, Begin::Immediate] {
+            let stage = Stage::new();
+            stage.armed();
+            let handle = keyed(&stage, "k").with(TransactionOptions::new().begin(begin));
+            let doubt = stage.doubted(&handle, fate);
+            assert_eq!(doubt.resolve(), fate.truth());
+            let again = handle.run(|tx| Ok(tx.incr("n", 1)));
+            match fate {
+                Fate::Applied => already(again),
+                Fate::NotApplied => assert_eq!(again.unwrap(), 1),
+            }
+            assert_eq!(stage.number("n"), 1, "{begin:?}");
+        }
+    }
+}
+
+#[test]
+fn a_commit_between_the_question_and_exec_is_noticed() {
+    let stage = Stage::new();
+    let rival = SessionManager::connect(stage.server.url()).unwrap();
+    let rival = rival.transactional().with(once("k", HOUR));
+    let begun = keyed(&stage, "k").with(TransactionOptions::new().begin(Begin::Immediate));
+    let mut tx = begun.begin().unwrap();
+    tx.incr("n", 100);
+    assert_eq!(rival.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
+    already(tx.commit().map_err(Error::from));
+    // Where the user watches, that is a conflict; and then there is nothing left to decide.
+    let (handle, rival) = (keyed(&stage, "l"), rival.with(once("l", HOUR)));
+    let mut runs = 0;
+    let watched = handle.watch(["w"]).run(|_, tx| {
+        runs += 1;
+        rival.run(|tx| Ok(tx.incr("n", 1)))?;
+        Ok(tx.incr("n", 100))
+    });
+    already(watched);
+    assert_eq!((runs, stage.number("n")), (1, 2));
+}
+
+#[test]
+fn every_form_of_a_transaction_honours_the_key() {
+    let stage = Stage::with(&[], |builder| builder.flush_bytes(64));
+    let handle = keyed(&stage, "k");
+    let mut tx = handle.begin().unwrap();
+    let mut kept = tx.savepoint();
+    let n = kept.incr("n", 1);
+    kept.release();
+    let mut forgotten = tx.savepoint();
+    forgotten.incr("n", 100);
+    drop(forgotten);
+    assert_eq!(tx.commit().unwrap().get(n).unwrap(), 1);
+
+    let mut parted = handle.begin().unwrap();
+    let mut part = parted.savepoint();
+    part.incr("n", 100);
+    part.release();
+    already(parted.commit().map_err(Error::from));
+    let mut chunked = handle.begin().unwrap();
+    for _ in 0..20 {
+        chunked.incr("n", 100);
+    }
+    already(chunked.check());
+    already(chunked.commit().map_err(Error::from));
+    already(handle.watch(["w"]).begin().map(drop));
+    already(handle.watch(["w"]).run(|_, tx| Ok(tx.incr("n", 100))));
+    already(handle.reading().run(|_, tx| Ok(tx.incr("n", 100))));
+    already(handle.run(|_| Ok(())));
+    let immediate = TransactionOptions::new().begin(Begin::Immediate);
+    already(handle.with(immediate.clone()).begin().map(drop));
+    already(handle.with(immediate).run(|tx| Ok(tx.incr("n", 100))));
+    already(stage.sessions.transactional().begin_with(once("k", HOUR)).and_then(|mut tx| {
+        tx.incr("n", 100);
+        Ok(tx.commit().map(drop)?)
+    }));
+    assert_eq!(stage.number("n"), 1);
+    assert_eq!(stage.proxy.accepted(), 1, "and none of them cost the connection");
+    stage.sessions.transactional().run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    assert_eq!(stage.number("n"), 2);
+}
+
+#[test]
+fn an_empty_block_with_a_key_is_committed_once_too() {
+    let stage = Stage::new();
+    let handle = keyed(&stage, "k");
+    handle.run(|_| Ok(())).unwrap();
+    already(handle.run(|tx| Ok(tx.incr("n", 1))));
+    assert_eq!(stage.number("n"), 0);
+}
+
+#[test]
+fn a_flush_inside_the_transaction_does_not_forget_its_key_and_a_later_one_does() {
+    let stage = Stage::new();
+    let handle = keyed(&stage, "k");
+    handle.run(|tx| Ok((tx.queue::<()>(redis::cmd("FLUSHALL")), tx.incr("n", 1)))).unwrap();
+    already(handle.run(|tx| Ok(tx.incr("n", 1))));
+    assert_eq!(stage.number("n"), 1);
+    // It is remembered on the server and nowhere else.
+    stage.server.ask::<()>(&["FLUSHALL"]);
+    assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
+}
+
+#[test]
+fn keys_are_told_apart_byte_by_byte_and_by_prefix() {
+    let stage = Stage::new();
+    let all = stage.sessions.transactional();
+    let names: [&[u8]; 5] = [b"k", b"K", b"k ", b"\0\xff", b"\0\xfe"];
+    for name in names {
+        let options = TransactionOptions::new().exactly_once_as(name, HOUR);
+        all.with(options).run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    }
+    let apart = SessionManager::builder(stage.server.url()).prefix("apart");
+    let apart = apart.build().unwrap().transactional();
+    apart.with(once("k", HOUR)).run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    already(apart.with(once("k", HOUR)).run(|tx| Ok(tx.incr("n", 1))));
+    assert_eq!(stage.number("n"), 6);
+}
+
+#[test]
+fn the_key_is_in_no_report() {
+    let stage = Stage::new();
+    let handle = keyed(&stage, SECRET);
+    let mut said = vec![format!("{:?}{handle:?}", once(SECRET, HOUR))];
+    let mut say = |error: &Error| said.push(format!("{error}{error:?}{error:#?}"));
+    stage.server.acl(&["SETUSER", "app", "on", ">secret", "~rediscope:*", "~w", "+@all"]);
+    let app = SessionManager::connect(stage.server.url_as("app", "secret")).unwrap();
+    let refused = app.transactional().with(once(SECRET, HOUR)).run(|tx| Ok(tx.incr("n", 1)));
+    say(&refused.unwrap_err());
+    stage.server.acl(&["SETUSER", "app", "resetkeys", "~rediscope:reg:*", "~n"]);
+    let refused = app.transactional().with(once(SECRET, HOUR)).run(|tx| Ok(tx.incr("n", 1)));
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.applied(), Applied::No);
+    say(&refused);
+    stage.armed();
+    let in_doubt = stage.doubted(&handle, Fate::Applied);
+    assert_eq!(in_doubt.resolve(), Resolution::Committed);
+    say(&Error::from(CommitError::InDoubt(in_doubt.clone())));
+    say(&handle.run(|tx| Ok(tx.incr("n", 1))).unwrap_err());
+    let mut tx = handle.begin().unwrap();
+    tx.incr("n", 1);
+    let more =
+        format!("{tx:?}{:?}{}{:?}", in_doubt.token(), stage.sessions.status(), handle.watch(["w"]));
+    drop(tx);
+    said.push(more);
+    said.push(format!("{:?}{:?}", stage.sessions, stage.sessions.open_scopes()));
+    for text in said {
+        assert!(!text.contains("iban") && !text.contains("4711"), "{text}");
+    }
+}

@@ -1,0 +1,22 @@
+//! The fault matrix: connections that break at every point of a scope's life, and what the caller
+//! is then told, checked against what the server holds.
+//!
+//! Nothing here trusts the crate's word: outcomes are compared with the server's counters, and
+//! every pool must serve its next borrower.
+
+mod busy;
+mod cuts;
+mod deadlines;
+mod forms;
+mod killed;
+mod leftovers;
+mod long;
+mod model;
+mod pooled;
+mod reclaimed;
+mod replaced;
+mod scopes;
+mod stale;
+mod stalls;
+mod stopped;
+mod surplus;

@@ -1,0 +1,207 @@
+//! Connections in use: a busy one costs nothing extra, and when it dies the outcome told is true.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rediscope::prelude::*;
+use rediscope::{CommitError, Error, SessionManager, Transactional};
+
+use rediscope_testing::proxy::Fault::Cut;
+use rediscope_testing::proxy::Trigger::{AfterCommandNamed, BeforeReplyTo};
+use rediscope_testing::proxy::{Proxy, Script, Which};
+use rediscope_testing::server::Server;
+use rediscope_testing::{eventually, unique};
+
+/// The default `trust_window`.
+const WINDOW: Duration = Duration::from_millis(5);
+const HOUR: Duration = Duration::from_secs(3600);
+const SOON: Duration = Duration::from_secs(10);
+
+#[test]
+fn a_busy_link_pays_no_extra_round_trip() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    // So long that a slow machine does not make a busy connection look idle.
+    let builder = SessionManager::builder(proxy.url()).max_size(1).trust_window(HOUR);
+    let sessions = builder.build().unwrap();
+    let (accounts, mut db) = (sessions.transactional(), sessions.pooled());
+    accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    let _: i64 = db.incr("n", 1).unwrap();
+    let turns = proxy.turns();
+    (0..1000).for_each(|_| _ = accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap());
+    assert_eq!(proxy.turns() - turns, 1000, "transactions");
+    let turns = proxy.turns();
+    (0..1000).for_each(|_| db.incr::<_, _, ()>("n", 1).unwrap());
+    assert_eq!(proxy.turns() - turns, 1000, "commands");
+    assert_eq!(server.ask::<u64>(&["GET", "n"]), 2002);
+}
+
+/// The keys of transactions, one each, by what their callers were told.
+#[derive(Debug, Default)]
+struct Told {
+    committed: Vec<String>,
+    not_sent: Vec<String>,
+    in_doubt: Vec<String>,
+}
+
+impl Told {
+    fn commit(&mut self, accounts: &Transactional) {
+        let key = unique("key");
+        let mut tx = accounts.begin().unwrap();
+        tx.incr(&key, 1);
+        match tx.commit() {
+            Ok(_) => self.committed.push(key),
+            Err(CommitError::NotSent { .. }) => self.not_sent.push(key),
+            Err(CommitError::InDoubt(_)) => self.in_doubt.push(key),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+fn applied(server: &Server, keys: &[String]) -> Vec<Option<u32>> {
+    keys.iter().map(|key| server.ask(&["GET", key])).collect()
+}
+
+#[test]
+fn what_is_told_about_links_that_died_a_moment_ago_is_true() {
+    type Kill = fn(&Server, &Proxy);
+    let kills: [(&str, Kill); 3] = [
+        ("killed", |server, _| _ = server.kill_all_clients_except_me()),
+        ("cut", |_, proxy| proxy.cut_all()),
+        ("reset", |_, proxy| proxy.reset_all()),
+    ];
+    thread::scope(|scope| {
+        for (how, kill) in kills {
+            scope.spawn(move || dies_around_commits(200, how, kill));
+        }
+    });
+}
+
+/// Each round uses a connection, kills it up to 5 ms later, and uses it again up to 5 ms later.
+fn dies_around_commits(rounds: usize, how: &str, kill: fn(&Server, &Proxy)) {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let sessions = SessionManager::builder(proxy.url()).max_size(2).build().unwrap();
+    let accounts = sessions.transactional();
+    let mut told = Told::default();
+    for _ in 0..rounds {
+        told.commit(&accounts);
+        let used = Instant::now();
+        let [killed, again] = [(); 2].map(|()| WINDOW.mul_f64(fastrand::f64()));
+        // Not waiting for anything: these are the two ages that the round is about.
+        let at =
+            |age: Duration| thread::sleep((used + age).saturating_duration_since(Instant::now()));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                at(killed);
+                kill(&server, &proxy);
+            });
+            at(again);
+            told.commit(&accounts);
+        });
+    }
+    assert_eq!(sessions.status().transactional.in_use, 0);
+    drop((accounts, sessions));
+    eventually(SOON, "nothing is under way", || server.clients() == 0);
+    let [committed, not_sent, in_doubt] =
+        [&told.committed, &told.not_sent, &told.in_doubt].map(|keys| applied(&server, keys));
+    let late = in_doubt.iter().filter(|value| **value == Some(1)).count();
+    println!(
+        "{how}: {} committed, {} not sent, {} in doubt of which {late} applied",
+        committed.len(),
+        not_sent.len(),
+        in_doubt.len()
+    );
+    assert!(committed.iter().all(|value| *value == Some(1)), "{how}: committed {committed:?}");
+    assert!(not_sent.iter().all(Option::is_none), "{how}: not sent {not_sent:?}");
+    assert!(in_doubt.iter().all(|value| value.is_none_or(|n| n == 1)), "{how}: {in_doubt:?}");
+    assert_eq!(committed.len() + not_sent.len() + in_doubt.len(), 2 * rounds);
+}
+
+#[test]
+fn after_one_death_every_older_link_is_asked_first() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let builder = SessionManager::builder(proxy.url()).trust_window(HOUR);
+    let sessions = builder.build().unwrap();
+    let accounts = sessions.transactional();
+    let scopes: Vec<_> = (0..8).map(|_| accounts.begin().unwrap()).collect();
+    drop(scopes);
+    // All eight are trusted. The first dies under its EXEC; the others when they are asked, which
+    // would put a transaction in doubt that was sent without being asked for.
+    proxy.arm(Script::from((AfterCommandNamed("EXEC"), Cut)).once());
+    let first = accounts.run(|tx| Ok(tx.incr("first", 1)));
+    let in_doubt = |error: &Error| matches!(error.as_commit(), Some(CommitError::InDoubt(_)));
+    assert!(first.as_ref().is_err_and(in_doubt), "{first:?}");
+    proxy.arm((BeforeReplyTo("MULTI"), Cut));
+    proxy.script(Which::All, Script::new());
+    let told: Vec<_> = (0..8).map(|_| accounts.run(|tx| Ok(tx.incr("n", 1)))).collect();
+    assert!(told.iter().all(Result::is_ok), "{told:?}");
+    assert_eq!(proxy.fired(), 8);
+    assert_eq!(server.ask::<u32>(&["GET", "n"]), 8);
+}
+
+#[test]
+fn connections_that_are_known_to_be_dead_cost_no_call_anything_though_all_are_trusted() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let builder = SessionManager::builder(proxy.url()).trust_window(HOUR);
+    let sessions = builder.build().unwrap();
+    let accounts = sessions.transactional();
+    let scopes: Vec<_> = (0..8).map(|_| accounts.begin().unwrap()).collect();
+    drop(scopes);
+    proxy.cut_all();
+    let told: Vec<_> = (0..8).map(|_| accounts.run(|tx| Ok(tx.incr("n", 1)))).collect();
+    assert!(told.iter().all(Result::is_ok), "{told:?}");
+    assert_eq!(server.ask::<u32>(&["GET", "n"]), 8);
+}
+
+#[test]
+fn a_restart_costs_at_most_one_doubt_per_busy_link() {
+    const LINKS: u32 = 8;
+    const KILLS: u32 = 12;
+    let server = Server::start();
+    let sessions = SessionManager::builder(server.url()).max_size(LINKS).build().unwrap();
+    let over = AtomicBool::new(false);
+    // What each thread was told: committed, in doubt.
+    let told: Vec<(String, u32, u32)> = thread::scope(|scope| {
+        let busy = |_| {
+            scope.spawn(|| {
+                let (key, mut committed, mut in_doubt) = (unique("busy"), 0, 0);
+                while !over.load(Ordering::Acquire) {
+                    match sessions.transactional().run(|tx| Ok(tx.incr(&key, 1))) {
+                        Ok(_) => committed += 1,
+                        Err(error) => match error.as_commit() {
+                            Some(CommitError::InDoubt(_)) => in_doubt += 1,
+                            _ => panic!("{error}"),
+                        },
+                    }
+                }
+                (key, committed, in_doubt)
+            })
+        };
+        let threads: Vec<_> = (0..LINKS).map(busy).collect();
+        for _ in 0..KILLS {
+            // The same for a connection as a restart, but the counters survive it.
+            let connects = sessions.status().transactional.counts.connects;
+            server.kill_all_clients_except_me();
+            eventually(SOON, "all of them work on new connections", || {
+                let status = sessions.status().transactional;
+                status.counts.connects >= connects + u64::from(LINKS)
+            });
+        }
+        over.store(true, Ordering::Release);
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let doubts: u32 = told.iter().map(|(_, _, in_doubt)| in_doubt).sum();
+    println!("{doubts} in doubt over {KILLS} kills of {LINKS} links");
+    assert!(doubts <= KILLS * LINKS);
+    for (key, committed, in_doubt) in told {
+        let value: u32 = server.ask(&["GET", &key]);
+        assert!(
+            (committed..=committed + in_doubt).contains(&value),
+            "{value}: {committed}, {in_doubt}"
+        );
+    }
+}

@@ -1,0 +1,300 @@
+//! Every call ends in time, however silent the server is, and capacity comes back: from a server
+//! that was stopped, from one that was down for long, from scopes that nobody ends.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rediscope::prelude::*;
+use rediscope::{
+    Applied, Begin, Builder, CheckoutError, CommitError, ConnectionErrorKind, Error, Outcome,
+    RetryPolicy, SessionManager, TransactionOptions,
+};
+
+use rediscope_testing::eventually;
+use rediscope_testing::proxy::Proxy;
+use rediscope_testing::server::Server;
+
+const CONNECT: Duration = Duration::from_millis(600);
+/// Longer than cleaning and slack together, so that one is not taken for the other.
+const RESPONSE: Duration = Duration::from_millis(1500);
+const CLEANUP: Duration = Duration::from_millis(200);
+const CHECKOUT: Duration = Duration::from_millis(3700);
+/// What a busy machine may add to a bounded call. Without a bound the calls would never end.
+const SLACK: Duration = Duration::from_millis(1000);
+const SOON: Duration = Duration::from_secs(10);
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn builder(url: String) -> Builder {
+    SessionManager::builder(url)
+        .connect_timeout(CONNECT)
+        .response_timeout(RESPONSE)
+        .cleanup_timeout(CLEANUP)
+        .checkout_timeout(CHECKOUT)
+}
+
+/// What a call may have to wait for.
+#[derive(Debug, Clone, Copy)]
+enum Limit {
+    Cleanup,
+    Response,
+    Checkout,
+}
+
+impl Limit {
+    fn bound(self) -> Duration {
+        match self {
+            Self::Cleanup => CLEANUP + SLACK,
+            Self::Response => RESPONSE + CLEANUP + SLACK,
+            Self::Checkout => CHECKOUT + RESPONSE + CLEANUP + SLACK,
+        }
+    }
+}
+
+/// A call that meets the silence: its name, its bound, and what it does, which is to fail (or to
+/// say why not).
+struct Call<'c> {
+    name: &'static str,
+    limit: Limit,
+    act: Box<dyn FnOnce() -> Result<(), String> + Send + 'c>,
+}
+
+fn call<'c>(
+    name: &'static str,
+    limit: Limit,
+    act: impl FnOnce() -> Result<(), String> + Send + 'c,
+) -> Call<'c> {
+    Call { name, limit, act: Box::new(act) }
+}
+
+fn wrong<T: std::fmt::Debug>(what: T) -> Result<(), String> {
+    Err(format!("{what:?}"))
+}
+
+/// Guards and handles that were made while the server answered.
+fn calls<'c>(trusting: &'c SessionManager, asking: &'c SessionManager) -> Vec<Call<'c>> {
+    let once = TransactionOptions::new().retry(RetryPolicy::never());
+    let immediate = once.clone().begin(Begin::Immediate);
+    let plain = |sessions: &SessionManager| {
+        let mut tx = sessions.transactional().begin().unwrap();
+        tx.incr("n", 1);
+        tx
+    };
+    let begun = || {
+        let mut tx = trusting.transactional().begin_with(immediate.clone()).unwrap();
+        tx.incr("n", 1);
+        tx
+    };
+    let watching = || trusting.transactional().watch(["watched"]).begin().unwrap();
+    let (trusted, untrusted) = (plain(trusting), plain(asking));
+    let (dropped, discarded, committed) = (begun(), begun(), begun());
+    let (mut reads, unwatched, abandoned, writes) =
+        (watching(), watching(), watching(), watching());
+    let (once_, immediate_) = (once.clone(), immediate.clone());
+    vec![
+        call("commit on a trusted connection", Limit::Response, || match trusted.commit() {
+            Err(CommitError::InDoubt(_)) => Ok(()),
+            other => wrong(other),
+        }),
+        call("commit on an untrusted connection", Limit::Checkout, || match untrusted.commit() {
+            Err(CommitError::NotSent { .. }) => Ok(()),
+            other => wrong(other),
+        }),
+        call("commit behind MULTI", Limit::Response, || match committed.commit() {
+            Err(CommitError::InDoubt(_)) => Ok(()),
+            other => wrong(other),
+        }),
+        call("drop behind MULTI", Limit::Cleanup, || {
+            drop(dropped);
+            Ok(())
+        }),
+        call("discard behind MULTI", Limit::Cleanup, || match discarded.discard() {
+            Err(Error::Lost { applied: Applied::No, source, .. })
+                if source.kind() == ConnectionErrorKind::TimedOut =>
+            {
+                Ok(())
+            }
+            other => wrong(other),
+        }),
+        call("a watched read, then commit", Limit::Response, move || {
+            match reads.get::<_, Option<i64>>("watched") {
+                Err(Error::Lost { applied: Applied::No, .. }) => {}
+                other => return wrong(other),
+            }
+            match reads.multi().commit() {
+                Err(CommitError::NotSent { .. }) => Ok(()),
+                other => wrong(other),
+            }
+        }),
+        call("drop while watching", Limit::Cleanup, || {
+            drop(unwatched);
+            Ok(())
+        }),
+        call("abandon", Limit::Cleanup, || match abandoned.abandon() {
+            Err(Error::Lost { .. }) => Ok(()),
+            other => wrong(other),
+        }),
+        call("commit while watching", Limit::Response, || {
+            let mut tx = writes.multi();
+            tx.incr("n", 1);
+            match tx.commit() {
+                Err(CommitError::InDoubt(_)) => Ok(()),
+                other => wrong(other.map(Outcome::committed)),
+            }
+        }),
+        call("begin, immediate", Limit::Checkout, move || {
+            match asking.transactional().begin_with(immediate_) {
+                Err(Error::Checkout(CheckoutError::Connect { .. }) | Error::Lost { .. }) => Ok(()),
+                other => wrong(other),
+            }
+        }),
+        call("watch", Limit::Checkout, || {
+            match asking.transactional().watch(["watched"]).begin() {
+                Err(Error::Checkout(CheckoutError::Connect { .. }) | Error::Lost { .. }) => Ok(()),
+                other => wrong(other),
+            }
+        }),
+        call("run", Limit::Checkout, move || {
+            match asking.transactional().with(once_).run(|tx| Ok(tx.incr("n", 1))) {
+                Err(error) if error.applied() == Applied::No => Ok(()),
+                other => wrong(other),
+            }
+        }),
+        call("a pooled read", Limit::Checkout, || {
+            match asking.pooled().get::<_, Option<i64>>("n") {
+                Err(error) if Error::from(error.clone()).applied() == Applied::No => Ok(()),
+                other => wrong(other),
+            }
+        }),
+        call("a pooled write", Limit::Checkout, || {
+            match asking.pooled().incr::<_, _, i64>("n", 1) {
+                Err(error) if Error::from(error.clone()).applied() == Applied::No => Ok(()),
+                other => wrong(other),
+            }
+        }),
+    ]
+}
+
+/// How often the calls above are applied in the end: those that were in doubt, each once.
+const LATE: u32 = 3;
+
+fn every_call_ends_in_time(silence: fn(&Server, &Proxy), end: fn(&Server, &Proxy)) {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let trusting = builder(proxy.url()).max_size(16).trust_window(HOUR).build().unwrap();
+    let asking = builder(proxy.url()).trust_window(Duration::ZERO).build().unwrap();
+    // Connections that lie idle, in all pools that will be asked for one.
+    let idle: Vec<_> = (0..4).map(|_| asking.transactional().begin().unwrap()).collect();
+    drop(idle);
+    let _: Option<i64> = asking.pooled().get("n").unwrap();
+    let calls = calls(&trusting, &asking);
+    silence(&server, &proxy);
+    let failures: Vec<String> = thread::scope(|scope| {
+        let make = |Call { name, limit, act }| {
+            scope.spawn(move || {
+                let begun = Instant::now();
+                let ended = act();
+                let took = begun.elapsed();
+                match ended {
+                    Err(why) => Some(format!("{name}: {why}")),
+                    _ if took > limit.bound() => Some(format!("{name}: took {took:?}")),
+                    Ok(()) => None,
+                }
+            })
+        };
+        let running: Vec<_> = calls.into_iter().map(make).collect();
+        running.into_iter().filter_map(|call| call.join().unwrap()).collect()
+    });
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    for status in [&trusting, &asking].map(SessionManager::status) {
+        assert_eq!((status.transactional.in_use, status.pooled.in_use), (0, 0), "{status}");
+    }
+
+    end(&server, &proxy);
+    let begun = Instant::now();
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            for sessions in [&trusting, &asking] {
+                scope.spawn(|| {
+                    sessions.transactional().run(|tx| Ok(tx.incr("after", 1))).unwrap();
+                    let _: i64 = sessions.pooled().incr("after", 1).unwrap();
+                });
+            }
+        }
+    });
+    // A connect that began in the silence has to end first.
+    let bound = CONNECT + RESPONSE + SLACK;
+    assert!(begun.elapsed() < bound, "the pool came back after {:?}", begun.elapsed());
+    assert_eq!(server.ask::<u32>(&["GET", "after"]), 32);
+    let applied = || server.ask::<Option<u32>>(&["GET", "n"]).unwrap_or(0);
+    eventually(SOON, "what was on its way arrives", || applied() >= LATE);
+    drop((trusting, asking));
+    eventually(SOON, "nobody is connected any more", || server.clients() == 0);
+    assert_eq!(applied(), LATE);
+}
+
+#[test]
+fn every_call_ends_in_time_when_the_server_is_stopped() {
+    every_call_ends_in_time(|server, _| server.sigstop(), |server, _| server.sigcont());
+}
+
+#[test]
+fn every_call_ends_in_time_in_a_black_hole() {
+    every_call_ends_in_time(
+        |_, proxy| proxy.silence(),
+        |_, proxy| {
+            proxy.mute_new(false);
+            proxy.release();
+        },
+    );
+}
+
+#[test]
+fn a_server_that_was_down_for_long_is_used_within_two_seconds_of_its_return() {
+    const DOWN: Duration = Duration::from_secs(13);
+    let server = Server::start();
+    // Or the first to come would find a connection it need not ask, and be in doubt.
+    let sessions = builder(server.url()).trust_window(Duration::ZERO).build().unwrap();
+    sessions.transactional().run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    let _: i64 = sessions.pooled().incr("n", 1).unwrap();
+    server.sigkill();
+    let down = Instant::now();
+    // Under use, so that the pauses between two tries to connect grow as long as they can.
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while down.elapsed() < DOWN {
+                let error = sessions.transactional().run(|tx| Ok(tx.incr("n", 1))).unwrap_err();
+                assert!(error.is_retryable() && error.applied() == Applied::No, "{error}");
+            }
+        });
+        scope.spawn(|| {
+            while down.elapsed() < DOWN {
+                let error = sessions.pooled().incr::<_, _, i64>("n", 1).unwrap_err();
+                assert_eq!(Error::from(error).applied(), Applied::No);
+            }
+        });
+    });
+    server.restart_on_same_port();
+    let back = Instant::now();
+    // Each at the first try.
+    sessions.transactional().run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    let _: i64 = sessions.pooled().incr("n", 1).unwrap();
+    assert!(back.elapsed() < Duration::from_secs(2), "{:?}", back.elapsed());
+    assert_eq!(server.ask::<u32>(&["GET", "n"]), 2);
+}
+
+#[test]
+fn a_manager_built_while_the_server_is_down_works_once_it_is_up() {
+    let server = Server::start();
+    server.sigterm_and_wait();
+    let sessions = builder(server.url()).min_idle(2).build().unwrap();
+    let begun = Instant::now();
+    let error = sessions.transactional().run(|tx| Ok(tx.incr("n", 1))).unwrap_err();
+    assert!(error.is_retryable() && error.applied() == Applied::No, "{error}");
+    let error = Error::from(sessions.pooled().incr::<_, _, i64>("n", 1).unwrap_err());
+    assert!(matches!(error, Error::Checkout(CheckoutError::Connect { .. })), "{error}");
+    assert!(begun.elapsed() < 2 * CHECKOUT + SLACK, "{:?}", begun.elapsed());
+    server.restart_on_same_port();
+    sessions.transactional().run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    let _: i64 = sessions.pooled().incr("n", 1).unwrap();
+    assert_eq!(server.ask::<u32>(&["GET", "n"]), 2);
+}

@@ -1,0 +1,83 @@
+//! Replies longer than one read of a socket: whole whatever pieces they come in, and never taken
+//! for whole where they were cut.
+
+use std::time::Duration;
+
+use rediscope::prelude::*;
+use rediscope::{Applied, CommitError, SessionManager};
+
+use rediscope_testing::eventually;
+use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
+use rediscope_testing::server::Server;
+
+const SOON: Duration = Duration::from_secs(20);
+/// More than one read takes, and no multiple of it.
+const LONG: usize = 100_003;
+
+/// A pool of one, on a server that has a long value.
+fn stage() -> (Server, Proxy, SessionManager, Vec<u8>) {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let sessions = SessionManager::builder(proxy.url())
+        .max_size(1)
+        .trust_window(Duration::from_secs(3600))
+        .build()
+        .unwrap();
+    let value: Vec<u8> = (0..LONG).map(|n| (n % 251) as u8).collect();
+    sessions.pooled().set::<_, _, ()>("long", &value).unwrap();
+    sessions.transactional().run(|tx| Ok(tx.incr("before", 1))).unwrap();
+    (server, proxy, sessions, value)
+}
+
+fn inside(name: &'static str, bytes: u64, fault: Fault) -> Script {
+    Script::from((Trigger::InsideReplyTo(name, bytes), fault)).once()
+}
+
+#[test]
+fn a_read_whose_long_reply_was_cut_is_asked_again() {
+    let (_server, proxy, sessions, value) = stage();
+    let mut db = sessions.pooled();
+    for bytes in [1, 8, 16_384, 50_000, LONG as u64 + 8] {
+        for fault in [Fault::Cut, Fault::Reset] {
+            let before = sessions.status().pooled.counts.connects;
+            proxy.arm(inside("GET", bytes, fault));
+            assert_eq!(db.get::<_, Vec<u8>>("long").unwrap(), value, "{bytes} {fault:?}");
+            assert_eq!(sessions.status().pooled.counts.connects, before + 1, "{bytes} {fault:?}");
+        }
+    }
+}
+
+#[test]
+fn a_transaction_whose_long_reply_was_cut_is_in_doubt_and_applied_once() {
+    let (server, proxy, sessions, _) = stage();
+    let accounts = sessions.transactional();
+    let mut doubts = 0;
+    for bytes in [1, 8, 16_384, 50_000, LONG as u64 + 8] {
+        for fault in [Fault::Cut, Fault::Reset] {
+            let mut tx = accounts.begin().unwrap();
+            let _: Queued<Vec<u8>> = tx.get("long");
+            tx.incr("n", 1);
+            proxy.arm(inside("EXEC", bytes, fault));
+            let error = tx.commit().unwrap_err();
+            assert!(matches!(error, CommitError::InDoubt(_)), "{bytes} {fault:?}: {error}");
+            assert_eq!(error.applied(), Applied::Unknown);
+            doubts += 1;
+            assert_eq!(server.ask::<u32>(&["GET", "n"]), doubts);
+            accounts.run(|tx| Ok(tx.incr("after", 1))).unwrap();
+        }
+    }
+    proxy.disarm();
+    assert_eq!(server.ask::<u32>(&["GET", "after"]), doubts);
+    eventually(SOON, "the cut connections are gone", || server.clients() == 2);
+}
+
+#[test]
+fn a_long_reply_that_comes_byte_by_byte_is_whole() {
+    let (_server, proxy, sessions, value) = stage();
+    proxy.arm((Trigger::BeforeReplyTo("GET"), Fault::OneByteAtATime));
+    assert_eq!(sessions.pooled().get::<_, Vec<u8>>("long").unwrap(), value);
+    let accounts = sessions.transactional();
+    proxy.arm((Trigger::BeforeReplyTo("EXEC"), Fault::OneByteAtATime));
+    let (long, n) = accounts.run(|tx| Ok((tx.get::<_, Vec<u8>>("long"), tx.incr("n", 1)))).unwrap();
+    assert_eq!((long, n), (value, 1));
+}

@@ -1,0 +1,193 @@
+//! Scopes that nobody ends give their capacity back, and a late use is told so.
+
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rediscope::prelude::*;
+use rediscope::{
+    Applied, Begin, CloseReason, CommitError, Error, OpenScope, SessionManager, TransactionOptions,
+};
+
+use rediscope_testing::eventually;
+use rediscope_testing::proxy::Proxy;
+use rediscope_testing::server::Server;
+
+const MAX_PIN: Duration = Duration::from_millis(300);
+const SOON: Duration = Duration::from_secs(10);
+
+fn one_link(url: String) -> SessionManager {
+    // A connection that is alive is trusted: what is tested is who takes it away.
+    let builder = SessionManager::builder(url).max_size(1).max_pin_time(MAX_PIN);
+    builder.trust_window(Duration::from_secs(3600)).build().unwrap()
+}
+
+fn immediate() -> TransactionOptions {
+    TransactionOptions::new().begin(Begin::Immediate)
+}
+
+/// The only connection is free again: somebody else can use it within `max_pin_time` and a bit.
+#[track_caller]
+fn capacity_comes_back(sessions: &SessionManager, server: &Server) {
+    let begun = Instant::now();
+    let other = sessions.transactional().run(|tx| Ok(tx.incr("others", 1)));
+    assert!(other.is_ok(), "{other:?} after {:?}", begun.elapsed());
+    let status = sessions.status().transactional;
+    assert_eq!((status.in_use, status.size, status.waiting), (0, 1, 0), "{status}");
+    assert_eq!(status.counts.replaced, [(CloseReason::Reclaimed, 1)], "{status}");
+    assert!(sessions.open_scopes().is_empty());
+    eventually(SOON, "the old connection is closed", || server.clients() == 1);
+}
+
+fn is_expired(error: &Error) -> bool {
+    match error {
+        Error::PinExpired(expired) => expired.begun_at.file().ends_with("reclaimed.rs"),
+        Error::Commit(commit) => matches!(**commit, CommitError::PinExpired(_)),
+        _ => false,
+    }
+}
+
+#[test]
+fn a_forgotten_guard_gives_its_connection_back() {
+    type Forget = fn(&SessionManager);
+    let ways: [Forget; 4] = [
+        |sessions| std::mem::forget(sessions.transactional().begin().unwrap()),
+        |sessions| std::mem::forget(sessions.transactional().begin_with(immediate()).unwrap()),
+        |sessions| std::mem::forget(sessions.transactional().watch(["n"]).begin().unwrap()),
+        |sessions| {
+            let mut tx = sessions.transactional().watch(["n"]).begin().unwrap().multi();
+            tx.incr("n", 1);
+            std::mem::forget(tx);
+        },
+    ];
+    for forget in ways {
+        let server = Server::start();
+        let sessions = one_link(server.url());
+        forget(&sessions);
+        assert_eq!(sessions.status().transactional.in_use, 1);
+        capacity_comes_back(&sessions, &server);
+        assert!(!server.ask::<bool>(&["EXISTS", "n"]));
+    }
+}
+
+#[test]
+fn a_scope_that_was_not_used_for_too_long_is_told_so_at_its_next_use() {
+    let server = Server::start();
+    let sessions = one_link(server.url());
+    let mut tx = sessions.transactional().begin_with(immediate()).unwrap();
+    tx.incr("n", 1);
+    capacity_comes_back(&sessions, &server);
+    tx.incr("n", 1);
+    let error = Error::from(tx.commit().unwrap_err());
+    assert!(is_expired(&error) && error.applied() == Applied::No, "{error}");
+    assert!(!server.ask::<bool>(&["EXISTS", "n"]));
+
+    let server = Server::start();
+    let sessions = one_link(server.url());
+    let mut watching = sessions.transactional().watch(["n"]).begin().unwrap();
+    capacity_comes_back(&sessions, &server);
+    let error = watching.get::<_, Option<i64>>("n").unwrap_err();
+    assert!(is_expired(&error) && error.applied() == Applied::No, "{error}");
+    let mut tx = watching.multi();
+    tx.incr("n", 1);
+    assert!(matches!(tx.commit(), Err(CommitError::PinExpired(_))));
+    assert!(!server.ask::<bool>(&["EXISTS", "n"]));
+
+    let server = Server::start();
+    let sessions = one_link(server.url());
+    let tx = sessions.transactional().begin_with(immediate()).unwrap();
+    capacity_comes_back(&sessions, &server);
+    assert!(matches!(tx.discard(), Err(Error::PinExpired(_))));
+}
+
+#[test]
+fn a_thread_that_never_returns_from_user_code_gives_its_connection_back() {
+    let server = Server::start();
+    let sessions = one_link(server.url());
+    let accounts = sessions.transactional();
+    let (enter, entered) = mpsc::channel();
+    let (leave, never) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        let stuck = scope.spawn(move || {
+            let mut runs = 0;
+            let result = accounts.watch(["n"]).run(|read, tx| {
+                runs += 1;
+                let _: Option<i64> = read.get("n")?;
+                enter.send(()).unwrap();
+                // For ever, as far as everybody else can see.
+                let _ = never.recv();
+                tx.incr("n", 1);
+                Ok(())
+            });
+            (result, runs)
+        });
+        entered.recv().unwrap();
+        let open: Vec<OpenScope> = sessions.open_scopes();
+        assert!(matches!(&open[..], [scope] if scope.is_closure), "{open:?}");
+        capacity_comes_back(&sessions, &server);
+        drop(leave);
+        let (result, runs) = stuck.join().unwrap();
+        let error = result.unwrap_err();
+        assert!(is_expired(&error) && error.applied() == Applied::No, "{error}");
+        assert_eq!(runs, 1);
+    });
+    assert!(!server.ask::<bool>(&["EXISTS", "n"]));
+}
+
+#[test]
+fn a_scope_in_use_is_not_taken_back() {
+    let server = Server::start();
+    let sessions = one_link(server.url());
+    let begun = Instant::now();
+    let mut watching = sessions.transactional().watch(["n"]).begin().unwrap();
+    eventually(SOON, "it has read for long", || {
+        let _: Option<i64> = watching.get("n").unwrap();
+        begun.elapsed() > 4 * MAX_PIN
+    });
+    let mut tx = watching.multi();
+    eventually(SOON, "it has queued for long", || {
+        tx.incr("n", 1);
+        begun.elapsed() > 8 * MAX_PIN
+    });
+    assert!(tx.commit().unwrap().committed().is_some());
+    assert_eq!(sessions.status().transactional.counts.replaced, []);
+}
+
+#[test]
+fn a_scope_whose_time_ends_inside_a_call_is_taken_back_when_the_call_ends() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    server.ask::<()>(&["SET", "n", "7"]);
+    let sessions = one_link(proxy.url());
+    let mut watching = sessions.transactional().watch(["n"]).begin().unwrap();
+    proxy.set_delays(Duration::ZERO, 3 * MAX_PIN);
+    let n: i64 = watching.get("n").unwrap();
+    let in_use = sessions.status().transactional.in_use;
+    proxy.set_delays(Duration::ZERO, Duration::ZERO);
+    assert_eq!((n, in_use), (7, 0), "the answer stands, and the connection is not held on to");
+    let error = watching.get::<_, Option<i64>>("n").unwrap_err();
+    assert!(is_expired(&error) && error.applied() == Applied::No, "{error}");
+    capacity_comes_back(&sessions, &server);
+    let mut tx = watching.multi();
+    tx.incr("n", 1);
+    assert!(matches!(tx.commit(), Err(CommitError::PinExpired(_))));
+    assert_eq!(server.ask::<i64>(&["GET", "n"]), 7);
+}
+
+#[test]
+fn an_outcome_that_is_known_is_told_however_long_it_took() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let sessions = one_link(proxy.url());
+    let accounts = sessions.transactional();
+    accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    let mut tx = accounts.begin().unwrap();
+    let n = tx.incr("n", 1);
+    proxy.set_delays(Duration::ZERO, 3 * MAX_PIN);
+    let replies = tx.commit().unwrap();
+    proxy.set_delays(Duration::ZERO, Duration::ZERO);
+    assert_eq!(replies.get(n).unwrap(), 2);
+    assert_eq!(sessions.status().transactional.in_use, 0);
+    // The reaper had come by in vain; what it had asked for is done now, and nobody minds.
+    assert_eq!(accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 3);
+}

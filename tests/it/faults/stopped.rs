@@ -1,0 +1,64 @@
+//! A process that is stopped and goes on in the middle of a call: the system interrupts its reads and
+//! writes, and nothing has happened to the connection.
+
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rediscope::SessionManager;
+use rediscope::prelude::*;
+
+use rediscope_testing::eventually;
+use rediscope_testing::proxy::{Fault, Proxy, Trigger};
+use rediscope_testing::server::Server;
+
+const SOON: Duration = Duration::from_secs(20);
+const NAME: &str = "faults::stopped::a_process_that_was_stopped_is_told_what_happened";
+/// Where the other process finds the server.
+const SERVER: &str = "REDISCOPE_STOPPED_SERVER";
+
+fn signal(child: &Child, name: &str) {
+    let sent = Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
+    assert!(sent.success(), "{name}");
+}
+
+/// The state of its threads, as the system tells it.
+fn is_stopped(child: &Child) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    status.lines().any(|line| line.starts_with("State:") && line.contains('T'))
+}
+
+/// Is itself the process that is stopped where it finds a server.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_process_that_was_stopped_is_told_what_happened() {
+    if let Ok(server) = std::env::var(SERVER) {
+        let sessions = SessionManager::builder(server).response_timeout(SOON);
+        let sessions = sessions.checkout_timeout(3 * SOON).build().unwrap();
+        let told = sessions.transactional().run(|tx| Ok(tx.incr("n", 1)));
+        println!("told: {told:?}");
+        return;
+    }
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    for n in 1..=3 {
+        proxy.arm((Trigger::BeforeReplyTo("EXEC"), Fault::HoldReplies));
+        let fired = proxy.fired();
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", NAME, "--nocapture"])
+            .env(SERVER, proxy.url())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        eventually(SOON, "the answer is held", || proxy.fired() > fired);
+        for _ in 0..3 {
+            signal(&child, "-STOP");
+            eventually(SOON, "it stands still", || is_stopped(&child));
+            signal(&child, "-CONT");
+            eventually(SOON, "it goes on", || !is_stopped(&child));
+        }
+        proxy.disarm();
+        proxy.release();
+        let said = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+        assert!(said.contains(&format!("told: Ok({n})")), "{said}");
+    }
+}

@@ -1,0 +1,347 @@
+//! A reply too many that comes while no call is under way: it is never the next caller's, whatever
+//! that one does and over whichever transport. What RESP3 lets a server send unasked costs nothing.
+
+use std::thread;
+use std::time::Duration;
+
+use rediscope::prelude::*;
+use rediscope::{Condition, SessionManager, TransactionOptions, Transactional};
+
+use rediscope_testing::front::Front;
+use rediscope_testing::proxy::Proxy;
+use rediscope_testing::server::Server;
+use rediscope_testing::{eventually, try_for};
+
+const SOON: Duration = Duration::from_secs(20);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// By what a connection is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    Tcp,
+    Unix,
+    #[cfg(feature = "tls-rustls")]
+    Tls,
+}
+
+impl Way {
+    pub(crate) const ALL: &[Self] = &[
+        Self::Tcp,
+        Self::Unix,
+        #[cfg(feature = "tls-rustls")]
+        Self::Tls,
+    ];
+}
+
+struct Stage {
+    server: Server,
+    proxy: Proxy,
+    front: Option<Front>,
+    sessions: SessionManager,
+}
+
+impl Stage {
+    /// Pools of one connection. `trust`: how long a connection is used without being asked.
+    fn new(way: Way, protocol: &str, trust: Option<Duration>) -> Self {
+        let server = Server::start();
+        let proxy = Proxy::to(&server);
+        #[cfg(feature = "tls-rustls")]
+        let authority = rediscope_testing::tls::Authority::new();
+        let front = match way {
+            Way::Tcp => None,
+            Way::Unix => Some(Front::unix(proxy.address())),
+            #[cfg(feature = "tls-rustls")]
+            Way::Tls => Some(Front::tls(proxy.address(), &authority.server(&["localhost"]))),
+        };
+        let url = front.as_ref().map_or(proxy.url(), |front| front.url().to_owned());
+        let mut builder = SessionManager::builder(format!("{url}{protocol}"))
+            .max_size(1)
+            .connect_timeout(Duration::from_secs(5))
+            .checkout_timeout(SOON);
+        if let Some(trust) = trust {
+            builder = builder.trust_window(trust);
+        }
+        #[cfg(feature = "tls-rustls")]
+        if way == Way::Tls {
+            builder = builder.tls(rediscope::Tls::new().root_certificates(authority.pem()));
+        }
+        let sessions = builder.build().unwrap();
+        let stage = Self { server, proxy, front, sessions };
+        stage.warm();
+        stage
+    }
+
+    fn warm(&self) {
+        self.server.ask::<()>(&["SET", "right", "right"]);
+        let right: String = self.sessions.pooled().get("right").unwrap();
+        let other = self.accounts().run(|tx| Ok(tx.get::<_, String>("right"))).unwrap();
+        assert_eq!([right, other], ["right", "right"]);
+    }
+
+    fn accounts(&self) -> Transactional {
+        self.sessions.transactional()
+    }
+
+    fn replied(&self) -> Option<u64> {
+        self.front.as_ref().map_or(Some(0), Front::replied)
+    }
+
+    /// Every connection is sent this, and has it when this returns.
+    fn comes(&self, bytes: &[u8]) {
+        let before = try_for(SOON, || self.replied()).unwrap();
+        let connections = self.proxy.say(bytes);
+        assert!(connections >= 1);
+        if self.front.is_some() {
+            // One that is just being closed has gone then.
+            let came = || before + (bytes.len() * self.proxy.connections()) as u64;
+            eventually(SOON, "it was passed on", || {
+                self.replied().is_some_and(|replied| replied >= came())
+            });
+        }
+        // A busy kernel delivers later what was written here, and in order: behind this it is there.
+        self.server.ask::<String>(&["PING"]);
+    }
+}
+
+/// What the next caller does. Each checks what it is told against what the server holds.
+type Use = fn(&Stage);
+
+fn reads(stage: &Stage) {
+    assert_eq!(stage.sessions.pooled().get::<_, String>("right").unwrap(), "right");
+}
+
+fn writes(stage: &Stage) {
+    let told: i64 = stage.sessions.pooled().incr("n", 1).unwrap();
+    assert_eq!(told, stage.server.ask::<i64>(&["GET", "n"]));
+}
+
+fn pipelines(stage: &Stage) {
+    let mut pipe = redis::pipe();
+    pipe.get("right").incr("n", 1).get("right");
+    let (one, n, other): (String, i64, String) = pipe.query(&mut stage.sessions.pooled()).unwrap();
+    assert_eq!((&*one, &*other), ("right", "right"));
+    assert_eq!(n, stage.server.ask::<i64>(&["GET", "n"]));
+}
+
+fn block(stage: &Stage, accounts: &Transactional) {
+    let run = accounts.run(|tx| Ok((tx.incr("n", 1), tx.get::<_, String>("right"))));
+    let (n, right) = run.unwrap();
+    assert_eq!((n, &*right), (stage.server.ask::<i64>(&["GET", "n"]), "right"));
+}
+
+fn runs(stage: &Stage) {
+    block(stage, &stage.accounts());
+}
+
+fn runs_exactly_once(stage: &Stage) {
+    block(stage, &stage.accounts().with(TransactionOptions::new().exactly_once()));
+}
+
+fn commits(stage: &Stage) {
+    let mut tx = stage.accounts().begin().unwrap();
+    let (n, right) = (tx.incr("n", 1), tx.get::<_, String>("right"));
+    let replies = tx.commit().unwrap();
+    assert_eq!(replies.get(n).unwrap(), stage.server.ask::<i64>(&["GET", "n"]));
+    assert_eq!(replies.get(right).unwrap(), "right");
+}
+
+fn watches(stage: &Stage) {
+    let read = stage.accounts().watch(["right"]).run(|read, tx| {
+        assert_eq!(read.get::<_, String>("right")?, "right");
+        Ok(tx.get::<_, String>("right"))
+    });
+    assert_eq!(read.unwrap(), "right");
+}
+
+fn reads_in_a_scope(stage: &Stage) {
+    let mut reading = stage.accounts().reading().begin().unwrap();
+    assert_eq!(reading.get::<_, String>("right").unwrap(), "right");
+}
+
+fn requires(stage: &Stage) {
+    let required = stage.accounts().require(Condition::equals("right", "right"));
+    assert_eq!(required.run(|tx| Ok(tx.get::<_, String>("right"))).unwrap(), "right");
+}
+
+fn locks(stage: &Stage) {
+    let held = stage.sessions.lock("l").acquire(SOON).unwrap();
+    assert!(held.fencing_token() > 0);
+    held.release().unwrap();
+}
+
+const USES: &[(&str, Use)] = &[
+    ("a read", reads),
+    ("a write", writes),
+    ("a pipeline", pipelines),
+    ("run", runs),
+    ("run, exactly once", runs_exactly_once),
+    ("a guard", commits),
+    ("watch().run", watches),
+    ("a reading scope", reads_in_a_scope),
+    ("require().run", requires),
+    ("a lock", locks),
+];
+
+/// Legal where they are asked for; here they are not. The last ones are parts of replies.
+const SURPLUS: &[&str] = &[
+    "$5\r\nWRONG\r\n",
+    "+OK\r\n",
+    "+PONG\r\n",
+    "+QUEUED\r\n",
+    "*1\r\n:99\r\n",
+    ":99\r\n",
+    "*-1\r\n",
+    "-ERR wrong\r\n",
+    "+OK\r\n+QUEUED\r\n*1\r\n:99\r\n",
+    "$5\r\nWR",
+    "+",
+];
+
+/// All ways with all uses, on a thread for each way.
+fn for_all(trust: Option<Duration>, protocol: &'static str, check: fn(&Stage, Way, &str, Use)) {
+    thread::scope(|scope| {
+        for &way in Way::ALL {
+            scope.spawn(move || {
+                let stage = Stage::new(way, protocol, trust);
+                for &(name, each) in USES {
+                    check(&stage, way, name, each);
+                }
+            });
+        }
+    });
+}
+
+fn never_handed_on(stage: &Stage, way: Way, name: &str, each: Use) {
+    // Locks delete keys in the background. Behind a front the replies to that would be counted as
+    // what is passed on, so that a call may come before it.
+    if name == "a lock" && stage.front.is_some() {
+        return;
+    }
+    for surplus in SURPLUS {
+        stage.warm();
+        stage.comes(surplus.as_bytes());
+        println!("{way:?}, {name}, {surplus:?}");
+        each(stage);
+        // Nor is what comes behind the first one of any consequence.
+        each(stage);
+    }
+}
+
+#[test]
+fn a_reply_too_many_is_never_the_next_callers() {
+    for_all(None, "", never_handed_on);
+}
+
+#[test]
+fn a_reply_too_many_is_never_the_next_callers_on_a_connection_that_is_not_asked_first() {
+    for_all(Some(HOUR), "", never_handed_on);
+}
+
+#[test]
+fn a_reply_too_many_is_never_the_next_callers_in_resp3() {
+    for_all(Some(HOUR), "?protocol=resp3", never_handed_on);
+}
+
+#[test]
+fn a_leader_of_a_group_and_those_who_travel_are_not_handed_a_reply_too_many() {
+    for &way in Way::ALL {
+        let stage = Stage::new(way, "", Some(HOUR));
+        let grouped = stage.accounts().with(TransactionOptions::new().grouped());
+        for surplus in SURPLUS {
+            let held = stage.accounts().begin().unwrap();
+            thread::scope(|scope| {
+                let run = || grouped.run(|tx| Ok(tx.get::<_, String>("right"))).unwrap();
+                let callers = [scope.spawn(run), scope.spawn(run), scope.spawn(run)];
+                eventually(SOON, "they wait", || {
+                    stage.sessions.status().transactional.waiting == 3
+                });
+                stage.comes(surplus.as_bytes());
+                drop(held);
+                for caller in callers {
+                    assert_eq!(caller.join().unwrap(), "right", "{way:?}, {surplus:?}");
+                }
+            });
+            // The pooled pool had it too.
+            stage.warm();
+        }
+    }
+}
+
+#[test]
+fn a_reply_too_many_inside_a_scope_ends_it_before_anything_is_sent() {
+    for &way in Way::ALL {
+        let stage = Stage::new(way, "", Some(HOUR));
+        for surplus in SURPLUS {
+            let watching = stage.accounts().watch(["right"]).begin().unwrap();
+            stage.comes(surplus.as_bytes());
+            let mut tx = watching.multi();
+            tx.incr("never", 1);
+            let error = tx.commit().unwrap_err();
+            assert_eq!(error.applied(), rediscope::Applied::No, "{way:?}, {surplus:?}: {error}");
+            assert!(error.is_retryable(), "{way:?}, {surplus:?}: {error}");
+        }
+        assert_eq!(stage.server.ask::<i64>(&["EXISTS", "never"]), 0);
+    }
+}
+
+/// Whole and in two parts, alone and several.
+const PUSHES: &[&[&str]] = &[
+    &[">2\r\n+invalidate\r\n*1\r\n$1\r\na\r\n"],
+    &[">1\r\n+a\r\n>1\r\n+b\r\n"],
+    &["|1\r\n+ttl\r\n:3\r\n"],
+    &[">2\r\n+inval", "idate\r\n_\r\n"],
+    &[">", "1\r\n+a\r\n"],
+    &[">2\r\n$3\r\nabc\r\n", "$3\r\ndef\r\n>1\r\n+a\r\n"],
+];
+
+fn costs_nothing(stage: &Stage, way: Way, name: &str, each: Use) {
+    each(stage);
+    stage.warm();
+    let before = stage.proxy.accepted();
+    for parts in PUSHES {
+        for part in *parts {
+            stage.comes(part.as_bytes());
+            // What is half there waits for the rest.
+            if parts.len() > 1 {
+                continue;
+            }
+            each(stage);
+        }
+        each(stage);
+        assert_eq!(stage.proxy.accepted(), before, "{way:?}, {name}, {parts:?}");
+    }
+}
+
+#[test]
+fn what_resp3_pushes_between_two_calls_costs_no_connection() {
+    for_all(Some(HOUR), "?protocol=resp3", costs_nothing);
+}
+
+#[test]
+fn half_a_push_is_kept_while_calls_go_on_and_its_rest_is_no_reply() {
+    for &way in Way::ALL {
+        let stage = Stage::new(way, "?protocol=resp3", Some(HOUR));
+        // Once before: locks open a connection of their own.
+        USES.iter().for_each(|(_, each)| each(&stage));
+        stage.warm();
+        let before = stage.proxy.accepted();
+        stage.comes(b">2\r\n+inval");
+        let status = stage.sessions.status();
+        assert_eq!((status.pooled.idle, status.transactional.idle), (1, 1));
+        stage.comes(b"idate\r\n*0\r\n");
+        USES.iter().for_each(|(_, each)| each(&stage));
+        assert_eq!(stage.proxy.accepted(), before, "{way:?}");
+    }
+}
+
+#[test]
+fn a_push_in_resp2_is_not_the_servers_to_send() {
+    for &way in Way::ALL {
+        let stage = Stage::new(way, "", Some(HOUR));
+        let before = stage.proxy.accepted();
+        stage.comes(b">1\r\n+a\r\n");
+        reads(&stage);
+        runs(&stage);
+        assert_eq!(stage.proxy.accepted(), before + 2, "{way:?}");
+    }
+}

@@ -1,0 +1,177 @@
+//! A connection that dies under a group: who is known to be applied is told so, and nobody else.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rediscope::prelude::*;
+use rediscope::{Applied, CommitError, Error, SessionManager, TransactionOptions};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
+use tracing_subscriber::registry;
+
+use super::stage::{Call, Stage, push};
+use rediscope_testing::proxy::{Fault, Script, Trigger};
+use rediscope_testing::server::Server;
+use rediscope_testing::{try_for, under_log};
+
+/// One word for what a caller was told.
+fn word(told: &Result<i64, Error>) -> &'static str {
+    match told {
+        Ok(_) => "applied",
+        Err(Error::Commit(error)) => match &**error {
+            CommitError::InDoubt(_) => "in doubt",
+            CommitError::NotSent { .. } => "not sent",
+            _ => "something else",
+        },
+        Err(_) => "something else",
+    }
+}
+
+/// Four blocks under a fault: what each was told, and how many were applied.
+fn four(trigger: Trigger, fault: Fault) -> ([&'static str; 4], usize) {
+    let stage = Stage::new();
+    let told = stage.at_once((0..4).map(push).collect(), || {
+        stage.proxy.arm(Script::from((trigger, fault)).once());
+    });
+    let words = [word(&told[0]), word(&told[1]), word(&told[2]), word(&told[3])];
+    let doubts = words.iter().filter(|word| **word == "in doubt").count() as u64;
+    let counts = stage.sessions.status().transactional.counts;
+    assert_eq!(counts.in_doubt, doubts);
+    // The pool is whole.
+    stage.proxy.release();
+    let applied = stage.list("list").len();
+    stage.sessions.transactional().run(|tx| Ok(tx.incr("after", 1))).unwrap();
+    assert_eq!(stage.sessions.status().transactional.in_use, 0);
+    (words, applied)
+}
+
+#[test]
+fn a_group_whose_link_dies_between_two_answers_is_told_block_by_block() {
+    // Three replies a block: MULTI's, QUEUED, EXEC's.
+    let told = ["applied", "in doubt", "in doubt", "in doubt"];
+    assert_eq!(four(Trigger::BeforeReply(4), Fault::Cut), (told, 4));
+    let told = ["applied", "applied", "in doubt", "in doubt"];
+    assert_eq!(four(Trigger::BeforeReply(9), Fault::Cut), (told, 4));
+    let told = ["applied", "applied", "applied", "in doubt"];
+    assert_eq!(four(Trigger::InsideReply(12, 2), Fault::Cut), (told, 4));
+}
+
+/// The leader's log: what it is told of a connection keeps it until three others have their outcomes.
+struct Slow {
+    told: Arc<AtomicUsize>,
+    found: Arc<AtomicUsize>,
+}
+
+impl<S: Subscriber> Layer<S> for Slow {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        if event.metadata().target().ends_with("::manager") {
+            // Before they give up on whoever took them along, which is 4 × `response_timeout`.
+            let all = || (self.told.load(Ordering::SeqCst) == 3).then_some(());
+            let _: Option<()> = try_for(Duration::from_secs(2), all);
+            self.found.store(self.told.load(Ordering::SeqCst), Ordering::SeqCst);
+        }
+    }
+}
+
+#[test]
+fn a_leader_who_is_held_up_by_his_log_has_told_the_others() {
+    let stage = Stage::new();
+    let (told, found) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let slow = Slow { told: Arc::clone(&told), found: Arc::clone(&found) };
+    let leads: Call<'_, i64> =
+        Box::new(move |handle| under_log(registry().with(slow), || push(0)(handle)));
+    let follows = |number| -> Call<'_, i64> {
+        let told = Arc::clone(&told);
+        Box::new(move |handle| {
+            let came = push(number)(handle);
+            told.fetch_add(1, Ordering::SeqCst);
+            came
+        })
+    };
+    let all = stage.at_once(vec![leads, follows(1), follows(2), follows(3)], || {
+        stage.proxy.arm(Script::from((Trigger::BeforeReply(9), Fault::Cut)).once());
+    });
+    let words: Vec<_> = all.iter().map(word).collect();
+    assert_eq!(words, ["applied", "applied", "in doubt", "in doubt"]);
+    assert_eq!(found.load(Ordering::SeqCst), 3, "told while the leader was held up");
+}
+
+#[test]
+fn a_group_that_is_cut_on_its_way_is_told_block_by_block() {
+    // The first block arrived whole, and its answer was never seen.
+    assert_eq!(four(Trigger::BeforeCommand(6), Fault::CutServerSide), (["in doubt"; 4], 1));
+    let told = ["applied", "applied", "in doubt", "in doubt"];
+    assert_eq!(four(Trigger::InsideCommand(8, 9), Fault::DropRequestTail), (told, 2));
+}
+
+#[test]
+fn one_deadline_ends_a_whole_group() {
+    let begun = Instant::now();
+    let told = ["in doubt"; 4];
+    assert_eq!(four(Trigger::BeforeReply(1), Fault::HoldReplies), (told, 4));
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_group_whose_link_is_dead_before_it_leaves_is_sent_on_another_one() {
+    let stage = Stage::with(|builder| builder.trust_window(Duration::ZERO));
+    let told = stage.at_once((0..4).map(push).collect(), || stage.proxy.cut_all());
+    assert!(told.iter().all(Result::is_ok), "{told:?}");
+    assert_eq!(stage.list("list").len(), 4);
+}
+
+#[test]
+fn under_kills_every_block_is_applied_once_or_told_otherwise() {
+    let server = Server::start();
+    let sessions = SessionManager::builder(server.url()).max_size(4).build().unwrap();
+    let grouped = sessions.transactional().with(TransactionOptions::new().grouped());
+    let (applied, doubts, over) = (AtomicI64::new(0), AtomicI64::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                server.kill_all_clients_except_me();
+                thread::sleep(Duration::from_millis(3));
+            }
+        });
+        let callers: Vec<_> = (0..32)
+            .map(|caller| {
+                let (grouped, applied, doubts) = (&grouped, &applied, &doubts);
+                // Who waits with a long block lets others run before he sleeps.
+                let others = [0, 7][caller % 2];
+                scope.spawn(move || {
+                    for _ in 0..150 {
+                        let block = grouped.run(|tx| {
+                            (0..others).for_each(|nth| {
+                                tx.hincr("beside", nth, 1);
+                            });
+                            Ok(tx.incr("n", 1))
+                        });
+                        match block {
+                            Ok(_) => applied.fetch_add(1, Ordering::Relaxed),
+                            Err(error) => match error.applied() {
+                                Applied::Unknown => doubts.fetch_add(1, Ordering::Relaxed),
+                                Applied::No => 0,
+                                other => panic!("{other:?}: {error}"),
+                            },
+                        };
+                    }
+                })
+            })
+            .collect();
+        callers.into_iter().for_each(|caller| caller.join().unwrap());
+        over.store(true, Ordering::Relaxed);
+    });
+    let (applied, doubts) = (applied.into_inner(), doubts.into_inner());
+    let there: i64 = server.ask(&["GET", "n"]);
+    assert!(
+        (applied..=applied + doubts).contains(&there),
+        "{there} are there, {applied} were told, {doubts} are in doubt"
+    );
+    assert!(applied > 2_000, "{applied}");
+    let beside: Vec<i64> = server.ask(&["HVALS", "beside"]);
+    assert!(beside.len() == 7 && beside.iter().all(|count| *count == beside[0]), "{beside:?}");
+    let status = sessions.status().transactional;
+    assert_eq!((status.in_use, status.waiting), (0, 0));
+}

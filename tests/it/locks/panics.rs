@@ -1,0 +1,110 @@
+//! A log that panics, at every event of a call: no lock is stranded by it.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rediscope::Lock;
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
+
+use super::stage::{LONG, SOON, Stage, every_kind};
+use rediscope_testing::proxy::{Fault, Trigger};
+use rediscope_testing::{eventually, under_log};
+
+/// Panics at the n-th event of a thread, or at each from there on.
+struct Panics {
+    left: Arc<AtomicU32>,
+    each: bool,
+}
+
+impl<S: tracing::Subscriber> Layer<S> for Panics {
+    fn on_event(&self, _: &tracing::Event<'_>, _: Context<'_, S>) {
+        let left = self.left.load(Ordering::SeqCst);
+        if left > 0 {
+            self.left.store(left - 1, Ordering::SeqCst);
+        }
+        if left == 1 || (left == 0 && self.each) {
+            // Without the hook, which would print it.
+            std::panic::resume_unwind(Box::new("a log that panics"));
+        }
+    }
+}
+
+/// Runs `call` under a log that panics at its n-th event: whether there were so many.
+fn under(nth: u32, each: bool, call: impl FnOnce()) -> bool {
+    let left = Arc::new(AtomicU32::new(nth));
+    let layer = Panics { left: Arc::clone(&left), each };
+    let subscriber = tracing_subscriber::registry().with(layer);
+    under_log(subscriber, || {
+        drop(catch_unwind(AssertUnwindSafe(call)));
+    });
+    left.load(Ordering::SeqCst) == 0
+}
+
+/// What is done with a lock under the log.
+type Deed = fn(&Stage, &Lock, u32, bool) -> bool;
+
+const DEEDS: [(&str, Deed); 5] = [
+    ("acquired and released", |_, lock, nth, each| {
+        under(nth, each, || lock.acquire(SOON).unwrap().release().unwrap())
+    }),
+    ("acquired and dropped", |_, lock, nth, each| {
+        under(nth, each, || drop(lock.try_acquire().unwrap()))
+    }),
+    ("released", |_, lock, nth, each| {
+        let guard = lock.acquire(SOON).unwrap();
+        under(nth, each, || guard.release().unwrap())
+    }),
+    ("acquired without an answer", |stage, lock, nth, each| {
+        stage.arm(Trigger::BeforeReplyTo("EVALSHA"), Fault::Cut);
+        under(nth, each, || drop(lock.try_acquire().unwrap()))
+    }),
+    ("released without an answer", |stage, lock, nth, each| {
+        let guard = lock.acquire(SOON).unwrap();
+        stage.arm(Trigger::BeforeReplyTo("EVALSHA"), Fault::Cut);
+        under(nth, each, || guard.release().unwrap())
+    }),
+];
+
+#[test]
+fn a_log_that_panics_strands_no_lock() {
+    let stage = Stage::new();
+    for (kind, lock) in every_kind(&stage.sessions) {
+        let lock = lock.lease(LONG);
+        for (what, deed) in DEEDS {
+            for each in [false, true] {
+                let mut nth = 1;
+                while deed(&stage, &lock, nth, each) {
+                    stage.proxy.disarm();
+                    eventually(SOON, &format!("{kind} is free: {what}, event {nth}"), || {
+                        stage.held_keys().is_empty()
+                    });
+                    nth += 1;
+                }
+                stage.proxy.disarm();
+                assert!(nth > 2, "{kind}, {what}: there was no event");
+                lock.acquire(SOON).unwrap().release().unwrap();
+            }
+        }
+    }
+    assert_eq!((stage.locks().held, stage.locks().waiting), (0, 0));
+    assert_eq!(stage.sessions.status().pooled.in_use, 0);
+}
+
+#[test]
+fn a_log_that_panics_when_a_lock_is_lost_keeps_no_callback_from_being_called() {
+    let stage = Stage::new();
+    let guard = stage.sessions.lock("l").lease(LONG).acquire(SOON).unwrap();
+    let (lost, heard) = std::sync::mpsc::channel();
+    guard.on_lost(move || lost.send(()).unwrap());
+    stage.other().lock("l").force_release().unwrap();
+    under(1, true, || drop(guard.ensure_held()));
+    let mut nth = 2;
+    while !guard.is_lost() {
+        under(nth, true, || drop(guard.ensure_held()));
+        nth += 1;
+    }
+    heard.recv_timeout(SOON).unwrap();
+    drop(guard);
+    assert_eq!(stage.locks().held, 0);
+}

@@ -1,0 +1,150 @@
+//! Read/write locks and semaphores: who may hold one together.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use super::stage::{LONG, SOON, Stage, is_lost};
+use rediscope_testing::eventually;
+use rediscope_testing::proxy::{Fault, Trigger};
+
+#[test]
+fn many_read_or_one_writes() {
+    let stage = Stage::new();
+    let (here, there) = (stage.sessions.rw_lock("l"), stage.other().rw_lock("l"));
+    let first = here.read().try_acquire().unwrap().unwrap();
+    let second = there.read().try_acquire().unwrap().unwrap();
+    assert!(second.fencing_token() > first.fencing_token());
+    assert!(here.write().try_acquire().unwrap().is_none());
+    first.release().unwrap();
+    assert!(there.write().try_acquire().unwrap().is_none(), "one reads still");
+    second.release().unwrap();
+    let writer = here.write().try_acquire().unwrap().unwrap();
+    assert!(there.write().try_acquire().unwrap().is_none());
+    assert!(there.read().try_acquire().unwrap().is_none());
+    writer.release().unwrap();
+    drop(there.read().try_acquire().unwrap().unwrap());
+    assert!(stage.sessions.lock("l").try_acquire().unwrap().is_some(), "another family of names");
+}
+
+#[test]
+fn a_writer_that_leaves_lets_all_readers_in() {
+    let stage = Stage::new();
+    let lock = stage.sessions.rw_lock("l");
+    let writer = lock.write().lease(LONG).try_acquire().unwrap().unwrap();
+    let (guards, acquired) = mpsc::channel();
+    for _ in 0..5 {
+        let (read, guards) = (lock.read().lease(LONG), guards.clone());
+        thread::spawn(move || guards.send(read.acquire(LONG).unwrap()));
+    }
+    stage.somebody_waits(&stage.sessions, 5);
+    writer.release().unwrap();
+    let readers: Vec<_> = (0..5).map(|_| acquired.recv_timeout(SOON).unwrap()).collect();
+    assert_eq!(stage.server.ask::<usize>(&["ZCARD", "rediscope:rw:{l}"]), 5);
+    drop(readers);
+    drop(lock.write().try_acquire().unwrap().unwrap());
+    assert_eq!((stage.locks().waiting, stage.locks().permits, stage.locks().held), (0, 0, 0));
+}
+
+#[test]
+fn a_writer_who_is_woken_in_vain_wakes_the_readers_who_can_use_it() {
+    let stage = Stage::new();
+    let other = stage.other();
+    let lock = stage.sessions.rw_lock("l");
+    let writing = other.rw_lock("l").write().lease(LONG).try_acquire().unwrap().unwrap();
+    let (guards, acquired) = mpsc::channel();
+    let sides = [lock.write(), lock.read(), lock.read()];
+    for (nth, side) in sides.into_iter().enumerate() {
+        let (side, guards) = (side.lease(LONG), guards.clone());
+        thread::spawn(move || guards.send((nth, side.acquire(LONG).unwrap())));
+        eventually(SOON, "it waits", || stage.locks().waiting == nth + 1);
+    }
+    stage.somebody_waits(&stage.sessions, 3);
+    // A reader elsewhere is in before anybody here has looked.
+    stage.server.ask::<()>(&[
+        "EVAL",
+        "redis.call('DEL', KEYS[1]) \
+         redis.call('ZADD', KEYS[1], 99999999999999, 'r-elsewhere') \
+         redis.call('PUBLISH', KEYS[1] .. ':wake', '') return 'OK'",
+        "1",
+        "rediscope:rw:{l}",
+    ]);
+    let readers = [acquired.recv_timeout(SOON).unwrap(), acquired.recv_timeout(SOON).unwrap()];
+    assert!(readers.iter().all(|(nth, _)| *nth > 0), "the writer waits on");
+    is_lost(writing.release());
+    drop(readers);
+    stage.server.ask::<i64>(&["DEL", "rediscope:rw:{l}"]);
+    stage.server.ask::<i64>(&["PUBLISH", "rediscope:rw:{l}:wake", ""]);
+    acquired.recv_timeout(SOON).unwrap().1.release().unwrap();
+}
+
+#[test]
+fn no_more_hold_a_semaphore_than_it_has_permits() {
+    const PERMITS: usize = 3;
+    let stage = Stage::new();
+    let (inside, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let others = [stage.other(), stage.other()];
+    thread::scope(|scope| {
+        for nth in 0..9 {
+            let (sessions, inside, most) = (&others[nth % 2], &inside, &most);
+            scope.spawn(move || {
+                for _ in 0..15 {
+                    let guard = sessions.semaphore("s", PERMITS as u32).acquire(SOON).unwrap();
+                    let now = inside.fetch_add(1, Ordering::SeqCst) + 1;
+                    most.fetch_max(now, Ordering::SeqCst);
+                    thread::yield_now();
+                    inside.fetch_sub(1, Ordering::SeqCst);
+                    drop(guard);
+                }
+            });
+        }
+    });
+    let most = most.into_inner();
+    assert!((2..=PERMITS).contains(&most), "{most} at once");
+    assert_eq!(stage.server.ask::<usize>(&["ZCARD", "rediscope:sem:{s}"]), 0);
+}
+
+#[test]
+fn releasing_twice_never_makes_a_permit_too_many() {
+    let stage = Stage::new();
+    let lock = stage.sessions.semaphore("s", 2).lease(LONG);
+    let acquire = || lock.try_acquire().unwrap();
+    let (first, second) = (acquire().unwrap(), acquire().unwrap());
+    assert!(acquire().is_none());
+    // The answer is lost and it is sent again.
+    stage.arm(Trigger::BeforeReplyTo("EVALSHA"), Fault::Cut);
+    first.release().unwrap();
+    assert_eq!(stage.proxy.fired(), 1);
+    let third = acquire().unwrap();
+    assert!(acquire().is_none(), "one was given back, one is to be had");
+    // All are taken away, and given to others; then the old ones are released.
+    lock.force_release().unwrap();
+    let new = [acquire().unwrap(), acquire().unwrap()];
+    is_lost(second.release());
+    is_lost(third.release());
+    assert!(acquire().is_none());
+    drop(new);
+    // Of one permit there are two guards.
+    let guard = acquire().unwrap();
+    let again = guard.share();
+    guard.release().unwrap();
+    let other = acquire().unwrap();
+    assert!(acquire().is_none());
+    drop((again, other));
+    assert_eq!(stage.server.ask::<usize>(&["ZCARD", "rediscope:sem:{s}"]), 0);
+    assert_eq!(stage.locks().held, 0);
+}
+
+#[test]
+fn a_permit_whose_lease_is_over_is_anothers() {
+    let stage = Stage::new();
+    let lock = stage.sessions.semaphore("s", 2);
+    let short = lock.clone().lease(Duration::from_millis(50)).fixed_lease();
+    let (kept, over) = (lock.try_acquire().unwrap().unwrap(), short.acquire(SOON).unwrap());
+    let next = lock.acquire(SOON).unwrap();
+    is_lost(over.release());
+    assert!(lock.try_acquire().unwrap().is_none());
+    kept.ensure_held().unwrap();
+    next.ensure_held().unwrap();
+}

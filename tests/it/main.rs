@@ -1,0 +1,40 @@
+//! The promises of the library, a module each, against real servers.
+//!
+//! `cargo test --test it protocol::` runs the tests of one module.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test code: a panic with a clear message is how it reports"
+)]
+
+mod acl;
+mod checkout;
+#[cfg(feature = "cluster")]
+mod cluster;
+mod conditions;
+#[cfg(feature = "serde")]
+mod configuration;
+mod contention;
+mod contract;
+mod credentials;
+mod documents;
+mod exactly_once;
+mod examples;
+mod exits;
+mod faults;
+mod grouped;
+mod large;
+mod locks;
+mod observability;
+mod pages;
+mod pooled;
+mod properties;
+mod protocol;
+mod refusals;
+#[cfg(feature = "sentinel")]
+mod sentinel;
+#[cfg(feature = "tls-rustls")]
+mod tls;

@@ -1,0 +1,13 @@
+//! What the library tells of itself: spans and events, `status()`, warnings with a code place.
+//!
+//! Never: a key, a value or a password in any of it.
+
+mod listen;
+mod locks;
+mod secrets;
+mod spans;
+mod status;
+
+use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(20);

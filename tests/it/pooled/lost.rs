@@ -1,0 +1,250 @@
+//! Connections that die: reads are asked again, writes are never sent twice, and what cannot be
+//! known is said to be unknown.
+
+use std::thread;
+use std::time::Duration;
+
+use rediscope::prelude::*;
+use rediscope::{Applied, ConnectionErrorKind, Error, SessionManager};
+
+use super::stage::{ALWAYS, SOON, client_ids, lost, pool_is_whole, sized, trusting, typed};
+use rediscope_testing::eventually;
+use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
+use rediscope_testing::server::Server;
+
+/// Opens `count` connections, which are idle when this returns.
+fn warm(sessions: &SessionManager, count: usize) {
+    let open = || sessions.status().pooled.idle as usize >= count;
+    while !open() {
+        let start = std::sync::Barrier::new(count);
+        thread::scope(|scope| {
+            for _ in 0..count {
+                scope.spawn(|| {
+                    start.wait();
+                    sessions.pooled().blpop::<_, Option<(String, String)>>("none", 0.05).unwrap();
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn idle_links_that_died_are_replaced_and_no_user_is_told() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let sessions = sized(&proxy.url(), 4).trust_window(Duration::ZERO).build().unwrap();
+    let deaths: [&dyn Fn(); 4] = [
+        &|| assert!(server.kill_all_clients_except_me() > 0),
+        &|| proxy.cut_all(),
+        &|| proxy.reset_all(),
+        &|| server.restart_on_same_port(),
+    ];
+    for death in deaths {
+        let mut db = sessions.pooled();
+        warm(&sessions, 4);
+        death();
+        assert_eq!(db.get::<_, Option<i64>>("none").unwrap(), None, "a read comes first");
+        warm(&sessions, 4);
+        death();
+        db.set::<_, _, ()>("key", 1).unwrap();
+        warm(&sessions, 4);
+        death();
+        redis::pipe().set("key", 2).get("key").exec(&mut db).unwrap();
+        pool_is_whole(&sessions, &server);
+    }
+}
+
+#[test]
+fn idle_links_that_went_silent_cost_one_timeout_and_not_one_each() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let timeout = Duration::from_millis(500);
+    let sessions = sized(&proxy.url(), 4)
+        .trust_window(Duration::ZERO)
+        .response_timeout(timeout)
+        .checkout_timeout(Duration::from_secs(10))
+        .build()
+        .unwrap();
+    let mut db = sessions.pooled();
+    for silent in 0..2 {
+        warm(&sessions, 4);
+        proxy.black_hole_all();
+        if silent == 0 {
+            assert_eq!(db.get::<_, Option<i64>>("key").unwrap(), None);
+        } else {
+            db.set::<_, _, ()>("key", 1).unwrap();
+        }
+        let replaced = sessions.status().pooled.counts.all_replaced();
+        assert!(replaced >= 1, "{replaced}");
+        proxy.cut_all();
+        pool_is_whole(&sessions, &server);
+    }
+}
+
+#[test]
+fn a_read_whose_answer_was_lost_is_asked_again() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let sessions = trusting(&proxy.url());
+    let mut db = sessions.pooled();
+    server.ask::<()>(&["SET", "key", "value"]);
+    for trigger in [
+        Trigger::BeforeCommandNamed("GET"),
+        Trigger::InsideCommandNamed("GET", 9),
+        Trigger::BeforeReplyTo("GET"),
+        Trigger::InsideReplyTo("GET", 6),
+    ] {
+        for fault in [Fault::Cut, Fault::Reset] {
+            let fired = proxy.fired();
+            proxy.arm(Script::from((trigger, fault)).once());
+            assert_eq!(db.get::<_, String>("key").unwrap(), "value");
+            assert_eq!(proxy.fired(), fired + 1);
+            proxy.disarm();
+        }
+    }
+    let reads: (String, Option<i64>) = {
+        proxy.arm(Script::from((Trigger::AfterReplyTo("GET"), Fault::Cut)).once());
+        redis::pipe().get("key").get("none").query(&mut db).unwrap()
+    };
+    assert_eq!(reads, ("value".to_owned(), None));
+    proxy.disarm();
+    pool_is_whole(&sessions, &server);
+}
+
+#[test]
+fn a_write_whose_answer_was_lost_is_unknown_and_was_sent_once() {
+    let cases = [
+        (Trigger::BeforeCommandNamed("INCRBY"), Fault::Cut, 0),
+        (Trigger::InsideCommandNamed("INCRBY", 12), Fault::Cut, 0),
+        (Trigger::BeforeReplyTo("INCRBY"), Fault::Cut, 1),
+        (Trigger::InsideReplyTo("INCRBY", 2), Fault::Reset, 1),
+        (Trigger::BeforeReplyTo("INCRBY"), Fault::SwallowReply, 1),
+    ];
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let timeout = Duration::from_millis(500);
+    let builder = sized(&proxy.url(), 1).trust_window(ALWAYS).response_timeout(timeout);
+    let sessions = builder.build().unwrap();
+    let mut db = sessions.pooled();
+    for (trigger, fault, expected) in cases {
+        pool_is_whole(&sessions, &server);
+        server.ask::<()>(&["DEL", "n"]);
+        proxy.take_journal();
+        proxy.arm((trigger, fault));
+        let error = typed(db.incr::<_, _, i64>("n", 1));
+        assert_eq!(lost(&error), ("INCRBY", Applied::Unknown), "{trigger:?}");
+        proxy.disarm();
+        assert_eq!(server.ask::<Option<i64>>(&["GET", "n"]).unwrap_or(0), expected);
+        let sent = proxy.take_journal().iter().filter(|(_, name)| name == "INCRBY").count();
+        assert!(sent <= 1, "{trigger:?}: it was sent {sent} times");
+        pool_is_whole(&sessions, &server);
+        assert_eq!(
+            server.ask::<Option<i64>>(&["GET", "n"]).unwrap_or(0),
+            expected,
+            "none came late"
+        );
+    }
+}
+
+#[test]
+fn a_write_to_a_link_found_dead_before_a_byte_left_is_sent_on_another_one() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let sessions = trusting(&proxy.url());
+    let mut db = sessions.pooled();
+    for n in 1..=5 {
+        proxy.reset_all();
+        assert_eq!(db.incr::<_, _, i64>("n", 1).unwrap(), n);
+    }
+    assert_eq!(server.ask::<i64>(&["GET", "n"]), 5);
+    pool_is_whole(&sessions, &server);
+}
+
+#[test]
+fn a_pipeline_of_writes_that_broke_off_half_way_is_not_sent_again() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    proxy.shrink_buffers();
+    let sessions = trusting(&proxy.url());
+    let mut db = sessions.pooled();
+    // The first command arrives and is applied; the second is so large that its writing breaks.
+    proxy.arm(Script::from((Trigger::AfterCommandNamed("INCRBY"), Fault::HoldRequests)).once());
+    let error = thread::scope(|scope| {
+        let write = scope.spawn(|| {
+            let mut pipe = redis::pipe();
+            pipe.incr("n", 1).set("large", vec![b'x'; 16 << 20]);
+            typed(pipe.exec(&mut db))
+        });
+        eventually(SOON, "the first one is applied", || server.ask(&["EXISTS", "n"]));
+        // A FIN would leave it waiting for room.
+        proxy.reset_all();
+        write.join().unwrap()
+    });
+    proxy.disarm();
+    assert_eq!(server.ask::<i64>(&["GET", "n"]), 1, "never twice");
+    assert_eq!(server.ask::<i64>(&["EXISTS", "large"]), 0);
+    assert_eq!(lost(&error).1, Applied::Unknown);
+    pool_is_whole(&sessions, &server);
+}
+
+#[test]
+fn a_lost_link_is_closed_and_never_used_again() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let timeout = Duration::from_millis(500);
+    let builder = sized(&proxy.url(), 1).trust_window(ALWAYS).response_timeout(timeout);
+    let sessions = builder.build().unwrap();
+    let mut db = sessions.pooled();
+    db.set::<_, _, ()>("a", "first").unwrap();
+    db.set::<_, _, ()>("b", "second").unwrap();
+    let before = client_ids(&server);
+    // The answer is late, not lost: on the old connection it would be taken for the next one's.
+    proxy.arm((Trigger::AfterCommandNamed("APPEND"), Fault::HoldReplies));
+    let error = typed(db.append::<_, _, i64>("a", "!"));
+    let Error::Lost { ref source, .. } = error else { panic!("{error:?}") };
+    assert_eq!(source.kind(), ConnectionErrorKind::TimedOut);
+    proxy.disarm();
+    proxy.release();
+    assert_eq!(db.get::<_, String>("b").unwrap(), "second");
+    assert_eq!(db.get::<_, String>("a").unwrap(), "first!");
+    eventually(SOON, "the old one is closed", || client_ids(&server).is_disjoint(&before));
+    pool_is_whole(&sessions, &server);
+}
+
+#[test]
+fn a_request_that_promises_fewer_answers_than_it_has_disturbs_nobody() {
+    use redis::ConnectionLike;
+    let server = Server::start();
+    let sessions = trusting(&server.url());
+    let mut db = sessions.pooled();
+    server.ask::<()>(&["SET", "key", "value"]);
+    let two = [
+        redis::cmd("ECHO").arg("one").get_packed_command(),
+        redis::cmd("ECHO").arg("two").get_packed_command(),
+    ]
+    .concat();
+    for (offset, count) in [(0, 1), (0, 0), (1, 0), (0, 3)] {
+        let _ = db.req_packed_commands(&two, offset, count);
+        assert_eq!(db.get::<_, String>("key").unwrap(), "value", "{offset} {count}");
+    }
+    let _ = db.req_packed_command(&two);
+    assert_eq!(db.get::<_, String>("key").unwrap(), "value");
+    assert_eq!(db.req_packed_commands(&two, 1, 1).unwrap().len(), 1);
+    pool_is_whole(&sessions, &server);
+}
+
+#[test]
+fn a_demoted_server_is_left_by_all_older_links() {
+    let server = Server::start();
+    let sessions = trusting(&server.url());
+    let mut db = sessions.pooled();
+    let before = super::stage::id(&mut db);
+    server.ask::<()>(&["REPLICAOF", "127.0.0.1", "1"]);
+    let error = typed(db.set::<_, _, ()>("key", 1));
+    assert_eq!((error.applied(), error.is_retryable()), (Applied::No, true));
+    assert!(error.to_string().contains("READONLY"), "{error}");
+    server.ask::<()>(&["REPLICAOF", "NO", "ONE"]);
+    db.set::<_, _, ()>("key", 1).unwrap();
+    assert_ne!(super::stage::id(&mut db), before);
+    pool_is_whole(&sessions, &server);
+}

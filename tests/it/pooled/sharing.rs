@@ -1,0 +1,99 @@
+//! A connection is borrowed for one round trip only, so that many share few.
+
+use std::sync::Barrier;
+use std::thread;
+
+use rediscope::prelude::*;
+use rediscope::{CheckoutError, Error};
+
+use super::stage::{id, pool_is_whole, sized, trusting, typed};
+use rediscope_testing::server::Server;
+
+#[test]
+fn eight_threads_take_turns_on_one_connection() {
+    let server = Server::start();
+    let sessions = trusting(&server.url());
+    let start = Barrier::new(8);
+    thread::scope(|scope| {
+        for nth in 0..8 {
+            let (mut db, start) = (sessions.pooled(), &start);
+            scope.spawn(move || {
+                start.wait();
+                for _ in 0..100 {
+                    db.rpush::<_, _, i64>("turns", nth).unwrap();
+                    assert_eq!(db.get::<_, Option<i64>>("none").unwrap(), None);
+                }
+            });
+        }
+    });
+    let turns: Vec<u8> = server.ask(&["LRANGE", "turns", "0", "-1"]);
+    let changes = turns.windows(2).filter(|pair| pair[0] != pair[1]).count();
+    assert_eq!(turns.len(), 800);
+    assert!(changes > 100, "they came one after the other: {changes} changes");
+    let counts = sessions.status().pooled.counts;
+    assert_eq!((counts.connects, counts.refused), (1, 0));
+    assert_eq!(server.clients(), 1);
+    pool_is_whole(&sessions, &server);
+}
+
+#[test]
+fn clones_on_many_threads_never_use_more_connections_than_there_may_be() {
+    let server = Server::start();
+    let sessions = sized(&server.url(), 3).build().unwrap();
+    let db = sessions.pooled();
+    thread::scope(|scope| {
+        for nth in 0..12 {
+            let mut db = db.clone();
+            scope.spawn(move || {
+                for _ in 0..50 {
+                    db.incr::<_, _, i64>("total", 1).unwrap();
+                    db.incr::<_, _, i64>(format!("own:{nth}"), 1).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(server.ask::<i64>(&["GET", "total"]), 600);
+    for nth in 0..12 {
+        assert_eq!(server.ask::<i64>(&["GET", &format!("own:{nth}")]), 50);
+    }
+    assert!(server.clients() <= 3);
+    pool_is_whole(&sessions, &server);
+}
+
+#[test]
+fn a_handle_that_is_kept_holds_nothing() {
+    let server = Server::start();
+    let sessions = trusting(&server.url());
+    let mut handles: Vec<_> = (0..50).map(|_| sessions.pooled()).collect();
+    let ids: Vec<_> = handles.iter_mut().map(id).collect();
+    assert!(ids.iter().all(|id| *id == ids[0]), "one connection serves them all: {ids:?}");
+    assert_eq!(sessions.status().pooled.in_use, 0);
+    pool_is_whole(&sessions, &server);
+}
+
+#[test]
+fn a_drained_transactional_pool_leaves_single_commands_alone() {
+    let server = Server::start();
+    let sessions = trusting(&server.url());
+    let held = sessions.transactional().begin().unwrap();
+    for n in 1..=20 {
+        assert_eq!(sessions.pooled().incr::<_, _, i64>("n", 1).unwrap(), n);
+    }
+    drop(held);
+    pool_is_whole(&sessions, &server);
+}
+
+#[test]
+fn a_command_inside_with_raw_on_a_pool_of_one_is_told_that_it_would_never_end() {
+    let server = Server::start();
+    let sessions = trusting(&server.url());
+    let db = sessions.pooled();
+    let told = db.with_raw(|_| typed(db.clone().get::<_, Option<i64>>("n"))).unwrap();
+    match told {
+        Error::Checkout(CheckoutError::WouldDeadlock { holders, .. }) => {
+            assert_eq!((holders.len(), holders[0].begun_at.file()), (1, file!()));
+        }
+        error => panic!("{error:?}"),
+    }
+    pool_is_whole(&sessions, &server);
+}

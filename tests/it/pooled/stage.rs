@@ -1,0 +1,69 @@
+//! What the tests of the pooled handle share.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use rediscope::prelude::*;
+use rediscope::{Applied, Builder, Error, Pooled, SessionManager};
+
+use rediscope_testing::server::Server;
+use rediscope_testing::unique;
+
+/// Bounds every wait of a test; far more than any of them needs.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+/// Longer than any test: a link is trusted from its hand-shake on.
+pub(crate) const ALWAYS: Duration = Duration::from_secs(24 * 60 * 60);
+
+pub(crate) fn sized(url: &str, max_size: u32) -> Builder {
+    SessionManager::builder(url).max_size(max_size)
+}
+
+/// Trusted once it is open, and one connection is open.
+pub(crate) fn trusting(url: &str) -> SessionManager {
+    let sessions = sized(url, 1).trust_window(ALWAYS).build().unwrap();
+    assert!(redis::ConnectionLike::check_connection(&mut sessions.pooled()));
+    sessions
+}
+
+/// Nobody holds a connection, and the next command's effect is seen by another one.
+#[track_caller]
+pub(crate) fn pool_is_whole(sessions: &SessionManager, server: &Server) {
+    let (key, pool) = (unique("next"), sessions.status().pooled);
+    assert_eq!((pool.in_use, pool.waiting, pool.scopes.len()), (0, 0, 0), "{pool}");
+    let mut db = sessions.pooled();
+    assert_eq!(db.incr::<_, _, i64>(&key, 1).unwrap(), 1);
+    assert_eq!(server.ask::<i64>(&["GET", &key]), 1);
+    assert_eq!(db.get_del::<_, i64>(&key).unwrap(), 1);
+    assert_eq!(sessions.status().pooled.in_use, 0);
+}
+
+/// What became of a command, typed again after its way through redis-rs.
+#[track_caller]
+pub(crate) fn typed<T: std::fmt::Debug>(result: redis::RedisResult<T>) -> Error {
+    result.expect_err("this cannot succeed").into()
+}
+
+/// How a lost command is told.
+#[track_caller]
+pub(crate) fn lost(error: &Error) -> (&str, Applied) {
+    match error {
+        Error::Lost { during, applied, .. } => {
+            assert_eq!(
+                (error.applied(), error.is_retryable()),
+                (*applied, *applied == Applied::No)
+            );
+            (during, *applied)
+        }
+        error => panic!("not lost: {error:?}"),
+    }
+}
+
+/// The connection that answers, by the server's number for it.
+pub(crate) fn id(db: &mut Pooled) -> i64 {
+    redis::cmd("CLIENT").arg("ID").query(db).unwrap()
+}
+
+/// Which connections the server has.
+pub(crate) fn client_ids(server: &Server) -> BTreeSet<String> {
+    server.client_list().iter().map(|client| client["id"].clone()).collect()
+}

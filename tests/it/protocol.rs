@@ -1,0 +1,27 @@
+//! The contract: every row of "what the caller is told", each against a real server, and the
+//! forms in which a commit goes over the wire.
+//!
+//! Each row checks the outcome, what the error says of itself, the server's data as another
+//! connection sees it, and that the pool's next borrower finds a clean connection.
+
+mod stage;
+mod turned_away;
+
+mod addresses;
+mod checkout;
+mod committed;
+mod conflict;
+mod connect;
+mod expired;
+mod forms;
+mod in_doubt;
+mod large;
+mod long;
+mod not_isolated;
+mod not_sent;
+mod partly;
+mod reading;
+mod rejected;
+mod rejected_by_state;
+mod replies;
+mod unproven;

@@ -1,0 +1,208 @@
+//! Told `Replies` or `Committed`: every command was applied, in order, with nobody in between.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use rediscope::prelude::*;
+use rediscope::{Applied, Error, Outcome, ReplyError, SessionManager};
+
+use super::stage::{Stage, get, pool_is_whole};
+use rediscope_testing::server::Server;
+
+#[test]
+fn committed_means_applied_in_the_order_of_queueing() {
+    let stage = Stage::start();
+    let sessions = stage.trusting();
+    let accounts = sessions.transactional();
+    let words = ["one", "two", "three", "four"];
+    let lengths = accounts
+        .run(|tx| Ok(words.iter().map(|word| tx.rpush("list", *word)).collect::<Vec<_>>()))
+        .unwrap();
+    assert_eq!(lengths, [1, 2, 3, 4]);
+    assert_eq!(stage.server.ask::<Vec<String>>(&["LRANGE", "list", "0", "-1"]), words);
+    assert_eq!(stage.journal(), ["MULTI", "RPUSH", "RPUSH", "RPUSH", "RPUSH", "EXEC"]);
+    assert_eq!(sessions.status().transactional.counts.commits, 1);
+    pool_is_whole(&sessions, &stage.server);
+}
+
+#[test]
+fn nobody_comes_in_between() {
+    let server = Server::start();
+    let sessions = SessionManager::connect(server.url()).unwrap();
+    let accounts = sessions.transactional();
+    let stop = AtomicBool::new(false);
+    let results: Vec<Result<[i64; 3], Error>> = thread::scope(|scope| {
+        let (stop, mut other) = (&stop, server.connection());
+        scope.spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                let _: Result<(), _> =
+                    redis::cmd("RPUSH").arg("list").arg("other").exec(&mut other);
+            }
+        });
+        let transaction =
+            |_| accounts.run(|tx| Ok(["one", "two", "three"].map(|word| tx.rpush("list", word))));
+        let results = (0..200).map(transaction).collect();
+        stop.store(true, Ordering::Relaxed);
+        results
+    });
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+    let list: Vec<String> = server.ask(&["LRANGE", "list", "0", "-1"]);
+    assert!(list.iter().any(|word| word == "other"), "nobody tried to come in between");
+    let starts: Vec<usize> = (0..list.len()).filter(|at| list[*at] == "one").collect();
+    assert_eq!(starts.len(), 200);
+    assert!(starts.iter().all(|at| list[*at..at + 3] == ["one", "two", "three"]));
+    pool_is_whole(&sessions, &server);
+}
+
+#[test]
+fn replies_come_back_typed_in_the_shape_the_block_returned() {
+    let stage = Stage::start();
+    stage.server.ask::<()>(&["MSET", "text", "hello", "number", "7"]);
+    let sessions = stage.trusting();
+    let accounts = sessions.transactional();
+    let (sum, text, missing, many): (i64, String, Option<String>, Vec<Option<i64>>) = accounts
+        .run(|tx| {
+            Ok((tx.incr("number", 5), tx.get("text"), tx.get("none"), tx.mget(&["number", "none"])))
+        })
+        .unwrap();
+    assert_eq!((sum, text, missing, many), (12, "hello".into(), None, vec![Some(12), None]));
+
+    let shapes = accounts.run(|tx| {
+        let array = [tx.incr("number", 1), tx.incr("number", 1)];
+        let vec = vec![tx.incr("number", 1)];
+        let some = Some(tx.incr("number", 1));
+        let nested = (tx.set("text", "bye"), (Ready("mine"), tx.get::<_, String>("text")));
+        Ok((array, vec, some, None::<Queued<i64>>, nested, ()))
+    });
+    let expected = ([13, 14], vec![15], Some(16), None, ((), ("mine", "bye".to_owned())), ());
+    assert_eq!(shapes.unwrap(), expected);
+    accounts.run(|tx| Ok(tx.set("text", "nothing is asked for"))).unwrap();
+    assert_eq!(get(&stage.server, "text").unwrap(), "nothing is asked for");
+    pool_is_whole(&sessions, &stage.server);
+}
+
+#[test]
+fn a_guards_replies_are_read_by_handle_in_any_order_and_as_often_as_wanted() {
+    let stage = Stage::start();
+    let sessions = stage.trusting();
+    let mut tx = sessions.transactional().begin().unwrap();
+    let (first, second) = (tx.incr("n", 1), tx.incr("n", 10));
+    let members: Queued<i64> = tx.queue(redis::cmd("SADD").arg("set").arg("a").arg("b").take());
+    let replies = tx.commit().unwrap();
+    assert_eq!((replies.len(), replies.is_empty(), replies.failures()), (3, false, 0));
+    assert_eq!(replies.get((second, members, first)), Ok((11, 2, 1)));
+    assert_eq!(replies.get(second.cast::<String>()), Ok("11".to_owned()));
+    assert_eq!((replies.get(second), replies.errors().count()), (Ok(11), 0));
+    assert_eq!(stage.server.ask::<i64>(&["SCARD", "set"]), 2);
+    pool_is_whole(&sessions, &stage.server);
+}
+
+#[test]
+fn what_watches_commits_to_an_outcome() {
+    let stage = Stage::start();
+    let sessions = stage.trusting();
+    let mut watching = sessions.transactional().watch(["stock"]).begin().unwrap();
+    assert_eq!(watching.get::<_, Option<i64>>("stock").unwrap(), None);
+    let mut tx = watching.multi();
+    let stock = tx.incr("stock", 4);
+    let Outcome::Committed(replies) = tx.commit().unwrap() else { panic!("nobody touched it") };
+    assert_eq!(replies.get(stock), Ok(4));
+    assert_eq!(get(&stage.server, "stock").unwrap(), "4");
+    let left = sessions.transactional().watch(["stock"]).run(|read, tx| {
+        let stock: i64 = read.get("stock")?;
+        Ok((Ready(stock), tx.decr("stock", stock - 1)))
+    });
+    assert_eq!(left.unwrap(), (4, 1));
+    pool_is_whole(&sessions, &stage.server);
+}
+
+// What follows was applied as well; only one value of it cannot be handed out.
+
+/// A transaction whose handle gives `expected`, though it was applied.
+#[track_caller]
+fn applied_all_the_same(
+    result: Result<impl std::fmt::Debug, Error>,
+    server: &Server,
+    key: &str,
+) -> ReplyError {
+    let error = result.expect_err("the value cannot be handed out");
+    assert_eq!((error.applied(), error.is_retryable()), (Applied::Yes, false), "{error}");
+    assert_eq!(get(server, key).as_deref(), Some("done"));
+    match error {
+        Error::Reply(error) => error,
+        error => panic!("not about a reply: {error}"),
+    }
+}
+
+#[test]
+fn a_handle_of_another_transaction_is_foreign_and_the_block_was_applied() {
+    let stage = Stage::start();
+    let sessions = stage.trusting();
+    let accounts = sessions.transactional();
+    let mut other = accounts.begin().unwrap();
+    let foreign = other.incr("other", 1);
+    other.discard().unwrap();
+    let result = accounts.run(|tx| {
+        tx.set("key", "done");
+        Ok(foreign)
+    });
+    assert_eq!(applied_all_the_same(result, &stage.server, "key"), ReplyError::Foreign);
+    let mut tx = accounts.begin().unwrap();
+    let own = tx.incr("n", 1);
+    let replies = tx.commit().unwrap();
+    assert_eq!(replies.get((own, foreign)), Err(ReplyError::Foreign));
+    assert_eq!(replies.get(own), Ok(1));
+    pool_is_whole(&sessions, &stage.server);
+}
+
+#[test]
+fn a_handle_of_a_forgotten_part_has_no_reply_and_the_others_keep_theirs() {
+    let stage = Stage::start();
+    let sessions = stage.trusting();
+    let accounts = sessions.transactional();
+    let result = accounts.run(|tx| {
+        let forgotten = tx.savepoint().incr("n", 1);
+        tx.set("key", "done");
+        Ok(forgotten)
+    });
+    assert_eq!(applied_all_the_same(result, &stage.server, "key"), ReplyError::Forgotten);
+    let mut tx = accounts.begin().unwrap();
+    let before = tx.incr("m", 1);
+    let mut lost = None;
+    let part: Result<(), &str> = tx.part(|part| {
+        lost = Some(part.incr("n", 1));
+        Err("no")
+    });
+    assert_eq!(part, Err("no"));
+    let mut kept = tx.savepoint();
+    let inside = kept.incr("m", 1);
+    kept.release();
+    let behind = tx.incr("m", 1);
+    let replies = tx.commit().unwrap();
+    assert_eq!(replies.get((before, inside, behind)), Ok((1, 2, 3)));
+    assert_eq!(replies.get(lost), Err(ReplyError::Forgotten));
+    assert_eq!(get(&stage.server, "n"), None);
+    pool_is_whole(&sessions, &stage.server);
+}
+
+#[test]
+fn a_reply_of_another_type_is_unexpected_and_can_be_asked_for_anew() {
+    let stage = Stage::start();
+    stage.server.ask::<()>(&["SET", "text", "hello"]);
+    let sessions = stage.trusting();
+    let accounts = sessions.transactional();
+    let result = accounts.run(|tx| {
+        tx.set("key", "done");
+        Ok(tx.get::<_, i64>("text"))
+    });
+    match applied_all_the_same(result, &stage.server, "key") {
+        ReplyError::Unexpected { index: 1, expected: "i64", found: "a bulk string", .. } => {}
+        error => panic!("{error:?}"),
+    }
+    let mut tx = accounts.begin().unwrap();
+    let wrong: Queued<i64> = tx.get("text");
+    let replies = tx.commit().unwrap();
+    assert!(matches!(replies.get(wrong), Err(ReplyError::Unexpected { index: 0, .. })));
+    assert_eq!(replies.get(wrong.cast::<String>()), Ok("hello".to_owned()));
+    pool_is_whole(&sessions, &stage.server);
+}

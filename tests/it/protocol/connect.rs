@@ -1,0 +1,202 @@
+//! Told `CheckoutError::Connect`: the server could not be reached, or did not want us.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rediscope::prelude::*;
+use rediscope::{
+    Applied, Builder, CheckoutError, ConnectionError, ConnectionErrorKind, Error, PoolStatus,
+    SessionManager,
+};
+
+use super::stage::{SOON, get, pool_is_whole};
+use rediscope_testing::proxy::Proxy;
+use rediscope_testing::server::Server;
+use rediscope_testing::unresponsive_port::UnresponsivePort;
+use rediscope_testing::{eventually, try_for};
+
+const WAIT: Duration = Duration::from_millis(1200);
+/// For one connect, and for one exchange.
+const TRY: Duration = Duration::from_millis(400);
+/// A verdict must come long before this.
+const FAR: Duration = Duration::from_secs(300);
+
+fn within(wait: Duration, url: &str) -> SessionManager {
+    builder(wait, url).build().unwrap()
+}
+
+fn builder(wait: Duration, url: &str) -> Builder {
+    SessionManager::builder(url)
+        // Four calls at once, none of which waits for another.
+        .max_size(4)
+        .connect_timeout(TRY)
+        .response_timeout(TRY)
+        .checkout_timeout(wait)
+}
+
+/// Both handles fail to connect, and neither waits for much longer than it is allowed to.
+#[track_caller]
+fn refused(sessions: &SessionManager, wait: Duration, retryable: bool) -> ConnectionError {
+    let begun = Instant::now();
+    let (accounts, watch) = (sessions.transactional(), sessions.transactional().watch(["key"]));
+    let mut db = sessions.pooled();
+    let ways: [&mut (dyn FnMut() -> Result<(), Error> + Send); 4] = [
+        &mut || accounts.begin().map(drop),
+        &mut || accounts.run(|tx| Ok(tx.set("key", 1))),
+        &mut || watch.run(|_, tx| Ok(tx.set("key", 1))),
+        &mut || Ok(redis::cmd("GET").arg("key").exec(&mut db)?),
+    ];
+    let errors = thread::scope(|scope| {
+        ways.map(|way| scope.spawn(way)).map(|call| call.join().unwrap().unwrap_err())
+    });
+    assert!(begun.elapsed() < wait + SOON);
+    let sources = errors.map(|error| {
+        assert_eq!((error.applied(), error.is_retryable()), (Applied::No, retryable), "{error}");
+        let error = match error.as_commit() {
+            Some(rediscope::CommitError::NotSent { source, .. }) => (**source).clone(),
+            _ => error,
+        };
+        match error {
+            Error::Checkout(CheckoutError::Connect { source, waited, .. }) => {
+                assert!(waited < wait + SOON);
+                source
+            }
+            error => panic!("{error:?}"),
+        }
+    });
+    let pools = [sessions.status().pooled, sessions.status().transactional];
+    assert!(pools.iter().all(|pool| (pool.in_use, pool.waiting) == (0, 0)), "{pools:?}");
+    // Both connect on the same few threads: where each try takes its time, one may be late.
+    let failed =
+        |pool: &PoolStatus| pool.counts.connect_failures > 0 && pool.last_connect_error.is_some();
+    assert!(pools.iter().any(failed), "{pools:?}");
+    assert!(sources.iter().all(|source| source.kind() == sources[0].kind()), "{sources:?}");
+    sources[0].clone()
+}
+
+#[test]
+fn a_server_that_is_down_is_told_within_the_deadline_and_found_again() {
+    let server = Server::start();
+    let sessions = within(WAIT, &server.url());
+    server.sigkill();
+    assert_eq!(refused(&sessions, WAIT, true).kind(), ConnectionErrorKind::Closed);
+    server.restart_on_same_port();
+    eventually(SOON, "it connects again", || sessions.transactional().begin().is_ok());
+    pool_is_whole(&sessions, &server);
+}
+
+#[test]
+fn a_call_that_is_waiting_when_the_server_comes_back_gets_its_connection() {
+    let server = Server::start();
+    let sessions = within(FAR, &server.url());
+    server.sigkill();
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| sessions.transactional().run(|tx| Ok(tx.incr("n", 1))));
+        eventually(SOON, "a connect failed", || {
+            sessions.status().transactional.counts.connect_failures > 0
+        });
+        server.restart_on_same_port();
+        assert_eq!(waiting.join().unwrap().unwrap(), 1);
+    });
+    assert_eq!(get(&server, "n").unwrap(), "1");
+    pool_is_whole(&sessions, &server);
+}
+
+#[test]
+fn ports_that_are_deaf_mute_or_slammed_are_told_within_the_deadline() {
+    let deaf = UnresponsivePort::open();
+    assert_eq!(
+        refused(&within(WAIT, &deaf.url()), WAIT, true).kind(),
+        ConnectionErrorKind::TimedOut
+    );
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let sessions = within(WAIT, &proxy.url());
+    proxy.mute_new(true);
+    assert_eq!(refused(&sessions, WAIT, true).kind(), ConnectionErrorKind::TimedOut);
+    proxy.mute_new(false);
+    proxy.refuse_new(true);
+    proxy.cut_all();
+    let sessions = within(WAIT, &proxy.url());
+    assert_eq!(refused(&sessions, WAIT, true).kind(), ConnectionErrorKind::Closed);
+    proxy.refuse_new(false);
+    eventually(SOON, "it connects", || sessions.transactional().begin().is_ok());
+    pool_is_whole(&sessions, &server);
+}
+
+#[test]
+fn a_server_that_is_full_is_worth_another_try() {
+    let server = Server::with(&["--maxclients", "2"]);
+    server.ask::<()>(&["ECHO", "the harness takes the first place"]);
+    let _other = server.connection();
+    let sessions = within(WAIT, &server.url());
+    refused(&sessions, WAIT, true);
+    server.config_set("maxclients", "100");
+    eventually(SOON, "there is room", || sessions.transactional().begin().is_ok());
+    pool_is_whole(&sessions, &server);
+}
+
+/// The server's verdict, which comes at once however long one would wait.
+#[track_caller]
+fn verdict(url: &str) -> (String, String) {
+    let sessions = within(FAR, url);
+    let source = refused(&sessions, Duration::ZERO, false);
+    assert_eq!(source.kind(), ConnectionErrorKind::Refused);
+    let error = source.server_error().unwrap();
+    assert!(source.to_string().contains(error.code()));
+    (error.code().to_owned(), error.message().to_owned())
+}
+
+#[test]
+fn a_wrong_or_missing_password_is_told_at_once() {
+    let server = Server::with(&["--requirepass", "open-sesame"]);
+    server.acl(&["SETUSER", "app", "on", ">secret", "~*", "&*", "+@all"]);
+    let (host, code) = (server.address(), |url: String| verdict(&url).0);
+    assert_eq!(code(format!("redis://:wrong@{host}/")), "WRONGPASS");
+    assert_eq!(code(format!("redis://app:wrong@{host}/")), "WRONGPASS");
+    assert_eq!(code(format!("redis://nobody:secret@{host}/")), "WRONGPASS");
+    assert_eq!(code(format!("redis://app:wrong@{host}/?protocol=resp3")), "WRONGPASS");
+    assert_eq!(code(format!("redis://{host}/")), "NOAUTH");
+    assert_eq!(code(format!("redis://{host}/?protocol=resp3")), "NOAUTH");
+    for url in [format!("redis://:open-sesame@{host}/"), format!("redis://app:secret@{host}/")] {
+        let sessions = within(WAIT, &url);
+        assert_eq!(sessions.transactional().run(|tx| Ok(tx.ping())).unwrap(), "PONG");
+    }
+}
+
+#[test]
+fn a_database_out_of_range_is_told_at_once() {
+    let server = Server::start();
+    let (code, message) = verdict(&server.url_db(99));
+    assert_eq!(code, "ERR");
+    assert!(message.contains("out of range"), "{message}");
+}
+
+#[test]
+fn a_user_without_multi_gets_no_transactional_connection_and_one_without_ping_gets_both() {
+    let server = Server::start();
+    server.acl(&["SETUSER", "app", "on", ">secret", "~*", "&*", "+@all", "-multi"]);
+    let sessions = within(FAR, &server.url_as("app", "secret"));
+    let error = sessions.transactional().begin().map(drop).unwrap_err();
+    assert_eq!((error.applied(), error.is_retryable()), (Applied::No, false));
+    assert!(format!("{error:#}").contains("NOPERM"), "{error}");
+    redis::cmd("SET").arg("key").arg(1).exec(&mut sessions.pooled()).unwrap();
+
+    server.acl(&["SETUSER", "app", "+multi", "-ping"]);
+    let sessions = within(WAIT, &server.url_as("app", "secret"));
+    redis::cmd("INCR").arg("key").exec(&mut sessions.pooled()).unwrap();
+    pool_is_whole(&sessions, &server);
+    assert_eq!(get(&server, "key").unwrap(), "2");
+}
+
+#[test]
+fn a_verdict_ends_with_its_cause() {
+    let server = Server::start();
+    server.acl(&["SETUSER", "app", "on", ">secret", "~*", "&*", "+@all", "-discard"]);
+    let sessions = within(FAR, &server.url_as("app", "secret"));
+    assert!(sessions.transactional().begin().is_err());
+    server.acl(&["SETUSER", "app", "+discard"]);
+    let begun = try_for(SOON, || sessions.transactional().begin().ok()).unwrap();
+    begun.discard().unwrap();
+    pool_is_whole(&sessions, &server);
+}

@@ -1,0 +1,153 @@
+//! Told `PinExpired`: the scope went unused for `max_pin_time`, and its connection was taken back.
+
+use std::panic::Location;
+use std::time::Duration;
+
+use rediscope::prelude::*;
+use rediscope::{Applied, CommitError, Error, PinExpired, SessionManager};
+
+use super::stage::{
+    ALWAYS, SOON, Stage, client_ids, exists, get, nobody_is_in_multi, pool_is_whole, says,
+};
+use rediscope_testing::eventually;
+
+/// Long enough that a busy machine does not make a live scope look dead.
+const LIMIT: Duration = Duration::from_millis(700);
+
+/// One open connection; scopes are taken back after [`LIMIT`].
+fn hasty(stage: &Stage) -> SessionManager {
+    let builder = stage.builder().trust_window(ALWAYS).max_pin_time(LIMIT).flush_bytes(1);
+    // Making it warm is a scope too.
+    let sessions = builder.build().unwrap();
+    assert_eq!(sessions.transactional().run(|tx| Ok(tx.ping())).unwrap(), "PONG");
+    stage.journal();
+    sessions
+}
+
+/// The scope is taken back, its link is replaced, and its capacity is there again.
+#[track_caller]
+fn is_taken_back(stage: &Stage, sessions: &SessionManager) {
+    let before = client_ids(&stage.server);
+    eventually(SOON, "the scope is taken back", || sessions.status().transactional.in_use == 0);
+    pool_is_whole(sessions, &stage.server);
+    eventually(SOON, "its connection is gone", || client_ids(&stage.server).is_disjoint(&before));
+    nobody_is_in_multi(&stage.server);
+}
+
+#[track_caller]
+fn expired(told: PinExpired, line: u32) {
+    assert_eq!((told.begun_at.file(), told.begun_at.line()), (file!(), line));
+    assert_eq!(told.limit, LIMIT);
+    assert!(told.held >= LIMIT);
+    let place: &Location<'_> = told.begun_at;
+    assert!(told.to_string().contains(&place.to_string()), "{told}");
+}
+
+#[test]
+fn a_late_commit_is_told_where_its_scope_began_and_applies_nothing() {
+    let stage = Stage::start();
+    let sessions = hasty(&stage);
+    let (mut tx, line) = (sessions.transactional().begin().unwrap(), line!());
+    tx.set("key", 1);
+    assert_eq!(stage.journal(), ["MULTI", "SET"], "the server knows of it already");
+    is_taken_back(&stage, &sessions);
+    tx.set("key", 2);
+    match tx.check().unwrap_err() {
+        Error::PinExpired(told) => expired(told, line),
+        Error::Commit(error) => match *error {
+            CommitError::PinExpired(told) => expired(told, line),
+            error => panic!("{error:?}"),
+        },
+        error => panic!("{error:?}"),
+    }
+    let error = tx.commit().unwrap_err();
+    says(&error, Applied::No, false);
+    match error {
+        CommitError::PinExpired(told) => expired(told, line),
+        error => panic!("{error:?}"),
+    }
+    assert!(!exists(&stage.server, "key"));
+    pool_is_whole(&sessions, &stage.server);
+}
+
+#[test]
+fn every_late_use_of_a_watching_scope_is_told() {
+    let stage = Stage::start();
+    let sessions = hasty(&stage);
+    let accounts = sessions.transactional();
+    let (mut watching, line) = (accounts.watch(["key"]).begin().unwrap(), line!());
+    is_taken_back(&stage, &sessions);
+    let error = watching.get::<_, Option<String>>("key").unwrap_err();
+    assert_eq!((error.applied(), error.is_retryable()), (Applied::No, false));
+    match error {
+        Error::PinExpired(told) => expired(told, line),
+        error => panic!("{error:?}"),
+    }
+    let mut tx = watching.multi();
+    tx.set("key", 1);
+    let error = tx.commit().unwrap_err();
+    says(&error, Applied::No, false);
+    assert!(matches!(error, CommitError::PinExpired(_)), "{error:?}");
+    assert!(!exists(&stage.server, "key"));
+    pool_is_whole(&sessions, &stage.server);
+}
+
+#[test]
+fn late_discards_and_drops_disturb_nobody() {
+    let stage = Stage::start();
+    let sessions = hasty(&stage);
+    let accounts = sessions.transactional();
+    let mut discarded = accounts.begin().unwrap();
+    discarded.set("key", 1);
+    is_taken_back(&stage, &sessions);
+    let mut next = accounts.begin().unwrap();
+    let told = discarded.discard();
+    next.set("next", 1);
+    next.commit().unwrap();
+    assert!(matches!(told, Err(Error::PinExpired(_))), "{told:?}");
+
+    let mut dropped = accounts.begin().unwrap();
+    dropped.set("key", 1);
+    is_taken_back(&stage, &sessions);
+    let mut next = accounts.begin().unwrap();
+    drop(dropped);
+    next.set("next", 2);
+    next.commit().unwrap();
+    assert_eq!(
+        (get(&stage.server, "next").unwrap(), exists(&stage.server, "key")),
+        ("2".into(), false)
+    );
+}
+
+#[test]
+fn a_forgotten_guard_is_taken_back() {
+    let stage = Stage::start();
+    let sessions = hasty(&stage);
+    let accounts = sessions.transactional();
+    let mut tx = accounts.begin().unwrap();
+    tx.set("key", 1);
+    std::mem::forget(tx);
+    is_taken_back(&stage, &sessions);
+    std::mem::forget(accounts.watch(["key"]).begin().unwrap());
+    is_taken_back(&stage, &sessions);
+    assert!(!exists(&stage.server, "key"));
+}
+
+#[test]
+fn a_scope_in_use_is_not_taken_back_however_long_it_lasts() {
+    let stage = Stage::start();
+    let builder = stage.builder().trust_window(ALWAYS).max_pin_time(LIMIT);
+    let sessions = stage.warm(builder);
+    let begun = std::time::Instant::now();
+    let mut tx = sessions.transactional().begin().unwrap();
+    let mut count = 0;
+    // Queueing is use, though nothing of it is sent.
+    eventually(SOON, "three times the limit has passed", || {
+        tx.incr("n", 1);
+        count += 1;
+        begun.elapsed() > 3 * LIMIT
+    });
+    assert_eq!(tx.commit().unwrap().len(), count);
+    assert_eq!(get(&stage.server, "n").unwrap(), count.to_string());
+    pool_is_whole(&sessions, &stage.server);
+}

@@ -1,0 +1,310 @@
+//! Told `NotIsolated`: MULTI was refused on a trusted link, so the commands ran one by one.
+
+use rediscope::prelude::*;
+use rediscope::{
+    Applied, Begin, CheckoutError, CommitError, Condition, ConnectionErrorKind, Error, ReplyError,
+    SessionManager, TransactionOptions, Transactional,
+};
+
+use super::rejected::rejected;
+use super::stage::{ALWAYS, SOON, commit_error, exists, get, pool_is_whole, says, warm};
+use rediscope_testing::eventually;
+use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
+use rediscope_testing::server::Server;
+use std::time::Duration;
+
+/// A server whose user `app` may do everything, until an operator changes that.
+struct Operated {
+    proxy: Proxy,
+    server: Server,
+}
+
+impl Operated {
+    fn start() -> Self {
+        let server = Server::start();
+        server.acl(&["SETUSER", "app", "on", ">secret", "~*", "&*", "+@all"]);
+        Self { proxy: Proxy::to(&server), server }
+    }
+
+    fn sessions(&self, trust_window: Duration) -> SessionManager {
+        let url = format!("redis://app:secret@{}/", self.proxy.address());
+        let builder = SessionManager::builder(url).max_size(1).trust_window(trust_window);
+        let sessions = builder.build().unwrap();
+        warm(&sessions);
+        sessions
+    }
+
+    fn operator(&self, rules: &[&str]) {
+        self.server.acl(&[&["SETUSER", "app"], rules].concat());
+    }
+
+    /// The link on which it happened is closed, and no other is opened while MULTI is forbidden;
+    /// when it is allowed again all is well.
+    #[track_caller]
+    fn recovers(&self, sessions: &SessionManager) {
+        eventually(SOON, "the connection is closed", || self.server.clients() == 0);
+        match sessions.transactional().begin().map(drop) {
+            Err(Error::Checkout(CheckoutError::Connect { source, .. })) => {
+                assert_eq!(source.kind(), ConnectionErrorKind::Refused);
+                assert_eq!(source.server_error().unwrap().code(), "NOPERM");
+            }
+            other => panic!("{other:?}"),
+        }
+        self.operator(&["+@all"]);
+        eventually(SOON, "connecting works again", || sessions.transactional().begin().is_ok());
+        pool_is_whole(sessions, &self.server);
+    }
+}
+
+#[track_caller]
+fn bare(error: &CommitError) -> &rediscope::Replies {
+    match error {
+        CommitError::NotIsolated { replies, .. } => replies,
+        error => panic!("{error:?}"),
+    }
+}
+
+#[test]
+fn commands_that_ran_bare_are_told_with_their_replies() {
+    let stage = Operated::start();
+    let sessions = stage.sessions(ALWAYS);
+    stage.operator(&["-multi"]);
+    let mut tx = sessions.transactional().begin().unwrap();
+    let (set, sum) = (tx.set("key", "value"), tx.incr("n", 3));
+    let error = tx.commit().unwrap_err();
+    says(&error, Applied::Yes, false);
+    let replies = bare(&error);
+    assert_eq!((replies.len(), replies.failures()), (2, 0));
+    assert_eq!(replies.get((set, sum)), Ok(((), 3)));
+    assert_eq!(get(&stage.server, "key").as_deref(), Some("value"));
+    stage.recovers(&sessions);
+}
+
+#[test]
+fn of_commands_that_ran_bare_the_refused_ones_are_named() {
+    let stage = Operated::start();
+    let sessions = stage.sessions(ALWAYS);
+    stage.operator(&["-multi", "-incrby"]);
+    let error = commit_error(sessions.transactional().run(|tx| {
+        tx.set("key", "value");
+        Ok(tx.incr("n", 3))
+    }));
+    says(&error, Applied::Partly, false);
+    match bare(&error).errors().collect::<Vec<_>>().as_slice() {
+        [ReplyError::Failed { index: 1, command, error, .. }] => {
+            assert_eq!((command.as_str(), error.code()), ("INCRBY", "NOPERM"));
+        }
+        errors => panic!("{errors:?}"),
+    }
+    assert_eq!(
+        (get(&stage.server, "key").as_deref(), exists(&stage.server, "n")),
+        (Some("value"), false)
+    );
+    stage.recovers(&sessions);
+}
+
+#[test]
+fn nothing_was_applied_where_every_command_was_refused_with_multi() {
+    let stage = Operated::start();
+    let sessions = stage.sessions(ALWAYS);
+    stage.operator(&["-multi", "-set", "-incrby"]);
+    let error = commit_error(sessions.transactional().run(|tx| {
+        tx.set("key", "value");
+        Ok(tx.incr("n", 3))
+    }));
+    assert_eq!(rejected(&error), (None, "MULTI", "NOPERM"));
+    says(&error, Applied::No, false);
+    assert!(!exists(&stage.server, "key") && !exists(&stage.server, "n"));
+    stage.recovers(&sessions);
+}
+
+/// Each form in which MULTI may leave with the commands.
+const FORMS: [&str; 5] = ["run", "guard", "watch run", "watch guard", "conditions"];
+
+fn block(handle: &Transactional, form: &str, commands: &[redis::Cmd]) -> CommitError {
+    fn queue(tx: &mut impl QueueCommands, commands: &[redis::Cmd]) -> Result<(), Error> {
+        for command in commands {
+            tx.queue::<()>(command.clone());
+        }
+        Ok(())
+    }
+    let told = match form {
+        "run" => handle.run(|tx| queue(tx, commands)),
+        "watch run" => handle.watch(["w"]).run(|_, tx| queue(tx, commands)),
+        "conditions" => {
+            let required = handle.require(Condition::not_exists("never"));
+            required.run(|tx| queue(tx, commands))
+        }
+        "guard" => handle.begin().and_then(|mut tx| {
+            queue(&mut tx, commands)?;
+            Ok(tx.commit().map(drop)?)
+        }),
+        "watch guard" => handle.watch(["w"]).begin().and_then(|watching| {
+            let mut tx = watching.multi();
+            queue(&mut tx, commands)?;
+            Ok(tx.commit().map(drop)?)
+        }),
+        form => panic!("{form}"),
+    };
+    commit_error(told)
+}
+
+/// The script wrote before it answered; its words are the server's own.
+#[test]
+fn an_error_of_a_script_that_ran_bare_proves_nothing_whatever_its_words_are() {
+    let stage = Operated::start();
+    let function = "#!lua name=lib\nredis.register_function('f', function(keys, args) \
+        redis.call('INCR', keys[1]) return redis.error_reply(args[1]) end)";
+    stage.server.ask::<()>(&["FUNCTION", "LOAD", function]);
+    let script = "redis.call('INCR', KEYS[1]) return redis.error_reply(ARGV[1])";
+    let sha: String = stage.server.ask(&["SCRIPT", "LOAD", script]);
+    let errors = [
+        "OOM no",
+        "OOM command not allowed when used memory > 'maxmemory'.",
+        "READONLY You can't write against a read only replica.",
+        "NOPERM this user has no permissions to run the 'eval' command",
+        "TRYAGAIN Multiple keys request during rehashing of slot",
+        "MOVED 1 127.0.0.1:1",
+        "WRONGTYPE Operation against a key holding the wrong kind of value",
+    ];
+    let sessions = stage.sessions(ALWAYS);
+    let all = sessions.transactional();
+    let once = all.with(TransactionOptions::new().exactly_once());
+    let grouped = all.with(TransactionOptions::new().grouped());
+    let mut errors = errors.iter().cycle();
+    let mut written = 0;
+    for handle in [&all, &grouped, &once] {
+        for form in FORMS {
+            for (name, what) in [("EVAL", script), ("EVALSHA", &*sha), ("FCALL", "f")] {
+                let error = errors.next().unwrap();
+                stage.operator(&["+@all"]);
+                // The connection is open, trusted, and armed if it has to be.
+                eventually(SOON, "MULTI is allowed again", || {
+                    handle.run(|tx| Ok(tx.ping())).is_ok()
+                });
+                stage.operator(&["-multi"]);
+                let cmd = redis::cmd(name).arg(what).arg(1).arg("n").arg(error).to_owned();
+                let told = block(handle, form, &[cmd]);
+                written += 1;
+                let what = format!("{form}, {name}: {error}: {told:?}");
+                assert_eq!(get(&stage.server, "n").unwrap(), written.to_string(), "{what}");
+                assert!(matches!(told, CommitError::NotIsolated { .. }), "{what}");
+                says(&told, Applied::Unknown, false);
+            }
+        }
+    }
+}
+
+/// A command that is refused with the server's own words changed nothing; one that is answered
+/// with the same code and other words may have been answered by a proxy after it ran.
+#[test]
+fn of_commands_that_ran_bare_only_the_servers_own_words_prove_that_nothing_ran() {
+    let stage = Operated::start();
+    let sessions = stage.sessions(ALWAYS);
+    let handle = sessions.transactional();
+    for (form, words, ran) in [
+        ("run", "-OOM no\r\n", true),
+        ("guard", "-READONLY no\r\n", true),
+        ("watch run", "-NOPERM no\r\n", true),
+        ("watch guard", "-ERR upstream timed out\r\n", true),
+        ("conditions", "-LOADING upstream\r\n", true),
+        ("run", "-OOM command not allowed when used memory > 'maxmemory'.\r\n", false),
+        ("guard", "-READONLY You can't write against a read only replica.\r\n", false),
+        ("watch run", "-NOAUTH Authentication required.\r\n", false),
+    ] {
+        stage.operator(&["+@all"]);
+        eventually(SOON, "MULTI is allowed again", || handle.run(|tx| Ok(tx.ping())).is_ok());
+        stage.operator(&["-multi"]);
+        let fault = if ran { Fault::Answer(words) } else { Fault::Refuse(words) };
+        let trigger = match ran {
+            true => Trigger::BeforeReplyTo("INCR"),
+            false => Trigger::BeforeCommandNamed("INCR"),
+        };
+        stage.server.ask::<()>(&["SET", "n", "0"]);
+        stage.proxy.arm((trigger, fault));
+        let told = block(&handle, form, &[redis::cmd("INCR").arg("n").to_owned()]);
+        stage.proxy.disarm();
+        assert_eq!(get(&stage.server, "n").unwrap(), if ran { "1" } else { "0" });
+        if ran {
+            assert!(matches!(told, CommitError::NotIsolated { .. }), "{words}: {told:?}");
+            says(&told, Applied::Unknown, false);
+        } else {
+            assert_eq!(rejected(&told), (None, "MULTI", "NOPERM"), "{words}");
+            assert_eq!(told.applied(), Applied::No);
+        }
+    }
+}
+
+/// The proxy refuses MULTI by itself: the server never saw it, or did and answered +OK.
+#[test]
+fn a_multi_that_was_refused_by_a_proxy_is_never_told_as_nothing() {
+    let stage = Operated::start();
+    let sessions = stage.sessions(ALWAYS);
+    let handle = sessions.transactional();
+    let words = "-ERR upstream timed out\r\n";
+    for form in FORMS {
+        for (trigger, fault) in [
+            (Trigger::BeforeCommandNamed("MULTI"), Fault::Refuse(words)),
+            (Trigger::BeforeReplyTo("MULTI"), Fault::Answer(words)),
+        ] {
+            eventually(SOON, "a connection is there", || {
+                handle.begin().unwrap().discard().is_ok() && handle.run(|tx| Ok(tx.ping())).is_ok()
+            });
+            stage.server.ask::<()>(&["SET", "n", "0"]);
+            stage.proxy.arm(Script::from((trigger, fault)).once());
+            let told = block(&handle, form, &[redis::cmd("INCR").arg("n").to_owned()]);
+            stage.proxy.disarm();
+            assert_eq!(get(&stage.server, "n").unwrap(), "1");
+            match trigger {
+                Trigger::BeforeReplyTo(_) => {
+                    assert!(matches!(told, CommitError::InDoubt(_)), "{told:?}");
+                }
+                _ => assert!(matches!(told, CommitError::NotIsolated { .. }), "{told:?}"),
+            }
+            assert_ne!(told.applied(), Applied::No);
+        }
+    }
+}
+
+#[test]
+fn on_a_link_that_is_not_trusted_multi_is_refused_before_any_command_leaves() {
+    let stage = Operated::start();
+    let sessions = stage.sessions(Duration::ZERO);
+    stage.operator(&["-multi"]);
+    let error = commit_error(sessions.transactional().run(|tx| Ok(tx.set("key", "value"))));
+    assert_eq!(rejected(&error), (None, "MULTI", "NOPERM"));
+    says(&error, Applied::No, false);
+    assert_eq!((exists(&stage.server, "key"), stage.server.calls("set")), (false, 0));
+}
+
+#[test]
+fn immediate_closes_the_window_in_which_commands_can_run_bare() {
+    let stage = Operated::start();
+    let sessions = stage.sessions(ALWAYS);
+    let accounts = sessions.transactional().with(TransactionOptions::new().begin(Begin::Immediate));
+    stage.operator(&["-multi"]);
+    let by_run = commit_error(accounts.run(|tx| Ok(tx.set("key", "value"))));
+    let by_guard = commit_error(accounts.begin());
+    for error in [by_run, by_guard] {
+        assert_eq!(rejected(&error), (None, "MULTI", "NOPERM"));
+        says(&error, Applied::No, false);
+    }
+    assert_eq!((exists(&stage.server, "key"), stage.server.calls("set")), (false, 0));
+    assert_eq!(sessions.status().transactional.in_use, 0);
+    stage.operator(&["+@all"]);
+    pool_is_whole(&sessions, &stage.server);
+}
+
+#[test]
+fn it_is_in_doubt_where_the_answers_of_commands_that_ran_bare_were_lost() {
+    let stage = Operated::start();
+    let sessions = stage.sessions(ALWAYS);
+    stage.operator(&["-multi"]);
+    stage.proxy.arm((Trigger::BeforeReplyTo("SET"), Fault::Cut));
+    let error = commit_error(sessions.transactional().run(|tx| Ok(tx.set("key", "value"))));
+    assert!(matches!(error, CommitError::InDoubt(_)), "{error:?}");
+    says(&error, Applied::Unknown, false);
+    assert!(exists(&stage.server, "key"));
+    stage.proxy.disarm();
+    stage.recovers(&sessions);
+}

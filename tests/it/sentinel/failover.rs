@@ -1,0 +1,331 @@
+//! Masters are killed, frozen and replaced under 16 writers. What anybody was told must be what the
+//! surviving master holds.
+//!
+//! The negative control writes to the former master's own address, as a program would that nobody
+//! tells of the switch: the same comparison must find what it lost.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use rediscope::prelude::*;
+use rediscope::{
+    Applied, CheckoutError, CommitError, Error, Outcome, Resolution, RetryPolicy, SessionManager,
+    TransactionOptions, Transactional,
+};
+
+use rediscope_testing::sentinel::{Group, clients};
+use rediscope_testing::{eventually, try_for};
+
+const SEED: u64 = 1;
+const WRITERS: u64 = 16;
+const SOON: Duration = Duration::from_secs(60);
+/// Longer than a failover takes, and shorter.
+const CHECKOUTS: [Duration; 2] = [Duration::from_secs(4), Duration::from_millis(1500)];
+const CONNECT: Duration = Duration::from_millis(400);
+const RESPONSE: Duration = Duration::from_millis(500);
+/// No attempt of `run` begins later than this after the first one.
+const POLICY: Duration = Duration::from_secs(6);
+/// How far past its deadline a checkout error may be told, on a machine that does much else.
+const LATE: Duration = Duration::from_secs(1);
+/// So long a connection to a former master may live once the switch is known.
+const GONE: Duration = Duration::from_secs(2);
+/// Acknowledged before the trouble, and after it.
+const ENOUGH: u64 = 200;
+
+#[derive(Clone, Copy, Debug)]
+enum Trouble {
+    Kill,
+    Stop,
+    Order,
+}
+
+/// How a writer writes.
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    Run,
+    Watch,
+    Guard,
+}
+
+const FORMS: [Form; 3] = [Form::Run, Form::Watch, Form::Guard];
+
+/// What one transaction was told: an element of one list was added in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Told {
+    There,
+    /// Applied, and fewer replicas have it than were asked for, or nobody knows how many.
+    NotReplicated,
+    /// In doubt, and resolved: as `NotReplicated`, or not applied.
+    Doubted,
+    NotApplied,
+    /// No connection in time.
+    Checkout,
+    /// Lost before EXEC, or refused for being read-only: told to a transaction by hand.
+    NotSent,
+    Unknown,
+}
+
+impl Told {
+    fn is_denied(self) -> bool {
+        matches!(self, Self::NotApplied | Self::Checkout | Self::NotSent)
+    }
+}
+
+/// What came of it.
+struct Found {
+    books: Vec<(String, Told)>,
+    there: BTreeMap<String, u64>,
+    /// Connections to the former master, some time after the switch.
+    left: usize,
+    /// The longest wait for a checkout error, of `run` and by hand.
+    longest: [Duration; 2],
+    took: Duration,
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap())
+}
+
+#[test]
+fn whatever_replaces_the_master_nobody_is_told_what_the_survivor_does_not_hold() {
+    let seed = number("REDISCOPE_SOAK_SEED").unwrap_or(SEED);
+    println!("REDISCOPE_SOAK_SEED={seed}");
+    for round in 0..number("REDISCOPE_FAILOVERS").unwrap_or(1) {
+        for (nth, trouble) in [Trouble::Kill, Trouble::Stop, Trouble::Order].into_iter().enumerate()
+        {
+            let checkout = CHECKOUTS[(round as usize + nth) % 2];
+            let found = survive(seed ^ (round << 8), trouble, Some(checkout));
+            println!("| {round} | {trouble:?} | {found} |");
+            let wrong = found.wrong();
+            let some = &wrong[..wrong.len().min(20)];
+            assert!(some.is_empty(), "{trouble:?}: {some:#?}");
+            assert_eq!(found.left, 0, "connected to the former master");
+            assert!(found.count(Told::There) > 200, "{trouble:?}: too few to prove anything");
+            let [run, hand] = found.longest;
+            assert!(run < POLICY + checkout + LATE && hand < checkout + LATE, "{run:?} {hand:?}");
+        }
+    }
+}
+
+#[test]
+fn whoever_is_not_told_of_the_switch_is_found_to_have_lost_what_was_acknowledged() {
+    let found = survive(SEED, Trouble::Order, None);
+    println!("| control | Order | {found} |");
+    assert!(found.wrong().iter().any(|(_, told)| *told == Told::There), "nothing was lost");
+    assert!(found.left > 0, "nobody was connected to the former master");
+}
+
+/// With sentinels and this `checkout_timeout`, or straight to the address of the first master.
+fn survive(seed: u64, trouble: Trouble, checkout: Option<Duration>) -> Found {
+    let (group, told_of_switches) = (Group::start(), checkout.is_some());
+    let former = &group.servers[0];
+    let url = if told_of_switches { group.url() } else { former.url() };
+    let sessions = SessionManager::builder(url)
+        .connect_timeout(CONNECT)
+        .response_timeout(RESPONSE)
+        .checkout_timeout(checkout.unwrap_or(CHECKOUTS[0]))
+        .build()
+        .unwrap();
+    let options = TransactionOptions::new()
+        .exactly_once()
+        .retry(RetryPolicy::default().attempts(1_000).deadline(POLICY));
+    let options = match told_of_switches {
+        true => options.wait_replicas(2, RESPONSE),
+        // It would be told that nobody follows it any more.
+        false => options,
+    };
+    let mut random = Rng::with_seed(seed);
+    let before = random.u64(ENOUGH..3 * ENOUGH);
+    let ground = Ground {
+        once: sessions.transactional().with(options),
+        sessions,
+        over: AtomicBool::new(false),
+        committed: AtomicU64::new(0),
+        longest: [AtomicU64::new(0), AtomicU64::new(0)],
+    };
+    let (begun, mut left) = (Instant::now(), 0);
+    let books: Vec<(String, Told)> = thread::scope(|scope| {
+        // Also where this panics: the others would go on for ever.
+        scopeguard::defer! { ground.over.store(true, Ordering::Relaxed) }
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|writer| {
+                let (ground, random) = (&ground, Rng::with_seed(random.u64(..)));
+                scope.spawn(move || ground.work(writer, random))
+            })
+            .collect();
+        let grows = |by: u64| {
+            let committed = || ground.committed.load(Ordering::Relaxed);
+            let enough = committed() + by;
+            eventually(SOON, "the writers write", || committed() >= enough);
+        };
+        grows(before);
+        match trouble {
+            Trouble::Kill => former.sigkill(),
+            Trouble::Stop => former.sigstop(),
+            Trouble::Order => group.fail_over(),
+        }
+        let successor = group.successor_of(former.port());
+        match trouble {
+            Trouble::Kill => former.restart_on_same_port(),
+            Trouble::Stop => former.sigcont(),
+            Trouble::Order => {}
+        }
+        let port = format!(":{}", successor.port());
+        let knows = || ground.sessions.status().server.ends_with(&port);
+        if told_of_switches {
+            eventually(SOON, "the switch is known", knows);
+        }
+        let _ = try_for(GONE, || (clients(former) == 0).then_some(()));
+        left = clients(former);
+        grows(ENOUGH);
+        ground.over.store(true, Ordering::Relaxed);
+        writers.into_iter().flat_map(|writer| writer.join().expect("a writer died")).collect()
+    });
+    ground.sessions.close(Duration::ZERO);
+    let survivor = group.successor_of(former.port());
+    let mut there = BTreeMap::<String, u64>::new();
+    for id in survivor.ask::<Vec<String>>(&["LRANGE", "done", "0", "-1"]) {
+        *there.entry(id).or_default() += 1;
+    }
+    let longest = ground.longest.map(|millis| Duration::from_millis(millis.into_inner()));
+    Found { books, there, left, longest, took: begun.elapsed() }
+}
+
+struct Ground {
+    sessions: SessionManager,
+    once: Transactional,
+    over: AtomicBool,
+    committed: AtomicU64,
+    longest: [AtomicU64; 2],
+}
+
+impl Ground {
+    fn work(&self, writer: u64, mut random: Rng) -> Vec<(String, Told)> {
+        let mut books = Vec::new();
+        for nth in 0..100_000 {
+            if self.over.load(Ordering::Relaxed) {
+                break;
+            }
+            let (id, form) = (format!("{writer}:{nth}"), FORMS[random.usize(..FORMS.len())]);
+            let told = self.write(&format!("own:{writer}"), &id, form);
+            let good = matches!(told, Told::There | Told::NotReplicated);
+            self.committed.fetch_add(u64::from(good), Ordering::Relaxed);
+            books.push((id, told));
+        }
+        books
+    }
+
+    fn write(&self, own: &str, id: &str, form: Form) -> Told {
+        let begun = Instant::now();
+        let error = match self.attempt(own, id, form) {
+            Ok(()) => return Told::There,
+            Err(error) => error,
+        };
+        let by_hand = matches!(form, Form::Guard);
+        let checkout = |error: &Error| {
+            let known = matches!(
+                error,
+                Error::Checkout(CheckoutError::Connect { .. } | CheckoutError::Timeout(_))
+            );
+            let waited = begun.elapsed().as_millis() as u64;
+            if known {
+                self.longest[usize::from(by_hand)].fetch_max(waited, Ordering::Relaxed);
+            }
+            known
+        };
+        let told = match &error {
+            error if checkout(error) => Some(Told::Checkout),
+            Error::Commit(commit) => match &**commit {
+                CommitError::NotReplicated { .. } => Some(Told::NotReplicated),
+                CommitError::InDoubt(doubt) => Some(self.resolve(doubt)),
+                CommitError::NotSent { source, .. } if checkout(source) => Some(Told::Checkout),
+                CommitError::NotSent { .. } if by_hand => Some(Told::NotSent),
+                CommitError::Rejected { code, .. } if by_hand && code == "READONLY" => {
+                    Some(Told::NotSent)
+                }
+                _ => None,
+            },
+            // A read under its watch.
+            Error::Lost { .. } if by_hand && error.applied() == Applied::No => Some(Told::NotSent),
+            _ => None,
+        };
+        // Without sentinels it is told whatever a read-only server makes it.
+        let anything = self.sessions.status().server.starts_with("127.");
+        told.unwrap_or_else(|| {
+            assert!(anything, "{form:?}: {error}");
+            Told::Unknown
+        })
+    }
+
+    fn attempt(&self, own: &str, id: &str, form: Form) -> Result<(), Error> {
+        match form {
+            Form::Run => self.once.run(|tx| Ok(tx.rpush("done", id))).map(drop),
+            Form::Watch => self
+                .once
+                .watch([own])
+                .run(|read, tx| {
+                    let n: Option<u64> = read.get(own)?;
+                    tx.set(own, n.unwrap_or(0) + 1);
+                    Ok(tx.rpush("done", id))
+                })
+                .map(drop),
+            Form::Guard => {
+                let mut watching = self.once.watch([own]).begin()?;
+                let n: Option<u64> = watching.get(own)?;
+                let mut tx = watching.multi();
+                tx.set(own, n.unwrap_or(0) + 1);
+                tx.rpush("done", id);
+                match tx.commit()? {
+                    Outcome::Committed(_) => Ok(()),
+                    Outcome::Conflict => panic!("nobody else writes it"),
+                }
+            }
+        }
+    }
+
+    fn resolve(&self, doubt: &rediscope::InDoubt) -> Told {
+        let token = doubt.token().expect("exactly once");
+        let known = try_for(SOON, || match self.sessions.resolve(token) {
+            Resolution::StillUnknown { .. } => None,
+            known => Some(known),
+        });
+        match known {
+            Some(Resolution::NotCommitted) => Told::NotApplied,
+            // Applied, but nobody knows on how many.
+            Some(Resolution::Committed) => Told::Doubted,
+            _ => Told::Unknown,
+        }
+    }
+}
+
+impl Found {
+    fn count(&self, wanted: Told) -> usize {
+        self.books.iter().filter(|(_, told)| *told == wanted).count()
+    }
+
+    /// What was told and is not so.
+    fn wrong(&self) -> Vec<&(String, Told)> {
+        let is_wrong = |(id, told): &&(String, Told)| {
+            let times = self.there.get(id).copied().unwrap_or(0);
+            times > 1 || *told == Told::There && times == 0 || told.is_denied() && times > 0
+        };
+        self.books.iter().filter(is_wrong).collect()
+    }
+}
+
+impl std::fmt::Display for Found {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for told in [Told::There, Told::NotReplicated, Told::Doubted, Told::NotApplied] {
+            write!(f, "{} | ", self.count(told))?;
+        }
+        for told in [Told::Checkout, Told::NotSent, Told::Unknown] {
+            write!(f, "{} | ", self.count(told))?;
+        }
+        let (left, seconds) = (self.left, self.took.as_secs_f64());
+        let [run, hand] = self.longest.map(|longest| longest.as_secs_f64());
+        write!(f, "{run:.1}, {hand:.1} | {left} | {} | {seconds:.1}", self.wrong().len())
+    }
+}

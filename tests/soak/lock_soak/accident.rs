@@ -1,0 +1,284 @@
+//! The accident: 64 threads try for one lock with less patience than it takes, while the connection
+//! that would wake them is killed, the server is paused and restarted.
+//!
+//! Never: a try whose answer is not counted.
+
+use std::fmt;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use rediscope::{LockError, LockStatus, SessionManager};
+
+use super::faults::{Faults, inject, stalled, stalls};
+use super::listen;
+use rediscope_testing::server::Server;
+use rediscope_testing::{eventually, rss_bytes, try_for};
+
+const THREADS: u64 = 64;
+const WAIT: Duration = Duration::from_millis(50);
+const LEASE: Duration = Duration::from_millis(100);
+const HOLD: std::ops::RangeInclusive<u64> = 20..=200;
+const RESPONSE: Duration = Duration::from_millis(500);
+/// A try is many turns of its thread, each of which may come a little late.
+const GRACE: Duration = Duration::from_millis(250);
+const PATIENCE: Duration = Duration::from_secs(20);
+/// In all, and for each try. A permit or waiter that stayed behind at each would be more.
+const GROWTH: [u64; 2] = [4 << 20, 4];
+const CHANNEL: &str = "rediscope:lock:{l}:wake";
+
+/// What it came to.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    seed: u64,
+    tries: u64,
+    acquired: u64,
+    timeouts: u64,
+    subscribing: u64,
+    /// The server could not be asked until the wait was over.
+    unreachable: u64,
+    strange: Vec<String>,
+    longest: Duration,
+    /// Waits longer than a wait and a `response_timeout`.
+    long: u64,
+    /// Of these the most by which one was longer than the machine stood still meanwhile.
+    unexplained: Duration,
+    stall: Duration,
+    most_waiting: usize,
+    faults: Faults,
+    locks: LockStatus,
+    in_use: u32,
+    subscribers: u64,
+    clients: usize,
+    /// After the first tenth of the tries and after the last.
+    memory: [u64; 2],
+    /// Keys that live for ever, or for longer than a late request may take.
+    keys: Vec<String>,
+    took: Duration,
+}
+
+#[derive(Default)]
+struct Tally {
+    done: AtomicU64,
+    acquired: AtomicU64,
+    timeouts: AtomicU64,
+    subscribing: AtomicU64,
+    unreachable: AtomicU64,
+    longest: AtomicU64,
+    long: Mutex<Vec<(Instant, Instant)>>,
+}
+
+pub(crate) fn run(seed: u64, tries: u64) -> Report {
+    listen::begin();
+    let begun = Instant::now();
+    let server = Server::start();
+    let sessions = sessions(&server);
+    let mut random = Rng::with_seed(seed);
+    let (tally, over) = (Tally::default(), AtomicBool::new(false));
+    let mut report = Report { seed, tries, ..Report::default() };
+    let (mut early, mut still) = (0, Vec::new());
+    thread::scope(|scope| {
+        let (tally, over, sessions, server) = (&tally, &over, &sessions, &server);
+        let workers: Vec<_> = (0..THREADS)
+            .map(|nth| {
+                let random = Rng::with_seed(random.u64(..));
+                let share = tries / THREADS + u64::from(nth < tries % THREADS);
+                scope.spawn(move || tally.work(sessions, random, share))
+            })
+            .collect();
+        let random = Rng::with_seed(random.u64(..));
+        let injector = scope.spawn(move || inject(server, random, over));
+        let meter = scope.spawn(|| stalls(over));
+        let watcher = scope.spawn(|| {
+            let (mut most, mut early) = (0, None);
+            while !over.load(Relaxed) {
+                most = most.max(sessions.status().locks.waiting);
+                if early.is_none() && tally.done.load(Relaxed) >= tries / 10 {
+                    early = rss_bytes();
+                }
+                thread::sleep(Duration::from_millis(20));
+            }
+            (most, early)
+        });
+        let ended: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+        over.store(true, Relaxed);
+        report.faults = injector.join().expect("the injector");
+        still = meter.join().expect("the meter");
+        let (most, first) = watcher.join().expect("the watcher");
+        (report.most_waiting, early) = (most, first.unwrap_or(0));
+        for worker in ended {
+            report.strange.extend(worker.expect("a worker"));
+        }
+    });
+    report.memory = [early, rss_bytes().unwrap_or(0)];
+    report.add(&tally, &still);
+    report.settle(&server, sessions);
+    report.took = begun.elapsed();
+    report
+}
+
+fn sessions(server: &Server) -> SessionManager {
+    SessionManager::builder(server.url())
+        .max_size(16)
+        .connect_timeout(RESPONSE)
+        .response_timeout(RESPONSE)
+        .checkout_timeout(Duration::from_secs(3))
+        .build()
+        .unwrap()
+}
+
+impl Tally {
+    fn work(&self, sessions: &SessionManager, mut random: Rng, tries: u64) -> Vec<String> {
+        let lock = sessions.lock("l").lease(LEASE);
+        let mut strange = Vec::new();
+        for _ in 0..tries {
+            let holds = random.bool().then(|| Duration::from_millis(random.u64(HOLD)));
+            listen::waited_subscribed();
+            let begun = Instant::now();
+            let tried = lock.acquire(WAIT);
+            let ended = Instant::now();
+            self.longest.fetch_max((ended - begun).as_micros() as u64, Relaxed);
+            if ended - begun > WAIT + RESPONSE {
+                self.long.lock().unwrap().push((begun, ended));
+            }
+            match tried {
+                Ok(guard) => {
+                    self.acquired.fetch_add(1, Relaxed);
+                    thread::sleep(holds.unwrap_or_default());
+                    // Lost or not: with restarts either may be.
+                    drop(guard);
+                }
+                Err(LockError::Timeout { .. }) => {
+                    self.timeouts.fetch_add(1, Relaxed);
+                    if listen::waited_subscribed() == Some(false) {
+                        self.subscribing.fetch_add(1, Relaxed);
+                    }
+                }
+                Err(LockError::Connection { .. } | LockError::Checkout(_)) => {
+                    self.unreachable.fetch_add(1, Relaxed);
+                }
+                Err(error) => strange.push(error.to_string()),
+            }
+            self.done.fetch_add(1, Relaxed);
+        }
+        strange
+    }
+}
+
+impl Report {
+    fn add(&mut self, tally: &Tally, stalls: &[(Instant, Instant)]) {
+        let get = |count: &AtomicU64| count.load(Relaxed);
+        self.acquired = get(&tally.acquired);
+        self.timeouts = get(&tally.timeouts);
+        self.subscribing = get(&tally.subscribing);
+        self.unreachable = get(&tally.unreachable);
+        self.longest = Duration::from_micros(get(&tally.longest));
+        self.stall = stalls.iter().map(|(begun, ended)| *ended - *begun).max().unwrap_or_default();
+        for (begun, ended) in &*tally.long.lock().unwrap() {
+            self.long += 1;
+            let excess = (*ended - *begun) - (WAIT + RESPONSE);
+            let own = excess.saturating_sub(stalled(stalls, *begun, *ended));
+            self.unexplained = self.unexplained.max(own);
+        }
+    }
+
+    /// What is left once everybody has gone.
+    fn settle(&mut self, server: &Server, sessions: SessionManager) {
+        let subscribers = || {
+            let counts: Vec<redis::Value> = server.ask(&["PUBSUB", "NUMSUB", CHANNEL]);
+            redis::from_redis_value::<u64>(counts[1].clone()).unwrap()
+        };
+        let _ = try_for(PATIENCE, || {
+            (subscribers() == 0 && sessions.status().locks.subscriptions == 0).then_some(())
+        });
+        self.subscribers = subscribers();
+        let status = sessions.status();
+        (self.locks, self.in_use) = (status.locks, status.pooled.in_use);
+        drop(sessions);
+        let _ = try_for(PATIENCE, || (server.clients() + server.subscribers() == 0).then_some(()));
+        self.clients = server.clients() + server.subscribers();
+        eventually(PATIENCE, "the lock is free", || {
+            server.ask::<u64>(&["EXISTS", "rediscope:lock:{l}"]) == 0
+        });
+        let keys: Vec<String> = server.ask(&["KEYS", "rediscope:lock:*"]);
+        for key in keys {
+            let lives: i64 = server.ask(&["PTTL", &key]);
+            // -2: it has just gone.
+            if lives == -1 || lives > 60_000 {
+                self.keys.push(key);
+            }
+        }
+    }
+
+    /// What must be true and is not.
+    pub(crate) fn broken(&self) -> Vec<String> {
+        let mut broken = self.strange.clone();
+        let mut must = |holds: bool, what: String| {
+            if !holds {
+                broken.push(what);
+            }
+        };
+        let told = self.acquired + self.timeouts + self.unreachable;
+        must(told == self.tries, format!("{told} tries were answered"));
+        must(self.acquired > self.tries / 500, format!("{} acquired", self.acquired));
+        must(3 * self.timeouts >= self.tries, format!("only {} timed out", self.timeouts));
+        must(self.subscribing >= 1_000, format!("only {} while subscribing", self.subscribing));
+        must(self.most_waiting > 10, format!("at most {} waited", self.most_waiting));
+        let Faults { kills, pauses, restarts, .. } = self.faults;
+        must(kills > 50 && pauses > 5 && restarts > 0, format!("{:?}", self.faults));
+        let long = self.unexplained;
+        must(long < GRACE, format!("waited {long:?} too long while the machine ran"));
+        let LockStatus { held, waiting, permits, subscriptions, .. } = self.locks;
+        let left = (held, waiting, permits, subscriptions);
+        must(left == (0, 0, 0, 0), format!("held, waiting, permits, subscriptions: {left:?}"));
+        must(self.in_use == 0, format!("{} connections in use", self.in_use));
+        must(self.subscribers == 0, format!("{} subscriptions on the server", self.subscribers));
+        must(self.clients == 0, format!("{} connections on the server", self.clients));
+        must(self.keys.is_empty(), format!("keys: {:?}", self.keys));
+        let counted = self.locks.timeouts;
+        must(counted == self.timeouts + self.unreachable, format!("{counted} timeouts counted"));
+        let [early, late] = self.memory;
+        // Nothing where the system does not tell.
+        let limit = early + GROWTH[0] + self.tries * GROWTH[1];
+        must(early == 0 || late < limit, format!("memory: {early} to {late}"));
+        broken
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: u64| format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20));
+        let Faults { kills, pauses, long_pauses, restarts } = self.faults;
+        let mut row = |what: &str, value: String| writeln!(f, "| {what} | {value} |");
+        row("the accident", format!("{} tries, seed {}", self.tries, self.seed))?;
+        row("---", "---:".to_owned())?;
+        row("acquired", self.acquired.to_string())?;
+        row("timed out", self.timeouts.to_string())?;
+        row(
+            "of these with the subscription asked for and not there",
+            self.subscribing.to_string(),
+        )?;
+        row("server out of reach to the end of the wait", self.unreachable.to_string())?;
+        row("longest wait", format!("{:.0?}", self.longest))?;
+        row("longest that the machine kept an idle thread", format!("{:.0?}", self.stall))?;
+        row("waits longer than 50 ms and one `response_timeout`", self.long.to_string())?;
+        row("most of that while the machine ran", format!("{:.0?}", self.unexplained))?;
+        row("most who waited at once", self.most_waiting.to_string())?;
+        row("subscriber connections killed", kills.to_string())?;
+        row("CLIENT PAUSE, of these longer than `response_timeout`", {
+            format!("{}, {long_pauses}", pauses + long_pauses)
+        })?;
+        row("restarts", restarts.to_string())?;
+        row("lost to restarts and pauses", self.locks.lost.to_string())?;
+        let LockStatus { held, waiting, permits, .. } = self.locks;
+        row("left: held, waiting, permits", format!("{held}, {waiting}, {permits}"))?;
+        row("left on the server: subscriptions, connections, keys", {
+            format!("{}, {}, {}", self.subscribers, self.clients, self.keys.len())
+        })?;
+        let [early, late] = self.memory;
+        row("memory after a tenth, at the end", format!("{}, {}", mib(early), mib(late)))?;
+        row("seconds", format!("{:.1}", self.took.as_secs_f64()))
+    }
+}

@@ -1,0 +1,19 @@
+//! Long runs under faults, each with a ledger that is compared with what the server holds.
+//!
+//! The suite runs a short version of each. `make soak`, `make soak-exactly-once`, `make soak-locks` and
+//! `make soak-topologies` run the long ones.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test code: a panic with a clear message is how it reports"
+)]
+
+mod chaos;
+mod fence;
+mod lock_soak;
+mod stress;
+#[cfg(feature = "cluster")]
+mod topologies;
