@@ -165,7 +165,7 @@ fn rows() -> Vec<Row> {
         }),
         row("settings/table.rs max_group", |s, e| s.setting(|b| b.max_group(e.u32()))),
         row("settings/table.rs register_ttl", |s, e| s.setting(|b| b.register_ttl(e.time()))),
-        row("reply/mod.rs at.index", |s, e| {
+        row("reply/replies.rs at.index", |s, e| {
             let mut tx = s.sessions.transactional().begin().unwrap();
             tx.incr("a", 1);
             let replies = tx.commit().unwrap();
@@ -210,7 +210,7 @@ fn rows() -> Vec<Row> {
             drop(doubt.resolve_within(e.time()));
             Ok(())
         }),
-        row("reply/mod.rs at.index", |s, e| {
+        row("reply/replies.rs at.index", |s, e| {
             let mut tx = s.sessions.transactional().begin().unwrap();
             tx.incr("a", 1);
             tx.incr("a", 1);
