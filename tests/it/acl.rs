@@ -7,6 +7,7 @@
 #[cfg(feature = "cluster")]
 mod cluster;
 mod documents;
+mod fixture;
 mod forms;
 mod locks;
 mod matrix;
@@ -14,4 +15,3 @@ mod probes;
 mod scopes;
 #[cfg(feature = "sentinel")]
 mod sentinel;
-mod stage;

@@ -1,10 +1,10 @@
 //! Conditions: which hold, what is told where one does not, what travels in one packet, and that
 //! what was required was true when it was committed.
 
+mod fixture;
 mod forms;
-mod holds;
+mod met;
 mod model;
+mod options;
 mod race;
-mod stage;
-mod terms;
-mod told;
+mod reported;

@@ -4,5 +4,5 @@
 //! The faults here are the server's own (CLIENT PAUSE, CLIENT KILL, ACL), so that they work whatever
 //! lies in between; the finer ones, byte by byte, are in `tests/it/protocol.rs`.
 
-mod grounds;
 mod rows;
+mod topologies;

@@ -4,16 +4,16 @@
 //! compared with what another connection sees on the server, then and when everything late has
 //! arrived.
 
-mod asking;
+mod concurrent_resolve;
+mod correctness;
 mod durability;
+mod fixture;
 mod forms;
-mod holds;
 mod keyed;
-mod neighbours;
+mod mixed_use;
 mod race;
 mod registers;
 mod resolve;
-mod stage;
 #[cfg(feature = "serde")]
 mod token;
 mod unknown;

@@ -6,5 +6,5 @@
 
 mod bounds;
 mod faults;
+mod fixture;
 mod outcomes;
-mod stage;

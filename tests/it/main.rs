@@ -20,20 +20,20 @@ mod configuration;
 mod contention;
 mod contract;
 mod credentials;
+mod doc_samples;
 mod documents;
 mod exactly_once;
 mod examples;
-mod exits;
 mod faults;
 mod grouped;
 mod large;
 mod locks;
 mod observability;
-mod pages;
 mod pooled;
 mod properties;
 mod protocol;
 mod refusals;
+mod scope_exit;
 #[cfg(feature = "sentinel")]
 mod sentinel;
 #[cfg(feature = "tls-rustls")]

@@ -1,12 +1,12 @@
 //! The pooled handle: the whole `redis::Commands` vocabulary, each command on a connection that is
 //! borrowed for its own round trip, none of them sent twice.
 
-mod stage;
+mod fixture;
 
-mod along;
 mod blocking;
 mod lost;
 mod proven;
 mod raw;
+mod read_along;
 mod sharing;
 mod vocabulary;

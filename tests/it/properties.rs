@@ -4,12 +4,12 @@
 //!
 //! A seed that failed is kept in the `.proptest-regressions` file beside its module.
 
-mod acts;
 mod encoder;
+mod fixture;
 mod model;
 mod program;
 mod server_table;
-mod stage;
+mod steps;
 
 use proptest::strategy::Strategy;
 use proptest::test_runner::{

@@ -4,7 +4,7 @@
 //! Each row checks the outcome, what the error says of itself, the server's data as another
 //! connection sees it, and that the pool's next borrower finds a clean connection.
 
-mod stage;
+mod fixture;
 mod turned_away;
 
 mod addresses;

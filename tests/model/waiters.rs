@@ -25,7 +25,7 @@ use crate::pool::model::{assert_found, check};
 const CHANNEL: &str = "wake";
 
 /// A lock of so many permits, the waiters of one process, and how one of them leaves.
-struct Stage {
+struct Fixture {
     free: Mutex<usize>,
     holders: AtomicUsize,
     permits: usize,
@@ -33,7 +33,7 @@ struct Stage {
     leave: fn(Ticket<'_>, Option<bool>),
 }
 
-impl Stage {
+impl Fixture {
     fn new(permits: usize, leave: fn(Ticket<'_>, Option<bool>)) -> Plain<Self> {
         Plain::new(Self {
             free: Mutex::new(permits),
@@ -99,21 +99,21 @@ fn patient() -> Instant {
 }
 
 fn play(permits: usize, leave: fn(Ticket<'_>, Option<bool>)) {
-    let stage = Stage::new(permits, leave);
+    let fixture = Fixture::new(permits, leave);
     let threads: Vec<_> = (0..4)
         .map(|nth| {
-            let stage = Plain::clone(&stage);
+            let fixture = Plain::clone(&fixture);
             thread::spawn(move || {
                 let until = if nth == 1 { Instant::now() } else { patient() };
-                if stage.acquire(until) {
+                if fixture.acquire(until) {
                     thread::yield_now();
-                    stage.release();
+                    fixture.release();
                 }
             })
         })
         .collect();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
-    stage.nothing_is_left();
+    fixture.nothing_is_left();
 }
 
 #[test]

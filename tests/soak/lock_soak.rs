@@ -9,19 +9,19 @@
 //!
 //! The seed decides who tries, holds and breaks what for how long; what meets is up to the threads.
 
-mod accident;
+mod clients;
 mod faults;
 mod history;
 mod listen;
 #[cfg(feature = "cluster")]
 mod moving;
-mod people;
-mod scenes;
+mod regression;
+mod scenarios;
 mod writes;
 
-use people::{Asks, be_one_of_them};
+use clients::{Asks, be_one_of_them};
 use rediscope_testing::soak::{number, seed};
-use scenes::Scene;
+use scenarios::Scene;
 
 const TRIES: u64 = 50_000;
 const WRITES: u64 = 5_000;
@@ -43,7 +43,7 @@ fn holds() -> usize {
 fn of_fifty_thousand_contended_tries_under_faults_nothing_is_left() {
     rediscope_testing::own_process!(alone);
     let seed = seed();
-    let report = accident::run(seed, number("REDISCOPE_TRIES").unwrap_or(TRIES));
+    let report = regression::run(seed, number("REDISCOPE_TRIES").unwrap_or(TRIES));
     println!("\n{report}");
     assert!(report.broken().is_empty(), "{:#?}", report.broken());
 }
@@ -57,7 +57,7 @@ fn whoever_believes_to_hold_the_lock_holds_it_alone() {
     rediscope_testing::own_process!(alone);
     let seed = seed();
     for scene in [Scene::Expiry, Scene::Stops, Scene::Restarts, Scene::Permits] {
-        let found = scenes::run(scene, seed, holds());
+        let found = scenarios::run(scene, seed, holds());
         println!("{found}");
         assert!(found.broken().is_empty(), "{:#?}", found.broken());
     }
@@ -69,7 +69,7 @@ fn a_lock_that_a_replica_was_waited_for_survives_the_failover_to_it() {
     let seed = seed();
     let rounds = number("REDISCOPE_FAILOVERS").unwrap_or(FAILOVERS);
     for asks in [Asks::Clock, Asks::Server] {
-        let found = scenes::fail_over(seed, rounds, asks, true);
+        let found = scenarios::fail_over(seed, rounds, asks, true);
         println!("{found}");
         assert!(found.broken().is_empty(), "{:#?}", found.broken());
     }
@@ -112,7 +112,7 @@ mod in_a_cluster {
 fn a_lock_that_no_replica_was_waited_for_is_found_to_be_held_twice() {
     rediscope_testing::own_process!(alone);
     let seed = seed();
-    let found = scenes::fail_over(seed, CONTROL_FAILOVERS, Asks::Clock, false);
+    let found = scenarios::fail_over(seed, CONTROL_FAILOVERS, Asks::Clock, false);
     println!("{found}");
     assert!(!found.verdict.faults.is_empty(), "the history cannot tell one holder from two");
 }
@@ -121,7 +121,7 @@ fn a_lock_that_no_replica_was_waited_for_is_found_to_be_held_twice() {
 fn a_lock_that_is_forced_is_found_to_be_held_twice() {
     rediscope_testing::own_process!(alone);
     let seed = seed();
-    let found = scenes::run(Scene::Forced, seed, CONTROL_HOLDS);
+    let found = scenarios::run(Scene::Forced, seed, CONTROL_HOLDS);
     println!("{found}");
     assert!(!found.verdict.faults.is_empty(), "the history cannot tell one holder from two");
 }

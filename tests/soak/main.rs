@@ -11,9 +11,9 @@
     reason = "test code: a panic with a clear message is how it reports"
 )]
 
-mod chaos;
-mod fence;
+mod exactly_once_soak;
+mod fault_soak;
 mod lock_soak;
 mod stress;
 #[cfg(feature = "cluster")]
-mod topologies;
+mod topology_soak;

@@ -6,15 +6,15 @@ use std::time::Duration;
 use rediscope::{Error, SessionManager, TransactionOptions, prelude::*};
 
 use super::documents::{besides, line};
+use super::fixture::{SOON, nothing_is_held, told};
 use super::forms::{Form, N};
-use super::stage::{SOON, nothing_is_held, told};
 use rediscope_testing::cluster::Cluster;
 
-struct Stage {
+struct Fixture {
     cluster: Cluster,
 }
 
-impl Stage {
+impl Fixture {
     fn may(&self, rules: &BTreeSet<String>) {
         let user = ["SETUSER", "app", "reset", "on", ">secret", "resetchannels", "-@all"];
         let rules: Vec<_> = user.into_iter().chain(rules.iter().map(String::as_str)).collect();
@@ -35,17 +35,17 @@ impl Stage {
 }
 
 /// Every form, and what goes where a slot will be.
-fn all(stage: &Stage, forms: &[Form]) -> Result<(), Error> {
-    let sessions = stage.sessions();
+fn all(fixture: &Fixture, forms: &[Form]) -> Result<(), Error> {
+    let sessions = fixture.sessions();
     forms.iter().try_for_each(|form| form.play(&sessions))?;
-    let slot = stage.cluster.slot(N);
-    let from = stage.cluster.owner(slot).unwrap();
+    let slot = fixture.cluster.slot(N);
+    let from = fixture.cluster.owner(slot).unwrap();
     for key in ["app:{x}:new", "app:{x}:newer", "app:{x}:last"] {
-        stage.cluster.read::<i64>(&["DEL", key]);
+        fixture.cluster.read::<i64>(&["DEL", key]);
     }
-    stage.cluster.begin_migration(slot, (from + 1) % 3);
+    fixture.cluster.begin_migration(slot, (from + 1) % 3);
     let ended = while_it_moves(&sessions);
-    stage.cluster.end_migration(slot, from, (from + 1) % 3);
+    fixture.cluster.end_migration(slot, from, (from + 1) % 3);
     nothing_is_held(&sessions);
     ended
 }
@@ -64,38 +64,38 @@ fn while_it_moves(sessions: &SessionManager) -> Result<(), Error> {
 
 #[test]
 fn the_rights_of_a_cluster_are_enough_and_none_can_be_left_out() {
-    let stage = Stage { cluster: Cluster::start(3, 0) };
+    let fixture = Fixture { cluster: Cluster::start(3, 0) };
     let own = besides("cluster", "+cluster|slots");
     let rules: BTreeSet<_> = line().union(&own).cloned().collect();
-    stage.may(&rules);
-    all(&stage, &Form::ALL).unwrap();
+    fixture.may(&rules);
+    all(&fixture, &Form::ALL).unwrap();
     for left_out in &own {
         let rest = rules.iter().filter(|rule| *rule != left_out).cloned().collect();
-        stage.may(&rest);
-        let refused = all(&stage, &[Form::Watch, Form::Single]);
+        fixture.may(&rest);
+        let refused = all(&fixture, &[Form::Watch, Form::Single]);
         let Err(error) = refused else { panic!("nothing needs {left_out}") };
         assert!(told(&error).contains("NOPERM"), "{left_out}: {error:?}");
         assert!(!error.is_retryable(), "{left_out}: {error:?}");
     }
-    stage.may(&rules);
-    all(&stage, &Form::ALL).unwrap();
+    fixture.may(&rules);
+    all(&fixture, &Form::ALL).unwrap();
 }
 
 #[test]
 fn who_may_not_say_asking_is_told_so_in_every_form_and_at_once() {
     use rediscope::redis::Commands;
 
-    let stage = Stage { cluster: Cluster::start(3, 0) };
+    let fixture = Fixture { cluster: Cluster::start(3, 0) };
     let rules: BTreeSet<_> = line().union(&besides("cluster", "+cluster|slots")).cloned().collect();
-    stage.may(&rules.iter().filter(|rule| *rule != "+asking").cloned().collect());
-    let sessions = stage.sessions();
+    fixture.may(&rules.iter().filter(|rule| *rule != "+asking").cloned().collect());
+    let sessions = fixture.sessions();
     // Before the slot moves, where its keys are.
     let guard = sessions.lock("x").acquire(SOON).unwrap();
     Form::Once.play(&sessions).unwrap();
-    let slot = stage.cluster.slot(N);
-    let from = stage.cluster.owner(slot).unwrap();
+    let slot = fixture.cluster.slot(N);
+    let from = fixture.cluster.owner(slot).unwrap();
     let to = (from + 1) % 3;
-    stage.cluster.begin_migration(slot, to);
+    fixture.cluster.begin_migration(slot, to);
     let accounts = sessions.transactional();
     let once = accounts.with(TransactionOptions::new().exactly_once());
     let mut db = sessions.pooled();
@@ -104,7 +104,7 @@ fn who_may_not_say_asking_is_told_so_in_every_form_and_at_once() {
     let exactly = once.run(|tx| Ok(tx.incr("app:{x}:3", 1))).unwrap_err();
     let watch = accounts.watch(["app:{x}:4"]).run(|_, tx| Ok(tx.incr("app:{x}:4", 1)));
     // All of the lock's keys have moved on.
-    while stage.cluster.move_keys(slot, from, to, 10) > 0 {}
+    while fixture.cluster.move_keys(slot, from, to, 10) > 0 {}
     let held = Error::from(guard.ensure_held().unwrap_err());
     let refusals = [
         (single, "Command INCRBY NOPERM, applied No"),
@@ -117,10 +117,10 @@ fn who_may_not_say_asking_is_told_so_in_every_form_and_at_once() {
         assert_eq!(told(&error), expected, "{error:?}");
     }
     nothing_is_held(&sessions);
-    stage.may(&rules);
+    fixture.may(&rules);
     guard.ensure_held().unwrap();
     accounts.run(|tx| Ok(tx.incr("app:{x}:2", 1))).unwrap();
-    stage.cluster.end_migration(slot, from, to);
+    fixture.cluster.end_migration(slot, from, to);
     guard.release().unwrap();
-    assert_eq!(stage.cluster.read::<i64>(&["GET", "app:{x}:2"]), 1);
+    assert_eq!(fixture.cluster.read::<i64>(&["GET", "app:{x}:2"]), 1);
 }

@@ -6,9 +6,9 @@ use std::fs;
 use std::sync::Mutex;
 use std::thread;
 
+use super::fixture::{Fixture, nothing_is_held};
 use super::forms::Form;
 use super::probes::{self, Probe};
-use super::stage::{Stage, nothing_is_held};
 
 /// One line of the table.
 struct Line {
@@ -66,9 +66,9 @@ impl Line {
     }
 }
 
-fn may(stage: &Stage, rules: &BTreeSet<String>) {
+fn may(fixture: &Fixture, rules: &BTreeSet<String>) {
     let rules: Vec<_> = rules.iter().map(String::as_str).collect();
-    stage.operator(&format!("reset on >secret resetchannels -@all {}", rules.join(" ")));
+    fixture.operator(&format!("reset on >secret resetchannels -@all {}", rules.join(" ")));
 }
 
 #[test]
@@ -76,10 +76,10 @@ fn a_user_with_the_documented_rights_and_no_others_can_do_all_of_it() {
     let (lines, all) = rights();
     let united: BTreeSet<_> = lines.iter().flat_map(|line| line.rules.clone()).collect();
     assert_eq!(all, united, "the one line is the table");
-    let stage = Stage::start();
-    may(&stage, &all);
+    let fixture = Fixture::start();
+    may(&fixture, &all);
     for rest in ["", "?protocol=resp3", "2"] {
-        let sessions = stage.sessions_at(rest, super::stage::ALWAYS);
+        let sessions = fixture.sessions_at(rest, super::fixture::ALWAYS);
         for form in Form::ALL {
             form.play(&sessions).unwrap_or_else(|error| panic!("{rest} {form:?}: {error}"));
         }
@@ -104,13 +104,13 @@ fn each_documented_line_is_enough_for_what_it_is_for_and_no_right_in_it_can_be_l
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                let stage = Stage::start();
+                let fixture = Fixture::start();
                 loop {
                     let Some((line, rules, left_out)) = cases.lock().unwrap().pop() else { break };
-                    stage.server.ask::<()>(&["FLUSHALL"]);
-                    stage.server.ask::<()>(&["SCRIPT", "FLUSH"]);
-                    may(&stage, &rules);
-                    let failed = first_failure(&stage, probes::of(&line.letter));
+                    fixture.server.ask::<()>(&["FLUSHALL"]);
+                    fixture.server.ask::<()>(&["SCRIPT", "FLUSH"]);
+                    may(&fixture, &rules);
+                    let failed = first_failure(&fixture, probes::of(&line.letter));
                     match left_out {
                         None => assert_eq!(failed, None, "line {}", line.letter),
                         Some(right) => {
@@ -123,6 +123,6 @@ fn each_documented_line_is_enough_for_what_it_is_for_and_no_right_in_it_can_be_l
     });
 }
 
-fn first_failure(stage: &Stage, probes: &[Probe]) -> Option<String> {
-    probes.iter().find_map(|probe| probe(stage).err())
+fn first_failure(fixture: &Fixture, probes: &[Probe]) -> Option<String> {
+    probes.iter().find_map(|probe| probe(fixture).err())
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rediscope::redis::{self, Commands};
 use rediscope::{Begin, Condition, Error, SessionManager, TransactionOptions, prelude::*};
 
-use super::stage::SOON;
+use super::fixture::SOON;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {

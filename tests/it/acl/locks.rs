@@ -8,13 +8,13 @@ use rediscope::{
     Applied, CommitError, Error, LockError, LockGuard, LostReason, SessionManager, prelude::*,
 };
 
-use super::stage::{ALWAYS, SOON, Stage, nothing_is_held, told};
+use super::fixture::{ALWAYS, Fixture, SOON, nothing_is_held, told};
 use rediscope_testing::eventually;
 
 const HOLDERS: &str = "rediscope:lock:{l}";
 
-fn holders(stage: &Stage) -> i64 {
-    stage.server.ask(&["ZCARD", HOLDERS])
+fn holders(fixture: &Fixture) -> i64 {
+    fixture.server.ask(&["ZCARD", HOLDERS])
 }
 
 fn holds(sessions: &SessionManager) -> LockGuard {
@@ -22,16 +22,16 @@ fn holds(sessions: &SessionManager) -> LockGuard {
 }
 
 /// Somebody else, for all that the server knows.
-fn others(stage: &Stage) -> SessionManager {
-    stage.sessions(ALWAYS)
+fn others(fixture: &Fixture) -> SessionManager {
+    fixture.sessions(ALWAYS)
 }
 
 #[test]
 fn a_holder_without_the_scripts_is_told_and_gives_the_lock_back_as_soon_as_it_may() {
-    let stage = Stage::start();
-    let (sessions, other) = (stage.sessions(ALWAYS), others(&stage));
+    let fixture = Fixture::start();
+    let (sessions, other) = (fixture.sessions(ALWAYS), others(&fixture));
     let guard = holds(&sessions);
-    stage.operator("-evalsha");
+    fixture.operator("-evalsha");
     let error = guard.ensure_held().unwrap_err();
     assert_eq!(told(&error.into()), "Lock ensure_held NOPERM, applied No");
     assert!(!guard.is_lost(), "its lease goes on");
@@ -41,33 +41,33 @@ fn a_holder_without_the_scripts_is_told_and_gives_the_lock_back_as_soon_as_it_ma
     assert_eq!(told(&forced.into()), "Lock force_release NOPERM, applied No");
     let error = guard.release().unwrap_err();
     assert_eq!(told(&error.into()), "Lock release NOPERM, applied No");
-    assert_eq!(holders(&stage), 1);
-    stage.may_do_all();
-    eventually(SOON, "it is given back in the background", || holders(&stage) == 0);
+    assert_eq!(holders(&fixture), 1);
+    fixture.may_do_all();
+    eventually(SOON, "it is given back in the background", || holders(&fixture) == 0);
     holds(&other).release().unwrap();
     // Dropped, the same.
     let guard = holds(&sessions);
-    stage.operator("-evalsha");
+    fixture.operator("-evalsha");
     drop(guard);
-    assert_eq!(holders(&stage), 1);
-    stage.may_do_all();
-    eventually(SOON, "it is given back in the background", || holders(&stage) == 0);
+    assert_eq!(holders(&fixture), 1);
+    fixture.may_do_all();
+    eventually(SOON, "it is given back in the background", || holders(&fixture) == 0);
     nothing_is_held(&sessions);
     assert_eq!(sessions.status().pooled.counts.all_replaced(), 0);
 }
 
 #[test]
 fn a_lease_that_may_not_be_extended_is_lost_and_told() {
-    let stage = Stage::start();
-    let sessions = stage.sessions(ALWAYS);
+    let fixture = Fixture::start();
+    let sessions = fixture.sessions(ALWAYS);
     let lock = sessions.lock("l").lease(Duration::from_millis(400));
     let guard = lock.acquire(Duration::ZERO).unwrap();
     let (lost, told_of) = mpsc::channel();
     guard.on_lost(move || lost.send(()).unwrap());
-    stage.operator("-zscore");
+    fixture.operator("-zscore");
     told_of.recv_timeout(SOON).unwrap();
     assert!(guard.is_lost());
-    stage.may_do_all();
+    fixture.may_do_all();
     let why = guard.release().unwrap_err();
     assert!(matches!(why, LockError::Lost { why: LostReason::Expired, .. }), "{why:?}");
     lock.acquire(SOON).unwrap().release().unwrap();
@@ -76,15 +76,15 @@ fn a_lease_that_may_not_be_extended_is_lost_and_told() {
 
 #[test]
 fn an_acquisition_that_was_stopped_half_way_leaves_nobody_holding_the_lock() {
-    let stage = Stage::start();
-    let (sessions, other) = (stage.sessions(ALWAYS), others(&stage));
+    let fixture = Fixture::start();
+    let (sessions, other) = (fixture.sessions(ALWAYS), others(&fixture));
     for right in ["-zadd", "-pexpireat", "-hset"] {
-        stage.operator(right);
+        fixture.operator(right);
         let error = Error::from(sessions.lock("l").acquire(SOON).unwrap_err());
         assert_eq!((error.applied(), error.is_retryable()), (Applied::Unknown, false), "{error}");
         // Before this was told.
-        assert_eq!((holders(&stage), stage.keys("rediscope:lock:{l}:info").len()), (0, 0));
-        stage.may_do_all();
+        assert_eq!((holders(&fixture), fixture.keys("rediscope:lock:{l}:info").len()), (0, 0));
+        fixture.may_do_all();
         holds(&other).release().unwrap();
     }
     nothing_is_held(&sessions);
@@ -93,9 +93,9 @@ fn an_acquisition_that_was_stopped_half_way_leaves_nobody_holding_the_lock() {
 
 #[test]
 fn an_acquisition_that_may_not_ask_its_replicas_is_told_so_at_once_and_given_back() {
-    let stage = Stage::start();
-    let (sessions, other) = (stage.sessions(ALWAYS), others(&stage));
-    stage.operator("-wait");
+    let fixture = Fixture::start();
+    let (sessions, other) = (fixture.sessions(ALWAYS), others(&fixture));
+    fixture.operator("-wait");
     let lock = sessions.lock("l").wait_replicas(0, Duration::from_millis(10));
     // Told as too few replicas, it would be tried again until the wait is over.
     let error = rediscope_testing::in_time(SOON, "it is told", {
@@ -103,9 +103,9 @@ fn an_acquisition_that_may_not_ask_its_replicas_is_told_so_at_once_and_given_bac
         move || Error::from(lock.acquire(Duration::from_secs(600)).unwrap_err())
     });
     assert_eq!(told(&error), "Lock acquire NOPERM, applied No");
-    assert_eq!(holders(&stage), 0);
+    assert_eq!(holders(&fixture), 0);
     holds(&other).release().unwrap();
-    stage.may_do_all();
+    fixture.may_do_all();
     lock.acquire(SOON).unwrap().release().unwrap();
     nothing_is_held(&sessions);
 }
@@ -114,9 +114,9 @@ fn an_acquisition_that_may_not_ask_its_replicas_is_told_so_at_once_and_given_bac
 fn without_channels_a_waiter_asks_by_itself_and_a_release_is_a_release() {
     for rights in ["resetchannels", "-publish", "-subscribe", "-publish -subscribe -unsubscribe"] {
         for fair in [false, true] {
-            let stage = Stage::start();
-            let (sessions, other) = (stage.sessions(ALWAYS), others(&stage));
-            stage.operator(rights);
+            let fixture = Fixture::start();
+            let (sessions, other) = (fixture.sessions(ALWAYS), others(&fixture));
+            fixture.operator(rights);
             let lock = |sessions: &SessionManager| match fair {
                 true => sessions.lock("l").fair(),
                 false => sessions.lock("l"),
@@ -130,7 +130,7 @@ fn without_channels_a_waiter_asks_by_itself_and_a_release_is_a_release() {
             let next = waiting.join().unwrap().unwrap();
             assert_eq!(other.status().locks.subscriptions, 0, "{rights}");
             next.release().unwrap();
-            assert_eq!(holders(&stage), 0);
+            assert_eq!(holders(&fixture), 0);
             assert!(!lock(&sessions).force_release().unwrap());
         }
     }
@@ -138,18 +138,18 @@ fn without_channels_a_waiter_asks_by_itself_and_a_release_is_a_release() {
 
 #[test]
 fn channels_taken_away_from_a_waiter_are_done_without_and_used_again_when_they_are_back() {
-    let stage = Stage::start();
-    let (sessions, other) = (stage.sessions(ALWAYS), others(&stage));
+    let fixture = Fixture::start();
+    let (sessions, other) = (fixture.sessions(ALWAYS), others(&fixture));
     let guard = holds(&sessions);
     let waiter = other.lock("l");
     let waiting = thread::spawn(move || waiter.acquire(SOON));
-    eventually(SOON, "it listens", || stage.server.subscribers() == 1);
+    eventually(SOON, "it listens", || fixture.server.subscribers() == 1);
     // The server ends subscriptions to what may not be subscribed to any more.
-    stage.operator("resetchannels");
-    eventually(SOON, "nobody listens", || stage.server.subscribers() == 0);
-    stage.operator("&*");
-    eventually(SOON, "it listens again", || stage.server.subscribers() == 1);
-    stage.operator("resetchannels");
+    fixture.operator("resetchannels");
+    eventually(SOON, "nobody listens", || fixture.server.subscribers() == 0);
+    fixture.operator("&*");
+    eventually(SOON, "it listens again", || fixture.server.subscribers() == 1);
+    fixture.operator("resetchannels");
     guard.release().unwrap();
     waiting.join().unwrap().unwrap().release().unwrap();
     nothing_is_held(&other);
@@ -157,21 +157,21 @@ fn channels_taken_away_from_a_waiter_are_done_without_and_used_again_when_they_a
 
 #[test]
 fn a_listener_that_may_not_ping_keeps_its_connection() {
-    let stage = Stage::start();
-    let (sessions, other) = (stage.sessions(ALWAYS), others(&stage));
-    stage.operator("-ping");
+    let fixture = Fixture::start();
+    let (sessions, other) = (fixture.sessions(ALWAYS), others(&fixture));
+    fixture.operator("-ping");
     let guard = holds(&sessions);
     let waiter = other.lock("l");
     let waiting = thread::spawn(move || waiter.acquire(SOON));
     let listener = || {
-        let list = stage.server.client_list();
+        let list = fixture.server.client_list();
         let listens =
             |client: &&std::collections::HashMap<String, String>| client["flags"].contains('P');
         list.iter().find(listens).map(|client| client["id"].clone())
     };
     eventually(SOON, "it listens", || listener().is_some());
     let first = listener();
-    let refused = || stage.server.info("cmdstat_ping").unwrap_or_default();
+    let refused = || fixture.server.info("cmdstat_ping").unwrap_or_default();
     let before = refused();
     eventually(SOON, "it has asked and was refused", || refused() != before);
     assert_eq!(listener(), first);
@@ -182,8 +182,8 @@ fn a_listener_that_may_not_ping_keeps_its_connection() {
 
 #[test]
 fn a_fenced_transaction_without_a_right_writes_nothing_and_the_lock_stays_held() {
-    let stage = Stage::start();
-    let sessions = stage.sessions(ALWAYS);
+    let fixture = Fixture::start();
+    let sessions = fixture.sessions(ALWAYS);
     let guard = holds(&sessions);
     let fenced = sessions.transactional().fenced_by(&guard);
     let rights = [
@@ -196,12 +196,12 @@ fn a_fenced_transaction_without_a_right_writes_nothing_and_the_lock_stays_held()
     ];
     fenced.run(|tx| Ok(tx.set("app:n", 1))).unwrap();
     for (right, expected) in rights {
-        stage.operator(right);
+        fixture.operator(right);
         let refused = fenced.run(|tx| Ok(tx.incr("app:n", 1))).unwrap_err();
         assert_eq!(told(&refused), expected, "{right}");
-        assert_eq!(stage.number("app:n"), 1, "{right}");
+        assert_eq!(fixture.number("app:n"), 1, "{right}");
         nothing_is_held(&sessions);
-        stage.may_do_all();
+        fixture.may_do_all();
         guard.ensure_held().unwrap();
     }
     fenced.run(|tx| Ok(tx.incr("app:n", 1))).unwrap();
@@ -210,5 +210,5 @@ fn a_fenced_transaction_without_a_right_writes_nothing_and_the_lock_stays_held()
     assert!(sessions.lock("l").force_release().unwrap());
     let lost = fenced.run(|tx| Ok(tx.incr("app:n", 1))).unwrap_err();
     assert!(matches!(lost.as_commit(), Some(CommitError::LockLost)), "{lost:?}");
-    assert_eq!(stage.number("app:n"), 2);
+    assert_eq!(fixture.number("app:n"), 2);
 }

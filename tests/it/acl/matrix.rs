@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use rediscope::SessionManager;
 
+use super::fixture::{ALWAYS, Fixture, SOON, nothing_is_held, told};
 use super::forms::Form::{self, *};
 use super::forms::N;
-use super::stage::{ALWAYS, SOON, Stage, nothing_is_held, told};
 use rediscope_testing::eventually;
 
 /// Since when it is missing.
@@ -181,7 +181,7 @@ impl Row {
 
 /// What is missing, since when, and in which form.
 struct Cell<'s> {
-    stage: &'s Stage,
+    fixture: &'s Fixture,
     row: &'static Row,
     when: When,
     form: Form,
@@ -190,29 +190,29 @@ struct Cell<'s> {
 
 impl Cell<'_> {
     fn play(&self) {
-        let Self { stage, row, when, form, sessions } = self;
+        let Self { fixture, row, when, form, sessions } = self;
         let cell = format!("{:?} {form:?} {}", when, row.without);
         if *when != Fresh {
             form.play(sessions).unwrap();
         }
-        stage.server.ask::<()>(&["SCRIPT", "FLUSH"]);
-        let before = stage.number(N);
-        stage.operator(row.without);
+        fixture.server.ask::<()>(&["SCRIPT", "FLUSH"]);
+        let before = fixture.number(N);
+        fixture.operator(row.without);
         let answer = form.play(sessions);
         let (text, applied) = match &answer {
             Ok(()) => ("ok".to_owned(), None),
             Err(error) => (told(error), Some(error.applied())),
         };
         assert_eq!(text, row.told(*when, *form), "{cell}");
-        self.is_true(applied, stage.number(N) - before, &cell);
+        self.is_true(applied, fixture.number(N) - before, &cell);
         nothing_is_held(sessions);
 
-        stage.may_do_all();
-        let before = stage.number(N);
+        fixture.may_do_all();
+        let before = fixture.number(N);
         form.play(sessions).unwrap_or_else(|error| panic!("{cell}, given back: {error}"));
-        assert_eq!(stage.number(N) - before, i64::from(form.adds()), "{cell}, given back");
+        assert_eq!(fixture.number(N) - before, i64::from(form.adds()), "{cell}, given back");
         eventually(SOON, &format!("{cell}: no lock is left"), || {
-            let all = stage.keys("rediscope:*{*");
+            let all = fixture.keys("rediscope:*{*");
             all.iter().all(|key| key.contains(":done:"))
         });
         self.connections_go_on(&text, &cell);
@@ -251,15 +251,15 @@ impl Cell<'_> {
 fn every_cell(when: When) {
     let rows = Mutex::new(ROWS.iter());
     let some_of_them = || {
-        let stage = Stage::start();
+        let fixture = Fixture::start();
         loop {
             let Some(row) = rows.lock().unwrap().next() else { break };
             for form in Form::ALL {
-                stage.server.ask::<()>(&["FLUSHALL"]);
-                stage.may_do_all();
+                fixture.server.ask::<()>(&["FLUSHALL"]);
+                fixture.may_do_all();
                 let trust = if when == Asked { Duration::ZERO } else { ALWAYS };
-                let sessions = stage.sessions(trust);
-                Cell { stage: &stage, row, when, form, sessions }.play();
+                let sessions = fixture.sessions(trust);
+                Cell { fixture: &fixture, row, when, form, sessions }.play();
             }
         }
     };
@@ -288,20 +288,20 @@ fn a_right_that_was_taken_away_from_trusted_connections_is_told_as_what_became_o
 
 #[test]
 fn resp3_and_another_database_need_no_right_but_to_select() {
-    let stage = Stage::start();
-    stage.operator("-hello -auth");
+    let fixture = Fixture::start();
+    fixture.operator("-hello -auth");
     for rest in ["?protocol=resp3", "3", "3?protocol=resp3"] {
-        let sessions = stage.sessions_at(rest, ALWAYS);
+        let sessions = fixture.sessions_at(rest, ALWAYS);
         for form in Form::ALL {
             form.play(&sessions).unwrap_or_else(|error| panic!("{rest} {form:?}: {error}"));
         }
     }
-    stage.operator("-select");
-    let sessions = stage.sessions_at("3", ALWAYS);
+    fixture.operator("-select");
+    let sessions = fixture.sessions_at("3", ALWAYS);
     for form in Form::ALL {
         assert_eq!(told(&form.play(&sessions).unwrap_err()), NO_CONNECTION, "{form:?}");
     }
-    stage.operator("+select");
+    fixture.operator("+select");
     Single.play(&sessions).unwrap();
     Run.play(&sessions).unwrap();
     nothing_is_held(&sessions);

@@ -8,13 +8,13 @@ use rediscope::{
     Condition, Error, Lock, ReplyError, SessionManager, TransactionOptions, prelude::*,
 };
 
+use super::fixture::{ALWAYS, Fixture, SOON};
 use super::forms::{Form, N};
-use super::stage::{ALWAYS, SOON, Stage};
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::{eventually, try_for};
 
 /// What does not work, in a few words.
-pub(crate) type Probe = fn(&Stage) -> Result<(), String>;
+pub(crate) type Probe = fn(&Fixture) -> Result<(), String>;
 
 /// Longer than what works takes, and short, for what does not.
 const BRIEF: Duration = Duration::from_secs(3);
@@ -46,20 +46,20 @@ fn that(is: bool, what: &str) -> Result<(), String> {
     if is { Ok(()) } else { Err(what.to_owned()) }
 }
 
-fn reads_and_writes(stage: &Stage) -> Result<(), String> {
-    let sessions = stage.sessions(Duration::ZERO);
+fn reads_and_writes(fixture: &Fixture) -> Result<(), String> {
+    let sessions = fixture.sessions(Duration::ZERO);
     all(&sessions, &[Form::Single, Form::Pipeline])?;
     let read: redis::RedisResult<i64> = sessions.pooled().get(N);
     that(read == Ok(2), "GET")
 }
 
-fn another_database(stage: &Stage) -> Result<(), String> {
-    all(&stage.sessions_at("2", ALWAYS), &[Form::Single])
+fn another_database(fixture: &Fixture) -> Result<(), String> {
+    all(&fixture.sessions_at("2", ALWAYS), &[Form::Single])
 }
 
-fn transactions(stage: &Stage) -> Result<(), String> {
+fn transactions(fixture: &Fixture) -> Result<(), String> {
     for trust in [Duration::ZERO, ALWAYS] {
-        let sessions = stage.sessions(trust);
+        let sessions = fixture.sessions(trust);
         all(&sessions, &[Form::Guard, Form::Immediate, Form::Run, Form::Grouped])?;
         let immediate = TransactionOptions::new().begin(rediscope::Begin::Immediate);
         told(sessions.transactional().begin_with(immediate).and_then(|tx| tx.discard()))?;
@@ -67,33 +67,33 @@ fn transactions(stage: &Stage) -> Result<(), String> {
     Ok(())
 }
 
-fn watching(stage: &Stage) -> Result<(), String> {
-    let sessions = stage.sessions(ALWAYS);
+fn watching(fixture: &Fixture) -> Result<(), String> {
+    let sessions = fixture.sessions(ALWAYS);
     all(&sessions, &[Form::Watch])?;
     let required = sessions.transactional().require(Condition::equals(N, 1));
     told(required.run(|tx| Ok(tx.incr(N, 1))).map(drop))
 }
 
-fn abandoning(stage: &Stage) -> Result<(), String> {
-    let sessions = stage.sessions(ALWAYS);
+fn abandoning(fixture: &Fixture) -> Result<(), String> {
+    let sessions = fixture.sessions(ALWAYS);
     told(sessions.transactional().watch([N]).begin().and_then(|watching| watching.abandon()))
 }
 
-fn once(stage: &Stage) -> Result<(), String> {
-    let sessions = stage.sessions(ALWAYS);
+fn once(fixture: &Fixture) -> Result<(), String> {
+    let sessions = fixture.sessions(ALWAYS);
     all(&sessions, &[Form::Once, Form::Once])
 }
 
 /// Plain transactions and exactly-once ones on one connection.
-fn in_turn(stage: &Stage) -> Result<(), String> {
-    let sessions = stage.sessions(ALWAYS);
+fn in_turn(fixture: &Fixture) -> Result<(), String> {
+    let sessions = fixture.sessions(ALWAYS);
     all(&sessions, &[Form::Once, Form::Run, Form::Once])?;
     let counts = sessions.status().transactional.counts;
     that(counts.all_replaced() == 0, "a connection was replaced")
 }
 
-fn a_doubt(stage: &Stage) -> Result<(), String> {
-    let proxy = Proxy::to(&stage.server);
+fn a_doubt(fixture: &Fixture) -> Result<(), String> {
+    let proxy = Proxy::to(&fixture.server);
     let sessions =
         SessionManager::connect(format!("redis://app:secret@{}/", proxy.address())).unwrap();
     all(&sessions, &[Form::Once])?;
@@ -104,17 +104,17 @@ fn a_doubt(stage: &Stage) -> Result<(), String> {
     }
 }
 
-fn once_as(stage: &Stage) -> Result<(), String> {
-    all(&stage.sessions(ALWAYS), &[Form::OnceAs])
+fn once_as(fixture: &Fixture) -> Result<(), String> {
+    all(&fixture.sessions(ALWAYS), &[Form::OnceAs])
 }
 
-fn replicas(stage: &Stage) -> Result<(), String> {
-    all(&stage.sessions(ALWAYS), &[Form::Replicas])
+fn replicas(fixture: &Fixture) -> Result<(), String> {
+    all(&fixture.sessions(ALWAYS), &[Form::Replicas])
 }
 
 /// Acquired in vain, acquired, extended, asked about, given back; each family.
-fn locks(stage: &Stage) -> Result<(), String> {
-    let sessions = stage.sessions(ALWAYS);
+fn locks(fixture: &Fixture) -> Result<(), String> {
+    let sessions = fixture.sessions(ALWAYS);
     all(&sessions, &[Form::Lock, Form::RwLock, Form::Semaphore])?;
     let lock = sessions.lock("x").label("holder").fixed_lease();
     let error = |error: rediscope::LockError| error.to_string();
@@ -135,19 +135,19 @@ fn locks(stage: &Stage) -> Result<(), String> {
 }
 
 /// The server's clock was set back, or another one's was ahead.
-fn a_counter_ahead(stage: &Stage) -> Result<(), String> {
-    stage.server.ask::<()>(&["SET", "rediscope:fence", "9000000000000000"]);
-    all(&stage.sessions(ALWAYS), &[Form::Lock])
+fn a_counter_ahead(fixture: &Fixture) -> Result<(), String> {
+    fixture.server.ask::<()>(&["SET", "rediscope:fence", "9000000000000000"]);
+    all(&fixture.sessions(ALWAYS), &[Form::Lock])
 }
 
-fn queues(stage: &Stage) -> Result<(), String> {
-    let (sessions, other) = (stage.sessions(ALWAYS), stage.sessions(ALWAYS));
+fn queues(fixture: &Fixture) -> Result<(), String> {
+    let (sessions, other) = (fixture.sessions(ALWAYS), fixture.sessions(ALWAYS));
     let error = |error: rediscope::LockError| error.to_string();
     let guard = sessions.lock("f").fair().acquire(SOON).map_err(error)?;
     let late = other.lock("f").fair();
     let waiting = thread::spawn(move || late.acquire(BRIEF));
     let queued = try_for(BRIEF, || {
-        let waiting = stage.server.ask::<i64>(&["ZCARD", "rediscope:lock:{f}:queue"]) == 1;
+        let waiting = fixture.server.ask::<i64>(&["ZCARD", "rediscope:lock:{f}:queue"]) == 1;
         waiting.then_some(())
     });
     let released = guard.release().map_err(error);
@@ -157,8 +157,8 @@ fn queues(stage: &Stage) -> Result<(), String> {
     next?.release().map_err(error)
 }
 
-fn forcing(stage: &Stage) -> Result<(), String> {
-    let sessions = stage.sessions(ALWAYS);
+fn forcing(fixture: &Fixture) -> Result<(), String> {
+    let sessions = fixture.sessions(ALWAYS);
     let lock: Lock = sessions.lock("x");
     let error = |error: rediscope::LockError| error.to_string();
     let _held = lock.clone().fixed_lease().acquire(SOON).map_err(error)?;
@@ -166,17 +166,17 @@ fn forcing(stage: &Stage) -> Result<(), String> {
 }
 
 /// Connections that hear of releases of the lock `x`.
-fn hear_of_it(stage: &Stage) -> i64 {
+fn hear_of_it(fixture: &Fixture) -> i64 {
     let counts: Vec<redis::Value> =
-        stage.server.ask(&["PUBSUB", "NUMSUB", "rediscope:lock:{x}:wake"]);
+        fixture.server.ask(&["PUBSUB", "NUMSUB", "rediscope:lock:{x}:wake"]);
     redis::from_redis_value(counts[1].clone()).unwrap()
 }
 
 /// Two waiters, two channels, one connection that hears of both, and goes on without the first.
-fn listening(stage: &Stage) -> Result<(), String> {
+fn listening(fixture: &Fixture) -> Result<(), String> {
     // Those of a test before.
-    eventually(SOON, "nobody listens", || stage.server.subscribers() == 0);
-    let (sessions, other) = (stage.sessions(ALWAYS), stage.sessions(ALWAYS));
+    eventually(SOON, "nobody listens", || fixture.server.subscribers() == 0);
+    let (sessions, other) = (fixture.sessions(ALWAYS), fixture.sessions(ALWAYS));
     let error = |error: rediscope::LockError| error.to_string();
     let guards = ["x", "y"].map(|name| sessions.lock(name).acquire(SOON));
     let [first, second] = guards.map(|guard| guard.map_err(error));
@@ -187,13 +187,13 @@ fn listening(stage: &Stage) -> Result<(), String> {
     });
     let both = try_for(BRIEF, || (other.status().locks.subscriptions == 2).then_some(()));
     let listener = || {
-        let list = stage.server.client_list();
+        let list = fixture.server.client_list();
         let mut listening = list.iter().filter(|client| client["flags"].contains('P'));
         listening.next().map(|client| client["id"].clone())
     };
     let before = listener();
     let released = first.release().map_err(error);
-    let dropped = both.and_then(|()| try_for(BRIEF, || (hear_of_it(stage) == 0).then(listener)));
+    let dropped = both.and_then(|()| try_for(BRIEF, || (hear_of_it(fixture) == 0).then(listener)));
     let ended = second.release().map_err(error);
     for waiter in waiters {
         waiter.join().unwrap().map_err(error)?;
@@ -202,8 +202,8 @@ fn listening(stage: &Stage) -> Result<(), String> {
     that(before.is_some() && dropped == Some(before), "it does not hear of releases")
 }
 
-fn fenced(stage: &Stage) -> Result<(), String> {
-    let sessions = stage.sessions(ALWAYS);
+fn fenced(fixture: &Fixture) -> Result<(), String> {
+    let sessions = fixture.sessions(ALWAYS);
     all(&sessions, &[Form::Fenced])?;
     let guard = sessions.lock("x").acquire(SOON).map_err(|error| error.to_string())?;
     let watching = sessions.transactional().fenced_by(&guard).watch([N]).begin();

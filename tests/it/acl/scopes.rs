@@ -7,21 +7,21 @@ use rediscope::{
     Applied, CommitError, Error, Outcome, SessionManager, TransactionOptions, prelude::*,
 };
 
+use super::fixture::{ALWAYS, Fixture, SOON, nothing_is_held, told};
 use super::forms::{Form, N};
-use super::stage::{ALWAYS, SOON, Stage, nothing_is_held, told};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 
 /// Every right is back: the next call works, on the connection there was.
 #[track_caller]
-fn goes_on(stage: &Stage, sessions: &SessionManager, replaced: u64) {
+fn goes_on(fixture: &Fixture, sessions: &SessionManager, replaced: u64) {
     nothing_is_held(sessions);
-    stage.may_do_all();
-    let before = stage.number(N);
+    fixture.may_do_all();
+    let before = fixture.number(N);
     for form in [Form::Single, Form::Run, Form::Watch, Form::Once] {
         form.play(sessions).unwrap();
     }
-    assert_eq!(stage.number(N) - before, 4);
+    assert_eq!(fixture.number(N) - before, 4);
     let counts = sessions.status().transactional.counts;
     assert_eq!(counts.all_replaced(), replaced, "{counts:?}");
 }
@@ -29,75 +29,75 @@ fn goes_on(stage: &Stage, sessions: &SessionManager, replaced: u64) {
 #[test]
 fn a_guard_whose_right_is_taken_away_before_its_commit_applies_nothing() {
     for trust in [Duration::ZERO, ALWAYS] {
-        let stage = Stage::start();
-        let sessions = stage.sessions(trust);
+        let fixture = Fixture::start();
+        let sessions = fixture.sessions(trust);
         let mut tx = sessions.transactional().begin().unwrap();
         tx.set("app:s", 1);
         tx.incr(N, 1);
-        stage.operator("-incrby");
+        fixture.operator("-incrby");
         let error = Error::from(tx.commit().unwrap_err());
         assert_eq!(told(&error), "Rejected 1 INCRBY NOPERM, applied No");
-        assert_eq!((stage.number(N), stage.keys("app:*").len()), (0, 0));
-        goes_on(&stage, &sessions, 0);
+        assert_eq!((fixture.number(N), fixture.keys("app:*").len()), (0, 0));
+        goes_on(&fixture, &sessions, 0);
     }
 }
 
 #[test]
 fn a_command_whose_right_is_taken_away_between_its_queueing_and_exec_fails_alone() {
-    let stage = Stage::start();
-    let sessions = stage.sessions(ALWAYS);
+    let fixture = Fixture::start();
+    let sessions = fixture.sessions(ALWAYS);
     let mut tx = sessions.transactional().begin().unwrap();
     let large = tx.append("app:large", "x".repeat(300));
     let sum = tx.incr(N, 1);
     // All of it was sent ahead: `check` asks for nothing, and there is nothing to tell.
     tx.append("app:large", "x".repeat(300));
     tx.check().unwrap();
-    assert_eq!(stage.number(N), 0);
-    stage.operator("-incrby");
+    assert_eq!(fixture.number(N), 0);
+    fixture.operator("-incrby");
     let error = tx.commit().unwrap_err();
     let CommitError::PartlyApplied { replies, .. } = &error else { panic!("{error:?}") };
     assert_eq!(replies.get(large).unwrap(), 300);
     assert!(replies.get(sum).is_err());
     let error = Error::from(error);
     assert_eq!(told(&error), "PartlyApplied 1 NOPERM, applied Partly");
-    assert_eq!((stage.number(N), stage.keys("app:*").len()), (0, 1));
-    goes_on(&stage, &sessions, 0);
+    assert_eq!((fixture.number(N), fixture.keys("app:*").len()), (0, 1));
+    goes_on(&fixture, &sessions, 0);
 }
 
 #[test]
 fn exec_taken_away_under_a_transaction_that_was_sent_ahead_applies_nothing() {
-    let stage = Stage::start();
-    let sessions = stage.sessions(ALWAYS);
+    let fixture = Fixture::start();
+    let sessions = fixture.sessions(ALWAYS);
     let mut tx = sessions.transactional().begin().unwrap();
     tx.append("app:large", "x".repeat(300));
     tx.check().unwrap();
-    stage.operator("-exec");
+    fixture.operator("-exec");
     let error = Error::from(tx.commit().unwrap_err());
     assert_eq!(told(&error), "Rejected EXEC NOPERM, applied No");
-    assert_eq!(stage.keys("app:*").len(), 0);
-    goes_on(&stage, &sessions, 0);
+    assert_eq!(fixture.keys("app:*").len(), 0);
+    goes_on(&fixture, &sessions, 0);
 }
 
 #[test]
 fn a_register_taken_away_from_an_open_scope_applies_nothing() {
-    let stage = Stage::start();
-    let sessions = stage.sessions(ALWAYS);
+    let fixture = Fixture::start();
+    let sessions = fixture.sessions(ALWAYS);
     let once = sessions.transactional().with(TransactionOptions::new().exactly_once());
     Form::Once.play(&sessions).unwrap();
     // Its own register may not be written any more; what the caller asked for may be.
     let mut tx = once.begin().unwrap();
     tx.incr(N, 1);
-    stage.operator("resetkeys ~app:*");
+    fixture.operator("resetkeys ~app:*");
     let error = Error::from(tx.commit().unwrap_err());
     assert_eq!(told(&error), "Rejected SET of the register NOPERM, applied No");
-    assert_eq!(stage.number(N), 1);
-    goes_on(&stage, &sessions, 0);
+    assert_eq!(fixture.number(N), 1);
+    goes_on(&fixture, &sessions, 0);
 }
 
 #[test]
 fn a_register_taken_away_between_its_queueing_and_exec_costs_the_connection_and_no_truth() {
-    let stage = Stage::start();
-    let proxy = Proxy::to(&stage.server);
+    let fixture = Fixture::start();
+    let proxy = Proxy::to(&fixture.server);
     let url = format!("redis://app:secret@{}/", proxy.address());
     let sessions = SessionManager::builder(url).max_size(1).trust_window(ALWAYS).build().unwrap();
     Form::Once.play(&sessions).unwrap();
@@ -105,128 +105,128 @@ fn a_register_taken_away_between_its_queueing_and_exec_costs_the_connection_and_
     let added = std::thread::scope(|scope| {
         let calling = scope.spawn(|| Form::Once.play(&sessions));
         eventually(SOON, "all but EXEC has arrived", || {
-            stage.server.client_list().iter().any(|client| client["multi"] == "2")
+            fixture.server.client_list().iter().any(|client| client["multi"] == "2")
         });
-        stage.operator("resetkeys ~app:*");
+        fixture.operator("resetkeys ~app:*");
         proxy.release();
         calling.join().unwrap()
     });
     // The register says nothing of it; the answer did.
     let error = added.unwrap_err();
     assert_eq!(told(&error), "KeyNotKept NOPERM, applied Yes");
-    assert_eq!(stage.number(N), 2);
-    goes_on(&stage, &sessions, 1);
+    assert_eq!(fixture.number(N), 2);
+    goes_on(&fixture, &sessions, 1);
 }
 
 #[test]
 fn rights_taken_away_from_a_watching_scope_are_told_by_the_step_that_needs_them() {
-    let stage = Stage::start();
-    let sessions = stage.sessions(ALWAYS);
+    let fixture = Fixture::start();
+    let sessions = fixture.sessions(ALWAYS);
     let watch = sessions.transactional().watch([N]);
 
     // A read; the scope goes on.
     let mut watching = watch.begin().unwrap();
-    stage.operator("-get");
+    fixture.operator("-get");
     let error = watching.get::<_, Option<i64>>(N).unwrap_err();
     assert_eq!(told(&error), "Command GET NOPERM, applied No");
     let mut tx = watching.multi();
     tx.incr(N, 1);
     assert!(matches!(tx.commit().unwrap(), Outcome::Committed(_)));
-    assert_eq!(stage.number(N), 1);
+    assert_eq!(fixture.number(N), 1);
 
     // The key itself: what watches it hears of it all the same.
     let watching = watch.begin().unwrap();
-    stage.operator("resetkeys ~rediscope:*");
-    stage.server.ask::<()>(&["SET", N, "5"]);
+    fixture.operator("resetkeys ~rediscope:*");
+    fixture.server.ask::<()>(&["SET", N, "5"]);
     let mut tx = watching.multi();
     tx.ping();
     assert!(matches!(tx.commit().unwrap(), Outcome::Conflict));
-    stage.may_do_all();
+    fixture.may_do_all();
 
     // WATCH and UNWATCH: it was watched before.
     let mut watching = watch.begin().unwrap();
-    stage.operator("-watch -unwatch");
+    fixture.operator("-watch -unwatch");
     let _: i64 = watching.get(N).unwrap();
     let mut tx = watching.multi();
     tx.incr(N, 1);
     assert!(matches!(tx.commit().unwrap(), Outcome::Committed(_)));
-    assert_eq!(stage.number(N), 6);
+    assert_eq!(fixture.number(N), 6);
 
     // MULTI, of a connection that answered just now.
-    stage.may_do_all();
+    fixture.may_do_all();
     let watching = watch.begin().unwrap();
-    stage.operator("-multi");
+    fixture.operator("-multi");
     let mut tx = watching.multi();
     tx.incr(N, 1);
     let error = Error::from(tx.commit().unwrap_err());
     assert_eq!(told(&error), "NotIsolated 0 failed, applied Yes");
-    assert_eq!(stage.number(N), 7);
-    goes_on(&stage, &sessions, 1);
+    assert_eq!(fixture.number(N), 7);
+    goes_on(&fixture, &sessions, 1);
 }
 
 #[test]
 fn an_armed_connection_that_may_not_forget_its_register_is_replaced_and_nobody_is_told() {
     for trust in [Duration::ZERO, ALWAYS] {
-        let stage = Stage::start();
-        let sessions = stage.sessions(trust);
+        let fixture = Fixture::start();
+        let sessions = fixture.sessions(trust);
         let plain = [Form::Run, Form::Guard, Form::Immediate, Form::Watch, Form::Grouped];
         for (nth, form) in plain.into_iter().enumerate() {
-            stage.may_do_all();
+            fixture.may_do_all();
             Form::Once.play(&sessions).unwrap();
-            stage.operator("-unwatch");
-            let before = stage.number(N);
+            fixture.operator("-unwatch");
+            let before = fixture.number(N);
             form.play(&sessions).unwrap_or_else(|error| panic!("{form:?}: {error}"));
-            assert_eq!(stage.number(N), before + 1, "{form:?}");
+            assert_eq!(fixture.number(N), before + 1, "{form:?}");
             let counts = sessions.status().transactional.counts;
             assert_eq!(counts.all_replaced(), nth as u64 + 1, "{form:?}: {counts:?}");
         }
-        goes_on(&stage, &sessions, plain.len() as u64);
+        goes_on(&fixture, &sessions, plain.len() as u64);
     }
 }
 
 #[test]
 fn a_pipeline_applies_what_it_may_and_names_the_first_refusal() {
-    let stage = Stage::start();
-    let sessions = stage.sessions(ALWAYS);
-    stage.operator("-incrby");
+    let fixture = Fixture::start();
+    let sessions = fixture.sessions(ALWAYS);
+    fixture.operator("-incrby");
     let mut pipeline = redis::pipe();
     pipeline.set("app:a", 1).ignore().incr(N, 1).ignore().set("app:b", 1).ignore();
     let refused = pipeline.exec(&mut sessions.pooled()).unwrap_err();
     let error = Error::from(refused);
     assert_eq!(told(&error), "Pipeline 1 from 1 NOPERM, applied Partly");
-    assert_eq!((stage.number("app:a"), stage.number(N), stage.number("app:b")), (1, 0, 1));
+    assert_eq!((fixture.number("app:a"), fixture.number(N), fixture.number("app:b")), (1, 0, 1));
     // A replaced connection would have been told: the pool has had one.
     let first: i64 = redis::cmd("CLIENT").arg("ID").query(&mut sessions.pooled()).unwrap();
-    stage.operator("+incrby");
+    fixture.operator("+incrby");
     let _: i64 = sessions.pooled().incr(N, 1).unwrap();
     let second: i64 = redis::cmd("CLIENT").arg("ID").query(&mut sessions.pooled()).unwrap();
     assert_eq!(first, second);
-    stage.operator("-client");
+    fixture.operator("-client");
     let error = redis::cmd("CLIENT").arg("ID").query::<i64>(&mut sessions.pooled()).unwrap_err();
     assert_eq!(told(&Error::from(error)), "Command CLIENT NOPERM, applied No");
-    goes_on(&stage, &sessions, 0);
+    goes_on(&fixture, &sessions, 0);
 }
 
 #[test]
 fn commands_that_may_be_refused_by_a_script_are_told_as_unknown() {
-    let stage = Stage::start();
-    let sessions = stage.sessions(ALWAYS);
-    stage.operator("-lpush");
+    let fixture = Fixture::start();
+    let sessions = fixture.sessions(ALWAYS);
+    fixture.operator("-lpush");
     let half = "redis.call('SET', KEYS[1], 1) redis.call('LPUSH', KEYS[2], 1)";
     let mut eval = redis::cmd("EVAL");
     eval.arg(half).arg(2).arg("app:a").arg("app:l");
     let error = Error::from(eval.exec(&mut sessions.pooled()).unwrap_err());
-    assert_eq!((error.applied(), stage.number("app:a")), (Applied::Unknown, 1), "{error}");
-    stage.operator("-eval");
+    assert_eq!((error.applied(), fixture.number("app:a")), (Applied::Unknown, 1), "{error}");
+    fixture.operator("-eval");
     let error = Error::from(eval.exec(&mut sessions.pooled()).unwrap_err());
     // Alone, even this may be said by the script.
     assert_eq!(told(&error), "Command EVAL NOPERM, applied Unknown");
     // In a transaction, a script that was stopped half way is one command that failed.
-    stage.operator("+eval");
+    fixture.operator("+eval");
     let block = sessions.transactional().run(|tx| Ok(tx.queue::<()>(eval.clone())));
     assert_eq!(told(&block.unwrap_err()), "PartlyApplied 0 ERR, applied Partly");
-    stage.operator("-eval");
+    fixture.operator("-eval");
     let block = sessions.transactional().run(|tx| Ok(tx.queue::<()>(eval.clone())));
     assert_eq!(told(&block.unwrap_err()), "Rejected 0 EVAL NOPERM, applied No");
-    goes_on(&stage, &sessions, 0);
+    goes_on(&fixture, &sessions, 0);
 }

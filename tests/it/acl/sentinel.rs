@@ -8,18 +8,18 @@ use rediscope::redis::{self, Commands};
 use rediscope::{Error, SessionManager};
 
 use super::documents::{besides, line};
+use super::fixture::{SOON, nothing_is_held, told};
 use super::forms::{Form, N};
-use super::stage::{SOON, nothing_is_held, told};
 use rediscope_testing::sentinel::Group;
 use rediscope_testing::{connect, eventually, try_for};
 
 const BRIEF: Duration = Duration::from_secs(3);
 
-struct Stage {
+struct Fixture {
     group: Group,
 }
 
-impl Stage {
+impl Fixture {
     fn may(&self, on_servers: &BTreeSet<String>, on_sentinels: &BTreeSet<String>) {
         let user = ["SETUSER", "app", "reset", "on", ">secret", "resetchannels", "-@all"];
         let with = |rules: &BTreeSet<String>| -> Vec<String> {
@@ -62,51 +62,51 @@ impl Stage {
 }
 
 /// Every one of these, a read from a replica, and somebody who hears of switches.
-fn all(stage: &Stage, forms: &[Form]) -> Result<(), String> {
-    let gone = try_for(SOON, || (stage.listeners().is_empty()).then_some(()));
+fn all(fixture: &Fixture, forms: &[Form]) -> Result<(), String> {
+    let gone = try_for(SOON, || (fixture.listeners().is_empty()).then_some(()));
     assert!(gone.is_some(), "those of before listen still");
-    let sessions = stage.sessions();
+    let sessions = fixture.sessions();
     let words = |error: Error| told(&error);
     forms.iter().try_for_each(|form| form.play(&sessions)).map_err(words)?;
     let read: redis::RedisResult<Option<i64>> = sessions.replica_reads().get(N);
     read.map_err(|error| told(&error.into()))?;
     nothing_is_held(&sessions);
-    let heard = try_for(BRIEF, || (stage.listeners().len() == 1).then_some(()));
+    let heard = try_for(BRIEF, || (fixture.listeners().len() == 1).then_some(()));
     heard.ok_or_else(|| "nobody hears of switches".to_owned())
 }
 
 #[test]
 fn the_rights_behind_sentinels_are_enough_and_none_can_be_left_out() {
-    let stage = Stage { group: Group::start() };
+    let fixture = Fixture { group: Group::start() };
     let own = besides("sentinel", "+role");
     let servers: BTreeSet<_> = line().union(&own).cloned().collect();
     let sentinels = besides("sentinel", "+sentinel|master");
-    stage.may(&servers, &sentinels);
-    all(&stage, &Form::ALL).unwrap();
+    fixture.may(&servers, &sentinels);
+    all(&fixture, &Form::ALL).unwrap();
     let without = |rules: &BTreeSet<String>, left_out: &String| -> BTreeSet<String> {
         rules.iter().filter(|rule| *rule != left_out).cloned().collect()
     };
     for left_out in &own {
-        stage.may(&without(&servers, left_out), &sentinels);
-        let refused = all(&stage, &[Form::Run]).unwrap_err();
+        fixture.may(&without(&servers, left_out), &sentinels);
+        let refused = all(&fixture, &[Form::Run]).unwrap_err();
         assert_eq!(refused, "Connect Refused NOPERM, applied No", "{left_out}");
     }
     for left_out in &sentinels {
-        stage.may(&servers, &without(&sentinels, left_out));
-        let refused = all(&stage, &[Form::Run, Form::Single]).unwrap_err();
+        fixture.may(&servers, &without(&sentinels, left_out));
+        let refused = all(&fixture, &[Form::Run, Form::Single]).unwrap_err();
         let expected = match left_out.as_str() {
             "+subscribe" | "&+switch-master" => "nobody hears of switches",
             _ => "Connect Refused NOPERM, applied No",
         };
         assert_eq!(refused, expected, "{left_out}");
     }
-    stage.may(&servers, &sentinels);
-    all(&stage, &Form::ALL).unwrap();
+    fixture.may(&servers, &sentinels);
+    all(&fixture, &Form::ALL).unwrap();
     // It may not ask whether the sentinel lives, every two seconds, and takes the refusal for an
     // answer.
-    let sessions = stage.sessions();
+    let sessions = fixture.sessions();
     Form::Run.play(&sessions).unwrap();
     eventually(SOON, "somebody listens on one connection", || {
-        stage.listeners().iter().any(|age| *age >= 4)
+        fixture.listeners().iter().any(|age| *age >= 4)
     });
 }

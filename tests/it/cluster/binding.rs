@@ -3,7 +3,7 @@
 use rediscope::prelude::*;
 use rediscope::{Applied, Block, CommitError, Condition, Error, Queued, redis};
 
-use super::stage::{Stage, beside};
+use super::fixture::{Fixture, beside};
 use rediscope_testing::cluster::Cluster;
 
 /// What a call says of the two slots.
@@ -32,16 +32,16 @@ fn calls(cluster: &Cluster, command: &str) -> u64 {
 
 #[test]
 fn a_transaction_goes_to_its_first_keys_master_and_a_key_of_another_slot_is_refused_unsent() {
-    let stage = Stage::start();
-    let (accounts, keys) = (stage.sessions.transactional(), stage.keys("secret"));
+    let fixture = Fixture::start();
+    let (accounts, keys) = (fixture.sessions.transactional(), fixture.keys("secret"));
     for key in &keys {
         let other = beside(key, "other");
         assert_eq!(accounts.run(|tx| Ok((tx.incr(key, 1), tx.incr(&other, 2)))).unwrap(), (1, 2));
-        assert_eq!(stage.cluster.read::<i64>(&["GET", &other]), 2);
+        assert_eq!(fixture.cluster.read::<i64>(&["GET", &other]), 2);
     }
     let [a, b, _] = &keys;
-    let expected = (stage.cluster.slot(a), stage.cluster.slot(b));
-    let before = (calls(&stage.cluster, "multi"), calls(&stage.cluster, "incrby"));
+    let expected = (fixture.cluster.slot(a), fixture.cluster.slot(b));
+    let before = (calls(&fixture.cluster, "multi"), calls(&fixture.cluster, "incrby"));
     assert_eq!(slots(accounts.run(|tx| Ok((tx.incr(a, 1), tx.incr(b, 1))))), expected);
     assert_eq!(slots(accounts.run(|tx| Ok(tx.del(&[a, b])))), expected);
     let by_hand = |tx: &mut Block| -> Result<Queued<()>, Error> {
@@ -53,7 +53,7 @@ fn a_transaction_goes_to_its_first_keys_master_and_a_key_of_another_slot_is_refu
     tx.set(b, 1);
     assert_eq!(slots(tx.commit()), expected);
     let mut tx = accounts.begin_at(a).unwrap();
-    assert_eq!(stage.sessions.open_scopes().len(), 1, "pinned at once");
+    assert_eq!(fixture.sessions.open_scopes().len(), 1, "pinned at once");
     tx.set(b, 1);
     assert_eq!(slots(tx.commit()), expected);
     assert_eq!(slots(accounts.watch([a, b]).begin()), expected);
@@ -65,32 +65,32 @@ fn a_transaction_goes_to_its_first_keys_master_and_a_key_of_another_slot_is_refu
     let reads: Result<i64, _> = accounts.watch([a]).begin().unwrap().get(b);
     assert_eq!(slots(reads), expected);
     // One for `begin_at`, which is where the connection is opened, at most.
-    let after = (calls(&stage.cluster, "multi"), calls(&stage.cluster, "incrby"));
+    let after = (calls(&fixture.cluster, "multi"), calls(&fixture.cluster, "incrby"));
     assert!(after.0 <= before.0 + 2 && after.1 == before.1, "{before:?} {after:?}");
     for key in &keys {
-        assert_eq!(stage.cluster.read::<i64>(&["GET", key]), 1);
+        assert_eq!(fixture.cluster.read::<i64>(&["GET", key]), 1);
     }
 }
 
 #[test]
 fn a_part_that_is_forgotten_binds_nothing() {
-    let stage = Stage::start();
-    let [a, b, _] = stage.keys("k");
-    let replied = stage.sessions.transactional().run(|tx| {
+    let fixture = Fixture::start();
+    let [a, b, _] = fixture.keys("k");
+    let replied = fixture.sessions.transactional().run(|tx| {
         let mut part = tx.savepoint();
         part.set(&a, 1);
         drop(part);
         Ok(tx.incr(&b, 1))
     });
     assert_eq!(replied.unwrap(), 1);
-    assert_eq!(stage.cluster.read::<Option<i64>>(&["GET", &a]), None);
+    assert_eq!(fixture.cluster.read::<Option<i64>>(&["GET", &a]), None);
 }
 
 #[test]
 fn a_command_whose_keys_nobody_knows_needs_a_slot_that_somebody_named() {
-    let stage = Stage::start();
-    let [a, b, _] = stage.keys("k");
-    let accounts = stage.sessions.transactional();
+    let fixture = Fixture::start();
+    let [a, b, _] = fixture.keys("k");
+    let accounts = fixture.sessions.transactional();
     // DEBUG aside this is the one command of the server's own that is not in the table.
     let unknown = |key: &str| redis::cmd("RESTORE-ASKING").arg(key).arg(0).arg("x").take();
     let refused = accounts.run(|tx| Ok(tx.queue::<()>(unknown(&a)))).unwrap_err();
@@ -102,14 +102,14 @@ fn a_command_whose_keys_nobody_knows_needs_a_slot_that_somebody_named() {
     assert!(matches!(tx.commit(), Err(CommitError::PartlyApplied { .. })));
     let mut tx = accounts.begin_at(&a).unwrap();
     tx.queue::<()>(unknown(&b));
-    let expected = (stage.cluster.slot(&a), stage.cluster.slot(&b));
+    let expected = (fixture.cluster.slot(&a), fixture.cluster.slot(&b));
     assert_eq!(slots(tx.commit()), expected, "the server knew");
 }
 
 #[test]
 fn what_concerns_every_node_is_not_done_in_a_transaction_on_one() {
-    let stage = Stage::start();
-    let accounts = stage.sessions.transactional();
+    let fixture = Fixture::start();
+    let accounts = fixture.sessions.transactional();
     let refused = accounts.run(|tx| Ok(tx.flushall())).unwrap_err();
     assert!(format!("{refused:#}").contains("FLUSHALL"), "{refused:#}");
     // What needs no key runs on any.
@@ -118,10 +118,10 @@ fn what_concerns_every_node_is_not_done_in_a_transaction_on_one() {
 
 #[test]
 fn the_table_of_keys_is_the_servers() {
-    let stage = Stage::start();
-    let [a, b, _] = stage.keys("k");
-    let accounts = stage.sessions.transactional();
-    let table: Vec<redis::Value> = stage.cluster.ask(0, &["COMMAND"]);
+    let fixture = Fixture::start();
+    let [a, b, _] = fixture.keys("k");
+    let accounts = fixture.sessions.transactional();
+    let table: Vec<redis::Value> = fixture.cluster.ask(0, &["COMMAND"]);
     let mut judged = 0;
     for entry in table {
         let redis::Value::Array(entry) = entry else { panic!("{entry:?}") };
@@ -159,20 +159,20 @@ fn the_table_of_keys_is_the_servers() {
 
 #[test]
 fn conditions_are_of_the_transactions_slot_and_hold_while_it_moves() {
-    let stage = Stage::start();
-    let [a, b, _] = stage.keys("stock");
-    let (shop, sold) = (stage.sessions.transactional(), beside(&a, "sold"));
-    stage.cluster.read::<()>(&["SET", &a, "2"]);
+    let fixture = Fixture::start();
+    let [a, b, _] = fixture.keys("stock");
+    let (shop, sold) = (fixture.sessions.transactional(), beside(&a, "sold"));
+    fixture.cluster.read::<()>(&["SET", &a, "2"]);
     let sell = || {
         shop.require(Condition::at_least(&a, 1)).run(|tx| Ok((tx.decr(&a, 1), tx.incr(&sold, 1))))
     };
     assert_eq!(sell().unwrap(), (1, 1));
-    let slot = stage.cluster.slot(&a);
-    let from = stage.cluster.owner(slot).unwrap();
-    stage.cluster.migrate(slot, (from + 1) % 3);
+    let slot = fixture.cluster.slot(&a);
+    let from = fixture.cluster.owner(slot).unwrap();
+    fixture.cluster.migrate(slot, (from + 1) % 3);
     assert_eq!(sell().unwrap(), (0, 2));
     assert!(matches!(sell(), Err(Error::ConditionFailed { .. })));
-    let expected = (slot, stage.cluster.slot(&b));
+    let expected = (slot, fixture.cluster.slot(&b));
     let both = shop.require(Condition::at_least(&a, 1)).require(Condition::at_least(&b, 1));
     assert_eq!(slots(both.run(|tx| Ok(tx.incr(&a, 1)))), expected);
     let other = shop.require(Condition::at_least(&a, 0)).run(|tx| Ok(tx.incr(&b, 1)));

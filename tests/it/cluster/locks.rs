@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rediscope::prelude::*;
 use rediscope::{CommitError, Error, LockError, LockGuard};
 
-use super::stage::{SOON, Stage, builder};
+use super::fixture::{Fixture, SOON, builder};
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
 
@@ -18,11 +18,11 @@ const WOKEN: Duration = Duration::from_secs(10);
 
 #[test]
 fn locks_of_every_slot_are_acquired_waited_for_and_released() {
-    let stage = Stage::start();
-    let other = builder(&stage.cluster).build().unwrap();
+    let fixture = Fixture::start();
+    let other = builder(&fixture.cluster).build().unwrap();
     for nth in 0..12 {
         let name = format!("lock:{nth}");
-        let held = stage.sessions.lock(&name).acquire(SOON).unwrap();
+        let held = fixture.sessions.lock(&name).acquire(SOON).unwrap();
         assert!(other.lock(&name).try_acquire().unwrap().is_none());
         let first = held.fencing_token();
         thread::scope(|scope| {
@@ -35,7 +35,9 @@ fn locks_of_every_slot_are_acquired_waited_for_and_released() {
         });
     }
     let counters: usize = [0, 1, 2]
-        .map(|node| stage.cluster.ask::<Vec<String>>(node, &["KEYS", "rediscope:fence:{*}"]).len())
+        .map(|node| {
+            fixture.cluster.ask::<Vec<String>>(node, &["KEYS", "rediscope:fence:{*}"]).len()
+        })
         .iter()
         .sum();
     assert_eq!(counters, 12, "one a slot");
@@ -43,36 +45,36 @@ fn locks_of_every_slot_are_acquired_waited_for_and_released() {
 
 #[test]
 fn leases_are_extended_while_their_slot_moves_and_several_at_once() {
-    let stage = Stage::start();
+    let fixture = Fixture::start();
     let lease = Duration::from_secs(3);
     let names: Vec<_> = (0..6).map(|nth| format!("l:{nth}")).collect();
     let guards: Vec<_> = names
         .iter()
-        .map(|name| stage.sessions.lock(name).lease(lease).acquire(SOON).unwrap())
+        .map(|name| fixture.sessions.lock(name).lease(lease).acquire(SOON).unwrap())
         .collect();
-    let slot = stage.cluster.slot("rediscope:lock:{l:0}");
-    let from = stage.cluster.owner(slot).unwrap();
-    stage.cluster.migrate(slot, (from + 1) % 3);
-    let renewals = stage.sessions.status().locks.renewals;
+    let slot = fixture.cluster.slot("rediscope:lock:{l:0}");
+    let from = fixture.cluster.owner(slot).unwrap();
+    fixture.cluster.migrate(slot, (from + 1) % 3);
+    let renewals = fixture.sessions.status().locks.renewals;
     eventually(SOON, "all were extended, twice", || {
-        stage.sessions.status().locks.renewals >= renewals + 12
+        fixture.sessions.status().locks.renewals >= renewals + 12
     });
     for (name, guard) in names.iter().zip(guards) {
-        assert!(stage.sessions.lock(name).is_locked().unwrap());
+        assert!(fixture.sessions.lock(name).is_locked().unwrap());
         guard.release().unwrap();
     }
 }
 
 #[test]
 fn locks_on_every_master_survive_busy_pools_and_are_released_after_the_manager_is_closed() {
-    let stage = Stage::start();
-    let sessions = builder(&stage.cluster).max_size(1).build().unwrap();
+    let fixture = Fixture::start();
+    let sessions = builder(&fixture.cluster).max_size(1).build().unwrap();
     let lease = Duration::from_secs(3);
-    let names = stage.keys("l");
+    let names = fixture.keys("l");
     let guards: Vec<_> =
         names.iter().map(|name| sessions.lock(name).lease(lease).acquire(SOON).unwrap()).collect();
     thread::scope(|scope| {
-        for key in stage.keys("jobs") {
+        for key in fixture.keys("jobs") {
             let mut db = sessions.pooled();
             scope.spawn(move || db.blpop::<_, Option<Vec<String>>>(key, 60.0));
         }
@@ -92,25 +94,25 @@ fn locks_on_every_master_survive_busy_pools_and_are_released_after_the_manager_i
         if nth == 0 { drop(guard) } else { guard.release().unwrap() }
     }
     let keys = |node| {
-        let keys: Vec<String> = stage.cluster.ask(node, &["KEYS", "rediscope:lock:*"]);
+        let keys: Vec<String> = fixture.cluster.ask(node, &["KEYS", "rediscope:lock:*"]);
         keys.into_iter().filter(|key| !key.contains(":done:")).count()
     };
     assert_eq!([0, 1, 2].map(keys), [0, 0, 0]);
     assert_eq!(sessions.status().locks.lost, 0);
     eventually(SOON, "no connection is left", || {
-        stage.cluster.sum(|server| server.clients() as u64) == 0
+        fixture.cluster.sum(|server| server.clients() as u64) == 0
     });
 }
 
 #[test]
 fn releases_in_a_cluster_are_not_remembered_once_they_were_answered() {
-    let stage = Stage::start();
+    let fixture = Fixture::start();
     let remembered =
-        |node| stage.cluster.ask::<Vec<String>>(node, &["KEYS", "rediscope:*:done:*"]).len();
+        |node| fixture.cluster.ask::<Vec<String>>(node, &["KEYS", "rediscope:*:done:*"]).len();
     // A deletion that takes a busy machine too long is left to the time to live.
     let in_time = (0..3).any(|_| {
         for nth in 0..60 {
-            let lock = stage.sessions.lock(format!("l:{nth}"));
+            let lock = fixture.sessions.lock(format!("l:{nth}"));
             lock.acquire(SOON).unwrap().release().unwrap();
         }
         let begun = Instant::now();
@@ -122,9 +124,9 @@ fn releases_in_a_cluster_are_not_remembered_once_they_were_answered() {
 
 #[test]
 fn a_transaction_that_is_fenced_by_a_lock_is_in_the_locks_slot() {
-    let stage = Stage::start();
-    let guard = stage.sessions.lock("report").acquire(SOON).unwrap();
-    let fenced = stage.sessions.transactional().fenced_by(&guard);
+    let fixture = Fixture::start();
+    let guard = fixture.sessions.lock("report").acquire(SOON).unwrap();
+    let fenced = fixture.sessions.transactional().fenced_by(&guard);
     assert_eq!(fenced.run(|tx| Ok(tx.incr("{report}:n", 1))).unwrap(), 1);
     let n: i64 = fenced
         .watch(["{report}:n"])
@@ -134,43 +136,43 @@ fn a_transaction_that_is_fenced_by_a_lock_is_in_the_locks_slot() {
         })
         .unwrap();
     assert_eq!(n, 2);
-    let key = stage
+    let key = fixture
         .keys("k")
         .into_iter()
-        .find(|key| stage.cluster.slot(key) != stage.cluster.slot("report"));
+        .find(|key| fixture.cluster.slot(key) != fixture.cluster.slot("report"));
     let error = fenced.run(|tx| Ok(tx.incr(key.unwrap(), 1))).unwrap_err();
     let slots = |source: &Error| matches!(source, Error::CrossSlot { .. });
     assert!(
         matches!(error.as_commit(), Some(CommitError::NotSent { source, .. }) if slots(source)),
         "{error}"
     );
-    assert!(stage.sessions.lock("report").force_release().unwrap());
+    assert!(fixture.sessions.lock("report").force_release().unwrap());
     let error = fenced.run(|tx| Ok(tx.incr("{report}:n", 1))).unwrap_err();
     assert!(matches!(error.as_commit(), Some(CommitError::LockLost)), "{error}");
-    assert_eq!(stage.cluster.read::<i64>(&["GET", "{report}:n"]), 2);
+    assert_eq!(fixture.cluster.read::<i64>(&["GET", "{report}:n"]), 2);
 }
 
 #[test]
 fn a_lock_is_held_and_waited_for_wherever_its_slot_goes_and_its_tokens_grow() {
-    let stage = Stage::start();
-    let other = builder(&stage.cluster).build().unwrap();
-    let (ours, theirs) = (stage.sessions.lock("l").lease(LONG), other.lock("l").lease(LONG));
-    let slot = stage.cluster.slot("{l}");
+    let fixture = Fixture::start();
+    let other = builder(&fixture.cluster).build().unwrap();
+    let (ours, theirs) = (fixture.sessions.lock("l").lease(LONG), other.lock("l").lease(LONG));
+    let slot = fixture.cluster.slot("{l}");
     let mut held = ours.acquire(SOON).unwrap();
     for round in 0..4 {
-        let from = stage.cluster.owner(slot).unwrap();
+        let from = fixture.cluster.owner(slot).unwrap();
         let to = (from + 1) % 3;
         let last = held.fencing_token();
         held = thread::scope(|scope| {
             let next = if round % 2 == 0 { &theirs } else { &ours };
             let waits = scope.spawn(|| next.acquire(SOON).unwrap());
-            let status = || [&stage.sessions, &other].map(|one| one.status().locks.waiting);
+            let status = || [&fixture.sessions, &other].map(|one| one.status().locks.waiting);
             eventually(SOON, "it is waited for", || status().iter().sum::<usize>() == 1);
-            stage.cluster.begin_migration(slot, to);
+            fixture.cluster.begin_migration(slot, to);
             if round > 1 {
-                stage.cluster.move_keys(slot, from, to, 1);
+                fixture.cluster.move_keys(slot, from, to, 1);
             }
-            stage.cluster.end_migration(slot, from, to);
+            fixture.cluster.end_migration(slot, from, to);
             held.ensure_held().unwrap();
             for lock in [&ours, &theirs] {
                 assert!(lock.try_acquire().unwrap().is_none(), "somebody has it");
@@ -187,29 +189,29 @@ fn a_lock_is_held_and_waited_for_wherever_its_slot_goes_and_its_tokens_grow() {
 }
 
 /// A master with a lock dies, and its replica, which had heard nothing since it stopped, takes over.
-fn dies(stage: &Stage, replica_stops: impl FnOnce(&dyn Fn()) -> LockGuard) -> LockGuard {
-    let master = stage.cluster.owner(stage.cluster.slot("{l}")).unwrap();
+fn dies(fixture: &Fixture, replica_stops: impl FnOnce(&dyn Fn()) -> LockGuard) -> LockGuard {
+    let master = fixture.cluster.owner(fixture.cluster.slot("{l}")).unwrap();
     let held = replica_stops(&|| {
-        stage.cluster.nodes()[master + 3].server.sigstop();
+        fixture.cluster.nodes()[master + 3].server.sigstop();
         // Or what the master still sends would be read before the promotion.
-        stage.cluster.ask::<i64>(master, &["CLIENT", "KILL", "TYPE", "replica"]);
+        fixture.cluster.ask::<i64>(master, &["CLIENT", "KILL", "TYPE", "replica"]);
     });
-    let nodes = stage.cluster.nodes();
+    let nodes = fixture.cluster.nodes();
     nodes[master].server.sigkill();
     nodes[master + 3].server.sigcont();
     drop(nodes);
-    stage.cluster.await_owner(stage.cluster.slot("{l}"));
+    fixture.cluster.await_owner(fixture.cluster.slot("{l}"));
     held
 }
 
 #[test]
 fn a_lock_that_no_replica_was_waited_for_is_given_away_after_its_master_has_died() {
-    let stage = Stage::of(Cluster::start(3, 1));
-    let held = dies(&stage, |stop| {
+    let fixture = Fixture::of(Cluster::start(3, 1));
+    let held = dies(&fixture, |stop| {
         stop();
-        stage.sessions.lock("l").lease(LONG).acquire(SOON).unwrap()
+        fixture.sessions.lock("l").lease(LONG).acquire(SOON).unwrap()
     });
-    let theirs = stage.sessions.lock("l").try_acquire().unwrap().expect("it is lost");
+    let theirs = fixture.sessions.lock("l").try_acquire().unwrap().expect("it is lost");
     assert!(!held.is_lost(), "he does not know yet");
     assert!(matches!(held.ensure_held(), Err(LockError::Lost { .. })));
     assert!(theirs.fencing_token() > held.fencing_token());
@@ -217,10 +219,10 @@ fn a_lock_that_no_replica_was_waited_for_is_given_away_after_its_master_has_died
 
 #[test]
 fn a_lock_that_a_replica_was_waited_for_is_held_after_its_master_has_died() {
-    let stage = Stage::of(Cluster::start(3, 1));
-    let other = builder(&stage.cluster).build().unwrap();
-    let replicated = stage.sessions.lock("l").lease(LONG).wait_replicas(1, SOON);
-    let held = dies(&stage, |stop| {
+    let fixture = Fixture::of(Cluster::start(3, 1));
+    let other = builder(&fixture.cluster).build().unwrap();
+    let replicated = fixture.sessions.lock("l").lease(LONG).wait_replicas(1, SOON);
+    let held = dies(&fixture, |stop| {
         let held = replicated.acquire(SOON).unwrap();
         stop();
         held
@@ -229,7 +231,7 @@ fn a_lock_that_a_replica_was_waited_for_is_held_after_its_master_has_died() {
     thread::scope(|scope| {
         let waits = scope.spawn(|| theirs.acquire(2 * SOON).unwrap());
         eventually(SOON, "it is waited for", || other.status().locks.waiting == 1);
-        assert!(stage.sessions.lock("l").try_acquire().unwrap().is_none(), "somebody has it");
+        assert!(fixture.sessions.lock("l").try_acquire().unwrap().is_none(), "somebody has it");
         held.ensure_held().unwrap();
         assert!(!waits.is_finished());
         let (first, released) = (held.fencing_token(), Instant::now());

@@ -13,7 +13,7 @@ use rediscope::{
 
 use scopeguard::defer;
 
-use super::stage::{SOON, Stage, beside, builder};
+use super::fixture::{Fixture, SOON, beside, builder};
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
@@ -29,21 +29,21 @@ fn registers(cluster: &Cluster, node: usize) -> Vec<String> {
 
 #[test]
 fn registers_lie_in_the_slot_of_their_transaction_one_a_connection_and_slot() {
-    let stage = Stage::of(Cluster::start(3, 0));
-    let sessions = builder(&stage.cluster).max_size(1).build().unwrap();
-    let (once, keys) = (exactly_once(&sessions), stage.keys("k"));
-    let near = stage.cluster.key_in(stage.cluster.slot(&keys[0]) + 1, "near");
+    let fixture = Fixture::of(Cluster::start(3, 0));
+    let sessions = builder(&fixture.cluster).max_size(1).build().unwrap();
+    let (once, keys) = (exactly_once(&sessions), fixture.keys("k"));
+    let near = fixture.cluster.key_in(fixture.cluster.slot(&keys[0]) + 1, "near");
     for round in 1..=5 {
         for key in keys.iter().chain([&near]) {
             assert_eq!(once.run(|tx| Ok(tx.incr(key, 1))).unwrap(), round);
         }
     }
-    let counts = [0, 1, 2].map(|node| registers(&stage.cluster, node).len());
+    let counts = [0, 1, 2].map(|node| registers(&fixture.cluster, node).len());
     assert_eq!(counts, [2, 1, 1]);
     for (node, key) in keys.iter().enumerate() {
         let slots: Vec<_> =
-            registers(&stage.cluster, node).iter().map(|key| stage.cluster.slot(key)).collect();
-        assert!(slots.contains(&stage.cluster.slot(key)), "{slots:?}");
+            registers(&fixture.cluster, node).iter().map(|key| fixture.cluster.slot(key)).collect();
+        assert!(slots.contains(&fixture.cluster.slot(key)), "{slots:?}");
     }
     let keyed = TransactionOptions::new().exactly_once_as("deed", Duration::from_secs(60));
     let keyed = sessions.transactional().with(keyed);
@@ -60,11 +60,11 @@ fn is_refused(resolution: &Resolution) -> bool {
 #[test]
 fn a_token_of_another_slot_or_tag_is_refused_before_anything_is_sent() {
     let street = Street::start();
-    let stage = &street.stage;
-    let doubt = street.doubted(&exactly_once(&stage.sessions), &stage.keys("k")[0], true);
+    let fixture = &street.fixture;
+    let doubt = street.doubted(&exactly_once(&fixture.sessions), &fixture.keys("k")[0], true);
     let token = doubt.token().unwrap();
-    let sessions = builder(&stage.cluster).build().unwrap();
-    let asked = || [0, 1, 2].map(|node| stage.cluster.nodes()[node].server.calls("pexpire"));
+    let sessions = builder(&fixture.cluster).build().unwrap();
+    let asked = || [0, 1, 2].map(|node| fixture.cluster.nodes()[node].server.calls("pexpire"));
     let before = asked();
     let reg = token.register.split_once(":reg:").unwrap().1;
     let changes: [&dyn Fn(&mut rediscope::CommitToken); 6] = [
@@ -81,14 +81,14 @@ fn a_token_of_another_slot_or_tag_is_refused_before_anything_is_sent() {
         let resolution = sessions.resolve(&token);
         assert!(is_refused(&resolution), "change {nth}: {resolution:?}");
     }
-    let one = SessionManager::connect(stage.cluster.nodes()[0].server.url()).unwrap();
+    let one = SessionManager::connect(fixture.cluster.nodes()[0].server.url()).unwrap();
     assert!(is_refused(&one.resolve(token)), "by a manager of one server");
     assert_eq!(asked(), before);
 }
 
 /// Proxies before all masters, which the nodes tell as their own addresses.
 struct Street {
-    stage: Stage,
+    fixture: Fixture,
     proxies: Vec<Proxy>,
 }
 
@@ -106,7 +106,7 @@ impl Street {
         };
         eventually(SOON, "everybody tells the proxies", || (0..3).all(told));
         let sessions = builder(&cluster).max_size(1).build().unwrap();
-        Self { stage: Stage { cluster, sessions }, proxies }
+        Self { fixture: Fixture { cluster, sessions }, proxies }
     }
 
     /// A guard's commit whose answer is lost.
@@ -117,7 +117,7 @@ impl Street {
         };
         let mut tx = handle.begin_at(key).unwrap();
         tx.incr(key, 1);
-        let owner = self.stage.cluster.owner(self.stage.cluster.slot(key)).unwrap();
+        let owner = self.fixture.cluster.owner(self.fixture.cluster.slot(key)).unwrap();
         self.proxies[owner].arm(Script::from((trigger, Fault::Cut)).once());
         match tx.commit() {
             Err(CommitError::InDoubt(doubt)) => doubt,
@@ -129,8 +129,8 @@ impl Street {
 #[test]
 fn a_doubt_is_resolved_wherever_its_register_has_gone() {
     let street = Street::start();
-    let cluster = &street.stage.cluster;
-    let (once, [key, ..]) = (exactly_once(&street.stage.sessions), street.stage.keys("k"));
+    let cluster = &street.fixture.cluster;
+    let (once, [key, ..]) = (exactly_once(&street.fixture.sessions), street.fixture.keys("k"));
     let slot = cluster.slot(&key);
     let mut expected = once.run(|tx| Ok(tx.incr(&key, 1))).unwrap();
     for applied in [true, false] {
@@ -160,8 +160,8 @@ fn a_doubt_is_resolved_wherever_its_register_has_gone() {
 #[test]
 fn exactly_once_blocks_are_applied_once_while_slots_move_and_answers_are_lost() {
     let street = Street::start();
-    let cluster = &street.stage.cluster;
-    let keys = street.stage.keys("sum");
+    let cluster = &street.fixture.cluster;
+    let keys = street.fixture.keys("sum");
     let slots = [0, 1, 2].map(|nth| cluster.slot(&keys[nth]));
     let sessions = builder(cluster).max_size(4).build().unwrap();
     let once = exactly_once(&sessions);

@@ -9,7 +9,7 @@ use rediscope::{Applied, CommitError, Error, Outcome, TransactionOptions, Transa
 
 use scopeguard::defer;
 
-use super::stage::{SOON, Stage, beside, builder};
+use super::fixture::{Fixture, SOON, beside, builder};
 use rediscope_testing::eventually;
 
 /// A key of a slot, its master, and another master.
@@ -20,16 +20,16 @@ struct Route {
     to: usize,
 }
 
-fn route(stage: &Stage) -> Route {
-    let [key, ..] = stage.keys("k");
-    let slot = stage.cluster.slot(&key);
-    let from = stage.cluster.owner(slot).unwrap();
+fn route(fixture: &Fixture) -> Route {
+    let [key, ..] = fixture.keys("k");
+    let slot = fixture.cluster.slot(&key);
+    let from = fixture.cluster.owner(slot).unwrap();
     Route { key, slot, from, to: (from + 1) % 3 }
 }
 
 /// The handle, its map known and its connections open.
-fn warm(stage: &Stage, key: &str) -> Transactional {
-    let accounts = stage.sessions.transactional();
+fn warm(fixture: &Fixture, key: &str) -> Transactional {
+    let accounts = fixture.sessions.transactional();
     assert_eq!(accounts.run(|tx| Ok(tx.incr(key, 1))).unwrap(), 1);
     accounts
 }
@@ -49,12 +49,12 @@ fn refused(result: Result<impl std::fmt::Debug, CommitError>, expected: &[&str])
 
 #[test]
 fn a_block_follows_a_slot_that_has_moved() {
-    let stage = Stage::start();
-    let Route { key, slot, from, to } = route(&stage);
-    let accounts = warm(&stage, &key);
-    stage.cluster.migrate(slot, to);
+    let fixture = Fixture::start();
+    let Route { key, slot, from, to } = route(&fixture);
+    let accounts = warm(&fixture, &key);
+    fixture.cluster.migrate(slot, to);
     assert_eq!(accounts.run(|tx| Ok(tx.incr(&key, 1))).unwrap(), 2);
-    stage.cluster.migrate(slot, from);
+    fixture.cluster.migrate(slot, from);
     let mut runs = 0;
     let watched = accounts.watch([&key]).run(|read, tx| {
         runs += 1;
@@ -62,24 +62,24 @@ fn a_block_follows_a_slot_that_has_moved() {
         Ok(tx.set(&key, n + 1))
     });
     watched.unwrap();
-    stage.cluster.migrate(slot, to);
+    fixture.cluster.migrate(slot, to);
     let read = accounts.reading().run(|read, tx| {
         let n: i64 = read.get(&key)?;
         Ok(tx.set(&key, n + 1))
     });
     read.unwrap();
-    assert_eq!((runs, stage.cluster.read::<i64>(&["GET", &key])), (1, 4));
-    let pool = stage.sessions.status().transactional;
+    assert_eq!((runs, fixture.cluster.read::<i64>(&["GET", &key])), (1, 4));
+    let pool = fixture.sessions.status().transactional;
     assert!(pool.redirections >= 3, "{pool}");
     assert_eq!(pool.counts.retries, 0, "{pool}");
 }
 
 #[test]
 fn a_large_block_follows_with_its_first_chunk() {
-    let stage = Stage::start();
-    let Route { key, slot, to, .. } = route(&stage);
-    let accounts = warm(&stage, &key);
-    stage.cluster.migrate(slot, to);
+    let fixture = Fixture::start();
+    let Route { key, slot, to, .. } = route(&fixture);
+    let accounts = warm(&fixture, &key);
+    fixture.cluster.migrate(slot, to);
     let big = "x".repeat(20_000);
     let done = accounts.run(|tx| {
         for nth in 0..20 {
@@ -88,21 +88,21 @@ fn a_large_block_follows_with_its_first_chunk() {
         Ok(tx.incr(&key, 1))
     });
     assert_eq!(done.unwrap(), 2);
-    assert_eq!(stage.cluster.read::<i64>(&["STRLEN", &beside(&key, "big19")]), 20_000);
+    assert_eq!(fixture.cluster.read::<i64>(&["STRLEN", &beside(&key, "big19")]), 20_000);
 }
 
 #[test]
 fn a_guard_is_told_that_the_slot_has_moved_and_the_next_one_goes_there() {
-    let stage = Stage::start();
-    let Route { key, slot, to, .. } = route(&stage);
-    let accounts = warm(&stage, &key);
+    let fixture = Fixture::start();
+    let Route { key, slot, to, .. } = route(&fixture);
+    let accounts = warm(&fixture, &key);
     let mut by_hand = accounts.begin_at(&key).unwrap();
     by_hand.incr(&key, 1);
     let mut watching = accounts.watch([&key]).begin().unwrap();
     let n: i64 = watching.get(&key).unwrap();
     let mut watched = watching.multi();
     watched.set(&key, n + 1);
-    stage.cluster.migrate(slot, to);
+    fixture.cluster.migrate(slot, to);
     refused(by_hand.commit(), &["MOVED"]);
     // The key is gone from where it was watched.
     match watched.commit() {
@@ -112,17 +112,17 @@ fn a_guard_is_told_that_the_slot_has_moved_and_the_next_one_goes_there() {
     let mut again = accounts.begin_at(&key).unwrap();
     let two = again.incr(&key, 1);
     assert_eq!(again.commit().unwrap().get(two).unwrap(), 2);
-    assert_eq!(stage.cluster.read::<i64>(&["GET", &key]), 2);
+    assert_eq!(fixture.cluster.read::<i64>(&["GET", &key]), 2);
 }
 
 #[test]
 fn while_a_slot_moves_old_keys_are_found_where_they_are_and_new_ones_made_where_they_will_be() {
-    let stage = Stage::start();
-    let Route { key, slot, from, to } = route(&stage);
-    let accounts = warm(&stage, &key);
-    stage.cluster.begin_migration(slot, to);
+    let fixture = Fixture::start();
+    let Route { key, slot, from, to } = route(&fixture);
+    let accounts = warm(&fixture, &key);
+    fixture.cluster.begin_migration(slot, to);
     assert_eq!(accounts.run(|tx| Ok(tx.incr(&key, 1))).unwrap(), 2);
-    assert_eq!(stage.cluster.ask::<i64>(from, &["GET", &key]), 2, "it has not moved");
+    assert_eq!(fixture.cluster.ask::<i64>(from, &["GET", &key]), 2, "it has not moved");
     let fresh = beside(&key, "fresh");
     assert_eq!(accounts.run(|tx| Ok(tx.incr(&fresh, 1))).unwrap(), 1);
     let asked = accounts.watch([&fresh]).run(|read, tx| {
@@ -132,26 +132,26 @@ fn while_a_slot_moves_old_keys_are_found_where_they_are_and_new_ones_made_where_
     assert_eq!(asked.unwrap(), 2);
     let once = accounts.with(TransactionOptions::new().exactly_once());
     let newer = beside(&key, "newer");
-    stage.cluster.move_keys(slot, from, to, 100);
+    fixture.cluster.move_keys(slot, from, to, 100);
     assert_eq!(accounts.run(|tx| Ok(tx.incr(&key, 1))).unwrap(), 3);
     // Its register and the key are where the slot will be: two keys there, and both exist.
     assert_eq!(once.run(|tx| Ok(tx.incr(&key, 1))).unwrap(), 4);
-    let mut single = stage.sessions.pooled();
+    let mut single = fixture.sessions.pooled();
     assert_eq!(single.incr::<_, _, i64>(&newer, 7).unwrap(), 7);
-    stage.cluster.end_migration(slot, from, to);
+    fixture.cluster.end_migration(slot, from, to);
     for (key, value) in [(&key, 4), (&fresh, 2), (&newer, 7)] {
-        assert_eq!(stage.cluster.read::<i64>(&["GET", key]), value);
+        assert_eq!(fixture.cluster.read::<i64>(&["GET", key]), value);
         assert_eq!(single.get::<_, i64>(key).unwrap(), value);
     }
 }
 
 #[test]
 fn keys_of_which_some_have_moved_are_waited_for_and_a_guard_is_told() {
-    let stage = Stage::start();
-    let Route { key, slot, from, to } = route(&stage);
-    let accounts = warm(&stage, &key);
+    let fixture = Fixture::start();
+    let Route { key, slot, from, to } = route(&fixture);
+    let accounts = warm(&fixture, &key);
     let other = beside(&key, "other");
-    stage.cluster.begin_migration(slot, to);
+    fixture.cluster.begin_migration(slot, to);
     // The one is here, the other one will be made there.
     let mut by_hand = accounts.begin_at(&key).unwrap();
     by_hand.incr(&key, 1);
@@ -160,40 +160,40 @@ fn keys_of_which_some_have_moved_are_waited_for_and_a_guard_is_told() {
     thread::scope(|scope| {
         let both = scope.spawn(|| accounts.run(|tx| Ok((tx.incr(&key, 1), tx.incr(&other, 1)))));
         eventually(SOON, "it was sent on", || {
-            stage.sessions.status().transactional.redirections > 3
+            fixture.sessions.status().transactional.redirections > 3
         });
         assert!(!both.is_finished());
-        stage.cluster.end_migration(slot, from, to);
+        fixture.cluster.end_migration(slot, from, to);
         assert_eq!(both.join().unwrap().unwrap(), (2, 1));
     });
 }
 
 #[test]
 fn a_watched_key_that_is_made_where_the_slot_will_be_undoes_the_transaction() {
-    let stage = Stage::start();
-    let Route { key, slot, from, to } = route(&stage);
-    let accounts = warm(&stage, &key);
+    let fixture = Fixture::start();
+    let Route { key, slot, from, to } = route(&fixture);
+    let accounts = warm(&fixture, &key);
     let ghost = beside(&key, "ghost");
     let mut watching = accounts.watch([&ghost]).begin().unwrap();
     assert_eq!(watching.exists(&ghost).unwrap(), 0);
     let mut tx = watching.multi();
     tx.incr(&key, 1);
-    stage.cluster.begin_migration(slot, to);
+    fixture.cluster.begin_migration(slot, to);
     // Somebody makes it, as the protocol wants: where the slot will be. The old master, which has
     // the watch, does not hear of it, and still has the key that is written.
-    let mut there = stage.cluster.nodes()[to].server.connection();
+    let mut there = fixture.cluster.nodes()[to].server.connection();
     redis::pipe().cmd("ASKING").cmd("SET").arg(&ghost).arg(1).exec(&mut there).unwrap();
     refused(tx.commit(), PARTLY);
-    stage.cluster.end_migration(slot, from, to);
-    assert_eq!(stage.cluster.read::<i64>(&["GET", &key]), 1, "nothing was applied");
+    fixture.cluster.end_migration(slot, from, to);
+    assert_eq!(fixture.cluster.read::<i64>(&["GET", &key]), 1, "nothing was applied");
 }
 
 #[test]
 fn slots_move_under_load_and_every_sum_is_right() {
-    let stage = Stage::start();
-    let accounts = stage.sessions.transactional();
-    let keys = stage.keys("sum");
-    let slots = [0, 1, 2].map(|nth| stage.cluster.slot(&keys[nth]));
+    let fixture = Fixture::start();
+    let accounts = fixture.sessions.transactional();
+    let keys = fixture.keys("sum");
+    let slots = [0, 1, 2].map(|nth| fixture.cluster.slot(&keys[nth]));
     let (over, applied) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
         for writer in 0..6_usize {
@@ -230,30 +230,30 @@ fn slots_move_under_load_and_every_sum_is_right() {
         enough(100);
         for round in 0..9_usize {
             let slot = slots[round % 3];
-            let from = stage.cluster.owner(slot).unwrap();
-            stage.cluster.migrate(slot, (from + 1 + round / 3 % 2) % 3);
+            let from = fixture.cluster.owner(slot).unwrap();
+            fixture.cluster.migrate(slot, (from + 1 + round / 3 % 2) % 3);
             enough(applied.load(Ordering::Relaxed) + 20);
         }
     });
     let applied = applied.load(Ordering::Relaxed) as i64;
     let sum = |word| -> i64 {
-        keys.iter().map(|key| stage.cluster.read::<i64>(&["GET", &beside(key, word)])).sum()
+        keys.iter().map(|key| fixture.cluster.read::<i64>(&["GET", &beside(key, word)])).sum()
     };
     assert_eq!((sum("left"), sum("right")), (applied, -applied));
-    let pool = stage.sessions.status().transactional;
+    let pool = fixture.sessions.status().transactional;
     assert!(pool.redirections > 0, "{pool}");
     eprintln!("{applied} applied, {} redirections", pool.redirections);
 }
 
 #[test]
 fn a_master_dies_and_its_replica_takes_over() {
-    let stage = Stage::of(rediscope_testing::cluster::Cluster::start(3, 1));
-    let Route { key, from, .. } = route(&stage);
-    let accounts = warm(&stage, &key).with(TransactionOptions::new().name("counter"));
-    let mut single = stage.sessions.pooled();
+    let fixture = Fixture::of(rediscope_testing::cluster::Cluster::start(3, 1));
+    let Route { key, from, .. } = route(&fixture);
+    let accounts = warm(&fixture, &key).with(TransactionOptions::new().name("counter"));
+    let mut single = fixture.sessions.pooled();
     assert_eq!(single.get::<_, i64>(&key).unwrap(), 1);
-    stage.cluster.ask::<i64>(from, &["WAIT", "1", "5000"]);
-    stage.cluster.nodes()[from].server.sigkill();
+    fixture.cluster.ask::<i64>(from, &["WAIT", "1", "5000"]);
+    fixture.cluster.nodes()[from].server.sigkill();
     // Each waits until somebody serves the slot again.
     assert_eq!(single.get::<_, i64>(&key).unwrap(), 1);
     assert_eq!(accounts.run(|tx| Ok(tx.incr(&key, 1))).unwrap(), 2);
@@ -262,8 +262,8 @@ fn a_master_dies_and_its_replica_takes_over() {
         Ok(tx.incr(&key, n))
     });
     assert_eq!(watched.unwrap(), 4);
-    let status = stage.sessions.status();
-    let dead = stage.cluster.nodes()[from].server.address().to_string();
+    let status = fixture.sessions.status();
+    let dead = fixture.cluster.nodes()[from].server.address().to_string();
     assert!(status.transactional.nodes.iter().all(|node| node.address != dead), "{status}");
     assert_eq!(status.transactional.in_use, 0, "{status}");
     let slots: usize = status.transactional.nodes.iter().map(|node| node.slots).sum();
@@ -272,30 +272,30 @@ fn a_master_dies_and_its_replica_takes_over() {
 
 #[test]
 fn a_slot_that_nobody_serves_is_told_when_there_is_no_time_left() {
-    let stage = Stage::start();
-    let Route { key, slot, from, .. } = route(&stage);
-    let sessions = builder(&stage.cluster)
+    let fixture = Fixture::start();
+    let Route { key, slot, from, .. } = route(&fixture);
+    let sessions = builder(&fixture.cluster)
         .response_timeout(Duration::from_millis(300))
         .connect_timeout(Duration::from_millis(300))
         .checkout_timeout(Duration::from_secs(1))
         .build()
         .unwrap();
-    stage.cluster.ask::<()>(from, &["CLUSTER", "DELSLOTS", &slot.to_string()]);
+    fixture.cluster.ask::<()>(from, &["CLUSTER", "DELSLOTS", &slot.to_string()]);
     let error = sessions.transactional().run(|tx| Ok(tx.incr(&key, 1))).unwrap_err();
     assert_eq!((error.applied(), error.is_retryable()), (Applied::No, true), "{error}");
     assert!(error.to_string().contains("CLUSTERDOWN"), "{error}");
     let error = Error::from(sessions.pooled().get::<_, Option<i64>>(&key).unwrap_err());
     assert_eq!((error.applied(), error.is_retryable()), (Applied::No, true), "{error}");
-    stage.cluster.ask::<()>(from, &["CLUSTER", "ADDSLOTS", &slot.to_string()]);
+    fixture.cluster.ask::<()>(from, &["CLUSTER", "ADDSLOTS", &slot.to_string()]);
 }
 
 #[test]
 fn what_has_not_arrived_yet_is_not_read_as_missing() {
-    let stage = Stage::start();
-    let Route { key, slot, from, to } = route(&stage);
-    let accounts = warm(&stage, &key);
+    let fixture = Fixture::start();
+    let Route { key, slot, from, to } = route(&fixture);
+    let accounts = warm(&fixture, &key);
     let (ghost, copy) = (beside(&key, "ghost"), beside(&key, "copy"));
-    stage.cluster.begin_migration(slot, to);
+    fixture.cluster.begin_migration(slot, to);
     // What is watched is not where the slot comes from, so the block goes where it will be; what
     // it reads besides is still there.
     let watching = || {
@@ -312,14 +312,14 @@ fn what_has_not_arrived_yet_is_not_read_as_missing() {
     reading.unwrap();
     thread::scope(|scope| {
         let watched = scope.spawn(watching);
-        let before = stage.sessions.status().transactional.redirections;
+        let before = fixture.sessions.status().transactional.redirections;
         eventually(SOON, "it was sent on", || {
-            stage.sessions.status().transactional.redirections > before + 3
+            fixture.sessions.status().transactional.redirections > before + 3
         });
         assert!(!watched.is_finished());
-        stage.cluster.end_migration(slot, from, to);
+        fixture.cluster.end_migration(slot, from, to);
         watched.join().unwrap().unwrap();
     });
-    assert_eq!(stage.cluster.read::<i64>(&["GET", &ghost]), 1);
-    assert_eq!(stage.cluster.read::<i64>(&["GET", &key]), 1);
+    assert_eq!(fixture.cluster.read::<i64>(&["GET", &ghost]), 1);
+    assert_eq!(fixture.cluster.read::<i64>(&["GET", &key]), 1);
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rediscope::prelude::*;
 use rediscope::{SessionManager, TransactionOptions, redis};
 
-use super::stage::SOON;
+use super::fixture::SOON;
 use rediscope_testing::cluster::Cluster;
 
 const RULES: &[&str] =

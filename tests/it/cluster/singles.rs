@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use rediscope::prelude::*;
 use rediscope::{Applied, Error, redis};
 
-use super::stage::{SOON, Stage, beside};
+use super::fixture::{Fixture, SOON, beside};
 use rediscope_testing::eventually;
 
 fn error<T: std::fmt::Debug>(result: redis::RedisResult<T>) -> Error {
@@ -14,30 +14,30 @@ fn error<T: std::fmt::Debug>(result: redis::RedisResult<T>) -> Error {
 
 #[test]
 fn single_commands_find_their_master_also_after_their_slot_has_moved() {
-    let stage = Stage::start();
-    let (mut db, keys) = (stage.sessions.pooled(), stage.keys("k"));
+    let fixture = Fixture::start();
+    let (mut db, keys) = (fixture.sessions.pooled(), fixture.keys("k"));
     for (value, key) in (1..).zip(&keys) {
         let _: () = db.set(key, value).unwrap();
         assert_eq!(db.get::<_, i64>(key).unwrap(), value);
-        assert_eq!(stage.cluster.read::<i64>(&["GET", key]), value);
+        assert_eq!(fixture.cluster.read::<i64>(&["GET", key]), value);
     }
-    let slot = stage.cluster.slot(&keys[0]);
-    stage.cluster.migrate(slot, 1);
+    let slot = fixture.cluster.slot(&keys[0]);
+    fixture.cluster.migrate(slot, 1);
     assert_eq!(db.incr::<_, _, i64>(&keys[0], 1).unwrap(), 2);
     assert_eq!(db.mget::<_, Vec<i64>>(&[&keys[0], &keys[0]]).unwrap(), [2, 2]);
     // Of a key nobody here knows of: the first node asked says where it is.
     let unknown = redis::cmd("RESTORE-ASKING").arg(&keys[2]).arg(0).arg("x").exec(&mut db);
     assert!(error(unknown).to_string().contains("BUSYKEY"));
-    let redirections = stage.sessions.status().pooled.redirections;
+    let redirections = fixture.sessions.status().pooled.redirections;
     assert!(redirections >= 1, "{redirections}");
 }
 
 #[test]
 fn keys_of_two_slots_in_one_command_are_refused_unsent_by_their_slots() {
-    let stage = Stage::start();
-    let (mut db, [a, b, _]) = (stage.sessions.pooled(), stage.keys("secret"));
+    let fixture = Fixture::start();
+    let (mut db, [a, b, _]) = (fixture.sessions.pooled(), fixture.keys("secret"));
     let refused = error(db.mset::<_, _, ()>(&[(&a, 1), (&b, 2)]));
-    let expected = (stage.cluster.slot(&a), stage.cluster.slot(&b));
+    let expected = (fixture.cluster.slot(&a), fixture.cluster.slot(&b));
     match &refused {
         Error::CrossSlot { command, bound, other, .. } => {
             assert_eq!((command.as_str(), (*bound, *other)), ("MSET", expected));
@@ -46,14 +46,14 @@ fn keys_of_two_slots_in_one_command_are_refused_unsent_by_their_slots() {
     }
     assert_eq!((refused.applied(), refused.is_retryable()), (Applied::No, false));
     assert!(!refused.to_string().contains("secret"), "{refused}");
-    assert_eq!(stage.cluster.sum(|server| server.calls("mset")), 0);
+    assert_eq!(fixture.cluster.sum(|server| server.calls("mset")), 0);
 }
 
 #[test]
 fn a_pipeline_is_parted_by_slot_and_its_replies_come_in_their_order() {
-    let stage = Stage::start();
-    let (mut db, keys) = (stage.sessions.pooled(), stage.keys("n"));
-    let slot = stage.cluster.slot(&keys[1]);
+    let fixture = Fixture::start();
+    let (mut db, keys) = (fixture.sessions.pooled(), fixture.keys("n"));
+    let slot = fixture.cluster.slot(&keys[1]);
     let _: () = db.set(&keys[1], 10).unwrap();
     for round in 0..3 {
         let mut pipe = redis::pipe();
@@ -71,16 +71,16 @@ fn a_pipeline_is_parted_by_slot_and_its_replies_come_in_their_order() {
         assert_eq!(replies[12], redis::Value::Int(3), "of all nodes");
         // While the slot is on its way, and when it has arrived.
         match round {
-            0 => drop(stage.cluster.begin_migration(slot, 2)),
-            _ => stage.cluster.migrate(slot, 2),
+            0 => drop(fixture.cluster.begin_migration(slot, 2)),
+            _ => fixture.cluster.migrate(slot, 2),
         }
     }
 }
 
 #[test]
 fn commands_without_a_key_that_redis_documents_so_go_to_every_master() {
-    let stage = Stage::start();
-    let (mut db, keys) = (stage.sessions.pooled(), stage.keys("k"));
+    let fixture = Fixture::start();
+    let (mut db, keys) = (fixture.sessions.pooled(), fixture.keys("k"));
     for key in &keys {
         let _: () = db.set(key, 1).unwrap();
         let _: () = db.set(beside(key, "other"), 1).unwrap();
@@ -104,23 +104,23 @@ fn commands_without_a_key_that_redis_documents_so_go_to_every_master() {
         assert!(matches!(refused, Error::Refused { .. }), "{refused}");
     }
     let () = redis::cmd("FLUSHALL").query(&mut db).unwrap();
-    assert_eq!(stage.cluster.sum(|server| server.ask(&["DBSIZE"])), 0);
+    assert_eq!(fixture.cluster.sum(|server| server.ask(&["DBSIZE"])), 0);
 }
 
 #[test]
 fn status_and_close_tell_of_every_node() {
-    let stage = Stage::start();
-    let (mut db, keys) = (stage.sessions.pooled(), stage.keys("k"));
+    let fixture = Fixture::start();
+    let (mut db, keys) = (fixture.sessions.pooled(), fixture.keys("k"));
     keys.iter().for_each(|key| db.set(key, 1).unwrap());
-    let held = stage.sessions.transactional().begin_at(&keys[1]).unwrap();
-    let status = stage.sessions.status();
+    let held = fixture.sessions.transactional().begin_at(&keys[1]).unwrap();
+    let status = fixture.sessions.status();
     assert_eq!(status.pooled.nodes.len(), 3, "{status}");
     assert_eq!(status.pooled.nodes.iter().map(|node| node.slots).sum::<usize>(), 16384);
     assert_eq!((status.transactional.in_use, status.transactional.scopes.len()), (1, 1));
-    assert_eq!(stage.sessions.open_scopes().len(), 1);
+    assert_eq!(fixture.sessions.open_scopes().len(), 1);
     let report = status.to_string();
     assert!(status.pooled.nodes.iter().all(|node| report.contains(&node.address)), "{report}");
-    assert_eq!(stage.sessions.close(std::time::Duration::ZERO).scopes, 1);
+    assert_eq!(fixture.sessions.close(std::time::Duration::ZERO).scopes, 1);
     assert_eq!(
         db.get::<_, i64>(&keys[0]).map_err(Error::from).unwrap_err().to_string(),
         "the session manager is closed"
@@ -128,6 +128,6 @@ fn status_and_close_tell_of_every_node() {
     let late = held.commit().unwrap_err();
     assert_eq!(late.applied(), Applied::No);
     eventually(SOON, "no connection is left", || {
-        stage.cluster.sum(|server| server.clients() as u64) == 0
+        fixture.cluster.sum(|server| server.clients() as u64) == 0
     });
 }

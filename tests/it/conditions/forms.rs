@@ -6,87 +6,89 @@ use rediscope::prelude::*;
 use rediscope::redis::cmd;
 use rediscope::{Condition, Error, Outcome, RetryPolicy, TransactionOptions};
 
-use super::stage::{SOON, Stage, failed};
+use super::fixture::{Fixture, SOON, failed};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Script, Trigger};
 
 #[test]
 fn watch_and_all_questions_travel_in_one_packet() {
-    let stage = Stage::start();
-    stage.set("SET k v");
-    stage.set("HSET h f 1");
-    let required = stage
+    let fixture = Fixture::start();
+    fixture.set("SET k v");
+    fixture.set("HSET h f 1");
+    let required = fixture
         .handle()
         .require(Condition::exists("k"))
         .require(Condition::equals("k", "v"))
         .require(Condition::hash_len_at_most("h", 5))
         .require(Condition::set_not_contains("s", "m"))
         .require(Condition::sorted_set_score_at_least("none", "m", 0.0));
-    let turns = stage.proxy.turns();
+    let turns = fixture.proxy.turns();
     failed(required.run(|tx| Ok(tx.incr("n", 1))));
-    assert_eq!(stage.proxy.turns() - turns, 2, "all questions, then UNWATCH");
+    assert_eq!(fixture.proxy.turns() - turns, 2, "all questions, then UNWATCH");
     let asked = ["WATCH", "EXISTS", "GET", "HLEN", "SISMEMBER", "ZSCORE"];
-    assert_eq!(stage.journal()[..6], asked);
-    stage.set("ZADD none 1 m");
-    let turns = stage.proxy.turns();
+    assert_eq!(fixture.journal()[..6], asked);
+    fixture.set("ZADD none 1 m");
+    let turns = fixture.proxy.turns();
     assert_eq!(required.run(|tx| Ok((tx.incr("n", 1), tx.incr("n", 1)))).unwrap(), (1, 2));
-    assert_eq!(stage.proxy.turns() - turns, 2, "all questions, then the block");
-    let journal = stage.journal();
+    assert_eq!(fixture.proxy.turns() - turns, 2, "all questions, then the block");
+    let journal = fixture.journal();
     assert_eq!(journal[..6], asked);
     assert_eq!(journal[6..], ["MULTI", "INCRBY", "INCRBY", "EXEC"]);
-    stage.is_as_it_was(&["k", "h", "s", "none"]);
+    fixture.is_as_it_was(&["k", "h", "s", "none"]);
 }
 
 #[test]
 fn a_lost_race_is_asked_anew_and_committed() {
-    let stage = Stage::start();
-    stage.set("SET stock 9");
-    let required = stage.handle().require(Condition::at_least("stock", 1));
+    let fixture = Fixture::start();
+    fixture.set("SET stock 9");
+    let required = fixture.handle().require(Condition::at_least("stock", 1));
     let mut runs = 0;
-    let turns = stage.proxy.turns();
+    let turns = fixture.proxy.turns();
     let left = required.run(|tx| {
         runs += 1;
         if runs <= 2 {
-            stage.set("DECR stock");
+            fixture.set("DECR stock");
         }
         Ok(tx.decr("stock", 1))
     });
     assert_eq!((left.unwrap(), runs), (6, 3));
-    assert_eq!(stage.proxy.turns() - turns, 6, "two round trips an attempt");
-    let counts = stage.sessions.status().transactional.counts;
+    assert_eq!(fixture.proxy.turns() - turns, 6, "two round trips an attempt");
+    let counts = fixture.sessions.status().transactional.counts;
     assert_eq!((counts.conflicts, counts.retries, counts.commits), (2, 2, 1));
-    stage.is_as_it_was(&["stock"]);
+    fixture.is_as_it_was(&["stock"]);
 }
 
 #[test]
 fn a_race_that_is_lost_for_good_is_told_as_the_condition_that_failed() {
-    let stage = Stage::start();
-    stage.set("SET stock 1");
-    let required =
-        stage.handle().require(Condition::exists("stock")).require(Condition::at_least("stock", 1));
+    let fixture = Fixture::start();
+    fixture.set("SET stock 1");
+    let required = fixture
+        .handle()
+        .require(Condition::exists("stock"))
+        .require(Condition::at_least("stock", 1));
     let mut runs = 0;
     let told = required.run(|tx| {
         runs += 1;
-        stage.set("DECR stock");
+        fixture.set("DECR stock");
         Ok(tx.decr("stock", 1))
     });
     assert_eq!((failed(told).index, runs), (1, 1), "the block is not run again");
-    assert_eq!(stage.get("stock").unwrap(), "0");
-    assert_eq!(stage.server.calls("exec"), 1, "and it was the race that undid it");
-    stage.is_as_it_was(&["stock"]);
+    assert_eq!(fixture.get("stock").unwrap(), "0");
+    assert_eq!(fixture.server.calls("exec"), 1, "and it was the race that undid it");
+    fixture.is_as_it_was(&["stock"]);
 }
 
 #[test]
 fn a_race_that_is_lost_every_time_ends_with_the_policy() {
-    let stage = Stage::start();
+    let fixture = Fixture::start();
     let handle =
-        stage.handle().with(TransactionOptions::new().retry(RetryPolicy::default().attempts(3)));
+        fixture.handle().with(TransactionOptions::new().retry(RetryPolicy::default().attempts(3)));
     let mut runs = 0;
     let mut told = |required: &rediscope::Conditional| {
         runs = 0;
         let told = required.run(|tx| {
             runs += 1;
-            stage.set("INCR stock");
+            fixture.set("INCR stock");
             Ok(tx.incr("n", 1))
         });
         match told {
@@ -101,47 +103,47 @@ fn a_race_that_is_lost_every_time_ends_with_the_policy() {
     let required = handle.require(Condition::at_least("stock", 0));
     assert_eq!(told(&required), 3, "the handle's policy");
     assert_eq!(told(&required.retry(RetryPolicy::never())), 1, "its own");
-    assert_eq!(stage.get("n"), None);
+    assert_eq!(fixture.get("n"), None);
 }
 
 #[test]
 fn a_key_that_expires_before_exec_is_a_lost_race() {
-    let stage = Stage::start();
-    stage.set("SET held by-me PX 300");
+    let fixture = Fixture::start();
+    fixture.set("SET held by-me PX 300");
     let mut runs = 0;
-    let told = stage.handle().require(Condition::equals("held", "by-me")).run(|tx| {
+    let told = fixture.handle().require(Condition::equals("held", "by-me")).run(|tx| {
         runs += 1;
-        eventually(SOON, "the key is gone", || stage.get("held").is_none());
+        eventually(SOON, "the key is gone", || fixture.get("held").is_none());
         Ok(tx.incr("n", 1))
     });
     assert_eq!(failed(told).kind, "equals");
     assert!(runs <= 1, "on a slow machine it was gone before");
-    assert_eq!(stage.get("n"), None);
-    stage.is_as_it_was(&["held"]);
+    assert_eq!(fixture.get("n"), None);
+    fixture.is_as_it_was(&["held"]);
 }
 
 #[test]
 fn what_is_not_required_may_change() {
-    let stage = Stage::start();
-    stage.set("SET k 1");
-    let told = stage.handle().require(Condition::exists("k")).run(|tx| {
-        stage.set("SET other 1");
+    let fixture = Fixture::start();
+    fixture.set("SET k 1");
+    let told = fixture.handle().require(Condition::exists("k")).run(|tx| {
+        fixture.set("SET other 1");
         Ok(tx.incr("n", 1))
     });
     assert_eq!(told.unwrap(), 1);
-    assert_eq!(stage.sessions.status().transactional.counts.retries, 0);
+    assert_eq!(fixture.sessions.status().transactional.counts.retries, 0);
 }
 
 #[test]
 fn a_guard_is_given_where_they_hold_and_its_commit_tells_a_lost_race() {
-    let stage = Stage::start();
-    stage.set("SET stock 2");
-    let required = stage.handle().require(Condition::at_least("stock", 1));
+    let fixture = Fixture::start();
+    fixture.set("SET stock 2");
+    let required = fixture.handle().require(Condition::at_least("stock", 1));
     for changed in [false, true] {
         let mut tx = required.begin().unwrap();
         let left = tx.decr("stock", 1);
         if changed {
-            stage.set("SET stock 5");
+            fixture.set("SET stock 5");
         }
         match tx.commit().unwrap() {
             Outcome::Committed(replies) => {
@@ -150,26 +152,26 @@ fn a_guard_is_given_where_they_hold_and_its_commit_tells_a_lost_race() {
             Outcome::Conflict => assert!(changed),
         }
     }
-    assert_eq!(stage.get("stock").unwrap(), "5");
+    assert_eq!(fixture.get("stock").unwrap(), "5");
     let mut tx = required.begin().unwrap();
     tx.decr("stock", 1);
     tx.discard().unwrap();
-    stage.is_as_it_was(&["stock"]);
+    fixture.is_as_it_was(&["stock"]);
 }
 
 #[test]
 fn a_watch_and_a_reading_scope_require_too() {
-    let stage = Stage::start();
-    stage.set("MSET price 3 stock 2");
-    let handle = stage.handle();
+    let fixture = Fixture::start();
+    fixture.set("MSET price 3 stock 2");
+    let handle = fixture.handle();
     let mut watch = handle.watch(["price"]).require(Condition::at_least("stock", 1));
     let price = watch.declare::<i64>(cmd("GET").arg("price").take()).unwrap();
     let watch = watch.require(Condition::exists("price"));
     let mut disturbed = 0;
-    let turns = stage.proxy.turns();
+    let turns = fixture.proxy.turns();
     let till = watch.run(|read, tx| {
         if disturbed < 2 {
-            stage.set(if disturbed == 0 { "SET price 4" } else { "SET stock 1" });
+            fixture.set(if disturbed == 0 { "SET price 4" } else { "SET stock 1" });
             disturbed += 1;
         }
         let price = read.declared(price)?;
@@ -177,31 +179,31 @@ fn a_watch_and_a_reading_scope_require_too() {
         Ok(tx.incr("till", price))
     });
     assert_eq!(till.unwrap(), 4, "both keys were watched");
-    assert_eq!((disturbed, stage.proxy.turns() - turns), (2, 6));
+    assert_eq!((disturbed, fixture.proxy.turns() - turns), (2, 6));
     let which = failed(watch.run(|_, tx| Ok(tx.incr("till", 1))));
     assert_eq!(which.index, 0, "what was declared is not counted");
-    stage.set("DEL price");
-    stage.set("SET stock 1");
+    fixture.set("DEL price");
+    fixture.set("SET stock 1");
     assert_eq!(failed(watch.begin().map(drop)).to_string(), "#1 exists");
     // Where nothing else is watched, what is required is.
     let reading = handle.reading().require(Condition::equals("stock", 1));
-    stage.journal();
+    fixture.journal();
     let told = reading.run(|read, tx| {
         let _: Option<i64> = read.get("price")?;
-        stage.set("SET price 9");
+        fixture.set("SET price 9");
         Ok(tx.decr("stock", 1))
     });
     assert_eq!(told.unwrap(), 0);
-    assert_eq!(stage.journal(), ["WATCH", "GET", "GET", "MULTI", "DECRBY", "EXEC"]);
-    stage.is_as_it_was(&["price", "stock"]);
+    assert_eq!(fixture.journal(), ["WATCH", "GET", "GET", "MULTI", "DECRBY", "EXEC"]);
+    fixture.is_as_it_was(&["price", "stock"]);
 }
 
 #[test]
 fn a_link_that_died_while_idle_is_replaced_and_asked_anew() {
-    let stage = Stage::with(|builder| builder.trust_window(Duration::ZERO));
-    stage.set("SET k 1");
-    let required = stage.handle().require(Condition::exists("k"));
-    stage.server.kill_all_clients_except_me();
+    let fixture = Fixture::with(|builder| builder.trust_window(Duration::ZERO));
+    fixture.set("SET k 1");
+    let required = fixture.handle().require(Condition::exists("k"));
+    fixture.server.kill_all_clients_except_me();
     assert_eq!(required.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
     // And one that dies with the questions, or before EXEC has left.
     for (trigger, n) in [
@@ -209,38 +211,38 @@ fn a_link_that_died_while_idle_is_replaced_and_asked_anew() {
         (Trigger::InsideReplyTo("WATCH", 2), 3),
         (Trigger::AfterReplyTo("EXISTS"), 4),
     ] {
-        stage.proxy.arm(Script::from((trigger, Fault::Reset)).once());
+        fixture.proxy.arm(Script::from((trigger, Fault::Reset)).once());
         assert_eq!(required.run(|tx| Ok(tx.incr("n", 1))).unwrap(), n, "{trigger:?}");
-        stage.proxy.disarm();
+        fixture.proxy.disarm();
     }
-    let failing = stage.handle().require(Condition::not_exists("k"));
-    stage.proxy.arm(Script::from((Trigger::BeforeReplyTo("UNWATCH"), Fault::Reset)).once());
+    let failing = fixture.handle().require(Condition::not_exists("k"));
+    fixture.proxy.arm(Script::from((Trigger::BeforeReplyTo("UNWATCH"), Fault::Reset)).once());
     failed(failing.run(|tx| Ok(tx.incr("n", 1))));
-    assert_eq!(stage.get("n").unwrap(), "4");
-    assert_eq!(stage.sessions.status().transactional.in_use, 0);
+    assert_eq!(fixture.get("n").unwrap(), "4");
+    assert_eq!(fixture.sessions.status().transactional.in_use, 0);
     assert_eq!(required.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 5);
 }
 
 #[test]
 fn many_conditions_and_large_values_are_asked_in_one_packet() {
-    let stage = Stage::start();
+    let fixture = Fixture::start();
     let large = "x".repeat(300_000);
-    stage.set(&format!("SET large {large}"));
-    let mut required = stage.handle().require(Condition::equals("large", &large));
+    fixture.set(&format!("SET large {large}"));
+    let mut required = fixture.handle().require(Condition::equals("large", &large));
     for nth in 0..100 {
         required = required.require(Condition::not_exists(format!("none:{nth}")));
     }
-    let turns = stage.proxy.turns();
+    let turns = fixture.proxy.turns();
     assert_eq!(required.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
-    assert_eq!(stage.proxy.turns() - turns, 2);
+    assert_eq!(fixture.proxy.turns() - turns, 2);
     // A block beyond `flush_bytes` is kept until its commit.
     let told = required.run(|tx| {
         tx.set("copy", &large);
         Ok(tx.incr("n", 1))
     });
     assert_eq!(told.unwrap(), 2);
-    assert_eq!(stage.get("copy").unwrap().len(), large.len());
-    stage.set("SET none:99 1");
+    assert_eq!(fixture.get("copy").unwrap().len(), large.len());
+    fixture.set("SET none:99 1");
     assert_eq!(failed(required.begin().map(drop)).index, 100);
-    stage.is_as_it_was(&["large", "none:0"]);
+    fixture.is_as_it_was(&["large", "none:0"]);
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rediscope::prelude::*;
 use rediscope::{Condition, Error, RetryPolicy, SessionManager, TransactionOptions, Transactional};
 
-use super::stage::SOON;
+use super::fixture::SOON;
 use rediscope_testing::server::Server;
 
 const THREADS: usize = 16;

@@ -10,7 +10,7 @@ use rediscope::{
     redis,
 };
 
-use super::grounds::{Ground, Standalone};
+use super::topologies::{Ground, Standalone};
 use rediscope_testing::eventually;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -28,19 +28,19 @@ macro_rules! on_every_topology {
         #[cfg(feature = "tls-rustls")]
         mod tls { $(
             #[test]
-            fn $row() { super::$row(&super::super::grounds::OverTls::start()); }
+            fn $row() { super::$row(&super::super::topologies::OverTls::start()); }
         )+ }
 
         #[cfg(feature = "sentinel")]
         mod sentinel { $(
             #[test]
-            fn $row() { super::$row(&super::super::grounds::BehindSentinels::start()); }
+            fn $row() { super::$row(&super::super::topologies::BehindSentinels::start()); }
         )+ }
 
         #[cfg(feature = "cluster")]
         mod cluster { $(
             #[test]
-            fn $row() { super::$row(&super::super::grounds::InCluster::start()); }
+            fn $row() { super::$row(&super::super::topologies::InCluster::start()); }
         )+ }
     };
 }

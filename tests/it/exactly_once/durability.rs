@@ -9,7 +9,7 @@ use rediscope::{
     TransactionOptions, Transactional,
 };
 
-use super::stage::{Fate, SOON, Stage, commit_error, doubt};
+use super::fixture::{Fate, Fixture, SOON, commit_error, doubt};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 use rediscope_testing::server::{Server, valkey};
@@ -19,8 +19,8 @@ const BRIEF: Duration = Duration::from_millis(50);
 /// Waited for where one will come, and another one will not.
 const A_WHILE: Duration = Duration::from_millis(1500);
 
-fn waiting(stage: &Stage, options: TransactionOptions) -> Transactional {
-    stage.sessions.transactional().with(options)
+fn waiting(fixture: &Fixture, options: TransactionOptions) -> Transactional {
+    fixture.sessions.transactional().with(options)
 }
 
 fn replicas(replicas: u32, timeout: Duration) -> TransactionOptions {
@@ -47,25 +47,25 @@ fn too_few(error: &CommitError, expected: (ReplicaAcks, ReplicaAcks)) {
 
 #[test]
 fn a_commit_that_waits_for_its_replica_finds_it_there() {
-    let stage = Stage::new();
-    let replica = Server::replica_of(&stage.server);
-    let mut tx = waiting(&stage, replicas(1, SOON)).begin().unwrap();
+    let fixture = Fixture::new();
+    let replica = Server::replica_of(&fixture.server);
+    let mut tx = waiting(&fixture, replicas(1, SOON)).begin().unwrap();
     let n = tx.incr("n", 1);
     let committed = tx.commit().unwrap();
     assert_eq!(replica.ask::<Option<i64>>(&["GET", "n"]), Some(1), "before it was told");
     assert_eq!(committed.acknowledged(), Some(acks(0, 1)));
     assert_eq!((committed.len(), committed.get(n).unwrap()), (1, 1));
     // Nobody who did not ask is told.
-    let mut tx = stage.sessions.transactional().begin().unwrap();
+    let mut tx = fixture.sessions.transactional().begin().unwrap();
     tx.incr("n", 1);
     assert_eq!(tx.commit().unwrap().acknowledged(), None);
 }
 
 #[test]
 fn every_form_of_a_transaction_waits() {
-    let stage = Stage::with(&[], |builder| builder.flush_bytes(64));
-    let _replica = Server::replica_of(&stage.server);
-    let handle = waiting(&stage, replicas(1, SOON));
+    let fixture = Fixture::with(&[], |builder| builder.flush_bytes(64));
+    let _replica = Server::replica_of(&fixture.server);
+    let handle = waiting(&fixture, replicas(1, SOON));
     let immediate = handle.with(TransactionOptions::new().begin(Begin::Immediate));
     let fenced = handle.with(TransactionOptions::new().exactly_once());
     let hour = Duration::from_secs(3600);
@@ -84,21 +84,21 @@ fn every_form_of_a_transaction_waits() {
     let Outcome::Committed(replies) = tx.commit().unwrap() else { panic!("a conflict") };
     assert_eq!((replies.len(), replies.acknowledged()), (1, asked));
     assert_eq!(fenced.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 82);
-    assert_eq!(stage.server.calls("wait"), 6);
-    assert_eq!(stage.proxy.accepted(), 1, "on one link");
+    assert_eq!(fixture.server.calls("wait"), 6);
+    assert_eq!(fixture.proxy.accepted(), 1, "on one link");
 }
 
 #[test]
 fn too_few_replicas_undo_nothing_and_are_counted() {
-    let stage = Stage::new();
-    let replica = Server::replica_of(&stage.server);
-    let handle = waiting(&stage, replicas(2, A_WHILE));
+    let fixture = Fixture::new();
+    let replica = Server::replica_of(&fixture.server);
+    let handle = waiting(&fixture, replicas(2, A_WHILE));
     let error = commit_error(handle.run(|tx| Ok(tx.incr("n", 1))));
     assert_eq!(replica.ask::<Option<i64>>(&["GET", "n"]), Some(1));
     too_few(&error, (acks(0, 2), acks(0, 1)));
     drop(replica);
     eventually(SOON, "the replica is gone", || {
-        stage.server.info("connected_slaves").as_deref() == Some("0")
+        fixture.server.info("connected_slaves").as_deref() == Some("0")
     });
     let mut tx = handle.begin().unwrap();
     let n = tx.incr("n", 1);
@@ -107,49 +107,49 @@ fn too_few_replicas_undo_nothing_and_are_counted() {
     let CommitError::NotReplicated { replies, refused, .. } = error else { unreachable!() };
     assert_eq!((replies.get(n).unwrap(), replies.acknowledged()), (2, Some(acks(0, 0))));
     assert_eq!(refused, None);
-    assert_eq!(stage.number("n"), 2);
-    assert_eq!(stage.proxy.accepted(), 1, "the link is as good as before");
+    assert_eq!(fixture.number("n"), 2);
+    assert_eq!(fixture.proxy.accepted(), 1, "the link is as good as before");
 }
 
 #[test]
 fn a_wait_has_its_own_time_on_top_of_the_answers() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     for options in [TransactionOptions::new(), TransactionOptions::new().exactly_once()] {
-        let before = stage.number("n");
+        let before = fixture.number("n");
         // More than twice the time in which the server must answer otherwise.
         let wait = replicas(1, Duration::from_millis(1200));
-        let handle = waiting(&stage, wait).with(options);
+        let handle = waiting(&fixture, wait).with(options);
         let error = commit_error(handle.run(|tx| Ok(tx.incr("n", 1))));
         too_few(&error, (acks(0, 1), acks(0, 0)));
-        assert_eq!(stage.number("n"), before + 1);
+        assert_eq!(fixture.number("n"), before + 1);
     }
-    assert_eq!(stage.proxy.accepted(), 1, "its link waited as well");
+    assert_eq!(fixture.proxy.accepted(), 1, "its link waited as well");
 }
 
 #[test]
 fn a_wait_whose_answer_is_lost_is_no_doubt() {
     for fault in [Fault::Cut, Fault::HoldReplies] {
         for fenced in [false, true] {
-            let stage = Stage::new();
+            let fixture = Fixture::new();
             let handle = match fenced {
-                true => stage.armed(),
-                false => stage.sessions.transactional(),
+                true => fixture.armed(),
+                false => fixture.sessions.transactional(),
             };
             let handle = handle.with(replicas(1, BRIEF));
             let mut tx = handle.begin().unwrap();
             let n = tx.incr("n", 1);
-            stage.arm(Trigger::BeforeReplyTo("WAIT"), fault);
+            fixture.arm(Trigger::BeforeReplyTo("WAIT"), fault);
             let error = tx.commit().unwrap_err();
             too_few(&error, (acks(0, 1), acks(0, 0)));
             let CommitError::NotReplicated { replies, .. } = error else { unreachable!() };
             assert_eq!(replies.get(n).unwrap(), 1);
-            assert_eq!(stage.number("n"), 1);
-            let counts = stage.sessions.status().transactional.counts;
+            assert_eq!(fixture.number("n"), 1);
+            let counts = fixture.sessions.status().transactional.counts;
             assert_eq!((counts.in_doubt, counts.commits), (0, 1 + u64::from(fenced)));
-            stage.proxy.release();
-            let n = stage.sessions.transactional().run(|tx| Ok(tx.incr("n", 1)));
+            fixture.proxy.release();
+            let n = fixture.sessions.transactional().run(|tx| Ok(tx.incr("n", 1)));
             assert_eq!(n.unwrap(), 2, "on another link");
-            assert_eq!(stage.proxy.accepted(), 2);
+            assert_eq!(fixture.proxy.accepted(), 2);
         }
     }
 }
@@ -157,32 +157,32 @@ fn a_wait_whose_answer_is_lost_is_no_doubt() {
 #[test]
 fn a_guard_that_waits_may_be_in_doubt_and_resolves() {
     for fate in Fate::BOTH {
-        let stage = Stage::new();
-        let _replica = Server::replica_of(&stage.server);
-        let handle = stage.armed().with(replicas(1, SOON));
+        let fixture = Fixture::new();
+        let _replica = Server::replica_of(&fixture.server);
+        let handle = fixture.armed().with(replicas(1, SOON));
         let mut tx = handle.begin().unwrap();
         tx.incr("n", 1);
-        stage.lose(fate);
+        fixture.lose(fate);
         let doubt = doubt(tx.commit());
         assert_eq!(doubt.resolve(), fate.truth());
-        assert_eq!(stage.number("n"), fate.count());
+        assert_eq!(fixture.number("n"), fate.count());
     }
 }
 
 #[test]
 fn a_block_that_waits_and_was_in_doubt_is_applied_once_and_says_who_is_known_to_have_it() {
-    let stage = Stage::new();
-    let replica = Server::replica_of(&stage.server);
-    let handle = stage.armed().with(replicas(1, SOON));
-    stage.lose(Fate::NotApplied);
+    let fixture = Fixture::new();
+    let replica = Server::replica_of(&fixture.server);
+    let handle = fixture.armed().with(replicas(1, SOON));
+    fixture.lose(Fate::NotApplied);
     assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1, "sent again");
     handle.run(|_| Ok(())).unwrap();
-    stage.lose(Fate::Applied);
+    fixture.lose(Fate::Applied);
     let error = commit_error(handle.run(|tx| Ok(tx.incr("n", 1))));
     too_few(&error, (acks(0, 1), acks(0, 0)));
     let CommitError::NotReplicated { replies, .. } = &error else { unreachable!() };
     assert!(replies.is_empty(), "they are lost");
-    assert_eq!(stage.number("n"), 2);
+    assert_eq!(fixture.number("n"), 2);
     eventually(SOON, "it spreads all the same", || {
         replica.ask::<Option<i64>>(&["GET", "n"]) == Some(2)
     });
@@ -191,12 +191,12 @@ fn a_block_that_waits_and_was_in_doubt_is_applied_once_and_says_who_is_known_to_
 #[test]
 fn a_partly_applied_transaction_waits_and_stays_partly_applied() {
     for fenced in [false, true] {
-        let stage = Stage::new();
-        let _replica = Server::replica_of(&stage.server);
-        stage.server.ask::<()>(&["SET", "text", "no number"]);
-        let base = if fenced { stage.exactly_once() } else { stage.sessions.transactional() };
+        let fixture = Fixture::new();
+        let _replica = Server::replica_of(&fixture.server);
+        fixture.server.ask::<()>(&["SET", "text", "no number"]);
+        let base = if fenced { fixture.exactly_once() } else { fixture.sessions.transactional() };
         for (wanted, got) in [(1, SOON), (2, A_WHILE)].map(|(n, time)| (replicas(n, time), 1)) {
-            let before = stage.number("n");
+            let before = fixture.number("n");
             let mut tx = base.with(wanted).begin().unwrap();
             let failed = tx.incr("text", 1);
             let n = tx.incr("n", 1);
@@ -206,36 +206,36 @@ fn a_partly_applied_transaction_waits_and_stays_partly_applied() {
             assert_eq!(replies.acknowledged(), Some(acks(0, got)));
             assert_eq!(replies.get(n).unwrap(), before + 1);
             assert!(matches!(replies.get(failed), Err(ReplyError::Failed { .. })));
-            assert_eq!((replies.len(), stage.number("n")), (2, before + 1));
+            assert_eq!((replies.len(), fixture.number("n")), (2, before + 1));
         }
     }
 }
 
 #[test]
 fn what_was_not_applied_is_told_as_that_and_not_as_too_few_replicas() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     for options in [TransactionOptions::new(), TransactionOptions::new().exactly_once()] {
-        let handle = waiting(&stage, replicas(1, BRIEF)).with(options);
+        let handle = waiting(&fixture, replicas(1, BRIEF)).with(options);
         let mut tx = handle.begin().unwrap();
         tx.incr("n", 1);
         tx.queue::<()>(redis::cmd("GET"));
         let refused = tx.commit().unwrap_err();
         assert!(matches!(refused, CommitError::Rejected { index: Some(1), .. }), "{refused:?}");
         let watching = handle.watch(["w"]).begin().unwrap();
-        stage.server.ask::<()>(&["SET", "w", "1"]);
+        fixture.server.ask::<()>(&["SET", "w", "1"]);
         let mut tx = watching.multi();
         tx.incr("n", 1);
         assert!(matches!(tx.commit().unwrap(), Outcome::Conflict));
-        assert_eq!(stage.number("n"), 0);
+        assert_eq!(fixture.number("n"), 0);
     }
-    assert_eq!(stage.proxy.accepted(), 1);
+    assert_eq!(fixture.proxy.accepted(), 1);
 }
 
 #[test]
 fn a_server_that_may_not_wait_says_so_of_a_transaction_that_was_applied() {
-    let stage = Stage::new();
-    stage.server.acl(&["SETUSER", "default", "-wait"]);
-    let handle = waiting(&stage, replicas(1, SOON));
+    let fixture = Fixture::new();
+    fixture.server.acl(&["SETUSER", "default", "-wait"]);
+    let handle = waiting(&fixture, replicas(1, SOON));
     let mut tx = handle.begin().unwrap();
     tx.incr("n", 1);
     let error = tx.commit().unwrap_err();
@@ -244,7 +244,7 @@ fn a_server_that_may_not_wait_says_so_of_a_transaction_that_was_applied() {
         panic!("it does not say why")
     };
     assert_eq!(refused.code(), "NOPERM");
-    assert_eq!(stage.number("n"), 1);
+    assert_eq!(fixture.number("n"), 1);
 }
 
 fn knows_waitaof(server: &Server) -> bool {
@@ -282,8 +282,8 @@ fn with_waitaof(arguments: &[&str]) -> Option<Server> {
 #[test]
 fn a_server_without_waitaof_is_told_before_anything_of_the_callers_is_sent() {
     let server = without_waitaof();
-    let stage = Stage::on(server, |builder| builder.flush_bytes(64));
-    let handle = waiting(&stage, TransactionOptions::new().wait_aof(true, 0, SOON));
+    let fixture = Fixture::on(server, |builder| builder.flush_bytes(64));
+    let handle = waiting(&fixture, TransactionOptions::new().wait_aof(true, 0, SOON));
     let fenced = handle.with(TransactionOptions::new().exactly_once());
     let immediate = handle.with(TransactionOptions::new().begin(Begin::Immediate));
     let unsupported = |error: &Error| {
@@ -308,19 +308,19 @@ fn a_server_without_waitaof_is_told_before_anything_of_the_callers_is_sent() {
         not_sent(commit_error(handle.watch(["w"]).run(|_, tx| Ok(tx.incr("n", 1)))));
     }
     unsupported(&immediate.begin().map(drop).unwrap_err());
-    assert!(!stage.words().contains(&"INCRBY".to_owned()));
-    assert_eq!(stage.number("n"), 0);
-    assert_eq!(stage.sessions.transactional().run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
-    assert_eq!(stage.proxy.accepted(), 1, "and its link is none the worse");
+    assert!(!fixture.words().contains(&"INCRBY".to_owned()));
+    assert_eq!(fixture.number("n"), 0);
+    assert_eq!(fixture.sessions.transactional().run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
+    assert_eq!(fixture.proxy.accepted(), 1, "and its link is none the worse");
 }
 
 #[test]
 fn a_commit_that_waits_for_the_disk_is_on_the_disk() {
     let Some(server) = with_waitaof(&["--appendonly", "yes"]) else { return };
-    let stage = Stage::on(server, patient);
+    let fixture = Fixture::on(server, patient);
     for options in [TransactionOptions::new(), TransactionOptions::new().exactly_once()] {
-        let before = stage.number("n");
-        let handle = waiting(&stage, options.wait_aof(true, 0, SOON));
+        let before = fixture.number("n");
+        let handle = waiting(&fixture, options.wait_aof(true, 0, SOON));
         for nth in 1..=2 {
             let mut tx = handle.begin().unwrap();
             let n = tx.incr("n", 1);
@@ -328,43 +328,43 @@ fn a_commit_that_waits_for_the_disk_is_on_the_disk() {
             assert_eq!(replies.acknowledged(), Some(acks(1, 0)));
             assert_eq!(replies.get(n).unwrap(), before + nth);
         }
-        assert_eq!(stage.number("n"), before + 2);
+        assert_eq!(fixture.number("n"), before + 2);
     }
-    assert_eq!(stage.words().iter().filter(|word| *word == "COMMAND").count(), 1, "asked once");
-    stage.server.sigkill();
-    stage.server.restart_on_same_port();
+    assert_eq!(fixture.words().iter().filter(|word| *word == "COMMAND").count(), 1, "asked once");
+    fixture.server.sigkill();
+    fixture.server.restart_on_same_port();
     eventually(SOON, "the server has read its file", || {
-        stage.server.info("loading").as_deref() == Some("0")
+        fixture.server.info("loading").as_deref() == Some("0")
     });
-    assert_eq!(stage.number("n"), 4, "as it said");
+    assert_eq!(fixture.number("n"), 4, "as it said");
 }
 
 #[test]
 fn disks_that_do_not_answer_are_counted_out_and_one_that_is_not_there_is_told() {
     let Some(server) = with_waitaof(&[]) else { return };
-    let stage = Stage::on(server, |builder| builder);
-    let handle = waiting(&stage, TransactionOptions::new().wait_aof(false, 1, BRIEF));
+    let fixture = Fixture::on(server, |builder| builder);
+    let handle = waiting(&fixture, TransactionOptions::new().wait_aof(false, 1, BRIEF));
     let error = commit_error(handle.run(|tx| Ok(tx.incr("n", 1))));
     too_few(&error, (acks(0, 1), acks(0, 0)));
-    let handle = waiting(&stage, TransactionOptions::new().wait_aof(true, 0, SOON));
+    let handle = waiting(&fixture, TransactionOptions::new().wait_aof(true, 0, SOON));
     let error = commit_error(handle.run(|tx| Ok(tx.incr("n", 1))));
     too_few(&error, (acks(1, 0), acks(0, 0)));
     let CommitError::NotReplicated { refused, .. } = error else { unreachable!() };
     assert!(refused.unwrap().to_string().contains("appendonly is disabled"));
-    assert_eq!(stage.number("n"), 2);
+    assert_eq!(fixture.number("n"), 2);
 }
 
 #[test]
 fn a_commit_that_waits_for_the_disks_of_replicas_counts_them() {
     let Some(server) = with_waitaof(&["--appendonly", "yes"]) else { return };
     let replica = Server::replica_of(&server);
-    let stage = Stage::on(server, patient);
+    let fixture = Fixture::on(server, patient);
     let both = TransactionOptions::new().wait_aof(true, 1, A_WHILE);
-    let error = commit_error(waiting(&stage, both).run(|tx| Ok(tx.incr("n", 1))));
+    let error = commit_error(waiting(&fixture, both).run(|tx| Ok(tx.incr("n", 1))));
     too_few(&error, (acks(1, 1), acks(1, 0)));
     replica.config_set("appendonly", "yes");
     let both = TransactionOptions::new().wait_aof(true, 1, SOON);
-    let mut tx = waiting(&stage, both).begin().unwrap();
+    let mut tx = waiting(&fixture, both).begin().unwrap();
     tx.incr("n", 1);
     assert_eq!(tx.commit().unwrap().acknowledged(), Some(acks(1, 1)));
     assert_eq!(replica.ask::<Option<i64>>(&["GET", "n"]), Some(2));

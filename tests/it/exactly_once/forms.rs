@@ -4,19 +4,19 @@
 use rediscope::prelude::*;
 use rediscope::{Begin, Outcome, TransactionOptions};
 
-use super::stage::Stage;
+use super::fixture::Fixture;
 
-fn words(stage: &Stage) -> Vec<String> {
-    stage.proxy.take_journal().into_iter().map(|(_, word)| word.to_uppercase()).collect()
+fn words(fixture: &Fixture) -> Vec<String> {
+    fixture.proxy.take_journal().into_iter().map(|(_, word)| word.to_uppercase()).collect()
 }
 
 #[test]
 fn the_first_transaction_arms_its_link_and_the_next_ones_take_one_round_trip() {
-    let stage = Stage::new();
-    let handle = stage.exactly_once();
+    let fixture = Fixture::new();
+    let handle = fixture.exactly_once();
     handle.run(|tx| Ok(tx.incr("n", 1))).unwrap();
-    let before = stage.proxy.turns();
-    let sent = words(&stage);
+    let before = fixture.proxy.turns();
+    let sent = words(&fixture);
     let at = sent.iter().position(|word| word == "SET").unwrap();
     assert_eq!(
         sent[at..],
@@ -25,19 +25,19 @@ fn the_first_transaction_arms_its_link_and_the_next_ones_take_one_round_trip() {
     );
     for nth in 2..=5 {
         assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), nth);
-        assert_eq!(words(&stage), ["MULTI", "INCRBY", "SET", "EXEC", "WATCH"]);
+        assert_eq!(words(&fixture), ["MULTI", "INCRBY", "SET", "EXEC", "WATCH"]);
     }
-    assert_eq!(stage.proxy.turns() - before, 4, "one round trip each");
-    assert_eq!(stage.number("n"), 5);
-    assert_eq!(stage.registers().len(), 1, "one register for the one link");
-    let ttl: i64 = stage.server.ask(&["PTTL", &stage.registers()[0]]);
+    assert_eq!(fixture.proxy.turns() - before, 4, "one round trip each");
+    assert_eq!(fixture.number("n"), 5);
+    assert_eq!(fixture.registers().len(), 1, "one register for the one link");
+    let ttl: i64 = fixture.server.ask(&["PTTL", &fixture.registers()[0]]);
     assert!((3_500_000..=3_600_000).contains(&ttl), "{ttl}");
 }
 
 #[test]
 fn a_register_is_no_part_of_the_replies() {
-    let stage = Stage::new();
-    let handle = stage.exactly_once();
+    let fixture = Fixture::new();
+    let handle = fixture.exactly_once();
     let mut tx = handle.begin().unwrap();
     let n = tx.incr("n", 7);
     let replies = tx.commit().unwrap();
@@ -47,73 +47,73 @@ fn a_register_is_no_part_of_the_replies() {
 
 #[test]
 fn a_plain_transaction_disarms_the_link_and_the_next_one_arms_it_again() {
-    let stage = Stage::new();
-    let (fenced, plain) = (stage.armed(), stage.sessions.transactional());
-    words(&stage);
+    let fixture = Fixture::new();
+    let (fenced, plain) = (fixture.armed(), fixture.sessions.transactional());
+    words(&fixture);
     plain.run(|tx| Ok(tx.incr("n", 1))).unwrap();
-    assert_eq!(words(&stage), ["UNWATCH", "MULTI", "INCRBY", "EXEC"]);
+    assert_eq!(words(&fixture), ["UNWATCH", "MULTI", "INCRBY", "EXEC"]);
     plain.run(|tx| Ok(tx.incr("n", 1))).unwrap();
-    assert_eq!(words(&stage), ["MULTI", "INCRBY", "EXEC"]);
+    assert_eq!(words(&fixture), ["MULTI", "INCRBY", "EXEC"]);
     fenced.run(|tx| Ok(tx.incr("n", 1))).unwrap();
     let armed_again = ["SET", "WATCH", "MULTI", "INCRBY", "SET", "EXEC", "WATCH"];
-    assert_eq!(words(&stage), armed_again);
+    assert_eq!(words(&fixture), armed_again);
 }
 
 #[test]
 fn what_ends_a_watch_arms_the_link_again_in_the_same_write() {
-    let stage = Stage::new();
-    let handle = stage.armed();
+    let fixture = Fixture::new();
+    let handle = fixture.armed();
     let immediate = handle.with(TransactionOptions::new().begin(Begin::Immediate));
-    words(&stage);
+    words(&fixture);
     drop(immediate.begin().unwrap());
-    assert_eq!(words(&stage), ["MULTI", "DISCARD", "WATCH"]);
+    assert_eq!(words(&fixture), ["MULTI", "DISCARD", "WATCH"]);
     drop(handle.watch(["w"]).begin().unwrap());
-    assert_eq!(words(&stage), ["WATCH", "UNWATCH", "WATCH"]);
+    assert_eq!(words(&fixture), ["WATCH", "UNWATCH", "WATCH"]);
     handle.run(|tx| Ok(tx.incr("n", 1))).unwrap();
-    assert_eq!(words(&stage), ["MULTI", "INCRBY", "SET", "EXEC", "WATCH"]);
+    assert_eq!(words(&fixture), ["MULTI", "INCRBY", "SET", "EXEC", "WATCH"]);
 }
 
 #[test]
 fn a_conflict_is_the_users_own_and_leaves_the_link_armed() {
-    let stage = Stage::new();
-    let handle = stage.armed();
+    let fixture = Fixture::new();
+    let handle = fixture.armed();
     let mut watching = handle.watch(["w"]).begin().unwrap();
     let _: Option<i64> = watching.get("w").unwrap();
-    stage.server.ask::<()>(&["SET", "w", "1"]);
+    fixture.server.ask::<()>(&["SET", "w", "1"]);
     let mut tx = watching.multi();
     tx.incr("n", 1);
     assert!(matches!(tx.commit().unwrap(), Outcome::Conflict));
-    words(&stage);
+    words(&fixture);
     handle.run(|tx| Ok(tx.incr("n", 1))).unwrap();
-    assert_eq!(words(&stage), ["MULTI", "INCRBY", "SET", "EXEC", "WATCH"]);
-    assert_eq!(stage.number("n"), 1);
+    assert_eq!(words(&fixture), ["MULTI", "INCRBY", "SET", "EXEC", "WATCH"]);
+    assert_eq!(fixture.number("n"), 1);
 }
 
 #[test]
 fn a_register_that_somebody_deletes_is_no_conflict_and_no_error() {
-    let stage = Stage::new();
-    let handle = stage.armed();
-    stage.server.ask::<()>(&["FLUSHALL"]);
+    let fixture = Fixture::new();
+    let handle = fixture.armed();
+    fixture.server.ask::<()>(&["FLUSHALL"]);
     assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
     let mut tx = handle.begin().unwrap();
     tx.incr("n", 1);
-    stage.server.ask::<i64>(&["DEL", &stage.registers()[0]]);
+    fixture.server.ask::<i64>(&["DEL", &fixture.registers()[0]]);
     tx.commit().unwrap();
-    assert_eq!(stage.number("n"), 2);
+    assert_eq!(fixture.number("n"), 2);
 }
 
 #[test]
 fn a_transaction_sent_in_chunks_is_armed_before_its_first_one() {
-    let stage = Stage::with(&[], |builder| builder.flush_bytes(64));
-    let handle = stage.exactly_once();
+    let fixture = Fixture::with(&[], |builder| builder.flush_bytes(64));
+    let handle = fixture.exactly_once();
     let mut tx = handle.begin().unwrap();
     for _ in 0..10 {
         tx.incr("n", 1);
     }
     assert_eq!(tx.commit().unwrap().len(), 10);
-    let sent = words(&stage);
+    let sent = words(&fixture);
     let at = sent.iter().position(|word| word == "SET").unwrap();
     assert_eq!(sent[at..at + 3], ["SET", "WATCH", "MULTI"]);
     assert!(sent.ends_with(&["SET".to_owned(), "EXEC".to_owned(), "WATCH".to_owned()]));
-    assert_eq!(stage.number("n"), 10);
+    assert_eq!(fixture.number("n"), 10);
 }

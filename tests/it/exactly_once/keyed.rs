@@ -8,7 +8,7 @@ use rediscope::{
     TransactionOptions, Transactional, Watching,
 };
 
-use super::stage::{Fate, SOON, Stage};
+use super::fixture::{Fate, Fixture, SOON};
 use rediscope_testing::eventually;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -18,8 +18,8 @@ fn once(key: &str, ttl: Duration) -> TransactionOptions {
     TransactionOptions::new().exactly_once_as(key, ttl)
 }
 
-fn keyed(stage: &Stage, key: &str) -> Transactional {
-    stage.sessions.transactional().with(once(key, HOUR))
+fn keyed(fixture: &Fixture, key: &str) -> Transactional {
+    fixture.sessions.transactional().with(once(key, HOUR))
 }
 
 #[track_caller]
@@ -31,10 +31,10 @@ fn already<T: std::fmt::Debug>(result: Result<T, Error>) {
 
 #[test]
 fn an_empty_key_and_a_time_to_live_under_a_millisecond_are_refused_before_anything_is_sent() {
-    let stage = Stage::new();
-    let all = stage.sessions.transactional();
-    let sent = stage.proxy.commands();
-    let calls = stage.server.calls("multi");
+    let fixture = Fixture::new();
+    let all = fixture.sessions.transactional();
+    let sent = fixture.proxy.commands();
+    let calls = fixture.server.calls("multi");
     for options in
         [once("", HOUR), once("k", Duration::ZERO), once("k", Duration::from_micros(999))]
     {
@@ -52,31 +52,31 @@ fn an_empty_key_and_a_time_to_live_under_a_millisecond_are_refused_before_anythi
             assert_eq!((error.applied(), error.is_retryable()), (Applied::No, false));
         }
     }
-    assert_eq!((stage.proxy.commands(), stage.server.calls("multi")), (sent, calls));
-    assert_eq!(stage.number("n"), 0);
+    assert_eq!((fixture.proxy.commands(), fixture.server.calls("multi")), (sent, calls));
+    assert_eq!(fixture.number("n"), 0);
 }
 
 #[test]
 fn a_key_that_expired_may_be_committed_once_more() {
-    let stage = Stage::new();
-    let handle = stage.sessions.transactional().with(once("k", Duration::from_millis(300)));
+    let fixture = Fixture::new();
+    let handle = fixture.sessions.transactional().with(once("k", Duration::from_millis(300)));
     assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
     already(handle.run(|tx| Ok(tx.incr("n", 1))));
-    let keys = || stage.server.ask::<Vec<String>>(&["KEYS", "rediscope:once:*"]);
+    let keys = || fixture.server.ask::<Vec<String>>(&["KEYS", "rediscope:once:*"]);
     eventually(SOON, "the key has expired", || keys().is_empty());
     assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 2);
-    assert_eq!(stage.number("n"), 2);
+    assert_eq!(fixture.number("n"), 2);
 }
 
 #[test]
 fn the_longest_time_to_live_is_a_hundred_years_and_the_key_is_kept() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let years = |years: u64| Duration::from_secs(years * 365 * 24 * 60 * 60);
     for (nth, ttl) in
         [Duration::MAX, years(1_000_000_000), years(101), years(100), HOUR].into_iter().enumerate()
     {
         let key = format!("deed:{nth}");
-        let handle = stage.sessions.transactional().with(once(&key, ttl));
+        let handle = fixture.sessions.transactional().with(once(&key, ttl));
         assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), nth as i64 + 1);
         already(handle.run(|tx| Ok(tx.incr("n", 1))));
         let mut tx = match handle.begin() {
@@ -86,34 +86,34 @@ fn the_longest_time_to_live_is_a_hundred_years_and_the_key_is_kept() {
         tx.incr("n", 1);
         already(tx.commit().map_err(Error::from));
         already(handle.watch(["w"]).run(|_, tx| Ok(tx.incr("n", 1))));
-        let left: u64 = stage.server.ask(&["PTTL", &format!("rediscope:once:{key}")]);
+        let left: u64 = fixture.server.ask(&["PTTL", &format!("rediscope:once:{key}")]);
         assert!(Duration::from_millis(left) <= ttl.min(years(100)));
         assert!(Duration::from_millis(left) > ttl.min(years(99)) / 2);
     }
-    assert_eq!(stage.number("n"), 5);
+    assert_eq!(fixture.number("n"), 5);
 }
 
 /// The block itself takes away the right to the key, or to the register: EXEC judges each command
 /// by the rights of that moment.
 #[test]
 fn a_key_that_could_not_be_kept_is_told_and_the_transaction_was_applied() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let rules = ["on", ">secret", "+@all", "~*"];
-    stage.server.acl(&[&["SETUSER", "app"], &rules[..]].concat());
-    let url = format!("redis://app:secret@{}/", stage.proxy.address());
+    fixture.server.acl(&[&["SETUSER", "app"], &rules[..]].concat());
+    let url = format!("redis://app:secret@{}/", fixture.proxy.address());
     let sessions = SessionManager::builder(url).max_size(1).trust_window(SOON).build().unwrap();
     // What may be written at the end: neither, the register alone, the key alone.
     for (left, keyed) in
         [("~n", true), ("~rediscope:reg:*", true), ("~rediscope:once:*", true), ("~n", false)]
     {
         for form in ["run", "guard", "watch run", "watch guard"] {
-            stage.server.acl(&["SETUSER", "app", "resetkeys", "~*"]);
+            fixture.server.acl(&["SETUSER", "app", "resetkeys", "~*"]);
             let key = rediscope_testing::unique("deed");
             let handle = match keyed {
                 true => sessions.transactional().with(once(&key, HOUR)),
                 false => sessions.transactional().with(TransactionOptions::new().exactly_once()),
             };
-            let before = stage.number("n");
+            let before = fixture.number("n");
             let lock_out = || {
                 let mut cmd = redis::cmd("ACL");
                 cmd.arg("SETUSER").arg("app").arg("resetkeys").arg("~n").arg(left);
@@ -153,7 +153,7 @@ fn a_key_that_could_not_be_kept_is_told_and_the_transaction_was_applied() {
                 }
                 _ => panic!("{what}: {error:?}"),
             }
-            assert_eq!(stage.number("n"), before + 1, "{what}");
+            assert_eq!(fixture.number("n"), before + 1, "{what}");
         }
     }
     let counts = sessions.status().transactional.counts;
@@ -162,8 +162,8 @@ fn a_key_that_could_not_be_kept_is_told_and_the_transaction_was_applied() {
 
 #[test]
 fn what_was_not_applied_does_not_use_up_its_key() {
-    let stage = Stage::new();
-    let handle = keyed(&stage, "k");
+    let fixture = Fixture::new();
+    let handle = keyed(&fixture, "k");
     let mut tx = handle.begin().unwrap();
     tx.incr("n", 100);
     drop(tx);
@@ -171,28 +171,28 @@ fn what_was_not_applied_does_not_use_up_its_key() {
     tx.queue::<()>(redis::cmd("GET"));
     assert!(matches!(tx.commit(), Err(CommitError::Rejected { .. })));
     let watching = handle.watch(["w"]).begin().unwrap();
-    stage.server.ask::<()>(&["SET", "w", "1"]);
+    fixture.server.ask::<()>(&["SET", "w", "1"]);
     let mut tx = watching.multi();
     tx.incr("n", 100);
     assert!(matches!(tx.commit().unwrap(), Outcome::Conflict));
     assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
     already(handle.run(|tx| Ok(tx.incr("n", 1))));
-    assert_eq!(stage.number("n"), 1);
+    assert_eq!(fixture.number("n"), 1);
 }
 
 #[test]
 fn a_block_in_doubt_is_applied_once_whatever_was_lost() {
     for fate in Fate::BOTH {
-        let stage = Stage::new();
-        stage.armed();
-        let handle = keyed(&stage, "k");
-        stage.lose(fate);
+        let fixture = Fixture::new();
+        fixture.armed();
+        let handle = keyed(&fixture, "k");
+        fixture.lose(fate);
         let told = handle.run(|tx| Ok(tx.incr("n", 1)));
         match fate {
             Fate::Applied => assert_eq!(told.unwrap_err().applied(), Applied::Yes),
             Fate::NotApplied => assert_eq!(told.unwrap(), 1),
         }
-        assert_eq!(stage.number("n"), 1);
+        assert_eq!(fixture.number("n"), 1);
         already(handle.run(|tx| Ok(tx.incr("n", 1))));
     }
 }
@@ -201,33 +201,33 @@ fn a_block_in_doubt_is_applied_once_whatever_was_lost() {
 fn a_guard_in_doubt_resolves_and_its_key_agrees() {
     for fate in Fate::BOTH {
         for begin in [Begin::Deferred, Begin::Immediate] {
-            let stage = Stage::new();
-            stage.armed();
-            let handle = keyed(&stage, "k").with(TransactionOptions::new().begin(begin));
-            let doubt = stage.doubted(&handle, fate);
+            let fixture = Fixture::new();
+            fixture.armed();
+            let handle = keyed(&fixture, "k").with(TransactionOptions::new().begin(begin));
+            let doubt = fixture.doubted(&handle, fate);
             assert_eq!(doubt.resolve(), fate.truth());
             let again = handle.run(|tx| Ok(tx.incr("n", 1)));
             match fate {
                 Fate::Applied => already(again),
                 Fate::NotApplied => assert_eq!(again.unwrap(), 1),
             }
-            assert_eq!(stage.number("n"), 1, "{begin:?}");
+            assert_eq!(fixture.number("n"), 1, "{begin:?}");
         }
     }
 }
 
 #[test]
 fn a_commit_between_the_question_and_exec_is_noticed() {
-    let stage = Stage::new();
-    let rival = SessionManager::connect(stage.server.url()).unwrap();
+    let fixture = Fixture::new();
+    let rival = SessionManager::connect(fixture.server.url()).unwrap();
     let rival = rival.transactional().with(once("k", HOUR));
-    let begun = keyed(&stage, "k").with(TransactionOptions::new().begin(Begin::Immediate));
+    let begun = keyed(&fixture, "k").with(TransactionOptions::new().begin(Begin::Immediate));
     let mut tx = begun.begin().unwrap();
     tx.incr("n", 100);
     assert_eq!(rival.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
     already(tx.commit().map_err(Error::from));
     // Where the user watches, that is a conflict; and then there is nothing left to decide.
-    let (handle, rival) = (keyed(&stage, "l"), rival.with(once("l", HOUR)));
+    let (handle, rival) = (keyed(&fixture, "l"), rival.with(once("l", HOUR)));
     let mut runs = 0;
     let watched = handle.watch(["w"]).run(|_, tx| {
         runs += 1;
@@ -235,13 +235,13 @@ fn a_commit_between_the_question_and_exec_is_noticed() {
         Ok(tx.incr("n", 100))
     });
     already(watched);
-    assert_eq!((runs, stage.number("n")), (1, 2));
+    assert_eq!((runs, fixture.number("n")), (1, 2));
 }
 
 #[test]
 fn every_form_of_a_transaction_honours_the_key() {
-    let stage = Stage::with(&[], |builder| builder.flush_bytes(64));
-    let handle = keyed(&stage, "k");
+    let fixture = Fixture::with(&[], |builder| builder.flush_bytes(64));
+    let handle = keyed(&fixture, "k");
     let mut tx = handle.begin().unwrap();
     let mut kept = tx.savepoint();
     let n = kept.incr("n", 1);
@@ -269,80 +269,84 @@ fn every_form_of_a_transaction_honours_the_key() {
     let immediate = TransactionOptions::new().begin(Begin::Immediate);
     already(handle.with(immediate.clone()).begin().map(drop));
     already(handle.with(immediate).run(|tx| Ok(tx.incr("n", 100))));
-    already(stage.sessions.transactional().begin_with(once("k", HOUR)).and_then(|mut tx| {
+    already(fixture.sessions.transactional().begin_with(once("k", HOUR)).and_then(|mut tx| {
         tx.incr("n", 100);
         Ok(tx.commit().map(drop)?)
     }));
-    assert_eq!(stage.number("n"), 1);
-    assert_eq!(stage.proxy.accepted(), 1, "and none of them cost the connection");
-    stage.sessions.transactional().run(|tx| Ok(tx.incr("n", 1))).unwrap();
-    assert_eq!(stage.number("n"), 2);
+    assert_eq!(fixture.number("n"), 1);
+    assert_eq!(fixture.proxy.accepted(), 1, "and none of them cost the connection");
+    fixture.sessions.transactional().run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    assert_eq!(fixture.number("n"), 2);
 }
 
 #[test]
 fn an_empty_block_with_a_key_is_committed_once_too() {
-    let stage = Stage::new();
-    let handle = keyed(&stage, "k");
+    let fixture = Fixture::new();
+    let handle = keyed(&fixture, "k");
     handle.run(|_| Ok(())).unwrap();
     already(handle.run(|tx| Ok(tx.incr("n", 1))));
-    assert_eq!(stage.number("n"), 0);
+    assert_eq!(fixture.number("n"), 0);
 }
 
 #[test]
 fn a_flush_inside_the_transaction_does_not_forget_its_key_and_a_later_one_does() {
-    let stage = Stage::new();
-    let handle = keyed(&stage, "k");
+    let fixture = Fixture::new();
+    let handle = keyed(&fixture, "k");
     handle.run(|tx| Ok((tx.queue::<()>(redis::cmd("FLUSHALL")), tx.incr("n", 1)))).unwrap();
     already(handle.run(|tx| Ok(tx.incr("n", 1))));
-    assert_eq!(stage.number("n"), 1);
+    assert_eq!(fixture.number("n"), 1);
     // It is remembered on the server and nowhere else.
-    stage.server.ask::<()>(&["FLUSHALL"]);
+    fixture.server.ask::<()>(&["FLUSHALL"]);
     assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
 }
 
 #[test]
 fn keys_are_told_apart_byte_by_byte_and_by_prefix() {
-    let stage = Stage::new();
-    let all = stage.sessions.transactional();
+    let fixture = Fixture::new();
+    let all = fixture.sessions.transactional();
     let names: [&[u8]; 5] = [b"k", b"K", b"k ", b"\0\xff", b"\0\xfe"];
     for name in names {
         let options = TransactionOptions::new().exactly_once_as(name, HOUR);
         all.with(options).run(|tx| Ok(tx.incr("n", 1))).unwrap();
     }
-    let apart = SessionManager::builder(stage.server.url()).prefix("apart");
+    let apart = SessionManager::builder(fixture.server.url()).prefix("apart");
     let apart = apart.build().unwrap().transactional();
     apart.with(once("k", HOUR)).run(|tx| Ok(tx.incr("n", 1))).unwrap();
     already(apart.with(once("k", HOUR)).run(|tx| Ok(tx.incr("n", 1))));
-    assert_eq!(stage.number("n"), 6);
+    assert_eq!(fixture.number("n"), 6);
 }
 
 #[test]
 fn the_key_is_in_no_report() {
-    let stage = Stage::new();
-    let handle = keyed(&stage, SECRET);
+    let fixture = Fixture::new();
+    let handle = keyed(&fixture, SECRET);
     let mut said = vec![format!("{:?}{handle:?}", once(SECRET, HOUR))];
     let mut say = |error: &Error| said.push(format!("{error}{error:?}{error:#?}"));
-    stage.server.acl(&["SETUSER", "app", "on", ">secret", "~rediscope:*", "~w", "+@all"]);
-    let app = SessionManager::connect(stage.server.url_as("app", "secret")).unwrap();
+    fixture.server.acl(&["SETUSER", "app", "on", ">secret", "~rediscope:*", "~w", "+@all"]);
+    let app = SessionManager::connect(fixture.server.url_as("app", "secret")).unwrap();
     let refused = app.transactional().with(once(SECRET, HOUR)).run(|tx| Ok(tx.incr("n", 1)));
     say(&refused.unwrap_err());
-    stage.server.acl(&["SETUSER", "app", "resetkeys", "~rediscope:reg:*", "~n"]);
+    fixture.server.acl(&["SETUSER", "app", "resetkeys", "~rediscope:reg:*", "~n"]);
     let refused = app.transactional().with(once(SECRET, HOUR)).run(|tx| Ok(tx.incr("n", 1)));
     let refused = refused.unwrap_err();
     assert_eq!(refused.applied(), Applied::No);
     say(&refused);
-    stage.armed();
-    let in_doubt = stage.doubted(&handle, Fate::Applied);
+    fixture.armed();
+    let in_doubt = fixture.doubted(&handle, Fate::Applied);
     assert_eq!(in_doubt.resolve(), Resolution::Committed);
     say(&Error::from(CommitError::InDoubt(in_doubt.clone())));
     say(&handle.run(|tx| Ok(tx.incr("n", 1))).unwrap_err());
     let mut tx = handle.begin().unwrap();
     tx.incr("n", 1);
-    let more =
-        format!("{tx:?}{:?}{}{:?}", in_doubt.token(), stage.sessions.status(), handle.watch(["w"]));
+    let more = format!(
+        "{tx:?}{:?}{}{:?}",
+        in_doubt.token(),
+        fixture.sessions.status(),
+        handle.watch(["w"])
+    );
     drop(tx);
     said.push(more);
-    said.push(format!("{:?}{:?}", stage.sessions, stage.sessions.open_scopes()));
+    said.push(format!("{:?}{:?}", fixture.sessions, fixture.sessions.open_scopes()));
     for text in said {
         assert!(!text.contains("iban") && !text.contains("4711"), "{text}");
     }

@@ -9,7 +9,7 @@ use fastrand::Rng;
 use rediscope::prelude::*;
 use rediscope::{Applied, CommitError, SessionManager, TransactionOptions, Transactional};
 
-use super::stage::SOON;
+use super::fixture::SOON;
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;

@@ -5,41 +5,41 @@ use std::time::Duration;
 use rediscope::TransactionOptions;
 use rediscope::prelude::*;
 
-use super::stage::Stage;
+use super::fixture::Fixture;
 
 /// Bytes, key and expiry included; the number is in the documentation.
 const REGISTER: i64 = 256;
 /// The same for the key of [`TransactionOptions::exactly_once_as`], with a key of 36 bytes.
 const ONCE: i64 = 320;
 
-fn memory(stage: &Stage, key: &str) -> i64 {
-    stage.server.ask(&["MEMORY", "USAGE", key, "SAMPLES", "0"])
+fn memory(fixture: &Fixture, key: &str) -> i64 {
+    fixture.server.ask(&["MEMORY", "USAGE", key, "SAMPLES", "0"])
 }
 
 #[test]
 fn a_register_takes_less_than_256_bytes_however_often_it_is_written() {
-    let stage = Stage::new();
-    let handle = stage.armed();
-    let fresh = memory(&stage, &stage.registers()[0]);
+    let fixture = Fixture::new();
+    let handle = fixture.armed();
+    let fresh = memory(&fixture, &fixture.registers()[0]);
     for _ in 0..1000 {
         handle.run(|tx| Ok(tx.exists("nothing"))).unwrap();
     }
-    assert_eq!(stage.registers().len(), 1);
-    let used = memory(&stage, &stage.registers()[0]);
+    assert_eq!(fixture.registers().len(), 1);
+    let used = memory(&fixture, &fixture.registers()[0]);
     println!("a register: {fresh} bytes when new, {used} after 1,000 commits");
     assert!(fresh.max(used) < REGISTER, "{fresh}, {used}");
 }
 
 #[test]
 fn a_connection_leaves_its_register_to_its_time_to_live() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     for links in 1..=5 {
-        stage.armed();
-        stage.proxy.cut_all();
-        let registers = stage.registers();
+        fixture.armed();
+        fixture.proxy.cut_all();
+        let registers = fixture.registers();
         assert_eq!(registers.len(), links);
         for register in registers {
-            let left: i64 = stage.server.ask(&["PTTL", &register]);
+            let left: i64 = fixture.server.ask(&["PTTL", &register]);
             assert!((1..=3_600_000).contains(&left), "{left}");
         }
     }
@@ -47,11 +47,11 @@ fn a_connection_leaves_its_register_to_its_time_to_live() {
 
 #[test]
 fn the_key_of_a_deed_takes_less_than_320_bytes() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let key = "00000000-0000-4000-8000-000000000000";
     let once = TransactionOptions::new().exactly_once_as(key, Duration::from_secs(60));
-    stage.sessions.transactional().with(once).run(|tx| Ok(tx.incr("n", 1))).unwrap();
-    let used = memory(&stage, &format!("rediscope:once:{key}"));
+    fixture.sessions.transactional().with(once).run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    let used = memory(&fixture, &format!("rediscope:once:{key}"));
     println!("the key of a deed: {used} bytes");
     assert!(used < ONCE, "{used}");
 }

@@ -12,7 +12,7 @@ use rediscope::{
     UnresolvedReason,
 };
 
-use super::stage::{Fate, SOON, Stage, commit_error, doubt};
+use super::fixture::{Fate, Fixture, SOON, commit_error, doubt};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 #[cfg(feature = "sentinel")]
@@ -20,76 +20,76 @@ use rediscope_testing::unresponsive_port::UnresponsivePort;
 
 #[test]
 fn a_lost_answer_to_an_applied_transaction_is_resolved_as_committed() {
-    let stage = Stage::new();
-    let handle = stage.armed();
-    let doubt = stage.doubted(&handle, Fate::Applied);
+    let fixture = Fixture::new();
+    let handle = fixture.armed();
+    let doubt = fixture.doubted(&handle, Fate::Applied);
     assert_eq!(doubt.resolve(), Resolution::Committed);
     assert_eq!(doubt.resolve(), Resolution::Committed, "and again");
-    assert_eq!(stage.number("n"), 1);
-    let counts = stage.sessions.status().transactional.counts;
+    assert_eq!(fixture.number("n"), 1);
+    let counts = fixture.sessions.status().transactional.counts;
     assert_eq!((counts.in_doubt, counts.resolved_committed), (1, 2));
 }
 
 #[test]
 fn a_transaction_that_never_arrived_is_resolved_as_not_committed() {
-    let stage = Stage::new();
-    let handle = stage.armed();
-    let doubt = stage.doubted(&handle, Fate::NotApplied);
+    let fixture = Fixture::new();
+    let handle = fixture.armed();
+    let doubt = fixture.doubted(&handle, Fate::NotApplied);
     assert_eq!(doubt.resolve(), Resolution::NotCommitted);
-    assert_eq!(stage.number("n"), 0);
+    assert_eq!(fixture.number("n"), 0);
 }
 
 #[test]
 fn an_exec_that_arrives_after_the_resolution_applies_nothing() {
-    let stage = Stage::new();
-    let handle = stage.armed();
+    let fixture = Fixture::new();
+    let handle = fixture.armed();
     let mut tx = handle.begin().unwrap();
     tx.incr("n", 1);
-    stage.arm(Trigger::BeforeCommandNamed("EXEC"), Fault::HoldRequests);
+    fixture.arm(Trigger::BeforeCommandNamed("EXEC"), Fault::HoldRequests);
     let doubt = doubt(tx.commit());
-    let executed = stage.server.calls("exec");
+    let executed = fixture.server.calls("exec");
     assert_eq!(doubt.resolve(), Resolution::NotCommitted);
-    stage.proxy.release();
-    eventually(SOON, "the late EXEC has arrived", || stage.server.calls("exec") > executed);
-    assert_eq!(stage.number("n"), 0, "it was refused");
+    fixture.proxy.release();
+    eventually(SOON, "the late EXEC has arrived", || fixture.server.calls("exec") > executed);
+    assert_eq!(fixture.number("n"), 0, "it was refused");
     assert_eq!(doubt.resolve(), Resolution::NotCommitted, "and still");
 }
 
 #[test]
 fn a_block_that_was_not_applied_is_sent_again_and_applied_once() {
-    let stage = Stage::new();
-    let handle = stage.armed();
-    stage.lose(Fate::NotApplied);
+    let fixture = Fixture::new();
+    let handle = fixture.armed();
+    fixture.lose(Fate::NotApplied);
     assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
-    assert_eq!(stage.number("n"), 1);
+    assert_eq!(fixture.number("n"), 1);
 }
 
 #[test]
 fn a_block_that_was_applied_is_not_sent_again_and_tells_that_its_replies_are_lost() {
-    let stage = Stage::new();
-    let handle = stage.armed();
-    stage.lose(Fate::Applied);
+    let fixture = Fixture::new();
+    let handle = fixture.armed();
+    fixture.lose(Fate::Applied);
     let lost = handle.run(|tx| Ok(tx.incr("n", 1))).unwrap_err();
     assert!(matches!(lost, Error::Reply(ReplyError::Lost)), "{lost:?}");
     assert_eq!((lost.applied(), lost.is_retryable()), (Applied::Yes, false));
-    assert_eq!(stage.number("n"), 1);
+    assert_eq!(fixture.number("n"), 1);
     // Who needs no replies is not troubled.
     handle.run(|_| Ok(())).unwrap();
-    stage.armed();
-    stage.lose(Fate::Applied);
+    fixture.armed();
+    fixture.lose(Fate::Applied);
     let ready = handle.run(|tx| {
         tx.incr("n", 1);
         Ok(rediscope::Ready(7))
     });
     assert_eq!(ready.unwrap(), 7);
-    assert_eq!(stage.number("n"), 2);
+    assert_eq!(fixture.number("n"), 2);
 }
 
 #[test]
 fn a_watching_block_runs_again_where_nothing_was_applied() {
-    let stage = Stage::new();
-    let handle = stage.armed();
-    stage.lose(Fate::NotApplied);
+    let fixture = Fixture::new();
+    let handle = fixture.armed();
+    fixture.lose(Fate::NotApplied);
     let mut runs = 0;
     let n = handle.watch(["n"]).run(|read, tx| {
         runs += 1;
@@ -101,11 +101,11 @@ fn a_watching_block_runs_again_where_nothing_was_applied() {
 
 #[test]
 fn a_doubt_that_is_not_fenced_says_so() {
-    let stage = Stage::new();
-    let mut tx = stage.sessions.transactional().begin().unwrap();
+    let fixture = Fixture::new();
+    let mut tx = fixture.sessions.transactional().begin().unwrap();
     tx.incr("n", 1);
-    stage.next((Trigger::BeforeReplyTo("EXEC"), Fault::Cut));
-    stage.proxy.cut_all();
+    fixture.next((Trigger::BeforeReplyTo("EXEC"), Fault::Cut));
+    fixture.proxy.cut_all();
     let doubt = doubt(tx.commit());
     assert!(doubt.token().is_none());
     let unknown = Resolution::StillUnknown { why: UnresolvedReason::NotExactlyOnce };
@@ -114,22 +114,22 @@ fn a_doubt_that_is_not_fenced_says_so() {
 
 #[test]
 fn a_token_is_resolved_by_another_session_and_by_no_other_database() {
-    let stage = Stage::new();
-    let handle = stage.armed();
-    let token = stage.doubted(&handle, Fate::Applied).token().unwrap().clone();
-    let other = SessionManager::connect(stage.server.url()).unwrap();
+    let fixture = Fixture::new();
+    let handle = fixture.armed();
+    let token = fixture.doubted(&handle, Fate::Applied).token().unwrap().clone();
+    let other = SessionManager::connect(fixture.server.url()).unwrap();
     assert_eq!(other.resolve(&token), Resolution::Committed);
-    let elsewhere = SessionManager::connect(stage.server.url_db(3)).unwrap();
+    let elsewhere = SessionManager::connect(fixture.server.url_db(3)).unwrap();
     let why = UnresolvedReason::OtherDatabase { token: 0, here: 3 };
     assert_eq!(elsewhere.resolve(&token), Resolution::StillUnknown { why });
 }
 
 #[test]
 fn a_doubt_waits_for_a_server_that_is_away_and_no_longer_than_it_is_told_to() {
-    let stage = Stage::new();
-    let handle = stage.armed();
-    let doubt = stage.doubted(&handle, Fate::Applied);
-    stage.proxy.close_listener();
+    let fixture = Fixture::new();
+    let handle = fixture.armed();
+    let doubt = fixture.doubted(&handle, Fate::Applied);
+    fixture.proxy.close_listener();
     let unreachable = doubt.resolve_within(Duration::from_millis(50));
     assert!(
         matches!(unreachable, Resolution::StillUnknown { why: UnresolvedReason::Unreachable(_) }),
@@ -137,7 +137,7 @@ fn a_doubt_waits_for_a_server_that_is_away_and_no_longer_than_it_is_told_to() {
     );
     std::thread::scope(|scope| {
         let asking = scope.spawn(|| doubt.resolve_within(SOON));
-        stage.proxy.reopen_listener();
+        fixture.proxy.reopen_listener();
         assert_eq!(asking.join().unwrap(), Resolution::Committed);
     });
 }
@@ -145,8 +145,8 @@ fn a_doubt_waits_for_a_server_that_is_away_and_no_longer_than_it_is_told_to() {
 #[cfg(feature = "sentinel")]
 #[test]
 fn a_silent_sentinel_keeps_no_resolution_past_its_limit() {
-    let stage = Stage::new();
-    let token = stage.doubted(&stage.armed(), Fate::Applied).token().unwrap().clone();
+    let fixture = Fixture::new();
+    let token = fixture.doubted(&fixture.armed(), Fate::Applied).token().unwrap().clone();
     for (kind, deaf) in [("deaf", true), ("mute", false)] {
         let port = UnresponsivePort::open();
         let mute = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -176,14 +176,14 @@ fn a_silent_sentinel_keeps_no_resolution_past_its_limit() {
 
 #[test]
 fn a_key_of_the_callers_is_committed_once_by_whoever_comes_first() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let hour = Duration::from_secs(3600);
     let once = TransactionOptions::new().exactly_once_as("payment:4711", hour);
-    let paying = stage.sessions.transactional().with(once.clone());
+    let paying = fixture.sessions.transactional().with(once.clone());
     assert_eq!(paying.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
     let again = commit_error(paying.run(|tx| Ok(tx.incr("n", 1))));
     assert!(matches!(again, CommitError::AlreadyCommitted), "{again:?}");
-    let other = SessionManager::connect(stage.server.url()).unwrap().transactional().with(once);
+    let other = SessionManager::connect(fixture.server.url()).unwrap().transactional().with(once);
     let mut tx = other.begin().unwrap();
     tx.incr("n", 1);
     assert!(matches!(tx.commit(), Err(CommitError::AlreadyCommitted)));
@@ -194,5 +194,5 @@ fn a_key_of_the_callers_is_committed_once_by_whoever_comes_first() {
     });
     assert!(matches!(commit_error(watched), CommitError::AlreadyCommitted));
     assert!(!ran, "its closure had nothing to decide");
-    assert_eq!(stage.number("n"), 1);
+    assert_eq!(fixture.number("n"), 1);
 }

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use rediscope::{CommitToken, Resolution, SessionManager, UnresolvedReason};
 
-use super::stage::{Fate, Stage};
+use super::fixture::{Fate, Fixture};
 
 /// Where the other process finds the server's address and the token.
 const SERVER: &str = "REDISCOPE_TOKEN_SERVER";
@@ -19,17 +19,17 @@ fn a_token_that_was_written_down_is_resolved_by_another_process() {
         println!("resolved: {resolution:?}");
         return;
     }
-    let stage = Stage::new();
-    let handle = stage.exactly_once();
+    let fixture = Fixture::new();
+    let handle = fixture.exactly_once();
     for fate in Fate::BOTH {
-        let doubt = stage.doubted(&handle, fate);
+        let doubt = fixture.doubted(&handle, fate);
         let token = serde_json::to_string(doubt.token().unwrap()).unwrap();
         assert!(token.len() < 256, "{token}");
         let name =
             "exactly_once::token::a_token_that_was_written_down_is_resolved_by_another_process";
         let other = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", name, "--nocapture"])
-            .env(SERVER, stage.server.url())
+            .env(SERVER, fixture.server.url())
             .env(TOKEN, token)
             .output()
             .unwrap();
@@ -38,17 +38,17 @@ fn a_token_that_was_written_down_is_resolved_by_another_process() {
         // What it settled stands here too.
         assert_eq!(doubt.resolve(), fate.truth());
     }
-    assert_eq!(stage.number("n"), 1);
+    assert_eq!(fixture.number("n"), 1);
 }
 
 #[test]
 fn a_token_keeps_all_it_says_and_no_address_with_a_password() {
-    let stage = Stage::new();
-    let doubt = stage.doubted(&stage.exactly_once(), Fate::NotApplied);
+    let fixture = Fixture::new();
+    let doubt = fixture.doubted(&fixture.exactly_once(), Fate::NotApplied);
     let token = doubt.token().unwrap();
     let again: CommitToken = serde_json::from_str(&serde_json::to_string(token).unwrap()).unwrap();
     assert_eq!(&again, token);
-    assert_eq!(token.address, stage.proxy.address().to_string());
+    assert_eq!(token.address, fixture.proxy.address().to_string());
 }
 
 /// The same token, but for what `change` makes of it: once by the fields, once through serde.
@@ -69,8 +69,8 @@ fn refused(resolution: &Resolution) -> &'static str {
 
 #[test]
 fn a_token_that_names_any_other_key_is_refused_before_anything_is_sent() {
-    let stage = Stage::new();
-    let doubt = stage.doubted(&stage.exactly_once(), Fate::Applied);
+    let fixture = Fixture::new();
+    let doubt = fixture.doubted(&fixture.exactly_once(), Fate::Applied);
     let token = doubt.token().unwrap();
     let digits = token.register.strip_prefix("rediscope:reg:").unwrap().to_owned();
     let keys = [
@@ -88,40 +88,40 @@ fn a_token_that_names_any_other_key_is_refused_before_anything_is_sent() {
         format!("other:reg:{digits}"),
         format!("x{}", token.register),
     ];
-    let asked = |name: &str| stage.server.calls(name);
+    let asked = |name: &str| fixture.server.calls(name);
     let before = ["pexpire", "get", "hello", "ping"].map(asked);
-    let connections = stage.proxy.connections();
+    let connections = fixture.proxy.connections();
     for key in &keys {
         for value in [token.number.to_string(), "1".into()] {
-            stage.server.ask::<()>(&["SET", key, &value]);
+            fixture.server.ask::<()>(&["SET", key, &value]);
         }
         for token in changed(token, |token| token.register.clone_from(key)) {
-            assert!(refused(&stage.sessions.resolve(&token)).contains("no register"), "{key:?}");
+            assert!(refused(&fixture.sessions.resolve(&token)).contains("no register"), "{key:?}");
         }
-        assert_eq!(stage.server.ask::<i64>(&["PTTL", key]), -1, "{key:?} was touched");
+        assert_eq!(fixture.server.ask::<i64>(&["PTTL", key]), -1, "{key:?} was touched");
     }
     for token in changed(token, |token| token.number = 0) {
-        assert!(refused(&stage.sessions.resolve(&token)).contains("number"));
+        assert!(refused(&fixture.sessions.resolve(&token)).contains("number"));
     }
     for token in changed(token, |token| token.slot = Some(7)) {
-        assert!(refused(&stage.sessions.resolve(&token)).contains("slot"));
+        assert!(refused(&fixture.sessions.resolve(&token)).contains("slot"));
     }
     let other =
         Resolution::StillUnknown { why: UnresolvedReason::OtherDatabase { token: 5, here: 0 } };
     for token in changed(token, |token| token.db = 5) {
-        assert_eq!(stage.sessions.resolve(&token), other);
+        assert_eq!(fixture.sessions.resolve(&token), other);
     }
-    assert_eq!(stage.proxy.connections(), connections, "nothing was connected");
+    assert_eq!(fixture.proxy.connections(), connections, "nothing was connected");
     assert_eq!(["pexpire", "get", "hello", "ping"].map(asked), before, "nothing was sent");
     assert_eq!(doubt.resolve(), Resolution::Committed);
 }
 
 #[test]
 fn a_token_is_of_the_prefix_that_its_session_manager_has() {
-    let stage = Stage::new();
-    let doubt = stage.doubted(&stage.exactly_once(), Fate::Applied);
+    let fixture = Fixture::new();
+    let doubt = fixture.doubted(&fixture.exactly_once(), Fate::Applied);
     let of = |prefix: &str| {
-        let builder = SessionManager::builder(stage.server.url());
+        let builder = SessionManager::builder(fixture.server.url());
         builder.prefix(prefix).build().unwrap()
     };
     for prefix in ["other", "rediscop", "rediscope:reg", "r", ":"] {

@@ -13,7 +13,7 @@ use redis::cmd;
 use rediscope::prelude::*;
 use rediscope::{Begin, RetryPolicy, SessionManager, TransactionOptions};
 
-use super::forms::{Keys, Stage};
+use super::forms::{Fixture, Keys};
 use super::model::{Applied, FORMS, Form, KINDS, Point, Told};
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
@@ -224,9 +224,9 @@ impl Group {
             }
         };
         let touch = || server.ask(&["SET", &keys.watched, "8"]);
-        let stage = Stage { form: self.form, keys: &keys, gap: &mut gap, touch: &touch };
+        let fixture = Fixture { form: self.form, keys: &keys, gap: &mut gap, touch: &touch };
         let begun = Instant::now();
-        let outcome = stage.play(&sessions.transactional());
+        let outcome = fixture.play(&sessions.transactional());
         let took = begun.elapsed() - arming;
         if let Ok(told) = outcome {
             self.told[nth].set(told).unwrap();

@@ -31,7 +31,7 @@ impl Keys {
 }
 
 /// What a call is given by the test.
-pub(crate) struct Stage<'s> {
+pub(crate) struct Fixture<'s> {
     pub(crate) form: &'s Form,
     pub(crate) keys: &'s Keys,
     /// Called in front of each flight that has the user's time before it.
@@ -40,7 +40,7 @@ pub(crate) struct Stage<'s> {
     pub(crate) touch: &'s dyn Fn(),
 }
 
-impl Stage<'_> {
+impl Fixture<'_> {
     /// Makes the transaction and says what the caller was told; an `Err` is none of the rows.
     pub(crate) fn play(mut self, accounts: &Transactional) -> Result<Told, String> {
         (self.gap)(0);

@@ -15,7 +15,7 @@ const SOON: Duration = Duration::from_secs(20);
 const LONG: usize = 100_003;
 
 /// A pool of one, on a server that has a long value.
-fn stage() -> (Server, Proxy, SessionManager, Vec<u8>) {
+fn fixture() -> (Server, Proxy, SessionManager, Vec<u8>) {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     let sessions = SessionManager::builder(proxy.url())
@@ -35,7 +35,7 @@ fn inside(name: &'static str, bytes: u64, fault: Fault) -> Script {
 
 #[test]
 fn a_read_whose_long_reply_was_cut_is_asked_again() {
-    let (_server, proxy, sessions, value) = stage();
+    let (_server, proxy, sessions, value) = fixture();
     let mut db = sessions.pooled();
     for bytes in [1, 8, 16_384, 50_000, LONG as u64 + 8] {
         for fault in [Fault::Cut, Fault::Reset] {
@@ -49,7 +49,7 @@ fn a_read_whose_long_reply_was_cut_is_asked_again() {
 
 #[test]
 fn a_transaction_whose_long_reply_was_cut_is_in_doubt_and_applied_once() {
-    let (server, proxy, sessions, _) = stage();
+    let (server, proxy, sessions, _) = fixture();
     let accounts = sessions.transactional();
     let mut doubts = 0;
     for bytes in [1, 8, 16_384, 50_000, LONG as u64 + 8] {
@@ -73,7 +73,7 @@ fn a_transaction_whose_long_reply_was_cut_is_in_doubt_and_applied_once() {
 
 #[test]
 fn a_long_reply_that_comes_byte_by_byte_is_whole() {
-    let (_server, proxy, sessions, value) = stage();
+    let (_server, proxy, sessions, value) = fixture();
     proxy.arm((Trigger::BeforeReplyTo("GET"), Fault::OneByteAtATime));
     assert_eq!(sessions.pooled().get::<_, Vec<u8>>("long").unwrap(), value);
     let accounts = sessions.transactional();

@@ -29,14 +29,14 @@ const FLUSH: usize = 1000;
 const MOST: u32 = 50;
 const DB: &str = "3";
 
-struct Stage {
+struct Fixture {
     proxy: Proxy,
     sessions: SessionManager,
     watched: String,
     outside: redis::Connection,
 }
 
-impl Stage {
+impl Fixture {
     fn new(server: &Server, trust: Duration) -> Self {
         let proxy = Proxy::to(server);
         let url = format!("redis://app:secret@{}/{DB}", proxy.address());
@@ -163,142 +163,142 @@ const REFUSED: &[&[&str]] = &[
 ];
 
 /// A name, and how the scope ends.
-type End = (&'static str, fn(&mut Stage));
+type End = (&'static str, fn(&mut Fixture));
 
 const ENDS: &[End] = &[
-    ("committed", |stage| assert!(stage.guard().commit().is_ok())),
-    ("committed empty", |stage| {
-        assert!(stage.accounts().begin().unwrap().commit().is_ok());
-        assert!(stage.immediate().begin().unwrap().commit().is_ok());
+    ("committed", |fixture| assert!(fixture.guard().commit().is_ok())),
+    ("committed empty", |fixture| {
+        assert!(fixture.accounts().begin().unwrap().commit().is_ok());
+        assert!(fixture.immediate().begin().unwrap().commit().is_ok());
     }),
-    ("committed in chunks", |stage| assert!(stage.chunked().commit().is_ok())),
-    ("dropped before anything was sent", |stage| drop(stage.guard())),
-    ("dropped behind MULTI", |stage| drop(stage.begun())),
-    ("dropped behind a chunk", |stage| drop(stage.chunked())),
-    ("dropped on another thread", |stage| {
-        let tx = stage.begun();
+    ("committed in chunks", |fixture| assert!(fixture.chunked().commit().is_ok())),
+    ("dropped before anything was sent", |fixture| drop(fixture.guard())),
+    ("dropped behind MULTI", |fixture| drop(fixture.begun())),
+    ("dropped behind a chunk", |fixture| drop(fixture.chunked())),
+    ("dropped on another thread", |fixture| {
+        let tx = fixture.begun();
         thread::spawn(move || drop(tx)).join().unwrap();
     }),
-    ("discarded", |stage| {
-        stage.guard().discard().unwrap();
-        stage.begun().discard().unwrap();
-        stage.chunked().discard().unwrap();
+    ("discarded", |fixture| {
+        fixture.guard().discard().unwrap();
+        fixture.begun().discard().unwrap();
+        fixture.chunked().discard().unwrap();
     }),
-    ("a command refused while it was queued", |stage| {
-        for begin in [Stage::guard, Stage::begun, Stage::chunked] {
-            let mut tx = begin(stage);
+    ("a command refused while it was queued", |fixture| {
+        for begin in [Fixture::guard, Fixture::begun, Fixture::chunked] {
+            let mut tx = begin(fixture);
             let _: Queued<Value> = tx.queue(cmd("GET"));
             assert!(matches!(tx.commit(), Err(CommitError::Rejected { .. })));
         }
     }),
-    ("a command refused in a chunk", |stage| {
-        let mut tx = stage.guard();
+    ("a command refused in a chunk", |fixture| {
+        let mut tx = fixture.guard();
         let _: Queued<Value> = tx.queue(cmd("GET"));
         tx.set("big", "x".repeat(FLUSH));
         assert!(matches!(tx.commit(), Err(CommitError::Rejected { .. })));
     }),
-    ("commands refused by name", |stage| {
+    ("commands refused by name", |fixture| {
         for command in REFUSED {
-            for begin in [Stage::guard, Stage::begun, Stage::chunked] {
-                let mut tx = begin(stage);
+            for begin in [Fixture::guard, Fixture::begun, Fixture::chunked] {
+                let mut tx = begin(fixture);
                 let _: Queued<Value> = tx.queue(never(command));
                 assert!(matches!(tx.commit(), Err(CommitError::NotSent { .. })), "{command:?}");
             }
-            let refused = stage.watching().query::<Value>(never(command));
+            let refused = fixture.watching().query::<Value>(never(command));
             assert!(matches!(refused, Err(Error::Refused { .. })), "{command:?}");
         }
     }),
-    ("too large", |stage| {
-        let mut tx = stage.begun();
+    ("too large", |fixture| {
+        let mut tx = fixture.begun();
         (0..=MOST).for_each(|n| _ = tx.incr("n", n));
         assert!(tx.commit().is_err());
     }),
-    ("partly applied", |stage| {
-        let mut tx = stage.guard();
+    ("partly applied", |fixture| {
+        let mut tx = fixture.guard();
         tx.set("text", "no number");
         tx.incr("text", 1);
         assert!(matches!(tx.commit(), Err(CommitError::PartlyApplied { .. })));
     }),
-    ("a reply of another type", |stage| {
-        let ran = stage.accounts().run(|tx| {
+    ("a reply of another type", |fixture| {
+        let ran = fixture.accounts().run(|tx| {
             tx.set("text", "no number");
             Ok(tx.get::<_, i64>("text"))
         });
         assert!(matches!(ran, Err(Error::Reply(_))));
     }),
-    ("a read of another type", |stage| {
-        stage.change_watched();
-        let read = stage.accounts().watch([&stage.watched]).run(|read, tx| {
-            let _: i64 = read.get(&stage.watched)?;
+    ("a read of another type", |fixture| {
+        fixture.change_watched();
+        let read = fixture.accounts().watch([&fixture.watched]).run(|read, tx| {
+            let _: i64 = read.get(&fixture.watched)?;
             Ok(tx.incr("n", 1))
         });
         assert!(matches!(read, Err(Error::Decode { .. })));
     }),
-    ("a savepoint left open", |stage| {
-        let mut tx = stage.begun();
+    ("a savepoint left open", |fixture| {
+        let mut tx = fixture.begun();
         let mut part = tx.savepoint();
         part.set("never", 1);
         std::mem::forget(part);
         assert!(tx.commit().is_ok());
     }),
-    ("watching, dropped", |stage| drop(stage.watching())),
-    ("watching, abandoned", |stage| stage.watching().abandon().unwrap()),
-    ("watching, then dropped as a transaction", |stage| drop(stage.watching().multi())),
-    ("watching, then discarded as a transaction", |stage| {
-        stage.watching().multi().discard().unwrap();
+    ("watching, dropped", |fixture| drop(fixture.watching())),
+    ("watching, abandoned", |fixture| fixture.watching().abandon().unwrap()),
+    ("watching, then dropped as a transaction", |fixture| drop(fixture.watching().multi())),
+    ("watching, then discarded as a transaction", |fixture| {
+        fixture.watching().multi().discard().unwrap();
     }),
-    ("watching, committed empty", |stage| {
-        assert!(stage.watching().multi().commit().unwrap().committed().is_some());
+    ("watching, committed empty", |fixture| {
+        assert!(fixture.watching().multi().commit().unwrap().committed().is_some());
     }),
-    ("watching, committed", |stage| {
-        let mut tx = stage.watching().multi();
+    ("watching, committed", |fixture| {
+        let mut tx = fixture.watching().multi();
         tx.incr("n", 1);
         assert!(tx.commit().unwrap().committed().is_some());
     }),
-    ("watching, in conflict", |stage| {
-        let mut tx = stage.watching().multi();
+    ("watching, in conflict", |fixture| {
+        let mut tx = fixture.watching().multi();
         tx.incr("n", 1);
-        stage.change_watched();
+        fixture.change_watched();
         assert!(matches!(tx.commit(), Ok(Outcome::Conflict)));
     }),
-    ("watching, in chunks, dropped", |stage| {
-        let mut tx = stage.watching().multi();
+    ("watching, in chunks, dropped", |fixture| {
+        let mut tx = fixture.watching().multi();
         tx.set("big", "x".repeat(FLUSH));
         tx.check().unwrap();
     }),
-    ("reading, dropped and committed", |stage| {
-        let mut reading = stage.accounts().reading().begin().unwrap();
+    ("reading, dropped and committed", |fixture| {
+        let mut reading = fixture.accounts().reading().begin().unwrap();
         let _: Option<i64> = reading.get("n").unwrap();
         drop(reading);
-        let reading = stage.accounts().reading().begin().unwrap();
+        let reading = fixture.accounts().reading().begin().unwrap();
         assert!(reading.multi().commit().is_ok());
     }),
-    ("a block that fails", |stage| {
-        let failed = stage.accounts().run(|tx| {
+    ("a block that fails", |fixture| {
+        let failed = fixture.accounts().run(|tx| {
             tx.set("big", "x".repeat(FLUSH));
             Err::<(), _>(Error::NoKeys)
         });
         assert!(matches!(failed, Err(Error::NoKeys)));
     }),
-    ("a watching block that fails", |stage| {
-        let failed = stage.accounts().watch([&stage.watched]).run(|read, tx| {
-            let _: Option<String> = read.get(&stage.watched)?;
+    ("a watching block that fails", |fixture| {
+        let failed = fixture.accounts().watch([&fixture.watched]).run(|read, tx| {
+            let _: Option<String> = read.get(&fixture.watched)?;
             tx.incr("n", 1);
             Err::<(), _>(Error::NoKeys)
         });
         assert!(matches!(failed, Err(Error::NoKeys)));
     }),
-    ("a watching block that never gets through", |stage| {
-        let once = stage.accounts().watch(["contended"]).retry(RetryPolicy::never());
-        let outside = &mut stage.outside;
+    ("a watching block that never gets through", |fixture| {
+        let once = fixture.accounts().watch(["contended"]).retry(RetryPolicy::never());
+        let outside = &mut fixture.outside;
         let lost = once.run(|_, tx| {
             cmd("INCR").arg("contended").exec(outside).unwrap();
             Ok(tx.incr("n", 1))
         });
         assert!(matches!(lost, Err(Error::RetriesExhausted { .. })));
     }),
-    ("panics in closures", |stage| {
-        let accounts = stage.accounts();
+    ("panics in closures", |fixture| {
+        let accounts = fixture.accounts();
         panics(|| drop(accounts.run(|_| unwind::<Result<(), _>>())));
         panics(|| {
             drop(accounts.run(|tx| {
@@ -306,35 +306,35 @@ const ENDS: &[End] = &[
                 unwind::<Result<(), _>>()
             }));
         });
-        panics(|| drop(accounts.watch([&stage.watched]).run(|_, _| unwind::<Result<(), _>>())));
+        panics(|| drop(accounts.watch([&fixture.watched]).run(|_, _| unwind::<Result<(), _>>())));
     }),
-    ("panics over guards", |stage| {
-        for begin in [Stage::guard, Stage::begun, Stage::chunked] {
+    ("panics over guards", |fixture| {
+        for begin in [Fixture::guard, Fixture::begun, Fixture::chunked] {
             panics(|| {
-                let _tx = begin(stage);
+                let _tx = begin(fixture);
                 unwind()
             });
         }
         panics(|| {
-            let _watching = stage.watching();
+            let _watching = fixture.watching();
             unwind()
         });
         panics(|| {
-            let _tx = stage.watching().multi();
+            let _tx = fixture.watching().multi();
             unwind()
         });
     }),
-    ("an argument that panics", |stage| {
-        let mut tx = stage.begun();
+    ("an argument that panics", |fixture| {
+        let mut tx = fixture.begun();
         panics(|| _ = tx.set("key", Explosive));
         assert!(tx.commit().is_ok());
-        let mut watching = stage.watching();
+        let mut watching = fixture.watching();
         panics(|| _ = watching.get::<_, Value>(Explosive));
     }),
-    ("a forgotten guard", |stage| std::mem::forget(stage.guard())),
-    ("a forgotten guard behind MULTI", |stage| std::mem::forget(stage.begun())),
-    ("a forgotten guard behind a chunk", |stage| std::mem::forget(stage.chunked())),
-    ("a forgotten watching guard", |stage| std::mem::forget(stage.watching())),
+    ("a forgotten guard", |fixture| std::mem::forget(fixture.guard())),
+    ("a forgotten guard behind MULTI", |fixture| std::mem::forget(fixture.begun())),
+    ("a forgotten guard behind a chunk", |fixture| std::mem::forget(fixture.chunked())),
+    ("a forgotten watching guard", |fixture| std::mem::forget(fixture.watching())),
 ];
 
 #[test]
@@ -350,11 +350,11 @@ fn however_a_scope_ends_the_next_borrower_finds_a_connection_like_a_fresh_one() 
             scope.spawn(|| {
                 loop {
                     let Some((trust, (name, end))) = next.lock().unwrap().next() else { break };
-                    let mut stage = Stage::new(&server, trust);
+                    let mut fixture = Fixture::new(&server, trust);
                     // A connection that has been used before, as most are.
-                    stage.next_borrower("at first");
-                    end(&mut stage);
-                    stage.next_borrower(name);
+                    fixture.next_borrower("at first");
+                    end(&mut fixture);
+                    fixture.next_borrower(name);
                 }
             });
         }

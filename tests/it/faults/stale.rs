@@ -46,13 +46,13 @@ enum Order {
     OneByOne,
 }
 
-struct Stage {
+struct Fixture {
     server: Server,
     proxy: Proxy,
     sessions: SessionManager,
 }
 
-impl Stage {
+impl Fixture {
     /// Two pools of idle connections, all older than the trust window.
     fn with_idle_links() -> Self {
         let server = Server::start();
@@ -76,12 +76,12 @@ impl Stage {
             });
             sessions.status().pooled.idle == LINKS
         });
-        let stage = Self { server, proxy, sessions };
+        let fixture = Self { server, proxy, sessions };
         let quiet = Instant::now();
         eventually(SOON, "the trust window is over", || quiet.elapsed() > 10 * WINDOW);
-        let status = stage.sessions.status();
+        let status = fixture.sessions.status();
         assert_eq!((status.pooled.idle, status.transactional.idle), (LINKS, LINKS));
-        stage
+        fixture
     }
 
     fn kill(&self, death: Death) {
@@ -164,9 +164,9 @@ fn command(sessions: &SessionManager, nth: u32) -> Result<(), Error> {
 
 /// The next scopes and the next commands after all idle connections have died.
 fn absorbs(death: Death, how: Use, order: Order) {
-    let stage = Stage::with_idle_links();
-    let Stage { server, sessions, .. } = &stage;
-    stage.kill(death);
+    let fixture = Fixture::with_idle_links();
+    let Fixture { server, sessions, .. } = &fixture;
+    fixture.kill(death);
     let begun = Instant::now();
     let timed = |pool: &str, work: &(dyn Fn(u32) -> Result<(), Error> + Sync)| {
         let errors = match order {

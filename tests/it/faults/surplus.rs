@@ -33,14 +33,14 @@ impl Way {
     ];
 }
 
-struct Stage {
+struct Fixture {
     server: Server,
     proxy: Proxy,
     front: Option<Front>,
     sessions: SessionManager,
 }
 
-impl Stage {
+impl Fixture {
     /// Pools of one connection. `trust`: how long a connection is used without being asked.
     fn new(way: Way, protocol: &str, trust: Option<Duration>) -> Self {
         let server = Server::start();
@@ -66,9 +66,9 @@ impl Stage {
             builder = builder.tls(rediscope::Tls::new().root_certificates(authority.pem()));
         }
         let sessions = builder.build().unwrap();
-        let stage = Self { server, proxy, front, sessions };
-        stage.warm();
-        stage
+        let fixture = Self { server, proxy, front, sessions };
+        fixture.warm();
+        fixture
     }
 
     fn warm(&self) {
@@ -104,67 +104,68 @@ impl Stage {
 }
 
 /// What the next caller does. Each checks what it is told against what the server holds.
-type Use = fn(&Stage);
+type Use = fn(&Fixture);
 
-fn reads(stage: &Stage) {
-    assert_eq!(stage.sessions.pooled().get::<_, String>("right").unwrap(), "right");
+fn reads(fixture: &Fixture) {
+    assert_eq!(fixture.sessions.pooled().get::<_, String>("right").unwrap(), "right");
 }
 
-fn writes(stage: &Stage) {
-    let told: i64 = stage.sessions.pooled().incr("n", 1).unwrap();
-    assert_eq!(told, stage.server.ask::<i64>(&["GET", "n"]));
+fn writes(fixture: &Fixture) {
+    let told: i64 = fixture.sessions.pooled().incr("n", 1).unwrap();
+    assert_eq!(told, fixture.server.ask::<i64>(&["GET", "n"]));
 }
 
-fn pipelines(stage: &Stage) {
+fn pipelines(fixture: &Fixture) {
     let mut pipe = redis::pipe();
     pipe.get("right").incr("n", 1).get("right");
-    let (one, n, other): (String, i64, String) = pipe.query(&mut stage.sessions.pooled()).unwrap();
+    let (one, n, other): (String, i64, String) =
+        pipe.query(&mut fixture.sessions.pooled()).unwrap();
     assert_eq!((&*one, &*other), ("right", "right"));
-    assert_eq!(n, stage.server.ask::<i64>(&["GET", "n"]));
+    assert_eq!(n, fixture.server.ask::<i64>(&["GET", "n"]));
 }
 
-fn block(stage: &Stage, accounts: &Transactional) {
+fn block(fixture: &Fixture, accounts: &Transactional) {
     let run = accounts.run(|tx| Ok((tx.incr("n", 1), tx.get::<_, String>("right"))));
     let (n, right) = run.unwrap();
-    assert_eq!((n, &*right), (stage.server.ask::<i64>(&["GET", "n"]), "right"));
+    assert_eq!((n, &*right), (fixture.server.ask::<i64>(&["GET", "n"]), "right"));
 }
 
-fn runs(stage: &Stage) {
-    block(stage, &stage.accounts());
+fn runs(fixture: &Fixture) {
+    block(fixture, &fixture.accounts());
 }
 
-fn runs_exactly_once(stage: &Stage) {
-    block(stage, &stage.accounts().with(TransactionOptions::new().exactly_once()));
+fn runs_exactly_once(fixture: &Fixture) {
+    block(fixture, &fixture.accounts().with(TransactionOptions::new().exactly_once()));
 }
 
-fn commits(stage: &Stage) {
-    let mut tx = stage.accounts().begin().unwrap();
+fn commits(fixture: &Fixture) {
+    let mut tx = fixture.accounts().begin().unwrap();
     let (n, right) = (tx.incr("n", 1), tx.get::<_, String>("right"));
     let replies = tx.commit().unwrap();
-    assert_eq!(replies.get(n).unwrap(), stage.server.ask::<i64>(&["GET", "n"]));
+    assert_eq!(replies.get(n).unwrap(), fixture.server.ask::<i64>(&["GET", "n"]));
     assert_eq!(replies.get(right).unwrap(), "right");
 }
 
-fn watches(stage: &Stage) {
-    let read = stage.accounts().watch(["right"]).run(|read, tx| {
+fn watches(fixture: &Fixture) {
+    let read = fixture.accounts().watch(["right"]).run(|read, tx| {
         assert_eq!(read.get::<_, String>("right")?, "right");
         Ok(tx.get::<_, String>("right"))
     });
     assert_eq!(read.unwrap(), "right");
 }
 
-fn reads_in_a_scope(stage: &Stage) {
-    let mut reading = stage.accounts().reading().begin().unwrap();
+fn reads_in_a_scope(fixture: &Fixture) {
+    let mut reading = fixture.accounts().reading().begin().unwrap();
     assert_eq!(reading.get::<_, String>("right").unwrap(), "right");
 }
 
-fn requires(stage: &Stage) {
-    let required = stage.accounts().require(Condition::equals("right", "right"));
+fn requires(fixture: &Fixture) {
+    let required = fixture.accounts().require(Condition::equals("right", "right"));
     assert_eq!(required.run(|tx| Ok(tx.get::<_, String>("right"))).unwrap(), "right");
 }
 
-fn locks(stage: &Stage) {
-    let held = stage.sessions.lock("l").acquire(SOON).unwrap();
+fn locks(fixture: &Fixture) {
+    let held = fixture.sessions.lock("l").acquire(SOON).unwrap();
     assert!(held.fencing_token() > 0);
     held.release().unwrap();
 }
@@ -198,32 +199,32 @@ const SURPLUS: &[&str] = &[
 ];
 
 /// All ways with all uses, on a thread for each way.
-fn for_all(trust: Option<Duration>, protocol: &'static str, check: fn(&Stage, Way, &str, Use)) {
+fn for_all(trust: Option<Duration>, protocol: &'static str, check: fn(&Fixture, Way, &str, Use)) {
     thread::scope(|scope| {
         for &way in Way::ALL {
             scope.spawn(move || {
-                let stage = Stage::new(way, protocol, trust);
+                let fixture = Fixture::new(way, protocol, trust);
                 for &(name, each) in USES {
-                    check(&stage, way, name, each);
+                    check(&fixture, way, name, each);
                 }
             });
         }
     });
 }
 
-fn never_handed_on(stage: &Stage, way: Way, name: &str, each: Use) {
+fn never_handed_on(fixture: &Fixture, way: Way, name: &str, each: Use) {
     // Locks delete keys in the background. Behind a front the replies to that would be counted as
     // what is passed on, so that a call may come before it.
-    if name == "a lock" && stage.front.is_some() {
+    if name == "a lock" && fixture.front.is_some() {
         return;
     }
     for surplus in SURPLUS {
-        stage.warm();
-        stage.comes(surplus.as_bytes());
+        fixture.warm();
+        fixture.comes(surplus.as_bytes());
         println!("{way:?}, {name}, {surplus:?}");
-        each(stage);
+        each(fixture);
         // Nor is what comes behind the first one of any consequence.
-        each(stage);
+        each(fixture);
     }
 }
 
@@ -245,24 +246,24 @@ fn a_reply_too_many_is_never_the_next_callers_in_resp3() {
 #[test]
 fn a_leader_of_a_group_and_those_who_travel_are_not_handed_a_reply_too_many() {
     for &way in Way::ALL {
-        let stage = Stage::new(way, "", Some(HOUR));
-        let grouped = stage.accounts().with(TransactionOptions::new().grouped());
+        let fixture = Fixture::new(way, "", Some(HOUR));
+        let grouped = fixture.accounts().with(TransactionOptions::new().grouped());
         for surplus in SURPLUS {
-            let held = stage.accounts().begin().unwrap();
+            let held = fixture.accounts().begin().unwrap();
             thread::scope(|scope| {
                 let run = || grouped.run(|tx| Ok(tx.get::<_, String>("right"))).unwrap();
                 let callers = [scope.spawn(run), scope.spawn(run), scope.spawn(run)];
                 eventually(SOON, "they wait", || {
-                    stage.sessions.status().transactional.waiting == 3
+                    fixture.sessions.status().transactional.waiting == 3
                 });
-                stage.comes(surplus.as_bytes());
+                fixture.comes(surplus.as_bytes());
                 drop(held);
                 for caller in callers {
                     assert_eq!(caller.join().unwrap(), "right", "{way:?}, {surplus:?}");
                 }
             });
             // The pooled pool had it too.
-            stage.warm();
+            fixture.warm();
         }
     }
 }
@@ -270,17 +271,17 @@ fn a_leader_of_a_group_and_those_who_travel_are_not_handed_a_reply_too_many() {
 #[test]
 fn a_reply_too_many_inside_a_scope_ends_it_before_anything_is_sent() {
     for &way in Way::ALL {
-        let stage = Stage::new(way, "", Some(HOUR));
+        let fixture = Fixture::new(way, "", Some(HOUR));
         for surplus in SURPLUS {
-            let watching = stage.accounts().watch(["right"]).begin().unwrap();
-            stage.comes(surplus.as_bytes());
+            let watching = fixture.accounts().watch(["right"]).begin().unwrap();
+            fixture.comes(surplus.as_bytes());
             let mut tx = watching.multi();
             tx.incr("never", 1);
             let error = tx.commit().unwrap_err();
             assert_eq!(error.applied(), rediscope::Applied::No, "{way:?}, {surplus:?}: {error}");
             assert!(error.is_retryable(), "{way:?}, {surplus:?}: {error}");
         }
-        assert_eq!(stage.server.ask::<i64>(&["EXISTS", "never"]), 0);
+        assert_eq!(fixture.server.ask::<i64>(&["EXISTS", "never"]), 0);
     }
 }
 
@@ -294,21 +295,21 @@ const PUSHES: &[&[&str]] = &[
     &[">2\r\n$3\r\nabc\r\n", "$3\r\ndef\r\n>1\r\n+a\r\n"],
 ];
 
-fn costs_nothing(stage: &Stage, way: Way, name: &str, each: Use) {
-    each(stage);
-    stage.warm();
-    let before = stage.proxy.accepted();
+fn costs_nothing(fixture: &Fixture, way: Way, name: &str, each: Use) {
+    each(fixture);
+    fixture.warm();
+    let before = fixture.proxy.accepted();
     for parts in PUSHES {
         for part in *parts {
-            stage.comes(part.as_bytes());
+            fixture.comes(part.as_bytes());
             // What is half there waits for the rest.
             if parts.len() > 1 {
                 continue;
             }
-            each(stage);
+            each(fixture);
         }
-        each(stage);
-        assert_eq!(stage.proxy.accepted(), before, "{way:?}, {name}, {parts:?}");
+        each(fixture);
+        assert_eq!(fixture.proxy.accepted(), before, "{way:?}, {name}, {parts:?}");
     }
 }
 
@@ -320,28 +321,28 @@ fn what_resp3_pushes_between_two_calls_costs_no_connection() {
 #[test]
 fn half_a_push_is_kept_while_calls_go_on_and_its_rest_is_no_reply() {
     for &way in Way::ALL {
-        let stage = Stage::new(way, "?protocol=resp3", Some(HOUR));
+        let fixture = Fixture::new(way, "?protocol=resp3", Some(HOUR));
         // Once before: locks open a connection of their own.
-        USES.iter().for_each(|(_, each)| each(&stage));
-        stage.warm();
-        let before = stage.proxy.accepted();
-        stage.comes(b">2\r\n+inval");
-        let status = stage.sessions.status();
+        USES.iter().for_each(|(_, each)| each(&fixture));
+        fixture.warm();
+        let before = fixture.proxy.accepted();
+        fixture.comes(b">2\r\n+inval");
+        let status = fixture.sessions.status();
         assert_eq!((status.pooled.idle, status.transactional.idle), (1, 1));
-        stage.comes(b"idate\r\n*0\r\n");
-        USES.iter().for_each(|(_, each)| each(&stage));
-        assert_eq!(stage.proxy.accepted(), before, "{way:?}");
+        fixture.comes(b"idate\r\n*0\r\n");
+        USES.iter().for_each(|(_, each)| each(&fixture));
+        assert_eq!(fixture.proxy.accepted(), before, "{way:?}");
     }
 }
 
 #[test]
 fn a_push_in_resp2_is_not_the_servers_to_send() {
     for &way in Way::ALL {
-        let stage = Stage::new(way, "", Some(HOUR));
-        let before = stage.proxy.accepted();
-        stage.comes(b">1\r\n+a\r\n");
-        reads(&stage);
-        runs(&stage);
-        assert_eq!(stage.proxy.accepted(), before + 2, "{way:?}");
+        let fixture = Fixture::new(way, "", Some(HOUR));
+        let before = fixture.proxy.accepted();
+        fixture.comes(b">1\r\n+a\r\n");
+        reads(&fixture);
+        runs(&fixture);
+        assert_eq!(fixture.proxy.accepted(), before + 2, "{way:?}");
     }
 }

@@ -5,16 +5,16 @@ use std::time::Duration;
 use rediscope::prelude::*;
 use rediscope::{Begin, CheckoutError, Error, TransactionOptions};
 
-use super::stage::{Call, Stage, push};
+use super::fixture::{Call, Fixture, push};
 
 #[test]
 fn no_more_blocks_travel_together_than_the_limit_says() {
-    let stage = Stage::with(|builder| builder.max_group(4));
+    let fixture = Fixture::with(|builder| builder.max_group(4));
     let mut turns = 0;
-    let told = stage.at_once((0..12).map(push).collect(), || turns = stage.proxy.turns());
+    let told = fixture.at_once((0..12).map(push).collect(), || turns = fixture.proxy.turns());
     assert!(told.iter().all(Result::is_ok));
-    assert_eq!(stage.proxy.turns() - turns, 3);
-    assert_eq!(stage.list("list").len(), 12);
+    assert_eq!(fixture.proxy.turns() - turns, 3);
+    assert_eq!(fixture.list("list").len(), 12);
 }
 
 #[test]
@@ -22,40 +22,40 @@ fn no_more_bytes_travel_together_than_the_limit_says() {
     let big = |nth: usize| -> Call<'_, i64> {
         Box::new(move |handle| handle.run(|tx| Ok(tx.rpush("list", format!("{nth:05000}")))))
     };
-    let stage = Stage::with(|builder| builder.flush_bytes(11_000));
+    let fixture = Fixture::with(|builder| builder.flush_bytes(11_000));
     let mut turns = 0;
-    let told = stage.at_once((0..6).map(big).collect(), || turns = stage.proxy.turns());
+    let told = fixture.at_once((0..6).map(big).collect(), || turns = fixture.proxy.turns());
     assert!(told.iter().all(Result::is_ok), "{told:?}");
-    assert_eq!(stage.proxy.turns() - turns, 3, "two at a time");
+    assert_eq!(fixture.proxy.turns() - turns, 3, "two at a time");
 }
 
 #[test]
 fn a_scope_that_waits_is_not_passed_over() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let scope: Call<'_, i64> = Box::new(|handle| {
         let mut tx = handle.begin()?;
         let length = tx.rpush("list", "scope");
         Ok(tx.commit()?.get(length)?)
     });
     let calls = vec![push(0), push(1), scope, push(3), push(4)];
-    let told = stage.at_once(calls, || {});
+    let told = fixture.at_once(calls, || {});
     let lengths: Vec<_> = told.into_iter().map(Result::unwrap).collect();
     assert_eq!(lengths, [1, 2, 3, 4, 5]);
-    assert_eq!(stage.list("list"), ["0", "1", "scope", "3", "4"]);
+    assert_eq!(fixture.list("list"), ["0", "1", "scope", "3", "4"]);
 }
 
 /// One round trip of its own each, however many wait.
 #[track_caller]
 fn alone(what: &str, call: fn() -> Call<'static, i64>) {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let calls = vec![push(0), push(1), call(), push(3), push(4)];
     let mut turns = 0;
-    let told = stage.at_once(calls, || turns = stage.proxy.turns());
+    let told = fixture.at_once(calls, || turns = fixture.proxy.turns());
     assert!(told.iter().all(Result::is_ok), "{what}: {told:?}");
-    let groups = stage.sent().split(|word| word == "RPUSH").count() - 1;
+    let groups = fixture.sent().split(|word| word == "RPUSH").count() - 1;
     assert!(groups >= 4, "{what}: {groups}");
-    assert!(stage.proxy.turns() - turns >= 3, "{what} travelled with others");
-    let list = stage.list("list");
+    assert!(fixture.proxy.turns() - turns >= 3, "{what} travelled with others");
+    let list = fixture.list("list");
     assert_eq!([&list[..2], &list[list.len() - 2..]].concat(), ["0", "1", "3", "4"], "{what}");
 }
 
@@ -102,17 +102,17 @@ fn what_might_keep_others_waiting_goes_alone() {
 
 #[test]
 fn a_wait_that_is_too_long_ends_before_anything_is_sent() {
-    let stage = Stage::with(|builder| {
+    let fixture = Fixture::with(|builder| {
         builder
             .connect_timeout(Duration::from_millis(50))
             .response_timeout(Duration::from_millis(50))
             .checkout_timeout(Duration::from_millis(200))
     });
-    stage.sessions.transactional().run(|tx| Ok(tx.exists("nothing"))).unwrap();
-    let held = stage.sessions.transactional().begin().unwrap();
-    let late = stage.grouped().run(|tx| Ok(tx.rpush("list", 1)));
+    fixture.sessions.transactional().run(|tx| Ok(tx.exists("nothing"))).unwrap();
+    let held = fixture.sessions.transactional().begin().unwrap();
+    let late = fixture.grouped().run(|tx| Ok(tx.rpush("list", 1)));
     assert!(matches!(late, Err(Error::Checkout(CheckoutError::Timeout(_)))), "{late:?}");
     drop(held);
-    stage.grouped().run(|tx| Ok(tx.rpush("list", 2))).unwrap();
-    assert_eq!(stage.list("list"), ["2"]);
+    fixture.grouped().run(|tx| Ok(tx.rpush("list", 2))).unwrap();
+    assert_eq!(fixture.list("list"), ["2"]);
 }

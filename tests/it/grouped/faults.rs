@@ -11,7 +11,7 @@ use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 use tracing_subscriber::registry;
 
-use super::stage::{Call, Stage, push};
+use super::fixture::{Call, Fixture, push};
 use rediscope_testing::proxy::{Fault, Script, Trigger};
 use rediscope_testing::server::Server;
 use rediscope_testing::{try_for, under_log};
@@ -31,19 +31,19 @@ fn word(told: &Result<i64, Error>) -> &'static str {
 
 /// Four blocks under a fault: what each was told, and how many were applied.
 fn four(trigger: Trigger, fault: Fault) -> ([&'static str; 4], usize) {
-    let stage = Stage::new();
-    let told = stage.at_once((0..4).map(push).collect(), || {
-        stage.proxy.arm(Script::from((trigger, fault)).once());
+    let fixture = Fixture::new();
+    let told = fixture.at_once((0..4).map(push).collect(), || {
+        fixture.proxy.arm(Script::from((trigger, fault)).once());
     });
     let words = [word(&told[0]), word(&told[1]), word(&told[2]), word(&told[3])];
     let doubts = words.iter().filter(|word| **word == "in doubt").count() as u64;
-    let counts = stage.sessions.status().transactional.counts;
+    let counts = fixture.sessions.status().transactional.counts;
     assert_eq!(counts.in_doubt, doubts);
     // The pool is whole.
-    stage.proxy.release();
-    let applied = stage.list("list").len();
-    stage.sessions.transactional().run(|tx| Ok(tx.incr("after", 1))).unwrap();
-    assert_eq!(stage.sessions.status().transactional.in_use, 0);
+    fixture.proxy.release();
+    let applied = fixture.list("list").len();
+    fixture.sessions.transactional().run(|tx| Ok(tx.incr("after", 1))).unwrap();
+    assert_eq!(fixture.sessions.status().transactional.in_use, 0);
     (words, applied)
 }
 
@@ -77,7 +77,7 @@ impl<S: Subscriber> Layer<S> for Slow {
 
 #[test]
 fn a_leader_who_is_held_up_by_his_log_has_told_the_others() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let (told, found) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let slow = Slow { told: Arc::clone(&told), found: Arc::clone(&found) };
     let leads: Call<'_, i64> =
@@ -90,8 +90,8 @@ fn a_leader_who_is_held_up_by_his_log_has_told_the_others() {
             came
         })
     };
-    let all = stage.at_once(vec![leads, follows(1), follows(2), follows(3)], || {
-        stage.proxy.arm(Script::from((Trigger::BeforeReply(9), Fault::Cut)).once());
+    let all = fixture.at_once(vec![leads, follows(1), follows(2), follows(3)], || {
+        fixture.proxy.arm(Script::from((Trigger::BeforeReply(9), Fault::Cut)).once());
     });
     let words: Vec<_> = all.iter().map(word).collect();
     assert_eq!(words, ["applied", "applied", "in doubt", "in doubt"]);
@@ -116,10 +116,10 @@ fn one_deadline_ends_a_whole_group() {
 
 #[test]
 fn a_group_whose_link_is_dead_before_it_leaves_is_sent_on_another_one() {
-    let stage = Stage::with(|builder| builder.trust_window(Duration::ZERO));
-    let told = stage.at_once((0..4).map(push).collect(), || stage.proxy.cut_all());
+    let fixture = Fixture::with(|builder| builder.trust_window(Duration::ZERO));
+    let told = fixture.at_once((0..4).map(push).collect(), || fixture.proxy.cut_all());
     assert!(told.iter().all(Result::is_ok), "{told:?}");
-    assert_eq!(stage.list("list").len(), 4);
+    assert_eq!(fixture.list("list").len(), 4);
 }
 
 #[test]

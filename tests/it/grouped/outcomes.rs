@@ -3,35 +3,35 @@
 use rediscope::prelude::*;
 use rediscope::{CloseReason, CommitError, Error, SessionManager};
 
-use super::stage::{Call, SOON, Stage, push};
+use super::fixture::{Call, Fixture, SOON, push};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
 
 #[test]
 fn blocks_that_wait_travel_in_one_write_in_the_order_of_the_queue() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let mut turns = 0;
-    let told = stage.at_once((0..6).map(push).collect(), || turns = stage.proxy.turns());
-    assert_eq!(stage.proxy.turns() - turns, 1, "one round trip");
-    assert_eq!(stage.sent(), ["MULTI", "RPUSH", "EXEC"].repeat(6));
+    let told = fixture.at_once((0..6).map(push).collect(), || turns = fixture.proxy.turns());
+    assert_eq!(fixture.proxy.turns() - turns, 1, "one round trip");
+    assert_eq!(fixture.sent(), ["MULTI", "RPUSH", "EXEC"].repeat(6));
     let lengths: Vec<_> = told.into_iter().map(Result::unwrap).collect();
     assert_eq!(lengths, [1, 2, 3, 4, 5, 6], "each its own reply");
-    assert_eq!(stage.list("list"), ["0", "1", "2", "3", "4", "5"]);
-    let counts = stage.sessions.status().transactional.counts;
+    assert_eq!(fixture.list("list"), ["0", "1", "2", "3", "4", "5"]);
+    let counts = fixture.sessions.status().transactional.counts;
     assert_eq!((counts.commits, counts.in_doubt), (7, 0));
 }
 
 #[test]
 fn a_command_that_fails_at_run_time_is_one_blocks_own() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let wrong: Call<'_, i64> = Box::new(|handle| {
         handle.run(|tx| {
             tx.set("beside", 1);
             Ok(tx.incr("list", 1))
         })
     });
-    let told = stage.at_once(vec![push(0), wrong, push(2)], || {});
+    let told = fixture.at_once(vec![push(0), wrong, push(2)], || {});
     assert_eq!(told[0].as_ref().unwrap(), &1);
     match &told[1] {
         Err(Error::Commit(error)) => {
@@ -40,7 +40,7 @@ fn a_command_that_fails_at_run_time_is_one_blocks_own() {
         other => panic!("{other:?}"),
     }
     assert_eq!(told[2].as_ref().unwrap(), &2);
-    assert_eq!(stage.server.ask::<i64>(&["GET", "beside"]), 1);
+    assert_eq!(fixture.server.ask::<i64>(&["GET", "beside"]), 1);
 }
 
 /// Of a block whose EXEC is answered with a proxy's error nothing is known; the others have their
@@ -56,10 +56,10 @@ fn an_answer_that_proves_nothing_is_one_blocks_own() {
             // The server never saw this RPUSH, and answers an empty array.
             (Trigger::BeforeCommand(5), Fault::Refuse(words), false),
         ] {
-            let stage = Stage::new();
-            let before = stage.sessions.status().transactional.counts;
-            let told = stage.at_once((0..6).map(push).collect(), || {
-                stage.proxy.arm(Script::from((trigger, fault)).once());
+            let fixture = Fixture::new();
+            let before = fixture.sessions.status().transactional.counts;
+            let told = fixture.at_once((0..6).map(push).collect(), || {
+                fixture.proxy.arm(Script::from((trigger, fault)).once());
             });
             let at = match trigger {
                 Trigger::BeforeReply(nth) => nth as usize / 3 - 1,
@@ -77,25 +77,25 @@ fn an_answer_that_proves_nothing_is_one_blocks_own() {
                     told => panic!("{nth}: {told:?}"),
                 }
             }
-            assert_eq!(stage.list("list").len(), if ran { 6 } else { 5 });
-            let counts = stage.sessions.status().transactional.counts;
+            assert_eq!(fixture.list("list").len(), if ran { 6 } else { 5 });
+            let counts = fixture.sessions.status().transactional.counts;
             assert_eq!(counts.in_doubt - before.in_doubt, 1);
             assert_eq!(counts.all_replaced() - before.all_replaced(), 1, "{counts:?}");
         }
     }
 }
 
-fn as_user() -> Stage {
+fn as_user() -> Fixture {
     let server = Server::start();
     server.acl(&["SETUSER", "app", "on", ">secret", "~list", "~nothing", "+@all"]);
     let proxy = Proxy::to(&server);
     let url = format!("redis://app:secret@{}/", proxy.address());
-    Stage::on(server, proxy, &url, |builder| builder)
+    Fixture::on(server, proxy, &url, |builder| builder)
 }
 
 #[test]
 fn a_command_that_is_refused_is_one_blocks_own() {
-    let stage = as_user();
+    let fixture = as_user();
     let refused: Call<'_, i64> = Box::new(|handle| {
         handle.run(|tx| {
             tx.rpush("list", "never");
@@ -103,7 +103,7 @@ fn a_command_that_is_refused_is_one_blocks_own() {
             Ok(tx.incr("forbidden", 1))
         })
     });
-    let told = stage.at_once(vec![push(0), refused, push(2)], || {});
+    let told = fixture.at_once(vec![push(0), refused, push(2)], || {});
     assert!(told[0].is_ok() && told[2].is_ok());
     match &told[1] {
         Err(Error::Commit(error)) => assert!(
@@ -112,20 +112,20 @@ fn a_command_that_is_refused_is_one_blocks_own() {
         ),
         other => panic!("{other:?}"),
     }
-    assert_eq!(stage.list("list"), ["0", "2"]);
+    assert_eq!(fixture.list("list"), ["0", "2"]);
 }
 
 #[test]
 fn where_multi_is_refused_from_one_block_on_the_others_keep_their_outcomes() {
-    let stage = as_user();
+    let fixture = as_user();
     // The second block's MULTI waits on its way until the right to it is gone.
     let held = Script::from((Trigger::BeforeCommand(4), Fault::HoldRequests)).once();
     let told = std::thread::scope(|scope| {
         let calling =
-            scope.spawn(|| stage.at_once((0..4).map(push).collect(), || stage.proxy.arm(held)));
-        eventually(SOON, "the first block is applied", || !stage.list("list").is_empty());
-        stage.server.acl(&["SETUSER", "app", "-multi"]);
-        stage.proxy.release();
+            scope.spawn(|| fixture.at_once((0..4).map(push).collect(), || fixture.proxy.arm(held)));
+        eventually(SOON, "the first block is applied", || !fixture.list("list").is_empty());
+        fixture.server.acl(&["SETUSER", "app", "-multi"]);
+        fixture.proxy.release();
         calling.join().unwrap()
     });
     assert_eq!(told[0].as_ref().unwrap(), &1);
@@ -137,15 +137,15 @@ fn where_multi_is_refused_from_one_block_on_the_others_keep_their_outcomes() {
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(stage.list("list"), ["0", "1", "2", "3"], "they ran, one by one");
+    assert_eq!(fixture.list("list"), ["0", "1", "2", "3"], "they ran, one by one");
 }
 
 #[test]
 fn a_group_that_a_replica_refuses_has_the_connection_replaced() {
-    let (stage, other) = (Stage::new(), Server::start());
+    let (fixture, other) = (Fixture::new(), Server::start());
     let port = other.port().to_string();
-    let told = stage.at_once((0..3).map(push).collect(), || {
-        stage.server.ask::<()>(&["REPLICAOF", "127.0.0.1", &port]);
+    let told = fixture.at_once((0..3).map(push).collect(), || {
+        fixture.server.ask::<()>(&["REPLICAOF", "127.0.0.1", &port]);
     });
     for told in &told {
         match told {
@@ -156,13 +156,13 @@ fn a_group_that_a_replica_refuses_has_the_connection_replaced() {
             other => panic!("{other:?}"),
         }
     }
-    let counts = stage.sessions.status().transactional.counts;
+    let counts = fixture.sessions.status().transactional.counts;
     assert_eq!(counts.replaced, [(CloseReason::Outdated, 1)]);
 }
 
 #[test]
 fn a_session_of_its_own_sees_each_block_whole() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let pair = |nth: i64| -> Call<'_, i64> {
         Box::new(move |handle| {
             handle.run(|tx| {
@@ -172,13 +172,13 @@ fn a_session_of_its_own_sees_each_block_whole() {
             })
         })
     };
-    let watcher = SessionManager::connect(stage.server.url()).unwrap().transactional();
-    let told = stage.at_once((0..8).map(pair).collect(), || {
+    let watcher = SessionManager::connect(fixture.server.url()).unwrap().transactional();
+    let told = fixture.at_once((0..8).map(pair).collect(), || {
         let (left, right) =
             watcher.run(|tx| Ok((tx.get::<_, Option<i64>>("left"), tx.get("right")))).unwrap();
         assert_eq!(left, right);
     });
     assert!(told.iter().all(Result::is_ok));
-    let torn: Vec<Option<i64>> = stage.server.ask(&["MGET", "left", "right"]);
+    let torn: Vec<Option<i64>> = fixture.server.ask(&["MGET", "left", "right"]);
     assert_eq!(torn, [Some(7), Some(7)]);
 }

@@ -5,114 +5,114 @@ use std::time::Duration;
 
 use rediscope::{Applied, LockError};
 
-use super::stage::{LONG, SOON, Stage, is_lost};
+use super::fixture::{Fixture, LONG, SOON, is_lost};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 
-/// A stage whose server knows the scripts, and whose pool has a trusted connection.
-fn warm() -> Stage {
-    let stage = Stage::new();
-    drop(stage.sessions.lock("warm").try_acquire().unwrap());
-    stage
+/// A fixture whose server knows the scripts, and whose pool has a trusted connection.
+fn warm() -> Fixture {
+    let fixture = Fixture::new();
+    drop(fixture.sessions.lock("warm").try_acquire().unwrap());
+    fixture
 }
 
 #[test]
 fn a_lock_that_was_acquired_without_an_answer_is_adopted() {
-    let stage = warm();
-    let lock = stage.sessions.lock("l").lease(LONG);
-    stage.arm(Trigger::BeforeReplyTo("EVALSHA"), Fault::Cut);
+    let fixture = warm();
+    let lock = fixture.sessions.lock("l").lease(LONG);
+    fixture.arm(Trigger::BeforeReplyTo("EVALSHA"), Fault::Cut);
     let guard = lock.try_acquire().unwrap().unwrap();
-    assert_eq!(stage.proxy.fired(), 1);
-    assert_eq!(stage.holders(), 1);
-    let counter: u64 = stage.server.ask(&["GET", "rediscope:fence"]);
+    assert_eq!(fixture.proxy.fired(), 1);
+    assert_eq!(fixture.holders(), 1);
+    let counter: u64 = fixture.server.ask(&["GET", "rediscope:fence"]);
     assert_eq!(guard.fencing_token(), counter, "asked twice and acquired once");
     guard.release().unwrap();
-    assert_eq!(stage.holders(), 0);
+    assert_eq!(fixture.holders(), 0);
 }
 
 #[test]
 fn what_was_acquired_without_an_answer_and_given_up_is_given_back() {
-    let stage = warm();
-    let lock = stage.sessions.lock("l").lease(LONG);
-    let before: Option<u64> = stage.server.ask(&["GET", "rediscope:fence"]);
-    stage.proxy.mute_new(true);
-    stage.arm(Trigger::BeforeReplyTo("EVALSHA"), Fault::HoldReplies);
+    let fixture = warm();
+    let lock = fixture.sessions.lock("l").lease(LONG);
+    let before: Option<u64> = fixture.server.ask(&["GET", "rediscope:fence"]);
+    fixture.proxy.mute_new(true);
+    fixture.arm(Trigger::BeforeReplyTo("EVALSHA"), Fault::HoldReplies);
     let error = lock.try_acquire().unwrap_err();
     assert!(matches!(error, LockError::Connection { .. }), "{error:?}");
     assert_eq!((error.applied(), error.is_retryable()), (Applied::Unknown, true));
-    let counter: Option<u64> = stage.server.ask(&["GET", "rediscope:fence"]);
+    let counter: Option<u64> = fixture.server.ask(&["GET", "rediscope:fence"]);
     assert!(counter > before, "it was acquired");
-    stage.proxy.mute_new(false);
-    stage.proxy.cut_all();
-    eventually(SOON, "it is given back in the background", || stage.holders() == 0);
+    fixture.proxy.mute_new(false);
+    fixture.proxy.cut_all();
+    eventually(SOON, "it is given back in the background", || fixture.holders() == 0);
     drop(lock.try_acquire().unwrap().unwrap());
 }
 
 #[test]
 fn a_request_that_arrives_after_it_was_given_up_acquires_nothing() {
-    let stage = warm();
-    let lock = stage.sessions.lock("l").lease(LONG);
-    stage.arm(Trigger::BeforeCommandNamed("EVALSHA"), Fault::HoldRequests);
+    let fixture = warm();
+    let lock = fixture.sessions.lock("l").lease(LONG);
+    fixture.arm(Trigger::BeforeCommandNamed("EVALSHA"), Fault::HoldRequests);
     assert!(matches!(lock.try_acquire(), Err(LockError::Connection { .. })));
     eventually(SOON, "it is given back by its token", || {
-        stage.server.ask::<Vec<String>>(&["KEYS", "rediscope:lock:{l}:done:*"]).len() == 1
+        fixture.server.ask::<Vec<String>>(&["KEYS", "rediscope:lock:{l}:done:*"]).len() == 1
     });
-    let before = stage.server.calls("evalsha");
-    stage.proxy.release();
-    eventually(SOON, "the late request arrives", || stage.server.calls("evalsha") > before);
-    assert_eq!(stage.holders(), 0);
+    let before = fixture.server.calls("evalsha");
+    fixture.proxy.release();
+    eventually(SOON, "the late request arrives", || fixture.server.calls("evalsha") > before);
+    assert_eq!(fixture.holders(), 0);
 }
 
 #[test]
 fn a_release_without_an_answer_is_repeated_and_answers_what_the_first_one_did() {
-    let stage = warm();
-    let lock = stage.sessions.lock("l").lease(LONG);
+    let fixture = warm();
+    let lock = fixture.sessions.lock("l").lease(LONG);
     let guard = lock.try_acquire().unwrap().unwrap();
-    stage.arm(Trigger::BeforeReplyTo("EVALSHA"), Fault::Cut);
+    fixture.arm(Trigger::BeforeReplyTo("EVALSHA"), Fault::Cut);
     guard.release().unwrap();
-    assert_eq!(stage.proxy.fired(), 1);
+    assert_eq!(fixture.proxy.fired(), 1);
     let guard = lock.try_acquire().unwrap().unwrap();
     lock.force_release().unwrap();
-    let others = stage.other().lock("l").lease(LONG).try_acquire().unwrap().unwrap();
-    stage.arm(Trigger::BeforeReplyTo("EVALSHA"), Fault::Cut);
+    let others = fixture.other().lock("l").lease(LONG).try_acquire().unwrap().unwrap();
+    fixture.arm(Trigger::BeforeReplyTo("EVALSHA"), Fault::Cut);
     is_lost(guard.release());
-    assert_eq!((stage.proxy.fired(), stage.holders()), (2, 1));
+    assert_eq!((fixture.proxy.fired(), fixture.holders()), (2, 1));
     others.release().unwrap();
 }
 
 #[test]
 fn a_guard_that_is_dropped_while_the_server_is_away_is_released_when_it_is_back() {
-    let stage = warm();
-    let guard = stage.sessions.lock("l").lease(LONG).try_acquire().unwrap().unwrap();
-    stage.proxy.close_listener();
-    stage.proxy.cut_all();
+    let fixture = warm();
+    let guard = fixture.sessions.lock("l").lease(LONG).try_acquire().unwrap().unwrap();
+    fixture.proxy.close_listener();
+    fixture.proxy.cut_all();
     drop(guard);
-    assert_eq!((stage.holders(), stage.locks().held), (1, 0));
-    stage.proxy.reopen_listener();
-    eventually(SOON, "it is given back in the background", || stage.holders() == 0);
+    assert_eq!((fixture.holders(), fixture.locks().held), (1, 0));
+    fixture.proxy.reopen_listener();
+    eventually(SOON, "it is given back in the background", || fixture.holders() == 0);
 }
 
 #[test]
 fn a_lock_that_too_few_replicas_have_is_given_back() {
-    let stage = warm();
-    let lock = stage.sessions.lock("l").lease(LONG);
+    let fixture = warm();
+    let lock = fixture.sessions.lock("l").lease(LONG);
     let error = lock.clone().wait_replicas(1, Duration::from_millis(20)).try_acquire();
     assert!(matches!(error, Err(LockError::NotReplicated { .. })), "{error:?}");
-    assert_eq!(stage.holders(), 0);
-    let _replica = rediscope_testing::server::Server::replica_of(&stage.server);
+    assert_eq!(fixture.holders(), 0);
+    let _replica = rediscope_testing::server::Server::replica_of(&fixture.server);
     let guard = lock.wait_replicas(1, SOON).try_acquire().unwrap().unwrap();
     guard.release().unwrap();
 }
 
 #[test]
 fn an_answer_that_comes_when_the_lease_is_nearly_over_is_asked_for_again() {
-    let stage = warm();
+    let fixture = warm();
     // Long enough for the second answer on a busy machine, and the first one comes in time.
-    let lock = stage.sessions.lock("l").lease(Duration::from_millis(600)).fixed_lease();
+    let lock = fixture.sessions.lock("l").lease(Duration::from_millis(600)).fixed_lease();
     let late = Fault::Delay(Duration::from_millis(700));
-    stage.arm(Trigger::BeforeReplyTo("EVALSHA"), late);
+    fixture.arm(Trigger::BeforeReplyTo("EVALSHA"), late);
     let guard = lock.acquire(SOON).unwrap();
-    assert_eq!(stage.proxy.fired(), 1);
+    assert_eq!(fixture.proxy.fired(), 1);
     assert!(!guard.is_lost());
     guard.release().unwrap();
 }

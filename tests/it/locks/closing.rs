@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rediscope::{CheckoutError, LockError};
 
-use super::stage::{LONG, SOON, Stage, every_kind, is_lost};
+use super::fixture::{Fixture, LONG, SOON, every_kind, is_lost};
 use rediscope_testing::{eventually, in_time};
 
 /// Longer than a busy machine keeps a thread from extending it, each third of it.
@@ -16,11 +16,11 @@ const TRIES: u32 = 5;
 
 #[test]
 fn a_lock_that_is_held_when_the_manager_is_closed_is_released_as_before() {
-    for (way, stage) in Stage::all_ways() {
-        let kinds = every_kind(&stage.sessions);
+    for (way, fixture) in Fixture::all_ways() {
+        let kinds = every_kind(&fixture.sessions);
         let mut guards: Vec<_> =
             kinds.iter().map(|(_, lock)| lock.clone().lease(LONG).acquire(SOON).unwrap()).collect();
-        let closed = stage.sessions.close(Duration::ZERO);
+        let closed = fixture.sessions.close(Duration::ZERO);
         assert_eq!((closed.scopes, closed.locks), (0, guards.len()), "{way}");
         assert_eq!(closed.to_string(), "0 scopes, 6 locks");
         let refused = kinds[0].1.try_acquire();
@@ -42,45 +42,45 @@ fn a_lock_that_is_held_when_the_manager_is_closed_is_released_as_before() {
         thread::spawn(move || guards.into_iter().for_each(|guard| guard.release().unwrap()))
             .join()
             .unwrap();
-        assert!(stage.held_keys().is_empty(), "{way}: {:?}", stage.held_keys());
+        assert!(fixture.held_keys().is_empty(), "{way}: {:?}", fixture.held_keys());
         assert!(begun.elapsed() < SOON);
-        assert_eq!((stage.locks().held, stage.locks().lost), (0, 0), "{way}");
+        assert_eq!((fixture.locks().held, fixture.locks().lost), (0, 0), "{way}");
         eventually(SOON, "the connection went with the last of them", || {
-            stage.server.clients() == 0
+            fixture.server.clients() == 0
         });
     }
 }
 
 #[test]
 fn closing_waits_for_locks_that_are_released_in_time_and_extends_them_meanwhile() {
-    let stage = Stage::new();
-    let guard = stage.sessions.lock("l").lease(LEASE).acquire(SOON).unwrap();
-    let sessions = stage.sessions.clone();
+    let fixture = Fixture::new();
+    let guard = fixture.sessions.lock("l").lease(LEASE).acquire(SOON).unwrap();
+    let sessions = fixture.sessions.clone();
     let closing = thread::spawn(move || sessions.close(SOON));
     let begun = Instant::now();
     eventually(SOON, "it is extended past its end", || {
         assert!(!guard.is_lost());
-        begun.elapsed() > 2 * LEASE && stage.locks().renewals >= 3
+        begun.elapsed() > 2 * LEASE && fixture.locks().renewals >= 3
     });
     assert!(!closing.is_finished(), "it waits for the lock");
     guard.release().unwrap();
     let closed = in_time(SOON, "it ends with the lock", move || closing.join().unwrap());
     assert_eq!(closed, rediscope::Closed::default());
-    eventually(SOON, "no connection is left", || stage.server.clients() == 0);
+    eventually(SOON, "no connection is left", || fixture.server.clients() == 0);
 }
 
 #[test]
 fn a_lock_is_never_taken_from_a_living_guard_and_is_lost_before_its_lease_ends() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     for fixed in [false, true] {
-        let late: Vec<_> = (0..TRIES).map_while(|_| told_too_late(&stage, fixed)).collect();
+        let late: Vec<_> = (0..TRIES).map_while(|_| told_too_late(&fixture, fixed)).collect();
         assert!(late.len() < TRIES as usize, "fixed: {fixed}, told {late:?} too late");
     }
 }
 
 /// By how much.
-fn told_too_late(stage: &Stage, fixed: bool) -> Option<Duration> {
-    let sessions = stage.other();
+fn told_too_late(fixture: &Fixture, fixed: bool) -> Option<Duration> {
+    let sessions = fixture.other();
     let lock = sessions.lock("l").lease(LEASE);
     let lock = if fixed { lock.fixed_lease() } else { lock };
     let guard = lock.acquire(SOON).unwrap();
@@ -90,7 +90,7 @@ fn told_too_late(stage: &Stage, fixed: bool) -> Option<Duration> {
     assert!(!guard.is_lost(), "its lease runs");
     guard.ensure_held().unwrap();
     let renewals = sessions.status().locks.renewals;
-    let ended = stage.held_until();
+    let ended = fixture.held_until();
     let told = when.recv_timeout(SOON).unwrap();
     assert!(guard.is_lost());
     is_lost(guard.ensure_held());
@@ -102,46 +102,46 @@ fn told_too_late(stage: &Stage, fixed: bool) -> Option<Duration> {
 
 #[test]
 fn the_connection_for_releases_ends_with_the_lease_of_a_guard_that_was_forgotten() {
-    let stage = Stage::new();
-    let sessions = stage.other();
+    let fixture = Fixture::new();
+    let sessions = fixture.other();
     std::mem::forget(sessions.lock("l").lease(LEASE).acquire(SOON).unwrap());
     assert_eq!(sessions.close(Duration::ZERO).locks, 1);
-    eventually(SOON, "only the one for releases is left", || stage.server.clients() == 1);
-    eventually(SOON, "it is closed", || stage.server.clients() == 0);
-    assert_eq!(stage.holders(), 0);
+    eventually(SOON, "only the one for releases is left", || fixture.server.clients() == 1);
+    eventually(SOON, "it is closed", || fixture.server.clients() == 0);
+    assert_eq!(fixture.holders(), 0);
 }
 
 #[test]
 fn what_is_to_be_given_back_when_the_manager_is_closed_is_given_back() {
-    let stage = Stage::new();
-    let guard = stage.sessions.lock("l").lease(LONG).acquire(SOON).unwrap();
-    let second = stage.sessions.lock("m").lease(LONG).acquire(SOON).unwrap();
-    stage.proxy.close_listener();
-    stage.proxy.cut_all();
+    let fixture = Fixture::new();
+    let guard = fixture.sessions.lock("l").lease(LONG).acquire(SOON).unwrap();
+    let second = fixture.sessions.lock("m").lease(LONG).acquire(SOON).unwrap();
+    fixture.proxy.close_listener();
+    fixture.proxy.cut_all();
     drop(second);
-    assert_eq!(stage.sessions.close(Duration::ZERO).locks, 1);
+    assert_eq!(fixture.sessions.close(Duration::ZERO).locks, 1);
     drop(guard);
-    assert_eq!(stage.held_keys().len(), 2);
-    stage.proxy.reopen_listener();
-    eventually(SOON, "both are given back in the background", || stage.held_keys().is_empty());
-    eventually(SOON, "no connection is left", || stage.server.clients() == 0);
+    assert_eq!(fixture.held_keys().len(), 2);
+    fixture.proxy.reopen_listener();
+    eventually(SOON, "both are given back in the background", || fixture.held_keys().is_empty());
+    eventually(SOON, "no connection is left", || fixture.server.clients() == 0);
 }
 
 #[test]
 fn an_acquisition_that_waits_when_the_manager_is_closed_ends_and_leaves_nothing() {
-    let stage = Stage::new();
-    let other = stage.other();
+    let fixture = Fixture::new();
+    let other = fixture.other();
     let guard = other.lock("fair").fair().lease(LONG).acquire(SOON).unwrap();
-    let lock = stage.sessions.lock("fair").fair();
+    let lock = fixture.sessions.lock("fair").fair();
     let waiter = thread::spawn(move || lock.acquire(LONG).map(drop));
-    stage.somebody_waits(&stage.sessions, 1);
-    let sessions = stage.sessions.clone();
+    fixture.somebody_waits(&fixture.sessions, 1);
+    let sessions = fixture.sessions.clone();
     let closed = in_time(SOON, "it closes", move || sessions.close(SOON));
     assert_eq!(closed, rediscope::Closed::default());
     let ended = in_time(SOON, "the wait is over", move || waiter.join().unwrap());
     assert!(matches!(ended, Err(LockError::Checkout(CheckoutError::Closed))), "{ended:?}");
     eventually(SOON, "it is not in line any more", || {
-        stage.server.ask::<i64>(&["EXISTS", "rediscope:lock:{fair}:queue"]) == 0
+        fixture.server.ask::<i64>(&["EXISTS", "rediscope:lock:{fair}:queue"]) == 0
     });
     guard.release().unwrap();
 }

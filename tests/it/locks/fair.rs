@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use rediscope::{Lock, SessionManager};
 
-use super::stage::{LONG, SOON, Stage, timed_out};
+use super::fixture::{Fixture, LONG, SOON, timed_out};
 use rediscope_testing::eventually;
 
 fn fair(sessions: &SessionManager) -> Lock {
     sessions.lock("l").lease(LONG).fair()
 }
 
-impl Stage {
+impl Fixture {
     fn in_line(&self) -> usize {
         self.server.ask(&["ZCARD", "rediscope:lock:{l}:queue"])
     }
@@ -30,69 +30,72 @@ impl Stage {
 
 #[test]
 fn the_lock_goes_round_in_the_order_of_coming_whoever_releases_it() {
-    let stage = Stage::new();
-    let other = stage.other();
+    let fixture = Fixture::new();
+    let other = fixture.other();
     let guard = fair(&other).try_acquire().unwrap().unwrap();
     let (order, served) = mpsc::channel();
     thread::scope(|scope| {
         for nth in 0..8 {
-            let lock = fair(if nth % 3 == 0 { &stage.sessions } else { &other });
+            let lock = fair(if nth % 3 == 0 { &fixture.sessions } else { &other });
             let order = order.clone();
             scope.spawn(move || {
                 let guard = lock.acquire(SOON).unwrap();
                 order.send(nth).unwrap();
                 guard.release().unwrap();
             });
-            eventually(SOON, "it stands in line", || stage.in_line() == nth + 1);
+            eventually(SOON, "it stands in line", || fixture.in_line() == nth + 1);
         }
         guard.release().unwrap();
     });
     drop(order);
     assert_eq!(served.iter().collect::<Vec<_>>(), (0..8).collect::<Vec<_>>());
-    assert_eq!((stage.in_line(), stage.holders()), (0, 0));
+    assert_eq!((fixture.in_line(), fixture.holders()), (0, 0));
 }
 
 #[test]
 fn a_waiter_who_died_is_passed_over() {
-    let stage = Stage::new();
-    stage.silent_waiter(2_000);
-    assert!(fair(&stage.sessions).try_acquire().unwrap().is_none(), "his turn, while he may live");
-    let guard = fair(&stage.sessions).acquire(SOON).unwrap();
+    let fixture = Fixture::new();
+    fixture.silent_waiter(2_000);
+    assert!(
+        fair(&fixture.sessions).try_acquire().unwrap().is_none(),
+        "his turn, while he may live"
+    );
+    let guard = fair(&fixture.sessions).acquire(SOON).unwrap();
     guard.release().unwrap();
-    assert_eq!(stage.in_line(), 0);
+    assert_eq!(fixture.in_line(), 0);
 }
 
 #[test]
 fn who_gives_up_leaves_the_line_and_the_next_one_is_served() {
-    let stage = Stage::new();
-    let other = stage.other();
+    let fixture = Fixture::new();
+    let other = fixture.other();
     let guard = fair(&other).try_acquire().unwrap().unwrap();
-    timed_out(fair(&stage.sessions).acquire(Duration::from_millis(50)));
-    assert_eq!(stage.in_line(), 0);
+    timed_out(fair(&fixture.sessions).acquire(Duration::from_millis(50)));
+    assert_eq!(fixture.in_line(), 0);
     thread::scope(|scope| {
-        let lock = fair(&stage.sessions);
+        let lock = fair(&fixture.sessions);
         let impatient = scope.spawn(move || lock.acquire(Duration::from_secs(3)).map(drop));
-        eventually(SOON, "the impatient one stands in line", || stage.in_line() == 1);
+        eventually(SOON, "the impatient one stands in line", || fixture.in_line() == 1);
         let lock = fair(&other);
         let patient = scope.spawn(move || lock.acquire(SOON).map(drop));
-        eventually(SOON, "and the patient one", || stage.in_line() == 2);
+        eventually(SOON, "and the patient one", || fixture.in_line() == 2);
         timed_out(impatient.join().unwrap());
         guard.release().unwrap();
         patient.join().unwrap().unwrap();
     });
-    assert_eq!(stage.in_line(), 0);
+    assert_eq!(fixture.in_line(), 0);
 }
 
 #[test]
 fn a_waiter_says_that_he_is_there_for_as_long_as_he_waits() {
-    let stage = Stage::new();
-    let guard = fair(&stage.sessions).try_acquire().unwrap().unwrap();
-    let lock = fair(&stage.other());
+    let fixture = Fixture::new();
+    let guard = fair(&fixture.sessions).try_acquire().unwrap().unwrap();
+    let lock = fair(&fixture.other());
     let waiter = thread::spawn(move || lock.acquire(SOON).map(drop));
-    eventually(SOON, "it stands in line", || stage.in_line() == 1);
+    eventually(SOON, "it stands in line", || fixture.in_line() == 1);
     let alive = || -> f64 {
         let ends: Vec<(String, f64)> =
-            stage.server.ask(&["ZRANGE", "rediscope:lock:{l}:alive", "0", "0", "WITHSCORES"]);
+            fixture.server.ask(&["ZRANGE", "rediscope:lock:{l}:alive", "0", "0", "WITHSCORES"]);
         ends.first().map_or(0.0, |(_, ends)| *ends)
     };
     let first = alive();
@@ -103,11 +106,11 @@ fn a_waiter_says_that_he_is_there_for_as_long_as_he_waits() {
 
 #[test]
 fn readers_and_writers_are_let_in_as_they_came() {
-    let stage = Stage::new();
-    let lock = stage.sessions.rw_lock("l");
+    let fixture = Fixture::new();
+    let lock = fixture.sessions.rw_lock("l");
     let side = |write| if write { lock.write() } else { lock.read() }.lease(LONG).fair();
     let guard = side(false).try_acquire().unwrap().unwrap();
-    let in_line = || stage.server.ask::<usize>(&["ZCARD", "rediscope:rw:{l}:queue"]);
+    let in_line = || fixture.server.ask::<usize>(&["ZCARD", "rediscope:rw:{l}:queue"]);
     let (order, served) = mpsc::channel();
     thread::scope(|scope| {
         for (nth, write) in [true, false, false, true].into_iter().enumerate() {

@@ -8,13 +8,13 @@ use rediscope::{
     Transactional, prelude::*,
 };
 
-use super::stage::{LONG, SOON, Stage};
+use super::fixture::{Fixture, LONG, SOON};
 
 /// Handles fenced by the lock, whose guard has a long lease: plain, exactly once, grouped.
-fn fenced(stage: &Stage, guard: &LockGuard) -> [Transactional; 3] {
+fn fenced(fixture: &Fixture, guard: &LockGuard) -> [Transactional; 3] {
     let once = TransactionOptions::new().exactly_once();
     let grouped = TransactionOptions::new().grouped();
-    let fenced = stage.sessions.transactional().fenced_by(guard);
+    let fenced = fixture.sessions.transactional().fenced_by(guard);
     [fenced.clone(), fenced.with(once), fenced.with(grouped)]
 }
 
@@ -32,7 +32,7 @@ fn lock_lost<T: std::fmt::Debug>(result: Result<T, Error>) {
     }
 }
 
-impl Stage {
+impl Fixture {
     fn written(&self) -> i64 {
         self.server.ask::<Option<i64>>(&["GET", "n"]).unwrap_or_default()
     }
@@ -46,10 +46,10 @@ impl Stage {
 
 #[test]
 fn while_the_lock_is_held_everything_is_applied() {
-    let stage = Stage::new();
-    let guard = acquire(&stage.sessions);
-    for handle in fenced(&stage, &guard) {
-        let before = stage.written();
+    let fixture = Fixture::new();
+    let guard = acquire(&fixture.sessions);
+    for handle in fenced(&fixture, &guard) {
+        let before = fixture.written();
         handle.run(|tx| Ok(tx.incr("n", 1))).unwrap();
         let mut tx = handle.begin().unwrap();
         tx.incr("n", 1);
@@ -62,20 +62,20 @@ fn while_the_lock_is_held_everything_is_applied() {
                 Ok(tx.incr("n", 1))
             })
             .unwrap();
-        assert_eq!(stage.written() - before, 4);
+        assert_eq!(fixture.written() - before, 4);
     }
     guard.release().unwrap();
-    assert_eq!(stage.sessions.status().transactional.in_use, 0);
+    assert_eq!(fixture.sessions.status().transactional.in_use, 0);
 }
 
 #[test]
 fn of_a_lost_lock_nothing_is_applied() {
-    let stage = Stage::new();
-    let other = stage.other();
+    let fixture = Fixture::new();
+    let other = fixture.other();
     for nth in 0..3 {
-        let guard = acquire(&stage.sessions);
-        let handle = &fenced(&stage, &guard)[nth];
-        let theirs = stage.taken_by(&other);
+        let guard = acquire(&fixture.sessions);
+        let handle = &fenced(&fixture, &guard)[nth];
+        let theirs = fixture.taken_by(&other);
         let mut tx = handle.begin().unwrap();
         tx.incr("n", 1);
         assert!(!guard.is_lost(), "nothing has been heard of it yet");
@@ -89,13 +89,13 @@ fn of_a_lost_lock_nothing_is_applied() {
         });
         lock_lost(watched);
         assert!(!ran, "its closure had nothing to decide");
-        assert_eq!(stage.written(), 0);
+        assert_eq!(fixture.written(), 0);
         // And by the clock, or a release, without a question.
         let _ = guard.release();
         theirs.release().unwrap();
         lock_lost(handle.run(|tx| Ok(tx.incr("n", 1))));
-        assert_eq!(stage.written(), 0);
-        let handles = stage.sessions.transactional();
+        assert_eq!(fixture.written(), 0);
+        let handles = fixture.sessions.transactional();
         handles.run(|tx| Ok(tx.exists("n"))).unwrap();
     }
 }
@@ -133,93 +133,93 @@ const FORMS: [(&str, Form); 6] = [
 
 #[test]
 fn a_commit_that_finds_the_lock_lost_makes_its_guard_lost_at_once() {
-    let stage = Stage::new();
-    let other = stage.other();
+    let fixture = Fixture::new();
+    let other = fixture.other();
     for (name, form) in FORMS {
         for nth in 0..3 {
-            let guard = acquire(&stage.sessions);
-            let handle = fenced(&stage, &guard)[nth].clone();
+            let guard = acquire(&fixture.sessions);
+            let handle = fenced(&fixture, &guard)[nth].clone();
             let (lost, heard) = std::sync::mpsc::channel();
             guard.on_lost(move || lost.send(()).unwrap());
             form(&handle).unwrap();
-            let before = stage.written();
-            let theirs = stage.taken_by(&other);
+            let before = fixture.written();
+            let theirs = fixture.taken_by(&other);
             assert!(!guard.is_lost(), "{name}: nothing has been heard of it yet");
             let told = form(&handle);
             assert!(guard.is_lost(), "{name}");
             assert_eq!(guard.remaining(), Duration::ZERO, "{name}");
             heard.recv_timeout(SOON).unwrap();
             lock_lost(told);
-            assert_eq!(stage.written(), before, "{name}");
-            super::stage::is_lost(guard.release());
+            assert_eq!(fixture.written(), before, "{name}");
+            super::fixture::is_lost(guard.release());
             theirs.release().unwrap();
         }
     }
-    assert_eq!(stage.locks().held, 0);
+    assert_eq!(fixture.locks().held, 0);
 }
 
 #[test]
 fn a_lock_that_is_lost_after_it_was_asked_for_is_noticed_by_exec() {
-    let stage = Stage::new();
-    let other = stage.other();
+    let fixture = Fixture::new();
+    let other = fixture.other();
     let immediate = TransactionOptions::new().begin(Begin::Immediate);
     for nth in 0..3 {
-        let guard = acquire(&stage.sessions);
-        let handle = &fenced(&stage, &guard)[nth];
+        let guard = acquire(&fixture.sessions);
+        let handle = &fenced(&fixture, &guard)[nth];
         let mut tx = handle.begin_with(immediate.clone()).unwrap();
         tx.incr("n", 1);
-        let theirs = stage.taken_by(&other);
+        let theirs = fixture.taken_by(&other);
         assert!(matches!(tx.commit(), Err(CommitError::LockLost)));
         theirs.release().unwrap();
 
-        let guard = acquire(&stage.sessions);
-        let handle = &fenced(&stage, &guard)[nth];
+        let guard = acquire(&fixture.sessions);
+        let handle = &fenced(&fixture, &guard)[nth];
         let mut theirs = None;
         let watched = handle.watch(["w"]).run(|_, tx| {
-            theirs.get_or_insert_with(|| stage.taken_by(&other));
+            theirs.get_or_insert_with(|| fixture.taken_by(&other));
             Ok(tx.incr("n", 1))
         });
         lock_lost(watched);
-        assert_eq!(stage.written(), 0);
+        assert_eq!(fixture.written(), 0);
     }
 }
 
 #[test]
 fn an_extension_in_between_is_no_conflict() {
-    let stage = Stage::new();
-    let guard = acquire(&stage.sessions);
+    let fixture = Fixture::new();
+    let guard = acquire(&fixture.sessions);
     let immediate = TransactionOptions::new().begin(Begin::Immediate);
-    for handle in fenced(&stage, &guard) {
+    for handle in fenced(&fixture, &guard) {
         let mut tx = handle.begin_with(immediate.clone()).unwrap();
         let n = tx.incr("n", 1);
         guard.ensure_held().unwrap();
         let replies = tx.commit().unwrap();
-        assert_eq!(replies.get(n).unwrap(), stage.written());
+        assert_eq!(replies.get(n).unwrap(), fixture.written());
     }
-    assert_eq!(stage.written(), 3);
+    assert_eq!(fixture.written(), 3);
 }
 
 #[test]
 fn renewal_waits_for_a_watching_transaction() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let lease = Duration::from_secs(3);
-    let guard = stage.sessions.lock("l").lease(lease).acquire(SOON).unwrap();
-    let handle = stage.sessions.transactional().fenced_by(&guard);
+    let guard = fixture.sessions.lock("l").lease(lease).acquire(SOON).unwrap();
+    let handle = fixture.sessions.transactional().fenced_by(&guard);
     let mut watching = handle.watch(["w"]).begin().unwrap();
     let _: Option<i64> = watching.get("w").unwrap();
     thread::sleep(lease / 2);
-    assert_eq!(stage.locks().renewals, 0);
+    assert_eq!(fixture.locks().renewals, 0);
     let mut tx = watching.multi();
     tx.incr("n", 1);
     assert!(!tx.commit().unwrap().is_conflict());
-    rediscope_testing::eventually(SOON, "then it is extended", || stage.locks().renewals > 0);
+    rediscope_testing::eventually(SOON, "then it is extended", || fixture.locks().renewals > 0);
     assert!(!guard.is_lost());
 }
 
 #[test]
 fn no_write_of_an_old_holder_lands_behind_one_of_a_new_holder() {
-    let stage = Stage::new();
-    let others = [stage.other(), stage.other(), stage.other(), stage.other()];
+    let fixture = Fixture::new();
+    let others = [fixture.other(), fixture.other(), fixture.other(), fixture.other()];
     let refused: usize = thread::scope(|scope| {
         let spawn = |sessions| {
             scope.spawn(move || {
@@ -246,7 +246,7 @@ fn no_write_of_an_old_holder_lands_behind_one_of_a_new_holder() {
         let threads: Vec<_> = others.iter().map(spawn).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).sum()
     });
-    let tokens: Vec<u64> = stage.server.ask(&["LRANGE", "tokens", "0", "-1"]);
+    let tokens: Vec<u64> = fixture.server.ask(&["LRANGE", "tokens", "0", "-1"]);
     assert!(tokens.is_sorted_by(|a, b| a < b), "{tokens:?}");
     assert_eq!(tokens.len() + refused, 160);
     assert!(refused > 0, "nobody was late");

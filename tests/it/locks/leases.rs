@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rediscope::LockError;
 
-use super::stage::{LONG, SOON, Stage, is_lost};
+use super::fixture::{Fixture, LONG, SOON, is_lost};
 use rediscope_testing::eventually;
 
 /// Longer than a busy machine keeps a thread from extending it, each third of it.
@@ -20,36 +20,36 @@ const TRIES: u32 = 5;
 
 #[test]
 fn a_lease_is_extended_for_as_long_as_the_guard_lives() {
-    let stage = Stage::new();
-    let lock = stage.sessions.lock("l").lease(LEASE);
+    let fixture = Fixture::new();
+    let lock = fixture.sessions.lock("l").lease(LEASE);
     let guard = lock.try_acquire().unwrap().unwrap();
     let begun = Instant::now();
     eventually(SOON, "it was extended past its first end", || {
         assert!(!guard.is_lost());
-        assert_eq!(stage.holders(), 1);
-        begun.elapsed() > 2 * LEASE && stage.locks().renewals >= 5
+        assert_eq!(fixture.holders(), 1);
+        begun.elapsed() > 2 * LEASE && fixture.locks().renewals >= 5
     });
     guard.release().unwrap();
-    let extended = stage.locks().renewals;
-    assert_eq!(stage.holders(), 0);
+    let extended = fixture.locks().renewals;
+    assert_eq!(fixture.holders(), 0);
     let next = lock.lease(SHORT).fixed_lease().acquire(SOON).unwrap();
     eventually(SOON, "a fixed lease is over", || next.is_lost());
-    assert_eq!(stage.locks().renewals, extended, "nobody extends what was released or is fixed");
+    assert_eq!(fixture.locks().renewals, extended, "nobody extends what was released or is fixed");
     is_lost(next.release());
 }
 
 #[test]
 fn leases_of_many_locks_are_extended_in_one_write() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let guards: Vec<_> = (0..20)
-        .map(|nth| stage.sessions.lock(format!("many {nth}")).lease(LEASE))
+        .map(|nth| fixture.sessions.lock(format!("many {nth}")).lease(LEASE))
         .map(|lock| lock.try_acquire().unwrap().unwrap())
         .collect();
-    let turns = stage.proxy.turns();
-    eventually(SOON, "all were extended", || stage.locks().renewals >= 20);
-    assert!(stage.proxy.turns() - turns <= 10, "{} round trips", stage.proxy.turns() - turns);
+    let turns = fixture.proxy.turns();
+    eventually(SOON, "all were extended", || fixture.locks().renewals >= 20);
+    assert!(fixture.proxy.turns() - turns <= 10, "{} round trips", fixture.proxy.turns() - turns);
     assert!(guards.iter().all(|guard| !guard.is_lost()));
-    assert_eq!(stage.locks().held, 20);
+    assert_eq!(fixture.locks().held, 20);
 }
 
 #[test]
@@ -62,31 +62,31 @@ fn who_cannot_extend_his_lease_is_told_before_it_ends_on_the_server() {
 
 /// By how much.
 fn told_too_late(paused: bool) -> Option<Duration> {
-    let stage = Stage::new();
-    let guard = stage.sessions.lock("l").lease(LEASE).try_acquire().unwrap().unwrap();
+    let fixture = Fixture::new();
+    let guard = fixture.sessions.lock("l").lease(LEASE).try_acquire().unwrap().unwrap();
     let (told, when) = mpsc::channel();
     guard.on_lost(move || told.send(Instant::now()).unwrap());
     if paused {
-        stage.server.pause_writes(5_000);
+        fixture.server.pause_writes(5_000);
     } else {
-        stage.proxy.silence();
+        fixture.proxy.silence();
     }
-    let ended = stage.held_until();
+    let ended = fixture.held_until();
     let told = when.recv_timeout(SOON).unwrap();
     assert!(guard.is_lost());
     is_lost(guard.ensure_held());
-    stage.proxy.mute_new(false);
-    stage.proxy.cut_all();
-    stage.server.unpause();
+    fixture.proxy.mute_new(false);
+    fixture.proxy.cut_all();
+    fixture.server.unpause();
     is_lost(guard.release());
-    assert_eq!(stage.locks().lost, 1);
+    assert_eq!(fixture.locks().lost, 1);
     told.checked_duration_since(ended).filter(|late| !late.is_zero())
 }
 
 #[test]
 fn a_pool_that_is_busy_keeps_neither_renewals_nor_releases_nor_acquisitions_waiting() {
-    let stage = Stage::with(|builder| builder.max_size(8));
-    let guard = stage.sessions.lock("l").lease(LEASE).try_acquire().unwrap().unwrap();
+    let fixture = Fixture::with(|builder| builder.max_size(8));
+    let guard = fixture.sessions.lock("l").lease(LEASE).try_acquire().unwrap().unwrap();
     let lost = Arc::new(AtomicU32::new(0));
     let counted = Arc::clone(&lost);
     guard.on_lost(move || {
@@ -94,71 +94,73 @@ fn a_pool_that_is_busy_keeps_neither_renewals_nor_releases_nor_acquisitions_wait
     });
     let consumers: Vec<_> = (0..8)
         .map(|_| {
-            let mut db = stage.sessions.pooled();
+            let mut db = fixture.sessions.pooled();
             thread::spawn(move || redis::Commands::blpop::<_, Vec<String>>(&mut db, "jobs", 60.0))
         })
         .collect();
     eventually(SOON, "every connection waits for a job", || {
-        stage.sessions.status().pooled.in_use == 8
-            && stage.server.info("blocked_clients").as_deref() == Some("8")
+        fixture.sessions.status().pooled.in_use == 8
+            && fixture.server.info("blocked_clients").as_deref() == Some("8")
     });
     // Nothing is free: this one goes over the connection for renewals.
-    let late = stage.sessions.lock("late").lease(LEASE).acquire(SOON).unwrap();
+    let late = fixture.sessions.lock("late").lease(LEASE).acquire(SOON).unwrap();
     let begun = Instant::now();
     eventually(SOON, "both are extended past their ends", || {
         assert!(!guard.is_lost() && !late.is_lost());
-        begun.elapsed() > 2 * LEASE && stage.locks().renewals >= 5
+        begun.elapsed() > 2 * LEASE && fixture.locks().renewals >= 5
     });
     guard.ensure_held().unwrap();
     late.release().unwrap();
     guard.release().unwrap();
-    assert_eq!((lost.load(Ordering::SeqCst), stage.holders(), stage.locks().lost), (0, 0, 0));
+    assert_eq!((lost.load(Ordering::SeqCst), fixture.holders(), fixture.locks().lost), (0, 0, 0));
     let jobs: Vec<String> = (0..8).map(|nth| nth.to_string()).collect();
     let jobs: Vec<&str> = ["RPUSH", "jobs"].into_iter().chain(jobs.iter().map(|j| &**j)).collect();
-    stage.server.ask::<i64>(&jobs);
+    fixture.server.ask::<i64>(&jobs);
     consumers.into_iter().for_each(|consumer| drop(consumer.join().unwrap().unwrap()));
 }
 
 #[test]
 fn a_silent_connection_for_renewals_is_replaced_before_a_lock_is_lost() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let lease = 2 * LEASE;
     let guards: Vec<_> = (0..4)
-        .map(|nth| stage.sessions.lock(format!("silent {nth}")).lease(lease).acquire(SOON).unwrap())
+        .map(|nth| {
+            fixture.sessions.lock(format!("silent {nth}")).lease(lease).acquire(SOON).unwrap()
+        })
         .collect();
-    eventually(SOON, "they are extended once", || stage.locks().renewals >= 4);
-    let silent = stage.proxy.connections();
-    stage.proxy.black_hole_all();
-    let (before, begun) = (stage.locks().renewals, Instant::now());
+    eventually(SOON, "they are extended once", || fixture.locks().renewals >= 4);
+    let silent = fixture.proxy.connections();
+    fixture.proxy.black_hole_all();
+    let (before, begun) = (fixture.locks().renewals, Instant::now());
     eventually(SOON, "they are extended on another one", || {
-        stage.locks().renewals >= before + 8 && begun.elapsed() > lease
+        fixture.locks().renewals >= before + 8 && begun.elapsed() > lease
     });
     assert!(silent > 0 && guards.iter().all(|guard| !guard.is_lost()));
-    assert_eq!(stage.locks().lost, 0);
+    assert_eq!(fixture.locks().lost, 0);
     guards.into_iter().for_each(|guard| guard.release().unwrap());
-    stage.proxy.release();
+    fixture.proxy.release();
 }
 
 #[test]
 fn who_was_stopped_past_his_lease_hears_lost_first_and_nothing_is_sent() {
-    let stage = Stage::new();
-    let lock = stage.sessions.lock("l").lease(SHORT).fixed_lease();
+    let fixture = Fixture::new();
+    let lock = fixture.sessions.lock("l").lease(SHORT).fixed_lease();
     let guard = lock.acquire(SOON).unwrap();
     // As after SIGSTOP: nothing of this process's has run meanwhile that could have noticed.
     thread::sleep(SHORT * 3 / 2);
-    let commands = stage.proxy.commands();
+    let commands = fixture.proxy.commands();
     is_lost(guard.ensure_held());
-    assert_eq!(stage.proxy.commands(), commands);
+    assert_eq!(fixture.proxy.commands(), commands);
     is_lost(guard.release());
 }
 
 #[test]
 fn a_fixed_lease_ends_whatever_its_holder_asks() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let begun = Instant::now();
-    let guard = stage.sessions.lock("l").lease(LEASE).fixed_lease().acquire(SOON).unwrap();
+    let guard = fixture.sessions.lock("l").lease(LEASE).fixed_lease().acquire(SOON).unwrap();
     let ends = || -> Vec<String> {
-        stage.server.ask(&["ZRANGE", "rediscope:lock:{l}", "0", "0", "WITHSCORES"])
+        fixture.server.ask(&["ZRANGE", "rediscope:lock:{l}", "0", "0", "WITHSCORES"])
     };
     let before = ends();
     let mut asked = 0;
@@ -175,9 +177,9 @@ fn a_fixed_lease_ends_whatever_its_holder_asks() {
 
 #[test]
 fn another_guard_of_a_fixed_lease_extends_it_no_more_than_the_first() {
-    let stage = Stage::new();
-    let semaphore = stage.sessions.semaphore("s", 2).lease(SHORT).fixed_lease();
-    let reading = stage.sessions.rw_lock("s").read().lease(SHORT).fixed_lease();
+    let fixture = Fixture::new();
+    let semaphore = fixture.sessions.semaphore("s", 2).lease(SHORT).fixed_lease();
+    let reading = fixture.sessions.rw_lock("s").read().lease(SHORT).fixed_lease();
     for lock in [semaphore, reading] {
         let guard = lock.acquire(SOON).unwrap();
         let second = guard.share();
@@ -190,8 +192,8 @@ fn another_guard_of_a_fixed_lease_extends_it_no_more_than_the_first() {
 
 #[test]
 fn a_callback_is_called_once_and_never_after_a_release_and_its_panic_harms_nobody() {
-    let stage = Stage::new();
-    let lock = stage.sessions.lock("l").lease(LEASE);
+    let fixture = Fixture::new();
+    let lock = fixture.sessions.lock("l").lease(LEASE);
     let calls = Arc::new(AtomicU32::new(0));
     let count = |by: u32| {
         let calls = Arc::clone(&calls);
@@ -223,23 +225,23 @@ fn a_callback_is_called_once_and_never_after_a_release_and_its_panic_harms_nobod
 
 #[test]
 fn a_renewal_survives_a_lost_connection() {
-    let stage = Stage::new();
-    let guard = stage.sessions.lock("l").lease(LEASE).try_acquire().unwrap().unwrap();
+    let fixture = Fixture::new();
+    let guard = fixture.sessions.lock("l").lease(LEASE).try_acquire().unwrap().unwrap();
     for _ in 0..3 {
-        let extended = stage.locks().renewals;
-        stage.server.kill_all_clients_except_me();
-        eventually(SOON, "it is extended again", || stage.locks().renewals > extended);
+        let extended = fixture.locks().renewals;
+        fixture.server.kill_all_clients_except_me();
+        eventually(SOON, "it is extended again", || fixture.locks().renewals > extended);
     }
     guard.ensure_held().unwrap();
     guard.release().unwrap();
-    assert_eq!(stage.locks().lost, 0);
+    assert_eq!(fixture.locks().lost, 0);
 }
 
 #[test]
 fn a_lock_whose_data_is_gone_is_lost() {
-    let stage = Stage::new();
-    let guard = stage.sessions.lock("l").lease(LONG).try_acquire().unwrap().unwrap();
-    stage.server.ask::<()>(&["FLUSHALL"]);
+    let fixture = Fixture::new();
+    let guard = fixture.sessions.lock("l").lease(LONG).try_acquire().unwrap().unwrap();
+    fixture.server.ask::<()>(&["FLUSHALL"]);
     is_lost(guard.ensure_held());
     assert!(matches!(guard.release(), Err(LockError::Lost { .. })));
 }

@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use rediscope::{Applied, Error, LockError, SessionManager};
 
-use super::stage::{LONG, SOON, Stage, is_lost, timed_out};
+use super::fixture::{Fixture, LONG, SOON, is_lost, timed_out};
 use rediscope_testing::{eventually, in_time};
 
 #[test]
 fn no_two_threads_hold_a_lock_at_once_and_tokens_grow_in_the_order_of_holding() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let (inside, tokens) = (AtomicU32::new(0), Mutex::new(Vec::new()));
-    let others = [stage.other(), stage.other()];
+    let others = [fixture.other(), fixture.other()];
     thread::scope(|scope| {
         for nth in 0..8 {
             let sessions = &others[nth % 2];
@@ -33,7 +33,7 @@ fn no_two_threads_hold_a_lock_at_once_and_tokens_grow_in_the_order_of_holding() 
     let tokens = tokens.into_inner().unwrap();
     assert_eq!(tokens.len(), 200);
     assert!(tokens.is_sorted_by(|a, b| a < b), "{tokens:?}");
-    assert_eq!(stage.holders(), 0);
+    assert_eq!(fixture.holders(), 0);
     for sessions in others {
         let locks = sessions.status().locks;
         assert_eq!((locks.held, locks.waiting, locks.permits, locks.lost), (0, 0, 0, 0));
@@ -42,54 +42,54 @@ fn no_two_threads_hold_a_lock_at_once_and_tokens_grow_in_the_order_of_holding() 
 
 #[test]
 fn a_token_is_larger_than_any_before_also_when_the_counter_is_gone() {
-    let stage = Stage::new();
-    let lock = stage.sessions.lock("l");
+    let fixture = Fixture::new();
+    let lock = fixture.sessions.lock("l");
     let first = lock.try_acquire().unwrap().unwrap().fencing_token();
-    stage.server.ask::<i64>(&["DEL", "rediscope:fence"]);
-    let second = stage.sessions.lock("m").try_acquire().unwrap().unwrap().fencing_token();
+    fixture.server.ask::<i64>(&["DEL", "rediscope:fence"]);
+    let second = fixture.sessions.lock("m").try_acquire().unwrap().unwrap().fencing_token();
     assert!(second > first);
     let ahead = second + 1_000_000_000_000;
-    stage.server.ask::<()>(&["SET", "rediscope:fence", &ahead.to_string()]);
+    fixture.server.ask::<()>(&["SET", "rediscope:fence", &ahead.to_string()]);
     let third = lock.try_acquire().unwrap().unwrap().fencing_token();
     assert_eq!(third, ahead + 1, "though the server's clock was set back");
 }
 
 #[test]
 fn a_lock_is_released_when_its_guard_is_dropped_returned_or_lost_in_a_panic() {
-    let stage = Stage::new();
-    let lock = stage.sessions.lock("l");
+    let fixture = Fixture::new();
+    let lock = fixture.sessions.lock("l");
     let guard = lock.try_acquire().unwrap().unwrap();
-    assert_eq!(stage.holders(), 1);
+    assert_eq!(fixture.holders(), 1);
     drop(guard);
-    assert_eq!(stage.holders(), 0);
+    assert_eq!(fixture.holders(), 0);
     lock.try_acquire().unwrap().unwrap().release().unwrap();
-    assert_eq!(stage.holders(), 0);
+    assert_eq!(fixture.holders(), 0);
     let held = lock.clone();
     let panicked = thread::spawn(move || {
         let _guard = held.try_acquire().unwrap().unwrap();
         std::panic::resume_unwind(Box::new("on purpose"));
     });
     assert!(panicked.join().is_err());
-    assert_eq!(stage.holders(), 0);
-    let left: Vec<String> = stage.server.ask(&["KEYS", "*{l}*"]);
+    assert_eq!(fixture.holders(), 0);
+    let left: Vec<String> = fixture.server.ask(&["KEYS", "*{l}*"]);
     assert!(left.iter().all(|key| key.contains(":done:")), "{left:?}");
     for key in left {
-        assert!(stage.server.ask::<i64>(&["PTTL", &key]) > 0, "it goes by itself");
+        assert!(fixture.server.ask::<i64>(&["PTTL", &key]) > 0, "it goes by itself");
     }
 }
 
 #[test]
 fn a_guard_is_released_from_any_thread() {
-    let stage = Stage::new();
-    let guard = stage.sessions.lock("l").try_acquire().unwrap().unwrap();
+    let fixture = Fixture::new();
+    let guard = fixture.sessions.lock("l").try_acquire().unwrap().unwrap();
     thread::spawn(move || guard.release()).join().unwrap().unwrap();
-    assert_eq!(stage.holders(), 0);
+    assert_eq!(fixture.holders(), 0);
 }
 
 #[test]
 fn a_lock_that_is_held_is_given_to_nobody_else_and_a_timeout_tells_who_has_it() {
-    let stage = Stage::new();
-    let lock = stage.sessions.lock("l").lease(LONG);
+    let fixture = Fixture::new();
+    let lock = fixture.sessions.lock("l").lease(LONG);
     let guard = lock.clone().label("worker 7").try_acquire().unwrap().unwrap();
     assert!(lock.try_acquire().unwrap().is_none());
     let timeout = lock.acquire(Duration::from_millis(20)).unwrap_err();
@@ -106,28 +106,28 @@ fn a_lock_that_is_held_is_given_to_nobody_else_and_a_timeout_tells_who_has_it() 
     guard.release().unwrap();
     assert!(!lock.is_locked().unwrap());
     assert!(lock.holder().unwrap().is_none());
-    assert_eq!((stage.locks().waiting, stage.locks().permits), (0, 0));
+    assert_eq!((fixture.locks().waiting, fixture.locks().permits), (0, 0));
 }
 
 #[test]
 fn a_second_guard_of_a_hold_keeps_it_until_both_are_gone() {
-    let stage = Stage::new();
-    let lock = stage.sessions.lock("l");
+    let fixture = Fixture::new();
+    let lock = fixture.sessions.lock("l");
     let guard = lock.try_acquire().unwrap().unwrap();
     let again = guard.share();
     assert_eq!(again.fencing_token(), guard.fencing_token());
     timed_out(lock.acquire(Duration::from_millis(1)));
     guard.release().unwrap();
-    assert_eq!((stage.holders(), stage.locks().held), (1, 1));
+    assert_eq!((fixture.holders(), fixture.locks().held), (1, 1));
     again.ensure_held().unwrap();
     again.release().unwrap();
-    assert_eq!((stage.holders(), stage.locks().held), (0, 0));
+    assert_eq!((fixture.holders(), fixture.locks().held), (0, 0));
 }
 
 #[test]
 fn a_forced_lock_is_lost_and_its_old_guard_releases_nobody_elses() {
-    let stage = Stage::new();
-    let lock = stage.sessions.lock("l");
+    let fixture = Fixture::new();
+    let lock = fixture.sessions.lock("l");
     let old = lock.try_acquire().unwrap().unwrap();
     assert!(lock.force_release().unwrap());
     assert!(!lock.force_release().unwrap(), "nobody holds it now");
@@ -135,25 +135,25 @@ fn a_forced_lock_is_lost_and_its_old_guard_releases_nobody_elses() {
     is_lost(old.ensure_held());
     assert!(old.is_lost() && old.remaining().is_zero());
     is_lost(old.release());
-    assert_eq!(stage.holders(), 1);
+    assert_eq!(fixture.holders(), 1);
     new.ensure_held().unwrap();
     let older = new;
     lock.force_release().unwrap();
     let newer = lock.try_acquire().unwrap().unwrap();
     is_lost(older.release());
     newer.release().unwrap();
-    assert_eq!(stage.locks().lost, 2);
+    assert_eq!(fixture.locks().lost, 2);
 }
 
 #[test]
 fn a_lease_ends_on_the_server_by_itself() {
-    let stage = Stage::new();
-    let lock = stage.sessions.lock("l").lease(Duration::from_millis(50)).fixed_lease();
+    let fixture = Fixture::new();
+    let lock = fixture.sessions.lock("l").lease(Duration::from_millis(50)).fixed_lease();
     std::mem::forget(lock.acquire(SOON).unwrap());
-    let next = stage.sessions.lock("l").acquire(SOON).unwrap();
+    let next = fixture.sessions.lock("l").acquire(SOON).unwrap();
     next.release().unwrap();
     assert_eq!(
-        stage.server.ask::<i64>(&["EXISTS", "rediscope:lock:{l}", "rediscope:lock:{l}:info"]),
+        fixture.server.ask::<i64>(&["EXISTS", "rediscope:lock:{l}", "rediscope:lock:{l}:info"]),
         0
     );
 }
@@ -177,10 +177,10 @@ fn what_cannot_work_is_refused_before_anything_is_sent() {
 
 #[test]
 fn run_releases_and_tells_the_first_error() {
-    let stage = Stage::new();
-    let lock = stage.sessions.lock("l");
+    let fixture = Fixture::new();
+    let lock = fixture.sessions.lock("l");
     assert!(lock.run(SOON, |guard| Ok(guard.fencing_token())).unwrap() > 0);
-    assert_eq!(stage.holders(), 0);
+    assert_eq!(fixture.holders(), 0);
     let own = lock.run(SOON, |_| {
         lock.force_release()?;
         Err::<(), _>(Error::NoKeys)
@@ -193,38 +193,38 @@ fn run_releases_and_tells_the_first_error() {
 
 #[test]
 fn scripts_that_the_server_has_forgotten_are_sent_again() {
-    let stage = Stage::new();
-    let lock = stage.sessions.lock("l");
+    let fixture = Fixture::new();
+    let lock = fixture.sessions.lock("l");
     for _ in 0..2 {
-        stage.server.ask::<()>(&["SCRIPT", "FLUSH"]);
+        fixture.server.ask::<()>(&["SCRIPT", "FLUSH"]);
         let guard = lock.try_acquire().unwrap().unwrap();
-        stage.server.ask::<()>(&["SCRIPT", "FLUSH"]);
+        fixture.server.ask::<()>(&["SCRIPT", "FLUSH"]);
         guard.ensure_held().unwrap();
-        stage.server.ask::<()>(&["SCRIPT", "FLUSH"]);
+        fixture.server.ask::<()>(&["SCRIPT", "FLUSH"]);
         guard.release().unwrap();
     }
     drop(lock.try_acquire().unwrap());
-    stage.server.reset_stats();
+    fixture.server.reset_stats();
     lock.try_acquire().unwrap().unwrap().release().unwrap();
-    assert_eq!((stage.server.calls("eval"), stage.server.calls("evalsha")), (0, 2));
+    assert_eq!((fixture.server.calls("eval"), fixture.server.calls("evalsha")), (0, 2));
 }
 
 #[test]
 fn no_key_of_a_lock_lives_for_ever_but_the_counter() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     for family in 0..3 {
         for nth in 0..20 {
             let name = format!("{family}-{nth}");
             let lock = match family {
-                0 => stage.sessions.lock(name),
-                1 => stage.sessions.semaphore(name, 2).fair(),
-                _ => stage.sessions.rw_lock(name).write(),
+                0 => fixture.sessions.lock(name),
+                1 => fixture.sessions.semaphore(name, 2).fair(),
+                _ => fixture.sessions.rw_lock(name).write(),
             };
             drop(lock.try_acquire().unwrap().unwrap());
         }
     }
-    let keys: Vec<String> = stage.server.ask(&["KEYS", "rediscope:*"]);
-    let eternal = |key: &&String| stage.server.ask::<i64>(&["PTTL", key]) == -1;
+    let keys: Vec<String> = fixture.server.ask(&["KEYS", "rediscope:*"]);
+    let eternal = |key: &&String| fixture.server.ask::<i64>(&["PTTL", key]) == -1;
     let eternal: Vec<_> = keys.iter().filter(eternal).collect();
     assert_eq!(eternal, ["rediscope:fence"]);
 }
@@ -232,12 +232,12 @@ fn no_key_of_a_lock_lives_for_ever_but_the_counter() {
 #[test]
 fn no_thread_survives_the_last_handle_and_a_guard_works_without_the_manager() {
     rediscope_testing::own_process!();
-    let stage = Stage::new();
-    let sessions = stage.other();
+    let fixture = Fixture::new();
+    let sessions = fixture.other();
     let guard = sessions.lock("l").try_acquire().unwrap().unwrap();
     let waiting = sessions.lock("l");
     let waiter = thread::spawn(move || waiting.acquire(SOON).map(drop));
-    stage.somebody_waits(&sessions, 1);
+    fixture.somebody_waits(&sessions, 1);
     eventually(SOON, "both threads are there", || {
         named_threads("rediscope-leases") >= 1 && named_threads("rediscope-lock-events") >= 1
     });
@@ -245,8 +245,8 @@ fn no_thread_survives_the_last_handle_and_a_guard_works_without_the_manager() {
     guard.ensure_held().unwrap();
     in_time(SOON, "the guard is released", move || guard.release()).unwrap();
     waiter.join().unwrap().unwrap();
-    eventually(SOON, "its connections are closed", || stage.server.clients() == 0);
-    eventually(SOON, "nobody listens", || stage.server.subscribers() == 0);
+    eventually(SOON, "its connections are closed", || fixture.server.clients() == 0);
+    eventually(SOON, "nobody listens", || fixture.server.subscribers() == 0);
 }
 
 /// Threads of all tests that run now: the kernel cuts names at 15 bytes.

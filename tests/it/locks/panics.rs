@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rediscope::Lock;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
-use super::stage::{LONG, SOON, Stage, every_kind};
+use super::fixture::{Fixture, LONG, SOON, every_kind};
 use rediscope_testing::proxy::{Fault, Trigger};
 use rediscope_testing::{eventually, under_log};
 
@@ -42,7 +42,7 @@ fn under(nth: u32, each: bool, call: impl FnOnce()) -> bool {
 }
 
 /// What is done with a lock under the log.
-type Deed = fn(&Stage, &Lock, u32, bool) -> bool;
+type Deed = fn(&Fixture, &Lock, u32, bool) -> bool;
 
 const DEEDS: [(&str, Deed); 5] = [
     ("acquired and released", |_, lock, nth, each| {
@@ -55,49 +55,49 @@ const DEEDS: [(&str, Deed); 5] = [
         let guard = lock.acquire(SOON).unwrap();
         under(nth, each, || guard.release().unwrap())
     }),
-    ("acquired without an answer", |stage, lock, nth, each| {
-        stage.arm(Trigger::BeforeReplyTo("EVALSHA"), Fault::Cut);
+    ("acquired without an answer", |fixture, lock, nth, each| {
+        fixture.arm(Trigger::BeforeReplyTo("EVALSHA"), Fault::Cut);
         under(nth, each, || drop(lock.try_acquire().unwrap()))
     }),
-    ("released without an answer", |stage, lock, nth, each| {
+    ("released without an answer", |fixture, lock, nth, each| {
         let guard = lock.acquire(SOON).unwrap();
-        stage.arm(Trigger::BeforeReplyTo("EVALSHA"), Fault::Cut);
+        fixture.arm(Trigger::BeforeReplyTo("EVALSHA"), Fault::Cut);
         under(nth, each, || guard.release().unwrap())
     }),
 ];
 
 #[test]
 fn a_log_that_panics_strands_no_lock() {
-    let stage = Stage::new();
-    for (kind, lock) in every_kind(&stage.sessions) {
+    let fixture = Fixture::new();
+    for (kind, lock) in every_kind(&fixture.sessions) {
         let lock = lock.lease(LONG);
         for (what, deed) in DEEDS {
             for each in [false, true] {
                 let mut nth = 1;
-                while deed(&stage, &lock, nth, each) {
-                    stage.proxy.disarm();
+                while deed(&fixture, &lock, nth, each) {
+                    fixture.proxy.disarm();
                     eventually(SOON, &format!("{kind} is free: {what}, event {nth}"), || {
-                        stage.held_keys().is_empty()
+                        fixture.held_keys().is_empty()
                     });
                     nth += 1;
                 }
-                stage.proxy.disarm();
+                fixture.proxy.disarm();
                 assert!(nth > 2, "{kind}, {what}: there was no event");
                 lock.acquire(SOON).unwrap().release().unwrap();
             }
         }
     }
-    assert_eq!((stage.locks().held, stage.locks().waiting), (0, 0));
-    assert_eq!(stage.sessions.status().pooled.in_use, 0);
+    assert_eq!((fixture.locks().held, fixture.locks().waiting), (0, 0));
+    assert_eq!(fixture.sessions.status().pooled.in_use, 0);
 }
 
 #[test]
 fn a_log_that_panics_when_a_lock_is_lost_keeps_no_callback_from_being_called() {
-    let stage = Stage::new();
-    let guard = stage.sessions.lock("l").lease(LONG).acquire(SOON).unwrap();
+    let fixture = Fixture::new();
+    let guard = fixture.sessions.lock("l").lease(LONG).acquire(SOON).unwrap();
     let (lost, heard) = std::sync::mpsc::channel();
     guard.on_lost(move || lost.send(()).unwrap());
-    stage.other().lock("l").force_release().unwrap();
+    fixture.other().lock("l").force_release().unwrap();
     under(1, true, || drop(guard.ensure_held()));
     let mut nth = 2;
     while !guard.is_lost() {
@@ -106,5 +106,5 @@ fn a_log_that_panics_when_a_lock_is_lost_keeps_no_callback_from_being_called() {
     }
     heard.recv_timeout(SOON).unwrap();
     drop(guard);
-    assert_eq!(stage.locks().held, 0);
+    assert_eq!(fixture.locks().held, 0);
 }

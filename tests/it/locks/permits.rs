@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rediscope::{Applied, LockError, SessionManager};
 
-use super::stage::{LONG, SOON, Stage};
+use super::fixture::{Fixture, LONG, SOON};
 use rediscope_testing::eventually;
 
 fn semaphore(sessions: &SessionManager, permits: u32) -> rediscope::Lock {
@@ -31,14 +31,14 @@ fn refused<T: std::fmt::Debug>(result: Result<T, LockError>, numbers: (u32, u32)
 
 #[test]
 fn another_number_is_refused_while_a_permit_is_held_and_holds_when_none_is() {
-    let stage = Stage::new();
-    let other = stage.other();
+    let fixture = Fixture::new();
+    let other = fixture.other();
     for fair in [false, true] {
         let of = |sessions: &SessionManager, permits| match fair {
             true => semaphore(sessions, permits).fair(),
             false => semaphore(sessions, permits),
         };
-        let (three, five, one) = (of(&stage.sessions, 3), of(&other, 5), of(&other, 1));
+        let (three, five, one) = (of(&fixture.sessions, 3), of(&other, 5), of(&other, 1));
         let first = three.acquire(SOON).unwrap();
         for wait in [Duration::ZERO, LONG] {
             refused(five.acquire(wait), (5, 3));
@@ -53,34 +53,34 @@ fn another_number_is_refused_while_a_permit_is_held_and_holds_when_none_is() {
         refused(three.try_acquire(), (3, 5));
         drop(many);
         one.acquire(SOON).unwrap().release().unwrap();
-        assert!(stage.held_keys().is_empty(), "{:?}", stage.held_keys());
+        assert!(fixture.held_keys().is_empty(), "{:?}", fixture.held_keys());
     }
 }
 
 #[test]
 fn the_number_is_kept_while_a_caller_waits_though_no_permit_is_held() {
-    let stage = Stage::new();
-    let other = stage.other();
+    let fixture = Fixture::new();
+    let other = fixture.other();
     for fair in [false, true] {
         let of = |sessions: &SessionManager, permits| match fair {
             true => semaphore(sessions, permits).fair(),
             false => semaphore(sessions, permits),
         };
         let held = of(&other, 1).acquire(SOON).unwrap();
-        let waits = of(&stage.sessions, 1);
+        let waits = of(&fixture.sessions, 1);
         let (acquired, guards) = mpsc::channel();
         // What it hears of is held up, so that it is a waiter when no permit is held.
         let waiter = thread::spawn(move || acquired.send(waits.acquire(LONG).unwrap()));
-        stage.somebody_waits(&stage.sessions, 1);
+        fixture.somebody_waits(&fixture.sessions, 1);
         eventually(SOON, "the server knows of it", || {
-            stage.server.ask::<i64>(&["EXISTS", "rediscope:sem:{s}:alive"]) == 1
+            fixture.server.ask::<i64>(&["EXISTS", "rediscope:sem:{s}:alive"]) == 1
         });
-        stage.proxy.silence();
+        fixture.proxy.silence();
         held.release().unwrap();
         refused(of(&other, 2).try_acquire(), (2, 1));
-        stage.proxy.mute_new(false);
-        stage.proxy.release();
-        stage.proxy.cut_all();
+        fixture.proxy.mute_new(false);
+        fixture.proxy.release();
+        fixture.proxy.cut_all();
         let guard = guards.recv_timeout(SOON).unwrap();
         waiter.join().unwrap().unwrap();
         refused(of(&other, 2).try_acquire(), (2, 1));
@@ -98,32 +98,32 @@ fn the_number_is_kept_while_a_caller_waits_though_no_permit_is_held() {
 
 #[test]
 fn a_caller_that_gives_up_waiting_does_not_count_any_more() {
-    let stage = Stage::new();
-    let one = semaphore(&stage.sessions, 1);
+    let fixture = Fixture::new();
+    let one = semaphore(&fixture.sessions, 1);
     let held = one.acquire(SOON).unwrap();
     assert!(one.acquire(Duration::from_millis(30)).is_err());
     held.release().unwrap();
-    semaphore(&stage.other(), 2).acquire(Duration::ZERO).unwrap().release().unwrap();
-    assert!(stage.held_keys().is_empty());
+    semaphore(&fixture.other(), 2).acquire(Duration::ZERO).unwrap().release().unwrap();
+    assert!(fixture.held_keys().is_empty());
 }
 
 #[test]
 fn the_number_can_be_changed_at_once_and_no_held_permit_is_taken_away() {
-    let stage = Stage::new();
-    let other = stage.other();
+    let fixture = Fixture::new();
+    let other = fixture.other();
     for fair in [false, true] {
         let of = |sessions: &SessionManager, permits| match fair {
             true => semaphore(sessions, permits).fair(),
             false => semaphore(sessions, permits),
         };
-        let three = of(&stage.sessions, 3);
+        let three = of(&fixture.sessions, 3);
         let mut held: Vec<_> = (0..3).map(|_| three.acquire(SOON).unwrap()).collect();
         let (acquired, guards) = mpsc::channel();
         for _ in 0..2 {
             let (waits, acquired) = (three.clone(), acquired.clone());
             thread::spawn(move || acquired.send(waits.acquire(LONG).unwrap()).unwrap());
         }
-        stage.somebody_waits(&stage.sessions, 2);
+        fixture.somebody_waits(&fixture.sessions, 2);
         three.set_permits(5).unwrap();
         // The clones that wait have the new number, too.
         held.extend((0..2).map(|_| guards.recv_timeout(SOON).unwrap()));
@@ -143,23 +143,25 @@ fn the_number_can_be_changed_at_once_and_no_held_permit_is_taken_away() {
         let guard = two.acquire(SOON).unwrap();
         guard.release().unwrap();
         drop(held);
-        assert!(stage.held_keys().is_empty());
+        assert!(fixture.held_keys().is_empty());
     }
 }
 
 #[test]
 fn without_holders_and_waiters_there_is_no_number_to_change() {
-    let stage = Stage::new();
-    let three = semaphore(&stage.sessions, 3);
+    let fixture = Fixture::new();
+    let three = semaphore(&fixture.sessions, 3);
     three.set_permits(4).unwrap();
-    assert!(stage.held_keys().is_empty());
-    semaphore(&stage.other(), 3).acquire(SOON).unwrap().release().unwrap();
+    assert!(fixture.held_keys().is_empty());
+    semaphore(&fixture.other(), 3).acquire(SOON).unwrap().release().unwrap();
     let four: Vec<_> = (0..4).map(|_| three.acquire(Duration::ZERO).unwrap()).collect();
     assert!(three.try_acquire().unwrap().is_none());
     drop(four);
-    for (lock, permits) in
-        [(stage.sessions.lock("l"), 2), (three.clone(), 0), (stage.sessions.rw_lock("l").read(), 2)]
-    {
+    for (lock, permits) in [
+        (fixture.sessions.lock("l"), 2),
+        (three.clone(), 0),
+        (fixture.sessions.rw_lock("l").read(), 2),
+    ] {
         let error = lock.set_permits(permits).unwrap_err();
         assert!(matches!(error, LockError::Refused { setting: "permits", .. }), "{error:?}");
     }
@@ -167,11 +169,11 @@ fn without_holders_and_waiters_there_is_no_number_to_change() {
 
 #[test]
 fn a_number_outlives_no_lease_of_a_holder_that_died() {
-    let stage = Stage::new();
-    let short = stage.sessions.semaphore("s", 3).lease(Duration::from_secs(2)).fixed_lease();
+    let fixture = Fixture::new();
+    let short = fixture.sessions.semaphore("s", 3).lease(Duration::from_secs(2)).fixed_lease();
     std::mem::forget(short.acquire(SOON).unwrap());
-    refused(semaphore(&stage.other(), 5).try_acquire(), (5, 3));
+    refused(semaphore(&fixture.other(), 5).try_acquire(), (5, 3));
     eventually(SOON, "its lease is over", || {
-        semaphore(&stage.other(), 5).try_acquire().is_ok_and(|guard| guard.is_some())
+        semaphore(&fixture.other(), 5).try_acquire().is_ok_and(|guard| guard.is_some())
     });
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rediscope::{Applied, LockError};
 
-use super::stage::{LONG, SOON, Stage, every_kind, is_lost, timed_out};
+use super::fixture::{Fixture, LONG, SOON, every_kind, is_lost, timed_out};
 use rediscope_testing::eventually;
 
 /// Less than a release is remembered for.
@@ -13,38 +13,38 @@ const IN_TIME: Duration = Duration::from_secs(4);
 const TRIES: u32 = 3;
 
 /// After `deed` the keys of locks are deleted before their time to live is over.
-fn is_deleted(stage: &Stage, way: &str, deed: impl Fn()) {
+fn is_deleted(fixture: &Fixture, way: &str, deed: impl Fn()) {
     let in_time = (0..TRIES).any(|_| {
         deed();
         let begun = Instant::now();
         eventually(SOON, "nothing is remembered", || {
-            stage.server.ask::<Vec<String>>(&["KEYS", "*"]) == ["rediscope:fence"]
+            fixture.server.ask::<Vec<String>>(&["KEYS", "*"]) == ["rediscope:fence"]
         });
         begun.elapsed() < IN_TIME
     });
     assert!(in_time, "{way}: by their time to live");
 }
 
-fn remembered(stage: &Stage) -> usize {
-    stage.server.ask::<Vec<String>>(&["KEYS", "rediscope:*:done:*"]).len()
+fn remembered(fixture: &Fixture) -> usize {
+    fixture.server.ask::<Vec<String>>(&["KEYS", "rediscope:*:done:*"]).len()
 }
 
 #[test]
 fn a_release_that_was_answered_is_not_remembered() {
-    for (way, stage) in Stage::all_ways() {
+    for (way, fixture) in Fixture::all_ways() {
         for nth in 0..300 {
-            let lock = stage.sessions.lock(format!("l{nth}"));
+            let lock = fixture.sessions.lock(format!("l{nth}"));
             lock.acquire(SOON).unwrap().release().unwrap();
         }
-        assert!(remembered(&stage) <= 2, "{way}: {} are remembered", remembered(&stage));
+        assert!(remembered(&fixture) <= 2, "{way}: {} are remembered", remembered(&fixture));
         // Nor is the last one.
-        is_deleted(&stage, way, || stage.sessions.lock("l").run(SOON, |_| Ok(())).unwrap());
-        is_deleted(&stage, way, || {
-            for (_, lock) in every_kind(&stage.sessions) {
+        is_deleted(&fixture, way, || fixture.sessions.lock("l").run(SOON, |_| Ok(())).unwrap());
+        is_deleted(&fixture, way, || {
+            for (_, lock) in every_kind(&fixture.sessions) {
                 drop(lock.acquire(SOON).unwrap());
             }
             // Nor is a caller that gave up waiting, in line or not.
-            for (_, lock) in every_kind(&stage.sessions) {
+            for (_, lock) in every_kind(&fixture.sessions) {
                 let held = [lock.acquire(SOON).unwrap()];
                 let held = [Some(held), lock.try_acquire().unwrap().map(|guard| [guard])];
                 let waited = lock.acquire(Duration::from_millis(20)).map(drop);
@@ -56,10 +56,10 @@ fn a_release_that_was_answered_is_not_remembered() {
 
 #[test]
 fn releases_of_many_threads_are_not_remembered_either() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     std::thread::scope(|scope| {
         for thread in 0..8 {
-            let sessions = &stage.sessions;
+            let sessions = &fixture.sessions;
             scope.spawn(move || {
                 for nth in 0..40 {
                     let lock = sessions.lock(format!("l{thread} {nth}"));
@@ -68,8 +68,8 @@ fn releases_of_many_threads_are_not_remembered_either() {
             });
         }
     });
-    assert!(remembered(&stage) <= 24, "{} are remembered", remembered(&stage));
-    eventually(SOON, "nor are the last ones", || remembered(&stage) == 0);
+    assert!(remembered(&fixture) <= 24, "{} are remembered", remembered(&fixture));
+    eventually(SOON, "nor are the last ones", || remembered(&fixture) == 0);
 }
 
 #[test]
@@ -82,16 +82,16 @@ fn a_fencing_token_beyond_what_a_script_can_count_is_refused() {
         "99999999999999999999999",
         "zzzzzzzzzzzzzzzzzzzz",
     ] {
-        let stage = Stage::new();
-        for (kind, lock) in every_kind(&stage.sessions) {
-            stage.server.ask::<()>(&["SET", "rediscope:fence", counter]);
+        let fixture = Fixture::new();
+        for (kind, lock) in every_kind(&fixture.sessions) {
+            fixture.server.ask::<()>(&["SET", "rediscope:fence", counter]);
             let error = lock.acquire(SOON).expect_err(kind);
             assert!(matches!(error, LockError::NoFencingToken), "{kind}: {error:?}");
             assert_eq!((error.applied(), error.is_retryable()), (Applied::No, false));
-            assert_eq!(stage.server.ask::<String>(&["GET", "rediscope:fence"]), counter);
-            assert!(stage.held_keys().is_empty(), "{kind}");
+            assert_eq!(fixture.server.ask::<String>(&["GET", "rediscope:fence"]), counter);
+            assert!(fixture.held_keys().is_empty(), "{kind}");
             // The last one there is.
-            stage.server.ask::<()>(&["SET", "rediscope:fence", &last.to_string()]);
+            fixture.server.ask::<()>(&["SET", "rediscope:fence", &last.to_string()]);
             let guard = lock.acquire(SOON).unwrap();
             assert_eq!(guard.fencing_token(), last + 1);
             guard.release().unwrap();
@@ -102,19 +102,19 @@ fn a_fencing_token_beyond_what_a_script_can_count_is_refused() {
 
 #[test]
 fn a_lock_whose_keys_a_foreign_client_has_overwritten_can_be_forced() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let overwrite: [&[&str]; 3] = [&["SET"], &["RPUSH"], &["SADD"]];
-    for (kind, lock) in every_kind(&stage.sessions) {
+    for (kind, lock) in every_kind(&fixture.sessions) {
         for words in overwrite {
             for suffix in ["", ":info", ":queue", ":alive"] {
                 let guard = lock.clone().lease(LONG).acquire(SOON).unwrap();
-                let base = stage.held_keys().into_iter().next().unwrap();
+                let base = fixture.held_keys().into_iter().next().unwrap();
                 let key = format!("{base}{suffix}");
-                stage.server.ask::<i64>(&["DEL", &key]);
+                fixture.server.ask::<i64>(&["DEL", &key]);
                 let command: Vec<&str> = words.iter().copied().chain([&*key, "foreign"]).collect();
-                stage.server.ask::<redis::Value>(&command);
+                fixture.server.ask::<redis::Value>(&command);
                 assert!(lock.force_release().unwrap(), "{kind}, {key}");
-                let left: i64 = stage.server.ask(&["EXISTS", &base, &format!("{base}:info")]);
+                let left: i64 = fixture.server.ask(&["EXISTS", &base, &format!("{base}:info")]);
                 assert_eq!(left, 0, "{kind}, {key}");
                 is_lost(guard.release());
                 lock.acquire(SOON).unwrap().release().unwrap();
@@ -125,14 +125,14 @@ fn a_lock_whose_keys_a_foreign_client_has_overwritten_can_be_forced() {
 
 #[test]
 fn a_wait_in_a_line_without_a_holder_names_none() {
-    let stage = Stage::new();
-    let other = stage.other();
+    let fixture = Fixture::new();
+    let other = fixture.other();
     let lock = other.lock("l").fair();
     // A place in line of a process that has just died, and no holder.
-    let now: Vec<u64> = stage.server.ask(&["TIME"]);
+    let now: Vec<u64> = fixture.server.ask(&["TIME"]);
     let until = (now[0] * 1000 + 60_000).to_string();
-    stage.server.ask::<i64>(&["ZADD", "rediscope:lock:{l}:queue", "1", "x0"]);
-    stage.server.ask::<i64>(&["ZADD", "rediscope:lock:{l}:alive", &until, "x0"]);
+    fixture.server.ask::<i64>(&["ZADD", "rediscope:lock:{l}:queue", "1", "x0"]);
+    fixture.server.ask::<i64>(&["ZADD", "rediscope:lock:{l}:alive", &until, "x0"]);
     for wait in [Duration::ZERO, Duration::from_millis(50)] {
         let error = lock.acquire(wait).unwrap_err();
         assert!(matches!(error, LockError::Timeout { holder: None, .. }), "{error:?}");

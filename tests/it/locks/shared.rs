@@ -5,14 +5,14 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use super::stage::{LONG, SOON, Stage, is_lost};
+use super::fixture::{Fixture, LONG, SOON, is_lost};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 
 #[test]
 fn many_read_or_one_writes() {
-    let stage = Stage::new();
-    let (here, there) = (stage.sessions.rw_lock("l"), stage.other().rw_lock("l"));
+    let fixture = Fixture::new();
+    let (here, there) = (fixture.sessions.rw_lock("l"), fixture.other().rw_lock("l"));
     let first = here.read().try_acquire().unwrap().unwrap();
     let second = there.read().try_acquire().unwrap().unwrap();
     assert!(second.fencing_token() > first.fencing_token());
@@ -25,44 +25,44 @@ fn many_read_or_one_writes() {
     assert!(there.read().try_acquire().unwrap().is_none());
     writer.release().unwrap();
     drop(there.read().try_acquire().unwrap().unwrap());
-    assert!(stage.sessions.lock("l").try_acquire().unwrap().is_some(), "another family of names");
+    assert!(fixture.sessions.lock("l").try_acquire().unwrap().is_some(), "another family of names");
 }
 
 #[test]
 fn a_writer_that_leaves_lets_all_readers_in() {
-    let stage = Stage::new();
-    let lock = stage.sessions.rw_lock("l");
+    let fixture = Fixture::new();
+    let lock = fixture.sessions.rw_lock("l");
     let writer = lock.write().lease(LONG).try_acquire().unwrap().unwrap();
     let (guards, acquired) = mpsc::channel();
     for _ in 0..5 {
         let (read, guards) = (lock.read().lease(LONG), guards.clone());
         thread::spawn(move || guards.send(read.acquire(LONG).unwrap()));
     }
-    stage.somebody_waits(&stage.sessions, 5);
+    fixture.somebody_waits(&fixture.sessions, 5);
     writer.release().unwrap();
     let readers: Vec<_> = (0..5).map(|_| acquired.recv_timeout(SOON).unwrap()).collect();
-    assert_eq!(stage.server.ask::<usize>(&["ZCARD", "rediscope:rw:{l}"]), 5);
+    assert_eq!(fixture.server.ask::<usize>(&["ZCARD", "rediscope:rw:{l}"]), 5);
     drop(readers);
     drop(lock.write().try_acquire().unwrap().unwrap());
-    assert_eq!((stage.locks().waiting, stage.locks().permits, stage.locks().held), (0, 0, 0));
+    assert_eq!((fixture.locks().waiting, fixture.locks().permits, fixture.locks().held), (0, 0, 0));
 }
 
 #[test]
 fn a_writer_who_is_woken_in_vain_wakes_the_readers_who_can_use_it() {
-    let stage = Stage::new();
-    let other = stage.other();
-    let lock = stage.sessions.rw_lock("l");
+    let fixture = Fixture::new();
+    let other = fixture.other();
+    let lock = fixture.sessions.rw_lock("l");
     let writing = other.rw_lock("l").write().lease(LONG).try_acquire().unwrap().unwrap();
     let (guards, acquired) = mpsc::channel();
     let sides = [lock.write(), lock.read(), lock.read()];
     for (nth, side) in sides.into_iter().enumerate() {
         let (side, guards) = (side.lease(LONG), guards.clone());
         thread::spawn(move || guards.send((nth, side.acquire(LONG).unwrap())));
-        eventually(SOON, "it waits", || stage.locks().waiting == nth + 1);
+        eventually(SOON, "it waits", || fixture.locks().waiting == nth + 1);
     }
-    stage.somebody_waits(&stage.sessions, 3);
+    fixture.somebody_waits(&fixture.sessions, 3);
     // A reader elsewhere is in before anybody here has looked.
-    stage.server.ask::<()>(&[
+    fixture.server.ask::<()>(&[
         "EVAL",
         "redis.call('DEL', KEYS[1]) \
          redis.call('ZADD', KEYS[1], 99999999999999, 'r-elsewhere') \
@@ -74,17 +74,17 @@ fn a_writer_who_is_woken_in_vain_wakes_the_readers_who_can_use_it() {
     assert!(readers.iter().all(|(nth, _)| *nth > 0), "the writer waits on");
     is_lost(writing.release());
     drop(readers);
-    stage.server.ask::<i64>(&["DEL", "rediscope:rw:{l}"]);
-    stage.server.ask::<i64>(&["PUBLISH", "rediscope:rw:{l}:wake", ""]);
+    fixture.server.ask::<i64>(&["DEL", "rediscope:rw:{l}"]);
+    fixture.server.ask::<i64>(&["PUBLISH", "rediscope:rw:{l}:wake", ""]);
     acquired.recv_timeout(SOON).unwrap().1.release().unwrap();
 }
 
 #[test]
 fn no_more_hold_a_semaphore_than_it_has_permits() {
     const PERMITS: usize = 3;
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let (inside, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let others = [stage.other(), stage.other()];
+    let others = [fixture.other(), fixture.other()];
     thread::scope(|scope| {
         for nth in 0..9 {
             let (sessions, inside, most) = (&others[nth % 2], &inside, &most);
@@ -102,20 +102,20 @@ fn no_more_hold_a_semaphore_than_it_has_permits() {
     });
     let most = most.into_inner();
     assert!((2..=PERMITS).contains(&most), "{most} at once");
-    assert_eq!(stage.server.ask::<usize>(&["ZCARD", "rediscope:sem:{s}"]), 0);
+    assert_eq!(fixture.server.ask::<usize>(&["ZCARD", "rediscope:sem:{s}"]), 0);
 }
 
 #[test]
 fn releasing_twice_never_makes_a_permit_too_many() {
-    let stage = Stage::new();
-    let lock = stage.sessions.semaphore("s", 2).lease(LONG);
+    let fixture = Fixture::new();
+    let lock = fixture.sessions.semaphore("s", 2).lease(LONG);
     let acquire = || lock.try_acquire().unwrap();
     let (first, second) = (acquire().unwrap(), acquire().unwrap());
     assert!(acquire().is_none());
     // The answer is lost and it is sent again.
-    stage.arm(Trigger::BeforeReplyTo("EVALSHA"), Fault::Cut);
+    fixture.arm(Trigger::BeforeReplyTo("EVALSHA"), Fault::Cut);
     first.release().unwrap();
-    assert_eq!(stage.proxy.fired(), 1);
+    assert_eq!(fixture.proxy.fired(), 1);
     let third = acquire().unwrap();
     assert!(acquire().is_none(), "one was given back, one is to be had");
     // All are taken away, and given to others; then the old ones are released.
@@ -132,14 +132,14 @@ fn releasing_twice_never_makes_a_permit_too_many() {
     let other = acquire().unwrap();
     assert!(acquire().is_none());
     drop((again, other));
-    assert_eq!(stage.server.ask::<usize>(&["ZCARD", "rediscope:sem:{s}"]), 0);
-    assert_eq!(stage.locks().held, 0);
+    assert_eq!(fixture.server.ask::<usize>(&["ZCARD", "rediscope:sem:{s}"]), 0);
+    assert_eq!(fixture.locks().held, 0);
 }
 
 #[test]
 fn a_permit_whose_lease_is_over_is_anothers() {
-    let stage = Stage::new();
-    let lock = stage.sessions.semaphore("s", 2);
+    let fixture = Fixture::new();
+    let lock = fixture.sessions.semaphore("s", 2);
     let short = lock.clone().lease(Duration::from_millis(50)).fixed_lease();
     let (kept, over) = (lock.try_acquire().unwrap().unwrap(), short.acquire(SOON).unwrap());
     let next = lock.acquire(SOON).unwrap();

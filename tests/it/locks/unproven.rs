@@ -3,7 +3,7 @@
 
 use rediscope::{Applied, Error, LockError};
 
-use super::stage::{LONG, SOON, Stage, every_kind};
+use super::fixture::{Fixture, LONG, SOON, every_kind};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 
@@ -26,48 +26,48 @@ const ANSWERS: [&str; 14] = [
 
 #[test]
 fn an_acquisition_that_a_proxy_answers_for_is_unknown_and_given_back() {
-    for (way, stage) in Stage::all_ways() {
-        let kinds = every_kind(&stage.sessions);
+    for (way, fixture) in Fixture::all_ways() {
+        let kinds = every_kind(&fixture.sessions);
         kinds.iter().for_each(|(_, lock)| lock.acquire(SOON).unwrap().release().unwrap());
         for (nth, answer) in ANSWERS.into_iter().enumerate() {
             let (kind, lock) = &kinds[nth % kinds.len()];
             let what = format!("{way}, {kind}, {answer}");
-            let fired = stage.proxy.fired();
-            stage.arm(Trigger::BeforeReplyTo("EVALSHA"), Fault::Answer(answer));
+            let fired = fixture.proxy.fired();
+            fixture.arm(Trigger::BeforeReplyTo("EVALSHA"), Fault::Answer(answer));
             let error = lock.clone().lease(LONG).try_acquire().expect_err(&what);
-            assert!(stage.proxy.fired() > fired, "{what}");
-            stage.proxy.disarm();
+            assert!(fixture.proxy.fired() > fired, "{what}");
+            fixture.proxy.disarm();
             assert_eq!(error.applied(), Applied::Unknown, "{what}: {error:?}");
             assert!(matches!(error, LockError::Command { during: "acquire", .. }), "{what}");
             assert_eq!(Error::from(error).applied(), Applied::Unknown, "{what}");
-            eventually(SOON, "it is given back", || stage.held_keys().is_empty());
+            eventually(SOON, "it is given back", || fixture.held_keys().is_empty());
         }
         // Each connection has a copy of the rule: where the pooled one met it, the other did not.
         for (kind, lock) in &kinds {
             lock.try_acquire().unwrap().expect(kind).release().unwrap();
         }
-        assert_eq!((stage.locks().held, stage.locks().lost), (0, 0), "{way}");
+        assert_eq!((fixture.locks().held, fixture.locks().lost), (0, 0), "{way}");
     }
 }
 
 #[test]
 fn a_waiting_acquisition_that_a_proxy_answers_for_goes_on_where_that_may_pass() {
-    let stage = Stage::new();
-    let lock = stage.sessions.lock("l").lease(LONG);
+    let fixture = Fixture::new();
+    let lock = fixture.sessions.lock("l").lease(LONG);
     drop(lock.acquire(SOON).unwrap());
-    stage.arm(Trigger::BeforeReplyTo("EVALSHA"), Fault::Answer("-LOADING wait\r\n"));
+    fixture.arm(Trigger::BeforeReplyTo("EVALSHA"), Fault::Answer("-LOADING wait\r\n"));
     let guard = lock.acquire(SOON).unwrap();
-    assert!(stage.proxy.fired() > 0);
-    assert_eq!(stage.holders(), 1);
+    assert!(fixture.proxy.fired() > 0);
+    assert_eq!(fixture.holders(), 1);
     guard.ensure_held().unwrap();
     guard.release().unwrap();
-    assert_eq!(stage.holders(), 0);
+    assert_eq!(fixture.holders(), 0);
 }
 
 #[test]
 fn a_release_that_a_proxy_answers_for_is_unknown_and_sent_again() {
-    for (way, stage) in Stage::all_ways() {
-        let kinds = every_kind(&stage.sessions);
+    for (way, fixture) in Fixture::all_ways() {
+        let kinds = every_kind(&fixture.sessions);
         kinds.iter().for_each(|(_, lock)| lock.acquire(SOON).unwrap().release().unwrap());
         for (nth, answer) in ANSWERS.into_iter().enumerate() {
             let (kind, lock) = &kinds[nth % kinds.len()];
@@ -82,21 +82,22 @@ fn a_release_that_a_proxy_answers_for_is_unknown_and_sent_again() {
                 let (error, calls) = (0..5)
                     .find_map(|_| {
                         let guard = lock.clone().lease(LONG).acquire(SOON).unwrap();
-                        let (fired, calls) = (stage.proxy.fired(), stage.server.calls("evalsha"));
-                        stage.arm(before, fault);
+                        let (fired, calls) =
+                            (fixture.proxy.fired(), fixture.server.calls("evalsha"));
+                        fixture.arm(before, fault);
                         let released = guard.release();
-                        assert!(stage.proxy.fired() > fired, "{what}");
-                        stage.proxy.disarm();
+                        assert!(fixture.proxy.fired() > fired, "{what}");
+                        fixture.proxy.disarm();
                         released.err().map(|error| (error, calls))
                     })
                     .expect(&what);
                 assert_eq!(error.applied(), Applied::Unknown, "{what}: {error:?}");
                 eventually(SOON, "it is sent again", || {
-                    stage.server.calls("evalsha") > calls + u64::from(ran)
+                    fixture.server.calls("evalsha") > calls + u64::from(ran)
                 });
-                eventually(SOON, "it is given back", || stage.held_keys().is_empty());
+                eventually(SOON, "it is given back", || fixture.held_keys().is_empty());
             }
         }
-        assert_eq!((stage.locks().held, stage.locks().lost), (0, 0), "{way}");
+        assert_eq!((fixture.locks().held, fixture.locks().lost), (0, 0), "{way}");
     }
 }

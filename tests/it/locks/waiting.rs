@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rediscope::prelude::*;
 use rediscope::{CheckoutError, LockError, LockGuard, SessionManager};
 
-use super::stage::{LONG, SOON, Stage, quick, timed_out};
+use super::fixture::{Fixture, LONG, SOON, quick, timed_out};
 use rediscope_testing::{eventually, in_time};
 
 fn holds(sessions: &SessionManager) -> LockGuard {
@@ -28,130 +28,131 @@ fn waiters(sessions: &SessionManager, how_many: usize) -> mpsc::Receiver<LockGua
 
 #[test]
 fn a_release_wakes_a_waiter_in_this_process_and_in_another() {
-    let stage = Stage::new();
-    let other = stage.other();
-    for (holder, waiting) in [(&stage.sessions, &stage.sessions), (&other, &stage.sessions)] {
+    let fixture = Fixture::new();
+    let other = fixture.other();
+    for (holder, waiting) in [(&fixture.sessions, &fixture.sessions), (&other, &fixture.sessions)] {
         let guard = holds(holder);
         let acquired = waiters(waiting, 1);
-        stage.somebody_waits(waiting, 1);
+        fixture.somebody_waits(waiting, 1);
         guard.release().unwrap();
         acquired.recv_timeout(SOON).unwrap().release().unwrap();
     }
-    assert_eq!((stage.locks().waiting, stage.locks().permits, stage.locks().held), (0, 0, 0));
+    assert_eq!((fixture.locks().waiting, fixture.locks().permits, fixture.locks().held), (0, 0, 0));
 }
 
 #[test]
 fn a_release_wakes_one_waiter_of_a_process_and_the_next_release_the_next() {
-    let stage = Stage::new();
-    let mut guard = holds(&stage.sessions);
-    let acquired = waiters(&stage.sessions, 6);
-    stage.somebody_waits(&stage.sessions, 6);
+    let fixture = Fixture::new();
+    let mut guard = holds(&fixture.sessions);
+    let acquired = waiters(&fixture.sessions, 6);
+    fixture.somebody_waits(&fixture.sessions, 6);
     // Everybody has looked again since the subscription was made.
     let mut asked = 0;
     eventually(SOON, "nobody asks any more", || {
         thread::sleep(Duration::from_millis(200));
-        let before = std::mem::replace(&mut asked, stage.server.calls("evalsha"));
+        let before = std::mem::replace(&mut asked, fixture.server.calls("evalsha"));
         asked == before
     });
     for left in (0..6).rev() {
-        stage.server.reset_stats();
+        fixture.server.reset_stats();
         guard.release().unwrap();
         guard = acquired.recv_timeout(SOON).unwrap();
-        assert_eq!(stage.server.calls("evalsha"), 2, "one releases and one asks");
-        eventually(SOON, "the others wait on", || stage.locks().waiting == left);
+        assert_eq!(fixture.server.calls("evalsha"), 2, "one releases and one asks");
+        eventually(SOON, "the others wait on", || fixture.locks().waiting == left);
     }
     guard.release().unwrap();
 }
 
 #[test]
 fn one_connection_listens_for_all_locks_and_lets_go_when_nobody_waits() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let names: Vec<_> = (0..10).map(|nth| format!("n{nth}")).collect();
-    let lock = |name: &String| stage.sessions.lock(name).lease(LONG);
+    let lock = |name: &String| fixture.sessions.lock(name).lease(LONG);
     let guards: Vec<_> = names.iter().map(|n| lock(n).try_acquire().unwrap().unwrap()).collect();
     thread::scope(|scope| {
         for name in &names {
             let lock = lock(name);
             scope.spawn(move || drop(lock.acquire(LONG).unwrap()));
         }
-        eventually(SOON, "all are subscribed to", || stage.locks().subscriptions == 10);
-        assert_eq!(stage.server.subscribers(), 1);
-        assert_eq!(stage.subscribers_of("rediscope:lock:{n3}:wake"), 1);
+        eventually(SOON, "all are subscribed to", || fixture.locks().subscriptions == 10);
+        assert_eq!(fixture.server.subscribers(), 1);
+        assert_eq!(fixture.subscribers_of("rediscope:lock:{n3}:wake"), 1);
         drop(guards);
     });
     eventually(SOON, "nothing is subscribed to", || {
-        stage.subscribers_of("rediscope:lock:{n3}:wake") == 0 && stage.locks().subscriptions == 0
+        fixture.subscribers_of("rediscope:lock:{n3}:wake") == 0
+            && fixture.locks().subscriptions == 0
     });
-    assert_eq!((stage.locks().waiting, stage.locks().permits), (0, 0));
+    assert_eq!((fixture.locks().waiting, fixture.locks().permits), (0, 0));
 }
 
 #[test]
 fn waiting_survives_the_death_of_the_subscriber_connection() {
-    let stage = Stage::new();
-    let guard = holds(&stage.sessions);
-    let acquired = waiters(&stage.sessions, 3);
-    stage.somebody_waits(&stage.sessions, 3);
+    let fixture = Fixture::new();
+    let guard = holds(&fixture.sessions);
+    let acquired = waiters(&fixture.sessions, 3);
+    fixture.somebody_waits(&fixture.sessions, 3);
     for _ in 0..3 {
-        assert_eq!(stage.server.ask::<i64>(&["CLIENT", "KILL", "TYPE", "pubsub"]), 1);
+        assert_eq!(fixture.server.ask::<i64>(&["CLIENT", "KILL", "TYPE", "pubsub"]), 1);
         eventually(SOON, "it comes back by itself", || {
-            stage.subscribers_of("rediscope:lock:{l}:wake") == 1
+            fixture.subscribers_of("rediscope:lock:{l}:wake") == 1
         });
     }
     guard.release().unwrap();
     for _ in 0..3 {
         acquired.recv_timeout(SOON).unwrap().release().unwrap();
     }
-    assert_eq!((stage.locks().waiting, stage.locks().permits), (0, 0));
+    assert_eq!((fixture.locks().waiting, fixture.locks().permits), (0, 0));
 }
 
 #[test]
 fn a_subscriber_connection_that_has_gone_silent_is_found_out() {
-    let stage = Stage::new();
-    let guard = holds(&stage.other());
-    let acquired = waiters(&stage.sessions, 1);
-    stage.somebody_waits(&stage.sessions, 1);
-    stage.proxy.black_hole_all();
+    let fixture = Fixture::new();
+    let guard = holds(&fixture.other());
+    let acquired = waiters(&fixture.sessions, 1);
+    fixture.somebody_waits(&fixture.sessions, 1);
+    fixture.proxy.black_hole_all();
     guard.release().unwrap();
     acquired.recv_timeout(SOON).unwrap().release().unwrap();
 }
 
 #[test]
 fn where_nothing_can_be_subscribed_to_waiters_ask_from_time_to_time() {
-    let stage = Stage::new();
-    stage.server.acl(&["SETUSER", "default", "-subscribe"]);
-    let guard = holds(&stage.sessions);
-    let acquired = waiters(&stage.sessions, 2);
-    eventually(SOON, "they wait", || stage.locks().waiting == 2);
+    let fixture = Fixture::new();
+    fixture.server.acl(&["SETUSER", "default", "-subscribe"]);
+    let guard = holds(&fixture.sessions);
+    let acquired = waiters(&fixture.sessions, 2);
+    eventually(SOON, "they wait", || fixture.locks().waiting == 2);
     guard.release().unwrap();
     for _ in 0..2 {
         acquired.recv_timeout(SOON).unwrap().release().unwrap();
     }
-    assert_eq!(stage.locks().subscriptions, 0);
+    assert_eq!(fixture.locks().subscriptions, 0);
 }
 
 #[test]
 fn a_server_that_restarts_is_waited_for() {
-    let stage = Stage::new();
-    let guard = holds(&stage.sessions);
-    let acquired = waiters(&stage.sessions, 2);
-    stage.somebody_waits(&stage.sessions, 2);
-    stage.server.restart_on_same_port();
+    let fixture = Fixture::new();
+    let guard = holds(&fixture.sessions);
+    let acquired = waiters(&fixture.sessions, 2);
+    fixture.somebody_waits(&fixture.sessions, 2);
+    fixture.server.restart_on_same_port();
     // It came back empty.
     acquired.recv_timeout(SOON).unwrap().release().unwrap();
     acquired.recv_timeout(SOON).unwrap().release().unwrap();
     assert!(matches!(guard.release(), Err(LockError::Lost { .. })));
-    assert_eq!((stage.locks().waiting, stage.locks().permits), (0, 0));
+    assert_eq!((fixture.locks().waiting, fixture.locks().permits), (0, 0));
 }
 
 #[test]
 fn the_other_protocol_and_a_unix_socket_wake_as_well() {
-    let stage = Stage::new();
-    let resp3 = format!("{}?protocol=resp3", stage.server.url());
-    for url in [resp3, stage.server.unix_url()] {
+    let fixture = Fixture::new();
+    let resp3 = format!("{}?protocol=resp3", fixture.server.url());
+    for url in [resp3, fixture.server.unix_url()] {
         let sessions = quick(&url).build().unwrap();
-        let guard = holds(&stage.sessions);
+        let guard = holds(&fixture.sessions);
         let acquired = waiters(&sessions, 2);
-        stage.somebody_waits(&sessions, 2);
+        fixture.somebody_waits(&sessions, 2);
         let other = sessions.lock("m").lease(LONG);
         let held = other.try_acquire().unwrap().unwrap();
         let waiter = thread::spawn(move || other.acquire(LONG).map(drop));
@@ -165,47 +166,47 @@ fn the_other_protocol_and_a_unix_socket_wake_as_well() {
             acquired.recv_timeout(SOON).unwrap().release().unwrap();
         }
         // A connection that was quiet is asked, and stays.
-        let guard = holds(&stage.sessions);
+        let guard = holds(&fixture.sessions);
         let acquired = waiters(&sessions, 1);
-        stage.somebody_waits(&sessions, 1);
-        stage.server.reset_stats();
-        eventually(SOON, "it is asked", || stage.server.calls("ping") > 0);
+        fixture.somebody_waits(&sessions, 1);
+        fixture.server.reset_stats();
+        eventually(SOON, "it is asked", || fixture.server.calls("ping") > 0);
         guard.release().unwrap();
         acquired.recv_timeout(SOON).unwrap().release().unwrap();
-        assert_eq!(stage.server.calls("subscribe"), 0, "it was not replaced");
+        assert_eq!(fixture.server.calls("subscribe"), 0, "it was not replaced");
     }
 }
 
 #[test]
 fn nobody_waits_longer_than_he_said_and_one_exchange() {
-    let stage = Stage::new();
-    let guard = holds(&stage.sessions);
-    let lock = stage.sessions.lock("l");
+    let fixture = Fixture::new();
+    let guard = holds(&fixture.sessions);
+    let lock = fixture.sessions.lock("l");
     timed_out(lock.acquire(Duration::from_millis(30)));
-    stage.server.sigstop();
+    fixture.server.sigstop();
     let waiting = lock.clone();
     let waited = in_time(SOON, "it gives up", move || {
         let begun = Instant::now();
         assert!(waiting.acquire(Duration::from_millis(300)).is_err());
         begun.elapsed()
     });
-    stage.server.sigcont();
+    fixture.server.sigcont();
     // 300 ms, a response_timeout of 1 s, and a machine that is busy.
     assert!(waited < Duration::from_secs(10), "{waited:?}");
     guard.release().unwrap();
-    eventually(SOON, "nothing is left behind", || stage.holders() == 0);
+    eventually(SOON, "nothing is left behind", || fixture.holders() == 0);
     drop(lock.acquire(SOON).unwrap());
 }
 
 #[test]
 fn closing_the_manager_ends_every_wait() {
-    let stage = Stage::new();
-    let other = stage.other();
+    let fixture = Fixture::new();
+    let other = fixture.other();
     let guard = holds(&other);
-    let lock = stage.sessions.lock("l");
+    let lock = fixture.sessions.lock("l");
     let waiter = thread::spawn(move || lock.acquire(LONG).map(drop));
-    stage.somebody_waits(&stage.sessions, 1);
-    stage.sessions.close(Duration::ZERO);
+    fixture.somebody_waits(&fixture.sessions, 1);
+    fixture.sessions.close(Duration::ZERO);
     let ended = in_time(SOON, "the wait is over", move || waiter.join().unwrap());
     assert!(matches!(ended, Err(LockError::Checkout(CheckoutError::Closed))), "{ended:?}");
     guard.release().unwrap();

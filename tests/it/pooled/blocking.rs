@@ -7,7 +7,7 @@ use redis::streams::{StreamReadOptions, StreamReadReply};
 use rediscope::prelude::*;
 use rediscope::{Applied, Error, SessionManager};
 
-use super::stage::{ALWAYS, SOON, pool_is_whole, sized, typed};
+use super::fixture::{ALWAYS, SOON, pool_is_whole, sized, typed};
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rediscope::prelude::*;
 use rediscope::{Applied, ConnectionErrorKind, Error, SessionManager};
 
-use super::stage::{ALWAYS, SOON, client_ids, lost, pool_is_whole, sized, trusting, typed};
+use super::fixture::{ALWAYS, SOON, client_ids, lost, pool_is_whole, sized, trusting, typed};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
@@ -238,13 +238,13 @@ fn a_demoted_server_is_left_by_all_older_links() {
     let server = Server::start();
     let sessions = trusting(&server.url());
     let mut db = sessions.pooled();
-    let before = super::stage::id(&mut db);
+    let before = super::fixture::id(&mut db);
     server.ask::<()>(&["REPLICAOF", "127.0.0.1", "1"]);
     let error = typed(db.set::<_, _, ()>("key", 1));
     assert_eq!((error.applied(), error.is_retryable()), (Applied::No, true));
     assert!(error.to_string().contains("READONLY"), "{error}");
     server.ask::<()>(&["REPLICAOF", "NO", "ONE"]);
     db.set::<_, _, ()>("key", 1).unwrap();
-    assert_ne!(super::stage::id(&mut db), before);
+    assert_ne!(super::fixture::id(&mut db), before);
     pool_is_whole(&sessions, &server);
 }

@@ -6,20 +6,20 @@ use rediscope::redis::{
 };
 use rediscope::{Applied, Error, Pooled, SessionManager};
 
-use super::stage::{sized, typed};
+use super::fixture::{sized, typed};
 use rediscope_testing::front::Front;
 use rediscope_testing::proxy::{Fault, Proxy, Trigger};
 use rediscope_testing::server::Server;
 
 /// The handle over each transport, with a proxy that can answer for the server.
-struct Stage {
+struct Fixture {
     ways: Vec<(&'static str, SessionManager)>,
     _fronts: Vec<Front>,
     proxy: Proxy,
     server: Server,
 }
 
-impl Stage {
+impl Fixture {
     fn start() -> Self {
         Self::with(&[])
     }
@@ -80,14 +80,14 @@ fn told(error: &Error) -> (Applied, bool) {
 /// A script that wrote may give any error.
 #[test]
 fn an_error_of_a_script_proves_nothing_and_its_text_is_withheld() {
-    let stage = Stage::start();
+    let fixture = Fixture::start();
     let codes = ["OOM", "READONLY", "TRYAGAIN", "BUSY", "ERR", "NOPERM", "MINE", "mine", "MOVED"];
     let library = "#!lua name=mine\nredis.register_function('fails', function(keys, args) \
         redis.call('INCR', keys[1]); return redis.error_reply(args[1]) end)";
-    stage.server.ask::<String>(&["FUNCTION", "LOAD", library]);
+    fixture.server.ask::<String>(&["FUNCTION", "LOAD", library]);
     let body = "redis.call('INCR', KEYS[1]); return redis.error_reply(ARGV[1])";
-    let sha: String = stage.server.ask(&["SCRIPT", "LOAD", body]);
-    stage.each(|way, mut db| {
+    let sha: String = fixture.server.ask(&["SCRIPT", "LOAD", body]);
+    fixture.each(|way, mut db| {
         let mut runs = 0;
         for code in codes {
             for words in [
@@ -124,7 +124,7 @@ fn an_error_of_a_script_proves_nothing_and_its_text_is_withheld() {
                 tried("EVAL", nested.unwrap_err());
             }
         }
-        assert_eq!(stage.server.ask::<i64>(&["GETDEL", "w"]), runs, "each one was applied");
+        assert_eq!(fixture.server.ask::<i64>(&["GETDEL", "w"]), runs, "each one was applied");
         // One that only reads cannot have changed anything.
         let read = "return redis.error_reply('OOM hunter2')";
         let read = command(&["EVAL_RO", read, "0"]).query::<()>(&mut db);
@@ -134,23 +134,23 @@ fn an_error_of_a_script_proves_nothing_and_its_text_is_withheld() {
 
 #[test]
 fn a_script_that_the_server_does_not_know_is_loaded_and_run() {
-    let stage = Stage::start();
-    stage.each(|way, mut db| {
-        stage.server.ask::<()>(&["SCRIPT", "FLUSH"]);
+    let fixture = Fixture::start();
+    fixture.each(|way, mut db| {
+        fixture.server.ask::<()>(&["SCRIPT", "FLUSH"]);
         let script = redis::Script::new("return redis.call('INCR', KEYS[1])");
         let unknown = command(&["EVALSHA", script.get_hash(), "1", "n"]).query::<i64>(&mut db);
         let unknown = unknown.unwrap_err();
         assert_eq!(unknown.kind(), ErrorKind::Server(ServerErrorKind::NoScript), "{way}");
         assert_eq!(Error::from(unknown).applied(), Applied::Unknown);
         assert_eq!(script.key("n").invoke::<i64>(&mut db).unwrap(), 1, "{way}");
-        stage.server.ask::<()>(&["DEL", "n"]);
+        fixture.server.ask::<()>(&["DEL", "n"]);
     });
 }
 
 /// The server ran it; the proxy says something of its own.
 #[test]
 fn a_proxys_own_error_proves_nothing() {
-    let stage = Stage::start();
+    let fixture = Fixture::start();
     let lines = [
         "-ERR upstream timed out\r\n",
         "-ERR Connection timed out\r\n",
@@ -165,37 +165,37 @@ fn a_proxys_own_error_proves_nothing() {
         "-TRYAGAIN upstream\r\n",
         "-MOVED somewhere\r\n",
     ];
-    stage.each(|way, mut db| {
+    fixture.each(|way, mut db| {
         for (nth, line) in lines.into_iter().enumerate() {
             db.exists::<_, bool>("warm").unwrap();
-            stage.answer("INCRBY", line);
+            fixture.answer("INCRBY", line);
             let alone = typed(db.incr::<_, _, i64>("n", 1));
             assert_eq!(told(&alone), (Applied::Unknown, false), "{line:?} over {way}: {alone:?}");
-            assert_eq!(stage.get("n"), Some(nth as i64 + 1));
+            assert_eq!(fixture.get("n"), Some(nth as i64 + 1));
             // All that failed was unproven.
-            stage.answer("INCRBY", line);
+            fixture.answer("INCRBY", line);
             let pipeline = redis::pipe().get("k").incr("p", 1).query::<(Option<i64>, i64)>(&mut db);
             let pipeline = typed(pipeline);
             assert_eq!(told(&pipeline), (Applied::Unknown, false), "{line:?}: {pipeline:?}");
             assert!(pipeline.to_string().contains("INCRBY (command 1)"), "{pipeline}");
             // Another one wrote.
-            stage.answer("INCRBY", line);
+            fixture.answer("INCRBY", line);
             let partly = redis::pipe().set("s", 1).incr("p", 1).query::<((), i64)>(&mut db);
             assert_eq!(told(&typed(partly)), (Applied::Partly, false), "{line:?}");
             // A read changes nothing, whatever is said of it.
-            stage.answer("GET", line);
+            fixture.answer("GET", line);
             let read = typed(db.get::<_, Option<i64>>("k"));
             assert_eq!(read.applied(), Applied::No, "{line:?}: {read:?}");
         }
-        assert_eq!(stage.server.ask::<i64>(&["DEL", "n", "p", "s"]), 3);
+        assert_eq!(fixture.server.ask::<i64>(&["DEL", "n", "p", "s"]), 3);
     });
 }
 
 /// What Redis itself says before a command changes anything, asked of the real server.
 #[test]
 fn a_refusal_of_the_servers_own_proves_that_nothing_was_changed() {
-    let stage = Stage::with(&["--enable-debug-command", "yes"]);
-    let ask = |words: &[&str]| stage.server.ask::<redis::Value>(words);
+    let fixture = Fixture::with(&["--enable-debug-command", "yes"]);
+    let ask = |words: &[&str]| fixture.server.ask::<redis::Value>(words);
     ask(&["SET", "text", "words"]);
     ask(&["RPUSH", "list", "1"]);
     ask(&["XADD", "stream", "5-0", "a", "1"]);
@@ -230,9 +230,9 @@ fn a_refusal_of_the_servers_own_proves_that_nothing_was_changed() {
         &["OBJECT", "NOSUCH", "x"],
         &["CONFIG", "NOSUCH"],
     ];
-    let digest = || stage.server.ask::<String>(&["DEBUG", "DIGEST"]);
+    let digest = || fixture.server.ask::<String>(&["DEBUG", "DIGEST"]);
     let before = digest();
-    stage.each(|way, mut db| {
+    fixture.each(|way, mut db| {
         for words in refused {
             let error = typed(command(words).query::<redis::Value>(&mut db));
             assert_eq!(error.applied(), Applied::No, "{words:?} over {way}: {error:?}");
@@ -264,13 +264,13 @@ fn a_refusal_of_the_servers_own_proves_that_nothing_was_changed() {
     ];
     for (settings, code, retryable) in doors {
         settings.iter().for_each(|words| drop(ask(words)));
-        stage.each(|way, mut db| {
+        fixture.each(|way, mut db| {
             let error = typed(db.set::<_, _, ()>("text", "other"));
             let Error::Command { error: server, .. } = &error else { panic!("{error:?}") };
             assert_eq!((server.code(), told(&error)), (*code, (Applied::No, *retryable)), "{way}");
             assert!(!server.message().is_empty(), "{server}");
         });
-        assert_eq!(stage.server.ask::<String>(&["GET", "text"]), "words");
+        assert_eq!(fixture.server.ask::<String>(&["GET", "text"]), "words");
     }
 }
 
@@ -286,8 +286,8 @@ fn what_reads_could_not_be_decoded_changed_nothing_and_what_writes_did() {
             Err("no currency is given".to_owned().into())
         }
     }
-    let stage = Stage::start();
-    stage.each(|way, mut db| {
+    let fixture = Fixture::start();
+    fixture.each(|way, mut db| {
         // No other answer has the value in it.
         db.set::<_, _, ()>("text", format!("hunter2 {way}")).unwrap();
         let decode = |error: Error, name: &str, applied: Applied| {
@@ -321,7 +321,7 @@ fn what_reads_could_not_be_decoded_changed_nothing_and_what_writes_did() {
         decode(typed(db.set::<_, _, Money>("text", "hunter2")), "SET", Applied::Unknown);
     });
     // Where a thread has only read, or only written, that is known of each of its commands.
-    let db = stage.ways[0].1.pooled();
+    let db = fixture.ways[0].1.pooled();
     let only = |writes: bool| {
         let mut db = db.clone();
         let mut money = || match writes {
@@ -333,7 +333,7 @@ fn what_reads_could_not_be_decoded_changed_nothing_and_what_writes_did() {
     };
     assert_eq!((only(false), only(true)), (Applied::No, Applied::Yes));
     // Of a connection that is not the handle's nothing is known.
-    let sessions = &stage.ways[0].1;
+    let sessions = &fixture.ways[0].1;
     let raw = sessions.pooled().with_raw(|raw| raw.get::<_, i64>("text").unwrap_err()).unwrap();
     assert_eq!(Error::from(raw).applied(), Applied::Unknown);
     let forged = "return redis.error_reply('OOM [INCR: not applied, ref 00000000]')";
@@ -345,7 +345,7 @@ fn what_reads_could_not_be_decoded_changed_nothing_and_what_writes_did() {
 /// redis-rs's error names no command: it is only taken for the one whose answer it shows.
 #[test]
 fn what_cannot_be_decoded_is_unknown_where_the_command_is_not_known() {
-    type Fails = fn(&mut Pooled, &Stage) -> RedisError;
+    type Fails = fn(&mut Pooled, &Fixture) -> RedisError;
     /// The error of it, the name that is given and what is said to have been applied.
     type Case = (&'static str, Fails, &'static str, Applied);
     fn read(db: &mut Pooled) {
@@ -448,9 +448,9 @@ fn what_cannot_be_decoded_is_unknown_where_the_command_is_not_known() {
         ),
         (
             "of another connection",
-            |db, stage| {
+            |db, fixture| {
                 read(db);
-                stage.server.connection().getset::<_, _, i64>("text", "new").unwrap_err()
+                fixture.server.connection().getset::<_, _, i64>("text", "new").unwrap_err()
             },
             unnamed,
             Applied::Unknown,
@@ -494,20 +494,20 @@ fn what_cannot_be_decoded_is_unknown_where_the_command_is_not_known() {
             Applied::Unknown,
         ),
     ];
-    let stage = Stage::start();
-    stage.each(|way, db| {
+    let fixture = Fixture::start();
+    fixture.each(|way, db| {
         for (case, fails, name, applied) in cases {
             let long = "hunter2".repeat(1000);
             let keys = [("text", "hunter2"), ("same", "hunter2"), ("other", "x"), ("long", &long)];
-            keys.iter().for_each(|(key, value)| stage.server.ask::<()>(&["SET", key, value]));
-            stage.server.ask::<()>(&["DEL", "list"]);
-            stage.server.ask::<i64>(&["RPUSH", "list", "a", "b", "c", "d"]);
+            keys.iter().for_each(|(key, value)| fixture.server.ask::<()>(&["SET", key, value]));
+            fixture.server.ask::<()>(&["DEL", "list"]);
+            fixture.server.ask::<i64>(&["RPUSH", "list", "a", "b", "c", "d"]);
             let binary = command(&["SET", "binary"]).arg(&[0xff_u8, 0xfe][..]).take();
-            binary.exec(&mut stage.server.connection()).unwrap();
+            binary.exec(&mut fixture.server.connection()).unwrap();
             // The answers of each case are its own.
             let mut db = db.clone();
             let error = std::thread::scope(|scope| {
-                scope.spawn(|| Error::from(fails(&mut db, &stage))).join().unwrap()
+                scope.spawn(|| Error::from(fails(&mut db, &fixture))).join().unwrap()
             });
             assert_eq!(told(&error), (*applied, false), "{case} over {way}: {error:?}");
             assert!(!format!("{error:#} {error:?}").contains("hunter2"), "{case}: {error:?}");
@@ -519,16 +519,16 @@ fn what_cannot_be_decoded_is_unknown_where_the_command_is_not_known() {
 
 #[test]
 fn a_read_inside_of_a_block_that_cannot_be_decoded_applies_nothing() {
-    let stage = Stage::start();
-    stage.server.ask::<()>(&["SET", "text", "hunter2"]);
-    for (way, sessions) in &stage.ways {
+    let fixture = Fixture::start();
+    fixture.server.ask::<()>(&["SET", "text", "hunter2"]);
+    for (way, sessions) in &fixture.ways {
         let accounts = sessions.transactional();
         let decode = |form: &str, told: Result<i64, Error>| {
             let error = told.unwrap_err();
             assert!(matches!(&error, Error::Decode { .. }), "{form} over {way}: {error:?}");
             assert_eq!(error.applied(), Applied::No, "{form} over {way}");
             assert!(!format!("{error:#} {error:?}").contains("hunter2"), "{error:?}");
-            assert_eq!(stage.get("k"), None);
+            assert_eq!(fixture.get("k"), None);
         };
         for key in ["none", "text"] {
             decode(

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rediscope::prelude::*;
 use rediscope::{CloseReason, Error, SessionManager};
 
-use super::stage::{SOON, client_ids, id, pool_is_whole, trusting, typed};
+use super::fixture::{SOON, client_ids, id, pool_is_whole, trusting, typed};
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 
@@ -120,7 +120,7 @@ fn a_panic_inside_gives_the_place_back() {
 fn a_raw_connection_is_alive_when_it_is_handed_out() {
     let server = Server::start();
     let sessions =
-        super::stage::sized(&server.url(), 1).trust_window(Duration::ZERO).build().unwrap();
+        super::fixture::sized(&server.url(), 1).trust_window(Duration::ZERO).build().unwrap();
     let mut db = sessions.pooled();
     for n in 1..=3 {
         db.get::<_, Option<i64>>("n").unwrap();

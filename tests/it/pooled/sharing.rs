@@ -6,7 +6,7 @@ use std::thread;
 use rediscope::prelude::*;
 use rediscope::{CheckoutError, Error};
 
-use super::stage::{id, pool_is_whole, sized, trusting, typed};
+use super::fixture::{id, pool_is_whole, sized, trusting, typed};
 use rediscope_testing::server::Server;
 
 #[test]

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use redis::{Commands, ConnectionLike, pipe};
 use rediscope::{Applied, ConnectionErrorKind, Error, SessionManager};
 
-use super::stage::{lost, pool_is_whole, trusting, typed};
+use super::fixture::{lost, pool_is_whole, trusting, typed};
 use rediscope_testing::server::Server;
 
 #[test]
@@ -58,10 +58,10 @@ fn a_pipeline_is_one_round_trip_on_one_connection() {
     assert_eq!((many.len(), many[1999]), (2000, 2000));
     assert_eq!(server.ask::<i64>(&["GET", "many"]), 2000);
     // As with redis-rs, one without a command is an error; here it touches no connection.
-    let (before, turns) = (super::stage::client_ids(&server), proxy.turns());
+    let (before, turns) = (super::fixture::client_ids(&server), proxy.turns());
     let empty = typed(pipe().query::<()>(&mut db));
     assert!(matches!(empty, Error::Refused { .. }), "{empty:?}");
-    assert_eq!((proxy.turns(), super::stage::client_ids(&server)), (turns, before));
+    assert_eq!((proxy.turns(), super::fixture::client_ids(&server)), (turns, before));
     pool_is_whole(&sessions, &server);
 }
 
@@ -128,7 +128,7 @@ fn a_servers_error_comes_back_typed_and_the_connection_stays() {
     server.ask::<()>(&["SET", "text", "hello"]);
     let sessions = trusting(&server.url());
     let mut db = sessions.pooled();
-    let before = super::stage::client_ids(&server);
+    let before = super::fixture::client_ids(&server);
     let raw = db.lpush::<_, _, i64>("text", "x").unwrap_err();
     assert_eq!(raw.code(), Some("WRONGTYPE"), "as redis-rs has it");
     let told = |error: Error| match error {
@@ -145,7 +145,7 @@ fn a_servers_error_comes_back_typed_and_the_connection_stays() {
     server.config_set("maxmemory", "0");
     assert!(full.is_retryable());
     assert_eq!(told(full), "OOM");
-    assert_eq!(super::stage::client_ids(&server), before);
+    assert_eq!(super::fixture::client_ids(&server), before);
     pool_is_whole(&sessions, &server);
 }
 
@@ -209,8 +209,8 @@ fn errors_of_our_own_come_back_as_they_were_through_clones_and_boxes() {
 fn a_timeout_is_one_for_redis_rs_too() {
     let server = Server::start();
     let timeout = std::time::Duration::from_millis(500);
-    let sessions = super::stage::sized(&server.url(), 1)
-        .trust_window(super::stage::ALWAYS)
+    let sessions = super::fixture::sized(&server.url(), 1)
+        .trust_window(super::fixture::ALWAYS)
         .response_timeout(timeout)
         .build()
         .unwrap();
@@ -241,7 +241,7 @@ fn the_rest_of_connection_like_tells_the_truth() {
     assert_eq!(other.get::<_, i64>("key").unwrap(), 1);
     drop(other);
     server.sigkill();
-    let sessions = super::stage::sized(&server.url(), 1)
+    let sessions = super::fixture::sized(&server.url(), 1)
         .connect_timeout(std::time::Duration::from_millis(100))
         .response_timeout(std::time::Duration::from_millis(100))
         .checkout_timeout(std::time::Duration::from_millis(300))
@@ -251,5 +251,5 @@ fn the_rest_of_connection_like_tells_the_truth() {
     assert!(!db.check_connection());
     assert!(db.is_open(), "it has no connection that could be closed");
     server.restart_on_same_port();
-    rediscope_testing::eventually(super::stage::SOON, "it is back", || db.check_connection());
+    rediscope_testing::eventually(super::fixture::SOON, "it is back", || db.check_connection());
 }

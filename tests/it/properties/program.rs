@@ -2,8 +2,8 @@
 
 use proptest::prelude::*;
 
+use super::fixture::Fixture;
 use super::model::{KEYS, Write};
-use super::stage::Stage;
 use rediscope_testing::server::Server;
 
 const SEQUENCES: u32 = 10_000;
@@ -181,10 +181,10 @@ fn program() -> impl Strategy<Value = Vec<Step>> {
 #[test]
 fn whatever_a_program_does_the_server_holds_what_it_was_told() {
     let server = Server::start();
-    let stage = Stage::on(&server);
+    let fixture = Fixture::on(&server);
     let programs = (any::<bool>(), program());
     super::check(file!(), SEQUENCES, &programs, |(small_chunks, steps)| {
-        stage.play(small_chunks, &steps)
+        fixture.play(small_chunks, &steps)
     });
-    println!("{}", stage.seen());
+    println!("{}", fixture.seen());
 }

@@ -3,8 +3,8 @@
 use rediscope::prelude::*;
 use rediscope::{Applied, CommitError, Error, Outcome, ReplyError, SessionManager};
 
+use super::fixture::{ALWAYS, SOON, client_ids, commit_error, says, warm};
 use super::rejected::rejected;
-use super::stage::{ALWAYS, SOON, client_ids, commit_error, says, warm};
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 

@@ -7,7 +7,7 @@ use rediscope::prelude::*;
 use rediscope::{Applied, Builder, CheckoutError, CheckoutTimeout, ConnectionErrorKind, Error};
 use rediscope::{SessionManager, TransactionOptions};
 
-use super::stage::{ALWAYS, SOON, exists, get, pool_is_whole};
+use super::fixture::{ALWAYS, SOON, exists, get, pool_is_whole};
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 

@@ -6,23 +6,23 @@ use std::thread;
 use rediscope::prelude::*;
 use rediscope::{Applied, Error, Outcome, ReplyError, SessionManager};
 
-use super::stage::{Stage, get, pool_is_whole};
+use super::fixture::{Fixture, get, pool_is_whole};
 use rediscope_testing::server::Server;
 
 #[test]
 fn committed_means_applied_in_the_order_of_queueing() {
-    let stage = Stage::start();
-    let sessions = stage.trusting();
+    let fixture = Fixture::start();
+    let sessions = fixture.trusting();
     let accounts = sessions.transactional();
     let words = ["one", "two", "three", "four"];
     let lengths = accounts
         .run(|tx| Ok(words.iter().map(|word| tx.rpush("list", *word)).collect::<Vec<_>>()))
         .unwrap();
     assert_eq!(lengths, [1, 2, 3, 4]);
-    assert_eq!(stage.server.ask::<Vec<String>>(&["LRANGE", "list", "0", "-1"]), words);
-    assert_eq!(stage.journal(), ["MULTI", "RPUSH", "RPUSH", "RPUSH", "RPUSH", "EXEC"]);
+    assert_eq!(fixture.server.ask::<Vec<String>>(&["LRANGE", "list", "0", "-1"]), words);
+    assert_eq!(fixture.journal(), ["MULTI", "RPUSH", "RPUSH", "RPUSH", "RPUSH", "EXEC"]);
     assert_eq!(sessions.status().transactional.counts.commits, 1);
-    pool_is_whole(&sessions, &stage.server);
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 #[test]
@@ -56,9 +56,9 @@ fn nobody_comes_in_between() {
 
 #[test]
 fn replies_come_back_typed_in_the_shape_the_block_returned() {
-    let stage = Stage::start();
-    stage.server.ask::<()>(&["MSET", "text", "hello", "number", "7"]);
-    let sessions = stage.trusting();
+    let fixture = Fixture::start();
+    fixture.server.ask::<()>(&["MSET", "text", "hello", "number", "7"]);
+    let sessions = fixture.trusting();
     let accounts = sessions.transactional();
     let (sum, text, missing, many): (i64, String, Option<String>, Vec<Option<i64>>) = accounts
         .run(|tx| {
@@ -77,14 +77,14 @@ fn replies_come_back_typed_in_the_shape_the_block_returned() {
     let expected = ([13, 14], vec![15], Some(16), None, ((), ("mine", "bye".to_owned())), ());
     assert_eq!(shapes.unwrap(), expected);
     accounts.run(|tx| Ok(tx.set("text", "nothing is asked for"))).unwrap();
-    assert_eq!(get(&stage.server, "text").unwrap(), "nothing is asked for");
-    pool_is_whole(&sessions, &stage.server);
+    assert_eq!(get(&fixture.server, "text").unwrap(), "nothing is asked for");
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 #[test]
 fn a_guards_replies_are_read_by_handle_in_any_order_and_as_often_as_wanted() {
-    let stage = Stage::start();
-    let sessions = stage.trusting();
+    let fixture = Fixture::start();
+    let sessions = fixture.trusting();
     let mut tx = sessions.transactional().begin().unwrap();
     let (first, second) = (tx.incr("n", 1), tx.incr("n", 10));
     let members: Queued<i64> = tx.queue(redis::cmd("SADD").arg("set").arg("a").arg("b").take());
@@ -93,27 +93,27 @@ fn a_guards_replies_are_read_by_handle_in_any_order_and_as_often_as_wanted() {
     assert_eq!(replies.get((second, members, first)), Ok((11, 2, 1)));
     assert_eq!(replies.get(second.cast::<String>()), Ok("11".to_owned()));
     assert_eq!((replies.get(second), replies.errors().count()), (Ok(11), 0));
-    assert_eq!(stage.server.ask::<i64>(&["SCARD", "set"]), 2);
-    pool_is_whole(&sessions, &stage.server);
+    assert_eq!(fixture.server.ask::<i64>(&["SCARD", "set"]), 2);
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 #[test]
 fn what_watches_commits_to_an_outcome() {
-    let stage = Stage::start();
-    let sessions = stage.trusting();
+    let fixture = Fixture::start();
+    let sessions = fixture.trusting();
     let mut watching = sessions.transactional().watch(["stock"]).begin().unwrap();
     assert_eq!(watching.get::<_, Option<i64>>("stock").unwrap(), None);
     let mut tx = watching.multi();
     let stock = tx.incr("stock", 4);
     let Outcome::Committed(replies) = tx.commit().unwrap() else { panic!("nobody touched it") };
     assert_eq!(replies.get(stock), Ok(4));
-    assert_eq!(get(&stage.server, "stock").unwrap(), "4");
+    assert_eq!(get(&fixture.server, "stock").unwrap(), "4");
     let left = sessions.transactional().watch(["stock"]).run(|read, tx| {
         let stock: i64 = read.get("stock")?;
         Ok((Ready(stock), tx.decr("stock", stock - 1)))
     });
     assert_eq!(left.unwrap(), (4, 1));
-    pool_is_whole(&sessions, &stage.server);
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 // What follows was applied as well; only one value of it cannot be handed out.
@@ -136,8 +136,8 @@ fn applied_all_the_same(
 
 #[test]
 fn a_handle_of_another_transaction_is_foreign_and_the_block_was_applied() {
-    let stage = Stage::start();
-    let sessions = stage.trusting();
+    let fixture = Fixture::start();
+    let sessions = fixture.trusting();
     let accounts = sessions.transactional();
     let mut other = accounts.begin().unwrap();
     let foreign = other.incr("other", 1);
@@ -146,26 +146,26 @@ fn a_handle_of_another_transaction_is_foreign_and_the_block_was_applied() {
         tx.set("key", "done");
         Ok(foreign)
     });
-    assert_eq!(applied_all_the_same(result, &stage.server, "key"), ReplyError::Foreign);
+    assert_eq!(applied_all_the_same(result, &fixture.server, "key"), ReplyError::Foreign);
     let mut tx = accounts.begin().unwrap();
     let own = tx.incr("n", 1);
     let replies = tx.commit().unwrap();
     assert_eq!(replies.get((own, foreign)), Err(ReplyError::Foreign));
     assert_eq!(replies.get(own), Ok(1));
-    pool_is_whole(&sessions, &stage.server);
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 #[test]
 fn a_handle_of_a_forgotten_part_has_no_reply_and_the_others_keep_theirs() {
-    let stage = Stage::start();
-    let sessions = stage.trusting();
+    let fixture = Fixture::start();
+    let sessions = fixture.trusting();
     let accounts = sessions.transactional();
     let result = accounts.run(|tx| {
         let forgotten = tx.savepoint().incr("n", 1);
         tx.set("key", "done");
         Ok(forgotten)
     });
-    assert_eq!(applied_all_the_same(result, &stage.server, "key"), ReplyError::Forgotten);
+    assert_eq!(applied_all_the_same(result, &fixture.server, "key"), ReplyError::Forgotten);
     let mut tx = accounts.begin().unwrap();
     let before = tx.incr("m", 1);
     let mut lost = None;
@@ -181,21 +181,21 @@ fn a_handle_of_a_forgotten_part_has_no_reply_and_the_others_keep_theirs() {
     let replies = tx.commit().unwrap();
     assert_eq!(replies.get((before, inside, behind)), Ok((1, 2, 3)));
     assert_eq!(replies.get(lost), Err(ReplyError::Forgotten));
-    assert_eq!(get(&stage.server, "n"), None);
-    pool_is_whole(&sessions, &stage.server);
+    assert_eq!(get(&fixture.server, "n"), None);
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 #[test]
 fn a_reply_of_another_type_is_unexpected_and_can_be_asked_for_anew() {
-    let stage = Stage::start();
-    stage.server.ask::<()>(&["SET", "text", "hello"]);
-    let sessions = stage.trusting();
+    let fixture = Fixture::start();
+    fixture.server.ask::<()>(&["SET", "text", "hello"]);
+    let sessions = fixture.trusting();
     let accounts = sessions.transactional();
     let result = accounts.run(|tx| {
         tx.set("key", "done");
         Ok(tx.get::<_, i64>("text"))
     });
-    match applied_all_the_same(result, &stage.server, "key") {
+    match applied_all_the_same(result, &fixture.server, "key") {
         ReplyError::Unexpected { index: 1, expected: "i64", found: "a bulk string", .. } => {}
         error => panic!("{error:?}"),
     }
@@ -204,5 +204,5 @@ fn a_reply_of_another_type_is_unexpected_and_can_be_asked_for_anew() {
     let replies = tx.commit().unwrap();
     assert!(matches!(replies.get(wrong), Err(ReplyError::Unexpected { index: 0, .. })));
     assert_eq!(replies.get(wrong.cast::<String>()), Ok("hello".to_owned()));
-    pool_is_whole(&sessions, &stage.server);
+    pool_is_whole(&sessions, &fixture.server);
 }

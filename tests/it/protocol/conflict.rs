@@ -9,7 +9,7 @@ use rediscope::{
     Watching,
 };
 
-use super::stage::{SOON, Stage, client_ids, exists, get, pool_is_whole};
+use super::fixture::{Fixture, SOON, client_ids, exists, get, pool_is_whole};
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 
@@ -31,8 +31,8 @@ fn conflicts(sessions: &SessionManager, server: &Server, meanwhile: impl FnOnce(
 
 #[test]
 fn any_change_of_a_watched_key_is_a_conflict_and_nothing_else_is() {
-    let stage = Stage::start();
-    let (sessions, server) = (stage.trusting(), &stage.server);
+    let fixture = Fixture::start();
+    let (sessions, server) = (fixture.trusting(), &fixture.server);
     let outside = |command: &[&str]| {
         server.ask::<()>(&["SET", "key", "value"]);
         conflicts(&sessions, server, || server.ask(command))
@@ -52,8 +52,8 @@ fn any_change_of_a_watched_key_is_a_conflict_and_nothing_else_is() {
 
 #[test]
 fn a_watched_key_that_expires_is_a_conflict() {
-    let stage = Stage::start();
-    let (sessions, server) = (stage.trusting(), &stage.server);
+    let fixture = Fixture::start();
+    let (sessions, server) = (fixture.trusting(), &fixture.server);
     let mut ttl = 100;
     // On a slow machine the key may be gone before it is watched.
     let watching = loop {
@@ -74,8 +74,8 @@ fn a_watched_key_that_expires_is_a_conflict() {
 
 #[test]
 fn a_block_without_commands_still_learns_of_a_conflict() {
-    let stage = Stage::start();
-    let (sessions, server) = (stage.trusting(), &stage.server);
+    let fixture = Fixture::start();
+    let (sessions, server) = (fixture.trusting(), &fixture.server);
     let accounts = sessions.transactional();
     let watching = accounts.watch(["key"]).begin().unwrap();
     assert!(!watching.multi().commit().unwrap().is_conflict());
@@ -87,10 +87,10 @@ fn a_block_without_commands_still_learns_of_a_conflict() {
 
 #[test]
 fn a_block_without_commands_is_not_told_committed_when_its_watch_was_lost() {
-    let stage = Stage::start();
-    let (sessions, server) = (stage.trusting(), &stage.server);
+    let fixture = Fixture::start();
+    let (sessions, server) = (fixture.trusting(), &fixture.server);
     let mut watching = sessions.transactional().watch(["key"]).begin().unwrap();
-    stage.proxy.cut_all();
+    fixture.proxy.cut_all();
     let lost = watching.get::<_, Option<String>>("key").unwrap_err();
     assert!(matches!(lost, Error::Lost { applied: Applied::No, .. }), "{lost:?}");
     server.ask::<()>(&["SET", "key", "changed"]);
@@ -101,8 +101,8 @@ fn a_block_without_commands_is_not_told_committed_when_its_watch_was_lost() {
 
 #[test]
 fn a_block_is_run_again_with_new_reads_until_it_commits() {
-    let stage = Stage::start();
-    let (sessions, server) = (stage.trusting(), &stage.server);
+    let fixture = Fixture::start();
+    let (sessions, server) = (fixture.trusting(), &fixture.server);
     server.ask::<()>(&["SET", "stock", "100"]);
     let mut seen = Vec::new();
     let left = sessions.transactional().watch(["stock"]).run(|read, tx| {
@@ -123,8 +123,8 @@ fn a_block_is_run_again_with_new_reads_until_it_commits() {
 
 #[test]
 fn attempts_and_deadline_bound_the_retries_and_the_error_says_how_many_there_were() {
-    let stage = Stage::start();
-    let (sessions, server) = (stage.trusting(), &stage.server);
+    let fixture = Fixture::start();
+    let (sessions, server) = (fixture.trusting(), &fixture.server);
     let always = |policy: RetryPolicy| {
         let mut attempts = 0;
         let result = sessions.transactional().watch(["key"]).retry(policy).run(|_, tx| {
@@ -161,8 +161,8 @@ impl From<Error> for Shop {
 
 #[test]
 fn a_closure_that_errs_is_not_run_again_and_leaves_nothing_watched() {
-    let stage = Stage::start();
-    let (sessions, server) = (stage.trusting(), &stage.server);
+    let fixture = Fixture::start();
+    let (sessions, server) = (fixture.trusting(), &fixture.server);
     server.ask::<()>(&["SET", "stock", "0"]);
     let before = client_ids(server);
     let mut runs = 0;
@@ -186,8 +186,8 @@ fn a_closure_that_errs_is_not_run_again_and_leaves_nothing_watched() {
 
 #[test]
 fn a_closure_that_panics_applies_nothing_and_its_connection_is_replaced() {
-    let stage = Stage::start();
-    let (sessions, server) = (stage.trusting(), &stage.server);
+    let fixture = Fixture::start();
+    let (sessions, server) = (fixture.trusting(), &fixture.server);
     let before = client_ids(server);
     let accounts = sessions.transactional();
     let panicked = catch_unwind(AssertUnwindSafe(|| {
@@ -205,8 +205,8 @@ fn a_closure_that_panics_applies_nothing_and_its_connection_is_replaced() {
 
 #[test]
 fn a_scope_that_is_abandoned_or_dropped_watches_no_longer() {
-    let stage = Stage::start();
-    let (sessions, server) = (stage.trusting(), &stage.server);
+    let fixture = Fixture::start();
+    let (sessions, server) = (fixture.trusting(), &fixture.server);
     let before = client_ids(server);
     let ends: [fn(Watching); 4] = [
         |watching| watching.abandon().unwrap(),
@@ -224,14 +224,14 @@ fn a_scope_that_is_abandoned_or_dropped_watches_no_longer() {
 
 #[test]
 fn a_link_lost_while_watching_is_an_attempt_like_any_other() {
-    let stage = Stage::start();
-    let (sessions, server) = (stage.trusting(), &stage.server);
+    let fixture = Fixture::start();
+    let (sessions, server) = (fixture.trusting(), &fixture.server);
     let mut attempts = Vec::new();
     let watch = sessions.transactional().watch(["key"]);
     let result = watch.run(|read, tx| {
         attempts.push(read.attempt());
         if attempts.len() == 1 {
-            stage.proxy.cut_all();
+            fixture.proxy.cut_all();
         }
         let value: Option<i64> = read.get("key")?;
         Ok(tx.set("key", value.unwrap_or(0) + 1))
@@ -241,13 +241,13 @@ fn a_link_lost_while_watching_is_an_attempt_like_any_other() {
 
     let once = watch.clone().retry(RetryPolicy::never());
     let result: Result<(), Error> = once.run(|read, tx| {
-        stage.proxy.cut_all();
+        fixture.proxy.cut_all();
         // Whatever the closure makes of the loss, nothing can be committed.
         let _ = read.get::<_, Option<i64>>("key");
         tx.set("key", "not watched");
         Ok(())
     });
-    match super::stage::commit_error(result) {
+    match super::fixture::commit_error(result) {
         CommitError::NotSent { source, .. } => match *source {
             Error::Lost { source, .. } => assert_eq!(source.kind(), ConnectionErrorKind::Closed),
             error => panic!("{error:?}"),

@@ -6,8 +6,8 @@ use std::time::Duration;
 use rediscope::prelude::*;
 use rediscope::{Applied, CommitError, Error, PinExpired, SessionManager};
 
-use super::stage::{
-    ALWAYS, SOON, Stage, client_ids, exists, get, nobody_is_in_multi, pool_is_whole, says,
+use super::fixture::{
+    ALWAYS, Fixture, SOON, client_ids, exists, get, nobody_is_in_multi, pool_is_whole, says,
 };
 use rediscope_testing::eventually;
 
@@ -15,23 +15,23 @@ use rediscope_testing::eventually;
 const LIMIT: Duration = Duration::from_millis(700);
 
 /// One open connection; scopes are taken back after [`LIMIT`].
-fn hasty(stage: &Stage) -> SessionManager {
-    let builder = stage.builder().trust_window(ALWAYS).max_pin_time(LIMIT).flush_bytes(1);
+fn hasty(fixture: &Fixture) -> SessionManager {
+    let builder = fixture.builder().trust_window(ALWAYS).max_pin_time(LIMIT).flush_bytes(1);
     // Making it warm is a scope too.
     let sessions = builder.build().unwrap();
     assert_eq!(sessions.transactional().run(|tx| Ok(tx.ping())).unwrap(), "PONG");
-    stage.journal();
+    fixture.journal();
     sessions
 }
 
 /// The scope is taken back, its link is replaced, and its capacity is there again.
 #[track_caller]
-fn is_taken_back(stage: &Stage, sessions: &SessionManager) {
-    let before = client_ids(&stage.server);
+fn is_taken_back(fixture: &Fixture, sessions: &SessionManager) {
+    let before = client_ids(&fixture.server);
     eventually(SOON, "the scope is taken back", || sessions.status().transactional.in_use == 0);
-    pool_is_whole(sessions, &stage.server);
-    eventually(SOON, "its connection is gone", || client_ids(&stage.server).is_disjoint(&before));
-    nobody_is_in_multi(&stage.server);
+    pool_is_whole(sessions, &fixture.server);
+    eventually(SOON, "its connection is gone", || client_ids(&fixture.server).is_disjoint(&before));
+    nobody_is_in_multi(&fixture.server);
 }
 
 #[track_caller]
@@ -45,12 +45,12 @@ fn expired(told: PinExpired, line: u32) {
 
 #[test]
 fn a_late_commit_is_told_where_its_scope_began_and_applies_nothing() {
-    let stage = Stage::start();
-    let sessions = hasty(&stage);
+    let fixture = Fixture::start();
+    let sessions = hasty(&fixture);
     let (mut tx, line) = (sessions.transactional().begin().unwrap(), line!());
     tx.set("key", 1);
-    assert_eq!(stage.journal(), ["MULTI", "SET"], "the server knows of it already");
-    is_taken_back(&stage, &sessions);
+    assert_eq!(fixture.journal(), ["MULTI", "SET"], "the server knows of it already");
+    is_taken_back(&fixture, &sessions);
     tx.set("key", 2);
     match tx.check().unwrap_err() {
         Error::PinExpired(told) => expired(told, line),
@@ -66,17 +66,17 @@ fn a_late_commit_is_told_where_its_scope_began_and_applies_nothing() {
         CommitError::PinExpired(told) => expired(told, line),
         error => panic!("{error:?}"),
     }
-    assert!(!exists(&stage.server, "key"));
-    pool_is_whole(&sessions, &stage.server);
+    assert!(!exists(&fixture.server, "key"));
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 #[test]
 fn every_late_use_of_a_watching_scope_is_told() {
-    let stage = Stage::start();
-    let sessions = hasty(&stage);
+    let fixture = Fixture::start();
+    let sessions = hasty(&fixture);
     let accounts = sessions.transactional();
     let (mut watching, line) = (accounts.watch(["key"]).begin().unwrap(), line!());
-    is_taken_back(&stage, &sessions);
+    is_taken_back(&fixture, &sessions);
     let error = watching.get::<_, Option<String>>("key").unwrap_err();
     assert_eq!((error.applied(), error.is_retryable()), (Applied::No, false));
     match error {
@@ -88,18 +88,18 @@ fn every_late_use_of_a_watching_scope_is_told() {
     let error = tx.commit().unwrap_err();
     says(&error, Applied::No, false);
     assert!(matches!(error, CommitError::PinExpired(_)), "{error:?}");
-    assert!(!exists(&stage.server, "key"));
-    pool_is_whole(&sessions, &stage.server);
+    assert!(!exists(&fixture.server, "key"));
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 #[test]
 fn late_discards_and_drops_disturb_nobody() {
-    let stage = Stage::start();
-    let sessions = hasty(&stage);
+    let fixture = Fixture::start();
+    let sessions = hasty(&fixture);
     let accounts = sessions.transactional();
     let mut discarded = accounts.begin().unwrap();
     discarded.set("key", 1);
-    is_taken_back(&stage, &sessions);
+    is_taken_back(&fixture, &sessions);
     let mut next = accounts.begin().unwrap();
     let told = discarded.discard();
     next.set("next", 1);
@@ -108,36 +108,36 @@ fn late_discards_and_drops_disturb_nobody() {
 
     let mut dropped = accounts.begin().unwrap();
     dropped.set("key", 1);
-    is_taken_back(&stage, &sessions);
+    is_taken_back(&fixture, &sessions);
     let mut next = accounts.begin().unwrap();
     drop(dropped);
     next.set("next", 2);
     next.commit().unwrap();
     assert_eq!(
-        (get(&stage.server, "next").unwrap(), exists(&stage.server, "key")),
+        (get(&fixture.server, "next").unwrap(), exists(&fixture.server, "key")),
         ("2".into(), false)
     );
 }
 
 #[test]
 fn a_forgotten_guard_is_taken_back() {
-    let stage = Stage::start();
-    let sessions = hasty(&stage);
+    let fixture = Fixture::start();
+    let sessions = hasty(&fixture);
     let accounts = sessions.transactional();
     let mut tx = accounts.begin().unwrap();
     tx.set("key", 1);
     std::mem::forget(tx);
-    is_taken_back(&stage, &sessions);
+    is_taken_back(&fixture, &sessions);
     std::mem::forget(accounts.watch(["key"]).begin().unwrap());
-    is_taken_back(&stage, &sessions);
-    assert!(!exists(&stage.server, "key"));
+    is_taken_back(&fixture, &sessions);
+    assert!(!exists(&fixture.server, "key"));
 }
 
 #[test]
 fn a_scope_in_use_is_not_taken_back_however_long_it_lasts() {
-    let stage = Stage::start();
-    let builder = stage.builder().trust_window(ALWAYS).max_pin_time(LIMIT);
-    let sessions = stage.warm(builder);
+    let fixture = Fixture::start();
+    let builder = fixture.builder().trust_window(ALWAYS).max_pin_time(LIMIT);
+    let sessions = fixture.warm(builder);
     let begun = std::time::Instant::now();
     let mut tx = sessions.transactional().begin().unwrap();
     let mut count = 0;
@@ -148,6 +148,6 @@ fn a_scope_in_use_is_not_taken_back_however_long_it_lasts() {
         begun.elapsed() > 3 * LIMIT
     });
     assert_eq!(tx.commit().unwrap().len(), count);
-    assert_eq!(get(&stage.server, "n").unwrap(), count.to_string());
-    pool_is_whole(&sessions, &stage.server);
+    assert_eq!(get(&fixture.server, "n").unwrap(), count.to_string());
+    pool_is_whole(&sessions, &fixture.server);
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rediscope::prelude::*;
 use rediscope::{Begin, Error, SessionManager, TransactionOptions};
 
-use super::stage::{ALWAYS, SOON, Stage, exists, get, pool_is_whole};
+use super::fixture::{ALWAYS, Fixture, SOON, exists, get, pool_is_whole};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 
@@ -16,11 +16,11 @@ fn immediate() -> TransactionOptions {
 }
 
 /// The commands that `work` sent, and its round trips.
-fn sent<R>(stage: &Stage, work: impl FnOnce() -> R) -> (Vec<String>, u64) {
-    stage.journal();
-    let before = stage.proxy.turns();
+fn sent<R>(fixture: &Fixture, work: impl FnOnce() -> R) -> (Vec<String>, u64) {
+    fixture.journal();
+    let before = fixture.proxy.turns();
     work();
-    (stage.journal(), stage.proxy.turns() - before)
+    (fixture.journal(), fixture.proxy.turns() - before)
 }
 
 fn words(words: &[&str]) -> Vec<String> {
@@ -29,11 +29,11 @@ fn words(words: &[&str]) -> Vec<String> {
 
 #[test]
 fn on_a_trusted_link_everything_leaves_in_one_write() {
-    let stage = Stage::start();
-    let sessions = stage.trusting();
+    let fixture = Fixture::start();
+    let sessions = fixture.trusting();
     let accounts = sessions.transactional();
     let whole = words(&["MULTI", "SET", "INCRBY", "EXEC"]);
-    let by_run = sent(&stage, || {
+    let by_run = sent(&fixture, || {
         accounts
             .run(|tx| {
                 tx.set("key", 1);
@@ -42,101 +42,101 @@ fn on_a_trusted_link_everything_leaves_in_one_write() {
             .unwrap();
     });
     assert_eq!(by_run, (whole.clone(), 1));
-    let by_guard = sent(&stage, || {
+    let by_guard = sent(&fixture, || {
         let mut tx = accounts.begin().unwrap();
         tx.set("key", 1);
         tx.incr("n", 1);
         tx.commit().unwrap();
     });
     assert_eq!(by_guard, (whole, 1));
-    assert_eq!(get(&stage.server, "n").unwrap(), "2");
+    assert_eq!(get(&fixture.server, "n").unwrap(), "2");
 
     // The same seen from the server: it has EXEC while MULTI's answer is still on its way.
-    stage.proxy.arm((Trigger::AfterCommandNamed("MULTI"), Fault::HoldReplies));
+    fixture.proxy.arm((Trigger::AfterCommandNamed("MULTI"), Fault::HoldReplies));
     thread::scope(|scope| {
         let commit = scope.spawn(|| accounts.run(|tx| Ok(tx.set("held", 1))));
-        eventually(SOON, "it is applied", || exists(&stage.server, "held"));
+        eventually(SOON, "it is applied", || exists(&fixture.server, "held"));
         assert!(!commit.is_finished());
-        stage.proxy.release();
+        fixture.proxy.release();
         commit.join().unwrap().unwrap();
     });
-    stage.proxy.disarm();
-    pool_is_whole(&sessions, &stage.server);
+    fixture.proxy.disarm();
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 /// While MULTI's answer is held back, no command of the block has left.
-fn multi_is_awaited(stage: &Stage, sessions: &SessionManager, options: &TransactionOptions) {
+fn multi_is_awaited(fixture: &Fixture, sessions: &SessionManager, options: &TransactionOptions) {
     let accounts = sessions.transactional().with(options.clone());
-    let (names, turns) = sent(stage, || accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap());
+    let (names, turns) = sent(fixture, || accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap());
     assert_eq!((names, turns), (words(&["MULTI", "INCRBY", "EXEC"]), 2));
-    stage.proxy.arm((Trigger::AfterCommandNamed("MULTI"), Fault::HoldReplies));
-    let multis = stage.server.calls("multi");
+    fixture.proxy.arm((Trigger::AfterCommandNamed("MULTI"), Fault::HoldReplies));
+    let multis = fixture.server.calls("multi");
     thread::scope(|scope| {
         let commit = scope.spawn(|| accounts.run(|tx| Ok(tx.set("held", 1))));
-        eventually(SOON, "the server has MULTI", || stage.server.calls("multi") > multis);
-        assert_eq!(stage.journal(), ["MULTI"]);
+        eventually(SOON, "the server has MULTI", || fixture.server.calls("multi") > multis);
+        assert_eq!(fixture.journal(), ["MULTI"]);
         assert!(!commit.is_finished());
-        stage.proxy.release();
+        fixture.proxy.release();
         commit.join().unwrap().unwrap();
     });
-    stage.proxy.disarm();
-    assert_eq!(stage.journal(), ["SET", "EXEC"]);
-    stage.server.ask::<()>(&["DEL", "held"]);
-    pool_is_whole(sessions, &stage.server);
+    fixture.proxy.disarm();
+    assert_eq!(fixture.journal(), ["SET", "EXEC"]);
+    fixture.server.ask::<()>(&["DEL", "held"]);
+    pool_is_whole(sessions, &fixture.server);
 }
 
 #[test]
 fn on_an_older_link_multi_is_awaited_before_any_command_leaves() {
-    let stage = Stage::start();
-    multi_is_awaited(&stage, &stage.doubting(), &TransactionOptions::new());
+    let fixture = Fixture::start();
+    multi_is_awaited(&fixture, &fixture.doubting(), &TransactionOptions::new());
 }
 
 #[test]
 fn immediate_awaits_multi_on_a_trusted_link_too() {
-    let stage = Stage::start();
-    multi_is_awaited(&stage, &stage.trusting(), &immediate());
+    let fixture = Fixture::start();
+    multi_is_awaited(&fixture, &fixture.trusting(), &immediate());
 }
 
 #[test]
 fn an_immediate_guard_has_sent_multi_when_it_is_begun_and_proves_it_anew_when_it_waited() {
-    let stage = Stage::start();
-    let sessions = stage.trusting();
+    let fixture = Fixture::start();
+    let sessions = fixture.trusting();
     let accounts = sessions.transactional().with(immediate());
     let mut tx = accounts.begin().unwrap();
-    assert_eq!(stage.journal(), ["MULTI"]);
-    assert!(stage.server.client_list().iter().any(|client| client["multi"] == "0"));
+    assert_eq!(fixture.journal(), ["MULTI"]);
+    assert!(fixture.server.client_list().iter().any(|client| client["multi"] == "0"));
     tx.incr("n", 1);
-    assert_eq!(stage.journal(), [""; 0]);
+    assert_eq!(fixture.journal(), [""; 0]);
     tx.commit().unwrap();
-    assert_eq!(stage.journal(), ["INCRBY", "EXEC"]);
+    assert_eq!(fixture.journal(), ["INCRBY", "EXEC"]);
 
-    let (names, turns) = sent(&stage, || accounts.begin().unwrap().commit().unwrap());
+    let (names, turns) = sent(&fixture, || accounts.begin().unwrap().commit().unwrap());
     assert_eq!((names, turns), (words(&["MULTI", "EXEC"]), 2));
-    let (names, _) = sent(&stage, || drop(accounts.begin().unwrap()));
+    let (names, _) = sent(&fixture, || drop(accounts.begin().unwrap()));
     assert_eq!(names, ["MULTI", "DISCARD"]);
-    pool_is_whole(&sessions, &stage.server);
+    pool_is_whole(&sessions, &fixture.server);
 
-    let sessions = stage.doubting();
+    let sessions = fixture.doubting();
     let accounts = sessions.transactional().with(immediate());
     let mut tx = accounts.begin().unwrap();
     tx.incr("n", 1);
     tx.commit().unwrap();
-    assert_eq!(stage.journal(), ["MULTI", "DISCARD", "MULTI", "INCRBY", "EXEC"]);
+    assert_eq!(fixture.journal(), ["MULTI", "DISCARD", "MULTI", "INCRBY", "EXEC"]);
     let mut tx = accounts.begin().unwrap();
     tx.incr("n", 1);
-    stage.proxy.cut_all();
+    fixture.proxy.cut_all();
     tx.commit().unwrap();
-    assert_eq!(get(&stage.server, "n").unwrap(), "3");
-    pool_is_whole(&sessions, &stage.server);
+    assert_eq!(get(&fixture.server, "n").unwrap(), "3");
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 #[test]
 fn a_link_is_trusted_for_the_trust_window_and_no_longer() {
-    let stage = Stage::start();
+    let fixture = Fixture::start();
     let window = Duration::from_millis(400);
-    let sessions = stage.warm(stage.builder().trust_window(window));
+    let sessions = fixture.warm(fixture.builder().trust_window(window));
     let accounts = sessions.transactional();
-    let trips = || sent(&stage, || accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap()).1;
+    let trips = || sent(&fixture, || accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap()).1;
     eventually(SOON, "two in a row, quickly enough", || {
         trips();
         trips() == 1
@@ -144,16 +144,16 @@ fn a_link_is_trusted_for_the_trust_window_and_no_longer() {
     let begun = std::time::Instant::now();
     eventually(SOON, "the window passes", || begun.elapsed() > window);
     assert_eq!(trips(), 2);
-    pool_is_whole(&sessions, &stage.server);
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 #[test]
 fn watch_is_answered_before_begin_returns_and_before_a_closure_runs() {
-    let stage = Stage::start();
-    let sessions = stage.trusting();
+    let fixture = Fixture::start();
+    let sessions = fixture.trusting();
     let accounts = sessions.transactional();
     let watch = accounts.watch(["a", "b"]);
-    let (names, turns) = sent(&stage, || {
+    let (names, turns) = sent(&fixture, || {
         let left = watch.run(|read, tx| {
             let a: Option<i64> = read.get("a")?;
             let b: Option<i64> = read.get("b")?;
@@ -163,36 +163,36 @@ fn watch_is_answered_before_begin_returns_and_before_a_closure_runs() {
     });
     // One for WATCH, one a read, one for the rest.
     assert_eq!((names, turns), (words(&["WATCH", "GET", "GET", "MULTI", "SET", "EXEC"]), 4));
-    assert_eq!(get(&stage.server, "sum").unwrap(), "3");
+    assert_eq!(get(&fixture.server, "sum").unwrap(), "3");
 
-    stage.proxy.arm((Trigger::AfterCommandNamed("WATCH"), Fault::HoldReplies));
-    let watches = stage.server.calls("watch");
+    fixture.proxy.arm((Trigger::AfterCommandNamed("WATCH"), Fault::HoldReplies));
+    let watches = fixture.server.calls("watch");
     thread::scope(|scope| {
         let begin = scope.spawn(|| watch.begin().map(drop));
-        eventually(SOON, "the server has WATCH", || stage.server.calls("watch") > watches);
+        eventually(SOON, "the server has WATCH", || fixture.server.calls("watch") > watches);
         assert!(!begin.is_finished());
-        stage.proxy.release();
+        fixture.proxy.release();
         begin.join().unwrap().unwrap();
     });
-    stage.proxy.disarm();
-    pool_is_whole(&sessions, &stage.server);
+    fixture.proxy.disarm();
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 #[test]
 fn a_watching_commit_on_an_older_link_awaits_multi_and_stays_on_its_link() {
-    let stage = Stage::start();
-    let sessions = stage.doubting();
+    let fixture = Fixture::start();
+    let sessions = fixture.doubting();
     let mut tx = sessions.transactional().watch(["key"]).begin().unwrap().multi();
     tx.set("key", 1);
     assert!(!tx.commit().unwrap().is_conflict());
-    assert_eq!(stage.journal(), ["WATCH", "MULTI", "SET", "EXEC"]);
-    pool_is_whole(&sessions, &stage.server);
+    assert_eq!(fixture.journal(), ["WATCH", "MULTI", "SET", "EXEC"]);
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 #[test]
 fn nothing_queued_is_no_traffic_at_all() {
-    let stage = Stage::start();
-    let sessions = stage.builder().build().unwrap();
+    let fixture = Fixture::start();
+    let sessions = fixture.builder().build().unwrap();
     let accounts = sessions.transactional();
     assert_eq!(accounts.run(|_| Ok((Ready(7), ()))).unwrap(), (7, ()));
     let failed = accounts.run::<()>(|tx| {
@@ -206,42 +206,42 @@ fn nothing_queued_is_no_traffic_at_all() {
             Ok(())
         })
         .unwrap();
-    assert_eq!(stage.proxy.accepted(), 0, "not even a connection");
+    assert_eq!(fixture.proxy.accepted(), 0, "not even a connection");
 
-    let sessions = stage.doubting();
+    let sessions = fixture.doubting();
     let accounts = sessions.transactional();
-    let commands = stage.proxy.commands();
+    let commands = fixture.proxy.commands();
     assert!(accounts.begin().unwrap().commit().unwrap().is_empty());
     accounts.run::<()>(|_| Ok(())).unwrap();
-    assert_eq!(stage.proxy.commands(), commands);
-    pool_is_whole(&sessions, &stage.server);
+    assert_eq!(fixture.proxy.commands(), commands);
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 #[test]
 fn what_was_not_sent_is_dropped_without_a_word() {
-    let stage = Stage::start();
-    let sessions = stage.trusting();
+    let fixture = Fixture::start();
+    let sessions = fixture.trusting();
     let accounts = sessions.transactional();
-    let (stats, commands) = (stage.server.commandstats(), stage.proxy.commands());
+    let (stats, commands) = (fixture.server.commandstats(), fixture.proxy.commands());
     let mut dropped = accounts.begin().unwrap();
     dropped.set("key", 1);
     drop(dropped);
     let mut discarded = accounts.begin().unwrap();
     discarded.set("key", 1);
     discarded.discard().unwrap();
-    assert_eq!(stage.proxy.commands(), commands);
+    assert_eq!(fixture.proxy.commands(), commands);
     for name in ["multi", "discard", "unwatch", "set"] {
-        assert_eq!(stage.server.calls(name), stats.get(name).copied().unwrap_or(0), "{name}");
+        assert_eq!(fixture.server.calls(name), stats.get(name).copied().unwrap_or(0), "{name}");
     }
-    assert!(!exists(&stage.server, "key"));
-    pool_is_whole(&sessions, &stage.server);
+    assert!(!exists(&fixture.server, "key"));
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 #[test]
 fn a_part_that_is_forgotten_never_leaves() {
-    let stage = Stage::start();
-    let sessions = stage.warm(stage.builder().trust_window(ALWAYS));
-    let (names, turns) = sent(&stage, || {
+    let fixture = Fixture::start();
+    let sessions = fixture.warm(fixture.builder().trust_window(ALWAYS));
+    let (names, turns) = sent(&fixture, || {
         let mut tx = sessions.transactional().begin().unwrap();
         tx.set("kept", 1);
         let mut part = tx.savepoint();
@@ -256,6 +256,6 @@ fn a_part_that_is_forgotten_never_leaves() {
         tx.commit().unwrap();
     });
     assert_eq!((names, turns), (words(&["MULTI", "SET", "EXEC"]), 1));
-    assert!(exists(&stage.server, "kept") && !exists(&stage.server, "forgotten"));
-    pool_is_whole(&sessions, &stage.server);
+    assert!(exists(&fixture.server, "kept") && !exists(&fixture.server, "forgotten"));
+    pool_is_whole(&sessions, &fixture.server);
 }

@@ -3,8 +3,8 @@
 use rediscope::prelude::*;
 use rediscope::{Applied, CommitError, ConnectionErrorKind, ReplyError};
 
-use super::stage::{
-    ALWAYS, BRIEF, SOON, Stage, client_ids, commit_error, exists, get, pool_is_whole, says,
+use super::fixture::{
+    ALWAYS, BRIEF, Fixture, SOON, client_ids, commit_error, exists, get, pool_is_whole, says,
 };
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
@@ -22,22 +22,22 @@ fn in_doubt(error: &CommitError) -> ConnectionErrorKind {
 /// One transaction under a rule: what kind of doubt it ends in, and whether it was applied.
 #[track_caller]
 fn doubt(trigger: Trigger, fault: Fault) -> (ConnectionErrorKind, bool) {
-    let stage = Stage::start();
-    let sessions = stage.warm(stage.builder().trust_window(ALWAYS).response_timeout(BRIEF));
-    let before = client_ids(&stage.server);
-    stage.proxy.arm((trigger, fault));
+    let fixture = Fixture::start();
+    let sessions = fixture.warm(fixture.builder().trust_window(ALWAYS).response_timeout(BRIEF));
+    let before = client_ids(&fixture.server);
+    fixture.proxy.arm((trigger, fault));
     let mut tx = sessions.transactional().begin().unwrap();
     tx.incr("n", 1);
     tx.set("key", "value");
     let error = tx.commit().unwrap_err();
     let kind = in_doubt(&error);
-    assert_eq!(stage.proxy.fired(), 1);
-    let applied = exists(&stage.server, "key");
-    stage.proxy.disarm();
-    stage.proxy.cut_all();
-    pool_is_whole(&sessions, &stage.server);
-    eventually(SOON, "its connection is gone", || client_ids(&stage.server).is_disjoint(&before));
-    let n = get(&stage.server, "n");
+    assert_eq!(fixture.proxy.fired(), 1);
+    let applied = exists(&fixture.server, "key");
+    fixture.proxy.disarm();
+    fixture.proxy.cut_all();
+    pool_is_whole(&sessions, &fixture.server);
+    eventually(SOON, "its connection is gone", || client_ids(&fixture.server).is_disjoint(&before));
+    let n = get(&fixture.server, "n");
     assert_eq!(n.as_deref(), applied.then_some("1"), "at most once");
     assert_eq!(sessions.status().transactional.counts.in_doubt, 1);
     (kind, applied)
@@ -70,46 +70,46 @@ fn it_was_not_applied_where_exec_was_lost_on_the_way() {
 
 #[test]
 fn it_may_be_applied_after_it_was_told() {
-    let stage = Stage::start();
-    let sessions = stage.warm(stage.builder().trust_window(ALWAYS).response_timeout(BRIEF));
-    stage.proxy.arm((Trigger::BeforeCommandNamed("EXEC"), Fault::HoldRequests));
+    let fixture = Fixture::start();
+    let sessions = fixture.warm(fixture.builder().trust_window(ALWAYS).response_timeout(BRIEF));
+    fixture.proxy.arm((Trigger::BeforeCommandNamed("EXEC"), Fault::HoldRequests));
     let error = commit_error(sessions.transactional().run(|tx| Ok(tx.incr("n", 1))));
     assert_eq!(in_doubt(&error), ConnectionErrorKind::TimedOut);
-    assert!(!exists(&stage.server, "n"));
-    stage.proxy.disarm();
-    stage.proxy.release();
-    eventually(SOON, "the late EXEC is applied", || exists(&stage.server, "n"));
-    assert_eq!(get(&stage.server, "n").unwrap(), "1");
-    pool_is_whole(&sessions, &stage.server);
+    assert!(!exists(&fixture.server, "n"));
+    fixture.proxy.disarm();
+    fixture.proxy.release();
+    eventually(SOON, "the late EXEC is applied", || exists(&fixture.server, "n"));
+    assert_eq!(get(&fixture.server, "n").unwrap(), "1");
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 #[test]
 fn a_server_killed_between_exec_and_its_answer_leaves_a_doubt() {
-    let stage = Stage::start();
-    let sessions = stage.warm(stage.builder().trust_window(ALWAYS));
+    let fixture = Fixture::start();
+    let sessions = fixture.warm(fixture.builder().trust_window(ALWAYS));
     let mut tx = sessions.transactional().begin().unwrap();
     tx.set("key", 1);
-    stage.proxy.arm((Trigger::AfterCommandNamed("EXEC"), Fault::HoldReplies));
+    fixture.proxy.arm((Trigger::AfterCommandNamed("EXEC"), Fault::HoldReplies));
     let error = std::thread::scope(|scope| {
         let commit = scope.spawn(|| tx.commit().unwrap_err());
-        eventually(SOON, "it is applied", || exists(&stage.server, "key"));
-        stage.server.sigkill();
-        stage.proxy.cut_all();
+        eventually(SOON, "it is applied", || exists(&fixture.server, "key"));
+        fixture.server.sigkill();
+        fixture.proxy.cut_all();
         commit.join().unwrap()
     });
     assert_eq!(in_doubt(&error), ConnectionErrorKind::Closed);
-    stage.proxy.disarm();
-    stage.server.restart_on_same_port();
-    pool_is_whole(&sessions, &stage.server);
+    fixture.proxy.disarm();
+    fixture.server.restart_on_same_port();
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 #[test]
 fn nothing_in_doubt_is_ever_sent_again() {
-    let stage = Stage::start();
-    let sessions = stage.trusting();
+    let fixture = Fixture::start();
+    let sessions = fixture.trusting();
     let accounts = sessions.transactional();
     let mut runs = 0;
-    stage.proxy.arm((Trigger::BeforeReplyTo("EXEC"), Fault::Cut));
+    fixture.proxy.arm((Trigger::BeforeReplyTo("EXEC"), Fault::Cut));
     let by_run = commit_error(accounts.run(|tx| {
         runs += 1;
         Ok(tx.incr("n", 1))
@@ -120,12 +120,12 @@ fn nothing_in_doubt_is_ever_sent_again() {
         Ok(tx.incr("n", 1))
     }));
     in_doubt(&by_watch);
-    stage.proxy.disarm();
-    assert_eq!((runs, get(&stage.server, "n").unwrap()), (2, "2".to_owned()));
-    let execs = stage.journal().iter().filter(|name| *name == "EXEC").count();
+    fixture.proxy.disarm();
+    assert_eq!((runs, get(&fixture.server, "n").unwrap()), (2, "2".to_owned()));
+    let execs = fixture.journal().iter().filter(|name| *name == "EXEC").count();
     assert_eq!(execs, 2);
     assert_eq!(sessions.status().transactional.counts.retries, 0);
-    pool_is_whole(&sessions, &stage.server);
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 // What is known although the rest was lost.
@@ -133,9 +133,9 @@ fn nothing_in_doubt_is_ever_sent_again() {
 #[test]
 fn a_refusal_that_was_read_is_no_proof_where_execs_answer_was_lost() {
     for fault in [Fault::Cut, Fault::Reset, Fault::SwallowReply] {
-        let stage = Stage::start();
-        let sessions = stage.warm(stage.builder().trust_window(ALWAYS).response_timeout(BRIEF));
-        stage.proxy.arm((Trigger::BeforeReplyTo("EXEC"), fault));
+        let fixture = Fixture::start();
+        let sessions = fixture.warm(fixture.builder().trust_window(ALWAYS).response_timeout(BRIEF));
+        fixture.proxy.arm((Trigger::BeforeReplyTo("EXEC"), fault));
         let error = commit_error(sessions.transactional().run(|tx| {
             tx.set("key", 1);
             tx.queue::<()>(redis::cmd("NOSUCH").arg("x").take());
@@ -143,24 +143,24 @@ fn a_refusal_that_was_read_is_no_proof_where_execs_answer_was_lost() {
         }));
         // The server's EXECABORT would have proven that the refusal is the server's own.
         in_doubt(&error);
-        assert_eq!(stage.proxy.fired(), 1);
-        stage.proxy.disarm();
-        assert!(!exists(&stage.server, "key"));
-        pool_is_whole(&sessions, &stage.server);
+        assert_eq!(fixture.proxy.fired(), 1);
+        fixture.proxy.disarm();
+        assert!(!exists(&fixture.server, "key"));
+        pool_is_whole(&sessions, &fixture.server);
     }
 }
 
 #[test]
 fn an_outcome_that_was_read_is_told_though_the_link_dies_right_behind_it() {
-    let stage = Stage::start();
-    let sessions = stage.doubting();
+    let fixture = Fixture::start();
+    let sessions = fixture.doubting();
     let accounts = sessions.transactional();
-    stage.proxy.arm((Trigger::AfterReplyTo("EXEC"), Fault::Cut));
+    fixture.proxy.arm((Trigger::AfterReplyTo("EXEC"), Fault::Cut));
     assert_eq!(accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
-    stage.server.ask::<()>(&["SET", "text", "hello"]);
-    stage.proxy.disarm();
-    pool_is_whole(&sessions, &stage.server);
-    stage.proxy.arm((Trigger::AfterReplyTo("EXEC"), Fault::Cut));
+    fixture.server.ask::<()>(&["SET", "text", "hello"]);
+    fixture.proxy.disarm();
+    pool_is_whole(&sessions, &fixture.server);
+    fixture.proxy.arm((Trigger::AfterReplyTo("EXEC"), Fault::Cut));
     let partly = commit_error(accounts.run(|tx| Ok(tx.lpush("text", "x"))));
     match &partly {
         CommitError::PartlyApplied { replies, .. } => {
@@ -168,8 +168,8 @@ fn an_outcome_that_was_read_is_told_though_the_link_dies_right_behind_it() {
         }
         error => panic!("{error:?}"),
     }
-    stage.proxy.disarm();
-    pool_is_whole(&sessions, &stage.server);
+    fixture.proxy.disarm();
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use rediscope::prelude::*;
 use rediscope::{Builder, SessionManager, redis};
 use socket2::SockRef;
 
-use super::stage::SOON;
+use super::fixture::SOON;
 use rediscope_testing::front::Front;
 
 const READS: usize = 150_000;

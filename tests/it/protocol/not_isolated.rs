@@ -6,8 +6,8 @@ use rediscope::{
     SessionManager, TransactionOptions, Transactional,
 };
 
+use super::fixture::{ALWAYS, SOON, commit_error, exists, get, pool_is_whole, says, warm};
 use super::rejected::rejected;
-use super::stage::{ALWAYS, SOON, commit_error, exists, get, pool_is_whole, says, warm};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
@@ -66,9 +66,9 @@ fn bare(error: &CommitError) -> &rediscope::Replies {
 
 #[test]
 fn commands_that_ran_bare_are_told_with_their_replies() {
-    let stage = Operated::start();
-    let sessions = stage.sessions(ALWAYS);
-    stage.operator(&["-multi"]);
+    let fixture = Operated::start();
+    let sessions = fixture.sessions(ALWAYS);
+    fixture.operator(&["-multi"]);
     let mut tx = sessions.transactional().begin().unwrap();
     let (set, sum) = (tx.set("key", "value"), tx.incr("n", 3));
     let error = tx.commit().unwrap_err();
@@ -76,15 +76,15 @@ fn commands_that_ran_bare_are_told_with_their_replies() {
     let replies = bare(&error);
     assert_eq!((replies.len(), replies.failures()), (2, 0));
     assert_eq!(replies.get((set, sum)), Ok(((), 3)));
-    assert_eq!(get(&stage.server, "key").as_deref(), Some("value"));
-    stage.recovers(&sessions);
+    assert_eq!(get(&fixture.server, "key").as_deref(), Some("value"));
+    fixture.recovers(&sessions);
 }
 
 #[test]
 fn of_commands_that_ran_bare_the_refused_ones_are_named() {
-    let stage = Operated::start();
-    let sessions = stage.sessions(ALWAYS);
-    stage.operator(&["-multi", "-incrby"]);
+    let fixture = Operated::start();
+    let sessions = fixture.sessions(ALWAYS);
+    fixture.operator(&["-multi", "-incrby"]);
     let error = commit_error(sessions.transactional().run(|tx| {
         tx.set("key", "value");
         Ok(tx.incr("n", 3))
@@ -97,25 +97,25 @@ fn of_commands_that_ran_bare_the_refused_ones_are_named() {
         errors => panic!("{errors:?}"),
     }
     assert_eq!(
-        (get(&stage.server, "key").as_deref(), exists(&stage.server, "n")),
+        (get(&fixture.server, "key").as_deref(), exists(&fixture.server, "n")),
         (Some("value"), false)
     );
-    stage.recovers(&sessions);
+    fixture.recovers(&sessions);
 }
 
 #[test]
 fn nothing_was_applied_where_every_command_was_refused_with_multi() {
-    let stage = Operated::start();
-    let sessions = stage.sessions(ALWAYS);
-    stage.operator(&["-multi", "-set", "-incrby"]);
+    let fixture = Operated::start();
+    let sessions = fixture.sessions(ALWAYS);
+    fixture.operator(&["-multi", "-set", "-incrby"]);
     let error = commit_error(sessions.transactional().run(|tx| {
         tx.set("key", "value");
         Ok(tx.incr("n", 3))
     }));
     assert_eq!(rejected(&error), (None, "MULTI", "NOPERM"));
     says(&error, Applied::No, false);
-    assert!(!exists(&stage.server, "key") && !exists(&stage.server, "n"));
-    stage.recovers(&sessions);
+    assert!(!exists(&fixture.server, "key") && !exists(&fixture.server, "n"));
+    fixture.recovers(&sessions);
 }
 
 /// Each form in which MULTI may leave with the commands.
@@ -152,12 +152,12 @@ fn block(handle: &Transactional, form: &str, commands: &[redis::Cmd]) -> CommitE
 /// The script wrote before it answered; its words are the server's own.
 #[test]
 fn an_error_of_a_script_that_ran_bare_proves_nothing_whatever_its_words_are() {
-    let stage = Operated::start();
+    let fixture = Operated::start();
     let function = "#!lua name=lib\nredis.register_function('f', function(keys, args) \
         redis.call('INCR', keys[1]) return redis.error_reply(args[1]) end)";
-    stage.server.ask::<()>(&["FUNCTION", "LOAD", function]);
+    fixture.server.ask::<()>(&["FUNCTION", "LOAD", function]);
     let script = "redis.call('INCR', KEYS[1]) return redis.error_reply(ARGV[1])";
-    let sha: String = stage.server.ask(&["SCRIPT", "LOAD", script]);
+    let sha: String = fixture.server.ask(&["SCRIPT", "LOAD", script]);
     let errors = [
         "OOM no",
         "OOM command not allowed when used memory > 'maxmemory'.",
@@ -167,7 +167,7 @@ fn an_error_of_a_script_that_ran_bare_proves_nothing_whatever_its_words_are() {
         "MOVED 1 127.0.0.1:1",
         "WRONGTYPE Operation against a key holding the wrong kind of value",
     ];
-    let sessions = stage.sessions(ALWAYS);
+    let sessions = fixture.sessions(ALWAYS);
     let all = sessions.transactional();
     let once = all.with(TransactionOptions::new().exactly_once());
     let grouped = all.with(TransactionOptions::new().grouped());
@@ -177,17 +177,17 @@ fn an_error_of_a_script_that_ran_bare_proves_nothing_whatever_its_words_are() {
         for form in FORMS {
             for (name, what) in [("EVAL", script), ("EVALSHA", &*sha), ("FCALL", "f")] {
                 let error = errors.next().unwrap();
-                stage.operator(&["+@all"]);
+                fixture.operator(&["+@all"]);
                 // The connection is open, trusted, and armed if it has to be.
                 eventually(SOON, "MULTI is allowed again", || {
                     handle.run(|tx| Ok(tx.ping())).is_ok()
                 });
-                stage.operator(&["-multi"]);
+                fixture.operator(&["-multi"]);
                 let cmd = redis::cmd(name).arg(what).arg(1).arg("n").arg(error).to_owned();
                 let told = block(handle, form, &[cmd]);
                 written += 1;
                 let what = format!("{form}, {name}: {error}: {told:?}");
-                assert_eq!(get(&stage.server, "n").unwrap(), written.to_string(), "{what}");
+                assert_eq!(get(&fixture.server, "n").unwrap(), written.to_string(), "{what}");
                 assert!(matches!(told, CommitError::NotIsolated { .. }), "{what}");
                 says(&told, Applied::Unknown, false);
             }
@@ -199,8 +199,8 @@ fn an_error_of_a_script_that_ran_bare_proves_nothing_whatever_its_words_are() {
 /// with the same code and other words may have been answered by a proxy after it ran.
 #[test]
 fn of_commands_that_ran_bare_only_the_servers_own_words_prove_that_nothing_ran() {
-    let stage = Operated::start();
-    let sessions = stage.sessions(ALWAYS);
+    let fixture = Operated::start();
+    let sessions = fixture.sessions(ALWAYS);
     let handle = sessions.transactional();
     for (form, words, ran) in [
         ("run", "-OOM no\r\n", true),
@@ -212,19 +212,19 @@ fn of_commands_that_ran_bare_only_the_servers_own_words_prove_that_nothing_ran()
         ("guard", "-READONLY You can't write against a read only replica.\r\n", false),
         ("watch run", "-NOAUTH Authentication required.\r\n", false),
     ] {
-        stage.operator(&["+@all"]);
+        fixture.operator(&["+@all"]);
         eventually(SOON, "MULTI is allowed again", || handle.run(|tx| Ok(tx.ping())).is_ok());
-        stage.operator(&["-multi"]);
+        fixture.operator(&["-multi"]);
         let fault = if ran { Fault::Answer(words) } else { Fault::Refuse(words) };
         let trigger = match ran {
             true => Trigger::BeforeReplyTo("INCR"),
             false => Trigger::BeforeCommandNamed("INCR"),
         };
-        stage.server.ask::<()>(&["SET", "n", "0"]);
-        stage.proxy.arm((trigger, fault));
+        fixture.server.ask::<()>(&["SET", "n", "0"]);
+        fixture.proxy.arm((trigger, fault));
         let told = block(&handle, form, &[redis::cmd("INCR").arg("n").to_owned()]);
-        stage.proxy.disarm();
-        assert_eq!(get(&stage.server, "n").unwrap(), if ran { "1" } else { "0" });
+        fixture.proxy.disarm();
+        assert_eq!(get(&fixture.server, "n").unwrap(), if ran { "1" } else { "0" });
         if ran {
             assert!(matches!(told, CommitError::NotIsolated { .. }), "{words}: {told:?}");
             says(&told, Applied::Unknown, false);
@@ -238,8 +238,8 @@ fn of_commands_that_ran_bare_only_the_servers_own_words_prove_that_nothing_ran()
 /// The proxy refuses MULTI by itself: the server never saw it, or did and answered +OK.
 #[test]
 fn a_multi_that_was_refused_by_a_proxy_is_never_told_as_nothing() {
-    let stage = Operated::start();
-    let sessions = stage.sessions(ALWAYS);
+    let fixture = Operated::start();
+    let sessions = fixture.sessions(ALWAYS);
     let handle = sessions.transactional();
     let words = "-ERR upstream timed out\r\n";
     for form in FORMS {
@@ -250,11 +250,11 @@ fn a_multi_that_was_refused_by_a_proxy_is_never_told_as_nothing() {
             eventually(SOON, "a connection is there", || {
                 handle.begin().unwrap().discard().is_ok() && handle.run(|tx| Ok(tx.ping())).is_ok()
             });
-            stage.server.ask::<()>(&["SET", "n", "0"]);
-            stage.proxy.arm(Script::from((trigger, fault)).once());
+            fixture.server.ask::<()>(&["SET", "n", "0"]);
+            fixture.proxy.arm(Script::from((trigger, fault)).once());
             let told = block(&handle, form, &[redis::cmd("INCR").arg("n").to_owned()]);
-            stage.proxy.disarm();
-            assert_eq!(get(&stage.server, "n").unwrap(), "1");
+            fixture.proxy.disarm();
+            assert_eq!(get(&fixture.server, "n").unwrap(), "1");
             match trigger {
                 Trigger::BeforeReplyTo(_) => {
                     assert!(matches!(told, CommitError::InDoubt(_)), "{told:?}");
@@ -268,43 +268,43 @@ fn a_multi_that_was_refused_by_a_proxy_is_never_told_as_nothing() {
 
 #[test]
 fn on_a_link_that_is_not_trusted_multi_is_refused_before_any_command_leaves() {
-    let stage = Operated::start();
-    let sessions = stage.sessions(Duration::ZERO);
-    stage.operator(&["-multi"]);
+    let fixture = Operated::start();
+    let sessions = fixture.sessions(Duration::ZERO);
+    fixture.operator(&["-multi"]);
     let error = commit_error(sessions.transactional().run(|tx| Ok(tx.set("key", "value"))));
     assert_eq!(rejected(&error), (None, "MULTI", "NOPERM"));
     says(&error, Applied::No, false);
-    assert_eq!((exists(&stage.server, "key"), stage.server.calls("set")), (false, 0));
+    assert_eq!((exists(&fixture.server, "key"), fixture.server.calls("set")), (false, 0));
 }
 
 #[test]
 fn immediate_closes_the_window_in_which_commands_can_run_bare() {
-    let stage = Operated::start();
-    let sessions = stage.sessions(ALWAYS);
+    let fixture = Operated::start();
+    let sessions = fixture.sessions(ALWAYS);
     let accounts = sessions.transactional().with(TransactionOptions::new().begin(Begin::Immediate));
-    stage.operator(&["-multi"]);
+    fixture.operator(&["-multi"]);
     let by_run = commit_error(accounts.run(|tx| Ok(tx.set("key", "value"))));
     let by_guard = commit_error(accounts.begin());
     for error in [by_run, by_guard] {
         assert_eq!(rejected(&error), (None, "MULTI", "NOPERM"));
         says(&error, Applied::No, false);
     }
-    assert_eq!((exists(&stage.server, "key"), stage.server.calls("set")), (false, 0));
+    assert_eq!((exists(&fixture.server, "key"), fixture.server.calls("set")), (false, 0));
     assert_eq!(sessions.status().transactional.in_use, 0);
-    stage.operator(&["+@all"]);
-    pool_is_whole(&sessions, &stage.server);
+    fixture.operator(&["+@all"]);
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 #[test]
 fn it_is_in_doubt_where_the_answers_of_commands_that_ran_bare_were_lost() {
-    let stage = Operated::start();
-    let sessions = stage.sessions(ALWAYS);
-    stage.operator(&["-multi"]);
-    stage.proxy.arm((Trigger::BeforeReplyTo("SET"), Fault::Cut));
+    let fixture = Operated::start();
+    let sessions = fixture.sessions(ALWAYS);
+    fixture.operator(&["-multi"]);
+    fixture.proxy.arm((Trigger::BeforeReplyTo("SET"), Fault::Cut));
     let error = commit_error(sessions.transactional().run(|tx| Ok(tx.set("key", "value"))));
     assert!(matches!(error, CommitError::InDoubt(_)), "{error:?}");
     says(&error, Applied::Unknown, false);
-    assert!(exists(&stage.server, "key"));
-    stage.proxy.disarm();
-    stage.recovers(&sessions);
+    assert!(exists(&fixture.server, "key"));
+    fixture.proxy.disarm();
+    fixture.recovers(&sessions);
 }

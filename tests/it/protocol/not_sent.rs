@@ -11,8 +11,8 @@ use rediscope::prelude::*;
 use rediscope::{Applied, CloseReason, CommitError, ConnectionErrorKind, Error, RetryPolicy};
 use rediscope::{SessionManager, TransactionOptions};
 
-use super::stage::{
-    ALWAYS, BRIEF, SOON, Stage, client_ids, commit_error, exists, get, pool_is_whole, says, warm,
+use super::fixture::{
+    ALWAYS, BRIEF, Fixture, SOON, client_ids, commit_error, exists, get, pool_is_whole, says, warm,
 };
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
@@ -37,45 +37,45 @@ fn never() -> TransactionOptions {
 
 #[test]
 fn a_write_to_a_dead_link_is_not_sent() {
-    let stage = Stage::start();
-    let sessions = stage.trusting();
+    let fixture = Fixture::start();
+    let sessions = fixture.trusting();
     let accounts = sessions.transactional();
     let watching = accounts.watch(["other"]).begin().unwrap();
-    stage.proxy.reset_all();
+    fixture.proxy.reset_all();
     let mut tx = watching.multi();
     tx.set("key", 1);
     assert_eq!(not_sent(&tx.commit().unwrap_err()), ConnectionErrorKind::Closed);
-    assert!(!exists(&stage.server, "key"));
-    pool_is_whole(&sessions, &stage.server);
+    assert!(!exists(&fixture.server, "key"));
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 #[test]
 fn a_dead_link_that_holds_nothing_of_the_scope_is_replaced_before_the_write() {
-    let stage = Stage::start();
-    let sessions = stage.trusting();
+    let fixture = Fixture::start();
+    let sessions = fixture.trusting();
     let accounts = sessions.transactional().with(never());
     let mut tx = accounts.begin().unwrap();
     tx.set("key", 1);
-    stage.proxy.reset_all();
+    fixture.proxy.reset_all();
     tx.commit().unwrap();
     for cut in [Proxy::reset_all, Proxy::cut_all] {
-        cut(&stage.proxy);
+        cut(&fixture.proxy);
         accounts.run(|tx| Ok(tx.incr("key", 1))).unwrap();
-        cut(&stage.proxy);
+        cut(&fixture.proxy);
         sessions.pooled().incr::<_, _, ()>("key", 1).unwrap();
     }
-    assert_eq!(get(&stage.server, "key").unwrap(), "5");
-    pool_is_whole(&sessions, &stage.server);
+    assert_eq!(get(&fixture.server, "key").unwrap(), "5");
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 #[test]
 fn run_sends_the_same_block_again_when_it_was_not_sent() {
-    let stage = Stage::start();
-    stage.proxy.shrink_buffers();
+    let fixture = Fixture::start();
+    fixture.proxy.shrink_buffers();
     // The second try goes through small buffers.
-    let builder = stage.builder().response_timeout(SOON).checkout_timeout(4 * SOON);
-    let sessions = stage.warm(builder.trust_window(ALWAYS).flush_bytes(4 * LARGE));
-    stage
+    let builder = fixture.builder().response_timeout(SOON).checkout_timeout(4 * SOON);
+    let sessions = fixture.warm(builder.trust_window(ALWAYS).flush_bytes(4 * LARGE));
+    fixture
         .proxy
         .arm(Script::from((Trigger::AfterCommandNamed("MULTI"), Fault::HoldRequests)).once());
     let mut runs = 0;
@@ -87,81 +87,81 @@ fn run_sends_the_same_block_again_when_it_was_not_sent() {
                 Ok(tx.incr("n", 1))
             })
         });
-        eventually(SOON, "the write is under way", || stage.proxy.fired() > 0);
-        stage.proxy.reset_all();
+        eventually(SOON, "the write is under way", || fixture.proxy.fired() > 0);
+        fixture.proxy.reset_all();
         assert_eq!(run.join().unwrap().unwrap(), 1);
     });
     assert_eq!(runs, 1);
-    assert_eq!(get(&stage.server, "n").unwrap(), "1");
+    assert_eq!(get(&fixture.server, "n").unwrap(), "1");
     assert_eq!(sessions.status().transactional.counts.retries, 1);
-    pool_is_whole(&sessions, &stage.server);
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 /// Larger than all buffers on the way, so that the write is still under way when it is broken.
 const LARGE: usize = 16 << 20;
 
 /// A trusting manager over small buffers, with a rule that stops everything behind MULTI.
-fn stuck(stage: &Stage) -> SessionManager {
-    stage.proxy.shrink_buffers();
-    let builder = stage.builder().trust_window(ALWAYS).flush_bytes(4 * LARGE);
-    let sessions = stage.warm(builder.response_timeout(BRIEF));
-    stage.proxy.arm((Trigger::AfterCommandNamed("MULTI"), Fault::HoldRequests));
+fn stuck(fixture: &Fixture) -> SessionManager {
+    fixture.proxy.shrink_buffers();
+    let builder = fixture.builder().trust_window(ALWAYS).flush_bytes(4 * LARGE);
+    let sessions = fixture.warm(builder.response_timeout(BRIEF));
+    fixture.proxy.arm((Trigger::AfterCommandNamed("MULTI"), Fault::HoldRequests));
     sessions
 }
 
 #[test]
 fn a_write_that_breaks_off_half_way_is_not_sent() {
-    let stage = Stage::start();
-    stage.proxy.shrink_buffers();
-    let sessions = stage.warm(stage.builder().trust_window(ALWAYS).flush_bytes(4 * LARGE));
-    stage.proxy.arm((Trigger::AfterCommandNamed("MULTI"), Fault::HoldRequests));
+    let fixture = Fixture::start();
+    fixture.proxy.shrink_buffers();
+    let sessions = fixture.warm(fixture.builder().trust_window(ALWAYS).flush_bytes(4 * LARGE));
+    fixture.proxy.arm((Trigger::AfterCommandNamed("MULTI"), Fault::HoldRequests));
     let error = thread::scope(|scope| {
         let commit = scope.spawn(|| {
             let mut tx = sessions.transactional().begin().unwrap();
             tx.set("key", vec![b'x'; LARGE]);
             tx.commit().unwrap_err()
         });
-        eventually(SOON, "the write is under way", || stage.proxy.fired() > 0);
+        eventually(SOON, "the write is under way", || fixture.proxy.fired() > 0);
         // A FIN would leave it waiting for room.
-        stage.proxy.reset_all();
+        fixture.proxy.reset_all();
         commit.join().unwrap()
     });
     assert_eq!(not_sent(&error), ConnectionErrorKind::Closed);
-    stage.proxy.disarm();
-    assert!(!exists(&stage.server, "key"));
-    pool_is_whole(&sessions, &stage.server);
+    fixture.proxy.disarm();
+    assert!(!exists(&fixture.server, "key"));
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 #[test]
 fn a_write_that_nobody_takes_is_not_sent_and_ends_in_time() {
-    let stage = Stage::start();
-    let sessions = stuck(&stage);
+    let fixture = Fixture::start();
+    let sessions = stuck(&fixture);
     let mut tx = sessions.transactional().begin().unwrap();
     tx.set("key", vec![b'x'; LARGE]);
     assert_eq!(not_sent(&tx.commit().unwrap_err()), ConnectionErrorKind::TimedOut);
-    stage.proxy.disarm();
-    stage.proxy.release();
-    pool_is_whole(&sessions, &stage.server);
-    assert!(!exists(&stage.server, "key"), "half a command is no command");
+    fixture.proxy.disarm();
+    fixture.proxy.release();
+    pool_is_whole(&sessions, &fixture.server);
+    assert!(!exists(&fixture.server, "key"), "half a command is no command");
 }
 
 #[test]
 fn a_chunk_that_is_lost_is_not_sent_wherever_it_is_cut() {
-    let stage = Stage::start();
+    let fixture = Fixture::start();
     let cut = |trigger| {
-        let sessions = stage.warm(stage.builder().trust_window(ALWAYS).flush_bytes(1));
+        let sessions = fixture.warm(fixture.builder().trust_window(ALWAYS).flush_bytes(1));
         let mut tx = sessions.transactional().begin().unwrap();
         tx.set("key", 1);
-        stage.proxy.arm(Script::from((trigger, Fault::Cut)).once());
+        fixture.proxy.arm(Script::from((trigger, Fault::Cut)).once());
         tx.set("key", 2);
         tx.set("key", 3);
         let checked = tx.check().expect_err("the chunk was lost");
         assert_eq!(not_sent(checked.as_commit().unwrap()), ConnectionErrorKind::Closed);
         assert_eq!(not_sent(&tx.commit().unwrap_err()), ConnectionErrorKind::Closed);
-        stage.proxy.disarm();
-        assert!(!exists(&stage.server, "key"));
-        assert!(!stage.journal().contains(&"EXEC".to_owned()));
-        pool_is_whole(&sessions, &stage.server);
+        fixture.proxy.disarm();
+        assert!(!exists(&fixture.server, "key"));
+        assert!(!fixture.journal().contains(&"EXEC".to_owned()));
+        pool_is_whole(&sessions, &fixture.server);
     };
     cut(Trigger::BeforeCommandNamed("SET"));
     cut(Trigger::InsideCommandNamed("SET", 20));
@@ -171,58 +171,58 @@ fn a_chunk_that_is_lost_is_not_sent_wherever_it_is_cut() {
 
 #[test]
 fn a_run_block_that_was_partly_sent_ahead_is_not_sent_again() {
-    let stage = Stage::start();
-    let sessions = stage.warm(stage.builder().trust_window(ALWAYS).flush_bytes(1));
+    let fixture = Fixture::start();
+    let sessions = fixture.warm(fixture.builder().trust_window(ALWAYS).flush_bytes(1));
     let mut runs = 0;
     let error = commit_error(sessions.transactional().run(|tx| {
         runs += 1;
         tx.incr("n", 1);
-        stage.proxy.reset_all();
+        fixture.proxy.reset_all();
         Ok(tx.incr("n", 1))
     }));
     assert_eq!(not_sent(&error), ConnectionErrorKind::Closed);
-    assert_eq!((runs, exists(&stage.server, "n")), (1, false));
+    assert_eq!((runs, exists(&fixture.server, "n")), (1, false));
     assert_eq!(sessions.status().transactional.counts.retries, 0);
-    pool_is_whole(&sessions, &stage.server);
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 #[test]
 fn a_watch_that_was_lost_before_the_commit_is_not_sent() {
-    let stage = Stage::start();
-    let sessions = stage.trusting();
+    let fixture = Fixture::start();
+    let sessions = fixture.trusting();
     let mut watching = sessions.transactional().watch(["key"]).begin().unwrap();
-    stage.proxy.reset_all();
+    fixture.proxy.reset_all();
     assert!(watching.get::<_, Option<String>>("key").is_err());
     let mut tx = watching.multi();
     tx.set("key", 1);
     assert_eq!(not_sent(&tx.commit().unwrap_err()), ConnectionErrorKind::Closed);
-    assert!(!exists(&stage.server, "key"));
-    assert!(!stage.journal().contains(&"EXEC".to_owned()));
-    pool_is_whole(&sessions, &stage.server);
+    assert!(!exists(&fixture.server, "key"));
+    assert!(!fixture.journal().contains(&"EXEC".to_owned()));
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 #[test]
 fn a_link_that_died_while_idle_is_replaced_and_nobody_is_told() {
-    let stage = Stage::start();
-    let sessions = stage.doubting();
+    let fixture = Fixture::start();
+    let sessions = fixture.doubting();
     let accounts = sessions.transactional().with(never());
     for nth in 1..=3 {
-        stage.proxy.cut_all();
+        fixture.proxy.cut_all();
         assert_eq!(accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap(), nth);
-        stage.proxy.cut_all();
+        fixture.proxy.cut_all();
         let mut tx = accounts.begin().unwrap();
-        stage.proxy.cut_all();
+        fixture.proxy.cut_all();
         tx.set("guard", nth);
         tx.commit().unwrap();
-        stage.proxy.reset_all();
+        fixture.proxy.reset_all();
         let watched = accounts.watch(["n"]).run(|read, tx| {
             let n: i64 = read.get("n")?;
             Ok(tx.set("watched", n))
         });
         watched.unwrap();
     }
-    assert_eq!(get(&stage.server, "watched").unwrap(), "3");
-    pool_is_whole(&sessions, &stage.server);
+    assert_eq!(get(&fixture.server, "watched").unwrap(), "3");
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 /// A way to the server, for so many connections, on which somebody else can slip a command in

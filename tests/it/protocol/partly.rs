@@ -5,7 +5,7 @@ use rediscope::{
     Applied, CommitError, Error, Replies, ReplyError, SessionManager, TransactionOptions,
 };
 
-use super::stage::{ALWAYS, Stage, client_ids, commit_error, get, pool_is_whole, says};
+use super::fixture::{ALWAYS, Fixture, client_ids, commit_error, get, pool_is_whole, says};
 
 /// The replies that come with it.
 #[track_caller]
@@ -29,10 +29,10 @@ fn failed(error: Option<ReplyError>) -> (usize, String, String) {
 
 #[test]
 fn the_others_are_applied_and_keep_their_replies() {
-    let stage = Stage::start();
-    stage.server.ask::<()>(&["SET", "text", "hello"]);
-    let sessions = stage.trusting();
-    let before = client_ids(&stage.server);
+    let fixture = Fixture::start();
+    fixture.server.ask::<()>(&["SET", "text", "hello"]);
+    let sessions = fixture.trusting();
+    let before = client_ids(&fixture.server);
     let mut tx = sessions.transactional().begin().unwrap();
     let first = tx.incr("n", 1);
     let push = tx.lpush("text", "not a list");
@@ -47,18 +47,18 @@ fn the_others_are_applied_and_keep_their_replies() {
     assert_eq!(failed(replies.get(add).err()), (2, "INCRBY".to_owned(), "ERR".to_owned()));
     let all: Vec<_> = replies.errors().map(|error| failed(Some(error)).0).collect();
     assert_eq!(all, [1, 2]);
-    assert_eq!(get(&stage.server, "n").unwrap(), "2", "Redis does not undo");
-    assert_eq!(get(&stage.server, "text").unwrap(), "hello");
-    assert_eq!(client_ids(&stage.server), before);
+    assert_eq!(get(&fixture.server, "n").unwrap(), "2", "Redis does not undo");
+    assert_eq!(get(&fixture.server, "text").unwrap(), "hello");
+    assert_eq!(client_ids(&fixture.server), before);
     assert_eq!(sessions.status().transactional.counts.commits, 1);
-    pool_is_whole(&sessions, &stage.server);
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 #[test]
 fn run_and_a_watching_run_tell_it_and_do_not_run_again() {
-    let stage = Stage::start();
-    stage.server.ask::<()>(&["SET", "text", "hello"]);
-    let sessions = stage.trusting();
+    let fixture = Fixture::start();
+    fixture.server.ask::<()>(&["SET", "text", "hello"]);
+    let sessions = fixture.trusting();
     let accounts = sessions.transactional();
     let by_run = commit_error(accounts.run(|tx| {
         tx.lpush("text", "x");
@@ -72,15 +72,15 @@ fn run_and_a_watching_run_tell_it_and_do_not_run_again() {
         Ok(tx.incr("n", 1))
     }));
     assert_eq!((partly(&by_watch).failures(), runs), (1, 1));
-    assert_eq!(get(&stage.server, "n").unwrap(), "2", "once each");
-    pool_is_whole(&sessions, &stage.server);
+    assert_eq!(get(&fixture.server, "n").unwrap(), "2", "once each");
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 #[test]
 fn a_failed_command_keeps_its_index_and_name_when_it_was_sent_ahead_or_a_part_was_forgotten() {
-    let stage = Stage::start();
-    stage.server.ask::<()>(&["SET", "text", "hello"]);
-    let sessions = stage.warm(stage.builder().trust_window(ALWAYS).flush_bytes(200));
+    let fixture = Fixture::start();
+    fixture.server.ask::<()>(&["SET", "text", "hello"]);
+    let sessions = fixture.warm(fixture.builder().trust_window(ALWAYS).flush_bytes(200));
     let mut tx = sessions.transactional().begin().unwrap();
     let mut wrong = Vec::new();
     for n in 0..30 {
@@ -96,20 +96,20 @@ fn a_failed_command_keeps_its_index_and_name_when_it_was_sent_ahead_or_a_part_wa
     let told: Vec<_> = wrong.into_iter().map(|handle| failed(replies.get(handle).err())).collect();
     let expected = [4, 14, 24].map(|n| (n, "SADD".to_owned(), "WRONGTYPE".to_owned()));
     assert_eq!(told, expected);
-    assert_eq!(stage.server.ask::<i64>(&["LLEN", "list"]), 27);
-    assert_eq!(get(&stage.server, "forgotten"), None);
-    let sent = stage.journal();
+    assert_eq!(fixture.server.ask::<i64>(&["LLEN", "list"]), 27);
+    assert_eq!(get(&fixture.server, "forgotten"), None);
+    let sent = fixture.journal();
     assert_eq!((sent.first().unwrap(), sent.len()), (&"MULTI".to_owned(), 32));
-    pool_is_whole(&sessions, &stage.server);
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 /// EXEC's array holds errors only: nothing was changed, unless a command among them may fail after
 /// it has written.
 #[test]
 fn nothing_was_changed_where_every_command_failed_and_each_is_a_core_command() {
-    let stage = Stage::start();
-    stage.server.ask::<()>(&["SET", "text", "hello"]);
-    let sessions = stage.trusting();
+    let fixture = Fixture::start();
+    fixture.server.ask::<()>(&["SET", "text", "hello"]);
+    let sessions = fixture.trusting();
     let accounts = sessions.transactional();
     let wrong = |name: &str| redis::cmd(name).arg("text").arg("x").to_owned();
     let incr = redis::cmd("INCR").arg("text").to_owned();
@@ -159,14 +159,14 @@ fn nothing_was_changed_where_every_command_failed_and_each_is_a_core_command() {
             assert_eq!(text.contains("the other"), words == "the other", "{form}: {text}");
         }
     }
-    assert_eq!(get(&stage.server, "text").unwrap(), "hello");
-    pool_is_whole(&sessions, &stage.server);
+    assert_eq!(get(&fixture.server, "text").unwrap(), "hello");
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 #[test]
 fn a_script_that_fails_half_way_is_told_without_its_words() {
-    let stage = Stage::start();
-    let sessions: SessionManager = stage.trusting();
+    let fixture = Fixture::start();
+    let sessions: SessionManager = fixture.trusting();
     let mut tx = sessions.transactional().begin().unwrap();
     let script = "redis.call('SET', KEYS[1], 'half'); return redis.error_reply('MINE ' .. ARGV[1])";
     let run: Queued<()> = tx.eval(script, "key", "my own words");
@@ -178,16 +178,16 @@ fn a_script_that_fails_half_way_is_told_without_its_words() {
         }
         other => panic!("{other:?}"),
     }
-    assert_eq!(get(&stage.server, "key").unwrap(), "half");
-    pool_is_whole(&sessions, &stage.server);
+    assert_eq!(get(&fixture.server, "key").unwrap(), "half");
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 /// After `run` the handles are gone: what failed is in the error, and the replies are read by index.
 #[test]
 fn a_failed_command_is_named_and_the_replies_are_read_by_index() {
-    let stage = Stage::start();
-    let sessions: SessionManager = stage.trusting();
-    stage.server.ask::<()>(&["SET", "text", "not a number"]);
+    let fixture = Fixture::start();
+    let sessions: SessionManager = fixture.trusting();
+    fixture.server.ask::<()>(&["SET", "text", "not a number"]);
     let told = sessions.transactional().run(|tx| {
         tx.incr("hits", 1);
         tx.incr("text", 1);
@@ -215,5 +215,5 @@ fn a_failed_command_is_named_and_the_replies_are_read_by_index() {
     let beyond = replies.at::<()>(4).unwrap_err();
     assert!(matches!(beyond, ReplyError::OutOfRange { index: 4, commands: 4, .. }), "{beyond:?}");
     assert_eq!(beyond.to_string(), "there is no command 4: the transaction had 4 commands");
-    pool_is_whole(&sessions, &stage.server);
+    pool_is_whole(&sessions, &fixture.server);
 }

@@ -3,12 +3,12 @@
 use rediscope::prelude::*;
 use rediscope::{Error, Outcome};
 
-use super::stage::{Stage, client_ids, get, pool_is_whole};
+use super::fixture::{Fixture, client_ids, get, pool_is_whole};
 
 #[test]
 fn reads_and_the_commit_share_one_connection_and_nothing_is_watched() {
-    let stage = Stage::start();
-    let (sessions, server) = (stage.trusting(), &stage.server);
+    let fixture = Fixture::start();
+    let (sessions, server) = (fixture.trusting(), &fixture.server);
     server.ask::<()>(&["SET", "n", "41"]);
     let before = client_ids(server);
     let mut reading = sessions.transactional().reading().begin().unwrap();
@@ -22,15 +22,15 @@ fn reads_and_the_commit_share_one_connection_and_nothing_is_watched() {
     tx.set("n", n + 1);
     assert!(matches!(tx.commit().unwrap(), Outcome::Committed(_)));
     assert_eq!(get(server, "n").unwrap(), "42");
-    assert_eq!(stage.journal(), ["GET", "MULTI", "SET", "EXEC"]);
+    assert_eq!(fixture.journal(), ["GET", "MULTI", "SET", "EXEC"]);
     assert_eq!(client_ids(server), before);
     pool_is_whole(&sessions, server);
 }
 
 #[test]
 fn a_reading_block_runs_once_and_sends_neither_watch_nor_unwatch() {
-    let stage = Stage::start();
-    let (sessions, server) = (stage.trusting(), &stage.server);
+    let fixture = Fixture::start();
+    let (sessions, server) = (fixture.trusting(), &fixture.server);
     let mut runs = 0;
     let left = sessions.transactional().reading().run(|read, tx| {
         runs += 1;
@@ -45,15 +45,15 @@ fn a_reading_block_runs_once_and_sends_neither_watch_nor_unwatch() {
     });
     nothing.unwrap();
     drop(sessions.transactional().reading().begin().unwrap());
-    assert_eq!(stage.journal(), ["KEYS", "MULTI", "INCRBY", "EXEC", "GET"]);
+    assert_eq!(fixture.journal(), ["KEYS", "MULTI", "INCRBY", "EXEC", "GET"]);
     assert_eq!((server.calls("watch"), server.calls("unwatch")), (0, 0));
     pool_is_whole(&sessions, server);
 }
 
 #[test]
 fn a_read_on_a_link_that_died_is_asked_again_on_another_one() {
-    let stage = Stage::start();
-    let (sessions, server) = (stage.doubting(), &stage.server);
+    let fixture = Fixture::start();
+    let (sessions, server) = (fixture.doubting(), &fixture.server);
     server.ask::<()>(&["SET", "n", "1"]);
     let mut reading = sessions.transactional().reading().begin().unwrap();
     for _ in 0..3 {

@@ -5,8 +5,8 @@ use rediscope::prelude::*;
 use rediscope::redis::Commands;
 use rediscope::{Applied, CheckoutError, CommitError, ConnectionErrorKind, Error, SessionManager};
 
-use super::stage::{
-    ALWAYS, SOON, Stage, client_ids, commit_error, exists, get, pool_is_whole, says, warm,
+use super::fixture::{
+    ALWAYS, Fixture, SOON, client_ids, commit_error, exists, get, pool_is_whole, says, warm,
 };
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
@@ -64,20 +64,20 @@ fn refuses(sessions: &SessionManager, server: &Server, bad: &redis::Cmd, code: &
 
 #[test]
 fn a_command_the_server_does_not_know_or_that_has_too_few_arguments_is_rejected() {
-    let stage = Stage::start();
-    let both = [stage.trusting(), stage.doubting()];
+    let fixture = Fixture::start();
+    let both = [fixture.trusting(), fixture.doubting()];
     for sessions in &both {
-        refuses(sessions, &stage.server, redis::cmd("nosuch").arg("x"), "ERR");
-        refuses(sessions, &stage.server, redis::cmd("SET").arg("key"), "ERR");
-        refuses(sessions, &stage.server, redis::cmd("CONFIG").arg("nosuch"), "ERR");
-        pool_is_whole(sessions, &stage.server);
+        refuses(sessions, &fixture.server, redis::cmd("nosuch").arg("x"), "ERR");
+        refuses(sessions, &fixture.server, redis::cmd("SET").arg("key"), "ERR");
+        refuses(sessions, &fixture.server, redis::cmd("CONFIG").arg("nosuch"), "ERR");
+        pool_is_whole(sessions, &fixture.server);
     }
 }
 
 #[test]
 fn the_first_refusal_is_the_one_that_is_told() {
-    let stage = Stage::start();
-    let sessions = stage.trusting();
+    let fixture = Fixture::start();
+    let sessions = fixture.trusting();
     let error = commit_error(sessions.transactional().run(|tx| {
         tx.set("key", 1);
         tx.queue::<()>(redis::cmd("FIRST").arg("x").take());
@@ -85,8 +85,8 @@ fn the_first_refusal_is_the_one_that_is_told() {
         Ok(())
     }));
     assert_eq!(rejected(&error), (Some(1), "FIRST", "ERR"));
-    assert!(!exists(&stage.server, "key"));
-    pool_is_whole(&sessions, &stage.server);
+    assert!(!exists(&fixture.server, "key"));
+    pool_is_whole(&sessions, &fixture.server);
 }
 
 /// As a user that an ACL restricts. `on` the rules come behind everything being allowed.

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use rediscope::prelude::*;
 use rediscope::{Applied, Begin, CloseReason, SessionManager, TransactionOptions};
 
-use super::rejected::rejected;
-use super::stage::{
-    ALWAYS, SOON, Stage, commit_error, exists, nobody_is_in_multi, pool_is_whole, says, warm,
+use super::fixture::{
+    ALWAYS, Fixture, SOON, commit_error, exists, nobody_is_in_multi, pool_is_whole, says, warm,
 };
+use super::rejected::rejected;
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 
@@ -152,46 +152,46 @@ fn a_loading_server_keeps_its_code_loading() {
 
 /// Has a command queued on the server, lets `change` happen, and commits.
 #[track_caller]
-fn exec_is_refused(stage: &Stage, change: impl FnOnce(), code: &str, retryable: bool) {
-    let sessions = stage.warm(stage.builder().trust_window(ALWAYS).flush_bytes(1));
+fn exec_is_refused(fixture: &Fixture, change: impl FnOnce(), code: &str, retryable: bool) {
+    let sessions = fixture.warm(fixture.builder().trust_window(ALWAYS).flush_bytes(1));
     let mut tx = sessions.transactional().begin().unwrap();
     tx.set("key", "a value");
-    assert_eq!(stage.journal(), ["MULTI", "SET"], "it was sent ahead");
+    assert_eq!(fixture.journal(), ["MULTI", "SET"], "it was sent ahead");
     change();
     tx.check().unwrap();
     let error = tx.commit().unwrap_err();
     assert_eq!(rejected(&error), (None, "EXEC", code));
     says(&error, Applied::No, retryable);
-    assert!(!exists(&stage.server, "key"));
+    assert!(!exists(&fixture.server, "key"));
     assert_eq!(sessions.status().transactional.in_use, 0);
-    nobody_is_in_multi(&stage.server);
+    nobody_is_in_multi(&fixture.server);
 }
 
 #[test]
 fn exec_refused_by_a_server_that_became_a_replica_keeps_readonly() {
-    let (stage, other) = (Stage::start(), Server::start());
+    let (fixture, other) = (Fixture::start(), Server::start());
     let port = other.port().to_string();
-    let change = || stage.server.ask::<()>(&["REPLICAOF", "127.0.0.1", &port]);
-    exec_is_refused(&stage, change, "READONLY", true);
-    stage.server.ask::<()>(&["REPLICAOF", "NO", "ONE"]);
-    pool_is_whole(&stage.trusting(), &stage.server);
+    let change = || fixture.server.ask::<()>(&["REPLICAOF", "127.0.0.1", &port]);
+    exec_is_refused(&fixture, change, "READONLY", true);
+    fixture.server.ask::<()>(&["REPLICAOF", "NO", "ONE"]);
+    pool_is_whole(&fixture.trusting(), &fixture.server);
 }
 
 #[test]
 fn exec_refused_for_want_of_memory_or_replicas_keeps_the_code() {
-    let stage = Stage::start();
-    exec_is_refused(&stage, || stage.server.config_set("maxmemory", "1"), "OOM", true);
-    stage.server.config_set("maxmemory", "0");
-    let replicas = |count| stage.server.config_set("min-replicas-to-write", count);
-    exec_is_refused(&stage, || replicas("1"), "NOREPLICAS", true);
+    let fixture = Fixture::start();
+    exec_is_refused(&fixture, || fixture.server.config_set("maxmemory", "1"), "OOM", true);
+    fixture.server.config_set("maxmemory", "0");
+    let replicas = |count| fixture.server.config_set("min-replicas-to-write", count);
+    exec_is_refused(&fixture, || replicas("1"), "NOREPLICAS", true);
     replicas("0");
-    pool_is_whole(&stage.trusting(), &stage.server);
+    pool_is_whole(&fixture.trusting(), &fixture.server);
 }
 
 #[test]
 fn a_chunk_that_is_refused_is_told_by_check_and_by_commit() {
-    let stage = Stage::start();
-    let sessions = stage.warm(stage.builder().trust_window(ALWAYS).flush_bytes(1));
+    let fixture = Fixture::start();
+    let sessions = fixture.warm(fixture.builder().trust_window(ALWAYS).flush_bytes(1));
     let mut tx = sessions.transactional().begin().unwrap();
     tx.set("key", "a value");
     tx.check().unwrap();
@@ -203,7 +203,7 @@ fn a_chunk_that_is_refused_is_told_by_check_and_by_commit() {
         assert_eq!(rejected(error), (Some(1), "NOSUCH", "ERR"));
         says(error, Applied::No, false);
     }
-    assert_eq!(stage.journal(), ["MULTI", "SET", "NOSUCH", "DISCARD"]);
-    assert!(!exists(&stage.server, "key"));
-    pool_is_whole(&sessions, &stage.server);
+    assert_eq!(fixture.journal(), ["MULTI", "SET", "NOSUCH", "DISCARD"]);
+    assert!(!exists(&fixture.server, "key"));
+    pool_is_whole(&sessions, &fixture.server);
 }

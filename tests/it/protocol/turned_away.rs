@@ -12,7 +12,7 @@ use rediscope::{
     CredentialsProvider, Error, SessionManager,
 };
 
-use super::stage::SOON;
+use super::fixture::SOON;
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger, Which};
 use rediscope_testing::server::Server;

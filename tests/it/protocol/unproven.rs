@@ -10,7 +10,7 @@ use rediscope::{
     SessionManager, TransactionOptions, Transactional,
 };
 
-use super::stage::{ALWAYS, SOON, Stage, exists, get, pool_is_whole, says};
+use super::fixture::{ALWAYS, Fixture, SOON, exists, get, pool_is_whole, says};
 use rediscope_testing::eventually;
 use rediscope_testing::front::Front;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
@@ -297,21 +297,21 @@ fn an_error_that_proves_that_nothing_was_applied_is_a_refusal_in_every_form() {
 
 #[test]
 fn a_connection_with_a_doubt_is_closed_and_never_used_again() {
-    let stage = Stage::start();
-    let sessions = stage.trusting();
+    let fixture = Fixture::start();
+    let sessions = fixture.trusting();
     for fault in
         [Fault::Answer("-ERR lost\r\n"), Fault::Answer("*5\r\n:1\r\n:2\r\n:3\r\n:4\r\n:5\r\n")]
     {
-        let before = super::stage::client_ids(&stage.server);
-        stage.proxy.arm(Script::from((Trigger::BeforeReplyTo("EXEC"), fault)).once());
+        let before = super::fixture::client_ids(&fixture.server);
+        fixture.proxy.arm(Script::from((Trigger::BeforeReplyTo("EXEC"), fault)).once());
         doubt(sessions.transactional().run(|tx| Ok(tx.incr("n", 1))), "run");
-        stage.proxy.disarm();
-        pool_is_whole(&sessions, &stage.server);
+        fixture.proxy.disarm();
+        pool_is_whole(&sessions, &fixture.server);
         eventually(SOON, "its connection is gone", || {
-            super::stage::client_ids(&stage.server).is_disjoint(&before)
+            super::fixture::client_ids(&fixture.server).is_disjoint(&before)
         });
     }
-    assert_eq!(get(&stage.server, "n").unwrap(), "2");
+    assert_eq!(get(&fixture.server, "n").unwrap(), "2");
 }
 
 /// The server has said +OK, and the proxy an error: the server is in MULTI, or watches.

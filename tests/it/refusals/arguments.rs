@@ -55,12 +55,12 @@ impl End {
 /// What came of it: the error's text, if there was one.
 type Came = Result<(), String>;
 
-struct Stage {
+struct Fixture {
     server: Server,
     sessions: SessionManager,
 }
 
-impl Stage {
+impl Fixture {
     fn built(&self, builder: Builder) -> Came {
         let sessions = builder.build().map_err(|error| error.to_string())?;
         let accounts = sessions.transactional();
@@ -125,9 +125,9 @@ impl Stage {
     }
 }
 
-type Row = (&'static str, Box<dyn Fn(&Stage, End) -> Came + Sync>);
+type Row = (&'static str, Box<dyn Fn(&Fixture, End) -> Came + Sync>);
 
-fn row(name: &'static str, call: impl Fn(&Stage, End) -> Came + Sync + 'static) -> Row {
+fn row(name: &'static str, call: impl Fn(&Fixture, End) -> Came + Sync + 'static) -> Row {
     (name, Box::new(call))
 }
 
@@ -300,15 +300,15 @@ fn rows() -> Vec<Row> {
 fn every_number_and_every_time_is_taken_at_its_ends_or_refused_with_a_reason() {
     let server = Server::start();
     let sessions = SessionManager::connect(server.url()).unwrap();
-    let stage = Stage { server, sessions };
+    let fixture = Fixture { server, sessions };
     let rows = rows();
-    let (stage, mut refused) = (&stage, BTreeSet::new());
+    let (fixture, mut refused) = (&fixture, BTreeSet::new());
     thread::scope(|scope| {
         for (name, call) in &rows {
             let ends = ENDS.map(|end| {
                 scope.spawn(move || {
                     let begun = Instant::now();
-                    let came = call(stage, end);
+                    let came = call(fixture, end);
                     assert!(begun.elapsed() < IN_TIME, "{name}, {end:?}: {:?}", begun.elapsed());
                     (end, came)
                 })

@@ -4,7 +4,7 @@ use redis::Cmd;
 use rediscope::prelude::*;
 use rediscope::{Error, Pooled, Transactional};
 
-use super::stage::{ALWAYS, Quiet, refused};
+use super::fixture::{ALWAYS, Quiet, refused};
 
 /// Refused on both handles.
 const EVERYWHERE: &[&str] = &[

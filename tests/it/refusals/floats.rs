@@ -4,7 +4,7 @@ use rediscope::prelude::*;
 use rediscope::redis::{self, RedisWrite, ToRedisArgs, ToSingleRedisArg};
 use rediscope::{Error, Transaction};
 
-use super::stage::{Quiet, unsent};
+use super::fixture::{Quiet, unsent};
 
 /// A float by another name: the compiler does not see one.
 #[derive(Clone)]

@@ -3,7 +3,7 @@
 use rediscope::prelude::*;
 use rediscope::{Applied, Error, ReplyError};
 
-use super::stage::Quiet;
+use super::fixture::Quiet;
 
 #[test]
 fn a_handle_of_another_transaction_is_told_from_its_own_wherever_it_came_from() {

@@ -3,7 +3,7 @@
 use rediscope::Error;
 use rediscope::prelude::*;
 
-use super::stage::{Quiet, unsent};
+use super::fixture::{Quiet, unsent};
 
 #[track_caller]
 fn too_large(error: &Error) -> (&'static str, usize, &'static str) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rediscope::prelude::*;
 use rediscope::{CheckoutError, CommitError, Error, Outcome, SessionManager, TransactionOptions};
 
-use super::stage::ALWAYS;
+use super::fixture::ALWAYS;
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
@@ -61,13 +61,13 @@ fn shown_commit(error: CommitError) {
     shown(error);
 }
 
-struct Stage {
+struct Fixture {
     proxy: Proxy,
     server: Server,
     sessions: SessionManager,
 }
 
-impl Stage {
+impl Fixture {
     /// A user with a password, through a proxy.
     fn start() -> Self {
         let server = Server::start();
@@ -102,8 +102,8 @@ impl Stage {
 
 #[test]
 fn handles_scopes_and_values_show_none() {
-    let stage = Stage::start();
-    let (sessions, accounts) = (&stage.sessions, stage.accounts());
+    let fixture = Fixture::start();
+    let (sessions, accounts) = (&fixture.sessions, fixture.accounts());
     let mut db = sessions.pooled();
     debug((sessions, &accounts, &db));
     db.set::<_, _, ()>(KEY, VALUE).unwrap();
@@ -143,9 +143,9 @@ fn handles_scopes_and_values_show_none() {
 
 #[test]
 fn values_of_another_type_are_described_and_not_shown() {
-    let stage = Stage::start();
-    let accounts = stage.accounts();
-    let mut db = stage.sessions.pooled();
+    let fixture = Fixture::start();
+    let accounts = fixture.accounts();
+    let mut db = fixture.sessions.pooled();
     db.set::<_, _, ()>(KEY, VALUE).unwrap();
     shown(accounts.run(|tx| Ok(tx.get::<_, i64>(KEY))).unwrap_err());
     shown(accounts.watch([KEY]).begin().unwrap().get::<_, i64>(KEY).unwrap_err());
@@ -156,7 +156,7 @@ fn values_of_another_type_are_described_and_not_shown() {
 
 #[test]
 fn refused_commands_show_none() {
-    let stage = Stage::start();
+    let fixture = Fixture::start();
     for words in [
         &["NOSUCH", KEY, VALUE][..],
         &["nosuch", VALUE, VALUE, VALUE],
@@ -165,30 +165,30 @@ fn refused_commands_show_none() {
         &["OBJECT", VALUE, KEY],
         &["XGROUP", VALUE, KEY],
     ] {
-        let error = stage.commit(words).unwrap_err();
+        let error = fixture.commit(words).unwrap_err();
         assert!(matches!(error, CommitError::Rejected { .. }), "{error:?}");
         shown_commit(error);
     }
-    stage.server.acl(&["SETUSER", "app", "resetkeys", "~mine", "-incrby", "-@admin"]);
+    fixture.server.acl(&["SETUSER", "app", "resetkeys", "~mine", "-incrby", "-@admin"]);
     for words in [&["SET", KEY, VALUE][..], &["INCRBY", "mine", VALUE], &["CONFIG", "GET", VALUE]] {
-        let error = stage.commit(words).unwrap_err();
+        let error = fixture.commit(words).unwrap_err();
         assert!(matches!(&error, CommitError::Rejected { code, .. } if code == "NOPERM"));
         shown_commit(error);
     }
-    shown(stage.accounts().watch([KEY]).begin().map(drop).unwrap_err());
-    let by_name = stage.commit(&["SELECT", VALUE]).unwrap_err();
+    shown(fixture.accounts().watch([KEY]).begin().map(drop).unwrap_err());
+    let by_name = fixture.commit(&["SELECT", VALUE]).unwrap_err();
     shown_commit(by_name);
     let query = redis::cmd("SET").arg(KEY).arg(VALUE).take();
-    let mut reading = stage.accounts().reading().begin().unwrap();
+    let mut reading = fixture.accounts().reading().begin().unwrap();
     shown(reading.query::<()>(query).unwrap_err());
     shown(reading.get::<_, String>(KEY).unwrap_err());
 }
 
 #[test]
 fn failed_commands_show_none_whatever_the_server_quotes() {
-    let stage = Stage::start();
-    stage.server.ask::<()>(&["SET", KEY, VALUE]);
-    stage.server.ask::<()>(&["XADD", "stream", "1-1", "f", "v"]);
+    let fixture = Fixture::start();
+    fixture.server.ask::<()>(&["SET", KEY, VALUE]);
+    fixture.server.ask::<()>(&["XADD", "stream", "1-1", "f", "v"]);
     let failing: &[&[&str]] = &[
         &["INCR", KEY],
         &["LPUSH", KEY, VALUE],
@@ -243,7 +243,7 @@ fn failed_commands_show_none_whatever_the_server_quotes() {
         &["EVAL", "return redis.call(ARGV[1], KEYS[1])", "1", KEY, VALUE],
     ];
     for words in failing {
-        match stage.commit(words) {
+        match fixture.commit(words) {
             Err(error @ (CommitError::PartlyApplied { .. } | CommitError::Rejected { .. })) => {
                 shown_commit(error);
             }
@@ -254,9 +254,9 @@ fn failed_commands_show_none_whatever_the_server_quotes() {
 
 #[test]
 fn failed_commands_of_the_pooled_handle_show_none_once_they_are_ours() {
-    let stage = Stage::start();
-    stage.server.ask::<()>(&["SET", KEY, VALUE]);
-    let mut db = stage.sessions.pooled();
+    let fixture = Fixture::start();
+    fixture.server.ask::<()>(&["SET", KEY, VALUE]);
+    let mut db = fixture.sessions.pooled();
     for words in [
         &["NOSUCH", KEY, VALUE][..],
         &["INCR", KEY],
@@ -283,15 +283,15 @@ fn failed_commands_of_the_pooled_handle_show_none_once_they_are_ours() {
 
 #[test]
 fn lost_connections_show_none() {
-    let stage = Stage::start();
-    let accounts = stage.accounts();
+    let fixture = Fixture::start();
+    let accounts = fixture.accounts();
     let fail = |trigger, fault| {
-        stage.proxy.arm(Script::from((trigger, fault)).once());
+        fixture.proxy.arm(Script::from((trigger, fault)).once());
         let mut tx = accounts.begin().unwrap();
         tx.set(KEY, VALUE);
         let error = tx.commit().unwrap_err();
-        stage.proxy.disarm();
-        stage.proxy.cut_all();
+        fixture.proxy.disarm();
+        fixture.proxy.cut_all();
         eventually(SOON, "it connects again", || accounts.run(|tx| Ok(tx.ping())).is_ok());
         error
     };
@@ -303,17 +303,17 @@ fn lost_connections_show_none() {
     shown_commit(fail(Trigger::BeforeReplyTo("EXEC"), Fault::SwallowReply));
     // A connection that watches nothing would be replaced.
     let watching = accounts.watch([KEY]).begin().unwrap();
-    stage.proxy.reset_all();
+    fixture.proxy.reset_all();
     let mut tx = watching.multi();
     tx.set(KEY, VALUE);
     let not_sent = tx.commit().unwrap_err();
     assert!(matches!(not_sent, CommitError::NotSent { .. }), "{not_sent:?}");
     shown_commit(not_sent);
 
-    let mut db = stage.sessions.pooled();
+    let mut db = fixture.sessions.pooled();
     let incr = |db: &mut rediscope::Pooled| db.append::<_, _, i64>(KEY, VALUE);
     incr(&mut db).unwrap();
-    stage.proxy.arm((Trigger::BeforeReplyTo("APPEND"), Fault::Cut));
+    fixture.proxy.arm((Trigger::BeforeReplyTo("APPEND"), Fault::Cut));
     let lost = Error::from(incr(&mut db).unwrap_err());
     assert!(matches!(lost, Error::Lost { .. }), "{lost:?}");
     shown(lost);
@@ -321,9 +321,9 @@ fn lost_connections_show_none() {
 
 #[test]
 fn commands_that_ran_bare_show_none() {
-    let stage = Stage::start();
-    stage.server.acl(&["SETUSER", "app", "-multi", "-incrby"]);
-    let mut tx = stage.accounts().begin().unwrap();
+    let fixture = Fixture::start();
+    fixture.server.acl(&["SETUSER", "app", "-multi", "-incrby"]);
+    let mut tx = fixture.accounts().begin().unwrap();
     tx.set(KEY, VALUE);
     tx.incr(KEY, VALUE);
     let error = tx.commit().unwrap_err();
@@ -333,8 +333,8 @@ fn commands_that_ran_bare_show_none() {
 
 #[test]
 fn checkouts_that_fail_show_none() {
-    let stage = Stage::start();
-    let accounts = stage.accounts();
+    let fixture = Fixture::start();
+    let accounts = fixture.accounts();
     let named = accounts.with(TransactionOptions::new().name("a name"));
     let mut held = named.begin().unwrap();
     held.set(KEY, VALUE);
@@ -349,18 +349,18 @@ fn checkouts_that_fail_show_none() {
         accounts.begin().map(drop)
     });
     shown(deadlock.unwrap_err());
-    stage.server.sigkill();
+    fixture.server.sigkill();
     shown(accounts.run(|tx| Ok(tx.set(KEY, VALUE))).unwrap_err());
-    clean(&stage.sessions.status().to_string());
-    stage.server.restart_on_same_port();
+    clean(&fixture.sessions.status().to_string());
+    fixture.server.restart_on_same_port();
     // The restarted server has no such user.
     let refused = accounts.run(|tx| Ok(tx.set(KEY, VALUE))).unwrap_err();
     assert!(format!("{refused:#}").contains("WRONGPASS"), "{refused}");
     shown(refused);
-    let status = stage.sessions.status();
+    let status = fixture.sessions.status();
     clean(&status.to_string());
     debug(&status);
-    stage.sessions.close(Duration::ZERO);
+    fixture.sessions.close(Duration::ZERO);
     shown(accounts.begin().map(drop).unwrap_err());
 }
 

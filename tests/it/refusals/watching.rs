@@ -3,7 +3,7 @@
 use rediscope::Error;
 use rediscope::prelude::*;
 
-use super::stage::{Quiet, refused, unsent};
+use super::fixture::{Quiet, refused, unsent};
 
 #[test]
 fn watching_nothing_is_refused_whatever_the_list_is_made_of() {

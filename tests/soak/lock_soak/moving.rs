@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
+use super::clients::{Asks, Orders, Other};
 use super::history::{Verdict, check};
-use super::people::{Asks, Orders, Other};
-use super::scenes::{BEHIND, Found, LONG_LEASE, PATIENCE, PROCESSES, acquired, end, entries};
+use super::scenarios::{BEHIND, Found, LONG_LEASE, PATIENCE, PROCESSES, acquired, end, entries};
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;

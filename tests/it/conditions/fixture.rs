@@ -1,0 +1,86 @@
+//! One server, a proxy in front of it, a pool of one connection through it, and what every test
+//! asks in the end.
+
+use std::time::Duration;
+
+use rediscope::prelude::*;
+use rediscope::{Applied, Builder, Error, FailedCondition, SessionManager, Transactional};
+
+use rediscope_testing::eventually;
+use rediscope_testing::proxy::Proxy;
+use rediscope_testing::server::Server;
+
+/// Bounds every wait of a test; far more than any of them needs.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+/// Longer than any test: a link is trusted from its hand-shake on.
+const ALWAYS: Duration = Duration::from_secs(24 * 60 * 60);
+
+pub(crate) struct Fixture {
+    pub(crate) proxy: Proxy,
+    pub(crate) server: Server,
+    pub(crate) sessions: SessionManager,
+}
+
+impl Fixture {
+    pub(crate) fn start() -> Self {
+        Self::with(|builder| builder.trust_window(ALWAYS))
+    }
+
+    pub(crate) fn with(change: impl FnOnce(Builder) -> Builder) -> Self {
+        let server = Server::start();
+        let proxy = Proxy::to(&server);
+        let sessions = change(SessionManager::builder(proxy.url()).max_size(1)).build().unwrap();
+        sessions.transactional().begin().unwrap().discard().unwrap();
+        proxy.take_journal();
+        Self { proxy, server, sessions }
+    }
+
+    pub(crate) fn handle(&self) -> Transactional {
+        self.sessions.transactional()
+    }
+
+    pub(crate) fn set(&self, words: &str) {
+        self.server.ask::<()>(&words.split(' ').collect::<Vec<_>>());
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Option<String> {
+        self.server.ask(&["GET", key])
+    }
+
+    /// Names of the commands that passed since this was last asked.
+    pub(crate) fn journal(&self) -> Vec<String> {
+        self.proxy.take_journal().into_iter().map(|(_, name)| name).collect()
+    }
+
+    /// The one connection is the one of the beginning, free and clean: whatever was watched before,
+    /// the next transaction on it is no conflict.
+    #[track_caller]
+    pub(crate) fn is_as_it_was(&self, watched: &[&str]) {
+        assert_eq!(self.proxy.connections(), 1, "the connection was replaced");
+        assert_eq!(self.proxy.accepted(), 1, "the connection was replaced");
+        for key in watched {
+            self.set(&format!("COPY {key} {key}:copy REPLACE"));
+            self.set(&format!("DEL {key}"));
+            self.set(&format!("RPUSH {key} changed"));
+        }
+        let conflicts = self.sessions.status().transactional.counts.conflicts;
+        assert_eq!(self.handle().run(|tx| Ok(tx.incr("next", 1))).unwrap(), 1);
+        let status = self.sessions.status().transactional;
+        assert_eq!((status.in_use, status.waiting, status.counts.conflicts), (0, 0, conflicts));
+        eventually(SOON, "no connection is in MULTI", || {
+            self.server.client_list().iter().all(|client| client["multi"] == "-1")
+        });
+    }
+}
+
+/// Which condition failed, and what the error says of itself.
+#[track_caller]
+pub(crate) fn failed<T: std::fmt::Debug>(told: Result<T, Error>) -> FailedCondition {
+    match told {
+        Err(error @ Error::ConditionFailed { which }) => {
+            assert_eq!((error.applied(), error.is_retryable()), (Applied::No, false));
+            which
+        }
+        other => panic!("no condition failed: {other:?}"),
+    }
+}

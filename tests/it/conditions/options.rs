@@ -1,0 +1,177 @@
+//! Conditions together with what else a transaction may ask for.
+
+use std::time::Duration;
+
+use rediscope::prelude::*;
+use rediscope::{
+    Begin, CommitError, Condition, Error, LockGuard, ReplyError, SessionManager, TransactionOptions,
+};
+
+use super::fixture::{Fixture, SOON, failed};
+use rediscope_testing::proxy::{Fault, Script, Trigger};
+use rediscope_testing::server::Server;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn lost_answer(fixture: &Fixture) {
+    fixture.proxy.arm(Script::from((Trigger::BeforeReplyTo("EXEC"), Fault::Reset)).once());
+}
+
+#[test]
+fn exactly_once_finds_out_although_the_condition_holds_no_more() {
+    let fixture = Fixture::start();
+    let handle = fixture.handle().with(TransactionOptions::new().exactly_once());
+    let required = handle.require(Condition::not_exists("seat"));
+    lost_answer(&fixture);
+    let mut runs = 0;
+    let told = required.run(|tx| {
+        runs += 1;
+        tx.set("seat", "mine");
+        Ok(tx.incr("n", 1))
+    });
+    // Applied, its replies lost: and not asked about, or run, a second time.
+    assert!(matches!(told, Err(Error::Reply(ReplyError::Lost))), "{told:?}");
+    assert_eq!((fixture.get("n").unwrap().as_str(), runs), ("1", 1));
+    failed(required.run(|tx| Ok(tx.incr("n", 1))));
+    // One that never arrived is asked about and sent again.
+    fixture.set("DEL seat");
+    fixture.proxy.arm(Script::from((Trigger::InsideCommandNamed("EXEC", 3), Fault::Reset)).once());
+    assert_eq!(required.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 2);
+    assert_eq!(fixture.sessions.status().transactional.in_use, 0);
+}
+
+#[test]
+fn a_deed_that_was_done_is_told_as_done_and_not_as_a_condition_that_failed() {
+    let fixture = Fixture::start();
+    let once = TransactionOptions::new().exactly_once_as("booking:1", HOUR);
+    let handle = fixture.handle().with(once);
+    let required = handle.require(Condition::not_exists("seat"));
+    required.run(|tx| Ok(tx.set("seat", "mine"))).unwrap();
+    let told = required.run(|tx| Ok(tx.set("seat", "mine again")));
+    match told {
+        Err(Error::Commit(error)) => assert!(matches!(*error, CommitError::AlreadyCommitted)),
+        other => panic!("{other:?}"),
+    }
+    let other = fixture.handle().with(TransactionOptions::new().exactly_once_as("booking:2", HOUR));
+    failed(other.require(Condition::not_exists("seat")).run(|tx| Ok(tx.set("seat", "other"))));
+    assert_eq!(fixture.get("seat").unwrap(), "mine");
+    // What failed was not done, and may be.
+    let told = other.require(Condition::exists("seat")).run(|tx| Ok(tx.set("seat", "other")));
+    told.unwrap();
+    assert_eq!(fixture.get("seat").unwrap(), "other");
+}
+
+#[test]
+fn an_exactly_once_link_stays_armed_across_a_failed_condition() {
+    let fixture = Fixture::start();
+    let handle = fixture.handle().with(TransactionOptions::new().exactly_once());
+    handle.run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    fixture.journal();
+    failed(handle.require(Condition::exists("none")).begin().map(drop));
+    assert_eq!(fixture.journal(), ["WATCH", "EXISTS", "UNWATCH", "WATCH"]);
+    handle.run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    assert_eq!(fixture.journal(), ["MULTI", "INCRBY", "SET", "EXEC", "WATCH"]);
+}
+
+#[test]
+fn conditions_are_fenced_by_a_lock_like_any_block() {
+    let fixture = Fixture::start();
+    let acquire = |sessions: &SessionManager| -> LockGuard {
+        sessions.lock("l").lease(HOUR).acquire(SOON).unwrap()
+    };
+    let guard = acquire(&fixture.sessions);
+    fixture.set("SET k 1");
+    let required = fixture.handle().fenced_by(&guard).require(Condition::exists("k"));
+    // Renewals have a connection of their own, which is open once it was used.
+    guard.ensure_held().unwrap();
+    let turns = fixture.proxy.turns();
+    assert_eq!(required.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
+    assert_eq!(fixture.proxy.turns() - turns, 2, "the lock is asked for in the same packet");
+    failed(
+        fixture.handle().fenced_by(&guard).require(Condition::not_exists("k")).begin().map(drop),
+    );
+    let other = SessionManager::connect(fixture.server.url()).unwrap();
+    other.lock("l").force_release().unwrap();
+    let theirs = acquire(&other);
+    match required.run(|tx| Ok(tx.incr("n", 1))) {
+        Err(Error::Commit(error)) => assert!(matches!(*error, CommitError::LockLost), "{error}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(fixture.get("n").unwrap(), "1");
+    drop(theirs);
+}
+
+#[test]
+fn replicas_are_waited_for_where_the_conditions_hold() {
+    let fixture = Fixture::start();
+    let replica = Server::replica_of(&fixture.server);
+    fixture.set("SET k 1");
+    let waits = |replicas| TransactionOptions::new().wait_replicas(replicas, SOON / 2);
+    let required = fixture.handle().with(waits(1)).require(Condition::exists("k"));
+    assert_eq!(required.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
+    assert_eq!(replica.ask::<i64>(&["GET", "n"]), 1);
+    let brief = TransactionOptions::new().wait_replicas(2, Duration::from_millis(20));
+    let told =
+        fixture.handle().with(brief).require(Condition::exists("k")).run(|tx| Ok(tx.incr("n", 1)));
+    match told {
+        Err(Error::Commit(error)) => {
+            assert!(matches!(*error, CommitError::NotReplicated { .. }), "{error}");
+        }
+        other => panic!("{other:?}"),
+    }
+    failed(fixture.handle().with(waits(9)).require(Condition::not_exists("k")).begin().map(drop));
+    assert_eq!(fixture.get("n").unwrap(), "2");
+}
+
+#[test]
+fn every_other_option_leaves_conditions_as_they_are() {
+    let fixture = Fixture::start();
+    fixture.set("SET k 1");
+    for options in [
+        TransactionOptions::new().begin(Begin::Immediate),
+        TransactionOptions::new().grouped(),
+        TransactionOptions::new().take_turns(false),
+        TransactionOptions::new().name("named"),
+    ] {
+        let handle = fixture.handle().with(options);
+        let mut disturb = true;
+        let told = handle.require(Condition::exists("k")).run(|tx| {
+            if std::mem::take(&mut disturb) {
+                fixture.set("SET k 2");
+            }
+            Ok(tx.incr("n", 1))
+        });
+        assert!(told.is_ok(), "{told:?}");
+        failed(handle.require(Condition::equals("k", 1)).run(|tx| Ok(tx.incr("n", 1))));
+    }
+    assert_eq!(fixture.get("n").unwrap(), "4");
+    fixture.is_as_it_was(&["k"]);
+}
+
+#[test]
+fn a_block_with_an_error_type_of_its_own_is_told_of_both() {
+    #[derive(Debug)]
+    enum Shop {
+        Closed,
+        SoldOut,
+        Redis,
+    }
+    impl From<Error> for Shop {
+        fn from(error: Error) -> Self {
+            match error {
+                Error::ConditionFailed { which } if which.kind == "at_least" => Self::SoldOut,
+                _ => Self::Redis,
+            }
+        }
+    }
+    let fixture = Fixture::start();
+    fixture.set("SET stock 1");
+    let required = fixture.handle().require(Condition::at_least("stock", 1));
+    let sell = |open: bool| {
+        required.run_with(|tx| if open { Ok(tx.decr("stock", 1)) } else { Err(Shop::Closed) })
+    };
+    assert!(matches!(sell(false), Err(Shop::Closed)));
+    assert!(matches!(sell(true), Ok(0)));
+    assert!(matches!(sell(true), Err(Shop::SoldOut)));
+    fixture.is_as_it_was(&["stock"]);
+}

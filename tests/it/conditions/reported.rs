@@ -1,0 +1,122 @@
+//! What is told where a condition does not hold, and what is left behind: nothing.
+
+use rediscope::prelude::*;
+use rediscope::{Applied, Condition, Error};
+
+use super::fixture::{Fixture, failed};
+
+#[test]
+fn a_condition_that_does_not_hold_is_told_once_and_the_block_is_not_run() {
+    let fixture = Fixture::start();
+    fixture.set("HSET h a 1 b 2");
+    let discards = fixture.sessions.status().transactional.counts.discards;
+    let told = fixture
+        .handle()
+        .require(Condition::exists("h"))
+        .require(Condition::hash_len_at_most("h", 1))
+        .require(Condition::exists("none"))
+        .run(|_| -> Result<Ready<()>, _> { panic!("the block is not run") });
+    let error = told.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "condition #1 hash_len_at_most does not hold; nothing was applied"
+    );
+    assert_eq!((error.applied(), error.is_retryable()), (Applied::No, false));
+    let which = failed::<()>(Err(error));
+    assert_eq!((which.index, which.kind), (1, "hash_len_at_most"));
+    assert_eq!(
+        fixture.journal(),
+        ["WATCH", "EXISTS", "HLEN", "EXISTS", "UNWATCH"],
+        "asked once, all of them, and not watched any more"
+    );
+    let counts = fixture.sessions.status().transactional.counts;
+    assert_eq!(
+        (counts.retries, counts.discards, counts.commits, counts.conflicts),
+        (0, discards + 1, 0, 0)
+    );
+    fixture.is_as_it_was(&["h", "none"]);
+}
+
+#[test]
+fn a_failed_condition_leaves_no_watch_behind_in_any_form() {
+    let fixture = Fixture::start();
+    let handle = fixture.handle();
+    let untrue = || Condition::exists("none");
+    failed(handle.require(untrue()).run(|tx| Ok(tx.incr("n", 1))));
+    failed(handle.require(untrue()).run_with(|tx| Ok::<_, Error>(tx.incr("n", 1))));
+    failed(handle.require(untrue()).begin().map(drop));
+    failed(handle.watch(["w"]).require(untrue()).run(|_, tx| Ok(tx.incr("n", 1))));
+    failed(handle.watch(["w"]).require(untrue()).begin().map(drop));
+    failed(handle.reading().require(untrue()).run(|_, tx| Ok(tx.incr("n", 1))));
+    assert_eq!(fixture.server.calls("unwatch"), 6);
+    assert_eq!(fixture.get("n"), None);
+    fixture.is_as_it_was(&["none", "w"]);
+}
+
+#[test]
+fn a_block_that_fails_or_panics_applies_nothing_and_leaves_no_watch_behind() {
+    let fixture = Fixture::with(|builder| builder);
+    fixture.set("SET there 1");
+    let required = fixture.handle().require(Condition::exists("there"));
+    let mut runs = 0;
+    let told = required.run_with(|tx| {
+        runs += 1;
+        tx.incr("n", 1);
+        Err::<Queued<i64>, Error>(Error::NoKeys)
+    });
+    assert!(matches!(told, Err(Error::NoKeys)) && runs == 1);
+    drop(required.begin().unwrap());
+    fixture.is_as_it_was(&["there"]);
+    fixture.set("SET there 1");
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        required.run(|tx| -> Result<Queued<i64>, Error> {
+            tx.incr("n", 1);
+            std::panic::resume_unwind(Box::new("the block's own"))
+        })
+    }));
+    assert!(panicked.is_err());
+    assert_eq!(fixture.get("n"), None);
+    assert_eq!(fixture.sessions.status().transactional.in_use, 0);
+}
+
+#[test]
+fn a_question_that_an_acl_forbids_is_told_and_the_block_is_not_run() {
+    let fixture = Fixture::start();
+    fixture.server.acl(&["SETUSER", "default", "-hlen"]);
+    let told = fixture
+        .handle()
+        .require(Condition::exists("h"))
+        .require(Condition::hash_len_at_least("h", 0))
+        .begin()
+        .map(drop);
+    // The first one does not hold; whether the second one can be asked matters no more.
+    failed(told);
+    let told = fixture.handle().require(Condition::hash_len_at_least("h", 0)).begin().map(drop);
+    match told {
+        Err(Error::Command { error, .. }) => assert_eq!(error.code(), "NOPERM"),
+        other => panic!("{other:?}"),
+    }
+    fixture.server.acl(&["SETUSER", "default", "+hlen"]);
+    fixture.is_as_it_was(&["h"]);
+}
+
+#[test]
+fn conditions_and_their_failures_show_neither_keys_nor_values() {
+    let fixture = Fixture::start();
+    let (key, value) = ("S3CRET-key", "S3CRET-value");
+    let conditions = [
+        Condition::equals(key, value),
+        Condition::hash_field_equals(key, "S3CRET-field", value),
+        Condition::stream_contains(key, "S3CRET"),
+    ];
+    for condition in conditions {
+        let required = fixture.handle().require(condition.clone());
+        let error = required.run(|tx| Ok(tx.set("n", 1))).unwrap_err();
+        let shown =
+            format!("{condition:?} {condition:#?} {required:?} {required:#?} {error} {error:?}");
+        assert!(!shown.contains("S3CRET"), "{shown}");
+        assert!(!shown.contains("83, 51, 67, 82"), "{shown}");
+    }
+    let shown = format!("{:?}", fixture.handle().require(Condition::exists(key)));
+    assert!(shown.contains("#0 exists"), "it says what is required: {shown}");
+}

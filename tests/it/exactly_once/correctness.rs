@@ -1,0 +1,272 @@
+//! Where the fence still holds, whatever happened on the link before or inside the transaction: a
+//! doubt is resolved as what is true on the server.
+
+use rediscope::prelude::*;
+use rediscope::{
+    Applied, Begin, CommitError, Error, InDoubt, Outcome, Resolution, TransactionOptions,
+    Transactional,
+};
+
+use super::fixture::{Fate, Fixture, SOON, commit_error, doubt};
+use rediscope_testing::eventually;
+use rediscope_testing::proxy::{Fault, Trigger};
+use rediscope_testing::server::Server;
+
+fn immediate(handle: &Transactional) -> Transactional {
+    handle.with(TransactionOptions::new().begin(Begin::Immediate))
+}
+
+/// What a doubt may be preceded by on its link.
+type Deed = fn(&Fixture, &Transactional);
+
+fn unwatched(_: &Fixture, handle: &Transactional) {
+    handle.watch(["w"]).begin().unwrap().abandon().unwrap();
+}
+
+fn discarded(_: &Fixture, handle: &Transactional) {
+    let mut tx = immediate(handle).begin().unwrap();
+    tx.incr("n", 100);
+    tx.discard().unwrap();
+}
+
+fn aborted(_: &Fixture, handle: &Transactional) {
+    let mut tx = handle.begin().unwrap();
+    tx.incr("n", 100);
+    tx.queue::<()>(redis::cmd("GET"));
+    let refused = tx.commit().unwrap_err();
+    assert!(matches!(refused, CommitError::Rejected { index: Some(1), .. }), "{refused:?}");
+}
+
+fn partly_applied(fixture: &Fixture, handle: &Transactional) {
+    fixture.server.ask::<()>(&["SET", "text", "no number"]);
+    let mut tx = handle.begin().unwrap();
+    tx.incr("text", 1);
+    let partly = tx.commit().unwrap_err();
+    assert!(matches!(partly, CommitError::PartlyApplied { .. }), "{partly:?}");
+}
+
+fn in_conflict(fixture: &Fixture, handle: &Transactional) {
+    let watching = handle.watch(["w"]).begin().unwrap();
+    fixture.server.ask::<()>(&["SET", "w", "1"]);
+    let mut tx = watching.multi();
+    tx.incr("n", 100);
+    assert!(matches!(tx.commit().unwrap(), Outcome::Conflict));
+}
+
+fn disarmed(fixture: &Fixture, _: &Transactional) {
+    fixture.sessions.transactional().run(|tx| Ok(tx.exists("nothing"))).unwrap();
+}
+
+fn out_of_memory(fixture: &Fixture, handle: &Transactional) {
+    fixture.server.config_set("maxmemory", "1");
+    let refused = commit_error(handle.run(|tx| Ok(tx.incr("n", 100))));
+    fixture.server.config_set("maxmemory", "0");
+    assert!(matches!(&refused, CommitError::Rejected { code, .. } if code == "OOM"), "{refused:?}");
+}
+
+#[test]
+fn whatever_happened_earlier_on_the_link_a_doubt_is_resolved_as_what_is_true() {
+    let deeds: [(&str, Deed); 7] = [
+        ("UNWATCH", unwatched),
+        ("DISCARD", discarded),
+        ("EXECABORT", aborted),
+        ("a failed command", partly_applied),
+        ("a conflict", in_conflict),
+        ("a plain transaction", disarmed),
+        ("OOM", out_of_memory),
+    ];
+    for (name, deed) in deeds {
+        for fate in Fate::BOTH {
+            let fixture = Fixture::new();
+            let handle = fixture.armed();
+            deed(&fixture, &handle);
+            let doubt = fixture.doubted(&handle, fate);
+            assert_eq!(doubt.resolve(), fate.truth(), "after {name}");
+            assert_eq!(fixture.number("n"), fate.count(), "after {name}");
+        }
+    }
+}
+
+#[test]
+fn a_resolver_is_not_refused_where_the_server_is_out_of_memory() {
+    for fate in Fate::BOTH {
+        let fixture = Fixture::new();
+        let doubt = fixture.doubted(&fixture.armed(), fate);
+        fixture.server.config_set("maxmemory", "1");
+        assert_eq!(doubt.resolve(), fate.truth());
+    }
+}
+
+#[test]
+fn a_flush_inside_the_transaction_takes_everything_with_it_but_the_answer() {
+    for flush in ["FLUSHDB", "FLUSHALL"] {
+        for fate in Fate::BOTH {
+            let fixture = Fixture::new();
+            let handle = fixture.armed();
+            fixture.server.ask::<()>(&["SET", "old", "1"]);
+            let mut tx = handle.begin().unwrap();
+            tx.queue::<()>(redis::cmd(flush));
+            tx.incr("n", 1);
+            fixture.lose(fate);
+            let doubt = doubt(tx.commit());
+            assert_eq!(doubt.resolve(), fate.truth(), "{flush}");
+            let kept = (fixture.number("n"), fixture.number("old"));
+            assert_eq!(kept, (fate.count(), 1 - fate.count()), "{flush}");
+            // And the next one on a new link, and on the link of a flush that was answered.
+            handle.run(|tx| Ok(tx.queue::<()>(redis::cmd(flush)))).unwrap();
+            assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
+        }
+    }
+}
+
+#[test]
+fn a_doubt_behind_multi_that_was_awaited_is_resolved_as_what_is_true() {
+    for fate in Fate::BOTH {
+        let fixture = Fixture::new();
+        let handle = immediate(&fixture.exactly_once());
+        let doubt = fixture.doubted(&handle, fate);
+        assert_eq!(doubt.resolve(), fate.truth());
+        assert_eq!(fixture.number("n"), fate.count());
+    }
+}
+
+#[test]
+fn a_doubt_about_kept_and_forgotten_parts_is_resolved_as_what_is_true() {
+    for fate in Fate::BOTH {
+        let fixture = Fixture::new();
+        let handle = fixture.armed();
+        let mut tx = handle.begin().unwrap();
+        let mut kept = tx.savepoint();
+        kept.incr("n", 1);
+        kept.release();
+        let mut forgotten = tx.savepoint();
+        forgotten.incr("n", 100);
+        drop(forgotten);
+        fixture.lose(fate);
+        assert_eq!(doubt(tx.commit()).resolve(), fate.truth());
+        assert_eq!(fixture.number("n"), fate.count());
+    }
+}
+
+fn chunked(fixture: &Fixture, fate: Fate) -> InDoubt {
+    let mut tx = fixture.exactly_once().begin().unwrap();
+    for _ in 0..20 {
+        tx.incr("n", 1);
+    }
+    assert!(fixture.words().contains(&"INCRBY".to_owned()), "some were sent ahead");
+    fixture.lose(fate);
+    doubt(tx.commit())
+}
+
+#[test]
+fn a_doubt_about_a_transaction_sent_in_chunks_is_resolved_as_what_is_true() {
+    for fate in Fate::BOTH {
+        let fixture = Fixture::with(&[], |builder| builder.flush_bytes(64));
+        assert_eq!(chunked(&fixture, fate).resolve(), fate.truth());
+        assert_eq!(fixture.number("n"), 20 * fate.count());
+    }
+}
+
+#[test]
+fn a_block_sent_in_chunks_that_was_not_applied_cannot_be_sent_again_and_says_so() {
+    let fixture = Fixture::with(&[], |builder| builder.flush_bytes(64));
+    let handle = fixture.armed();
+    fixture.lose(Fate::NotApplied);
+    let lost = handle.run(|tx| Ok((0..20).map(|_| tx.incr("n", 1)).collect::<Vec<_>>()));
+    let lost = commit_error(lost);
+    assert!(matches!(lost, CommitError::NotSent { .. }), "{lost:?}");
+    assert_eq!((lost.applied(), lost.is_retryable()), (Applied::No, true));
+    assert_eq!(fixture.number("n"), 0);
+    fixture.lose(Fate::Applied);
+    let lost = handle.run(|tx| Ok((0..20).map(|_| tx.incr("n", 1)).collect::<Vec<_>>()));
+    assert!(matches!(lost, Err(Error::Reply(rediscope::ReplyError::Lost))), "{lost:?}");
+    assert_eq!(fixture.number("n"), 20);
+}
+
+#[test]
+fn an_outcome_stands_where_only_the_watch_behind_it_was_lost_and_its_link_goes() {
+    let fixture = Fixture::new();
+    let handle = fixture.armed();
+    let connections = fixture.proxy.accepted();
+    fixture.arm(Trigger::AfterReplyTo("EXEC"), Fault::Cut);
+    let mut tx = handle.begin().unwrap();
+    let n = tx.incr("n", 1);
+    assert_eq!(tx.commit().unwrap().get(n).unwrap(), 1);
+    assert_eq!(fixture.number("n"), 1);
+    assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 2);
+    assert_eq!(fixture.proxy.accepted(), connections + 1, "another link");
+    // A conflict stands as well.
+    let watching = handle.watch(["w"]).begin().unwrap();
+    fixture.server.ask::<()>(&["SET", "w", "1"]);
+    let mut tx = watching.multi();
+    tx.incr("n", 1);
+    fixture.arm(Trigger::AfterReplyTo("EXEC"), Fault::Cut);
+    assert!(matches!(tx.commit().unwrap(), Outcome::Conflict));
+    assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 3);
+    assert_eq!(fixture.number("n"), 3);
+    assert_eq!(fixture.sessions.status().transactional.counts.in_doubt, 0);
+}
+
+#[test]
+fn a_watch_behind_exec_that_is_never_answered_takes_no_outcome_with_it() {
+    let fixture = Fixture::new();
+    let handle = fixture.armed();
+    fixture.arm(Trigger::AfterReplyTo("EXEC"), Fault::HoldReplies);
+    assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
+    fixture.proxy.release();
+    assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 2);
+    eventually(SOON, "one connection is left", || fixture.server.clients() == 1);
+    assert_eq!(fixture.number("n"), 2);
+}
+
+#[test]
+fn each_doubt_of_a_session_has_a_token_of_its_own() {
+    let fixture = Fixture::new();
+    let handle = fixture.exactly_once();
+    let fates = [Fate::Applied, Fate::NotApplied, Fate::Applied];
+    let doubts: Vec<InDoubt> = fates
+        .iter()
+        .map(|&fate| {
+            handle.run(|tx| Ok(tx.exists("n"))).unwrap();
+            fixture.doubted(&handle, fate)
+        })
+        .collect();
+    let resolved: Vec<Resolution> = doubts.iter().rev().map(InDoubt::resolve).collect();
+    let truth: Vec<Resolution> = fates.iter().rev().map(|fate| fate.truth()).collect();
+    assert_eq!(resolved, truth);
+    assert_eq!(fixture.number("n"), 2);
+}
+
+#[test]
+fn a_server_that_became_a_replica_is_left_whichever_command_of_ours_finds_out() {
+    type Form = fn(&Transactional) -> Result<i64, Error>;
+    let forms: [(&str, Form); 4] = [
+        ("a block", |handle| handle.run(|tx| Ok(tx.incr("n", 1)))),
+        ("at once", |handle| immediate(handle).run(|tx| Ok(tx.incr("n", 1)))),
+        ("watching", |handle| handle.watch(["w"]).run(|_, tx| Ok(tx.incr("n", 1)))),
+        ("a guard", |handle| {
+            let mut tx = handle.begin()?;
+            let n = tx.incr("n", 1);
+            Ok(tx.commit()?.get(n)?)
+        }),
+    ];
+    for (name, run) in forms {
+        for deed in [|_: &Fixture, _: &Transactional| {}, disarmed as Deed] {
+            let fixture = Fixture::new();
+            let handle = fixture.exactly_once();
+            handle.run(|tx| Ok(tx.exists("nothing"))).unwrap();
+            deed(&fixture, &handle);
+            let promoted = Server::start();
+            fixture.server.ask::<()>(&["REPLICAOF", "127.0.0.1", "1"]);
+            fixture.proxy.set_upstream(promoted.address());
+            let refused = run(&handle).unwrap_err();
+            assert_eq!(refused.applied(), Applied::No);
+            assert!(refused.to_string().contains("READONLY"), "{name}: {refused}");
+            assert_eq!(
+                run(&handle).unwrap_or_else(|error| panic!("{name}: {error} after {refused}")),
+                1
+            );
+            assert_eq!(promoted.ask::<i64>(&["GET", "n"]), 1);
+        }
+    }
+}

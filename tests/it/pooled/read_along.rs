@@ -1,0 +1,113 @@
+//! Reads that find no free connection are sent along by the next caller who gets one.
+
+use std::thread;
+use std::time::Duration;
+
+use rediscope::redis::{RedisResult, cmd};
+use rediscope::{Pooled, SessionManager};
+
+use rediscope_testing::eventually;
+use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
+use rediscope_testing::server::Server;
+
+const SOON: Duration = Duration::from_secs(20);
+
+type Call<'c> = Box<dyn FnOnce(&mut Pooled) -> RedisResult<i64> + Send + 'c>;
+
+struct Fixture {
+    server: Server,
+    proxy: Proxy,
+    sessions: SessionManager,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let server = Server::start();
+        let proxy = Proxy::to(&server);
+        let builder = SessionManager::builder(proxy.url()).max_size(1).checkout_timeout(SOON);
+        let sessions = builder.trust_window(SOON).build().unwrap();
+        for n in 0..8 {
+            server.ask::<()>(&["SET", &format!("k{n}"), &n.to_string()]);
+        }
+        Self { server, proxy, sessions }
+    }
+
+    /// Has all calls wait in this order for the one connection, which a blocking command holds.
+    fn at_once(&self, calls: Vec<Call<'_>>, before: impl FnOnce()) -> Vec<RedisResult<i64>> {
+        thread::scope(|scope| {
+            let holding = scope.spawn(|| {
+                cmd("BLPOP").arg("bell").arg(20).query::<Vec<String>>(&mut self.sessions.pooled())
+            });
+            let blocked = || self.server.info("blocked_clients").as_deref() == Some("1");
+            eventually(SOON, "the connection is held", blocked);
+            let calling: Vec<_> = calls
+                .into_iter()
+                .enumerate()
+                .map(|(nth, call)| {
+                    let mut handle = self.sessions.pooled();
+                    let calling = scope.spawn(move || call(&mut handle));
+                    let waiting = || self.sessions.status().pooled.waiting;
+                    eventually(SOON, "the next one waits", || waiting() == nth + 1);
+                    calling
+                })
+                .collect();
+            self.proxy.take_journal();
+            before();
+            self.server.ask::<i64>(&["RPUSH", "bell", "rings"]);
+            assert_eq!(holding.join().unwrap().unwrap(), ["bell", "rings"]);
+            calling.into_iter().map(|calling| calling.join().unwrap()).collect()
+        })
+    }
+}
+
+fn get(nth: i64) -> Call<'static> {
+    Box::new(move |db| cmd("GET").arg(format!("k{nth}")).query(db))
+}
+
+#[test]
+fn reads_that_wait_are_sent_in_one_write_and_each_gets_its_own_reply() {
+    let fixture = Fixture::new();
+    let mut turns = 0;
+    let told = fixture.at_once((0..8).map(get).collect(), || turns = fixture.proxy.turns());
+    let values: Vec<_> = told.into_iter().map(Result::unwrap).collect();
+    assert_eq!(values, [0, 1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(fixture.proxy.turns() - turns, 1, "one round trip");
+    assert_eq!(fixture.proxy.take_journal().len(), 8);
+}
+
+#[test]
+fn a_servers_error_is_one_readers_own() {
+    let fixture = Fixture::new();
+    let wrong: Call<'_> = Box::new(|db| cmd("LLEN").arg("k0").query(db));
+    let told = fixture.at_once(vec![get(1), wrong, get(2)], || {});
+    assert_eq!((told[0].as_ref().unwrap(), told[2].as_ref().unwrap()), (&1, &2));
+    assert_eq!(told[1].as_ref().unwrap_err().code(), Some("WRONGTYPE"));
+}
+
+#[test]
+fn reads_whose_connection_dies_under_them_are_asked_again() {
+    let fixture = Fixture::new();
+    let told = fixture.at_once((0..6).map(get).collect(), || {
+        // BLPOP's own reply comes first.
+        fixture.proxy.arm(Script::from((Trigger::BeforeReply(4), Fault::Cut)).once());
+    });
+    let values: Vec<_> = told.into_iter().map(Result::unwrap).collect();
+    assert_eq!(values, [0, 1, 2, 3, 4, 5]);
+    assert_eq!(fixture.sessions.status().pooled.in_use, 0);
+}
+
+#[test]
+fn a_write_and_a_range_are_not_sent_along_and_are_not_passed_over() {
+    let fixture = Fixture::new();
+    let write: Call<'_> = Box::new(|db| cmd("INCR").arg("k1").query(db));
+    let range: Call<'_> = Box::new(|db| cmd("STRLEN").arg("k1").query(db));
+    let long: Call<'_> = Box::new(|db| {
+        cmd("GETRANGE").arg("k1").arg(0).arg(-1).query::<String>(db).map(|text| text.len() as i64)
+    });
+    let mut turns = 0;
+    let calls = vec![get(1), write, get(1), long, range];
+    let told = fixture.at_once(calls, || turns = fixture.proxy.turns());
+    let values: Vec<_> = told.into_iter().map(Result::unwrap).collect();
+    assert_eq!(values, [1, 2, 2, 1, 1]);
+    assert_eq!(fixture.proxy.turns() - turns, 5, "each by itself");
+}

@@ -1,0 +1,8 @@
+//! However a scope ends, its connection is back, and nothing of the scope is left on it.
+
+mod cases;
+mod explicit_cleanup;
+mod fixture;
+mod leftovers;
+mod matrix;
+mod run_case;

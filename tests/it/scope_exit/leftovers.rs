@@ -1,0 +1,109 @@
+//! What a caller could leave behind on a connection by other ways than by ending a scope.
+
+use std::time::Duration;
+
+use redis::{Commands, ConnectionLike};
+use rediscope::{CommitError, Error, Outcome, RetryPolicy, SessionManager, prelude::*};
+
+use super::fixture::PATIENCE;
+use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
+use rediscope_testing::server::Server;
+use rediscope_testing::unique;
+
+fn pool_of_one(url: String) -> SessionManager {
+    SessionManager::builder(url)
+        .max_size(1)
+        .checkout_timeout(PATIENCE)
+        .trust_window(PATIENCE)
+        .flush_bytes(64)
+        .build()
+        .unwrap()
+}
+
+#[test]
+fn a_request_packed_by_hand_leaves_no_reply_for_the_next_borrower() {
+    let server = Server::start();
+    let sessions = pool_of_one(server.url());
+    let mut db = sessions.pooled();
+    let set = redis::cmd("SET").arg("a").arg("mine").get_packed_command();
+    let get = redis::cmd("GET").arg("a").get_packed_command();
+    let both = [set, get].concat();
+    // Two commands go out, one reply is asked for.
+    let refusals = [
+        db.req_packed_command(&both).map(drop),
+        db.req_packed_commands(&both, 0, 1).map(drop),
+        db.req_packed_commands(&both, 1, 2).map(drop),
+        db.req_packed_command(b"").map(drop),
+    ];
+    let echo = |text: &str| redis::cmd("ECHO").arg(text).query::<String>(&mut sessions.pooled());
+    assert_eq!(echo("next").unwrap(), "next");
+    for told in refusals {
+        let error = Error::from(told.unwrap_err());
+        assert!(matches!(error, Error::Refused { .. }), "{error:?}");
+    }
+    assert!(!Commands::exists::<_, bool>(&mut server.connection(), "a").unwrap());
+    assert_eq!(db.req_packed_commands(&both, 1, 1).unwrap().len(), 1);
+    assert_eq!(echo("next").unwrap(), "next");
+}
+
+#[test]
+fn a_script_debugger_is_not_left_running_for_the_next_borrower() {
+    let server = Server::start();
+    let sessions = pool_of_one(server.url());
+    let debug = redis::cmd("script").arg("Debug").arg("YES").take();
+    let told = debug.query::<()>(&mut sessions.pooled()).map_err(Error::from);
+    assert!(matches!(told, Err(Error::Refused { .. })), "{told:?}");
+    let told = sessions.transactional().run(|tx| Ok(tx.queue::<()>(debug)));
+    assert!(
+        matches!(&told, Err(Error::Commit(error)) if matches!(**error, CommitError::NotSent { .. }))
+    );
+    let load = redis::cmd("SCRIPT").arg("LOAD").arg("return 1").take();
+    assert_eq!(load.query::<String>(&mut sessions.pooled()).unwrap().len(), 40);
+}
+
+#[test]
+fn a_watch_that_lost_its_connection_commits_nothing_not_even_an_empty_transaction() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let accounts = pool_of_one(proxy.url()).transactional();
+    let key = unique("watched");
+    let mut watching = accounts.watch([&key]).begin().unwrap();
+    let before: Option<i64> = watching.get(&key).unwrap();
+    proxy.cut_all();
+    assert!(watching.get::<_, Option<i64>>(&key).is_err());
+    let _: i64 = server.connection().incr(&key, 1).unwrap();
+    // `Committed` would say that nothing changed between the reads.
+    let told = watching.multi().commit();
+    assert!(matches!(told, Err(CommitError::NotSent { .. })), "{before:?}, {told:?}");
+    // And where the connection lives, nothing is committed in earnest.
+    let watching = accounts.watch([&key]).begin().unwrap();
+    assert!(matches!(watching.multi().commit().unwrap(), Outcome::Committed(_)));
+    let watching = accounts.watch([&key]).begin().unwrap();
+    let _: i64 = server.connection().incr(&key, 1).unwrap();
+    assert!(watching.multi().commit().unwrap().is_conflict());
+}
+
+#[test]
+fn a_large_block_that_lost_its_first_chunk_is_told_at_once() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let sessions = pool_of_one(proxy.url());
+    // A connection is there, and trusted.
+    sessions.transactional().run(|tx| Ok(tx.ping())).unwrap();
+    let cut = Script::new().on(Trigger::BeforeReplyTo("SET"), Fault::Cut).once();
+    proxy.arm(cut);
+    let key = unique("chunk");
+    let patient = RetryPolicy::default().first_backoff(Duration::from_millis(1)).attempts(10);
+    let accounts = sessions.transactional();
+    let accounts = accounts.with(rediscope::TransactionOptions::new().retry(patient));
+    let told = accounts.run(|tx| {
+        tx.set(&key, vec![b'x'; 100]);
+        tx.incr("behind", 1);
+        Ok(())
+    });
+    let Err(Error::Commit(error)) = &told else { panic!("{told:?}") };
+    assert!(matches!(**error, CommitError::NotSent { .. }), "{error:?}");
+    assert_eq!(sessions.status().transactional.counts.retries, 0, "it cannot be sent again");
+    assert!(!Commands::exists::<_, bool>(&mut server.connection(), &key).unwrap());
+    assert!(!Commands::exists::<_, bool>(&mut server.connection(), "behind").unwrap());
+}

@@ -1,0 +1,290 @@
+//! Plays one cell: opens the scope, queues, and leaves it by the cell's exit.
+
+use std::fmt::Debug;
+use std::num::ParseIntError;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use rediscope::{
+    Block, CommitError, Error, Outcome, QueueCommands, Replies, RetryPolicy, Transaction, Watched,
+    Watching, prelude::*,
+};
+
+use super::cases::{Cell, Exit, Form, Part};
+use super::fixture::Bench;
+
+/// What the caller of the scope was told.
+#[derive(Debug)]
+enum Told {
+    Committed,
+    Conflict,
+    /// Given up, and it said so.
+    GivenUp,
+    /// Not told anything: dropped or forgotten.
+    Nothing,
+    Panicked,
+    Failed(Fault),
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error("the caller's own")]
+    Own,
+    #[error(transparent)]
+    Number(#[from] ParseIntError),
+    #[error(transparent)]
+    Redis(#[from] Error),
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+impl<E: Into<Fault>> From<Result<Told, E>> for Told {
+    fn from(result: Result<Told, E>) -> Self {
+        result.unwrap_or_else(|error| Self::Failed(error.into()))
+    }
+}
+
+/// Plays the cell and checks what its caller was told.
+pub(crate) fn play(bench: &Bench<'_>, cell: Cell) {
+    let accounts = bench.accounts();
+    let watch = || accounts.watch([&bench.names.watched]).retry(RetryPolicy::never());
+    let told = match cell.form {
+        Form::Trusted | Form::Untrusted | Form::Immediate | Form::LargeGuard => {
+            guard(bench, cell, || accounts.begin())
+        }
+        Form::Watching | Form::LargeWatching => guard(bench, cell, || Ok(watch().begin()?.multi())),
+        Form::Reading => reading(bench, cell, || watch().begin()),
+        Form::Run | Form::LargeRun => {
+            closure(cell, || accounts.run_with(|tx| block(bench, cell, tx)))
+        }
+        Form::WatchRun => closure(cell, || {
+            watch().run_with(|read, tx| {
+                let _: Option<i64> = read.get(&bench.names.watched)?;
+                block(bench, cell, tx)
+            })
+        }),
+    };
+    // The first thing that is looked at: the slot is back before the caller is told anything.
+    bench.look_at_the_slot();
+    let right = match (cell.exit, &told) {
+        (Exit::Commit, Told::Committed) => true,
+        (Exit::Conflict, Told::Conflict) => true,
+        (Exit::Conflict, Told::Failed(Fault::Redis(error))) => {
+            matches!(error, Error::RetriesExhausted { attempts: 1, .. })
+        }
+        (Exit::Discard, Told::GivenUp) => true,
+        (Exit::Drop | Exit::Forget, Told::Nothing) => true,
+        (Exit::QuestionMark, Told::Failed(Fault::Number(_))) => true,
+        (Exit::ClosureError, Told::Failed(Fault::Own)) => true,
+        (Exit::Panic, Told::Panicked) => true,
+        (_, Told::Failed(fault)) => is_right(cell, fault),
+        _ => false,
+    };
+    assert!(right, "told {told:?}");
+}
+
+fn is_right(cell: Cell, fault: &Fault) -> bool {
+    let (error, commit) = match fault {
+        Fault::Redis(error) => (Some(error), error.as_commit()),
+        Fault::Commit(commit) => (None, Some(commit)),
+        Fault::Own | Fault::Number(_) => return false,
+    };
+    let refused = |error: Option<&Error>| matches!(error, Some(Error::Refused { .. }));
+    match (cell.exit, commit) {
+        (Exit::QueueError, Some(CommitError::Rejected { index: Some(_), command, code, .. })) => {
+            command == "NOSUCHCOMMAND" && code == "ERR"
+        }
+        (Exit::Refused, Some(CommitError::NotSent { source, .. })) => refused(Some(source)),
+        (Exit::WrongType, Some(CommitError::PartlyApplied { replies, .. })) => {
+            replies.failures() == 1
+        }
+        (Exit::Outlive, Some(CommitError::PinExpired(_))) => true,
+        (Exit::Outlive, None) => matches!(error, Some(Error::PinExpired(_))),
+        (Exit::QueueError | Exit::WrongType, None) if cell.form == Form::Reading => {
+            matches!(error, Some(Error::Command { .. }))
+        }
+        (Exit::Refused, None) if cell.form == Form::Reading => refused(error),
+        _ => false,
+    }
+}
+
+/// The two kinds of transaction differ in how they commit.
+trait Guard: QueueCommands + Sized {
+    fn committed(self) -> Result<Told, CommitError>;
+    fn discarded(self) -> Result<Told, Error>;
+}
+
+impl Guard for Transaction {
+    fn committed(self) -> Result<Told, CommitError> {
+        let _: Replies = self.commit()?;
+        Ok(Told::Committed)
+    }
+
+    fn discarded(self) -> Result<Told, Error> {
+        self.discard().map(|()| Told::GivenUp)
+    }
+}
+
+impl Guard for Transaction<Watched> {
+    fn committed(self) -> Result<Told, CommitError> {
+        Ok(match self.commit()? {
+            Outcome::Committed(_) => Told::Committed,
+            Outcome::Conflict => Told::Conflict,
+        })
+    }
+
+    fn discarded(self) -> Result<Told, Error> {
+        self.discard().map(|()| Told::GivenUp)
+    }
+}
+
+fn guard<G: Guard>(
+    bench: &Bench<'_>,
+    cell: Cell,
+    begin: impl FnOnce() -> Result<G, Error>,
+) -> Told {
+    match cell.exit {
+        Exit::QuestionMark => leave_by_question_mark(bench, cell, begin).into(),
+        Exit::Panic => panicking(|| {
+            let mut tx = begin().unwrap();
+            fill(bench, cell, &mut tx);
+            let _part = (cell.part == Part::Open).then(|| open_part(bench, &mut tx));
+            resume_unwind(Box::new("the caller's own"))
+        }),
+        _ => {
+            let mut tx = begin().unwrap();
+            fill(bench, cell, &mut tx);
+            match cell.exit {
+                Exit::Discard => return tx.discarded().into(),
+                Exit::Drop => drop(tx),
+                Exit::Forget => std::mem::forget(tx),
+                Exit::Conflict => {
+                    bench.touch_watched();
+                    return tx.committed().into();
+                }
+                Exit::Outlive => {
+                    bench.wait_until_taken_back();
+                    return tx.committed().into();
+                }
+                _ => return tx.committed().into(),
+            }
+            Told::Nothing
+        }
+    }
+}
+
+fn leave_by_question_mark<G: Guard>(
+    bench: &Bench<'_>,
+    cell: Cell,
+    begin: impl FnOnce() -> Result<G, Error>,
+) -> Result<Told, Fault> {
+    let mut tx = begin()?;
+    fill(bench, cell, &mut tx);
+    if cell.part == Part::Open {
+        let part = open_part(bench, &mut tx);
+        not_a_number()?;
+        part.release();
+    } else {
+        not_a_number()?;
+    }
+    Ok(tx.committed()?)
+}
+
+fn reading(bench: &Bench<'_>, cell: Cell, begin: impl FnOnce() -> Result<Watching, Error>) -> Told {
+    // A read that is refused is told by the read; the scope ends by `?`.
+    let by_question_mark = |mut watching: Watching| -> Result<Told, Fault> {
+        bench.look_inside();
+        match cell.exit {
+            Exit::QuestionMark => _ = not_a_number()?,
+            Exit::QueueError => watching.query::<()>(redis::cmd("GET"))?,
+            Exit::Refused => {
+                let set = redis::cmd("SET").arg(&bench.names.data).arg(1).take();
+                watching.query::<()>(set)?;
+            }
+            Exit::WrongType => _ = watching.llen(&bench.names.text)?,
+            Exit::Outlive => {
+                bench.wait_until_taken_back();
+                let _: Option<i64> = watching.get(&bench.names.watched)?;
+            }
+            _ => unreachable!("{cell:?}"),
+        }
+        watching.abandon()?;
+        Ok(Told::GivenUp)
+    };
+    match cell.exit {
+        Exit::Discard => begin().and_then(Watching::abandon).map(|()| Told::GivenUp).into(),
+        Exit::Drop => {
+            drop(begin().unwrap());
+            Told::Nothing
+        }
+        Exit::Forget => {
+            std::mem::forget(begin().unwrap());
+            Told::Nothing
+        }
+        Exit::Panic => panicking(|| {
+            let _watching = begin().unwrap();
+            resume_unwind(Box::new("the caller's own"))
+        }),
+        _ => by_question_mark(begin().unwrap()).into(),
+    }
+}
+
+/// Every closure form, called with its own closure.
+fn closure(cell: Cell, run: impl FnOnce() -> Result<(), Fault>) -> Told {
+    let run = || Told::from(run().map(|()| Told::Committed));
+    if cell.exit == Exit::Panic { panicking(run) } else { run() }
+}
+
+fn block(bench: &Bench<'_>, cell: Cell, tx: &mut Block) -> Result<(), Fault> {
+    fill(bench, cell, tx);
+    // Open until the closure is left, in whatever way.
+    let _part = (cell.part == Part::Open).then(|| open_part(bench, tx));
+    match cell.exit {
+        Exit::QuestionMark => _ = not_a_number()?,
+        Exit::ClosureError => return Err(Fault::Own),
+        Exit::Panic => resume_unwind(Box::new("the caller's own")),
+        Exit::Conflict => bench.touch_watched(),
+        Exit::Outlive => bench.wait_until_taken_back(),
+        _ => {}
+    }
+    Ok(())
+}
+
+/// What every transaction queues, and what the cell's exit needs besides.
+fn fill(bench: &Bench<'_>, cell: Cell, tx: &mut impl QueueCommands) {
+    if cell.exit == Exit::QueueError {
+        tx.queue::<()>(redis::cmd("NOSUCHCOMMAND"));
+    }
+    let size = if cell.form.is_large() { 600 } else { 10 };
+    tx.set(&bench.names.data, vec![b'x'; size]);
+    if cell.exit == Exit::WrongType {
+        tx.lpush(&bench.names.text, 1);
+    }
+    bench.look_inside();
+    if cell.exit == Exit::Refused {
+        tx.queue::<()>(redis::cmd("Watch").arg("k").take());
+    }
+    if cell.part == Part::Forgotten {
+        std::mem::forget(open_part(bench, tx));
+    }
+}
+
+fn open_part<'q>(bench: &Bench<'_>, tx: &'q mut impl QueueCommands) -> rediscope::Savepoint<'q> {
+    let mut part = tx.savepoint();
+    part.set(&bench.names.part, 1);
+    part
+}
+
+fn not_a_number() -> Result<i64, ParseIntError> {
+    "not a number".parse()
+}
+
+/// Without the panic hook, whose words would fill the screen.
+fn panicking(f: impl FnOnce() -> Told) -> Told {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
+        // A check of the test's own is not the panic that was asked for.
+        match panic.downcast_ref::<&str>() {
+            Some(&"the caller's own") => Told::Panicked,
+            _ => resume_unwind(panic),
+        }
+    })
+}

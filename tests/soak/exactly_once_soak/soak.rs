@@ -1,0 +1,150 @@
+//! The run: its phases, each with a server of its own, and the comparison at the end of each.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::fixture::Site;
+use super::ledger::{self, Leave, Verdict};
+use super::report::Report;
+use super::resolvers::Rule;
+use super::worker::{Ground, Harvest, Worker, prefix, sessions};
+use rediscope_testing::eventually;
+use rediscope_testing::server::Server;
+
+pub(crate) const THREADS: u64 = 16;
+/// Of the cuts that were asked for, so many more are made where registers are deleted.
+const TAMPERED: u64 = 10;
+/// A cut and all that belongs to it takes no longer, on any machine, by one of the threads.
+const SLOWEST: Duration = Duration::from_millis(500);
+const AT_LEAST: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// One phase.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Variant {
+    pub(crate) name: &'static str,
+    arguments: &'static [&'static str],
+    pub(crate) tampered: bool,
+    /// In a cluster whose slots move.
+    pub(crate) moving: bool,
+}
+
+impl Variant {
+    const fn new(name: &'static str, arguments: &'static [&'static str]) -> Self {
+        Self { name, arguments, tampered: false, moving: false }
+    }
+
+    #[cfg(all(feature = "cluster", target_os = "linux"))]
+    pub(crate) const fn moving(name: &'static str) -> Self {
+        Self { moving: true, ..Self::new(name, &[]) }
+    }
+}
+
+const IO_THREADS: &[&str] = &["--io-threads", "2", "--io-threads-do-reads", "yes"];
+
+const VARIANTS: [Variant; 3] = [
+    Variant::new("one io thread", &[]),
+    Variant::new("two io threads", IO_THREADS),
+    Variant { tampered: true, ..Variant::new("registers deleted", IO_THREADS) },
+];
+
+/// What a phase came to.
+#[derive(Debug)]
+pub(crate) struct Phase {
+    pub(crate) variant: Variant,
+    pub(crate) wanted: u64,
+    pub(crate) verdict: Verdict,
+    pub(crate) harvest: Harvest,
+    /// How often the server ran EXEC.
+    pub(crate) execs: u64,
+    /// Slots that moved, and keys with them.
+    pub(crate) moved: [u64; 2],
+    pub(crate) took: Duration,
+}
+
+pub(crate) fn run(seed: u64, cuts: u64) -> Report {
+    let shares = [cuts.div_ceil(2), cuts / 2, cuts.div_ceil(TAMPERED)];
+    let begun = Instant::now();
+    let phases = VARIANTS
+        .iter()
+        .zip(shares)
+        .zip(0..)
+        .map(|((variant, share), nth)| phase(*variant, share, seed.wrapping_add(nth << 32)))
+        .collect();
+    let command = format!("REDISCOPE_CUTS={cuts}");
+    Report { seed, command, phases, took: begun.elapsed() }
+}
+
+fn phase(variant: Variant, wanted: u64, seed: u64) -> Phase {
+    let begun = Instant::now();
+    let site = Site::One(Server::with(variant.arguments));
+    let ground = Arc::new(ground(site, variant, Rule::Fence, wanted));
+    let harvest = work(&ground, seed);
+    close(&ground, variant, wanted, harvest, begun)
+}
+
+pub(crate) fn ground(site: Site, variant: Variant, rule: Rule, wanted: u64) -> Ground {
+    let share = u32::try_from(wanted / THREADS).expect("a number");
+    Ground {
+        strangers: (0..THREADS).map(|worker| sessions(site.url(), &prefix(worker))).collect(),
+        left: AtomicU64::new(wanted),
+        until: Instant::now() + AT_LEAST + SLOWEST * share,
+        tampered: variant.tampered,
+        rule,
+        steps: Ground::steps(THREADS),
+        site,
+    }
+}
+
+/// All workers, until enough was cut.
+pub(crate) fn work(ground: &Arc<Ground>, seed: u64) -> Harvest {
+    let workers: Vec<_> = (0..THREADS)
+        .map(|number| {
+            let ground = Arc::clone(ground);
+            let builder = thread::Builder::new().name(format!("worker-{number}"));
+            builder.spawn(move || Worker::new(number, seed, ground).work()).expect("start a worker")
+        })
+        .collect();
+    let mut harvest = Harvest::default();
+    for worker in workers {
+        harvest.add(worker.join().expect("a worker panicked"));
+    }
+    harvest
+}
+
+/// Compares everything, once nothing is on its way any more.
+pub(crate) fn close(
+    ground: &Ground,
+    variant: Variant,
+    wanted: u64,
+    mut harvest: Harvest,
+    begun: Instant,
+) -> Phase {
+    let site = &ground.site;
+    // What was held until a moment ago has arrived, or never will, when nobody is connected.
+    eventually(PATIENCE, "the server has nobody left", || site.clients() == 0);
+    let execs = site.sum(|server| server.calls("exec"));
+    let leave =
+        Leave { registers_gone: variant.tampered, conflicts: variant.tampered || variant.moving };
+    let deeds = &mut harvest.deeds;
+    let verdict = ledger::close(site, &|worker| ground.stranger(worker), THREADS, deeds, leave);
+    for stranger in &ground.strangers {
+        stranger.close(Duration::ZERO);
+    }
+    Phase { variant, wanted, verdict, harvest, execs, moved: [0; 2], took: begun.elapsed() }
+}
+
+impl Harvest {
+    fn add(&mut self, other: Self) {
+        self.deeds.extend(other.deeds);
+        for (manner, count) in other.manners {
+            *self.manners.entry(manner).or_default() += count;
+        }
+        self.late += other.late;
+        self.tampered += other.tampered;
+        self.moved_under += other.moved_under;
+        self.redirections += other.redirections;
+    }
+}

@@ -1,0 +1,326 @@
+//! One thread with a session manager and proxies of its own, so that its cuts are its own.
+//!
+//! Never: a transaction whose end is not noted.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use rediscope::{Resolution, SessionManager, TransactionOptions, Transactional};
+
+use super::faults::Cut;
+use super::fixture::{Site, Store, Street};
+use super::operations::{
+    Client, Deed, FLUSH_BYTES, Form, IDS, Plan, SETS, set, tag, transact, watched_key,
+};
+use super::resolvers::{Manner, Rule, ask, take};
+use rediscope_testing::try_for;
+
+/// Small: a held reply costs as much.
+const RESPONSE: Duration = Duration::from_millis(60);
+const CONNECT: Duration = Duration::from_millis(400);
+const CHECKOUT: Duration = Duration::from_secs(5);
+/// However slow the machine: a cut is to hit the commit, not a question before it.
+const TRUST: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_millis(500);
+
+/// What all workers of a phase share.
+pub(crate) struct Ground {
+    pub(crate) site: Site,
+    /// Of each worker: a session manager with its prefix of which the transactions are not.
+    pub(crate) strangers: Vec<SessionManager>,
+    /// Cuts that are still to be made.
+    pub(crate) left: AtomicU64,
+    pub(crate) until: Instant,
+    /// Registers are deleted and watched keys written, at random.
+    pub(crate) tampered: bool,
+    pub(crate) rule: Rule,
+    /// Of each worker's sets of keys: how often they began to move or had moved.
+    pub(crate) steps: Vec<AtomicU64>,
+}
+
+impl Ground {
+    pub(crate) fn stranger(&self, worker: u64) -> &SessionManager {
+        &self.strangers[worker as usize]
+    }
+
+    pub(crate) fn steps(workers: u64) -> Vec<AtomicU64> {
+        (0..workers * SETS).map(|_| AtomicU64::new(0)).collect()
+    }
+
+    /// Odd while the keys move.
+    fn step(&self, id: u64) -> u64 {
+        let place = (id / IDS) * SETS + set(id);
+        self.steps[usize::try_from(place).expect("a number")].load(Ordering::Relaxed)
+    }
+}
+
+/// What a worker leaves behind.
+#[derive(Debug, Default)]
+pub(crate) struct Harvest {
+    pub(crate) deeds: Vec<Deed>,
+    pub(crate) manners: BTreeMap<Manner, u64>,
+    /// Held requests that were let go when their doubt had been resolved as not committed.
+    pub(crate) late: u64,
+    pub(crate) tampered: u64,
+    /// Doubts whose keys moved between the transaction's beginning and the answer.
+    pub(crate) moved_under: u64,
+    pub(crate) redirections: u64,
+}
+
+pub(crate) struct Worker {
+    number: u64,
+    random: Rng,
+    ground: Arc<Ground>,
+    street: Street,
+    sessions: SessionManager,
+    handle: Transactional,
+    /// The link that was used last, where it is known.
+    client: Option<Client>,
+    /// Something is held; requests are; of how many of them it was told that they were not applied.
+    held: bool,
+    held_requests: bool,
+    held_and_told: u64,
+    harvest: Harvest,
+}
+
+pub(crate) fn sessions(to: String, prefix: &str) -> SessionManager {
+    SessionManager::builder(to)
+        .max_size(1)
+        .connect_timeout(CONNECT)
+        .response_timeout(RESPONSE)
+        .checkout_timeout(CHECKOUT)
+        .trust_window(TRUST)
+        .flush_bytes(FLUSH_BYTES)
+        .prefix(prefix)
+        .build()
+        .unwrap()
+}
+
+pub(crate) fn prefix(number: u64) -> String {
+    format!("w{number}")
+}
+
+impl Worker {
+    pub(crate) fn new(number: u64, seed: u64, ground: Arc<Ground>) -> Self {
+        let street = ground.site.street(number);
+        let sessions = sessions(street.url(), &prefix(number));
+        let handle = sessions.transactional().with(TransactionOptions::new().exactly_once());
+        Self {
+            number,
+            random: Rng::with_seed(seed ^ (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+            ground,
+            street,
+            sessions,
+            handle,
+            client: None,
+            held: false,
+            held_requests: false,
+            held_and_told: 0,
+            harvest: Harvest::default(),
+        }
+    }
+
+    /// Cuts until enough was cut, and lets everything go that was held.
+    pub(crate) fn work(mut self) -> Harvest {
+        while self.ground.left.load(Ordering::Relaxed) > 0 && Instant::now() < self.ground.until {
+            let cut = Cut::any(&mut self.random);
+            let cold = self.client.is_none();
+            if cold && (cut.wants_a_warm_link() || self.random.u8(..4) > 0) {
+                self.deed(None);
+            }
+            self.deed(Some(cut));
+        }
+        self.let_go();
+        self.harvest.redirections = self.sessions.status().transactional.redirections;
+        self.sessions.close(Duration::ZERO);
+        self.harvest
+    }
+
+    fn plan(&mut self) -> Plan {
+        // `run` would find out by itself, and by the fence.
+        let forms: &[Form] =
+            if self.ground.rule == Rule::Fence { &Form::ALL } else { &Form::BY_HAND };
+        Plan {
+            id: self.number * IDS + self.harvest.deeds.len() as u64,
+            worker: self.number,
+            form: forms[self.random.usize(..forms.len())],
+            early: self.random.u8(..4) == 0,
+            fresh: self.random.bool(),
+        }
+    }
+
+    fn deed(&mut self, cut: Option<Cut>) {
+        let plan = self.plan();
+        let begun = self.ground.step(plan.id);
+        let (script, faults) = cut.map(|cut| cut.script(&mut self.random)).unwrap_or_default();
+        let fired = self.street.fired();
+        if cut == Some(Cut::Unnoticed) {
+            self.let_go();
+        }
+        let tampering = self.tampering();
+        let counts = self.sessions.status().transactional.counts;
+        let (mut script, mut met) = (Some(script), false);
+        let mut helpers: Vec<JoinHandle<bool>> = Vec::new();
+        let (street, ground) = (&self.street, &self.ground);
+        let (number, client) = (self.number, self.client);
+        let mut strike = || {
+            let Some(script) = script.take() else { return };
+            let kill = {
+                let ground = Arc::clone(ground);
+                move || client.is_some_and(|client| ground.site.kill(client))
+            };
+            match cut {
+                None => {}
+                Some(Cut::Unnoticed) => {
+                    met = street.connections() > 0;
+                    street.cut_all();
+                }
+                Some(Cut::KilledBefore) => met = kill(),
+                Some(Cut::KilledDuring) => {
+                    street.arm(&script);
+                    helpers.push(thread::spawn(kill));
+                }
+                Some(_) => street.arm(&script),
+            }
+            if let Some(tampering) = tampering {
+                let ground = Arc::clone(ground);
+                let tamper = move || tamper(&ground.site, number, plan.id, tampering.what);
+                match tampering.when {
+                    When::Before => tamper(),
+                    When::During => helpers.push(thread::spawn(move || {
+                        tamper();
+                        false
+                    })),
+                    When::Resolving => {}
+                }
+            }
+        };
+        let ended = transact(&self.handle, plan, &mut strike);
+        for helper in helpers {
+            met |= helper.join().expect("a helper panicked");
+        }
+        self.street.disarm();
+        // A pause alone is no cut.
+        let paused = cut == Some(Cut::KilledDuring);
+        met |= faults > 0 && !paused && self.street.fired() - fired >= faults;
+        self.client = ended.client.filter(|_| !met);
+        let found = self.sessions.status().transactional.counts;
+        let mut deed = Deed {
+            plan,
+            cut: cut.filter(|_| met),
+            told: ended.told,
+            words: ended.words,
+            doubt: ended.doubt,
+            answers: Vec::new(),
+            by_run: (
+                found.resolved_committed - counts.resolved_committed,
+                found.resolved_not_committed - counts.resolved_not_committed,
+            ),
+        };
+        self.held |= deed.cut.is_some_and(Cut::holds);
+        self.held_requests |= deed.cut.is_some_and(Cut::holds_requests);
+        self.resolve(&mut deed, tampering);
+        let doubted = deed.doubt.is_some() || deed.by_run != (0, 0);
+        let moved = begun % 2 == 1 || self.ground.step(plan.id) != begun;
+        self.harvest.moved_under += u64::from(doubted && moved);
+        if deed.cut.is_some() {
+            let one_less = |left: u64| left.checked_sub(1);
+            let left = &self.ground.left;
+            let _ = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
+        }
+        let told = deed.by_run.1 > 0 || deed.answers.contains(&Resolution::NotCommitted);
+        if told && deed.cut.is_some_and(Cut::holds_requests) && self.held {
+            self.held_and_told += 1;
+        }
+        self.harvest.deeds.push(deed);
+        if self.held && self.random.u8(..3) > 0 {
+            self.let_go();
+        }
+    }
+
+    fn resolve(&mut self, deed: &mut Deed, tampering: Option<Tampering>) {
+        let Some(doubt) = &deed.doubt else { return };
+        let manner = Manner::any(&mut self.random);
+        *self.harvest.manners.entry(manner).or_default() += 1;
+        if self.ground.rule == Rule::OldOwner {
+            return; // All of them when the slots have moved.
+        }
+        if self.ground.rule == Rule::Marker {
+            deed.answers = vec![take(self.ground.rule, doubt, deed.plan, &self.ground)];
+            return;
+        }
+        let tampering = tampering.filter(|tampering| tampering.when == When::Resolving);
+        let (street, ground, number) = (&self.street, &self.ground, self.number);
+        let (random, id) = (&mut self.random, deed.plan.id);
+        deed.answers = thread::scope(|scope| {
+            if let Some(tampering) = tampering {
+                scope.spawn(move || tamper(&ground.site, number, id, tampering.what));
+            }
+            ask(doubt, manner, ground.stranger(number), random, &|| street.release())
+        });
+        if manner == Manner::Racing {
+            // Nobody can tell which of the two was first.
+            self.held_and_told = 0;
+        }
+    }
+
+    /// Lets go of what is held, and waits until it has left for the server.
+    fn let_go(&mut self) {
+        if !std::mem::take(&mut self.held) {
+            return;
+        }
+        let before = self.street.client_bytes();
+        self.street.release();
+        let told = std::mem::take(&mut self.held_and_told);
+        if std::mem::take(&mut self.held_requests) {
+            let left = || (self.street.client_bytes() > before).then_some(());
+            self.harvest.late += try_for(SOON, left).map_or(0, |()| told);
+        }
+    }
+
+    fn tampering(&mut self) -> Option<Tampering> {
+        if !self.ground.tampered || self.random.u8(..3) == 0 {
+            return None;
+        }
+        self.harvest.tampered += 1;
+        let what = if self.random.u8(..3) == 0 { What::Watched } else { What::Registers };
+        let when = [When::Before, When::During, When::Resolving][self.random.usize(..3)];
+        Some(Tampering { what, when })
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Tampering {
+    what: What,
+    when: When,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum What {
+    Registers,
+    Watched,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    Before,
+    During,
+    Resolving,
+}
+
+fn tamper(site: &Site, number: u64, id: u64, what: What) {
+    match what {
+        What::Watched => site.read(&["SET", &watched_key(&tag(number, set(id))), "x"]),
+        What::Registers => {
+            let pattern = format!("{}:*reg:*", prefix(number));
+            site.sum(|server| {
+                let registers: Vec<String> = server.ask(&["KEYS", &pattern]);
+                registers.iter().map(|register| server.ask::<u64>(&["DEL", register])).sum()
+            });
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! What everybody was told, and what the server's ledger says of it.
+//!
+//! Never: a word that is not held against the ledger.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+
+use redis::{Commands, Connection};
+use rediscope::{Applied, Error};
+
+use super::expectations::{self, Times, Told};
+use super::operations::{self, Deed};
+
+const LAWLESS: u16 = 1 << 8;
+const UNTOLD: u16 = u16::MAX;
+/// Of the wrong answers so many are described.
+const DESCRIBED: usize = 20;
+/// What the server may refuse a command with, where nobody took a right away.
+const PASSING: [&str; 3] = ["OOM", "NOREPLICAS", "LOADING"];
+
+/// What everybody was told. Its memory is all there from the beginning.
+#[derive(Debug)]
+pub(crate) struct Books {
+    seed: u64,
+    next: AtomicU64,
+    told: Box<[AtomicU16]>,
+    wrong: AtomicU64,
+    words: Mutex<Vec<String>>,
+    codes: Mutex<BTreeMap<String, u64>>,
+}
+
+impl Books {
+    pub(crate) fn new(seed: u64, capacity: usize) -> Self {
+        Self {
+            seed,
+            next: AtomicU64::new(0),
+            told: (0..capacity).map(|_| AtomicU16::new(UNTOLD)).collect(),
+            wrong: AtomicU64::new(0),
+            words: Mutex::default(),
+            codes: Mutex::default(),
+        }
+    }
+
+    /// The next deed to be done.
+    pub(crate) fn open(&self, lawless: bool) -> Deed {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        assert!((id as usize) < self.told.len(), "the books are full: make them larger");
+        Deed::nth(self.seed, id, lawless)
+    }
+
+    pub(crate) fn note(&self, deed: &Deed, told: Told) {
+        if told == Told::Impossible {
+            self.wrong(deed, "told what cannot be");
+        }
+        if told.is_lawless() && !deed.lawless {
+            self.wrong(deed, &format!("{} although no right was missing", told.text()));
+        }
+        let mark = told as u16 | if deed.lawless { LAWLESS } else { 0 };
+        self.told[deed.id as usize].store(mark, Ordering::Relaxed);
+    }
+
+    /// Looks at an error by itself; returns what it tells.
+    pub(crate) fn read(
+        &self,
+        deed: &Deed,
+        error: &Error,
+        with_ledger: impl Fn(&rediscope::Replies) -> bool,
+    ) -> Told {
+        let told = Told::of(error, with_ledger);
+        let applied = error.applied();
+        if !told.agrees_with(applied) {
+            self.wrong(deed, &format!("applied() says {applied:?} of {error:?}"));
+        }
+        if error.is_retryable() && applied != Applied::No {
+            self.wrong(deed, &format!("retryable, but {applied:?}: {error:?}"));
+        }
+        if let Some(code) =
+            expectations::refusal(error).or_else(|| expectations::refused_connection(error))
+        {
+            *self.codes.lock().unwrap().entry(code.to_owned()).or_default() += 1;
+        }
+        if let Some(code) = expectations::refusal(error)
+            && !deed.lawless
+            && !PASSING.contains(&code)
+        {
+            self.wrong(deed, &format!("refused by nobody's doing: {error}"));
+        }
+        told
+    }
+
+    pub(crate) fn wrong(&self, deed: &Deed, what: &str) {
+        self.wrong.fetch_add(1, Ordering::Relaxed);
+        let mut words = self.words.lock().unwrap();
+        if words.len() < DESCRIBED {
+            words.push(format!("{deed:?}: {what}"));
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = (Deed, Told)> + '_ {
+        let deeds = self.next.load(Ordering::Relaxed);
+        (0..deeds).map(|id| {
+            let mark = self.told[id as usize].load(Ordering::Relaxed);
+            assert_ne!(mark, UNTOLD, "deed {id} has no end");
+            let deed = Deed::nth(self.seed, id, mark & LAWLESS != 0);
+            (deed, Told::ALL[usize::from(mark & (LAWLESS - 1))])
+        })
+    }
+
+    /// Compares it all with the server. Nothing may be on its way there any more.
+    pub(crate) fn close(&self, server: &mut Connection) -> Verdict {
+        let mut verdict = Verdict::default();
+        let mut ledger = HashMap::new();
+        let mut shard = None;
+        let mut balances = vec![operations::OPENING_BALANCE; operations::ACCOUNTS];
+        let mut pairs = vec![0; operations::PAIRS];
+        for (deed, told) in self.all() {
+            if shard != Some(deed.shard()) {
+                // The ledger knows nothing that nobody did.
+                self.leftover(&deed, &ledger);
+                ledger = server.hgetall(deed.ledger()).unwrap();
+                shard = Some(deed.shard());
+            }
+            let times: i64 = ledger.remove(&deed.id).unwrap_or(0);
+            verdict.deeds += 1;
+            let tally = verdict.told.entry(told as u8).or_default();
+            tally.0 += 1;
+            tally.1 += times.unsigned_abs();
+            let right = match told.times() {
+                Times::Never => times == 0,
+                Times::Once => times == 1,
+                Times::AtMostOnce => times == 0 || times == 1,
+            };
+            if !right {
+                self.wrong(&deed, &format!("told {}, done {times} times", told.text()));
+            }
+            if !deed.lawless {
+                deed.book(times, &mut balances, &mut pairs);
+            }
+        }
+        if let Some(shard) = shard {
+            self.leftover(&Deed::nth(self.seed, shard * operations::SHARD, false), &ledger);
+        }
+        self.compare(server, &mut verdict, &balances, &pairs);
+        verdict.wrong = self.wrong.load(Ordering::Relaxed);
+        verdict.words = std::mem::take(&mut self.words.lock().unwrap());
+        verdict.codes = std::mem::take(&mut self.codes.lock().unwrap());
+        verdict
+    }
+
+    fn leftover(&self, near: &Deed, ledger: &HashMap<u64, i64>) {
+        for (id, times) in ledger {
+            self.wrong(near, &format!("the ledger has {times} of {id}, which nobody did"));
+        }
+    }
+
+    /// Every account holds what the ledger's deeds leave on it: anything torn shows here.
+    fn compare(
+        &self,
+        server: &mut Connection,
+        verdict: &mut Verdict,
+        on_paper: &[i64],
+        pairs: &[i64],
+    ) {
+        for (account, expected) in on_paper.iter().enumerate() {
+            let real: i64 = server.get(operations::account(account, false)).unwrap();
+            verdict.money += real;
+            verdict.wrong_balances += u64::from(real != *expected);
+        }
+        for (pair, expected) in pairs.iter().enumerate() {
+            let [one, other] = operations::pair(pair, false);
+            let real: (Option<i64>, Option<i64>) = server.mget(&[one, other]).unwrap();
+            let expected = Some(*expected).filter(|count| *count > 0);
+            verdict.wrong_pairs += u64::from(real != (expected, expected));
+        }
+    }
+}
+
+/// What the comparison came to.
+#[derive(Debug, Default)]
+pub(crate) struct Verdict {
+    pub(crate) deeds: u64,
+    /// By what was told: how many were, and how many of those the ledger has.
+    told: BTreeMap<u8, (u64, u64)>,
+    pub(crate) codes: BTreeMap<String, u64>,
+    pub(crate) money: i64,
+    pub(crate) wrong_balances: u64,
+    pub(crate) wrong_pairs: u64,
+    pub(crate) wrong: u64,
+    pub(crate) words: Vec<String>,
+}
+
+impl Verdict {
+    pub(crate) fn told(&self, told: Told) -> (u64, u64) {
+        self.told.get(&(told as u8)).copied().unwrap_or_default()
+    }
+}
