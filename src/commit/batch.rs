@@ -18,7 +18,7 @@ use crate::pool::checkout::Lease;
 use crate::pool::router::Nodes;
 use crate::protocol::batch::{BatchRequest, BatchResponse, Interrupted, RequestKind};
 use crate::protocol::cluster::route::Route;
-use crate::protocol::exec::{Doubt, Verdict};
+use crate::protocol::exec::{Unproven, Verdict};
 use crate::protocol::queue::{CommandQueue, Prefix};
 use crate::reply::replies::Replies;
 
@@ -75,11 +75,11 @@ fn told(queue: &mut CommandQueue, settled: BatchResponse) -> Result<Committed, C
                 _ => CommitError::PartlyApplied { replies },
             }
         }
-        BatchResponse::Block(Verdict::Unread) => {
+        BatchResponse::Block(Verdict::RepliesLost) => {
             return Ok(Committed::Applied(Replies::lost(queue.transaction())));
         }
         BatchResponse::Block(Verdict::Rejected(refusal)) => refused(queue, refusal),
-        BatchResponse::Block(Verdict::Bare(bare)) => match bare.outcome(queue.names()) {
+        BatchResponse::Block(Verdict::WithoutMulti(bare)) => match bare.outcome(queue.names()) {
             Ok(refusal) => refused(queue, refusal),
             Err(values) => not_isolated(queue, values),
         },
@@ -91,7 +91,7 @@ fn told(queue: &mut CommandQueue, settled: BatchResponse) -> Result<Committed, C
             CommitError::InDoubt(in_doubt.incomplete(doubt.incomplete))
         }
         BatchResponse::Read(_) | BatchResponse::Calls(_) => {
-            CommitError::InDoubt(InDoubt::new(unproven(&Doubt::default())))
+            CommitError::InDoubt(InDoubt::new(unproven(&Unproven::default())))
         }
         BatchResponse::Interrupted(Interrupted { left: false, cause }) => {
             CommitError::lost_before_exec(cause)

@@ -22,7 +22,7 @@ pub(crate) fn clean(lease: &mut Lease) -> Result<(), Error> {
     let state = link.state();
     let (during, bytes, expect) = if state.is_clean() || state.tainted().is_some() {
         return Ok(());
-    } else if !state.is_in_step() || std::thread::panicking() {
+    } else if !state.has_all_replies() || std::thread::panicking() {
         link.taint(Taint::LeftDirty);
         return Ok(());
     } else if state.is_in_multi() {
@@ -44,11 +44,11 @@ fn cleaned(
     expect: Expect,
     deadline: Deadline,
 ) -> Result<Result<(), ServerError>, ConnectionError> {
-    let marker = link.known_marker().filter(|_| link.state().is_armed());
+    let marker = link.known_marker().filter(|_| link.state().watches_marker());
     let Some(marker) = marker else { return link.call(bytes, expect, deadline) };
     let mut bytes = bytes.to_vec();
     marker.watch(&mut bytes);
-    link.send(&bytes, &[(expect, 1), (Expect::Arm, 1)], deadline)?;
+    link.send(&bytes, &[(expect, 1), (Expect::WatchMarker, 1)], deadline)?;
     let cleaned = link.settled(deadline)?;
     // Where it is refused the link is clean all the same, and not armed.
     let _: Result<(), ServerError> = link.settled(deadline)?;

@@ -27,7 +27,7 @@ use crate::pool::checkout::Lease;
 use crate::protocol::cluster::slot;
 use crate::protocol::connection_state::Taint;
 use crate::protocol::exec;
-use crate::protocol::exec::{Doubt, Refusal, Verdict};
+use crate::protocol::exec::{RejectedCommand, Unproven, Verdict};
 use crate::protocol::idempotency_key::IdempotencyKey;
 use crate::protocol::queue::CommandQueue;
 use crate::protocol::replication::{Durability, ReplicaAcks};
@@ -207,7 +207,7 @@ fn exchanged(
     judge(lease, queue, form, verdict, acks, sent)
 }
 
-fn in_doubt(lease: &mut Lease, terms: &Terms, cause: ConnectionError, doubt: &Doubt) -> InDoubt {
+fn in_doubt(lease: &mut Lease, terms: &Terms, cause: ConnectionError, doubt: &Unproven) -> InDoubt {
     let endpoint = lease.pool().endpoint().clone();
     // The register is written last. Of commands that ran one by one it proves nothing.
     let resolver = terms.resolver.as_ref().filter(|_| !doubt.bare);
@@ -224,7 +224,7 @@ fn in_doubt(lease: &mut Lease, terms: &Terms, cause: ConnectionError, doubt: &Do
 }
 
 /// What a transaction's replies are that came and prove nothing.
-fn unproven(doubt: &Doubt) -> ConnectionError {
+fn unproven(doubt: &Unproven) -> ConnectionError {
     match &doubt.exec {
         Some(error) if !doubt.bare => ConnectionError::unproven(error.clone()),
         _ => ConnectionError::unexpected("EXEC's reply does not fit the transaction"),
@@ -255,7 +255,7 @@ fn judge(
             }
             return Ok(Committed::Applied(applied(queue, values, form.terms, acks, failed)?));
         }
-        Verdict::Unread => return Ok(Committed::Applied(unread(queue, form.terms)?)),
+        Verdict::RepliesLost => return Ok(Committed::Applied(unread(queue, form.terms)?)),
         Verdict::Nil if form.watched => return Ok(Committed::Conflict),
         Verdict::Nil if form.terms.resolver.is_some() || form.terms.held.is_some() => {
             if let Some(link) = lease.current() {
@@ -271,7 +271,7 @@ fn judge(
             ))
         }
         Verdict::Rejected(refusal) => rejected(lease, queue, refusal),
-        Verdict::Bare(bare) => match bare.outcome(queue.names()) {
+        Verdict::WithoutMulti(bare) => match bare.outcome(queue.names()) {
             Ok(refusal) => rejected(lease, queue, refusal),
             Err(values) => not_isolated(queue, values),
         },
@@ -344,12 +344,12 @@ fn not_isolated(queue: &mut CommandQueue, values: Vec<Value>) -> CommitError {
     CommitError::NotIsolated { replies: replies(queue, values) }
 }
 
-fn rejected(lease: &mut Lease, queue: &CommandQueue, refusal: Refusal) -> CommitError {
+fn rejected(lease: &mut Lease, queue: &CommandQueue, refusal: RejectedCommand) -> CommitError {
     lease.heed(refusal.error.code());
     refused(queue, refusal)
 }
 
-fn refused(queue: &CommandQueue, refusal: Refusal) -> CommitError {
+fn refused(queue: &CommandQueue, refusal: RejectedCommand) -> CommitError {
     let named = refusal.index.and_then(|index| Some((index as usize, queue.name(index)?)));
     let (index, command) = match named {
         Some((index, command)) => (Some(index), command),

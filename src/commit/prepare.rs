@@ -16,11 +16,13 @@ use crate::error::any::Error;
 use crate::error::applied::Applied;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::pool::checkout::Lease;
-use crate::protocol::command::{Requests, is_unknown};
+use crate::protocol::command::info::WAITAOF_INFO;
+use crate::protocol::command::info::is_unknown;
+use crate::protocol::command::reader::CommandReader;
 use crate::protocol::connection_state::Expect;
 use crate::protocol::lock::ownership;
 use crate::protocol::queue::CommandQueue;
-use crate::protocol::replication::{Durability, KNOWS_WAITAOF};
+use crate::protocol::replication::Durability;
 use crate::protocol::resp::encode;
 use crate::protocol::resp::encode::{ASKING, DISCARD, MULTI, UNWATCH};
 use crate::protocol::server_error::ServerError;
@@ -166,7 +168,8 @@ fn steps(
     Seen { trusted, flushed, asks_for_aof, asks }: Seen,
 ) -> Result<Option<Steps>, ConnectionError> {
     let (terms, state) = (form.terms, link.state());
-    let (multi, watching, armed) = (state.is_in_multi(), state.is_watching(), state.is_armed());
+    let (multi, watching, armed) =
+        (state.is_in_multi(), state.is_watching(), state.watches_marker());
     let mut steps = Steps { asks, ..Steps::default() };
     if multi {
         // It has waited in MULTI since `begin`; asking anew is only free of consequences while
@@ -190,7 +193,7 @@ fn steps(
         steps.held(terms);
     }
     if asks_for_aof {
-        steps.step(Step::Aof, Expect::Plain, KNOWS_WAITAOF);
+        steps.step(Step::Aof, Expect::Plain, WAITAOF_INFO);
     }
     // The word that the slot is known to be on its way must come right before MULTI.
     if trusted && !terms.immediate && !asks && steps.is_empty() {
@@ -309,7 +312,7 @@ impl Steps {
         terms: &Terms,
     ) -> Result<(), ConnectionError> {
         if terms.resolver.is_none() {
-            if link.state().is_armed() {
+            if link.state().watches_marker() {
                 self.step(Step::Unwatch, Expect::Unwatch, UNWATCH);
             }
             return Ok(());
@@ -320,7 +323,7 @@ impl Steps {
             return Ok(());
         }
         // To write a register that is watched would be a change of it.
-        match (state.is_armed() && !self.forgets_watches(), state.is_watching()) {
+        match (state.watches_marker() && !self.forgets_watches(), state.is_watching()) {
             // And what the user watches must not be forgotten. An old register is no danger: where
             // it has expired nothing is applied.
             (true, true) => return Ok(()),
@@ -334,7 +337,7 @@ impl Steps {
         marker.set_tag(tag);
         marker.advance();
         marker.set(self.next(Step::Register, Expect::Plain), settings.register_ttl);
-        marker.watch(self.next(Step::Arm, Expect::Arm));
+        marker.watch(self.next(Step::Arm, Expect::WatchMarker));
         Ok(())
     }
 
@@ -362,7 +365,7 @@ impl Steps {
 
     fn reads(&mut self, bytes: &[u8], count: usize) {
         if self.asks {
-            for read in Requests::new(bytes).flatten() {
+            for read in CommandReader::new(bytes).flatten() {
                 encode::command(self.next(Step::Read, Expect::Plain), &[], |args| {
                     for arg in &read {
                         args.arg(*arg);

@@ -35,7 +35,7 @@ pub(crate) fn exchange(
     let Around { own, own_commands, behind } =
         around(link, terms, settings, asks).map_err(Lost::BeforeExec)?;
     let exactly_once = terms.resolver.is_some();
-    let start = match (link.state().is_in_multi(), link.state().is_armed() && !exactly_once) {
+    let start = match (link.state().is_in_multi(), link.state().watches_marker() && !exactly_once) {
         (true, _) => Prefix::Commands,
         // Its register may have expired, and that is nothing to this transaction.
         (false, true) if !link.state().is_watching() => Prefix::Unwatch,
@@ -48,7 +48,7 @@ pub(crate) fn exchange(
         (Expect::Queued, unsent + own_commands),
         (Expect::Exec, 1),
         (Expect::Plain, u32::from(exactly_once && asks)),
-        (Expect::Arm, u32::from(exactly_once)),
+        (Expect::WatchMarker, u32::from(exactly_once)),
         (Expect::Plain, u32::from(terms.durability.is_some())),
     ];
     let waits = terms.durability.map(|durability| durability.timeout()).unwrap_or_default();

@@ -16,7 +16,7 @@ use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::pool::connect_attempts::Arrival;
 use crate::pool::manager::Alive;
 use crate::process::sockets::OwnSocket;
-use crate::protocol::connection_state::{Expect, Proof, State, Taint};
+use crate::protocol::connection_state::{ConnectionState, Expect, ReplyCheck, Taint};
 use crate::protocol::handshake;
 use crate::protocol::marker::CommitMarker;
 use crate::protocol::resp::encode::PING;
@@ -34,7 +34,7 @@ const MOST_SCRATCH: usize = 64 * 1024;
 /// One connection and what the server believes about it.
 pub(crate) struct Link {
     transport: Transport,
-    state: State,
+    state: ConnectionState,
     /// When the server last answered.
     proven: Instant,
     /// When it is to be replaced for its age.
@@ -66,7 +66,7 @@ impl Link {
     pub(crate) fn new(connected: Connected, expires: Option<Instant>, generation: u64) -> Self {
         Self {
             transport: Transport::new(connected),
-            state: State::default(),
+            state: ConnectionState::default(),
             proven: Instant::now(),
             expires,
             generation,
@@ -147,7 +147,7 @@ impl Link {
         self.looked = false;
     }
 
-    pub(crate) fn state(&self) -> &State {
+    pub(crate) fn state(&self) -> &ConnectionState {
         &self.state
     }
 
@@ -229,14 +229,14 @@ impl Link {
     /// least.
     pub(crate) fn is_armed_for(&self, age: Duration, tag: Option<u32>) -> bool {
         let here = self.marker.as_ref().is_some_and(|marker| marker.tag() == tag);
-        here && self.state.is_armed() && self.registered.is_some_and(|at| at.elapsed() < age)
+        here && self.state.watches_marker() && self.registered.is_some_and(|at| at.elapsed() < age)
     }
 
     /// Looks into the socket before something is sent, without waiting: whether the other side has
     /// closed it, or has sent what was not asked for. Not if replies are awaited, and once before
     /// each write.
     pub(crate) fn look(&mut self) -> Result<(), ConnectionError> {
-        if self.looked || !self.state.is_in_step() {
+        if self.looked || !self.state.has_all_replies() {
             return Ok(());
         }
         self.transport.look(self.pushes).map_err(|error| self.broken(error))?;
@@ -279,9 +279,9 @@ impl Link {
 
     /// The same; where each says that a command was queued, up to `most` of them.
     fn receive_up_to(&mut self, most: u32, deadline: Deadline) -> Result<Reply, ConnectionError> {
-        let most = most.min(self.state.queueing());
+        let most = most.min(self.state.max_queued());
         let reply = self.transport.receive(most, deadline).map_err(|error| self.broken(error))?;
-        if self.state.reply(&reply) == Proof::Surprise {
+        if self.state.reply(&reply) == ReplyCheck::Unexpected {
             return Err(ConnectionError::unexpected("a reply that cannot stand where it came"));
         }
         Ok(reply)
@@ -305,7 +305,7 @@ impl Link {
                             && *expect == Expect::Exec
                             && self.state.is_in_multi()
                         {
-                            take(*expect, Reply::Unread(length));
+                            take(*expect, Reply::Truncated(length));
                         }
                         return Err(error);
                     }

@@ -10,8 +10,8 @@ use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::in_doubt::InDoubt;
 use crate::error::lock::LockError;
 use crate::error::pin_expired::PinExpired;
-use crate::protocol::command;
-use crate::protocol::command::Place;
+use crate::protocol::command::refused::SendContext;
+use crate::protocol::command::refused::refusal_hint;
 use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::server_error::ServerError;
 use crate::reply::error::{DecodeError, ReplyError};
@@ -365,7 +365,7 @@ impl Error {
             | Self::CrossSlot { .. }
             | Self::Unsupported { .. }
             | Self::RetriesExhausted { .. } => Applied::No,
-            Self::Command { error, .. } if error.is_unrun() => Applied::No,
+            Self::Command { error, .. } if error.changed_nothing() => Applied::No,
             Self::Command { .. } => Applied::Unknown,
             Self::Commit(error) => error.applied(),
             Self::Lock(error) => error.applied(),
@@ -384,7 +384,7 @@ impl Error {
             Self::Lock(error) => error.is_retryable(),
             Self::RetriesExhausted { .. } => true,
             Self::Command { error, .. } => {
-                error.is_transient() && error.is_unrun() && !error.is_from_script()
+                error.is_transient() && error.changed_nothing() && !error.is_from_script()
             }
             Self::Config(_)
             | Self::PinExpired(_)
@@ -421,8 +421,8 @@ impl Error {
     }
 
     /// A command that is refused by its name.
-    pub(crate) fn refused(command: String, place: Place) -> Self {
-        let hint = command::refusal_hint(&command, place);
+    pub(crate) fn refused(command: String, place: SendContext) -> Self {
+        let hint = refusal_hint(&command, place);
         Self::Refused { command, hint }
     }
 

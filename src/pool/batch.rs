@@ -76,7 +76,7 @@ struct Parcels {
 impl Parcels {
     fn new(lease: &mut Lease, jobs: usize) -> Self {
         let link = lease.current();
-        let unwatches = link.as_ref().is_some_and(|link| link.state().is_armed());
+        let unwatches = link.as_ref().is_some_and(|link| link.state().watches_marker());
         let mut parcels = Self {
             bytes: link.map(Link::take_scratch).unwrap_or_default(),
             expected: Vec::with_capacity(1 + 3 * jobs),

@@ -23,9 +23,10 @@ use crate::logging::deferred;
 use crate::logging::deferred::Herald;
 use crate::pool::connect_attempts::Openings;
 use crate::process::sockets::OwnSocket;
-use crate::protocol::command::is_unknown;
+use crate::protocol::command::info::EXEC_INFO;
+use crate::protocol::command::info::is_unknown;
 use crate::protocol::connection_state::Expect;
-use crate::protocol::handshake::{Hello, KNOWS_EXEC};
+use crate::protocol::handshake::Handshake;
 use crate::protocol::resp::encode::{DISCARD, MULTI, PING, ROLE};
 use crate::protocol::resp::reply::Reply;
 use crate::protocol::server_error::ServerError;
@@ -231,7 +232,7 @@ fn greet(
     (login, connected): (Login, Connected),
     deadline: Deadline,
 ) -> Result<Link, ConnectionError> {
-    let hello = Hello::new(&login.who);
+    let handshake = Handshake::new(&login.who);
     let in_clear = matches!(connected, Connected::Socket(_)) && endpoint.host_and_port().1 != 0;
     let expires = settings.max_lifetime.map(|lifetime| Instant::now() + jittered(lifetime));
     let mut link = Link::new(connected, expires, generation);
@@ -245,24 +246,24 @@ fn greet(
             (vec![PING], [(Expect::Plain, 1), (Expect::Multi, 0), (Expect::Discard, 0)])
         }
         Purpose::Transactional => (
-            vec![KNOWS_EXEC, MULTI, DISCARD],
+            vec![EXEC_INFO, MULTI, DISCARD],
             [(Expect::Plain, 1), (Expect::Multi, 1), (Expect::Discard, 1)],
         ),
     };
-    let greeting = (Expect::Plain, hello.needed + hello.unneeded);
+    let greeting = (Expect::Plain, handshake.required + handshake.optional);
     let role = endpoint.may_switch();
     let expected = [&[greeting][..], &expected, &[(Expect::Plain, u32::from(role))]].concat();
     let question: &[u8] = if role { ROLE } else { &[] };
-    let bytes = [&[&hello.bytes[..]], &proof[..], &[question]].concat().concat();
+    let bytes = [&[&handshake.bytes[..]], &proof[..], &[question]].concat().concat();
     let proofs: &[_] = match purpose {
         Purpose::Pooled => &["PING"],
         Purpose::Transactional => &["COMMAND INFO", "MULTI", "DISCARD"],
     };
-    let names = [&hello.names[..], proofs, &["ROLE"]].concat();
+    let names = [&handshake.commands[..], proofs, &["ROLE"]].concat();
     let name = |nth: u32| names.get(nth as usize).copied().unwrap_or_default();
-    let first = hello.needed + hello.unneeded;
+    let first = handshake.required + handshake.optional;
     let by_steps = by_steps && purpose == Purpose::Transactional;
-    let (now, later) = match bytes.split_at_checked(hello.bytes.len() + KNOWS_EXEC.len()) {
+    let (now, later) = match bytes.split_at_checked(handshake.bytes.len() + EXEC_INFO.len()) {
         Some(steps) if by_steps => steps,
         _ => (&*bytes, &[][..]),
     };
@@ -298,7 +299,7 @@ fn greet(
         if nth == 0 {
             first_word = Some(error.clone());
         }
-        let is_answer = (hello.needed..first).contains(&nth)
+        let is_answer = (handshake.required..first).contains(&nth)
             || nth == first
                 && match purpose {
                     // A user without the right to PING has been answered, which is all that is asked.

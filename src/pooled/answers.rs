@@ -7,8 +7,8 @@ use redis::Value;
 use crate::error::applied::Applied;
 use crate::pooled::request::Request;
 use crate::pooled::{error_tag, recent_replies};
-use crate::protocol::command;
-use crate::protocol::command::Requests;
+use crate::protocol::command::read_only::is_read_only;
+use crate::protocol::command::reader::CommandReader;
 use crate::protocol::server_error::ServerError;
 
 /// How redis-rs asks.
@@ -40,7 +40,7 @@ pub(crate) fn judge(
     if !replies.iter().any(fails) {
         return;
     }
-    let commands = || Requests::new(bytes).flatten().skip(offset);
+    let commands = || CommandReader::new(bytes).flatten().skip(offset);
     let whole = (!single).then(|| whole(commands(), replies));
     for (args, value) in commands().zip(replies) {
         let (name, sub) = (args.first().copied().unwrap_or_default(), args.get(1).copied());
@@ -54,9 +54,10 @@ fn whole<'b>(commands: impl Iterator<Item = Vec<&'b [u8]>>, replies: &[Value]) -
     for (args, reply) in commands.zip(replies) {
         let (name, sub) = (args.first().copied().unwrap_or_default(), args.get(1).copied());
         match reply {
-            Value::ServerError(error) if ServerError::of_command(name, sub, error).is_unrun() => {}
+            Value::ServerError(error)
+                if ServerError::of_command(name, sub, error).changed_nothing() => {}
             Value::ServerError(_) => applied = Applied::Unknown,
-            _ if command::is_read_only(name, sub) => {}
+            _ if is_read_only(name, sub) => {}
             _ => return Applied::Partly,
         }
     }

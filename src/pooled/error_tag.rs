@@ -8,8 +8,9 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::OnceLock;
 
 use crate::error::applied::Applied;
-use crate::protocol::command;
-use crate::protocol::refusal;
+use crate::protocol::command::display_name::display_name;
+use crate::protocol::command::effects;
+use crate::protocol::command::effects::is_script;
 use crate::protocol::server_error::ServerError;
 
 /// What is known of a whole pipeline of which some command failed.
@@ -29,9 +30,9 @@ pub(crate) fn stamped(
         Applied::Yes | Applied::Partly => "; pipeline: partly applied",
         Applied::Unknown => "; pipeline: unknown",
     });
-    let applied = if error.is_unrun() { "not applied" } else { "unknown whether applied" };
+    let applied = if error.changed_nothing() { "not applied" } else { "unknown whether applied" };
     let gap = if error.message().is_empty() { "" } else { " " };
-    let name = command::printable(name);
+    let name = display_name(name);
     let text = format!("{}{gap}[{name}: {applied}{whole}", error.message());
     let line = format!("-{code} {text}, ref {}]\r\n", reference(code, &text));
     match redis::parse_redis_value(line.as_bytes()) {
@@ -61,7 +62,7 @@ fn judged(code: &str, text: &str) -> Option<(Option<String>, ServerError, Whole)
         "unknown" => Some(Applied::Unknown),
         _ => None,
     };
-    let from_script = command::is_script(name.as_bytes());
+    let from_script = is_script(name.as_bytes());
     let unrun = applied == "not applied";
     let error = ServerError::carried(code, shown.trim_end(), from_script, unrun);
     Some((Some(name.to_owned()), error, whole))
@@ -76,5 +77,5 @@ fn reference(code: &str, text: &str) -> String {
 
 /// Whether errors may stand inside of a reply of this command's: no command on keys answers so.
 pub(crate) fn may_nest(name: &[u8]) -> bool {
-    !refusal::is_plain(name)
+    !effects::is_data_command(name)
 }

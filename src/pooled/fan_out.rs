@@ -17,12 +17,12 @@ use crate::pooled::request::Request;
 use crate::protocol::cluster::redirect;
 use crate::protocol::cluster::redirect::RedirectReply;
 use crate::protocol::cluster::route::{RedirectBudget, Route};
-use crate::protocol::command;
-use crate::protocol::command::Requests;
+use crate::protocol::command::display_name::display_name;
 use crate::protocol::command::fan_out;
-use crate::protocol::command::fan_out::{Policy, Spread};
+use crate::protocol::command::fan_out::{FanOut, ResponsePolicy};
 use crate::protocol::command::keys;
-use crate::protocol::command::keys::Keyed;
+use crate::protocol::command::keys::KeySlots;
+use crate::protocol::command::reader::CommandReader;
 use crate::protocol::resp::encode::ASKING;
 
 /// One command of a request.
@@ -35,7 +35,7 @@ struct Part<'b> {
 enum To {
     Any,
     Slot(u16),
-    All(Policy),
+    All(ResponsePolicy),
 }
 
 /// Sends each command where it belongs. One reply a command, in their order.
@@ -66,24 +66,24 @@ pub(crate) fn request(
 }
 
 fn parts(bytes: &[u8]) -> Result<Vec<Part<'_>>, Error> {
-    let mut requests = Requests::new(bytes);
+    let mut requests = CommandReader::new(bytes);
     let mut parts = Vec::new();
     loop {
         let rest = requests.rest();
         let Some(Ok(args)) = requests.next() else { return Ok(parts) };
         let own = rest.get(..rest.len() - requests.rest().len()).unwrap_or_default();
-        let name = || command::printable(args.first().copied().unwrap_or_default());
+        let name = || display_name(args.first().copied().unwrap_or_default());
         let to = match keys::slot_of(&args) {
-            Keyed::Slot(slot) => To::Slot(slot),
-            Keyed::Across(bound, other) => {
+            KeySlots::One(slot) => To::Slot(slot),
+            KeySlots::Several(bound, other) => {
                 return Err(Error::CrossSlot { command: name(), bound, other });
             }
             // Whoever gets it knows where its keys are, and sends it on.
-            Keyed::Unknown => To::Any,
-            Keyed::No => match fan_out::of(&args) {
-                Spread::One => To::Any,
-                Spread::All(policy) => To::All(policy),
-                Spread::Refused => {
+            KeySlots::Unknown => To::Any,
+            KeySlots::None => match fan_out::of(&args) {
+                FanOut::OneNode => To::Any,
+                FanOut::AllMasters(policy) => To::All(policy),
+                FanOut::Refused => {
                     return Err(Error::Refused {
                         command: name(),
                         hint: "each node of the cluster has an answer of its own; connect to each",
@@ -153,7 +153,7 @@ impl Call<'_> {
     }
 
     /// Sends one command to every master.
-    fn everywhere(&mut self, this: usize, policy: Policy) -> Result<(), Error> {
+    fn everywhere(&mut self, this: usize, policy: ResponsePolicy) -> Result<(), Error> {
         let mut budget = RedirectBudget::until(self.deadline);
         let (mut answers, mut asked) = (Vec::new(), Vec::new());
         loop {
@@ -178,7 +178,7 @@ impl Call<'_> {
                 _ => return Err(error.into()),
             }
         }
-        self.settle(this, Some(fan_out::joined(policy, answers)));
+        self.settle(this, Some(fan_out::combine(policy, answers)));
         Ok(())
     }
 
@@ -199,9 +199,9 @@ impl Call<'_> {
     /// What a failure says of the whole request: others of its commands may have been applied.
     fn told(&self, error: Error) -> Error {
         let during = || {
-            let first = self.parts.first().and_then(|part| Requests::new(part.bytes).next());
+            let first = self.parts.first().and_then(|part| CommandReader::new(part.bytes).next());
             let first = first.and_then(Result::ok).unwrap_or_default();
-            command::printable(first.first().copied().unwrap_or_default())
+            display_name(first.first().copied().unwrap_or_default())
         };
         let changed = self.parts.iter().zip(&self.replies).any(|(part, reply)| {
             let judged = Request::judge(part.bytes, 1);

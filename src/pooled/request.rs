@@ -20,8 +20,13 @@ use crate::pooled::error_tag;
 use crate::protocol::batch;
 use crate::protocol::batch::{BatchRequest, BatchResponse, Interrupted, RequestKind};
 use crate::protocol::cluster::route::Route;
-use crate::protocol::command;
-use crate::protocol::command::{Blocking, Place, Requests};
+use crate::protocol::command::blocking::Blocking;
+use crate::protocol::command::blocking::blocking;
+use crate::protocol::command::display_name::display_name;
+use crate::protocol::command::read_only::is_read_only;
+use crate::protocol::command::reader::CommandReader;
+use crate::protocol::command::refused::SendContext;
+use crate::protocol::command::refused::is_refused;
 use crate::protocol::connection_state::Expect;
 
 /// What is to be sent, judged by the names of its commands.
@@ -54,7 +59,7 @@ impl Request {
             blocking: None,
             place: Location::caller(),
         };
-        for args in Requests::new(bytes) {
+        for args in CommandReader::new(bytes) {
             let Ok(args) = args else {
                 return Err(Error::Refused {
                     command: "a request that is not RESP".to_owned(),
@@ -63,26 +68,26 @@ impl Request {
             };
             let (name, sub) = (args.first().copied().unwrap_or_default(), args.get(1).copied());
             if request.name.is_empty() {
-                request.name = command::printable(name);
+                request.name = display_name(name);
             }
-            if command::is_refused(name, sub, Place::Alone) {
-                return Err(Error::refused(command::printable(name), Place::Alone));
+            if is_refused(name, sub, SendContext::Alone) {
+                return Err(Error::refused(display_name(name), SendContext::Alone));
             }
-            match command::blocking(&args) {
+            match blocking(&args) {
                 Blocking::No => {}
                 Blocking::For(timeout) => {
                     request.blocks_for += timeout;
-                    request.blocking.get_or_insert_with(|| command::printable(name));
+                    request.blocking.get_or_insert_with(|| display_name(name));
                 }
                 Blocking::Forever => {
                     return Err(Error::Refused {
-                        command: command::printable(name),
+                        command: display_name(name),
                         hint: "it would occupy a shared connection for ever; give it a timeout",
                     });
                 }
             }
             request.commands += 1;
-            request.read_only &= command::is_read_only(name, sub);
+            request.read_only &= is_read_only(name, sub);
             request.may_nest |= error_tag::may_nest(name);
         }
         request.travels = request.read_only

@@ -8,16 +8,16 @@
 
 use redis::Value;
 
-use crate::protocol::command;
-use crate::protocol::connection_state::{Expect, ran_nothing};
-use crate::protocol::refusal;
+use crate::protocol::command::display_name::display_name;
+use crate::protocol::connection_state::{Expect, exec_applied_nothing};
+use crate::protocol::known_errors;
 use crate::protocol::resp::reply::Reply;
 use crate::protocol::server_error::ServerError;
 use crate::reply::error::ReplyError;
 
 /// What one reply position refused.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Refusal {
+pub(crate) struct RejectedCommand {
     /// The queued command, from 0; `None` for MULTI or EXEC.
     pub(crate) index: Option<u32>,
     /// `MULTI` or `EXEC` where there is no index.
@@ -31,20 +31,20 @@ pub(crate) enum Verdict {
     /// EXEC's array: all commands ran, some of them may have failed.
     Applied(Vec<Value>),
     /// EXEC's array of the right length, which could not be read to its end: all commands ran.
-    Unread,
+    RepliesLost,
     /// EXEC's nil: a watched key had changed, nothing was applied.
     Nil,
     /// Nothing was applied.
-    Rejected(Refusal),
+    Rejected(RejectedCommand),
     /// MULTI was refused and each command was answered by itself.
-    Bare(Bare),
+    WithoutMulti(WithoutMulti),
     /// The replies that came prove nothing.
-    Unknown(Doubt),
+    Unknown(Unproven),
 }
 
 /// What came of commands that were sent behind a MULTI that was refused.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Bare {
+pub(crate) struct WithoutMulti {
     multi: ServerError,
     /// One for each command, in order.
     values: Vec<Value>,
@@ -52,7 +52,7 @@ pub(crate) struct Bare {
 
 /// What is known of a transaction whose replies prove nothing.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Doubt {
+pub(crate) struct Unproven {
     /// EXEC's own answer, where it was an error.
     pub(crate) exec: Option<ServerError>,
     /// A command was refused while it was queued, or EXEC answered another number of commands: if
@@ -69,7 +69,7 @@ pub(crate) struct Collector {
     commands: u32,
     seen: u32,
     multi: Option<ServerError>,
-    refused: Option<Refusal>,
+    refused: Option<RejectedCommand>,
     /// Replies of commands that ran on their own because MULTI was refused.
     bare: Vec<Value>,
     /// A command was queued although MULTI was answered with an error.
@@ -109,7 +109,7 @@ impl Collector {
             self.queued_all_the_same |= matches!(reply, Reply::Queued(_));
             self.bare.push(reply.into_value());
         } else if let Reply::Value(Value::ServerError(error)) = &reply {
-            self.refused.get_or_insert_with(|| Refusal {
+            self.refused.get_or_insert_with(|| RejectedCommand {
                 index: Some(index),
                 word: "",
                 error: ServerError::from_reply(error, false),
@@ -124,7 +124,7 @@ impl Collector {
 
     fn exec(&mut self, reply: Reply) {
         match reply {
-            Reply::Unread(length) => self.unread = Some(length),
+            Reply::Truncated(length) => self.unread = Some(length),
             reply => self.exec = Some(reply.into_value()),
         }
     }
@@ -140,13 +140,13 @@ impl Collector {
     }
 
     /// The first refusal so far.
-    pub(crate) fn refusal(&self) -> Option<&Refusal> {
+    pub(crate) fn refusal(&self) -> Option<&RejectedCommand> {
         self.refused.as_ref()
     }
 
     /// What the replies that came prove.
     pub(crate) fn verdict(self) -> Verdict {
-        let doubt = Doubt {
+        let doubt = Unproven {
             exec: match &self.exec {
                 Some(Value::ServerError(error)) => Some(ServerError::from_reply(error, false)),
                 _ => None,
@@ -159,11 +159,11 @@ impl Collector {
         match (self.multi, self.exec) {
             // Outside MULTI the server knows no EXEC.
             (Some(multi), Some(Value::ServerError(_))) if !self.queued_all_the_same => {
-                Verdict::Bare(Bare { multi, values: self.bare })
+                Verdict::WithoutMulti(WithoutMulti { multi, values: self.bare })
             }
-            (None, Some(Value::ServerError(error))) if ran_nothing(&error) => {
+            (None, Some(Value::ServerError(error))) if exec_applied_nothing(&error) => {
                 // The first refusal is the cause; EXECABORT only repeats that there was one.
-                Verdict::Rejected(self.refused.unwrap_or_else(|| Refusal {
+                Verdict::Rejected(self.refused.unwrap_or_else(|| RejectedCommand {
                     index: None,
                     word: "EXEC",
                     error: ServerError::cause_of_abort(&error),
@@ -172,7 +172,7 @@ impl Collector {
             (None, None)
                 if self.refused.is_none() && self.unread == Some(self.commands as usize) =>
             {
-                Verdict::Unread
+                Verdict::RepliesLost
             }
             // Behind a refusal the server answers EXECABORT and nothing else, so these mean that
             // the refusal was not the server's.
@@ -187,21 +187,21 @@ impl Collector {
     }
 }
 
-impl Bare {
+impl WithoutMulti {
     /// What these replies prove of commands of these names; behind those stand commands of this
     /// crate's own, which are plain ones. `Ok`: each was refused before it ran, because of MULTI's
     /// refusal. `Err`: at least one may have run, with each one's own reply.
     pub(crate) fn outcome<'n>(
         self,
         names: impl Iterator<Item = &'n [u8]>,
-    ) -> Result<Refusal, Vec<Value>> {
+    ) -> Result<RejectedCommand, Vec<Value>> {
         let names = names.chain(std::iter::repeat(&b"SET"[..]));
         let all_refused = self.values.iter().zip(names).all(|(value, name)| match value {
-            Value::ServerError(error) => refusal::proves_unrun(name, error),
+            Value::ServerError(error) => known_errors::proves_no_effect(name, error),
             _ => false,
         });
         if all_refused {
-            Ok(Refusal { index: None, word: "MULTI", error: self.multi })
+            Ok(RejectedCommand { index: None, word: "MULTI", error: self.multi })
         } else {
             Err(self.values)
         }
@@ -226,9 +226,9 @@ pub(crate) fn failures<'n>(
             changed_nothing = false;
             return None;
         };
-        changed_nothing &= refusal::left_all_as_it_was(name, error);
+        changed_nothing &= known_errors::queued_without_effect(name, error);
         let error = ServerError::of_queued(name, error).in_full(full);
-        Some(ReplyError::Failed { index, command: command::printable(name), error })
+        Some(ReplyError::Failed { index, command: display_name(name), error })
     };
     let names = names.chain(std::iter::repeat(&b"?"[..]));
     let failures = values.iter().zip(names).enumerate().filter_map(failure).collect();

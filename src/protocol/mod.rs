@@ -12,13 +12,13 @@ pub(crate) mod connection_state;
 pub(crate) mod exec;
 pub(crate) mod handshake;
 pub(crate) mod idempotency_key;
+pub(crate) mod known_errors;
 pub(crate) mod lock;
 pub(crate) mod marker;
 #[cfg(test)]
 #[path = "../../tests/unit/queue_properties.rs"]
 mod properties;
 pub(crate) mod queue;
-pub(crate) mod refusal;
 pub(crate) mod replication;
 pub(crate) mod resp;
 pub(crate) mod retry;

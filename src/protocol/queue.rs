@@ -13,11 +13,16 @@ use redis::Cmd;
 
 use crate::protocol::batch;
 use crate::protocol::cluster::slot::SlotBinding;
-use crate::protocol::command;
+use crate::protocol::command::blocking::blocks_in_multi;
+use crate::protocol::command::display_name::display_name;
 use crate::protocol::command::fan_out;
+use crate::protocol::command::float::adds_float;
+use crate::protocol::command::float::is_float;
 use crate::protocol::command::keys;
-use crate::protocol::command::keys::Keyed;
-use crate::protocol::command::{Place, Requests};
+use crate::protocol::command::keys::KeySlots;
+use crate::protocol::command::reader::CommandReader;
+use crate::protocol::command::refused::SendContext;
+use crate::protocol::command::refused::is_refused;
 use crate::protocol::resp::encode;
 use crate::protocol::resp::encode::{Args, EXEC, MULTI, UNWATCH};
 use crate::protocol::resp::encoded_command::EncodedCommand;
@@ -233,7 +238,7 @@ impl CommandQueue {
     fn ends_with_float(&self) -> bool {
         let encoded = self.bytes.get(self.end..).and_then(|bytes| bytes.strip_suffix(b"\r\n"));
         let last = encoded.and_then(|bytes| bytes.rsplit(|byte| *byte == b'\n').next());
-        last.is_some_and(command::is_float)
+        last.is_some_and(is_float)
     }
 
     /// Judges the command that was just encoded, by what will really be sent.
@@ -242,32 +247,34 @@ impl CommandQueue {
             return None;
         }
         let encoded = self.bytes.get(self.end..)?;
-        let Some(Ok(args)) = Requests::new(encoded).next() else { return Some(QueueError::Empty) };
+        let Some(Ok(args)) = CommandReader::new(encoded).next() else {
+            return Some(QueueError::Empty);
+        };
         let name = args.first().copied().filter(|name| !name.is_empty());
         let Some(name) = name else { return Some(QueueError::Empty) };
-        let refused = command::is_refused(name, args.get(1).copied(), Place::InMulti)
-            || command::blocks_in_multi(&args);
+        let refused =
+            is_refused(name, args.get(1).copied(), SendContext::InMulti) || blocks_in_multi(&args);
         if refused {
-            return Some(QueueError::Command(command::printable(name)));
+            return Some(QueueError::Command(display_name(name)));
         }
-        if command::adds_a_float(&args) {
-            return Some(QueueError::Float(command::printable(name)));
+        if adds_float(&args) {
+            return Some(QueueError::Float(display_name(name)));
         }
         if self.binding == SlotBinding::None {
             return None;
         }
-        let name = || command::printable(name);
+        let name = || display_name(name);
         let (bound, other) = match keys::slot_of(&args) {
-            Keyed::No if fan_out::is_everywhere(&args) => {
+            KeySlots::None if fan_out::is_everywhere(&args) => {
                 return Some(QueueError::Everywhere(name()));
             }
-            Keyed::No => return None,
-            Keyed::Unknown => {
+            KeySlots::None => return None,
+            KeySlots::Unknown => {
                 self.has_unknown_keys = true;
                 return None;
             }
-            Keyed::Slot(slot) => (self.binding.bind(slot).err()?, slot),
-            Keyed::Across(one, other) => (one, other),
+            KeySlots::One(slot) => (self.binding.bind(slot).err()?, slot),
+            KeySlots::Several(one, other) => (one, other),
         };
         Some(QueueError::OtherSlot { command: name(), bound, other })
     }
@@ -380,7 +387,7 @@ impl CommandQueue {
 
     /// The waiting commands were sent and queued: keeps their names, lets their bytes go.
     pub(crate) fn flushed(&mut self) {
-        for command in Requests::new(self.bytes.get(HEAD..self.end).unwrap_or_default()) {
+        for command in CommandReader::new(self.bytes.get(HEAD..self.end).unwrap_or_default()) {
             let name = command.ok().and_then(|args| args.first().copied()).unwrap_or_default();
             let name = name.get(..name.len().min(u8::MAX.into())).unwrap_or_default();
             self.names.push(name.len() as u8);
@@ -408,12 +415,12 @@ impl CommandQueue {
             Some(name)
         });
         let name = |args: Result<Vec<_>, _>| args.ok()?.first().copied();
-        sent.chain(Requests::new(self.body()).map(move |args| name(args).unwrap_or_default()))
+        sent.chain(CommandReader::new(self.body()).map(move |args| name(args).unwrap_or_default()))
     }
 
     /// The name of the command at `index`, sent or not.
     pub(crate) fn name(&self, index: u32) -> Option<String> {
-        self.names().nth(index as usize).map(command::printable)
+        self.names().nth(index as usize).map(display_name)
     }
 
     /// Forgotten identifiers, for [`Replies`](crate::Replies) to number its values by.

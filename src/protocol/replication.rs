@@ -85,9 +85,6 @@ impl Durability {
     }
 }
 
-/// Asks whether the server knows WAITAOF, which came with 7.2.
-pub(crate) const KNOWS_WAITAOF: &[u8] = b"*3\r\n$7\r\nCOMMAND\r\n$4\r\nINFO\r\n$7\r\nWAITAOF\r\n";
-
 #[cfg(test)]
 mod tests {
     use super::*;

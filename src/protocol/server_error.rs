@@ -7,8 +7,9 @@ use std::borrow::Cow;
 use std::fmt;
 
 use crate::protocol::cluster::redirect::RedirectReply;
-use crate::protocol::command;
-use crate::protocol::refusal;
+use crate::protocol::command::effects::is_script;
+use crate::protocol::command::read_only::is_read_only;
+use crate::protocol::known_errors;
 
 /// An error reply of the server.
 ///
@@ -100,7 +101,7 @@ impl ServerError {
     }
 
     /// Whether the command that was answered so has changed nothing.
-    pub(crate) fn is_unrun(&self) -> bool {
+    pub(crate) fn changed_nothing(&self) -> bool {
         self.0.unrun
     }
 
@@ -131,19 +132,19 @@ impl ServerError {
     /// Of a command that ran alone: by its name and the server's own words it is judged whether it
     /// changed anything.
     pub(crate) fn of_command(name: &[u8], sub: Option<&[u8]>, reply: &redis::ServerError) -> Self {
-        let unrun = command::is_read_only(name, sub) || refusal::proves_unrun(name, reply);
-        Self::from_reply(reply, command::is_script(name)).judged(unrun)
+        let unrun = is_read_only(name, sub) || known_errors::proves_no_effect(name, reply);
+        Self::from_reply(reply, is_script(name)).judged(unrun)
     }
 
     /// Of a command inside a transaction that ran.
     pub(crate) fn of_queued(name: &[u8], reply: &redis::ServerError) -> Self {
-        let unrun = refusal::left_all_as_it_was(name, reply);
-        Self::from_reply(reply, command::is_script(name)).judged(unrun)
+        let unrun = known_errors::queued_without_effect(name, reply);
+        Self::from_reply(reply, is_script(name)).judged(unrun)
     }
 
     /// Of a command that only reads.
     pub(crate) fn of_read(name: &[u8], reply: &redis::ServerError) -> Self {
-        Self::from_reply(reply, command::is_script(name)).judged(true)
+        Self::from_reply(reply, is_script(name)).judged(true)
     }
 
     /// Of the pooled handle's, out of a `RedisError`: what is shown, and what was judged, are there.
@@ -177,7 +178,7 @@ impl ServerError {
     pub(crate) fn of_own_script(reply: &redis::ServerError) -> Self {
         let text = reply.details().unwrap_or_default();
         let inside = SCRIPT_MARKS.iter().any(|mark| text.contains(mark));
-        let refused = !inside && refusal::refuses_to_start(reply.code(), text);
+        let refused = !inside && known_errors::rejects_before_start(reply.code(), text);
         let mut error = Self::from_reply(reply, false).judged(refused);
         error.0.from_script = !refused;
         error
@@ -204,7 +205,7 @@ impl ServerError {
     }
 
     fn new(code: &str, text: &str, from_script: bool) -> Self {
-        let text = printable(text);
+        let text = one_line(text);
         let (code, shown) = match (is_code(code), from_script) {
             (true, false) => (code, sentence(code, &text)),
             // A script's error may begin and go on with anything.
@@ -235,20 +236,20 @@ fn is_code(code: &str) -> bool {
 /// As much of a sentence as repeats no argument.
 fn sentence(code: &str, text: &str) -> Cow<'static, str> {
     // A slot and an address are the server's own, and the way on.
-    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b".:-[] ?".contains(&b);
+    let is_data_command = |b: u8| b.is_ascii_alphanumeric() || b".:-[] ?".contains(&b);
     if matches!(code, "MOVED" | "ASK")
         && RedirectReply::of(code, text).is_some()
-        && text.bytes().all(is_plain)
+        && text.bytes().all(is_data_command)
     {
         return Cow::Owned(text.to_owned());
     }
     // Of a script of this crate's own the server says where it stopped.
     let text = text.split(" script: ").next().unwrap_or_default();
-    Cow::Borrowed(refusal::sentence(code, text).unwrap_or_default())
+    Cow::Borrowed(known_errors::redacted(code, text).unwrap_or_default())
 }
 
 /// A text as one line of bounded length.
-fn printable(text: &str) -> String {
+fn one_line(text: &str) -> String {
     text.chars()
         .take(LONGEST_TEXT)
         .map(|letter| if letter.is_control() { ' ' } else { letter })

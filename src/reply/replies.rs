@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use redis::{FromRedisValue, Value};
 
-use crate::protocol::command;
+use crate::protocol::command::display_name::display_name;
 use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::server_error::ServerError;
 use crate::reply::error::{DecodeError, ReplyError};
@@ -107,7 +107,7 @@ impl Replies {
         for _ in 0..index {
             next()?;
         }
-        next().map(command::printable)
+        next().map(display_name)
     }
 
     pub(crate) fn acknowledged_by(mut self, acks: Option<ReplicaAcks>) -> Self {

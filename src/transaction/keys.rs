@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use redis::ToSingleRedisArg;
 
-use crate::protocol::command::Requests;
+use crate::protocol::command::reader::CommandReader;
 use crate::protocol::resp::encode;
 use crate::transaction::hot_keys::Admission;
 
@@ -44,7 +44,8 @@ impl Keys {
     }
 
     fn list(&self) -> Vec<&[u8]> {
-        let mut args = Requests::new(&self.bytes).next().and_then(Result::ok).unwrap_or_default();
+        let mut args =
+            CommandReader::new(&self.bytes).next().and_then(Result::ok).unwrap_or_default();
         args.drain(..args.len().min(1));
         args
     }
@@ -61,7 +62,7 @@ impl Keys {
     /// EXISTS of them all, as a command.
     pub(crate) fn exists(&self) -> Arc<[u8]> {
         let mut bytes = Vec::with_capacity(self.bytes.len() + 4);
-        let args = Requests::new(&self.bytes).next().and_then(Result::ok).unwrap_or_default();
+        let args = CommandReader::new(&self.bytes).next().and_then(Result::ok).unwrap_or_default();
         encode::command(&mut bytes, &["EXISTS"], |to| {
             for key in args.iter().skip(1) {
                 to.arg(*key);

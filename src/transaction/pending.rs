@@ -17,7 +17,7 @@ use crate::pool::scopes::Owner;
 use crate::protocol::cluster::redirect::RedirectReply;
 use crate::protocol::cluster::route::Redirect;
 use crate::protocol::cluster::slot::SlotBinding;
-use crate::protocol::command::Place;
+use crate::protocol::command::refused::SendContext;
 use crate::protocol::queue::{CommandQueue, QueueError};
 use crate::reply::error::ReplyError;
 use crate::reply::replies::Replies;
@@ -252,7 +252,7 @@ impl Body {
         self.failed.clone().or_else(|| {
             self.queue.error().map(|refusal| {
                 CommitError::not_sent(match refusal {
-                    QueueError::Command(command) => Error::refused(command.clone(), Place::InMulti),
+                    QueueError::Command(command) => Error::refused(command.clone(), SendContext::InMulti),
                     QueueError::Float(command) => Error::Refused {
                         command: command.clone(),
                         hint: match command.as_str() {

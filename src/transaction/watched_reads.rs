@@ -13,10 +13,15 @@ use redis::{Cmd, FromRedisValue, Value};
 
 use crate::error::any::Error;
 use crate::error::applied::Applied;
-use crate::protocol::command;
+use crate::protocol::command::blocking::Blocking;
+use crate::protocol::command::blocking::blocking;
+use crate::protocol::command::display_name::display_name;
+use crate::protocol::command::effects;
 use crate::protocol::command::keys;
-use crate::protocol::command::{Blocking, Place, Requests};
-use crate::protocol::refusal;
+use crate::protocol::command::read_only::is_read_only;
+use crate::protocol::command::reader::CommandReader;
+use crate::protocol::command::refused::SendContext;
+use crate::protocol::command::refused::is_refused;
 use crate::protocol::server_error::ServerError;
 use crate::reply::error::DecodeError;
 use crate::reply::replies::reply_kind;
@@ -92,19 +97,19 @@ impl Reads {
 
 /// The name of a command that may be sent as a read.
 pub(crate) fn check(bytes: &[u8]) -> Result<String, Error> {
-    let Some(Ok(args)) = Requests::new(bytes).next() else {
+    let Some(Ok(args)) = CommandReader::new(bytes).next() else {
         return Err(nameless());
     };
     let name = args.first().copied().unwrap_or_default();
     if name.is_empty() {
         return Err(nameless());
     }
-    if command::is_refused(name, args.get(1).copied(), Place::Alone) {
-        return Err(Error::refused(command::printable(name), Place::Alone));
+    if is_refused(name, args.get(1).copied(), SendContext::Alone) {
+        return Err(Error::refused(display_name(name), SendContext::Alone));
     }
-    let refused = |hint| Err(Error::Refused { command: command::printable(name), hint });
-    if !command::is_read_only(name, args.get(1).copied()) {
-        return refused(match refusal::is_core(name) {
+    let refused = |hint| Err(Error::Refused { command: display_name(name), hint });
+    if !is_read_only(name, args.get(1).copied()) {
+        return refused(match effects::is_server_command(name) {
             true => "a watching scope only reads; queue writes on its transaction",
             false => {
                 "it is not known to be a read; if it is one, ask with query_as_read(cmd), else queue \
@@ -112,30 +117,30 @@ pub(crate) fn check(bytes: &[u8]) -> Result<String, Error> {
             }
         });
     }
-    if command::blocking(&args) != Blocking::No {
+    if blocking(&args) != Blocking::No {
         return refused("a watching scope does not block; leave BLOCK out");
     }
-    Ok(command::printable(name))
+    Ok(display_name(name))
 }
 
 /// The name of a command that the caller says is a read, unless its name says that it is none.
 pub(crate) fn check_as_read(bytes: &[u8]) -> Result<String, Error> {
-    let mut requests = Requests::new(bytes);
+    let mut requests = CommandReader::new(bytes);
     let Some(Ok(args)) = requests.next() else {
         return Err(nameless());
     };
     let name = args.first().copied().unwrap_or_default();
-    let refused = |hint| Err(Error::Refused { command: command::printable(name), hint });
-    if command::is_refused(name, args.get(1).copied(), Place::Alone) {
-        return Err(Error::refused(command::printable(name), Place::Alone));
+    let refused = |hint| Err(Error::Refused { command: display_name(name), hint });
+    if is_refused(name, args.get(1).copied(), SendContext::Alone) {
+        return Err(Error::refused(display_name(name), SendContext::Alone));
     }
     if keys::is_known_write(&args) {
         return refused("it may write; queue it on the scope's transaction");
     }
-    if command::blocking(&args) != Blocking::No {
+    if blocking(&args) != Blocking::No {
         return refused("a watching scope does not block; leave BLOCK out");
     }
-    Ok(command::printable(name))
+    Ok(display_name(name))
 }
 
 fn nameless() -> Error {

@@ -15,7 +15,8 @@ use redis::{
     SetExpiry, SetOptions, SortedSetAddOptions, UpdateCheck, Value, ValueComparison, cmd,
 };
 
-use crate::protocol::command::{Requests, is_read_only};
+use crate::protocol::command::read_only::is_read_only;
+use crate::protocol::command::reader::CommandReader;
 use crate::reply::queued::Queued;
 use crate::transaction::commands::tests::Probe;
 use crate::transaction::commands::*;
@@ -27,7 +28,7 @@ fn compare(name: &str, reads: &[&str], probe: &Probe, theirs: Cmd) {
     let ours = String::from_utf8_lossy(probe.0.body());
     let theirs = theirs.get_packed_command();
     assert_eq!(ours, String::from_utf8_lossy(&theirs), "{name}");
-    let args = Requests::new(probe.0.body()).next().unwrap().unwrap();
+    let args = CommandReader::new(probe.0.body()).next().unwrap().unwrap();
     let known = is_read_only(args[0], args.get(1).copied());
     if !EITHER.contains(&name) {
         assert_eq!(reads.contains(&name), known, "{name}: is it read-only?");

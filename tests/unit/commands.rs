@@ -10,7 +10,7 @@ use redis::streams::StreamReadOptions;
 use redis::{Value, cmd};
 
 use super::*;
-use crate::protocol::command::Requests;
+use crate::protocol::command::reader::CommandReader;
 use crate::protocol::queue::{CommandQueue, Limits};
 use crate::reply::queued::Queued;
 
@@ -23,7 +23,7 @@ impl Probe {
     }
 
     fn commands(&self) -> Vec<String> {
-        let args = Requests::new(self.0.body()).map(Result::unwrap);
+        let args = CommandReader::new(self.0.body()).map(Result::unwrap);
         args.map(|args| String::from_utf8(args.join(&b' ')).unwrap()).collect()
     }
 }

@@ -248,7 +248,7 @@ impl Run {
         for (index, line) in lines.iter().enumerate() {
             let name = String::from_utf8_lossy(&line[0]).to_ascii_uppercase();
             let told = self.queue.name(index as u32).unwrap();
-            prop_assert!(told == name || told == crate::protocol::command::UNKNOWN);
+            prop_assert!(told == name || told == crate::protocol::command::display_name::UNKNOWN);
         }
         let dropped_ids = self.queue.take_dropped_ids();
         prop_assert!(
@@ -264,7 +264,7 @@ impl Run {
     }
 }
 
-/// Requests as the specification has them, and nothing behind the last one.
+/// CommandReader as the specification has them, and nothing behind the last one.
 fn parse(mut rest: &[u8]) -> Option<Vec<Vec<Bytes>>> {
     fn number(rest: &mut &[u8], mark: u8) -> Option<usize> {
         let end = rest.iter().position(|byte| *byte == b'\r')?;

@@ -7,66 +7,66 @@
 
 use redis::Value;
 
-use crate::protocol::command::Folded;
+use crate::protocol::command::upper_name::UpperName;
 
 /// How the answers of all masters become one: Redis' `response_policy`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Policy {
+pub(crate) enum ResponsePolicy {
     /// The first one; one error is the answer of all.
     AllSucceeded,
     /// The first that is no error.
     OneSucceeded,
     Sum,
-    Least,
+    Min,
     /// Element by element: whether it holds everywhere.
     And,
     /// The default for commands without a key: the lists, one behind the other.
-    Joined,
+    Concat,
 }
 
 /// Where a command without a key goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Spread {
+pub(crate) enum FanOut {
     /// Any node will do.
-    One,
+    OneNode,
     /// Every master.
-    All(Policy),
+    AllMasters(ResponsePolicy),
     /// Each node has an answer of its own, and nobody says how they become one.
     Refused,
 }
 
 /// Where a command without a key goes, by its `request_policy` and `response_policy`.
-pub(crate) fn of(args: &[&[u8]]) -> Spread {
-    let Some(name) = args.first().copied().and_then(Folded::new) else { return Spread::One };
-    let sub = args.get(1).copied().and_then(Folded::new);
-    let sub = sub.as_ref().map_or("", Folded::as_str);
-    Spread::All(match (name.as_str(), sub) {
-        ("PING" | "FLUSHALL" | "FLUSHDB", _) => Policy::AllSucceeded,
-        ("SCRIPT", "LOAD" | "FLUSH") => Policy::AllSucceeded,
-        ("FUNCTION", "LOAD" | "DELETE" | "FLUSH" | "RESTORE") => Policy::AllSucceeded,
-        ("SCRIPT" | "FUNCTION", "KILL") => Policy::OneSucceeded,
-        ("SCRIPT", "EXISTS") => Policy::And,
-        ("DBSIZE", _) => Policy::Sum,
-        ("WAIT", _) => Policy::Least,
-        ("KEYS", _) => Policy::Joined,
-        ("SCAN" | "RANDOMKEY" | "WAITAOF", _) => return Spread::Refused,
-        ("CONFIG", "SET" | "REWRITE" | "RESETSTAT") => return Spread::Refused,
-        ("FUNCTION", "STATS") => return Spread::Refused,
-        _ => return Spread::One,
+pub(crate) fn of(args: &[&[u8]]) -> FanOut {
+    let Some(name) = args.first().copied().and_then(UpperName::new) else { return FanOut::OneNode };
+    let sub = args.get(1).copied().and_then(UpperName::new);
+    let sub = sub.as_ref().map_or("", UpperName::as_str);
+    FanOut::AllMasters(match (name.as_str(), sub) {
+        ("PING" | "FLUSHALL" | "FLUSHDB", _) => ResponsePolicy::AllSucceeded,
+        ("SCRIPT", "LOAD" | "FLUSH") => ResponsePolicy::AllSucceeded,
+        ("FUNCTION", "LOAD" | "DELETE" | "FLUSH" | "RESTORE") => ResponsePolicy::AllSucceeded,
+        ("SCRIPT" | "FUNCTION", "KILL") => ResponsePolicy::OneSucceeded,
+        ("SCRIPT", "EXISTS") => ResponsePolicy::And,
+        ("DBSIZE", _) => ResponsePolicy::Sum,
+        ("WAIT", _) => ResponsePolicy::Min,
+        ("KEYS", _) => ResponsePolicy::Concat,
+        ("SCAN" | "RANDOMKEY" | "WAITAOF", _) => return FanOut::Refused,
+        ("CONFIG", "SET" | "REWRITE" | "RESETSTAT") => return FanOut::Refused,
+        ("FUNCTION", "STATS") => return FanOut::Refused,
+        _ => return FanOut::OneNode,
     })
 }
 
 /// Whether it is about the data of every node, so that it cannot stand in a transaction on one.
 pub(crate) fn is_everywhere(args: &[&[u8]]) -> bool {
-    args.first().copied().and_then(Folded::new).is_some_and(|name| {
+    args.first().copied().and_then(UpperName::new).is_some_and(|name| {
         matches!(name.as_str(), "FLUSHALL" | "FLUSHDB" | "DBSIZE" | "KEYS" | "SCAN" | "RANDOMKEY")
     })
 }
 
 /// One answer out of those of all masters.
-pub(crate) fn joined(policy: Policy, answers: Vec<Value>) -> Value {
+pub(crate) fn combine(policy: ResponsePolicy, answers: Vec<Value>) -> Value {
     let is_error = |answer: &Value| matches!(answer, Value::ServerError(_));
-    if policy == Policy::OneSucceeded {
+    if policy == ResponsePolicy::OneSucceeded {
         let best = answers.iter().position(|answer| !is_error(answer)).unwrap_or(0);
         return answers.into_iter().nth(best).unwrap_or(Value::Nil);
     }
@@ -75,10 +75,10 @@ pub(crate) fn joined(policy: Policy, answers: Vec<Value>) -> Value {
     }
     let numbers = || answers.iter().filter_map(int);
     match policy {
-        Policy::Sum => Value::Int(numbers().sum()),
-        Policy::Least => Value::Int(numbers().min().unwrap_or(0)),
-        Policy::Joined => Value::Array(answers.into_iter().flat_map(elements).collect()),
-        Policy::And => {
+        ResponsePolicy::Sum => Value::Int(numbers().sum()),
+        ResponsePolicy::Min => Value::Int(numbers().min().unwrap_or(0)),
+        ResponsePolicy::Concat => Value::Array(answers.into_iter().flat_map(elements).collect()),
+        ResponsePolicy::And => {
             let mut all: Vec<i64> = Vec::new();
             for answer in answers {
                 let each: Vec<_> = elements(answer).iter().filter_map(int).collect();
@@ -87,7 +87,7 @@ pub(crate) fn joined(policy: Policy, answers: Vec<Value>) -> Value {
             }
             Value::Array(all.into_iter().map(Value::Int).collect())
         }
-        Policy::AllSucceeded | Policy::OneSucceeded => {
+        ResponsePolicy::AllSucceeded | ResponsePolicy::OneSucceeded => {
             answers.into_iter().next().unwrap_or(Value::Nil)
         }
     }
@@ -123,19 +123,22 @@ mod tests {
     #[test]
     fn answers_become_one_as_redis_documents_it() {
         let of = |line: &str| of(&line.split(' ').map(str::as_bytes).collect::<Vec<_>>());
-        assert_eq!(of("dbsize"), Spread::All(Policy::Sum));
-        assert_eq!(of("script exists a"), Spread::All(Policy::And));
-        assert_eq!(of("SCAN 0"), Spread::Refused);
-        assert_eq!(of("TIME"), Spread::One);
-        assert_eq!(of("PUBLISH c m"), Spread::One);
+        assert_eq!(of("dbsize"), FanOut::AllMasters(ResponsePolicy::Sum));
+        assert_eq!(of("script exists a"), FanOut::AllMasters(ResponsePolicy::And));
+        assert_eq!(of("SCAN 0"), FanOut::Refused);
+        assert_eq!(of("TIME"), FanOut::OneNode);
+        assert_eq!(of("PUBLISH c m"), FanOut::OneNode);
 
-        assert_eq!(joined(Policy::Sum, vec![Value::Int(1), Value::Int(2)]), Value::Int(3));
-        assert_eq!(joined(Policy::Least, vec![Value::Int(1), Value::Int(2)]), Value::Int(1));
-        assert_eq!(joined(Policy::And, vec![ints(&[1, 1]), ints(&[0, 1])]), ints(&[0, 1]));
-        assert_eq!(joined(Policy::Joined, vec![ints(&[1]), ints(&[]), ints(&[2])]), ints(&[1, 2]));
-        assert_eq!(joined(Policy::AllSucceeded, vec![Value::Okay, error()]), error());
-        assert_eq!(joined(Policy::OneSucceeded, vec![error(), Value::Okay]), Value::Okay);
-        assert_eq!(joined(Policy::OneSucceeded, vec![error(), error()]), error());
-        assert_eq!(joined(Policy::Sum, vec![Value::Int(1), error()]), error());
+        assert_eq!(combine(ResponsePolicy::Sum, vec![Value::Int(1), Value::Int(2)]), Value::Int(3));
+        assert_eq!(combine(ResponsePolicy::Min, vec![Value::Int(1), Value::Int(2)]), Value::Int(1));
+        assert_eq!(combine(ResponsePolicy::And, vec![ints(&[1, 1]), ints(&[0, 1])]), ints(&[0, 1]));
+        assert_eq!(
+            combine(ResponsePolicy::Concat, vec![ints(&[1]), ints(&[]), ints(&[2])]),
+            ints(&[1, 2])
+        );
+        assert_eq!(combine(ResponsePolicy::AllSucceeded, vec![Value::Okay, error()]), error());
+        assert_eq!(combine(ResponsePolicy::OneSucceeded, vec![error(), Value::Okay]), Value::Okay);
+        assert_eq!(combine(ResponsePolicy::OneSucceeded, vec![error(), error()]), error());
+        assert_eq!(combine(ResponsePolicy::Sum, vec![Value::Int(1), error()]), error());
     }
 }

@@ -10,33 +10,35 @@
 use crate::error::any::Error;
 use crate::protocol::cluster::slot;
 use crate::protocol::cluster::slot::SlotBinding;
-use crate::protocol::command;
-use crate::protocol::command::{Folded, Requests};
+use crate::protocol::command::display_name::display_name;
+use crate::protocol::command::read_only::MODULE_READS;
+use crate::protocol::command::read_only::is_read_only;
+use crate::protocol::command::reader::CommandReader;
+use crate::protocol::command::upper_name::UpperName;
 
 /// What a command's keys say of where it belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Keyed {
-    /// It has none.
-    No,
-    Slot(u16),
+pub(crate) enum KeySlots {
+    None,
+    One(u16),
     /// Its keys are of several slots, of which these are two.
-    Across(u16, u16),
+    Several(u16, u16),
     /// Nobody here knows where it keeps them.
     Unknown,
 }
 
 /// Where a command keeps its keys; positions count from the name, which is 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum KeyPositions {
     None,
     /// From `first` to so many before the end, every `step`th.
-    Rest {
+    Range {
         first: usize,
-        short: usize,
+        trailing: usize,
         step: usize,
     },
-    /// These.
-    At(usize, usize),
+    /// At these two, which may be the same.
+    Pair(usize, usize),
     /// How many there are stands at `at`, and they behind it.
     Counted {
         at: usize,
@@ -52,17 +54,17 @@ enum Place {
     Store(&'static [&'static str]),
 }
 
-const ALL: Place = Place::Rest { first: 1, short: 0, step: 1 };
+const ALL: KeyPositions = KeyPositions::Range { first: 1, trailing: 0, step: 1 };
 
 /// Which slot a command belongs to (the name included).
-pub(crate) fn slot_of(args: &[&[u8]]) -> Keyed {
-    let Some(place) = place(args) else { return Keyed::Unknown };
-    let mut found = Keyed::No;
-    each(place, args, |key| {
+pub(crate) fn slot_of(args: &[&[u8]]) -> KeySlots {
+    let Some(positions) = positions(args) else { return KeySlots::Unknown };
+    let mut found = KeySlots::None;
+    each(positions, args, |key| {
         let slot = slot::of_key(key);
         found = match found {
-            Keyed::No => Keyed::Slot(slot),
-            Keyed::Slot(first) if first != slot => Keyed::Across(first, slot),
+            KeySlots::None => KeySlots::One(slot),
+            KeySlots::One(first) if first != slot => KeySlots::Several(first, slot),
             found => found,
         };
     });
@@ -75,16 +77,16 @@ pub(crate) fn bind(binding: &mut SlotBinding, bytes: &[u8]) -> Result<(), Error>
     if *binding == SlotBinding::None {
         return Ok(());
     }
-    for args in Requests::new(bytes).flatten() {
+    for args in CommandReader::new(bytes).flatten() {
         let (bound, other) = match slot_of(&args) {
-            Keyed::No | Keyed::Unknown => continue,
-            Keyed::Slot(slot) => match binding.bind(slot) {
+            KeySlots::None | KeySlots::Unknown => continue,
+            KeySlots::One(slot) => match binding.bind(slot) {
                 Ok(()) => continue,
                 Err(bound) => (bound, slot),
             },
-            Keyed::Across(one, other) => (one, other),
+            KeySlots::Several(one, other) => (one, other),
         };
-        let command = command::printable(args.first().copied().unwrap_or_default());
+        let command = display_name(args.first().copied().unwrap_or_default());
         return Err(Error::CrossSlot { command, bound, other });
     }
     Ok(())
@@ -92,12 +94,12 @@ pub(crate) fn bind(binding: &mut SlotBinding, bytes: &[u8]) -> Result<(), Error>
 
 /// Whether every key of these commands is one of `watch`.
 pub(crate) fn are_among(bytes: &[u8], watch: &[u8]) -> bool {
-    let watched = Requests::new(watch).next().and_then(Result::ok).unwrap_or_default();
+    let watched = CommandReader::new(watch).next().and_then(Result::ok).unwrap_or_default();
     let mut among = true;
-    for args in Requests::new(bytes).flatten() {
-        match place(&args) {
-            Some(place) => {
-                each(place, &args, |key| among &= watched.iter().skip(1).any(|k| *k == key))
+    for args in CommandReader::new(bytes).flatten() {
+        match positions(&args) {
+            Some(positions) => {
+                each(positions, &args, |key| among &= watched.iter().skip(1).any(|k| *k == key))
             }
             None => among = false,
         }
@@ -107,30 +109,30 @@ pub(crate) fn are_among(bytes: &[u8], watch: &[u8]) -> bool {
 
 /// Calls `with` for each key. Where the command is not whole there are fewer, and the server says
 /// what is wrong with it.
-fn each(place: Place, args: &[&[u8]], mut with: impl FnMut(&[u8])) {
+fn each(positions: KeyPositions, args: &[&[u8]], mut with: impl FnMut(&[u8])) {
     let mut at = |index: usize| args.get(index).copied().into_iter().for_each(&mut with);
-    match place {
-        Place::None => {}
-        Place::Rest { first, short, step } => {
-            (first..args.len().saturating_sub(short)).step_by(step).for_each(at);
+    match positions {
+        KeyPositions::None => {}
+        KeyPositions::Range { first, trailing, step } => {
+            (first..args.len().saturating_sub(trailing)).step_by(step).for_each(at);
         }
-        Place::At(one, two) => {
+        KeyPositions::Pair(one, two) => {
             at(one);
             if two != one {
                 at(two);
             }
         }
-        Place::Counted { at: count, step } => counted(args, count, step).for_each(at),
-        Place::AndCounted { at: count } => {
+        KeyPositions::Counted { at: count, step } => counted(args, count, step).for_each(at),
+        KeyPositions::AndCounted { at: count } => {
             at(1);
             counted(args, count, 1).for_each(at);
         }
-        Place::Streams => {
+        KeyPositions::Streams => {
             let word = args.iter().position(|arg| arg.eq_ignore_ascii_case(b"STREAMS"));
             let first = word.map_or(args.len(), |word| word + 1);
             (first..first + (args.len() - first) / 2).for_each(at);
         }
-        Place::Store(words) => {
+        KeyPositions::Store(words) => {
             at(1);
             let is_word =
                 |arg: &&[u8]| words.iter().any(|word| arg.eq_ignore_ascii_case(word.as_bytes()));
@@ -148,8 +150,8 @@ fn counted(args: &[&[u8]], at: usize, step: usize) -> impl Iterator<Item = usize
     (0..count.min(most)).map(move |nth| at + 1 + nth * step)
 }
 
-fn place(args: &[&[u8]]) -> Option<Place> {
-    let name = Folded::new(args.first()?)?;
+fn positions(args: &[&[u8]]) -> Option<KeyPositions> {
+    let name = UpperName::new(args.first()?)?;
     let sub = args.get(1).copied().unwrap_or_default();
     let is_help = sub.eq_ignore_ascii_case(b"HELP");
     Some(match name.as_str() {
@@ -157,38 +159,40 @@ fn place(args: &[&[u8]]) -> Option<Place> {
         | "DBSIZE" | "ECHO" | "FLUSHALL" | "FLUSHDB" | "FUNCTION" | "INFO" | "KEYS"
         | "LASTSAVE" | "LATENCY" | "LOLWUT" | "MODULE" | "PING" | "PUBLISH" | "PUBSUB"
         | "RANDOMKEY" | "ROLE" | "SAVE" | "SCAN" | "SCRIPT" | "SLOWLOG" | "TIME" | "WAIT"
-        | "WAITAOF" => Place::None,
-        "OBJECT" | "XGROUP" | "XINFO" if is_help => Place::None,
-        "OBJECT" | "XGROUP" | "XINFO" => Place::At(2, 2),
-        "MEMORY" if sub.eq_ignore_ascii_case(b"USAGE") => Place::At(2, 2),
-        "MEMORY" => Place::None,
+        | "WAITAOF" => KeyPositions::None,
+        "OBJECT" | "XGROUP" | "XINFO" if is_help => KeyPositions::None,
+        "OBJECT" | "XGROUP" | "XINFO" => KeyPositions::Pair(2, 2),
+        "MEMORY" if sub.eq_ignore_ascii_case(b"USAGE") => KeyPositions::Pair(2, 2),
+        "MEMORY" => KeyPositions::None,
         "DEL" | "EXISTS" | "MGET" | "PFCOUNT" | "PFMERGE" | "SDIFF" | "SDIFFSTORE" | "SINTER"
         | "SINTERSTORE" | "SUNION" | "SUNIONSTORE" | "TOUCH" | "UNLINK" | "WATCH" => ALL,
-        "BLPOP" | "BRPOP" | "BZPOPMAX" | "BZPOPMIN" => Place::Rest { first: 1, short: 1, step: 1 },
-        "MSET" | "MSETNX" => Place::Rest { first: 1, short: 0, step: 2 },
-        "BITOP" => Place::Rest { first: 2, short: 0, step: 1 },
-        "BLMOVE" | "BRPOPLPUSH" | "COPY" | "GEOSEARCHSTORE" | "LCS" | "LMOVE" | "RENAME"
-        | "RENAMENX" | "RPOPLPUSH" | "SMOVE" | "ZRANGESTORE" => Place::At(1, 2),
-        "LMPOP" | "SINTERCARD" | "ZDIFF" | "ZINTER" | "ZINTERCARD" | "ZMPOP" | "ZUNION" => {
-            Place::Counted { at: 1, step: 1 }
+        "BLPOP" | "BRPOP" | "BZPOPMAX" | "BZPOPMIN" => {
+            KeyPositions::Range { first: 1, trailing: 1, step: 1 }
         }
-        "MSETEX" => Place::Counted { at: 1, step: 2 },
+        "MSET" | "MSETNX" => KeyPositions::Range { first: 1, trailing: 0, step: 2 },
+        "BITOP" => KeyPositions::Range { first: 2, trailing: 0, step: 1 },
+        "BLMOVE" | "BRPOPLPUSH" | "COPY" | "GEOSEARCHSTORE" | "LCS" | "LMOVE" | "RENAME"
+        | "RENAMENX" | "RPOPLPUSH" | "SMOVE" | "ZRANGESTORE" => KeyPositions::Pair(1, 2),
+        "LMPOP" | "SINTERCARD" | "ZDIFF" | "ZINTER" | "ZINTERCARD" | "ZMPOP" | "ZUNION" => {
+            KeyPositions::Counted { at: 1, step: 1 }
+        }
+        "MSETEX" => KeyPositions::Counted { at: 1, step: 2 },
         "BLMPOP" | "BZMPOP" | "EVAL" | "EVALSHA" | "EVALSHA_RO" | "EVAL_RO" | "FCALL"
-        | "FCALL_RO" => Place::Counted { at: 2, step: 1 },
-        "ZDIFFSTORE" | "ZINTERSTORE" | "ZUNIONSTORE" => Place::AndCounted { at: 2 },
-        "XREAD" | "XREADGROUP" => Place::Streams,
-        "SORT" | "SORT_RO" => Place::Store(&["STORE"]),
-        "JSON.MGET" => Place::Rest { first: 1, short: 1, step: 1 },
-        name if is_read_of_one_key(name) => Place::At(1, 1),
-        "GEORADIUS" | "GEORADIUSBYMEMBER" => Place::Store(&["STORE", "STOREDIST"]),
-        name if is_first(name) => Place::At(1, 1),
+        | "FCALL_RO" => KeyPositions::Counted { at: 2, step: 1 },
+        "ZDIFFSTORE" | "ZINTERSTORE" | "ZUNIONSTORE" => KeyPositions::AndCounted { at: 2 },
+        "XREAD" | "XREADGROUP" => KeyPositions::Streams,
+        "SORT" | "SORT_RO" => KeyPositions::Store(&["STORE"]),
+        "JSON.MGET" => KeyPositions::Range { first: 1, trailing: 1, step: 1 },
+        name if is_read_of_one_key(name) => KeyPositions::Pair(1, 1),
+        "GEORADIUS" | "GEORADIUSBYMEMBER" => KeyPositions::Store(&["STORE", "STOREDIST"]),
+        name if has_one_key(name) => KeyPositions::Pair(1, 1),
         _ => return None,
     })
 }
 
 /// Whether a module's read has one key, right behind its name.
 fn is_read_of_one_key(name: &str) -> bool {
-    command::MODULE_READS.binary_search(&name).is_ok()
+    MODULE_READS.binary_search(&name).is_ok()
         && !name.starts_with("FT.")
         && !matches!(name, "TS.MGET" | "TS.MRANGE" | "TS.MREVRANGE" | "TS.QUERYINDEX")
 }
@@ -196,7 +200,7 @@ fn is_read_of_one_key(name: &str) -> bool {
 /// Whether a command of the server's own may change something, as far as its name tells: it is in
 /// the table, and neither a read nor one that can be either.
 pub(crate) fn is_known_write(args: &[&[u8]]) -> bool {
-    let Some(name) = args.first().copied().and_then(Folded::new) else { return false };
+    let Some(name) = args.first().copied().and_then(UpperName::new) else { return false };
     let may_read = matches!(
         name.as_str(),
         "ACL"
@@ -222,19 +226,20 @@ pub(crate) fn is_known_write(args: &[&[u8]]) -> bool {
             | "SLOWLOG"
             | "SORT"
     );
-    let is_table = place(args).is_some() || matches!(name.as_str(), "MIGRATE" | "RESTORE-ASKING");
+    let is_table =
+        positions(args).is_some() || matches!(name.as_str(), "MIGRATE" | "RESTORE-ASKING");
     let sub = args.get(1).copied();
-    let read = args.first().is_some_and(|name| command::is_read_only(name, sub));
+    let read = args.first().is_some_and(|name| is_read_only(name, sub));
     is_table && !may_read && !read
 }
 
 /// Whether a command has one key, right behind its name.
-fn is_first(name: &str) -> bool {
-    FIRST.binary_search(&name).is_ok()
+fn has_one_key(name: &str) -> bool {
+    ONE_KEY.binary_search(&name).is_ok()
 }
 
 /// The commands with one key, right behind their name, in order.
-const FIRST: &[&str] = &[
+const ONE_KEY: &[&str] = &[
     "APPEND",
     "BITCOUNT",
     "BITFIELD",
@@ -396,14 +401,14 @@ mod tests {
     fn keys(line: &str) -> Option<Vec<String>> {
         let args: Vec<_> = line.split(' ').map(str::as_bytes).collect();
         let mut keys = Vec::new();
-        each(place(&args)?, &args, |key| keys.push(String::from_utf8_lossy(key).into_owned()));
+        each(positions(&args)?, &args, |key| keys.push(String::from_utf8_lossy(key).into_owned()));
         Some(keys)
     }
 
     #[test]
     fn the_table_is_in_order() {
-        assert!(FIRST.is_sorted());
-        assert!(command::MODULE_READS.is_sorted());
+        assert!(ONE_KEY.is_sorted());
+        assert!(MODULE_READS.is_sorted());
     }
 
     #[test]
@@ -452,11 +457,11 @@ mod tests {
     #[test]
     fn keys_of_two_slots_are_told_by_their_slots() {
         let slots = |line: &str| slot_of(&line.split(' ').map(str::as_bytes).collect::<Vec<_>>());
-        assert_eq!(slots("SET a 1"), Keyed::Slot(slot::of_key(b"a")));
-        assert_eq!(slots("MGET {a}1 {a}2"), Keyed::Slot(slot::of_key(b"a")));
+        assert_eq!(slots("SET a 1"), KeySlots::One(slot::of_key(b"a")));
+        assert_eq!(slots("MGET {a}1 {a}2"), KeySlots::One(slot::of_key(b"a")));
         let (a, b) = (slot::of_key(b"a"), slot::of_key(b"b"));
-        assert_eq!(slots("MGET a b c"), Keyed::Across(a, b));
-        assert_eq!(slots("TIME"), Keyed::No);
-        assert_eq!(slots("FT.SEARCH idx"), Keyed::Unknown);
+        assert_eq!(slots("MGET a b c"), KeySlots::Several(a, b));
+        assert_eq!(slots("TIME"), KeySlots::None);
+        assert_eq!(slots("FT.SEARCH idx"), KeySlots::Unknown);
     }
 }

@@ -64,8 +64,8 @@ impl Row {
 /// What was sent and answered so far.
 type Path = Vec<(Expect, Reply)>;
 
-fn after(path: &Path) -> State {
-    let mut state = State::default();
+fn after(path: &Path) -> ConnectionState {
+    let mut state = ConnectionState::default();
     for (expect, reply) in path {
         state.sending(*expect, 1);
         assert!(!state.is_clean(), "clean before {expect:?} was answered");
@@ -75,8 +75,8 @@ fn after(path: &Path) -> State {
 }
 
 /// The same commands in one write.
-fn after_one_write(path: &Path) -> State {
-    let mut state = State::default();
+fn after_one_write(path: &Path) -> ConnectionState {
+    let mut state = ConnectionState::default();
     path.iter().for_each(|(expect, _)| state.sending(*expect, 1));
     for (expect, reply) in path {
         assert!(!state.is_clean(), "clean before {expect:?} was answered");
@@ -85,7 +85,7 @@ fn after_one_write(path: &Path) -> State {
     state
 }
 
-fn check(state: &State, server: &str, is_odd: bool, path: &Path) {
+fn check(state: &ConnectionState, server: &str, is_odd: bool, path: &Path) {
     let has = |fact: &str| server.split('+').any(|word| word == fact);
     let (multi, watching) = (has("multi"), has("watching"));
     if state.is_clean() {

@@ -11,7 +11,7 @@ pub(crate) enum Reply {
     Queued(u32),
     Value(Value),
     /// An array of so many elements that could not be read to its end. The connection ends with it.
-    Unread(usize),
+    Truncated(usize),
 }
 
 impl Reply {
@@ -19,7 +19,7 @@ impl Reply {
     pub(crate) fn count(&self) -> u32 {
         match self {
             Self::Queued(count) => *count,
-            Self::Value(_) | Self::Unread(_) => 1,
+            Self::Value(_) | Self::Truncated(_) => 1,
         }
     }
 
@@ -28,7 +28,7 @@ impl Reply {
         match self {
             Self::Queued(_) => Value::SimpleString("QUEUED".to_owned()),
             Self::Value(value) => value,
-            Self::Unread(_) => Value::Nil,
+            Self::Truncated(_) => Value::Nil,
         }
     }
 

@@ -20,7 +20,7 @@ use crate::error::any::Error;
 use crate::error::applied::Applied;
 use crate::error::condition::FailedCondition;
 use crate::error::connection::ConnectionError;
-use crate::protocol::command::Requests;
+use crate::protocol::command::reader::CommandReader;
 use crate::protocol::resp::encode;
 use crate::protocol::resp::encode::Args;
 use crate::protocol::server_error::ServerError;
@@ -88,7 +88,7 @@ impl Condition {
 
     /// Hands out the key, which is to be watched.
     pub(crate) fn key<R>(&self, watch: impl FnOnce(&[u8]) -> R) -> Option<R> {
-        let args = Requests::new(&self.read).next()?.ok()?;
+        let args = CommandReader::new(&self.read).next()?.ok()?;
         args.get(1).map(|key| watch(key))
     }
 

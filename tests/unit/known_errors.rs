@@ -1,4 +1,4 @@
-//! Unit tests of `src/protocol/refusal.rs`.
+//! Unit tests of `src/protocol/known_errors.rs`.
 
 use super::*;
 
@@ -10,13 +10,13 @@ fn error(line: &str) -> redis::ServerError {
 }
 
 fn proves(name: &str, line: &str) -> bool {
-    proves_unrun(name.as_bytes(), &error(line))
+    proves_no_effect(name.as_bytes(), &error(line))
 }
 
 /// What stands in the table is found in it, whatever its arguments are.
 #[test]
 fn every_sentence_is_recognised_with_arguments_of_any_kind() {
-    for sentence in SENTENCES {
+    for sentence in KNOWN_ERRORS {
         for argument in ["set", "it's `quoted`, with args", "Ünï", ""] {
             let said = sentence.text.replace(ARGUMENT, argument);
             let found = find(sentence.code, &said).unwrap_or_else(|| panic!("{said}"));
@@ -24,9 +24,17 @@ fn every_sentence_is_recognised_with_arguments_of_any_kind() {
             let line = format!("{} {said}", sentence.code);
             let other = is_about_another(b"set", &said);
             assert!(!other || argument != "set", "{said}");
-            assert_eq!(proves("SET", &line), sentence.kind != Kind::Shown && !other, "{said}");
+            assert_eq!(
+                proves("SET", &line),
+                sentence.strength != Strength::DisplayOnly && !other,
+                "{said}"
+            );
             let other = is_about_another(b"config", &said);
-            assert_eq!(proves("config", &line), sentence.kind == Kind::Door && !other, "{said}");
+            assert_eq!(
+                proves("config", &line),
+                sentence.strength == Strength::BeforeStart && !other,
+                "{said}"
+            );
             for name in ["EVAL", "fcall", "EVALSHA_RO", "MIGRATE", "JSON.SET", "VADD", ""] {
                 assert!(!proves(name, &format!("{} {said}", sentence.code)), "{name}: {said}");
             }
@@ -107,7 +115,7 @@ fn a_command_that_the_server_does_not_know_by_this_name_did_not_run() {
 
 #[test]
 fn in_a_transaction_that_ran_a_command_on_keys_leaves_all_as_it_was() {
-    let left = |name: &str, line: &str| left_all_as_it_was(name.as_bytes(), &error(line));
+    let left = |name: &str, line: &str| queued_without_effect(name.as_bytes(), &error(line));
     assert!(left("lpush", "WRONGTYPE Operation against a key holding the wrong kind of value"));
     assert!(left("INCR", "ERR a sentence of a later version"));
     assert!(!left("EVAL", "ERR value is not an integer or out of range"));
@@ -120,7 +128,7 @@ fn in_a_transaction_that_ran_a_command_on_keys_leaves_all_as_it_was() {
 
 #[test]
 fn what_is_shown_of_a_sentence_holds_none_of_its_arguments() {
-    let shown = sentence("ERR", "invalid longitude,latitude pair 200.000000,100.000000");
+    let shown = redacted("ERR", "invalid longitude,latitude pair 200.000000,100.000000");
     assert_eq!(shown, Some("invalid longitude,latitude pair …"));
-    assert_eq!(sentence("ERR", "secret"), None);
+    assert_eq!(redacted("ERR", "secret"), None);
 }

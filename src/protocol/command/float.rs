@@ -1,0 +1,18 @@
+//! Floats that are added to an integer.
+
+use crate::protocol::command::upper_name::UpperName;
+
+/// Whether a command adds a float to an integer, which the server refuses when it runs.
+pub(crate) fn adds_float(args: &[&[u8]]) -> bool {
+    let name = args.first().copied().and_then(UpperName::new);
+    name.is_some_and(|name| matches!(name.as_str(), "INCRBY" | "DECRBY" | "HINCRBY"))
+        && args.len() > 2
+        && args.last().copied().is_some_and(is_float)
+}
+
+/// Whether it is a number with a fraction or an exponent, or none that is finite.
+pub(crate) fn is_float(arg: &[u8]) -> bool {
+    let digits = arg.strip_prefix(b"-").unwrap_or(arg);
+    !digits.iter().all(u8::is_ascii_digit)
+        && std::str::from_utf8(arg).is_ok_and(|text| text.parse::<f64>().is_ok())
+}

@@ -1,0 +1,16 @@
+//! COMMAND INFO: whether the server has a command.
+
+use redis::Value;
+
+/// Asks for EXEC. If it was renamed, a transaction would be queued, and the error that EXEC is
+/// rejected with proves nothing.
+pub(crate) const EXEC_INFO: &[u8] = b"*3\r\n$7\r\nCOMMAND\r\n$4\r\nINFO\r\n$4\r\nEXEC\r\n";
+
+/// Asks for WAITAOF, which came with 7.2.
+pub(crate) const WAITAOF_INFO: &[u8] = b"*3\r\n$7\r\nCOMMAND\r\n$4\r\nINFO\r\n$7\r\nWAITAOF\r\n";
+
+/// Whether the answer to COMMAND INFO of one command says that the server does not know it. (A user
+/// may lack the right to ask.)
+pub(crate) fn is_unknown(answer: &Value) -> bool {
+    matches!(answer, Value::Array(commands) if matches!(commands.first(), None | Some(Value::Nil)))
+}

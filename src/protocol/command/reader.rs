@@ -1,0 +1,73 @@
+//! Encoded commands as their arguments.
+
+/// The commands of an encoded request, one after the other, as their arguments.
+///
+/// Ends with one `Err` where the bytes are not a sequence of RESP arrays of bulk strings.
+#[derive(Debug)]
+pub(crate) struct CommandReader<'a> {
+    rest: &'a [u8],
+}
+
+/// The bytes are not a request as RESP defines it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Malformed;
+
+impl<'a> CommandReader<'a> {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+        Self { rest: bytes }
+    }
+
+    /// What has not been walked yet.
+    pub(crate) fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
+    fn length(&mut self, mark: u8) -> Option<usize> {
+        let (first, rest) = self.rest.split_first()?;
+        let end = rest.windows(2).position(|pair| pair == b"\r\n")?;
+        let digits = std::str::from_utf8(rest.get(..end)?).ok()?;
+        self.rest = rest.get(end + 2..)?;
+        (*first == mark).then(|| digits.parse().ok())?
+    }
+
+    fn command(&mut self) -> Option<Vec<&'a [u8]>> {
+        let count = self.length(b'*')?;
+        let mut args = Vec::with_capacity(count.min(16));
+        for _ in 0..count {
+            let length = self.length(b'$')?;
+            args.push(self.rest.get(..length)?);
+            self.rest = self.rest.get(length..)?.strip_prefix(b"\r\n")?;
+        }
+        Some(args)
+    }
+}
+
+impl<'a> Iterator for CommandReader<'a> {
+    type Item = Result<Vec<&'a [u8]>, Malformed>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let command = self.command();
+        if command.is_none() {
+            self.rest = &[];
+        }
+        Some(command.filter(|args| !args.is_empty()).ok_or(Malformed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_walked_command_by_command() {
+        let bytes = b"*1\r\n$4\r\nPING\r\n*2\r\n$3\r\nGET\r\n$4\r\na\r\nb\r\n";
+        let commands: Vec<_> = CommandReader::new(bytes).map(Result::unwrap).collect();
+        assert_eq!(commands, [vec![&b"PING"[..]], vec![&b"GET"[..], &b"a\r\nb"[..]]]);
+        for bad in ["PING\r\n", "*1\r\n$4\r\nPIN", "*0\r\n", "*1\r\n$-1\r\n", "*x\r\n"] {
+            assert_eq!(CommandReader::new(bad.as_bytes()).next(), Some(Err(Malformed)), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Commands that are refused by their name, and what to do instead.
+
+use crate::protocol::command::upper_name::UpperName;
+
+/// Where a command is about to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SendContext {
+    /// Alone, on the pooled handle or as a read of a watching scope.
+    Alone,
+    /// Between MULTI and EXEC.
+    InMulti,
+}
+
+/// Whether `name` (with the second word `sub`) would change a connection that is shared, end the
+/// scope behind its guard's back, or stop the server: such a command is never sent.
+pub(crate) fn is_refused(name: &[u8], sub: Option<&[u8]>, place: SendContext) -> bool {
+    let Some(name) = UpperName::new(name) else { return false };
+    match name.as_str() {
+        "MULTI" | "EXEC" | "DISCARD" | "WATCH" | "UNWATCH" | "RESET" | "SELECT" | "AUTH"
+        | "HELLO" | "QUIT" | "MONITOR" | "SYNC" | "PSYNC" | "SUBSCRIBE" | "PSUBSCRIBE"
+        | "SSUBSCRIBE" | "UNSUBSCRIBE" | "PUNSUBSCRIBE" | "SUNSUBSCRIBE" | "READONLY"
+        | "READWRITE" | "ASKING" | "SWAPDB" | "REPLICAOF" | "SLAVEOF" | "FAILOVER" | "DEBUG"
+        | "SHUTDOWN" => true,
+        "CLIENT" => sub.and_then(UpperName::new).is_some_and(|sub| {
+            matches!(
+                sub.as_str(),
+                "REPLY"
+                    | "KILL"
+                    | "PAUSE"
+                    | "TRACKING"
+                    | "SETNAME"
+                    | "NO-EVICT"
+                    | "CACHING"
+                    | "NO-TOUCH"
+                    | "CAPA"
+                    | "IMPORT-SOURCE"
+            )
+        }),
+        // It stays on, and the next script on the connection stops in it.
+        "SCRIPT" => sub.is_some_and(|sub| sub.eq_ignore_ascii_case(b"DEBUG")),
+        "WAIT" | "WAITAOF" => place == SendContext::InMulti,
+        _ => false,
+    }
+}
+
+/// What to do instead of a command that is refused by name.
+pub(crate) fn refusal_hint(command: &str, place: SendContext) -> &'static str {
+    match (command, place) {
+        ("MULTI" | "EXEC" | "DISCARD", SendContext::Alone) => {
+            "use the transactional handle: run(), begin(), savepoint()"
+        }
+        ("MULTI" | "EXEC" | "DISCARD", SendContext::InMulti) => {
+            "the transaction sends it by itself: commit it, or drop it; undo a part of it with \
+             savepoint()"
+        }
+        ("WATCH" | "UNWATCH", SendContext::Alone) => {
+            "use the transactional handle: watch(keys).run(..)"
+        }
+        ("WATCH" | "UNWATCH", SendContext::InMulti) => {
+            "keys are watched before the transaction: watch(keys).run(..)"
+        }
+        ("SELECT" | "AUTH" | "HELLO", _) => {
+            "choose database, user and protocol in the connection's address"
+        }
+        (
+            "SUBSCRIBE" | "PSUBSCRIBE" | "SSUBSCRIBE" | "UNSUBSCRIBE" | "PUNSUBSCRIBE"
+            | "SUNSUBSCRIBE" | "MONITOR" | "SYNC" | "PSYNC",
+            _,
+        ) => "open a connection of its own with redis::Client",
+        ("WAIT" | "WAITAOF", SendContext::InMulti) => {
+            "it does not wait inside a transaction; see wait_replicas and wait_aof of \
+             TransactionOptions"
+        }
+        ("XREAD" | "XREADGROUP", SendContext::InMulti) => {
+            "it does not block inside a transaction; leave BLOCK out"
+        }
+        ("SHUTDOWN" | "FAILOVER" | "REPLICAOF" | "SLAVEOF" | "SWAPDB" | "DEBUG", _) => {
+            "it changes or stops the server for every client; see Pooled::with_raw"
+        }
+        _ => "it changes or ends a connection that others use; see Pooled::with_raw",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_refused_in_any_case() {
+        for name in ["MULTI", "multi", "Exec", "sElEcT", "reset", "psubscribe", "shutdown"] {
+            assert!(is_refused(name.as_bytes(), None, SendContext::Alone), "{name}");
+        }
+        assert!(is_refused(b"client", Some(b"reply"), SendContext::Alone));
+        assert!(is_refused(b"CLIENT", Some(b"No-Evict"), SendContext::Alone));
+        assert!(!is_refused(b"CLIENT", Some(b"ID"), SendContext::Alone));
+        assert!(!is_refused(b"CLIENT", None, SendContext::Alone));
+        assert!(is_refused(b"wait", None, SendContext::InMulti));
+        assert!(!is_refused(b"wait", None, SendContext::Alone));
+        assert!(!is_refused(
+            b"a-name-that-is-longer-than-any-in-the-table",
+            None,
+            SendContext::Alone
+        ));
+    }
+}

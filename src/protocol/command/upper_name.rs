@@ -1,0 +1,25 @@
+//! Names of commands in upper case, without an allocation.
+
+/// Longest command or subcommand name this table knows, with room to spare.
+const LONGEST: usize = 24;
+
+/// A name folded to upper case on the stack.
+pub(crate) struct UpperName {
+    bytes: [u8; LONGEST],
+    len: usize,
+}
+
+impl UpperName {
+    /// `None` for a name longer than any in the tables.
+    pub(crate) fn new(name: &[u8]) -> Option<Self> {
+        let mut bytes = [0; LONGEST];
+        let target = bytes.get_mut(..name.len())?;
+        target.copy_from_slice(name);
+        target.make_ascii_uppercase();
+        Some(Self { bytes, len: name.len() })
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        self.bytes.get(..self.len).and_then(|name| std::str::from_utf8(name).ok()).unwrap_or("")
+    }
+}
