@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use super::{eventually, try_for};
 
 /// Bounds every wait for the server; generous, because test machines are slow and shared.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Bounds every call on a connection handed out here.
 const CALL: Duration = Duration::from_secs(5);
 /// A free port may be taken between asking for it and the server's bind.

@@ -418,7 +418,7 @@ fn a_write_over_tls_that_nobody_takes_is_not_sent_and_ends_in_time() {
     let begun = std::time::Instant::now();
     let error = tx.commit().unwrap_err();
     assert!(matches!(error, CommitError::NotSent { .. }), "{error}");
-    assert!(begun.elapsed() < 6 * limit, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < 20 * limit, "{:?}", begun.elapsed());
     proxy.disarm();
     proxy.release();
     sessions.transactional().run(|tx| Ok(tx.ping())).unwrap();

