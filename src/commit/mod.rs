@@ -26,12 +26,12 @@ use crate::error::in_doubt::{CommitToken, InDoubt, Resolver};
 use crate::pool::checkout::Lease;
 use crate::protocol::cluster::slot;
 use crate::protocol::connection_state::Taint;
-use crate::protocol::exec;
 use crate::protocol::exec::{RejectedCommand, Unproven, Verdict};
 use crate::protocol::idempotency_key::IdempotencyKey;
 use crate::protocol::queue::CommandQueue;
 use crate::protocol::replication::{Durability, ReplicaAcks};
 use crate::protocol::server_error::ServerError;
+use crate::reply::failures;
 use crate::reply::replies::Replies;
 use crate::status::Counters;
 
@@ -364,7 +364,7 @@ const OWN: &str = "SET of the register";
 
 fn replies(queue: &mut CommandQueue, values: Vec<Value>) -> Replies {
     let (failures, changed_nothing) =
-        exec::failures(&values, queue.names(), queue.shows_messages());
+        failures::failures(&values, queue.names(), queue.shows_messages());
     let failed = !failures.is_empty();
     let replies = Replies::new(queue.transaction(), values, queue.take_dropped_ids(), failures);
     let replies = if failed { replies.named(queue.names()) } else { replies };

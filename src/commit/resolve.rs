@@ -183,7 +183,7 @@ impl Asker {
             return Err(unreachable(ConnectionError::new(ConnectionErrorKind::Closed, text)));
         }
         *lock(&self.link) = Some((endpoint.address().into_owned(), link));
-        marker::applied(token.number, touched, found)
+        Ok(marker::applied(token.number, touched, found)?)
     }
 }
 

@@ -147,8 +147,8 @@ impl Endpoint {
         #[cfg(feature = "sentinel")]
         if let Some(wrong) = match self.kind {
             Kind::One(_) => None,
-            Kind::Master(_) => crate::protocol::sentinel::no_master(answer),
-            Kind::Replica(_) => crate::protocol::sentinel::no_source(answer),
+            Kind::Master(_) => crate::protocol::sentinel::why_not_master(answer),
+            Kind::Replica(_) => crate::protocol::sentinel::why_not_readable(answer),
         } {
             self.doubt();
             return Err(ConnectionError::unexpected(wrong));

@@ -10,6 +10,7 @@ use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::in_doubt::InDoubt;
 use crate::error::lock::LockError;
 use crate::error::pin_expired::PinExpired;
+use crate::protocol::command::keys::CrossSlot;
 use crate::protocol::command::refused::SendContext;
 use crate::protocol::command::refused::refusal_hint;
 use crate::protocol::replication::ReplicaAcks;
@@ -434,6 +435,12 @@ impl Error {
             }
             error => error,
         }
+    }
+}
+
+impl From<CrossSlot> for Error {
+    fn from(CrossSlot { command, bound, other }: CrossSlot) -> Self {
+        Self::CrossSlot { command, bound, other }
     }
 }
 

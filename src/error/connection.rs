@@ -4,6 +4,8 @@
 
 use std::{fmt, io};
 
+#[cfg(feature = "sentinel")]
+use crate::protocol::sentinel::SentinelError;
 use crate::protocol::server_error::ServerError;
 
 /// How a connection failed: the kind, and the operating system's or the server's own words.
@@ -193,6 +195,16 @@ impl ConnectionError {
     /// Whether waiting may help: not where the server gave a verdict on password or rights.
     pub(crate) fn is_passing(&self) -> bool {
         self.passing
+    }
+}
+
+#[cfg(feature = "sentinel")]
+impl From<SentinelError> for ConnectionError {
+    fn from(error: SentinelError) -> Self {
+        match error {
+            SentinelError::Refused(error) => Self::refused(error),
+            SentinelError::Unexpected(text) => Self::unexpected(text),
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::connection::ConnectionError;
+use crate::protocol::marker::NoProof;
 use crate::protocol::server_error::ServerError;
 use crate::text::display;
 
@@ -227,6 +228,16 @@ pub enum UnresolvedReason {
         /// The session manager's.
         here: i64,
     },
+}
+
+impl From<NoProof> for UnresolvedReason {
+    fn from(reason: NoProof) -> Self {
+        match reason {
+            NoProof::Refused(error) => Self::Refused(error),
+            NoProof::RegisterGone => Self::RegisterGone,
+            NoProof::RegisterForeign => Self::RegisterForeign,
+        }
+    }
 }
 
 impl UnresolvedReason {

@@ -6,6 +6,7 @@
 //! Never: an r2d2 `get` without a permit, so that none of them waits for another scope.
 
 pub(crate) mod batch;
+pub(crate) mod batch_response;
 pub(crate) mod blocking;
 pub(crate) mod checkout;
 pub(crate) mod connect_attempts;
@@ -35,13 +36,14 @@ use crate::error::checkout::{CheckoutError, CheckoutTimeout};
 use crate::error::open_scope::OpenScope;
 use crate::logging::deferred::{Herald, Later};
 use crate::logging::rate_limit::{Alarm, Alarms};
+use crate::pool::batch_response::BatchResponse;
 use crate::pool::blocking::Blocking;
 use crate::pool::checkout::Lease;
 use crate::pool::checkout::Permit;
 use crate::pool::manager::{Health, LinkManager, Purpose};
 use crate::pool::scopes::{Outlook, Owner, Pin, Registry, Seen};
 use crate::pool::semaphore::{Gate, Member, Refused, Turn, Waits};
-use crate::protocol::batch::{BatchRequest, BatchResponse};
+use crate::protocol::batch::BatchRequest;
 use crate::protocol::connection_state::Taint;
 use crate::settings::Settings;
 use crate::status::{Counters, PoolStatus};

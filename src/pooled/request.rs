@@ -13,12 +13,13 @@ use crate::error::applied::Applied;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::pool::Joined;
 use crate::pool::batch::lead;
+use crate::pool::batch_response::{BatchResponse, Interrupted};
 use crate::pool::blocking::Waiting;
 use crate::pool::checkout::{Lease, Repeats};
 use crate::pool::router::Nodes;
 use crate::pooled::error_tag;
 use crate::protocol::batch;
-use crate::protocol::batch::{BatchRequest, BatchResponse, Interrupted, RequestKind};
+use crate::protocol::batch::{BatchRequest, RequestKind};
 use crate::protocol::cluster::route::Route;
 use crate::protocol::command::blocking::Blocking;
 use crate::protocol::command::blocking::blocking;
@@ -38,7 +39,7 @@ pub(crate) struct Request {
     /// Errors may stand inside of a reply.
     pub(crate) may_nest: bool,
     /// It may be sent along with those of others.
-    travels: bool,
+    batchable: bool,
     blocks_for: Duration,
     /// The first command that waits on the server.
     blocking: Option<String>,
@@ -54,7 +55,7 @@ impl Request {
             commands: 0,
             read_only: true,
             may_nest: false,
-            travels: false,
+            batchable: false,
             blocks_for: Duration::ZERO,
             blocking: None,
             place: Location::caller(),
@@ -90,10 +91,10 @@ impl Request {
             request.read_only &= is_read_only(name, sub);
             request.may_nest |= error_tag::may_nest(name);
         }
-        request.travels = request.read_only
+        request.batchable = request.read_only
             && request.commands == 1
-            && batch::may_read_along(&request.name)
-            && batch::is_small(1, bytes.len());
+            && batch::is_batchable_read(&request.name)
+            && batch::fits_in_batch(1, bytes.len());
         if request.commands == 0 {
             return Err(Error::Refused {
                 command: "a request without a command".to_owned(),
@@ -135,7 +136,7 @@ impl Request {
         let settings = nodes.settings();
         let mut repeats = Repeats::new(settings.max_size);
         let mut lease = None;
-        while self.travels && lease.is_none() {
+        while self.batchable && lease.is_none() {
             let job = || BatchRequest { bytes: bytes.to_vec(), what: RequestKind::Read };
             let settled = match nodes.join(route, checkout, job)? {
                 Joined::Alone(alone) => {

@@ -2,11 +2,7 @@
 //!
 //! Never: one's reply in another one's. Never: an order other than that of the queue.
 
-use redis::Value;
-
-use crate::error::connection::ConnectionError;
 use crate::protocol::connection_state::Expect;
-use crate::protocol::exec::Verdict;
 
 /// What whoever has a link may send along with his own.
 pub(crate) struct BatchRequest {
@@ -49,24 +45,6 @@ impl RequestKind {
     }
 }
 
-/// What came of a job that somebody else sent.
-#[derive(Debug, PartialEq)]
-pub(crate) enum BatchResponse {
-    Block(Verdict),
-    Read(Value),
-    Calls(Vec<Value>),
-    /// Its replies did not all come, and those that came prove nothing.
-    Interrupted(Interrupted),
-}
-
-/// The link failed.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Interrupted {
-    /// All of its bytes may have left.
-    pub(crate) left: bool,
-    pub(crate) cause: ConnectionError,
-}
-
 /// Shows how much, never what.
 impl std::fmt::Debug for BatchRequest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -75,15 +53,15 @@ impl std::fmt::Debug for BatchRequest {
 }
 
 /// The most commands and bytes of a block that joins a group: what it adds to the others' wait.
-const SMALL: (u32, usize) = (64, 8 * 1024);
+const MAX_IN_BATCH: (u32, usize) = (64, 8 * 1024);
 
 /// Whether a block is small enough to join a group.
-pub(crate) fn is_small(commands: u32, bytes: usize) -> bool {
-    commands <= SMALL.0 && bytes <= SMALL.1
+pub(crate) fn fits_in_batch(commands: u32, bytes: usize) -> bool {
+    commands <= MAX_IN_BATCH.0 && bytes <= MAX_IN_BATCH.1
 }
 
 /// Whether a read may travel with others: it is one command, and its reply one value.
-pub(crate) fn may_read_along(name: &str) -> bool {
+pub(crate) fn is_batchable_read(name: &str) -> bool {
     matches!(
         name,
         "EXISTS"
@@ -109,7 +87,7 @@ pub(crate) fn may_read_along(name: &str) -> bool {
 
 /// Whether a command of the table may join a group: its work is constant or logarithmic in the
 /// size of its key, and its reply is one value or less.
-pub(crate) const fn may_join(words: &[&str]) -> bool {
+pub(crate) const fn is_batchable(words: &[&str]) -> bool {
     let [word] = words else { return false };
     matches!(
         word.as_bytes(),

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use redis::Value;
 
-use crate::error::in_doubt::UnresolvedReason;
 use crate::protocol::resp::encode;
 use crate::protocol::resp::encode::ASKING;
 use crate::protocol::server_error::ServerError;
@@ -126,20 +125,25 @@ pub(crate) fn question(register: &str, ttl: Duration, asks: bool) -> Vec<u8> {
     bytes
 }
 
+/// Why a register proves nothing.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum NoProof {
+    Refused(ServerError),
+    RegisterGone,
+    /// The register holds a value that the library does not write, or that of a later transaction.
+    RegisterForeign,
+}
+
 /// What the answers prove of the transaction that was to write `number`: that it was applied, or
 /// that it was not and never will be.
-pub(crate) fn applied(
-    number: u64,
-    touched: &Value,
-    found: &Value,
-) -> Result<bool, UnresolvedReason> {
+pub(crate) fn applied(number: u64, touched: &Value, found: &Value) -> Result<bool, NoProof> {
     for answer in [touched, found] {
         if let Value::ServerError(error) = answer {
-            return Err(UnresolvedReason::Refused(ServerError::from_reply(error, false)));
+            return Err(NoProof::Refused(ServerError::from_reply(error, false)));
         }
     }
     let found = match found {
-        Value::Nil => return Err(UnresolvedReason::RegisterGone),
+        Value::Nil => return Err(NoProof::RegisterGone),
         // As they are written here: no sign, no leading zero.
         Value::BulkString(digits) => std::str::from_utf8(digits)
             .ok()
@@ -150,8 +154,8 @@ pub(crate) fn applied(
         (Some(found), _) if found == number => Ok(true),
         // Without the touch a late EXEC could still be applied.
         (Some(found), Value::Int(1)) if found < number => Ok(false),
-        (Some(_), Value::Int(0)) => Err(UnresolvedReason::RegisterGone),
-        _ => Err(UnresolvedReason::RegisterForeign),
+        (Some(_), Value::Int(0)) => Err(NoProof::RegisterGone),
+        _ => Err(NoProof::RegisterForeign),
     }
 }
 
@@ -169,12 +173,12 @@ mod tests {
         assert_eq!(applied(7, &touched, &bulk("7")), Ok(true));
         assert_eq!(applied(7, &touched, &bulk("6")), Ok(false));
         assert_eq!(applied(7, &untouched, &bulk("7")), Ok(true));
-        assert_eq!(applied(7, &untouched, &bulk("6")), Err(UnresolvedReason::RegisterGone));
-        assert_eq!(applied(7, &untouched, &Value::Nil), Err(UnresolvedReason::RegisterGone));
-        assert_eq!(applied(7, &touched, &Value::Nil), Err(UnresolvedReason::RegisterGone));
+        assert_eq!(applied(7, &untouched, &bulk("6")), Err(NoProof::RegisterGone));
+        assert_eq!(applied(7, &untouched, &Value::Nil), Err(NoProof::RegisterGone));
+        assert_eq!(applied(7, &touched, &Value::Nil), Err(NoProof::RegisterGone));
         let foreign = [bulk("8"), bulk("seven"), bulk("-1"), bulk("+7"), bulk("07"), bulk("+6")];
         for foreign in foreign.into_iter().chain([Value::Int(7), Value::Okay]) {
-            assert_eq!(applied(7, &touched, &foreign), Err(UnresolvedReason::RegisterForeign));
+            assert_eq!(applied(7, &touched, &foreign), Err(NoProof::RegisterForeign));
         }
     }
 
@@ -183,7 +187,7 @@ mod tests {
         let error = redis::parse_redis_value(b"-READONLY no\r\n").unwrap();
         for (touched, found) in [(&error, &bulk("6")), (&Value::Int(1), &error)] {
             let refused = applied(7, touched, found);
-            assert!(matches!(refused, Err(UnresolvedReason::Refused(e)) if e.code() == "READONLY"));
+            assert!(matches!(refused, Err(NoProof::Refused(e)) if e.code() == "READONLY"));
         }
     }
 

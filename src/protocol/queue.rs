@@ -24,8 +24,8 @@ use crate::protocol::command::reader::CommandReader;
 use crate::protocol::command::refused::SendContext;
 use crate::protocol::command::refused::is_refused;
 use crate::protocol::resp::encode;
+use crate::protocol::resp::encode::EncodedCommand;
 use crate::protocol::resp::encode::{Args, EXEC, MULTI, UNWATCH};
-use crate::protocol::resp::encoded_command::EncodedCommand;
 
 /// How much stands before the first command.
 const HEAD: usize = UNWATCH.len() + MULTI.len();
@@ -190,9 +190,9 @@ impl CommandQueue {
         head: &EncodedCommand,
         args: impl FnOnce(&mut Args<'_>),
     ) -> u32 {
-        self.unbatchable |= !head.joins();
-        let (check, adds) = (head.may_block(), head.adds());
-        self.append(depth, check, adds, |bytes| encode::entry(bytes, head, args))
+        self.unbatchable |= !head.batchable();
+        let (check, adds_to_integer) = (head.may_block(), head.adds_to_integer());
+        self.append(depth, check, adds_to_integer, |bytes| encode::entry(bytes, head, args))
     }
 
     /// The same for a command that the caller built.
@@ -205,7 +205,7 @@ impl CommandQueue {
         &mut self,
         depth: usize,
         check: bool,
-        adds: bool,
+        adds_to_integer: bool,
         encode: impl FnOnce(&mut Vec<u8>),
     ) -> u32 {
         self.rollback_deeper(depth);
@@ -213,7 +213,7 @@ impl CommandQueue {
             self.bytes.truncate(self.end);
             // May panic; then nobody has the identifier, and the next command gets it.
             encode(&mut self.bytes);
-            self.keep(check, adds);
+            self.keep(check, adds_to_integer);
         }
         let id = self.ids;
         self.ids = id.saturating_add(1);
@@ -221,12 +221,13 @@ impl CommandQueue {
     }
 
     /// Keeps the command that was just encoded, or refuses it. Not generic: it is there once.
-    fn keep(&mut self, check: bool, adds: bool) {
+    fn keep(&mut self, check: bool, adds_to_integer: bool) {
         if self.commands >= self.limits.commands {
             self.refuse(QueueError::TooManyCommands { limit: self.limits.commands });
         } else if self.flushed_bytes + self.bytes.len() - UNWATCH.len() > self.limits.bytes {
             self.refuse(QueueError::TooManyBytes { limit: self.limits.bytes });
-        } else if let Some(error) = self.verdict(check || adds && self.ends_with_float()) {
+        } else if let Some(error) = self.verdict(check || adds_to_integer && self.ends_with_float())
+        {
             self.refuse(error);
         } else {
             self.end = self.bytes.len();
@@ -343,7 +344,7 @@ impl CommandQueue {
         !self.unbatchable
             && !self.is_flushed()
             && self.commands > 0
-            && batch::is_small(self.commands, self.pending_bytes())
+            && batch::fits_in_batch(self.commands, self.pending_bytes())
     }
 
     /// Commands that will be applied: queued and not forgotten.

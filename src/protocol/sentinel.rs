@@ -4,37 +4,43 @@
 
 use redis::Value;
 
-use crate::error::connection::ConnectionError;
 use crate::protocol::resp::fields::{field, text};
 use crate::protocol::server_error::ServerError;
 
+/// A sentinel's reply that names no master.
+#[derive(Debug)]
+pub(crate) enum SentinelError {
+    Refused(ServerError),
+    Unexpected(&'static str),
+}
+
 /// What one sentinel knows of a master.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Answer {
+pub(crate) struct MasterReport {
     /// How many switches of masters the sentinels have agreed upon. One that knows of fewer knows
     /// less.
     pub(crate) epoch: u64,
-    pub(crate) master: Place,
+    pub(crate) master: HostPort,
     /// Those that are up and in step.
-    pub(crate) replicas: Vec<Place>,
+    pub(crate) replicas: Vec<HostPort>,
 }
 
 /// Where a server is.
-pub(crate) type Place = (String, u16);
+pub(crate) type HostPort = (String, u16);
 
 /// The answers to SENTINEL MASTER, GET-MASTER-ADDR-BY-NAME and REPLICAS of one name.
-pub(crate) fn understand(answers: &[Value]) -> Result<Answer, ConnectionError> {
+pub(crate) fn parse(answers: &[Value]) -> Result<MasterReport, SentinelError> {
     for answer in answers {
         if let Value::ServerError(error) = answer {
-            return Err(ConnectionError::refused(ServerError::from_reply(error, false)));
+            return Err(SentinelError::Refused(ServerError::from_reply(error, false)));
         }
     }
-    let strange = || ConnectionError::unexpected("a sentinel's answer of another kind");
+    let strange = || SentinelError::Unexpected("a sentinel's answer of another kind");
     let [master, address, replicas] = answers else { return Err(strange()) };
     let word = |of, name| field(of, name).and_then(text);
     let epoch = word(master, "config-epoch").and_then(|epoch| epoch.parse().ok());
     let Value::Array(parts) = address else {
-        return Err(ConnectionError::unexpected("the sentinel knows no master of that name"));
+        return Err(SentinelError::Unexpected("the sentinel knows no master of that name"));
     };
     let place = match &parts[..] {
         [host, port] => text(host).zip(text(port).and_then(|port| port.parse().ok())),
@@ -42,15 +48,15 @@ pub(crate) fn understand(answers: &[Value]) -> Result<Answer, ConnectionError> {
     };
     let (host, port) = place.ok_or_else(strange)?;
     let Value::Array(replicas) = replicas else { return Err(strange()) };
-    Ok(Answer {
+    Ok(MasterReport {
         epoch: epoch.ok_or_else(strange)?,
         master: (host.to_owned(), port),
-        replicas: replicas.iter().filter_map(usable).collect(),
+        replicas: replicas.iter().filter_map(readable_address).collect(),
     })
 }
 
 /// Where the replica is, if it may be read from.
-fn usable(replica: &Value) -> Option<Place> {
+fn readable_address(replica: &Value) -> Option<HostPort> {
     let word = |name| field(replica, name).and_then(text);
     let flags = word("flags")?;
     let down = flags.split(',').any(|flag| matches!(flag, "s_down" | "o_down" | "disconnected"));
@@ -60,13 +66,13 @@ fn usable(replica: &Value) -> Option<Place> {
 }
 
 /// What is wrong with a server that was taken for a master, by its answer to ROLE.
-pub(crate) fn no_master(role: &Value) -> Option<&'static str> {
+pub(crate) fn why_not_master(role: &Value) -> Option<&'static str> {
     (first(role) != Some("master"))
         .then_some("the server that sentinels name is not a master, or not yet")
 }
 
 /// The same for a server that is to be read from.
-pub(crate) fn no_source(role: &Value) -> Option<&'static str> {
+pub(crate) fn why_not_readable(role: &Value) -> Option<&'static str> {
     let Value::Array(parts) = role else { return Some("the server did not say its role") };
     let in_step = parts.get(3).and_then(text) == Some("connected");
     match first(role) {
@@ -107,21 +113,21 @@ mod tests {
         ]);
         let answers =
             [list(&["name", "m", "config-epoch", "7"]), list(&["10.0.0.1", "6379"]), replicas];
-        let answer = understand(&answers).unwrap();
+        let answer = parse(&answers).unwrap();
         assert_eq!((answer.epoch, answer.master), (7, ("10.0.0.1".to_owned(), 6379)));
         assert_eq!(answer.replicas, [("h".to_owned(), 2)]);
-        assert!(understand(&answers[..2]).is_err());
-        assert!(understand(&[Value::Okay, Value::Nil, Value::Nil]).is_err());
+        assert!(parse(&answers[..2]).is_err());
+        assert!(parse(&[Value::Okay, Value::Nil, Value::Nil]).is_err());
     }
 
     #[test]
     fn a_replica_is_no_master_and_one_that_lags_is_not_read_from() {
         let slave =
             |state| Value::Array(vec![bulk("slave"), bulk("h"), Value::Int(1), bulk(state)]);
-        assert!(no_master(&slave("connected")).is_some());
-        assert!(no_master(&list(&["master"])).is_none());
-        assert!(no_source(&slave("connected")).is_none());
-        assert!(no_source(&slave("sync")).is_some());
-        assert!(no_source(&Value::Okay).is_some());
+        assert!(why_not_master(&slave("connected")).is_some());
+        assert!(why_not_master(&list(&["master"])).is_none());
+        assert!(why_not_readable(&slave("connected")).is_none());
+        assert!(why_not_readable(&slave("sync")).is_some());
+        assert!(why_not_readable(&Value::Okay).is_some());
     }
 }

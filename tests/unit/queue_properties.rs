@@ -10,7 +10,7 @@ use redis::{RedisWrite, ToRedisArgs};
 
 use crate::protocol::queue::{CommandQueue, Limits, Prefix};
 use crate::protocol::resp::encode::Args;
-use crate::protocol::resp::encoded_command::EncodedCommand;
+use crate::protocol::resp::encode::EncodedCommand;
 
 const PROGRAMS: u32 = 12_000;
 const LIMITS: Limits = Limits { commands: 10_000, bytes: 1 << 24 };

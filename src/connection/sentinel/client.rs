@@ -22,7 +22,7 @@ use crate::error::config::ConfigError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::logging::deferred::Herald;
 use crate::process::sockets::OwnSocket;
-use crate::protocol::sentinel::{Answer, Place, understand};
+use crate::protocol::sentinel::{HostPort, MasterReport, parse};
 use crate::settings::Settings;
 
 /// So long what sentinels said is believed without asking again.
@@ -226,7 +226,11 @@ impl Directory {
     }
 
     /// Draws the conclusions from what a sentinel said.
-    fn heard(&self, known: &mut Known, answer: Answer) -> Result<Arc<Server>, ConnectionError> {
+    fn heard(
+        &self,
+        known: &mut Known,
+        answer: MasterReport,
+    ) -> Result<Arc<Server>, ConnectionError> {
         known.heard = Some(Instant::now());
         known.epoch = answer.epoch;
         known.replicas = answer.replicas.iter().filter_map(|at| self.server(at).ok()).collect();
@@ -270,7 +274,7 @@ impl Directory {
         epoch: u64,
         first: usize,
         (until, latest): (Instant, Instant),
-    ) -> Result<(usize, Answer), ConnectionError> {
+    ) -> Result<(usize, MasterReport), ConnectionError> {
         let count = self.sentinels.len();
         let (mut outdated, mut failed) = (Vec::new(), None::<ConnectionError>);
         for tried in 0..count {
@@ -305,7 +309,11 @@ impl Directory {
         Err(why.by_sentinels(&self.name))
     }
 
-    fn question(&self, sentinel: &Server, timeout: Duration) -> Result<Answer, ConnectionError> {
+    fn question(
+        &self,
+        sentinel: &Server,
+        timeout: Duration,
+    ) -> Result<MasterReport, ConnectionError> {
         let until = Instant::now() + timeout;
         let mut connection = sentinel.client(sentinel.who(), timeout)?;
         let mut bytes = Vec::new();
@@ -326,11 +334,11 @@ impl Directory {
             Ok(answers)
         };
         let answers = asked().map_err(|error: redis::RedisError| ConnectionError::of(&error))?;
-        understand(&answers)
+        Ok(parse(&answers)?)
     }
 
     /// A server at that place, to be connected to as all of them are.
-    fn server(&self, (host, port): &Place) -> Result<Arc<Server>, ConnectionError> {
+    fn server(&self, (host, port): &HostPort) -> Result<Arc<Server>, ConnectionError> {
         let address = match self.like.addr().clone() {
             ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
                 ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure, tls_params }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tracing::Level;
 
 use crate::error::checkout::CheckoutError;
+use crate::error::connection::ConnectionError;
 use crate::error::open_scope::OpenScope;
 use crate::pool::redirect_pause;
 use crate::pool::router::slot_map_refresh::Atlas;
@@ -87,7 +88,10 @@ impl Cluster {
             let reached = match self.node(route, deadline) {
                 Some(node) => self.pool(&node).and_then(|pool| call(&pool)),
                 None => {
-                    let source = self.atlas.failure().unwrap_or_else(|| unserved(route.slot));
+                    let source = self
+                        .atlas
+                        .failure()
+                        .unwrap_or_else(|| ConnectionError::refused(unserved(route.slot)));
                     Err(CheckoutError::Connect { waited: begun.elapsed(), source })
                 }
             };
@@ -189,9 +193,7 @@ impl Cluster {
         drop(pools);
         let endpoint = self.atlas.endpoint(node).map_err(|_| CheckoutError::Connect {
             waited: Duration::ZERO,
-            source: crate::error::connection::ConnectionError::unexpected(
-                "an address that cannot be used",
-            ),
+            source: ConnectionError::unexpected("an address that cannot be used"),
         })?;
         let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
         // Somebody who has closed all pools meanwhile has not seen this one.

@@ -207,7 +207,7 @@ impl Atlas {
             Value::ServerError(error) => ConnectionError::refused(
                 crate::protocol::server_error::ServerError::from_reply(&error, false),
             ),
-            _ => unserved(None),
+            _ => ConnectionError::refused(unserved(None)),
         })
     }
 }

@@ -7,7 +7,6 @@
 
 use std::time::{Duration, Instant};
 
-use crate::error::connection::ConnectionError;
 #[cfg(feature = "cluster")]
 use crate::protocol::cluster::redirect::RedirectReply;
 #[cfg(feature = "cluster")]
@@ -111,10 +110,10 @@ impl RedirectBudget {
 }
 
 /// The error when no node serves the slot, according to every node that replied.
-pub(crate) fn unserved(slot: Option<u16>) -> ConnectionError {
+pub(crate) fn unserved(slot: Option<u16>) -> ServerError {
     let text = match slot {
         Some(slot) => format!("no node serves slot {slot}"),
         None => "no master is known".to_owned(),
     };
-    ConnectionError::refused(ServerError::own("CLUSTERDOWN", &text))
+    ServerError::own("CLUSTERDOWN", &text)
 }

@@ -7,7 +7,6 @@
     allow(dead_code, reason = "one server has all slots and sends nobody on")
 )]
 
-use crate::error::any::Error;
 use crate::protocol::cluster::slot;
 use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::command::display_name::display_name;
@@ -25,6 +24,14 @@ pub(crate) enum KeySlots {
     Several(u16, u16),
     /// Nobody here knows where it keeps them.
     Unknown,
+}
+
+/// A command with a key of another slot than the bound one.
+#[derive(Debug)]
+pub(crate) struct CrossSlot {
+    pub(crate) command: String,
+    pub(crate) bound: u16,
+    pub(crate) other: u16,
 }
 
 /// Where a command keeps its keys; positions count from the name, which is 0.
@@ -73,7 +80,7 @@ pub(crate) fn slot_of(args: &[&[u8]]) -> KeySlots {
 
 /// Binds to the slot of these commands' keys, or says which two are not one. What keeps its keys
 /// where nobody knows is bound to nothing.
-pub(crate) fn bind(binding: &mut SlotBinding, bytes: &[u8]) -> Result<(), Error> {
+pub(crate) fn bind(binding: &mut SlotBinding, bytes: &[u8]) -> Result<(), CrossSlot> {
     if *binding == SlotBinding::None {
         return Ok(());
     }
@@ -87,7 +94,7 @@ pub(crate) fn bind(binding: &mut SlotBinding, bytes: &[u8]) -> Result<(), Error>
             KeySlots::Several(one, other) => (one, other),
         };
         let command = display_name(args.first().copied().unwrap_or_default());
-        return Err(Error::CrossSlot { command, bound, other });
+        return Err(CrossSlot { command, bound, other });
     }
     Ok(())
 }

@@ -2,7 +2,6 @@
 
 pub(crate) mod decode;
 pub(crate) mod encode;
-pub(crate) mod encoded_command;
 #[cfg(any(feature = "cluster", feature = "sentinel"))]
 pub(crate) mod fields;
 pub(crate) mod reply;

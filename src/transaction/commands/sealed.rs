@@ -4,7 +4,7 @@ use redis::Cmd;
 
 use crate::protocol::queue::CommandQueue;
 use crate::protocol::resp::encode::Args;
-use crate::protocol::resp::encoded_command::EncodedCommand;
+use crate::protocol::resp::encode::EncodedCommand;
 use crate::reply::queued::Queued;
 
 /// What queues: a block, a transaction, a savepoint, or a mutable reference to one.

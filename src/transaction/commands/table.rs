@@ -58,8 +58,8 @@ macro_rules! command_table {
             &mut self $(, $arg: $type)*
         ) -> $crate::reply::queued::Queued<$reply> {
             self.put(
-                $(if $condition { const { &$crate::protocol::resp::encoded_command::EncodedCommand::new(&[$other]) } } else)? {
-                    const { &$crate::protocol::resp::encoded_command::EncodedCommand::new(&[$word $(, $more)*]) }
+                $(if $condition { const { &$crate::protocol::resp::encode::EncodedCommand::new(&[$other]) } } else)? {
+                    const { &$crate::protocol::resp::encode::EncodedCommand::new(&[$word $(, $more)*]) }
                 },
                 |args| { let _ = args $(.arg($value))*; },
             )
