@@ -7,7 +7,7 @@
 #[cfg(feature = "cluster")]
 mod cluster;
 mod documents;
-mod fixture;
+pub(crate) mod fixture;
 mod forms;
 mod locks;
 mod matrix;

@@ -8,9 +8,8 @@ mod close;
 mod fork;
 mod names;
 mod order;
-mod server;
+pub(crate) mod server;
 mod shipping;
-mod silence;
 
 use std::time::Duration;
 
@@ -18,30 +17,30 @@ use rediscope::{Begin, Builder, SessionManager, TransactionOptions, Transactiona
 use rediscope_testing::server::Server;
 
 /// Longer than anything takes that is going to happen at all.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a loaded machine may add to a deadline.
-const SLACK: Duration = Duration::from_secs(4);
+pub(crate) const SLACK: Duration = Duration::from_secs(4);
 
-const HOUR: Duration = Duration::from_secs(3600);
+pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 
-const TRUST: Duration = Duration::from_millis(5);
+pub(crate) const TRUST: Duration = Duration::from_millis(5);
 
-const CHECKOUT: Duration = Duration::from_millis(800);
+pub(crate) const CHECKOUT: Duration = Duration::from_millis(800);
 
-const RESPONSE: Duration = Duration::from_millis(250);
+pub(crate) const RESPONSE: Duration = Duration::from_millis(250);
 
-const CLEANUP: Duration = Duration::from_millis(150);
+pub(crate) const CLEANUP: Duration = Duration::from_millis(150);
 
-fn patient(server: &Server) -> Builder {
+pub(crate) fn patient(server: &Server) -> Builder {
     SessionManager::builder(server.url()).checkout_timeout(PATIENCE)
 }
 
-fn impatient(server: &Server) -> Builder {
+pub(crate) fn impatient(server: &Server) -> Builder {
     quick(SessionManager::builder(server.url()))
 }
 
-fn quick(builder: Builder) -> Builder {
+pub(crate) fn quick(builder: Builder) -> Builder {
     builder
         .connect_timeout(RESPONSE)
         .response_timeout(RESPONSE)
@@ -49,12 +48,12 @@ fn quick(builder: Builder) -> Builder {
         .checkout_timeout(CHECKOUT)
 }
 
-fn immediate() -> TransactionOptions {
+pub(crate) fn immediate() -> TransactionOptions {
     TransactionOptions::new().begin(Begin::Immediate)
 }
 
 /// Opens so many connections and leaves them idle, each of them used once.
-fn open_links(accounts: &Transactional, count: usize) {
+pub(crate) fn open_links(accounts: &Transactional, count: usize) {
     let guards: Vec<_> = (0..count)
         .map(|nth| {
             let mut tx = accounts.begin_with(immediate()).unwrap();

@@ -1,7 +1,7 @@
 //! Redis Cluster: where transactions, single commands and locks go, and what their callers are told
 //! when slots move and masters die. Each test has a cluster of its own.
 
-mod fixture;
+pub(crate) mod fixture;
 
 mod binding;
 mod locks;

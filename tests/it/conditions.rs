@@ -1,7 +1,7 @@
 //! Conditions: which hold, what is told where one does not, what travels in one packet, and that
 //! what was required was true when it was committed.
 
-mod fixture;
+pub(crate) mod fixture;
 mod forms;
 mod met;
 mod model;

@@ -6,8 +6,7 @@
 
 mod concurrent_resolve;
 mod correctness;
-mod durability;
-mod fixture;
+pub(crate) mod fixture;
 mod forms;
 mod keyed;
 mod mixed_use;

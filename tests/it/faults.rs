@@ -6,16 +6,12 @@
 
 mod busy;
 mod cuts;
-mod deadlines;
 mod forms;
 mod killed;
-mod leftovers;
 mod long;
 mod model;
 mod pooled;
-mod reclaimed;
 mod replaced;
-mod scopes;
 mod stale;
 mod stalls;
 mod stopped;

@@ -6,5 +6,5 @@
 
 mod bounds;
 mod faults;
-mod fixture;
+pub(crate) mod fixture;
 mod outcomes;

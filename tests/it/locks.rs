@@ -4,8 +4,7 @@
 mod ambiguous;
 mod closing;
 mod fair;
-mod fenced;
-mod fixture;
+pub(crate) mod fixture;
 mod leases;
 mod mutex;
 mod panics;

@@ -24,17 +24,23 @@ mod doc_samples;
 mod documents;
 mod exactly_once;
 mod examples;
+mod failover;
 mod faults;
 mod grouped;
 mod large;
+mod leaks;
+mod lock_fencing;
 mod locks;
+mod not_replicated;
 mod observability;
 mod pooled;
 mod properties;
 mod protocol;
 mod refusals;
+mod savepoints;
 mod scope_exit;
 #[cfg(feature = "sentinel")]
 mod sentinel;
+mod timeouts;
 #[cfg(feature = "tls-rustls")]
 mod tls;

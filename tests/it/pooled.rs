@@ -1,7 +1,7 @@
 //! The pooled handle: the whole `redis::Commands` vocabulary, each command on a connection that is
 //! borrowed for its own round trip, none of them sent twice.
 
-mod fixture;
+pub(crate) mod fixture;
 
 mod blocking;
 mod lost;

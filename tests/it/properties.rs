@@ -5,7 +5,7 @@
 //! A seed that failed is kept in the `.proptest-regressions` file beside its module.
 
 mod encoder;
-mod fixture;
+pub(crate) mod fixture;
 mod model;
 mod program;
 mod server_table;

@@ -4,18 +4,16 @@
 //! Each row checks the outcome, what the error says of itself, the server's data as another
 //! connection sees it, and that the pool's next borrower finds a clean connection.
 
-mod fixture;
+pub(crate) mod fixture;
 mod turned_away;
 
 mod addresses;
 mod checkout;
-mod committed;
+pub(crate) mod committed;
 mod conflict;
-mod connect;
-mod expired;
-mod forms;
+pub(crate) mod forms;
 mod in_doubt;
-mod large;
+pub(crate) mod large;
 mod long;
 mod not_isolated;
 mod not_sent;

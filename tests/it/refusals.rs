@@ -1,7 +1,7 @@
 //! Bad input: each is told with an error that says what it is, nothing of it is sent, and nothing
 //! is lost by it. And what errors never say: keys, values and passwords.
 
-mod fixture;
+pub(crate) mod fixture;
 
 mod arguments;
 mod commands;

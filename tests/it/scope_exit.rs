@@ -2,7 +2,7 @@
 
 mod cases;
 mod explicit_cleanup;
-mod fixture;
+pub(crate) mod fixture;
 mod leftovers;
 mod matrix;
 mod run_case;

@@ -4,6 +4,4 @@
 //! `REDISCOPE_FAILOVERS=10 cargo test --release --features sentinel --test it -- --nocapture sentinel::`
 //! is the soak of the failovers under load.
 
-mod failover;
 mod found;
-mod switch;

@@ -4,9 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rediscope::{
-    CheckoutError, CloseReason, CommitError, Error, SessionManager, prelude::*, redis,
-};
+use rediscope::{CheckoutError, CloseReason, Error, SessionManager, prelude::*, redis};
 
 use super::{CHECKOUT, PATIENCE, SLACK, TRUST, impatient, open_links, patient, quick};
 use rediscope_testing::eventually;
@@ -138,46 +136,11 @@ fn min_idle_opens_connections_before_they_are_asked_for() {
     assert_eq!(sessions.status().transactional.counts.checkouts, 0);
 }
 
-#[test]
-fn a_server_that_became_a_replica_has_its_older_connections_replaced_once() {
-    let (server, master) = (Server::start(), Server::start());
-    let sessions = patient(&server).max_size(4).build().unwrap();
-    let accounts = sessions.transactional();
-    open_links(&accounts, 4);
-    let before = ids(&server);
-    assert_eq!(before.len(), 4);
-
-    server.ask::<()>(&["REPLICAOF", "127.0.0.1", &master.port().to_string()]);
-    let refused = || match accounts.run(|tx| Ok(tx.incr("a", 1))).unwrap_err() {
-        Error::Commit(error) => match *error {
-            CommitError::Rejected { code, .. } => assert_eq!(code, "READONLY"),
-            other => panic!("{other}"),
-        },
-        other => panic!("{other}"),
-    };
-    refused();
-    // Older links go as they are met; none of them is handed out again.
-    open_links(&accounts, 4);
-    eventually(PATIENCE, "every older connection is closed", || ids(&server).is_disjoint(&before));
-    let status = sessions.status().transactional;
-    assert_eq!(status.counts.replaced, [(CloseReason::Outdated, 4)]);
-    assert_eq!(status.counts.connects, 8);
-
-    // A server that is still read-only has not changed again.
-    for _ in 0..20 {
-        refused();
-    }
-    assert_eq!(sessions.status().transactional.counts.connects, 8, "replaced over and over");
-
-    server.ask::<()>(&["REPLICAOF", "NO", "ONE"]);
-    accounts.run(|tx| Ok(tx.incr("a", 1))).unwrap();
-}
-
 fn client_id(tx: &mut impl QueueCommands) -> Queued<i64> {
     tx.queue(redis::cmd("CLIENT").arg("ID").take())
 }
 
-fn ids(server: &Server) -> BTreeSet<String> {
+pub(crate) fn ids(server: &Server) -> BTreeSet<String> {
     let normal = |client: &HashMap<String, String>| client["flags"] == "N";
     server.client_list().into_iter().filter(normal).map(|client| client["id"].clone()).collect()
 }

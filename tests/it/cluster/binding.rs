@@ -73,20 +73,6 @@ fn a_transaction_goes_to_its_first_keys_master_and_a_key_of_another_slot_is_refu
 }
 
 #[test]
-fn a_part_that_is_forgotten_binds_nothing() {
-    let fixture = Fixture::start();
-    let [a, b, _] = fixture.keys("k");
-    let replied = fixture.sessions.transactional().run(|tx| {
-        let mut part = tx.savepoint();
-        part.set(&a, 1);
-        drop(part);
-        Ok(tx.incr(&b, 1))
-    });
-    assert_eq!(replied.unwrap(), 1);
-    assert_eq!(fixture.cluster.read::<Option<i64>>(&["GET", &a]), None);
-}
-
-#[test]
 fn a_command_whose_keys_nobody_knows_needs_a_slot_that_somebody_named() {
     let fixture = Fixture::start();
     let [a, b, _] = fixture.keys("k");

@@ -130,24 +130,6 @@ fn a_doubt_behind_multi_that_was_awaited_is_resolved_as_what_is_true() {
     }
 }
 
-#[test]
-fn a_doubt_about_kept_and_forgotten_parts_is_resolved_as_what_is_true() {
-    for fate in Fate::BOTH {
-        let fixture = Fixture::new();
-        let handle = fixture.armed();
-        let mut tx = handle.begin().unwrap();
-        let mut kept = tx.savepoint();
-        kept.incr("n", 1);
-        kept.release();
-        let mut forgotten = tx.savepoint();
-        forgotten.incr("n", 100);
-        drop(forgotten);
-        fixture.lose(fate);
-        assert_eq!(doubt(tx.commit()).resolve(), fate.truth());
-        assert_eq!(fixture.number("n"), fate.count());
-    }
-}
-
 fn chunked(fixture: &Fixture, fate: Fate) -> InDoubt {
     let mut tx = fixture.exactly_once().begin().unwrap();
     for _ in 0..20 {

@@ -120,7 +120,7 @@ fn what_watches_commits_to_an_outcome() {
 
 /// A transaction whose handle gives `expected`, though it was applied.
 #[track_caller]
-fn applied_all_the_same(
+pub(crate) fn applied_all_the_same(
     result: Result<impl std::fmt::Debug, Error>,
     server: &Server,
     key: &str,
@@ -152,36 +152,6 @@ fn a_handle_of_another_transaction_is_foreign_and_the_block_was_applied() {
     let replies = tx.commit().unwrap();
     assert_eq!(replies.get((own, foreign)), Err(ReplyError::Foreign));
     assert_eq!(replies.get(own), Ok(1));
-    pool_is_whole(&sessions, &fixture.server);
-}
-
-#[test]
-fn a_handle_of_a_forgotten_part_has_no_reply_and_the_others_keep_theirs() {
-    let fixture = Fixture::start();
-    let sessions = fixture.trusting();
-    let accounts = sessions.transactional();
-    let result = accounts.run(|tx| {
-        let forgotten = tx.savepoint().incr("n", 1);
-        tx.set("key", "done");
-        Ok(forgotten)
-    });
-    assert_eq!(applied_all_the_same(result, &fixture.server, "key"), ReplyError::Forgotten);
-    let mut tx = accounts.begin().unwrap();
-    let before = tx.incr("m", 1);
-    let mut lost = None;
-    let part: Result<(), &str> = tx.part(|part| {
-        lost = Some(part.incr("n", 1));
-        Err("no")
-    });
-    assert_eq!(part, Err("no"));
-    let mut kept = tx.savepoint();
-    let inside = kept.incr("m", 1);
-    kept.release();
-    let behind = tx.incr("m", 1);
-    let replies = tx.commit().unwrap();
-    assert_eq!(replies.get((before, inside, behind)), Ok((1, 2, 3)));
-    assert_eq!(replies.get(lost), Err(ReplyError::Forgotten));
-    assert_eq!(get(&fixture.server, "n"), None);
     pool_is_whole(&sessions, &fixture.server);
 }
 

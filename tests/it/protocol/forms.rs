@@ -7,7 +7,7 @@ use std::time::Duration;
 use rediscope::prelude::*;
 use rediscope::{Begin, Error, SessionManager, TransactionOptions};
 
-use super::fixture::{ALWAYS, Fixture, SOON, exists, get, pool_is_whole};
+use super::fixture::{Fixture, SOON, exists, get, pool_is_whole};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 
@@ -16,14 +16,14 @@ fn immediate() -> TransactionOptions {
 }
 
 /// The commands that `work` sent, and its round trips.
-fn sent<R>(fixture: &Fixture, work: impl FnOnce() -> R) -> (Vec<String>, u64) {
+pub(crate) fn sent<R>(fixture: &Fixture, work: impl FnOnce() -> R) -> (Vec<String>, u64) {
     fixture.journal();
     let before = fixture.proxy.turns();
     work();
     (fixture.journal(), fixture.proxy.turns() - before)
 }
 
-fn words(words: &[&str]) -> Vec<String> {
+pub(crate) fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
@@ -234,28 +234,5 @@ fn what_was_not_sent_is_dropped_without_a_word() {
         assert_eq!(fixture.server.calls(name), stats.get(name).copied().unwrap_or(0), "{name}");
     }
     assert!(!exists(&fixture.server, "key"));
-    pool_is_whole(&sessions, &fixture.server);
-}
-
-#[test]
-fn a_part_that_is_forgotten_never_leaves() {
-    let fixture = Fixture::start();
-    let sessions = fixture.warm(fixture.builder().trust_window(ALWAYS));
-    let (names, turns) = sent(&fixture, || {
-        let mut tx = sessions.transactional().begin().unwrap();
-        tx.set("kept", 1);
-        let mut part = tx.savepoint();
-        part.append("forgotten", 1);
-        let mut inner = part.savepoint();
-        inner.append("forgotten", 2);
-        inner.release();
-        drop(part);
-        let mut leaked = tx.savepoint();
-        leaked.append("forgotten", 3);
-        std::mem::forget(leaked);
-        tx.commit().unwrap();
-    });
-    assert_eq!((names, turns), (words(&["MULTI", "SET", "EXEC"]), 1));
-    assert!(exists(&fixture.server, "kept") && !exists(&fixture.server, "forgotten"));
     pool_is_whole(&sessions, &fixture.server);
 }

@@ -9,22 +9,22 @@ use rediscope_testing::proxy::{Fault, Trigger};
 /// One command of [`fill`] is 100 bytes and a bit, so a chunk is ten of them.
 const CHUNK: usize = 1024;
 
-fn chunked(fixture: &Fixture) -> SessionManager {
+pub(crate) fn chunked(fixture: &Fixture) -> SessionManager {
     fixture.warm(fixture.builder().trust_window(ALWAYS).flush_bytes(CHUNK))
 }
 
-fn fill(tx: &mut impl QueueCommands, commands: usize) {
+pub(crate) fn fill(tx: &mut impl QueueCommands, commands: usize) {
     for _ in 0..commands {
         tx.rpush("list", "x".repeat(70));
     }
 }
 
-fn length(fixture: &Fixture) -> i64 {
+pub(crate) fn length(fixture: &Fixture) -> i64 {
     fixture.server.ask(&["LLEN", "list"])
 }
 
 /// Commands queued on the server in open transactions; -1 where nobody is in MULTI.
-fn queued(fixture: &Fixture) -> i64 {
+pub(crate) fn queued(fixture: &Fixture) -> i64 {
     let all = fixture.server.client_list();
     all.iter().map(|client| client["multi"].parse().unwrap()).max().unwrap_or(-1)
 }
@@ -130,35 +130,6 @@ fn a_watching_guard_is_sent_ahead_and_still_conflicts() {
         assert_eq!(tx.commit().unwrap().is_conflict(), changed);
         assert_eq!(length(&fixture), 25);
     }
-    pool_is_whole(&sessions, &fixture.server);
-}
-
-#[test]
-fn nothing_is_sent_past_an_open_savepoint() {
-    let fixture = Fixture::start();
-    let sessions = chunked(&fixture);
-    let mut tx = sessions.transactional().begin().unwrap();
-    fill(&mut tx, 2);
-    let mut part = tx.savepoint();
-    fill(&mut part, 50);
-    let mut inner = part.savepoint();
-    fill(&mut inner, 50);
-    inner.release();
-    assert_eq!(
-        (fixture.journal(), queued(&fixture)),
-        (vec![], -1),
-        "not even what stood before it"
-    );
-    drop(part);
-    fill(&mut tx, 2);
-    assert_eq!(fixture.journal(), [""; 0], "what was forgotten does not count");
-    let mut part = tx.savepoint();
-    fill(&mut part, 50);
-    part.release();
-    fill(&mut tx, 1);
-    assert_eq!(queued(&fixture), 55);
-    assert_eq!(tx.commit().unwrap().len(), 55);
-    assert_eq!(length(&fixture), 55);
     pool_is_whole(&sessions, &fixture.server);
 }
 

@@ -182,20 +182,6 @@ fn a_refused_command_behind_a_chunk_discards_what_was_sent_ahead() {
 }
 
 #[test]
-fn a_refused_command_is_forgotten_with_the_part_it_was_in() {
-    let mut quiet = Quiet::start();
-    let mut tx = quiet.sessions.transactional().begin().unwrap();
-    let kept = tx.incr("n", 1);
-    let mut part = tx.savepoint();
-    part.queue::<()>(redis::cmd("RESET").take());
-    drop(part);
-    tx.check().unwrap();
-    assert_eq!(tx.commit().unwrap().get(kept), Ok(1));
-    assert_eq!(quiet.server.ask::<i64>(&["GET", "n"]), 1);
-    quiet.nothing_was_lost();
-}
-
-#[test]
 fn redis_rs_own_transactions_are_refused_on_the_pooled_handle() {
     let mut quiet = Quiet::start();
     let mut db = quiet.sessions.pooled();

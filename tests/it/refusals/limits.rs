@@ -98,21 +98,3 @@ fn a_watching_block_past_a_limit_is_not_run_again() {
     assert_eq!(quiet.server.ask::<i64>(&["EXISTS", "n"]), 0);
     quiet.nothing_was_lost();
 }
-
-#[test]
-fn a_part_past_a_limit_takes_its_failure_with_it_when_it_is_forgotten() {
-    let mut quiet = Quiet::with(|builder| builder.max_commands(3));
-    let mut tx = quiet.sessions.transactional().begin().unwrap();
-    let kept = tx.incr("n", 1);
-    let part = tx.part(|part| {
-        for _ in 0..10 {
-            part.incr("n", 1);
-        }
-        Err("too many")
-    });
-    assert_eq!(part, Err::<(), _>("too many"));
-    let behind = tx.incr("n", 1);
-    assert_eq!(tx.commit().unwrap().get((kept, behind)), Ok((1, 2)));
-    assert_eq!(quiet.server.ask::<i64>(&["GET", "n"]), 2);
-    quiet.nothing_was_lost();
-}

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rediscope::prelude::*;
 use rediscope::{Applied, CommitError, Error, PinExpired, SessionManager};
 
-use super::fixture::{
+use crate::protocol::fixture::{
     ALWAYS, Fixture, SOON, client_ids, exists, get, nobody_is_in_multi, pool_is_whole, says,
 };
 use rediscope_testing::eventually;

@@ -9,7 +9,7 @@ use rediscope::{
     TransactionOptions, Transactional,
 };
 
-use super::fixture::{Fate, Fixture, SOON, commit_error, doubt};
+use crate::exactly_once::fixture::{Fate, Fixture, SOON, commit_error, doubt};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 use rediscope_testing::server::{Server, valkey};

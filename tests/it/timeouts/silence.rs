@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rediscope::{SessionManager, Transaction, Watching, prelude::*};
 
-use super::{CHECKOUT, CLEANUP, PATIENCE, RESPONSE, SLACK, immediate, quick};
+use crate::checkout::{CHECKOUT, CLEANUP, PATIENCE, RESPONSE, SLACK, immediate, quick};
 use rediscope_testing::proxy::Proxy;
 use rediscope_testing::server::Server;
 use rediscope_testing::{eventually, in_time, try_for};

@@ -9,7 +9,7 @@ use rediscope::{
     SessionManager,
 };
 
-use super::fixture::{SOON, get, pool_is_whole};
+use crate::protocol::fixture::{SOON, get, pool_is_whole};
 use rediscope_testing::proxy::Proxy;
 use rediscope_testing::server::Server;
 use rediscope_testing::unresponsive_port::UnresponsivePort;

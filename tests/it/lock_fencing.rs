@@ -8,7 +8,7 @@ use rediscope::{
     Transactional, prelude::*,
 };
 
-use super::fixture::{Fixture, LONG, SOON};
+use crate::locks::fixture::{Fixture, LONG, SOON};
 
 /// Handles fenced by the lock, whose guard has a long lease: plain, exactly once, grouped.
 fn fenced(fixture: &Fixture, guard: &LockGuard) -> [Transactional; 3] {
@@ -151,7 +151,7 @@ fn a_commit_that_finds_the_lock_lost_makes_its_guard_lost_at_once() {
             heard.recv_timeout(SOON).unwrap();
             lock_lost(told);
             assert_eq!(fixture.written(), before, "{name}");
-            super::fixture::is_lost(guard.release());
+            crate::locks::fixture::is_lost(guard.release());
             theirs.release().unwrap();
         }
     }

@@ -1,0 +1,162 @@
+//! Parts of a transaction that can be dropped alone: never sent while open, kept by `release`, forgotten by a drop.
+
+use rediscope::ReplyError;
+use rediscope::prelude::*;
+
+#[cfg(feature = "cluster")]
+use crate::cluster;
+use crate::exactly_once;
+use crate::exactly_once::fixture::{Fate, doubt};
+use crate::protocol;
+use crate::protocol::committed::applied_all_the_same;
+use crate::protocol::fixture::{ALWAYS, exists, get, pool_is_whole};
+use crate::protocol::forms::{sent, words};
+use crate::protocol::large::{chunked, fill, length, queued};
+use crate::refusals;
+
+#[test]
+fn a_part_that_is_forgotten_never_leaves() {
+    let fixture = protocol::fixture::Fixture::start();
+    let sessions = fixture.warm(fixture.builder().trust_window(ALWAYS));
+    let (names, turns) = sent(&fixture, || {
+        let mut tx = sessions.transactional().begin().unwrap();
+        tx.set("kept", 1);
+        let mut part = tx.savepoint();
+        part.append("forgotten", 1);
+        let mut inner = part.savepoint();
+        inner.append("forgotten", 2);
+        inner.release();
+        drop(part);
+        let mut leaked = tx.savepoint();
+        leaked.append("forgotten", 3);
+        std::mem::forget(leaked);
+        tx.commit().unwrap();
+    });
+    assert_eq!((names, turns), (words(&["MULTI", "SET", "EXEC"]), 1));
+    assert!(exists(&fixture.server, "kept") && !exists(&fixture.server, "forgotten"));
+    pool_is_whole(&sessions, &fixture.server);
+}
+
+#[test]
+fn nothing_is_sent_past_an_open_savepoint() {
+    let fixture = protocol::fixture::Fixture::start();
+    let sessions = chunked(&fixture);
+    let mut tx = sessions.transactional().begin().unwrap();
+    fill(&mut tx, 2);
+    let mut part = tx.savepoint();
+    fill(&mut part, 50);
+    let mut inner = part.savepoint();
+    fill(&mut inner, 50);
+    inner.release();
+    assert_eq!(
+        (fixture.journal(), queued(&fixture)),
+        (vec![], -1),
+        "not even what stood before it"
+    );
+    drop(part);
+    fill(&mut tx, 2);
+    assert_eq!(fixture.journal(), [""; 0], "what was forgotten does not count");
+    let mut part = tx.savepoint();
+    fill(&mut part, 50);
+    part.release();
+    fill(&mut tx, 1);
+    assert_eq!(queued(&fixture), 55);
+    assert_eq!(tx.commit().unwrap().len(), 55);
+    assert_eq!(length(&fixture), 55);
+    pool_is_whole(&sessions, &fixture.server);
+}
+
+#[test]
+fn a_handle_of_a_forgotten_part_has_no_reply_and_the_others_keep_theirs() {
+    let fixture = protocol::fixture::Fixture::start();
+    let sessions = fixture.trusting();
+    let accounts = sessions.transactional();
+    let result = accounts.run(|tx| {
+        let forgotten = tx.savepoint().incr("n", 1);
+        tx.set("key", "done");
+        Ok(forgotten)
+    });
+    assert_eq!(applied_all_the_same(result, &fixture.server, "key"), ReplyError::Forgotten);
+    let mut tx = accounts.begin().unwrap();
+    let before = tx.incr("m", 1);
+    let mut lost = None;
+    let part: Result<(), &str> = tx.part(|part| {
+        lost = Some(part.incr("n", 1));
+        Err("no")
+    });
+    assert_eq!(part, Err("no"));
+    let mut kept = tx.savepoint();
+    let inside = kept.incr("m", 1);
+    kept.release();
+    let behind = tx.incr("m", 1);
+    let replies = tx.commit().unwrap();
+    assert_eq!(replies.get((before, inside, behind)), Ok((1, 2, 3)));
+    assert_eq!(replies.get(lost), Err(ReplyError::Forgotten));
+    assert_eq!(get(&fixture.server, "n"), None);
+    pool_is_whole(&sessions, &fixture.server);
+}
+
+#[test]
+fn a_refused_command_is_forgotten_with_the_part_it_was_in() {
+    let mut quiet = refusals::fixture::Quiet::start();
+    let mut tx = quiet.sessions.transactional().begin().unwrap();
+    let kept = tx.incr("n", 1);
+    let mut part = tx.savepoint();
+    part.queue::<()>(redis::cmd("RESET").take());
+    drop(part);
+    tx.check().unwrap();
+    assert_eq!(tx.commit().unwrap().get(kept), Ok(1));
+    assert_eq!(quiet.server.ask::<i64>(&["GET", "n"]), 1);
+    quiet.nothing_was_lost();
+}
+
+#[test]
+fn a_part_past_a_limit_takes_its_failure_with_it_when_it_is_forgotten() {
+    let mut quiet = refusals::fixture::Quiet::with(|builder| builder.max_commands(3));
+    let mut tx = quiet.sessions.transactional().begin().unwrap();
+    let kept = tx.incr("n", 1);
+    let part = tx.part(|part| {
+        for _ in 0..10 {
+            part.incr("n", 1);
+        }
+        Err("too many")
+    });
+    assert_eq!(part, Err::<(), _>("too many"));
+    let behind = tx.incr("n", 1);
+    assert_eq!(tx.commit().unwrap().get((kept, behind)), Ok((1, 2)));
+    assert_eq!(quiet.server.ask::<i64>(&["GET", "n"]), 2);
+    quiet.nothing_was_lost();
+}
+
+#[cfg(feature = "cluster")]
+#[test]
+fn a_part_that_is_forgotten_binds_nothing() {
+    let fixture = cluster::fixture::Fixture::start();
+    let [a, b, _] = fixture.keys("k");
+    let replied = fixture.sessions.transactional().run(|tx| {
+        let mut part = tx.savepoint();
+        part.set(&a, 1);
+        drop(part);
+        Ok(tx.incr(&b, 1))
+    });
+    assert_eq!(replied.unwrap(), 1);
+    assert_eq!(fixture.cluster.read::<Option<i64>>(&["GET", &a]), None);
+}
+
+#[test]
+fn a_doubt_about_kept_and_forgotten_parts_is_resolved_as_what_is_true() {
+    for fate in Fate::BOTH {
+        let fixture = exactly_once::fixture::Fixture::new();
+        let handle = fixture.armed();
+        let mut tx = handle.begin().unwrap();
+        let mut kept = tx.savepoint();
+        kept.incr("n", 1);
+        kept.release();
+        let mut forgotten = tx.savepoint();
+        forgotten.incr("n", 100);
+        drop(forgotten);
+        fixture.lose(fate);
+        assert_eq!(doubt(tx.commit()).resolve(), fate.truth());
+        assert_eq!(fixture.number("n"), fate.count());
+    }
+}
