@@ -36,7 +36,7 @@ use tracing::subscriber::NoSubscriber;
 const PAUSES: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(5)];
 
 /// Bounds every call on a connection made by [`connect`].
-const CALL: Duration = Duration::from_secs(5);
+const CALL: Duration = Duration::from_secs(20);
 
 /// Polls until `f` is true; panics with `what` when that takes longer than `deadline`.
 #[track_caller]

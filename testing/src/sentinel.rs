@@ -10,7 +10,7 @@ use std::time::Duration;
 use redis::Value;
 
 use super::server::Server;
-use super::{connect, eventually, try_for};
+use super::{eventually, try_for};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The name that the sentinels know the master by.
@@ -110,7 +110,9 @@ impl Sentinel {
 
     /// Runs one SENTINEL subcommand.
     pub fn ask(&self, words: &[&str]) -> redis::RedisResult<Value> {
-        let mut connection = connect(&self.url());
+        let client = redis::Client::open(self.url())?;
+        let mut connection = client.get_connection_with_timeout(PATIENCE)?;
+        connection.set_read_timeout(Some(PATIENCE))?;
         redis::cmd("SENTINEL").arg(words).query(&mut connection)
     }
 

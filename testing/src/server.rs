@@ -22,7 +22,7 @@ use super::{eventually, try_for};
 /// Bounds every wait for the server; generous, because test machines are slow and shared.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Bounds every call on a connection handed out here.
-const CALL: Duration = Duration::from_secs(5);
+const CALL: Duration = Duration::from_secs(20);
 /// A free port may be taken between asking for it and the server's bind.
 pub const PORT_TRIES: usize = 10;
 
