@@ -141,9 +141,9 @@ impl Pooled {
         let started = Instant::now();
         let deadline = started + self.nodes.settings().checkout_timeout;
         let pin = self.nodes.pin(&Route::default(), &owner, deadline)?;
-        pin.end(|lease| {
-            let pool = lease.pool().clone();
-            let raw = lease.link(deadline)?.raw(pool.endpoint(), pool.settings());
+        pin.end(|checkout| {
+            let pool = checkout.pool().clone();
+            let raw = checkout.link(deadline)?.raw(pool.endpoint(), pool.settings());
             let waited = started.elapsed();
             let raw = raw.map_err(|source| CheckoutError::Connect { waited, source })?;
             // Its answers are not the handle's, and neither are its errors.

@@ -19,12 +19,12 @@ use std::time::Duration;
 #[cfg(feature = "sentinel")]
 use scheduled_thread_pool::ScheduledThreadPool;
 
-use crate::commit::resolve::Asker;
+use crate::commit::resolve::CommitResolver;
 use crate::connection::deadline;
 use crate::connection::url;
 use crate::connection::url::IntoAddress;
 use crate::error::config::ConfigError;
-use crate::error::in_doubt::{CommitToken, Resolution, Resolver as _};
+use crate::error::in_doubt::{CommitToken, Resolution, ResolveCommit as _};
 use crate::error::open_scope::OpenScope;
 use crate::lock::acquire::Mode;
 use crate::lock::handle::{Lock, RwLock};
@@ -68,7 +68,7 @@ use crate::transaction::hot_keys::Admission;
 pub struct SessionManager {
     pooled: Nodes,
     transactional: Nodes,
-    asker: Arc<Asker>,
+    resolver: Arc<CommitResolver>,
     admission: Arc<Admission>,
     locks: Arc<Hub>,
     #[cfg(feature = "sentinel")]
@@ -212,8 +212,8 @@ impl SessionManager {
 
     /// The handle for transactions.
     pub fn transactional(&self) -> Transactional {
-        let asker = Arc::<Asker>::clone(&self.asker);
-        Transactional::new(self.transactional.clone(), asker, Arc::clone(&self.admission))
+        let resolver = Arc::<CommitResolver>::clone(&self.resolver);
+        Transactional::new(self.transactional.clone(), resolver, Arc::clone(&self.admission))
     }
 
     /// The lock of this name: one holder at a time, whatever process he is in. See [`Lock`].
@@ -251,12 +251,12 @@ impl SessionManager {
     /// Finds out what became of an exactly-once transaction of this process's or another's, within
     /// `checkout_timeout`: see [`InDoubt::resolve`](crate::InDoubt::resolve).
     pub fn resolve(&self, token: &CommitToken) -> Resolution {
-        self.asker.resolve(token, None)
+        self.resolver.resolve(token, None)
     }
 
     /// Like [`resolve`](Self::resolve), for as long as `timeout`.
     pub fn resolve_within(&self, token: &CommitToken, timeout: Duration) -> Resolution {
-        self.asker.resolve(token, Some(timeout))
+        self.resolver.resolve(token, Some(timeout))
     }
 
     /// The open scopes of both pools, and the blocking commands of pooled handles, oldest first: age,
@@ -305,7 +305,7 @@ impl SessionManager {
         let deadline = deadline::after(timeout);
         self.pooled.close();
         self.transactional.close();
-        self.asker.close();
+        self.resolver.close();
         self.locks.close();
         #[cfg(feature = "sentinel")]
         if let Some(replicas) = self.replicas.pool.get() {

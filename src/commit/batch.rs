@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use crate::commit::cleanup::clean;
 use crate::commit::{
-    Committed, Form, Terms, commit, count, not_isolated, refused, replies, unproven,
+    CommitOptions, CommitPlan, Committed, commit, count, not_isolated, refused, replies, unproven,
 };
 use crate::error::any::CommitError;
 use crate::error::connection::ConnectionError;
@@ -27,23 +27,23 @@ use crate::reply::replies::Replies;
 pub(crate) fn block(
     (nodes, route): (&Nodes, &Route),
     queue: &mut CommandQueue,
-    terms: &Terms,
-    checkout: Instant,
+    options: &CommitOptions,
+    checkout_deadline: Instant,
 ) -> Result<Committed, CommitError> {
     if !queue.is_batchable() {
-        return alone(nodes.lease(route, checkout)?, queue, terms, checkout);
+        return alone(nodes.lease(route, checkout_deadline)?, queue, options, checkout_deadline);
     }
     let commands = queue.commands();
     let job = || {
         let bytes = queue.finish(Prefix::Multi, b"", b"").bytes.to_vec();
         BatchRequest { bytes, what: RequestKind::Block { commands } }
     };
-    let settled = match nodes.join(route, checkout, job)? {
-        Joined::Alone(lease) => return alone(lease, queue, terms, checkout),
+    let settled = match nodes.join(route, checkout_deadline, job)? {
+        Joined::Alone(checkout) => return alone(checkout, queue, options, checkout_deadline),
         Joined::Settled(settled) => settled,
-        Joined::Lead(mut lease, own) => {
-            lease.answering(checkout).map_err(CommitError::not_sent)?;
-            lead(lease, &own)
+        Joined::Lead(mut checkout, own) => {
+            checkout.answering(checkout_deadline).map_err(CommitError::not_sent)?;
+            lead(checkout, &own)
         }
     };
     let committed = told(queue, settled);
@@ -52,15 +52,15 @@ pub(crate) fn block(
 }
 
 fn alone(
-    mut lease: Lease,
+    mut checkout: Lease,
     queue: &mut CommandQueue,
-    terms: &Terms,
-    checkout: Instant,
+    options: &CommitOptions,
+    checkout_deadline: Instant,
 ) -> Result<Committed, CommitError> {
-    let form = Form { terms, watched: false, checkout };
-    let committed = commit(&mut lease, queue, form);
-    if let Err(error) = clean(&mut lease) {
-        lease.tell(tracing::Level::DEBUG, move || {
+    let plan = CommitPlan { options, watched: false, checkout_deadline };
+    let committed = commit(&mut checkout, queue, plan);
+    if let Err(error) = clean(&mut checkout) {
+        checkout.tell(tracing::Level::DEBUG, move || {
             tracing::debug!(error = %format_args!("{error:#}"), "cleaning failed, connection replaced");
         });
     }

@@ -16,9 +16,9 @@ use crate::protocol::server_error::ServerError;
 ///
 /// # Errors
 /// How cleaning failed. The link is closed then.
-pub(crate) fn clean(lease: &mut Lease) -> Result<(), Error> {
-    let limit = lease.pool().settings().cleanup_timeout;
-    let Some(link) = lease.current() else { return Ok(()) };
+pub(crate) fn clean(checkout: &mut Lease) -> Result<(), Error> {
+    let limit = checkout.pool().settings().cleanup_timeout;
+    let Some(link) = checkout.current() else { return Ok(()) };
     let state = link.state();
     let (during, bytes, expect) = if state.is_clean() || state.tainted().is_some() {
         return Ok(());

@@ -9,56 +9,56 @@ use std::sync::Arc;
 use crate::protocol::lock::ownership::HeldLock;
 
 /// What knows the lock on this side.
-pub(crate) trait Witness: fmt::Debug + Send + Sync + UnwindSafe + RefUnwindSafe {
+pub(crate) trait LockProbe: fmt::Debug + Send + Sync + UnwindSafe + RefUnwindSafe {
     /// Whether it is known to be lost, without a question.
     fn is_lost(&self) -> bool;
     /// The server answered that it is lost.
-    fn lose(&self);
+    fn mark_lost(&self);
     /// A transaction begins to watch the lock: what touches it had better wait.
-    fn begin(&self);
+    fn pause_renewal(&self);
     /// And ends.
-    fn end(&self);
+    fn resume_renewal(&self);
 }
 
 /// The lock that a transaction is fenced by.
 #[derive(Clone, Debug)]
-pub(crate) struct Held {
+pub(crate) struct LockCheck {
     pub(crate) lock: HeldLock,
-    witness: Arc<dyn Witness>,
+    probe: Arc<dyn LockProbe>,
     /// While any clone of it is there the lock is left alone.
     #[expect(dead_code, reason = "it is there to be dropped")]
-    watching: Option<Arc<Watching>>,
+    renewal_pause: Option<Arc<RenewalPause>>,
 }
 
 #[derive(Debug)]
-struct Watching {
-    witness: Arc<dyn Witness>,
+struct RenewalPause {
+    probe: Arc<dyn LockProbe>,
 }
 
-impl Drop for Watching {
+impl Drop for RenewalPause {
     fn drop(&mut self) {
-        self.witness.end();
+        self.probe.resume_renewal();
     }
 }
 
-impl Held {
-    pub(crate) fn new(lock: HeldLock, witness: Arc<dyn Witness>) -> Self {
-        Self { lock, witness, watching: None }
+impl LockCheck {
+    pub(crate) fn new(lock: HeldLock, probe: Arc<dyn LockProbe>) -> Self {
+        Self { lock, probe, renewal_pause: None }
     }
 
     pub(crate) fn is_lost(&self) -> bool {
-        self.witness.is_lost()
+        self.probe.is_lost()
     }
 
     /// The server answered that it is lost: its guard is, from now on.
-    pub(crate) fn lose(&self) {
-        self.witness.lose();
+    pub(crate) fn mark_lost(&self) {
+        self.probe.mark_lost();
     }
 
     /// The lock of one transaction, which watches it.
-    pub(crate) fn watching(&self) -> Self {
-        self.witness.begin();
-        let watching = Watching { witness: Arc::clone(&self.witness) };
-        Self { watching: Some(Arc::new(watching)), ..self.clone() }
+    pub(crate) fn with_renewal_paused(&self) -> Self {
+        self.probe.pause_renewal();
+        let pause = RenewalPause { probe: Arc::clone(&self.probe) };
+        Self { renewal_pause: Some(Arc::new(pause)), ..self.clone() }
     }
 }

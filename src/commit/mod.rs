@@ -15,14 +15,14 @@ use std::time::Instant;
 
 use redis::Value;
 
-use crate::commit::lock_check::Held;
+use crate::commit::lock_check::LockCheck;
 use crate::commit::prepare::prove;
 use crate::commit::send::{Answers, Lost, exchange, send_queued};
 use crate::error::any::CommitError;
 use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
-use crate::error::in_doubt::{CommitToken, InDoubt, Resolver};
+use crate::error::in_doubt::{CommitToken, InDoubt, ResolveCommit};
 use crate::pool::checkout::Lease;
 use crate::protocol::cluster::slot;
 use crate::protocol::connection_state::Taint;
@@ -37,27 +37,27 @@ use crate::status::Counters;
 
 /// What a transaction asks of its commit.
 #[derive(Clone, Default)]
-pub(crate) struct Terms {
+pub(crate) struct CommitOptions {
     /// MULTI is answered before any command leaves, however lately the link was heard of.
     pub(crate) immediate: bool,
     /// A lost answer can be asked for afterwards: here.
-    pub(crate) resolver: Option<Arc<dyn Resolver>>,
+    pub(crate) resolver: Option<Arc<dyn ResolveCommit>>,
     /// At most one transaction with this key is ever applied.
     pub(crate) once: Option<IdempotencyKey>,
     /// It is applied only while this lock is held.
-    pub(crate) held: Option<Held>,
+    pub(crate) lock_check: Option<LockCheck>,
     pub(crate) durability: Option<Durability>,
     /// It may travel with others.
     pub(crate) grouped: bool,
     /// In a cluster: where its keys are.
-    pub(crate) place: Place,
+    pub(crate) cluster: ClusterKeys,
 }
 
-impl Terms {
+impl CommitOptions {
     /// The server answered that the lock is lost: its guard is, from now on.
     fn lock_lost(&self) -> CommitError {
-        if let Some(held) = &self.held {
-            held.lose();
+        if let Some(lock_check) = &self.lock_check {
+            lock_check.mark_lost();
         }
         CommitError::LockLost
     }
@@ -65,36 +65,37 @@ impl Terms {
 
 /// Where a transaction's keys are, in a cluster.
 #[derive(Clone, Default)]
-pub(crate) struct Place {
+pub(crate) struct ClusterKeys {
     pub(crate) slot: Option<u16>,
     /// EXISTS of what is watched. A slot that is on its way has two masters, and one of them does
     /// not hear of a watched key that is made on the other; so EXEC is to need it.
-    pub(crate) touch: Option<Arc<[u8]>>,
+    pub(crate) exists: Option<Arc<[u8]>>,
 }
 
-impl Place {
+impl ClusterKeys {
     /// The hash tag of keys of ours that must be beside the caller's.
     fn tag(&self) -> Option<u32> {
         self.slot.and_then(slot::tag_of)
     }
 }
 
-impl Terms {
+impl CommitOptions {
     /// Whether nothing is asked for that concerns the link as such.
     pub(crate) fn is_batchable(&self) -> bool {
-        let plain = self.resolver.is_none() && self.held.is_none() && self.durability.is_none();
+        let plain =
+            self.resolver.is_none() && self.lock_check.is_none() && self.durability.is_none();
         self.grouped && !self.immediate && plain
     }
 }
 
 /// How a transaction is to be sent.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Form<'t> {
-    pub(crate) terms: &'t Terms,
+pub(crate) struct CommitPlan<'t> {
+    pub(crate) options: &'t CommitOptions,
     /// The link must still watch what it was told to: a fresh one would protect nothing.
     pub(crate) watched: bool,
     /// By when a dead link must have been replaced.
-    pub(crate) checkout: Instant,
+    pub(crate) checkout_deadline: Instant,
 }
 
 /// What became of a transaction that did not fail.
@@ -106,12 +107,12 @@ pub(crate) enum Committed {
 
 /// Commits what `buffer` holds.
 pub(crate) fn commit(
-    lease: &mut Lease,
+    checkout: &mut Lease,
     queue: &mut CommandQueue,
-    form: Form<'_>,
+    plan: CommitPlan<'_>,
 ) -> Result<Committed, CommitError> {
-    let counted = attempt(lease, queue, form);
-    count(lease.pool().counters(), &counted);
+    let counted = attempt(checkout, queue, plan);
+    count(checkout.pool().counters(), &counted);
     counted
 }
 
@@ -137,19 +138,19 @@ fn count(counters: &Counters, committed: &Result<Committed, CommitError>) {
 const TRIES: u32 = 4;
 
 fn attempt(
-    lease: &mut Lease,
+    checkout: &mut Lease,
     queue: &mut CommandQueue,
-    form: Form<'_>,
+    plan: CommitPlan<'_>,
 ) -> Result<Committed, CommitError> {
     // Nothing was queued and nothing was asked of the server: there is nothing to commit. (Where
     // keys are watched the server is asked whether they changed.)
-    let idle = lease.current().is_none_or(|link| link.state().is_clean());
-    if queue.commands() == 0 && idle && !form.watched && form.terms.once.is_none() {
+    let idle = checkout.current().is_none_or(|link| link.state().is_clean());
+    if queue.commands() == 0 && idle && !plan.watched && plan.options.once.is_none() {
         return Ok(Committed::Applied(replies(queue, Vec::new())));
     }
     for _ in 0..TRIES {
-        prove(lease, queue, form)?;
-        match exchanged(lease, queue, form) {
+        prove(checkout, queue, plan)?;
+        match exchanged(checkout, queue, plan) {
             Err(Unapplied::OwnWatch) if !queue.is_flushed() => {}
             Err(Unapplied::OwnWatch) => break,
             Err(Unapplied::Failed(error)) => return Err(error),
@@ -174,48 +175,53 @@ impl From<CommitError> for Unapplied {
 }
 
 fn exchanged(
-    lease: &mut Lease,
+    checkout: &mut Lease,
     queue: &mut CommandQueue,
-    form: Form<'_>,
+    plan: CommitPlan<'_>,
 ) -> Result<Committed, Unapplied> {
-    let (settings, asks) = (Arc::clone(lease.pool().settings()), lease.asks());
-    let Some(link) = lease.current() else {
+    let (settings, asks) = (Arc::clone(checkout.pool().settings()), checkout.asks());
+    let Some(link) = checkout.current() else {
         return Err(CommitError::from(CheckoutError::Closed).into());
     };
-    let sent = form.terms.resolver.as_ref().map(|_| Instant::now());
-    let (verdict, acks) = match exchange(link, queue, form.terms, &settings, asks) {
+    let sent = plan.options.resolver.as_ref().map(|_| Instant::now());
+    let (verdict, acks) = match exchange(link, queue, plan.options, &settings, asks) {
         Ok(Answers { collector, acks }) => {
             link.has_answered();
             (collector.verdict(), acks)
         }
         Err(Lost::BeforeExec(cause)) => {
-            lease.found_dead(&cause);
+            checkout.found_dead(&cause);
             return Err(CommitError::lost_before_exec(cause).into());
         }
         Err(Lost::AfterExec(cause, collector)) => match collector.verdict() {
             Verdict::Unknown(doubt) => {
-                let in_doubt = in_doubt(lease, form.terms, cause.clone(), &doubt);
-                lease.found_dead(&cause);
+                let in_doubt = in_doubt(checkout, plan.options, cause.clone(), &doubt);
+                checkout.found_dead(&cause);
                 return Err(CommitError::InDoubt(in_doubt).into());
             }
             known => {
-                lease.found_dead(&cause);
+                checkout.found_dead(&cause);
                 (known, None)
             }
         },
     };
-    judge(lease, queue, form, verdict, acks, sent)
+    judge(checkout, queue, plan, verdict, acks, sent)
 }
 
-fn in_doubt(lease: &mut Lease, terms: &Terms, cause: ConnectionError, doubt: &Unproven) -> InDoubt {
-    let endpoint = lease.pool().endpoint().clone();
+fn in_doubt(
+    checkout: &mut Lease,
+    options: &CommitOptions,
+    cause: ConnectionError,
+    doubt: &Unproven,
+) -> InDoubt {
+    let endpoint = checkout.pool().endpoint().clone();
     // The register is written last. Of commands that ran one by one it proves nothing.
-    let resolver = terms.resolver.as_ref().filter(|_| !doubt.bare);
-    let in_doubt = match (resolver, lease.current().and_then(|link| link.known_marker())) {
+    let resolver = options.resolver.as_ref().filter(|_| !doubt.bare);
+    let in_doubt = match (resolver, checkout.current().and_then(|link| link.known_marker())) {
         (Some(resolver), Some(marker)) => {
             let (register, number) = (marker.register(), marker.number());
             let mut token = CommitToken::new(register, number, endpoint.db(), &endpoint.address());
-            token.slot = terms.place.slot;
+            token.slot = options.cluster.slot;
             InDoubt::resolvable(cause, token, Arc::clone(resolver))
         }
         _ => InDoubt::new(cause),
@@ -232,9 +238,9 @@ fn unproven(doubt: &Unproven) -> ConnectionError {
 }
 
 fn judge(
-    lease: &mut Lease,
+    checkout: &mut Lease,
     queue: &mut CommandQueue,
-    form: Form<'_>,
+    plan: CommitPlan<'_>,
     verdict: Verdict,
     acks: Option<Result<ReplicaAcks, ServerError>>,
     sent: Option<Instant>,
@@ -242,45 +248,45 @@ fn judge(
     let error = match verdict {
         Verdict::Applied(values) => {
             let (values, own) = without_own(queue, values);
-            if let Some(link) = lease.current() {
+            if let Some(link) = checkout.current() {
                 link.wrote();
-                if form.terms.resolver.is_some() {
+                if plan.options.resolver.is_some() {
                     link.registered(sent);
                 }
             }
-            let touched = usize::from(form.terms.place.touch.is_some());
+            let touched = usize::from(plan.options.cluster.exists.is_some());
             let failed = own.iter().skip(touched).find(|value| !matches!(value, Value::Okay));
             if failed.is_some() {
-                lease.taint(Taint::LeftDirty);
+                checkout.taint(Taint::LeftDirty);
             }
-            return Ok(Committed::Applied(applied(queue, values, form.terms, acks, failed)?));
+            return Ok(Committed::Applied(applied(queue, values, plan.options, acks, failed)?));
         }
-        Verdict::RepliesLost => return Ok(Committed::Applied(unread(queue, form.terms)?)),
-        Verdict::Nil if form.watched => return Ok(Committed::Conflict),
-        Verdict::Nil if form.terms.resolver.is_some() || form.terms.held.is_some() => {
-            if let Some(link) = lease.current() {
+        Verdict::RepliesLost => return Ok(Committed::Applied(unread(queue, plan.options)?)),
+        Verdict::Nil if plan.watched => return Ok(Committed::Conflict),
+        Verdict::Nil if plan.options.resolver.is_some() || plan.options.lock_check.is_some() => {
+            if let Some(link) = checkout.current() {
                 link.registered(None);
             }
             return Err(Unapplied::OwnWatch);
         }
         // The link watched something that nobody here asked for.
         Verdict::Nil => {
-            lease.taint(Taint::LeftDirty);
+            checkout.taint(Taint::LeftDirty);
             CommitError::lost_before_exec(ConnectionError::unexpected(
                 "a conflict on a connection that watched nothing",
             ))
         }
-        Verdict::Rejected(refusal) => rejected(lease, queue, refusal),
+        Verdict::Rejected(refusal) => rejected(checkout, queue, refusal),
         Verdict::WithoutMulti(bare) => match bare.outcome(queue.names()) {
-            Ok(refusal) => rejected(lease, queue, refusal),
+            Ok(refusal) => rejected(checkout, queue, refusal),
             Err(values) => not_isolated(queue, values),
         },
         Verdict::Unknown(doubt) => {
-            let in_doubt = in_doubt(lease, form.terms, unproven(&doubt), &doubt);
+            let in_doubt = in_doubt(checkout, plan.options, unproven(&doubt), &doubt);
             // Whichever reply does not fit, the next one may not be this connection's either.
-            lease.taint(Taint::Protocol);
+            checkout.taint(Taint::Protocol);
             if let Some(error) = &doubt.exec {
-                lease.heed(error.code());
+                checkout.heed(error.code());
             }
             CommitError::InDoubt(in_doubt)
         }
@@ -298,7 +304,7 @@ fn without_own(queue: &CommandQueue, mut values: Vec<Value>) -> (Vec<Value>, Vec
 fn applied(
     queue: &mut CommandQueue,
     values: Vec<Value>,
-    terms: &Terms,
+    options: &CommitOptions,
     acks: Option<Result<ReplicaAcks, ServerError>>,
     failed: Option<&Value>,
 ) -> Result<Replies, CommitError> {
@@ -309,7 +315,7 @@ fn applied(
         Some(Ok(acks)) => (acks, None),
         None => (ReplicaAcks::default(), None),
     };
-    let replies = replies(queue, values).acknowledged_by(terms.durability.map(|_| got));
+    let replies = replies(queue, values).acknowledged_by(options.durability.map(|_| got));
     if let Some(failed) = failed {
         let error = match failed {
             Value::ServerError(error) => ServerError::from_reply(error, false),
@@ -320,7 +326,7 @@ fn applied(
     if replies.failures() > 0 {
         return Err(CommitError::PartlyApplied { replies });
     }
-    match terms.durability {
+    match options.durability {
         Some(durability) if refused.is_some() || !durability.is_met_by(got) => {
             Err(CommitError::NotReplicated { wanted: durability.wanted(), got, refused, replies })
         }
@@ -330,9 +336,9 @@ fn applied(
 
 /// The replies of an applied transaction that could not be read. Their connection is closed, so it is
 /// not known how far the transaction has spread.
-fn unread(queue: &CommandQueue, terms: &Terms) -> Result<Replies, CommitError> {
+fn unread(queue: &CommandQueue, options: &CommitOptions) -> Result<Replies, CommitError> {
     let replies = Replies::lost(queue.transaction());
-    let Some(durability) = terms.durability else { return Ok(replies) };
+    let Some(durability) = options.durability else { return Ok(replies) };
     let (wanted, got) = (durability.wanted(), ReplicaAcks::default());
     let replies = replies.acknowledged_by(Some(got));
     Err(CommitError::NotReplicated { wanted, got, refused: None, replies })
@@ -344,8 +350,8 @@ fn not_isolated(queue: &mut CommandQueue, values: Vec<Value>) -> CommitError {
     CommitError::NotIsolated { replies: replies(queue, values) }
 }
 
-fn rejected(lease: &mut Lease, queue: &CommandQueue, refusal: RejectedCommand) -> CommitError {
-    lease.heed(refusal.error.code());
+fn rejected(checkout: &mut Lease, queue: &CommandQueue, refusal: RejectedCommand) -> CommitError {
+    checkout.heed(refusal.error.code());
     refused(queue, refusal)
 }
 
@@ -373,53 +379,53 @@ fn replies(queue: &mut CommandQueue, values: Vec<Value>) -> Replies {
 
 /// MULTI, awaited, for a scope that begins with it.
 pub(crate) fn begin(
-    lease: &mut Lease,
+    checkout: &mut Lease,
     queue: &CommandQueue,
-    form: Form<'_>,
+    plan: CommitPlan<'_>,
 ) -> Result<(), CommitError> {
-    prove(lease, queue, Form { terms: &form.terms.at_once(), ..form })
+    prove(checkout, queue, CommitPlan { options: &plan.options.at_once(), ..plan })
 }
 
 /// Sends the waiting commands of a large transaction and reads that they were queued.
 pub(crate) fn flush(
-    lease: &mut Lease,
+    checkout: &mut Lease,
     queue: &mut CommandQueue,
-    form: Form<'_>,
+    plan: CommitPlan<'_>,
 ) -> Result<(), CommitError> {
-    begin(lease, queue, form)?;
-    let deadline = lease.response_deadline();
-    let Some(link) = lease.current() else {
+    begin(checkout, queue, plan)?;
+    let deadline = checkout.response_deadline();
+    let Some(link) = checkout.current() else {
         return Err(CheckoutError::Closed.into());
     };
     let (collector, answered) = send_queued(link, queue, deadline);
     let refusal = collector.refusal().cloned();
     if let Err(cause) = answered {
-        lease.found_dead(&cause);
+        checkout.found_dead(&cause);
         // What was refused before stays refused, and would be again.
         return Err(match refusal {
-            Some(refusal) => rejected(lease, queue, refusal),
+            Some(refusal) => rejected(checkout, queue, refusal),
             None => CommitError::lost_before_exec(cause),
         });
     }
     if let Some(refusal) = refusal {
-        return Err(rejected(lease, queue, refusal));
+        return Err(rejected(checkout, queue, refusal));
     }
     queue.flushed();
     Ok(())
 }
 
-impl Terms {
+impl CommitOptions {
     fn at_once(&self) -> Self {
         Self { immediate: true, ..self.clone() }
     }
 }
 
-impl std::fmt::Debug for Terms {
+impl std::fmt::Debug for CommitOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Terms")
+        f.debug_struct("CommitOptions")
             .field("immediate", &self.immediate)
             .field("exactly_once", &self.resolver.is_some())
-            .field("fenced", &self.held.is_some())
+            .field("fenced", &self.lock_check.is_some())
             .field("durability", &self.durability)
             .finish_non_exhaustive()
     }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use redis::Value;
 
-use crate::commit::{Form, Refused, Terms};
+use crate::commit::{CommitOptions, CommitPlan, Refused};
 use crate::connection::connection::Link;
 use crate::connection::deadline::Deadline;
 use crate::error::any::CommitError;
@@ -33,12 +33,12 @@ use crate::settings::Settings;
 ///
 /// A dead link is replaced as long as nothing of the user's was sent on it and it watches nothing.
 pub(crate) fn prove(
-    lease: &mut Lease,
+    checkout: &mut Lease,
     queue: &CommandQueue,
-    form: Form<'_>,
+    plan: CommitPlan<'_>,
 ) -> Result<(), CommitError> {
-    let (must_watch, must_be_in_multi) = (form.watched, queue.is_flushed());
-    let kept = lease.current().is_some_and(|link| {
+    let (must_watch, must_be_in_multi) = (plan.watched, queue.is_flushed());
+    let kept = checkout.current().is_some_and(|link| {
         let state = link.state();
         (state.is_watching() || !must_watch) && (state.is_in_multi() || !must_be_in_multi)
     });
@@ -50,19 +50,20 @@ pub(crate) fn prove(
     }
     loop {
         // First: it may be another one then.
-        lease.link(form.checkout).map_err(CommitError::not_sent)?;
-        let (trusted, asks) = (lease.is_trusted(), lease.asks());
-        let health = form.asks_for_aof().then(|| lease.pool().health().clone());
-        let settings = lease.pool().settings().clone();
-        let link = lease.link(form.checkout).map_err(CommitError::not_sent)?;
+        checkout.link(plan.checkout_deadline).map_err(CommitError::not_sent)?;
+        let (trusted, asks) = (checkout.is_trusted(), checkout.asks());
+        let health = plan.asks_for_aof().then(|| checkout.pool().health().clone());
+        let settings = checkout.pool().settings().clone();
+        let link = checkout.link(plan.checkout_deadline).map_err(CommitError::not_sent)?;
         let watching = link.state().is_watching();
         let health = health.filter(|health| !health.knows_waitaof.load(Ordering::Relaxed));
         let asks_for_aof = health.is_some();
         let seen = Seen { trusted, flushed: queue.is_flushed(), asks_for_aof, asks };
-        let steps = steps(link, &settings, form, seen).map_err(CommitError::lost_before_exec)?;
+        let steps = steps(link, &settings, plan, seen).map_err(CommitError::lost_before_exec)?;
         let asked = match steps {
             Some(steps) => {
-                let deadline = Deadline::after(settings.response_timeout).capped(form.checkout);
+                let deadline =
+                    Deadline::after(settings.response_timeout).capped(plan.checkout_deadline);
                 steps.take(link, deadline).map(|found| found.told(asks))
             }
             None => match link.look() {
@@ -73,15 +74,15 @@ pub(crate) fn prove(
         match asked {
             // What it watches for itself cannot be forgotten; another one watches nothing yet.
             Ok(Found { refused: Some(refused), .. }) if !watching && refused.is_of_unwatch() => {
-                lease.leave();
+                checkout.leave();
             }
             Ok(Found { refused: Some(refused), .. }) => {
-                lease.heed(refused.error.code());
+                checkout.heed(refused.error.code());
                 let error = refused.error.in_full(settings.server_messages);
                 return Err(CommitError::rejected(None, refused.word.to_owned(), &error));
             }
             Ok(Found { once: true, .. }) => return Err(CommitError::AlreadyCommitted),
-            Ok(Found { lock_lost: true, .. }) => return Err(form.terms.lock_lost()),
+            Ok(Found { lock_lost: true, .. }) => return Err(plan.options.lock_lost()),
             Ok(Found { lacks_waitaof: true, .. }) => {
                 let unsupported = Error::Unsupported { command: "WAITAOF", since: "7.2" };
                 return Err(CommitError::not_sent(unsupported));
@@ -93,12 +94,12 @@ pub(crate) fn prove(
                 return Ok(());
             }
             Err(cause) => {
-                lease.found_dead(&cause);
+                checkout.found_dead(&cause);
                 // Nor can commands that were sent ahead be sent elsewhere.
-                if watching || must_be_in_multi || Instant::now() >= form.checkout {
+                if watching || must_be_in_multi || Instant::now() >= plan.checkout_deadline {
                     return Err(CommitError::lost_before_exec(cause));
                 }
-                lease.tell_of_death(&cause);
+                checkout.tell_of_death(&cause);
             }
         }
     }
@@ -107,40 +108,40 @@ pub(crate) fn prove(
 /// WATCH, awaited, for a scope that reads before it writes; and the answers to so many `reads` in
 /// the same write.
 pub(crate) fn watch(
-    lease: &mut Lease,
+    checkout: &mut Lease,
     keys: Option<&[u8]>,
     (reads, count): (&[u8], usize),
-    form: Form<'_>,
+    plan: CommitPlan<'_>,
 ) -> Result<Vec<Value>, Error> {
     loop {
-        let (settings, asks) = (lease.pool().settings().clone(), lease.asks());
-        let deadline = lease.response_deadline().capped(form.checkout);
-        let link = lease.link(form.checkout)?;
+        let (settings, asks) = (checkout.pool().settings().clone(), checkout.asks());
+        let deadline = checkout.response_deadline().capped(plan.checkout_deadline);
+        let link = checkout.link(plan.checkout_deadline)?;
         let mut steps = Steps { asks, ..Steps::default() };
         if let Some(keys) = keys {
-            steps.register(link, &settings, form.terms).map_err(lost_watch)?;
+            steps.register(link, &settings, plan.options).map_err(lost_watch)?;
             steps.step(Step::Watch, Expect::Watch, keys);
-            steps.once(form.terms);
-            steps.held(form.terms);
+            steps.once(plan.options);
+            steps.check_lock(plan.options);
         }
         steps.reads(reads, count);
         match steps.take(link, deadline).map(|found| found.told(asks)) {
-            Ok(Found { refused: Some(refused), .. }) if refused.is_of_unwatch() => lease.leave(),
+            Ok(Found { refused: Some(refused), .. }) if refused.is_of_unwatch() => checkout.leave(),
             Ok(Found { refused: Some(refused), .. }) => {
-                lease.heed(refused.error.code());
+                checkout.heed(refused.error.code());
                 return Err(Error::from(refused).in_full(settings.server_messages));
             }
             Ok(Found { once: true, .. }) => return Err(CommitError::AlreadyCommitted.into()),
-            Ok(Found { lock_lost: true, .. }) => return Err(form.terms.lock_lost().into()),
+            Ok(Found { lock_lost: true, .. }) => return Err(plan.options.lock_lost().into()),
             Ok(found) => return Ok(found.reads),
             Err(cause) => {
-                lease.found_dead(&cause);
+                checkout.found_dead(&cause);
                 // What is too large is as large on another connection.
                 let too_large = cause.kind() == ConnectionErrorKind::TooLarge;
-                if too_large || Instant::now() >= form.checkout {
+                if too_large || Instant::now() >= plan.checkout_deadline {
                     return Err(lost_watch(cause));
                 }
-                lease.tell_of_death(&cause);
+                checkout.tell_of_death(&cause);
             }
         }
     }
@@ -164,10 +165,10 @@ struct Seen {
 fn steps(
     link: &mut Link,
     settings: &Settings,
-    form: Form<'_>,
+    plan: CommitPlan<'_>,
     Seen { trusted, flushed, asks_for_aof, asks }: Seen,
 ) -> Result<Option<Steps>, ConnectionError> {
-    let (terms, state) = (form.terms, link.state());
+    let (options, state) = (plan.options, link.state());
     let (multi, watching, armed) =
         (state.is_in_multi(), state.is_watching(), state.watches_marker());
     let mut steps = Steps { asks, ..Steps::default() };
@@ -178,25 +179,28 @@ fn steps(
             return Ok(None);
         }
         steps.step(Step::Discard, Expect::Discard, DISCARD);
-        if armed || terms.resolver.is_some() {
+        if armed || options.resolver.is_some() {
             link.registered(None);
         }
     }
-    if terms.resolver.is_some() {
-        steps.register(link, settings, terms)?;
-    } else if armed && !multi && !watching && (terms.immediate || !trusted || terms.held.is_some())
+    if options.resolver.is_some() {
+        steps.register(link, settings, options)?;
+    } else if armed
+        && !multi
+        && !watching
+        && (options.immediate || !trusted || options.lock_check.is_some())
     {
         steps.step(Step::Unwatch, Expect::Unwatch, UNWATCH);
     }
     if !watching {
-        steps.once(terms);
-        steps.held(terms);
+        steps.once(options);
+        steps.check_lock(options);
     }
     if asks_for_aof {
         steps.step(Step::Aof, Expect::Plain, WAITAOF_INFO);
     }
     // The word that the slot is known to be on its way must come right before MULTI.
-    if trusted && !terms.immediate && !asks && steps.is_empty() {
+    if trusted && !options.immediate && !asks && steps.is_empty() {
         return Ok(None);
     }
     steps.step(Step::Multi, Expect::Multi, MULTI);
@@ -309,16 +313,16 @@ impl Steps {
         &mut self,
         link: &mut Link,
         settings: &Settings,
-        terms: &Terms,
+        options: &CommitOptions,
     ) -> Result<(), ConnectionError> {
-        if terms.resolver.is_none() {
+        if options.resolver.is_none() {
             if link.state().watches_marker() {
                 self.step(Step::Unwatch, Expect::Unwatch, UNWATCH);
             }
             return Ok(());
         }
         let state = link.state();
-        let tag = terms.place.tag();
+        let tag = options.cluster.tag();
         if link.is_armed_for(settings.register_ttl / 2, tag) {
             return Ok(());
         }
@@ -346,20 +350,20 @@ impl Steps {
     }
 
     /// Watches the transaction's own key and asks whether it is there.
-    fn once(&mut self, terms: &Terms) {
-        if let Some(once) = &terms.once {
-            let tag = terms.place.tag();
+    fn once(&mut self, options: &CommitOptions) {
+        if let Some(once) = &options.once {
+            let tag = options.cluster.tag();
             once.watch(self.next(Step::WatchOnce, Expect::Watch), tag);
             once.exists(self.next(Step::IdempotencyKey, Expect::Plain), tag);
         }
     }
 
     /// Watches the lock and asks whether it is held.
-    fn held(&mut self, terms: &Terms) {
-        if let Some(held) = &terms.held {
-            held.lock.watch(self.next(Step::WatchLock, Expect::Watch));
+    fn check_lock(&mut self, options: &CommitOptions) {
+        if let Some(lock_check) = &options.lock_check {
+            lock_check.lock.watch(self.next(Step::WatchLock, Expect::Watch));
             self.step(Step::Time, Expect::Plain, ownership::TIME);
-            held.lock.score(self.next(Step::Lock, Expect::Plain));
+            lock_check.lock.score(self.next(Step::Lock, Expect::Plain));
         }
     }
 
@@ -413,8 +417,8 @@ impl Steps {
     }
 }
 
-impl Form<'_> {
+impl CommitPlan<'_> {
     fn asks_for_aof(&self) -> bool {
-        matches!(self.terms.durability, Some(Durability::Aof { .. }))
+        matches!(self.options.durability, Some(Durability::Aof { .. }))
     }
 }

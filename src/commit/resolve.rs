@@ -17,7 +17,7 @@ use crate::connection::deadline;
 use crate::connection::deadline::Deadline;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
-use crate::error::in_doubt::{CommitToken, Resolution, Resolver, UnresolvedReason};
+use crate::error::in_doubt::{CommitToken, Resolution, ResolveCommit, UnresolvedReason};
 use crate::logging::rate_limit::Alarm;
 use crate::pool::manager;
 use crate::pool::manager::Purpose;
@@ -36,14 +36,14 @@ use crate::sync::lock;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Asks the server what became of a transaction.
-pub(crate) struct Asker {
+pub(crate) struct CommitResolver {
     nodes: Nodes,
     gate: Gate<(), ()>,
     /// And where it leads.
     link: Mutex<Option<(String, Link)>>,
 }
 
-impl Asker {
+impl CommitResolver {
     pub(crate) fn new(nodes: Nodes) -> Self {
         Self { nodes, gate: Gate::new(1), link: Mutex::new(None) }
     }
@@ -53,7 +53,11 @@ impl Asker {
         self.gate.close();
     }
 
-    fn ask(&self, token: &CommitToken, deadline: Instant) -> Result<bool, UnresolvedReason> {
+    fn resolve_on_server(
+        &self,
+        token: &CommitToken,
+        deadline: Instant,
+    ) -> Result<bool, UnresolvedReason> {
         self.nodes.here().map_err(|_| UnresolvedReason::OtherProcess)?;
         let here = self.nodes.db();
         if token.db != here {
@@ -75,7 +79,7 @@ impl Asker {
         loop {
             let kept = lock(&self.link).take();
             let was_kept = kept.is_some();
-            let asked = self.ask_on(kept, &route, token, deadline);
+            let asked = self.ask_server(kept, &route, token, deadline);
             if let Err(UnresolvedReason::Refused(error)) = &asked
                 && let Some(redirect) =
                     self.nodes.redirect_for(&route, error.code(), error.message())
@@ -89,7 +93,7 @@ impl Asker {
             }
             let passing = match &asked {
                 Err(UnresolvedReason::Unreachable(error)) => error.is_passing(),
-                Err(UnresolvedReason::Refused(error)) => answers_soon(error),
+                Err(UnresolvedReason::Refused(error)) => is_transient(error),
                 _ => false,
             };
             let left = deadline.saturating_duration_since(Instant::now());
@@ -128,7 +132,7 @@ impl Asker {
         }
     }
 
-    fn ask_on(
+    fn ask_server(
         &self,
         kept: Option<(String, Link)>,
         route: &Route,
@@ -188,15 +192,15 @@ impl Asker {
 }
 
 // What it holds is judged by its own state after a panic, whichever locks it is built with.
-impl UnwindSafe for Asker {}
-impl RefUnwindSafe for Asker {}
+impl UnwindSafe for CommitResolver {}
+impl RefUnwindSafe for CommitResolver {}
 
-impl Resolver for Asker {
+impl ResolveCommit for CommitResolver {
     fn resolve(&self, token: &CommitToken, within: Option<Duration>) -> Resolution {
         let within = within.unwrap_or(self.nodes.settings().checkout_timeout);
         let now = Instant::now();
         let deadline = deadline::later(now, within);
-        let resolution = match self.ask(token, deadline) {
+        let resolution = match self.resolve_on_server(token, deadline) {
             Ok(true) => Resolution::Committed,
             Ok(false) => Resolution::NotCommitted,
             Err(why) => Resolution::StillUnknown { why },
@@ -222,7 +226,7 @@ impl Resolver for Asker {
 }
 
 /// Whether the server says that it will be able to tell in a moment.
-fn answers_soon(error: &ServerError) -> bool {
+fn is_transient(error: &ServerError) -> bool {
     matches!(error.code(), "LOADING" | "BUSY" | "TRYAGAIN" | "CLUSTERDOWN" | "MASTERDOWN")
 }
 
@@ -235,8 +239,8 @@ fn not_asked(refused: Refused<()>) -> UnresolvedReason {
     })
 }
 
-impl fmt::Debug for Asker {
+impl fmt::Debug for CommitResolver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Asker").field("nodes", &self.nodes).finish_non_exhaustive()
+        f.debug_struct("CommitResolver").field("nodes", &self.nodes).finish_non_exhaustive()
     }
 }

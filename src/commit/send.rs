@@ -2,7 +2,7 @@
 //!
 //! Never: a reply left unread on a link that is kept.
 
-use crate::commit::Terms;
+use crate::commit::CommitOptions;
 use crate::connection::connection::Link;
 use crate::connection::deadline::Deadline;
 use crate::error::connection::ConnectionError;
@@ -28,13 +28,13 @@ pub(crate) enum Lost {
 pub(crate) fn exchange(
     link: &mut Link,
     queue: &mut CommandQueue,
-    terms: &Terms,
+    options: &CommitOptions,
     settings: &Settings,
     asks: bool,
 ) -> Result<Answers, Lost> {
     let Around { own, own_commands, behind } =
-        around(link, terms, settings, asks).map_err(Lost::BeforeExec)?;
-    let exactly_once = terms.resolver.is_some();
+        around(link, options, settings, asks).map_err(Lost::BeforeExec)?;
+    let exactly_once = options.resolver.is_some();
     let start = match (link.state().is_in_multi(), link.state().watches_marker() && !exactly_once) {
         (true, _) => Prefix::Commands,
         // Its register may have expired, and that is nothing to this transaction.
@@ -49,9 +49,9 @@ pub(crate) fn exchange(
         (Expect::Exec, 1),
         (Expect::Plain, u32::from(exactly_once && asks)),
         (Expect::WatchMarker, u32::from(exactly_once)),
-        (Expect::Plain, u32::from(terms.durability.is_some())),
+        (Expect::Plain, u32::from(options.durability.is_some())),
     ];
-    let waits = terms.durability.map(|durability| durability.timeout()).unwrap_or_default();
+    let waits = options.durability.map(|durability| durability.timeout()).unwrap_or_default();
     let deadline = Deadline::after(settings.response_timeout + waits);
     let mut collector = Collector::new(commands + own_commands, commands - unsent);
     let closed = queue.finish(start, &own, &behind);
@@ -68,7 +68,7 @@ pub(crate) fn exchange(
     let came = link.receive_each(&expected, deadline, |expect, reply| match expect {
         Expect::Plain => {
             let value = reply.into_value();
-            acks = terms.durability.map(|wanted| wanted.acks(&value));
+            acks = options.durability.map(|wanted| wanted.acks(&value));
         }
         _ => collector.take(expect, reply),
     });
@@ -78,7 +78,7 @@ pub(crate) fn exchange(
     }
 }
 
-/// What is sent around EXEC for the transaction's terms.
+/// What is sent around EXEC for the transaction's options.
 struct Around {
     /// Commands that are queued behind the user's.
     own: Vec<u8>,
@@ -89,19 +89,19 @@ struct Around {
 
 fn around(
     link: &mut Link,
-    terms: &Terms,
+    options: &CommitOptions,
     settings: &Settings,
     asks: bool,
 ) -> Result<Around, ConnectionError> {
     let mut around = Around { own: Vec::new(), own_commands: 0, behind: Vec::new() };
-    if let Some(touch) = &terms.place.touch {
-        around.own.extend_from_slice(touch);
+    if let Some(exists) = &options.cluster.exists {
+        around.own.extend_from_slice(exists);
         around.own_commands += 1;
     }
-    if terms.resolver.is_some() {
+    if options.resolver.is_some() {
         let marker = link.marker(&settings.prefix)?;
         marker.advance();
-        if let Some(once) = &terms.once {
+        if let Some(once) = &options.once {
             once.set(&mut around.own, marker);
             around.own_commands += 1;
         }
@@ -112,7 +112,7 @@ fn around(
         }
         marker.watch(&mut around.behind);
     }
-    if let Some(durability) = &terms.durability {
+    if let Some(durability) = &options.durability {
         durability.write(&mut around.behind);
     }
     Ok(around)

@@ -28,11 +28,13 @@ pub struct InDoubt {
     source: ConnectionError,
     /// If EXEC ran, it may have run without one of the commands.
     incomplete: bool,
-    resolvable: Option<Box<(CommitToken, Arc<dyn Resolver>)>>,
+    resolvable: Option<Box<(CommitToken, Arc<dyn ResolveCommit>)>>,
 }
 
 /// Where a token can be resolved.
-pub(crate) trait Resolver: fmt::Debug + Send + Sync + UnwindSafe + RefUnwindSafe {
+pub(crate) trait ResolveCommit:
+    fmt::Debug + Send + Sync + UnwindSafe + RefUnwindSafe
+{
     /// Asks the server; `None`: within the manager's own time.
     fn resolve(&self, token: &CommitToken, within: Option<Duration>) -> Resolution;
 }
@@ -45,7 +47,7 @@ impl InDoubt {
     pub(crate) fn resolvable(
         source: ConnectionError,
         token: CommitToken,
-        resolver: Arc<dyn Resolver>,
+        resolver: Arc<dyn ResolveCommit>,
     ) -> Self {
         Self { source, incomplete: false, resolvable: Some(Box::new((token, resolver))) }
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 
-use crate::commit::lock_check::Held;
+use crate::commit::lock_check::LockCheck;
 use crate::error::lock::{LockError, LostReason};
 use crate::lock::client::{Over, refused};
 use crate::lock::lease::Hold;
@@ -236,9 +236,9 @@ impl LockGuard {
     }
 
     /// What a transaction needs to know to be fenced by it.
-    pub(crate) fn held(&self) -> Held {
+    pub(crate) fn lock_check(&self) -> LockCheck {
         let lock = HeldLock::new(&self.hold.names.holders, &self.hold.member);
-        Held::new(lock, Arc::<Hold>::clone(&self.hold))
+        LockCheck::new(lock, Arc::<Hold>::clone(&self.hold))
     }
 }
 

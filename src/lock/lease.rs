@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::commit::lock_check::Witness;
+use crate::commit::lock_check::LockProbe;
 use crate::error::lock::LostReason;
 use crate::protocol::lock::keys::Names;
 use crate::protocol::lock::script::{Call, RELEASE, RENEW};
@@ -274,20 +274,20 @@ fn tell(callbacks: Vec<Callback>) {
     }
 }
 
-impl Witness for Hold {
+impl LockProbe for Hold {
     fn is_lost(&self) -> bool {
         self.lost().is_some()
     }
 
-    fn lose(&self) {
+    fn mark_lost(&self) {
         Self::lose(self, LostReason::Gone);
     }
 
-    fn begin(&self) {
+    fn pause_renewal(&self) {
         self.disturbed.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn end(&self) {
+    fn resume_renewal(&self) {
         self.disturbed.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -333,9 +333,9 @@ mod tests {
         let now = Instant::now();
         let hold = hold(now, Duration::ZERO);
         assert_eq!(hold.next_look(true), now + LEASE / 3);
-        Witness::begin(&hold);
+        LockProbe::pause_renewal(&hold);
         assert_eq!(hold.next_look(true), now + LEASE / 3 * 2);
-        Witness::end(&hold);
+        LockProbe::resume_renewal(&hold);
         assert_eq!(hold.next_look(true), now + LEASE / 3);
         assert_eq!(hold.next_look(false), hold.valid_until());
     }

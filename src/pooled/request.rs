@@ -131,20 +131,20 @@ impl Request {
         nodes: &Nodes,
         route: &Route,
         (bytes, offset, count): (&[u8], usize, usize),
-        checkout: Instant,
+        checkout_deadline: Instant,
     ) -> Result<Vec<Value>, Error> {
         let settings = nodes.settings();
         let mut repeats = Repeats::new(settings.max_size);
-        let mut lease = None;
-        while self.batchable && lease.is_none() {
+        let mut checkout = None;
+        while self.batchable && checkout.is_none() {
             let job = || BatchRequest { bytes: bytes.to_vec(), what: RequestKind::Read };
-            let settled = match nodes.join(route, checkout, job)? {
+            let settled = match nodes.join(route, checkout_deadline, job)? {
                 Joined::Alone(alone) => {
-                    lease = Some(alone);
+                    checkout = Some(alone);
                     break;
                 }
                 Joined::Lead(mut leading, own) => {
-                    leading.answering(checkout)?;
+                    leading.answering(checkout_deadline)?;
                     lead(leading, &own)
                 }
                 Joined::Settled(settled) => settled,
@@ -156,7 +156,7 @@ impl Request {
                     ConnectionError::unexpected("another job's replies for a read")
                 }
             };
-            if !repeats.allow(true, &cause) || Instant::now() >= checkout {
+            if !repeats.allow(true, &cause) || Instant::now() >= checkout_deadline {
                 return Err(Error::Lost {
                     during: self.name.clone(),
                     applied: Applied::No,
@@ -165,55 +165,55 @@ impl Request {
             }
             tracing::debug!(%cause, "asked again on another connection");
         }
-        let mut lease = match lease {
-            Some(lease) => lease,
-            None => nodes.lease(route, checkout)?,
+        let mut checkout = match checkout {
+            Some(checkout) => checkout,
+            None => nodes.lease(route, checkout_deadline)?,
         };
         let waiting = self.waiting();
         loop {
             if !self.read_only {
-                lease.answering(checkout)?;
+                checkout.answering(checkout_deadline)?;
             }
-            lease.link(checkout)?;
-            let trusted = lease.is_trusted();
+            checkout.link(checkout_deadline)?;
+            let trusted = checkout.is_trusted();
             let deadline = Deadline::after(settings.response_timeout + self.blocks_for);
-            let pool = waiting.is_some().then(|| lease.pool().clone());
+            let pool = waiting.is_some().then(|| checkout.pool().clone());
             let begun = match (&waiting, &pool) {
-                (Some(waiting), Some(pool)) => Some(lease.blocks(pool, waiting)?),
+                (Some(waiting), Some(pool)) => Some(checkout.blocks(pool, waiting)?),
                 _ => None,
             };
-            let asked = ask(&mut lease, bytes, offset, count, deadline, checkout);
+            let asked = ask(&mut checkout, bytes, offset, count, deadline, checkout_deadline);
             drop(begun);
             match asked {
                 Ok(replies) => {
                     if !self.read_only
                         && !matches!(replies.first(), Some(Value::ServerError(_)))
-                        && let Some(link) = lease.current()
+                        && let Some(link) = checkout.current()
                     {
                         link.wrote();
                     }
                     for value in &replies {
                         if let Value::ServerError(error) = value {
-                            lease.heed(error.code());
+                            checkout.heed(error.code());
                         }
                     }
                     return Ok(replies);
                 }
                 Err(Failed::Checkout(error)) => return Err(error),
                 Err(Failed::Lost { sent, cause }) => {
-                    let closed = waiting.is_some() && lease.was_closed();
-                    lease.found_dead(&cause);
+                    let closed = waiting.is_some() && checkout.was_closed();
+                    checkout.found_dead(&cause);
                     let cause = if closed { ended_by_close() } else { cause };
                     // Reads apply nothing, and half a command is none. Of a pipeline that was cut
                     // short the first commands may have arrived whole.
                     let harmless = self.read_only || (!sent && self.commands == 1);
                     let again = harmless && !closed && repeats.allow(trusted, &cause);
-                    if !again || Instant::now() >= checkout {
+                    if !again || Instant::now() >= checkout_deadline {
                         let applied = if harmless { Applied::No } else { Applied::Unknown };
                         let during = self.name.clone();
                         return Err(Error::Lost { during, applied, source: cause });
                     }
-                    lease.tell_of_repeat(&cause);
+                    checkout.tell_of_repeat(&cause);
                 }
             }
         }
@@ -231,14 +231,14 @@ enum Failed {
 }
 
 fn ask(
-    lease: &mut Lease,
+    checkout: &mut Lease,
     bytes: &[u8],
     offset: usize,
     count: usize,
     deadline: Deadline,
-    checkout: Instant,
+    checkout_deadline: Instant,
 ) -> Result<Vec<Value>, Failed> {
-    let link = lease.link(checkout).map_err(Failed::Checkout)?;
+    let link = checkout.link(checkout_deadline).map_err(Failed::Checkout)?;
     let expected = [(Expect::Plain, (offset + count) as u32)];
     link.send(bytes, &expected, deadline).map_err(|cause| Failed::Lost { sent: false, cause })?;
     let mut replies = Vec::with_capacity(count);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use crate::commit::resolve::Asker;
+use crate::commit::resolve::CommitResolver;
 use crate::connection::dns::Resolver;
 use crate::connection::endpoint::Endpoint;
 use crate::connection::url;
@@ -181,13 +181,13 @@ impl Builder {
         let kinds =
             [kind("transactional", Purpose::Transactional), kind("pooled", Purpose::Pooled), own];
         let [transactional, pooled, own] = nodes(address, &settings, kinds)?;
-        let asker = Arc::new(Asker::new(transactional.clone()));
+        let resolver = Arc::new(CommitResolver::new(transactional.clone()));
         let admission = Arc::new(Admission::new());
         let locks = Arc::new(Hub::new(pooled.clone(), own));
         Ok(SessionManager {
             pooled,
             transactional,
-            asker,
+            resolver,
             admission,
             locks,
             #[cfg(feature = "sentinel")]

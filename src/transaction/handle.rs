@@ -9,7 +9,7 @@ use std::sync::Arc;
 use redis::ToSingleRedisArg;
 
 use crate::error::any::Error;
-use crate::error::in_doubt::Resolver;
+use crate::error::in_doubt::ResolveCommit;
 use crate::lock::guard::LockGuard;
 use crate::pool::router::Nodes;
 use crate::pool::scopes::Owner;
@@ -45,7 +45,7 @@ use crate::transaction::watch::Watch;
 pub struct Transactional {
     nodes: Nodes,
     options: TransactionOptions,
-    resolver: Arc<dyn Resolver>,
+    resolver: Arc<dyn ResolveCommit>,
     admission: Arc<Admission>,
 }
 
@@ -55,7 +55,7 @@ impl RefUnwindSafe for Transactional {}
 impl Transactional {
     pub(crate) fn new(
         nodes: Nodes,
-        resolver: Arc<dyn Resolver>,
+        resolver: Arc<dyn ResolveCommit>,
         admission: Arc<Admission>,
     ) -> Self {
         Self { nodes, options: TransactionOptions::default(), resolver, admission }
@@ -154,8 +154,8 @@ impl Transactional {
         slot: Option<u16>,
     ) -> Result<Transaction, Error> {
         self.nodes.here()?;
-        let terms = options.terms(&self.resolver, self.nodes.settings())?;
-        let mut body = Body::new(&self.nodes, owner, terms);
+        let commit_options = options.commit_options(&self.resolver, self.nodes.settings())?;
+        let mut body = Body::new(&self.nodes, owner, commit_options);
         if let Some(slot) = slot {
             body.bind(slot)?;
         }
@@ -211,8 +211,8 @@ impl Transactional {
     ) -> Result<R::Output, E> {
         self.nodes.here().map_err(Error::from)?;
         let owner = owner(&self.options, Location::caller(), true);
-        let terms = self.options.terms(&self.resolver, self.nodes.settings())?;
-        retry_loop::plain(&self.nodes, owner, terms, self.options.policy(), closure)
+        let commit_options = self.options.commit_options(&self.resolver, self.nodes.settings())?;
+        retry_loop::plain(&self.nodes, owner, commit_options, self.options.policy(), closure)
     }
 
     /// Read, decide, write: what is written is applied only if none of `keys` changed meanwhile.

@@ -6,12 +6,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::commit::lock_check::Held;
-use crate::commit::{Place, Terms};
+use crate::commit::lock_check::LockCheck;
+use crate::commit::{ClusterKeys, CommitOptions};
 use crate::error::any::CommitError;
 use crate::error::any::Error;
 use crate::error::config::ConfigError;
-use crate::error::in_doubt::Resolver;
+use crate::error::in_doubt::ResolveCommit;
 use crate::lock::guard::LockGuard;
 use crate::protocol::idempotency_key::IdempotencyKey;
 use crate::protocol::replication::Durability;
@@ -56,7 +56,7 @@ pub struct TransactionOptions {
     retry: Option<RetryPolicy>,
     exactly_once: Option<ExactlyOnce>,
     durability: Option<Durability>,
-    held: Option<Held>,
+    lock_check: Option<LockCheck>,
     grouped: Option<bool>,
     take_turns: Option<bool>,
 }
@@ -197,7 +197,7 @@ impl TransactionOptions {
     /// and the answer is [`LockLost`](crate::CommitError::LockLost). See
     /// [`Transactional::fenced_by`](crate::Transactional::fenced_by).
     pub fn fenced_by(mut self, guard: &LockGuard) -> Self {
-        self.held = Some(guard.held());
+        self.lock_check = Some(guard.lock_check());
         self
     }
 
@@ -235,7 +235,7 @@ impl TransactionOptions {
             retry: over.retry.or(self.retry),
             exactly_once: over.exactly_once.or_else(|| self.exactly_once.clone()),
             durability: over.durability.or(self.durability),
-            held: over.held.or_else(|| self.held.clone()),
+            lock_check: over.lock_check.or_else(|| self.lock_check.clone()),
             grouped: over.grouped.or(self.grouped),
             take_turns: over.take_turns.or(self.take_turns),
         }
@@ -246,11 +246,11 @@ impl TransactionOptions {
     }
 
     /// What they ask of a commit.
-    pub(crate) fn terms(
+    pub(crate) fn commit_options(
         &self,
-        resolver: &Arc<dyn Resolver>,
+        resolver: &Arc<dyn ResolveCommit>,
         settings: &Settings,
-    ) -> Result<Terms, Error> {
+    ) -> Result<CommitOptions, Error> {
         let once = match &self.exactly_once {
             Some(ExactlyOnce::Keyed { key, .. }) if key.is_empty() => {
                 return Err(
@@ -269,23 +269,23 @@ impl TransactionOptions {
             }
             Some(ExactlyOnce::Fence) | None => None,
         };
-        if self.held.as_ref().is_some_and(Held::is_lost) {
+        if self.lock_check.as_ref().is_some_and(LockCheck::is_lost) {
             return Err(CommitError::LockLost.into());
         }
-        Ok(Terms {
-            held: self.held.as_ref().map(Held::watching),
+        Ok(CommitOptions {
+            lock_check: self.lock_check.as_ref().map(LockCheck::with_renewal_paused),
             immediate: self.begin == Some(Begin::Immediate),
             resolver: self.exactly_once.as_ref().map(|_| Arc::clone(resolver)),
             once,
             durability: self.durability,
             grouped: self.grouped == Some(true),
-            place: Place::default(),
+            cluster: ClusterKeys::default(),
         })
     }
 
     /// Where a cluster keeps the lock that it is fenced by.
     pub(crate) fn lock_slot(&self) -> Option<u16> {
-        self.held.as_ref().map(|held| held.lock.slot())
+        self.lock_check.as_ref().map(|lock_check| lock_check.lock.slot())
     }
 
     pub(crate) fn takes_turns(&self) -> bool {
@@ -304,7 +304,7 @@ impl fmt::Debug for TransactionOptions {
             .field("begin", &self.begin)
             .field("retry", &self.retry)
             .field("exactly_once", &self.exactly_once.is_some())
-            .field("fenced", &self.held.is_some())
+            .field("fenced", &self.lock_check.is_some())
             .field("durability", &self.durability)
             .field("grouped", &self.grouped)
             .field("take_turns", &self.take_turns)

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::commit;
-use crate::commit::{Committed, Form, Terms};
+use crate::commit::{CommitOptions, CommitPlan, Committed};
 use crate::error::any::CommitError;
 use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
@@ -56,32 +56,39 @@ pub(crate) struct Body {
     queue: CommandQueue,
     scope: Scope,
     failed: Option<CommitError>,
-    terms: Terms,
+    options: CommitOptions,
     watched: bool,
     /// From how many waiting bytes on they are sent ahead; `None`: never.
     flush_bytes: Option<usize>,
 }
 
 impl Body {
-    pub(crate) fn new(nodes: &Nodes, owner: Owner, terms: Terms) -> Self {
-        Self::on(Scope::new(nodes, owner), terms, false)
+    pub(crate) fn new(nodes: &Nodes, owner: Owner, options: CommitOptions) -> Self {
+        Self::on(Scope::new(nodes, owner), options, false)
     }
 
     /// On a scope that is there already, and watches where `watched` says so.
-    pub(crate) fn on(scope: Scope, terms: Terms, watched: bool) -> Self {
+    pub(crate) fn on(scope: Scope, options: CommitOptions, watched: bool) -> Self {
         let settings = scope.settings();
         let transaction = TRANSACTIONS.fetch_add(1, Ordering::Relaxed);
         let mut queue = CommandQueue::new(transaction, settings.limits(), spare());
-        let lock = terms.held.as_ref().map(|held| held.lock.slot());
+        let lock = options.lock_check.as_ref().map(|lock_check| lock_check.lock.slot());
         queue.bind(match (scope.binding(), lock) {
             (SlotBinding::Pending, Some(lock)) => SlotBinding::Slot(lock),
             (binding, _) => binding,
         });
         queue.show_messages(settings.server_messages);
-        if watched || !terms.is_batchable() {
+        if watched || !options.is_batchable() {
             queue.disable_batching();
         }
-        Self { queue, flush_bytes: Some(settings.flush_bytes), scope, failed: None, terms, watched }
+        Self {
+            queue,
+            flush_bytes: Some(settings.flush_bytes),
+            scope,
+            failed: None,
+            options,
+            watched,
+        }
     }
 
     /// Keeps everything until the commit.
@@ -130,11 +137,11 @@ impl Body {
         Ok(())
     }
 
-    /// Tells scope and terms where its keys are.
+    /// Tells scope and options where its keys are.
     fn place(&mut self) {
         let slot = self.queue.binding().slot();
         self.scope.head_for(slot);
-        self.terms.place.slot = slot;
+        self.options.cluster.slot = slot;
     }
 
     /// What is to be done where a server that is not the one to ask refused it; `None`: nothing.
@@ -178,15 +185,19 @@ impl Body {
         }
         self.scope.pin(deadline)?;
         self.scope.tell(tracing::Level::DEBUG, || tracing::debug!("begin"));
-        if self.terms.immediate {
-            let form = Form { terms: &self.terms, watched: self.watched, checkout: deadline };
+        if self.options.immediate {
+            let plan = CommitPlan {
+                options: &self.options,
+                watched: self.watched,
+                checkout_deadline: deadline,
+            };
             let queue = &self.queue;
-            self.scope.call(|lease| commit::begin(lease, queue, form)).map_err(
-                |error| match error {
+            self.scope.call(|checkout| commit::begin(checkout, queue, plan)).map_err(|error| {
+                match error {
                     CommitError::NotSent { source } => *source,
                     error => error.into(),
-                },
-            )?;
+                }
+            })?;
         }
         Ok(())
     }
@@ -239,9 +250,13 @@ impl Body {
         let _in = span.enter();
         self.place();
         self.scope.pin(deadline)?;
-        let form = Form { terms: &self.terms, watched: self.watched, checkout: deadline };
+        let plan = CommitPlan {
+            options: &self.options,
+            watched: self.watched,
+            checkout_deadline: deadline,
+        };
         let queue = &mut self.queue;
-        self.scope.call(|lease| commit::flush(lease, queue, form))
+        self.scope.call(|checkout| commit::flush(checkout, queue, plan))
     }
 
     /// The failure that the commit will tell, if there is one already.
@@ -354,29 +369,33 @@ impl Body {
     fn send(&mut self) -> Result<Committed, CommitError> {
         self.place();
         let deadline = self.scope.checkout_deadline();
-        let once = self.terms.once.is_some();
+        let once = self.options.once.is_some();
         if self.queue.commands() == 0 && !self.watched && !once && !self.scope.is_pinned() {
             return Ok(Committed::Applied(Replies::none(self.queue.transaction())));
         }
         if !self.watched && !self.scope.is_pinned() {
             return self.send_unpinned(deadline);
         }
-        let form = Form { terms: &self.terms, watched: self.watched, checkout: deadline };
+        let plan = CommitPlan {
+            options: &self.options,
+            watched: self.watched,
+            checkout_deadline: deadline,
+        };
         let queue = &mut self.queue;
-        self.scope.finish(|lease| commit::commit(lease, queue, form))
+        self.scope.finish(|checkout| commit::commit(checkout, queue, plan))
     }
 
     /// On a link that is borrowed for the commit only. No code of the caller's runs meanwhile, so
     /// there is nothing to take back.
-    fn send_unpinned(&mut self, checkout: Instant) -> Result<Committed, CommitError> {
+    fn send_unpinned(&mut self, checkout_deadline: Instant) -> Result<Committed, CommitError> {
         let Some(nodes) = self.scope.nodes() else { return Err(CheckoutError::Closed.into()) };
         let way = (&nodes, self.scope.route());
-        commit::batch::block(way, &mut self.queue, &self.terms, checkout)
+        commit::batch::block(way, &mut self.queue, &self.options, checkout_deadline)
     }
 
     /// What the transaction asks of its commit.
-    pub(crate) fn terms(&self) -> &Terms {
-        &self.terms
+    pub(crate) fn options(&self) -> &CommitOptions {
+        &self.options
     }
 
     /// What there is to hand out of a transaction that was applied unseen.

@@ -165,7 +165,7 @@ impl Scope {
         }
         let Some(pin) = &self.pin else { return event() };
         // A scope that was taken back needs no event more.
-        let _: Result<(), PinExpired> = pin.with(|lease| lease.tell(level, event));
+        let _: Result<(), PinExpired> = pin.with(|checkout| checkout.tell(level, event));
     }
 
     /// `None` once nobody can use it any more.
@@ -203,10 +203,10 @@ impl Scope {
         self.here()?;
         let Some(pin) = self.pin.take() else { return Err(CheckoutError::Closed.into()) };
         let place = self.owner.place;
-        pin.end(|lease| {
-            let result = last(lease);
-            if let Err(error) = commit::cleanup::clean(lease) {
-                lease.tell(Level::DEBUG, move || {
+        pin.end(|checkout| {
+            let result = last(checkout);
+            if let Err(error) = commit::cleanup::clean(checkout) {
+                checkout.tell(Level::DEBUG, move || {
                     tracing::debug!(error = %format_args!("{error:#}"), begun_at = %place, "cleaning failed, connection replaced");
                 });
             }
@@ -225,9 +225,9 @@ impl Scope {
         if let Some(nodes) = self.nodes.get() {
             nodes.counters().discards.add();
         }
-        pin.end(|lease| {
-            lease.tell(Level::DEBUG, || tracing::debug!("discard"));
-            commit::cleanup::clean(lease)
+        pin.end(|checkout| {
+            checkout.tell(Level::DEBUG, || tracing::debug!("discard"));
+            commit::cleanup::clean(checkout)
         })?
     }
 

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::commit::{Committed, Terms};
+use crate::commit::{CommitOptions, Committed};
 use crate::connection::deadline;
 use crate::error::any::CommitError;
 use crate::error::any::Error;
@@ -35,11 +35,11 @@ const AT_ONCE: u32 = 8;
 pub(crate) fn plain<R: Resolve, E: From<Error>>(
     nodes: &Nodes,
     owner: Owner,
-    terms: Terms,
+    commit_options: CommitOptions,
     policy: RetryPolicy,
     closure: impl FnOnce(&mut Block) -> Result<R, E>,
 ) -> Result<R::Output, E> {
-    let mut block = Block::new(Body::new(nodes, owner, terms));
+    let mut block = Block::new(Body::new(nodes, owner, commit_options));
     let handles = closure(&mut block)?;
     // The closure may have forked.
     nodes.here().map_err(Error::from)?;
@@ -81,7 +81,7 @@ fn commit_again(nodes: &Nodes, body: &mut Body, policy: RetryPolicy) -> Result<R
 /// What a watching block is run by.
 pub(crate) struct Plan<'w> {
     pub(crate) owner: Owner,
-    pub(crate) terms: Terms,
+    pub(crate) commit_options: CommitOptions,
     pub(crate) policy: RetryPolicy,
     pub(crate) keys: Option<&'w Keys>,
     /// In a cluster: where they are.
@@ -97,7 +97,7 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
     plan: &Plan<'_>,
     mut closure: impl FnMut(&mut Watching, &mut Block) -> Result<R, E>,
 ) -> Result<R::Output, E> {
-    let Plan { owner, terms, policy, .. } = plan;
+    let Plan { owner, commit_options, policy, .. } = plan;
     let (keys, reads, admission) = (plan.keys, plan.reads, plan.admission);
     let span = transaction_span(nodes, owner);
     let scope = || Scope::within(span.clone(), nodes, owner.clone());
@@ -113,7 +113,8 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
         let mut begins = scope();
         begins.go(route.clone());
         begins.connects_by(Some(waits.deadline));
-        let begun = Watching::begin(begins, watch, terms.clone(), reads, attempts.number());
+        let begun =
+            Watching::begin(begins, watch, commit_options.clone(), reads, attempts.number());
         let mut watching = match begun {
             Ok(watching) => watching,
             Err(error) => match redirect_after(nodes, &route, &error, waits.deadline) {
@@ -130,7 +131,7 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
         }
         let mut queues = scope();
         queues.head_for(watching.binding().slot());
-        let body = Body::on(queues, terms.clone(), watch.is_some());
+        let body = Body::on(queues, commit_options.clone(), watch.is_some());
         let mut block = Block::new(body.unflushed());
         let runs = nodes.is_cluster().then(Instant::now);
         let result = closure(&mut watching, &mut block);
@@ -214,7 +215,7 @@ fn resolved(
     match doubt.resolve() {
         // Not the whole of it.
         Resolution::Committed if doubt.is_incomplete() => committed,
-        Resolution::Committed => match body.terms().durability {
+        Resolution::Committed => match body.options().durability {
             None => Ok(Committed::Applied(body.lost_replies())),
             Some(durability) => Err(CommitError::NotReplicated {
                 wanted: durability.wanted(),

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use redis::{Cmd, FromRedisValue};
 
-use crate::commit::Terms;
+use crate::commit::CommitOptions;
 use crate::error::any::Error;
-use crate::error::in_doubt::Resolver;
+use crate::error::in_doubt::ResolveCommit;
 use crate::pool::router::Nodes;
 use crate::pool::scopes::Owner;
 use crate::protocol::cluster::slot::SlotBinding;
@@ -39,7 +39,7 @@ use crate::transaction::watched_reads::{Reads, WatchedRead};
 pub struct Watch {
     nodes: Nodes,
     options: TransactionOptions,
-    resolver: Arc<dyn Resolver>,
+    resolver: Arc<dyn ResolveCommit>,
     admission: Arc<Admission>,
     /// `None`: reads on one connection, watching nothing.
     keys: Option<Keys>,
@@ -50,7 +50,7 @@ impl Watch {
     pub(crate) fn new(
         nodes: Nodes,
         options: TransactionOptions,
-        resolver: Arc<dyn Resolver>,
+        resolver: Arc<dyn ResolveCommit>,
         admission: Arc<Admission>,
         keys: Option<Keys>,
     ) -> Self {
@@ -125,7 +125,7 @@ impl Watch {
         let watch = self.checked_keys()?.map(Keys::watch);
         let mut scope = Scope::new(&self.nodes, owner);
         scope.head_for(self.slot()?);
-        Watching::begin(scope, watch, self.terms()?, &self.reads, 1)
+        Watching::begin(scope, watch, self.commit_options()?, &self.reads, 1)
     }
 
     /// Runs `closure` and commits what it queued; again, after a backoff, while a watched key
@@ -171,7 +171,7 @@ impl Watch {
         let admission = self.options.takes_turns().then_some(&*self.admission);
         let plan = Plan {
             owner,
-            terms: self.terms()?,
+            commit_options: self.commit_options()?,
             policy: self.options.policy(),
             keys,
             slot: self.slot()?,
@@ -188,12 +188,13 @@ impl Watch {
         }
     }
 
-    fn terms(&self) -> Result<Terms, Error> {
-        let mut terms = self.options.terms(&self.resolver, self.nodes.settings())?;
+    fn commit_options(&self) -> Result<CommitOptions, Error> {
+        let mut commit_options =
+            self.options.commit_options(&self.resolver, self.nodes.settings())?;
         if self.nodes.is_cluster() {
-            terms.place.touch = self.keys.as_ref().map(Keys::exists);
+            commit_options.cluster.exists = self.keys.as_ref().map(Keys::exists);
         }
-        Ok(terms)
+        Ok(commit_options)
     }
 
     /// In a cluster: the slot of the keys, and of a lock that the handle is fenced by.

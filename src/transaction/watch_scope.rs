@@ -8,7 +8,7 @@ use std::time::Instant;
 use redis::{Cmd, FromRedisValue, Value};
 
 use crate::commit::prepare;
-use crate::commit::{Form, Terms};
+use crate::commit::{CommitOptions, CommitPlan};
 use crate::error::any::Error;
 use crate::error::applied::Applied;
 use crate::error::checkout::CheckoutError;
@@ -54,7 +54,7 @@ use crate::transaction::watched_reads::{Answers, Reads, WatchedRead};
 #[must_use = "dropped, it stops watching"]
 pub struct Watching {
     scope: Scope,
-    terms: Terms,
+    options: CommitOptions,
     watched: bool,
     attempt: u32,
     declared: Answers,
@@ -71,12 +71,12 @@ impl Watching {
     pub(crate) fn begin(
         mut scope: Scope,
         watch: Option<&[u8]>,
-        mut terms: Terms,
+        mut options: CommitOptions,
         reads: &Arc<Reads>,
         attempt: u32,
     ) -> Result<Self, Error> {
-        bind(&mut scope, &mut terms, reads.bytes())?;
-        let declared = arm(&mut scope, watch, reads, &terms, attempt)
+        bind(&mut scope, &mut options, reads.bytes())?;
+        let declared = arm(&mut scope, watch, reads, &options, attempt)
             .inspect_err(|error| scope.record_failure(error))?;
         // The closure's reads have limits of their own.
         scope.connects_by(None);
@@ -84,7 +84,7 @@ impl Watching {
         let watched = watch.is_some();
         let watch = watch.filter(|_| asks).unwrap_or_default().into();
         let (broken, redirect) = (false, None);
-        Ok(Self { scope, terms, watched, attempt, declared, broken, redirect, watch })
+        Ok(Self { scope, options, watched, attempt, declared, broken, redirect, watch })
     }
 
     /// Which attempt of `watch(..).run` this is, from 1.
@@ -181,25 +181,25 @@ impl Watching {
         }
         if !self.scope.is_pinned() {
             let nodes = self.scope.nodes().ok_or(CheckoutError::Closed)?;
-            let mut lease = nodes.lease(&Route::default(), deadline)?;
-            return watched_reads::value_of(name, &ask(&mut lease, bytes, deadline)?);
+            let mut checkout = nodes.lease(&Route::default(), deadline)?;
+            return watched_reads::value_of(name, &ask(&mut checkout, bytes, deadline)?);
         }
         let broken = &mut self.broken;
-        let value = self.scope.call(|lease| {
-            if watched && !lease.current().is_some_and(|link| link.state().is_watching()) {
+        let value = self.scope.call(|checkout| {
+            if watched && !checkout.current().is_some_and(|link| link.state().is_watching()) {
                 *broken = true;
                 let gone =
                     ConnectionError::unexpected("the connection was lost earlier in the scope");
                 return Err(lost(name, gone));
             }
-            let mut repeats = lease.repeats();
+            let mut repeats = checkout.repeats();
             loop {
-                lease.link(deadline)?;
-                let trusted = lease.is_trusted();
-                match ask(lease, bytes, deadline) {
+                checkout.link(deadline)?;
+                let trusted = checkout.is_trusted();
+                match ask(checkout, bytes, deadline) {
                     Ok(value) => return Ok(value),
                     Err(Error::Lost { source, .. }) => {
-                        lease.found_dead(&source);
+                        checkout.found_dead(&source);
                         // What is not watched may as well be read on another connection.
                         let again = !watched && repeats.allow(trusted, &source);
                         if !again || Instant::now() >= deadline {
@@ -220,9 +220,9 @@ impl Watching {
                 && route.ask
                 && let Some(nodes) = self.scope.nodes()
             {
-                let mut lease = nodes.lease(route, deadline)?;
+                let mut checkout = nodes.lease(route, deadline)?;
                 self.redirect = None;
-                return watched_reads::value_of(name, &ask(&mut lease, bytes, deadline)?);
+                return watched_reads::value_of(name, &ask(&mut checkout, bytes, deadline)?);
             }
         }
         watched_reads::value_of(name, &value)
@@ -237,7 +237,7 @@ impl Watching {
 
     /// Pins a connection where the read belongs, if that can be told.
     fn place(&mut self, bytes: &[u8], deadline: Instant) -> Result<(), Error> {
-        bind(&mut self.scope, &mut self.terms, bytes)?;
+        bind(&mut self.scope, &mut self.options, bytes)?;
         if self.scope.is_placed() {
             self.scope.pin(deadline)?;
         }
@@ -247,7 +247,7 @@ impl Watching {
     /// From reading to writing: what is queued from here on is applied only if nothing that is
     /// watched changes before the commit.
     pub fn multi(self) -> Transaction<Watched> {
-        Transaction::new(Body::on(self.scope, self.terms, self.watched))
+        Transaction::new(Body::on(self.scope, self.options, self.watched))
     }
 
     pub(crate) fn into_scope(self) -> Scope {
@@ -284,7 +284,7 @@ fn arm(
     scope: &mut Scope,
     watch: Option<&[u8]>,
     reads: &Arc<Reads>,
-    terms: &Terms,
+    options: &CommitOptions,
     attempt: u32,
 ) -> Result<Answers, Error> {
     let deadline = scope.checkout_deadline();
@@ -299,9 +299,9 @@ fn arm(
         return Ok(Answers::default());
     }
     has_arrived(scope, watch.unwrap_or_default(), reads.bytes(), "a read")?;
-    let form = Form { terms, watched: watch.is_some(), checkout: deadline };
-    let values =
-        scope.call(|lease| prepare::watch(lease, watch, (reads.bytes(), reads.len()), form))?;
+    let plan = CommitPlan { options, watched: watch.is_some(), checkout_deadline: deadline };
+    let values = scope
+        .call(|checkout| prepare::watch(checkout, watch, (reads.bytes(), reads.len()), plan))?;
     if let (true, Some(error)) =
         (scope.binding() != SlotBinding::None, values.iter().find_map(refused))
     {
@@ -337,19 +337,19 @@ fn has_arrived(scope: &Scope, watch: &[u8], reads: &[u8], name: &str) -> Result<
 }
 
 /// In a cluster, each key must be of the scope's slot, and the first one tells which that is.
-fn bind(scope: &mut Scope, terms: &mut Terms, bytes: &[u8]) -> Result<(), Error> {
+fn bind(scope: &mut Scope, options: &mut CommitOptions, bytes: &[u8]) -> Result<(), Error> {
     let mut binding = scope.binding();
     keys::bind(&mut binding, bytes)?;
     if let Some(slot) = binding.slot() {
         scope.head_for(Some(slot));
-        terms.place.slot = Some(slot);
+        options.cluster.slot = Some(slot);
     }
     Ok(())
 }
 
-fn ask(lease: &mut Lease, bytes: &[u8], deadline: Instant) -> Result<Value, Error> {
-    let (limit, asks) = (lease.response_deadline(), lease.asks());
-    let link = lease.link(deadline)?;
+fn ask(checkout: &mut Lease, bytes: &[u8], deadline: Instant) -> Result<Value, Error> {
+    let (limit, asks) = (checkout.response_deadline(), checkout.asks());
+    let link = checkout.link(deadline)?;
     let answer = match asks {
         true => link
             .send(&[ASKING, bytes].concat(), &[(Expect::Plain, 2)], limit)
