@@ -40,7 +40,7 @@ use crate::process::Process;
 use crate::session::builder::Builder;
 use crate::status::{Closed, LockStatus, PoolStatus, Status};
 use crate::transaction::handle::Transactional;
-use crate::transaction::hot_keys::Admission;
+use crate::transaction::hot_keys::ContentionLimiter;
 
 /// Two pools to one server, one for single commands and one for transactions, so that a plain
 /// read can never open a scope.
@@ -69,7 +69,7 @@ pub struct SessionManager {
     pooled: Nodes,
     transactional: Nodes,
     resolver: Arc<CommitResolver>,
-    admission: Arc<Admission>,
+    limiter: Arc<ContentionLimiter>,
     locks: Arc<Hub>,
     #[cfg(feature = "sentinel")]
     replicas: Arc<Replicas>,
@@ -213,7 +213,7 @@ impl SessionManager {
     /// The handle for transactions.
     pub fn transactional(&self) -> Transactional {
         let resolver = Arc::<CommitResolver>::clone(&self.resolver);
-        Transactional::new(self.transactional.clone(), resolver, Arc::clone(&self.admission))
+        Transactional::new(self.transactional.clone(), resolver, Arc::clone(&self.limiter))
     }
 
     /// The lock of this name: one holder at a time, whatever process he is in. See [`Lock`].

@@ -71,7 +71,7 @@ impl Hold {
         counters: Arc<LockCounters>,
     ) -> Self {
         counters.acquired.add();
-        counters.held.enter();
+        counters.held.increment();
         let valid_until = valid_until(lease, sent, took);
         let state = Mutex::new(State {
             valid_until,
@@ -191,7 +191,7 @@ impl Hold {
         state.lost = Some(why);
         let callbacks = std::mem::take(&mut state.callbacks);
         drop(state);
-        self.counters.held.leave();
+        self.counters.held.decrement();
         self.counters.lost.add();
         // First: a log is the user's, and may panic.
         tell(callbacks);
@@ -202,7 +202,7 @@ impl Hold {
     pub(crate) fn end(&self) -> Option<LostReason> {
         let mut state = lock(&self.state);
         if state.is_held() {
-            self.counters.held.leave();
+            self.counters.held.decrement();
         }
         state.released = true;
         let (lost, callbacks) = (state.lost, std::mem::take(&mut state.callbacks));

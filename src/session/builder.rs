@@ -25,7 +25,7 @@ use crate::settings::credentials::{CredentialsProvider, Provider};
 #[cfg(feature = "tls-rustls")]
 use crate::settings::tls::Tls;
 use crate::settings::{Settings, table};
-use crate::transaction::hot_keys::Admission;
+use crate::transaction::hot_keys::ContentionLimiter;
 
 /// The most renewals and releases in one write.
 const MOST_CALLS: u32 = 64;
@@ -182,13 +182,13 @@ impl Builder {
             [kind("transactional", Purpose::Transactional), kind("pooled", Purpose::Pooled), own];
         let [transactional, pooled, own] = nodes(address, &settings, kinds)?;
         let resolver = Arc::new(CommitResolver::new(transactional.clone()));
-        let admission = Arc::new(Admission::new());
+        let limiter = Arc::new(ContentionLimiter::new());
         let locks = Arc::new(Hub::new(pooled.clone(), own));
         Ok(SessionManager {
             pooled,
             transactional,
             resolver,
-            admission,
+            limiter,
             locks,
             #[cfg(feature = "sentinel")]
             replicas: Arc::new(Replicas { pool: OnceLock::new(), threads, process }),

@@ -254,7 +254,7 @@ impl fmt::Display for LockStatus {
 /// What is counted of locks.
 #[derive(Debug, Default)]
 pub(crate) struct LockCounters {
-    pub(crate) held: Level,
+    pub(crate) held: Gauge,
     pub(crate) acquired: Counter,
     pub(crate) timeouts: Counter,
     pub(crate) renewals: Counter,
@@ -283,14 +283,14 @@ impl LockCounters {
 
 /// How many there are of something.
 #[derive(Debug, Default)]
-pub(crate) struct Level(AtomicU64);
+pub(crate) struct Gauge(AtomicU64);
 
-impl Level {
-    pub(crate) fn enter(&self) {
+impl Gauge {
+    pub(crate) fn increment(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn leave(&self) {
+    pub(crate) fn decrement(&self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -4,7 +4,7 @@
 
 use crate::protocol::queue::CommandQueue;
 use crate::transaction::commands::sealed::Queue;
-use crate::transaction::pending::Body;
+use crate::transaction::pending::Pending;
 
 /// What a [`run`](crate::Transactional::run) closure queues on.
 ///
@@ -25,25 +25,25 @@ use crate::transaction::pending::Body;
 /// ```
 #[derive(Debug)]
 pub struct Block {
-    body: Body,
+    pending: Pending,
 }
 
 impl Block {
-    pub(crate) fn new(body: Body) -> Self {
-        Self { body }
+    pub(crate) fn new(pending: Pending) -> Self {
+        Self { pending }
     }
 
-    pub(crate) fn into_body(self) -> Body {
-        self.body
+    pub(crate) fn into_pending(self) -> Pending {
+        self.pending
     }
 }
 
 impl Queue for Block {
     fn target(&mut self) -> (&mut CommandQueue, usize) {
-        (self.body.queue(), 0)
+        (self.pending.queue(), 0)
     }
 
     fn queued(&mut self) {
-        self.body.queued();
+        self.pending.queued();
     }
 }

@@ -11,7 +11,7 @@ use crate::protocol::queue::CommandQueue;
 use crate::reply::replies::Replies;
 use crate::transaction::commands::sealed::Queue;
 use crate::transaction::outcome::Outcome;
-use crate::transaction::pending::Body;
+use crate::transaction::pending::Pending;
 
 mod sealed {
     pub trait Sealed {}
@@ -68,7 +68,7 @@ impl Mode for Watched {}
 #[derive(Debug)]
 #[must_use = "dropped without commit() the transaction is discarded"]
 pub struct Transaction<M: Mode = Plain> {
-    body: Body,
+    pending: Pending,
     mode: PhantomData<fn() -> M>,
 }
 
@@ -80,8 +80,8 @@ impl Transaction<Plain> {
     /// nothing was applied, `PartlyApplied` that some commands were, `InDoubt` that the answer was
     /// lost.
     pub fn commit(mut self) -> Result<Replies, CommitError> {
-        match self.body.commit()? {
-            Committed::Applied(replies) => Ok(self.body.keep(replies)),
+        match self.pending.commit()? {
+            Committed::Applied(replies) => Ok(self.pending.keep(replies)),
             // What watches nothing is never told of a conflict: see `commit::judge`.
             Committed::Conflict => Err(CommitError::lost_before_exec(
                 crate::error::connection::ConnectionError::unexpected(
@@ -98,16 +98,16 @@ impl Transaction<Watched> {
     /// # Errors
     /// As [`Transaction::<Plain>::commit`]. A conflict is no error: it is an [`Outcome`].
     pub fn commit(mut self) -> Result<Outcome, CommitError> {
-        Ok(match self.body.commit()? {
-            Committed::Applied(replies) => Outcome::Committed(self.body.keep(replies)),
+        Ok(match self.pending.commit()? {
+            Committed::Applied(replies) => Outcome::Committed(self.pending.keep(replies)),
             Committed::Conflict => Outcome::Conflict,
         })
     }
 }
 
 impl<M: Mode> Transaction<M> {
-    pub(crate) fn new(body: Body) -> Self {
-        Self { body, mode: PhantomData }
+    pub(crate) fn new(pending: Pending) -> Self {
+        Self { pending, mode: PhantomData }
     }
 
     /// Gives the transaction up, as dropping it does, and tells how that went.
@@ -115,7 +115,7 @@ impl<M: Mode> Transaction<M> {
     /// # Errors
     /// DISCARD or UNWATCH failed; the connection was replaced. Nothing was applied either way.
     pub fn discard(mut self) -> Result<(), Error> {
-        self.body.discard()
+        self.pending.discard()
     }
 
     /// Tells what `commit` would fail with already: a refused command, a limit, a chunk that
@@ -124,16 +124,16 @@ impl<M: Mode> Transaction<M> {
     /// # Errors
     /// That failure. The transaction can still only be discarded.
     pub fn check(&mut self) -> Result<(), Error> {
-        self.body.failure().map_or(Ok(()), |failure| Err(failure.into()))
+        self.pending.failure().map_or(Ok(()), |failure| Err(failure.into()))
     }
 }
 
 impl<M: Mode> Queue for Transaction<M> {
     fn target(&mut self) -> (&mut CommandQueue, usize) {
-        (self.body.queue(), 0)
+        (self.pending.queue(), 0)
     }
 
     fn queued(&mut self) {
-        self.body.queued();
+        self.pending.queued();
     }
 }

@@ -19,10 +19,10 @@ use crate::transaction::block::Block;
 use crate::transaction::condition::Condition;
 use crate::transaction::conditional::Conditional;
 use crate::transaction::guard::Transaction;
-use crate::transaction::hot_keys::Admission;
+use crate::transaction::hot_keys::ContentionLimiter;
 use crate::transaction::keys::{IntoKeys, Keys};
 use crate::transaction::options::TransactionOptions;
-use crate::transaction::pending::Body;
+use crate::transaction::pending::Pending;
 use crate::transaction::retry_loop;
 use crate::transaction::watch::Watch;
 
@@ -46,7 +46,7 @@ pub struct Transactional {
     nodes: Nodes,
     options: TransactionOptions,
     resolver: Arc<dyn ResolveCommit>,
-    admission: Arc<Admission>,
+    limiter: Arc<ContentionLimiter>,
 }
 
 impl UnwindSafe for Transactional {}
@@ -56,9 +56,9 @@ impl Transactional {
     pub(crate) fn new(
         nodes: Nodes,
         resolver: Arc<dyn ResolveCommit>,
-        admission: Arc<Admission>,
+        limiter: Arc<ContentionLimiter>,
     ) -> Self {
-        Self { nodes, options: TransactionOptions::default(), resolver, admission }
+        Self { nodes, options: TransactionOptions::default(), resolver, limiter }
     }
 
     /// A handle whose transactions have these options; what `options` does not set stays.
@@ -117,7 +117,7 @@ impl Transactional {
     #[track_caller]
     pub fn begin_with(&self, options: TransactionOptions) -> Result<Transaction, Error> {
         let options = self.options.overlaid(options);
-        self.begun(&options, owner(&options, Location::caller(), false), None)
+        self.begin_transaction(&options, owner(&options, Location::caller(), false), None)
     }
 
     /// Like [`begin`](Self::begin), bound in a cluster to the slot of `key` at once.
@@ -144,10 +144,10 @@ impl Transactional {
     pub fn begin_at(&self, key: impl ToSingleRedisArg) -> Result<Transaction, Error> {
         let owner = owner(&self.options, Location::caller(), false);
         let slot = key.to_redis_args().first().map(|key| slot::of_key(key));
-        self.begun(&self.options, owner, slot)
+        self.begin_transaction(&self.options, owner, slot)
     }
 
-    fn begun(
+    fn begin_transaction(
         &self,
         options: &TransactionOptions,
         owner: Owner,
@@ -155,12 +155,12 @@ impl Transactional {
     ) -> Result<Transaction, Error> {
         self.nodes.here()?;
         let commit_options = options.commit_options(&self.resolver, self.nodes.settings())?;
-        let mut body = Body::new(&self.nodes, owner, commit_options);
+        let mut pending = Pending::new(&self.nodes, owner, commit_options);
         if let Some(slot) = slot {
-            body.bind(slot)?;
+            pending.bind(slot)?;
         }
-        body.begin()?;
-        Ok(Transaction::new(body))
+        pending.begin()?;
+        Ok(Transaction::new(pending))
     }
 
     /// Runs `closure`, commits what it queued and turns the handles it returns into values.
@@ -212,7 +212,7 @@ impl Transactional {
         self.nodes.here().map_err(Error::from)?;
         let owner = owner(&self.options, Location::caller(), true);
         let commit_options = self.options.commit_options(&self.resolver, self.nodes.settings())?;
-        retry_loop::plain(&self.nodes, owner, commit_options, self.options.policy(), closure)
+        retry_loop::run_block(&self.nodes, owner, commit_options, self.options.policy(), closure)
     }
 
     /// Read, decide, write: what is written is applied only if none of `keys` changed meanwhile.
@@ -256,8 +256,8 @@ impl Transactional {
 
     fn watch_of(&self, keys: Option<Keys>) -> Watch {
         let resolver = Arc::clone(&self.resolver);
-        let admission = Arc::clone(&self.admission);
-        Watch::new(self.nodes.clone(), self.options.clone(), resolver, admission, keys)
+        let limiter = Arc::clone(&self.limiter);
+        Watch::new(self.nodes.clone(), self.options.clone(), resolver, limiter, keys)
     }
 }
 

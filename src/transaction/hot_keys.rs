@@ -15,97 +15,97 @@ use std::time::Instant;
 use crate::pool::semaphore::Gate;
 use crate::process::Process;
 
-/// Keys share a lane where their hashes do: that costs some of them a wait, and nothing else.
-const LANES: usize = 1024;
+/// Keys share a bucket where their hashes do: that costs some of them a wait, and nothing else.
+const BUCKETS: usize = 1024;
 
 /// A block that watches more keys than this is not kept waiting for any of them.
-const MOST_KEYS: usize = 8;
+const MAX_KEYS: usize = 8;
 
 /// How many may try at a time: at first, at least (one alone leaves the server waiting for its
 /// client's round trips), and at most.
-const FIRST: u32 = 4;
-const LEAST: u32 = 2;
-const MOST: u32 = 64;
+const INITIAL_LIMIT: u32 = 4;
+const MIN_LIMIT: u32 = 2;
+const MAX_LIMIT: u32 = 64;
 
 /// Who has tried so often in vain is left alone with the key.
-const PATIENCE: u32 = 4;
+const ATTEMPTS_BEFORE_EXCLUSION: u32 = 4;
 
 /// After so many commits it is decided anew.
 const WINDOW: u32 = 32;
 
 /// Who may try on which key.
-pub(crate) struct Admission {
-    lanes: Box<[OnceLock<Box<Lane>>]>,
+pub(crate) struct ContentionLimiter {
+    buckets: Box<[OnceLock<Box<Bucket>>]>,
     process: Process,
 }
 
-/// Not the lanes, of which there are many.
-impl fmt::Debug for Admission {
+/// Not the buckets, of which there are many.
+impl fmt::Debug for ContentionLimiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Admission").finish_non_exhaustive()
+        f.debug_struct("ContentionLimiter").finish_non_exhaustive()
     }
 }
 
 /// The keys that share a hash.
 #[derive(Debug)]
-struct Lane {
-    gate: Gate<(), ()>,
+struct Bucket {
+    semaphore: Gate<(), ()>,
     limit: AtomicU32,
     /// Permits that are to go when they come back.
-    surplus: AtomicU32,
+    excess: AtomicU32,
     tries: AtomicU32,
     commits: AtomicU32,
 }
 
 thread_local! {
     /// A block inside a block must not wait for the outer one.
-    static ADMITTED: Cell<bool> = const { Cell::new(false) };
+    static HOLDS_TURN: Cell<bool> = const { Cell::new(false) };
 }
 
-impl Admission {
+impl ContentionLimiter {
     pub(crate) fn new() -> Self {
-        Self { lanes: (0..LANES).map(|_| OnceLock::new()).collect(), process: Process::here() }
+        Self { buckets: (0..BUCKETS).map(|_| OnceLock::new()).collect(), process: Process::here() }
     }
 
-    /// The lanes of some keys, in the one order in which they are entered.
-    pub(crate) fn lanes(hashes: impl Iterator<Item = u64>) -> Vec<u16> {
-        let mut lanes: Vec<_> = hashes.map(|hash| (hash % LANES as u64) as u16).collect();
-        lanes.sort_unstable();
-        lanes.dedup();
-        lanes
+    /// The buckets of some keys, in the one order in which they are held.
+    pub(crate) fn buckets(hashes: impl Iterator<Item = u64>) -> Vec<u16> {
+        let mut buckets: Vec<_> = hashes.map(|hash| (hash % BUCKETS as u64) as u16).collect();
+        buckets.sort_unstable();
+        buckets.dedup();
+        buckets
     }
 
     /// Waits until the caller may try, or until `deadline`: then he may as well.
-    pub(crate) fn enter(&self, lanes: &[u16], deadline: Instant) -> Admitted<'_> {
+    pub(crate) fn enter(&self, buckets: &[u16], deadline: Instant) -> Turn<'_> {
         let process = &self.process;
-        let mut admitted = Admitted { lanes: Vec::new(), tries: 0, outermost: false, process };
-        let nested = ADMITTED.try_with(|inside| inside.replace(true)).unwrap_or(true);
-        if nested || lanes.len() > MOST_KEYS {
-            admitted.outermost = !nested;
-            return admitted;
+        let mut turn = Turn { buckets: Vec::new(), tries: 0, outermost: false, process };
+        let nested = HOLDS_TURN.try_with(|inside| inside.replace(true)).unwrap_or(true);
+        if nested || buckets.len() > MAX_KEYS {
+            turn.outermost = !nested;
+            return turn;
         }
-        admitted.outermost = true;
-        for lane in lanes {
-            let Some(lane) = self.lanes.get(usize::from(*lane)) else { continue };
-            let lane = lane.get_or_init(|| Box::new(Lane::new()));
-            let slot = match lane.gate.try_acquire() {
-                Some(slot) => Ok(slot),
-                None => lane.gate.acquire(deadline, |_| Ok::<(), ()>(())),
+        turn.outermost = true;
+        for bucket in buckets {
+            let Some(bucket) = self.buckets.get(usize::from(*bucket)) else { continue };
+            let bucket = bucket.get_or_init(|| Box::new(Bucket::new()));
+            let permit = match bucket.semaphore.try_acquire() {
+                Some(permit) => Ok(permit),
+                None => bucket.semaphore.acquire(deadline, |_| Ok::<(), ()>(())),
             };
-            if let Ok(slot) = slot {
-                admitted.lanes.push(Entered { lane, slot, kept_out: 0 });
+            if let Ok(permit) = permit {
+                turn.buckets.push(BucketTurn { bucket, permit, excluded: 0 });
             }
         }
-        admitted
+        turn
     }
 }
 
-impl Lane {
+impl Bucket {
     fn new() -> Self {
         Self {
-            gate: Gate::new(FIRST as usize),
-            limit: AtomicU32::new(FIRST),
-            surplus: AtomicU32::new(0),
+            semaphore: Gate::new(INITIAL_LIMIT as usize),
+            limit: AtomicU32::new(INITIAL_LIMIT),
+            excess: AtomicU32::new(0),
             tries: AtomicU32::new(0),
             commits: AtomicU32::new(0),
         }
@@ -118,82 +118,82 @@ impl Lane {
         }
         let tries = self.tries.swap(0, Ordering::Relaxed);
         let limit = self.limit.load(Ordering::Relaxed);
-        if tries > WINDOW * 7 / 4 && limit > LEAST {
+        if tries > WINDOW * 7 / 4 && limit > MIN_LIMIT {
             self.limit.store(limit - 1, Ordering::Relaxed);
-            self.surplus.fetch_add(1, Ordering::Relaxed);
-        } else if tries < WINDOW * 5 / 4 && limit < MOST {
+            self.excess.fetch_add(1, Ordering::Relaxed);
+        } else if tries < WINDOW * 5 / 4 && limit < MAX_LIMIT {
             self.limit.store(limit + 1, Ordering::Relaxed);
-            // The slot's number means nothing here.
+            // The permit's number means nothing here.
             self.leave(limit as usize);
         }
     }
 
     /// Lets nobody else in, and says how many that are.
-    fn keep_out(&self) -> u32 {
+    fn exclude_others(&self) -> u32 {
         let others = self.limit.load(Ordering::Relaxed) - 1;
-        self.surplus.fetch_add(others, Ordering::Relaxed);
+        self.excess.fetch_add(others, Ordering::Relaxed);
         others
     }
 
-    fn leave(&self, slot: usize) {
-        let less = |surplus: u32| surplus.checked_sub(1);
-        let gone = self.surplus.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    fn leave(&self, permit: usize) {
+        let less = |excess: u32| excess.checked_sub(1);
+        let gone = self.excess.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         if gone.is_err() {
-            self.gate.release(slot);
+            self.semaphore.release(permit);
         }
     }
 }
 
 /// The right to try, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Admitted<'a> {
-    lanes: Vec<Entered<'a>>,
+pub(crate) struct Turn<'a> {
+    buckets: Vec<BucketTurn<'a>>,
     tries: u32,
     outermost: bool,
     process: &'a Process,
 }
 
 #[derive(Debug)]
-struct Entered<'a> {
-    lane: &'a Lane,
-    slot: usize,
-    kept_out: u32,
+struct BucketTurn<'a> {
+    bucket: &'a Bucket,
+    permit: usize,
+    excluded: u32,
 }
 
-impl Admitted<'_> {
+impl Turn<'_> {
     /// Whether others are kept waiting meanwhile.
-    pub(crate) fn in_turn(&self) -> bool {
-        !self.lanes.is_empty()
+    pub(crate) fn queued(&self) -> bool {
+        !self.buckets.is_empty()
     }
 
     /// One try was made.
-    pub(crate) fn tried(&mut self) {
+    pub(crate) fn attempted(&mut self) {
         self.tries += 1;
-        for entered in &mut self.lanes {
-            entered.lane.tries.fetch_add(1, Ordering::Relaxed);
-            if self.tries == PATIENCE {
-                entered.kept_out = entered.lane.keep_out();
+        for entered in &mut self.buckets {
+            entered.bucket.tries.fetch_add(1, Ordering::Relaxed);
+            if self.tries == ATTEMPTS_BEFORE_EXCLUSION {
+                entered.excluded = entered.bucket.exclude_others();
             }
         }
     }
 
     /// And it committed.
     pub(crate) fn committed(&self) {
-        self.lanes.iter().for_each(|entered| entered.lane.committed());
+        self.buckets.iter().for_each(|entered| entered.bucket.committed());
     }
 }
 
-impl Drop for Admitted<'_> {
+impl Drop for Turn<'_> {
     fn drop(&mut self) {
         if self.process.is_left() {
-            self.lanes.clear();
+            self.buckets.clear();
         }
-        for Entered { lane, slot, kept_out } in self.lanes.drain(..) {
-            // Each of them may come in again; a slot's number means nothing here.
-            (0..=kept_out).for_each(|_| lane.leave(slot));
+        for BucketTurn { bucket, permit, excluded } in self.buckets.drain(..) {
+            // Each of them may come in again; a permit's number means nothing here.
+            (0..=excluded).for_each(|_| bucket.leave(permit));
         }
         if self.outermost {
-            let _: Result<(), _> = ADMITTED.try_with(|inside| inside.set(false));
+            let _: Result<(), _> = HOLDS_TURN.try_with(|inside| inside.set(false));
         }
     }
 }
@@ -209,67 +209,67 @@ mod tests {
     }
 
     #[expect(clippy::unwrap_used, reason = "test code, which clippy sees in #[test] only")]
-    fn lane(admission: &Admission) -> &Lane {
-        admission.lanes.get(7).and_then(|lane| lane.get()).unwrap()
+    fn bucket(limiter: &ContentionLimiter) -> &Bucket {
+        limiter.buckets.get(7).and_then(|bucket| bucket.get()).unwrap()
     }
 
-    fn limit(admission: &Admission) -> u32 {
-        lane(admission).limit.load(Ordering::Relaxed)
+    fn limit(limiter: &ContentionLimiter) -> u32 {
+        bucket(limiter).limit.load(Ordering::Relaxed)
     }
 
     #[test]
     fn tries_that_are_undone_let_fewer_in_and_tries_that_commit_let_more_in() {
-        let admission = Admission::new();
+        let limiter = ContentionLimiter::new();
         let run = |tries| {
-            let mut admitted = admission.enter(&[7], soon());
-            (0..tries).for_each(|_| admitted.tried());
-            admitted.committed();
+            let mut turn = limiter.enter(&[7], soon());
+            (0..tries).for_each(|_| turn.attempted());
+            turn.committed();
         };
         (0..WINDOW).for_each(|_| run(3));
-        assert_eq!(limit(&admission), FIRST - 1);
+        assert_eq!(limit(&limiter), INITIAL_LIMIT - 1);
         (0..10 * WINDOW).for_each(|_| run(3));
-        assert_eq!(limit(&admission), LEAST);
+        assert_eq!(limit(&limiter), MIN_LIMIT);
         (0..5 * WINDOW).for_each(|_| run(1));
-        assert_eq!(limit(&admission), LEAST + 5);
-        let free = lane(&admission).gate.free();
-        assert_eq!(free, (LEAST + 5) as usize, "as many permits as the limit says");
+        assert_eq!(limit(&limiter), MIN_LIMIT + 5);
+        let free = bucket(&limiter).semaphore.free();
+        assert_eq!(free, (MIN_LIMIT + 5) as usize, "as many permits as the limit says");
     }
 
     #[test]
     fn who_tries_in_vain_is_left_alone_and_then_everybody_comes_in_again() {
-        let admission = Admission::new();
+        let limiter = ContentionLimiter::new();
         let other = || {
-            ADMITTED.set(false);
-            admission.enter(&[7], Instant::now())
+            HOLDS_TURN.set(false);
+            limiter.enter(&[7], Instant::now())
         };
         let (mut unlucky, lucky) = (other(), other());
-        (0..PATIENCE).for_each(|_| unlucky.tried());
+        (0..ATTEMPTS_BEFORE_EXCLUSION).for_each(|_| unlucky.attempted());
         drop(lucky);
-        assert_eq!(lane(&admission).gate.free(), FIRST as usize - 2);
-        let more: Vec<_> = (0..FIRST).map(|_| other()).collect();
+        assert_eq!(bucket(&limiter).semaphore.free(), INITIAL_LIMIT as usize - 2);
+        let more: Vec<_> = (0..INITIAL_LIMIT).map(|_| other()).collect();
         drop(more);
-        assert!(other().lanes.is_empty(), "nobody comes in beside him");
+        assert!(other().buckets.is_empty(), "nobody comes in beside him");
         drop(unlucky);
-        assert_eq!(lane(&admission).gate.free(), FIRST as usize);
+        assert_eq!(bucket(&limiter).semaphore.free(), INITIAL_LIMIT as usize);
     }
 
     #[test]
     fn nobody_waits_past_his_deadline_and_nobody_for_himself() {
-        let admission = Admission::new();
-        let _inside = admission.enter(&[7], soon());
+        let limiter = ContentionLimiter::new();
+        let _inside = limiter.enter(&[7], soon());
         let begun = Instant::now();
-        let nested: Vec<_> = (0..9).map(|_| admission.enter(&[7], soon())).collect();
-        assert!(nested.iter().all(|nested| nested.lanes.is_empty()));
+        let nested: Vec<_> = (0..9).map(|_| limiter.enter(&[7], soon())).collect();
+        assert!(nested.iter().all(|nested| nested.buckets.is_empty()));
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                let others: Vec<_> = (0..FIRST)
+                let others: Vec<_> = (0..INITIAL_LIMIT)
                     .map(|_| {
-                        ADMITTED.set(false);
-                        admission.enter(&[7], soon())
+                        HOLDS_TURN.set(false);
+                        limiter.enter(&[7], soon())
                     })
                     .collect();
-                let admitted = others.iter().filter(|other| !other.lanes.is_empty()).count();
-                assert_eq!(admitted, FIRST as usize - 1, "one is inside already");
+                let holding = others.iter().filter(|other| !other.buckets.is_empty()).count();
+                assert_eq!(holding, INITIAL_LIMIT as usize - 1, "one is inside already");
             });
         });
         assert!(begun.elapsed() < Duration::from_secs(5));
@@ -277,6 +277,6 @@ mod tests {
 
     #[test]
     fn lanes_are_entered_in_one_order_and_once_each() {
-        assert_eq!(Admission::lanes([5, 3, 5, 3 + LANES as u64].into_iter()), [3, 5]);
+        assert_eq!(ContentionLimiter::buckets([5, 3, 5, 3 + BUCKETS as u64].into_iter()), [3, 5]);
     }
 }

@@ -9,14 +9,14 @@ use redis::ToSingleRedisArg;
 
 use crate::protocol::command::reader::CommandReader;
 use crate::protocol::resp::encode;
-use crate::transaction::hot_keys::Admission;
+use crate::transaction::hot_keys::ContentionLimiter;
 
 /// The keys of a watch, encoded.
 #[derive(Clone, Default)]
 pub struct Keys {
     bytes: Vec<u8>,
     count: usize,
-    lanes: Vec<u16>,
+    buckets: Vec<u16>,
 }
 
 impl Keys {
@@ -29,8 +29,8 @@ impl Keys {
                 count += 1;
             }
         });
-        let mut keys = Self { bytes, count, lanes: Vec::new() };
-        keys.lanes = Admission::lanes(keys.list().into_iter().map(hash));
+        let mut keys = Self { bytes, count, buckets: Vec::new() };
+        keys.buckets = ContentionLimiter::buckets(keys.list().into_iter().map(hash));
         keys
     }
 
@@ -55,8 +55,8 @@ impl Keys {
     }
 
     /// Where its keys are waited for.
-    pub(crate) fn lanes(&self) -> &[u16] {
-        &self.lanes
+    pub(crate) fn buckets(&self) -> &[u16] {
+        &self.buckets
     }
 
     /// EXISTS of them all, as a command.
@@ -138,7 +138,7 @@ mod tests {
         }
         let at_once = ["a", "b", ""].into_keys();
         assert_eq!(keys.watch(), at_once.watch());
-        assert_eq!(keys.lanes(), at_once.lanes());
+        assert_eq!(keys.buckets(), at_once.buckets());
         assert_eq!(format!("{keys:?}"), "3 keys");
     }
 }

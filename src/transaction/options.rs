@@ -62,12 +62,12 @@ pub struct TransactionOptions {
 }
 
 /// Nobody waits longer, whatever was asked for: past the end of the clock there is no time.
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const MAX_REPLICATION_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What a lost answer is made good by.
 #[derive(Clone)]
 enum ExactlyOnce {
-    Fence,
+    Marker,
     Keyed { key: Arc<[u8]>, ttl: Duration },
 }
 
@@ -125,7 +125,7 @@ impl TransactionOptions {
     /// # Ok(()) }
     /// ```
     pub fn exactly_once(mut self) -> Self {
-        self.exactly_once = Some(ExactlyOnce::Fence);
+        self.exactly_once = Some(ExactlyOnce::Marker);
         self
     }
 
@@ -174,7 +174,8 @@ impl TransactionOptions {
     ///
     /// Behind it: [`WAIT`](https://redis.io/docs/latest/commands/wait/).
     pub fn wait_replicas(mut self, replicas: u32, timeout: Duration) -> Self {
-        self.durability = Some(Durability::Replicas { replicas, timeout: timeout.min(DAY) });
+        self.durability =
+            Some(Durability::Replicas { replicas, timeout: timeout.min(MAX_REPLICATION_TIMEOUT) });
         self
     }
 
@@ -188,7 +189,7 @@ impl TransactionOptions {
     ///
     /// Behind it: [`WAITAOF`](https://redis.io/docs/latest/commands/waitaof/).
     pub fn wait_aof(mut self, local: bool, replicas: u32, timeout: Duration) -> Self {
-        let timeout = timeout.min(DAY);
+        let timeout = timeout.min(MAX_REPLICATION_TIMEOUT);
         self.durability = Some(Durability::Aof { local, replicas, timeout });
         self
     }
@@ -267,7 +268,7 @@ impl TransactionOptions {
             Some(ExactlyOnce::Keyed { key, ttl }) => {
                 Some(IdempotencyKey::new(&settings.prefix, key, *ttl))
             }
-            Some(ExactlyOnce::Fence) | None => None,
+            Some(ExactlyOnce::Marker) | None => None,
         };
         if self.lock_check.as_ref().is_some_and(LockCheck::is_lost) {
             return Err(CommitError::LockLost.into());

@@ -21,30 +21,30 @@ use crate::protocol::command::refused::SendContext;
 use crate::protocol::queue::{CommandQueue, QueueError};
 use crate::reply::error::ReplyError;
 use crate::reply::replies::Replies;
-use crate::transaction::pinned::Scope;
+use crate::transaction::pinned::Pinned;
 use crate::transaction::retry_loop;
-use crate::transaction::retry_loop::Waits;
+use crate::transaction::retry_loop::CheckoutBudget;
 
 /// Numbers transactions, so that a handle of one is not taken for a handle of another.
 static TRANSACTIONS: AtomicU64 = AtomicU64::new(1);
 
 /// More than this a thread does not keep from one transaction to the next.
-const MOST_SPARE: usize = 64 * 1024;
+const MAX_POOLED_BUFFER: usize = 64 * 1024;
 
 thread_local! {
     /// The memory of the thread's last transaction, for its next one.
-    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    static BUFFER_POOL: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-fn spare() -> Vec<u8> {
-    SPARE.try_with(Cell::take).unwrap_or_default()
+fn pooled_buffer() -> Vec<u8> {
+    BUFFER_POOL.try_with(Cell::take).unwrap_or_default()
 }
 
-impl Drop for Body {
+impl Drop for Pending {
     fn drop(&mut self) {
         let bytes = self.queue.take_bytes();
-        if bytes.capacity() <= MOST_SPARE {
-            let _: Result<(), _> = SPARE.try_with(|spare| spare.set(bytes));
+        if bytes.capacity() <= MAX_POOLED_BUFFER {
+            let _: Result<(), _> = BUFFER_POOL.try_with(|buffer| buffer.set(bytes));
         }
     }
 }
@@ -52,9 +52,9 @@ impl Drop for Body {
 /// The queued commands of a transaction, the scope they will be sent on, and the failure that is
 /// kept until the end.
 #[derive(Debug)]
-pub(crate) struct Body {
+pub(crate) struct Pending {
     queue: CommandQueue,
-    scope: Scope,
+    pinned: Pinned,
     failed: Option<CommitError>,
     options: CommitOptions,
     watched: bool,
@@ -62,18 +62,18 @@ pub(crate) struct Body {
     flush_bytes: Option<usize>,
 }
 
-impl Body {
+impl Pending {
     pub(crate) fn new(nodes: &Nodes, owner: Owner, options: CommitOptions) -> Self {
-        Self::on(Scope::new(nodes, owner), options, false)
+        Self::on(Pinned::new(nodes, owner), options, false)
     }
 
     /// On a scope that is there already, and watches where `watched` says so.
-    pub(crate) fn on(scope: Scope, options: CommitOptions, watched: bool) -> Self {
-        let settings = scope.settings();
+    pub(crate) fn on(pinned: Pinned, options: CommitOptions, watched: bool) -> Self {
+        let settings = pinned.settings();
         let transaction = TRANSACTIONS.fetch_add(1, Ordering::Relaxed);
-        let mut queue = CommandQueue::new(transaction, settings.limits(), spare());
+        let mut queue = CommandQueue::new(transaction, settings.limits(), pooled_buffer());
         let lock = options.lock_check.as_ref().map(|lock_check| lock_check.lock.slot());
-        queue.bind(match (scope.binding(), lock) {
+        queue.bind(match (pinned.binding(), lock) {
             (SlotBinding::Pending, Some(lock)) => SlotBinding::Slot(lock),
             (binding, _) => binding,
         });
@@ -84,7 +84,7 @@ impl Body {
         Self {
             queue,
             flush_bytes: Some(settings.flush_bytes),
-            scope,
+            pinned,
             failed: None,
             options,
             watched,
@@ -92,7 +92,7 @@ impl Body {
     }
 
     /// Keeps everything until the commit.
-    pub(crate) fn unflushed(mut self) -> Self {
+    pub(crate) fn without_flushing(mut self) -> Self {
         self.flush_bytes = None;
         self
     }
@@ -102,18 +102,18 @@ impl Body {
     }
 
     pub(crate) fn span(&self) -> &tracing::Span {
-        self.scope.span()
+        self.pinned.span()
     }
 
-    /// The closure is over: from here on this waits for nobody.
-    pub(crate) fn leaves_closure(&mut self) {
-        self.scope.leaves_closure();
+    /// The closure is over: from here on this budget for nobody.
+    pub(crate) fn closure_returned(&mut self) {
+        self.pinned.closure_returned();
     }
 
     /// Trades the scope for another one: a watching closure queues while it still reads on its.
-    pub(crate) fn set_scope(&mut self, scope: Scope) {
+    pub(crate) fn set_pinned(&mut self, pinned: Pinned) {
         if let (SlotBinding::Slot(bound), SlotBinding::Slot(other)) =
-            (scope.binding(), self.queue.binding())
+            (pinned.binding(), self.queue.binding())
             && bound != other
         {
             let command = "the block".to_owned();
@@ -121,9 +121,9 @@ impl Body {
             self.failed.get_or_insert(error);
         }
         if self.queue.binding() == SlotBinding::Pending {
-            self.queue.bind(scope.binding());
+            self.queue.bind(pinned.binding());
         }
-        self.scope = scope;
+        self.pinned = pinned;
     }
 
     /// Binds it to a slot before its first key does.
@@ -138,53 +138,58 @@ impl Body {
     }
 
     /// Tells scope and options where its keys are.
-    fn place(&mut self) {
+    fn sync_slot(&mut self) {
         let slot = self.queue.binding().slot();
-        self.scope.head_for(slot);
+        self.pinned.set_slot(slot);
         self.options.cluster.slot = slot;
     }
 
     /// What is to be done where a server that is not the one to ask refused it; `None`: nothing.
     pub(crate) fn redirect_for(&self, error: &CommitError) -> Option<Redirect> {
-        let nodes = self.scope.nodes()?;
-        retry_loop::redirect_for(&nodes, self.scope.route(), error, self.scope.checkout_deadline())
+        let nodes = self.pinned.nodes()?;
+        retry_loop::redirect_for(
+            &nodes,
+            self.pinned.route(),
+            error,
+            self.pinned.checkout_deadline(),
+        )
     }
 
     /// Sets the deadline of all connections that are taken from now on.
-    pub(crate) fn connects_by(&mut self, deadline: Instant) {
-        self.scope.connects_by(Some(deadline));
+    pub(crate) fn set_checkout_deadline(&mut self, deadline: Instant) {
+        self.pinned.set_checkout_deadline(Some(deadline));
     }
 
     pub(crate) fn is_pinned(&self) -> bool {
-        self.scope.is_pinned()
+        self.pinned.is_pinned()
     }
 
     /// Takes that way, with what is still all here.
-    pub(crate) fn go(&mut self, redirect: Redirect) {
-        self.scope.go(redirect.route());
+    pub(crate) fn set_route(&mut self, redirect: Redirect) {
+        self.pinned.set_route(redirect.route());
     }
 
     /// Takes a connection now, and MULTI where it is to be sent at once.
     pub(crate) fn begin(&mut self) -> Result<(), Error> {
         let begun = self.try_begin();
         if let Err(error) = &begun {
-            self.scope.record_failure(error);
+            self.pinned.record_failure(error);
         }
         begun
     }
 
     fn try_begin(&mut self) -> Result<(), Error> {
-        self.scope.here()?;
-        let deadline = self.scope.checkout_deadline();
+        self.pinned.here()?;
+        let deadline = self.pinned.checkout_deadline();
         let span = self.span().clone();
         let _in = span.enter();
-        self.place();
-        if !self.scope.is_placed() {
+        self.sync_slot();
+        if !self.pinned.has_slot() {
             // Its first key will tell where.
             return Ok(());
         }
-        self.scope.pin(deadline)?;
-        self.scope.tell(tracing::Level::DEBUG, || tracing::debug!("begin"));
+        self.pinned.pin(deadline)?;
+        self.pinned.log_on_return(tracing::Level::DEBUG, || tracing::debug!("begin"));
         if self.options.immediate {
             let plan = CommitPlan {
                 options: &self.options,
@@ -192,7 +197,7 @@ impl Body {
                 checkout_deadline: deadline,
             };
             let queue = &self.queue;
-            self.scope.call(|checkout| commit::begin(checkout, queue, plan)).map_err(|error| {
+            self.pinned.call(|checkout| commit::begin(checkout, queue, plan)).map_err(|error| {
                 match error {
                     CommitError::NotSent { source } => *source,
                     error => error.into(),
@@ -204,7 +209,7 @@ impl Body {
 
     /// Called after each command: sends a chunk where enough of them wait.
     pub(crate) fn queued(&mut self) {
-        self.scope.touch();
+        self.pinned.touch();
         if self.failed.is_some() {
             self.queue.drop_pending();
             return;
@@ -218,26 +223,28 @@ impl Body {
 
     /// Where the first chunk is sent on, it goes on, unless a guard holds the connection.
     fn flush(&mut self) -> Result<(), CommitError> {
-        self.scope.here()?;
-        let free = !self.scope.is_pinned();
+        self.pinned.here()?;
+        let free = !self.pinned.is_pinned();
         let flushed = self.flush_on(free);
-        self.scope.connects_by(None);
+        self.pinned.set_checkout_deadline(None);
         flushed
     }
 
     fn flush_on(&mut self, free: bool) -> Result<(), CommitError> {
-        let mut waits = Waits::new(self.scope.settings());
+        let mut budget = CheckoutBudget::new(self.pinned.settings());
         loop {
-            self.connects_by(waits.deadline);
+            self.set_checkout_deadline(budget.deadline);
             let Err(error) = self.flush_once() else { return Ok(()) };
             let redirect =
                 (free && !self.queue.is_flushed()).then(|| self.redirect_for(&error)).flatten();
             match redirect {
-                Some(redirect) if waits.allows(&redirect, retry_loop::is_checkout(&error)) => {
-                    if let Err(error) = self.scope.abandon() {
+                Some(redirect)
+                    if budget.try_redirect(&redirect, retry_loop::is_checkout(&error)) =>
+                {
+                    if let Err(error) = self.pinned.release() {
                         tracing::debug!(error = %format_args!("{error:#}"), "cleaning failed, connection replaced");
                     }
-                    self.go(redirect);
+                    self.set_route(redirect);
                 }
                 _ => return Err(error),
             }
@@ -245,23 +252,23 @@ impl Body {
     }
 
     fn flush_once(&mut self) -> Result<(), CommitError> {
-        let deadline = self.scope.checkout_deadline();
+        let deadline = self.pinned.checkout_deadline();
         let span = self.span().clone();
         let _in = span.enter();
-        self.place();
-        self.scope.pin(deadline)?;
+        self.sync_slot();
+        self.pinned.pin(deadline)?;
         let plan = CommitPlan {
             options: &self.options,
             watched: self.watched,
             checkout_deadline: deadline,
         };
         let queue = &mut self.queue;
-        self.scope.call(|checkout| commit::flush(checkout, queue, plan))
+        self.pinned.call(|checkout| commit::flush(checkout, queue, plan))
     }
 
     /// The failure that the commit will tell, if there is one already.
     pub(crate) fn failure(&self) -> Option<CommitError> {
-        if let Err(error) = self.scope.here() {
+        if let Err(error) = self.pinned.here() {
             return Some(error.into());
         }
         self.failed.clone().or_else(|| {
@@ -304,13 +311,13 @@ impl Body {
     }
 
     /// Whether all of it is still here, so that it can be sent again.
-    pub(crate) fn is_whole(&self) -> bool {
+    pub(crate) fn can_resend(&self) -> bool {
         !self.queue.is_flushed() && self.failed.is_none()
     }
 
     /// Commits and gives the connection back before it returns.
     pub(crate) fn commit(&mut self) -> Result<Committed, CommitError> {
-        self.connects_by(self.scope.checkout_deadline());
+        self.set_checkout_deadline(self.pinned.checkout_deadline());
         let committed = self.attempt();
         if let Err(error) = &committed {
             // The way is not taken, but whoever tries again will know it.
@@ -322,18 +329,18 @@ impl Body {
 
     /// The same, where what was not sent may be attempted again.
     pub(crate) fn attempt(&mut self) -> Result<Committed, CommitError> {
-        self.scope.here()?;
+        self.pinned.here()?;
         let span = self.span().clone();
         let _in = span.enter();
         self.queue.rollback_deeper(0);
-        let committed = match self.failure().or_else(|| self.unplaced()) {
+        let committed = match self.failure().or_else(|| self.missing_slot_error()) {
             Some(failure) => {
-                if let Err(error) = self.scope.abandon() {
+                if let Err(error) = self.pinned.release() {
                     tracing::debug!(error = %format_args!("{error:#}"), "cleaning failed, connection replaced");
                 }
                 Err(failure)
             }
-            None => self.send().map_err(|error| self.misplaced(error)),
+            None => self.send().map_err(|error| self.cross_slot_error(error)),
         };
         let outcome = outcome(&committed);
         match &committed {
@@ -344,7 +351,7 @@ impl Body {
     }
 
     /// Nobody knows where it is to be sent.
-    fn unplaced(&self) -> Option<CommitError> {
+    fn missing_slot_error(&self) -> Option<CommitError> {
         self.queue.has_unknown_slot().then(|| {
             CommitError::not_sent(Error::Refused {
                 command: "a command whose keys are not known here".to_owned(),
@@ -354,7 +361,7 @@ impl Body {
     }
 
     /// A key that nobody here knew of was of another slot.
-    fn misplaced(&self, error: CommitError) -> CommitError {
+    fn cross_slot_error(&self, error: CommitError) -> CommitError {
         let CommitError::Rejected { code, message, command, .. } = &error else { return error };
         let bound = self.queue.binding().slot();
         match (RedirectReply::of(code, message).and_then(|redirect| redirect.slot()), bound) {
@@ -367,13 +374,13 @@ impl Body {
     }
 
     fn send(&mut self) -> Result<Committed, CommitError> {
-        self.place();
-        let deadline = self.scope.checkout_deadline();
+        self.sync_slot();
+        let deadline = self.pinned.checkout_deadline();
         let once = self.options.once.is_some();
-        if self.queue.commands() == 0 && !self.watched && !once && !self.scope.is_pinned() {
+        if self.queue.commands() == 0 && !self.watched && !once && !self.pinned.is_pinned() {
             return Ok(Committed::Applied(Replies::none(self.queue.transaction())));
         }
-        if !self.watched && !self.scope.is_pinned() {
+        if !self.watched && !self.pinned.is_pinned() {
             return self.send_unpinned(deadline);
         }
         let plan = CommitPlan {
@@ -382,14 +389,14 @@ impl Body {
             checkout_deadline: deadline,
         };
         let queue = &mut self.queue;
-        self.scope.finish(|checkout| commit::commit(checkout, queue, plan))
+        self.pinned.finish(|checkout| commit::commit(checkout, queue, plan))
     }
 
     /// On a link that is borrowed for the commit only. No code of the caller's runs meanwhile, so
     /// there is nothing to take back.
     fn send_unpinned(&mut self, checkout_deadline: Instant) -> Result<Committed, CommitError> {
-        let Some(nodes) = self.scope.nodes() else { return Err(CheckoutError::Closed.into()) };
-        let way = (&nodes, self.scope.route());
+        let Some(nodes) = self.pinned.nodes() else { return Err(CheckoutError::Closed.into()) };
+        let way = (&nodes, self.pinned.route());
         commit::batch::block(way, &mut self.queue, &self.options, checkout_deadline)
     }
 
@@ -416,7 +423,7 @@ impl Body {
     /// Tells the span how the transaction ended.
     pub(crate) fn record(&self, committed: &Result<Committed, CommitError>) {
         let span = self.span();
-        if self.scope.here().is_err() {
+        if self.pinned.here().is_err() {
             return;
         }
         let outcome = outcome(committed);
@@ -444,9 +451,9 @@ impl Body {
             CommitError::PartlyApplied { .. } => Alarm::PartlyApplied,
             _ => return,
         };
-        let Some(nodes) = self.scope.nodes() else { return };
+        let Some(nodes) = self.pinned.nodes() else { return };
         let Some(suppressed) = nodes.alarms().raise(alarm) else { return };
-        let owner = self.scope.owner();
+        let owner = self.pinned.owner();
         let (name, place) = (owner.name.as_deref(), owner.place);
         let _in = self.span().enter();
         tracing::warn!(outcome, name, %place, error = %format_args!("{error:#}"), suppressed, "transaction {outcome}");
@@ -454,7 +461,7 @@ impl Body {
 
     /// Gives everything up.
     pub(crate) fn discard(&mut self) -> Result<(), Error> {
-        self.scope.give_up()
+        self.pinned.discard()
     }
 }
 

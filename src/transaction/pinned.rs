@@ -30,7 +30,7 @@ pub(crate) fn transaction_span(nodes: &Nodes, owner: &Owner) -> Span {
 
 /// A pinned connection, or none yet, and the promise that it goes back clean.
 #[derive(Debug)]
-pub(crate) struct Scope {
+pub(crate) struct Pinned {
     nodes: WeakNodes,
     route: Route,
     is_cluster: bool,
@@ -39,24 +39,24 @@ pub(crate) struct Scope {
     pin: Option<Pin>,
     span: Span,
     /// `None`: each call has a `checkout_timeout` of its own.
-    connects_by: Option<Instant>,
+    fixed_deadline: Option<Instant>,
 }
 
-impl Drop for Scope {
+impl Drop for Pinned {
     fn drop(&mut self) {
         if self.settings.is_left() {
             // It is the parent's.
             std::mem::forget(self.pin.take());
             return;
         }
-        if let Err(error) = self.give_up() {
+        if let Err(error) = self.discard() {
             let _in = self.span.enter();
             tracing::debug!(error = %format_args!("{error:#}"), begun_at = %self.owner.place, "cleaning failed, connection replaced");
         }
     }
 }
 
-impl Scope {
+impl Pinned {
     /// Holds nothing until [`pin`](Self::pin).
     pub(crate) fn new(nodes: &Nodes, owner: Owner) -> Self {
         Self::within(transaction_span(nodes, &owner), nodes, owner)
@@ -66,8 +66,8 @@ impl Scope {
     pub(crate) fn within(span: Span, nodes: &Nodes, owner: Owner) -> Self {
         let (settings, is_cluster) = (Arc::clone(nodes.settings()), nodes.is_cluster());
         let (nodes, route) = (nodes.weak(), Route::default());
-        let (pin, connects_by) = (None, None);
-        Self { nodes, route, is_cluster, settings, owner, pin, span, connects_by }
+        let (pin, fixed_deadline) = (None, None);
+        Self { nodes, route, is_cluster, settings, owner, pin, span, fixed_deadline }
     }
 
     /// Which keys it is for.
@@ -80,14 +80,14 @@ impl Scope {
     }
 
     /// It is for the keys of this slot.
-    pub(crate) fn head_for(&mut self, slot: Option<u16>) {
+    pub(crate) fn set_slot(&mut self, slot: Option<u16>) {
         if self.route.slot != slot {
             self.route = Route::to(slot);
         }
     }
 
     /// It goes this way, from its next connection on.
-    pub(crate) fn go(&mut self, route: Route) {
+    pub(crate) fn set_route(&mut self, route: Route) {
         self.route = route;
     }
 
@@ -96,7 +96,7 @@ impl Scope {
     }
 
     /// Whether it is known where a connection for it is to be had.
-    pub(crate) fn is_placed(&self) -> bool {
+    pub(crate) fn has_slot(&self) -> bool {
         self.binding() != SlotBinding::Pending
     }
 
@@ -115,13 +115,13 @@ impl Scope {
 
     /// By when a call that begins now must have its connection.
     pub(crate) fn checkout_deadline(&self) -> Instant {
-        self.connects_by.unwrap_or_else(|| Instant::now() + self.settings.checkout_timeout)
+        self.fixed_deadline.unwrap_or_else(|| Instant::now() + self.settings.checkout_timeout)
     }
 
     /// Sets the deadline of all connections that are taken from now on; `None`: each call has its
     /// own again.
-    pub(crate) fn connects_by(&mut self, deadline: Option<Instant>) {
-        self.connects_by = deadline;
+    pub(crate) fn set_checkout_deadline(&mut self, deadline: Option<Instant>) {
+        self.fixed_deadline = deadline;
     }
 
     /// Tells the span why the transaction did not even begin, where it did not.
@@ -159,7 +159,7 @@ impl Scope {
     }
 
     /// Has an event written when the connection is given back: a log is the user's, and may want one.
-    pub(crate) fn tell(&self, level: Level, event: impl FnOnce() + Send + 'static) {
+    pub(crate) fn log_on_return(&self, level: Level, event: impl FnOnce() + Send + 'static) {
         if level > LevelFilter::current() {
             return;
         }
@@ -178,7 +178,7 @@ impl Scope {
     }
 
     /// The closure is over: from here on the scope waits for nobody.
-    pub(crate) fn leaves_closure(&mut self) {
+    pub(crate) fn closure_returned(&mut self) {
         self.owner.is_closure = false;
     }
 
@@ -218,7 +218,7 @@ impl Scope {
     ///
     /// # Errors
     /// How cleaning failed; the connection is replaced then.
-    pub(crate) fn abandon(&mut self) -> Result<(), Error> {
+    pub(crate) fn release(&mut self) -> Result<(), Error> {
         self.here()?;
         let Some(pin) = self.pin.take() else { return Ok(()) };
         let _in = self.span.enter();
@@ -234,13 +234,13 @@ impl Scope {
     /// The same, where this is how the transaction ends.
     ///
     /// # Errors
-    /// As [`abandon`](Self::abandon).
-    pub(crate) fn give_up(&mut self) -> Result<(), Error> {
+    /// As [`release`](Self::release).
+    pub(crate) fn discard(&mut self) -> Result<(), Error> {
         self.here()?;
         if self.is_pinned() {
             self.span.record("rediscope.outcome", "discarded");
         }
-        self.abandon()
+        self.release()
     }
 
     /// The scope is alive, though it asks nothing of the server.

@@ -20,56 +20,62 @@ use crate::reply::replies::Replies;
 use crate::reply::resolve::Resolve;
 use crate::settings::Settings;
 use crate::transaction::block::Block;
-use crate::transaction::hot_keys::{Admission, Admitted};
+use crate::transaction::hot_keys::{ContentionLimiter, Turn};
 use crate::transaction::keys::Keys;
-use crate::transaction::pending::Body;
-use crate::transaction::pinned::{Scope, transaction_span};
+use crate::transaction::pending::Pending;
+use crate::transaction::pinned::{Pinned, transaction_span};
 use crate::transaction::watch_scope::Watching;
-use crate::transaction::watched_reads::Reads;
+use crate::transaction::watched_reads::WatchReads;
 
-/// So often whoever is admitted repeats a conflict without a pause. After that it is somebody else,
+/// So often whoever is turn repeats a conflict without a pause. After that it is somebody else,
 /// another process perhaps, who is in the way.
-const AT_ONCE: u32 = 8;
+const MAX_IMMEDIATE_RETRIES: u32 = 8;
 
 /// Runs a block once and commits it; the same bytes are sent again where they were not sent.
-pub(crate) fn plain<R: Resolve, E: From<Error>>(
+pub(crate) fn run_block<R: Resolve, E: From<Error>>(
     nodes: &Nodes,
     owner: Owner,
     commit_options: CommitOptions,
     policy: RetryPolicy,
     closure: impl FnOnce(&mut Block) -> Result<R, E>,
 ) -> Result<R::Output, E> {
-    let mut block = Block::new(Body::new(nodes, owner, commit_options));
+    let mut block = Block::new(Pending::new(nodes, owner, commit_options));
     let handles = closure(&mut block)?;
     // The closure may have forked.
     nodes.here().map_err(Error::from)?;
-    let mut body = block.into_body();
-    body.leaves_closure();
-    let replies = commit_again(nodes, &mut body, policy)?;
-    handles.resolve(&replies).map_err(|error| E::from(body.named(error).into()))
+    let mut pending = block.into_pending();
+    pending.closure_returned();
+    let replies = commit_with_retries(nodes, &mut pending, policy)?;
+    handles.resolve(&replies).map_err(|error| E::from(pending.named(error).into()))
 }
 
-fn commit_again(nodes: &Nodes, body: &mut Body, policy: RetryPolicy) -> Result<Replies, Error> {
-    let (mut attempts, mut waits) = (None, Waits::new(nodes.settings()));
+fn commit_with_retries(
+    nodes: &Nodes,
+    pending: &mut Pending,
+    policy: RetryPolicy,
+) -> Result<Replies, Error> {
+    let (mut attempts, mut budget) = (None, CheckoutBudget::new(nodes.settings()));
     loop {
-        body.connects_by(waits.deadline);
-        let committed = resolved(body.attempt(), body);
+        pending.set_checkout_deadline(budget.deadline);
+        let committed = resolve_in_doubt(pending.attempt(), pending);
         if let Err(error) = &committed
-            && body.is_whole()
-            && let Some(redirect) = body.redirect_for(error)
-            && waits.allows(&redirect, is_checkout(error))
+            && pending.can_resend()
+            && let Some(redirect) = pending.redirect_for(error)
+            && budget.try_redirect(&redirect, is_checkout(error))
         {
-            body.go(redirect);
+            pending.set_route(redirect);
             continue;
         }
-        if committed.as_ref().is_err_and(|error| may_repeat(error, nodes)) && body.is_whole() {
+        if committed.as_ref().is_err_and(|error| is_repeatable(error, nodes))
+            && pending.can_resend()
+        {
             let attempts = attempts.get_or_insert_with(|| policy.begin(Instant::now()));
-            if again(nodes, attempts, body.span(), "not sent", false) {
-                waits.renew();
+            if backoff(nodes, attempts, pending.span(), "not sent", false) {
+                budget.restart();
                 continue;
             }
         }
-        body.record(&committed);
+        pending.record(&committed);
         return match committed {
             Ok(Committed::Applied(replies)) => Ok(replies),
             Ok(Committed::Conflict) => Err(Error::RetriesExhausted { attempts: 1 }),
@@ -79,46 +85,47 @@ fn commit_again(nodes: &Nodes, body: &mut Body, policy: RetryPolicy) -> Result<R
 }
 
 /// What a watching block is run by.
-pub(crate) struct Plan<'w> {
+pub(crate) struct WatchRun<'w> {
     pub(crate) owner: Owner,
     pub(crate) commit_options: CommitOptions,
     pub(crate) policy: RetryPolicy,
     pub(crate) keys: Option<&'w Keys>,
     /// In a cluster: where they are.
     pub(crate) slot: Option<u16>,
-    pub(crate) reads: &'w Arc<Reads>,
+    pub(crate) reads: &'w Arc<WatchReads>,
     /// `None`: everybody tries at once.
-    pub(crate) admission: Option<&'w Admission>,
+    pub(crate) limiter: Option<&'w ContentionLimiter>,
 }
 
 /// Runs a watching block until it commits, or until the policy ends it.
-pub(crate) fn watching<R: Resolve, E: From<Error>>(
+pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
     nodes: &Nodes,
-    plan: &Plan<'_>,
+    run: &WatchRun<'_>,
     mut closure: impl FnMut(&mut Watching, &mut Block) -> Result<R, E>,
 ) -> Result<R::Output, E> {
-    let Plan { owner, commit_options, policy, .. } = plan;
-    let (keys, reads, admission) = (plan.keys, plan.reads, plan.admission);
+    let WatchRun { owner, commit_options, policy, .. } = run;
+    let (keys, reads, limiter) = (run.keys, run.reads, run.limiter);
     let span = transaction_span(nodes, owner);
-    let scope = || Scope::within(span.clone(), nodes, owner.clone());
-    let mut route = Route::to(plan.slot);
+    let unpinned = || Pinned::within(span.clone(), nodes, owner.clone());
+    let mut route = Route::to(run.slot);
     let mut attempts = policy.begin(Instant::now());
     // Before a connection is taken, so that none is held by who waits here.
-    let mut admitted = admission
-        .zip(keys)
-        .map(|(admission, keys)| admission.enter(keys.lanes(), attempts.deadline()));
-    let mut waits = Waits::new(nodes.settings());
+    let mut turn =
+        limiter.zip(keys).map(|(limiter, keys)| limiter.enter(keys.buckets(), attempts.deadline()));
+    let mut budget = CheckoutBudget::new(nodes.settings());
     loop {
         let watch = keys.map(Keys::watch);
-        let mut begins = scope();
-        begins.go(route.clone());
-        begins.connects_by(Some(waits.deadline));
+        let mut reading = unpinned();
+        reading.set_route(route.clone());
+        reading.set_checkout_deadline(Some(budget.deadline));
         let begun =
-            Watching::begin(begins, watch, commit_options.clone(), reads, attempts.number());
+            Watching::begin(reading, watch, commit_options.clone(), reads, attempts.number());
         let mut watching = match begun {
             Ok(watching) => watching,
-            Err(error) => match redirect_after(nodes, &route, &error, waits.deadline) {
-                Some(redirect) if waits.allows(&redirect, matches!(error, Error::Checkout(_))) => {
+            Err(error) => match redirect_after(nodes, &route, &error, budget.deadline) {
+                Some(redirect)
+                    if budget.try_redirect(&redirect, matches!(error, Error::Checkout(_))) =>
+                {
                     route = redirect.route();
                     continue;
                 }
@@ -126,73 +133,76 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
             },
         };
         // What a condition stops is no try that somebody else undid.
-        if let Some(admitted) = &mut admitted {
-            admitted.tried();
+        if let Some(turn) = &mut turn {
+            turn.attempted();
         }
-        let mut queues = scope();
-        queues.head_for(watching.binding().slot());
-        let body = Body::on(queues, commit_options.clone(), watch.is_some());
-        let mut block = Block::new(body.unflushed());
+        let mut writing = unpinned();
+        writing.set_slot(watching.binding().slot());
+        let pending = Pending::on(writing, commit_options.clone(), watch.is_some());
+        let mut block = Block::new(pending.without_flushing());
         let runs = nodes.is_cluster().then(Instant::now);
         let result = closure(&mut watching, &mut block);
-        waits.postpone(runs.map(|runs| runs.elapsed()));
+        budget.extend(runs.map(|runs| runs.elapsed()));
         // The closure may have forked.
         nodes.here().map_err(Error::from)?;
-        let broken = watching.is_broken();
+        let connection_lost = watching.is_connection_lost();
         let redirect = watching.take_redirect();
         let handles = match result {
             Ok(handles) => handles,
             Err(error) => {
                 drop(watching);
                 // Nor is what it makes of a node that is not the one to ask.
-                if let Some(redirect) = redirect.filter(|redirect| waits.allows(redirect, false)) {
+                if let Some(redirect) =
+                    redirect.filter(|redirect| budget.try_redirect(redirect, false))
+                {
                     route = redirect.route();
                     continue;
                 }
                 // What the closure makes of a lost connection is no answer of its own.
-                if broken && again(nodes, &mut attempts, &span, "connection lost", false) {
-                    waits.renew();
+                if connection_lost && backoff(nodes, &mut attempts, &span, "connection lost", false)
+                {
+                    budget.restart();
                     continue;
                 }
                 return Err(error);
             }
         };
-        let mut body = block.into_body();
-        body.set_scope(watching.into_scope());
-        body.leaves_closure();
-        body.connects_by(match body.is_pinned() {
-            true => deadline::after(waits.limit),
-            false => waits.deadline,
+        let mut pending = block.into_pending();
+        pending.set_pinned(watching.into_pinned());
+        pending.closure_returned();
+        pending.set_checkout_deadline(match pending.is_pinned() {
+            true => deadline::after(budget.limit),
+            false => budget.deadline,
         });
-        let committed = resolved(body.attempt(), &body);
+        let committed = resolve_in_doubt(pending.attempt(), &pending);
         if let Err(error) = &committed
             && let Some(redirect) =
-                body.redirect_for(error).map(|redirect| settled(redirect, watch.is_some()))
-            && waits.allows(&redirect, is_checkout(error))
+                pending.redirect_for(error).map(|redirect| without_ask(redirect, watch.is_some()))
+            && budget.try_redirect(&redirect, is_checkout(error))
         {
             route = redirect.route();
             continue;
         }
         let why = match &committed {
             Ok(Committed::Conflict) => Some("conflict"),
-            Err(error) if may_repeat(error, nodes) => Some("not sent"),
+            Err(error) if is_repeatable(error, nodes) => Some("not sent"),
             _ => None,
         };
         // Where few are let in at a time, a pause would only keep the next one out.
-        let in_turn = admitted.as_ref().is_some_and(Admitted::in_turn)
+        let queued = turn.as_ref().is_some_and(Turn::queued)
             && matches!(committed, Ok(Committed::Conflict))
-            && attempts.number() <= AT_ONCE;
-        if why.is_some_and(|why| again(nodes, &mut attempts, &span, why, in_turn)) {
-            waits.renew();
+            && attempts.number() <= MAX_IMMEDIATE_RETRIES;
+        if why.is_some_and(|why| backoff(nodes, &mut attempts, &span, why, queued)) {
+            budget.restart();
             continue;
         }
-        body.record(&committed);
+        pending.record(&committed);
         return match committed {
             Ok(Committed::Applied(replies)) => {
-                if let Some(admitted) = &admitted {
-                    admitted.committed();
+                if let Some(turn) = &turn {
+                    turn.committed();
                 }
-                handles.resolve(&replies).map_err(|error| E::from(body.named(error).into()))
+                handles.resolve(&replies).map_err(|error| E::from(pending.named(error).into()))
             }
             Ok(Committed::Conflict) => {
                 Err(Error::RetriesExhausted { attempts: attempts.number() }.into())
@@ -204,9 +214,9 @@ pub(crate) fn watching<R: Resolve, E: From<Error>>(
 
 /// An exactly-once transaction in doubt, asked for: applied, its replies lost; or not sent, for all
 /// that it did.
-fn resolved(
+fn resolve_in_doubt(
     committed: Result<Committed, CommitError>,
-    body: &Body,
+    pending: &Pending,
 ) -> Result<Committed, CommitError> {
     let Err(CommitError::InDoubt(doubt)) = &committed else { return committed };
     if doubt.token().is_none() {
@@ -215,13 +225,13 @@ fn resolved(
     match doubt.resolve() {
         // Not the whole of it.
         Resolution::Committed if doubt.is_incomplete() => committed,
-        Resolution::Committed => match body.options().durability {
-            None => Ok(Committed::Applied(body.lost_replies())),
+        Resolution::Committed => match pending.options().durability {
+            None => Ok(Committed::Applied(pending.lost_replies())),
             Some(durability) => Err(CommitError::NotReplicated {
                 wanted: durability.wanted(),
                 got: ReplicaAcks::default(),
                 refused: None,
-                replies: body.lost_replies(),
+                replies: pending.lost_replies(),
             }),
         },
         Resolution::NotCommitted => Err(CommitError::lost_before_exec(doubt.cause().clone())),
@@ -232,7 +242,7 @@ fn resolved(
 /// Whether the connection failed before EXEC's last byte left, or led to a server that is no longer
 /// the master where another one is. (Other failures that left nothing behind, such as a full pool or
 /// a refused command, would fail in the same way again.)
-fn may_repeat(error: &CommitError, nodes: &Nodes) -> bool {
+fn is_repeatable(error: &CommitError, nodes: &Nodes) -> bool {
     match error {
         CommitError::NotSent { source } => matches!(**source, Error::Lost { .. }),
         CommitError::Rejected { .. } => error.code() == Some("READONLY") && nodes.may_switch(),
@@ -272,7 +282,7 @@ fn redirect_after(
 
 /// What reads without a watch does not go where its slot will be: some of what it reads may not be
 /// there yet. It waits until the slot has arrived.
-fn settled(redirect: Redirect, watches: bool) -> Redirect {
+fn without_ask(redirect: Redirect, watches: bool) -> Redirect {
     match redirect {
         Redirect::Immediately(route) if route.ask && !watches => {
             Redirect::AfterDelay(Route::to(route.slot))
@@ -289,62 +299,62 @@ pub(crate) fn is_checkout(error: &CommitError) -> bool {
 /// How long a block waits for a connection and for a cluster that is in motion: one
 /// `checkout_timeout`, which attempts share that were sent on or reached no node. An attempt after a
 /// conflict or a lost connection has a `checkout_timeout` of its own for its connection.
-pub(crate) struct Waits {
+pub(crate) struct CheckoutBudget {
     limit: Duration,
-    /// What an attempt gets at least that a server sent on: its last answer is the one to report, and
+    /// What an attempt gets at min_after_redirect that a server sent on: its last answer is the one to report, and
     /// not that no time was left to ask again.
-    least: Duration,
+    min_after_redirect: Duration,
     /// By when the next connection must be had.
     pub(crate) deadline: Instant,
     budget: Option<RedirectBudget>,
 }
 
-impl Waits {
+impl CheckoutBudget {
     pub(crate) fn new(settings: &Settings) -> Self {
         let limit = settings.checkout_timeout;
-        let least = limit.min(settings.connect_timeout + settings.response_timeout);
-        Self { limit, least, deadline: deadline::after(limit), budget: None }
+        let min_after_redirect = limit.min(settings.connect_timeout + settings.response_timeout);
+        Self { limit, min_after_redirect, deadline: deadline::after(limit), budget: None }
     }
 
     /// Pauses where the way on needs it. False: no time is left.
     ///
     /// Time that passed until a server sent the block on is no time that was waited for a node.
-    pub(crate) fn allows(&mut self, redirect: &Redirect, unreached: bool) -> bool {
+    pub(crate) fn try_redirect(&mut self, redirect: &Redirect, node_unreachable: bool) -> bool {
         let (limit, deadline) = (self.limit, self.deadline);
         let budget = self.budget.get_or_insert_with(|| {
-            RedirectBudget::until(if unreached { deadline } else { deadline::after(limit) })
+            RedirectBudget::until(if node_unreachable { deadline } else { deadline::after(limit) })
         });
         if !redirect_pause::try_next(budget, redirect) {
             return false;
         }
-        self.deadline = match unreached {
+        self.deadline = match node_unreachable {
             true => budget.deadline(),
-            false => budget.deadline().max(deadline::after(self.least)),
+            false => budget.deadline().max(deadline::after(self.min_after_redirect)),
         };
         true
     }
 
-    fn renew(&mut self) {
+    fn restart(&mut self) {
         self.deadline = deadline::after(self.limit);
     }
 
     /// The time that a closure ran is no time that was waited for a connection.
-    fn postpone(&mut self, ran: Option<Duration>) {
+    fn extend(&mut self, ran: Option<Duration>) {
         let Some(ran) = ran else { return };
         self.deadline = deadline::later(self.deadline, ran);
     }
 }
 
-/// Waits for the next attempt, if there is to be one.
-fn again(
+/// CheckoutBudget for the next attempt, if there is to be one.
+fn backoff(
     nodes: &Nodes,
     attempts: &mut Attempts,
     span: &tracing::Span,
     why: &str,
-    at_once: bool,
+    immediately: bool,
 ) -> bool {
     let Some(wait) = attempts.next(Instant::now()) else { return false };
-    let wait = if at_once { Duration::ZERO } else { wait };
+    let wait = if immediately { Duration::ZERO } else { wait };
     nodes.counters().retries.add();
     span.in_scope(|| tracing::debug!(attempt = attempts.number(), ?wait, why, "retry"));
     if wait > Duration::ZERO {

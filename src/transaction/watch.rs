@@ -18,14 +18,14 @@ use crate::protocol::retry::RetryPolicy;
 use crate::reply::resolve::Resolve;
 use crate::transaction::block::Block;
 use crate::transaction::condition::Condition;
-use crate::transaction::hot_keys::Admission;
+use crate::transaction::hot_keys::ContentionLimiter;
 use crate::transaction::keys::Keys;
 use crate::transaction::options::TransactionOptions;
-use crate::transaction::pinned::Scope;
+use crate::transaction::pinned::Pinned;
 use crate::transaction::retry_loop;
-use crate::transaction::retry_loop::Plan;
+use crate::transaction::retry_loop::WatchRun;
 use crate::transaction::watch_scope::Watching;
-use crate::transaction::watched_reads::{Reads, WatchedRead};
+use crate::transaction::watched_reads::{WatchReads, WatchedRead};
 
 /// Read, decide, write: what is written is applied only if none of the watched keys changed.
 ///
@@ -40,10 +40,10 @@ pub struct Watch {
     nodes: Nodes,
     options: TransactionOptions,
     resolver: Arc<dyn ResolveCommit>,
-    admission: Arc<Admission>,
+    limiter: Arc<ContentionLimiter>,
     /// `None`: reads on one connection, watching nothing.
     keys: Option<Keys>,
-    reads: Arc<Reads>,
+    reads: Arc<WatchReads>,
 }
 
 impl Watch {
@@ -51,10 +51,10 @@ impl Watch {
         nodes: Nodes,
         options: TransactionOptions,
         resolver: Arc<dyn ResolveCommit>,
-        admission: Arc<Admission>,
+        limiter: Arc<ContentionLimiter>,
         keys: Option<Keys>,
     ) -> Self {
-        Self { nodes, options, resolver, admission, keys, reads: Arc::default() }
+        Self { nodes, options, resolver, limiter, keys, reads: Arc::default() }
     }
 
     /// How often `run` tries, instead of the handle's own policy.
@@ -123,9 +123,9 @@ impl Watch {
         self.nodes.here()?;
         let owner = self.owner(Location::caller(), false);
         let watch = self.checked_keys()?.map(Keys::watch);
-        let mut scope = Scope::new(&self.nodes, owner);
-        scope.head_for(self.slot()?);
-        Watching::begin(scope, watch, self.commit_options()?, &self.reads, 1)
+        let mut pinned = Pinned::new(&self.nodes, owner);
+        pinned.set_slot(self.slot()?);
+        Watching::begin(pinned, watch, self.commit_options()?, &self.reads, 1)
     }
 
     /// Runs `closure` and commits what it queued; again, after a backoff, while a watched key
@@ -168,17 +168,17 @@ impl Watch {
         self.nodes.here().map_err(Error::from)?;
         let owner = self.owner(Location::caller(), true);
         let keys = self.checked_keys()?;
-        let admission = self.options.takes_turns().then_some(&*self.admission);
-        let plan = Plan {
+        let limiter = self.options.takes_turns().then_some(&*self.limiter);
+        let run = WatchRun {
             owner,
             commit_options: self.commit_options()?,
             policy: self.options.policy(),
             keys,
             slot: self.slot()?,
             reads: &self.reads,
-            admission,
+            limiter,
         };
-        retry_loop::watching(&self.nodes, &plan, closure)
+        retry_loop::run_watch(&self.nodes, &run, closure)
     }
 
     fn checked_keys(&self) -> Result<Option<&Keys>, Error> {

@@ -24,10 +24,10 @@ use crate::protocol::resp::encode;
 use crate::protocol::resp::encode::{ASKING, Args};
 use crate::protocol::server_error::ServerError;
 use crate::transaction::guard::{Transaction, Watched};
-use crate::transaction::pending::Body;
-use crate::transaction::pinned::Scope;
+use crate::transaction::pending::Pending;
+use crate::transaction::pinned::Pinned;
 use crate::transaction::watched_reads;
-use crate::transaction::watched_reads::{Answers, Reads, WatchedRead};
+use crate::transaction::watched_reads::{ReadReplies, WatchReads, WatchedRead};
 
 /// A scope that reads on its pinned connection, with WATCH armed, before it writes.
 ///
@@ -53,12 +53,12 @@ use crate::transaction::watched_reads::{Answers, Reads, WatchedRead};
 #[derive(Debug)]
 #[must_use = "dropped, it stops watching"]
 pub struct Watching {
-    scope: Scope,
+    pinned: Pinned,
     options: CommitOptions,
     watched: bool,
     attempt: u32,
-    declared: Answers,
-    broken: bool,
+    declared: ReadReplies,
+    connection_lost: bool,
     /// A read was answered by a node that is not the one to ask.
     redirect: Option<Redirect>,
     /// The whole WATCH command, where its slot is on its way.
@@ -69,22 +69,22 @@ impl Watching {
     /// Takes a connection and arms WATCH on it, replacing dead ones on the way. Where a condition
     /// among the reads does not hold, it stops watching.
     pub(crate) fn begin(
-        mut scope: Scope,
+        mut pinned: Pinned,
         watch: Option<&[u8]>,
         mut options: CommitOptions,
-        reads: &Arc<Reads>,
+        reads: &Arc<WatchReads>,
         attempt: u32,
     ) -> Result<Self, Error> {
-        bind(&mut scope, &mut options, reads.bytes())?;
-        let declared = arm(&mut scope, watch, reads, &options, attempt)
-            .inspect_err(|error| scope.record_failure(error))?;
+        bind(&mut pinned, &mut options, reads.bytes())?;
+        let declared = arm(&mut pinned, watch, reads, &options, attempt)
+            .inspect_err(|error| pinned.record_failure(error))?;
         // The closure's reads have limits of their own.
-        scope.connects_by(None);
-        let asks = scope.route().ask;
+        pinned.set_checkout_deadline(None);
+        let asks = pinned.route().ask;
         let watched = watch.is_some();
         let watch = watch.filter(|_| asks).unwrap_or_default().into();
-        let (broken, redirect) = (false, None);
-        Ok(Self { scope, options, watched, attempt, declared, broken, redirect, watch })
+        let (connection_lost, redirect) = (false, None);
+        Ok(Self { pinned, options, watched, attempt, declared, connection_lost, redirect, watch })
     }
 
     /// Which attempt of `watch(..).run` this is, from 1.
@@ -99,7 +99,7 @@ impl Watching {
     /// [`Error::Command`] where the server refused it, [`Error::Decode`] where the value is of
     /// another type; [`Error::Refused`] where another watch declared it.
     pub fn declared<T: FromRedisValue>(&self, read: WatchedRead<T>) -> Result<T, Error> {
-        let full = self.scope.settings().server_messages;
+        let full = self.pinned.settings().server_messages;
         self.declared.get(read).map_err(|error| error.in_full(full))
     }
 
@@ -113,7 +113,7 @@ impl Watching {
     /// failed; [`Error::PinExpired`].
     pub fn query<T: FromRedisValue>(&mut self, cmd: Cmd) -> Result<T, Error> {
         let bytes = cmd.get_packed_command();
-        self.fetch(&watched_reads::check(&bytes)?, &bytes)
+        self.fetch(&watched_reads::name_of_read(&bytes)?, &bytes)
     }
 
     /// Runs one command of which the caller knows that it only reads: of a module that is not known
@@ -144,7 +144,7 @@ impl Watching {
     /// [`Error::Lost`] if the connection failed; [`Error::PinExpired`].
     pub fn query_as_read<T: FromRedisValue>(&mut self, cmd: Cmd) -> Result<T, Error> {
         let bytes = cmd.get_packed_command();
-        self.fetch(&watched_reads::check_as_read(&bytes)?, &bytes)
+        self.fetch(&watched_reads::name_of_assumed_read(&bytes)?, &bytes)
     }
 
     /// One read of the command table.
@@ -159,35 +159,35 @@ impl Watching {
     }
 
     fn fetch<T: FromRedisValue>(&mut self, name: &str, bytes: &[u8]) -> Result<T, Error> {
-        let full = self.scope.settings().server_messages;
+        let full = self.pinned.settings().server_messages;
         self.fetched(name, bytes).map_err(|error| error.in_full(full))
     }
 
     fn fetched<T: FromRedisValue>(&mut self, name: &str, bytes: &[u8]) -> Result<T, Error> {
-        self.scope.here()?;
-        let span = self.scope.span().clone();
+        self.pinned.here()?;
+        let span = self.pinned.span().clone();
         let _in = span.enter();
-        let (watched, deadline) = (self.watched, self.scope.checkout_deadline());
-        if !self.scope.is_pinned() {
+        let (watched, deadline) = (self.watched, self.pinned.checkout_deadline());
+        if !self.pinned.is_pinned() {
             // A scope that watches nothing, in a cluster: its first key tells where.
-            self.place(bytes, deadline)?;
+            self.pin_for(bytes, deadline)?;
         } else {
-            let mut binding = self.scope.binding();
+            let mut binding = self.pinned.binding();
             keys::bind(&mut binding, bytes)?;
-            if let Err(error) = has_arrived(&self.scope, &self.watch, bytes, name) {
-                self.sent_on("TRYAGAIN", "");
+            if let Err(error) = has_arrived(&self.pinned, &self.watch, bytes, name) {
+                self.record_redirect("TRYAGAIN", "");
                 return Err(error);
             }
         }
-        if !self.scope.is_pinned() {
-            let nodes = self.scope.nodes().ok_or(CheckoutError::Closed)?;
+        if !self.pinned.is_pinned() {
+            let nodes = self.pinned.nodes().ok_or(CheckoutError::Closed)?;
             let mut checkout = nodes.lease(&Route::default(), deadline)?;
             return watched_reads::value_of(name, &ask(&mut checkout, bytes, deadline)?);
         }
-        let broken = &mut self.broken;
-        let value = self.scope.call(|checkout| {
+        let connection_lost = &mut self.connection_lost;
+        let value = self.pinned.call(|checkout| {
             if watched && !checkout.current().is_some_and(|link| link.state().is_watching()) {
-                *broken = true;
+                *connection_lost = true;
                 let gone =
                     ConnectionError::unexpected("the connection was lost earlier in the scope");
                 return Err(lost(name, gone));
@@ -204,7 +204,7 @@ impl Watching {
                         let again = !watched && repeats.allow(trusted, &source);
                         if !again || Instant::now() >= deadline {
                             // What is too large is as large the next time.
-                            *broken = source.kind() != ConnectionErrorKind::TooLarge;
+                            *connection_lost = source.kind() != ConnectionErrorKind::TooLarge;
                             return Err(lost(name, source));
                         }
                     }
@@ -214,11 +214,11 @@ impl Watching {
         })?;
         if let Value::ServerError(error) = &value {
             let text = error.details().unwrap_or_default();
-            self.sent_on(error.code(), text);
+            self.record_redirect(error.code(), text);
             // Without a watch a read may as well be asked elsewhere; the scope stays where it is.
             if let (false, Some(Redirect::Immediately(route))) = (watched, &self.redirect)
                 && route.ask
-                && let Some(nodes) = self.scope.nodes()
+                && let Some(nodes) = self.pinned.nodes()
             {
                 let mut checkout = nodes.lease(route, deadline)?;
                 self.redirect = None;
@@ -229,17 +229,17 @@ impl Watching {
     }
 
     /// Notes what a refused read says of where the scope's slot is.
-    fn sent_on(&mut self, code: &str, text: &str) {
-        if let Some(nodes) = self.scope.nodes() {
-            self.redirect = nodes.redirect_for(self.scope.route(), code, text);
+    fn record_redirect(&mut self, code: &str, text: &str) {
+        if let Some(nodes) = self.pinned.nodes() {
+            self.redirect = nodes.redirect_for(self.pinned.route(), code, text);
         }
     }
 
     /// Pins a connection where the read belongs, if that can be told.
-    fn place(&mut self, bytes: &[u8], deadline: Instant) -> Result<(), Error> {
-        bind(&mut self.scope, &mut self.options, bytes)?;
-        if self.scope.is_placed() {
-            self.scope.pin(deadline)?;
+    fn pin_for(&mut self, bytes: &[u8], deadline: Instant) -> Result<(), Error> {
+        bind(&mut self.pinned, &mut self.options, bytes)?;
+        if self.pinned.has_slot() {
+            self.pinned.pin(deadline)?;
         }
         Ok(())
     }
@@ -247,11 +247,11 @@ impl Watching {
     /// From reading to writing: what is queued from here on is applied only if nothing that is
     /// watched changes before the commit.
     pub fn multi(self) -> Transaction<Watched> {
-        Transaction::new(Body::on(self.scope, self.options, self.watched))
+        Transaction::new(Pending::on(self.pinned, self.options, self.watched))
     }
 
-    pub(crate) fn into_scope(self) -> Scope {
-        self.scope
+    pub(crate) fn into_pinned(self) -> Pinned {
+        self.pinned
     }
 
     /// Stops watching, as dropping it does, and tells how that went.
@@ -259,13 +259,13 @@ impl Watching {
     /// # Errors
     /// UNWATCH failed; the connection was replaced.
     pub fn abandon(mut self) -> Result<(), Error> {
-        self.scope.give_up()
+        self.pinned.discard()
     }
 
     /// Whether the connection failed under it: then nothing it did can be committed, and the
     /// whole attempt may be repeated.
     pub(crate) fn binding(&self) -> SlotBinding {
-        self.scope.binding()
+        self.pinned.binding()
     }
 
     /// Where a read was sent on to.
@@ -273,46 +273,46 @@ impl Watching {
         self.redirect.take()
     }
 
-    pub(crate) fn is_broken(&self) -> bool {
-        self.broken
+    pub(crate) fn is_connection_lost(&self) -> bool {
+        self.connection_lost
     }
 }
 
 /// Takes a connection and waits until WATCH is answered on it, and with it what was declared and
 /// required.
 fn arm(
-    scope: &mut Scope,
+    pinned: &mut Pinned,
     watch: Option<&[u8]>,
-    reads: &Arc<Reads>,
+    reads: &Arc<WatchReads>,
     options: &CommitOptions,
     attempt: u32,
-) -> Result<Answers, Error> {
-    let deadline = scope.checkout_deadline();
-    let span = scope.span().clone();
+) -> Result<ReadReplies, Error> {
+    let deadline = pinned.checkout_deadline();
+    let span = pinned.span().clone();
     let _in = span.enter();
-    if !scope.is_placed() {
-        return Ok(Answers::default());
+    if !pinned.has_slot() {
+        return Ok(ReadReplies::default());
     }
-    scope.pin(deadline)?;
-    scope.tell(tracing::Level::DEBUG, move || tracing::debug!(attempt, "begin"));
+    pinned.pin(deadline)?;
+    pinned.log_on_return(tracing::Level::DEBUG, move || tracing::debug!(attempt, "begin"));
     if watch.is_none() && reads.len() == 0 {
-        return Ok(Answers::default());
+        return Ok(ReadReplies::default());
     }
-    has_arrived(scope, watch.unwrap_or_default(), reads.bytes(), "a read")?;
+    has_arrived(pinned, watch.unwrap_or_default(), reads.bytes(), "a read")?;
     let plan = CommitPlan { options, watched: watch.is_some(), checkout_deadline: deadline };
-    let values = scope
+    let values = pinned
         .call(|checkout| prepare::watch(checkout, watch, (reads.bytes(), reads.len()), plan))?;
     if let (true, Some(error)) =
-        (scope.binding() != SlotBinding::None, values.iter().find_map(refused))
+        (pinned.binding() != SlotBinding::None, values.iter().find_map(refused))
     {
         return Err(Error::Command { command: "a read".to_owned(), error });
     }
-    let full = scope.settings().server_messages;
-    let answers = Answers::of(Arc::clone(reads), values).map_err(|error| error.in_full(full));
+    let full = pinned.settings().server_messages;
+    let answers = ReadReplies::of(Arc::clone(reads), values).map_err(|error| error.in_full(full));
     answers.inspect_err(|error| {
         if let Error::ConditionFailed { which } = error {
             let which = which.to_string();
-            scope.tell(tracing::Level::DEBUG, move || {
+            pinned.log_on_return(tracing::Level::DEBUG, move || {
                 tracing::debug!(attempt, which, "condition failed")
             });
         }
@@ -328,8 +328,8 @@ fn refused(answer: &Value) -> Option<ServerError> {
 
 /// Where a slot is on its way, what is not found there may not have arrived yet. It is known only of
 /// what is watched: its old master has said so, or it was found.
-fn has_arrived(scope: &Scope, watch: &[u8], reads: &[u8], name: &str) -> Result<(), Error> {
-    if !scope.route().ask || keys::are_among(reads, watch) {
+fn has_arrived(pinned: &Pinned, watch: &[u8], reads: &[u8], name: &str) -> Result<(), Error> {
+    if !pinned.route().ask || keys::are_among(reads, watch) {
         return Ok(());
     }
     let error = ServerError::own("TRYAGAIN", "the key may not be where its slot will be yet");
@@ -337,11 +337,11 @@ fn has_arrived(scope: &Scope, watch: &[u8], reads: &[u8], name: &str) -> Result<
 }
 
 /// In a cluster, each key must be of the scope's slot, and the first one tells which that is.
-fn bind(scope: &mut Scope, options: &mut CommitOptions, bytes: &[u8]) -> Result<(), Error> {
-    let mut binding = scope.binding();
+fn bind(pinned: &mut Pinned, options: &mut CommitOptions, bytes: &[u8]) -> Result<(), Error> {
+    let mut binding = pinned.binding();
     keys::bind(&mut binding, bytes)?;
     if let Some(slot) = binding.slot() {
-        scope.head_for(Some(slot));
+        pinned.set_slot(Some(slot));
         options.cluster.slot = Some(slot);
     }
     Ok(())
@@ -361,7 +361,7 @@ fn ask(checkout: &mut Lease, bytes: &[u8], deadline: Instant) -> Result<Value, E
     Ok(answer)
 }
 
-/// Reads and WATCH change nothing, whatever became of them.
+/// WatchReads and WATCH change nothing, whatever became of them.
 fn lost(during: &str, source: ConnectionError) -> Error {
     Error::Lost { during: during.to_owned(), applied: Applied::No, source }
 }

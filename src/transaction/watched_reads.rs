@@ -55,7 +55,7 @@ impl<T> fmt::Debug for WatchedRead<T> {
 
 /// The reads that a watch sends along with WATCH.
 #[derive(Clone, Default)]
-pub(crate) struct Reads {
+pub(crate) struct WatchReads {
     reads: Vec<Read>,
     conditions: usize,
     bytes: Vec<u8>,
@@ -69,10 +69,10 @@ enum Read {
     Required(Required),
 }
 
-impl Reads {
+impl WatchReads {
     pub(crate) fn declare<T>(&mut self, cmd: &Cmd) -> Result<WatchedRead<T>, Error> {
         let bytes = cmd.get_packed_command();
-        let name = check(&bytes)?;
+        let name = name_of_read(&bytes)?;
         // Of one read each: a clone of a watch may declare others in the same place.
         let number = READS.fetch_add(1, Ordering::Relaxed);
         self.reads.push(Read::WatchedRead(number, name.into()));
@@ -96,7 +96,7 @@ impl Reads {
 }
 
 /// The name of a command that may be sent as a read.
-pub(crate) fn check(bytes: &[u8]) -> Result<String, Error> {
+pub(crate) fn name_of_read(bytes: &[u8]) -> Result<String, Error> {
     let Some(Ok(args)) = CommandReader::new(bytes).next() else {
         return Err(nameless());
     };
@@ -124,7 +124,7 @@ pub(crate) fn check(bytes: &[u8]) -> Result<String, Error> {
 }
 
 /// The name of a command that the caller says is a read, unless its name says that it is none.
-pub(crate) fn check_as_read(bytes: &[u8]) -> Result<String, Error> {
+pub(crate) fn name_of_assumed_read(bytes: &[u8]) -> Result<String, Error> {
     let mut requests = CommandReader::new(bytes);
     let Some(Ok(args)) = requests.next() else {
         return Err(nameless());
@@ -152,17 +152,17 @@ fn nameless() -> Error {
 
 /// What the declared reads answered in one attempt.
 #[derive(Debug, Default)]
-pub(crate) struct Answers {
-    reads: Arc<Reads>,
+pub(crate) struct ReadReplies {
+    reads: Arc<WatchReads>,
     values: Vec<Value>,
 }
 
-impl Answers {
+impl ReadReplies {
     /// Or which condition does not hold by them.
-    pub(crate) fn of(reads: Arc<Reads>, values: Vec<Value>) -> Result<Self, Error> {
+    pub(crate) fn of(reads: Arc<WatchReads>, values: Vec<Value>) -> Result<Self, Error> {
         for (read, value) in reads.reads.iter().zip(&values) {
             if let Read::Required(required) = read {
-                required.judge(value)?;
+                required.check(value)?;
             }
         }
         Ok(Self { reads, values })
@@ -199,7 +199,7 @@ pub(crate) fn value_of<T: FromRedisValue>(name: &str, value: &Value) -> Result<T
 }
 
 /// Shows which commands, never on what.
-impl fmt::Debug for Reads {
+impl fmt::Debug for WatchReads {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(&self.reads).finish()
     }

@@ -114,7 +114,7 @@ pub(crate) struct Required {
 
 impl Required {
     /// Whether the condition holds, by the server's answer.
-    pub(crate) fn judge(&self, answer: &Value) -> Result<(), Error> {
+    pub(crate) fn check(&self, answer: &Value) -> Result<(), Error> {
         let Self { which, command, expected } = self;
         if let Value::ServerError(error) = answer {
             let command = format!("{command} of condition {which}");
