@@ -3,10 +3,8 @@
 use std::thread;
 use std::time::Duration;
 
-use rediscope::{
-    Applied, Begin, CommitError, Error, LockGuard, SessionManager, TransactionOptions,
-    Transactional, prelude::*,
-};
+use crate::side::{LockGuard, SessionManager, Transactional};
+use rediscope::{Applied, Begin, CommitError, Error, TransactionOptions, prelude::*};
 
 use crate::locks::fixture::{Fixture, LONG, SOON};
 

@@ -41,6 +41,7 @@ mod savepoints;
 mod scope_exit;
 #[cfg(feature = "sentinel")]
 mod sentinel;
+mod side;
 mod timeouts;
 #[cfg(feature = "tls-rustls")]
 mod tls;

@@ -1,10 +1,12 @@
 //! One server, a proxy in front of it, a pool of one connection through it, and what every test
 //! asks in the end.
 
+use crate::side::BuildSide as _;
 use std::time::Duration;
 
+use crate::side::{SessionManager, Transactional};
 use rediscope::prelude::*;
-use rediscope::{Applied, Builder, Error, FailedCondition, SessionManager, Transactional};
+use rediscope::{Applied, Builder, Error, FailedCondition};
 
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::Proxy;
@@ -29,7 +31,8 @@ impl Fixture {
     pub(crate) fn with(change: impl FnOnce(Builder) -> Builder) -> Self {
         let server = Server::start();
         let proxy = Proxy::to(&server);
-        let sessions = change(SessionManager::builder(proxy.url()).max_size(1)).build().unwrap();
+        let sessions =
+            change(SessionManager::builder(proxy.url()).max_size(1)).build_side().unwrap();
         sessions.transactional().begin().unwrap().discard().unwrap();
         proxy.take_journal();
         Self { proxy, server, sessions }

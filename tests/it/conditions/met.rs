@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::fs;
 
+use crate::side::SessionManager;
 use rediscope::redis::ValueType;
-use rediscope::{Applied, Condition, Error, SessionManager, prelude::*};
+use rediscope::{Applied, Condition, Error, prelude::*};
 
 use super::fixture::Fixture;
 use rediscope_testing::server::Server;

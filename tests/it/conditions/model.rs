@@ -3,10 +3,11 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::side::SessionManager;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRunner};
 use redis::Connection;
-use rediscope::{Condition, Error, SessionManager, prelude::*};
+use rediscope::{Condition, Error, prelude::*};
 
 use rediscope_testing::server::Server;
 

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
+use crate::side::{LockGuard, SessionManager};
 use rediscope::prelude::*;
-use rediscope::{
-    Begin, CommitError, Condition, Error, LockGuard, ReplyError, SessionManager, TransactionOptions,
-};
+use rediscope::{Begin, CommitError, Condition, Error, ReplyError, TransactionOptions};
 
 use super::fixture::{Fixture, SOON, failed};
 use rediscope_testing::proxy::{Fault, Script, Trigger};

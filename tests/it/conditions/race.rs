@@ -1,11 +1,13 @@
 //! Many at once: what was required was true when it was committed.
 
+use crate::side::BuildSide as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use crate::side::{SessionManager, Transactional};
 use rediscope::prelude::*;
-use rediscope::{Condition, Error, RetryPolicy, SessionManager, TransactionOptions, Transactional};
+use rediscope::{Condition, Error, RetryPolicy, TransactionOptions};
 
 use super::fixture::SOON;
 use rediscope_testing::server::Server;
@@ -18,7 +20,7 @@ fn handles(server: &Server) -> [Transactional; 2] {
     let options = TransactionOptions::new().retry(patient);
     [options.clone().take_turns(false), options].map(|options| {
         let builder = SessionManager::builder(server.url()).max_size(4).checkout_timeout(SOON);
-        builder.build().unwrap().transactional().with(options)
+        builder.build_side().unwrap().transactional().with(options)
     })
 }
 

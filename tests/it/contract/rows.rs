@@ -1,13 +1,14 @@
 //! The rows of the contract.
 
+use crate::side::BuildSide as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::side::SessionManager;
 use rediscope::prelude::*;
 use rediscope::{
     Applied, CheckoutError, CommitError, ConnectionErrorKind, Credentials, Error, Outcome, Queued,
-    ReplyError, Resolution, RetryPolicy, RotatingCredentials, SessionManager, TransactionOptions,
-    redis,
+    ReplyError, Resolution, RetryPolicy, RotatingCredentials, TransactionOptions, redis,
 };
 
 use super::topologies::{Ground, Standalone};
@@ -74,7 +75,7 @@ fn one(ground: &dyn Ground) -> SessionManager {
         .response_timeout(BRIEF)
         .checkout_timeout(Duration::from_secs(4))
         .trust_window(ALWAYS)
-        .build()
+        .build_side()
         .unwrap();
     warm(&sessions, ground);
     sessions
@@ -247,7 +248,7 @@ fn reply_errors(ground: &dyn Ground) {
 }
 
 fn pin_expired(ground: &dyn Ground) {
-    let sessions = ground.builder().max_pin_time(Duration::from_millis(50)).build().unwrap();
+    let sessions = ground.builder().max_pin_time(Duration::from_millis(50)).build_side().unwrap();
     let key = ground.key("n");
     let mut tx = sessions.transactional().begin_at(&key).unwrap();
     tx.incr(&key, 1);
@@ -265,7 +266,7 @@ fn checkout_errors(ground: &dyn Ground) {
         .connect_timeout(Duration::from_millis(300))
         .response_timeout(Duration::from_millis(300))
         .checkout_timeout(Duration::from_millis(900))
-        .build()
+        .build_side()
         .unwrap();
     let (accounts, key) = (sessions.transactional(), ground.key("n"));
     let held = accounts.begin_at(&key).unwrap();
@@ -296,7 +297,7 @@ fn credentials_that_change(ground: &dyn Ground) {
         .builder()
         .credentials_provider(Arc::clone(&credentials))
         .max_size(1)
-        .build()
+        .build_side()
         .unwrap();
     let (accounts, mut db) = (sessions.transactional(), sessions.pooled());
     let key = ground.key("n");
@@ -323,7 +324,7 @@ fn credentials_that_are_wrong(ground: &dyn Ground) {
     let rules = ["SETUSER", "app", "on", ">secret", "~*", "&*", "+@all"];
     ground.each(&mut |server| drop(server.acl(&rules)));
     let key = ground.key("n");
-    let sessions = ground.builder_as("app", "guess").checkout_timeout(SOON).build().unwrap();
+    let sessions = ground.builder_as("app", "guess").checkout_timeout(SOON).build_side().unwrap();
     let told = [
         sessions.transactional().run(|tx| Ok(tx.incr(&key, 1))).map(drop),
         sessions.pooled().incr::<_, _, ()>(&key, 1).map_err(Error::from),
@@ -340,6 +341,6 @@ fn credentials_that_are_wrong(ground: &dyn Ground) {
         );
         assert!(*waited < SOON / 2, "a verdict is no matter of time: {waited:?}");
     }
-    let sessions = ground.builder_as("app", "secret").build().unwrap();
+    let sessions = ground.builder_as("app", "secret").build_side().unwrap();
     assert_eq!(sessions.transactional().run(|tx| Ok(tx.incr(&key, 1))).unwrap(), 1);
 }

@@ -1,8 +1,9 @@
 //! The topologies that the contract is kept on.
 
+use crate::side::SessionManager;
+use rediscope::Builder;
 #[cfg(feature = "tls-rustls")]
 use rediscope::Tls;
-use rediscope::{Builder, SessionManager};
 
 #[cfg(feature = "cluster")]
 use rediscope_testing::cluster::Cluster;

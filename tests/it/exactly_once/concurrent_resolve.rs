@@ -1,9 +1,11 @@
 //! Who asks, when, and how many of them: the answer is the same, and it needs nothing of the pool.
 
+use crate::side::BuildSide as _;
 use std::sync::Barrier;
 
+use crate::side::SessionManager;
 use rediscope::prelude::*;
-use rediscope::{InDoubt, Resolution, SessionManager};
+use rediscope::{InDoubt, Resolution};
 
 use super::fixture::{Fate, Fixture, SOON, doubt};
 use rediscope_testing::eventually;
@@ -104,7 +106,7 @@ fn asking_leaves_no_connection_behind_and_takes_one_at_a_time() {
     let fixture = Fixture::new();
     let doubt = fixture.doubted(&fixture.armed(), Fate::Applied);
     fixture.sessions.close(std::time::Duration::ZERO);
-    let another = SessionManager::builder(fixture.proxy.url()).build().unwrap();
+    let another = SessionManager::builder(fixture.proxy.url()).build_side().unwrap();
     let before = fixture.proxy.accepted();
     std::thread::scope(|scope| {
         for _ in 0..ASKERS {

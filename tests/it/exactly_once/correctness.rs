@@ -1,10 +1,10 @@
 //! Where the fence still holds, whatever happened on the link before or inside the transaction: a
 //! doubt is resolved as what is true on the server.
 
+use crate::side::Transactional;
 use rediscope::prelude::*;
 use rediscope::{
     Applied, Begin, CommitError, Error, InDoubt, Outcome, Resolution, TransactionOptions,
-    Transactional,
 };
 
 use super::fixture::{Fate, Fixture, SOON, commit_error, doubt};

@@ -1,11 +1,10 @@
 //! One server, a proxy in front of it, and a session through the proxy.
 
+use crate::side::BuildSide as _;
 use std::time::Duration;
 
-use rediscope::{
-    Builder, CommitError, Error, InDoubt, Resolution, SessionManager, TransactionOptions,
-    Transactional, prelude::*,
-};
+use crate::side::{SessionManager, Transactional};
+use rediscope::{Builder, CommitError, Error, InDoubt, Resolution, TransactionOptions, prelude::*};
 
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger, Which};
 use rediscope_testing::server::Server;
@@ -59,7 +58,7 @@ impl Fixture {
             .checkout_timeout(Duration::from_secs(3))
             // However slow the machine, a link that was just used is one that was just used.
             .trust_window(SOON);
-        let sessions = change(builder).build().unwrap();
+        let sessions = change(builder).build_side().unwrap();
         Self { server, proxy, sessions }
     }
 

@@ -1,11 +1,12 @@
 //! A key of the caller's: whoever comes first commits, and everybody else is told.
 
+use crate::side::BuildSide as _;
 use std::time::Duration;
 
+use crate::side::{SessionManager, Transactional, Watching};
 use rediscope::prelude::*;
 use rediscope::{
-    Applied, Begin, Block, CommitError, Error, Outcome, Resolution, SessionManager,
-    TransactionOptions, Transactional, Watching,
+    Applied, Begin, Block, CommitError, Error, Outcome, Resolution, TransactionOptions,
 };
 
 use super::fixture::{Fate, Fixture, SOON};
@@ -101,7 +102,8 @@ fn a_key_that_could_not_be_kept_is_told_and_the_transaction_was_applied() {
     let rules = ["on", ">secret", "+@all", "~*"];
     fixture.server.acl(&[&["SETUSER", "app"], &rules[..]].concat());
     let url = format!("redis://app:secret@{}/", fixture.proxy.address());
-    let sessions = SessionManager::builder(url).max_size(1).trust_window(SOON).build().unwrap();
+    let sessions =
+        SessionManager::builder(url).max_size(1).trust_window(SOON).build_side().unwrap();
     // What may be written at the end: neither, the register alone, the key alone.
     for (left, keyed) in
         [("~n", true), ("~rediscope:reg:*", true), ("~rediscope:once:*", true), ("~n", false)]
@@ -310,7 +312,7 @@ fn keys_are_told_apart_byte_by_byte_and_by_prefix() {
         all.with(options).run(|tx| Ok(tx.incr("n", 1))).unwrap();
     }
     let apart = SessionManager::builder(fixture.server.url()).prefix("apart");
-    let apart = apart.build().unwrap().transactional();
+    let apart = apart.build_side().unwrap().transactional();
     apart.with(once("k", HOUR)).run(|tx| Ok(tx.incr("n", 1))).unwrap();
     already(apart.with(once("k", HOUR)).run(|tx| Ok(tx.incr("n", 1))));
     assert_eq!(fixture.number("n"), 6);

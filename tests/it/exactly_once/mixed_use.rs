@@ -3,10 +3,9 @@
 
 use std::time::Duration;
 
+use crate::side::Transactional;
 use rediscope::prelude::*;
-use rediscope::{
-    Applied, Begin, CommitError, Outcome, Ready, RetryPolicy, TransactionOptions, Transactional,
-};
+use rediscope::{Applied, Begin, CommitError, Outcome, Ready, RetryPolicy, TransactionOptions};
 
 use super::fixture::{Fixture, SOON};
 use rediscope_testing::eventually;

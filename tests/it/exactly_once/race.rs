@@ -1,13 +1,15 @@
 //! Many threads, sessions and processes with the same keys, and a network that loses answers: each
 //! key is committed once.
 
+use crate::side::BuildSide as _;
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::side::{SessionManager, Transactional};
 use fastrand::Rng;
 use rediscope::prelude::*;
-use rediscope::{Applied, CommitError, SessionManager, TransactionOptions, Transactional};
+use rediscope::{Applied, CommitError, TransactionOptions};
 
 use super::fixture::SOON;
 use rediscope_testing::eventually;
@@ -26,7 +28,7 @@ fn session(url: &str) -> SessionManager {
         .connect_timeout(Duration::from_millis(500))
         .response_timeout(Duration::from_millis(300))
         .checkout_timeout(Duration::from_secs(5))
-        .build()
+        .build_side()
         .unwrap()
 }
 

@@ -1,15 +1,16 @@
 //! A doubt, made on purpose, and what it is resolved as.
 
 #[cfg(feature = "sentinel")]
+use crate::side::BuildSide as _;
 use std::net::TcpListener;
 use std::time::Duration;
 #[cfg(feature = "sentinel")]
 use std::time::Instant;
 
+use crate::side::SessionManager;
 use rediscope::prelude::*;
 use rediscope::{
-    Applied, CommitError, Error, ReplyError, Resolution, SessionManager, TransactionOptions,
-    UnresolvedReason,
+    Applied, CommitError, Error, ReplyError, Resolution, TransactionOptions, UnresolvedReason,
 };
 
 use super::fixture::{Fate, Fixture, SOON, commit_error, doubt};
@@ -159,7 +160,7 @@ fn a_silent_sentinel_keeps_no_resolution_past_its_limit() {
             let sessions = SessionManager::sentinel("mymaster", sentinels)
                 .connect_timeout(Duration::from_millis(1600))
                 .checkout_timeout(Duration::from_secs(20))
-                .build()
+                .build_side()
                 .unwrap();
             let begun = Instant::now();
             let resolution = sessions.resolve_within(&token, Duration::from_millis(10));

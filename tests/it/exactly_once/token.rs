@@ -1,8 +1,10 @@
 //! The token of a doubt, written down and resolved by a process that knows nothing else.
 
+use crate::side::BuildSide as _;
 use std::process::Command;
 
-use rediscope::{CommitToken, Resolution, SessionManager, UnresolvedReason};
+use crate::side::SessionManager;
+use rediscope::{CommitToken, Resolution, UnresolvedReason};
 
 use super::fixture::{Fate, Fixture};
 
@@ -122,7 +124,7 @@ fn a_token_is_of_the_prefix_that_its_session_manager_has() {
     let doubt = fixture.doubted(&fixture.exactly_once(), Fate::Applied);
     let of = |prefix: &str| {
         let builder = SessionManager::builder(fixture.server.url());
-        builder.prefix(prefix).build().unwrap()
+        builder.prefix(prefix).build_side().unwrap()
     };
     for prefix in ["other", "rediscop", "rediscope:reg", "r", ":"] {
         refused(&of(prefix).resolve(doubt.token().unwrap()));

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use crate::side::SessionManager;
 use rediscope::prelude::*;
-use rediscope::{ConnectionErrorKind, InDoubt, Resolution, SessionManager, UnresolvedReason};
+use rediscope::{ConnectionErrorKind, InDoubt, Resolution, UnresolvedReason};
 
 use super::fixture::{Fate, Fixture, SOON, doubt};
 use rediscope_testing::eventually;

@@ -1,11 +1,13 @@
 //! Connections in use: a busy one costs nothing extra, and when it dies the outcome told is true.
 
+use crate::side::BuildSide as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::side::{SessionManager, Transactional};
 use rediscope::prelude::*;
-use rediscope::{CommitError, Error, SessionManager, Transactional};
+use rediscope::{CommitError, Error};
 
 use rediscope_testing::proxy::Fault::Cut;
 use rediscope_testing::proxy::Trigger::{AfterCommandNamed, BeforeReplyTo};
@@ -24,7 +26,7 @@ fn a_busy_link_pays_no_extra_round_trip() {
     let proxy = Proxy::to(&server);
     // So long that a slow machine does not make a busy connection look idle.
     let builder = SessionManager::builder(proxy.url()).max_size(1).trust_window(HOUR);
-    let sessions = builder.build().unwrap();
+    let sessions = builder.build_side().unwrap();
     let (accounts, mut db) = (sessions.transactional(), sessions.pooled());
     accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap();
     let _: i64 = db.incr("n", 1).unwrap();
@@ -82,7 +84,7 @@ fn what_is_told_about_links_that_died_a_moment_ago_is_true() {
 fn dies_around_commits(rounds: usize, how: &str, kill: fn(&Server, &Proxy)) {
     let server = Server::start();
     let proxy = Proxy::to(&server);
-    let sessions = SessionManager::builder(proxy.url()).max_size(2).build().unwrap();
+    let sessions = SessionManager::builder(proxy.url()).max_size(2).build_side().unwrap();
     let accounts = sessions.transactional();
     let mut told = Told::default();
     for _ in 0..rounds {
@@ -124,7 +126,7 @@ fn after_one_death_every_older_link_is_asked_first() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     let builder = SessionManager::builder(proxy.url()).trust_window(HOUR);
-    let sessions = builder.build().unwrap();
+    let sessions = builder.build_side().unwrap();
     let accounts = sessions.transactional();
     let scopes: Vec<_> = (0..8).map(|_| accounts.begin().unwrap()).collect();
     drop(scopes);
@@ -147,7 +149,7 @@ fn connections_that_are_known_to_be_dead_cost_no_call_anything_though_all_are_tr
     let server = Server::start();
     let proxy = Proxy::to(&server);
     let builder = SessionManager::builder(proxy.url()).trust_window(HOUR);
-    let sessions = builder.build().unwrap();
+    let sessions = builder.build_side().unwrap();
     let accounts = sessions.transactional();
     let scopes: Vec<_> = (0..8).map(|_| accounts.begin().unwrap()).collect();
     drop(scopes);
@@ -162,7 +164,7 @@ fn a_restart_costs_at_most_one_doubt_per_busy_link() {
     const LINKS: u32 = 8;
     const KILLS: u32 = 12;
     let server = Server::start();
-    let sessions = SessionManager::builder(server.url()).max_size(LINKS).build().unwrap();
+    let sessions = SessionManager::builder(server.url()).max_size(LINKS).build_side().unwrap();
     let over = AtomicBool::new(false);
     // What each thread was told: committed, in doubt.
     let told: Vec<(String, u32, u32)> = thread::scope(|scope| {

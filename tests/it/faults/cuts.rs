@@ -3,15 +3,17 @@
 //! One cell is one transaction that is cut once. `model` says what the caller must be told and
 //! what the server must then hold; this file brings it about and compares.
 
+use crate::side::BuildSide as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::side::SessionManager;
 use redis::cmd;
 use rediscope::prelude::*;
-use rediscope::{Begin, RetryPolicy, SessionManager, TransactionOptions};
+use rediscope::{Begin, RetryPolicy, TransactionOptions};
 
 use super::forms::{Fixture, Keys};
 use super::model::{Applied, FORMS, Form, KINDS, Point, Told};
@@ -181,7 +183,7 @@ impl Group {
         if self.form.is_chunked() {
             builder = builder.flush_bytes(self.keys(0).flush_bytes());
         }
-        let sessions = builder.build().unwrap();
+        let sessions = builder.build_side().unwrap();
         let mut failures = Vec::new();
         for nth in 0..self.points.len() {
             let cell = || self.cell(nth, server, &proxy, &sessions);

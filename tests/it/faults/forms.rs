@@ -1,10 +1,10 @@
 //! The calls under test, one for each form, with a hook wherever the time is the user's.
 
+use crate::side::Transactional;
 use redis::{Value, cmd};
 use rediscope::prelude::*;
 use rediscope::{
     Applied, Begin, CommitError, ConnectionErrorKind, Error, Outcome, Queued, TransactionOptions,
-    Transactional,
 };
 
 use super::model::{Block, Call, Form, Told};

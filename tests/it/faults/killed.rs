@@ -1,12 +1,14 @@
 //! Connections that are killed while nothing runs, a moment before they are used: the operating
 //! system knows, and so does the caller's next call.
 
+use crate::side::BuildSide as _;
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::side::SessionManager;
 use rediscope::prelude::*;
-use rediscope::{Begin, Error, SessionManager, TransactionOptions};
+use rediscope::{Begin, Error, TransactionOptions};
 
 use super::surplus::Way;
 use rediscope_testing::eventually;
@@ -61,7 +63,7 @@ impl Ground {
             builder = builder.tls(rediscope::Tls::new().root_certificates(tls.authority.pem()));
         }
         builder = builder.max_lifetime(None::<Duration>);
-        builder.build().unwrap()
+        builder.build_side().unwrap()
     }
 }
 

@@ -1,10 +1,12 @@
 //! Replies longer than one read of a socket: whole whatever pieces they come in, and never taken
 //! for whole where they were cut.
 
+use crate::side::BuildSide as _;
 use std::time::Duration;
 
+use crate::side::SessionManager;
 use rediscope::prelude::*;
-use rediscope::{Applied, CommitError, SessionManager};
+use rediscope::{Applied, CommitError};
 
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
@@ -21,7 +23,7 @@ fn fixture() -> (Server, Proxy, SessionManager, Vec<u8>) {
     let sessions = SessionManager::builder(proxy.url())
         .max_size(1)
         .trust_window(Duration::from_secs(3600))
-        .build()
+        .build_side()
         .unwrap();
     let value: Vec<u8> = (0..LONG).map(|n| (n % 251) as u8).collect();
     sessions.pooled().set::<_, _, ()>("long", &value).unwrap();

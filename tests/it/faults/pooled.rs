@@ -1,13 +1,15 @@
 //! Every cut point of a single command on the pooled handle: a read is asked again, a write is not
 //! unless it cannot have been sent.
 
+use crate::side::BuildSide as _;
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::side::SessionManager;
 use redis::pipe;
 use rediscope::prelude::*;
-use rediscope::{Applied, Error, SessionManager};
+use rediscope::{Applied, Error};
 
 use super::model::KINDS;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
@@ -126,7 +128,7 @@ impl Cell {
             .connect_timeout(Duration::from_secs(2))
             .response_timeout(response)
             .checkout_timeout(4 * SOON);
-        let sessions = builder.build().unwrap();
+        let sessions = builder.build_side().unwrap();
         let mut db = sessions.pooled();
         let (key, warm) = (unique("cell"), unique("warm"));
         let _: i64 = db.incr(&warm, 1).unwrap();

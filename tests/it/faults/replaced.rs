@@ -1,13 +1,15 @@
 //! Replacements that do not come easily: new connections that die in their hand-shake, and
 //! connections that die again and again. A pool is never short of one for good.
 
+use crate::side::BuildSide as _;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use crate::side::SessionManager;
 use rediscope::prelude::*;
-use rediscope::{Begin, CheckoutError, Error, RetryPolicy, SessionManager, TransactionOptions};
+use rediscope::{Begin, CheckoutError, Error, RetryPolicy, TransactionOptions};
 
 use rediscope_testing::proxy::Fault::{self, BlackHole, Cut, Reset};
 use rediscope_testing::proxy::Trigger::{
@@ -34,7 +36,7 @@ fn sessions(proxy: &Proxy) -> SessionManager {
         .trust_window(Duration::ZERO)
         .connect_timeout(CONNECT)
         .checkout_timeout(CHECKOUT)
-        .build()
+        .build_side()
         .unwrap()
 }
 
@@ -124,7 +126,7 @@ fn dies_again_and_again(min_idle: u32, tear: fn(&Proxy)) {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     let builder = SessionManager::builder(proxy.url()).max_size(3).min_idle(min_idle);
-    let sessions = builder.checkout_timeout(CHECKOUT).build().unwrap();
+    let sessions = builder.checkout_timeout(CHECKOUT).build_side().unwrap();
     let options = TransactionOptions::new().begin(Begin::Immediate).retry(RetryPolicy::never());
     let accounts = sessions.transactional().with(options);
     let over = AtomicBool::new(false);

@@ -1,11 +1,13 @@
 //! Connections that died while nobody used them: absorbed. (`busy` has those in use.)
 
+use crate::side::BuildSide as _;
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::side::SessionManager;
+use rediscope::Error;
 use rediscope::prelude::*;
-use rediscope::{Error, SessionManager};
 
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Trigger};
@@ -61,7 +63,7 @@ impl Fixture {
             .max_size(LINKS)
             .response_timeout(RESPONSE)
             .checkout_timeout(CHECKOUT)
-            .build()
+            .build_side()
             .unwrap();
         let accounts = sessions.transactional();
         let scopes: Vec<_> = (0..LINKS).map(|_| accounts.begin().unwrap()).collect();

@@ -1,10 +1,12 @@
 //! Writes that come to a halt or crawl, and answers that never come: bounded, and no write is
 //! applied in part.
 
+use crate::side::BuildSide as _;
 use std::time::{Duration, Instant};
 
+use crate::side::SessionManager;
 use rediscope::prelude::*;
-use rediscope::{Applied, CommitError, Error, SessionManager};
+use rediscope::{Applied, CommitError, Error};
 
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger, Which};
 use rediscope_testing::server::Server;
@@ -33,7 +35,7 @@ fn narrow_for(response: Duration) -> (Server, Proxy, SessionManager) {
         .checkout_timeout(4 * response)
         .trust_window(Duration::from_secs(3600))
         .flush_bytes(2 * BIG)
-        .build()
+        .build_side()
         .unwrap();
     sessions.transactional().run(|tx| Ok(tx.incr("before", 1))).unwrap();
     (server, proxy, sessions)
@@ -52,7 +54,7 @@ fn even() -> (Server, Proxy, SessionManager) {
         .checkout_timeout(4 * RESPONSE)
         .trust_window(Duration::from_secs(3600))
         .flush_bytes(2 * BIG)
-        .build()
+        .build_side()
         .unwrap();
     (server, proxy, sessions)
 }

@@ -1,10 +1,11 @@
 //! A process that is stopped and goes on in the middle of a call: the system interrupts its reads and
 //! writes, and nothing has happened to the connection.
 
+use crate::side::BuildSide as _;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use rediscope::SessionManager;
+use crate::side::SessionManager;
 use rediscope::prelude::*;
 
 use rediscope_testing::eventually;
@@ -33,7 +34,7 @@ fn is_stopped(child: &Child) -> bool {
 fn a_process_that_was_stopped_is_told_what_happened() {
     if let Ok(server) = std::env::var(SERVER) {
         let sessions = SessionManager::builder(server).response_timeout(SOON);
-        let sessions = sessions.checkout_timeout(3 * SOON).build().unwrap();
+        let sessions = sessions.checkout_timeout(3 * SOON).build_side().unwrap();
         let told = sessions.transactional().run(|tx| Ok(tx.incr("n", 1)));
         println!("told: {told:?}");
         return;

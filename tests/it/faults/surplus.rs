@@ -1,11 +1,13 @@
 //! A reply too many that comes while no call is under way: it is never the next caller's, whatever
 //! that one does and over whichever transport. What RESP3 lets a server send unasked costs nothing.
 
+use crate::side::BuildSide as _;
 use std::thread;
 use std::time::Duration;
 
+use crate::side::{SessionManager, Transactional};
 use rediscope::prelude::*;
-use rediscope::{Condition, SessionManager, TransactionOptions, Transactional};
+use rediscope::{Condition, TransactionOptions};
 
 use rediscope_testing::front::Front;
 use rediscope_testing::proxy::Proxy;
@@ -65,7 +67,7 @@ impl Fixture {
         if way == Way::Tls {
             builder = builder.tls(rediscope::Tls::new().root_certificates(authority.pem()));
         }
-        let sessions = builder.build().unwrap();
+        let sessions = builder.build_side().unwrap();
         let fixture = Self { server, proxy, front, sessions };
         fixture.warm();
         fixture

@@ -1,10 +1,12 @@
 //! Told `PinExpired`: the scope went unused for `max_pin_time`, and its connection was taken back.
 
+use crate::side::BuildSide as _;
 use std::panic::Location;
 use std::time::Duration;
 
+use crate::side::SessionManager;
 use rediscope::prelude::*;
-use rediscope::{Applied, CommitError, Error, PinExpired, SessionManager};
+use rediscope::{Applied, CommitError, Error, PinExpired};
 
 use crate::protocol::fixture::{
     ALWAYS, Fixture, SOON, client_ids, exists, get, nobody_is_in_multi, pool_is_whole, says,
@@ -18,7 +20,7 @@ const LIMIT: Duration = Duration::from_millis(700);
 fn hasty(fixture: &Fixture) -> SessionManager {
     let builder = fixture.builder().trust_window(ALWAYS).max_pin_time(LIMIT).flush_bytes(1);
     // Making it warm is a scope too.
-    let sessions = builder.build().unwrap();
+    let sessions = builder.build_side().unwrap();
     assert_eq!(sessions.transactional().run(|tx| Ok(tx.ping())).unwrap(), "PONG");
     fixture.journal();
     sessions

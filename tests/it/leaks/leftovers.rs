@@ -4,13 +4,15 @@
 //! The same table is played against plain `r2d2` + `redis`, which must show the defect in every
 //! row: so the checks are able to see it. How a transactional scope ends is in `scopes`.
 
+use crate::side::BuildSide as _;
 use std::net::{Ipv4Addr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread;
 use std::time::Duration;
 
+use crate::side::SessionManager;
 use redis::{Connection, RedisError, RedisResult, Value, cmd};
-use rediscope::{Error, SessionManager};
+use rediscope::Error;
 
 use rediscope_testing::server::Server;
 use rediscope_testing::{eventually, unique};
@@ -165,7 +167,7 @@ fn each_row(play: fn(&Row, &Home)) {
 fn sessions(home: &Home) -> SessionManager {
     let builder = SessionManager::builder(home.url.as_str()).max_size(1).response_timeout(CALL);
     // However trusted: what matters is what is left, not what is probed.
-    builder.trust_window(SOON).build().unwrap()
+    builder.trust_window(SOON).build_side().unwrap()
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! Scopes that nobody ends give their capacity back, and a late use is told so.
 
+use crate::side::BuildSide as _;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::side::SessionManager;
 use rediscope::prelude::*;
-use rediscope::{
-    Applied, Begin, CloseReason, CommitError, Error, OpenScope, SessionManager, TransactionOptions,
-};
+use rediscope::{Applied, Begin, CloseReason, CommitError, Error, OpenScope, TransactionOptions};
 
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::Proxy;
@@ -19,7 +19,7 @@ const SOON: Duration = Duration::from_secs(10);
 fn one_link(url: String) -> SessionManager {
     // A connection that is alive is trusted: what is tested is who takes it away.
     let builder = SessionManager::builder(url).max_size(1).max_pin_time(MAX_PIN);
-    builder.trust_window(Duration::from_secs(3600)).build().unwrap()
+    builder.trust_window(Duration::from_secs(3600)).build_side().unwrap()
 }
 
 fn immediate() -> TransactionOptions {

@@ -3,17 +3,16 @@
 //! The pool has one connection. Whoever comes next gets its own replies, database, user, protocol
 //! and time-outs, is in no MULTI but its own, and meets no nil EXEC.
 
+use crate::side::BuildSide as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
+use crate::side::{SessionManager, Transaction, Transactional, Watching};
 use redis::{Cmd, RedisWrite, ToRedisArgs, ToSingleRedisArg, Value, cmd};
 use rediscope::prelude::*;
-use rediscope::{
-    Begin, CommitError, Error, Outcome, RetryPolicy, SessionManager, Transaction,
-    TransactionOptions, Transactional, Watching,
-};
+use rediscope::{Begin, CommitError, Error, Outcome, RetryPolicy, TransactionOptions};
 
 use rediscope_testing::proxy::Proxy;
 use rediscope_testing::server::Server;
@@ -47,7 +46,7 @@ impl Fixture {
             .max_pin_time(MAX_PIN)
             .flush_bytes(FLUSH)
             .max_commands(MOST)
-            .build()
+            .build_side()
             .unwrap();
         let mut outside = server.connection();
         cmd("SELECT").arg(DB).exec(&mut outside).unwrap();

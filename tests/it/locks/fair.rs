@@ -4,7 +4,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use rediscope::{Lock, SessionManager};
+use crate::side::{Lock, SessionManager};
 
 use super::fixture::{Fixture, LONG, SOON, timed_out};
 use rediscope_testing::eventually;

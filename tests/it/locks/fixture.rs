@@ -1,8 +1,10 @@
 //! One server, a proxy in front of it, and sessions through it and past it.
 
+use crate::side::BuildSide as _;
 use std::time::{Duration, Instant};
 
-use rediscope::{Builder, Lock, LockError, LockStatus, SessionManager};
+use crate::side::{Lock, SessionManager};
+use rediscope::{Builder, LockError, LockStatus};
 
 use rediscope_testing::eventually;
 use rediscope_testing::front::Front;
@@ -50,7 +52,7 @@ impl Fixture {
         let server = Server::start();
         let proxy = Proxy::to(&server);
         let (builder, front) = front(&proxy, quick);
-        Self { sessions: builder.build().unwrap(), server, proxy, _front: Some(front) }
+        Self { sessions: builder.build_side().unwrap(), server, proxy, _front: Some(front) }
     }
 
     pub(crate) fn new() -> Self {
@@ -60,13 +62,13 @@ impl Fixture {
     pub(crate) fn with(change: impl FnOnce(Builder) -> Builder) -> Self {
         let server = Server::start();
         let proxy = Proxy::to(&server);
-        let sessions = change(quick(&proxy.url())).build().unwrap();
+        let sessions = change(quick(&proxy.url())).build_side().unwrap();
         Self { server, proxy, sessions, _front: None }
     }
 
     /// Another process, for all that the server knows; past the proxy.
     pub(crate) fn other(&self) -> SessionManager {
-        quick(&self.server.url()).build().unwrap()
+        quick(&self.server.url()).build_side().unwrap()
     }
 
     /// A fault, once.

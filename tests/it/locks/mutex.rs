@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use rediscope::{Applied, Error, LockError, SessionManager};
+use crate::side::SessionManager;
+use rediscope::{Applied, Error, LockError};
 
 use super::fixture::{Fixture, LONG, SOON, is_lost, timed_out};
 use rediscope_testing::{eventually, in_time};
@@ -161,7 +162,7 @@ fn a_lease_ends_on_the_server_by_itself() {
 #[test]
 fn what_cannot_work_is_refused_before_anything_is_sent() {
     let sessions = SessionManager::connect("redis://127.0.0.1:1/").unwrap();
-    let refused = |lock: rediscope::Lock| match lock.try_acquire() {
+    let refused = |lock: crate::side::Lock| match lock.try_acquire() {
         Err(LockError::Refused { setting, .. }) => setting,
         other => panic!("{other:?}"),
     };

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use rediscope::Lock;
+use crate::side::Lock;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
 use super::fixture::{Fixture, LONG, SOON, every_kind};

@@ -4,12 +4,13 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use rediscope::{Applied, LockError, SessionManager};
+use crate::side::SessionManager;
+use rediscope::{Applied, LockError};
 
 use super::fixture::{Fixture, LONG, SOON};
 use rediscope_testing::eventually;
 
-fn semaphore(sessions: &SessionManager, permits: u32) -> rediscope::Lock {
+fn semaphore(sessions: &SessionManager, permits: u32) -> crate::side::Lock {
     sessions.semaphore("s", permits).lease(LONG)
 }
 

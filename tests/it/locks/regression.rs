@@ -1,11 +1,13 @@
 //! The accident, small: many threads wait for one lock with less patience than it takes, while the
 //! connection that would wake them is killed. Nothing of it may be left behind.
 
+use crate::side::BuildSide as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rediscope::{ConnectionErrorKind, LockError, SessionManager};
+use crate::side::SessionManager;
+use rediscope::{ConnectionErrorKind, LockError};
 
 use super::fixture::{Fixture, SOON};
 use rediscope_testing::{eventually, try_for};
@@ -24,7 +26,7 @@ fn of_thousands_of_contended_waits_with_a_dying_subscriber_nothing_is_left() {
     let fixture = Fixture::new();
     let builder = SessionManager::builder(fixture.server.url()).max_size(16);
     let builder = builder.response_timeout(RESPONSE).checkout_timeout(3 * RESPONSE);
-    let sessions = builder.build().unwrap();
+    let sessions = builder.build_side().unwrap();
     let (over, acquired, timeouts) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
     let (longest, late) = (AtomicU64::new(0), AtomicU64::new(0));
     let (mut kills, mut most_waiting) = (0, 0);

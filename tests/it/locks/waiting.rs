@@ -2,12 +2,14 @@
 //!
 //! The leases here are longer than any test: who acquires the lock was woken, or asked by himself.
 
+use crate::side::BuildSide as _;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::side::{LockGuard, SessionManager};
 use rediscope::prelude::*;
-use rediscope::{CheckoutError, LockError, LockGuard, SessionManager};
+use rediscope::{CheckoutError, LockError};
 
 use super::fixture::{Fixture, LONG, SOON, quick, timed_out};
 use rediscope_testing::{eventually, in_time};
@@ -149,7 +151,7 @@ fn the_other_protocol_and_a_unix_socket_wake_as_well() {
     let fixture = Fixture::new();
     let resp3 = format!("{}?protocol=resp3", fixture.server.url());
     for url in [resp3, fixture.server.unix_url()] {
-        let sessions = quick(&url).build().unwrap();
+        let sessions = quick(&url).build_side().unwrap();
         let guard = holds(&fixture.sessions);
         let acquired = waiters(&sessions, 2);
         fixture.somebody_waits(&sessions, 2);

@@ -3,15 +3,16 @@
 //!
 //! The arguments are read out of the source, so that a new function without a row fails here.
 
+use crate::side::BuildSide as _;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::side::{Lock, SessionManager};
 use rediscope::{
-    Builder, CommitError, Error, InDoubt, Lock, RetryPolicy, SessionManager, TransactionOptions,
-    prelude::*, redis,
+    Builder, CommitError, Error, InDoubt, RetryPolicy, TransactionOptions, prelude::*, redis,
 };
 
 use rediscope_testing::proxy::{Fault, Proxy, Trigger};
@@ -62,7 +63,7 @@ struct Fixture {
 
 impl Fixture {
     fn built(&self, builder: Builder) -> Came {
-        let sessions = builder.build().map_err(|error| error.to_string())?;
+        let sessions = builder.build_side().map_err(|error| error.to_string())?;
         let accounts = sessions.transactional();
         accounts.run(|tx| Ok(tx.incr("a", 1))).map(drop).map_err(|error| error.to_string())?;
         let read = sessions.pooled().get::<_, i64>("a");
@@ -353,7 +354,7 @@ fn a_file_cannot_ask_for_more_connections_than_there_are_ports() {
     for most in ["4294967295", "65536", "'4294967295'"] {
         let file = format!("url = 'redis://127.0.0.1/'\nmax_size = {most}");
         let config: rediscope::Config = toml::from_str(&file).unwrap();
-        let refused = config.builder().build().map(drop).unwrap_err();
+        let refused = config.builder().build_side().map(drop).unwrap_err();
         assert_eq!(refused.setting_name(), Some("max_size"), "{refused}");
     }
 }

@@ -1,8 +1,10 @@
 //! Commands that would change a connection others use are refused by name, before they are sent.
 
+use crate::side::BuildSide as _;
+use crate::side::{Pooled, Transactional};
 use redis::Cmd;
+use rediscope::Error;
 use rediscope::prelude::*;
-use rediscope::{Error, Pooled, Transactional};
 
 use super::fixture::{ALWAYS, Quiet, refused};
 
@@ -227,9 +229,9 @@ fn requests_that_are_none_are_refused() {
 
 #[test]
 fn what_is_refused_by_name_needs_no_connection() {
-    let sessions = rediscope::SessionManager::builder("redis://127.0.0.1:1/")
+    let sessions = crate::side::SessionManager::builder("redis://127.0.0.1:1/")
         .max_pin_time(ALWAYS)
-        .build()
+        .build_side()
         .unwrap();
     let by_run = sessions.transactional().run(|tx| Ok(tx.queue::<()>(redis::cmd("QUIT").take())));
     assert_eq!(refused(&by_run.unwrap_err()), "QUIT");

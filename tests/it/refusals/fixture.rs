@@ -1,10 +1,12 @@
 //! What the tests of bad input share: a server that is watched for what reaches it.
 
+use crate::side::BuildSide as _;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::side::SessionManager;
 use rediscope::prelude::*;
-use rediscope::{Applied, CommitError, Error, SessionManager};
+use rediscope::{Applied, CommitError, Error};
 
 use rediscope_testing::server::Server;
 use rediscope_testing::unique;
@@ -28,7 +30,7 @@ impl Quiet {
     pub(crate) fn with(settings: impl FnOnce(rediscope::Builder) -> rediscope::Builder) -> Self {
         let server = Server::start();
         let builder = SessionManager::builder(server.url()).max_size(1).trust_window(ALWAYS);
-        let sessions = settings(builder).build().unwrap();
+        let sessions = settings(builder).build_side().unwrap();
         sessions.transactional().begin().unwrap().discard().unwrap();
         assert!(redis::ConnectionLike::check_connection(&mut sessions.pooled()));
         let stats = stats(&server);

@@ -1,8 +1,9 @@
 //! A float that is added to an integer is refused while it is queued.
 
+use crate::side::Transaction;
+use rediscope::Error;
 use rediscope::prelude::*;
-use rediscope::redis::{self, RedisWrite, ToRedisArgs, ToSingleRedisArg};
-use rediscope::{Error, Transaction};
+use rediscope::{redis, redis::RedisWrite, redis::ToRedisArgs, redis::ToSingleRedisArg};
 
 use super::fixture::{Quiet, unsent};
 

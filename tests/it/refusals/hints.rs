@@ -1,7 +1,8 @@
 //! What a refusal advises: it fits the place in which the command was refused.
 
+use crate::side::SessionManager;
 use rediscope::prelude::*;
-use rediscope::{Error, SessionManager, redis};
+use rediscope::{Error, redis};
 
 use rediscope_testing::server::Server;
 

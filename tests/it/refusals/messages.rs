@@ -1,7 +1,9 @@
 //! Sentences of the server's that repeat arguments: shown only where that is asked for.
 
+use crate::side::BuildSide as _;
+use crate::side::SessionManager;
 use rediscope::prelude::*;
-use rediscope::{Error, SessionManager, redis};
+use rediscope::{Error, redis};
 
 use rediscope_testing::server::Server;
 
@@ -58,7 +60,7 @@ fn no_sentence_that_repeats_an_argument_is_shown_unless_it_is_asked_for() {
     for url in urls(&server) {
         for full in [false, true] {
             let sessions =
-                SessionManager::builder(url.as_str()).server_messages(full).build().unwrap();
+                SessionManager::builder(url.as_str()).server_messages(full).build_side().unwrap();
             let accounts = sessions.transactional();
             for words in REPEATING {
                 let mut shown = Vec::new();

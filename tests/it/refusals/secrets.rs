@@ -1,10 +1,12 @@
 //! No error, and no `Debug` or `Display` of any public type, holds a key, a value or a password.
 
+use crate::side::BuildSide as _;
 use std::fmt::Debug;
 use std::time::Duration;
 
+use crate::side::SessionManager;
 use rediscope::prelude::*;
-use rediscope::{CheckoutError, CommitError, Error, Outcome, SessionManager, TransactionOptions};
+use rediscope::{CheckoutError, CommitError, Error, Outcome, TransactionOptions};
 
 use super::fixture::ALWAYS;
 use rediscope_testing::eventually;
@@ -82,12 +84,12 @@ impl Fixture {
             .response_timeout(Duration::from_millis(500))
             .checkout_timeout(Duration::from_millis(1500));
         debug(&builder);
-        let sessions = builder.build().unwrap();
+        let sessions = builder.build_side().unwrap();
         sessions.transactional().begin().unwrap().discard().unwrap();
         Self { proxy, server, sessions }
     }
 
-    fn accounts(&self) -> rediscope::Transactional {
+    fn accounts(&self) -> crate::side::Transactional {
         self.sessions.transactional()
     }
 
@@ -311,7 +313,7 @@ fn lost_connections_show_none() {
     shown_commit(not_sent);
 
     let mut db = fixture.sessions.pooled();
-    let incr = |db: &mut rediscope::Pooled| db.append::<_, _, i64>(KEY, VALUE);
+    let incr = |db: &mut crate::side::Pooled| db.append::<_, _, i64>(KEY, VALUE);
     incr(&mut db).unwrap();
     fixture.proxy.arm((Trigger::BeforeReplyTo("APPEND"), Fault::Cut));
     let lost = Error::from(incr(&mut db).unwrap_err());
@@ -370,7 +372,7 @@ fn scopes_taken_back_limits_and_conflicts_show_none() {
     let sessions = SessionManager::builder(server.url())
         .max_pin_time(Duration::from_millis(700))
         .max_commands(2)
-        .build()
+        .build_side()
         .unwrap();
     let accounts = sessions.transactional();
     let mut tx = accounts.begin().unwrap();

@@ -1,8 +1,10 @@
 //! Settings that cannot work are refused when they are built, by the name of the one at fault.
 
+use crate::side::BuildSide as _;
 use std::time::Duration;
 
-use rediscope::{Builder, ConfigError, SessionManager};
+use crate::side::SessionManager;
+use rediscope::{Builder, ConfigError};
 
 const SECRET: &str = "S3CRETpassword";
 
@@ -10,7 +12,7 @@ const SECRET: &str = "S3CRETpassword";
 #[track_caller]
 fn address(url: &str) -> String {
     let connected = SessionManager::connect(url).map(drop).unwrap_err();
-    let built = SessionManager::builder(url).build().map(drop).unwrap_err();
+    let built = SessionManager::builder(url).build_side().map(drop).unwrap_err();
     assert_eq!(connected, built);
     assert_eq!(connected.setting_name(), None);
     let ConfigError::Address { reason, .. } = &connected else { panic!("{connected:?}") };
@@ -62,7 +64,7 @@ fn setting(change: impl FnOnce(Builder) -> Builder) -> &'static str {
     let url = format!("redis://:{SECRET}@127.0.0.1:1/");
     let builder = change(SessionManager::builder(url));
     assert!(!format!("{builder:?}").contains(SECRET));
-    let error = builder.build().map(drop).unwrap_err();
+    let error = builder.build_side().map(drop).unwrap_err();
     let setting = error.setting_name().unwrap();
     assert!(error.to_string().starts_with(setting), "{error}");
     assert!(error.to_string().len() > setting.len() + 10, "and why: {error}");
@@ -120,7 +122,7 @@ fn deadlines_that_cannot_work_together_are_refused_by_the_one_that_must_grow() {
     assert_eq!(setting(together(5000, 1, 5000)), "checkout_timeout");
     assert_eq!(setting(together(1, 2500, 5000)), "checkout_timeout");
     let works = together(100, 100, 300)(SessionManager::builder("redis://127.0.0.1:1/"));
-    assert!(works.build().is_ok());
+    assert!(works.build_side().is_ok());
 }
 
 #[test]
@@ -136,6 +138,6 @@ fn what_may_be_unlimited_or_none_is_let_through() {
         .flush_bytes(usize::MAX)
         .max_bytes(usize::MAX)
         .max_commands(u32::MAX);
-    assert!(builder.clone().build().is_ok());
-    assert!(builder.trust_window(Duration::MAX).build().is_ok());
+    assert!(builder.clone().build_side().is_ok());
+    assert!(builder.trust_window(Duration::MAX).build_side().is_ok());
 }

@@ -9,7 +9,8 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::time::Duration;
 
-use rediscope::{ConfigError, LockError, SessionManager, prelude::*};
+use crate::side::SessionManager;
+use rediscope::{ConfigError, LockError, prelude::*};
 
 use rediscope_testing::server::Server;
 

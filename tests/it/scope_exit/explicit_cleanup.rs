@@ -1,12 +1,14 @@
 //! Every drop has a twin that tells what dropping swallows: `discard()` and `abandon()`.
 //! (`release()` of a part sends nothing, so it has nothing to tell.)
 
+use crate::side::BuildSide as _;
 use std::time::{Duration, Instant};
 
+use crate::side::{SessionManager, Transactional};
 use redis::Commands;
 use rediscope::{
-    Applied, Begin, CloseReason, CommitError, ConnectionErrorKind, Error, SessionManager,
-    TransactionOptions, Transactional, prelude::*,
+    Applied, Begin, CloseReason, CommitError, ConnectionErrorKind, Error, TransactionOptions,
+    prelude::*,
 };
 
 use super::fixture::PATIENCE;
@@ -27,7 +29,7 @@ fn pool_of_one(server: &Server) -> SessionManager {
         .cleanup_timeout(CLEANUP)
         .checkout_timeout(3 * RESPONSE)
         .flush_bytes(64)
-        .build()
+        .build_side()
         .unwrap()
 }
 
@@ -216,7 +218,7 @@ fn after_a_cleaning_the_next_borrower_has_its_own_timeout_again() {
         .checkout_timeout(PATIENCE)
         // Only EXEC is to be left unanswered.
         .trust_window(PATIENCE)
-        .build()
+        .build_side()
         .unwrap();
     let accounts = sessions.transactional();
     let conflict = || {

@@ -1,9 +1,11 @@
 //! One pool of one connection, and somebody else who looks at the server.
 
+use crate::side::BuildSide as _;
 use std::time::Duration;
 
+use crate::side::{SessionManager, Transactional};
 use redis::{Commands, Connection};
-use rediscope::{Begin, SessionManager, TransactionOptions, Transactional, prelude::*};
+use rediscope::{Begin, TransactionOptions, prelude::*};
 
 use super::cases::{Cell, Form};
 use rediscope_testing::{connect, eventually, server::Server, unique};
@@ -51,7 +53,7 @@ impl<'s> Bench<'s> {
             .response_timeout(PATIENCE / 3)
             .cleanup_timeout(PATIENCE / 3)
             .max_pin_time(max_pin_time)
-            .build()
+            .build_side()
             .unwrap();
         let names = Names {
             data: unique("data"),

@@ -1,9 +1,11 @@
 //! What a caller could leave behind on a connection by other ways than by ending a scope.
 
+use crate::side::BuildSide as _;
 use std::time::Duration;
 
+use crate::side::SessionManager;
 use redis::{Commands, ConnectionLike};
-use rediscope::{CommitError, Error, Outcome, RetryPolicy, SessionManager, prelude::*};
+use rediscope::{CommitError, Error, Outcome, RetryPolicy, prelude::*};
 
 use super::fixture::PATIENCE;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
@@ -16,7 +18,7 @@ fn pool_of_one(url: String) -> SessionManager {
         .checkout_timeout(PATIENCE)
         .trust_window(PATIENCE)
         .flush_bytes(64)
-        .build()
+        .build_side()
         .unwrap()
 }
 

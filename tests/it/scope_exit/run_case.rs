@@ -4,9 +4,9 @@ use std::fmt::Debug;
 use std::num::ParseIntError;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
+use crate::side::{Transaction, Watching};
 use rediscope::{
-    Block, CommitError, Error, Outcome, QueueCommands, Replies, RetryPolicy, Transaction, Watched,
-    Watching, prelude::*,
+    Block, CommitError, Error, Outcome, QueueCommands, Replies, RetryPolicy, Watched, prelude::*,
 };
 
 use super::cases::{Cell, Exit, Form, Part};

@@ -1,12 +1,13 @@
 //! Told `CheckoutError::Connect`: the server could not be reached, or did not want us.
 
+use crate::side::BuildSide as _;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::side::SessionManager;
 use rediscope::prelude::*;
 use rediscope::{
     Applied, Builder, CheckoutError, ConnectionError, ConnectionErrorKind, Error, PoolStatus,
-    SessionManager,
 };
 
 use crate::protocol::fixture::{SOON, get, pool_is_whole};
@@ -22,7 +23,7 @@ const TRY: Duration = Duration::from_millis(400);
 const FAR: Duration = Duration::from_secs(300);
 
 fn within(wait: Duration, url: &str) -> SessionManager {
-    builder(wait, url).build().unwrap()
+    builder(wait, url).build_side().unwrap()
 }
 
 fn builder(wait: Duration, url: &str) -> Builder {

@@ -1,14 +1,16 @@
 //! Every call ends in time, however silent the server is, and capacity comes back: from a server
 //! that was stopped, from one that was down for long, from scopes that nobody ends.
 
+use crate::side::BuildSide as _;
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::side::SessionManager;
 use rediscope::prelude::*;
 use rediscope::{
     Applied, Begin, Builder, CheckoutError, CommitError, ConnectionErrorKind, Error, Outcome,
-    RetryPolicy, SessionManager, TransactionOptions,
+    RetryPolicy, TransactionOptions,
 };
 
 use rediscope_testing::eventually;
@@ -190,8 +192,8 @@ fn every_call_ends(silence: fn(&Server, &Proxy), end: fn(&Server, &Proxy)) -> Op
     let late = Mutex::new(Vec::new());
     let server = Server::start();
     let proxy = Proxy::to(&server);
-    let trusting = builder(proxy.url()).max_size(16).trust_window(HOUR).build().unwrap();
-    let asking = builder(proxy.url()).trust_window(Duration::ZERO).build().unwrap();
+    let trusting = builder(proxy.url()).max_size(16).trust_window(HOUR).build_side().unwrap();
+    let asking = builder(proxy.url()).trust_window(Duration::ZERO).build_side().unwrap();
     // Connections that lie idle, in all pools that will be asked for one.
     let idle: Vec<_> = (0..4).map(|_| asking.transactional().begin().unwrap()).collect();
     drop(idle);
@@ -271,7 +273,7 @@ fn a_server_that_was_down_for_long_is_used_within_two_seconds_of_its_return() {
     const DOWN: Duration = Duration::from_secs(13);
     let server = Server::start();
     // Or the first to come would find a connection it need not ask, and be in doubt.
-    let sessions = builder(server.url()).trust_window(Duration::ZERO).build().unwrap();
+    let sessions = builder(server.url()).trust_window(Duration::ZERO).build_side().unwrap();
     sessions.transactional().run(|tx| Ok(tx.incr("n", 1))).unwrap();
     let _: i64 = sessions.pooled().incr("n", 1).unwrap();
     let took: Vec<_> = (0..TRIES)
@@ -314,7 +316,7 @@ fn used_again_after(downtime: Duration, server: &Server, sessions: &SessionManag
 fn a_manager_built_while_the_server_is_down_works_once_it_is_up() {
     let server = Server::start();
     server.sigterm_and_wait();
-    let sessions = builder(server.url()).min_idle(2).build().unwrap();
+    let sessions = builder(server.url()).min_idle(2).build_side().unwrap();
     let begun = Instant::now();
     let error = sessions.transactional().run(|tx| Ok(tx.incr("n", 1))).unwrap_err();
     assert!(error.is_retryable() && error.applied() == Applied::No, "{error}");

@@ -1,8 +1,10 @@
 //! Deadlines, with nobody who answers.
 
+use crate::side::BuildSide as _;
 use std::time::{Duration, Instant};
 
-use rediscope::{SessionManager, Transaction, Watching, prelude::*};
+use crate::side::{SessionManager, Transaction, Watching};
+use rediscope::prelude::*;
 
 use crate::checkout::{CHECKOUT, CLEANUP, PATIENCE, RESPONSE, SLACK, immediate, quick};
 use rediscope_testing::proxy::Proxy;
@@ -13,7 +15,7 @@ use rediscope_testing::{eventually, in_time, try_for};
 fn nobody_waits_past_its_deadline_for_a_server_that_takes_connections_and_says_nothing() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
-    let sessions = quick(SessionManager::builder(proxy.url())).build().unwrap();
+    let sessions = quick(SessionManager::builder(proxy.url())).build_side().unwrap();
     proxy.mute_new(true);
     silence(&sessions);
     proxy.mute_new(false);
@@ -25,7 +27,7 @@ fn nobody_waits_past_its_deadline_for_a_server_that_takes_connections_and_says_n
 fn nobody_waits_past_its_deadline_for_a_network_that_swallows_everything() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
-    let sessions = quick(SessionManager::builder(proxy.url())).build().unwrap();
+    let sessions = quick(SessionManager::builder(proxy.url())).build_side().unwrap();
     let open = OpenScopes::new(&sessions);
     proxy.silence();
     open.end_within_their_deadlines();
@@ -39,7 +41,7 @@ fn nobody_waits_past_its_deadline_for_a_network_that_swallows_everything() {
 #[test]
 fn nobody_waits_past_its_deadline_for_a_server_that_was_stopped() {
     let server = Server::start();
-    let sessions = quick(SessionManager::builder(server.url())).build().unwrap();
+    let sessions = quick(SessionManager::builder(server.url())).build_side().unwrap();
     let open = OpenScopes::new(&sessions);
     server.sigstop();
     open.end_within_their_deadlines();
@@ -51,7 +53,7 @@ fn nobody_waits_past_its_deadline_for_a_server_that_was_stopped() {
 #[test]
 fn a_silent_server_does_not_keep_the_session_from_closing() {
     let server = Server::start();
-    let sessions = quick(SessionManager::builder(server.url())).build().unwrap();
+    let sessions = quick(SessionManager::builder(server.url())).build_side().unwrap();
     let open = OpenScopes::new(&sessions);
     server.sigstop();
     let limit = Duration::from_millis(100);
