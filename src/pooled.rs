@@ -3,12 +3,12 @@
 //! Never: a command that would leave something behind on a connection others use. Never: a write
 //! sent twice.
 
-pub(crate) mod answers;
 pub(crate) mod error_tag;
 pub(crate) mod fan_out;
 pub(crate) mod recent_replies;
 mod redis_error;
 pub(crate) mod request;
+pub(crate) mod tag_errors;
 
 use std::fmt;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
@@ -20,8 +20,8 @@ use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
 use crate::pool::router::Nodes;
 use crate::pool::scopes::Owner;
-use crate::pooled::answers::Call;
 use crate::pooled::request::Request;
+use crate::pooled::tag_errors::Call;
 use crate::protocol::cluster::route::Route;
 
 /// The pooled handle: single commands, each on a connection borrowed for its own round trip (or
@@ -162,10 +162,10 @@ impl Pooled {
         call: Call,
     ) -> Result<Vec<Value>, Error> {
         self.nodes.here()?;
-        let request = Request::judge(bytes, offset + count)?.of_handle(self.place);
+        let request = Request::parse(bytes, offset + count)?.of_handle(self.place);
         let mut replies = self.replies(&request, bytes, offset, count)?;
         let full = self.nodes.settings().server_messages;
-        answers::judge(&request, &mut replies, (bytes, offset), call, full);
+        tag_errors::tag_errors(&request, &mut replies, (bytes, offset), call, full);
         Ok(replies)
     }
 

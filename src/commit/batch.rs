@@ -24,34 +24,41 @@ use crate::protocol::queue::{CommandQueue, Prefix};
 use crate::reply::replies::Replies;
 
 /// Commits what `buffer` holds: with others, where it may and has to wait for a link.
-pub(crate) fn block(
+pub(crate) fn commit_block(
     (nodes, route): (&Nodes, &Route),
     queue: &mut CommandQueue,
     options: &CommitOptions,
     checkout_deadline: Instant,
 ) -> Result<Committed, CommitError> {
     if !queue.is_batchable() {
-        return alone(nodes.lease(route, checkout_deadline)?, queue, options, checkout_deadline);
+        return commit_alone(
+            nodes.lease(route, checkout_deadline)?,
+            queue,
+            options,
+            checkout_deadline,
+        );
     }
     let commands = queue.commands();
     let job = || {
         let bytes = queue.finish(Prefix::Multi, b"", b"").bytes.to_vec();
         BatchRequest { bytes, what: RequestKind::Block { commands } }
     };
-    let settled = match nodes.join(route, checkout_deadline, job)? {
-        Joined::Alone(checkout) => return alone(checkout, queue, options, checkout_deadline),
-        Joined::Settled(settled) => settled,
+    let response = match nodes.join(route, checkout_deadline, job)? {
+        Joined::Alone(checkout) => {
+            return commit_alone(checkout, queue, options, checkout_deadline);
+        }
+        Joined::Settled(response) => response,
         Joined::Lead(mut checkout, own) => {
             checkout.answering(checkout_deadline).map_err(CommitError::not_sent)?;
             lead(checkout, &own)
         }
     };
-    let committed = told(queue, settled);
+    let committed = into_outcome(queue, response);
     count(nodes.counters(), &committed);
     committed
 }
 
-fn alone(
+fn commit_alone(
     mut checkout: Lease,
     queue: &mut CommandQueue,
     options: &CommitOptions,
@@ -67,8 +74,11 @@ fn alone(
     committed
 }
 
-fn told(queue: &mut CommandQueue, settled: BatchResponse) -> Result<Committed, CommitError> {
-    let error = match settled {
+fn into_outcome(
+    queue: &mut CommandQueue,
+    response: BatchResponse,
+) -> Result<Committed, CommitError> {
+    let error = match response {
         BatchResponse::Block(Verdict::Applied(values)) => {
             let replies = replies(queue, values);
             match replies.failures() {

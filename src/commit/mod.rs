@@ -16,8 +16,8 @@ use std::time::Instant;
 use redis::Value;
 
 use crate::commit::lock_check::LockCheck;
-use crate::commit::prepare::prove;
-use crate::commit::send::{Answers, Lost, exchange, send_queued};
+use crate::commit::prepare::prepare;
+use crate::commit::send::{CommitReplies, ConnectionLost, exchange, send_queued};
 use crate::error::any::CommitError;
 use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
@@ -43,7 +43,7 @@ pub(crate) struct CommitOptions {
     /// A lost answer can be asked for afterwards: here.
     pub(crate) resolver: Option<Arc<dyn ResolveCommit>>,
     /// At most one transaction with this key is ever applied.
-    pub(crate) once: Option<IdempotencyKey>,
+    pub(crate) idempotency_key: Option<IdempotencyKey>,
     /// It is applied only while this lock is held.
     pub(crate) lock_check: Option<LockCheck>,
     pub(crate) durability: Option<Durability>,
@@ -111,7 +111,7 @@ pub(crate) fn commit(
     queue: &mut CommandQueue,
     plan: CommitPlan<'_>,
 ) -> Result<Committed, CommitError> {
-    let counted = attempt(checkout, queue, plan);
+    let counted = commit_repeatedly(checkout, queue, plan);
     count(checkout.pool().counters(), &counted);
     counted
 }
@@ -135,9 +135,9 @@ fn count(counters: &Counters, committed: &Result<Committed, CommitError>) {
 /// How often a transaction is sent under which a key was changed that it watches for itself: a
 /// register, which lives for an hour and which nobody else writes to, or a lock, which renewals and
 /// other holders touch from time to time.
-const TRIES: u32 = 4;
+const MAX_ATTEMPTS: u32 = 4;
 
-fn attempt(
+fn commit_repeatedly(
     checkout: &mut Lease,
     queue: &mut CommandQueue,
     plan: CommitPlan<'_>,
@@ -145,14 +145,14 @@ fn attempt(
     // Nothing was queued and nothing was asked of the server: there is nothing to commit. (Where
     // keys are watched the server is asked whether they changed.)
     let idle = checkout.current().is_none_or(|link| link.state().is_clean());
-    if queue.commands() == 0 && idle && !plan.watched && plan.options.once.is_none() {
+    if queue.commands() == 0 && idle && !plan.watched && plan.options.idempotency_key.is_none() {
         return Ok(Committed::Applied(replies(queue, Vec::new())));
     }
-    for _ in 0..TRIES {
-        prove(checkout, queue, plan)?;
-        match exchanged(checkout, queue, plan) {
-            Err(Unapplied::OwnWatch) if !queue.is_flushed() => {}
-            Err(Unapplied::OwnWatch) => break,
+    for _ in 0..MAX_ATTEMPTS {
+        prepare(checkout, queue, plan)?;
+        match commit_once(checkout, queue, plan) {
+            Err(Unapplied::InternalKeyChanged) if !queue.is_flushed() => {}
+            Err(Unapplied::InternalKeyChanged) => break,
             Err(Unapplied::Failed(error)) => return Err(error),
             Ok(committed) => return Ok(committed),
         }
@@ -164,7 +164,7 @@ fn attempt(
 
 enum Unapplied {
     /// What changed was a key that the link watches for itself.
-    OwnWatch,
+    InternalKeyChanged,
     Failed(CommitError),
 }
 
@@ -174,7 +174,7 @@ impl From<CommitError> for Unapplied {
     }
 }
 
-fn exchanged(
+fn commit_once(
     checkout: &mut Lease,
     queue: &mut CommandQueue,
     plan: CommitPlan<'_>,
@@ -185,15 +185,15 @@ fn exchanged(
     };
     let sent = plan.options.resolver.as_ref().map(|_| Instant::now());
     let (verdict, acks) = match exchange(link, queue, plan.options, &settings, asks) {
-        Ok(Answers { collector, acks }) => {
+        Ok(CommitReplies { collector, acks }) => {
             link.has_answered();
             (collector.verdict(), acks)
         }
-        Err(Lost::BeforeExec(cause)) => {
+        Err(ConnectionLost::BeforeExec(cause)) => {
             checkout.found_dead(&cause);
             return Err(CommitError::lost_before_exec(cause).into());
         }
-        Err(Lost::AfterExec(cause, collector)) => match collector.verdict() {
+        Err(ConnectionLost::AfterExec(cause, collector)) => match collector.verdict() {
             Verdict::Unknown(doubt) => {
                 let in_doubt = in_doubt(checkout, plan.options, cause.clone(), &doubt);
                 checkout.found_dead(&cause);
@@ -205,7 +205,7 @@ fn exchanged(
             }
         },
     };
-    judge(checkout, queue, plan, verdict, acks, sent)
+    classify(checkout, queue, plan, verdict, acks, sent)
 }
 
 fn in_doubt(
@@ -237,7 +237,7 @@ fn unproven(doubt: &Unproven) -> ConnectionError {
     }
 }
 
-fn judge(
+fn classify(
     checkout: &mut Lease,
     queue: &mut CommandQueue,
     plan: CommitPlan<'_>,
@@ -247,7 +247,7 @@ fn judge(
 ) -> Result<Committed, Unapplied> {
     let error = match verdict {
         Verdict::Applied(values) => {
-            let (values, own) = without_own(queue, values);
+            let (values, internal) = split_internal(queue, values);
             if let Some(link) = checkout.current() {
                 link.wrote();
                 if plan.options.resolver.is_some() {
@@ -255,7 +255,7 @@ fn judge(
                 }
             }
             let touched = usize::from(plan.options.cluster.exists.is_some());
-            let failed = own.iter().skip(touched).find(|value| !matches!(value, Value::Okay));
+            let failed = internal.iter().skip(touched).find(|value| !matches!(value, Value::Okay));
             if failed.is_some() {
                 checkout.taint(Taint::LeftDirty);
             }
@@ -267,7 +267,7 @@ fn judge(
             if let Some(link) = checkout.current() {
                 link.registered(None);
             }
-            return Err(Unapplied::OwnWatch);
+            return Err(Unapplied::InternalKeyChanged);
         }
         // The link watched something that nobody here asked for.
         Verdict::Nil => {
@@ -295,9 +295,9 @@ fn judge(
 }
 
 /// What the user's commands answered, and what ours behind them did.
-fn without_own(queue: &CommandQueue, mut values: Vec<Value>) -> (Vec<Value>, Vec<Value>) {
-    let own = values.split_off(values.len().min(queue.commands() as usize));
-    (values, own)
+fn split_internal(queue: &CommandQueue, mut values: Vec<Value>) -> (Vec<Value>, Vec<Value>) {
+    let internal = values.split_off(values.len().min(queue.commands() as usize));
+    (values, internal)
 }
 
 /// `failed`: the answer of a command of ours behind the user's, if one failed.
@@ -346,7 +346,7 @@ fn unread(queue: &CommandQueue, options: &CommitOptions) -> Result<Replies, Comm
 
 /// MULTI was refused, and at least one command may have run by itself.
 fn not_isolated(queue: &mut CommandQueue, values: Vec<Value>) -> CommitError {
-    let (values, _) = without_own(queue, values);
+    let (values, _) = split_internal(queue, values);
     CommitError::NotIsolated { replies: replies(queue, values) }
 }
 
@@ -359,14 +359,14 @@ fn refused(queue: &CommandQueue, refusal: RejectedCommand) -> CommitError {
     let named = refusal.index.and_then(|index| Some((index as usize, queue.name(index)?)));
     let (index, command) = match named {
         Some((index, command)) => (Some(index), command),
-        None if refusal.index.is_some() => (None, OWN.to_owned()),
+        None if refusal.index.is_some() => (None, MARKER_SET.to_owned()),
         None => (None, refusal.word.to_owned()),
     };
     CommitError::rejected(index, command, &refusal.error.in_full(queue.shows_messages()))
 }
 
 /// What our own part of a transaction is called in an error.
-const OWN: &str = "SET of the register";
+const MARKER_SET: &str = "SET of the register";
 
 fn replies(queue: &mut CommandQueue, values: Vec<Value>) -> Replies {
     let (failures, changed_nothing) =
@@ -383,7 +383,7 @@ pub(crate) fn begin(
     queue: &CommandQueue,
     plan: CommitPlan<'_>,
 ) -> Result<(), CommitError> {
-    prove(checkout, queue, CommitPlan { options: &plan.options.at_once(), ..plan })
+    prepare(checkout, queue, CommitPlan { options: &plan.options.immediately(), ..plan })
 }
 
 /// Sends the waiting commands of a large transaction and reads that they were queued.
@@ -415,7 +415,7 @@ pub(crate) fn flush(
 }
 
 impl CommitOptions {
-    fn at_once(&self) -> Self {
+    fn immediately(&self) -> Self {
         Self { immediate: true, ..self.clone() }
     }
 }
@@ -431,15 +431,15 @@ impl std::fmt::Debug for CommitOptions {
     }
 }
 
-impl From<Refused> for Error {
-    fn from(refused: Refused) -> Self {
-        Self::Command { command: refused.word.to_owned(), error: refused.error }
+impl From<RefusedStep> for Error {
+    fn from(refused: RefusedStep) -> Self {
+        Self::Command { command: refused.command.to_owned(), error: refused.error }
     }
 }
 
 /// What the server refused before any of the user's commands left.
 #[derive(Debug)]
-pub(crate) struct Refused {
-    pub(crate) word: &'static str,
+pub(crate) struct RefusedStep {
+    pub(crate) command: &'static str,
     pub(crate) error: ServerError,
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use redis::Value;
 
-use crate::commit::{CommitOptions, CommitPlan, Refused};
+use crate::commit::{CommitOptions, CommitPlan, RefusedStep};
 use crate::connection::connection::Link;
 use crate::connection::deadline::Deadline;
 use crate::error::any::CommitError;
@@ -32,7 +32,7 @@ use crate::settings::Settings;
 /// it has just answered.
 ///
 /// A dead link is replaced as long as nothing of the user's was sent on it and it watches nothing.
-pub(crate) fn prove(
+pub(crate) fn prepare(
     checkout: &mut Lease,
     queue: &CommandQueue,
     plan: CommitPlan<'_>,
@@ -52,19 +52,21 @@ pub(crate) fn prove(
         // First: it may be another one then.
         checkout.link(plan.checkout_deadline).map_err(CommitError::not_sent)?;
         let (trusted, asks) = (checkout.is_trusted(), checkout.asks());
-        let health = plan.asks_for_aof().then(|| checkout.pool().health().clone());
+        let health = plan.asks_for_waitaof().then(|| checkout.pool().health().clone());
         let settings = checkout.pool().settings().clone();
         let link = checkout.link(plan.checkout_deadline).map_err(CommitError::not_sent)?;
         let watching = link.state().is_watching();
         let health = health.filter(|health| !health.knows_waitaof.load(Ordering::Relaxed));
-        let asks_for_aof = health.is_some();
-        let seen = Seen { trusted, flushed: queue.is_flushed(), asks_for_aof, asks };
-        let steps = steps(link, &settings, plan, seen).map_err(CommitError::lost_before_exec)?;
-        let asked = match steps {
-            Some(steps) => {
+        let asks_for_waitaof = health.is_some();
+        let facts =
+            ConnectionFacts { trusted, flushed: queue.is_flushed(), asks_for_waitaof, asks };
+        let preflight =
+            preflight(link, &settings, plan, facts).map_err(CommitError::lost_before_exec)?;
+        let asked = match preflight {
+            Some(preflight) => {
                 let deadline =
                     Deadline::after(settings.response_timeout).capped(plan.checkout_deadline);
-                steps.take(link, deadline).map(|found| found.told(asks))
+                preflight.exchange(link, deadline).map(|found| found.with_ask_checked(asks))
             }
             None => match link.look() {
                 Ok(()) => return Ok(()),
@@ -73,17 +75,21 @@ pub(crate) fn prove(
         };
         match asked {
             // What it watches for itself cannot be forgotten; another one watches nothing yet.
-            Ok(Found { refused: Some(refused), .. }) if !watching && refused.is_of_unwatch() => {
+            Ok(PreflightResult { refused: Some(refused), .. })
+                if !watching && refused.is_of_unwatch() =>
+            {
                 checkout.leave();
             }
-            Ok(Found { refused: Some(refused), .. }) => {
+            Ok(PreflightResult { refused: Some(refused), .. }) => {
                 checkout.heed(refused.error.code());
                 let error = refused.error.in_full(settings.server_messages);
-                return Err(CommitError::rejected(None, refused.word.to_owned(), &error));
+                return Err(CommitError::rejected(None, refused.command.to_owned(), &error));
             }
-            Ok(Found { once: true, .. }) => return Err(CommitError::AlreadyCommitted),
-            Ok(Found { lock_lost: true, .. }) => return Err(plan.options.lock_lost()),
-            Ok(Found { lacks_waitaof: true, .. }) => {
+            Ok(PreflightResult { already_committed: true, .. }) => {
+                return Err(CommitError::AlreadyCommitted);
+            }
+            Ok(PreflightResult { lock_lost: true, .. }) => return Err(plan.options.lock_lost()),
+            Ok(PreflightResult { lacks_waitaof: true, .. }) => {
                 let unsupported = Error::Unsupported { command: "WAITAOF", since: "7.2" };
                 return Err(CommitError::not_sent(unsupported));
             }
@@ -117,22 +123,28 @@ pub(crate) fn watch(
         let (settings, asks) = (checkout.pool().settings().clone(), checkout.asks());
         let deadline = checkout.response_deadline().capped(plan.checkout_deadline);
         let link = checkout.link(plan.checkout_deadline)?;
-        let mut steps = Steps { asks, ..Steps::default() };
+        let mut steps = Preflight { asks, ..Preflight::default() };
         if let Some(keys) = keys {
-            steps.register(link, &settings, plan.options).map_err(lost_watch)?;
-            steps.step(Step::Watch, Expect::Watch, keys);
-            steps.once(plan.options);
+            steps.arm_marker(link, &settings, plan.options).map_err(lost_watch)?;
+            steps.push(Step::Watch, Expect::Watch, keys);
+            steps.check_idempotency_key(plan.options);
             steps.check_lock(plan.options);
         }
-        steps.reads(reads, count);
-        match steps.take(link, deadline).map(|found| found.told(asks)) {
-            Ok(Found { refused: Some(refused), .. }) if refused.is_of_unwatch() => checkout.leave(),
-            Ok(Found { refused: Some(refused), .. }) => {
+        steps.push_reads(reads, count);
+        match steps.exchange(link, deadline).map(|found| found.with_ask_checked(asks)) {
+            Ok(PreflightResult { refused: Some(refused), .. }) if refused.is_of_unwatch() => {
+                checkout.leave()
+            }
+            Ok(PreflightResult { refused: Some(refused), .. }) => {
                 checkout.heed(refused.error.code());
                 return Err(Error::from(refused).in_full(settings.server_messages));
             }
-            Ok(Found { once: true, .. }) => return Err(CommitError::AlreadyCommitted.into()),
-            Ok(Found { lock_lost: true, .. }) => return Err(plan.options.lock_lost().into()),
+            Ok(PreflightResult { already_committed: true, .. }) => {
+                return Err(CommitError::AlreadyCommitted.into());
+            }
+            Ok(PreflightResult { lock_lost: true, .. }) => {
+                return Err(plan.options.lock_lost().into());
+            }
             Ok(found) => return Ok(found.reads),
             Err(cause) => {
                 checkout.found_dead(&cause);
@@ -154,56 +166,56 @@ fn lost_watch(source: ConnectionError) -> Error {
 
 /// How things are before anything is asked.
 #[derive(Clone, Copy)]
-struct Seen {
+struct ConnectionFacts {
     trusted: bool,
     flushed: bool,
-    asks_for_aof: bool,
+    asks_for_waitaof: bool,
     asks: bool,
 }
 
 /// What has to be asked before the commands may leave; `None`: nothing.
-fn steps(
+fn preflight(
     link: &mut Link,
     settings: &Settings,
     plan: CommitPlan<'_>,
-    Seen { trusted, flushed, asks_for_aof, asks }: Seen,
-) -> Result<Option<Steps>, ConnectionError> {
+    ConnectionFacts { trusted, flushed, asks_for_waitaof, asks }: ConnectionFacts,
+) -> Result<Option<Preflight>, ConnectionError> {
     let (options, state) = (plan.options, link.state());
     let (multi, watching, armed) =
         (state.is_in_multi(), state.is_watching(), state.watches_marker());
-    let mut steps = Steps { asks, ..Steps::default() };
+    let mut steps = Preflight { asks, ..Preflight::default() };
     if multi {
         // It has waited in MULTI since `begin`; asking anew is only free of consequences while
         // nothing is queued and nothing is watched.
         if trusted || flushed || watching {
             return Ok(None);
         }
-        steps.step(Step::Discard, Expect::Discard, DISCARD);
+        steps.push(Step::Discard, Expect::Discard, DISCARD);
         if armed || options.resolver.is_some() {
             link.registered(None);
         }
     }
     if options.resolver.is_some() {
-        steps.register(link, settings, options)?;
+        steps.arm_marker(link, settings, options)?;
     } else if armed
         && !multi
         && !watching
         && (options.immediate || !trusted || options.lock_check.is_some())
     {
-        steps.step(Step::Unwatch, Expect::Unwatch, UNWATCH);
+        steps.push(Step::Unwatch, Expect::Unwatch, UNWATCH);
     }
     if !watching {
-        steps.once(options);
+        steps.check_idempotency_key(options);
         steps.check_lock(options);
     }
-    if asks_for_aof {
-        steps.step(Step::Aof, Expect::Plain, WAITAOF_INFO);
+    if asks_for_waitaof {
+        steps.push(Step::CommandInfo, Expect::Plain, WAITAOF_INFO);
     }
     // The word that the slot is known to be on its way must come right before MULTI.
     if trusted && !options.immediate && !asks && steps.is_empty() {
         return Ok(None);
     }
-    steps.step(Step::Multi, Expect::Multi, MULTI);
+    steps.push(Step::Multi, Expect::Multi, MULTI);
     Ok(Some(steps))
 }
 
@@ -213,53 +225,53 @@ enum Step {
     Asking,
     Discard,
     Unwatch,
-    Register,
-    Arm,
+    WriteMarker,
+    WatchMarker,
     Watch,
-    WatchOnce,
-    IdempotencyKey,
+    WatchIdempotencyKey,
+    ExistsIdempotencyKey,
     WatchLock,
     Time,
     Lock,
-    Aof,
+    CommandInfo,
     Read,
     Multi,
 }
 
 impl Step {
     /// What it is called where the server refuses it.
-    fn word(self) -> &'static str {
+    fn command(self) -> &'static str {
         match self {
             Self::Asking => "ASKING",
             Self::Discard => "DISCARD",
-            Self::Unwatch => UNWATCH_WORD,
-            Self::Register => crate::commit::OWN,
-            Self::Arm => "WATCH of the register",
+            Self::Unwatch => UNWATCH_NAME,
+            Self::WriteMarker => crate::commit::MARKER_SET,
+            Self::WatchMarker => "WATCH of the register",
             Self::Watch => "WATCH",
-            Self::WatchOnce => "WATCH of the idempotency key",
-            Self::IdempotencyKey => "EXISTS of the idempotency key",
+            Self::WatchIdempotencyKey => "WATCH of the idempotency key",
+            Self::ExistsIdempotencyKey => "EXISTS of the idempotency key",
             Self::WatchLock => "WATCH of the lock",
             Self::Time => "TIME",
             Self::Lock => "ZSCORE of the lock",
-            Self::Aof => "COMMAND INFO",
+            Self::CommandInfo => "COMMAND INFO",
             Self::Read => "a read",
             Self::Multi => "MULTI",
         }
     }
 }
 
-const UNWATCH_WORD: &str = "UNWATCH";
+const UNWATCH_NAME: &str = "UNWATCH";
 
-impl Refused {
+impl RefusedStep {
     /// The link is tainted by that: see [`State::reply`](crate::protocol::connection_state::State::reply).
     fn is_of_unwatch(&self) -> bool {
-        self.word == UNWATCH_WORD
+        self.command == UNWATCH_NAME
     }
 }
 
 /// What is asked in one write.
 #[derive(Debug, Default)]
-struct Steps {
+struct Preflight {
     bytes: Vec<u8>,
     steps: Vec<(Step, Expect)>,
     /// Each is sent behind ASKING.
@@ -268,37 +280,37 @@ struct Steps {
 
 /// What was found out by asking.
 #[derive(Debug, Default)]
-struct Found {
-    refused: Option<Refused>,
+struct PreflightResult {
+    refused: Option<RefusedStep>,
     /// A transaction with the same key was applied.
-    once: bool,
+    already_committed: bool,
     lock_lost: bool,
     lacks_waitaof: bool,
     reads: Vec<Value>,
 }
 
-impl Found {
+impl PreflightResult {
     /// Where the slot is on its way, a lock that is not found may not have arrived yet.
-    fn told(mut self, asks: bool) -> Self {
+    fn with_ask_checked(mut self, asks: bool) -> Self {
         if asks && self.lock_lost && self.refused.is_none() {
             let error = ServerError::own("TRYAGAIN", "the lock is not where its slot will be yet");
-            self.refused = Some(Refused { word: Step::Lock.word(), error });
+            self.refused = Some(RefusedStep { command: Step::Lock.command(), error });
         }
         self
     }
 }
 
-impl Steps {
+impl Preflight {
     fn is_empty(&self) -> bool {
         self.steps.is_empty()
     }
 
-    fn step(&mut self, step: Step, expect: Expect, bytes: &[u8]) {
-        self.next(step, expect).extend_from_slice(bytes);
+    fn push(&mut self, step: Step, expect: Expect, bytes: &[u8]) {
+        self.push_step(step, expect).extend_from_slice(bytes);
     }
 
     /// Where the step's bytes go.
-    fn next(&mut self, step: Step, expect: Expect) -> &mut Vec<u8> {
+    fn push_step(&mut self, step: Step, expect: Expect) -> &mut Vec<u8> {
         if self.asks {
             self.steps.push((Step::Asking, Expect::Plain));
             self.bytes.extend_from_slice(ASKING);
@@ -309,7 +321,7 @@ impl Steps {
 
     /// Writes the link's register and watches it; or, for who needs none, forgets an old watch,
     /// whose register may have expired.
-    fn register(
+    fn arm_marker(
         &mut self,
         link: &mut Link,
         settings: &Settings,
@@ -317,7 +329,7 @@ impl Steps {
     ) -> Result<(), ConnectionError> {
         if options.resolver.is_none() {
             if link.state().watches_marker() {
-                self.step(Step::Unwatch, Expect::Unwatch, UNWATCH);
+                self.push(Step::Unwatch, Expect::Unwatch, UNWATCH);
             }
             return Ok(());
         }
@@ -327,11 +339,11 @@ impl Steps {
             return Ok(());
         }
         // To write a register that is watched would be a change of it.
-        match (state.watches_marker() && !self.forgets_watches(), state.is_watching()) {
+        match (state.watches_marker() && !self.discards(), state.is_watching()) {
             // And what the user watches must not be forgotten. An old register is no danger: where
             // it has expired nothing is applied.
             (true, true) => return Ok(()),
-            (true, false) => self.step(Step::Unwatch, Expect::Unwatch, UNWATCH),
+            (true, false) => self.push(Step::Unwatch, Expect::Unwatch, UNWATCH),
             (false, _) => {}
         }
         let marker = match self.asks {
@@ -340,37 +352,37 @@ impl Steps {
         };
         marker.set_tag(tag);
         marker.advance();
-        marker.set(self.next(Step::Register, Expect::Plain), settings.register_ttl);
-        marker.watch(self.next(Step::Arm, Expect::WatchMarker));
+        marker.set(self.push_step(Step::WriteMarker, Expect::Plain), settings.register_ttl);
+        marker.watch(self.push_step(Step::WatchMarker, Expect::WatchMarker));
         Ok(())
     }
 
-    fn forgets_watches(&self) -> bool {
+    fn discards(&self) -> bool {
         self.steps.iter().any(|(step, _)| *step == Step::Discard)
     }
 
     /// Watches the transaction's own key and asks whether it is there.
-    fn once(&mut self, options: &CommitOptions) {
-        if let Some(once) = &options.once {
+    fn check_idempotency_key(&mut self, options: &CommitOptions) {
+        if let Some(key) = &options.idempotency_key {
             let tag = options.cluster.tag();
-            once.watch(self.next(Step::WatchOnce, Expect::Watch), tag);
-            once.exists(self.next(Step::IdempotencyKey, Expect::Plain), tag);
+            key.watch(self.push_step(Step::WatchIdempotencyKey, Expect::Watch), tag);
+            key.exists(self.push_step(Step::ExistsIdempotencyKey, Expect::Plain), tag);
         }
     }
 
     /// Watches the lock and asks whether it is held.
     fn check_lock(&mut self, options: &CommitOptions) {
         if let Some(lock_check) = &options.lock_check {
-            lock_check.lock.watch(self.next(Step::WatchLock, Expect::Watch));
-            self.step(Step::Time, Expect::Plain, ownership::TIME);
-            lock_check.lock.score(self.next(Step::Lock, Expect::Plain));
+            lock_check.lock.watch(self.push_step(Step::WatchLock, Expect::Watch));
+            self.push(Step::Time, Expect::Plain, ownership::TIME);
+            lock_check.lock.score(self.push_step(Step::Lock, Expect::Plain));
         }
     }
 
-    fn reads(&mut self, bytes: &[u8], count: usize) {
+    fn push_reads(&mut self, bytes: &[u8], count: usize) {
         if self.asks {
             for read in CommandReader::new(bytes).flatten() {
-                encode::command(self.next(Step::Read, Expect::Plain), &[], |args| {
+                encode::command(self.push_step(Step::Read, Expect::Plain), &[], |args| {
                     for arg in &read {
                         args.arg(*arg);
                     }
@@ -383,11 +395,15 @@ impl Steps {
     }
 
     /// Asks, and reads every answer.
-    fn take(self, link: &mut Link, deadline: Deadline) -> Result<Found, ConnectionError> {
+    fn exchange(
+        self,
+        link: &mut Link,
+        deadline: Deadline,
+    ) -> Result<PreflightResult, ConnectionError> {
         let asked = Instant::now();
         let expected: Vec<_> = self.steps.iter().map(|(_, expect)| (*expect, 1)).collect();
         link.send(&self.bytes, &expected, deadline)?;
-        let mut found = Found::default();
+        let mut found = PreflightResult::default();
         let mut now = None;
         for (step, _) in self.steps {
             let value = link.value(deadline)?;
@@ -397,18 +413,18 @@ impl Steps {
             }
             if let Value::ServerError(error) = &value {
                 // Who may not ask is taken to know.
-                if step != Step::Aof {
+                if step != Step::CommandInfo {
                     let error = ServerError::from_reply(error, false);
-                    found.refused.get_or_insert(Refused { word: step.word(), error });
+                    found.refused.get_or_insert(RefusedStep { command: step.command(), error });
                 }
                 continue;
             }
             match step {
-                Step::Register => link.registered(Some(asked)),
-                Step::IdempotencyKey => found.once = value == Value::Int(1),
+                Step::WriteMarker => link.registered(Some(asked)),
+                Step::ExistsIdempotencyKey => found.already_committed = value == Value::Int(1),
                 Step::Time => now = ownership::millis(&value),
                 Step::Lock => found.lock_lost = !ownership::is_held(&value, now),
-                Step::Aof => found.lacks_waitaof = is_unknown(&value),
+                Step::CommandInfo => found.lacks_waitaof = is_unknown(&value),
                 _ => {}
             }
         }
@@ -418,7 +434,7 @@ impl Steps {
 }
 
 impl CommitPlan<'_> {
-    fn asks_for_aof(&self) -> bool {
+    fn asks_for_waitaof(&self) -> bool {
         matches!(self.options.durability, Some(Durability::Aof { .. }))
     }
 }

@@ -14,12 +14,12 @@ use crate::protocol::resp::encode::ASKING;
 use crate::protocol::server_error::ServerError;
 use crate::settings::Settings;
 
-pub(crate) struct Answers {
+pub(crate) struct CommitReplies {
     pub(crate) collector: Collector,
     pub(crate) acks: Option<Result<ReplicaAcks, ServerError>>,
 }
 
-pub(crate) enum Lost {
+pub(crate) enum ConnectionLost {
     BeforeExec(ConnectionError),
     AfterExec(ConnectionError, Box<Collector>),
 }
@@ -31,9 +31,9 @@ pub(crate) fn exchange(
     options: &CommitOptions,
     settings: &Settings,
     asks: bool,
-) -> Result<Answers, Lost> {
-    let Around { own, own_commands, behind } =
-        around(link, options, settings, asks).map_err(Lost::BeforeExec)?;
+) -> Result<CommitReplies, ConnectionLost> {
+    let Envelope { internal, internal_commands, after_exec } =
+        envelope(link, options, settings, asks).map_err(ConnectionLost::BeforeExec)?;
     let exactly_once = options.resolver.is_some();
     let start = match (link.state().is_in_multi(), link.state().watches_marker() && !exactly_once) {
         (true, _) => Prefix::Commands,
@@ -45,77 +45,79 @@ pub(crate) fn exchange(
     let expected = [
         (Expect::Unwatch, u32::from(start == Prefix::Unwatch)),
         (Expect::Multi, u32::from(start != Prefix::Commands)),
-        (Expect::Queued, unsent + own_commands),
+        (Expect::Queued, unsent + internal_commands),
         (Expect::Exec, 1),
         (Expect::Plain, u32::from(exactly_once && asks)),
         (Expect::WatchMarker, u32::from(exactly_once)),
         (Expect::Plain, u32::from(options.durability.is_some())),
     ];
-    let waits = options.durability.map(|durability| durability.timeout()).unwrap_or_default();
-    let deadline = Deadline::after(settings.response_timeout + waits);
-    let mut collector = Collector::new(commands + own_commands, commands - unsent);
-    let closed = queue.finish(start, &own, &behind);
+    let replication_wait =
+        options.durability.map(|durability| durability.timeout()).unwrap_or_default();
+    let deadline = Deadline::after(settings.response_timeout + replication_wait);
+    let mut collector = Collector::new(commands + internal_commands, commands - unsent);
+    let closed = queue.finish(start, &internal, &after_exec);
     let (bytes, with_exec) = (closed.bytes, closed.with_exec);
     if let Err((left, cause)) = link.send_counted(bytes, &expected, deadline) {
         // What stands behind EXEC may be all that did not leave.
-        let whole = behind.is_empty() || left < with_exec;
+        let whole = after_exec.is_empty() || left < with_exec;
         return Err(match whole {
-            true => Lost::BeforeExec(cause),
-            false => Lost::AfterExec(cause, Box::new(collector)),
+            true => ConnectionLost::BeforeExec(cause),
+            false => ConnectionLost::AfterExec(cause, Box::new(collector)),
         });
     }
     let mut acks = None;
-    let came = link.receive_each(&expected, deadline, |expect, reply| match expect {
+    let received = link.receive_each(&expected, deadline, |expect, reply| match expect {
         Expect::Plain => {
             let value = reply.into_value();
             acks = options.durability.map(|wanted| wanted.acks(&value));
         }
         _ => collector.take(expect, reply),
     });
-    match came {
-        Ok(()) => Ok(Answers { collector, acks }),
-        Err(cause) => Err(Lost::AfterExec(cause, Box::new(collector))),
+    match received {
+        Ok(()) => Ok(CommitReplies { collector, acks }),
+        Err(cause) => Err(ConnectionLost::AfterExec(cause, Box::new(collector))),
     }
 }
 
 /// What is sent around EXEC for the transaction's options.
-struct Around {
+struct Envelope {
     /// Commands that are queued behind the user's.
-    own: Vec<u8>,
-    own_commands: u32,
+    internal: Vec<u8>,
+    internal_commands: u32,
     /// Commands behind EXEC.
-    behind: Vec<u8>,
+    after_exec: Vec<u8>,
 }
 
-fn around(
+fn envelope(
     link: &mut Link,
     options: &CommitOptions,
     settings: &Settings,
     asks: bool,
-) -> Result<Around, ConnectionError> {
-    let mut around = Around { own: Vec::new(), own_commands: 0, behind: Vec::new() };
+) -> Result<Envelope, ConnectionError> {
+    let mut envelope =
+        Envelope { internal: Vec::new(), internal_commands: 0, after_exec: Vec::new() };
     if let Some(exists) = &options.cluster.exists {
-        around.own.extend_from_slice(exists);
-        around.own_commands += 1;
+        envelope.internal.extend_from_slice(exists);
+        envelope.internal_commands += 1;
     }
     if options.resolver.is_some() {
         let marker = link.marker(&settings.prefix)?;
         marker.advance();
-        if let Some(once) = &options.once {
-            once.set(&mut around.own, marker);
-            around.own_commands += 1;
+        if let Some(key) = &options.idempotency_key {
+            key.set(&mut envelope.internal, marker);
+            envelope.internal_commands += 1;
         }
-        marker.set(&mut around.own, settings.register_ttl);
-        around.own_commands += 1;
+        marker.set(&mut envelope.internal, settings.register_ttl);
+        envelope.internal_commands += 1;
         if asks {
-            around.behind.extend_from_slice(ASKING);
+            envelope.after_exec.extend_from_slice(ASKING);
         }
-        marker.watch(&mut around.behind);
+        marker.watch(&mut envelope.after_exec);
     }
     if let Some(durability) = &options.durability {
-        durability.write(&mut around.behind);
+        durability.write(&mut envelope.after_exec);
     }
-    Ok(around)
+    Ok(envelope)
 }
 
 /// Sends the waiting commands without EXEC and reads that they were queued.

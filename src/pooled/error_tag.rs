@@ -17,7 +17,7 @@ use crate::protocol::server_error::ServerError;
 pub(crate) type Whole = Option<Applied>;
 
 /// An error reply of one command, as the pooled handle hands it out.
-pub(crate) fn stamped(
+pub(crate) fn tagged(
     (name, sub): (&[u8], Option<&[u8]>),
     reply: &redis::ServerError,
     whole: Whole,
@@ -45,16 +45,16 @@ pub(crate) fn stamped(
 /// An error reply that came back, its command, and what is known of a whole pipeline. Without a
 /// judgement of this process's the command is not known, and neither is what it did.
 pub(crate) fn read(code: &str, text: &str) -> (Option<String>, ServerError, Whole) {
-    judged(code, text).unwrap_or_else(|| (None, ServerError::of_any(code, text), None))
+    parsed(code, text).unwrap_or_else(|| (None, ServerError::of_any(code, text), None))
 }
 
-fn judged(code: &str, text: &str) -> Option<(Option<String>, ServerError, Whole)> {
+fn parsed(code: &str, text: &str) -> Option<(Option<String>, ServerError, Whole)> {
     let (line, own) = text.strip_suffix(']')?.rsplit_once(", ref ")?;
-    let (shown, stamp) = line.rsplit_once('[')?;
+    let (shown, tag) = line.rsplit_once('[')?;
     if own != reference(code, line) {
         return None;
     }
-    let (name, applied) = stamp.split_once(": ")?;
+    let (name, applied) = tag.split_once(": ")?;
     let (applied, whole) = applied.split_once("; pipeline: ").unwrap_or((applied, ""));
     let whole = match whole {
         "not applied" => Some(Applied::No),

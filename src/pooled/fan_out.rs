@@ -60,7 +60,7 @@ pub(crate) fn request(
             To::Any => call.batch(Route::default(), with),
             To::Slot(slot) => call.batch(Route::to(Some(slot)), with),
         };
-        sent.map_err(|error| call.told(error))?;
+        sent.map_err(|error| call.error_for_whole(error))?;
     }
     Ok(call.replies.into_iter().flatten().collect())
 }
@@ -111,26 +111,26 @@ impl Call<'_> {
     }
 
     /// Sends these along the route, and what is sent on along the next one, and so on.
-    fn batch(&mut self, mut route: Route, mut these: Vec<usize>) -> Result<(), Error> {
+    fn batch(&mut self, mut route: Route, mut indexes: Vec<usize>) -> Result<(), Error> {
         let mut budget = RedirectBudget::until(self.deadline);
         loop {
-            let mut left = Vec::new();
-            let (redirect, failed) = match self.exchange(&route, &these) {
+            let mut redirected = Vec::new();
+            let (redirect, failed) = match self.exchange(&route, &indexes) {
                 Ok(replies) => {
                     let mut redirect = None;
-                    for (at, reply) in these.into_iter().zip(replies) {
+                    for (at, reply) in indexes.into_iter().zip(replies) {
                         if let Some((code, text)) = refusal(&reply) {
-                            left.push(at);
+                            redirected.push(at);
                             redirect =
                                 redirect.or_else(|| self.nodes.redirect_for(&route, code, text));
                         }
                         // It stands, unless there is time to go on.
-                        self.settle(at, Some(reply));
+                        self.set_reply(at, Some(reply));
                     }
                     (redirect, None)
                 }
                 Err(Error::Checkout(error)) => {
-                    left = these;
+                    redirected = indexes;
                     (self.nodes.on_unreachable(&route, &error, self.deadline), Some(error))
                 }
                 Err(error) => return Err(error),
@@ -141,12 +141,12 @@ impl Call<'_> {
                 }
                 _ => return failed.map_or(Ok(()), |error| Err(error.into())),
             }
-            left.iter().for_each(|at| self.settle(*at, None));
-            these = left;
+            redirected.iter().for_each(|at| self.set_reply(*at, None));
+            indexes = redirected;
         }
     }
 
-    fn settle(&mut self, at: usize, reply: Option<Value>) {
+    fn set_reply(&mut self, at: usize, reply: Option<Value>) {
         if let Some(place) = self.replies.get_mut(at) {
             *place = reply;
         }
@@ -178,17 +178,17 @@ impl Call<'_> {
                 _ => return Err(error.into()),
             }
         }
-        self.settle(this, Some(fan_out::combine(policy, answers)));
+        self.set_reply(this, Some(fan_out::combine(policy, answers)));
         Ok(())
     }
 
     /// One write along the route, and one reply for each.
-    fn exchange(&self, route: &Route, these: &[usize]) -> Result<Vec<Value>, Error> {
-        let parts = || these.iter().filter_map(|at| self.parts.get(*at)).map(|part| part.bytes);
+    fn exchange(&self, route: &Route, indexes: &[usize]) -> Result<Vec<Value>, Error> {
+        let parts = || indexes.iter().filter_map(|at| self.parts.get(*at)).map(|part| part.bytes);
         let plain = parts().collect::<Vec<_>>().concat();
-        let request = Request::judge(&plain, these.len())?.of_handle(self.place);
+        let request = Request::parse(&plain, indexes.len())?.of_handle(self.place);
         if !route.ask {
-            return request.ask(self.nodes, route, (&plain, 0, these.len()), self.deadline);
+            return request.ask(self.nodes, route, (&plain, 0, indexes.len()), self.deadline);
         }
         let asking: Vec<_> = parts().flat_map(|part| [ASKING, part]).collect();
         let bytes = asking.concat();
@@ -197,15 +197,15 @@ impl Call<'_> {
     }
 
     /// What a failure says of the whole request: others of its commands may have been applied.
-    fn told(&self, error: Error) -> Error {
+    fn error_for_whole(&self, error: Error) -> Error {
         let during = || {
             let first = self.parts.first().and_then(|part| CommandReader::new(part.bytes).next());
             let first = first.and_then(Result::ok).unwrap_or_default();
             display_name(first.first().copied().unwrap_or_default())
         };
         let changed = self.parts.iter().zip(&self.replies).any(|(part, reply)| {
-            let judged = Request::judge(part.bytes, 1);
-            reply.is_some() && judged.is_ok_and(|request| !request.read_only)
+            let parsed = Request::parse(part.bytes, 1);
+            reply.is_some() && parsed.is_ok_and(|request| !request.read_only)
         });
         match error {
             error if !changed => error,

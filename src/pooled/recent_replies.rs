@@ -28,7 +28,7 @@ const VALUES: usize = 64;
 const BYTES: usize = 2048;
 
 #[derive(Default)]
-struct Answer {
+struct RecentReply {
     name: [u8; LONGEST],
     length: usize,
     read_only: bool,
@@ -39,7 +39,7 @@ struct Answer {
     is_partial: bool,
 }
 
-impl Answer {
+impl RecentReply {
     fn name(&self) -> &[u8] {
         self.name.get(..self.length).unwrap_or_default()
     }
@@ -52,49 +52,49 @@ impl Answer {
 }
 
 #[derive(Default)]
-struct Answers {
+struct RecentReplies {
     key: RandomState,
     /// From the oldest on.
-    kept: Vec<Answer>,
+    kept: Vec<RecentReply>,
 }
 
 thread_local! {
-    static ANSWERS: RefCell<Answers> = RefCell::default();
+    static RECENT: RefCell<RecentReplies> = RefCell::default();
 }
 
 /// The command that was just answered without an error; of a pipeline, its name for errors.
 pub(crate) fn note(name: &str, read_only: bool, replies: &[Value], is_single: bool) {
     // A thread that is ending has no use for it.
-    let _: Result<(), _> = ANSWERS.try_with(|answers| {
-        let Answers { key, kept } = &mut *answers.borrow_mut();
+    let _: Result<(), _> = RECENT.try_with(|recent| {
+        let RecentReplies { key, kept } = &mut *recent.borrow_mut();
         // The oldest one's memory is used again.
-        let mut answer = match kept.len() >= KEPT {
+        let mut reply = match kept.len() >= KEPT {
             true => kept.remove(0),
-            false => Answer::default(),
+            false => RecentReply::default(),
         };
-        answer.length = name.len().min(LONGEST);
-        for (to, from) in answer.name.iter_mut().zip(name.bytes()) {
+        reply.length = name.len().min(LONGEST);
+        for (to, from) in reply.name.iter_mut().zip(name.bytes()) {
             *to = from;
         }
-        answer.read_only = read_only;
-        answer.kind = match replies.first() {
+        reply.read_only = read_only;
+        reply.kind = match replies.first() {
             Some(reply) if is_single => reply_kind(reply),
             _ => REPLIES,
         };
-        answer.shown.clear();
-        let mut hashing = Hashing { key, to: &mut answer.shown, bytes: BYTES, is_partial: false };
+        reply.shown.clear();
+        let mut hashing = Hashing { key, to: &mut reply.shown, bytes: BYTES, is_partial: false };
         replies.iter().for_each(|reply| hashing.add(reply));
         if !is_single {
             hashing.add_text(format_args!("array({replies:?})"));
         }
-        answer.is_partial = hashing.is_partial;
-        kept.push(answer);
+        reply.is_partial = hashing.is_partial;
+        kept.push(reply);
     });
 }
 
 /// Whatever fails to be decoded next may be of another connection.
 pub(crate) fn forget() {
-    let _: Result<(), _> = ANSWERS.try_with(|answers| answers.borrow_mut().kept.clear());
+    let _: Result<(), _> = RECENT.try_with(|recent| recent.borrow_mut().kept.clear());
 }
 
 /// The command whose answer this error of redis-rs's shows, the answer's kind, and what the command
@@ -111,17 +111,17 @@ pub(crate) fn find(error: &str) -> Option<(Option<String>, &'static str, Applied
     if shown.len() > SHOWN {
         return None;
     }
-    ANSWERS
-        .try_with(|answers| {
-            let Answers { key, kept } = &mut *answers.borrow_mut();
+    RECENT
+        .try_with(|recent| {
+            let RecentReplies { key, kept } = &mut *recent.borrow_mut();
             let hash = key.hash_one(shown);
-            let newest = kept.iter().rposition(|answer| answer.shown.contains(&hash))?;
+            let newest = kept.iter().rposition(|reply| reply.shown.contains(&hash))?;
             let found = kept.get(newest)?;
-            let fit = || kept.iter().filter(|answer| answer.may_show(shown, hash));
-            if fit().any(|answer| answer.read_only != found.read_only) {
+            let fit = || kept.iter().filter(|reply| reply.may_show(shown, hash));
+            if fit().any(|reply| reply.read_only != found.read_only) {
                 return None;
             }
-            let is_one = fit().all(|answer| answer.name() == found.name());
+            let is_one = fit().all(|reply| reply.name() == found.name());
             let name = is_one.then(|| String::from_utf8_lossy(found.name()).into_owned());
             let applied = if found.read_only { Applied::No } else { Applied::Yes };
             let result = (name, found.kind, applied);
@@ -134,11 +134,11 @@ pub(crate) fn find(error: &str) -> Option<(Option<String>, &'static str, Applied
 
 /// The command that was answered last.
 fn last() -> Option<(Option<String>, &'static str, Applied)> {
-    ANSWERS
-        .try_with(|answers| {
-            let kept = &mut answers.borrow_mut().kept;
+    RECENT
+        .try_with(|recent| {
+            let kept = &mut recent.borrow_mut().kept;
             let found = kept.last()?;
-            let applied = match kept.iter().all(|answer| answer.read_only == found.read_only) {
+            let applied = match kept.iter().all(|reply| reply.read_only == found.read_only) {
                 false => Applied::Unknown,
                 true if found.read_only => Applied::No,
                 true => Applied::Yes,

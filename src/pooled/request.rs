@@ -49,7 +49,7 @@ pub(crate) struct Request {
 
 impl Request {
     #[track_caller]
-    pub(crate) fn judge(bytes: &[u8], replies: usize) -> Result<Self, Error> {
+    pub(crate) fn parse(bytes: &[u8], replies: usize) -> Result<Self, Error> {
         let mut request = Self {
             name: String::new(),
             commands: 0,

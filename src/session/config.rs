@@ -11,7 +11,7 @@ use serde::de::{Deserialize, Deserializer};
 use crate::connection::url::IntoAddress;
 use crate::error::config::ConfigError;
 use crate::session::builder::Builder;
-use crate::session::config_value::{Said, Understand, understand};
+use crate::session::config_value::{FromRaw, RawValue, parse};
 use crate::settings::table;
 
 /// A whole configuration, read from a file or from the environment with `serde` (feature `serde`).
@@ -48,7 +48,7 @@ pub struct Config {
     tls: Files,
     values: SettingValues,
     /// The first thing that was wrong.
-    wrong: Option<ConfigError>,
+    error: Option<ConfigError>,
 }
 
 /// Where the PEM lies.
@@ -61,7 +61,7 @@ struct Files {
 
 const FILES: [&str; 3] = ["root_certificates", "client_certificate", "client_key"];
 
-macro_rules! said {
+macro_rules! values {
     ($($(#[$doc:meta])* $name:ident: $type:ty $(as $argument:ty)? = $default:expr;)+) => {
         /// The builder's settings, as far as they are given.
         #[derive(Clone, Default)]
@@ -78,10 +78,10 @@ macro_rules! said {
 
         impl SettingValues {
             /// `None`: there is none of that name.
-            fn set(&mut self, name: &str, said: &Said) -> Option<Result<(), ConfigError>> {
+            fn set(&mut self, name: &str, raw: &RawValue) -> Option<Result<(), ConfigError>> {
                 $(if name == stringify!($name) {
-                    let understood = understand(stringify!($name), said);
-                    return Some(understood.map(|value| self.$name = Some(value)));
+                    let parsed = parse(stringify!($name), raw);
+                    return Some(parsed.map(|value| self.$name = Some(value)));
                 })+
                 None
             }
@@ -106,15 +106,15 @@ macro_rules! said {
     };
 }
 
-table::settings!(said);
+table::settings!(values);
 
 impl Config {
     /// A builder that is set as the configuration says. The files of `tls` are read here.
     ///
     /// What cannot work is told by its [`build`](Builder::build), whatever is set in between.
     pub fn builder(&self) -> Builder {
-        let address = match (&self.wrong, &self.url) {
-            (Some(wrong), _) => Err(wrong.clone()),
+        let address = match (&self.error, &self.url) {
+            (Some(error), _) => Err(error.clone()),
             (None, Some(url)) => url.as_str().into_address(),
             (None, None) => Err(address("the configuration has no url")),
         };
@@ -144,30 +144,34 @@ impl Config {
             server_info: other.server_info.or(self.server_info),
             tls: self.tls.overridden_by(other.tls),
             values: self.values.overridden_by(other.values),
-            wrong: self.wrong.or(other.wrong),
+            error: self.error.or(other.error),
         }
     }
 
-    fn of(said: &Said) -> Result<Self, ConfigError> {
-        let Said::Table(entries) = said else { return Err(strange("it is no table of names")) };
+    fn from_raw(raw: &RawValue) -> Result<Self, ConfigError> {
+        let RawValue::Table(entries) = raw else { return Err(unknown("it is no table of names")) };
         let (mut config, mut flat, mut seen) = (Self::default(), Files::default(), HashSet::new());
-        for (name, said) in entries {
+        for (name, raw) in entries {
             if !seen.insert(name) {
-                return Err(strange(format!("{} is given twice", shown(name))));
+                return Err(unknown(format!("{} is given twice", printable(name))));
             }
             match (name.as_str(), name.strip_prefix("tls_")) {
                 ("url", _) => {
-                    let url = String::of(said).ok_or_else(|| address("the url must be text"))?;
+                    let url =
+                        String::from_raw(raw).ok_or_else(|| address("the url must be text"))?;
                     config.url = Some(url);
                 }
                 ("server_info", _) => {
-                    config.server_info = Some(understand("server_info", said)?);
+                    config.server_info = Some(parse("server_info", raw)?);
                 }
-                ("tls", _) => config.tls = Files::of(said)?,
-                (_, Some(file)) if FILES.contains(&file) => flat.set(file, said)?,
-                (name, _) => config.values.set(name, said).unwrap_or_else(|| {
+                ("tls", _) => config.tls = Files::from_raw(raw)?,
+                (_, Some(file)) if FILES.contains(&file) => flat.set(file, raw)?,
+                (name, _) => config.values.set(name, raw).unwrap_or_else(|| {
                     let known = NAMES.join(", ");
-                    Err(strange(format!("there is no setting {}; there are {known}", shown(name))))
+                    Err(unknown(format!(
+                        "there is no setting {}; there are {known}",
+                        printable(name)
+                    )))
                 })?,
             }
         }
@@ -177,7 +181,7 @@ impl Config {
 }
 
 /// Names are repeated, and what only stands where a name should is not.
-fn shown(name: &str) -> String {
+fn printable(name: &str) -> String {
     let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
     match !name.is_empty() && name.len() <= 64 && name.chars().all(is_name) {
         true => format!("`{name}`"),
@@ -189,35 +193,36 @@ fn address(reason: &str) -> ConfigError {
     ConfigError::Address { reason: reason.to_owned() }
 }
 
-fn strange(reason: impl Into<String>) -> ConfigError {
+fn unknown(reason: impl Into<String>) -> ConfigError {
     ConfigError::Configuration { reason: reason.into() }
 }
 
-fn wrong_file(reason: impl Into<String>) -> ConfigError {
+fn file_error(reason: impl Into<String>) -> ConfigError {
     ConfigError::setting("tls", reason)
 }
 
 impl Files {
-    fn of(said: &Said) -> Result<Self, ConfigError> {
+    fn from_raw(raw: &RawValue) -> Result<Self, ConfigError> {
         let known = FILES.join(", ");
-        let Said::Table(entries) = said else {
-            return Err(wrong_file(format!("must be a table of {known}")));
+        let RawValue::Table(entries) = raw else {
+            return Err(file_error(format!("must be a table of {known}")));
         };
         let mut files = Self::default();
-        for (name, said) in entries {
+        for (name, raw) in entries {
             if !FILES.contains(&name.as_str()) {
-                let name = shown(name);
-                return Err(wrong_file(format!("there is no setting {name}; there are {known}")));
+                let name = printable(name);
+                return Err(file_error(format!("there is no setting {name}; there are {known}")));
             }
-            files.set(name, said)?;
+            files.set(name, raw)?;
         }
         Ok(files)
     }
 
-    fn set(&mut self, name: &str, said: &Said) -> Result<(), ConfigError> {
-        let no_path = || wrong_file(format!("{name} must be the path of a file"));
+    fn set(&mut self, name: &str, raw: &RawValue) -> Result<(), ConfigError> {
+        let no_path = || file_error(format!("{name} must be the path of a file"));
         // Whoever gives the text itself is not to find it in an error that names the file.
-        let path = String::of(said).filter(|path| !path.contains("-----")).ok_or_else(no_path)?;
+        let path =
+            String::from_raw(raw).filter(|path| !path.contains("-----")).ok_or_else(no_path)?;
         match name {
             "root_certificates" => self.root_certificates = Some(path),
             "client_certificate" => self.client_certificate = Some(path),
@@ -249,7 +254,7 @@ impl Files {
 
     #[cfg(not(feature = "tls-rustls"))]
     fn read_onto(&self, builder: Builder) -> Builder {
-        builder.refused(wrong_file("needs the feature tls-rustls"))
+        builder.refused(file_error("needs the feature tls-rustls"))
     }
 
     #[cfg(feature = "tls-rustls")]
@@ -263,7 +268,7 @@ impl Files {
     #[cfg(feature = "tls-rustls")]
     fn read(&self) -> Result<crate::settings::tls::Tls, ConfigError> {
         let read = |name: &str, path: &str| {
-            let cannot = |error| wrong_file(format!("{name}: {path} cannot be read: {error}"));
+            let cannot = |error| file_error(format!("{name}: {path} cannot be read: {error}"));
             std::fs::read(path).map_err(cannot)
         };
         let mut tls = crate::settings::tls::Tls::new();
@@ -276,15 +281,16 @@ impl Files {
                 let certificate = read("client_certificate", certificate)?;
                 Ok(tls.client_certificate(certificate, read("client_key", key)?))
             }
-            _ => Err(wrong_file("client_certificate and client_key are given together")),
+            _ => Err(file_error("client_certificate and client_key are given together")),
         }
     }
 }
 
 impl<'de> Deserialize<'de> for Config {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let said = Said::deserialize(from)?;
-        Ok(Self::of(&said).unwrap_or_else(|wrong| Self { wrong: Some(wrong), ..Self::default() }))
+        let raw = RawValue::deserialize(from)?;
+        Ok(Self::from_raw(&raw)
+            .unwrap_or_else(|error| Self { error: Some(error), ..Self::default() }))
     }
 }
 
@@ -295,8 +301,8 @@ impl fmt::Debug for Config {
         shown.field("server_info", &self.server_info.is_some());
         shown.field("tls", &self.tls.any());
         self.values.show(&mut shown);
-        if let Some(wrong) = &self.wrong {
-            shown.field("wrong", wrong);
+        if let Some(error) = &self.error {
+            shown.field("error", error);
         }
         shown.finish()
     }

@@ -13,122 +13,122 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Vis
 use crate::error::config::ConfigError;
 
 /// One value, or a table of them.
-pub(crate) enum Said {
+pub(crate) enum RawValue {
     Number(u64),
     Text(String),
-    Truth(bool),
-    Table(Vec<(String, Said)>),
+    Bool(bool),
+    Table(Vec<(String, RawValue)>),
     /// Something that no setting is.
     Other,
 }
 
 /// What a setting is made of.
-pub(crate) trait Understand: Sized {
+pub(crate) trait FromRaw: Sized {
     /// The end of a sentence that begins with the setting's name.
     const EXPECTED: &'static str;
 
     /// `None`: that is no such thing.
-    fn of(said: &Said) -> Option<Self>;
+    fn from_raw(raw: &RawValue) -> Option<Self>;
 }
 
 /// The value of the setting of that name.
-pub(crate) fn understand<T: Understand>(name: &'static str, said: &Said) -> Result<T, ConfigError> {
-    T::of(said).ok_or_else(|| ConfigError::setting(name, T::EXPECTED))
+pub(crate) fn parse<T: FromRaw>(name: &'static str, raw: &RawValue) -> Result<T, ConfigError> {
+    T::from_raw(raw).ok_or_else(|| ConfigError::setting(name, T::EXPECTED))
 }
 
 /// The environment has no numbers.
-fn number(said: &Said) -> Option<u64> {
-    match said {
-        Said::Number(number) => Some(*number),
-        Said::Text(text) => text.trim().parse().ok(),
+fn number(raw: &RawValue) -> Option<u64> {
+    match raw {
+        RawValue::Number(number) => Some(*number),
+        RawValue::Text(text) => text.trim().parse().ok(),
         _ => None,
     }
 }
 
-impl Understand for u32 {
+impl FromRaw for u32 {
     const EXPECTED: &'static str = "must be a whole number, from 0 to 4294967295";
 
-    fn of(said: &Said) -> Option<Self> {
-        number(said)?.try_into().ok()
+    fn from_raw(raw: &RawValue) -> Option<Self> {
+        number(raw)?.try_into().ok()
     }
 }
 
-impl Understand for usize {
+impl FromRaw for usize {
     const EXPECTED: &'static str = "must be a whole number, such as 65536";
 
-    fn of(said: &Said) -> Option<Self> {
-        number(said)?.try_into().ok()
+    fn from_raw(raw: &RawValue) -> Option<Self> {
+        number(raw)?.try_into().ok()
     }
 }
 
-impl Understand for bool {
+impl FromRaw for bool {
     const EXPECTED: &'static str = "must be true or false";
 
-    fn of(said: &Said) -> Option<Self> {
-        match said {
-            Said::Truth(truth) => Some(*truth),
-            Said::Text(text) => text.trim().parse().ok(),
+    fn from_raw(raw: &RawValue) -> Option<Self> {
+        match raw {
+            RawValue::Bool(value) => Some(*value),
+            RawValue::Text(text) => text.trim().parse().ok(),
             _ => None,
         }
     }
 }
 
-impl Understand for Duration {
+impl FromRaw for Duration {
     const EXPECTED: &'static str = "must be a time with its unit, such as \"500ms\" or \"2s\"";
 
-    fn of(said: &Said) -> Option<Self> {
-        match said {
-            Said::Text(text) => humantime::parse_duration(text.trim()).ok(),
+    fn from_raw(raw: &RawValue) -> Option<Self> {
+        match raw {
+            RawValue::Text(text) => humantime::parse_duration(text.trim()).ok(),
             _ => None,
         }
     }
 }
 
-impl Understand for Option<Duration> {
+impl FromRaw for Option<Duration> {
     const EXPECTED: &'static str =
         "must be a time with its unit, such as \"500ms\" or \"10m\", or \"off\"";
 
-    fn of(said: &Said) -> Option<Self> {
-        match said {
-            Said::Text(text) if text.trim() == "off" => Some(None),
-            said => Duration::of(said).map(Some),
+    fn from_raw(raw: &RawValue) -> Option<Self> {
+        match raw {
+            RawValue::Text(text) if text.trim() == "off" => Some(None),
+            raw => Duration::from_raw(raw).map(Some),
         }
     }
 }
 
-impl Understand for String {
+impl FromRaw for String {
     const EXPECTED: &'static str = "must be text";
 
-    fn of(said: &Said) -> Option<Self> {
-        match said {
-            Said::Text(text) => Some(text.clone()),
+    fn from_raw(raw: &RawValue) -> Option<Self> {
+        match raw {
+            RawValue::Text(text) => Some(text.clone()),
             _ => None,
         }
     }
 }
 
-impl<'de> Deserialize<'de> for Said {
+impl<'de> Deserialize<'de> for RawValue {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_any(Listener)
+        from.deserialize_any(RawVisitor)
     }
 }
 
 /// Takes whatever comes.
-struct Listener;
+struct RawVisitor;
 
 /// The name by which `serde_json` gives a number's text, where its feature `arbitrary_precision` is on.
 const NUMBER: &str = "$serde_json::private::Number";
 
 macro_rules! no_setting {
     ($($visit:ident($type:ty))+) => {$(
-        fn $visit<E>(self, _: $type) -> Result<Said, E> {
-            Ok(Said::Other)
+        fn $visit<E>(self, _: $type) -> Result<RawValue, E> {
+            Ok(RawValue::Other)
         }
     )+};
 }
 
-impl<'de> Visitor<'de> for Listener {
-    type Value = Said;
+impl<'de> Visitor<'de> for RawVisitor {
+    type Value = RawValue;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a configuration")
@@ -136,58 +136,60 @@ impl<'de> Visitor<'de> for Listener {
 
     no_setting! { visit_f64(f64) visit_i128(i128) visit_u128(u128) visit_bytes(&[u8]) }
 
-    fn visit_bool<E>(self, truth: bool) -> Result<Said, E> {
-        Ok(Said::Truth(truth))
+    fn visit_bool<E>(self, value: bool) -> Result<RawValue, E> {
+        Ok(RawValue::Bool(value))
     }
 
-    fn visit_u64<E>(self, number: u64) -> Result<Said, E> {
-        Ok(Said::Number(number))
+    fn visit_u64<E>(self, number: u64) -> Result<RawValue, E> {
+        Ok(RawValue::Number(number))
     }
 
-    fn visit_i64<E>(self, number: i64) -> Result<Said, E> {
-        Ok(u64::try_from(number).map_or(Said::Other, Said::Number))
+    fn visit_i64<E>(self, number: i64) -> Result<RawValue, E> {
+        Ok(u64::try_from(number).map_or(RawValue::Other, RawValue::Number))
     }
 
-    fn visit_str<E>(self, text: &str) -> Result<Said, E> {
-        Ok(Said::Text(text.to_owned()))
+    fn visit_str<E>(self, text: &str) -> Result<RawValue, E> {
+        Ok(RawValue::Text(text.to_owned()))
     }
 
-    fn visit_string<E>(self, text: String) -> Result<Said, E> {
-        Ok(Said::Text(text))
+    fn visit_string<E>(self, text: String) -> Result<RawValue, E> {
+        Ok(RawValue::Text(text))
     }
 
-    fn visit_none<E>(self) -> Result<Said, E> {
-        Ok(Said::Other)
+    fn visit_none<E>(self) -> Result<RawValue, E> {
+        Ok(RawValue::Other)
     }
 
-    fn visit_unit<E>(self) -> Result<Said, E> {
-        Ok(Said::Other)
+    fn visit_unit<E>(self) -> Result<RawValue, E> {
+        Ok(RawValue::Other)
     }
 
-    fn visit_some<D: Deserializer<'de>>(self, from: D) -> Result<Said, D::Error> {
-        Said::deserialize(from)
+    fn visit_some<D: Deserializer<'de>>(self, from: D) -> Result<RawValue, D::Error> {
+        RawValue::deserialize(from)
     }
 
-    fn visit_newtype_struct<D: Deserializer<'de>>(self, from: D) -> Result<Said, D::Error> {
-        Said::deserialize(from)
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, from: D) -> Result<RawValue, D::Error> {
+        RawValue::deserialize(from)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Said, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<RawValue, A::Error> {
         while list.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Said::Other)
+        Ok(RawValue::Other)
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Said, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawValue, A::Error> {
         let mut table = Vec::new();
-        while let Some((name, said)) = map.next_entry::<Said, Said>()? {
-            match (name, said) {
-                (Said::Text(name), text @ Said::Text(_)) if name == NUMBER => return Ok(text),
-                (Said::Text(name), said) => table.push((name, said)),
+        while let Some((name, raw)) = map.next_entry::<RawValue, RawValue>()? {
+            match (name, raw) {
+                (RawValue::Text(name), text @ RawValue::Text(_)) if name == NUMBER => {
+                    return Ok(text);
+                }
+                (RawValue::Text(name), raw) => table.push((name, raw)),
                 // No setting is called so either.
-                (_, said) => table.push((String::new(), said)),
+                (_, raw) => table.push((String::new(), raw)),
             }
         }
-        Ok(Said::Table(table))
+        Ok(RawValue::Table(table))
     }
 }
 
@@ -195,35 +197,38 @@ impl<'de> Visitor<'de> for Listener {
 mod tests {
     use super::*;
 
-    fn text(text: &str) -> Said {
-        Said::Text(text.to_owned())
+    fn text(text: &str) -> RawValue {
+        RawValue::Text(text.to_owned())
     }
 
     #[test]
     fn a_number_is_one_also_as_text() {
-        assert_eq!(u32::of(&Said::Number(7)), Some(7));
-        assert_eq!(u32::of(&text(" 7 ")), Some(7));
-        assert_eq!(usize::of(&text("65536")), Some(65536));
-        for none in [text("-1"), text("7.5"), text("4294967296"), text(""), Said::Other] {
-            assert_eq!(u32::of(&none), None);
+        assert_eq!(u32::from_raw(&RawValue::Number(7)), Some(7));
+        assert_eq!(u32::from_raw(&text(" 7 ")), Some(7));
+        assert_eq!(usize::from_raw(&text("65536")), Some(65536));
+        for none in [text("-1"), text("7.5"), text("4294967296"), text(""), RawValue::Other] {
+            assert_eq!(u32::from_raw(&none), None);
         }
         let precise = format!(r#"{{"{NUMBER}": "42"}}"#);
-        let said: Said = serde_json::from_str(&precise).unwrap();
-        assert_eq!(u32::of(&said), Some(42));
+        let raw: RawValue = serde_json::from_str(&precise).unwrap();
+        assert_eq!(u32::from_raw(&raw), Some(42));
     }
 
     #[test]
     fn a_time_says_its_unit_and_off_is_none() {
-        let time = |said| Duration::of(&text(said));
+        let time = |raw| Duration::from_raw(&text(raw));
         assert_eq!(time("500ms"), Some(Duration::from_millis(500)));
         assert_eq!(time("1h 30m"), Some(Duration::from_secs(5400)));
         assert_eq!(time(" 0s "), Some(Duration::ZERO));
         for none in ["500", "2 parsecs", "", "off", "s", "-2s", "99999999999999999999s"] {
             assert_eq!(time(none), None, "{none}");
         }
-        assert_eq!(Duration::of(&Said::Number(5)), None, "five of what?");
-        assert_eq!(Option::<Duration>::of(&text("off")), Some(None));
-        assert_eq!(Option::<Duration>::of(&text("10m")), Some(Some(Duration::from_secs(600))));
-        assert_eq!(Option::<Duration>::of(&Said::Other), None);
+        assert_eq!(Duration::from_raw(&RawValue::Number(5)), None, "five of what?");
+        assert_eq!(Option::<Duration>::from_raw(&text("off")), Some(None));
+        assert_eq!(
+            Option::<Duration>::from_raw(&text("10m")),
+            Some(Some(Duration::from_secs(600)))
+        );
+        assert_eq!(Option::<Duration>::from_raw(&RawValue::Other), None);
     }
 }

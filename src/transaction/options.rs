@@ -252,7 +252,7 @@ impl TransactionOptions {
         resolver: &Arc<dyn ResolveCommit>,
         settings: &Settings,
     ) -> Result<CommitOptions, Error> {
-        let once = match &self.exactly_once {
+        let idempotency_key = match &self.exactly_once {
             Some(ExactlyOnce::Keyed { key, .. }) if key.is_empty() => {
                 return Err(
                     ConfigError::setting("exactly_once_as", "the key must not be empty").into()
@@ -277,7 +277,7 @@ impl TransactionOptions {
             lock_check: self.lock_check.as_ref().map(LockCheck::with_renewal_paused),
             immediate: self.begin == Some(Begin::Immediate),
             resolver: self.exactly_once.as_ref().map(|_| Arc::clone(resolver)),
-            once,
+            idempotency_key,
             durability: self.durability,
             grouped: self.grouped == Some(true),
             cluster: ClusterKeys::default(),

@@ -376,7 +376,7 @@ impl Pending {
     fn send(&mut self) -> Result<Committed, CommitError> {
         self.sync_slot();
         let deadline = self.pinned.checkout_deadline();
-        let once = self.options.once.is_some();
+        let once = self.options.idempotency_key.is_some();
         if self.queue.commands() == 0 && !self.watched && !once && !self.pinned.is_pinned() {
             return Ok(Committed::Applied(Replies::none(self.queue.transaction())));
         }
@@ -396,8 +396,8 @@ impl Pending {
     /// there is nothing to take back.
     fn send_unpinned(&mut self, checkout_deadline: Instant) -> Result<Committed, CommitError> {
         let Some(nodes) = self.pinned.nodes() else { return Err(CheckoutError::Closed.into()) };
-        let way = (&nodes, self.pinned.route());
-        commit::batch::block(way, &mut self.queue, &self.options, checkout_deadline)
+        let target = (&nodes, self.pinned.route());
+        commit::batch::commit_block(target, &mut self.queue, &self.options, checkout_deadline)
     }
 
     /// What the transaction asks of its commit.

@@ -22,7 +22,7 @@ pub(crate) enum Call {
 
 /// Judges the error replies among `replies`, which answer the commands of `bytes` behind the first
 /// `offset` ones.
-pub(crate) fn judge(
+pub(crate) fn tag_errors(
     request: &Request,
     replies: &mut [Value],
     (bytes, offset): (&[u8], usize),
@@ -44,7 +44,7 @@ pub(crate) fn judge(
     let whole = (!single).then(|| whole(commands(), replies));
     for (args, value) in commands().zip(replies) {
         let (name, sub) = (args.first().copied().unwrap_or_default(), args.get(1).copied());
-        put(value, &|error| error_tag::stamped((name, sub), error, whole, full));
+        put(value, &|error| error_tag::tagged((name, sub), error, whole, full));
     }
 }
 
@@ -78,18 +78,18 @@ fn holds_error(value: &Value) -> bool {
     }
 }
 
-/// Puts what `stamped` makes of it in the place of each error.
-fn put(value: &mut Value, stamped: &impl Fn(&redis::ServerError) -> redis::ServerError) {
+/// Puts what `tagged` makes of it in the place of each error.
+fn put(value: &mut Value, tagged: &impl Fn(&redis::ServerError) -> redis::ServerError) {
     match value {
-        Value::ServerError(error) => *error = stamped(error),
+        Value::ServerError(error) => *error = tagged(error),
         Value::Array(values) | Value::Set(values) | Value::Push { data: values, .. } => {
-            values.iter_mut().for_each(|value| put(value, stamped));
+            values.iter_mut().for_each(|value| put(value, tagged));
         }
         Value::Map(pairs) => pairs.iter_mut().for_each(|(key, value)| {
-            put(key, stamped);
-            put(value, stamped);
+            put(key, tagged);
+            put(value, tagged);
         }),
-        Value::Attribute { data, .. } => put(data, stamped),
+        Value::Attribute { data, .. } => put(data, tagged),
         _ => {}
     }
 }
