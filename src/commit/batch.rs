@@ -6,9 +6,9 @@
 use std::time::Instant;
 
 use crate::commit::cleanup::clean;
-use crate::commit::{
-    CommitOptions, CommitPlan, Committed, commit, count, not_isolated, refused, replies, unproven,
-};
+use crate::commit::commit::commit;
+use crate::commit::options::{CommitOptions, CommitPlan};
+use crate::commit::outcome::{Committed, count, not_isolated, refused, replies, unproven};
 use crate::error::any::CommitError;
 use crate::error::connection::ConnectionError;
 use crate::error::in_doubt::InDoubt;

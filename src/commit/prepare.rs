@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use redis::Value;
 
-use crate::commit::{CommitOptions, CommitPlan, RefusedStep};
+use crate::commit::options::{CommitOptions, CommitPlan};
+use crate::commit::outcome::MARKER_SET;
 use crate::connection::connection::Link;
 use crate::connection::deadline::Deadline;
 use crate::error::any::CommitError;
@@ -245,7 +246,7 @@ impl Step {
             Self::Asking => "ASKING",
             Self::Discard => "DISCARD",
             Self::Unwatch => UNWATCH_NAME,
-            Self::WriteMarker => crate::commit::MARKER_SET,
+            Self::WriteMarker => MARKER_SET,
             Self::WatchMarker => "WATCH of the register",
             Self::Watch => "WATCH",
             Self::WatchIdempotencyKey => "WATCH of the idempotency key",
@@ -261,6 +262,19 @@ impl Step {
 }
 
 const UNWATCH_NAME: &str = "UNWATCH";
+
+/// What the server refused before any of the user's commands left.
+#[derive(Debug)]
+struct RefusedStep {
+    command: &'static str,
+    error: ServerError,
+}
+
+impl From<RefusedStep> for Error {
+    fn from(refused: RefusedStep) -> Self {
+        Self::Command { command: refused.command.to_owned(), error: refused.error }
+    }
+}
 
 impl RefusedStep {
     /// The link is tainted by that: see [`State::reply`](crate::protocol::connection_state::State::reply).

@@ -2,7 +2,7 @@
 //!
 //! Never: a reply left unread on a link that is kept.
 
-use crate::commit::CommitOptions;
+use crate::commit::options::CommitOptions;
 use crate::connection::connection::Link;
 use crate::connection::deadline::Deadline;
 use crate::error::connection::ConnectionError;

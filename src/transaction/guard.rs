@@ -4,7 +4,7 @@
 
 use std::marker::PhantomData;
 
-use crate::commit::Committed;
+use crate::commit::outcome::Committed;
 use crate::error::any::CommitError;
 use crate::error::any::Error;
 use crate::protocol::queue::CommandQueue;

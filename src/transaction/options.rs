@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::commit::lock_check::LockCheck;
-use crate::commit::{ClusterKeys, CommitOptions};
+use crate::commit::options::{ClusterKeys, CommitOptions};
 use crate::error::any::CommitError;
 use crate::error::any::Error;
 use crate::error::config::ConfigError;

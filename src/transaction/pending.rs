@@ -6,8 +6,10 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use crate::commit;
-use crate::commit::{CommitOptions, CommitPlan, Committed};
+use crate::commit::batch;
+use crate::commit::commit;
+use crate::commit::options::{CommitOptions, CommitPlan};
+use crate::commit::outcome::Committed;
 use crate::error::any::CommitError;
 use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
@@ -397,7 +399,7 @@ impl Pending {
     fn send_unpinned(&mut self, checkout_deadline: Instant) -> Result<Committed, CommitError> {
         let Some(nodes) = self.pinned.nodes() else { return Err(CheckoutError::Closed.into()) };
         let target = (&nodes, self.pinned.route());
-        commit::batch::commit_block(target, &mut self.queue, &self.options, checkout_deadline)
+        batch::commit_block(target, &mut self.queue, &self.options, checkout_deadline)
     }
 
     /// What the transaction asks of its commit.

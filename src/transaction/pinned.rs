@@ -10,7 +10,7 @@ use std::time::Instant;
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, Span};
 
-use crate::commit;
+use crate::commit::cleanup;
 use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
 use crate::error::pin_expired::PinExpired;
@@ -205,7 +205,7 @@ impl Pinned {
         let place = self.owner.place;
         pin.end(|checkout| {
             let result = last(checkout);
-            if let Err(error) = commit::cleanup::clean(checkout) {
+            if let Err(error) = cleanup::clean(checkout) {
                 checkout.tell(Level::DEBUG, move || {
                     tracing::debug!(error = %format_args!("{error:#}"), begun_at = %place, "cleaning failed, connection replaced");
                 });
@@ -227,7 +227,7 @@ impl Pinned {
         }
         pin.end(|checkout| {
             checkout.tell(Level::DEBUG, || tracing::debug!("discard"));
-            commit::cleanup::clean(checkout)
+            cleanup::clean(checkout)
         })?
     }
 

@@ -5,7 +5,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::commit::{CommitOptions, Committed};
+use crate::commit::options::CommitOptions;
+use crate::commit::outcome::Committed;
 use crate::connection::deadline;
 use crate::error::any::CommitError;
 use crate::error::any::Error;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use redis::{Cmd, FromRedisValue};
 
-use crate::commit::CommitOptions;
+use crate::commit::options::CommitOptions;
 use crate::error::any::Error;
 use crate::error::in_doubt::ResolveCommit;
 use crate::pool::router::Nodes;

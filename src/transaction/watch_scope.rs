@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use redis::{Cmd, FromRedisValue, Value};
 
+use crate::commit::options::{CommitOptions, CommitPlan};
 use crate::commit::prepare;
-use crate::commit::{CommitOptions, CommitPlan};
 use crate::error::any::Error;
 use crate::error::applied::Applied;
 use crate::error::checkout::CheckoutError;
