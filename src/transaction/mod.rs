@@ -14,6 +14,7 @@ pub(crate) mod options;
 pub(crate) mod outcome;
 pub(crate) mod pending;
 pub(crate) mod pinned;
+pub(crate) mod redirects;
 pub(crate) mod retry_loop;
 pub(crate) mod savepoint;
 pub(crate) mod watch;

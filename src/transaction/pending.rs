@@ -24,8 +24,8 @@ use crate::protocol::queue::{CommandQueue, QueueError};
 use crate::reply::error::ReplyError;
 use crate::reply::replies::Replies;
 use crate::transaction::pinned::Pinned;
-use crate::transaction::retry_loop;
-use crate::transaction::retry_loop::CheckoutBudget;
+use crate::transaction::redirects;
+use crate::transaction::redirects::CheckoutBudget;
 
 /// Numbers transactions, so that a handle of one is not taken for a handle of another.
 static TRANSACTIONS: AtomicU64 = AtomicU64::new(1);
@@ -149,12 +149,7 @@ impl Pending {
     /// What is to be done where a server that is not the one to ask refused it; `None`: nothing.
     pub(crate) fn redirect_for(&self, error: &CommitError) -> Option<Redirect> {
         let nodes = self.pinned.nodes()?;
-        retry_loop::redirect_for(
-            &nodes,
-            self.pinned.route(),
-            error,
-            self.pinned.checkout_deadline(),
-        )
+        redirects::redirect_for(&nodes, self.pinned.route(), error, self.pinned.checkout_deadline())
     }
 
     /// Sets the deadline of all connections that are taken from now on.
@@ -241,7 +236,7 @@ impl Pending {
                 (free && !self.queue.is_flushed()).then(|| self.redirect_for(&error)).flatten();
             match redirect {
                 Some(redirect)
-                    if budget.try_redirect(&redirect, retry_loop::is_checkout(&error)) =>
+                    if budget.try_redirect(&redirect, redirects::is_checkout(&error)) =>
                 {
                     if let Err(error) = self.pinned.release() {
                         tracing::debug!(error = %format_args!("{error:#}"), "cleaning failed, connection replaced");

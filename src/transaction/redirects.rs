@@ -1,0 +1,95 @@
+//! Where a block is sent next if a server redirected it, and how long it may take.
+
+use std::time::{Duration, Instant};
+
+use crate::connection::deadline;
+use crate::error::any::CommitError;
+use crate::error::any::Error;
+use crate::pool::redirect_pause;
+use crate::pool::router::Nodes;
+use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route};
+use crate::settings::Settings;
+
+/// What is to be done where a server that is not the one to ask refused a transaction.
+///
+/// The map of the cluster is asked for by `deadline` where no server was reached.
+pub(crate) fn redirect_for(
+    nodes: &Nodes,
+    route: &Route,
+    error: &CommitError,
+    deadline: Instant,
+) -> Option<Redirect> {
+    match error {
+        CommitError::Rejected { code, message, .. } => nodes.redirect_for(route, code, message),
+        CommitError::NotSent { source } => redirect_after(nodes, route, source, deadline),
+        _ => None,
+    }
+}
+
+pub(crate) fn redirect_after(
+    nodes: &Nodes,
+    route: &Route,
+    error: &Error,
+    deadline: Instant,
+) -> Option<Redirect> {
+    match error {
+        Error::Command { error, .. } => nodes.redirect_for(route, error.code(), error.message()),
+        Error::Checkout(error) => nodes.on_unreachable(route, error, deadline),
+        Error::Commit(error) => redirect_for(nodes, route, error, deadline),
+        _ => None,
+    }
+}
+
+/// Whether no connection could be had.
+pub(crate) fn is_checkout(error: &CommitError) -> bool {
+    matches!(error, CommitError::NotSent { source } if matches!(**source, Error::Checkout(_)))
+}
+
+/// How long a block waits for a connection and for a cluster that is in motion: one
+/// `checkout_timeout`, which attempts share that were sent on or reached no node. An attempt after a
+/// conflict or a lost connection has a `checkout_timeout` of its own for its connection.
+pub(crate) struct CheckoutBudget {
+    pub(crate) limit: Duration,
+    /// What an attempt gets at min_after_redirect that a server sent on: its last answer is the one to report, and
+    /// not that no time was left to ask again.
+    min_after_redirect: Duration,
+    /// By when the next connection must be had.
+    pub(crate) deadline: Instant,
+    budget: Option<RedirectBudget>,
+}
+
+impl CheckoutBudget {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        let limit = settings.checkout_timeout;
+        let min_after_redirect = limit.min(settings.connect_timeout + settings.response_timeout);
+        Self { limit, min_after_redirect, deadline: deadline::after(limit), budget: None }
+    }
+
+    /// Pauses where the way on needs it. False: no time is left.
+    ///
+    /// Time that passed until a server sent the block on is no time that was waited for a node.
+    pub(crate) fn try_redirect(&mut self, redirect: &Redirect, node_unreachable: bool) -> bool {
+        let (limit, deadline) = (self.limit, self.deadline);
+        let budget = self.budget.get_or_insert_with(|| {
+            RedirectBudget::until(if node_unreachable { deadline } else { deadline::after(limit) })
+        });
+        if !redirect_pause::try_next(budget, redirect) {
+            return false;
+        }
+        self.deadline = match node_unreachable {
+            true => budget.deadline(),
+            false => budget.deadline().max(deadline::after(self.min_after_redirect)),
+        };
+        true
+    }
+
+    pub(crate) fn restart(&mut self) {
+        self.deadline = deadline::after(self.limit);
+    }
+
+    /// The time that a closure ran is no time that was waited for a connection.
+    pub(crate) fn extend(&mut self, ran: Option<Duration>) {
+        let Some(ran) = ran else { return };
+        self.deadline = deadline::later(self.deadline, ran);
+    }
+}
