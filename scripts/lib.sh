@@ -103,7 +103,7 @@ need_component() {
 }
 
 # crate_alone NAME: makes target/alone/NAME, the crate as a dependent sees it: its manifest without
-# the development dependencies, examples, benchmarks and other members, beside links to the sources.
+# the development dependencies, benchmarks and other members, beside links to the sources.
 # Prints the folder. A lock file there is resolved anew by each script that uses it.
 crate_alone() {
   local root folder
@@ -112,7 +112,7 @@ crate_alone() {
   mkdir -p "$folder"
   for part in src docs README.md; do ln -sfn "$root/$part" "$folder/$part"; done
   awk '
-    /^\[/ { kept = !/^\[(dev-dependencies|workspace|profile|\[example|\[bench)/ }
+    /^\[/ { kept = !/^\[(dev-dependencies|workspace|profile|\[bench)/ }
     kept { print }
     END { print "\n[workspace]\nresolver = \"3\"" }' Cargo.toml >"$folder/Cargo.toml"
   rm -f "$folder/Cargo.lock"

@@ -14,6 +14,7 @@
 pub mod cluster;
 pub mod front;
 pub mod process;
+pub mod program;
 pub mod proxy;
 pub mod sentinel;
 pub mod server;

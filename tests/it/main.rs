@@ -23,7 +23,6 @@ mod credentials;
 mod doc_samples;
 mod documents;
 mod exactly_once;
-mod examples;
 mod failover;
 mod faults;
 mod grouped;

@@ -1,6 +1,6 @@
 //! Many transactions that end in every way, and single commands that open no scope at all.
 
-#[path = "../../examples/soak/load.rs"]
+#[path = "../../examples/basic/src/bin/soak/load/mod.rs"]
 mod load;
 
 use std::thread;

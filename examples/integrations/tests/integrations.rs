@@ -1,0 +1,47 @@
+//! Promise: every example runs as its first lines say, and leaves nothing on the server.
+
+use rediscope_testing::program::{assert_nothing_left_on, run, run_with};
+use rediscope_testing::server::Server;
+
+#[test]
+fn sql_and_redis_agree_after_every_failure_between_their_commits() {
+    let server = Server::start();
+    run(env!("CARGO_BIN_EXE_with_sql"), Some(&server), &[])
+        .succeeded()
+        .printed("its marker exists, so it was applied before; Redis has it, the row is deleted")
+        .printed("SQL: orders [1, 3, 4, 5, 6] stand, 0 rows in the outbox")
+        .printed("Redis: 95 of 100 left, to be picked: [1, 3, 4, 5, 6]");
+    assert_nothing_left_on(&server);
+}
+
+#[test]
+fn the_configuration_is_read_and_the_environment_overrides_it() {
+    let server = Server::start();
+    run(env!("CARGO_BIN_EXE_configured"), Some(&server), &[])
+        .succeeded()
+        .printed("1 hit, over pools of 16");
+    run_with(&[("APP_REDIS_MAX_SIZE", "2")], env!("CARGO_BIN_EXE_configured"), Some(&server), &[])
+        .succeeded()
+        .printed("1 hit, over pools of 2");
+    let misspelled = run_with(
+        &[("APP_REDIS_MAX_SISE", "2")],
+        env!("CARGO_BIN_EXE_configured"),
+        Some(&server),
+        &[],
+    );
+    assert!(!misspelled.status.success());
+    assert!(misspelled.stderr.contains("max_sise"), "{}", misspelled.stderr);
+    assert_nothing_left_on(&server);
+    run(env!("CARGO_BIN_EXE_configured"), None, &[]).succeeded().printed("1 hit, over pools of 16");
+}
+
+#[test]
+fn the_web_service_holds_no_more_connections_than_its_pools() {
+    let server = Server::start();
+    let run = run(env!("CARGO_BIN_EXE_web"), Some(&server), &["--requests", "2000"]);
+    run.succeeded()
+        .printed("2000 stored, 0 other responses")
+        .printed("transactions counted by the server: 1000 of 1000");
+    assert!((1..=16).contains(&run.number("connections on the server:")), "{}", run.stdout);
+    assert_nothing_left_on(&server);
+}
