@@ -147,9 +147,9 @@ impl Pooled {
             let waited = started.elapsed();
             let raw = raw.map_err(|source| CheckoutError::Connect { waited, source })?;
             // Its answers are not the handle's, and neither are its errors.
-            recent_replies::forget();
+            recent_replies::clear();
             let result = f(raw);
-            recent_replies::forget();
+            recent_replies::clear();
             Ok(result)
         })?
     }

@@ -1,12 +1,10 @@
-//! How errors are worded: causes only where they are asked for, numbers as a reader wants them.
-//!
-//! Never: a cause twice.
+//! How errors are worded: causes only on request, durations and counts in a readable form.
 
 use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-/// Writes the causes of `error` behind its own text, where the alternate form (`{:#}`) is asked for.
+/// Writes the causes of `error` after its own text, in the alternate form (`{:#}`) only.
 pub(crate) fn causes(error: &dyn Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     if !f.alternate() {
         return Ok(());
@@ -19,7 +17,7 @@ pub(crate) fn causes(error: &dyn Error, f: &mut fmt::Formatter<'_>) -> fmt::Resu
     Ok(())
 }
 
-/// `Display` of an error out of its own `text`, with its causes in the alternate form.
+/// Implements `Display` by the error's own `text`, with its causes in the alternate form.
 macro_rules! display {
     ($($error:ty),+) => {$(
         impl std::fmt::Display for $error {
@@ -32,7 +30,7 @@ macro_rules! display {
 }
 pub(crate) use display;
 
-/// A duration with two digits, or with all of its whole units where these are more.
+/// A duration with two digits, or with all digits of its whole units if these are more.
 pub(crate) fn brief(duration: Duration) -> impl fmt::Display {
     Brief(duration)
 }
@@ -45,7 +43,7 @@ impl fmt::Display for Brief {
             [("s", 1_000_000_000), ("ms", 1_000_000), ("µs", 1_000), ("ns", 1)];
         let nanos = self.0.as_nanos();
         for (unit, size) in UNITS {
-            // A tenth of the unit is the last digit shown, and only below ten of them.
+            // Tenths are shown only below ten units.
             let tenths = (nanos * 10 + size / 2) / size;
             let whole = (nanos + size / 2) / size;
             if (10..100).contains(&tenths) && !tenths.is_multiple_of(10) {
@@ -59,7 +57,7 @@ impl fmt::Display for Brief {
     }
 }
 
-/// A number and what it counts, with an `s` where it is not one.
+/// A number and its noun, with an `s` unless the number is one.
 pub(crate) fn count(number: usize, what: &str) -> impl fmt::Display {
     Count(number, what)
 }

@@ -41,7 +41,7 @@ pub(crate) fn commit_block(
     let commands = queue.commands();
     let job = || {
         let bytes = queue.finish(Prefix::Multi, b"", b"").bytes.to_vec();
-        BatchRequest { bytes, what: RequestKind::Block { commands } }
+        BatchRequest { bytes, kind: RequestKind::Block { commands } }
     };
     let response = match nodes.join(route, checkout_deadline, job)? {
         Joined::Alone(checkout) => {

@@ -63,16 +63,16 @@ pub(crate) fn applied(
 ) -> Result<Replies, CommitError> {
     let (got, refused) = match acks {
         Some(Err(refused)) => {
-            (ReplicaAcks::default(), Some(refused.in_full(queue.shows_messages())))
+            (ReplicaAcks::default(), Some(refused.with_full_text(queue.shows_full_text())))
         }
         Some(Ok(acks)) => (acks, None),
         None => (ReplicaAcks::default(), None),
     };
-    let replies = replies(queue, values).acknowledged_by(options.durability.map(|_| got));
+    let replies = replies(queue, values).with_acks(options.durability.map(|_| got));
     if let Some(failed) = failed {
         let error = match failed {
             Value::ServerError(error) => ServerError::from_reply(error, false),
-            _ => ServerError::own("ERR", "SET was not answered OK"),
+            _ => ServerError::synthetic("ERR", "SET was not answered OK"),
         };
         return Err(CommitError::KeyNotKept { error, replies });
     }
@@ -96,7 +96,7 @@ pub(crate) fn unread(
     let replies = Replies::lost(queue.transaction());
     let Some(durability) = options.durability else { return Ok(replies) };
     let (wanted, got) = (durability.wanted(), ReplicaAcks::default());
-    let replies = replies.acknowledged_by(Some(got));
+    let replies = replies.with_acks(Some(got));
     Err(CommitError::NotReplicated { wanted, got, refused: None, replies })
 }
 
@@ -113,7 +113,7 @@ pub(crate) fn refused(queue: &CommandQueue, refusal: RejectedCommand) -> CommitE
         None if refusal.index.is_some() => (None, MARKER_SET.to_owned()),
         None => (None, refusal.word.to_owned()),
     };
-    CommitError::rejected(index, command, &refusal.error.in_full(queue.shows_messages()))
+    CommitError::rejected(index, command, &refusal.error.with_full_text(queue.shows_full_text()))
 }
 
 /// What our own part of a transaction is called in an error.
@@ -121,9 +121,9 @@ pub(crate) const MARKER_SET: &str = "SET of the register";
 
 pub(crate) fn replies(queue: &mut CommandQueue, values: Vec<Value>) -> Replies {
     let (failures, changed_nothing) =
-        failures::failures(&values, queue.names(), queue.shows_messages());
+        failures::failures(&values, queue.names(), queue.shows_full_text());
     let failed = !failures.is_empty();
     let replies = Replies::new(queue.transaction(), values, queue.take_dropped_ids(), failures);
-    let replies = if failed { replies.named(queue.names()) } else { replies };
-    replies.changing_nothing(changed_nothing)
+    let replies = if failed { replies.with_names(queue.names()) } else { replies };
+    replies.with_no_effect(changed_nothing)
 }

@@ -83,7 +83,7 @@ pub(crate) fn prepare(
             }
             Ok(PreflightResult { refused: Some(refused), .. }) => {
                 checkout.heed(refused.error.code());
-                let error = refused.error.in_full(settings.server_messages);
+                let error = refused.error.with_full_text(settings.server_messages);
                 return Err(CommitError::rejected(None, refused.command.to_owned(), &error));
             }
             Ok(PreflightResult { already_committed: true, .. }) => {
@@ -138,7 +138,7 @@ pub(crate) fn watch(
             }
             Ok(PreflightResult { refused: Some(refused), .. }) => {
                 checkout.heed(refused.error.code());
-                return Err(Error::from(refused).in_full(settings.server_messages));
+                return Err(Error::from(refused).with_full_text(settings.server_messages));
             }
             Ok(PreflightResult { already_committed: true, .. }) => {
                 return Err(CommitError::AlreadyCommitted.into());
@@ -307,7 +307,8 @@ impl PreflightResult {
     /// Where the slot is on its way, a lock that is not found may not have arrived yet.
     fn with_ask_checked(mut self, asks: bool) -> Self {
         if asks && self.lock_lost && self.refused.is_none() {
-            let error = ServerError::own("TRYAGAIN", "the lock is not where its slot will be yet");
+            let error =
+                ServerError::synthetic("TRYAGAIN", "the lock is not where its slot will be yet");
             self.refused = Some(RefusedStep { command: Step::Lock.command(), error });
         }
         self

@@ -92,7 +92,7 @@ impl CommitResolver {
                 route = Route::to(key_slot);
             }
             let passing = match &asked {
-                Err(UnresolvedReason::Unreachable(error)) => error.is_passing(),
+                Err(UnresolvedReason::Unreachable(error)) => error.is_transient_failure(),
                 Err(UnresolvedReason::Refused(error)) => is_transient(error),
                 _ => false,
             };

@@ -14,7 +14,7 @@ use crate::connection::deadline::Deadline;
 use crate::connection::tls::Session;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::process::sockets::OwnSocket;
-use crate::protocol::resp::decode::{DEEPEST, Fault, Parser, Unasked, Why};
+use crate::protocol::resp::decode::{Fault, FaultKind, MAX_DEPTH, Parser, Unsolicited};
 use crate::protocol::resp::reply::Reply;
 
 /// Reads of one look at what has come unasked. A peer that has sent more is not waited for.
@@ -72,7 +72,7 @@ impl Transport {
 
     /// Maximum bytes of one reply.
     pub(crate) fn bound_replies(&mut self, bytes: usize) {
-        self.parser.bound(bytes);
+        self.parser.set_max_bytes(bytes);
     }
 
     /// Writes all of it. An error says how many bytes may have left: the last one never has. Of a long
@@ -197,17 +197,16 @@ impl Transport {
                 Ok(None) => {}
                 Err(fault) => {
                     self.unread = fault.array;
-                    let other = ConnectionError::of_another_protocol(self.parser.rest());
+                    let other = ConnectionError::from_foreign_protocol(self.parser.rest());
                     return Err(other.unwrap_or_else(|| unreadable(fault)));
                 }
             }
-            let timeout = deadline
-                .timeout()
-                .ok_or_else(|| ConnectionError::timed_out("no answer in time"))?;
+            let timeout =
+                deadline.timeout().ok_or_else(|| ConnectionError::timed_out("no reply in time"))?;
             self.set_read_timeout(timeout)?;
             self.fill().map_err(|error| match error.kind() {
                 ConnectionErrorKind::Closed => {
-                    ConnectionError::of_another_protocol(self.parser.rest()).unwrap_or(error)
+                    ConnectionError::from_foreign_protocol(self.parser.rest()).unwrap_or(error)
                 }
                 _ => error,
             })?;
@@ -245,8 +244,8 @@ impl Transport {
         if self.parser.is_empty() {
             return Ok(());
         }
-        match self.parser.unasked().map_err(unreadable)? {
-            Unasked::Nothing | Unasked::Push if pushes => Ok(()),
+        match self.parser.check_unsolicited().map_err(unreadable)? {
+            Unsolicited::Nothing | Unsolicited::Push if pushes => Ok(()),
             _ => Err(ConnectionError::unexpected("a reply too many")),
         }
     }
@@ -264,16 +263,18 @@ impl Transport {
     /// One system call; `false`: the peer has closed.
     fn fill_once(&mut self) -> io::Result<bool> {
         match &mut self.stream {
-            Stream::Socket(socket) => (&**socket).read(self.parser.room()).map(|read| match read {
-                0 => false,
-                read => {
-                    self.parser.filled(read);
-                    true
-                }
-            }),
+            Stream::Socket(socket) => {
+                (&**socket).read(self.parser.read_buffer()).map(|read| match read {
+                    0 => false,
+                    read => {
+                        self.parser.filled(read);
+                        true
+                    }
+                })
+            }
             #[cfg(feature = "tls-rustls")]
             Stream::Tls(socket, session) => session.read(socket).inspect(|_| {
-                while let read @ 1.. = session.take(self.parser.room()) {
+                while let read @ 1.. = session.take(self.parser.read_buffer()) {
                     self.parser.filled(read);
                 }
             }),
@@ -430,18 +431,18 @@ fn closed() -> ConnectionError {
 }
 
 fn unreadable(fault: Fault) -> ConnectionError {
-    match fault.why {
-        Why::Malformed => ConnectionError::new(
+    match fault.kind {
+        FaultKind::Malformed => ConnectionError::new(
             ConnectionErrorKind::Protocol,
             "the reply is not the Redis protocol",
         ),
-        Why::TooLarge => ConnectionError::new(
+        FaultKind::TooLarge => ConnectionError::new(
             ConnectionErrorKind::TooLarge,
             "the reply is larger than max_reply_bytes",
         ),
-        Why::TooDeep => ConnectionError::new(
+        FaultKind::TooDeep => ConnectionError::new(
             ConnectionErrorKind::TooLarge,
-            format!("the reply is nested deeper than {DEEPEST} levels"),
+            format!("the reply is nested deeper than {MAX_DEPTH} levels"),
         ),
     }
 }

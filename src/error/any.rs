@@ -1,4 +1,5 @@
-//! Any error of this crate, and that of a commit: each may hold the other as its cause.
+//! Any error of this crate, and that of a commit. Each may be the cause of the other, so they share
+//! a file.
 
 use std::fmt;
 
@@ -30,7 +31,7 @@ display!(Error);
 ///     match error.applied() {
 ///         Applied::No if error.is_retryable() => "nothing happened; try again",
 ///         Applied::No => "nothing happened",
-///         Applied::Yes => "it happened, but its replies are not to be had",
+///         Applied::Yes => "it happened, but its replies are lost",
 ///         Applied::Partly => "some of it happened: repair",
 ///         Applied::Unknown => "it may have happened: read your own data",
 ///     }
@@ -39,13 +40,13 @@ display!(Error);
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// A setting, of the session manager or of a transaction, cannot work; nothing was sent.
+    /// A setting of the session manager or of a transaction cannot work; nothing was sent.
     Config(ConfigError),
-    /// No connection was given.
+    /// No connection was available.
     Checkout(CheckoutError),
-    /// A transaction was not (known to be) committed as a whole.
+    /// A transaction was not committed as a whole, as far as is known.
     Commit(Box<CommitError>),
-    /// A transaction was applied, but this value of it cannot be handed out.
+    /// A transaction was applied, but one of its values cannot be returned.
     Reply(ReplyError),
     /// A lock was not acquired, or is no longer held.
     Lock(Box<LockError>),
@@ -59,9 +60,9 @@ pub enum Error {
         /// What to do instead.
         hint: &'static str,
     },
-    /// A transaction grew past one of its limits; nothing of it was applied.
+    /// A transaction exceeded one of its limits; nothing of it was applied.
     TooLarge {
-        /// What there was too much of: `commands` or `bytes`.
+        /// The exceeded quantity: `commands` or `bytes`.
         what: &'static str,
         /// The limit in force.
         limit: usize,
@@ -74,84 +75,84 @@ pub enum Error {
     CrossSlot {
         /// The command's name.
         command: String,
-        /// The slot of the first key, or the one that the transaction was begun at.
+        /// The slot of the first key, or the slot that the transaction was begun for.
         bound: u16,
-        /// Another key's.
+        /// The slot of another key.
         other: u16,
     },
     /// `watch` was given no key.
     NoKeys,
-    /// A condition that the transaction requires does not hold: the block was not run and nothing
-    /// was applied. See [`Condition`](crate::Condition).
+    /// A required condition does not hold: the block was not run and nothing was applied. See
+    /// [`Condition`](crate::Condition).
     ConditionFailed {
-        /// The first one that does not.
+        /// The first such condition.
         which: FailedCondition,
     },
-    /// A watched key changed on every attempt that the policy allows.
+    /// A watched key changed during each permitted attempt.
     RetriesExhausted {
-        /// How often the block was run.
+        /// Number of attempts.
         attempts: u32,
     },
-    /// A single command was answered with an error. [`applied`](Self::applied) is `No` where the
-    /// command only reads, or where the server refuses it in these very words before it changes
-    /// anything; else `Unknown`: a script, a function or a module's command may have written before it
-    /// failed, and a proxy may answer for a server that ran the command.
+    /// The server replied to a single command with an error. [`applied`](Self::applied) is `No` if
+    /// the command only reads, or if the server returns this very text before any effect. Else it
+    /// is `Unknown`: a script, a function or a module's command may have written before it failed,
+    /// and a proxy may reply for a server that ran the command.
     Command {
         /// The command's name.
         command: String,
-        /// What the server said.
+        /// The server's error.
         error: ServerError,
     },
-    /// Commands of a pooled handle's pipeline were answered with errors; the others were applied.
+    /// Commands of a pooled handle's pipeline failed; the others were applied.
     #[non_exhaustive]
     Pipeline {
-        /// How many were answered with an error.
+        /// Number of failed commands.
         failures: usize,
-        /// The first of them, from 0.
+        /// Index of the first one, from 0.
         index: usize,
-        /// That one's name.
+        /// Its name.
         command: String,
-        /// What the server said to that one.
+        /// Its error.
         error: ServerError,
-        /// `Partly` where another command of it wrote; `No` where none did and each error proves
-        /// that its command changed nothing; else `Unknown`.
+        /// `Partly` if another command wrote. `No` if none did and each error proves that its
+        /// command had no effect. Else `Unknown`.
         applied: Applied,
     },
-    /// A single command's reply is not of the type that was asked for. A user's own
-    /// `FromRedisValue` that failed in its own words has them in `source()`.
+    /// A single command's reply is not of the requested type. The error of a user's own
+    /// `FromRedisValue` is in `source()`.
     ///
-    /// On the pooled handle it is redis-rs that decodes, and its error names no command. The command
-    /// is the one of the last eight answers of this thread in which the value is that the error
-    /// shows. `applied` is `Unknown` where there is none: the error was converted on another thread or
-    /// after many other commands, is of another connection, or shows a value of more than 512 bytes,
-    /// 64 where they are not UTF-8. It is `Unknown` too where a read and a write were answered alike.
-    /// An error that shows no value (one of a user's own `FromRedisValue`) has the name of the command
-    /// that this thread was answered last, and is `No` or `Yes` only where the last eight were all
-    /// reads or all writes. Convert the error at once, on the thread of the call.
+    /// On the pooled handle redis-rs decodes the reply, and its error does not name the command.
+    /// The command is found by the value that the error shows, among the last eight replies of this
+    /// thread. `applied` is `Unknown` if it is not found: the error was converted on another thread
+    /// or after many other commands, is of another connection, or shows a value of more than 512
+    /// bytes, 64 if they are not UTF-8. It is also `Unknown` if a read and a write had the same
+    /// reply. An error without a value (one of a user's own `FromRedisValue`) names the last
+    /// command of this thread, and is `No` or `Yes` only if the last eight were all reads or all
+    /// writes. Convert the error at once, on the thread of the call.
     #[non_exhaustive]
     Decode {
-        /// The command's name; "the command" where it is not known.
+        /// The command's name; "the command" if it is not known.
         command: String,
-        /// The Rust type that was asked for.
+        /// The requested Rust type.
         expected: &'static str,
-        /// The kind of reply that came.
+        /// The kind of the reply.
         found: &'static str,
-        /// `No` for a read, `Yes` for a write, `Unknown` where it is not known which it was.
+        /// `No` for a read, `Yes` for a write, `Unknown` if that is not known.
         applied: Applied,
-        /// What the type's own decoding said.
+        /// The error of the type's own decoding.
         source: Option<DecodeError>,
     },
-    /// The server is too old for what was asked of it; nothing was sent.
+    /// The server is too old for this command; nothing was sent.
     #[non_exhaustive]
     Unsupported {
         /// The command's name.
         command: &'static str,
-        /// The first version that has it.
+        /// The first version with this command.
         since: &'static str,
     },
-    /// The connection failed under a single command, a begin or a clean-up.
+    /// The connection failed during a single command, a begin or a cleanup.
     Lost {
-        /// What was being done.
+        /// The failed operation.
         during: String,
         /// What the server may have done with it.
         applied: Applied,
@@ -184,13 +185,13 @@ pub enum CommitError {
     /// [`InDoubt`](Self::InDoubt): it may be a proxy's, sent after EXEC ran.
     #[non_exhaustive]
     Rejected {
-        /// Which of the queued commands, from 0; `None` where MULTI or EXEC itself was refused.
+        /// Index of the queued command, from 0; `None` if MULTI or EXEC itself was refused.
         index: Option<usize>,
         /// The command's name.
         command: String,
         /// The server's own code: READONLY stays READONLY.
         code: String,
-        /// The server's own words, without keys and values.
+        /// The server's text without keys and values.
         message: String,
     },
     /// EXEC ran and at least one command failed at run time. **The others were applied**: Redis
@@ -204,52 +205,51 @@ pub enum CommitError {
         /// Every reply, the failed ones as [`ReplyError::Failed`](crate::reply::error::ReplyError::Failed).
         replies: Replies,
     },
-    /// Nothing was applied, and nothing will be: the failure came before EXEC's last byte left, or
-    /// a doubt was resolved so.
+    /// Nothing was applied, and nothing will be: the failure came before EXEC's last byte was sent,
+    /// or the transaction was in doubt and is resolved as not applied.
     #[non_exhaustive]
     NotSent {
-        /// What failed.
+        /// The cause.
         source: Box<Error>,
     },
-    /// EXEC was sent, and its answer was lost or proves nothing. The transaction may have been
+    /// EXEC was sent, and its reply was lost or proves nothing. The transaction may have been
     /// applied, or may be applied later.
     InDoubt(InDoubt),
-    /// MULTI was refused and the commands ran one by one, with others in between. An operator
-    /// must look: the user's right to MULTI was taken away while connections were open.
+    /// MULTI was refused and the commands ran one by one, with others in between. An operator must
+    /// act: the user lost the right to MULTI while connections were open.
     ///
-    /// If each command was refused too, in words that the server uses only before a command
-    /// changes anything, it is [`Rejected`](Self::Rejected) instead. An error of a script, a
-    /// function or a module's command is no such proof.
+    /// If each command was refused too, with texts that the server uses only before any effect, the
+    /// error is [`Rejected`](Self::Rejected) instead. An error of a script, a function or a
+    /// module's command is no such proof.
     #[non_exhaustive]
     NotIsolated {
         /// Every reply; a refused command as [`ReplyError::Failed`](crate::reply::error::ReplyError::Failed).
         replies: Replies,
     },
-    /// The transaction **was applied here**, but fewer than were asked for had it in time:
+    /// The transaction **was applied here**, but too few replicas or disks had it in time:
     /// [`wait_replicas`](crate::TransactionOptions::wait_replicas),
-    /// [`wait_aof`](crate::TransactionOptions::wait_aof). Nothing is undone by that, and it may
-    /// still spread; it may also be lost with this server.
+    /// [`wait_aof`](crate::TransactionOptions::wait_aof). This undoes nothing. It may still be
+    /// replicated; it may also be lost with this server.
     #[non_exhaustive]
     NotReplicated {
-        /// How many were asked for.
+        /// The requested number.
         wanted: ReplicaAcks,
-        /// How many have it, as far as is known.
+        /// The number that has it, as far as is known.
         got: ReplicaAcks,
-        /// What the server said, where it refused to wait.
+        /// The server's error if it refused to wait.
         refused: Option<ServerError>,
         /// The transaction's replies.
         replies: Replies,
     },
-    /// The transaction **was applied**, but a command of this crate's behind the caller's failed:
-    /// the one that keeps the key of
-    /// [`exactly_once_as`](crate::TransactionOptions::exactly_once_as), or the one that writes the
-    /// connection's register. A later transaction with the same key may be applied again. Do not
-    /// run this one again.
+    /// The transaction **was applied**, but a command that the library added failed: the one that
+    /// keeps the key of [`exactly_once_as`](crate::TransactionOptions::exactly_once_as), or the one
+    /// that writes the connection's register. A later transaction with the same key may be applied
+    /// again. Do not run this one again.
     ///
-    /// It happens, for example, if a command of the block takes away the user's right to the key.
+    /// It happens, for example, if a command of the block removes the user's right to the key.
     #[non_exhaustive]
     KeyNotKept {
-        /// The server's answer to the command that failed.
+        /// The server's error for that command.
         error: ServerError,
         /// The transaction's replies.
         replies: Replies,
@@ -258,8 +258,8 @@ pub enum CommitError {
     /// ([`exactly_once_as`](crate::TransactionOptions::exactly_once_as)) was applied before, by
     /// this process or another.
     AlreadyCommitted,
-    /// Nothing was applied: the lock that the transaction was
-    /// [fenced by](crate::Transactional::fenced_by) is not its guard's any more.
+    /// Nothing was applied: the guard no longer holds the lock that the transaction was [fenced
+    /// by](crate::Transactional::fenced_by).
     LockLost,
     /// Nothing was applied: the scope was open for too long.
     PinExpired(PinExpired),
@@ -313,12 +313,11 @@ impl Error {
                 )
             }
             Self::Decode { command, expected, found, .. } => {
-                write!(f, "{command} answered {found}, which could not be read as {expected}")
+                write!(f, "{command} returned {found}, which cannot be read as {expected}")
             }
-            Self::Unsupported { command, since } => write!(
-                f,
-                "the server does not know {command}, which came with {since}; nothing was sent"
-            ),
+            Self::Unsupported { command, since } => {
+                write!(f, "the server has no {command}, which came with {since}; nothing was sent")
+            }
             Self::Lost { during, .. } => write!(f, "{during} failed"),
         }
     }
@@ -353,7 +352,7 @@ macro_rules! from {
 from!(Config(ConfigError), Checkout(CheckoutError), Reply(ReplyError), PinExpired(PinExpired));
 
 impl Error {
-    /// What the server did with the commands of the call that gave this error.
+    /// What the server did with the commands of the failed call.
     pub fn applied(&self) -> Applied {
         match self {
             Self::Config(_)
@@ -398,14 +397,14 @@ impl Error {
             | Self::Unsupported { .. }
             | Self::Pipeline { .. }
             | Self::Decode { .. } => false,
-            // A reply that is too large is as large the next time.
+            // The next reply would be as large.
             Self::Lost { applied, source, .. } => {
                 *applied == Applied::No && source.kind() != ConnectionErrorKind::TooLarge
             }
         }
     }
 
-    /// The commit's own error, where this is one.
+    /// The error of a commit.
     pub fn as_commit(&self) -> Option<&CommitError> {
         match self {
             Self::Commit(error) => Some(error),
@@ -413,7 +412,7 @@ impl Error {
         }
     }
 
-    /// The lock's own error, where this is one.
+    /// The error of a lock.
     pub fn as_lock(&self) -> Option<&LockError> {
         match self {
             Self::Lock(error) => Some(error),
@@ -427,11 +426,11 @@ impl Error {
         Self::Refused { command, hint }
     }
 
-    /// With the server's sentence as it came, where `full` asks for it.
-    pub(crate) fn in_full(self, full: bool) -> Self {
+    /// Shows the server's text as it was sent if `full`.
+    pub(crate) fn with_full_text(self, full: bool) -> Self {
         match self {
             Self::Command { command, error } => {
-                Self::Command { command, error: error.in_full(full) }
+                Self::Command { command, error: error.with_full_text(full) }
             }
             error => error,
         }
@@ -444,7 +443,7 @@ impl From<CrossSlot> for Error {
     }
 }
 
-/// A checkout that failed under a commit stays what it is: no connection was given.
+/// A failed checkout during a commit stays [`Error::Checkout`].
 impl From<CommitError> for Error {
     fn from(error: CommitError) -> Self {
         match error {
@@ -454,7 +453,7 @@ impl From<CommitError> for Error {
     }
 }
 
-/// No connection is no connection, whatever it was for.
+/// A failed checkout for a lock is [`Error::Checkout`] too.
 impl From<LockError> for Error {
     fn from(error: LockError) -> Self {
         match error {

@@ -9,6 +9,6 @@ pub enum Applied {
     Yes,
     /// Some commands were applied and some were not. Redis does not undo the ones that were.
     Partly,
-    /// Nobody here can tell: the answer was lost. It may even be applied later.
+    /// Not known: the reply was lost. It may even be applied later.
     Unknown,
 }

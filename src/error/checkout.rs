@@ -1,6 +1,4 @@
-//! Why no connection was given.
-//!
-//! Never: told after anything of the caller's was sent.
+//! Why no connection was available. Nothing was sent.
 
 use std::error::Error;
 use std::fmt;
@@ -10,23 +8,24 @@ use crate::error::connection::ConnectionError;
 use crate::error::open_scope::OpenScope;
 use crate::text::{brief, display};
 
-/// Why no connection was given. Nothing was sent.
+/// Why no connection was available. Nothing was sent.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum CheckoutError {
-    /// Nobody gave a connection back within `checkout_timeout`.
+    /// No connection was returned within `checkout_timeout`.
     Timeout(Box<CheckoutTimeout>),
-    /// Every connection is held by a closure whose thread is itself waiting for one.
+    /// Every connection is held by a closure whose thread waits for another one.
     WouldDeadlock {
         /// The closures that hold the connections.
         holders: Vec<OpenScope>,
     },
     /// The session manager was closed.
     Closed,
-    /// The session manager was made in another process, of which this one is a fork: its connections are
-    /// the parent's. In the child every use fails with this at once, and what is dropped there does nothing.
+    /// The session manager was made in another process, and this one is a fork of it: the
+    /// connections are the parent's. In the child each use fails with this at once, and a drop does
+    /// nothing.
     OtherProcess,
-    /// A connection could have been given, had one been to be had from the server.
+    /// A connection was permitted, but none could be opened.
     Connect {
         /// How long the call waited.
         waited: Duration,
@@ -35,7 +34,7 @@ pub enum CheckoutError {
     },
 }
 
-/// What the pool looked like when a checkout gave up.
+/// The state of the pool when a checkout timed out.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct CheckoutTimeout {
@@ -43,25 +42,25 @@ pub struct CheckoutTimeout {
     pub waited: Duration,
     /// The pool's size.
     pub max_size: u32,
-    /// Connections that were checked out.
+    /// Connections in use.
     pub in_use: u32,
     /// Connections that were open and idle.
     pub idle: u32,
-    /// Calls that were waiting, this one included.
+    /// Waiting calls, this one included.
     pub waiters: usize,
-    /// Who held the connections: where each scope began, on which thread, how long ago.
+    /// The scopes that held the connections: where each began, on which thread, and its age.
     pub holders: Vec<OpenScope>,
-    /// The last failure to connect, if connecting failed of late.
+    /// The last failure to connect, if there was one recently.
     pub last_connect_error: Option<ConnectionError>,
 }
 
 impl CheckoutError {
-    /// Whether the same call may succeed later as it is.
+    /// Whether the same call may succeed later.
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Timeout(_) => true,
             Self::WouldDeadlock { .. } | Self::Closed | Self::OtherProcess => false,
-            Self::Connect { source, .. } => source.is_passing(),
+            Self::Connect { source, .. } => source.is_transient_failure(),
         }
     }
 }

@@ -1,6 +1,4 @@
-//! What is known of a transaction that did not simply commit.
-//!
-//! Never: an outcome that nobody knows, told as one that somebody does.
+//! Texts and properties of a commit's error. The enum itself is in `any.rs`.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -34,7 +32,7 @@ impl CommitError {
                 "MULTI was refused and the commands ran one by one: look at the user's ACL rules",
             ),
             Self::NotReplicated { wanted, got, .. } => {
-                write!(f, "applied here, but {wanted} were to have it and only {got} are known to")
+                write!(f, "applied here, but on {got} instead of {wanted}, as far as is known")
             }
             Self::KeyNotKept { error, .. } => write!(
                 f,
@@ -66,7 +64,7 @@ impl StdError for CommitError {
     }
 }
 
-/// How many commands failed, and which one first.
+/// How many commands failed, and the first of them.
 fn partly(replies: &Replies, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let (failed, all) = (replies.failures(), replies.len());
     if failed < all {
@@ -103,7 +101,7 @@ impl From<PinExpired> for CommitError {
     }
 }
 
-/// No connection, so nothing was sent.
+/// Without a connection nothing was sent.
 impl From<CheckoutError> for CommitError {
     fn from(error: CheckoutError) -> Self {
         Self::not_sent(error)
@@ -134,7 +132,7 @@ impl CommitError {
             }
             Self::InDoubt(_) => Applied::Unknown,
             Self::NotIsolated { replies } if replies.failures() == 0 => Applied::Yes,
-            // A command that failed may have run, and changed something before it failed.
+            // A failed command may have had an effect before it failed.
             Self::NotIsolated { replies } if replies.failures() == replies.len() => {
                 Applied::Unknown
             }
@@ -158,7 +156,7 @@ impl CommitError {
         }
     }
 
-    /// The server's code, where the server said no: the first one, where it said so repeatedly.
+    /// The server's code if the server caused the error: the first one of several.
     pub(crate) fn code(&self) -> Option<&str> {
         match self {
             Self::Rejected { code, .. } => Some(code),
@@ -188,7 +186,7 @@ impl CommitError {
         Self::NotSent { source: Box::new(source.into()) }
     }
 
-    /// The link failed before EXEC's last byte left.
+    /// The connection failed before EXEC's last byte was sent.
     pub(crate) fn lost_before_exec(source: ConnectionError) -> Self {
         Self::not_sent(Error::Lost {
             during: "the transaction".to_owned(),

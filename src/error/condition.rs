@@ -1,6 +1,4 @@
-//! Which condition of a transaction does not hold.
-//!
-//! Never: its key, or a value: not the one that was asked for, and not the one that was found.
+//! Which condition of a transaction does not hold, without its key and its values.
 
 use std::fmt;
 
@@ -9,10 +7,10 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct FailedCondition {
-    /// Which of the required conditions, from 0.
+    /// Index of the condition, from 0.
     pub index: usize,
-    /// What kind of condition it is: the name of the function of [`Condition`](crate::Condition)
-    /// that made it.
+    /// The kind of the condition: the name of the function of [`Condition`](crate::Condition) that
+    /// made it.
     pub kind: &'static str,
 }
 

@@ -1,28 +1,26 @@
 //! Which setting cannot work, and why.
-//!
-//! Never: the address's own text, which may hold a password.
 
 /// Which setting cannot work, and why. Nothing was connected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// The address could not be understood. Its text is not repeated: it may hold a password.
+    /// The address could not be parsed. Its text is not repeated: it may contain a password.
     #[error("the address cannot be used: {reason}")]
     #[non_exhaustive]
     Address {
         /// What is wrong with it.
         reason: String,
     },
-    /// What a `Config` was read from is none: it has a name that is not known, or
-    /// one twice, or no names at all. (Feature `serde`.)
+    /// A `Config` could not be read: it has an unknown name, a name twice, or no names at all.
+    /// (Feature `serde`.)
     #[error("the configuration cannot be used: {reason}")]
     #[non_exhaustive]
     Configuration {
         /// What is wrong with it.
         reason: String,
     },
-    /// The system started no thread for the session manager: a limit of threads or of memory
-    /// (`RLIMIT_NPROC`, a container's `pids` limit). Nothing is wrong with the settings.
+    /// The system started no thread for the session manager, because of a limit of threads or of
+    /// memory (`RLIMIT_NPROC`, a container's `pids` limit). The settings are valid.
     #[error("the system started no thread for the session manager: {reason}")]
     #[non_exhaustive]
     Threads {
@@ -49,7 +47,7 @@ impl ConfigError {
         Self::Setting { setting, reason: reason.into() }
     }
 
-    /// The builder's method whose value cannot work; `None` where it is none's.
+    /// The builder's method whose value cannot work; `None` for other errors.
     pub fn setting_name(&self) -> Option<&'static str> {
         match self {
             Self::Setting { setting, .. } => Some(setting),

@@ -1,6 +1,4 @@
-//! How a connection failed.
-//!
-//! Never: what was sent or received on it.
+//! How a connection failed, without what was sent or received on it.
 
 use std::{fmt, io};
 
@@ -8,14 +6,14 @@ use std::{fmt, io};
 use crate::protocol::sentinel::SentinelError;
 use crate::protocol::server_error::ServerError;
 
-/// How a connection failed: the kind, and the operating system's or the server's own words.
+/// How a connection failed: the kind, and the text of the operating system or the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectionError {
     kind: ConnectionErrorKind,
     text: Box<str>,
     server: Option<Box<ServerError>>,
-    passing: bool,
-    /// The command of the hand-shake that was to be answered next.
+    transient: bool,
+    /// The command of the handshake whose reply was awaited.
     during: Option<&'static str>,
 }
 
@@ -23,22 +21,22 @@ pub struct ConnectionError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ConnectionErrorKind {
-    /// The other side closed or reset the connection, or refused it.
+    /// The other side closed, reset or refused the connection.
     Closed,
-    /// No answer within the deadline.
+    /// No reply within the deadline.
     TimedOut,
-    /// What came is not the Redis protocol.
+    /// The bytes received are not the Redis protocol.
     Protocol,
     /// A reply larger than [`max_reply_bytes`](crate::session::builder::Builder::max_reply_bytes), or nested deeper
     /// than 512 levels. The connection is closed.
     TooLarge,
-    /// A well-formed reply that cannot stand where it came.
+    /// A well-formed reply that fits no awaited command.
     Unexpected,
-    /// The server refused the connection's hand-shake: password, database, protocol or rights.
+    /// The server refused the connection's handshake: password, database, protocol or permissions.
     Refused,
-    /// The provider of credentials did not know any.
+    /// The provider of credentials returned none.
     Credentials,
-    /// Any other failure of the operating system's, TLS included.
+    /// Any other failure of the operating system, TLS included.
     Io,
     /// Code below this crate panicked while it used the connection.
     Panicked,
@@ -50,14 +48,14 @@ impl ConnectionError {
         self.kind
     }
 
-    /// The server's own words, where the server refused the hand-shake, or where EXEC was answered
-    /// with an error that proves nothing.
+    /// The server's error if the server refused the handshake, or if EXEC failed with an error that
+    /// proves nothing.
     pub fn server_error(&self) -> Option<&ServerError> {
         self.server.as_deref()
     }
 
     pub(crate) fn new(kind: ConnectionErrorKind, text: impl Into<String>) -> Self {
-        Self { kind, text: text.into().into(), server: None, passing: true, during: None }
+        Self { kind, text: text.into().into(), server: None, transient: true, during: None }
     }
 
     pub(crate) fn timed_out(text: &str) -> Self {
@@ -68,52 +66,54 @@ impl ConnectionError {
         Self::new(ConnectionErrorKind::Unexpected, text)
     }
 
-    /// EXEC was answered with an error that a proxy may have given after EXEC ran.
+    /// EXEC failed with an error that a proxy may have returned after EXEC ran.
     pub(crate) fn unproven(exec: ServerError) -> Self {
-        let text = format!("EXEC was answered {}, which does not prove anything", exec.code());
+        let text = format!("EXEC failed with {}, which proves nothing", exec.code());
         Self { server: Some(Box::new(exec)), ..Self::new(ConnectionErrorKind::Unexpected, text) }
     }
 
     pub(crate) fn panicked() -> Self {
-        Self::new(ConnectionErrorKind::Panicked, "a panic below the connection was caught")
+        Self::new(
+            ConnectionErrorKind::Panicked,
+            "a panic during the use of the connection was caught",
+        )
     }
 
     pub(crate) fn refused(error: ServerError) -> Self {
-        let (text, passing) = (error.to_string().into(), error.is_transient());
+        let (text, transient) = (error.to_string().into(), error.is_transient());
         Self {
             kind: ConnectionErrorKind::Refused,
             text,
             server: Some(Box::new(error)),
-            passing,
+            transient,
             during: None,
         }
     }
 
-    /// The server has sent this and closed the connection, whatever it was asked: it is full
-    /// (`maxclients`), in protected mode (`DENIED`), or a proxy turns the client away.
-    pub(crate) fn turned_away(error: ServerError) -> Self {
-        // All but the mode may pass.
-        let passing = error.code() != "DENIED";
-        Self { passing, ..Self::refused(error) }
+    /// The server sent this error and closed the connection, whatever the command: it is full
+    /// (`maxclients`), in protected mode (`DENIED`), or a proxy rejects the client.
+    pub(crate) fn rejected_on_connect(error: ServerError) -> Self {
+        // All but the protected mode may pass.
+        let transient = error.code() != "DENIED";
+        Self { transient, ..Self::refused(error) }
     }
 
-    /// It happened when this command of the hand-shake was to be answered.
+    /// Names the command of the handshake whose reply was awaited.
     pub(crate) fn at(mut self, command: &'static str) -> Self {
         self.during = Some(command);
         self
     }
 
-    /// The other side has closed the connection at MULTI, as a proxy does that does not know
-    /// transactions.
+    /// The other side closed the connection at MULTI, as a proxy without transactions does.
     pub(crate) fn is_closed_at_multi(&self) -> bool {
         self.kind == ConnectionErrorKind::Closed && self.during == Some("MULTI")
     }
 
-    /// The other side has closed the connection before it sent a byte, and TLS was not asked for.
-    pub(crate) fn before_a_byte(mut self) -> Self {
+    /// Adds a hint if the other side closed the connection before it sent a byte, without TLS.
+    pub(crate) fn closed_before_first_byte(mut self) -> Self {
         if self.kind == ConnectionErrorKind::Closed {
             self.text = format!(
-                "{} before it sent anything; a port of TLS does so, whose address begins with rediss://",
+                "{} before it sent anything; a TLS port does so: its address begins with rediss://",
                 self.text
             )
             .into();
@@ -121,46 +121,43 @@ impl ConnectionError {
         self
     }
 
-    /// The next try would end in the same way.
-    pub(crate) fn for_good(mut self) -> Self {
-        self.passing = false;
+    /// Marks a failure that the next attempt would repeat.
+    pub(crate) fn permanent(mut self) -> Self {
+        self.transient = false;
         self
     }
 
-    /// What answered is not a Redis server, by the first bytes of what it sent.
-    pub(crate) fn of_another_protocol(bytes: &[u8]) -> Option<Self> {
+    /// The error for a peer that is not a Redis server, by its first bytes.
+    pub(crate) fn from_foreign_protocol(bytes: &[u8]) -> Option<Self> {
         let text = match bytes {
-            [b'H', b'T', b'T', b'P', b'/', ..] => {
-                "an HTTP server answered, which is no Redis server"
-            }
+            [b'H', b'T', b'T', b'P', b'/', ..] => "the peer is an HTTP server, not a Redis server",
             [0x15 | 0x16, 0x03, ..] => {
-                "a TLS server answered: the address of one begins with rediss://"
+                "the peer is a TLS server: its address begins with rediss://"
             }
-            [b'S', b'S', b'H', b'-', ..] => "an SSH server answered, which is no Redis server",
+            [b'S', b'S', b'H', b'-', ..] => "the peer is an SSH server, not a Redis server",
             _ => return None,
         };
-        Some(Self::new(ConnectionErrorKind::Protocol, text).for_good())
+        Some(Self::new(ConnectionErrorKind::Protocol, text).permanent())
     }
 
-    /// The next try may be with other credentials.
-    pub(crate) fn of_changing_credentials(mut self) -> Self {
+    /// Marks a rejected password as transient: the next attempt may use other credentials.
+    pub(crate) fn with_changing_credentials(mut self) -> Self {
         let code = self.server.as_deref().map(ServerError::code);
-        self.passing |= matches!(code, Some("WRONGPASS" | "NOAUTH"));
+        self.transient |= matches!(code, Some("WRONGPASS" | "NOAUTH"));
         self
     }
 
-    /// It was sentinels that failed, asked for this master.
+    /// Adds that the sentinels failed, asked for this master.
     #[cfg(feature = "sentinel")]
-    pub(crate) fn by_sentinels(mut self, master: &str) -> Self {
-        self.text =
-            format!("the sentinels of {master} do not say where it is: {}", self.text).into();
+    pub(crate) fn from_sentinels(mut self, master: &str) -> Self {
+        self.text = format!("the sentinels of {master} returned no address: {}", self.text).into();
         self
     }
 
     pub(crate) fn of_io(error: &io::Error) -> Self {
         use io::ErrorKind as K;
         let kind = match error.kind() {
-            K::TimedOut | K::WouldBlock => return Self::timed_out("no answer in time"),
+            K::TimedOut | K::WouldBlock => return Self::timed_out("no reply in time"),
             K::BrokenPipe
             | K::ConnectionReset
             | K::ConnectionRefused
@@ -171,12 +168,12 @@ impl ConnectionError {
             _ => ConnectionErrorKind::Io,
         };
         let failed = Self::new(kind, cut(error.to_string()));
-        if is_verdict(error) { failed.for_good() } else { failed }
+        if is_final_in_tls(error) { failed.permanent() } else { failed }
     }
 
     pub(crate) fn of(error: &redis::RedisError) -> Self {
         if error.is_timeout() {
-            Self::timed_out("no answer in time")
+            Self::timed_out("no reply in time")
         } else if error.is_connection_dropped() || error.is_connection_refusal() {
             Self::new(ConnectionErrorKind::Closed, cut(error.to_string()))
         } else if error.kind() == redis::ErrorKind::Parse {
@@ -186,15 +183,16 @@ impl ConnectionError {
         } else {
             let failed = Self::new(ConnectionErrorKind::Io, cut(error.to_string()));
             match io_of(error) {
-                Some(io) if is_verdict(io) => failed.for_good(),
+                Some(io) if is_final_in_tls(io) => failed.permanent(),
                 _ => failed,
             }
         }
     }
 
-    /// Whether waiting may help: not where the server gave a verdict on password or rights.
-    pub(crate) fn is_passing(&self) -> bool {
-        self.passing
+    /// Whether the next attempt may succeed. Not after the server rejected a password or lacks a
+    /// permission.
+    pub(crate) fn is_transient_failure(&self) -> bool {
+        self.transient
     }
 }
 
@@ -208,7 +206,7 @@ impl From<SentinelError> for ConnectionError {
     }
 }
 
-/// The I/O error that a `RedisError` is made of.
+/// The I/O error within a `RedisError`.
 pub(crate) fn io_of(error: &redis::RedisError) -> Option<&io::Error> {
     type Shared = std::sync::Arc<dyn std::error::Error + Send + Sync>;
     let source = std::error::Error::source(error)?;
@@ -218,10 +216,10 @@ pub(crate) fn io_of(error: &redis::RedisError) -> Option<&io::Error> {
     }
 }
 
-/// Whether TLS failed in a way that the next try would fail in too: by a certificate, by what both sides
-/// know of TLS, or because the other side does not speak it.
+/// Whether the next attempt would fail in TLS as well: because of a certificate, the TLS versions
+/// of both sides, or a peer without TLS.
 #[cfg(feature = "tls-rustls")]
-fn is_verdict(error: &io::Error) -> bool {
+fn is_final_in_tls(error: &io::Error) -> bool {
     use rustls::{AlertDescription as Alert, Error as Tls};
 
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Tls>());
@@ -236,7 +234,7 @@ fn is_verdict(error: &io::Error) -> bool {
 }
 
 #[cfg(not(feature = "tls-rustls"))]
-fn is_verdict(_: &io::Error) -> bool {
+fn is_final_in_tls(_: &io::Error) -> bool {
     false
 }
 
@@ -270,7 +268,7 @@ impl fmt::Display for ConnectionError {
             Some(command) if self.kind == ConnectionErrorKind::Refused => {
                 write!(f, "{command}: {}", self.text)?;
             }
-            // TLS's own words name the reason, whatever was asked.
+            // The text of TLS itself names the reason.
             Some(command) if self.kind != ConnectionErrorKind::Io => {
                 write!(f, "{}, at {command}", self.text)?;
             }

@@ -1,6 +1,6 @@
-//! A transaction whose answer was lost, and what can still be found out about it.
+//! A transaction whose reply was lost, and how its outcome is found out.
 //!
-//! Never: a connection. What is kept is a name and a number.
+//! It holds no connection, only a name and a number.
 
 use std::error::Error;
 use std::fmt;
@@ -13,15 +13,15 @@ use crate::protocol::marker::NoProof;
 use crate::protocol::server_error::ServerError;
 use crate::text::display;
 
-/// EXEC was sent, and its answer was lost or proves nothing.
+/// EXEC was sent, and its reply was lost or proves nothing.
 ///
 /// The connection was closed. The transaction may have been applied, may never be, or may be
-/// applied after this value was made: EXEC can still stand in a socket's buffer.
+/// applied after this value was made: EXEC may still be in a socket's buffer.
 ///
-/// An answer that proves nothing is an error that a proxy can give after EXEC ran
-/// ([`cause`](Self::cause) has it), or one that does not fit what the commands were answered.
+/// A reply that proves nothing is an error that a proxy may return after EXEC ran
+/// ([`cause`](Self::cause) has it), or one that does not fit the commands' replies.
 ///
-/// Where the transaction was [`exactly_once`](crate::TransactionOptions::exactly_once),
+/// If the transaction was [`exactly_once`](crate::TransactionOptions::exactly_once),
 /// [`resolve`](Self::resolve) finds out; otherwise read your own data.
 #[derive(Clone)]
 pub struct InDoubt {
@@ -31,11 +31,11 @@ pub struct InDoubt {
     resolvable: Option<Box<(CommitToken, Arc<dyn ResolveCommit>)>>,
 }
 
-/// Where a token can be resolved.
+/// Resolves tokens: implemented by the part of the crate that has connections.
 pub(crate) trait ResolveCommit:
     fmt::Debug + Send + Sync + UnwindSafe + RefUnwindSafe
 {
-    /// Asks the server; `None`: within the manager's own time.
+    /// Asks the server; `None`: within the default timeout.
     fn resolve(&self, token: &CommitToken, within: Option<Duration>) -> Resolution;
 }
 
@@ -63,17 +63,17 @@ impl InDoubt {
         self.incomplete
     }
 
-    /// How the connection failed, or what EXEC was answered: then its
-    /// [`server_error`](ConnectionError::server_error) has the code.
+    /// How the connection failed. If EXEC's reply was an error,
+    /// [`server_error`](ConnectionError::server_error) has its code.
     pub fn cause(&self) -> &ConnectionError {
         &self.source
     }
 
-    /// Finds out what became of the transaction, within `checkout_timeout`.
+    /// Finds out the outcome of the transaction, within `checkout_timeout`.
     ///
-    /// It asks on a connection of its own, which needs no place in a pool. The answer stands: once
-    /// it was `Committed` or `NotCommitted`, an EXEC that arrives later changes nothing. It can be
-    /// asked from any thread, by several at once, and again.
+    /// It uses a connection of its own, outside the pool. The result is final: after `Committed` or
+    /// `NotCommitted`, an EXEC that arrives later changes nothing. It can be called from any thread,
+    /// concurrently and again.
     ///
     /// Behind it: [`PEXPIRE`](https://redis.io/docs/latest/commands/pexpire/) and
     /// [`GET`](https://redis.io/docs/latest/commands/get/) on the connection's register.
@@ -111,9 +111,9 @@ impl InDoubt {
         }
     }
 
-    /// What another thread, process or day needs to resolve it:
-    /// [`SessionManager::resolve`](crate::SessionManager::resolve). `None` where the transaction
-    /// was not exactly once.
+    /// What another thread, process or a later run needs to resolve it:
+    /// [`SessionManager::resolve`](crate::SessionManager::resolve). `None` if the transaction was
+    /// not exactly once.
     pub fn token(&self) -> Option<&CommitToken> {
         self.resolvable.as_deref().map(|(token, _)| token)
     }
@@ -121,13 +121,13 @@ impl InDoubt {
     pub(crate) fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let advice = self.advice();
         match self.source.server_error() {
-            None => write!(f, "in doubt: EXEC was sent and its answer was lost; {advice}"),
-            Some(_) => write!(f, "in doubt: EXEC's answer does not prove anything; {advice}"),
+            None => write!(f, "in doubt: EXEC was sent and its reply was lost; {advice}"),
+            Some(_) => write!(f, "in doubt: EXEC's reply proves nothing; {advice}"),
         }
     }
 
     fn advice(&self) -> &'static str {
-        if self.resolvable.is_some() { "resolve() can tell" } else { "read your own data" }
+        if self.resolvable.is_some() { "call resolve()" } else { "read your own data" }
     }
 }
 
@@ -148,26 +148,26 @@ impl fmt::Debug for InDoubt {
     }
 }
 
-/// Names one exactly-once transaction, for [`SessionManager::resolve`](crate::SessionManager::resolve).
+/// Names one exactly-once transaction, for
+/// [`SessionManager::resolve`](crate::SessionManager::resolve).
 ///
-/// It holds no key or value of the transaction and needs no clock. A token that was changed, or made by
-/// hand, is refused before anything is sent ([`UnresolvedReason::NotARegister`]): no other key than a
-/// register is ever touched. It is worth asking for as long
-/// as the register lives (`register_ttl`, an hour by default); later the answer is
-/// [`StillUnknown`](Resolution::StillUnknown).
+/// It contains no key or value of the transaction and needs no clock. A changed or invented token
+/// is rejected before anything is sent ([`UnresolvedReason::NotARegister`]): no other key than a
+/// register is ever touched. A token can be resolved as long as the register lives (`register_ttl`,
+/// an hour by default); later the result is [`StillUnknown`](Resolution::StillUnknown).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct CommitToken {
     /// The connection's register on the server.
     pub register: String,
-    /// What the transaction writes into it.
+    /// The number that the transaction writes into it.
     pub number: u64,
     /// The database.
     pub db: i64,
     /// The hash slot, in a cluster.
     pub slot: Option<u16>,
-    /// The server that was asked, for a reader's eye.
+    /// The server's address, for a reader.
     pub address: String,
 }
 
@@ -177,20 +177,19 @@ impl CommitToken {
     }
 }
 
-/// What became of a transaction that was in doubt.
+/// The outcome of a transaction that was in doubt.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[must_use = "this is the answer"]
+#[must_use = "it is the outcome"]
 pub enum Resolution {
-    /// EXEC was run. The replies are lost, and with them whether a command failed at run time
-    /// while the others were applied. (If a command was refused while it was queued, but not by
-    /// the server, EXEC ran without it. `run` and `watch(..).run` keep that an
-    /// [`InDoubt`].)
+    /// EXEC ran. The replies are lost, and with them whether a command failed at run time while the
+    /// others were applied. (If a command was rejected while it was queued, but not by the server,
+    /// EXEC ran without it. `run` and `watch(..).run` return that as an [`InDoubt`].)
     Committed,
-    /// Nothing was applied, and nothing will be: an EXEC that arrives now is refused.
+    /// Nothing was applied, and nothing will be: an EXEC that arrives now is rejected.
     NotCommitted,
-    /// It cannot be told, now or for good.
+    /// Not known, now or for good.
     StillUnknown {
-        /// Why not.
+        /// The reason.
         why: UnresolvedReason,
     },
 }
@@ -201,27 +200,26 @@ pub enum Resolution {
 pub enum UnresolvedReason {
     /// The transaction left no register: it was not `exactly_once`.
     NotExactlyOnce,
-    /// The server could not be asked in time. Ask again.
+    /// The server could not be asked in time. Retry.
     Unreachable(ConnectionError),
-    /// The server refused to answer. Ask again where this may pass.
+    /// The server refused the query. Retry if the error may pass.
     Refused(ServerError),
     /// There is no register: it expired, was evicted or flushed, did not survive a restart or a
-    /// failover, or this is another server. That proves nothing.
+    /// failover, or this is another server. This proves nothing.
     RegisterGone,
-    /// The register holds what no connection of this crate's wrote, or what a later transaction
-    /// did.
+    /// The register holds a value that this crate does not write, or that of a later transaction.
     RegisterForeign,
-    /// The token cannot be one that a session manager with these settings has made: it names a key that
-    /// is no register of this prefix, or the number, hash tag or slot do not fit. Nothing was sent. A token
-    /// is to be resolved by a session manager with the `prefix` of the one that made it, of a
-    /// cluster if that one was.
+    /// The token cannot be one of a session manager with these settings: it names a key that is no
+    /// register of this prefix, or the number, hash tag or slot do not fit. Nothing was sent.
+    /// Resolve a token by a session manager with the `prefix` of the one that made it, of a cluster
+    /// if that one was.
     #[non_exhaustive]
     NotARegister {
         /// What does not fit.
         reason: &'static str,
     },
-    /// The session manager was made in another process, of which this one is a fork. Make a new one, and
-    /// have it resolve the token.
+    /// The session manager was made in another process, and this one is a fork of it. Make a new
+    /// one, and resolve the token with it.
     OtherProcess,
     /// The token is of another database than the session manager's.
     OtherDatabase {
@@ -249,10 +247,10 @@ impl UnresolvedReason {
                 f.write_str("the transaction was not exactly once; read your own data")
             }
             Self::Unreachable(_) => f.write_str("the server could not be asked"),
-            Self::Refused(error) => write!(f, "the server refused to answer: {error}"),
+            Self::Refused(error) => write!(f, "the server refused the query: {error}"),
             Self::RegisterGone => f.write_str("the register is gone; read your own data"),
             Self::RegisterForeign => {
-                f.write_str("the register holds something else; read your own data")
+                f.write_str("the register holds another value; read your own data")
             }
             Self::NotARegister { reason, .. } => write!(
                 f,

@@ -1,6 +1,6 @@
 //! Why a lock was not acquired, or is no longer held.
 //!
-//! Never: a lock's name or its owner's token. Never: "held", once the lease may be over.
+//! No error contains a lock's name or its owner's token.
 
 use std::error::Error;
 use std::fmt;
@@ -14,11 +14,11 @@ use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::server_error::ServerError;
 use crate::text::{brief, display};
 
-/// Who holds a lock, as the server had it when it was asked.
+/// The holder of a lock when the server was last asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LockHolder {
-    /// What the holder called itself ([`Lock::label`](crate::Lock::label)).
+    /// The holder's label ([`Lock::label`](crate::Lock::label)).
     pub label: Option<Arc<str>>,
     /// What was left of its lease. It may have been extended since.
     pub remaining: Duration,
@@ -37,10 +37,10 @@ impl fmt::Display for LockHolder {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LostReason {
-    /// The lease was not extended in time: the server was out of reach, or this process was
-    /// stopped, or the lease is fixed. By this process's clock, less a margin.
+    /// The lease was not extended in time, by this process's clock less a margin: the server was
+    /// unreachable, this process was stopped, or the lease is fixed.
     Expired,
-    /// The server said that somebody else may have it: the lease ended there, the lock was
+    /// The server reported that another caller may hold it: the lease ended there, the lock was
     /// [forced](crate::Lock::force_release), or its data is gone.
     Gone,
 }
@@ -49,7 +49,7 @@ impl fmt::Display for LostReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Expired => "its lease was not extended in time",
-            Self::Gone => "the server no longer has it as ours",
+            Self::Gone => "it ended on the server, or another caller holds it",
         })
     }
 }
@@ -58,66 +58,67 @@ impl fmt::Display for LostReason {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum LockError {
-    /// Somebody else had it for as long as the caller was ready to wait.
+    /// Another caller held it for as long as the call could wait.
     #[non_exhaustive]
     Timeout {
         /// How long the call waited.
         waited: Duration,
-        /// Who held it when the server was last asked.
+        /// The holder when the server was last asked.
         holder: Option<LockHolder>,
     },
-    /// The lock was held and is not any more. What it was to protect may be in others' hands.
+    /// The lock was held and no longer is. Another caller may use what it protects.
     #[non_exhaustive]
     Lost {
-        /// How.
+        /// The reason.
         why: LostReason,
     },
-    /// No connection was given.
+    /// No connection was available.
     Checkout(CheckoutError),
-    /// The server refused. Where it stopped one of this crate's scripts half way, for want of a right,
-    /// [`applied`](Self::applied) is `Unknown`; an acquisition is given back then.
+    /// The server refused. If it stopped one of the library's scripts in between, because of a
+    /// missing permission, [`applied`](Self::applied) is `Unknown`; an acquisition is then
+    /// released.
     #[non_exhaustive]
     Command {
-        /// What was being done: `acquire`, `release`, …
+        /// The failed operation: `acquire`, `release`, …
         during: &'static str,
-        /// What the server said.
+        /// The server's error.
         error: ServerError,
     },
-    /// The connection failed and so did every other one. What may have been acquired is given back
-    /// in the background, by its token; what may not have been released ends with its lease.
+    /// The connection failed, and so did every other one. A possible acquisition is released in the
+    /// background, by its token. A lock that may not have been released ends with its lease.
     #[non_exhaustive]
     Connection {
-        /// What was being done: `acquire`, `release`, …
+        /// The failed operation: `acquire`, `release`, …
         during: &'static str,
         /// How the connection failed.
         source: ConnectionError,
     },
-    /// It was acquired, too few replicas had it in time, and it was given back.
+    /// It was acquired, too few replicas had it in time, and it was released.
     #[non_exhaustive]
     NotReplicated {
-        /// What [`wait_replicas`](crate::Lock::wait_replicas) asked for.
+        /// The number requested by [`wait_replicas`](crate::Lock::wait_replicas).
         wanted: ReplicaAcks,
-        /// What the server counted.
+        /// The number that the server counted.
         got: ReplicaAcks,
     },
-    /// The semaphore has another number of permits than the caller asked with, and holders or
-    /// waiters that count on it. Nothing was acquired.
+    /// The semaphore has another number of permits than the caller's, and holders or waiters that
+    /// rely on it. Nothing was acquired.
     #[non_exhaustive]
     OtherPermits {
-        /// The number that the caller asked with.
+        /// The caller's number.
         asked: u32,
-        /// The number that the server keeps.
+        /// The number on the server.
         kept: u32,
     },
-    /// The server's counter of fencing tokens has reached 2^53, or is no number: the next token
-    /// might be one that was given before. Nothing was acquired. Only a foreign client sets the
-    /// counter so high; an operator has to set it back (the key `<prefix>:fence`, in a cluster one
-    /// for each slot).
+    /// The server's counter of fencing tokens has reached 2^53, or is not a number, so that the
+    /// next token might repeat one. Nothing was acquired. Only a foreign client sets the counter so
+    /// high; an operator must set it back (the key `<prefix>:fence`, in a cluster one for each
+    /// slot).
     NoFencingToken,
-    /// It cannot work as it was asked for; nothing was sent.
+    /// The request cannot work; nothing was sent.
     #[non_exhaustive]
     Refused {
-        /// Which setting: `name`, `lease`, `permits`, `label`; `thread`, where the system started none.
+        /// Which setting: `name`, `lease`, `permits`, `label`; `thread` if the system started none.
         setting: &'static str,
         /// What is wrong with it.
         reason: &'static str,
@@ -140,7 +141,7 @@ impl LockError {
             }
             Self::Connection { during, .. } => write!(f, "{during} failed"),
             Self::NotReplicated { wanted, got } => {
-                write!(f, "the lock is on {got}, not on {wanted}, and was given back")
+                write!(f, "the lock is on {got}, not on {wanted}, and was released")
             }
             Self::OtherPermits { asked, kept } => {
                 let ending = if *kept == 1 { "" } else { "s" };
@@ -150,9 +151,9 @@ impl LockError {
                      one number, or change it with set_permits"
                 )
             }
-            Self::NoFencingToken => f.write_str(
-                "there is no fencing token left: the counter is beyond 2^53 or is no number",
-            ),
+            Self::NoFencingToken => {
+                f.write_str("no fencing token is left: the counter is beyond 2^53 or not a number")
+            }
             Self::Refused { setting, reason } => write!(f, "{setting}: {reason}"),
         }
     }
@@ -185,7 +186,7 @@ impl LockError {
             | Self::OtherPermits { .. }
             | Self::NoFencingToken
             | Self::Refused { .. } => Applied::No,
-            // It only asks.
+            // `holder` only reads.
             Self::Command { during: "holder", .. } | Self::Connection { during: "holder", .. } => {
                 Applied::No
             }
@@ -195,8 +196,8 @@ impl LockError {
         }
     }
 
-    /// Whether the same call may succeed later as it is. Trying again is always safe: each try has
-    /// a token of its own, and what an earlier one left behind is given back.
+    /// Whether the same call may succeed later. Another attempt is always safe: each has a token of
+    /// its own, and what an earlier one acquired is released.
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Timeout { .. } | Self::Connection { .. } | Self::NotReplicated { .. } => true,

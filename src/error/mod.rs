@@ -1,10 +1,8 @@
-//! What can go wrong, one enum an operation, all of them [`Into`] one [`Error`].
+//! Errors: one enum per operation, all of them [`Into`] one [`Error`](any::Error).
 //!
-//! Every error answers two questions: what did the server do ([`Error::applied`]), and is the
-//! same call worth another try ([`Error::is_retryable`]).
-//!
-//! Never: a key, a value or a password. Never: a raw error of the `redis` crate, whose text
-//! repeats what was sent.
+//! Every error returns what the server did (`applied`), and whether the same call may be retried
+//! (`is_retryable`). None contains a key, a value or a password. So no raw error of the `redis`
+//! crate is kept, because its text repeats what was sent.
 
 pub(crate) mod any;
 pub(crate) mod applied;

@@ -5,17 +5,16 @@ use std::panic::Location;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// One open scope, or one blocking command of a pooled handle: what holds a connection, since when,
-/// and where it was begun.
+/// One open scope, or one blocking command of a pooled handle, which holds a connection.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct OpenScope {
     /// The name given with [`TransactionOptions::name`](crate::TransactionOptions::name).
     pub name: Option<Arc<str>>,
-    /// The command, if it is one that waits on the server (`BLPOP`, `XREAD` with `BLOCK`, `WAIT` and
-    /// their like) and no scope.
+    /// The command, if it is a blocking one (`BLPOP`, `XREAD` with `BLOCK`, `WAIT` and similar) and
+    /// not a scope.
     pub blocking: Option<Arc<str>>,
-    /// Where it was begun. Of a blocking command: where its handle was made, by
+    /// Where it was begun. For a blocking command: where its handle was made, by
     /// [`SessionManager::pooled`](crate::SessionManager::pooled).
     pub begun_at: &'static Location<'static>,
     /// The thread that began it.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::text::{brief, display};
 
-/// The scope outlived `max_pin_time` since its last use: its connection was taken back and its
+/// The scope was unused for longer than `max_pin_time`: its connection was reclaimed and its
 /// transaction discarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -28,7 +28,7 @@ impl PinExpired {
         let Self { held, limit, begun_at } = self;
         write!(
             f,
-            "the scope begun at {begun_at} was taken back: held for {}, and not used for \
+            "the scope begun at {begun_at} was reclaimed: held for {}, and not used for \
              max_pin_time ({}); nothing was applied; shorten the scope or raise max_pin_time",
             brief(*held),
             brief(*limit)

@@ -379,7 +379,7 @@ impl Courier {
         let deadline = || self.deadline(limit.max(Instant::now() + grace), Duration::ZERO);
         let job = || BatchRequest {
             bytes: bytes.to_vec(),
-            what: RequestKind::Calls { count: count as u32 },
+            kind: RequestKind::Calls { count: count as u32 },
         };
         let checkout = checkout.min(Instant::now() + self.settings.checkout_timeout);
         let mut tries = 0;

@@ -17,8 +17,8 @@ use crate::protocol::resp::encode::UNWATCH;
 use crate::protocol::resp::reply::Reply;
 
 impl Errand for BatchRequest {
-    fn is_long(&self) -> bool {
-        self.what.is_long()
+    fn yields_before_wait(&self) -> bool {
+        self.kind.yields_before_wait()
     }
 }
 
@@ -93,8 +93,8 @@ impl Parcels {
 
     fn pack(&mut self, job: &BatchRequest) {
         self.bytes.extend_from_slice(&job.bytes);
-        self.expected.extend(job.what.expected());
-        self.jobs.push((job.what, self.bytes.len()));
+        self.expected.extend(job.kind.expected());
+        self.jobs.push((job.kind, self.bytes.len()));
     }
 
     /// The link keeps the memory for the next ones.

@@ -287,7 +287,9 @@ impl Lease {
             now = Instant::now();
             let failure = inner.health.connect_error().filter(|(at, _)| *at >= started);
             match failure {
-                Some((_, source)) if !source.is_passing() || now >= deadline || inner.impatient => {
+                Some((_, source))
+                    if !source.is_transient_failure() || now >= deadline || inner.impatient =>
+                {
                     return Err(CheckoutError::Connect { waited: started.elapsed(), source });
                 }
                 None if now >= deadline => {

@@ -272,7 +272,7 @@ fn greet(
     if let Err(error) = link.send(now, expected_now, deadline) {
         let closed = error.kind() == ConnectionErrorKind::Closed;
         let said = if closed { link.last_word(deadline) } else { None };
-        return Err(said.map_or(error, ConnectionError::turned_away));
+        return Err(said.map_or(error, ConnectionError::rejected_on_connect));
     }
     let (mut refused, mut last, mut first_word) = (None, None, None);
     for nth in 0..expected.iter().map(|(_, count)| count).sum() {
@@ -282,20 +282,22 @@ fn greet(
         let reply = link.receive(deadline).map_err(|error| match first_word.take() {
             // It has sent one error and closed: that was not about the command.
             Some(said) if nth == 1 && error.kind() == ConnectionErrorKind::Closed => {
-                ConnectionError::turned_away(said)
+                ConnectionError::rejected_on_connect(said)
             }
-            _ if nth == 0 && in_clear => error.at(name(nth)).before_a_byte(),
+            _ if nth == 0 && in_clear => error.at(name(nth)).closed_before_first_byte(),
             _ => error.at(name(nth)),
         })?;
         let Reply::Value(Value::ServerError(error)) = reply else {
             let asked = nth == first && purpose == Purpose::Transactional;
             if asked && matches!(&reply, Reply::Value(answer) if is_unknown(answer)) {
-                refused.get_or_insert_with(|| (ServerError::own("ERR", NO_EXEC), "COMMAND INFO"));
+                refused.get_or_insert_with(|| {
+                    (ServerError::synthetic("ERR", NO_EXEC), "COMMAND INFO")
+                });
             }
             last = Some(reply);
             continue;
         };
-        let error = ServerError::from_reply(&error, false).in_full(settings.server_messages);
+        let error = ServerError::from_reply(&error, false).with_full_text(settings.server_messages);
         if nth == 0 {
             first_word = Some(error.clone());
         }
@@ -315,7 +317,7 @@ fn greet(
     if let Some((error, command)) = refused {
         let error = ConnectionError::refused(error).at(command);
         let may_change = settings.credentials.is_some();
-        return Err(if may_change { error.of_changing_credentials() } else { error });
+        return Err(if may_change { error.with_changing_credentials() } else { error });
     }
     if let Some(answer) = last.filter(|_| role) {
         endpoint.judge_role(&answer.into_value())?;
@@ -343,7 +345,7 @@ impl r2d2::ManageConnection for LinkManager {
         }
         let at_multi = matches!(&opened, Err(error) if error.is_closed_at_multi());
         if self.health.is_closed_at_multi_again(at_multi) {
-            opened = opened.map_err(ConnectionError::for_good);
+            opened = opened.map_err(ConnectionError::permanent);
         }
         let failure = opened.as_ref().err().map(|error| (Instant::now(), error.clone()));
         *lock(&self.health.last_connect_error) = failure;

@@ -103,7 +103,7 @@ pub(crate) enum Turn<J, R> {
 /// What somebody may do for another.
 pub(crate) trait Errand {
     /// It takes so long that its caller does well to let other threads run before he sleeps.
-    fn is_long(&self) -> bool;
+    fn yields_before_wait(&self) -> bool;
 }
 
 /// What a job comes to that was taken and never settled.
@@ -173,7 +173,7 @@ impl<J: Errand, R: Abandoned> Gate<J, R> {
         patience: Duration,
         may_wait: impl FnOnce(&Waits<'_>) -> Result<(), E>,
     ) -> Result<Turn<Option<J>, R>, Refused<E>> {
-        let is_long = job.as_ref().is_some_and(Errand::is_long);
+        let yields_before_wait = job.as_ref().is_some_and(Errand::yields_before_wait);
         let waiter = {
             let mut state = lock(&self.state);
             if state.closed {
@@ -189,7 +189,7 @@ impl<J: Errand, R: Abandoned> Gate<J, R> {
             waiter
         };
         let ticket = guard(waiter, |waiter| self.withdraw(&waiter));
-        if is_long {
+        if yields_before_wait {
             self.yielding.give_way(deadline);
         }
         let mut grant = ticket.wait(deadline);
@@ -379,7 +379,7 @@ impl<J, R: Abandoned> Drop for Member<J, R> {
 }
 
 impl Errand for () {
-    fn is_long(&self) -> bool {
+    fn yields_before_wait(&self) -> bool {
         false
     }
 }

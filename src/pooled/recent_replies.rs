@@ -1,9 +1,8 @@
-//! What the pooled handle was last answered on this thread, for an answer that cannot be decoded:
-//! redis-rs decodes it, and its error knows neither the command nor what that did. The error shows
-//! the value; the command is the one whose answer has that value in it, as far as a hash of this
-//! thread's tells.
+//! The last replies of this thread, for a reply that redis-rs cannot decode.
 //!
-//! Never: a value. Hashes with a random key are kept, and the kind of the answer.
+//! An error of redis-rs names neither the command nor its effect. But it shows the value, and the
+//! command is the one whose reply contained that value, by hash. Only hashes with a random key and
+//! the kind of the reply are kept, no values.
 
 use std::cell::RefCell;
 use std::fmt::{self, Write};
@@ -14,28 +13,27 @@ use redis::Value;
 use crate::error::applied::Applied;
 use crate::reply::replies::reply_kind;
 
-/// How many answers back one is looked for.
-const KEPT: usize = 8;
-const LONGEST: usize = 24;
+/// Number of replies kept.
+const MAX_REPLIES: usize = 8;
+const MAX_NAME: usize = 24;
 const REPLIES: &str = "replies";
-/// A value that redis-rs shows in more bytes than these is compared with nothing.
-const SHOWN: usize = 512;
-/// Nor is a value of more bytes than these that are not UTF-8: redis-rs shows each as a number, which
-/// takes a while.
-const BINARY: usize = 64;
-/// How many values are looked at in one answer, and how many bytes of theirs.
-const VALUES: usize = 64;
-const BYTES: usize = 2048;
+/// Maximum bytes of a value as redis-rs shows it; a longer one is not compared.
+const MAX_SHOWN: usize = 512;
+/// Maximum bytes of a value that is not UTF-8, which redis-rs shows slowly, each byte as a number.
+const MAX_BINARY: usize = 64;
+/// Maximum number of values hashed in one reply, and of their bytes.
+const MAX_VALUES: usize = 64;
+const MAX_BYTES: usize = 2048;
 
 #[derive(Default)]
 struct RecentReply {
-    name: [u8; LONGEST],
+    name: [u8; MAX_NAME],
     length: usize,
     read_only: bool,
     kind: &'static str,
-    /// Of the answer and of the values in it, of which redis-rs may show any.
+    /// Hashes of the reply and of the values within it, any of which redis-rs may show.
     shown: Vec<u64>,
-    /// There are more of them.
+    /// The reply contains more values.
     is_partial: bool,
 }
 
@@ -45,7 +43,7 @@ impl RecentReply {
     }
 
     fn may_show(&self, shown: &[u8], hash: u64) -> bool {
-        // redis-rs leaves out the replies that the pipeline ignores.
+        // redis-rs leaves out replies that the pipeline ignores.
         let is_rest = self.kind == REPLIES && shown.starts_with(b"array(");
         self.is_partial || is_rest || self.shown.contains(&hash)
     }
@@ -54,7 +52,7 @@ impl RecentReply {
 #[derive(Default)]
 struct RecentReplies {
     key: RandomState,
-    /// From the oldest on.
+    /// The oldest first.
     kept: Vec<RecentReply>,
 }
 
@@ -62,17 +60,17 @@ thread_local! {
     static RECENT: RefCell<RecentReplies> = RefCell::default();
 }
 
-/// The command that was just answered without an error; of a pipeline, its name for errors.
-pub(crate) fn note(name: &str, read_only: bool, replies: &[Value], is_single: bool) {
-    // A thread that is ending has no use for it.
+/// Records a reply that is not an error; for a pipeline under its name in errors.
+pub(crate) fn record(name: &str, read_only: bool, replies: &[Value], is_single: bool) {
+    // A thread that is ending does not need it.
     let _: Result<(), _> = RECENT.try_with(|recent| {
         let RecentReplies { key, kept } = &mut *recent.borrow_mut();
-        // The oldest one's memory is used again.
-        let mut reply = match kept.len() >= KEPT {
+        // Reuses the memory of the oldest one.
+        let mut reply = match kept.len() >= MAX_REPLIES {
             true => kept.remove(0),
             false => RecentReply::default(),
         };
-        reply.length = name.len().min(LONGEST);
+        reply.length = name.len().min(MAX_NAME);
         for (to, from) in reply.name.iter_mut().zip(name.bytes()) {
             *to = from;
         }
@@ -82,7 +80,8 @@ pub(crate) fn note(name: &str, read_only: bool, replies: &[Value], is_single: bo
             _ => REPLIES,
         };
         reply.shown.clear();
-        let mut hashing = Hashing { key, to: &mut reply.shown, bytes: BYTES, is_partial: false };
+        let mut hashing =
+            Hashing { key, to: &mut reply.shown, bytes: MAX_BYTES, is_partial: false };
         replies.iter().for_each(|reply| hashing.add(reply));
         if !is_single {
             hashing.add_text(format_args!("array({replies:?})"));
@@ -92,23 +91,23 @@ pub(crate) fn note(name: &str, read_only: bool, replies: &[Value], is_single: bo
     });
 }
 
-/// Whatever fails to be decoded next may be of another connection.
-pub(crate) fn forget() {
+/// Clears the replies, because the next reply that fails to decode may be of another connection.
+pub(crate) fn clear() {
     let _: Result<(), _> = RECENT.try_with(|recent| recent.borrow_mut().kept.clear());
 }
 
-/// The command whose answer this error of redis-rs's shows, the answer's kind, and what the command
-/// did. `None` where the value is in no answer, and where it may be of a read and of a write. The name
-/// is `None` where it may be of several commands.
+/// The command whose reply this error of redis-rs's shows, the reply's kind, and the command's
+/// effect. `None` if no reply contains the value, or both a read's and a write's do. The name is
+/// `None` if several commands' do.
 ///
-/// Of an error that shows no value (a user's own decoding) the command is the one answered last, and
-/// what it did is known where all that are remembered did the same.
+/// For an error without a value (a user's own decoding) it is the last command, and its effect is
+/// known if all kept replies had the same.
 pub(crate) fn find(error: &str) -> Option<(Option<String>, &'static str, Applied)> {
     let words = error.strip_prefix("Incompatible type - ")?;
     let shown = words.split_once(" (value was ").or_else(|| words.split_once(" (response was "));
     let Some((_, shown)) = shown else { return last() };
     let shown = shown.strip_suffix(')')?.as_bytes();
-    if shown.len() > SHOWN {
+    if shown.len() > MAX_SHOWN {
         return None;
     }
     RECENT
@@ -125,14 +124,14 @@ pub(crate) fn find(error: &str) -> Option<(Option<String>, &'static str, Applied
             let name = is_one.then(|| String::from_utf8_lossy(found.name()).into_owned());
             let applied = if found.read_only { Applied::No } else { Applied::Yes };
             let result = (name, found.kind, applied);
-            // An answer fails to be decoded once.
+            // A reply fails to decode once.
             kept.remove(newest);
             Some(result)
         })
         .ok()?
 }
 
-/// The command that was answered last.
+/// The last command.
 fn last() -> Option<(Option<String>, &'static str, Applied)> {
     RECENT
         .try_with(|recent| {
@@ -159,16 +158,16 @@ struct Hashing<'a> {
 }
 
 impl Hashing<'_> {
-    /// The value and all that are in it.
+    /// Hashes the value and all within it.
     fn add(&mut self, value: &Value) {
         if self.is_partial {
             return;
         }
         match value {
             // It is shown in more bytes than it has.
-            Value::BulkString(bytes) if bytes.len() > SHOWN => return,
+            Value::BulkString(bytes) if bytes.len() > MAX_SHOWN => return,
             Value::BulkString(bytes)
-                if bytes.len() > BINARY && std::str::from_utf8(bytes).is_err() =>
+                if bytes.len() > MAX_BINARY && std::str::from_utf8(bytes).is_err() =>
             {
                 return;
             }
@@ -188,10 +187,10 @@ impl Hashing<'_> {
     }
 
     fn add_text(&mut self, text: fmt::Arguments<'_>) {
-        let mut shown = Shown { bytes: [0; SHOWN], length: 0 };
+        let mut shown = Shown { bytes: [0; MAX_SHOWN], length: 0 };
         let fits = shown.write_fmt(text).is_ok();
         let left = self.bytes.checked_sub(shown.length);
-        let Some(left) = left.filter(|_| self.to.len() < VALUES) else {
+        let Some(left) = left.filter(|_| self.to.len() < MAX_VALUES) else {
             self.is_partial = true;
             return;
         };
@@ -203,9 +202,9 @@ impl Hashing<'_> {
     }
 }
 
-/// A text that ends with an error where it gets too long.
+/// A text that ends with an error when it gets too long.
 struct Shown {
-    bytes: [u8; SHOWN],
+    bytes: [u8; MAX_SHOWN],
     length: usize,
 }
 
@@ -231,9 +230,9 @@ mod tests {
     fn an_answer_is_found_by_the_value_that_the_error_shows() {
         let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
         let found = |name: &str, kind, applied| Some((Some(name.to_owned()), kind, applied));
-        note("GETDEL", false, &[text("a \"(value was) b")], true);
-        note("GET", true, &[text("b")], true);
-        note("LPOP", false, &[Value::Array(vec![text("c"), Value::Nil])], true);
+        record("GETDEL", false, &[text("a \"(value was) b")], true);
+        record("GET", true, &[text("b")], true);
+        record("LPOP", false, &[Value::Array(vec![text("c"), Value::Nil])], true);
         assert_eq!(find(&error(&text("none"))), None);
         let deleted = find(&error(&text("a \"(value was) b")));
         assert_eq!(deleted, found("GETDEL", "a bulk string", Applied::Yes));
@@ -241,31 +240,31 @@ mod tests {
         assert_eq!(find(&error(&Value::Nil)), found("LPOP", "an array", Applied::Yes));
         assert_eq!(find(&error(&text("b"))), found("GET", "a bulk string", Applied::No));
         assert_eq!(find("mine"), None);
-        // Of two commands that read, and then of one that wrote.
-        note("GET", true, &[Value::Nil], true);
-        note("HGET", true, &[Value::Nil], true);
+        // Two reads and then a write.
+        record("GET", true, &[Value::Nil], true);
+        record("HGET", true, &[Value::Nil], true);
         assert_eq!(find(&error(&Value::Nil)), Some((None, "nil", Applied::No)));
-        note("LPOP", false, &[Value::Nil], true);
+        record("LPOP", false, &[Value::Nil], true);
         assert_eq!(find(&error(&Value::Nil)), None);
-        forget();
-        // What is too long is in no error that is compared; an answer with too much in it is in any.
-        let long = text(&"x".repeat(SHOWN));
-        note("GETSET", false, std::slice::from_ref(&long), true);
-        note("GET", true, &[text("b")], true);
+        clear();
+        // A value that is too long is not compared; a reply with too many values may contain any.
+        let long = text(&"x".repeat(MAX_SHOWN));
+        record("GETSET", false, std::slice::from_ref(&long), true);
+        record("GET", true, &[text("b")], true);
         assert_eq!(find(&error(&long)), None);
         assert_eq!(find(&error(&text("b"))), found("GET", "a bulk string", Applied::No));
-        note("LPOP", false, &[Value::Array(vec![Value::Int(1); VALUES + 1])], true);
-        note("GET", true, &[text("b")], true);
+        record("LPOP", false, &[Value::Array(vec![Value::Int(1); MAX_VALUES + 1])], true);
+        record("GET", true, &[text("b")], true);
         assert_eq!(find(&error(&text("b"))), None);
-        forget();
-        // A user's own words show no value.
+        clear();
+        // A user's own text shows no value.
         let mine = "Incompatible type - mine";
         assert_eq!(find(mine), None);
-        note("GET", true, &[text("b")], true);
+        record("GET", true, &[text("b")], true);
         assert_eq!(find(mine), found("GET", "a bulk string", Applied::No));
-        note("SET", false, &[Value::Okay], true);
-        note("GET", true, &[text("b")], true);
+        record("SET", false, &[Value::Okay], true);
+        record("GET", true, &[text("b")], true);
         assert_eq!(find(mine), found("GET", "a bulk string", Applied::Unknown));
-        forget();
+        clear();
     }
 }

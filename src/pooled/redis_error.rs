@@ -9,7 +9,7 @@ use crate::pooled::{error_tag, recent_replies};
 use crate::protocol::server_error::ServerError;
 use crate::reply::error::DecodeError;
 
-/// How this crate's errors travel through `redis::Commands` on the pooled handle.
+/// Carries an error of this crate through `redis::Commands` on the pooled handle.
 impl From<Error> for redis::RedisError {
     fn from(error: Error) -> Self {
         let kind = match &error {
@@ -23,14 +23,14 @@ impl From<Error> for redis::RedisError {
     }
 }
 
-/// And how they come back: our own as they were, the server's as [`Error::Command`] and
+/// Restores the errors of this crate. Those of the server become [`Error::Command`] and
 /// [`Error::Pipeline`].
 impl From<redis::RedisError> for Error {
     fn from(error: redis::RedisError) -> Self {
         if let Some(own) = own_error(&error) {
             return own;
         }
-        // A single command's error has a source, an aborted transaction's has a kind of its own.
+        // A single command's error has a source, an aborted transaction's a kind of its own.
         let aborted = redis::ErrorKind::Server(redis::ServerErrorKind::ExecAbort);
         if std::error::Error::source(&error).is_none()
             && error.kind() != aborted
@@ -38,7 +38,7 @@ impl From<redis::RedisError> for Error {
             && let Some((index, first)) = failures.first()
         {
             let (command, error, whole) =
-                error_tag::read(first.code(), first.details().unwrap_or_default());
+                error_tag::parse(first.code(), first.details().unwrap_or_default());
             return Self::Pipeline {
                 failures: failures.len(),
                 index: *index,
@@ -49,7 +49,7 @@ impl From<redis::RedisError> for Error {
         }
         let unnamed = || "the command".to_owned();
         if let Some(code) = error.code() {
-            let (command, error, _) = error_tag::read(code, error.detail().unwrap_or_default());
+            let (command, error, _) = error_tag::parse(code, error.detail().unwrap_or_default());
             return Self::Command { command: command.unwrap_or_else(unnamed), error };
         }
         if let Some(error) = ServerError::of(&error) {

@@ -137,7 +137,7 @@ impl Request {
         let mut repeats = Repeats::new(settings.max_size);
         let mut checkout = None;
         while self.batchable && checkout.is_none() {
-            let job = || BatchRequest { bytes: bytes.to_vec(), what: RequestKind::Read };
+            let job = || BatchRequest { bytes: bytes.to_vec(), kind: RequestKind::Read };
             let settled = match nodes.join(route, checkout_deadline, job)? {
                 Joined::Alone(alone) => {
                     checkout = Some(alone);

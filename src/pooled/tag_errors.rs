@@ -31,7 +31,7 @@ pub(crate) fn tag_errors(
 ) {
     let single = call == Call::Single;
     let name = if single { request.name.as_str() } else { "a pipeline" };
-    recent_replies::note(name, request.read_only, replies, single);
+    recent_replies::record(name, request.read_only, replies, single);
     let fails = |value: &Value| match request.may_nest {
         true => holds_error(value),
         false => matches!(value, Value::ServerError(_)),

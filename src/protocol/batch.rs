@@ -1,37 +1,37 @@
-//! What travels together in one write: blocks, each its own MULTI…EXEC, and single reads.
+//! Requests that are sent with others in one write: blocks, each its own MULTI…EXEC, and reads.
 //!
-//! Never: one's reply in another one's. Never: an order other than that of the queue.
+//! Requests keep the order in which they were queued, so each reply is assigned to its own request.
 
 use crate::protocol::connection_state::Expect;
 
-/// What whoever has a link may send along with his own.
+/// A request that another caller may send on its connection.
 pub(crate) struct BatchRequest {
     pub(crate) bytes: Vec<u8>,
-    pub(crate) what: RequestKind,
+    pub(crate) kind: RequestKind,
 }
 
-/// What a job is.
+/// The kind of a batched request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RequestKind {
-    /// From MULTI to EXEC, with so many commands in between.
+    /// MULTI, this many commands, EXEC.
     Block { commands: u32 },
     /// One command that changes nothing.
     Read,
-    /// So many commands that may all be sent again.
+    /// Commands that may all be sent again.
     Calls { count: u32 },
 }
 
-/// With fewer commands, callers who give way before they sleep gain little, and the longest waits
-/// grow by as much as half (decision 86).
-const LONG: u32 = 6;
+/// Minimum number of commands at which yielding before a wait pays. With fewer, callers gain
+/// little, and the longest waits grow by up to half (decision 86).
+const MIN_TO_YIELD: u32 = 6;
 
 impl RequestKind {
-    /// Whether its caller does well to let other threads run before he sleeps.
-    pub(crate) fn is_long(self) -> bool {
-        matches!(self, Self::Block { commands } if commands >= LONG)
+    /// Whether the caller should let other threads run before it sleeps.
+    pub(crate) fn yields_before_wait(self) -> bool {
+        matches!(self, Self::Block { commands } if commands >= MIN_TO_YIELD)
     }
 
-    /// The replies it will have.
+    /// The expected replies.
     pub(crate) fn expected(self) -> [(Expect, u32); 3] {
         match self {
             Self::Block { commands } => {
@@ -45,22 +45,22 @@ impl RequestKind {
     }
 }
 
-/// Shows how much, never what.
+/// Shows the size, not the content.
 impl std::fmt::Debug for BatchRequest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Job").field("what", &self.what).finish_non_exhaustive()
+        f.debug_struct("BatchRequest").field("kind", &self.kind).finish_non_exhaustive()
     }
 }
 
-/// The most commands and bytes of a block that joins a group: what it adds to the others' wait.
+/// Maximum commands and bytes of a batched block: the others in the batch wait for it.
 const MAX_IN_BATCH: (u32, usize) = (64, 8 * 1024);
 
-/// Whether a block is small enough to join a group.
+/// Whether a block is small enough for a batch.
 pub(crate) fn fits_in_batch(commands: u32, bytes: usize) -> bool {
     commands <= MAX_IN_BATCH.0 && bytes <= MAX_IN_BATCH.1
 }
 
-/// Whether a read may travel with others: it is one command, and its reply one value.
+/// Whether a read may be batched: it is one command with one value as its reply.
 pub(crate) fn is_batchable_read(name: &str) -> bool {
     matches!(
         name,
@@ -85,8 +85,8 @@ pub(crate) fn is_batchable_read(name: &str) -> bool {
     )
 }
 
-/// Whether a command of the table may join a group: its work is constant or logarithmic in the
-/// size of its key, and its reply is one value or less.
+/// Whether a command of the table may be batched: its work is constant or logarithmic in the size
+/// of its key, and its reply is at most one value.
 pub(crate) const fn is_batchable(words: &[&str]) -> bool {
     let [word] = words else { return false };
     matches!(
@@ -159,9 +159,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_of_six_commands_and_more_are_long() {
-        assert!(!RequestKind::Block { commands: 5 }.is_long());
-        assert!(RequestKind::Block { commands: 6 }.is_long());
-        assert!(!RequestKind::Read.is_long());
+    fn blocks_of_six_commands_and_more_yield() {
+        assert!(!RequestKind::Block { commands: 5 }.yields_before_wait());
+        assert!(RequestKind::Block { commands: 6 }.yields_before_wait());
+        assert!(!RequestKind::Read.yields_before_wait());
     }
 }

@@ -1,9 +1,8 @@
-//! What the server believes about one connection, as far as its replies prove it.
+//! The state of one connection on the server, as far as its replies prove it.
 //!
-//! The state is changed before the first byte leaves ([`State::sending`]) and is clean again only
-//! on the reply that proves it ([`State::reply`]). What is not understood taints, for good.
-//!
-//! Never: optimism. A reply that cannot stand where it came is not skipped.
+//! The state changes before the first byte is written ([`ConnectionState::sending`]). It is clean
+//! again only after the reply that proves it ([`ConnectionState::reply`]). An unexpected reply
+//! taints the connection for good; it is not skipped.
 
 use std::collections::VecDeque;
 
@@ -12,10 +11,10 @@ use redis::Value;
 use crate::protocol::known_errors;
 use crate::protocol::resp::reply::Reply;
 
-/// A reply that is awaited, by the command that will give it.
+/// An awaited reply, by the command that it is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Expect {
-    /// Any reply, errors included: a command on its own.
+    /// Any reply, errors included: a single command.
     Plain,
     Watch,
     /// WATCH of the connection's own register.
@@ -27,22 +26,23 @@ pub(crate) enum Expect {
     Discard,
 }
 
-/// What a reply proved.
+/// Whether a reply fits the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ReplyCheck {
-    /// It is what was asked for, or the server's refusal of it.
+    /// The expected reply, or the server's rejection of the command.
     Expected,
-    /// It cannot stand where it came: the connection is tainted.
+    /// The reply fits no awaited command: the connection is tainted.
     Unexpected,
 }
 
-/// Why a connection may never be used again.
+/// Why a connection must not be used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Taint {
     Closed,
     TimedOut,
     Protocol,
-    /// A refusal left it in MULTI or watching, or its scope ended without cleaning it.
+    /// A rejected command left the connection in MULTI or watching, or the scope ended without a
+    /// cleanup.
     LeftDirty,
     Reclaimed,
     Raw,
@@ -50,19 +50,19 @@ pub(crate) enum Taint {
     Lifetime,
 }
 
-/// What the server believes about one connection.
+/// The state of one connection on the server.
 #[derive(Debug, Default)]
 pub(crate) struct ConnectionState {
     awaited: VecDeque<(Expect, u32)>,
     multi: bool,
     watching: bool,
-    /// It watches its own register.
+    /// The connection watches its own register.
     watches_marker: bool,
     taint: Option<Taint>,
 }
 
 impl ConnectionState {
-    /// Bytes that will be answered by `count` replies of this kind are about to leave.
+    /// Call before bytes are written that cause `count` replies of this kind.
     pub(crate) fn sending(&mut self, expect: Expect, count: u32) {
         if count == 0 {
             return;
@@ -73,12 +73,12 @@ impl ConnectionState {
         }
     }
 
-    /// How many replies are awaited.
+    /// Number of awaited replies.
     pub(crate) fn awaited(&self) -> u64 {
         self.awaited.iter().map(|(_, count)| u64::from(*count)).sum()
     }
 
-    /// How many of the next replies may say QUEUED in a row and be taken for one.
+    /// Maximum number of QUEUED replies in a row that the parser may merge.
     pub(crate) fn max_queued(&self) -> u32 {
         match self.awaited.front() {
             Some((Expect::Queued, count)) if self.multi => *count,
@@ -86,7 +86,7 @@ impl ConnectionState {
         }
     }
 
-    /// A reply came, or several of which each says QUEUED.
+    /// Takes one reply, or several QUEUED in a row.
     pub(crate) fn reply(&mut self, reply: &Reply) -> ReplyCheck {
         let Some((expect, awaited)) = self.awaited.front_mut() else {
             return self.unexpected();
@@ -100,11 +100,11 @@ impl ConnectionState {
         let (refused, okay) = (reply.is_refused(), reply.is_okay());
         match expect {
             Expect::Plain => ReplyCheck::Expected,
-            // The server's own refusal leaves it in the state it was in. Another one may be a
-            // proxy's, behind which the server is in MULTI or watches.
+            // A rejection by the server leaves its state unchanged. Any other error may be a
+            // proxy's, and the server behind it may be in MULTI or watching.
             Expect::Watch | Expect::WatchMarker | Expect::Multi if refused => {
                 let name: &[u8] = if expect == Expect::Multi { b"MULTI" } else { b"WATCH" };
-                // Inside MULTI there is nothing to get wrong: EXEC or DISCARD ends it.
+                // Inside MULTI it does not matter: EXEC or DISCARD ends it.
                 if !self.multi && !is_servers_own(name, reply) {
                     self.taint(Taint::LeftDirty);
                 }
@@ -122,7 +122,7 @@ impl ConnectionState {
                 self.multi = true;
                 ReplyCheck::Expected
             }
-            // Refused DISCARD and UNWATCH leave MULTI and WATCH as they were.
+            // A rejected DISCARD or UNWATCH leaves MULTI and WATCH as they were.
             Expect::Unwatch | Expect::Discard if refused => {
                 self.taint(Taint::LeftDirty);
                 ReplyCheck::Expected
@@ -138,16 +138,14 @@ impl ConnectionState {
                 self.watches_marker = false;
                 ReplyCheck::Expected
             }
-            // MULTI was refused, so these ran one by one, each with a reply of its own, and what
-            // EXEC said did not end anything.
+            // MULTI was rejected, so these commands ran one by one, and EXEC ended nothing.
             Expect::Queued | Expect::Exec if !self.multi => {
                 self.taint(Taint::LeftDirty);
                 ReplyCheck::Expected
             }
             Expect::Queued if refused || matches!(reply, Reply::Queued(_)) => ReplyCheck::Expected,
-            // A proxy's error, or a server's that knows EXEC by another name and is still in
-            // MULTI. What follows in the same write answers for itself: to a MULTI inside a MULTI
-            // the server answers an error.
+            // The error is a proxy's, or that of a server with a renamed EXEC, which is still in
+            // MULTI. A MULTI that follows in the same write is then rejected by the server.
             Expect::Exec if matches!(reply, Reply::Value(Value::ServerError(error)) if !exec_applied_nothing(error)) =>
             {
                 self.taint(Taint::LeftDirty);
@@ -171,7 +169,7 @@ impl ConnectionState {
         ReplyCheck::Unexpected
     }
 
-    /// Never to be used again. The first reason stands.
+    /// The connection must not be used again. The first reason is kept.
     pub(crate) fn taint(&mut self, reason: Taint) {
         self.taint.get_or_insert(reason);
     }
@@ -180,13 +178,12 @@ impl ConnectionState {
         self.taint
     }
 
-    /// Whether the next borrower would find a connection like a fresh one, or one that watches
-    /// nothing but its own register.
+    /// Whether the connection is like a new one for its next user. It may watch its own register.
     pub(crate) fn is_clean(&self) -> bool {
         self.taint.is_none() && self.awaited.is_empty() && !self.multi && !self.watching
     }
 
-    /// Whether every reply that was asked for has come, so that the next one will be ours.
+    /// Whether every awaited reply was read, so that the next reply belongs to the next request.
     pub(crate) fn has_all_replies(&self) -> bool {
         self.taint.is_none() && self.awaited.is_empty()
     }
@@ -204,14 +201,14 @@ impl ConnectionState {
     }
 }
 
-/// Whether an error is the server's, given before it did what the command asks for.
+/// Whether the error is the server's, returned before the command had an effect.
 fn is_servers_own(name: &[u8], error: &Reply) -> bool {
     matches!(error, Reply::Value(Value::ServerError(error)) if known_errors::proves_no_effect(name, error))
 }
 
-/// Whether EXEC's own answer proves that the transaction is over and that nothing of it was
-/// applied. Redis from 6.2 on and Valkey answer every refusal of EXEC but a cluster's with
-/// EXECABORT; any other error may be a proxy's, sent after EXEC ran.
+/// Whether EXEC's error proves that the transaction has ended and nothing was applied. Redis since
+/// 6.2 and Valkey reject EXEC with EXECABORT, apart from errors of a cluster. Any other error may
+/// be a proxy's, returned after EXEC ran.
 pub(crate) fn exec_applied_nothing(exec: &redis::ServerError) -> bool {
     matches!(exec.code(), "EXECABORT" | "MOVED" | "ASK" | "TRYAGAIN" | "CROSSSLOT" | "CLUSTERDOWN")
 }
@@ -239,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn dirty_before_the_first_byte_and_clean_on_the_proof() {
+    fn the_state_is_dirty_before_the_first_byte_and_clean_after_the_proof() {
         let mut state = ConnectionState::default();
         assert!(state.is_clean());
         state.sending(Expect::Multi, 1);
@@ -273,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_that_cannot_stand_there_taints() {
+    fn an_unexpected_reply_taints() {
         for (expect, value) in [
             (Expect::Multi, queued()),
             (Expect::Watch, Value::Int(1)),
@@ -289,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn several_are_taken_for_one_only_as_far_as_they_are_awaited_in_multi() {
+    fn queued_replies_are_merged_only_while_awaited_in_multi() {
         let mut state = ConnectionState::default();
         state.sending(Expect::Multi, 1);
         state.sending(Expect::Queued, 5);

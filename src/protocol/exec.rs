@@ -1,10 +1,8 @@
-//! What a transaction's replies prove: which row of the contract is true.
+//! The outcome that a transaction's replies prove.
 //!
-//! An error is a proof of "nothing was applied" only where the server alone can have given it, and
-//! only before it changed anything. A proxy answers EXEC with an error of its own for an upstream
-//! that it lost after EXEC ran, so most errors prove nothing.
-//!
-//! Never: I/O, and never: a guess.
+//! An error proves "nothing was applied" only if it is the server's own and was returned before any
+//! effect. A proxy replies to EXEC with its own error after it lost the server, even if EXEC ran.
+//! So most errors prove nothing.
 
 use redis::Value;
 
@@ -13,72 +11,73 @@ use crate::protocol::known_errors;
 use crate::protocol::resp::reply::Reply;
 use crate::protocol::server_error::ServerError;
 
-/// What one reply position refused.
+/// A rejected MULTI, command or EXEC.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct RejectedCommand {
-    /// The queued command, from 0; `None` for MULTI or EXEC.
+    /// Index of the queued command; `None` for MULTI or EXEC.
     pub(crate) index: Option<u32>,
-    /// `MULTI` or `EXEC` where there is no index.
+    /// `MULTI` or `EXEC` if there is no index.
     pub(crate) word: &'static str,
     pub(crate) error: ServerError,
 }
 
-/// What a transaction's replies prove.
+/// The outcome that a transaction's replies prove.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Verdict {
-    /// EXEC's array: all commands ran, some of them may have failed.
+    /// EXEC returned an array: all commands ran, some may have failed.
     Applied(Vec<Value>),
-    /// EXEC's array of the right length, which could not be read to its end: all commands ran.
+    /// EXEC returned an array of the right length that could not be read completely: all commands
+    /// ran.
     RepliesLost,
-    /// EXEC's nil: a watched key had changed, nothing was applied.
+    /// EXEC returned nil: a watched key had changed, nothing was applied.
     Nil,
     /// Nothing was applied.
     Rejected(RejectedCommand),
-    /// MULTI was refused and each command was answered by itself.
+    /// MULTI was rejected and each command has a reply of its own.
     WithoutMulti(WithoutMulti),
-    /// The replies that came prove nothing.
+    /// The replies prove nothing.
     Unknown(Unproven),
 }
 
-/// What came of commands that were sent behind a MULTI that was refused.
+/// The replies of commands after a rejected MULTI.
 #[derive(Debug, PartialEq)]
 pub(crate) struct WithoutMulti {
     multi: ServerError,
-    /// One for each command, in order.
+    /// One per command, in order.
     values: Vec<Value>,
 }
 
 /// What is known of a transaction whose replies prove nothing.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Unproven {
-    /// EXEC's own answer, where it was an error.
+    /// EXEC's reply if it was an error.
     pub(crate) exec: Option<ServerError>,
-    /// A command was refused while it was queued, or EXEC answered another number of commands: if
-    /// EXEC ran, it may have run without one of them.
+    /// A command was rejected while it was queued, or EXEC returned another number of replies. If
+    /// EXEC ran, it may have run without one of the commands.
     pub(crate) incomplete: bool,
-    /// MULTI was refused, so commands ran one by one and what the last one left behind proves
-    /// nothing of the others.
+    /// MULTI was rejected, so the commands ran one by one. The register, written by the last one,
+    /// proves nothing about the others.
     pub(crate) bare: bool,
 }
 
-/// Collects a transaction's replies in the order they come.
+/// Collects a transaction's replies in their order.
 #[derive(Debug)]
 pub(crate) struct Collector {
     commands: u32,
     seen: u32,
     multi: Option<ServerError>,
     refused: Option<RejectedCommand>,
-    /// Replies of commands that ran on their own because MULTI was refused.
+    /// Replies of commands that ran one by one because MULTI was rejected.
     bare: Vec<Value>,
-    /// A command was queued although MULTI was answered with an error.
+    /// A command was queued although MULTI was rejected.
     queued_all_the_same: bool,
     exec: Option<Value>,
-    /// The length of EXEC's array that could not be read to its end.
+    /// Length of EXEC's array if it could not be read completely.
     unread: Option<usize>,
 }
 
 impl Collector {
-    /// For a transaction of this many commands, of which the first were queued earlier.
+    /// For a transaction of this many commands, the first of which were queued in earlier writes.
     pub(crate) fn new(commands: u32, queued_earlier: u32) -> Self {
         Self {
             commands,
@@ -92,14 +91,14 @@ impl Collector {
         }
     }
 
-    /// MULTI's reply came behind the commands in one write.
+    /// The reply of a MULTI that was sent in one write with its commands.
     fn multi(&mut self, reply: Reply) {
         if let Reply::Value(Value::ServerError(error)) = reply {
             self.multi = Some(ServerError::from_reply(&error, false));
         }
     }
 
-    /// A command's reply.
+    /// The reply of one command, or several QUEUED.
     fn queued(&mut self, reply: Reply) {
         let index = self.seen;
         self.seen += reply.count();
@@ -127,7 +126,7 @@ impl Collector {
         }
     }
 
-    /// The reply to what a transaction consists of; others are not its.
+    /// Takes a reply; those of other commands than the transaction's are ignored.
     pub(crate) fn take(&mut self, expect: Expect, reply: Reply) {
         match expect {
             Expect::Multi => self.multi(reply),
@@ -137,12 +136,12 @@ impl Collector {
         }
     }
 
-    /// The first refusal so far.
+    /// The first rejected command so far.
     pub(crate) fn refusal(&self) -> Option<&RejectedCommand> {
         self.refused.as_ref()
     }
 
-    /// What the replies that came prove.
+    /// The outcome that the replies so far prove.
     pub(crate) fn verdict(self) -> Verdict {
         let doubt = Unproven {
             exec: match &self.exec {
@@ -155,12 +154,12 @@ impl Collector {
             bare: self.multi.is_some() && !self.queued_all_the_same,
         };
         match (self.multi, self.exec) {
-            // Outside MULTI the server knows no EXEC.
+            // Outside MULTI the server rejects EXEC.
             (Some(multi), Some(Value::ServerError(_))) if !self.queued_all_the_same => {
                 Verdict::WithoutMulti(WithoutMulti { multi, values: self.bare })
             }
             (None, Some(Value::ServerError(error))) if exec_applied_nothing(&error) => {
-                // The first refusal is the cause; EXECABORT only repeats that there was one.
+                // The first rejected command is the cause; EXECABORT only follows from it.
                 Verdict::Rejected(self.refused.unwrap_or_else(|| RejectedCommand {
                     index: None,
                     word: "EXEC",
@@ -172,8 +171,8 @@ impl Collector {
             {
                 Verdict::RepliesLost
             }
-            // Behind a refusal the server answers EXECABORT and nothing else, so these mean that
-            // the refusal was not the server's.
+            // After a rejected command the server replies EXECABORT and nothing else. Any other
+            // reply means that the rejection was not the server's.
             (None, Some(Value::Array(values)))
                 if self.refused.is_none() && values.len() == self.commands as usize =>
             {
@@ -186,9 +185,9 @@ impl Collector {
 }
 
 impl WithoutMulti {
-    /// What these replies prove of commands of these names; behind those stand commands of this
-    /// crate's own, which are plain ones. `Ok`: each was refused before it ran, because of MULTI's
-    /// refusal. `Err`: at least one may have run, with each one's own reply.
+    /// The outcome for commands of these names; the library's own plain commands follow them. `Ok`:
+    /// each command was rejected before it ran, because MULTI was. `Err`: at least one may have
+    /// run; each reply is returned.
     pub(crate) fn outcome<'n>(
         self,
         names: impl Iterator<Item = &'n [u8]>,

@@ -1,19 +1,19 @@
-//! What a new connection says first: who it is, which protocol it speaks, which database it wants.
+//! The first bytes of a new connection: protocol version, credentials, database, client name.
 //!
-//! Never: shown.
+//! They hold a password, so they have no `Debug`.
 
 use redis::RedisConnectionInfo;
 
 use crate::protocol::resp::encode::command;
 
-/// What a new connection says first.
+/// The first bytes of a new connection.
 pub(crate) struct Handshake {
     pub(crate) bytes: Vec<u8>,
-    /// Names of the commands, in their order.
+    /// Names of the commands in their order.
     pub(crate) commands: Vec<&'static str>,
-    /// Replies that must not be refusals.
+    /// Number of replies that must not be errors.
     pub(crate) required: u32,
-    /// Replies that may be anything: an older server does not know the question.
+    /// Number of further replies that may be errors, because older servers do not have the command.
     pub(crate) optional: u32,
 }
 
@@ -58,7 +58,7 @@ impl Handshake {
     }
 }
 
-/// Who it is.
+/// Appends AUTH.
 pub(crate) fn auth(bytes: &mut Vec<u8>, info: &RedisConnectionInfo) {
     command(bytes, &["AUTH"], |args| {
         args.arg(info.username()).arg(info.password());

@@ -1,6 +1,6 @@
-//! The key of a transaction that is applied at most once, whoever sends it.
+//! The idempotency key of a transaction, which is applied at most once, whichever process sends it.
 //!
-//! Never: shown. The key is the caller's own.
+//! The key belongs to the caller and is not shown.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::protocol::marker::{CommitMarker, millis};
 use crate::protocol::resp::encode;
 
-/// The key of a transaction that is applied at most once, and how long that is remembered.
+/// An idempotency key and how long it is kept.
 #[derive(Clone)]
 pub(crate) struct IdempotencyKey {
     prefix: Box<str>,
@@ -21,27 +21,28 @@ impl IdempotencyKey {
         Self { prefix: prefix.into(), key: key.into(), ttl }
     }
 
-    /// In a cluster there is one for each slot, in the slot: here is its hash tag.
+    /// The key's name. In a cluster there is one in each slot, with this hash tag.
     fn key(&self, tag: Option<u32>) -> Vec<u8> {
         let tag = tag.map(|tag| format!(":{{{tag}}}")).unwrap_or_default();
         [self.prefix.as_bytes(), tag.as_bytes(), b":once:", &self.key].concat()
     }
 
-    /// Watches the key.
+    /// Appends WATCH of the key.
     pub(crate) fn watch(&self, bytes: &mut Vec<u8>, tag: Option<u32>) {
         encode::command(bytes, &["WATCH"], |args| {
             args.arg(self.key(tag));
         });
     }
 
-    /// Asks whether the key is there.
+    /// Appends EXISTS of the key.
     pub(crate) fn exists(&self, bytes: &mut Vec<u8>, tag: Option<u32>) {
         encode::command(bytes, &["EXISTS"], |args| {
             args.arg(self.key(tag));
         });
     }
 
-    /// Leaves the key behind, with the transaction's register and number for whoever looks.
+    /// Appends SET of the key. Its value names the transaction's register and number, for
+    /// diagnosis.
     pub(crate) fn set(&self, bytes: &mut Vec<u8>, marker: &CommitMarker) {
         let (register, number) = (marker.register(), marker.number());
         encode::command(bytes, &["SET"], |args| {
@@ -53,6 +54,6 @@ impl IdempotencyKey {
 
 impl fmt::Debug for IdempotencyKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Once").field("ttl", &self.ttl).finish_non_exhaustive()
+        f.debug_struct("IdempotencyKey").field("ttl", &self.ttl).finish_non_exhaustive()
     }
 }

@@ -1,15 +1,17 @@
-//! What a server's error proves: the sentences with which Redis and Valkey refuse a command before
-//! it has changed anything, and the commands of which such a sentence can be believed.
+//! What an error of the server proves: the texts with which Redis and Valkey reject a command
+//! before any effect, and the commands for which such a text is proof.
 //!
-//! Never: a proof out of a code alone. A proxy, a script or a module's command may use any code.
+//! A code alone proves nothing, because a proxy, a script or a module's command may return any
+//! code.
 
 use crate::protocol::cluster::redirect::RedirectReply;
 use crate::protocol::command::effects::{FailureEffect, effect_of_failure};
 
-/// Stands for an argument in a sentence of the tables, and is shown in its place.
+/// Placeholder of an argument in a text of the table. It replaces the argument when the text is
+/// shown.
 const ARGUMENT: &str = "…";
 
-/// One sentence of the server.
+/// One error text of the server.
 #[derive(Clone, Copy, Debug)]
 struct KnownError {
     code: &'static str,
@@ -19,11 +21,11 @@ struct KnownError {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Strength {
-    /// The server gives it before it starts the command, whichever command it is.
+    /// Returned before any command starts.
     BeforeStart,
-    /// A command on keys gives it before it changes anything.
+    /// Returned by a data command before it changes anything.
     BeforeChange,
-    /// It proves nothing, and may be shown.
+    /// Proves nothing, and may be shown.
     DisplayOnly,
 }
 
@@ -39,7 +41,7 @@ const fn display_only(code: &'static str, text: &'static str) -> KnownError {
     KnownError { code, text, strength: Strength::DisplayOnly }
 }
 
-/// The sentences of Redis 6.2 to 8.2 and of Valkey.
+/// The error texts of Redis 6.2 to 8.2 and of Valkey.
 const KNOWN_ERRORS: &[KnownError] = &[
     before_start("NOAUTH", "Authentication required."),
     before_start("NOPERM", "this user has no permissions to run the '…' command"),
@@ -316,7 +318,7 @@ const KNOWN_ERRORS: &[KnownError] = &[
 ];
 
 impl KnownError {
-    /// Whether this is the sentence, whatever stands in the places of its arguments.
+    /// Whether this is the text, with any arguments.
     fn matches(&self, code: &str, text: &str) -> bool {
         if self.code != code {
             return false;
@@ -339,23 +341,23 @@ fn find(code: &str, text: &str) -> Option<&'static KnownError> {
     KNOWN_ERRORS.iter().find(|known| known.matches(code, text))
 }
 
-/// The sentence as it may be shown: each argument in it is replaced. `None` where it is not known.
+/// The text with each argument replaced, so that it may be shown. `None` if it is not in the table.
 pub(crate) fn redacted(code: &str, text: &str) -> Option<&'static str> {
     find(code, text).map(|known| known.text)
 }
 
-/// Whether the error proves that `name` changed nothing: the command is one of the server's own, and
-/// the server refuses it in these words before it changes anything.
+/// Whether the error proves that `name` had no effect: the command is one of the server's own, and
+/// the server returns this text before any effect.
 ///
-/// False for a script, a function, a module's command and MIGRATE, which may give any error after
+/// False for a script, a function, a module's command and MIGRATE, which may return any error after
 /// they have written.
 pub(crate) fn proves_no_effect(name: &[u8], error: &redis::ServerError) -> bool {
     proves(name, error.code(), error.details().unwrap_or_default())
 }
 
-/// Whether the server refused, in these words, to start a script of which it is known that it does
-/// not give them itself: the user may not, there is no such command, or another node is to be asked.
-/// What is about the server's state proves nothing here.
+/// Whether the text proves that the server did not start a script which does not return this text
+/// itself. Texts about permissions, an unknown command or another node do; texts about the server's
+/// state do not.
 pub(crate) fn rejects_before_start(code: &str, text: &str) -> bool {
     match code {
         "MOVED" | "ASK" => RedirectReply::of(code, text).is_some(),
@@ -366,7 +368,7 @@ pub(crate) fn rejects_before_start(code: &str, text: &str) -> bool {
     }
 }
 
-/// [`proves_no_effect`], of an error's code and its text.
+/// [`proves_no_effect`] for a code and a text.
 pub(crate) fn proves(name: &[u8], code: &str, text: &str) -> bool {
     let effect = match effect_of_failure(name) {
         Some(FailureEffect::Anything) => return false,
@@ -383,10 +385,9 @@ pub(crate) fn proves(name: &[u8], code: &str, text: &str) -> bool {
     })
 }
 
-/// Whether the sentence names a command, and another one than `name`: then it is not the server's
-/// answer to this command.
+/// Whether the text names another command than `name`, so that it is not the reply to this command.
 fn is_about_another(name: &[u8], text: &str) -> bool {
-    // What stands before the quotation is the same in all sentences that name a command.
+    // These words precede the quoted name in all texts that name a command.
     const BEFORE: [(&str, &[char]); 6] = [
         ("Try ", &[' ']),
         (" to run the '", &['\'']),
@@ -399,26 +400,26 @@ fn is_about_another(name: &[u8], text: &str) -> bool {
         let (_, rest) = text.split_once(before)?;
         rest.split(*end).next()
     });
-    // A subcommand stands behind its command.
+    // A subcommand follows its command.
     let Some(command) = named.and_then(|named| named.split(['|', ' ']).next()) else {
         return false;
     };
-    // ASKING is sent before the command. Its refusal stands for the command's answer only where that
-    // was MOVED: see `redirect::after_asking`.
+    // ASKING precedes the command. Its error replaces that of the command only if that was MOVED:
+    // see `redirect::after_asking`.
     !command.as_bytes().eq_ignore_ascii_case(name) && !command.eq_ignore_ascii_case("asking")
 }
 
-/// Whether a command that failed inside a transaction that ran, by EXEC's own array, has changed
-/// nothing.
+/// Whether a command that failed inside a transaction that ran, by EXEC's array, had no effect.
 pub(crate) fn queued_without_effect(name: &[u8], error: &redis::ServerError) -> bool {
-    // PFADD and PFMERGE find a damaged value half way; XADD creates the stream first.
+    // PFADD and PFMERGE may find a damaged value after a first write; XADD creates the stream
+    // first.
     let late = error.code() == "INVALIDOBJ"
         || error.details() == Some("Elements are too large to be stored");
     effect_of_failure(name) == Some(FailureEffect::Nothing) && !late
         || proves_no_effect(name, error)
 }
 
-/// Whether the server does not know this command, by its own words about this very name.
+/// Whether the server does not have this command, by its text with this very name.
 fn is_unknown_command(name: &[u8], code: &str, text: &str) -> bool {
     let Ok(name) = std::str::from_utf8(name) else { return false };
     let rest = text.strip_prefix("unknown command ").filter(|_| code == "ERR");

@@ -1,11 +1,12 @@
-//! The fence of an exactly-once commit: one register a connection, and what its value proves.
+//! The commit marker of an exactly-once transaction: a number in a register, and what the number
+//! proves.
 //!
-//! The connection watches its register while a transaction is sent, and the transaction writes a
-//! number into it that was never used before. Whoever asks later touches the register first: from
-//! then on an EXEC that is still on its way finds a watched key changed and applies nothing. So
-//! what is found behind the touch stays true.
+//! Each connection has a register, a key on the server. The connection watches it while a
+//! transaction is sent, and the transaction writes a number that was never used before. A query
+//! touches the register first: after that, a late EXEC finds a watched key changed and applies
+//! nothing. So a value read after the touch stays true.
 //!
-//! Never: a number used twice. Never: a proof by something that is missing.
+//! A number is never used twice, and a missing register proves nothing.
 
 use std::fmt;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use crate::protocol::resp::encode;
 use crate::protocol::resp::encode::ASKING;
 use crate::protocol::server_error::ServerError;
 
-/// One connection's register: its name, and the last number that was meant for it.
+/// One connection's register: its name, and the last number assigned to it.
 pub(crate) struct CommitMarker {
     prefix: Box<str>,
     random: u128,
@@ -26,14 +27,14 @@ pub(crate) struct CommitMarker {
 }
 
 impl CommitMarker {
-    /// `random` makes the register this connection's alone, for all processes and all time.
+    /// `random` makes the register unique to this connection, across processes and over time.
     pub(crate) fn new(prefix: &str, random: u128) -> Self {
         let register = name(prefix, None, random);
         Self { prefix: prefix.into(), random, register, tag: None, number: 0 }
     }
 
-    /// In a cluster there is one for each slot, in the slot: here is its hash tag. Numbers are never
-    /// used twice in any of them.
+    /// In a cluster there is one register in each slot, with this hash tag. A number is used in at
+    /// most one of them.
     pub(crate) fn set_tag(&mut self, tag: Option<u32>) {
         if self.tag != tag {
             let Self { prefix, random, .. } = self;
@@ -54,12 +55,12 @@ impl CommitMarker {
         self.number
     }
 
-    /// A number that was never meant for the register before.
+    /// Assigns a number that was not assigned before.
     pub(crate) fn advance(&mut self) {
         self.number += 1;
     }
 
-    /// Writes the number into the register.
+    /// Appends SET of the number.
     pub(crate) fn set(&self, bytes: &mut Vec<u8>, ttl: Duration) {
         encode::command(bytes, &["SET"], |args| {
             args.arg(&self.register).arg(self.number).arg("PX").arg(millis(ttl));
@@ -81,36 +82,35 @@ fn name(prefix: &str, tag: Option<u32>, random: u128) -> String {
     }
 }
 
-/// Whether this is exactly the name that a connection's register can have, with this prefix and tag.
+/// Whether this is a name that a register can have, with this prefix and tag.
 pub(crate) fn is_register(register: &str, prefix: &str, tag: Option<u32>) -> bool {
     let digits = register.len().checked_sub(32).and_then(|at| register.get(at..));
-    // The name is made anew of what was read, so there is one place that knows its form.
+    // The name is built again from what was parsed, so that only `name` knows its form.
     digits
         .filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
         .and_then(|digits| u128::from_str_radix(digits, 16).ok())
         .is_some_and(|random| register == name(prefix, tag, random))
 }
 
-/// The longest time to live of a key: a hundred years. The server refuses times whose end does not
-/// fit its clock, and it would refuse them inside the transaction.
+/// Maximum time to live of a key: a hundred years. The server rejects times past the range of its
+/// clock, and it would do so inside the transaction.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
-/// At least one, and a hundred years at most.
+/// In milliseconds: at least one, and a hundred years at most.
 pub(crate) fn millis(time: Duration) -> u64 {
     u64::try_from(time.min(LONGEST).as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
-/// Shows how far it has counted.
+/// Shows the last number only.
 impl fmt::Debug for CommitMarker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Fence").field("number", &self.number).finish_non_exhaustive()
+        f.debug_struct("CommitMarker").field("number", &self.number).finish_non_exhaustive()
     }
 }
 
-/// What the server is asked about a register, in one write and in this order: the touch comes
-/// first.
+/// The query of a register, in one write: first the touch, then GET.
 ///
-/// Where it `asks`, each is sent behind ASKING, which is answered for itself.
+/// If `asks`, ASKING precedes each of them and has its own reply.
 pub(crate) fn question(register: &str, ttl: Duration, asks: bool) -> Vec<u8> {
     let asking = if asks { ASKING } else { b"" };
     let mut bytes = Vec::with_capacity(200);
@@ -134,8 +134,8 @@ pub(crate) enum NoProof {
     RegisterForeign,
 }
 
-/// What the answers prove of the transaction that was to write `number`: that it was applied, or
-/// that it was not and never will be.
+/// What the replies prove about the transaction that was to write `number`. True: it was applied.
+/// False: it was not and never will be.
 pub(crate) fn applied(number: u64, touched: &Value, found: &Value) -> Result<bool, NoProof> {
     for answer in [touched, found] {
         if let Value::ServerError(error) = answer {
@@ -144,7 +144,7 @@ pub(crate) fn applied(number: u64, touched: &Value, found: &Value) -> Result<boo
     }
     let found = match found {
         Value::Nil => return Err(NoProof::RegisterGone),
-        // As they are written here: no sign, no leading zero.
+        // As the library writes numbers: no sign, no leading zero.
         Value::BulkString(digits) => std::str::from_utf8(digits)
             .ok()
             .and_then(|digits| digits.parse::<u64>().ok().filter(|n| n.to_string() == digits)),
@@ -152,7 +152,7 @@ pub(crate) fn applied(number: u64, touched: &Value, found: &Value) -> Result<boo
     };
     match (found, touched) {
         (Some(found), _) if found == number => Ok(true),
-        // Without the touch a late EXEC could still be applied.
+        // Without the touch, a late EXEC could still be applied.
         (Some(found), Value::Int(1)) if found < number => Ok(false),
         (Some(_), Value::Int(0)) => Err(NoProof::RegisterGone),
         _ => Err(NoProof::RegisterForeign),
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_name_that_a_register_has_is_one() {
+    fn only_names_that_a_register_can_have_are_accepted() {
         let mut marker = CommitMarker::new("app", u128::MAX - 5);
         assert!(is_register(marker.register(), "app", None));
         assert!(!is_register(marker.register(), "app", Some(7)));

@@ -1,9 +1,8 @@
-//! The protocol core: bytes out, replies in.
+//! The protocol core: bytes out, replies in, and the decisions in between.
 //!
-//! Everything here is a pure function or a small state machine, so that a synchronous and an
-//! asynchronous driver can share it and cannot drift apart.
-//!
-//! Never: sockets, pools, threads, clocks.
+//! Everything here is a pure function or a small state machine without sockets, pools, threads or a
+//! clock. A synchronous and an asynchronous driver share it, so they cannot drift apart. No other
+//! part of the crate is imported here.
 
 pub(crate) mod batch;
 pub(crate) mod cluster;

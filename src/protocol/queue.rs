@@ -1,9 +1,8 @@
-//! The queued part of a transaction as bytes, with the parts of it that can be forgotten.
+//! The queued commands of a transaction as bytes, with savepoints.
 //!
-//! The buffer always begins with UNWATCH and MULTI, so that a transaction on a trusted link leaves
-//! in one write, whatever it has to begin with; the others send the rest of the same bytes.
-//!
-//! Never: a half-encoded command in what is handed out. Never: an identifier given out twice.
+//! The bytes always begin with UNWATCH and MULTI. So a transaction on a trusted connection is one
+//! write, whatever prefix it needs; the others send the rest of the same bytes. A half-encoded
+//! command is never sent, and no identifier is given out twice.
 
 #[cfg(test)]
 #[path = "../../tests/unit/queue.rs"]
@@ -27,10 +26,10 @@ use crate::protocol::resp::encode;
 use crate::protocol::resp::encode::EncodedCommand;
 use crate::protocol::resp::encode::{Args, EXEC, MULTI, UNWATCH};
 
-/// How much stands before the first command.
-const HEAD: usize = UNWATCH.len() + MULTI.len();
+/// Bytes before the first command.
+const PREFIX_LEN: usize = UNWATCH.len() + MULTI.len();
 
-/// What a transaction's one write begins with.
+/// How a transaction's write begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Prefix {
     Unwatch,
@@ -38,27 +37,27 @@ pub(crate) enum Prefix {
     Commands,
 }
 
-/// One write that ends a transaction.
+/// The write that ends a transaction.
 #[derive(Debug)]
 pub(crate) struct FinalWrite<'b> {
     pub(crate) bytes: &'b [u8],
-    /// How many of them end with EXEC's last one.
+    /// Bytes up to the end of EXEC.
     pub(crate) with_exec: usize,
 }
 
-/// How much one transaction may hold.
+/// Maximum size of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limits {
     pub(crate) commands: u32,
     pub(crate) bytes: usize,
 }
 
-/// Why a command was not taken into the buffer.
+/// Why a command was not queued.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum QueueError {
     /// Refused by name.
     Command(String),
-    /// It adds a float to an integer.
+    /// Adds a float to an integer.
     Float(String),
     /// A `Cmd` without a name.
     Empty,
@@ -68,19 +67,19 @@ pub(crate) enum QueueError {
     TooManyBytes {
         limit: usize,
     },
-    /// Its key is of another slot than the transaction.
+    /// A key is of another slot than the transaction.
     OtherSlot {
         command: String,
         bound: u16,
         other: u16,
     },
-    /// It concerns every node of a cluster, and the transaction is on one.
+    /// The command is about all nodes of a cluster, and the transaction is on one.
     Everywhere(String),
 }
 
-/// Where an open part began.
+/// The state of the queue at a savepoint.
 #[derive(Clone, Copy, Debug)]
-struct Mark {
+struct SavepointState {
     end: usize,
     commands: u32,
     ids: u32,
@@ -95,31 +94,31 @@ pub struct CommandQueue {
     transaction: u64,
     limits: Limits,
     bytes: Vec<u8>,
-    /// End of the last whole command: an argument type that panics while it is encoded leaves
-    /// half a command behind it, which is cut off before anything else happens.
+    /// End of the last whole command. If an argument type panics while it is encoded, half a
+    /// command follows it, which is cut off before anything else.
     end: usize,
-    /// Bytes that were already handed out by [`flushed`](Self::flushed).
+    /// Bytes already flushed.
     flushed_bytes: usize,
     commands: u32,
     flushed: u32,
     ids: u32,
-    /// Identifiers of forgotten commands: ascending, disjoint, half open.
+    /// Identifiers of rolled back commands: ascending, disjoint, half open.
     dropped_ids: Vec<(u32, u32)>,
-    savepoints: Vec<Mark>,
+    savepoints: Vec<SavepointState>,
     error: Option<QueueError>,
     binding: SlotBinding,
-    /// It holds a command whose keys nobody here knows.
+    /// A queued command's keys are not known to the library.
     has_unknown_keys: bool,
-    /// It holds a command that must not travel with other blocks.
+    /// A queued command must not be batched.
     unbatchable: bool,
-    /// Names of the commands whose bytes are gone, each behind its length.
+    /// Names of the flushed commands, each after its length.
     names: Vec<u8>,
-    /// A server's sentences are shown as they come.
-    full: bool,
+    /// Errors show the server's texts unredacted.
+    full_text: bool,
 }
 
 impl CommandQueue {
-    /// Writes into `bytes`, whose capacity it takes over.
+    /// Writes into `bytes` and keeps its capacity.
     pub(crate) fn new(transaction: u64, limits: Limits, mut bytes: Vec<u8>) -> Self {
         bytes.clear();
         bytes.reserve(256);
@@ -141,40 +140,41 @@ impl CommandQueue {
             has_unknown_keys: false,
             unbatchable: false,
             names: Vec::new(),
-            full: false,
+            full_text: false,
         }
     }
 
-    /// Its keys must be of this slot, or of any one.
+    /// Sets which slot the keys must be of.
     pub(crate) fn bind(&mut self, binding: SlotBinding) {
         self.binding = binding;
     }
 
-    /// Which slot its keys are of, so far.
+    /// The slot of the keys so far.
     pub(crate) fn binding(&self) -> SlotBinding {
         self.binding
     }
 
-    /// It holds a command whose keys nobody here knows, and none that tells where it belongs.
+    /// Whether the slot is unknown: a command's keys are not known, and no other command has set
+    /// it.
     pub(crate) fn has_unknown_slot(&self) -> bool {
         self.has_unknown_keys && self.binding == SlotBinding::Pending
     }
 
-    /// It will not travel with other blocks, whatever it holds.
+    /// Keeps the transaction out of batches.
     pub(crate) fn disable_batching(&mut self) {
         self.unbatchable = true;
     }
 
-    /// Whether errors of its commands are to show the server's sentences as they come.
-    pub(crate) fn show_messages(&mut self, full: bool) {
-        self.full = full;
+    /// Whether errors of its commands show the server's texts unredacted.
+    pub(crate) fn show_full_text(&mut self, full_text: bool) {
+        self.full_text = full_text;
     }
 
-    pub(crate) fn shows_messages(&self) -> bool {
-        self.full
+    pub(crate) fn shows_full_text(&self) -> bool {
+        self.full_text
     }
 
-    /// Gives the memory back. What was queued is forgotten.
+    /// Returns the memory. The queue is empty afterwards.
     pub(crate) fn take_bytes(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.bytes)
     }
@@ -183,7 +183,7 @@ impl CommandQueue {
         self.transaction
     }
 
-    /// Appends a command of the part at `depth` and gives it an identifier.
+    /// Appends a command within the savepoint at `depth` and returns its identifier.
     pub(crate) fn push(
         &mut self,
         depth: usize,
@@ -211,7 +211,7 @@ impl CommandQueue {
         self.rollback_deeper(depth);
         if self.error.is_none() {
             self.bytes.truncate(self.end);
-            // May panic; then nobody has the identifier, and the next command gets it.
+            // May panic; the identifier is then not returned, and the next command gets it.
             encode(&mut self.bytes);
             self.keep(check, adds_to_integer);
         }
@@ -220,15 +220,15 @@ impl CommandQueue {
         id
     }
 
-    /// Keeps the command that was just encoded, or refuses it. Not generic: it is there once.
+    /// Keeps the command that was just encoded, or rejects it. Not generic, so that it is compiled
+    /// once.
     fn keep(&mut self, check: bool, adds_to_integer: bool) {
         if self.commands >= self.limits.commands {
-            self.refuse(QueueError::TooManyCommands { limit: self.limits.commands });
+            self.reject(QueueError::TooManyCommands { limit: self.limits.commands });
         } else if self.flushed_bytes + self.bytes.len() - UNWATCH.len() > self.limits.bytes {
-            self.refuse(QueueError::TooManyBytes { limit: self.limits.bytes });
-        } else if let Some(error) = self.verdict(check || adds_to_integer && self.ends_with_float())
-        {
-            self.refuse(error);
+            self.reject(QueueError::TooManyBytes { limit: self.limits.bytes });
+        } else if let Some(error) = self.check(check || adds_to_integer && self.ends_with_float()) {
+            self.reject(error);
         } else {
             self.end = self.bytes.len();
             self.commands += 1;
@@ -242,8 +242,8 @@ impl CommandQueue {
         last.is_some_and(is_float)
     }
 
-    /// Judges the command that was just encoded, by what will really be sent.
-    fn verdict(&mut self, check: bool) -> Option<QueueError> {
+    /// Checks the bytes of the command that was just encoded.
+    fn check(&mut self, check: bool) -> Option<QueueError> {
         if !check && self.binding == SlotBinding::None {
             return None;
         }
@@ -280,20 +280,20 @@ impl CommandQueue {
         Some(QueueError::OtherSlot { command: name(), bound, other })
     }
 
-    fn refuse(&mut self, error: QueueError) {
+    fn reject(&mut self, error: QueueError) {
         self.bytes.truncate(self.end);
         self.error = Some(error);
     }
 
-    /// The first command that was not taken, if one was not.
+    /// Why the first rejected command was not queued.
     pub(crate) fn error(&self) -> Option<&QueueError> {
         self.error.as_ref()
     }
 
-    /// Opens a part inside the part at `depth` and returns the new depth.
+    /// Begins a savepoint within the one at `depth` and returns the new depth.
     pub(crate) fn savepoint(&mut self, depth: usize) -> usize {
         self.rollback_deeper(depth);
-        self.savepoints.push(Mark {
+        self.savepoints.push(SavepointState {
             end: self.end,
             commands: self.commands,
             ids: self.ids,
@@ -305,7 +305,7 @@ impl CommandQueue {
         self.savepoints.len()
     }
 
-    /// Keeps the part at `depth`; a deeper one that is still open is forgotten.
+    /// Releases the savepoint at `depth`; deeper ones are rolled back.
     pub(crate) fn release(&mut self, depth: usize) {
         self.rollback_deeper(depth);
         if self.savepoints.len() == depth {
@@ -313,12 +313,12 @@ impl CommandQueue {
         }
     }
 
-    /// Forgets the part at `depth` and every one inside it.
+    /// Rolls back the savepoint at `depth` and all within it.
     pub(crate) fn rollback_local(&mut self, depth: usize) {
         self.rollback_deeper(depth.saturating_sub(1));
     }
 
-    /// Forgets every part deeper than `depth`: whoever owned one has let go of it without a word.
+    /// Rolls back all savepoints deeper than `depth`. Their guards were forgotten without `Drop`.
     pub(crate) fn rollback_deeper(&mut self, depth: usize) {
         let Some(mark) = self.savepoints.get(depth).copied() else { return };
         self.savepoints.truncate(depth);
@@ -339,7 +339,7 @@ impl CommandQueue {
         !self.savepoints.is_empty()
     }
 
-    /// Whether it may travel with other blocks: small, whole, and of listed commands only.
+    /// Whether it may be batched: small, unflushed, and of batchable commands only.
     pub(crate) fn is_batchable(&self) -> bool {
         !self.unbatchable
             && !self.is_flushed()
@@ -347,12 +347,12 @@ impl CommandQueue {
             && batch::fits_in_batch(self.commands, self.pending_bytes())
     }
 
-    /// Commands that will be applied: queued and not forgotten.
+    /// Number of commands to be applied.
     pub(crate) fn commands(&self) -> u32 {
         self.commands
     }
 
-    /// Of those, the ones whose bytes are still here.
+    /// Number of those that are not flushed.
     pub(crate) fn unsent(&self) -> u32 {
         self.commands - self.flushed
     }
@@ -361,22 +361,22 @@ impl CommandQueue {
         self.flushed > 0
     }
 
-    /// Bytes of the commands waiting here.
+    /// Bytes of the commands that are not flushed.
     pub(crate) fn pending_bytes(&self) -> usize {
-        self.end - HEAD
+        self.end - PREFIX_LEN
     }
 
-    /// The waiting commands without MULTI.
+    /// The unflushed commands without MULTI.
     pub(crate) fn body(&self) -> &[u8] {
-        self.bytes.get(HEAD..self.end).unwrap_or_default()
+        self.bytes.get(PREFIX_LEN..self.end).unwrap_or_default()
     }
 
-    /// One write: the commands, `own` ones behind them, EXEC, and what is to follow it.
+    /// The final write: the commands, the library's `own` ones, EXEC, and `behind`.
     pub(crate) fn finish(&mut self, start: Prefix, own: &[u8], behind: &[u8]) -> FinalWrite<'_> {
         let from = match start {
             Prefix::Unwatch => 0,
             Prefix::Multi => UNWATCH.len(),
-            Prefix::Commands => HEAD,
+            Prefix::Commands => PREFIX_LEN,
         };
         self.bytes.truncate(self.end);
         self.bytes.extend_from_slice(own);
@@ -386,9 +386,10 @@ impl CommandQueue {
         FinalWrite { bytes: self.bytes.get(from..).unwrap_or_default(), with_exec }
     }
 
-    /// The waiting commands were sent and queued: keeps their names, lets their bytes go.
+    /// Call after the commands were sent and queued: keeps their names and drops their bytes.
     pub(crate) fn flushed(&mut self) {
-        for command in CommandReader::new(self.bytes.get(HEAD..self.end).unwrap_or_default()) {
+        for command in CommandReader::new(self.bytes.get(PREFIX_LEN..self.end).unwrap_or_default())
+        {
             let name = command.ok().and_then(|args| args.first().copied()).unwrap_or_default();
             let name = name.get(..name.len().min(u8::MAX.into())).unwrap_or_default();
             self.names.push(name.len() as u8);
@@ -396,17 +397,17 @@ impl CommandQueue {
         }
         self.flushed_bytes += self.pending_bytes();
         self.flushed = self.commands;
-        self.end = HEAD;
+        self.end = PREFIX_LEN;
         self.bytes.truncate(self.end);
     }
 
-    /// The transaction has failed: what waits will never be sent, and need not be kept.
+    /// The transaction has failed: drops the commands that will not be sent.
     pub(crate) fn drop_pending(&mut self) {
-        self.end = HEAD;
+        self.end = PREFIX_LEN;
         self.bytes.truncate(self.end);
     }
 
-    /// The commands' names in their order, sent or not.
+    /// The commands' names in order, flushed or not.
     pub(crate) fn names(&self) -> impl Iterator<Item = &[u8]> {
         let mut kept = self.names.as_slice();
         let sent = std::iter::from_fn(move || {
@@ -419,18 +420,19 @@ impl CommandQueue {
         sent.chain(CommandReader::new(self.body()).map(move |args| name(args).unwrap_or_default()))
     }
 
-    /// The name of the command at `index`, sent or not.
+    /// The name of the command at `index`, flushed or not.
     pub(crate) fn name(&self, index: u32) -> Option<String> {
         self.names().nth(index as usize).map(display_name)
     }
 
-    /// Forgotten identifiers, for [`Replies`](crate::Replies) to number its values by.
+    /// Identifiers of rolled back commands, by which [`Replies`](crate::Replies) numbers its
+    /// values.
     pub(crate) fn take_dropped_ids(&mut self) -> Vec<(u32, u32)> {
         std::mem::take(&mut self.dropped_ids)
     }
 }
 
-/// Shows how much, never what: the bytes are keys and values.
+/// Shows sizes only: the bytes are keys and values.
 impl std::fmt::Debug for CommandQueue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("CommandQueue")
@@ -438,7 +440,7 @@ impl std::fmt::Debug for CommandQueue {
             .field("commands", &self.commands)
             .field("flushed", &self.flushed)
             .field("pending_bytes", &self.pending_bytes())
-            .field("open_parts", &self.savepoints.len())
+            .field("savepoints", &self.savepoints.len())
             .finish_non_exhaustive()
     }
 }

@@ -1,6 +1,6 @@
-//! How far a committed transaction is to have come before its caller is told.
+//! How far a committed transaction must be replicated before the call returns.
 //!
-//! Never: an outcome. Too few acknowledgements undo nothing.
+//! Too few acknowledgements undo nothing.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,11 +11,11 @@ use crate::protocol::marker::millis;
 use crate::protocol::resp::encode;
 use crate::protocol::server_error::ServerError;
 
-/// Who had a transaction when its caller was told: the counts of WAIT or WAITAOF.
+/// The servers that had a transaction when the call returned, as counted by WAIT or WAITAOF.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub struct ReplicaAcks {
-    /// 1 where the server itself had it in its append-only file, synchronised to disk.
+    /// 1 if the server itself had synchronised it to its append-only file.
     pub local: u32,
     /// Replicas that had it: in memory (WAIT), or on disk (WAITAOF).
     pub replicas: u32,
@@ -30,7 +30,7 @@ impl fmt::Display for ReplicaAcks {
     }
 }
 
-/// What is waited for behind EXEC.
+/// What a commit waits for after EXEC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Durability {
     Replicas { replicas: u32, timeout: Duration },
@@ -50,7 +50,7 @@ impl Durability {
         }
     }
 
-    /// The command. Its timeout is never 0, which would wait for ever.
+    /// Appends the command. Its timeout is never 0, which would wait forever.
     pub(crate) fn write(&self, bytes: &mut Vec<u8>) {
         let (wanted, timeout) = (self.wanted(), millis(self.timeout()));
         match self {
@@ -63,7 +63,7 @@ impl Durability {
         }
     }
 
-    /// The counts in the command's answer, or the server's refusal of it.
+    /// The counts in the command's reply, or the server's error.
     pub(crate) fn acks(&self, answer: &Value) -> Result<ReplicaAcks, ServerError> {
         let count = |value: &Value| match value {
             Value::Int(count) => u32::try_from(*count).unwrap_or_default(),

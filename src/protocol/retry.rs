@@ -1,6 +1,4 @@
-//! How often a block is tried, and how long it waits in between.
-//!
-//! Never: sleeps, and never: a retry without a bound.
+//! How often a block is attempted, and how long to wait in between.
 
 use std::time::{Duration, Instant};
 
@@ -49,30 +47,31 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// One attempt and no more.
+    /// A single attempt.
     pub fn never() -> Self {
         Self::default().attempts(1)
     }
 
-    /// How often the block runs at most, the first time included. At least 1.
+    /// Maximum number of attempts, the first included. At least 1.
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.attempts = attempts.max(1);
         self
     }
 
-    /// No attempt begins later than this after the first one began. `Duration::MAX`: only `attempts` bounds it.
+    /// Latest start of an attempt, after the first one began. `Duration::MAX`: only `attempts` is a
+    /// bound.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
     }
 
-    /// The longest wait before the second attempt. Not longer than `max_backoff`.
+    /// Longest wait before the second attempt. Not longer than `max_backoff`.
     pub fn first_backoff(mut self, step: Duration) -> Self {
         self.first_backoff = step;
         self
     }
 
-    /// The longest wait before any attempt. A day at most: what is longer counts as a day.
+    /// Longest wait before any attempt. At most one day.
     pub fn max_backoff(mut self, step: Duration) -> Self {
         self.max_backoff = step;
         self
@@ -87,7 +86,7 @@ impl RetryPolicy {
             policy: *self,
             number: 1,
             begun: now,
-            // Past the end of the clock there is no deadline.
+            // No deadline if it lies past the end of the clock.
             deadline: now.checked_add(self.deadline),
             steps: ExponentialBuilder::default()
                 .with_min_delay(self.first_backoff.min(self.longest()))
@@ -110,19 +109,19 @@ pub(crate) struct Attempts {
 }
 
 impl Attempts {
-    /// The present attempt, from 1.
+    /// Number of the current attempt, from 1.
     pub(crate) fn number(&self) -> u32 {
         self.number
     }
 
-    /// No attempt begins later than this. Without a deadline, because it lies past the end of the
-    /// clock: a day after the first attempt.
+    /// Latest start of an attempt. If the deadline lies past the end of the clock: a day after the
+    /// first attempt.
     pub(crate) fn deadline(&self) -> Instant {
         self.deadline.unwrap_or(self.begun + LONGEST)
     }
 
-    /// Counts one attempt more and says how long to wait before it; `None` where the policy
-    /// allows no further one.
+    /// Counts another attempt and returns the wait before it. `None`: the policy allows no further
+    /// attempt.
     pub(crate) fn next(&mut self, now: Instant) -> Option<Duration> {
         if self.number >= self.policy.attempts {
             return None;
@@ -154,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn no_step_is_too_long_to_wait_for() {
+    fn every_step_is_bounded_by_a_day() {
         let now = Instant::now();
         let steps = [Duration::ZERO, Duration::from_nanos(1), Duration::MAX];
         for (first, max) in steps.into_iter().flat_map(|one| steps.map(|other| (one, other))) {

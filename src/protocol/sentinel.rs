@@ -1,6 +1,4 @@
-//! What sentinels and servers say of who is the master, understood.
-//!
-//! Never: a question to a sentinel. [`Directory`](crate::connection::sentinel::client::Directory) asks.
+//! Parses the replies of sentinels, and of servers that are asked for their role.
 
 use redis::Value;
 
@@ -14,33 +12,32 @@ pub(crate) enum SentinelError {
     Unexpected(&'static str),
 }
 
-/// What one sentinel knows of a master.
+/// What one sentinel knows about a master.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MasterReport {
-    /// How many switches of masters the sentinels have agreed upon. One that knows of fewer knows
-    /// less.
+    /// Number of failovers that the sentinels agreed on. A sentinel with a lower one is behind.
     pub(crate) epoch: u64,
     pub(crate) master: HostPort,
-    /// Those that are up and in step.
+    /// The replicas that are up and in sync.
     pub(crate) replicas: Vec<HostPort>,
 }
 
-/// Where a server is.
+/// The address of a server.
 pub(crate) type HostPort = (String, u16);
 
-/// The answers to SENTINEL MASTER, GET-MASTER-ADDR-BY-NAME and REPLICAS of one name.
+/// Parses the replies to SENTINEL MASTER, GET-MASTER-ADDR-BY-NAME and REPLICAS of one name.
 pub(crate) fn parse(answers: &[Value]) -> Result<MasterReport, SentinelError> {
     for answer in answers {
         if let Value::ServerError(error) = answer {
             return Err(SentinelError::Refused(ServerError::from_reply(error, false)));
         }
     }
-    let strange = || SentinelError::Unexpected("a sentinel's answer of another kind");
+    let strange = || SentinelError::Unexpected("unexpected reply of a sentinel");
     let [master, address, replicas] = answers else { return Err(strange()) };
     let word = |of, name| field(of, name).and_then(text);
     let epoch = word(master, "config-epoch").and_then(|epoch| epoch.parse().ok());
     let Value::Array(parts) = address else {
-        return Err(SentinelError::Unexpected("the sentinel knows no master of that name"));
+        return Err(SentinelError::Unexpected("the sentinel has no master of that name"));
     };
     let place = match &parts[..] {
         [host, port] => text(host).zip(text(port).and_then(|port| port.parse().ok())),
@@ -55,7 +52,7 @@ pub(crate) fn parse(answers: &[Value]) -> Result<MasterReport, SentinelError> {
     })
 }
 
-/// Where the replica is, if it may be read from.
+/// The replica's address, if it may be read from.
 fn readable_address(replica: &Value) -> Option<HostPort> {
     let word = |name| field(replica, name).and_then(text);
     let flags = word("flags")?;
@@ -65,20 +62,20 @@ fn readable_address(replica: &Value) -> Option<HostPort> {
     (!down && in_step).then_some((word("ip")?.to_owned(), port))
 }
 
-/// What is wrong with a server that was taken for a master, by its answer to ROLE.
+/// Why a supposed master is none, by its reply to ROLE.
 pub(crate) fn why_not_master(role: &Value) -> Option<&'static str> {
     (first(role) != Some("master"))
-        .then_some("the server that sentinels name is not a master, or not yet")
+        .then_some("the server named by the sentinels is not a master, or not yet")
 }
 
-/// The same for a server that is to be read from.
+/// Why a server must not be read from, by its reply to ROLE.
 pub(crate) fn why_not_readable(role: &Value) -> Option<&'static str> {
-    let Value::Array(parts) = role else { return Some("the server did not say its role") };
+    let Value::Array(parts) = role else { return Some("the server returned no role") };
     let in_step = parts.get(3).and_then(text) == Some("connected");
     match first(role) {
         Some("master") => None,
         Some("slave") if in_step => None,
-        _ => Some("the replica is not in step with its master"),
+        _ => Some("the replica is not in sync with its master"),
     }
 }
 
@@ -102,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn epoch_address_and_the_replicas_in_step_are_understood() {
+    fn epoch_address_and_replicas_in_sync_are_parsed() {
         let replica = |port, flags, link| {
             list(&["ip", "h", "port", port, "flags", flags, "master-link-status", link])
         };

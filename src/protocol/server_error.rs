@@ -1,7 +1,7 @@
-//! What the server said when it refused: its code, and as much of its text as tells no secret.
+//! An error reply of the server: its code, and its text without secrets.
 //!
-//! Never: a key or a value. Servers quote arguments in some messages, and scripts put anything
-//! they like into theirs.
+//! Servers quote arguments in some texts, and scripts write anything into theirs. So only texts of
+//! a table are shown, without their arguments.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,30 +13,30 @@ use crate::protocol::known_errors;
 
 /// An error reply of the server.
 ///
-/// The code is kept as the server gave it (`WRONGTYPE`, `OOM`, `NOPERM`, …). Its sentence is shown
-/// only where it is one of the server's own without arguments, or with each argument replaced by `…`;
-/// any other may repeat keys and values, and there is only the code. With
-/// [`server_messages`](crate::Builder::server_messages) the sentence is shown as it came.
+/// The code is kept as the server sent it (`WRONGTYPE`, `OOM`, `NOPERM`, …). The text is shown only
+/// if it is one of the server's own, with each argument replaced by `…`. Any other text may repeat
+/// keys and values, so only the code is shown. With
+/// [`server_messages`](crate::Builder::server_messages) the text is shown as it was sent.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ServerError(Box<Parts>);
 
 #[derive(Clone, PartialEq, Eq)]
 struct Parts {
     code: String,
-    /// The sentence as it came: to judge by, and shown in full only where that is asked for.
+    /// The text as it was sent: for decisions, and shown only if that is asked for.
     text: String,
     shown: Cow<'static, str>,
-    /// A script's, for all that is known: it may have changed something before.
+    /// A script may have returned it, after an effect.
     from_script: bool,
-    /// It proves that the command which it answers changed nothing.
-    unrun: bool,
+    /// The error proves that its command had no effect.
+    changed_nothing: bool,
 }
 
-/// Long enough for every sentence of the server that is in a table.
+/// Maximum length of a kept text: every text of a table fits.
 const LONGEST_TEXT: usize = 512;
 const LONGEST_CODE: usize = 32;
 
-/// Codes whose text is the server's own, unless a script borrows one.
+/// Codes whose text is the server's own, unless a script uses one.
 const SERVER_CODES: &[&str] = &[
     "ASK",
     "BUSY",
@@ -62,7 +62,7 @@ const SERVER_CODES: &[&str] = &[
     "WRONGPASS",
     "WRONGTYPE",
 ];
-/// What the server adds to a script's errors.
+/// Words that the server adds to a script's errors.
 const SCRIPT_MARKS: &[&str] = &["user_script", "user_function", " script: "];
 
 impl ServerError {
@@ -71,13 +71,13 @@ impl ServerError {
         &self.0.code
     }
 
-    /// The rest of the reply, where it repeats no key and no value; empty where it may.
+    /// The rest of the reply if it repeats no key or value; else empty.
     pub fn message(&self) -> &str {
         &self.0.shown
     }
 
-    /// Whether the refusal is of the server's present state and may pass, with the request as it
-    /// is: loading, failing over, read-only, out of memory, too few replicas.
+    /// Whether the error is about the server's present state and may pass, with the request
+    /// unchanged: loading, failing over, read-only, out of memory, too few replicas.
     pub fn is_transient(&self) -> bool {
         matches!(
             self.code(),
@@ -100,21 +100,21 @@ impl ServerError {
         self.0.from_script
     }
 
-    /// Whether the command that was answered so has changed nothing.
+    /// Whether the rejected command had no effect.
     pub(crate) fn changed_nothing(&self) -> bool {
-        self.0.unrun
+        self.0.changed_nothing
     }
 
-    /// With its sentence as it came, where `full` asks for it.
-    pub(crate) fn in_full(mut self, full: bool) -> Self {
+    /// Shows the text as it was sent if `full`.
+    pub(crate) fn with_full_text(mut self, full: bool) -> Self {
         if full {
             self.0.shown = Cow::Owned(self.0.text.clone());
         }
         self
     }
 
-    /// In our own words, where the server would say the same.
-    pub(crate) fn own(code: &str, text: &str) -> Self {
+    /// An error that the library made, with a code of the server's.
+    pub(crate) fn synthetic(code: &str, text: &str) -> Self {
         let mut error = Self::new(code, text, false);
         error.0.shown = Cow::Owned(text.to_owned());
         error
@@ -124,74 +124,80 @@ impl ServerError {
         Self::new(code, "", false)
     }
 
-    /// Of a command of this crate's own, or one whose effect is judged elsewhere.
+    /// For a command of the library's own, or one whose effect is decided elsewhere.
     pub(crate) fn from_reply(reply: &redis::ServerError, from_script: bool) -> Self {
         Self::new(reply.code(), reply.details().unwrap_or_default(), from_script)
     }
 
-    /// Of a command that ran alone: by its name and the server's own words it is judged whether it
-    /// changed anything.
+    /// For a single command: its name and the error's text decide whether it had an effect.
     pub(crate) fn of_command(name: &[u8], sub: Option<&[u8]>, reply: &redis::ServerError) -> Self {
-        let unrun = is_read_only(name, sub) || known_errors::proves_no_effect(name, reply);
-        Self::from_reply(reply, is_script(name)).judged(unrun)
+        let changed_nothing =
+            is_read_only(name, sub) || known_errors::proves_no_effect(name, reply);
+        Self::from_reply(reply, is_script(name)).with_changed_nothing(changed_nothing)
     }
 
-    /// Of a command inside a transaction that ran.
+    /// For a command inside a transaction that ran.
     pub(crate) fn of_queued(name: &[u8], reply: &redis::ServerError) -> Self {
-        let unrun = known_errors::queued_without_effect(name, reply);
-        Self::from_reply(reply, is_script(name)).judged(unrun)
+        let changed_nothing = known_errors::queued_without_effect(name, reply);
+        Self::from_reply(reply, is_script(name)).with_changed_nothing(changed_nothing)
     }
 
-    /// Of a command that only reads.
+    /// For a command that only reads.
     pub(crate) fn of_read(name: &[u8], reply: &redis::ServerError) -> Self {
-        Self::from_reply(reply, is_script(name)).judged(true)
+        Self::from_reply(reply, is_script(name)).with_changed_nothing(true)
     }
 
-    /// Of the pooled handle's, out of a `RedisError`: what is shown, and what was judged, are there.
-    pub(crate) fn carried(code: &str, shown: &str, from_script: bool, unrun: bool) -> Self {
-        let mut error = Self::own(code, shown).judged(unrun);
+    /// For an error of the pooled handle that was carried through a `RedisError`, with its text and
+    /// its effect.
+    pub(crate) fn restored(
+        code: &str,
+        shown: &str,
+        from_script: bool,
+        changed_nothing: bool,
+    ) -> Self {
+        let mut error = Self::synthetic(code, shown).with_changed_nothing(changed_nothing);
         error.0.from_script = from_script;
         error
     }
 
-    fn judged(mut self, unrun: bool) -> Self {
-        self.0.unrun = unrun;
+    fn with_changed_nothing(mut self, changed_nothing: bool) -> Self {
+        self.0.changed_nothing = changed_nothing;
         self
     }
 
-    /// `None` where the error did not come from the server.
+    /// `None` if the error is not a server's.
     pub(crate) fn of(error: &redis::RedisError) -> Option<Self> {
         match error.kind() {
             redis::ErrorKind::AuthenticationFailed => {
-                Some(Self::own("WRONGPASS", "the server refused user or password"))
+                Some(Self::synthetic("WRONGPASS", "the server refused user or password"))
             }
             redis::ErrorKind::RESP3NotSupported => {
-                Some(Self::own("NOPROTO", "the server does not speak RESP3"))
+                Some(Self::synthetic("NOPROTO", "the server does not speak RESP3"))
             }
             _ => error.code().map(|code| Self::of_any(code, error.detail().unwrap_or_default())),
         }
     }
 
-    /// Of one of this crate's own scripts. It may have written before it failed, and another one in
-    /// the server's place may answer after it ran; so only the words prove that it did not run with
-    /// which the server refuses to start a script.
+    /// For one of the library's own scripts. It may have written before it failed, and a proxy may
+    /// reply after it ran. So only texts with which the server rejects a script before it starts
+    /// prove that it did not run.
     pub(crate) fn of_own_script(reply: &redis::ServerError) -> Self {
         let text = reply.details().unwrap_or_default();
         let inside = SCRIPT_MARKS.iter().any(|mark| text.contains(mark));
         let refused = !inside && known_errors::rejects_before_start(reply.code(), text);
-        let mut error = Self::from_reply(reply, false).judged(refused);
+        let mut error = Self::from_reply(reply, false).with_changed_nothing(refused);
         error.0.from_script = !refused;
         error
     }
 
-    /// Of a command that is not known here, and may have run a script.
+    /// For an unknown command, which may have run a script.
     pub(crate) fn of_any(code: &str, text: &str) -> Self {
         let from_script =
             !SERVER_CODES.contains(&code) || SCRIPT_MARKS.iter().any(|mark| text.contains(mark));
-        Self::new(code, text, from_script).judged(false)
+        Self::new(code, text, from_script).with_changed_nothing(false)
     }
 
-    /// The refusal behind `EXECABORT Transaction discarded because of: <code> <text>`.
+    /// The cause within `EXECABORT Transaction discarded because of: <code> <text>`.
     pub(crate) fn cause_of_abort(reply: &redis::ServerError) -> Self {
         let text = reply.details().unwrap_or_default();
         match text.split_once("because of: ") {
@@ -207,8 +213,8 @@ impl ServerError {
     fn new(code: &str, text: &str, from_script: bool) -> Self {
         let text = one_line(text);
         let (code, shown) = match (is_code(code), from_script) {
-            (true, false) => (code, sentence(code, &text)),
-            // A script's error may begin and go on with anything.
+            (true, false) => (code, redacted(code, &text)),
+            // A script's error may begin and continue with anything.
             (true, true) => {
                 (code, Cow::Borrowed("the text is withheld: a script may have written it"))
             }
@@ -221,21 +227,21 @@ impl ServerError {
             text,
             shown,
             from_script,
-            unrun: !from_script,
+            changed_nothing: !from_script,
         }))
     }
 }
 
-/// Whether a reply's first word is a code, as the server's are.
+/// Whether a reply's first word has the form of a code.
 fn is_code(code: &str) -> bool {
     code.len() <= LONGEST_CODE
         && code.starts_with(|first: char| first.is_ascii_uppercase())
         && code.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
 }
 
-/// As much of a sentence as repeats no argument.
-fn sentence(code: &str, text: &str) -> Cow<'static, str> {
-    // A slot and an address are the server's own, and the way on.
+/// The text without arguments.
+fn redacted(code: &str, text: &str) -> Cow<'static, str> {
+    // A slot and an address are the server's own, and help to find the cause.
     let is_data_command = |b: u8| b.is_ascii_alphanumeric() || b".:-[] ?".contains(&b);
     if matches!(code, "MOVED" | "ASK")
         && RedirectReply::of(code, text).is_some()
@@ -243,7 +249,7 @@ fn sentence(code: &str, text: &str) -> Cow<'static, str> {
     {
         return Cow::Owned(text.to_owned());
     }
-    // Of a script of this crate's own the server says where it stopped.
+    // The server appends where a script of the library's stopped.
     let text = text.split(" script: ").next().unwrap_or_default();
     Cow::Borrowed(known_errors::redacted(code, text).unwrap_or_default())
 }
@@ -266,7 +272,7 @@ impl fmt::Display for ServerError {
     }
 }
 
-/// Shows what `Display` shows, and not the sentence as it came.
+/// Shows what `Display` shows.
 impl fmt::Debug for ServerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ServerError")
@@ -300,14 +306,14 @@ mod tests {
             assert!(!line.contains("secret") && !line.contains("200"), "{line}");
             assert!(!format!("{error:?}").contains("secret"), "{error:?}");
             assert_eq!(line != code, shown, "{line}");
-            assert_eq!(error.in_full(true).to_string(), format!("{code} {text}"));
+            assert_eq!(error.with_full_text(true).to_string(), format!("{code} {text}"));
         }
         assert!(!ServerError::new("secret", "secret", false).to_string().contains("secret"));
         assert!(!ServerError::new("ERR", "secret", true).to_string().contains("secret"));
     }
 
     #[test]
-    fn a_script_of_ours_that_was_stopped_half_way_may_have_written() {
+    fn an_own_script_that_stopped_in_between_may_have_written() {
         let of = |line: &[u8]| match redis::parse_redis_value(line) {
             Ok(redis::Value::ServerError(error)) => ServerError::of_own_script(&error),
             other => unreachable!("{other:?}"),

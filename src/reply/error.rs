@@ -1,6 +1,6 @@
-//! Why one value of an applied transaction cannot be handed out.
+//! Why one value of an applied transaction cannot be returned.
 //!
-//! Never: a reason to run the transaction again. It was applied.
+//! None of these errors is a reason to run the transaction again.
 
 use std::error::Error;
 use std::fmt;
@@ -9,11 +9,11 @@ use std::sync::Arc;
 use crate::protocol::server_error::ServerError;
 use crate::text::{count, display};
 
-/// Why one value of an **applied** transaction cannot be handed out. Do not run the block again.
+/// Why one value of an **applied** transaction cannot be returned. Do not run the block again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReplyError {
-    /// The handle was given out by another transaction.
+    /// The handle is another transaction's.
     Foreign,
     /// The command was part of a savepoint that was dropped without release.
     Forgotten,
@@ -24,47 +24,47 @@ pub enum ReplyError {
         index: usize,
         /// The command's name.
         command: String,
-        /// What the server said.
+        /// The server's error.
         error: ServerError,
     },
-    /// The replies were lost or could not be read. Either the connection failed under an exactly-once
-    /// transaction, which was then resolved as applied; or EXEC's array began with the right length and
-    /// is larger than [`max_reply_bytes`](crate::session::builder::Builder::max_reply_bytes), nested deeper than 512
-    /// levels, or not the Redis protocol further on.
+    /// The replies were lost or could not be read. Either the connection failed under an
+    /// exactly-once transaction, which was then resolved as applied. Or EXEC's array has the right
+    /// length and is larger than
+    /// [`max_reply_bytes`](crate::session::builder::Builder::max_reply_bytes), nested deeper than
+    /// 512 levels, or malformed further on.
     Lost,
-    /// The transaction had no command at this place: see
-    /// [`Replies::at`](crate::Replies::at).
+    /// The transaction had no command at this index: see [`Replies::at`](crate::Replies::at).
     #[non_exhaustive]
     OutOfRange {
-        /// Which one was asked for, from 0.
+        /// The requested index, from 0.
         index: usize,
         /// How many commands the transaction had.
         commands: usize,
     },
-    /// The reply is not of the type that was asked for.
+    /// The reply is not of the requested type.
     #[non_exhaustive]
     Unexpected {
         /// Which of the queued commands, from 0.
         index: usize,
         /// The command's name.
         command: String,
-        /// The Rust type that was asked for.
+        /// The requested Rust type.
         expected: &'static str,
-        /// The kind of reply that came.
+        /// The kind of the reply.
         found: &'static str,
-        /// What the type's own decoding said.
+        /// The error of the type's own decoding.
         source: Option<DecodeError>,
     },
 }
 
-/// What a `FromRedisValue` said of a reply that it could not decode: a type of the user's, in the
-/// words of the user. redis-rs's own types repeat the reply in theirs, and are not shown.
+/// The error text of a `FromRedisValue` that could not decode a reply: only that of a user's type.
+/// The texts of redis-rs's own types repeat the reply, and are not shown.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct DecodeError(Arc<str>);
 
 impl DecodeError {
-    /// `None` for words of redis-rs's that repeat the reply.
+    /// `None` for a text of redis-rs's that repeats the reply.
     pub(crate) fn of(error: &str) -> Option<Self> {
         let words = error.strip_prefix("Incompatible type - ").unwrap_or(error);
         let repeats = ["(value was ", "(response was "].iter().any(|mark| words.contains(mark));
@@ -75,8 +75,8 @@ impl DecodeError {
 display!(ReplyError);
 
 impl ReplyError {
-    /// With the command's name, where its reply could not be decoded.
-    pub(crate) fn naming(mut self, name: impl FnOnce(u32) -> Option<String>) -> Self {
+    /// Adds the command's name to a reply that could not be decoded.
+    pub(crate) fn with_command(mut self, name: impl FnOnce(u32) -> Option<String>) -> Self {
         if let Self::Unexpected { index, command, .. } = &mut self
             && let Some(name) = u32::try_from(*index).ok().and_then(name)
         {
@@ -89,7 +89,7 @@ impl ReplyError {
         match self {
             Self::Foreign => f.write_str("the handle belongs to another transaction"),
             Self::Forgotten => {
-                f.write_str("the command was in a part that was forgotten, so it has no reply")
+                f.write_str("the command was rolled back with its savepoint, so it has no reply")
             }
             Self::Failed { index, command, error } => {
                 write!(f, "{command} (command {index}) failed: {error}")
@@ -102,7 +102,7 @@ impl ReplyError {
             ),
             Self::Unexpected { index, command, expected, found, .. } => write!(
                 f,
-                "{command} (command {index}) answered {found}, which could not be read as {expected}"
+                "{command} (command {index}) returned {found}, which cannot be read as {expected}"
             ),
         }
     }

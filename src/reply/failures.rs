@@ -7,15 +7,15 @@ use crate::protocol::known_errors;
 use crate::protocol::server_error::ServerError;
 use crate::reply::error::ReplyError;
 
-/// The commands among applied ones that failed, by index, with the server's answer; and whether those
-/// are all, and each is one that changes nothing when it fails.
+/// The failed commands of an applied transaction with their errors; and whether all commands failed
+/// without an effect.
 pub(crate) fn failures<'n>(
     values: &[Value],
     names: impl Iterator<Item = &'n [u8]>,
     full: bool,
 ) -> (Vec<ReplyError>, bool) {
     let failed = |value: &Value| matches!(value, Value::ServerError(_));
-    // Nearly always; and then the names are not needed.
+    // The names are rarely needed.
     if !values.iter().any(failed) {
         return (Vec::new(), false);
     }
@@ -26,7 +26,7 @@ pub(crate) fn failures<'n>(
             return None;
         };
         changed_nothing &= known_errors::queued_without_effect(name, error);
-        let error = ServerError::of_queued(name, error).in_full(full);
+        let error = ServerError::of_queued(name, error).with_full_text(full);
         Some(ReplyError::Failed { index, command: display_name(name), error })
     };
     let names = names.chain(std::iter::repeat(&b"?"[..]));

@@ -1,6 +1,4 @@
 //! The replies of an applied transaction.
-//!
-//! Never: a reply handed to a handle of another transaction, or to a forgotten command.
 
 use std::any::type_name;
 use std::fmt;
@@ -25,19 +23,19 @@ struct Inner {
     transaction: u64,
     values: Vec<Value>,
     /// Ascending and disjoint.
-    holes: Vec<Hole>,
+    dropped: Vec<DroppedIds>,
     failures: Vec<ReplyError>,
-    /// All commands failed, and each is one that changes nothing then.
+    /// All commands failed, each without an effect.
     changed_nothing: bool,
     acks: Option<ReplicaAcks>,
-    /// It was applied, and that is all that is known.
+    /// It was applied; its replies are not known.
     lost: bool,
-    /// Of a transaction whose replies are the caller's: the commands' names, each behind its length.
+    /// The commands' names, each after its length, if the caller reads the replies itself.
     names: Vec<u8>,
 }
 
-/// Identifiers of forgotten commands, half open, and how many are missing up to the end of this.
-struct Hole {
+/// Identifiers of rolled back commands, half open, and how many there are up to the end of these.
+struct DroppedIds {
     from: u32,
     to: u32,
     missing: u32,
@@ -47,22 +45,22 @@ impl Replies {
     pub(crate) fn new(
         transaction: u64,
         values: Vec<Value>,
-        holes: Vec<(u32, u32)>,
+        dropped: Vec<(u32, u32)>,
         failures: Vec<ReplyError>,
     ) -> Self {
         let mut missing = 0;
         let number = |(from, to)| {
             missing += to - from;
-            Hole { from, to, missing }
+            DroppedIds { from, to, missing }
         };
-        let holes = holes.into_iter().map(number).collect();
+        let dropped = dropped.into_iter().map(number).collect();
         let (changed_nothing, acks, lost, names) = (false, None, false, Vec::new());
         let inner =
-            Inner { transaction, values, holes, failures, changed_nothing, acks, lost, names };
+            Inner { transaction, values, dropped, failures, changed_nothing, acks, lost, names };
         Self { inner: Arc::new(inner) }
     }
 
-    /// Of a transaction that had no command.
+    /// Of a transaction without a command.
     pub(crate) fn none(transaction: u64) -> Self {
         Self::new(transaction, Vec::new(), Vec::new(), Vec::new())
     }
@@ -76,18 +74,18 @@ impl Replies {
         replies
     }
 
-    pub(crate) fn changing_nothing(mut self, changed_nothing: bool) -> Self {
+    pub(crate) fn with_no_effect(mut self, changed_nothing: bool) -> Self {
         if let Some(inner) = Arc::get_mut(&mut self.inner) {
             inner.changed_nothing = changed_nothing;
         }
         self
     }
 
-    /// With the commands' names, for a caller who may ask for a reply as a type that it is not of.
-    pub(crate) fn named<'n>(mut self, names: impl Iterator<Item = &'n [u8]>) -> Self {
+    /// Adds the commands' names, for errors about a reply's type.
+    pub(crate) fn with_names<'n>(mut self, names: impl Iterator<Item = &'n [u8]>) -> Self {
         if let Some(inner) = Arc::get_mut(&mut self.inner) {
             for name in names {
-                // What is longer is no command of the server's.
+                // No command of the server's is longer.
                 let name = name.get(..name.len().min(u8::MAX.into())).unwrap_or_default();
                 inner.names.push(name.len() as u8);
                 inner.names.extend_from_slice(name);
@@ -110,24 +108,24 @@ impl Replies {
         next().map(display_name)
     }
 
-    pub(crate) fn acknowledged_by(mut self, acks: Option<ReplicaAcks>) -> Self {
+    pub(crate) fn with_acks(mut self, acks: Option<ReplicaAcks>) -> Self {
         if let Some(inner) = Arc::get_mut(&mut self.inner) {
             inner.acks = acks;
         }
         self
     }
 
-    /// Who has the transaction, as WAIT or WAITAOF counted them. `None` where nobody asked:
-    /// [`wait_replicas`](crate::TransactionOptions::wait_replicas),
+    /// The servers that have the transaction, as WAIT or WAITAOF counted them. `None` unless one of
+    /// these was requested: [`wait_replicas`](crate::TransactionOptions::wait_replicas),
     /// [`wait_aof`](crate::TransactionOptions::wait_aof).
     pub fn acknowledged(&self) -> Option<ReplicaAcks> {
         self.inner.acks
     }
 
     /// Reads the reply of the command at `index`, from 0 in the order in which the commands were sent.
-    /// Commands of a forgotten part are not counted: they were not sent.
+    /// Commands of a rolled back savepoint are not counted: they were not sent.
     ///
-    /// For a caller who has no handle: after a failed [`run`](crate::Transactional::run), whose handles
+    /// For a caller without a handle: after a failed [`run`](crate::Transactional::run), whose handles
     /// are gone with its closure, and beside the index of
     /// [`ReplyError::Failed`](crate::ReplyError::Failed).
     ///
@@ -135,8 +133,8 @@ impl Replies {
     /// # use rediscope::{CommitError, Error, SessionManager, prelude::*};
     /// # fn main() -> Result<(), Error> {
     /// # let accounts = SessionManager::connect("redis://127.0.0.1/")?.transactional();
-    /// let told = accounts.run(|tx| Ok((tx.incr("hits", 1), tx.lpush("log", "hit"))));
-    /// if let Err(Error::Commit(error)) = &told
+    /// let result = accounts.run(|tx| Ok((tx.incr("hits", 1), tx.lpush("log", "hit"))));
+    /// if let Err(Error::Commit(error)) = &result
     ///     && let CommitError::PartlyApplied { replies, .. } = &**error
     /// {
     ///     let hits: i64 = replies.at(0)?;
@@ -146,7 +144,7 @@ impl Replies {
     /// ```
     ///
     /// # Errors
-    /// As [`get`](Self::get); [`ReplyError::OutOfRange`] where there was no such command.
+    /// As [`get`](Self::get); [`ReplyError::OutOfRange`] if there was no such command.
     pub fn at<T: FromRedisValue>(&self, index: usize) -> Result<T, ReplyError> {
         if self.inner.lost {
             return Err(ReplyError::Lost);
@@ -160,7 +158,7 @@ impl Replies {
         self.inner.transaction
     }
 
-    /// How many commands were applied, the failed ones included.
+    /// Number of applied commands, the failed ones included.
     pub fn len(&self) -> usize {
         self.inner.values.len()
     }
@@ -170,7 +168,7 @@ impl Replies {
         self.inner.values.is_empty()
     }
 
-    /// How many of them failed. Above 0 only in
+    /// Number of failed commands. Above 0 only in
     /// [`PartlyApplied`](crate::CommitError::PartlyApplied) and
     /// [`NotIsolated`](crate::CommitError::NotIsolated).
     pub fn failures(&self) -> usize {
@@ -187,12 +185,12 @@ impl Replies {
         self.inner.failures.first()
     }
 
-    /// Whether there were commands, and each failed and changed nothing by that.
+    /// Whether there were commands, and all failed without an effect.
     pub(crate) fn changed_nothing(&self) -> bool {
         self.inner.changed_nothing
     }
 
-    /// What the server said of the first command that failed.
+    /// The server's error for the first command that failed.
     pub(crate) fn first_failure(&self) -> Option<&ServerError> {
         match self.first_error()? {
             ReplyError::Failed { error, .. } => Some(error),
@@ -200,7 +198,7 @@ impl Replies {
         }
     }
 
-    /// One reply as the type that is asked for.
+    /// Reads one reply as the requested type.
     pub(crate) fn read<T: FromRedisValue>(
         &self,
         index: usize,
@@ -224,15 +222,15 @@ impl Replies {
         if self.inner.lost {
             return Err(ReplyError::Lost);
         }
-        let before = self.inner.holes.partition_point(|hole| hole.from <= id);
-        let hole = before.checked_sub(1).and_then(|last| self.inner.holes.get(last));
-        let index = match hole {
-            Some(hole) if id < hole.to => return Err(ReplyError::Forgotten),
-            Some(hole) => id - hole.missing,
+        let before = self.inner.dropped.partition_point(|range| range.from <= id);
+        let range = before.checked_sub(1).and_then(|last| self.inner.dropped.get(last));
+        let index = match range {
+            Some(range) if id < range.to => return Err(ReplyError::Forgotten),
+            Some(range) => id - range.missing,
             None => id,
         };
         let index = index as usize;
-        // An identifier past the end was given out after the commit's bytes were fixed.
+        // An identifier past the end was given out after the commit's bytes were complete.
         self.inner.values.get(index).map(|value| (index, value)).ok_or(ReplyError::Forgotten)
     }
 }
@@ -247,7 +245,7 @@ impl fmt::Debug for Replies {
     }
 }
 
-/// The kind of a reply, for messages that must not show the reply itself.
+/// The kind of a reply, for messages that must not show the reply.
 pub(crate) fn reply_kind(value: &Value) -> &'static str {
     match value {
         Value::Nil => "nil",
@@ -271,8 +269,8 @@ mod tests {
     use super::*;
     use crate::reply::queued::{Queued, Ready};
 
-    fn replies(values: Vec<Value>, holes: Vec<(u32, u32)>) -> Replies {
-        Replies::new(1, values, holes, Vec::new())
+    fn replies(values: Vec<Value>, dropped: Vec<(u32, u32)>) -> Replies {
+        Replies::new(1, values, dropped, Vec::new())
     }
 
     #[test]

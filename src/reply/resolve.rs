@@ -1,6 +1,4 @@
 //! From handles to values: what a block may return.
-//!
-//! Never: a plain value, which would have been there before the commit.
 
 use redis::FromRedisValue;
 
@@ -22,7 +20,7 @@ mod sealed {
     note = "a value you already have is returned as `Ready(value)`, and nothing as `()`"
 )]
 pub trait Resolve: sealed::Sealed {
-    /// What it becomes.
+    /// The type of its value.
     type Output;
 
     /// Reads the values out of `replies`.
@@ -50,7 +48,7 @@ impl Replies {
     /// Reads one reply, or several at once: `get(a)?`, `get((a, b))?`, `get(vec_of_handles)?`.
     ///
     /// # Errors
-    /// The transaction **was applied** whatever this says: see [`ReplyError`].
+    /// See [`ReplyError`]. The transaction **was applied** in any case.
     pub fn get<R: Resolve>(&self, handles: R) -> Result<R::Output, ReplyError> {
         handles.resolve(self)
     }

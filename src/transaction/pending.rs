@@ -79,7 +79,7 @@ impl Pending {
             (SlotBinding::Pending, Some(lock)) => SlotBinding::Slot(lock),
             (binding, _) => binding,
         });
-        queue.show_messages(settings.server_messages);
+        queue.show_full_text(settings.server_messages);
         if watched || !options.is_batchable() {
             queue.disable_batching();
         }
@@ -409,12 +409,12 @@ impl Pending {
 
     /// With the name of the command whose reply could not be decoded.
     pub(crate) fn named(&self, error: ReplyError) -> ReplyError {
-        error.naming(|index| self.queue.name(index))
+        error.with_command(|index| self.queue.name(index))
     }
 
     /// The replies with the commands' names, for a caller who keeps them.
     pub(crate) fn keep(&self, replies: Replies) -> Replies {
-        replies.named(self.queue.names())
+        replies.with_names(self.queue.names())
     }
 
     /// Tells the span how the transaction ended.

@@ -100,7 +100,7 @@ impl Watching {
     /// another type; [`Error::Refused`] where another watch declared it.
     pub fn declared<T: FromRedisValue>(&self, read: WatchedRead<T>) -> Result<T, Error> {
         let full = self.pinned.settings().server_messages;
-        self.declared.get(read).map_err(|error| error.in_full(full))
+        self.declared.get(read).map_err(|error| error.with_full_text(full))
     }
 
     /// Runs one read command that has no method of its own: the server's own read-only commands and
@@ -160,7 +160,7 @@ impl Watching {
 
     fn fetch<T: FromRedisValue>(&mut self, name: &str, bytes: &[u8]) -> Result<T, Error> {
         let full = self.pinned.settings().server_messages;
-        self.fetched(name, bytes).map_err(|error| error.in_full(full))
+        self.fetched(name, bytes).map_err(|error| error.with_full_text(full))
     }
 
     fn fetched<T: FromRedisValue>(&mut self, name: &str, bytes: &[u8]) -> Result<T, Error> {
@@ -308,7 +308,8 @@ fn arm(
         return Err(Error::Command { command: "a read".to_owned(), error });
     }
     let full = pinned.settings().server_messages;
-    let answers = ReadReplies::of(Arc::clone(reads), values).map_err(|error| error.in_full(full));
+    let answers =
+        ReadReplies::of(Arc::clone(reads), values).map_err(|error| error.with_full_text(full));
     answers.inspect_err(|error| {
         if let Error::ConditionFailed { which } = error {
             let which = which.to_string();
@@ -332,7 +333,7 @@ fn has_arrived(pinned: &Pinned, watch: &[u8], reads: &[u8], name: &str) -> Resul
     if !pinned.route().ask || keys::are_among(reads, watch) {
         return Ok(());
     }
-    let error = ServerError::own("TRYAGAIN", "the key may not be where its slot will be yet");
+    let error = ServerError::synthetic("TRYAGAIN", "the key may not be where its slot will be yet");
     Err(Error::Command { command: name.to_owned(), error })
 }
 

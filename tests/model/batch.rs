@@ -28,7 +28,7 @@ enum Done {
 }
 
 impl Errand for usize {
-    fn is_long(&self) -> bool {
+    fn yields_before_wait(&self) -> bool {
         *self == 1
     }
 }

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use redis::Value;
 
 use crate::protocol::resp::decode::{
-    DEEPEST, ELEMENT, Fault, LONGEST_ERROR, Parser, ROOM, Unasked, Why,
+    ELEMENT_SIZE, Fault, FaultKind, MAX_DEPTH, MAX_ERROR_TEXT, Parser, READ_BUFFER, Unsolicited,
 };
 use crate::protocol::resp::reply::Reply;
 
@@ -32,7 +32,7 @@ fn leaf() -> impl Strategy<Value = Node> {
         Just(Node::Line(b',', "-inf".into())),
         "t|f".prop_map(|text| Node::Line(b'#', text)),
         prop::collection::vec(any::<u8>(), 0..40).prop_map(|bytes| Node::Text(b'$', bytes)),
-        (ROOM - 20..ROOM + 20).prop_map(|length| Node::Text(b'$', vec![7; length])),
+        (READ_BUFFER - 20..READ_BUFFER + 20).prop_map(|length| Node::Text(b'$', vec![7; length])),
         word.prop_map(|text| Node::Text(b'=', format!("txt:{text}").into_bytes())),
         word.prop_map(|text| Node::Text(b'!', format!("ERR {text}").into_bytes())),
         prop_oneof![Just("$-1\r\n"), Just("*-1\r\n"), Just("_\r\n")].prop_map(Node::Nil),
@@ -103,10 +103,11 @@ fn parsed(bytes: &[u8], cuts: &[usize], most: u32) -> Result<Vec<Value>, Fault> 
     let mut cuts = cuts.iter().cycle();
     let mut rest = bytes;
     while !rest.is_empty() {
-        let room = parser.room();
-        let length = cuts.next().copied().unwrap_or(1).max(1).min(room.len()).min(rest.len());
+        let read_buffer = parser.read_buffer();
+        let length =
+            cuts.next().copied().unwrap_or(1).max(1).min(read_buffer.len()).min(rest.len());
         let (piece, behind) = rest.split_at(length);
-        room[..length].copy_from_slice(piece);
+        read_buffer[..length].copy_from_slice(piece);
         parser.filled(length);
         rest = behind;
         while let Some(reply) = parser.next(most)? {
@@ -161,7 +162,7 @@ proptest! {
         ),
     ) {
         let mut parser = Parser::default();
-        parser.room()[..bytes.len()].copy_from_slice(&bytes);
+        parser.read_buffer()[..bytes.len()].copy_from_slice(&bytes);
         parser.filled(bytes.len());
         if let Ok(Some(Reply::Value(value))) = parser.next(1)
             // What is told unasked has no value, and neither has what says something about one.
@@ -178,7 +179,7 @@ fn queued_is_counted_without_memory_of_its_own() {
     let mut parser = Parser::default();
     let bytes =
         [&b"+QUEUED\r\n".repeat(5)[..], b"-ERR no\r\n+QUEUED\r\n*1\r\n+QUEUED\r\n"].concat();
-    parser.room()[..bytes.len()].copy_from_slice(&bytes);
+    parser.read_buffer()[..bytes.len()].copy_from_slice(&bytes);
     parser.filled(bytes.len());
     assert_eq!(parser.next(3), Ok(Some(Reply::Queued(3))));
     assert_eq!(parser.next(3), Ok(Some(Reply::Queued(2))));
@@ -201,16 +202,16 @@ fn numbers_of_every_length_are_read() {
     assert_eq!(parsed(format!(":{}0\r\n", i64::MAX).as_bytes(), &[100], 1), Err(MALFORMED));
 }
 
-const MALFORMED: Fault = Fault { why: Why::Malformed, array: None };
+const MALFORMED: Fault = Fault { kind: FaultKind::Malformed, array: None };
 
 /// What comes of `bytes` in one piece, or in pieces of one byte.
 fn first(parser: &mut Parser, bytes: &[u8], piece: usize) -> Result<Option<Reply>, Fault> {
     for piece in bytes.chunks(piece) {
         let mut rest = piece;
         while !rest.is_empty() {
-            let room = parser.room();
-            let length = room.len().min(rest.len());
-            room[..length].copy_from_slice(&rest[..length]);
+            let read_buffer = parser.read_buffer();
+            let length = read_buffer.len().min(rest.len());
+            read_buffer[..length].copy_from_slice(&rest[..length]);
             parser.filled(length);
             rest = &rest[length..];
             if let Some(reply) = parser.next(1)? {
@@ -246,7 +247,10 @@ fn what_is_not_the_protocol_is_malformed() {
         for piece in [1, 100] {
             let mut parser = Parser::default();
             assert_eq!(first(&mut parser, bytes, piece), Err(MALFORMED), "{bytes:?}");
-            assert!(parser.room.len() <= ROOM, "memory for what has not come: {bytes:?}");
+            assert!(
+                parser.read_buffer.len() <= READ_BUFFER,
+                "memory for what has not come: {bytes:?}"
+            );
         }
     }
 }
@@ -261,7 +265,7 @@ fn every_legal_reply_is_read_in_one_piece_and_byte_by_byte() {
     let deep = |levels| (0..levels).fold(Value::Int(1), |value, _| Value::Array(vec![value]));
     let nested = |levels: usize| [&b"*1\r\n".repeat(levels)[..], b":1\r\n"].concat();
     let long = vec![b'x'; 256 * 1024];
-    let wordy = "w".repeat(2 * LONGEST_ERROR);
+    let wordy = "w".repeat(2 * MAX_ERROR_TEXT);
     let verbatim = |text: &str| Value::VerbatimString {
         format: redis::VerbatimFormat::Text,
         text: text.to_owned(),
@@ -275,7 +279,7 @@ fn every_legal_reply_is_read_in_one_piece_and_byte_by_byte() {
             redis::parse_redis_value("!9\r\nERR \u{fffd}\r\n\r\n".as_bytes()).unwrap()
         }),
         (b"-\r\n".to_vec(), redis::parse_redis_value(b"-\r\n").unwrap()),
-        (format!("-ERR {wordy}\r\n").into_bytes(), error("ERR", &wordy[..LONGEST_ERROR - 4])),
+        (format!("-ERR {wordy}\r\n").into_bytes(), error("ERR", &wordy[..MAX_ERROR_TEXT - 4])),
         (b"+\xff\xff\r\n".to_vec(), Value::BulkString(vec![0xff, 0xff])),
         (b"+a\nb\rc\r\n".to_vec(), Value::SimpleString("a\nb\rc".into())),
         ([b"+", &long[..], b"\r\n"].concat(), Value::SimpleString("x".repeat(long.len()))),
@@ -297,7 +301,7 @@ fn every_legal_reply_is_read_in_one_piece_and_byte_by_byte() {
             Value::Set(vec![Value::Map(vec![(Value::Nil, Value::Array(Vec::new()))])])
         }),
         (nested(101), deep(101)),
-        (nested(DEEPEST), deep(DEEPEST)),
+        (nested(MAX_DEPTH), deep(MAX_DEPTH)),
         // Thrown away, as deep as it is: a push, and an attribute inside an array.
         ([b">1\r\n".to_vec(), nested(100_000), b":7\r\n".to_vec()].concat(), Value::Int(7)),
         (
@@ -318,16 +322,16 @@ fn every_legal_reply_is_read_in_one_piece_and_byte_by_byte() {
             let shown = bytes.get(..bytes.len().min(20));
             assert!(same(&found, expected), "{shown:?} in pieces of {piece}");
             assert!(parser.is_empty(), "{shown:?}");
-            assert!(parser.room.len() <= ROOM, "{shown:?}");
+            assert!(parser.read_buffer.len() <= READ_BUFFER, "{shown:?}");
         }
     }
 }
 
 #[test]
 fn the_bound_is_on_strings_and_elements_and_is_looked_at_before_they_come() {
-    let array = |length: usize| Fault { why: Why::TooLarge, array: Some(length) };
-    let large = Fault { why: Why::TooLarge, array: None };
-    let bound = 10 * ELEMENT;
+    let array = |length: usize| Fault { kind: FaultKind::TooLarge, array: Some(length) };
+    let large = Fault { kind: FaultKind::TooLarge, array: None };
+    let bound = 10 * ELEMENT_SIZE;
     let text = |length: usize| format!("${length}\r\n{}\r\n", "a".repeat(length)).into_bytes();
     let line = |length: usize| format!("+{}\r\n", "a".repeat(length)).into_bytes();
     let table: Vec<(Vec<u8>, Result<(), Fault>)> = vec![
@@ -345,21 +349,21 @@ fn the_bound_is_on_strings_and_elements_and_is_looked_at_before_they_come() {
         (b"*9223372036854775807\r\n".to_vec(), Err(array(i64::MAX as usize))),
         (b"%4611686018427387904\r\n".to_vec(), Err(large)),
         (b"*1\r\n~10\r\n".to_vec(), Err(array(1))),
-        ([b"*2\r\n".to_vec(), text(8 * ELEMENT), b":1\r\n".to_vec()].concat(), Ok(())),
-        ([b"*2\r\n".to_vec(), text(8 * ELEMENT), b"+a\r\n".to_vec()].concat(), Err(array(2))),
+        ([b"*2\r\n".to_vec(), text(8 * ELEMENT_SIZE), b":1\r\n".to_vec()].concat(), Ok(())),
+        ([b"*2\r\n".to_vec(), text(8 * ELEMENT_SIZE), b"+a\r\n".to_vec()].concat(), Err(array(2))),
         // What is thrown away does not count.
         ([b">1\r\n".to_vec(), text(9 * bound), text(bound)].concat(), Ok(())),
         ([b"|1\r\n".to_vec(), line(9 * bound), text(9 * bound), text(bound)].concat(), Ok(())),
         (
-            [&b"*3\r\n*"[..], &b"1\r\n*".repeat(DEEPEST)].concat(),
-            Err(Fault { why: Why::TooDeep, array: Some(3) }),
+            [&b"*3\r\n*"[..], &b"1\r\n*".repeat(MAX_DEPTH)].concat(),
+            Err(Fault { kind: FaultKind::TooDeep, array: Some(3) }),
         ),
     ];
     for (bytes, expected) in &table {
         for piece in [1, 100, 1 << 20] {
             let mut parser = Parser::default();
-            let deep = matches!(expected, Err(Fault { why: Why::TooDeep, .. }));
-            parser.bound(if deep { usize::MAX } else { bound });
+            let deep = matches!(expected, Err(Fault { kind: FaultKind::TooDeep, .. }));
+            parser.set_max_bytes(if deep { usize::MAX } else { bound });
             let found = first(&mut parser, bytes, piece);
             let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(20)]);
             assert_eq!(
@@ -385,8 +389,8 @@ fn what_is_thrown_away_takes_no_memory_and_a_line_is_looked_at_once() {
     let mut feed = |bytes: &[u8]| {
         let found = first(&mut parser, bytes, bytes.len());
         assert_eq!(found, Ok(None));
-        let kept = parser.room.len() + parser.open.capacity();
-        assert!(kept <= ROOM, "{kept} bytes are kept");
+        let kept = parser.read_buffer.len() + parser.open.capacity();
+        assert!(kept <= READ_BUFFER, "{kept} bytes are kept");
         assert!(!matches!(
             parser.partial,
             Some(
@@ -394,7 +398,11 @@ fn what_is_thrown_away_takes_no_memory_and_a_line_is_looked_at_once() {
                     | crate::protocol::resp::decode::Partial::Line(_)
             )
         ));
-        assert_eq!(parser.unasked(), Ok(Unasked::Push), "only what is thrown away has begun");
+        assert_eq!(
+            parser.check_unsolicited(),
+            Ok(Unsolicited::Push),
+            "only what is thrown away has begun"
+        );
     };
     feed(b">3\r\n+");
     (0..32).for_each(|_| feed(&megabyte));
@@ -410,21 +418,21 @@ fn what_is_thrown_away_takes_no_memory_and_a_line_is_looked_at_once() {
     assert!(matches!(first(&mut parser, &line, 1), Ok(Some(Reply::Value(Value::SimpleString(_))))));
     let mut parser = Parser::default();
     assert_eq!(first(&mut parser, b":1", 1), Ok(None));
-    assert_eq!(parser.unasked(), Ok(Unasked::Reply), "half a reply");
+    assert_eq!(parser.check_unsolicited(), Ok(Unsolicited::Reply), "half a reply");
     for (bytes, expected) in [
-        (&b""[..], Unasked::Nothing),
-        (b">1\r\n+a\r\n|0\r\n", Unasked::Nothing),
-        (b">", Unasked::Push),
-        (b">1\r\n", Unasked::Push),
-        (b"|1\r\n$2\r\na", Unasked::Push),
-        (b":1\r\n", Unasked::Reply),
-        (b">1\r\n_\r\n*1\r\n>", Unasked::Reply),
-        (b"$1000000\r\na", Unasked::Reply),
+        (&b""[..], Unsolicited::Nothing),
+        (b">1\r\n+a\r\n|0\r\n", Unsolicited::Nothing),
+        (b">", Unsolicited::Push),
+        (b">1\r\n", Unsolicited::Push),
+        (b"|1\r\n$2\r\na", Unsolicited::Push),
+        (b":1\r\n", Unsolicited::Reply),
+        (b">1\r\n_\r\n*1\r\n>", Unsolicited::Reply),
+        (b"$1000000\r\na", Unsolicited::Reply),
     ] {
         let mut parser = Parser::default();
-        parser.room()[..bytes.len()].copy_from_slice(bytes);
+        parser.read_buffer()[..bytes.len()].copy_from_slice(bytes);
         parser.filled(bytes.len());
-        assert_eq!(parser.unasked(), Ok(expected), "{bytes:?}");
+        assert_eq!(parser.check_unsolicited(), Ok(expected), "{bytes:?}");
     }
 }
 
@@ -437,13 +445,16 @@ fn a_long_string_takes_no_second_copy_and_the_room_is_small_again_after_a_long_l
     let mut values = Vec::new();
     let mut rest = &bytes[..];
     while !rest.is_empty() {
-        let room = parser.room();
-        let length = room.len().min(rest.len());
-        room[..length].copy_from_slice(&rest[..length]);
+        let read_buffer = parser.read_buffer();
+        let length = read_buffer.len().min(rest.len());
+        read_buffer[..length].copy_from_slice(&rest[..length]);
         parser.filled(length);
         rest = &rest[length..];
         if values.is_empty() {
-            assert!(parser.room.len() <= ROOM, "a long string is read into a place of its own");
+            assert!(
+                parser.read_buffer.len() <= READ_BUFFER,
+                "a long string is read into a place of its own"
+            );
         }
         while let Some(reply) = parser.next(1).unwrap() {
             values.push(reply.into_value());
@@ -451,5 +462,5 @@ fn a_long_string_takes_no_second_copy_and_the_room_is_small_again_after_a_long_l
     }
     let line = String::from_utf8(long[..900_000].to_vec()).unwrap();
     assert!(values == [Value::BulkString(long), Value::SimpleString(line), Value::Int(1)]);
-    assert_eq!(parser.room().len(), ROOM);
+    assert_eq!(parser.read_buffer().len(), READ_BUFFER);
 }

@@ -10,7 +10,7 @@ use super::*;
 type Gate = crate::pool::semaphore::Gate<u32, ()>;
 
 impl Errand for u32 {
-    fn is_long(&self) -> bool {
+    fn yields_before_wait(&self) -> bool {
         true
     }
 }

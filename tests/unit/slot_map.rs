@@ -48,16 +48,16 @@ fn shards_are_read_in_both_protocols() {
             shard(resp3, &[2, 2], vec![node("f", 4, "master", "fail")]),
             shard(resp3, &[], vec![node("e", 5, "master", "online")]),
         ]);
-        let map = Map::of_shards(&answer, "seed", false).unwrap();
+        let map = SlotMap::of_shards(&answer, "seed", false).unwrap();
         let master = |slot| map.master(slot).map(ToString::to_string);
         assert_eq!(master(0), Some("a:2".into()));
-        assert_eq!((master(2), map.served()), (None, 16383), "nobody serves it");
+        assert_eq!((master(2), map.slots_served()), (None, 16383), "no node serves it");
         assert_eq!(master(4), Some("10.0.0.1:3".into()), "it has no name");
         assert_eq!(master(100), Some("seed:6".into()), "where it was reached");
         assert_eq!(master(200), Some("seed:7".into()));
-        assert_eq!(map.share(&NodeAddress::new("a", 2)), 3);
+        assert_eq!(map.slot_count(&NodeAddress::new("a", 2)), 3);
         assert_eq!(map.masters().len(), 5, "also the one without slots");
-        let tls = Map::of_shards(&answer, "seed", true).unwrap();
+        let tls = SlotMap::of_shards(&answer, "seed", true).unwrap();
         assert_eq!(tls.master(0).map(|node| node.port), Some(3));
     }
 }
@@ -69,13 +69,13 @@ fn slots_are_read_and_one_of_them_moved() {
         array([Value::Int(0), Value::Int(9), owner(Value::Nil, 1), owner(bulk("r"), 9)]),
         array([Value::Int(10), Value::Int(16383), owner(bulk("b"), 2)]),
     ]);
-    let mut map = Map::of_slots(&answer, "seed").unwrap();
+    let mut map = SlotMap::of_slots(&answer, "seed").unwrap();
     assert_eq!(map.master(9).unwrap().to_string(), "seed:1");
-    assert_eq!((map.served(), map.masters().len()), (usize::from(SLOTS), 2));
+    assert_eq!((map.slots_served(), map.masters().len()), (usize::from(SLOTS), 2));
     let to = NodeAddress::of(&RedirectTarget { host: String::new(), port: 3 }, "b");
-    map.moved(9, &to);
+    map.set_master(9, &to);
     assert_eq!(map.master(9), Some(&NodeAddress::new("b", 3)));
-    assert_eq!(map.share(&NodeAddress::new("seed", 1)), 9);
+    assert_eq!(map.slot_count(&NodeAddress::new("seed", 1)), 9);
 }
 
 #[test]
@@ -98,27 +98,33 @@ fn a_map_of_many_masters_is_read_in_one_pass_and_one_that_repeats_itself_is_none
         shard(true, &slots, vec![node(&host, 1, "master", "online")])
     }));
     let begun = std::time::Instant::now();
-    let map = Map::of_slots(&answer, "seed").unwrap();
-    let other = Map::of_shards(&shards, "seed", false).unwrap();
+    let map = SlotMap::of_slots(&answer, "seed").unwrap();
+    let other = SlotMap::of_shards(&shards, "seed", false).unwrap();
     // Far more than one pass needs; comparing each with each takes many times that.
     assert!(begun.elapsed() < std::time::Duration::from_secs(8));
     for (map, masters) in [(map, many), (other, many / 4)] {
         assert_eq!(map.masters().len(), masters as usize);
-        assert_eq!((map.served(), map.serving().count()), (slots as usize, slots as usize));
+        assert_eq!(
+            (map.slots_served(), map.masters_with_slots().count()),
+            (slots as usize, slots as usize)
+        );
         assert_eq!(map.master(SLOTS - 1), map.masters().get(slots as usize - 1));
     }
     let again = |times| array((0..times).map(|nth| range(0, slots - 1, nth)));
-    assert_eq!(Map::of_slots(&again(4), "seed").map(|map| map.served()), Some(slots as usize));
-    assert!(Map::of_slots(&again(5), "seed").is_none());
+    assert_eq!(
+        SlotMap::of_slots(&again(4), "seed").map(|map| map.slots_served()),
+        Some(slots as usize)
+    );
+    assert!(SlotMap::of_slots(&again(5), "seed").is_none());
 }
 
 #[test]
 fn what_is_no_map_is_none() {
     for strange in [Value::Okay, Value::Nil, array([Value::Int(1)])] {
-        assert!(Map::of_shards(&strange, "s", false).is_none());
-        assert!(Map::of_slots(&strange, "s").is_none());
+        assert!(SlotMap::of_shards(&strange, "s", false).is_none());
+        assert!(SlotMap::of_slots(&strange, "s").is_none());
     }
     let beyond =
         array([array([Value::Int(5), Value::Int(99_999), array([bulk("a"), Value::Int(1)])])]);
-    assert_eq!(Map::of_slots(&beyond, "s").map(|map| map.served()), Some(0));
+    assert_eq!(SlotMap::of_slots(&beyond, "s").map(|map| map.slots_served()), Some(0));
 }

@@ -292,7 +292,7 @@ impl Directory {
                         tracing::debug!(sentinel, error = %format_args!("{cause:#}"), "no answer");
                     });
                     // A verdict says more than silence.
-                    if failed.as_ref().is_none_or(ConnectionError::is_passing) {
+                    if failed.as_ref().is_none_or(ConnectionError::is_transient_failure) {
                         failed = Some(error);
                     }
                 }
@@ -306,7 +306,7 @@ impl Directory {
         }
         let why =
             failed.unwrap_or_else(|| ConnectionError::unexpected("they know less than was known"));
-        Err(why.by_sentinels(&self.name))
+        Err(why.from_sentinels(&self.name))
     }
 
     fn question(

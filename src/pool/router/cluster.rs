@@ -18,7 +18,7 @@ use crate::pool::router::slot_map_refresh::Atlas;
 use crate::pool::{Kind, Pool, Voice, WeakPool};
 use crate::protocol::cluster::redirect::RedirectReply;
 use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route, unserved};
-use crate::protocol::cluster::slot_map::{Map, NodeAddress};
+use crate::protocol::cluster::slot_map::{NodeAddress, SlotMap};
 use crate::settings::Settings;
 use crate::status::node::NodeStatus;
 use crate::status::{Counter, Counters, PoolStatus};
@@ -120,7 +120,7 @@ impl Cluster {
         if let Some(node) = &route.node {
             return Some(node.clone());
         }
-        let found = |map: &Map| match route.slot {
+        let found = |map: &SlotMap| match route.slot {
             Some(slot) => map.master(slot).cloned(),
             None => self.any(map),
         };
@@ -140,7 +140,7 @@ impl Cluster {
     }
 
     /// One master after the other.
-    fn any(&self, map: &Map) -> Option<NodeAddress> {
+    fn any(&self, map: &SlotMap) -> Option<NodeAddress> {
         let masters = map.masters();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) as usize;
         masters.get(turn.checked_rem(masters.len())?).cloned()
@@ -210,7 +210,7 @@ impl Cluster {
     pub(crate) fn everybody(&self, deadline: Instant) -> Result<Vec<Route>, CheckoutError> {
         self.reach(&Route::default(), deadline, |_| Ok(()))?;
         let map = self.atlas.map();
-        Ok(map.serving().map(|node| Route::to_node(node.clone())).collect())
+        Ok(map.masters_with_slots().map(|node| Route::to_node(node.clone())).collect())
     }
 
     pub(crate) fn redirect_for(&self, route: &Route, reply: &RedirectReply) -> Option<Redirect> {
@@ -241,7 +241,7 @@ impl Cluster {
         deadline: Instant,
     ) -> Option<Redirect> {
         match error {
-            CheckoutError::Connect { source, .. } if source.is_passing() => {}
+            CheckoutError::Connect { source, .. } if source.is_transient_failure() => {}
             // Only its own pool is, since its master is none any more.
             CheckoutError::Closed if !self.closed.load(Ordering::Acquire) => {}
             _ => return None,
@@ -291,7 +291,7 @@ impl Cluster {
             sum.scopes.extend(part.scopes);
             sum.nodes.push(NodeStatus {
                 address: node.to_string(),
-                slots: map.share(&node),
+                slots: map.slot_count(&node),
                 size: part.size,
                 in_use: part.in_use,
                 idle: part.idle,

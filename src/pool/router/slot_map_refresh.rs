@@ -23,7 +23,7 @@ use crate::pool::manager;
 use crate::pool::manager::Purpose;
 use crate::protocol::cluster::route::unserved;
 use crate::protocol::cluster::slot::SLOTS;
-use crate::protocol::cluster::slot_map::{Map, NodeAddress};
+use crate::protocol::cluster::slot_map::{NodeAddress, SlotMap};
 use crate::protocol::connection_state::Expect;
 use crate::protocol::resp::encode;
 use crate::settings::Settings;
@@ -39,7 +39,7 @@ pub(crate) struct Atlas {
     seeds: Vec<NodeAddress>,
     like: ConnectionInfo,
     settings: Arc<Settings>,
-    map: RwLock<Arc<Map>>,
+    map: RwLock<Arc<SlotMap>>,
     /// Counts the answers.
     edition: AtomicU64,
     /// When the last one who asked was done. Held while somebody asks, so nobody may wait for it.
@@ -88,7 +88,7 @@ impl Atlas {
         &self.seeds
     }
 
-    pub(crate) fn map(&self) -> Arc<Map> {
+    pub(crate) fn map(&self) -> Arc<SlotMap> {
         Arc::clone(&self.map.read().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -100,7 +100,7 @@ impl Atlas {
     /// From now on the slot is this one's: its old master says so.
     pub(crate) fn moved(&self, slot: u16, to: &NodeAddress) {
         let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
-        Arc::make_mut(&mut map).moved(slot, to);
+        Arc::make_mut(&mut map).set_master(slot, to);
     }
 
     /// The node at this address, reached as the others are.
@@ -147,7 +147,7 @@ impl Atlas {
             asked.push(node);
             match self.ask(node, deadline) {
                 Ok(map) => {
-                    let (masters, served) = (map.masters().len(), map.served());
+                    let (masters, served) = (map.masters().len(), map.slots_served());
                     *self.map.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(map);
                     self.edition.fetch_add(1, Ordering::Release);
                     *lock(&self.failure) = None;
@@ -185,7 +185,7 @@ impl Atlas {
         *last = Some(Instant::now());
     }
 
-    fn ask(&self, node: &NodeAddress, deadline: Instant) -> Result<Map, ConnectionError> {
+    fn ask(&self, node: &NodeAddress, deadline: Instant) -> Result<SlotMap, ConnectionError> {
         let refused = |_| ConnectionError::unexpected("an address that cannot be used");
         let endpoint = self.endpoint(node).map_err(refused)?;
         let mut link =
@@ -193,17 +193,17 @@ impl Atlas {
         let limit = Deadline::after(self.settings.response_timeout).capped(deadline);
         let tls = matches!(self.like.addr(), ConnectionAddr::TcpTls { .. });
         let shards = question(&mut link, "SHARDS", limit)?;
-        let map = Map::of_shards(&shards, &node.host, tls);
+        let map = SlotMap::of_shards(&shards, &node.host, tls);
         if let Some(map) = &map
-            && map.served() == usize::from(SLOTS)
+            && map.slots_served() == usize::from(SLOTS)
         {
             return Ok(map.clone());
         }
         // Older servers know no shards; and where slots are missing, the other answer may know.
         let slots = question(&mut link, "SLOTS", limit)?;
-        let other = Map::of_slots(&slots, &node.host);
-        let best = map.into_iter().chain(other).max_by_key(Map::served);
-        best.filter(|map| map.served() > 0).ok_or_else(|| match slots {
+        let other = SlotMap::of_slots(&slots, &node.host);
+        let best = map.into_iter().chain(other).max_by_key(SlotMap::slots_served);
+        best.filter(|map| map.slots_served() > 0).ok_or_else(|| match slots {
             Value::ServerError(error) => ConnectionError::refused(
                 crate::protocol::server_error::ServerError::from_reply(&error, false),
             ),

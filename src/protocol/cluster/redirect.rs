@@ -1,37 +1,35 @@
-//! What a cluster's node says when it is not the one to ask.
+//! Errors of a cluster's node that redirect or postpone a command.
 //!
-//! All of it means that nothing was applied.
-//!
-//! Never: an address made up. Where the node leaves the host out, it is the node's own.
+//! Each of them proves that nothing was applied.
 
 #![cfg_attr(
     not(feature = "cluster"),
-    allow(dead_code, reason = "one server has all slots and sends nobody on")
+    allow(dead_code, reason = "a single server owns all slots and redirects no call")
 )]
 
 use redis::Value;
 
-/// What a cluster's node says when it is not the one to ask.
+/// An error of a cluster's node that redirects or postpones a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum RedirectReply {
-    /// The slot is another node's, from now on.
+    /// The slot belongs to another node.
     Moved { slot: u16, to: RedirectTarget },
-    /// The slot is on its way, and what was asked for is there already: this once.
+    /// The slot is migrating, and these keys are there already: only for this command.
     Ask { slot: u16, to: RedirectTarget },
-    /// The slot is on its way, or nobody's: in a moment.
+    /// The slot is migrating or unserved: retry later.
     TryAgain,
 }
 
-/// A node's address as another one gives it.
+/// A node's address as another node returns it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RedirectTarget {
-    /// Empty: the host of the node that says so.
+    /// Empty: the host of the node that returned it.
     pub(crate) host: String,
     pub(crate) port: u16,
 }
 
 impl RedirectReply {
-    /// Which slot it is about.
+    /// The slot of the redirect.
     pub(crate) fn slot(&self) -> Option<u16> {
         match self {
             Self::Moved { slot, .. } | Self::Ask { slot, .. } => Some(*slot),
@@ -39,7 +37,7 @@ impl RedirectReply {
         }
     }
 
-    /// Of an error reply's code and text.
+    /// Parses an error's code and text.
     pub(crate) fn of(code: &str, text: &str) -> Option<Self> {
         match code {
             "TRYAGAIN" | "CLUSTERDOWN" | "MASTERDOWN" | "LOADING" => Some(Self::TryAgain),
@@ -48,7 +46,7 @@ impl RedirectReply {
                 let slot = slot.parse().ok()?;
                 let (host, port) = address.trim().rsplit_once(':')?;
                 let port = port.parse().ok()?;
-                // Nobody can be reached there; the node does not know either.
+                // `?` is an unset host name; the redirecting node does not know it either.
                 let host = if host == "?" { "" } else { host };
                 let to = RedirectTarget { host: host.to_owned(), port };
                 Some(if code == "MOVED" {
@@ -62,8 +60,8 @@ impl RedirectReply {
     }
 }
 
-/// What stands for the answer to a command that was sent behind ASKING. Who may not say ASKING is
-/// told so, and not that the slot is still where he came from.
+/// The reply of a command that was sent after ASKING. If ASKING was rejected, its error replaces a
+/// redirect, which would lead back to the source.
 pub(crate) fn after_asking(asked: Value, answer: Value) -> Value {
     match (&asked, &answer) {
         (Value::ServerError(_), Value::ServerError(error))
@@ -75,7 +73,7 @@ pub(crate) fn after_asking(asked: Value, answer: Value) -> Value {
     }
 }
 
-/// The answers to commands each of which was sent behind ASKING.
+/// The replies of commands that were each sent after ASKING.
 pub(crate) fn all_after_asking(values: impl IntoIterator<Item = Value>) -> Vec<Value> {
     let mut values = values.into_iter();
     let mut answers = Vec::new();
@@ -90,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_redirection_is_read_as_it_is_written() {
+    fn redirect_errors_are_parsed() {
         let to = |host: &str, port| RedirectTarget { host: host.to_owned(), port };
         let of = |text: &str| {
             text.split_once(' ').and_then(|(code, rest)| RedirectReply::of(code, rest))

@@ -115,5 +115,5 @@ pub(crate) fn unserved(slot: Option<u16>) -> ServerError {
         Some(slot) => format!("no node serves slot {slot}"),
         None => "no master is known".to_owned(),
     };
-    ServerError::own("CLUSTERDOWN", &text)
+    ServerError::synthetic("CLUSTERDOWN", &text)
 }

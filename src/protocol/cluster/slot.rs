@@ -1,19 +1,17 @@
-//! The hash slots of a cluster: which one a key is of, and which one a transaction is bound to.
-//!
-//! Never: a key, kept or shown.
+//! Hash slots of a cluster: the slot of a key, and the slot that a transaction is bound to.
 
 #![cfg_attr(
     not(feature = "cluster"),
-    allow(dead_code, reason = "one server has all slots and sends nobody on")
+    allow(dead_code, reason = "a single server owns all slots and redirects no call")
 )]
 
 use std::sync::OnceLock;
 
-/// How many slots there are.
+/// Number of hash slots.
 pub(crate) const SLOTS: u16 = 16384;
 
-/// The slot of a key: of what stands between its first brace and the next closing one, where that
-/// is anything, or else of all of it.
+/// The slot of a key: a hash of its hash tag if it has one, else of the whole key. The tag is the
+/// text between the first `{` and the next `}`, if it is not empty.
 pub(crate) fn of_key(key: &[u8]) -> u16 {
     crc16(hash_tag(key).unwrap_or(key)) % SLOTS
 }
@@ -25,8 +23,8 @@ fn hash_tag(key: &[u8]) -> Option<&[u8]> {
     behind.get(..close).filter(|tag| !tag.is_empty())
 }
 
-/// CRC-16/XMODEM: the polynomial 0x1021, nothing inverted. A byte at a time without a table: what
-/// leaves the register at the top meets the polynomial's three terms.
+/// CRC-16/XMODEM: polynomial 0x1021, nothing inverted. Processes a byte at a time without a table,
+/// by the three terms of the polynomial.
 fn crc16(bytes: &[u8]) -> u16 {
     bytes.iter().fold(0_u16, |crc, byte| {
         let top = (crc >> 8) ^ u16::from(*byte);
@@ -41,10 +39,10 @@ pub(crate) fn tag_of(slot: u16) -> Option<u32> {
     TAGS.get_or_init(tags).get(usize::from(slot)).copied()
 }
 
-/// Of each slot the smallest number whose digits are a hash tag of it.
+/// For each slot the smallest number whose digits are a hash tag of it.
 ///
-/// It names keys of ours that must lie beside the caller's, without a word of his keys. What one
-/// version writes another must find: this is part of the format.
+/// These tags place the library's own keys beside the caller's without using any part of those.
+/// They are part of the format: all versions must agree on them.
 fn tags() -> Vec<u32> {
     let mut tags: Vec<Option<u32>> = vec![None; SLOTS.into()];
     let mut missing = tags.len();
@@ -61,19 +59,19 @@ fn tags() -> Vec<u32> {
     tags.into_iter().flatten().collect()
 }
 
-/// Which slot a transaction's keys must be of.
+/// The slot that a transaction's keys must be of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum SlotBinding {
-    /// Any: one server has them all.
+    /// Any slot: there is one server.
     #[default]
     None,
-    /// Whichever the first key is of.
+    /// The slot of the first key.
     Pending,
     Slot(u16),
 }
 
 impl SlotBinding {
-    /// Takes a key's slot in, or says which one it is not.
+    /// Binds to a key's slot. `Err`: the slot that it is bound to already.
     pub(crate) fn bind(&mut self, slot: u16) -> Result<(), u16> {
         match *self {
             Self::None => Ok(()),
@@ -105,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_tag_that_is_there_and_not_empty_decides() {
+    fn only_a_hash_tag_that_is_not_empty_counts() {
         let same = |one: &str, two: &str| of_key(one.as_bytes()) == of_key(two.as_bytes());
         assert!(same("{user1000}.following", "user1000"));
         assert!(same("foo{bar}{zap}", "bar"));
@@ -122,7 +120,7 @@ mod tests {
         for (slot, tag) in (0..).zip(&tags) {
             assert_eq!(of_key(format!("any:{{{tag}}}:thing").as_bytes()), slot);
         }
-        // As written by every version.
+        // Part of the format.
         assert_eq!(tags.first(), Some(&3560));
     }
 

@@ -1,6 +1,4 @@
-//! Which master of a cluster serves which slot, as its nodes tell it.
-//!
-//! Never: a question to a node. Whoever has a connection asks.
+//! Which master of a cluster serves which slot, parsed from replies of its nodes.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -24,7 +22,7 @@ impl NodeAddress {
         Self { host: host.into(), port }
     }
 
-    /// As another node gives it, which was reached at `from`.
+    /// From an address that the node at host `from` returned.
     pub(crate) fn of(to: &RedirectTarget, from: &str) -> Self {
         let host = if to.host.is_empty() { from } else { &to.host };
         Self::new(host, to.port)
@@ -43,43 +41,43 @@ impl fmt::Debug for NodeAddress {
     }
 }
 
-/// Nobody, in the table of owners.
-const NOBODY: u32 = u32::MAX;
+/// Marks an unserved slot.
+const NO_MASTER: u32 = u32::MAX;
 
 /// Which master serves which slot.
 #[derive(Clone)]
-pub(crate) struct Map {
+pub(crate) struct SlotMap {
     masters: Vec<NodeAddress>,
-    /// Of each slot the place in `masters`.
+    /// For each slot the index in `masters`.
     owners: Vec<u32>,
 }
 
-impl Default for Map {
+impl Default for SlotMap {
     fn default() -> Self {
-        Self { masters: Vec::new(), owners: vec![NOBODY; SLOTS.into()] }
+        Self { masters: Vec::new(), owners: vec![NO_MASTER; SLOTS.into()] }
     }
 }
 
-impl Map {
-    /// Who serves the slot, as far as is known.
+impl SlotMap {
+    /// The master of the slot, if known.
     pub(crate) fn master(&self, slot: u16) -> Option<&NodeAddress> {
         let owner = self.owners.get(usize::from(slot))?;
         self.masters.get(usize::try_from(*owner).ok()?)
     }
 
-    /// All masters that are known, whether or not they serve anything.
+    /// All known masters, with or without slots.
     pub(crate) fn masters(&self) -> &[NodeAddress] {
         &self.masters
     }
 
-    /// How many slots this one serves.
-    pub(crate) fn share(&self, master: &NodeAddress) -> usize {
+    /// Number of slots of this master.
+    pub(crate) fn slot_count(&self, master: &NodeAddress) -> usize {
         let Some(at) = self.masters.iter().position(|known| known == master) else { return 0 };
         self.owners.iter().filter(|owner| usize::try_from(**owner) == Ok(at)).count()
     }
 
-    /// The masters that serve something.
-    pub(crate) fn serving(&self) -> impl Iterator<Item = &NodeAddress> {
+    /// The masters with at least one slot.
+    pub(crate) fn masters_with_slots(&self) -> impl Iterator<Item = &NodeAddress> {
         let mut serves = vec![false; self.masters.len()];
         for owner in &self.owners {
             if let Some(serves) = usize::try_from(*owner).ok().and_then(|at| serves.get_mut(at)) {
@@ -89,13 +87,13 @@ impl Map {
         self.masters.iter().zip(serves).filter_map(|(master, serves)| serves.then_some(master))
     }
 
-    /// How many slots somebody serves.
-    pub(crate) fn served(&self) -> usize {
-        self.owners.iter().filter(|owner| **owner != NOBODY).count()
+    /// Number of served slots.
+    pub(crate) fn slots_served(&self) -> usize {
+        self.owners.iter().filter(|owner| **owner != NO_MASTER).count()
     }
 
-    /// From now on the slot is this one's.
-    pub(crate) fn moved(&mut self, slot: u16, to: &NodeAddress) {
+    /// Assigns the slot to this master.
+    pub(crate) fn set_master(&mut self, slot: u16, to: &NodeAddress) {
         let at = self.add(to);
         if let Some(owner) = self.owners.get_mut(usize::from(slot)) {
             *owner = at;
@@ -108,12 +106,13 @@ impl Map {
             self.masters.push(master.clone());
             self.masters.len() - 1
         });
-        u32::try_from(at).unwrap_or(NOBODY)
+        u32::try_from(at).unwrap_or(NO_MASTER)
     }
 
-    /// What CLUSTER SHARDS said to who reached the node at `from`. `None`: that is no such answer.
+    /// Parses the reply to CLUSTER SHARDS of the node at host `from`. `None`: the reply has another
+    /// form.
     pub(crate) fn of_shards(answer: &Value, from: &str, tls: bool) -> Option<Self> {
-        let mut map = Survey::default();
+        let mut map = SlotMapBuilder::default();
         for shard in list(answer)? {
             let nodes = list(field(shard, "nodes")?)?;
             let is_master = |node: &&Value| {
@@ -127,70 +126,70 @@ impl Map {
             let ends: Vec<_> = list(field(shard, "slots")?)?.iter().filter_map(number).collect();
             for range in ends.chunks_exact(2) {
                 if let [first, last] = range {
-                    map.give(*first, *last, at)?;
+                    map.assign(*first, *last, at)?;
                 }
             }
         }
         Some(map.map)
     }
 
-    /// The same for CLUSTER SLOTS, which every server knows.
+    /// The same for CLUSTER SLOTS, which every server has.
     pub(crate) fn of_slots(answer: &Value, from: &str) -> Option<Self> {
-        let mut map = Survey::default();
+        let mut map = SlotMapBuilder::default();
         for range in list(answer)? {
             let [first, last, master, ..] = list(range)? else { return None };
             let [endpoint, port, ..] = list(master)? else { return None };
             let host = host(endpoint).unwrap_or(from);
             let at = map.add(host, u16::try_from(number(port)?).ok()?);
-            map.give(number(first)?, number(last)?, at)?;
+            map.assign(number(first)?, number(last)?, at)?;
         }
         Some(map.map)
     }
 }
 
-/// How often an answer may name every slot. A node names each once; an answer that names them over
-/// and over is none.
-const NAMINGS: usize = 4;
+/// How often a reply may assign all slots. A node assigns each slot once; more is not a valid
+/// reply.
+const MAX_ASSIGNMENTS: usize = 4;
 
-/// A map that is being read from an answer, in one pass.
+/// A slot map that is built from one reply in one pass.
 #[derive(Default)]
-struct Survey {
-    map: Map,
-    /// Where each master stands among the map's.
+struct SlotMapBuilder {
+    map: SlotMap,
+    /// The index of each master.
     known: HashMap<NodeAddress, u32>,
-    /// How many slots were named, the same one as often as it was.
+    /// Number of slots assigned so far, repetitions included.
     named: usize,
 }
 
-impl Survey {
+impl SlotMapBuilder {
     fn add(&mut self, host: &str, port: u16) -> u32 {
         let masters = &mut self.map.masters;
         *self.known.entry(NodeAddress::new(host, port)).or_insert_with_key(|master| {
             masters.push(master.clone());
-            u32::try_from(masters.len() - 1).unwrap_or(NOBODY)
+            u32::try_from(masters.len() - 1).unwrap_or(NO_MASTER)
         })
     }
 
-    /// The slots of a range that exist. `None`: the answer names too many.
-    fn give(&mut self, first: u64, last: u64, to: u32) -> Option<()> {
+    /// Assigns a range of slots. `None`: the reply assigns too many.
+    fn assign(&mut self, first: u64, last: u64, to: u32) -> Option<()> {
         let range = usize::try_from(first).ok().zip(usize::try_from(last).ok());
         let range = range.and_then(|(first, last)| self.map.owners.get_mut(first..=last));
         let owners = range.unwrap_or_default();
         self.named += owners.len();
         owners.iter_mut().for_each(|owner| *owner = to);
-        (self.named <= NAMINGS * usize::from(SLOTS)).then_some(())
+        (self.named <= MAX_ASSIGNMENTS * usize::from(SLOTS)).then_some(())
     }
 }
 
-/// A host that is one: nodes say nil, nothing or `?` where they do not know.
+/// A usable host name. Nodes return nil, an empty string or `?` if theirs is not known.
 fn host(value: &Value) -> Option<&str> {
     text(value).filter(|host| !matches!(*host, "" | "?"))
 }
 
-/// Where a node of CLUSTER SHARDS is reached by who reached another one at `from`. An endpoint that
-/// is nil or empty is to be reached there, whatever `ip` says: that is how nodes behind a proxy, or
-/// another network's addresses, are configured (`cluster-preferred-endpoint-type`). One that is `?`
-/// is a host name that nobody set.
+/// The host of a node in CLUSTER SHARDS, for a client that reached another node at `from`. If the
+/// endpoint is nil or empty, the node is reached at `from`, whatever `ip` contains: nodes behind a
+/// proxy or in another network are configured so (`cluster-preferred-endpoint-type`). `?` is a host
+/// name that was not set.
 fn endpoint<'v>(node: &'v Value, from: &'v str) -> &'v str {
     let told = field(node, "endpoint");
     if told.is_some_and(|told| matches!(told, Value::Nil) || text(told) == Some("")) {
@@ -207,11 +206,11 @@ fn number(value: &Value) -> Option<u64> {
     }
 }
 
-impl fmt::Debug for Map {
+impl fmt::Debug for SlotMap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Map")
             .field("masters", &self.masters)
-            .field("served", &self.served())
+            .field("served", &self.slots_served())
             .finish()
     }
 }

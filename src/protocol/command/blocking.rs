@@ -1,17 +1,17 @@
-//! Commands that wait on the server, and their own timeouts.
+//! Commands that wait on the server, and their timeouts.
 
 use std::time::Duration;
 
 use crate::protocol::command::upper_name::UpperName;
 
-/// How long a command may sit on the server before it answers.
+/// How long a command may wait on the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Blocking {
-    /// It answers at once.
+    /// Not at all.
     No,
-    /// It answers within this time.
+    /// At most this long.
     For(Duration),
-    /// It may never answer (a timeout of 0), or its timeout cannot be read.
+    /// Without a bound (a timeout of 0), or its timeout cannot be read.
     Forever,
 }
 
@@ -33,7 +33,7 @@ pub(crate) fn blocking(args: &[&[u8]]) -> Blocking {
     }
 }
 
-/// Whether a queued command would ask for BLOCK, which does nothing inside MULTI but misleads.
+/// Whether a queued command has BLOCK, which has no effect inside MULTI.
 pub(crate) fn blocks_in_multi(args: &[&[u8]]) -> bool {
     args.first()
         .copied()
@@ -42,7 +42,7 @@ pub(crate) fn blocks_in_multi(args: &[&[u8]]) -> bool {
         && block_option(args).is_some()
 }
 
-/// Where BLOCK stands as an option: before STREAMS, and not as the name of a group or a consumer.
+/// Position of the option BLOCK: before STREAMS, and not the name of a group or a consumer.
 fn block_option(args: &[&[u8]]) -> Option<usize> {
     let mut at = 1;
     loop {
@@ -70,7 +70,7 @@ fn number(arg: Option<&[u8]>) -> Option<f64> {
     std::str::from_utf8(arg?).ok()?.parse().ok()
 }
 
-/// A year: what is longer might as well be for ever, and no clock need hold it.
+/// Maximum timeout, so that clocks do not overflow: a year. Longer ones count as unbounded.
 const LONGEST_BLOCK: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 fn bounded(timeout: Option<Duration>) -> Blocking {

@@ -3,12 +3,12 @@
 use crate::protocol::command::effects;
 use crate::protocol::command::upper_name::UpperName;
 
-/// How a command is called in errors and logs where its name may be the caller's data.
+/// Stands for a name that may be the caller's data.
 pub(crate) const UNKNOWN: &str = "an unknown command";
 
-/// How a command is called in errors and logs: its name in upper case, where it is one of the server's
-/// own, has a module's form (`JSON.SET`) or is one word of letters. Any other may be a caller's data: a
-/// whole command that was given as a name holds its key and value.
+/// The name in upper case if it is one of the server's own, has a module's form (`JSON.SET`) or is
+/// one word of letters. Any other name may be the caller's data: a whole command passed as a name
+/// contains its key and value.
 pub(crate) fn display_name(name: &[u8]) -> String {
     let is_word = |part: &[u8]| {
         !part.is_empty() && part.iter().all(|byte| byte.is_ascii_alphabetic() || *byte == b'_')

@@ -1,19 +1,19 @@
-//! What a command may have changed when it fails.
+//! The effects that a failed command may have had.
 
 use crate::protocol::command::upper_name::UpperName;
 
-/// What a command of the server's own may have changed when it fails.
+/// The effects that a failed command of the server's own may have had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FailureEffect {
-    /// It works on keys or reads, and checks all of its arguments and keys first.
+    /// None: it works on keys or reads, and checks all arguments and keys first.
     Nothing,
-    /// It is about the server: only a refusal before it starts proves anything.
+    /// It is about the server: only a rejection before it starts proves anything.
     Settings,
-    /// It may fail after it has written, with any error.
+    /// Any: it may fail with any error after it has written.
     Anything,
 }
 
-/// `None` for what is not in the table: a module's command, for all that is known.
+/// `None` for a name that is not in the table, such as a module's.
 pub(crate) fn effect_of_failure(name: &[u8]) -> Option<FailureEffect> {
     if is_script(name) {
         return Some(FailureEffect::Anything);
@@ -237,18 +237,18 @@ pub(crate) fn effect_of_failure(name: &[u8]) -> Option<FailureEffect> {
     })
 }
 
-/// Whether it is a command on keys, whose replies hold no errors.
+/// Whether it is a data command, whose replies contain no errors.
 pub(crate) fn is_data_command(name: &[u8]) -> bool {
     effect_of_failure(name) == Some(FailureEffect::Nothing)
 }
 
-/// Whether the name is one of the server's own commands, a vector set's included.
+/// Whether the name is one of the server's own commands, vector sets included.
 pub(crate) fn is_server_command(name: &[u8]) -> bool {
     effect_of_failure(name).is_some()
         || UpperName::new(name).is_some_and(|name| VECTORS.contains(&name.as_str()))
 }
 
-/// The commands of vector sets, which are a module's that comes with the server.
+/// The commands of vector sets, a module that comes with the server.
 const VECTORS: &[&str] = &[
     "VADD",
     "VCARD",
@@ -265,7 +265,7 @@ const VECTORS: &[&str] = &[
     "VSIM",
 ];
 
-/// Whether `name` runs or loads a script, whose error text is the script author's and may hold values.
+/// Whether `name` runs or loads a script, whose error texts may contain values.
 pub(crate) fn is_script(name: &[u8]) -> bool {
     UpperName::new(name).is_some_and(|name| {
         matches!(

@@ -1,7 +1,7 @@
-//! Commands without a key that Redis documents as ones for every master of a cluster, and how their
-//! answers become one.
+//! Commands without a key that go to every master of a cluster, as Redis documents them, and how
+//! their replies are combined.
 //!
-//! Never: a command whose tips leave that open. Those go to one node, or are refused.
+//! Commands whose documentation leaves that open go to one node or are refused.
 
 #![cfg_attr(not(feature = "cluster"), allow(dead_code, reason = "one server is all there is"))]
 
@@ -9,33 +9,33 @@ use redis::Value;
 
 use crate::protocol::command::upper_name::UpperName;
 
-/// How the answers of all masters become one: Redis' `response_policy`.
+/// How the replies of all masters are combined: Redis' `response_policy`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ResponsePolicy {
-    /// The first one; one error is the answer of all.
+    /// The first reply; any error is the result.
     AllSucceeded,
-    /// The first that is no error.
+    /// The first reply that is not an error.
     OneSucceeded,
     Sum,
     Min,
-    /// Element by element: whether it holds everywhere.
+    /// Element by element: whether it is true for all.
     And,
-    /// The default for commands without a key: the lists, one behind the other.
+    /// The default for commands without a key: concatenated lists.
     Concat,
 }
 
-/// Where a command without a key goes.
+/// Where a command without a key is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FanOut {
-    /// Any node will do.
+    /// To any node.
     OneNode,
-    /// Every master.
+    /// To every master.
     AllMasters(ResponsePolicy),
-    /// Each node has an answer of its own, and nobody says how they become one.
+    /// Each node replies differently, and no way to combine the replies is documented.
     Refused,
 }
 
-/// Where a command without a key goes, by its `request_policy` and `response_policy`.
+/// Where a command without a key is sent, by its `request_policy` and `response_policy`.
 pub(crate) fn of(args: &[&[u8]]) -> FanOut {
     let Some(name) = args.first().copied().and_then(UpperName::new) else { return FanOut::OneNode };
     let sub = args.get(1).copied().and_then(UpperName::new);
@@ -56,14 +56,14 @@ pub(crate) fn of(args: &[&[u8]]) -> FanOut {
     })
 }
 
-/// Whether it is about the data of every node, so that it cannot stand in a transaction on one.
+/// Whether it is about the data of all nodes, so that it cannot be in a transaction on one.
 pub(crate) fn is_everywhere(args: &[&[u8]]) -> bool {
     args.first().copied().and_then(UpperName::new).is_some_and(|name| {
         matches!(name.as_str(), "FLUSHALL" | "FLUSHDB" | "DBSIZE" | "KEYS" | "SCAN" | "RANDOMKEY")
     })
 }
 
-/// One answer out of those of all masters.
+/// Combines the replies of all masters.
 pub(crate) fn combine(policy: ResponsePolicy, answers: Vec<Value>) -> Value {
     let is_error = |answer: &Value| matches!(answer, Value::ServerError(_));
     if policy == ResponsePolicy::OneSucceeded {
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_become_one_as_redis_documents_it() {
+    fn replies_are_combined_as_redis_documents() {
         let of = |line: &str| of(&line.split(' ').map(str::as_bytes).collect::<Vec<_>>());
         assert_eq!(of("dbsize"), FanOut::AllMasters(ResponsePolicy::Sum));
         assert_eq!(of("script exists a"), FanOut::AllMasters(ResponsePolicy::And));

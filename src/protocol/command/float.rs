@@ -2,7 +2,7 @@
 
 use crate::protocol::command::upper_name::UpperName;
 
-/// Whether a command adds a float to an integer, which the server refuses when it runs.
+/// Whether a command adds a float to an integer, which the server rejects when it runs.
 pub(crate) fn adds_float(args: &[&[u8]]) -> bool {
     let name = args.first().copied().and_then(UpperName::new);
     name.is_some_and(|name| matches!(name.as_str(), "INCRBY" | "DECRBY" | "HINCRBY"))
@@ -10,7 +10,7 @@ pub(crate) fn adds_float(args: &[&[u8]]) -> bool {
         && args.last().copied().is_some_and(is_float)
 }
 
-/// Whether it is a number with a fraction or an exponent, or none that is finite.
+/// Whether it is a number with a fraction or an exponent, or not finite.
 pub(crate) fn is_float(arg: &[u8]) -> bool {
     let digits = arg.strip_prefix(b"-").unwrap_or(arg);
     !digits.iter().all(u8::is_ascii_digit)

@@ -1,10 +1,10 @@
-//! Where a command keeps its keys, judged by its name, as the server's own table has it.
+//! The positions of a command's keys, by its name, as in the server's own table.
 //!
-//! Never: a guess. What is not in the table is told as unknown.
+//! The keys of a command that is not in the table are unknown; they are not guessed.
 
 #![cfg_attr(
     not(feature = "cluster"),
-    allow(dead_code, reason = "one server has all slots and sends nobody on")
+    allow(dead_code, reason = "a single server owns all slots and redirects no call")
 )]
 
 use crate::protocol::cluster::slot;
@@ -15,14 +15,14 @@ use crate::protocol::command::read_only::is_read_only;
 use crate::protocol::command::reader::CommandReader;
 use crate::protocol::command::upper_name::UpperName;
 
-/// What a command's keys say of where it belongs.
+/// The slots of a command's keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum KeySlots {
     None,
     One(u16),
-    /// Its keys are of several slots, of which these are two.
+    /// Keys of several slots, two of which are these.
     Several(u16, u16),
-    /// Nobody here knows where it keeps them.
+    /// The positions of the keys are not known.
     Unknown,
 }
 
@@ -34,36 +34,36 @@ pub(crate) struct CrossSlot {
     pub(crate) other: u16,
 }
 
-/// Where a command keeps its keys; positions count from the name, which is 0.
+/// The positions of a command's keys; the name is at 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum KeyPositions {
     None,
-    /// From `first` to so many before the end, every `step`th.
+    /// Every `step`th from `first` to `trailing` before the end.
     Range {
         first: usize,
         trailing: usize,
         step: usize,
     },
-    /// At these two, which may be the same.
+    /// These two, which may be equal.
     Pair(usize, usize),
-    /// How many there are stands at `at`, and they behind it.
+    /// The count is at `at`, and the keys follow it.
     Counted {
         at: usize,
         step: usize,
     },
-    /// The same, and one at 1.
+    /// The same, and one key at 1.
     AndCounted {
         at: usize,
     },
-    /// Half of what stands behind STREAMS.
+    /// The first half of the arguments after STREAMS.
     Streams,
-    /// At 1, and behind one of these words.
+    /// At 1, and after one of these words.
     Store(&'static [&'static str]),
 }
 
 const ALL: KeyPositions = KeyPositions::Range { first: 1, trailing: 0, step: 1 };
 
-/// Which slot a command belongs to (the name included).
+/// The slot of a command (the name included).
 pub(crate) fn slot_of(args: &[&[u8]]) -> KeySlots {
     let Some(positions) = positions(args) else { return KeySlots::Unknown };
     let mut found = KeySlots::None;
@@ -78,8 +78,8 @@ pub(crate) fn slot_of(args: &[&[u8]]) -> KeySlots {
     found
 }
 
-/// Binds to the slot of these commands' keys, or says which two are not one. What keeps its keys
-/// where nobody knows is bound to nothing.
+/// Binds to the slot of these commands' keys. A command with unknown key positions binds to
+/// nothing.
 pub(crate) fn bind(binding: &mut SlotBinding, bytes: &[u8]) -> Result<(), CrossSlot> {
     if *binding == SlotBinding::None {
         return Ok(());
@@ -114,8 +114,7 @@ pub(crate) fn are_among(bytes: &[u8], watch: &[u8]) -> bool {
     among
 }
 
-/// Calls `with` for each key. Where the command is not whole there are fewer, and the server says
-/// what is wrong with it.
+/// Calls `with` for each key. An incomplete command has fewer, and the server rejects it.
 fn each(positions: KeyPositions, args: &[&[u8]], mut with: impl FnMut(&[u8])) {
     let mut at = |index: usize| args.get(index).copied().into_iter().for_each(&mut with);
     match positions {
@@ -143,7 +142,7 @@ fn each(positions: KeyPositions, args: &[&[u8]], mut with: impl FnMut(&[u8])) {
             at(1);
             let is_word =
                 |arg: &&[u8]| words.iter().any(|word| arg.eq_ignore_ascii_case(word.as_bytes()));
-            // The last one decides, as it does on the server.
+            // The last one counts, as on the server.
             let last = args.iter().skip(2).rposition(is_word);
             last.map(|word| word + 3).into_iter().for_each(at);
         }
@@ -197,15 +196,15 @@ fn positions(args: &[&[u8]]) -> Option<KeyPositions> {
     })
 }
 
-/// Whether a module's read has one key, right behind its name.
+/// Whether a module's read has one key, right after its name.
 fn is_read_of_one_key(name: &str) -> bool {
     MODULE_READS.binary_search(&name).is_ok()
         && !name.starts_with("FT.")
         && !matches!(name, "TS.MGET" | "TS.MRANGE" | "TS.MREVRANGE" | "TS.QUERYINDEX")
 }
 
-/// Whether a command of the server's own may change something, as far as its name tells: it is in
-/// the table, and neither a read nor one that can be either.
+/// Whether a command of the server's own may write: it is in the table, and is neither a read nor
+/// one that can be either.
 pub(crate) fn is_known_write(args: &[&[u8]]) -> bool {
     let Some(name) = args.first().copied().and_then(UpperName::new) else { return false };
     let may_read = matches!(
@@ -240,12 +239,12 @@ pub(crate) fn is_known_write(args: &[&[u8]]) -> bool {
     is_table && !may_read && !read
 }
 
-/// Whether a command has one key, right behind its name.
+/// Whether a command has one key, right after its name.
 fn has_one_key(name: &str) -> bool {
     ONE_KEY.binary_search(&name).is_ok()
 }
 
-/// The commands with one key, right behind their name, in order.
+/// The commands with one key, right after their name, in order.
 const ONE_KEY: &[&str] = &[
     "APPEND",
     "BITCOUNT",
@@ -445,7 +444,7 @@ mod tests {
             ("JSON.GET a $", "a"),
             ("JSON.MGET a b $", "a b"),
             ("TDIGEST.QUANTILE a 0.5", "a"),
-            // Not whole: the server will say so.
+            // Incomplete: the server rejects it.
             ("GET", ""),
             ("EVAL return 9 a", "a"),
             ("EVAL return x a", ""),
@@ -462,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_two_slots_are_told_by_their_slots() {
+    fn keys_of_two_slots_are_reported_with_both_slots() {
         let slots = |line: &str| slot_of(&line.split(' ').map(str::as_bytes).collect::<Vec<_>>());
         assert_eq!(slots("SET a 1"), KeySlots::One(slot::of_key(b"a")));
         assert_eq!(slots("MGET {a}1 {a}2"), KeySlots::One(slot::of_key(b"a")));

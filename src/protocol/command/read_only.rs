@@ -1,8 +1,8 @@
-//! Commands that change nothing, so that they may be sent twice.
+//! Commands that have no effect and may be sent twice.
 
 use crate::protocol::command::upper_name::UpperName;
 
-/// Whether the server promises that `name` changes nothing, so that it may be sent twice.
+/// Whether the server documents that `name` has no effect, so that it may be sent twice.
 pub(crate) fn is_read_only(name: &[u8], sub: Option<&[u8]>) -> bool {
     let Some(name) = UpperName::new(name) else { return false };
     match name.as_str() {
@@ -103,7 +103,7 @@ pub(crate) fn is_read_only(name: &[u8], sub: Option<&[u8]>) -> bool {
     }
 }
 
-/// The commands of well-known modules that their servers call read-only, in order.
+/// Commands of well-known modules that their servers mark as read-only, in order.
 pub(crate) const MODULE_READS: &[&str] = &[
     "BF.CARD",
     "BF.EXISTS",

@@ -1,14 +1,14 @@
 //! Encoded commands as their arguments.
 
-/// The commands of an encoded request, one after the other, as their arguments.
+/// Reads encoded commands one by one, each as its arguments.
 ///
-/// Ends with one `Err` where the bytes are not a sequence of RESP arrays of bulk strings.
+/// Ends with one `Err` if the bytes are not a sequence of RESP arrays of bulk strings.
 #[derive(Debug)]
 pub(crate) struct CommandReader<'a> {
     rest: &'a [u8],
 }
 
-/// The bytes are not a request as RESP defines it.
+/// The bytes are not an encoded command.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Malformed;
 
@@ -17,7 +17,7 @@ impl<'a> CommandReader<'a> {
         Self { rest: bytes }
     }
 
-    /// What has not been walked yet.
+    /// The bytes that are not read yet.
     pub(crate) fn rest(&self) -> &'a [u8] {
         self.rest
     }
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_are_walked_command_by_command() {
+    fn commands_are_read_one_by_one() {
         let bytes = b"*1\r\n$4\r\nPING\r\n*2\r\n$3\r\nGET\r\n$4\r\na\r\nb\r\n";
         let commands: Vec<_> = CommandReader::new(bytes).map(Result::unwrap).collect();
         assert_eq!(commands, [vec![&b"PING"[..]], vec![&b"GET"[..], &b"a\r\nb"[..]]]);

@@ -2,17 +2,17 @@
 
 use crate::protocol::command::upper_name::UpperName;
 
-/// Where a command is about to be sent.
+/// Where a command would be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SendContext {
-    /// Alone, on the pooled handle or as a read of a watching scope.
+    /// As a single command: on the pooled handle, or as a read of a watching scope.
     Alone,
     /// Between MULTI and EXEC.
     InMulti,
 }
 
-/// Whether `name` (with the second word `sub`) would change a connection that is shared, end the
-/// scope behind its guard's back, or stop the server: such a command is never sent.
+/// Whether `name` (with the second word `sub`) would change a shared connection, end the scope
+/// behind its guard's back, or stop the server. Such a command is never sent.
 pub(crate) fn is_refused(name: &[u8], sub: Option<&[u8]>, place: SendContext) -> bool {
     let Some(name) = UpperName::new(name) else { return false };
     match name.as_str() {
@@ -36,7 +36,7 @@ pub(crate) fn is_refused(name: &[u8], sub: Option<&[u8]>, place: SendContext) ->
                     | "IMPORT-SOURCE"
             )
         }),
-        // It stays on, and the next script on the connection stops in it.
+        // The debug mode would stay on, and the next script on the connection would stop in it.
         "SCRIPT" => sub.is_some_and(|sub| sub.eq_ignore_ascii_case(b"DEBUG")),
         "WAIT" | "WAITAOF" => place == SendContext::InMulti,
         _ => false,

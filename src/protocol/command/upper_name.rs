@@ -1,6 +1,6 @@
 //! Names of commands in upper case, without an allocation.
 
-/// Longest command or subcommand name this table knows, with room to spare.
+/// Maximum length of a name: that of every table fits.
 const LONGEST: usize = 24;
 
 /// A name folded to upper case on the stack.

@@ -89,6 +89,9 @@ mod tests {
         for over in [bulk("1700000000123"), bulk("1"), Value::Nil, bulk("x"), Value::Okay] {
             assert!(!is_held(&over, now), "{over:?}");
         }
-        assert!(!is_held(&bulk("1700000000124"), None), "who has no clock knows nothing");
+        assert!(
+            !is_held(&bulk("1700000000124"), None),
+            "without the server's clock nothing is known"
+        );
     }
 }

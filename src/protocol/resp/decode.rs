@@ -1,9 +1,8 @@
-//! Replies out of bytes, in whatever pieces those come.
+//! Decodes replies from bytes that arrive in pieces.
 //!
-//! Every reply of RESP2 and RESP3 is read, without recursion, and no byte is looked at twice because
-//! a reply came in pieces. (Streamed strings and aggregates, which no server sends, are not.)
-//!
-//! Never: a wait. Never: memory because of a length alone, before what it announces has come.
+//! Reads every reply of RESP2 and RESP3 without recursion. No byte is scanned twice because a reply
+//! arrived in pieces. (Streamed strings and aggregates, which no server sends, are not read.) A
+//! length alone allocates no memory for what has not arrived.
 
 #[cfg(test)]
 #[path = "../../../tests/unit/decode.rs"]
@@ -15,195 +14,196 @@ use redis::{Value, VerbatimFormat};
 
 use crate::protocol::resp::reply::Reply;
 
-/// What is read at once. Longer strings and lines grow in a place of their own.
-const ROOM: usize = 16 * 1024;
-/// Maximum nesting of a reply. The parser itself needs no bound. A `redis::Value` is cloned,
-/// compared, shown and dropped recursively: a clone takes about 1.4 KB of stack a level without
+/// Size of the read buffer. Longer strings and lines grow in a buffer of their own.
+const READ_BUFFER: usize = 16 * 1024;
+/// Maximum nesting of a reply. The parser itself needs no bound, but a `redis::Value` is cloned,
+/// compared, shown and dropped recursively: a clone takes about 1.4 KB of stack per level without
 /// optimisation, and a thread has 2 MiB.
-pub(crate) const DEEPEST: usize = 512;
-/// For so many elements memory is taken ahead of their arrival.
-const AHEAD: usize = 1024;
-/// What an element of an aggregate counts for, besides its own bytes.
-const ELEMENT: usize = size_of::<Value>();
-/// An error's text beyond this is cut. It is copied three times while it is taken over.
-const LONGEST_ERROR: usize = 64 * 1024;
-/// The longest line that holds a length, inside what is thrown away.
-const LONGEST_LENGTH: usize = 64;
-/// Maximum bytes of one reply by default, which is the default of `max_reply_bytes`.
-const MOST: usize = 1 << 30;
+pub(crate) const MAX_DEPTH: usize = 512;
+/// Maximum number of elements for which memory is allocated before they arrive.
+const MAX_PREALLOCATED: usize = 1024;
+/// Bytes that an element of an aggregate counts for, besides its own.
+const ELEMENT_SIZE: usize = size_of::<Value>();
+/// Maximum length of an error's text, which is copied three times. The rest is cut.
+const MAX_ERROR_TEXT: usize = 64 * 1024;
+/// Maximum length of a line with a length, inside a skipped value.
+const MAX_LENGTH_LINE: usize = 64;
+/// Maximum bytes of one reply by default: the default of `max_reply_bytes`.
+const DEFAULT_MAX_BYTES: usize = 1 << 30;
 
-/// The bytes of the end of a line.
-const END: usize = 2;
+/// Length of `\r\n`.
+const CRLF: usize = 2;
 const QUEUED: &[u8] = b"+QUEUED\r\n";
 
-/// Why the rest of what comes cannot be understood.
+/// Why no further reply can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Why {
+pub(crate) enum FaultKind {
     /// It is not the Redis protocol.
     Malformed,
     /// The reply is larger than the bound.
     TooLarge,
-    /// The reply is nested deeper than [`DEEPEST`].
+    /// The reply is nested deeper than [`MAX_DEPTH`].
     TooDeep,
 }
 
-/// A reply that cannot be read to its end.
+/// A reply that cannot be read completely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Fault {
-    pub(crate) why: Why,
-    /// The length of the reply, if the reply is an array.
+    pub(crate) kind: FaultKind,
+    /// The reply's length if it is an array.
     pub(crate) array: Option<usize>,
 }
 
-/// What has come while no reply was awaited.
+/// Bytes that arrived while no reply was awaited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Unasked {
-    /// Nothing, or nothing but whole pushes and attributes, which are dropped.
+pub(crate) enum Unsolicited {
+    /// Nothing, or whole pushes and attributes, which are dropped.
     Nothing,
     /// A part of a push or an attribute.
     Push,
-    /// A reply, or a part of one.
+    /// A reply or a part of one.
     Reply,
 }
 
-/// Replies out of bytes, in whatever pieces those come.
+/// Decodes replies from bytes that arrive in pieces.
 pub(crate) struct Parser {
-    room: Vec<u8>,
-    /// What was read and not yet understood is `start..end` of the room.
+    read_buffer: Vec<u8>,
+    /// The unparsed bytes are `start..end` of the read buffer.
     start: usize,
     end: usize,
-    /// How many bytes behind `start` hold no end of a line.
-    looked: usize,
-    /// The aggregates that are not complete, the innermost last.
-    open: Vec<Open>,
-    /// The string or line that is under way and does not wait in the room.
+    /// Number of bytes after `start` that contain no end of a line.
+    scanned: usize,
+    /// The incomplete aggregates, the innermost last.
+    open: Vec<OpenAggregate>,
+    /// The incomplete string or line that is not in the read buffer.
     partial: Option<Partial>,
-    /// How many values are still to be thrown away.
+    /// Number of values still to be skipped.
     skip: u64,
-    /// Maximum bytes of a reply, and how many the one under way has.
+    /// Maximum bytes of a reply, and the bytes of the incomplete one.
     limit: usize,
     spent: usize,
-    /// The length of the reply under way, if it is an array.
-    outer: Option<usize>,
+    /// Length of the incomplete reply if it is an array.
+    array_length: Option<usize>,
 }
 
-struct Open {
+struct OpenAggregate {
     left: usize,
-    items: Items,
+    elements: Aggregate,
 }
 
-enum Items {
+enum Aggregate {
     Array(Vec<Value>),
     Set(Vec<Value>),
     Map(Vec<(Value, Value)>, Option<Value>),
 }
 
 enum Partial {
-    /// A string longer than the room. Its last two bytes are the end of the line.
+    /// A string longer than the read buffer, with its `\r\n`.
     Text { mark: u8, bytes: Vec<u8>, left: usize },
-    /// A line longer than the room, with its mark.
+    /// A line longer than the read buffer, with its type byte.
     Line(Vec<u8>),
-    /// A string that is thrown away, its end of line included.
+    /// A skipped string, with its `\r\n`.
     SkippedText { left: usize },
-    /// A line that is thrown away, and whether its last byte so far is a carriage return.
+    /// A skipped line, and whether its last byte so far is `\r`.
     SkippedLine { ends: bool },
 }
 
 enum Token {
     Value(Value),
-    /// An array, a set or a map of so many elements (of a map keys and values).
+    /// An array, a set or a map with this many elements (of a map keys and values).
     Open(u8, usize),
-    /// A push or an attribute, of so many values. The first was not asked for; the second is about
-    /// the reply behind it, which stands for itself.
+    /// A push or an attribute with this many values. A push was not requested; an attribute
+    /// describes the reply after it, which does not need it.
     Skip(u64),
 }
 
 impl Parser {
-    /// What has come and is not understood yet.
+    /// The bytes that are not parsed yet.
     pub(crate) fn rest(&self) -> &[u8] {
-        self.room.get(self.start..self.end).unwrap_or_default()
+        self.read_buffer.get(self.start..self.end).unwrap_or_default()
     }
 }
 
 impl Default for Parser {
     fn default() -> Self {
         Self {
-            room: Vec::new(),
+            read_buffer: Vec::new(),
             start: 0,
             end: 0,
-            looked: 0,
+            scanned: 0,
             open: Vec::new(),
             partial: None,
             skip: 0,
-            limit: MOST,
+            limit: DEFAULT_MAX_BYTES,
             spent: 0,
-            outer: None,
+            array_length: None,
         }
     }
 }
 
 impl Parser {
-    /// Maximum bytes of one reply: its strings and lines, and the size of a value for each element.
-    pub(crate) fn bound(&mut self, bytes: usize) {
+    /// Sets the maximum bytes of one reply: its strings and lines, and the size of a value for each
+    /// element.
+    pub(crate) fn set_max_bytes(&mut self, bytes: usize) {
         self.limit = bytes;
     }
 
-    /// Where the next bytes go: never empty.
-    pub(crate) fn room(&mut self) -> &mut [u8] {
+    /// The space for the next bytes: never empty.
+    pub(crate) fn read_buffer(&mut self) -> &mut [u8] {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
-            if self.room.len() > ROOM {
-                self.room = Vec::new();
+            if self.read_buffer.len() > READ_BUFFER {
+                self.read_buffer = Vec::new();
             }
-        } else if self.end == self.room.len() && self.start > 0 {
-            self.room.copy_within(self.start..self.end, 0);
+        } else if self.end == self.read_buffer.len() && self.start > 0 {
+            self.read_buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
-        if self.end == self.room.len() {
-            self.room.resize((2 * self.room.len()).max(ROOM), 0);
+        if self.end == self.read_buffer.len() {
+            self.read_buffer.resize((2 * self.read_buffer.len()).max(READ_BUFFER), 0);
         }
-        self.room.get_mut(self.end..).unwrap_or_default()
+        self.read_buffer.get_mut(self.end..).unwrap_or_default()
     }
 
-    /// So many bytes were put into the room.
+    /// Call after this many bytes were written to the read buffer.
     pub(crate) fn filled(&mut self, bytes: usize) {
-        self.end = (self.end + bytes).min(self.room.len());
+        self.end = (self.end + bytes).min(self.read_buffer.len());
     }
 
-    /// Whether nothing is left of what came: not a byte, not half a reply.
+    /// Whether all bytes were parsed and no reply is incomplete.
     pub(crate) fn is_empty(&self) -> bool {
         self.start == self.end && self.open.is_empty() && self.partial.is_none() && self.skip == 0
     }
 
-    /// Judges what has come while no reply is awaited.
-    pub(crate) fn unasked(&mut self) -> Result<Unasked, Fault> {
+    /// Checks the bytes that arrived while no reply was awaited.
+    pub(crate) fn check_unsolicited(&mut self) -> Result<Unsolicited, Fault> {
         if self.next(1)?.is_some() || !self.open.is_empty() {
-            return Ok(Unasked::Reply);
+            return Ok(Unsolicited::Reply);
         }
-        Ok(match (self.came().first(), &self.partial) {
-            _ if self.skip > 0 => Unasked::Push,
-            (_, Some(_)) => Unasked::Reply,
-            (None, None) => Unasked::Nothing,
-            (Some(b'>' | b'|'), None) => Unasked::Push,
-            (Some(_), None) => Unasked::Reply,
+        Ok(match (self.unparsed().first(), &self.partial) {
+            _ if self.skip > 0 => Unsolicited::Push,
+            (_, Some(_)) => Unsolicited::Reply,
+            (None, None) => Unsolicited::Nothing,
+            (Some(b'>' | b'|'), None) => Unsolicited::Push,
+            (Some(_), None) => Unsolicited::Reply,
         })
     }
 
-    /// The next whole reply, if it has come: several QUEUED are one, `most` at once. After an error
-    /// nothing is to be understood any more.
+    /// The next complete reply, if there is one; up to `most` QUEUED in a row are one reply. No
+    /// reply can be read after an error.
     pub(crate) fn next(&mut self, most: u32) -> Result<Option<Reply>, Fault> {
         match self.queued(most) {
-            0 => self.whole().map_err(|why| Fault { why, array: self.outer }),
+            0 => self.next_value().map_err(|kind| Fault { kind, array: self.array_length }),
             count => Ok(Some(Reply::Queued(count))),
         }
     }
 
-    /// Takes as many QUEUED as come next, which is most of what a transaction is answered.
+    /// Takes all QUEUED that come next, the most frequent replies of a transaction.
     fn queued(&mut self, most: u32) -> u32 {
         if !self.open.is_empty() || self.partial.is_some() || self.skip > 0 {
             return 0;
         }
-        let lines = self.came().chunks_exact(QUEUED.len()).take(most as usize);
+        let lines = self.unparsed().chunks_exact(QUEUED.len()).take(most as usize);
         let count = lines.take_while(|line| *line == QUEUED).count();
         if count > 0 {
             self.consume(count * QUEUED.len());
@@ -211,7 +211,7 @@ impl Parser {
         count as u32
     }
 
-    fn whole(&mut self) -> Result<Option<Reply>, Why> {
+    fn next_value(&mut self) -> Result<Option<Reply>, FaultKind> {
         loop {
             if self.skip > 0 && !self.skipped()? {
                 return Ok(None);
@@ -225,72 +225,72 @@ impl Parser {
                 }
                 Some(Token::Open(mark, left)) => {
                     if self.open.is_empty() {
-                        self.outer = (mark == b'*').then_some(left);
+                        self.array_length = (mark == b'*').then_some(left);
                     }
-                    charge(&mut self.spent, self.limit, left.saturating_mul(ELEMENT))?;
-                    let items = Items::new(mark, left.min(AHEAD));
+                    charge(&mut self.spent, self.limit, left.saturating_mul(ELEMENT_SIZE))?;
+                    let elements = Aggregate::new(mark, left.min(MAX_PREALLOCATED));
                     if left > 0 {
-                        if self.open.len() == DEEPEST {
-                            return Err(Why::TooDeep);
+                        if self.open.len() == MAX_DEPTH {
+                            return Err(FaultKind::TooDeep);
                         }
-                        self.open.push(Open { left, items });
+                        self.open.push(OpenAggregate { left, elements });
                         continue;
                     }
-                    items.closed()
+                    elements.finish()
                 }
             };
             loop {
                 let Some(open) = self.open.last_mut() else {
-                    (self.spent, self.outer) = (0, None);
+                    (self.spent, self.array_length) = (0, None);
                     return Ok(Some(Reply::from(value)));
                 };
-                open.items.push(value);
+                open.elements.push(value);
                 open.left -= 1;
                 if open.left > 0 {
                     break;
                 }
                 match self.open.pop() {
-                    Some(open) => value = open.items.closed(),
+                    Some(open) => value = open.elements.finish(),
                     None => break,
                 }
             }
         }
     }
 
-    /// What was read and is not understood yet.
-    fn came(&self) -> &[u8] {
-        self.room.get(self.start..self.end).unwrap_or_default()
+    /// The bytes that are not parsed yet.
+    fn unparsed(&self) -> &[u8] {
+        self.read_buffer.get(self.start..self.end).unwrap_or_default()
     }
 
     fn consume(&mut self, bytes: usize) {
         self.start += bytes;
-        self.looked = 0;
+        self.scanned = 0;
     }
 
-    fn token(&mut self) -> Result<Option<Token>, Why> {
+    fn token(&mut self) -> Result<Option<Token>, FaultKind> {
         if self.partial.is_some() {
             return self.resumed();
         }
-        let came = self.room.get(self.start..self.end).unwrap_or_default();
-        // What nearly every element is, or begins with.
-        if let [mark @ (b':' | b'$' | b'*'), text @ ..] = came
+        let unparsed = self.read_buffer.get(self.start..self.end).unwrap_or_default();
+        // The fast path for nearly all elements.
+        if let [mark @ (b':' | b'$' | b'*'), text @ ..] = unparsed
             && let Some((number, line)) = digits(text)
         {
             let (mark, taken) = (*mark, 1 + line);
             return self.counted(mark, number, taken);
         }
-        let Some(length) = end_of_line(came, &mut self.looked) else {
-            if came.len() >= ROOM {
-                charge(&mut self.spent, self.limit.saturating_add(END), came.len() - 1)?;
-                self.partial = Some(Partial::Line(came.to_vec()));
+        let Some(length) = end_of_line(unparsed, &mut self.scanned) else {
+            if unparsed.len() >= READ_BUFFER {
+                charge(&mut self.spent, self.limit.saturating_add(CRLF), unparsed.len() - 1)?;
+                self.partial = Some(Partial::Line(unparsed.to_vec()));
                 self.consume(self.end - self.start);
-            } else if came.len() > (self.limit - self.spent).saturating_add(1 + END) {
-                return Err(Why::TooLarge);
+            } else if unparsed.len() > (self.limit - self.spent).saturating_add(1 + CRLF) {
+                return Err(FaultKind::TooLarge);
             }
             return Ok(None);
         };
-        let line = came.get(..length).unwrap_or_default();
-        let [mark, text @ ..] = line else { return Err(Why::Malformed) };
+        let line = unparsed.get(..length).unwrap_or_default();
+        let [mark, text @ ..] = line else { return Err(FaultKind::Malformed) };
         let (mark, taken) = (*mark, length + 2);
         if is_counted(mark) {
             let number = number(text)?;
@@ -302,13 +302,13 @@ impl Parser {
         Ok(Some(Token::Value(value)))
     }
 
-    /// Goes on with the string or line that is under way.
-    fn resumed(&mut self) -> Result<Option<Token>, Why> {
-        let came = self.room.get(self.start..self.end).unwrap_or_default();
+    /// Continues the incomplete string or line.
+    fn resumed(&mut self) -> Result<Option<Token>, FaultKind> {
+        let unparsed = self.read_buffer.get(self.start..self.end).unwrap_or_default();
         match &mut self.partial {
             Some(Partial::Text { bytes, left, .. }) => {
-                let taken = came.len().min(*left);
-                bytes.extend_from_slice(came.get(..taken).unwrap_or_default());
+                let taken = unparsed.len().min(*left);
+                bytes.extend_from_slice(unparsed.get(..taken).unwrap_or_default());
                 *left -= taken;
                 let whole = *left == 0;
                 self.consume(taken);
@@ -319,10 +319,10 @@ impl Parser {
             Some(Partial::Line(line)) => {
                 let mut from = 0;
                 let whole = loop {
-                    let rest = came.get(from..).unwrap_or_default();
+                    let rest = unparsed.get(from..).unwrap_or_default();
                     let feed = rest.iter().position(|byte| *byte == b'\n');
                     let piece = feed.and_then(|at| rest.get(..=at)).unwrap_or(rest);
-                    charge(&mut self.spent, self.limit.saturating_add(END), piece.len())?;
+                    charge(&mut self.spent, self.limit.saturating_add(CRLF), piece.len())?;
                     line.extend_from_slice(piece);
                     from += piece.len();
                     if feed.is_none() || line.ends_with(b"\r\n") {
@@ -333,7 +333,7 @@ impl Parser {
                 if !whole {
                     return Ok(None);
                 }
-                self.spent = self.spent.saturating_sub(END);
+                self.spent = self.spent.saturating_sub(CRLF);
             }
             Some(Partial::SkippedText { .. } | Partial::SkippedLine { .. }) | None => {}
         }
@@ -356,15 +356,15 @@ impl Parser {
         Ok(Some(Token::Value(value)))
     }
 
-    /// What a line of so many bytes begins that holds no more than a number.
-    fn counted(&mut self, mark: u8, number: i64, taken: usize) -> Result<Option<Token>, Why> {
+    /// Takes a line of `taken` bytes that contains only a number.
+    fn counted(&mut self, mark: u8, number: i64, taken: usize) -> Result<Option<Token>, FaultKind> {
         let token = match (mark, usize::try_from(number)) {
             (b':', _) => Token::Value(Value::Int(number)),
             (b'$' | b'=' | b'!', Ok(length)) => return self.string(mark, length, taken),
             (b'>', Err(_)) => Token::Skip(0),
             (b'$' | b'*' | b'~', Err(_)) => Token::Value(Value::Nil),
-            // These have no nil in the protocol.
-            (_, Err(_)) => return Err(Why::Malformed),
+            // The protocol has no nil of these types.
+            (_, Err(_)) => return Err(FaultKind::Malformed),
             (b'>', Ok(length)) => Token::Skip(length as u64),
             (b'|', Ok(pairs)) => Token::Skip(doubled(pairs)? as u64),
             (b'%', Ok(pairs)) => Token::Open(mark, doubled(pairs)?),
@@ -374,19 +374,24 @@ impl Parser {
         Ok(Some(token))
     }
 
-    /// A string of this length, whose first line has so many bytes.
-    fn string(&mut self, mark: u8, length: usize, taken: usize) -> Result<Option<Token>, Why> {
+    /// Takes a string of this length, after its first line of `taken` bytes.
+    fn string(
+        &mut self,
+        mark: u8,
+        length: usize,
+        taken: usize,
+    ) -> Result<Option<Token>, FaultKind> {
         let whole = length.saturating_add(2);
-        let came = self.room.get(self.start + taken..self.end).unwrap_or_default();
-        let Some(bytes) = came.get(..whole) else {
-            // The bound is looked at before the string has come.
+        let unparsed = self.read_buffer.get(self.start + taken..self.end).unwrap_or_default();
+        let Some(bytes) = unparsed.get(..whole) else {
+            // The limit is checked before the string arrives.
             if length > self.limit.saturating_sub(self.spent) {
-                return Err(Why::TooLarge);
+                return Err(FaultKind::TooLarge);
             }
-            if taken + whole > ROOM {
+            if taken + whole > READ_BUFFER {
                 self.spent += length;
                 self.consume(taken);
-                let bytes = Vec::with_capacity(whole.min(ROOM));
+                let bytes = Vec::with_capacity(whole.min(READ_BUFFER));
                 self.partial = Some(Partial::Text { mark, bytes, left: whole });
                 return self.resumed();
             }
@@ -401,16 +406,15 @@ impl Parser {
         Ok(Some(Token::Value(value)))
     }
 
-    /// Throws away what has come of the values that are not wanted, and keeps nothing but how many
-    /// are left. Whether that is none.
-    fn skipped(&mut self) -> Result<bool, Why> {
+    /// Skips the bytes of unwanted values and keeps only their number. True: none is left.
+    fn skipped(&mut self) -> Result<bool, FaultKind> {
         while self.skip > 0 {
-            let came = self.room.get(self.start..self.end).unwrap_or_default();
+            let unparsed = self.read_buffer.get(self.start..self.end).unwrap_or_default();
             match &mut self.partial {
                 Some(Partial::SkippedText { left }) => {
-                    let taken = came.len().min(*left);
+                    let taken = unparsed.len().min(*left);
                     *left -= taken;
-                    let end = came.get(..taken).unwrap_or_default();
+                    let end = unparsed.get(..taken).unwrap_or_default();
                     let ends = match *left {
                         0 => end.ends_with(b"\r\n") || end == b"\n" || end.is_empty(),
                         1 => end.ends_with(b"\r") || end.is_empty(),
@@ -419,7 +423,7 @@ impl Parser {
                     let whole = *left == 0;
                     self.consume(taken);
                     match (ends, whole) {
-                        (false, _) => return Err(Why::Malformed),
+                        (false, _) => return Err(FaultKind::Malformed),
                         (true, false) => return Ok(false),
                         (true, true) => self.skip -= 1,
                     }
@@ -427,14 +431,14 @@ impl Parser {
                 }
                 Some(Partial::SkippedLine { ends }) => {
                     let mut end = None;
-                    for (at, byte) in came.iter().enumerate() {
+                    for (at, byte) in unparsed.iter().enumerate() {
                         if *ends && *byte == b'\n' {
                             end = Some(at + 1);
                             break;
                         }
                         *ends = *byte == b'\r';
                     }
-                    self.consume(end.unwrap_or(came.len()));
+                    self.consume(end.unwrap_or(unparsed.len()));
                     if end.is_none() {
                         return Ok(false);
                     }
@@ -442,22 +446,22 @@ impl Parser {
                     self.skip -= 1;
                 }
                 _ => {
-                    let Some(mark) = came.first().copied() else { return Ok(false) };
+                    let Some(mark) = unparsed.first().copied() else { return Ok(false) };
                     if !is_counted(mark) {
                         if !matches!(mark, b'+' | b'-' | b'_' | b'#' | b',' | b'(') {
-                            return Err(Why::Malformed);
+                            return Err(FaultKind::Malformed);
                         }
                         self.partial = Some(Partial::SkippedLine { ends: false });
                         self.consume(1);
                         continue;
                     }
-                    let Some(length) = end_of_line(came, &mut self.looked) else {
-                        return match came.len() > LONGEST_LENGTH {
-                            true => Err(Why::Malformed),
+                    let Some(length) = end_of_line(unparsed, &mut self.scanned) else {
+                        return match unparsed.len() > MAX_LENGTH_LINE {
+                            true => Err(FaultKind::Malformed),
                             false => Ok(false),
                         };
                     };
-                    let number = number(came.get(1..length).unwrap_or_default())?;
+                    let number = number(unparsed.get(1..length).unwrap_or_default())?;
                     self.consume(length + 2);
                     self.skip_counted(mark, number)?;
                 }
@@ -466,28 +470,28 @@ impl Parser {
         Ok(true)
     }
 
-    fn skip_counted(&mut self, mark: u8, number: i64) -> Result<(), Why> {
+    fn skip_counted(&mut self, mark: u8, number: i64) -> Result<(), FaultKind> {
         let within = match (mark, u64::try_from(number)) {
             (b'$' | b'=' | b'!', Ok(length)) => {
-                let left = usize::try_from(length).map_err(|_| Why::Malformed)?;
+                let left = usize::try_from(length).map_err(|_| FaultKind::Malformed)?;
                 self.partial = Some(Partial::SkippedText { left: left.saturating_add(2) });
                 return Ok(());
             }
             (b'*' | b'~' | b'>', Ok(length)) => length,
-            (b'%', Ok(pairs)) => pairs.checked_mul(2).ok_or(Why::Malformed)?,
-            // And the value it is about.
+            (b'%', Ok(pairs)) => pairs.checked_mul(2).ok_or(FaultKind::Malformed)?,
+            // And the value that it describes.
             (b'|', Ok(pairs)) => {
-                pairs.checked_mul(2).and_then(|n| n.checked_add(1)).ok_or(Why::Malformed)?
+                pairs.checked_mul(2).and_then(|n| n.checked_add(1)).ok_or(FaultKind::Malformed)?
             }
-            (b'=' | b'!' | b'%' | b'|', Err(_)) => return Err(Why::Malformed),
+            (b'=' | b'!' | b'%' | b'|', Err(_)) => return Err(FaultKind::Malformed),
             _ => 0,
         };
-        self.skip = (self.skip - 1).checked_add(within).ok_or(Why::Malformed)?;
+        self.skip = (self.skip - 1).checked_add(within).ok_or(FaultKind::Malformed)?;
         Ok(())
     }
 }
 
-impl Items {
+impl Aggregate {
     fn new(mark: u8, capacity: usize) -> Self {
         match mark {
             b'~' => Self::Set(Vec::with_capacity(capacity)),
@@ -498,7 +502,7 @@ impl Items {
 
     fn push(&mut self, value: Value) {
         match self {
-            Self::Array(items) | Self::Set(items) => items.push(value),
+            Self::Array(elements) | Self::Set(elements) => elements.push(value),
             Self::Map(pairs, key) => match key.take() {
                 Some(key) => pairs.push((key, value)),
                 None => *key = Some(value),
@@ -506,52 +510,52 @@ impl Items {
         }
     }
 
-    fn closed(self) -> Value {
+    fn finish(self) -> Value {
         match self {
-            Self::Array(items) => Value::Array(items),
-            Self::Set(items) => Value::Set(items),
+            Self::Array(elements) => Value::Array(elements),
+            Self::Set(elements) => Value::Set(elements),
             Self::Map(pairs, _) => Value::Map(pairs),
         }
     }
 }
 
-/// Counts bytes of the reply under way.
-fn charge(spent: &mut usize, limit: usize, bytes: usize) -> Result<(), Why> {
+/// Counts bytes of the incomplete reply.
+fn charge(spent: &mut usize, limit: usize, bytes: usize) -> Result<(), FaultKind> {
     *spent = spent.saturating_add(bytes);
-    if *spent > limit { Err(Why::TooLarge) } else { Ok(()) }
+    if *spent > limit { Err(FaultKind::TooLarge) } else { Ok(()) }
 }
 
-fn doubled(pairs: usize) -> Result<usize, Why> {
-    pairs.checked_mul(2).ok_or(Why::Malformed)
+fn doubled(pairs: usize) -> Result<usize, FaultKind> {
+    pairs.checked_mul(2).ok_or(FaultKind::Malformed)
 }
 
-/// Whether a line of this mark holds no more than a number.
+/// Whether a line of this type contains only a number.
 fn is_counted(mark: u8) -> bool {
     matches!(mark, b':' | b'$' | b'=' | b'!' | b'*' | b'~' | b'%' | b'>' | b'|')
 }
 
-/// Where the first line's `\r\n` begins. The first `looked` bytes are known to hold no end of it.
-fn end_of_line(bytes: &[u8], looked: &mut usize) -> Option<usize> {
+/// Position of the first `\r\n`. The first `scanned` bytes contain no end of a line.
+fn end_of_line(bytes: &[u8], scanned: &mut usize) -> Option<usize> {
     loop {
-        let rest = bytes.get(*looked..).unwrap_or_default();
+        let rest = bytes.get(*scanned..).unwrap_or_default();
         let Some(feed) = rest.iter().position(|byte| *byte == b'\n') else {
-            *looked = bytes.len();
+            *scanned = bytes.len();
             return None;
         };
-        let feed = *looked + feed;
+        let feed = *scanned + feed;
         if let Some(end) = feed.checked_sub(1)
             && bytes.get(end) == Some(&b'\r')
         {
-            // From here it is found at once, if it is asked for again.
-            *looked = end;
+            // The next call finds it at once.
+            *scanned = end;
             return Some(end);
         }
-        *looked = feed + 1;
+        *scanned = feed + 1;
     }
 }
 
-/// A line that is a value of its own. Bytes that are not text stay as they are.
-fn simple(mark: u8, line: Cow<'_, [u8]>) -> Result<Value, Why> {
+/// A line that is a value. Bytes that are not UTF-8 stay bytes.
+fn simple(mark: u8, line: Cow<'_, [u8]>) -> Result<Value, FaultKind> {
     Ok(match mark {
         b'+' if &*line == b"OK" => Value::Okay,
         b'+' => match String::from_utf8(line.into_owned()) {
@@ -563,18 +567,18 @@ fn simple(mark: u8, line: Cow<'_, [u8]>) -> Result<Value, Why> {
         b'#' => Value::Boolean(match &*line {
             b"t" => true,
             b"f" => false,
-            _ => return Err(Why::Malformed),
+            _ => return Err(FaultKind::Malformed),
         }),
-        b',' => Value::Double(utf8(&line)?.trim().parse().map_err(|_| Why::Malformed)?),
-        b'(' => by_redis(&[b"(", &*line, b"\r\n"].concat())?,
-        _ => return Err(Why::Malformed),
+        b',' => Value::Double(utf8(&line)?.trim().parse().map_err(|_| FaultKind::Malformed)?),
+        b'(' => parse_with_redis(&[b"(", &*line, b"\r\n"].concat())?,
+        _ => return Err(FaultKind::Malformed),
     })
 }
 
-/// A string with the end of its line.
-fn text(mark: u8, mut bytes: Vec<u8>) -> Result<Value, Why> {
+/// A string with its `\r\n`.
+fn text(mark: u8, mut bytes: Vec<u8>) -> Result<Value, FaultKind> {
     if !bytes.ends_with(b"\r\n") {
-        return Err(Why::Malformed);
+        return Err(FaultKind::Malformed);
     }
     bytes.truncate(bytes.len() - 2);
     match mark {
@@ -584,7 +588,7 @@ fn text(mark: u8, mut bytes: Vec<u8>) -> Result<Value, Why> {
     }
 }
 
-/// Bytes that name no format stay as they are.
+/// Bytes without a format stay bytes.
 fn verbatim(bytes: Vec<u8>) -> Value {
     let Some(colon) = bytes.iter().position(|byte| *byte == b':') else {
         return Value::BulkString(bytes);
@@ -599,26 +603,25 @@ fn verbatim(bytes: Vec<u8>) -> Value {
     Value::VerbatimString { format, text }
 }
 
-/// An error, whose text need not be UTF-8. It has no constructor outside redis-rs's parser.
-fn error(text: &[u8]) -> Result<Value, Why> {
-    let text = String::from_utf8_lossy(text.get(..LONGEST_ERROR).unwrap_or(text));
-    by_redis(format!("!{}\r\n{text}\r\n", text.len()).as_bytes())
+/// An error, whose text need not be UTF-8. Only redis-rs's parser can make one.
+fn error(text: &[u8]) -> Result<Value, FaultKind> {
+    let text = String::from_utf8_lossy(text.get(..MAX_ERROR_TEXT).unwrap_or(text));
+    parse_with_redis(format!("!{}\r\n{text}\r\n", text.len()).as_bytes())
 }
 
-/// One value without others in it, which has no constructor of its own: an error or a big number.
-fn by_redis(bytes: &[u8]) -> Result<Value, Why> {
-    redis::parse_redis_value(bytes).map_err(|_| Why::Malformed)
+/// A value without elements that has no constructor: an error or a big number.
+fn parse_with_redis(bytes: &[u8]) -> Result<Value, FaultKind> {
+    redis::parse_redis_value(bytes).map_err(|_| FaultKind::Malformed)
 }
 
-fn utf8(text: &[u8]) -> Result<&str, Why> {
-    std::str::from_utf8(text).map_err(|_| Why::Malformed)
+fn utf8(text: &[u8]) -> Result<&str, FaultKind> {
+    std::str::from_utf8(text).map_err(|_| FaultKind::Malformed)
 }
 
-/// A number and the end of its line, where both are there and nothing is unusual about either: its
-/// value, and how many bytes that is.
+/// A plain number with its `\r\n`, and their length in bytes. `None` for any unusual form.
 fn digits(text: &[u8]) -> Option<(i64, usize)> {
     let mut number = 0;
-    // Eighteen digits fit whatever they are.
+    // Eighteen digits always fit.
     for (at, byte) in text.iter().enumerate().take(19) {
         match byte.wrapping_sub(b'0') {
             digit @ 0..=9 if at < 18 => number = 10 * number + i64::from(digit),
@@ -631,11 +634,11 @@ fn digits(text: &[u8]) -> Option<(i64, usize)> {
     None
 }
 
-fn number(text: &[u8]) -> Result<i64, Why> {
-    utf8(text)?.trim().parse().map_err(|_| Why::Malformed)
+fn number(text: &[u8]) -> Result<i64, FaultKind> {
+    utf8(text)?.trim().parse().map_err(|_| FaultKind::Malformed)
 }
 
-/// Shows how much waits, never what.
+/// Shows the number of unparsed bytes.
 impl std::fmt::Debug for Parser {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} bytes not understood yet", self.end - self.start)

@@ -1,6 +1,4 @@
-//! Commands as bytes.
-//!
-//! Never: sends.
+//! Encodes commands.
 
 use std::io;
 
@@ -16,10 +14,10 @@ pub(crate) const ASKING: &[u8] = b"*1\r\n$6\r\nASKING\r\n";
 pub(crate) const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
 pub(crate) const ROLE: &[u8] = b"*1\r\n$4\r\nROLE\r\n";
 
-/// The arguments of one command, written straight into the buffer.
+/// The arguments of one command, encoded directly into the output.
 pub struct Args<'b> {
     bytes: &'b mut Vec<u8>,
-    /// Where the command begins.
+    /// Start of the command.
     start: usize,
     count: usize,
 }
@@ -31,7 +29,7 @@ impl<'b> Args<'b> {
         Self { bytes, start, count: head.words() }
     }
 
-    // Not generic: it is there once, and not in every command.
+    // Not generic, so that it is compiled once and not in every command.
 
     fn end(self) {
         let Self { bytes, start, count } = self;
@@ -46,14 +44,14 @@ impl<'b> Args<'b> {
         }
     }
 
-    /// Appends one argument, or the several of a list.
+    /// Appends one argument, or each of a list.
     pub fn arg(&mut self, value: impl ToRedisArgs) -> &mut Self {
         value.write_redis_args(self);
         self
     }
 }
 
-/// Shows how many, never what.
+/// Shows the number only.
 impl std::fmt::Debug for Args<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} arguments", self.count)
@@ -63,7 +61,7 @@ impl std::fmt::Debug for Args<'_> {
 impl RedisWrite for Args<'_> {
     fn write_arg(&mut self, arg: &[u8]) {
         self.count += 1;
-        // Room for the header too, so that none of these looks for it again.
+        // Reserves space for the header too, so that the appends below do not grow it again.
         self.bytes.reserve(arg.len() + 32);
         let digit = |number: usize| b'0' + number as u8;
         match arg.len() {
@@ -83,7 +81,7 @@ impl RedisWrite for Args<'_> {
     }
 }
 
-/// An argument whose length is known only once it was written.
+/// An argument whose length is known once it is written.
 struct Pending<'p, 'b> {
     bytes: Vec<u8>,
     args: &'p mut Args<'b>,
@@ -122,8 +120,8 @@ fn header(bytes: &mut Vec<u8>, mark: u8, mut number: usize) {
     bytes.extend_from_slice(b"\r\n");
 }
 
-/// Appends one whole command: its words, then what `args` writes. Words are the crate's own: a user's
-/// might not fit into a [`Head`].
+/// Appends one command: its words, then what `args` writes. The words must be the library's own:
+/// those of a user might not fit into an [`EncodedCommand`].
 pub(crate) fn command(
     bytes: &mut Vec<u8>,
     words: &[&'static str],
@@ -139,10 +137,10 @@ pub(crate) fn entry(bytes: &mut Vec<u8>, head: &EncodedCommand, args: impl FnOnc
     writer.end();
 }
 
-/// Longer than any of the table.
+/// Maximum length of the encoded words.
 const MAX_LENGTH: usize = 64;
 
-/// The words of a command as bytes, and what is known of it by these alone.
+/// The words of a command, encoded at build time, and its properties.
 #[derive(Debug)]
 pub struct EncodedCommand {
     bytes: [u8; MAX_LENGTH],
@@ -154,10 +152,10 @@ pub struct EncodedCommand {
 }
 
 impl EncodedCommand {
-    /// Fewer than ten words, each shorter than a hundred bytes, that fit.
+    /// Takes fewer than ten words that fit, each shorter than a hundred bytes.
     #[expect(clippy::indexing_slicing, reason = "words that do not fit do not build")]
     pub(crate) const fn new(words: &[&str]) -> Self {
-        // The first line is for the sum of words and arguments, which has one digit nearly always.
+        // The first line is the number of words and arguments, nearly always one digit.
         let mut head = Self {
             bytes: [0; MAX_LENGTH],
             len: 0,
@@ -208,7 +206,7 @@ impl EncodedCommand {
         self.words
     }
 
-    /// Whether it may travel with other blocks.
+    /// Whether it may be batched.
     pub(crate) fn batchable(&self) -> bool {
         self.batchable
     }
@@ -218,7 +216,7 @@ impl EncodedCommand {
         self.adds_to_integer
     }
 
-    /// Whether its arguments can ask to wait: every other command of the table is known not to.
+    /// Whether its arguments can make it block. No other command of the table can.
     pub(crate) fn may_block(&self) -> bool {
         self.may_block
     }

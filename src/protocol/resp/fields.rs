@@ -1,6 +1,4 @@
-//! What servers answer about themselves and others: lists, maps and words.
-//!
-//! Never: a guess where an answer is of another kind.
+//! Lists, maps and texts within replies. All of these are `None` for a value of another kind.
 
 use redis::Value;
 
@@ -12,7 +10,7 @@ pub(crate) fn list(value: &Value) -> Option<&[Value]> {
     }
 }
 
-/// A field of a map, which in RESP2 is a list.
+/// A field of a map, which is a list in RESP2.
 pub(crate) fn field<'v>(map: &'v Value, name: &str) -> Option<&'v Value> {
     match map {
         Value::Map(pairs) => {

@@ -1,21 +1,19 @@
-//! One reply of the server's.
-//!
-//! Never: memory for `QUEUED`, which is most of what a transaction is answered.
+//! One reply of the server.
 
 use redis::Value;
 
-/// One reply of the server's, or several of which each said QUEUED.
+/// One reply of the server, or several QUEUED in a row, which need no memory that way.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Reply {
-    /// So many in a row.
+    /// This many QUEUED.
     Queued(u32),
     Value(Value),
-    /// An array of so many elements that could not be read to its end. The connection ends with it.
+    /// An array of this length that could not be read completely. The connection is closed.
     Truncated(usize),
 }
 
 impl Reply {
-    /// How many replies it stands for.
+    /// Number of replies that it stands for.
     pub(crate) fn count(&self) -> u32 {
         match self {
             Self::Queued(count) => *count,
@@ -23,7 +21,7 @@ impl Reply {
         }
     }
 
-    /// As redis-rs has it.
+    /// As a value of redis-rs.
     pub(crate) fn into_value(self) -> Value {
         match self {
             Self::Queued(_) => Value::SimpleString("QUEUED".to_owned()),
