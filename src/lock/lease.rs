@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_told_to_be_lost_is_not_held_again() {
+    fn a_lock_reported_as_lost_is_not_held_again() {
         let now = Instant::now();
         let hold = hold(now - LEASE, Duration::ZERO);
         assert_eq!(hold.lost(), Some(LostReason::Expired));

@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_found_a_connection_is_no_caller() {
+    fn a_caller_that_has_found_a_connection_no_longer_counts() {
         let openings = Openings::default();
         let (mut one, mut two) = (openings.caller(), openings.caller());
         assert!(begins(&mut one));

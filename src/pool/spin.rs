@@ -85,14 +85,14 @@ mod tests {
     }
 
     #[test]
-    fn who_runs_again_soon_gives_way_for_ever() {
+    fn a_thread_that_resumes_soon_keeps_yielding() {
         let yielding = Yielding::new();
         let now = times(&yielding, 10_000, SOON, Instant::now());
         assert!(yielding.pays(now));
     }
 
     #[test]
-    fn where_threads_run_again_late_nobody_gives_way_for_a_while() {
+    fn if_threads_resume_late_no_caller_yields_for_a_while() {
         let yielding = Yielding::new();
         let too_many = MOST / WEIGHT;
         let now = times(&yielding, too_many - 1, LATE, Instant::now());

@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn who_tries_in_vain_is_left_alone_and_then_everybody_comes_in_again() {
+    fn a_block_that_tries_in_vain_runs_alone_and_then_all_are_admitted_again() {
         let limiter = ContentionLimiter::new();
         let other = || {
             HOLDS_TURN.set(false);
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_past_his_deadline_and_nobody_for_himself() {
+    fn no_caller_waits_past_its_deadline_or_for_itself() {
         let limiter = ContentionLimiter::new();
         let _inside = limiter.enter(&[7], soon());
         let begun = Instant::now();

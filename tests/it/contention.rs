@@ -62,7 +62,7 @@ fn a_hot_key_is_counted_right_and_wastes_few_tries() {
 }
 
 #[test]
-fn who_waits_for_a_key_holds_no_connection() {
+fn a_block_that_waits_for_a_key_holds_no_connection() {
     let server = Server::start();
     let sessions = sessions(server.url());
     let handle = sessions.transactional().with(patient());
@@ -125,7 +125,7 @@ fn blocks_on_crossed_keys_and_blocks_inside_blocks_do_not_wait_for_each_other() 
 }
 
 #[test]
-fn whoever_is_not_let_in_by_his_deadline_tries_all_the_same() {
+fn a_block_that_is_not_admitted_by_its_deadline_tries_all_the_same() {
     let server = Server::start();
     let sessions = sessions(server.url());
     let handle = sessions.transactional();
@@ -150,7 +150,7 @@ fn whoever_is_not_let_in_by_his_deadline_tries_all_the_same() {
 }
 
 #[test]
-fn conditions_that_do_not_hold_keep_nobody_else_waiting() {
+fn conditions_that_do_not_hold_keep_no_other_block_waiting() {
     let server = Server::start();
     let sessions = sessions(server.url());
     let handle = sessions.transactional().with(patient());

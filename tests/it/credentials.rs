@@ -99,7 +99,7 @@ fn a_password_that_is_rotated_under_load_loses_nothing() {
 }
 
 #[test]
-fn a_scope_stays_who_it_was_and_the_next_one_says_who_it_is() {
+fn an_open_scope_keeps_its_credentials_and_the_next_one_authenticates_anew() {
     let server = Server::start();
     let second = user(&server, "second", "2");
     let (credentials, builder) = rotating(&server, user(&server, "first", "1"));
@@ -128,7 +128,7 @@ fn a_scope_stays_who_it_was_and_the_next_one_says_who_it_is() {
 }
 
 #[test]
-fn a_connection_that_died_while_idle_is_replaced_by_one_that_says_who_it_is_now() {
+fn a_connection_that_died_while_idle_is_replaced_by_one_with_the_present_credentials() {
     let server = Server::start();
     let second = user(&server, "second", "2");
     let (credentials, builder) = rotating(&server, user(&server, "first", "1"));
@@ -160,7 +160,7 @@ fn new_connections_wait_for_the_program_to_hear_of_a_new_password() {
 }
 
 #[test]
-fn connections_stay_who_they_were_until_the_server_knows_a_new_password() {
+fn connections_keep_their_credentials_until_the_server_accepts_new_ones() {
     let server = Server::start();
     let (credentials, builder) = rotating(&server, user(&server, "app", "former"));
     let sessions = builder.max_size(1).build().unwrap();
@@ -225,7 +225,7 @@ fn moody(server: &Server) -> (Arc<Moody>, SessionManager) {
 }
 
 #[test]
-fn what_a_provider_fails_with_is_told_and_the_next_call_asks_again() {
+fn a_providers_error_is_returned_and_the_next_call_asks_again() {
     let server = Server::start();
     let (provider, sessions) = moody(&server);
     let accounts = sessions.transactional();
@@ -323,7 +323,7 @@ fn a_doubt_is_asked_about_as_soon_as_the_program_hears_of_a_new_password() {
 }
 
 #[test]
-fn waits_for_locks_are_told_by_who_it_is_now() {
+fn waits_for_locks_use_the_present_credentials() {
     let server = Server::start();
     let second = user(&server, "second", "2");
     let (credentials, builder) = rotating(&server, user(&server, "first", "1"));
@@ -345,7 +345,7 @@ fn waits_for_locks_are_told_by_who_it_is_now() {
 }
 
 #[test]
-fn an_address_that_says_who_it_is_and_a_provider_are_refused_together() {
+fn an_address_with_a_login_and_a_provider_are_refused_together() {
     let provider = || RotatingCredentials::new(Credentials::password("secret"));
     for url in ["redis://user@localhost/", "redis://:hushed@localhost/"] {
         let refused = SessionManager::builder(url).credentials_provider(provider()).build();

@@ -170,7 +170,7 @@ fn a_guard_that_waits_may_be_in_doubt_and_resolves() {
 }
 
 #[test]
-fn a_block_that_waits_and_was_in_doubt_is_applied_once_and_says_who_is_known_to_have_it() {
+fn a_block_that_waits_and_was_in_doubt_is_applied_once_and_reports_which_replicas_have_it() {
     let fixture = Fixture::new();
     let replica = Server::replica_of(&fixture.server);
     let handle = fixture.armed().with(replicas(1, SOON));
@@ -212,7 +212,7 @@ fn a_partly_applied_transaction_waits_and_stays_partly_applied() {
 }
 
 #[test]
-fn what_was_not_applied_is_told_as_that_and_not_as_too_few_replicas() {
+fn what_was_not_applied_is_reported_as_that_and_not_as_too_few_replicas() {
     let fixture = Fixture::new();
     for options in [TransactionOptions::new(), TransactionOptions::new().exactly_once()] {
         let handle = waiting(&fixture, replicas(1, BRIEF)).with(options);
@@ -280,7 +280,7 @@ fn with_waitaof(arguments: &[&str]) -> Option<Server> {
 }
 
 #[test]
-fn a_server_without_waitaof_is_told_before_anything_of_the_callers_is_sent() {
+fn a_server_without_waitaof_is_reported_before_anything_of_the_callers_is_sent() {
     let server = without_waitaof();
     let fixture = Fixture::on(server, |builder| builder.flush_bytes(64));
     let handle = waiting(&fixture, TransactionOptions::new().wait_aof(true, 0, SOON));
@@ -340,7 +340,7 @@ fn a_commit_that_waits_for_the_disk_is_on_the_disk() {
 }
 
 #[test]
-fn disks_that_do_not_answer_are_counted_out_and_one_that_is_not_there_is_told() {
+fn disks_that_do_not_answer_are_not_counted_and_a_missing_one_is_reported() {
     let Some(server) = with_waitaof(&[]) else { return };
     let fixture = Fixture::on(server, |builder| builder);
     let handle = waiting(&fixture, TransactionOptions::new().wait_aof(false, 1, BRIEF));

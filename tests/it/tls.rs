@@ -91,7 +91,7 @@ fn the_raw_connection_takes_the_place_of_the_one_it_is_lent_for() {
 }
 
 #[test]
-fn a_server_that_nobody_vouches_for_is_refused_with_a_reason() {
+fn a_server_without_a_trusted_certificate_is_refused_with_a_reason() {
     let tls = TlsServer::start();
     let (kind, text) = refusal(tls.url(), Tls::new());
     assert_eq!(kind, ConnectionErrorKind::Io, "{text}");
@@ -356,7 +356,7 @@ fn behind_a_proxy(
 }
 
 #[test]
-fn an_answer_that_is_lost_is_told_as_over_tcp() {
+fn a_lost_reply_is_reported_as_over_tcp() {
     use rediscope::{Applied, CommitError, TransactionOptions};
     use rediscope_testing::proxy::{Fault, Script, Trigger};
 
@@ -397,7 +397,7 @@ fn an_answer_that_is_lost_is_told_as_over_tcp() {
 }
 
 #[test]
-fn a_write_over_tls_that_nobody_takes_is_not_sent_and_ends_in_time() {
+fn a_write_over_tls_that_is_not_read_is_not_sent_and_ends_in_time() {
     use rediscope::CommitError;
     use rediscope_testing::proxy::{Fault, Trigger};
 

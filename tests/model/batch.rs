@@ -168,12 +168,12 @@ fn call(gate: &Gate, books: &Log<Books>, caller: usize, take: Take, panics: bool
 }
 
 #[test]
-fn model_of_jobs_that_are_taken_along_and_callers_who_give_up() {
+fn model_of_batched_requests_and_callers_that_give_up() {
     check(|| callers_with_jobs(as_the_pool_does, false));
 }
 
 #[test]
-fn model_of_a_leader_who_lets_go_of_jobs() {
+fn model_of_a_leader_that_drops_requests() {
     check(|| callers_with_jobs(as_the_pool_does, true));
 }
 

@@ -161,11 +161,11 @@ fn still_a_caller(pool: &Pool, caller: &mut Caller<'_>) -> Option<Option<Arrival
 }
 
 #[test]
-fn model_of_callers_who_open_connections_and_find_others() {
+fn model_of_callers_that_open_connections_and_find_others() {
     check(|| everybody_is_served(as_the_pool_does));
 }
 
 #[test]
-fn model_finds_a_caller_who_counts_although_he_has_a_connection() {
+fn model_finds_a_caller_that_counts_although_it_has_a_connection() {
     assert_found_at_random(|| everybody_is_served(still_a_caller), &["that nobody makes"]);
 }

@@ -105,7 +105,7 @@ fn everybody(callers: usize, call: impl Fn(usize) + Send + Sync + 'static) {
 }
 
 #[test]
-fn model_of_callers_who_wait_and_callers_who_give_up() {
+fn model_of_callers_that_wait_and_callers_that_give_up() {
     check(|| some_wait_and_some_give_up(Gate::release));
 }
 
@@ -184,7 +184,7 @@ fn model_of_a_gate_that_closes_while_callers_come_wait_and_give_up() {
 }
 
 #[test]
-fn model_of_callers_who_decide_not_to_wait() {
+fn model_of_callers_that_decide_not_to_wait() {
     check(|| {
         let watched = Watched::new(1);
         let shared = Plain::clone(&watched);
@@ -205,7 +205,7 @@ fn model_of_callers_who_decide_not_to_wait() {
 
 /// One holder who gives back while one caller gives up, through every interleaving there is.
 #[test]
-fn model_of_a_release_that_meets_a_caller_who_gives_up_in_every_order() {
+fn model_of_a_release_and_a_caller_that_gives_up_in_every_order() {
     static RUNS: AtomicUsize = AtomicUsize::new(0);
     shuttle::check_dfs(
         || {
@@ -324,6 +324,6 @@ fn model_finds_a_permit_that_two_callers_hold() {
 }
 
 #[test]
-fn model_finds_a_caller_whom_nobody_wakes() {
+fn model_finds_a_caller_that_is_never_woken() {
     assert_found(|| some_wait_and_some_give_up(release_with_an_old_look), &["deadlock"]);
 }

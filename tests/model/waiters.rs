@@ -117,12 +117,12 @@ fn play(permits: usize, leave: fn(Ticket<'_>, Option<bool>)) {
 }
 
 #[test]
-fn model_of_waiters_for_a_lock_of_whom_one_gives_up() {
+fn model_of_waiters_for_a_lock_one_of_which_gives_up() {
     check(|| play(1, leave));
 }
 
 #[test]
-fn model_of_waiters_for_a_semaphore_of_whom_one_gives_up() {
+fn model_of_waiters_for_a_semaphore_one_of_which_gives_up() {
     check(|| play(2, leave));
 }
 
@@ -152,6 +152,6 @@ fn leave_too_late(ticket: Ticket<'_>, acquired: Option<bool>) {
 }
 
 #[test]
-fn model_finds_a_wake_up_for_one_who_has_left() {
+fn model_finds_a_wakeup_for_a_waiter_that_has_left() {
     assert_found(|| play(1, leave_too_late), &["deadlock"]);
 }

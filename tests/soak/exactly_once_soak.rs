@@ -42,7 +42,7 @@ const CONTROL_CUTS: u64 = 2_000;
 const MOVING_CONTROL_CUTS: u64 = 300;
 
 #[test]
-fn wherever_a_transaction_is_cut_nobody_is_told_what_is_not_true() {
+fn wherever_a_transaction_is_cut_its_outcome_is_true() {
     rediscope_testing::own_process!(alone);
     let seed = seed();
     let cuts = number("REDISCOPE_CUTS").unwrap_or(CUTS);
@@ -96,7 +96,7 @@ mod while_slots_move {
     use super::{MOVING_CONTROL_CUTS, MOVING_CUTS, number, seed};
 
     #[test]
-    fn wherever_a_transaction_is_cut_while_its_slot_moves_nobody_is_told_what_is_not_true() {
+    fn wherever_a_transaction_is_cut_while_its_slot_moves_its_outcome_is_true() {
         rediscope_testing::own_process!(alone);
         let seed = seed();
         let cuts = number("REDISCOPE_MOVING_CUTS").unwrap_or(MOVING_CUTS);

@@ -29,7 +29,7 @@ use soak::Plan;
 const SECONDS: u64 = 20;
 
 #[test]
-fn whatever_breaks_everybody_is_told_what_the_server_did() {
+fn whatever_breaks_every_outcome_is_what_the_server_did() {
     rediscope_testing::own_process!(alone);
     let seconds = number("REDISCOPE_SOAK_SECONDS").unwrap_or(SECONDS);
     let seed = seed();

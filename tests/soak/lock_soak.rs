@@ -50,7 +50,7 @@ fn of_fifty_thousand_contended_tries_under_faults_nothing_is_left() {
 
 /// Is itself one of the other processes where it is told so.
 #[test]
-fn whoever_believes_to_hold_the_lock_holds_it_alone() {
+fn a_caller_that_believes_to_hold_the_lock_holds_it_alone() {
     if be_one_of_them() {
         return;
     }

@@ -61,7 +61,7 @@ fn a_forgotten_part_leaves_holes_and_nothing_else() {
 }
 
 #[test]
-fn a_part_nobody_closed_is_forgotten_at_the_next_use_of_its_parent() {
+fn a_part_left_open_is_forgotten_at_the_next_use_of_its_parent() {
     let mut queue = queue();
     let outer = queue.savepoint(0);
     queue.push(outer, &EncodedCommand::new(&["SET"]), |_| {});

@@ -58,7 +58,7 @@ fn giving_up_leaves_the_queue_and_takes_a_late_grant() {
 }
 
 #[test]
-fn nobody_waits_for_ever_for_whoever_took_his_job() {
+fn no_caller_waits_for_ever_for_the_leader_that_took_its_request() {
     let gate = std::sync::Arc::new(Gate::new(1));
     let slot = take(&gate, Duration::ZERO).unwrap();
     let patience = Duration::from_millis(50);
@@ -84,7 +84,7 @@ fn nobody_waits_for_ever_for_whoever_took_his_job() {
 }
 
 #[test]
-fn closing_tells_everybody() {
+fn closing_fails_every_waiting_call() {
     let gate = std::sync::Arc::new(Gate::new(1));
     let slot = take(&gate, Duration::ZERO).unwrap();
     let waiting = {

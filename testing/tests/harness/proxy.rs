@@ -366,7 +366,7 @@ fn a_connection_that_is_being_opened_is_silent_too() {
 }
 
 #[test]
-fn the_servers_death_is_passed_on_and_a_stuck_write_holds_nobody_up() {
+fn the_servers_death_is_passed_on_and_a_stuck_write_delays_no_other_connection() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     let mut connection = connect(&proxy.url());

@@ -127,7 +127,7 @@ fn a_server_restarts_on_its_port_with_its_arguments_after_any_end() {
 }
 
 #[test]
-fn a_restart_waits_for_whoever_sits_on_the_port() {
+fn a_restart_waits_for_the_process_that_has_the_port() {
     let server = Server::start();
     server.sigterm_and_wait();
     let squatter = try_for(SOON, || TcpListener::bind(server.address()).ok()).unwrap();

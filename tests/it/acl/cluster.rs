@@ -82,7 +82,7 @@ fn the_rights_of_a_cluster_are_enough_and_none_can_be_left_out() {
 }
 
 #[test]
-fn who_may_not_say_asking_is_told_so_in_every_form_and_at_once() {
+fn a_user_without_the_right_to_asking_fails_at_once_in_every_form() {
     use rediscope::redis::Commands;
 
     let fixture = Fixture { cluster: Cluster::start(3, 0) };

@@ -27,7 +27,7 @@ fn others(fixture: &Fixture) -> SessionManager {
 }
 
 #[test]
-fn a_holder_without_the_scripts_is_told_and_gives_the_lock_back_as_soon_as_it_may() {
+fn a_holder_that_may_not_run_scripts_gets_an_error_and_the_lock_is_released_as_soon_as_it_may() {
     let fixture = Fixture::start();
     let (sessions, other) = (fixture.sessions(ALWAYS), others(&fixture));
     let guard = holds(&sessions);
@@ -57,7 +57,7 @@ fn a_holder_without_the_scripts_is_told_and_gives_the_lock_back_as_soon_as_it_ma
 }
 
 #[test]
-fn a_lease_that_may_not_be_extended_is_lost_and_told() {
+fn a_lease_that_may_not_be_extended_is_lost_and_reported() {
     let fixture = Fixture::start();
     let sessions = fixture.sessions(ALWAYS);
     let lock = sessions.lock("l").lease(Duration::from_millis(400));
@@ -75,7 +75,7 @@ fn a_lease_that_may_not_be_extended_is_lost_and_told() {
 }
 
 #[test]
-fn an_acquisition_that_was_stopped_half_way_leaves_nobody_holding_the_lock() {
+fn an_acquisition_that_was_stopped_half_way_leaves_the_lock_free() {
     let fixture = Fixture::start();
     let (sessions, other) = (fixture.sessions(ALWAYS), others(&fixture));
     for right in ["-zadd", "-pexpireat", "-hset"] {
@@ -92,7 +92,7 @@ fn an_acquisition_that_was_stopped_half_way_leaves_nobody_holding_the_lock() {
 }
 
 #[test]
-fn an_acquisition_that_may_not_ask_its_replicas_is_told_so_at_once_and_given_back() {
+fn an_acquisition_that_may_not_wait_for_replicas_fails_at_once_and_is_released() {
     let fixture = Fixture::start();
     let (sessions, other) = (fixture.sessions(ALWAYS), others(&fixture));
     fixture.operator("-wait");

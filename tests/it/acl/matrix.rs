@@ -272,17 +272,17 @@ fn every_cell(when: When) {
 }
 
 #[test]
-fn a_right_that_was_never_there_is_told_in_every_form_and_nothing_is_applied() {
+fn a_right_that_was_never_there_is_an_error_in_every_form_and_nothing_is_applied() {
     every_cell(Fresh);
 }
 
 #[test]
-fn a_right_that_was_taken_away_is_told_in_every_form_and_nothing_is_applied() {
+fn a_right_that_was_taken_away_is_an_error_in_every_form_and_nothing_is_applied() {
     every_cell(Asked);
 }
 
 #[test]
-fn a_right_that_was_taken_away_from_trusted_connections_is_told_as_what_became_of_it() {
+fn a_right_taken_away_from_trusted_connections_is_reported_with_the_true_outcome() {
     every_cell(Trusted);
 }
 

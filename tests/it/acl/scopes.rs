@@ -119,7 +119,7 @@ fn a_register_taken_away_between_its_queueing_and_exec_costs_the_connection_and_
 }
 
 #[test]
-fn rights_taken_away_from_a_watching_scope_are_told_by_the_step_that_needs_them() {
+fn rights_taken_away_from_a_watching_scope_fail_the_step_that_needs_them() {
     let fixture = Fixture::start();
     let sessions = fixture.sessions(ALWAYS);
     let watch = sessions.transactional().watch([N]);
@@ -165,7 +165,7 @@ fn rights_taken_away_from_a_watching_scope_are_told_by_the_step_that_needs_them(
 }
 
 #[test]
-fn an_armed_connection_that_may_not_forget_its_register_is_replaced_and_nobody_is_told() {
+fn an_armed_connection_that_may_not_unwatch_its_register_is_replaced_without_an_error() {
     for trust in [Duration::ZERO, ALWAYS] {
         let fixture = Fixture::start();
         let sessions = fixture.sessions(trust);
@@ -208,7 +208,7 @@ fn a_pipeline_applies_what_it_may_and_names_the_first_refusal() {
 }
 
 #[test]
-fn commands_that_may_be_refused_by_a_script_are_told_as_unknown() {
+fn commands_that_a_script_may_have_run_are_reported_as_unknown() {
     let fixture = Fixture::start();
     let sessions = fixture.sessions(ALWAYS);
     fixture.operator("-lpush");

@@ -239,7 +239,7 @@ fn a_name_whose_first_address_is_silent_is_reached_at_the_second() {
 }
 
 #[test]
-fn a_name_that_is_not_known_is_told_with_what_the_system_says() {
+fn an_unknown_host_name_fails_with_the_systems_message() {
     let builder = SessionManager::builder("redis://none.test/");
     let sessions = within_limit(builder)
         .look_up_names_with(|_| Err(io::Error::other("no such host is known here")))

@@ -66,7 +66,7 @@ fn single_commands_wait_in_the_same_order() {
 }
 
 #[test]
-fn a_timeout_tells_who_holds_what_where_and_since_when() {
+fn a_checkout_timeout_lists_the_holders_oldest_first() {
     let server = Server::start();
     let sessions = impatient(&server).max_size(2).build().unwrap();
     let accounts = sessions.transactional();
@@ -129,7 +129,7 @@ fn a_timeout_names_the_last_failure_to_connect() {
 }
 
 #[test]
-fn whoever_waits_is_served_however_the_holder_ends() {
+fn a_waiting_caller_is_served_however_the_holder_ends() {
     let server = Server::start();
     let sessions =
         patient(&server).max_size(1).max_pin_time(Duration::from_millis(300)).build().unwrap();
@@ -186,7 +186,7 @@ fn whoever_waits_is_served_however_the_holder_ends() {
 }
 
 #[test]
-fn a_guard_that_waits_for_its_own_thread_gets_a_timeout_and_a_closure_is_told_at_once() {
+fn a_guard_that_waits_for_its_own_thread_times_out_and_a_closure_fails_at_once() {
     let server = Server::start();
     let sessions = impatient(&server).max_size(1).build().unwrap();
     let accounts = sessions.transactional();

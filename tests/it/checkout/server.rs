@@ -12,7 +12,7 @@ use rediscope_testing::proxy::Proxy;
 use rediscope_testing::server::Server;
 
 #[test]
-fn a_server_that_is_down_is_told_by_the_first_use_and_served_once_it_is_up() {
+fn a_server_that_is_down_fails_the_first_use_and_serves_once_it_is_up() {
     let server = Server::start();
     server.sigterm_and_wait();
     let sessions = impatient(&server).build().expect("a server that is down is no error here");
@@ -51,7 +51,7 @@ fn a_server_that_is_down_is_not_stormed() {
 }
 
 #[test]
-fn a_server_that_comes_back_serves_everybody_who_waits() {
+fn a_server_that_comes_back_serves_every_waiting_caller() {
     let server = Server::start();
     server.sigterm_and_wait();
     let sessions = patient(&server).max_size(2).build().unwrap();

@@ -73,7 +73,7 @@ fn a_transaction_goes_to_its_first_keys_master_and_a_key_of_another_slot_is_refu
 }
 
 #[test]
-fn a_command_whose_keys_nobody_knows_needs_a_slot_that_somebody_named() {
+fn a_command_whose_keys_are_unknown_needs_a_slot_that_the_caller_named() {
     let fixture = Fixture::start();
     let [a, b, _] = fixture.keys("k");
     let accounts = fixture.sessions.transactional();

@@ -92,7 +92,7 @@ fn a_large_block_follows_with_its_first_chunk() {
 }
 
 #[test]
-fn a_guard_is_told_that_the_slot_has_moved_and_the_next_one_goes_there() {
+fn a_guard_fails_if_its_slot_has_moved_and_the_next_one_goes_there() {
     let fixture = Fixture::start();
     let Route { key, slot, to, .. } = route(&fixture);
     let accounts = warm(&fixture, &key);
@@ -146,7 +146,7 @@ fn while_a_slot_moves_old_keys_are_found_where_they_are_and_new_ones_made_where_
 }
 
 #[test]
-fn keys_of_which_some_have_moved_are_waited_for_and_a_guard_is_told() {
+fn keys_of_which_some_have_moved_are_waited_for_and_a_guard_fails() {
     let fixture = Fixture::start();
     let Route { key, slot, from, to } = route(&fixture);
     let accounts = warm(&fixture, &key);
@@ -271,7 +271,7 @@ fn a_master_dies_and_its_replica_takes_over() {
 }
 
 #[test]
-fn a_slot_that_nobody_serves_is_told_when_there_is_no_time_left() {
+fn an_unserved_slot_is_an_error_when_no_time_is_left() {
     let fixture = Fixture::start();
     let Route { key, slot, from, .. } = route(&fixture);
     let sessions = builder(&fixture.cluster)

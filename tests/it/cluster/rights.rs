@@ -61,7 +61,7 @@ fn a_user_with_the_documented_rights_can_do_all_of_it_also_while_slots_move() {
 }
 
 #[test]
-fn where_shards_are_not_told_the_map_is_asked_for_by_slots_and_followed_as_well() {
+fn without_cluster_shards_the_map_is_read_by_cluster_slots() {
     for hosts in ["ip", "unknown-endpoint"] {
         let cluster = Cluster::with(3, 1, &["--cluster-preferred-endpoint-type", hosts]);
         let sessions = all_of_it(&cluster, &["+cluster|slots", "+asking"]);
@@ -76,7 +76,7 @@ fn where_shards_are_not_told_the_map_is_asked_for_by_slots_and_followed_as_well(
 }
 
 #[test]
-fn a_user_who_may_not_ask_for_the_map_is_told_so_at_once() {
+fn a_user_without_the_right_to_read_the_map_fails_at_once() {
     let cluster = Cluster::start(3, 0);
     for node in cluster.nodes().iter() {
         node.server.acl(&[RULES, COMMANDS].concat());

@@ -108,7 +108,7 @@ fn commands_without_a_key_that_redis_documents_so_go_to_every_master() {
 }
 
 #[test]
-fn status_and_close_tell_of_every_node() {
+fn status_and_close_cover_every_node() {
     let fixture = Fixture::start();
     let (mut db, keys) = (fixture.sessions.pooled(), fixture.keys("k"));
     keys.iter().for_each(|key| db.set(key, 1).unwrap());

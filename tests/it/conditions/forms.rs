@@ -59,7 +59,7 @@ fn a_lost_race_is_asked_anew_and_committed() {
 }
 
 #[test]
-fn a_race_that_is_lost_for_good_is_told_as_the_condition_that_failed() {
+fn a_race_that_is_lost_for_good_is_reported_as_the_condition_that_failed() {
     let fixture = Fixture::start();
     fixture.set("SET stock 1");
     let required = fixture
@@ -135,7 +135,7 @@ fn what_is_not_required_may_change() {
 }
 
 #[test]
-fn a_guard_is_given_where_they_hold_and_its_commit_tells_a_lost_race() {
+fn a_guard_is_returned_if_they_hold_and_its_commit_reports_a_lost_race() {
     let fixture = Fixture::start();
     fixture.set("SET stock 2");
     let required = fixture.handle().require(Condition::at_least("stock", 1));

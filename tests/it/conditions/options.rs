@@ -40,7 +40,7 @@ fn exactly_once_finds_out_although_the_condition_holds_no_more() {
 }
 
 #[test]
-fn a_deed_that_was_done_is_told_as_done_and_not_as_a_condition_that_failed() {
+fn an_applied_block_is_reported_as_applied_and_not_as_a_failed_condition() {
     let fixture = Fixture::start();
     let once = TransactionOptions::new().exactly_once_as("booking:1", HOUR);
     let handle = fixture.handle().with(once);
@@ -148,7 +148,7 @@ fn every_other_option_leaves_conditions_as_they_are() {
 }
 
 #[test]
-fn a_block_with_an_error_type_of_its_own_is_told_of_both() {
+fn a_block_with_an_error_type_of_its_own_receives_both_errors() {
     #[derive(Debug)]
     enum Shop {
         Closed,

@@ -6,7 +6,7 @@ use rediscope::{Applied, Condition, Error};
 use super::fixture::{Fixture, failed};
 
 #[test]
-fn a_condition_that_does_not_hold_is_told_once_and_the_block_is_not_run() {
+fn a_condition_that_does_not_hold_is_reported_once_and_the_block_is_not_run() {
     let fixture = Fixture::start();
     fixture.set("HSET h a 1 b 2");
     let discards = fixture.sessions.status().transactional.counts.discards;
@@ -80,7 +80,7 @@ fn a_block_that_fails_or_panics_applies_nothing_and_leaves_no_watch_behind() {
 }
 
 #[test]
-fn a_question_that_an_acl_forbids_is_told_and_the_block_is_not_run() {
+fn a_condition_that_an_acl_forbids_is_an_error_and_the_block_is_not_run() {
     let fixture = Fixture::start();
     fixture.server.acl(&["SETUSER", "default", "-hlen"]);
     let told = fixture

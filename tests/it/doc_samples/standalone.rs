@@ -75,7 +75,7 @@ fn a_restart_looks_as_the_page_shows_it() {
 }
 
 #[test]
-fn who_waits_for_longer_than_a_checkout_is_told_as_the_page_shows_it() {
+fn a_wait_longer_than_a_checkout_is_reported_as_the_page_shows() {
     rediscope_testing::own_process!();
     let _log = Log::listen();
     let server = Server::start();

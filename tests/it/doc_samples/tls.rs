@@ -47,7 +47,7 @@ fn unnumbered(text: &str) -> String {
 }
 
 #[test]
-fn each_refusal_is_told_in_the_words_that_the_page_shows() {
+fn each_refusal_has_the_words_that_the_page_shows() {
     rediscope_testing::own_process!();
     let log = Log::listen();
     let stranger = Authority::called("a stranger");
@@ -94,7 +94,7 @@ fn each_refusal_is_told_in_the_words_that_the_page_shows() {
 }
 
 #[test]
-fn tls_to_a_port_that_does_not_speak_it_is_told_as_the_page_shows_it() {
+fn tls_to_a_port_without_it_fails_as_the_page_shows() {
     rediscope_testing::own_process!();
     let _log = Log::listen();
     let server = Server::start();

@@ -41,7 +41,7 @@ fn asked_by_many(fixture: &Fixture, doubt: &InDoubt, meanwhile: impl FnOnce()) -
 }
 
 #[test]
-fn many_who_ask_at_once_are_told_the_same_while_exec_is_on_its_way() {
+fn concurrent_resolvers_agree_while_exec_is_on_its_way() {
     let fixture = Fixture::new();
     let doubt = held(&fixture);
     let executed = fixture.server.calls("exec");
@@ -53,7 +53,7 @@ fn many_who_ask_at_once_are_told_the_same_while_exec_is_on_its_way() {
 }
 
 #[test]
-fn many_who_ask_while_exec_arrives_are_all_told_what_is_true_afterwards() {
+fn concurrent_resolvers_return_what_is_true_after_exec_arrives() {
     let fixture = Fixture::new();
     for _ in 0..10 {
         let before = fixture.number("n");

@@ -90,7 +90,7 @@ fn a_conflict_is_the_users_own_and_leaves_the_link_armed() {
 }
 
 #[test]
-fn a_register_that_somebody_deletes_is_no_conflict_and_no_error() {
+fn a_register_that_is_deleted_from_outside_is_no_conflict_and_no_error() {
     let fixture = Fixture::new();
     let handle = fixture.armed();
     fixture.server.ask::<()>(&["FLUSHALL"]);

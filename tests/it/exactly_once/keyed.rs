@@ -97,7 +97,7 @@ fn the_longest_time_to_live_is_a_hundred_years_and_the_key_is_kept() {
 /// The block itself takes away the right to the key, or to the register: EXEC judges each command
 /// by the rights of that moment.
 #[test]
-fn a_key_that_could_not_be_kept_is_told_and_the_transaction_was_applied() {
+fn a_key_that_could_not_be_kept_is_reported_and_the_transaction_was_applied() {
     let fixture = Fixture::new();
     let rules = ["on", ">secret", "+@all", "~*"];
     fixture.server.acl(&[&["SETUSER", "app"], &rules[..]].concat());
@@ -303,7 +303,7 @@ fn a_flush_inside_the_transaction_does_not_forget_its_key_and_a_later_one_does()
 }
 
 #[test]
-fn keys_are_told_apart_byte_by_byte_and_by_prefix() {
+fn keys_are_distinguished_byte_by_byte_and_by_prefix() {
     let fixture = Fixture::new();
     let all = fixture.sessions.transactional();
     let names: [&[u8]; 5] = [b"k", b"K", b"k ", b"\0\xff", b"\0\xfe"];

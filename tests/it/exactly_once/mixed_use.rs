@@ -188,7 +188,7 @@ fn an_exactly_once_guard_whose_register_expires_is_applied_once() {
 }
 
 #[test]
-fn where_nothing_can_be_sent_again_an_expired_register_is_told_and_nothing_is_applied() {
+fn if_nothing_can_be_sent_again_an_expired_register_is_an_error_and_nothing_is_applied() {
     let fixture = Fixture::with(&[], |builder| builder.register_ttl(TTL).flush_bytes(64));
     let mut tx = fixture.armed().begin().unwrap();
     for _ in 0..10 {

@@ -66,7 +66,7 @@ fn a_block_that_was_not_applied_is_sent_again_and_applied_once() {
 }
 
 #[test]
-fn a_block_that_was_applied_is_not_sent_again_and_tells_that_its_replies_are_lost() {
+fn a_block_that_was_applied_is_not_sent_again_and_reports_its_replies_as_lost() {
     let fixture = Fixture::new();
     let handle = fixture.armed();
     fixture.lose(Fate::Applied);
@@ -126,7 +126,7 @@ fn a_token_is_resolved_by_another_session_and_by_no_other_database() {
 }
 
 #[test]
-fn a_doubt_waits_for_a_server_that_is_away_and_no_longer_than_it_is_told_to() {
+fn a_doubt_waits_for_an_absent_server_and_no_longer_than_its_timeout() {
     let fixture = Fixture::new();
     let handle = fixture.armed();
     let doubt = fixture.doubted(&handle, Fate::Applied);
@@ -176,7 +176,7 @@ fn a_silent_sentinel_keeps_no_resolution_past_its_limit() {
 }
 
 #[test]
-fn a_key_of_the_callers_is_committed_once_by_whoever_comes_first() {
+fn a_key_of_the_callers_is_committed_once_by_the_first_caller() {
     let fixture = Fixture::new();
     let hour = Duration::from_secs(3600);
     let once = TransactionOptions::new().exactly_once_as("payment:4711", hour);

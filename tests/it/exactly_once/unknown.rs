@@ -133,7 +133,7 @@ fn a_register_that_holds_something_else_proves_nothing() {
 }
 
 #[test]
-fn a_server_without_the_replicas_it_wants_refuses_to_tell_and_tells_when_it_has_them() {
+fn a_server_without_enough_replicas_leaves_the_doubt_and_resolves_it_when_it_has_them() {
     for fate in Fate::BOTH {
         let fixture = Fixture::new();
         let doubt = fixture.doubted(&fixture.armed(), fate);
@@ -146,7 +146,7 @@ fn a_server_without_the_replicas_it_wants_refuses_to_tell_and_tells_when_it_has_
 }
 
 #[test]
-fn a_server_that_became_a_replica_refuses_to_tell_and_tells_as_a_master() {
+fn a_server_that_became_a_replica_leaves_the_doubt_and_resolves_it_as_a_master() {
     for fate in Fate::BOTH {
         let fixture = Fixture::new();
         let doubt = fixture.doubted(&fixture.armed(), fate);
@@ -160,7 +160,7 @@ fn a_server_that_became_a_replica_refuses_to_tell_and_tells_as_a_master() {
 }
 
 #[test]
-fn a_user_without_the_right_to_touch_registers_is_told_nothing() {
+fn a_user_without_the_right_to_touch_registers_keeps_the_doubt() {
     let fixture = Fixture::new();
     let doubt = fixture.doubted(&fixture.armed(), Fate::NotApplied);
     fixture.server.acl(&["SETUSER", "guest", "on", ">secret", "~n", "+@all"]);
@@ -193,7 +193,7 @@ fn after_a_failover_the_promoted_replica_answers_for_what_it_has() {
 }
 
 #[test]
-fn a_promoted_replica_that_never_had_the_register_tells_nothing() {
+fn a_promoted_replica_without_the_register_leaves_the_doubt() {
     let fixture = Fixture::new();
     let replica = Server::replica_of(&fixture.server);
     replica.ask::<()>(&["REPLICAOF", "NO", "ONE"]);
@@ -219,7 +219,7 @@ fn a_promoted_replica_that_has_the_write_says_so() {
 }
 
 #[test]
-fn a_server_that_forgot_everything_tells_nothing() {
+fn a_server_that_forgot_everything_leaves_the_doubt() {
     for fate in Fate::BOTH {
         let fixture = Fixture::new();
         let doubt = fixture.doubted(&fixture.armed(), fate);
@@ -231,7 +231,7 @@ fn a_server_that_forgot_everything_tells_nothing() {
 }
 
 #[test]
-fn a_server_that_remembers_tells_after_it_was_killed() {
+fn a_server_that_kept_its_data_resolves_the_doubt_after_it_was_killed() {
     for fate in Fate::BOTH {
         let fixture =
             Fixture::with(&["--appendonly", "yes", "--appendfsync", "always"], |builder| {
@@ -247,7 +247,7 @@ fn a_server_that_remembers_tells_after_it_was_killed() {
 }
 
 #[test]
-fn a_closed_session_asks_nobody() {
+fn a_closed_session_sends_no_query() {
     let fixture = Fixture::new();
     let doubt = fixture.doubted(&fixture.armed(), Fate::Applied);
     fixture.sessions.close(Duration::ZERO);

@@ -90,7 +90,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 #[test]
-fn whatever_replaces_the_master_nobody_is_told_what_the_survivor_does_not_hold() {
+fn whatever_replaces_the_master_no_reported_outcome_is_missing_on_the_survivor() {
     let seed = number("REDISCOPE_SOAK_SEED").unwrap_or(SEED);
     println!("REDISCOPE_SOAK_SEED={seed}");
     for round in 0..number("REDISCOPE_FAILOVERS").unwrap_or(1) {
@@ -111,7 +111,7 @@ fn whatever_replaces_the_master_nobody_is_told_what_the_survivor_does_not_hold()
 }
 
 #[test]
-fn whoever_is_not_told_of_the_switch_is_found_to_have_lost_what_was_acknowledged() {
+fn a_client_that_misses_the_switch_is_found_to_have_lost_acknowledged_writes() {
     let found = survive(SEED, Trouble::Order, None);
     println!("| control | Order | {found} |");
     assert!(found.wrong().iter().any(|(_, told)| *told == Told::There), "nothing was lost");

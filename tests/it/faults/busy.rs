@@ -66,7 +66,7 @@ fn applied(server: &Server, keys: &[String]) -> Vec<Option<u32>> {
 }
 
 #[test]
-fn what_is_told_about_links_that_died_a_moment_ago_is_true() {
+fn outcomes_on_connections_that_died_a_moment_ago_are_true() {
     type Kill = fn(&Server, &Proxy);
     let kills: [(&str, Kill); 3] = [
         ("killed", |server, _| _ = server.kill_all_clients_except_me()),

@@ -58,7 +58,7 @@ fn groups() -> Vec<Group> {
 }
 
 #[test]
-fn every_cut_of_every_form_is_told_as_it_is_and_leaves_the_pool_clean() {
+fn every_cut_of_every_form_has_its_true_outcome_and_leaves_the_pool_clean() {
     let server = Server::start();
     let groups = groups();
     let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));

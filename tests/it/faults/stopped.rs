@@ -13,7 +13,7 @@ use rediscope_testing::proxy::{Fault, Proxy, Trigger};
 use rediscope_testing::server::Server;
 
 const SOON: Duration = Duration::from_secs(20);
-const NAME: &str = "faults::stopped::a_process_that_was_stopped_is_told_what_happened";
+const NAME: &str = "faults::stopped::a_process_that_was_stopped_gets_the_true_outcome";
 /// Where the other process finds the server.
 const SERVER: &str = "REDISCOPE_STOPPED_SERVER";
 
@@ -31,7 +31,7 @@ fn is_stopped(child: &Child) -> bool {
 /// Is itself the process that is stopped where it finds a server.
 #[test]
 #[cfg(target_os = "linux")]
-fn a_process_that_was_stopped_is_told_what_happened() {
+fn a_process_that_was_stopped_gets_the_true_outcome() {
     if let Ok(server) = std::env::var(SERVER) {
         let sessions = SessionManager::builder(server).response_timeout(SOON);
         let sessions = sessions.checkout_timeout(3 * SOON).build_side().unwrap();

@@ -246,7 +246,7 @@ fn a_reply_too_many_is_never_the_next_callers_in_resp3() {
 }
 
 #[test]
-fn a_leader_of_a_group_and_those_who_travel_are_not_handed_a_reply_too_many() {
+fn a_batch_and_its_leader_never_receive_a_surplus_reply() {
     for &way in Way::ALL {
         let fixture = Fixture::new(way, "", Some(HOUR));
         let grouped = fixture.accounts().with(TransactionOptions::new().grouped());

@@ -48,7 +48,7 @@ fn four(trigger: Trigger, fault: Fault) -> ([&'static str; 4], usize) {
 }
 
 #[test]
-fn a_group_whose_link_dies_between_two_answers_is_told_block_by_block() {
+fn a_batch_whose_connection_dies_between_two_replies_is_reported_block_by_block() {
     // Three replies a block: MULTI's, QUEUED, EXEC's.
     let told = ["applied", "in doubt", "in doubt", "in doubt"];
     assert_eq!(four(Trigger::BeforeReply(4), Fault::Cut), (told, 4));
@@ -76,7 +76,7 @@ impl<S: Subscriber> Layer<S> for Slow {
 }
 
 #[test]
-fn a_leader_who_is_held_up_by_his_log_has_told_the_others() {
+fn a_leader_that_is_delayed_by_its_log_has_answered_the_others() {
     let fixture = Fixture::new();
     let (told, found) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let slow = Slow { told: Arc::clone(&told), found: Arc::clone(&found) };
@@ -99,7 +99,7 @@ fn a_leader_who_is_held_up_by_his_log_has_told_the_others() {
 }
 
 #[test]
-fn a_group_that_is_cut_on_its_way_is_told_block_by_block() {
+fn a_batch_that_is_cut_on_its_way_is_reported_block_by_block() {
     // The first block arrived whole, and its answer was never seen.
     assert_eq!(four(Trigger::BeforeCommand(6), Fault::CutServerSide), (["in doubt"; 4], 1));
     let told = ["applied", "applied", "in doubt", "in doubt"];
@@ -127,7 +127,7 @@ fn a_group_whose_link_is_dead_before_it_leaves_is_sent_on_another_one() {
 }
 
 #[test]
-fn under_kills_every_block_is_applied_once_or_told_otherwise() {
+fn under_kills_every_block_is_applied_once_or_reported_otherwise() {
     let server = Server::start();
     let sessions = SessionManager::builder(server.url()).max_size(4).build().unwrap();
     let grouped = sessions.transactional().with(TransactionOptions::new().grouped());

@@ -9,7 +9,7 @@ use rediscope::prelude::*;
 use rediscope::{Applied, CommitError, Error, PinExpired};
 
 use crate::protocol::fixture::{
-    ALWAYS, Fixture, SOON, client_ids, exists, get, nobody_is_in_multi, pool_is_whole, says,
+    ALWAYS, Fixture, SOON, client_ids, exists, get, no_connection_is_in_multi, pool_is_whole, says,
 };
 use rediscope_testing::eventually;
 
@@ -33,7 +33,7 @@ fn is_taken_back(fixture: &Fixture, sessions: &SessionManager) {
     eventually(SOON, "the scope is taken back", || sessions.status().transactional.in_use == 0);
     pool_is_whole(sessions, &fixture.server);
     eventually(SOON, "its connection is gone", || client_ids(&fixture.server).is_disjoint(&before));
-    nobody_is_in_multi(&fixture.server);
+    no_connection_is_in_multi(&fixture.server);
 }
 
 #[track_caller]
@@ -46,7 +46,7 @@ fn expired(told: PinExpired, line: u32) {
 }
 
 #[test]
-fn a_late_commit_is_told_where_its_scope_began_and_applies_nothing() {
+fn a_late_commit_fails_with_the_place_where_its_scope_began_and_applies_nothing() {
     let fixture = Fixture::start();
     let sessions = hasty(&fixture);
     let (mut tx, line) = (sessions.transactional().begin().unwrap(), line!());
@@ -73,7 +73,7 @@ fn a_late_commit_is_told_where_its_scope_began_and_applies_nothing() {
 }
 
 #[test]
-fn every_late_use_of_a_watching_scope_is_told() {
+fn every_late_use_of_a_watching_scope_fails() {
     let fixture = Fixture::start();
     let sessions = hasty(&fixture);
     let accounts = sessions.transactional();
@@ -95,7 +95,7 @@ fn every_late_use_of_a_watching_scope_is_told() {
 }
 
 #[test]
-fn late_discards_and_drops_disturb_nobody() {
+fn late_discards_and_drops_disturb_no_other_call() {
     let fixture = Fixture::start();
     let sessions = hasty(&fixture);
     let accounts = sessions.transactional();

@@ -71,7 +71,7 @@ fn a_forgotten_guard_gives_its_connection_back() {
 }
 
 #[test]
-fn a_scope_that_was_not_used_for_too_long_is_told_so_at_its_next_use() {
+fn a_scope_that_was_not_used_for_too_long_has_expired_at_its_next_use() {
     let server = Server::start();
     let sessions = one_link(server.url());
     let mut tx = sessions.transactional().begin_with(immediate()).unwrap();
@@ -175,7 +175,7 @@ fn a_scope_whose_time_ends_inside_a_call_is_taken_back_when_the_call_ends() {
 }
 
 #[test]
-fn an_outcome_that_is_known_is_told_however_long_it_took() {
+fn a_known_outcome_is_returned_however_long_it_took() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     let sessions = one_link(proxy.url());

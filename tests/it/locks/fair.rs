@@ -29,7 +29,7 @@ impl Fixture {
 }
 
 #[test]
-fn the_lock_goes_round_in_the_order_of_coming_whoever_releases_it() {
+fn the_lock_passes_in_the_order_of_arrival_however_it_is_released() {
     let fixture = Fixture::new();
     let other = fixture.other();
     let guard = fair(&other).try_acquire().unwrap().unwrap();
@@ -53,7 +53,7 @@ fn the_lock_goes_round_in_the_order_of_coming_whoever_releases_it() {
 }
 
 #[test]
-fn a_waiter_who_died_is_passed_over() {
+fn a_waiter_that_died_is_passed_over() {
     let fixture = Fixture::new();
     fixture.silent_waiter(2_000);
     assert!(
@@ -66,7 +66,7 @@ fn a_waiter_who_died_is_passed_over() {
 }
 
 #[test]
-fn who_gives_up_leaves_the_line_and_the_next_one_is_served() {
+fn a_waiter_that_gives_up_leaves_the_queue_and_the_next_one_is_served() {
     let fixture = Fixture::new();
     let other = fixture.other();
     let guard = fair(&other).try_acquire().unwrap().unwrap();

@@ -53,7 +53,7 @@ fn leases_of_many_locks_are_extended_in_one_write() {
 }
 
 #[test]
-fn who_cannot_extend_his_lease_is_told_before_it_ends_on_the_server() {
+fn a_lease_that_cannot_be_extended_is_lost_before_it_ends_on_the_server() {
     for paused in [false, true] {
         let late: Vec<_> = (0..TRIES).map_while(|_| told_too_late(paused)).collect();
         assert!(late.len() < TRIES as usize, "paused: {paused}, told {late:?} too late");
@@ -142,7 +142,7 @@ fn a_silent_connection_for_renewals_is_replaced_before_a_lock_is_lost() {
 }
 
 #[test]
-fn who_was_stopped_past_his_lease_hears_lost_first_and_nothing_is_sent() {
+fn a_process_stopped_past_its_lease_sees_the_loss_first_and_sends_nothing() {
     let fixture = Fixture::new();
     let lock = fixture.sessions.lock("l").lease(SHORT).fixed_lease();
     let guard = lock.acquire(SOON).unwrap();
@@ -191,7 +191,7 @@ fn another_guard_of_a_fixed_lease_extends_it_no_more_than_the_first() {
 }
 
 #[test]
-fn a_callback_is_called_once_and_never_after_a_release_and_its_panic_harms_nobody() {
+fn a_callback_is_called_once_and_never_after_a_release_and_its_panic_is_contained() {
     let fixture = Fixture::new();
     let lock = fixture.sessions.lock("l").lease(LEASE);
     let calls = Arc::new(AtomicU32::new(0));

@@ -88,7 +88,7 @@ fn a_guard_is_released_from_any_thread() {
 }
 
 #[test]
-fn a_lock_that_is_held_is_given_to_nobody_else_and_a_timeout_tells_who_has_it() {
+fn a_held_lock_is_given_to_no_other_caller_and_a_timeout_names_its_holder() {
     let fixture = Fixture::new();
     let lock = fixture.sessions.lock("l").lease(LONG);
     let guard = lock.clone().label("worker 7").try_acquire().unwrap().unwrap();
@@ -126,7 +126,7 @@ fn a_second_guard_of_a_hold_keeps_it_until_both_are_gone() {
 }
 
 #[test]
-fn a_forced_lock_is_lost_and_its_old_guard_releases_nobody_elses() {
+fn a_forced_lock_is_lost_and_its_old_guard_releases_no_other_lock() {
     let fixture = Fixture::new();
     let lock = fixture.sessions.lock("l");
     let old = lock.try_acquire().unwrap().unwrap();
@@ -177,7 +177,7 @@ fn what_cannot_work_is_refused_before_anything_is_sent() {
 }
 
 #[test]
-fn run_releases_and_tells_the_first_error() {
+fn run_releases_and_returns_the_first_error() {
     let fixture = Fixture::new();
     let lock = fixture.sessions.lock("l");
     assert!(lock.run(SOON, |guard| Ok(guard.fencing_token())).unwrap() > 0);

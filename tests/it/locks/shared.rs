@@ -48,7 +48,7 @@ fn a_writer_that_leaves_lets_all_readers_in() {
 }
 
 #[test]
-fn a_writer_who_is_woken_in_vain_wakes_the_readers_who_can_use_it() {
+fn a_writer_that_is_woken_in_vain_wakes_the_readers_that_can_use_it() {
     let fixture = Fixture::new();
     let other = fixture.other();
     let lock = fixture.sessions.rw_lock("l");

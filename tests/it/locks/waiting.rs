@@ -66,7 +66,7 @@ fn a_release_wakes_one_waiter_of_a_process_and_the_next_release_the_next() {
 }
 
 #[test]
-fn one_connection_listens_for_all_locks_and_lets_go_when_nobody_waits() {
+fn one_connection_listens_for_all_locks_and_closes_when_no_caller_waits() {
     let fixture = Fixture::new();
     let names: Vec<_> = (0..10).map(|nth| format!("n{nth}")).collect();
     let lock = |name: &String| fixture.sessions.lock(name).lease(LONG);
@@ -180,7 +180,7 @@ fn the_other_protocol_and_a_unix_socket_wake_as_well() {
 }
 
 #[test]
-fn nobody_waits_longer_than_he_said_and_one_exchange() {
+fn no_wait_is_longer_than_its_timeout_and_one_round_trip() {
     let fixture = Fixture::new();
     let guard = holds(&fixture.sessions);
     let lock = fixture.sessions.lock("l");

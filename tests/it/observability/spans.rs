@@ -93,7 +93,7 @@ fn single_commands_open_no_span() {
 }
 
 #[test]
-fn a_failure_is_told_by_its_kind_and_by_the_servers_code() {
+fn a_failure_has_its_kind_and_the_servers_code() {
     rediscope_testing::own_process!();
     let server = Server::start();
     let proxy = Proxy::to(&server);

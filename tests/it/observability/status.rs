@@ -153,7 +153,7 @@ fn status_counts_what_was_done() {
 }
 
 #[test]
-fn status_is_one_readable_report_of_who_holds_what() {
+fn status_is_one_readable_report_of_the_holders() {
     rediscope_testing::own_process!();
     let server = Server::start();
     let sessions = SessionManager::builder(server.url()).max_size(2).build().unwrap();

@@ -29,7 +29,7 @@ fn warm(sessions: &SessionManager, count: usize) {
 }
 
 #[test]
-fn idle_links_that_died_are_replaced_and_no_user_is_told() {
+fn idle_connections_that_died_are_replaced_without_an_error() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     let sessions = sized(&proxy.url(), 4).trust_window(Duration::ZERO).build().unwrap();
@@ -212,7 +212,7 @@ fn a_lost_link_is_closed_and_never_used_again() {
 }
 
 #[test]
-fn a_request_that_promises_fewer_answers_than_it_has_disturbs_nobody() {
+fn a_request_that_announces_fewer_replies_than_it_has_disturbs_no_other_call() {
     use redis::ConnectionLike;
     let server = Server::start();
     let sessions = trusting(&server.url());

@@ -141,7 +141,7 @@ fn while_it_is_out_there_is_no_other_connection() {
 }
 
 #[test]
-fn while_it_is_out_the_status_names_who_has_it() {
+fn while_it_is_checked_out_the_status_names_its_holder() {
     let server = Server::start();
     let sessions = trusting(&server.url());
     let db = sessions.pooled();

@@ -84,7 +84,7 @@ fn a_drained_transactional_pool_leaves_single_commands_alone() {
 }
 
 #[test]
-fn a_command_inside_with_raw_on_a_pool_of_one_is_told_that_it_would_never_end() {
+fn a_command_inside_with_raw_on_a_pool_of_one_fails_as_a_deadlock() {
     let server = Server::start();
     let sessions = trusting(&server.url());
     let db = sessions.pooled();

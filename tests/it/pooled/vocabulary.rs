@@ -229,7 +229,7 @@ fn a_timeout_is_one_for_redis_rs_too() {
 }
 
 #[test]
-fn the_rest_of_connection_like_tells_the_truth() {
+fn the_rest_of_connection_like_is_true() {
     let server = Server::start();
     let sessions = SessionManager::connect(server.url_db(5)).unwrap();
     let mut db = sessions.pooled();

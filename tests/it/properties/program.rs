@@ -179,7 +179,7 @@ fn program() -> impl Strategy<Value = Vec<Step>> {
 }
 
 #[test]
-fn whatever_a_program_does_the_server_holds_what_it_was_told() {
+fn whatever_a_program_does_the_server_holds_what_was_reported() {
     let server = Server::start();
     let fixture = Fixture::on(&server);
     let programs = (any::<bool>(), program());

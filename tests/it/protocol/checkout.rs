@@ -54,7 +54,7 @@ fn timeout<T>(result: Result<T, Error>) -> CheckoutTimeout {
 }
 
 #[test]
-fn a_timeout_names_who_holds_what_where_and_for_how_long() {
+fn a_timeout_names_the_holders_their_places_threads_and_ages() {
     let server = Server::start();
     let sessions = impatient(&server, 2).build().unwrap();
     let accounts = sessions.transactional();
@@ -88,7 +88,7 @@ fn a_timeout_names_who_holds_what_where_and_for_how_long() {
 }
 
 #[test]
-fn a_timeout_counts_everybody_who_waits() {
+fn a_timeout_counts_every_waiting_caller() {
     let server = Server::start();
     let sessions = impatient(&server, 1).build().unwrap();
     let accounts = sessions.transactional();
@@ -129,7 +129,7 @@ fn a_run_that_finds_no_connection_is_not_sent_and_its_closure_ran_once() {
 }
 
 #[test]
-fn a_timeout_tells_why_the_holder_cannot_connect() {
+fn a_timeout_names_the_holders_connect_error() {
     let server = Server::start();
     let sessions = impatient(&server, 1).build().unwrap();
     let accounts = sessions.transactional();
@@ -150,7 +150,7 @@ fn a_timeout_tells_why_the_holder_cannot_connect() {
 }
 
 #[test]
-fn a_closure_that_waits_for_its_own_connection_is_told_at_once() {
+fn a_closure_that_waits_for_its_own_connection_fails_at_once() {
     let server = Server::start();
     // Were it to wait, the test would.
     let sessions = patient(&server, 1);
@@ -224,7 +224,7 @@ fn a_run_closure_holds_no_connection_so_that_blocks_may_nest() {
 }
 
 #[test]
-fn a_run_closure_that_was_sent_ahead_holds_one_and_is_told_of_the_deadlock() {
+fn a_run_closure_that_was_sent_ahead_holds_a_connection_and_gets_the_deadlock_error() {
     let server = Server::start();
     let sessions = SessionManager::builder(server.url())
         .max_size(1)
@@ -269,7 +269,7 @@ fn a_guard_may_be_ended_by_another_thread_and_is_never_taken_for_a_deadlock() {
 }
 
 #[test]
-fn a_closed_manager_tells_everybody_and_takes_back_what_is_open() {
+fn a_closed_manager_fails_every_call_and_takes_back_what_is_open() {
     let server = Server::start();
     let sessions = patient(&server, 1);
     let accounts = sessions.transactional();

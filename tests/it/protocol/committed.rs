@@ -26,7 +26,7 @@ fn committed_means_applied_in_the_order_of_queueing() {
 }
 
 #[test]
-fn nobody_comes_in_between() {
+fn no_other_block_comes_in_between() {
     let server = Server::start();
     let sessions = SessionManager::connect(server.url()).unwrap();
     let accounts = sessions.transactional();

@@ -86,7 +86,7 @@ fn a_block_without_commands_still_learns_of_a_conflict() {
 }
 
 #[test]
-fn a_block_without_commands_is_not_told_committed_when_its_watch_was_lost() {
+fn a_block_without_commands_is_not_committed_when_its_watch_was_lost() {
     let fixture = Fixture::start();
     let (sessions, server) = (fixture.trusting(), &fixture.server);
     let mut watching = sessions.transactional().watch(["key"]).begin().unwrap();

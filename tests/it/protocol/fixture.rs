@@ -88,12 +88,12 @@ pub(crate) fn pool_is_whole(sessions: &SessionManager, server: &Server) {
     assert_eq!(server.ask::<i64>(&["GET", &key]), 2);
     server.ask::<()>(&["DEL", &key]);
     assert_eq!(sessions.status().transactional.in_use, 0);
-    nobody_is_in_multi(server);
+    no_connection_is_in_multi(server);
 }
 
 /// A closed connection leaves the server's list a moment later.
 #[track_caller]
-pub(crate) fn nobody_is_in_multi(server: &Server) {
+pub(crate) fn no_connection_is_in_multi(server: &Server) {
     eventually(SOON, "no connection is in MULTI or watches", || {
         server.client_list().iter().all(|client| client["multi"] == "-1")
     });

@@ -69,7 +69,7 @@ fn it_was_not_applied_where_exec_was_lost_on_the_way() {
 }
 
 #[test]
-fn it_may_be_applied_after_it_was_told() {
+fn it_may_be_applied_after_the_doubt_was_returned() {
     let fixture = Fixture::start();
     let sessions = fixture.warm(fixture.builder().trust_window(ALWAYS).response_timeout(BRIEF));
     fixture.proxy.arm((Trigger::BeforeCommandNamed("EXEC"), Fault::HoldRequests));
@@ -151,7 +151,7 @@ fn a_refusal_that_was_read_is_no_proof_where_execs_answer_was_lost() {
 }
 
 #[test]
-fn an_outcome_that_was_read_is_told_though_the_link_dies_right_behind_it() {
+fn an_outcome_that_was_read_is_returned_though_the_connection_dies_right_after_it() {
     let fixture = Fixture::start();
     let sessions = fixture.doubting();
     let accounts = sessions.transactional();

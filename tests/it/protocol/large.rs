@@ -151,7 +151,7 @@ fn dropped_after_a_chunk_it_is_discarded_and_the_link_stays() {
 }
 
 #[test]
-fn a_discard_that_fails_is_told_by_discard_and_hidden_by_drop_and_applies_nothing() {
+fn a_failed_discard_is_an_error_of_discard_and_hidden_by_drop_and_applies_nothing() {
     let fixture = Fixture::start();
     let sessions = chunked(&fixture);
     let accounts = sessions.transactional();

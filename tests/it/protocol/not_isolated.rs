@@ -65,7 +65,7 @@ fn bare(error: &CommitError) -> &rediscope::Replies {
 }
 
 #[test]
-fn commands_that_ran_bare_are_told_with_their_replies() {
+fn commands_that_ran_without_multi_are_reported_with_their_replies() {
     let fixture = Operated::start();
     let sessions = fixture.sessions(ALWAYS);
     fixture.operator(&["-multi"]);
@@ -237,7 +237,7 @@ fn of_commands_that_ran_bare_only_the_servers_own_words_prove_that_nothing_ran()
 
 /// The proxy refuses MULTI by itself: the server never saw it, or did and answered +OK.
 #[test]
-fn a_multi_that_was_refused_by_a_proxy_is_never_told_as_nothing() {
+fn a_multi_that_was_refused_by_a_proxy_is_never_reported_as_not_applied() {
     let fixture = Operated::start();
     let sessions = fixture.sessions(ALWAYS);
     let handle = sessions.transactional();

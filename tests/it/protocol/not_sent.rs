@@ -133,7 +133,7 @@ fn a_write_that_breaks_off_half_way_is_not_sent() {
 }
 
 #[test]
-fn a_write_that_nobody_takes_is_not_sent_and_ends_in_time() {
+fn a_write_that_is_not_read_is_not_sent_and_ends_in_time() {
     let fixture = Fixture::start();
     let sessions = stuck(&fixture);
     let mut tx = sessions.transactional().begin().unwrap();
@@ -202,7 +202,7 @@ fn a_watch_that_was_lost_before_the_commit_is_not_sent() {
 }
 
 #[test]
-fn a_link_that_died_while_idle_is_replaced_and_nobody_is_told() {
+fn a_connection_that_died_while_idle_is_replaced_without_an_error() {
     let fixture = Fixture::start();
     let sessions = fixture.doubting();
     let accounts = sessions.transactional().with(never());
@@ -283,7 +283,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, swallow: &AtomicUsize) {
 }
 
 #[test]
-fn a_nil_where_nobody_watched_is_no_conflict_and_its_link_is_replaced() {
+fn a_nil_without_a_watch_is_no_conflict_and_its_connection_is_replaced() {
     type End = fn(&SessionManager) -> Option<CommitError>;
     let ends: [End; 3] = [
         |sessions| {

@@ -55,7 +55,7 @@ fn the_others_are_applied_and_keep_their_replies() {
 }
 
 #[test]
-fn run_and_a_watching_run_tell_it_and_do_not_run_again() {
+fn run_and_a_watching_run_report_it_and_do_not_run_again() {
     let fixture = Fixture::start();
     fixture.server.ask::<()>(&["SET", "text", "hello"]);
     let sessions = fixture.trusting();
@@ -164,7 +164,7 @@ fn nothing_was_changed_where_every_command_failed_and_each_is_a_core_command() {
 }
 
 #[test]
-fn a_script_that_fails_half_way_is_told_without_its_words() {
+fn a_script_that_fails_half_way_is_reported_without_its_words() {
     let fixture = Fixture::start();
     let sessions: SessionManager = fixture.trusting();
     let mut tx = sessions.transactional().begin().unwrap();

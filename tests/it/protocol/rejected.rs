@@ -75,7 +75,7 @@ fn a_command_the_server_does_not_know_or_that_has_too_few_arguments_is_rejected(
 }
 
 #[test]
-fn the_first_refusal_is_the_one_that_is_told() {
+fn the_first_refusal_is_the_one_that_is_returned() {
     let fixture = Fixture::start();
     let sessions = fixture.trusting();
     let error = commit_error(sessions.transactional().run(|tx| {
@@ -150,7 +150,7 @@ fn a_server_that_knows_exec_by_another_name_is_found_when_a_connection_is_opened
 }
 
 #[test]
-fn a_watch_that_an_acl_forbids_is_told_before_the_closure_runs() {
+fn a_watch_that_an_acl_forbids_fails_before_the_closure_runs() {
     let server = Server::start();
     let sessions = restricted(&server, &["-watch"]);
     let accounts = sessions.transactional();

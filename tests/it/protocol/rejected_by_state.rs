@@ -7,7 +7,8 @@ use rediscope::prelude::*;
 use rediscope::{Applied, Begin, CloseReason, SessionManager, TransactionOptions};
 
 use super::fixture::{
-    ALWAYS, Fixture, SOON, commit_error, exists, nobody_is_in_multi, pool_is_whole, says, warm,
+    ALWAYS, Fixture, SOON, commit_error, exists, no_connection_is_in_multi, pool_is_whole, says,
+    warm,
 };
 use super::rejected::rejected;
 use rediscope_testing::eventually;
@@ -39,7 +40,7 @@ fn refuses_writes(sessions: &SessionManager, server: &Server, code: &str) {
     }
     assert_eq!((runs, exists(server, "key")), (1, false));
     assert_eq!(sessions.status().transactional.in_use, 0);
-    nobody_is_in_multi(server);
+    no_connection_is_in_multi(server);
 }
 
 #[test]
@@ -164,7 +165,7 @@ fn exec_is_refused(fixture: &Fixture, change: impl FnOnce(), code: &str, retryab
     says(&error, Applied::No, retryable);
     assert!(!exists(&fixture.server, "key"));
     assert_eq!(sessions.status().transactional.in_use, 0);
-    nobody_is_in_multi(&fixture.server);
+    no_connection_is_in_multi(&fixture.server);
 }
 
 #[test]
@@ -189,7 +190,7 @@ fn exec_refused_for_want_of_memory_or_replicas_keeps_the_code() {
 }
 
 #[test]
-fn a_chunk_that_is_refused_is_told_by_check_and_by_commit() {
+fn a_chunk_that_is_refused_fails_check_and_commit() {
     let fixture = Fixture::start();
     let sessions = fixture.warm(fixture.builder().trust_window(ALWAYS).flush_bytes(1));
     let mut tx = sessions.transactional().begin().unwrap();

@@ -105,7 +105,7 @@ fn a_full_server_is_waited_for_and_its_own_words_are_in_the_error() {
 }
 
 #[test]
-fn a_protected_server_is_told_at_once() {
+fn a_protected_server_is_named_at_once() {
     let denied = b"-DENIED Redis is running in protected mode because protected mode is enabled \
                    and no password is set for the default user. In this mode connections are only \
                    accepted from the loopback interface.\r\n";
@@ -148,7 +148,7 @@ fn a_redis_server_that_speaks_tls_is_named_where_it_is_reached_in_clear() {
 }
 
 #[test]
-fn a_proxy_that_closes_at_multi_is_told_soon_and_the_pooled_handle_works() {
+fn a_proxy_that_closes_at_multi_is_reported_soon_and_the_pooled_handle_works() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     proxy.script(Which::All, Script::from((Trigger::BeforeCommandNamed("MULTI"), Fault::Cut)));
@@ -209,7 +209,7 @@ fn hanging(answers: u32) -> std::sync::Arc<Hanging> {
 }
 
 #[test]
-fn a_provider_that_hangs_is_named_and_holds_nobody_for_longer_than_the_deadline() {
+fn a_provider_that_hangs_is_named_and_delays_no_call_past_its_deadline() {
     let server = Server::with(&["--requirepass", "open-sesame"]);
     let url = format!("redis://{}/", server.address());
     let source = refused("hangs", &builder(&url, WAIT).credentials_provider(hanging(0)), false);

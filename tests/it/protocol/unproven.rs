@@ -420,7 +420,7 @@ fn a_refusal_while_queueing_proves_nothing_until_exec_is_answered_execabort() {
 }
 
 #[test]
-fn a_refusal_of_the_servers_whose_execabort_was_lost_is_resolved_and_told() {
+fn a_refusal_of_the_servers_whose_execabort_was_lost_is_resolved_and_reported() {
     let way = Way::tcp();
     let once = way.with(TransactionOptions::new().exactly_once());
     for fault in [Fault::Cut, Fault::Answer("-ERR upstream timed out\r\n")] {

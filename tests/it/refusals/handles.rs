@@ -6,7 +6,7 @@ use rediscope::{Applied, Error, ReplyError};
 use super::fixture::Quiet;
 
 #[test]
-fn a_handle_of_another_transaction_is_told_from_its_own_wherever_it_came_from() {
+fn a_handle_of_another_transaction_is_recognized_wherever_it_came_from() {
     let mut quiet = Quiet::start();
     let accounts = quiet.sessions.transactional();
     let mut discarded = accounts.begin().unwrap();

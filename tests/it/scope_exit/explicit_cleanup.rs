@@ -60,7 +60,7 @@ fn twins(sessions: &SessionManager) -> Vec<Twin> {
     ]
 }
 
-fn nobody_is_in_multi(server: &Server) {
+fn no_connection_is_in_multi(server: &Server) {
     eventually(PATIENCE, "no client is in MULTI", || {
         server.client_list().iter().all(|client| client["multi"] == "-1")
     });
@@ -74,7 +74,7 @@ fn works_again(sessions: &SessionManager, server: &Server) {
 }
 
 #[test]
-fn giving_up_tells_that_the_server_refused_to_clean_and_replaces_the_connection() {
+fn discarding_reports_that_the_server_refused_to_clean_and_replaces_the_connection() {
     let server = Server::start();
     let sessions = pool_of_one(&server);
     let twins = twins(&sessions);
@@ -90,7 +90,7 @@ fn giving_up_tells_that_the_server_refused_to_clean_and_replaces_the_connection(
         let status = sessions.status().transactional;
         assert_eq!(status.in_use, 0, "{status}");
         assert_eq!(status.counts.replaced, [(CloseReason::LeftDirty, nth as u64 + 1)], "{status}");
-        nobody_is_in_multi(&server);
+        no_connection_is_in_multi(&server);
         let chunk: bool = server.connection().exists("chunk").unwrap();
         assert!(!chunk);
     }
@@ -113,7 +113,7 @@ fn dropping_swallows_the_same_refusal_and_replaces_the_connection_too() {
         let status = sessions.status().transactional;
         assert_eq!(status.in_use, 0, "{status}");
         assert_eq!(status.counts.replaced, [(CloseReason::LeftDirty, nth as u64 + 1)], "{status}");
-        nobody_is_in_multi(&server);
+        no_connection_is_in_multi(&server);
     }
     works_again(&sessions, &server);
 }
@@ -135,7 +135,7 @@ fn a_failed_cleaning_does_not_hide_why_the_commit_failed() {
     );
     let status = sessions.status().transactional;
     assert_eq!((status.in_use, status.counts.all_replaced()), (0, 1), "{status}");
-    nobody_is_in_multi(&server);
+    no_connection_is_in_multi(&server);
     works_again(&sessions, &server);
 }
 

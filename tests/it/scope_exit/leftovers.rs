@@ -86,7 +86,7 @@ fn a_watch_that_lost_its_connection_commits_nothing_not_even_an_empty_transactio
 }
 
 #[test]
-fn a_large_block_that_lost_its_first_chunk_is_told_at_once() {
+fn a_large_block_that_lost_its_first_chunk_fails_at_once() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     let sessions = pool_of_one(proxy.url());

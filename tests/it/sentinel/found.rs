@@ -97,7 +97,7 @@ fn sentinels_and_servers_have_passwords_of_their_own() {
 }
 
 #[test]
-fn a_name_that_no_sentinel_knows_is_told_and_so_are_sentinels_that_are_down() {
+fn a_name_that_no_sentinel_knows_and_sentinels_that_are_down_are_named_in_the_error() {
     let group = Group::start();
     let unknown = refused(SessionManager::builder(group.url().replace(NAME, "nobody")));
     assert_eq!(unknown.kind(), ConnectionErrorKind::Refused, "{unknown}");
@@ -121,7 +121,7 @@ fn what_servers_are_like_is_only_for_servers_that_sentinels_know() {
 }
 
 #[test]
-fn the_documented_rights_are_enough_and_one_less_is_told() {
+fn the_documented_rights_are_enough_and_one_less_is_an_error() {
     let group = Group::start();
     for one in &group.sentinels {
         let rights = [

@@ -76,7 +76,7 @@ fn refused(sessions: &SessionManager, wait: Duration, retryable: bool) -> Connec
 }
 
 #[test]
-fn a_server_that_is_down_is_told_within_the_deadline_and_found_again() {
+fn a_server_that_is_down_is_reported_within_the_deadline_and_found_again() {
     let server = Server::start();
     let sessions = within(WAIT, &server.url());
     server.sigkill();
@@ -104,7 +104,7 @@ fn a_call_that_is_waiting_when_the_server_comes_back_gets_its_connection() {
 }
 
 #[test]
-fn ports_that_are_deaf_mute_or_slammed_are_told_within_the_deadline() {
+fn ports_that_are_silent_mute_or_closed_at_once_are_reported_within_the_deadline() {
     let deaf = UnresponsivePort::open();
     assert_eq!(
         refused(&within(WAIT, &deaf.url()), WAIT, true).kind(),
@@ -149,7 +149,7 @@ fn verdict(url: &str) -> (String, String) {
 }
 
 #[test]
-fn a_wrong_or_missing_password_is_told_at_once() {
+fn a_wrong_or_missing_password_fails_at_once() {
     let server = Server::with(&["--requirepass", "open-sesame"]);
     server.acl(&["SETUSER", "app", "on", ">secret", "~*", "&*", "+@all"]);
     let (host, code) = (server.address(), |url: String| verdict(&url).0);
@@ -166,7 +166,7 @@ fn a_wrong_or_missing_password_is_told_at_once() {
 }
 
 #[test]
-fn a_database_out_of_range_is_told_at_once() {
+fn a_database_out_of_range_fails_at_once() {
     let server = Server::start();
     let (code, message) = verdict(&server.url_db(99));
     assert_eq!(code, "ERR");

@@ -12,7 +12,7 @@ use rediscope_testing::server::Server;
 use rediscope_testing::{eventually, in_time, try_for};
 
 #[test]
-fn nobody_waits_past_its_deadline_for_a_server_that_takes_connections_and_says_nothing() {
+fn no_call_waits_past_its_deadline_for_a_server_that_accepts_and_never_answers() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     let sessions = quick(SessionManager::builder(proxy.url())).build_side().unwrap();
@@ -24,7 +24,7 @@ fn nobody_waits_past_its_deadline_for_a_server_that_takes_connections_and_says_n
 }
 
 #[test]
-fn nobody_waits_past_its_deadline_for_a_network_that_swallows_everything() {
+fn no_call_waits_past_its_deadline_for_a_network_that_drops_everything() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     let sessions = quick(SessionManager::builder(proxy.url())).build_side().unwrap();
@@ -39,7 +39,7 @@ fn nobody_waits_past_its_deadline_for_a_network_that_swallows_everything() {
 }
 
 #[test]
-fn nobody_waits_past_its_deadline_for_a_server_that_was_stopped() {
+fn no_call_waits_past_its_deadline_for_a_stopped_server() {
     let server = Server::start();
     let sessions = quick(SessionManager::builder(server.url())).build_side().unwrap();
     let open = OpenScopes::new(&sessions);

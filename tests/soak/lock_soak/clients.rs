@@ -17,7 +17,7 @@ use rediscope_testing::eventually;
 
 /// What one of the processes is to do.
 const ORDERS: &str = "REDISCOPE_LOCK_ORDERS";
-const ENTRANCE: &str = "lock_soak::whoever_believes_to_hold_the_lock_holds_it_alone";
+const ENTRANCE: &str = "lock_soak::a_caller_that_believes_to_hold_the_lock_holds_it_alone";
 const THREADS: u64 = 3;
 const WAIT: Duration = Duration::from_secs(1);
 const RESPONSE: Duration = Duration::from_millis(300);

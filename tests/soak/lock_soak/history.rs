@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn two_who_hold_it_at_once_are_found() {
+    fn two_holders_at_once_are_found() {
         let planted = TURNS.replace("a no", "a yes");
         // His last question was put before the other one had it.
         assert!(of(&planted, 1).faults.is_empty());
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_to_nobody_is_found() {
+    fn a_reply_without_a_request_is_found() {
         finds("a asks; a yes", 1, "had not asked");
         finds("a wants; a acquired 1; a yes", 1, "had not asked");
     }
