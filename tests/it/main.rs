@@ -44,3 +44,4 @@ mod side;
 mod timeouts;
 #[cfg(feature = "tls-rustls")]
 mod tls;
+mod words;
