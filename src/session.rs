@@ -26,9 +26,9 @@ use crate::connection::url::IntoAddress;
 use crate::error::config::ConfigError;
 use crate::error::in_doubt::{CommitToken, Resolution, ResolveCommit as _};
 use crate::error::open_scope::OpenScope;
-use crate::lock::acquire::Mode;
+use crate::lock::acquire::LockMode;
 use crate::lock::handle::{Lock, RwLock};
-use crate::lock::manager::Hub;
+use crate::lock::manager::LockManager;
 #[cfg(feature = "sentinel")]
 use crate::pool::manager::Purpose;
 use crate::pool::router::Nodes;
@@ -70,7 +70,7 @@ pub struct SessionManager {
     transactional: Nodes,
     resolver: Arc<CommitResolver>,
     limiter: Arc<ContentionLimiter>,
-    locks: Arc<Hub>,
+    locks: Arc<LockManager>,
     #[cfg(feature = "sentinel")]
     replicas: Arc<Replicas>,
 }
@@ -221,7 +221,7 @@ impl SessionManager {
     /// Names of locks, [read/write locks](Self::rw_lock) and [semaphores](Self::semaphore) are
     /// apart. An empty name is refused by `acquire`.
     pub fn lock(&self, name: impl AsRef<str>) -> Lock {
-        Lock::new(Arc::clone(&self.locks), "lock", name.as_ref(), Mode::Exclusive, 1)
+        Lock::new(Arc::clone(&self.locks), "lock", name.as_ref(), LockMode::Exclusive, 1)
     }
 
     /// The semaphore of this name: at most `permits` holders at a time. The server keeps the number
@@ -240,7 +240,7 @@ impl SessionManager {
     /// # Ok(()) }
     /// ```
     pub fn semaphore(&self, name: impl AsRef<str>, permits: u32) -> Lock {
-        Lock::new(Arc::clone(&self.locks), "sem", name.as_ref(), Mode::Semaphore, permits)
+        Lock::new(Arc::clone(&self.locks), "sem", name.as_ref(), LockMode::Semaphore, permits)
     }
 
     /// The read/write lock of this name: many readers, or one writer. See [`RwLock`].
@@ -315,7 +315,7 @@ impl SessionManager {
         #[cfg(feature = "sentinel")]
         let scopes = scopes + self.replicas.pool.get().map_or(0, |pool| pool.drain(deadline));
         // Last, since what is done in a scope may be done under a lock.
-        let locks = self.locks.cease(deadline);
+        let locks = self.locks.end_renewals(deadline);
         Closed { scopes, locks }
     }
 

@@ -6,7 +6,7 @@ use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 
-use crate::protocol::lock::ownership::HeldLock;
+use crate::protocol::lock::ownership::LockOwnership;
 
 /// What knows the lock on this side.
 pub(crate) trait LockProbe: fmt::Debug + Send + Sync + UnwindSafe + RefUnwindSafe {
@@ -23,7 +23,7 @@ pub(crate) trait LockProbe: fmt::Debug + Send + Sync + UnwindSafe + RefUnwindSaf
 /// The lock that a transaction is fenced by.
 #[derive(Clone, Debug)]
 pub(crate) struct LockCheck {
-    pub(crate) lock: HeldLock,
+    pub(crate) lock: LockOwnership,
     probe: Arc<dyn LockProbe>,
     /// While any clone of it is there the lock is left alone.
     #[expect(dead_code, reason = "it is there to be dropped")]
@@ -42,7 +42,7 @@ impl Drop for RenewalPause {
 }
 
 impl LockCheck {
-    pub(crate) fn new(lock: HeldLock, probe: Arc<dyn LockProbe>) -> Self {
+    pub(crate) fn new(lock: LockOwnership, probe: Arc<dyn LockProbe>) -> Self {
         Self { lock, probe, renewal_pause: None }
     }
 

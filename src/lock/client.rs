@@ -40,11 +40,11 @@ use crate::protocol::server_error::ServerError;
 use crate::settings::Settings;
 
 /// How often a call is sent again on a new connection of the lock room's own.
-const TRIES: u32 = 3;
+const MAX_SENDS: u32 = 3;
 
 /// Brings calls to the server and their answers back.
 #[derive(Clone, Debug)]
-pub(crate) struct Courier {
+pub(crate) struct ScriptClient {
     pooled: Nodes,
     own: Nodes,
     settings: Arc<Settings>,
@@ -54,22 +54,22 @@ pub(crate) struct Courier {
 
 /// Which connection a call takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Over {
+pub(crate) enum Via {
     /// One of the pooled pool's, and where none is free the own one.
-    Any,
+    PooledFirst,
     /// The connection for renewals and releases. It is there after the session manager was closed.
-    Own,
+    OwnConnection,
     /// The same, and never a moment past the limit.
-    Strictly,
+    OwnStrictly,
 }
 
 /// The shortest time that an exchange on the own connection gets: other callers' calls are in it, and
 /// a connection that is given up is lost for all of them.
-const GRACE: Duration = Duration::from_millis(250);
+const MIN_OWN_EXCHANGE: Duration = Duration::from_millis(250);
 
 /// The answers to calls that were sent together.
 #[derive(Debug)]
-pub(crate) struct Answers {
+pub(crate) struct ScriptReplies {
     pub(crate) values: Vec<Value>,
     /// When they were sent the last time: what they say was not yet true before.
     pub(crate) sent: Instant,
@@ -78,7 +78,7 @@ pub(crate) struct Answers {
     pub(crate) repeated: bool,
 }
 
-impl Answers {
+impl ScriptReplies {
     /// With those to calls that went before.
     fn behind(self, mut before: Self) -> Self {
         before.values.extend(self.values);
@@ -91,7 +91,7 @@ impl Answers {
 
 /// Why there is no answer.
 #[derive(Debug)]
-pub(crate) enum Failed {
+pub(crate) enum CallError {
     /// Nothing was sent.
     Checkout(CheckoutError),
     /// The connection was lost, and no other one could be had: it may have arrived, and may yet.
@@ -100,7 +100,7 @@ pub(crate) enum Failed {
     Lost(ConnectionError),
 }
 
-impl Failed {
+impl CallError {
     pub(crate) fn may_arrive(&self) -> bool {
         !matches!(self, Self::Checkout(_))
     }
@@ -113,7 +113,7 @@ impl Failed {
         }
     }
 
-    pub(crate) fn told(self, during: &'static str) -> LockError {
+    pub(crate) fn into_lock_error(self, during: &'static str) -> LockError {
         match self {
             Self::Checkout(error) => LockError::Checkout(error),
             Self::Again(error) => LockError::Connection {
@@ -128,7 +128,7 @@ impl Failed {
     }
 }
 
-impl Courier {
+impl ScriptClient {
     /// Writes the events of the threads of this room, which must not wait for a log.
     pub(crate) fn herald(&self) -> &Arc<Herald> {
         self.pooled.herald()
@@ -168,21 +168,21 @@ impl Courier {
     pub(crate) fn ask(
         &self,
         calls: &[Call],
-        over: Over,
+        via: Via,
         limit: Instant,
-    ) -> Result<Answers, Failed> {
-        self.ask_each(calls, (over, None), (limit, limit))
+    ) -> Result<ScriptReplies, CallError> {
+        self.ask_each(calls, (via, None), (limit, limit))
     }
 
     /// The same, where a connection is waited for until `checkout` only.
     pub(crate) fn ask_by(
         &self,
         calls: &[Call],
-        over: Over,
+        via: Via,
         checkout: Instant,
         limit: Instant,
-    ) -> Result<Answers, Failed> {
-        self.ask_each(calls, (over, None), (checkout.min(limit), limit))
+    ) -> Result<ScriptReplies, CallError> {
+        self.ask_each(calls, (via, None), (checkout.min(limit), limit))
     }
 
     /// The same with WAIT behind them, which keeps the connection waiting: it is one of the pooled
@@ -192,16 +192,16 @@ impl Courier {
         calls: &[Call],
         behind: &Durability,
         limit: Instant,
-    ) -> Result<Answers, Failed> {
-        self.ask_each(calls, (Over::Any, Some(behind)), (limit, limit))
+    ) -> Result<ScriptReplies, CallError> {
+        self.ask_each(calls, (Via::PooledFirst, Some(behind)), (limit, limit))
     }
 
     fn ask_each(
         &self,
         calls: &[Call],
-        behind: (Over, Option<&Durability>),
+        behind: (Via, Option<&Durability>),
         limits: (Instant, Instant),
-    ) -> Result<Answers, Failed> {
+    ) -> Result<ScriptReplies, CallError> {
         let slot = |call: &Call| self.is_in_cluster().then(|| call.slot()).flatten();
         let mut first = None;
         for calls in calls.chunk_by(|one, other| slot(one) == slot(other)) {
@@ -212,16 +212,16 @@ impl Courier {
                 Some(answers) => next.behind(answers),
             });
         }
-        first.ok_or_else(|| Failed::Lost(ConnectionError::unexpected("nothing was asked")))
+        first.ok_or_else(|| CallError::Lost(ConnectionError::unexpected("nothing was asked")))
     }
 
     fn ask_at(
         &self,
         mut route: Route,
         calls: &[Call],
-        (over, behind): (Over, Option<&Durability>),
+        (via, behind): (Via, Option<&Durability>),
         (checkout, limit): (Instant, Instant),
-    ) -> Result<Answers, Failed> {
+    ) -> Result<ScriptReplies, CallError> {
         let mut by = By::Hash;
         let mut repeated = false;
         let mut budget = RedirectBudget::until(checkout);
@@ -239,12 +239,12 @@ impl Courier {
                 durability.write(&mut bytes);
             }
             let count = calls.len() * if asks { 2 } else { 1 } + usize::from(behind.is_some());
-            let grace = if over == Over::Strictly { Duration::ZERO } else { GRACE };
+            let grace = if via == Via::OwnStrictly { Duration::ZERO } else { MIN_OWN_EXCHANGE };
             let request = Request { route: &route, bytes: &bytes, count, checkout, limit, grace };
-            let mut asked = match (over, behind) {
-                (Over::Own | Over::Strictly, _) => self.exchange_own(request),
-                (Over::Any, None) => self.exchange_any(request),
-                (Over::Any, Some(behind)) => self.exchange_pooled(request, behind.timeout()),
+            let mut asked = match (via, behind) {
+                (Via::OwnConnection | Via::OwnStrictly, _) => self.exchange_own(request),
+                (Via::PooledFirst, None) => self.exchange_any(request),
+                (Via::PooledFirst, Some(behind)) => self.exchange_pooled(request, behind.timeout()),
             };
             if let (true, Ok(answers)) = (asks, &mut asked) {
                 let behind = answers.values.split_off(answers.values.len().min(2 * calls.len()));
@@ -274,13 +274,13 @@ impl Courier {
     }
 
     /// Publishes an empty message on `channel`.
-    pub(crate) fn publish(&self, channel: &str, limit: Instant) -> Result<(), Failed> {
+    pub(crate) fn publish(&self, channel: &str, limit: Instant) -> Result<(), CallError> {
         let mut bytes = Vec::new();
         encode::command(&mut bytes, &["PUBLISH"], |args| {
             args.arg(channel).arg("");
         });
         let route = Route::default();
-        let (checkout, grace) = (limit, GRACE);
+        let (checkout, grace) = (limit, MIN_OWN_EXCHANGE);
         let request = Request { route: &route, bytes: &bytes, count: 1, checkout, limit, grace };
         self.exchange_any(request).map(drop)
     }
@@ -289,7 +289,7 @@ impl Courier {
     fn redirect_for(
         &self,
         route: &Route,
-        asked: &Result<Answers, Failed>,
+        asked: &Result<ScriptReplies, CallError>,
         deadline: Instant,
     ) -> Option<Redirect> {
         let refused = |value: &Value| match value {
@@ -300,17 +300,17 @@ impl Courier {
         };
         match asked {
             Ok(answers) => answers.values.iter().find_map(refused),
-            Err(Failed::Checkout(error) | Failed::Again(error)) => {
+            Err(CallError::Checkout(error) | CallError::Again(error)) => {
                 self.own.on_unreachable(route, error, deadline)
             }
-            Err(Failed::Lost(_)) => None,
+            Err(CallError::Lost(_)) => None,
         }
     }
 
     /// On a pooled connection where one is free, else on the own one.
-    fn exchange_any(&self, request: Request<'_>) -> Result<Answers, Failed> {
+    fn exchange_any(&self, request: Request<'_>) -> Result<ScriptReplies, CallError> {
         let checkout = self.open_until(request.checkout)?;
-        let leased = self.pooled.try_lease(request.route, checkout).map_err(Failed::Checkout)?;
+        let leased = self.pooled.try_lease(request.route, checkout).map_err(CallError::Checkout)?;
         match leased {
             Some(lease) => self.exchange_on(lease, request, Duration::ZERO, checkout),
             // The pool may have been closed meanwhile.
@@ -319,16 +319,20 @@ impl Courier {
     }
 
     /// On a pooled connection, which is waited for; the server may take `extra` for the answer.
-    fn exchange_pooled(&self, request: Request<'_>, extra: Duration) -> Result<Answers, Failed> {
+    fn exchange_pooled(
+        &self,
+        request: Request<'_>,
+        extra: Duration,
+    ) -> Result<ScriptReplies, CallError> {
         let checkout = self.open_until(request.checkout)?;
-        let lease = self.pooled.lease(request.route, checkout).map_err(Failed::Checkout)?;
+        let lease = self.pooled.lease(request.route, checkout).map_err(CallError::Checkout)?;
         self.exchange_on(lease, request, extra, checkout)
     }
 
     /// Until when a connection is waited for.
-    fn open_until(&self, limit: Instant) -> Result<Instant, Failed> {
+    fn open_until(&self, limit: Instant) -> Result<Instant, CallError> {
         match self.closed.load(Ordering::Acquire) {
-            true => Err(Failed::Checkout(CheckoutError::Closed)),
+            true => Err(CallError::Checkout(CheckoutError::Closed)),
             false => Ok(limit.min(Instant::now() + self.settings.checkout_timeout)),
         }
     }
@@ -339,7 +343,7 @@ impl Courier {
         Request { bytes, count, limit, .. }: Request<'_>,
         extra: Duration,
         checkout: Instant,
-    ) -> Result<Answers, Failed> {
+    ) -> Result<ScriptReplies, CallError> {
         let mut repeats = lease.repeats();
         let mut repeated = false;
         loop {
@@ -348,7 +352,7 @@ impl Courier {
                     Error::Checkout(error) => error,
                     _ => CheckoutError::Closed,
                 };
-                Failed::Checkout(error).after_sending(repeated)
+                CallError::Checkout(error).after_sending(repeated)
             })?;
             let trusted = lease.is_trusted();
             let sent = Instant::now();
@@ -356,12 +360,12 @@ impl Courier {
             match once(&mut lease, bytes, count, deadline) {
                 Ok(values) => {
                     concluded(&mut lease, &values);
-                    return Ok(Answers { values, sent, took: sent.elapsed(), repeated });
+                    return Ok(ScriptReplies { values, sent, took: sent.elapsed(), repeated });
                 }
                 Err(cause) => {
                     lease.found_dead(&cause);
                     if Instant::now() >= checkout || !repeats.allow(trusted, &cause) {
-                        return Err(Failed::Lost(cause));
+                        return Err(CallError::Lost(cause));
                     }
                     repeated = true;
                     lease.tell_of_repeat(&cause);
@@ -374,7 +378,7 @@ impl Courier {
     fn exchange_own(
         &self,
         Request { route, bytes, count, checkout, limit, grace }: Request<'_>,
-    ) -> Result<Answers, Failed> {
+    ) -> Result<ScriptReplies, CallError> {
         let grace = grace.min(self.settings.response_timeout);
         let deadline = || self.deadline(limit.max(Instant::now() + grace), Duration::ZERO);
         let job = || BatchRequest {
@@ -394,7 +398,7 @@ impl Courier {
                 // The connection is given on as it is: others may have time left.
                 let source = ConnectionError::timed_out("no time left to send");
                 let error = CheckoutError::Connect { waited: Duration::ZERO, source };
-                return Err(Failed::Checkout(error).after_sending(repeated));
+                return Err(CallError::Checkout(error).after_sending(repeated));
             }
             let settled = match joined {
                 Ok(Joined::Alone(mut lease)) => {
@@ -416,16 +420,16 @@ impl Courier {
                 }
                 // Its bytes left at some time since this caller began to wait.
                 Ok(Joined::Settled(settled)) => answers(settled),
-                Err(error) => return Err(Failed::Checkout(error).after_sending(repeated)),
+                Err(error) => return Err(CallError::Checkout(error).after_sending(repeated)),
             };
             match settled {
                 Ok(values) => {
-                    return Ok(Answers { values, sent, took: sent.elapsed(), repeated });
+                    return Ok(ScriptReplies { values, sent, took: sent.elapsed(), repeated });
                 }
                 Err(cause) => {
                     tries += 1;
-                    if tries >= TRIES || Instant::now() >= checkout {
-                        return Err(Failed::Lost(cause));
+                    if tries >= MAX_SENDS || Instant::now() >= checkout {
+                        return Err(CallError::Lost(cause));
                     }
                     tracing::debug!(%cause, "sent again on a new connection");
                 }

@@ -12,11 +12,11 @@ use redis::Value;
 
 use crate::commit::lock_check::LockCheck;
 use crate::error::lock::{LockError, LostReason};
-use crate::lock::client::{Over, refused};
-use crate::lock::lease::Hold;
-use crate::lock::manager::{Hub, strange};
+use crate::lock::client::{Via, refused};
+use crate::lock::lease::LockLease;
+use crate::lock::manager::{LockManager, unexpected_reply};
 use crate::protocol::cluster::slot;
-use crate::protocol::lock::ownership::HeldLock;
+use crate::protocol::lock::ownership::LockOwnership;
 
 /// A held lock. Dropped, it is released.
 ///
@@ -57,16 +57,16 @@ use crate::protocol::lock::ownership::HeldLock;
 /// ```
 #[must_use = "dropped, the lock is released"]
 pub struct LockGuard {
-    hub: Arc<Hub>,
-    hold: Arc<Hold>,
+    manager: Arc<LockManager>,
+    lock_lease: Arc<LockLease>,
     /// A request for it may still be under way.
-    doubtful: bool,
-    end: End,
+    maybe_in_flight: bool,
+    end: GuardState,
 }
 
 /// How far a guard's end has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+enum GuardState {
     Held,
     /// The release may be under way: it is to be sent (again) until it is answered.
     Releasing,
@@ -78,15 +78,15 @@ impl RefUnwindSafe for LockGuard {}
 
 impl Drop for LockGuard {
     fn drop(&mut self) {
-        if self.hub.settings.is_left() {
+        if self.manager.settings.is_left() {
             // It is the parent's.
             return;
         }
-        let limit = Instant::now() + self.hub.settings.cleanup_timeout;
+        let limit = Instant::now() + self.manager.settings.cleanup_timeout;
         // A log is the user's, and may panic: that must neither leave a drop nor keep the lock.
-        let released = catch_unwind(AssertUnwindSafe(|| self.let_go(limit)));
-        if self.end != End::Released {
-            self.hub.give_back_later(&self.hold, self.doubtful);
+        let released = catch_unwind(AssertUnwindSafe(|| self.release_within(limit)));
+        if self.end != GuardState::Released {
+            self.manager.release_in_background(&self.lock_lease, self.maybe_in_flight);
         }
         if let Ok(Err(error)) = released {
             let log = || tracing::warn!(error = %format_args!("{error:#}"), "a dropped lock was not released in order");
@@ -96,14 +96,18 @@ impl Drop for LockGuard {
 }
 
 impl LockGuard {
-    pub(crate) fn new(hub: Arc<Hub>, hold: Arc<Hold>, doubtful: bool) -> Self {
-        Self { hub, hold, doubtful, end: End::Held }
+    pub(crate) fn new(
+        manager: Arc<LockManager>,
+        lock_lease: Arc<LockLease>,
+        maybe_in_flight: bool,
+    ) -> Self {
+        Self { manager, lock_lease, maybe_in_flight, end: GuardState::Held }
     }
 
     /// From here on its lease is looked after.
-    pub(crate) fn is_kept(&self) {
-        self.hub.keeper.keep(&self.hold, &self.hub.courier);
-        self.hub.courier.warm(Some(slot::of_key(self.hold.names.holders.as_bytes())));
+    pub(crate) fn start_renewal(&self) {
+        self.manager.renewer.watch(&self.lock_lease, &self.manager.client);
+        self.manager.client.warm(Some(slot::of_key(self.lock_lease.names.holders.as_bytes())));
     }
 
     /// A number that grows with every acquisition of any lock of this prefix, in the order of
@@ -111,25 +115,25 @@ impl LockGuard {
     /// largest it has seen: that is what stops a holder who was stopped and does not know yet that
     /// he lost the lock.
     pub fn fencing_token(&self) -> u64 {
-        self.hold.fence
+        self.lock_lease.fencing
     }
 
     /// For how long the lock is surely held without anything further being done: the lease less a
     /// margin for the round trip and for clocks. Nothing is asked.
     pub fn remaining(&self) -> Duration {
-        if self.hub.settings.is_left() {
+        if self.manager.settings.is_left() {
             return Duration::ZERO;
         }
-        match self.hold.lost() {
+        match self.lock_lease.lost() {
             Some(_) => Duration::ZERO,
-            None => self.hold.valid_until().saturating_duration_since(Instant::now()),
+            None => self.lock_lease.valid_until().saturating_duration_since(Instant::now()),
         }
     }
 
     /// Whether the lock is known to be lost, or may be. Looks at the clock and asks nobody; once
     /// true it stays so. False says that it was not lost a moment ago.
     pub fn is_lost(&self) -> bool {
-        self.hub.settings.is_left() || self.hold.lost().is_some()
+        self.manager.settings.is_left() || self.lock_lease.lost().is_some()
     }
 
     /// Asks the server whether the lock is still this guard's, and extends its lease unless that is
@@ -143,37 +147,38 @@ impl LockGuard {
     /// [`LockError::Lost`]; otherwise the server could not be asked, and the lock is held for
     /// [`remaining`](Self::remaining).
     pub fn ensure_held(&self) -> Result<(), LockError> {
-        self.hub.settings.here().map_err(LockError::Checkout)?;
+        self.manager.settings.here().map_err(LockError::Checkout)?;
         let lost = |why| Err(LockError::Lost { why });
-        if let Some(why) = self.hold.lost() {
+        if let Some(why) = self.lock_lease.lost() {
             return lost(why);
         }
-        let settings = &self.hub.settings;
+        let settings = &self.manager.settings;
         let checkout = Instant::now() + settings.checkout_timeout;
-        let limit = (checkout + settings.response_timeout).min(self.hold.valid_until());
-        let extends = self.hold.renewed && self.hub.keeper.extends();
-        let call = if extends { self.hold.renewal() } else { self.hold.question() };
+        let limit = (checkout + settings.response_timeout).min(self.lock_lease.valid_until());
+        let extends = self.lock_lease.renewed && self.manager.renewer.extends();
+        let call =
+            if extends { self.lock_lease.renewal() } else { self.lock_lease.ownership_query() };
         let calls = std::slice::from_ref(&call);
-        let asked = self.hub.courier.ask_by(calls, Over::Own, checkout, limit);
+        let asked = self.manager.client.ask_by(calls, Via::OwnConnection, checkout, limit);
         let answer = match asked {
             Ok(answers) => match answers.values.first() {
                 Some(Value::Int(1)) => {
                     if extends {
-                        self.hold.extended(answers.sent, answers.took);
+                        self.lock_lease.extended(answers.sent, answers.took);
                     }
                     Ok(())
                 }
                 Some(Value::Int(_)) => {
-                    self.hold.lose(LostReason::Gone);
+                    self.lock_lease.lose(LostReason::Gone);
                     Ok(())
                 }
                 Some(Value::ServerError(error)) => Err(refused("ensure_held", error)),
-                _ => Err(strange("ensure_held")),
+                _ => Err(unexpected_reply("ensure_held")),
             },
-            Err(failed) => Err(failed.told("ensure_held")),
+            Err(failed) => Err(failed.into_lock_error("ensure_held")),
         };
         // It may have been told to be lost while the question was under way.
-        match self.hold.lost() {
+        match self.lock_lease.lost() {
             Some(why) => lost(why),
             None => answer,
         }
@@ -188,21 +193,21 @@ impl LockGuard {
     /// one of those ends: a lock that must be told of at once is asked with
     /// [`is_lost`](Self::is_lost).
     pub fn on_lost(&self, callback: impl FnOnce() + Send + 'static) {
-        if self.hub.settings.is_left() {
+        if self.manager.settings.is_left() {
             return;
         }
-        self.hold.on_lost(Box::new(callback));
+        self.lock_lease.on_lost(Box::new(callback));
     }
 
     /// A second guard of the same hold: the lock is released when the last of them is gone. This
     /// is all there is of re-entrance; acquiring the lock a second time waits for the first.
     pub fn share(&self) -> Self {
-        self.hold.share();
+        self.lock_lease.share();
         Self {
-            hub: Arc::clone(&self.hub),
-            hold: Arc::clone(&self.hold),
-            doubtful: self.doubtful,
-            end: End::Held,
+            manager: Arc::clone(&self.manager),
+            lock_lease: Arc::clone(&self.lock_lease),
+            maybe_in_flight: self.maybe_in_flight,
+            end: GuardState::Held,
         }
     }
 
@@ -216,29 +221,33 @@ impl LockGuard {
     /// have held it meanwhile, and nobody else's was released. Otherwise the server could not be
     /// asked within `checkout_timeout`; that goes on in the background.
     pub fn release(mut self) -> Result<(), LockError> {
-        let settings = &self.hub.settings;
+        let settings = &self.manager.settings;
         let limit = Instant::now() + settings.checkout_timeout + settings.response_timeout;
-        self.let_go(limit)
+        self.release_within(limit)
     }
 
-    fn let_go(&mut self, limit: Instant) -> Result<(), LockError> {
-        self.hub.settings.here().map_err(LockError::Checkout)?;
-        if self.end == End::Held {
-            self.end = if self.hold.lets_go() { End::Releasing } else { End::Released };
+    fn release_within(&mut self, limit: Instant) -> Result<(), LockError> {
+        self.manager.settings.here().map_err(LockError::Checkout)?;
+        if self.end == GuardState::Held {
+            self.end = if self.lock_lease.drop_handle() {
+                GuardState::Releasing
+            } else {
+                GuardState::Released
+            };
         }
-        if self.end == End::Released {
+        if self.end == GuardState::Released {
             return Ok(());
         }
-        let released = self.hub.release(&self.hold, self.doubtful, limit);
+        let released = self.manager.release(&self.lock_lease, self.maybe_in_flight, limit);
         // Not before: a panic on the way leaves it to the drop.
-        self.end = End::Released;
+        self.end = GuardState::Released;
         released.log()
     }
 
     /// What a transaction needs to know to be fenced by it.
     pub(crate) fn lock_check(&self) -> LockCheck {
-        let lock = HeldLock::new(&self.hold.names.holders, &self.hold.member);
-        LockCheck::new(lock, Arc::<Hold>::clone(&self.hold))
+        let lock = LockOwnership::new(&self.lock_lease.names.holders, &self.lock_lease.owner_token);
+        LockCheck::new(lock, Arc::<LockLease>::clone(&self.lock_lease))
     }
 }
 
@@ -246,7 +255,7 @@ impl LockGuard {
 impl fmt::Debug for LockGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LockGuard")
-            .field("lease", &self.hold.lease)
+            .field("lease", &self.lock_lease.lease)
             .field("is_lost", &self.is_lost())
             .finish_non_exhaustive()
     }

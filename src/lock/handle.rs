@@ -12,11 +12,11 @@ use redis::Value;
 
 use crate::error::any::Error;
 use crate::error::lock::{LockError, LockHolder};
-use crate::lock::acquire::{Mode, Permits, Spec, acquire, holder};
-use crate::lock::client::{Over, refused};
+use crate::lock::acquire::{LockMode, LockRequest, Permits, acquire, holder};
+use crate::lock::client::{Via, refused};
 use crate::lock::guard::LockGuard;
-use crate::lock::manager::{Hub, strange};
-use crate::protocol::lock::keys::Names;
+use crate::lock::manager::{LockManager, unexpected_reply};
+use crate::protocol::lock::keys::LockKeys;
 use crate::protocol::lock::script::{Call, FORCE, PEEK, PERMITS};
 use crate::protocol::replication::Durability;
 use crate::sync::lock;
@@ -57,8 +57,8 @@ const NO_PERMIT: (&str, &str) = ("permits", "a semaphore has at least one permit
 #[derive(Clone)]
 #[must_use = "nothing is acquired before acquire()"]
 pub struct Lock {
-    hub: Arc<Hub>,
-    spec: Spec,
+    manager: Arc<LockManager>,
+    request: LockRequest,
     refused: Option<(&'static str, &'static str)>,
 }
 
@@ -66,15 +66,25 @@ impl UnwindSafe for Lock {}
 impl RefUnwindSafe for Lock {}
 
 impl Lock {
-    pub(crate) fn new(hub: Arc<Hub>, family: &str, name: &str, mode: Mode, permits: u32) -> Self {
-        let names =
-            Arc::new(Names::new(&hub.settings.prefix, family, name, hub.courier.is_in_cluster()));
+    pub(crate) fn new(
+        manager: Arc<LockManager>,
+        family: &str,
+        name: &str,
+        mode: LockMode,
+        permits: u32,
+    ) -> Self {
+        let names = Arc::new(LockKeys::new(
+            &manager.settings.prefix,
+            family,
+            name,
+            manager.client.is_in_cluster(),
+        ));
         let refused = match permits {
             _ if name.is_empty() => Some(("name", "a lock's name must not be empty")),
             0 => Some(NO_PERMIT),
             _ => None,
         };
-        let spec = Spec {
+        let request = LockRequest {
             names,
             mode,
             permits: Arc::new(Permits::new(permits)),
@@ -84,7 +94,7 @@ impl Lock {
             label: None,
             replicas: None,
         };
-        Self { hub, spec, refused }
+        Self { manager, request, refused }
     }
 
     /// For how long the server keeps the lock for a holder it does not hear of. A holder that
@@ -94,7 +104,7 @@ impl Lock {
         if !(SHORTEST_LEASE..=LONGEST_LEASE).contains(&lease) {
             self.refused.get_or_insert(("lease", "must be between 10 ms and a day"));
         }
-        self.spec.lease = lease;
+        self.request.lease = lease;
         self
     }
 
@@ -106,7 +116,7 @@ impl Lock {
         if label.len() > LONGEST_LABEL {
             self.refused.get_or_insert(("label", "must not be longer than 256 bytes"));
         }
-        self.spec.label = Some(label);
+        self.request.label = Some(label);
         self
     }
 
@@ -115,7 +125,7 @@ impl Lock {
     /// second for each who waits. Use it for all who want the same lock, or for none: who does
     /// not stand in line may come in between.
     pub fn fair(mut self) -> Self {
-        self.spec.fair = true;
+        self.request.fair = true;
         self
     }
 
@@ -123,7 +133,7 @@ impl Lock {
     /// it calls [`ensure_held`](LockGuard::ensure_held). Default: it is extended for as long as the
     /// guard lives.
     pub fn fixed_lease(mut self) -> Self {
-        self.spec.renewed = false;
+        self.request.renewed = false;
         self
     }
 
@@ -136,7 +146,7 @@ impl Lock {
     /// Behind it: [`WAIT`](https://redis.io/docs/latest/commands/wait/).
     pub fn wait_replicas(mut self, replicas: u32, timeout: Duration) -> Self {
         let timeout = timeout.min(LONGEST_LEASE);
-        self.spec.replicas = Some(Durability::Replicas { replicas, timeout });
+        self.request.replicas = Some(Durability::Replicas { replicas, timeout });
         self
     }
 
@@ -151,7 +161,7 @@ impl Lock {
     /// answer is given back, in the background where need be.
     pub fn acquire(&self, wait: Duration) -> Result<LockGuard, LockError> {
         self.check()?;
-        acquire(&self.hub, &self.spec, wait)
+        acquire(&self.manager, &self.request, wait)
     }
 
     /// Acquires the lock if nobody has it; `None`: somebody does.
@@ -209,7 +219,7 @@ impl Lock {
             (Ok(_), Err(error)) => Err(E::from(error.into())),
             (Err(error), Ok(())) => Err(error),
             // A fork's copy of the log may be locked for ever, and the lock is the parent's.
-            (Err(error), Err(_)) if self.hub.settings.is_left() => Err(error),
+            (Err(error), Err(_)) if self.manager.settings.is_left() => Err(error),
             (Err(error), Err(second)) => {
                 tracing::warn!(error = %format_args!("{second:#}"), "a lock was not released in order");
                 Err(error)
@@ -230,18 +240,18 @@ impl Lock {
     /// # Errors
     /// The server could not be asked, or refused.
     pub fn holder(&self) -> Result<Option<LockHolder>, LockError> {
-        let names = &self.spec.names;
+        let names = &self.request.names;
         let none: [&str; 0] = [];
         let call = Call::new(&PEEK, [&names.holders, &names.info], none);
         match self.ask("holder", call)? {
             Value::Array(values) => match values.as_slice() {
                 [Value::Int(0), ..] => Ok(None),
                 [_, remaining, label] => {
-                    holder(remaining, label).map(Some).ok_or_else(|| strange("holder"))
+                    holder(remaining, label).map(Some).ok_or_else(|| unexpected_reply("holder"))
                 }
-                _ => Err(strange("holder")),
+                _ => Err(unexpected_reply("holder")),
             },
-            _ => Err(strange("holder")),
+            _ => Err(unexpected_reply("holder")),
         }
     }
 
@@ -254,14 +264,14 @@ impl Lock {
     /// # Errors
     /// The server could not be asked, or refused.
     pub fn force_release(&self) -> Result<bool, LockError> {
-        let names = &self.spec.names;
+        let names = &self.request.names;
         let keys = [&names.holders, &names.info, &names.queue, &names.alive];
         match self.ask("force_release", Call::new(&FORCE, keys, [&*names.wake]))? {
             Value::Int(held) => {
                 tracing::warn!(holders = held, "lock forced");
                 Ok(held > 0)
             }
-            _ => Err(strange("force_release")),
+            _ => Err(unexpected_reply("force_release")),
         }
     }
 
@@ -292,22 +302,22 @@ impl Lock {
     /// could not be asked, or refused: then this handle has the number that it had.
     pub fn set_permits(&self, permits: u32) -> Result<(), LockError> {
         let refused = |(setting, reason)| Err(LockError::Refused { setting, reason });
-        if self.spec.mode != Mode::Semaphore {
+        if self.request.mode != LockMode::Semaphore {
             return refused(("permits", "only a semaphore has permits"));
         }
         if permits == 0 {
             return refused(NO_PERMIT);
         }
-        let names = &self.spec.names;
+        let names = &self.request.names;
         let keys = [&names.holders, &names.info, &names.queue, &names.alive];
         let call = Call::new(&PERMITS, keys, [permits.to_string(), names.wake.to_string()]);
-        let _changing = lock(&self.spec.permits.changing);
+        let _changing = lock(&self.request.permits.changing);
         match self.ask("set_permits", call)? {
             Value::Int(_) => {
-                self.spec.permits.number.store(permits, Ordering::Relaxed);
+                self.request.permits.number.store(permits, Ordering::Relaxed);
                 Ok(())
             }
-            _ => Err(strange("set_permits")),
+            _ => Err(unexpected_reply("set_permits")),
         }
     }
 
@@ -319,18 +329,18 @@ impl Lock {
     }
 
     fn ask(&self, during: &'static str, call: Call) -> Result<Value, LockError> {
-        self.hub.settings.here().map_err(LockError::Checkout)?;
+        self.manager.settings.here().map_err(LockError::Checkout)?;
         self.check()?;
-        let settings = &self.hub.settings;
+        let settings = &self.manager.settings;
         let checkout = Instant::now() + settings.checkout_timeout;
         let limit = checkout + settings.response_timeout;
         let calls = std::slice::from_ref(&call);
-        let asked = self.hub.courier.ask_by(calls, Over::Any, checkout, limit);
-        let mut answers = asked.map_err(|failed| failed.told(during))?;
+        let asked = self.manager.client.ask_by(calls, Via::PooledFirst, checkout, limit);
+        let mut answers = asked.map_err(|failed| failed.into_lock_error(during))?;
         match answers.values.pop() {
             Some(Value::ServerError(error)) => Err(refused(during, &error)),
             Some(value) => Ok(value),
-            None => Err(strange(during)),
+            None => Err(unexpected_reply(during)),
         }
     }
 }
@@ -339,9 +349,9 @@ impl Lock {
 impl fmt::Debug for Lock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lock")
-            .field("mode", &self.spec.mode)
-            .field("lease", &self.spec.lease)
-            .field("label", &self.spec.label)
+            .field("mode", &self.request.mode)
+            .field("lease", &self.request.lease)
+            .field("label", &self.request.label)
             .finish_non_exhaustive()
     }
 }
@@ -372,9 +382,9 @@ pub struct RwLock {
 }
 
 impl RwLock {
-    pub(crate) fn new(hub: &Arc<Hub>, name: &str) -> Self {
-        let of = |mode| Lock::new(Arc::clone(hub), "rw", name, mode, 1);
-        Self { read: of(Mode::Read), write: of(Mode::Write) }
+    pub(crate) fn new(manager: &Arc<LockManager>, name: &str) -> Self {
+        let of = |mode| Lock::new(Arc::clone(manager), "rw", name, mode, 1);
+        Self { read: of(LockMode::Read), write: of(LockMode::Write) }
     }
 
     /// The side that is shared with other readers.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::commit::lock_check::LockProbe;
 use crate::error::lock::LostReason;
-use crate::protocol::lock::keys::Names;
+use crate::protocol::lock::keys::LockKeys;
 use crate::protocol::lock::script::{Call, RELEASE, RENEW};
 use crate::status::LockCounters;
 use crate::sync::lock;
@@ -18,10 +18,10 @@ use crate::sync::lock;
 type Callback = Box<dyn FnOnce() + Send>;
 
 /// One hold of a lock.
-pub(crate) struct Hold {
-    pub(crate) names: Arc<Names>,
-    pub(crate) member: String,
-    pub(crate) fence: u64,
+pub(crate) struct LockLease {
+    pub(crate) names: Arc<LockKeys>,
+    pub(crate) owner_token: String,
+    pub(crate) fencing: u64,
     pub(crate) lease: Duration,
     /// Whether the lease is extended while it is held.
     pub(crate) renewed: bool,
@@ -29,7 +29,7 @@ pub(crate) struct Hold {
     /// Guards that share it.
     handles: AtomicUsize,
     /// Transactions that watch the lock, and that a renewal would disturb.
-    disturbed: AtomicUsize,
+    renewal_pauses: AtomicUsize,
     /// Renewals that failed since the last one that did not.
     failures: AtomicU32,
     state: Mutex<State>,
@@ -60,12 +60,12 @@ pub(crate) fn valid_until(lease: Duration, sent: Instant, took: Duration) -> Ins
     sent + lease - margin
 }
 
-impl Hold {
+impl LockLease {
     /// Asked for at `sent`, and answered after `took`.
     pub(crate) fn new(
-        names: Arc<Names>,
-        member: String,
-        fence: u64,
+        names: Arc<LockKeys>,
+        owner_token: String,
+        fencing: u64,
         (lease, renewed): (Duration, bool),
         (sent, took): (Instant, Duration),
         counters: Arc<LockCounters>,
@@ -81,9 +81,20 @@ impl Hold {
             released: false,
             callbacks: Vec::new(),
         });
-        let (handles, disturbed) = (AtomicUsize::new(1), AtomicUsize::new(0));
+        let (handles, renewal_pauses) = (AtomicUsize::new(1), AtomicUsize::new(0));
         let failures = AtomicU32::new(0);
-        Self { names, member, fence, lease, renewed, counters, handles, disturbed, failures, state }
+        Self {
+            names,
+            owner_token,
+            fencing,
+            lease,
+            renewed,
+            counters,
+            handles,
+            renewal_pauses,
+            failures,
+            state,
+        }
     }
 
     pub(crate) fn share(&self) {
@@ -91,7 +102,7 @@ impl Hold {
     }
 
     /// A guard lets go: whether it was the last one.
-    pub(crate) fn lets_go(&self) -> bool {
+    pub(crate) fn drop_handle(&self) -> bool {
         self.handles.fetch_sub(1, Ordering::AcqRel) == 1
     }
 
@@ -176,7 +187,7 @@ impl Hold {
 
     /// While a transaction watches the lock, renewal waits for another third of the lease.
     fn due(&self, state: &State) -> Instant {
-        match self.disturbed.load(Ordering::Relaxed) {
+        match self.renewal_pauses.load(Ordering::Relaxed) {
             0 => state.next_renewal,
             _ => state.next_renewal + self.lease / 3,
         }
@@ -194,7 +205,7 @@ impl Hold {
         self.counters.held.decrement();
         self.counters.lost.add();
         // First: a log is the user's, and may panic.
-        tell(callbacks);
+        run_callbacks(callbacks);
         tracing::warn!(%why, lease = ?self.lease, "lock lost");
     }
 
@@ -218,7 +229,7 @@ impl Hold {
             state.callbacks.push(callback);
         } else {
             drop(state);
-            tell(vec![callback]);
+            run_callbacks(vec![callback]);
         }
     }
 
@@ -227,34 +238,34 @@ impl Hold {
     }
 
     /// Asks whether it is held, and extends nothing.
-    pub(crate) fn question(&self) -> Call {
+    pub(crate) fn ownership_query(&self) -> Call {
         self.renewal_for(Duration::ZERO)
     }
 
     fn renewal_for(&self, lease: Duration) -> Call {
-        let Names { holders, info, alive, .. } = &*self.names;
+        let LockKeys { holders, info, alive, .. } = &*self.names;
         let keys = [holders, info].into_iter().chain(self.names.is_semaphore.then_some(alive));
-        Call::new(&RENEW, keys, [self.member.clone(), lease.as_millis().to_string()])
+        Call::new(&RENEW, keys, [self.owner_token.clone(), lease.as_millis().to_string()])
     }
 }
 
 /// Gives back what `member` has, is about to have, or waits for; remembered for so long. The keys
 /// `answered`, of releases that need not be remembered any more, are deleted along the way.
 pub(crate) fn release(
-    names: &Names,
-    member: &str,
+    names: &LockKeys,
+    owner_token: &str,
     remember: Duration,
     answered: Vec<String>,
 ) -> Call {
     let own = [&names.holders, &names.info, &names.queue, &names.alive];
-    let keys = own.into_iter().cloned().chain([names.done(member)]).chain(answered);
+    let keys = own.into_iter().cloned().chain([names.done(owner_token)]).chain(answered);
     let remember = remember.as_millis().max(1).to_string();
     let is_semaphore = u8::from(names.is_semaphore).to_string();
-    Call::new(&RELEASE, keys, [member, &remember, &names.wake, &is_semaphore])
+    Call::new(&RELEASE, keys, [owner_token, &remember, &names.wake, &is_semaphore])
 }
 
 /// On a thread of their own: they may take long, and others' leases are to be extended meanwhile.
-fn tell(callbacks: Vec<Callback>) {
+fn run_callbacks(callbacks: Vec<Callback>) {
     if callbacks.is_empty() {
         return;
     }
@@ -274,7 +285,7 @@ fn tell(callbacks: Vec<Callback>) {
     }
 }
 
-impl LockProbe for Hold {
+impl LockProbe for LockLease {
     fn is_lost(&self) -> bool {
         self.lost().is_some()
     }
@@ -284,18 +295,18 @@ impl LockProbe for Hold {
     }
 
     fn pause_renewal(&self) {
-        self.disturbed.fetch_add(1, Ordering::Relaxed);
+        self.renewal_pauses.fetch_add(1, Ordering::Relaxed);
     }
 
     fn resume_renewal(&self) {
-        self.disturbed.fetch_sub(1, Ordering::Relaxed);
+        self.renewal_pauses.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// Shows neither name nor token.
-impl fmt::Debug for Hold {
+impl fmt::Debug for LockLease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hold").field("lease", &self.lease).finish_non_exhaustive()
+        f.debug_struct("LockLease").field("lease", &self.lease).finish_non_exhaustive()
     }
 }
 
@@ -305,38 +316,38 @@ mod tests {
 
     const LEASE: Duration = Duration::from_secs(10);
 
-    fn hold(sent: Instant, took: Duration) -> Hold {
-        let names = Arc::new(Names::new("t", "lock", "n", false));
-        Hold::new(names, "x".to_owned(), 1, (LEASE, true), (sent, took), Arc::default())
+    fn lock_lease(sent: Instant, took: Duration) -> LockLease {
+        let names = Arc::new(LockKeys::new("t", "lock", "n", false));
+        LockLease::new(names, "x".to_owned(), 1, (LEASE, true), (sent, took), Arc::default())
     }
 
     #[test]
     fn it_is_sure_for_less_than_its_lease_and_the_less_the_slower_the_server() {
         let now = Instant::now();
-        assert_eq!(hold(now, Duration::ZERO).valid_until(), now + LEASE - LEASE / 20);
-        assert_eq!(hold(now, LEASE / 10).valid_until(), now + LEASE - LEASE / 5);
-        assert_eq!(hold(now, LEASE).valid_until(), now + LEASE / 2);
+        assert_eq!(lock_lease(now, Duration::ZERO).valid_until(), now + LEASE - LEASE / 20);
+        assert_eq!(lock_lease(now, LEASE / 10).valid_until(), now + LEASE - LEASE / 5);
+        assert_eq!(lock_lease(now, LEASE).valid_until(), now + LEASE / 2);
     }
 
     #[test]
     fn a_lock_reported_as_lost_is_not_held_again() {
         let now = Instant::now();
-        let hold = hold(now - LEASE, Duration::ZERO);
-        assert_eq!(hold.lost(), Some(LostReason::Expired));
-        hold.extended(now, Duration::ZERO);
-        assert_eq!(hold.lost(), Some(LostReason::Expired));
-        assert_eq!(hold.end(), Some(LostReason::Expired));
+        let lock_lease = lock_lease(now - LEASE, Duration::ZERO);
+        assert_eq!(lock_lease.lost(), Some(LostReason::Expired));
+        lock_lease.extended(now, Duration::ZERO);
+        assert_eq!(lock_lease.lost(), Some(LostReason::Expired));
+        assert_eq!(lock_lease.end(), Some(LostReason::Expired));
     }
 
     #[test]
     fn a_renewal_waits_for_a_transaction_but_not_for_ever() {
         let now = Instant::now();
-        let hold = hold(now, Duration::ZERO);
-        assert_eq!(hold.next_look(true), now + LEASE / 3);
-        LockProbe::pause_renewal(&hold);
-        assert_eq!(hold.next_look(true), now + LEASE / 3 * 2);
-        LockProbe::resume_renewal(&hold);
-        assert_eq!(hold.next_look(true), now + LEASE / 3);
-        assert_eq!(hold.next_look(false), hold.valid_until());
+        let lock_lease = lock_lease(now, Duration::ZERO);
+        assert_eq!(lock_lease.next_look(true), now + LEASE / 3);
+        LockProbe::pause_renewal(&lock_lease);
+        assert_eq!(lock_lease.next_look(true), now + LEASE / 3 * 2);
+        LockProbe::resume_renewal(&lock_lease);
+        assert_eq!(lock_lease.next_look(true), now + LEASE / 3);
+        assert_eq!(lock_lease.next_look(false), lock_lease.valid_until());
     }
 }

@@ -18,8 +18,8 @@ use scopeguard::{defer_on_unwind, guard};
 use tracing::Level;
 
 use crate::error::lock::LostReason;
-use crate::lock::client::{Courier, Over};
-use crate::lock::lease::Hold;
+use crate::lock::client::{ScriptClient, Via};
+use crate::lock::lease::LockLease;
 use crate::protocol::cluster::slot;
 use crate::protocol::lock::script::Call;
 use crate::sync::lock;
@@ -27,16 +27,16 @@ use crate::sync::lock;
 /// How long the thread waits for another lock before it ends.
 const IDLE: Duration = Duration::from_secs(10);
 /// The longest pause before what could not be given back is tried again.
-const PAUSE: Duration = Duration::from_millis(500);
+const MAX_PAUSE: Duration = Duration::from_millis(500);
 /// The shortest time that one exchange for renewals gets: a busy machine may take as long.
-const SHORTEST: Duration = Duration::from_millis(100);
+const MIN_EXCHANGE: Duration = Duration::from_millis(100);
 /// How long the server may remember a release that was answered, where no other release goes by.
-const FORGET: Duration = Duration::from_millis(100);
+const CLEANUP_DELAY: Duration = Duration::from_millis(100);
 /// The most keys of answered releases that travel with the next one.
-const ALONG: usize = 16;
+const MAX_PIGGYBACKED: usize = 16;
 
 /// The thread that extends leases, where there is one.
-pub(crate) struct Keeper {
+pub(crate) struct LeaseRenewer {
     shared: Arc<Shared>,
 }
 
@@ -49,8 +49,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     /// Of every guard that lives, or whose release is under way; until the lease is over.
-    holds: HashMap<usize, Arc<Hold>>,
-    chores: Vec<Chore>,
+    leases: HashMap<usize, Arc<LockLease>>,
+    pending_releases: Vec<PendingRelease>,
     /// Chores that are being tried.
     tried: usize,
     /// Acquisitions that are under way.
@@ -63,14 +63,14 @@ struct State {
     running: bool,
     sleeps_until: Option<Instant>,
     /// No lease is extended any more: the time that the session manager was closed with is over.
-    ceased: bool,
-    /// The connections are closed: see [`Courier::finish`].
+    renewals_ended: bool,
+    /// The connections are closed: see [`ScriptClient::finish`].
     finished: bool,
     over: bool,
 }
 
 /// Something to be given back, for as long as that makes a difference.
-struct Chore {
+struct PendingRelease {
     call: Call,
     next: Instant,
     pause: Duration,
@@ -79,10 +79,10 @@ struct Chore {
 
 /// What is to be done now.
 #[derive(Default)]
-struct Work {
-    lost: Vec<Arc<Hold>>,
-    due: Vec<Arc<Hold>>,
-    chores: Vec<Chore>,
+struct Due {
+    lost: Vec<Arc<LockLease>>,
+    due: Vec<Arc<LockLease>>,
+    pending_releases: Vec<PendingRelease>,
     answered: Vec<String>,
     /// When the first of all holds ends.
     bound: Option<Instant>,
@@ -90,56 +90,59 @@ struct Work {
 }
 
 /// Why no acquisition can begin.
-pub(crate) enum NotReady {
+pub(crate) enum CannotBegin {
     /// The system started no thread.
     NoThread,
     Closed,
 }
 
 /// An acquisition that is under way: what it acquires will have to be looked after.
-pub(crate) struct Begun<'k> {
+pub(crate) struct PendingAcquisition<'k> {
     shared: &'k Shared,
 }
 
-impl Drop for Begun<'_> {
+impl Drop for PendingAcquisition<'_> {
     fn drop(&mut self) {
         let mut state = lock(&self.shared.state);
         state.attempts -= 1;
-        if state.ceased {
+        if state.renewals_ended {
             self.shared.changed.notify_all();
         }
     }
 }
 
-impl Keeper {
+impl LeaseRenewer {
     pub(crate) fn new() -> Self {
         Self { shared: Arc::default() }
     }
 
     /// Sees to it that there is a thread before there is something that needs it.
-    pub(crate) fn begin(&self, courier: &Courier) -> Result<Begun<'_>, NotReady> {
+    pub(crate) fn begin_acquisition(
+        &self,
+        client: &ScriptClient,
+    ) -> Result<PendingAcquisition<'_>, CannotBegin> {
         let mut state = lock(&self.shared.state);
-        if state.ceased {
-            return Err(NotReady::Closed);
+        if state.renewals_ended {
+            return Err(CannotBegin::Closed);
         }
-        self.start(&mut state, courier).map_err(|_| NotReady::NoThread)?;
+        self.start(&mut state, client).map_err(|_| CannotBegin::NoThread)?;
         state.attempts += 1;
-        Ok(Begun { shared: &self.shared })
+        Ok(PendingAcquisition { shared: &self.shared })
     }
 
     /// Looks after `hold` until [`forget`](Self::forget).
-    pub(crate) fn keep(&self, hold: &Arc<Hold>, courier: &Courier) {
+    pub(crate) fn watch(&self, lock_lease: &Arc<LockLease>, client: &ScriptClient) {
         let mut state = lock(&self.shared.state);
-        state.holds.insert(key(hold), Arc::clone(hold));
-        let next = hold.next_look(!state.ceased);
-        self.expect(state, next, courier);
+        state.leases.insert(key(lock_lease), Arc::clone(lock_lease));
+        let next = lock_lease.next_look(!state.renewals_ended);
+        self.expect(state, next, client);
     }
 
     /// Nothing is left of it on the server that has to be looked after.
-    pub(crate) fn forget(&self, hold: &Arc<Hold>) {
+    pub(crate) fn forget(&self, lock_lease: &Arc<LockLease>) {
         let mut state = lock(&self.shared.state);
-        let forgotten = state.holds.remove(&key(hold));
-        if state.ceased {
+        let forgotten = state.leases.remove(&key(lock_lease));
+        if state.renewals_ended {
             self.shared.changed.notify_all();
         }
         drop(state);
@@ -147,24 +150,24 @@ impl Keeper {
     }
 
     /// Has `call` made, again and again until it is answered, or until it makes no difference.
-    pub(crate) fn chore(&self, call: Call, until: Instant, courier: &Courier) {
+    pub(crate) fn pending_release(&self, call: Call, until: Instant, client: &ScriptClient) {
         let next = Instant::now();
         let mut state = lock(&self.shared.state);
         if state.finished {
             return;
         }
-        state.chores.push(Chore { call, next, pause: PAUSE / 50, until });
-        self.expect(state, next, courier);
+        state.pending_releases.push(PendingRelease { call, next, pause: MAX_PAUSE / 50, until });
+        self.expect(state, next, client);
     }
 
     /// The release that the server remembers by `key` was answered.
-    pub(crate) fn answered(&self, key: String, courier: &Courier) {
+    pub(crate) fn answered(&self, key: String, client: &ScriptClient) {
         let mut state = lock(&self.shared.state);
         state.answered.push(key);
         if state.forget_at.is_none() {
-            let at = Instant::now() + FORGET;
+            let at = Instant::now() + CLEANUP_DELAY;
             state.forget_at = Some(at);
-            self.expect(state, at, courier);
+            self.expect(state, at, client);
         }
     }
 
@@ -173,7 +176,7 @@ impl Keeper {
     pub(crate) fn take_answered(&self, holders: &str, in_cluster: bool) -> Vec<String> {
         let mut state = lock(&self.shared.state);
         if !in_cluster {
-            let kept = state.answered.len().saturating_sub(ALONG);
+            let kept = state.answered.len().saturating_sub(MAX_PIGGYBACKED);
             return state.answered.split_off(kept);
         }
         let slot = slot::of_key(holders.as_bytes());
@@ -186,7 +189,7 @@ impl Keeper {
 
     /// Waits until no guard lives and nothing is to be given back, or until `deadline`; from then on
     /// no lease is extended. Returns how many locks are held.
-    pub(crate) fn cease(&self, deadline: Instant, courier: &Courier) -> usize {
+    pub(crate) fn end_renewals(&self, deadline: Instant, client: &ScriptClient) -> usize {
         let mut state = lock(&self.shared.state);
         while !state.is_idle() {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -198,8 +201,8 @@ impl Keeper {
             let waited = self.shared.changed.wait_timeout(state, pause);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        state.ceased = true;
-        let held = state.holds.values().filter(|hold| hold.is_held()).count();
+        state.renewals_ended = true;
+        let held = state.leases.values().filter(|lock_lease| lock_lease.is_held()).count();
         let answered = std::mem::take(&mut state.answered);
         let finishes = state.finishes();
         self.shared.changed.notify_all();
@@ -207,28 +210,28 @@ impl Keeper {
             drop(state);
         } else {
             // The thread notices when the last of them is gone.
-            self.expect(state, Instant::now(), courier);
+            self.expect(state, Instant::now(), client);
         }
-        forget(answered, None, courier);
+        forget(answered, None, client);
         if finishes {
-            courier.finish();
+            client.finish();
         }
         held
     }
 
     /// Whether leases are extended.
     pub(crate) fn extends(&self) -> bool {
-        !lock(&self.shared.state).ceased
+        !lock(&self.shared.state).renewals_ended
     }
 
     fn expect(
         &self,
         mut state: std::sync::MutexGuard<'_, State>,
         next: Instant,
-        courier: &Courier,
+        client: &ScriptClient,
     ) {
         let failed = if !state.running {
-            self.start(&mut state, courier).err()
+            self.start(&mut state, client).err()
         } else {
             if state.sleeps_until.is_some_and(|until| next < until) {
                 self.shared.changed.notify_all();
@@ -241,11 +244,11 @@ impl Keeper {
         }
     }
 
-    fn start(&self, state: &mut State, courier: &Courier) -> std::io::Result<()> {
+    fn start(&self, state: &mut State, client: &ScriptClient) -> std::io::Result<()> {
         if !state.running {
-            let (shared, courier) = (Arc::clone(&self.shared), courier.clone());
+            let (shared, client) = (Arc::clone(&self.shared), client.clone());
             let thread = std::thread::Builder::new().name("rediscope-leases".to_owned());
-            thread.spawn(move || shared.run(&courier))?;
+            thread.spawn(move || shared.run(&client))?;
             state.running = true;
         }
         Ok(())
@@ -258,12 +261,12 @@ impl Keeper {
     }
 }
 
-fn key(hold: &Arc<Hold>) -> usize {
-    Arc::as_ptr(hold) as usize
+fn key(lock_lease: &Arc<LockLease>) -> usize {
+    Arc::as_ptr(lock_lease) as usize
 }
 
 impl Shared {
-    fn run(self: Arc<Self>, courier: &Courier) {
+    fn run(self: Arc<Self>, client: &ScriptClient) {
         // Otherwise that was noted under the lock under which it was decided.
         defer_on_unwind! {
             lock(&self.state).running = false;
@@ -271,22 +274,28 @@ impl Shared {
         while let Some(work) = self.next() {
             // A log is the user's, and may panic: the next piece of work is done all the same.
             let step = |step: &mut dyn FnMut()| drop(catch_unwind(AssertUnwindSafe(step)));
-            for hold in &work.lost {
-                step(&mut || hold.lose(LostReason::Expired));
+            for lock_lease in &work.lost {
+                step(&mut || lock_lease.lose(LostReason::Expired));
             }
-            step(&mut || renew(&work.due, work.bound, courier));
-            let mut chores = Some(work.chores);
-            step(&mut || self.try_chores(chores.take().unwrap_or_default(), work.bound, courier));
+            step(&mut || renew(&work.due, work.bound, client));
+            let mut pending_releases = Some(work.pending_releases);
+            step(&mut || {
+                self.send_pending_releases(
+                    pending_releases.take().unwrap_or_default(),
+                    work.bound,
+                    client,
+                )
+            });
             let mut answered = Some(work.answered);
-            step(&mut || forget(answered.take().unwrap_or_default(), work.bound, courier));
+            step(&mut || forget(answered.take().unwrap_or_default(), work.bound, client));
             if work.finishes {
-                step(&mut || courier.finish());
+                step(&mut || client.finish());
             }
         }
     }
 
     /// Waits until there is something to do; `None`: there has not been for long, or it is over.
-    fn next(&self) -> Option<Work> {
+    fn next(&self) -> Option<Due> {
         let mut state = lock(&self.state);
         let idle = Instant::now() + IDLE;
         loop {
@@ -305,9 +314,11 @@ impl Shared {
                 state.running = false;
                 return None;
             }
-            let extends = !state.ceased;
-            let looks = state.holds.values().filter_map(|hold| hold.next_step(extends));
-            let next = looks.chain(state.chores.iter().map(|chore| chore.next));
+            let extends = !state.renewals_ended;
+            let looks =
+                state.leases.values().filter_map(|lock_lease| lock_lease.next_step(extends));
+            let next = looks
+                .chain(state.pending_releases.iter().map(|pending_release| pending_release.next));
             let until = next.chain(state.forget_at).min().unwrap_or(idle);
             state.sleeps_until = Some(until);
             let left = until.saturating_duration_since(now);
@@ -318,42 +329,51 @@ impl Shared {
     }
 
     /// Tries them in one write. What was not answered is tried again later.
-    fn try_chores(&self, chores: Vec<Chore>, bound: Option<Instant>, courier: &Courier) {
-        if chores.is_empty() {
+    fn send_pending_releases(
+        &self,
+        pending_releases: Vec<PendingRelease>,
+        bound: Option<Instant>,
+        client: &ScriptClient,
+    ) {
+        if pending_releases.is_empty() {
             return;
         }
         // Also where this panics they are to be done.
-        let mut left = guard(chores, |chores| {
+        let mut left = guard(pending_releases, |pending_releases| {
             let mut state = lock(&self.state);
             state.tried = 0;
-            state.chores.extend(chores);
+            state.pending_releases.extend(pending_releases);
             drop(state);
             self.changed.notify_all();
         });
         let now = Instant::now();
-        for chore in left.iter_mut() {
-            chore.next = now + chore.pause;
-            chore.pause = PAUSE.min(2 * chore.pause);
+        for pending_release in left.iter_mut() {
+            pending_release.next = now + pending_release.pause;
+            pending_release.pause = MAX_PAUSE.min(2 * pending_release.pause);
         }
-        if courier.is_in_cluster() {
-            left.sort_by_key(|chore| chore.call.slot());
+        if client.is_in_cluster() {
+            left.sort_by_key(|pending_release| pending_release.call.slot());
         }
-        let limit = bound.map_or(now + PAUSE, |bound| share(bound, now).min(now + PAUSE));
-        let parts = left.chunk_by(|one, other| {
-            !courier.is_in_cluster() || one.call.slot() == other.call.slot()
-        });
+        let limit = bound.map_or(now + MAX_PAUSE, |bound| share(bound, now).min(now + MAX_PAUSE));
+        let parts = left
+            .chunk_by(|one, other| !client.is_in_cluster() || one.call.slot() == other.call.slot());
         let mut settled = Vec::with_capacity(left.len());
-        for chores in parts {
-            let calls: Vec<_> = chores.iter().map(|chore| chore.call.clone()).collect();
-            let answers = courier.ask(&calls, Over::Strictly, limit);
+        for pending_releases in parts {
+            let calls: Vec<_> = pending_releases
+                .iter()
+                .map(|pending_release| pending_release.call.clone())
+                .collect();
+            let answers = client.ask(&calls, Via::OwnStrictly, limit);
             let is_settled = |nth: usize| {
                 let value = answers.as_ref().ok().and_then(|answers| answers.values.get(nth));
                 value.is_some_and(|value| !matches!(value, Value::ServerError(_)))
             };
-            settled.extend((0..chores.len()).map(is_settled));
+            settled.extend((0..pending_releases.len()).map(is_settled));
         }
         let (now, mut settled) = (Instant::now(), settled.into_iter());
-        left.retain(|chore| !settled.next().unwrap_or(false) && now < chore.until);
+        left.retain(|pending_release| {
+            !settled.next().unwrap_or(false) && now < pending_release.until
+        });
         drop(left);
     }
 }
@@ -361,36 +381,39 @@ impl Shared {
 impl State {
     /// No guard lives and nothing is to be given back.
     fn is_idle(&self) -> bool {
-        self.holds.is_empty() && self.chores.is_empty() && self.tried + self.attempts == 0
+        self.leases.is_empty()
+            && self.pending_releases.is_empty()
+            && self.tried + self.attempts == 0
     }
 
     /// Notes that the connections are to be closed now, where that is so.
     fn finishes(&mut self) -> bool {
-        let finishes = self.ceased && !self.finished && self.is_idle();
+        let finishes = self.renewals_ended && !self.finished && self.is_idle();
         self.finished |= finishes;
         finishes
     }
 
-    fn work(&mut self, now: Instant) -> Option<Work> {
-        let mut work = Work::default();
-        let extends = !self.ceased;
-        self.holds.retain(|_, hold| !hold.is_gone(now));
-        let any_due = extends && self.holds.values().any(|hold| hold.is_due(now));
-        for hold in self.holds.values().filter(|hold| hold.is_held()) {
-            let valid_until = hold.valid_until();
+    fn work(&mut self, now: Instant) -> Option<Due> {
+        let mut work = Due::default();
+        let extends = !self.renewals_ended;
+        self.leases.retain(|_, lock_lease| !lock_lease.is_gone(now));
+        let any_due = extends && self.leases.values().any(|lock_lease| lock_lease.is_due(now));
+        for lock_lease in self.leases.values().filter(|lock_lease| lock_lease.is_held()) {
+            let valid_until = lock_lease.valid_until();
             if valid_until <= now {
-                work.lost.push(Arc::clone(hold));
+                work.lost.push(Arc::clone(lock_lease));
                 continue;
             }
             work.bound = Some(work.bound.map_or(valid_until, |bound| bound.min(valid_until)));
             // A lease that is due soon goes along: it costs no write of its own.
-            if any_due && hold.is_due(now + hold.lease / 6) {
-                work.due.push(Arc::clone(hold));
+            if any_due && lock_lease.is_due(now + lock_lease.lease / 6) {
+                work.due.push(Arc::clone(lock_lease));
             }
         }
-        let chores = std::mem::take(&mut self.chores);
-        (work.chores, self.chores) = chores.into_iter().partition(|chore| chore.next <= now);
-        self.tried = work.chores.len();
+        let pending_releases = std::mem::take(&mut self.pending_releases);
+        (work.pending_releases, self.pending_releases) =
+            pending_releases.into_iter().partition(|pending_release| pending_release.next <= now);
+        self.tried = work.pending_releases.len();
         if self.forget_at.is_some_and(|at| at <= now) {
             self.forget_at = None;
             work.answered = std::mem::take(&mut self.answered);
@@ -401,7 +424,7 @@ impl State {
         }
         let nothing = work.lost.is_empty()
             && work.due.is_empty()
-            && work.chores.is_empty()
+            && work.pending_releases.is_empty()
             && work.answered.is_empty()
             && !work.finishes;
         (!nothing).then_some(work)
@@ -412,42 +435,43 @@ impl State {
 /// connection where this one is silent.
 fn share(bound: Instant, now: Instant) -> Instant {
     let half = bound.saturating_duration_since(now) / 2;
-    bound.min(now + half.max(SHORTEST))
+    bound.min(now + half.max(MIN_EXCHANGE))
 }
 
 /// Extends them in one write; in a cluster, in one for each slot.
-fn renew(due: &[Arc<Hold>], bound: Option<Instant>, courier: &Courier) {
+fn renew(due: &[Arc<LockLease>], bound: Option<Instant>, client: &ScriptClient) {
     let mut due: Vec<_> = due.iter().collect();
     // Where one master is away, the locks on the others come first the next time.
-    due.sort_by_key(|hold| {
-        let slot = courier.is_in_cluster().then(|| slot::of_key(hold.names.holders.as_bytes()));
-        (hold.failures(), slot)
+    due.sort_by_key(|lock_lease| {
+        let slot =
+            client.is_in_cluster().then(|| slot::of_key(lock_lease.names.holders.as_bytes()));
+        (lock_lease.failures(), slot)
     });
     // Before anything is sent: an answer that is not heard is none.
-    due.iter().for_each(|hold| hold.postpone());
-    let together = |one: &&Arc<Hold>, other: &&Arc<Hold>| {
-        let slot = |hold: &Hold| slot::of_key(hold.names.holders.as_bytes());
-        !courier.is_in_cluster() || slot(one) == slot(other)
+    due.iter().for_each(|lock_lease| lock_lease.postpone());
+    let together = |one: &&Arc<LockLease>, other: &&Arc<LockLease>| {
+        let slot = |lock_lease: &LockLease| slot::of_key(lock_lease.names.holders.as_bytes());
+        !client.is_in_cluster() || slot(one) == slot(other)
     };
-    for holds in due.chunk_by(together) {
-        let calls: Vec<_> = holds.iter().map(|hold| hold.renewal()).collect();
+    for leases in due.chunk_by(together) {
+        let calls: Vec<_> = leases.iter().map(|lock_lease| lock_lease.renewal()).collect();
         let now = Instant::now();
-        let limit = bound.map_or(now + PAUSE, |bound| share(bound, now));
-        let answers = match courier.ask(&calls, Over::Strictly, limit) {
+        let limit = bound.map_or(now + MAX_PAUSE, |bound| share(bound, now));
+        let answers = match client.ask(&calls, Via::OwnStrictly, limit) {
             Ok(answers) => answers,
             Err(failed) => {
-                let (error, locks) = (failed.told("renew"), holds.len());
-                courier.herald().tell(Level::DEBUG, move || {
+                let (error, locks) = (failed.into_lock_error("renew"), leases.len());
+                client.herald().tell(Level::DEBUG, move || {
                     tracing::debug!(error = %format_args!("{error:#}"), locks, "leases not extended");
                 });
                 continue;
             }
         };
         let mut refused = None;
-        for (hold, value) in holds.iter().zip(&answers.values) {
+        for (lock_lease, value) in leases.iter().zip(&answers.values) {
             match value {
-                Value::Int(1) => hold.extended(answers.sent, answers.took),
-                Value::Int(_) => hold.lose(LostReason::Gone),
+                Value::Int(1) => lock_lease.extended(answers.sent, answers.took),
+                Value::Int(_) => lock_lease.lose(LostReason::Gone),
                 Value::ServerError(error) => refused = Some(error),
                 _ => {}
             }
@@ -456,12 +480,12 @@ fn renew(due: &[Arc<Hold>], bound: Option<Instant>, courier: &Courier) {
             Some(error) => {
                 let code = error.code().to_owned();
                 let event = move || tracing::debug!(code, "lease not extended");
-                courier.herald().tell(Level::DEBUG, event);
+                client.herald().tell(Level::DEBUG, event);
             }
             None => {
-                let locks = holds.len();
+                let locks = leases.len();
                 let event = move || tracing::trace!(locks, "leases extended");
-                courier.herald().tell(Level::TRACE, event);
+                client.herald().tell(Level::TRACE, event);
             }
         }
     }
@@ -469,27 +493,27 @@ fn renew(due: &[Arc<Hold>], bound: Option<Instant>, courier: &Courier) {
 
 /// Deletes keys by which the server remembers releases. They have a time to live, so one that is
 /// not deleted is no loss.
-fn forget(mut keys: Vec<String>, bound: Option<Instant>, courier: &Courier) {
-    let slot = |key: &String| courier.is_in_cluster().then(|| slot::of_key(key.as_bytes()));
+fn forget(mut keys: Vec<String>, bound: Option<Instant>, client: &ScriptClient) {
+    let slot = |key: &String| client.is_in_cluster().then(|| slot::of_key(key.as_bytes()));
     keys.sort_by_key(slot);
     let now = Instant::now();
-    let limit = bound.map_or(now + PAUSE, |bound| share(bound, now).min(now + PAUSE));
+    let limit = bound.map_or(now + MAX_PAUSE, |bound| share(bound, now).min(now + MAX_PAUSE));
     let calls: Vec<_> = keys
         .chunk_by(|one, other| slot(one) == slot(other))
         .map(|keys| Call::delete(keys.iter().cloned()))
         .collect();
-    if !calls.is_empty() && courier.ask(&calls, Over::Strictly, limit).is_err() {
-        courier.herald().tell(Level::TRACE, || {
+    if !calls.is_empty() && client.ask(&calls, Via::OwnStrictly, limit).is_err() {
+        client.herald().tell(Level::TRACE, || {
             tracing::trace!("releases that were answered are remembered for a while");
         });
     }
 }
 
-impl fmt::Debug for Keeper {
+impl fmt::Debug for LeaseRenewer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = lock(&self.shared.state);
-        f.debug_struct("Keeper")
-            .field("locks", &state.holds.len())
+        f.debug_struct("LeaseRenewer")
+            .field("locks", &state.leases.len())
             .field("running", &state.running)
             .finish_non_exhaustive()
     }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use crate::sync::shim::{Arc, Condvar, Mutex, PoisonError, lock};
 
 /// So long a channel stays subscribed to that nobody waits on: waiters come and go.
-const LINGER: Duration = Duration::from_millis(200);
+const UNSUBSCRIBE_DELAY: Duration = Duration::from_millis(200);
 
 /// Who waits for which lock.
 #[derive(Default)]
@@ -35,7 +35,7 @@ struct Channel {
 }
 
 struct Waiter {
-    member: String,
+    owner_token: String,
     signal: Mutex<Signal>,
     ready: Condvar,
 }
@@ -45,16 +45,16 @@ struct Signal {
     /// Woken by a release, and has not noticed yet.
     pending: bool,
     /// Has noticed, and is looking.
-    in_hand: bool,
+    consumed: bool,
     /// It is worth a look, though nobody is known to have released anything.
-    look: bool,
+    recheck: bool,
 }
 
 /// What ended a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Woken {
     Released,
-    Look,
+    Recheck,
     TimedOut,
 }
 
@@ -67,35 +67,35 @@ pub(crate) struct Changes {
 
 impl Waiters {
     /// Waits in line for what is told on `channel`.
-    pub(crate) fn join(&self, channel: &str, member: &str) -> Ticket<'_> {
+    pub(crate) fn join(&self, channel: &str, owner_token: &str) -> Ticket<'_> {
         let mut channels = lock(&self.channels);
         if !channels.contains_key(channel) {
             channels.insert(channel.to_owned(), Channel::default());
         }
-        self.enter(&mut channels, channel, member)
+        self.enter(&mut channels, channel, owner_token)
     }
 
     /// The same, where messages arrive already.
-    pub(crate) fn join_live(&self, channel: &str, member: &str) -> Option<Ticket<'_>> {
+    pub(crate) fn join_live(&self, channel: &str, owner_token: &str) -> Option<Ticket<'_>> {
         let mut channels = lock(&self.channels);
         channels.get(channel).filter(|channel| channel.live)?;
-        Some(self.enter(&mut channels, channel, member))
+        Some(self.enter(&mut channels, channel, owner_token))
     }
 
     fn enter<'w>(
         &'w self,
         channels: &mut HashMap<String, Channel>,
         name: &str,
-        member: &str,
+        owner_token: &str,
     ) -> Ticket<'w> {
         let waiter = Arc::new(Waiter {
-            member: member.to_owned(),
+            owner_token: owner_token.to_owned(),
             signal: Mutex::default(),
             ready: Condvar::new(),
         });
         if let Some(channel) = channels.get_mut(name) {
             // What was released since he last asked was told to others.
-            lock(&waiter.signal).look = channel.live;
+            lock(&waiter.signal).recheck = channel.live;
             channel.idle = None;
             channel.queue.push_back(Arc::clone(&waiter));
         }
@@ -105,7 +105,7 @@ impl Waiters {
     /// A release was heard of: wakes the one it was told to, or else the first.
     pub(crate) fn released(&self, channel: &str, to: &str) {
         if let Some(channel) = lock(&self.channels).get(channel) {
-            channel.wake(|waiter| to.is_empty() || waiter.member == to);
+            channel.wake(|waiter| to.is_empty() || waiter.owner_token == to);
         }
     }
 
@@ -113,7 +113,7 @@ impl Waiters {
     pub(crate) fn live(&self, channel: &str) {
         if let Some(channel) = lock(&self.channels).get_mut(channel) {
             channel.live = true;
-            channel.look();
+            channel.recheck();
         }
     }
 
@@ -123,7 +123,7 @@ impl Waiters {
         channels.retain(|_, channel| !channel.queue.is_empty());
         for channel in channels.values_mut() {
             if std::mem::take(&mut channel.live) {
-                channel.look();
+                channel.recheck();
             }
         }
     }
@@ -134,7 +134,7 @@ impl Waiters {
         let mut changes = Changes::default();
         let now = Instant::now();
         channels.retain(|name, channel| {
-            let over = channel.idle.is_some_and(|since| now - since >= LINGER);
+            let over = channel.idle.is_some_and(|since| now - since >= UNSUBSCRIBE_DELAY);
             if over && channel.live {
                 changes.unsubscribe.push(name.clone());
             } else if !over && !channel.live {
@@ -159,12 +159,12 @@ impl Waiters {
     }
 
     /// Wake-ups that somebody has and has not acted on.
-    pub(crate) fn wake_ups(&self) -> usize {
+    pub(crate) fn wakeups(&self) -> usize {
         let channels = lock(&self.channels);
         let waiters = channels.values().flat_map(|channel| &channel.queue);
         let out = |waiter: &Arc<Waiter>| {
             let signal = lock(&waiter.signal);
-            usize::from(signal.pending) + usize::from(signal.in_hand)
+            usize::from(signal.pending) + usize::from(signal.consumed)
         };
         waiters.map(out).sum()
     }
@@ -184,9 +184,9 @@ impl Channel {
         }
     }
 
-    fn look(&self) {
+    fn recheck(&self) {
         for waiter in &self.queue {
-            lock(&waiter.signal).look = true;
+            lock(&waiter.signal).recheck = true;
             waiter.ready.notify_one();
         }
     }
@@ -208,8 +208,8 @@ impl Ticket<'_> {
     }
 
     /// He has just looked himself, after he joined.
-    pub(crate) fn has_looked(&self) {
-        lock(&self.waiter.signal).look = false;
+    pub(crate) fn checked(&self) {
+        lock(&self.waiter.signal).recheck = false;
     }
 
     /// Waits until there is a reason to ask the server, or until `until`.
@@ -217,19 +217,19 @@ impl Ticket<'_> {
     /// To wait again is to say that the last look was in vain: the lock is in the hands of
     /// somebody who will release it in his turn. Where `hands_on` says so it is free for others
     /// all the same, such as readers behind a writer.
-    pub(crate) fn wait(&self, until: Instant, hands_on: Option<fn(&str) -> bool>) -> Woken {
-        let had = std::mem::take(&mut lock(&self.waiter.signal).in_hand);
-        if had && let Some(fits) = hands_on {
-            self.hand_on(fits);
+    pub(crate) fn wait(&self, until: Instant, wake_compatible: Option<fn(&str) -> bool>) -> Woken {
+        let had = std::mem::take(&mut lock(&self.waiter.signal).consumed);
+        if had && let Some(fits) = wake_compatible {
+            self.pass_on(fits);
         }
         let mut signal = lock(&self.waiter.signal);
         loop {
             if std::mem::take(&mut signal.pending) {
-                (signal.in_hand, signal.look) = (true, false);
+                (signal.consumed, signal.recheck) = (true, false);
                 return Woken::Released;
             }
-            if std::mem::take(&mut signal.look) {
-                return Woken::Look;
+            if std::mem::take(&mut signal.recheck) {
+                return Woken::Recheck;
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -240,9 +240,9 @@ impl Ticket<'_> {
         }
     }
 
-    fn hand_on(&self, fits: fn(&str) -> bool) {
+    fn pass_on(&self, fits: fn(&str) -> bool) {
         if let Some(channel) = lock(&self.waiters.channels).get(&self.channel) {
-            channel.wake(|waiter| fits(&waiter.member));
+            channel.wake(|waiter| fits(&waiter.owner_token));
         }
     }
 
@@ -262,7 +262,7 @@ impl Drop for Ticket<'_> {
         }
         // Under the same lock as a message: it found this waiter in line, or did not.
         let signal = std::mem::take(&mut *lock(&self.waiter.signal));
-        if signal.pending || (signal.in_hand && !self.has_lock) {
+        if signal.pending || (signal.consumed && !self.has_lock) {
             channel.wake(|_| true);
         }
     }

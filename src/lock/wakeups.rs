@@ -17,7 +17,7 @@ use tracing::Level;
 
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
-use crate::lock::client::Courier;
+use crate::lock::client::ScriptClient;
 use crate::lock::waiters::Waiters;
 use crate::pool::router::{Nodes, Term};
 use crate::protocol::cluster::route::{Redirect, Route};
@@ -35,7 +35,7 @@ const QUIET: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// The connection and the thread that hear of releases, where there are any.
-pub(crate) struct Subscriber {
+pub(crate) struct ReleaseListener {
     shared: Arc<Shared>,
 }
 
@@ -44,11 +44,11 @@ struct Shared {
     settings: Arc<Settings>,
     waiters: Arc<Waiters>,
     /// The thread's own channel.
-    control: String,
+    control_channel: String,
     state: Mutex<State>,
     changed: Condvar,
     /// A message to the thread is under way.
-    nudged: AtomicBool,
+    wakeup_sent: AtomicBool,
 }
 
 #[derive(Default)]
@@ -66,28 +66,28 @@ enum Ended {
     Broken(ConnectionError),
 }
 
-impl Subscriber {
+impl ReleaseListener {
     pub(crate) fn new(
         nodes: Nodes,
         settings: Arc<Settings>,
         waiters: Arc<Waiters>,
         random: u128,
     ) -> Self {
-        let control = format!("{}:ctl:{random:032x}", settings.prefix);
+        let control_channel = format!("{}:ctl:{random:032x}", settings.prefix);
         let shared = Shared {
             nodes,
             settings,
             waiters,
-            control,
+            control_channel,
             state: Mutex::default(),
             changed: Condvar::new(),
-            nudged: AtomicBool::new(false),
+            wakeup_sent: AtomicBool::new(false),
         };
         Self { shared: Arc::new(shared) }
     }
 
     /// Somebody has just noted that he wants a channel: sees to it that it is subscribed to soon.
-    pub(crate) fn listen(&self, courier: &Courier, limit: Instant) {
+    pub(crate) fn listen(&self, client: &ScriptClient, limit: Instant) {
         let listens = {
             let mut state = lock(&self.shared.state);
             if state.over {
@@ -98,16 +98,16 @@ impl Subscriber {
                 let thread = std::thread::Builder::new().name("rediscope-lock-events".to_owned());
                 match thread.spawn(move || shared.run()) {
                     Ok(_) => state.running = true,
-                    Err(error) => courier.herald().tell(Level::WARN, move || {
+                    Err(error) => client.herald().tell(Level::WARN, move || {
                         tracing::warn!(%error, "no thread to hear of releases");
                     }),
                 }
             }
             state.listens
         };
-        if listens && !self.shared.nudged.swap(true, Ordering::AcqRel) {
+        if listens && !self.shared.wakeup_sent.swap(true, Ordering::AcqRel) {
             let limit = limit.min(Instant::now() + TICK);
-            if courier.publish(&self.shared.control, limit).is_err() {
+            if client.publish(&self.shared.control_channel, limit).is_err() {
                 tracing::trace!("the subscriber will look by itself");
             }
         }
@@ -150,7 +150,7 @@ impl Shared {
             if connected.elapsed() > PAUSE {
                 pause = PAUSE / 32;
             }
-            if self.rests(pause) {
+            if self.pause_before_retry(pause) {
                 return;
             }
             pause = PAUSE.min(2 * pause);
@@ -170,7 +170,7 @@ impl Shared {
     }
 
     /// Pauses before the next connection; true: there is to be none.
-    fn rests(&self, pause: Duration) -> bool {
+    fn pause_before_retry(&self, pause: Duration) -> bool {
         let until = Instant::now() + pause.mul_f64(0.5 + fastrand::f64() / 2.0);
         let mut state = lock(&self.state);
         loop {
@@ -207,8 +207,9 @@ impl Shared {
     fn begin(&self, connection: &mut redis::Connection) -> redis::RedisResult<Option<ServerError>> {
         connection.set_read_timeout(Some(self.settings.response_timeout))?;
         connection.set_write_timeout(Some(self.settings.response_timeout))?;
-        let mut both = redis::cmd("PUBLISH").arg(&self.control).arg("").get_packed_command();
-        both.extend(redis::cmd("SUBSCRIBE").arg(&self.control).get_packed_command());
+        let mut both =
+            redis::cmd("PUBLISH").arg(&self.control_channel).arg("").get_packed_command();
+        both.extend(redis::cmd("SUBSCRIBE").arg(&self.control_channel).get_packed_command());
         connection.send_packed_command(&both)?;
         for _ in 0..2 {
             if let Value::ServerError(error) = connection.recv_response()? {
@@ -222,7 +223,7 @@ impl Shared {
         lock(&self.state).listens = true;
         let (mut wanted, mut heard) = (Instant::now(), Instant::now());
         loop {
-            self.nudged.store(false, Ordering::Release);
+            self.wakeup_sent.store(false, Ordering::Release);
             pubsub.set_read_timeout(Some(self.settings.response_timeout))?;
             self.change(pubsub)?;
             if !self.waiters.is_empty() {
@@ -244,7 +245,7 @@ impl Shared {
                 heard = Instant::now();
             }
             pubsub.set_read_timeout(Some(TICK))?;
-            if self.hear(pubsub)? {
+            if self.read_messages(pubsub)? {
                 heard = Instant::now();
             }
         }
@@ -265,12 +266,14 @@ impl Shared {
 
     /// Hands on what was told; ends with the first pause, or when something has changed. Whether
     /// anything was told.
-    fn hear(&self, pubsub: &mut redis::PubSub<'_>) -> redis::RedisResult<bool> {
+    fn read_messages(&self, pubsub: &mut redis::PubSub<'_>) -> redis::RedisResult<bool> {
         let until = Instant::now() + TICK;
         let mut heard = false;
         loop {
             match pubsub.get_message() {
-                Ok(message) if message.get_channel_name() == self.control => return Ok(true),
+                Ok(message) if message.get_channel_name() == self.control_channel => {
+                    return Ok(true);
+                }
                 Ok(message) => {
                     let to = std::str::from_utf8(message.get_payload_bytes()).unwrap_or_default();
                     self.waiters.released(message.get_channel_name(), to);
@@ -286,10 +289,10 @@ impl Shared {
     }
 }
 
-impl fmt::Debug for Subscriber {
+impl fmt::Debug for ReleaseListener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = lock(&self.shared.state);
-        f.debug_struct("Subscriber")
+        f.debug_struct("ReleaseListener")
             .field("running", &state.running)
             .field("listens", &state.listens)
             .finish_non_exhaustive()

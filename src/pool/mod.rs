@@ -13,7 +13,7 @@ pub(crate) mod connect_attempts;
 pub(crate) mod manager;
 #[cfg(all(test, rediscope_shuttle))]
 #[path = "../../tests/model/harness.rs"]
-mod model;
+pub(crate) mod model;
 pub(crate) mod redirect_pause;
 pub(crate) mod router;
 pub(crate) mod scopes;

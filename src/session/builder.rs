@@ -13,7 +13,7 @@ use crate::connection::endpoint::Endpoint;
 use crate::connection::url;
 use crate::connection::url::{Address, IntoAddress};
 use crate::error::config::ConfigError;
-use crate::lock::manager::Hub;
+use crate::lock::manager::LockManager;
 use crate::pool::manager::Purpose;
 use crate::pool::router::Nodes;
 use crate::pool::{Kind, Pool, Voice};
@@ -183,7 +183,7 @@ impl Builder {
         let [transactional, pooled, own] = nodes(address, &settings, kinds)?;
         let resolver = Arc::new(CommitResolver::new(transactional.clone()));
         let limiter = Arc::new(ContentionLimiter::new());
-        let locks = Arc::new(Hub::new(pooled.clone(), own));
+        let locks = Arc::new(LockManager::new(pooled.clone(), own));
         Ok(SessionManager {
             pooled,
             transactional,

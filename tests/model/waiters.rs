@@ -83,7 +83,7 @@ impl Fixture {
     #[track_caller]
     fn nothing_is_left(&self) {
         assert_eq!(*lock(&self.free), self.permits, "permits were lost or doubled");
-        assert_eq!((self.waiters.waiting(), self.waiters.wake_ups()), (0, 0), "somebody waits");
+        assert_eq!((self.waiters.waiting(), self.waiters.wakeups()), (0, 0), "somebody waits");
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::protocol::cluster::slot;
 
 /// The keys of one lock. All but the counter share the name's hash tag.
-pub(crate) struct Names {
+pub(crate) struct LockKeys {
     /// Who holds it: sorted by when their leases end, in the server's milliseconds.
     pub(crate) holders: String,
     /// Of each holder the fencing token and the label.
@@ -21,10 +21,10 @@ pub(crate) struct Names {
     /// It has a number of permits.
     pub(crate) is_semaphore: bool,
     /// One counter for all locks of a server.
-    pub(crate) fence: String,
+    pub(crate) fencing: String,
 }
 
-impl Names {
+impl LockKeys {
     /// `family` keeps locks, read/write locks and semaphores of one name apart. In a `cluster` there
     /// is a counter for each slot, in the slot.
     pub(crate) fn new(prefix: &str, family: &str, name: &str, cluster: bool) -> Self {
@@ -36,7 +36,7 @@ impl Names {
             alive: format!("{base}:alive"),
             wake: format!("{base}:wake").into(),
             done: format!("{base}:done:"),
-            fence: match cluster.then(|| slot::tag_of(slot)).flatten() {
+            fencing: match cluster.then(|| slot::tag_of(slot)).flatten() {
                 Some(tag) => format!("{prefix}:fence:{{{tag}}}"),
                 None => format!("{prefix}:fence"),
             },
@@ -46,8 +46,8 @@ impl Names {
     }
 
     /// Where it is remembered for a while that this holder has given the lock back.
-    pub(crate) fn done(&self, member: &str) -> String {
-        format!("{}{member}", self.done)
+    pub(crate) fn done(&self, owner_token: &str) -> String {
+        format!("{}{owner_token}", self.done)
     }
 }
 
@@ -56,9 +56,9 @@ fn tagged(name: &str) -> String {
     name.replace('%', "%25").replace('{', "%7B").replace('}', "%7D")
 }
 
-impl fmt::Debug for Names {
+impl fmt::Debug for LockKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Names")
+        f.write_str("LockKeys")
     }
 }
 
@@ -68,16 +68,16 @@ mod tests {
 
     #[test]
     fn all_keys_of_a_name_share_its_hash_tag_and_no_two_names_share_keys() {
-        let names = Names::new("app", "lock", "a", false);
+        let names = LockKeys::new("app", "lock", "a", false);
         assert_eq!(names.holders, "app:lock:{a}");
         for key in [&names.info, &names.queue, &names.alive, &names.done("x1")] {
             assert!(key.starts_with("app:lock:{a}:"), "{key}");
         }
-        let holders = |name| Names::new("app", "lock", name, false).holders;
+        let holders = |name| LockKeys::new("app", "lock", name, false).holders;
         assert_eq!(holders("a}b"), "app:lock:{a%7Db}");
         assert_ne!(holders("a}b"), holders("a%7Db"));
-        let there = Names::new("app", "lock", "a", true).fence;
+        let there = LockKeys::new("app", "lock", "a", true).fencing;
         assert_eq!(slot::of_key(there.as_bytes()), slot::of_key(b"a"));
-        assert_ne!(Names::new("app", "sem", "a", false).holders, names.holders);
+        assert_ne!(LockKeys::new("app", "sem", "a", false).holders, names.holders);
     }
 }

@@ -15,14 +15,14 @@ use crate::protocol::resp::encode;
 
 /// The lock that a transaction must not outlive: its holders' key, and who holds it.
 #[derive(Clone)]
-pub(crate) struct HeldLock {
+pub(crate) struct LockOwnership {
     holders: Box<str>,
-    member: Box<str>,
+    owner_token: Box<str>,
 }
 
-impl HeldLock {
-    pub(crate) fn new(holders: &str, member: &str) -> Self {
-        Self { holders: holders.into(), member: member.into() }
+impl LockOwnership {
+    pub(crate) fn new(holders: &str, owner_token: &str) -> Self {
+        Self { holders: holders.into(), owner_token: owner_token.into() }
     }
 
     /// Where a cluster keeps it.
@@ -40,7 +40,7 @@ impl HeldLock {
     /// Asks until when it is held.
     pub(crate) fn score(&self, bytes: &mut Vec<u8>) {
         encode::command(bytes, &["ZSCORE"], |args| {
-            args.arg(&*self.holders).arg(&*self.member);
+            args.arg(&*self.holders).arg(&*self.owner_token);
         });
     }
 }
@@ -69,9 +69,9 @@ fn number(value: &Value) -> Option<f64> {
     }
 }
 
-impl fmt::Debug for HeldLock {
+impl fmt::Debug for LockOwnership {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("HeldLock")
+        f.write_str("LockOwnership")
     }
 }
 
