@@ -1,7 +1,7 @@
-//! One acquisition: from the first question to a guard, or to nothing left behind.
+//! One acquisition: from the first request to a guard.
 //!
-//! Never: a wait past the caller's time and one exchange. Never: a token left on the server, or in
-//! line there, that no guard has.
+//! A call ends at most one exchange after the caller's time. A token without a guard is
+//! released, also the one of a waiter in the queue.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -25,16 +25,17 @@ use crate::protocol::lock::script::{ACQUIRE, Call};
 use crate::protocol::replication::{Durability, ReplicaAcks};
 use crate::sync::lock;
 
-/// Who is in line in fair mode says so at least this often, and is passed over when he has not
-/// for three times as long.
+/// Interval of a waiter's heartbeat in fair mode. A waiter that is silent for three times as
+/// long loses its place.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(3);
-/// So often who waits asks by himself, whatever he hears: a message can be lost.
+/// Longest time between two requests of a waiter that listens for releases: a message can be
+/// lost.
 const MAX_QUIET_WAIT: Duration = Duration::from_secs(30);
-/// The pauses of who does not hear of releases.
+/// Shortest and longest pause between requests of a waiter that hears of no releases.
 const POLL_PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
 
-/// Who may hold a lock together.
+/// How many callers may hold a lock together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LockMode {
     /// One.
@@ -59,8 +60,8 @@ impl LockMode {
         matches!(self, Self::Semaphore | Self::Read)
     }
 
-    /// Who can use what this one could not: readers get in beside the readers that a writer has to
-    /// wait for.
+    /// Which waiters can use a wakeup that this one could not: readers can join the readers
+    /// that a writer has to wait for.
     fn wake_compatible(self) -> Option<fn(&str) -> bool> {
         match self {
             Self::Write => Some(|owner_token| owner_token.starts_with('r')),
@@ -133,7 +134,7 @@ pub(crate) fn acquire(
         },
     })?;
     let mut attempt = Attempt::new(manager, request, deadline)?;
-    // Where others wait already, one question before the wait is enough.
+    // If other callers already wait, one request before the wait is enough.
     let mut ticket = manager.waiters.join_live(&request.names.wake, &attempt.owner_token);
     if let Some(ticket) = &ticket {
         ticket.checked();
@@ -205,7 +206,7 @@ fn backoff() -> backon::ExponentialBackoff {
 
 enum AttemptResult {
     Held(LockGuard),
-    /// And by whom it is held, where it is.
+    /// With the holder, if there is one.
     Busy(Option<LockHolder>),
     /// The handle's own number of permits has just been changed: it is to be asked again at once.
     PermitsChanged,
@@ -311,7 +312,8 @@ impl<'a> Attempt<'a> {
                 [Value::Int(-2), Value::Int(kept)] => {
                     let kept = u32::try_from(*kept).unwrap_or(u32::MAX);
                     let other = LockError::OtherPermits { asked: permits, kept };
-                    // Where this handle's number was just changed it asks again, with the new one.
+                    // If this handle's number has just changed, the call is
+                    // repeated with the new one.
                     let is_other = self.request.permits.settled() == permits;
                     (if is_other { Err(other) } else { Ok(AttemptResult::PermitsChanged) }, false)
                 }
@@ -413,7 +415,7 @@ fn number(value: &Value) -> Option<u64> {
     }
 }
 
-/// Who holds it, as a script says it.
+/// The holder in a script's reply.
 pub(crate) fn holder(remaining: &Value, label: &Value) -> Option<LockHolder> {
     let (Value::Int(remaining), Value::BulkString(label)) = (remaining, label) else { return None };
     let label = String::from_utf8_lossy(label);

@@ -8,7 +8,7 @@
 //! A connection that dies under a call is replaced and the call sent again: every call of this room
 //! may be, see [script](crate::protocol::lock::script). So a connection need not be asked whether it is alive.
 //!
-//! Never: a wait past its limit. Never: an answer of one call taken for another's.
+//! Every call ends by its limit, and each reply belongs to its own call.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -226,7 +226,7 @@ impl ScriptClient {
         let mut repeated = false;
         let mut budget = RedirectBudget::until(checkout);
         loop {
-            // Each is one command, and each is told for itself that its slot is on its way.
+            // Each call is one command, and ASKING applies to one command.
             let asks = route.ask;
             let mut bytes = Vec::with_capacity(512 * calls.len());
             for call in calls {

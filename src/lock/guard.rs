@@ -1,7 +1,6 @@
 //! The guard of a held lock.
 //!
-//! Never: "held" from a clock alone, once the lease may be over. Never: somebody else's lock
-//! released.
+//! It counts as held only until its lease may be over, and releases its own token alone.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, RefUnwindSafe, UnwindSafe, catch_unwind};
@@ -20,17 +19,17 @@ use crate::protocol::lock::ownership::LockOwnership;
 
 /// A held lock. Dropped, it is released.
 ///
-/// Ownership is a random token in the guard, not a thread: it can be sent to another thread and
-/// released there, and nobody else's release touches it. While it lives its lease is extended in
-/// the background every third of the lease, unless the lock has a
-/// [`fixed_lease`](crate::Lock::fixed_lease).
-///
-/// A lock with a lease can be lost: the process is stopped for longer than the lease, the server is
-/// out of reach, somebody [forces](crate::Lock::force_release) it. Then somebody else may hold it
-/// while this guard still lives. [`is_lost`](Self::is_lost) and [`on_lost`](Self::on_lost) tell
-/// before the lease ends on the server, [`ensure_held`](Self::ensure_held) asks, and
-/// [`fencing_token`](Self::fencing_token) lets whatever is written to tell an old holder from the
-/// new one. For data in the same Redis, [`fenced_by`](crate::Transactional::fenced_by) does that.
+/// Ownership is a random token in the guard, not a thread: the guard can be sent to another
+/// thread and released there, and a release by another holder does not touch it. While the
+/// guard lives, its lease is extended in the background every third of the lease, unless the
+/// lock has a [`fixed_lease`](crate::Lock::fixed_lease).
+/// A lock with a lease can be lost: the process is stopped for longer than the lease, the
+/// server is out of reach, an operator [forces](crate::Lock::force_release) it. Then another
+/// caller may hold it while this guard still lives. [`is_lost`](Self::is_lost) and
+/// [`on_lost`](Self::on_lost) report it before the lease ends on the server,
+/// [`ensure_held`](Self::ensure_held) asks, and [`fencing_token`](Self::fencing_token) lets a
+/// protected resource distinguish an old holder from the new one. For data in the same Redis,
+/// [`fenced_by`](crate::Transactional::fenced_by) does that.
 ///
 /// Dropping it asks the server to release it, for `cleanup_timeout` at most; where that fails it is
 /// tried again in the background, as long as the session manager or another guard lives and the
@@ -111,9 +110,9 @@ impl LockGuard {
     }
 
     /// A number that grows with every acquisition of any lock of this prefix, in the order of
-    /// holding. Hand it to whatever the lock protects and have it refuse a number smaller than the
-    /// largest it has seen: that is what stops a holder who was stopped and does not know yet that
-    /// he lost the lock.
+    /// holding. Pass it to the resource that the lock protects, and have that refuse a
+    /// number smaller than the largest it has seen. This stops a holder that was paused and
+    /// does not yet know that it lost the lock.
     pub fn fencing_token(&self) -> u64 {
         self.lock_lease.fencing
     }
@@ -130,8 +129,8 @@ impl LockGuard {
         }
     }
 
-    /// Whether the lock is known to be lost, or may be. Looks at the clock and asks nobody; once
-    /// true it stays so. False says that it was not lost a moment ago.
+    /// Whether the lock is known to be lost, or may be. Looks at the clock and sends
+    /// nothing; once true it stays so. False means that it was not lost a moment ago.
     pub fn is_lost(&self) -> bool {
         self.manager.settings.is_left() || self.lock_lease.lost().is_some()
     }
@@ -177,21 +176,21 @@ impl LockGuard {
             },
             Err(failed) => Err(failed.into_lock_error("ensure_held")),
         };
-        // It may have been told to be lost while the question was under way.
+        // It may have been lost while the request was under way.
         match self.lock_lease.lost() {
             Some(why) => lost(why),
             None => answer,
         }
     }
 
-    /// Has `callback` called, once, when the lock is lost: before its lease ends on the server
-    /// where the clock says so, and as soon as it is known where the server says so. Where it is
-    /// lost already it is called at once. It is not called after a release.
+    /// Registers `callback`, which is called once when the lock is lost: by the clock
+    /// before its lease ends on the server, or as soon as the server reports it. If the
+    /// lock is lost already it is called at once. It is not called after a release.
     ///
-    /// It runs on a thread of its own; a panic in it is caught and logged. Where the leases of other
-    /// locks are just being extended and the server does not answer, it may be called as late as
-    /// one of those ends: a lock that must be told of at once is asked with
-    /// [`is_lost`](Self::is_lost).
+    /// It runs on a thread of its own; a panic in it is caught and logged. While the leases
+    /// of other locks are being extended on a server that does not answer, it may be called
+    /// as late as one of those ends: check [`is_lost`](Self::is_lost) where it must be
+    /// known at once.
     pub fn on_lost(&self, callback: impl FnOnce() + Send + 'static) {
         if self.manager.settings.is_left() {
             return;
@@ -199,8 +198,9 @@ impl LockGuard {
         self.lock_lease.on_lost(Box::new(callback));
     }
 
-    /// A second guard of the same hold: the lock is released when the last of them is gone. This
-    /// is all there is of re-entrance; acquiring the lock a second time waits for the first.
+    /// A second guard of the same lock, which is released when the last of them is gone.
+    /// This is all there is of re-entrance; acquiring the lock a second time waits for the
+    /// first.
     pub fn share(&self) -> Self {
         self.lock_lease.share();
         Self {
@@ -211,15 +211,15 @@ impl LockGuard {
         }
     }
 
-    /// Releases the lock, as dropping the guard does, and tells how that went. With other guards
-    /// [of the same hold](Self::again) about, it only ends this one.
+    /// Releases the lock, as dropping the guard does, and returns how that went. With other
+    /// guards [of the same lock](Self::share) alive, it only ends this one.
     ///
     /// A release whose answer was lost is sent again, and answers what the first one did.
     ///
     /// # Errors
-    /// [`LockError::Lost`] where it was not this guard's to release any more: somebody else may
-    /// have held it meanwhile, and nobody else's was released. Otherwise the server could not be
-    /// asked within `checkout_timeout`; that goes on in the background.
+    /// [`LockError::Lost`] if it was not this guard's to release any more: another caller
+    /// may have held it meanwhile, and no other caller's lock was released. Otherwise the
+    /// server could not be asked within `checkout_timeout`; that goes on in the background.
     pub fn release(mut self) -> Result<(), LockError> {
         let settings = &self.manager.settings;
         let limit = Instant::now() + settings.checkout_timeout + settings.response_timeout;

@@ -1,6 +1,4 @@
-//! The handles of locks: what is to be acquired, and how.
-//!
-//! Never: a lock held. That is the guard's.
+//! The handles of locks: what is to be acquired, and how. A handle holds nothing.
 
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
@@ -53,7 +51,7 @@ const NO_PERMIT: (&str, &str) = ("permits", "a semaphore has at least one permit
 ///
 /// Behind it: scripts, through
 /// [`EVALSHA`](https://redis.io/docs/latest/commands/evalsha/), and
-/// [`SUBSCRIBE`](https://redis.io/docs/latest/commands/subscribe/) while somebody waits.
+/// [`SUBSCRIBE`](https://redis.io/docs/latest/commands/subscribe/) while a caller waits.
 #[derive(Clone)]
 #[must_use = "nothing is acquired before acquire()"]
 pub struct Lock {
@@ -108,9 +106,9 @@ impl Lock {
         self
     }
 
-    /// What the holder is called where others ask who has the lock: a host, a job, a place in the
-    /// code. Everybody who may read the server's data can read it. Default nothing, at most 256
-    /// bytes.
+    /// A label that other callers see as the holder of the lock: a host, a job, a place in
+    /// the code. Every client that may read the server's data can read it. Default none, at
+    /// most 256 bytes.
     pub fn label(mut self, label: impl Into<Arc<str>>) -> Self {
         let label = label.into();
         if label.len() > LONGEST_LABEL {
@@ -120,28 +118,28 @@ impl Lock {
         self
     }
 
-    /// First come, first served, across processes. Who waits is in line on the server and says
-    /// every second that he is there; who has not for three is passed over. It costs a command a
-    /// second for each who waits. Use it for all who want the same lock, or for none: who does
-    /// not stand in line may come in between.
+    /// First come, first served, across processes. Waiters queue on the server and send a
+    /// heartbeat every second; one that misses three seconds loses its place. Each waiter
+    /// costs a command a second. Use it for all callers of a lock, or for none: a caller
+    /// outside the queue may overtake it.
     pub fn fair(mut self) -> Self {
         self.request.fair = true;
         self
     }
 
-    /// The lease is not extended: the lock ends after it, whatever its holder does, and also where
-    /// it calls [`ensure_held`](LockGuard::ensure_held). Default: it is extended for as long as the
+    /// The lease is not extended: the lock ends after it, also if its holder calls
+    /// [`ensure_held`](LockGuard::ensure_held). Default: it is extended for as long as the
     /// guard lives.
     pub fn fixed_lease(mut self) -> Self {
         self.request.renewed = false;
         self
     }
 
-    /// The lock counts as acquired when `replicas` replicas have it, too; where fewer do within
-    /// `timeout` (at least a millisecond, on top of `response_timeout`) it is given back and the
-    /// answer is [`LockError::NotReplicated`]. A failover to one of them then does not give the
-    /// lock to somebody else. Leases are extended without asking the replicas. Default: none are
-    /// asked.
+    /// The lock counts as acquired when `replicas` replicas have it, too. If fewer have it
+    /// within `timeout` (at least a millisecond, on top of `response_timeout`), it is
+    /// released and the call fails with [`LockError::NotReplicated`]. A failover to one of
+    /// them then does not give the lock to another caller. Leases are extended without
+    /// asking the replicas. Default: none are asked.
     ///
     /// Behind it: [`WAIT`](https://redis.io/docs/latest/commands/wait/).
     pub fn wait_replicas(mut self, replicas: u32, timeout: Duration) -> Self {
@@ -153,18 +151,18 @@ impl Lock {
     /// Acquires the lock, waiting for it for as long as `wait`; the call is over at most one
     /// `response_timeout` later (and the timeout of [`wait_replicas`](Self::wait_replicas)).
     ///
-    /// A server that is away while this waits is waited for.
+    /// An unreachable server is retried until then.
     ///
     /// # Errors
-    /// [`LockError::Timeout`] with whoever held it; what kept the server from being asked, where
-    /// that was so to the end. Nothing is left behind: what may have been acquired without an
-    /// answer is given back, in the background where need be.
+    /// [`LockError::Timeout`] with the holder; the reason the server could not be asked, if
+    /// that lasted to the end. Nothing is left behind: what may have been acquired without
+    /// a reply is released, in the background if need be.
     pub fn acquire(&self, wait: Duration) -> Result<LockGuard, LockError> {
         self.check()?;
         acquire(&self.manager, &self.request, wait)
     }
 
-    /// Acquires the lock if nobody has it; `None`: somebody does.
+    /// Acquires the lock if it is free; `None`: another caller holds it.
     ///
     /// # Errors
     /// The server could not be asked within `response_timeout`, or refused.
@@ -192,8 +190,8 @@ impl Lock {
     ///
     /// # Errors
     /// As [`acquire`](Self::acquire), and then `closure` was not run; the closure's own; as
-    /// [`LockGuard::release`], and then it was: `Lost` means that somebody else may have run at
-    /// the same time.
+    /// [`LockGuard::release`], and then it was: `Lost` means that another caller may have
+    /// run at the same time.
     pub fn run<R>(
         &self,
         wait: Duration,
@@ -227,7 +225,7 @@ impl Lock {
         }
     }
 
-    /// Whether anybody holds it: by the time this is told it may have changed.
+    /// Whether the lock is held. It may have changed by the time this returns.
     ///
     /// # Errors
     /// The server could not be asked, or refused.
@@ -235,7 +233,7 @@ impl Lock {
         Ok(self.holder()?.is_some())
     }
 
-    /// Who holds it; of several holders, the one whose lease ends first.
+    /// The holder; of several holders, the one whose lease ends first.
     ///
     /// # Errors
     /// The server could not be asked, or refused.
@@ -255,11 +253,11 @@ impl Lock {
         }
     }
 
-    /// Takes the lock away from whoever holds it, of a semaphore and a read/write lock from all of
-    /// them, and wakes who waits. True: somebody held it.
+    /// Takes the lock away from its holder (of a semaphore and a read/write lock from all
+    /// of them) and wakes the waiters. True: it was held.
     ///
     /// The holders find out at their next renewal, `ensure_held`, fenced transaction or release.
-    /// Until then they go on: this is for an operator who knows that they are gone.
+    /// Until then they go on: this is for an operator that knows the holders to be gone.
     ///
     /// # Errors
     /// The server could not be asked, or refused.
@@ -356,11 +354,11 @@ impl fmt::Debug for Lock {
     }
 }
 
-/// A lock that many may read behind and one may write behind.
+/// A lock for many readers or one writer.
 ///
-/// Made by [`rw_lock`](crate::SessionManager::rw_lock). Readers do not wait for a writer who waits,
-/// so a writer may wait for long; with [`fair`](Lock::fair) on both sides they are let in as they
-/// came.
+/// Made by [`rw_lock`](crate::SessionManager::rw_lock). Readers do not wait for a waiting
+/// writer, so a writer may wait for long; with [`fair`](Lock::fair) on both sides callers are
+/// admitted in the order of arrival.
 ///
 /// ```no_run
 /// # use std::time::Duration;
@@ -392,7 +390,7 @@ impl RwLock {
         self.read.clone()
     }
 
-    /// The side that is shared with nobody.
+    /// The exclusive side.
     pub fn write(&self) -> Lock {
         self.write.clone()
     }

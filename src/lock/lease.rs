@@ -1,6 +1,7 @@
-//! One hold of a lock: until when it is sure, and who is to be told when it is lost.
+//! The lease of one held lock: until when it is certain, and the callbacks for its loss.
 //!
-//! Never: sure for longer than the server is. Never: a callback under a lock, or called twice.
+//! It never counts as held for longer than on the server. Callbacks are called once, and
+//! outside every lock.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,7 +18,7 @@ use crate::sync::lock;
 
 type Callback = Box<dyn FnOnce() + Send>;
 
-/// One hold of a lock.
+/// The lease of one held lock.
 pub(crate) struct LockLease {
     pub(crate) names: Arc<LockKeys>,
     pub(crate) owner_token: String,
@@ -53,8 +54,8 @@ impl State {
 
 /// Until when a lease is sure that was asked for at `sent` and answered after `took`.
 ///
-/// The server counts from when it was told, which may be a round trip later, never earlier. What a
-/// hold ends earlier here is for clocks that do not run alike, and for the time to tell its holder.
+/// The server's lease begins when the request arrives: after it was sent, and before the reply.
+/// The margin is for clocks that do not run alike, and for the time to notify the holder.
 pub(crate) fn valid_until(lease: Duration, sent: Instant, took: Duration) -> Instant {
     let margin = (lease / 20).max(2 * took).min(lease / 2);
     sent + lease - margin
@@ -111,7 +112,7 @@ impl LockLease {
         lock(&self.state).valid_until
     }
 
-    /// Whether it is lost, and how. Looks at the clock, and asks nobody.
+    /// Whether it is lost, and how. Looks at the clock and sends nothing.
     pub(crate) fn lost(&self) -> Option<LostReason> {
         let state = lock(&self.state);
         if !state.is_held() || Instant::now() < state.valid_until {

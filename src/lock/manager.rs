@@ -1,6 +1,6 @@
 //! What all locks of a session manager share: connections, the two threads, the waiters.
 //!
-//! Never: a thread that outlives the last lock, guard and session manager.
+//! Its threads end with the last lock, guard and session manager.
 
 use std::fmt;
 use std::sync::Arc;

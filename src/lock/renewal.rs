@@ -4,8 +4,8 @@
 //! releases that were answered. After the session manager was closed it goes on until the last
 //! guard, or its lease, is gone, and closes the connections for renewals and releases then.
 //!
-//! Never: a lease extended that its guard has let go of. Never: a wait past the moment at which a
-//! guard must be lost. Never: work forgotten because a log panicked.
+//! A guard that must be lost is reported lost in time, whatever the thread waits for. A panic
+//! of the user's log ends no work.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -196,7 +196,7 @@ impl LeaseRenewer {
             if left.is_zero() {
                 break;
             }
-            // Releases of other threads are not told here.
+            // Releases by other threads send no notification here.
             let pause = left.min(Duration::from_millis(1));
             let waited = self.shared.changed.wait_timeout(state, pause);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -441,7 +441,7 @@ fn share(bound: Instant, now: Instant) -> Instant {
 /// Extends them in one write; in a cluster, in one for each slot.
 fn renew(due: &[Arc<LockLease>], bound: Option<Instant>, client: &ScriptClient) {
     let mut due: Vec<_> = due.iter().collect();
-    // Where one master is away, the locks on the others come first the next time.
+    // If a master is unreachable, the locks on the others come first the next time.
     due.sort_by_key(|lock_lease| {
         let slot =
             client.is_in_cluster().then(|| slot::of_key(lock_lease.names.holders.as_bytes()));

@@ -1,10 +1,8 @@
-//! Who waits for which lock in this process, and who is woken when one is released.
+//! The waiters of this process, and which one a release wakes.
 //!
-//! A message about a release is a wake-up for one waiter. Who was woken and leaves hands it on,
-//! whatever way he leaves, unless he has taken the lock and will release it himself; so a release
-//! that was heard of is looked into by somebody as long as anybody waits.
-//!
-//! Never: a waiter, a channel or a wake-up that outlives its [`Ticket`]. Never: a server.
+//! A message about a release wakes one waiter. A waiter that leaves after it was woken passes
+//! the wakeup on, unless it has taken the lock and will release it. So each release is looked
+//! into while any caller waits. A waiter, its channel and its wakeup end with its [`Ticket`].
 
 #[cfg(all(test, rediscope_shuttle))]
 #[path = "../../tests/model/waiters.rs"]
@@ -16,10 +14,10 @@ use std::time::{Duration, Instant};
 
 use crate::sync::shim::{Arc, Condvar, Mutex, PoisonError, lock};
 
-/// So long a channel stays subscribed to that nobody waits on: waiters come and go.
+/// Time for which a channel stays subscribed without a waiter: waiters come and go.
 const UNSUBSCRIBE_DELAY: Duration = Duration::from_millis(200);
 
-/// Who waits for which lock.
+/// The waiters of all locks, by channel.
 #[derive(Default)]
 pub(crate) struct Waiters {
     channels: Mutex<HashMap<String, Channel>>,
@@ -30,7 +28,7 @@ struct Channel {
     queue: VecDeque<Arc<Waiter>>,
     /// Messages on it arrive.
     live: bool,
-    /// Nobody has waited on it since.
+    /// Since when it has no waiter.
     idle: Option<Instant>,
 }
 
@@ -46,7 +44,7 @@ struct Signal {
     pending: bool,
     /// Has noticed, and is looking.
     consumed: bool,
-    /// It is worth a look, though nobody is known to have released anything.
+    /// The server is to be asked, although no release is known.
     recheck: bool,
 }
 
@@ -66,7 +64,7 @@ pub(crate) struct Changes {
 }
 
 impl Waiters {
-    /// Waits in line for what is told on `channel`.
+    /// Queues a waiter for the messages on `channel`.
     pub(crate) fn join(&self, channel: &str, owner_token: &str) -> Ticket<'_> {
         let mut channels = lock(&self.channels);
         if !channels.contains_key(channel) {
@@ -94,7 +92,7 @@ impl Waiters {
             ready: Condvar::new(),
         });
         if let Some(channel) = channels.get_mut(name) {
-            // What was released since he last asked was told to others.
+            // Releases since the caller's last request woke other waiters.
             lock(&waiter.signal).recheck = channel.live;
             channel.idle = None;
             channel.queue.push_back(Arc::clone(&waiter));
@@ -102,14 +100,16 @@ impl Waiters {
         Ticket { waiters: self, channel: name.to_owned(), waiter, has_lock: false }
     }
 
-    /// A release was heard of: wakes the one it was told to, or else the first.
+    /// A release was published: wakes the waiter that it names, or else the first.
     pub(crate) fn released(&self, channel: &str, to: &str) {
         if let Some(channel) = lock(&self.channels).get(channel) {
             channel.wake(|waiter| to.is_empty() || waiter.owner_token == to);
         }
     }
 
-    /// Messages on this channel arrive from now on: everybody looks once at what was missed.
+    /// Messages on this channel arrive from now on: every waiter asks once for what it
+    /// missed.
+    /// missed.
     pub(crate) fn live(&self, channel: &str) {
         if let Some(channel) = lock(&self.channels).get_mut(channel) {
             channel.live = true;
@@ -158,7 +158,7 @@ impl Waiters {
         lock(&self.channels).values().filter(|channel| channel.live).count()
     }
 
-    /// Wake-ups that somebody has and has not acted on.
+    /// Wakeups that a waiter has received and not acted on.
     pub(crate) fn wakeups(&self) -> usize {
         let channels = lock(&self.channels);
         let waiters = channels.values().flat_map(|channel| &channel.queue);
@@ -171,8 +171,8 @@ impl Waiters {
 }
 
 impl Channel {
-    /// Wakes the first who fits and has not been woken since he last looked. Where all have been,
-    /// each of them is still to look.
+    /// Wakes the first matching waiter that has not been woken since its last request. If
+    /// all have been, each of them is still to ask.
     fn wake(&self, fits: impl Fn(&Waiter) -> bool) {
         for waiter in self.queue.iter().filter(|waiter| fits(waiter)) {
             let mut signal = lock(&waiter.signal);
@@ -192,8 +192,7 @@ impl Channel {
     }
 }
 
-/// A place in line. Dropped, its holder has left, and what he was woken for is looked into by
-/// another one.
+/// A place in the queue. Dropping it leaves the queue and passes an unused wakeup on.
 pub(crate) struct Ticket<'w> {
     waiters: &'w Waiters,
     channel: String,
@@ -207,16 +206,16 @@ impl Ticket<'_> {
         lock(&self.waiters.channels).get(&self.channel).is_some_and(|channel| channel.live)
     }
 
-    /// He has just looked himself, after he joined.
+    /// The caller has asked the server after it joined.
     pub(crate) fn checked(&self) {
         lock(&self.waiter.signal).recheck = false;
     }
 
     /// Waits until there is a reason to ask the server, or until `until`.
     ///
-    /// To wait again is to say that the last look was in vain: the lock is in the hands of
-    /// somebody who will release it in his turn. Where `hands_on` says so it is free for others
-    /// all the same, such as readers behind a writer.
+    /// Waiting again means that the last request was in vain: another caller has the lock
+    /// and will release it. With `wake_compatible` the wakeup is passed to waiters that can
+    /// use it all the same, such as readers behind a writer.
     pub(crate) fn wait(&self, until: Instant, wake_compatible: Option<fn(&str) -> bool>) -> Woken {
         let had = std::mem::take(&mut lock(&self.waiter.signal).consumed);
         if had && let Some(fits) = wake_compatible {

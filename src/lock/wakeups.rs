@@ -1,10 +1,9 @@
-//! The connection and the thread that hear of releases: one for all locks of a session manager,
-//! while anybody waits.
+//! The connection and the thread that listen for releases: one for all locks of a session
+//! manager, while any caller waits.
 //!
-//! The thread reads; nobody else touches the connection. Who wants a channel notes it in
-//! [`Waiters`] and sends a message to the thread's own channel, which ends its read.
-//!
-//! Never: a wait of a waiter's. Without this thread they ask the server from time to time.
+//! Only this thread uses the connection. A caller that wants a channel notes it in [`Waiters`]
+//! and publishes on the thread's own channel, which ends its read. Waiters do not depend on the
+//! thread: without it they ask the server from time to time.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,11 +24,11 @@ use crate::protocol::server_error::ServerError;
 use crate::settings::Settings;
 use crate::sync::lock;
 
-/// The longest read: so late a change is noticed whose message was lost.
+/// Longest read, and longest delay until a change is noticed whose message was lost.
 const TICK: Duration = Duration::from_millis(200);
-/// So long the thread stays when nobody waits any more.
+/// Time for which the thread stays without a waiter.
 const IDLE: Duration = Duration::from_secs(5);
-/// A connection that is quiet for so long is asked whether it is alive.
+/// Time without a message after which the connection is checked by PING.
 const QUIET: Duration = Duration::from_secs(2);
 /// The longest pause before the server is asked for a connection again.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -54,7 +53,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     running: bool,
-    /// It reads, and has to be told of changes.
+    /// It reads, so a change needs a message.
     listens: bool,
     over: bool,
 }
@@ -86,7 +85,7 @@ impl ReleaseListener {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Somebody has just noted that he wants a channel: sees to it that it is subscribed to soon.
+    /// A caller has just noted a channel: has it subscribed to soon.
     pub(crate) fn listen(&self, client: &ScriptClient, limit: Instant) {
         let listens = {
             let mut state = lock(&self.shared.state);
@@ -113,7 +112,7 @@ impl ReleaseListener {
         }
     }
 
-    /// Nobody waits any more, or will.
+    /// No caller waits any more, or will.
     pub(crate) fn close(&self) {
         lock(&self.shared.state).over = true;
         self.shared.changed.notify_all();
@@ -143,7 +142,7 @@ impl Shared {
                 Ended::Broken(error) => {
                     tracing::debug!(error = %format_args!("{error:#}"), "not subscribed to releases; waiters ask by themselves");
                 }
-                // Whoever came meanwhile has seen that a thread runs.
+                // A caller that came meanwhile has seen that a thread runs.
                 Ended::Idle => {}
                 Ended::Over => return,
             }
@@ -175,7 +174,7 @@ impl Shared {
         let mut state = lock(&self.state);
         loop {
             if state.over || self.waiters.is_empty() {
-                // Under the lock: whoever comes now starts a new thread.
+                // Under the lock: a caller that comes now starts a new thread.
                 state.running = false;
                 return true;
             }
@@ -201,9 +200,9 @@ impl Shared {
         ended.unwrap_or_else(|error| Ended::Broken(ConnectionError::of(&error)))
     }
 
-    /// Subscribes to the thread's own channel. redis-rs's `subscribe` does not tell a refusal, and
-    /// who may not have this one may not have the others. Nor does one hear of releases whose
-    /// holders may not publish.
+    /// Subscribes to the thread's own channel, to which redis-rs's `subscribe` would report
+    /// no refusal. A user without the right to this channel has none to the others; a user
+    /// without the right to PUBLISH sends no wakeups.
     fn begin(&self, connection: &mut redis::Connection) -> redis::RedisResult<Option<ServerError>> {
         connection.set_read_timeout(Some(self.settings.response_timeout))?;
         connection.set_write_timeout(Some(self.settings.response_timeout))?;
@@ -240,7 +239,8 @@ impl Shared {
                 return Ok(Ended::Idle);
             }
             if heard.elapsed() >= QUIET {
-                // As a value: who may not ask was answered all the same.
+                // As a value: also a refusal is a reply, so the connection is
+                // alive.
                 let _: Value = pubsub.ping()?;
                 heard = Instant::now();
             }
@@ -264,8 +264,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Hands on what was told; ends with the first pause, or when something has changed. Whether
-    /// anything was told.
+    /// Passes messages on; ends at the first pause, or when something has changed. Returns
+    /// whether a message came.
     fn read_messages(&self, pubsub: &mut redis::PubSub<'_>) -> redis::RedisResult<bool> {
         let until = Instant::now() + TICK;
         let mut heard = false;

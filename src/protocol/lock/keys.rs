@@ -1,6 +1,5 @@
-//! The keys of one lock, and the channel its releases are told on.
-//!
-//! Never: shown. The name is the caller's own.
+//! The keys of one lock, and the channel of its releases. They contain the caller's name for
+//! it, so `Debug` shows none.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,11 +8,11 @@ use crate::protocol::cluster::slot;
 
 /// The keys of one lock. All but the counter share the name's hash tag.
 pub(crate) struct LockKeys {
-    /// Who holds it: sorted by when their leases end, in the server's milliseconds.
+    /// Owner tokens, sorted by the end of their leases in the server's milliseconds.
     pub(crate) holders: String,
     /// Of each holder the fencing token and the label.
     pub(crate) info: String,
-    /// Who waits in fair mode, by when they came, and until when they are known to live.
+    /// Waiters in fair mode: by arrival, and until when they count as alive.
     pub(crate) queue: String,
     pub(crate) alive: String,
     pub(crate) wake: Arc<str>,
@@ -45,7 +44,8 @@ impl LockKeys {
         }
     }
 
-    /// Where it is remembered for a while that this holder has given the lock back.
+    /// The key by which the server remembers for a while that this holder has released the
+    /// lock.
     pub(crate) fn done(&self, owner_token: &str) -> String {
         format!("{}{owner_token}", self.done)
     }

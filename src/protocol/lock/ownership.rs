@@ -4,7 +4,7 @@
 //! The lock's holders are watched before they are asked for. So an answer that says "held" stays
 //! true until EXEC, or EXEC answers nil.
 //!
-//! Never: shown. Never: held, where the lease is over by the server's own clock.
+//! A lease that is over by the server's own clock is not held.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use redis::Value;
 use crate::protocol::cluster::slot;
 use crate::protocol::resp::encode;
 
-/// The lock that a transaction must not outlive: its holders' key, and who holds it.
+/// The lock that a transaction must not outlive: the key of its holders, and the owner token.
 #[derive(Clone)]
 pub(crate) struct LockOwnership {
     holders: Box<str>,
@@ -25,12 +25,12 @@ impl LockOwnership {
         Self { holders: holders.into(), owner_token: owner_token.into() }
     }
 
-    /// Where a cluster keeps it.
+    /// Its hash slot.
     pub(crate) fn slot(&self) -> u16 {
         slot::of_key(self.holders.as_bytes())
     }
 
-    /// Watches who holds it.
+    /// Watches the key of its holders.
     pub(crate) fn watch(&self, bytes: &mut Vec<u8>) {
         encode::command(bytes, &["WATCH"], |args| {
             args.arg(&*self.holders);

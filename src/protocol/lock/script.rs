@@ -3,7 +3,7 @@
 //! Each can be sent again with the same arguments: what it did the first time stands, and it
 //! answers the same.
 //!
-//! Never: a clock of the client's. Time is what the server says it is.
+//! All times are the server's.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -17,15 +17,15 @@ pub(crate) struct Script {
     hash: OnceLock<String>,
 }
 
-/// Takes the lock, or says who has it and for how long.
+/// Takes the lock, or returns its holder and the time left.
 pub(crate) static ACQUIRE: Script = Script::new(include_str!("scripts/acquire.lua"));
-/// Gives it back and wakes one who waits.
+/// Releases it and wakes one waiter.
 pub(crate) static RELEASE: Script = Script::new(include_str!("scripts/release.lua"));
-/// Extends the lease of who still holds it.
+/// Extends the lease if the token still holds the lock.
 pub(crate) static RENEW: Script = Script::new(include_str!("scripts/renew.lua"));
-/// Says who has it.
+/// Returns the holder.
 pub(crate) static PEEK: Script = Script::new(include_str!("scripts/peek.lua"));
-/// Takes it away from everybody.
+/// Takes it away from all holders.
 pub(crate) static FORCE: Script = Script::new(include_str!("scripts/force.lua"));
 /// Changes how many may hold it at a time.
 pub(crate) static PERMITS: Script = Script::new(include_str!("scripts/permits.lua"));
@@ -58,7 +58,7 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    /// Where a cluster keeps its keys.
+    /// The hash slot of its keys.
     pub(crate) fn slot(&self) -> Option<u16> {
         self.keys.first().map(|key| slot::of_key(key.as_bytes()))
     }

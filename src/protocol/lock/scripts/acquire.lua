@@ -2,8 +2,8 @@
 -- ARGV: member, lease (ms), mode (x, r, w), capacity, label, heartbeat (ms; 0: not fair),
 --       whether to queue up, channel, for how long the caller counts as waiting (ms; empty: not a
 --       semaphore)
--- Answers the fencing token; or 0, for how long it is held (-1: it is not) and by whom; -1: it was
--- given back already; -2 and the number of permits that holds; -3: there is no fencing token left.
+-- Returns the fencing token; or 0, the time left (-1: not held) and the holder's label; -1:
+-- released already; -2 and the number of permits in force; -3: there is no fencing token left.
 local call = redis.call
 local me = ARGV[1]
 local time = call('TIME')
@@ -30,7 +30,7 @@ local function take()
   return token
 end
 
--- Nearly always nobody has it, and then there is nothing to look at. The server does nothing else
+-- Nearly always the lock is free, and nothing else is to be read. The server does nothing else
 -- meanwhile, so each call counts.
 local taken = call('EXISTS', KEYS[5], KEYS[1]) > 0
 if not taken and ARGV[6] == '0' and ARGV[9] == '' then
@@ -80,7 +80,8 @@ end
 local function wake_head()
   local head = call('ZRANGE', queue, 0, 0)
   if head[1] and head[1] ~= me then
-    -- Whoever may not publish has taken the lock all the same; the others ask by themselves.
+    -- A user without the right to publish has taken the lock all the same; waiters ask from
+    -- time to time.
     redis.pcall('PUBLISH', channel, head[1])
   end
 end

@@ -3,18 +3,19 @@
 local call = redis.call
 local me = ARGV[1]
 
--- Removing comes first: it is not refused when memory is short, nor what follows a write. Whoever
--- is still there has had it until now, also where his lease has just ended: who came after him
--- would have removed him.
+-- Removing comes first: neither this write nor one after it is refused when memory is short. A
+-- token that is still there has held the lock until now, also if its lease has just ended: a
+-- later holder would have removed it.
 local function remove()
   local held = call('ZREM', KEYS[1], me)
   call('HDEL', KEYS[2], me)
   return held
 end
 
--- Whoever may not publish has given the lock back all the same; the others ask by themselves.
-local function wake(who)
-  redis.pcall('PUBLISH', ARGV[3], who)
+-- A user without the right to publish has released the lock all the same; waiters ask from time
+-- to time.
+local function wake(token)
+  redis.pcall('PUBLISH', ARGV[3], token)
 end
 
 -- They have a time to live, so a user without the right to delete them may leave them.
