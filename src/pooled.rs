@@ -18,8 +18,8 @@ use redis::{Cmd, ConnectionLike, RedisResult, Value};
 
 use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
-use crate::pool::router::Nodes;
-use crate::pool::scopes::Owner;
+use crate::pool::router::Router;
+use crate::pool::scopes::ScopeOrigin;
 use crate::pooled::request::Request;
 use crate::pooled::tag_errors::Call;
 use crate::protocol::cluster::route::Route;
@@ -70,7 +70,7 @@ use crate::protocol::cluster::route::Route;
 /// ```
 #[derive(Clone)]
 pub struct Pooled {
-    nodes: Nodes,
+    nodes: Router,
     /// Where it was made, which is what is known of a command's place.
     place: &'static Location<'static>,
     /// What is not a read is refused.
@@ -116,14 +116,14 @@ impl ConnectionLike for Pooled {
 
 impl Pooled {
     #[track_caller]
-    pub(crate) fn new(nodes: Nodes) -> Self {
+    pub(crate) fn new(nodes: Router) -> Self {
         Self { nodes, place: Location::caller(), reads_only: false }
     }
 
     /// For replicas.
     #[cfg(feature = "sentinel")]
     #[track_caller]
-    pub(crate) fn reading(nodes: Nodes) -> Self {
+    pub(crate) fn reading(nodes: Router) -> Self {
         Self { nodes, place: Location::caller(), reads_only: true }
     }
 
@@ -137,13 +137,13 @@ impl Pooled {
     #[track_caller]
     pub fn with_raw<R>(&self, f: impl FnOnce(&mut redis::Connection) -> R) -> Result<R, Error> {
         self.nodes.here()?;
-        let owner = Owner { name: None, place: Location::caller(), is_closure: true };
+        let owner = ScopeOrigin { name: None, place: Location::caller(), is_closure: true };
         let started = Instant::now();
         let deadline = started + self.nodes.settings().checkout_timeout;
         let pin = self.nodes.pin(&Route::default(), &owner, deadline)?;
         pin.end(|checkout| {
             let pool = checkout.pool().clone();
-            let raw = checkout.link(deadline)?.raw(pool.endpoint(), pool.settings());
+            let raw = checkout.connection(deadline)?.open_raw(pool.endpoint(), pool.settings());
             let waited = started.elapsed();
             let raw = raw.map_err(|source| CheckoutError::Connect { waited, source })?;
             // Its answers are not the handle's, and neither are its errors.

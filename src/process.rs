@@ -24,7 +24,7 @@ impl Process {
     }
 
     /// Whether this process is another one: a child that was forked later.
-    pub(crate) fn is_other(&self) -> bool {
+    pub(crate) fn is_other_process(&self) -> bool {
         match &self.forks {
             Some(forks) => forks.clone().detected_fork(),
             None => std::process::id() != self.id,
@@ -33,8 +33,8 @@ impl Process {
 
     /// The same, for a call that can return an error. In another process the inherited sockets are
     /// closed.
-    pub(crate) fn is_left(&self) -> bool {
-        let other = self.is_other();
+    pub(crate) fn is_forked_child(&self) -> bool {
+        let other = self.is_other_process();
         if other {
             sockets::descriptors::close_inherited();
         }

@@ -31,9 +31,9 @@ use crate::lock::handle::{Lock, RwLock};
 use crate::lock::manager::LockManager;
 #[cfg(feature = "sentinel")]
 use crate::pool::manager::Purpose;
-use crate::pool::router::Nodes;
+use crate::pool::router::Router;
 #[cfg(feature = "sentinel")]
-use crate::pool::{Kind, Pool};
+use crate::pool::{Pool, PoolConfig};
 use crate::pooled::Pooled;
 #[cfg(feature = "sentinel")]
 use crate::process::Process;
@@ -66,8 +66,8 @@ use crate::transaction::hot_keys::ContentionLimiter;
 /// ```
 #[derive(Clone)]
 pub struct SessionManager {
-    pooled: Nodes,
-    transactional: Nodes,
+    pooled: Router,
+    transactional: Router,
     resolver: Arc<CommitResolver>,
     limiter: Arc<ContentionLimiter>,
     locks: Arc<LockManager>,
@@ -87,7 +87,7 @@ struct Replicas {
 #[cfg(feature = "sentinel")]
 impl Drop for Replicas {
     fn drop(&mut self) {
-        if self.process.is_left() {
+        if self.process.is_forked_child() {
             std::mem::forget(Arc::clone(&self.threads));
         }
     }
@@ -196,18 +196,18 @@ impl SessionManager {
             return Pooled::reading(self.pooled.clone());
         }
         let pool = self.replicas.pool.get_or_init(|| {
-            let kind = Kind {
+            let kind = PoolConfig {
                 name: "replicas",
                 purpose: Purpose::Pooled,
                 settings: Arc::clone(master.settings()),
                 threads: Arc::clone(&self.replicas.threads),
                 counters: Arc::default(),
-                voice: Arc::clone(master.voice()),
-                impatient: false,
+                logging: Arc::clone(master.logging()),
+                fail_fast: false,
             };
             Pool::new(kind, master.endpoint().replicas())
         });
-        Pooled::reading(Nodes::one(pool.clone()))
+        Pooled::reading(Router::one(pool.clone()))
     }
 
     /// The handle for transactions.

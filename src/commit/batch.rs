@@ -12,11 +12,11 @@ use crate::commit::outcome::{Committed, count, not_isolated, refused, replies, u
 use crate::error::any::CommitError;
 use crate::error::connection::ConnectionError;
 use crate::error::in_doubt::InDoubt;
-use crate::pool::Joined;
-use crate::pool::batch::lead;
+use crate::pool::BatchCheckout;
+use crate::pool::batch::send_batch;
 use crate::pool::batch_response::{BatchResponse, Interrupted};
-use crate::pool::checkout::Lease;
-use crate::pool::router::Nodes;
+use crate::pool::checkout::Checkout;
+use crate::pool::router::Router;
 use crate::protocol::batch::{BatchRequest, RequestKind};
 use crate::protocol::cluster::route::Route;
 use crate::protocol::exec::{Unproven, Verdict};
@@ -25,14 +25,14 @@ use crate::reply::replies::Replies;
 
 /// Commits what `buffer` holds: with others, where it may and has to wait for a link.
 pub(crate) fn commit_block(
-    (nodes, route): (&Nodes, &Route),
+    (nodes, route): (&Router, &Route),
     queue: &mut CommandQueue,
     options: &CommitOptions,
     checkout_deadline: Instant,
 ) -> Result<Committed, CommitError> {
     if !queue.is_batchable() {
         return commit_alone(
-            nodes.lease(route, checkout_deadline)?,
+            nodes.checkout(route, checkout_deadline)?,
             queue,
             options,
             checkout_deadline,
@@ -43,14 +43,14 @@ pub(crate) fn commit_block(
         let bytes = queue.finish(Prefix::Multi, b"", b"").bytes.to_vec();
         BatchRequest { bytes, kind: RequestKind::Block { commands } }
     };
-    let response = match nodes.join(route, checkout_deadline, job)? {
-        Joined::Alone(checkout) => {
+    let response = match nodes.checkout_batched(route, checkout_deadline, job)? {
+        BatchCheckout::Alone(checkout) => {
             return commit_alone(checkout, queue, options, checkout_deadline);
         }
-        Joined::Settled(response) => response,
-        Joined::Lead(mut checkout, own) => {
-            checkout.answering(checkout_deadline).map_err(CommitError::not_sent)?;
-            lead(checkout, &own)
+        BatchCheckout::Response(response) => response,
+        BatchCheckout::Lead(mut checkout, own) => {
+            checkout.ensure_alive(checkout_deadline).map_err(CommitError::not_sent)?;
+            send_batch(checkout, &own)
         }
     };
     let committed = into_outcome(queue, response);
@@ -59,7 +59,7 @@ pub(crate) fn commit_block(
 }
 
 fn commit_alone(
-    mut checkout: Lease,
+    mut checkout: Checkout,
     queue: &mut CommandQueue,
     options: &CommitOptions,
     checkout_deadline: Instant,
@@ -67,7 +67,7 @@ fn commit_alone(
     let plan = CommitPlan { options, watched: false, checkout_deadline };
     let committed = commit(&mut checkout, queue, plan);
     if let Err(error) = clean(&mut checkout) {
-        checkout.tell(tracing::Level::DEBUG, move || {
+        checkout.log_later(tracing::Level::DEBUG, move || {
             tracing::debug!(error = %format_args!("{error:#}"), "cleaning failed, connection replaced");
         });
     }

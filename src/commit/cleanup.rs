@@ -2,12 +2,12 @@
 //!
 //! Never: a wait past `cleanup_timeout`.
 
-use crate::connection::connection::Link;
+use crate::connection::connection::Connection;
 use crate::connection::deadline::Deadline;
 use crate::error::any::Error;
 use crate::error::applied::Applied;
 use crate::error::connection::ConnectionError;
-use crate::pool::checkout::Lease;
+use crate::pool::checkout::Checkout;
 use crate::protocol::connection_state::{Expect, Taint};
 use crate::protocol::resp::encode::{DISCARD, UNWATCH};
 use crate::protocol::server_error::ServerError;
@@ -16,7 +16,7 @@ use crate::protocol::server_error::ServerError;
 ///
 /// # Errors
 /// How cleaning failed. The link is closed then.
-pub(crate) fn clean(checkout: &mut Lease) -> Result<(), Error> {
+pub(crate) fn clean(checkout: &mut Checkout) -> Result<(), Error> {
     let limit = checkout.pool().settings().cleanup_timeout;
     let Some(link) = checkout.current() else { return Ok(()) };
     let state = link.state();
@@ -39,7 +39,7 @@ pub(crate) fn clean(checkout: &mut Lease) -> Result<(), Error> {
 
 /// Both end the watch on the link's own register as well, which is armed again behind them.
 fn cleaned(
-    link: &mut Link,
+    link: &mut Connection,
     bytes: &[u8],
     expect: Expect,
     deadline: Deadline,
@@ -49,8 +49,8 @@ fn cleaned(
     let mut bytes = bytes.to_vec();
     marker.watch(&mut bytes);
     link.send(&bytes, &[(expect, 1), (Expect::WatchMarker, 1)], deadline)?;
-    let cleaned = link.settled(deadline)?;
+    let cleaned = link.read_reply(deadline)?;
     // Where it is refused the link is clean all the same, and not armed.
-    let _: Result<(), ServerError> = link.settled(deadline)?;
+    let _: Result<(), ServerError> = link.read_reply(deadline)?;
     Ok(cleaned)
 }

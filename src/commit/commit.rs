@@ -18,7 +18,7 @@ use crate::error::any::CommitError;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
 use crate::error::in_doubt::{CommitToken, InDoubt};
-use crate::pool::checkout::Lease;
+use crate::pool::checkout::Checkout;
 use crate::protocol::connection_state::Taint;
 use crate::protocol::exec::{RejectedCommand, Unproven, Verdict};
 use crate::protocol::queue::CommandQueue;
@@ -27,7 +27,7 @@ use crate::protocol::server_error::ServerError;
 
 /// Commits what `buffer` holds.
 pub(crate) fn commit(
-    checkout: &mut Lease,
+    checkout: &mut Checkout,
     queue: &mut CommandQueue,
     plan: CommitPlan<'_>,
 ) -> Result<Committed, CommitError> {
@@ -42,7 +42,7 @@ pub(crate) fn commit(
 const MAX_ATTEMPTS: u32 = 4;
 
 fn commit_repeatedly(
-    checkout: &mut Lease,
+    checkout: &mut Checkout,
     queue: &mut CommandQueue,
     plan: CommitPlan<'_>,
 ) -> Result<Committed, CommitError> {
@@ -79,7 +79,7 @@ impl From<CommitError> for Unapplied {
 }
 
 fn commit_once(
-    checkout: &mut Lease,
+    checkout: &mut Checkout,
     queue: &mut CommandQueue,
     plan: CommitPlan<'_>,
 ) -> Result<Committed, Unapplied> {
@@ -90,21 +90,21 @@ fn commit_once(
     let sent = plan.options.resolver.as_ref().map(|_| Instant::now());
     let (verdict, acks) = match exchange(link, queue, plan.options, &settings, asks) {
         Ok(CommitReplies { collector, acks }) => {
-            link.has_answered();
+            link.mark_alive();
             (collector.verdict(), acks)
         }
         Err(ConnectionLost::BeforeExec(cause)) => {
-            checkout.found_dead(&cause);
+            checkout.on_lost(&cause);
             return Err(CommitError::lost_before_exec(cause).into());
         }
         Err(ConnectionLost::AfterExec(cause, collector)) => match collector.verdict() {
             Verdict::Unknown(doubt) => {
                 let in_doubt = in_doubt(checkout, plan.options, cause.clone(), &doubt);
-                checkout.found_dead(&cause);
+                checkout.on_lost(&cause);
                 return Err(CommitError::InDoubt(in_doubt).into());
             }
             known => {
-                checkout.found_dead(&cause);
+                checkout.on_lost(&cause);
                 (known, None)
             }
         },
@@ -113,7 +113,7 @@ fn commit_once(
 }
 
 fn in_doubt(
-    checkout: &mut Lease,
+    checkout: &mut Checkout,
     options: &CommitOptions,
     cause: ConnectionError,
     doubt: &Unproven,
@@ -134,7 +134,7 @@ fn in_doubt(
 }
 
 fn classify(
-    checkout: &mut Lease,
+    checkout: &mut Checkout,
     queue: &mut CommandQueue,
     plan: CommitPlan<'_>,
     verdict: Verdict,
@@ -145,9 +145,9 @@ fn classify(
         Verdict::Applied(values) => {
             let (values, internal) = split_internal(queue, values);
             if let Some(link) = checkout.current() {
-                link.wrote();
+                link.mark_written();
                 if plan.options.resolver.is_some() {
-                    link.registered(sent);
+                    link.set_marker_written(sent);
                 }
             }
             let touched = usize::from(plan.options.cluster.exists.is_some());
@@ -161,7 +161,7 @@ fn classify(
         Verdict::Nil if plan.watched => return Ok(Committed::Conflict),
         Verdict::Nil if plan.options.resolver.is_some() || plan.options.lock_check.is_some() => {
             if let Some(link) = checkout.current() {
-                link.registered(None);
+                link.set_marker_written(None);
             }
             return Err(Unapplied::InternalKeyChanged);
         }
@@ -182,7 +182,7 @@ fn classify(
             // Whichever reply does not fit, the next one may not be this connection's either.
             checkout.taint(Taint::Protocol);
             if let Some(error) = &doubt.exec {
-                checkout.heed(error.code());
+                checkout.on_server_error(error.code());
             }
             CommitError::InDoubt(in_doubt)
         }
@@ -190,14 +190,18 @@ fn classify(
     Err(error.into())
 }
 
-fn rejected(checkout: &mut Lease, queue: &CommandQueue, refusal: RejectedCommand) -> CommitError {
-    checkout.heed(refusal.error.code());
+fn rejected(
+    checkout: &mut Checkout,
+    queue: &CommandQueue,
+    refusal: RejectedCommand,
+) -> CommitError {
+    checkout.on_server_error(refusal.error.code());
     refused(queue, refusal)
 }
 
 /// MULTI, awaited, for a scope that begins with it.
 pub(crate) fn begin(
-    checkout: &mut Lease,
+    checkout: &mut Checkout,
     queue: &CommandQueue,
     plan: CommitPlan<'_>,
 ) -> Result<(), CommitError> {
@@ -206,7 +210,7 @@ pub(crate) fn begin(
 
 /// Sends the waiting commands of a large transaction and reads that they were queued.
 pub(crate) fn flush(
-    checkout: &mut Lease,
+    checkout: &mut Checkout,
     queue: &mut CommandQueue,
     plan: CommitPlan<'_>,
 ) -> Result<(), CommitError> {
@@ -218,7 +222,7 @@ pub(crate) fn flush(
     let (collector, answered) = send_queued(link, queue, deadline);
     let refusal = collector.refusal().cloned();
     if let Err(cause) = answered {
-        checkout.found_dead(&cause);
+        checkout.on_lost(&cause);
         // What was refused before stays refused, and would be again.
         return Err(match refusal {
             Some(refusal) => rejected(checkout, queue, refusal),

@@ -10,13 +10,13 @@ use redis::Value;
 
 use crate::commit::options::{CommitOptions, CommitPlan};
 use crate::commit::outcome::MARKER_SET;
-use crate::connection::connection::Link;
+use crate::connection::connection::Connection;
 use crate::connection::deadline::Deadline;
 use crate::error::any::CommitError;
 use crate::error::any::Error;
 use crate::error::applied::Applied;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
-use crate::pool::checkout::Lease;
+use crate::pool::checkout::Checkout;
 use crate::protocol::command::info::WAITAOF_INFO;
 use crate::protocol::command::info::is_unknown;
 use crate::protocol::command::reader::CommandReader;
@@ -34,7 +34,7 @@ use crate::settings::Settings;
 ///
 /// A dead link is replaced as long as nothing of the user's was sent on it and it watches nothing.
 pub(crate) fn prepare(
-    checkout: &mut Lease,
+    checkout: &mut Checkout,
     queue: &CommandQueue,
     plan: CommitPlan<'_>,
 ) -> Result<(), CommitError> {
@@ -51,14 +51,14 @@ pub(crate) fn prepare(
     }
     loop {
         // First: it may be another one then.
-        checkout.link(plan.checkout_deadline).map_err(CommitError::not_sent)?;
+        checkout.connection(plan.checkout_deadline).map_err(CommitError::not_sent)?;
         let (trusted, asks) = (checkout.is_trusted(), checkout.asks());
-        let health = plan.asks_for_waitaof().then(|| checkout.pool().health().clone());
+        let shared = plan.asks_for_waitaof().then(|| checkout.pool().shared().clone());
         let settings = checkout.pool().settings().clone();
-        let link = checkout.link(plan.checkout_deadline).map_err(CommitError::not_sent)?;
+        let link = checkout.connection(plan.checkout_deadline).map_err(CommitError::not_sent)?;
         let watching = link.state().is_watching();
-        let health = health.filter(|health| !health.knows_waitaof.load(Ordering::Relaxed));
-        let asks_for_waitaof = health.is_some();
+        let shared = shared.filter(|shared| !shared.knows_waitaof.load(Ordering::Relaxed));
+        let asks_for_waitaof = shared.is_some();
         let facts =
             ConnectionFacts { trusted, flushed: queue.is_flushed(), asks_for_waitaof, asks };
         let preflight =
@@ -69,7 +69,7 @@ pub(crate) fn prepare(
                     Deadline::after(settings.response_timeout).capped(plan.checkout_deadline);
                 preflight.exchange(link, deadline).map(|found| found.with_ask_checked(asks))
             }
-            None => match link.look() {
+            None => match link.check_socket() {
                 Ok(()) => return Ok(()),
                 Err(cause) => Err(cause),
             },
@@ -79,10 +79,10 @@ pub(crate) fn prepare(
             Ok(PreflightResult { refused: Some(refused), .. })
                 if !watching && refused.is_of_unwatch() =>
             {
-                checkout.leave();
+                checkout.close();
             }
             Ok(PreflightResult { refused: Some(refused), .. }) => {
-                checkout.heed(refused.error.code());
+                checkout.on_server_error(refused.error.code());
                 let error = refused.error.with_full_text(settings.server_messages);
                 return Err(CommitError::rejected(None, refused.command.to_owned(), &error));
             }
@@ -95,18 +95,18 @@ pub(crate) fn prepare(
                 return Err(CommitError::not_sent(unsupported));
             }
             Ok(_) => {
-                if let Some(health) = health {
-                    health.knows_waitaof.store(true, Ordering::Relaxed);
+                if let Some(shared) = shared {
+                    shared.knows_waitaof.store(true, Ordering::Relaxed);
                 }
                 return Ok(());
             }
             Err(cause) => {
-                checkout.found_dead(&cause);
+                checkout.on_lost(&cause);
                 // Nor can commands that were sent ahead be sent elsewhere.
                 if watching || must_be_in_multi || Instant::now() >= plan.checkout_deadline {
                     return Err(CommitError::lost_before_exec(cause));
                 }
-                checkout.tell_of_death(&cause);
+                checkout.log_replaced(&cause);
             }
         }
     }
@@ -115,7 +115,7 @@ pub(crate) fn prepare(
 /// WATCH, awaited, for a scope that reads before it writes; and the answers to so many `reads` in
 /// the same write.
 pub(crate) fn watch(
-    checkout: &mut Lease,
+    checkout: &mut Checkout,
     keys: Option<&[u8]>,
     (reads, count): (&[u8], usize),
     plan: CommitPlan<'_>,
@@ -123,7 +123,7 @@ pub(crate) fn watch(
     loop {
         let (settings, asks) = (checkout.pool().settings().clone(), checkout.asks());
         let deadline = checkout.response_deadline().capped(plan.checkout_deadline);
-        let link = checkout.link(plan.checkout_deadline)?;
+        let link = checkout.connection(plan.checkout_deadline)?;
         let mut steps = Preflight { asks, ..Preflight::default() };
         if let Some(keys) = keys {
             steps.arm_marker(link, &settings, plan.options).map_err(lost_watch)?;
@@ -134,10 +134,10 @@ pub(crate) fn watch(
         steps.push_reads(reads, count);
         match steps.exchange(link, deadline).map(|found| found.with_ask_checked(asks)) {
             Ok(PreflightResult { refused: Some(refused), .. }) if refused.is_of_unwatch() => {
-                checkout.leave()
+                checkout.close()
             }
             Ok(PreflightResult { refused: Some(refused), .. }) => {
-                checkout.heed(refused.error.code());
+                checkout.on_server_error(refused.error.code());
                 return Err(Error::from(refused).with_full_text(settings.server_messages));
             }
             Ok(PreflightResult { already_committed: true, .. }) => {
@@ -148,13 +148,13 @@ pub(crate) fn watch(
             }
             Ok(found) => return Ok(found.reads),
             Err(cause) => {
-                checkout.found_dead(&cause);
+                checkout.on_lost(&cause);
                 // What is too large is as large on another connection.
                 let too_large = cause.kind() == ConnectionErrorKind::TooLarge;
                 if too_large || Instant::now() >= plan.checkout_deadline {
                     return Err(lost_watch(cause));
                 }
-                checkout.tell_of_death(&cause);
+                checkout.log_replaced(&cause);
             }
         }
     }
@@ -176,7 +176,7 @@ struct ConnectionFacts {
 
 /// What has to be asked before the commands may leave; `None`: nothing.
 fn preflight(
-    link: &mut Link,
+    link: &mut Connection,
     settings: &Settings,
     plan: CommitPlan<'_>,
     ConnectionFacts { trusted, flushed, asks_for_waitaof, asks }: ConnectionFacts,
@@ -193,7 +193,7 @@ fn preflight(
         }
         steps.push(Step::Discard, Expect::Discard, DISCARD);
         if armed || options.resolver.is_some() {
-            link.registered(None);
+            link.set_marker_written(None);
         }
     }
     if options.resolver.is_some() {
@@ -338,7 +338,7 @@ impl Preflight {
     /// whose register may have expired.
     fn arm_marker(
         &mut self,
-        link: &mut Link,
+        link: &mut Connection,
         settings: &Settings,
         options: &CommitOptions,
     ) -> Result<(), ConnectionError> {
@@ -412,7 +412,7 @@ impl Preflight {
     /// Asks, and reads every answer.
     fn exchange(
         self,
-        link: &mut Link,
+        link: &mut Connection,
         deadline: Deadline,
     ) -> Result<PreflightResult, ConnectionError> {
         let asked = Instant::now();
@@ -435,7 +435,7 @@ impl Preflight {
                 continue;
             }
             match step {
-                Step::WriteMarker => link.registered(Some(asked)),
+                Step::WriteMarker => link.set_marker_written(Some(asked)),
                 Step::ExistsIdempotencyKey => found.already_committed = value == Value::Int(1),
                 Step::Time => now = ownership::millis(&value),
                 Step::Lock => found.lock_lost = !ownership::is_held(&value, now),
@@ -443,7 +443,7 @@ impl Preflight {
                 _ => {}
             }
         }
-        link.has_answered();
+        link.mark_alive();
         Ok(found)
     }
 }

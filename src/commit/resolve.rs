@@ -12,18 +12,18 @@ use std::time::{Duration, Instant};
 
 use scopeguard::defer;
 
-use crate::connection::connection::Link;
+use crate::connection::connection::Connection;
 use crate::connection::deadline;
 use crate::connection::deadline::Deadline;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::in_doubt::{CommitToken, Resolution, ResolveCommit, UnresolvedReason};
-use crate::logging::rate_limit::Alarm;
+use crate::logging::rate_limit::LimitedEvent;
 use crate::pool::manager;
 use crate::pool::manager::Purpose;
 use crate::pool::redirect_pause;
-use crate::pool::router::Nodes;
-use crate::pool::semaphore::{Gate, Refused};
+use crate::pool::router::Router;
+use crate::pool::semaphore::{AcquireError, FairSemaphore};
 use crate::protocol::cluster::redirect;
 use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route};
 use crate::protocol::cluster::slot;
@@ -37,15 +37,15 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Asks the server what became of a transaction.
 pub(crate) struct CommitResolver {
-    nodes: Nodes,
-    gate: Gate<(), ()>,
+    nodes: Router,
+    gate: FairSemaphore<(), ()>,
     /// And where it leads.
-    link: Mutex<Option<(String, Link)>>,
+    link: Mutex<Option<(String, Connection)>>,
 }
 
 impl CommitResolver {
-    pub(crate) fn new(nodes: Nodes) -> Self {
-        Self { nodes, gate: Gate::new(1), link: Mutex::new(None) }
+    pub(crate) fn new(nodes: Router) -> Self {
+        Self { nodes, gate: FairSemaphore::new(1), link: Mutex::new(None) }
     }
 
     /// Whoever asks from now on is told that the session manager is closed.
@@ -134,7 +134,7 @@ impl CommitResolver {
 
     fn ask_server(
         &self,
-        kept: Option<(String, Link)>,
+        kept: Option<(String, Connection)>,
         route: &Route,
         token: &CommitToken,
         deadline: Instant,
@@ -143,11 +143,11 @@ impl CommitResolver {
         let settings = self.nodes.settings();
         let endpoint = self.nodes.endpoint(route, deadline).map_err(|error| match error {
             CheckoutError::Connect { source, .. } => UnresolvedReason::Unreachable(source),
-            _ => not_asked(Refused::Closed),
+            _ => not_asked(AcquireError::Closed),
         })?;
-        let term = endpoint.term();
+        let term = endpoint.generation();
         // One to a server that is no longer the one would answer for that one.
-        let same = |(address, link): &(String, Link)| {
+        let same = |(address, link): &(String, Connection)| {
             *address == endpoint.address() && link.generation() == term
         };
         let mut link = match kept.filter(same) {
@@ -163,7 +163,7 @@ impl CommitResolver {
                         CheckoutError::Connect { source, .. } => {
                             UnresolvedReason::Unreachable(source)
                         }
-                        _ => not_asked(Refused::Closed),
+                        _ => not_asked(AcquireError::Closed),
                     }
                 })?
             }
@@ -182,7 +182,7 @@ impl CommitResolver {
         let [touched, found] = answers.as_slice() else {
             return Err(unreachable(ConnectionError::unexpected("too few answers")));
         };
-        if endpoint.term() != term {
+        if endpoint.generation() != term {
             let text = "another server became the master while this one was asked";
             return Err(unreachable(ConnectionError::new(ConnectionErrorKind::Closed, text)));
         }
@@ -216,7 +216,7 @@ impl ResolveCommit for CommitResolver {
             Resolution::StillUnknown { .. } => counters.unresolved.add(),
         }
         if let Resolution::StillUnknown { why } = &resolution
-            && let Some(suppressed) = self.nodes.alarms().raise(Alarm::Unresolved)
+            && let Some(suppressed) = self.nodes.rate_limits().allow(LimitedEvent::Unresolved)
         {
             tracing::warn!(error = %format_args!("{why:#}"), suppressed, "a doubt was not resolved");
         }
@@ -230,9 +230,9 @@ fn is_transient(error: &ServerError) -> bool {
     matches!(error.code(), "LOADING" | "BUSY" | "TRYAGAIN" | "CLUSTERDOWN" | "MASTERDOWN")
 }
 
-fn not_asked(refused: Refused<()>) -> UnresolvedReason {
+fn not_asked(refused: AcquireError<()>) -> UnresolvedReason {
     UnresolvedReason::Unreachable(match refused {
-        Refused::Closed => {
+        AcquireError::Closed => {
             ConnectionError::new(ConnectionErrorKind::Closed, "the session manager is closed")
         }
         _ => ConnectionError::timed_out("others were asking all the time"),

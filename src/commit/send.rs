@@ -3,7 +3,7 @@
 //! Never: a reply left unread on a link that is kept.
 
 use crate::commit::options::CommitOptions;
-use crate::connection::connection::Link;
+use crate::connection::connection::Connection;
 use crate::connection::deadline::Deadline;
 use crate::error::connection::ConnectionError;
 use crate::protocol::connection_state::Expect;
@@ -26,7 +26,7 @@ pub(crate) enum ConnectionLost {
 
 /// Sends what is left of the transaction with EXEC, and reads all of its replies.
 pub(crate) fn exchange(
-    link: &mut Link,
+    link: &mut Connection,
     queue: &mut CommandQueue,
     options: &CommitOptions,
     settings: &Settings,
@@ -89,7 +89,7 @@ struct Envelope {
 }
 
 fn envelope(
-    link: &mut Link,
+    link: &mut Connection,
     options: &CommitOptions,
     settings: &Settings,
     asks: bool,
@@ -122,7 +122,7 @@ fn envelope(
 
 /// Sends the waiting commands without EXEC and reads that they were queued.
 pub(crate) fn send_queued(
-    link: &mut Link,
+    link: &mut Connection,
     queue: &CommandQueue,
     deadline: Deadline,
 ) -> (Collector, Result<(), ConnectionError>) {
@@ -133,7 +133,7 @@ pub(crate) fn send_queued(
         link.receive_each(&expected, deadline, |expect, reply| collector.take(expect, reply))
     });
     if answered.is_ok() {
-        link.has_answered();
+        link.mark_alive();
     }
     (collector, answered)
 }

@@ -193,7 +193,7 @@ impl Server {
     }
 
     /// User, password, database and protocol, as the address says.
-    pub(crate) fn who(&self) -> &RedisConnectionInfo {
+    pub(crate) fn auth_info(&self) -> &RedisConnectionInfo {
         self.info.redis_settings()
     }
 
@@ -208,7 +208,7 @@ impl Server {
     }
 
     pub(crate) fn db(&self) -> i64 {
-        self.who().db()
+        self.auth_info().db()
     }
 }
 

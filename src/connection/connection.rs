@@ -13,7 +13,7 @@ use crate::connection::endpoint::Endpoint;
 use crate::connection::login::Login;
 use crate::connection::transport::Transport;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
-use crate::pool::connect_attempts::Arrival;
+use crate::pool::connect_attempts::NewConnection;
 use crate::pool::manager::Alive;
 use crate::process::sockets::OwnSocket;
 use crate::protocol::connection_state::{ConnectionState, Expect, ReplyCheck, Taint};
@@ -26,108 +26,109 @@ use crate::settings::Settings;
 use crate::status::CloseReason;
 
 /// So long after a refusal it does not say again who it is.
-const AGAIN: Duration = Duration::from_secs(1);
+const REAUTH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// More than this it does not keep from one write to the next.
-const MOST_SCRATCH: usize = 64 * 1024;
+const MAX_SCRATCH_BYTES: usize = 64 * 1024;
 
 /// One connection and what the server believes about it.
-pub(crate) struct Link {
+pub(crate) struct Connection {
     transport: Transport,
     state: ConnectionState,
     /// When the server last answered.
-    proven: Instant,
+    last_alive: Instant,
     /// When it is to be replaced for its age.
     expires: Option<Instant>,
     generation: u64,
     /// It is new, and no caller has had it yet.
-    arrival: Option<Arrival>,
+    arrival: Option<NewConnection>,
     /// The pool counts it. WatchedRead behind `transport`: it is closed before it is no longer counted.
     alive: Option<Alive>,
     /// It has written, so it would notice a server that no longer lets it.
     has_written: bool,
     /// Its register, once it has needed one, and since when the server has had that at least.
     marker: Option<CommitMarker>,
-    registered: Option<Instant>,
+    marker_written_at: Option<Instant>,
     /// By which version of the credentials it has said who it is.
-    said: u64,
+    auth_version: u64,
     /// When it was last refused that.
-    refused: Option<Instant>,
+    auth_refused_at: Option<Instant>,
     /// Memory for what several callers send in one write.
     scratch: Vec<u8>,
     /// It speaks RESP3, in which the server may send what was not asked for.
-    pushes: bool,
+    resp3: bool,
     /// The socket was looked into, and nothing was sent since.
-    looked: bool,
+    socket_checked: bool,
 }
 
-impl Link {
+impl Connection {
     /// Takes over a connection that has just been opened.
     pub(crate) fn new(connected: Connected, expires: Option<Instant>, generation: u64) -> Self {
         Self {
             transport: Transport::new(connected),
             state: ConnectionState::default(),
-            proven: Instant::now(),
+            last_alive: Instant::now(),
             expires,
             generation,
             arrival: None,
             alive: None,
             has_written: false,
             marker: None,
-            registered: None,
-            said: 0,
-            refused: None,
+            marker_written_at: None,
+            auth_version: 0,
+            auth_refused_at: None,
             scratch: Vec::new(),
-            pushes: false,
+            resp3: false,
             // What a server sends at once, a refusal, is read as the first reply.
-            looked: true,
+            socket_checked: true,
         }
     }
 
     /// Maximum bytes of one reply.
-    pub(crate) fn bound_replies(&mut self, bytes: usize) {
-        self.transport.bound_replies(bytes);
+    pub(crate) fn limit_reply_size(&mut self, bytes: usize) {
+        self.transport.limit_reply_size(bytes);
     }
 
     /// It speaks RESP3.
-    pub(crate) fn speaks_resp3(&mut self) {
-        self.pushes = true;
+    pub(crate) fn set_resp3(&mut self) {
+        self.resp3 = true;
     }
 
     /// It has said who it is, by this version of the credentials.
-    pub(crate) fn said_who(&mut self, version: u64) {
-        (self.said, self.refused) = (version, None);
+    pub(crate) fn authenticated(&mut self, version: u64) {
+        (self.auth_version, self.auth_refused_at) = (version, None);
     }
 
     /// Whether it is to say who it is, of which this is the version now. Where it was refused, not
     /// right again.
-    pub(crate) fn is_to_say_who(&self, version: u64) -> bool {
-        self.said != version && self.refused.is_none_or(|at| at.elapsed() >= AGAIN)
+    pub(crate) fn needs_reauth(&self, version: u64) -> bool {
+        self.auth_version != version
+            && self.auth_refused_at.is_none_or(|at| at.elapsed() >= REAUTH_INTERVAL)
     }
 
     /// Says anew who it is. Refused, it stays who it was.
-    pub(crate) fn say_who(
+    pub(crate) fn reauthenticate(
         &mut self,
         login: &Login,
         deadline: Deadline,
     ) -> Result<Result<(), ServerError>, ConnectionError> {
         let mut bytes = Vec::new();
-        handshake::auth(&mut bytes, &login.who);
+        handshake::auth(&mut bytes, &login.auth);
         let answer = self.call(&bytes, Expect::Plain, deadline)?;
         match &answer {
-            Ok(()) => self.said_who(login.version),
-            Err(_) => self.refused = Some(Instant::now()),
+            Ok(()) => self.authenticated(login.version),
+            Err(_) => self.auth_refused_at = Some(Instant::now()),
         }
         Ok(answer)
     }
 
     /// Nobody knew who it is to say that it is.
-    pub(crate) fn cannot_say_who(&mut self) {
-        self.refused = Some(Instant::now());
+    pub(crate) fn auth_failed(&mut self) {
+        self.auth_refused_at = Some(Instant::now());
     }
 
     /// It was opened for a caller, who has yet to take it.
-    pub(crate) fn arrives(&mut self, arrival: Arrival) {
+    pub(crate) fn arrives(&mut self, arrival: NewConnection) {
         self.arrival = Some(arrival);
     }
 
@@ -144,7 +145,7 @@ impl Link {
     /// A caller has it in hand.
     pub(crate) fn taken(&mut self) {
         self.arrival = None;
-        self.looked = false;
+        self.socket_checked = false;
     }
 
     pub(crate) fn state(&self) -> &ConnectionState {
@@ -155,8 +156,8 @@ impl Link {
         self.state.taint(reason);
     }
 
-    pub(crate) fn proven(&self) -> Instant {
-        self.proven
+    pub(crate) fn last_alive(&self) -> Instant {
+        self.last_alive
     }
 
     pub(crate) fn generation(&self) -> u64 {
@@ -164,7 +165,7 @@ impl Link {
     }
 
     /// Why it must be replaced, if it must.
-    pub(crate) fn verdict(&mut self, now: Instant, generation: u64) -> Option<CloseReason> {
+    pub(crate) fn close_reason(&mut self, now: Instant, generation: u64) -> Option<CloseReason> {
         if let Some(taint) = self.state.tainted() {
             return Some(match taint {
                 Taint::Closed => CloseReason::Closed,
@@ -179,7 +180,7 @@ impl Link {
         }
         if !self.state.is_clean() {
             Some(CloseReason::LeftDirty)
-        } else if self.transport.judge_unasked(self.pushes).is_err() {
+        } else if self.transport.check_unexpected(self.resp3).is_err() {
             Some(CloseReason::Protocol)
         } else if self.generation < generation {
             Some(CloseReason::Outdated)
@@ -221,30 +222,31 @@ impl Link {
     }
 
     /// The server has the register, and has had it at least since `at`; or it may not have it.
-    pub(crate) fn registered(&mut self, at: Option<Instant>) {
-        self.registered = at;
+    pub(crate) fn set_marker_written(&mut self, at: Option<Instant>) {
+        self.marker_written_at = at;
     }
 
     /// Whether it watches its own register of this tag, and that lives for as long again as `age` at
     /// least.
     pub(crate) fn is_armed_for(&self, age: Duration, tag: Option<u32>) -> bool {
         let here = self.marker.as_ref().is_some_and(|marker| marker.tag() == tag);
-        here && self.state.watches_marker() && self.registered.is_some_and(|at| at.elapsed() < age)
+        here && self.state.watches_marker()
+            && self.marker_written_at.is_some_and(|at| at.elapsed() < age)
     }
 
     /// Looks into the socket before something is sent, without waiting: whether the other side has
     /// closed it, or has sent what was not asked for. Not if replies are awaited, and once before
     /// each write.
-    pub(crate) fn look(&mut self) -> Result<(), ConnectionError> {
-        if self.looked || !self.state.has_all_replies() {
+    pub(crate) fn check_socket(&mut self) -> Result<(), ConnectionError> {
+        if self.socket_checked || !self.state.has_all_replies() {
             return Ok(());
         }
-        self.transport.look(self.pushes).map_err(|error| self.broken(error))?;
-        self.looked = true;
+        self.transport.check_socket(self.resp3).map_err(|error| self.broken(error))?;
+        self.socket_checked = true;
         Ok(())
     }
 
-    /// Writes `bytes`, which `expected` replies will answer. First it [looks](Self::look).
+    /// Writes `bytes`, which `expected` replies will answer. First it [looks](Self::check_socket).
     ///
     /// An error proves that the last byte did not leave.
     pub(crate) fn send(
@@ -263,8 +265,8 @@ impl Link {
         expected: &[(Expect, u32)],
         deadline: Deadline,
     ) -> Result<(), (usize, ConnectionError)> {
-        self.look().map_err(|error| (0, error))?;
-        self.looked = false;
+        self.check_socket().map_err(|error| (0, error))?;
+        self.socket_checked = false;
         for (expect, count) in expected {
             self.state.sending(*expect, *count);
         }
@@ -318,7 +320,7 @@ impl Link {
     }
 
     /// What a server has sent before it closed the connection, although it could not be asked.
-    pub(crate) fn last_word(&mut self, deadline: Deadline) -> Option<ServerError> {
+    pub(crate) fn read_rejection(&mut self, deadline: Deadline) -> Option<ServerError> {
         match self.transport.receive(1, deadline).ok()? {
             Reply::Value(Value::ServerError(error)) => Some(ServerError::from_reply(&error, false)),
             _ => None,
@@ -331,8 +333,8 @@ impl Link {
     }
 
     /// The server has just answered all it was asked.
-    pub(crate) fn has_answered(&mut self) {
-        self.proven = Instant::now();
+    pub(crate) fn mark_alive(&mut self) {
+        self.last_alive = Instant::now();
     }
 
     /// Empty memory, to be given back.
@@ -341,14 +343,14 @@ impl Link {
     }
 
     pub(crate) fn keep_scratch(&mut self, mut bytes: Vec<u8>) {
-        if bytes.capacity() <= MOST_SCRATCH {
+        if bytes.capacity() <= MAX_SCRATCH_BYTES {
             bytes.clear();
             self.scratch = bytes;
         }
     }
 
     /// The server has just applied a write.
-    pub(crate) fn wrote(&mut self) {
+    pub(crate) fn mark_written(&mut self) {
         self.has_written = true;
     }
 
@@ -372,16 +374,16 @@ impl Link {
         deadline: Deadline,
     ) -> Result<Result<(), ServerError>, ConnectionError> {
         self.send(bytes, &[(expect, 1)], deadline)?;
-        self.settled(deadline)
+        self.read_reply(deadline)
     }
 
     /// Reads the answer to a command of ours.
-    pub(crate) fn settled(
+    pub(crate) fn read_reply(
         &mut self,
         deadline: Deadline,
     ) -> Result<Result<(), ServerError>, ConnectionError> {
         let reply = self.receive(deadline)?;
-        self.has_answered();
+        self.mark_alive();
         Ok(match reply {
             Reply::Value(Value::ServerError(error)) => Err(ServerError::from_reply(&error, false)),
             _ => Ok(()),
@@ -390,7 +392,7 @@ impl Link {
 
     /// A connection of redis-rs's in the place of this one. What is done with it is not known
     /// here, so it taints.
-    pub(crate) fn raw(
+    pub(crate) fn open_raw(
         &mut self,
         endpoint: &Endpoint,
         settings: &Settings,
@@ -412,9 +414,9 @@ impl Link {
     }
 }
 
-impl std::fmt::Debug for Link {
+impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Link")
+        f.debug_struct("Connection")
             .field("state", &self.state)
             .field("generation", &self.generation)
             .finish_non_exhaustive()

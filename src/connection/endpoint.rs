@@ -8,16 +8,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{Connection, ConnectionInfo, RedisConnectionInfo as Who, Value};
+use redis::{Connection, ConnectionInfo, RedisConnectionInfo as AuthInfo, Value};
 
 use crate::connection::connect::{Connected, Server};
 use crate::connection::dns::Resolver;
 use crate::connection::login;
 use crate::connection::login::Login;
 #[cfg(feature = "sentinel")]
-use crate::connection::sentinel::client::Directory;
+use crate::connection::sentinel::client::SentinelClient;
 #[cfg(feature = "sentinel")]
-use crate::connection::url::Behind;
+use crate::connection::url::SentinelConfig;
 use crate::error::config::ConfigError;
 use crate::error::connection::ConnectionError;
 use crate::settings::Settings;
@@ -26,18 +26,18 @@ use crate::settings::credentials::Provider;
 /// The server to connect to.
 #[derive(Clone)]
 pub(crate) struct Endpoint {
-    kind: Kind,
+    target: Target,
     credentials: Option<Provider>,
     resolver: Resolver,
 }
 
 #[derive(Clone)]
-enum Kind {
-    One(Arc<Server>),
+enum Target {
+    Server(Arc<Server>),
     #[cfg(feature = "sentinel")]
-    Master(Arc<Directory>),
+    Master(Arc<SentinelClient>),
     #[cfg(feature = "sentinel")]
-    Replica(Arc<Directory>),
+    Replica(Arc<SentinelClient>),
 }
 
 impl Endpoint {
@@ -45,32 +45,35 @@ impl Endpoint {
     pub(crate) fn new(info: ConnectionInfo, settings: &Settings) -> Result<Self, ConfigError> {
         let credentials = settings.credentials.clone();
         login::check(info.redis_settings(), credentials.as_ref())?;
-        let kind = Kind::One(Arc::new(Server::new(info, settings)?));
-        Ok(Self { kind, credentials, resolver: settings.resolver.clone() })
+        let target = Target::Server(Arc::new(Server::new(info, settings)?));
+        Ok(Self { target, credentials, resolver: settings.resolver.clone() })
     }
 
     /// The master that sentinels know.
     #[cfg(feature = "sentinel")]
-    pub(crate) fn behind(behind: Behind, settings: &Settings) -> Result<Self, ConfigError> {
+    pub(crate) fn sentinel(
+        config: SentinelConfig,
+        settings: &Settings,
+    ) -> Result<Self, ConfigError> {
         let credentials = settings.credentials.clone();
-        login::check(behind.like.redis_settings(), credentials.as_ref())?;
-        let kind = Kind::Master(Arc::new(Directory::new(behind, settings)?));
-        Ok(Self { kind, credentials, resolver: settings.resolver.clone() })
+        login::check(config.server_template.redis_settings(), credentials.as_ref())?;
+        let target = Target::Master(Arc::new(SentinelClient::new(config, settings)?));
+        Ok(Self { target, credentials, resolver: settings.resolver.clone() })
     }
 
     /// Its replicas, where sentinels know them; else the server itself.
     #[cfg(feature = "sentinel")]
     pub(crate) fn replicas(&self) -> Self {
-        let kind = match &self.kind {
-            Kind::Master(directory) => Kind::Replica(Arc::clone(directory)),
-            kind => kind.clone(),
+        let target = match &self.target {
+            Target::Master(client) => Target::Replica(Arc::clone(client)),
+            target => target.clone(),
         };
-        Self { kind, credentials: self.credentials.clone(), resolver: self.resolver.clone() }
+        Self { target, credentials: self.credentials.clone(), resolver: self.resolver.clone() }
     }
 
-    /// Who a connection says it is that is opened, or checked out, now.
+    /// AuthInfo a connection says it is that is opened, or checked out, now.
     pub(crate) fn login(&self) -> Result<Login, ConnectionError> {
-        Login::new(self.who(), self.credentials.as_ref())
+        Login::new(self.auth_info(), self.credentials.as_ref())
     }
 
     /// For how long the provider of credentials has not answered, if it is being asked.
@@ -85,12 +88,12 @@ impl Endpoint {
 
     /// Opens a connection, on which nothing was sent yet.
     pub(crate) fn connect(&self, timeout: Duration) -> Result<Connected, ConnectionError> {
-        match &self.kind {
-            Kind::One(server) => server.connect(timeout),
+        match &self.target {
+            Target::Server(server) => server.connect(timeout),
             #[cfg(feature = "sentinel")]
-            Kind::Master(directory) => directory.connect(timeout),
+            Target::Master(client) => client.connect(timeout),
             #[cfg(feature = "sentinel")]
-            Kind::Replica(directory) => directory.connect_replica(timeout),
+            Target::Replica(client) => client.connect_replica(timeout),
         }
     }
 
@@ -101,12 +104,12 @@ impl Endpoint {
 
     /// Opens a connection of redis-rs's, which has no timeouts yet.
     pub(crate) fn client(&self, timeout: Duration) -> Result<Connection, ConnectionError> {
-        let who = &self.login()?.who;
-        match &self.kind {
-            Kind::One(server) => server.client(who, timeout),
+        let who = &self.login()?.auth;
+        match &self.target {
+            Target::Server(server) => server.client(who, timeout),
             #[cfg(feature = "sentinel")]
-            Kind::Master(directory) => {
-                let mut client = directory.client(who, timeout)?;
+            Target::Master(client) => {
+                let mut client = client.client(who, timeout)?;
                 let asked = client
                     .set_read_timeout(Some(timeout))
                     .and_then(|()| redis::cmd("ROLE").query(&mut client));
@@ -114,43 +117,43 @@ impl Endpoint {
                 Ok(client)
             }
             #[cfg(feature = "sentinel")]
-            Kind::Replica(directory) => directory.client_of_replica(who, timeout),
+            Target::Replica(client) => client.replica_client(who, timeout),
         }
     }
 
     /// Rises with each switch of masters: what was opened before leads elsewhere.
-    pub(crate) fn term(&self) -> u64 {
-        match &self.kind {
-            Kind::One(_) => 0,
+    pub(crate) fn generation(&self) -> u64 {
+        match &self.target {
+            Target::Server(_) => 0,
             #[cfg(feature = "sentinel")]
-            Kind::Master(directory) | Kind::Replica(directory) => directory.term(),
+            Target::Master(client) | Target::Replica(client) => client.generation(),
         }
     }
 
     /// Something makes it unlikely that the server is still the one: before the next connection,
     /// sentinels are asked.
-    pub(crate) fn doubt(&self) {
+    pub(crate) fn invalidate(&self) {
         #[cfg(feature = "sentinel")]
-        if let Kind::Master(directory) | Kind::Replica(directory) = &self.kind {
-            directory.doubt();
+        if let Target::Master(client) | Target::Replica(client) = &self.target {
+            client.invalidate();
         }
     }
 
     /// Whether the server may be replaced by another one, so that a new connection asks it whether
     /// it is what it was taken for.
     pub(crate) fn may_switch(&self) -> bool {
-        !matches!(self.kind, Kind::One(_))
+        !matches!(self.target, Target::Server(_))
     }
 
     /// Whether the server is what it was taken for, by its answer to ROLE.
     pub(crate) fn judge_role(&self, answer: &Value) -> Result<(), ConnectionError> {
         #[cfg(feature = "sentinel")]
-        if let Some(wrong) = match self.kind {
-            Kind::One(_) => None,
-            Kind::Master(_) => crate::protocol::sentinel::why_not_master(answer),
-            Kind::Replica(_) => crate::protocol::sentinel::why_not_readable(answer),
+        if let Some(wrong) = match self.target {
+            Target::Server(_) => None,
+            Target::Master(_) => crate::protocol::sentinel::why_not_master(answer),
+            Target::Replica(_) => crate::protocol::sentinel::why_not_readable(answer),
         } {
-            self.doubt();
+            self.invalidate();
             return Err(ConnectionError::unexpected(wrong));
         }
         let _ = answer;
@@ -158,47 +161,47 @@ impl Endpoint {
     }
 
     /// User, password, database and protocol, as the address says.
-    fn who(&self) -> &Who {
-        match &self.kind {
-            Kind::One(server) => server.who(),
+    fn auth_info(&self) -> &AuthInfo {
+        match &self.target {
+            Target::Server(server) => server.auth_info(),
             #[cfg(feature = "sentinel")]
-            Kind::Master(directory) | Kind::Replica(directory) => directory.who(),
+            Target::Master(client) | Target::Replica(client) => client.auth_info(),
         }
     }
 
     /// Host and port, or the socket's path; behind sentinels, the master's name too.
     pub(crate) fn address(&self) -> Cow<'_, str> {
-        match &self.kind {
-            Kind::One(server) => server.address().into(),
+        match &self.target {
+            Target::Server(server) => server.address().into(),
             #[cfg(feature = "sentinel")]
-            Kind::Master(directory) | Kind::Replica(directory) => directory.address().into(),
+            Target::Master(client) | Target::Replica(client) => client.address().into(),
         }
     }
 
     /// For spans: the host or the socket's path, and the port, which a socket has not (0).
     pub(crate) fn host_and_port(&self) -> (Cow<'_, str>, u16) {
-        match &self.kind {
-            Kind::One(server) => {
+        match &self.target {
+            Target::Server(server) => {
                 let (host, port) = server.host_and_port();
                 (host.into(), port)
             }
             #[cfg(feature = "sentinel")]
-            Kind::Master(directory) | Kind::Replica(directory) => {
-                let (host, port) = directory.host_and_port();
+            Target::Master(client) | Target::Replica(client) => {
+                let (host, port) = client.host_and_port();
                 (host.into(), port)
             }
         }
     }
 
     pub(crate) fn db(&self) -> i64 {
-        self.who().db()
+        self.auth_info().db()
     }
 
     /// Nobody will connect any more.
     pub(crate) fn close(&self) {
         #[cfg(feature = "sentinel")]
-        if let Kind::Master(directory) | Kind::Replica(directory) = &self.kind {
-            directory.close();
+        if let Target::Master(client) | Target::Replica(client) = &self.target {
+            client.close();
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::settings::credentials::Provider;
 
 /// Who a connection says it is.
 pub(crate) struct Login {
-    pub(crate) who: RedisConnectionInfo,
+    pub(crate) auth: RedisConnectionInfo,
     /// Of the credentials, where they may change.
     pub(crate) version: u64,
 }
@@ -18,11 +18,11 @@ pub(crate) struct Login {
 impl Login {
     /// `who` is what the address says.
     pub(crate) fn new(
-        who: &RedisConnectionInfo,
+        auth: &RedisConnectionInfo,
         provider: Option<&Provider>,
     ) -> Result<Self, ConnectionError> {
-        let who = who.clone();
-        let Some(provider) = provider else { return Ok(Self { who, version: 0 }) };
+        let auth = auth.clone();
+        let Some(provider) = provider else { return Ok(Self { auth, version: 0 }) };
         // First: credentials that are newer than their number are said once more, and no harm is
         // done.
         let version = provider.version();
@@ -33,20 +33,20 @@ impl Login {
             )
         })?;
         let (user, password) = credentials.parts();
-        let who = match user {
-            Some(user) => who.set_username(user),
-            None => who,
+        let auth = match user {
+            Some(user) => auth.set_username(user),
+            None => auth,
         };
-        Ok(Self { who: who.set_password(password), version })
+        Ok(Self { auth: auth.set_password(password), version })
     }
 }
 
 /// Either the address says it, or the provider does.
 pub(crate) fn check(
-    who: &RedisConnectionInfo,
+    auth: &RedisConnectionInfo,
     provider: Option<&Provider>,
 ) -> Result<(), ConfigError> {
-    if provider.is_some() && (who.username().is_some() || who.password().is_some()) {
+    if provider.is_some() && (auth.username().is_some() || auth.password().is_some()) {
         let problem = "the address holds a user or a password too; leave them out of it";
         return Err(ConfigError::setting("credentials_provider", problem));
     }

@@ -1,6 +1,6 @@
 //! One connection: how it is opened, and what the server believes about it.
 //!
-//! A [`Link`](connection::Link) owns the socket and its parser, and knows whether the next borrower may use it.
+//! A [`Connection`](connection::Connection) owns the socket and its parser, and knows whether the next borrower may use it.
 
 pub(crate) mod connect;
 #[expect(clippy::module_inception, reason = "the folder is about this type")]

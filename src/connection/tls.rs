@@ -14,7 +14,7 @@ use rustls::pki_types::pem::{Error as Broken, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
-use crate::connection::url::{Address, Behind, is_tls, plain};
+use crate::connection::url::{Address, SentinelConfig, is_tls, plain};
 use crate::error::config::ConfigError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::settings::tls::{Own, Tls};
@@ -37,23 +37,32 @@ impl Tls {
                 Address::Cluster(nodes.collect::<Result<_, _>>()?)
             }
             Address::Sentinel(behind) => {
-                let Behind { name, sentinels, like, like_is_given } = *behind;
+                let SentinelConfig { name, sentinels, server_template, server_template_given } =
+                    *behind;
                 // The caller has said that the servers alone are reached in clear.
-                let in_clear = like_is_given && !is_tls(&like) && sentinels.iter().any(is_tls);
+                let in_clear = server_template_given
+                    && !is_tls(&server_template)
+                    && sentinels.iter().any(is_tls);
                 // They may be reached without TLS where the servers are not.
                 let sentinels = sentinels.into_iter().map(|info| match is_tls(&info) {
                     true => self.over_one(info),
                     false => Ok(info),
                 });
                 let sentinels = sentinels.collect::<Result<_, _>>()?;
-                if !is_tls(&like) && !in_clear {
+                if !is_tls(&server_template) && !in_clear {
                     return Err(wrong(
                         "the servers behind the sentinels are not reached by TLS: \
                          give `server_info` an address that begins with rediss://",
                     ));
                 }
-                let like = if in_clear { like } else { self.over_one(like)? };
-                Address::Sentinel(Box::new(Behind { name, sentinels, like, like_is_given }))
+                let server_template =
+                    if in_clear { server_template } else { self.over_one(server_template)? };
+                Address::Sentinel(Box::new(SentinelConfig {
+                    name,
+                    sentinels,
+                    server_template,
+                    server_template_given,
+                }))
             }
         })
     }
@@ -263,7 +272,7 @@ impl Session {
             }
         }
         if let Err(error) = self.flush(socket) {
-            return Err(self.last_word(socket, error));
+            return Err(self.read_rejection(socket, error));
         }
         match self.connection.wants_write() {
             true => Ok(0),
@@ -279,7 +288,7 @@ impl Session {
     }
 
     /// A peer that closes gives its reason first, in an alert.
-    fn last_word(&mut self, socket: &TcpStream, error: io::Error) -> io::Error {
+    fn read_rejection(&mut self, socket: &TcpStream, error: io::Error) -> io::Error {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
         if !matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset) {
             return error;

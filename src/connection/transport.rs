@@ -71,7 +71,7 @@ impl Transport {
     }
 
     /// Maximum bytes of one reply.
-    pub(crate) fn bound_replies(&mut self, bytes: usize) {
+    pub(crate) fn limit_reply_size(&mut self, bytes: usize) {
         self.parser.set_max_bytes(bytes);
     }
 
@@ -221,9 +221,9 @@ impl Transport {
     /// Looks at what has come although no reply is awaited, without waiting. An error if the
     /// connection is not as it should be: it was closed, or what came is not the server's to send
     /// now. Whole pushes and attributes are dropped; half a push is kept.
-    pub(crate) fn look(&mut self, pushes: bool) -> Result<(), ConnectionError> {
+    pub(crate) fn check_socket(&mut self, pushes: bool) -> Result<(), ConnectionError> {
         for _ in 0..MOST_READS {
-            self.judge_unasked(pushes)?;
+            self.check_unexpected(pushes)?;
             match self.stream.socket().map(|socket| has_come(socket)) {
                 Some(Ok(false)) => return Ok(()),
                 // Of TLS it may be a part of a record, or a session ticket.
@@ -232,12 +232,12 @@ impl Transport {
                 None => return Err(closed()),
             }
         }
-        self.judge_unasked(pushes)?;
+        self.check_unexpected(pushes)?;
         Err(ConnectionError::unexpected("the server sends without an end what was not asked for"))
     }
 
     /// An error if a part of what was read is not the server's to send while no reply is awaited.
-    pub(crate) fn judge_unasked(&mut self, pushes: bool) -> Result<(), ConnectionError> {
+    pub(crate) fn check_unexpected(&mut self, pushes: bool) -> Result<(), ConnectionError> {
         if !self.early.is_empty() {
             return Err(ConnectionError::unexpected("a reply too many"));
         }

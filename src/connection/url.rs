@@ -16,19 +16,19 @@ pub enum Address {
     /// A cluster, by nodes that know the others.
     Cluster(Vec<ConnectionInfo>),
     /// The master of a name, wherever the sentinels say that it is.
-    Sentinel(Box<Behind>),
+    Sentinel(Box<SentinelConfig>),
 }
 
 /// A master by its name, and who knows where it is.
 #[derive(Clone, Debug)]
 #[cfg_attr(not(feature = "sentinel"), allow(dead_code, reason = "such an address is refused"))]
-pub struct Behind {
+pub struct SentinelConfig {
     pub(crate) name: String,
     pub(crate) sentinels: Vec<ConnectionInfo>,
     /// User, password, database, protocol and TLS of the servers; the host says nothing.
-    pub(crate) like: ConnectionInfo,
+    pub(crate) server_template: ConnectionInfo,
     /// The caller has given `like`; else it is the default, a server in clear.
-    pub(crate) like_is_given: bool,
+    pub(crate) server_template_given: bool,
 }
 
 /// One server's address, and whether it names a protocol.
@@ -56,7 +56,7 @@ mod sealed {
 /// | `rediss+sentinel://…` | the same, over TLS to the sentinels and to the servers |
 ///
 /// `?protocol=resp3` may follow each. User, password and protocol are the same for all nodes
-/// of a cluster. Behind sentinels, user and password are the servers'; the sentinels' own are
+/// of a cluster. SentinelConfig sentinels, user and password are the servers'; the sentinels' own are
 /// `?sentinel_username=…&sentinel_password=…`, and the default of their port is 26379.
 ///
 /// An address is refused if it has a parameter that is not known or is given twice, if it ends with
@@ -346,7 +346,7 @@ fn sentinel_of(scheme: &str, text: &str) -> Result<Address, ConfigError> {
         return Err(wrong("sentinel_username needs a sentinel_password"));
     }
     let sentinels = hosts.split(',').filter(|host| !host.is_empty()).map(|host| {
-        // Behind the last bracket, so that an IPv6 address's colons are not its port's.
+        // SentinelConfig the last bracket, so that an IPv6 address's colons are not its port's.
         let tail = host.rsplit_once(']').map_or(host, |(_, tail)| tail);
         let port = if tail.contains(':') { "" } else { ":26379" };
         let Node { info, names_protocol } = format!("{scheme}://{host}{port}/").into_node()?;
@@ -357,9 +357,15 @@ fn sentinel_of(scheme: &str, text: &str) -> Result<Address, ConfigError> {
         Ok(Node { info: info.set_redis_settings(who), names_protocol })
     });
     let sentinels = sentinels.collect::<Result<Vec<_>, _>>()?;
-    let like = format!("{scheme}://{login}localhost/{db}?{}", rest.join("&")).into_node()?.info;
-    found_by(name, sentinels)
-        .map(|behind| Address::Sentinel(Box::new(Behind { like, like_is_given: true, ..behind })))
+    let server_template =
+        format!("{scheme}://{login}localhost/{db}?{}", rest.join("&")).into_node()?.info;
+    found_by(name, sentinels).map(|behind| {
+        Address::Sentinel(Box::new(SentinelConfig {
+            server_template,
+            server_template_given: true,
+            ..behind
+        }))
+    })
 }
 
 /// A parameter's value: with escapes where they are written, and with every other character as it is.
@@ -378,7 +384,7 @@ pub(crate) fn behind<T: IntoAddress>(
     Ok(Address::Sentinel(Box::new(behind)))
 }
 
-fn found_by(name: &str, sentinels: Vec<Node>) -> Result<Behind, ConfigError> {
+fn found_by(name: &str, sentinels: Vec<Node>) -> Result<SentinelConfig, ConfigError> {
     let sentinels: Vec<_> = sentinels.into_iter().map(|node| node.info).collect();
     let refused = |reason: &str| Err(wrong(reason));
     if !cfg!(feature = "sentinel") {
@@ -394,16 +400,28 @@ fn found_by(name: &str, sentinels: Vec<Node>) -> Result<Behind, ConfigError> {
     if !sentinels.iter().all(tcp) {
         return refused("sentinels are reached over TCP");
     }
-    let like = one("redis://localhost/")?;
-    Ok(Behind { name: name.to_owned(), sentinels, like, like_is_given: false })
+    let server_template = one("redis://localhost/")?;
+    Ok(SentinelConfig {
+        name: name.to_owned(),
+        sentinels,
+        server_template,
+        server_template_given: false,
+    })
 }
 
 /// Sets what the servers behind sentinels are like.
-pub(crate) fn like(address: Address, to: impl IntoAddress) -> Result<Address, ConfigError> {
+pub(crate) fn set_server_template(
+    address: Address,
+    to: impl IntoAddress,
+) -> Result<Address, ConfigError> {
     match address {
         Address::Sentinel(behind) => {
-            let like = to.into_node()?.info;
-            Ok(Address::Sentinel(Box::new(Behind { like, like_is_given: true, ..*behind })))
+            let server_template = to.into_node()?.info;
+            Ok(Address::Sentinel(Box::new(SentinelConfig {
+                server_template,
+                server_template_given: true,
+                ..*behind
+            })))
         }
         _ => Err(ConfigError::setting("server_info", "is for servers that sentinels know")),
     }
@@ -414,7 +432,7 @@ pub(crate) fn like(address: Address, to: impl IntoAddress) -> Result<Address, Co
 pub(crate) fn check(address: &Address) -> Result<(), ConfigError> {
     match address {
         Address::Sentinel(behind)
-            if !behind.like_is_given && behind.sentinels.iter().any(is_tls) =>
+            if !behind.server_template_given && behind.sentinels.iter().any(is_tls) =>
         {
             let problem = "is needed: the sentinels are reached over TLS, and the servers would be \
                            reached in clear; give it rediss://user:password@any/0 for TLS to the \
@@ -487,7 +505,7 @@ mod tests {
 mod sentinel_tests {
     use super::*;
 
-    fn behind(url: &str) -> Behind {
+    fn behind(url: &str) -> SentinelConfig {
         match url.into_address() {
             Ok(Address::Sentinel(behind)) => *behind,
             other => unreachable!("{other:?}"),
@@ -502,7 +520,7 @@ mod sentinel_tests {
         let sentinels: Vec<_> = found.sentinels.iter().map(|one| one.addr().to_string()).collect();
         assert_eq!(found.name, "mymaster");
         assert_eq!(sentinels, ["s1:1", "::1:2", "s3:26379"]);
-        let servers = found.like.redis_settings();
+        let servers = found.server_template.redis_settings();
         assert_eq!((servers.username(), servers.password()), (Some("app"), Some("p@")));
         assert_eq!(servers.db(), 4);
         assert!(servers.protocol().supports_resp3());
@@ -530,9 +548,12 @@ mod sentinel_tests {
                     assert_eq!((who.username(), who.password()), (Some(meant), Some(meant)));
                     assert_eq!(who.db(), 0);
                 }
-                let like = found.like.redis_settings();
-                assert_eq!((like.username(), like.password()), (Some("u"), Some("p")));
-                assert_eq!((&*found.name, like.db()), ("m", 3));
+                let server_template = found.server_template.redis_settings();
+                assert_eq!(
+                    (server_template.username(), server_template.password()),
+                    (Some("u"), Some("p"))
+                );
+                assert_eq!((&*found.name, server_template.db()), ("m", 3));
             }
         }
     }

@@ -21,13 +21,13 @@ use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
 use crate::error::lock::LockError;
-use crate::logging::deferred::Herald;
-use crate::pool::Joined;
-use crate::pool::batch::lead_within;
+use crate::logging::deferred::LogThread;
+use crate::pool::BatchCheckout;
+use crate::pool::batch::send_batch_within;
 use crate::pool::batch_response::{BatchResponse, Interrupted};
-use crate::pool::checkout::Lease;
+use crate::pool::checkout::Checkout;
 use crate::pool::redirect_pause;
-use crate::pool::router::Nodes;
+use crate::pool::router::Router;
 use crate::protocol::batch::{BatchRequest, RequestKind};
 use crate::protocol::cluster::redirect;
 use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route};
@@ -45,8 +45,8 @@ const MAX_SENDS: u32 = 3;
 /// Brings calls to the server and their answers back.
 #[derive(Clone, Debug)]
 pub(crate) struct ScriptClient {
-    pooled: Nodes,
-    own: Nodes,
+    pooled: Router,
+    own: Router,
     settings: Arc<Settings>,
     /// The session manager is closed: what is not a renewal or a release is refused.
     closed: Arc<AtomicBool>,
@@ -130,12 +130,12 @@ impl CallError {
 
 impl ScriptClient {
     /// Writes the events of the threads of this room, which must not wait for a log.
-    pub(crate) fn herald(&self) -> &Arc<Herald> {
-        self.pooled.herald()
+    pub(crate) fn log_thread(&self) -> &Arc<LogThread> {
+        self.pooled.log_thread()
     }
 
     /// `own` has at most one connection to each master.
-    pub(crate) fn new(pooled: Nodes, own: Nodes) -> Self {
+    pub(crate) fn new(pooled: Router, own: Router) -> Self {
         let settings = Arc::clone(pooled.settings());
         Self { pooled, own, settings, closed: Arc::default() }
     }
@@ -153,7 +153,7 @@ impl ScriptClient {
     pub(crate) fn finish(&self) {
         self.own.close();
         self.own.drain(Instant::now());
-        self.own.cease();
+        self.own.stop_connecting();
     }
 
     /// Has the own connection opened to where `slot` is served, unless it is open.
@@ -310,7 +310,8 @@ impl ScriptClient {
     /// On a pooled connection where one is free, else on the own one.
     fn exchange_any(&self, request: Request<'_>) -> Result<ScriptReplies, CallError> {
         let checkout = self.open_until(request.checkout)?;
-        let leased = self.pooled.try_lease(request.route, checkout).map_err(CallError::Checkout)?;
+        let leased =
+            self.pooled.try_checkout(request.route, checkout).map_err(CallError::Checkout)?;
         match leased {
             Some(lease) => self.exchange_on(lease, request, Duration::ZERO, checkout),
             // The pool may have been closed meanwhile.
@@ -325,7 +326,7 @@ impl ScriptClient {
         extra: Duration,
     ) -> Result<ScriptReplies, CallError> {
         let checkout = self.open_until(request.checkout)?;
-        let lease = self.pooled.lease(request.route, checkout).map_err(CallError::Checkout)?;
+        let lease = self.pooled.checkout(request.route, checkout).map_err(CallError::Checkout)?;
         self.exchange_on(lease, request, extra, checkout)
     }
 
@@ -339,15 +340,15 @@ impl ScriptClient {
 
     fn exchange_on(
         &self,
-        mut lease: Lease,
+        mut lease: Checkout,
         Request { bytes, count, limit, .. }: Request<'_>,
         extra: Duration,
         checkout: Instant,
     ) -> Result<ScriptReplies, CallError> {
-        let mut repeats = lease.repeats();
+        let mut repeats = lease.retry_budget();
         let mut repeated = false;
         loop {
-            lease.link(checkout).map_err(|error| {
+            lease.connection(checkout).map_err(|error| {
                 let error = match error {
                     Error::Checkout(error) => error,
                     _ => CheckoutError::Closed,
@@ -363,12 +364,12 @@ impl ScriptClient {
                     return Ok(ScriptReplies { values, sent, took: sent.elapsed(), repeated });
                 }
                 Err(cause) => {
-                    lease.found_dead(&cause);
+                    lease.on_lost(&cause);
                     if Instant::now() >= checkout || !repeats.allow(trusted, &cause) {
                         return Err(CallError::Lost(cause));
                     }
                     repeated = true;
-                    lease.tell_of_repeat(&cause);
+                    lease.log_retry(&cause);
                 }
             }
         }
@@ -390,10 +391,10 @@ impl ScriptClient {
         loop {
             let repeated = tries > 0;
             let mut sent = Instant::now();
-            let joined = self.own.join_calls(route, checkout, job);
+            let joined = self.own.checkout_batched_calls(route, checkout, job);
             if grace.is_zero()
                 && Instant::now() >= limit
-                && !matches!(joined, Ok(Joined::Settled(_)))
+                && !matches!(joined, Ok(BatchCheckout::Response(_)))
             {
                 // The connection is given on as it is: others may have time left.
                 let source = ConnectionError::timed_out("no time left to send");
@@ -401,7 +402,7 @@ impl ScriptClient {
                 return Err(CallError::Checkout(error).after_sending(repeated));
             }
             let settled = match joined {
-                Ok(Joined::Alone(mut lease)) => {
+                Ok(BatchCheckout::Alone(mut lease)) => {
                     sent = Instant::now();
                     match once(&mut lease, bytes, count, deadline()) {
                         Ok(values) => {
@@ -409,17 +410,17 @@ impl ScriptClient {
                             Ok(values)
                         }
                         Err(cause) => {
-                            lease.found_dead(&cause);
+                            lease.on_lost(&cause);
                             Err(cause)
                         }
                     }
                 }
-                Ok(Joined::Lead(lease, own)) => {
+                Ok(BatchCheckout::Lead(lease, own)) => {
                     sent = Instant::now();
-                    answers(lead_within(lease, &own, deadline()))
+                    answers(send_batch_within(lease, &own, deadline()))
                 }
                 // Its bytes left at some time since this caller began to wait.
-                Ok(Joined::Settled(settled)) => answers(settled),
+                Ok(BatchCheckout::Response(settled)) => answers(settled),
                 Err(error) => return Err(CallError::Checkout(error).after_sending(repeated)),
             };
             match settled {
@@ -466,7 +467,7 @@ fn answers(settled: BatchResponse) -> Result<Vec<Value>, ConnectionError> {
 }
 
 fn once(
-    lease: &mut Lease,
+    lease: &mut Checkout,
     bytes: &[u8],
     count: usize,
     deadline: Deadline,
@@ -476,22 +477,22 @@ fn once(
     };
     link.send(bytes, &[(Expect::Plain, count as u32)], deadline)?;
     let values = (0..count).map(|_| link.value(deadline)).collect::<Result<_, _>>()?;
-    link.has_answered();
+    link.mark_alive();
     Ok(values)
 }
 
-fn concluded(lease: &mut Lease, values: &[Value]) {
+fn concluded(lease: &mut Checkout, values: &[Value]) {
     let mut wrote = false;
     for value in values {
         match value {
-            Value::ServerError(error) => lease.heed(error.code()),
+            Value::ServerError(error) => lease.on_server_error(error.code()),
             _ => wrote = true,
         }
     }
     if let Some(link) = lease.current()
         && wrote
     {
-        link.wrote();
+        link.mark_written();
     }
 }
 

@@ -77,7 +77,7 @@ impl RefUnwindSafe for LockGuard {}
 
 impl Drop for LockGuard {
     fn drop(&mut self) {
-        if self.manager.settings.is_left() {
+        if self.manager.settings.is_forked_child() {
             // It is the parent's.
             return;
         }
@@ -120,7 +120,7 @@ impl LockGuard {
     /// For how long the lock is surely held without anything further being done: the lease less a
     /// margin for the round trip and for clocks. Nothing is asked.
     pub fn remaining(&self) -> Duration {
-        if self.manager.settings.is_left() {
+        if self.manager.settings.is_forked_child() {
             return Duration::ZERO;
         }
         match self.lock_lease.lost() {
@@ -132,7 +132,7 @@ impl LockGuard {
     /// Whether the lock is known to be lost, or may be. Looks at the clock and sends
     /// nothing; once true it stays so. False means that it was not lost a moment ago.
     pub fn is_lost(&self) -> bool {
-        self.manager.settings.is_left() || self.lock_lease.lost().is_some()
+        self.manager.settings.is_forked_child() || self.lock_lease.lost().is_some()
     }
 
     /// Asks the server whether the lock is still this guard's, and extends its lease unless that is
@@ -192,7 +192,7 @@ impl LockGuard {
     /// as late as one of those ends: check [`is_lost`](Self::is_lost) where it must be
     /// known at once.
     pub fn on_lost(&self, callback: impl FnOnce() + Send + 'static) {
-        if self.manager.settings.is_left() {
+        if self.manager.settings.is_forked_child() {
             return;
         }
         self.lock_lease.on_lost(Box::new(callback));

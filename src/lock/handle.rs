@@ -217,7 +217,7 @@ impl Lock {
             (Ok(_), Err(error)) => Err(E::from(error.into())),
             (Err(error), Ok(())) => Err(error),
             // A fork's copy of the log may be locked for ever, and the lock is the parent's.
-            (Err(error), Err(_)) if self.manager.settings.is_left() => Err(error),
+            (Err(error), Err(_)) if self.manager.settings.is_forked_child() => Err(error),
             (Err(error), Err(second)) => {
                 tracing::warn!(error = %format_args!("{second:#}"), "a lock was not released in order");
                 Err(error)

@@ -15,7 +15,7 @@ use crate::lock::lease::{LockLease, release};
 use crate::lock::renewal::LeaseRenewer;
 use crate::lock::waiters::Waiters;
 use crate::lock::wakeups::ReleaseListener;
-use crate::pool::router::Nodes;
+use crate::pool::router::Router;
 use crate::protocol::lock::keys::LockKeys;
 use crate::settings::Settings;
 use crate::status::{LockCounters, LockStatus};
@@ -35,7 +35,7 @@ pub(crate) struct LockManager {
 
 impl Drop for LockManager {
     fn drop(&mut self) {
-        if self.settings.is_left() {
+        if self.settings.is_forked_child() {
             return;
         }
         self.close();
@@ -45,7 +45,7 @@ impl Drop for LockManager {
 
 impl LockManager {
     /// `own` has at most one connection to each master, for renewals and releases.
-    pub(crate) fn new(pooled: Nodes, own: Nodes) -> Self {
+    pub(crate) fn new(pooled: Router, own: Router) -> Self {
         let settings = Arc::clone(pooled.settings());
         let waiters = Arc::<Waiters>::default();
         // Not a secret: two managers with the same one would only wake each other.
@@ -186,7 +186,7 @@ pub(crate) fn unexpected_reply(during: &'static str) -> LockError {
 
 impl fmt::Debug for LockManager {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.settings.is_left() {
+        if self.settings.is_forked_child() {
             return f.write_str("LockManager of another process");
         }
         f.debug_struct("LockManager")

@@ -461,7 +461,7 @@ fn renew(due: &[Arc<LockLease>], bound: Option<Instant>, client: &ScriptClient) 
             Ok(answers) => answers,
             Err(failed) => {
                 let (error, locks) = (failed.into_lock_error("renew"), leases.len());
-                client.herald().tell(Level::DEBUG, move || {
+                client.log_thread().log(Level::DEBUG, move || {
                     tracing::debug!(error = %format_args!("{error:#}"), locks, "leases not extended");
                 });
                 continue;
@@ -480,12 +480,12 @@ fn renew(due: &[Arc<LockLease>], bound: Option<Instant>, client: &ScriptClient) 
             Some(error) => {
                 let code = error.code().to_owned();
                 let event = move || tracing::debug!(code, "lease not extended");
-                client.herald().tell(Level::DEBUG, event);
+                client.log_thread().log(Level::DEBUG, event);
             }
             None => {
                 let locks = leases.len();
                 let event = move || tracing::trace!(locks, "leases extended");
-                client.herald().tell(Level::TRACE, event);
+                client.log_thread().log(Level::TRACE, event);
             }
         }
     }
@@ -503,7 +503,7 @@ fn forget(mut keys: Vec<String>, bound: Option<Instant>, client: &ScriptClient) 
         .map(|keys| Call::delete(keys.iter().cloned()))
         .collect();
     if !calls.is_empty() && client.ask(&calls, Via::OwnStrictly, limit).is_err() {
-        client.herald().tell(Level::TRACE, || {
+        client.log_thread().log(Level::TRACE, || {
             tracing::trace!("releases that were answered are remembered for a while");
         });
     }

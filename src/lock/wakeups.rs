@@ -18,7 +18,7 @@ use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
 use crate::lock::client::ScriptClient;
 use crate::lock::waiters::Waiters;
-use crate::pool::router::{Nodes, Term};
+use crate::pool::router::{Generation, Router};
 use crate::protocol::cluster::route::{Redirect, Route};
 use crate::protocol::server_error::ServerError;
 use crate::settings::Settings;
@@ -39,7 +39,7 @@ pub(crate) struct ReleaseListener {
 }
 
 struct Shared {
-    nodes: Nodes,
+    nodes: Router,
     settings: Arc<Settings>,
     waiters: Arc<Waiters>,
     /// The thread's own channel.
@@ -67,7 +67,7 @@ enum Ended {
 
 impl ReleaseListener {
     pub(crate) fn new(
-        nodes: Nodes,
+        nodes: Router,
         settings: Arc<Settings>,
         waiters: Arc<Waiters>,
         random: u128,
@@ -97,7 +97,7 @@ impl ReleaseListener {
                 let thread = std::thread::Builder::new().name("rediscope-lock-events".to_owned());
                 match thread.spawn(move || shared.run()) {
                     Ok(_) => state.running = true,
-                    Err(error) => client.herald().tell(Level::WARN, move || {
+                    Err(error) => client.log_thread().log(Level::WARN, move || {
                         tracing::warn!(%error, "no thread to hear of releases");
                     }),
                 }
@@ -131,7 +131,7 @@ impl Shared {
         let mut pause = PAUSE / 32;
         loop {
             let connected = Instant::now();
-            let term = self.nodes.term();
+            let term = self.nodes.generation();
             let ended = match self.connect() {
                 Ok(mut connection) => self.serve(&mut connection, term),
                 Err(error) => Ended::Broken(error),
@@ -187,7 +187,7 @@ impl Shared {
         }
     }
 
-    fn serve(&self, connection: &mut redis::Connection, term: Term) -> Ended {
+    fn serve(&self, connection: &mut redis::Connection, term: Generation) -> Ended {
         match self.begin(connection) {
             Ok(None) => {}
             Ok(Some(refused)) => return Ended::Broken(ConnectionError::refused(refused)),
@@ -218,7 +218,11 @@ impl Shared {
         Ok(None)
     }
 
-    fn listen(&self, pubsub: &mut redis::PubSub<'_>, term: Term) -> redis::RedisResult<Ended> {
+    fn listen(
+        &self,
+        pubsub: &mut redis::PubSub<'_>,
+        term: Generation,
+    ) -> redis::RedisResult<Ended> {
         lock(&self.state).listens = true;
         let (mut wanted, mut heard) = (Instant::now(), Instant::now());
         loop {
@@ -231,7 +235,7 @@ impl Shared {
             if lock(&self.state).over {
                 return Ok(Ended::Over);
             }
-            if self.nodes.term() != term {
+            if self.nodes.generation() != term {
                 let moved = ConnectionError::unexpected("another master, or other credentials");
                 return Ok(Ended::Broken(moved));
             }

@@ -26,7 +26,7 @@ thread_local! {
 }
 
 /// Leaves an event to whatever gives the connection back on this thread.
-pub(crate) fn leave(level: Level, event: impl FnOnce() + Send + 'static) {
+pub(crate) fn defer(level: Level, event: impl FnOnce() + Send + 'static) {
     if level <= LevelFilter::current() {
         let event = within(event);
         let _: Result<(), _> = LEFT.try_with(|left| left.borrow_mut().push(event));
@@ -41,11 +41,11 @@ fn within(event: impl FnOnce() + Send + 'static) -> Event {
 
 /// The events of one connection's borrower, in their order.
 #[derive(Default)]
-pub(crate) struct Later {
+pub(crate) struct DeferredEvents {
     events: Vec<Event>,
 }
 
-impl Later {
+impl DeferredEvents {
     pub(crate) fn add(&mut self, level: Level, event: impl FnOnce() + Send + 'static) {
         if level <= LevelFilter::current() && self.events.len() < MOST {
             self.events.push(within(event));
@@ -53,7 +53,7 @@ impl Later {
     }
 
     /// Takes over what was left on this thread.
-    pub(crate) fn gather(&mut self) {
+    pub(crate) fn collect(&mut self) {
         if LevelFilter::current() == LevelFilter::OFF {
             return;
         }
@@ -75,15 +75,15 @@ impl Later {
         }
     }
 
-    /// Has them written by the herald.
-    pub(crate) fn hand_to(&mut self, herald: &Arc<Herald>) {
-        std::mem::take(&mut self.events).into_iter().for_each(|event| herald.push(event));
+    /// Has them written by the log_thread.
+    pub(crate) fn send_to(&mut self, log_thread: &Arc<LogThread>) {
+        std::mem::take(&mut self.events).into_iter().for_each(|event| log_thread.push(event));
     }
 }
 
 /// Writes the events of a session manager's own threads, on a thread that ends when all are written.
 #[derive(Default)]
-pub(crate) struct Herald {
+pub(crate) struct LogThread {
     state: Mutex<State>,
 }
 
@@ -93,8 +93,8 @@ struct State {
     running: bool,
 }
 
-impl Herald {
-    pub(crate) fn tell(self: &Arc<Self>, level: Level, event: impl FnOnce() + Send + 'static) {
+impl LogThread {
+    pub(crate) fn log(self: &Arc<Self>, level: Level, event: impl FnOnce() + Send + 'static) {
         if level <= LevelFilter::current() {
             self.push(within(event));
         }
@@ -106,10 +106,10 @@ impl Herald {
             state.events.push_back(event);
         }
         if !state.running {
-            let herald = Arc::clone(self);
+            let log_thread = Arc::clone(self);
             let thread = std::thread::Builder::new().name("rediscope-log".to_owned());
             // Without a thread they wait for the next one that can be started.
-            state.running = thread.spawn(move || herald.run()).is_ok();
+            state.running = thread.spawn(move || log_thread.run()).is_ok();
         }
     }
 
@@ -130,14 +130,14 @@ impl Herald {
     }
 }
 
-impl fmt::Debug for Later {
+impl fmt::Debug for DeferredEvents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} events", self.events.len())
     }
 }
 
-impl fmt::Debug for Herald {
+impl fmt::Debug for LogThread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Herald")
+        f.write_str("LogThread")
     }
 }

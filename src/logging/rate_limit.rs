@@ -11,7 +11,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// The kinds of what must be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Alarm {
+pub(crate) enum LimitedEvent {
     InDoubt,
     NotIsolated,
     PartlyApplied,
@@ -21,7 +21,7 @@ pub(crate) enum Alarm {
 
 /// When each kind was last written, and how often it was not.
 #[derive(Debug, Default)]
-pub(crate) struct Alarms {
+pub(crate) struct RateLimits {
     kinds: [Kind; 5],
 }
 
@@ -31,10 +31,10 @@ struct Kind {
     suppressed: AtomicU64,
 }
 
-impl Alarms {
+impl RateLimits {
     /// Whether it is written now: with the number of those that were not written since the last one.
-    pub(crate) fn raise(&self, alarm: Alarm) -> Option<u64> {
-        let kind = self.kinds.get(alarm as usize)?;
+    pub(crate) fn allow(&self, event: LimitedEvent) -> Option<u64> {
+        let kind = self.kinds.get(event as usize)?;
         let mut last = kind.last.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         if last.is_some_and(|last| now.saturating_duration_since(last) < PAUSE) {
@@ -52,12 +52,16 @@ mod tests {
 
     #[test]
     fn one_a_second_a_kind_is_written_with_a_count_of_the_others() {
-        let alarms = Alarms::default();
-        assert_eq!(alarms.raise(Alarm::InDoubt), Some(0));
-        assert_eq!(alarms.raise(Alarm::CheckoutRefused), Some(0), "each kind for itself");
-        assert_eq!((0..5).filter_map(|_| alarms.raise(Alarm::InDoubt)).count(), 0);
-        let second = alarms.kinds[Alarm::InDoubt as usize].last.lock().unwrap().take();
+        let rate_limits = RateLimits::default();
+        assert_eq!(rate_limits.allow(LimitedEvent::InDoubt), Some(0));
+        assert_eq!(
+            rate_limits.allow(LimitedEvent::CheckoutRefused),
+            Some(0),
+            "each kind for itself"
+        );
+        assert_eq!((0..5).filter_map(|_| rate_limits.allow(LimitedEvent::InDoubt)).count(), 0);
+        let second = rate_limits.kinds[LimitedEvent::InDoubt as usize].last.lock().unwrap().take();
         assert!(second.is_some());
-        assert_eq!(alarms.raise(Alarm::InDoubt), Some(5));
+        assert_eq!(rate_limits.allow(LimitedEvent::InDoubt), Some(5));
     }
 }

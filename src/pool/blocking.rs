@@ -15,7 +15,7 @@ use crate::sync::lock;
 
 /// A command that waits on the server for its own timeout.
 #[derive(Clone, Debug)]
-pub(crate) struct Waiting {
+pub(crate) struct BlockingCommand {
     pub(crate) command: Arc<str>,
     /// Where the handle was made: redis-rs's vocabulary does not pass the caller's own place on.
     pub(crate) place: &'static Location<'static>,
@@ -23,7 +23,7 @@ pub(crate) struct Waiting {
 
 /// The commands of one pool that wait on the server.
 #[derive(Default)]
-pub(crate) struct Blocking {
+pub(crate) struct BlockingCommands {
     state: Mutex<State>,
 }
 
@@ -36,25 +36,25 @@ struct State {
 
 struct Entry {
     number: u64,
-    waiting: Waiting,
+    waiting: BlockingCommand,
     thread: Arc<str>,
     begun: Instant,
     socket: Option<Weak<OwnSocket>>,
 }
 
 /// One of them, until it has its answer.
-pub(crate) struct Begun<'p> {
-    blocking: &'p Blocking,
+pub(crate) struct BlockingGuard<'p> {
+    blocking: &'p BlockingCommands,
     number: u64,
 }
 
-impl Blocking {
+impl BlockingCommands {
     /// A command is about to be sent on this socket. `None`: the pool is closed.
     pub(crate) fn begin(
         &self,
-        waiting: &Waiting,
+        waiting: &BlockingCommand,
         socket: Option<&Arc<OwnSocket>>,
-    ) -> Option<Begun<'_>> {
+    ) -> Option<BlockingGuard<'_>> {
         let mut state = lock(&self.state);
         if state.closed {
             return None;
@@ -64,7 +64,7 @@ impl Blocking {
         let socket = socket.map(Arc::downgrade);
         let (waiting, thread) = (waiting.clone(), thread_name());
         state.entries.push(Entry { number, waiting, thread, begun: Instant::now(), socket });
-        Some(Begun { blocking: self, number })
+        Some(BlockingGuard { blocking: self, number })
     }
 
     /// Ends them all: their calls fail at once, and none begins any more.
@@ -95,14 +95,14 @@ impl Blocking {
     }
 }
 
-impl Drop for Begun<'_> {
+impl Drop for BlockingGuard<'_> {
     fn drop(&mut self) {
         lock(&self.blocking.state).entries.retain(|entry| entry.number != self.number);
     }
 }
 
-impl fmt::Debug for Blocking {
+impl fmt::Debug for BlockingCommands {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Blocking").finish_non_exhaustive()
+        f.debug_struct("BlockingCommands").finish_non_exhaustive()
     }
 }

@@ -25,40 +25,40 @@ const PAUSE: Duration = Duration::from_millis(1);
 
 /// How many connections are being opened, and for how many callers.
 #[derive(Debug, Default)]
-pub(crate) struct Openings {
+pub(crate) struct ConnectAttempts {
     count: Mutex<Count>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct Count {
-    callers: u32,
+    requesters: u32,
     /// Tries that somebody began, until somebody has their connection in hand.
     under_way: u32,
 }
 
-impl Openings {
+impl ConnectAttempts {
     /// Somebody who needs a connection, as soon as he looks for one in vain.
-    pub(crate) fn caller(&self) -> Caller<'_> {
-        Caller { openings: self, waits: false }
+    pub(crate) fn requester(&self) -> Requester<'_> {
+        Requester { attempts: self, waits: false }
     }
 
     /// A connection was opened, and is on its way to a caller.
-    pub(crate) fn opened(self: &Arc<Self>) -> Arrival {
+    pub(crate) fn connection_opened(self: &Arc<Self>) -> NewConnection {
         self.changed.notify_all();
-        Arrival { openings: Arc::clone(self) }
+        NewConnection { attempts: Arc::clone(self) }
     }
 }
 
 /// An open connection that nobody has had yet. Its try ends when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Arrival {
-    openings: Arc<Openings>,
+pub(crate) struct NewConnection {
+    attempts: Arc<ConnectAttempts>,
 }
 
-impl Drop for Arrival {
+impl Drop for NewConnection {
     fn drop(&mut self) {
-        let mut count = lock(&self.openings.count);
+        let mut count = lock(&self.attempts.count);
         // The pool begins tries of its own, for `min_idle`, which nobody has counted.
         count.under_way = count.under_way.saturating_sub(1);
     }
@@ -66,20 +66,20 @@ impl Drop for Arrival {
 
 /// Somebody who needs a connection. Dropped, he needs none any more.
 #[derive(Debug)]
-pub(crate) struct Caller<'o> {
-    openings: &'o Openings,
+pub(crate) struct Requester<'o> {
+    attempts: &'o ConnectAttempts,
     waits: bool,
 }
 
-impl Drop for Caller<'_> {
+impl Drop for Requester<'_> {
     fn drop(&mut self) {
         if self.waits {
-            lock(&self.openings.count).callers -= 1;
+            lock(&self.attempts.count).requesters -= 1;
         }
     }
 }
 
-impl Caller<'_> {
+impl Requester<'_> {
     /// Takes what `idle` finds in the pool. Where that is nothing, and a try more is in order, has
     /// `begin` begin one, unless it finds something after all.
     pub(crate) fn take<C>(
@@ -93,13 +93,13 @@ impl Caller<'_> {
         {
             return Some(found);
         }
-        let mut count = lock(&self.openings.count);
+        let mut count = lock(&self.attempts.count);
         if !self.waits {
             self.waits = true;
-            count.callers += 1;
+            count.requesters += 1;
         }
         let found = idle().or_else(|| {
-            if count.under_way >= count.callers {
+            if count.under_way >= count.requesters {
                 return None;
             }
             let found = begin();
@@ -108,15 +108,15 @@ impl Caller<'_> {
         });
         if found.is_some() {
             self.waits = false;
-            count.callers -= 1;
+            count.requesters -= 1;
         }
         found
     }
 
     /// Waits a little, or until a connection was opened.
     pub(crate) fn pause(&self) {
-        let count = lock(&self.openings.count);
-        let waited = self.openings.changed.wait_timeout(count, PAUSE);
+        let count = lock(&self.attempts.count);
+        let waited = self.attempts.changed.wait_timeout(count, PAUSE);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 }
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     /// Whether the caller, who finds nothing, begins a try.
-    fn begins(caller: &mut Caller<'_>) -> bool {
+    fn begins(caller: &mut Requester<'_>) -> bool {
         let mut begun = false;
         let found: Option<()> = caller.take(
             || None,
@@ -141,14 +141,14 @@ mod tests {
 
     #[test]
     fn there_are_never_more_tries_than_callers() {
-        let openings = Arc::new(Openings::default());
-        let (mut one, mut two) = (openings.caller(), openings.caller());
+        let attempts = Arc::new(ConnectAttempts::default());
+        let (mut one, mut two) = (attempts.requester(), attempts.requester());
         assert!(begins(&mut one) && begins(&mut two) && !begins(&mut one));
-        drop(openings.opened());
+        drop(attempts.connection_opened());
         drop(two);
         // One try is still under way, for the one caller who is left.
         assert!(!begins(&mut one));
-        let arrival = openings.opened();
+        let arrival = attempts.connection_opened();
         // It is open, but it may not lie in the pool yet.
         assert!(!begins(&mut one));
         drop(arrival);
@@ -157,8 +157,8 @@ mod tests {
 
     #[test]
     fn a_caller_that_has_found_a_connection_no_longer_counts() {
-        let openings = Openings::default();
-        let (mut one, mut two) = (openings.caller(), openings.caller());
+        let attempts = ConnectAttempts::default();
+        let (mut one, mut two) = (attempts.requester(), attempts.requester());
         assert!(begins(&mut one));
         assert_eq!(one.take(|| Some(7), || None), Some(7));
         // His try is still under way, and now it is the other's.

@@ -14,14 +14,14 @@ use redis::Value;
 use tracing::Level;
 
 use crate::connection::connect::Connected;
-use crate::connection::connection::Link;
+use crate::connection::connection::Connection;
 use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
 use crate::connection::login::Login;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::logging::deferred;
-use crate::logging::deferred::Herald;
-use crate::pool::connect_attempts::Openings;
+use crate::logging::deferred::LogThread;
+use crate::pool::connect_attempts::ConnectAttempts;
 use crate::process::sockets::OwnSocket;
 use crate::protocol::command::info::EXEC_INFO;
 use crate::protocol::command::info::is_unknown;
@@ -39,7 +39,7 @@ use crate::sync::lock;
 const TRIES_AT_MULTI: u32 = 3;
 const TIME_AT_MULTI: Duration = Duration::from_millis(300);
 
-/// What the links of a pool are for.
+/// What the connections of a pool are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// Single commands.
@@ -50,17 +50,17 @@ pub(crate) enum Purpose {
 
 /// What a pool and its manager both know.
 #[derive(Default)]
-pub(crate) struct Health {
+pub(crate) struct PoolShared {
     /// Of all pools of one purpose together: in a cluster each master has one.
     pub(crate) counters: Arc<Counters>,
     /// Links of an older generation are replaced.
     pub(crate) generation: AtomicU64,
-    pub(crate) openings: Arc<Openings>,
+    pub(crate) attempts: Arc<ConnectAttempts>,
     /// The server has said that it knows WAITAOF.
     pub(crate) knows_waitaof: AtomicBool,
     /// No link is used any more. r2d2 would still open its `min_idle`.
-    pub(crate) over: AtomicBool,
-    /// Number of links that are open or being opened, those that r2d2 has not listed yet included.
+    pub(crate) closed: AtomicBool,
+    /// Number of connections that are open or being opened, those that r2d2 has not listed yet included.
     alive: AtomicUsize,
     sockets: Mutex<Vec<Weak<OwnSocket>>>,
     last_connect_error: Mutex<Option<(Instant, ConnectionError)>>,
@@ -74,24 +74,24 @@ pub(crate) struct Health {
 /// One link that is open or being opened, from before its first byte to after its last.
 #[derive(Debug)]
 pub(crate) struct Alive {
-    health: Arc<Health>,
+    shared: Arc<PoolShared>,
 }
 
 impl Alive {
-    fn new(health: &Arc<Health>) -> Self {
+    fn new(shared: &Arc<PoolShared>) -> Self {
         // Before `over` is read: a pool that has set it sees either this link or its refusal.
-        health.alive.fetch_add(1, Ordering::SeqCst);
-        Self { health: Arc::clone(health) }
+        shared.alive.fetch_add(1, Ordering::SeqCst);
+        Self { shared: Arc::clone(shared) }
     }
 }
 
 impl Drop for Alive {
     fn drop(&mut self) {
-        self.health.alive.fetch_sub(1, Ordering::SeqCst);
+        self.shared.alive.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-impl Health {
+impl PoolShared {
     pub(crate) fn counting(counters: Arc<Counters>) -> Self {
         Self { counters, ..Self::default() }
     }
@@ -99,30 +99,30 @@ impl Health {
     /// Links of an older one are replaced: it rises with the pool's own and with each switch of
     /// masters.
     pub(crate) fn generation(&self, endpoint: &Endpoint) -> u64 {
-        self.generation.load(Ordering::Acquire) + endpoint.term()
+        self.generation.load(Ordering::Acquire) + endpoint.generation()
     }
 
-    /// Number of links that are open or being opened.
+    /// Number of connections that are open or being opened.
     pub(crate) fn alive(&self) -> usize {
         self.alive.load(Ordering::SeqCst)
     }
 
     /// No link is opened from now on; one that is being opened is closed when it is there.
     pub(crate) fn end(&self) {
-        self.over.store(true, Ordering::SeqCst);
+        self.closed.store(true, Ordering::SeqCst);
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
     /// The socket of a link, by which it can be ended while a call uses it.
-    fn opened(&self, link: &Link) {
-        let Some(socket) = link.socket() else { return };
+    fn opened(&self, connection: &Connection) {
+        let Some(socket) = connection.socket() else { return };
         let mut sockets = lock(&self.sockets);
         sockets.retain(|socket| socket.strong_count() > 0);
         sockets.push(Arc::downgrade(socket));
     }
 
-    /// Ends the connections of all links, also of those that a call uses: the call fails.
-    pub(crate) fn shut_down(&self) {
+    /// Ends the connections of all connections, also of those that a call uses: the call fails.
+    pub(crate) fn shut_down_sockets(&self) {
         for socket in std::mem::take(&mut *lock(&self.sockets)) {
             if let Some(socket) = socket.upgrade() {
                 // It fails if the other side was first.
@@ -134,7 +134,7 @@ impl Health {
     /// Notes whether a try to connect ended at MULTI. True if so many did in a row, and for so long,
     /// that it is a proxy which does not know transactions, and not a server that was ended or
     /// connections that were killed.
-    fn is_closed_at_multi_again(&self, at_multi: bool) -> bool {
+    fn repeats_closed_at_multi(&self, at_multi: bool) -> bool {
         let mut closed = lock(&self.closed_at_multi);
         if !at_multi {
             *closed = None;
@@ -151,29 +151,29 @@ impl Health {
     }
 }
 
-impl fmt::Debug for Health {
+impl fmt::Debug for PoolShared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Health").field("alive", &self.alive()).finish_non_exhaustive()
+        f.debug_struct("PoolShared").field("alive", &self.alive()).finish_non_exhaustive()
     }
 }
 
 /// How r2d2 opens a link and judges one that comes back.
 #[derive(Debug)]
-pub(crate) struct LinkManager {
+pub(crate) struct ConnectionManager {
     pub(crate) endpoint: Endpoint,
     pub(crate) settings: Arc<Settings>,
     pub(crate) purpose: Purpose,
-    pub(crate) health: Arc<Health>,
-    pub(crate) herald: Arc<Herald>,
+    pub(crate) shared: Arc<PoolShared>,
+    pub(crate) log_thread: Arc<LogThread>,
 }
 
-impl LinkManager {
+impl ConnectionManager {
     /// Both only rise: older than the last loss of trust, or than the last switch of masters.
     fn generation(&self) -> u64 {
-        self.health.generation(&self.endpoint)
+        self.shared.generation(&self.endpoint)
     }
 
-    fn open(&self) -> Result<Link, ConnectionError> {
+    fn open(&self) -> Result<Connection, ConnectionError> {
         // Before the connection exists: one that is opened to a server which is found to be gone
         // while the hand-shake runs belongs to the time before.
         let generation = self.generation();
@@ -181,7 +181,7 @@ impl LinkManager {
         // whether it is the reason.
         let closed =
             |(_, error): (Instant, ConnectionError)| error.kind() == ConnectionErrorKind::Closed;
-        let by_steps = self.health.connect_error().is_some_and(closed);
+        let by_steps = self.shared.connect_error().is_some_and(closed);
         let purpose = (self.purpose, by_steps);
         open_by_steps(&self.endpoint, &self.settings, purpose, generation, None)
     }
@@ -196,7 +196,7 @@ pub(crate) fn open(
     purpose: Purpose,
     generation: u64,
     until: Option<Instant>,
-) -> Result<Link, ConnectionError> {
+) -> Result<Connection, ConnectionError> {
     open_by_steps(endpoint, settings, (purpose, false), generation, until)
 }
 
@@ -207,7 +207,7 @@ fn open_by_steps(
     purpose: (Purpose, bool),
     generation: u64,
     until: Option<Instant>,
-) -> Result<Link, ConnectionError> {
+) -> Result<Connection, ConnectionError> {
     // First: how long the provider of credentials takes says nothing of the server.
     let login = endpoint.login()?;
     let now = Instant::now();
@@ -231,15 +231,15 @@ fn greet(
     ((purpose, by_steps), generation): ((Purpose, bool), u64),
     (login, connected): (Login, Connected),
     deadline: Deadline,
-) -> Result<Link, ConnectionError> {
-    let handshake = Handshake::new(&login.who);
+) -> Result<Connection, ConnectionError> {
+    let handshake = Handshake::new(&login.auth);
     let in_clear = matches!(connected, Connected::Socket(_)) && endpoint.host_and_port().1 != 0;
     let expires = settings.max_lifetime.map(|lifetime| Instant::now() + jittered(lifetime));
-    let mut link = Link::new(connected, expires, generation);
-    link.said_who(login.version);
-    link.bound_replies(settings.max_reply_bytes);
-    if login.who.protocol().supports_resp3() {
-        link.speaks_resp3();
+    let mut connection = Connection::new(connected, expires, generation);
+    connection.authenticated(login.version);
+    connection.limit_reply_size(settings.max_reply_bytes);
+    if login.auth.protocol().supports_resp3() {
+        connection.set_resp3();
     }
     let (proof, expected) = match purpose {
         Purpose::Pooled => {
@@ -269,17 +269,19 @@ fn greet(
     };
     let (expected_now, expected_later) =
         expected.split_at(if by_steps { 2 } else { expected.len() });
-    if let Err(error) = link.send(now, expected_now, deadline) {
+    if let Err(error) = connection.send(now, expected_now, deadline) {
         let closed = error.kind() == ConnectionErrorKind::Closed;
-        let said = if closed { link.last_word(deadline) } else { None };
+        let said = if closed { connection.read_rejection(deadline) } else { None };
         return Err(said.map_or(error, ConnectionError::rejected_on_connect));
     }
     let (mut refused, mut last, mut first_word) = (None, None, None);
     for nth in 0..expected.iter().map(|(_, count)| count).sum() {
         if by_steps && nth == first + 1 {
-            link.send(later, expected_later, deadline).map_err(|error| error.at(name(nth)))?;
+            connection
+                .send(later, expected_later, deadline)
+                .map_err(|error| error.at(name(nth)))?;
         }
-        let reply = link.receive(deadline).map_err(|error| match first_word.take() {
+        let reply = connection.receive(deadline).map_err(|error| match first_word.take() {
             // It has sent one error and closed: that was not about the command.
             Some(said) if nth == 1 && error.kind() == ConnectionErrorKind::Closed => {
                 ConnectionError::rejected_on_connect(said)
@@ -313,7 +315,7 @@ fn greet(
             refused.get_or_insert((error, name(nth)));
         }
     }
-    link.has_answered();
+    connection.mark_alive();
     if let Some((error, command)) = refused {
         let error = ConnectionError::refused(error).at(command);
         let may_change = settings.credentials.is_some();
@@ -322,17 +324,17 @@ fn greet(
     if let Some(answer) = last.filter(|_| role) {
         endpoint.judge_role(&answer.into_value())?;
     }
-    Ok(link)
+    Ok(connection)
 }
 
-impl r2d2::ManageConnection for LinkManager {
+impl r2d2::ManageConnection for ConnectionManager {
     /// Apart, since it is moved from hand to hand with every borrower.
-    type Connection = Box<Link>;
+    type Connection = Box<Connection>;
     type Error = ConnectionError;
 
-    fn connect(&self) -> Result<Box<Link>, ConnectionError> {
-        let alive = Alive::new(&self.health);
-        let over = || self.health.over.load(Ordering::SeqCst);
+    fn connect(&self) -> Result<Box<Connection>, ConnectionError> {
+        let alive = Alive::new(&self.shared);
+        let over = || self.shared.closed.load(Ordering::SeqCst);
         let refused =
             || ConnectionError::new(ConnectionErrorKind::Closed, "the session manager is closed");
         if over() {
@@ -344,51 +346,52 @@ impl r2d2::ManageConnection for LinkManager {
             return Err(refused());
         }
         let at_multi = matches!(&opened, Err(error) if error.is_closed_at_multi());
-        if self.health.is_closed_at_multi_again(at_multi) {
+        if self.shared.repeats_closed_at_multi(at_multi) {
             opened = opened.map_err(ConnectionError::permanent);
         }
         let failure = opened.as_ref().err().map(|error| (Instant::now(), error.clone()));
-        *lock(&self.health.last_connect_error) = failure;
+        *lock(&self.shared.last_connect_error) = failure;
         match &mut opened {
-            Ok(link) => {
-                link.counts(alive);
-                self.health.opened(link);
-                self.health.counters.connects.add();
-                link.arrives(self.health.openings.opened());
+            Ok(connection) => {
+                connection.counts(alive);
+                self.shared.opened(connection);
+                self.shared.counters.connects.add();
+                connection.arrives(self.shared.attempts.connection_opened());
                 // Not here: the link is handed over when this returns.
                 let address = self.endpoint.address().into_owned();
-                self.herald.tell(Level::DEBUG, move || {
+                self.log_thread.log(Level::DEBUG, move || {
                     tracing::debug!(server.address = &*address, "connected");
                 });
             }
             Err(error) => {
-                self.health.counters.connect_failures.add();
+                self.shared.counters.connect_failures.add();
                 let (address, error) = (self.endpoint.address().into_owned(), error.clone());
-                self.herald.tell(Level::DEBUG, move || {
+                self.log_thread.log(Level::DEBUG, move || {
                     tracing::debug!(server.address = &*address, error = %format_args!("{error:#}"), "connect failed");
                 });
             }
         }
         #[cfg(test)]
-        if let Some(pause) = &*lock(&self.health.before_listing) {
+        if let Some(pause) = &*lock(&self.shared.before_listing) {
             pause();
         }
         opened.map(Box::new)
     }
 
     /// Not used: the first command of every borrower is the check.
-    fn is_valid(&self, _: &mut Box<Link>) -> Result<(), ConnectionError> {
+    fn is_valid(&self, _: &mut Box<Connection>) -> Result<(), ConnectionError> {
         Ok(())
     }
 
-    fn has_broken(&self, link: &mut Box<Link>) -> bool {
+    fn has_broken(&self, connection: &mut Box<Connection>) -> bool {
         let generation = self.generation();
-        let reason = catch_unwind(AssertUnwindSafe(|| link.verdict(Instant::now(), generation)))
-            .unwrap_or(Some(CloseReason::LeftDirty));
+        let reason =
+            catch_unwind(AssertUnwindSafe(|| connection.close_reason(Instant::now(), generation)))
+                .unwrap_or(Some(CloseReason::LeftDirty));
         if let Some(reason) = reason {
-            self.health.counters.replaced(reason);
+            self.shared.counters.replaced(reason);
             let address = self.endpoint.address().into_owned();
-            deferred::leave(Level::DEBUG, move || {
+            deferred::defer(Level::DEBUG, move || {
                 let reason = reason.as_str();
                 tracing::debug!(server.address = &*address, reason, "connection replaced");
             });
@@ -397,7 +400,7 @@ impl r2d2::ManageConnection for LinkManager {
     }
 }
 
-/// Up to a tenth less, so that links opened together are not replaced together.
+/// Up to a tenth less, so that connections opened together are not replaced together.
 fn jittered(lifetime: Duration) -> Duration {
     lifetime.mul_f64(1.0 - fastrand::f64() / 10.0)
 }

@@ -1,6 +1,6 @@
-//! A pool of links behind a fair gate.
+//! A pool of connections behind a fair gate.
 //!
-//! r2d2 opens links, backs off, and closes the ones that idle for too long. Who gets one, when it
+//! r2d2 opens connections, backs off, and closes the ones that idle for too long. Who gets one, when it
 //! may be trusted and when it must be replaced is decided here.
 //!
 //! Never: an r2d2 `get` without a permit, so that none of them waits for another scope.
@@ -34,15 +34,15 @@ use tracing::Level;
 use crate::connection::endpoint::Endpoint;
 use crate::error::checkout::{CheckoutError, CheckoutTimeout};
 use crate::error::open_scope::OpenScope;
-use crate::logging::deferred::{Herald, Later};
-use crate::logging::rate_limit::{Alarm, Alarms};
+use crate::logging::deferred::{DeferredEvents, LogThread};
+use crate::logging::rate_limit::{LimitedEvent, RateLimits};
 use crate::pool::batch_response::BatchResponse;
-use crate::pool::blocking::Blocking;
-use crate::pool::checkout::Lease;
+use crate::pool::blocking::BlockingCommands;
+use crate::pool::checkout::Checkout;
 use crate::pool::checkout::Permit;
-use crate::pool::manager::{Health, LinkManager, Purpose};
-use crate::pool::scopes::{Outlook, Owner, Pin, Registry, Seen};
-use crate::pool::semaphore::{Gate, Member, Refused, Turn, Waits};
+use crate::pool::manager::{ConnectionManager, PoolShared, Purpose};
+use crate::pool::scopes::{OpenScopes, PinnedConnection, ReaperState, ScopeOrigin, WaitCheck};
+use crate::pool::semaphore::{AcquireError, Acquired, BatchMember, FairSemaphore, IsWaiting};
 use crate::protocol::batch::BatchRequest;
 use crate::protocol::connection_state::Taint;
 use crate::settings::Settings;
@@ -54,7 +54,7 @@ const FAREWELL: Duration = Duration::from_millis(100);
 /// The pause between two looks for connections that a closed pool has left to close.
 const SWEEP: Duration = Duration::from_millis(20);
 
-/// A pool of links behind a fair gate. Clones are the same pool.
+/// A pool of connections behind a fair gate. Clones are the same pool.
 #[derive(Clone)]
 pub(crate) struct Pool {
     inner: Arc<Inner>,
@@ -80,57 +80,57 @@ impl WeakPool {
 }
 
 /// What came of waiting with a job.
-pub(crate) enum Joined {
+pub(crate) enum BatchCheckout {
     /// A link that was free, and nobody waits.
-    Alone(Lease),
+    Alone(Checkout),
     /// A link, and the job back.
-    Lead(Lease, BatchRequest),
-    Settled(BatchResponse),
+    Lead(Checkout, BatchRequest),
+    Response(BatchResponse),
 }
 
 /// Every holder of a connection waits for one.
-struct Hopeless {
+struct WouldDeadlock {
     /// No holder can have gone on elsewhere.
     certain: bool,
     holders: Vec<OpenScope>,
 }
 
 /// Judges a wait before it begins.
-type MayWait<'p> = dyn Fn(&Waits<'_>) -> Result<(), Hopeless> + 'p;
+type MayWait<'p> = dyn Fn(&IsWaiting<'_>) -> Result<(), WouldDeadlock> + 'p;
 
 /// How a session manager writes its events and warnings.
 #[derive(Debug, Default)]
-pub(crate) struct Voice {
-    pub(crate) herald: Arc<Herald>,
-    pub(crate) alarms: Alarms,
+pub(crate) struct Logging {
+    pub(crate) log_thread: Arc<LogThread>,
+    pub(crate) rate_limits: RateLimits,
 }
 
 /// What all pools of one purpose have in common.
 #[derive(Clone)]
-pub(crate) struct Kind {
+pub(crate) struct PoolConfig {
     pub(crate) name: &'static str,
     pub(crate) purpose: Purpose,
     pub(crate) settings: Arc<Settings>,
     pub(crate) threads: Arc<ScheduledThreadPool>,
     pub(crate) counters: Arc<Counters>,
-    pub(crate) voice: Arc<Voice>,
+    pub(crate) logging: Arc<Logging>,
     /// A server that cannot be reached is told at once: another one may serve by now.
-    pub(crate) impatient: bool,
+    pub(crate) fail_fast: bool,
 }
 
 struct Inner {
     name: &'static str,
-    impatient: bool,
+    fail_fast: bool,
     endpoint: Endpoint,
-    voice: Arc<Voice>,
+    logging: Arc<Logging>,
     settings: Arc<Settings>,
-    health: Arc<Health>,
-    gate: Gate<BatchRequest, BatchResponse>,
-    registry: Registry,
-    blocking: Blocking,
-    links: r2d2::Pool<LinkManager>,
-    epoch: Instant,
-    /// Links last proven before this (in nanoseconds since `epoch`) are not trusted: another one
+    shared: Arc<PoolShared>,
+    semaphore: FairSemaphore<BatchRequest, BatchResponse>,
+    open_scopes: OpenScopes,
+    blocking: BlockingCommands,
+    connections: r2d2::Pool<ConnectionManager>,
+    created: Instant,
+    /// Links last proven before this (in nanoseconds since `created`) are not trusted: another one
     /// was found dead then.
     distrusted_before: AtomicU64,
     /// Links last proven before this are closed unprobed: another one was found silent then, and
@@ -140,10 +140,10 @@ struct Inner {
 }
 
 impl Pool {
-    pub(crate) fn new(kind: Kind, endpoint: Endpoint) -> Self {
-        let Kind { name, purpose, settings, threads, counters, voice, impatient } = kind;
-        let health = Arc::new(Health::counting(counters));
-        let links = r2d2::Pool::builder()
+    pub(crate) fn new(kind: PoolConfig, endpoint: Endpoint) -> Self {
+        let PoolConfig { name, purpose, settings, threads, counters, logging, fail_fast } = kind;
+        let shared = Arc::new(PoolShared::counting(counters));
+        let connections = r2d2::Pool::builder()
             .max_size(settings.max_size)
             .min_idle(Some(settings.min_idle))
             .idle_timeout(settings.idle_timeout)
@@ -154,25 +154,25 @@ impl Pool {
             .error_handler(Box::new(r2d2::NopErrorHandler))
             .thread_pool(Arc::clone(&threads))
             // Unchecked: a server that is down is not an error of building.
-            .build_unchecked(LinkManager {
+            .build_unchecked(ConnectionManager {
                 endpoint: endpoint.clone(),
                 settings: Arc::clone(&settings),
                 purpose,
-                health: Arc::clone(&health),
-                herald: Arc::clone(&voice.herald),
+                shared: Arc::clone(&shared),
+                log_thread: Arc::clone(&logging.log_thread),
             });
         let inner = Arc::new(Inner {
             name,
-            impatient,
+            fail_fast,
             endpoint,
-            voice,
-            health,
-            gate: Gate::new(settings.max_size as usize),
-            registry: Registry::new(settings.max_size as usize),
-            blocking: Blocking::default(),
+            logging,
+            shared,
+            semaphore: FairSemaphore::new(settings.max_size as usize),
+            open_scopes: OpenScopes::new(settings.max_size as usize),
+            blocking: BlockingCommands::default(),
             settings,
-            links,
-            epoch: Instant::now(),
+            connections,
+            created: Instant::now(),
             distrusted_before: AtomicU64::new(0),
             silent_before: AtomicU64::new(0),
             last_bump: AtomicU64::new(0),
@@ -189,62 +189,66 @@ impl Pool {
         &self.inner.settings
     }
 
-    pub(crate) fn health(&self) -> &Arc<Health> {
-        &self.inner.health
+    pub(crate) fn shared(&self) -> &Arc<PoolShared> {
+        &self.inner.shared
     }
 
     pub(crate) fn counters(&self) -> &Counters {
-        &self.inner.health.counters
+        &self.inner.shared.counters
     }
 
     pub(crate) fn endpoint(&self) -> &Endpoint {
         &self.inner.endpoint
     }
 
-    pub(crate) fn registry(&self) -> &Registry {
-        &self.inner.registry
+    pub(crate) fn open_scopes(&self) -> &OpenScopes {
+        &self.inner.open_scopes
     }
 
     /// A link for one round trip.
-    pub(crate) fn lease(&self, deadline: Instant) -> Result<Lease, CheckoutError> {
+    pub(crate) fn checkout(&self, deadline: Instant) -> Result<Checkout, CheckoutError> {
         let started = Instant::now();
-        let leased = self.permit(started, deadline);
-        let mut leased = leased.and_then(|permit| Lease::checkout(permit, started, deadline));
-        self.count_checkout(leased.as_mut());
-        leased
+        let checkout = self.permit(started, deadline);
+        let mut checkout =
+            checkout.and_then(|permit| Checkout::checkout(permit, started, deadline));
+        self.count_checkout(checkout.as_mut());
+        checkout
     }
 
     /// The same, where a permit is free; `None`: none is.
-    pub(crate) fn try_lease(&self, deadline: Instant) -> Result<Option<Lease>, CheckoutError> {
+    pub(crate) fn try_checkout(
+        &self,
+        deadline: Instant,
+    ) -> Result<Option<Checkout>, CheckoutError> {
         let started = Instant::now();
-        let Some(slot) = self.inner.gate.try_acquire() else { return Ok(None) };
+        let Some(slot) = self.inner.semaphore.try_acquire() else { return Ok(None) };
         let permit = Permit::new(self.clone(), slot);
-        let mut leased = Lease::checkout(permit, started, deadline);
-        self.count_checkout(leased.as_mut());
-        leased.map(Some)
+        let mut checkout = Checkout::checkout(permit, started, deadline);
+        self.count_checkout(checkout.as_mut());
+        checkout.map(Some)
     }
 
     /// Begins to open a connection where there is none, and does not wait for it.
     pub(crate) fn warm(&self) {
-        if self.inner.links.state().connections > 0 {
+        if self.inner.connections.state().connections > 0 {
             return;
         }
-        if let Some(slot) = self.inner.gate.try_acquire() {
+        if let Some(slot) = self.inner.semaphore.try_acquire() {
             let _permit = Permit::new(self.clone(), slot);
-            drop(self.inner.links.get_timeout(Duration::ZERO));
+            drop(self.inner.connections.get_timeout(Duration::ZERO));
         }
     }
 
-    fn count_checkout(&self, leased: Result<&mut Lease, &mut CheckoutError>) {
+    fn count_checkout(&self, checkout: Result<&mut Checkout, &mut CheckoutError>) {
         let name = self.inner.name;
-        match leased {
-            Ok(lease) => {
+        match checkout {
+            Ok(checkout) => {
                 self.counters().checkouts.add();
-                lease.tell(Level::TRACE, move || tracing::trace!(pool = name, "checkout"));
+                checkout.log_later(Level::TRACE, move || tracing::trace!(pool = name, "checkout"));
             }
             Err(error) => {
                 self.counters().refused.add();
-                match self.inner.voice.alarms.raise(Alarm::CheckoutRefused) {
+                match self.inner.logging.rate_limits.allow(LimitedEvent::CheckoutRefused) {
                     Some(suppressed) => {
                         tracing::warn!(pool = name, error = %format_args!("{error:#}"), suppressed, "checkout refused");
                     }
@@ -256,60 +260,64 @@ impl Pool {
         }
     }
 
-    pub(crate) fn voice(&self) -> &Arc<Voice> {
-        &self.inner.voice
+    pub(crate) fn logging(&self) -> &Arc<Logging> {
+        &self.inner.logging
     }
 
-    /// A link for a scope; see [`Lease::asking`].
+    /// A link for a scope; see [`Checkout::with_ask`].
     pub(crate) fn pin(
         &self,
-        owner: Owner,
+        origin: ScopeOrigin,
         deadline: Instant,
         asks: bool,
-    ) -> Result<Pin, CheckoutError> {
-        let lease = self.lease(deadline)?.asking(asks);
-        Ok(self.inner.registry.open(self, lease, owner))
+    ) -> Result<PinnedConnection, CheckoutError> {
+        let checkout = self.checkout(deadline)?.with_ask(asks);
+        Ok(self.inner.open_scopes.open(self, checkout, origin))
     }
 
     /// A link, where one is free; else one to send the job and others' on, unless somebody who has
     /// one sends it along first.
-    pub(crate) fn join(
+    pub(crate) fn checkout_batched(
         &self,
         deadline: Instant,
-        job: impl FnMut() -> BatchRequest,
-    ) -> Result<Joined, CheckoutError> {
+        request: impl FnMut() -> BatchRequest,
+    ) -> Result<BatchCheckout, CheckoutError> {
         // Who takes it along has one exchange for it; but he may be held up by what is not ours.
         let patience = 4 * self.settings().response_timeout;
-        self.join_for(deadline, patience, job)
+        self.checkout_batched_within(deadline, patience, request)
     }
 
     /// The same; a job that was taken along by `deadline` is waited for until `patience` later.
-    pub(crate) fn join_for(
+    pub(crate) fn checkout_batched_within(
         &self,
         deadline: Instant,
         patience: Duration,
-        mut job: impl FnMut() -> BatchRequest,
-    ) -> Result<Joined, CheckoutError> {
+        mut request: impl FnMut() -> BatchRequest,
+    ) -> Result<BatchCheckout, CheckoutError> {
         let started = Instant::now();
-        let gate = &self.inner.gate;
-        if let Some(slot) = gate.try_acquire() {
+        let semaphore = &self.inner.semaphore;
+        if let Some(slot) = semaphore.try_acquire() {
             let permit = Permit::new(self.clone(), slot);
-            let mut alone = Lease::checkout(permit, started, deadline);
+            let mut alone = Checkout::checkout(permit, started, deadline);
             self.count_checkout(alone.as_mut());
-            return alone.map(Joined::Alone);
+            return alone.map(BatchCheckout::Alone);
         }
-        let turn = self.waiting(started, |may_wait| gate.join(job(), deadline, patience, may_wait));
+        let turn = self.waiting(started, |may_wait| {
+            semaphore.acquire_batched(request(), deadline, patience, may_wait)
+        });
         let mut led = turn.and_then(|turn| match turn {
-            Turn::Settled(settled) => Ok(Joined::Settled(settled)),
-            Turn::Lead(slot, job) => {
+            Acquired::Response(response) => Ok(BatchCheckout::Response(response)),
+            Acquired::Permit(slot, request) => {
                 let permit = Permit::new(self.clone(), slot);
-                Ok(Joined::Lead(Lease::checkout(permit, started, deadline)?, job))
+                Ok(BatchCheckout::Lead(Checkout::checkout(permit, started, deadline)?, request))
             }
         });
         match &mut led {
-            Ok(Joined::Alone(lease) | Joined::Lead(lease, _)) => self.count_checkout(Ok(lease)),
+            Ok(BatchCheckout::Alone(checkout) | BatchCheckout::Lead(checkout, _)) => {
+                self.count_checkout(Ok(checkout))
+            }
             // Another caller's connection was used.
-            Ok(Joined::Settled(_)) => {
+            Ok(BatchCheckout::Response(_)) => {
                 self.counters().checkouts.add();
                 tracing::trace!(pool = self.inner.name, "checkout");
             }
@@ -320,41 +328,45 @@ impl Pool {
 
     /// Those who wait first with a job, as many as fit into one write with `bytes` that are there
     /// already.
-    pub(crate) fn take_jobs(&self, mut bytes: usize) -> Vec<Member<BatchRequest, BatchResponse>> {
+    pub(crate) fn take_batch(
+        &self,
+        mut bytes: usize,
+    ) -> Vec<BatchMember<BatchRequest, BatchResponse>> {
         let settings = &self.inner.settings;
         let (mut members, most) = (1, settings.max_group);
-        self.inner.gate.take_jobs(|job| {
+        self.inner.semaphore.take_batch(|request| {
             members += 1;
-            bytes += job.bytes.len();
+            bytes += request.bytes.len();
             members <= most && bytes <= settings.flush_bytes
         })
     }
 
     fn permit(&self, started: Instant, deadline: Instant) -> Result<Permit, CheckoutError> {
-        let gate = &self.inner.gate;
-        let slot = match gate.try_acquire() {
+        let semaphore = &self.inner.semaphore;
+        let slot = match semaphore.try_acquire() {
             Some(slot) => slot,
-            None => self.waiting(started, |may_wait| gate.acquire(deadline, may_wait))?,
+            None => self.waiting(started, |may_wait| semaphore.acquire(deadline, may_wait))?,
         };
         Ok(Permit::new(self.clone(), slot))
     }
 
-    /// Waits at the gate, unless there is no point in it.
+    /// IsWaiting at the gate, unless there is no point in it.
     fn waiting<T>(
         &self,
         started: Instant,
-        mut wait: impl FnMut(&MayWait<'_>) -> Result<T, Refused<Hopeless>>,
+        mut wait: impl FnMut(&MayWait<'_>) -> Result<T, AcquireError<WouldDeadlock>>,
     ) -> Result<T, CheckoutError> {
         let inner = &self.inner;
         let mut warned = false;
         let granted = loop {
-            let granted = wait(&|waits| match inner.registry.outlook(waits) {
-                Outlook::Open => Ok(()),
-                Outlook::Doubtful(_) if warned => Ok(()),
-                Outlook::Doubtful(holders) => Err(Hopeless { certain: false, holders }),
-                Outlook::Deadlock(holders) => Err(Hopeless { certain: true, holders }),
+            let granted = wait(&|waits| match inner.open_scopes.check_wait(waits) {
+                WaitCheck::Ok => Ok(()),
+                WaitCheck::MayDeadlock(_) if warned => Ok(()),
+                WaitCheck::MayDeadlock(holders) => Err(WouldDeadlock { certain: false, holders }),
+                WaitCheck::Deadlock(holders) => Err(WouldDeadlock { certain: true, holders }),
             });
-            let Err(Refused::Hopeless(Hopeless { certain: false, holders })) = granted else {
+            let Err(AcquireError::Rejected(WouldDeadlock { certain: false, holders })) = granted
+            else {
                 break granted;
             };
             // Where no lock of ours is held: a log is the user's.
@@ -370,12 +382,12 @@ impl Pool {
         };
         match granted {
             Ok(granted) => Ok(granted),
-            Err(Refused::Closed) => Err(CheckoutError::Closed),
-            Err(Refused::Hopeless(Hopeless { holders, .. })) => {
+            Err(AcquireError::Closed) => Err(CheckoutError::Closed),
+            Err(AcquireError::Rejected(WouldDeadlock { holders, .. })) => {
                 Err(CheckoutError::WouldDeadlock { holders })
             }
-            Err(Refused::TimedOut { waiters }) => {
-                let idle = inner.links.state().idle_connections;
+            Err(AcquireError::TimedOut { waiters }) => {
+                let idle = inner.connections.state().idle_connections;
                 Err(CheckoutError::Timeout(Box::new(CheckoutTimeout {
                     waited: started.elapsed(),
                     max_size: inner.settings.max_size,
@@ -383,7 +395,7 @@ impl Pool {
                     idle,
                     waiters,
                     holders: self.scopes(),
-                    last_connect_error: inner.health.connect_error().map(|(_, error)| error),
+                    last_connect_error: inner.shared.connect_error().map(|(_, error)| error),
                 })))
             }
         }
@@ -391,7 +403,7 @@ impl Pool {
 
     /// The open scopes and the commands that wait on the server, oldest first.
     pub(crate) fn scopes(&self) -> Vec<OpenScope> {
-        let mut scopes = self.inner.registry.scopes();
+        let mut scopes = self.inner.open_scopes.scopes();
         scopes.extend(self.inner.blocking.scopes());
         scopes.sort_by_key(|scope| std::cmp::Reverse(scope.age));
         scopes
@@ -399,7 +411,7 @@ impl Pool {
 
     /// No connection is given from now on, and commands that wait on the server are ended.
     pub(crate) fn close(&self) {
-        self.inner.gate.close();
+        self.inner.semaphore.close();
         self.inner.blocking.close();
     }
 
@@ -407,11 +419,11 @@ impl Pool {
     /// connection keeps it to the end of his scope.
     #[cfg(feature = "cluster")]
     pub(crate) fn retire(&self) {
-        self.inner.gate.close();
-        self.inner.health.end();
+        self.inner.semaphore.close();
+        self.inner.shared.end();
     }
 
-    /// Waits until no connection is held, takes back what is still held at `deadline`, and closes
+    /// IsWaiting until no connection is held, takes back what is still held at `deadline`, and closes
     /// every connection: the idle ones, the ones that calls use, and the ones that are being opened.
     /// Returns how many scopes were taken back.
     pub(crate) fn drain(&self, deadline: Instant) -> usize {
@@ -420,40 +432,40 @@ impl Pool {
             std::thread::sleep(Duration::from_millis(1));
         }
         // Whatever still comes back is closed, and nothing is opened in its place.
-        inner.health.end();
-        let taken = inner.registry.reap_all();
+        inner.shared.end();
+        let taken = inner.open_scopes.reclaim_all();
         if inner.in_use() > 0 {
             // Calls that are under way fail now.
-            inner.health.shut_down();
+            inner.shared.shut_down_sockets();
         }
         // Not for longer: the sweeper closes what arrives later.
         let until = deadline.max(Instant::now() + FAREWELL);
         while !inner.sweep() {
             if Instant::now() >= until {
-                inner.health.shut_down();
+                inner.shared.shut_down_sockets();
                 break;
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        let mut later = Later::default();
-        later.gather();
+        let mut later = DeferredEvents::default();
+        later.collect();
         later.write();
         taken
     }
 
     pub(crate) fn status(&self) -> PoolStatus {
         let inner = &self.inner;
-        let state = inner.links.state();
+        let state = inner.connections.state();
         PoolStatus {
             name: inner.name,
             size: state.connections,
             max_size: inner.settings.max_size,
             in_use: inner.in_use() as u32,
             idle: state.idle_connections,
-            waiting: inner.gate.waiting(),
+            waiting: inner.semaphore.waiting(),
             counts: self.counters().counts(),
             scopes: self.scopes(),
-            last_connect_error: inner.health.connect_error().map(|(_, error)| error),
+            last_connect_error: inner.shared.connect_error().map(|(_, error)| error),
             nodes: Vec::new(),
             redirections: 0,
         }
@@ -464,8 +476,8 @@ impl Pool {
 /// ever.
 impl Drop for Inner {
     fn drop(&mut self) {
-        if self.settings.is_left() {
-            std::mem::forget(self.links.clone());
+        if self.settings.is_forked_child() {
+            std::mem::forget(self.connections.clone());
         }
     }
 }
@@ -473,27 +485,27 @@ impl Drop for Inner {
 impl Inner {
     /// Number of permits that callers hold.
     fn in_use(&self) -> usize {
-        (self.settings.max_size as usize).saturating_sub(self.gate.free())
+        (self.settings.max_size as usize).saturating_sub(self.semaphore.free())
     }
 
     /// Closes the idle connections of a pool that has ended. True: none is left but those that calls
     /// still have, which are closed when they come back.
     fn sweep(&self) -> bool {
         // r2d2 lists a connection a moment after it was opened, so once is not enough.
-        while let Some(mut link) = self.links.try_get() {
-            link.taint(Taint::Outdated);
+        while let Some(mut connection) = self.connections.try_get() {
+            connection.taint(Taint::Outdated);
         }
         // A caller has one connection at most, and gives it back before its permit.
-        self.health.alive() <= self.in_use()
+        self.shared.alive() <= self.in_use()
     }
 
     fn generation(&self) -> u64 {
-        self.health.generation(&self.endpoint)
+        self.shared.generation(&self.endpoint)
     }
 
     /// Nanoseconds since the pool was made; they last for 584 years.
     fn stamp(&self, instant: Instant) -> u64 {
-        instant.saturating_duration_since(self.epoch).as_nanos() as u64
+        instant.saturating_duration_since(self.created).as_nanos() as u64
     }
 
     /// Has the reaper come by often enough for the shortest limit there is.
@@ -503,11 +515,11 @@ impl Inner {
         let shortest = warning.map_or(limit, |warning| warning.min(limit));
         let period = (shortest / 4).clamp(Duration::from_millis(5), Duration::from_secs(1));
         let pool = Arc::downgrade(self);
-        let mut seen = Seen::default();
+        let mut seen = ReaperState::default();
         threads.execute_at_dynamic_rate(period, move || {
             let pool = pool.upgrade()?;
-            pool.registry.reap(&mut seen, limit, warning, &pool.voice.herald);
-            if pool.health.over.load(Ordering::Acquire) && !pool.sweep() {
+            pool.open_scopes.reclaim_unused(&mut seen, limit, warning, &pool.logging.log_thread);
+            if pool.shared.closed.load(Ordering::Acquire) && !pool.sweep() {
                 return Some(SWEEP.min(period));
             }
             Some(period)

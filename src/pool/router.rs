@@ -22,13 +22,13 @@ use std::time::{Duration, Instant};
 use crate::connection::endpoint::Endpoint;
 use crate::error::checkout::CheckoutError;
 use crate::error::open_scope::OpenScope;
-use crate::logging::deferred::Herald;
-use crate::logging::rate_limit::Alarms;
-use crate::pool::checkout::Lease;
+use crate::logging::deferred::LogThread;
+use crate::logging::rate_limit::RateLimits;
+use crate::pool::checkout::Checkout;
 #[cfg(feature = "cluster")]
 use crate::pool::router::cluster::Cluster;
-use crate::pool::scopes::{Owner, Pin};
-use crate::pool::{Joined, Pool, Voice, WeakPool};
+use crate::pool::scopes::{PinnedConnection, ScopeOrigin};
+use crate::pool::{BatchCheckout, Logging, Pool, WeakPool};
 use crate::protocol::batch::BatchRequest;
 #[cfg(feature = "cluster")]
 use crate::protocol::cluster::redirect::RedirectReply;
@@ -39,76 +39,76 @@ use crate::settings::credentials::Provider;
 use crate::status::{Counters, PoolStatus};
 
 /// A time in which connections lead to the same server and have said the same.
-pub(crate) type Term = (u64, Option<u64>);
+pub(crate) type Generation = (u64, Option<u64>);
 
 /// The pools of one purpose. Clones are the same pools.
 #[derive(Clone)]
-pub(crate) struct Nodes {
-    set: Set,
+pub(crate) struct Router {
+    inner: Inner,
 }
 
-impl Drop for Nodes {
+impl Drop for Router {
     fn drop(&mut self) {
         // A forked child that drops it will never use it: the sockets are closed there.
-        let _: bool = self.settings().is_left();
+        let _: bool = self.settings().is_forked_child();
     }
 }
 
 #[derive(Clone)]
-enum Set {
-    One(Pool),
+enum Inner {
+    Single(Pool),
     #[cfg(feature = "cluster")]
-    Many(Arc<Cluster>),
+    Cluster(Arc<Cluster>),
 }
 
 /// What a scope knows of them: a scope that was forgotten keeps none of them alive.
-pub(crate) struct WeakNodes {
-    set: WeakSet,
+pub(crate) struct WeakRouter {
+    inner: WeakInner,
 }
 
-enum WeakSet {
-    One(WeakPool),
+enum WeakInner {
+    Single(WeakPool),
     #[cfg(feature = "cluster")]
-    Many(std::sync::Weak<Cluster>),
+    Cluster(std::sync::Weak<Cluster>),
 }
 
-impl WeakNodes {
+impl WeakRouter {
     /// `None` once nobody can use them any more.
-    pub(crate) fn get(&self) -> Option<Nodes> {
-        let set = match &self.set {
-            WeakSet::One(pool) => Set::One(pool.get()?),
+    pub(crate) fn get(&self) -> Option<Router> {
+        let inner = match &self.inner {
+            WeakInner::Single(pool) => Inner::Single(pool.get()?),
             #[cfg(feature = "cluster")]
-            WeakSet::Many(cluster) => Set::Many(cluster.upgrade()?),
+            WeakInner::Cluster(cluster) => Inner::Cluster(cluster.upgrade()?),
         };
-        Some(Nodes { set })
+        Some(Router { inner })
     }
 }
 
-impl Nodes {
+impl Router {
     pub(crate) fn one(pool: Pool) -> Self {
-        Self { set: Set::One(pool) }
+        Self { inner: Inner::Single(pool) }
     }
 
     #[cfg(feature = "cluster")]
     pub(crate) fn cluster(cluster: Cluster) -> Self {
-        Self { set: Set::Many(Arc::new(cluster)) }
+        Self { inner: Inner::Cluster(Arc::new(cluster)) }
     }
 
-    pub(crate) fn weak(&self) -> WeakNodes {
-        let set = match &self.set {
-            Set::One(pool) => WeakSet::One(pool.weak()),
+    pub(crate) fn weak(&self) -> WeakRouter {
+        let inner = match &self.inner {
+            Inner::Single(pool) => WeakInner::Single(pool.weak()),
             #[cfg(feature = "cluster")]
-            Set::Many(cluster) => WeakSet::Many(Arc::downgrade(cluster)),
+            Inner::Cluster(cluster) => WeakInner::Cluster(Arc::downgrade(cluster)),
         };
-        WeakNodes { set }
+        WeakRouter { inner }
     }
 
     /// The one pool, where there is one server.
     pub(crate) fn single(&self) -> Option<&Pool> {
-        match &self.set {
-            Set::One(pool) => Some(pool),
+        match &self.inner {
+            Inner::Single(pool) => Some(pool),
             #[cfg(feature = "cluster")]
-            Set::Many(_) => None,
+            Inner::Cluster(_) => None,
         }
     }
 
@@ -125,10 +125,10 @@ impl Nodes {
     }
 
     pub(crate) fn settings(&self) -> &Arc<Settings> {
-        match &self.set {
-            Set::One(pool) => pool.settings(),
+        match &self.inner {
+            Inner::Single(pool) => pool.settings(),
             #[cfg(feature = "cluster")]
-            Set::Many(cluster) => cluster.settings(),
+            Inner::Cluster(cluster) => cluster.settings(),
         }
     }
 
@@ -141,27 +141,27 @@ impl Nodes {
     }
 
     pub(crate) fn counters(&self) -> &Counters {
-        match &self.set {
-            Set::One(pool) => pool.counters(),
+        match &self.inner {
+            Inner::Single(pool) => pool.counters(),
             #[cfg(feature = "cluster")]
-            Set::Many(cluster) => cluster.counters(),
+            Inner::Cluster(cluster) => cluster.counters(),
         }
     }
 
-    pub(crate) fn alarms(&self) -> &Alarms {
-        &self.voice().alarms
+    pub(crate) fn rate_limits(&self) -> &RateLimits {
+        &self.logging().rate_limits
     }
 
     /// Writes the events of threads that must not wait for a log.
-    pub(crate) fn herald(&self) -> &Arc<Herald> {
-        &self.voice().herald
+    pub(crate) fn log_thread(&self) -> &Arc<LogThread> {
+        &self.logging().log_thread
     }
 
-    fn voice(&self) -> &Voice {
-        match &self.set {
-            Set::One(pool) => pool.voice(),
+    fn logging(&self) -> &Logging {
+        match &self.inner {
+            Inner::Single(pool) => pool.logging(),
             #[cfg(feature = "cluster")]
-            Set::Many(cluster) => cluster.voice(),
+            Inner::Cluster(cluster) => cluster.logging(),
         }
     }
 
@@ -172,19 +172,19 @@ impl Nodes {
 
     /// Of the server, or of the nodes that the cluster was named by.
     pub(crate) fn address(&self) -> String {
-        match &self.set {
-            Set::One(pool) => pool.endpoint().address().into_owned(),
+        match &self.inner {
+            Inner::Single(pool) => pool.endpoint().address().into_owned(),
             #[cfg(feature = "cluster")]
-            Set::Many(cluster) => cluster.address(),
+            Inner::Cluster(cluster) => cluster.address(),
         }
     }
 
     /// For spans: of the server, or of the first node that the cluster was named by.
     pub(crate) fn host_and_port(&self) -> (Cow<'_, str>, u16) {
-        match &self.set {
-            Set::One(pool) => pool.endpoint().host_and_port(),
+        match &self.inner {
+            Inner::Single(pool) => pool.endpoint().host_and_port(),
             #[cfg(feature = "cluster")]
-            Set::Many(cluster) => {
+            Inner::Cluster(cluster) => {
                 let (host, port) = cluster.host_and_port();
                 (host.into(), port)
             }
@@ -197,90 +197,96 @@ impl Nodes {
     }
 
     /// Differs each time that another one has, or that connections are to say anew who they are.
-    pub(crate) fn term(&self) -> Term {
-        let switches = self.single().map_or(0, |pool| pool.endpoint().term());
+    pub(crate) fn generation(&self) -> Generation {
+        let switches = self.single().map_or(0, |pool| pool.endpoint().generation());
         (switches, self.settings().credentials.as_ref().map(Provider::version))
     }
 
     /// Nobody connects any more.
-    pub(crate) fn cease(&self) {
+    pub(crate) fn stop_connecting(&self) {
         if let Some(pool) = self.single() {
             pool.endpoint().close();
         }
     }
 
     /// A link for one round trip.
-    pub(crate) fn lease(&self, route: &Route, deadline: Instant) -> Result<Lease, CheckoutError> {
-        self.reach(route, deadline, |pool| pool.lease(deadline))
-            .map(|lease| lease.asking(route.ask))
-    }
-
-    /// The same where one is free; `None`: none is.
-    pub(crate) fn try_lease(
+    pub(crate) fn checkout(
         &self,
         route: &Route,
         deadline: Instant,
-    ) -> Result<Option<Lease>, CheckoutError> {
-        self.reach(route, deadline, |pool| pool.try_lease(deadline))
-            .map(|lease| lease.map(|lease| lease.asking(route.ask)))
+    ) -> Result<Checkout, CheckoutError> {
+        self.with_pool(route, deadline, |pool| pool.checkout(deadline))
+            .map(|checkout| checkout.with_ask(route.ask))
+    }
+
+    /// The same where one is free; `None`: none is.
+    pub(crate) fn try_checkout(
+        &self,
+        route: &Route,
+        deadline: Instant,
+    ) -> Result<Option<Checkout>, CheckoutError> {
+        self.with_pool(route, deadline, |pool| pool.try_checkout(deadline))
+            .map(|checkout| checkout.map(|checkout| checkout.with_ask(route.ask)))
     }
 
     /// Begins to open a connection to where the route leads, unless there is one.
     pub(crate) fn warm(&self, route: &Route) {
-        match &self.set {
-            Set::One(pool) => pool.warm(),
+        match &self.inner {
+            Inner::Single(pool) => pool.warm(),
             #[cfg(feature = "cluster")]
-            Set::Many(cluster) => cluster.warm(route),
+            Inner::Cluster(cluster) => cluster.warm(route),
         }
     }
 
     /// A link for calls that may all be sent again, or their answers, where another caller sends
     /// them along. What was sent along is not waited for past the deadline.
-    pub(crate) fn join_calls(
+    pub(crate) fn checkout_batched_calls(
         &self,
         route: &Route,
         deadline: Instant,
-        mut job: impl FnMut() -> BatchRequest,
-    ) -> Result<Joined, CheckoutError> {
-        self.reach(route, deadline, |pool| pool.join_for(deadline, Duration::ZERO, &mut job))
+        mut request: impl FnMut() -> BatchRequest,
+    ) -> Result<BatchCheckout, CheckoutError> {
+        self.with_pool(route, deadline, |pool| {
+            pool.checkout_batched_within(deadline, Duration::ZERO, &mut request)
+        })
     }
 
     /// A link for a scope.
     pub(crate) fn pin(
         &self,
         route: &Route,
-        owner: &Owner,
+        origin: &ScopeOrigin,
         deadline: Instant,
-    ) -> Result<Pin, CheckoutError> {
-        self.reach(route, deadline, |pool| pool.pin(owner.clone(), deadline, route.ask))
+    ) -> Result<PinnedConnection, CheckoutError> {
+        self.with_pool(route, deadline, |pool| pool.pin(origin.clone(), deadline, route.ask))
     }
 
-    /// See [`Pool::join`]. Whoever is to be asked for leave each time goes alone.
-    pub(crate) fn join(
+    /// See [`Pool::checkout_batched`]. Whoever is to be asked for leave each time goes alone.
+    pub(crate) fn checkout_batched(
         &self,
         route: &Route,
         deadline: Instant,
-        mut job: impl FnMut() -> BatchRequest,
-    ) -> Result<Joined, CheckoutError> {
+        mut request: impl FnMut() -> BatchRequest,
+    ) -> Result<BatchCheckout, CheckoutError> {
         if route.ask {
-            return self.lease(route, deadline).map(Joined::Alone);
+            return self.checkout(route, deadline).map(BatchCheckout::Alone);
         }
-        self.reach(route, deadline, |pool| pool.join(deadline, &mut job))
+        self.with_pool(route, deadline, |pool| pool.checkout_batched(deadline, &mut request))
     }
 
     /// Does something with the pool of the route, and with another one where its server is gone and
     /// another one has taken over by `deadline`.
-    fn reach<T>(
+    fn with_pool<T>(
         &self,
         route: &Route,
         deadline: Instant,
         mut call: impl FnMut(&Pool) -> Result<T, CheckoutError>,
     ) -> Result<T, CheckoutError> {
         self.here()?;
-        match &self.set {
-            Set::One(pool) => call(pool),
+        match &self.inner {
+            Inner::Single(pool) => call(pool),
             #[cfg(feature = "cluster")]
-            Set::Many(cluster) => cluster.reach(route, deadline, call),
+            Inner::Cluster(cluster) => cluster.with_pool(route, deadline, call),
         }
     }
 
@@ -290,25 +296,25 @@ impl Nodes {
         route: &Route,
         deadline: Instant,
     ) -> Result<Endpoint, CheckoutError> {
-        self.reach(route, deadline, |pool| Ok(pool.endpoint().clone()))
+        self.with_pool(route, deadline, |pool| Ok(pool.endpoint().clone()))
     }
 
     /// The ways to all masters, to ask each of them the same.
-    pub(crate) fn everybody(&self, deadline: Instant) -> Result<Vec<Route>, CheckoutError> {
-        match &self.set {
-            Set::One(_) => Ok(vec![Route::default()]),
+    pub(crate) fn all_masters(&self, deadline: Instant) -> Result<Vec<Route>, CheckoutError> {
+        match &self.inner {
+            Inner::Single(_) => Ok(vec![Route::default()]),
             #[cfg(feature = "cluster")]
-            Set::Many(cluster) => cluster.everybody(deadline),
+            Inner::Cluster(cluster) => cluster.all_masters(deadline),
         }
     }
 
     /// How a call is sent again after a server rejected it with this error. `None`: the error is the
     /// call's result.
     pub(crate) fn redirect_for(&self, route: &Route, code: &str, text: &str) -> Option<Redirect> {
-        match &self.set {
-            Set::One(_) => None,
+        match &self.inner {
+            Inner::Single(_) => None,
             #[cfg(feature = "cluster")]
-            Set::Many(cluster) => cluster.redirect_for(route, &RedirectReply::of(code, text)?),
+            Inner::Cluster(cluster) => cluster.redirect_for(route, &RedirectReply::of(code, text)?),
         }
     }
 
@@ -319,61 +325,61 @@ impl Nodes {
         error: &CheckoutError,
         deadline: Instant,
     ) -> Option<Redirect> {
-        match &self.set {
-            Set::One(_) => None,
+        match &self.inner {
+            Inner::Single(_) => None,
             #[cfg(feature = "cluster")]
-            Set::Many(cluster) => cluster.on_unreachable(route, error, deadline),
+            Inner::Cluster(cluster) => cluster.on_unreachable(route, error, deadline),
         }
     }
 
     pub(crate) fn scopes(&self) -> Vec<OpenScope> {
-        match &self.set {
-            Set::One(pool) => pool.scopes(),
+        match &self.inner {
+            Inner::Single(pool) => pool.scopes(),
             #[cfg(feature = "cluster")]
-            Set::Many(cluster) => cluster.scopes(),
+            Inner::Cluster(cluster) => cluster.scopes(),
         }
     }
 
     pub(crate) fn status(&self) -> PoolStatus {
-        match &self.set {
-            Set::One(pool) => pool.status(),
+        match &self.inner {
+            Inner::Single(pool) => pool.status(),
             #[cfg(feature = "cluster")]
-            Set::Many(cluster) => cluster.status(),
+            Inner::Cluster(cluster) => cluster.status(),
         }
     }
 
     pub(crate) fn close(&self) {
-        match &self.set {
-            Set::One(pool) => pool.close(),
+        match &self.inner {
+            Inner::Single(pool) => pool.close(),
             #[cfg(feature = "cluster")]
-            Set::Many(cluster) => cluster.close(),
+            Inner::Cluster(cluster) => cluster.close(),
         }
     }
 
     pub(crate) fn drain(&self, deadline: Instant) -> usize {
-        match &self.set {
-            Set::One(pool) => pool.drain(deadline),
+        match &self.inner {
+            Inner::Single(pool) => pool.drain(deadline),
             #[cfg(feature = "cluster")]
-            Set::Many(cluster) => cluster.drain(deadline),
+            Inner::Cluster(cluster) => cluster.drain(deadline),
         }
     }
 }
 
-impl fmt::Debug for Nodes {
+impl fmt::Debug for Router {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.settings().is_left() {
-            return f.write_str("Nodes of another process");
+        if self.settings().is_forked_child() {
+            return f.write_str("Router of another process");
         }
-        match &self.set {
-            Set::One(pool) => fmt::Debug::fmt(pool, f),
+        match &self.inner {
+            Inner::Single(pool) => fmt::Debug::fmt(pool, f),
             #[cfg(feature = "cluster")]
-            Set::Many(cluster) => fmt::Debug::fmt(cluster, f),
+            Inner::Cluster(cluster) => fmt::Debug::fmt(cluster, f),
         }
     }
 }
 
-impl fmt::Debug for WeakNodes {
+impl fmt::Debug for WeakRouter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("WeakNodes")
+        f.write_str("WeakRouter")
     }
 }

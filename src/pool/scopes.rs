@@ -17,16 +17,16 @@ use tracing::Level;
 
 use crate::error::open_scope::OpenScope;
 use crate::error::pin_expired::PinExpired;
-use crate::logging::deferred::Herald;
-use crate::pool::checkout::Lease;
-use crate::pool::semaphore::Waits;
+use crate::logging::deferred::LogThread;
+use crate::pool::checkout::Checkout;
+use crate::pool::semaphore::IsWaiting;
 use crate::pool::{Pool, WeakPool};
 use crate::protocol::connection_state::Taint;
 use crate::sync::{lock, this_thread};
 
 /// Who begins a scope.
 #[derive(Clone, Debug)]
-pub(crate) struct Owner {
+pub(crate) struct ScopeOrigin {
     pub(crate) name: Option<Arc<str>>,
     pub(crate) place: &'static Location<'static>,
     /// A closure cannot leave its thread; a guard can.
@@ -35,15 +35,15 @@ pub(crate) struct Owner {
 
 /// The slots of one pool.
 #[derive(Debug)]
-pub(crate) struct Registry {
-    slots: Box<[Slot]>,
+pub(crate) struct OpenScopes {
+    slots: Box<[Entry]>,
 }
 
 #[derive(Debug, Default)]
-struct Slot {
-    held: Mutex<Held>,
+struct Entry {
+    held: Mutex<HeldConnection>,
     /// Apart from `held`, so that a diagnosis never waits for a call.
-    record: Mutex<Option<Record>>,
+    record: Mutex<Option<ScopeInfo>>,
     /// Counts the scope's calls: the reaper tells by it that a scope is alive.
     uses: AtomicU64,
     /// The generation of the scope that the reaper found too old while it was inside a call. By
@@ -52,57 +52,62 @@ struct Slot {
 }
 
 #[derive(Debug, Default)]
-struct Held {
+struct HeldConnection {
     generation: u64,
-    lease: Option<Lease>,
+    checkout: Option<Checkout>,
 }
 
 #[derive(Clone, Debug)]
-struct Record {
+struct ScopeInfo {
     generation: u64,
     begun: Instant,
     /// The slot's `uses` when the scope was begun.
     uses: u64,
     thread: ThreadId,
     thread_name: Arc<str>,
-    owner: Owner,
+    origin: ScopeOrigin,
 }
 
-impl Record {
+impl ScopeInfo {
     fn open_scope(&self) -> OpenScope {
         OpenScope {
-            name: self.owner.name.clone(),
+            name: self.origin.name.clone(),
             blocking: None,
-            begun_at: self.owner.place,
+            begun_at: self.origin.place,
             thread: Arc::clone(&self.thread_name),
             age: self.begun.elapsed(),
-            is_closure: self.owner.is_closure,
+            is_closure: self.origin.is_closure,
         }
     }
 }
 
-impl Registry {
+impl OpenScopes {
     pub(crate) fn new(slots: usize) -> Self {
-        Self { slots: (0..slots).map(|_| Slot::default()).collect() }
+        Self { slots: (0..slots).map(|_| Entry::default()).collect() }
     }
 
     /// Lays a lease into its slot and hands out the way to it.
-    pub(crate) fn open(&self, pool: &Pool, lease: Lease, owner: Owner) -> Pin {
-        let (begun, place, index) = (Instant::now(), owner.place, lease.slot());
+    pub(crate) fn open(
+        &self,
+        pool: &Pool,
+        checkout: Checkout,
+        origin: ScopeOrigin,
+    ) -> PinnedConnection {
+        let (begun, place, index) = (Instant::now(), origin.place, checkout.slot());
         let mut generation = 0;
         if let Some(slot) = self.slots.get(index) {
             let mut held = lock(&slot.held);
             held.generation += 1;
-            held.lease = Some(lease);
+            held.checkout = Some(checkout);
             generation = held.generation;
             let thread = this_thread();
             let thread_name = thread_name();
             let uses = slot.uses.load(Ordering::Relaxed);
-            let record = Record { generation, begun, uses, thread, thread_name, owner };
+            let record = ScopeInfo { generation, begun, uses, thread, thread_name, origin };
             *lock(&slot.record) = Some(record);
         }
         let limit = pool.settings().max_pin_time;
-        Pin { pool: pool.weak(), index, generation, begun, place, limit }
+        PinnedConnection { pool: pool.weak(), index, generation, begun, place, limit }
     }
 
     /// The open scopes, oldest first.
@@ -112,59 +117,59 @@ impl Registry {
         scopes
     }
 
-    fn records(&self) -> impl Iterator<Item = Record> + '_ {
+    fn records(&self) -> impl Iterator<Item = ScopeInfo> + '_ {
         self.slots.iter().filter_map(|slot| lock(&slot.record).clone())
     }
 
     /// Judges a wait before it begins, given who waits already.
-    pub(crate) fn outlook(&self, waits: &Waits<'_>) -> Outlook {
+    pub(crate) fn check_wait(&self, waits: &IsWaiting<'_>) -> WaitCheck {
         let me = this_thread();
         let mut holders = Vec::new();
         let mut closures_only = true;
         for slot in &self.slots {
             let record = lock(&slot.record);
-            let Some(record) = &*record else { return Outlook::Open };
+            let Some(record) = &*record else { return WaitCheck::Ok };
             if record.thread != me && !waits(record.thread) {
-                return Outlook::Open;
+                return WaitCheck::Ok;
             }
-            closures_only &= record.owner.is_closure;
+            closures_only &= record.origin.is_closure;
             holders.push(record.open_scope());
         }
-        if closures_only { Outlook::Deadlock(holders) } else { Outlook::Doubtful(holders) }
+        if closures_only { WaitCheck::Deadlock(holders) } else { WaitCheck::MayDeadlock(holders) }
     }
 
     /// Takes back every scope that has not been used for `limit`, and warns of the ones that have
     /// been open for `warn_after`.
-    pub(crate) fn reap(
+    pub(crate) fn reclaim_unused(
         &self,
-        seen: &mut Seen,
+        seen: &mut ReaperState,
         limit: Duration,
         warn_after: Option<Duration>,
-        herald: &Arc<Herald>,
+        log_thread: &Arc<LogThread>,
     ) {
         let now = Instant::now();
-        seen.0.resize(self.slots.len(), Sighting::default());
+        seen.0.resize(self.slots.len(), LastSeen::default());
         for (slot, sighting) in self.slots.iter().zip(&mut seen.0) {
             let Some(record) = lock(&slot.record).clone() else { continue };
             let uses = slot.uses.load(Ordering::Relaxed);
             if sighting.generation != record.generation {
-                *sighting = Sighting { generation: record.generation, ..Sighting::default() };
+                *sighting = LastSeen { generation: record.generation, ..LastSeen::default() };
             }
             if sighting.since.is_none() || sighting.uses != uses {
-                // Seen for the first time, and not used since it was begun.
+                // ReaperState for the first time, and not used since it was begun.
                 let fresh = sighting.since.is_none() && uses == record.uses;
                 let since = if fresh { record.begun } else { now };
                 (sighting.uses, sighting.since) = (uses, Some(since));
             }
             let idle = sighting.since.map(|since| now.saturating_duration_since(since));
             if idle.is_some_and(|idle| idle >= limit) {
-                slot.expire(&record, limit, Some(herald));
+                slot.expire(&record, limit, Some(log_thread));
             } else if warn_after.is_some_and(|after| now - record.begun >= after)
                 && !sighting.warned
             {
                 sighting.warned = true;
                 // Not here: who writes it down may take long, and want a connection.
-                herald.tell(Level::WARN, move || {
+                log_thread.log(Level::WARN, move || {
                     let OpenScope { name, begun_at: place, thread, age, .. } = record.open_scope();
                     let name = name.as_deref();
                     tracing::warn!(name, %place, %thread, ?age, "scope open for long");
@@ -174,9 +179,9 @@ impl Registry {
     }
 }
 
-impl Registry {
+impl OpenScopes {
     /// Takes back every scope there is, and says how many that were.
-    pub(crate) fn reap_all(&self) -> usize {
+    pub(crate) fn reclaim_all(&self) -> usize {
         let open: Vec<_> = self
             .slots
             .iter()
@@ -189,29 +194,29 @@ impl Registry {
 
 /// What a caller who is about to wait has to expect.
 #[derive(Debug)]
-pub(crate) enum Outlook {
+pub(crate) enum WaitCheck {
     /// Somebody who does not wait holds a link.
-    Open,
+    Ok,
     /// Every holder began on a thread that waits; but a guard may have moved to another.
-    Doubtful(Vec<OpenScope>),
+    MayDeadlock(Vec<OpenScope>),
     /// Every holder is a closure on a thread that waits.
     Deadlock(Vec<OpenScope>),
 }
 
 /// What the reaper saw the last time it came by.
 #[derive(Debug, Default)]
-pub(crate) struct Seen(Vec<Sighting>);
+pub(crate) struct ReaperState(Vec<LastSeen>);
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Sighting {
+struct LastSeen {
     generation: u64,
     uses: u64,
     since: Option<Instant>,
     warned: bool,
 }
 
-impl Slot {
-    fn expire(&self, record: &Record, limit: Duration, herald: Option<&Arc<Herald>>) {
+impl Entry {
+    fn expire(&self, record: &ScopeInfo, limit: Duration, log_thread: Option<&Arc<LogThread>>) {
         let mut held = match self.held.try_lock() {
             Ok(held) => held,
             // A call panicked in this slot once, in this scope or in one before.
@@ -223,31 +228,31 @@ impl Slot {
         let taken = if held.generation == record.generation { self.take(&mut held) } else { None };
         drop(held);
         if let Some(taken) = taken {
-            taken.reclaim(limit, herald);
+            taken.reclaim(limit, log_thread);
         }
     }
 
-    fn take(&self, held: &mut Held) -> Option<Taken> {
+    fn take(&self, held: &mut HeldConnection) -> Option<Reclaimed> {
         let record = lock(&self.record).take();
-        held.lease.take().map(|lease| Taken { lease, record })
+        held.checkout.take().map(|checkout| Reclaimed { checkout, record })
     }
 }
 
 /// What was taken out of a slot, to be given back when the slot is free: others may want it, and
 /// so may whoever writes the warning down.
-struct Taken {
-    lease: Lease,
-    record: Option<Record>,
+struct Reclaimed {
+    checkout: Checkout,
+    record: Option<ScopeInfo>,
 }
 
-impl Taken {
+impl Reclaimed {
     /// The link is replaced, the permit goes to the next one waiting.
-    fn reclaim(mut self, limit: Duration, herald: Option<&Arc<Herald>>) {
-        self.lease.taint(Taint::Reclaimed);
-        if herald.is_some() {
-            self.lease.reaped();
+    fn reclaim(mut self, limit: Duration, log_thread: Option<&Arc<LogThread>>) {
+        self.checkout.taint(Taint::Reclaimed);
+        if log_thread.is_some() {
+            self.checkout.mark_reclaimed();
         }
-        drop(self.lease);
+        drop(self.checkout);
         let Some(record) = self.record else { return };
         let warn = move || {
             let OpenScope { name, begun_at: place, thread, age, .. } = record.open_scope();
@@ -257,15 +262,15 @@ impl Taken {
                 "scope taken back: not used for max_pin_time; its transaction was discarded"
             );
         };
-        match herald {
-            Some(herald) => herald.tell(Level::WARN, warn),
+        match log_thread {
+            Some(log_thread) => log_thread.log(Level::WARN, warn),
             None => warn(),
         }
     }
 }
 
 /// A scope's way to its link. It holds nothing itself.
-pub(crate) struct Pin {
+pub(crate) struct PinnedConnection {
     pool: WeakPool,
     index: usize,
     generation: u64,
@@ -274,19 +279,19 @@ pub(crate) struct Pin {
     limit: Duration,
 }
 
-impl Pin {
+impl PinnedConnection {
     /// Runs a call of the scope.
     ///
     /// # Errors
     /// The scope was taken back before the call. Once `call` has run its result stands.
-    pub(crate) fn with<R>(&self, call: impl FnOnce(&mut Lease) -> R) -> Result<R, PinExpired> {
+    pub(crate) fn with<R>(&self, call: impl FnOnce(&mut Checkout) -> R) -> Result<R, PinExpired> {
         let pool = self.pool.get().ok_or_else(|| self.expired())?;
-        let slot = pool.registry().slots.get(self.index).ok_or_else(|| self.expired())?;
+        let slot = pool.open_scopes().slots.get(self.index).ok_or_else(|| self.expired())?;
         let mut held = lock(&slot.held);
         let mine = held.generation == self.generation;
-        let lease = held.lease.as_mut().filter(|_| mine).ok_or_else(|| self.expired())?;
+        let checkout = held.checkout.as_mut().filter(|_| mine).ok_or_else(|| self.expired())?;
         slot.uses.fetch_add(1, Ordering::Relaxed);
-        let result = call(lease);
+        let result = call(checkout);
         slot.uses.fetch_add(1, Ordering::Relaxed);
         let expired = slot.expired.load(Ordering::Relaxed) == self.generation;
         let taken = if expired { slot.take(&mut held) } else { None };
@@ -298,14 +303,14 @@ impl Pin {
     }
 
     /// Runs the scope's last call and gives link and permit back, in this order.
-    pub(crate) fn end<R>(self, call: impl FnOnce(&mut Lease) -> R) -> Result<R, PinExpired> {
+    pub(crate) fn end<R>(self, call: impl FnOnce(&mut Checkout) -> R) -> Result<R, PinExpired> {
         self.with(call)
     }
 
     /// The scope is alive, though it asks nothing of the server.
     pub(crate) fn touch(&self) {
         if let Some(pool) = self.pool.get()
-            && let Some(slot) = pool.registry().slots.get(self.index)
+            && let Some(slot) = pool.open_scopes().slots.get(self.index)
         {
             slot.uses.fetch_add(1, Ordering::Relaxed);
         }
@@ -316,13 +321,13 @@ impl Pin {
     }
 }
 
-impl Drop for Pin {
+impl Drop for PinnedConnection {
     fn drop(&mut self) {
         let Some(pool) = self.pool.get() else { return };
-        if pool.settings().is_left() {
+        if pool.settings().is_forked_child() {
             return;
         }
-        let Some(slot) = pool.registry().slots.get(self.index) else { return };
+        let Some(slot) = pool.open_scopes().slots.get(self.index) else { return };
         let mut held = lock(&slot.held);
         if held.generation != self.generation {
             return;
@@ -334,9 +339,9 @@ impl Drop for Pin {
     }
 }
 
-impl fmt::Debug for Pin {
+impl fmt::Debug for PinnedConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pin")
+        f.debug_struct("PinnedConnection")
             .field("slot", &self.index)
             .field("begun_at", &format_args!("{}", self.place))
             .finish_non_exhaustive()

@@ -25,27 +25,27 @@ use std::time::{Duration, Instant};
 
 use scopeguard::{ScopeGuard, guard};
 
-use crate::pool::spin::Yielding;
+use crate::pool::spin::SpinPolicy;
 use crate::sync::shim::{Arc, Condvar, Mutex, MutexGuard, PoisonError, lock};
 use crate::sync::this_thread;
 
 /// As many permits as connections, first come first served.
 #[derive(Debug)]
-pub(crate) struct Gate<J, R> {
+pub(crate) struct FairSemaphore<J, R> {
     state: Mutex<State<J, R>>,
-    yielding: Yielding,
+    spin: SpinPolicy,
 }
 
 #[derive(Debug)]
 struct State<J, R> {
     /// Empty whenever somebody waits.
     free: Vec<usize>,
-    queue: VecDeque<Queued<J, R>>,
+    queue: VecDeque<QueueEntry<J, R>>,
     closed: bool,
 }
 
 #[derive(Debug)]
-struct Queued<J, R> {
+struct QueueEntry<J, R> {
     /// Here, so that whoever looks for a thread need not visit every waiter.
     thread: ThreadId,
     waiter: Arc<Waiter<J, R>>,
@@ -55,13 +55,13 @@ struct Queued<J, R> {
 struct Waiter<J, R> {
     /// What he wants done, where he does not insist on a permit. Whoever does it reads it here: it
     /// goes back to the memory of the thread that it came from.
-    job: Mutex<Option<J>>,
-    place: Mutex<Place<R>>,
+    request: Mutex<Option<J>>,
+    state: Mutex<WaitState<R>>,
     ready: Condvar,
 }
 
 #[derive(Debug)]
-struct Place<R> {
+struct WaitState<R> {
     grant: Grant<R>,
     /// Somebody has to wake him.
     asleep: bool,
@@ -73,45 +73,45 @@ enum Grant<R> {
     Permit(usize),
     /// Somebody is about to do his job.
     Taken,
-    Settled(R),
+    Response(R),
     Closed,
 }
 
 /// Why no permit was given.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Refused<E> {
+pub(crate) enum AcquireError<E> {
     TimedOut {
         waiters: usize,
     },
     Closed,
     /// The caller's own check said that waiting makes no sense.
-    Hopeless(E),
+    Rejected(E),
 }
 
 /// Whether a thread waits already.
-pub(crate) type Waits<'w> = dyn Fn(ThreadId) -> bool + 'w;
+pub(crate) type IsWaiting<'w> = dyn Fn(ThreadId) -> bool + 'w;
 
 /// What came of waiting with a job.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Turn<J, R> {
+pub(crate) enum Acquired<J, R> {
     /// A permit, and the job back.
-    Lead(usize, J),
+    Permit(usize, J),
     /// Somebody has done it.
-    Settled(R),
+    Response(R),
 }
 
 /// What somebody may do for another.
-pub(crate) trait Errand {
+pub(crate) trait Batchable {
     /// It takes so long that its caller does well to let other threads run before he sleeps.
     fn yields_before_wait(&self) -> bool;
 }
 
 /// What a job comes to that was taken and never settled.
-pub(crate) trait Abandoned {
-    fn abandoned() -> Self;
+pub(crate) trait OutcomeUnknown {
+    fn outcome_unknown() -> Self;
 }
 
-impl<J: Errand, R: Abandoned> Gate<J, R> {
+impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
     pub(crate) fn new(permits: usize) -> Self {
         Self {
             state: Mutex::new(State {
@@ -119,7 +119,7 @@ impl<J: Errand, R: Abandoned> Gate<J, R> {
                 queue: VecDeque::new(),
                 closed: false,
             }),
-            yielding: Yielding::new(),
+            spin: SpinPolicy::new(),
         }
     }
 
@@ -135,12 +135,12 @@ impl<J: Errand, R: Abandoned> Gate<J, R> {
     pub(crate) fn acquire<E>(
         &self,
         deadline: Instant,
-        may_wait: impl FnOnce(&Waits<'_>) -> Result<(), E>,
-    ) -> Result<usize, Refused<E>> {
+        may_wait: impl FnOnce(&IsWaiting<'_>) -> Result<(), E>,
+    ) -> Result<usize, AcquireError<E>> {
         match self.wait(None, deadline, Duration::ZERO, may_wait)? {
-            Turn::Lead(slot, _) => Ok(slot),
+            Acquired::Permit(slot, _) => Ok(slot),
             // Nobody takes a job that is not there.
-            Turn::Settled(_) => Err(Refused::Closed),
+            Acquired::Response(_) => Err(AcquireError::Closed),
         }
     }
 
@@ -148,72 +148,72 @@ impl<J: Errand, R: Abandoned> Gate<J, R> {
     /// first. A job that was taken along by `deadline` is waited for until `patience` later; then it
     /// is given up as abandoned. Who waits with a long job lets other threads run before he sleeps,
     /// and is late if they do not let him run in time.
-    pub(crate) fn join<E>(
+    pub(crate) fn acquire_batched<E>(
         &self,
-        job: J,
+        request: J,
         deadline: Instant,
         patience: Duration,
-        may_wait: impl FnOnce(&Waits<'_>) -> Result<(), E>,
-    ) -> Result<Turn<J, R>, Refused<E>> {
-        match self.wait(Some(job), deadline, patience, may_wait)? {
-            Turn::Lead(slot, Some(job)) => Ok(Turn::Lead(slot, job)),
-            Turn::Settled(settled) => Ok(Turn::Settled(settled)),
+        may_wait: impl FnOnce(&IsWaiting<'_>) -> Result<(), E>,
+    ) -> Result<Acquired<J, R>, AcquireError<E>> {
+        match self.wait(Some(request), deadline, patience, may_wait)? {
+            Acquired::Permit(slot, Some(request)) => Ok(Acquired::Permit(slot, request)),
+            Acquired::Response(response) => Ok(Acquired::Response(response)),
             // Who leads has his job still.
-            Turn::Lead(slot, None) => {
+            Acquired::Permit(slot, None) => {
                 self.release(slot);
-                Ok(Turn::Settled(R::abandoned()))
+                Ok(Acquired::Response(R::outcome_unknown()))
             }
         }
     }
 
     fn wait<E>(
         &self,
-        job: Option<J>,
+        request: Option<J>,
         deadline: Instant,
         patience: Duration,
-        may_wait: impl FnOnce(&Waits<'_>) -> Result<(), E>,
-    ) -> Result<Turn<Option<J>, R>, Refused<E>> {
-        let yields_before_wait = job.as_ref().is_some_and(Errand::yields_before_wait);
+        may_wait: impl FnOnce(&IsWaiting<'_>) -> Result<(), E>,
+    ) -> Result<Acquired<Option<J>, R>, AcquireError<E>> {
+        let yields_before_wait = request.as_ref().is_some_and(Batchable::yields_before_wait);
         let waiter = {
             let mut state = lock(&self.state);
             if state.closed {
-                return Err(Refused::Closed);
+                return Err(AcquireError::Closed);
             }
             if let Some(slot) = state.free.pop() {
-                return Ok(Turn::Lead(slot, job));
+                return Ok(Acquired::Permit(slot, request));
             }
             let waits = |thread| state.queue.iter().any(|queued| queued.thread == thread);
-            may_wait(&waits).map_err(Refused::Hopeless)?;
-            let waiter = Arc::new(Waiter::new(job));
-            state.queue.push_back(Queued::here(&waiter));
+            may_wait(&waits).map_err(AcquireError::Rejected)?;
+            let waiter = Arc::new(Waiter::new(request));
+            state.queue.push_back(QueueEntry::here(&waiter));
             waiter
         };
-        let ticket = guard(waiter, |waiter| self.withdraw(&waiter));
+        let ticket = guard(waiter, |waiter| self.cancel(&waiter));
         if yields_before_wait {
-            self.yielding.give_way(deadline);
+            self.spin.yield_once(deadline);
         }
         let mut grant = ticket.wait(deadline);
         let waiter = ScopeGuard::into_inner(ticket);
         if let Grant::Waiting = grant {
-            let waiters = self.give_up(&waiter);
+            let waiters = self.leave_queue(&waiter);
             grant = waiter.take();
             if let Grant::Waiting = grant {
-                return Err(Refused::TimedOut { waiters });
+                return Err(AcquireError::TimedOut { waiters });
             }
         }
         match grant {
-            Grant::Permit(slot) => Ok(Turn::Lead(slot, lock(&waiter.job).take())),
-            Grant::Settled(settled) => Ok(Turn::Settled(settled)),
+            Grant::Permit(slot) => Ok(Acquired::Permit(slot, lock(&waiter.request).take())),
+            Grant::Response(response) => Ok(Acquired::Response(response)),
             Grant::Taken | Grant::Waiting => {
-                Ok(Turn::Settled(waiter.settled(Instant::now() + patience)))
+                Ok(Acquired::Response(waiter.response(Instant::now() + patience)))
             }
-            Grant::Closed => Err(Refused::Closed),
+            Grant::Closed => Err(AcquireError::Closed),
         }
     }
 
-    /// The wait was left by a panic: its place in the queue, or what was granted to it, is free.
-    fn withdraw(&self, waiter: &Arc<Waiter<J, R>>) {
-        self.give_up(waiter);
+    /// The wait was left by a panic: its state in the queue, or what was granted to it, is free.
+    fn cancel(&self, waiter: &Arc<Waiter<J, R>>) {
+        self.leave_queue(waiter);
         if let Grant::Permit(slot) = waiter.take() {
             self.release(slot);
         }
@@ -221,7 +221,7 @@ impl<J: Errand, R: Abandoned> Gate<J, R> {
 
     /// The time is over: leaves the queue, which had so many in it. What was granted meanwhile
     /// stands, or it would be lost.
-    fn give_up(&self, waiter: &Arc<Waiter<J, R>>) -> usize {
+    fn leave_queue(&self, waiter: &Arc<Waiter<J, R>>) -> usize {
         let mut state = lock(&self.state);
         let waiters = state.queue.len();
         let at = state.queue.iter().position(|queued| Arc::ptr_eq(&queued.waiter, waiter));
@@ -233,17 +233,19 @@ impl<J: Errand, R: Abandoned> Gate<J, R> {
 
     /// Takes the jobs at the head of the queue, as long as they `fit`, up to the first caller who
     /// wants a permit for himself.
-    pub(crate) fn take_jobs(&self, mut fits: impl FnMut(&J) -> bool) -> Vec<Member<J, R>> {
+    pub(crate) fn take_batch(&self, mut fits: impl FnMut(&J) -> bool) -> Vec<BatchMember<J, R>> {
         let mut state = lock(&self.state);
         let mut members = Vec::new();
         while let Some(first) = state.queue.front() {
-            if !lock(&first.waiter.job).as_ref().is_some_and(&mut fits) {
+            if !lock(&first.waiter.request).as_ref().is_some_and(&mut fits) {
                 break;
             }
             // Under the gate's lock, so that a caller giving up finds himself either queued or
             // taken along.
             first.waiter.grant(Grant::Taken);
-            members.extend(state.queue.pop_front().map(|Queued { waiter, .. }| Member { waiter }));
+            members.extend(
+                state.queue.pop_front().map(|QueueEntry { waiter, .. }| BatchMember { waiter }),
+            );
         }
         members
     }
@@ -251,7 +253,7 @@ impl<J: Errand, R: Abandoned> Gate<J, R> {
     /// Gives a permit back: to the first in the queue, or to whoever comes.
     pub(crate) fn release(&self, slot: usize) {
         let mut state = lock(&self.state);
-        let Some(Queued { waiter, .. }) = state.queue.pop_front() else {
+        let Some(QueueEntry { waiter, .. }) = state.queue.pop_front() else {
             return state.free.push(slot);
         };
         // Under the gate's lock, so that a caller giving up finds itself either queued or granted.
@@ -267,7 +269,7 @@ impl<J: Errand, R: Abandoned> Gate<J, R> {
     pub(crate) fn close(&self) {
         let mut state = lock(&self.state);
         state.closed = true;
-        for Queued { waiter, .. } in state.queue.drain(..) {
+        for QueueEntry { waiter, .. } in state.queue.drain(..) {
             waiter.settle(Grant::Closed);
         }
     }
@@ -282,23 +284,23 @@ impl<J: Errand, R: Abandoned> Gate<J, R> {
     }
 }
 
-impl<J, R> Queued<J, R> {
+impl<J, R> QueueEntry<J, R> {
     fn here(waiter: &Arc<Waiter<J, R>>) -> Self {
         Self { thread: this_thread(), waiter: Arc::clone(waiter) }
     }
 }
 
-impl<J, R: Abandoned> Waiter<J, R> {
-    fn new(job: Option<J>) -> Self {
-        let place = Place { grant: Grant::Waiting, asleep: false };
-        Self { job: Mutex::new(job), place: Mutex::new(place), ready: Condvar::new() }
+impl<J, R: OutcomeUnknown> Waiter<J, R> {
+    fn new(request: Option<J>) -> Self {
+        let state = WaitState { grant: Grant::Waiting, asleep: false };
+        Self { request: Mutex::new(request), state: Mutex::new(state), ready: Condvar::new() }
     }
 
     /// Says whether he is to be woken.
     fn grant(&self, grant: Grant<R>) -> bool {
-        let mut place = lock(&self.place);
-        place.grant = grant;
-        place.asleep
+        let mut state = lock(&self.state);
+        state.grant = grant;
+        state.asleep
     }
 
     fn settle(&self, grant: Grant<R>) {
@@ -309,11 +311,11 @@ impl<J, R: Abandoned> Waiter<J, R> {
 
     /// What was granted. A job that was taken along stays so until it is settled.
     fn take(&self) -> Grant<R> {
-        let mut place = lock(&self.place);
-        match place.grant {
+        let mut state = lock(&self.state);
+        match state.grant {
             Grant::Waiting => Grant::Waiting,
             Grant::Taken => Grant::Taken,
-            _ => std::mem::replace(&mut place.grant, Grant::Closed),
+            _ => std::mem::replace(&mut state.grant, Grant::Closed),
         }
     }
 
@@ -322,12 +324,12 @@ impl<J, R: Abandoned> Waiter<J, R> {
         self.take()
     }
 
-    /// Waits for whoever has taken the job.
-    fn settled(&self, until: Instant) -> R {
-        let mut place = self.sleep_while(|grant| matches!(grant, Grant::Taken), until);
-        match std::mem::replace(&mut place.grant, Grant::Closed) {
-            Grant::Settled(settled) => settled,
-            _ => R::abandoned(),
+    /// IsWaiting for whoever has taken the job.
+    fn response(&self, until: Instant) -> R {
+        let mut state = self.sleep_while(|grant| matches!(grant, Grant::Taken), until);
+        match std::mem::replace(&mut state.grant, Grant::Closed) {
+            Grant::Response(response) => response,
+            _ => R::outcome_unknown(),
         }
     }
 
@@ -335,55 +337,55 @@ impl<J, R: Abandoned> Waiter<J, R> {
         &self,
         waits: impl Fn(&Grant<R>) -> bool,
         until: Instant,
-    ) -> MutexGuard<'_, Place<R>> {
-        let mut place = lock(&self.place);
-        while waits(&place.grant) {
+    ) -> MutexGuard<'_, WaitState<R>> {
+        let mut state = lock(&self.state);
+        while waits(&state.grant) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
             }
-            place.asleep = true;
-            let woken = self.ready.wait_timeout(place, left);
-            place = woken.unwrap_or_else(PoisonError::into_inner).0;
-            place.asleep = false;
+            state.asleep = true;
+            let woken = self.ready.wait_timeout(state, left);
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+            state.asleep = false;
         }
-        place
+        state
     }
 }
 
 /// A caller whose job was taken along, until it is settled. Dropped, the job is abandoned.
 #[derive(Debug)]
-pub(crate) struct Member<J, R: Abandoned> {
+pub(crate) struct BatchMember<J, R: OutcomeUnknown> {
     waiter: Arc<Waiter<J, R>>,
 }
 
-impl<J, R: Abandoned> Member<J, R> {
+impl<J, R: OutcomeUnknown> BatchMember<J, R> {
     /// Reads the job.
-    pub(crate) fn with_job<T>(&self, read: impl FnOnce(&J) -> T) -> Option<T> {
-        lock(&self.waiter.job).as_ref().map(read)
+    pub(crate) fn with_request<T>(&self, read: impl FnOnce(&J) -> T) -> Option<T> {
+        lock(&self.waiter.request).as_ref().map(read)
     }
 
     /// Tells the caller what came of his job.
-    pub(crate) fn settle(self, settled: R) {
-        self.waiter.settle(Grant::Settled(settled));
+    pub(crate) fn settle(self, response: R) {
+        self.waiter.settle(Grant::Response(response));
     }
 }
 
-impl<J, R: Abandoned> Drop for Member<J, R> {
+impl<J, R: OutcomeUnknown> Drop for BatchMember<J, R> {
     fn drop(&mut self) {
-        let unsettled = matches!(lock(&self.waiter.place).grant, Grant::Taken);
+        let unsettled = matches!(lock(&self.waiter.state).grant, Grant::Taken);
         if unsettled {
-            self.waiter.settle(Grant::Settled(R::abandoned()));
+            self.waiter.settle(Grant::Response(R::outcome_unknown()));
         }
     }
 }
 
-impl Errand for () {
+impl Batchable for () {
     fn yields_before_wait(&self) -> bool {
         false
     }
 }
 
-impl Abandoned for () {
-    fn abandoned() -> Self {}
+impl OutcomeUnknown for () {
+    fn outcome_unknown() -> Self {}
 }

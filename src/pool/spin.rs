@@ -24,32 +24,32 @@ const LEFT: u32 = MOST - 4 * WEIGHT;
 
 /// How giving way has gone lately. Threads that count at once may lose a count: these are tendencies.
 #[derive(Debug)]
-pub(crate) struct Yielding {
-    epoch: Instant,
+pub(crate) struct SpinPolicy {
+    created: Instant,
     late: AtomicU32,
-    /// Nanoseconds since `epoch`.
+    /// Nanoseconds since `created`.
     paused_until: AtomicU64,
 }
 
-impl Yielding {
+impl SpinPolicy {
     pub(crate) fn new() -> Self {
-        Self { epoch: Instant::now(), late: AtomicU32::new(0), paused_until: AtomicU64::new(0) }
+        Self { created: Instant::now(), late: AtomicU32::new(0), paused_until: AtomicU64::new(0) }
     }
 
     /// Lets others run, unless that has lately taken long or `deadline` is over.
-    pub(crate) fn give_way(&self, deadline: Instant) {
+    pub(crate) fn yield_once(&self, deadline: Instant) {
         let begun = Instant::now();
-        if begun < deadline && self.pays(begun) {
+        if begun < deadline && self.is_worthwhile(begun) {
             yield_now();
-            self.took(begun, Instant::now());
+            self.record(begun, Instant::now());
         }
     }
 
-    fn pays(&self, now: Instant) -> bool {
+    fn is_worthwhile(&self, now: Instant) -> bool {
         self.stamp(now) >= self.paused_until.load(Ordering::Relaxed)
     }
 
-    fn took(&self, begun: Instant, back: Instant) {
+    fn record(&self, begun: Instant, back: Instant) {
         let before = self.late.load(Ordering::Relaxed);
         let mut late = before.saturating_sub(1);
         if back.saturating_duration_since(begun) >= LATE {
@@ -65,7 +65,7 @@ impl Yielding {
     }
 
     fn stamp(&self, instant: Instant) -> u64 {
-        instant.saturating_duration_since(self.epoch).as_nanos() as u64
+        instant.saturating_duration_since(self.created).as_nanos() as u64
     }
 }
 
@@ -76,9 +76,9 @@ mod tests {
     const SOON: Duration = Duration::from_micros(300);
 
     /// Gives way so many times, each for so long, and says when that was over.
-    fn times(yielding: &Yielding, count: u32, each: Duration, mut now: Instant) -> Instant {
+    fn times(spin: &SpinPolicy, count: u32, each: Duration, mut now: Instant) -> Instant {
         for _ in 0..count {
-            yielding.took(now, now + each);
+            spin.record(now, now + each);
             now += each;
         }
         now
@@ -86,56 +86,56 @@ mod tests {
 
     #[test]
     fn a_thread_that_resumes_soon_keeps_yielding() {
-        let yielding = Yielding::new();
-        let now = times(&yielding, 10_000, SOON, Instant::now());
-        assert!(yielding.pays(now));
+        let spin = SpinPolicy::new();
+        let now = times(&spin, 10_000, SOON, Instant::now());
+        assert!(spin.is_worthwhile(now));
     }
 
     #[test]
     fn if_threads_resume_late_no_caller_yields_for_a_while() {
-        let yielding = Yielding::new();
+        let spin = SpinPolicy::new();
         let too_many = MOST / WEIGHT;
-        let now = times(&yielding, too_many - 1, LATE, Instant::now());
-        assert!(yielding.pays(now), "a short stop of the whole machine is no proof");
-        let now = times(&yielding, 1, LATE, now);
-        assert!(!yielding.pays(now));
-        assert!(!yielding.pays(now + PAUSE - Duration::from_nanos(1)));
+        let now = times(&spin, too_many - 1, LATE, Instant::now());
+        assert!(spin.is_worthwhile(now), "a short stop of the whole machine is no proof");
+        let now = times(&spin, 1, LATE, now);
+        assert!(!spin.is_worthwhile(now));
+        assert!(!spin.is_worthwhile(now + PAUSE - Duration::from_nanos(1)));
         // Then it is tried again, with less patience.
-        let now = times(&yielding, 3, LATE, now + PAUSE);
-        assert!(yielding.pays(now));
-        let now = times(&yielding, 1, LATE, now);
-        assert!(!yielding.pays(now));
+        let now = times(&spin, 3, LATE, now + PAUSE);
+        assert!(spin.is_worthwhile(now));
+        let now = times(&spin, 1, LATE, now);
+        assert!(!spin.is_worthwhile(now));
         // Many who are in time restore it.
-        let now = times(&yielding, MOST, SOON, now + PAUSE);
-        let now = times(&yielding, too_many - 1, LATE, now);
-        assert!(yielding.pays(now));
+        let now = times(&spin, MOST, SOON, now + PAUSE);
+        let now = times(&spin, too_many - 1, LATE, now);
+        assert!(spin.is_worthwhile(now));
     }
 
     #[test]
     fn one_late_in_twenty_five_is_too_many_and_one_in_forty_is_not() {
-        for (others, pays) in [(24, false), (39, true)] {
-            let yielding = Yielding::new();
+        for (others, is_worthwhile) in [(24, false), (39, true)] {
+            let spin = SpinPolicy::new();
             let mut now = Instant::now();
             let always = (0..500).all(|_| {
-                now = times(&yielding, others, SOON, times(&yielding, 1, LATE, now));
-                yielding.pays(now)
+                now = times(&spin, others, SOON, times(&spin, 1, LATE, now));
+                spin.is_worthwhile(now)
             });
-            assert_eq!(always, pays, "one late of {}", others + 1);
+            assert_eq!(always, is_worthwhile, "one late of {}", others + 1);
         }
     }
 
     #[test]
     fn giving_way_is_counted() {
-        let yielding = Yielding::new();
-        yielding.late.store(5, Ordering::Relaxed);
+        let spin = SpinPolicy::new();
+        spin.late.store(5, Ordering::Relaxed);
         let soon = Instant::now() + Duration::from_secs(3600);
-        yielding.give_way(soon);
-        let late = yielding.late.load(Ordering::Relaxed);
+        spin.yield_once(soon);
+        let late = spin.late.load(Ordering::Relaxed);
         assert!(late == 4 || late == 5 + WEIGHT, "{late}");
         // Not where there is no time, nor where it does not pay.
-        yielding.give_way(Instant::now());
-        yielding.paused_until.store(u64::MAX, Ordering::Relaxed);
-        yielding.give_way(soon);
-        assert_eq!(yielding.late.load(Ordering::Relaxed), late);
+        spin.yield_once(Instant::now());
+        spin.paused_until.store(u64::MAX, Ordering::Relaxed);
+        spin.yield_once(soon);
+        assert_eq!(spin.late.load(Ordering::Relaxed), late);
     }
 }

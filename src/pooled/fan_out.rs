@@ -12,7 +12,7 @@ use crate::error::applied::Applied;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::pool::redirect_pause;
-use crate::pool::router::Nodes;
+use crate::pool::router::Router;
 use crate::pooled::request::Request;
 use crate::protocol::cluster::redirect;
 use crate::protocol::cluster::redirect::RedirectReply;
@@ -40,7 +40,7 @@ enum To {
 
 /// Sends each command where it belongs. One reply a command, in their order.
 pub(crate) fn request(
-    nodes: &Nodes,
+    nodes: &Router,
     place: &'static Location<'static>,
     bytes: &[u8],
 ) -> Result<Vec<Value>, Error> {
@@ -96,7 +96,7 @@ fn parts(bytes: &[u8]) -> Result<Vec<Part<'_>>, Error> {
 }
 
 struct Call<'b> {
-    nodes: &'b Nodes,
+    nodes: &'b Router,
     place: &'static Location<'static>,
     deadline: Instant,
     parts: Vec<Part<'b>>,
@@ -158,7 +158,7 @@ impl Call<'_> {
         let (mut answers, mut asked) = (Vec::new(), Vec::new());
         loop {
             let mut failed = None;
-            for route in self.nodes.everybody(self.deadline)? {
+            for route in self.nodes.all_masters(self.deadline)? {
                 if asked.contains(&route) {
                     continue;
                 }

@@ -11,12 +11,12 @@ use crate::connection::deadline::Deadline;
 use crate::error::any::Error;
 use crate::error::applied::Applied;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
-use crate::pool::Joined;
-use crate::pool::batch::lead;
+use crate::pool::BatchCheckout;
+use crate::pool::batch::send_batch;
 use crate::pool::batch_response::{BatchResponse, Interrupted};
-use crate::pool::blocking::Waiting;
-use crate::pool::checkout::{Lease, Repeats};
-use crate::pool::router::Nodes;
+use crate::pool::blocking::BlockingCommand;
+use crate::pool::checkout::{Checkout, RetryBudget};
+use crate::pool::router::Router;
 use crate::pooled::error_tag;
 use crate::protocol::batch;
 use crate::protocol::batch::{BatchRequest, RequestKind};
@@ -120,34 +120,34 @@ impl Request {
         self
     }
 
-    fn waiting(&self) -> Option<Waiting> {
+    fn waiting(&self) -> Option<BlockingCommand> {
         let command = self.blocking.as_deref()?.into();
-        Some(Waiting { command, place: self.place })
+        Some(BlockingCommand { command, place: self.place })
     }
 
     /// Asks on a connection of the route's, and again on another one where that changes nothing.
     pub(crate) fn ask(
         &self,
-        nodes: &Nodes,
+        nodes: &Router,
         route: &Route,
         (bytes, offset, count): (&[u8], usize, usize),
         checkout_deadline: Instant,
     ) -> Result<Vec<Value>, Error> {
         let settings = nodes.settings();
-        let mut repeats = Repeats::new(settings.max_size);
+        let mut repeats = RetryBudget::new(settings.max_size);
         let mut checkout = None;
         while self.batchable && checkout.is_none() {
             let job = || BatchRequest { bytes: bytes.to_vec(), kind: RequestKind::Read };
-            let settled = match nodes.join(route, checkout_deadline, job)? {
-                Joined::Alone(alone) => {
+            let settled = match nodes.checkout_batched(route, checkout_deadline, job)? {
+                BatchCheckout::Alone(alone) => {
                     checkout = Some(alone);
                     break;
                 }
-                Joined::Lead(mut leading, own) => {
-                    leading.answering(checkout_deadline)?;
-                    lead(leading, &own)
+                BatchCheckout::Lead(mut leading, own) => {
+                    leading.ensure_alive(checkout_deadline)?;
+                    send_batch(leading, &own)
                 }
-                Joined::Settled(settled) => settled,
+                BatchCheckout::Response(settled) => settled,
             };
             let cause = match settled {
                 BatchResponse::Read(value) => return Ok(vec![value]),
@@ -167,19 +167,19 @@ impl Request {
         }
         let mut checkout = match checkout {
             Some(checkout) => checkout,
-            None => nodes.lease(route, checkout_deadline)?,
+            None => nodes.checkout(route, checkout_deadline)?,
         };
         let waiting = self.waiting();
         loop {
             if !self.read_only {
-                checkout.answering(checkout_deadline)?;
+                checkout.ensure_alive(checkout_deadline)?;
             }
-            checkout.link(checkout_deadline)?;
+            checkout.connection(checkout_deadline)?;
             let trusted = checkout.is_trusted();
             let deadline = Deadline::after(settings.response_timeout + self.blocks_for);
             let pool = waiting.is_some().then(|| checkout.pool().clone());
             let begun = match (&waiting, &pool) {
-                (Some(waiting), Some(pool)) => Some(checkout.blocks(pool, waiting)?),
+                (Some(waiting), Some(pool)) => Some(checkout.begin_blocking(pool, waiting)?),
                 _ => None,
             };
             let asked = ask(&mut checkout, bytes, offset, count, deadline, checkout_deadline);
@@ -190,19 +190,19 @@ impl Request {
                         && !matches!(replies.first(), Some(Value::ServerError(_)))
                         && let Some(link) = checkout.current()
                     {
-                        link.wrote();
+                        link.mark_written();
                     }
                     for value in &replies {
                         if let Value::ServerError(error) = value {
-                            checkout.heed(error.code());
+                            checkout.on_server_error(error.code());
                         }
                     }
                     return Ok(replies);
                 }
                 Err(Failed::Checkout(error)) => return Err(error),
                 Err(Failed::Lost { sent, cause }) => {
-                    let closed = waiting.is_some() && checkout.was_closed();
-                    checkout.found_dead(&cause);
+                    let closed = waiting.is_some() && checkout.is_pool_closed();
+                    checkout.on_lost(&cause);
                     let cause = if closed { ended_by_close() } else { cause };
                     // Reads apply nothing, and half a command is none. Of a pipeline that was cut
                     // short the first commands may have arrived whole.
@@ -213,7 +213,7 @@ impl Request {
                         let during = self.name.clone();
                         return Err(Error::Lost { during, applied, source: cause });
                     }
-                    checkout.tell_of_repeat(&cause);
+                    checkout.log_retry(&cause);
                 }
             }
         }
@@ -231,14 +231,14 @@ enum Failed {
 }
 
 fn ask(
-    checkout: &mut Lease,
+    checkout: &mut Checkout,
     bytes: &[u8],
     offset: usize,
     count: usize,
     deadline: Deadline,
     checkout_deadline: Instant,
 ) -> Result<Vec<Value>, Failed> {
-    let link = checkout.link(checkout_deadline).map_err(Failed::Checkout)?;
+    let link = checkout.connection(checkout_deadline).map_err(Failed::Checkout)?;
     let expected = [(Expect::Plain, (offset + count) as u32)];
     link.send(bytes, &expected, deadline).map_err(|cause| Failed::Lost { sent: false, cause })?;
     let mut replies = Vec::with_capacity(count);
@@ -248,6 +248,6 @@ fn ask(
             replies.push(value);
         }
     }
-    link.has_answered();
+    link.mark_alive();
     Ok(replies)
 }

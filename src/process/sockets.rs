@@ -31,7 +31,7 @@ impl OwnSocket {
 
 impl Drop for OwnSocket {
     fn drop(&mut self) {
-        if self.process.is_left() {
+        if self.process.is_forked_child() {
             // Its descriptor was closed just now, or long ago, and may be another file's by now.
             mem::forget(Arc::clone(&self.stream));
         } else {

@@ -15,8 +15,8 @@ use crate::connection::url::{Address, IntoAddress};
 use crate::error::config::ConfigError;
 use crate::lock::manager::LockManager;
 use crate::pool::manager::Purpose;
-use crate::pool::router::Nodes;
-use crate::pool::{Kind, Pool, Voice};
+use crate::pool::router::Router;
+use crate::pool::{Logging, Pool, PoolConfig};
 use crate::process::Process;
 #[cfg(feature = "sentinel")]
 use crate::session::Replicas;
@@ -108,7 +108,7 @@ impl Builder {
 
     /// Where user and password come from when they change while the program runs; see
     /// [`CredentialsProvider`]. `build` refuses it together with an address that holds a user or a
-    /// password. Behind sentinels they are the servers'; the sentinels' own are in the address.
+    /// password. SentinelConfig sentinels they are the servers'; the sentinels' own are in the address.
     /// Default: those of the address, for good.
     pub fn credentials_provider(mut self, provider: impl CredentialsProvider) -> Self {
         self.settings.credentials = Some(Provider::new(provider));
@@ -125,12 +125,12 @@ impl Builder {
         self
     }
 
-    /// Behind sentinels: user, password, database, protocol and TLS of the servers, as an address
+    /// SentinelConfig sentinels: user, password, database, protocol and TLS of the servers, as an address
     /// whose host and port are not used. `build` refuses it for any other address. It is needed where
     /// [`SessionManager::sentinel`] is given sentinels of TLS: without it the servers would be reached in
     /// clear, so `build` refuses that too.
     pub fn server_info(mut self, to: impl IntoAddress) -> Self {
-        self.address = self.address.and_then(|address| url::like(address, to));
+        self.address = self.address.and_then(|address| url::set_server_template(address, to));
         self
     }
 
@@ -149,7 +149,7 @@ impl Builder {
             None => address,
         };
         let mut settings = self.settings;
-        if settings.is_left() {
+        if settings.is_forked_child() {
             // The builder was made before a fork: the threads that look names up are the parent's.
             settings.resolver = Resolver::default();
         }
@@ -158,18 +158,18 @@ impl Builder {
         #[cfg(feature = "sentinel")]
         let process = settings.process.clone();
         let threads = Arc::new(threads::start()?);
-        let voice = Arc::<Voice>::default();
-        let kind = |name, purpose| Kind {
+        let logging = Arc::<Logging>::default();
+        let kind = |name, purpose| PoolConfig {
             name,
             purpose,
             settings: Arc::clone(&settings),
             threads: Arc::clone(&threads),
             counters: Arc::default(),
-            voice: Arc::clone(&voice),
-            impatient: false,
+            logging: Arc::clone(&logging),
+            fail_fast: false,
         };
         // One connection to each master, which many callers share.
-        let own = Kind {
+        let own = PoolConfig {
             settings: Arc::new(Settings {
                 max_size: 1,
                 min_idle: 0,
@@ -199,23 +199,23 @@ impl Builder {
 fn nodes(
     address: Address,
     settings: &Arc<Settings>,
-    kinds: [Kind; 3],
-) -> Result<[Nodes; 3], ConfigError> {
+    kinds: [PoolConfig; 3],
+) -> Result<[Router; 3], ConfigError> {
     let all = |endpoint: Endpoint| {
-        kinds.clone().map(|kind| Nodes::one(Pool::new(kind, endpoint.clone())))
+        kinds.clone().map(|kind| Router::one(Pool::new(kind, endpoint.clone())))
     };
     match address {
         Address::One(info) => Ok(all(Endpoint::new(*info, settings)?)),
         #[cfg(feature = "sentinel")]
-        Address::Sentinel(behind) => Ok(all(Endpoint::behind(*behind, settings)?)),
+        Address::Sentinel(behind) => Ok(all(Endpoint::sentinel(*behind, settings)?)),
         #[cfg(feature = "cluster")]
         Address::Cluster(nodes) => {
             use crate::pool::router::cluster::Cluster;
-            use crate::pool::router::slot_map_refresh::Atlas;
+            use crate::pool::router::slot_map_refresh::SlotMapCache;
 
             // All kinds of pools go by one map.
-            let atlas = Arc::new(Atlas::new(nodes, Arc::clone(settings))?);
-            Ok(kinds.map(|kind| Nodes::cluster(Cluster::new(kind, Arc::clone(&atlas)))))
+            let slot_map = Arc::new(SlotMapCache::new(nodes, Arc::clone(settings))?);
+            Ok(kinds.map(|kind| Router::cluster(Cluster::new(kind, Arc::clone(&slot_map)))))
         }
         // Refused when the address was read.
         #[cfg(not(feature = "sentinel"))]

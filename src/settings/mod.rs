@@ -56,12 +56,12 @@ impl Settings {
     /// # Errors
     /// This process is not the one that made the session manager.
     pub(crate) fn here(&self) -> Result<(), CheckoutError> {
-        if self.process.is_left() { Err(CheckoutError::OtherProcess) } else { Ok(()) }
+        if self.process.is_forked_child() { Err(CheckoutError::OtherProcess) } else { Ok(()) }
     }
 
     /// Whether this process is another one than the one that made the session manager.
-    pub(crate) fn is_left(&self) -> bool {
-        self.process.is_left()
+    pub(crate) fn is_forked_child(&self) -> bool {
+        self.process.is_forked_child()
     }
 
     pub(crate) fn limits(&self) -> Limits {

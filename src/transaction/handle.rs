@@ -11,8 +11,8 @@ use redis::ToSingleRedisArg;
 use crate::error::any::Error;
 use crate::error::in_doubt::ResolveCommit;
 use crate::lock::guard::LockGuard;
-use crate::pool::router::Nodes;
-use crate::pool::scopes::Owner;
+use crate::pool::router::Router;
+use crate::pool::scopes::ScopeOrigin;
 use crate::protocol::cluster::slot;
 use crate::reply::resolve::Resolve;
 use crate::transaction::block::Block;
@@ -43,7 +43,7 @@ use crate::transaction::watch::Watch;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Transactional {
-    nodes: Nodes,
+    nodes: Router,
     options: TransactionOptions,
     resolver: Arc<dyn ResolveCommit>,
     limiter: Arc<ContentionLimiter>,
@@ -54,7 +54,7 @@ impl RefUnwindSafe for Transactional {}
 
 impl Transactional {
     pub(crate) fn new(
-        nodes: Nodes,
+        nodes: Router,
         resolver: Arc<dyn ResolveCommit>,
         limiter: Arc<ContentionLimiter>,
     ) -> Self {
@@ -89,7 +89,7 @@ impl Transactional {
     /// # Ok(()) }
     /// ```
     ///
-    /// Behind it: [`WATCH`](https://redis.io/docs/latest/commands/watch/) and
+    /// SentinelConfig it: [`WATCH`](https://redis.io/docs/latest/commands/watch/) and
     /// [`ZSCORE`](https://redis.io/docs/latest/commands/zscore/).
     pub fn fenced_by(&self, guard: &LockGuard) -> Self {
         self.with(TransactionOptions::default().fenced_by(guard))
@@ -100,7 +100,7 @@ impl Transactional {
     /// With [`Begin::Immediate`](crate::Begin::Immediate) MULTI is sent and answered before this
     /// returns; else nothing is sent before the commit (or a large transaction's first chunk).
     ///
-    /// Behind it: [`MULTI`](https://redis.io/docs/latest/commands/multi/).
+    /// SentinelConfig it: [`MULTI`](https://redis.io/docs/latest/commands/multi/).
     ///
     /// # Errors
     /// [`Error::Checkout`] where no connection was to be had within `checkout_timeout`;
@@ -150,7 +150,7 @@ impl Transactional {
     fn begin_transaction(
         &self,
         options: &TransactionOptions,
-        owner: Owner,
+        owner: ScopeOrigin,
         slot: Option<u16>,
     ) -> Result<Transaction, Error> {
         self.nodes.here()?;
@@ -265,6 +265,6 @@ fn owner(
     options: &TransactionOptions,
     place: &'static Location<'static>,
     is_closure: bool,
-) -> Owner {
-    Owner { name: options.scope_name(), place, is_closure }
+) -> ScopeOrigin {
+    ScopeOrigin { name: options.scope_name(), place, is_closure }
 }

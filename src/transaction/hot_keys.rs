@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use crate::pool::semaphore::Gate;
+use crate::pool::semaphore::FairSemaphore;
 use crate::process::Process;
 
 /// Keys share a bucket where their hashes do: that costs some of them a wait, and nothing else.
@@ -49,7 +49,7 @@ impl fmt::Debug for ContentionLimiter {
 /// The keys that share a hash.
 #[derive(Debug)]
 struct Bucket {
-    semaphore: Gate<(), ()>,
+    semaphore: FairSemaphore<(), ()>,
     limit: AtomicU32,
     /// Permits that are to go when they come back.
     excess: AtomicU32,
@@ -103,7 +103,7 @@ impl ContentionLimiter {
 impl Bucket {
     fn new() -> Self {
         Self {
-            semaphore: Gate::new(INITIAL_LIMIT as usize),
+            semaphore: FairSemaphore::new(INITIAL_LIMIT as usize),
             limit: AtomicU32::new(INITIAL_LIMIT),
             excess: AtomicU32::new(0),
             tries: AtomicU32::new(0),
@@ -185,7 +185,7 @@ impl Turn<'_> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        if self.process.is_left() {
+        if self.process.is_forked_child() {
             self.buckets.clear();
         }
         for BucketTurn { bucket, permit, excluded } in self.buckets.drain(..) {

@@ -13,9 +13,9 @@ use crate::commit::outcome::Committed;
 use crate::error::any::CommitError;
 use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
-use crate::logging::rate_limit::Alarm;
-use crate::pool::router::Nodes;
-use crate::pool::scopes::Owner;
+use crate::logging::rate_limit::LimitedEvent;
+use crate::pool::router::Router;
+use crate::pool::scopes::ScopeOrigin;
 use crate::protocol::cluster::redirect::RedirectReply;
 use crate::protocol::cluster::route::Redirect;
 use crate::protocol::cluster::slot::SlotBinding;
@@ -65,7 +65,7 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
-    pub(crate) fn new(nodes: &Nodes, owner: Owner, options: CommitOptions) -> Self {
+    pub(crate) fn new(nodes: &Router, owner: ScopeOrigin, options: CommitOptions) -> Self {
         Self::on(Pinned::new(nodes, owner), options, false)
     }
 
@@ -443,13 +443,13 @@ impl Pending {
     /// Warns of what an operator must read. The connection was given back.
     fn raise(&self, error: &CommitError, outcome: &str) {
         let alarm = match error {
-            CommitError::InDoubt(_) => Alarm::InDoubt,
-            CommitError::NotIsolated { .. } => Alarm::NotIsolated,
-            CommitError::PartlyApplied { .. } => Alarm::PartlyApplied,
+            CommitError::InDoubt(_) => LimitedEvent::InDoubt,
+            CommitError::NotIsolated { .. } => LimitedEvent::NotIsolated,
+            CommitError::PartlyApplied { .. } => LimitedEvent::PartlyApplied,
             _ => return,
         };
         let Some(nodes) = self.pinned.nodes() else { return };
-        let Some(suppressed) = nodes.alarms().raise(alarm) else { return };
+        let Some(suppressed) = nodes.rate_limits().allow(alarm) else { return };
         let owner = self.pinned.owner();
         let (name, place) = (owner.name.as_deref(), owner.place);
         let _in = self.span().enter();

@@ -14,16 +14,16 @@ use crate::commit::cleanup;
 use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
 use crate::error::pin_expired::PinExpired;
-use crate::pool::checkout::Lease;
-use crate::pool::router::{Nodes, WeakNodes};
-use crate::pool::scopes::{Owner, Pin};
+use crate::pool::checkout::Checkout;
+use crate::pool::router::{Router, WeakRouter};
+use crate::pool::scopes::{PinnedConnection, ScopeOrigin};
 use crate::protocol::cluster::route::Route;
 use crate::protocol::cluster::slot::SlotBinding;
 use crate::settings::Settings;
 use crate::status;
 
 /// The span of a transaction that is about to begin.
-pub(crate) fn transaction_span(nodes: &Nodes, owner: &Owner) -> Span {
+pub(crate) fn transaction_span(nodes: &Router, owner: &ScopeOrigin) -> Span {
     let (host, port) = nodes.host_and_port();
     status::transaction_span(&host, port, nodes.db(), owner.name.as_deref())
 }
@@ -31,12 +31,12 @@ pub(crate) fn transaction_span(nodes: &Nodes, owner: &Owner) -> Span {
 /// A pinned connection, or none yet, and the promise that it goes back clean.
 #[derive(Debug)]
 pub(crate) struct Pinned {
-    nodes: WeakNodes,
+    nodes: WeakRouter,
     route: Route,
     is_cluster: bool,
     settings: Arc<Settings>,
-    owner: Owner,
-    pin: Option<Pin>,
+    owner: ScopeOrigin,
+    pin: Option<PinnedConnection>,
     span: Span,
     /// `None`: each call has a `checkout_timeout` of its own.
     fixed_deadline: Option<Instant>,
@@ -44,7 +44,7 @@ pub(crate) struct Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        if self.settings.is_left() {
+        if self.settings.is_forked_child() {
             // It is the parent's.
             std::mem::forget(self.pin.take());
             return;
@@ -58,12 +58,12 @@ impl Drop for Pinned {
 
 impl Pinned {
     /// Holds nothing until [`pin`](Self::pin).
-    pub(crate) fn new(nodes: &Nodes, owner: Owner) -> Self {
+    pub(crate) fn new(nodes: &Router, owner: ScopeOrigin) -> Self {
         Self::within(transaction_span(nodes, &owner), nodes, owner)
     }
 
     /// As [`new`](Self::new), for another attempt at the transaction that `span` is about.
-    pub(crate) fn within(span: Span, nodes: &Nodes, owner: Owner) -> Self {
+    pub(crate) fn within(span: Span, nodes: &Router, owner: ScopeOrigin) -> Self {
         let (settings, is_cluster) = (Arc::clone(nodes.settings()), nodes.is_cluster());
         let (nodes, route) = (nodes.weak(), Route::default());
         let (pin, fixed_deadline) = (None, None);
@@ -100,7 +100,7 @@ impl Pinned {
         self.binding() != SlotBinding::Pending
     }
 
-    pub(crate) fn owner(&self) -> &Owner {
+    pub(crate) fn owner(&self) -> &ScopeOrigin {
         &self.owner
     }
 
@@ -165,11 +165,11 @@ impl Pinned {
         }
         let Some(pin) = &self.pin else { return event() };
         // A scope that was taken back needs no event more.
-        let _: Result<(), PinExpired> = pin.with(|checkout| checkout.tell(level, event));
+        let _: Result<(), PinExpired> = pin.with(|checkout| checkout.log_later(level, event));
     }
 
     /// `None` once nobody can use it any more.
-    pub(crate) fn nodes(&self) -> Option<Nodes> {
+    pub(crate) fn nodes(&self) -> Option<Router> {
         self.nodes.get()
     }
 
@@ -185,7 +185,7 @@ impl Pinned {
     /// Runs a call on the pinned connection.
     pub(crate) fn call<E: From<PinExpired> + From<CheckoutError>, R>(
         &mut self,
-        call: impl FnOnce(&mut Lease) -> Result<R, E>,
+        call: impl FnOnce(&mut Checkout) -> Result<R, E>,
     ) -> Result<R, E> {
         self.here()?;
         match &self.pin {
@@ -198,7 +198,7 @@ impl Pinned {
     /// this returns.
     pub(crate) fn finish<E: From<PinExpired> + From<CheckoutError>, R>(
         &mut self,
-        last: impl FnOnce(&mut Lease) -> Result<R, E>,
+        last: impl FnOnce(&mut Checkout) -> Result<R, E>,
     ) -> Result<R, E> {
         self.here()?;
         let Some(pin) = self.pin.take() else { return Err(CheckoutError::Closed.into()) };
@@ -206,7 +206,7 @@ impl Pinned {
         pin.end(|checkout| {
             let result = last(checkout);
             if let Err(error) = cleanup::clean(checkout) {
-                checkout.tell(Level::DEBUG, move || {
+                checkout.log_later(Level::DEBUG, move || {
                     tracing::debug!(error = %format_args!("{error:#}"), begun_at = %place, "cleaning failed, connection replaced");
                 });
             }
@@ -226,7 +226,7 @@ impl Pinned {
             nodes.counters().discards.add();
         }
         pin.end(|checkout| {
-            checkout.tell(Level::DEBUG, || tracing::debug!("discard"));
+            checkout.log_later(Level::DEBUG, || tracing::debug!("discard"));
             cleanup::clean(checkout)
         })?
     }

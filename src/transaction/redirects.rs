@@ -6,7 +6,7 @@ use crate::connection::deadline;
 use crate::error::any::CommitError;
 use crate::error::any::Error;
 use crate::pool::redirect_pause;
-use crate::pool::router::Nodes;
+use crate::pool::router::Router;
 use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route};
 use crate::settings::Settings;
 
@@ -14,7 +14,7 @@ use crate::settings::Settings;
 ///
 /// The map of the cluster is asked for by `deadline` where no server was reached.
 pub(crate) fn redirect_for(
-    nodes: &Nodes,
+    nodes: &Router,
     route: &Route,
     error: &CommitError,
     deadline: Instant,
@@ -27,7 +27,7 @@ pub(crate) fn redirect_for(
 }
 
 pub(crate) fn redirect_after(
-    nodes: &Nodes,
+    nodes: &Router,
     route: &Route,
     error: &Error,
     deadline: Instant,

@@ -11,8 +11,8 @@ use crate::connection::deadline;
 use crate::error::any::CommitError;
 use crate::error::any::Error;
 use crate::error::in_doubt::Resolution;
-use crate::pool::router::Nodes;
-use crate::pool::scopes::Owner;
+use crate::pool::router::Router;
+use crate::pool::scopes::ScopeOrigin;
 use crate::protocol::cluster::route::{Redirect, Route};
 use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::retry::{Attempts, RetryPolicy};
@@ -33,8 +33,8 @@ const MAX_IMMEDIATE_RETRIES: u32 = 8;
 
 /// Runs a block once and commits it; the same bytes are sent again where they were not sent.
 pub(crate) fn run_block<R: Resolve, E: From<Error>>(
-    nodes: &Nodes,
-    owner: Owner,
+    nodes: &Router,
+    owner: ScopeOrigin,
     commit_options: CommitOptions,
     policy: RetryPolicy,
     closure: impl FnOnce(&mut Block) -> Result<R, E>,
@@ -50,7 +50,7 @@ pub(crate) fn run_block<R: Resolve, E: From<Error>>(
 }
 
 fn commit_with_retries(
-    nodes: &Nodes,
+    nodes: &Router,
     pending: &mut Pending,
     policy: RetryPolicy,
 ) -> Result<Replies, Error> {
@@ -86,7 +86,7 @@ fn commit_with_retries(
 
 /// What a watching block is run by.
 pub(crate) struct WatchRun<'w> {
-    pub(crate) owner: Owner,
+    pub(crate) owner: ScopeOrigin,
     pub(crate) commit_options: CommitOptions,
     pub(crate) policy: RetryPolicy,
     pub(crate) keys: Option<&'w Keys>,
@@ -99,7 +99,7 @@ pub(crate) struct WatchRun<'w> {
 
 /// Runs a watching block until it commits, or until the policy ends it.
 pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
-    nodes: &Nodes,
+    nodes: &Router,
     run: &WatchRun<'_>,
     mut closure: impl FnMut(&mut Watching, &mut Block) -> Result<R, E>,
 ) -> Result<R::Output, E> {
@@ -242,7 +242,7 @@ fn resolve_in_doubt(
 /// Whether the connection failed before EXEC's last byte left, or led to a server that is no longer
 /// the master where another one is. (Other failures that left nothing behind, such as a full pool or
 /// a refused command, would fail in the same way again.)
-fn is_repeatable(error: &CommitError, nodes: &Nodes) -> bool {
+fn is_repeatable(error: &CommitError, nodes: &Router) -> bool {
     match error {
         CommitError::NotSent { source } => matches!(**source, Error::Lost { .. }),
         CommitError::Rejected { .. } => error.code() == Some("READONLY") && nodes.may_switch(),
@@ -263,7 +263,7 @@ fn without_ask(redirect: Redirect, watches: bool) -> Redirect {
 
 /// CheckoutBudget for the next attempt, if there is to be one.
 fn backoff(
-    nodes: &Nodes,
+    nodes: &Router,
     attempts: &mut Attempts,
     span: &tracing::Span,
     why: &str,

@@ -10,8 +10,8 @@ use redis::{Cmd, FromRedisValue};
 use crate::commit::options::CommitOptions;
 use crate::error::any::Error;
 use crate::error::in_doubt::ResolveCommit;
-use crate::pool::router::Nodes;
-use crate::pool::scopes::Owner;
+use crate::pool::router::Router;
+use crate::pool::scopes::ScopeOrigin;
 use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::command::keys;
 use crate::protocol::retry::RetryPolicy;
@@ -33,11 +33,11 @@ use crate::transaction::watched_reads::{WatchReads, WatchedRead};
 /// [`reading`](crate::Transactional::reading), which watches nothing. It holds no connection and
 /// can be used any number of times.
 ///
-/// Behind it: [`WATCH`](https://redis.io/docs/latest/commands/watch/).
+/// SentinelConfig it: [`WATCH`](https://redis.io/docs/latest/commands/watch/).
 #[derive(Clone, Debug)]
 #[must_use = "nothing is watched before run() or begin()"]
 pub struct Watch {
-    nodes: Nodes,
+    nodes: Router,
     options: TransactionOptions,
     resolver: Arc<dyn ResolveCommit>,
     limiter: Arc<ContentionLimiter>,
@@ -48,7 +48,7 @@ pub struct Watch {
 
 impl Watch {
     pub(crate) fn new(
-        nodes: Nodes,
+        nodes: Router,
         options: TransactionOptions,
         resolver: Arc<dyn ResolveCommit>,
         limiter: Arc<ContentionLimiter>,
@@ -208,7 +208,7 @@ impl Watch {
         Ok(binding.slot())
     }
 
-    fn owner(&self, place: &'static Location<'static>, is_closure: bool) -> Owner {
-        Owner { name: self.options.scope_name(), place, is_closure }
+    fn owner(&self, place: &'static Location<'static>, is_closure: bool) -> ScopeOrigin {
+        ScopeOrigin { name: self.options.scope_name(), place, is_closure }
     }
 }

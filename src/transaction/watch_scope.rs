@@ -13,7 +13,7 @@ use crate::error::any::Error;
 use crate::error::applied::Applied;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
-use crate::pool::checkout::Lease;
+use crate::pool::checkout::Checkout;
 use crate::protocol::cluster::redirect;
 use crate::protocol::cluster::redirect::RedirectReply;
 use crate::protocol::cluster::route::{Redirect, Route};
@@ -181,7 +181,7 @@ impl Watching {
         }
         if !self.pinned.is_pinned() {
             let nodes = self.pinned.nodes().ok_or(CheckoutError::Closed)?;
-            let mut checkout = nodes.lease(&Route::default(), deadline)?;
+            let mut checkout = nodes.checkout(&Route::default(), deadline)?;
             return watched_reads::value_of(name, &ask(&mut checkout, bytes, deadline)?);
         }
         let connection_lost = &mut self.connection_lost;
@@ -192,14 +192,14 @@ impl Watching {
                     ConnectionError::unexpected("the connection was lost earlier in the scope");
                 return Err(lost(name, gone));
             }
-            let mut repeats = checkout.repeats();
+            let mut repeats = checkout.retry_budget();
             loop {
-                checkout.link(deadline)?;
+                checkout.connection(deadline)?;
                 let trusted = checkout.is_trusted();
                 match ask(checkout, bytes, deadline) {
                     Ok(value) => return Ok(value),
                     Err(Error::Lost { source, .. }) => {
-                        checkout.found_dead(&source);
+                        checkout.on_lost(&source);
                         // What is not watched may as well be read on another connection.
                         let again = !watched && repeats.allow(trusted, &source);
                         if !again || Instant::now() >= deadline {
@@ -220,7 +220,7 @@ impl Watching {
                 && route.ask
                 && let Some(nodes) = self.pinned.nodes()
             {
-                let mut checkout = nodes.lease(route, deadline)?;
+                let mut checkout = nodes.checkout(route, deadline)?;
                 self.redirect = None;
                 return watched_reads::value_of(name, &ask(&mut checkout, bytes, deadline)?);
             }
@@ -348,9 +348,9 @@ fn bind(pinned: &mut Pinned, options: &mut CommitOptions, bytes: &[u8]) -> Resul
     Ok(())
 }
 
-fn ask(checkout: &mut Lease, bytes: &[u8], deadline: Instant) -> Result<Value, Error> {
+fn ask(checkout: &mut Checkout, bytes: &[u8], deadline: Instant) -> Result<Value, Error> {
     let (limit, asks) = (checkout.response_deadline(), checkout.asks());
-    let link = checkout.link(deadline)?;
+    let link = checkout.connection(deadline)?;
     let answer = match asks {
         true => link
             .send(&[ASKING, bytes].concat(), &[(Expect::Plain, 2)], limit)
@@ -358,7 +358,7 @@ fn ask(checkout: &mut Lease, bytes: &[u8], deadline: Instant) -> Result<Value, E
         false => link.send(bytes, &[(Expect::Plain, 1)], limit).and_then(|()| link.value(limit)),
     };
     let answer = answer.map_err(|cause| lost("a read", cause))?;
-    link.has_answered();
+    link.mark_alive();
     Ok(answer)
 }
 

@@ -27,56 +27,56 @@ enum Done {
     Unknown,
 }
 
-impl Errand for usize {
+impl Batchable for usize {
     fn yields_before_wait(&self) -> bool {
         *self == 1
     }
 }
 
-impl Abandoned for Done {
-    fn abandoned() -> Self {
+impl OutcomeUnknown for Done {
+    fn outcome_unknown() -> Self {
         Self::Unknown
     }
 }
 
-type Gate = crate::pool::semaphore::Gate<usize, Done>;
-type Members = Vec<Member<usize, Done>>;
-type Take = fn(&Gate) -> Members;
+type FairSemaphore = crate::pool::semaphore::FairSemaphore<usize, Done>;
+type Members = Vec<BatchMember<usize, Done>>;
+type Take = fn(&FairSemaphore) -> Members;
 
-fn as_the_pool_does(gate: &Gate) -> Members {
+fn as_the_pool_does(gate: &FairSemaphore) -> Members {
     let mut taken = 0;
-    gate.take_jobs(|_| {
+    gate.take_batch(|_| {
         taken += 1;
         taken <= 2
     })
 }
 
 /// The first mistake: a job is marked as taken when the gate's lock was let go.
-fn take_behind_the_lock(gate: &Gate) -> Members {
+fn take_behind_the_lock(gate: &FairSemaphore) -> Members {
     let mut state = lock(&gate.state);
-    let Some(Queued { waiter, .. }) = state.queue.front() else { return Vec::new() };
+    let Some(QueueEntry { waiter, .. }) = state.queue.front() else { return Vec::new() };
     let waiter = Arc::clone(waiter);
-    if lock(&waiter.job).is_none() {
+    if lock(&waiter.request).is_none() {
         return Vec::new();
     }
     state.queue.pop_front();
     drop(state);
     waiter.grant(Grant::Taken);
-    vec![Member { waiter }]
+    vec![BatchMember { waiter }]
 }
 
 /// The second: whoever wants a permit for himself is passed over.
-fn take_past_a_scope(gate: &Gate) -> Members {
+fn take_past_a_scope(gate: &FairSemaphore) -> Members {
     let mut state = lock(&gate.state);
     let mut members = Vec::new();
     let queue = std::mem::take(&mut state.queue);
     for queued in queue {
-        let wants_a_permit = lock(&queued.waiter.job).is_none();
+        let wants_a_permit = lock(&queued.waiter.request).is_none();
         if wants_a_permit {
             state.queue.push_back(queued);
         } else {
             queued.waiter.grant(Grant::Taken);
-            members.push(Member { waiter: queued.waiter });
+            members.push(BatchMember { waiter: queued.waiter });
         }
     }
     members
@@ -94,7 +94,7 @@ struct Books {
 const SCOPE: usize = 100;
 
 fn callers_with_jobs(take: Take, panics: bool) {
-    let gate = Plain::new(Gate::new(1));
+    let gate = Plain::new(FairSemaphore::new(1));
     let books = Plain::new(Log::new(Books::default()));
     let slot = gate.try_acquire().unwrap();
     let threads: Vec<_> = (0..5)
@@ -125,12 +125,12 @@ fn callers_with_jobs(take: Take, panics: bool) {
     }
 }
 
-fn call(gate: &Gate, books: &Log<Books>, caller: usize, take: Take, panics: bool) {
+fn call(gate: &FairSemaphore, books: &Log<Books>, caller: usize, take: Take, panics: bool) {
     // The last one gives up at whatever point the schedule has come to.
     let patience = if caller == 4 { Duration::ZERO } else { Duration::from_secs(3600) };
     let deadline = Instant::now() + patience;
     let queued = |who| {
-        move |_: &Waits<'_>| {
+        move |_: &IsWaiting<'_>| {
             books.lock().unwrap().queued.push(who);
             Ok::<(), ()>(())
         }
@@ -141,29 +141,30 @@ fn call(gate: &Gate, books: &Log<Books>, caller: usize, take: Take, panics: bool
         gate.release(slot);
         return;
     }
-    let told = match gate.join(caller, deadline, Duration::from_secs(3600), queued(caller)) {
-        Ok(Turn::Settled(done)) => Some(done),
-        Ok(Turn::Lead(slot, own)) => {
-            assert_eq!(own, caller);
-            let members = take(gate);
-            books.lock().unwrap().done.push(own);
-            for (nth, member) in members.into_iter().enumerate() {
-                if panics && nth == 1 {
-                    // A leader who panics lets go of the rest.
-                    drop(member);
-                    continue;
+    let told =
+        match gate.acquire_batched(caller, deadline, Duration::from_secs(3600), queued(caller)) {
+            Ok(Acquired::Response(done)) => Some(done),
+            Ok(Acquired::Permit(slot, own)) => {
+                assert_eq!(own, caller);
+                let members = take(gate);
+                books.lock().unwrap().done.push(own);
+                for (nth, member) in members.into_iter().enumerate() {
+                    if panics && nth == 1 {
+                        // A leader who panics lets go of the rest.
+                        drop(member);
+                        continue;
+                    }
+                    let job = member.with_request(|request| *request).unwrap();
+                    books.lock().unwrap().done.push(job);
+                    thread::yield_now();
+                    member.settle(Done::By(caller));
                 }
-                let job = member.with_job(|job| *job).unwrap();
-                books.lock().unwrap().done.push(job);
-                thread::yield_now();
-                member.settle(Done::By(caller));
+                gate.release(slot);
+                Some(Done::By(caller))
             }
-            gate.release(slot);
-            Some(Done::By(caller))
-        }
-        Err(Refused::TimedOut { .. }) => None,
-        Err(other) => panic!("{other:?}"),
-    };
+            Err(AcquireError::TimedOut { .. }) => None,
+            Err(other) => panic!("{other:?}"),
+        };
     books.lock().unwrap().told.push((caller, told));
 }
 

@@ -1,4 +1,4 @@
-//! The count of openings under a model checker, over a pool that counts as r2d2 does.
+//! The count of attempts under a model checker, over a pool that counts as r2d2 does.
 //! `scripts/model` runs this.
 //!
 //! A caller who waits for a try that nobody makes looks into the pool again and again; so many
@@ -31,7 +31,7 @@ const IN_VAIN: usize = 3_000;
 #[derive(Default)]
 struct Pool {
     inside: Mutex<Inside>,
-    openings: Arc<Openings>,
+    attempts: Arc<ConnectAttempts>,
     permits: Mutex<u32>,
     over: AtomicBool,
     leftover: AtomicUsize,
@@ -39,19 +39,19 @@ struct Pool {
 
 #[derive(Default)]
 struct Inside {
-    idle: Vec<Option<Arrival>>,
+    idle: Vec<Option<NewConnection>>,
     connections: u32,
     pending: u32,
 }
 
-type Take = fn(&Pool, &mut Caller<'_>) -> Option<Option<Arrival>>;
+type Take = fn(&Pool, &mut Requester<'_>) -> Option<Option<NewConnection>>;
 
 impl Pool {
-    fn try_get(&self) -> Option<Option<Arrival>> {
+    fn try_get(&self) -> Option<Option<NewConnection>> {
         lock(&self.inside).idle.pop()
     }
 
-    fn get_or_add(&self) -> Option<Option<Arrival>> {
+    fn get_or_add(&self) -> Option<Option<NewConnection>> {
         let mut inside = lock(&self.inside);
         if let Some(found) = inside.idle.pop() {
             return Some(found);
@@ -66,7 +66,7 @@ impl Pool {
     fn opens(&self) {
         while !self.over.load(Ordering::SeqCst) {
             if lock(&self.inside).pending > 0 {
-                let arrival = self.openings.opened();
+                let arrival = self.attempts.connection_opened();
                 thread::yield_now();
                 let mut inside = lock(&self.inside);
                 inside.idle.push(Some(arrival));
@@ -92,7 +92,7 @@ impl Pool {
     /// One scope, whose connection comes back or is closed.
     fn scope(&self, breaks: bool, take: Take) {
         self.permit();
-        let mut caller = self.openings.caller();
+        let mut caller = self.attempts.requester();
         let mut looks = 0;
         let arrival = loop {
             if let Some(found) = take(self, &mut caller) {
@@ -138,8 +138,8 @@ fn everybody_is_served(take: Take) {
     assert_eq!(pool.leftover.load(Ordering::SeqCst), CALLERS);
     let inside = lock(&pool.inside);
     let arrived = inside.idle.iter().filter(|idle| idle.is_some()).count() as u32;
-    let count = lock(&pool.openings.count);
-    assert_eq!(count.callers, 0);
+    let count = lock(&pool.attempts.count);
+    assert_eq!(count.requesters, 0);
     assert!(count.under_way <= inside.pending + arrived, "a try is counted that nobody makes");
     drop(count);
     drop(inside);
@@ -147,12 +147,12 @@ fn everybody_is_served(take: Take) {
     lock(&pool.inside).idle.drain(..).collect::<Vec<_>>();
 }
 
-fn as_the_pool_does(pool: &Pool, caller: &mut Caller<'_>) -> Option<Option<Arrival>> {
+fn as_the_pool_does(pool: &Pool, caller: &mut Requester<'_>) -> Option<Option<NewConnection>> {
     caller.take(|| pool.try_get(), || pool.get_or_add())
 }
 
 /// The mistake: who waits, and so counts, takes a connection and counts for a moment more.
-fn still_a_caller(pool: &Pool, caller: &mut Caller<'_>) -> Option<Option<Arrival>> {
+fn still_a_caller(pool: &Pool, caller: &mut Requester<'_>) -> Option<Option<NewConnection>> {
     if let Some(found) = pool.try_get() {
         thread::yield_now();
         return Some(found);

@@ -25,12 +25,12 @@ use shuttle::thread;
 use super::*;
 use crate::pool::model::{assert_found, check};
 
-type Gate = crate::pool::semaphore::Gate<usize, ()>;
+type FairSemaphore = crate::pool::semaphore::FairSemaphore<usize, ()>;
 
 /// A gate, and what is known from outside of who holds what.
 struct Watched {
-    gate: Gate,
-    release: fn(&Gate, usize),
+    gate: FairSemaphore,
+    release: fn(&FairSemaphore, usize),
     held: Vec<AtomicBool>,
     served: Log<Vec<usize>>,
     joined: Log<Vec<usize>>,
@@ -38,12 +38,12 @@ struct Watched {
 
 impl Watched {
     fn new(permits: usize) -> Plain<Self> {
-        Self::releasing(permits, Gate::release)
+        Self::releasing(permits, FairSemaphore::release)
     }
 
-    fn releasing(permits: usize, release: fn(&Gate, usize)) -> Plain<Self> {
+    fn releasing(permits: usize, release: fn(&FairSemaphore, usize)) -> Plain<Self> {
         Plain::new(Self {
-            gate: Gate::new(permits),
+            gate: FairSemaphore::new(permits),
             release,
             held: (0..permits).map(|_| AtomicBool::new(false)).collect(),
             served: Log::default(),
@@ -51,8 +51,8 @@ impl Watched {
         })
     }
 
-    fn take(&self, caller: usize, deadline: Instant) -> Result<usize, Refused<()>> {
-        let queue = |_: &Waits<'_>| {
+    fn take(&self, caller: usize, deadline: Instant) -> Result<usize, AcquireError<()>> {
+        let queue = |_: &IsWaiting<'_>| {
             // Under the gate's lock: this is the order of the queue.
             self.joined.lock().unwrap().push(caller);
             Ok(())
@@ -106,10 +106,10 @@ fn everybody(callers: usize, call: impl Fn(usize) + Send + Sync + 'static) {
 
 #[test]
 fn model_of_callers_that_wait_and_callers_that_give_up() {
-    check(|| some_wait_and_some_give_up(Gate::release));
+    check(|| some_wait_and_some_give_up(FairSemaphore::release));
 }
 
-fn some_wait_and_some_give_up(release: fn(&Gate, usize)) {
+fn some_wait_and_some_give_up(release: fn(&FairSemaphore, usize)) {
     let watched = Watched::releasing(2, release);
     let shared = Plain::clone(&watched);
     everybody(5, move |caller| {
@@ -120,7 +120,7 @@ fn some_wait_and_some_give_up(release: fn(&Gate, usize)) {
                     thread::yield_now();
                     shared.give_back(slot);
                 }
-                Err(Refused::TimedOut { waiters }) => {
+                Err(AcquireError::TimedOut { waiters }) => {
                     assert!(caller % 2 == 1, "a patient caller was told that it is late");
                     assert!(waiters <= 5);
                 }
@@ -133,10 +133,10 @@ fn some_wait_and_some_give_up(release: fn(&Gate, usize)) {
 
 #[test]
 fn model_of_one_permit_served_in_the_order_of_the_queue() {
-    check(|| served_in_turn(Gate::release));
+    check(|| served_in_turn(FairSemaphore::release));
 }
 
-fn served_in_turn(release: fn(&Gate, usize)) {
+fn served_in_turn(release: fn(&FairSemaphore, usize)) {
     let watched = Watched::releasing(1, release);
     let slot = watched.take(99, patient()).unwrap();
     let shared = Plain::clone(&watched);
@@ -170,16 +170,16 @@ fn model_of_a_gate_that_closes_while_callers_come_wait_and_give_up() {
         everybody(3, move |caller| {
             match shared.take(caller, if caller == 2 { impatient() } else { patient() }) {
                 Ok(slot) => shared.give_back(slot),
-                Err(Refused::Closed) => {}
+                Err(AcquireError::Closed) => {}
                 Err(other) => {
                     assert_eq!(caller, 2, "a patient caller was told that it is late");
-                    assert!(matches!(other, Refused::TimedOut { .. }), "{other:?}");
+                    assert!(matches!(other, AcquireError::TimedOut { .. }), "{other:?}");
                 }
             }
         });
         closer.join().unwrap();
         watched.nothing_is_lost();
-        assert_eq!(watched.take(3, patient()), Err(Refused::Closed));
+        assert_eq!(watched.take(3, patient()), Err(AcquireError::Closed));
     });
 }
 
@@ -196,7 +196,7 @@ fn model_of_callers_that_decide_not_to_wait() {
                     shared.holds(slot);
                     shared.give_back(slot);
                 }
-                Err(refused) => assert_eq!((caller, refused), (0, Refused::Hopeless(()))),
+                Err(refused) => assert_eq!((caller, refused), (0, AcquireError::Rejected(()))),
             }
         });
         watched.nothing_is_lost();
@@ -210,14 +210,16 @@ fn model_of_a_release_and_a_caller_that_gives_up_in_every_order() {
     shuttle::check_dfs(
         || {
             RUNS.fetch_add(1, Ordering::Relaxed);
-            release_meets_give_up(Gate::release, |watched| watched.take(0, impatient()).ok());
+            release_meets_give_up(FairSemaphore::release, |watched| {
+                watched.take(0, impatient()).ok()
+            });
         },
         None,
     );
     assert!(RUNS.load(Ordering::Relaxed) > 10, "there is only one order, so nothing was checked");
 }
 
-fn release_meets_give_up(release: fn(&Gate, usize), take: fn(&Watched) -> Option<usize>) {
+fn release_meets_give_up(release: fn(&FairSemaphore, usize), take: fn(&Watched) -> Option<usize>) {
     let watched = Watched::new(1);
     let slot = watched.gate.acquire::<()>(patient(), |_| Ok(())).unwrap();
     let shared = Plain::clone(&watched);
@@ -236,7 +238,7 @@ fn take_without_a_second_look(watched: &Watched) -> Option<usize> {
     let mut state = lock(&watched.gate.state);
     let free = state.free.pop();
     if free.is_none() {
-        state.queue.push_back(Queued::here(&waiter));
+        state.queue.push_back(QueueEntry::here(&waiter));
     }
     drop(state);
     let slot = match (free, waiter.wait(impatient())) {
@@ -252,10 +254,10 @@ fn take_without_a_second_look(watched: &Watched) -> Option<usize> {
 
 /// The second: the permit is handed over after the gate's lock was let go, so that a caller who
 /// gives up in between is neither queued nor granted.
-fn release_behind_the_lock(gate: &Gate, slot: usize) {
+fn release_behind_the_lock(gate: &FairSemaphore, slot: usize) {
     let mut state = lock(&gate.state);
     match state.queue.pop_front() {
-        Some(Queued { waiter, .. }) => {
+        Some(QueueEntry { waiter, .. }) => {
             drop(state);
             waiter.settle(Grant::Permit(slot));
         }
@@ -264,18 +266,18 @@ fn release_behind_the_lock(gate: &Gate, slot: usize) {
 }
 
 /// The third: who came last is served first.
-fn release_to_the_last(gate: &Gate, slot: usize) {
+fn release_to_the_last(gate: &FairSemaphore, slot: usize) {
     let mut state = lock(&gate.state);
     match state.queue.pop_back() {
-        Some(Queued { waiter, .. }) => waiter.settle(Grant::Permit(slot)),
+        Some(QueueEntry { waiter, .. }) => waiter.settle(Grant::Permit(slot)),
         None => state.free.push(slot),
     }
 }
 
 /// The fourth: the permit is handed over and lies there for anybody as well.
-fn release_twice(gate: &Gate, slot: usize) {
+fn release_twice(gate: &FairSemaphore, slot: usize) {
     let mut state = lock(&gate.state);
-    if let Some(Queued { waiter, .. }) = state.queue.pop_front() {
+    if let Some(QueueEntry { waiter, .. }) = state.queue.pop_front() {
         waiter.settle(Grant::Permit(slot));
     }
     state.free.push(slot);
@@ -283,11 +285,11 @@ fn release_twice(gate: &Gate, slot: usize) {
 
 /// The fifth: whether he is to be woken is looked up before he is told, so that a caller who falls
 /// asleep in between sleeps on.
-fn release_with_an_old_look(gate: &Gate, slot: usize) {
+fn release_with_an_old_look(gate: &FairSemaphore, slot: usize) {
     let mut state = lock(&gate.state);
     match state.queue.pop_front() {
-        Some(Queued { waiter, .. }) => {
-            let asleep = lock(&waiter.place).asleep;
+        Some(QueueEntry { waiter, .. }) => {
+            let asleep = lock(&waiter.state).asleep;
             waiter.grant(Grant::Permit(slot));
             if asleep {
                 waiter.ready.notify_one();
@@ -299,7 +301,7 @@ fn release_with_an_old_look(gate: &Gate, slot: usize) {
 
 #[test]
 fn model_finds_a_grant_that_came_too_late_to_be_seen() {
-    let planted = || release_meets_give_up(Gate::release, take_without_a_second_look);
+    let planted = || release_meets_give_up(FairSemaphore::release, take_without_a_second_look);
     assert_found(planted, &["permits were lost or doubled"]);
 }
 

@@ -14,14 +14,14 @@ use std::time::{Duration, Instant};
 use scheduled_thread_pool::ScheduledThreadPool;
 
 use crate::connection::connect::Connected;
-use crate::connection::connection::Link;
+use crate::connection::connection::Connection;
 use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
 use crate::connection::url::one as parse;
 use crate::error::connection::ConnectionErrorKind;
 use crate::pool::manager::Purpose;
-use crate::pool::scopes::{Owner, Pin};
-use crate::pool::{Kind, Pool};
+use crate::pool::scopes::{PinnedConnection, ScopeOrigin};
+use crate::pool::{Pool, PoolConfig};
 use crate::process::sockets::OwnSocket;
 use crate::protocol::connection_state::Expect;
 use crate::protocol::resp::encode::MULTI;
@@ -94,21 +94,21 @@ fn pool_of_one(server: &Server, max_pin_time: Duration) -> Pool {
     let settings =
         Settings { max_size: 1, checkout_timeout: PATIENCE, max_pin_time, ..Settings::default() };
     let endpoint = Endpoint::new(parse(server.url()).unwrap(), &settings).unwrap();
-    let kind = Kind {
+    let kind = PoolConfig {
         name: "test",
         purpose: Purpose::Transactional,
         settings: Arc::new(settings),
         threads: Arc::new(ScheduledThreadPool::new(2)),
         counters: Arc::default(),
-        voice: Arc::default(),
-        impatient: false,
+        logging: Arc::default(),
+        fail_fast: false,
     };
     Pool::new(kind, endpoint)
 }
 
-fn pin(pool: &Pool) -> Pin {
-    let owner = Owner { name: None, place: Location::caller(), is_closure: false };
-    pool.pin(owner, Instant::now() + PATIENCE, false).unwrap()
+fn pin(pool: &Pool) -> PinnedConnection {
+    let origin = ScopeOrigin { name: None, place: Location::caller(), is_closure: false };
+    pool.pin(origin, Instant::now() + PATIENCE, false).unwrap()
 }
 
 #[test]
@@ -134,10 +134,10 @@ fn a_connection_that_was_left_in_the_middle_of_a_call_is_not_handed_on() {
     let in_multi = || server.clients().iter().any(|flags| flags.contains('x'));
     let panicking = pin(&pool);
     let call = || {
-        panicking.with(|lease| {
-            let deadline = lease.response_deadline();
-            let link = lease.current().unwrap();
-            link.call(MULTI, Expect::Multi, deadline).unwrap().unwrap();
+        panicking.with(|checkout| {
+            let deadline = checkout.response_deadline();
+            let connection = checkout.current().unwrap();
+            connection.call(MULTI, Expect::Multi, deadline).unwrap().unwrap();
             assert!(in_multi());
             resume_unwind(Box::new("below this crate"))
         })
@@ -151,36 +151,36 @@ fn a_connection_that_was_left_in_the_middle_of_a_call_is_not_handed_on() {
 }
 
 /// A link, and its other side.
-fn pair() -> (Link, TcpStream) {
+fn pair() -> (Connection, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (peer, _) = listener.accept().unwrap();
-    (Link::new(Connected::Socket(Arc::new(OwnSocket::new(socket))), None, 0), peer)
+    (Connection::new(Connected::Socket(Arc::new(OwnSocket::new(socket))), None, 0), peer)
 }
 
 #[test]
 fn more_than_was_asked_for_is_noticed_before_the_next_borrower() {
     for more in [&b""[..], b"+PONG\r\n", b"$7\r\nfor", b"\r"] {
-        let (mut link, mut peer) = pair();
+        let (mut connection, mut peer) = pair();
         peer.write_all(&[b"+PONG\r\n", more].concat()).unwrap();
-        link.ping(Deadline::after(PATIENCE)).unwrap().unwrap();
-        assert!(link.state().is_clean());
+        connection.ping(Deadline::after(PATIENCE)).unwrap().unwrap();
+        assert!(connection.state().is_clean());
         let expected = (!more.is_empty()).then_some(CloseReason::Protocol);
-        assert_eq!(link.verdict(Instant::now(), 0), expected, "{more:?}");
+        assert_eq!(connection.close_reason(Instant::now(), 0), expected, "{more:?}");
     }
 }
 
 #[test]
 fn bytes_that_stay_behind_are_counted_exactly() {
-    let (mut link, mut peer) = pair();
+    let (mut connection, mut peer) = pair();
     let bytes = vec![b'x'; 64 << 20];
     let begun = Instant::now();
     let limit = Duration::from_millis(400);
     let (left, error) =
-        link.send_counted(&bytes, &[(Expect::Plain, 1)], Deadline::after(limit)).unwrap_err();
+        connection.send_counted(&bytes, &[(Expect::Plain, 1)], Deadline::after(limit)).unwrap_err();
     assert_eq!(error.kind(), ConnectionErrorKind::TimedOut);
     assert!(begun.elapsed() < 20 * limit, "{:?}", begun.elapsed());
-    drop(link);
+    drop(connection);
     let mut came = Vec::new();
     peer.read_to_end(&mut came).unwrap();
     assert_eq!(came.len(), left);
@@ -188,7 +188,7 @@ fn bytes_that_stay_behind_are_counted_exactly() {
 
 #[test]
 fn a_reply_that_comes_in_drips_ends_at_the_deadline() {
-    let (mut link, mut peer) = pair();
+    let (mut connection, mut peer) = pair();
     let limit = Duration::from_millis(400);
     let (over, is_over) = std::sync::mpsc::channel::<()>();
     let drips = std::thread::spawn(move || {
@@ -201,11 +201,11 @@ fn a_reply_that_comes_in_drips_ends_at_the_deadline() {
         }
     });
     let begun = Instant::now();
-    link.send(b"GET", &[(Expect::Plain, 1)], Deadline::after(PATIENCE)).unwrap();
-    let error = link.receive(Deadline::after(limit)).unwrap_err();
+    connection.send(b"GET", &[(Expect::Plain, 1)], Deadline::after(PATIENCE)).unwrap();
+    let error = connection.receive(Deadline::after(limit)).unwrap_err();
     assert_eq!(error.kind(), ConnectionErrorKind::TimedOut);
     assert!(begun.elapsed() < 20 * limit, "{:?}", begun.elapsed());
-    assert_eq!(link.verdict(Instant::now(), 0), Some(CloseReason::TimedOut));
+    assert_eq!(connection.close_reason(Instant::now(), 0), Some(CloseReason::TimedOut));
     drop(over);
     drips.join().unwrap();
 }
@@ -220,15 +220,15 @@ fn a_link_that_is_listed_after_the_pool_was_drained_is_closed_too() {
         arrived.send(()).unwrap();
         let _: Result<(), _> = may_go_on.recv_timeout(PATIENCE);
     };
-    *crate::sync::lock(&pool.health().before_listing) = Some(Box::new(before_listing));
+    *crate::sync::lock(&pool.shared().before_listing) = Some(Box::new(before_listing));
     // The caller has given up before the connection is there.
-    pool.lease(Instant::now()).map(drop).unwrap_err();
+    pool.checkout(Instant::now()).map(drop).unwrap_err();
     has_arrived.recv_timeout(PATIENCE).unwrap();
     // Open, and not yet where the pool looks for it.
     assert_eq!((server.clients().len(), pool.status().size), (1, 0));
     pool.close();
     assert_eq!(pool.drain(Instant::now()), 0);
     drop(go_on);
-    eventually(PATIENCE, "it is closed, though it was listed later", || pool.health().alive() == 0);
+    eventually(PATIENCE, "it is closed, though it was listed later", || pool.shared().alive() == 0);
     eventually(PATIENCE, "the server sees it", || server.clients().is_empty());
 }

@@ -7,21 +7,21 @@ use std::time::Duration;
 
 use super::*;
 
-type Gate = crate::pool::semaphore::Gate<u32, ()>;
+type FairSemaphore = crate::pool::semaphore::FairSemaphore<u32, ()>;
 
-impl Errand for u32 {
+impl Batchable for u32 {
     fn yields_before_wait(&self) -> bool {
         true
     }
 }
 
-fn take(gate: &Gate, wait: Duration) -> Result<usize, Refused<Infallible>> {
+fn take(gate: &FairSemaphore, wait: Duration) -> Result<usize, AcquireError<Infallible>> {
     gate.acquire(Instant::now() + wait, |_| Ok(()))
 }
 
 #[test]
 fn permits_are_handed_over_in_the_order_of_waiting() {
-    let gate = std::sync::Arc::new(Gate::new(1));
+    let gate = std::sync::Arc::new(FairSemaphore::new(1));
     let slot = take(&gate, Duration::ZERO).unwrap();
     let order = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
     let threads: Vec<_> = (0..8)
@@ -46,38 +46,38 @@ fn permits_are_handed_over_in_the_order_of_waiting() {
 
 #[test]
 fn giving_up_leaves_the_queue_and_takes_a_late_grant() {
-    let gate = Gate::new(1);
+    let gate = FairSemaphore::new(1);
     let slot = take(&gate, Duration::ZERO).unwrap();
-    assert_eq!(take(&gate, Duration::from_millis(5)), Err(Refused::TimedOut { waiters: 1 }));
+    assert_eq!(take(&gate, Duration::from_millis(5)), Err(AcquireError::TimedOut { waiters: 1 }));
     assert_eq!(gate.waiting(), 0);
     let late = Arc::new(Waiter::new(None));
-    lock(&gate.state).queue.push_back(Queued::here(&late));
+    lock(&gate.state).queue.push_back(QueueEntry::here(&late));
     gate.release(slot);
-    gate.give_up(&late);
+    gate.leave_queue(&late);
     assert_eq!(late.take(), Grant::Permit(slot));
 }
 
 #[test]
 fn no_caller_waits_for_ever_for_the_leader_that_took_its_request() {
-    let gate = std::sync::Arc::new(Gate::new(1));
+    let gate = std::sync::Arc::new(FairSemaphore::new(1));
     let slot = take(&gate, Duration::ZERO).unwrap();
     let patience = Duration::from_millis(50);
     let waiting = {
         let gate = gate.clone();
         // He may sleep until then before he sees that it was taken.
         let soon = Instant::now() + Duration::from_secs(5);
-        std::thread::spawn(move || gate.join(7, soon, patience, |_| Ok::<(), ()>(())))
+        std::thread::spawn(move || gate.acquire_batched(7, soon, patience, |_| Ok::<(), ()>(())))
     };
     while gate.waiting() == 0 {
         std::thread::yield_now();
     }
-    let taken = gate.take_jobs(|_| true);
+    let taken = gate.take_batch(|_| true);
     assert_eq!(
-        taken.iter().map(|member| member.with_job(|job| *job)).collect::<Vec<_>>(),
+        taken.iter().map(|member| member.with_request(|request| *request)).collect::<Vec<_>>(),
         [Some(7)]
     );
     // It is held up, and settles it when nobody cares any more.
-    assert_eq!(waiting.join().unwrap(), Ok(Turn::Settled(())));
+    assert_eq!(waiting.join().unwrap(), Ok(Acquired::Response(())));
     drop(taken);
     gate.release(slot);
     assert_eq!((gate.free(), gate.waiting()), (1, 0));
@@ -85,7 +85,7 @@ fn no_caller_waits_for_ever_for_the_leader_that_took_its_request() {
 
 #[test]
 fn closing_fails_every_waiting_call() {
-    let gate = std::sync::Arc::new(Gate::new(1));
+    let gate = std::sync::Arc::new(FairSemaphore::new(1));
     let slot = take(&gate, Duration::ZERO).unwrap();
     let waiting = {
         let gate = gate.clone();
@@ -95,7 +95,7 @@ fn closing_fails_every_waiting_call() {
         std::thread::yield_now();
     }
     gate.close();
-    assert_eq!(waiting.join().unwrap(), Err(Refused::Closed));
+    assert_eq!(waiting.join().unwrap(), Err(AcquireError::Closed));
     gate.release(slot);
-    assert_eq!(take(&gate, Duration::ZERO), Err(Refused::Closed));
+    assert_eq!(take(&gate, Duration::ZERO), Err(AcquireError::Closed));
 }

@@ -11,7 +11,7 @@ use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned, SupportedProtocolVersion, version};
 
 use crate::connection::connect::Connected;
-use crate::connection::connection::Link;
+use crate::connection::connection::Connection;
 use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
 use crate::connection::url::one as parse;
@@ -41,7 +41,7 @@ fn connect(
 }
 
 /// A link that has shaken hands, and its other side.
-fn pair(version: &'static SupportedProtocolVersion) -> (Link, Peer) {
+fn pair(version: &'static SupportedProtocolVersion) -> (Connection, Peer) {
     let identity = identity();
     let chain = vec![identity.cert.der().clone()];
     let key = PrivatePkcs8KeyDer::from(identity.signing_key.serialize_der()).into();
@@ -66,8 +66,8 @@ fn pair(version: &'static SupportedProtocolVersion) -> (Link, Peer) {
         peer.flush().unwrap();
         peer
     });
-    let link = Link::new(connect(&url, &identity, PATIENCE).unwrap(), None, 0);
-    (link, accepting.join().unwrap())
+    let connection = Connection::new(connect(&url, &identity, PATIENCE).unwrap(), None, 0);
+    (connection, accepting.join().unwrap())
 }
 
 /// What is plaintext for the peer, to the end.
@@ -82,17 +82,17 @@ fn all(mut peer: Peer) -> Vec<u8> {
 #[test]
 fn bytes_that_stay_behind_are_counted_exactly_also_over_tls() {
     for version in VERSIONS {
-        let (mut link, peer) = pair(version);
+        let (mut connection, peer) = pair(version);
         // A socket that is closed with session tickets in it resets the connection.
-        look(&mut link).unwrap();
+        look(&mut connection).unwrap();
         let bytes = vec![b'x'; 64 << 20];
         let begun = Instant::now();
-        let sent = link.send_counted(&bytes, &[(Expect::Plain, 1)], Deadline::after(LIMIT));
+        let sent = connection.send_counted(&bytes, &[(Expect::Plain, 1)], Deadline::after(LIMIT));
         let (left, error) = sent.unwrap_err();
         assert_eq!(error.kind(), ConnectionErrorKind::TimedOut);
         assert!(begun.elapsed() < 20 * LIMIT, "{:?}", begun.elapsed());
         assert!(left > 0);
-        drop(link);
+        drop(connection);
         assert_eq!(all(peer).len(), left, "{version:?}");
     }
 }
@@ -100,14 +100,15 @@ fn bytes_that_stay_behind_are_counted_exactly_also_over_tls() {
 #[test]
 fn of_a_peer_that_is_gone_no_more_bytes_are_counted_than_it_may_have_had() {
     for version in VERSIONS {
-        let (mut link, mut peer) = pair(version);
+        let (mut connection, mut peer) = pair(version);
         let reading = thread::spawn(move || {
             let mut came = vec![0; 100_000];
             peer.read_exact(&mut came).unwrap();
             came.len()
         });
         let bytes = vec![b'x'; 64 << 20];
-        let sent = link.send_counted(&bytes, &[(Expect::Plain, 1)], Deadline::after(PATIENCE));
+        let sent =
+            connection.send_counted(&bytes, &[(Expect::Plain, 1)], Deadline::after(PATIENCE));
         let (left, error) = sent.unwrap_err();
         assert_eq!(error.kind(), ConnectionErrorKind::Closed, "{error}");
         assert!((reading.join().unwrap()..bytes.len()).contains(&left), "{left}");
@@ -118,7 +119,7 @@ fn of_a_peer_that_is_gone_no_more_bytes_are_counted_than_it_may_have_had() {
 fn a_reply_that_comes_in_drips_over_tls_ends_at_the_deadline() {
     for version in VERSIONS {
         for in_records in [true, false] {
-            let (mut link, mut peer) = pair(version);
+            let (mut connection, mut peer) = pair(version);
             let drips = thread::spawn(move || {
                 let (mut socket, mut record) = (peer.sock.try_clone().unwrap(), Vec::new());
                 peer.conn.writer().write_all(&[b'$'; 1000]).unwrap();
@@ -135,9 +136,9 @@ fn a_reply_that_comes_in_drips_over_tls_ends_at_the_deadline() {
                     thread::sleep(LIMIT / 20);
                 }
             });
-            link.send(b"GET", &[(Expect::Plain, 1)], Deadline::after(PATIENCE)).unwrap();
+            connection.send(b"GET", &[(Expect::Plain, 1)], Deadline::after(PATIENCE)).unwrap();
             let begun = Instant::now();
-            let error = link.receive(Deadline::after(LIMIT)).unwrap_err();
+            let error = connection.receive(Deadline::after(LIMIT)).unwrap_err();
             let kinds = match in_records {
                 // Behind the record that was never sent nothing can be decrypted.
                 true => [ConnectionErrorKind::TimedOut, ConnectionErrorKind::Io],
@@ -145,7 +146,7 @@ fn a_reply_that_comes_in_drips_over_tls_ends_at_the_deadline() {
             };
             assert!(kinds.contains(&error.kind()), "{error}");
             assert!(begun.elapsed() < 20 * LIMIT, "{:?}", begun.elapsed());
-            drop(link);
+            drop(connection);
             drips.join().unwrap();
         }
     }
@@ -176,25 +177,25 @@ fn a_hand_shake_of_tls_ends_within_its_time_whatever_the_peer_does() {
 }
 
 /// It was given back, and is taken again.
-fn look(link: &mut Link) -> Result<(), ConnectionErrorKind> {
-    assert_eq!(link.verdict(Instant::now(), 0), None);
-    link.taken();
-    link.look().map_err(|error| error.kind())
+fn look(connection: &mut Connection) -> Result<(), ConnectionErrorKind> {
+    assert_eq!(connection.close_reason(Instant::now(), 0), None);
+    connection.taken();
+    connection.check_socket().map_err(|error| error.kind())
 }
 
 #[test]
 fn a_session_ticket_is_no_reply_too_many() {
-    let (mut link, mut peer) = pair(&version::TLS13);
-    let socket = Arc::clone(link.socket().unwrap());
+    let (mut connection, mut peer) = pair(&version::TLS13);
+    let socket = Arc::clone(connection.socket().unwrap());
     socket.set_nonblocking(true).unwrap();
     eventually(PATIENCE, "tickets are there", || socket.peek(&mut [0]).is_ok());
     socket.set_nonblocking(false).unwrap();
-    assert_eq!(look(&mut link), Ok(()));
-    assert_eq!(look(&mut link), Ok(()));
+    assert_eq!(look(&mut connection), Ok(()));
+    assert_eq!(look(&mut connection), Ok(()));
     peer.write_all(b"+PONG\r\n").unwrap();
     peer.flush().unwrap();
-    assert_eq!(look(&mut link), Err(ConnectionErrorKind::Unexpected));
-    assert_eq!(link.verdict(Instant::now(), 0), Some(CloseReason::Protocol));
+    assert_eq!(look(&mut connection), Err(ConnectionErrorKind::Unexpected));
+    assert_eq!(connection.close_reason(Instant::now(), 0), Some(CloseReason::Protocol));
 }
 
 #[test]
@@ -206,16 +207,16 @@ fn half_a_record_is_waited_for_and_judged_when_it_is_whole() {
             (b">1\r\n+a\r\n", Ok(())),
             (b">1\r\n+", Ok(())),
         ] {
-            let (mut link, mut peer) = pair(version);
-            link.speaks_resp3();
+            let (mut connection, mut peer) = pair(version);
+            connection.set_resp3();
             let mut record = Vec::new();
             peer.conn.writer().write_all(text).unwrap();
             peer.conn.write_tls(&mut record).unwrap();
             let (one, other) = record.split_at(record.len() / 2);
             peer.sock.write_all(one).unwrap();
-            assert_eq!(look(&mut link), Ok(()), "{version:?}");
+            assert_eq!(look(&mut connection), Ok(()), "{version:?}");
             peer.sock.write_all(other).unwrap();
-            assert_eq!(look(&mut link), whole, "{version:?}, {text:?}");
+            assert_eq!(look(&mut connection), whole, "{version:?}, {text:?}");
         }
     }
 }
@@ -223,28 +224,28 @@ fn half_a_record_is_waited_for_and_judged_when_it_is_whole() {
 #[test]
 fn the_end_of_tls_is_the_end_also_while_the_socket_is_open() {
     for version in VERSIONS {
-        let (mut link, mut peer) = pair(version);
+        let (mut connection, mut peer) = pair(version);
         peer.conn.send_close_notify();
         while peer.conn.wants_write() {
             peer.conn.write_tls(&mut peer.sock).unwrap();
         }
-        assert_eq!(look(&mut link), Err(ConnectionErrorKind::Closed), "{version:?}");
-        assert_eq!(link.verdict(Instant::now(), 0), Some(CloseReason::Closed));
+        assert_eq!(look(&mut connection), Err(ConnectionErrorKind::Closed), "{version:?}");
+        assert_eq!(connection.close_reason(Instant::now(), 0), Some(CloseReason::Closed));
     }
 }
 
 #[test]
 fn a_record_that_was_changed_on_its_way_ends_the_connection() {
     for version in VERSIONS {
-        let (mut link, mut peer) = pair(version);
+        let (mut connection, mut peer) = pair(version);
         let mut record = Vec::new();
         peer.conn.writer().write_all(b"+PONG\r\n").unwrap();
         peer.conn.write_tls(&mut record).unwrap();
         *record.last_mut().unwrap() ^= 1;
-        link.send(b"PING", &[(Expect::Plain, 1)], Deadline::after(PATIENCE)).unwrap();
+        connection.send(b"PING", &[(Expect::Plain, 1)], Deadline::after(PATIENCE)).unwrap();
         peer.sock.write_all(&record).unwrap();
-        let error = link.receive(Deadline::after(PATIENCE)).unwrap_err();
+        let error = connection.receive(Deadline::after(PATIENCE)).unwrap_err();
         assert_eq!(error.kind(), ConnectionErrorKind::Io, "{error}");
-        assert_eq!(link.verdict(Instant::now(), 0), Some(CloseReason::Closed));
+        assert_eq!(connection.close_reason(Instant::now(), 0), Some(CloseReason::Closed));
     }
 }

@@ -12,15 +12,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use redis::{Connection, ConnectionAddr, ConnectionInfo, RedisConnectionInfo as Who};
+use redis::{Connection, ConnectionAddr, ConnectionInfo, RedisConnectionInfo as AuthInfo};
 use scopeguard::defer;
 use tracing::Level;
 
 use crate::connection::connect::{Connected, Server};
-use crate::connection::url::Behind;
+use crate::connection::url::SentinelConfig;
 use crate::error::config::ConfigError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
-use crate::logging::deferred::Herald;
+use crate::logging::deferred::LogThread;
 use crate::process::sockets::OwnSocket;
 use crate::protocol::sentinel::{HostPort, MasterReport, parse};
 use crate::settings::Settings;
@@ -33,79 +33,79 @@ const LEAST: Duration = Duration::from_millis(50);
 const SHORTEST: Duration = Duration::from_millis(1);
 
 /// Where the master of a name is, as sentinels say.
-pub(crate) struct Directory {
+pub(crate) struct SentinelClient {
     pub(crate) name: String,
     pub(crate) sentinels: Vec<Server>,
-    pub(crate) like: ConnectionInfo,
+    pub(crate) server_template: ConnectionInfo,
     pub(crate) settings: Settings,
     /// Bounds one question to the sentinels, all of them together.
-    pub(crate) patience: Duration,
-    pub(crate) term: AtomicU64,
-    pub(crate) over: AtomicBool,
-    pub(crate) known: Mutex<Known>,
+    pub(crate) query_timeout: Duration,
+    pub(crate) generation: AtomicU64,
+    pub(crate) closed: AtomicBool,
+    pub(crate) state: Mutex<State>,
     pub(crate) changed: Condvar,
-    pub(crate) herald: Arc<Herald>,
+    pub(crate) log_thread: Arc<LogThread>,
 }
 
 #[derive(Default)]
-pub(crate) struct Known {
+pub(crate) struct State {
     pub(crate) master: Option<Arc<Server>>,
     pub(crate) replicas: Vec<Arc<Server>>,
     pub(crate) epoch: u64,
     /// When it was heard, unless it is doubted since.
-    pub(crate) heard: Option<Instant>,
+    pub(crate) updated: Option<Instant>,
     /// Somebody asks.
     pub(crate) asking: bool,
     /// The sentinel that answered last.
-    pub(crate) talkative: usize,
+    pub(crate) last_responder: usize,
     pub(crate) sockets: Vec<(Arc<Server>, Weak<OwnSocket>)>,
     pub(crate) watched: bool,
 }
 
-impl Known {
+impl State {
     fn fresh(&self) -> Option<Arc<Server>> {
-        let fresh = self.heard.is_some_and(|at| at.elapsed() < FRESH);
+        let fresh = self.updated.is_some_and(|at| at.elapsed() < FRESH);
         self.master.clone().filter(|_| fresh)
     }
 }
 
-impl Directory {
-    pub(crate) fn new(behind: Behind, settings: &Settings) -> Result<Self, ConfigError> {
-        let Behind { name, sentinels, like, .. } = behind;
+impl SentinelClient {
+    pub(crate) fn new(config: SentinelConfig, settings: &Settings) -> Result<Self, ConfigError> {
+        let SentinelConfig { name, sentinels, server_template, .. } = config;
         // Says what is wrong with it before anybody connects.
-        Server::new(like.clone(), settings)?;
+        Server::new(server_template.clone(), settings)?;
         let sentinel = |info: ConnectionInfo| Server::new(info, settings);
         Ok(Self {
             name,
             sentinels: sentinels.into_iter().map(sentinel).collect::<Result<_, _>>()?,
-            like,
+            server_template,
             settings: settings.clone(),
-            patience: settings.connect_timeout / 2,
-            term: AtomicU64::new(0),
-            over: AtomicBool::new(false),
-            known: Mutex::default(),
+            query_timeout: settings.connect_timeout / 2,
+            generation: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+            state: Mutex::default(),
             changed: Condvar::new(),
-            herald: Arc::default(),
+            log_thread: Arc::default(),
         })
     }
 
-    pub(crate) fn term(&self) -> u64 {
-        self.term.load(Ordering::Acquire)
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
     }
 
-    pub(crate) fn who(&self) -> &Who {
-        self.like.redis_settings()
+    pub(crate) fn auth_info(&self) -> &AuthInfo {
+        self.server_template.redis_settings()
     }
 
     pub(crate) fn address(&self) -> String {
-        match &self.known().master {
+        match &self.state().master {
             Some(master) => format!("{} at {}", self.name, master.address()),
             None => self.name.clone(),
         }
     }
 
     pub(crate) fn host_and_port(&self) -> (String, u16) {
-        match &self.known().master {
+        match &self.state().master {
             Some(master) => {
                 let (host, port) = master.host_and_port();
                 (host.to_owned(), port)
@@ -114,12 +114,12 @@ impl Directory {
         }
     }
 
-    pub(crate) fn doubt(&self) {
-        self.known().heard = None;
+    pub(crate) fn invalidate(&self) {
+        self.state().updated = None;
     }
 
     pub(crate) fn close(&self) {
-        self.over.store(true, Ordering::Release);
+        self.closed.store(true, Ordering::Release);
     }
 
     /// Opens a connection to the master, which ends when another one takes its place.
@@ -129,7 +129,7 @@ impl Directory {
     ) -> Result<Connected, ConnectionError> {
         let until = Instant::now() + timeout;
         let master = self.master(until)?;
-        self.tethered(master, until, timeout)
+        self.connect_tracked(master, until, timeout)
     }
 
     /// The same to one of its replicas.
@@ -140,53 +140,53 @@ impl Directory {
         let until = Instant::now() + timeout;
         let replica = self.replica(until)?;
         let left = until.saturating_duration_since(Instant::now()).max(LEAST.min(timeout));
-        replica.connect(left).inspect_err(|_| self.doubt())
+        replica.connect(left).inspect_err(|_| self.invalidate())
     }
 
     /// One of redis-rs's to the master.
     pub(crate) fn client(
         self: &Arc<Self>,
-        who: &Who,
+        auth: &AuthInfo,
         timeout: Duration,
     ) -> Result<Connection, ConnectionError> {
         let until = Instant::now() + timeout;
         let master = self.master(until)?;
         let left = until.saturating_duration_since(Instant::now()).max(LEAST.min(timeout));
-        master.client(who, left).inspect_err(|_| self.doubt())
+        master.client(auth, left).inspect_err(|_| self.invalidate())
     }
 
     /// One of redis-rs's to one of its replicas.
-    pub(crate) fn client_of_replica(
+    pub(crate) fn replica_client(
         self: &Arc<Self>,
-        who: &Who,
+        auth: &AuthInfo,
         timeout: Duration,
     ) -> Result<Connection, ConnectionError> {
-        self.replica(Instant::now() + timeout)?.client(who, timeout)
+        self.replica(Instant::now() + timeout)?.client(auth, timeout)
     }
 
     /// Any replica that is in step; the master where there is none.
     fn replica(self: &Arc<Self>, until: Instant) -> Result<Arc<Server>, ConnectionError> {
         let master = self.master(until)?;
-        let known = self.known();
-        let one = fastrand::usize(..known.replicas.len().max(1));
-        Ok(known.replicas.get(one).cloned().unwrap_or(master))
+        let state = self.state();
+        let one = fastrand::usize(..state.replicas.len().max(1));
+        Ok(state.replicas.get(one).cloned().unwrap_or(master))
     }
 
-    fn tethered(
+    fn connect_tracked(
         &self,
         master: Arc<Server>,
         until: Instant,
         timeout: Duration,
     ) -> Result<Connected, ConnectionError> {
         let left = until.saturating_duration_since(Instant::now()).max(LEAST.min(timeout));
-        let connected = master.connect(left).inspect_err(|_| self.doubt())?;
-        let mut known = self.known();
-        if known.master.as_ref().is_none_or(|now| now.address() != master.address()) {
+        let connected = master.connect(left).inspect_err(|_| self.invalidate())?;
+        let mut state = self.state();
+        if state.master.as_ref().is_none_or(|now| now.address() != master.address()) {
             let text = "another server became the master while this one was connected to";
             return Err(ConnectionError::new(ConnectionErrorKind::Closed, text));
         }
-        known.sockets.retain(|(_, socket)| socket.strong_count() > 0);
-        known.sockets.push((master, Arc::downgrade(connected.socket())));
+        state.sockets.retain(|(_, socket)| socket.strong_count() > 0);
+        state.sockets.push((master, Arc::downgrade(connected.socket())));
         Ok(connected)
     }
 
@@ -196,55 +196,55 @@ impl Directory {
         latest: Instant,
     ) -> Result<Arc<Server>, ConnectionError> {
         self.watch();
-        let until = latest.min(Instant::now() + self.patience);
-        let mut known = self.known();
+        let until = latest.min(Instant::now() + self.query_timeout);
+        let mut state = self.state();
         loop {
-            if let Some(master) = known.fresh() {
+            if let Some(master) = state.fresh() {
                 return Ok(master);
             }
-            if !known.asking {
+            if !state.asking {
                 break;
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(ConnectionError::timed_out("sentinels are being asked all the time"));
             }
-            let waited = self.changed.wait_timeout(known, left);
-            known = waited.unwrap_or_else(PoisonError::into_inner).0;
+            let waited = self.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        known.asking = true;
-        let (epoch, first) = (known.epoch, known.talkative);
-        drop(known);
+        state.asking = true;
+        let (epoch, first) = (state.epoch, state.last_responder);
+        drop(state);
         defer! {
-            self.known().asking = false;
+            self.state().asking = false;
             self.changed.notify_all();
         }
         let (nth, answer) = self.ask(epoch, first, (until, latest))?;
-        let mut known = self.known();
-        known.talkative = nth;
-        self.heard(&mut known, answer)
+        let mut state = self.state();
+        state.last_responder = nth;
+        self.apply(&mut state, answer)
     }
 
     /// Draws the conclusions from what a sentinel said.
-    fn heard(
+    fn apply(
         &self,
-        known: &mut Known,
+        state: &mut State,
         answer: MasterReport,
     ) -> Result<Arc<Server>, ConnectionError> {
-        known.heard = Some(Instant::now());
-        known.epoch = answer.epoch;
-        known.replicas = answer.replicas.iter().filter_map(|at| self.server(at).ok()).collect();
+        state.updated = Some(Instant::now());
+        state.epoch = answer.epoch;
+        state.replicas = answer.replicas.iter().filter_map(|at| self.server(at).ok()).collect();
         let named = self.server(&answer.master)?;
-        let before = known.master.clone();
+        let before = state.master.clone();
         if let Some(same) = before.as_ref().filter(|before| before.address() == named.address()) {
             return Ok(Arc::clone(same));
         }
-        known.master = Some(Arc::clone(&named));
+        state.master = Some(Arc::clone(&named));
         let Some(before) = before else { return Ok(named) };
         // From here on no connection from before is handed out, and those in use end.
-        self.term.fetch_add(1, Ordering::AcqRel);
+        self.generation.fetch_add(1, Ordering::AcqRel);
         let mut ended = 0;
-        for (_, socket) in std::mem::take(&mut known.sockets) {
+        for (_, socket) in std::mem::take(&mut state.sockets) {
             if let Some(socket) = socket.upgrade() {
                 // It fails where the other side was first.
                 ended += usize::from(socket.shutdown(Shutdown::Both).is_ok());
@@ -253,7 +253,7 @@ impl Directory {
         // Not here: what it knows is locked, and whoever writes it down may need it.
         let (master, from) = (self.name.clone(), before.address().to_owned());
         let to = named.address().to_owned();
-        self.herald.tell(Level::WARN, move || {
+        self.log_thread.log(Level::WARN, move || {
             tracing::warn!(
                 master,
                 from,
@@ -288,7 +288,7 @@ impl Directory {
                 Ok(answer) => outdated.push((nth, answer)),
                 Err(error) => {
                     let (sentinel, cause) = (sentinel.address().to_owned(), error.clone());
-                    self.herald.tell(Level::DEBUG, move || {
+                    self.log_thread.log(Level::DEBUG, move || {
                         tracing::debug!(sentinel, error = %format_args!("{cause:#}"), "no answer");
                     });
                     // A verdict says more than silence.
@@ -305,7 +305,7 @@ impl Directory {
             return Ok(best);
         }
         let why =
-            failed.unwrap_or_else(|| ConnectionError::unexpected("they know less than was known"));
+            failed.unwrap_or_else(|| ConnectionError::unexpected("they know less than was state"));
         Err(why.from_sentinels(&self.name))
     }
 
@@ -315,7 +315,7 @@ impl Directory {
         timeout: Duration,
     ) -> Result<MasterReport, ConnectionError> {
         let until = Instant::now() + timeout;
-        let mut connection = sentinel.client(sentinel.who(), timeout)?;
+        let mut connection = sentinel.client(sentinel.auth_info(), timeout)?;
         let mut bytes = Vec::new();
         // The epoch first: an address may be newer than it, never older.
         for what in ["MASTER", "GET-MASTER-ADDR-BY-NAME", "REPLICAS"] {
@@ -339,24 +339,24 @@ impl Directory {
 
     /// A server at that place, to be connected to as all of them are.
     fn server(&self, (host, port): &HostPort) -> Result<Arc<Server>, ConnectionError> {
-        let address = match self.like.addr().clone() {
+        let address = match self.server_template.addr().clone() {
             ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
                 ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure, tls_params }
             }
             _ => ConnectionAddr::Tcp(host.clone(), *port),
         };
-        let server = Server::new(self.like.clone().set_addr(address), &self.settings);
+        let server = Server::new(self.server_template.clone().set_addr(address), &self.settings);
         server.map(Arc::new).map_err(|_| ConnectionError::unexpected("no address to connect to"))
     }
 
-    pub(crate) fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl fmt::Debug for Directory {
+impl fmt::Debug for SentinelClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Directory")
+        f.debug_struct("SentinelClient")
             .field("name", &self.name)
             .field("sentinels", &self.sentinels)
             .finish_non_exhaustive()

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tracing::Level;
 
-use crate::connection::sentinel::client::{Directory, FRESH};
+use crate::connection::sentinel::client::{FRESH, SentinelClient};
 use crate::error::connection::ConnectionError;
 
 /// The longest read: so late the thread notices that nobody needs it any more.
@@ -16,18 +16,18 @@ const TICK: Duration = Duration::from_millis(200);
 /// A sentinel that is quiet for so long is asked whether it is alive.
 const QUIET: Duration = Duration::from_secs(2);
 
-impl Directory {
+impl SentinelClient {
     /// Sees to it that the thread runs.
     pub(crate) fn watch(self: &Arc<Self>) {
-        let mut known = self.known();
-        if known.watched || self.over.load(Ordering::Acquire) {
+        let mut state = self.state();
+        if state.watched || self.closed.load(Ordering::Acquire) {
             return;
         }
-        let directory = Arc::downgrade(self);
+        let client = Arc::downgrade(self);
         let thread = std::thread::Builder::new().name("rediscope-sentinel".to_owned());
-        match thread.spawn(move || run(&directory)) {
-            Ok(_) => known.watched = true,
-            Err(error) => self.herald.tell(Level::WARN, move || {
+        match thread.spawn(move || run(&client)) {
+            Ok(_) => state.watched = true,
+            Err(error) => self.log_thread.log(Level::WARN, move || {
                 tracing::warn!(%error, "no thread to hear of switches of masters");
             }),
         }
@@ -42,20 +42,20 @@ impl Directory {
 }
 
 /// `None`: nobody needs it any more.
-fn needed(directory: &Weak<Directory>) -> Option<Arc<Directory>> {
-    directory.upgrade().filter(|directory| !directory.over.load(Ordering::Acquire))
+fn needed(client: &Weak<SentinelClient>) -> Option<Arc<SentinelClient>> {
+    client.upgrade().filter(|client| !client.closed.load(Ordering::Acquire))
 }
 
-fn run(directory: &Weak<Directory>) {
+fn run(client: &Weak<SentinelClient>) {
     let mut nth = 0;
-    while let Some(here) = needed(directory) {
+    while let Some(here) = needed(client) {
         let sentinel = here.sentinels.get(nth % here.sentinels.len()).cloned();
-        let (timeout, name) = (here.patience, here.name.clone());
+        let (timeout, name) = (here.query_timeout, here.name.clone());
         here.refresh();
         drop(here);
         let Some(sentinel) = sentinel else { return };
-        let heard = sentinel.client(sentinel.who(), timeout).and_then(|mut connection| {
-            listen(directory, &mut connection, &name, timeout)
+        let heard = sentinel.client(sentinel.auth_info(), timeout).and_then(|mut connection| {
+            listen(client, &mut connection, &name, timeout)
                 .map_err(|error| ConnectionError::of(&error))
         });
         let Err(error) = heard else { return };
@@ -67,7 +67,7 @@ fn run(directory: &Weak<Directory>) {
 
 /// Until the sentinel fails, or nobody needs it any more.
 fn listen(
-    directory: &Weak<Directory>,
+    client: &Weak<SentinelClient>,
     connection: &mut redis::Connection,
     name: &str,
     timeout: Duration,
@@ -78,8 +78,8 @@ fn listen(
     pubsub.subscribe("+switch-master")?;
     let mut heard = Instant::now();
     loop {
-        let Some(here) = needed(directory) else { return Ok(()) };
-        let old = here.known().heard.is_none_or(|at| at.elapsed() >= FRESH);
+        let Some(here) = needed(client) else { return Ok(()) };
+        let old = here.state().updated.is_none_or(|at| at.elapsed() >= FRESH);
         if old {
             here.refresh();
         }
@@ -96,9 +96,9 @@ fn listen(
                 heard = Instant::now();
                 let about = message.get_payload_bytes().split(|byte| *byte == b' ').next();
                 if about == Some(name.as_bytes())
-                    && let Some(here) = needed(directory)
+                    && let Some(here) = needed(client)
                 {
-                    here.doubt();
+                    here.invalidate();
                 }
             }
             Err(error) if error.is_timeout() => {}

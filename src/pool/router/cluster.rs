@@ -14,8 +14,8 @@ use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
 use crate::error::open_scope::OpenScope;
 use crate::pool::redirect_pause;
-use crate::pool::router::slot_map_refresh::Atlas;
-use crate::pool::{Kind, Pool, Voice, WeakPool};
+use crate::pool::router::slot_map_refresh::SlotMapCache;
+use crate::pool::{Logging, Pool, PoolConfig, WeakPool};
 use crate::protocol::cluster::redirect::RedirectReply;
 use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route, unserved};
 use crate::protocol::cluster::slot_map::{NodeAddress, SlotMap};
@@ -26,12 +26,12 @@ use crate::sync::lock;
 
 /// A pool for each master of a cluster.
 pub(crate) struct Cluster {
-    kind: Kind,
-    atlas: Arc<Atlas>,
+    kind: PoolConfig,
+    slot_map: Arc<SlotMapCache>,
     pools: RwLock<HashMap<NodeAddress, Pool>>,
     /// Whose scopes may still be open.
     retired: Mutex<Vec<(NodeAddress, WeakPool)>>,
-    /// The edition of the map by which pools were last retired.
+    /// The generation of the map by which pools were last retired.
     pruned: AtomicU64,
     turn: AtomicU64,
     redirections: Counter,
@@ -39,10 +39,10 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    pub(crate) fn new(kind: Kind, atlas: Arc<Atlas>) -> Self {
+    pub(crate) fn new(kind: PoolConfig, slot_map: Arc<SlotMapCache>) -> Self {
         Self {
             kind,
-            atlas,
+            slot_map,
             pools: RwLock::default(),
             retired: Mutex::default(),
             pruned: AtomicU64::new(0),
@@ -53,29 +53,29 @@ impl Cluster {
     }
 
     pub(crate) fn settings(&self) -> &Arc<Settings> {
-        self.atlas.settings()
+        self.slot_map.settings()
     }
 
     pub(crate) fn counters(&self) -> &Counters {
         &self.kind.counters
     }
 
-    pub(crate) fn voice(&self) -> &Voice {
-        &self.kind.voice
+    pub(crate) fn logging(&self) -> &Logging {
+        &self.kind.logging
     }
 
     pub(crate) fn address(&self) -> String {
-        let seeds: Vec<_> = self.atlas.seeds().iter().map(ToString::to_string).collect();
+        let seeds: Vec<_> = self.slot_map.seeds().iter().map(ToString::to_string).collect();
         seeds.join(",")
     }
 
     pub(crate) fn host_and_port(&self) -> (&str, u16) {
-        self.atlas.seeds().first().map_or(("", 0), |seed| (&*seed.host, seed.port))
+        self.slot_map.seeds().first().map_or(("", 0), |seed| (&*seed.host, seed.port))
     }
 
     /// Does something with the route's pool; with another one, where its server is gone and another
     /// one has taken over by `deadline`.
-    pub(crate) fn reach<T>(
+    pub(crate) fn with_pool<T>(
         &self,
         route: &Route,
         deadline: Instant,
@@ -89,7 +89,7 @@ impl Cluster {
                 Some(node) => self.pool(&node).and_then(|pool| call(&pool)),
                 None => {
                     let source = self
-                        .atlas
+                        .slot_map
                         .failure()
                         .unwrap_or_else(|| ConnectionError::refused(unserved(route.slot)));
                     Err(CheckoutError::Connect { waited: begun.elapsed(), source })
@@ -124,16 +124,16 @@ impl Cluster {
             Some(slot) => map.master(slot).cloned(),
             None => self.any(map),
         };
-        found(&self.atlas.map()).or_else(|| {
+        found(&self.slot_map.map()).or_else(|| {
             self.refresh(None, deadline);
             self.prune();
-            found(&self.atlas.map())
+            found(&self.slot_map.map())
         })
     }
 
     /// Begins to open a connection to the route's master, where the map has one. Nothing is asked.
     pub(crate) fn warm(&self, route: &Route) {
-        let node = route.node.clone().or_else(|| self.atlas.map().master(route.slot?).cloned());
+        let node = route.node.clone().or_else(|| self.slot_map.map().master(route.slot?).cloned());
         if let Some(pool) = node.and_then(|node| self.pool(&node).ok()) {
             pool.warm();
         }
@@ -147,7 +147,7 @@ impl Cluster {
     }
 
     fn refresh(&self, first: Option<&NodeAddress>, deadline: Instant) {
-        self.atlas.refresh(first, deadline.min(self.refreshed_by()));
+        self.slot_map.refresh(first, deadline.min(self.refreshed_by()));
     }
 
     /// It is one exchange with a node that answers, and one connect for each that does not.
@@ -157,11 +157,11 @@ impl Cluster {
 
     /// Retires the pools of whoever is no master any more.
     fn prune(&self) {
-        let edition = self.atlas.edition();
-        if self.pruned.swap(edition, Ordering::AcqRel) == edition {
+        let generation = self.slot_map.generation();
+        if self.pruned.swap(generation, Ordering::AcqRel) == generation {
             return;
         }
-        let map = self.atlas.map();
+        let map = self.slot_map.map();
         let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
         let mut retired = lock(&self.retired);
         retired.retain(|(_, pool)| pool.get().is_some());
@@ -169,7 +169,7 @@ impl Cluster {
             let serves = map.masters().contains(node);
             if !serves {
                 let (gone, name) = (node.clone(), self.kind.name);
-                self.kind.voice.herald.tell(Level::INFO, move || {
+                self.kind.logging.log_thread.log(Level::INFO, move || {
                     tracing::info!(
                         server.address = %gone.host, server.port = gone.port,
                         pool = name, "the node is no master any more"
@@ -191,7 +191,7 @@ impl Cluster {
             return Ok(pool.clone());
         }
         drop(pools);
-        let endpoint = self.atlas.endpoint(node).map_err(|_| CheckoutError::Connect {
+        let endpoint = self.slot_map.endpoint(node).map_err(|_| CheckoutError::Connect {
             waited: Duration::ZERO,
             source: ConnectionError::unexpected("an address that cannot be used"),
         })?;
@@ -200,30 +200,30 @@ impl Cluster {
         if self.closed.load(Ordering::Acquire) {
             return Err(CheckoutError::Closed);
         }
-        let pool = pools
-            .entry(node.clone())
-            .or_insert_with(|| Pool::new(Kind { impatient: true, ..self.kind.clone() }, endpoint));
+        let pool = pools.entry(node.clone()).or_insert_with(|| {
+            Pool::new(PoolConfig { fail_fast: true, ..self.kind.clone() }, endpoint)
+        });
         Ok(pool.clone())
     }
 
     /// The ways to all masters that serve something.
-    pub(crate) fn everybody(&self, deadline: Instant) -> Result<Vec<Route>, CheckoutError> {
-        self.reach(&Route::default(), deadline, |_| Ok(()))?;
-        let map = self.atlas.map();
+    pub(crate) fn all_masters(&self, deadline: Instant) -> Result<Vec<Route>, CheckoutError> {
+        self.with_pool(&Route::default(), deadline, |_| Ok(()))?;
+        let map = self.slot_map.map();
         Ok(map.masters_with_slots().map(|node| Route::to_node(node.clone())).collect())
     }
 
     pub(crate) fn redirect_for(&self, route: &Route, reply: &RedirectReply) -> Option<Redirect> {
-        let here = route.node.clone().or_else(|| self.atlas.map().master(route.slot?).cloned());
+        let here = route.node.clone().or_else(|| self.slot_map.map().master(route.slot?).cloned());
         let from = here.as_ref().map_or_else(|| self.host_and_port().0, |node| &node.host);
         let redirect = route.redirected(reply, from)?;
         match reply {
             RedirectReply::Moved { slot, to } => {
                 let to = NodeAddress::of(to, from);
-                if self.atlas.map().master(*slot) != Some(&to) {
+                if self.slot_map.map().master(*slot) != Some(&to) {
                     // The new owner's map is newer than that of any other node.
                     self.refresh(Some(&to), self.refreshed_by());
-                    self.atlas.moved(*slot, &to);
+                    self.slot_map.moved(*slot, &to);
                 }
             }
             RedirectReply::Ask { .. } => {}
@@ -267,7 +267,7 @@ impl Cluster {
     }
 
     pub(crate) fn status(&self) -> PoolStatus {
-        let map = self.atlas.map();
+        let map = self.slot_map.map();
         let mut sum = PoolStatus {
             name: self.kind.name,
             size: 0,
@@ -277,7 +277,7 @@ impl Cluster {
             waiting: 0,
             counts: self.counters().counts(),
             scopes: Vec::new(),
-            last_connect_error: self.atlas.failure(),
+            last_connect_error: self.slot_map.failure(),
             nodes: Vec::new(),
             redirections: self.redirections.get(),
         };
@@ -316,7 +316,7 @@ impl Cluster {
 /// The threads are those of the parent, in a forked child.
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if self.settings().is_left() {
+        if self.settings().is_forked_child() {
             std::mem::forget(Arc::clone(&self.kind.threads));
         }
     }
@@ -326,7 +326,7 @@ impl fmt::Debug for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cluster")
             .field("name", &self.kind.name)
-            .field("atlas", &self.atlas)
+            .field("slot_map", &self.slot_map)
             .finish_non_exhaustive()
     }
 }

@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 use redis::{ConnectionAddr, ConnectionInfo, Value};
 use tracing::Level;
 
-use crate::connection::connection::Link;
+use crate::connection::connection::Connection;
 use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
 use crate::error::config::ConfigError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
-use crate::logging::deferred::Herald;
+use crate::logging::deferred::LogThread;
 use crate::pool::manager;
 use crate::pool::manager::Purpose;
 use crate::protocol::cluster::route::unserved;
@@ -33,23 +33,23 @@ use crate::sync::lock;
 const INTERVAL: Duration = Duration::from_millis(50);
 
 /// The map of a cluster, and how it is asked for.
-pub(crate) struct Atlas {
+pub(crate) struct SlotMapCache {
     /// By which nodes the cluster was named. User, password, protocol and TLS of all nodes are
     /// those of the first.
     seeds: Vec<NodeAddress>,
-    like: ConnectionInfo,
+    template: ConnectionInfo,
     settings: Arc<Settings>,
     map: RwLock<Arc<SlotMap>>,
     /// Counts the answers.
-    edition: AtomicU64,
+    generation: AtomicU64,
     /// When the last one who asked was done. Held while somebody asks, so nobody may wait for it.
     asking: Mutex<Option<Instant>>,
     /// Why nobody answered the last time.
     failure: Mutex<Option<ConnectionError>>,
-    herald: Arc<Herald>,
+    log_thread: Arc<LogThread>,
 }
 
-impl Atlas {
+impl SlotMapCache {
     /// `like` is one of the seeds.
     pub(crate) fn new(
         nodes: Vec<ConnectionInfo>,
@@ -63,21 +63,21 @@ impl Atlas {
             _ => None,
         });
         let seeds = seeds.collect();
-        let like = nodes.into_iter().next().ok_or_else(none)?;
-        let atlas = Self {
+        let template = nodes.into_iter().next().ok_or_else(none)?;
+        let slot_map = Self {
             seeds,
-            like,
+            template,
             settings,
             map: RwLock::default(),
-            edition: AtomicU64::new(0),
+            generation: AtomicU64::new(0),
             asking: Mutex::default(),
             failure: Mutex::default(),
-            herald: Arc::default(),
+            log_thread: Arc::default(),
         };
         // What is wrong with the address is told now, not by the first use.
-        let seed = atlas.seeds.first().ok_or_else(none)?;
-        atlas.endpoint(seed)?;
-        Ok(atlas)
+        let seed = slot_map.seeds.first().ok_or_else(none)?;
+        slot_map.endpoint(seed)?;
+        Ok(slot_map)
     }
 
     pub(crate) fn settings(&self) -> &Arc<Settings> {
@@ -93,8 +93,8 @@ impl Atlas {
     }
 
     /// How often the map was heard.
-    pub(crate) fn edition(&self) -> u64 {
-        self.edition.load(Ordering::Acquire)
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
     }
 
     /// From now on the slot is this one's: its old master says so.
@@ -106,7 +106,7 @@ impl Atlas {
     /// The node at this address, reached as the others are.
     pub(crate) fn endpoint(&self, node: &NodeAddress) -> Result<Endpoint, ConfigError> {
         let (host, port) = (node.host.to_string(), node.port);
-        let address = match self.like.addr() {
+        let address = match self.template.addr() {
             ConnectionAddr::TcpTls { insecure, tls_params, .. } => ConnectionAddr::TcpTls {
                 host,
                 port,
@@ -115,7 +115,7 @@ impl Atlas {
             },
             _ => ConnectionAddr::Tcp(host, port),
         };
-        Endpoint::new(self.like.clone().set_addr(address), &self.settings)
+        Endpoint::new(self.template.clone().set_addr(address), &self.settings)
     }
 
     /// Why nobody answered when the map was last asked for, where nobody did.
@@ -149,11 +149,11 @@ impl Atlas {
                 Ok(map) => {
                     let (masters, served) = (map.masters().len(), map.slots_served());
                     *self.map.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(map);
-                    self.edition.fetch_add(1, Ordering::Release);
+                    self.generation.fetch_add(1, Ordering::Release);
                     *lock(&self.failure) = None;
                     // Not here: whoever writes it down may need the map.
                     let node = node.clone();
-                    self.herald.tell(Level::DEBUG, move || {
+                    self.log_thread.log(Level::DEBUG, move || {
                         tracing::debug!(
                             server.address = %node.host, server.port = node.port, masters, served,
                             "map of the cluster refreshed"
@@ -163,7 +163,7 @@ impl Atlas {
                 }
                 Err(error) => {
                     let (node, cause) = (node.clone(), error.clone());
-                    self.herald.tell(Level::DEBUG, move || {
+                    self.log_thread.log(Level::DEBUG, move || {
                         tracing::debug!(
                             server.address = %node.host, server.port = node.port,
                             error = %format_args!("{cause:#}"), "no map of the cluster from this node"
@@ -188,11 +188,11 @@ impl Atlas {
     fn ask(&self, node: &NodeAddress, deadline: Instant) -> Result<SlotMap, ConnectionError> {
         let refused = |_| ConnectionError::unexpected("an address that cannot be used");
         let endpoint = self.endpoint(node).map_err(refused)?;
-        let mut link =
+        let mut connection =
             manager::open(&endpoint, &self.settings, Purpose::Pooled, 0, Some(deadline))?;
         let limit = Deadline::after(self.settings.response_timeout).capped(deadline);
-        let tls = matches!(self.like.addr(), ConnectionAddr::TcpTls { .. });
-        let shards = question(&mut link, "SHARDS", limit)?;
+        let tls = matches!(self.template.addr(), ConnectionAddr::TcpTls { .. });
+        let shards = question(&mut connection, "SHARDS", limit)?;
         let map = SlotMap::of_shards(&shards, &node.host, tls);
         if let Some(map) = &map
             && map.slots_served() == usize::from(SLOTS)
@@ -200,7 +200,7 @@ impl Atlas {
             return Ok(map.clone());
         }
         // Older servers know no shards; and where slots are missing, the other answer may know.
-        let slots = question(&mut link, "SLOTS", limit)?;
+        let slots = question(&mut connection, "SLOTS", limit)?;
         let other = SlotMap::of_slots(&slots, &node.host);
         let best = map.into_iter().chain(other).max_by_key(SlotMap::slots_served);
         best.filter(|map| map.slots_served() > 0).ok_or_else(|| match slots {
@@ -213,19 +213,19 @@ impl Atlas {
 }
 
 fn question(
-    link: &mut Link,
+    connection: &mut Connection,
     word: &'static str,
     limit: Deadline,
 ) -> Result<Value, ConnectionError> {
     let mut bytes = Vec::with_capacity(64);
     encode::command(&mut bytes, &["CLUSTER", word], |_| {});
-    link.send(&bytes, &[(Expect::Plain, 1)], limit)?;
-    link.value(limit)
+    connection.send(&bytes, &[(Expect::Plain, 1)], limit)?;
+    connection.value(limit)
 }
 
-impl fmt::Debug for Atlas {
+impl fmt::Debug for SlotMapCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Atlas")
+        f.debug_struct("SlotMapCache")
             .field("seeds", &self.seeds)
             .field("map", &self.map())
             .finish_non_exhaustive()
