@@ -71,7 +71,7 @@ impl Endpoint {
         Self { target, credentials: self.credentials.clone(), resolver: self.resolver.clone() }
     }
 
-    /// AuthInfo a connection says it is that is opened, or checked out, now.
+    /// Who a connection says it is that is opened, or checked out, now.
     pub(crate) fn login(&self) -> Result<Login, ConnectionError> {
         Login::new(self.auth_info(), self.credentials.as_ref())
     }

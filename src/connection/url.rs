@@ -56,7 +56,7 @@ mod sealed {
 /// | `rediss+sentinel://…` | the same, over TLS to the sentinels and to the servers |
 ///
 /// `?protocol=resp3` may follow each. User, password and protocol are the same for all nodes
-/// of a cluster. SentinelConfig sentinels, user and password are the servers'; the sentinels' own are
+/// of a cluster. Behind sentinels, user and password are the servers'; the sentinels' own are
 /// `?sentinel_username=…&sentinel_password=…`, and the default of their port is 26379.
 ///
 /// An address is refused if it has a parameter that is not known or is given twice, if it ends with
@@ -346,7 +346,7 @@ fn sentinel_of(scheme: &str, text: &str) -> Result<Address, ConfigError> {
         return Err(wrong("sentinel_username needs a sentinel_password"));
     }
     let sentinels = hosts.split(',').filter(|host| !host.is_empty()).map(|host| {
-        // SentinelConfig the last bracket, so that an IPv6 address's colons are not its port's.
+        // Behind the last bracket, so that an IPv6 address's colons are not its port's.
         let tail = host.rsplit_once(']').map_or(host, |(_, tail)| tail);
         let port = if tail.contains(':') { "" } else { ":26379" };
         let Node { info, names_protocol } = format!("{scheme}://{host}{port}/").into_node()?;

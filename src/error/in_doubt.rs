@@ -75,7 +75,7 @@ impl InDoubt {
     /// `NotCommitted`, an EXEC that arrives later changes nothing. It can be called from any thread,
     /// concurrently and again.
     ///
-    /// SentinelConfig it: [`PEXPIRE`](https://redis.io/docs/latest/commands/pexpire/) and
+    /// Behind it: [`PEXPIRE`](https://redis.io/docs/latest/commands/pexpire/) and
     /// [`GET`](https://redis.io/docs/latest/commands/get/) on the connection's register.
     ///
     /// ```no_run

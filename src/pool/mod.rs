@@ -350,7 +350,7 @@ impl Pool {
         Ok(Permit::new(self.clone(), slot))
     }
 
-    /// IsWaiting at the gate, unless there is no point in it.
+    /// Waits at the gate, unless there is no point in it.
     fn waiting<T>(
         &self,
         started: Instant,
@@ -423,7 +423,7 @@ impl Pool {
         self.inner.shared.end();
     }
 
-    /// IsWaiting until no connection is held, takes back what is still held at `deadline`, and closes
+    /// Waits until no connection is held, takes back what is still held at `deadline`, and closes
     /// every connection: the idle ones, the ones that calls use, and the ones that are being opened.
     /// Returns how many scopes were taken back.
     pub(crate) fn drain(&self, deadline: Instant) -> usize {

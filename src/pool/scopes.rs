@@ -156,7 +156,7 @@ impl OpenScopes {
                 *sighting = LastSeen { generation: record.generation, ..LastSeen::default() };
             }
             if sighting.since.is_none() || sighting.uses != uses {
-                // ReaperState for the first time, and not used since it was begun.
+                // Seen for the first time, and not used since it was begun.
                 let fresh = sighting.since.is_none() && uses == record.uses;
                 let since = if fresh { record.begun } else { now };
                 (sighting.uses, sighting.since) = (uses, Some(since));

@@ -324,7 +324,7 @@ impl<J, R: OutcomeUnknown> Waiter<J, R> {
         self.take()
     }
 
-    /// IsWaiting for whoever has taken the job.
+    /// Waits for whoever has taken the job.
     fn response(&self, until: Instant) -> R {
         let mut state = self.sleep_while(|grant| matches!(grant, Grant::Taken), until);
         match std::mem::replace(&mut state.grant, Grant::Closed) {

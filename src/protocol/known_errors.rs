@@ -109,7 +109,7 @@ const KNOWN_ERRORS: &[KnownError] = &[
     before_start("BUSY", "Valkey is busy running a module command."),
     before_start(
         "MASTERDOWN",
-        "Connection with MASTER is down and replica-serve-stale-data is set to 'no'.",
+        "Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
     ),
     before_start("TRYAGAIN", "Multiple keys request during rehashing of slot"),
     before_start("CROSSSLOT", "Keys in request don't hash to the same slot"),

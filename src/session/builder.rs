@@ -108,7 +108,7 @@ impl Builder {
 
     /// Where user and password come from when they change while the program runs; see
     /// [`CredentialsProvider`]. `build` refuses it together with an address that holds a user or a
-    /// password. SentinelConfig sentinels they are the servers'; the sentinels' own are in the address.
+    /// password. Behind sentinels they are the servers'; the sentinels' own are in the address.
     /// Default: those of the address, for good.
     pub fn credentials_provider(mut self, provider: impl CredentialsProvider) -> Self {
         self.settings.credentials = Some(Provider::new(provider));
@@ -125,7 +125,7 @@ impl Builder {
         self
     }
 
-    /// SentinelConfig sentinels: user, password, database, protocol and TLS of the servers, as an address
+    /// Behind sentinels: user, password, database, protocol and TLS of the servers, as an address
     /// whose host and port are not used. `build` refuses it for any other address. It is needed where
     /// [`SessionManager::sentinel`] is given sentinels of TLS: without it the servers would be reached in
     /// clear, so `build` refuses that too.

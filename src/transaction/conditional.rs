@@ -28,7 +28,7 @@ use crate::transaction::watch::Watch;
 /// # Ok(()) }
 /// ```
 ///
-/// SentinelConfig it: [`WATCH`](https://redis.io/docs/latest/commands/watch/), and the read that each
+/// Behind it: [`WATCH`](https://redis.io/docs/latest/commands/watch/), and the read that each
 /// [`Condition`] names.
 #[derive(Clone, Debug)]
 #[must_use = "nothing is asked before run() or begin()"]

@@ -89,7 +89,7 @@ impl Transactional {
     /// # Ok(()) }
     /// ```
     ///
-    /// SentinelConfig it: [`WATCH`](https://redis.io/docs/latest/commands/watch/) and
+    /// Behind it: [`WATCH`](https://redis.io/docs/latest/commands/watch/) and
     /// [`ZSCORE`](https://redis.io/docs/latest/commands/zscore/).
     pub fn fenced_by(&self, guard: &LockGuard) -> Self {
         self.with(TransactionOptions::default().fenced_by(guard))
@@ -100,7 +100,7 @@ impl Transactional {
     /// With [`Begin::Immediate`](crate::Begin::Immediate) MULTI is sent and answered before this
     /// returns; else nothing is sent before the commit (or a large transaction's first chunk).
     ///
-    /// SentinelConfig it: [`MULTI`](https://redis.io/docs/latest/commands/multi/).
+    /// Behind it: [`MULTI`](https://redis.io/docs/latest/commands/multi/).
     ///
     /// # Errors
     /// [`Error::Checkout`] where no connection was to be had within `checkout_timeout`;

@@ -172,7 +172,7 @@ impl TransactionOptions {
     ///
     /// Sent in the same write, behind EXEC; `timeout` is on top of `response_timeout`.
     ///
-    /// SentinelConfig it: [`WAIT`](https://redis.io/docs/latest/commands/wait/).
+    /// Behind it: [`WAIT`](https://redis.io/docs/latest/commands/wait/).
     pub fn wait_replicas(mut self, replicas: u32, timeout: Duration) -> Self {
         self.durability =
             Some(Durability::Replicas { replicas, timeout: timeout.min(MAX_REPLICATION_TIMEOUT) });
@@ -187,7 +187,7 @@ impl TransactionOptions {
     /// an append-only file refuses `local` after it has applied the transaction: that is
     /// `NotReplicated` with the server's words.
     ///
-    /// SentinelConfig it: [`WAITAOF`](https://redis.io/docs/latest/commands/waitaof/).
+    /// Behind it: [`WAITAOF`](https://redis.io/docs/latest/commands/waitaof/).
     pub fn wait_aof(mut self, local: bool, replicas: u32, timeout: Duration) -> Self {
         let timeout = timeout.min(MAX_REPLICATION_TIMEOUT);
         self.durability = Some(Durability::Aof { local, replicas, timeout });

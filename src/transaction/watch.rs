@@ -33,7 +33,7 @@ use crate::transaction::watched_reads::{WatchReads, WatchedRead};
 /// [`reading`](crate::Transactional::reading), which watches nothing. It holds no connection and
 /// can be used any number of times.
 ///
-/// SentinelConfig it: [`WATCH`](https://redis.io/docs/latest/commands/watch/).
+/// Behind it: [`WATCH`](https://redis.io/docs/latest/commands/watch/).
 #[derive(Clone, Debug)]
 #[must_use = "nothing is watched before run() or begin()"]
 pub struct Watch {
