@@ -168,7 +168,7 @@ pub enum Error {
 /// | `Rejected` | nothing: it refused a command, or EXEC |
 /// | `PartlyApplied` | ran it; at least one command failed, **the others were applied** |
 /// | `NotSent` | nothing: the failure came before EXEC's last byte left |
-/// | `InDoubt` | unknown: EXEC was sent, and no answer that proves anything came |
+/// | `InDoubt` | unknown: EXEC was sent, and no reply that proves anything came |
 /// | `NotIsolated` | ran the commands one by one, without MULTI |
 /// | `NotReplicated` | ran it, **it was applied here**; too few others have it |
 /// | `KeyNotKept` | ran it, **it was applied**; its key or register may not hold |
@@ -180,7 +180,7 @@ pub enum Error {
 pub enum CommitError {
     /// Nothing was applied: the server refused a command while it was queued, or refused EXEC.
     ///
-    /// EXEC's own answer proves it: `EXECABORT`, or `MOVED`, `ASK`, `TRYAGAIN`, `CROSSSLOT`,
+    /// EXEC's own reply proves it: `EXECABORT`, or `MOVED`, `ASK`, `TRYAGAIN`, `CROSSSLOT`,
     /// `CLUSTERDOWN`; or EXEC never left. Any other error to EXEC is
     /// [`InDoubt`](Self::InDoubt): it may be a proxy's, sent after EXEC ran.
     #[non_exhaustive]

@@ -78,7 +78,7 @@ fn parts(bytes: &[u8]) -> Result<Vec<Part<'_>>, Error> {
             KeySlots::Several(bound, other) => {
                 return Err(Error::CrossSlot { command: name(), bound, other });
             }
-            // Whoever gets it knows where its keys are, and sends it on.
+            // The node that gets it knows its key positions and redirects it.
             KeySlots::Unknown => To::Any,
             KeySlots::None => match fan_out::of(&args) {
                 FanOut::OneNode => To::Any,

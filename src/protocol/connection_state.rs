@@ -297,7 +297,7 @@ mod tests {
         assert_eq!(state.reply(&Reply::Queued(3)), ReplyCheck::Expected);
         assert_eq!(state.max_queued(), 2);
         assert_eq!(state.reply(&Reply::Queued(3)), ReplyCheck::Unexpected);
-        // MULTI was refused: each command answers for itself.
+        // MULTI was rejected: each command has a reply of its own.
         let mut state = ConnectionState::default();
         state.sending(Expect::Multi, 1);
         state.sending(Expect::Queued, 5);

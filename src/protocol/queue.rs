@@ -339,7 +339,7 @@ impl CommandQueue {
         !self.savepoints.is_empty()
     }
 
-    /// Whether it may be batched: small, unflushed, and of batchable commands only.
+    /// Whether it may be batched: small, not flushed, and of batchable commands only.
     pub(crate) fn is_batchable(&self) -> bool {
         !self.unbatchable
             && !self.is_flushed()
@@ -366,7 +366,7 @@ impl CommandQueue {
         self.end - PREFIX_LEN
     }
 
-    /// The unflushed commands without MULTI.
+    /// The commands that are not flushed, without MULTI.
     pub(crate) fn body(&self) -> &[u8] {
         self.bytes.get(PREFIX_LEN..self.end).unwrap_or_default()
     }

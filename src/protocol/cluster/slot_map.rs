@@ -191,12 +191,14 @@ fn host(value: &Value) -> Option<&str> {
 /// proxy or in another network are configured so (`cluster-preferred-endpoint-type`). `?` is a host
 /// name that was not set.
 fn endpoint<'v>(node: &'v Value, from: &'v str) -> &'v str {
-    let told = field(node, "endpoint");
-    if told.is_some_and(|told| matches!(told, Value::Nil) || text(told) == Some("")) {
+    let preferred = field(node, "endpoint");
+    if preferred
+        .is_some_and(|preferred| matches!(preferred, Value::Nil) || text(preferred) == Some(""))
+    {
         return from;
     }
     let ip = || field(node, "ip").and_then(host);
-    told.and_then(host).or_else(ip).unwrap_or(from)
+    preferred.and_then(host).or_else(ip).unwrap_or(from)
 }
 
 fn number(value: &Value) -> Option<u64> {

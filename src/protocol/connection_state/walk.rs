@@ -1,7 +1,8 @@
-//! Walks through everything that a server does, by the table `server.tsv`, in any order of commands:
-//! a connection that counts as clean is clean on the server.
+//! Follows every path through the states of a server, by the table `server.tsv`, in any order of
+//! commands: a connection that counts as clean is clean on the server.
 //!
-//! The table is recorded from a server, and compared with it, by `tests/it/properties/server_table.rs`.
+//! The table is recorded from a server, and compared with it, by
+//! `tests/it/properties/server_table.rs`.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +10,7 @@ use super::*;
 
 const TABLE: &str = include_str!("server.tsv");
 
-/// One row: what a step does in a state of the server's.
+/// One row: the effect of a step in one state of the server.
 struct Row {
     from: &'static str,
     command: &'static str,
@@ -35,8 +36,8 @@ impl Row {
         self.from.split('+').any(|word| word == fact)
     }
 
-    /// As what the command may have been sent. One on its own may meet a MULTI, and one that is meant
-    /// to be queued may meet none, when MULTI was refused.
+    /// The kinds of reply that the command may be sent with. A single command may meet a MULTI, and
+    /// one that is meant to be queued may meet none if MULTI was rejected.
     fn expects(&self) -> &'static [Expect] {
         match self.command {
             "WATCH" | "WATCH k" => &[Expect::Watch],
@@ -48,7 +49,7 @@ impl Row {
         }
     }
 
-    /// Whether the connection may be given up after it, although the server has it clean.
+    /// Whether the connection may be tainted after it, although the server has it clean.
     fn is_odd(&self, expect: Expect) -> bool {
         let in_multi = self.is_in("multi");
         let refused = self.reply.as_ref().is_some_and(Reply::is_refused);
@@ -61,7 +62,7 @@ impl Row {
     }
 }
 
-/// What was sent and answered so far.
+/// The commands sent and the replies so far.
 type Path = Vec<(Expect, Reply)>;
 
 fn after(path: &Path) -> ConnectionState {
@@ -131,7 +132,7 @@ fn a_connection_never_counts_as_clean_while_the_server_has_it_in_multi_or_watchi
             }
         }
     }
-    // Every state of the server's was reached, and some ends were met.
+    // Every state of the server was reached, and some paths ended.
     let states: BTreeSet<_> = rows.iter().map(|row| row.from).collect();
     assert_eq!(seen.iter().map(|seen| seen.0).collect::<BTreeSet<_>>(), states);
     assert!(tainted > 20, "{tainted}");
