@@ -3,6 +3,7 @@
 
 pub(crate) mod commit;
 pub(crate) mod connection;
+pub(crate) mod dns;
 #[cfg(doctest)]
 mod docs;
 pub(crate) mod error;
@@ -37,7 +38,7 @@ pub use crate::error::open_scope::OpenScope;
 pub use crate::error::pin_expired::PinExpired;
 pub use crate::lock::guard::LockGuard;
 pub use crate::lock::handle::{Lock, RwLock};
-pub use crate::pooled::Pooled;
+pub use crate::pooled::handle::Pooled;
 pub use crate::protocol::replication::ReplicaAcks;
 pub use crate::protocol::retry::RetryPolicy;
 pub use crate::protocol::server_error::ServerError;
@@ -46,15 +47,17 @@ pub use crate::reply::queued::Queued;
 pub use crate::reply::queued::Ready;
 pub use crate::reply::replies::Replies;
 pub use crate::reply::resolve::Resolve;
-pub use crate::session::SessionManager;
 pub use crate::session::builder::Builder;
 #[cfg(feature = "serde")]
 pub use crate::session::config::Config;
+pub use crate::session::manager::SessionManager;
 pub use crate::settings::credentials::{Credentials, CredentialsProvider, RotatingCredentials};
 #[cfg(feature = "tls-rustls")]
 pub use crate::settings::tls::Tls;
+pub use crate::status::counters::{CloseReason, PoolCounters};
+pub use crate::status::locks::LockStatus;
 pub use crate::status::node::NodeStatus;
-pub use crate::status::{CloseReason, Closed, LockStatus, PoolCounters, PoolStatus, Status};
+pub use crate::status::report::{Closed, PoolStatus, Status};
 pub use crate::transaction::block::Block;
 pub use crate::transaction::commands::*;
 pub use crate::transaction::condition::Condition;

@@ -11,7 +11,7 @@ use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::server_error::ServerError;
 use crate::reply::failures;
 use crate::reply::replies::Replies;
-use crate::status::Counters;
+use crate::status::counters::Counters;
 
 /// What became of a transaction that did not fail.
 #[derive(Debug)]

@@ -27,7 +27,7 @@ use crate::protocol::replication::Durability;
 use crate::protocol::resp::encode;
 use crate::protocol::resp::encode::{ASKING, DISCARD, MULTI, UNWATCH};
 use crate::protocol::server_error::ServerError;
-use crate::settings::Settings;
+use crate::settings::settings::Settings;
 
 /// Brings the link to where the commands may leave: it was heard of within the trust window, or
 /// it has just answered.

@@ -12,7 +12,7 @@ use crate::protocol::queue::{CommandQueue, Prefix};
 use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::resp::encode::ASKING;
 use crate::protocol::server_error::ServerError;
-use crate::settings::Settings;
+use crate::settings::settings::Settings;
 
 pub(crate) struct CommitReplies {
     pub(crate) collector: Collector,

@@ -12,13 +12,13 @@ use redis::io::tcp::TcpSettings;
 use redis::io::tcp::socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use redis::{Client, Connection, ConnectionAddr, ConnectionInfo, RedisConnectionInfo, RedisResult};
 
-use crate::connection::dns::Resolver;
 #[cfg(feature = "tls-rustls")]
 use crate::connection::tls::{Session, Trust};
+use crate::dns::Resolver;
 use crate::error::config::ConfigError;
 use crate::error::connection::ConnectionError;
 use crate::process::sockets::OwnSocket;
-use crate::settings::Settings;
+use crate::settings::settings::Settings;
 
 /// redis-rs takes no timeout of zero.
 const MOMENT: Duration = Duration::from_millis(1);

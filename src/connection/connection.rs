@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use redis::Value;
 
 use crate::connection::connect::Connected;
+use crate::connection::connect_attempts::NewConnection;
 use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
 use crate::connection::login::Login;
+use crate::connection::open_count::Counted;
 use crate::connection::transport::Transport;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
-use crate::pool::connect_attempts::NewConnection;
-use crate::pool::manager::Alive;
 use crate::process::sockets::OwnSocket;
 use crate::protocol::connection_state::{ConnectionState, Expect, ReplyCheck, Taint};
 use crate::protocol::handshake;
@@ -22,8 +22,8 @@ use crate::protocol::marker::CommitMarker;
 use crate::protocol::resp::encode::PING;
 use crate::protocol::resp::reply::Reply;
 use crate::protocol::server_error::ServerError;
-use crate::settings::Settings;
-use crate::status::CloseReason;
+use crate::settings::settings::Settings;
+use crate::status::counters::CloseReason;
 
 /// So long after a refusal it does not say again who it is.
 const REAUTH_INTERVAL: Duration = Duration::from_secs(1);
@@ -43,7 +43,7 @@ pub(crate) struct Connection {
     /// It is new, and no caller has had it yet.
     arrival: Option<NewConnection>,
     /// The pool counts it. WatchedRead behind `transport`: it is closed before it is no longer counted.
-    alive: Option<Alive>,
+    counted: Option<Counted>,
     /// It has written, so it would notice a server that no longer lets it.
     has_written: bool,
     /// Its register, once it has needed one, and since when the server has had that at least.
@@ -71,7 +71,7 @@ impl Connection {
             expires,
             generation,
             arrival: None,
-            alive: None,
+            counted: None,
             has_written: false,
             marker: None,
             marker_written_at: None,
@@ -133,8 +133,8 @@ impl Connection {
     }
 
     /// Its pool counts it until it is dropped.
-    pub(crate) fn counts(&mut self, alive: Alive) {
-        self.alive = Some(alive);
+    pub(crate) fn counts(&mut self, counted: Counted) {
+        self.counted = Some(counted);
     }
 
     /// Its socket, unless the connection is redis-rs's.

@@ -11,17 +11,17 @@ use std::time::Duration;
 use redis::{Connection, ConnectionInfo, RedisConnectionInfo as AuthInfo, Value};
 
 use crate::connection::connect::{Connected, Server};
-use crate::connection::dns::Resolver;
 use crate::connection::login;
 use crate::connection::login::Login;
 #[cfg(feature = "sentinel")]
 use crate::connection::sentinel::client::SentinelClient;
 #[cfg(feature = "sentinel")]
 use crate::connection::url::SentinelConfig;
+use crate::dns::Resolver;
 use crate::error::config::ConfigError;
 use crate::error::connection::ConnectionError;
-use crate::settings::Settings;
 use crate::settings::credentials::Provider;
+use crate::settings::settings::Settings;
 
 /// The server to connect to.
 #[derive(Clone)]

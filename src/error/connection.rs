@@ -149,7 +149,7 @@ impl ConnectionError {
 
     /// Adds that the sentinels failed, asked for this master.
     #[cfg(feature = "sentinel")]
-    pub(crate) fn from_sentinels(mut self, master: &str) -> Self {
+    pub(crate) fn of_sentinels(mut self, master: &str) -> Self {
         self.text = format!("the sentinels of {master} returned no address: {}", self.text).into();
         self
     }

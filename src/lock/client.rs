@@ -37,7 +37,7 @@ use crate::protocol::replication::Durability;
 use crate::protocol::resp::encode;
 use crate::protocol::resp::encode::ASKING;
 use crate::protocol::server_error::ServerError;
-use crate::settings::Settings;
+use crate::settings::settings::Settings;
 
 /// How often a call is sent again on a new connection of the lock room's own.
 const MAX_SENDS: u32 = 3;

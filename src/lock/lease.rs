@@ -13,7 +13,7 @@ use crate::commit::lock_check::LockProbe;
 use crate::error::lock::LostReason;
 use crate::protocol::lock::keys::LockKeys;
 use crate::protocol::lock::script::{Call, RELEASE, RENEW};
-use crate::status::LockCounters;
+use crate::status::locks::LockCounters;
 use crate::sync::lock;
 
 type Callback = Box<dyn FnOnce() + Send>;

@@ -17,8 +17,8 @@ use crate::lock::waiters::Waiters;
 use crate::lock::wakeups::ReleaseListener;
 use crate::pool::router::Router;
 use crate::protocol::lock::keys::LockKeys;
-use crate::settings::Settings;
-use crate::status::{LockCounters, LockStatus};
+use crate::settings::settings::Settings;
+use crate::status::locks::{LockCounters, LockStatus};
 
 /// What was sent on a connection that was lost arrives within this time, or not at all.
 pub(crate) const MAX_DELAY_IN_FLIGHT: Duration = Duration::from_secs(60);

@@ -21,7 +21,7 @@ use crate::lock::waiters::Waiters;
 use crate::pool::router::{Generation, Router};
 use crate::protocol::cluster::route::{Redirect, Route};
 use crate::protocol::server_error::ServerError;
-use crate::settings::Settings;
+use crate::settings::settings::Settings;
 use crate::sync::lock;
 
 /// Longest read, and longest delay until a change is noticed whose message was lost.

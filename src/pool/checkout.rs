@@ -27,7 +27,7 @@ use crate::pool::Pool;
 use crate::pool::blocking::{BlockingCommand, BlockingGuard};
 use crate::pool::manager::ConnectionManager;
 use crate::protocol::connection_state::Taint;
-use crate::settings::Settings;
+use crate::settings::settings::Settings;
 use crate::text::brief;
 
 /// The right to one link.
@@ -80,7 +80,7 @@ impl Drop for Checkout {
 
 impl Checkout {
     /// `started`: since when the caller waits.
-    pub(crate) fn checkout(
+    pub(crate) fn new(
         permit: Permit,
         started: Instant,
         deadline: Instant,

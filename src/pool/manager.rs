@@ -6,7 +6,7 @@
 use std::fmt;
 use std::net::Shutdown;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -14,14 +14,15 @@ use redis::Value;
 use tracing::Level;
 
 use crate::connection::connect::Connected;
+use crate::connection::connect_attempts::ConnectAttempts;
 use crate::connection::connection::Connection;
 use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
 use crate::connection::login::Login;
+use crate::connection::open_count::OpenCount;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::logging::deferred;
 use crate::logging::deferred::LogThread;
-use crate::pool::connect_attempts::ConnectAttempts;
 use crate::process::sockets::OwnSocket;
 use crate::protocol::command::info::EXEC_INFO;
 use crate::protocol::command::info::is_unknown;
@@ -30,8 +31,8 @@ use crate::protocol::handshake::Handshake;
 use crate::protocol::resp::encode::{DISCARD, MULTI, PING, ROLE};
 use crate::protocol::resp::reply::Reply;
 use crate::protocol::server_error::ServerError;
-use crate::settings::Settings;
-use crate::status::{CloseReason, Counters};
+use crate::settings::settings::Settings;
+use crate::status::counters::{CloseReason, Counters};
 use crate::sync::lock;
 
 /// Minimum number of tries to connect that end at MULTI in a row, and minimum time between the first
@@ -61,7 +62,7 @@ pub(crate) struct PoolShared {
     /// No link is used any more. r2d2 would still open its `min_idle`.
     pub(crate) closed: AtomicBool,
     /// Number of connections that are open or being opened, those that r2d2 has not listed yet included.
-    alive: AtomicUsize,
+    open: OpenCount,
     sockets: Mutex<Vec<Weak<OwnSocket>>>,
     last_connect_error: Mutex<Option<(Instant, ConnectionError)>>,
     /// The tries to connect in a row that ended at MULTI, and when the first of them did.
@@ -69,26 +70,6 @@ pub(crate) struct PoolShared {
     /// Runs after a link was opened and before r2d2 lists it.
     #[cfg(test)]
     pub(crate) before_listing: Mutex<Option<Box<dyn Fn() + Send>>>,
-}
-
-/// One link that is open or being opened, from before its first byte to after its last.
-#[derive(Debug)]
-pub(crate) struct Alive {
-    shared: Arc<PoolShared>,
-}
-
-impl Alive {
-    fn new(shared: &Arc<PoolShared>) -> Self {
-        // Before `over` is read: a pool that has set it sees either this link or its refusal.
-        shared.alive.fetch_add(1, Ordering::SeqCst);
-        Self { shared: Arc::clone(shared) }
-    }
-}
-
-impl Drop for Alive {
-    fn drop(&mut self) {
-        self.shared.alive.fetch_sub(1, Ordering::SeqCst);
-    }
 }
 
 impl PoolShared {
@@ -104,7 +85,7 @@ impl PoolShared {
 
     /// Number of connections that are open or being opened.
     pub(crate) fn alive(&self) -> usize {
-        self.alive.load(Ordering::SeqCst)
+        self.open.get()
     }
 
     /// No link is opened from now on; one that is being opened is closed when it is there.
@@ -333,7 +314,8 @@ impl r2d2::ManageConnection for ConnectionManager {
     type Error = ConnectionError;
 
     fn connect(&self) -> Result<Box<Connection>, ConnectionError> {
-        let alive = Alive::new(&self.shared);
+        // Before `closed` is read: a pool that has set it sees either this connection or its refusal.
+        let counted = self.shared.open.count();
         let over = || self.shared.closed.load(Ordering::SeqCst);
         let refused =
             || ConnectionError::new(ConnectionErrorKind::Closed, "the session manager is closed");
@@ -353,7 +335,7 @@ impl r2d2::ManageConnection for ConnectionManager {
         *lock(&self.shared.last_connect_error) = failure;
         match &mut opened {
             Ok(connection) => {
-                connection.counts(alive);
+                connection.counts(counted);
                 self.shared.opened(connection);
                 self.shared.counters.connects.add();
                 connection.arrives(self.shared.attempts.connection_opened());

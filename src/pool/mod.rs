@@ -9,7 +9,6 @@ pub(crate) mod batch;
 pub(crate) mod batch_response;
 pub(crate) mod blocking;
 pub(crate) mod checkout;
-pub(crate) mod connect_attempts;
 pub(crate) mod manager;
 #[cfg(all(test, rediscope_shuttle))]
 #[path = "../../tests/model/harness.rs"]
@@ -45,8 +44,9 @@ use crate::pool::scopes::{OpenScopes, PinnedConnection, ReaperState, ScopeOrigin
 use crate::pool::semaphore::{AcquireError, Acquired, BatchMember, FairSemaphore, IsWaiting};
 use crate::protocol::batch::BatchRequest;
 use crate::protocol::connection_state::Taint;
-use crate::settings::Settings;
-use crate::status::{Counters, PoolStatus};
+use crate::settings::settings::Settings;
+use crate::status::counters::Counters;
+use crate::status::report::PoolStatus;
 
 /// How much longer than its timeout a closing pool waits for connections that are being opened.
 const FAREWELL: Duration = Duration::from_millis(100);
@@ -209,8 +209,7 @@ impl Pool {
     pub(crate) fn checkout(&self, deadline: Instant) -> Result<Checkout, CheckoutError> {
         let started = Instant::now();
         let checkout = self.permit(started, deadline);
-        let mut checkout =
-            checkout.and_then(|permit| Checkout::checkout(permit, started, deadline));
+        let mut checkout = checkout.and_then(|permit| Checkout::new(permit, started, deadline));
         self.count_checkout(checkout.as_mut());
         checkout
     }
@@ -223,7 +222,7 @@ impl Pool {
         let started = Instant::now();
         let Some(slot) = self.inner.semaphore.try_acquire() else { return Ok(None) };
         let permit = Permit::new(self.clone(), slot);
-        let mut checkout = Checkout::checkout(permit, started, deadline);
+        let mut checkout = Checkout::new(permit, started, deadline);
         self.count_checkout(checkout.as_mut());
         checkout.map(Some)
     }
@@ -298,7 +297,7 @@ impl Pool {
         let semaphore = &self.inner.semaphore;
         if let Some(slot) = semaphore.try_acquire() {
             let permit = Permit::new(self.clone(), slot);
-            let mut alone = Checkout::checkout(permit, started, deadline);
+            let mut alone = Checkout::new(permit, started, deadline);
             self.count_checkout(alone.as_mut());
             return alone.map(BatchCheckout::Alone);
         }
@@ -309,7 +308,7 @@ impl Pool {
             Acquired::Response(response) => Ok(BatchCheckout::Response(response)),
             Acquired::Permit(slot, request) => {
                 let permit = Permit::new(self.clone(), slot);
-                Ok(BatchCheckout::Lead(Checkout::checkout(permit, started, deadline)?, request))
+                Ok(BatchCheckout::Lead(Checkout::new(permit, started, deadline)?, request))
             }
         });
         match &mut led {

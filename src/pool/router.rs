@@ -34,9 +34,10 @@ use crate::protocol::batch::BatchRequest;
 use crate::protocol::cluster::redirect::RedirectReply;
 use crate::protocol::cluster::route::{Redirect, Route};
 use crate::protocol::cluster::slot::SlotBinding;
-use crate::settings::Settings;
 use crate::settings::credentials::Provider;
-use crate::status::{Counters, PoolStatus};
+use crate::settings::settings::Settings;
+use crate::status::counters::Counters;
+use crate::status::report::PoolStatus;
 
 /// A time in which connections lead to the same server and have said the same.
 pub(crate) type Generation = (u64, Option<u64>);

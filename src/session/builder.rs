@@ -8,10 +8,10 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use crate::commit::resolve::CommitResolver;
-use crate::connection::dns::Resolver;
 use crate::connection::endpoint::Endpoint;
 use crate::connection::url;
 use crate::connection::url::{Address, IntoAddress};
+use crate::dns::Resolver;
 use crate::error::config::ConfigError;
 use crate::lock::manager::LockManager;
 use crate::pool::manager::Purpose;
@@ -19,12 +19,14 @@ use crate::pool::router::Router;
 use crate::pool::{Logging, Pool, PoolConfig};
 use crate::process::Process;
 #[cfg(feature = "sentinel")]
-use crate::session::Replicas;
-use crate::session::{SessionManager, threads};
+use crate::session::manager::Replicas;
+use crate::session::manager::SessionManager;
+use crate::session::threads;
 use crate::settings::credentials::{CredentialsProvider, Provider};
+use crate::settings::settings::Settings;
+use crate::settings::table;
 #[cfg(feature = "tls-rustls")]
 use crate::settings::tls::Tls;
-use crate::settings::{Settings, table};
 use crate::transaction::hot_keys::ContentionLimiter;
 
 /// The most renewals and releases in one write.
@@ -77,6 +79,64 @@ macro_rules! method {
 }
 
 table::settings!(methods);
+
+impl SessionManager {
+    /// A session manager with every setting at its default.
+    ///
+    /// Nothing is connected yet: a server that is down is told by the first use, within its
+    /// deadline. What can be connected to, and by which URL: [`IntoAddress`].
+    ///
+    /// # Errors
+    /// [`ConfigError::Address`] where the address cannot be understood. It is not repeated in the
+    /// message, since it may hold a password.
+    pub fn connect(to: impl IntoAddress) -> Result<Self, ConfigError> {
+        Self::builder(to).build()
+    }
+
+    /// A session manager with settings of your own.
+    pub fn builder(to: impl IntoAddress) -> Builder {
+        Builder::new(to.into_address())
+    }
+
+    /// A session manager of a cluster, with settings of your own; `nodes` are some of its nodes,
+    /// which know the others (feature `cluster`). Each master has two pools, as one server has.
+    ///
+    /// User, password, protocol and TLS of all nodes are those of the first. `build` refuses a node that
+    /// names another scheme, user, password or protocol than the first one; a node that names no user and
+    /// no password takes the first one's, and one that names no protocol takes that.
+    ///
+    /// ```no_run
+    /// # use rediscope::SessionManager;
+    /// # fn main() -> Result<(), rediscope::ConfigError> {
+    /// let nodes = ["redis://10.0.0.1:6379", "redis://10.0.0.2:6379"];
+    /// let sessions = SessionManager::cluster(nodes).max_size(4).build()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn cluster<T: IntoAddress>(nodes: impl IntoIterator<Item = T>) -> Builder {
+        Builder::new(url::cluster(nodes))
+    }
+
+    /// A session manager of the master that sentinels know by this name (feature `sentinel`), with
+    /// settings of your own. Each sentinel's URL has its own user and password; those of the servers,
+    /// and their TLS, are set with [`Builder::server_info`]. Sentinels of TLS without it are refused by
+    /// `build`, since the servers would be reached in clear.
+    ///
+    /// Transactions, single commands, locks and questions about doubts go to the master. When another
+    /// server takes its place, all connections to the former one end in one step.
+    ///
+    /// ```no_run
+    /// # use rediscope::SessionManager;
+    /// # fn main() -> Result<(), rediscope::ConfigError> {
+    /// let sentinels = ["redis://:secret@10.0.0.1:26379", "redis://:secret@10.0.0.2:26379"];
+    /// let sessions = SessionManager::sentinel("mymaster", sentinels)
+    ///     .server_info("redis://app:password@any/0")
+    ///     .build();
+    /// # Ok(()) }
+    /// ```
+    pub fn sentinel<T: IntoAddress>(name: &str, sentinels: impl IntoIterator<Item = T>) -> Builder {
+        Builder::new(url::behind(name, sentinels))
+    }
+}
 
 impl Builder {
     pub(crate) fn new(address: Result<Address, ConfigError>) -> Self {

@@ -4,7 +4,7 @@
 //! it. A row is `name: type = default;`, or `name: type as argument = default;` where the builder's
 //! method takes something else than it keeps.
 //!
-//! Never: a check. [`Settings::check`](crate::settings::Settings::check) has them.
+//! Never: a check. [`Settings::check`](crate::settings::settings::Settings::check) has them.
 
 /// Hands the rows to the macro of that name.
 macro_rules! settings {

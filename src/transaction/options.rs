@@ -16,7 +16,7 @@ use crate::lock::guard::LockGuard;
 use crate::protocol::idempotency_key::IdempotencyKey;
 use crate::protocol::replication::Durability;
 use crate::protocol::retry::RetryPolicy;
-use crate::settings::Settings;
+use crate::settings::settings::Settings;
 
 /// When MULTI is sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

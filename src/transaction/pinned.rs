@@ -19,13 +19,31 @@ use crate::pool::router::{Router, WeakRouter};
 use crate::pool::scopes::{PinnedConnection, ScopeOrigin};
 use crate::protocol::cluster::route::Route;
 use crate::protocol::cluster::slot::SlotBinding;
-use crate::settings::Settings;
-use crate::status;
+use crate::settings::settings::Settings;
+
+/// The span of one transaction, with OpenTelemetry's names for database clients. What is not
+/// known yet is recorded when the transaction ends.
+fn new_span(address: &str, port: u16, db: i64, name: Option<&str>) -> Span {
+    tracing::info_span!(
+        "redis.transaction",
+        otel.kind = "client",
+        db.system.name = "redis",
+        db.operation.name = "MULTI",
+        db.namespace = db,
+        server.address = address,
+        server.port = port,
+        rediscope.scope = name,
+        db.operation.batch.size = tracing::field::Empty,
+        rediscope.outcome = tracing::field::Empty,
+        db.response.status_code = tracing::field::Empty,
+        error.type = tracing::field::Empty,
+    )
+}
 
 /// The span of a transaction that is about to begin.
 pub(crate) fn transaction_span(nodes: &Router, owner: &ScopeOrigin) -> Span {
     let (host, port) = nodes.host_and_port();
-    status::transaction_span(&host, port, nodes.db(), owner.name.as_deref())
+    new_span(&host, port, nodes.db(), owner.name.as_deref())
 }
 
 /// A pinned connection, or none yet, and the promise that it goes back clean.

@@ -8,7 +8,7 @@ use crate::error::any::Error;
 use crate::pool::redirect_pause;
 use crate::pool::router::Router;
 use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route};
-use crate::settings::Settings;
+use crate::settings::settings::Settings;
 
 /// What is to be done where a server that is not the one to ask refused a transaction.
 ///

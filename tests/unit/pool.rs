@@ -25,8 +25,8 @@ use crate::pool::{Pool, PoolConfig};
 use crate::process::sockets::OwnSocket;
 use crate::protocol::connection_state::Expect;
 use crate::protocol::resp::encode::MULTI;
-use crate::settings::Settings;
-use crate::status::CloseReason;
+use crate::settings::settings::Settings;
+use crate::status::counters::CloseReason;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 

@@ -18,8 +18,8 @@ use crate::connection::url::one as parse;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::pool::tests::{PATIENCE, eventually};
 use crate::protocol::connection_state::Expect;
-use crate::settings::Settings;
-use crate::status::CloseReason;
+use crate::settings::settings::Settings;
+use crate::status::counters::CloseReason;
 
 const LIMIT: Duration = Duration::from_millis(400);
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&version::TLS12, &version::TLS13];

@@ -23,7 +23,7 @@ use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::logging::deferred::LogThread;
 use crate::process::sockets::OwnSocket;
 use crate::protocol::sentinel::{HostPort, MasterReport, parse};
-use crate::settings::Settings;
+use crate::settings::settings::Settings;
 
 /// So long what sentinels said is believed without asking again.
 pub(crate) const FRESH: Duration = Duration::from_secs(1);
@@ -306,7 +306,7 @@ impl SentinelClient {
         }
         let why =
             failed.unwrap_or_else(|| ConnectionError::unexpected("they know less than was state"));
-        Err(why.from_sentinels(&self.name))
+        Err(why.of_sentinels(&self.name))
     }
 
     fn question(

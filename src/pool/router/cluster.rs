@@ -19,9 +19,10 @@ use crate::pool::{Logging, Pool, PoolConfig, WeakPool};
 use crate::protocol::cluster::redirect::RedirectReply;
 use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route, unserved};
 use crate::protocol::cluster::slot_map::{NodeAddress, SlotMap};
-use crate::settings::Settings;
+use crate::settings::settings::Settings;
+use crate::status::counters::{Counter, Counters};
 use crate::status::node::NodeStatus;
-use crate::status::{Counter, Counters, PoolStatus};
+use crate::status::report::PoolStatus;
 use crate::sync::lock;
 
 /// A pool for each master of a cluster.

@@ -26,7 +26,7 @@ use crate::protocol::cluster::slot::SLOTS;
 use crate::protocol::cluster::slot_map::{NodeAddress, SlotMap};
 use crate::protocol::connection_state::Expect;
 use crate::protocol::resp::encode;
-use crate::settings::Settings;
+use crate::settings::settings::Settings;
 use crate::sync::lock;
 
 /// So long after an answer nobody asks again.

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "sentinel")]
 use crate::side::BuildSide as _;
+#[cfg(feature = "sentinel")]
 use std::net::TcpListener;
 use std::time::Duration;
 #[cfg(feature = "sentinel")]

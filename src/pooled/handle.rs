@@ -3,13 +3,6 @@
 //! Never: a command that would leave something behind on a connection others use. Never: a write
 //! sent twice.
 
-pub(crate) mod error_tag;
-pub(crate) mod fan_out;
-pub(crate) mod recent_replies;
-mod redis_error;
-pub(crate) mod request;
-pub(crate) mod tag_errors;
-
 use std::fmt;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::time::Instant;
@@ -21,7 +14,8 @@ use crate::error::checkout::CheckoutError;
 use crate::pool::router::Router;
 use crate::pool::scopes::ScopeOrigin;
 use crate::pooled::request::Request;
-use crate::pooled::tag_errors::Call;
+use crate::pooled::tag_errors::{self, Call};
+use crate::pooled::{fan_out, recent_replies};
 use crate::protocol::cluster::route::Route;
 
 /// The pooled handle: single commands, each on a connection borrowed for its own round trip (or

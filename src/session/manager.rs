@@ -2,13 +2,6 @@
 //!
 //! Never: a connection opened before it is needed. A server that is down is no error here.
 
-pub(crate) mod builder;
-#[cfg(feature = "serde")]
-pub(crate) mod config;
-#[cfg(feature = "serde")]
-pub(crate) mod config_value;
-pub(crate) mod threads;
-
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
@@ -21,9 +14,6 @@ use scheduled_thread_pool::ScheduledThreadPool;
 
 use crate::commit::resolve::CommitResolver;
 use crate::connection::deadline;
-use crate::connection::url;
-use crate::connection::url::IntoAddress;
-use crate::error::config::ConfigError;
 use crate::error::in_doubt::{CommitToken, Resolution, ResolveCommit as _};
 use crate::error::open_scope::OpenScope;
 use crate::lock::acquire::LockMode;
@@ -34,11 +24,11 @@ use crate::pool::manager::Purpose;
 use crate::pool::router::Router;
 #[cfg(feature = "sentinel")]
 use crate::pool::{Pool, PoolConfig};
-use crate::pooled::Pooled;
+use crate::pooled::handle::Pooled;
 #[cfg(feature = "sentinel")]
 use crate::process::Process;
-use crate::session::builder::Builder;
-use crate::status::{Closed, LockStatus, PoolStatus, Status};
+use crate::status::locks::LockStatus;
+use crate::status::report::{Closed, PoolStatus, Status};
 use crate::transaction::handle::Transactional;
 use crate::transaction::hot_keys::ContentionLimiter;
 
@@ -66,21 +56,21 @@ use crate::transaction::hot_keys::ContentionLimiter;
 /// ```
 #[derive(Clone)]
 pub struct SessionManager {
-    pooled: Router,
-    transactional: Router,
-    resolver: Arc<CommitResolver>,
-    limiter: Arc<ContentionLimiter>,
-    locks: Arc<LockManager>,
+    pub(crate) pooled: Router,
+    pub(crate) transactional: Router,
+    pub(crate) resolver: Arc<CommitResolver>,
+    pub(crate) limiter: Arc<ContentionLimiter>,
+    pub(crate) locks: Arc<LockManager>,
     #[cfg(feature = "sentinel")]
-    replicas: Arc<Replicas>,
+    pub(crate) replicas: Arc<Replicas>,
 }
 
 /// The pool of connections to replicas, from its first use on.
 #[cfg(feature = "sentinel")]
-struct Replicas {
-    pool: OnceLock<Pool>,
-    threads: Arc<ScheduledThreadPool>,
-    process: Process,
+pub(crate) struct Replicas {
+    pub(crate) pool: OnceLock<Pool>,
+    pub(crate) threads: Arc<ScheduledThreadPool>,
+    pub(crate) process: Process,
 }
 
 /// The threads are those of the parent, in a forked child.
@@ -111,62 +101,6 @@ impl UnwindSafe for SessionManager {}
 impl RefUnwindSafe for SessionManager {}
 
 impl SessionManager {
-    /// A session manager with every setting at its default.
-    ///
-    /// Nothing is connected yet: a server that is down is told by the first use, within its
-    /// deadline. What can be connected to, and by which URL: [`IntoAddress`].
-    ///
-    /// # Errors
-    /// [`ConfigError::Address`] where the address cannot be understood. It is not repeated in the
-    /// message, since it may hold a password.
-    pub fn connect(to: impl IntoAddress) -> Result<Self, ConfigError> {
-        Self::builder(to).build()
-    }
-
-    /// A session manager with settings of your own.
-    pub fn builder(to: impl IntoAddress) -> Builder {
-        Builder::new(to.into_address())
-    }
-
-    /// A session manager of a cluster, with settings of your own; `nodes` are some of its nodes,
-    /// which know the others (feature `cluster`). Each master has two pools, as one server has.
-    ///
-    /// User, password, protocol and TLS of all nodes are those of the first. `build` refuses a node that
-    /// names another scheme, user, password or protocol than the first one; a node that names no user and
-    /// no password takes the first one's, and one that names no protocol takes that.
-    ///
-    /// ```no_run
-    /// # use rediscope::SessionManager;
-    /// # fn main() -> Result<(), rediscope::ConfigError> {
-    /// let nodes = ["redis://10.0.0.1:6379", "redis://10.0.0.2:6379"];
-    /// let sessions = SessionManager::cluster(nodes).max_size(4).build()?;
-    /// # Ok(()) }
-    /// ```
-    pub fn cluster<T: IntoAddress>(nodes: impl IntoIterator<Item = T>) -> Builder {
-        Builder::new(url::cluster(nodes))
-    }
-
-    /// A session manager of the master that sentinels know by this name (feature `sentinel`), with
-    /// settings of your own. Each sentinel's URL has its own user and password; those of the servers,
-    /// and their TLS, are set with [`Builder::server_info`]. Sentinels of TLS without it are refused by
-    /// `build`, since the servers would be reached in clear.
-    ///
-    /// Transactions, single commands, locks and questions about doubts go to the master. When another
-    /// server takes its place, all connections to the former one end in one step.
-    ///
-    /// ```no_run
-    /// # use rediscope::SessionManager;
-    /// # fn main() -> Result<(), rediscope::ConfigError> {
-    /// let sentinels = ["redis://:secret@10.0.0.1:26379", "redis://:secret@10.0.0.2:26379"];
-    /// let sessions = SessionManager::sentinel("mymaster", sentinels)
-    ///     .server_info("redis://app:password@any/0")
-    ///     .build();
-    /// # Ok(()) }
-    /// ```
-    pub fn sentinel<T: IntoAddress>(name: &str, sentinels: impl IntoIterator<Item = T>) -> Builder {
-        Builder::new(url::behind(name, sentinels))
-    }
-
     /// The handle for single commands. Blocking commands that hold a connection are reported with the
     /// place of this call.
     #[track_caller]

@@ -1,0 +1,189 @@
+//! The settings of a session manager, and the checks that they can work together.
+//!
+//! Never: a connection. Never: a password in `Debug`.
+
+use std::time::Duration;
+
+use crate::dns::Resolver;
+use crate::error::checkout::CheckoutError;
+use crate::error::config::ConfigError;
+use crate::process::Process;
+use crate::protocol::queue::Limits;
+use crate::settings::credentials::Provider;
+use crate::settings::table;
+#[cfg(feature = "tls-rustls")]
+use crate::settings::tls::Tls;
+
+macro_rules! plain {
+    ($($(#[$doc:meta])* $name:ident: $type:ty $(as $argument:ty)? = $default:expr;)+) => {
+        /// Every setting, with its default. Set through [`Builder`](crate::Builder), whose methods
+        /// say what each one bounds.
+        #[derive(Clone, Debug)]
+        pub(crate) struct Settings {
+            $(pub(crate) $name: $type,)+
+            /// No plain value, so not in the table.
+            pub(crate) credentials: Option<Provider>,
+            /// The same.
+            pub(crate) resolver: Resolver,
+            #[cfg(feature = "tls-rustls")]
+            pub(crate) tls: Option<Tls>,
+            /// Whose session manager it is.
+            pub(crate) process: Process,
+        }
+
+        impl Default for Settings {
+            fn default() -> Self {
+                Self {
+                    $($name: $default,)+
+                    credentials: None,
+                    resolver: Resolver::default(),
+                    #[cfg(feature = "tls-rustls")]
+                    tls: None,
+                    process: Process::here(),
+                }
+            }
+        }
+    };
+}
+
+table::settings!(plain);
+
+impl Settings {
+    /// Before anything is locked.
+    ///
+    /// # Errors
+    /// This process is not the one that made the session manager.
+    pub(crate) fn here(&self) -> Result<(), CheckoutError> {
+        if self.process.is_forked_child() { Err(CheckoutError::OtherProcess) } else { Ok(()) }
+    }
+
+    /// Whether this process is another one than the one that made the session manager.
+    pub(crate) fn is_forked_child(&self) -> bool {
+        self.process.is_forked_child()
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        Limits { commands: self.max_commands, bytes: self.max_bytes }
+    }
+
+    /// Names the first setting that cannot work.
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        let at_least_one = |setting, value: u64| match value {
+            0 => Err(ConfigError::setting(setting, "must be at least 1")),
+            _ => Ok(()),
+        };
+        at_least_one("max_size", self.max_size.into())?;
+        if self.max_size > MOST_CONNECTIONS {
+            return Err(ConfigError::setting(
+                "max_size",
+                format!(
+                    "must not be more than {MOST_CONNECTIONS}, which is as many as there are ports"
+                ),
+            ));
+        }
+        at_least_one("max_group", self.max_group.into())?;
+        at_least_one("flush_bytes", self.flush_bytes as u64)?;
+        at_least_one("max_commands", self.max_commands.into())?;
+        at_least_one("max_bytes", self.max_bytes as u64)?;
+        at_least_one("max_reply_bytes", self.max_reply_bytes as u64)?;
+        if self.min_idle > self.max_size {
+            return Err(ConfigError::setting(
+                "min_idle",
+                format!("{} is more than max_size, which is {}", self.min_idle, self.max_size),
+            ));
+        }
+        for (setting, value) in [
+            ("connect_timeout", Some(self.connect_timeout)),
+            ("checkout_timeout", Some(self.checkout_timeout)),
+            ("response_timeout", Some(self.response_timeout)),
+            ("cleanup_timeout", Some(self.cleanup_timeout)),
+            ("max_pin_time", Some(self.max_pin_time)),
+            ("idle_timeout", self.idle_timeout),
+            ("max_lifetime", self.max_lifetime),
+            ("pin_warning", self.pin_warning),
+            ("tcp_keepalive", self.tcp_keepalive),
+            ("tcp_user_timeout", self.tcp_user_timeout),
+        ] {
+            check_duration(setting, value)?;
+        }
+        let shortest = Duration::from_secs(1);
+        if self.register_ttl < shortest || self.register_ttl > 30 * LONGEST {
+            return Err(ConfigError::setting(
+                "register_ttl",
+                "must be between a second and 30 days: a doubt is resolved within it",
+            ));
+        }
+        if self.prefix.is_empty() || self.prefix.contains(['{', '}']) {
+            return Err(ConfigError::setting(
+                "prefix",
+                "must not be empty, and must not hold braces, which would be a hash tag",
+            ));
+        }
+        let needed = self.connect_timeout + 2 * self.response_timeout;
+        if needed > self.checkout_timeout {
+            return Err(ConfigError::setting(
+                "checkout_timeout",
+                format!(
+                    "{:?} is less than connect_timeout + 2 × response_timeout ({needed:?}): one \
+                     silent connection would use it up before a fresh one was tried",
+                    self.checkout_timeout
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Upper bound of a pool's size: a client has no more ports to one address. Its memory is asked for
+/// when the pool is made, so a bound keeps a mistake from ending the process.
+pub(crate) const MOST_CONNECTIONS: u32 = 65_535;
+
+/// A day: longer than any wait that means something, short enough for every clock.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
+fn check_duration(setting: &'static str, value: Option<Duration>) -> Result<(), ConfigError> {
+    match value {
+        Some(value) if value.is_zero() => {
+            Err(ConfigError::setting(setting, "must be longer than nothing"))
+        }
+        Some(value) if value < Duration::from_millis(1) => {
+            Err(ConfigError::setting(setting, "must be at least a millisecond"))
+        }
+        Some(value) if value > LONGEST => {
+            Err(ConfigError::setting(setting, "must not be longer than a day"))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn setting(change: impl FnOnce(&mut Settings)) -> Option<&'static str> {
+        let mut settings = Settings::default();
+        change(&mut settings);
+        settings.check().err().and_then(|error| error.setting_name())
+    }
+
+    #[test]
+    fn the_defaults_work() {
+        assert_eq!(setting(|_| {}), None);
+    }
+
+    #[test]
+    fn what_cannot_work_is_named() {
+        assert_eq!(setting(|s| s.max_size = 0), Some("max_size"));
+        assert_eq!(setting(|s| s.max_size = MOST_CONNECTIONS), None);
+        assert_eq!(setting(|s| s.max_size = MOST_CONNECTIONS + 1), Some("max_size"));
+        assert_eq!(setting(|s| s.max_size = u32::MAX), Some("max_size"));
+        assert_eq!(setting(|s| s.min_idle = 9), Some("min_idle"));
+        assert_eq!(setting(|s| s.cleanup_timeout = Duration::ZERO), Some("cleanup_timeout"));
+        assert_eq!(
+            setting(|s| s.response_timeout = Duration::from_secs(3)),
+            Some("checkout_timeout")
+        );
+        assert_eq!(setting(|s| s.max_pin_time = Duration::MAX), Some("max_pin_time"));
+        assert_eq!(setting(|s| s.idle_timeout = Some(Duration::ZERO)), Some("idle_timeout"));
+    }
+}

@@ -1,0 +1,175 @@
+//! Counters and gauges of a session manager.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Why a connection was closed and replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum CloseReason {
+    /// The other side had closed it.
+    Closed,
+    /// It did not answer in time.
+    TimedOut,
+    /// What it answered was not the protocol, or could not stand where it came.
+    Protocol,
+    /// It had been left in a state that only closing is sure to end.
+    LeftDirty,
+    /// Its scope was forgotten, stuck or unused for `max_pin_time`.
+    Reclaimed,
+    /// It was handed out raw.
+    Raw,
+    /// It reached `max_lifetime`.
+    Lifetime,
+    /// It belonged to a server, or a time, that is known to be gone.
+    Outdated,
+}
+
+impl CloseReason {
+    const ALL: [Self; 8] = [
+        Self::Closed,
+        Self::TimedOut,
+        Self::Protocol,
+        Self::LeftDirty,
+        Self::Reclaimed,
+        Self::Raw,
+        Self::Lifetime,
+        Self::Outdated,
+    ];
+
+    /// One word for a report.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::TimedOut => "timed out",
+            Self::Protocol => "protocol",
+            Self::LeftDirty => "left dirty",
+            Self::Reclaimed => "reclaimed",
+            Self::Raw => "raw",
+            Self::Lifetime => "lifetime",
+            Self::Outdated => "outdated",
+        }
+    }
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident: $label:literal,)+) => {
+        /// Counts since the session manager was built.
+        #[derive(Debug, Default)]
+        pub(crate) struct Counters {
+            $(pub(crate) $name: Counter,)+
+            replaced: [Counter; CloseReason::ALL.len()],
+        }
+
+        /// Counts since the session manager was built.
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub struct PoolCounters {
+            $($(#[$doc])* pub $name: u64,)+
+            /// Connections that were closed and replaced, by reason.
+            pub replaced: Vec<(CloseReason, u64)>,
+        }
+
+        impl Counters {
+            pub(crate) fn counts(&self) -> PoolCounters {
+                PoolCounters {
+                    $($name: self.$name.get(),)+
+                    replaced: CloseReason::ALL
+                        .into_iter()
+                        .zip(self.replaced.iter().map(Counter::get))
+                        .filter(|(_, count)| *count > 0)
+                        .collect(),
+                }
+            }
+        }
+
+        impl fmt::Display for PoolCounters {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                $(write!(f, "{} {}, ", self.$name, $label)?;)+
+                write!(f, "{} replaced", self.all_replaced())?;
+                for (nth, (reason, count)) in self.replaced.iter().enumerate() {
+                    let before = if nth == 0 { " (" } else { ", " };
+                    write!(f, "{before}{count} {}", reason.as_str())?;
+                }
+                if self.replaced.is_empty() { Ok(()) } else { f.write_str(")") }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Connections handed out, to scopes and to single commands.
+    checkouts: "checkouts",
+    /// Transactions that were committed, those with a failed command included.
+    commits: "commits",
+    /// Transactions that a watched key's change undid.
+    conflicts: "conflicts",
+    /// Transactions that were dropped, discarded or abandoned.
+    discards: "discards",
+    /// Blocks that were sent or run again.
+    retries: "retries",
+    /// Transactions whose answer was lost.
+    in_doubt: "in doubt",
+    /// Doubts that were resolved: the transaction was applied.
+    resolved_committed: "resolved as committed",
+    /// Doubts that were resolved: the transaction was not applied, and never will be.
+    resolved_not_committed: "resolved as not committed",
+    /// Doubts that were asked about and could not be resolved.
+    unresolved: "unresolved",
+    /// Checkouts that were answered with an error.
+    refused: "checkouts refused",
+    /// Connections that were opened.
+    connects: "connects",
+    /// Tries to connect that failed.
+    connect_failures: "failed connects",
+    /// Connections that said anew who they are, because their credentials had changed.
+    reauthentications: "re-authentications",
+}
+
+impl PoolCounters {
+    /// All connections that were closed and replaced.
+    pub fn all_replaced(&self) -> u64 {
+        self.replaced.iter().map(|(_, count)| count).sum()
+    }
+}
+
+impl Counters {
+    pub(crate) fn replaced(&self, reason: CloseReason) {
+        let at = CloseReason::ALL.iter().position(|known| *known == reason);
+        if let Some(counter) = at.and_then(|at| self.replaced.get(at)) {
+            counter.add();
+        }
+    }
+}
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// How many there are of something.
+#[derive(Debug, Default)]
+pub(crate) struct Gauge(AtomicU64);
+
+impl Gauge {
+    pub(crate) fn increment(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn decrement(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}

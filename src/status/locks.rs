@@ -1,0 +1,75 @@
+//! The state and the counters of the locks.
+
+use std::fmt;
+
+use crate::status::counters::{Counter, Gauge};
+
+/// The locks of a session manager: what they hold now, and what they have done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LockStatus {
+    /// Locks that are held.
+    pub held: u64,
+    /// Calls that wait for a lock.
+    pub waiting: usize,
+    /// Locks whose releases are listened for.
+    pub subscriptions: usize,
+    /// Wake-ups that a waiting call has been given and has not acted on.
+    pub permits: usize,
+    /// Locks that were acquired.
+    pub acquired: u64,
+    /// Calls that waited in vain.
+    pub timeouts: u64,
+    /// Leases that were extended.
+    pub renewals: u64,
+    /// Locks that were lost.
+    pub lost: u64,
+}
+
+impl fmt::Display for LockStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "locks: {} held, {} waiting, {} subscriptions, {} permits out\n  {} acquired, \
+             {} timeouts, {} renewals, {} lost",
+            self.held,
+            self.waiting,
+            self.subscriptions,
+            self.permits,
+            self.acquired,
+            self.timeouts,
+            self.renewals,
+            self.lost
+        )
+    }
+}
+
+/// What is counted of locks.
+#[derive(Debug, Default)]
+pub(crate) struct LockCounters {
+    pub(crate) held: Gauge,
+    pub(crate) acquired: Counter,
+    pub(crate) timeouts: Counter,
+    pub(crate) renewals: Counter,
+    pub(crate) lost: Counter,
+}
+
+impl LockCounters {
+    pub(crate) fn status(
+        &self,
+        waiting: usize,
+        subscriptions: usize,
+        permits: usize,
+    ) -> LockStatus {
+        LockStatus {
+            held: self.held.get(),
+            waiting,
+            subscriptions,
+            permits,
+            acquired: self.acquired.get(),
+            timeouts: self.timeouts.get(),
+            renewals: self.renewals.get(),
+            lost: self.lost.get(),
+        }
+    }
+}

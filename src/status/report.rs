@@ -1,0 +1,138 @@
+//! The state of a session manager as one readable report.
+//!
+//! Never: a key, a value or a password. Never: a lock that a command waits for.
+
+use std::fmt;
+
+use crate::error::open_scope::OpenScope;
+use crate::status::counters::PoolCounters;
+use crate::status::locks::LockStatus;
+use crate::status::node::NodeStatus;
+
+/// One pool: what it holds now, who holds it, and what it has done.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PoolStatus {
+    /// Which pool: `pooled` or `transactional`.
+    pub name: &'static str,
+    /// Connections that are open.
+    pub size: u32,
+    /// The most there may be.
+    pub max_size: u32,
+    /// Connections that are checked out.
+    pub in_use: u32,
+    /// Connections that are open and idle.
+    pub idle: u32,
+    /// Calls that wait for a connection.
+    pub waiting: usize,
+    /// Counts since the session manager was built.
+    pub counts: PoolCounters,
+    /// The open scopes, oldest first.
+    pub scopes: Vec<OpenScope>,
+    /// The last failure to connect, until a connect succeeds.
+    pub last_connect_error: Option<crate::error::connection::ConnectionError>,
+    /// In a cluster: the part of each node. The rest of this is their sum.
+    pub nodes: Vec<NodeStatus>,
+    /// In a cluster: calls and transactions that a node sent on to another one, or asked to come
+    /// back.
+    pub redirections: u64,
+}
+
+impl PoolStatus {
+    /// Of a pool that is not this process's.
+    pub(crate) fn none(name: &'static str) -> Self {
+        Self {
+            name,
+            size: 0,
+            max_size: 0,
+            in_use: 0,
+            idle: 0,
+            waiting: 0,
+            counts: PoolCounters::default(),
+            scopes: Vec::new(),
+            last_connect_error: None,
+            nodes: Vec::new(),
+            redirections: 0,
+        }
+    }
+}
+
+/// A session manager's state. Its `Display` is one report for an incident.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Status {
+    /// The server's address, without user and password.
+    pub server: String,
+    /// The pool behind the pooled handles.
+    pub pooled: PoolStatus,
+    /// The pool behind the transactional handles.
+    pub transactional: PoolStatus,
+    /// The pool behind the handles that read from replicas, once there is one (feature `sentinel`).
+    pub replicas: Option<PoolStatus>,
+    /// The locks.
+    pub locks: LockStatus,
+}
+
+/// What was still open when [`SessionManager::close`](crate::SessionManager::close) returned.
+///
+/// ```
+/// use rediscope::Closed;
+///
+/// assert_eq!(Closed::default().to_string(), "0 scopes, 0 locks");
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Closed {
+    /// Scopes that were open when the timeout was over, and whose connections were taken back.
+    pub scopes: usize,
+    /// Locks whose guards were alive when the timeout was over. None of them was released: the
+    /// holder may be at work. They are not extended any more, their guards are lost
+    /// ([`on_lost`](crate::LockGuard::on_lost)) before their leases end, and until then a guard that
+    /// is dropped or released gives its lock back as before.
+    pub locks: usize,
+}
+
+impl fmt::Display for Closed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ending = |count: usize| if count == 1 { "" } else { "s" };
+        let Self { scopes, locks } = self;
+        write!(f, "{scopes} scope{}, {locks} lock{}", ending(*scopes), ending(*locks))
+    }
+}
+
+impl fmt::Display for PoolStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{}: {} of {} open, {} in use, {} idle, {} waiting",
+            self.name, self.size, self.max_size, self.in_use, self.idle, self.waiting
+        )?;
+        write!(f, "  {}", self.counts)?;
+        if let Some(error) = &self.last_connect_error {
+            write!(f, "\n  last failure to connect: {error}")?;
+        }
+        if !self.nodes.is_empty() {
+            write!(f, "\n  {} redirections", self.redirections)?;
+        }
+        for node in &self.nodes {
+            write!(f, "\n  {node}")?;
+        }
+        for scope in &self.scopes {
+            write!(f, "\n  held by {scope}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "redis {}\n{}\n{}", self.server, self.pooled, self.transactional)?;
+        if let Some(replicas) = &self.replicas {
+            write!(f, "\n{replicas}")?;
+        }
+        match self.locks == LockStatus::default() {
+            true => Ok(()),
+            false => write!(f, "\n{}", self.locks),
+        }
+    }
+}
