@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 /// A command that was queued, and the type its reply will have.
 ///
 /// It is [`Copy`], belongs to one transaction, and is worth its value only after the commit:
-/// through [`Replies::get`], or by being returned from [`run`](crate::Transactional::run).
+/// through [`Replies::get`](crate::Replies::get), or by being returned from [`run`](crate::Transactional::run).
 ///
 /// ```no_run
 /// # use rediscope::{SessionManager, prelude::*};
