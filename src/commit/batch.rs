@@ -1,7 +1,5 @@
-//! Blocks that hold no link: each borrows one for its commit, or travels with others, as isolated
-//! as alone and told its own outcome.
-//!
-//! Never: a block told what another one's replies prove.
+//! Blocks without a connection of their own: each borrows one for its commit, or travels in a
+//! batch, as isolated as alone. Each gets its own outcome, from its own replies.
 
 use std::time::Instant;
 

@@ -36,9 +36,9 @@ pub(crate) fn commit(
     counted
 }
 
-/// How often a transaction is sent under which a key was changed that it watches for itself: a
-/// register, which lives for an hour and which nobody else writes to, or a lock, which renewals and
-/// other holders touch from time to time.
+/// Sends of a transaction whose own watched key changed: a register, which lives for an hour
+/// and which no other client writes, or a lock, which renewals and other holders touch from
+/// time to time.
 const MAX_ATTEMPTS: u32 = 4;
 
 fn commit_repeatedly(
@@ -165,7 +165,7 @@ fn classify(
             }
             return Err(Unapplied::InternalKeyChanged);
         }
-        // The link watched something that nobody here asked for.
+        // The connection watched a key that no scope asked for.
         Verdict::Nil => {
             checkout.taint(Taint::LeftDirty);
             CommitError::lost_before_exec(ConnectionError::unexpected(

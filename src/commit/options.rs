@@ -68,7 +68,7 @@ impl CommitOptions {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CommitPlan<'t> {
     pub(crate) options: &'t CommitOptions,
-    /// The link must still watch what it was told to: a fresh one would protect nothing.
+    /// The connection must still have its watch: a fresh one would protect nothing.
     pub(crate) watched: bool,
     /// By when a dead link must have been replaced.
     pub(crate) checkout_deadline: Instant,

@@ -334,8 +334,8 @@ impl Preflight {
         &mut self.bytes
     }
 
-    /// Writes the link's register and watches it; or, for who needs none, forgets an old watch,
-    /// whose register may have expired.
+    /// Writes the connection's register and watches it; for a transaction that needs none,
+    /// ends an old watch, whose register may have expired.
     fn arm_marker(
         &mut self,
         link: &mut Connection,
@@ -427,7 +427,7 @@ impl Preflight {
                 continue;
             }
             if let Value::ServerError(error) = &value {
-                // Who may not ask is taken to know.
+                // If COMMAND INFO is denied, assume WAITAOF is supported.
                 if step != Step::CommandInfo {
                     let error = ServerError::from_reply(error, false);
                     found.refused.get_or_insert(RefusedStep { command: step.command(), error });

@@ -1,9 +1,8 @@
 //! Asks the server what became of a transaction whose answer was lost.
 //!
-//! It asks on a connection of its own, one for the whole manager, which is open while somebody
-//! asks: a doubt is never kept waiting by the pool that it came from.
-//!
-//! Never: an answer by something that is missing. Never: a wait past the caller's time.
+//! It asks on a connection of its own, one for the whole manager, which is open while a call
+//! needs it. So a doubt does not wait for the pool that it came from. A missing key proves
+//! nothing, and every call ends within the caller's time.
 
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
@@ -48,7 +47,7 @@ impl CommitResolver {
         Self { nodes, gate: FairSemaphore::new(1), link: Mutex::new(None) }
     }
 
-    /// Whoever asks from now on is told that the session manager is closed.
+    /// Later calls fail: the session manager is closed.
     pub(crate) fn close(&self) {
         self.gate.close();
     }
@@ -66,7 +65,7 @@ impl CommitResolver {
         let key_slot = self.check(token)?;
         let slot = self.gate.acquire(deadline, |_| Ok::<(), ()>(())).map_err(not_asked)?;
         defer! {
-            // Nobody else wants it: it is not kept for the next time.
+            // No other call waits for it, so it is not kept.
             if self.gate.waiting() == 0 {
                 drop(lock(&self.link).take());
             }

@@ -37,7 +37,7 @@ use crate::protocol::cluster::route::Route;
 /// under it, the error says so ([`Error::Lost`]) and it is not sent again.
 ///
 /// Reads of one value (`GET`, `HGET`, `EXISTS` and their like) that find no free connection are
-/// sent along by the next caller who gets one, in one write.
+/// sent along by the next caller that gets one, in one write.
 ///
 /// A blocking command waits on its connection for its own timeout, which must not be 0.
 /// [`SessionManager::close`](crate::SessionManager::close) ends it at once, with [`Error::Lost`]; a

@@ -83,8 +83,8 @@ table::settings!(methods);
 impl SessionManager {
     /// A session manager with every setting at its default.
     ///
-    /// Nothing is connected yet: a server that is down is told by the first use, within its
-    /// deadline. What can be connected to, and by which URL: [`IntoAddress`].
+    /// Nothing is connected yet: if the server is down, the first use fails within its
+    /// deadline. Addresses that can be connected to: [`IntoAddress`].
     ///
     /// # Errors
     /// [`ConfigError::Address`] where the address cannot be understood. It is not repeated in the

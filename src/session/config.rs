@@ -111,7 +111,8 @@ table::settings!(values);
 impl Config {
     /// A builder that is set as the configuration says. The files of `tls` are read here.
     ///
-    /// What cannot work is told by its [`build`](Builder::build), whatever is set in between.
+    /// A setting that cannot work is an error of [`build`](Builder::build), whatever is set
+    /// in between.
     pub fn builder(&self) -> Builder {
         let address = match (&self.error, &self.url) {
             (Some(error), _) => Err(error.clone()),
@@ -220,7 +221,8 @@ impl Files {
 
     fn set(&mut self, name: &str, raw: &RawValue) -> Result<(), ConfigError> {
         let no_path = || file_error(format!("{name} must be the path of a file"));
-        // Whoever gives the text itself is not to find it in an error that names the file.
+        // The text of a certificate in place of a path must not appear in an error that
+        // names the file.
         let path =
             String::from_raw(raw).filter(|path| !path.contains("-----")).ok_or_else(no_path)?;
         match name {

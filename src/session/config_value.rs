@@ -1,9 +1,7 @@
-//! What a file or the environment says, before anybody has said what it should be.
+//! Untyped configuration values, before validation.
 //!
-//! Everything is taken as it comes: reading does not fail, so no reader's error shows the line that
-//! holds a password. What does not fit is told later, by its name.
-//!
-//! Never: a value in an error.
+//! Reading does not fail, so no reader's error shows a line that holds a password. A value that
+//! does not fit is an error later, by its name and without the value.
 
 use std::fmt;
 use std::time::Duration;

@@ -253,8 +253,8 @@ impl SessionManager {
         Closed { scopes, locks }
     }
 
-    /// What both pools hold now, who holds it, and what they have done. Nothing is sent, and no
-    /// scope is waited for.
+    /// What both pools hold now, their open scopes, and their counters. Nothing is sent,
+    /// and no scope is waited for.
     pub fn status(&self) -> Status {
         if self.pooled.here().is_err() {
             return Status {

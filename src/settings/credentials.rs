@@ -1,6 +1,5 @@
-//! Who connections say they are, where that changes while the program runs.
-//!
-//! Never: a password in `Debug`, in an error or in a log.
+//! Credentials that change while the program runs. No password appears in `Debug`, an error or
+//! a log.
 
 use std::error::Error;
 use std::fmt;
@@ -45,18 +44,19 @@ impl fmt::Debug for Credentials {
 /// written anew, a vault, a cloud's tokens. Given to
 /// [`Builder::credentials_provider`](crate::Builder::credentials_provider).
 ///
-/// Each new connection says who it is by [`credentials`](Self::credentials). A connection from before
-/// the last change of [`version`](Self::version) says it anew (AUTH, one round trip) when it is next
-/// checked out: between scopes, never inside one. Where the server refuses, the connection stays
-/// what it was, which is warned of, and asks again a second later.
+/// New connections authenticate with [`credentials`](Self::credentials). A connection from
+/// before the last change of [`version`](Self::version) re-authenticates (AUTH, one round trip)
+/// when it is next checked out: between scopes, never inside one. If the server refuses, the
+/// connection keeps its old credentials, which is logged as a warning, and tries again a second
+/// later.
 ///
-/// Both methods are called by whoever checks out a connection, or by the threads that open them,
-/// several at once. `version` is asked at every checkout: it must not block. `credentials` should
-/// answer what another thread has fetched: it cannot be cut off, a checkout whose connection has to
-/// say anew who it is waits for it past its deadline, and one whose connection is being opened waits
-/// until its `checkout_timeout`. What it takes is not held against the server.
+/// Both methods are called by the threads that check out or open connections, several at once.
+/// `version` is called at every checkout: it must not block. `credentials` should return what
+/// another thread has fetched, since it cannot be interrupted: a checkout that re-authenticates
+/// waits for it past its deadline, and one whose connection is being opened waits until its
+/// `checkout_timeout`. Its latency does not count against `connect_timeout`.
 ///
-/// [`RotatingCredentials`] is one for programs that are told.
+/// [`RotatingCredentials`] is one that the program sets.
 ///
 /// ```
 /// use std::fs;
@@ -101,7 +101,7 @@ impl<P: CredentialsProvider + ?Sized> CredentialsProvider for Arc<P> {
     }
 }
 
-/// Credentials that the program replaces when it is told to.
+/// Credentials that the program replaces.
 ///
 /// ```no_run
 /// use std::sync::Arc;

@@ -45,7 +45,7 @@ macro_rules! settings {
             cleanup_timeout: Duration = Duration::from_millis(500);
             /// How lately a connection must have answered to be used without being asked first.
             /// Longer saves round trips on rare commands; a connection that dies inside the window is
-            /// told as `NotSent` or `InDoubt`. Zero asks always. Default 5 ms.
+            /// reported as `NotSent` or `InDoubt`. Zero asks always. Default 5 ms.
             trust_window: Duration = Duration::from_millis(5);
             /// Bounds how long a scope may go unused: then its connection is taken back, its
             /// transaction discarded, and a late use answers

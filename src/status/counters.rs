@@ -122,7 +122,7 @@ counters! {
     connects: "connects",
     /// Tries to connect that failed.
     connect_failures: "failed connects",
-    /// Connections that said anew who they are, because their credentials had changed.
+    /// Connections that re-authenticated because the credentials had changed.
     reauthentications: "re-authentications",
 }
 

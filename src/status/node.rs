@@ -1,6 +1,6 @@
 //! One node's part of a pool, in a cluster.
 //!
-//! Never: who holds a connection. That is told of the pool as a whole.
+//! Open scopes are reported for the pool as a whole.
 
 use std::fmt;
 

@@ -9,7 +9,7 @@ use crate::status::counters::PoolCounters;
 use crate::status::locks::LockStatus;
 use crate::status::node::NodeStatus;
 
-/// One pool: what it holds now, who holds it, and what it has done.
+/// One pool: its connections, its open scopes, its counters.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct PoolStatus {

@@ -41,8 +41,8 @@ impl Conditional {
         Self { watch }
     }
 
-    /// One condition more. All are asked about; where several do not hold, the one that was
-    /// required first is told.
+    /// Adds a condition. All are asked about; if several do not hold, the error names the
+    /// one that was required first.
     pub fn require(self, condition: Condition) -> Self {
         Self { watch: self.watch.require(condition) }
     }

@@ -40,8 +40,8 @@ impl Mode for Watched {}
 /// Commands queue through the [command table](crate::QueueCommands) and are sent by
 /// [`commit`](Transaction::<Plain>::commit), together with
 /// [`MULTI` and `EXEC`](https://redis.io/docs/latest/develop/interact/transactions/). Once more
-/// than `flush_bytes` wait, MULTI and what waits are sent ahead; a failure there is kept and told
-/// by `commit` or [`check`](Self::check).
+/// than `flush_bytes` wait, MULTI and the waiting commands are sent ahead; a failure there is
+/// kept and returned by `commit` or [`check`](Self::check).
 ///
 /// Dropped without a commit, nothing is applied: DISCARD is sent if MULTI was (UNWATCH, if it
 /// watches), within `cleanup_timeout`, or the connection is closed and replaced. The connection is
@@ -82,7 +82,7 @@ impl Transaction<Plain> {
     pub fn commit(mut self) -> Result<Replies, CommitError> {
         match self.pending.commit()? {
             Committed::Applied(replies) => Ok(self.pending.keep(replies)),
-            // What watches nothing is never told of a conflict: see `commit::judge`.
+            // Without a watch there is no conflict: see `commit::outcome`.
             Committed::Conflict => Err(CommitError::lost_before_exec(
                 crate::error::connection::ConnectionError::unexpected(
                     "a conflict where nothing was watched",
@@ -110,7 +110,7 @@ impl<M: Mode> Transaction<M> {
         Self { pending, mode: PhantomData }
     }
 
-    /// Gives the transaction up, as dropping it does, and tells how that went.
+    /// Discards the transaction, as dropping it does, and returns how that went.
     ///
     /// # Errors
     /// DISCARD or UNWATCH failed; the connection was replaced. Nothing was applied either way.
@@ -118,8 +118,8 @@ impl<M: Mode> Transaction<M> {
         self.pending.discard()
     }
 
-    /// Tells what `commit` would fail with already: a refused command, a limit, a chunk that
-    /// could not be sent. Nothing is sent to find out.
+    /// Returns the failure that `commit` would return already: a refused command, a limit,
+    /// a chunk that could not be sent. Nothing is sent for it.
     ///
     /// # Errors
     /// That failure. The transaction can still only be discarded.

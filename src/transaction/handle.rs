@@ -66,14 +66,14 @@ impl Transactional {
         Self { options: self.options.overlaid(options), ..self.clone() }
     }
 
-    /// A handle whose transactions are applied only while `guard`'s lock is held: of a holder who
-    /// lost the lock and does not know it yet, nothing is ever applied.
+    /// A handle whose transactions are applied only while `guard`'s lock is held: a holder
+    /// that lost the lock and does not know it yet applies nothing.
     ///
-    /// The lock is watched and asked for with the first words of each transaction (a round trip
-    /// for a block, none more for a watching one), so whoever acquires it before EXEC makes EXEC
-    /// apply nothing. The answer is [`LockLost`](crate::CommitError::LockLost) then. Where the lock
-    /// was only extended meanwhile the block is sent again; a watching block may be told of a
-    /// conflict by it.
+    /// The lock is watched and asked for with the first commands of each transaction (a
+    /// round trip for a block, none more for a watching one). If another caller acquires it
+    /// before EXEC, EXEC applies nothing, and the commit fails with
+    /// [`LockLost`](crate::CommitError::LockLost). If the lock was only extended meanwhile,
+    /// the block is sent again; a watching block may end in a conflict.
     ///
     /// The lock must be on the server and in the database of this handle.
     ///

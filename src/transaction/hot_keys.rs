@@ -1,10 +1,9 @@
-//! Who may try on a key that many want to change, first come first served.
+//! Limits how many blocks try at a time on a key that many change, first come first served.
 //!
-//! A hot key undoes all tries but one; the more there are at a time, the more are wasted. So the
-//! blocks of one process that watch the same key are let in a few at a time: more while nearly
-//! every try commits, fewer while most are undone. It is manners, not protection: that is WATCH's.
-//!
-//! Never: instead of WATCH. Never: a wait past the caller's deadline, or for oneself.
+//! On a hot key all tries but one end in a conflict; the more there are at a time, the more are
+//! wasted. So the blocks of one process that watch the same key are admitted a few at a time:
+//! more while nearly every try commits, fewer while most end in a conflict. WATCH protects, not
+//! this limit. A block waits until its deadline at most, and never for itself.
 
 use std::cell::Cell;
 use std::fmt;
@@ -27,13 +26,13 @@ const INITIAL_LIMIT: u32 = 4;
 const MIN_LIMIT: u32 = 2;
 const MAX_LIMIT: u32 = 64;
 
-/// Who has tried so often in vain is left alone with the key.
+/// Failed tries after which a block runs alone on its key.
 const ATTEMPTS_BEFORE_EXCLUSION: u32 = 4;
 
-/// After so many commits it is decided anew.
+/// Number of commits after which the limit is adapted.
 const WINDOW: u32 = 32;
 
-/// Who may try on which key.
+/// The limits of all keys.
 pub(crate) struct ContentionLimiter {
     buckets: Box<[OnceLock<Box<Bucket>>]>,
     process: Process,
@@ -128,7 +127,7 @@ impl Bucket {
         }
     }
 
-    /// Lets nobody else in, and says how many that are.
+    /// Admits no other block, and returns how many places that takes.
     fn exclude_others(&self) -> u32 {
         let others = self.limit.load(Ordering::Relaxed) - 1;
         self.excess.fetch_add(others, Ordering::Relaxed);
@@ -248,7 +247,7 @@ mod tests {
         assert_eq!(bucket(&limiter).semaphore.free(), INITIAL_LIMIT as usize - 2);
         let more: Vec<_> = (0..INITIAL_LIMIT).map(|_| other()).collect();
         drop(more);
-        assert!(other().buckets.is_empty(), "nobody comes in beside him");
+        assert!(other().buckets.is_empty(), "no other block is admitted beside it");
         drop(unlucky);
         assert_eq!(bucket(&limiter).semaphore.free(), INITIAL_LIMIT as usize);
     }

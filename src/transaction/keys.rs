@@ -1,6 +1,4 @@
-//! The keys of a watch.
-//!
-//! Never: shown. `Debug` tells how many there are.
+//! The keys of a watch. `Debug` shows their number alone.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;

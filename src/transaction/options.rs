@@ -23,8 +23,9 @@ use crate::settings::settings::Settings;
 #[non_exhaustive]
 pub enum Begin {
     /// With the commands: one round trip on a connection that answered within `trust_window`, two
-    /// on an older one. A connection that dies inside the window is told as
-    /// [`NotSent`](crate::CommitError::NotSent) or [`InDoubt`](crate::CommitError::InDoubt).
+    /// on an older one. If a connection dies inside the window, the commit fails with
+    /// [`NotSent`](crate::CommitError::NotSent) or
+    /// [`InDoubt`](crate::CommitError::InDoubt).
     #[default]
     Deferred,
     /// At once, and answered before any command leaves. There is no window; it costs a round
@@ -61,7 +62,7 @@ pub struct TransactionOptions {
     take_turns: Option<bool>,
 }
 
-/// Nobody waits longer, whatever was asked for: past the end of the clock there is no time.
+/// Upper bound of a timeout, so that `Instant + timeout` cannot overflow.
 const MAX_REPLICATION_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What a lost answer is made good by.
@@ -77,8 +78,8 @@ impl TransactionOptions {
         Self::default()
     }
 
-    /// What the scope is called in reports, warnings and spans. Default: nothing; the code place
-    /// tells it apart.
+    /// Name of the scope in reports, warnings and spans. Default: none; it is identified by
+    /// its place in the code.
     pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
         self.name = Some(name.into());
         self

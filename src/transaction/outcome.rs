@@ -7,11 +7,11 @@ use crate::reply::replies::Replies;
 /// What became of a transaction that watches.
 ///
 /// Exhaustive: a conflict cannot be forgotten. A transaction that watches nothing commits to
-/// [`Replies`], so nobody handles a conflict that cannot happen.
+/// [`Replies`], so no caller handles a conflict that cannot happen.
 #[derive(Clone, Debug)]
 #[must_use = "a conflict means that nothing was applied"]
 pub enum Outcome {
-    /// Every command was applied, in order, with nobody in between.
+    /// Every command was applied, in order, with no other client's command in between.
     Committed(Replies),
     /// Nothing was applied: a watched key changed, expired, or was written with the value it had.
     Conflict,

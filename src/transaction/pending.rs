@@ -107,7 +107,7 @@ impl Pending {
         self.pinned.span()
     }
 
-    /// The closure is over: from here on this budget for nobody.
+    /// The closure returned; this scope no longer counts in deadlock detection.
     pub(crate) fn closure_returned(&mut self) {
         self.pinned.closure_returned();
     }
@@ -139,7 +139,7 @@ impl Pending {
         Ok(())
     }
 
-    /// Tells scope and options where its keys are.
+    /// Passes the slot of its keys to scope and options.
     fn sync_slot(&mut self) {
         let slot = self.queue.binding().slot();
         self.pinned.set_slot(slot);
@@ -317,7 +317,7 @@ impl Pending {
         self.set_checkout_deadline(self.pinned.checkout_deadline());
         let committed = self.attempt();
         if let Err(error) = &committed {
-            // The way is not taken, but whoever tries again will know it.
+            // The redirection is not followed here, but a later try knows it.
             let _: Option<Redirect> = self.redirect_for(error);
         }
         self.record(&committed);
@@ -347,17 +347,17 @@ impl Pending {
         committed
     }
 
-    /// Nobody knows where it is to be sent.
+    /// No command of it has a known slot.
     fn missing_slot_error(&self) -> Option<CommitError> {
         self.queue.has_unknown_slot().then(|| {
             CommitError::not_sent(Error::Refused {
                 command: "a command whose keys are not known here".to_owned(),
-                hint: "tell the cluster's slot with begin_at(key), or by another command's key",
+                hint: "name the cluster's slot with begin_at(key), or by another command's key",
             })
         })
     }
 
-    /// A key that nobody here knew of was of another slot.
+    /// A key unknown to the command table was of another slot.
     fn cross_slot_error(&self, error: CommitError) -> CommitError {
         let CommitError::Rejected { code, message, command, .. } = &error else { return error };
         let bound = self.queue.binding().slot();
@@ -412,12 +412,12 @@ impl Pending {
         error.with_command(|index| self.queue.name(index))
     }
 
-    /// The replies with the commands' names, for a caller who keeps them.
+    /// The replies with the commands' names, for a caller that keeps them.
     pub(crate) fn keep(&self, replies: Replies) -> Replies {
         replies.with_names(self.queue.names())
     }
 
-    /// Tells the span how the transaction ended.
+    /// Records the outcome in the span.
     pub(crate) fn record(&self, committed: &Result<Committed, CommitError>) {
         let span = self.span();
         if self.pinned.here().is_err() {

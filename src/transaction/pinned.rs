@@ -142,7 +142,7 @@ impl Pinned {
         self.fixed_deadline = deadline;
     }
 
-    /// Tells the span why the transaction did not even begin, where it did not.
+    /// Records in the span why the transaction did not begin.
     pub(crate) fn record_failure(&self, error: &Error) {
         let (kind, code) = match error {
             Error::Checkout(_) => ("checkout", None),
@@ -186,7 +186,7 @@ impl Pinned {
         let _: Result<(), PinExpired> = pin.with(|checkout| checkout.log_later(level, event));
     }
 
-    /// `None` once nobody can use it any more.
+    /// `None` once the session manager and all handles are dropped.
     pub(crate) fn nodes(&self) -> Option<Router> {
         self.nodes.get()
     }
@@ -195,7 +195,7 @@ impl Pinned {
         self.pin.is_some()
     }
 
-    /// The closure is over: from here on the scope waits for nobody.
+    /// The closure returned; do not count this scope in deadlock detection.
     pub(crate) fn closure_returned(&mut self) {
         self.owner.is_closure = false;
     }

@@ -27,8 +27,8 @@ use crate::transaction::redirects::{CheckoutBudget, is_checkout, redirect_after}
 use crate::transaction::watch_scope::Watching;
 use crate::transaction::watched_reads::WatchReads;
 
-/// So often whoever is turn repeats a conflict without a pause. After that it is somebody else,
-/// another process perhaps, who is in the way.
+/// Conflicts retried without backoff by an admitted block. Beyond this, contention comes from
+/// another process.
 const MAX_IMMEDIATE_RETRIES: u32 = 8;
 
 /// Runs a block once and commits it; the same bytes are sent again where they were not sent.
@@ -109,7 +109,7 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
     let unpinned = || Pinned::within(span.clone(), nodes, owner.clone());
     let mut route = Route::to(run.slot);
     let mut attempts = policy.begin(Instant::now());
-    // Before a connection is taken, so that none is held by who waits here.
+    // Before a connection is taken, so that a waiting block holds none.
     let mut turn =
         limiter.zip(keys).map(|(limiter, keys)| limiter.enter(keys.buckets(), attempts.deadline()));
     let mut budget = CheckoutBudget::new(nodes.settings());
@@ -132,7 +132,7 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
                 _ => return Err(error.into()),
             },
         };
-        // What a condition stops is no try that somebody else undid.
+        // A failed condition is no conflict with another block.
         if let Some(turn) = &mut turn {
             turn.attempted();
         }

@@ -46,7 +46,7 @@ use crate::transaction::watched_reads::{ReadReplies, WatchReads, WatchedRead};
 /// tx.set("stock", stock - 1);
 /// match tx.commit()? {
 ///     Outcome::Committed(_) => println!("sold"),
-///     Outcome::Conflict => println!("somebody was faster"),
+///     Outcome::Conflict => println!("another client was faster"),
 /// }
 /// # Ok(()) }
 /// ```
@@ -169,7 +169,8 @@ impl Watching {
         let _in = span.enter();
         let (watched, deadline) = (self.watched, self.pinned.checkout_deadline());
         if !self.pinned.is_pinned() {
-            // A scope that watches nothing, in a cluster: its first key tells where.
+            // A scope that watches nothing, in a cluster: its first key has the
+            // slot.
             self.pin_for(bytes, deadline)?;
         } else {
             let mut binding = self.pinned.binding();
@@ -235,7 +236,7 @@ impl Watching {
         }
     }
 
-    /// Pins a connection where the read belongs, if that can be told.
+    /// Pins a connection for the slot of the read, if that is known.
     fn pin_for(&mut self, bytes: &[u8], deadline: Instant) -> Result<(), Error> {
         bind(&mut self.pinned, &mut self.options, bytes)?;
         if self.pinned.has_slot() {
@@ -254,7 +255,7 @@ impl Watching {
         self.pinned
     }
 
-    /// Stops watching, as dropping it does, and tells how that went.
+    /// Stops watching, as dropping it does, and returns how that went.
     ///
     /// # Errors
     /// UNWATCH failed; the connection was replaced.
@@ -337,7 +338,7 @@ fn has_arrived(pinned: &Pinned, watch: &[u8], reads: &[u8], name: &str) -> Resul
     Err(Error::Command { command: name.to_owned(), error })
 }
 
-/// In a cluster, each key must be of the scope's slot, and the first one tells which that is.
+/// In a cluster, each key must be of the scope's slot, which is that of the first one.
 fn bind(pinned: &mut Pinned, options: &mut CommitOptions, bytes: &[u8]) -> Result<(), Error> {
     let mut binding = pinned.binding();
     keys::bind(&mut binding, bytes)?;

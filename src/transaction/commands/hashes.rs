@@ -52,26 +52,26 @@ command_table! {
         fn hlen<K: ToSingleRedisArg>(key: K) -> i64
             => "HLEN" (key), page "hlen", replies "how many there are, 0 while missing";
 
-        /// Tells whether a field exists.
+        /// Returns whether a field exists.
         fn hexists<K: ToSingleRedisArg, F: ToSingleRedisArg>(key: K, field: F) -> bool
             => "HEXISTS" (key, field), page "hexists", replies "whether it does";
 
-        /// Tells how many seconds fields have to live (server 7.4).
+        /// Returns how many seconds fields have to live (server 7.4).
         fn httl<K: ToSingleRedisArg, F: ToRedisArgs>(key: K, fields: F) -> Vec<i64>
             => "HTTL" (key, "FIELDS", fields.num_of_args(), fields), page "httl",
                 replies "for each field the seconds, -1 where it stays, -2 while missing";
 
-        /// Tells how many milliseconds fields have to live (server 7.4).
+        /// Returns how many milliseconds fields have to live (server 7.4).
         fn hpttl<K: ToSingleRedisArg, F: ToRedisArgs>(key: K, fields: F) -> Vec<i64>
             => "HPTTL" (key, "FIELDS", fields.num_of_args(), fields), page "hpttl",
                 replies "for each field the milliseconds, -1 where it stays, -2 while missing";
 
-        /// Tells when fields expire, in seconds since 1970 (server 7.4).
+        /// Returns when fields expire, in seconds since 1970 (server 7.4).
         fn hexpire_time<K: ToSingleRedisArg, F: ToRedisArgs>(key: K, fields: F) -> Vec<i64>
             => "HEXPIRETIME" (key, "FIELDS", fields.num_of_args(), fields), page "hexpiretime",
                 replies "for each field the time, -1 where it stays, -2 while missing";
 
-        /// Tells when fields expire, in milliseconds since 1970 (server 7.4).
+        /// Returns when fields expire, in milliseconds since 1970 (server 7.4).
         fn hpexpire_time<K: ToSingleRedisArg, F: ToRedisArgs>(key: K, fields: F) -> Vec<i64>
             => "HPEXPIRETIME" (key, "FIELDS", fields.num_of_args(), fields), page "hpexpiretime",
                 replies "for each field the time, -1 where it stays, -2 while missing";

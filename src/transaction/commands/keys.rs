@@ -29,46 +29,46 @@ command_table! {
         fn exists<K: ToRedisArgs>(keys: K) -> i64
             => "EXISTS" (keys), page "exists", replies "how many exist";
 
-        /// Tells what kind of value `key` holds.
+        /// Returns what kind of value `key` holds.
         fn key_type<K: ToSingleRedisArg, T: FromRedisValue>(key: K) -> T
             => "TYPE" (key), page "type",
                 replies "the name of the type (see [`redis::ValueType`]), `none` while missing";
 
-        /// Tells when `key` expires, in seconds since 1970.
+        /// Returns when `key` expires, in seconds since 1970.
         fn expire_time<K: ToSingleRedisArg>(key: K) -> i64
             => "EXPIRETIME" (key), page "expiretime",
                 replies "the time, -1 where it never expires, -2 while missing";
 
-        /// Tells when `key` expires, in milliseconds since 1970.
+        /// Returns when `key` expires, in milliseconds since 1970.
         fn pexpire_time<K: ToSingleRedisArg>(key: K) -> i64
             => "PEXPIRETIME" (key), page "pexpiretime",
                 replies "the time, -1 where it never expires, -2 while missing";
 
-        /// Tells how many seconds `key` has to live.
+        /// Returns how many seconds `key` has to live.
         fn ttl<K: ToSingleRedisArg>(key: K) -> i64
             => "TTL" (key), page "ttl",
                 replies "the seconds, -1 where it never expires, -2 while missing";
 
-        /// Tells how many milliseconds `key` has to live.
+        /// Returns how many milliseconds `key` has to live.
         fn pttl<K: ToSingleRedisArg>(key: K) -> i64
             => "PTTL" (key), page "pttl",
                 replies "the milliseconds, -1 where it never expires, -2 while missing";
 
-        /// Tells how the server stores the value of `key`.
+        /// Returns how the server stores the value of `key`.
         fn object_encoding<K: ToSingleRedisArg>(key: K) -> Option<String>
             => "OBJECT" "ENCODING" (key), page "object-encoding",
                 replies "the name of the encoding, or nil";
 
-        /// Tells for how many seconds `key` was not used.
+        /// Returns for how many seconds `key` was not used.
         fn object_idletime<K: ToSingleRedisArg>(key: K) -> Option<i64>
             => "OBJECT" "IDLETIME" (key), page "object-idletime", replies "the seconds, or nil";
 
-        /// Tells how often `key` is used, where the server evicts by frequency.
+        /// Returns how often `key` is used, where the server evicts by frequency.
         fn object_freq<K: ToSingleRedisArg>(key: K) -> Option<i64>
             => "OBJECT" "FREQ" (key), page "object-freq",
                 replies "a logarithmic counter, or nil";
 
-        /// Tells how many references the server holds to the value of `key`.
+        /// Returns how many references the server holds to the value of `key`.
         fn object_refcount<K: ToSingleRedisArg>(key: K) -> Option<i64>
             => "OBJECT" "REFCOUNT" (key), page "object-refcount", replies "the count, or nil";
     }

@@ -38,7 +38,7 @@ use crate::transaction::savepoint::Savepoint;
 ///
 /// fn check_in(tx: &mut impl QueueCommands, guest: &str) -> (Queued<i64>, Queued<Vec<String>>) {
 ///     let count = tx.incr("guests", 1);             // this reply is always an i64
-///     tx.hset(guest, "room", 12);                   // nobody asks for this one
+///     tx.hset(guest, "room", 12);                   // this reply is not read
 ///     let bags = tx.lrange("bags", 0, -1);          // the type comes from the signature
 ///     let _: Queued<()> = tx.lpop("keys", None);    // any reply is welcome
 ///

@@ -24,11 +24,11 @@ command_table! {
         fn scard<K: ToSingleRedisArg>(key: K) -> i64
             => "SCARD" (key), page "scard", replies "how many there are, 0 while missing";
 
-        /// Tells whether `member` is in a set.
+        /// Returns whether `member` is in a set.
         fn sismember<K: ToSingleRedisArg, M: ToSingleRedisArg>(key: K, member: M) -> bool
             => "SISMEMBER" (key, member), page "sismember", replies "whether it is";
 
-        /// Tells which of `members` are in a set.
+        /// Returns which of `members` are in a set.
         fn smismember<K: ToSingleRedisArg, M: ToRedisArgs>(key: K, members: M) -> Vec<bool>
             => "SMISMEMBER" (key, members), page "smismember",
                 replies "for each of them whether it is, in order";

@@ -62,11 +62,11 @@ command_table! {
             => "ZMSCORE" (key, members), page "zmscore",
                 replies "a score or nil for each member, in order";
 
-        /// Tells how many members stand before `member`, counting from the lowest score.
+        /// Returns how many members stand before `member`, counting from the lowest score.
         fn zrank<K: ToSingleRedisArg, M: ToSingleRedisArg>(key: K, member: M) -> Option<i64>
             => "ZRANK" (key, member), page "zrank", replies "its index from 0, or nil";
 
-        /// Tells how many members stand before `member`, counting from the highest score.
+        /// Returns how many members stand before `member`, counting from the highest score.
         fn zrevrank<K: ToSingleRedisArg, M: ToSingleRedisArg>(key: K, member: M) -> Option<i64>
             => "ZREVRANK" (key, member), page "zrevrank", replies "its index from 0, or nil";
 

@@ -30,8 +30,8 @@ use crate::transaction::condition::expected::Expected;
 ///
 /// Required with [`Transactional::require`](crate::Transactional::require) or
 /// [`Watch::require`](crate::Watch::require). Its key is watched and asked about in one packet with
-/// all others; nobody writes WATCH. Where it does not hold, the block is not run, nothing is
-/// applied, and the answer is [`Error::ConditionFailed`](crate::Error::ConditionFailed).
+/// all others. If it does not hold, the block is not run, nothing is applied, and the call
+/// fails with [`Error::ConditionFailed`](crate::Error::ConditionFailed).
 ///
 /// ```no_run
 /// use rediscope::{Condition, Error, SessionManager, prelude::*};
@@ -55,7 +55,7 @@ use crate::transaction::condition::expected::Expected;
 /// set or stream is empty, a missing string has length 0 and equals nothing.
 ///
 /// A condition on a key that holds another type neither holds nor fails: the server's refusal
-/// (`WRONGTYPE`) is told as [`Error::Command`](crate::Error::Command), and names the condition.
+/// (`WRONGTYPE`) is an [`Error::Command`](crate::Error::Command) that names the condition.
 /// [`type_is`](Self::type_is), required before it, makes that a condition too.
 ///
 /// `Debug` shows the kind of condition, and neither key nor values. It is a value: dropping it does

@@ -2,8 +2,8 @@
 //!
 //! Never: a condition. Each family lists its own.
 
-/// Makes a family of conditions: functions of [`Condition`](crate::transaction::condition::Condition) by whose names they
-/// are told.
+/// Makes a family of conditions: functions of
+/// [`Condition`](crate::transaction::condition::Condition) that errors name.
 ///
 /// ```text
 /// impl Condition {
