@@ -277,7 +277,7 @@ impl From<RefusedStep> for Error {
 }
 
 impl RefusedStep {
-    /// The link is tainted by that: see [`State::reply`](crate::protocol::connection_state::State::reply).
+    /// The link is tainted by that: see [`ConnectionState::reply`](crate::protocol::connection_state::ConnectionState::reply).
     fn is_of_unwatch(&self) -> bool {
         self.command == UNWATCH_NAME
     }

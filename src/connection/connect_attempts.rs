@@ -1,14 +1,11 @@
 //! How many connections are being opened, and for how many callers.
 //!
 //! A try to connect goes on, with pauses, until it succeeds, also when its caller has given up. So
-//! a caller begins one only where fewer are under way than there are callers, himself included.
+//! a caller begins one only if fewer are under way than there are callers, itself included.
 //!
-//! The count is exact only where taking a connection and ceasing to be a caller are one step: a
-//! caller who already has one in hand takes up room in the pool, and a try that is begun for him
-//! all the same is one that the pool has no room for. It is never made, and would be counted for
-//! ever.
-//!
-//! Never: more tries than callers. A server that is down is not stormed.
+//! The count is exact because taking a connection and ceasing to be a caller are one step. A caller
+//! with a connection takes up room in the pool: a try begun for it would never be made, and would
+//! count for ever. There are never more tries than callers, so a server that is down is not stormed.
 
 #[cfg(all(test, rediscope_shuttle))]
 #[path = "../../tests/model/connect_attempts.rs"]
@@ -19,7 +16,7 @@ use std::time::Duration;
 
 use crate::sync::shim::{Condvar, Mutex, PoisonError, lock};
 
-/// How long a caller waits before he looks into the pool again: a connection lies there a moment
+/// Pause before a caller looks into the pool again: a connection lies there a moment
 /// after it is known to be open.
 const PAUSE: Duration = Duration::from_millis(1);
 
@@ -33,12 +30,12 @@ pub(crate) struct ConnectAttempts {
 #[derive(Debug, Default)]
 struct Count {
     requesters: u32,
-    /// Tries that somebody began, until somebody has their connection in hand.
+    /// Tries under way, until their connection is in a caller's hands.
     under_way: u32,
 }
 
 impl ConnectAttempts {
-    /// Somebody who needs a connection, as soon as he looks for one in vain.
+    /// Registers the caller as waiting once the pool turns out to be empty.
     pub(crate) fn requester(&self) -> Requester<'_> {
         Requester { attempts: self, waits: false }
     }
@@ -50,7 +47,7 @@ impl ConnectAttempts {
     }
 }
 
-/// An open connection that nobody has had yet. Its try ends when this is dropped.
+/// An open connection before its first use. Its try ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct NewConnection {
     attempts: Arc<ConnectAttempts>,
@@ -59,12 +56,12 @@ pub(crate) struct NewConnection {
 impl Drop for NewConnection {
     fn drop(&mut self) {
         let mut count = lock(&self.attempts.count);
-        // The pool begins tries of its own, for `min_idle`, which nobody has counted.
+        // The pool begins tries of its own, for `min_idle`, which are not counted here.
         count.under_way = count.under_way.saturating_sub(1);
     }
 }
 
-/// Somebody who needs a connection. Dropped, he needs none any more.
+/// A caller that needs a connection, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Requester<'o> {
     attempts: &'o ConnectAttempts,
@@ -87,7 +84,8 @@ impl Requester<'_> {
         idle: impl Fn() -> Option<C>,
         begin: impl FnOnce() -> Option<C>,
     ) -> Option<C> {
-        // Nearly always there is one, and who does not count yet may take it without counting.
+        // Nearly always there is one, and a caller that does not count yet may take it
+        // without counting.
         if !self.waits
             && let Some(found) = idle()
         {
@@ -125,7 +123,7 @@ impl Requester<'_> {
 mod tests {
     use super::*;
 
-    /// Whether the caller, who finds nothing, begins a try.
+    /// Whether the caller, which finds nothing, begins a try.
     fn begins(caller: &mut Requester<'_>) -> bool {
         let mut begun = false;
         let found: Option<()> = caller.take(
@@ -146,7 +144,7 @@ mod tests {
         assert!(begins(&mut one) && begins(&mut two) && !begins(&mut one));
         drop(attempts.connection_opened());
         drop(two);
-        // One try is still under way, for the one caller who is left.
+        // One try is still under way, for the one caller that is left.
         assert!(!begins(&mut one));
         let arrival = attempts.connection_opened();
         // It is open, but it may not lie in the pool yet.
@@ -161,7 +159,7 @@ mod tests {
         let (mut one, mut two) = (attempts.requester(), attempts.requester());
         assert!(begins(&mut one));
         assert_eq!(one.take(|| Some(7), || None), Some(7));
-        // His try is still under way, and now it is the other's.
+        // Its try is still under way, and now it is the other caller's.
         assert!(!begins(&mut two));
         // What was found while a try was about to begin was not opened by it.
         assert!(begins(&mut one));

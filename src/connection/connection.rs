@@ -25,7 +25,7 @@ use crate::protocol::server_error::ServerError;
 use crate::settings::settings::Settings;
 use crate::status::counters::CloseReason;
 
-/// So long after a refusal it does not say again who it is.
+/// Minimum delay between AUTH attempts after a refusal.
 const REAUTH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// More than this it does not keep from one write to the next.
@@ -49,7 +49,7 @@ pub(crate) struct Connection {
     /// Its register, once it has needed one, and since when the server has had that at least.
     marker: Option<CommitMarker>,
     marker_written_at: Option<Instant>,
-    /// By which version of the credentials it has said who it is.
+    /// Version of the credentials last used to authenticate.
     auth_version: u64,
     /// When it was last refused that.
     auth_refused_at: Option<Instant>,
@@ -94,19 +94,18 @@ impl Connection {
         self.resp3 = true;
     }
 
-    /// It has said who it is, by this version of the credentials.
+    /// It has authenticated with this version of the credentials.
     pub(crate) fn authenticated(&mut self, version: u64) {
         (self.auth_version, self.auth_refused_at) = (version, None);
     }
 
-    /// Whether it is to say who it is, of which this is the version now. Where it was refused, not
-    /// right again.
+    /// Whether it has to authenticate with this version; after a refusal not right again.
     pub(crate) fn needs_reauth(&self, version: u64) -> bool {
         self.auth_version != version
             && self.auth_refused_at.is_none_or(|at| at.elapsed() >= REAUTH_INTERVAL)
     }
 
-    /// Says anew who it is. Refused, it stays who it was.
+    /// Re-authenticates. If refused, it keeps its old credentials.
     pub(crate) fn reauthenticate(
         &mut self,
         login: &Login,
@@ -122,12 +121,12 @@ impl Connection {
         Ok(answer)
     }
 
-    /// Nobody knew who it is to say that it is.
+    /// The provider returned no credentials.
     pub(crate) fn auth_failed(&mut self) {
         self.auth_refused_at = Some(Instant::now());
     }
 
-    /// It was opened for a caller, who has yet to take it.
+    /// It was opened for a caller, which has yet to take it.
     pub(crate) fn arrives(&mut self, arrival: NewConnection) {
         self.arrival = Some(arrival);
     }
@@ -206,8 +205,8 @@ impl Connection {
         self.marker.as_mut().ok_or_else(|| ConnectionError::unexpected("there is no register"))
     }
 
-    /// A register of a name that nobody has ever used. Where a slot is on its way, an old name may
-    /// still have its value where the slot comes from.
+    /// A register with a name that was never used. While a slot migrates, an old name may still have
+    /// its value at the source.
     pub(crate) fn new_marker(
         &mut self,
         prefix: &str,

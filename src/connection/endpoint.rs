@@ -71,7 +71,7 @@ impl Endpoint {
         Self { target, credentials: self.credentials.clone(), resolver: self.resolver.clone() }
     }
 
-    /// Who a connection says it is that is opened, or checked out, now.
+    /// Credentials of a connection that is opened, or checked out, now.
     pub(crate) fn login(&self) -> Result<Login, ConnectionError> {
         Login::new(self.auth_info(), self.credentials.as_ref())
     }
@@ -197,7 +197,7 @@ impl Endpoint {
         self.auth_info().db()
     }
 
-    /// Nobody will connect any more.
+    /// No connection will be opened any more.
     pub(crate) fn close(&self) {
         #[cfg(feature = "sentinel")]
         if let Target::Master(client) | Target::Replica(client) = &self.target {

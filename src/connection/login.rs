@@ -1,6 +1,4 @@
-//! Who a connection says it is: what the address says, or the provider of credentials.
-//!
-//! Never: shown.
+//! Credentials of connections: from the address, or from the provider. They are never shown.
 
 use redis::RedisConnectionInfo;
 
@@ -8,7 +6,7 @@ use crate::error::config::ConfigError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::settings::credentials::Provider;
 
-/// Who a connection says it is.
+/// Where the credentials of connections come from.
 pub(crate) struct Login {
     pub(crate) auth: RedisConnectionInfo,
     /// Of the credentials, where they may change.
@@ -16,7 +14,7 @@ pub(crate) struct Login {
 }
 
 impl Login {
-    /// `who` is what the address says.
+    /// `auth` is the address's login.
     pub(crate) fn new(
         auth: &RedisConnectionInfo,
         provider: Option<&Provider>,

@@ -19,7 +19,7 @@ pub enum Address {
     Sentinel(Box<SentinelConfig>),
 }
 
-/// A master by its name, and who knows where it is.
+/// A master by its name, and the sentinels that know its address.
 #[derive(Clone, Debug)]
 #[cfg_attr(not(feature = "sentinel"), allow(dead_code, reason = "such an address is refused"))]
 pub struct SentinelConfig {

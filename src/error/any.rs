@@ -202,7 +202,7 @@ pub enum CommitError {
     /// changed and [`applied`](Self::applied) is [`No`](Applied::No).
     #[non_exhaustive]
     PartlyApplied {
-        /// Every reply, the failed ones as [`ReplyError::Failed`](crate::reply::error::ReplyError::Failed).
+        /// Every reply, the failed ones as [`ReplyError::Failed`].
         replies: Replies,
     },
     /// Nothing was applied, and nothing will be: the failure came before EXEC's last byte was sent,
@@ -223,7 +223,7 @@ pub enum CommitError {
     /// module's command is no such proof.
     #[non_exhaustive]
     NotIsolated {
-        /// Every reply; a refused command as [`ReplyError::Failed`](crate::reply::error::ReplyError::Failed).
+        /// Every reply; a refused command as [`ReplyError::Failed`].
         replies: Replies,
     },
     /// The transaction **was applied here**, but too few replicas or disks had it in time:

@@ -27,7 +27,7 @@ pub enum ConnectionErrorKind {
     TimedOut,
     /// The bytes received are not the Redis protocol.
     Protocol,
-    /// A reply larger than [`max_reply_bytes`](crate::session::builder::Builder::max_reply_bytes), or nested deeper
+    /// A reply larger than [`max_reply_bytes`](crate::Builder::max_reply_bytes), or nested deeper
     /// than 512 levels. The connection is closed.
     TooLarge,
     /// A well-formed reply that fits no awaited command.

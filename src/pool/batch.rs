@@ -1,6 +1,5 @@
-//! One write for several callers: whoever has a link sends along what others wait to send.
-//!
-//! Never: a caller taken along whom nobody tells what came of it.
+//! One write for several callers: the leader of a batch sends the requests of waiting callers
+//! with its own, and passes each its outcome.
 
 use redis::Value;
 
@@ -22,7 +21,7 @@ impl Batchable for BatchRequest {
     }
 }
 
-/// The one who took it along panicked, or is held up: nobody can say how far he has come.
+/// The leader panicked or is delayed, so the outcome is unknown.
 impl OutcomeUnknown for BatchResponse {
     fn outcome_unknown() -> Self {
         let cause = ConnectionError::timed_out("whoever took it along did not say what came of it");
@@ -30,7 +29,8 @@ impl OutcomeUnknown for BatchResponse {
     }
 }
 
-/// Sends the own job and those that wait first, tells everybody, and gives the link on.
+/// Sends the leader's request and those that wait first, passes on the responses, and returns
+/// the connection.
 pub(crate) fn send_batch(checkout: Checkout, own: &BatchRequest) -> BatchResponse {
     let deadline = checkout.response_deadline();
     send_batch_within(checkout, own, deadline)
@@ -45,7 +45,7 @@ pub(crate) fn send_batch_within(
     let mut members = checkout.pool().take_batch(own.bytes.len());
     let mut batch = Batch::new(&mut checkout, 1 + members.len());
     batch.push(own);
-    // Whoever is let go of here is told that nobody can say.
+    // Dropped members get "outcome unknown".
     members.retain(|member| member.with_request(|request| batch.push(request)).is_some());
     let (response, changed) = exchange(&mut checkout, &batch, deadline);
     let mut response = response.into_iter();
@@ -58,8 +58,8 @@ pub(crate) fn send_batch_within(
         checkout.log_server_change();
     }
     batch.finish(&mut checkout);
-    // Last: some of those who were just told will be waiting again by the time that the next
-    // leader runs, and travel with him. A link that was lost is closed here.
+    // Last: some of these callers wait again by the time that the next leader runs, and
+    // travel with it. A lost connection is closed here.
     drop(checkout);
     own.unwrap_or_else(BatchResponse::outcome_unknown)
 }
@@ -106,9 +106,9 @@ impl Batch {
     }
 }
 
-/// One write and all its replies: what came of the jobs, in their order, and whether a refusal said
-/// that the server has changed. What follows for the other connections is noted when this returns: whoever
-/// is told may try again at once.
+/// One write and all its replies: the responses in their order, and whether a refusal shows
+/// that the server has changed. The caller acts on that after this returns, since a member may
+/// try again at once.
 fn exchange(
     checkout: &mut Checkout,
     batch: &Batch,

@@ -5,7 +5,7 @@ use redis::Value;
 use crate::error::connection::ConnectionError;
 use crate::protocol::exec::Verdict;
 
-/// What came of a job that somebody else sent.
+/// The outcome of a request that another caller sent.
 #[derive(Debug, PartialEq)]
 pub(crate) enum BatchResponse {
     Block(Verdict),

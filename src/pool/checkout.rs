@@ -98,7 +98,7 @@ impl Checkout {
         &self.permit.pool
     }
 
-    /// Its server does not serve the slot yet, and is told each time that this is known.
+    /// Its server does not serve the slot yet, so each request needs ASKING.
     pub(crate) fn with_ask(mut self, asks: bool) -> Self {
         self.asks = asks;
         self
@@ -198,8 +198,8 @@ impl Checkout {
         }
     }
 
-    /// The same without a log: nothing of the user's runs here. True: the server has changed, which
-    /// is to be told.
+    /// The same without a log: no code of the user's runs here. True: the server has
+    /// changed, which is to be logged.
     pub(crate) fn on_server_error_quiet(&mut self, code: &str) -> bool {
         let says_so = matches!(code, "READONLY" | "MASTERDOWN");
         let changed = says_so && self.server_changed();
@@ -309,8 +309,8 @@ impl Checkout {
         }
     }
 
-    /// Between two scopes is when a link says anew who it is, where that has changed. False: it
-    /// died of it.
+    /// Re-authenticates between scopes if the credentials changed. Returns false if the
+    /// connection was lost.
     fn reauthenticate(&mut self, checkout: Instant) -> bool {
         let inner = Arc::clone(&self.permit.pool.inner);
         let Some(version) = inner.endpoint.login_version() else { return true };

@@ -158,8 +158,8 @@ impl ConnectionManager {
         // Before the connection exists: one that is opened to a server which is found to be gone
         // while the hand-shake runs belongs to the time before.
         let generation = self.generation();
-        // After a connection that was closed under it, MULTI is sent alone, so that it can be told
-        // whether it is the reason.
+        // After a connection that was closed under MULTI, MULTI is sent alone, so that
+        // it is known to be the reason.
         let closed =
             |(_, error): (Instant, ConnectionError)| error.kind() == ConnectionErrorKind::Closed;
         let by_steps = self.shared.connect_error().is_some_and(closed);

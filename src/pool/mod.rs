@@ -1,9 +1,8 @@
-//! A pool of connections behind a fair gate.
+//! A pool of connections behind a fair semaphore.
 //!
-//! r2d2 opens connections, backs off, and closes the ones that idle for too long. Who gets one, when it
-//! may be trusted and when it must be replaced is decided here.
-//!
-//! Never: an r2d2 `get` without a permit, so that none of them waits for another scope.
+//! r2d2 opens connections, backs off, and closes the ones that idle for too long. The semaphore
+//! decides which caller gets one; the checkout decides whether it is trusted or replaced.
+//! r2d2's `get` is called with a permit only, so it never waits for another scope.
 
 pub(crate) mod batch;
 pub(crate) mod batch_response;
@@ -73,7 +72,7 @@ impl fmt::Debug for WeakPool {
 }
 
 impl WeakPool {
-    /// `None` once nobody can use the pool any more.
+    /// `None` once every handle of the pool is dropped.
     pub(crate) fn get(&self) -> Option<Pool> {
         self.inner.upgrade().map(|inner| Pool { inner })
     }
@@ -81,7 +80,7 @@ impl WeakPool {
 
 /// What came of waiting with a job.
 pub(crate) enum BatchCheckout {
-    /// A link that was free, and nobody waits.
+    /// A free connection; no caller waits.
     Alone(Checkout),
     /// A link, and the job back.
     Lead(Checkout, BatchRequest),
@@ -114,7 +113,7 @@ pub(crate) struct PoolConfig {
     pub(crate) threads: Arc<ScheduledThreadPool>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) logging: Arc<Logging>,
-    /// A server that cannot be reached is told at once: another one may serve by now.
+    /// An unreachable server fails the call at once: another one may serve by now.
     pub(crate) fail_fast: bool,
 }
 
@@ -274,14 +273,15 @@ impl Pool {
         Ok(self.inner.open_scopes.open(self, checkout, origin))
     }
 
-    /// A link, where one is free; else one to send the job and others' on, unless somebody who has
-    /// one sends it along first.
+    /// A connection if one is free; else one for a batch that the caller leads, unless
+    /// another caller sends the request first.
     pub(crate) fn checkout_batched(
         &self,
         deadline: Instant,
         request: impl FnMut() -> BatchRequest,
     ) -> Result<BatchCheckout, CheckoutError> {
-        // Who takes it along has one exchange for it; but he may be held up by what is not ours.
+        // The leader needs one round trip. Allow four: a tracing subscriber may delay
+        // it.
         let patience = 4 * self.settings().response_timeout;
         self.checkout_batched_within(deadline, patience, request)
     }
@@ -325,8 +325,8 @@ impl Pool {
         led
     }
 
-    /// Those who wait first with a job, as many as fit into one write with `bytes` that are there
-    /// already.
+    /// The first waiting requests, as many as fit into one write with `bytes` that are
+    /// there already.
     pub(crate) fn take_batch(
         &self,
         mut bytes: usize,
@@ -414,8 +414,8 @@ impl Pool {
         self.inner.blocking.close();
     }
 
-    /// Its server serves nothing any more: whoever waits is told to look elsewhere, whoever has a
-    /// connection keeps it to the end of his scope.
+    /// Its server serves no slot any more: waiting callers are redirected, open scopes keep
+    /// their connection to their end.
     #[cfg(feature = "cluster")]
     pub(crate) fn retire(&self) {
         self.inner.semaphore.close();

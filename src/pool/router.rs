@@ -1,8 +1,7 @@
 //! Which pool a slot's connections come from: the one there is, or that of the slot's master.
 //!
-//! Handles and scopes know this and no pool. With one server nothing is looked up.
-//!
-//! Never: a place made up. Where nobody serves a slot, it is waited for.
+//! Handles and scopes know this and no pool. With one server nothing is looked up. An unserved
+//! slot is waited for.
 
 #![cfg_attr(
     not(feature = "cluster"),
@@ -74,7 +73,7 @@ enum WeakInner {
 }
 
 impl WeakRouter {
-    /// `None` once nobody can use them any more.
+    /// `None` once every handle of the pools is dropped.
     pub(crate) fn get(&self) -> Option<Router> {
         let inner = match &self.inner {
             WeakInner::Single(pool) => Inner::Single(pool.get()?),
@@ -197,13 +196,13 @@ impl Router {
         self.single().is_some_and(|pool| pool.endpoint().may_switch())
     }
 
-    /// Differs each time that another one has, or that connections are to say anew who they are.
+    /// Rises when another server serves, or connections are to re-authenticate.
     pub(crate) fn generation(&self) -> Generation {
         let switches = self.single().map_or(0, |pool| pool.endpoint().generation());
         (switches, self.settings().credentials.as_ref().map(Provider::version))
     }
 
-    /// Nobody connects any more.
+    /// No connection is opened any more.
     pub(crate) fn stop_connecting(&self) {
         if let Some(pool) = self.single() {
             pool.endpoint().close();
@@ -262,7 +261,7 @@ impl Router {
         self.with_pool(route, deadline, |pool| pool.pin(origin.clone(), deadline, route.ask))
     }
 
-    /// See [`Pool::checkout_batched`]. Whoever is to be asked for leave each time goes alone.
+    /// See [`Pool::checkout_batched`]. Requests that need ASKING are not batched.
     pub(crate) fn checkout_batched(
         &self,
         route: &Route,

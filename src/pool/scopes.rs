@@ -1,10 +1,10 @@
-//! Who holds a link, since when and from where; and how it is taken back.
+//! The open scopes of a pool: holder, age and place of each, and how its connection is
+//! reclaimed.
 //!
-//! One slot a permit, made once. A scope's link lies in its slot, and every call of the scope runs
-//! under the slot's lock; the scope itself holds only the slot's number and a generation. So a
-//! scope that was forgotten, or whose thread never comes back, takes nothing with it.
-//!
-//! Never: a known outcome overwritten. Never: a reaper that waits for a scope.
+//! There is one entry for each permit, made once. A scope's connection lies in its entry, and
+//! every call of the scope runs under the entry's lock; the scope itself holds the entry's
+//! number and a generation. So a scope that was forgotten, or whose thread never returns, takes
+//! nothing with it. A known outcome is never overwritten, and the reaper waits for no scope.
 
 use std::fmt;
 use std::panic::Location;
@@ -24,7 +24,7 @@ use crate::pool::{Pool, WeakPool};
 use crate::protocol::connection_state::Taint;
 use crate::sync::{lock, this_thread};
 
-/// Who begins a scope.
+/// Where a scope comes from.
 #[derive(Clone, Debug)]
 pub(crate) struct ScopeOrigin {
     pub(crate) name: Option<Arc<str>>,
@@ -44,7 +44,7 @@ struct Entry {
     held: Mutex<HeldConnection>,
     /// Apart from `held`, so that a diagnosis never waits for a call.
     record: Mutex<Option<ScopeInfo>>,
-    /// Counts the scope's calls: the reaper tells by it that a scope is alive.
+    /// Number of the scope's calls: the reaper sees by it that a scope is alive.
     uses: AtomicU64,
     /// The generation of the scope that the reaper found too old while it was inside a call. By
     /// the time this is written the slot may have gone to another scope.
@@ -121,7 +121,7 @@ impl OpenScopes {
         self.slots.iter().filter_map(|slot| lock(&slot.record).clone())
     }
 
-    /// Judges a wait before it begins, given who waits already.
+    /// Judges a wait before it begins, given the callers that wait already.
     pub(crate) fn check_wait(&self, waits: &IsWaiting<'_>) -> WaitCheck {
         let me = this_thread();
         let mut holders = Vec::new();
@@ -168,7 +168,8 @@ impl OpenScopes {
                 && !sighting.warned
             {
                 sighting.warned = true;
-                // Not here: who writes it down may take long, and want a connection.
+                // Not here: a tracing subscriber may take long, and need a
+                // connection.
                 log_thread.log(Level::WARN, move || {
                     let OpenScope { name, begun_at: place, thread, age, .. } = record.open_scope();
                     let name = name.as_deref();
@@ -192,10 +193,10 @@ impl OpenScopes {
     }
 }
 
-/// What a caller who is about to wait has to expect.
+/// What a caller that is about to wait has to expect.
 #[derive(Debug)]
 pub(crate) enum WaitCheck {
-    /// Somebody who does not wait holds a link.
+    /// At least one holder does not wait itself.
     Ok,
     /// Every holder began on a thread that waits; but a guard may have moved to another.
     MayDeadlock(Vec<OpenScope>),
@@ -238,8 +239,8 @@ impl Entry {
     }
 }
 
-/// What was taken out of a slot, to be given back when the slot is free: others may want it, and
-/// so may whoever writes the warning down.
+/// A connection and permit taken out of an entry. Returned after the entry's lock is released,
+/// so that logging cannot block other scopes.
 struct Reclaimed {
     checkout: Checkout,
     record: Option<ScopeInfo>,

@@ -1,13 +1,13 @@
-//! The gate in front of a pool: as many permits as connections, first come first served.
+//! The fair semaphore in front of a pool: as many permits as connections, first come first
+//! served.
 //!
-//! A returning permit goes straight to the caller who has waited longest; nobody who comes later
-//! can take it on the way. A permit is the number of a slot in the [registry](crate::pool::scopes).
+//! A returning permit goes straight to the caller that has waited longest; no later caller can
+//! take it on the way. A permit is the number of an entry in the [open
+//! scopes](crate::pool::scopes). No two callers hold one permit.
 //!
-//! A caller may wait with a job that another one can do for him: whoever has a permit takes the
-//! jobs at the head of the queue along, up to the first caller who wants a permit for himself.
-//!
-//! Never: a connection. Never: a permit that two callers hold, or that nobody holds. Never: a job
-//! that nobody settles.
+//! A caller may wait with a request that another one can send for it: a caller with a permit
+//! takes the requests at the head of the queue along, up to the first caller that needs a
+//! permit of its own. Each of them gets a response.
 
 #[cfg(all(test, rediscope_shuttle))]
 #[path = "../../tests/model/batch.rs"]
@@ -38,7 +38,7 @@ pub(crate) struct FairSemaphore<J, R> {
 
 #[derive(Debug)]
 struct State<J, R> {
-    /// Empty whenever somebody waits.
+    /// Empty whenever a caller waits.
     free: Vec<usize>,
     queue: VecDeque<QueueEntry<J, R>>,
     closed: bool,
@@ -46,15 +46,15 @@ struct State<J, R> {
 
 #[derive(Debug)]
 struct QueueEntry<J, R> {
-    /// Here, so that whoever looks for a thread need not visit every waiter.
+    /// Here, so that a look for a thread need not visit every waiter.
     thread: ThreadId,
     waiter: Arc<Waiter<J, R>>,
 }
 
 #[derive(Debug)]
 struct Waiter<J, R> {
-    /// What he wants done, where he does not insist on a permit. Whoever does it reads it here: it
-    /// goes back to the memory of the thread that it came from.
+    /// The batched request, if any. The leader borrows it, so it is freed on the thread
+    /// that allocated it.
     request: Mutex<Option<J>>,
     state: Mutex<WaitState<R>>,
     ready: Condvar,
@@ -63,7 +63,7 @@ struct Waiter<J, R> {
 #[derive(Debug)]
 struct WaitState<R> {
     grant: Grant<R>,
-    /// Somebody has to wake him.
+    /// It sleeps and has to be woken.
     asleep: bool,
 }
 
@@ -71,7 +71,7 @@ struct WaitState<R> {
 enum Grant<R> {
     Waiting,
     Permit(usize),
-    /// Somebody is about to do his job.
+    /// A leader is about to send its request.
     Taken,
     Response(R),
     Closed,
@@ -96,13 +96,13 @@ pub(crate) type IsWaiting<'w> = dyn Fn(ThreadId) -> bool + 'w;
 pub(crate) enum Acquired<J, R> {
     /// A permit, and the job back.
     Permit(usize, J),
-    /// Somebody has done it.
+    /// A leader has sent it.
     Response(R),
 }
 
-/// What somebody may do for another.
+/// A request that another caller may send.
 pub(crate) trait Batchable {
-    /// It takes so long that its caller does well to let other threads run before he sleeps.
+    /// It takes so long that its caller should yield to other threads before it sleeps.
     fn yields_before_wait(&self) -> bool;
 }
 
@@ -123,14 +123,14 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
         }
     }
 
-    /// Takes a permit that nobody holds.
+    /// Takes a free permit.
     pub(crate) fn try_acquire(&self) -> Option<usize> {
         let mut state = lock(&self.state);
         if state.closed { None } else { state.free.pop() }
     }
 
     /// Takes a permit, waiting for one until `deadline`. Before it waits it asks `may_wait`, which
-    /// can ask whether a thread waits already; that is under the gate's lock, so nothing of the
+    /// can ask whether a thread waits already; that is under the semaphore's lock, so nothing of the
     /// user's (a log, say) may run in it.
     pub(crate) fn acquire<E>(
         &self,
@@ -139,15 +139,15 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
     ) -> Result<usize, AcquireError<E>> {
         match self.wait(None, deadline, Duration::ZERO, may_wait)? {
             Acquired::Permit(slot, _) => Ok(slot),
-            // Nobody takes a job that is not there.
+            // Without a request there is no response.
             Acquired::Response(_) => Err(AcquireError::Closed),
         }
     }
 
-    /// Takes a permit as [`acquire`](Self::acquire) does, unless somebody who has one does the job
-    /// first. A job that was taken along by `deadline` is waited for until `patience` later; then it
-    /// is given up as abandoned. Who waits with a long job lets other threads run before he sleeps,
-    /// and is late if they do not let him run in time.
+    /// Takes a permit as [`acquire`](Self::acquire) does, unless a leader sends the request
+    /// first. A request that was taken along by `deadline` is waited for until `patience`
+    /// later; then its outcome is unknown. A caller with a long request yields to other
+    /// threads before it sleeps, and counts as late if it does not run again in time.
     pub(crate) fn acquire_batched<E>(
         &self,
         request: J,
@@ -158,7 +158,7 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
         match self.wait(Some(request), deadline, patience, may_wait)? {
             Acquired::Permit(slot, Some(request)) => Ok(Acquired::Permit(slot, request)),
             Acquired::Response(response) => Ok(Acquired::Response(response)),
-            // Who leads has his job still.
+            // A leader still has its own request.
             Acquired::Permit(slot, None) => {
                 self.release(slot);
                 Ok(Acquired::Response(R::outcome_unknown()))
@@ -231,8 +231,8 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
         waiters
     }
 
-    /// Takes the jobs at the head of the queue, as long as they `fit`, up to the first caller who
-    /// wants a permit for himself.
+    /// Takes the requests at the head of the queue, as long as they `fit`, up to the first
+    /// caller that needs a permit of its own.
     pub(crate) fn take_batch(&self, mut fits: impl FnMut(&J) -> bool) -> Vec<BatchMember<J, R>> {
         let mut state = lock(&self.state);
         let mut members = Vec::new();
@@ -240,7 +240,7 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
             if !lock(&first.waiter.request).as_ref().is_some_and(&mut fits) {
                 break;
             }
-            // Under the gate's lock, so that a caller giving up finds himself either queued or
+            // Under the semaphore's lock, so that a caller that gives up finds itself either queued or
             // taken along.
             first.waiter.grant(Grant::Taken);
             members.extend(
@@ -250,22 +250,22 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
         members
     }
 
-    /// Gives a permit back: to the first in the queue, or to whoever comes.
+    /// Returns a permit: to the first caller in the queue, or to the free ones.
     pub(crate) fn release(&self, slot: usize) {
         let mut state = lock(&self.state);
         let Some(QueueEntry { waiter, .. }) = state.queue.pop_front() else {
             return state.free.push(slot);
         };
-        // Under the gate's lock, so that a caller giving up finds itself either queued or granted.
+        // Under the semaphore's lock, so that a caller giving up finds itself either queued or granted.
         let asleep = waiter.grant(Grant::Permit(slot));
         drop(state);
-        // Waking a thread takes longer than all the rest; nobody has to wait for it at the gate.
+        // Waking a thread takes longer than all the rest, so the lock is released first.
         if asleep {
             waiter.ready.notify_one();
         }
     }
 
-    /// Whoever waits, or comes from now on, is told that it is over. Permits can still come back.
+    /// Waiting and later callers fail. Permits can still come back.
     pub(crate) fn close(&self) {
         let mut state = lock(&self.state);
         state.closed = true;
@@ -278,7 +278,7 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
         lock(&self.state).queue.len()
     }
 
-    /// Permits that nobody holds.
+    /// Number of free permits.
     pub(crate) fn free(&self) -> usize {
         lock(&self.state).free.len()
     }
@@ -296,7 +296,7 @@ impl<J, R: OutcomeUnknown> Waiter<J, R> {
         Self { request: Mutex::new(request), state: Mutex::new(state), ready: Condvar::new() }
     }
 
-    /// Says whether he is to be woken.
+    /// Returns whether the waiter is to be woken.
     fn grant(&self, grant: Grant<R>) -> bool {
         let mut state = lock(&self.state);
         state.grant = grant;
@@ -324,7 +324,7 @@ impl<J, R: OutcomeUnknown> Waiter<J, R> {
         self.take()
     }
 
-    /// Waits for whoever has taken the job.
+    /// Waits for the leader that has taken the request.
     fn response(&self, until: Instant) -> R {
         let mut state = self.sleep_while(|grant| matches!(grant, Grant::Taken), until);
         match std::mem::replace(&mut state.grant, Grant::Closed) {
@@ -365,7 +365,7 @@ impl<J, R: OutcomeUnknown> BatchMember<J, R> {
         lock(&self.waiter.request).as_ref().map(read)
     }
 
-    /// Tells the caller what came of his job.
+    /// Passes the response to the caller.
     pub(crate) fn settle(self, response: R) {
         self.waiter.settle(Grant::Response(response));
     }

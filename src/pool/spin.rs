@@ -1,25 +1,23 @@
-//! Whether a thread that has to wait lets others run before it sleeps.
+//! Whether a thread that has to wait yields to others before it sleeps.
 //!
-//! Often it has been told by the time it runs again: then it need not sleep, and nobody has to wake
-//! it. But where other programs want the processors, it runs again only when their time slice is
-//! over, while a thread that slept is preferred when it is woken. So this looks at how long it takes.
-//!
-//! Never: a wait for anything but the processor.
+//! Often it has its response by the time it runs again: then it need not sleep or be woken. But
+//! if other programs want the processors, it runs again only when their time slice is over,
+//! while a thread that slept is preferred when it is woken. So this looks at how long it takes.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::sync::shim::yield_now;
 
-/// Who runs again this late has probably waited for others' time slices.
+/// A yield that takes this long has probably waited for other programs' time slices.
 const LATE: Duration = Duration::from_millis(2);
-/// One who was late weighs as much as so many who were not.
+/// Weight of a late yield, in timely ones.
 const WEIGHT: u32 = 32;
 /// With so much weight it pauses: more than are late at once when the whole machine stops a while.
 const MOST: u32 = 64 * WEIGHT;
 /// How long a pause takes.
 const PAUSE: Duration = Duration::from_millis(500);
-/// What is left of the weight after a pause: a few more who are late, and the next one begins.
+/// The weight after a pause: a few more late yields begin the next one.
 const LEFT: u32 = MOST - 4 * WEIGHT;
 
 /// How giving way has gone lately. Threads that count at once may lose a count: these are tendencies.
@@ -105,7 +103,7 @@ mod tests {
         assert!(spin.is_worthwhile(now));
         let now = times(&spin, 1, LATE, now);
         assert!(!spin.is_worthwhile(now));
-        // Many who are in time restore it.
+        // Many timely yields restore it.
         let now = times(&spin, MOST, SOON, now + PAUSE);
         let now = times(&spin, too_many - 1, LATE, now);
         assert!(spin.is_worthwhile(now));

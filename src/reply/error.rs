@@ -30,7 +30,7 @@ pub enum ReplyError {
     /// The replies were lost or could not be read. Either the connection failed under an
     /// exactly-once transaction, which was then resolved as applied. Or EXEC's array has the right
     /// length and is larger than
-    /// [`max_reply_bytes`](crate::session::builder::Builder::max_reply_bytes), nested deeper than
+    /// [`max_reply_bytes`](crate::Builder::max_reply_bytes), nested deeper than
     /// 512 levels, or malformed further on.
     Lost,
     /// The transaction had no command at this index: see [`Replies::at`](crate::Replies::at).

@@ -127,7 +127,7 @@ impl Replies {
     ///
     /// For a caller without a handle: after a failed [`run`](crate::Transactional::run), whose handles
     /// are gone with its closure, and beside the index of
-    /// [`ReplyError::Failed`](crate::ReplyError::Failed).
+    /// [`ReplyError::Failed`].
     ///
     /// ```no_run
     /// # use rediscope::{CommitError, Error, SessionManager, prelude::*};

@@ -54,7 +54,7 @@ pub(crate) struct State {
     pub(crate) epoch: u64,
     /// When it was heard, unless it is doubted since.
     pub(crate) updated: Option<Instant>,
-    /// Somebody asks.
+    /// A query is under way.
     pub(crate) asking: bool,
     /// The sentinel that answered last.
     pub(crate) last_responder: usize,
@@ -250,7 +250,7 @@ impl SentinelClient {
                 ended += usize::from(socket.shutdown(Shutdown::Both).is_ok());
             }
         }
-        // Not here: what it knows is locked, and whoever writes it down may need it.
+        // Not here: its state is locked, and a tracing subscriber may need it.
         let (master, from) = (self.name.clone(), before.address().to_owned());
         let to = named.address().to_owned();
         self.log_thread.log(Level::WARN, move || {
@@ -304,8 +304,8 @@ impl SentinelClient {
         {
             return Ok(best);
         }
-        let why =
-            failed.unwrap_or_else(|| ConnectionError::unexpected("they know less than was state"));
+        let why = failed
+            .unwrap_or_else(|| ConnectionError::unexpected("most of them report an older epoch"));
         Err(why.of_sentinels(&self.name))
     }
 

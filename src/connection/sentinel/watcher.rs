@@ -1,6 +1,6 @@
 //! The thread that hears of switches from a sentinel, and asks each second in case it does not.
 //!
-//! Never: a connection's wait. Without this thread, who connects asks.
+//! No connection waits for it: without this thread, callers that connect ask.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -11,7 +11,7 @@ use tracing::Level;
 use crate::connection::sentinel::client::{FRESH, SentinelClient};
 use crate::error::connection::ConnectionError;
 
-/// The longest read: so late the thread notices that nobody needs it any more.
+/// Longest read, and longest delay until the thread ends after its last user.
 const TICK: Duration = Duration::from_millis(200);
 /// A sentinel that is quiet for so long is asked whether it is alive.
 const QUIET: Duration = Duration::from_secs(2);
@@ -41,7 +41,7 @@ impl SentinelClient {
     }
 }
 
-/// `None`: nobody needs it any more.
+/// `None`: it has no user any more.
 fn needed(client: &Weak<SentinelClient>) -> Option<Arc<SentinelClient>> {
     client.upgrade().filter(|client| !client.closed.load(Ordering::Acquire))
 }
@@ -65,7 +65,7 @@ fn run(client: &Weak<SentinelClient>) {
     }
 }
 
-/// Until the sentinel fails, or nobody needs it any more.
+/// Until the sentinel fails, or it has no user any more.
 fn listen(
     client: &Weak<SentinelClient>,
     connection: &mut redis::Connection,
@@ -86,7 +86,7 @@ fn listen(
         drop(here);
         if heard.elapsed() >= QUIET {
             pubsub.set_read_timeout(Some(timeout))?;
-            // As a value: who may not ask was answered all the same.
+            // As a value: also a refusal is a reply, so the connection is alive.
             let _: redis::Value = pubsub.ping()?;
             heard = Instant::now();
         }

@@ -156,7 +156,7 @@ impl Cluster {
         Instant::now() + self.settings().connect_timeout + self.settings().response_timeout
     }
 
-    /// Retires the pools of whoever is no master any more.
+    /// Retires the pools of former masters.
     fn prune(&self) {
         let generation = self.slot_map.generation();
         if self.pruned.swap(generation, Ordering::AcqRel) == generation {
@@ -197,7 +197,7 @@ impl Cluster {
             source: ConnectionError::unexpected("an address that cannot be used"),
         })?;
         let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
-        // Somebody who has closed all pools meanwhile has not seen this one.
+        // A caller that has closed all pools meanwhile has not seen this one.
         if self.closed.load(Ordering::Acquire) {
             return Err(CheckoutError::Closed);
         }

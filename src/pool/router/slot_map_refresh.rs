@@ -1,9 +1,8 @@
-//! The map of a cluster as it was last heard, and how its nodes are asked for it anew.
+//! The slot map of a cluster, and its refresh from the nodes.
 //!
-//! Whoever needs it asks, on a connection of its own that is closed afterwards; the others go on
-//! with the map they have.
-//!
-//! Never: two who ask at once, or one who asks again right away.
+//! A caller that needs a new map refreshes it, on a connection of its own that is closed
+//! afterwards; the others go on with the map they have. One refresh runs at a time, and not
+//! right after another.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,7 +28,7 @@ use crate::protocol::resp::encode;
 use crate::settings::settings::Settings;
 use crate::sync::lock;
 
-/// So long after an answer nobody asks again.
+/// Minimum delay between refreshes.
 const INTERVAL: Duration = Duration::from_millis(50);
 
 /// The map of a cluster, and how it is asked for.
@@ -42,9 +41,9 @@ pub(crate) struct SlotMapCache {
     map: RwLock<Arc<SlotMap>>,
     /// Counts the answers.
     generation: AtomicU64,
-    /// When the last one who asked was done. Held while somebody asks, so nobody may wait for it.
+    /// When the last refresh ended. Locked during a refresh, so no caller may wait for it.
     asking: Mutex<Option<Instant>>,
-    /// Why nobody answered the last time.
+    /// Error of the last refresh, if it failed.
     failure: Mutex<Option<ConnectionError>>,
     log_thread: Arc<LogThread>,
 }
@@ -74,7 +73,7 @@ impl SlotMapCache {
             failure: Mutex::default(),
             log_thread: Arc::default(),
         };
-        // What is wrong with the address is told now, not by the first use.
+        // A wrong address is an error now, not at the first use.
         let seed = slot_map.seeds.first().ok_or_else(none)?;
         slot_map.endpoint(seed)?;
         Ok(slot_map)
@@ -118,17 +117,17 @@ impl SlotMapCache {
         Endpoint::new(self.template.clone().set_addr(address), &self.settings)
     }
 
-    /// Why nobody answered when the map was last asked for, where nobody did.
+    /// Error of the last slot-map refresh, if it failed.
     pub(crate) fn failure(&self) -> Option<ConnectionError> {
         lock(&self.failure).clone()
     }
 
-    /// Asks for the map, unless somebody else does or has just done so: `first`, then the masters
-    /// that are known in any order, then the seeds, until one answers.
+    /// Refreshes the map, unless another caller does or has just done so. Asks `first`,
+    /// then the known masters in any order, then the seeds, until one replies.
     pub(crate) fn refresh(&self, first: Option<&NodeAddress>, deadline: Instant) {
         let mut last = match self.asking.try_lock() {
             Ok(last) => last,
-            // Somebody panicked in here once; what it guards is an instant.
+            // A caller panicked in here once; the lock guards an instant.
             Err(TryLockError::Poisoned(last)) => last.into_inner(),
             Err(TryLockError::WouldBlock) => return,
         };
@@ -151,7 +150,7 @@ impl SlotMapCache {
                     *self.map.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(map);
                     self.generation.fetch_add(1, Ordering::Release);
                     *lock(&self.failure) = None;
-                    // Not here: whoever writes it down may need the map.
+                    // Not here: a tracing subscriber may need the map.
                     let node = node.clone();
                     self.log_thread.log(Level::DEBUG, move || {
                         tracing::debug!(
