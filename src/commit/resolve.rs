@@ -215,7 +215,7 @@ impl ResolveCommit for CommitResolver {
             Resolution::StillUnknown { .. } => counters.unresolved.add(),
         }
         if let Resolution::StillUnknown { why } = &resolution
-            && let Some(suppressed) = self.nodes.rate_limits().allow(LimitedEvent::Unresolved)
+            && let Some(suppressed) = self.nodes.rate_limits().allow(LimitedEvent::UnresolvedDoubt)
         {
             tracing::warn!(error = %format_args!("{why:#}"), suppressed, "a doubt was not resolved");
         }

@@ -160,10 +160,10 @@ impl Server {
     /// Opens a connection of redis-rs's, which has no timeouts yet.
     pub(crate) fn client(
         &self,
-        who: &RedisConnectionInfo,
+        auth: &RedisConnectionInfo,
         timeout: Duration,
     ) -> Result<Connection, ConnectionError> {
-        let info = self.info.clone().set_redis_settings(who.clone());
+        let info = self.info.clone().set_redis_settings(auth.clone());
         match info.addr() {
             ConnectionAddr::Tcp(..) => {
                 let mut verdict = None;

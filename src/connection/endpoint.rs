@@ -104,12 +104,12 @@ impl Endpoint {
 
     /// Opens a connection of redis-rs's, which has no timeouts yet.
     pub(crate) fn client(&self, timeout: Duration) -> Result<Connection, ConnectionError> {
-        let who = &self.login()?.auth;
+        let auth = &self.login()?.auth;
         match &self.target {
-            Target::Server(server) => server.client(who, timeout),
+            Target::Server(server) => server.client(auth, timeout),
             #[cfg(feature = "sentinel")]
             Target::Master(client) => {
-                let mut client = client.client(who, timeout)?;
+                let mut client = client.client(auth, timeout)?;
                 let asked = client
                     .set_read_timeout(Some(timeout))
                     .and_then(|()| redis::cmd("ROLE").query(&mut client));
@@ -117,7 +117,7 @@ impl Endpoint {
                 Ok(client)
             }
             #[cfg(feature = "sentinel")]
-            Target::Replica(client) => client.replica_client(who, timeout),
+            Target::Replica(client) => client.replica_client(auth, timeout),
         }
     }
 

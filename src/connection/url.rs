@@ -274,9 +274,9 @@ fn checked(named: Vec<Node>) -> Result<Address, ConfigError> {
 /// All nodes are reached as the first one is: an address that names something else would be ignored.
 fn alike(nodes: &[Node]) -> Result<(), ConfigError> {
     let Some((first, others)) = nodes.split_first() else { return Ok(()) };
-    let (is_first_tls, first_who) = (is_tls(&first.info), first.info.redis_settings());
+    let (is_first_tls, first_auth) = (is_tls(&first.info), first.info.redis_settings());
     for (node, nth) in others.iter().zip(2..) {
-        let who = node.info.redis_settings();
+        let auth = node.info.redis_settings();
         let differs = |what: &str, hint: &str| {
             Err(wrong(format!(
                 "node {nth} of the cluster names another {what} than the first one, and all nodes are \
@@ -292,20 +292,20 @@ fn alike(nodes: &[Node]) -> Result<(), ConfigError> {
         if has_certificates(&node.info) != has_certificates(&first.info) {
             return differs("set of certificates", "give the certificates to `Builder::tls`");
         }
-        if node.names_protocol && who.protocol() != first_who.protocol() {
+        if node.names_protocol && auth.protocol() != first_auth.protocol() {
             return differs(
                 "protocol",
                 "write the same `?protocol=` in each address, or in the first",
             );
         }
-        if who.username().is_none() && who.password().is_none() {
+        if auth.username().is_none() && auth.password().is_none() {
             continue;
         }
         let hint = "write the same user and password in each address, or in the first alone";
-        if who.username() != first_who.username() {
+        if auth.username() != first_auth.username() {
             return differs("user", hint);
         }
-        if who.password() != first_who.password() {
+        if auth.password() != first_auth.password() {
             return differs("password", hint);
         }
     }
@@ -351,10 +351,10 @@ fn sentinel_of(scheme: &str, text: &str) -> Result<Address, ConfigError> {
         let port = if tail.contains(':') { "" } else { ":26379" };
         let Node { info, names_protocol } = format!("{scheme}://{host}{port}/").into_node()?;
         // Set and not written into the URL, so no character of them can change the host.
-        let mut who = info.redis_settings().clone();
-        who = user.iter().fold(who, |who, user| who.set_username(user));
-        who = password.iter().fold(who, |who, password| who.set_password(password));
-        Ok(Node { info: info.set_redis_settings(who), names_protocol })
+        let mut auth = info.redis_settings().clone();
+        auth = user.iter().fold(auth, |auth, user| auth.set_username(user));
+        auth = password.iter().fold(auth, |auth, password| auth.set_password(password));
+        Ok(Node { info: info.set_redis_settings(auth), names_protocol })
     });
     let sentinels = sentinels.collect::<Result<Vec<_>, _>>()?;
     let server_template =
@@ -544,9 +544,9 @@ mod sentinel_tests {
                 let port = if port.is_empty() { ":26379" } else { port };
                 assert_eq!(hosts, [format!("host{port}"), "b:26379".into()], "{written}");
                 for sentinel in &found.sentinels {
-                    let who = sentinel.redis_settings();
-                    assert_eq!((who.username(), who.password()), (Some(meant), Some(meant)));
-                    assert_eq!(who.db(), 0);
+                    let auth = sentinel.redis_settings();
+                    assert_eq!((auth.username(), auth.password()), (Some(meant), Some(meant)));
+                    assert_eq!(auth.db(), 0);
                 }
                 let server_template = found.server_template.redis_settings();
                 assert_eq!(

@@ -323,7 +323,7 @@ impl<'a> Attempt<'a> {
             },
             _ => return Err(unexpected_reply("acquire")),
         };
-        // The server does not have it, or what it has is known: see `half_done`.
+        // The server does not have it, or what it has is known: see `maybe_partial`.
         self.may_hold = maybe_in_flight;
         self.queued = queued || (waits && self.request.is_known_to_wait());
         tried

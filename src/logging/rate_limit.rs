@@ -15,7 +15,7 @@ pub(crate) enum LimitedEvent {
     InDoubt,
     NotIsolated,
     PartlyApplied,
-    Unresolved,
+    UnresolvedDoubt,
     CheckoutRefused,
 }
 

@@ -36,7 +36,7 @@ pub(crate) fn patient(server: &Server) -> Builder {
     SessionManager::builder(server.url()).checkout_timeout(PATIENCE)
 }
 
-pub(crate) fn impatient(server: &Server) -> Builder {
+pub(crate) fn fail_fast(server: &Server) -> Builder {
     quick(SessionManager::builder(server.url()))
 }
 

@@ -52,7 +52,7 @@ fn a_password_that_is_rotated_under_load_loses_nothing() {
     const ROTATIONS: usize = 30;
     let server = Server::start();
     let (credentials, builder) = rotating(&server, user(&server, "app", "password 0"));
-    // Connections are opened all the time, so that openings and rotations meet.
+    // Connections are opened all the time, so that attempts and rotations meet.
     let sessions =
         builder.max_size(4).max_lifetime(Some(Duration::from_millis(40))).build().unwrap();
     let over = AtomicBool::new(false);

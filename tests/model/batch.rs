@@ -83,7 +83,7 @@ fn take_past_a_scope(gate: &FairSemaphore) -> Members {
 }
 
 #[derive(Default)]
-struct Books {
+struct Ledger {
     /// Jobs in the order in which they were done.
     done: Vec<usize>,
     /// What each caller was told.
@@ -95,20 +95,20 @@ const SCOPE: usize = 100;
 
 fn callers_with_jobs(take: Take, panics: bool) {
     let gate = Plain::new(FairSemaphore::new(1));
-    let books = Plain::new(Log::new(Books::default()));
+    let ledger = Plain::new(Log::new(Ledger::default()));
     let slot = gate.try_acquire().unwrap();
     let threads: Vec<_> = (0..5)
         .map(|caller| {
-            let (gate, books) = (Plain::clone(&gate), Plain::clone(&books));
-            thread::spawn(move || call(&gate, &books, caller, take, panics))
+            let (gate, ledger) = (Plain::clone(&gate), Plain::clone(&ledger));
+            thread::spawn(move || call(&gate, &ledger, caller, take, panics))
         })
         .collect();
     gate.release(slot);
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     assert_eq!((gate.free(), gate.waiting()), (1, 0), "permits were lost or doubled");
-    let books = books.lock().unwrap();
-    for (caller, told) in &books.told {
-        let times = books.done.iter().filter(|done| *done == caller).count();
+    let ledger = ledger.lock().unwrap();
+    for (caller, told) in &ledger.told {
+        let times = ledger.done.iter().filter(|done| *done == caller).count();
         let allowed = match told {
             None => times == 0,
             Some(Done::By(_)) => times == 1,
@@ -117,27 +117,27 @@ fn callers_with_jobs(take: Take, panics: bool) {
         assert!(allowed, "{caller} was told {told:?}, and it was done {times} times");
     }
     // A scope is served in its turn: nobody who came later was done before.
-    if let Some(at) = books.queued.iter().position(|caller| *caller == SCOPE + 2) {
-        let turn = books.done.iter().position(|done| *done == SCOPE + 2).unwrap();
-        let later = &books.queued[at + 1..];
-        let passed = books.done[..turn].iter().any(|done| later.contains(done));
-        assert!(!passed, "passed over: {:?} of {:?}", books.done, books.queued);
+    if let Some(at) = ledger.queued.iter().position(|caller| *caller == SCOPE + 2) {
+        let turn = ledger.done.iter().position(|done| *done == SCOPE + 2).unwrap();
+        let later = &ledger.queued[at + 1..];
+        let passed = ledger.done[..turn].iter().any(|done| later.contains(done));
+        assert!(!passed, "passed over: {:?} of {:?}", ledger.done, ledger.queued);
     }
 }
 
-fn call(gate: &FairSemaphore, books: &Log<Books>, caller: usize, take: Take, panics: bool) {
+fn call(gate: &FairSemaphore, ledger: &Log<Ledger>, caller: usize, take: Take, panics: bool) {
     // The last one gives up at whatever point the schedule has come to.
     let patience = if caller == 4 { Duration::ZERO } else { Duration::from_secs(3600) };
     let deadline = Instant::now() + patience;
     let queued = |who| {
         move |_: &IsWaiting<'_>| {
-            books.lock().unwrap().queued.push(who);
+            ledger.lock().unwrap().queued.push(who);
             Ok::<(), ()>(())
         }
     };
     if caller == 2 {
         let slot = gate.acquire(deadline, queued(SCOPE + 2)).unwrap();
-        books.lock().unwrap().done.push(SCOPE + 2);
+        ledger.lock().unwrap().done.push(SCOPE + 2);
         gate.release(slot);
         return;
     }
@@ -147,7 +147,7 @@ fn call(gate: &FairSemaphore, books: &Log<Books>, caller: usize, take: Take, pan
             Ok(Acquired::Permit(slot, own)) => {
                 assert_eq!(own, caller);
                 let members = take(gate);
-                books.lock().unwrap().done.push(own);
+                ledger.lock().unwrap().done.push(own);
                 for (nth, member) in members.into_iter().enumerate() {
                     if panics && nth == 1 {
                         // A leader who panics lets go of the rest.
@@ -155,7 +155,7 @@ fn call(gate: &FairSemaphore, books: &Log<Books>, caller: usize, take: Take, pan
                         continue;
                     }
                     let job = member.with_request(|request| *request).unwrap();
-                    books.lock().unwrap().done.push(job);
+                    ledger.lock().unwrap().done.push(job);
                     thread::yield_now();
                     member.settle(Done::By(caller));
                 }
@@ -165,7 +165,7 @@ fn call(gate: &FairSemaphore, books: &Log<Books>, caller: usize, take: Take, pan
             Err(AcquireError::TimedOut { .. }) => None,
             Err(other) => panic!("{other:?}"),
         };
-    books.lock().unwrap().told.push((caller, told));
+    ledger.lock().unwrap().told.push((caller, told));
 }
 
 #[test]

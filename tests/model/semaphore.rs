@@ -1,7 +1,7 @@
 //! The gate under a model checker: shuttle runs it through thousands of interleavings that no
 //! stress test would meet. `scripts/model` runs this.
 //!
-//! Time stands still here: who is impatient has a deadline that is over, and gives up at whatever
+//! Time stands still here: who is fail_fast has a deadline that is over, and gives up at whatever
 //! point the schedule has come to; who is patient waits until he is granted, so that a lost permit
 //! ends in a deadlock, which shuttle reports.
 //!
@@ -89,7 +89,7 @@ fn patient() -> Instant {
     Instant::now() + Duration::from_secs(3600)
 }
 
-fn impatient() -> Instant {
+fn fail_fast() -> Instant {
     Instant::now()
 }
 
@@ -113,7 +113,7 @@ fn some_wait_and_some_give_up(release: fn(&FairSemaphore, usize)) {
     let watched = Watched::releasing(2, release);
     let shared = Plain::clone(&watched);
     everybody(5, move |caller| {
-        let deadline = if caller % 2 == 0 { patient() } else { impatient() };
+        let deadline = if caller % 2 == 0 { patient() } else { fail_fast() };
         for _ in 0..2 {
             match shared.take(caller, deadline) {
                 Ok(slot) => {
@@ -145,7 +145,7 @@ fn served_in_turn(release: fn(&FairSemaphore, usize)) {
     let gave_up = Plain::new(Log::new(Vec::new()));
     let gone = Plain::clone(&gave_up);
     everybody(4, move |caller| {
-        match shared.take(caller, if caller == 1 { impatient() } else { patient() }) {
+        match shared.take(caller, if caller == 1 { fail_fast() } else { patient() }) {
             Ok(slot) => shared.give_back(slot),
             Err(_) => gone.lock().unwrap().push(caller),
         }
@@ -168,7 +168,7 @@ fn model_of_a_gate_that_closes_while_callers_come_wait_and_give_up() {
         let closer = thread::spawn(move || shared.gate.close());
         let shared = Plain::clone(&watched);
         everybody(3, move |caller| {
-            match shared.take(caller, if caller == 2 { impatient() } else { patient() }) {
+            match shared.take(caller, if caller == 2 { fail_fast() } else { patient() }) {
                 Ok(slot) => shared.give_back(slot),
                 Err(AcquireError::Closed) => {}
                 Err(other) => {
@@ -211,7 +211,7 @@ fn model_of_a_release_and_a_caller_that_gives_up_in_every_order() {
         || {
             RUNS.fetch_add(1, Ordering::Relaxed);
             release_meets_give_up(FairSemaphore::release, |watched| {
-                watched.take(0, impatient()).ok()
+                watched.take(0, fail_fast()).ok()
             });
         },
         None,
@@ -241,7 +241,7 @@ fn take_without_a_second_look(watched: &Watched) -> Option<usize> {
         state.queue.push_back(QueueEntry::here(&waiter));
     }
     drop(state);
-    let slot = match (free, waiter.wait(impatient())) {
+    let slot = match (free, waiter.wait(fail_fast())) {
         (Some(slot), _) | (None, Grant::Permit(slot)) => slot,
         _ => {
             lock(&watched.gate.state).queue.retain(|queued| !Arc::ptr_eq(&queued.waiter, &waiter));
@@ -308,7 +308,7 @@ fn model_finds_a_grant_that_came_too_late_to_be_seen() {
 #[test]
 fn model_finds_a_grant_that_is_not_made_under_the_lock() {
     let planted = || {
-        release_meets_give_up(release_behind_the_lock, |watched| watched.take(0, impatient()).ok());
+        release_meets_give_up(release_behind_the_lock, |watched| watched.take(0, fail_fast()).ok());
     };
     assert_found(planted, &["permits were lost or doubled"]);
 }

@@ -2,7 +2,7 @@
 //!
 //! The server is a flag here, and its messages arrive at once. Time stands still: who is patient
 //! waits until he is woken, so that a wake-up that is lost ends in a deadlock, which shuttle
-//! reports; who is impatient gives up at whatever point the schedule has come to.
+//! reports; who is fail_fast gives up at whatever point the schedule has come to.
 //!
 //! Never: a check that has not been seen to fail. Two mistakes are planted below, and found.
 

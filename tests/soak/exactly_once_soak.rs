@@ -73,7 +73,7 @@ fn a_fence_whose_watch_was_not_acknowledged_is_found_out() {
 fn the_fence_itself_withstands_the_cuts_that_find_the_others_out() {
     rediscope_testing::own_process!(alone);
     let seed = seed();
-    let found = controls::run(Rule::Fence, CONTROL_CUTS, seed);
+    let found = controls::run(Rule::WatchedRegister, CONTROL_CUTS, seed);
     println!("\n{found}");
     assert_eq!(found.wrong, 0, "{found}");
     assert!(found.late > 0, "no EXEC came late");

@@ -141,5 +141,5 @@ fn a_write_that_is_not_fenced_is_found_out() {
     let seed = seed();
     let found = writes::run_unfenced(seed, 500);
     println!("\n{found}");
-    assert!(found.landed > 0, "the books cannot tell a late write from one in time");
+    assert!(found.landed > 0, "the ledger cannot tell a late write from one in time");
 }

@@ -8,7 +8,7 @@ use crate::protocol::resp::encode::EncodedCommand;
 use crate::reply::queued::Queued;
 
 /// What queues: a block, a transaction, a savepoint, or a mutable reference to one.
-// Said of a method call; of a bound the compiler says what `QueueCommands` has to say.
+// For method calls; at a bound the compiler uses the message of `QueueCommands`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot queue commands",
     label = "not a block, a transaction or a savepoint",

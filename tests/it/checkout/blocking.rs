@@ -9,7 +9,7 @@ use rediscope::{
     prelude::*, redis,
 };
 
-use super::{PATIENCE, SLACK, impatient};
+use super::{PATIENCE, SLACK, fail_fast};
 #[cfg(feature = "cluster")]
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
@@ -133,7 +133,7 @@ fn close_ends_commands_that_wait_in_a_cluster_at_once() {
 #[test]
 fn a_checkout_that_times_out_names_the_commands_that_wait() {
     let server = Server::start();
-    let sessions = impatient(&server).max_size(2).build().unwrap();
+    let sessions = fail_fast(&server).max_size(2).build().unwrap();
     let (mut db, line) = (sessions.pooled(), line!());
     let place = format!("{}:{line}", Location::caller().file());
     let waits = |text: &'static str, name: &str| {

@@ -10,7 +10,7 @@ use rediscope::{
     Transactional, prelude::*,
 };
 
-use super::{CHECKOUT, HOUR, PATIENCE, SLACK, immediate, impatient, patient};
+use super::{CHECKOUT, HOUR, PATIENCE, SLACK, fail_fast, immediate, patient};
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 
@@ -68,7 +68,7 @@ fn single_commands_wait_in_the_same_order() {
 #[test]
 fn a_checkout_timeout_lists_the_holders_oldest_first() {
     let server = Server::start();
-    let sessions = impatient(&server).max_size(2).build().unwrap();
+    let sessions = fail_fast(&server).max_size(2).build().unwrap();
     let accounts = sessions.transactional();
     let named = accounts.with(TransactionOptions::new().name("transfer"));
     let (first, line) = (named.begin().unwrap(), line!());
@@ -100,7 +100,7 @@ fn a_checkout_timeout_lists_the_holders_oldest_first() {
 #[test]
 fn a_timeout_names_the_last_failure_to_connect() {
     let server = Server::start();
-    let sessions = impatient(&server).max_size(1).trust_window(Duration::ZERO).build().unwrap();
+    let sessions = fail_fast(&server).max_size(1).trust_window(Duration::ZERO).build().unwrap();
     let accounts = sessions.transactional();
     let mut tx = accounts.begin().unwrap();
     tx.set("a", 1);
@@ -188,7 +188,7 @@ fn a_waiting_caller_is_served_however_the_holder_ends() {
 #[test]
 fn a_guard_that_waits_for_its_own_thread_times_out_and_a_closure_fails_at_once() {
     let server = Server::start();
-    let sessions = impatient(&server).max_size(1).build().unwrap();
+    let sessions = fail_fast(&server).max_size(1).build().unwrap();
     let accounts = sessions.transactional();
     let tx = accounts.begin().unwrap();
     assert_eq!(timeout(accounts.begin().map(drop)).holders.len(), 1);

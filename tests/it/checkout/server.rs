@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rediscope::{CheckoutError, CloseReason, Error, SessionManager, prelude::*, redis};
 
-use super::{CHECKOUT, PATIENCE, SLACK, TRUST, impatient, open_links, patient, quick};
+use super::{CHECKOUT, PATIENCE, SLACK, TRUST, fail_fast, open_links, patient, quick};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::Proxy;
 use rediscope_testing::server::Server;
@@ -15,7 +15,7 @@ use rediscope_testing::server::Server;
 fn a_server_that_is_down_fails_the_first_use_and_serves_once_it_is_up() {
     let server = Server::start();
     server.sigterm_and_wait();
-    let sessions = impatient(&server).build().expect("a server that is down is no error here");
+    let sessions = fail_fast(&server).build().expect("a server that is down is no error here");
     let (mut db, accounts) = (sessions.pooled(), sessions.transactional());
 
     let within = |what: &str, call: &mut dyn FnMut() -> Error| {

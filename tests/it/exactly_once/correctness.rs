@@ -66,7 +66,7 @@ fn out_of_memory(fixture: &Fixture, handle: &Transactional) {
 
 #[test]
 fn whatever_happened_earlier_on_the_link_a_doubt_is_resolved_as_what_is_true() {
-    let deeds: [(&str, Deed); 7] = [
+    let operations: [(&str, Deed); 7] = [
         ("UNWATCH", unwatched),
         ("DISCARD", discarded),
         ("EXECABORT", aborted),
@@ -75,11 +75,11 @@ fn whatever_happened_earlier_on_the_link_a_doubt_is_resolved_as_what_is_true() {
         ("a plain transaction", disarmed),
         ("OOM", out_of_memory),
     ];
-    for (name, deed) in deeds {
+    for (name, operation) in operations {
         for fate in Fate::BOTH {
             let fixture = Fixture::new();
             let handle = fixture.armed();
-            deed(&fixture, &handle);
+            operation(&fixture, &handle);
             let doubt = fixture.doubted(&handle, fate);
             assert_eq!(doubt.resolve(), fate.truth(), "after {name}");
             assert_eq!(fixture.number("n"), fate.count(), "after {name}");
@@ -233,11 +233,11 @@ fn a_server_that_became_a_replica_is_left_whichever_command_of_ours_finds_out() 
         }),
     ];
     for (name, run) in forms {
-        for deed in [|_: &Fixture, _: &Transactional| {}, disarmed as Deed] {
+        for operation in [|_: &Fixture, _: &Transactional| {}, disarmed as Deed] {
             let fixture = Fixture::new();
             let handle = fixture.exactly_once();
             handle.run(|tx| Ok(tx.exists("nothing"))).unwrap();
-            deed(&fixture, &handle);
+            operation(&fixture, &handle);
             let promoted = Server::start();
             fixture.server.ask::<()>(&["REPLICAOF", "127.0.0.1", "1"]);
             fixture.proxy.set_upstream(promoted.address());

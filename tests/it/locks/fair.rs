@@ -74,12 +74,12 @@ fn a_waiter_that_gives_up_leaves_the_queue_and_the_next_one_is_served() {
     assert_eq!(fixture.in_line(), 0);
     thread::scope(|scope| {
         let lock = fair(&fixture.sessions);
-        let impatient = scope.spawn(move || lock.acquire(Duration::from_secs(3)).map(drop));
-        eventually(SOON, "the impatient one stands in line", || fixture.in_line() == 1);
+        let fail_fast = scope.spawn(move || lock.acquire(Duration::from_secs(3)).map(drop));
+        eventually(SOON, "the fail_fast one stands in line", || fixture.in_line() == 1);
         let lock = fair(&other);
         let patient = scope.spawn(move || lock.acquire(SOON).map(drop));
         eventually(SOON, "and the patient one", || fixture.in_line() == 2);
-        timed_out(impatient.join().unwrap());
+        timed_out(fail_fast.join().unwrap());
         guard.release().unwrap();
         patient.join().unwrap().unwrap();
     });

@@ -14,7 +14,7 @@ use rediscope_testing::server::Server;
 /// What a checkout may take in these tests.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
-fn impatient(server: &Server, max_size: u32) -> Builder {
+fn fail_fast(server: &Server, max_size: u32) -> Builder {
     SessionManager::builder(server.url())
         .max_size(max_size)
         .trust_window(ALWAYS)
@@ -56,7 +56,7 @@ fn timeout<T>(result: Result<T, Error>) -> CheckoutTimeout {
 #[test]
 fn a_timeout_names_the_holders_their_places_threads_and_ages() {
     let server = Server::start();
-    let sessions = impatient(&server, 2).build().unwrap();
+    let sessions = fail_fast(&server, 2).build().unwrap();
     let accounts = sessions.transactional();
     let named = accounts.with(TransactionOptions::new().name("nightly"));
     let (mut first, line) = (accounts.begin().unwrap(), line!());
@@ -90,7 +90,7 @@ fn a_timeout_names_the_holders_their_places_threads_and_ages() {
 #[test]
 fn a_timeout_counts_every_waiting_caller() {
     let server = Server::start();
-    let sessions = impatient(&server, 1).build().unwrap();
+    let sessions = fail_fast(&server, 1).build().unwrap();
     let accounts = sessions.transactional();
     let held = accounts.begin().unwrap();
     let mut waiters: Vec<usize> = thread::scope(|scope| {
@@ -108,7 +108,7 @@ fn a_timeout_counts_every_waiting_caller() {
 #[test]
 fn a_run_that_finds_no_connection_is_not_sent_and_its_closure_ran_once() {
     let server = Server::start();
-    let sessions = impatient(&server, 1).build().unwrap();
+    let sessions = fail_fast(&server, 1).build().unwrap();
     let accounts = sessions.transactional();
     let held = accounts.begin().unwrap();
     let mut runs = 0;
@@ -131,7 +131,7 @@ fn a_run_that_finds_no_connection_is_not_sent_and_its_closure_ran_once() {
 #[test]
 fn a_timeout_names_the_holders_connect_error() {
     let server = Server::start();
-    let sessions = impatient(&server, 1).build().unwrap();
+    let sessions = fail_fast(&server, 1).build().unwrap();
     let accounts = sessions.transactional();
     let mut reading = accounts.reading().begin().unwrap();
     assert_eq!(reading.get::<_, Option<i64>>("n").unwrap(), None);
@@ -261,7 +261,7 @@ fn a_guard_may_be_ended_by_another_thread_and_is_never_taken_for_a_deadlock() {
     });
     assert_eq!(get(&server, "key").unwrap(), "from elsewhere");
 
-    let sessions = impatient(&server, 1).build().unwrap();
+    let sessions = fail_fast(&server, 1).build().unwrap();
     let held = sessions.transactional().begin().unwrap();
     assert_eq!(timeout(sessions.transactional().begin()).holders.len(), 1, "its own, but a guard");
     drop(held);

@@ -85,8 +85,8 @@ fn a_count_of_nothing_is_refused_by_name() {
 
 #[test]
 fn a_time_that_is_none_too_short_to_measure_or_longer_than_a_day_is_refused_by_name() {
-    type Knob = (&'static str, fn(Builder, Duration) -> Builder);
-    let times: [Knob; 10] = [
+    type Setting = (&'static str, fn(Builder, Duration) -> Builder);
+    let times: [Setting; 10] = [
         ("connect_timeout", Builder::connect_timeout),
         ("checkout_timeout", Builder::checkout_timeout),
         ("response_timeout", Builder::response_timeout),

@@ -30,7 +30,7 @@ pub(crate) enum Form {
 pub(crate) enum Exit {
     Commit,
     Conflict,
-    /// The consuming twin of dropping: `discard()`, `abandon()`.
+    /// The consuming pair of dropping: `discard()`, `abandon()`.
     Discard,
     Drop,
     QuestionMark,

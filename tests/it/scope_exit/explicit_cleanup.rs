@@ -1,4 +1,4 @@
-//! Every drop has a twin that tells what dropping swallows: `discard()` and `abandon()`.
+//! Every drop has a pair that tells what dropping swallows: `discard()` and `abandon()`.
 //! (`release()` of a part sends nothing, so it has nothing to tell.)
 
 use crate::side::BuildSide as _;
@@ -38,10 +38,10 @@ fn immediate(sessions: &SessionManager) -> Transactional {
 }
 
 /// The command that cleans up, and the way to give up that sends it.
-type Twin = (&'static str, Box<dyn FnOnce() -> Result<(), Error>>);
+type Pair = (&'static str, Box<dyn FnOnce() -> Result<(), Error>>);
 
-/// Every scope that has something to clean up, given up by its twin.
-fn twins(sessions: &SessionManager) -> Vec<Twin> {
+/// Every scope that has something to clean up, given up by its pair.
+fn pairs(sessions: &SessionManager) -> Vec<Pair> {
     let key = unique("watched");
     let (deferred, immediate) = (sessions.transactional(), immediate(sessions));
     let watch = deferred.watch([&key]);
@@ -77,12 +77,12 @@ fn works_again(sessions: &SessionManager, server: &Server) {
 fn discarding_reports_that_the_server_refused_to_clean_and_replaces_the_connection() {
     let server = Server::start();
     let sessions = pool_of_one(&server);
-    let twins = twins(&sessions);
-    for (nth, (command, twin)) in twins.into_iter().enumerate() {
+    let pairs = pairs(&sessions);
+    for (nth, (command, pair)) in pairs.into_iter().enumerate() {
         works_again(&sessions, &server);
         // The connection is there already; a new one would be refused for want of DISCARD.
         server.acl(&["SETUSER", "app", "-discard", "-unwatch"]);
-        let error = twin().unwrap_err();
+        let error = pair().unwrap_err();
         server.acl(&["SETUSER", "app", "+discard", "+unwatch"]);
         let Error::Command { command: told, error: said } = &error else { panic!("{error:?}") };
         assert_eq!((told.as_str(), said.code()), (command, "NOPERM"));

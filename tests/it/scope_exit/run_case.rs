@@ -147,7 +147,7 @@ fn guard<G: Guard>(
         Exit::Panic => panicking(|| {
             let mut tx = begin().unwrap();
             fill(bench, cell, &mut tx);
-            let _part = (cell.part == Part::Open).then(|| open_part(bench, &mut tx));
+            let _part = (cell.part == Part::Open).then(|| open_savepoint(bench, &mut tx));
             resume_unwind(Box::new("the caller's own"))
         }),
         _ => {
@@ -180,7 +180,7 @@ fn leave_by_question_mark<G: Guard>(
     let mut tx = begin()?;
     fill(bench, cell, &mut tx);
     if cell.part == Part::Open {
-        let part = open_part(bench, &mut tx);
+        let part = open_savepoint(bench, &mut tx);
         not_a_number()?;
         part.release();
     } else {
@@ -237,7 +237,7 @@ fn closure(cell: Cell, run: impl FnOnce() -> Result<(), Fault>) -> Told {
 fn block(bench: &Bench<'_>, cell: Cell, tx: &mut Block) -> Result<(), Fault> {
     fill(bench, cell, tx);
     // Open until the closure is left, in whatever way.
-    let _part = (cell.part == Part::Open).then(|| open_part(bench, tx));
+    let _part = (cell.part == Part::Open).then(|| open_savepoint(bench, tx));
     match cell.exit {
         Exit::QuestionMark => _ = not_a_number()?,
         Exit::ClosureError => return Err(Fault::Own),
@@ -264,11 +264,14 @@ fn fill(bench: &Bench<'_>, cell: Cell, tx: &mut impl QueueCommands) {
         tx.queue::<()>(redis::cmd("Watch").arg("k").take());
     }
     if cell.part == Part::Forgotten {
-        std::mem::forget(open_part(bench, tx));
+        std::mem::forget(open_savepoint(bench, tx));
     }
 }
 
-fn open_part<'q>(bench: &Bench<'_>, tx: &'q mut impl QueueCommands) -> rediscope::Savepoint<'q> {
+fn open_savepoint<'q>(
+    bench: &Bench<'_>,
+    tx: &'q mut impl QueueCommands,
+) -> rediscope::Savepoint<'q> {
     let mut part = tx.savepoint();
     part.set(&bench.names.part, 1);
     part

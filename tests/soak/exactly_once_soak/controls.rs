@@ -29,7 +29,7 @@ pub(crate) enum Rule {
     /// The register is set and watched in the same write as the transaction.
     Unacknowledged,
     /// As the library does it.
-    Fence,
+    WatchedRegister,
 }
 
 impl Rule {
@@ -37,7 +37,7 @@ impl Rule {
         match self {
             Self::Marker => "a marker inside the transaction",
             Self::Unacknowledged => "a fence whose WATCH was not acknowledged",
-            Self::Fence => "the fence, by the same client",
+            Self::WatchedRegister => "the watched register, by the same client",
         }
     }
 }
@@ -55,7 +55,7 @@ pub(crate) struct Found {
 }
 
 /// One transaction, and what is believed of it.
-struct Deed {
+struct Operation {
     id: u64,
     belief: Belief,
     resolved: bool,
@@ -63,7 +63,7 @@ struct Deed {
 
 #[derive(Default)]
 struct Harvest {
-    deeds: Vec<Deed>,
+    operations: Vec<Operation>,
     late: u64,
 }
 
@@ -81,8 +81,8 @@ pub(crate) fn run(rule: Rule, cuts: u64, seed: u64) -> Found {
         workers.into_iter().map(|worker| worker.join().expect("a worker panicked")).collect()
     });
     eventually(PATIENCE, "the server has nobody left", || server.clients() == 0);
-    let deeds = || harvests.iter().flat_map(|harvest| &harvest.deeds);
-    let ids: Vec<u64> = deeds().map(|deed| deed.id).collect();
+    let operations = || harvests.iter().flat_map(|harvest| &harvest.operations);
+    let ids: Vec<u64> = operations().map(|operation| operation.id).collect();
     let data = Data::of(&server, THREADS, &ids);
     let mut found = Found {
         rule,
@@ -92,14 +92,14 @@ pub(crate) fn run(rule: Rule, cuts: u64, seed: u64) -> Found {
         wrong: 0,
         took: Duration::ZERO,
     };
-    for deed in deeds() {
-        let times = data.times(deed.id);
-        let (index, right) = match deed.belief {
+    for operation in operations() {
+        let times = data.times(operation.id);
+        let (index, right) = match operation.belief {
             Belief::Committed => (0, times == Some(1)),
             Belief::NotCommitted => (1, times == Some(0)),
             Belief::Unknown => (2, times.is_some_and(|times| times <= 1)),
         };
-        found.resolved[index] += u64::from(deed.resolved);
+        found.resolved[index] += u64::from(operation.resolved);
         found.wrong += u64::from(!right);
     }
     found.took = begun.elapsed();
@@ -121,12 +121,12 @@ fn work(
     while left.load(Ordering::Relaxed) > 0 && Instant::now() < until {
         let cut = Cut::any_scripted(&mut random);
         if !client.is_connected() {
-            harvest.deed(&mut client, server, number);
+            harvest.operation(&mut client, server, number);
         }
         let fired = proxy.fired();
         let (script, faults) = cut.script(&mut random);
         proxy.arm(script);
-        let belief = harvest.deed(&mut client, server, number);
+        let belief = harvest.operation(&mut client, server, number);
         proxy.disarm();
         if proxy.fired() - fired < faults {
             continue;
@@ -145,12 +145,12 @@ fn work(
 }
 
 impl Harvest {
-    fn deed(&mut self, client: &mut Client, server: &Server, number: u64) -> Belief {
-        let id = number * IDS + self.deeds.len() as u64;
+    fn operation(&mut self, client: &mut Client, server: &Server, number: u64) -> Belief {
+        let id = number * IDS + self.operations.len() as u64;
         let committed = client.commit(id);
         let resolved = committed.is_err();
         let belief = committed.unwrap_or_else(|token| resolve(server, &token));
-        self.deeds.push(Deed { id, belief, resolved });
+        self.operations.push(Operation { id, belief, resolved });
         belief
     }
 }

@@ -11,7 +11,7 @@ use fastrand::Rng;
 use rediscope::{Resolution, SessionManager, TransactionOptions, Transactional, UnresolvedReason};
 
 use super::ledger::Data;
-use super::operations::{Deed, Form, IDS, Plan, Told, transact};
+use super::operations::{Form, IDS, Operation, Plan, Told, transact};
 use super::resolvers::{Manner, ask};
 use super::worker::sessions;
 use rediscope_testing::proxy::{Fault, Proxy, Trigger};
@@ -91,7 +91,7 @@ struct Ground {
 
 /// One transaction, and whether a replica was waited for.
 struct Entry {
-    deed: Deed,
+    operation: Operation,
     waited: bool,
 }
 
@@ -130,22 +130,22 @@ impl Found {
         ground.proxy.cut_all();
         eventually(PATIENCE, "the survivor has nobody left", || replica.clients() == 0);
         let survivor = ground.promoted.get().expect("promoted");
-        for Entry { deed, .. } in &mut entries {
-            if let Some(token) = deed.doubt.as_ref().and_then(|doubt| doubt.token()) {
-                deed.answers.push(survivor.resolve(token));
+        for Entry { operation, .. } in &mut entries {
+            if let Some(token) = operation.doubt.as_ref().and_then(|doubt| doubt.token()) {
+                operation.answers.push(survivor.resolve(token));
             }
         }
-        let ids: Vec<u64> = entries.iter().map(|entry| entry.deed.plan.id).collect();
+        let ids: Vec<u64> = entries.iter().map(|entry| entry.operation.plan.id).collect();
         let data = Data::of(&replica, WRITERS, &ids);
         entries.iter().for_each(|entry| self.add(entry, &data));
     }
 
-    fn add(&mut self, Entry { deed, waited }: &Entry, data: &Data) {
+    fn add(&mut self, Entry { operation, waited }: &Entry, data: &Data) {
         self.transactions += 1;
-        let times = data.times(deed.plan.id);
+        let times = data.times(operation.plan.id);
         let present = times == Some(1);
         let mut right = times.is_some_and(|times| times <= 1);
-        match deed.told {
+        match operation.told {
             Told::Committed | Told::Unseen => {
                 let tally = if *waited { &mut self.waited } else { &mut self.unwaited };
                 tally[0] += 1;
@@ -154,12 +154,12 @@ impl Found {
             }
             Told::NotReplicated => self.not_replicated += 1,
             Told::InDoubt => {
-                match deed.answers.last() {
+                match operation.answers.last() {
                     Some(Resolution::Committed) => self.doubts[0] += 1,
                     Some(Resolution::NotCommitted) => self.doubts[1] += 1,
                     _ => self.doubts[2] += 1,
                 }
-                right &= deed.answers.iter().all(|answer| match answer {
+                right &= operation.answers.iter().all(|answer| match answer {
                     Resolution::Committed => present,
                     Resolution::NotCommitted => !present,
                     // The register itself was lost with the master.
@@ -177,7 +177,7 @@ impl Found {
         if !right {
             self.wrong += 1;
             if self.words.len() < DESCRIBED {
-                self.words.push(format!("waited: {waited}, there {times:?} times: {deed:?}"));
+                self.words.push(format!("waited: {waited}, there {times:?} times: {operation:?}"));
             }
         }
     }
@@ -254,14 +254,18 @@ impl Ground {
                 Plan { id: worker * IDS + nth, worker, form, early: false, fresh: random.bool() };
             let waits = random.bool();
             entries.push(Entry {
-                deed: self.deed(if waits { &waited } else { &unwaited }, plan, &mut random),
+                operation: self.operation(
+                    if waits { &waited } else { &unwaited },
+                    plan,
+                    &mut random,
+                ),
                 waited: waits,
             });
         }
         entries
     }
 
-    fn deed(&self, handle: &Transactional, plan: Plan, random: &mut Rng) -> Deed {
+    fn operation(&self, handle: &Transactional, plan: Plan, random: &mut Rng) -> Operation {
         let ended = transact(handle, plan, &mut || {});
         if matches!(ended.told, Told::Committed | Told::Unseen | Told::NotReplicated) {
             self.commits.fetch_add(1, Ordering::Relaxed);
@@ -271,7 +275,7 @@ impl Ground {
             let survivor = try_for(PATIENCE, || self.promoted.get()).expect("a new master");
             ask(doubt, Manner::any(random), survivor, random, &|| {})
         });
-        Deed {
+        Operation {
             plan,
             cut: None,
             told: ended.told,

@@ -10,7 +10,9 @@ use rediscope::{Resolution, SessionManager, UnresolvedReason};
 
 use super::faults::Cut;
 use super::fixture::Store;
-use super::operations::{Deed, IDS, SETS, Told, count_key, counts_key, log_key, set, sum_key, tag};
+use super::operations::{
+    IDS, Operation, SETS, Told, count_key, counts_key, log_key, set, sum_key, tag,
+};
 
 /// Of the wrong answers so many are described.
 const DESCRIBED: usize = 20;
@@ -98,7 +100,7 @@ pub(crate) struct Fates {
 /// What the comparison came to.
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
-    pub(crate) deeds: u64,
+    pub(crate) operations: u64,
     pub(crate) fates: BTreeMap<Cut, Fates>,
     pub(crate) told: BTreeMap<Told, u64>,
     /// What `run` found out by itself: as committed, as not committed.
@@ -123,15 +125,15 @@ pub(crate) fn close(
     store: &impl Store,
     stranger: Stranger<'_>,
     workers: u64,
-    deeds: &mut [Deed],
+    operations: &mut [Operation],
     leave: Leave,
 ) -> Verdict {
     let mut verdict = Verdict::default();
-    let ids: Vec<u64> = deeds.iter().map(|deed| deed.plan.id).collect();
+    let ids: Vec<u64> = operations.iter().map(|operation| operation.plan.id).collect();
     let data = Data::of(store, workers, &ids);
-    ask_again(stranger, deeds);
-    for deed in deeds.iter() {
-        verdict.add(deed, &data, leave);
+    ask_again(stranger, operations);
+    for operation in operations.iter() {
+        verdict.add(operation, &data, leave);
     }
     if data.is_torn() {
         verdict.wrong("lists, counts and sums do not agree".to_owned());
@@ -147,17 +149,17 @@ pub(crate) fn close(
 }
 
 /// Every doubt once more, by several at a time.
-fn ask_again(stranger: Stranger<'_>, deeds: &mut [Deed]) {
-    let doubtful = Mutex::new(deeds.iter_mut().filter(|deed| deed.doubt.is_some()));
+fn ask_again(stranger: Stranger<'_>, operations: &mut [Operation]) {
+    let doubtful = Mutex::new(operations.iter_mut().filter(|operation| operation.doubt.is_some()));
     thread::scope(|scope| {
         for _ in 0..ASKERS {
             scope.spawn(|| {
                 loop {
                     let next = doubtful.lock().unwrap().next();
-                    let Some(deed) = next else { break };
-                    let token = deed.doubt.as_ref().and_then(|doubt| doubt.token());
+                    let Some(operation) = next else { break };
+                    let token = operation.doubt.as_ref().and_then(|doubt| doubt.token());
                     let token = token.expect("every transaction here is exactly once");
-                    deed.answers.push(stranger(deed.plan.worker).resolve(token));
+                    operation.answers.push(stranger(operation.plan.worker).resolve(token));
                 }
             });
         }
@@ -180,46 +182,46 @@ impl Verdict {
         }
     }
 
-    fn add(&mut self, deed: &Deed, data: &Data, leave: Leave) {
-        self.deeds += 1;
-        *self.told.entry(deed.told).or_default() += 1;
-        if let Some(cut) = deed.cut {
-            self.fates.entry(cut).or_default().add(deed);
+    fn add(&mut self, operation: &Operation, data: &Data, leave: Leave) {
+        self.operations += 1;
+        *self.told.entry(operation.told).or_default() += 1;
+        if let Some(cut) = operation.cut {
+            self.fates.entry(cut).or_default().add(operation);
         }
-        self.by_run[0] += deed.by_run.0;
-        self.by_run[1] += deed.by_run.1;
-        for answer in &deed.answers {
+        self.by_run[0] += operation.by_run.0;
+        self.by_run[1] += operation.by_run.1;
+        for answer in &operation.answers {
             self.answers[index(answer)] += 1;
         }
-        if let Some(last) = deed.answers.last() {
+        if let Some(last) = operation.answers.last() {
             self.again[index(last)] += 1;
         }
-        if let Some(what) = self.fault(deed, data, leave) {
-            self.wrong(format!("{what}: {deed:?}"));
+        if let Some(what) = self.fault(operation, data, leave) {
+            self.wrong(format!("{what}: {operation:?}"));
         }
     }
 
     /// What is wrong with what was told.
-    fn fault(&mut self, deed: &Deed, data: &Data, leave: Leave) -> Option<String> {
-        let Some(times) = data.times(deed.plan.id) else {
+    fn fault(&mut self, operation: &Operation, data: &Data, leave: Leave) -> Option<String> {
+        let Some(times) = data.times(operation.plan.id) else {
             return Some("applied in part".to_owned());
         };
         if times > 1 {
             return Some(format!("applied {times} times"));
         }
-        if matches!(deed.told, Told::Impossible | Told::NotReplicated) {
+        if matches!(operation.told, Told::Impossible | Told::NotReplicated) {
             return Some("told what cannot be".to_owned());
         }
-        if deed.told == Told::Conflict && !leave.conflicts {
+        if operation.told == Told::Conflict && !leave.conflicts {
             return Some("a conflict that nobody made".to_owned());
         }
-        if let Some(expected) = deed.told.times()
+        if let Some(expected) = operation.told.times()
             && expected != times
         {
-            return Some(format!("told {}, applied {times} times", deed.told.text()));
+            return Some(format!("told {}, applied {times} times", operation.told.text()));
         }
-        let last = deed.answers.len().saturating_sub(1);
-        for (nth, answer) in deed.answers.iter().enumerate() {
+        let last = operation.answers.len().saturating_sub(1);
+        for (nth, answer) in operation.answers.iter().enumerate() {
             let right = match answer {
                 Resolution::Committed => times == 1,
                 Resolution::NotCommitted => times == 0,
@@ -242,15 +244,15 @@ impl Verdict {
 }
 
 impl Fates {
-    fn add(&mut self, deed: &Deed) {
+    fn add(&mut self, operation: &Operation) {
         self.all += 1;
-        let was = |answer: &Resolution| deed.answers.contains(answer);
-        let (committed, not_committed) = deed.by_run;
+        let was = |answer: &Resolution| operation.answers.contains(answer);
+        let (committed, not_committed) = operation.by_run;
         if committed > 0 || was(&Resolution::Committed) {
             self.committed += 1;
         } else if not_committed > 0 || was(&Resolution::NotCommitted) {
             self.not_committed += 1;
-        } else if deed.told == Told::InDoubt {
+        } else if operation.told == Told::InDoubt {
             self.unknown += 1;
         }
     }

@@ -27,7 +27,7 @@ const PAUSE: u64 = 6_000;
 
 pub(crate) fn run(seed: u64, cuts: u64) -> Report {
     let begun = Instant::now();
-    let phase = phase("three masters, slots moving", Rule::Fence, cuts, seed);
+    let phase = phase("three masters, slots moving", Rule::WatchedRegister, cuts, seed);
     let command = format!("REDISCOPE_MOVING_CUTS={cuts}");
     Report { seed, command, phases: vec![phase], took: begun.elapsed() }
 }
@@ -55,9 +55,9 @@ fn phase(name: &'static str, rule: Rule, cuts: u64, seed: u64) -> Phase {
         soak::work(&ground, seed)
     });
     if rule == Rule::OldOwner {
-        for deed in &mut harvest.deeds {
-            let doubt = deed.doubt.iter();
-            deed.answers.extend(doubt.map(|doubt| take(rule, doubt, deed.plan, &ground)));
+        for operation in &mut harvest.operations {
+            let doubt = operation.doubt.iter();
+            operation.answers.extend(doubt.map(|doubt| take(rule, doubt, operation.plan, &ground)));
         }
     }
     let mut phase = soak::close(&ground, variant, cuts, harvest, begun);

@@ -170,7 +170,7 @@ pub(crate) struct Ended {
 
 /// What is known of a transaction in the end.
 #[derive(Debug)]
-pub(crate) struct Deed {
+pub(crate) struct Operation {
     pub(crate) plan: Plan,
     pub(crate) cut: Option<Cut>,
     pub(crate) told: Told,

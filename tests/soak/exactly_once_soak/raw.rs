@@ -54,7 +54,7 @@ impl Client {
     /// Commits; where the answer was lost, what is needed to ask for it.
     pub(crate) fn commit(&mut self, id: u64) -> Result<Belief, Token> {
         let Ok(()) = self.connect() else { return Ok(Belief::NotCommitted) };
-        if self.rule == Rule::Fence && !self.armed && self.arm().is_err() {
+        if self.rule == Rule::WatchedRegister && !self.armed && self.arm().is_err() {
             self.connection = None;
             return Ok(Belief::NotCommitted);
         }
@@ -79,7 +79,7 @@ impl Client {
         };
         let exec = words.len();
         words.push(packed(&["EXEC"]));
-        if self.rule == Rule::Fence {
+        if self.rule == Rule::WatchedRegister {
             words.push(packed(&["WATCH", &register]));
         }
         match self.exchange(&words).map(|replies| replies[exec].clone()) {

@@ -104,7 +104,7 @@ impl fmt::Display for Report {
         };
         row("figure", &|phase| phase.variant.name.to_owned())?;
         row("---", &|_| "---:".to_owned())?;
-        row("transactions", &|phase| phase.verdict.deeds.to_string())?;
+        row("transactions", &|phase| phase.verdict.operations.to_string())?;
         row("cuts", &|phase| phase.fates().text())?;
         for cut in Cut::ALL {
             let fates = |phase: &Phase| phase.verdict.fates.get(cut).copied().unwrap_or_default();

@@ -16,7 +16,7 @@ use super::worker::{Ground, sessions};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rule {
     /// As the library does it.
-    Fence,
+    WatchedRegister,
     /// By a key that the transaction writes besides: what is not there was not applied.
     Marker,
     /// By the register, as the master has it that the transaction was sent to: what is not there
@@ -96,7 +96,7 @@ pub(crate) fn ask(
 /// Asks as it would be asked by a wrong rule.
 pub(crate) fn take(rule: Rule, doubt: &InDoubt, plan: Plan, ground: &Ground) -> Resolution {
     let there = match rule {
-        Rule::Fence => return doubt.resolve(),
+        Rule::WatchedRegister => return doubt.resolve(),
         Rule::Marker => {
             let sessions = sessions(ground.site.url(), "marker");
             let mut db = sessions.pooled();

@@ -80,7 +80,7 @@ pub(crate) fn run(seed: u64, cuts: u64) -> Report {
 fn phase(variant: Variant, wanted: u64, seed: u64) -> Phase {
     let begun = Instant::now();
     let site = Site::One(Server::with(variant.arguments));
-    let ground = Arc::new(ground(site, variant, Rule::Fence, wanted));
+    let ground = Arc::new(ground(site, variant, Rule::WatchedRegister, wanted));
     let harvest = work(&ground, seed);
     close(&ground, variant, wanted, harvest, begun)
 }
@@ -128,8 +128,9 @@ pub(crate) fn close(
     let execs = site.sum(|server| server.calls("exec"));
     let leave =
         Leave { registers_gone: variant.tampered, conflicts: variant.tampered || variant.moving };
-    let deeds = &mut harvest.deeds;
-    let verdict = ledger::close(site, &|worker| ground.stranger(worker), THREADS, deeds, leave);
+    let operations = &mut harvest.operations;
+    let verdict =
+        ledger::close(site, &|worker| ground.stranger(worker), THREADS, operations, leave);
     for stranger in &ground.strangers {
         stranger.close(Duration::ZERO);
     }
@@ -138,7 +139,7 @@ pub(crate) fn close(
 
 impl Harvest {
     fn add(&mut self, other: Self) {
-        self.deeds.extend(other.deeds);
+        self.operations.extend(other.operations);
         for (manner, count) in other.manners {
             *self.manners.entry(manner).or_default() += count;
         }

@@ -14,7 +14,7 @@ use rediscope::{Resolution, SessionManager, TransactionOptions, Transactional};
 use super::faults::Cut;
 use super::fixture::{Site, Store, Street};
 use super::operations::{
-    Client, Deed, FLUSH_BYTES, Form, IDS, Plan, SETS, set, tag, transact, watched_key,
+    Client, FLUSH_BYTES, Form, IDS, Operation, Plan, SETS, set, tag, transact, watched_key,
 };
 use super::resolvers::{Manner, Rule, ask, take};
 use rediscope_testing::try_for;
@@ -61,7 +61,7 @@ impl Ground {
 /// What a worker leaves behind.
 #[derive(Debug, Default)]
 pub(crate) struct Harvest {
-    pub(crate) deeds: Vec<Deed>,
+    pub(crate) operations: Vec<Operation>,
     pub(crate) manners: BTreeMap<Manner, u64>,
     /// Held requests that were let go when their doubt had been resolved as not committed.
     pub(crate) late: u64,
@@ -130,9 +130,9 @@ impl Worker {
             let cut = Cut::any(&mut self.random);
             let cold = self.client.is_none();
             if cold && (cut.wants_a_warm_link() || self.random.u8(..4) > 0) {
-                self.deed(None);
+                self.operation(None);
             }
-            self.deed(Some(cut));
+            self.operation(Some(cut));
         }
         self.let_go();
         self.harvest.redirections = self.sessions.status().transactional.redirections;
@@ -143,9 +143,9 @@ impl Worker {
     fn plan(&mut self) -> Plan {
         // `run` would find out by itself, and by the fence.
         let forms: &[Form] =
-            if self.ground.rule == Rule::Fence { &Form::ALL } else { &Form::BY_HAND };
+            if self.ground.rule == Rule::WatchedRegister { &Form::ALL } else { &Form::BY_HAND };
         Plan {
-            id: self.number * IDS + self.harvest.deeds.len() as u64,
+            id: self.number * IDS + self.harvest.operations.len() as u64,
             worker: self.number,
             form: forms[self.random.usize(..forms.len())],
             early: self.random.u8(..4) == 0,
@@ -153,7 +153,7 @@ impl Worker {
         }
     }
 
-    fn deed(&mut self, cut: Option<Cut>) {
+    fn operation(&mut self, cut: Option<Cut>) {
         let plan = self.plan();
         let begun = self.ground.step(plan.id);
         let (script, faults) = cut.map(|cut| cut.script(&mut self.random)).unwrap_or_default();
@@ -209,7 +209,7 @@ impl Worker {
         met |= faults > 0 && !paused && self.street.fired() - fired >= faults;
         self.client = ended.client.filter(|_| !met);
         let found = self.sessions.status().transactional.counts;
-        let mut deed = Deed {
+        let mut operation = Operation {
             plan,
             cut: cut.filter(|_| met),
             told: ended.told,
@@ -221,42 +221,42 @@ impl Worker {
                 found.resolved_not_committed - counts.resolved_not_committed,
             ),
         };
-        self.held |= deed.cut.is_some_and(Cut::holds);
-        self.held_requests |= deed.cut.is_some_and(Cut::holds_requests);
-        self.resolve(&mut deed, tampering);
-        let doubted = deed.doubt.is_some() || deed.by_run != (0, 0);
+        self.held |= operation.cut.is_some_and(Cut::holds);
+        self.held_requests |= operation.cut.is_some_and(Cut::holds_requests);
+        self.resolve(&mut operation, tampering);
+        let doubted = operation.doubt.is_some() || operation.by_run != (0, 0);
         let moved = begun % 2 == 1 || self.ground.step(plan.id) != begun;
         self.harvest.moved_under += u64::from(doubted && moved);
-        if deed.cut.is_some() {
+        if operation.cut.is_some() {
             let one_less = |left: u64| left.checked_sub(1);
             let left = &self.ground.left;
             let _ = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
         }
-        let told = deed.by_run.1 > 0 || deed.answers.contains(&Resolution::NotCommitted);
-        if told && deed.cut.is_some_and(Cut::holds_requests) && self.held {
+        let told = operation.by_run.1 > 0 || operation.answers.contains(&Resolution::NotCommitted);
+        if told && operation.cut.is_some_and(Cut::holds_requests) && self.held {
             self.held_and_told += 1;
         }
-        self.harvest.deeds.push(deed);
+        self.harvest.operations.push(operation);
         if self.held && self.random.u8(..3) > 0 {
             self.let_go();
         }
     }
 
-    fn resolve(&mut self, deed: &mut Deed, tampering: Option<Tampering>) {
-        let Some(doubt) = &deed.doubt else { return };
+    fn resolve(&mut self, operation: &mut Operation, tampering: Option<Tampering>) {
+        let Some(doubt) = &operation.doubt else { return };
         let manner = Manner::any(&mut self.random);
         *self.harvest.manners.entry(manner).or_default() += 1;
         if self.ground.rule == Rule::OldOwner {
             return; // All of them when the slots have moved.
         }
         if self.ground.rule == Rule::Marker {
-            deed.answers = vec![take(self.ground.rule, doubt, deed.plan, &self.ground)];
+            operation.answers = vec![take(self.ground.rule, doubt, operation.plan, &self.ground)];
             return;
         }
         let tampering = tampering.filter(|tampering| tampering.when == When::Resolving);
         let (street, ground, number) = (&self.street, &self.ground, self.number);
-        let (random, id) = (&mut self.random, deed.plan.id);
-        deed.answers = thread::scope(|scope| {
+        let (random, id) = (&mut self.random, operation.plan.id);
+        operation.answers = thread::scope(|scope| {
             if let Some(tampering) = tampering {
                 scope.spawn(move || tamper(&ground.site, number, id, tampering.what));
             }

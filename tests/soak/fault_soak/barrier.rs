@@ -1,4 +1,4 @@
-//! The way every deed goes through, so that the injector can have it empty for a moment.
+//! The way every operation goes through, so that the injector can have it empty for a moment.
 //!
 //! Never: a wait without a deadline.
 
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 /// Nothing takes longer; what does is stuck.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The way every deed goes through.
+/// The way every operation goes through.
 #[derive(Debug, Default)]
 pub(crate) struct Street {
     state: Mutex<State>,
@@ -23,11 +23,11 @@ struct State {
     lawless: bool,
 }
 
-/// One deed on its way.
+/// One operation on its way.
 #[derive(Debug)]
 pub(crate) struct Pass<'s> {
     street: &'s Street,
-    /// Rights may be taken away from the user while this deed is done.
+    /// Rights may be taken away from the user while this operation is done.
     pub(crate) lawless: bool,
 }
 
@@ -62,7 +62,7 @@ impl Street {
         result
     }
 
-    /// Whether rights may be missing, for the deeds to come.
+    /// Whether rights may be missing, for the operations to come.
     pub(crate) fn set_lawless(&self, lawless: bool) {
         self.state().lawless = lawless;
     }

@@ -1,10 +1,10 @@
-//! What a caller was told of one deed, and what must be true on the server then.
+//! What a caller was told of one operation, and what must be true on the server then.
 //!
 //! Never: the server's side. That is the ledger's.
 
 use rediscope::{Applied, CheckoutError, CommitError, Error};
 
-/// How often the ledger may have a deed.
+/// How often the ledger may have a operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Times {
     Never,
@@ -65,7 +65,7 @@ told! {
     PartlyWithout: "`PartlyApplied`, ledger's command failed", Never;
     BareWith: "`NotIsolated`, ledger's command applied", Once;
     BareWithout: "`NotIsolated`, ledger's command refused", Never;
-    /// Nothing that can come of a deed here.
+    /// Nothing that can come of a operation here.
     Impossible: "impossible", AtMostOnce;
 }
 
@@ -108,7 +108,7 @@ impl Told {
         }
     }
 
-    /// Whether `applied()` says of the error what this says of the deed.
+    /// Whether `applied()` says of the error what this says of the operation.
     pub(crate) fn agrees_with(self, applied: Applied) -> bool {
         match self {
             Self::InDoubt | Self::LostInDoubt => applied == Applied::Unknown,
@@ -134,7 +134,7 @@ impl Told {
     }
 }
 
-/// The server's code, where it refused a command of the deed's own.
+/// The server's code, where it refused a command of the operation's own.
 pub(crate) fn refusal(error: &Error) -> Option<&str> {
     match error {
         Error::Command { error, .. } | Error::Pipeline { error, .. } => Some(error.code()),

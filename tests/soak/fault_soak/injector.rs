@@ -27,7 +27,7 @@ const LULL: RangeInclusive<u64> = 1_500..=2_800;
 /// How often rights come and go in a round, since each time meets a few transactions only.
 const FLICKERS: usize = 6;
 
-/// What the deeds send; a trigger that names another command never fires.
+/// What the operations send; a trigger that names another command never fires.
 const COMMANDS: [&str; 10] =
     ["EXEC", "MULTI", "HINCRBY", "INCRBY", "SET", "WATCH", "MGET", "DISCARD", "UNWATCH", "PING"];
 /// Most of what hurts happens here.

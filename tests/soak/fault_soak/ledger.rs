@@ -10,7 +10,7 @@ use redis::{Commands, Connection};
 use rediscope::{Applied, Error};
 
 use super::expectations::{self, Times, Told};
-use super::operations::{self, Deed};
+use super::operations::{self, Operation};
 
 const LAWLESS: u16 = 1 << 8;
 const UNTOLD: u16 = u16::MAX;
@@ -21,7 +21,7 @@ const PASSING: [&str; 3] = ["OOM", "NOREPLICAS", "LOADING"];
 
 /// What everybody was told. Its memory is all there from the beginning.
 #[derive(Debug)]
-pub(crate) struct Books {
+pub(crate) struct Ledger {
     seed: u64,
     next: AtomicU64,
     told: Box<[AtomicU16]>,
@@ -30,7 +30,7 @@ pub(crate) struct Books {
     codes: Mutex<BTreeMap<String, u64>>,
 }
 
-impl Books {
+impl Ledger {
     pub(crate) fn new(seed: u64, capacity: usize) -> Self {
         Self {
             seed,
@@ -42,38 +42,38 @@ impl Books {
         }
     }
 
-    /// The next deed to be done.
-    pub(crate) fn open(&self, lawless: bool) -> Deed {
+    /// The next operation to be done.
+    pub(crate) fn open(&self, lawless: bool) -> Operation {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        assert!((id as usize) < self.told.len(), "the books are full: make them larger");
-        Deed::nth(self.seed, id, lawless)
+        assert!((id as usize) < self.told.len(), "the ledger are full: make them larger");
+        Operation::nth(self.seed, id, lawless)
     }
 
-    pub(crate) fn note(&self, deed: &Deed, told: Told) {
+    pub(crate) fn note(&self, operation: &Operation, told: Told) {
         if told == Told::Impossible {
-            self.wrong(deed, "told what cannot be");
+            self.wrong(operation, "told what cannot be");
         }
-        if told.is_lawless() && !deed.lawless {
-            self.wrong(deed, &format!("{} although no right was missing", told.text()));
+        if told.is_lawless() && !operation.lawless {
+            self.wrong(operation, &format!("{} although no right was missing", told.text()));
         }
-        let mark = told as u16 | if deed.lawless { LAWLESS } else { 0 };
-        self.told[deed.id as usize].store(mark, Ordering::Relaxed);
+        let mark = told as u16 | if operation.lawless { LAWLESS } else { 0 };
+        self.told[operation.id as usize].store(mark, Ordering::Relaxed);
     }
 
     /// Looks at an error by itself; returns what it tells.
     pub(crate) fn read(
         &self,
-        deed: &Deed,
+        operation: &Operation,
         error: &Error,
         with_ledger: impl Fn(&rediscope::Replies) -> bool,
     ) -> Told {
         let told = Told::of(error, with_ledger);
         let applied = error.applied();
         if !told.agrees_with(applied) {
-            self.wrong(deed, &format!("applied() says {applied:?} of {error:?}"));
+            self.wrong(operation, &format!("applied() says {applied:?} of {error:?}"));
         }
         if error.is_retryable() && applied != Applied::No {
-            self.wrong(deed, &format!("retryable, but {applied:?}: {error:?}"));
+            self.wrong(operation, &format!("retryable, but {applied:?}: {error:?}"));
         }
         if let Some(code) =
             expectations::refusal(error).or_else(|| expectations::refused_connection(error))
@@ -81,29 +81,29 @@ impl Books {
             *self.codes.lock().unwrap().entry(code.to_owned()).or_default() += 1;
         }
         if let Some(code) = expectations::refusal(error)
-            && !deed.lawless
+            && !operation.lawless
             && !PASSING.contains(&code)
         {
-            self.wrong(deed, &format!("refused by nobody's doing: {error}"));
+            self.wrong(operation, &format!("refused by nobody's doing: {error}"));
         }
         told
     }
 
-    pub(crate) fn wrong(&self, deed: &Deed, what: &str) {
+    pub(crate) fn wrong(&self, operation: &Operation, what: &str) {
         self.wrong.fetch_add(1, Ordering::Relaxed);
         let mut words = self.words.lock().unwrap();
         if words.len() < DESCRIBED {
-            words.push(format!("{deed:?}: {what}"));
+            words.push(format!("{operation:?}: {what}"));
         }
     }
 
-    fn all(&self) -> impl Iterator<Item = (Deed, Told)> + '_ {
-        let deeds = self.next.load(Ordering::Relaxed);
-        (0..deeds).map(|id| {
+    fn all(&self) -> impl Iterator<Item = (Operation, Told)> + '_ {
+        let operations = self.next.load(Ordering::Relaxed);
+        (0..operations).map(|id| {
             let mark = self.told[id as usize].load(Ordering::Relaxed);
-            assert_ne!(mark, UNTOLD, "deed {id} has no end");
-            let deed = Deed::nth(self.seed, id, mark & LAWLESS != 0);
-            (deed, Told::ALL[usize::from(mark & (LAWLESS - 1))])
+            assert_ne!(mark, UNTOLD, "operation {id} has no end");
+            let operation = Operation::nth(self.seed, id, mark & LAWLESS != 0);
+            (operation, Told::ALL[usize::from(mark & (LAWLESS - 1))])
         })
     }
 
@@ -114,15 +114,15 @@ impl Books {
         let mut shard = None;
         let mut balances = vec![operations::OPENING_BALANCE; operations::ACCOUNTS];
         let mut pairs = vec![0; operations::PAIRS];
-        for (deed, told) in self.all() {
-            if shard != Some(deed.shard()) {
+        for (operation, told) in self.all() {
+            if shard != Some(operation.shard()) {
                 // The ledger knows nothing that nobody did.
-                self.leftover(&deed, &ledger);
-                ledger = server.hgetall(deed.ledger()).unwrap();
-                shard = Some(deed.shard());
+                self.leftover(&operation, &ledger);
+                ledger = server.hgetall(operation.ledger()).unwrap();
+                shard = Some(operation.shard());
             }
-            let times: i64 = ledger.remove(&deed.id).unwrap_or(0);
-            verdict.deeds += 1;
+            let times: i64 = ledger.remove(&operation.id).unwrap_or(0);
+            verdict.operations += 1;
             let tally = verdict.told.entry(told as u8).or_default();
             tally.0 += 1;
             tally.1 += times.unsigned_abs();
@@ -132,14 +132,14 @@ impl Books {
                 Times::AtMostOnce => times == 0 || times == 1,
             };
             if !right {
-                self.wrong(&deed, &format!("told {}, done {times} times", told.text()));
+                self.wrong(&operation, &format!("told {}, done {times} times", told.text()));
             }
-            if !deed.lawless {
-                deed.book(times, &mut balances, &mut pairs);
+            if !operation.lawless {
+                operation.book(times, &mut balances, &mut pairs);
             }
         }
         if let Some(shard) = shard {
-            self.leftover(&Deed::nth(self.seed, shard * operations::SHARD, false), &ledger);
+            self.leftover(&Operation::nth(self.seed, shard * operations::SHARD, false), &ledger);
         }
         self.compare(server, &mut verdict, &balances, &pairs);
         verdict.wrong = self.wrong.load(Ordering::Relaxed);
@@ -148,13 +148,13 @@ impl Books {
         verdict
     }
 
-    fn leftover(&self, near: &Deed, ledger: &HashMap<u64, i64>) {
+    fn leftover(&self, near: &Operation, ledger: &HashMap<u64, i64>) {
         for (id, times) in ledger {
             self.wrong(near, &format!("the ledger has {times} of {id}, which nobody did"));
         }
     }
 
-    /// Every account holds what the ledger's deeds leave on it: anything torn shows here.
+    /// Every account holds what the ledger's operations leave on it: anything torn shows here.
     fn compare(
         &self,
         server: &mut Connection,
@@ -179,7 +179,7 @@ impl Books {
 /// What the comparison came to.
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
-    pub(crate) deeds: u64,
+    pub(crate) operations: u64,
     /// By what was told: how many were, and how many of those the ledger has.
     told: BTreeMap<u8, (u64, u64)>,
     pub(crate) codes: BTreeMap<String, u64>,

@@ -1,4 +1,4 @@
-//! What the threads do: deed after deed, and a note of what each was told.
+//! What the threads do: operation after operation, and a note of what each was told.
 //!
 //! Never: a look at the server past the library.
 
@@ -17,8 +17,8 @@ use super::barrier::Street;
 use super::calls::{Call, Calls};
 use super::expectations::Told;
 use super::fixture::{self, MAX_PIN_TIME};
-use super::ledger::Books;
-use super::operations::{self, Deed, End, Form};
+use super::ledger::Ledger;
+use super::operations::{self, End, Form, Operation};
 
 /// One scope in this time keeps its connection until it is taken back.
 const RATION: Duration = Duration::from_millis(500);
@@ -38,7 +38,7 @@ impl From<Error> for Stop {
     }
 }
 
-/// What a deed that panics panics with.
+/// What a operation that panics panics with.
 #[derive(Debug)]
 struct Planned;
 
@@ -48,7 +48,7 @@ pub(crate) struct Load {
     deferred: Transactional,
     immediate: Transactional,
     pub(crate) street: Street,
-    pub(crate) books: Books,
+    pub(crate) ledger: Ledger,
     pub(crate) calls: Calls,
     begun: Instant,
     /// When the next scope may keep its connection, in milliseconds since `begun`.
@@ -56,7 +56,7 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    pub(crate) fn new(sessions: SessionManager, books: Books) -> Self {
+    pub(crate) fn new(sessions: SessionManager, ledger: Ledger) -> Self {
         let options = TransactionOptions::new().retry(fixture::policy());
         let deferred = sessions.transactional().with(options);
         let immediate = deferred.with(TransactionOptions::new().begin(Begin::Immediate));
@@ -65,7 +65,7 @@ impl Load {
             deferred,
             immediate,
             street: Street::default(),
-            books,
+            ledger,
             calls: Calls::default(),
             begun: Instant::now(),
             ration: AtomicU64::new(0),
@@ -75,144 +75,144 @@ impl Load {
     /// One thread's work, until the street is closed for good.
     pub(crate) fn work(&self) {
         while let Some(pass) = self.street.enter() {
-            let deed = self.books.open(pass.lawless);
-            let told = self.perform(&deed);
-            self.books.note(&deed, told);
+            let operation = self.ledger.open(pass.lawless);
+            let told = self.perform(&operation);
+            self.ledger.note(&operation, told);
         }
     }
 
-    fn perform(&self, deed: &Deed) -> Told {
-        match deed.form {
-            Form::Transfer => self.transfer(deed),
-            Form::ByHand => self.by_hand(deed),
-            Form::Pair => self.pair(deed, Call::Run, false),
-            Form::LargePair => self.pair(deed, Call::LargeRun, true),
-            Form::Guard => self.guard(deed, &self.deferred, false),
-            Form::Immediate => self.guard(deed, &self.immediate, false),
-            Form::LargeGuard => self.guard(deed, &self.deferred, true),
-            Form::Reading => self.reading(deed),
-            Form::Write => self.write(deed),
-            Form::Pipeline => self.pipeline(deed),
-            Form::Read => self.read(deed),
+    fn perform(&self, operation: &Operation) -> Told {
+        match operation.form {
+            Form::Transfer => self.transfer(operation),
+            Form::ByHand => self.by_hand(operation),
+            Form::Pair => self.pair(operation, Call::Run, false),
+            Form::LargePair => self.pair(operation, Call::LargeRun, true),
+            Form::Guard => self.guard(operation, &self.deferred, false),
+            Form::Immediate => self.guard(operation, &self.immediate, false),
+            Form::LargeGuard => self.guard(operation, &self.deferred, true),
+            Form::Reading => self.reading(operation),
+            Form::Write => self.write(operation),
+            Form::Pipeline => self.pipeline(operation),
+            Form::Read => self.read(operation),
         }
     }
 
-    fn transfer(&self, deed: &Deed) -> Told {
-        let keys = deed.accounts();
+    fn transfer(&self, operation: &Operation) -> Told {
+        let keys = operation.accounts();
         let last = Cell::new(None);
-        let ended = self.run(Call::Run, deed, || {
+        let ended = self.run(Call::Run, operation, || {
             self.deferred.watch(&keys).run_with(|read, tx| {
-                let [from, to] = self.balances(deed, read, &keys)?;
-                tx.set(&keys[0], from - deed.amount);
-                tx.set(&keys[1], to + deed.amount);
-                closure_ends(deed, last.insert_mark(deed.sign(tx)))
+                let [from, to] = self.balances(operation, read, &keys)?;
+                tx.set(&keys[0], from - operation.amount);
+                tx.set(&keys[1], to + operation.amount);
+                closure_ends(operation, last.insert_mark(operation.sign(tx)))
             })
         });
-        self.told(deed, ended, last.get())
+        self.told(operation, ended, last.get())
     }
 
-    fn pair(&self, deed: &Deed, call: Call, large: bool) -> Told {
+    fn pair(&self, operation: &Operation, call: Call, large: bool) -> Told {
         let last = Cell::new(None);
-        let ended = self.run(call, deed, || {
+        let ended = self.run(call, operation, || {
             self.deferred.run_with(|tx| {
                 if large {
-                    for (key, filler) in deed.fillers() {
+                    for (key, filler) in operation.fillers() {
                         tx.set(key, &filler[..]);
                     }
                 }
-                deed.count_pair(tx);
-                closure_ends(deed, last.insert_mark(deed.sign(tx)))
+                operation.count_pair(tx);
+                closure_ends(operation, last.insert_mark(operation.sign(tx)))
             })
         });
-        self.told(deed, ended, last.get())
+        self.told(operation, ended, last.get())
     }
 
-    fn reading(&self, deed: &Deed) -> Told {
+    fn reading(&self, operation: &Operation) -> Told {
         let last = Cell::new(None);
-        let ended = self.run(Call::Run, deed, || {
+        let ended = self.run(Call::Run, operation, || {
             self.deferred.reading().run_with(|read, tx| {
-                let number = deed.sign_of(0);
+                let number = operation.sign_of(0);
                 let text: String = read.get(operations::sign(number))?;
-                self.is_sign(deed, number, &text);
-                closure_ends(deed, last.insert_mark(deed.sign(tx)))
+                self.is_sign(operation, number, &text);
+                closure_ends(operation, last.insert_mark(operation.sign(tx)))
             })
         });
-        self.told(deed, ended, last.get())
+        self.told(operation, ended, last.get())
     }
 
     /// Reads what is watched, and on the way something whose value is known.
     fn balances(
         &self,
-        deed: &Deed,
+        operation: &Operation,
         read: &mut Watching,
         keys: &[String],
     ) -> Result<[i64; 2], Stop> {
-        let number = deed.sign_of(0);
+        let number = operation.sign_of(0);
         let all = [keys[0].clone(), keys[1].clone(), operations::sign(number)];
         let (from, to, text): (i64, i64, String) =
-            self.calls.time(Call::Single, deed, || read.mget(&all))?;
-        self.is_sign(deed, number, &text);
-        if from < deed.amount { Err(Stop::Errs) } else { Ok([from, to]) }
+            self.calls.time(Call::Single, operation, || read.mget(&all))?;
+        self.is_sign(operation, number, &text);
+        if from < operation.amount { Err(Stop::Errs) } else { Ok([from, to]) }
     }
 
-    fn guard(&self, deed: &Deed, accounts: &Transactional, large: bool) -> Told {
-        let mut tx = match self.calls.time(Call::Single, deed, || accounts.begin()) {
+    fn guard(&self, operation: &Operation, accounts: &Transactional, large: bool) -> Told {
+        let mut tx = match self.calls.time(Call::Single, operation, || accounts.begin()) {
             Ok(tx) => tx,
-            Err(error) => return self.books.read(deed, &error, never),
+            Err(error) => return self.ledger.read(operation, &error, never),
         };
         if large {
-            for (key, filler) in deed.fillers() {
-                self.calls.time(Call::Single, deed, || tx.set(key, &filler[..]));
+            for (key, filler) in operation.fillers() {
+                self.calls.time(Call::Single, operation, || tx.set(key, &filler[..]));
             }
         }
-        deed.move_money(&mut tx);
-        let mark = deed.sign(&mut tx);
+        operation.move_money(&mut tx);
+        let mark = operation.sign(&mut tx);
         let commit = |tx: Transaction| tx.commit().map(Outcome::Committed);
-        self.leave(deed, tx, mark, Transaction::discard, commit)
+        self.leave(operation, tx, mark, Transaction::discard, commit)
     }
 
-    fn by_hand(&self, deed: &Deed) -> Told {
-        let keys = deed.accounts();
+    fn by_hand(&self, operation: &Operation) -> Told {
+        let keys = operation.accounts();
         let begun = || self.deferred.watch(&keys).begin();
-        let mut watching = match self.calls.time(Call::Single, deed, begun) {
+        let mut watching = match self.calls.time(Call::Single, operation, begun) {
             Ok(watching) => watching,
-            Err(error) => return self.books.read(deed, &error, never),
+            Err(error) => return self.ledger.read(operation, &error, never),
         };
-        let [from, to] = match self.balances(deed, &mut watching, &keys) {
+        let [from, to] = match self.balances(operation, &mut watching, &keys) {
             Ok(balances) => balances,
-            Err(Stop::Redis(error)) => return self.books.read(deed, &error, never),
+            Err(Stop::Redis(error)) => return self.ledger.read(operation, &error, never),
             Err(Stop::Errs) => {
-                return match self.calls.time(Call::Ending, deed, || watching.abandon()) {
+                return match self.calls.time(Call::Ending, operation, || watching.abandon()) {
                     Ok(()) => Told::Errs,
-                    Err(error) => self.gave_up(deed, &error, Told::Errs),
+                    Err(error) => self.gave_up(operation, &error, Told::Errs),
                 };
             }
         };
         let mut tx = watching.multi();
-        tx.set(&keys[0], from - deed.amount);
-        tx.set(&keys[1], to + deed.amount);
-        let mark = deed.sign(&mut tx);
-        self.leave(deed, tx, mark, Transaction::discard, Transaction::<Watched>::commit)
+        tx.set(&keys[0], from - operation.amount);
+        tx.set(&keys[1], to + operation.amount);
+        let mark = operation.sign(&mut tx);
+        self.leave(operation, tx, mark, Transaction::discard, Transaction::<Watched>::commit)
     }
 
-    /// Ends a guard in the way the deed says.
+    /// Ends a guard in the way the operation says.
     fn leave<T>(
         &self,
-        deed: &Deed,
+        operation: &Operation,
         tx: T,
         mark: Mark,
         discard: impl FnOnce(T) -> Result<(), Error>,
         commit: impl FnOnce(T) -> Result<Outcome, CommitError>,
     ) -> Told {
-        match deed.end {
+        match operation.end {
             End::Drop => {
-                self.calls.time(Call::Ending, deed, || drop(tx));
+                self.calls.time(Call::Ending, operation, || drop(tx));
                 return Told::Dropped;
             }
             End::Discard => {
-                return match self.calls.time(Call::Ending, deed, || discard(tx)) {
+                return match self.calls.time(Call::Ending, operation, || discard(tx)) {
                     Ok(()) => Told::Discarded,
-                    Err(error) => self.gave_up(deed, &error, Told::Discarded),
+                    Err(error) => self.gave_up(operation, &error, Told::Discarded),
                 };
             }
             End::Panic => {
@@ -222,117 +222,117 @@ impl Load {
                 };
                 let caught: Result<(), _> = self
                     .calls
-                    .time(Call::Ending, deed, || catch_unwind(AssertUnwindSafe(unwinding)));
+                    .time(Call::Ending, operation, || catch_unwind(AssertUnwindSafe(unwinding)));
                 return panicked(caught.err());
             }
             End::Forget if self.ration() => {
                 std::mem::forget(tx);
                 return Told::Forgotten;
             }
-            // The deed itself: a caller who is busy with something else for too long.
+            // The operation itself: a caller who is busy with something else for too long.
             End::Expire if self.ration() => thread::sleep(2 * MAX_PIN_TIME),
             End::Commit | End::Forget | End::Expire => {}
         }
-        match self.calls.time(Call::Single, deed, || commit(tx)) {
+        match self.calls.time(Call::Single, operation, || commit(tx)) {
             Ok(Outcome::Conflict) => Told::Conflict,
             Ok(Outcome::Committed(replies)) => match replies.get(mark) {
-                Ok(signature) => self.committed(deed, signature),
-                Err(error) => self.told(deed, Ok(Err(Stop::Redis(error.into()))), Some(mark)),
+                Ok(signature) => self.committed(operation, signature),
+                Err(error) => self.told(operation, Ok(Err(Stop::Redis(error.into()))), Some(mark)),
             },
-            Err(error) => self.told(deed, Ok(Err(Stop::Redis(error.into()))), Some(mark)),
+            Err(error) => self.told(operation, Ok(Err(Stop::Redis(error.into()))), Some(mark)),
         }
     }
 
-    fn write(&self, deed: &Deed) -> Told {
+    fn write(&self, operation: &Operation) -> Told {
         let mut db = self.sessions.pooled();
-        let write = || db.hincr::<_, _, _, i64>(deed.ledger(), deed.id, 1);
-        match self.calls.time(Call::Single, deed, write).map_err(Error::from) {
-            Ok(entry) => self.committed(deed, (entry, deed.id)),
-            Err(error) => self.books.read(deed, &error, never),
+        let write = || db.hincr::<_, _, _, i64>(operation.ledger(), operation.id, 1);
+        match self.calls.time(Call::Single, operation, write).map_err(Error::from) {
+            Ok(entry) => self.committed(operation, (entry, operation.id)),
+            Err(error) => self.ledger.read(operation, &error, never),
         }
     }
 
-    fn pipeline(&self, deed: &Deed) -> Told {
+    fn pipeline(&self, operation: &Operation) -> Told {
         let mut db = self.sessions.pooled();
         let mut pipe = redis::pipe();
-        pipe.hincr(deed.ledger(), deed.id, 1).add_command(deed.echo());
+        pipe.hincr(operation.ledger(), operation.id, 1).add_command(operation.echo());
         let query = || pipe.query::<(i64, u64)>(&mut db);
-        match self.calls.time(Call::Single, deed, query).map_err(Error::from) {
-            Ok(signature) => self.committed(deed, signature),
-            Err(error) => self.books.read(deed, &error, never),
+        match self.calls.time(Call::Single, operation, query).map_err(Error::from) {
+            Ok(signature) => self.committed(operation, signature),
+            Err(error) => self.ledger.read(operation, &error, never),
         }
     }
 
-    fn read(&self, deed: &Deed) -> Told {
+    fn read(&self, operation: &Operation) -> Told {
         let mut db = self.sessions.pooled();
-        let numbers = [deed.sign_of(0), deed.sign_of(1)];
+        let numbers = [operation.sign_of(0), operation.sign_of(1)];
         let keys = numbers.map(operations::sign);
         let read = || db.mget::<_, [String; 2]>(&keys);
-        match self.calls.time(Call::Single, deed, read).map_err(Error::from) {
+        match self.calls.time(Call::Single, operation, read).map_err(Error::from) {
             Ok(texts) => {
                 numbers
                     .iter()
                     .zip(&texts)
-                    .for_each(|(number, text)| self.is_sign(deed, *number, text));
+                    .for_each(|(number, text)| self.is_sign(operation, *number, text));
                 Told::Answered
             }
-            Err(error) => self.books.read(deed, &error, never),
+            Err(error) => self.ledger.read(operation, &error, never),
         }
     }
 
     fn run<R>(
         &self,
         call: Call,
-        deed: &Deed,
+        operation: &Operation,
         run: impl FnOnce() -> Result<R, Stop>,
     ) -> thread::Result<Result<R, Stop>> {
-        self.calls.time(call, deed, || catch_unwind(AssertUnwindSafe(run)))
+        self.calls.time(call, operation, || catch_unwind(AssertUnwindSafe(run)))
     }
 
     fn told(
         &self,
-        deed: &Deed,
+        operation: &Operation,
         ended: thread::Result<Result<(i64, u64), Stop>>,
         mark: Option<Mark>,
     ) -> Told {
         match ended {
-            Ok(Ok(signature)) => self.committed(deed, signature),
+            Ok(Ok(signature)) => self.committed(operation, signature),
             Ok(Err(Stop::Errs)) => Told::Errs,
-            Ok(Err(Stop::Redis(error))) => {
-                self.books.read(deed, &error, |replies| self.has_entry(deed, replies, mark))
-            }
+            Ok(Err(Stop::Redis(error))) => self
+                .ledger
+                .read(operation, &error, |replies| self.has_entry(operation, replies, mark)),
             Err(panic) => panicked(Some(panic)),
         }
     }
 
     /// Whether the ledger's command is among those that were applied.
-    fn has_entry(&self, deed: &Deed, replies: &Replies, mark: Option<Mark>) -> bool {
+    fn has_entry(&self, operation: &Operation, replies: &Replies, mark: Option<Mark>) -> bool {
         match mark.map(|(entry, _)| replies.get(entry)) {
             Some(Ok(1)) => true,
             Some(Err(rediscope::ReplyError::Failed { .. })) => false,
             other => {
-                self.books.wrong(deed, &format!("the ledger's own reply is {other:?}"));
+                self.ledger.wrong(operation, &format!("the ledger's own reply is {other:?}"));
                 false
             }
         }
     }
 
-    fn committed(&self, deed: &Deed, signature: (i64, u64)) -> Told {
-        if signature != deed.signature() {
-            self.books.wrong(deed, &format!("committed, but answered {signature:?}"));
+    fn committed(&self, operation: &Operation, signature: (i64, u64)) -> Told {
+        if signature != operation.signature() {
+            self.ledger.wrong(operation, &format!("committed, but answered {signature:?}"));
         }
         Told::Committed
     }
 
     /// Cleaning failed, which changes nothing of what was given up.
-    fn gave_up(&self, deed: &Deed, error: &Error, told: Told) -> Told {
-        let _ = self.books.read(deed, error, never);
+    fn gave_up(&self, operation: &Operation, error: &Error, told: Told) -> Told {
+        let _ = self.ledger.read(operation, error, never);
         told
     }
 
-    fn is_sign(&self, deed: &Deed, number: usize, text: &str) {
+    fn is_sign(&self, operation: &Operation, number: usize, text: &str) {
         if text != operations::sign_text(number) {
-            self.books.wrong(deed, &format!("read sign {number} and was answered {text:?}"));
+            self.ledger.wrong(operation, &format!("read sign {number} and was answered {text:?}"));
         }
     }
 
@@ -351,9 +351,9 @@ fn never(_: &Replies) -> bool {
     false
 }
 
-/// What a closure makes of its deed's end; only guards can be dropped or forgotten.
-fn closure_ends(deed: &Deed, mark: Mark) -> Result<Mark, Stop> {
-    match deed.end {
+/// What a closure makes of its operation's end; only guards can be dropped or forgotten.
+fn closure_ends(operation: &Operation, mark: Mark) -> Result<Mark, Stop> {
+    match operation.end {
         End::Panic => resume_unwind(Box::new(Planned)),
         End::Drop | End::Discard => Err(Stop::Errs),
         End::Commit | End::Forget | End::Expire => Ok(mark),

@@ -54,7 +54,7 @@ pub(crate) enum End {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Deed {
+pub(crate) struct Operation {
     pub(crate) id: u64,
     /// Rights may be missing: a doubt may then be torn, so it has accounts of its own.
     pub(crate) lawless: bool,
@@ -66,7 +66,7 @@ pub(crate) struct Deed {
     pair: usize,
 }
 
-impl Deed {
+impl Operation {
     pub(crate) fn nth(seed: u64, id: u64, lawless: bool) -> Self {
         let mut random = fastrand::Rng::with_seed(seed ^ id.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let form = match random.u32(..100) {

@@ -137,7 +137,7 @@ impl fmt::Display for Report {
         row("seed", seed.to_string())?;
         row("seconds", format!("{:.1}", self.took.as_secs_f64()))?;
         row("threads, on two pools of", format!("{}, {POOL}", self.threads))?;
-        row("transactions and commands", verdict.deeds.to_string())?;
+        row("transactions and commands", verdict.operations.to_string())?;
         for &told in Told::ALL {
             let (count, applied) = verdict.told(told);
             let doubt = matches!(told, Told::InDoubt | Told::LostInDoubt);

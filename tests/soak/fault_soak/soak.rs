@@ -10,7 +10,7 @@ use super::calls::{Call, Observer};
 use super::faults::Fault;
 use super::fixture::{Fixture, POOL};
 use super::injector::Injector;
-use super::ledger::Books;
+use super::ledger::Ledger;
 use super::load::Load;
 use super::report::{Report, Timing};
 use rediscope_testing::{eventually, try_for};
@@ -35,7 +35,7 @@ pub(crate) fn run(plan: Plan) -> Report {
     let fixture = Fixture::new();
     let sessions = fixture.sessions();
     let most = (plan.lasts.as_secs() as usize + 60) * DEEDS_A_SECOND;
-    let load = Arc::new(Load::new(sessions.clone(), Books::new(plan.seed, most)));
+    let load = Arc::new(Load::new(sessions.clone(), Ledger::new(plan.seed, most)));
     let of_library = Threads::settled().library;
     let observer = Observer::start(plan.lasts);
     let workers: Vec<_> = (0..THREADS)
@@ -73,7 +73,7 @@ pub(crate) fn run(plan: Plan) -> Report {
     sessions.close(Duration::ZERO);
     fixture.proxy.cut_all();
     eventually(PATIENCE, "the server has nobody left", || fixture.server.clients() == 0);
-    let verdict = load.books.close(&mut fixture.server.connection());
+    let verdict = load.ledger.close(&mut fixture.server.connection());
     Report {
         plan,
         threads: THREADS,

@@ -120,8 +120,8 @@ fn play(seed: u64, wanted: u64, fenced: bool) -> Found {
         found.kills = killer.join().expect("the killer");
         writes.into_iter().flat_map(|writes| writes.expect("a worker")).collect()
     });
-    let books = Books::of(&server);
-    writes.iter().for_each(|write| found.add(write, &books));
+    let ledger = Ledger::of(&server);
+    writes.iter().for_each(|write| found.add(write, &ledger));
     found.took = begun.elapsed();
     found
 }
@@ -288,12 +288,12 @@ fn queue(tx: &mut impl QueueCommands, number: u64, id: u64) {
 }
 
 /// What landed, and who held the lock then, by token.
-struct Books(std::collections::HashMap<u64, (u64, Vec<String>)>);
+struct Ledger(std::collections::HashMap<u64, (u64, Vec<String>)>);
 
-impl Books {
+impl Ledger {
     fn of(server: &Server) -> Self {
         let ids: Vec<u64> = server.ask(&["LRANGE", "log", "0", "-1"]);
-        let mut books = std::collections::HashMap::new();
+        let mut ledger = std::collections::HashMap::new();
         let mut connection = server.connection();
         for ids in ids.chunks(CHUNK) {
             let mut pipe = redis::pipe();
@@ -302,11 +302,11 @@ impl Books {
             }
             let holders: Vec<Vec<String>> = pipe.query(&mut connection).unwrap();
             for (id, holders) in ids.iter().zip(holders) {
-                let book = books.entry(*id).or_insert_with(|| (0, holders));
+                let book = ledger.entry(*id).or_insert_with(|| (0, holders));
                 book.0 += 1;
             }
         }
-        Self(books)
+        Self(ledger)
     }
 }
 
@@ -319,9 +319,9 @@ impl Write {
 }
 
 impl Found {
-    fn add(&mut self, write: &Write, books: &Books) {
+    fn add(&mut self, write: &Write, ledger: &Ledger) {
         self.writes += 1;
-        let (times, holders) = books
+        let (times, holders) = ledger
             .0
             .get(&write.id)
             .map_or((0, &[][..]), |(times, holders)| (*times, holders.as_slice()));

@@ -40,7 +40,7 @@ pub(crate) const MANNERS: [Manner; 4] =
 
 /// What writers were told.
 #[derive(Default)]
-pub(crate) struct Books {
+pub(crate) struct Ledger {
     pub(crate) over: AtomicBool,
     pub(crate) acknowledged: AtomicU64,
     next: AtomicU64,
@@ -56,7 +56,7 @@ struct Told {
     given_up: Vec<String>,
 }
 
-impl Books {
+impl Ledger {
     /// Writes until it is over.
     pub(crate) fn write(&self, handle: &Transactional, groups: &[Group], manner: Manner) {
         while !self.over.load(Ordering::Relaxed) {

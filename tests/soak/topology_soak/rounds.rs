@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rediscope::{RetryPolicy, SessionManager, TransactionOptions};
 use scopeguard::defer;
 
-use super::ledger::{Books, Group, MANNERS};
+use super::ledger::{Group, Ledger, MANNERS};
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
 use rediscope_testing::soak::number;
@@ -39,7 +39,7 @@ fn nothing_is_torn_lost_or_doubled_while_slots_move_masters_die_and_nodes_come_a
             .flat_map(|node| cluster.slots_of(node).into_iter().step_by(1000).take(3))
             .map(|slot| Group::new(&cluster, slot))
             .collect();
-        let books = Books::default();
+        let ledger = Ledger::default();
         // It runs on while a failover is waited for.
         let patient = RetryPolicy::default().deadline(SOON);
         let waits = TransactionOptions::new().retry(patient);
@@ -50,17 +50,17 @@ fn nothing_is_torn_lost_or_doubled_while_slots_move_masters_die_and_nodes_come_a
         ];
         thread::scope(|scope| {
             // Also where this panics: the others would go on for ever.
-            defer! { books.over.store(true, Ordering::Relaxed) }
+            defer! { ledger.over.store(true, Ordering::Relaxed) }
             for handle in &handles {
                 for manner in MANNERS {
-                    let (books, groups) = (&books, &groups);
-                    scope.spawn(move || books.write(handle, groups, manner));
+                    let (ledger, groups) = (&ledger, &groups);
+                    scope.spawn(move || ledger.write(handle, groups, manner));
                 }
             }
             let goes_on = |what: &str| {
-                let before = books.acknowledged.load(Ordering::Relaxed);
+                let before = ledger.acknowledged.load(Ordering::Relaxed);
                 eventually(SOON, what, || {
-                    books.acknowledged.load(Ordering::Relaxed) >= before + 30
+                    ledger.acknowledged.load(Ordering::Relaxed) >= before + 30
                 });
             };
             goes_on("it begins");
@@ -97,7 +97,7 @@ fn nothing_is_torn_lost_or_doubled_while_slots_move_masters_die_and_nodes_come_a
             cluster.migrate(groups[0].slot, if back == successor { 2 } else { successor });
             goes_on("at the end");
         });
-        let counts = books.balance(&cluster, &groups);
+        let counts = ledger.balance(&cluster, &groups);
         let status = sessions.status().transactional;
         assert_eq!(status.in_use, 0, "{status}");
         assert!(status.redirections > 0, "{status}");
