@@ -41,7 +41,8 @@ fn of_the_builder() -> Names {
         let (name, _) = line.trim().strip_prefix("pub fn ")?.split_once('(')?;
         (!name.starts_with('$')).then(|| name.split('<').next().unwrap().to_owned())
     };
-    names.extend(builder.lines().filter_map(method));
+    let builder = builder.split("\nimpl ").filter(|part| part.starts_with("Builder {"));
+    names.extend(builder.flat_map(str::lines).filter_map(method));
     names
 }
 
