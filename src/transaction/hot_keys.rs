@@ -66,7 +66,7 @@ impl ContentionLimiter {
         Self { buckets: (0..BUCKETS).map(|_| OnceLock::new()).collect(), process: Process::here() }
     }
 
-    /// The buckets of some keys, in the one order in which they are held.
+    /// The buckets of these keys, in the order in which every block enters them.
     pub(crate) fn buckets(hashes: impl Iterator<Item = u64>) -> Vec<u16> {
         let mut buckets: Vec<_> = hashes.map(|hash| (hash % BUCKETS as u64) as u16).collect();
         buckets.sort_unstable();

@@ -50,10 +50,10 @@ pub(crate) fn is_checkout(error: &CommitError) -> bool {
 /// conflict or a lost connection has a `checkout_timeout` of its own for its connection.
 pub(crate) struct CheckoutBudget {
     pub(crate) limit: Duration,
-    /// What an attempt gets at min_after_redirect that a server sent on: its last answer is the one to report, and
-    /// not that no time was left to ask again.
+    /// Minimum time of an attempt after a redirection, so that its result is reported and not that
+    /// no time was left for it.
     min_after_redirect: Duration,
-    /// By when the next connection must be had.
+    /// Deadline of the next checkout.
     pub(crate) deadline: Instant,
     budget: Option<RedirectBudget>,
 }

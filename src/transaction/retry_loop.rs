@@ -261,7 +261,7 @@ fn without_ask(redirect: Redirect, watches: bool) -> Redirect {
     }
 }
 
-/// CheckoutBudget for the next attempt, if there is to be one.
+/// Sleeps until the next attempt. Returns false if the policy allows none.
 fn backoff(
     nodes: &Router,
     attempts: &mut Attempts,

@@ -363,7 +363,7 @@ fn ask(checkout: &mut Checkout, bytes: &[u8], deadline: Instant) -> Result<Value
     Ok(answer)
 }
 
-/// WatchReads and WATCH change nothing, whatever became of them.
+/// Reads and WATCH change nothing, so a lost one was not applied.
 fn lost(during: &str, source: ConnectionError) -> Error {
     Error::Lost { during: during.to_owned(), applied: Applied::No, source }
 }
