@@ -189,18 +189,18 @@ fn rows() -> Vec<Row> {
             let _held = semaphore.acquire(IN_TIME).map_err(|error| error.to_string())?;
             semaphore.set_permits(e.u32()).map_err(|error| error.to_string())
         }),
-        row("session.rs semaphore.permits", |s, e| {
+        row("session/manager.rs semaphore.permits", |s, e| {
             let name = format!("s{}", e.u32());
             let guard = s.sessions.semaphore(name, e.u32()).acquire(IN_TIME);
             guard.map(drop).map_err(|error| error.to_string())
         }),
-        row("session.rs resolve_within.timeout", |s, e| {
+        row("session/manager.rs resolve_within.timeout", |s, e| {
             let (doubt, _sessions, _proxy) = s.doubt();
             let token = doubt.token().unwrap();
             drop(s.sessions.resolve_within(token, e.time()));
             Ok(())
         }),
-        row("session.rs close.timeout", |s, e| {
+        row("session/manager.rs close.timeout", |s, e| {
             let sessions = SessionManager::connect(s.server.url()).unwrap();
             let run = sessions.transactional().run(|tx| Ok(tx.incr("a", 1)));
             assert_eq!(sessions.close(e.time()).scopes, 0);
@@ -330,13 +330,13 @@ fn every_number_and_every_time_is_taken_at_its_ends_or_refused_with_a_reason() {
         "settings/table.rs max_pin_time Max",
         "lock/handle.rs lease.lease Max",
         "lock/handle.rs set_permits.permits Zero",
-        "session.rs semaphore.permits Zero",
+        "session/manager.rs semaphore.permits Zero",
         "transaction/options.rs exactly_once_as.ttl Zero",
     ] {
         assert!(refused.contains(must), "{must} was taken; refused: {refused:#?}");
     }
     for may in [
-        "session.rs close.timeout Max",
+        "session/manager.rs close.timeout Max",
         "protocol/retry.rs first_backoff.step Max",
         "protocol/retry.rs max_backoff.step Max",
         "protocol/retry.rs deadline.deadline Max",
