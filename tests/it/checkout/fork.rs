@@ -6,9 +6,9 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Display;
 use std::fs;
+use std::io::{PipeWriter, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -33,20 +33,21 @@ const AT_ONCE: Duration = Duration::from_millis(10);
 const ROUNDS: usize = 6;
 const WORKERS: usize = 8;
 
-/// Writes down how long each step took in the child, and how it ended.
-struct Report<'p> {
-    path: &'p Path,
-    lines: String,
-}
+/// Writes down how long each step took in the child, and how it ended. A pipe: a file may wait for the
+/// disk for longer than the test does.
+struct Report(PipeWriter);
 
-impl Report<'_> {
+impl Report {
     fn step<T>(&mut self, name: &str, step: impl FnOnce() -> T, shown: impl FnOnce(T) -> String) {
         let begun = Instant::now();
         let done = step();
         let took = begun.elapsed().as_micros();
-        self.lines += &format!("{name}\t{took}\t{}\n", shown(done));
         // At once: the next step may never end.
-        fs::write(self.path, &self.lines).unwrap();
+        self.line(&format!("{name}\t{took}\t{}\n", shown(done)));
+    }
+
+    fn line(&mut self, line: &str) {
+        self.0.write_all(line.as_bytes()).unwrap();
     }
 
     fn refused<T, E: Into<Error>>(&mut self, name: &str, call: impl FnOnce() -> Result<T, E>) {
@@ -71,26 +72,26 @@ impl Report<'_> {
 }
 
 /// Runs `child` in a fork of this process, and returns what it has written.
-fn forked(child: impl FnOnce(&mut Report<'_>)) -> BTreeMap<String, (Duration, String)> {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("report");
+fn forked(child: impl FnOnce(&mut Report)) -> BTreeMap<String, (Duration, String)> {
+    let (mut reader, writer) = std::io::pipe().unwrap();
     match fork::fork().unwrap() {
         Fork::Child => {
-            let mut report = Report { path: &path, lines: String::new() };
+            let mut report = Report(writer);
             let run = catch_unwind(AssertUnwindSafe(|| child(&mut report)));
-            let end = if run.is_ok() { "end\t0\treached\n" } else { "end\t0\ta panic\n" };
-            let _: Result<(), _> = fs::write(&path, report.lines + end);
+            report.line(if run.is_ok() { "end\t0\treached\n" } else { "end\t0\ta panic\n" });
             // Nothing of the parent's is run at the end of it, and nothing dropped.
             let _: std::io::Error = Command::new("true").exec();
             std::process::abort();
         }
         Fork::Parent(child) => {
+            drop(writer);
             let ended = try_for(PATIENCE, || fork::waitpid_nohang(child).unwrap());
             if ended.is_none() {
                 Command::new("kill").args(["-9", &child.to_string()]).status().unwrap();
                 fork::waitpid(child).unwrap();
             }
-            let text = fs::read_to_string(&path).unwrap();
+            let mut text = String::new();
+            reader.read_to_string(&mut text).unwrap();
             assert!(text.contains("end\t0\treached"), "the child did not get to its end: {text}");
             let line = |line: &str| {
                 let mut parts = line.splitn(3, '\t');
