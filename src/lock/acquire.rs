@@ -109,8 +109,8 @@ pub(crate) struct LockRequest {
 }
 
 impl LockRequest {
-    /// Whether a caller that waits is known to the server: in line, or so that the number of permits
-    /// is kept for it.
+    /// Whether the server knows a caller that waits: by its place in the queue, or because the number
+    /// of permits is kept for it.
     fn is_known_to_wait(&self) -> bool {
         self.fair || self.mode == LockMode::Semaphore
     }
@@ -329,7 +329,7 @@ impl<'a> Attempt<'a> {
         tried
     }
 
-    /// `doubtful`: another copy of the request may still arrive.
+    /// `maybe_in_flight`: another copy of the request may still arrive.
     fn held(
         &mut self,
         fencing: &Value,
@@ -370,8 +370,8 @@ impl<'a> Attempt<'a> {
         Ok(AttemptResult::Held(guard))
     }
 
-    /// Gives back what is left, here where the server answers: others then need not wait. True: it
-    /// was given back.
+    /// Releases what is left, on this thread if the server replies, so that others need not wait.
+    /// True: it was released.
     fn release_now(&self, call: &Call, now: Instant) -> bool {
         let (manager, calls) = (self.manager, std::slice::from_ref(call));
         let limit = self.over.min(now + manager.settings.cleanup_timeout);
@@ -390,7 +390,7 @@ impl Drop for Attempt<'_> {
         }
         let LockRequest { names, lease, .. } = self.request;
         // A copy of the request may still arrive. What was answered is not under way any more, and
-        // lasts no longer than its lease, or its place in line.
+        // lasts no longer than its lease, or its place in the queue.
         let late = self.may_hold;
         let remember = self.manager.remember(*lease, late);
         let call = release(names, &self.owner_token, remember, Vec::new());

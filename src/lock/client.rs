@@ -55,7 +55,7 @@ pub(crate) struct ScriptClient {
 /// Which connection a call takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Via {
-    /// One of the pooled pool's, and where none is free the own one.
+    /// One of the pooled pool's, or the own one if none is free.
     PooledFirst,
     /// The connection for renewals and releases. It is there after the session manager was closed.
     OwnConnection,
@@ -105,7 +105,7 @@ impl CallError {
         !matches!(self, Self::Checkout(_))
     }
 
-    /// The same, where an earlier copy was `sent` already.
+    /// The same, if an earlier copy was `sent` already.
     fn after_sending(self, sent: bool) -> Self {
         match self {
             Self::Checkout(error) if sent => Self::Again(error),
@@ -156,7 +156,7 @@ impl ScriptClient {
         self.own.stop_connecting();
     }
 
-    /// Has the own connection opened to where `slot` is served, unless it is open.
+    /// Has the own connection to the node of `slot` opened, unless it is open.
     pub(crate) fn warm(&self, slot: Option<u16>) {
         let slot = slot.filter(|_| self.is_in_cluster());
         self.own.warm(&Route::to(slot));
@@ -174,7 +174,7 @@ impl ScriptClient {
         self.ask_each(calls, (via, None), (limit, limit))
     }
 
-    /// The same, where a connection is waited for until `checkout` only.
+    /// The same, but waits for a connection until `checkout` only.
     pub(crate) fn ask_by(
         &self,
         calls: &[Call],
@@ -186,7 +186,7 @@ impl ScriptClient {
     }
 
     /// The same with WAIT behind them, which keeps the connection waiting: it is one of the pooled
-    /// pool's, also where none is free yet.
+    /// pool's, even if none is free yet.
     pub(crate) fn ask_replicated(
         &self,
         calls: &[Call],
@@ -285,7 +285,7 @@ impl ScriptClient {
         self.exchange_any(request).map(drop)
     }
 
-    /// What is to be done where a node is not the one to ask. All calls can be sent again.
+    /// The redirect to follow if a node is not the one to ask. All calls can be sent again.
     fn redirect_for(
         &self,
         route: &Route,
@@ -307,7 +307,7 @@ impl ScriptClient {
         }
     }
 
-    /// On a pooled connection where one is free, else on the own one.
+    /// On a pooled connection if one is free, else on the own one.
     fn exchange_any(&self, request: Request<'_>) -> Result<ScriptReplies, CallError> {
         let checkout = self.open_until(request.checkout)?;
         let leased =

@@ -31,7 +31,7 @@ use crate::protocol::lock::ownership::LockOwnership;
 /// protected resource distinguish an old holder from the new one. For data in the same Redis,
 /// [`fenced_by`](crate::Transactional::fenced_by) does that.
 ///
-/// Dropping it asks the server to release it, for `cleanup_timeout` at most; where that fails it is
+/// Dropping it asks the server to release it, for `cleanup_timeout` at most; if that fails it is
 /// tried again in the background, as long as the session manager or another guard lives and the
 /// lease lasts. What goes wrong is logged; [`release`](Self::release) returns it. A guard that is
 /// forgotten (`mem::forget`) is extended until the process ends or the session manager is closed.

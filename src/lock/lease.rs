@@ -148,7 +148,7 @@ impl LockLease {
         lock(&self.state).next_renewal = Instant::now() + pause.mul_f64(0.5 + fastrand::f64());
     }
 
-    /// When the keeper has to look after it again, where leases are extended or not any more.
+    /// When the renewal thread has to check it again; `extends`: leases are still extended.
     pub(crate) fn next_look(&self, extends: bool) -> Instant {
         let state = lock(&self.state);
         match self.renewed && extends {
@@ -250,7 +250,7 @@ impl LockLease {
     }
 }
 
-/// Gives back what `member` has, is about to have, or waits for; remembered for so long. The keys
+/// Releases what `owner_token` has, is about to have, or waits for; remembered for so long. The keys
 /// `answered`, of releases that need not be remembered any more, are deleted along the way.
 pub(crate) fn release(
     names: &LockKeys,

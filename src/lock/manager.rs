@@ -86,8 +86,8 @@ impl LockManager {
         )
     }
 
-    /// Gives a hold back, by `limit` at the latest; what could not be given back by then is given
-    /// back later. It may be called again where a log panicked under it. What is to be made of it:
+    /// Releases a lock, by `limit` at the latest; what could not be released by then is released
+    /// later. It may be called again if a log panicked under it. The result is for
     /// [`Released::log`].
     pub(crate) fn release(
         &self,
@@ -127,7 +127,7 @@ impl LockManager {
             // No copy of a request is under way that would have to be answered the same.
             self.renewer.answered(lock_lease.names.done(&lock_lease.owner_token), &self.client);
         }
-        // Last: a closed session manager ends its connections when the last hold is forgotten.
+        // Last: a closed session manager ends its connections when the last lease is forgotten.
         self.renewer.forget(lock_lease);
         if let (Err(LockError::Lost { .. }), None) = (&released, before) {
             self.counters.lost.add();
@@ -135,7 +135,7 @@ impl LockManager {
         Released { released, before }
     }
 
-    /// Has a hold given back in the background, and logs nothing.
+    /// Has a lock released in the background, and logs nothing.
     pub(crate) fn release_in_background(&self, lock_lease: &Arc<LockLease>, maybe_in_flight: bool) {
         lock_lease.end();
         let remember = self.remember(lock_lease.lease, maybe_in_flight);

@@ -30,12 +30,12 @@ const IDLE: Duration = Duration::from_secs(10);
 const MAX_PAUSE: Duration = Duration::from_millis(500);
 /// The shortest time that one exchange for renewals gets: a busy machine may take as long.
 const MIN_EXCHANGE: Duration = Duration::from_millis(100);
-/// How long the server may remember a release that was answered, where no other release goes by.
+/// How long the server may remember a release that was answered, if no other release is sent.
 const CLEANUP_DELAY: Duration = Duration::from_millis(100);
 /// The most keys of answered releases that travel with the next one.
 const MAX_PIGGYBACKED: usize = 16;
 
-/// The thread that extends leases, where there is one.
+/// The thread that extends leases, if it runs.
 pub(crate) struct LeaseRenewer {
     shared: Arc<Shared>,
 }
@@ -84,7 +84,7 @@ struct Due {
     due: Vec<Arc<LockLease>>,
     pending_releases: Vec<PendingRelease>,
     answered: Vec<String>,
-    /// When the first of all holds ends.
+    /// When the first of all leases ends.
     bound: Option<Instant>,
     finishes: bool,
 }
@@ -130,7 +130,7 @@ impl LeaseRenewer {
         Ok(PendingAcquisition { shared: &self.shared })
     }
 
-    /// Looks after `hold` until [`forget`](Self::forget).
+    /// Watches `lock_lease` until [`forget`](Self::forget).
     pub(crate) fn watch(&self, lock_lease: &Arc<LockLease>, client: &ScriptClient) {
         let mut state = lock(&self.shared.state);
         state.leases.insert(key(lock_lease), Arc::clone(lock_lease));
@@ -338,7 +338,7 @@ impl Shared {
         if pending_releases.is_empty() {
             return;
         }
-        // Also where this panics they are to be done.
+        // They are to be done even if this panics.
         let mut left = guard(pending_releases, |pending_releases| {
             let mut state = lock(&self.state);
             state.tried = 0;
@@ -386,7 +386,7 @@ impl State {
             && self.tried + self.attempts == 0
     }
 
-    /// Notes that the connections are to be closed now, where that is so.
+    /// Notes and returns whether the connections are to be closed now.
     fn finishes(&mut self) -> bool {
         let finishes = self.renewals_ended && !self.finished && self.is_idle();
         self.finished |= finishes;
@@ -432,7 +432,7 @@ impl State {
 }
 
 /// By when one exchange is to be over: half of the time is left for another one, on a new
-/// connection where this one is silent.
+/// connection if this one is silent.
 fn share(bound: Instant, now: Instant) -> Instant {
     let half = bound.saturating_duration_since(now) / 2;
     bound.min(now + half.max(MIN_EXCHANGE))

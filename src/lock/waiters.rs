@@ -56,7 +56,7 @@ pub(crate) enum Woken {
     TimedOut,
 }
 
-/// What the subscriber has to change.
+/// What the listener has to change.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
     pub(crate) subscribe: Vec<String>,
@@ -73,7 +73,7 @@ impl Waiters {
         self.enter(&mut channels, channel, owner_token)
     }
 
-    /// The same, where messages arrive already.
+    /// The same, if messages arrive already.
     pub(crate) fn join_live(&self, channel: &str, owner_token: &str) -> Option<Ticket<'_>> {
         let mut channels = lock(&self.channels);
         channels.get(channel).filter(|channel| channel.live)?;
@@ -245,7 +245,7 @@ impl Ticket<'_> {
         }
     }
 
-    /// Leaves with the lock. Where it is `shared` there may be room for the next one.
+    /// Leaves with the lock. If it is `shared` there may be room for the next one.
     pub(crate) fn acquired(mut self, shared: bool) {
         self.has_lock = !shared;
     }
@@ -259,7 +259,7 @@ impl Drop for Ticket<'_> {
         if channel.queue.is_empty() {
             channel.idle = Some(Instant::now());
         }
-        // Under the same lock as a message: it found this waiter in line, or did not.
+        // Under the same lock as a message: it found this waiter in the queue, or did not.
         let signal = std::mem::take(&mut *lock(&self.waiter.signal));
         if signal.pending || (signal.consumed && !self.has_lock) {
             channel.wake(|_| true);

@@ -33,7 +33,7 @@ const QUIET: Duration = Duration::from_secs(2);
 /// The longest pause before the server is asked for a connection again.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// The connection and the thread that hear of releases, where there are any.
+/// The connection and the thread that listen for releases, if they run.
 pub(crate) struct ReleaseListener {
     shared: Arc<Shared>,
 }

@@ -1,4 +1,4 @@
-//! Locks on the wire: their keys, their scripts, and what a transaction asks about the lock that fences it.
+//! The keys and scripts of locks, and the check of the lock that fences a transaction.
 
 pub(crate) mod keys;
 pub(crate) mod ownership;
