@@ -1,8 +1,10 @@
 //! Locks and thread identity.
 
+use std::sync::Arc;
+
 pub(crate) mod shim;
 
-/// Asked for once a thread: the standard library counts a reference each time.
+/// The current thread's id, read once a thread: the standard library counts a reference each time.
 pub(crate) fn this_thread() -> std::thread::ThreadId {
     thread_local! {
         static ME: std::thread::ThreadId = std::thread::current().id();
@@ -10,7 +12,21 @@ pub(crate) fn this_thread() -> std::thread::ThreadId {
     ME.try_with(|me| *me).unwrap_or_else(|_| std::thread::current().id())
 }
 
-/// A lock that a panicking holder does not break: whatever it guards is judged by its own state.
+/// The current thread's name, or its id if it has none; made once a thread.
+pub(crate) fn thread_name() -> Arc<str> {
+    thread_local! {
+        static NAME: Arc<str> = {
+            let thread = std::thread::current();
+            match thread.name() {
+                Some(name) => Arc::from(name),
+                None => Arc::from(format!("{:?}", thread.id())),
+            }
+        };
+    }
+    NAME.try_with(Arc::clone).unwrap_or_else(|_| Arc::from("a thread that ends"))
+}
+
+/// Locks a mutex also after a panic of its holder: the guarded value is judged by its own state.
 pub(crate) fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -10,9 +10,9 @@ use crate::commit::outcome::{Committed, count, not_isolated, refused, replies, u
 use crate::error::any::CommitError;
 use crate::error::connection::ConnectionError;
 use crate::error::in_doubt::InDoubt;
-use crate::pool::BatchCheckout;
 use crate::pool::batch::send_batch;
 use crate::pool::batch_response::{BatchResponse, Interrupted};
+use crate::pool::checkout::BatchCheckout;
 use crate::pool::checkout::Checkout;
 use crate::pool::router::Router;
 use crate::protocol::batch::{BatchRequest, RequestKind};

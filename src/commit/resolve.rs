@@ -14,12 +14,12 @@ use scopeguard::defer;
 use crate::connection::connection::Connection;
 use crate::connection::deadline;
 use crate::connection::deadline::Deadline;
+use crate::connection::handshake;
+use crate::connection::handshake::OpenOptions;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::in_doubt::{CommitToken, Resolution, ResolveCommit, UnresolvedReason};
 use crate::logging::rate_limit::LimitedEvent;
-use crate::pool::manager;
-use crate::pool::manager::Purpose;
 use crate::pool::redirect_pause;
 use crate::pool::router::Router;
 use crate::pool::semaphore::{AcquireError, FairSemaphore};
@@ -153,7 +153,7 @@ impl CommitResolver {
             Some((_, link)) => link,
             None => {
                 let opened =
-                    manager::open(&endpoint, settings, Purpose::Pooled, term, Some(deadline));
+                    handshake::open(&endpoint, settings, OpenOptions::for_query(term, deadline));
                 opened.map_err(|source| {
                     // Another one may serve the slot by now.
                     let error = CheckoutError::Connect { waited: Duration::ZERO, source };

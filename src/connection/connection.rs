@@ -1,6 +1,6 @@
-//! One connection and what the server believes about it.
+//! One connection and the state that the server keeps for it.
 //!
-//! Never: reuse after anything that is not understood. Never: a wait without a deadline.
+//! Never: reuse after an unexpected reply. Never: a wait without a deadline.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,11 +8,9 @@ use std::time::{Duration, Instant};
 use redis::Value;
 
 use crate::connection::connect::Connected;
-use crate::connection::connect_attempts::NewConnection;
 use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
 use crate::connection::login::Login;
-use crate::connection::open_count::Counted;
 use crate::connection::transport::Transport;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::process::sockets::OwnSocket;
@@ -28,36 +26,32 @@ use crate::status::counters::CloseReason;
 /// Minimum delay between AUTH attempts after a refusal.
 const REAUTH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// More than this it does not keep from one write to the next.
+/// Maximum bytes of the write buffer that is kept for the next write.
 const MAX_SCRATCH_BYTES: usize = 64 * 1024;
 
-/// One connection and what the server believes about it.
+/// One connection and the state that the server keeps for it.
 pub(crate) struct Connection {
     transport: Transport,
     state: ConnectionState,
-    /// When the server last answered.
+    /// When the server last replied.
     last_alive: Instant,
-    /// When it is to be replaced for its age.
+    /// When its maximum lifetime ends.
     expires: Option<Instant>,
     generation: u64,
-    /// It is new, and no caller has had it yet.
-    arrival: Option<NewConnection>,
-    /// The pool counts it. WatchedRead behind `transport`: it is closed before it is no longer counted.
-    counted: Option<Counted>,
-    /// It has written, so it would notice a server that no longer lets it.
+    /// A write was applied on it, so a later READONLY shows a change of the server.
     has_written: bool,
-    /// Its register, once it has needed one, and since when the server has had that at least.
+    /// Its commit marker, once one was needed, and since when the server has had it at least.
     marker: Option<CommitMarker>,
     marker_written_at: Option<Instant>,
     /// Version of the credentials last used to authenticate.
     auth_version: u64,
-    /// When it was last refused that.
+    /// When an attempt to re-authenticate last failed.
     auth_refused_at: Option<Instant>,
-    /// Memory for what several callers send in one write.
+    /// Buffer for the batched requests of several callers.
     scratch: Vec<u8>,
-    /// It speaks RESP3, in which the server may send what was not asked for.
+    /// It uses RESP3, in which the server may send pushes.
     resp3: bool,
-    /// The socket was looked into, and nothing was sent since.
+    /// The socket was checked, and nothing was sent since.
     socket_checked: bool,
 }
 
@@ -70,8 +64,6 @@ impl Connection {
             last_alive: Instant::now(),
             expires,
             generation,
-            arrival: None,
-            counted: None,
             has_written: false,
             marker: None,
             marker_written_at: None,
@@ -79,7 +71,7 @@ impl Connection {
             auth_refused_at: None,
             scratch: Vec::new(),
             resp3: false,
-            // What a server sends at once, a refusal, is read as the first reply.
+            // A server that rejects the connection at once sends its error as the first reply.
             socket_checked: true,
         }
     }
@@ -89,23 +81,24 @@ impl Connection {
         self.transport.limit_reply_size(bytes);
     }
 
-    /// It speaks RESP3.
+    /// Expects the server's pushes.
     pub(crate) fn set_resp3(&mut self) {
         self.resp3 = true;
     }
 
-    /// It has authenticated with this version of the credentials.
+    /// Authenticated with this version of the credentials.
     pub(crate) fn authenticated(&mut self, version: u64) {
         (self.auth_version, self.auth_refused_at) = (version, None);
     }
 
-    /// Whether it has to authenticate with this version; after a refusal not right again.
+    /// Whether it must re-authenticate, given the current version of the credentials. Not right after
+    /// a refusal.
     pub(crate) fn needs_reauth(&self, version: u64) -> bool {
         self.auth_version != version
             && self.auth_refused_at.is_none_or(|at| at.elapsed() >= REAUTH_INTERVAL)
     }
 
-    /// Re-authenticates. If refused, it keeps its old credentials.
+    /// Re-authenticates. If the server refuses, the connection keeps its identity.
     pub(crate) fn reauthenticate(
         &mut self,
         login: &Login,
@@ -126,24 +119,13 @@ impl Connection {
         self.auth_refused_at = Some(Instant::now());
     }
 
-    /// It was opened for a caller, which has yet to take it.
-    pub(crate) fn arrives(&mut self, arrival: NewConnection) {
-        self.arrival = Some(arrival);
-    }
-
-    /// Its pool counts it until it is dropped.
-    pub(crate) fn counts(&mut self, counted: Counted) {
-        self.counted = Some(counted);
-    }
-
-    /// Its socket, unless the connection is redis-rs's.
+    /// Its socket; `None` for a connection of redis-rs.
     pub(crate) fn socket(&self) -> Option<&Arc<OwnSocket>> {
         self.transport.socket()
     }
 
-    /// A caller has it in hand.
-    pub(crate) fn taken(&mut self) {
-        self.arrival = None;
+    /// A caller took it from the pool.
+    pub(crate) fn mark_taken(&mut self) {
         self.socket_checked = false;
     }
 
@@ -163,7 +145,7 @@ impl Connection {
         self.generation
     }
 
-    /// Why it must be replaced, if it must.
+    /// The reason to close it instead of reusing it, if there is one.
     pub(crate) fn close_reason(&mut self, now: Instant, generation: u64) -> Option<CloseReason> {
         if let Some(taint) = self.state.tainted() {
             return Some(match taint {
@@ -190,23 +172,25 @@ impl Connection {
         }
     }
 
-    /// Its register, which gets its name now where it has none yet.
+    /// Its commit marker, created and named if there is none yet.
     pub(crate) fn marker(&mut self, prefix: &str) -> Result<&mut CommitMarker, ConnectionError> {
         if self.marker.is_none() {
             let mut random = [0; 16];
             getrandom::fill(&mut random).map_err(|_| {
                 ConnectionError::new(
                     ConnectionErrorKind::Io,
-                    "the system has no random bits to give",
+                    "the operating system returned no random bytes",
                 )
             })?;
             self.marker = Some(CommitMarker::new(prefix, u128::from_ne_bytes(random)));
         }
-        self.marker.as_mut().ok_or_else(|| ConnectionError::unexpected("there is no register"))
+        self.marker
+            .as_mut()
+            .ok_or_else(|| ConnectionError::unexpected("the connection has no commit marker"))
     }
 
-    /// A register with a name that was never used. While a slot migrates, an old name may still have
-    /// its value at the source.
+    /// A commit marker with a new name. While a slot migrates, the old name may still have its value
+    /// at the source.
     pub(crate) fn new_marker(
         &mut self,
         prefix: &str,
@@ -215,27 +199,27 @@ impl Connection {
         self.marker(prefix)
     }
 
-    /// The register as it is.
+    /// The commit marker, if there is one.
     pub(crate) fn known_marker(&self) -> Option<&CommitMarker> {
         self.marker.as_ref()
     }
 
-    /// The server has the register, and has had it at least since `at`; or it may not have it.
+    /// The server has had the commit marker since `at` at the latest; `None`: it may not have it.
     pub(crate) fn set_marker_written(&mut self, at: Option<Instant>) {
         self.marker_written_at = at;
     }
 
-    /// Whether it watches its own register of this tag, and that lives for as long again as `age` at
-    /// least.
+    /// Whether it watches its commit marker of this tag, and the marker was written less than `age`
+    /// ago.
     pub(crate) fn is_armed_for(&self, age: Duration, tag: Option<u32>) -> bool {
         let here = self.marker.as_ref().is_some_and(|marker| marker.tag() == tag);
         here && self.state.watches_marker()
             && self.marker_written_at.is_some_and(|at| at.elapsed() < age)
     }
 
-    /// Looks into the socket before something is sent, without waiting: whether the other side has
-    /// closed it, or has sent what was not asked for. Not if replies are awaited, and once before
-    /// each write.
+    /// Checks the socket before a write, without waiting: fails if the peer closed it or sent
+    /// unexpected bytes. Does nothing while replies are awaited, and at most one check precedes a
+    /// write.
     pub(crate) fn check_socket(&mut self) -> Result<(), ConnectionError> {
         if self.socket_checked || !self.state.has_all_replies() {
             return Ok(());
@@ -245,7 +229,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Writes `bytes`, which `expected` replies will answer. First it [looks](Self::check_socket).
+    /// Writes `bytes`, to which `expected` replies will come, after [`check_socket`](Self::check_socket).
     ///
     /// An error proves that the last byte did not leave.
     pub(crate) fn send(
@@ -257,7 +241,7 @@ impl Connection {
         self.send_counted(bytes, expected, deadline).map_err(|(_, error)| error)
     }
 
-    /// The same; an error says how many bytes may have left.
+    /// The same; the error carries the number of bytes that may have left.
     pub(crate) fn send_counted(
         &mut self,
         bytes: &[u8],
@@ -273,23 +257,23 @@ impl Connection {
         sent.map_err(|(left, error)| (left, self.broken(error)))
     }
 
-    /// Reads the next reply. A server's error is a reply like any other.
+    /// Reads the next reply, which may be a server's error.
     pub(crate) fn receive(&mut self, deadline: Deadline) -> Result<Reply, ConnectionError> {
         self.receive_up_to(1, deadline)
     }
 
-    /// The same; where each says that a command was queued, up to `most` of them.
+    /// The same, but up to `most` replies if each is QUEUED.
     fn receive_up_to(&mut self, most: u32, deadline: Deadline) -> Result<Reply, ConnectionError> {
         let most = most.min(self.state.max_queued());
         let reply = self.transport.receive(most, deadline).map_err(|error| self.broken(error))?;
         if self.state.reply(&reply) == ReplyCheck::Unexpected {
-            return Err(ConnectionError::unexpected("a reply that cannot stand where it came"));
+            return Err(ConnectionError::unexpected("a reply that does not fit the command"));
         }
         Ok(reply)
     }
 
-    /// Reads so many replies, as long as they come, and hands each out with what it answers. An array
-    /// of EXEC's that cannot be read to its end is handed out by its length, before the error.
+    /// Reads the expected replies and passes each to `take`. If EXEC's array cannot be read to its
+    /// end, its length is passed before the error is returned.
     pub(crate) fn receive_each(
         &mut self,
         expected: &[(Expect, u32)],
@@ -318,7 +302,7 @@ impl Connection {
         Ok(())
     }
 
-    /// What a server has sent before it closed the connection, although it could not be asked.
+    /// The error that a server sent before it closed the connection, after a write has failed.
     pub(crate) fn read_rejection(&mut self, deadline: Deadline) -> Option<ServerError> {
         match self.transport.receive(1, deadline).ok()? {
             Reply::Value(Value::ServerError(error)) => Some(ServerError::from_reply(&error, false)),
@@ -326,17 +310,17 @@ impl Connection {
         }
     }
 
-    /// The next one as redis-rs has it.
+    /// Reads the next reply as a value of redis-rs.
     pub(crate) fn value(&mut self, deadline: Deadline) -> Result<Value, ConnectionError> {
         self.receive(deadline).map(Reply::into_value)
     }
 
-    /// The server has just answered all it was asked.
+    /// All awaited replies have just come.
     pub(crate) fn mark_alive(&mut self) {
         self.last_alive = Instant::now();
     }
 
-    /// Empty memory, to be given back.
+    /// An empty buffer, to be returned by [`keep_scratch`](Self::keep_scratch).
     pub(crate) fn take_scratch(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.scratch)
     }
@@ -348,7 +332,7 @@ impl Connection {
         }
     }
 
-    /// The server has just applied a write.
+    /// The server has applied a write.
     pub(crate) fn mark_written(&mut self) {
         self.has_written = true;
     }
@@ -357,7 +341,7 @@ impl Connection {
         self.has_written
     }
 
-    /// Proves that the server answers.
+    /// Sends PING: proves that the server replies.
     pub(crate) fn ping(
         &mut self,
         deadline: Deadline,
@@ -365,7 +349,7 @@ impl Connection {
         self.call(PING, Expect::Plain, deadline)
     }
 
-    /// One command of ours and its answer.
+    /// Sends one command and reads its reply.
     pub(crate) fn call(
         &mut self,
         bytes: &[u8],
@@ -376,7 +360,7 @@ impl Connection {
         self.read_reply(deadline)
     }
 
-    /// Reads the answer to a command of ours.
+    /// Reads the reply to one command.
     pub(crate) fn read_reply(
         &mut self,
         deadline: Deadline,
@@ -389,15 +373,15 @@ impl Connection {
         })
     }
 
-    /// A connection of redis-rs's in the place of this one. What is done with it is not known
-    /// here, so it taints.
+    /// Replaces the socket by a connection of redis-rs. Its use cannot be observed, so it is not
+    /// reused afterwards.
     pub(crate) fn open_raw(
         &mut self,
         endpoint: &Endpoint,
         settings: &Settings,
     ) -> Result<&mut redis::Connection, ConnectionError> {
         self.state.taint(Taint::Raw);
-        // First: there are never more than the pool may have.
+        // First, so that the pool never has more connections than its limit.
         self.transport.close();
         let client = endpoint.client(settings.connect_timeout)?;
         self.transport.become_client(client, settings.response_timeout)

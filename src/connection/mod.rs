@@ -3,13 +3,12 @@
 //! A [`Connection`](connection::Connection) owns the socket and its parser, and knows whether the next borrower may use it.
 
 pub(crate) mod connect;
-pub(crate) mod connect_attempts;
 #[expect(clippy::module_inception, reason = "the folder is about this type")]
 pub(crate) mod connection;
 pub(crate) mod deadline;
 pub(crate) mod endpoint;
+pub(crate) mod handshake;
 pub(crate) mod login;
-pub(crate) mod open_count;
 #[cfg(feature = "sentinel")]
 pub(crate) mod sentinel;
 #[cfg(feature = "tls-rustls")]

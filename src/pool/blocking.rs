@@ -1,6 +1,6 @@
-//! The commands that wait on the server, each with the socket by which it can be ended.
+//! The blocking commands of a pool, each with the socket by which it can be ended.
 //!
-//! Never: a command that begins to wait after the pool was closed.
+//! Never: a blocking command that begins after the pool was closed.
 
 use std::fmt;
 use std::net::Shutdown;
@@ -9,19 +9,18 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
 use crate::error::open_scope::OpenScope;
-use crate::pool::scopes::thread_name;
 use crate::process::sockets::OwnSocket;
-use crate::sync::lock;
+use crate::sync::{lock, thread_name};
 
-/// A command that waits on the server for its own timeout.
+/// A command that blocks on the server for a timeout of its own.
 #[derive(Clone, Debug)]
 pub(crate) struct BlockingCommand {
     pub(crate) command: Arc<str>,
-    /// Where the handle was made: redis-rs's vocabulary does not pass the caller's own place on.
+    /// Where the handle was made: the methods of redis-rs do not pass on the caller's own place.
     pub(crate) place: &'static Location<'static>,
 }
 
-/// The commands of one pool that wait on the server.
+/// The blocking commands of one pool.
 #[derive(Default)]
 pub(crate) struct BlockingCommands {
     state: Mutex<State>,
@@ -36,23 +35,23 @@ struct State {
 
 struct Entry {
     number: u64,
-    waiting: BlockingCommand,
+    command: BlockingCommand,
     thread: Arc<str>,
     begun: Instant,
     socket: Option<Weak<OwnSocket>>,
 }
 
-/// One of them, until it has its answer.
+/// A registered blocking command, until its reply has come.
 pub(crate) struct BlockingGuard<'p> {
-    blocking: &'p BlockingCommands,
+    commands: &'p BlockingCommands,
     number: u64,
 }
 
 impl BlockingCommands {
-    /// A command is about to be sent on this socket. `None`: the pool is closed.
+    /// Registers a command that is about to be sent on this socket. `None`: the pool is closed.
     pub(crate) fn begin(
         &self,
-        waiting: &BlockingCommand,
+        command: &BlockingCommand,
         socket: Option<&Arc<OwnSocket>>,
     ) -> Option<BlockingGuard<'_>> {
         let mut state = lock(&self.state);
@@ -62,17 +61,17 @@ impl BlockingCommands {
         state.number += 1;
         let number = state.number;
         let socket = socket.map(Arc::downgrade);
-        let (waiting, thread) = (waiting.clone(), thread_name());
-        state.entries.push(Entry { number, waiting, thread, begun: Instant::now(), socket });
-        Some(BlockingGuard { blocking: self, number })
+        let (command, thread) = (command.clone(), thread_name());
+        state.entries.push(Entry { number, command, thread, begun: Instant::now(), socket });
+        Some(BlockingGuard { commands: self, number })
     }
 
-    /// Ends them all: their calls fail at once, and none begins any more.
+    /// Ends all of them: their calls fail at once, and no further one begins.
     pub(crate) fn close(&self) {
         let mut state = lock(&self.state);
         state.closed = true;
         for socket in state.entries.iter().filter_map(|entry| entry.socket.as_ref()?.upgrade()) {
-            // It fails if the server was first.
+            // It fails if the server closed it first.
             let _: std::io::Result<()> = socket.shutdown(Shutdown::Both);
         }
     }
@@ -82,11 +81,11 @@ impl BlockingCommands {
     }
 
     /// Each with its handle's place, its thread and its age.
-    pub(crate) fn scopes(&self) -> Vec<OpenScope> {
+    pub(crate) fn list(&self) -> Vec<OpenScope> {
         let scope = |entry: &Entry| OpenScope {
             name: None,
-            blocking: Some(Arc::clone(&entry.waiting.command)),
-            begun_at: entry.waiting.place,
+            blocking: Some(Arc::clone(&entry.command.command)),
+            begun_at: entry.command.place,
             thread: Arc::clone(&entry.thread),
             age: entry.begun.elapsed(),
             is_closure: false,
@@ -97,7 +96,7 @@ impl BlockingCommands {
 
 impl Drop for BlockingGuard<'_> {
     fn drop(&mut self) {
-        lock(&self.blocking.state).entries.retain(|entry| entry.number != self.number);
+        lock(&self.commands.state).entries.retain(|entry| entry.number != self.number);
     }
 }
 

@@ -23,11 +23,13 @@ use crate::error::checkout::CheckoutError;
 use crate::error::open_scope::OpenScope;
 use crate::logging::deferred::LogThread;
 use crate::logging::rate_limit::RateLimits;
+use crate::pool::checkout::BatchCheckout;
 use crate::pool::checkout::Checkout;
+use crate::pool::config::Logging;
+use crate::pool::pool::{Pool, WeakPool};
 #[cfg(feature = "cluster")]
 use crate::pool::router::cluster::Cluster;
 use crate::pool::scopes::{PinnedConnection, ScopeOrigin};
-use crate::pool::{BatchCheckout, Logging, Pool, WeakPool};
 use crate::protocol::batch::BatchRequest;
 #[cfg(feature = "cluster")]
 use crate::protocol::cluster::redirect::RedirectReply;
@@ -334,7 +336,7 @@ impl Router {
 
     pub(crate) fn scopes(&self) -> Vec<OpenScope> {
         match &self.inner {
-            Inner::Single(pool) => pool.scopes(),
+            Inner::Single(pool) => pool.open_scopes(),
             #[cfg(feature = "cluster")]
             Inner::Cluster(cluster) => cluster.scopes(),
         }

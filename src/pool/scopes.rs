@@ -1,15 +1,15 @@
-//! The open scopes of a pool: holder, age and place of each, and how its connection is
-//! reclaimed.
+//! The open scopes of a pool: which connection each has, since when, begun where; and the reaper.
 //!
-//! There is one entry for each permit, made once. A scope's connection lies in its entry, and
-//! every call of the scope runs under the entry's lock; the scope itself holds the entry's
-//! number and a generation. So a scope that was forgotten, or whose thread never returns, takes
-//! nothing with it. A known outcome is never overwritten, and the reaper waits for no scope.
+//! There is one entry for each permit. A scope's checkout lies in its entry, and every call of the
+//! scope runs under the entry's lock; the scope itself holds only the entry's number and a
+//! generation. So a scope that was forgotten, or whose thread never returns, keeps no connection.
+//!
+//! Never: a known outcome overwritten. Never: a reaper that waits for a scope.
 
 use std::fmt;
 use std::panic::Location;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, TryLockError};
+use std::sync::{Arc, Mutex, TryLockError, Weak};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
@@ -19,12 +19,12 @@ use crate::error::open_scope::OpenScope;
 use crate::error::pin_expired::PinExpired;
 use crate::logging::deferred::LogThread;
 use crate::pool::checkout::Checkout;
+use crate::pool::core::PoolCore;
 use crate::pool::semaphore::IsWaiting;
-use crate::pool::{Pool, WeakPool};
 use crate::protocol::connection_state::Taint;
-use crate::sync::{lock, this_thread};
+use crate::sync::{lock, this_thread, thread_name};
 
-/// Where a scope comes from.
+/// Where a scope was begun, and how.
 #[derive(Clone, Debug)]
 pub(crate) struct ScopeOrigin {
     pub(crate) name: Option<Arc<str>>,
@@ -33,35 +33,43 @@ pub(crate) struct ScopeOrigin {
     pub(crate) is_closure: bool,
 }
 
-/// The slots of one pool.
-#[derive(Debug)]
+/// The open scopes of one pool. An open scope keeps them alive, and the pool with them, until it
+/// ends or is reclaimed.
 pub(crate) struct OpenScopes {
-    slots: Box<[Entry]>,
+    core: Arc<PoolCore>,
+    entries: Box<[Entry]>,
 }
 
 #[derive(Debug, Default)]
 struct Entry {
     held: Mutex<HeldConnection>,
-    /// Apart from `held`, so that a diagnosis never waits for a call.
-    record: Mutex<Option<ScopeInfo>>,
-    /// Number of the scope's calls: the reaper sees by it that a scope is alive.
+    /// Not under the lock of `held`, so that a diagnosis never waits for a call.
+    info: Mutex<Option<ScopeInfo>>,
+    /// Counts the scope's calls. The reaper sees by it that a scope is in use.
     uses: AtomicU64,
-    /// The generation of the scope that the reaper found too old while it was inside a call. By
-    /// the time this is written the slot may have gone to another scope.
+    /// The generation of the scope that the reaper found too old during a call. By the time this is
+    /// written, the entry may belong to another scope.
     expired: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct HeldConnection {
     generation: u64,
-    checkout: Option<Checkout>,
+    checkout: Option<KeptCheckout>,
+}
+
+/// The scope itself holds the pool weakly, so that it is this entry that keeps it alive.
+#[derive(Debug)]
+struct KeptCheckout {
+    checkout: Checkout,
+    _scopes: Arc<OpenScopes>,
 }
 
 #[derive(Clone, Debug)]
 struct ScopeInfo {
     generation: u64,
     begun: Instant,
-    /// The slot's `uses` when the scope was begun.
+    /// The entry's `uses` when the scope was begun.
     uses: u64,
     thread: ThreadId,
     thread_name: Arc<str>,
@@ -82,64 +90,63 @@ impl ScopeInfo {
 }
 
 impl OpenScopes {
-    pub(crate) fn new(slots: usize) -> Self {
-        Self { slots: (0..slots).map(|_| Entry::default()).collect() }
+    pub(crate) fn new(core: PoolCore) -> Self {
+        let entries = (0..core.settings().max_size).map(|_| Entry::default()).collect();
+        Self { core: Arc::new(core), entries }
     }
 
-    /// Lays a lease into its slot and hands out the way to it.
+    pub(crate) fn core(&self) -> &Arc<PoolCore> {
+        &self.core
+    }
+
+    /// Puts the checkout into its entry and returns the scope's access to it.
     pub(crate) fn open(
-        &self,
-        pool: &Pool,
+        self: &Arc<Self>,
         checkout: Checkout,
         origin: ScopeOrigin,
     ) -> PinnedConnection {
         let (begun, place, index) = (Instant::now(), origin.place, checkout.slot());
         let mut generation = 0;
-        if let Some(slot) = self.slots.get(index) {
-            let mut held = lock(&slot.held);
+        if let Some(entry) = self.entries.get(index) {
+            let mut held = lock(&entry.held);
             held.generation += 1;
-            held.checkout = Some(checkout);
+            held.checkout = Some(KeptCheckout { checkout, _scopes: Arc::clone(self) });
             generation = held.generation;
             let thread = this_thread();
             let thread_name = thread_name();
-            let uses = slot.uses.load(Ordering::Relaxed);
-            let record = ScopeInfo { generation, begun, uses, thread, thread_name, origin };
-            *lock(&slot.record) = Some(record);
+            let uses = entry.uses.load(Ordering::Relaxed);
+            let info = ScopeInfo { generation, begun, uses, thread, thread_name, origin };
+            *lock(&entry.info) = Some(info);
         }
-        let limit = pool.settings().max_pin_time;
-        PinnedConnection { pool: pool.weak(), index, generation, begun, place, limit }
+        let limit = self.core.settings().max_pin_time;
+        PinnedConnection { scopes: Arc::downgrade(self), index, generation, begun, place, limit }
     }
 
-    /// The open scopes, oldest first.
-    pub(crate) fn scopes(&self) -> Vec<OpenScope> {
-        let mut scopes: Vec<_> = self.records().map(|record| record.open_scope()).collect();
-        scopes.sort_by_key(|scope| std::cmp::Reverse(scope.age));
-        scopes
+    /// The open scopes in the order of the entries.
+    pub(crate) fn list(&self) -> Vec<OpenScope> {
+        let info = |entry: &Entry| lock(&entry.info).clone();
+        self.entries.iter().filter_map(info).map(|info| info.open_scope()).collect()
     }
 
-    fn records(&self) -> impl Iterator<Item = ScopeInfo> + '_ {
-        self.slots.iter().filter_map(|slot| lock(&slot.record).clone())
-    }
-
-    /// Judges a wait before it begins, given the callers that wait already.
-    pub(crate) fn check_wait(&self, waits: &IsWaiting<'_>) -> WaitCheck {
+    /// Whether a caller may wait for a connection, given the threads that wait already.
+    pub(crate) fn check_wait(&self, is_waiting: &IsWaiting<'_>) -> WaitCheck {
         let me = this_thread();
         let mut holders = Vec::new();
         let mut closures_only = true;
-        for slot in &self.slots {
-            let record = lock(&slot.record);
-            let Some(record) = &*record else { return WaitCheck::Ok };
-            if record.thread != me && !waits(record.thread) {
+        for entry in &self.entries {
+            let info = lock(&entry.info);
+            let Some(info) = &*info else { return WaitCheck::Ok };
+            if info.thread != me && !is_waiting(info.thread) {
                 return WaitCheck::Ok;
             }
-            closures_only &= record.origin.is_closure;
-            holders.push(record.open_scope());
+            closures_only &= info.origin.is_closure;
+            holders.push(info.open_scope());
         }
         if closures_only { WaitCheck::Deadlock(holders) } else { WaitCheck::MayDeadlock(holders) }
     }
 
-    /// Takes back every scope that has not been used for `limit`, and warns of the ones that have
-    /// been open for `warn_after`.
+    /// Reclaims every scope that was not used for `limit`, and warns of those that have been open
+    /// for `warn_after`.
     pub(crate) fn reclaim_unused(
         &self,
         seen: &mut ReaperState,
@@ -148,63 +155,65 @@ impl OpenScopes {
         log_thread: &Arc<LogThread>,
     ) {
         let now = Instant::now();
-        seen.0.resize(self.slots.len(), LastSeen::default());
-        for (slot, sighting) in self.slots.iter().zip(&mut seen.0) {
-            let Some(record) = lock(&slot.record).clone() else { continue };
-            let uses = slot.uses.load(Ordering::Relaxed);
-            if sighting.generation != record.generation {
-                *sighting = LastSeen { generation: record.generation, ..LastSeen::default() };
+        seen.0.resize(self.entries.len(), LastSeen::default());
+        for (entry, last_seen) in self.entries.iter().zip(&mut seen.0) {
+            let Some(info) = lock(&entry.info).clone() else { continue };
+            let uses = entry.uses.load(Ordering::Relaxed);
+            if last_seen.generation != info.generation {
+                *last_seen = LastSeen { generation: info.generation, ..LastSeen::default() };
             }
-            if sighting.since.is_none() || sighting.uses != uses {
+            if last_seen.since.is_none() || last_seen.uses != uses {
                 // Seen for the first time, and not used since it was begun.
-                let fresh = sighting.since.is_none() && uses == record.uses;
-                let since = if fresh { record.begun } else { now };
-                (sighting.uses, sighting.since) = (uses, Some(since));
+                let fresh = last_seen.since.is_none() && uses == info.uses;
+                let since = if fresh { info.begun } else { now };
+                (last_seen.uses, last_seen.since) = (uses, Some(since));
             }
-            let idle = sighting.since.map(|since| now.saturating_duration_since(since));
+            let idle = last_seen.since.map(|since| now.saturating_duration_since(since));
             if idle.is_some_and(|idle| idle >= limit) {
-                slot.expire(&record, limit, Some(log_thread));
-            } else if warn_after.is_some_and(|after| now - record.begun >= after)
-                && !sighting.warned
+                entry.expire(&info, limit, Some(log_thread));
+            } else if warn_after.is_some_and(|after| now - info.begun >= after) && !last_seen.warned
             {
-                sighting.warned = true;
-                // Not here: a tracing subscriber may take long, and need a
-                // connection.
+                last_seen.warned = true;
+                // On another thread: a subscriber may block, or wait for a connection.
                 log_thread.log(Level::WARN, move || {
-                    let OpenScope { name, begun_at: place, thread, age, .. } = record.open_scope();
+                    let OpenScope { name, begun_at: place, thread, age, .. } = info.open_scope();
                     let name = name.as_deref();
                     tracing::warn!(name, %place, %thread, ?age, "scope open for long");
                 });
             }
         }
     }
-}
 
-impl OpenScopes {
-    /// Takes back every scope there is, and says how many that were.
+    /// Reclaims all scopes and returns their number.
     pub(crate) fn reclaim_all(&self) -> usize {
         let open: Vec<_> = self
-            .slots
+            .entries
             .iter()
-            .filter_map(|slot| lock(&slot.record).clone().map(|record| (slot, record)))
+            .filter_map(|entry| lock(&entry.info).clone().map(|info| (entry, info)))
             .collect();
-        open.iter().for_each(|(slot, record)| slot.expire(record, Duration::ZERO, None));
+        open.iter().for_each(|(entry, info)| entry.expire(info, Duration::ZERO, None));
         open.len()
     }
 }
 
-/// What a caller that is about to wait has to expect.
+impl fmt::Debug for OpenScopes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OpenScopes").finish_non_exhaustive()
+    }
+}
+
+/// What a caller must expect that is about to wait for a connection.
 #[derive(Debug)]
 pub(crate) enum WaitCheck {
-    /// At least one holder does not wait itself.
+    /// A thread that does not wait holds a connection.
     Ok,
-    /// Every holder began on a thread that waits; but a guard may have moved to another.
+    /// Every scope was begun on a thread that waits; but a guard may have moved to another thread.
     MayDeadlock(Vec<OpenScope>),
-    /// Every holder is a closure on a thread that waits.
+    /// Every scope is a closure on a thread that waits.
     Deadlock(Vec<OpenScope>),
 }
 
-/// What the reaper saw the last time it came by.
+/// What the reaper saw in its last run.
 #[derive(Debug, Default)]
 pub(crate) struct ReaperState(Vec<LastSeen>);
 
@@ -217,46 +226,47 @@ struct LastSeen {
 }
 
 impl Entry {
-    fn expire(&self, record: &ScopeInfo, limit: Duration, log_thread: Option<&Arc<LogThread>>) {
+    fn expire(&self, info: &ScopeInfo, limit: Duration, log_thread: Option<&Arc<LogThread>>) {
         let mut held = match self.held.try_lock() {
             Ok(held) => held,
-            // A call panicked in this slot once, in this scope or in one before.
+            // A call in this entry panicked once, of this scope or of an earlier one.
             Err(TryLockError::Poisoned(held)) => held.into_inner(),
             Err(TryLockError::WouldBlock) => {
-                return self.expired.store(record.generation, Ordering::Relaxed);
+                return self.expired.store(info.generation, Ordering::Relaxed);
             }
         };
-        let taken = if held.generation == record.generation { self.take(&mut held) } else { None };
+        let current = held.generation == info.generation;
+        let reclaimed = if current { self.take(&mut held) } else { None };
         drop(held);
-        if let Some(taken) = taken {
-            taken.reclaim(limit, log_thread);
+        if let Some(reclaimed) = reclaimed {
+            reclaimed.release(limit, log_thread);
         }
     }
 
     fn take(&self, held: &mut HeldConnection) -> Option<Reclaimed> {
-        let record = lock(&self.record).take();
-        held.checkout.take().map(|checkout| Reclaimed { checkout, record })
+        let info = lock(&self.info).take();
+        held.checkout.take().map(|kept| Reclaimed { kept, info })
     }
 }
 
-/// A connection and permit taken out of an entry. Returned after the entry's lock is released,
-/// so that logging cannot block other scopes.
+/// Taken out of an entry. It is released after the entry's lock, so that logging cannot block other
+/// scopes.
 struct Reclaimed {
-    checkout: Checkout,
-    record: Option<ScopeInfo>,
+    kept: KeptCheckout,
+    info: Option<ScopeInfo>,
 }
 
 impl Reclaimed {
-    /// The link is replaced, the permit goes to the next one waiting.
-    fn reclaim(mut self, limit: Duration, log_thread: Option<&Arc<LogThread>>) {
-        self.checkout.taint(Taint::Reclaimed);
+    /// The connection is replaced; the permit goes to the caller that has waited longest.
+    fn release(mut self, limit: Duration, log_thread: Option<&Arc<LogThread>>) {
+        self.kept.checkout.taint(Taint::Reclaimed);
         if log_thread.is_some() {
-            self.checkout.mark_reclaimed();
+            self.kept.checkout.mark_reclaimed();
         }
-        drop(self.checkout);
-        let Some(record) = self.record else { return };
+        drop(self.kept);
+        let Some(info) = self.info else { return };
         let warn = move || {
-            let OpenScope { name, begun_at: place, thread, age, .. } = record.open_scope();
+            let OpenScope { name, begun_at: place, thread, age, .. } = info.open_scope();
             let name = name.as_deref();
             tracing::warn!(
                 name, %place, %thread, ?age, ?limit,
@@ -270,9 +280,9 @@ impl Reclaimed {
     }
 }
 
-/// A scope's way to its link. It holds nothing itself.
+/// A scope's access to its connection.
 pub(crate) struct PinnedConnection {
-    pool: WeakPool,
+    scopes: Weak<OpenScopes>,
     index: usize,
     generation: u64,
     begun: Instant,
@@ -284,36 +294,36 @@ impl PinnedConnection {
     /// Runs a call of the scope.
     ///
     /// # Errors
-    /// The scope was taken back before the call. Once `call` has run its result stands.
+    /// The scope was reclaimed before the call. Once `call` has run, its result stands.
     pub(crate) fn with<R>(&self, call: impl FnOnce(&mut Checkout) -> R) -> Result<R, PinExpired> {
-        let pool = self.pool.get().ok_or_else(|| self.expired())?;
-        let slot = pool.open_scopes().slots.get(self.index).ok_or_else(|| self.expired())?;
-        let mut held = lock(&slot.held);
+        let scopes = self.scopes.upgrade().ok_or_else(|| self.expired())?;
+        let entry = scopes.entries.get(self.index).ok_or_else(|| self.expired())?;
+        let mut held = lock(&entry.held);
         let mine = held.generation == self.generation;
-        let checkout = held.checkout.as_mut().filter(|_| mine).ok_or_else(|| self.expired())?;
-        slot.uses.fetch_add(1, Ordering::Relaxed);
-        let result = call(checkout);
-        slot.uses.fetch_add(1, Ordering::Relaxed);
-        let expired = slot.expired.load(Ordering::Relaxed) == self.generation;
-        let taken = if expired { slot.take(&mut held) } else { None };
+        let kept = held.checkout.as_mut().filter(|_| mine).ok_or_else(|| self.expired())?;
+        entry.uses.fetch_add(1, Ordering::Relaxed);
+        let result = call(&mut kept.checkout);
+        entry.uses.fetch_add(1, Ordering::Relaxed);
+        let expired = entry.expired.load(Ordering::Relaxed) == self.generation;
+        let reclaimed = if expired { entry.take(&mut held) } else { None };
         drop(held);
-        if let Some(taken) = taken {
-            taken.reclaim(self.limit, None);
+        if let Some(reclaimed) = reclaimed {
+            reclaimed.release(self.limit, None);
         }
         Ok(result)
     }
 
-    /// Runs the scope's last call and gives link and permit back, in this order.
+    /// Runs the scope's last call, then returns the connection and the permit, in this order.
     pub(crate) fn end<R>(self, call: impl FnOnce(&mut Checkout) -> R) -> Result<R, PinExpired> {
         self.with(call)
     }
 
-    /// The scope is alive, though it asks nothing of the server.
+    /// Shows the reaper that the scope is in use although it sends nothing.
     pub(crate) fn touch(&self) {
-        if let Some(pool) = self.pool.get()
-            && let Some(slot) = pool.open_scopes().slots.get(self.index)
+        if let Some(scopes) = self.scopes.upgrade()
+            && let Some(entry) = scopes.entries.get(self.index)
         {
-            slot.uses.fetch_add(1, Ordering::Relaxed);
+            entry.uses.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -324,41 +334,27 @@ impl PinnedConnection {
 
 impl Drop for PinnedConnection {
     fn drop(&mut self) {
-        let Some(pool) = self.pool.get() else { return };
-        if pool.settings().is_forked_child() {
+        let Some(scopes) = self.scopes.upgrade() else { return };
+        if scopes.core.settings().is_forked_child() {
             return;
         }
-        let Some(slot) = pool.open_scopes().slots.get(self.index) else { return };
-        let mut held = lock(&slot.held);
+        let Some(entry) = scopes.entries.get(self.index) else { return };
+        let mut held = lock(&entry.held);
         if held.generation != self.generation {
             return;
         }
-        let taken = slot.take(&mut held);
-        // The slot is free before its number is handed on with the permit.
+        let reclaimed = entry.take(&mut held);
+        // The entry is free before its number is passed on with the permit.
         drop(held);
-        drop(taken);
+        drop(reclaimed);
     }
 }
 
 impl fmt::Debug for PinnedConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PinnedConnection")
-            .field("slot", &self.index)
+            .field("entry", &self.index)
             .field("begun_at", &format_args!("{}", self.place))
             .finish_non_exhaustive()
     }
-}
-
-/// The thread's name, made once a thread.
-pub(crate) fn thread_name() -> Arc<str> {
-    thread_local! {
-        static NAME: Arc<str> = {
-            let thread = std::thread::current();
-            match thread.name() {
-                Some(name) => Arc::from(name),
-                None => Arc::from(format!("{:?}", thread.id())),
-            }
-        };
-    }
-    NAME.try_with(Arc::clone).unwrap_or_else(|_| Arc::from("a thread that ends"))
 }

@@ -1,43 +1,109 @@
-//! The first bytes of a new connection: protocol version, credentials, database, client name.
+//! The first bytes of a new connection, and the judgement of their replies.
 //!
-//! They hold a password, so they have no `Debug`.
+//! Protocol version, credentials, database and client name come first; then a proof that the server
+//! can do what the connection is for. The bytes hold a password, so they have no `Debug`.
 
 use redis::RedisConnectionInfo;
 
-use crate::protocol::resp::encode::command;
+use crate::protocol::command::info::{EXEC_INFO, is_unknown};
+use crate::protocol::connection_state::Expect;
+use crate::protocol::resp::encode::{DISCARD, MULTI, PING, ROLE, command};
+use crate::protocol::resp::reply::Reply;
+use crate::protocol::server_error::ServerError;
+
+/// What a connection is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Single commands.
+    Pooled,
+    /// Transactions: the user must have the right to MULTI.
+    Transactional,
+}
 
 /// The first bytes of a new connection.
 pub(crate) struct Handshake {
-    pub(crate) bytes: Vec<u8>,
+    bytes: Vec<u8>,
+    expected: Vec<(Expect, u32)>,
     /// Names of the commands in their order.
-    pub(crate) commands: Vec<&'static str>,
+    commands: Vec<&'static str>,
     /// Number of replies that must not be errors.
-    pub(crate) required: u32,
+    required: u32,
     /// Number of further replies that may be errors, because older servers do not have the command.
-    pub(crate) optional: u32,
+    optional: u32,
+    /// Number of bytes before MULTI.
+    before_multi: usize,
+    purpose: Purpose,
+}
+
+/// One write of a handshake. An empty one is not sent.
+pub(crate) struct HandshakeWrite<'h> {
+    pub(crate) bytes: &'h [u8],
+    pub(crate) expected: &'h [(Expect, u32)],
+}
+
+impl HandshakeWrite<'_> {
+    /// Number of its replies.
+    pub(crate) fn replies(&self) -> u32 {
+        self.expected.iter().map(|(_, count)| count).sum()
+    }
 }
 
 impl Handshake {
-    pub(crate) fn new(info: &RedisConnectionInfo) -> Self {
-        let mut hello = Self { bytes: Vec::new(), commands: Vec::new(), required: 0, optional: 2 };
-        let bytes = &mut hello.bytes;
+    pub(crate) fn new(info: &RedisConnectionInfo, purpose: Purpose, asks_role: bool) -> Self {
+        let mut handshake = Self {
+            bytes: Vec::new(),
+            expected: Vec::new(),
+            commands: Vec::new(),
+            required: 0,
+            optional: 2,
+            before_multi: 0,
+            purpose,
+        };
+        handshake.greet(info);
+        let greeting = (Expect::Plain, handshake.required + handshake.optional);
+        let (proofs, names, expected): (&[&[u8]], &[_], _) = match purpose {
+            Purpose::Pooled => (&[PING], &["PING"], [(Expect::Plain, 1), (Expect::Multi, 0)]),
+            Purpose::Transactional => (
+                &[EXEC_INFO, MULTI, DISCARD],
+                &["COMMAND INFO", "MULTI", "DISCARD"],
+                [(Expect::Plain, 1), (Expect::Multi, 1)],
+            ),
+        };
+        handshake.before_multi = handshake.bytes.len() + EXEC_INFO.len();
+        proofs.iter().for_each(|proof| handshake.bytes.extend_from_slice(proof));
+        handshake.commands.extend_from_slice(names);
+        handshake.expected.push(greeting);
+        handshake.expected.extend(expected);
+        if purpose == Purpose::Transactional {
+            handshake.expected.push((Expect::Discard, 1));
+        }
+        if asks_role {
+            handshake.bytes.extend_from_slice(ROLE);
+            handshake.commands.push("ROLE");
+            handshake.expected.push((Expect::Plain, 1));
+        }
+        handshake
+    }
+
+    fn greet(&mut self, info: &RedisConnectionInfo) {
+        let bytes = &mut self.bytes;
         let (user, password) = (info.username(), info.password());
         if info.protocol().supports_resp3() {
-            hello.required += 1;
-            hello.commands.push("HELLO");
+            self.required += 1;
+            self.commands.push("HELLO");
             command(bytes, &["HELLO", "3"], |args| {
                 if let Some(password) = password {
                     args.arg("AUTH").arg(user.unwrap_or("default")).arg(password);
                 }
             });
         } else if password.is_some() {
-            hello.required += 1;
-            hello.commands.push("AUTH");
+            self.required += 1;
+            self.commands.push("AUTH");
             auth(bytes, info);
         }
         if info.db() != 0 {
-            hello.required += 1;
-            hello.commands.push("SELECT");
+            self.required += 1;
+            self.commands.push("SELECT");
             command(bytes, &["SELECT"], |args| {
                 args.arg(info.db());
             });
@@ -45,16 +111,84 @@ impl Handshake {
         let name = info.lib_name().unwrap_or(env!("CARGO_PKG_NAME"));
         let version = info.lib_ver().unwrap_or(env!("CARGO_PKG_VERSION"));
         if info.skip_set_lib_name() {
-            hello.optional = 0;
+            self.optional = 0;
         } else {
             for (what, text) in [("LIB-NAME", name), ("LIB-VER", version)] {
-                hello.commands.push("CLIENT SETINFO");
+                self.commands.push("CLIENT SETINFO");
                 command(bytes, &["CLIENT", "SETINFO", what], |args| {
                     args.arg(text);
                 });
             }
         }
-        hello
+    }
+
+    /// Its writes, the second of which may be empty. `multi_apart`: MULTI and what follows it are
+    /// the second one, sent after the replies to the first.
+    pub(crate) fn writes(&self, multi_apart: bool) -> [HandshakeWrite<'_>; 2] {
+        let apart = multi_apart && self.purpose == Purpose::Transactional;
+        let (bytes, expected) = match apart {
+            true => (self.before_multi, 2),
+            false => (self.bytes.len(), self.expected.len()),
+        };
+        let (bytes, later_bytes) = self.bytes.split_at(bytes);
+        let (expected, later_expected) = self.expected.split_at(expected);
+        [
+            HandshakeWrite { bytes, expected },
+            HandshakeWrite { bytes: later_bytes, expected: later_expected },
+        ]
+    }
+
+    /// The name of the command that the reply with this number is to.
+    pub(crate) fn command(&self, nth: u32) -> &'static str {
+        self.commands.get(nth as usize).copied().unwrap_or_default()
+    }
+
+    /// The number of the reply to PING or COMMAND INFO.
+    fn proof(&self) -> u32 {
+        self.required + self.optional
+    }
+}
+
+const NO_EXEC: &str = "the server does not know EXEC: it was renamed or disabled there";
+
+/// Judges the replies to a handshake.
+pub(crate) struct HandshakeReplies<'h> {
+    handshake: &'h Handshake,
+    rejected: Option<(ServerError, &'static str)>,
+}
+
+impl<'h> HandshakeReplies<'h> {
+    pub(crate) fn new(handshake: &'h Handshake) -> Self {
+        Self { handshake, rejected: None }
+    }
+
+    pub(crate) fn on_reply(&mut self, nth: u32, reply: &Reply) {
+        let Handshake { purpose, .. } = self.handshake;
+        let is_info = nth == self.handshake.proof() && *purpose == Purpose::Transactional;
+        if is_info && matches!(reply, Reply::Value(info) if is_unknown(info)) {
+            let error = || (ServerError::synthetic("ERR", NO_EXEC), "COMMAND INFO");
+            self.rejected.get_or_insert_with(error);
+        }
+    }
+
+    pub(crate) fn on_error(&mut self, nth: u32, error: ServerError) {
+        let (required, proof) = (self.handshake.required, self.handshake.proof());
+        let is_allowed = (required..proof).contains(&nth)
+            || nth == proof
+                && match self.handshake.purpose {
+                    // A rejection for lack of rights proves a live server as well as PONG does.
+                    Purpose::Pooled => error.code() == "NOPERM",
+                    // If COMMAND INFO is denied, the server is assumed to know EXEC.
+                    Purpose::Transactional => true,
+                };
+        if !is_allowed {
+            self.rejected.get_or_insert((error, self.handshake.command(nth)));
+        }
+    }
+
+    /// The first error that the handshake failed with, and the command it was a reply to.
+    pub(crate) fn rejected(self) -> Option<(ServerError, &'static str)> {
+        self.rejected
     }
 }
 

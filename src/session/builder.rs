@@ -14,10 +14,11 @@ use crate::connection::url::{Address, IntoAddress};
 use crate::dns::Resolver;
 use crate::error::config::ConfigError;
 use crate::lock::manager::LockManager;
-use crate::pool::manager::Purpose;
+use crate::pool::config::{Logging, PoolConfig};
+use crate::pool::pool::Pool;
 use crate::pool::router::Router;
-use crate::pool::{Logging, Pool, PoolConfig};
-use crate::process::Process;
+use crate::process::current::Process;
+use crate::protocol::handshake::Purpose;
 #[cfg(feature = "sentinel")]
 use crate::session::manager::Replicas;
 use crate::session::manager::SessionManager;

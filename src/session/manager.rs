@@ -20,13 +20,15 @@ use crate::lock::acquire::LockMode;
 use crate::lock::handle::{Lock, RwLock};
 use crate::lock::manager::LockManager;
 #[cfg(feature = "sentinel")]
-use crate::pool::manager::Purpose;
-use crate::pool::router::Router;
+use crate::pool::config::PoolConfig;
 #[cfg(feature = "sentinel")]
-use crate::pool::{Pool, PoolConfig};
+use crate::pool::pool::Pool;
+use crate::pool::router::Router;
 use crate::pooled::handle::Pooled;
 #[cfg(feature = "sentinel")]
-use crate::process::Process;
+use crate::process::current::Process;
+#[cfg(feature = "sentinel")]
+use crate::protocol::handshake::Purpose;
 use crate::status::locks::LockStatus;
 use crate::status::report::{Closed, PoolStatus, Status};
 use crate::transaction::handle::Transactional;

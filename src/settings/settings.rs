@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::dns::Resolver;
 use crate::error::checkout::CheckoutError;
 use crate::error::config::ConfigError;
-use crate::process::Process;
+use crate::process::current::Process;
 use crate::protocol::queue::Limits;
 use crate::settings::credentials::Provider;
 use crate::settings::table;

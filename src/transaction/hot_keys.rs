@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use crate::pool::semaphore::FairSemaphore;
-use crate::process::Process;
+use crate::process::current::Process;
 
 /// Keys share a bucket where their hashes do: that costs some of them a wait, and nothing else.
 const BUCKETS: usize = 1024;

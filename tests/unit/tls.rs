@@ -179,7 +179,7 @@ fn a_hand_shake_of_tls_ends_within_its_time_whatever_the_peer_does() {
 /// It was given back, and is taken again.
 fn look(connection: &mut Connection) -> Result<(), ConnectionErrorKind> {
     assert_eq!(connection.close_reason(Instant::now(), 0), None);
-    connection.taken();
+    connection.mark_taken();
     connection.check_socket().map_err(|error| error.kind())
 }
 

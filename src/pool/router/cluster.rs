@@ -13,9 +13,10 @@ use tracing::Level;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
 use crate::error::open_scope::OpenScope;
+use crate::pool::config::{Logging, PoolConfig};
+use crate::pool::pool::{Pool, WeakPool};
 use crate::pool::redirect_pause;
 use crate::pool::router::slot_map_refresh::SlotMapCache;
-use crate::pool::{Logging, Pool, PoolConfig, WeakPool};
 use crate::protocol::cluster::redirect::RedirectReply;
 use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route, unserved};
 use crate::protocol::cluster::slot_map::{NodeAddress, SlotMap};
@@ -264,7 +265,7 @@ impl Cluster {
     }
 
     pub(crate) fn scopes(&self) -> Vec<OpenScope> {
-        self.all().iter().flat_map(|(_, pool)| pool.scopes()).collect()
+        self.all().iter().flat_map(|(_, pool)| pool.open_scopes()).collect()
     }
 
     pub(crate) fn status(&self) -> PoolStatus {

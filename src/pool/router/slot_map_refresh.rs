@@ -15,11 +15,11 @@ use tracing::Level;
 use crate::connection::connection::Connection;
 use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
+use crate::connection::handshake;
+use crate::connection::handshake::OpenOptions;
 use crate::error::config::ConfigError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::logging::deferred::LogThread;
-use crate::pool::manager;
-use crate::pool::manager::Purpose;
 use crate::protocol::cluster::route::unserved;
 use crate::protocol::cluster::slot::SLOTS;
 use crate::protocol::cluster::slot_map::{NodeAddress, SlotMap};
@@ -188,7 +188,7 @@ impl SlotMapCache {
         let refused = |_| ConnectionError::unexpected("an address that cannot be used");
         let endpoint = self.endpoint(node).map_err(refused)?;
         let mut connection =
-            manager::open(&endpoint, &self.settings, Purpose::Pooled, 0, Some(deadline))?;
+            handshake::open(&endpoint, &self.settings, OpenOptions::for_query(0, deadline))?;
         let limit = Deadline::after(self.settings.response_timeout).capped(deadline);
         let tls = matches!(self.template.addr(), ConnectionAddr::TcpTls { .. });
         let shards = question(&mut connection, "SHARDS", limit)?;

@@ -1,0 +1,133 @@
+//! Opens a connection and runs its handshake: credentials, protocol, and a proof of what it is for.
+//!
+//! Never: a connection returned before its proof. A pool would hand it out.
+
+use std::time::{Duration, Instant};
+
+use redis::Value;
+
+use crate::connection::connect::Connected;
+use crate::connection::connection::Connection;
+use crate::connection::deadline::Deadline;
+use crate::connection::endpoint::Endpoint;
+use crate::connection::login::Login;
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
+use crate::protocol::handshake::{Handshake, HandshakeReplies, Purpose};
+use crate::protocol::resp::reply::Reply;
+use crate::protocol::server_error::ServerError;
+use crate::settings::settings::Settings;
+
+/// How a connection is opened.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OpenOptions {
+    pub(crate) purpose: Purpose,
+    /// Sends MULTI only after all replies before it, so that an error names what closed the
+    /// connection.
+    pub(crate) multi_apart: bool,
+    /// The generation that the connection belongs to.
+    pub(crate) generation: u64,
+    /// Bounds the connect and the handshake, besides `connect_timeout`.
+    pub(crate) deadline: Option<Instant>,
+}
+
+impl OpenOptions {
+    /// For one query, on a connection that no pool keeps.
+    pub(crate) fn for_query(generation: u64, deadline: Instant) -> Self {
+        let purpose = Purpose::Pooled;
+        Self { purpose, multi_apart: false, generation, deadline: Some(deadline) }
+    }
+}
+
+/// Opens a connection that has proven that it can do what it is for.
+pub(crate) fn open(
+    endpoint: &Endpoint,
+    settings: &Settings,
+    options: OpenOptions,
+) -> Result<Connection, ConnectionError> {
+    // Before the timer starts: the provider's latency does not count against the server.
+    let login = endpoint.login()?;
+    let now = Instant::now();
+    let left = options.deadline.map_or(Duration::MAX, |end| end.saturating_duration_since(now));
+    let limit = settings.connect_timeout.min(left);
+    let deadline = Deadline::after(limit);
+    let connected = endpoint.connect(limit)?;
+    let peer = connected.socket().peer_addr().ok();
+    let opened = shake_hands(endpoint, settings, options, (login, connected), deadline);
+    if let (Err(error), Some(peer)) = (&opened, peer)
+        && matches!(error.kind(), ConnectionErrorKind::TimedOut | ConnectionErrorKind::Closed)
+    {
+        endpoint.failed(peer);
+    }
+    opened
+}
+
+fn shake_hands(
+    endpoint: &Endpoint,
+    settings: &Settings,
+    options: OpenOptions,
+    (login, connected): (Login, Connected),
+    deadline: Deadline,
+) -> Result<Connection, ConnectionError> {
+    let asks_role = endpoint.may_switch();
+    let handshake = Handshake::new(&login.auth, options.purpose, asks_role);
+    let in_clear = matches!(connected, Connected::Socket(_)) && endpoint.host_and_port().1 != 0;
+    let expires = settings.max_lifetime.map(|lifetime| Instant::now() + jittered(lifetime));
+    let mut connection = Connection::new(connected, expires, options.generation);
+    connection.authenticated(login.version);
+    connection.limit_reply_size(settings.max_reply_bytes);
+    if login.auth.protocol().supports_resp3() {
+        connection.set_resp3();
+    }
+    let [first, second] = handshake.writes(options.multi_apart);
+    if let Err(error) = connection.send(first.bytes, first.expected, deadline) {
+        let closed = error.kind() == ConnectionErrorKind::Closed;
+        let rejection = if closed { connection.read_rejection(deadline) } else { None };
+        return Err(rejection.map_or(error, ConnectionError::rejected_on_connect));
+    }
+    let name = |nth: u32| handshake.command(nth);
+    let mut replies = HandshakeReplies::new(&handshake);
+    let (mut role, mut first_error) = (None, None);
+    for nth in 0..first.replies() + second.replies() {
+        if nth == first.replies() {
+            let sent = connection.send(second.bytes, second.expected, deadline);
+            sent.map_err(|error| error.at(name(nth)))?;
+        }
+        let reply = connection.receive(deadline).map_err(|error| match first_error.take() {
+            // The server sent one error and closed: the error is not about the command.
+            Some(rejection) if nth == 1 && error.kind() == ConnectionErrorKind::Closed => {
+                ConnectionError::rejected_on_connect(rejection)
+            }
+            _ if nth == 0 && in_clear => error.at(name(nth)).closed_before_first_byte(),
+            _ => error.at(name(nth)),
+        })?;
+        match reply {
+            Reply::Value(Value::ServerError(error)) => {
+                let error = ServerError::from_reply(&error, false);
+                let error = error.with_full_text(settings.server_messages);
+                if nth == 0 {
+                    first_error = Some(error.clone());
+                }
+                replies.on_error(nth, error);
+            }
+            reply => {
+                replies.on_reply(nth, &reply);
+                role = Some(reply);
+            }
+        }
+    }
+    connection.mark_alive();
+    if let Some((error, command)) = replies.rejected() {
+        let error = ConnectionError::refused(error).at(command);
+        let may_change = settings.credentials.is_some();
+        return Err(if may_change { error.with_changing_credentials() } else { error });
+    }
+    if let Some(reply) = role.filter(|_| asks_role) {
+        endpoint.judge_role(&reply.into_value())?;
+    }
+    Ok(connection)
+}
+
+/// Up to a tenth less, so that connections opened together are not replaced together.
+fn jittered(lifetime: Duration) -> Duration {
+    lifetime.mul_f64(1.0 - fastrand::f64() / 10.0)
+}

@@ -1,0 +1,174 @@
+//! What the checkouts of one pool share: semaphore, idle connections, and how far those are trusted.
+//!
+//! It knows no checkout and no scope, so that both can hold it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::connection::endpoint::Endpoint;
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
+use crate::pool::batch_response::BatchResponse;
+use crate::pool::blocking::BlockingCommands;
+use crate::pool::config::{Logging, PoolConfig};
+use crate::pool::idle::IdleConnections;
+use crate::pool::semaphore::{BatchMember, FairSemaphore};
+use crate::pool::shared::PoolShared;
+use crate::protocol::batch::BatchRequest;
+use crate::protocol::connection_state::Taint;
+use crate::settings::settings::Settings;
+use crate::status::counters::Counters;
+
+/// Minimum time between two replacements of all connections.
+const REPLACE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the checkouts of one pool share.
+pub(crate) struct PoolCore {
+    pub(in crate::pool) name: &'static str,
+    pub(in crate::pool) fail_fast: bool,
+    pub(in crate::pool) endpoint: Endpoint,
+    pub(in crate::pool) logging: Arc<Logging>,
+    pub(in crate::pool) settings: Arc<Settings>,
+    pub(in crate::pool) shared: Arc<PoolShared>,
+    pub(in crate::pool) semaphore: FairSemaphore<BatchRequest, BatchResponse>,
+    pub(in crate::pool) blocking: BlockingCommands,
+    pub(in crate::pool) idle: IdleConnections,
+    created: Instant,
+    /// Connections last alive before this (nanoseconds since `created`) are probed: another one was
+    /// found dead then.
+    distrusted_before: AtomicU64,
+    /// Connections last alive before this are closed without a probe: another one timed out then,
+    /// and each probe would cost a timeout.
+    silent_before: AtomicU64,
+    /// When all connections were last replaced; 0: never.
+    replaced_at: AtomicU64,
+}
+
+impl PoolCore {
+    pub(crate) fn new(config: PoolConfig, endpoint: Endpoint) -> Self {
+        let shared = Arc::new(PoolShared::new(Arc::clone(&config.counters)));
+        let idle = IdleConnections::new(&config, endpoint.clone(), &shared);
+        let PoolConfig { name, settings, logging, fail_fast, .. } = config;
+        Self {
+            name,
+            fail_fast,
+            endpoint,
+            logging,
+            shared,
+            semaphore: FairSemaphore::new(settings.max_size as usize),
+            blocking: BlockingCommands::default(),
+            settings,
+            idle,
+            created: Instant::now(),
+            distrusted_before: AtomicU64::new(0),
+            silent_before: AtomicU64::new(0),
+            replaced_at: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn settings(&self) -> &Arc<Settings> {
+        &self.settings
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<PoolShared> {
+        &self.shared
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.shared.counters
+    }
+
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    pub(crate) fn logging(&self) -> &Arc<Logging> {
+        &self.logging
+    }
+
+    /// The requests at the head of the queue, as many as fit into one write that has `bytes` already.
+    pub(crate) fn take_batch(
+        &self,
+        mut bytes: usize,
+    ) -> Vec<BatchMember<BatchRequest, BatchResponse>> {
+        let (mut members, most) = (1, self.settings.max_group);
+        self.semaphore.take_batch(|request| {
+            members += 1;
+            bytes += request.bytes.len();
+            members <= most && bytes <= self.settings.flush_bytes
+        })
+    }
+
+    /// Number of permits that callers hold.
+    pub(in crate::pool) fn in_use(&self) -> usize {
+        (self.settings.max_size as usize).saturating_sub(self.semaphore.free())
+    }
+
+    /// Closes the idle connections of a closed pool. True: only connections in use are left; those
+    /// are closed when they come back.
+    pub(in crate::pool) fn sweep(&self) -> bool {
+        // r2d2 lists a connection a moment after it was opened, so one sweep is not enough.
+        while let Some(mut connection) = self.idle.take() {
+            connection.taint(Taint::Outdated);
+        }
+        // A caller has at most one connection, and returns it before its permit.
+        self.shared.alive() <= self.in_use()
+    }
+
+    /// Connections of an older generation are replaced.
+    pub(in crate::pool) fn generation(&self) -> u64 {
+        self.shared.generation(&self.endpoint)
+    }
+
+    /// Whether a connection that was alive then can be used without a probe.
+    pub(in crate::pool) fn trusts(&self, last_alive: Instant) -> bool {
+        last_alive.elapsed() <= self.settings.trust_window
+            && self.stamp(last_alive) >= self.distrusted_before.load(Ordering::Acquire)
+    }
+
+    /// Whether another connection timed out since then.
+    pub(in crate::pool) fn is_silent_since(&self, last_alive: Instant) -> bool {
+        self.stamp(last_alive) < self.silent_before.load(Ordering::Acquire)
+    }
+
+    /// A connection was lost: the idle ones are probed before their next use, or closed if this one
+    /// timed out. Nothing is logged here.
+    pub(in crate::pool) fn distrust_idle(&self, cause: &ConnectionError) {
+        let now = self.stamp(Instant::now());
+        self.distrusted_before.fetch_max(now, Ordering::AcqRel);
+        if cause.kind() == ConnectionErrorKind::TimedOut {
+            self.silent_before.fetch_max(now, Ordering::AcqRel);
+        }
+        // The sentinels, if there are any, are queried before the next connect.
+        self.endpoint.invalidate();
+    }
+
+    /// Begins a new generation, at most once a second. True: this call has begun it.
+    pub(in crate::pool) fn replace_all(&self) -> bool {
+        let now = self.stamp(Instant::now()).max(1);
+        let last = self.replaced_at.load(Ordering::Acquire);
+        if last != 0 && now - last.min(now) < REPLACE_INTERVAL.as_nanos() as u64 {
+            return false;
+        }
+        let replaced = &self.replaced_at;
+        let won = replaced.compare_exchange(last, now, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        if won {
+            self.shared.generation.fetch_add(1, Ordering::AcqRel);
+        }
+        won
+    }
+
+    /// Nanoseconds since the pool was created; 64 bits last for 584 years.
+    fn stamp(&self, instant: Instant) -> u64 {
+        instant.saturating_duration_since(self.created).as_nanos() as u64
+    }
+}
+
+/// In a forked child the connections and the threads are the parent's.
+impl Drop for PoolCore {
+    fn drop(&mut self) {
+        if self.settings.is_forked_child() {
+            self.idle.leak();
+        }
+    }
+}

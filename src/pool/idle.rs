@@ -1,0 +1,262 @@
+//! The idle connections of a pool, and how further ones are opened.
+//!
+//! r2d2 opens the connections on its own threads, keeps the idle ones, and closes those that were
+//! idle for too long; which caller gets one is decided by the fair semaphore in front of it.
+//!
+//! Never: a panic into r2d2, which would lose the connection's place for ever. Never: a call without
+//! a permit, so that no call of r2d2 waits for another caller's connection.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::Level;
+
+use crate::connection::connection::Connection;
+use crate::connection::endpoint::Endpoint;
+use crate::connection::handshake;
+use crate::connection::handshake::OpenOptions;
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
+use crate::logging::deferred;
+use crate::logging::deferred::LogThread;
+use crate::pool::config::PoolConfig;
+use crate::pool::connect_attempts::{NewConnection, Requester};
+use crate::pool::shared::{CountedConnection, PoolShared};
+use crate::protocol::handshake::Purpose;
+use crate::settings::settings::Settings;
+use crate::status::counters::CloseReason;
+#[cfg(test)]
+use crate::sync::lock;
+
+/// Twice the longest pause between two connects.
+const CONNECT_BACKOFF: Duration = Duration::from_millis(500);
+
+/// The idle connections of a pool.
+pub(crate) struct IdleConnections {
+    connections: r2d2::Pool<Opener>,
+    shared: Arc<PoolShared>,
+}
+
+impl IdleConnections {
+    pub(crate) fn new(config: &PoolConfig, endpoint: Endpoint, shared: &Arc<PoolShared>) -> Self {
+        let settings = &config.settings;
+        let connections = r2d2::Pool::builder()
+            .max_size(settings.max_size)
+            .min_idle(Some(settings.min_idle))
+            .idle_timeout(settings.idle_timeout)
+            .max_lifetime(None)
+            .test_on_check_out(false)
+            .connection_timeout(CONNECT_BACKOFF)
+            .error_handler(Box::new(r2d2::NopErrorHandler))
+            .thread_pool(Arc::clone(&config.threads))
+            // Unchecked: a pool can be built while its server is down.
+            .build_unchecked(Opener {
+                endpoint,
+                settings: Arc::clone(settings),
+                purpose: config.purpose,
+                shared: Arc::clone(shared),
+                log_thread: Arc::clone(&config.logging.log_thread),
+            });
+        Self { connections, shared: Arc::clone(shared) }
+    }
+
+    /// Takes an idle connection, if there is one.
+    pub(crate) fn take(&self) -> Option<TakenConnection> {
+        self.connections.try_get().map(TakenConnection)
+    }
+
+    /// Begins to open a connection, and does not wait for it.
+    pub(crate) fn open_one(&self) -> Option<TakenConnection> {
+        self.connections.get_timeout(Duration::ZERO).ok().map(TakenConnection)
+    }
+
+    /// A caller that will take a connection, and has one opened if there is none.
+    pub(crate) fn taker(&self) -> Taker<'_> {
+        Taker { idle: self, requester: self.shared.attempts.requester() }
+    }
+
+    /// Number of connections, idle or in use.
+    pub(crate) fn size(&self) -> u32 {
+        self.connections.state().connections
+    }
+
+    /// Number of idle connections.
+    pub(crate) fn idle(&self) -> u32 {
+        self.connections.state().idle_connections
+    }
+
+    /// In a forked child: the connections and the threads are the parent's, and the locks that they
+    /// share may be held for ever.
+    pub(crate) fn leak(&self) {
+        std::mem::forget(self.connections.clone());
+    }
+}
+
+impl fmt::Debug for IdleConnections {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IdleConnections").field("size", &self.size()).finish_non_exhaustive()
+    }
+}
+
+/// A caller that will take a connection.
+pub(crate) struct Taker<'i> {
+    idle: &'i IdleConnections,
+    requester: Requester<'i>,
+}
+
+impl Taker<'_> {
+    /// Takes an idle connection. If there is none, has one opened, unless enough are being opened.
+    pub(crate) fn take(&mut self) -> Option<TakenConnection> {
+        let idle = self.idle;
+        let mut taken = self.requester.take(|| idle.take(), || idle.open_one())?;
+        let opened: &mut Opened = &mut taken.0;
+        opened.attempt = None;
+        opened.connection.mark_taken();
+        Some(taken)
+    }
+
+    /// Waits for a moment, or until a connection was opened.
+    pub(crate) fn pause(&self) {
+        self.requester.pause();
+    }
+}
+
+/// A connection in the hands of a caller. On drop it becomes idle again; if its state forbids
+/// that, it is closed and another one is opened in its place.
+pub(crate) struct TakenConnection(r2d2::PooledConnection<Opener>);
+
+impl TakenConnection {
+    /// In a forked child: the connection is the parent's.
+    pub(crate) fn leak(self) {
+        std::mem::forget(self.0);
+    }
+}
+
+impl Deref for TakenConnection {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.0.connection
+    }
+}
+
+impl DerefMut for TakenConnection {
+    fn deref_mut(&mut self) -> &mut Connection {
+        &mut self.0.connection
+    }
+}
+
+/// A connection as r2d2 keeps it. The connection is the first field: it is closed before it is no
+/// longer counted.
+pub(crate) struct Opened {
+    connection: Connection,
+    /// Until the first caller has taken it.
+    attempt: Option<NewConnection>,
+    _counted: CountedConnection,
+}
+
+/// How r2d2 opens a connection and judges one that is returned.
+#[derive(Debug)]
+pub(crate) struct Opener {
+    endpoint: Endpoint,
+    settings: Arc<Settings>,
+    purpose: Purpose,
+    shared: Arc<PoolShared>,
+    log_thread: Arc<LogThread>,
+}
+
+impl Opener {
+    fn generation(&self) -> u64 {
+        self.shared.generation(&self.endpoint)
+    }
+
+    fn open(&self) -> Result<Connection, ConnectionError> {
+        // Before the connection exists: if its server is found to be gone during the handshake, the
+        // connection belongs to the generation before.
+        let generation = self.generation();
+        // After a connect that the peer closed, MULTI is sent alone, so that the next error shows
+        // whether MULTI is the reason.
+        let last = self.shared.connect_error();
+        let multi_apart =
+            last.is_some_and(|(_, error)| error.kind() == ConnectionErrorKind::Closed);
+        let (purpose, deadline) = (self.purpose, None);
+        let options = OpenOptions { purpose, multi_apart, generation, deadline };
+        handshake::open(&self.endpoint, &self.settings, options)
+    }
+}
+
+impl r2d2::ManageConnection for Opener {
+    /// Boxed, since it is moved with every checkout.
+    type Connection = Box<Opened>;
+    type Error = ConnectionError;
+
+    fn connect(&self) -> Result<Box<Opened>, ConnectionError> {
+        let counted = CountedConnection::new(&self.shared);
+        let refused =
+            || ConnectionError::new(ConnectionErrorKind::Closed, "the session manager is closed");
+        if self.shared.is_closed() {
+            return Err(refused());
+        }
+        let mut opened = catch_unwind(AssertUnwindSafe(|| self.open()))
+            .unwrap_or_else(|_| Err(ConnectionError::panicked()));
+        if self.shared.is_closed() {
+            return Err(refused());
+        }
+        let at_multi = matches!(&opened, Err(error) if error.is_closed_at_multi());
+        if self.shared.repeats_closed_at_multi(at_multi) {
+            opened = opened.map_err(ConnectionError::permanent);
+        }
+        self.shared.set_connect_error(opened.as_ref().err().cloned());
+        // Logged later: the connection is handed over when this returns.
+        let address = self.endpoint.address().into_owned();
+        let opened = match opened {
+            Ok(connection) => {
+                self.shared.register_socket(&connection);
+                self.shared.counters.connects.add();
+                let attempt = Some(self.shared.attempts.connection_opened());
+                self.log_thread.log(Level::DEBUG, move || {
+                    tracing::debug!(server.address = &*address, "connected");
+                });
+                Ok(Box::new(Opened { connection, attempt, _counted: counted }))
+            }
+            Err(error) => {
+                self.shared.counters.connect_failures.add();
+                let cause = error.clone();
+                self.log_thread.log(Level::DEBUG, move || {
+                    let error = format_args!("{cause:#}");
+                    tracing::debug!(server.address = &*address, %error, "connect failed");
+                });
+                drop(counted);
+                Err(error)
+            }
+        };
+        #[cfg(test)]
+        if let Some(pause) = &*lock(&self.shared.before_listing) {
+            pause();
+        }
+        opened
+    }
+
+    /// Unused: the first command of every caller is the check.
+    fn is_valid(&self, _: &mut Box<Opened>) -> Result<(), ConnectionError> {
+        Ok(())
+    }
+
+    fn has_broken(&self, opened: &mut Box<Opened>) -> bool {
+        let generation = self.generation();
+        let close_reason = || opened.connection.close_reason(Instant::now(), generation);
+        let reason =
+            catch_unwind(AssertUnwindSafe(close_reason)).unwrap_or(Some(CloseReason::LeftDirty));
+        if let Some(reason) = reason {
+            self.shared.counters.replaced(reason);
+            let address = self.endpoint.address().into_owned();
+            deferred::defer(Level::DEBUG, move || {
+                let reason = reason.as_str();
+                tracing::debug!(server.address = &*address, reason, "connection replaced");
+            });
+        }
+        reason.is_some()
+    }
+}

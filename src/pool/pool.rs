@@ -1,0 +1,380 @@
+//! A pool of connections to one server: a caller gets one in the order of waiting.
+
+use std::fmt;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use scheduled_thread_pool::ScheduledThreadPool;
+use tracing::Level;
+
+use crate::connection::endpoint::Endpoint;
+use crate::error::checkout::{CheckoutError, CheckoutTimeout};
+use crate::error::open_scope::OpenScope;
+use crate::logging::deferred::DeferredEvents;
+use crate::logging::rate_limit::LimitedEvent;
+use crate::pool::checkout::{BatchCheckout, Checkout, Permit};
+use crate::pool::config::{Logging, PoolConfig};
+use crate::pool::core::PoolCore;
+use crate::pool::scopes::{OpenScopes, PinnedConnection, ReaperState, ScopeOrigin, WaitCheck};
+use crate::pool::semaphore::{AcquireError, Acquired, IsWaiting};
+#[cfg(test)]
+use crate::pool::shared::PoolShared;
+use crate::protocol::batch::BatchRequest;
+use crate::settings::settings::Settings;
+use crate::status::counters::Counters;
+use crate::status::report::PoolStatus;
+
+/// How much longer than its timeout a closing pool waits for connections that are being opened.
+const CLOSE_GRACE: Duration = Duration::from_millis(100);
+
+/// Pause between two sweeps of a closed pool.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(20);
+
+/// A pool of connections to one server. Clones are the same pool.
+#[derive(Clone)]
+pub(crate) struct Pool {
+    scopes: Arc<OpenScopes>,
+}
+
+/// What a scope holds of its pool: a forgotten scope does not keep the pool alive. (The checkout in
+/// the scope's entry does, until the scope ends or is reclaimed.)
+pub(crate) struct WeakPool {
+    scopes: Weak<OpenScopes>,
+}
+
+impl fmt::Debug for WeakPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WeakPool")
+    }
+}
+
+impl WeakPool {
+    /// `None`: the pool is gone.
+    pub(crate) fn get(&self) -> Option<Pool> {
+        self.scopes.upgrade().map(|scopes| Pool { scopes })
+    }
+}
+
+/// Every holder of a connection waits for one.
+struct WouldDeadlock {
+    /// No holder can have moved to another thread.
+    certain: bool,
+    holders: Vec<OpenScope>,
+}
+
+/// Judges a wait before it begins.
+type MayWait<'p> = dyn Fn(&IsWaiting<'_>) -> Result<(), WouldDeadlock> + 'p;
+
+impl Pool {
+    pub(crate) fn new(config: PoolConfig, endpoint: Endpoint) -> Self {
+        let threads = Arc::clone(&config.threads);
+        let pool = Self { scopes: Arc::new(OpenScopes::new(PoolCore::new(config, endpoint))) };
+        pool.start_reaper(&threads);
+        pool
+    }
+
+    pub(crate) fn weak(&self) -> WeakPool {
+        WeakPool { scopes: Arc::downgrade(&self.scopes) }
+    }
+
+    fn core(&self) -> &Arc<PoolCore> {
+        self.scopes.core()
+    }
+
+    pub(crate) fn settings(&self) -> &Arc<Settings> {
+        self.core().settings()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Arc<PoolShared> {
+        self.core().shared()
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        self.core().counters()
+    }
+
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        self.core().endpoint()
+    }
+
+    pub(crate) fn logging(&self) -> &Arc<Logging> {
+        self.core().logging()
+    }
+
+    /// A connection for one round trip.
+    pub(crate) fn checkout(&self, deadline: Instant) -> Result<Checkout, CheckoutError> {
+        let started = Instant::now();
+        let permit = self.permit(started, deadline);
+        let mut checkout = permit.and_then(|permit| Checkout::new(permit, started, deadline));
+        self.count_checkout(checkout.as_mut());
+        checkout
+    }
+
+    /// The same if a permit is free; `None`: none is.
+    pub(crate) fn try_checkout(
+        &self,
+        deadline: Instant,
+    ) -> Result<Option<Checkout>, CheckoutError> {
+        let started = Instant::now();
+        let Some(permit) = self.try_permit() else { return Ok(None) };
+        let mut checkout = Checkout::new(permit, started, deadline);
+        self.count_checkout(checkout.as_mut());
+        checkout.map(Some)
+    }
+
+    /// Begins to open a connection if there is none, and does not wait for it.
+    pub(crate) fn warm(&self) {
+        let idle = &self.core().idle;
+        if idle.size() == 0
+            && let Some(_permit) = self.try_permit()
+        {
+            drop(idle.open_one());
+        }
+    }
+
+    fn count_checkout(&self, checkout: Result<&mut Checkout, &mut CheckoutError>) {
+        let name = self.core().name;
+        match checkout {
+            Ok(checkout) => {
+                self.counters().checkouts.add();
+                checkout.log_later(Level::TRACE, move || tracing::trace!(pool = name, "checkout"));
+            }
+            Err(error) => {
+                self.counters().refused.add();
+                let allowed = self.logging().rate_limits.allow(LimitedEvent::CheckoutRefused);
+                let error = format_args!("{error:#}");
+                match allowed {
+                    Some(suppressed) => {
+                        tracing::warn!(pool = name, %error, suppressed, "checkout refused");
+                    }
+                    None => tracing::debug!(pool = name, %error, "checkout refused"),
+                }
+            }
+        }
+    }
+
+    /// A connection for a scope; see [`Checkout::with_ask`].
+    pub(crate) fn pin(
+        &self,
+        origin: ScopeOrigin,
+        deadline: Instant,
+        asks: bool,
+    ) -> Result<PinnedConnection, CheckoutError> {
+        let checkout = self.checkout(deadline)?.with_ask(asks);
+        Ok(self.scopes.open(checkout, origin))
+    }
+
+    /// A connection if one is free; else one to send the request with those of others, unless
+    /// another caller sends it first.
+    pub(crate) fn checkout_batched(
+        &self,
+        deadline: Instant,
+        request: impl FnMut() -> BatchRequest,
+    ) -> Result<BatchCheckout, CheckoutError> {
+        // The leader needs one round trip. Allow four: a tracing subscriber may delay it.
+        let patience = 4 * self.settings().response_timeout;
+        self.checkout_batched_within(deadline, patience, request)
+    }
+
+    /// The same; the response to a request that was taken by `deadline` is awaited until `patience`
+    /// later.
+    pub(crate) fn checkout_batched_within(
+        &self,
+        deadline: Instant,
+        patience: Duration,
+        mut request: impl FnMut() -> BatchRequest,
+    ) -> Result<BatchCheckout, CheckoutError> {
+        let started = Instant::now();
+        if let Some(permit) = self.try_permit() {
+            let mut alone = Checkout::new(permit, started, deadline);
+            self.count_checkout(alone.as_mut());
+            return alone.map(BatchCheckout::Alone);
+        }
+        let semaphore = &self.core().semaphore;
+        let acquired = self.wait(started, |may_wait| {
+            semaphore.acquire_batched(request(), deadline, patience, may_wait)
+        });
+        let mut checkout = acquired.and_then(|acquired| match acquired {
+            Acquired::Response(response) => Ok(BatchCheckout::Response(response)),
+            Acquired::Permit(slot, request) => {
+                let permit = Permit::new(Arc::clone(self.core()), slot);
+                Ok(BatchCheckout::Lead(Checkout::new(permit, started, deadline)?, request))
+            }
+        });
+        match &mut checkout {
+            Ok(BatchCheckout::Alone(checkout) | BatchCheckout::Lead(checkout, _)) => {
+                self.count_checkout(Ok(checkout));
+            }
+            // Another caller's connection was used.
+            Ok(BatchCheckout::Response(_)) => {
+                self.counters().checkouts.add();
+                tracing::trace!(pool = self.core().name, "checkout");
+            }
+            Err(error) => self.count_checkout(Err(error)),
+        }
+        checkout
+    }
+
+    fn try_permit(&self) -> Option<Permit> {
+        let slot = self.core().semaphore.try_acquire()?;
+        Some(Permit::new(Arc::clone(self.core()), slot))
+    }
+
+    fn permit(&self, started: Instant, deadline: Instant) -> Result<Permit, CheckoutError> {
+        let semaphore = &self.core().semaphore;
+        let slot = match semaphore.try_acquire() {
+            Some(slot) => slot,
+            None => self.wait(started, |may_wait| semaphore.acquire(deadline, may_wait))?,
+        };
+        Ok(Permit::new(Arc::clone(self.core()), slot))
+    }
+
+    /// Waits for a permit, unless that would be a deadlock.
+    fn wait<T>(
+        &self,
+        started: Instant,
+        mut acquire: impl FnMut(&MayWait<'_>) -> Result<T, AcquireError<WouldDeadlock>>,
+    ) -> Result<T, CheckoutError> {
+        let mut warned = false;
+        let acquired = loop {
+            let acquired = acquire(&|is_waiting| match self.scopes.check_wait(is_waiting) {
+                WaitCheck::Ok => Ok(()),
+                WaitCheck::MayDeadlock(_) if warned => Ok(()),
+                WaitCheck::MayDeadlock(holders) => Err(WouldDeadlock { certain: false, holders }),
+                WaitCheck::Deadlock(holders) => Err(WouldDeadlock { certain: true, holders }),
+            });
+            let Err(AcquireError::Rejected(WouldDeadlock { certain: false, holders })) = acquired
+            else {
+                break acquired;
+            };
+            // Logged without a lock held: a subscriber may block or call back.
+            for scope in holders {
+                let OpenScope { name, begun_at: place, thread, age, .. } = scope;
+                let name = name.as_deref();
+                tracing::warn!(
+                    name, %place, %thread, ?age,
+                    "every thread that began a scope waits for a connection"
+                );
+            }
+            warned = true;
+        };
+        match acquired {
+            Ok(acquired) => Ok(acquired),
+            Err(AcquireError::Closed) => Err(CheckoutError::Closed),
+            Err(AcquireError::Rejected(WouldDeadlock { holders, .. })) => {
+                Err(CheckoutError::WouldDeadlock { holders })
+            }
+            Err(AcquireError::TimedOut { waiters }) => {
+                let core = self.core();
+                let idle = core.idle.idle();
+                Err(CheckoutError::Timeout(Box::new(CheckoutTimeout {
+                    waited: started.elapsed(),
+                    max_size: core.settings.max_size,
+                    in_use: core.in_use() as u32,
+                    idle,
+                    waiters,
+                    holders: self.open_scopes(),
+                    last_connect_error: core.shared.connect_error().map(|(_, error)| error),
+                })))
+            }
+        }
+    }
+
+    /// The open scopes and the blocking commands, oldest first.
+    pub(crate) fn open_scopes(&self) -> Vec<OpenScope> {
+        let mut scopes = self.scopes.list();
+        scopes.extend(self.core().blocking.list());
+        scopes.sort_by_key(|scope| std::cmp::Reverse(scope.age));
+        scopes
+    }
+
+    /// Checkouts fail from now on, and blocking commands are ended.
+    pub(crate) fn close(&self) {
+        self.core().semaphore.close();
+        self.core().blocking.close();
+    }
+
+    /// Its server is no master any more: waiting callers fail, and look elsewhere; a connection in
+    /// use is kept to the end of its scope.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn retire(&self) {
+        self.core().semaphore.close();
+        self.core().shared.close();
+    }
+
+    /// Waits until no connection is in use, reclaims the scopes that are open at `deadline`, and
+    /// closes all connections: idle, in use, and being opened. Returns the number of scopes that
+    /// were reclaimed.
+    pub(crate) fn drain(&self, deadline: Instant) -> usize {
+        let core = self.core();
+        while core.in_use() > 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // A connection that comes back from here on is closed, and none is opened in its place.
+        core.shared.close();
+        let reclaimed = self.scopes.reclaim_all();
+        if core.in_use() > 0 {
+            // Running calls fail now.
+            core.shared.shut_down_sockets();
+        }
+        // No longer: the reaper closes what arrives later.
+        let until = deadline.max(Instant::now() + CLOSE_GRACE);
+        while !core.sweep() {
+            if Instant::now() >= until {
+                core.shared.shut_down_sockets();
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let mut events = DeferredEvents::default();
+        events.collect();
+        events.write();
+        reclaimed
+    }
+
+    pub(crate) fn status(&self) -> PoolStatus {
+        let core = self.core();
+        PoolStatus {
+            name: core.name,
+            size: core.idle.size(),
+            max_size: core.settings.max_size,
+            in_use: core.in_use() as u32,
+            idle: core.idle.idle(),
+            waiting: core.semaphore.waiting(),
+            counts: self.counters().counts(),
+            scopes: self.open_scopes(),
+            last_connect_error: core.shared.connect_error().map(|(_, error)| error),
+            nodes: Vec::new(),
+            redirections: 0,
+        }
+    }
+
+    /// Runs the reaper often enough for the shortest limit.
+    fn start_reaper(&self, threads: &ScheduledThreadPool) {
+        let settings = self.settings();
+        let (limit, warning) = (settings.max_pin_time, settings.pin_warning);
+        let shortest = warning.map_or(limit, |warning| warning.min(limit));
+        let period = (shortest / 4).clamp(Duration::from_millis(5), Duration::from_secs(1));
+        let pool = self.weak();
+        let mut seen = ReaperState::default();
+        threads.execute_at_dynamic_rate(period, move || {
+            let pool = pool.get()?;
+            let log_thread = &pool.logging().log_thread;
+            pool.scopes.reclaim_unused(&mut seen, limit, warning, log_thread);
+            if pool.core().shared.is_closed() && !pool.core().sweep() {
+                return Some(SWEEP_INTERVAL.min(period));
+            }
+            Some(period)
+        });
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool")
+            .field("name", &self.core().name)
+            .field("endpoint", self.endpoint())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,138 @@
+//! What a pool shares with the threads that open its connections.
+
+use std::fmt;
+use std::net::Shutdown;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+use crate::connection::connection::Connection;
+use crate::connection::endpoint::Endpoint;
+use crate::error::connection::ConnectionError;
+use crate::pool::connect_attempts::ConnectAttempts;
+use crate::process::sockets::OwnSocket;
+use crate::status::counters::Counters;
+use crate::sync::lock;
+
+/// Minimum number of consecutive connects that end at MULTI, and minimum time between the first and
+/// the last of them, before calls fail without a further attempt.
+const ATTEMPTS_AT_MULTI: u32 = 3;
+const TIME_AT_MULTI: Duration = Duration::from_millis(300);
+
+/// What a pool shares with the threads that open its connections.
+#[derive(Default)]
+pub(crate) struct PoolShared {
+    /// Shared by all pools of one purpose: in a cluster each master has a pool.
+    pub(crate) counters: Arc<Counters>,
+    /// Connections of an older generation are replaced.
+    pub(crate) generation: AtomicU64,
+    pub(crate) attempts: Arc<ConnectAttempts>,
+    /// The server has reported that it has WAITAOF.
+    pub(crate) knows_waitaof: AtomicBool,
+    /// No connection is used from now on. r2d2 would still open its `min_idle`.
+    pub(crate) closed: AtomicBool,
+    /// Number of connections that are open or being opened, including those that r2d2 does not count
+    /// yet.
+    alive: AtomicUsize,
+    sockets: Mutex<Vec<Weak<OwnSocket>>>,
+    last_connect_error: Mutex<Option<(Instant, ConnectionError)>>,
+    /// When the first of the consecutive connects that ended at MULTI did so, and their number.
+    closed_at_multi: Mutex<Option<(Instant, u32)>>,
+    /// Runs after a connection was opened and before r2d2 lists it.
+    #[cfg(test)]
+    pub(crate) before_listing: Mutex<Option<Box<dyn Fn() + Send>>>,
+}
+
+/// Counts one connection, from before its first byte to after its last.
+#[derive(Debug)]
+pub(crate) struct CountedConnection {
+    shared: Arc<PoolShared>,
+}
+
+impl CountedConnection {
+    pub(crate) fn new(shared: &Arc<PoolShared>) -> Self {
+        // Before `closed` is read: a pool that has set it sees either this count or the refusal.
+        shared.alive.fetch_add(1, Ordering::SeqCst);
+        Self { shared: Arc::clone(shared) }
+    }
+}
+
+impl Drop for CountedConnection {
+    fn drop(&mut self) {
+        self.shared.alive.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl PoolShared {
+    pub(crate) fn new(counters: Arc<Counters>) -> Self {
+        Self { counters, ..Self::default() }
+    }
+
+    /// Rises with the pool's own generation and with each switch of masters.
+    pub(crate) fn generation(&self, endpoint: &Endpoint) -> u64 {
+        self.generation.load(Ordering::Acquire) + endpoint.generation()
+    }
+
+    /// Number of connections that are open or being opened.
+    pub(crate) fn alive(&self) -> usize {
+        self.alive.load(Ordering::SeqCst)
+    }
+
+    /// No connection is opened from now on; one that is being opened is closed on arrival.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    /// Keeps a way to close the connection while a call uses it.
+    pub(crate) fn register_socket(&self, connection: &Connection) {
+        let Some(socket) = connection.socket() else { return };
+        let mut sockets = lock(&self.sockets);
+        sockets.retain(|socket| socket.strong_count() > 0);
+        sockets.push(Arc::downgrade(socket));
+    }
+
+    /// Shuts down the sockets of all connections. Calls that use one fail.
+    pub(crate) fn shut_down_sockets(&self) {
+        for socket in std::mem::take(&mut *lock(&self.sockets)) {
+            if let Some(socket) = socket.upgrade() {
+                // It fails if the peer closed it first.
+                let _: std::io::Result<()> = socket.shutdown(Shutdown::Both);
+            }
+        }
+    }
+
+    /// Records whether a connect ended at MULTI. True if so many consecutive ones did, for so long,
+    /// that the cause is a proxy without transactions and not a server that stopped or killed
+    /// connections.
+    pub(crate) fn repeats_closed_at_multi(&self, at_multi: bool) -> bool {
+        let mut closed = lock(&self.closed_at_multi);
+        if !at_multi {
+            *closed = None;
+            return false;
+        }
+        let (since, attempts) = closed.get_or_insert((Instant::now(), 0));
+        *attempts += 1;
+        *attempts >= ATTEMPTS_AT_MULTI && since.elapsed() >= TIME_AT_MULTI
+    }
+
+    /// The last connect error, unless a connect has succeeded since.
+    pub(crate) fn connect_error(&self) -> Option<(Instant, ConnectionError)> {
+        lock(&self.last_connect_error).clone()
+    }
+
+    /// Records the outcome of a connect.
+    pub(crate) fn set_connect_error(&self, error: Option<ConnectionError>) {
+        *lock(&self.last_connect_error) = error.map(|error| (Instant::now(), error));
+    }
+}
+
+impl fmt::Debug for PoolShared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PoolShared").field("alive", &self.alive()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,89 @@
+//! The descriptors of this crate's sockets, so that a forked child can close its copies of them.
+//!
+//! There is one bit for each descriptor and no lock: at the time of the fork, a lock may be held by
+//! a thread that the child does not have.
+//!
+//! Never: a descriptor closed twice. The child closes what it has inherited by its number, and then
+//! forgets it instead of dropping it. Never: a socket shut down, which would end it in the parent.
+
+#[cfg(unix)]
+pub(in crate::process) use unix::{close_inherited, on_close, on_open};
+
+#[cfg(unix)]
+mod unix {
+    use std::net::TcpStream;
+    use std::os::fd::{AsRawFd, RawFd};
+    use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+    use std::time::{Duration, Instant};
+
+    /// Number of words of the table, 64 descriptors each: about a million of them, in 128 KiB.
+    /// Descriptors above are not recorded.
+    const WORDS: usize = 16 * 1024;
+    const BITS: RawFd = u64::BITS as RawFd;
+
+    /// The sockets of the process with the id `OWNER`.
+    static OPEN: [AtomicU64; WORDS] = [const { AtomicU64::new(0) }; WORDS];
+    static OWNER: AtomicU32 = AtomicU32::new(0);
+    /// Id of the process that has closed all it had inherited.
+    static SWEPT: AtomicU32 = AtomicU32::new(0);
+
+    /// Maximum time that a thread waits for another one of the same child to close what was
+    /// inherited.
+    const SWEEP_TIMEOUT: Duration = Duration::from_millis(5);
+
+    fn bit_of(stream: &TcpStream) -> Option<(&'static AtomicU64, u64)> {
+        let descriptor = stream.as_raw_fd();
+        let word = OPEN.get(usize::try_from(descriptor / BITS).ok()?)?;
+        Some((word, 1 << (descriptor % BITS)))
+    }
+
+    pub(in crate::process) fn on_open(stream: &TcpStream) {
+        if let Some((word, bit)) = bit_of(stream) {
+            word.fetch_or(bit, Ordering::AcqRel);
+        }
+    }
+
+    /// Called before the close: afterwards the number may be another thread's.
+    pub(in crate::process) fn on_close(stream: &TcpStream) {
+        if let Some((word, bit)) = bit_of(stream) {
+            word.fetch_and(!bit, Ordering::AcqRel);
+        }
+    }
+
+    /// In a process that was forked from the owner of the sockets: closes them all, once.
+    pub(in crate::process) fn close_inherited() {
+        let here = std::process::id();
+        if SWEPT.load(Ordering::Acquire) == here {
+            return;
+        }
+        if OWNER.swap(here, Ordering::AcqRel) == here {
+            // Another thread of this process does it.
+            let until = Instant::now() + SWEEP_TIMEOUT;
+            while SWEPT.load(Ordering::Acquire) != here && Instant::now() < until {
+                std::thread::yield_now();
+            }
+            return;
+        }
+        for (word, first) in OPEN.iter().zip((0..).step_by(BITS as usize)) {
+            let mut open = word.swap(0, Ordering::AcqRel);
+            while open != 0 {
+                // It fails for a descriptor that the child has closed by its number, harmlessly.
+                let _: nix::Result<()> = nix::unistd::close(first + open.trailing_zeros() as RawFd);
+                open &= open - 1;
+            }
+        }
+        SWEPT.store(here, Ordering::Release);
+    }
+}
+
+/// There is no fork.
+#[cfg(not(unix))]
+pub(in crate::process) fn on_open(_: &std::net::TcpStream) {}
+
+/// There is no fork.
+#[cfg(not(unix))]
+pub(in crate::process) fn on_close(_: &std::net::TcpStream) {}
+
+/// There is no fork.
+#[cfg(not(unix))]
+pub(in crate::process) fn close_inherited() {}
