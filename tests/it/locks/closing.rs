@@ -108,7 +108,8 @@ fn the_connection_for_releases_ends_with_the_lease_of_a_guard_that_was_forgotten
     assert_eq!(sessions.close(Duration::ZERO).locks, 1);
     eventually(SOON, "only the one for releases is left", || fixture.server.clients() == 1);
     eventually(SOON, "it is closed", || fixture.server.clients() == 0);
-    assert_eq!(fixture.holders(), 0);
+    // The guard's own lease ends before the one on the server.
+    eventually(SOON, "the lease ends on the server", || fixture.holders() == 0);
 }
 
 #[test]
