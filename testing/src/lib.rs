@@ -114,6 +114,15 @@ pub fn unique(prefix: &str) -> String {
     format!("{prefix}:{}:{now:x}:{count}", std::process::id())
 }
 
+/// A folder for a server's files, in memory if the system has a place for that. Cluster nodes and
+/// sentinels wait for the disk at each change, and on a busy disk they look dead.
+pub(crate) fn home() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let folder = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("redis-").tempdir_in(folder).expect("a temporary directory")
+}
+
 /// Resident memory of this process; `None` where `/proc` does not tell.
 pub fn rss_bytes() -> Option<u64> {
     resident_bytes(Path::new("/proc/self/status"))

@@ -10,7 +10,7 @@ use std::time::Duration;
 use redis::Value;
 
 use super::server::Server;
-use super::{eventually, try_for};
+use super::{eventually, home, try_for};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The name that the sentinels know the master by.
@@ -47,7 +47,7 @@ impl Sentinel {
     /// One that reaches the master at `at`, with further lines in its configuration; they may
     /// name its own port as `{port}`.
     pub fn watching(master: &Server, at: u16, password: Option<&str>, lines: &str) -> Self {
-        let home = tempfile::tempdir().unwrap();
+        let home = home();
         let file = home.path().join("sentinel.conf");
         for _ in 0..10 {
             let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();

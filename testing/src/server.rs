@@ -17,7 +17,7 @@ use std::time::Duration;
 use redis::{Connection, ConnectionInfo, IntoConnectionInfo};
 use tempfile::TempDir;
 
-use super::{eventually, try_for};
+use super::{eventually, home, try_for};
 
 /// Bounds every wait for the server; generous, because test machines are slow and shared.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -70,8 +70,7 @@ impl Server {
     #[track_caller]
     pub fn attempt(program: OsString, extra: &[&str]) -> Option<Self> {
         let extra: Vec<String> = extra.iter().map(|&arg| arg.to_owned()).collect();
-        let home =
-            tempfile::Builder::new().prefix("redis-").tempdir().expect("a temporary directory");
+        let home = home();
         let port = free_port();
         match launch(&program, &home, port, &extra) {
             Ok(child) => {
