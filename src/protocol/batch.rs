@@ -153,15 +153,3 @@ pub(crate) const fn is_batchable(words: &[&str]) -> bool {
             | b"ZSCORE"
     )
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn blocks_of_six_commands_and_more_yield() {
-        assert!(!RequestKind::Block { commands: 5 }.yields_before_wait());
-        assert!(RequestKind::Block { commands: 6 }.yields_before_wait());
-        assert!(!RequestKind::Read.yields_before_wait());
-    }
-}

@@ -22,10 +22,6 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// What a loaded machine may add to a deadline.
 pub(crate) const SLACK: Duration = Duration::from_secs(4);
 
-pub(crate) const HOUR: Duration = Duration::from_secs(3600);
-
-pub(crate) const TRUST: Duration = Duration::from_millis(5);
-
 pub(crate) const CHECKOUT: Duration = Duration::from_millis(800);
 
 pub(crate) const RESPONSE: Duration = Duration::from_millis(250);

@@ -1,12 +1,10 @@
-//! Large transactions: sent ahead in chunks, so that the client does not hold them; and never past
-//! an open savepoint.
+//! Large transactions: sent ahead in chunks, so that the client does not hold them.
 //!
-//! Memory is measured for the whole process, so each test has one of its own.
+//! Memory is measured for the whole process, so the test has one of its own.
 
 use std::fs;
 
-use rediscope::{Queued, Replies, SessionManager, Transactional, prelude::*};
-use rediscope_testing::proxy::Proxy;
+use rediscope::{Replies, SessionManager, Transactional, prelude::*};
 use rediscope_testing::server::Server;
 
 const COMMANDS: usize = 200_000;
@@ -80,63 +78,6 @@ const FORMS: [(&str, Send); 2] = [
         COMMANDS
     }),
 ];
-
-#[test]
-fn nothing_is_sent_past_an_open_savepoint() {
-    rediscope_testing::own_process!();
-    let server = Server::start();
-    let proxy = Proxy::to(&server);
-    let accounts = SessionManager::builder(proxy.url())
-        .flush_bytes(16 * 1024)
-        .build()
-        .unwrap()
-        .transactional();
-    let part = 4096;
-
-    let mut tx = accounts.begin().unwrap();
-    let first = tx.incr("count", 1);
-    fill(&mut tx, "before:", 64);
-    let sent = proxy.client_bytes();
-    assert!(sent > 16 * 1024, "what came before it was sent ahead: {sent}");
-    let mut kept = tx.savepoint();
-    fill(&mut kept, "kept:", part);
-    let mut inner = kept.savepoint();
-    let forgotten = inner.incr("count", 100);
-    fill(&mut inner, "forgotten:", part);
-    drop(inner);
-    fill(&mut kept, "kept:", part);
-    assert_eq!(proxy.client_bytes(), sent, "sent while a part was open");
-    kept.release();
-    let last = tx.incr("count", 1);
-    assert!(proxy.client_bytes() > sent + (2 * part * VALUE) as u64, "sent once it was kept");
-    let leaked = tx.savepoint();
-    std::mem::forget(leaked);
-    let replies = tx.commit().unwrap();
-    assert_eq!(replies.get((first, last)).unwrap(), (1, 2));
-    assert!(replies.get(forgotten).is_err());
-    assert_eq!(replies.len(), 64 + 2 * part + 2);
-    assert_eq!(server.ask::<i64>(&["EXISTS", "before:0", "kept:0", "forgotten:0"]), 2);
-
-    let sent = proxy.client_bytes();
-    let last: i64 = accounts
-        .run(|tx| {
-            tx.incr("count", 1);
-            let mut dropped = tx.savepoint();
-            fill(&mut dropped, "dropped:", part);
-            drop(dropped);
-            assert_eq!(proxy.client_bytes(), sent, "sent while a part was open");
-            let mut kept = tx.savepoint();
-            fill(&mut kept, "in a block:", part);
-            assert_eq!(proxy.client_bytes(), sent, "sent while a part was open");
-            kept.release();
-            let last: Queued<i64> = tx.incr("count", 1);
-            assert!(proxy.client_bytes() > sent + (part * VALUE) as u64, "sent once it was kept");
-            Ok(last)
-        })
-        .unwrap();
-    assert_eq!(last, 4);
-    assert_eq!(server.ask::<i64>(&["EXISTS", "dropped:0", "in a block:0"]), 1);
-}
 
 /// Each key is written in turn; what it holds in the end tells that the last command was applied.
 fn fill(tx: &mut impl QueueCommands, prefix: &str, commands: usize) {

@@ -42,12 +42,17 @@ fn nothing_is_sent_past_an_open_savepoint() {
     let fixture = protocol::fixture::Fixture::start();
     let sessions = chunked(&fixture);
     let mut tx = sessions.transactional().begin().unwrap();
+    let first = tx.incr("count", 1);
     fill(&mut tx, 2);
     let mut part = tx.savepoint();
     fill(&mut part, 50);
     let mut inner = part.savepoint();
     fill(&mut inner, 50);
     inner.release();
+    let mut inner = part.savepoint();
+    let forgotten = inner.incr("count", 100);
+    fill(&mut inner, 50);
+    drop(inner);
     assert_eq!(
         (fixture.journal(), queued(&fixture)),
         (vec![], -1),
@@ -59,10 +64,44 @@ fn nothing_is_sent_past_an_open_savepoint() {
     let mut part = tx.savepoint();
     fill(&mut part, 50);
     part.release();
+    let last = tx.incr("count", 1);
+    assert_eq!(queued(&fixture), 56);
+    std::mem::forget(tx.savepoint());
+    let replies = tx.commit().unwrap();
+    assert_eq!(replies.get((first, last)), Ok((1, 2)));
+    assert_eq!((replies.get(forgotten), replies.len()), (Err(ReplyError::Forgotten), 56));
+    assert_eq!(length(&fixture), 54);
+
+    // What was sent ahead stays sent ahead, and what stands behind it waits for the part's end.
+    let mut tx = sessions.transactional().begin().unwrap();
+    fill(&mut tx, 20);
+    let ahead = queued(&fixture);
+    assert!(ahead >= 10, "{ahead}");
+    let mut part = tx.savepoint();
+    fill(&mut part, 50);
+    assert_eq!(queued(&fixture), ahead, "sent while a part was open");
+    part.release();
     fill(&mut tx, 1);
-    assert_eq!(queued(&fixture), 55);
-    assert_eq!(tx.commit().unwrap().len(), 55);
-    assert_eq!(length(&fixture), 55);
+    assert_eq!((queued(&fixture), tx.commit().unwrap().len()), (71, 71));
+
+    let last = sessions.transactional().run(|tx| {
+        tx.incr("count", 1);
+        let mut dropped = tx.savepoint();
+        fill(&mut dropped, 50);
+        dropped.set("dropped", 1);
+        drop(dropped);
+        assert_eq!(queued(&fixture), -1, "sent while a part was open");
+        let mut kept = tx.savepoint();
+        fill(&mut kept, 50);
+        kept.set("kept", 1);
+        assert_eq!(queued(&fixture), -1, "sent while a part was open");
+        kept.release();
+        let last = tx.incr("count", 1);
+        assert_eq!(queued(&fixture), 53, "sent once it was kept");
+        Ok(last)
+    });
+    assert_eq!(last.unwrap(), 4);
+    assert!(exists(&fixture.server, "kept") && !exists(&fixture.server, "dropped"));
     pool_is_whole(&sessions, &fixture.server);
 }
 

@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rediscope::{CheckoutError, CommitError, Error, prelude::*};
+use rediscope::{Applied, CheckoutError, CommitError, Error, SessionManager, prelude::*};
 
 use super::{PATIENCE, SLACK, immediate, open_links, patient};
 use rediscope_testing::eventually;
@@ -16,8 +16,7 @@ use rediscope_testing::server::Server;
 fn close_waits_for_open_scopes_and_refuses_new_ones() {
     let server = Server::start();
     let sessions = patient(&server).max_size(1).build().unwrap();
-    let (mut db, accounts) = (sessions.pooled(), sessions.transactional());
-    let _: () = db.set("a", 0).unwrap();
+    let accounts = sessions.transactional();
     let mut tx = accounts.begin().unwrap();
     tx.incr("a", 1);
     let waiter = thread::spawn({
@@ -30,9 +29,7 @@ fn close_waits_for_open_scopes_and_refuses_new_ones() {
         move || sessions.close(PATIENCE)
     });
     assert!(is_closed(&waiter.join().unwrap().unwrap_err()), "who waits is told at once");
-    assert!(is_closed(&accounts.begin().map(drop).unwrap_err()));
-    assert!(is_closed(&db.get::<_, i64>("a").unwrap_err().into()));
-    assert!(is_closed(&sessions.transactional().begin().map(drop).unwrap_err()));
+    every_call_fails(&sessions);
     assert!(!closer.is_finished(), "it waits for the open scope");
     tx.commit().unwrap();
     assert_eq!(closer.join().unwrap().scopes, 0, "nothing had to be taken back");
@@ -52,14 +49,22 @@ fn close_takes_back_what_does_not_end() {
     let db = sessions.pooled();
     let stuck = thread::spawn(move || db.with_raw(|_| held.recv().unwrap_err()).map(drop));
     eventually(PATIENCE, "it is held", || sessions.status().pooled.in_use == 1);
+    let third = accounts.begin().unwrap();
+    let waiter = thread::spawn({
+        let accounts = accounts.clone();
+        move || accounts.begin().map(drop)
+    });
+    eventually(PATIENCE, "it waits", || sessions.status().transactional.waiting == 1);
 
     let begun = Instant::now();
     let limit = Duration::from_millis(200);
-    assert_eq!(sessions.close(limit).scopes, 3);
+    assert_eq!(sessions.close(limit).scopes, 4);
     assert!(begun.elapsed() >= limit && begun.elapsed() < 2 * limit + SLACK);
     let late = tx.commit().unwrap_err();
     assert!(matches!(late, CommitError::PinExpired(_)), "{late}");
-    drop(let_go);
+    assert!(is_closed(&waiter.join().unwrap().unwrap_err()));
+    every_call_fails(&sessions);
+    drop((third, let_go));
     stuck.join().unwrap().unwrap();
     eventually(PATIENCE, "no connection is left", || server.clients() == 0);
     assert_eq!(server.ask::<Option<i64>>(&["GET", "a"]), None, "nothing was applied");
@@ -122,6 +127,22 @@ fn threads() -> BTreeSet<std::ffi::OsString> {
     let name = |task: &fs::DirEntry| fs::read_to_string(task.path().join("comm"));
     let ours = |task: &fs::DirEntry| name(task).is_ok_and(|n| n.starts_with("rediscope-"));
     tasks.filter(ours).map(|task| task.file_name()).collect()
+}
+
+/// Every call on a closed manager says so, and is not worth another try.
+#[track_caller]
+fn every_call_fails(sessions: &SessionManager) {
+    let (mut db, accounts) = (sessions.pooled(), sessions.transactional());
+    let calls = [
+        accounts.begin().map(drop).unwrap_err(),
+        accounts.watch(["a"]).run(|_, tx| Ok(tx.set("a", 2))).unwrap_err(),
+        db.get::<_, i64>("a").unwrap_err().into(),
+    ];
+    assert!(calls.iter().all(is_closed), "{calls:?}");
+    let by_run = accounts.run(|tx| Ok(tx.set("a", 3))).unwrap_err();
+    for error in calls.iter().chain([&by_run]) {
+        assert_eq!((error.applied(), error.is_retryable()), (Applied::No, false), "{error}");
+    }
 }
 
 fn is_closed(error: &Error) -> bool {

@@ -3,14 +3,11 @@
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rediscope::{
-    CheckoutError, CheckoutTimeout, CommitError, ConnectionErrorKind, Error, TransactionOptions,
-    Transactional, prelude::*,
-};
+use rediscope::{Transactional, prelude::*};
 
-use super::{CHECKOUT, HOUR, PATIENCE, SLACK, fail_fast, immediate, patient};
+use super::{PATIENCE, immediate, patient};
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 
@@ -63,69 +60,6 @@ fn single_commands_wait_in_the_same_order() {
     callers.into_iter().for_each(|caller| caller.join().unwrap());
     let served: Vec<usize> = server.ask(&["LRANGE", "served", "0", "-1"]);
     assert_eq!(served, (0..8).collect::<Vec<_>>());
-}
-
-#[test]
-fn a_checkout_timeout_lists_the_holders_oldest_first() {
-    let server = Server::start();
-    let sessions = fail_fast(&server).max_size(2).build().unwrap();
-    let accounts = sessions.transactional();
-    let named = accounts.with(TransactionOptions::new().name("transfer"));
-    let (first, line) = (named.begin().unwrap(), line!());
-    let plain = accounts.clone();
-    let other = thread::Builder::new().name("other-thread".to_owned());
-    let second = other.spawn(move || plain.begin().unwrap()).unwrap().join().unwrap();
-
-    let begun = Instant::now();
-    let timeout = timeout(accounts.begin().map(drop));
-    assert!(begun.elapsed() >= CHECKOUT && timeout.waited >= CHECKOUT);
-    assert!(begun.elapsed() < CHECKOUT + SLACK);
-    let CheckoutTimeout { max_size, in_use, idle, waiters, holders, .. } = &timeout;
-    assert_eq!((*max_size, *in_use, *idle, *waiters), (2, 2, 0, 1));
-    assert!(timeout.last_connect_error.is_none());
-    assert_eq!(holders.len(), 2);
-    assert_eq!(holders[0].name.as_deref(), Some("transfer"));
-    assert_eq!((holders[0].begun_at.file(), holders[0].begun_at.line()), (file!(), line));
-    assert!(holders[0].age >= holders[1].age, "the oldest comes first");
-    assert_eq!(&*holders[1].thread, "other-thread");
-    let text = timeout.to_string();
-    for part in ["2 of 2 in use", "0 idle", "1 waiting", "\"transfer\"", "\"other-thread\""] {
-        assert!(text.contains(part), "{part} is not in: {text}");
-    }
-    assert!(text.contains(&format!("{}:{line}:", file!())), "{text}");
-    drop((first, second));
-    accounts.begin().unwrap().commit().unwrap();
-}
-
-#[test]
-fn a_timeout_names_the_last_failure_to_connect() {
-    let server = Server::start();
-    let sessions = fail_fast(&server).max_size(1).trust_window(Duration::ZERO).build().unwrap();
-    let accounts = sessions.transactional();
-    let mut tx = accounts.begin().unwrap();
-    tx.set("a", 1);
-    let waiter = thread::spawn({
-        let accounts = accounts.clone();
-        move || accounts.begin().map(drop)
-    });
-    eventually(PATIENCE, "it waits", || sessions.status().transactional.waiting == 1);
-    // The holder now tries in vain to replace its connection, and the waiter's time ends first.
-    server.sigkill();
-    let lost = tx.commit().unwrap_err();
-    assert!(matches!(lost, CommitError::NotSent { .. }), "{lost}");
-    match waiter.join().unwrap() {
-        Err(Error::Checkout(CheckoutError::Timeout(timeout))) => {
-            let error = timeout.last_connect_error.as_ref().expect("why there is no connection");
-            assert_eq!(error.kind(), ConnectionErrorKind::Closed);
-            assert!(format!("{timeout:#}").contains("failure to connect: connection closed"));
-        }
-        // The holder gave up in the same moment, and the waiter got its place too late.
-        Err(Error::Checkout(CheckoutError::Connect { waited, source, .. })) => {
-            assert_eq!(source.kind(), ConnectionErrorKind::Closed);
-            assert!(waited > Duration::from_millis(100), "the whole wait: {waited:?}");
-        }
-        other => panic!("{other:?}"),
-    }
 }
 
 #[test]
@@ -182,54 +116,5 @@ fn a_waiting_caller_is_served_however_the_holder_ends() {
         waiter.join().unwrap().unwrap_or_else(|error| panic!("{how}: {error}"));
         eventually(PATIENCE, how, || sessions.status().transactional.in_use == 0);
         assert!(server.clients() <= 1, "{how}: a connection too much");
-    }
-}
-
-#[test]
-fn a_guard_that_waits_for_its_own_thread_times_out_and_a_closure_fails_at_once() {
-    let server = Server::start();
-    let sessions = fail_fast(&server).max_size(1).build().unwrap();
-    let accounts = sessions.transactional();
-    let tx = accounts.begin().unwrap();
-    assert_eq!(timeout(accounts.begin().map(drop)).holders.len(), 1);
-    drop(tx);
-
-    // This one waits for an hour, if it waits.
-    let sessions = patient(&server).max_size(1).checkout_timeout(HOUR).build().unwrap();
-    let accounts = sessions.transactional();
-    let inner = accounts.watch(["a"]).run(|_, _| {
-        accounts.run(|tx| Ok(tx.incr("a", 1)))?;
-        Ok(())
-    });
-    match inner {
-        Err(error) => {
-            let Some(CheckoutError::WouldDeadlock { holders }) = checkout_error(&error) else {
-                panic!("{error}");
-            };
-            assert_eq!(holders.len(), 1);
-            assert!(holders[0].is_closure && holders[0].begun_at.file() == file!());
-        }
-        other => panic!("{other:?}"),
-    }
-    assert_eq!(accounts.run(|tx| Ok(tx.incr("a", 1))).unwrap(), 1, "and the pool is whole");
-}
-
-/// Why no connection was given. A block needs its connection when it commits.
-fn checkout_error(error: &Error) -> Option<&CheckoutError> {
-    match error {
-        Error::Checkout(error) => Some(error),
-        Error::Commit(error) => match &**error {
-            CommitError::NotSent { source, .. } => checkout_error(source),
-            _ => None,
-        },
-        _ => None,
-    }
-}
-
-#[track_caller]
-fn timeout(result: Result<(), Error>) -> CheckoutTimeout {
-    match result {
-        Err(Error::Checkout(CheckoutError::Timeout(timeout))) => *timeout,
-        other => panic!("{other:?}"),
     }
 }

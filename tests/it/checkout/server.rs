@@ -4,36 +4,12 @@ use std::collections::{BTreeSet, HashMap};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rediscope::{CheckoutError, CloseReason, Error, SessionManager, prelude::*, redis};
+use rediscope::{CloseReason, SessionManager, prelude::*, redis};
 
-use super::{CHECKOUT, PATIENCE, SLACK, TRUST, fail_fast, open_links, patient, quick};
+use super::{CHECKOUT, PATIENCE, open_links, patient, quick};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::Proxy;
 use rediscope_testing::server::Server;
-
-#[test]
-fn a_server_that_is_down_fails_the_first_use_and_serves_once_it_is_up() {
-    let server = Server::start();
-    server.sigterm_and_wait();
-    let sessions = fail_fast(&server).build().expect("a server that is down is no error here");
-    let (mut db, accounts) = (sessions.pooled(), sessions.transactional());
-
-    let within = |what: &str, call: &mut dyn FnMut() -> Error| {
-        let begun = Instant::now();
-        let error = call();
-        assert!(begun.elapsed() < CHECKOUT + SLACK, "{what} took {:?}", begun.elapsed());
-        assert!(matches!(error, Error::Checkout(CheckoutError::Connect { .. })), "{what}: {error}");
-        assert!(error.is_retryable(), "{what}: {error}");
-    };
-    within("begin", &mut || accounts.begin().map(drop).unwrap_err());
-    within("watch", &mut || accounts.watch(["a"]).begin().map(drop).unwrap_err());
-    within("a command", &mut || db.get::<_, Option<i64>>("a").unwrap_err().into());
-    within("a block", &mut || accounts.run(|tx| Ok(tx.incr("a", 1))).unwrap_err());
-
-    server.restart_on_same_port();
-    assert_eq!(accounts.run(|tx| Ok(tx.incr("a", 1))).unwrap(), 1);
-    assert_eq!(db.get::<_, i64>("a").unwrap(), 1);
-}
 
 #[test]
 fn a_server_that_is_down_is_not_stormed() {
@@ -71,21 +47,6 @@ fn a_server_that_comes_back_serves_every_waiting_caller() {
         callers.into_iter().map(|caller| caller.join().unwrap().unwrap()).collect();
     assert_eq!(served, (1..=6).collect());
     assert!(sessions.status().transactional.last_connect_error.is_none());
-}
-
-#[test]
-fn connections_that_died_while_idle_are_replaced_without_a_word() {
-    let server = Server::start();
-    let sessions = patient(&server).max_size(4).build().unwrap();
-    let accounts = sessions.transactional();
-    open_links(&accounts, 4);
-    for round in 1..=5 {
-        assert_eq!(server.kill_all_clients_except_me(), if round == 1 { 4 } else { 1 });
-        // Not "lately": past the trust window.
-        let seen = Instant::now();
-        eventually(PATIENCE, "some time", || seen.elapsed() > 2 * TRUST);
-        assert_eq!(accounts.run(|tx| Ok(tx.incr("a", 1))).unwrap(), round);
-    }
 }
 
 #[test]

@@ -120,36 +120,3 @@ fn late_discards_and_drops_disturb_no_other_call() {
         ("2".into(), false)
     );
 }
-
-#[test]
-fn a_forgotten_guard_is_taken_back() {
-    let fixture = Fixture::start();
-    let sessions = hasty(&fixture);
-    let accounts = sessions.transactional();
-    let mut tx = accounts.begin().unwrap();
-    tx.set("key", 1);
-    std::mem::forget(tx);
-    is_taken_back(&fixture, &sessions);
-    std::mem::forget(accounts.watch(["key"]).begin().unwrap());
-    is_taken_back(&fixture, &sessions);
-    assert!(!exists(&fixture.server, "key"));
-}
-
-#[test]
-fn a_scope_in_use_is_not_taken_back_however_long_it_lasts() {
-    let fixture = Fixture::start();
-    let builder = fixture.builder().trust_window(ALWAYS).max_pin_time(LIMIT);
-    let sessions = fixture.warm(builder);
-    let begun = std::time::Instant::now();
-    let mut tx = sessions.transactional().begin().unwrap();
-    let mut count = 0;
-    // Queueing is use, though nothing of it is sent.
-    eventually(SOON, "three times the limit has passed", || {
-        tx.incr("n", 1);
-        count += 1;
-        begun.elapsed() > 3 * LIMIT
-    });
-    assert_eq!(tx.commit().unwrap().len(), count);
-    assert_eq!(get(&fixture.server, "n").unwrap(), count.to_string());
-    pool_is_whole(&sessions, &fixture.server);
-}

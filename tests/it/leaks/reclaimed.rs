@@ -71,36 +71,6 @@ fn a_forgotten_guard_gives_its_connection_back() {
 }
 
 #[test]
-fn a_scope_that_was_not_used_for_too_long_has_expired_at_its_next_use() {
-    let server = Server::start();
-    let sessions = one_link(server.url());
-    let mut tx = sessions.transactional().begin_with(immediate()).unwrap();
-    tx.incr("n", 1);
-    capacity_comes_back(&sessions, &server);
-    tx.incr("n", 1);
-    let error = Error::from(tx.commit().unwrap_err());
-    assert!(is_expired(&error) && error.applied() == Applied::No, "{error}");
-    assert!(!server.ask::<bool>(&["EXISTS", "n"]));
-
-    let server = Server::start();
-    let sessions = one_link(server.url());
-    let mut watching = sessions.transactional().watch(["n"]).begin().unwrap();
-    capacity_comes_back(&sessions, &server);
-    let error = watching.get::<_, Option<i64>>("n").unwrap_err();
-    assert!(is_expired(&error) && error.applied() == Applied::No, "{error}");
-    let mut tx = watching.multi();
-    tx.incr("n", 1);
-    assert!(matches!(tx.commit(), Err(CommitError::PinExpired(_))));
-    assert!(!server.ask::<bool>(&["EXISTS", "n"]));
-
-    let server = Server::start();
-    let sessions = one_link(server.url());
-    let tx = sessions.transactional().begin_with(immediate()).unwrap();
-    capacity_comes_back(&sessions, &server);
-    assert!(matches!(tx.discard(), Err(Error::PinExpired(_))));
-}
-
-#[test]
 fn a_thread_that_never_returns_from_user_code_gives_its_connection_back() {
     let server = Server::start();
     let sessions = one_link(server.url());
@@ -150,6 +120,17 @@ fn a_scope_in_use_is_not_taken_back() {
         begun.elapsed() > 8 * MAX_PIN
     });
     assert!(tx.commit().unwrap().committed().is_some());
+
+    // Queueing is use, though nothing of it is sent.
+    let (begun, mut count) = (Instant::now(), 0);
+    let mut tx = sessions.transactional().begin().unwrap();
+    eventually(SOON, "it has queued for long", || {
+        tx.incr("m", 1);
+        count += 1;
+        begun.elapsed() > 3 * MAX_PIN
+    });
+    assert_eq!(tx.commit().unwrap().len(), count);
+    assert_eq!(server.ask::<usize>(&["GET", "m"]), count);
     assert_eq!(sessions.status().transactional.counts.replaced, []);
 }
 

@@ -28,8 +28,8 @@ fn within(wait: Duration, url: &str) -> SessionManager {
 
 fn builder(wait: Duration, url: &str) -> Builder {
     SessionManager::builder(url)
-        // Four calls at once, none of which waits for another.
-        .max_size(4)
+        // Five calls at once, none of which waits for another.
+        .max_size(5)
         .connect_timeout(TRY)
         .response_timeout(TRY)
         .checkout_timeout(wait)
@@ -41,8 +41,9 @@ fn refused(sessions: &SessionManager, wait: Duration, retryable: bool) -> Connec
     let begun = Instant::now();
     let (accounts, watch) = (sessions.transactional(), sessions.transactional().watch(["key"]));
     let mut db = sessions.pooled();
-    let ways: [&mut (dyn FnMut() -> Result<(), Error> + Send); 4] = [
+    let ways: [&mut (dyn FnMut() -> Result<(), Error> + Send); 5] = [
         &mut || accounts.begin().map(drop),
+        &mut || watch.begin().map(drop),
         &mut || accounts.run(|tx| Ok(tx.set("key", 1))),
         &mut || watch.run(|_, tx| Ok(tx.set("key", 1))),
         &mut || Ok(redis::cmd("GET").arg("key").exec(&mut db)?),
@@ -59,7 +60,9 @@ fn refused(sessions: &SessionManager, wait: Duration, retryable: bool) -> Connec
         };
         match error {
             Error::Checkout(CheckoutError::Connect { source, waited, .. }) => {
-                assert!(waited < wait + SOON);
+                // Worth another try: the whole wait, and not the last try's alone.
+                let least = if retryable { wait / 2 } else { Duration::ZERO };
+                assert!((least..wait + SOON).contains(&waited), "{waited:?}");
                 source
             }
             error => panic!("{error:?}"),
@@ -83,23 +86,6 @@ fn a_server_that_is_down_is_reported_within_the_deadline_and_found_again() {
     assert_eq!(refused(&sessions, WAIT, true).kind(), ConnectionErrorKind::Closed);
     server.restart_on_same_port();
     eventually(SOON, "it connects again", || sessions.transactional().begin().is_ok());
-    pool_is_whole(&sessions, &server);
-}
-
-#[test]
-fn a_call_that_is_waiting_when_the_server_comes_back_gets_its_connection() {
-    let server = Server::start();
-    let sessions = within(FAR, &server.url());
-    server.sigkill();
-    thread::scope(|scope| {
-        let waiting = scope.spawn(|| sessions.transactional().run(|tx| Ok(tx.incr("n", 1))));
-        eventually(SOON, "a connect failed", || {
-            sessions.status().transactional.counts.connect_failures > 0
-        });
-        server.restart_on_same_port();
-        assert_eq!(waiting.join().unwrap().unwrap(), 1);
-    });
-    assert_eq!(get(&server, "n").unwrap(), "1");
     pool_is_whole(&sessions, &server);
 }
 
