@@ -22,11 +22,11 @@ pub mod soak;
 pub mod tls;
 pub mod unresponsive_port;
 
-use std::path::Path;
-
-use std::sync::OnceLock;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{LazyLock, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -114,13 +114,23 @@ pub fn unique(prefix: &str) -> String {
     format!("{prefix}:{}:{now:x}:{count}", std::process::id())
 }
 
-/// A folder for a server's files, in memory if the system has a place for that. Cluster nodes and
-/// sentinels wait for the disk at each change, and on a busy disk they look dead.
+/// A folder for a server's files, in memory if there is enough of it. Cluster nodes and sentinels
+/// wait for the disk at each change, and on a busy disk they look dead.
 pub(crate) fn home() -> tempfile::TempDir {
-    let memory = Path::new("/dev/shm");
-    let folder = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+    static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
+        let memory = PathBuf::from("/dev/shm");
+        if free_bytes(&memory) >= 1 << 30 { memory } else { std::env::temp_dir() }
+    });
     let mut builder = tempfile::Builder::new();
-    builder.prefix("redis-").tempdir_in(folder).expect("a temporary directory")
+    builder.prefix("redis-").tempdir_in(&*FOLDER).expect("a temporary directory")
+}
+
+/// Space left in the file system of `folder`, by `df`; 0 if that fails.
+fn free_bytes(folder: &Path) -> u64 {
+    let Ok(output) = Command::new("df").arg("-Pk").arg(folder).output() else { return 0 };
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let free = text.lines().nth(1).and_then(|line| line.split_whitespace().nth(3));
+    free.and_then(|kib| kib.parse::<u64>().ok()).map_or(0, |kib| kib << 10)
 }
 
 /// Resident memory of this process; `None` where `/proc` does not tell.
