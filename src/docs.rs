@@ -8,11 +8,9 @@ mod architecture {}
 #[doc = include_str!("../docs/changelog.md")]
 mod changelog {}
 
-#[cfg(feature = "sentinel")]
 #[doc = include_str!("../docs/sentinel.md")]
 mod sentinel {}
 
-#[cfg(feature = "cluster")]
 #[doc = include_str!("../docs/cluster.md")]
 mod cluster {}
 

@@ -13,9 +13,7 @@ use redis::{Connection, ConnectionInfo, RedisConnectionInfo as AuthInfo, Value};
 use crate::connection::connect::{Connected, Server};
 use crate::connection::login;
 use crate::connection::login::Login;
-#[cfg(feature = "sentinel")]
 use crate::connection::sentinel::client::SentinelClient;
-#[cfg(feature = "sentinel")]
 use crate::connection::url::SentinelConfig;
 use crate::dns::Resolver;
 use crate::error::config::ConfigError;
@@ -34,9 +32,7 @@ pub(crate) struct Endpoint {
 #[derive(Clone)]
 enum Target {
     Server(Arc<Server>),
-    #[cfg(feature = "sentinel")]
     Master(Arc<SentinelClient>),
-    #[cfg(feature = "sentinel")]
     Replica(Arc<SentinelClient>),
 }
 
@@ -50,7 +46,6 @@ impl Endpoint {
     }
 
     /// The master that sentinels know.
-    #[cfg(feature = "sentinel")]
     pub(crate) fn sentinel(
         config: SentinelConfig,
         settings: &Settings,
@@ -62,7 +57,6 @@ impl Endpoint {
     }
 
     /// Its replicas, where sentinels know them; else the server itself.
-    #[cfg(feature = "sentinel")]
     pub(crate) fn replicas(&self) -> Self {
         let target = match &self.target {
             Target::Master(client) => Target::Replica(Arc::clone(client)),
@@ -90,9 +84,7 @@ impl Endpoint {
     pub(crate) fn connect(&self, timeout: Duration) -> Result<Connected, ConnectionError> {
         match &self.target {
             Target::Server(server) => server.connect(timeout),
-            #[cfg(feature = "sentinel")]
             Target::Master(client) => client.connect(timeout),
-            #[cfg(feature = "sentinel")]
             Target::Replica(client) => client.connect_replica(timeout),
         }
     }
@@ -107,7 +99,6 @@ impl Endpoint {
         let auth = &self.login()?.auth;
         match &self.target {
             Target::Server(server) => server.client(auth, timeout),
-            #[cfg(feature = "sentinel")]
             Target::Master(client) => {
                 let mut client = client.client(auth, timeout)?;
                 let asked = client
@@ -116,7 +107,6 @@ impl Endpoint {
                 self.judge_role(&asked.map_err(|error| ConnectionError::of(&error))?)?;
                 Ok(client)
             }
-            #[cfg(feature = "sentinel")]
             Target::Replica(client) => client.replica_client(auth, timeout),
         }
     }
@@ -125,7 +115,6 @@ impl Endpoint {
     pub(crate) fn generation(&self) -> u64 {
         match &self.target {
             Target::Server(_) => 0,
-            #[cfg(feature = "sentinel")]
             Target::Master(client) | Target::Replica(client) => client.generation(),
         }
     }
@@ -133,7 +122,6 @@ impl Endpoint {
     /// Something makes it unlikely that the server is still the one: before the next connection,
     /// sentinels are asked.
     pub(crate) fn invalidate(&self) {
-        #[cfg(feature = "sentinel")]
         if let Target::Master(client) | Target::Replica(client) = &self.target {
             client.invalidate();
         }
@@ -147,7 +135,6 @@ impl Endpoint {
 
     /// Whether the server is what it was taken for, by its answer to ROLE.
     pub(crate) fn judge_role(&self, answer: &Value) -> Result<(), ConnectionError> {
-        #[cfg(feature = "sentinel")]
         if let Some(wrong) = match self.target {
             Target::Server(_) => None,
             Target::Master(_) => crate::protocol::sentinel::why_not_master(answer),
@@ -164,7 +151,6 @@ impl Endpoint {
     fn auth_info(&self) -> &AuthInfo {
         match &self.target {
             Target::Server(server) => server.auth_info(),
-            #[cfg(feature = "sentinel")]
             Target::Master(client) | Target::Replica(client) => client.auth_info(),
         }
     }
@@ -173,7 +159,6 @@ impl Endpoint {
     pub(crate) fn address(&self) -> Cow<'_, str> {
         match &self.target {
             Target::Server(server) => server.address().into(),
-            #[cfg(feature = "sentinel")]
             Target::Master(client) | Target::Replica(client) => client.address().into(),
         }
     }
@@ -185,7 +170,6 @@ impl Endpoint {
                 let (host, port) = server.host_and_port();
                 (host.into(), port)
             }
-            #[cfg(feature = "sentinel")]
             Target::Master(client) | Target::Replica(client) => {
                 let (host, port) = client.host_and_port();
                 (host.into(), port)
@@ -199,7 +183,6 @@ impl Endpoint {
 
     /// No connection will be opened any more.
     pub(crate) fn close(&self) {
-        #[cfg(feature = "sentinel")]
         if let Target::Master(client) | Target::Replica(client) = &self.target {
             client.close();
         }

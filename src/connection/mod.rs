@@ -9,7 +9,6 @@ pub(crate) mod deadline;
 pub(crate) mod endpoint;
 pub(crate) mod handshake;
 pub(crate) mod login;
-#[cfg(feature = "sentinel")]
 pub(crate) mod sentinel;
 #[cfg(feature = "tls-rustls")]
 pub(crate) mod tls;

@@ -21,7 +21,6 @@ pub enum Address {
 
 /// A master by its name, and the sentinels that know its address.
 #[derive(Clone, Debug)]
-#[cfg_attr(not(feature = "sentinel"), allow(dead_code, reason = "such an address is refused"))]
 pub struct SentinelConfig {
     pub(crate) name: String,
     pub(crate) sentinels: Vec<ConnectionInfo>,
@@ -50,9 +49,9 @@ mod sealed {
 /// | `redis://user:password@host:port/db` | one server |
 /// | `rediss://…` | the same over TLS (feature `tls-rustls`; certificates of one's own are the builder's `tls`) |
 /// | `redis+unix:///path?db=1` | one server, by a socket |
-/// | `redis+cluster://user:password@host:port,host:port/` | a cluster, by some of its nodes (feature `cluster`) |
+/// | `redis+cluster://user:password@host:port,host:port/` | a cluster, by some of its nodes |
 /// | `rediss+cluster://…` | the same over TLS |
-/// | `redis+sentinel://user:password@host:port,host:port/name/db` | the master of that name, by some sentinels (feature `sentinel`) |
+/// | `redis+sentinel://user:password@host:port,host:port/name/db` | the master of that name, by some sentinels |
 /// | `rediss+sentinel://…` | the same, over TLS to the sentinels and to the servers |
 ///
 /// `?protocol=resp3` may follow each. User, password and protocol are the same for all nodes
@@ -250,13 +249,8 @@ pub(crate) fn cluster<T: IntoAddress>(
     checked(nodes.into_iter().map(IntoAddress::into_node).collect::<Result<_, _>>()?)
 }
 
-pub(crate) const NO_CLUSTER: &str = "a cluster needs the feature cluster";
-
 fn checked(named: Vec<Node>) -> Result<Address, ConfigError> {
     let refused = |reason: &str| Err(wrong(reason));
-    if !cfg!(feature = "cluster") {
-        return refused(NO_CLUSTER);
-    }
     alike(&named)?;
     let nodes: Vec<_> = named.into_iter().map(|node| node.info).collect();
     if nodes.is_empty() {
@@ -319,8 +313,6 @@ pub(crate) fn is_tls(info: &ConnectionInfo) -> bool {
 fn has_certificates(info: &ConnectionInfo) -> bool {
     matches!(info.addr(), ConnectionAddr::TcpTls { tls_params: Some(_), .. })
 }
-
-pub(crate) const NO_SENTINEL: &str = "sentinels need the feature sentinel";
 
 /// `user:password@host:port,host:port/name/db?sentinel_password=…&protocol=resp3`
 fn sentinel_of(scheme: &str, text: &str) -> Result<Address, ConfigError> {
@@ -387,9 +379,6 @@ pub(crate) fn behind<T: IntoAddress>(
 fn found_by(name: &str, sentinels: Vec<Node>) -> Result<SentinelConfig, ConfigError> {
     let sentinels: Vec<_> = sentinels.into_iter().map(|node| node.info).collect();
     let refused = |reason: &str| Err(wrong(reason));
-    if !cfg!(feature = "sentinel") {
-        return refused(NO_SENTINEL);
-    }
     if sentinels.is_empty() {
         return refused("a master is found by at least one sentinel");
     }
@@ -450,123 +439,6 @@ pub(crate) fn plain(error: &redis::RedisError) -> String {
     text.split(" - ").next().unwrap_or_default().to_owned()
 }
 
-#[cfg(all(test, not(feature = "cluster")))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cluster_without_its_feature_is_refused_by_name() {
-        let refused = "redis+cluster://secret@a:1,b:2/".into_address().unwrap_err().to_string();
-        assert!(refused.contains("feature cluster") && !refused.contains("secret"), "{refused}");
-    }
-}
-
-#[cfg(all(test, feature = "cluster"))]
-mod tests {
-    use super::*;
-
-    fn nodes(url: &str) -> Result<Vec<String>, String> {
-        match url.into_address().map_err(|error| error.to_string())? {
-            Address::Cluster(nodes) => {
-                Ok(nodes.iter().map(|node| node.addr().to_string()).collect())
-            }
-            _ => Ok(Vec::new()),
-        }
-    }
-
-    #[test]
-    fn a_cluster_is_named_by_one_url_of_several_nodes() {
-        assert_eq!(nodes("redis+cluster://a:1,b/"), Ok(vec!["a:1".into(), "b:6379".into()]));
-        assert_eq!(nodes("redis+cluster://[::1]:7"), Ok(vec!["::1:7".into()]));
-        assert_eq!(nodes("redis://a"), Ok(vec![]));
-        let Ok(Address::Cluster(found)) =
-            "redis+cluster://u:p%40@a,b?protocol=resp3".into_address()
-        else {
-            unreachable!("a cluster");
-        };
-        for node in found {
-            let settings = node.redis_settings();
-            assert_eq!((settings.username(), settings.password()), (Some("u"), Some("p@")));
-        }
-    }
-
-    #[test]
-    fn what_no_cluster_has_is_refused_without_a_word_of_the_address() {
-        for url in ["redis+cluster://", "redis+cluster://secret:a/1", "redis+cluster://a/1"] {
-            let error = nodes(url).unwrap_err();
-            assert!(!error.contains("secret"), "{error}");
-        }
-        let none: [&str; 0] = [];
-        assert!(cluster(none).is_err());
-    }
-}
-
-#[cfg(all(test, feature = "sentinel"))]
-mod sentinel_tests {
-    use super::*;
-
-    fn behind(url: &str) -> SentinelConfig {
-        match url.into_address() {
-            Ok(Address::Sentinel(behind)) => *behind,
-            other => unreachable!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn a_master_is_named_by_one_url_of_several_sentinels() {
-        let found = behind(
-            "redis+sentinel://app:p%40@s1:1,[::1]:2,s3/mymaster/4?sentinel_password=a/b&protocol=resp3",
-        );
-        let sentinels: Vec<_> = found.sentinels.iter().map(|one| one.addr().to_string()).collect();
-        assert_eq!(found.name, "mymaster");
-        assert_eq!(sentinels, ["s1:1", "::1:2", "s3:26379"]);
-        let servers = found.server_template.redis_settings();
-        assert_eq!((servers.username(), servers.password()), (Some("app"), Some("p@")));
-        assert_eq!(servers.db(), 4);
-        assert!(servers.protocol().supports_resp3());
-        for sentinel in &found.sentinels {
-            assert_eq!(sentinel.redis_settings().password(), Some("a/b"));
-            assert_eq!(sentinel.redis_settings().username(), None);
-        }
-    }
-
-    #[test]
-    fn no_character_of_a_sentinels_user_or_password_changes_anything_else() {
-        let every = "?#@/:%,=+[] é\\\"'<>;!*$()";
-        let wholly: String = every.bytes().map(|byte| format!("%{byte:02X}")).collect();
-        let seldom = "a?b#c@d/e:f%g,h=i+j";
-        for (written, meant) in [(&*wholly, every), (seldom, seldom), ("%40%zz%", "@%zz%")] {
-            for port in ["", ":7"] {
-                let query = format!("sentinel_username={written}&sentinel_password={written}");
-                let found = behind(&format!("redis+sentinel://u:p@host{port},b/m/3?{query}"));
-                let hosts: Vec<_> =
-                    found.sentinels.iter().map(|one| one.addr().to_string()).collect();
-                let port = if port.is_empty() { ":26379" } else { port };
-                assert_eq!(hosts, [format!("host{port}"), "b:26379".into()], "{written}");
-                for sentinel in &found.sentinels {
-                    let auth = sentinel.redis_settings();
-                    assert_eq!((auth.username(), auth.password()), (Some(meant), Some(meant)));
-                    assert_eq!(auth.db(), 0);
-                }
-                let server_template = found.server_template.redis_settings();
-                assert_eq!(
-                    (server_template.username(), server_template.password()),
-                    (Some("u"), Some("p"))
-                );
-                assert_eq!((&*found.name, server_template.db()), ("m", 3));
-            }
-        }
-    }
-
-    #[test]
-    fn what_names_no_master_is_refused_without_a_word_of_the_address() {
-        for url in [
-            "redis+sentinel://secret@a:1",
-            "redis+sentinel://:secret@/name",
-            "redis+sentinel://a:secret/m",
-        ] {
-            let error = url.into_address().unwrap_err().to_string();
-            assert!(!error.contains("secret"), "{error}");
-        }
-    }
-}
+#[cfg(test)]
+#[path = "../../tests/unit/url.rs"]
+mod tests;

@@ -2,7 +2,6 @@
 
 use std::{fmt, io};
 
-#[cfg(feature = "sentinel")]
 use crate::protocol::sentinel::SentinelError;
 use crate::protocol::server_error::ServerError;
 
@@ -148,7 +147,6 @@ impl ConnectionError {
     }
 
     /// Adds that the sentinels failed, asked for this master.
-    #[cfg(feature = "sentinel")]
     pub(crate) fn of_sentinels(mut self, master: &str) -> Self {
         self.text = format!("the sentinels of {master} returned no address: {}", self.text).into();
         self
@@ -196,7 +194,6 @@ impl ConnectionError {
     }
 }
 
-#[cfg(feature = "sentinel")]
 impl From<SentinelError> for ConnectionError {
     fn from(error: SentinelError) -> Self {
         match error {

@@ -297,7 +297,6 @@ impl Pool {
 
     /// Its server is no master any more: waiting callers fail, and look elsewhere; a connection in
     /// use is kept to the end of its scope.
-    #[cfg(feature = "cluster")]
     pub(crate) fn retire(&self) {
         self.core().semaphore.close();
         self.core().shared.close();

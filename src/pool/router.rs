@@ -3,14 +3,7 @@
 //! Handles and scopes know this and no pool. With one server nothing is looked up. An unserved
 //! slot is waited for.
 
-#![cfg_attr(
-    not(feature = "cluster"),
-    allow(dead_code, unused_variables, reason = "with one server nobody is sent on")
-)]
-
-#[cfg(feature = "cluster")]
 pub(crate) mod cluster;
-#[cfg(feature = "cluster")]
 pub(crate) mod slot_map_refresh;
 
 use std::borrow::Cow;
@@ -27,11 +20,9 @@ use crate::pool::checkout::BatchCheckout;
 use crate::pool::checkout::Checkout;
 use crate::pool::config::Logging;
 use crate::pool::pool::{Pool, WeakPool};
-#[cfg(feature = "cluster")]
 use crate::pool::router::cluster::Cluster;
 use crate::pool::scopes::{PinnedConnection, ScopeOrigin};
 use crate::protocol::batch::BatchRequest;
-#[cfg(feature = "cluster")]
 use crate::protocol::cluster::redirect::RedirectReply;
 use crate::protocol::cluster::route::{Redirect, Route};
 use crate::protocol::cluster::slot::SlotBinding;
@@ -59,7 +50,6 @@ impl Drop for Router {
 #[derive(Clone)]
 enum Inner {
     Single(Pool),
-    #[cfg(feature = "cluster")]
     Cluster(Arc<Cluster>),
 }
 
@@ -70,7 +60,6 @@ pub(crate) struct WeakRouter {
 
 enum WeakInner {
     Single(WeakPool),
-    #[cfg(feature = "cluster")]
     Cluster(std::sync::Weak<Cluster>),
 }
 
@@ -79,7 +68,6 @@ impl WeakRouter {
     pub(crate) fn get(&self) -> Option<Router> {
         let inner = match &self.inner {
             WeakInner::Single(pool) => Inner::Single(pool.get()?),
-            #[cfg(feature = "cluster")]
             WeakInner::Cluster(cluster) => Inner::Cluster(cluster.upgrade()?),
         };
         Some(Router { inner })
@@ -91,7 +79,6 @@ impl Router {
         Self { inner: Inner::Single(pool) }
     }
 
-    #[cfg(feature = "cluster")]
     pub(crate) fn cluster(cluster: Cluster) -> Self {
         Self { inner: Inner::Cluster(Arc::new(cluster)) }
     }
@@ -99,7 +86,6 @@ impl Router {
     pub(crate) fn weak(&self) -> WeakRouter {
         let inner = match &self.inner {
             Inner::Single(pool) => WeakInner::Single(pool.weak()),
-            #[cfg(feature = "cluster")]
             Inner::Cluster(cluster) => WeakInner::Cluster(Arc::downgrade(cluster)),
         };
         WeakRouter { inner }
@@ -109,7 +95,6 @@ impl Router {
     pub(crate) fn single(&self) -> Option<&Pool> {
         match &self.inner {
             Inner::Single(pool) => Some(pool),
-            #[cfg(feature = "cluster")]
             Inner::Cluster(_) => None,
         }
     }
@@ -129,7 +114,6 @@ impl Router {
     pub(crate) fn settings(&self) -> &Arc<Settings> {
         match &self.inner {
             Inner::Single(pool) => pool.settings(),
-            #[cfg(feature = "cluster")]
             Inner::Cluster(cluster) => cluster.settings(),
         }
     }
@@ -145,7 +129,6 @@ impl Router {
     pub(crate) fn counters(&self) -> &Counters {
         match &self.inner {
             Inner::Single(pool) => pool.counters(),
-            #[cfg(feature = "cluster")]
             Inner::Cluster(cluster) => cluster.counters(),
         }
     }
@@ -162,7 +145,6 @@ impl Router {
     fn logging(&self) -> &Logging {
         match &self.inner {
             Inner::Single(pool) => pool.logging(),
-            #[cfg(feature = "cluster")]
             Inner::Cluster(cluster) => cluster.logging(),
         }
     }
@@ -176,7 +158,6 @@ impl Router {
     pub(crate) fn address(&self) -> String {
         match &self.inner {
             Inner::Single(pool) => pool.endpoint().address().into_owned(),
-            #[cfg(feature = "cluster")]
             Inner::Cluster(cluster) => cluster.address(),
         }
     }
@@ -185,7 +166,6 @@ impl Router {
     pub(crate) fn host_and_port(&self) -> (Cow<'_, str>, u16) {
         match &self.inner {
             Inner::Single(pool) => pool.endpoint().host_and_port(),
-            #[cfg(feature = "cluster")]
             Inner::Cluster(cluster) => {
                 let (host, port) = cluster.host_and_port();
                 (host.into(), port)
@@ -235,7 +215,6 @@ impl Router {
     pub(crate) fn warm(&self, route: &Route) {
         match &self.inner {
             Inner::Single(pool) => pool.warm(),
-            #[cfg(feature = "cluster")]
             Inner::Cluster(cluster) => cluster.warm(route),
         }
     }
@@ -287,7 +266,6 @@ impl Router {
         self.here()?;
         match &self.inner {
             Inner::Single(pool) => call(pool),
-            #[cfg(feature = "cluster")]
             Inner::Cluster(cluster) => cluster.with_pool(route, deadline, call),
         }
     }
@@ -305,7 +283,6 @@ impl Router {
     pub(crate) fn all_masters(&self, deadline: Instant) -> Result<Vec<Route>, CheckoutError> {
         match &self.inner {
             Inner::Single(_) => Ok(vec![Route::default()]),
-            #[cfg(feature = "cluster")]
             Inner::Cluster(cluster) => cluster.all_masters(deadline),
         }
     }
@@ -315,7 +292,6 @@ impl Router {
     pub(crate) fn redirect_for(&self, route: &Route, code: &str, text: &str) -> Option<Redirect> {
         match &self.inner {
             Inner::Single(_) => None,
-            #[cfg(feature = "cluster")]
             Inner::Cluster(cluster) => cluster.redirect_for(route, &RedirectReply::of(code, text)?),
         }
     }
@@ -329,7 +305,6 @@ impl Router {
     ) -> Option<Redirect> {
         match &self.inner {
             Inner::Single(_) => None,
-            #[cfg(feature = "cluster")]
             Inner::Cluster(cluster) => cluster.on_unreachable(route, error, deadline),
         }
     }
@@ -337,7 +312,6 @@ impl Router {
     pub(crate) fn scopes(&self) -> Vec<OpenScope> {
         match &self.inner {
             Inner::Single(pool) => pool.open_scopes(),
-            #[cfg(feature = "cluster")]
             Inner::Cluster(cluster) => cluster.scopes(),
         }
     }
@@ -345,7 +319,6 @@ impl Router {
     pub(crate) fn status(&self) -> PoolStatus {
         match &self.inner {
             Inner::Single(pool) => pool.status(),
-            #[cfg(feature = "cluster")]
             Inner::Cluster(cluster) => cluster.status(),
         }
     }
@@ -353,7 +326,6 @@ impl Router {
     pub(crate) fn close(&self) {
         match &self.inner {
             Inner::Single(pool) => pool.close(),
-            #[cfg(feature = "cluster")]
             Inner::Cluster(cluster) => cluster.close(),
         }
     }
@@ -361,7 +333,6 @@ impl Router {
     pub(crate) fn drain(&self, deadline: Instant) -> usize {
         match &self.inner {
             Inner::Single(pool) => pool.drain(deadline),
-            #[cfg(feature = "cluster")]
             Inner::Cluster(cluster) => cluster.drain(deadline),
         }
     }
@@ -374,7 +345,6 @@ impl fmt::Debug for Router {
         }
         match &self.inner {
             Inner::Single(pool) => fmt::Debug::fmt(pool, f),
-            #[cfg(feature = "cluster")]
             Inner::Cluster(cluster) => fmt::Debug::fmt(cluster, f),
         }
     }

@@ -115,7 +115,6 @@ impl Pooled {
     }
 
     /// For replicas.
-    #[cfg(feature = "sentinel")]
     #[track_caller]
     pub(crate) fn reading(nodes: Router) -> Self {
         Self { nodes, place: Location::caller(), reads_only: true }

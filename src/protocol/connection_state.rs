@@ -214,6 +214,7 @@ pub(crate) fn exec_applied_nothing(exec: &redis::ServerError) -> bool {
 }
 
 #[cfg(test)]
+#[path = "../../tests/unit/connection_state_walk.rs"]
 mod walk;
 
 #[cfg(test)]

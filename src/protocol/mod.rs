@@ -21,6 +21,5 @@ pub(crate) mod queue;
 pub(crate) mod replication;
 pub(crate) mod resp;
 pub(crate) mod retry;
-#[cfg(feature = "sentinel")]
 pub(crate) mod sentinel;
 pub(crate) mod server_error;

@@ -3,7 +3,6 @@
 //! Never: a connection. Never: an address's text in `Debug` or in an error.
 
 use std::sync::Arc;
-#[cfg(feature = "sentinel")]
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -19,7 +18,6 @@ use crate::pool::pool::Pool;
 use crate::pool::router::Router;
 use crate::process::current::Process;
 use crate::protocol::handshake::Purpose;
-#[cfg(feature = "sentinel")]
 use crate::session::manager::Replicas;
 use crate::session::manager::SessionManager;
 use crate::session::threads;
@@ -100,7 +98,7 @@ impl SessionManager {
     }
 
     /// A session manager of a cluster, with settings of your own; `nodes` are some of its nodes,
-    /// which know the others (feature `cluster`). Each master has two pools, as one server has.
+    /// which know the others. Each master has two pools, as one server has.
     ///
     /// User, password, protocol and TLS of all nodes are those of the first. `build` refuses a node that
     /// names another scheme, user, password or protocol than the first one; a node that names no user and
@@ -117,7 +115,7 @@ impl SessionManager {
         Builder::new(url::cluster(nodes))
     }
 
-    /// A session manager of the master that sentinels know by this name (feature `sentinel`), with
+    /// A session manager of the master that sentinels know by this name, with
     /// settings of your own. Each sentinel's URL has its own user and password; those of the servers,
     /// and their TLS, are set with [`Builder::server_info`]. Sentinels of TLS without it are refused by
     /// `build`, since the servers would be reached in clear.
@@ -216,7 +214,6 @@ impl Builder {
         }
         settings.process = Process::here();
         let settings = Arc::new(settings);
-        #[cfg(feature = "sentinel")]
         let process = settings.process.clone();
         let threads = Arc::new(threads::start()?);
         let logging = Arc::<Logging>::default();
@@ -251,7 +248,6 @@ impl Builder {
             resolver,
             limiter,
             locks,
-            #[cfg(feature = "sentinel")]
             replicas: Arc::new(Replicas { pool: OnceLock::new(), threads, process }),
         })
     }
@@ -267,9 +263,7 @@ fn nodes(
     };
     match address {
         Address::One(info) => Ok(all(Endpoint::new(*info, settings)?)),
-        #[cfg(feature = "sentinel")]
         Address::Sentinel(behind) => Ok(all(Endpoint::sentinel(*behind, settings)?)),
-        #[cfg(feature = "cluster")]
         Address::Cluster(nodes) => {
             use crate::pool::router::cluster::Cluster;
             use crate::pool::router::slot_map_refresh::SlotMapCache;
@@ -277,11 +271,6 @@ fn nodes(
             // All kinds of pools go by one map.
             let slot_map = Arc::new(SlotMapCache::new(nodes, Arc::clone(settings))?);
             Ok(kinds.map(|kind| Router::cluster(Cluster::new(kind, Arc::clone(&slot_map)))))
-        }
-        // Refused when the address was read.
-        #[cfg(not(feature = "sentinel"))]
-        Address::Sentinel(_) => Err(ConfigError::Address { reason: url::NO_SENTINEL.to_owned() }),
-        #[cfg(not(feature = "cluster"))]
-        Address::Cluster(_) => Err(ConfigError::Address { reason: url::NO_CLUSTER.to_owned() }),
+        } // Refused when the address was read.
     }
 }

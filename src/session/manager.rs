@@ -5,11 +5,9 @@
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
-#[cfg(feature = "sentinel")]
 use std::sync::OnceLock;
 use std::time::Duration;
 
-#[cfg(feature = "sentinel")]
 use scheduled_thread_pool::ScheduledThreadPool;
 
 use crate::commit::resolve::CommitResolver;
@@ -19,15 +17,11 @@ use crate::error::open_scope::OpenScope;
 use crate::lock::acquire::LockMode;
 use crate::lock::handle::{Lock, RwLock};
 use crate::lock::manager::LockManager;
-#[cfg(feature = "sentinel")]
 use crate::pool::config::PoolConfig;
-#[cfg(feature = "sentinel")]
 use crate::pool::pool::Pool;
 use crate::pool::router::Router;
 use crate::pooled::handle::Pooled;
-#[cfg(feature = "sentinel")]
 use crate::process::current::Process;
-#[cfg(feature = "sentinel")]
 use crate::protocol::handshake::Purpose;
 use crate::status::locks::LockStatus;
 use crate::status::report::{Closed, PoolStatus, Status};
@@ -63,12 +57,10 @@ pub struct SessionManager {
     pub(crate) resolver: Arc<CommitResolver>,
     pub(crate) limiter: Arc<ContentionLimiter>,
     pub(crate) locks: Arc<LockManager>,
-    #[cfg(feature = "sentinel")]
     pub(crate) replicas: Arc<Replicas>,
 }
 
 /// The pool of connections to replicas, from its first use on.
-#[cfg(feature = "sentinel")]
 pub(crate) struct Replicas {
     pub(crate) pool: OnceLock<Pool>,
     pub(crate) threads: Arc<ScheduledThreadPool>,
@@ -76,7 +68,6 @@ pub(crate) struct Replicas {
 }
 
 /// The threads are those of the parent, in a forked child.
-#[cfg(feature = "sentinel")]
 impl Drop for Replicas {
     fn drop(&mut self) {
         if self.process.is_forked_child() {
@@ -110,7 +101,7 @@ impl SessionManager {
         Pooled::new(self.pooled.clone())
     }
 
-    /// A handle for reads from replicas, behind sentinels (feature `sentinel`), on a third pool of
+    /// A handle for reads from replicas, behind sentinels, on a third pool of
     /// this size; reads that must see what was just written go to [`pooled`](Self::pooled). Whatever
     /// is not a read is refused by name. Replicas that are down or out of step with their master are
     /// passed over; where none is left, and where there are no sentinels, masters are read from. (A cluster
@@ -123,7 +114,6 @@ impl SessionManager {
     /// let name: Option<String> = sessions.replica_reads().get("user:7:name")?;
     /// # Ok(()) }
     /// ```
-    #[cfg(feature = "sentinel")]
     #[track_caller]
     pub fn replica_reads(&self) -> Pooled {
         let Some(master) = self.pooled.single() else { return self.pooled() };
@@ -243,12 +233,10 @@ impl SessionManager {
         self.transactional.close();
         self.resolver.close();
         self.locks.close();
-        #[cfg(feature = "sentinel")]
         if let Some(replicas) = self.replicas.pool.get() {
             replicas.close();
         }
         let scopes = self.pooled.drain(deadline) + self.transactional.drain(deadline);
-        #[cfg(feature = "sentinel")]
         let scopes = scopes + self.replicas.pool.get().map_or(0, |pool| pool.drain(deadline));
         // Last, since what is done in a scope may be done under a lock.
         let locks = self.locks.end_renewals(deadline);
@@ -271,10 +259,7 @@ impl SessionManager {
             server: self.transactional.address(),
             pooled: self.pooled.status(),
             transactional: self.transactional.status(),
-            #[cfg(feature = "sentinel")]
             replicas: self.replicas.pool.get().map(Pool::status),
-            #[cfg(not(feature = "sentinel"))]
-            replicas: None,
             locks: self.locks.status(),
         }
     }

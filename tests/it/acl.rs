@@ -4,7 +4,6 @@
 //!
 //! Never: a right that the documents ask for and nothing needs, or the other way round.
 
-#[cfg(feature = "cluster")]
 mod cluster;
 mod documents;
 pub(crate) mod fixture;
@@ -13,5 +12,4 @@ mod locks;
 mod matrix;
 mod probes;
 mod scopes;
-#[cfg(feature = "sentinel")]
 mod sentinel;

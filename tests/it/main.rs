@@ -12,7 +12,6 @@
 
 mod acl;
 mod checkout;
-#[cfg(feature = "cluster")]
 mod cluster;
 mod conditions;
 #[cfg(feature = "serde")]
@@ -38,7 +37,6 @@ mod protocol;
 mod refusals;
 mod savepoints;
 mod scope_exit;
-#[cfg(feature = "sentinel")]
 mod sentinel;
 mod side;
 mod timeouts;

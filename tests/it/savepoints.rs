@@ -3,7 +3,6 @@
 use rediscope::ReplyError;
 use rediscope::prelude::*;
 
-#[cfg(feature = "cluster")]
 use crate::cluster;
 use crate::exactly_once;
 use crate::exactly_once::fixture::{Fate, doubt};
@@ -167,7 +166,6 @@ fn a_part_past_a_limit_takes_its_failure_with_it_when_it_is_forgotten() {
     quiet.nothing_was_lost();
 }
 
-#[cfg(feature = "cluster")]
 #[test]
 fn a_part_that_is_forgotten_binds_nothing() {
     let fixture = cluster::fixture::Fixture::start();

@@ -144,7 +144,6 @@ fn a_server_that_wants_a_client_certificate_takes_one_of_its_authority_and_no_ot
     assert_eq!(tls.server.ask::<i64>(&["GET", "a"]), 1);
 }
 
-#[cfg(feature = "cluster")]
 #[test]
 fn every_node_of_a_cluster_is_reached_by_tls_also_one_that_a_slot_has_moved_to() {
     use rediscope_testing::cluster::Cluster;
@@ -177,7 +176,6 @@ fn every_node_of_a_cluster_is_reached_by_tls_also_one_that_a_slot_has_moved_to()
     assert!(stranger.to_lowercase().contains("certificate"), "{stranger}");
 }
 
-#[cfg(feature = "sentinel")]
 #[test]
 fn sentinels_and_the_servers_behind_them_are_reached_by_tls() {
     use rediscope_testing::sentinel::{NAME, Sentinel};
@@ -257,9 +255,7 @@ fn tls_for_an_address_without_it_is_refused() {
     for url in ["redis://h/", "redis+unix:///tmp/s"] {
         assert!(wrong(url, roots()).contains("rediss"), "{url}");
     }
-    #[cfg(feature = "cluster")]
     assert!(wrong("redis+cluster://h,g/", roots()).contains("rediss"));
-    #[cfg(feature = "sentinel")]
     {
         assert!(wrong("redis+sentinel://h/m", roots()).contains("server_info"));
         let sentinels = |url| SessionManager::sentinel("m", [url]).tls(roots());

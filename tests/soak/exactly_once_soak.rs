@@ -18,7 +18,7 @@ mod failover;
 mod faults;
 mod fixture;
 mod ledger;
-#[cfg(all(feature = "cluster", target_os = "linux"))]
+#[cfg(target_os = "linux")]
 mod moving;
 mod operations;
 mod raw;
@@ -32,13 +32,13 @@ use rediscope_testing::soak::{number, seed};
 
 const CUTS: u64 = 10_000;
 const FAILOVERS: u64 = 3;
-#[cfg(all(feature = "cluster", target_os = "linux"))]
+#[cfg(target_os = "linux")]
 const MOVING_CUTS: u64 = 1_500;
 /// A protocol that is wrong is found out within so many.
 const CONTROL_CUTS: u64 = 2_000;
 
 /// The same while slots move.
-#[cfg(all(feature = "cluster", target_os = "linux"))]
+#[cfg(target_os = "linux")]
 const MOVING_CONTROL_CUTS: u64 = 300;
 
 #[test]
@@ -89,7 +89,7 @@ fn after_a_failover_register_and_data_agree() {
     assert!(found.broken().is_empty(), "{:#?}", found.broken());
 }
 
-#[cfg(all(feature = "cluster", target_os = "linux"))]
+#[cfg(target_os = "linux")]
 mod while_slots_move {
     use super::moving;
     use super::resolvers::Rule;

@@ -13,7 +13,6 @@ mod clients;
 mod faults;
 mod history;
 mod listen;
-#[cfg(feature = "cluster")]
 mod moving;
 mod regression;
 mod scenarios;
@@ -28,7 +27,6 @@ const WRITES: u64 = 5_000;
 const HOLDS: usize = 250;
 const FAILOVERS: u64 = 1;
 /// In a cluster, while their slot moves.
-#[cfg(feature = "cluster")]
 const MOVING_HOLDS: usize = 40;
 /// A lock that is taken away is found out within so many holds,
 const CONTROL_HOLDS: usize = 150;
@@ -75,7 +73,6 @@ fn a_lock_that_a_replica_was_waited_for_survives_the_failover_to_it() {
     }
 }
 
-#[cfg(feature = "cluster")]
 mod in_a_cluster {
     use super::moving;
     use super::{Asks, CONTROL_FAILOVERS, FAILOVERS, MOVING_HOLDS, number, seed};

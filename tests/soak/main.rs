@@ -15,5 +15,4 @@ mod exactly_once_soak;
 mod fault_soak;
 mod lock_soak;
 mod stress;
-#[cfg(feature = "cluster")]
 mod topology_soak;

@@ -3,5 +3,4 @@
 pub(crate) mod redirect;
 pub(crate) mod route;
 pub(crate) mod slot;
-#[cfg(feature = "cluster")]
 pub(crate) mod slot_map;

@@ -2,11 +2,6 @@
 //!
 //! Each of them proves that nothing was applied.
 
-#![cfg_attr(
-    not(feature = "cluster"),
-    allow(dead_code, reason = "a single server owns all slots and redirects no call")
-)]
-
 use redis::Value;
 
 /// An error of a cluster's node that redirects or postpones a command.

@@ -1,15 +1,8 @@
 //! Routing decisions of a cluster: where a call is sent, and where after a redirect.
 
-#![cfg_attr(
-    not(feature = "cluster"),
-    allow(dead_code, reason = "a single server owns all slots and redirects no call")
-)]
-
 use std::time::{Duration, Instant};
 
-#[cfg(feature = "cluster")]
 use crate::protocol::cluster::redirect::RedirectReply;
-#[cfg(feature = "cluster")]
 use crate::protocol::cluster::slot_map::NodeAddress;
 use crate::protocol::server_error::ServerError;
 
@@ -19,7 +12,6 @@ pub(crate) struct Route {
     /// `None`: to any node.
     pub(crate) slot: Option<u16>,
     /// Overrides the slot map.
-    #[cfg(feature = "cluster")]
     pub(crate) node: Option<NodeAddress>,
     /// The slot is migrating to the node: ASKING precedes each command or MULTI.
     pub(crate) ask: bool,
@@ -30,14 +22,12 @@ impl Route {
         Self { slot, ..Self::default() }
     }
 
-    #[cfg(feature = "cluster")]
     pub(crate) fn to_node(node: NodeAddress) -> Self {
         Self { node: Some(node), ..Self::default() }
     }
 
     /// The next route after a redirect reply of the node at host `from`. `None`: the reply is about
     /// another slot, because it is the error of a key that the library does not know of.
-    #[cfg(feature = "cluster")]
     pub(crate) fn redirected(&self, reply: &RedirectReply, from: &str) -> Option<Redirect> {
         if let (Some(bound), Some(slot)) = (self.slot, reply.slot())
             && bound != slot

@@ -1,10 +1,5 @@
 //! Hash slots of a cluster: the slot of a key, and the slot that a transaction is bound to.
 
-#![cfg_attr(
-    not(feature = "cluster"),
-    allow(dead_code, reason = "a single server owns all slots and redirects no call")
-)]
-
 use std::sync::OnceLock;
 
 /// Number of hash slots.

@@ -3,8 +3,6 @@
 //!
 //! Commands whose documentation leaves that open go to one node or are refused.
 
-#![cfg_attr(not(feature = "cluster"), allow(dead_code, reason = "one server is all there is"))]
-
 use redis::Value;
 
 use crate::protocol::command::upper_name::UpperName;

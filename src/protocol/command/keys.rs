@@ -2,11 +2,6 @@
 //!
 //! The keys of a command that is not in the table are unknown; they are not guessed.
 
-#![cfg_attr(
-    not(feature = "cluster"),
-    allow(dead_code, reason = "a single server owns all slots and redirects no call")
-)]
-
 use crate::protocol::cluster::slot;
 use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::command::display_name::display_name;

@@ -2,7 +2,6 @@
 
 use redis::Value;
 
-#[cfg(feature = "cluster")]
 pub(crate) fn list(value: &Value) -> Option<&[Value]> {
     match value {
         Value::Array(values) => Some(values),

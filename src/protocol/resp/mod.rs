@@ -2,6 +2,5 @@
 
 pub(crate) mod decode;
 pub(crate) mod encode;
-#[cfg(any(feature = "cluster", feature = "sentinel"))]
 pub(crate) mod fields;
 pub(crate) mod reply;

@@ -40,13 +40,11 @@ fn rights() -> (Vec<Line>, BTreeSet<String>) {
 }
 
 /// The line with all of it, without what a cluster has not.
-#[cfg(any(feature = "cluster", feature = "sentinel"))]
 pub(crate) fn line() -> BTreeSet<String> {
     rights().1.into_iter().filter(|rule| rule != "+select").collect()
 }
 
 /// The block of rules in which this one stands.
-#[cfg(any(feature = "cluster", feature = "sentinel"))]
 pub(crate) fn besides(name: &str, rule: &str) -> BTreeSet<String> {
     let page = page(name);
     let has = |line: &&str| line.split(' ').any(|word| word == rule);

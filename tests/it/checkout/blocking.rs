@@ -10,7 +10,6 @@ use rediscope::{
 };
 
 use super::{PATIENCE, SLACK, fail_fast};
-#[cfg(feature = "cluster")]
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Trigger};
@@ -108,7 +107,6 @@ fn close_ends_commands_that_wait_on_the_server_at_once() {
 }
 
 #[test]
-#[cfg(feature = "cluster")]
 fn close_ends_commands_that_wait_in_a_cluster_at_once() {
     let cluster = Cluster::start(3, 0);
     let sessions = SessionManager::builder(cluster.url()).build().unwrap();

@@ -54,14 +54,10 @@ fn by_name() -> BTreeMap<&'static str, Builder> {
     if cfg!(feature = "tls-rustls") {
         all.insert("TLS", SessionManager::builder("rediss://silent.test/"));
     }
-    if cfg!(feature = "cluster") {
-        let seeds = ["redis://one.test:7000", "redis://two.test:7000", "redis://three.test:7000"];
-        all.insert("a cluster", SessionManager::cluster(seeds));
-    }
-    if cfg!(feature = "sentinel") {
-        let sentinels = ["redis://one.test:26379", "redis://two.test:26379"];
-        all.insert("sentinels", SessionManager::sentinel("mymaster", sentinels));
-    }
+    let seeds = ["redis://one.test:7000", "redis://two.test:7000", "redis://three.test:7000"];
+    all.insert("a cluster", SessionManager::cluster(seeds));
+    let sentinels = ["redis://one.test:26379", "redis://two.test:26379"];
+    all.insert("sentinels", SessionManager::sentinel("mymaster", sentinels));
     all
 }
 
@@ -140,7 +136,6 @@ fn a_silent_name_server_keeps_no_call_past_its_limit() {
     });
 }
 
-#[cfg(feature = "cluster")]
 #[test]
 fn unreachable_nodes_keep_no_call_in_a_cluster_past_its_limit() {
     let deaf = UnresponsivePort::open();

@@ -13,7 +13,6 @@ use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 use super::PATIENCE;
-#[cfg(feature = "cluster")]
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
@@ -130,9 +129,7 @@ fn a_layer_that_ships_events_by_the_same_session_manager_stalls_no_call() {
     let one = |url: String| SessionManager::builder(url).max_size(1).checkout_timeout(5 * PROMPT);
     let kinds: Vec<(&str, Builder)> =
         vec![("TCP", one(server.url())), ("a unix socket", one(server.unix_url()))];
-    #[cfg(feature = "cluster")]
     let cluster = Cluster::start(3, 0);
-    #[cfg(feature = "cluster")]
     let kinds = [kinds, vec![("a cluster", one(cluster.url()))]].concat();
     for (transport, builder) in kinds {
         server.ask::<()>(&["FLUSHALL"]);

@@ -32,18 +32,14 @@ fn forms(url: &str) -> Vec<(String, Builder)> {
     for (format, config) in everywhere(&[("url", url)]) {
         forms.push((format!("Config, {format}"), config.builder()));
     }
-    if cfg!(feature = "cluster") {
-        forms.push(("cluster".into(), SessionManager::cluster([url])));
-        forms.push(("second node".into(), SessionManager::cluster(["redis://h", url])));
-    }
-    if cfg!(feature = "sentinel") {
-        let like = "redis://h/";
-        forms.push(("sentinel".into(), SessionManager::sentinel("m", [url]).server_info(like)));
-        forms.push(("server_info".into(), SessionManager::sentinel("m", [like]).server_info(url)));
-        let entries = [("url", "redis+sentinel://h/m"), ("server_info", url)];
-        for (format, config) in everywhere(&entries) {
-            forms.push((format!("server_info, {format}"), config.builder()));
-        }
+    forms.push(("cluster".into(), SessionManager::cluster([url])));
+    forms.push(("second node".into(), SessionManager::cluster(["redis://h", url])));
+    let like = "redis://h/";
+    forms.push(("sentinel".into(), SessionManager::sentinel("m", [url]).server_info(like)));
+    forms.push(("server_info".into(), SessionManager::sentinel("m", [like]).server_info(url)));
+    let entries = [("url", "redis+sentinel://h/m"), ("server_info", url)];
+    for (format, config) in everywhere(&entries) {
+        forms.push((format!("server_info, {format}"), config.builder()));
     }
     forms
 }
@@ -52,12 +48,8 @@ fn forms(url: &str) -> Vec<(String, Builder)> {
 fn many(rest: &str) -> Vec<(String, Builder)> {
     let mut forms = Vec::new();
     for scheme in ["redis", "rediss"] {
-        if cfg!(feature = "cluster") {
-            forms.push(format!("{scheme}+cluster://h:1,i:2/{rest}"));
-        }
-        if cfg!(feature = "sentinel") {
-            forms.push(format!("{scheme}+sentinel://h:1,i:2/m{rest}"));
-        }
+        forms.push(format!("{scheme}+cluster://h:1,i:2/{rest}"));
+        forms.push(format!("{scheme}+sentinel://h:1,i:2/m{rest}"));
     }
     let of = |url: String| {
         let configs = everywhere(&[("url", &url)]);
@@ -95,9 +87,7 @@ fn tls_without_verification_is_refused_by_name_in_every_form() {
     let info: ConnectionInfo = address.into_connection_info().unwrap();
     check("ConnectionInfo", SessionManager::builder(info.clone()));
     check("with tls", SessionManager::builder(info.clone()).tls(rediscope::Tls::new()));
-    #[cfg(feature = "cluster")]
     check("cluster", SessionManager::cluster([info.clone()]));
-    #[cfg(feature = "sentinel")]
     {
         check("sentinel", SessionManager::sentinel("m", [info.clone()]).server_info("redis://h"));
         check("like", SessionManager::sentinel("m", ["redis://h"]).server_info(info));
@@ -139,9 +129,7 @@ fn a_parameter_that_is_not_known_is_refused_by_its_name_and_without_its_value() 
     }
     for form in ["sentinel_password=S3C&S3CRET", "sentinel_password=S3C&S3CRET=1"] {
         let url = format!("redis+sentinel://h/m?{form}");
-        if cfg!(feature = "sentinel") {
-            assert!(refused(&url, SessionManager::builder(&*url)).contains("%26"), "{url}");
-        }
+        assert!(refused(&url, SessionManager::builder(&*url)).contains("%26"), "{url}");
     }
     for (form, builder) in many("?protocol=resp2&protocol=resp3") {
         assert!(refused(&form, builder).contains("given twice"), "{form}");
@@ -156,7 +144,6 @@ fn a_parameter_that_is_not_known_is_refused_by_its_name_and_without_its_value() 
     }
 }
 
-#[cfg(feature = "cluster")]
 #[test]
 fn nodes_of_a_cluster_that_name_something_else_than_the_first_are_refused() {
     let tls = cfg!(feature = "tls-rustls");
@@ -213,7 +200,7 @@ fn nodes_of_a_cluster_that_name_something_else_than_the_first_are_refused() {
     }
 }
 
-#[cfg(all(feature = "sentinel", feature = "tls-rustls"))]
+#[cfg(feature = "tls-rustls")]
 #[test]
 fn servers_in_clear_behind_sentinels_of_tls_are_refused_unless_that_is_asked_for() {
     for sentinels in [vec!["rediss://h:1"], vec!["redis://h:1", "rediss://:S3CRET@i:2"]] {
@@ -240,7 +227,6 @@ fn servers_in_clear_behind_sentinels_of_tls_are_refused_unless_that_is_asked_for
     }
 }
 
-#[cfg(feature = "sentinel")]
 #[test]
 fn a_sentinels_user_needs_a_password_and_several_hosts_have_one_login() {
     let text =

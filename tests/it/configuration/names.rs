@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::Duration;
 
-#[cfg(all(feature = "sentinel", feature = "tls-rustls"))]
+#[cfg(feature = "tls-rustls")]
 use rediscope::Config;
 use rediscope::SessionManager;
 
-#[cfg(all(feature = "sentinel", feature = "tls-rustls"))]
+#[cfg(feature = "tls-rustls")]
 use super::environment;
 use super::toml;
 
@@ -97,7 +97,7 @@ fn the_operators_page_has_every_name_and_its_default() {
 }
 
 /// What stands in the page behind that line, up to the end of the block.
-#[cfg(all(feature = "sentinel", feature = "tls-rustls"))]
+#[cfg(feature = "tls-rustls")]
 fn block(opening: &str) -> String {
     let page = fs::read_to_string("docs/operations.md").unwrap();
     let (_, page) = page.split_once("## Configuration from a file").unwrap();
@@ -105,7 +105,7 @@ fn block(opening: &str) -> String {
     page.split_once("```").unwrap().0.to_owned()
 }
 
-#[cfg(all(feature = "sentinel", feature = "tls-rustls"))]
+#[cfg(feature = "tls-rustls")]
 #[test]
 fn what_the_operators_page_shows_can_be_read() {
     let text = block("```toml");

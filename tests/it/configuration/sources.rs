@@ -116,12 +116,8 @@ fn every_url_is_understood_as_the_builder_understands_it() {
     if cfg!(feature = "tls-rustls") {
         urls.push("rediss://h/");
     }
-    if cfg!(feature = "cluster") {
-        urls.push("redis+cluster://u:p@a:1,b:2/");
-    }
-    if cfg!(feature = "sentinel") {
-        urls.push("redis+sentinel://u:p@a:1,b:2/m/4?sentinel_password=q");
-    }
+    urls.push("redis+cluster://u:p@a:1,b:2/");
+    urls.push("redis+sentinel://u:p@a:1,b:2/m/4?sentinel_password=q");
     for url in urls {
         for (format, config) in everywhere(&[("url", url)]) {
             assert_same(&config.builder(), &SessionManager::builder(url), format);
@@ -129,7 +125,6 @@ fn every_url_is_understood_as_the_builder_understands_it() {
     }
 }
 
-#[cfg(feature = "sentinel")]
 #[test]
 fn what_the_servers_behind_sentinels_are_like_is_read() {
     let entries = [("url", "redis+sentinel://a:1/m"), ("server_info", "redis://u:p@any/2")];

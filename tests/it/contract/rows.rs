@@ -32,13 +32,11 @@ macro_rules! on_every_topology {
             fn $row() { super::$row(&super::super::topologies::OverTls::start()); }
         )+ }
 
-        #[cfg(feature = "sentinel")]
         mod sentinel { $(
             #[test]
             fn $row() { super::$row(&super::super::topologies::BehindSentinels::start()); }
         )+ }
 
-        #[cfg(feature = "cluster")]
         mod cluster { $(
             #[test]
             fn $row() { super::$row(&super::super::topologies::InCluster::start()); }

@@ -5,9 +5,7 @@ use rediscope::Builder;
 #[cfg(feature = "tls-rustls")]
 use rediscope::Tls;
 
-#[cfg(feature = "cluster")]
 use rediscope_testing::cluster::Cluster;
-#[cfg(feature = "sentinel")]
 use rediscope_testing::sentinel::Group;
 use rediscope_testing::server::Server;
 #[cfg(feature = "tls-rustls")]
@@ -61,17 +59,14 @@ impl Ground for Standalone {
     }
 }
 
-#[cfg(feature = "cluster")]
 pub(crate) struct InCluster(Cluster);
 
-#[cfg(feature = "cluster")]
 impl InCluster {
     pub(crate) fn start() -> Self {
         Self(Cluster::start(3, 0))
     }
 }
 
-#[cfg(feature = "cluster")]
 impl Ground for InCluster {
     fn url(&self) -> String {
         self.0.url()
@@ -87,17 +82,14 @@ impl Ground for InCluster {
     }
 }
 
-#[cfg(feature = "sentinel")]
 pub(crate) struct BehindSentinels(Group);
 
-#[cfg(feature = "sentinel")]
 impl BehindSentinels {
     pub(crate) fn start() -> Self {
         Self(Group::start())
     }
 }
 
-#[cfg(feature = "sentinel")]
 impl Ground for BehindSentinels {
     fn url(&self) -> String {
         self.0.url()

@@ -1,11 +1,8 @@
 //! A doubt, made on purpose, and what it is resolved as.
 
-#[cfg(feature = "sentinel")]
 use crate::side::BuildSide as _;
-#[cfg(feature = "sentinel")]
 use std::net::TcpListener;
 use std::time::Duration;
-#[cfg(feature = "sentinel")]
 use std::time::Instant;
 
 use crate::side::SessionManager;
@@ -17,7 +14,6 @@ use rediscope::{
 use super::fixture::{Fate, Fixture, SOON, commit_error, doubt};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
-#[cfg(feature = "sentinel")]
 use rediscope_testing::unresponsive_port::UnresponsivePort;
 
 #[test]
@@ -144,7 +140,6 @@ fn a_doubt_waits_for_an_absent_server_and_no_longer_than_its_timeout() {
     });
 }
 
-#[cfg(feature = "sentinel")]
 #[test]
 fn a_silent_sentinel_keeps_no_resolution_past_its_limit() {
     let fixture = Fixture::new();

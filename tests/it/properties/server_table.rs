@@ -12,7 +12,7 @@ use redis::{Connection, Parser, Value};
 use rediscope_testing::packed;
 use rediscope_testing::server::Server;
 
-const TABLE: &str = "src/protocol/connection_state/server.tsv";
+const TABLE: &str = "tests/unit/connection_state.tsv";
 const COMMANDS: [&str; 8] =
     ["WATCH k", "WATCH", "UNWATCH", "MULTI", "INCR k", "NOSUCHCOMMAND", "EXEC", "DISCARD"];
 /// Another client writes the watched key.

@@ -7,14 +7,14 @@
 //! Never: a worker who meets another one's cuts.
 
 #![cfg_attr(
-    not(all(feature = "cluster", target_os = "linux")),
+    not(target_os = "linux"),
     allow(unused_variables, reason = "to one server there is one way")
 )]
 
 use redis::FromRedisValue;
 
 use super::operations::Client;
-#[cfg(all(feature = "cluster", target_os = "linux"))]
+#[cfg(target_os = "linux")]
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::proxy::{Proxy, Script};
 use rediscope_testing::server::Server;
@@ -33,7 +33,7 @@ impl Store for Server {
 /// Where the transactions go.
 pub(crate) enum Site {
     One(Server),
-    #[cfg(all(feature = "cluster", target_os = "linux"))]
+    #[cfg(target_os = "linux")]
     Many(Cluster),
 }
 
@@ -41,7 +41,7 @@ impl Store for Site {
     fn read<T: FromRedisValue>(&self, command: &[&str]) -> T {
         match self {
             Self::One(server) => server.ask(command),
-            #[cfg(all(feature = "cluster", target_os = "linux"))]
+            #[cfg(target_os = "linux")]
             Self::Many(cluster) => cluster.read(command),
         }
     }
@@ -52,7 +52,7 @@ impl Site {
     pub(crate) fn url(&self) -> String {
         match self {
             Self::One(server) => server.url(),
-            #[cfg(all(feature = "cluster", target_os = "linux"))]
+            #[cfg(target_os = "linux")]
             Self::Many(cluster) => cluster.url(),
         }
     }
@@ -64,7 +64,7 @@ impl Site {
                 let proxy = Proxy::to(server);
                 Street { url: proxy.url(), proxies: vec![proxy] }
             }
-            #[cfg(all(feature = "cluster", target_os = "linux"))]
+            #[cfg(target_os = "linux")]
             Self::Many(cluster) => {
                 let host = std::net::Ipv4Addr::new(127, 0, 1, u8::try_from(worker + 1).unwrap());
                 let before =
@@ -82,7 +82,7 @@ impl Site {
     pub(crate) fn sum(&self, question: impl Fn(&Server) -> u64) -> u64 {
         match self {
             Self::One(server) => question(server),
-            #[cfg(all(feature = "cluster", target_os = "linux"))]
+            #[cfg(target_os = "linux")]
             Self::Many(cluster) => cluster.sum(question),
         }
     }
@@ -91,7 +91,7 @@ impl Site {
     pub(crate) fn at<T>(&self, address: &str, question: impl Fn(&Server) -> T) -> T {
         match self {
             Self::One(server) => question(server),
-            #[cfg(all(feature = "cluster", target_os = "linux"))]
+            #[cfg(target_os = "linux")]
             Self::Many(cluster) => {
                 let nodes = cluster.nodes();
                 let port = |server: &Server| format!(":{}", server.port());

@@ -36,7 +36,7 @@ impl Variant {
         Self { name, arguments, tampered: false, moving: false }
     }
 
-    #[cfg(all(feature = "cluster", target_os = "linux"))]
+    #[cfg(target_os = "linux")]
     pub(crate) const fn moving(name: &'static str) -> Self {
         Self { moving: true, ..Self::new(name, &[]) }
     }

@@ -1,4 +1,4 @@
-//! Follows every path through the states of a server, by the table `server.tsv`, in any order of
+//! Follows every path through the states of a server, by the table `connection_state.tsv`, in any order of
 //! commands: a connection that counts as clean is clean on the server.
 //!
 //! The table is recorded from a server, and compared with it, by
@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 
-const TABLE: &str = include_str!("server.tsv");
+const TABLE: &str = include_str!("connection_state.tsv");
 
 /// One row: the effect of a step in one state of the server.
 struct Row {
