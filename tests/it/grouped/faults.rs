@@ -66,7 +66,7 @@ struct Slow {
 
 impl<S: Subscriber> Layer<S> for Slow {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        if event.metadata().target().ends_with("::manager") {
+        if event.metadata().target().ends_with("::pool::idle") {
             // Before they give up on whoever took them along, which is 4 × `response_timeout`.
             let all = || (self.told.load(Ordering::SeqCst) == 3).then_some(());
             let _: Option<()> = try_for(Duration::from_secs(2), all);
