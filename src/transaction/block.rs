@@ -1,18 +1,16 @@
-//! What a `run` closure queues on.
-//!
-//! Never: a read. Nothing that is queued here has an answer before the commit.
+//! The queue of a `run` closure. A block does not read: no reply exists before the commit.
 
 use crate::protocol::queue::CommandQueue;
 use crate::transaction::commands::sealed::Queue;
 use crate::transaction::pending::Pending;
 
-/// What a [`run`](crate::Transactional::run) closure queues on.
+/// The queue of a [`run`](crate::Transactional::run) closure.
 ///
-/// It cannot read: what it queues is sent when the closure has returned `Ok`, in one write, and
-/// until then it needs no connection. (A block that passes `flush_bytes` takes one then and sends
-/// what it has; a block inside `watch(..).run` never does.)
+/// A block does not read. Its commands are sent in one write after the closure has returned `Ok`;
+/// until then it needs no connection. A block that passes `flush_bytes` is the exception: it takes
+/// a connection then and sends the commands it has. A block inside `watch(..).run` never does this.
 ///
-/// When the closure returns `Err` or panics, nothing is applied.
+/// If the closure returns `Err` or panics, nothing is applied.
 ///
 /// ```no_run
 /// # use rediscope::{SessionManager, prelude::*};

@@ -1,6 +1,5 @@
-//! A block that is applied only while conditions hold.
-//!
-//! Never: without a condition. Never: a read; that is [`Watch`]'s.
+//! A block that is applied only while its conditions hold. Its closure does not read; for that
+//! there is [`Watch`].
 
 use crate::error::any::Error;
 use crate::protocol::retry::RetryPolicy;
@@ -12,9 +11,10 @@ use crate::transaction::watch::Watch;
 
 /// A block that is applied only while conditions hold.
 ///
-/// Made by [`Transactional::require`](crate::Transactional::require). The keys of all conditions
-/// are watched and asked about in one packet; then the block is run and committed: two round trips.
-/// It holds no connection until then and can be used any number of times; dropping it does nothing.
+/// [`Transactional::require`](crate::Transactional::require) returns it. The keys of all conditions
+/// are watched and read in one packet; then the block is run and committed. That is two round
+/// trips. A `Conditional` holds no connection until then, can be used any number of times, and its
+/// drop does nothing.
 ///
 /// ```no_run
 /// use rediscope::{Condition, SessionManager, prelude::*};
@@ -41,20 +41,20 @@ impl Conditional {
         Self { watch }
     }
 
-    /// Adds a condition. All are asked about; if several do not hold, the error names the
-    /// one that was required first.
+    /// Adds a condition. All conditions are checked. If several do not hold, the error names the
+    /// first of them, in the order of `require`.
     pub fn require(self, condition: Condition) -> Self {
         Self { watch: self.watch.require(condition) }
     }
 
-    /// How often `run` tries, instead of the handle's own policy.
+    /// Sets the retry policy of `run`, in place of the handle's own.
     pub fn retry(self, policy: RetryPolicy) -> Self {
         Self { watch: self.watch.retry(policy) }
     }
 
-    /// Takes a connection, watches and asks. Where the conditions hold, what is queued on the
-    /// transaction is applied only if none of their keys changes before its commit, which says
-    /// [`Conflict`](crate::Outcome::Conflict) otherwise.
+    /// Takes a connection, watches the keys and checks the conditions. If they hold, the queued
+    /// commands are applied only if none of the keys changes before the commit. If a key changed,
+    /// `commit` returns [`Conflict`](crate::Outcome::Conflict).
     ///
     /// ```no_run
     /// # use rediscope::{Condition, Outcome, SessionManager, prelude::*};
@@ -70,24 +70,25 @@ impl Conditional {
     /// ```
     ///
     /// # Errors
-    /// [`Error::ConditionFailed`]; [`Error::Command`] where a question or WATCH was refused, such
-    /// as `WRONGTYPE`; [`Error::Checkout`], [`Error::Lost`]. Nothing was applied, and nothing is
-    /// watched any more.
+    /// [`Error::ConditionFailed`]; [`Error::Command`] if the server refused a condition's read,
+    /// such as with `WRONGTYPE`, or WATCH; [`Error::Checkout`], [`Error::Lost`]. Nothing was
+    /// applied, and no key is watched any more.
     #[track_caller]
     pub fn begin(&self) -> Result<Transaction<Watched>, Error> {
         Ok(self.watch.begin()?.multi())
     }
 
-    /// Runs `closure` where all conditions hold, and commits what it queued; again, after a
-    /// backoff, while a condition's key changes before EXEC or the connection is lost before EXEC
-    /// was sent, within the [`RetryPolicy`]. Each attempt asks anew.
+    /// Runs `closure` if all conditions hold, and commits the commands that it queued.
     ///
-    /// A condition that does not hold ends it: the closure is not run (again). When the closure
-    /// returns `Err` or panics, nothing is applied and it is not run again.
+    /// If a condition's key changes, or the connection is lost before EXEC was sent, the next
+    /// attempt follows after a backoff, within the [`RetryPolicy`]. Each attempt checks the
+    /// conditions anew. If a condition does not hold, `run` ends without running the closure again.
+    /// If the closure returns `Err` or panics, nothing is applied and it does not run again.
     ///
     /// # Errors
-    /// [`Error::ConditionFailed`], after UNWATCH; [`Error::Command`] where a question or WATCH was
-    /// refused, such as `WRONGTYPE`; [`Error::RetriesExhausted`] when the policy ended it; else as
+    /// [`Error::ConditionFailed`], after UNWATCH; [`Error::Command`] if the server refused a
+    /// condition's read, such as with `WRONGTYPE`, or WATCH; [`Error::RetriesExhausted`] if the
+    /// policy allowed no further attempt; else as
     /// [`Transactional::run`](crate::Transactional::run).
     #[track_caller]
     pub fn run<R: Resolve>(

@@ -1,6 +1,6 @@
-//! The transaction guard: pins a connection, commits or discards, gives it back.
+//! The transaction guard: pins a connection, commits or discards, and returns the connection.
 //!
-//! Never: a connection kept after the guard is gone, whatever way it went.
+//! However the guard ends, the connection leaves it.
 
 use std::marker::PhantomData;
 
@@ -17,15 +17,15 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// Whether a transaction watches: [`Plain`] or [`Watched`].
+/// Whether a transaction watches keys: [`Plain`] or [`Watched`].
 pub trait Mode: sealed::Sealed {}
 
-/// It watches nothing, so it cannot conflict.
+/// The transaction watches nothing, so it cannot conflict.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Plain;
 
-/// It watches keys, so it commits to an [`Outcome`].
+/// The transaction watches keys, so its commit returns an [`Outcome`].
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Watched;
@@ -37,18 +37,19 @@ impl Mode for Watched {}
 
 /// A transaction: one pinned connection, and the commands queued for it.
 ///
-/// Commands queue through the [command table](crate::QueueCommands) and are sent by
-/// [`commit`](Transaction::<Plain>::commit), together with
-/// [`MULTI` and `EXEC`](https://redis.io/docs/latest/develop/interact/transactions/). Once more
-/// than `flush_bytes` wait, MULTI and the waiting commands are sent ahead; a failure there is
-/// kept and returned by `commit` or [`check`](Self::check).
+/// Commands queue through the [command table](crate::QueueCommands).
+/// [`commit`](Transaction::<Plain>::commit) sends them together with [`MULTI` and
+/// `EXEC`](https://redis.io/docs/latest/develop/interact/transactions/). When more than
+/// `flush_bytes` are queued, MULTI and the queued commands are sent ahead. If that fails, the guard
+/// keeps the failure, and `commit` or [`check`](Self::check) returns it.
 ///
-/// Dropped without a commit, nothing is applied: DISCARD is sent if MULTI was (UNWATCH, if it
-/// watches), within `cleanup_timeout`, or the connection is closed and replaced. The connection is
-/// back in the pool before the drop is over. While a panic unwinds the connection is closed
-/// instead. A forgotten guard (`mem::forget`), or one unused for `max_pin_time`, is taken back.
+/// If the guard is dropped without a commit, nothing is applied. The drop sends DISCARD if MULTI
+/// was sent, or UNWATCH if the transaction watches, within `cleanup_timeout`; if that fails, the
+/// connection is closed and replaced. The connection is back in the pool before the drop ends.
+/// While a panic unwinds, the connection is closed instead. The connection of a forgotten guard
+/// (`mem::forget`), or of a guard unused for `max_pin_time`, is reclaimed.
 ///
-/// It can be sent to another thread.
+/// A guard can be sent to another thread.
 ///
 /// ```no_run
 /// # use rediscope::{SessionManager, prelude::*};
@@ -73,12 +74,12 @@ pub struct Transaction<M: Mode = Plain> {
 }
 
 impl Transaction<Plain> {
-    /// Sends EXEC and gives the connection back before it returns.
+    /// Sends EXEC and returns the connection to the pool before it returns.
     ///
     /// # Errors
-    /// [`CommitError`] says what the server did: `Rejected`, `NotSent` and `PinExpired` mean that
-    /// nothing was applied, `PartlyApplied` that some commands were, `InDoubt` that the answer was
-    /// lost.
+    /// [`CommitError`] has what the server did: `Rejected`, `NotSent` and `PinExpired` mean that
+    /// nothing was applied, `PartlyApplied` that some commands were applied, `InDoubt` that the
+    /// reply was lost.
     pub fn commit(mut self) -> Result<Replies, CommitError> {
         match self.pending.commit()? {
             Committed::Applied(replies) => Ok(self.pending.keep(replies)),
@@ -93,10 +94,10 @@ impl Transaction<Plain> {
 }
 
 impl Transaction<Watched> {
-    /// Sends EXEC and gives the connection back before it returns.
+    /// Sends EXEC and returns the connection to the pool before it returns.
     ///
     /// # Errors
-    /// As [`Transaction::<Plain>::commit`]. A conflict is no error: it is an [`Outcome`].
+    /// As [`Transaction::<Plain>::commit`]. A conflict is no error but an [`Outcome`].
     pub fn commit(mut self) -> Result<Outcome, CommitError> {
         Ok(match self.pending.commit()? {
             Committed::Applied(replies) => Outcome::Committed(self.pending.keep(replies)),
@@ -110,19 +111,20 @@ impl<M: Mode> Transaction<M> {
         Self { pending, mode: PhantomData }
     }
 
-    /// Discards the transaction, as dropping it does, and returns how that went.
+    /// Discards the transaction as its drop does, and returns whether that succeeded.
     ///
     /// # Errors
-    /// DISCARD or UNWATCH failed; the connection was replaced. Nothing was applied either way.
+    /// The error of DISCARD or UNWATCH; the connection was then replaced. Nothing was applied
+    /// either way.
     pub fn discard(mut self) -> Result<(), Error> {
         self.pending.discard()
     }
 
-    /// Returns the failure that `commit` would return already: a refused command, a limit,
-    /// a chunk that could not be sent. Nothing is sent for it.
+    /// Returns the failure that `commit` would already return: a refused command, a limit, or a
+    /// chunk that could not be sent. This call sends nothing.
     ///
     /// # Errors
-    /// That failure. The transaction can still only be discarded.
+    /// That failure. After it, the transaction can only be discarded.
     pub fn check(&mut self) -> Result<(), Error> {
         self.pending.failure().map_or(Ok(()), |failure| Err(failure.into()))
     }

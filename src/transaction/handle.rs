@@ -1,6 +1,6 @@
-//! The transactional handle: the only door to MULTI and WATCH.
+//! The handle that opens transactions: only this handle sends MULTI and WATCH.
 //!
-//! Never: a single command. Those are the pooled handle's, so that a plain read cannot open a
+//! It runs no single command. The pooled handle does that, so that a plain read cannot open a
 //! scope.
 
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
@@ -26,9 +26,9 @@ use crate::transaction::pending::Pending;
 use crate::transaction::retry_loop;
 use crate::transaction::watch::Watch;
 
-/// The transactional handle: the only door to MULTI and WATCH.
+/// The handle that opens transactions: only this handle sends MULTI and WATCH.
 ///
-/// Cheap to clone, and shared between threads as it is. It holds no connection; dropping it does
+/// It is cheap to clone, and threads can share it. It holds no connection, and dropping it does
 /// nothing.
 ///
 /// ```no_run
@@ -61,19 +61,20 @@ impl Transactional {
         Self { nodes, options: TransactionOptions::default(), resolver, limiter }
     }
 
-    /// A handle whose transactions have these options; what `options` does not set stays.
+    /// Returns a handle whose transactions have these options. An option that `options` does not
+    /// set keeps its value.
     pub fn with(&self, options: TransactionOptions) -> Self {
         Self { options: self.options.overlaid(options), ..self.clone() }
     }
 
-    /// A handle whose transactions are applied only while `guard`'s lock is held: a holder
-    /// that lost the lock and does not know it yet applies nothing.
+    /// Returns a handle whose transactions are applied only while `guard`'s lock is held. If the
+    /// holder lost the lock and does not know it yet, nothing is applied.
     ///
-    /// The lock is watched and asked for with the first commands of each transaction (a
-    /// round trip for a block, none more for a watching one). If another caller acquires it
-    /// before EXEC, EXEC applies nothing, and the commit fails with
-    /// [`LockLost`](crate::CommitError::LockLost). If the lock was only extended meanwhile,
-    /// the block is sent again; a watching block may end in a conflict.
+    /// The first commands of each transaction watch the lock and read its owner. This costs a block
+    /// one round trip, and a watching scope none. If another caller acquires the lock before EXEC,
+    /// EXEC applies nothing, and the commit fails with [`LockLost`](crate::CommitError::LockLost).
+    /// If the lock was only extended meanwhile, the block is sent again; a watching block may end
+    /// in a conflict.
     ///
     /// The lock must be on the server and in the database of this handle.
     ///
@@ -95,16 +96,17 @@ impl Transactional {
         self.with(TransactionOptions::default().fenced_by(guard))
     }
 
-    /// Pins a connection for a transaction that is committed or discarded by hand.
+    /// Pins a connection for a transaction that the caller commits or discards.
     ///
-    /// With [`Begin::Immediate`](crate::Begin::Immediate) MULTI is sent and answered before this
-    /// returns; else nothing is sent before the commit (or a large transaction's first chunk).
+    /// With [`Begin::Immediate`](crate::Begin::Immediate) this call returns after the reply to
+    /// MULTI. Otherwise nothing is sent before the commit, or before the first chunk of a large
+    /// transaction.
     ///
     /// Behind it: [`MULTI`](https://redis.io/docs/latest/commands/multi/).
     ///
     /// # Errors
-    /// [`Error::Checkout`] where no connection was to be had within `checkout_timeout`;
-    /// [`Error::Commit`] with `Rejected` where the server refused MULTI. Nothing was applied.
+    /// [`Error::Checkout`] if no connection was free within `checkout_timeout`; [`Error::Commit`]
+    /// with `Rejected` if the server refused MULTI. Nothing was applied.
     #[track_caller]
     pub fn begin(&self) -> Result<Transaction, Error> {
         self.begin_with(TransactionOptions::default())
@@ -120,12 +122,13 @@ impl Transactional {
         self.begin_transaction(&options, owner(&options, Location::caller(), false), None)
     }
 
-    /// Like [`begin`](Self::begin), bound in a cluster to the slot of `key` at once.
+    /// Like [`begin`](Self::begin), but bound at once to the slot of `key` in a cluster.
     ///
-    /// In a cluster a transaction is on one master, so its keys are of one slot: that of its first
-    /// key, or here of `key`. A connection to that master is pinned now, where `begin` pins none
-    /// before it knows a key; and commands whose keys are not known here (those of modules, given
-    /// to [`queue`](crate::QueueCommands::queue)) may come first. With one server it is `begin`.
+    /// In a cluster a transaction runs on one master, so all its keys have one slot. With `begin`
+    /// this is the slot of the first key; here it is the slot of `key`. This call pins a connection
+    /// to that master, but `begin` pins none before it knows a key. Commands whose keys this crate
+    /// does not know, such as a module's commands given to [`queue`](crate::QueueCommands::queue),
+    /// may therefore come first. With one server this call does the same as `begin`.
     ///
     /// ```no_run
     /// # use rediscope::{SessionManager, prelude::*, redis};
@@ -138,8 +141,8 @@ impl Transactional {
     /// ```
     ///
     /// # Errors
-    /// As [`begin`](Self::begin); [`Error::CrossSlot`] where the handle is
-    /// [fenced](Self::fenced_by) by a lock of another slot.
+    /// As [`begin`](Self::begin); [`Error::CrossSlot`] if the handle is [fenced](Self::fenced_by)
+    /// by a lock of another slot.
     #[track_caller]
     pub fn begin_at(&self, key: impl ToSingleRedisArg) -> Result<Transaction, Error> {
         let owner = owner(&self.options, Location::caller(), false);
@@ -163,16 +166,17 @@ impl Transactional {
         Ok(Transaction::new(pending))
     }
 
-    /// Runs `closure`, commits what it queued and turns the handles it returns into values.
+    /// Runs `closure`, commits the commands that it queued, and resolves the handles it returns
+    /// into values.
     ///
-    /// The closure runs once. What it queued is sent again as long as it was not sent, within the
-    /// handle's [`RetryPolicy`](crate::RetryPolicy). When the closure returns `Err` or panics,
-    /// nothing is applied.
+    /// The closure runs once. If the connection fails before its commands were sent, they are sent
+    /// again, within the handle's [`RetryPolicy`](crate::RetryPolicy). If the closure returns `Err`
+    /// or panics, nothing is applied.
     ///
     /// # Errors
-    /// The closure's own; [`Error::Checkout`] and [`Error::Commit`], whose
-    /// [`applied`](Error::applied) says what the server did; [`Error::Reply`] where the
-    /// transaction **was applied** and a value cannot be handed out.
+    /// The closure's own error; [`Error::Checkout`] and [`Error::Commit`], whose
+    /// [`applied`](Error::applied) returns what the server did; [`Error::Reply`] if the transaction
+    /// **was applied** and a value cannot be returned.
     #[track_caller]
     pub fn run<R: Resolve>(
         &self,
@@ -215,7 +219,7 @@ impl Transactional {
         retry_loop::run_block(&self.nodes, owner, commit_options, self.options.policy(), closure)
     }
 
-    /// Read, decide, write: what is written is applied only if none of `keys` changed meanwhile.
+    /// Read, decide, write: the writes are applied only if none of `keys` changed meanwhile.
     ///
     /// ```no_run
     /// # use rediscope::{SessionManager, prelude::*};
@@ -231,14 +235,14 @@ impl Transactional {
         self.watch_of(Some(keys.into_keys()))
     }
 
-    /// Reads and writes on one connection, watching nothing: what is read may have changed by the
-    /// time of the commit.
+    /// Reads and writes on one connection, without a WATCH. A value may have changed between the
+    /// read and the commit.
     pub fn reading(&self) -> Watch {
         self.watch_of(None)
     }
 
-    /// Applies a block only while `condition` holds, without a WATCH written by hand. More of them
-    /// are required on what this returns.
+    /// Applies a block only while `condition` holds; the caller writes no WATCH. The returned value
+    /// takes further conditions.
     ///
     /// ```no_run
     /// # use rediscope::{Condition, SessionManager, prelude::*};

@@ -1,4 +1,4 @@
-//! The keys of a watch. `Debug` shows their number alone.
+//! The keys of a watch. `Debug` shows only their number.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -52,12 +52,12 @@ impl Keys {
         self.count == 0
     }
 
-    /// Where its keys are waited for.
+    /// Buckets in which a block waits for its keys.
     pub(crate) fn buckets(&self) -> &[u16] {
         &self.buckets
     }
 
-    /// EXISTS of them all, as a command.
+    /// EXISTS of all the keys, as one encoded command.
     pub(crate) fn exists(&self) -> Arc<[u8]> {
         let mut bytes = Vec::with_capacity(self.bytes.len() + 4);
         let args = CommandReader::new(&self.bytes).next().and_then(Result::ok).unwrap_or_default();
@@ -69,7 +69,7 @@ impl Keys {
         bytes.into()
     }
 
-    /// The whole WATCH command.
+    /// The whole WATCH command, encoded.
     pub(crate) fn watch(&self) -> &[u8] {
         &self.bytes
     }
@@ -85,7 +85,7 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// What [`watch`](crate::Transactional::watch) takes: an array, slice or `Vec` of keys.
+/// The argument of [`watch`](crate::Transactional::watch): an array, slice or `Vec` of keys.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a list of keys",
     label = "not an array, a slice or a `Vec` of keys",
@@ -116,7 +116,7 @@ into_keys! {
     [] &Vec<K>;
 }
 
-/// Shows how many, never which.
+/// Shows the number of keys, never a key.
 impl std::fmt::Debug for Keys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} keys", self.count)

@@ -1,6 +1,4 @@
-//! The guards: blocks, transactions, watching scopes, savepoints and the command table.
-//!
-//! Never: the inside of a pool, and never: wire bytes.
+//! The handles' scopes: blocks, transactions, watching scopes, savepoints and the command table.
 
 pub(crate) mod block;
 pub(crate) mod commands;

@@ -1,6 +1,4 @@
-//! How a handle's transactions behave.
-//!
-//! Never: settings of the pool, which are the session manager's.
+//! The options of a handle's transactions. The pool's settings belong to the session manager.
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,20 +20,20 @@ use crate::settings::settings::Settings;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Begin {
-    /// With the commands: one round trip on a connection that answered within `trust_window`, two
-    /// on an older one. If a connection dies inside the window, the commit fails with
-    /// [`NotSent`](crate::CommitError::NotSent) or
+    /// MULTI is sent together with the commands. A commit takes one round trip on a connection that
+    /// replied within `trust_window`, and two on an older one. If a connection dies inside the
+    /// window, the commit fails with [`NotSent`](crate::CommitError::NotSent) or
     /// [`InDoubt`](crate::CommitError::InDoubt).
     #[default]
     Deferred,
-    /// At once, and answered before any command leaves. There is no window; it costs a round
-    /// trip. A guard that then waits for longer than `trust_window` has MULTI answered anew when
-    /// it commits, unless it watches or has sent a chunk ahead: then there is nothing left to ask
-    /// with.
+    /// MULTI is sent at once, and its reply is awaited before any command is sent. This costs a
+    /// round trip, and there is no such window. If a guard then waits for longer than
+    /// `trust_window`, its commit awaits a new reply to MULTI. A guard that watches, or that has
+    /// sent a chunk ahead, cannot do this.
     Immediate,
 }
 
-/// How a handle's transactions behave. What is not set stays as it was on the handle.
+/// The options of a handle's transactions. An option that is not set keeps the handle's value.
 ///
 /// ```no_run
 /// use rediscope::{Begin, RetryPolicy, SessionManager, TransactionOptions};
@@ -62,10 +60,10 @@ pub struct TransactionOptions {
     take_turns: Option<bool>,
 }
 
-/// Upper bound of a timeout, so that `Instant + timeout` cannot overflow.
+/// Maximum of a timeout, so that `Instant + timeout` cannot overflow.
 const MAX_REPLICATION_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What a lost answer is made good by.
+/// How a commit in doubt is resolved.
 #[derive(Clone)]
 enum ExactlyOnce {
     Marker,
@@ -73,12 +71,12 @@ enum ExactlyOnce {
 }
 
 impl TransactionOptions {
-    /// Nothing set: everything as the handle has it.
+    /// Sets no option: each one keeps the handle's value.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Name of the scope in reports, warnings and spans. Default: none; it is identified by
+    /// Name of the scope in reports, warnings and spans. Default: none; the scope is identified by
     /// its place in the code.
     pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
         self.name = Some(name.into());
@@ -91,27 +89,30 @@ impl TransactionOptions {
         self
     }
 
-    /// How often `run`, `watch(..).run` and `require(..).run` try. Default: [`RetryPolicy::default`].
+    /// Retry policy of `run`, `watch(..).run` and `require(..).run`. Default:
+    /// [`RetryPolicy::default`].
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.retry = Some(policy);
         self
     }
 
-    /// A lost answer can be asked for afterwards, and is: `run` and `watch(..).run` send the same
-    /// block again where nothing was applied, and tell that it was where it was; a guard's
-    /// [`InDoubt`](crate::InDoubt) can be [resolved](crate::InDoubt::resolve).
+    /// Resolves a commit in doubt: after a lost reply, the server has the proof whether the
+    /// transaction was applied.
     ///
-    /// Each connection keeps a register on the server for it
-    /// ([`prefix`](crate::Builder::prefix),
-    /// [`register_ttl`](crate::Builder::register_ttl)), which it watches and which each
-    /// transaction writes. A connection that has no armed register arms it first, in one round
-    /// trip more; from then on there is none more. Transactions that are not exactly once disarm
-    /// the connection they use: keep the two kinds to session managers of their own where that
-    /// matters.
+    /// If the block was not applied, `run` and `watch(..).run` send it again; if it was applied,
+    /// they report that. A guard's [`InDoubt`](crate::InDoubt) can be
+    /// [resolved](crate::InDoubt::resolve).
     ///
-    /// It is about a lost answer, not about lost data: see
-    /// [`wait_replicas`](Self::wait_replicas). What it cannot tell is
-    /// [`StillUnknown`](crate::Resolution::StillUnknown), which comes out as `InDoubt`.
+    /// Each connection keeps a register on the server for this ([`prefix`](crate::Builder::prefix),
+    /// [`register_ttl`](crate::Builder::register_ttl)). The connection watches its register, and
+    /// each transaction writes it. A connection without an armed register arms it first, in one
+    /// additional round trip; later transactions need none. A transaction that is not exactly once
+    /// disarms the connection that it uses. If that cost matters, use a session manager of its own
+    /// for each kind.
+    ///
+    /// This option covers a lost reply, not lost data: see [`wait_replicas`](Self::wait_replicas).
+    /// If the server has no proof, the resolution is
+    /// [`StillUnknown`](crate::Resolution::StillUnknown), and the error is `InDoubt`.
     ///
     /// ```no_run
     /// # use rediscope::{SessionManager, TransactionOptions, prelude::*};
@@ -130,19 +131,18 @@ impl TransactionOptions {
         self
     }
 
-    /// [`exactly_once`](Self::exactly_once) across calls and processes: of all transactions with
-    /// this `key`, one is applied. The others commit nothing and answer
-    /// [`AlreadyCommitted`](crate::CommitError::AlreadyCommitted). That is remembered for `ttl`, a
-    /// hundred years at most: a longer one, up to [`Duration::MAX`], is taken for a hundred years.
+    /// Like [`exactly_once`](Self::exactly_once), but across calls and processes: of all
+    /// transactions with this `key`, one is applied. The others commit nothing and fail with
+    /// [`AlreadyCommitted`](crate::CommitError::AlreadyCommitted). The server remembers the key for
+    /// `ttl`, at most for a hundred years; a longer `ttl`, up to [`Duration::MAX`], counts as a
+    /// hundred years.
     ///
-    /// The key is written in the transaction, behind the caller's commands. If that fails, the
-    /// transaction was applied and the error is
-    /// [`KeyNotKept`](crate::CommitError::KeyNotKept).
+    /// The key is written in the transaction, after the caller's commands. If that write fails, the
+    /// transaction was applied and the error is [`KeyNotKept`](crate::CommitError::KeyNotKept).
     ///
-    /// It costs a round trip, in which the key is watched and asked for. `key` is the caller's
-    /// own name for the deed, such as a payment's number; an empty one, and a `ttl` under a
-    /// millisecond, are refused as [`Error::Config`](crate::Error::Config) before anything is
-    /// sent.
+    /// The option costs a round trip, in which the key is watched and read. `key` is the caller's
+    /// own name for the transaction, such as a payment's number. An empty key, or a `ttl` under a
+    /// millisecond, fails with [`Error::Config`](crate::Error::Config) before anything is sent.
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -166,12 +166,12 @@ impl TransactionOptions {
         self
     }
 
-    /// The commit returns when `replicas` replicas have the transaction in memory, or after
-    /// `timeout` (at least a millisecond) with
-    /// [`NotReplicated`](crate::CommitError::NotReplicated), which says that it **was applied
-    /// here**. The count is in [`Replies::acknowledged`](crate::Replies::acknowledged).
+    /// Makes the commit wait until `replicas` replicas have the transaction in memory. After
+    /// `timeout` (at least a millisecond) the commit fails with
+    /// [`NotReplicated`](crate::CommitError::NotReplicated); the transaction **was applied** on the
+    /// master. The count is in [`Replies::acknowledged`](crate::Replies::acknowledged).
     ///
-    /// Sent in the same write, behind EXEC; `timeout` is on top of `response_timeout`.
+    /// WAIT is sent in the same write, after EXEC; `timeout` adds to `response_timeout`.
     ///
     /// Behind it: [`WAIT`](https://redis.io/docs/latest/commands/wait/).
     pub fn wait_replicas(mut self, replicas: u32, timeout: Duration) -> Self {
@@ -180,13 +180,13 @@ impl TransactionOptions {
         self
     }
 
-    /// Like [`wait_replicas`](Self::wait_replicas), for disks: the server's own append-only file
-    /// where `local` says so, and those of `replicas` replicas.
+    /// Like [`wait_replicas`](Self::wait_replicas), but waits for disks: the server's own
+    /// append-only file if `local` is true, and the append-only files of `replicas` replicas.
     ///
-    /// Needs Redis 7.2 or Valkey; an older server is refused with
+    /// This needs Redis 7.2 or Valkey; with an older server the commit fails with
     /// [`Error::Unsupported`](crate::Error::Unsupported) before anything is sent. A server without
-    /// an append-only file refuses `local` after it has applied the transaction: that is
-    /// `NotReplicated` with the server's words.
+    /// an append-only file refuses `local` after it has applied the transaction. The error is then
+    /// `NotReplicated` with the server's text.
     ///
     /// Behind it: [`WAITAOF`](https://redis.io/docs/latest/commands/waitaof/).
     pub fn wait_aof(mut self, local: bool, replicas: u32, timeout: Duration) -> Self {
@@ -195,24 +195,24 @@ impl TransactionOptions {
         self
     }
 
-    /// The transaction is applied only while `guard`'s lock is held; otherwise nothing is applied
-    /// and the answer is [`LockLost`](crate::CommitError::LockLost). See
+    /// Applies the transaction only while `guard`'s lock is held. Otherwise nothing is applied, and
+    /// the commit fails with [`LockLost`](crate::CommitError::LockLost). See
     /// [`Transactional::fenced_by`](crate::Transactional::fenced_by).
     pub fn fenced_by(mut self, guard: &LockGuard) -> Self {
         self.lock_check = Some(guard.lock_check());
         self
     }
 
-    /// Blocks of `run` that find no free connection join a group: one of them leads, gets the next
-    /// connection and sends the blocks that wait with him in one write, each its own MULTI…EXEC,
-    /// as isolated as alone. It pays where many threads share few connections.
+    /// Lets blocks of `run` that find no free connection share the next one. One block takes the
+    /// connection and sends the waiting blocks with its own in one write. Each block has its own
+    /// MULTI…EXEC and is as isolated as alone. This pays if many threads share few connections.
     ///
-    /// Not the default, because one dead connection then puts all blocks of a group in doubt, up
-    /// to [`max_group`](crate::Builder::max_group), instead of one.
+    /// This is not the default: one dead connection then puts all blocks of a batch in doubt, up to
+    /// [`max_group`](crate::Builder::max_group), instead of one.
     ///
-    /// Blocks of small commands with small replies join; a block with a script, a range, a command
-    /// given to `queue`, or more than 64 commands or 8 KiB goes alone, and so does every block
-    /// that is exactly once, waits for replicas or begins at once.
+    /// Blocks of small commands with small replies join. A block goes alone if it has a script, a
+    /// range, a command given to `queue`, more than 64 commands or more than 8 KiB. So does every
+    /// block that is exactly once, waits for replicas or begins at once.
     pub fn grouped(mut self) -> Self {
         self.grouped = Some(true);
         self
@@ -220,16 +220,16 @@ impl TransactionOptions {
 
     /// Whether blocks of `watch(..).run` take turns. Default: `true`.
     ///
-    /// The blocks of one session manager that watch the same key are admitted a few at a time, first
-    /// come first served. They wait without a connection, at most until the policy's deadline. With
-    /// `false` all of them try at once: on a key that many blocks change, nearly all tries then end
-    /// in a conflict. WATCH protects them either way.
+    /// A few blocks at a time are admitted of those that watch the same key in one session manager,
+    /// first come first served. They wait without a connection, at most until the policy's
+    /// deadline. With `false` all of them attempt at once: on a key that many blocks change, nearly
+    /// all attempts then end in a conflict. WATCH protects them either way.
     pub fn take_turns(mut self, take_turns: bool) -> Self {
         self.take_turns = Some(take_turns);
         self
     }
 
-    /// These, overlaid by what `over` sets.
+    /// Returns these options, overlaid by those that `over` sets.
     pub(crate) fn overlaid(&self, over: Self) -> Self {
         Self {
             name: over.name.or_else(|| self.name.clone()),
@@ -247,7 +247,7 @@ impl TransactionOptions {
         self.name.clone()
     }
 
-    /// What they ask of a commit.
+    /// Returns the options of a commit.
     pub(crate) fn commit_options(
         &self,
         resolver: &Arc<dyn ResolveCommit>,
@@ -285,7 +285,7 @@ impl TransactionOptions {
         })
     }
 
-    /// Where a cluster keeps the lock that it is fenced by.
+    /// In a cluster: the slot of the lock that fences the transaction.
     pub(crate) fn lock_slot(&self) -> Option<u16> {
         self.lock_check.as_ref().map(|lock_check| lock_check.lock.slot())
     }

@@ -1,13 +1,11 @@
-//! What became of a transaction that watches.
-//!
-//! Never: a failure. Those are errors; a conflict is none.
+//! The outcome of a transaction that watches. Failures are errors; a conflict is none.
 
 use crate::reply::replies::Replies;
 
-/// What became of a transaction that watches.
+/// The outcome of a transaction that watches.
 ///
-/// Exhaustive: a conflict cannot be forgotten. A transaction that watches nothing commits to
-/// [`Replies`], so no caller handles a conflict that cannot happen.
+/// The enum is exhaustive, so that a conflict cannot be forgotten. A transaction that watches
+/// nothing commits to [`Replies`], so no caller handles a conflict that cannot happen.
 #[derive(Clone, Debug)]
 #[must_use = "a conflict means that nothing was applied"]
 pub enum Outcome {
@@ -18,7 +16,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// The replies, if the transaction was applied.
+    /// Returns the replies, if the transaction was applied.
     pub fn committed(self) -> Option<Replies> {
         match self {
             Self::Committed(replies) => Some(replies),
@@ -26,7 +24,7 @@ impl Outcome {
         }
     }
 
-    /// Whether nothing was applied because a watched key changed.
+    /// Returns whether nothing was applied because a watched key changed.
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Conflict)
     }

@@ -1,17 +1,16 @@
 //! A part of a transaction that can be forgotten alone.
 //!
-//! Never: a command sent while a part is open. Never: ROLLBACK, which Redis does not have: a
-//! forgotten part was never sent.
+//! No command is sent while a part is open. Redis has no ROLLBACK: a forgotten part was never sent.
 
 use crate::protocol::queue::CommandQueue;
 use crate::transaction::commands::sealed::Queue;
 
 /// A part of a transaction that can be forgotten alone.
 ///
-/// [`release`](Self::release) keeps it. Dropped, or leaked with `mem::forget`, it keeps nothing:
-/// what it queued is forgotten here, and its handles answer
-/// [`ReplyError::Forgotten`](crate::ReplyError::Forgotten). Nothing of it is sent before it is
-/// released, so forgetting costs no round trip. Parts nest.
+/// [`release`](Self::release) keeps the part. If it is dropped, or leaked with `mem::forget`, its
+/// commands are forgotten, and their handles fail with
+/// [`ReplyError::Forgotten`](crate::ReplyError::Forgotten). None of its commands is sent before the
+/// release, so forgetting costs no round trip. Parts nest.
 ///
 /// ```no_run
 /// # use rediscope::{SessionManager, prelude::*};
@@ -39,9 +38,9 @@ impl Drop for Savepoint<'_> {
 }
 
 impl<'q> Savepoint<'q> {
-    /// Keeps the part. Its commands go with the transaction, if that commits.
+    /// Keeps the part. Its commands are applied if the transaction commits.
     pub fn release(self) {
-        // Dropping it after this forgets a part that is no longer open, which is nothing.
+        // The drop that follows would forget a part that is no longer open, which does nothing.
         self.queue.release(self.depth);
     }
 

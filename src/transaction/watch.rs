@@ -1,6 +1,4 @@
-//! The builder of a watching scope.
-//!
-//! Never: a watch of nothing.
+//! The builder of a watching scope. A list of keys must not be empty.
 
 use std::panic::Location;
 use std::sync::Arc;
@@ -27,11 +25,11 @@ use crate::transaction::retry_loop::WatchRun;
 use crate::transaction::watch_scope::Watching;
 use crate::transaction::watched_reads::{WatchReads, WatchedRead};
 
-/// Read, decide, write: what is written is applied only if none of the watched keys changed.
+/// Read, decide, write: the writes are applied only if none of the watched keys changed.
 ///
-/// Made by [`Transactional::watch`](crate::Transactional::watch), or by
-/// [`reading`](crate::Transactional::reading), which watches nothing. It holds no connection and
-/// can be used any number of times.
+/// [`Transactional::watch`](crate::Transactional::watch) returns it, and so does
+/// [`reading`](crate::Transactional::reading), which watches nothing. A `Watch` holds no connection
+/// and can be used any number of times.
 ///
 /// Behind it: [`WATCH`](https://redis.io/docs/latest/commands/watch/).
 #[derive(Clone, Debug)]
@@ -41,7 +39,7 @@ pub struct Watch {
     options: TransactionOptions,
     resolver: Arc<dyn ResolveCommit>,
     limiter: Arc<ContentionLimiter>,
-    /// `None`: reads on one connection, watching nothing.
+    /// `None`: the scope reads on one connection and watches nothing.
     keys: Option<Keys>,
     reads: Arc<WatchReads>,
 }
@@ -57,14 +55,14 @@ impl Watch {
         Self { nodes, options, resolver, limiter, keys, reads: Arc::default() }
     }
 
-    /// How often `run` tries, instead of the handle's own policy.
+    /// Sets the retry policy of `run`, in place of the handle's own.
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.options = self.options.retry(policy);
         self
     }
 
-    /// Declares a read that is sent along with WATCH, in the same write: it costs no round trip of
-    /// its own. Each attempt reads anew; the closure finds the value with
+    /// Declares a read that is sent in the same write as WATCH, so that it costs no round trip of
+    /// its own. Each attempt reads the value anew; the closure gets it from
     /// [`Watching::declared`](crate::Watching::declared).
     ///
     /// ```no_run
@@ -81,13 +79,13 @@ impl Watch {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Refused`] where the command is not known to read only, or blocks.
+    /// [`Error::Refused`] if the command blocks, or is not known to be read-only.
     pub fn declare<T: FromRedisValue>(&mut self, read: Cmd) -> Result<WatchedRead<T>, Error> {
         Arc::make_mut(&mut self.reads).declare(&read)
     }
 
-    /// Watches the condition's key too, and asks in the same write as WATCH whether it holds. Each
-    /// attempt asks anew; the closure is run only where all conditions hold.
+    /// Watches the condition's key too, and reads it in the same write as WATCH. Each attempt
+    /// checks the condition anew; the closure runs only if all conditions hold.
     ///
     /// ```no_run
     /// # use rediscope::{Condition, SessionManager, prelude::*};
@@ -104,20 +102,20 @@ impl Watch {
     /// # Ok(()) }
     /// ```
     ///
-    /// On [`reading()`](crate::Transactional::reading) the conditions' keys are watched and nothing
-    /// else is. Then `run` and [`begin`](Self::begin) answer
-    /// [`Error::ConditionFailed`] where one does not hold.
+    /// On [`reading()`](crate::Transactional::reading) only the conditions' keys are watched. `run`
+    /// and [`begin`](Self::begin) then fail with [`Error::ConditionFailed`] if a condition does not
+    /// hold.
     pub fn require(mut self, condition: Condition) -> Self {
         condition.key(|key| self.keys.get_or_insert_default().add(key));
         Arc::make_mut(&mut self.reads).require(condition);
         self
     }
 
-    /// Takes a connection and arms WATCH, for a loop of your own.
+    /// Takes a connection and sends WATCH, for a loop that the caller writes.
     ///
     /// # Errors
-    /// [`Error::NoKeys`], [`Error::Checkout`], [`Error::Command`] where WATCH was refused,
-    /// [`Error::ConditionFailed`], [`Error::Lost`]. Nothing was applied.
+    /// [`Error::NoKeys`]; [`Error::Checkout`]; [`Error::Command`] if the server refused WATCH;
+    /// [`Error::ConditionFailed`]; [`Error::Lost`]. Nothing was applied.
     #[track_caller]
     pub fn begin(&self) -> Result<Watching, Error> {
         self.nodes.here()?;
@@ -128,11 +126,12 @@ impl Watch {
         Watching::begin(pinned, watch, self.commit_options()?, &self.reads, 1)
     }
 
-    /// Runs `closure` and commits what it queued; again, after a backoff, while a watched key
-    /// changes or the connection is lost before EXEC was sent, within the [`RetryPolicy`].
+    /// Runs `closure` and commits the commands that it queued.
     ///
-    /// Each attempt runs the closure anew, with the reads of that attempt. When it returns `Err`
-    /// or panics, nothing is applied and it is not run again.
+    /// If a watched key changes, or the connection is lost before EXEC was sent, the closure runs
+    /// again after a backoff, within the [`RetryPolicy`]. Each attempt runs the closure with the
+    /// reads of that attempt. If the closure returns `Err` or panics, nothing is applied and it
+    /// does not run again.
     ///
     /// ```no_run
     /// # use rediscope::{SessionManager, prelude::*};
@@ -146,8 +145,8 @@ impl Watch {
     /// ```
     ///
     /// # Errors
-    /// [`Error::RetriesExhausted`] when the policy ended it, [`Error::ConditionFailed`], else as
-    /// [`Transactional::run`](crate::Transactional::run).
+    /// [`Error::RetriesExhausted`] if the policy allowed no further attempt,
+    /// [`Error::ConditionFailed`], else as [`Transactional::run`](crate::Transactional::run).
     #[track_caller]
     pub fn run<R: Resolve>(
         &self,
@@ -197,7 +196,7 @@ impl Watch {
         Ok(commit_options)
     }
 
-    /// In a cluster: the slot of the keys, and of a lock that the handle is fenced by.
+    /// In a cluster: the slot of the keys, and of the lock that fences the handle.
     fn slot(&self) -> Result<Option<u16>, Error> {
         let mut binding = self.nodes.binding();
         if let (SlotBinding::Pending, Some(lock)) = (binding, self.options.lock_slot()) {

@@ -1,6 +1,6 @@
-//! A scope that reads on its pinned connection, with WATCH armed, before it writes.
+//! A scope that reads on its pinned connection under WATCH before it writes.
 //!
-//! Never: a write outside MULTI, which would make every attempt a conflict.
+//! It sends no write outside MULTI: such a write would make every attempt a conflict.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -29,12 +29,14 @@ use crate::transaction::pinned::Pinned;
 use crate::transaction::watched_reads;
 use crate::transaction::watched_reads::{ReadReplies, WatchReads, WatchedRead};
 
-/// A scope that reads on its pinned connection, with WATCH armed, before it writes.
+/// A scope that reads on its pinned connection under WATCH before it writes.
 ///
-/// It has the reads of the command table, each answered at once, and [`query`](Self::query) for
-/// the others. It is not a `redis::ConnectionLike`: a write through it would run outside MULTI.
+/// It has the read methods of the command table, each with its reply at once, and
+/// [`query`](Self::query) for other commands. It is not a `redis::ConnectionLike`: a write through
+/// that trait would run outside MULTI.
 ///
-/// Dropped, it sends UNWATCH within `cleanup_timeout`, or the connection is closed and replaced.
+/// Its drop sends UNWATCH within `cleanup_timeout`; if that fails, the connection is closed and
+/// replaced.
 ///
 /// ```no_run
 /// # use rediscope::{Outcome, SessionManager, prelude::*};
@@ -59,15 +61,15 @@ pub struct Watching {
     attempt: u32,
     declared: ReadReplies,
     connection_lost: bool,
-    /// A read was answered by a node that is not the one to ask.
+    /// The redirect of a read that reached a node which does not serve the slot.
     redirect: Option<Redirect>,
-    /// The whole WATCH command, where its slot is on its way.
+    /// The whole WATCH command, if its slot is being migrated.
     watch: Box<[u8]>,
 }
 
 impl Watching {
-    /// Takes a connection and arms WATCH on it, replacing dead ones on the way. Where a condition
-    /// among the reads does not hold, it stops watching.
+    /// Takes a connection and sends WATCH on it; a dead connection is replaced first. If a required
+    /// condition does not hold, the scope stops watching.
     pub(crate) fn begin(
         mut pinned: Pinned,
         watch: Option<&[u8]>,
@@ -87,43 +89,47 @@ impl Watching {
         Ok(Self { pinned, options, watched, attempt, declared, connection_lost, redirect, watch })
     }
 
-    /// Which attempt of `watch(..).run` this is, from 1.
+    /// Number of this attempt of `watch(..).run`, counted from 1.
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
 
-    /// The value of a read that was [declared](crate::Watch::declare) on the watch, as this attempt
-    /// found it.
+    /// Returns the value of a read that was [declared](crate::Watch::declare) on the watch, as this
+    /// attempt read it.
     ///
     /// # Errors
-    /// [`Error::Command`] where the server refused it, [`Error::Decode`] where the value is of
-    /// another type; [`Error::Refused`] where another watch declared it.
+    /// [`Error::Command`] if the server refused the read; [`Error::Decode`] if the value is of
+    /// another type; [`Error::Refused`] if another watch declared it.
     pub fn declared<T: FromRedisValue>(&self, read: WatchedRead<T>) -> Result<T, Error> {
         let full = self.pinned.settings().server_messages;
         self.declared.get(read).map_err(|error| error.with_full_text(full))
     }
 
-    /// Runs one read command that has no method of its own: the server's own read-only commands and
-    /// those of well-known modules (`JSON.GET`, `FT.SEARCH`, `BF.EXISTS`, `TS.RANGE`, …) are known by
-    /// name. For others there is [`query_as_read`](Self::query_as_read).
+    /// Sends one read command that has no method of its own. The server's own read-only commands,
+    /// and those of well-known modules (`JSON.GET`, `FT.SEARCH`, `BF.EXISTS`, `TS.RANGE`, …), are
+    /// known by name. [`query_as_read`](Self::query_as_read) takes the others.
     ///
     /// # Errors
-    /// [`Error::Refused`] where the command is not known to read only, before it is sent;
-    /// [`Error::Command`] where the server refused it; [`Error::Lost`] where the connection
-    /// failed; [`Error::PinExpired`].
+    /// [`Error::Refused`], before the command is sent, if it is not known to be read-only;
+    /// [`Error::Command`] if the server refused it; [`Error::Lost`] if the connection failed;
+    /// [`Error::PinExpired`].
     pub fn query<T: FromRedisValue>(&mut self, cmd: Cmd) -> Result<T, Error> {
         let bytes = cmd.get_packed_command();
         self.fetch(&watched_reads::name_of_read(&bytes)?, &bytes)
     }
 
-    /// Runs one command of which the caller knows that it only reads: of a module that is not known
-    /// here, or a script that does not write.
+    /// Sends one command that the caller knows to be read-only: a command of a module that this
+    /// crate does not know, or a script that does not write.
     ///
-    /// The caller vouches for that. A command that writes would run outside MULTI: it is applied at
-    /// once, whatever becomes of the transaction; on a watched key it makes every attempt a conflict;
-    /// and if the connection fails under it in a scope that watches nothing, it is sent a second time
-    /// and reported as not applied. The server's own writes are refused by name, as are the commands
-    /// that [`query`](Self::query) refuses because they block or change the connection.
+    /// The caller is responsible for that. A command that writes runs outside MULTI:
+    ///
+    /// * The server applies it at once, whatever the transaction's outcome.
+    /// * On a watched key it makes every attempt a conflict.
+    /// * If the connection fails during it in a scope that watches nothing, it is sent a second
+    ///   time and reported as not applied.
+    ///
+    /// The server's own write commands are refused by name. So are the commands that
+    /// [`query`](Self::query) refuses because they block or change the connection.
     ///
     /// ```no_run
     /// # use rediscope::{SessionManager, prelude::*, redis};
@@ -139,15 +145,15 @@ impl Watching {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Refused`], before it is sent, if the command is one of the server's own that writes,
-    /// blocks or changes the connection; [`Error::Command`] if the server refused it;
+    /// [`Error::Refused`], before the command is sent, if it is one of the server's own that
+    /// writes, blocks or changes the connection; [`Error::Command`] if the server refused it;
     /// [`Error::Lost`] if the connection failed; [`Error::PinExpired`].
     pub fn query_as_read<T: FromRedisValue>(&mut self, cmd: Cmd) -> Result<T, Error> {
         let bytes = cmd.get_packed_command();
         self.fetch(&watched_reads::name_of_assumed_read(&bytes)?, &bytes)
     }
 
-    /// One read of the command table.
+    /// Sends one read of the command table.
     pub(crate) fn read<T: FromRedisValue>(
         &mut self,
         words: &[&'static str],
@@ -169,8 +175,7 @@ impl Watching {
         let _in = span.enter();
         let (watched, deadline) = (self.watched, self.pinned.checkout_deadline());
         if !self.pinned.is_pinned() {
-            // A scope that watches nothing, in a cluster: its first key has the
-            // slot.
+            // A scope that watches nothing, in a cluster: its first key has the slot.
             self.pin_for(bytes, deadline)?;
         } else {
             let mut binding = self.pinned.binding();
@@ -201,10 +206,10 @@ impl Watching {
                     Ok(value) => return Ok(value),
                     Err(Error::Lost { source, .. }) => {
                         checkout.on_lost(&source);
-                        // What is not watched may as well be read on another connection.
+                        // A scope that watches nothing may read on another connection.
                         let again = !watched && repeats.allow(trusted, &source);
                         if !again || Instant::now() >= deadline {
-                            // What is too large is as large the next time.
+                            // A reply that is too large is as large on another connection.
                             *connection_lost = source.kind() != ConnectionErrorKind::TooLarge;
                             return Err(lost(name, source));
                         }
@@ -216,7 +221,7 @@ impl Watching {
         if let Value::ServerError(error) = &value {
             let text = error.details().unwrap_or_default();
             self.record_redirect(error.code(), text);
-            // Without a watch a read may as well be asked elsewhere; the scope stays where it is.
+            // A read without a WATCH may be sent to another node; the scope's own binding stays.
             if let (false, Some(Redirect::Immediately(route))) = (watched, &self.redirect)
                 && route.ask
                 && let Some(nodes) = self.pinned.nodes()
@@ -229,14 +234,14 @@ impl Watching {
         watched_reads::value_of(name, &value)
     }
 
-    /// Notes what a refused read says of where the scope's slot is.
+    /// Records the redirect in a refused read's error: the node that serves the scope's slot.
     fn record_redirect(&mut self, code: &str, text: &str) {
         if let Some(nodes) = self.pinned.nodes() {
             self.redirect = nodes.redirect_for(self.pinned.route(), code, text);
         }
     }
 
-    /// Pins a connection for the slot of the read, if that is known.
+    /// Pins a connection for the slot of the read, if the slot is known.
     fn pin_for(&mut self, bytes: &[u8], deadline: Instant) -> Result<(), Error> {
         bind(&mut self.pinned, &mut self.options, bytes)?;
         if self.pinned.has_slot() {
@@ -245,8 +250,8 @@ impl Watching {
         Ok(())
     }
 
-    /// From reading to writing: what is queued from here on is applied only if nothing that is
-    /// watched changes before the commit.
+    /// Changes from reading to writing. The commands queued from here on are applied only if no
+    /// watched key changes before the commit.
     pub fn multi(self) -> Transaction<Watched> {
         Transaction::new(Pending::on(self.pinned, self.options, self.watched))
     }
@@ -255,32 +260,32 @@ impl Watching {
         self.pinned
     }
 
-    /// Stops watching, as dropping it does, and returns how that went.
+    /// Stops watching, as the drop does, and returns whether that succeeded.
     ///
     /// # Errors
-    /// UNWATCH failed; the connection was replaced.
+    /// The error of UNWATCH; the connection was then replaced.
     pub fn abandon(mut self) -> Result<(), Error> {
         self.pinned.discard()
     }
 
-    /// Whether the connection failed under it: then nothing it did can be committed, and the
-    /// whole attempt may be repeated.
     pub(crate) fn binding(&self) -> SlotBinding {
         self.pinned.binding()
     }
 
-    /// Where a read was sent on to.
+    /// Returns the redirect of a read, if there was one.
     pub(crate) fn take_redirect(&mut self) -> Option<Redirect> {
         self.redirect.take()
     }
 
+    /// Returns whether the scope's connection failed. Nothing of this attempt can then be committed,
+    /// and the whole attempt may be repeated.
     pub(crate) fn is_connection_lost(&self) -> bool {
         self.connection_lost
     }
 }
 
-/// Takes a connection and waits until WATCH is answered on it, and with it what was declared and
-/// required.
+/// Takes a connection and waits for the replies to WATCH, the declared reads and the conditions'
+/// reads.
 fn arm(
     pinned: &mut Pinned,
     watch: Option<&[u8]>,
@@ -321,15 +326,15 @@ fn arm(
     })
 }
 
-/// What a node says that is not the one to ask.
+/// Error of a node that does not serve the slot.
 fn refused(answer: &Value) -> Option<ServerError> {
     let Value::ServerError(error) = answer else { return None };
     RedirectReply::of(error.code(), error.details().unwrap_or_default())
         .map(|_| ServerError::from_reply(error, false))
 }
 
-/// Where a slot is on its way, what is not found there may not have arrived yet. It is known only of
-/// what is watched: its old master has said so, or it was found.
+/// Fails if a watched key may not have arrived yet while its slot is being migrated. This is known
+/// only for watched keys: the old master replied with a redirect, or the key was found.
 fn has_arrived(pinned: &Pinned, watch: &[u8], reads: &[u8], name: &str) -> Result<(), Error> {
     if !pinned.route().ask || keys::are_among(reads, watch) {
         return Ok(());
@@ -338,7 +343,7 @@ fn has_arrived(pinned: &Pinned, watch: &[u8], reads: &[u8], name: &str) -> Resul
     Err(Error::Command { command: name.to_owned(), error })
 }
 
-/// In a cluster, each key must be of the scope's slot, which is that of the first one.
+/// In a cluster, checks that each key has the scope's slot, which is the slot of the first key.
 fn bind(pinned: &mut Pinned, options: &mut CommitOptions, bytes: &[u8]) -> Result<(), Error> {
     let mut binding = pinned.binding();
     keys::bind(&mut binding, bytes)?;
@@ -363,7 +368,7 @@ fn ask(checkout: &mut Checkout, bytes: &[u8], deadline: Instant) -> Result<Value
     Ok(answer)
 }
 
-/// Reads and WATCH change nothing, so a lost one was not applied.
+/// Reads and WATCH change nothing, so a lost command was not applied.
 fn lost(during: &str, source: ConnectionError) -> Error {
     Error::Lost { during: during.to_owned(), applied: Applied::No, source }
 }

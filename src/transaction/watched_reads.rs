@@ -1,7 +1,6 @@
-//! Reads that a watch sends along with WATCH: those the closure asks for by a handle, and those
-//! that decide whether it is run.
+//! The reads that a watch sends along with WATCH: the declared reads, and the conditions' reads.
 //!
-//! Never: a value of another watch, or of an earlier attempt.
+//! Each attempt reads all values anew, and a handle is valid for its own watch only.
 
 use std::any::type_name;
 use std::fmt;
@@ -27,12 +26,12 @@ use crate::reply::error::DecodeError;
 use crate::reply::replies::reply_kind;
 use crate::transaction::condition::{Condition, Required};
 
-/// Numbers the reads, so that a handle of one is not taken for a handle of another.
+/// Number of the next read; it distinguishes the handles of different reads.
 static READS: AtomicU64 = AtomicU64::new(1);
 
-/// A read that was declared on a [`Watch`](crate::Watch), and the type of its value.
+/// A handle of a read that was declared on a [`Watch`](crate::Watch), with the type of its value.
 ///
-/// It is worth its value inside the watching scope: [`Watching::declared`](crate::Watching::declared).
+/// [`Watching::declared`](crate::Watching::declared) returns the value inside the watching scope.
 pub struct WatchedRead<T> {
     number: u64,
     index: usize,
@@ -63,9 +62,9 @@ pub(crate) struct WatchReads {
 
 #[derive(Clone)]
 enum Read {
-    /// For the closure, by its number.
+    /// A declared read, with the number of its handle.
     WatchedRead(u64, Arc<str>),
-    /// For the condition that asks for it.
+    /// The read of a condition.
     Required(Required),
 }
 
@@ -73,7 +72,8 @@ impl WatchReads {
     pub(crate) fn declare<T>(&mut self, cmd: &Cmd) -> Result<WatchedRead<T>, Error> {
         let bytes = cmd.get_packed_command();
         let name = name_of_read(&bytes)?;
-        // Of one read each: a clone of a watch may declare others in the same place.
+        // Each number stands for one read: a clone of a watch may declare others at the same
+        // position.
         let number = READS.fetch_add(1, Ordering::Relaxed);
         self.reads.push(Read::WatchedRead(number, name.into()));
         self.bytes.extend_from_slice(&bytes);
@@ -95,7 +95,7 @@ impl WatchReads {
     }
 }
 
-/// The name of a command that may be sent as a read.
+/// Returns the name of a command that may be sent as a read.
 pub(crate) fn name_of_read(bytes: &[u8]) -> Result<String, Error> {
     let Some(Ok(args)) = CommandReader::new(bytes).next() else {
         return Err(nameless());
@@ -123,7 +123,8 @@ pub(crate) fn name_of_read(bytes: &[u8]) -> Result<String, Error> {
     Ok(display_name(name))
 }
 
-/// The name of a command that the caller says is a read, unless its name says that it is none.
+/// Returns the name of a command that the caller declares as a read, unless its name is known to
+/// write, block or change the connection.
 pub(crate) fn name_of_assumed_read(bytes: &[u8]) -> Result<String, Error> {
     let mut requests = CommandReader::new(bytes);
     let Some(Ok(args)) = requests.next() else {
@@ -150,7 +151,7 @@ fn nameless() -> Error {
     }
 }
 
-/// What the declared reads answered in one attempt.
+/// Replies to the declared reads in one attempt.
 #[derive(Debug, Default)]
 pub(crate) struct ReadReplies {
     reads: Arc<WatchReads>,
@@ -158,7 +159,7 @@ pub(crate) struct ReadReplies {
 }
 
 impl ReadReplies {
-    /// Or which condition does not hold by them.
+    /// Returns the replies, or the first condition that does not hold.
     pub(crate) fn of(reads: Arc<WatchReads>, values: Vec<Value>) -> Result<Self, Error> {
         for (read, value) in reads.reads.iter().zip(&values) {
             if let Read::Required(required) = read {
@@ -181,7 +182,7 @@ impl ReadReplies {
     }
 }
 
-/// A read's answer as the caller wants it.
+/// Converts the reply to a read into the type that the caller chose.
 pub(crate) fn value_of<T: FromRedisValue>(name: &str, value: &Value) -> Result<T, Error> {
     match value {
         Value::ServerError(error) => Err(Error::Command {
@@ -198,7 +199,7 @@ pub(crate) fn value_of<T: FromRedisValue>(name: &str, value: &Value) -> Result<T
     }
 }
 
-/// Shows which commands, never on what.
+/// Shows the commands' names, never their arguments.
 impl fmt::Debug for WatchReads {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(&self.reads).finish()
