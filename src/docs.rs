@@ -1,6 +1,5 @@
-//! The pages of `docs/`, so that their code compiles with the doctests.
-//!
-//! Never: part of the library.
+//! The pages of `docs/`, so that their code compiles with the doctests. It is not part of the
+//! library.
 
 #[doc = include_str!("../docs/architecture.md")]
 mod architecture {}

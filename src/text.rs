@@ -1,4 +1,4 @@
-//! How errors are worded: causes only on request, durations and counts in a readable form.
+//! The wording of errors: causes only on request, durations and counts in a readable form.
 
 use std::error::Error;
 use std::fmt;

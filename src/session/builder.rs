@@ -1,6 +1,6 @@
-//! The settings of a session manager, one method each, and the pools that are made of them.
+//! The settings of a session manager, one method each, and the pools that `build` makes from them.
 //!
-//! Never: a connection. Never: an address's text in `Debug` or in an error.
+//! No address appears in `Debug` or in an error, because an address may hold a password.
 
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -28,11 +28,11 @@ use crate::settings::table;
 use crate::settings::tls::Tls;
 use crate::transaction::hot_keys::ContentionLimiter;
 
-/// The most renewals and releases in one write.
+/// Maximum number of renewals and releases in one write.
 const MOST_CALLS: u32 = 64;
 
-/// The settings of a [`SessionManager`]. Plain data until [`build`](Self::build), which checks
-/// them once.
+/// The settings of a [`SessionManager`]. They are plain data; [`build`](Self::build) checks them
+/// once.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -80,29 +80,29 @@ macro_rules! method {
 table::settings!(methods);
 
 impl SessionManager {
-    /// A session manager with every setting at its default.
+    /// Creates a session manager with every setting at its default.
     ///
-    /// Nothing is connected yet: if the server is down, the first use fails within its
-    /// deadline. Addresses that can be connected to: [`IntoAddress`].
+    /// This opens no connection. If the server is down, the first use fails within its deadline.
+    /// For the supported addresses see [`IntoAddress`].
     ///
     /// # Errors
-    /// [`ConfigError::Address`] where the address cannot be understood. It is not repeated in the
-    /// message, since it may hold a password.
+    /// [`ConfigError::Address`] if the address is not valid. The message does not repeat the
+    /// address, because it may hold a password.
     pub fn connect(to: impl IntoAddress) -> Result<Self, ConfigError> {
         Self::builder(to).build()
     }
 
-    /// A session manager with settings of your own.
+    /// Returns the builder of a session manager for one server.
     pub fn builder(to: impl IntoAddress) -> Builder {
         Builder::new(to.into_address())
     }
 
-    /// A session manager of a cluster, with settings of your own; `nodes` are some of its nodes,
-    /// which know the others. Each master has two pools, as one server has.
+    /// Returns the builder of a session manager for a cluster. `nodes` are some of its nodes, from
+    /// which the others become known. Each master has two pools, as a single server has.
     ///
-    /// User, password, protocol and TLS of all nodes are those of the first. `build` refuses a node that
-    /// names another scheme, user, password or protocol than the first one; a node that names no user and
-    /// no password takes the first one's, and one that names no protocol takes that.
+    /// All nodes use the user, password, protocol and TLS of the first node. `build` refuses a node
+    /// that names another scheme, user, password or protocol than the first one. A node without
+    /// user and password uses the first node's, and a node without protocol uses the first node's.
     ///
     /// ```no_run
     /// # use rediscope::SessionManager;
@@ -115,13 +115,14 @@ impl SessionManager {
         Builder::new(url::cluster(nodes))
     }
 
-    /// A session manager of the master that sentinels know by this name, with
-    /// settings of your own. Each sentinel's URL has its own user and password; those of the servers,
-    /// and their TLS, are set with [`Builder::server_info`]. Sentinels of TLS without it are refused by
-    /// `build`, since the servers would be reached in clear.
+    /// Returns the builder of a session manager for the master that sentinels know by `name`.
     ///
-    /// Transactions, single commands, locks and questions about doubts go to the master. When another
-    /// server takes its place, all connections to the former one end in one step.
+    /// Each sentinel's URL has its own user and password. [`Builder::server_info`] sets those of
+    /// the servers, and their TLS. Without it `build` refuses sentinels with TLS, because the
+    /// servers would be reached without encryption.
+    ///
+    /// Transactions, single commands, locks and the resolution of commits in doubt use the master.
+    /// After a failover, all connections to the former master end in one step.
     ///
     /// ```no_run
     /// # use rediscope::SessionManager;
@@ -142,39 +143,40 @@ impl Builder {
         Self { address, settings: Settings::default() }
     }
 
-    /// `build` will say so, unless there is something else that is wrong already.
+    /// `build` fails with this error, unless an earlier error is recorded.
     #[cfg(feature = "serde")]
     pub(crate) fn refused(mut self, error: ConfigError) -> Self {
         self.address = self.address.and(Err(error));
         self
     }
 
-    /// Root certificates and client certificate of TLS: every TLS connection, to one server, to all
-    /// nodes of a cluster, to sentinels and to the servers behind them. It takes the place of what a
-    /// `redis::ConnectionInfo` came with, which `build` refuses otherwise: redis-rs does not hand its
-    /// certificates out. Default: the system's root certificates, and no certificate of one's own.
-    /// (Feature `tls-rustls`.)
+    /// Sets the root certificates and the client certificate of every TLS connection: to one
+    /// server, to the nodes of a cluster, to sentinels and to the servers behind them.
     ///
-    /// `build` refuses PEM without a certificate, PEM that cannot be read, a key that is not its
-    /// certificate's, and an address that is not one of TLS. Sentinels alone may be reached without
-    /// TLS; the servers behind sentinels of TLS are reached in clear only where
-    /// [`server_info`](Self::server_info) names an address that begins with `redis://`.
+    /// The setting replaces the certificates of a `redis::ConnectionInfo`. Without it `build`
+    /// refuses such certificates, because redis-rs does not make them readable. Default: the
+    /// system's root certificates, and no client certificate. (Feature `tls-rustls`.)
+    ///
+    /// `build` refuses PEM without a certificate, PEM that cannot be parsed, a key that does not
+    /// match its certificate, and an address without TLS. Only sentinels may be reached without
+    /// TLS. The servers behind sentinels with TLS are reached without encryption only if
+    /// [`server_info`](Self::server_info) has an address that begins with `redis://`.
     #[cfg(feature = "tls-rustls")]
     pub fn tls(mut self, tls: Tls) -> Self {
         self.settings.tls = Some(tls);
         self
     }
 
-    /// Where user and password come from when they change while the program runs; see
+    /// Sets the source of a user and a password that change while the program runs; see
     /// [`CredentialsProvider`]. `build` refuses it together with an address that holds a user or a
-    /// password. Behind sentinels they are the servers'; the sentinels' own are in the address.
-    /// Default: those of the address, for good.
+    /// password. Behind sentinels it applies to the servers; the sentinels' own credentials are in
+    /// the address. Default: the address's credentials, which do not change.
     pub fn credentials_provider(mut self, provider: impl CredentialsProvider) -> Self {
         self.settings.credentials = Some(Provider::new(provider));
         self
     }
 
-    /// How the names of hosts become addresses, for tests that have no name server of their own.
+    /// Sets the resolver of host names, for tests without a name server of their own.
     #[doc(hidden)]
     pub fn look_up_names_with(
         mut self,
@@ -184,20 +186,20 @@ impl Builder {
         self
     }
 
-    /// Behind sentinels: user, password, database, protocol and TLS of the servers, as an address
-    /// whose host and port are not used. `build` refuses it for any other address. It is needed where
-    /// [`SessionManager::sentinel`] is given sentinels of TLS: without it the servers would be reached in
-    /// clear, so `build` refuses that too.
+    /// Sets user, password, database, protocol and TLS of the servers behind sentinels. The
+    /// address's host and port are not used. `build` refuses this setting for any other kind of
+    /// address. [`SessionManager::sentinel`] needs it if the sentinels use TLS: without it the
+    /// servers would be reached without encryption, and `build` refuses that too.
     pub fn server_info(mut self, to: impl IntoAddress) -> Self {
         self.address = self.address.and_then(|address| url::set_server_template(address, to));
         self
     }
 
-    /// Checks the settings and makes the two pools. Nothing is connected yet.
+    /// Checks the settings and makes the two pools. This opens no connection.
     ///
     /// # Errors
-    /// [`ConfigError`] names the setting that cannot work. [`ConfigError::Threads`]: the system started
-    /// no thread for the manager, which needs three.
+    /// [`ConfigError`] names the setting that cannot work. [`ConfigError::Threads`]: the system did
+    /// not start the three threads that the manager needs.
     pub fn build(self) -> Result<SessionManager, ConfigError> {
         let address = self.address?;
         url::check(&address)?;
@@ -209,7 +211,7 @@ impl Builder {
         };
         let mut settings = self.settings;
         if settings.is_forked_child() {
-            // The builder was made before a fork: the threads that look names up are the parent's.
+            // The builder was made before a fork: the resolver's threads belong to the parent.
             settings.resolver = Resolver::default();
         }
         settings.process = Process::here();
@@ -226,7 +228,7 @@ impl Builder {
             logging: Arc::clone(&logging),
             fail_fast: false,
         };
-        // One connection to each master, which many callers share.
+        // The locks' pool has one connection to each master, which many callers share.
         let own = PoolConfig {
             settings: Arc::new(Settings {
                 max_size: 1,
@@ -268,7 +270,7 @@ fn nodes(
             use crate::pool::router::cluster::Cluster;
             use crate::pool::router::slot_map_refresh::SlotMapCache;
 
-            // All kinds of pools go by one map.
+            // All pools share one slot map.
             let slot_map = Arc::new(SlotMapCache::new(nodes, Arc::clone(settings))?);
             Ok(kinds.map(|kind| Router::cluster(Cluster::new(kind, Arc::clone(&slot_map)))))
         } // Refused when the address was read.

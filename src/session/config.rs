@@ -1,6 +1,5 @@
-//! A whole configuration, as a file or the environment says it.
-//!
-//! Never: a value in an error, or an address in `Debug`. Never: a name that the builder has not.
+//! A whole configuration, read from a file or the environment. No value appears in an error, and no
+//! address in `Debug`.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -16,17 +15,22 @@ use crate::settings::table;
 
 /// A whole configuration, read from a file or from the environment with `serde` (feature `serde`).
 ///
-/// The names are those of [`Builder`]'s methods, and `url`, which is required: it says what to
-/// connect to, in any of the forms of [`IntoAddress`]. Numbers may be text, as everything is in the
-/// environment. Times are text with a unit: `"500ms"`, `"2s"`, `"10m"`, `"1h"`. What may be `None`
-/// may be `"off"`. What is not given keeps its default. `tls` is a table of files with PEM:
-/// `root_certificates`, `client_certificate`, `client_key`; where there are no tables, they are
-/// called `tls_root_certificates`, `tls_client_certificate` and `tls_client_key`, and these are the
-/// ones that count where both are given.
+/// Its names are those of [`Builder`]'s methods, and `url`, which is required. `url` has the
+/// address in any of the forms of [`IntoAddress`].
 ///
-/// **Reading does not fail for what it reads.** A name that is not known, a value that does not fit:
-/// [`build`](Builder::build) says so, by the name and without the value, since readers show the line
-/// with the password in their errors. (What is no TOML at all, their own errors still show.)
+/// * Numbers may be text, because every value in the environment is text.
+/// * Durations are text with a unit: `"500ms"`, `"2s"`, `"10m"`, `"1h"`.
+/// * A setting that may be `None` may be `"off"`.
+/// * A setting that is missing keeps its default.
+/// * `tls` is a table with the paths of PEM files: `root_certificates`, `client_certificate`,
+///   `client_key`.
+/// * If the format has no tables, their names are `tls_root_certificates`, `tls_client_certificate`
+///   and `tls_client_key`. If both forms are given, these apply.
+///
+/// **Deserializing does not fail because of the content.** For an unknown name or an unfit value
+/// [`build`](Builder::build) returns an error with the name and without the value. A deserializer's
+/// own error would show the line with the password. (A text that is not TOML at all still fails
+/// with the deserializer's own error.)
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -47,11 +51,11 @@ pub struct Config {
     server_info: Option<String>,
     tls: Files,
     values: SettingValues,
-    /// The first thing that was wrong.
+    /// First error in the configuration.
     error: Option<ConfigError>,
 }
 
-/// Where the PEM lies.
+/// Paths of the PEM files.
 #[derive(Clone, Default)]
 struct Files {
     root_certificates: Option<String>,
@@ -63,13 +67,13 @@ const FILES: [&str; 3] = ["root_certificates", "client_certificate", "client_key
 
 macro_rules! values {
     ($($(#[$doc:meta])* $name:ident: $type:ty $(as $argument:ty)? = $default:expr;)+) => {
-        /// The builder's settings, as far as they are given.
+        /// The builder's settings, each present if the configuration has it.
         #[derive(Clone, Default)]
         struct SettingValues {
             $($name: Option<$type>,)+
         }
 
-        /// What may be given.
+        /// Names of all settings.
         const NAMES: &[&str] = &[
             "url", "server_info", "tls",
             "tls_root_certificates", "tls_client_certificate", "tls_client_key",
@@ -77,7 +81,7 @@ macro_rules! values {
         ];
 
         impl SettingValues {
-            /// `None`: there is none of that name.
+            /// Returns `None` if no setting has that name.
             fn set(&mut self, name: &str, raw: &RawValue) -> Option<Result<(), ConfigError>> {
                 $(if name == stringify!($name) {
                     let parsed = parse(stringify!($name), raw);
@@ -109,10 +113,10 @@ macro_rules! values {
 table::settings!(values);
 
 impl Config {
-    /// A builder that is set as the configuration says. The files of `tls` are read here.
+    /// Returns a builder with the values of this configuration. The files of `tls` are read here.
     ///
-    /// A setting that cannot work is an error of [`build`](Builder::build), whatever is set
-    /// in between.
+    /// A setting that cannot work makes [`build`](Builder::build) fail, even if the program sets
+    /// other values before that.
     pub fn builder(&self) -> Builder {
         let address = match (&self.error, &self.url) {
             (Some(error), _) => Err(error.clone()),
@@ -126,7 +130,8 @@ impl Config {
         self.tls.onto(builder)
     }
 
-    /// This configuration, but for what `other` gives: a file, overridden by the environment.
+    /// Returns this configuration with the values of `other` in place of its own, such as a file
+    /// overridden by the environment.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -181,7 +186,7 @@ impl Config {
     }
 }
 
-/// Names are repeated, and what only stands where a name should is not.
+/// Returns `name` if it is printable as a name; other text in its place is not repeated.
 fn printable(name: &str) -> String {
     let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
     match !name.is_empty() && name.len() <= 64 && name.chars().all(is_name) {

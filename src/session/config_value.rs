@@ -1,7 +1,7 @@
-//! Untyped configuration values, before validation.
+//! Configuration values without a type, before validation.
 //!
-//! Reading does not fail, so no reader's error shows a line that holds a password. A value that
-//! does not fit is an error later, by its name and without the value.
+//! Parsing does not fail, so that no deserializer's error shows a line with a password. A value
+//! that does not fit becomes an error later, with its name and without the value.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,31 +10,31 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Vis
 
 use crate::error::config::ConfigError;
 
-/// One value, or a table of them.
+/// A value, or a table of values.
 pub(crate) enum RawValue {
     Number(u64),
     Text(String),
     Bool(bool),
     Table(Vec<(String, RawValue)>),
-    /// Something that no setting is.
+    /// A value that fits no setting.
     Other,
 }
 
-/// What a setting is made of.
+/// The type of a setting, parsed from a raw value.
 pub(crate) trait FromRaw: Sized {
-    /// The end of a sentence that begins with the setting's name.
+    /// End of a sentence that begins with the setting's name.
     const EXPECTED: &'static str;
 
-    /// `None`: that is no such thing.
+    /// Returns `None` if the raw value does not fit the type.
     fn from_raw(raw: &RawValue) -> Option<Self>;
 }
 
-/// The value of the setting of that name.
+/// Parses the value of the setting with that name.
 pub(crate) fn parse<T: FromRaw>(name: &'static str, raw: &RawValue) -> Result<T, ConfigError> {
     T::from_raw(raw).ok_or_else(|| ConfigError::setting(name, T::EXPECTED))
 }
 
-/// The environment has no numbers.
+/// Parses a number, also from text, because the environment has no numbers.
 fn number(raw: &RawValue) -> Option<u64> {
     match raw {
         RawValue::Number(number) => Some(*number),
@@ -111,10 +111,11 @@ impl<'de> Deserialize<'de> for RawValue {
     }
 }
 
-/// Takes whatever comes.
+/// Accepts a value of any type.
 struct RawVisitor;
 
-/// The name by which `serde_json` gives a number's text, where its feature `arbitrary_precision` is on.
+/// Name under which `serde_json` passes a number's text, if its feature `arbitrary_precision` is
+/// on.
 const NUMBER: &str = "$serde_json::private::Number";
 
 macro_rules! no_setting {
@@ -183,7 +184,7 @@ impl<'de> Visitor<'de> for RawVisitor {
                     return Ok(text);
                 }
                 (RawValue::Text(name), raw) => table.push((name, raw)),
-                // No setting is called so either.
+                // No setting has an empty name.
                 (_, raw) => table.push((String::new(), raw)),
             }
         }

@@ -1,6 +1,6 @@
 //! The session manager: two pools, and the handles to them.
 //!
-//! Never: a connection opened before it is needed. A server that is down is no error here.
+//! A connection is opened when it is first needed. A server that is down is no error here.
 
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
@@ -31,12 +31,12 @@ use crate::transaction::hot_keys::ContentionLimiter;
 /// Two pools to one server, one for single commands and one for transactions, so that a plain
 /// read can never open a scope.
 ///
-/// Cheap to clone, and shared between threads as it is. When the last clone and the last handle
-/// and guard are dropped, the connections are closed.
+/// It is cheap to clone, and threads can share it. When the last clone and the last handle and
+/// guard are dropped, the connections are closed.
 ///
 /// It belongs to the process that made it. In a forked child every use fails with
-/// [`CheckoutError::OtherProcess`](crate::CheckoutError::OtherProcess) at once, and what is dropped there
-/// does nothing; make a new one after the fork.
+/// [`CheckoutError::OtherProcess`](crate::CheckoutError::OtherProcess) at once, and every drop does
+/// nothing. Make a new session manager after the fork.
 ///
 /// ```no_run
 /// use rediscope::{SessionManager, prelude::*};
@@ -60,14 +60,14 @@ pub struct SessionManager {
     pub(crate) replicas: Arc<Replicas>,
 }
 
-/// The pool of connections to replicas, from its first use on.
+/// The pool of connections to replicas, made at its first use.
 pub(crate) struct Replicas {
     pub(crate) pool: OnceLock<Pool>,
     pub(crate) threads: Arc<ScheduledThreadPool>,
     pub(crate) process: Process,
 }
 
-/// The threads are those of the parent, in a forked child.
+/// In a forked child the threads belong to the parent.
 impl Drop for Replicas {
     fn drop(&mut self) {
         if self.process.is_forked_child() {
@@ -76,7 +76,8 @@ impl Drop for Replicas {
     }
 }
 
-/// One line: the server, and how many connections each pool has. See [`SessionManager::status`].
+/// One line: the server, and the number of connections of each pool. See
+/// [`SessionManager::status`].
 impl fmt::Debug for SessionManager {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Status { server, pooled, transactional, .. } = self.status();
@@ -94,18 +95,21 @@ impl UnwindSafe for SessionManager {}
 impl RefUnwindSafe for SessionManager {}
 
 impl SessionManager {
-    /// The handle for single commands. Blocking commands that hold a connection are reported with the
-    /// place of this call.
+    /// Returns the handle for single commands. A blocking command that occupies a connection is
+    /// reported with the place of this call.
     #[track_caller]
     pub fn pooled(&self) -> Pooled {
         Pooled::new(self.pooled.clone())
     }
 
-    /// A handle for reads from replicas, behind sentinels, on a third pool of
-    /// this size; reads that must see what was just written go to [`pooled`](Self::pooled). Whatever
-    /// is not a read is refused by name. Replicas that are down or out of step with their master are
-    /// passed over; where none is left, and where there are no sentinels, masters are read from. (A cluster
-    /// gives its pooled handle.)
+    /// Returns a handle for reads from the replicas behind sentinels, on a third pool of the same
+    /// size.
+    ///
+    /// A replica may lag behind: reads that need the latest writes belong to
+    /// [`pooled`](Self::pooled). A command that is not a read is refused by name. Replicas that are
+    /// down or out of step with their master are skipped. If no replica is left, or without
+    /// sentinels, the handle reads from the master. In a cluster this call returns the pooled
+    /// handle.
     ///
     /// ```no_run
     /// # use rediscope::{SessionManager, prelude::*};
@@ -136,25 +140,26 @@ impl SessionManager {
         Pooled::reading(Router::one(pool.clone()))
     }
 
-    /// The handle for transactions.
+    /// Returns the handle for transactions.
     pub fn transactional(&self) -> Transactional {
         let resolver = Arc::<CommitResolver>::clone(&self.resolver);
         Transactional::new(self.transactional.clone(), resolver, Arc::clone(&self.limiter))
     }
 
-    /// The lock of this name: one holder at a time, whatever process he is in. See [`Lock`].
+    /// Returns the lock with this name: one holder at a time, in all processes. See [`Lock`].
     ///
-    /// Names of locks, [read/write locks](Self::rw_lock) and [semaphores](Self::semaphore) are
-    /// apart. An empty name is refused by `acquire`.
+    /// Locks, [read/write locks](Self::rw_lock) and [semaphores](Self::semaphore) have separate
+    /// names. `acquire` refuses an empty name.
     pub fn lock(&self, name: impl AsRef<str>) -> Lock {
         Lock::new(Arc::clone(&self.locks), "lock", name.as_ref(), LockMode::Exclusive, 1)
     }
 
-    /// The semaphore of this name: at most `permits` holders at a time. The server keeps the number
-    /// while the semaphore has holders or waiters: a call with another one then fails with
-    /// [`LockError::OtherPermits`](crate::LockError::OtherPermits). Without them the next caller's
-    /// number holds, so that a deployment can go from 3 to 5 one process after the other;
-    /// [`set_permits`](Lock::set_permits) changes it at once.
+    /// Returns the semaphore with this name: at most `permits` holders at a time.
+    ///
+    /// The server keeps the number while the semaphore has holders or waiters. A call with another
+    /// number then fails with [`LockError::OtherPermits`](crate::LockError::OtherPermits). Without
+    /// holders and waiters the next caller's number applies, so that a deployment can change from 3
+    /// to 5 one process after the other. [`set_permits`](Lock::set_permits) changes it at once.
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -169,24 +174,24 @@ impl SessionManager {
         Lock::new(Arc::clone(&self.locks), "sem", name.as_ref(), LockMode::Semaphore, permits)
     }
 
-    /// The read/write lock of this name: many readers, or one writer. See [`RwLock`].
+    /// Returns the read/write lock with this name: many readers, or one writer. See [`RwLock`].
     pub fn rw_lock(&self, name: impl AsRef<str>) -> RwLock {
         RwLock::new(&self.locks, name.as_ref())
     }
 
-    /// Finds out what became of an exactly-once transaction of this process's or another's, within
+    /// Finds out whether an exactly-once transaction of this or another process was applied, within
     /// `checkout_timeout`: see [`InDoubt::resolve`](crate::InDoubt::resolve).
     pub fn resolve(&self, token: &CommitToken) -> Resolution {
         self.resolver.resolve(token, None)
     }
 
-    /// Like [`resolve`](Self::resolve), for as long as `timeout`.
+    /// Like [`resolve`](Self::resolve), within `timeout`.
     pub fn resolve_within(&self, token: &CommitToken, timeout: Duration) -> Resolution {
         self.resolver.resolve(token, Some(timeout))
     }
 
-    /// The open scopes of both pools, and the blocking commands of pooled handles, oldest first: age,
-    /// place, name, thread.
+    /// Returns the open scopes of both pools and the blocking commands of pooled handles, oldest
+    /// first: age, place, name, thread.
     pub fn open_scopes(&self) -> Vec<OpenScope> {
         if self.pooled.here().is_err() {
             return Vec::new();
@@ -197,21 +202,22 @@ impl SessionManager {
         pins
     }
 
-    /// Ends the session: from now on every new use fails with
-    /// [`CheckoutError::Closed`](crate::CheckoutError::Closed). Open scopes have `timeout` to end;
-    /// then they are taken back, and what they do later fails with
-    /// [`PinExpired`](crate::PinExpired). Calls that are under way then fail: their connections are
-    /// closed. Commands that wait on the server (`BLPOP` and its like) do not wait for the timeout:
-    /// they end at once, with [`Error::Lost`](crate::Error::Lost). Returns what was still open then.
+    /// Closes the session. From now on every new use fails with
+    /// [`CheckoutError::Closed`](crate::CheckoutError::Closed).
     ///
-    /// `timeout` may be zero, which waits for no scope, or `Duration::MAX`, which waits for all. The
-    /// connections that are being opened are waited for 100 ms longer at most, and closed in any
-    /// case.
+    /// Open scopes have `timeout` to end. Then their connections are closed and reclaimed: a call
+    /// in progress fails, and later calls fail with [`PinExpired`](crate::PinExpired). A command
+    /// that waits on the server (`BLPOP` and similar) ends at once, with
+    /// [`Error::Lost`](crate::Error::Lost). The return value counts what was still open after
+    /// `timeout`.
     ///
-    /// Held locks are extended until the timeout is over, can be released before and after it, and
-    /// are never taken from a living guard: see [`Closed::locks`].
+    /// `timeout` may be zero, which waits for no scope, or `Duration::MAX`, which waits for all of
+    /// them. Connections that are being opened have up to 100 ms more, and are closed in any case.
     ///
-    /// All clones and handles of this manager are closed with it.
+    /// Held locks are extended until `timeout` is over. They can be released before and after it,
+    /// and are never taken from a living guard: see [`Closed::locks`].
+    ///
+    /// This also closes all clones and handles of the manager.
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -238,13 +244,13 @@ impl SessionManager {
         }
         let scopes = self.pooled.drain(deadline) + self.transactional.drain(deadline);
         let scopes = scopes + self.replicas.pool.get().map_or(0, |pool| pool.drain(deadline));
-        // Last, since what is done in a scope may be done under a lock.
+        // The locks end last, because a scope may run under a lock.
         let locks = self.locks.end_renewals(deadline);
         Closed { scopes, locks }
     }
 
-    /// What both pools hold now, their open scopes, and their counters. Nothing is sent,
-    /// and no scope is waited for.
+    /// Returns the connections of both pools, their open scopes and their counters. This call sends
+    /// nothing and waits for no scope.
     pub fn status(&self) -> Status {
         if self.pooled.here().is_err() {
             return Status {

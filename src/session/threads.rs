@@ -1,6 +1,7 @@
-//! The threads of a session manager: they open connections, back off, and take stuck scopes back.
+//! The threads of a session manager: they open connections, wait for backoffs and reclaim stuck
+//! scopes.
 //!
-//! Never: a panic if the system has no thread to give.
+//! If the system has no thread left, their start fails without a panic.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,13 +14,14 @@ use crate::error::config::ConfigError;
 
 const THREADS: usize = 3;
 
-/// Number of times that the threads are asked for, if the system had them a moment ago.
+/// Maximum number of attempts to start the threads, if the system had enough a moment before.
 const TRIES: u32 = 3;
 
 pub(crate) fn start() -> Result<ScheduledThreadPool, ConfigError> {
     for nth in 1..=TRIES {
         probe().map_err(|error| ConfigError::threads(&error))?;
-        // The crate panics if the system refuses a thread, which another program may have taken by now.
+        // The crate panics if the system refuses a thread; another program may have taken the last
+        // one.
         if let Ok(threads) = catch_unwind(AssertUnwindSafe(make)) {
             return Ok(threads);
         }
@@ -36,7 +38,7 @@ fn make() -> ScheduledThreadPool {
         .build()
 }
 
-/// Whether the system has as many threads at once.
+/// Returns an error if the system cannot start that many threads at once.
 fn probe() -> io::Result<()> {
     let mut probes = Vec::with_capacity(THREADS);
     for _ in 0..THREADS {

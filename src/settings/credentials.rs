@@ -1,5 +1,5 @@
-//! Credentials that change while the program runs. No password appears in `Debug`, an error or
-//! a log.
+//! Credentials that change while the program runs. No password appears in `Debug`, an error or a
+//! log.
 
 use std::error::Error;
 use std::fmt;
@@ -40,23 +40,23 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// Where user and password come from when they change while the program runs: a file that is
-/// written anew, a vault, a cloud's tokens. Given to
-/// [`Builder::credentials_provider`](crate::Builder::credentials_provider).
+/// The source of a user and a password that change while the program runs: a file that is written
+/// anew, a vault, a cloud's tokens.
+/// [`Builder::credentials_provider`](crate::Builder::credentials_provider) takes it.
 ///
-/// New connections authenticate with [`credentials`](Self::credentials). A connection from
-/// before the last change of [`version`](Self::version) re-authenticates (AUTH, one round trip)
-/// when it is next checked out: between scopes, never inside one. If the server refuses, the
-/// connection keeps its old credentials, which is logged as a warning, and tries again a second
-/// later.
+/// New connections authenticate with [`credentials`](Self::credentials). If
+/// [`version`](Self::version) has changed since a connection authenticated, that connection sends
+/// AUTH again at its next checkout (one round trip). This happens between scopes, never inside one.
+/// If the server refuses, the connection keeps its old credentials, a warning is logged, and the
+/// next attempt follows a second later.
 ///
 /// Both methods are called by the threads that check out or open connections, several at once.
-/// `version` is called at every checkout: it must not block. `credentials` should return what
-/// another thread has fetched, since it cannot be interrupted: a checkout that re-authenticates
-/// waits for it past its deadline, and one whose connection is being opened waits until its
-/// `checkout_timeout`. Its latency does not count against `connect_timeout`.
+/// Every checkout calls `version`: it must not block. `credentials` cannot be interrupted, so it
+/// should return a value that another thread has fetched. A checkout that re-authenticates waits
+/// for it beyond its deadline. A checkout whose connection is being opened waits for at most its
+/// `checkout_timeout`. The time in `credentials` does not count against `connect_timeout`.
 ///
-/// [`RotatingCredentials`] is one that the program sets.
+/// [`RotatingCredentials`] is a provider whose credentials the program sets.
 ///
 /// ```
 /// use std::fs;
@@ -79,15 +79,16 @@ impl fmt::Debug for Credentials {
 /// }
 /// ```
 pub trait CredentialsProvider: Send + Sync + 'static {
-    /// Those that are valid now.
+    /// Returns the credentials that are valid now.
     ///
     /// # Errors
-    /// Whatever kept it from finding out. A connection that was to be opened is not, and the next try
-    /// asks again, as long as its caller's `checkout_timeout` lasts. The error's text is shown in
-    /// logs and errors: it must not hold a password.
+    /// The reason why no credentials are available. The connection is then not opened; the next
+    /// attempt calls the method again, as long as its caller's `checkout_timeout` lasts. The
+    /// error's text appears in logs and errors: it must not hold a password.
     fn credentials(&self) -> Result<Credentials, Box<dyn Error + Send + Sync>>;
 
-    /// Another number whenever [`credentials`](Self::credentials) has another answer.
+    /// Returns a number that changes whenever [`credentials`](Self::credentials) returns another
+    /// value.
     fn version(&self) -> u64;
 }
 
@@ -123,12 +124,12 @@ pub struct RotatingCredentials {
 }
 
 impl RotatingCredentials {
-    /// With those that are valid now.
+    /// Creates a provider with the credentials that are valid now.
     pub fn new(first: Credentials) -> Self {
         Self { current: Mutex::new(first), version: AtomicU64::new(0) }
     }
 
-    /// Replaces them. The server should know the new ones already, beside the former.
+    /// Replaces the credentials. The server should already accept the new ones beside the former.
     pub fn rotate(&self, next: Credentials) {
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = next;
         self.version.fetch_add(1, Ordering::Release);
@@ -145,11 +146,11 @@ impl CredentialsProvider for RotatingCredentials {
     }
 }
 
-/// The one that a session manager was given.
+/// The credentials provider of a session manager.
 #[derive(Clone)]
 pub(crate) struct Provider {
     provider: Arc<dyn CredentialsProvider>,
-    /// Since when it is being asked, once for each call that has not returned.
+    /// Start of each call to `credentials` that has not returned yet.
     asked: Arc<Mutex<Vec<Instant>>>,
 }
 
@@ -162,7 +163,7 @@ impl Provider {
         self.provider.version()
     }
 
-    /// For how long it has not answered, if it is being asked.
+    /// Returns how long the oldest such call has lasted, if there is one.
     pub(crate) fn silent_for(&self) -> Option<Duration> {
         self.asked().iter().map(Instant::elapsed).max()
     }

@@ -1,4 +1,4 @@
-//! What can be set.
+//! The settings of a session manager and the values they take.
 
 pub(crate) mod credentials;
 #[expect(clippy::module_inception, reason = "the folder is about this type")]

@@ -1,6 +1,5 @@
-//! The settings of a session manager, and the checks that they can work together.
-//!
-//! Never: a connection. Never: a password in `Debug`.
+//! The settings of a session manager, and the checks that they can work together. `Debug` shows no
+//! password.
 
 use std::time::Duration;
 
@@ -16,18 +15,18 @@ use crate::settings::tls::Tls;
 
 macro_rules! plain {
     ($($(#[$doc:meta])* $name:ident: $type:ty $(as $argument:ty)? = $default:expr;)+) => {
-        /// Every setting, with its default. Set through [`Builder`](crate::Builder), whose methods
-        /// say what each one bounds.
+        /// Every setting, with its default. [`Builder`](crate::Builder) sets them; its methods
+        /// document the limit that each one sets.
         #[derive(Clone, Debug)]
         pub(crate) struct Settings {
             $(pub(crate) $name: $type,)+
-            /// No plain value, so not in the table.
+            /// The provider is no plain value, so it is not in the table.
             pub(crate) credentials: Option<Provider>,
-            /// The same.
+            /// Nor is the resolver.
             pub(crate) resolver: Resolver,
             #[cfg(feature = "tls-rustls")]
             pub(crate) tls: Option<Tls>,
-            /// Whose session manager it is.
+            /// The process that made the session manager.
             pub(crate) process: Process,
         }
 
@@ -49,7 +48,7 @@ macro_rules! plain {
 table::settings!(plain);
 
 impl Settings {
-    /// Before anything is locked.
+    /// Checks the process, before any lock is taken.
     ///
     /// # Errors
     /// This process is not the one that made the session manager.
@@ -57,7 +56,7 @@ impl Settings {
         if self.process.is_forked_child() { Err(CheckoutError::OtherProcess) } else { Ok(()) }
     }
 
-    /// Whether this process is another one than the one that made the session manager.
+    /// Returns whether this process is not the one that made the session manager.
     pub(crate) fn is_forked_child(&self) -> bool {
         self.process.is_forked_child()
     }
@@ -66,7 +65,7 @@ impl Settings {
         Limits { commands: self.max_commands, bytes: self.max_bytes }
     }
 
-    /// Names the first setting that cannot work.
+    /// Returns an error with the name of the first setting that cannot work.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         let at_least_one = |setting, value: u64| match value {
             0 => Err(ConfigError::setting(setting, "must be at least 1")),
@@ -134,11 +133,11 @@ impl Settings {
     }
 }
 
-/// Upper bound of a pool's size: a client has no more ports to one address. Its memory is asked for
-/// when the pool is made, so a bound keeps a mistake from ending the process.
+/// Maximum of a pool's size: a client has no more ports to one address. The pool allocates its
+/// memory at once, so the maximum keeps a mistake from ending the process.
 pub(crate) const MOST_CONNECTIONS: u32 = 65_535;
 
-/// A day: longer than any wait that means something, short enough for every clock.
+/// Maximum of a timeout, a day: longer than any useful wait, and short enough for every clock.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 fn check_duration(setting: &'static str, value: Option<Duration>) -> Result<(), ConfigError> {

@@ -1,15 +1,13 @@
-//! The certificates that TLS goes by, as plain data.
-//!
-//! Never: a key or a certificate in `Debug`.
+//! The certificates for TLS, as plain data. `Debug` shows no key and no certificate.
 
 use std::fmt;
 
-/// Root certificates and client certificate of TLS: the argument of
+/// Root certificates and client certificate for TLS: the argument of
 /// [`Builder::tls`](crate::Builder::tls) (feature `tls-rustls`).
 ///
-/// Plain data, all of it PEM: [`build`](crate::Builder::build) reads and checks it. By itself it
-/// trusts the system's root certificates and presents none of its own, which is what a `rediss://`
-/// address does without it.
+/// All parts are PEM, as plain data; [`build`](crate::Builder::build) parses and checks them. A new
+/// value trusts the system's root certificates and presents no client certificate, as a `rediss://`
+/// address does without this setting.
 ///
 /// ```no_run
 /// use std::fs;
@@ -41,14 +39,14 @@ impl Tls {
         Self::default()
     }
 
-    /// The certificates to trust, one or more, **in place of** the system's.
+    /// Sets the certificates to trust, one or more, **in place of** the system's.
     pub fn root_certificates(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.roots = Some(pem.into());
         self
     }
 
-    /// The certificate to present, followed by those between it and the authority if there are any,
-    /// and its private key (PKCS#8, PKCS#1 or SEC1, not encrypted).
+    /// Sets the certificate to present and its private key (PKCS#8, PKCS#1 or SEC1, not encrypted).
+    /// The certificate may be followed by those between it and the authority.
     pub fn client_certificate(
         mut self,
         certificate_pem: impl Into<Vec<u8>>,
