@@ -1,7 +1,7 @@
 //! One acquisition: from the first request to a guard.
 //!
-//! A call ends at most one exchange after the caller's time. A token without a guard is
-//! released, also the one of a waiter in the queue.
+//! A call ends at most one exchange after the caller's time. A token without a guard is released,
+//! also the token of a waiter in the queue.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -25,22 +25,22 @@ use crate::protocol::lock::script::{ACQUIRE, Call};
 use crate::protocol::replication::{Durability, ReplicaAcks};
 use crate::sync::lock;
 
-/// Interval of a waiter's heartbeat in fair mode. A waiter that is silent for three times as
-/// long loses its place.
+/// Interval of a waiter's heartbeat in fair mode. A waiter without a heartbeat for three intervals
+/// loses its place.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Longest time between two requests of a waiter that listens for releases: a message can be
-/// lost.
+/// Maximum time between two requests of a waiter that receives messages about releases: a message
+/// can be lost.
 const MAX_QUIET_WAIT: Duration = Duration::from_secs(30);
-/// Shortest and longest pause between requests of a waiter that hears of no releases.
+/// Minimum and maximum delay between requests of a waiter that receives no messages.
 const POLL_PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
 
-/// How many callers may hold a lock together.
+/// The number of callers that may hold a lock together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LockMode {
-    /// One.
+    /// One caller.
     Exclusive,
-    /// As many as [`LockRequest::permits`] has.
+    /// As many callers as [`LockRequest::permits`] has.
     Semaphore,
     Read,
     Write,
@@ -55,12 +55,12 @@ impl LockMode {
         }
     }
 
-    /// Whether there may be room for another one beside it.
+    /// Returns whether another caller may hold the lock at the same time.
     fn is_shared(self) -> bool {
         matches!(self, Self::Semaphore | Self::Read)
     }
 
-    /// Which waiters can use a wakeup that this one could not: readers can join the readers
+    /// Returns which waiters can use a wakeup that this one could not: readers can join the readers
     /// that a writer has to wait for.
     fn wake_compatible(self) -> Option<fn(&str) -> bool> {
         match self {
@@ -70,11 +70,11 @@ impl LockMode {
     }
 }
 
-/// How many may hold a semaphore at a time.
+/// The number of permits of a semaphore.
 #[derive(Debug)]
 pub(crate) struct Permits {
     pub(crate) number: AtomicU32,
-    /// Held while the number is being changed, here and on the server.
+    /// Locked while the number is being changed, here and on the server.
     pub(crate) changing: Mutex<()>,
 }
 
@@ -87,19 +87,19 @@ impl Permits {
         self.number.load(Ordering::Relaxed)
     }
 
-    /// The number, once no call is changing it.
+    /// Returns the number, after any call that changes it has ended.
     fn settled(&self) -> u32 {
         let _settled = lock(&self.changing);
         self.get()
     }
 }
 
-/// What is to be acquired, and how.
+/// The lock to acquire, and how.
 #[derive(Clone, Debug)]
 pub(crate) struct LockRequest {
     pub(crate) names: Arc<LockKeys>,
     pub(crate) mode: LockMode,
-    /// How many may hold it at a time. All clones of a handle have the same number.
+    /// Maximum number of holders. All clones of a handle share it.
     pub(crate) permits: Arc<Permits>,
     pub(crate) lease: Duration,
     pub(crate) renewed: bool,
@@ -109,14 +109,14 @@ pub(crate) struct LockRequest {
 }
 
 impl LockRequest {
-    /// Whether the server knows a caller that waits: by its place in the queue, or because the number
-    /// of permits is kept for it.
+    /// Returns whether the server knows a waiting caller: by its place in the queue, or because it
+    /// keeps the number of permits for it.
     fn is_known_to_wait(&self) -> bool {
         self.fair || self.mode == LockMode::Semaphore
     }
 }
 
-/// Acquires the lock, waiting for it for so long.
+/// Acquires the lock, and waits up to `wait` for it.
 pub(crate) fn acquire(
     manager: &Arc<LockManager>,
     request: &LockRequest,
@@ -124,7 +124,7 @@ pub(crate) fn acquire(
 ) -> Result<LockGuard, LockError> {
     manager.settings.here().map_err(LockError::Checkout)?;
     let started = Instant::now();
-    // Past the end of the clock there is no deadline; a day is as good.
+    // An instant that far ahead may not exist; a day has the same effect.
     let deadline = started + wait.min(Duration::from_secs(24 * 60 * 60));
     let _begun = manager.renewer.begin_acquisition(&manager.client).map_err(|why| match why {
         CannotBegin::Closed => LockError::Checkout(CheckoutError::Closed),
@@ -150,7 +150,8 @@ pub(crate) fn acquire(
                 tracing::debug!(waited = ?started.elapsed(), "lock acquired");
                 return Ok(guard);
             }
-            // No wait in between: a wake-up that it may have had is still its own to act on.
+            // This path does not wait: the call still has to act on a wakeup that it may have
+            // received.
             Ok(AttemptResult::PermitsChanged) => continue,
             Ok(AttemptResult::Busy(by)) => {
                 holder = by;
@@ -180,7 +181,8 @@ pub(crate) fn acquire(
             (None, by) if live && (by.is_some() || request.fair) => {
                 pauses = backoff();
                 let longest = if request.fair { HEARTBEAT } else { MAX_QUIET_WAIT };
-                // Not all at once, when a lease ends that was not given back.
+                // A random part, so that not all waiters send a request when an unreleased lease
+                // ends.
                 let ends =
                     |by: &LockHolder| by.remaining + Duration::from_millis(1 + fastrand::u64(..8));
                 by.as_ref().map_or(longest, |by| ends(by).min(longest))
@@ -206,25 +208,25 @@ fn backoff() -> backon::ExponentialBackoff {
 
 enum AttemptResult {
     Held(LockGuard),
-    /// With the holder, if there is one.
+    /// The lock is held; the holder, if the server returned one.
     Busy(Option<LockHolder>),
-    /// The handle's own number of permits has just been changed: it is to be asked again at once.
+    /// The handle's own number of permits has just been changed: the request is repeated at once.
     PermitsChanged,
 }
 
-/// The token of one acquisition, and what it may have left on the server. Dropped, that is given
-/// back.
+/// The token of one acquisition, and the traces it may have left on the server. The drop releases
+/// them.
 struct Attempt<'a> {
     manager: &'a Arc<LockManager>,
     request: &'a LockRequest,
     owner_token: String,
     deadline: Instant,
-    /// By when the last exchange is over.
+    /// Deadline of the last exchange.
     over: Instant,
-    /// It may hold the lock, or come to hold it.
+    /// The token may hold the lock, or come to hold it.
     may_hold: bool,
     queued: bool,
-    /// The script was stopped half way.
+    /// The script was stopped halfway.
     maybe_partial: bool,
 }
 
@@ -250,7 +252,7 @@ impl<'a> Attempt<'a> {
         let done = names.done(&self.owner_token);
         let keys = [&names.holders, &names.info, &names.queue, &names.alive, &done, &names.fencing];
         let heartbeat = if *fair { HEARTBEAT_TIMEOUT } else { Duration::ZERO };
-        // It asks again by then, or has left.
+        // The waiter has sent another request by then, or has left.
         let waits = self
             .deadline
             .saturating_duration_since(Instant::now())
@@ -277,7 +279,8 @@ impl<'a> Attempt<'a> {
         let permits = self.request.permits.get();
         let call = self.call(enqueue, permits);
         let calls = std::slice::from_ref(&call);
-        // Before the bytes leave: what follows may end anywhere, also in a panic of the user's log.
+        // Set before the bytes are sent: any later step may end early, also by a panic of the
+        // user's log.
         let (maybe_in_flight, queued) = (self.may_hold, self.queued);
         (self.may_hold, self.queued) = (true, queued || self.request.is_known_to_wait());
         let client = &self.manager.client;
@@ -291,7 +294,7 @@ impl<'a> Attempt<'a> {
             }
             failed.into_lock_error("acquire")
         })?;
-        // One that was sent on a lost connection may still arrive.
+        // A copy that was sent on a lost connection may still arrive.
         let maybe_in_flight = maybe_in_flight || answers.repeated;
         let answer = answers.values.first();
         if let Some(fencing @ Value::BulkString(_)) = answer {
@@ -312,31 +315,31 @@ impl<'a> Attempt<'a> {
                 [Value::Int(-2), Value::Int(kept)] => {
                     let kept = u32::try_from(*kept).unwrap_or(u32::MAX);
                     let other = LockError::OtherPermits { asked: permits, kept };
-                    // If this handle's number has just changed, the call is
-                    // repeated with the new one.
+                    // If this handle's number has just changed, the call is repeated with the new
+                    // one.
                     let is_other = self.request.permits.settled() == permits;
                     (if is_other { Err(other) } else { Ok(AttemptResult::PermitsChanged) }, false)
                 }
                 [Value::Int(-3)] => (Err(LockError::NoFencingToken), false),
-                // Only this attempt gives its token back.
+                // Only this attempt releases its token.
                 _ => return Err(LockError::Lost { why: LostReason::Gone }),
             },
             _ => return Err(unexpected_reply("acquire")),
         };
-        // The server does not have it, or what it has is known: see `maybe_partial`.
+        // The server does not have the token, or its state is known: see `maybe_partial`.
         self.may_hold = maybe_in_flight;
         self.queued = queued || (waits && self.request.is_known_to_wait());
         tried
     }
 
-    /// `maybe_in_flight`: another copy of the request may still arrive.
+    /// Makes the guard. `maybe_in_flight`: another copy of the request may still arrive.
     fn held(
         &mut self,
         fencing: &Value,
         answers: &ScriptReplies,
         maybe_in_flight: bool,
     ) -> Result<AttemptResult, LockError> {
-        // It was answered: no copy of the request is under way, unless another one is.
+        // The reply has arrived: no copy of the request is in flight, unless there is another one.
         (self.may_hold, self.maybe_partial) = (maybe_in_flight, true);
         let Some(fencing) = number(fencing) else { return Err(unexpected_reply("acquire")) };
         if let Some(wanted) = &self.request.replicas {
@@ -351,7 +354,8 @@ impl<'a> Attempt<'a> {
         }
         let LockRequest { names, lease, renewed, .. } = self.request;
         if valid_until(*lease, answers.sent, answers.took) <= Instant::now() {
-            // Asked again with the same token it is extended, if it is free by then.
+            // A repeated request with the same token extends the lease, if the lock is free by
+            // then.
             let late = ConnectionError::timed_out("the answer came when the lease was nearly over");
             return Err(LockError::Connection { during: "acquire", source: late });
         }
@@ -364,14 +368,14 @@ impl<'a> Attempt<'a> {
             Arc::clone(&self.manager.counters),
         ));
         let guard = LockGuard::new(Arc::clone(self.manager), lock_lease, maybe_in_flight);
-        // From here on it is the guard's to give back.
+        // From here on the guard has to release the lock.
         (self.may_hold, self.queued, self.maybe_partial) = (false, false, false);
         guard.start_renewal();
         Ok(AttemptResult::Held(guard))
     }
 
-    /// Releases what is left, on this thread if the server replies, so that others need not wait.
-    /// True: it was released.
+    /// Releases the traces on this thread, if the server replies, so that other callers need not
+    /// wait. Returns whether they were released.
     fn release_now(&self, call: &Call, now: Instant) -> bool {
         let (manager, calls) = (self.manager, std::slice::from_ref(call));
         let limit = self.over.min(now + manager.settings.cleanup_timeout);
@@ -389,13 +393,13 @@ impl Drop for Attempt<'_> {
             return;
         }
         let LockRequest { names, lease, .. } = self.request;
-        // A copy of the request may still arrive. What was answered is not under way any more, and
-        // lasts no longer than its lease, or its place in the queue.
+        // A copy of the request may still arrive. A copy whose reply has arrived is not in flight
+        // any more, and lasts no longer than its lease, or its place in the queue.
         let late = self.may_hold;
         let remember = self.manager.remember(*lease, late);
         let call = release(names, &self.owner_token, remember, Vec::new());
         let (renewer, now) = (&self.manager.renewer, Instant::now());
-        // A log is the user's, and may panic.
+        // A log belongs to the user and may panic.
         let given_back = catch_unwind(AssertUnwindSafe(|| self.release_now(&call, now)));
         if !given_back.unwrap_or(false) {
             let lasts = if late { remember } else { (*lease).max(HEARTBEAT_TIMEOUT) };
@@ -406,7 +410,7 @@ impl Drop for Attempt<'_> {
     }
 }
 
-/// A number that the server gives as text, because it may be larger than its scripts' integers.
+/// Parses a number that the server sends as text, because it may exceed its scripts' integers.
 fn number(value: &Value) -> Option<u64> {
     match value {
         Value::BulkString(digits) => std::str::from_utf8(digits).ok()?.parse().ok(),
@@ -415,7 +419,7 @@ fn number(value: &Value) -> Option<u64> {
     }
 }
 
-/// The holder in a script's reply.
+/// Parses the holder in a script's reply.
 pub(crate) fn holder(remaining: &Value, label: &Value) -> Option<LockHolder> {
     let (Value::Int(remaining), Value::BulkString(label)) = (remaining, label) else { return None };
     let label = String::from_utf8_lossy(label);

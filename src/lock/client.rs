@@ -1,12 +1,13 @@
-//! Brings calls to the server and their answers back.
+//! Sends the locks' calls to the server and returns the replies.
 //!
-//! Renewals and releases travel on a connection of their own, one to each master: the pools may be
-//! busy for as long as their users like, and a closed session manager still gives locks back on it.
-//! Callers share it, several calls in one write. Everything else is sent on a connection of the
-//! pooled pool, and on that one where none is free.
+//! Renewals and releases have a connection of their own, one to each master. The pools may be busy
+//! for a long time, and a closed session manager still releases locks on this connection. Callers
+//! share it, several calls in one write. All other calls use a connection of the pooled pool, or
+//! the own connection if none is free.
 //!
-//! A connection that dies under a call is replaced and the call sent again: every call of this room
-//! may be, see [script](crate::protocol::lock::script). So a connection need not be asked whether it is alive.
+//! If a connection dies during a call, it is replaced and the call is sent again. Every call of
+//! this module may be sent twice, see [script](crate::protocol::lock::script). So a connection
+//! needs no check before its use.
 //!
 //! Every call ends by its limit, and each reply belongs to its own call.
 
@@ -39,64 +40,65 @@ use crate::protocol::resp::encode::ASKING;
 use crate::protocol::server_error::ServerError;
 use crate::settings::settings::Settings;
 
-/// How often a call is sent again on a new connection of the lock room's own.
+/// Maximum number of times that a call is sent on a new connection of its own.
 const MAX_SENDS: u32 = 3;
 
-/// Brings calls to the server and their answers back.
+/// Sends the locks' calls to the server and returns the replies.
 #[derive(Clone, Debug)]
 pub(crate) struct ScriptClient {
     pooled: Router,
     own: Router,
     settings: Arc<Settings>,
-    /// The session manager is closed: what is not a renewal or a release is refused.
+    /// The session manager is closed: only renewals and releases are sent.
     closed: Arc<AtomicBool>,
 }
 
-/// Which connection a call takes.
+/// The connection that a call uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Via {
-    /// One of the pooled pool's, or the own one if none is free.
+    /// A connection of the pooled pool, or the own one if none is free.
     PooledFirst,
-    /// The connection for renewals and releases. It is there after the session manager was closed.
+    /// The connection for renewals and releases. It outlives the close of the session manager.
     OwnConnection,
-    /// The same, and never a moment past the limit.
+    /// The same connection, and never a moment past the limit.
     OwnStrictly,
 }
 
-/// The shortest time that an exchange on the own connection gets: other callers' calls are in it, and
-/// a connection that is given up is lost for all of them.
+/// Minimum time of an exchange on the own connection. It carries other callers' calls too, and all
+/// of them lose the connection if one exchange is given up.
 const MIN_OWN_EXCHANGE: Duration = Duration::from_millis(250);
 
-/// The answers to calls that were sent together.
+/// The replies to calls that were sent together.
 #[derive(Debug)]
 pub(crate) struct ScriptReplies {
     pub(crate) values: Vec<Value>,
-    /// When they were sent the last time: what they say was not yet true before.
+    /// Time of the last send. The replies describe the server's state after it.
     pub(crate) sent: Instant,
     pub(crate) took: Duration,
-    /// They may have arrived more than once.
+    /// The calls may have arrived more than once.
     pub(crate) repeated: bool,
 }
 
 impl ScriptReplies {
-    /// With those to calls that went before.
+    /// Adds these replies after those to earlier calls.
     fn behind(self, mut before: Self) -> Self {
         before.values.extend(self.values);
-        // The first of them was sent that long ago.
+        // The first of the calls was sent that long ago.
         before.took = before.sent.elapsed();
         before.repeated |= self.repeated;
         before
     }
 }
 
-/// Why there is no answer.
+/// Why there is no reply.
 #[derive(Debug)]
 pub(crate) enum CallError {
     /// Nothing was sent.
     Checkout(CheckoutError),
-    /// The connection was lost, and no other one could be had: it may have arrived, and may yet.
+    /// The connection was lost, and no other one was available. The call may have arrived, or may
+    /// yet arrive.
     Again(CheckoutError),
-    /// It may have arrived, and may yet.
+    /// The call may have arrived, or may yet arrive.
     Lost(ConnectionError),
 }
 
@@ -105,7 +107,7 @@ impl CallError {
         !matches!(self, Self::Checkout(_))
     }
 
-    /// The same, if an earlier copy was `sent` already.
+    /// The same error, if an earlier copy was `sent` already.
     fn after_sending(self, sent: bool) -> Self {
         match self {
             Self::Checkout(error) if sent => Self::Again(error),
@@ -129,7 +131,7 @@ impl CallError {
 }
 
 impl ScriptClient {
-    /// Writes the events of the threads of this room, which must not wait for a log.
+    /// Writes the events of the locks' threads, which must not wait for a log.
     pub(crate) fn log_thread(&self) -> &Arc<LogThread> {
         self.pooled.log_thread()
     }
@@ -149,20 +151,20 @@ impl ScriptClient {
         self.closed.store(true, Ordering::Release);
     }
 
-    /// Nothing is sent any more, and the own connections are closed.
+    /// Closes the own connections; nothing is sent any more.
     pub(crate) fn finish(&self) {
         self.own.close();
         self.own.drain(Instant::now());
         self.own.stop_connecting();
     }
 
-    /// Has the own connection to the node of `slot` opened, unless it is open.
+    /// Opens the own connection to the node of `slot` in the background, unless it is open.
     pub(crate) fn warm(&self, slot: Option<u16>) {
         let slot = slot.filter(|_| self.is_in_cluster());
         self.own.warm(&Route::to(slot));
     }
 
-    /// Sends the calls in one write and reads every answer, by `limit` at the latest.
+    /// Sends the calls in one write and reads every reply, by `limit` at the latest.
     ///
     /// In a cluster there is one write for each slot.
     pub(crate) fn ask(
@@ -174,7 +176,7 @@ impl ScriptClient {
         self.ask_each(calls, (via, None), (limit, limit))
     }
 
-    /// The same, but waits for a connection until `checkout` only.
+    /// The same, but waits for a connection only until `checkout`.
     pub(crate) fn ask_by(
         &self,
         calls: &[Call],
@@ -185,8 +187,8 @@ impl ScriptClient {
         self.ask_each(calls, (via, None), (checkout.min(limit), limit))
     }
 
-    /// The same with WAIT behind them, which keeps the connection waiting: it is one of the pooled
-    /// pool's, even if none is free yet.
+    /// The same with WAIT after the calls. WAIT occupies the connection, so this uses a connection
+    /// of the pooled pool, even if none is free yet.
     pub(crate) fn ask_replicated(
         &self,
         calls: &[Call],
@@ -268,7 +270,7 @@ impl ScriptClient {
             if by == By::Source || !answers.values.iter().any(unknown) {
                 return Ok(answers);
             }
-            // Those that were known are run a second time, which changes nothing.
+            // Scripts that the server already knew run a second time, which changes nothing.
             by = By::Source;
         }
     }
@@ -285,7 +287,8 @@ impl ScriptClient {
         self.exchange_any(request).map(drop)
     }
 
-    /// The redirect to follow if a node is not the one to ask. All calls can be sent again.
+    /// Returns the redirect to follow, if the node does not serve the slot. All calls can be sent
+    /// again.
     fn redirect_for(
         &self,
         route: &Route,
@@ -307,7 +310,7 @@ impl ScriptClient {
         }
     }
 
-    /// On a pooled connection if one is free, else on the own one.
+    /// Sends on a pooled connection if one is free, else on the own one.
     fn exchange_any(&self, request: Request<'_>) -> Result<ScriptReplies, CallError> {
         let checkout = self.open_until(request.checkout)?;
         let leased =
@@ -319,7 +322,8 @@ impl ScriptClient {
         }
     }
 
-    /// On a pooled connection, which is waited for; the server may take `extra` for the answer.
+    /// Waits for a pooled connection and sends on it; the server may take `extra` time for its
+    /// reply.
     fn exchange_pooled(
         &self,
         request: Request<'_>,
@@ -330,7 +334,7 @@ impl ScriptClient {
         self.exchange_on(lease, request, extra, checkout)
     }
 
-    /// Until when a connection is waited for.
+    /// Returns the instant until which the call waits for a connection.
     fn open_until(&self, limit: Instant) -> Result<Instant, CallError> {
         match self.closed.load(Ordering::Acquire) {
             true => Err(CallError::Checkout(CheckoutError::Closed)),
@@ -375,7 +379,7 @@ impl ScriptClient {
         }
     }
 
-    /// On the own connection, along with what other callers have for it.
+    /// Sends on the own connection, together with other callers' calls.
     fn exchange_own(
         &self,
         Request { route, bytes, count, checkout, limit, grace }: Request<'_>,
@@ -396,7 +400,7 @@ impl ScriptClient {
                 && Instant::now() >= limit
                 && !matches!(joined, Ok(BatchCheckout::Response(_)))
             {
-                // The connection is given on as it is: others may have time left.
+                // The connection is passed on unchanged: other callers may have time left.
                 let source = ConnectionError::timed_out("no time left to send");
                 let error = CheckoutError::Connect { waited: Duration::ZERO, source };
                 return Err(CallError::Checkout(error).after_sending(repeated));
@@ -419,7 +423,7 @@ impl ScriptClient {
                     sent = Instant::now();
                     answers(send_batch_within(lease, &own, deadline()))
                 }
-                // Its bytes left at some time since this caller began to wait.
+                // The bytes were sent at some time after this caller began to wait.
                 Ok(BatchCheckout::Response(settled)) => answers(settled),
                 Err(error) => return Err(CallError::Checkout(error).after_sending(repeated)),
             };
@@ -443,16 +447,16 @@ impl ScriptClient {
     }
 }
 
-/// What is to be sent, and by when it is to be answered.
+/// The calls to send, and the deadline of their replies.
 #[derive(Clone, Copy)]
 struct Request<'r> {
     route: &'r Route,
     bytes: &'r [u8],
     count: usize,
-    /// By when it must have a connection.
+    /// Deadline of the checkout.
     checkout: Instant,
     limit: Instant,
-    /// What the exchange gets at least, once it has a connection.
+    /// Minimum time of the exchange, once it has a connection.
     grace: Duration,
 }
 
@@ -496,7 +500,7 @@ fn concluded(lease: &mut Checkout, values: &[Value]) {
     }
 }
 
-/// What the server refused.
+/// The server's refusal as an error.
 pub(crate) fn refused(during: &'static str, error: &redis::ServerError) -> LockError {
     LockError::Command { during, error: ServerError::of_own_script(error) }
 }

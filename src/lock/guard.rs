@@ -1,6 +1,6 @@
 //! The guard of a held lock.
 //!
-//! It counts as held only until its lease may be over, and releases its own token alone.
+//! It counts as held only until its lease may have ended, and it releases only its own token.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, RefUnwindSafe, UnwindSafe, catch_unwind};
@@ -17,29 +17,32 @@ use crate::lock::manager::{LockManager, unexpected_reply};
 use crate::protocol::cluster::slot;
 use crate::protocol::lock::ownership::LockOwnership;
 
-/// A held lock. Dropped, it is released.
+/// A held lock. The drop releases it.
 ///
-/// Ownership is a random token in the guard, not a thread: the guard can be sent to another
-/// thread and released there, and a release by another holder does not touch it. While the
-/// guard lives, its lease is extended in the background every third of the lease, unless the
-/// lock has a [`fixed_lease`](crate::Lock::fixed_lease).
-/// A lock with a lease can be lost: the process is stopped for longer than the lease, the
-/// server is out of reach, an operator [forces](crate::Lock::force_release) it. Then another
-/// caller may hold it while this guard still lives. [`is_lost`](Self::is_lost) and
-/// [`on_lost`](Self::on_lost) report it before the lease ends on the server,
-/// [`ensure_held`](Self::ensure_held) asks, and [`fencing_token`](Self::fencing_token) lets a
-/// protected resource distinguish an old holder from the new one. For data in the same Redis,
-/// [`fenced_by`](crate::Transactional::fenced_by) does that.
+/// Ownership is a random token in the guard, not a thread. The guard can be sent to another thread
+/// and released there, and another holder's release does not affect it. While the guard lives, its
+/// lease is extended in the background every third of the lease, unless the lock has a
+/// [`fixed_lease`](crate::Lock::fixed_lease).
 ///
-/// Dropping it asks the server to release it, for `cleanup_timeout` at most; if that fails it is
-/// tried again in the background, as long as the session manager or another guard lives and the
-/// lease lasts. What goes wrong is logged; [`release`](Self::release) returns it. A guard that is
-/// forgotten (`mem::forget`) is extended until the process ends or the session manager is closed.
+/// A lock with a lease can be lost: the process is stopped for longer than the lease, the server is
+/// unreachable, or an operator [forces](crate::Lock::force_release) it. Another caller may then
+/// hold the lock while this guard still lives. [`is_lost`](Self::is_lost) and
+/// [`on_lost`](Self::on_lost) report the loss before the lease ends on the server, and
+/// [`ensure_held`](Self::ensure_held) checks it there. With the
+/// [`fencing_token`](Self::fencing_token) a protected resource can distinguish an old holder from
+/// the new one. For data in the same Redis, [`fenced_by`](crate::Transactional::fenced_by) does
+/// that.
 ///
-/// Renewals and releases have a connection of their own, one to each master: no pool that is busy keeps
-/// them waiting, and a lock can be released after [`close`](crate::SessionManager::close), which
-/// never releases it by itself. When the time for `close` is over the lease is not extended any more,
-/// and the guard is lost before it ends.
+/// The drop sends the release to the server, for `cleanup_timeout` at most. If that fails, the
+/// release is retried in the background, as long as the session manager or another guard lives and
+/// the lease lasts. A failure is logged; [`release`](Self::release) returns it. The lease of a
+/// forgotten guard (`mem::forget`) is extended until the process ends or the session manager is
+/// closed.
+///
+/// Renewals and releases have a connection of their own, one to each master, so that a busy pool
+/// does not delay them. A lock can be released after [`close`](crate::SessionManager::close), which
+/// never releases it by itself. After the timeout of `close` the lease is not extended any more,
+/// and the guard is lost before the lease ends.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -58,16 +61,16 @@ use crate::protocol::lock::ownership::LockOwnership;
 pub struct LockGuard {
     manager: Arc<LockManager>,
     lock_lease: Arc<LockLease>,
-    /// A request for it may still be under way.
+    /// A request for the lock may still be in flight.
     maybe_in_flight: bool,
     end: GuardState,
 }
 
-/// How far a guard's end has come.
+/// The progress of a guard's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum GuardState {
     Held,
-    /// The release may be under way: it is to be sent (again) until it is answered.
+    /// The release may be in flight. It is sent again until a reply arrives.
     Releasing,
     Released,
 }
@@ -78,11 +81,12 @@ impl RefUnwindSafe for LockGuard {}
 impl Drop for LockGuard {
     fn drop(&mut self) {
         if self.manager.settings.is_forked_child() {
-            // It is the parent's.
+            // In a forked child the lock belongs to the parent.
             return;
         }
         let limit = Instant::now() + self.manager.settings.cleanup_timeout;
-        // A log is the user's, and may panic: that must neither leave a drop nor keep the lock.
+        // A log belongs to the user and may panic. A panic must not leave the drop, nor keep the
+        // lock.
         let released = catch_unwind(AssertUnwindSafe(|| self.release_within(limit)));
         if self.end != GuardState::Released {
             self.manager.release_in_background(&self.lock_lease, self.maybe_in_flight);
@@ -103,22 +107,22 @@ impl LockGuard {
         Self { manager, lock_lease, maybe_in_flight, end: GuardState::Held }
     }
 
-    /// From here on its lease is looked after.
+    /// Starts the renewal of the lease.
     pub(crate) fn start_renewal(&self) {
         self.manager.renewer.watch(&self.lock_lease, &self.manager.client);
         self.manager.client.warm(Some(slot::of_key(self.lock_lease.names.holders.as_bytes())));
     }
 
-    /// A number that grows with every acquisition of any lock of this prefix, in the order of
-    /// holding. Pass it to the resource that the lock protects, and have that refuse a
-    /// number smaller than the largest it has seen. This stops a holder that was paused and
-    /// does not yet know that it lost the lock.
+    /// Returns a number that grows with every acquisition of any lock of this prefix, in the order
+    /// of holding. Pass it to the resource that the lock protects, and let the resource refuse a
+    /// number smaller than the largest it has seen. This stops a holder that was paused and does
+    /// not know yet that it lost the lock.
     pub fn fencing_token(&self) -> u64 {
         self.lock_lease.fencing
     }
 
-    /// For how long the lock is surely held without anything further being done: the lease less a
-    /// margin for the round trip and for clocks. Nothing is asked.
+    /// Returns the time for which the lock is surely held without a renewal: the rest of the lease,
+    /// less a margin for the round trip and for clocks. This call sends nothing.
     pub fn remaining(&self) -> Duration {
         if self.manager.settings.is_forked_child() {
             return Duration::ZERO;
@@ -129,22 +133,22 @@ impl LockGuard {
         }
     }
 
-    /// Whether the lock is known to be lost, or may be. Looks at the clock and sends
-    /// nothing; once true it stays so. False means that it was not lost a moment ago.
+    /// Returns whether the lock is lost, or may be. This call reads the clock and sends nothing.
+    /// Once it has returned true, it always does. False means that the lock was held a moment ago.
     pub fn is_lost(&self) -> bool {
         self.manager.settings.is_forked_child() || self.lock_lease.lost().is_some()
     }
 
-    /// Asks the server whether the lock is still this guard's, and extends its lease unless that is
-    /// [fixed](crate::Lock::fixed_lease), or the session manager was
-    /// [closed](crate::SessionManager::close) and the time for that is over.
+    /// Checks on the server that this guard still holds the lock, and extends the lease. The lease
+    /// is not extended if it is [fixed](crate::Lock::fixed_lease), or if the session manager was
+    /// [closed](crate::SessionManager::close) and the timeout of `close` is over.
     ///
-    /// The local clock comes first: in a process that was stopped past the lease the call fails with
-    /// `Lost` without a question.
+    /// The local clock is checked first. In a process that was stopped for longer than the lease,
+    /// the call fails with `Lost` and sends nothing.
     ///
     /// # Errors
-    /// [`LockError::Lost`]; otherwise the server could not be asked, and the lock is held for
-    /// [`remaining`](Self::remaining).
+    /// [`LockError::Lost`]. With any other error the server could not be reached or refused, and
+    /// the lock is held for [`remaining`](Self::remaining).
     pub fn ensure_held(&self) -> Result<(), LockError> {
         self.manager.settings.here().map_err(LockError::Checkout)?;
         let lost = |why| Err(LockError::Lost { why });
@@ -176,21 +180,20 @@ impl LockGuard {
             },
             Err(failed) => Err(failed.into_lock_error("ensure_held")),
         };
-        // It may have been lost while the request was under way.
+        // The lock may have been lost while the request was in flight.
         match self.lock_lease.lost() {
             Some(why) => lost(why),
             None => answer,
         }
     }
 
-    /// Registers `callback`, which is called once when the lock is lost: by the clock
-    /// before its lease ends on the server, or as soon as the server reports it. If the
-    /// lock is lost already it is called at once. It is not called after a release.
+    /// The callback runs on a thread of its own; a panic in it is caught and logged. While renewals
+    /// of other locks wait for an unresponsive server, the callback may be delayed until one of
+    /// those leases ends. If the loss must be known at once, check [`is_lost`](Self::is_lost).
     ///
-    /// It runs on a thread of its own; a panic in it is caught and logged. While the leases
-    /// of other locks are being extended on a server that does not answer, it may be called
-    /// as late as one of those ends: check [`is_lost`](Self::is_lost) where it must be
-    /// known at once.
+    /// The callback runs on a thread of its own; a panic in it is caught and logged. The call may
+    /// come late, while a renewal of other locks waits for an unresponsive server, but by the end
+    /// of one of their leases. If the loss must be known at once, check [`is_lost`](Self::is_lost).
     pub fn on_lost(&self, callback: impl FnOnce() + Send + 'static) {
         if self.manager.settings.is_forked_child() {
             return;
@@ -198,9 +201,9 @@ impl LockGuard {
         self.lock_lease.on_lost(Box::new(callback));
     }
 
-    /// A second guard of the same lock, which is released when the last of them is gone.
-    /// This is all there is of re-entrance; acquiring the lock a second time waits for the
-    /// first.
+    /// Returns a second guard of the same lock. The lock is released when the last guard is gone.
+    /// This is the only form of re-entrance: acquiring the lock a second time waits for the first
+    /// guard.
     pub fn share(&self) -> Self {
         self.lock_lease.share();
         Self {
@@ -211,15 +214,16 @@ impl LockGuard {
         }
     }
 
-    /// Releases the lock, as dropping the guard does, and returns how that went. With other
-    /// guards [of the same lock](Self::share) alive, it only ends this one.
+    /// Releases the lock as the drop does, and returns whether that succeeded. If other guards [of
+    /// the same lock](Self::share) are alive, this call ends only this guard.
     ///
-    /// A release whose answer was lost is sent again, and answers what the first one did.
+    /// If the reply to a release is lost, the release is sent again and returns the result of the
+    /// first one.
     ///
     /// # Errors
-    /// [`LockError::Lost`] if it was not this guard's to release any more: another caller
-    /// may have held it meanwhile, and no other caller's lock was released. Otherwise the
-    /// server could not be asked within `checkout_timeout`; that goes on in the background.
+    /// [`LockError::Lost`] if this guard no longer held the lock. Another caller may have held it
+    /// meanwhile; no other caller's lock was released. With any other error the server could not be
+    /// reached within `checkout_timeout`; the release continues in the background.
     pub fn release(mut self) -> Result<(), LockError> {
         let settings = &self.manager.settings;
         let limit = Instant::now() + settings.checkout_timeout + settings.response_timeout;
@@ -239,12 +243,12 @@ impl LockGuard {
             return Ok(());
         }
         let released = self.manager.release(&self.lock_lease, self.maybe_in_flight, limit);
-        // Not before: a panic on the way leaves it to the drop.
+        // Set only here: after a panic before this line the drop releases the lock.
         self.end = GuardState::Released;
         released.log()
     }
 
-    /// What a transaction needs to know to be fenced by it.
+    /// Returns the data that a fenced transaction checks.
     pub(crate) fn lock_check(&self) -> LockCheck {
         let lock = LockOwnership::new(&self.lock_lease.names.holders, &self.lock_lease.owner_token);
         LockCheck::new(lock, Arc::<LockLease>::clone(&self.lock_lease))

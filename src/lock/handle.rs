@@ -1,4 +1,4 @@
-//! The handles of locks: what is to be acquired, and how. A handle holds nothing.
+//! The handles of locks: which lock to acquire, and how. A handle holds no lock.
 
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
@@ -25,11 +25,11 @@ const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 const LONGEST_LABEL: usize = 256;
 const NO_PERMIT: (&str, &str) = ("permits", "a semaphore has at least one permit");
 
-/// A lock by name, that any number of processes may want: how it is to be acquired.
+/// A lock by name, which any number of processes can acquire, and the options of its acquisition.
 ///
-/// Made by [`lock`](crate::SessionManager::lock), [`semaphore`](crate::SessionManager::semaphore)
-/// and [`rw_lock`](crate::SessionManager::rw_lock). It holds nothing; cheap to clone, and shared
-/// between threads as it is. Dropping it does nothing.
+/// [`lock`](crate::SessionManager::lock), [`semaphore`](crate::SessionManager::semaphore) and
+/// [`rw_lock`](crate::SessionManager::rw_lock) return it. A handle is cheap to clone, and threads
+/// can share it. It holds no lock, and dropping it does nothing.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -95,8 +95,8 @@ impl Lock {
         Self { manager, request, refused }
     }
 
-    /// For how long the server keeps the lock for a holder it does not hear of. A holder that
-    /// lives extends it every third of this; one that died keeps the others waiting for as long.
+    /// Sets the time for which the server keeps the lock without a renewal. A living holder extends
+    /// the lease every third of this time; after the holder's death other callers wait for its end.
     /// Default 30 s, 10 ms to a day.
     pub fn lease(mut self, lease: Duration) -> Self {
         if !(SHORTEST_LEASE..=LONGEST_LEASE).contains(&lease) {
@@ -106,9 +106,9 @@ impl Lock {
         self
     }
 
-    /// A label that other callers see as the holder of the lock: a host, a job, a place in
-    /// the code. Every client that may read the server's data can read it. Default none, at
-    /// most 256 bytes.
+    /// Sets a label that other callers see as the holder of the lock: a host, a job, a place in the
+    /// code. Every client with read access to the server's data can read it. Default none, at most
+    /// 256 bytes.
     pub fn label(mut self, label: impl Into<Arc<str>>) -> Self {
         let label = label.into();
         if label.len() > LONGEST_LABEL {
@@ -118,28 +118,28 @@ impl Lock {
         self
     }
 
-    /// First come, first served, across processes. Waiters queue on the server and send a
-    /// heartbeat every second; one that misses three seconds loses its place. Each waiter
-    /// costs a command a second. Use it for all callers of a lock, or for none: a caller
-    /// outside the queue may overtake it.
+    /// Serves callers in the order of arrival, across processes. Waiters queue on the server and
+    /// send a heartbeat every second; a waiter without a heartbeat for three seconds loses its
+    /// place. Each waiter costs a command a second. Use this option for all callers of a lock, or
+    /// for none: a caller outside the queue may overtake it.
     pub fn fair(mut self) -> Self {
         self.request.fair = true;
         self
     }
 
-    /// The lease is not extended: the lock ends after it, also if its holder calls
-    /// [`ensure_held`](LockGuard::ensure_held). Default: it is extended for as long as the
-    /// guard lives.
+    /// Leaves the lease unextended: the lock ends after it, even if the holder calls
+    /// [`ensure_held`](LockGuard::ensure_held). Default: the lease is extended while the guard
+    /// lives.
     pub fn fixed_lease(mut self) -> Self {
         self.request.renewed = false;
         self
     }
 
-    /// The lock counts as acquired when `replicas` replicas have it, too. If fewer have it
-    /// within `timeout` (at least a millisecond, on top of `response_timeout`), it is
-    /// released and the call fails with [`LockError::NotReplicated`]. A failover to one of
-    /// them then does not give the lock to another caller. Leases are extended without
-    /// asking the replicas. Default: none are asked.
+    /// Makes the lock count as acquired only if `replicas` replicas have it too. If fewer have it
+    /// within `timeout` (at least a millisecond, added to `response_timeout`), the lock is released
+    /// and the call fails with [`LockError::NotReplicated`]. A failover to one of these replicas
+    /// then does not give the lock to another caller. Renewals do not wait for replicas. Default:
+    /// no replicas.
     ///
     /// Behind it: [`WAIT`](https://redis.io/docs/latest/commands/wait/).
     pub fn wait_replicas(mut self, replicas: u32, timeout: Duration) -> Self {
@@ -148,24 +148,24 @@ impl Lock {
         self
     }
 
-    /// Acquires the lock, waiting for it for as long as `wait`; the call is over at most one
-    /// `response_timeout` later (and the timeout of [`wait_replicas`](Self::wait_replicas)).
+    /// Acquires the lock and waits up to `wait` for it. The call returns at most one
+    /// `response_timeout` later, plus the timeout of [`wait_replicas`](Self::wait_replicas).
     ///
-    /// An unreachable server is retried until then.
+    /// Until then an unreachable server is retried.
     ///
     /// # Errors
-    /// [`LockError::Timeout`] with the holder; the reason the server could not be asked, if
-    /// that lasted to the end. Nothing is left behind: what may have been acquired without
-    /// a reply is released, in the background if need be.
+    /// [`LockError::Timeout`] with the holder; the last failure to reach the server, if it lasted
+    /// to the end. The call leaves nothing behind: an acquisition without a reply is released, in
+    /// the background if necessary.
     pub fn acquire(&self, wait: Duration) -> Result<LockGuard, LockError> {
         self.check()?;
         acquire(&self.manager, &self.request, wait)
     }
 
-    /// Acquires the lock if it is free; `None`: another caller holds it.
+    /// Acquires the lock if it is free, and returns `None` if another caller holds it.
     ///
     /// # Errors
-    /// The server could not be asked within `response_timeout`, or refused.
+    /// The server could not be reached within `response_timeout`, or refused.
     pub fn try_acquire(&self) -> Result<Option<LockGuard>, LockError> {
         match self.acquire(Duration::ZERO) {
             Ok(guard) => Ok(Some(guard)),
@@ -174,7 +174,7 @@ impl Lock {
         }
     }
 
-    /// Acquires the lock, runs `closure` and releases the lock, also when `closure` panics.
+    /// Acquires the lock, runs `closure` and releases the lock, even if `closure` panics.
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -189,9 +189,9 @@ impl Lock {
     /// ```
     ///
     /// # Errors
-    /// As [`acquire`](Self::acquire), and then `closure` was not run; the closure's own; as
-    /// [`LockGuard::release`], and then it was: `Lost` means that another caller may have
-    /// run at the same time.
+    /// The errors of [`acquire`](Self::acquire): the closure was not run. The closure's own error.
+    /// The errors of [`LockGuard::release`]: the closure was run, and `Lost` means that another
+    /// caller may have run at the same time.
     pub fn run<R>(
         &self,
         wait: Duration,
@@ -216,7 +216,7 @@ impl Lock {
             (Ok(value), Ok(())) => Ok(value),
             (Ok(_), Err(error)) => Err(E::from(error.into())),
             (Err(error), Ok(())) => Err(error),
-            // A fork's copy of the log may be locked for ever, and the lock is the parent's.
+            // A fork's copy of the log may be locked forever, and the lock belongs to the parent.
             (Err(error), Err(_)) if self.manager.settings.is_forked_child() => Err(error),
             (Err(error), Err(second)) => {
                 tracing::warn!(error = %format_args!("{second:#}"), "a lock was not released in order");
@@ -225,18 +225,18 @@ impl Lock {
         }
     }
 
-    /// Whether the lock is held. It may have changed by the time this returns.
+    /// Returns whether the lock is held. The state may change before the call returns.
     ///
     /// # Errors
-    /// The server could not be asked, or refused.
+    /// The server could not be reached, or refused.
     pub fn is_locked(&self) -> Result<bool, LockError> {
         Ok(self.holder()?.is_some())
     }
 
-    /// The holder; of several holders, the one whose lease ends first.
+    /// Returns the holder; of several holders, the one whose lease ends first.
     ///
     /// # Errors
-    /// The server could not be asked, or refused.
+    /// The server could not be reached, or refused.
     pub fn holder(&self) -> Result<Option<LockHolder>, LockError> {
         let names = &self.request.names;
         let none: [&str; 0] = [];
@@ -253,14 +253,14 @@ impl Lock {
         }
     }
 
-    /// Takes the lock away from its holder (of a semaphore and a read/write lock from all
-    /// of them) and wakes the waiters. True: it was held.
+    /// Takes the lock away from its holder and wakes the waiters. For a semaphore and a read/write
+    /// lock this applies to all holders. Returns true if the lock was held.
     ///
-    /// The holders find out at their next renewal, `ensure_held`, fenced transaction or release.
-    /// Until then they go on: this is for an operator that knows the holders to be gone.
+    /// The holders notice it at their next renewal, `ensure_held`, fenced transaction or release,
+    /// and continue until then. Use this call only if the holders are known to be gone.
     ///
     /// # Errors
-    /// The server could not be asked, or refused.
+    /// The server could not be reached, or refused.
     pub fn force_release(&self) -> Result<bool, LockError> {
         let names = &self.request.names;
         let keys = [&names.holders, &names.info, &names.queue, &names.alive];
@@ -273,14 +273,14 @@ impl Lock {
         }
     }
 
-    /// Changes the number of permits of a semaphore, for all processes at once: callers with another
-    /// number then fail with [`LockError::OtherPermits`]. This handle and its clones have the new
-    /// number from then on, also those that wait. No held permit is taken away: with fewer permits
-    /// than holders, the next one is given when enough of them are released. With more, waiting
-    /// callers get theirs at once.
+    /// Changes the number of permits of a semaphore, for all processes at once. Callers with
+    /// another number then fail with [`LockError::OtherPermits`]. This handle and its clones use
+    /// the new number from then on, including calls that wait. No held permit is taken away: if
+    /// there are fewer permits than holders, the next permit becomes free after enough of them are
+    /// released. If there are more permits, waiting callers get theirs at once.
     ///
-    /// While the semaphore has neither holders nor waiters the server keeps no number; the next
-    /// caller's holds then.
+    /// While the semaphore has neither holders nor waiters, the server keeps no number, and the
+    /// next caller's number applies.
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -296,8 +296,8 @@ impl Lock {
     /// ```
     ///
     /// # Errors
-    /// [`LockError::Refused`] for 0, and for a lock that is no semaphore: nothing was sent. The server
-    /// could not be asked, or refused: then this handle has the number that it had.
+    /// [`LockError::Refused`] for 0, and for a lock that is not a semaphore: nothing was sent. If
+    /// the server could not be reached, or refused, this handle keeps its former number.
     pub fn set_permits(&self, permits: u32) -> Result<(), LockError> {
         let refused = |(setting, reason)| Err(LockError::Refused { setting, reason });
         if self.request.mode != LockMode::Semaphore {
@@ -356,9 +356,9 @@ impl fmt::Debug for Lock {
 
 /// A lock for many readers or one writer.
 ///
-/// Made by [`rw_lock`](crate::SessionManager::rw_lock). Readers do not wait for a waiting
-/// writer, so a writer may wait for long; with [`fair`](Lock::fair) on both sides callers are
-/// admitted in the order of arrival.
+/// [`rw_lock`](crate::SessionManager::rw_lock) returns it. Readers do not wait for a waiting
+/// writer, so a writer may wait for a long time. If both sides use [`fair`](Lock::fair), callers
+/// are admitted in the order of arrival.
 ///
 /// ```no_run
 /// # use std::time::Duration;
@@ -385,12 +385,12 @@ impl RwLock {
         Self { read: of(LockMode::Read), write: of(LockMode::Write) }
     }
 
-    /// The side that is shared with other readers.
+    /// Returns the side that is shared with other readers.
     pub fn read(&self) -> Lock {
         self.read.clone()
     }
 
-    /// The exclusive side.
+    /// Returns the exclusive side.
     pub fn write(&self) -> Lock {
         self.write.clone()
     }

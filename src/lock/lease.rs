@@ -1,7 +1,8 @@
-//! The lease of one held lock: until when it is certain, and the callbacks for its loss.
+//! The lease of one held lock: the instant until which it is certain, and the callbacks for its
+//! loss.
 //!
-//! It never counts as held for longer than on the server. Callbacks are called once, and
-//! outside every lock.
+//! It never counts as held for longer than on the server. Callbacks are called once, and outside
+//! every mutex.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,21 +25,21 @@ pub(crate) struct LockLease {
     pub(crate) owner_token: String,
     pub(crate) fencing: u64,
     pub(crate) lease: Duration,
-    /// Whether the lease is extended while it is held.
+    /// Whether renewals extend the lease while the lock is held.
     pub(crate) renewed: bool,
     counters: Arc<LockCounters>,
-    /// Guards that share it.
+    /// Number of guards that share the lease.
     handles: AtomicUsize,
-    /// Transactions that watch the lock, and that a renewal would disturb.
+    /// Number of transactions that watch the lock, and that a renewal would disturb.
     renewal_pauses: AtomicUsize,
-    /// Renewals that failed since the last one that did not.
+    /// Number of failed renewals since the last success.
     failures: AtomicU32,
     state: Mutex<State>,
 }
 
 struct State {
     valid_until: Instant,
-    /// By when it is over on the server, unless it is extended.
+    /// Instant by which the lease has ended on the server, unless it is extended.
     ends_by: Instant,
     next_renewal: Instant,
     lost: Option<LostReason>,
@@ -52,17 +53,18 @@ impl State {
     }
 }
 
-/// Until when a lease is sure that was asked for at `sent` and answered after `took`.
+/// Returns the instant until which a lease is certain, if it was requested at `sent` and the reply
+/// took `took`.
 ///
-/// The server's lease begins when the request arrives: after it was sent, and before the reply.
-/// The margin is for clocks that do not run alike, and for the time to notify the holder.
+/// The server's lease begins when the request arrives: after it was sent, and before the reply. The
+/// margin allows for clocks that run differently, and for the time to notify the holder.
 pub(crate) fn valid_until(lease: Duration, sent: Instant, took: Duration) -> Instant {
     let margin = (lease / 20).max(2 * took).min(lease / 2);
     sent + lease - margin
 }
 
 impl LockLease {
-    /// Asked for at `sent`, and answered after `took`.
+    /// Creates a lease that was requested at `sent`, with a reply after `took`.
     pub(crate) fn new(
         names: Arc<LockKeys>,
         owner_token: String,
@@ -102,17 +104,17 @@ impl LockLease {
         self.handles.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A guard lets go: whether it was the last one.
+    /// Removes one guard, and returns whether it was the last one.
     pub(crate) fn drop_handle(&self) -> bool {
         self.handles.fetch_sub(1, Ordering::AcqRel) == 1
     }
 
-    /// Until when it is sure.
+    /// Returns the instant until which the lease is certain.
     pub(crate) fn valid_until(&self) -> Instant {
         lock(&self.state).valid_until
     }
 
-    /// Whether it is lost, and how. Looks at the clock and sends nothing.
+    /// Returns whether and how the lock is lost. This reads the clock and sends nothing.
     pub(crate) fn lost(&self) -> Option<LostReason> {
         let state = lock(&self.state);
         if !state.is_held() || Instant::now() < state.valid_until {
@@ -123,11 +125,11 @@ impl LockLease {
         Some(LostReason::Expired)
     }
 
-    /// What was asked at `sent` was answered: the server has extended it.
+    /// Records a renewal that was sent at `sent`, with a reply after `took`.
     pub(crate) fn extended(&self, sent: Instant, took: Duration) {
         let mut state = lock(&self.state);
         state.ends_by = state.ends_by.max(sent + took + self.lease);
-        // Once it was lost it stays so.
+        // A lost lock stays lost.
         if state.is_held() {
             state.valid_until = state.valid_until.max(valid_until(self.lease, sent, took));
             state.next_renewal = sent + self.lease / 3;
@@ -136,19 +138,20 @@ impl LockLease {
         self.counters.renewals.add();
     }
 
-    /// Renewals that failed since the last one that did not.
+    /// Returns the number of failed renewals since the last success.
     pub(crate) fn failures(&self) -> u32 {
         self.failures.load(Ordering::Relaxed)
     }
 
-    /// The renewal fails, until it is known that it did not; it is tried again soon.
+    /// Counts the renewal as failed until its reply arrives, and schedules the next one soon.
     pub(crate) fn postpone(&self) {
         self.failures.fetch_add(1, Ordering::Relaxed);
         let pause = (self.lease / 20).clamp(Duration::from_millis(1), Duration::from_millis(100));
         lock(&self.state).next_renewal = Instant::now() + pause.mul_f64(0.5 + fastrand::f64());
     }
 
-    /// When the renewal thread has to check it again; `extends`: leases are still extended.
+    /// Returns when the renewal thread has to check the lease again; `extends`: leases are still
+    /// extended.
     pub(crate) fn next_look(&self, extends: bool) -> Instant {
         let state = lock(&self.state);
         match self.renewed && extends {
@@ -157,7 +160,7 @@ impl LockLease {
         }
     }
 
-    /// The same; `None` while it is being released.
+    /// The same; `None` while the lock is being released.
     pub(crate) fn next_step(&self, extends: bool) -> Option<Instant> {
         let state = lock(&self.state);
         if state.released {
@@ -175,18 +178,19 @@ impl LockLease {
         self.renewed && state.is_held() && self.due(&state) <= now
     }
 
-    /// Whether it is neither released nor known to be lost.
+    /// Returns whether the lock is neither released nor known to be lost.
     pub(crate) fn is_held(&self) -> bool {
         lock(&self.state).is_held()
     }
 
-    /// Whether it is lost, and over on the server, too.
+    /// Returns whether the lock is lost and the lease has ended on the server, too.
     pub(crate) fn is_gone(&self, now: Instant) -> bool {
         let state = lock(&self.state);
         state.lost.is_some() && !state.released && state.ends_by <= now
     }
 
-    /// While a transaction watches the lock, renewal waits for another third of the lease.
+    /// Returns when the renewal is due. While a transaction watches the lock, it waits for another
+    /// third of the lease.
     fn due(&self, state: &State) -> Instant {
         match self.renewal_pauses.load(Ordering::Relaxed) {
             0 => state.next_renewal,
@@ -194,7 +198,7 @@ impl LockLease {
         }
     }
 
-    /// It is lost: the callbacks are called, once.
+    /// Marks the lock as lost; the callbacks are called, once.
     pub(crate) fn lose(&self, why: LostReason) {
         let mut state = lock(&self.state);
         if !state.is_held() {
@@ -205,12 +209,13 @@ impl LockLease {
         drop(state);
         self.counters.held.decrement();
         self.counters.lost.add();
-        // First: a log is the user's, and may panic.
+        // The callbacks run first, because a log belongs to the user and may panic.
         run_callbacks(callbacks);
         tracing::warn!(%why, lease = ?self.lease, "lock lost");
     }
 
-    /// It is about to be given back: no callback is called from now on. Whether it was lost before.
+    /// Marks the lock as being released: no callback is called from now on. Returns an earlier
+    /// loss.
     pub(crate) fn end(&self) -> Option<LostReason> {
         let mut state = lock(&self.state);
         if state.is_held() {
@@ -219,7 +224,7 @@ impl LockLease {
         state.released = true;
         let (lost, callbacks) = (state.lost, std::mem::take(&mut state.callbacks));
         drop(state);
-        // They are the user's, and so is what dropping them does.
+        // The callbacks are the user's, and dropping them may run the user's code.
         drop(callbacks);
         lost
     }
@@ -238,7 +243,7 @@ impl LockLease {
         self.renewal_for(self.lease)
     }
 
-    /// Asks whether it is held, and extends nothing.
+    /// Returns the call that checks whether the lock is held, and extends nothing.
     pub(crate) fn ownership_query(&self) -> Call {
         self.renewal_for(Duration::ZERO)
     }
@@ -250,8 +255,9 @@ impl LockLease {
     }
 }
 
-/// Releases what `owner_token` has, is about to have, or waits for; remembered for so long. The keys
-/// `answered`, of releases that need not be remembered any more, are deleted along the way.
+/// Returns the call that releases what `owner_token` has acquired, requested or queued for. The
+/// server remembers the release for the given time. The call also deletes the keys `answered`, of
+/// releases that need not be remembered any more.
 pub(crate) fn release(
     names: &LockKeys,
     owner_token: &str,
@@ -265,7 +271,7 @@ pub(crate) fn release(
     Call::new(&RELEASE, keys, [owner_token, &remember, &names.wake, &is_semaphore])
 }
 
-/// On a thread of their own: they may take long, and others' leases are to be extended meanwhile.
+/// Runs the callbacks on a thread of their own: they may take long while other leases need renewal.
 fn run_callbacks(callbacks: Vec<Callback>) {
     if callbacks.is_empty() {
         return;

@@ -1,6 +1,6 @@
-//! What all locks of a session manager share: connections, the two threads, the waiters.
+//! The shared state of a session manager's locks: connections, the two threads, the waiters.
 //!
-//! Its threads end with the last lock, guard and session manager.
+//! The threads end with the last lock, guard and session manager.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,10 +20,10 @@ use crate::protocol::lock::keys::LockKeys;
 use crate::settings::settings::Settings;
 use crate::status::locks::{LockCounters, LockStatus};
 
-/// What was sent on a connection that was lost arrives within this time, or not at all.
+/// Maximum time after which bytes sent on a lost connection can still arrive.
 pub(crate) const MAX_DELAY_IN_FLIGHT: Duration = Duration::from_secs(60);
 
-/// What all locks of a session manager share.
+/// The shared state of a session manager's locks.
 pub(crate) struct LockManager {
     pub(crate) client: ScriptClient,
     pub(crate) settings: Arc<Settings>,
@@ -48,7 +48,7 @@ impl LockManager {
     pub(crate) fn new(pooled: Router, own: Router) -> Self {
         let settings = Arc::clone(pooled.settings());
         let waiters = Arc::<Waiters>::default();
-        // Not a secret: two managers with the same one would only wake each other.
+        // This is not a secret: two managers with the same number would only wake each other.
         let random = fastrand::u128(..);
         let listener = ReleaseListener::new(
             pooled.clone(),
@@ -66,7 +66,7 @@ impl LockManager {
         }
     }
 
-    /// Nothing is acquired any more. A call that waits notices it when it asks again, at once.
+    /// Stops all acquisitions. A waiting call is woken and fails at once.
     pub(crate) fn close(&self) {
         self.client.close();
         self.listener.close();
@@ -86,8 +86,8 @@ impl LockManager {
         )
     }
 
-    /// Releases a lock, by `limit` at the latest; what could not be released by then is released
-    /// later. It may be called again if a log panicked under it. The result is for
+    /// Releases a lock, by `limit` at the latest. If that fails, the release continues in the
+    /// background. The call may be repeated if a log panicked during it. The result is for
     /// [`Released::log`].
     pub(crate) fn release(
         &self,
@@ -95,7 +95,7 @@ impl LockManager {
         maybe_in_flight: bool,
         limit: Instant,
     ) -> Released {
-        // From here on nothing extends it.
+        // From here on no renewal extends the lease.
         let before = lock_lease.end();
         let LockKeys { holders, .. } = &*lock_lease.names;
         let answered = self.renewer.take_answered(holders, self.client.is_in_cluster());
@@ -124,10 +124,10 @@ impl LockManager {
         if !is_answered {
             self.release_in_background(lock_lease, maybe_in_flight);
         } else if !maybe_in_flight && !repeated {
-            // No copy of a request is under way that would have to be answered the same.
+            // No copy of a request is in flight that needs the same reply.
             self.renewer.answered(lock_lease.names.done(&lock_lease.owner_token), &self.client);
         }
-        // Last: a closed session manager ends its connections when the last lease is forgotten.
+        // This comes last: a closed session manager ends its connections with the last lease.
         self.renewer.forget(lock_lease);
         if let (Err(LockError::Lost { .. }), None) = (&released, before) {
             self.counters.lost.add();
@@ -135,18 +135,18 @@ impl LockManager {
         Released { released, before }
     }
 
-    /// Has a lock released in the background, and logs nothing.
+    /// Releases a lock in the background, and logs nothing.
     pub(crate) fn release_in_background(&self, lock_lease: &Arc<LockLease>, maybe_in_flight: bool) {
         lock_lease.end();
         let remember = self.remember(lock_lease.lease, maybe_in_flight);
         let call = release(&lock_lease.names, &lock_lease.owner_token, remember, Vec::new());
-        // It is over by then.
+        // The lease has ended by then.
         self.renewer.pending_release(call, Instant::now() + lock_lease.lease, &self.client);
         self.renewer.forget(lock_lease);
     }
 
-    /// For how long the server remembers a release: as long as it may be repeated, or as a request
-    /// for the lock may still arrive.
+    /// Returns the time for which the server remembers a release: as long as the release may be
+    /// repeated, or a request for the lock may still arrive.
     pub(crate) fn remember(&self, lease: Duration, maybe_in_flight: bool) -> Duration {
         let settings = &self.settings;
         match maybe_in_flight {
@@ -156,15 +156,15 @@ impl LockManager {
     }
 }
 
-/// What came of a release.
+/// The result of a release.
 pub(crate) struct Released {
     released: Result<(), LockError>,
-    /// The lock was known to be lost.
+    /// The loss of the lock, if it was known before.
     before: Option<LostReason>,
 }
 
 impl Released {
-    /// Logs it, once nothing is left to be done.
+    /// Logs the result, after all other work is done.
     pub(crate) fn log(self) -> Result<(), LockError> {
         match (&self.released, self.before) {
             (Ok(()), None) => tracing::debug!("lock released"),
@@ -176,7 +176,7 @@ impl Released {
     }
 }
 
-/// An answer that none of our scripts gives.
+/// The error for a reply that no script of this crate returns.
 pub(crate) fn unexpected_reply(during: &'static str) -> LockError {
     LockError::Connection {
         during,

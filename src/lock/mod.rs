@@ -1,7 +1,7 @@
 //! Locks that several processes share: acquired, extended, waited for, released, lost.
 //!
-//! The server decides which process holds a lock, in scripts that can be sent twice. [`renewal`] extends
-//! the leases, [`wakeups`] hears of releases and wakes the [`waiters`].
+//! The server decides which process holds a lock, in scripts that can be sent twice. [`renewal`]
+//! extends the leases; [`wakeups`] receives the messages about releases and wakes the [`waiters`].
 
 pub(crate) mod acquire;
 pub(crate) mod client;

@@ -1,11 +1,12 @@
 //! The thread that extends leases: one for all locks of a session manager, while there are any.
 //!
-//! It also gives back what could not be given back at once, and deletes what the server remembers of
-//! releases that were answered. After the session manager was closed it goes on until the last
-//! guard, or its lease, is gone, and closes the connections for renewals and releases then.
+//! No lease is extended after its guard released it. The thread also retries failed releases, and
+//! deletes the server's records of releases whose replies have arrived. After the session manager
+//! was closed, it continues until the last guard or its lease has ended, and then closes the
+//! connections for renewals and releases.
 //!
-//! A guard that must be lost is reported lost in time, whatever the thread waits for. A panic
-//! of the user's log ends no work.
+//! A guard's loss is reported in time, even while the thread waits. A panic in the user's log ends
+//! no work.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -24,15 +25,16 @@ use crate::protocol::cluster::slot;
 use crate::protocol::lock::script::Call;
 use crate::sync::lock;
 
-/// How long the thread waits for another lock before it ends.
+/// Time that the thread waits for another lock before it ends.
 const IDLE: Duration = Duration::from_secs(10);
-/// The longest pause before what could not be given back is tried again.
+/// Maximum delay before a failed release is retried.
 const MAX_PAUSE: Duration = Duration::from_millis(500);
-/// The shortest time that one exchange for renewals gets: a busy machine may take as long.
+/// Minimum time of one exchange for renewals: a busy machine may need as long.
 const MIN_EXCHANGE: Duration = Duration::from_millis(100);
-/// How long the server may remember a release that was answered, if no other release is sent.
+/// Maximum time that the server remembers a release whose reply has arrived, if no other release is
+/// sent.
 const CLEANUP_DELAY: Duration = Duration::from_millis(100);
-/// The most keys of answered releases that travel with the next one.
+/// Maximum number of keys of answered releases that the next release deletes.
 const MAX_PIGGYBACKED: usize = 16;
 
 /// The thread that extends leases, if it runs.
@@ -48,28 +50,29 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// Of every guard that lives, or whose release is under way; until the lease is over.
+    /// The leases of all living guards, and of guards whose release is in flight, until the lease
+    /// ends.
     leases: HashMap<usize, Arc<LockLease>>,
     pending_releases: Vec<PendingRelease>,
-    /// Chores that are being tried.
+    /// Number of pending releases that are being sent.
     tried: usize,
-    /// Acquisitions that are under way.
+    /// Number of acquisitions in progress.
     attempts: usize,
-    /// Keys by which the server remembers releases that were answered.
+    /// Keys by which the server remembers releases whose replies have arrived.
     answered: Vec<String>,
-    /// When they are deleted, unless a release takes them along.
+    /// Time at which these keys are deleted, unless a release deletes them before.
     forget_at: Option<Instant>,
-    /// A thread is there, and sleeps until then; or is at work.
+    /// A thread exists; it sleeps or is at work.
     running: bool,
     sleeps_until: Option<Instant>,
-    /// No lease is extended any more: the time that the session manager was closed with is over.
+    /// No lease is extended any more: the timeout of the session manager's close is over.
     renewals_ended: bool,
     /// The connections are closed: see [`ScriptClient::finish`].
     finished: bool,
     over: bool,
 }
 
-/// Something to be given back, for as long as that makes a difference.
+/// A release to be retried, as long as it makes a difference.
 struct PendingRelease {
     call: Call,
     next: Instant,
@@ -77,26 +80,26 @@ struct PendingRelease {
     until: Instant,
 }
 
-/// What is to be done now.
+/// The work that is due now.
 #[derive(Default)]
 struct Due {
     lost: Vec<Arc<LockLease>>,
     due: Vec<Arc<LockLease>>,
     pending_releases: Vec<PendingRelease>,
     answered: Vec<String>,
-    /// When the first of all leases ends.
+    /// End of the first lease to end.
     bound: Option<Instant>,
     finishes: bool,
 }
 
-/// Why no acquisition can begin.
+/// The reason why no acquisition can begin.
 pub(crate) enum CannotBegin {
     /// The system started no thread.
     NoThread,
     Closed,
 }
 
-/// An acquisition that is under way: what it acquires will have to be looked after.
+/// An acquisition in progress; its result will need the thread.
 pub(crate) struct PendingAcquisition<'k> {
     shared: &'k Shared,
 }
@@ -116,7 +119,7 @@ impl LeaseRenewer {
         Self { shared: Arc::default() }
     }
 
-    /// Sees to it that there is a thread before there is something that needs it.
+    /// Starts the thread before there is a lease that needs it.
     pub(crate) fn begin_acquisition(
         &self,
         client: &ScriptClient,
@@ -138,7 +141,7 @@ impl LeaseRenewer {
         self.expect(state, next, client);
     }
 
-    /// Nothing is left of it on the server that has to be looked after.
+    /// Stops watching `lock_lease`: nothing of it is left on the server.
     pub(crate) fn forget(&self, lock_lease: &Arc<LockLease>) {
         let mut state = lock(&self.shared.state);
         let forgotten = state.leases.remove(&key(lock_lease));
@@ -149,7 +152,7 @@ impl LeaseRenewer {
         drop(forgotten);
     }
 
-    /// Has `call` made, again and again until it is answered, or until it makes no difference.
+    /// Sends `call` in the background until a reply arrives, or until the call makes no difference.
     pub(crate) fn pending_release(&self, call: Call, until: Instant, client: &ScriptClient) {
         let next = Instant::now();
         let mut state = lock(&self.shared.state);
@@ -160,7 +163,7 @@ impl LeaseRenewer {
         self.expect(state, next, client);
     }
 
-    /// The release that the server remembers by `key` was answered.
+    /// Records that the reply to a release has arrived; the server remembers that release by `key`.
     pub(crate) fn answered(&self, key: String, client: &ScriptClient) {
         let mut state = lock(&self.shared.state);
         state.answered.push(key);
@@ -171,8 +174,8 @@ impl LeaseRenewer {
         }
     }
 
-    /// Keys of answered releases that a release of `holders` takes along: in a cluster, those of
-    /// its slot.
+    /// Returns keys of answered releases that a release of `holders` deletes too; in a cluster only
+    /// keys of its slot.
     pub(crate) fn take_answered(&self, holders: &str, in_cluster: bool) -> Vec<String> {
         let mut state = lock(&self.shared.state);
         if !in_cluster {
@@ -187,8 +190,8 @@ impl LeaseRenewer {
         along
     }
 
-    /// Waits until no guard lives and nothing is to be given back, or until `deadline`; from then on
-    /// no lease is extended. Returns how many locks are held.
+    /// Waits until no guard lives and no release is pending, or until `deadline`. From then on no
+    /// lease is extended. Returns the number of held locks.
     pub(crate) fn end_renewals(&self, deadline: Instant, client: &ScriptClient) -> usize {
         let mut state = lock(&self.shared.state);
         while !state.is_idle() {
@@ -209,7 +212,7 @@ impl LeaseRenewer {
         if finishes {
             drop(state);
         } else {
-            // The thread notices when the last of them is gone.
+            // The thread notices when the last lease is gone.
             self.expect(state, Instant::now(), client);
         }
         forget(answered, None, client);
@@ -219,7 +222,7 @@ impl LeaseRenewer {
         held
     }
 
-    /// Whether leases are extended.
+    /// Returns whether leases are extended.
     pub(crate) fn extends(&self) -> bool {
         !lock(&self.shared.state).renewals_ended
     }
@@ -254,7 +257,7 @@ impl LeaseRenewer {
         Ok(())
     }
 
-    /// No lock is left, and no handle either.
+    /// Ends the thread: there is no lock left, and no handle.
     pub(crate) fn close(&self) {
         lock(&self.shared.state).over = true;
         self.shared.changed.notify_all();
@@ -267,12 +270,12 @@ fn key(lock_lease: &Arc<LockLease>) -> usize {
 
 impl Shared {
     fn run(self: Arc<Self>, client: &ScriptClient) {
-        // Otherwise that was noted under the lock under which it was decided.
+        // Otherwise this was recorded under the mutex under which it was decided.
         defer_on_unwind! {
             lock(&self.state).running = false;
         }
         while let Some(work) = self.next() {
-            // A log is the user's, and may panic: the next piece of work is done all the same.
+            // A log belongs to the user and may panic; the next step runs all the same.
             let step = |step: &mut dyn FnMut()| drop(catch_unwind(AssertUnwindSafe(step)));
             for lock_lease in &work.lost {
                 step(&mut || lock_lease.lose(LostReason::Expired));
@@ -294,7 +297,7 @@ impl Shared {
         }
     }
 
-    /// Waits until there is something to do; `None`: there has not been for long, or it is over.
+    /// Waits until there is work. Returns `None` after a long time without work, or at the end.
     fn next(&self) -> Option<Due> {
         let mut state = lock(&self.state);
         let idle = Instant::now() + IDLE;
@@ -310,7 +313,7 @@ impl Shared {
             }
             let nothing = state.is_idle() && state.answered.is_empty();
             if nothing && now >= idle {
-                // Under the lock: a caller that comes now starts a new thread.
+                // Set under the mutex: a caller that comes now starts a new thread.
                 state.running = false;
                 return None;
             }
@@ -328,7 +331,7 @@ impl Shared {
         }
     }
 
-    /// Tries them in one write. What was not answered is tried again later.
+    /// Sends the pending releases in one write. A release without a reply is retried later.
     fn send_pending_releases(
         &self,
         pending_releases: Vec<PendingRelease>,
@@ -338,7 +341,7 @@ impl Shared {
         if pending_releases.is_empty() {
             return;
         }
-        // They are to be done even if this panics.
+        // The releases stay pending even if this panics.
         let mut left = guard(pending_releases, |pending_releases| {
             let mut state = lock(&self.state);
             state.tried = 0;
@@ -379,14 +382,14 @@ impl Shared {
 }
 
 impl State {
-    /// No guard lives and nothing is to be given back.
+    /// Returns whether no guard lives and no release is pending.
     fn is_idle(&self) -> bool {
         self.leases.is_empty()
             && self.pending_releases.is_empty()
             && self.tried + self.attempts == 0
     }
 
-    /// Notes and returns whether the connections are to be closed now.
+    /// Records and returns whether the connections are to be closed now.
     fn finishes(&mut self) -> bool {
         let finishes = self.renewals_ended && !self.finished && self.is_idle();
         self.finished |= finishes;
@@ -405,7 +408,7 @@ impl State {
                 continue;
             }
             work.bound = Some(work.bound.map_or(valid_until, |bound| bound.min(valid_until)));
-            // A lease that is due soon goes along: it costs no write of its own.
+            // A lease that is due soon is extended in the same write.
             if any_due && lock_lease.is_due(now + lock_lease.lease / 6) {
                 work.due.push(Arc::clone(lock_lease));
             }
@@ -431,14 +434,14 @@ impl State {
     }
 }
 
-/// By when one exchange is to be over: half of the time is left for another one, on a new
+/// Returns the deadline of one exchange: half of the time is left for another exchange, on a new
 /// connection if this one is silent.
 fn share(bound: Instant, now: Instant) -> Instant {
     let half = bound.saturating_duration_since(now) / 2;
     bound.min(now + half.max(MIN_EXCHANGE))
 }
 
-/// Extends them in one write; in a cluster, in one for each slot.
+/// Extends the leases in one write; in a cluster, in one write for each slot.
 fn renew(due: &[Arc<LockLease>], bound: Option<Instant>, client: &ScriptClient) {
     let mut due: Vec<_> = due.iter().collect();
     // If a master is unreachable, the locks on the others come first the next time.
@@ -447,7 +450,7 @@ fn renew(due: &[Arc<LockLease>], bound: Option<Instant>, client: &ScriptClient) 
             client.is_in_cluster().then(|| slot::of_key(lock_lease.names.holders.as_bytes()));
         (lock_lease.failures(), slot)
     });
-    // Before anything is sent: an answer that is not heard is none.
+    // Before the bytes are sent: a renewal counts as failed until its reply has arrived.
     due.iter().for_each(|lock_lease| lock_lease.postpone());
     let together = |one: &&Arc<LockLease>, other: &&Arc<LockLease>| {
         let slot = |lock_lease: &LockLease| slot::of_key(lock_lease.names.holders.as_bytes());
@@ -491,8 +494,8 @@ fn renew(due: &[Arc<LockLease>], bound: Option<Instant>, client: &ScriptClient) 
     }
 }
 
-/// Deletes keys by which the server remembers releases. They have a time to live, so one that is
-/// not deleted is no loss.
+/// Deletes keys by which the server remembers releases. The keys have a time to live, so a failure
+/// does no harm.
 fn forget(mut keys: Vec<String>, bound: Option<Instant>, client: &ScriptClient) {
     let slot = |key: &String| client.is_in_cluster().then(|| slot::of_key(key.as_bytes()));
     keys.sort_by_key(slot);

@@ -1,8 +1,8 @@
-//! The waiters of this process, and which one a release wakes.
+//! The waiters of this process, and which of them a release wakes.
 //!
-//! A message about a release wakes one waiter. A waiter that leaves after it was woken passes
-//! the wakeup on, unless it has taken the lock and will release it. So each release is looked
-//! into while any caller waits. A waiter, its channel and its wakeup end with its [`Ticket`].
+//! A message about a release wakes one waiter. A waiter that leaves after it was woken passes the
+//! wakeup on, unless it has taken the lock and will release it. So each release leads to a request
+//! while any caller waits. A waiter, its channel and its wakeup end with its [`Ticket`].
 
 #[cfg(all(test, rediscope_shuttle))]
 #[path = "../../tests/model/waiters.rs"]
@@ -26,9 +26,9 @@ pub(crate) struct Waiters {
 #[derive(Default)]
 struct Channel {
     queue: VecDeque<Arc<Waiter>>,
-    /// Messages on it arrive.
+    /// The channel is subscribed.
     live: bool,
-    /// Since when it has no waiter.
+    /// Time since which the channel has no waiter.
     idle: Option<Instant>,
 }
 
@@ -40,15 +40,15 @@ struct Waiter {
 
 #[derive(Default)]
 struct Signal {
-    /// Woken by a release, and has not noticed yet.
+    /// A release woke the waiter, which has not noticed yet.
     pending: bool,
-    /// Has noticed, and is looking.
+    /// The waiter has noticed, and is sending a request.
     consumed: bool,
-    /// The server is to be asked, although no release is known.
+    /// The waiter has to send a request, although no release is known.
     recheck: bool,
 }
 
-/// What ended a wait.
+/// The reason why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Woken {
     Released,
@@ -56,7 +56,7 @@ pub(crate) enum Woken {
     TimedOut,
 }
 
-/// What the listener has to change.
+/// The changes that the listener has to make.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
     pub(crate) subscribe: Vec<String>,
@@ -73,7 +73,7 @@ impl Waiters {
         self.enter(&mut channels, channel, owner_token)
     }
 
-    /// The same, if messages arrive already.
+    /// The same, if the channel is already subscribed.
     pub(crate) fn join_live(&self, channel: &str, owner_token: &str) -> Option<Ticket<'_>> {
         let mut channels = lock(&self.channels);
         channels.get(channel).filter(|channel| channel.live)?;
@@ -100,16 +100,15 @@ impl Waiters {
         Ticket { waiters: self, channel: name.to_owned(), waiter, has_lock: false }
     }
 
-    /// A release was published: wakes the waiter that it names, or else the first.
+    /// Wakes the waiter that a published release names, or else the first one.
     pub(crate) fn released(&self, channel: &str, to: &str) {
         if let Some(channel) = lock(&self.channels).get(channel) {
             channel.wake(|waiter| to.is_empty() || waiter.owner_token == to);
         }
     }
 
-    /// Messages on this channel arrive from now on: every waiter asks once for what it
-    /// missed.
-    /// missed.
+    /// Records that the channel is subscribed: every waiter sends one request, because it may have
+    /// missed a message.
     pub(crate) fn live(&self, channel: &str) {
         if let Some(channel) = lock(&self.channels).get_mut(channel) {
             channel.live = true;
@@ -117,7 +116,7 @@ impl Waiters {
         }
     }
 
-    /// No message arrives any more.
+    /// Records that no message arrives any more.
     pub(crate) fn down(&self) {
         let mut channels = lock(&self.channels);
         channels.retain(|_, channel| !channel.queue.is_empty());
@@ -128,7 +127,7 @@ impl Waiters {
         }
     }
 
-    /// What is to be subscribed to, and what no longer.
+    /// Returns the channels to subscribe to, and to unsubscribe from.
     pub(crate) fn changes(&self) -> Changes {
         let mut channels = lock(&self.channels);
         let mut changes = Changes::default();
@@ -153,12 +152,12 @@ impl Waiters {
         lock(&self.channels).values().map(|channel| channel.queue.len()).sum()
     }
 
-    /// Channels that messages arrive on.
+    /// Returns the number of subscribed channels.
     pub(crate) fn subscriptions(&self) -> usize {
         lock(&self.channels).values().filter(|channel| channel.live).count()
     }
 
-    /// Wakeups that a waiter has received and not acted on.
+    /// Returns the number of wakeups that a waiter has received and not acted on.
     pub(crate) fn wakeups(&self) -> usize {
         let channels = lock(&self.channels);
         let waiters = channels.values().flat_map(|channel| &channel.queue);
@@ -171,8 +170,8 @@ impl Waiters {
 }
 
 impl Channel {
-    /// Wakes the first matching waiter that has not been woken since its last request. If
-    /// all have been, each of them is still to ask.
+    /// Wakes the first matching waiter that has not been woken since its last request. If all have
+    /// been woken, each of them will still send a request.
     fn wake(&self, fits: impl Fn(&Waiter) -> bool) {
         for waiter in self.queue.iter().filter(|waiter| fits(waiter)) {
             let mut signal = lock(&waiter.signal);
@@ -192,7 +191,7 @@ impl Channel {
     }
 }
 
-/// A place in the queue. Dropping it leaves the queue and passes an unused wakeup on.
+/// A place among the waiters. Its drop leaves it and passes an unused wakeup on.
 pub(crate) struct Ticket<'w> {
     waiters: &'w Waiters,
     channel: String,
@@ -201,21 +200,21 @@ pub(crate) struct Ticket<'w> {
 }
 
 impl Ticket<'_> {
-    /// Whether a release would be heard of.
+    /// Returns whether a message about a release would arrive.
     pub(crate) fn is_live(&self) -> bool {
         lock(&self.waiters.channels).get(&self.channel).is_some_and(|channel| channel.live)
     }
 
-    /// The caller has asked the server after it joined.
+    /// Records that the caller has sent a request after it joined.
     pub(crate) fn checked(&self) {
         lock(&self.waiter.signal).recheck = false;
     }
 
-    /// Waits until there is a reason to ask the server, or until `until`.
+    /// Waits until there is a reason to send a request, or until `until`.
     ///
-    /// Waiting again means that the last request was in vain: another caller has the lock
-    /// and will release it. With `wake_compatible` the wakeup is passed to waiters that can
-    /// use it all the same, such as readers behind a writer.
+    /// A second wait means that the last request failed: another caller has the lock and will
+    /// release it. With `wake_compatible` the wakeup is passed to waiters that can still use it,
+    /// such as readers behind a writer.
     pub(crate) fn wait(&self, until: Instant, wake_compatible: Option<fn(&str) -> bool>) -> Woken {
         let had = std::mem::take(&mut lock(&self.waiter.signal).consumed);
         if had && let Some(fits) = wake_compatible {
@@ -245,7 +244,7 @@ impl Ticket<'_> {
         }
     }
 
-    /// Leaves with the lock. If it is `shared` there may be room for the next one.
+    /// Leaves with the lock. If the lock is `shared`, the next waiter may be able to join.
     pub(crate) fn acquired(mut self, shared: bool) {
         self.has_lock = !shared;
     }
@@ -259,7 +258,8 @@ impl Drop for Ticket<'_> {
         if channel.queue.is_empty() {
             channel.idle = Some(Instant::now());
         }
-        // Under the same lock as a message: it found this waiter in the queue, or did not.
+        // Under the same mutex as a message: the message found this waiter in the queue, or did
+        // not.
         let signal = std::mem::take(&mut *lock(&self.waiter.signal));
         if signal.pending || (signal.consumed && !self.has_lock) {
             channel.wake(|_| true);

@@ -1,9 +1,9 @@
-//! The connection and the thread that listen for releases: one for all locks of a session
-//! manager, while any caller waits.
+//! The connection and the thread that receive messages about releases: one for all locks of a
+//! session manager, while any caller waits.
 //!
-//! Only this thread uses the connection. A caller that wants a channel notes it in [`Waiters`]
-//! and publishes on the thread's own channel, which ends its read. Waiters do not depend on the
-//! thread: without it they ask the server from time to time.
+//! Only this thread uses the connection. A caller that needs a channel records it in [`Waiters`]
+//! and publishes on the thread's own channel, which ends the thread's read. Waiters do not depend
+//! on the thread: without it they send a request from time to time.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,16 +24,16 @@ use crate::protocol::server_error::ServerError;
 use crate::settings::settings::Settings;
 use crate::sync::lock;
 
-/// Longest read, and longest delay until a change is noticed whose message was lost.
+/// Maximum time of a read, and maximum delay of a change whose message was lost.
 const TICK: Duration = Duration::from_millis(200);
 /// Time for which the thread stays without a waiter.
 const IDLE: Duration = Duration::from_secs(5);
 /// Time without a message after which the connection is checked by PING.
 const QUIET: Duration = Duration::from_secs(2);
-/// The longest pause before the server is asked for a connection again.
+/// Maximum delay before the next attempt to connect.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// The connection and the thread that listen for releases, if they run.
+/// The connection and the thread that receive messages about releases, if they run.
 pub(crate) struct ReleaseListener {
     shared: Arc<Shared>,
 }
@@ -46,19 +46,19 @@ struct Shared {
     control_channel: String,
     state: Mutex<State>,
     changed: Condvar,
-    /// A message to the thread is under way.
+    /// A message to the thread is in flight.
     wakeup_sent: AtomicBool,
 }
 
 #[derive(Default)]
 struct State {
     running: bool,
-    /// It reads, so a change needs a message.
+    /// The thread reads, so a change needs a message.
     listens: bool,
     over: bool,
 }
 
-/// Why the thread stopped reading.
+/// The reason why the thread stopped reading.
 enum Ended {
     Idle,
     Over,
@@ -85,7 +85,7 @@ impl ReleaseListener {
         Self { shared: Arc::new(shared) }
     }
 
-    /// A caller has just noted a channel: has it subscribed to soon.
+    /// Has a channel subscribed soon that a caller has just recorded.
     pub(crate) fn listen(&self, client: &ScriptClient, limit: Instant) {
         let listens = {
             let mut state = lock(&self.shared.state);
@@ -112,7 +112,7 @@ impl ReleaseListener {
         }
     }
 
-    /// No caller waits any more, or will.
+    /// Ends the thread: no caller waits any more, or will.
     pub(crate) fn close(&self) {
         lock(&self.shared.state).over = true;
         self.shared.changed.notify_all();
@@ -122,7 +122,7 @@ impl ReleaseListener {
 impl Shared {
     fn run(self: Arc<Self>) {
         defer_on_unwind! {
-            // Waiters are not to rely on it.
+            // Waiters must not rely on the thread any more.
             let mut state = lock(&self.state);
             (state.running, state.listens) = (false, false);
             drop(state);
@@ -156,7 +156,7 @@ impl Shared {
         }
     }
 
-    /// To any node: what is published on one is heard on all.
+    /// Connects to any node: a message published on one node arrives on all.
     fn connect(&self) -> Result<redis::Connection, ConnectionError> {
         let (limit, any) = (self.settings.connect_timeout, Route::default());
         let closed = |_| ConnectionError::unexpected("there is no server to listen to");
@@ -168,13 +168,13 @@ impl Shared {
         })
     }
 
-    /// Pauses before the next connection; true: there is to be none.
+    /// Waits before the next connection. Returns true if there is to be none.
     fn pause_before_retry(&self, pause: Duration) -> bool {
         let until = Instant::now() + pause.mul_f64(0.5 + fastrand::f64() / 2.0);
         let mut state = lock(&self.state);
         loop {
             if state.over || self.waiters.is_empty() {
-                // Under the lock: a caller that comes now starts a new thread.
+                // Set under the mutex: a caller that comes now starts a new thread.
                 state.running = false;
                 return true;
             }
@@ -195,7 +195,7 @@ impl Shared {
         }
         let mut pubsub = connection.as_pubsub();
         let ended = self.listen(&mut pubsub, term);
-        // Dropping it unsubscribes and reads the answers; there is no need to wait for them.
+        // The drop unsubscribes and reads the replies; there is no need to wait for them.
         let _: Result<(), _> = pubsub.set_read_timeout(Some(Duration::from_millis(5)));
         ended.unwrap_or_else(|error| Ended::Broken(ConnectionError::of(&error)))
     }
@@ -243,8 +243,7 @@ impl Shared {
                 return Ok(Ended::Idle);
             }
             if heard.elapsed() >= QUIET {
-                // As a value: also a refusal is a reply, so the connection is
-                // alive.
+                // As a value: a refusal is also a reply, so the connection is alive.
                 let _: Value = pubsub.ping()?;
                 heard = Instant::now();
             }
@@ -255,7 +254,8 @@ impl Shared {
         }
     }
 
-    /// One channel a command: each has one answer, so an answer that came is its own.
+    /// Sends one channel in each command: each command has one reply, so a reply belongs to its
+    /// command.
     fn change(&self, pubsub: &mut redis::PubSub<'_>) -> redis::RedisResult<()> {
         let changes = self.waiters.changes();
         for channel in &changes.unsubscribe {
@@ -268,8 +268,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Passes messages on; ends at the first pause, or when something has changed. Returns
-    /// whether a message came.
+    /// Passes messages on. Ends at the first pause, or when the channels have changed. Returns
+    /// whether a message arrived.
     fn read_messages(&self, pubsub: &mut redis::PubSub<'_>) -> redis::RedisResult<bool> {
         let until = Instant::now() + TICK;
         let mut heard = false;

@@ -6,8 +6,9 @@ use std::marker::PhantomData;
 
 /// A command that was queued, and the type its reply will have.
 ///
-/// It is [`Copy`], belongs to one transaction, and is worth its value only after the commit:
-/// through [`Replies::get`](crate::Replies::get), or by being returned from [`run`](crate::Transactional::run).
+/// It is [`Copy`] and belongs to one transaction. It has a value only after the commit: from
+/// [`Replies::get`](crate::Replies::get), or by being returned from
+/// [`run`](crate::Transactional::run).
 ///
 /// ```no_run
 /// # use rediscope::{SessionManager, prelude::*};
@@ -51,7 +52,7 @@ impl<T> fmt::Debug for Queued<T> {
     }
 }
 
-/// A value that is there already, for a block that returns something besides replies.
+/// A value that needs no reply, for a block that returns something besides replies.
 ///
 /// ```no_run
 /// # use rediscope::{Ready, SessionManager, prelude::*};

@@ -13,7 +13,7 @@ use crate::reply::error::{DecodeError, ReplyError};
 
 /// The replies of an applied transaction.
 ///
-/// Cheap to clone. Its `Debug` shows kinds and counts, never values.
+/// It is cheap to clone. Its `Debug` shows kinds and counts, never values.
 #[derive(Clone)]
 pub struct Replies {
     inner: Arc<Inner>,
@@ -28,13 +28,13 @@ struct Inner {
     /// All commands failed, each without an effect.
     changed_nothing: bool,
     acks: Option<ReplicaAcks>,
-    /// It was applied; its replies are not known.
+    /// The transaction was applied; its replies are not known.
     lost: bool,
     /// The commands' names, each after its length, if the caller reads the replies itself.
     names: Vec<u8>,
 }
 
-/// Identifiers of rolled back commands, half open, and how many there are up to the end of these.
+/// Identifiers of forgotten commands, half open, and how many there are up to the end of these.
 struct DroppedIds {
     from: u32,
     to: u32,
@@ -60,12 +60,12 @@ impl Replies {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Of a transaction without a command.
+    /// The replies of a transaction without a command.
     pub(crate) fn none(transaction: u64) -> Self {
         Self::new(transaction, Vec::new(), Vec::new(), Vec::new())
     }
 
-    /// Of a transaction that was applied and whose replies are lost.
+    /// The replies of a transaction that was applied and whose replies are lost.
     pub(crate) fn lost(transaction: u64) -> Self {
         let mut replies = Self::none(transaction);
         if let Some(inner) = Arc::get_mut(&mut replies.inner) {
@@ -85,7 +85,7 @@ impl Replies {
     pub(crate) fn with_names<'n>(mut self, names: impl Iterator<Item = &'n [u8]>) -> Self {
         if let Some(inner) = Arc::get_mut(&mut self.inner) {
             for name in names {
-                // No command of the server's is longer.
+                // No command of the server has a longer name.
                 let name = name.get(..name.len().min(u8::MAX.into())).unwrap_or_default();
                 inner.names.push(name.len() as u8);
                 inner.names.extend_from_slice(name);
@@ -115,19 +115,18 @@ impl Replies {
         self
     }
 
-    /// The servers that have the transaction, as WAIT or WAITAOF counted them. `None` unless one of
-    /// these was requested: [`wait_replicas`](crate::TransactionOptions::wait_replicas),
-    /// [`wait_aof`](crate::TransactionOptions::wait_aof).
+    /// Returns the number of servers that have the transaction, as WAIT or WAITAOF counted them.
+    /// `None` unless [`wait_replicas`](crate::TransactionOptions::wait_replicas) or
+    /// [`wait_aof`](crate::TransactionOptions::wait_aof) was set.
     pub fn acknowledged(&self) -> Option<ReplicaAcks> {
         self.inner.acks
     }
 
-    /// Reads the reply of the command at `index`, from 0 in the order in which the commands were sent.
-    /// Commands of a rolled back savepoint are not counted: they were not sent.
+    /// Reads the reply of the command at `index`, from 0 in the order in which the commands were
+    /// sent. Commands of a forgotten savepoint are not counted: they were not sent.
     ///
-    /// For a caller without a handle: after a failed [`run`](crate::Transactional::run), whose handles
-    /// are gone with its closure, and beside the index of
-    /// [`ReplyError::Failed`].
+    /// This is for a caller without a handle. After a failed [`run`](crate::Transactional::run) the
+    /// handles are gone with its closure. [`ReplyError::Failed`] has the index.
     ///
     /// ```no_run
     /// # use rediscope::{CommitError, Error, SessionManager, prelude::*};

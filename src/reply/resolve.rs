@@ -1,4 +1,4 @@
-//! From handles to values: what a block may return.
+//! The return types of a block, from handles to values.
 
 use redis::FromRedisValue;
 
@@ -10,8 +10,8 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// What a block may return: handles of queued commands and [`Ready`] values, alone or in tuples,
-/// arrays, `Vec` and `Option`. After the commit each becomes its value.
+/// The return type of a block: handles of queued commands and [`Ready`] values, alone or in tuples,
+/// arrays, `Vec` and `Option`. After the commit each handle becomes its value.
 #[diagnostic::on_unimplemented(
     message = "a block cannot return a plain `{Self}`",
     label = "not the handle of a queued command",

@@ -9,19 +9,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub enum CloseReason {
     /// The other side had closed it.
     Closed,
-    /// It did not answer in time.
+    /// No reply arrived in time.
     TimedOut,
-    /// What it answered was not the protocol, or could not stand where it came.
+    /// The bytes were not the protocol, or a reply that fits no command.
     Protocol,
-    /// It had been left in a state that only closing is sure to end.
+    /// Its scope left a state that only a close is sure to end.
     LeftDirty,
     /// Its scope was forgotten, stuck or unused for `max_pin_time`.
     Reclaimed,
-    /// It was handed out raw.
+    /// It was passed to [`with_raw`](crate::Pooled::with_raw).
     Raw,
     /// It reached `max_lifetime`.
     Lifetime,
-    /// It belonged to a server, or a time, that is known to be gone.
+    /// It belonged to a former master, or to a former state of the server.
     Outdated,
 }
 
@@ -37,7 +37,7 @@ impl CloseReason {
         Self::Outdated,
     ];
 
-    /// One word for a report.
+    /// Returns one word for a report.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Closed => "closed",
@@ -98,36 +98,36 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Connections handed out, to scopes and to single commands.
+    /// Checkouts, for scopes and for single commands.
     checkouts: "checkouts",
-    /// Transactions that were committed, those with a failed command included.
+    /// Transactions that were committed, including those with a failed command.
     commits: "commits",
-    /// Transactions that a watched key's change undid.
+    /// Transactions that were not applied because a watched key changed.
     conflicts: "conflicts",
     /// Transactions that were dropped, discarded or abandoned.
     discards: "discards",
     /// Blocks that were sent or run again.
     retries: "retries",
-    /// Transactions whose answer was lost.
+    /// Transactions whose reply was lost.
     in_doubt: "in doubt",
-    /// Doubts that were resolved: the transaction was applied.
+    /// Commits in doubt that were resolved: the transaction was applied.
     resolved_committed: "resolved as committed",
-    /// Doubts that were resolved: the transaction was not applied, and never will be.
+    /// Commits in doubt that were resolved: the transaction was not applied, and never will be.
     resolved_not_committed: "resolved as not committed",
-    /// Doubts that were asked about and could not be resolved.
+    /// Attempts to resolve a commit in doubt that failed.
     unresolved: "unresolved",
-    /// Checkouts that were answered with an error.
+    /// Checkouts that failed.
     refused: "checkouts refused",
     /// Connections that were opened.
     connects: "connects",
-    /// Tries to connect that failed.
+    /// Attempts to connect that failed.
     connect_failures: "failed connects",
     /// Connections that re-authenticated because the credentials had changed.
     reauthentications: "re-authentications",
 }
 
 impl PoolCounters {
-    /// All connections that were closed and replaced.
+    /// Number of all connections that were closed and replaced.
     pub fn all_replaced(&self) -> u64 {
         self.replaced.iter().map(|(_, count)| count).sum()
     }
@@ -142,7 +142,7 @@ impl Counters {
     }
 }
 
-/// A number that only grows.
+/// A number that only rises.
 #[derive(Debug, Default)]
 pub(crate) struct Counter(AtomicU64);
 
@@ -156,7 +156,7 @@ impl Counter {
     }
 }
 
-/// How many there are of something.
+/// A current number of things.
 #[derive(Debug, Default)]
 pub(crate) struct Gauge(AtomicU64);
 

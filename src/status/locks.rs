@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::status::counters::{Counter, Gauge};
 
-/// The locks of a session manager: what they hold now, and what they have done.
+/// The locks of a session manager: their current state, and their counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LockStatus {
@@ -12,13 +12,13 @@ pub struct LockStatus {
     pub held: u64,
     /// Calls that wait for a lock.
     pub waiting: usize,
-    /// Locks whose releases are listened for.
+    /// Lock channels that are subscribed.
     pub subscriptions: usize,
-    /// Wake-ups that a waiting call has been given and has not acted on.
+    /// Wakeups that a waiting call has received and not acted on.
     pub permits: usize,
     /// Locks that were acquired.
     pub acquired: u64,
-    /// Calls that waited in vain.
+    /// Calls that ended without the lock.
     pub timeouts: u64,
     /// Leases that were extended.
     pub renewals: u64,
@@ -44,7 +44,7 @@ impl fmt::Display for LockStatus {
     }
 }
 
-/// What is counted of locks.
+/// The counters of the locks.
 #[derive(Debug, Default)]
 pub(crate) struct LockCounters {
     pub(crate) held: Gauge,

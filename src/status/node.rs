@@ -8,9 +8,10 @@ use std::fmt;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct NodeStatus {
-    /// Where the node is reached.
+    /// The node's address.
     pub address: String,
-    /// How many slots it serves, as far as is known. 0: none, or it is not known any more.
+    /// Number of slots that the node serves, as far as is known. 0: none, or the node has left the
+    /// slot map.
     pub slots: usize,
     /// Connections that are open.
     pub size: u32,

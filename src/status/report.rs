@@ -1,6 +1,6 @@
 //! The state of a session manager as one readable report.
 //!
-//! Never: a key, a value or a password. Never: a lock that a command waits for.
+//! It shows no key, value or password, and it does not wait for a lock that a command holds.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ pub struct PoolStatus {
     pub name: &'static str,
     /// Connections that are open.
     pub size: u32,
-    /// The most there may be.
+    /// Maximum number of connections.
     pub max_size: u32,
     /// Connections that are checked out.
     pub in_use: u32,
@@ -31,15 +31,14 @@ pub struct PoolStatus {
     pub scopes: Vec<OpenScope>,
     /// The last failure to connect, until a connect succeeds.
     pub last_connect_error: Option<crate::error::connection::ConnectionError>,
-    /// In a cluster: the part of each node. The rest of this is their sum.
+    /// In a cluster: the part of each node. The other fields are their sum.
     pub nodes: Vec<NodeStatus>,
-    /// In a cluster: calls and transactions that a node sent on to another one, or asked to come
-    /// back.
+    /// In a cluster: number of redirects of calls and transactions, including `TRYAGAIN`.
     pub redirections: u64,
 }
 
 impl PoolStatus {
-    /// Of a pool that is not this process's.
+    /// The status of a pool that belongs to another process.
     pub(crate) fn none(name: &'static str) -> Self {
         Self {
             name,
@@ -57,7 +56,7 @@ impl PoolStatus {
     }
 }
 
-/// A session manager's state. Its `Display` is one report for an incident.
+/// The state of a session manager. Its `Display` is one report for an incident.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Status {
@@ -67,7 +66,8 @@ pub struct Status {
     pub pooled: PoolStatus,
     /// The pool behind the transactional handles.
     pub transactional: PoolStatus,
-    /// The pool behind the handles that read from replicas, once there is one (feature `sentinel`).
+    /// The pool behind the handles that read from replicas, after its first use (feature
+    /// `sentinel`).
     pub replicas: Option<PoolStatus>,
     /// The locks.
     pub locks: LockStatus,
@@ -83,12 +83,12 @@ pub struct Status {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Closed {
-    /// Scopes that were open when the timeout was over, and whose connections were taken back.
+    /// Scopes that were open when the timeout was over. Their connections were reclaimed.
     pub scopes: usize,
-    /// Locks whose guards were alive when the timeout was over. None of them was released: the
-    /// holder may be at work. They are not extended any more, their guards are lost
-    /// ([`on_lost`](crate::LockGuard::on_lost)) before their leases end, and until then a guard that
-    /// is dropped or released gives its lock back as before.
+    /// Locks whose guards were alive when the timeout was over. None of them was released, because
+    /// the holder may be at work. Their leases are not extended any more, and their guards are lost
+    /// ([`on_lost`](crate::LockGuard::on_lost)) before the leases end. Until then a guard that is
+    /// dropped or released releases its lock as before.
     pub locks: usize,
 }
 

@@ -1,5 +1,5 @@
-//! The keys of one lock, and the channel of its releases. They contain the caller's name for
-//! it, so `Debug` shows none.
+//! The keys of one lock, and the channel of its releases. They contain the lock's name, so `Debug`
+//! shows none of them.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,22 +10,22 @@ use crate::protocol::cluster::slot;
 pub(crate) struct LockKeys {
     /// Owner tokens, sorted by the end of their leases in the server's milliseconds.
     pub(crate) holders: String,
-    /// Of each holder the fencing token and the label.
+    /// Fencing token and label of each holder.
     pub(crate) info: String,
-    /// Waiters in fair mode: by arrival, and until when they count as alive.
+    /// Waiters in fair mode, by arrival, and until when each of them counts as alive.
     pub(crate) queue: String,
     pub(crate) alive: String,
     pub(crate) wake: Arc<str>,
     done: String,
-    /// It has a number of permits.
+    /// Whether the lock has a number of permits.
     pub(crate) is_semaphore: bool,
     /// One counter for all locks of a server.
     pub(crate) fencing: String,
 }
 
 impl LockKeys {
-    /// `family` keeps locks, read/write locks and semaphores of one name apart. In a `cluster` there
-    /// is a counter for each slot, in the slot.
+    /// `family` separates locks, read/write locks and semaphores with the same name. In a `cluster`
+    /// there is one counter for each slot, in the slot.
     pub(crate) fn new(prefix: &str, family: &str, name: &str, cluster: bool) -> Self {
         let base = format!("{prefix}:{family}:{{{}}}", tagged(name));
         let slot = slot::of_key(base.as_bytes());
@@ -44,14 +44,13 @@ impl LockKeys {
         }
     }
 
-    /// The key by which the server remembers for a while that this holder has released the
-    /// lock.
+    /// The key by which the server remembers for a while that this holder has released the lock.
     pub(crate) fn done(&self, owner_token: &str) -> String {
         format!("{}{owner_token}", self.done)
     }
 }
 
-/// A name with braces would end the hash tag early, or be none.
+/// Encodes a name with braces, which would end the hash tag early, or form none.
 fn tagged(name: &str) -> String {
     name.replace('%', "%25").replace('{', "%7B").replace('}', "%7D")
 }

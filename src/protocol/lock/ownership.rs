@@ -1,10 +1,8 @@
-//! The lock that a transaction must not outlive: what the server is asked about it, and what its
-//! answers prove.
+//! The check of the lock that fences a transaction: the commands, and what their replies prove.
 //!
-//! The lock's holders are watched before they are asked for. So an answer that says "held" stays
-//! true until EXEC, or EXEC answers nil.
-//!
-//! A lease that is over by the server's own clock is not held.
+//! The key of the lock's holders is watched before it is read. So a reply that proves the lock held
+//! stays true until EXEC, or EXEC returns nil. A lease that has ended by the server's own clock is
+//! not held. Its value is never shown: Debug prints the type's name only.
 
 use std::fmt;
 
@@ -13,7 +11,7 @@ use redis::Value;
 use crate::protocol::cluster::slot;
 use crate::protocol::resp::encode;
 
-/// The lock that a transaction must not outlive: the key of its holders, and the owner token.
+/// The lock that fences a transaction: the key of its holders, and the owner token.
 #[derive(Clone)]
 pub(crate) struct LockOwnership {
     holders: Box<str>,
@@ -25,19 +23,19 @@ impl LockOwnership {
         Self { holders: holders.into(), owner_token: owner_token.into() }
     }
 
-    /// Its hash slot.
+    /// The hash slot of the key.
     pub(crate) fn slot(&self) -> u16 {
         slot::of_key(self.holders.as_bytes())
     }
 
-    /// Watches the key of its holders.
+    /// Watches the key of the lock's holders.
     pub(crate) fn watch(&self, bytes: &mut Vec<u8>) {
         encode::command(bytes, &["WATCH"], |args| {
             args.arg(&*self.holders);
         });
     }
 
-    /// Asks until when it is held.
+    /// Reads the end of the token's lease.
     pub(crate) fn score(&self, bytes: &mut Vec<u8>) {
         encode::command(bytes, &["ZSCORE"], |args| {
             args.arg(&*self.holders).arg(&*self.owner_token);
@@ -45,17 +43,17 @@ impl LockOwnership {
     }
 }
 
-/// The server's clock.
+/// The command for the server's clock.
 pub(crate) const TIME: &[u8] = b"*1\r\n$4\r\nTIME\r\n";
 
-/// The server's clock, in milliseconds.
+/// Parses the server's clock, in milliseconds.
 pub(crate) fn millis(time: &Value) -> Option<f64> {
     let Value::Array(parts) = time else { return None };
     let [seconds, micros] = parts.as_slice() else { return None };
     Some(number(seconds)? * 1e3 + (number(micros)? / 1e3).floor())
 }
 
-/// Whether it is held at `now`.
+/// Returns whether the lock is held at `now`.
 pub(crate) fn is_held(score: &Value, now: Option<f64>) -> bool {
     now.zip(number(score)).is_some_and(|(now, ends)| ends > now)
 }

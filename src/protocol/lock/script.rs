@@ -1,9 +1,7 @@
-//! The scripts, and the calls of them as bytes.
+//! The scripts, and their calls as bytes.
 //!
-//! Each can be sent again with the same arguments: what it did the first time stands, and it
-//! answers the same.
-//!
-//! All times are the server's.
+//! Each script can be sent again with the same arguments: it keeps its first effect and returns the
+//! same reply. All times are the server's.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -19,15 +17,15 @@ pub(crate) struct Script {
 
 /// Takes the lock, or returns its holder and the time left.
 pub(crate) static ACQUIRE: Script = Script::new(include_str!("scripts/acquire.lua"));
-/// Releases it and wakes one waiter.
+/// Releases the lock and wakes one waiter.
 pub(crate) static RELEASE: Script = Script::new(include_str!("scripts/release.lua"));
 /// Extends the lease if the token still holds the lock.
 pub(crate) static RENEW: Script = Script::new(include_str!("scripts/renew.lua"));
-/// Returns the holder.
+/// Returns the lock's holder.
 pub(crate) static PEEK: Script = Script::new(include_str!("scripts/peek.lua"));
-/// Takes it away from all holders.
+/// Takes the lock away from all holders.
 pub(crate) static FORCE: Script = Script::new(include_str!("scripts/force.lua"));
-/// Changes how many may hold it at a time.
+/// Changes the number of permits.
 pub(crate) static PERMITS: Script = Script::new(include_str!("scripts/permits.lua"));
 
 impl Script {
@@ -40,7 +38,7 @@ impl Script {
     }
 }
 
-/// How a request names its script.
+/// The form in which a call names its script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum By {
     Hash,
@@ -51,14 +49,14 @@ pub(crate) enum By {
 /// One call of a script, or the deletion of keys.
 #[derive(Clone)]
 pub(crate) struct Call {
-    /// `None`: the keys are deleted.
+    /// `None`: the call deletes the keys.
     script: Option<&'static Script>,
     keys: Vec<String>,
     arguments: Vec<String>,
 }
 
 impl Call {
-    /// The hash slot of its keys.
+    /// Returns the hash slot of the call's keys.
     pub(crate) fn slot(&self) -> Option<u16> {
         self.keys.first().map(|key| slot::of_key(key.as_bytes()))
     }
@@ -104,7 +102,7 @@ impl Call {
     }
 }
 
-/// Shows nothing of its arguments.
+/// Shows none of the arguments.
 impl fmt::Debug for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Call")
