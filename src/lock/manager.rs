@@ -72,8 +72,8 @@ impl LockManager {
         self.listener.close();
     }
 
-    /// Waits until `deadline` for guards to go, and for what is to be given back. From then on no
-    /// lease is extended. Returns how many locks are held: their guards can still release them.
+    /// Waits until `deadline` for the guards to end and for the pending releases. From then on no
+    /// lease is extended. Returns the number of held locks; their guards can still release them.
     pub(crate) fn end_renewals(&self, deadline: Instant) -> usize {
         self.renewer.end_renewals(deadline, &self.client)
     }

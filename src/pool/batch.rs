@@ -29,14 +29,14 @@ impl OutcomeUnknown for BatchResponse {
     }
 }
 
-/// Sends the leader's request and those that wait first, passes on the responses, and returns
-/// the connection.
+/// Sends the leader's request and the first waiting ones, passes on the responses, and returns the
+/// connection.
 pub(crate) fn send_batch(checkout: Checkout, own: &BatchRequest) -> BatchResponse {
     let deadline = checkout.response_deadline();
     send_batch_within(checkout, own, deadline)
 }
 
-/// The same, where the exchange has a deadline of its own. Past it the link is lost for all jobs.
+/// The same with a deadline for the exchange. After it the connection is lost for all requests.
 pub(crate) fn send_batch_within(
     mut checkout: Checkout,
     own: &BatchRequest,
@@ -53,24 +53,25 @@ pub(crate) fn send_batch_within(
     for (member, response) in members.into_iter().zip(response) {
         member.settle(response);
     }
-    // From here on a log may be written, which is the user's and may take its time.
+    // From here on a log may be written; it belongs to the user and may take its time.
     if changed {
         checkout.log_server_change();
     }
     batch.finish(&mut checkout);
-    // Last: some of these callers wait again by the time that the next leader runs, and
-    // travel with it. A lost connection is closed here.
+    // This comes last: some of these callers wait again before the next leader runs, and join its
+    // batch. A lost connection is closed here.
     drop(checkout);
     own.unwrap_or_else(BatchResponse::outcome_unknown)
 }
 
-/// What goes in one write.
+/// The requests of one write.
 struct Batch {
     bytes: Vec<u8>,
     expected: Vec<(Expect, u32)>,
-    /// What each of them is, and where its bytes end.
+    /// The kind of each request, and the end of its bytes.
     requests: Vec<(RequestKind, usize)>,
-    /// The link watches its register, and that may have expired, which is nothing to these.
+    /// The connection watches its register, which may have expired; these requests do not depend on
+    /// it.
     unwatches: bool,
 }
 
@@ -98,7 +99,7 @@ impl Batch {
         self.requests.push((request.kind, self.bytes.len()));
     }
 
-    /// The link keeps the memory for the next ones.
+    /// Returns the buffer to the connection, for the next batch.
     fn finish(self, checkout: &mut Checkout) {
         if let Some(connection) = checkout.current() {
             connection.keep_scratch(self.bytes);
@@ -106,9 +107,9 @@ impl Batch {
     }
 }
 
-/// One write and all its replies: the responses in their order, and whether a refusal shows
-/// that the server has changed. The caller acts on that after this returns, since a member may
-/// try again at once.
+/// Sends one write and reads all its replies. Returns the responses in their order, and whether a
+/// refusal shows that the server has changed. The caller acts on that after this returns, because a
+/// member may start its next attempt at once.
 fn exchange(
     checkout: &mut Checkout,
     batch: &Batch,
@@ -136,24 +137,24 @@ fn exchange(
         connection.mark_written();
     }
     if response.contains(&BatchResponse::Block(Verdict::Nil)) {
-        // It watched something that was not asked for here.
+        // The connection watched a key that no request here watched.
         connection.taint(Taint::LeftDirty);
     }
     if response.iter().any(|response| matches!(response, BatchResponse::Block(Verdict::Unknown(_))))
     {
-        // Whichever reply does not fit, the next one may not be this connection's either.
+        // After a reply that does not fit, the next one may belong to another connection too.
         connection.taint(Taint::Protocol);
     }
     match lost {
         None => connection.mark_alive(),
         Some(cause) => checkout.distrust_idle(&cause),
     }
-    // The first that says so has done it all.
+    // The first such refusal already replaces the connections.
     let changed = refusals.iter().any(|code| checkout.on_server_error_quiet(code));
     (response, changed)
 }
 
-/// The replies to one write, as far as they come.
+/// The replies to one write, as far as they arrive.
 struct BatchReplies<'l> {
     connection: &'l mut Connection,
     deadline: Deadline,
@@ -162,7 +163,7 @@ struct BatchReplies<'l> {
 }
 
 impl BatchReplies<'_> {
-    /// Hands out the replies that come.
+    /// Passes the replies to `take` as they arrive.
     fn read(&mut self, expected: &[(Expect, u32)], mut take: impl FnMut(Expect, Reply)) {
         if self.lost.is_some() {
             return;

@@ -11,14 +11,14 @@ pub(crate) enum BatchResponse {
     Block(Verdict),
     Read(Value),
     Calls(Vec<Value>),
-    /// Its replies did not all come, and those that came prove nothing.
+    /// Some replies did not arrive, and those that did prove nothing.
     Interrupted(Interrupted),
 }
 
-/// The link failed.
+/// The connection failed.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Interrupted {
-    /// All of its bytes may have left.
+    /// Whether all bytes of the request may have been sent.
     pub(crate) left: bool,
     pub(crate) cause: ConnectionError,
 }

@@ -1,6 +1,6 @@
-//! The blocking commands of a pool, each with the socket by which it can be ended.
+//! The blocking commands of a pool, each with the socket that can end it.
 //!
-//! Never: a blocking command that begins after the pool was closed.
+//! After the pool was closed, no blocking command begins.
 
 use std::fmt;
 use std::net::Shutdown;
@@ -16,7 +16,8 @@ use crate::sync::{lock, thread_name};
 #[derive(Clone, Debug)]
 pub(crate) struct BlockingCommand {
     pub(crate) command: Arc<str>,
-    /// Where the handle was made: the methods of redis-rs do not pass on the caller's own place.
+    /// The place that made the handle: the methods of redis-rs do not pass on the caller's own
+    /// place.
     pub(crate) place: &'static Location<'static>,
 }
 
@@ -41,7 +42,7 @@ struct Entry {
     socket: Option<Weak<OwnSocket>>,
 }
 
-/// A registered blocking command, until its reply has come.
+/// A registered blocking command, until its reply has arrived.
 pub(crate) struct BlockingGuard<'p> {
     commands: &'p BlockingCommands,
     number: u64,
@@ -66,12 +67,12 @@ impl BlockingCommands {
         Some(BlockingGuard { commands: self, number })
     }
 
-    /// Ends all of them: their calls fail at once, and no further one begins.
+    /// Ends all blocking commands: their calls fail at once, and no further one begins.
     pub(crate) fn close(&self) {
         let mut state = lock(&self.state);
         state.closed = true;
         for socket in state.entries.iter().filter_map(|entry| entry.socket.as_ref()?.upgrade()) {
-            // It fails if the server closed it first.
+            // The shutdown fails if the server closed the connection first.
             let _: std::io::Result<()> = socket.shutdown(Shutdown::Both);
         }
     }
@@ -80,7 +81,7 @@ impl BlockingCommands {
         lock(&self.state).closed
     }
 
-    /// Each with its handle's place, its thread and its age.
+    /// Returns each blocking command with its handle's place, its thread and its age.
     pub(crate) fn list(&self) -> Vec<OpenScope> {
         let scope = |entry: &Entry| OpenScope {
             name: None,

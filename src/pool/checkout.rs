@@ -1,9 +1,7 @@
-//! A checked-out connection, and the permit to have one.
+//! A checked-out connection, and the permit for it.
 //!
-//! A connection that is found dead is replaced under its checkout, and the pool draws the
-//! conclusions for its other connections.
-//!
-//! Never: a connection handed out that is known to be dead, outdated or too old.
+//! A connection that is found dead is replaced under its checkout, and the idle connections of its
+//! pool are probed. A connection that is known to be dead, outdated or too old is not used.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -32,12 +30,12 @@ use crate::protocol::connection_state::Taint;
 use crate::settings::settings::Settings;
 use crate::text::brief;
 
-/// The permit to have one connection.
+/// The permit for one connection.
 pub(crate) struct Permit {
     core: Arc<PoolCore>,
     slot: usize,
     events: DeferredEvents,
-    /// It is returned by the reaper's thread, which must not wait for a log.
+    /// The reaper's thread returns the connection, and must not wait for a log.
     by_reaper: bool,
 }
 
@@ -70,7 +68,7 @@ pub(crate) struct Checkout {
     asks: bool,
 }
 
-/// What a caller gets that may be served by another caller's write.
+/// The result of a checkout whose request another caller's write may carry.
 pub(crate) enum BatchCheckout {
     /// A connection that was free, while no caller waited.
     Alone(Checkout),
@@ -80,7 +78,7 @@ pub(crate) enum BatchCheckout {
     Response(BatchResponse),
 }
 
-/// In a forked child nothing is returned: the pool is the parent's.
+/// In a forked child nothing is returned: the pool belongs to the parent.
 impl Drop for Checkout {
     fn drop(&mut self) {
         if self.permit.core.settings.is_forked_child()
@@ -103,7 +101,7 @@ impl Checkout {
         Ok(checkout)
     }
 
-    /// The number of its permit.
+    /// The number of the permit.
     pub(crate) fn slot(&self) -> usize {
         self.permit.slot
     }
@@ -112,7 +110,7 @@ impl Checkout {
         &self.permit.core
     }
 
-    /// Its server is the target of a migration: each command or MULTI needs ASKING before it.
+    /// Marks the server as the target of a migration: each command or MULTI needs ASKING before it.
     pub(crate) fn with_ask(mut self, asks: bool) -> Self {
         self.asks = asks;
         self
@@ -126,7 +124,7 @@ impl Checkout {
         }
     }
 
-    /// It is returned by the reaper.
+    /// Marks the connection as returned by the reaper.
     pub(crate) fn mark_reclaimed(&mut self) {
         self.permit.by_reaper = true;
     }
@@ -177,10 +175,10 @@ impl Checkout {
         connection.is_some_and(|connection| self.permit.core.trusts(connection.last_alive()))
     }
 
-    /// The connection was found dead: closes it, and has the idle ones probed.
+    /// Closes the connection, which was found dead, and has the idle ones probed.
     pub(crate) fn on_lost(&mut self, cause: &ConnectionError) {
         self.distrust_idle(cause);
-        // Its state has the reason, by which the pool closes it.
+        // The connection's state has the reason with which the pool closes it.
         self.connection = None;
     }
 
@@ -201,7 +199,8 @@ impl Checkout {
         }
     }
 
-    /// The same without a log. True: the server's role has changed, to be logged.
+    /// The same without a log. Returns true if the server's role has changed, so that the caller
+    /// logs it.
     pub(crate) fn on_server_error_quiet(&mut self, code: &str) -> bool {
         let shows_change = matches!(code, "READONLY" | "MASTERDOWN");
         let changed = shows_change && self.server_changed();
@@ -221,7 +220,7 @@ impl Checkout {
         });
     }
 
-    /// A read is retried on another connection.
+    /// Logs that a read is retried on another connection.
     pub(crate) fn log_retry(&mut self, cause: &ConnectionError) {
         let cause = cause.clone();
         self.log_later(Level::DEBUG, move || {
@@ -229,7 +228,7 @@ impl Checkout {
         });
     }
 
-    /// The connection was found dead before anything was sent on it.
+    /// Logs that the connection was found dead before anything was sent on it.
     pub(crate) fn log_replaced(&mut self, cause: &ConnectionError) {
         let cause = cause.clone();
         self.log_later(Level::DEBUG, move || {
@@ -237,8 +236,8 @@ impl Checkout {
         });
     }
 
-    /// The server rejects writes: all older connections are replaced, at most once a second. A
-    /// connection from before the last replacement shows nothing new. A newer one does only if it
+    /// Replaces all older connections after the server rejected a write, at most once a second. A
+    /// connection from before the last replacement proves nothing new. A newer one does only if it
     /// has written: a server that was read-only all along has not changed.
     fn server_changed(&self) -> bool {
         let Some(connection) = &self.connection else { return false };
@@ -282,7 +281,7 @@ impl Checkout {
                     return Err(CheckoutError::Connect { waited: started.elapsed(), source });
                 }
                 None if now >= deadline => {
-                    // A connect is still under way.
+                    // A connect is still in progress.
                     let source = match core.endpoint.provider_is_silent_for() {
                         Some(silent) => ConnectionError::new(
                             ConnectionErrorKind::Credentials,
@@ -345,8 +344,8 @@ impl Checkout {
         true
     }
 
-    /// Makes sure that the connection is alive before a write is sent on it: it replied within the
-    /// trust window, or replies to PING, or is replaced.
+    /// Makes sure that the connection is alive before a write is sent on it. It replied within the
+    /// trust window, or it replies to PING, or it is replaced.
     pub(crate) fn ensure_alive(&mut self, checkout_deadline: Instant) -> Result<(), Error> {
         loop {
             self.connection(checkout_deadline)?;
@@ -391,20 +390,21 @@ impl Checkout {
         RetryBudget::new(self.permit.core.settings.max_size)
     }
 
-    /// A deadline for one exchange with the server, by the pool's `response_timeout`.
+    /// Returns the deadline of one exchange with the server, by the pool's `response_timeout`.
     pub(crate) fn response_deadline(&self) -> Deadline {
         Deadline::after(self.permit.core.settings.response_timeout)
     }
 }
 
-/// New credentials for a connection. The provider is not waited for past `checkout_deadline`.
+/// Gets new credentials for a connection, and does not wait for the provider past
+/// `checkout_deadline`.
 fn new_login(
     endpoint: &Endpoint,
     settings: &Settings,
     checkout_deadline: Instant,
 ) -> Result<Login, ConnectionError> {
     let late = |text: String| ConnectionError::new(ConnectionErrorKind::Credentials, text);
-    // It hangs, and each further call would take a thread.
+    // The provider hangs, and each further call would occupy a thread.
     if let Some(silent) = endpoint.provider_is_silent_for()
         && silent > settings.response_timeout
     {

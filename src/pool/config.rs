@@ -1,4 +1,4 @@
-//! What the pools of one purpose have in common.
+//! The settings that the pools of one purpose share.
 
 use std::sync::Arc;
 
@@ -10,14 +10,14 @@ use crate::protocol::handshake::Purpose;
 use crate::settings::settings::Settings;
 use crate::status::counters::Counters;
 
-/// Where a session manager logs.
+/// The log settings of a session manager.
 #[derive(Debug, Default)]
 pub(crate) struct Logging {
     pub(crate) log_thread: Arc<LogThread>,
     pub(crate) rate_limits: RateLimits,
 }
 
-/// What the pools of one purpose have in common.
+/// The settings that the pools of one purpose share.
 #[derive(Clone)]
 pub(crate) struct PoolConfig {
     pub(crate) name: &'static str,
@@ -26,7 +26,7 @@ pub(crate) struct PoolConfig {
     pub(crate) threads: Arc<ScheduledThreadPool>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) logging: Arc<Logging>,
-    /// A checkout fails as soon as its server cannot be reached, because another one may have taken
-    /// over.
+    /// Whether a checkout fails as soon as its server is unreachable, because another one may have
+    /// taken over.
     pub(crate) fail_fast: bool,
 }

@@ -1,11 +1,13 @@
-//! How many connections are being opened, and for how many callers.
+//! The number of connections that are being opened, and of the callers that need them.
 //!
-//! A try to connect goes on, with pauses, until it succeeds, also when its caller has given up. So
-//! a caller begins one only if fewer are under way than there are callers, itself included.
+//! An attempt to connect continues, with backoffs, until it succeeds, even if its caller has given
+//! up. So a caller begins one only if fewer attempts are in progress than there are callers, itself
+//! included.
 //!
-//! The count is exact because taking a connection and ceasing to be a caller are one step. A caller
-//! with a connection takes up room in the pool: a try begun for it would never be made, and would
-//! count for ever. There are never more tries than callers, so a server that is down is not stormed.
+//! The count is exact because taking a connection and leaving the callers are one step. A caller
+//! with a connection occupies a place in the pool: an attempt begun for it would never run, and
+//! would be counted forever. There are never more attempts than callers, which protects a server
+//! that is down.
 
 #[cfg(all(test, rediscope_shuttle))]
 #[path = "../../tests/model/connect_attempts.rs"]
@@ -16,11 +18,11 @@ use std::time::Duration;
 
 use crate::sync::shim::{Condvar, Mutex, PoisonError, lock};
 
-/// Pause before a caller looks into the pool again: a connection lies there a moment
-/// after it is known to be open.
+/// Delay before a caller checks the pool again: a connection is in the pool a moment after it is
+/// known to be open.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// How many connections are being opened, and for how many callers.
+/// The number of connections that are being opened, and of the callers that need them.
 #[derive(Debug, Default)]
 pub(crate) struct ConnectAttempts {
     count: Mutex<Count>,
@@ -30,7 +32,7 @@ pub(crate) struct ConnectAttempts {
 #[derive(Debug, Default)]
 struct Count {
     requesters: u32,
-    /// Tries under way, until their connection is in a caller's hands.
+    /// Number of attempts in progress, each until a caller has its connection.
     under_way: u32,
 }
 
@@ -40,14 +42,14 @@ impl ConnectAttempts {
         Requester { attempts: self, waits: false }
     }
 
-    /// A connection was opened, and is on its way to a caller.
+    /// Records that a connection was opened, which a caller will take.
     pub(crate) fn connection_opened(self: &Arc<Self>) -> NewConnection {
         self.changed.notify_all();
         NewConnection { attempts: Arc::clone(self) }
     }
 }
 
-/// An open connection before its first use. Its try ends when this is dropped.
+/// An open connection before its first use. Its attempt ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct NewConnection {
     attempts: Arc<ConnectAttempts>,
@@ -56,7 +58,7 @@ pub(crate) struct NewConnection {
 impl Drop for NewConnection {
     fn drop(&mut self) {
         let mut count = lock(&self.attempts.count);
-        // The pool begins tries of its own, for `min_idle`, which are not counted here.
+        // The pool begins attempts of its own, for `min_idle`, which are not counted here.
         count.under_way = count.under_way.saturating_sub(1);
     }
 }
@@ -77,15 +79,14 @@ impl Drop for Requester<'_> {
 }
 
 impl Requester<'_> {
-    /// Takes what `idle` finds in the pool. Where that is nothing, and a try more is in order, has
-    /// `begin` begin one, unless it finds something after all.
+    /// Takes the connection that `idle` returns. If there is none, and a further attempt is needed,
+    /// calls `begin` to start one, unless `begin` returns a connection after all.
     pub(crate) fn take<C>(
         &mut self,
         idle: impl Fn() -> Option<C>,
         begin: impl FnOnce() -> Option<C>,
     ) -> Option<C> {
-        // Nearly always there is one, and a caller that does not count yet may take it
-        // without counting.
+        // Nearly always there is one, and a caller that is not counted yet may take it uncounted.
         if !self.waits
             && let Some(found) = idle()
         {
@@ -123,7 +124,7 @@ impl Requester<'_> {
 mod tests {
     use super::*;
 
-    /// Whether the caller, which finds nothing, begins a try.
+    /// Returns whether the caller, which got no connection, begins an attempt.
     fn begins(caller: &mut Requester<'_>) -> bool {
         let mut begun = false;
         let found: Option<()> = caller.take(
@@ -144,10 +145,10 @@ mod tests {
         assert!(begins(&mut one) && begins(&mut two) && !begins(&mut one));
         drop(attempts.connection_opened());
         drop(two);
-        // One try is still under way, for the one caller that is left.
+        // One attempt is still in progress, for the one caller that is left.
         assert!(!begins(&mut one));
         let arrival = attempts.connection_opened();
-        // It is open, but it may not lie in the pool yet.
+        // The connection is open, but it may not be in the pool yet.
         assert!(!begins(&mut one));
         drop(arrival);
         assert!(begins(&mut one));
@@ -159,9 +160,9 @@ mod tests {
         let (mut one, mut two) = (attempts.requester(), attempts.requester());
         assert!(begins(&mut one));
         assert_eq!(one.take(|| Some(7), || None), Some(7));
-        // Its try is still under way, and now it is the other caller's.
+        // Its attempt is still in progress, and now belongs to the other caller.
         assert!(!begins(&mut two));
-        // What was found while a try was about to begin was not opened by it.
+        // The connection that `begin` returned was not opened by this attempt.
         assert!(begins(&mut one));
         assert_eq!(two.take(|| None, || unreachable!("two are under way")), None::<()>);
     }

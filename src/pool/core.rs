@@ -1,6 +1,6 @@
-//! What the checkouts of one pool share: semaphore, idle connections, and how far those are trusted.
+//! The shared state of one pool's checkouts: semaphore, idle connections, and their trust.
 //!
-//! It knows no checkout and no scope, so that both can hold it.
+//! This module depends on no checkout and no scope, so that both can hold it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +22,7 @@ use crate::status::counters::Counters;
 /// Minimum time between two replacements of all connections.
 const REPLACE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What the checkouts of one pool share.
+/// The shared state of one pool's checkouts.
 pub(crate) struct PoolCore {
     pub(in crate::pool) name: &'static str,
     pub(in crate::pool) fail_fast: bool,
@@ -34,13 +34,13 @@ pub(crate) struct PoolCore {
     pub(in crate::pool) blocking: BlockingCommands,
     pub(in crate::pool) idle: IdleConnections,
     created: Instant,
-    /// Connections last alive before this (nanoseconds since `created`) are probed: another one was
+    /// Nanoseconds since `created`. Connections last alive before this are probed: another one was
     /// found dead then.
     distrusted_before: AtomicU64,
     /// Connections last alive before this are closed without a probe: another one timed out then,
     /// and each probe would cost a timeout.
     silent_before: AtomicU64,
-    /// When all connections were last replaced; 0: never.
+    /// Time of the last replacement of all connections; 0: never.
     replaced_at: AtomicU64,
 }
 
@@ -86,7 +86,8 @@ impl PoolCore {
         &self.logging
     }
 
-    /// The requests at the head of the queue, as many as fit into one write that has `bytes` already.
+    /// Returns the requests at the head of the queue, as many as fit into a write that has `bytes`
+    /// already.
     pub(crate) fn take_batch(
         &self,
         mut bytes: usize,
@@ -104,8 +105,8 @@ impl PoolCore {
         (self.settings.max_size as usize).saturating_sub(self.semaphore.free())
     }
 
-    /// Closes the idle connections of a closed pool. True: only connections in use are left; those
-    /// are closed when they come back.
+    /// Closes the idle connections of a closed pool. Returns true if only connections in use are
+    /// left; those are closed when they are returned.
     pub(in crate::pool) fn sweep(&self) -> bool {
         // r2d2 lists a connection a moment after it was opened, so one sweep is not enough.
         while let Some(mut connection) = self.idle.take() {
@@ -115,24 +116,24 @@ impl PoolCore {
         self.shared.alive() <= self.in_use()
     }
 
-    /// Connections of an older generation are replaced.
+    /// Returns the pool's generation; connections of an older one are replaced.
     pub(in crate::pool) fn generation(&self) -> u64 {
         self.shared.generation(&self.endpoint)
     }
 
-    /// Whether a connection that was alive then can be used without a probe.
+    /// Returns whether a connection with that last reply can be used without a probe.
     pub(in crate::pool) fn trusts(&self, last_alive: Instant) -> bool {
         last_alive.elapsed() <= self.settings.trust_window
             && self.stamp(last_alive) >= self.distrusted_before.load(Ordering::Acquire)
     }
 
-    /// Whether another connection timed out since then.
+    /// Returns whether another connection timed out since then.
     pub(in crate::pool) fn is_silent_since(&self, last_alive: Instant) -> bool {
         self.stamp(last_alive) < self.silent_before.load(Ordering::Acquire)
     }
 
-    /// A connection was lost: the idle ones are probed before their next use, or closed if this one
-    /// timed out. Nothing is logged here.
+    /// Records that a connection was lost. The idle ones are probed before their next use, or
+    /// closed if this one timed out. This logs nothing.
     pub(in crate::pool) fn distrust_idle(&self, cause: &ConnectionError) {
         let now = self.stamp(Instant::now());
         self.distrusted_before.fetch_max(now, Ordering::AcqRel);
@@ -143,7 +144,7 @@ impl PoolCore {
         self.endpoint.invalidate();
     }
 
-    /// Begins a new generation, at most once a second. True: this call has begun it.
+    /// Begins a new generation, at most once a second. Returns true if this call has begun it.
     pub(in crate::pool) fn replace_all(&self) -> bool {
         let now = self.stamp(Instant::now()).max(1);
         let last = self.replaced_at.load(Ordering::Acquire);
@@ -158,13 +159,13 @@ impl PoolCore {
         won
     }
 
-    /// Nanoseconds since the pool was created; 64 bits last for 584 years.
+    /// Converts to nanoseconds since the pool was created; 64 bits last for 584 years.
     fn stamp(&self, instant: Instant) -> u64 {
         instant.saturating_duration_since(self.created).as_nanos() as u64
     }
 }
 
-/// In a forked child the connections and the threads are the parent's.
+/// In a forked child the connections and the threads belong to the parent.
 impl Drop for PoolCore {
     fn drop(&mut self) {
         if self.settings.is_forked_child() {

@@ -1,10 +1,9 @@
-//! The idle connections of a pool, and how further ones are opened.
+//! The idle connections of a pool, and the opening of further ones.
 //!
 //! r2d2 opens the connections on its own threads, keeps the idle ones, and closes those that were
-//! idle for too long; which caller gets one is decided by the fair semaphore in front of it.
-//!
-//! Never: a panic into r2d2, which would lose the connection's place for ever. Never: a call without
-//! a permit, so that no call of r2d2 waits for another caller's connection.
+//! idle for too long. The fair semaphore in front of it decides which caller gets one. A panic must
+//! not reach r2d2, which would lose the connection's place forever. Every call needs a permit, so
+//! that no call of r2d2 waits for another caller's connection.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -30,7 +29,7 @@ use crate::status::counters::CloseReason;
 #[cfg(test)]
 use crate::sync::lock;
 
-/// Twice the longest pause between two connects.
+/// Twice the maximum delay between two connects.
 const CONNECT_BACKOFF: Duration = Duration::from_millis(500);
 
 /// The idle connections of a pool.
@@ -67,12 +66,12 @@ impl IdleConnections {
         self.connections.try_get().map(TakenConnection)
     }
 
-    /// Begins to open a connection, and does not wait for it.
+    /// Begins to open a connection, without waiting for it.
     pub(crate) fn open_one(&self) -> Option<TakenConnection> {
         self.connections.get_timeout(Duration::ZERO).ok().map(TakenConnection)
     }
 
-    /// A caller that will take a connection, and has one opened if there is none.
+    /// Registers a caller that will take a connection, and opens one if there is none.
     pub(crate) fn taker(&self) -> Taker<'_> {
         Taker { idle: self, requester: self.shared.attempts.requester() }
     }
@@ -87,8 +86,8 @@ impl IdleConnections {
         self.connections.state().idle_connections
     }
 
-    /// In a forked child: the connections and the threads are the parent's, and the locks that they
-    /// share may be held for ever.
+    /// In a forked child: the connections and the threads belong to the parent, and the mutexes
+    /// that they share may stay locked forever.
     pub(crate) fn leak(&self) {
         std::mem::forget(self.connections.clone());
     }
@@ -123,12 +122,12 @@ impl Taker<'_> {
     }
 }
 
-/// A connection in the hands of a caller. On drop it becomes idle again; if its state forbids
-/// that, it is closed and another one is opened in its place.
+/// A connection that a caller has taken. On drop it becomes idle again. If its state forbids that,
+/// it is closed and another one is opened in its place.
 pub(crate) struct TakenConnection(r2d2::PooledConnection<Opener>);
 
 impl TakenConnection {
-    /// In a forked child: the connection is the parent's.
+    /// In a forked child: the connection belongs to the parent.
     pub(crate) fn leak(self) {
         std::mem::forget(self.0);
     }
@@ -152,12 +151,12 @@ impl DerefMut for TakenConnection {
 /// longer counted.
 pub(crate) struct Opened {
     connection: Connection,
-    /// Until the first caller has taken it.
+    /// The attempt that opened the connection, until the first caller has taken it.
     attempt: Option<NewConnection>,
     _counted: CountedConnection,
 }
 
-/// How r2d2 opens a connection and judges one that is returned.
+/// The opener of connections, which also decides whether a returned one is reused.
 #[derive(Debug)]
 pub(crate) struct Opener {
     endpoint: Endpoint,
@@ -173,8 +172,8 @@ impl Opener {
     }
 
     fn open(&self) -> Result<Connection, ConnectionError> {
-        // Before the connection exists: if its server is found to be gone during the handshake, the
-        // connection belongs to the generation before.
+        // Read before the connection exists: if its server is found to be gone during the
+        // handshake, the connection belongs to the former generation.
         let generation = self.generation();
         // After a connect that the peer closed, MULTI is sent alone, so that the next error shows
         // whether MULTI is the reason.
@@ -188,7 +187,7 @@ impl Opener {
 }
 
 impl r2d2::ManageConnection for Opener {
-    /// Boxed, since it is moved with every checkout.
+    /// Boxed, because it is moved with every checkout.
     type Connection = Box<Opened>;
     type Error = ConnectionError;
 
@@ -209,7 +208,7 @@ impl r2d2::ManageConnection for Opener {
             opened = opened.map_err(ConnectionError::permanent);
         }
         self.shared.set_connect_error(opened.as_ref().err().cloned());
-        // Logged later: the connection is handed over when this returns.
+        // Logged later: the connection is passed on when this returns.
         let address = self.endpoint.address().into_owned();
         let opened = match opened {
             Ok(connection) => {

@@ -24,10 +24,10 @@ use crate::settings::settings::Settings;
 use crate::status::counters::Counters;
 use crate::status::report::PoolStatus;
 
-/// How much longer than its timeout a closing pool waits for connections that are being opened.
+/// Time in addition to its timeout that a closing pool waits for connections that are being opened.
 const CLOSE_GRACE: Duration = Duration::from_millis(100);
 
-/// Pause between two sweeps of a closed pool.
+/// Delay between two sweeps of a closed pool.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A pool of connections to one server. Clones are the same pool.
@@ -36,8 +36,8 @@ pub(crate) struct Pool {
     scopes: Arc<OpenScopes>,
 }
 
-/// What a scope holds of its pool: a forgotten scope does not keep the pool alive. (The checkout in
-/// the scope's entry does, until the scope ends or is reclaimed.)
+/// A scope's reference to its pool: a forgotten scope does not keep the pool alive. (The checkout
+/// in the scope's entry does, until the scope ends or is reclaimed.)
 pub(crate) struct WeakPool {
     scopes: Weak<OpenScopes>,
 }
@@ -55,14 +55,14 @@ impl WeakPool {
     }
 }
 
-/// Every holder of a connection waits for one.
+/// Every holder of a connection waits for another one.
 struct WouldDeadlock {
     /// No holder can have moved to another thread.
     certain: bool,
     holders: Vec<OpenScope>,
 }
 
-/// Judges a wait before it begins.
+/// A check before a wait begins.
 type MayWait<'p> = dyn Fn(&IsWaiting<'_>) -> Result<(), WouldDeadlock> + 'p;
 
 impl Pool {
@@ -102,7 +102,7 @@ impl Pool {
         self.core().logging()
     }
 
-    /// A connection for one round trip.
+    /// Takes a connection for one round trip.
     pub(crate) fn checkout(&self, deadline: Instant) -> Result<Checkout, CheckoutError> {
         let started = Instant::now();
         let permit = self.permit(started, deadline);
@@ -111,7 +111,7 @@ impl Pool {
         checkout
     }
 
-    /// The same if a permit is free; `None`: none is.
+    /// The same if a permit is free; `None`: no permit is free.
     pub(crate) fn try_checkout(
         &self,
         deadline: Instant,
@@ -123,7 +123,7 @@ impl Pool {
         checkout.map(Some)
     }
 
-    /// Begins to open a connection if there is none, and does not wait for it.
+    /// Begins to open a connection if there is none, without waiting for it.
     pub(crate) fn warm(&self) {
         let idle = &self.core().idle;
         if idle.size() == 0
@@ -154,7 +154,7 @@ impl Pool {
         }
     }
 
-    /// A connection for a scope; see [`Checkout::with_ask`].
+    /// Takes a connection for a scope; see [`Checkout::with_ask`].
     pub(crate) fn pin(
         &self,
         origin: ScopeOrigin,
@@ -165,8 +165,8 @@ impl Pool {
         Ok(self.scopes.open(checkout, origin))
     }
 
-    /// A connection if one is free; else one to send the request with those of others, unless
-    /// another caller sends it first.
+    /// Takes a connection if one is free. Otherwise waits for a connection that leads a batch,
+    /// unless another caller sends the request first.
     pub(crate) fn checkout_batched(
         &self,
         deadline: Instant,
@@ -248,7 +248,7 @@ impl Pool {
             else {
                 break acquired;
             };
-            // Logged without a lock held: a subscriber may block or call back.
+            // Logged while no mutex is locked: a subscriber may block or call back.
             for scope in holders {
                 let OpenScope { name, begun_at: place, thread, age, .. } = scope;
                 let name = name.as_deref();
@@ -289,14 +289,14 @@ impl Pool {
         scopes
     }
 
-    /// Checkouts fail from now on, and blocking commands are ended.
+    /// Closes the pool: checkouts fail from now on, and blocking commands are ended.
     pub(crate) fn close(&self) {
         self.core().semaphore.close();
         self.core().blocking.close();
     }
 
-    /// Its server is no master any more: waiting callers fail, and look elsewhere; a connection in
-    /// use is kept to the end of its scope.
+    /// Retires the pool of a former master: waiting callers fail and look for another server; a
+    /// connection in use is kept to the end of its scope.
     pub(crate) fn retire(&self) {
         self.core().semaphore.close();
         self.core().shared.close();
@@ -310,14 +310,14 @@ impl Pool {
         while core.in_use() > 0 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
-        // A connection that comes back from here on is closed, and none is opened in its place.
+        // A connection that is returned from here on is closed, and none is opened in its place.
         core.shared.close();
         let reclaimed = self.scopes.reclaim_all();
         if core.in_use() > 0 {
             // Running calls fail now.
             core.shared.shut_down_sockets();
         }
-        // No longer: the reaper closes what arrives later.
+        // The wait ends here: the reaper closes connections that arrive later.
         let until = deadline.max(Instant::now() + CLOSE_GRACE);
         while !core.sweep() {
             if Instant::now() >= until {

@@ -1,13 +1,13 @@
-//! How often a read is retried after its connection was lost.
+//! Maximum number of retries of a read after its connection was lost.
 
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 
-/// How often a read is retried after its connection was lost.
+/// Maximum number of retries of a read after its connection was lost.
 ///
-/// Every idle connection may have died. One that had just replied was most likely lost because of
-/// the read itself: its reply takes too long, or is larger than the server's limit. The first kind
-/// of read is not retried, the second once. A read whose reply is too large for this side is not
-/// retried either.
+/// Every idle connection may have died. A connection that had just replied was most likely lost
+/// because of the read itself: its reply takes too long, or is larger than the server's limit. A
+/// read whose reply takes too long is not retried, a read whose reply exceeds the server's limit
+/// once. A read whose reply is too large for this side is not retried either.
 #[derive(Debug)]
 pub(crate) struct RetryBudget {
     left: u32,

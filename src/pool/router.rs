@@ -1,7 +1,7 @@
-//! Which pool a slot's connections come from: the one there is, or that of the slot's master.
+//! The router from a slot to its pool: the only pool, or the pool of the slot's master.
 //!
-//! Handles and scopes know this and no pool. With one server nothing is looked up. An unserved
-//! slot is waited for.
+//! Handles and scopes use the router and no pool. With one server it looks nothing up. A call waits
+//! for a slot that no master serves.
 
 pub(crate) mod cluster;
 pub(crate) mod slot_map_refresh;
@@ -31,10 +31,10 @@ use crate::settings::settings::Settings;
 use crate::status::counters::Counters;
 use crate::status::report::PoolStatus;
 
-/// A time in which connections lead to the same server and have said the same.
+/// A time in which connections lead to the same server and have proven the same.
 pub(crate) type Generation = (u64, Option<u64>);
 
-/// The pools of one purpose. Clones are the same pools.
+/// The pools of one purpose. Clones share the pools.
 #[derive(Clone)]
 pub(crate) struct Router {
     inner: Inner,
@@ -42,7 +42,7 @@ pub(crate) struct Router {
 
 impl Drop for Router {
     fn drop(&mut self) {
-        // A forked child that drops it will never use it: the sockets are closed there.
+        // A forked child that drops the router will never use it: the sockets are closed there.
         let _: bool = self.settings().is_forked_child();
     }
 }
@@ -53,7 +53,7 @@ enum Inner {
     Cluster(Arc<Cluster>),
 }
 
-/// What a scope knows of them: a scope that was forgotten keeps none of them alive.
+/// A scope's reference to the pools: a forgotten scope does not keep them alive.
 pub(crate) struct WeakRouter {
     inner: WeakInner,
 }
@@ -91,7 +91,7 @@ impl Router {
         WeakRouter { inner }
     }
 
-    /// The one pool, where there is one server.
+    /// Returns the only pool, if there is one server.
     pub(crate) fn single(&self) -> Option<&Pool> {
         match &self.inner {
             Inner::Single(pool) => Some(pool),
@@ -99,7 +99,7 @@ impl Router {
         }
     }
 
-    /// What a new transaction's keys are bound to.
+    /// Returns the slot binding of a new transaction.
     pub(crate) fn binding(&self) -> SlotBinding {
         match self.single() {
             Some(_) => SlotBinding::None,
@@ -118,7 +118,7 @@ impl Router {
         }
     }
 
-    /// Comes first in every call of the caller's, before anything is locked or logged.
+    /// Checks the process. Every public call does this first, before it locks or logs.
     ///
     /// # Errors
     /// This process is not the one that made the session manager.
@@ -137,7 +137,7 @@ impl Router {
         &self.logging().rate_limits
     }
 
-    /// Writes the events of threads that must not wait for a log.
+    /// The thread that writes events of threads which must not wait for a log.
     pub(crate) fn log_thread(&self) -> &Arc<LogThread> {
         &self.logging().log_thread
     }
@@ -149,12 +149,12 @@ impl Router {
         }
     }
 
-    /// A cluster has one database.
+    /// Returns the database. A cluster has only database 0.
     pub(crate) fn db(&self) -> i64 {
         self.single().map_or(0, |pool| pool.endpoint().db())
     }
 
-    /// Of the server, or of the nodes that the cluster was named by.
+    /// Returns the address of the server, or of the cluster's seed nodes.
     pub(crate) fn address(&self) -> String {
         match &self.inner {
             Inner::Single(pool) => pool.endpoint().address().into_owned(),
@@ -162,7 +162,7 @@ impl Router {
         }
     }
 
-    /// For spans: of the server, or of the first node that the cluster was named by.
+    /// For spans: the host and port of the server, or of the cluster's first seed node.
     pub(crate) fn host_and_port(&self) -> (Cow<'_, str>, u16) {
         match &self.inner {
             Inner::Single(pool) => pool.endpoint().host_and_port(),
@@ -173,25 +173,26 @@ impl Router {
         }
     }
 
-    /// Whether another server may take the place of the one there is.
+    /// Returns whether another server may take the place of the current one.
     pub(crate) fn may_switch(&self) -> bool {
         self.single().is_some_and(|pool| pool.endpoint().may_switch())
     }
 
-    /// Rises when another server serves, or connections are to re-authenticate.
+    /// Returns a value that rises when another server serves, or when connections must
+    /// re-authenticate.
     pub(crate) fn generation(&self) -> Generation {
         let switches = self.single().map_or(0, |pool| pool.endpoint().generation());
         (switches, self.settings().credentials.as_ref().map(Provider::version))
     }
 
-    /// No connection is opened any more.
+    /// Stops the opening of connections.
     pub(crate) fn stop_connecting(&self) {
         if let Some(pool) = self.single() {
             pool.endpoint().close();
         }
     }
 
-    /// A link for one round trip.
+    /// Takes a connection for one round trip.
     pub(crate) fn checkout(
         &self,
         route: &Route,
@@ -201,7 +202,7 @@ impl Router {
             .map(|checkout| checkout.with_ask(route.ask))
     }
 
-    /// The same where one is free; `None`: none is.
+    /// The same if a connection is free; `None`: no connection is free.
     pub(crate) fn try_checkout(
         &self,
         route: &Route,
@@ -211,7 +212,7 @@ impl Router {
             .map(|checkout| checkout.map(|checkout| checkout.with_ask(route.ask)))
     }
 
-    /// Begins to open a connection to where the route leads, unless there is one.
+    /// Begins to open a connection for the route, unless there is one.
     pub(crate) fn warm(&self, route: &Route) {
         match &self.inner {
             Inner::Single(pool) => pool.warm(),
@@ -219,8 +220,8 @@ impl Router {
         }
     }
 
-    /// A link for calls that may all be sent again, or their answers, where another caller sends
-    /// them along. What was sent along is not waited for past the deadline.
+    /// Takes a connection for calls that may all be sent again. If another caller sends them in its
+    /// batch, returns their replies. A batched call is not awaited past the deadline.
     pub(crate) fn checkout_batched_calls(
         &self,
         route: &Route,
@@ -232,7 +233,7 @@ impl Router {
         })
     }
 
-    /// A link for a scope.
+    /// Takes a connection for a scope.
     pub(crate) fn pin(
         &self,
         route: &Route,
@@ -255,8 +256,8 @@ impl Router {
         self.with_pool(route, deadline, |pool| pool.checkout_batched(deadline, &mut request))
     }
 
-    /// Does something with the pool of the route, and with another one where its server is gone and
-    /// another one has taken over by `deadline`.
+    /// Runs `call` with the pool of the route. If its server is gone and another one has taken
+    /// over by `deadline`, runs it again with the other pool.
     fn with_pool<T>(
         &self,
         route: &Route,
@@ -270,7 +271,7 @@ impl Router {
         }
     }
 
-    /// A connection of its own is to be opened for a slot's questions, or for any.
+    /// Returns the endpoint for a separate connection to a slot's node, or to any node.
     pub(crate) fn endpoint(
         &self,
         route: &Route,
@@ -279,7 +280,7 @@ impl Router {
         self.with_pool(route, deadline, |pool| Ok(pool.endpoint().clone()))
     }
 
-    /// The ways to all masters, to ask each of them the same.
+    /// Returns the routes to all masters, for a command that goes to each of them.
     pub(crate) fn all_masters(&self, deadline: Instant) -> Result<Vec<Route>, CheckoutError> {
         match &self.inner {
             Inner::Single(_) => Ok(vec![Route::default()]),
@@ -287,8 +288,8 @@ impl Router {
         }
     }
 
-    /// How a call is sent again after a server rejected it with this error. `None`: the error is the
-    /// call's result.
+    /// Returns how a call is sent again after a server rejected it with this error. `None`: the
+    /// error is the call's result.
     pub(crate) fn redirect_for(&self, route: &Route, code: &str, text: &str) -> Option<Redirect> {
         match &self.inner {
             Inner::Single(_) => None,
@@ -296,7 +297,7 @@ impl Router {
         }
     }
 
-    /// The same after no connection to the server could be had, by `deadline` at the latest.
+    /// The same after no connection to the server was available, by `deadline` at the latest.
     pub(crate) fn on_unreachable(
         &self,
         route: &Route,

@@ -1,10 +1,9 @@
-//! The open scopes of a pool: which connection each has, since when, begun where; and the reaper.
+//! The open scopes of a pool, with connection, start and place of each; and the reaper.
 //!
-//! There is one entry for each permit. A scope's checkout lies in its entry, and every call of the
-//! scope runs under the entry's lock; the scope itself holds only the entry's number and a
-//! generation. So a scope that was forgotten, or whose thread never returns, keeps no connection.
-//!
-//! Never: a known outcome overwritten. Never: a reaper that waits for a scope.
+//! There is one entry for each permit. A scope's checkout is in its entry, and every call of the
+//! scope runs under the entry's mutex. The scope itself has only the entry's number and a
+//! generation. So a scope that was forgotten, or whose thread never returns, keeps no connection. A
+//! known outcome is never overwritten, and the reaper never waits for a scope.
 
 use std::fmt;
 use std::panic::Location;
@@ -24,7 +23,7 @@ use crate::pool::semaphore::IsWaiting;
 use crate::protocol::connection_state::Taint;
 use crate::sync::{lock, this_thread, thread_name};
 
-/// Where a scope was begun, and how.
+/// The place that began a scope, and the kind of the scope.
 #[derive(Clone, Debug)]
 pub(crate) struct ScopeOrigin {
     pub(crate) name: Option<Arc<str>>,
@@ -43,9 +42,9 @@ pub(crate) struct OpenScopes {
 #[derive(Debug, Default)]
 struct Entry {
     held: Mutex<HeldConnection>,
-    /// Not under the lock of `held`, so that a diagnosis never waits for a call.
+    /// Not under the mutex of `held`, so that a diagnosis never waits for a call.
     info: Mutex<Option<ScopeInfo>>,
-    /// Counts the scope's calls. The reaper sees by it that a scope is in use.
+    /// Number of the scope's calls. From it the reaper knows that a scope is in use.
     uses: AtomicU64,
     /// The generation of the scope that the reaper found too old during a call. By the time this is
     /// written, the entry may belong to another scope.
@@ -58,7 +57,7 @@ struct HeldConnection {
     checkout: Option<KeptCheckout>,
 }
 
-/// The scope itself holds the pool weakly, so that it is this entry that keeps it alive.
+/// The scope itself holds the pool weakly; this entry keeps the pool alive.
 #[derive(Debug)]
 struct KeptCheckout {
     checkout: Checkout,
@@ -69,7 +68,7 @@ struct KeptCheckout {
 struct ScopeInfo {
     generation: u64,
     begun: Instant,
-    /// The entry's `uses` when the scope was begun.
+    /// Value of the entry's `uses` when the scope began.
     uses: u64,
     thread: ThreadId,
     thread_name: Arc<str>,
@@ -163,7 +162,7 @@ impl OpenScopes {
                 *last_seen = LastSeen { generation: info.generation, ..LastSeen::default() };
             }
             if last_seen.since.is_none() || last_seen.uses != uses {
-                // Seen for the first time, and not used since it was begun.
+                // The scope is new to the reaper, and unused since it began.
                 let fresh = last_seen.since.is_none() && uses == info.uses;
                 let since = if fresh { info.begun } else { now };
                 (last_seen.uses, last_seen.since) = (uses, Some(since));
@@ -202,7 +201,7 @@ impl fmt::Debug for OpenScopes {
     }
 }
 
-/// What a caller must expect that is about to wait for a connection.
+/// The state of the holders, for a caller that is about to wait for a connection.
 #[derive(Debug)]
 pub(crate) enum WaitCheck {
     /// A thread that does not wait holds a connection.
@@ -213,7 +212,7 @@ pub(crate) enum WaitCheck {
     Deadlock(Vec<OpenScope>),
 }
 
-/// What the reaper saw in its last run.
+/// The state that the reaper saw in its last run.
 #[derive(Debug, Default)]
 pub(crate) struct ReaperState(Vec<LastSeen>);
 
@@ -229,7 +228,7 @@ impl Entry {
     fn expire(&self, info: &ScopeInfo, limit: Duration, log_thread: Option<&Arc<LogThread>>) {
         let mut held = match self.held.try_lock() {
             Ok(held) => held,
-            // A call in this entry panicked once, of this scope or of an earlier one.
+            // A call in this entry panicked once, in this scope or in an earlier one.
             Err(TryLockError::Poisoned(held)) => held.into_inner(),
             Err(TryLockError::WouldBlock) => {
                 return self.expired.store(info.generation, Ordering::Relaxed);
@@ -249,8 +248,8 @@ impl Entry {
     }
 }
 
-/// Taken out of an entry. It is released after the entry's lock, so that logging cannot block other
-/// scopes.
+/// A checkout taken out of its entry. It is released after the entry's mutex, so that logging
+/// cannot block other scopes.
 struct Reclaimed {
     kept: KeptCheckout,
     info: Option<ScopeInfo>,

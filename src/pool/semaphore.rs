@@ -1,13 +1,12 @@
-//! The fair semaphore in front of a pool: as many permits as connections, first come first
-//! served.
+//! The fair semaphore in front of a pool: as many permits as connections, first come first served.
 //!
-//! A returning permit goes straight to the caller that has waited longest; no later caller can
-//! take it on the way. A permit is the number of an entry in the [open
-//! scopes](crate::pool::scopes). No two callers hold one permit.
+//! A returned permit goes directly to the caller that has waited longest; a later caller cannot
+//! take it before. A permit is the number of an entry in the [open scopes](crate::pool::scopes). No
+//! two callers hold one permit.
 //!
-//! A caller may wait with a request that another one can send for it: a caller with a permit
-//! takes the requests at the head of the queue along, up to the first caller that needs a
-//! permit of its own. Each of them gets a response.
+//! A caller may wait with a request that another caller can send. A caller with a permit takes the
+//! requests at the head of the queue into its batch, up to the first caller that needs a permit of
+//! its own. Each of them gets a response.
 
 #[cfg(all(test, rediscope_shuttle))]
 #[path = "../../tests/model/batch.rs"]
@@ -38,7 +37,7 @@ pub(crate) struct FairSemaphore<J, R> {
 
 #[derive(Debug)]
 struct State<J, R> {
-    /// Empty whenever a caller waits.
+    /// The free permits; empty whenever a caller waits.
     free: Vec<usize>,
     queue: VecDeque<QueueEntry<J, R>>,
     closed: bool,
@@ -46,7 +45,7 @@ struct State<J, R> {
 
 #[derive(Debug)]
 struct QueueEntry<J, R> {
-    /// Here, so that a look for a thread need not visit every waiter.
+    /// The thread, stored here so that a search for a thread need not visit every waiter.
     thread: ThreadId,
     waiter: Arc<Waiter<J, R>>,
 }
@@ -63,7 +62,7 @@ struct Waiter<J, R> {
 #[derive(Debug)]
 struct WaitState<R> {
     grant: Grant<R>,
-    /// It sleeps and has to be woken.
+    /// The waiter sleeps and has to be woken.
     asleep: bool,
 }
 
@@ -77,36 +76,36 @@ enum Grant<R> {
     Closed,
 }
 
-/// Why no permit was given.
+/// The reason why no permit was granted.
 #[derive(Debug, PartialEq)]
 pub(crate) enum AcquireError<E> {
     TimedOut {
         waiters: usize,
     },
     Closed,
-    /// The caller's own check said that waiting makes no sense.
+    /// The caller's own check rejected the wait.
     Rejected(E),
 }
 
-/// Whether a thread waits already.
+/// Whether a thread already waits.
 pub(crate) type IsWaiting<'w> = dyn Fn(ThreadId) -> bool + 'w;
 
-/// What came of waiting with a job.
+/// The result of a wait with a request.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Acquired<J, R> {
-    /// A permit, and the job back.
+    /// A permit, and the caller's own request.
     Permit(usize, J),
-    /// A leader has sent it.
+    /// A leader has sent the request.
     Response(R),
 }
 
 /// A request that another caller may send.
 pub(crate) trait Batchable {
-    /// It takes so long that its caller should yield to other threads before it sleeps.
+    /// Returns whether the request takes so long that its caller should yield before it sleeps.
     fn yields_before_wait(&self) -> bool;
 }
 
-/// What a job comes to that was taken and never settled.
+/// The response to a request that was taken and never settled.
 pub(crate) trait OutcomeUnknown {
     fn outcome_unknown() -> Self;
 }
@@ -129,9 +128,9 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
         if state.closed { None } else { state.free.pop() }
     }
 
-    /// Takes a permit, waiting for one until `deadline`. Before it waits it asks `may_wait`, which
-    /// can ask whether a thread waits already; that is under the semaphore's lock, so nothing of the
-    /// user's (a log, say) may run in it.
+    /// Takes a permit, and waits for it until `deadline`. Before the wait it calls `may_wait`,
+    /// which can check whether a thread already waits. `may_wait` runs under the semaphore's mutex,
+    /// so no code of the user's (such as a log) may run in it.
     pub(crate) fn acquire<E>(
         &self,
         deadline: Instant,
@@ -144,10 +143,10 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
         }
     }
 
-    /// Takes a permit as [`acquire`](Self::acquire) does, unless a leader sends the request
-    /// first. A request that was taken along by `deadline` is waited for until `patience`
-    /// later; then its outcome is unknown. A caller with a long request yields to other
-    /// threads before it sleeps, and counts as late if it does not run again in time.
+    /// Takes a permit as [`acquire`](Self::acquire) does, unless a leader sends the request first.
+    /// The response to a request that was taken by `deadline` is awaited until `patience` later;
+    /// then its outcome is unknown. A caller with a long request yields to other threads before it
+    /// sleeps. It counts as late if it does not run again in time.
     pub(crate) fn acquire_batched<E>(
         &self,
         request: J,
@@ -158,7 +157,7 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
         match self.wait(Some(request), deadline, patience, may_wait)? {
             Acquired::Permit(slot, Some(request)) => Ok(Acquired::Permit(slot, request)),
             Acquired::Response(response) => Ok(Acquired::Response(response)),
-            // A leader still has its own request.
+            // A leader always keeps its own request.
             Acquired::Permit(slot, None) => {
                 self.release(slot);
                 Ok(Acquired::Response(R::outcome_unknown()))
@@ -211,7 +210,7 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
         }
     }
 
-    /// The wait was left by a panic: its state in the queue, or what was granted to it, is free.
+    /// Cleans up after a panic during the wait: leaves the queue, or frees the granted permit.
     fn cancel(&self, waiter: &Arc<Waiter<J, R>>) {
         self.leave_queue(waiter);
         if let Grant::Permit(slot) = waiter.take() {
@@ -219,8 +218,8 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
         }
     }
 
-    /// The time is over: leaves the queue, which had so many in it. What was granted meanwhile
-    /// stands, or it would be lost.
+    /// Leaves the queue after the deadline, and returns its former length. A grant that arrived
+    /// meanwhile stays valid, because it would otherwise be lost.
     fn leave_queue(&self, waiter: &Arc<Waiter<J, R>>) -> usize {
         let mut state = lock(&self.state);
         let waiters = state.queue.len();
@@ -240,8 +239,8 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
             if !lock(&first.waiter.request).as_ref().is_some_and(&mut fits) {
                 break;
             }
-            // Under the semaphore's lock, so that a caller that gives up finds itself either queued or
-            // taken along.
+            // Granted under the semaphore's mutex, so that a caller that gives up finds itself
+            // either queued or taken.
             first.waiter.grant(Grant::Taken);
             members.extend(
                 state.queue.pop_front().map(|QueueEntry { waiter, .. }| BatchMember { waiter }),
@@ -250,22 +249,23 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
         members
     }
 
-    /// Returns a permit: to the first caller in the queue, or to the free ones.
+    /// Returns a permit: to the first caller in the queue, or to the free permits.
     pub(crate) fn release(&self, slot: usize) {
         let mut state = lock(&self.state);
         let Some(QueueEntry { waiter, .. }) = state.queue.pop_front() else {
             return state.free.push(slot);
         };
-        // Under the semaphore's lock, so that a caller giving up finds itself either queued or granted.
+        // Under the semaphore's mutex, so that a caller that gives up finds itself either queued or
+        // granted.
         let asleep = waiter.grant(Grant::Permit(slot));
         drop(state);
-        // Waking a thread takes longer than all the rest, so the lock is released first.
+        // Waking a thread takes longer than all the rest, so the mutex is released first.
         if asleep {
             waiter.ready.notify_one();
         }
     }
 
-    /// Waiting and later callers fail. Permits can still come back.
+    /// Closes the semaphore: waiting and later callers fail. Permits can still be returned.
     pub(crate) fn close(&self) {
         let mut state = lock(&self.state);
         state.closed = true;
@@ -309,7 +309,7 @@ impl<J, R: OutcomeUnknown> Waiter<J, R> {
         }
     }
 
-    /// What was granted. A job that was taken along stays so until it is settled.
+    /// Takes the grant. A request that was taken stays so until it is settled.
     fn take(&self) -> Grant<R> {
         let mut state = lock(&self.state);
         match state.grant {
@@ -353,14 +353,15 @@ impl<J, R: OutcomeUnknown> Waiter<J, R> {
     }
 }
 
-/// A caller whose job was taken along, until it is settled. Dropped, the job is abandoned.
+/// A caller whose request was taken, until it is settled. If this is dropped, the outcome is
+/// unknown.
 #[derive(Debug)]
 pub(crate) struct BatchMember<J, R: OutcomeUnknown> {
     waiter: Arc<Waiter<J, R>>,
 }
 
 impl<J, R: OutcomeUnknown> BatchMember<J, R> {
-    /// Reads the job.
+    /// Passes the request to `read`.
     pub(crate) fn with_request<T>(&self, read: impl FnOnce(&J) -> T) -> Option<T> {
         lock(&self.waiter.request).as_ref().map(read)
     }

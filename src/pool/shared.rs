@@ -1,4 +1,4 @@
-//! What a pool shares with the threads that open its connections.
+//! The state that a pool shares with the threads that open its connections.
 
 use std::fmt;
 use std::net::Shutdown;
@@ -19,17 +19,18 @@ use crate::sync::lock;
 const ATTEMPTS_AT_MULTI: u32 = 3;
 const TIME_AT_MULTI: Duration = Duration::from_millis(300);
 
-/// What a pool shares with the threads that open its connections.
+/// The state that a pool shares with the threads that open its connections.
 #[derive(Default)]
 pub(crate) struct PoolShared {
     /// Shared by all pools of one purpose: in a cluster each master has a pool.
     pub(crate) counters: Arc<Counters>,
-    /// Connections of an older generation are replaced.
+    /// The pool's own generation; connections of an older one are replaced.
     pub(crate) generation: AtomicU64,
     pub(crate) attempts: Arc<ConnectAttempts>,
-    /// The server has reported that it has WAITAOF.
+    /// Whether the server has reported that it has WAITAOF.
     pub(crate) knows_waitaof: AtomicBool,
-    /// No connection is used from now on. r2d2 would still open its `min_idle`.
+    /// Whether the pool is closed: no connection is used any more. r2d2 would still open its
+    /// `min_idle`.
     pub(crate) closed: AtomicBool,
     /// Number of connections that are open or being opened, including those that r2d2 does not count
     /// yet.
@@ -51,7 +52,8 @@ pub(crate) struct CountedConnection {
 
 impl CountedConnection {
     pub(crate) fn new(shared: &Arc<PoolShared>) -> Self {
-        // Before `closed` is read: a pool that has set it sees either this count or the refusal.
+        // Counted before `closed` is read: a pool that has set it sees either this count or the
+        // refusal.
         shared.alive.fetch_add(1, Ordering::SeqCst);
         Self { shared: Arc::clone(shared) }
     }
@@ -68,7 +70,7 @@ impl PoolShared {
         Self { counters, ..Self::default() }
     }
 
-    /// Rises with the pool's own generation and with each switch of masters.
+    /// Returns a number that rises with the pool's own generation and with each failover.
     pub(crate) fn generation(&self, endpoint: &Endpoint) -> u64 {
         self.generation.load(Ordering::Acquire) + endpoint.generation()
     }
@@ -78,7 +80,7 @@ impl PoolShared {
         self.alive.load(Ordering::SeqCst)
     }
 
-    /// No connection is opened from now on; one that is being opened is closed on arrival.
+    /// Closes the pool for new connections; one that is being opened is closed on arrival.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         self.generation.fetch_add(1, Ordering::AcqRel);
@@ -88,7 +90,7 @@ impl PoolShared {
         self.closed.load(Ordering::SeqCst)
     }
 
-    /// Keeps a way to close the connection while a call uses it.
+    /// Keeps the socket with which the connection can be closed while a call uses it.
     pub(crate) fn register_socket(&self, connection: &Connection) {
         let Some(socket) = connection.socket() else { return };
         let mut sockets = lock(&self.sockets);
@@ -100,7 +102,7 @@ impl PoolShared {
     pub(crate) fn shut_down_sockets(&self) {
         for socket in std::mem::take(&mut *lock(&self.sockets)) {
             if let Some(socket) = socket.upgrade() {
-                // It fails if the peer closed it first.
+                // The shutdown fails if the peer closed the connection first.
                 let _: std::io::Result<()> = socket.shutdown(Shutdown::Both);
             }
         }

@@ -1,26 +1,27 @@
-//! Whether a thread that has to wait yields to others before it sleeps.
+//! Whether a thread that has to wait yields to other threads before it sleeps.
 //!
-//! Often it has its response by the time it runs again: then it need not sleep or be woken. But
-//! if other programs want the processors, it runs again only when their time slice is over,
-//! while a thread that slept is preferred when it is woken. So this looks at how long it takes.
+//! Often the response has arrived by the time the thread runs again: then it need not sleep or be
+//! woken. But if other programs want the processors, a thread that yielded runs again only after
+//! their time slices, while a thread that slept is preferred when it is woken. So this measures the
+//! time that a yield takes.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::sync::shim::yield_now;
 
-/// A yield that takes this long has probably waited for other programs' time slices.
+/// Minimum time of a late yield; it has probably waited for other programs' time slices.
 const LATE: Duration = Duration::from_millis(2);
 /// Weight of a late yield, in timely ones.
 const WEIGHT: u32 = 32;
-/// With so much weight it pauses: more than are late at once when the whole machine stops a while.
+/// Weight at which yields pause. It is more than can be late at once when the whole machine stops.
 const MOST: u32 = 64 * WEIGHT;
-/// How long a pause takes.
+/// Duration of a pause.
 const PAUSE: Duration = Duration::from_millis(500);
-/// The weight after a pause: a few more late yields begin the next one.
+/// Weight after a pause: a few more late yields begin the next pause.
 const LEFT: u32 = MOST - 4 * WEIGHT;
 
-/// How giving way has gone lately. Threads that count at once may lose a count: these are tendencies.
+/// The results of recent yields. Threads that count at once may lose a count: these are tendencies.
 #[derive(Debug)]
 pub(crate) struct SpinPolicy {
     created: Instant,
@@ -34,7 +35,7 @@ impl SpinPolicy {
         Self { created: Instant::now(), late: AtomicU32::new(0), paused_until: AtomicU64::new(0) }
     }
 
-    /// Lets others run, unless that has lately taken long or `deadline` is over.
+    /// Yields to other threads, unless that has recently taken long or `deadline` is over.
     pub(crate) fn yield_once(&self, deadline: Instant) {
         let begun = Instant::now();
         if begun < deadline && self.is_worthwhile(begun) {
@@ -73,7 +74,7 @@ mod tests {
 
     const SOON: Duration = Duration::from_micros(300);
 
-    /// Gives way so many times, each for so long, and says when that was over.
+    /// Yields `count` times, each for `each`, and returns the time after it.
     fn times(spin: &SpinPolicy, count: u32, each: Duration, mut now: Instant) -> Instant {
         for _ in 0..count {
             spin.record(now, now + each);
@@ -98,7 +99,7 @@ mod tests {
         let now = times(&spin, 1, LATE, now);
         assert!(!spin.is_worthwhile(now));
         assert!(!spin.is_worthwhile(now + PAUSE - Duration::from_nanos(1)));
-        // Then it is tried again, with less patience.
+        // Then yields are tried again, with a lower limit.
         let now = times(&spin, 3, LATE, now + PAUSE);
         assert!(spin.is_worthwhile(now));
         let now = times(&spin, 1, LATE, now);
@@ -130,7 +131,7 @@ mod tests {
         spin.yield_once(soon);
         let late = spin.late.load(Ordering::Relaxed);
         assert!(late == 4 || late == 5 + WEIGHT, "{late}");
-        // Not where there is no time, nor where it does not pay.
+        // It does not yield without time left, nor while yields do not pay.
         spin.yield_once(Instant::now());
         spin.paused_until.store(u64::MAX, Ordering::Relaxed);
         spin.yield_once(soon);

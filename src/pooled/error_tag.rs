@@ -42,8 +42,8 @@ pub(crate) fn tagged(
     }
 }
 
-/// Parses an error: its command, and what a pipeline did. Without a valid tag of this process the
-/// command and its effect are not known.
+/// Parses an error: its command, and the effect of a pipeline. Without a valid tag of this process
+/// neither is known.
 pub(crate) fn parse(code: &str, text: &str) -> (Option<String>, ServerError, PipelineEffect) {
     parse_tag(code, text).unwrap_or_else(|| (None, ServerError::of_any(code, text), None))
 }

@@ -1,6 +1,5 @@
-//! The pooled handle in a cluster: each command to its master, on from there, or to all of them.
-//!
-//! Never: a command to a node because it happens to be at hand, where its key says another.
+//! The pooled handle in a cluster: each command goes to the master of its key's slot, follows its
+//! redirects, or goes to all masters.
 
 use std::panic::Location;
 use std::time::Instant;
@@ -38,7 +37,7 @@ enum To {
     All(ResponsePolicy),
 }
 
-/// Sends each command where it belongs. One reply a command, in their order.
+/// Sends each command to its node. Returns one reply for each command, in their order.
 pub(crate) fn request(
     nodes: &Router,
     place: &'static Location<'static>,
@@ -78,7 +77,7 @@ fn parts(bytes: &[u8]) -> Result<Vec<Part<'_>>, Error> {
             KeySlots::Several(bound, other) => {
                 return Err(Error::CrossSlot { command: name(), bound, other });
             }
-            // The node that gets it knows its key positions and redirects it.
+            // Any node knows the command's key positions and redirects it.
             KeySlots::Unknown => To::Any,
             KeySlots::None => match fan_out::of(&args) {
                 FanOut::OneNode => To::Any,
@@ -104,13 +103,13 @@ struct Call<'b> {
 }
 
 impl Call<'_> {
-    /// The commands that have no reply yet.
+    /// The commands without a reply yet.
     fn waiting(&self, which: impl Fn(&Part<'_>) -> bool) -> impl Iterator<Item = usize> {
         let replies = self.parts.iter().zip(&self.replies).enumerate();
         replies.filter(move |(_, (part, reply))| reply.is_none() && which(part)).map(|(at, _)| at)
     }
 
-    /// Sends these along the route, and what is sent on along the next one, and so on.
+    /// Sends these commands along the route, and redirected ones along the next route, and so on.
     fn batch(&mut self, mut route: Route, mut indexes: Vec<usize>) -> Result<(), Error> {
         let mut budget = RedirectBudget::until(self.deadline);
         loop {
@@ -124,7 +123,7 @@ impl Call<'_> {
                             redirect =
                                 redirect.or_else(|| self.nodes.redirect_for(&route, code, text));
                         }
-                        // It stands, unless there is time to go on.
+                        // The reply is final, unless there is time to follow its redirect.
                         self.set_reply(at, Some(reply));
                     }
                     (redirect, None)
@@ -182,7 +181,7 @@ impl Call<'_> {
         Ok(())
     }
 
-    /// One write along the route, and one reply for each.
+    /// Sends one write along the route, and reads one reply for each command.
     fn exchange(&self, route: &Route, indexes: &[usize]) -> Result<Vec<Value>, Error> {
         let parts = || indexes.iter().filter_map(|at| self.parts.get(*at)).map(|part| part.bytes);
         let plain = parts().collect::<Vec<_>>().concat();
@@ -196,7 +195,7 @@ impl Call<'_> {
         Ok(redirect::all_after_asking(replies))
     }
 
-    /// What a failure says of the whole request: others of its commands may have been applied.
+    /// Makes the error apply to the whole request: other commands of it may have been applied.
     fn error_for_whole(&self, error: Error) -> Error {
         let during = || {
             let first = self.parts.first().and_then(|part| CommandReader::new(part.bytes).next());
@@ -224,7 +223,7 @@ impl Call<'_> {
     }
 }
 
-/// The code and the text of a reply by which a node says that it is not the one to ask.
+/// Returns code and text of a reply with which a node rejects a slot that it does not serve.
 fn refusal(reply: &Value) -> Option<(&str, &str)> {
     let Value::ServerError(error) = reply else { return None };
     let (code, text) = (error.code(), error.details().unwrap_or_default());

@@ -1,7 +1,6 @@
 //! The pooled handle: single commands, each on a connection borrowed for its own round trip.
 //!
-//! Never: a command that would leave something behind on a connection others use. Never: a write
-//! sent twice.
+//! It refuses a command that would leave state on a shared connection, and sends no write twice.
 
 use std::fmt;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
@@ -21,36 +20,38 @@ use crate::protocol::cluster::route::Route;
 /// The pooled handle: single commands, each on a connection borrowed for its own round trip (or
 /// for one pipeline) only.
 ///
-/// It is a [`redis::ConnectionLike`], so the whole `redis::Commands` vocabulary works on it. Its
-/// own errors travel inside a `redis::RedisError` and come back typed:
-/// `Error::from(redis_error)`. An error reply has its command and what is known of its effect at the
-/// end of its text, in brackets, so that these come back too; the server's own sentence is shown as
+/// The handle is a [`redis::ConnectionLike`], so all methods of `redis::Commands` work on it. Its
+/// own errors are carried inside a `redis::RedisError`; `Error::from(redis_error)` makes them typed
+/// again. An error reply has its command and its known effect at the end of its text, in brackets,
+/// so that these are restored too. The server's own sentence is shown as
 /// [`ServerError`](crate::ServerError) describes.
 ///
-/// Refused by name before anything is sent, in any case and inside pipelines: what would change,
-/// end or occupy a connection that others use (`MULTI`, `WATCH`, `SELECT`, `AUTH`, `HELLO`,
+/// A command that would change, end or occupy a shared connection is refused by name before it is
+/// sent, in any case and inside pipelines (`MULTI`, `WATCH`, `SELECT`, `AUTH`, `HELLO`,
 /// `SUBSCRIBE`, `MONITOR`, `CLIENT REPLY`, …). So `pipe().atomic()` and `redis::transaction` are
 /// refused: use [`Transactional`](crate::Transactional).
 ///
-/// A read that meets a dead connection is asked again on another one. A write is asked on a
-/// connection that was heard of within `trust_window` or has just answered PING; if that fails
-/// under it, the error says so ([`Error::Lost`]) and it is not sent again.
+/// A read on a dead connection is retried on another one. A write is sent only on a connection that
+/// replied within `trust_window` or has just replied to PING. If the connection fails during the
+/// write, the error is [`Error::Lost`] and the write is not sent again.
 ///
-/// Reads of one value (`GET`, `HGET`, `EXISTS` and their like) that find no free connection are
-/// sent along by the next caller that gets one, in one write.
+/// If no connection is free, reads of one value (`GET`, `HGET`, `EXISTS` and similar) are sent by
+/// the next caller that gets a connection, in one write with its own.
 ///
-/// A blocking command waits on its connection for its own timeout, which must not be 0.
-/// [`SessionManager::close`](crate::SessionManager::close) ends it at once, with [`Error::Lost`]; a
-/// checkout that times out names it among the holders, with the place where its handle was made.
+/// A blocking command occupies its connection for its own timeout, which must not be 0.
+/// [`SessionManager::close`](crate::SessionManager::close) ends it at once, with [`Error::Lost`].
+/// If a checkout times out, its error lists the blocking command among the holders, with the place
+/// that made its handle.
 ///
-/// In a cluster each command goes to the master of its key's slot, and on from there where the slot
-/// has moved. Commands without a key go to one node, or to every master where Redis documents them
-/// so (`PING`, `DBSIZE`, `KEYS`, `FLUSHALL`, `FLUSHDB`, `SCRIPT LOAD`, `FUNCTION LOAD` and their
-/// like), and their answers become one. A pipeline is parted by slot: commands on one slot keep their
-/// order, others may not. A command with keys of several slots is [`Error::CrossSlot`]; `SCAN`,
-/// `RANDOMKEY`, `CONFIG SET` and what else has an answer for each node are refused: connect to each.
+/// In a cluster each command goes to the master of its key's slot, and follows the redirect if the
+/// slot has moved. Commands without a key go to one node, or to every master if Redis documents
+/// them so (`PING`, `DBSIZE`, `KEYS`, `FLUSHALL`, `FLUSHDB`, `SCRIPT LOAD`, `FUNCTION LOAD` and
+/// similar); their replies are merged. A pipeline is split by slot: commands on one slot keep their
+/// order, others may not. A command with keys of several slots fails with [`Error::CrossSlot`].
+/// `SCAN`, `RANDOMKEY`, `CONFIG SET` and other commands whose reply differs by node are refused:
+/// connect to each node for these.
 ///
-/// Cheap to clone, and shared between threads as clones. It holds no connection; dropping it does
+/// It is cheap to clone; give each thread a clone. It holds no connection, and dropping it does
 /// nothing.
 ///
 /// ```no_run
@@ -65,9 +66,9 @@ use crate::protocol::cluster::route::Route;
 #[derive(Clone)]
 pub struct Pooled {
     nodes: Router,
-    /// Where it was made, which is what is known of a command's place.
+    /// The place that made the handle; it stands for the place of its commands.
     place: &'static Location<'static>,
-    /// What is not a read is refused.
+    /// Whether commands that are not reads are refused.
     reads_only: bool,
 }
 
@@ -97,7 +98,7 @@ impl ConnectionLike for Pooled {
         self.nodes.db()
     }
 
-    /// Asks the server, on one connection.
+    /// Sends PING on one connection.
     fn check_connection(&mut self) -> bool {
         redis::cmd("PING").query::<String>(self).is_ok()
     }
@@ -114,19 +115,19 @@ impl Pooled {
         Self { nodes, place: Location::caller(), reads_only: false }
     }
 
-    /// For replicas.
+    /// A handle that reads from replicas.
     #[track_caller]
     pub(crate) fn reading(nodes: Router) -> Self {
         Self { nodes, place: Location::caller(), reads_only: true }
     }
 
-    /// Hands out a connection as redis-rs has it, for what the handle refuses. It is opened for
-    /// this call, in the place of one of the pool's, and closed afterwards, whatever was done with
-    /// it. In a cluster it is one to any master.
+    /// Passes a plain redis-rs connection to `f`, for the commands that the handle refuses. The
+    /// connection is opened for this call, in the place of one of the pool's, and always closed
+    /// afterwards. In a cluster it leads to any master.
     ///
     /// # Errors
-    /// [`Error::Checkout`] where no connection was to be had. While `f` runs, the connection
-    /// cannot be taken back, however long that is.
+    /// [`Error::Checkout`] if no connection was available. While `f` runs, the connection cannot be
+    /// reclaimed, however long that takes.
     #[track_caller]
     pub fn with_raw<R>(&self, f: impl FnOnce(&mut redis::Connection) -> R) -> Result<R, Error> {
         self.nodes.here()?;
@@ -139,7 +140,7 @@ impl Pooled {
             let raw = checkout.connection(deadline)?.open_raw(pool.endpoint(), pool.settings());
             let waited = started.elapsed();
             let raw = raw.map_err(|source| CheckoutError::Connect { waited, source })?;
-            // Its answers are not the handle's, and neither are its errors.
+            // The replies of that connection are not the handle's, and neither are its errors.
             recent_replies::clear();
             let result = f(raw);
             recent_replies::clear();

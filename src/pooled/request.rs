@@ -1,6 +1,5 @@
-//! What the pooled handle is asked to send: judged by the names of its commands, then sent.
-//!
-//! Never: a write sent twice.
+//! A request of the pooled handle: checked by the names of its commands, then sent. No write is
+//! sent twice.
 
 use std::panic::Location;
 use std::time::{Duration, Instant};
@@ -31,20 +30,20 @@ use crate::protocol::command::refused::SendContext;
 use crate::protocol::command::refused::is_refused;
 use crate::protocol::connection_state::Expect;
 
-/// What is to be sent, judged by the names of its commands.
+/// A request, with the properties that the names of its commands imply.
 pub(crate) struct Request {
     /// The first command's name, for errors.
     pub(crate) name: String,
     commands: usize,
     pub(crate) read_only: bool,
-    /// Errors may stand inside of a reply.
+    /// A reply may contain nested errors.
     pub(crate) may_nest: bool,
-    /// It may be sent along with those of others.
+    /// The request may be sent in one write with other callers' requests.
     batchable: bool,
     blocks_for: Duration,
-    /// The first command that waits on the server.
+    /// The first command that blocks on the server.
     blocking: Option<String>,
-    /// Where the handle was made.
+    /// The place that made the handle.
     place: &'static Location<'static>,
 }
 
@@ -102,7 +101,7 @@ impl Request {
                 hint: "add one to the pipeline",
             });
         }
-        // A reply that is not read would be the next borrower's.
+        // An unread reply would go to the connection's next caller.
         if request.commands != replies {
             return Err(Error::Refused {
                 command: format!(
@@ -115,7 +114,7 @@ impl Request {
         Ok(request)
     }
 
-    /// The same, of a handle that was made there.
+    /// Sets the place that made the handle.
     pub(crate) fn of_handle(mut self, place: &'static Location<'static>) -> Self {
         self.place = place;
         self
@@ -126,7 +125,8 @@ impl Request {
         Some(BlockingCommand { command, place: self.place })
     }
 
-    /// Asks on a connection of the route's, and again on another one where that changes nothing.
+    /// Sends the request on a connection of the route, and again on another one if that changes
+    /// nothing.
     pub(crate) fn ask(
         &self,
         nodes: &Router,
@@ -205,8 +205,8 @@ impl Request {
                     let closed = waiting.is_some() && checkout.is_pool_closed();
                     checkout.on_lost(&cause);
                     let cause = if closed { ended_by_close() } else { cause };
-                    // Reads apply nothing, and half a command is none. Of a pipeline that was cut
-                    // short the first commands may have arrived whole.
+                    // Reads apply nothing, and half a command is not run. The first commands of a
+                    // cut pipeline may have arrived whole.
                     let harmless = self.read_only || (!sent && self.commands == 1);
                     let again = harmless && !closed && repeats.allow(trusted, &cause);
                     if !again || Instant::now() >= checkout_deadline {

@@ -1,6 +1,6 @@
-//! What the answers of a request prove, written into those that are errors before redis-rs has them.
+//! Adds to each error reply of a request what it proves, before redis-rs has it.
 //!
-//! Never: an error reply handed out as it came. Its text may repeat keys and values.
+//! No error reply is returned as received: its text may repeat keys and values.
 
 use redis::Value;
 
@@ -11,16 +11,16 @@ use crate::protocol::command::read_only::is_read_only;
 use crate::protocol::command::reader::CommandReader;
 use crate::protocol::server_error::ServerError;
 
-/// How redis-rs asks.
+/// The kind of a redis-rs call.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Call {
     /// One command, whose error is its own.
     Single,
-    /// Several, or one: redis-rs makes one error of all that failed.
+    /// One or more commands: redis-rs makes one error of all that failed.
     Pipeline,
 }
 
-/// Judges the error replies among `replies`, which answer the commands of `bytes` behind the first
+/// Tags the error replies among `replies`, which belong to the commands of `bytes` after the first
 /// `offset` ones.
 pub(crate) fn tag_errors(
     request: &Request,
@@ -36,7 +36,7 @@ pub(crate) fn tag_errors(
         true => holds_error(value),
         false => matches!(value, Value::ServerError(_)),
     };
-    // Nearly always.
+    // This is nearly always the case.
     if !replies.iter().any(fails) {
         return;
     }
@@ -48,7 +48,7 @@ pub(crate) fn tag_errors(
     }
 }
 
-/// What a pipeline did of which some commands failed.
+/// Returns the effect of a pipeline in which some commands failed.
 fn whole<'b>(commands: impl Iterator<Item = Vec<&'b [u8]>>, replies: &[Value]) -> Applied {
     let mut applied = Applied::No;
     for (args, reply) in commands.zip(replies) {
@@ -78,7 +78,7 @@ fn holds_error(value: &Value) -> bool {
     }
 }
 
-/// Puts what `tagged` makes of it in the place of each error.
+/// Replaces each error in `value` by its tagged form.
 fn put(value: &mut Value, tagged: &impl Fn(&redis::ServerError) -> redis::ServerError) {
     match value {
         Value::ServerError(error) => *error = tagged(error),

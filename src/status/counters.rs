@@ -21,7 +21,8 @@ pub enum CloseReason {
     Raw,
     /// It reached `max_lifetime`.
     Lifetime,
-    /// It belonged to a former master, or to a former state of the server.
+    /// It was opened before its pool replaced all connections, such as after a failover, or before
+    /// its pool was closed.
     Outdated,
 }
 

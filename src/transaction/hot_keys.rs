@@ -1,9 +1,11 @@
-//! Limits how many blocks try at a time on a key that many change, first come first served.
+//! Limits how many blocks attempt at a time on a key that many blocks change, in the order of
+//! arrival.
 //!
-//! On a hot key all tries but one end in a conflict; the more there are at a time, the more are
-//! wasted. So the blocks of one process that watch the same key are admitted a few at a time:
-//! more while nearly every try commits, fewer while most end in a conflict. WATCH protects, not
-//! this limit. A block waits until its deadline at most, and never for itself.
+//! On a hot key all attempts but one end in a conflict, so more blocks at a time waste more
+//! attempts. The blocks of one process that watch the same key are therefore admitted a few at a
+//! time. The limit grows while nearly every attempt commits, and shrinks while most end in a
+//! conflict. WATCH protects the data, not this limit. A block waits until its deadline at most, and
+//! never for itself.
 
 use std::cell::Cell;
 use std::fmt;
@@ -14,19 +16,20 @@ use std::time::Instant;
 use crate::pool::semaphore::FairSemaphore;
 use crate::process::current::Process;
 
-/// Keys share a bucket where their hashes do: that costs some of them a wait, and nothing else.
+/// Number of buckets. Keys with the same hash share one, which costs some of them a wait, and
+/// nothing else.
 const BUCKETS: usize = 1024;
 
-/// A block that watches more keys than this is not kept waiting for any of them.
+/// Maximum number of keys of a block that waits; a block with more keys is admitted at once.
 const MAX_KEYS: usize = 8;
 
-/// How many may try at a time: at first, at least (one alone leaves the server waiting for its
-/// client's round trips), and at most.
+/// Number of blocks admitted at a time: initial, minimum (a single block leaves the server idle for
+/// its client's round trips), and maximum.
 const INITIAL_LIMIT: u32 = 4;
 const MIN_LIMIT: u32 = 2;
 const MAX_LIMIT: u32 = 64;
 
-/// Failed tries after which a block runs alone on its key.
+/// Number of failed attempts after which a block runs alone on its key.
 const ATTEMPTS_BEFORE_EXCLUSION: u32 = 4;
 
 /// Number of commits after which the limit is adapted.
@@ -38,26 +41,26 @@ pub(crate) struct ContentionLimiter {
     process: Process,
 }
 
-/// Not the buckets, of which there are many.
+/// Shows no buckets, because there are many.
 impl fmt::Debug for ContentionLimiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ContentionLimiter").finish_non_exhaustive()
     }
 }
 
-/// The keys that share a hash.
+/// The keys with the same hash.
 #[derive(Debug)]
 struct Bucket {
     semaphore: FairSemaphore<(), ()>,
     limit: AtomicU32,
-    /// Permits that are to go when they come back.
+    /// Number of permits to withdraw when they are returned.
     excess: AtomicU32,
     tries: AtomicU32,
     commits: AtomicU32,
 }
 
 thread_local! {
-    /// A block inside a block must not wait for the outer one.
+    /// Whether the thread has a permit: a block inside a block must not wait for the outer one.
     static HOLDS_TURN: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -66,7 +69,7 @@ impl ContentionLimiter {
         Self { buckets: (0..BUCKETS).map(|_| OnceLock::new()).collect(), process: Process::here() }
     }
 
-    /// The buckets of these keys, in the order in which every block enters them.
+    /// Returns the buckets of these keys, in the order in which every block enters them.
     pub(crate) fn buckets(hashes: impl Iterator<Item = u64>) -> Vec<u16> {
         let mut buckets: Vec<_> = hashes.map(|hash| (hash % BUCKETS as u64) as u16).collect();
         buckets.sort_unstable();
@@ -74,7 +77,7 @@ impl ContentionLimiter {
         buckets
     }
 
-    /// Waits until the caller may try, or until `deadline`: then he may as well.
+    /// Waits for a permit until `deadline`; then the caller attempts without one.
     pub(crate) fn enter(&self, buckets: &[u16], deadline: Instant) -> Turn<'_> {
         let process = &self.process;
         let mut turn = Turn { buckets: Vec::new(), tries: 0, outermost: false, process };
@@ -122,12 +125,12 @@ impl Bucket {
             self.excess.fetch_add(1, Ordering::Relaxed);
         } else if tries < WINDOW * 5 / 4 && limit < MAX_LIMIT {
             self.limit.store(limit + 1, Ordering::Relaxed);
-            // The permit's number means nothing here.
+            // Any number serves: the permit's number has no meaning here.
             self.leave(limit as usize);
         }
     }
 
-    /// Admits no other block, and returns how many places that takes.
+    /// Admits no other block, and returns the number of permits that this takes.
     fn exclude_others(&self) -> u32 {
         let others = self.limit.load(Ordering::Relaxed) - 1;
         self.excess.fetch_add(others, Ordering::Relaxed);
@@ -143,7 +146,7 @@ impl Bucket {
     }
 }
 
-/// The right to try, until it is dropped.
+/// The permit to attempt, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Turn<'a> {
     buckets: Vec<BucketTurn<'a>>,
@@ -160,12 +163,12 @@ struct BucketTurn<'a> {
 }
 
 impl Turn<'_> {
-    /// Whether others are kept waiting meanwhile.
+    /// Returns whether other blocks wait meanwhile.
     pub(crate) fn queued(&self) -> bool {
         !self.buckets.is_empty()
     }
 
-    /// One try was made.
+    /// Counts one attempt.
     pub(crate) fn attempted(&mut self) {
         self.tries += 1;
         for entered in &mut self.buckets {
@@ -176,7 +179,7 @@ impl Turn<'_> {
         }
     }
 
-    /// And it committed.
+    /// Counts a commit.
     pub(crate) fn committed(&self) {
         self.buckets.iter().for_each(|entered| entered.bucket.committed());
     }
@@ -188,7 +191,7 @@ impl Drop for Turn<'_> {
             self.buckets.clear();
         }
         for BucketTurn { bucket, permit, excluded } in self.buckets.drain(..) {
-            // Each of them may come in again; a permit's number means nothing here.
+            // Each of them may be admitted again; the permit's number has no meaning here.
             (0..=excluded).for_each(|_| bucket.leave(permit));
         }
         if self.outermost {

@@ -1,6 +1,6 @@
-//! What every transaction is made of: its queued commands, its scope, and the failure it keeps.
+//! The core of every transaction: its queued commands, its scope, and its first failure.
 //!
-//! Never: a command sent past an open part. Never: a failure forgotten before the end.
+//! No command is sent past an open part, and a failure is kept to the end.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,14 +27,14 @@ use crate::transaction::pinned::Pinned;
 use crate::transaction::redirects;
 use crate::transaction::redirects::CheckoutBudget;
 
-/// Numbers transactions, so that a handle of one is not taken for a handle of another.
+/// Number of the next transaction; it distinguishes the handles of different transactions.
 static TRANSACTIONS: AtomicU64 = AtomicU64::new(1);
 
-/// More than this a thread does not keep from one transaction to the next.
+/// Maximum size of the buffer that a thread keeps from one transaction to the next.
 const MAX_POOLED_BUFFER: usize = 64 * 1024;
 
 thread_local! {
-    /// The memory of the thread's last transaction, for its next one.
+    /// The buffer of the thread's last transaction, for its next one.
     static BUFFER_POOL: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
@@ -51,8 +51,8 @@ impl Drop for Pending {
     }
 }
 
-/// The queued commands of a transaction, the scope they will be sent on, and the failure that is
-/// kept until the end.
+/// The queued commands of a transaction, the scope that sends them, and the failure that is kept
+/// until the end.
 #[derive(Debug)]
 pub(crate) struct Pending {
     queue: CommandQueue,
@@ -60,7 +60,7 @@ pub(crate) struct Pending {
     failed: Option<CommitError>,
     options: CommitOptions,
     watched: bool,
-    /// From how many waiting bytes on they are sent ahead; `None`: never.
+    /// Size of the queued commands at which they are sent ahead; `None`: never.
     flush_bytes: Option<usize>,
 }
 
@@ -69,7 +69,7 @@ impl Pending {
         Self::on(Pinned::new(nodes, owner), options, false)
     }
 
-    /// On a scope that is there already, and watches where `watched` says so.
+    /// Creates the transaction of an existing scope, which watches if `watched` is true.
     pub(crate) fn on(pinned: Pinned, options: CommitOptions, watched: bool) -> Self {
         let settings = pinned.settings();
         let transaction = TRANSACTIONS.fetch_add(1, Ordering::Relaxed);
@@ -93,7 +93,7 @@ impl Pending {
         }
     }
 
-    /// Keeps everything until the commit.
+    /// Queues everything until the commit.
     pub(crate) fn without_flushing(mut self) -> Self {
         self.flush_bytes = None;
         self
@@ -107,12 +107,12 @@ impl Pending {
         self.pinned.span()
     }
 
-    /// The closure returned; this scope no longer counts in deadlock detection.
+    /// Excludes this scope from deadlock detection, because the closure has returned.
     pub(crate) fn closure_returned(&mut self) {
         self.pinned.closure_returned();
     }
 
-    /// Trades the scope for another one: a watching closure queues while it still reads on its.
+    /// Replaces the scope: a watching closure queues while it still reads on its own scope.
     pub(crate) fn set_pinned(&mut self, pinned: Pinned) {
         if let (SlotBinding::Slot(bound), SlotBinding::Slot(other)) =
             (pinned.binding(), self.queue.binding())
@@ -128,7 +128,7 @@ impl Pending {
         self.pinned = pinned;
     }
 
-    /// Binds it to a slot before its first key does.
+    /// Binds the transaction to a slot, before its first key does.
     pub(crate) fn bind(&mut self, slot: u16) -> Result<(), Error> {
         let mut binding = self.queue.binding();
         binding.bind(slot).map_err(|bound| {
@@ -139,20 +139,20 @@ impl Pending {
         Ok(())
     }
 
-    /// Passes the slot of its keys to scope and options.
+    /// Passes the slot of the keys to the scope and the options.
     fn sync_slot(&mut self) {
         let slot = self.queue.binding().slot();
         self.pinned.set_slot(slot);
         self.options.cluster.slot = slot;
     }
 
-    /// What is to be done where a server that is not the one to ask refused it; `None`: nothing.
+    /// Returns the next step after a server rejected the slot; `None`: there is none.
     pub(crate) fn redirect_for(&self, error: &CommitError) -> Option<Redirect> {
         let nodes = self.pinned.nodes()?;
         redirects::redirect_for(&nodes, self.pinned.route(), error, self.pinned.checkout_deadline())
     }
 
-    /// Sets the deadline of all connections that are taken from now on.
+    /// Sets the checkout deadline of all later calls.
     pub(crate) fn set_checkout_deadline(&mut self, deadline: Instant) {
         self.pinned.set_checkout_deadline(Some(deadline));
     }
@@ -161,12 +161,12 @@ impl Pending {
         self.pinned.is_pinned()
     }
 
-    /// Takes that way, with what is still all here.
+    /// Follows the redirect; all commands are still queued.
     pub(crate) fn set_route(&mut self, redirect: Redirect) {
         self.pinned.set_route(redirect.route());
     }
 
-    /// Takes a connection now, and MULTI where it is to be sent at once.
+    /// Takes a connection now, and sends MULTI if it is to be sent at once.
     pub(crate) fn begin(&mut self) -> Result<(), Error> {
         let begun = self.try_begin();
         if let Err(error) = &begun {
@@ -182,7 +182,7 @@ impl Pending {
         let _in = span.enter();
         self.sync_slot();
         if !self.pinned.has_slot() {
-            // Its first key will tell where.
+            // The first key will have the slot.
             return Ok(());
         }
         self.pinned.pin(deadline)?;
@@ -204,7 +204,7 @@ impl Pending {
         Ok(())
     }
 
-    /// Called after each command: sends a chunk where enough of them wait.
+    /// Sends a chunk if enough commands are queued. This is called after each command.
     pub(crate) fn queued(&mut self) {
         self.pinned.touch();
         if self.failed.is_some() {
@@ -218,7 +218,7 @@ impl Pending {
         }
     }
 
-    /// Where the first chunk is sent on, it goes on, unless a guard holds the connection.
+    /// If the first chunk is redirected, it is sent again, unless a guard holds the connection.
     fn flush(&mut self) -> Result<(), CommitError> {
         self.pinned.here()?;
         let free = !self.pinned.is_pinned();
@@ -263,7 +263,7 @@ impl Pending {
         self.pinned.call(|checkout| commit::flush(checkout, queue, plan))
     }
 
-    /// The failure that the commit will tell, if there is one already.
+    /// Returns the failure that the commit will return, if there is one already.
     pub(crate) fn failure(&self) -> Option<CommitError> {
         if let Err(error) = self.pinned.here() {
             return Some(error.into());
@@ -307,24 +307,24 @@ impl Pending {
         })
     }
 
-    /// Whether all of it is still here, so that it can be sent again.
+    /// Returns whether all commands are still queued, so that they can be sent again.
     pub(crate) fn can_resend(&self) -> bool {
         !self.queue.is_flushed() && self.failed.is_none()
     }
 
-    /// Commits and gives the connection back before it returns.
+    /// Commits, and returns the connection to the pool before this returns.
     pub(crate) fn commit(&mut self) -> Result<Committed, CommitError> {
         self.set_checkout_deadline(self.pinned.checkout_deadline());
         let committed = self.attempt();
         if let Err(error) = &committed {
-            // The redirection is not followed here, but a later try knows it.
+            // The redirect is not followed here, but a later attempt knows it.
             let _: Option<Redirect> = self.redirect_for(error);
         }
         self.record(&committed);
         committed
     }
 
-    /// The same, where what was not sent may be attempted again.
+    /// The same, if commands that were not sent may be attempted again.
     pub(crate) fn attempt(&mut self) -> Result<Committed, CommitError> {
         self.pinned.here()?;
         let span = self.span().clone();
@@ -347,7 +347,7 @@ impl Pending {
         committed
     }
 
-    /// No command of it has a known slot.
+    /// The error of a transaction without a command whose slot is known.
     fn missing_slot_error(&self) -> Option<CommitError> {
         self.queue.has_unknown_slot().then(|| {
             CommitError::not_sent(Error::Refused {
@@ -357,7 +357,7 @@ impl Pending {
         })
     }
 
-    /// A key unknown to the command table was of another slot.
+    /// The error of a key with another slot that is unknown to the command table.
     fn cross_slot_error(&self, error: CommitError) -> CommitError {
         let CommitError::Rejected { code, message, command, .. } = &error else { return error };
         let bound = self.queue.binding().slot();
@@ -389,30 +389,30 @@ impl Pending {
         self.pinned.finish(|checkout| commit::commit(checkout, queue, plan))
     }
 
-    /// On a link that is borrowed for the commit only. No code of the caller's runs meanwhile, so
-    /// there is nothing to take back.
+    /// Commits on a connection that is borrowed for the commit only. No code of the caller's runs
+    /// meanwhile, so there is no scope to reclaim.
     fn send_unpinned(&mut self, checkout_deadline: Instant) -> Result<Committed, CommitError> {
         let Some(nodes) = self.pinned.nodes() else { return Err(CheckoutError::Closed.into()) };
         let target = (&nodes, self.pinned.route());
         batch::commit_block(target, &mut self.queue, &self.options, checkout_deadline)
     }
 
-    /// What the transaction asks of its commit.
+    /// Returns the options of the commit.
     pub(crate) fn options(&self) -> &CommitOptions {
         &self.options
     }
 
-    /// What there is to hand out of a transaction that was applied unseen.
+    /// Returns the replies of a transaction that was applied, but whose replies are lost.
     pub(crate) fn lost_replies(&self) -> Replies {
         Replies::lost(self.queue.transaction())
     }
 
-    /// With the name of the command whose reply could not be decoded.
+    /// Adds the name of the command whose reply could not be decoded.
     pub(crate) fn named(&self, error: ReplyError) -> ReplyError {
         error.with_command(|index| self.queue.name(index))
     }
 
-    /// The replies with the commands' names, for a caller that keeps them.
+    /// Adds the commands' names to the replies, for a caller that keeps them.
     pub(crate) fn keep(&self, replies: Replies) -> Replies {
         replies.with_names(self.queue.names())
     }
@@ -440,7 +440,7 @@ impl Pending {
         }
     }
 
-    /// Warns of what an operator must read. The connection was given back.
+    /// Logs a warning for the operator. The connection was returned before.
     fn raise(&self, error: &CommitError, outcome: &str) {
         let alarm = match error {
             CommitError::InDoubt(_) => LimitedEvent::InDoubt,
@@ -456,13 +456,13 @@ impl Pending {
         tracing::warn!(outcome, name, %place, error = %format_args!("{error:#}"), suppressed, "transaction {outcome}");
     }
 
-    /// Gives everything up.
+    /// Discards the transaction.
     pub(crate) fn discard(&mut self) -> Result<(), Error> {
         self.pinned.discard()
     }
 }
 
-/// One word for a report.
+/// Returns one word for a report.
 fn outcome(committed: &Result<Committed, CommitError>) -> &'static str {
     match committed {
         Ok(Committed::Applied(_)) => "committed",

@@ -1,8 +1,7 @@
-//! A pinned connection and the promise that it goes back clean.
+//! A pinned connection, which is returned clean.
 //!
-//! Every guard owns one of these; it is the only place where a scope ends.
-//!
-//! Never: a panic on drop, a wait past `cleanup_timeout`, a first error hidden by a second.
+//! Every guard owns one; a scope ends only here. A drop does not panic, does not wait past
+//! `cleanup_timeout`, and keeps the first error.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,8 +20,8 @@ use crate::protocol::cluster::route::Route;
 use crate::protocol::cluster::slot::SlotBinding;
 use crate::settings::settings::Settings;
 
-/// The span of one transaction, with OpenTelemetry's names for database clients. What is not
-/// known yet is recorded when the transaction ends.
+/// The span of one transaction, with OpenTelemetry's names for database clients. Fields without a
+/// value are recorded when the transaction ends.
 fn new_span(address: &str, port: u16, db: i64, name: Option<&str>) -> Span {
     tracing::info_span!(
         "redis.transaction",
@@ -46,7 +45,7 @@ pub(crate) fn transaction_span(nodes: &Router, owner: &ScopeOrigin) -> Span {
     new_span(&host, port, nodes.db(), owner.name.as_deref())
 }
 
-/// A pinned connection, or none yet, and the promise that it goes back clean.
+/// A pinned connection, or none yet, which is returned clean.
 #[derive(Debug)]
 pub(crate) struct Pinned {
     nodes: WeakRouter,
@@ -63,7 +62,7 @@ pub(crate) struct Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         if self.settings.is_forked_child() {
-            // It is the parent's.
+            // In a forked child the connection belongs to the parent.
             std::mem::forget(self.pin.take());
             return;
         }
@@ -75,12 +74,12 @@ impl Drop for Pinned {
 }
 
 impl Pinned {
-    /// Holds nothing until [`pin`](Self::pin).
+    /// Creates a scope that holds no connection until [`pin`](Self::pin).
     pub(crate) fn new(nodes: &Router, owner: ScopeOrigin) -> Self {
         Self::within(transaction_span(nodes, &owner), nodes, owner)
     }
 
-    /// As [`new`](Self::new), for another attempt at the transaction that `span` is about.
+    /// As [`new`](Self::new), for another attempt at the transaction of `span`.
     pub(crate) fn within(span: Span, nodes: &Router, owner: ScopeOrigin) -> Self {
         let (settings, is_cluster) = (Arc::clone(nodes.settings()), nodes.is_cluster());
         let (nodes, route) = (nodes.weak(), Route::default());
@@ -88,7 +87,7 @@ impl Pinned {
         Self { nodes, route, is_cluster, settings, owner, pin, span, fixed_deadline }
     }
 
-    /// Which keys it is for.
+    /// Returns the slot that the scope's keys are bound to.
     pub(crate) fn binding(&self) -> SlotBinding {
         match self.route.slot {
             _ if !self.is_cluster => SlotBinding::None,
@@ -97,14 +96,14 @@ impl Pinned {
         }
     }
 
-    /// It is for the keys of this slot.
+    /// Binds the scope to this slot.
     pub(crate) fn set_slot(&mut self, slot: Option<u16>) {
         if self.route.slot != slot {
             self.route = Route::to(slot);
         }
     }
 
-    /// It goes this way, from its next connection on.
+    /// Sets the route of the scope's next connection.
     pub(crate) fn set_route(&mut self, route: Route) {
         self.route = route;
     }
@@ -113,7 +112,7 @@ impl Pinned {
         &self.route
     }
 
-    /// Whether it is known where a connection for it is to be had.
+    /// Returns whether the route of a connection for the scope is known.
     pub(crate) fn has_slot(&self) -> bool {
         self.binding() != SlotBinding::Pending
     }
@@ -122,7 +121,7 @@ impl Pinned {
         &self.owner
     }
 
-    /// The transaction's span: one for all its commands and attempts.
+    /// The transaction's span: one span for all its commands and attempts.
     pub(crate) fn span(&self) -> &Span {
         &self.span
     }
@@ -131,13 +130,12 @@ impl Pinned {
         &self.settings
     }
 
-    /// By when a call that begins now must have its connection.
+    /// Returns the checkout deadline of a call that begins now.
     pub(crate) fn checkout_deadline(&self) -> Instant {
         self.fixed_deadline.unwrap_or_else(|| Instant::now() + self.settings.checkout_timeout)
     }
 
-    /// Sets the deadline of all connections that are taken from now on; `None`: each call has its
-    /// own again.
+    /// Sets the checkout deadline of all later calls. `None`: each call has its own again.
     pub(crate) fn set_checkout_deadline(&mut self, deadline: Option<Instant>) {
         self.fixed_deadline = deadline;
     }
@@ -158,7 +156,7 @@ impl Pinned {
         }
     }
 
-    /// Comes first in every call of the caller's, before anything is locked or logged.
+    /// Checks the process. Every public call does this first, before it locks or logs.
     ///
     /// # Errors
     /// This process is a fork of the one that began the scope.
@@ -176,13 +174,14 @@ impl Pinned {
         Ok(())
     }
 
-    /// Has an event written when the connection is given back: a log is the user's, and may want one.
+    /// Logs an event when the connection is returned: a log belongs to the user and may use the
+    /// pool.
     pub(crate) fn log_on_return(&self, level: Level, event: impl FnOnce() + Send + 'static) {
         if level > LevelFilter::current() {
             return;
         }
         let Some(pin) = &self.pin else { return event() };
-        // A scope that was taken back needs no event more.
+        // A reclaimed scope needs no further event.
         let _: Result<(), PinExpired> = pin.with(|checkout| checkout.log_later(level, event));
     }
 
@@ -195,7 +194,7 @@ impl Pinned {
         self.pin.is_some()
     }
 
-    /// The closure returned; do not count this scope in deadlock detection.
+    /// Excludes this scope from deadlock detection, because its closure has returned.
     pub(crate) fn closure_returned(&mut self) {
         self.owner.is_closure = false;
     }
@@ -212,8 +211,8 @@ impl Pinned {
         }
     }
 
-    /// Runs the scope's last call and gives the connection back, clean or to be replaced, before
-    /// this returns.
+    /// Runs the scope's last call and returns the connection, clean or tainted, before this
+    /// returns.
     pub(crate) fn finish<E: From<PinExpired> + From<CheckoutError>, R>(
         &mut self,
         last: impl FnOnce(&mut Checkout) -> Result<R, E>,
@@ -232,10 +231,10 @@ impl Pinned {
         })?
     }
 
-    /// Gives the connection back with nothing of the scope left on it.
+    /// Returns the connection with nothing of the scope left on it.
     ///
     /// # Errors
-    /// How cleaning failed; the connection is replaced then.
+    /// The error of the cleanup; the connection is then replaced.
     pub(crate) fn release(&mut self) -> Result<(), Error> {
         self.here()?;
         let Some(pin) = self.pin.take() else { return Ok(()) };
@@ -249,7 +248,7 @@ impl Pinned {
         })?
     }
 
-    /// The same, where this is how the transaction ends.
+    /// The same, if the transaction ends by this.
     ///
     /// # Errors
     /// As [`release`](Self::release).
@@ -261,7 +260,7 @@ impl Pinned {
         self.release()
     }
 
-    /// The scope is alive, though it asks nothing of the server.
+    /// Shows the reaper that the scope is in use although it sends nothing.
     pub(crate) fn touch(&self) {
         if let Some(pin) = &self.pin {
             pin.touch();

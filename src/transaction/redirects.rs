@@ -1,4 +1,4 @@
-//! Where a block is sent next if a server redirected it, and how long it may take.
+//! The next node of a block after a redirect, and the time that it may take.
 
 use std::time::{Duration, Instant};
 
@@ -10,9 +10,9 @@ use crate::pool::router::Router;
 use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route};
 use crate::settings::settings::Settings;
 
-/// What is to be done where a server that is not the one to ask refused a transaction.
+/// Returns the next step after a server rejected a transaction whose slot it does not serve.
 ///
-/// The map of the cluster is asked for by `deadline` where no server was reached.
+/// If no server was reached, the slot map is refreshed by `deadline`.
 pub(crate) fn redirect_for(
     nodes: &Router,
     route: &Route,
@@ -40,18 +40,18 @@ pub(crate) fn redirect_after(
     }
 }
 
-/// Whether no connection could be had.
+/// Returns whether no connection was available.
 pub(crate) fn is_checkout(error: &CommitError) -> bool {
     matches!(error, CommitError::NotSent { source } if matches!(**source, Error::Checkout(_)))
 }
 
-/// How long a block waits for a connection and for a cluster that is in motion: one
-/// `checkout_timeout`, which attempts share that were sent on or reached no node. An attempt after a
-/// conflict or a lost connection has a `checkout_timeout` of its own for its connection.
+/// Time for which a block waits for a connection and for a cluster that is changing. It is one
+/// `checkout_timeout`, shared by all attempts that were redirected or reached no node. An attempt
+/// after a conflict or a lost connection has a `checkout_timeout` of its own.
 pub(crate) struct CheckoutBudget {
     pub(crate) limit: Duration,
-    /// Minimum time of an attempt after a redirection, so that its result is reported and not that
-    /// no time was left for it.
+    /// Minimum time of an attempt after a redirect, so that its own result is reported, and not
+    /// that no time was left.
     min_after_redirect: Duration,
     /// Deadline of the next checkout.
     pub(crate) deadline: Instant,
@@ -65,9 +65,9 @@ impl CheckoutBudget {
         Self { limit, min_after_redirect, deadline: deadline::after(limit), budget: None }
     }
 
-    /// Pauses where the way on needs it. False: no time is left.
+    /// Waits for as long as the redirect needs. Returns false if no time is left.
     ///
-    /// Time that passed until a server sent the block on is no time that was waited for a node.
+    /// The time until a server redirected the block does not count as a wait for a node.
     pub(crate) fn try_redirect(&mut self, redirect: &Redirect, node_unreachable: bool) -> bool {
         let (limit, deadline) = (self.limit, self.deadline);
         let budget = self.budget.get_or_insert_with(|| {
@@ -87,7 +87,7 @@ impl CheckoutBudget {
         self.deadline = deadline::after(self.limit);
     }
 
-    /// The time that a closure ran is no time that was waited for a connection.
+    /// Adds the time that a closure ran: it does not count as a wait for a connection.
     pub(crate) fn extend(&mut self, ran: Option<Duration>) {
         let Some(ran) = ran else { return };
         self.deadline = deadline::later(self.deadline, ran);

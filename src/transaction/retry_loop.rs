@@ -1,6 +1,6 @@
-//! The loops behind `run` and `watch(..).run`: when a block is sent or run again.
+//! The loops of `run` and `watch(..).run`, which send or run a block again.
 //!
-//! Never: again after its commands may have been applied.
+//! They never do so after the block's commands may have been applied.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,7 +31,7 @@ use crate::transaction::watched_reads::WatchReads;
 /// another process.
 const MAX_IMMEDIATE_RETRIES: u32 = 8;
 
-/// Runs a block once and commits it; the same bytes are sent again where they were not sent.
+/// Runs a block once and commits it. Bytes that were not sent are sent again.
 pub(crate) fn run_block<R: Resolve, E: From<Error>>(
     nodes: &Router,
     owner: ScopeOrigin,
@@ -84,16 +84,16 @@ fn commit_with_retries(
     }
 }
 
-/// What a watching block is run by.
+/// The parts of a watching run.
 pub(crate) struct WatchRun<'w> {
     pub(crate) owner: ScopeOrigin,
     pub(crate) commit_options: CommitOptions,
     pub(crate) policy: RetryPolicy,
     pub(crate) keys: Option<&'w Keys>,
-    /// In a cluster: where they are.
+    /// In a cluster: the slot of the keys.
     pub(crate) slot: Option<u16>,
     pub(crate) reads: &'w Arc<WatchReads>,
-    /// `None`: everybody tries at once.
+    /// `None`: all blocks attempt at once.
     pub(crate) limiter: Option<&'w ContentionLimiter>,
 }
 
@@ -109,7 +109,7 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
     let unpinned = || Pinned::within(span.clone(), nodes, owner.clone());
     let mut route = Route::to(run.slot);
     let mut attempts = policy.begin(Instant::now());
-    // Before a connection is taken, so that a waiting block holds none.
+    // The permit comes before the connection, so that a waiting block holds no connection.
     let mut turn =
         limiter.zip(keys).map(|(limiter, keys)| limiter.enter(keys.buckets(), attempts.deadline()));
     let mut budget = CheckoutBudget::new(nodes.settings());
@@ -151,14 +151,14 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
             Ok(handles) => handles,
             Err(error) => {
                 drop(watching);
-                // Nor is what it makes of a node that is not the one to ask.
+                // Nor is an error that the closure made from a redirect.
                 if let Some(redirect) =
                     redirect.filter(|redirect| budget.try_redirect(redirect, false))
                 {
                     route = redirect.route();
                     continue;
                 }
-                // What the closure makes of a lost connection is no answer of its own.
+                // An error that the closure made from a lost connection is not its own result.
                 if connection_lost && backoff(nodes, &mut attempts, &span, "connection lost", false)
                 {
                     budget.restart();
@@ -188,7 +188,7 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
             Err(error) if is_repeatable(error, nodes) => Some("not sent"),
             _ => None,
         };
-        // Where few are let in at a time, a pause would only keep the next one out.
+        // If few blocks are admitted at a time, a backoff would only delay the next one.
         let queued = turn.as_ref().is_some_and(Turn::queued)
             && matches!(committed, Ok(Committed::Conflict))
             && attempts.number() <= MAX_IMMEDIATE_RETRIES;
@@ -212,8 +212,8 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
     }
 }
 
-/// An exactly-once transaction in doubt, asked for: applied, its replies lost; or not sent, for all
-/// that it did.
+/// Resolves an exactly-once transaction in doubt: either it was applied, with its replies lost, or
+/// it counts as not sent.
 fn resolve_in_doubt(
     committed: Result<Committed, CommitError>,
     pending: &Pending,
@@ -223,7 +223,7 @@ fn resolve_in_doubt(
         return committed;
     }
     match doubt.resolve() {
-        // Not the whole of it.
+        // The commit may have been applied without one of its commands.
         Resolution::Committed if doubt.is_incomplete() => committed,
         Resolution::Committed => match pending.options().durability {
             None => Ok(Committed::Applied(pending.lost_replies())),
@@ -239,9 +239,9 @@ fn resolve_in_doubt(
     }
 }
 
-/// Whether the connection failed before EXEC's last byte left, or led to a server that is no longer
-/// the master where another one is. (Other failures that left nothing behind, such as a full pool or
-/// a refused command, would fail in the same way again.)
+/// Returns whether the connection failed before EXEC's last byte was sent, or led to a server that
+/// is no longer the master while another one is. Other failures without an effect, such as a full
+/// pool or a refused command, would only repeat.
 fn is_repeatable(error: &CommitError, nodes: &Router) -> bool {
     match error {
         CommitError::NotSent { source } => matches!(**source, Error::Lost { .. }),
@@ -250,8 +250,8 @@ fn is_repeatable(error: &CommitError, nodes: &Router) -> bool {
     }
 }
 
-/// What reads without a watch does not go where its slot will be: some of what it reads may not be
-/// there yet. It waits until the slot has arrived.
+/// Replaces an ASK redirect for a scope that reads without a watch. Some keys may not have arrived
+/// at the new node yet, so the block waits until the slot has arrived.
 fn without_ask(redirect: Redirect, watches: bool) -> Redirect {
     match redirect {
         Redirect::Immediately(route) if route.ask && !watches => {

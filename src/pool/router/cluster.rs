@@ -1,6 +1,6 @@
-//! A pool for each master of a cluster, made when it is first needed.
+//! The pools of a cluster, one for each master, made at their first use.
 //!
-//! Never: a pool kept whose master serves nothing any more, once that is known.
+//! The pool of a master that serves no slot any more is dropped as soon as that is known.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -31,9 +31,9 @@ pub(crate) struct Cluster {
     kind: PoolConfig,
     slot_map: Arc<SlotMapCache>,
     pools: RwLock<HashMap<NodeAddress, Pool>>,
-    /// Whose scopes may still be open.
+    /// Retired pools, whose scopes may still be open.
     retired: Mutex<Vec<(NodeAddress, WeakPool)>>,
-    /// The generation of the map by which pools were last retired.
+    /// Generation of the slot map by which pools were last retired.
     pruned: AtomicU64,
     turn: AtomicU64,
     redirections: Counter,
@@ -75,8 +75,8 @@ impl Cluster {
         self.slot_map.seeds().first().map_or(("", 0), |seed| (&*seed.host, seed.port))
     }
 
-    /// Does something with the route's pool; with another one, where its server is gone and another
-    /// one has taken over by `deadline`.
+    /// Runs `call` with the route's pool. If its server is gone and another one has taken over
+    /// by `deadline`, runs it again with the other pool.
     pub(crate) fn with_pool<T>(
         &self,
         route: &Route,
@@ -102,7 +102,7 @@ impl Cluster {
                 Err(error) => error,
             };
             match self.on_unreachable(route, &error, deadline) {
-                // The node that redirected the call here decides again where it belongs.
+                // Only the node that redirected the call here decides its next route.
                 Some(_) if route.node.is_some() => return Err(error),
                 Some(redirect) if redirect_pause::try_next(&mut budget, &redirect) => {}
                 _ => {
@@ -117,7 +117,7 @@ impl Cluster {
         }
     }
 
-    /// Where the route leads. Asks for the map, where it has no answer.
+    /// Returns the node of the route. Refreshes the slot map if the map has none.
     fn node(&self, route: &Route, deadline: Instant) -> Option<NodeAddress> {
         if let Some(node) = &route.node {
             return Some(node.clone());
@@ -133,7 +133,7 @@ impl Cluster {
         })
     }
 
-    /// Begins to open a connection to the route's master, where the map has one. Nothing is asked.
+    /// Begins to open a connection to the route's master, if the map has one. This sends no query.
     pub(crate) fn warm(&self, route: &Route) {
         let node = route.node.clone().or_else(|| self.slot_map.map().master(route.slot?).cloned());
         if let Some(pool) = node.and_then(|node| self.pool(&node).ok()) {
@@ -141,7 +141,7 @@ impl Cluster {
         }
     }
 
-    /// One master after the other.
+    /// Returns any master, each in its turn.
     fn any(&self, map: &SlotMap) -> Option<NodeAddress> {
         let masters = map.masters();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) as usize;
@@ -152,7 +152,8 @@ impl Cluster {
         self.slot_map.refresh(first, deadline.min(self.refreshed_by()));
     }
 
-    /// It is one exchange with a node that answers, and one connect for each that does not.
+    /// Returns the deadline of a refresh: one exchange with a node that replies, and one connect
+    /// for each node that does not.
     fn refreshed_by(&self) -> Instant {
         Instant::now() + self.settings().connect_timeout + self.settings().response_timeout
     }
@@ -198,7 +199,7 @@ impl Cluster {
             source: ConnectionError::unexpected("an address that cannot be used"),
         })?;
         let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
-        // A caller that has closed all pools meanwhile has not seen this one.
+        // If a caller has closed all pools meanwhile, it has not closed this one.
         if self.closed.load(Ordering::Acquire) {
             return Err(CheckoutError::Closed);
         }
@@ -208,7 +209,7 @@ impl Cluster {
         Ok(pool.clone())
     }
 
-    /// The ways to all masters that serve something.
+    /// Returns the routes to all masters that serve a slot.
     pub(crate) fn all_masters(&self, deadline: Instant) -> Result<Vec<Route>, CheckoutError> {
         self.with_pool(&Route::default(), deadline, |_| Ok(()))?;
         let map = self.slot_map.map();
@@ -223,7 +224,7 @@ impl Cluster {
             RedirectReply::Moved { slot, to } => {
                 let to = NodeAddress::of(to, from);
                 if self.slot_map.map().master(*slot) != Some(&to) {
-                    // The new owner's map is newer than that of any other node.
+                    // The new owner's map is newer than the map of any other node.
                     self.refresh(Some(&to), self.refreshed_by());
                     self.slot_map.moved(*slot, &to);
                 }
@@ -244,7 +245,7 @@ impl Cluster {
     ) -> Option<Redirect> {
         match error {
             CheckoutError::Connect { source, .. } if source.is_transient_failure() => {}
-            // Only its own pool is, since its master is none any more.
+            // Only this pool is closed, because its server is no longer a master.
             CheckoutError::Closed if !self.closed.load(Ordering::Acquire) => {}
             _ => return None,
         }
@@ -315,7 +316,7 @@ impl Cluster {
     }
 }
 
-/// The threads are those of the parent, in a forked child.
+/// In a forked child the threads belong to the parent.
 impl Drop for Cluster {
     fn drop(&mut self) {
         if self.settings().is_forked_child() {

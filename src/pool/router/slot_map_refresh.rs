@@ -31,15 +31,15 @@ use crate::sync::lock;
 /// Minimum delay between refreshes.
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// The map of a cluster, and how it is asked for.
+/// The slot map of a cluster, and its refresh.
 pub(crate) struct SlotMapCache {
-    /// By which nodes the cluster was named. User, password, protocol and TLS of all nodes are
-    /// those of the first.
+    /// The seed nodes of the cluster. All nodes use the user, password, protocol and TLS of the
+    /// first one.
     seeds: Vec<NodeAddress>,
     template: ConnectionInfo,
     settings: Arc<Settings>,
     map: RwLock<Arc<SlotMap>>,
-    /// Counts the answers.
+    /// Number of maps received.
     generation: AtomicU64,
     /// When the last refresh ended. Locked during a refresh, so no caller may wait for it.
     asking: Mutex<Option<Instant>>,
@@ -49,7 +49,7 @@ pub(crate) struct SlotMapCache {
 }
 
 impl SlotMapCache {
-    /// `like` is one of the seeds.
+    /// Creates the cache; `like` is one of the seeds.
     pub(crate) fn new(
         nodes: Vec<ConnectionInfo>,
         settings: Arc<Settings>,
@@ -91,18 +91,18 @@ impl SlotMapCache {
         Arc::clone(&self.map.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// How often the map was heard.
+    /// Returns the number of maps received.
     pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// From now on the slot is this one's: its old master says so.
+    /// Records that the slot belongs to another node: its former master replied with MOVED.
     pub(crate) fn moved(&self, slot: u16, to: &NodeAddress) {
         let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
         Arc::make_mut(&mut map).set_master(slot, to);
     }
 
-    /// The node at this address, reached as the others are.
+    /// Returns the endpoint of the node at this address, with the settings of the others.
     pub(crate) fn endpoint(&self, node: &NodeAddress) -> Result<Endpoint, ConfigError> {
         let (host, port) = (node.host.to_string(), node.port);
         let address = match self.template.addr() {
@@ -122,12 +122,12 @@ impl SlotMapCache {
         lock(&self.failure).clone()
     }
 
-    /// Refreshes the map, unless another caller does or has just done so. Asks `first`,
-    /// then the known masters in any order, then the seeds, until one replies.
+    /// Refreshes the map, unless another caller does or has just done so. Queries `first`, then the
+    /// known masters in any order, then the seeds, until one replies.
     pub(crate) fn refresh(&self, first: Option<&NodeAddress>, deadline: Instant) {
         let mut last = match self.asking.try_lock() {
             Ok(last) => last,
-            // A caller panicked in here once; the lock guards an instant.
+            // A caller panicked in here once; the mutex guards only an instant.
             Err(TryLockError::Poisoned(last)) => last.into_inner(),
             Err(TryLockError::WouldBlock) => return,
         };
@@ -150,7 +150,7 @@ impl SlotMapCache {
                     *self.map.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(map);
                     self.generation.fetch_add(1, Ordering::Release);
                     *lock(&self.failure) = None;
-                    // Not here: a tracing subscriber may need the map.
+                    // Logged later: a tracing subscriber may need the map.
                     let node = node.clone();
                     self.log_thread.log(Level::DEBUG, move || {
                         tracing::debug!(
@@ -168,7 +168,7 @@ impl SlotMapCache {
                             error = %format_args!("{cause:#}"), "no map of the cluster from this node"
                         );
                     });
-                    // That the caller's time was over says less than an earlier failure.
+                    // The end of the caller's time proves less than an earlier failure.
                     let late =
                         error.kind() == ConnectionErrorKind::TimedOut && Instant::now() >= deadline;
                     let mut failure = lock(&self.failure);
@@ -198,7 +198,8 @@ impl SlotMapCache {
         {
             return Ok(map.clone());
         }
-        // Older servers know no shards; and where slots are missing, the other answer may know.
+        // Older servers do not know SHARDS; and if slots are missing, the other reply may have
+        // them.
         let slots = question(&mut connection, "SLOTS", limit)?;
         let other = SlotMap::of_slots(&slots, &node.host);
         let best = map.into_iter().chain(other).max_by_key(SlotMap::slots_served);

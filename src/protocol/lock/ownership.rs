@@ -2,7 +2,9 @@
 //!
 //! The key of the lock's holders is watched before it is read. So a reply that proves the lock held
 //! stays true until EXEC, or EXEC returns nil. A lease that has ended by the server's own clock is
-//! not held. Its value is never shown: Debug prints the type's name only.
+//! not held.
+//!
+//! The value of a [`LockOwnership`] is never shown: `Debug` prints the type's name only.
 
 use std::fmt;
 
