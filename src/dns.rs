@@ -1,10 +1,8 @@
-//! How a host's name becomes addresses: off the caller's thread, within the caller's time.
+//! The look-up of a host's addresses: off the caller's thread, within the caller's time.
 //!
-//! The system's look-up knows no timeout. So it runs on a thread of its own, and callers wait for its
-//! answer for as long as they have time. Callers that need the same name share one look-up.
-//!
-//! Never: a caller's wait past its deadline. Never: two look-ups of one name at the same time. Never:
-//! a thread that stays when nothing is left to look up.
+//! The system's look-up has no timeout. So it runs on a thread of its own, and a caller waits for
+//! it until its deadline. Callers with the same name share one look-up. A thread ends when there is
+//! nothing left to look up.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -15,16 +13,16 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use std::{fmt, io};
 
-/// Upper bound of the threads that a session manager looks names up with. One more writes events.
+/// Maximum number of look-up threads of a session manager. A further thread writes events.
 const MOST_THREADS: usize = 3;
 
-/// Upper bound of the addresses that are remembered because no connection came about.
+/// Maximum number of addresses that are remembered after a failed connection.
 const MOST_FAILED: usize = 64;
 
 /// The addresses of a host, by its name.
 pub(crate) type LookUp = dyn Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync;
 
-/// How a host's name becomes addresses. Clones are the same one.
+/// The resolver of host names. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Resolver {
     shared: Arc<Shared>,
@@ -33,13 +31,13 @@ pub(crate) struct Resolver {
 struct Shared {
     look_up: Box<LookUp>,
     state: Mutex<State>,
-    /// Addresses to which no connection came about, the latest last.
+    /// Addresses without a successful connection, the latest last.
     failed: Mutex<Vec<SocketAddr>>,
 }
 
 #[derive(Default)]
 struct State {
-    /// By name, from the first caller to the answer.
+    /// Running look-ups by name, from the first caller to the result.
     under_way: HashMap<Arc<str>, Arc<Question>>,
     queue: VecDeque<Task>,
     threads: usize,
@@ -50,7 +48,7 @@ enum Task {
     Job(Box<dyn FnOnce() + Send>),
 }
 
-/// One look-up, and its answer once it has come.
+/// One look-up, and its result once there is one.
 #[derive(Default)]
 struct Question {
     answer: Mutex<Option<Answer>>,
@@ -61,7 +59,7 @@ struct Question {
 type Answer = Result<Vec<SocketAddr>, (io::ErrorKind, String)>;
 
 impl Default for Resolver {
-    /// The system's.
+    /// The system's resolver.
     fn default() -> Self {
         Self::new(|host: &str| Ok((host, 0).to_socket_addrs()?.collect()))
     }
@@ -75,7 +73,8 @@ impl Resolver {
         Self { shared: Arc::new(Shared { look_up: Box::new(look_up), state, failed }) }
     }
 
-    /// The addresses of the host, by `deadline` at the latest. Those that failed lately come last.
+    /// Returns the addresses of the host, by `deadline` at the latest. Those that failed recently
+    /// come last.
     pub(crate) fn addresses(
         &self,
         host: &str,
@@ -104,7 +103,8 @@ impl Resolver {
         Ok(addresses)
     }
 
-    /// No connection to this address came about: others of its host are tried first from now on.
+    /// Records that a connection to this address failed: others of its host are tried first from
+    /// now on.
     pub(crate) fn failed(&self, address: SocketAddr) {
         let mut failed = lock(&self.shared.failed);
         failed.retain(|other| *other != address);
@@ -114,8 +114,8 @@ impl Resolver {
         failed.push(address);
     }
 
-    /// Runs what looks a name up by itself, off the caller's thread. What comes later than
-    /// `deadline` is dropped.
+    /// Runs code that looks up names itself, off the caller's thread. A result after `deadline` is
+    /// dropped.
     pub(crate) fn run<T: Send + 'static>(
         &self,
         deadline: Instant,
@@ -139,7 +139,7 @@ impl Resolver {
 }
 
 impl Shared {
-    /// The look-up of that name: the one that is under way, or a new one. The caller is counted.
+    /// Returns the look-up of that name: the running one, or a new one. The caller is counted.
     fn ask(self: &Arc<Self>, host: &str) -> io::Result<Arc<Question>> {
         let mut state = lock(&self.state);
         if let Some(question) = state.under_way.get(host) {
@@ -158,7 +158,7 @@ impl Shared {
         Ok(question)
     }
 
-    /// Starts a thread more for what is in the queue, unless there are as many as there may be.
+    /// Starts another thread for the queue, unless there is the maximum number.
     fn staff(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
         if state.threads >= MOST_THREADS {
             return Ok(());
@@ -167,14 +167,14 @@ impl Shared {
         let thread = std::thread::Builder::new().name("rediscope-names".to_owned());
         match thread.spawn(move || shared.work()) {
             Ok(_) => state.threads += 1,
-            // Another thread comes to it.
+            // A running thread takes it from the queue.
             Err(_) if state.threads > 0 => {}
             Err(error) => return Err(error),
         }
         Ok(())
     }
 
-    /// Until nothing is left to do.
+    /// Runs look-ups until there are none left.
     fn work(&self) {
         loop {
             let mut state = lock(&self.state);
@@ -190,7 +190,7 @@ impl Shared {
                 }
                 Task::LookUp(host, question) => (host, question),
             };
-            // Under the lock under which callers join: none can come any more.
+            // Under the mutex under which callers join: no further caller can join.
             if question.callers.load(Ordering::Acquire) == 0 {
                 state.under_way.remove(&host);
                 continue;

@@ -1,6 +1,6 @@
 //! The traits whose methods are called on the handles: `use rediscope::prelude::*`.
 //!
-//! Never: a type with a common name.
+//! A type with a common name is not in it.
 
 pub use redis::Commands as _;
 

@@ -26,7 +26,7 @@ pub(crate) fn thread_name() -> Arc<str> {
     NAME.try_with(Arc::clone).unwrap_or_else(|_| Arc::from("a thread that ends"))
 }
 
-/// Locks a mutex also after a panic of its holder: the guarded value is judged by its own state.
+/// Locks a mutex also after a panic of its holder: the guarded value is checked by its own state.
 pub(crate) fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

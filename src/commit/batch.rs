@@ -1,5 +1,5 @@
-//! Blocks without a connection of their own: each borrows one for its commit, or travels in a
-//! batch, as isolated as alone. Each gets its own outcome, from its own replies.
+//! Blocks without a connection of their own. Each borrows one for its commit, or joins a batch, as
+//! isolated as alone. Each gets its own outcome, from its own replies.
 
 use std::time::Instant;
 
@@ -21,7 +21,8 @@ use crate::protocol::exec::{Unproven, Verdict};
 use crate::protocol::queue::{CommandQueue, Prefix};
 use crate::reply::replies::Replies;
 
-/// Commits what `buffer` holds: with others, where it may and has to wait for a link.
+/// Commits the commands of `buffer`; in a batch with others, if it may and has to wait for a
+/// connection.
 pub(crate) fn commit_block(
     (nodes, route): (&Router, &Route),
     queue: &mut CommandQueue,

@@ -1,6 +1,4 @@
-//! Leaves nothing of a scope behind on its link.
-//!
-//! Never: a wait past `cleanup_timeout`.
+//! Removes all state of a scope from its connection, within `cleanup_timeout`.
 
 use crate::connection::connection::Connection;
 use crate::connection::deadline::Deadline;
@@ -12,10 +10,10 @@ use crate::protocol::connection_state::{Expect, Taint};
 use crate::protocol::resp::encode::{DISCARD, UNWATCH};
 use crate::protocol::server_error::ServerError;
 
-/// Leaves nothing of the scope behind on its link: DISCARD, UNWATCH, or the link is closed.
+/// Removes the scope's state from its connection: DISCARD, UNWATCH, or the connection is closed.
 ///
 /// # Errors
-/// How cleaning failed. The link is closed then.
+/// The error of the cleanup. The connection is then closed.
 pub(crate) fn clean(checkout: &mut Checkout) -> Result<(), Error> {
     let limit = checkout.pool().settings().cleanup_timeout;
     let Some(link) = checkout.current() else { return Ok(()) };
@@ -37,7 +35,8 @@ pub(crate) fn clean(checkout: &mut Checkout) -> Result<(), Error> {
     }
 }
 
-/// Both end the watch on the link's own register as well, which is armed again behind them.
+/// DISCARD and UNWATCH also end the watch on the connection's own register, which is then armed
+/// again.
 fn cleaned(
     link: &mut Connection,
     bytes: &[u8],
@@ -50,7 +49,7 @@ fn cleaned(
     marker.watch(&mut bytes);
     link.send(&bytes, &[(expect, 1), (Expect::WatchMarker, 1)], deadline)?;
     let cleaned = link.read_reply(deadline)?;
-    // Where it is refused the link is clean all the same, and not armed.
+    // If the server refuses this, the connection is still clean, but not armed.
     let _: Result<(), ServerError> = link.read_reply(deadline)?;
     Ok(cleaned)
 }

@@ -1,7 +1,7 @@
 //! Commits a transaction on one connection; each result is one row of the contract.
 //!
-//! Never: a command re-sent once EXEC's last byte may have left, unless it is proven that nothing
-//! was applied.
+//! No command is sent again after EXEC's last byte may have been sent, unless it is proven that
+//! nothing was applied.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -25,7 +25,7 @@ use crate::protocol::queue::CommandQueue;
 use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::server_error::ServerError;
 
-/// Commits what `buffer` holds.
+/// Commits the commands of `buffer`.
 pub(crate) fn commit(
     checkout: &mut Checkout,
     queue: &mut CommandQueue,
@@ -36,9 +36,9 @@ pub(crate) fn commit(
     counted
 }
 
-/// Sends of a transaction whose own watched key changed: a register, which lives for an hour
-/// and which no other client writes, or a lock, which renewals and other holders touch from
-/// time to time.
+/// Maximum number of times that a transaction is sent if a watched key of its own changed. This is
+/// a register, which lives for an hour and which no other client writes, or a lock, which renewals
+/// and other holders change from time to time.
 const MAX_ATTEMPTS: u32 = 4;
 
 fn commit_repeatedly(
@@ -46,8 +46,8 @@ fn commit_repeatedly(
     queue: &mut CommandQueue,
     plan: CommitPlan<'_>,
 ) -> Result<Committed, CommitError> {
-    // Nothing was queued and nothing was asked of the server: there is nothing to commit. (Where
-    // keys are watched the server is asked whether they changed.)
+    // Nothing was queued and nothing was sent: there is nothing to commit. (If keys are watched,
+    // EXEC is sent to find out whether they changed.)
     let idle = checkout.current().is_none_or(|link| link.state().is_clean());
     if queue.commands() == 0 && idle && !plan.watched && plan.options.idempotency_key.is_none() {
         return Ok(Committed::Applied(replies(queue, Vec::new())));
@@ -67,7 +67,7 @@ fn commit_repeatedly(
 }
 
 enum Unapplied {
-    /// What changed was a key that the link watches for itself.
+    /// The changed key is one that the connection watches for itself.
     InternalKeyChanged,
     Failed(CommitError),
 }
@@ -119,7 +119,7 @@ fn in_doubt(
     doubt: &Unproven,
 ) -> InDoubt {
     let endpoint = checkout.pool().endpoint().clone();
-    // The register is written last. Of commands that ran one by one it proves nothing.
+    // The register is written last. It proves nothing about commands that ran one by one.
     let resolver = options.resolver.as_ref().filter(|_| !doubt.bare);
     let in_doubt = match (resolver, checkout.current().and_then(|link| link.known_marker())) {
         (Some(resolver), Some(marker)) => {
@@ -165,7 +165,7 @@ fn classify(
             }
             return Err(Unapplied::InternalKeyChanged);
         }
-        // The connection watched a key that no scope asked for.
+        // The connection watched a key that no scope watched.
         Verdict::Nil => {
             checkout.taint(Taint::LeftDirty);
             CommitError::lost_before_exec(ConnectionError::unexpected(
@@ -179,7 +179,7 @@ fn classify(
         },
         Verdict::Unknown(doubt) => {
             let in_doubt = in_doubt(checkout, plan.options, unproven(&doubt), &doubt);
-            // Whichever reply does not fit, the next one may not be this connection's either.
+            // After a reply that does not fit, the next one may belong to another connection too.
             checkout.taint(Taint::Protocol);
             if let Some(error) = &doubt.exec {
                 checkout.on_server_error(error.code());
@@ -199,7 +199,7 @@ fn rejected(
     refused(queue, refusal)
 }
 
-/// MULTI, awaited, for a scope that begins with it.
+/// Sends MULTI and awaits its reply, for a scope that begins with it.
 pub(crate) fn begin(
     checkout: &mut Checkout,
     queue: &CommandQueue,
@@ -208,7 +208,7 @@ pub(crate) fn begin(
     prepare(checkout, queue, CommitPlan { options: &plan.options.immediately(), ..plan })
 }
 
-/// Sends the waiting commands of a large transaction and reads that they were queued.
+/// Sends the queued commands of a large transaction and reads that they were queued.
 pub(crate) fn flush(
     checkout: &mut Checkout,
     queue: &mut CommandQueue,
@@ -223,7 +223,7 @@ pub(crate) fn flush(
     let refusal = collector.refusal().cloned();
     if let Err(cause) = answered {
         checkout.on_lost(&cause);
-        // What was refused before stays refused, and would be again.
+        // A command that was refused before would be refused again.
         return Err(match refusal {
             Some(refusal) => rejected(checkout, queue, refusal),
             None => CommitError::lost_before_exec(cause),

@@ -1,6 +1,6 @@
-//! The lock that a transaction is fenced by.
+//! The lock that fences a transaction.
 //!
-//! Never: a lock's state kept here. The server has it, and the guard's clock.
+//! Its state is not kept here: the server has it, and the guard's clock.
 
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
@@ -8,24 +8,24 @@ use std::sync::Arc;
 
 use crate::protocol::lock::ownership::LockOwnership;
 
-/// What knows the lock on this side.
+/// The guard's side of the lock.
 pub(crate) trait LockProbe: fmt::Debug + Send + Sync + UnwindSafe + RefUnwindSafe {
-    /// Whether it is known to be lost, without a question.
+    /// Returns whether the lock is known to be lost. This sends nothing.
     fn is_lost(&self) -> bool;
-    /// The server answered that it is lost.
+    /// Records that the server reported the lock as lost.
     fn mark_lost(&self);
-    /// A transaction begins to watch the lock: what touches it had better wait.
+    /// Called when a transaction begins to watch the lock: changes of the lock should wait.
     fn pause_renewal(&self);
-    /// And ends.
+    /// Called when that transaction ends.
     fn resume_renewal(&self);
 }
 
-/// The lock that a transaction is fenced by.
+/// The lock that fences a transaction.
 #[derive(Clone, Debug)]
 pub(crate) struct LockCheck {
     pub(crate) lock: LockOwnership,
     probe: Arc<dyn LockProbe>,
-    /// While any clone of it is there the lock is left alone.
+    /// Renewal pauses while any clone of it exists.
     #[expect(dead_code, reason = "it is there to be dropped")]
     renewal_pause: Option<Arc<RenewalPause>>,
 }
@@ -50,12 +50,12 @@ impl LockCheck {
         self.probe.is_lost()
     }
 
-    /// The server answered that it is lost: its guard is, from now on.
+    /// Records that the server reported the lock as lost, so that its guard is lost from now on.
     pub(crate) fn mark_lost(&self) {
         self.probe.mark_lost();
     }
 
-    /// The lock of one transaction, which watches it.
+    /// Returns the lock for one transaction, which watches it.
     pub(crate) fn with_renewal_paused(&self) -> Self {
         self.probe.pause_renewal();
         let pause = RenewalPause { probe: Arc::clone(&self.probe) };

@@ -1,4 +1,4 @@
-//! How a transaction is committed, and what is known afterwards.
+//! The commit of a transaction, and what is known after it.
 
 pub(crate) mod batch;
 pub(crate) mod cleanup;

@@ -1,4 +1,4 @@
-//! What a transaction asks of its commit.
+//! The options of a transaction's commit.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,26 +11,26 @@ use crate::protocol::cluster::slot;
 use crate::protocol::idempotency_key::IdempotencyKey;
 use crate::protocol::replication::Durability;
 
-/// What a transaction asks of its commit.
+/// The options of a transaction's commit.
 #[derive(Clone, Default)]
 pub(crate) struct CommitOptions {
-    /// MULTI is answered before any command leaves, however lately the link was heard of.
+    /// Whether MULTI's reply is awaited before any command is sent, even inside the trust window.
     pub(crate) immediate: bool,
-    /// A lost answer can be asked for afterwards: here.
+    /// Resolves a commit in doubt, if the transaction is exactly once.
     pub(crate) resolver: Option<Arc<dyn ResolveCommit>>,
     /// At most one transaction with this key is ever applied.
     pub(crate) idempotency_key: Option<IdempotencyKey>,
-    /// It is applied only while this lock is held.
+    /// The lock that must be held for the transaction to be applied.
     pub(crate) lock_check: Option<LockCheck>,
     pub(crate) durability: Option<Durability>,
-    /// It may travel with others.
+    /// Whether the transaction may join a batch.
     pub(crate) grouped: bool,
-    /// In a cluster: where its keys are.
+    /// In a cluster: the slot of its keys.
     pub(crate) cluster: ClusterKeys,
 }
 
 impl CommitOptions {
-    /// The server answered that the lock is lost: its guard is, from now on.
+    /// Marks the lock as lost, as the server reported, and returns the error.
     pub(crate) fn lock_lost(&self) -> CommitError {
         if let Some(lock_check) = &self.lock_check {
             lock_check.mark_lost();
@@ -39,24 +39,24 @@ impl CommitOptions {
     }
 }
 
-/// Where a transaction's keys are, in a cluster.
+/// The place of a transaction's keys in a cluster.
 #[derive(Clone, Default)]
 pub(crate) struct ClusterKeys {
     pub(crate) slot: Option<u16>,
-    /// EXISTS of what is watched. A slot that is on its way has two masters, and one of them does
-    /// not hear of a watched key that is made on the other; so EXEC is to need it.
+    /// EXISTS of the watched keys. A migrating slot has two masters. If a watched key is created on
+    /// one, the other does not notice. So EXEC must depend on the keys.
     pub(crate) exists: Option<Arc<[u8]>>,
 }
 
 impl ClusterKeys {
-    /// The hash tag of keys of ours that must be beside the caller's.
+    /// Returns the hash tag for this crate's own keys, which must be in the slot of the caller's.
     pub(crate) fn tag(&self) -> Option<u32> {
         self.slot.and_then(slot::tag_of)
     }
 }
 
 impl CommitOptions {
-    /// Whether nothing is asked for that concerns the link as such.
+    /// Returns whether no option concerns the connection itself.
     pub(crate) fn is_batchable(&self) -> bool {
         let plain =
             self.resolver.is_none() && self.lock_check.is_none() && self.durability.is_none();
@@ -64,13 +64,13 @@ impl CommitOptions {
     }
 }
 
-/// How a transaction is to be sent.
+/// The way in which a transaction is sent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CommitPlan<'t> {
     pub(crate) options: &'t CommitOptions,
-    /// The connection must still have its watch: a fresh one would protect nothing.
+    /// Whether the connection must still have its watch: a fresh connection would protect nothing.
     pub(crate) watched: bool,
-    /// By when a dead link must have been replaced.
+    /// Deadline for the replacement of a dead connection.
     pub(crate) checkout_deadline: Instant,
 }
 

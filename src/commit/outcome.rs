@@ -13,7 +13,7 @@ use crate::reply::failures;
 use crate::reply::replies::Replies;
 use crate::status::counters::Counters;
 
-/// What became of a transaction that did not fail.
+/// The outcome of a transaction that did not fail.
 #[derive(Debug)]
 pub(crate) enum Committed {
     Applied(Replies),
@@ -36,7 +36,7 @@ pub(crate) fn count(counters: &Counters, committed: &Result<Committed, CommitErr
     }
 }
 
-/// What a transaction's replies are that came and prove nothing.
+/// Describes replies that arrived and prove nothing.
 pub(crate) fn unproven(doubt: &Unproven) -> ConnectionError {
     match &doubt.exec {
         Some(error) if !doubt.bare => ConnectionError::unproven(error.clone()),
@@ -44,7 +44,7 @@ pub(crate) fn unproven(doubt: &Unproven) -> ConnectionError {
     }
 }
 
-/// What the user's commands answered, and what ours behind them did.
+/// Splits the replies into those to the user's commands and those to this crate's own after them.
 pub(crate) fn split_internal(
     queue: &CommandQueue,
     mut values: Vec<Value>,
@@ -53,7 +53,8 @@ pub(crate) fn split_internal(
     (values, internal)
 }
 
-/// `failed`: the answer of a command of ours behind the user's, if one failed.
+/// Returns the outcome of an applied transaction. `failed`: the error of one of this crate's own
+/// commands.
 pub(crate) fn applied(
     queue: &mut CommandQueue,
     values: Vec<Value>,
@@ -87,8 +88,8 @@ pub(crate) fn applied(
     }
 }
 
-/// The replies of an applied transaction that could not be read. Their connection is closed, so it is
-/// not known how far the transaction has spread.
+/// The outcome of an applied transaction whose replies could not be read. Its connection is closed,
+/// so it is not known how many replicas have it.
 pub(crate) fn unread(
     queue: &CommandQueue,
     options: &CommitOptions,
@@ -116,7 +117,7 @@ pub(crate) fn refused(queue: &CommandQueue, refusal: RejectedCommand) -> CommitE
     CommitError::rejected(index, command, &refusal.error.with_full_text(queue.shows_full_text()))
 }
 
-/// What our own part of a transaction is called in an error.
+/// Name of this crate's own part of a transaction in an error.
 pub(crate) const MARKER_SET: &str = "SET of the register";
 
 pub(crate) fn replies(queue: &mut CommandQueue, values: Vec<Value>) -> Replies {

@@ -1,7 +1,7 @@
-//! Brings a link to where a transaction's commands may leave: it answers, it is in MULTI where it
-//! has to be, its register is armed where it needs one.
+//! Prepares a connection for a transaction's commands: it replies, MULTI is sent if needed, and its
+//! register is armed if needed.
 //!
-//! Never: a command of the user's, before all of that was answered.
+//! No command of the user's is sent before all these replies.
 
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -29,10 +29,11 @@ use crate::protocol::resp::encode::{ASKING, DISCARD, MULTI, UNWATCH};
 use crate::protocol::server_error::ServerError;
 use crate::settings::settings::Settings;
 
-/// Brings the link to where the commands may leave: it was heard of within the trust window, or
-/// it has just answered.
+/// Prepares the connection for the commands: it replied within the trust window, or has just
+/// replied.
 ///
-/// A dead link is replaced as long as nothing of the user's was sent on it and it watches nothing.
+/// A dead connection is replaced as long as no command of the user's was sent on it and it watches
+/// nothing.
 pub(crate) fn prepare(
     checkout: &mut Checkout,
     queue: &CommandQueue,
@@ -50,7 +51,7 @@ pub(crate) fn prepare(
         )));
     }
     loop {
-        // First: it may be another one then.
+        // This comes first, because it may replace the connection.
         checkout.connection(plan.checkout_deadline).map_err(CommitError::not_sent)?;
         let (trusted, asks) = (checkout.is_trusted(), checkout.asks());
         let shared = plan.asks_for_waitaof().then(|| checkout.pool().shared().clone());
@@ -75,7 +76,7 @@ pub(crate) fn prepare(
             },
         };
         match asked {
-            // What it watches for itself cannot be forgotten; another one watches nothing yet.
+            // The connection cannot forget its own watch; another connection watches nothing yet.
             Ok(PreflightResult { refused: Some(refused), .. })
                 if !watching && refused.is_of_unwatch() =>
             {
@@ -102,7 +103,7 @@ pub(crate) fn prepare(
             }
             Err(cause) => {
                 checkout.on_lost(&cause);
-                // Nor can commands that were sent ahead be sent elsewhere.
+                // Commands that were sent ahead cannot be sent on another connection.
                 if watching || must_be_in_multi || Instant::now() >= plan.checkout_deadline {
                     return Err(CommitError::lost_before_exec(cause));
                 }
@@ -112,8 +113,8 @@ pub(crate) fn prepare(
     }
 }
 
-/// WATCH, awaited, for a scope that reads before it writes; and the answers to so many `reads` in
-/// the same write.
+/// Sends WATCH for a scope that reads before it writes, and awaits its reply. Returns the replies
+/// to `reads` commands in the same write.
 pub(crate) fn watch(
     checkout: &mut Checkout,
     keys: Option<&[u8]>,
@@ -149,7 +150,7 @@ pub(crate) fn watch(
             Ok(found) => return Ok(found.reads),
             Err(cause) => {
                 checkout.on_lost(&cause);
-                // What is too large is as large on another connection.
+                // A reply that is too large is as large on another connection.
                 let too_large = cause.kind() == ConnectionErrorKind::TooLarge;
                 if too_large || Instant::now() >= plan.checkout_deadline {
                     return Err(lost_watch(cause));
@@ -160,12 +161,12 @@ pub(crate) fn watch(
     }
 }
 
-/// Nothing was applied, whatever became of it.
+/// Nothing was applied, whether WATCH arrived or not.
 fn lost_watch(source: ConnectionError) -> Error {
     Error::Lost { during: "WATCH".to_owned(), applied: Applied::No, source }
 }
 
-/// How things are before anything is asked.
+/// The state of the connection before anything is sent.
 #[derive(Clone, Copy)]
 struct ConnectionFacts {
     trusted: bool,
@@ -174,7 +175,7 @@ struct ConnectionFacts {
     asks: bool,
 }
 
-/// What has to be asked before the commands may leave; `None`: nothing.
+/// Returns the commands that must be sent before the user's; `None`: there are none.
 fn preflight(
     link: &mut Connection,
     settings: &Settings,
@@ -186,8 +187,8 @@ fn preflight(
         (state.is_in_multi(), state.is_watching(), state.watches_marker());
     let mut steps = Preflight { asks, ..Preflight::default() };
     if multi {
-        // It has waited in MULTI since `begin`; asking anew is only free of consequences while
-        // nothing is queued and nothing is watched.
+        // The connection has been in MULTI since `begin`. MULTI can be sent anew only while nothing
+        // is queued and nothing is watched.
         if trusted || flushed || watching {
             return Ok(None);
         }
@@ -212,7 +213,7 @@ fn preflight(
     if asks_for_waitaof {
         steps.push(Step::CommandInfo, Expect::Plain, WAITAOF_INFO);
     }
-    // The word that the slot is known to be on its way must come right before MULTI.
+    // ASKING for a migrating slot must come right before MULTI.
     if trusted && !options.immediate && !asks && steps.is_empty() {
         return Ok(None);
     }
@@ -220,7 +221,7 @@ fn preflight(
     Ok(Some(steps))
 }
 
-/// What is asked before the user's commands leave.
+/// A command that is sent before the user's commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Asking,
@@ -240,7 +241,7 @@ enum Step {
 }
 
 impl Step {
-    /// What it is called where the server refuses it.
+    /// Returns the name of the command, for an error.
     fn command(self) -> &'static str {
         match self {
             Self::Asking => "ASKING",
@@ -263,7 +264,7 @@ impl Step {
 
 const UNWATCH_NAME: &str = "UNWATCH";
 
-/// What the server refused before any of the user's commands left.
+/// A refusal before any of the user's commands was sent.
 #[derive(Debug)]
 struct RefusedStep {
     command: &'static str,
@@ -277,26 +278,27 @@ impl From<RefusedStep> for Error {
 }
 
 impl RefusedStep {
-    /// The link is tainted by that: see [`ConnectionState::reply`](crate::protocol::connection_state::ConnectionState::reply).
+    /// The refusal taints the connection: see
+    /// [`ConnectionState::reply`](crate::protocol::connection_state::ConnectionState::reply).
     fn is_of_unwatch(&self) -> bool {
         self.command == UNWATCH_NAME
     }
 }
 
-/// What is asked in one write.
+/// The commands of one write before the user's commands.
 #[derive(Debug, Default)]
 struct Preflight {
     bytes: Vec<u8>,
     steps: Vec<(Step, Expect)>,
-    /// Each is sent behind ASKING.
+    /// Whether ASKING is sent before each command.
     asks: bool,
 }
 
-/// What was found out by asking.
+/// The results of these commands.
 #[derive(Debug, Default)]
 struct PreflightResult {
     refused: Option<RefusedStep>,
-    /// A transaction with the same key was applied.
+    /// Whether a transaction with the same key was applied before.
     already_committed: bool,
     lock_lost: bool,
     lacks_waitaof: bool,
@@ -304,7 +306,7 @@ struct PreflightResult {
 }
 
 impl PreflightResult {
-    /// Where the slot is on its way, a lock that is not found may not have arrived yet.
+    /// If the slot is being migrated, a lock that is not found may not have arrived yet.
     fn with_ask_checked(mut self, asks: bool) -> Self {
         if asks && self.lock_lost && self.refused.is_none() {
             let error =
@@ -324,7 +326,7 @@ impl Preflight {
         self.push_step(step, expect).extend_from_slice(bytes);
     }
 
-    /// Where the step's bytes go.
+    /// Adds a step, and returns the buffer for its bytes.
     fn push_step(&mut self, step: Step, expect: Expect) -> &mut Vec<u8> {
         if self.asks {
             self.steps.push((Step::Asking, Expect::Plain));
@@ -334,7 +336,7 @@ impl Preflight {
         &mut self.bytes
     }
 
-    /// Writes the connection's register and watches it; for a transaction that needs none,
+    /// Writes the connection's register and watches it. For a transaction that needs no register,
     /// ends an old watch, whose register may have expired.
     fn arm_marker(
         &mut self,
@@ -353,10 +355,10 @@ impl Preflight {
         if link.is_armed_for(settings.register_ttl / 2, tag) {
             return Ok(());
         }
-        // To write a register that is watched would be a change of it.
+        // A write to a watched register would count as a change of it.
         match (state.watches_marker() && !self.discards(), state.is_watching()) {
-            // And what the user watches must not be forgotten. An old register is no danger: where
-            // it has expired nothing is applied.
+            // The user's watches must not be forgotten. An old register does no harm: if it has
+            // expired, nothing is applied.
             (true, true) => return Ok(()),
             (true, false) => self.push(Step::Unwatch, Expect::Unwatch, UNWATCH),
             (false, _) => {}
@@ -376,7 +378,7 @@ impl Preflight {
         self.steps.iter().any(|(step, _)| *step == Step::Discard)
     }
 
-    /// Watches the transaction's own key and asks whether it is there.
+    /// Watches the transaction's idempotency key and reads whether it exists.
     fn check_idempotency_key(&mut self, options: &CommitOptions) {
         if let Some(key) = &options.idempotency_key {
             let tag = options.cluster.tag();
@@ -385,7 +387,7 @@ impl Preflight {
         }
     }
 
-    /// Watches the lock and asks whether it is held.
+    /// Watches the lock and reads whether it is held.
     fn check_lock(&mut self, options: &CommitOptions) {
         if let Some(lock_check) = &options.lock_check {
             lock_check.lock.watch(self.push_step(Step::WatchLock, Expect::Watch));
@@ -409,7 +411,7 @@ impl Preflight {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Asks, and reads every answer.
+    /// Sends the commands, and reads every reply.
     fn exchange(
         self,
         link: &mut Connection,

@@ -1,7 +1,7 @@
-//! Asks the server what became of a transaction whose answer was lost.
+//! Resolves a transaction in doubt on the server.
 //!
-//! It asks on a connection of its own, one for the whole manager, which is open while a call
-//! needs it. So a doubt does not wait for the pool that it came from. A missing key proves
+//! This uses a connection of its own, one for the whole manager, which is open while a call needs
+//! it. So the resolution does not wait for the transaction's pool. A missing register proves
 //! nothing, and every call ends within the caller's time.
 
 use std::fmt;
@@ -31,14 +31,14 @@ use crate::protocol::marker;
 use crate::protocol::server_error::ServerError;
 use crate::sync::lock;
 
-/// The longest pause before a server that could not be asked is asked again.
+/// Maximum delay before the query is sent again to a server that could not be reached.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Asks the server what became of a transaction.
+/// Resolves transactions in doubt on the server.
 pub(crate) struct CommitResolver {
     nodes: Router,
     gate: FairSemaphore<(), ()>,
-    /// And where it leads.
+    /// The connection, and the address it leads to.
     link: Mutex<Option<(String, Connection)>>,
 }
 
@@ -47,7 +47,7 @@ impl CommitResolver {
         Self { nodes, gate: FairSemaphore::new(1), link: Mutex::new(None) }
     }
 
-    /// Later calls fail: the session manager is closed.
+    /// Makes later calls fail: the session manager is closed.
     pub(crate) fn close(&self) {
         self.gate.close();
     }
@@ -65,14 +65,14 @@ impl CommitResolver {
         let key_slot = self.check(token)?;
         let slot = self.gate.acquire(deadline, |_| Ok::<(), ()>(())).map_err(not_asked)?;
         defer! {
-            // No other call waits for it, so it is not kept.
+            // No other call waits for the connection, so it is not kept.
             if self.gate.waiting() == 0 {
                 drop(lock(&self.link).take());
             }
             self.gate.release(slot);
         }
         let mut pause = PAUSE / 16;
-        // Its name says where it is, whatever server the token was made on.
+        // The register's name has its slot, whatever server made the token.
         let mut route = Route::to(key_slot);
         let mut budget = RedirectBudget::until(deadline);
         loop {
@@ -99,7 +99,7 @@ impl CommitResolver {
             if !passing || left.is_zero() {
                 return asked;
             }
-            // A connection that died while it was kept says nothing of the server.
+            // The failure of a kept connection proves nothing about the server.
             if !was_kept {
                 std::thread::sleep(pause.min(left));
                 pause = PAUSE.min(pause * 2);
@@ -107,8 +107,8 @@ impl CommitResolver {
         }
     }
 
-    /// Whether the token can be of a connection with these settings: any other key of the caller's
-    /// would be given an expiry by the question. In a cluster, the slot to ask.
+    /// Checks that the token fits a connection with these settings: the query would set an expiry
+    /// on any other key. Returns the slot to query, in a cluster.
     fn check(&self, token: &CommitToken) -> Result<Option<u16>, UnresolvedReason> {
         let wrong = |reason| Err(UnresolvedReason::NotARegister { reason });
         if token.number == 0 {
@@ -145,7 +145,7 @@ impl CommitResolver {
             _ => not_asked(AcquireError::Closed),
         })?;
         let term = endpoint.generation();
-        // One to a server that is no longer the one would answer for that one.
+        // A connection to a former master would read that server's register.
         let same = |(address, link): &(String, Connection)| {
             *address == endpoint.address() && link.generation() == term
         };
@@ -155,7 +155,7 @@ impl CommitResolver {
                 let opened =
                     handshake::open(&endpoint, settings, OpenOptions::for_query(term, deadline));
                 opened.map_err(|source| {
-                    // Another one may serve the slot by now.
+                    // Another node may serve the slot by now.
                     let error = CheckoutError::Connect { waited: Duration::ZERO, source };
                     let _: Option<Redirect> = self.nodes.on_unreachable(route, &error, deadline);
                     match error {
@@ -190,7 +190,7 @@ impl CommitResolver {
     }
 }
 
-// What it holds is judged by its own state after a panic, whichever locks it is built with.
+// After a panic each part is checked by its own state, whichever mutexes it is built with.
 impl UnwindSafe for CommitResolver {}
 impl RefUnwindSafe for CommitResolver {}
 
@@ -205,7 +205,7 @@ impl ResolveCommit for CommitResolver {
             Err(why) => Resolution::StillUnknown { why },
         };
         if matches!(resolution, Resolution::StillUnknown { why: UnresolvedReason::OtherProcess }) {
-            // Without a count or a log, which may be locked for ever.
+            // Without a count or a log, whose mutexes may stay locked forever.
             return resolution;
         }
         let counters = self.nodes.counters();
@@ -224,7 +224,7 @@ impl ResolveCommit for CommitResolver {
     }
 }
 
-/// Whether the server says that it will be able to tell in a moment.
+/// Returns whether the server's error may pass in a moment.
 fn is_transient(error: &ServerError) -> bool {
     matches!(error.code(), "LOADING" | "BUSY" | "TRYAGAIN" | "CLUSTERDOWN" | "MASTERDOWN")
 }

@@ -1,6 +1,5 @@
-//! One write that ends with EXEC and what must follow it, and its replies.
-//!
-//! Never: a reply left unread on a link that is kept.
+//! One write that ends with EXEC and the commands after it, and its replies. No reply is left
+//! unread on a connection that is kept.
 
 use crate::commit::options::CommitOptions;
 use crate::connection::connection::Connection;
@@ -24,7 +23,7 @@ pub(crate) enum ConnectionLost {
     AfterExec(ConnectionError, Box<Collector>),
 }
 
-/// Sends what is left of the transaction with EXEC, and reads all of its replies.
+/// Sends the rest of the transaction with EXEC, and reads all of its replies.
 pub(crate) fn exchange(
     link: &mut Connection,
     queue: &mut CommandQueue,
@@ -37,7 +36,7 @@ pub(crate) fn exchange(
     let exactly_once = options.resolver.is_some();
     let start = match (link.state().is_in_multi(), link.state().watches_marker() && !exactly_once) {
         (true, _) => Prefix::Commands,
-        // Its register may have expired, and that is nothing to this transaction.
+        // The register may have expired, which does not concern this transaction.
         (false, true) if !link.state().is_watching() => Prefix::Unwatch,
         (false, _) => Prefix::Multi,
     };
@@ -58,7 +57,7 @@ pub(crate) fn exchange(
     let closed = queue.finish(start, &internal, &after_exec);
     let (bytes, with_exec) = (closed.bytes, closed.with_exec);
     if let Err((left, cause)) = link.send_counted(bytes, &expected, deadline) {
-        // What stands behind EXEC may be all that did not leave.
+        // Possibly only the commands after EXEC were not sent.
         let whole = after_exec.is_empty() || left < with_exec;
         return Err(match whole {
             true => ConnectionLost::BeforeExec(cause),
@@ -79,12 +78,12 @@ pub(crate) fn exchange(
     }
 }
 
-/// What is sent around EXEC for the transaction's options.
+/// The commands around EXEC for the transaction's options.
 struct Envelope {
-    /// Commands that are queued behind the user's.
+    /// Commands that are queued after the user's.
     internal: Vec<u8>,
     internal_commands: u32,
-    /// Commands behind EXEC.
+    /// Commands after EXEC.
     after_exec: Vec<u8>,
 }
 
@@ -120,7 +119,7 @@ fn envelope(
     Ok(envelope)
 }
 
-/// Sends the waiting commands without EXEC and reads that they were queued.
+/// Sends the queued commands without EXEC, and reads that they were queued.
 pub(crate) fn send_queued(
     link: &mut Connection,
     queue: &CommandQueue,

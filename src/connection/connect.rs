@@ -1,6 +1,4 @@
-//! One server at one address.
-//!
-//! Never: shows user or password.
+//! One server at one address. User and password are never shown.
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
@@ -20,14 +18,14 @@ use crate::error::connection::ConnectionError;
 use crate::process::sockets::OwnSocket;
 use crate::settings::settings::Settings;
 
-/// redis-rs takes no timeout of zero.
+/// Minimum timeout: redis-rs refuses a timeout of zero.
 const MOMENT: Duration = Duration::from_millis(1);
 
 /// A connection that has just been opened.
 pub(crate) enum Connected {
     /// TCP or a unix socket, on which nothing was sent yet.
     Socket(Arc<OwnSocket>),
-    /// TCP with TLS on it, whose hand-shake is done.
+    /// TCP with TLS, after its handshake.
     #[cfg(feature = "tls-rustls")]
     Tls(Arc<OwnSocket>, Box<Session>),
 }
@@ -42,7 +40,7 @@ impl Connected {
     }
 }
 
-/// One server at one address, ready to be connected to.
+/// One server at one address, with all that a connection to it needs.
 #[derive(Clone)]
 pub(crate) struct Server {
     info: ConnectionInfo,
@@ -122,8 +120,8 @@ impl Server {
         Ok(Connected::Socket(socket))
     }
 
-    /// A connection to one of the host's addresses. Each has its share of the time, so a silent one
-    /// does not keep the next one from being tried.
+    /// Opens a connection to one of the host's addresses. Each address has its share of the time,
+    /// so that a silent one does not keep the next one from being tried.
     fn tcp(&self, timeout: Duration) -> io::Result<TcpStream> {
         self.any_address(timeout, |address, share| to(address, self.info.tcp_settings(), share))
     }
@@ -152,12 +150,12 @@ impl Server {
         Err(failed)
     }
 
-    /// A connection to this address did not come about, or was of no use: others are tried first.
+    /// Records that no useful connection to this address was possible: others are tried first.
     pub(crate) fn failed(&self, address: SocketAddr) {
         self.resolver.failed(address);
     }
 
-    /// Opens a connection of redis-rs's, which has no timeouts yet.
+    /// Opens a connection of redis-rs, which has no timeouts yet.
     pub(crate) fn client(
         &self,
         auth: &RedisConnectionInfo,
@@ -176,8 +174,8 @@ impl Server {
                 });
                 connected.map_err(|error| verdict.unwrap_or_else(|| ConnectionError::of_io(&error)))
             }
-            // redis-rs looks the name up by itself, since the certificate must be of that name: after
-            // it was looked up here, which callers share.
+            // redis-rs looks the name up itself, because the certificate must have that name. The
+            // name was looked up here before, in a look-up that callers share.
             ConnectionAddr::TcpTls { .. } if self.host.parse::<IpAddr>().is_err() => {
                 let until = Instant::now() + timeout;
                 let known = self.resolver.addresses(&self.host, self.port, until);
@@ -192,7 +190,7 @@ impl Server {
         }
     }
 
-    /// User, password, database and protocol, as the address says.
+    /// User, password, database and protocol from the address.
     pub(crate) fn auth_info(&self) -> &RedisConnectionInfo {
         self.info.redis_settings()
     }
@@ -202,7 +200,7 @@ impl Server {
         &self.address
     }
 
-    /// For spans: the host or the socket's path, and the port, which a socket has not (0).
+    /// For spans: the host or the socket's path, and the port, which is 0 for a socket.
     pub(crate) fn host_and_port(&self) -> (&str, u16) {
         (&self.host, self.port)
     }
@@ -212,8 +210,8 @@ impl Server {
     }
 }
 
-/// What its connections are secured with, if the address asks for TLS. One that would check less
-/// than [`Tls`](crate::Tls) does, or in a way that cannot be known here, is refused.
+/// Returns the certificates that the server's TLS uses, if the address has TLS. An address that
+/// would check less than [`Tls`](crate::Tls) does, or in a way that is not known here, is refused.
 #[cfg(feature = "tls-rustls")]
 fn trust(info: &ConnectionInfo, settings: &Settings) -> Result<Option<Trust>, ConfigError> {
     let refused = |reason: &str| Err(ConfigError::Address { reason: reason.to_owned() });
@@ -233,7 +231,7 @@ fn open(info: ConnectionInfo, timeout: Duration) -> RedisResult<Connection> {
     Client::open(info)?.get_connection_with_timeout(timeout)
 }
 
-/// The address as a host that needs no look-up.
+/// Returns the address as a host that needs no look-up.
 fn literal(address: SocketAddr) -> String {
     match address {
         SocketAddr::V6(address) if address.scope_id() != 0 => {
@@ -257,10 +255,11 @@ fn to(address: SocketAddr, settings: &TcpSettings, timeout: Duration) -> io::Res
     Ok(stream)
 }
 
-/// A stream socket is one whatever its family: what comes out is only called TCP.
+/// Connects to a unix socket. A stream socket works alike in every family; the type is only named
+/// TCP.
 fn unix(path: &Path, timeout: Duration) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    // Bounds the wait for a place in the server's line too.
+    // This also limits the wait in the server's accept queue.
     socket.set_write_timeout(Some(timeout))?;
     socket.connect(&SockAddr::unix(path)?)?;
     Ok(socket.into())

@@ -1,6 +1,6 @@
 //! One connection and the state that the server keeps for it.
 //!
-//! Never: reuse after an unexpected reply. Never: a wait without a deadline.
+//! It is not reused after an unexpected reply, and every wait has a deadline.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,9 +38,10 @@ pub(crate) struct Connection {
     /// When its maximum lifetime ends.
     expires: Option<Instant>,
     generation: u64,
-    /// A write was applied on it, so a later READONLY shows a change of the server.
+    /// Whether a write was applied on it, so that a later READONLY shows a change of the server.
     has_written: bool,
-    /// Its commit marker, once one was needed, and since when the server has had it at least.
+    /// Its commit marker, once one was needed, and the time since which the server has had it at
+    /// least.
     marker: Option<CommitMarker>,
     marker_written_at: Option<Instant>,
     /// Version of the credentials last used to authenticate.
@@ -49,9 +50,9 @@ pub(crate) struct Connection {
     auth_refused_at: Option<Instant>,
     /// Buffer for the batched requests of several callers.
     scratch: Vec<u8>,
-    /// It uses RESP3, in which the server may send pushes.
+    /// Whether it uses RESP3, in which the server may send pushes.
     resp3: bool,
-    /// The socket was checked, and nothing was sent since.
+    /// Whether the socket was checked, and nothing was sent since.
     socket_checked: bool,
 }
 
@@ -81,18 +82,18 @@ impl Connection {
         self.transport.limit_reply_size(bytes);
     }
 
-    /// Expects the server's pushes.
+    /// Allows the server's pushes.
     pub(crate) fn set_resp3(&mut self) {
         self.resp3 = true;
     }
 
-    /// Authenticated with this version of the credentials.
+    /// Records that the connection has authenticated with this version of the credentials.
     pub(crate) fn authenticated(&mut self, version: u64) {
         (self.auth_version, self.auth_refused_at) = (version, None);
     }
 
-    /// Whether it must re-authenticate, given the current version of the credentials. Not right after
-    /// a refusal.
+    /// Whether it must re-authenticate, given the current version of the credentials. This is false
+    /// for a while after a refusal.
     pub(crate) fn needs_reauth(&self, version: u64) -> bool {
         self.auth_version != version
             && self.auth_refused_at.is_none_or(|at| at.elapsed() >= REAUTH_INTERVAL)
@@ -114,7 +115,7 @@ impl Connection {
         Ok(answer)
     }
 
-    /// The provider returned no credentials.
+    /// Records that the provider returned no credentials.
     pub(crate) fn auth_failed(&mut self) {
         self.auth_refused_at = Some(Instant::now());
     }
@@ -124,7 +125,7 @@ impl Connection {
         self.transport.socket()
     }
 
-    /// A caller took it from the pool.
+    /// Records that a caller took the connection from the pool.
     pub(crate) fn mark_taken(&mut self) {
         self.socket_checked = false;
     }
@@ -204,7 +205,8 @@ impl Connection {
         self.marker.as_ref()
     }
 
-    /// The server has had the commit marker since `at` at the latest; `None`: it may not have it.
+    /// Records that the server has had the commit marker since `at` at the latest; `None`: it may
+    /// not have it.
     pub(crate) fn set_marker_written(&mut self, at: Option<Instant>) {
         self.marker_written_at = at;
     }
@@ -231,7 +233,7 @@ impl Connection {
 
     /// Writes `bytes`, to which `expected` replies will come, after [`check_socket`](Self::check_socket).
     ///
-    /// An error proves that the last byte did not leave.
+    /// An error proves that the last byte was not sent.
     pub(crate) fn send(
         &mut self,
         bytes: &[u8],
@@ -241,7 +243,7 @@ impl Connection {
         self.send_counted(bytes, expected, deadline).map_err(|(_, error)| error)
     }
 
-    /// The same; the error carries the number of bytes that may have left.
+    /// The same; the error has the number of bytes that may have been sent.
     pub(crate) fn send_counted(
         &mut self,
         bytes: &[u8],
@@ -315,7 +317,7 @@ impl Connection {
         self.receive(deadline).map(Reply::into_value)
     }
 
-    /// All awaited replies have just come.
+    /// Records that all awaited replies have just arrived.
     pub(crate) fn mark_alive(&mut self) {
         self.last_alive = Instant::now();
     }
@@ -332,7 +334,7 @@ impl Connection {
         }
     }
 
-    /// The server has applied a write.
+    /// Records that the server has applied a write.
     pub(crate) fn mark_written(&mut self) {
         self.has_written = true;
     }
@@ -381,7 +383,7 @@ impl Connection {
         settings: &Settings,
     ) -> Result<&mut redis::Connection, ConnectionError> {
         self.state.taint(Taint::Raw);
-        // First, so that the pool never has more connections than its limit.
+        // Closed first, so that the pool never has more connections than its limit.
         self.transport.close();
         let client = endpoint.client(settings.connect_timeout)?;
         self.transport.become_client(client, settings.response_timeout)

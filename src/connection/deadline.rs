@@ -1,23 +1,22 @@
-//! An instant by which a call must be over.
-//!
-//! Never: a system call that only moves a timeout a little.
+//! An instant by which a call must end. It spares system calls that would change a timeout only
+//! slightly.
 
 use std::time::{Duration, Instant};
 
-/// Upper bound of every wait, a hundred years: a caller's `Duration::MAX` is past the end of the clock.
+/// Maximum of every wait, a hundred years: `Duration::MAX` is past the end of the clock.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
-/// So long after `from`, by [`LONGEST`] at most.
+/// Returns the instant `limit` after `from`, with [`LONGEST`] as the maximum.
 pub(crate) fn later(from: Instant, limit: Duration) -> Instant {
     from.checked_add(limit.min(LONGEST)).unwrap_or(from)
 }
 
-/// So long after now, by [`LONGEST`] at most.
+/// Returns the instant `limit` after now, with [`LONGEST`] as the maximum.
 pub(crate) fn after(limit: Duration) -> Instant {
     later(Instant::now(), limit)
 }
 
-/// An instant by which a call must be over, and how long it had been given.
+/// An instant by which a call must end, and the time that the call was given.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline {
     at: Instant,
@@ -29,13 +28,13 @@ impl Deadline {
         Self { at: after(limit), limit }
     }
 
-    /// The same, but over by `other` at the latest.
+    /// The same, but `other` at the latest.
     pub(crate) fn capped(self, other: Instant) -> Self {
         Self { at: self.at.min(other), limit: self.limit }
     }
 
-    /// The timeout for one wait of the socket's, if there is time left: the call's whole limit,
-    /// which stays set from call to call, unless a good part of it is gone.
+    /// Returns the timeout for one wait of the socket, if there is time left. It is the call's
+    /// whole limit, which stays set from call to call, unless a good part of it is over.
     pub(crate) fn timeout(&self) -> Option<Duration> {
         let left = self.at.saturating_duration_since(Instant::now());
         if left.is_zero() {

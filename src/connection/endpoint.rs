@@ -1,6 +1,6 @@
-//! The server to connect to: always the same one, or whichever sentinels say.
+//! The server to connect to: a fixed one, or the one that sentinels report.
 //!
-//! Never: a server of which sentinels have said that it is no longer the one.
+//! A server that sentinels have reported as replaced is not used.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -37,7 +37,7 @@ enum Target {
 }
 
 impl Endpoint {
-    /// One server.
+    /// An endpoint of one server.
     pub(crate) fn new(info: ConnectionInfo, settings: &Settings) -> Result<Self, ConfigError> {
         let credentials = settings.credentials.clone();
         login::check(info.redis_settings(), credentials.as_ref())?;
@@ -45,7 +45,7 @@ impl Endpoint {
         Ok(Self { target, credentials, resolver: settings.resolver.clone() })
     }
 
-    /// The master that sentinels know.
+    /// An endpoint of the master that sentinels know.
     pub(crate) fn sentinel(
         config: SentinelConfig,
         settings: &Settings,
@@ -56,7 +56,8 @@ impl Endpoint {
         Ok(Self { target, credentials, resolver: settings.resolver.clone() })
     }
 
-    /// Its replicas, where sentinels know them; else the server itself.
+    /// Returns the endpoint of the replicas that sentinels know; without sentinels, of the server
+    /// itself.
     pub(crate) fn replicas(&self) -> Self {
         let target = match &self.target {
             Target::Master(client) => Target::Replica(Arc::clone(client)),
@@ -65,22 +66,22 @@ impl Endpoint {
         Self { target, credentials: self.credentials.clone(), resolver: self.resolver.clone() }
     }
 
-    /// Credentials of a connection that is opened, or checked out, now.
+    /// Returns the credentials of a connection that is opened, or checked out, now.
     pub(crate) fn login(&self) -> Result<Login, ConnectionError> {
         Login::new(self.auth_info(), self.credentials.as_ref())
     }
 
-    /// For how long the provider of credentials has not answered, if it is being asked.
+    /// Returns how long the provider's oldest running call has lasted, if there is one.
     pub(crate) fn provider_is_silent_for(&self) -> Option<Duration> {
         self.credentials.as_ref()?.silent_for()
     }
 
-    /// The version of that, where it may change.
+    /// Returns the version of the credentials, if they may change.
     pub(crate) fn login_version(&self) -> Option<u64> {
         self.credentials.as_ref().map(Provider::version)
     }
 
-    /// Opens a connection, on which nothing was sent yet.
+    /// Opens a connection, on which nothing is sent yet.
     pub(crate) fn connect(&self, timeout: Duration) -> Result<Connected, ConnectionError> {
         match &self.target {
             Target::Server(server) => server.connect(timeout),
@@ -89,12 +90,13 @@ impl Endpoint {
         }
     }
 
-    /// What was opened to this address was of no use: other addresses of its host are tried first.
+    /// Records that a connection to this address was of no use: other addresses of its host are
+    /// tried first.
     pub(crate) fn failed(&self, address: SocketAddr) {
         self.resolver.failed(address);
     }
 
-    /// Opens a connection of redis-rs's, which has no timeouts yet.
+    /// Opens a connection of redis-rs, which has no timeouts yet.
     pub(crate) fn client(&self, timeout: Duration) -> Result<Connection, ConnectionError> {
         let auth = &self.login()?.auth;
         match &self.target {
@@ -111,7 +113,8 @@ impl Endpoint {
         }
     }
 
-    /// Rises with each switch of masters: what was opened before leads elsewhere.
+    /// Returns a number that rises with each failover: an older connection leads to a former
+    /// master.
     pub(crate) fn generation(&self) -> u64 {
         match &self.target {
             Target::Server(_) => 0,
@@ -119,21 +122,20 @@ impl Endpoint {
         }
     }
 
-    /// Something makes it unlikely that the server is still the one: before the next connection,
-    /// sentinels are asked.
+    /// Records a doubt about the server: before the next connection, the sentinels are queried.
     pub(crate) fn invalidate(&self) {
         if let Target::Master(client) | Target::Replica(client) = &self.target {
             client.invalidate();
         }
     }
 
-    /// Whether the server may be replaced by another one, so that a new connection asks it whether
-    /// it is what it was taken for.
+    /// Returns whether another server may take this one's place. A new connection then sends ROLE
+    /// to check the server's role.
     pub(crate) fn may_switch(&self) -> bool {
         !matches!(self.target, Target::Server(_))
     }
 
-    /// Whether the server is what it was taken for, by its answer to ROLE.
+    /// Checks that the server has the expected role, by its reply to ROLE.
     pub(crate) fn judge_role(&self, answer: &Value) -> Result<(), ConnectionError> {
         if let Some(wrong) = match self.target {
             Target::Server(_) => None,
@@ -147,7 +149,7 @@ impl Endpoint {
         Ok(())
     }
 
-    /// User, password, database and protocol, as the address says.
+    /// User, password, database and protocol from the address.
     fn auth_info(&self) -> &AuthInfo {
         match &self.target {
             Target::Server(server) => server.auth_info(),
@@ -163,7 +165,7 @@ impl Endpoint {
         }
     }
 
-    /// For spans: the host or the socket's path, and the port, which a socket has not (0).
+    /// For spans: the host or the socket's path, and the port, which is 0 for a socket.
     pub(crate) fn host_and_port(&self) -> (Cow<'_, str>, u16) {
         match &self.target {
             Target::Server(server) => {
@@ -181,7 +183,7 @@ impl Endpoint {
         self.auth_info().db()
     }
 
-    /// No connection will be opened any more.
+    /// Closes the endpoint: no connection will be opened any more.
     pub(crate) fn close(&self) {
         if let Target::Master(client) | Target::Replica(client) = &self.target {
             client.close();

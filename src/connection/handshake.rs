@@ -1,6 +1,6 @@
-//! Opens a connection and runs its handshake: credentials, protocol, and a proof of what it is for.
+//! Opens a connection and runs its handshake: credentials, protocol, and a proof of its purpose.
 //!
-//! Never: a connection returned before its proof. A pool would hand it out.
+//! No connection is returned before that proof, because a pool would use it.
 
 use std::time::{Duration, Instant};
 
@@ -17,28 +17,28 @@ use crate::protocol::resp::reply::Reply;
 use crate::protocol::server_error::ServerError;
 use crate::settings::settings::Settings;
 
-/// How a connection is opened.
+/// The options of opening a connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OpenOptions {
     pub(crate) purpose: Purpose,
-    /// Sends MULTI only after all replies before it, so that an error names what closed the
-    /// connection.
+    /// Whether MULTI is sent only after all earlier replies, so that an error names the command at
+    /// which the connection was closed.
     pub(crate) multi_apart: bool,
     /// The generation that the connection belongs to.
     pub(crate) generation: u64,
-    /// Bounds the connect and the handshake, besides `connect_timeout`.
+    /// Deadline of the connect and the handshake, besides `connect_timeout`.
     pub(crate) deadline: Option<Instant>,
 }
 
 impl OpenOptions {
-    /// For one query, on a connection that no pool keeps.
+    /// Options for one query, on a connection that no pool keeps.
     pub(crate) fn for_query(generation: u64, deadline: Instant) -> Self {
         let purpose = Purpose::Pooled;
         Self { purpose, multi_apart: false, generation, deadline: Some(deadline) }
     }
 }
 
-/// Opens a connection that has proven that it can do what it is for.
+/// Opens a connection and proves that it fits its purpose.
 pub(crate) fn open(
     endpoint: &Endpoint,
     settings: &Settings,
@@ -93,7 +93,7 @@ fn shake_hands(
             sent.map_err(|error| error.at(name(nth)))?;
         }
         let reply = connection.receive(deadline).map_err(|error| match first_error.take() {
-            // The server sent one error and closed: the error is not about the command.
+            // The server sent one error and closed: the error does not concern the command.
             Some(rejection) if nth == 1 && error.kind() == ConnectionErrorKind::Closed => {
                 ConnectionError::rejected_on_connect(rejection)
             }
@@ -127,7 +127,7 @@ fn shake_hands(
     Ok(connection)
 }
 
-/// Up to a tenth less, so that connections opened together are not replaced together.
+/// Subtracts up to a tenth, so that connections opened together are not replaced together.
 fn jittered(lifetime: Duration) -> Duration {
     lifetime.mul_f64(1.0 - fastrand::f64() / 10.0)
 }

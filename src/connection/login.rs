@@ -6,10 +6,10 @@ use crate::error::config::ConfigError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::settings::credentials::Provider;
 
-/// Where the credentials of connections come from.
+/// The source of a connection's credentials.
 pub(crate) struct Login {
     pub(crate) auth: RedisConnectionInfo,
-    /// Of the credentials, where they may change.
+    /// Version of the credentials, if they may change.
     pub(crate) version: u64,
 }
 
@@ -21,8 +21,8 @@ impl Login {
     ) -> Result<Self, ConnectionError> {
         let auth = auth.clone();
         let Some(provider) = provider else { return Ok(Self { auth, version: 0 }) };
-        // First: credentials that are newer than their number are said once more, and no harm is
-        // done.
+        // The version is read first: if the credentials are newer than it, they are sent once more,
+        // which does no harm.
         let version = provider.version();
         let credentials = provider.credentials().map_err(|error| {
             ConnectionError::new(
@@ -39,7 +39,7 @@ impl Login {
     }
 }
 
-/// Either the address says it, or the provider does.
+/// Checks that either the address or the provider has credentials, not both.
 pub(crate) fn check(
     auth: &RedisConnectionInfo,
     provider: Option<&Provider>,

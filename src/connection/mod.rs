@@ -1,6 +1,7 @@
-//! One connection: how it is opened, and what the server believes about it.
+//! One connection: how it is opened, and the state that its replies prove.
 //!
-//! A [`Connection`](connection::Connection) owns the socket and its parser, and knows whether the next borrower may use it.
+//! A [`Connection`](connection::Connection) owns the socket and its parser, and knows whether the
+//! next caller may use it.
 
 pub(crate) mod connect;
 #[expect(clippy::module_inception, reason = "the folder is about this type")]

@@ -1,6 +1,6 @@
-//! Which certificates TLS trusts and presents, and TLS on a socket.
+//! The certificates that TLS trusts and presents, and TLS on a socket.
 //!
-//! Never: a key or a certificate in `Debug` or in an error. Never: a certificate that is not checked.
+//! No key or certificate appears in `Debug` or in an error, and every certificate is verified.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -19,15 +19,15 @@ use crate::error::config::ConfigError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::settings::tls::{Own, Tls};
 
-/// Plaintext bytes that go into one record: the most that fit.
+/// Maximum number of plaintext bytes in one record.
 const RECORD: usize = 16 * 1024;
 /// Age at which the system's root certificates are read again.
 const ROOTS_FRESH: Duration = Duration::from_secs(60);
-/// Shortest timeout that a socket is given.
+/// Minimum timeout of a socket.
 const LEAST: Duration = Duration::from_millis(1);
 
 impl Tls {
-    /// The address, with every TLS connection it leads to made so.
+    /// Returns the address with this TLS for all of its TLS connections.
     pub(crate) fn over(&self, address: Address) -> Result<Address, ConfigError> {
         self.check()?;
         Ok(match address {
@@ -39,11 +39,11 @@ impl Tls {
             Address::Sentinel(behind) => {
                 let SentinelConfig { name, sentinels, server_template, server_template_given } =
                     *behind;
-                // The caller has said that the servers alone are reached in clear.
+                // The caller has requested a connection without encryption to the servers.
                 let in_clear = server_template_given
                     && !is_tls(&server_template)
                     && sentinels.iter().any(is_tls);
-                // They may be reached without TLS where the servers are not.
+                // Sentinels may be reached without TLS if the servers are not.
                 let sentinels = sentinels.into_iter().map(|info| match is_tls(&info) {
                     true => self.over_one(info),
                     false => Ok(info),
@@ -76,7 +76,7 @@ impl Tls {
         Ok(client.get_connection_info().clone())
     }
 
-    /// As redis-rs takes it: version 1 has no constructors for these types.
+    /// Converts to the type of redis-rs 1, which has no constructors for it.
     #[cfg(not(rediscope_redis_2))]
     fn as_redis(&self) -> TlsCertificates {
         let client_tls = self
@@ -86,7 +86,7 @@ impl Tls {
         TlsCertificates { client_tls, root_cert: self.roots.clone() }
     }
 
-    /// As redis-rs takes it: version 2 has no public literals for these types (`scripts/redis2`).
+    /// Converts to the type of redis-rs 2, which has no public literals for it (`scripts/redis2`).
     #[cfg(rediscope_redis_2)]
     fn as_redis(&self) -> TlsCertificates {
         let mut certificates = TlsCertificates::new();
@@ -100,14 +100,14 @@ impl Tls {
         }
     }
 
-    /// Reads all of it, and refuses what redis-rs takes silently: no certificate at all, and a key
-    /// of another certificate.
+    /// Parses all of the PEM. It refuses input that redis-rs accepts silently: no certificate at
+    /// all, and a key of another certificate.
     fn check(&self) -> Result<(), ConfigError> {
         let roots = self.roots()?.unwrap_or_else(RootCertStore::empty);
         self.config(Arc::new(roots)).map(drop)
     }
 
-    /// The root certificates, if they are given.
+    /// Returns the root certificates, if they are given.
     fn roots(&self) -> Result<Option<RootCertStore>, ConfigError> {
         let Some(pem) = &self.roots else { return Ok(None) };
         let mut store = RootCertStore::empty();
@@ -118,7 +118,7 @@ impl Tls {
         Ok(Some(store))
     }
 
-    /// What connections are made with that trust these.
+    /// Returns the configuration of connections that trust `roots`.
     fn config(&self, roots: Arc<RootCertStore>) -> Result<Arc<ClientConfig>, ConfigError> {
         let config = ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
@@ -143,14 +143,14 @@ impl Tls {
                 })?
             }
         };
-        // A resumed session would go by an earlier check of the certificate.
+        // A resumed session would rely on an earlier check of the certificate.
         config.resumption = Resumption::disabled();
         Ok(Arc::new(config))
     }
 }
 
 fn certificates(what: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
-    // The error would show a line of what may be a key.
+    // The error would show a line that may belong to a key.
     let read = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
     let read = read.map_err(|_| wrong(format!("{what}: the PEM cannot be read")))?;
     match read.is_empty() {
@@ -163,12 +163,12 @@ fn wrong(reason: impl Into<String>) -> ConfigError {
     ConfigError::setting("tls", reason)
 }
 
-/// What the connections to one server are secured with.
+/// The certificates that connections to one server use.
 #[derive(Clone)]
 pub(crate) enum Trust {
-    /// With root certificates that were given.
+    /// Given root certificates.
     Given(Arc<ClientConfig>),
-    /// With the system's, as they are when a connection is opened.
+    /// The system's root certificates, as they are when a connection is opened.
     System(Tls),
 }
 
@@ -181,7 +181,7 @@ impl Trust {
         }
     }
 
-    /// Shakes hands on a socket that has just been connected to `host`.
+    /// Runs the TLS handshake on a socket that has just been connected to `host`.
     pub(crate) fn secure(
         &self,
         host: &str,
@@ -210,7 +210,7 @@ impl Trust {
     }
 }
 
-/// The system's root certificates. One that cannot be read is not trusted.
+/// Reads the system's root certificates. A certificate that cannot be parsed is not trusted.
 fn system_roots() -> Arc<RootCertStore> {
     static READ: Mutex<Option<(Instant, Arc<RootCertStore>)>> = Mutex::new(None);
     let mut read = READ.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -226,12 +226,12 @@ fn system_roots() -> Arc<RootCertStore> {
     roots
 }
 
-/// TLS on a socket, which is not part of it: plaintext on this side, records on that one.
+/// TLS on a socket that it does not own: plaintext on this side, records on the other side.
 ///
-/// Dropped, it sends nothing.
+/// Its drop sends nothing.
 pub(crate) struct Session {
     connection: ClientConnection,
-    /// Plaintext bytes in a record that the socket has not wholly taken.
+    /// Number of plaintext bytes in a record that the socket has not accepted as a whole.
     leaving: usize,
 }
 
@@ -260,9 +260,10 @@ impl Session {
         Ok(())
     }
 
-    /// Gives the socket bytes of the next record, in one system call. The number of bytes of `plain`
-    /// that have left for good: none, as long as a part of their record is still here, since the
-    /// peer cannot decrypt it. Until then `plain` begins with the same bytes the next time.
+    /// Passes bytes of the next record to the socket, in one system call. Returns how many bytes of
+    /// `plain` were sent for good. While a part of their record is still here, this is none,
+    /// because the peer cannot decrypt it. Until then `plain` begins with the same bytes at the
+    /// next call.
     pub(crate) fn write(&mut self, socket: &TcpStream, plain: &[u8]) -> io::Result<usize> {
         if self.leaving == 0 {
             let record = plain.get(..RECORD).unwrap_or(plain);
@@ -287,14 +288,14 @@ impl Session {
         }
     }
 
-    /// A peer that closes gives its reason first, in an alert.
+    /// Reads the alert with which a closing peer gives its reason.
     fn read_rejection(&mut self, socket: &TcpStream, error: io::Error) -> io::Error {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
         if !matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset) {
             return error;
         }
         loop {
-            // Nothing is waited for: the other side is gone.
+            // This does not wait: the other side is gone.
             match self.read(socket) {
                 Ok(true) => {}
                 Err(reason) if reason.kind() == io::ErrorKind::InvalidData => return reason,
@@ -303,8 +304,8 @@ impl Session {
         }
     }
 
-    /// Takes what has come, in one system call; `false`: the peer has closed. What was there before
-    /// has been [taken](Self::take).
+    /// Reads the bytes that have arrived, in one system call; `false`: the peer has closed. The
+    /// caller has [taken](Self::take) all earlier bytes.
     pub(crate) fn read(&mut self, mut socket: &TcpStream) -> io::Result<bool> {
         if self.connection.read_tls(&mut socket)? == 0 {
             return Ok(false);
@@ -312,7 +313,7 @@ impl Session {
         match self.connection.process_new_packets() {
             Ok(state) => Ok(!state.peer_has_closed() || state.plaintext_bytes_to_read() > 0),
             Err(error) => {
-                // The peer's log may say why.
+                // The alert may show the reason in the peer's log.
                 let _: io::Result<()> = self.flush(socket);
                 Err(io::Error::new(io::ErrorKind::InvalidData, error))
             }
@@ -321,7 +322,7 @@ impl Session {
 
     /// Moves plaintext into `room`; 0: there is none.
     pub(crate) fn take(&mut self, room: &mut [u8]) -> usize {
-        // It errs where there is nothing, and where there will be nothing any more.
+        // The reader fails if there is no plaintext, now or ever.
         self.connection.reader().read(room).unwrap_or(0)
     }
 }
@@ -330,14 +331,14 @@ fn ended_in_hand_shake() -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, "the other side closed it in TLS's hand-shake")
 }
 
-/// What TLS is computed with: what the program has chosen, else `ring`, which is installed, since
-/// redis-rs's connections panic where there is none.
+/// Returns the cryptography of TLS: the program's choice, else `ring`. `ring` is then installed,
+/// because redis-rs's connections panic without a choice.
 fn provider() -> Arc<CryptoProvider> {
     if let Some(chosen) = CryptoProvider::get_default() {
         return Arc::clone(chosen);
     }
     let ours = ring::default_provider();
-    // It fails if another thread was faster; then that one's stays.
+    // The call fails if another thread was faster; then that thread's choice stays.
     let _: Result<_, _> = ours.clone().install_default();
     CryptoProvider::get_default().map_or_else(|| Arc::new(ours), Arc::clone)
 }

@@ -1,6 +1,6 @@
-//! The bytes of one connection: a socket, with TLS on it or without, and the parser of its replies.
+//! The bytes of one connection: a socket, with or without TLS, and the parser of its replies.
 //!
-//! Never: a wait without a deadline. Never: an error that says that fewer bytes left than may have.
+//! Every wait has a deadline. An error never reports fewer bytes than may have been sent.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -17,15 +17,16 @@ use crate::process::sockets::OwnSocket;
 use crate::protocol::resp::decode::{Fault, FaultKind, MAX_DEPTH, Parser, Unsolicited};
 use crate::protocol::resp::reply::Reply;
 
-/// Reads of one look at what has come unasked. A peer that has sent more is not waited for.
+/// Maximum number of reads in one check for unexpected bytes. A peer that has sent more is not
+/// awaited.
 const MOST_READS: usize = 16;
 
-/// Longer messages are written as far as the socket takes them, and what comes meanwhile is read:
-/// a peer that does not read while it writes would otherwise wait for this side, and this side for
-/// it. A shorter one fits into the socket's own buffer.
+/// Minimum size of a message that is written in parts while replies are read. A peer that does not
+/// read while it writes would otherwise wait for this side, and this side for the peer. A shorter
+/// message fits into the socket's own buffer.
 const LONG: usize = 16 * 1024;
 
-/// The shortest wait that the system knows.
+/// Minimum wait that the system supports.
 #[cfg(unix)]
 const LEAST: Duration = Duration::from_millis(1);
 
@@ -33,13 +34,13 @@ const LEAST: Duration = Duration::from_millis(1);
 pub(crate) struct Transport {
     stream: Stream,
     parser: Parser,
-    /// Replies that came while the message was still being written, and how many replies they are.
+    /// Replies that arrived while the message was still being written, and their number.
     early: VecDeque<Reply>,
     early_replies: u64,
-    /// The socket's timeouts as they are set: setting them costs a system call each.
+    /// The socket's current timeouts: each change costs a system call.
     read_timeout: Option<Duration>,
     write_timeout: Option<Duration>,
-    /// The length of the array that could not be read to its end.
+    /// Length of the array whose end could not be read.
     unread: Option<usize>,
 }
 
@@ -47,7 +48,7 @@ enum Stream {
     Socket(Arc<OwnSocket>),
     #[cfg(feature = "tls-rustls")]
     Tls(Arc<OwnSocket>, Box<Session>),
-    /// A connection of redis-rs's, which is lent out.
+    /// A borrowed connection of redis-rs.
     Raw(redis::Connection),
     Closed,
 }
@@ -75,11 +76,11 @@ impl Transport {
         self.parser.set_max_bytes(bytes);
     }
 
-    /// Writes all of it. An error says how many bytes may have left: the last one never has. Of a long
-    /// message, replies that come meanwhile are kept, as many as are `awaited`.
+    /// Writes the whole message. An error has the number of bytes that may have been sent; the last
+    /// byte never is. During a long message, up to `awaited` replies that arrive are kept.
     ///
-    /// Bytes of a TLS record have left when the socket has taken the whole record: the peer cannot
-    /// decrypt a part of it.
+    /// Bytes of a TLS record count as sent when the socket has accepted the whole record: the peer
+    /// cannot decrypt a part of it.
     pub(crate) fn send(
         &mut self,
         bytes: &[u8],
@@ -91,7 +92,7 @@ impl Transport {
             self.set_nonblocking(true).map_err(|error| (0, error))?;
             let sent = self.send_long(bytes, awaited, deadline);
             let restored = self.set_nonblocking(false);
-            // All of it has left: what is wrong with the socket is found by the next read.
+            // The whole message was sent: the next read finds a failure of the socket.
             return sent.and_then(|()| restored.or(Ok(())));
         }
         #[cfg(not(unix))]
@@ -111,7 +112,7 @@ impl Transport {
         Ok(())
     }
 
-    /// Writes a long message while what comes is read. The socket does not block.
+    /// Writes a long message and reads replies meanwhile. The socket does not block.
     #[cfg(unix)]
     fn send_long(
         &mut self,
@@ -124,7 +125,7 @@ impl Transport {
             let Some(timeout) = deadline.timeout() else {
                 return Err((left, ConnectionError::timed_out("no time left to send")));
             };
-            // More than was asked for is left to the peer's own buffers.
+            // Further replies are left in the peer's own buffers.
             let reads = self.early_replies < awaited;
             let socket = self.stream.socket().ok_or_else(|| (left, closed()))?;
             let ready =
@@ -148,7 +149,7 @@ impl Transport {
         Ok(())
     }
 
-    /// Keeps the replies that have come, as many as are awaited.
+    /// Keeps the replies that have arrived, up to the awaited number.
     #[cfg(unix)]
     fn keep_early(&mut self, awaited: u64) -> Result<(), ConnectionError> {
         while let Some(most @ 1..) = awaited.checked_sub(self.early_replies) {
@@ -165,7 +166,7 @@ impl Transport {
         Ok(())
     }
 
-    /// The next reply that came while the message was being written.
+    /// Returns the next reply that arrived while the message was being written.
     fn take_early(&mut self, most: u32) -> Option<Reply> {
         let reply = match self.early.pop_front()? {
             Reply::Queued(count) if count > most => {
@@ -181,8 +182,8 @@ impl Transport {
         Some(reply)
     }
 
-    /// The next reply, or up to `most` of them if each says QUEUED. What the server pushes is
-    /// passed over.
+    /// Reads the next reply, or up to `most` of them if each is QUEUED. The server's pushes are
+    /// skipped.
     pub(crate) fn receive(
         &mut self,
         most: u32,
@@ -213,20 +214,21 @@ impl Transport {
         }
     }
 
-    /// The length of the array whose end could not be read, if the reply that failed is an array.
+    /// Returns the length of the array whose end could not be read, if the failed reply is an
+    /// array.
     pub(crate) fn unread(&self) -> Option<usize> {
         self.unread
     }
 
-    /// Looks at what has come although no reply is awaited, without waiting. An error if the
-    /// connection is not as it should be: it was closed, or what came is not the server's to send
-    /// now. Whole pushes and attributes are dropped; half a push is kept.
+    /// Checks for bytes that arrived while no reply is awaited, without waiting. Fails if the
+    /// connection was closed, or if the server may not send these bytes now. Whole pushes and
+    /// attributes are dropped; half a push is kept.
     pub(crate) fn check_socket(&mut self, pushes: bool) -> Result<(), ConnectionError> {
         for _ in 0..MOST_READS {
             self.check_unexpected(pushes)?;
             match self.stream.socket().map(|socket| has_come(socket)) {
                 Some(Ok(false)) => return Ok(()),
-                // Of TLS it may be a part of a record, or a session ticket.
+                // With TLS the bytes may be a part of a record, or a session ticket.
                 Some(Ok(true)) => self.fill()?,
                 Some(Err(error)) => return Err(ConnectionError::of_io(&error)),
                 None => return Err(closed()),
@@ -236,7 +238,7 @@ impl Transport {
         Err(ConnectionError::unexpected("the server sends without an end what was not asked for"))
     }
 
-    /// An error if a part of what was read is not the server's to send while no reply is awaited.
+    /// Fails if bytes were read that the server may not send while no reply is awaited.
     pub(crate) fn check_unexpected(&mut self, pushes: bool) -> Result<(), ConnectionError> {
         if !self.early.is_empty() {
             return Err(ConnectionError::unexpected("a reply too many"));
@@ -260,7 +262,7 @@ impl Transport {
         }
     }
 
-    /// One system call; `false`: the peer has closed.
+    /// Reads in one system call; `false`: the peer has closed.
     fn fill_once(&mut self) -> io::Result<bool> {
         match &mut self.stream {
             Stream::Socket(socket) => {
@@ -288,17 +290,17 @@ impl Transport {
         socket.set_nonblocking(nonblocking).map_err(|error| ConnectionError::of_io(&error))
     }
 
-    /// The socket, unless the connection is redis-rs's.
+    /// Returns the socket, unless this is a connection of redis-rs.
     pub(crate) fn socket(&self) -> Option<&Arc<OwnSocket>> {
         self.stream.socket()
     }
 
-    /// Ends it. What is done with it afterwards fails. Nothing is sent.
+    /// Closes the connection without sending anything. Every later call fails.
     pub(crate) fn close(&mut self) {
         self.stream = Stream::Closed;
     }
 
-    /// Takes a connection of redis-rs's in its place, and hands it out.
+    /// Replaces the socket by a connection of redis-rs, and returns that.
     pub(crate) fn become_client(
         &mut self,
         client: redis::Connection,
@@ -346,7 +348,7 @@ impl Stream {
         }
     }
 
-    /// One system call; see [`Session::write`] for TLS.
+    /// Writes in one system call; see [`Session::write`] for TLS.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Socket(socket) => match (&**socket).write(bytes) {
@@ -360,15 +362,15 @@ impl Stream {
     }
 }
 
-/// What a socket is ready for.
+/// The readiness of a socket.
 #[cfg(unix)]
 struct Ready {
     reads: bool,
     writes: bool,
 }
 
-/// Waits until the socket takes bytes or, if `reads`, has some. A failed one is ready for all of it,
-/// which then says how it failed.
+/// Waits until the socket accepts bytes or, if `reads`, has some. A failed socket counts as ready
+/// for both, and the next call returns its error.
 #[cfg(unix)]
 fn wait(socket: &TcpStream, reads: bool, timeout: Duration) -> io::Result<Ready> {
     use std::os::fd::AsFd;
@@ -400,7 +402,8 @@ fn is_for_later(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
-/// Whether a read would not wait: bytes are there, or the end of them. An error is the socket's.
+/// Returns whether a read would return at once, with bytes or at their end. An error is the
+/// socket's.
 fn has_come(socket: &TcpStream) -> io::Result<bool> {
     match peek(socket) {
         Ok(_) => Ok(true),

@@ -1,21 +1,21 @@
-//! What a session manager connects to: one server, a cluster by some of its nodes, or
-//! the master that sentinels know.
+//! The address of a session manager: one server, a cluster by some of its nodes, or the master that
+//! sentinels know.
 //!
-//! Never: an address's own text in an error. It may hold a password.
+//! An address's own text is in no error, because it may hold a password.
 
 use percent_encoding::percent_decode_str;
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
 
 use crate::error::config::ConfigError;
 
-/// What a session manager connects to.
+/// The address of a session manager.
 #[derive(Clone, Debug)]
 pub enum Address {
     /// One server.
     One(Box<ConnectionInfo>),
     /// A cluster, by nodes that know the others.
     Cluster(Vec<ConnectionInfo>),
-    /// The master of a name, wherever the sentinels say that it is.
+    /// The master with a name, at the address that the sentinels report.
     Sentinel(Box<SentinelConfig>),
 }
 
@@ -24,9 +24,9 @@ pub enum Address {
 pub struct SentinelConfig {
     pub(crate) name: String,
     pub(crate) sentinels: Vec<ConnectionInfo>,
-    /// User, password, database, protocol and TLS of the servers; the host says nothing.
+    /// User, password, database, protocol and TLS of the servers; the host is not used.
     pub(crate) server_template: ConnectionInfo,
-    /// The caller has given `like`; else it is the default, a server in clear.
+    /// Whether the caller has given the template; the default is a server without encryption.
     pub(crate) server_template_given: bool,
 }
 
@@ -41,7 +41,7 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// What [`SessionManager::connect`](crate::SessionManager::connect) takes: a URL, or one of
+/// The argument of [`SessionManager::connect`](crate::SessionManager::connect): a URL, or one of
 /// redis-rs's descriptions of an address.
 ///
 /// | URL | is |
@@ -54,13 +54,14 @@ mod sealed {
 /// | `redis+sentinel://user:password@host:port,host:port/name/db` | the master of that name, by some sentinels |
 /// | `rediss+sentinel://…` | the same, over TLS to the sentinels and to the servers |
 ///
-/// `?protocol=resp3` may follow each. User, password and protocol are the same for all nodes
-/// of a cluster. Behind sentinels, user and password are the servers'; the sentinels' own are
-/// `?sentinel_username=…&sentinel_password=…`, and the default of their port is 26379.
+/// Each URL may end with `?protocol=resp3`. All nodes of a cluster use the same user, password and
+/// protocol. Behind sentinels, user and password are the servers'; those of the sentinels are
+/// `?sentinel_username=…&sentinel_password=…`. The default port of sentinels is 26379.
 ///
-/// An address is refused if it has a parameter that is not known or is given twice, if it ends with
-/// `#insecure` (TLS without verification), or with any other fragment. The characters `?`, `#`, `@`, `/`, `:`, `%` and
-/// `&` of a user or a password are written as `%3F`, `%23`, `%40`, `%2F`, `%3A`, `%25` and `%26`.
+/// An address is refused if it has an unknown parameter, or one twice. It is also refused if it
+/// ends with `#insecure` (TLS without verification), or with any other fragment. The characters
+/// `?`, `#`, `@`, `/`, `:`, `%` and `&` of a user or a password are written as `%3F`, `%23`, `%40`,
+/// `%2F`, `%3A`, `%25` and `%26`.
 ///
 /// This trait is sealed: it is implemented for `&str`, `String`, `(host, port)`,
 /// `redis::ConnectionInfo` and `redis::ConnectionAddr`.
@@ -74,11 +75,11 @@ mod sealed {
 /// # Ok(()) }
 /// ```
 pub trait IntoAddress: sealed::Sealed {
-    /// Understands it.
+    /// Parses the address.
     #[doc(hidden)]
     fn into_address(self) -> Result<Address, ConfigError>;
 
-    /// The same for one of several nodes, or for what servers are like.
+    /// The same for one of several nodes, or for the template of servers.
     #[doc(hidden)]
     fn into_node(self) -> Result<Node, ConfigError>;
 }
@@ -164,9 +165,9 @@ const INSECURE: &str = "TLS without verification (`#insecure`, `insecure: true`)
 
 const FRAGMENT: &str = "nothing may follow `#`; a `#` in a user or a password is written %23";
 
-/// The parameters of an address, each of which is known and given once.
+/// Parses the parameters of an address, each of which must be known and given once.
 ///
-/// The names of unknown ones stand in the error, their values do not.
+/// The error has the names of unknown ones, not their values.
 fn parameters(url: &str) -> Result<Vec<(&str, &str)>, ConfigError> {
     let (url, fragment) = url.split_once('#').unwrap_or((url, ""));
     match fragment {
@@ -183,14 +184,14 @@ fn parameters(url: &str) -> Result<Vec<(&str, &str)>, ConfigError> {
     named(query, known)
 }
 
-/// The parameters of a query, each of which is among the known ones and given once.
+/// Parses the parameters of a query, each of which must be among the known ones and given once.
 fn named<'q>(query: &'q str, known: &[&str]) -> Result<Vec<(&'q str, &'q str)>, ConfigError> {
     let mut found: Vec<(&str, &str)> = Vec::new();
     for part in query.split('&').filter(|part| !part.is_empty()) {
         let (name, value) = part.split_once('=').unwrap_or((part, ""));
         let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-        // After an `@` it is likely that the query is the second half of a password, and after a
-        // password's parameter that this is.
+        // After an `@`, the query is probably the second half of a password; after a password's
+        // parameter, this one is.
         let secret = query.contains('@')
             || !known.contains(&name) && found.iter().any(|(before, _)| before.contains("pass"));
         let shown = match name.len() <= 64 && name.chars().all(is_name) && !secret {
@@ -219,7 +220,7 @@ fn named<'q>(query: &'q str, known: &[&str]) -> Result<Vec<(&'q str, &'q str)>, 
     Ok(found)
 }
 
-/// User and password of a URL of several hosts, and the hosts.
+/// Splits a URL of several hosts into user and password, and the hosts.
 fn login_and_hosts(authority: &str) -> Result<(&str, &str), ConfigError> {
     let Some(at) = authority.rfind('@') else { return Ok(("", authority)) };
     let (login, hosts) = authority.split_at(at + 1);
@@ -265,7 +266,7 @@ fn checked(named: Vec<Node>) -> Result<Address, ConfigError> {
     Ok(Address::Cluster(nodes))
 }
 
-/// All nodes are reached as the first one is: an address that names something else would be ignored.
+/// Checks that all nodes have the first node's settings: another one's would be ignored.
 fn alike(nodes: &[Node]) -> Result<(), ConfigError> {
     let Some((first, others)) = nodes.split_first() else { return Ok(()) };
     let (is_first_tls, first_auth) = (is_tls(&first.info), first.info.redis_settings());
@@ -338,11 +339,12 @@ fn sentinel_of(scheme: &str, text: &str) -> Result<Address, ConfigError> {
         return Err(wrong("sentinel_username needs a sentinel_password"));
     }
     let sentinels = hosts.split(',').filter(|host| !host.is_empty()).map(|host| {
-        // Behind the last bracket, so that an IPv6 address's colons are not its port's.
+        // After the last bracket, so that an IPv6 address's colons are not taken for its port's.
         let tail = host.rsplit_once(']').map_or(host, |(_, tail)| tail);
         let port = if tail.contains(':') { "" } else { ":26379" };
         let Node { info, names_protocol } = format!("{scheme}://{host}{port}/").into_node()?;
-        // Set and not written into the URL, so no character of them can change the host.
+        // Set directly and not written into the URL, so that no character of them can change the
+        // host.
         let mut auth = info.redis_settings().clone();
         auth = user.iter().fold(auth, |auth, user| auth.set_username(user));
         auth = password.iter().fold(auth, |auth, password| auth.set_password(password));
@@ -360,7 +362,7 @@ fn sentinel_of(scheme: &str, text: &str) -> Result<Address, ConfigError> {
     })
 }
 
-/// A parameter's value: with escapes where they are written, and with every other character as it is.
+/// Decodes a parameter's value: escapes are replaced, and every other character is kept.
 fn decoded(value: &str) -> Result<String, ConfigError> {
     let decoded = percent_decode_str(value).decode_utf8();
     decoded.map(Into::into).map_err(|_| wrong("a user or a password is not UTF-8"))
@@ -398,7 +400,7 @@ fn found_by(name: &str, sentinels: Vec<Node>) -> Result<SentinelConfig, ConfigEr
     })
 }
 
-/// Sets what the servers behind sentinels are like.
+/// Sets the template of the servers behind sentinels.
 pub(crate) fn set_server_template(
     address: Address,
     to: impl IntoAddress,
@@ -416,8 +418,8 @@ pub(crate) fn set_server_template(
     }
 }
 
-/// What only the whole of an address shows: servers would be reached in clear where their sentinels
-/// are reached over TLS, and nothing has asked for that.
+/// Checks that servers behind sentinels with TLS are not reached without encryption, unless the
+/// caller has requested that. Only the whole address shows it.
 pub(crate) fn check(address: &Address) -> Result<(), ConfigError> {
     match address {
         Address::Sentinel(behind)

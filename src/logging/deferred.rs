@@ -1,10 +1,9 @@
-//! Events that wait until nothing is held: a log is the user's, and may use the session manager itself.
+//! Log events that wait until their writer holds nothing: a log belongs to the user, and may use
+//! the session manager itself.
 //!
-//! What a call notices while it has a connection is written when the connection is given back. What a
-//! thread of the session manager notices is written by a thread of its own, so that connections are
-//! opened and scopes taken back meanwhile.
-//!
-//! Never: an event written while a connection, a permit or a lock is held by its writer.
+//! A call's events are written after its connection was returned. The events of a session manager's
+//! threads are written by a thread of its own, so that connections are opened and scopes reclaimed
+//! meanwhile. No event is written while its writer holds a connection, a permit or a mutex.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -17,15 +16,15 @@ use tracing::{Level, Span};
 
 type Event = Box<dyn FnOnce() + Send>;
 
-/// Upper bound of the events that wait in one place; further ones are dropped.
+/// Maximum number of waiting events in one place; further ones are dropped.
 const MOST: usize = 256;
 
 thread_local! {
-    /// What was noticed deep below the caller, on its thread.
+    /// Events from deep below the caller, on its thread.
     static LEFT: RefCell<Vec<Event>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Leaves an event to whatever gives the connection back on this thread.
+/// Leaves an event to the code that returns the connection on this thread.
 pub(crate) fn defer(level: Level, event: impl FnOnce() + Send + 'static) {
     if level <= LevelFilter::current() {
         let event = within(event);
@@ -33,13 +32,13 @@ pub(crate) fn defer(level: Level, event: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// In the span that is current now.
+/// Binds the event to the current span.
 fn within(event: impl FnOnce() + Send + 'static) -> Event {
     let span = Span::current();
     Box::new(move || span.in_scope(event))
 }
 
-/// The events of one connection's borrower, in their order.
+/// The events of one connection's caller, in their order.
 #[derive(Default)]
 pub(crate) struct DeferredEvents {
     events: Vec<Event>,
@@ -52,7 +51,7 @@ impl DeferredEvents {
         }
     }
 
-    /// Takes over what was left on this thread.
+    /// Takes the events that were left on this thread.
     pub(crate) fn collect(&mut self) {
         if LevelFilter::current() == LevelFilter::OFF {
             return;
@@ -64,7 +63,7 @@ impl DeferredEvents {
         });
     }
 
-    /// Writes them: nothing is held any more.
+    /// Writes the events, now that nothing is held.
     pub(crate) fn write(&mut self) {
         for event in std::mem::take(&mut self.events) {
             match std::thread::panicking() {
@@ -75,7 +74,7 @@ impl DeferredEvents {
         }
     }
 
-    /// Has them written by the log_thread.
+    /// Passes the events to the log thread.
     pub(crate) fn send_to(&mut self, log_thread: &Arc<LogThread>) {
         std::mem::take(&mut self.events).into_iter().for_each(|event| log_thread.push(event));
     }
@@ -108,7 +107,7 @@ impl LogThread {
         if !state.running {
             let log_thread = Arc::clone(self);
             let thread = std::thread::Builder::new().name("rediscope-log".to_owned());
-            // Without a thread they wait for the next one that can be started.
+            // Without a thread the events wait for the next one that can be started.
             state.running = thread.spawn(move || log_thread.run()).is_ok();
         }
     }

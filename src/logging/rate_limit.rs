@@ -1,15 +1,15 @@
-//! What an operator must read, at most once a second a kind.
+//! Warnings for the operator, at most one a second of each kind.
 //!
-//! Never: a log that grows with the load of an incident.
+//! So a log does not grow with the load of an incident.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Minimum pause between two warnings of one kind.
+/// Minimum delay between two warnings of one kind.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The kinds of what must be read.
+/// The kinds of warnings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LimitedEvent {
     InDoubt,
@@ -19,7 +19,7 @@ pub(crate) enum LimitedEvent {
     CheckoutRefused,
 }
 
-/// When each kind was last written, and how often it was not.
+/// The time of the last warning of each kind, and the number of those suppressed since.
 #[derive(Debug, Default)]
 pub(crate) struct RateLimits {
     kinds: [Kind; 5],
@@ -32,7 +32,7 @@ struct Kind {
 }
 
 impl RateLimits {
-    /// Whether it is written now: with the number of those that were not written since the last one.
+    /// Returns whether the warning is written now: `Some` with the number of suppressed ones.
     pub(crate) fn allow(&self, event: LimitedEvent) -> Option<u64> {
         let kind = self.kinds.get(event as usize)?;
         let mut last = kind.last.lock().unwrap_or_else(PoisonError::into_inner);

@@ -3,8 +3,9 @@
 //! There is one bit for each descriptor and no lock: at the time of the fork, a lock may be held by
 //! a thread that the child does not have.
 //!
-//! Never: a descriptor closed twice. The child closes what it has inherited by its number, and then
-//! forgets it instead of dropping it. Never: a socket shut down, which would end it in the parent.
+//! No descriptor is closed twice: the child closes inherited descriptors by number, and then
+//! forgets their sockets instead of dropping them. No socket is shut down, because that would end
+//! it in the parent.
 
 #[cfg(unix)]
 pub(in crate::process) use unix::{close_inherited, on_close, on_open};
@@ -24,11 +25,11 @@ mod unix {
     /// The sockets of the process with the id `OWNER`.
     static OPEN: [AtomicU64; WORDS] = [const { AtomicU64::new(0) }; WORDS];
     static OWNER: AtomicU32 = AtomicU32::new(0);
-    /// Id of the process that has closed all it had inherited.
+    /// Id of the process that has closed all descriptors it inherited.
     static SWEPT: AtomicU32 = AtomicU32::new(0);
 
-    /// Maximum time that a thread waits for another one of the same child to close what was
-    /// inherited.
+    /// Maximum time that a thread waits for another thread of the same child to close the inherited
+    /// descriptors.
     const SWEEP_TIMEOUT: Duration = Duration::from_millis(5);
 
     fn bit_of(stream: &TcpStream) -> Option<(&'static AtomicU64, u64)> {
@@ -57,7 +58,7 @@ mod unix {
             return;
         }
         if OWNER.swap(here, Ordering::AcqRel) == here {
-            // Another thread of this process does it.
+            // Another thread of this process closes them.
             let until = Instant::now() + SWEEP_TIMEOUT;
             while SWEPT.load(Ordering::Acquire) != here && Instant::now() < until {
                 std::thread::yield_now();

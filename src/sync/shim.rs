@@ -1,7 +1,5 @@
-//! The synchronisation that hand-written waiting is built on: the standard library's, or a model
-//! checker's in its place (`--cfg rediscope_shuttle`).
-//!
-//! Never: anything but names.
+//! The names of the synchronisation that hand-written waiting uses: the standard library's, or a
+//! model checker's in its place (`--cfg rediscope_shuttle`).
 
 #[cfg(not(rediscope_shuttle))]
 pub(crate) use std::{

@@ -1,10 +1,9 @@
-//! Where the master of a name is, as sentinels say, and which sockets lead there.
+//! The address of a master, as sentinels report it, and the sockets that lead there.
 //!
-//! What was heard is good for a second, and for nothing once it is doubted. One thread, from the
-//! first connection on, hears of switches and asks again each second.
-//!
-//! Never: a socket to a server of which it is known that it was replaced. Never: a sentinel believed
-//! that knows of fewer switches than another one did.
+//! A report is valid for a second, and ends at once when it is doubted. From the first connection
+//! on, one thread receives failover messages and queries again each second. A socket to a replaced
+//! server is not used. A report with an older epoch than another sentinel's is not accepted, unless
+//! most sentinels report one.
 
 use std::fmt;
 use std::net::Shutdown;
@@ -25,20 +24,20 @@ use crate::process::sockets::OwnSocket;
 use crate::protocol::sentinel::{HostPort, MasterReport, parse};
 use crate::settings::settings::Settings;
 
-/// So long what sentinels said is believed without asking again.
+/// Maximum age of a report that is used without a new query.
 pub(crate) const FRESH: Duration = Duration::from_secs(1);
-/// A sentinel that is silent for so long is passed over, even if no other one is left.
+/// Minimum time that a sentinel gets to reply, even if no other one is left.
 const LEAST: Duration = Duration::from_millis(50);
-/// The same where the caller's time is nearly over.
+/// The same if the caller's time is nearly over.
 const SHORTEST: Duration = Duration::from_millis(1);
 
-/// Where the master of a name is, as sentinels say.
+/// The address of a master, as sentinels report it.
 pub(crate) struct SentinelClient {
     pub(crate) name: String,
     pub(crate) sentinels: Vec<Server>,
     pub(crate) server_template: ConnectionInfo,
     pub(crate) settings: Settings,
-    /// Bounds one question to the sentinels, all of them together.
+    /// Maximum time of one query to all sentinels together.
     pub(crate) query_timeout: Duration,
     pub(crate) generation: AtomicU64,
     pub(crate) closed: AtomicBool,
@@ -52,11 +51,11 @@ pub(crate) struct State {
     pub(crate) master: Option<Arc<Server>>,
     pub(crate) replicas: Vec<Arc<Server>>,
     pub(crate) epoch: u64,
-    /// When it was heard, unless it is doubted since.
+    /// Time of the last report, unless it was doubted since.
     pub(crate) updated: Option<Instant>,
-    /// A query is under way.
+    /// Whether a query is in progress.
     pub(crate) asking: bool,
-    /// The sentinel that answered last.
+    /// Index of the sentinel that replied last.
     pub(crate) last_responder: usize,
     pub(crate) sockets: Vec<(Arc<Server>, Weak<OwnSocket>)>,
     pub(crate) watched: bool,
@@ -72,7 +71,7 @@ impl State {
 impl SentinelClient {
     pub(crate) fn new(config: SentinelConfig, settings: &Settings) -> Result<Self, ConfigError> {
         let SentinelConfig { name, sentinels, server_template, .. } = config;
-        // Says what is wrong with it before anybody connects.
+        // Refuses a wrong template before the first connect.
         Server::new(server_template.clone(), settings)?;
         let sentinel = |info: ConnectionInfo| Server::new(info, settings);
         Ok(Self {
@@ -122,7 +121,7 @@ impl SentinelClient {
         self.closed.store(true, Ordering::Release);
     }
 
-    /// Opens a connection to the master, which ends when another one takes its place.
+    /// Opens a connection to the master. The connection ends when another master takes its place.
     pub(crate) fn connect(
         self: &Arc<Self>,
         timeout: Duration,
@@ -132,7 +131,7 @@ impl SentinelClient {
         self.connect_tracked(master, until, timeout)
     }
 
-    /// The same to one of its replicas.
+    /// The same for one of its replicas.
     pub(crate) fn connect_replica(
         self: &Arc<Self>,
         timeout: Duration,
@@ -143,7 +142,7 @@ impl SentinelClient {
         replica.connect(left).inspect_err(|_| self.invalidate())
     }
 
-    /// One of redis-rs's to the master.
+    /// Opens a connection of redis-rs to the master.
     pub(crate) fn client(
         self: &Arc<Self>,
         auth: &AuthInfo,
@@ -155,7 +154,7 @@ impl SentinelClient {
         master.client(auth, left).inspect_err(|_| self.invalidate())
     }
 
-    /// One of redis-rs's to one of its replicas.
+    /// Opens a connection of redis-rs to one of its replicas.
     pub(crate) fn replica_client(
         self: &Arc<Self>,
         auth: &AuthInfo,
@@ -164,7 +163,7 @@ impl SentinelClient {
         self.replica(Instant::now() + timeout)?.client(auth, timeout)
     }
 
-    /// Any replica that is in step; the master where there is none.
+    /// Returns any replica that is in step; the master if there is none.
     fn replica(self: &Arc<Self>, until: Instant) -> Result<Arc<Server>, ConnectionError> {
         let master = self.master(until)?;
         let state = self.state();
@@ -190,7 +189,7 @@ impl SentinelClient {
         Ok(connected)
     }
 
-    /// The master, as it is known, or as sentinels say now; the caller waits until `latest` at most.
+    /// Returns the known master, or queries the sentinels; the caller waits until `latest` at most.
     pub(crate) fn master(
         self: &Arc<Self>,
         latest: Instant,
@@ -225,7 +224,7 @@ impl SentinelClient {
         self.apply(&mut state, answer)
     }
 
-    /// Draws the conclusions from what a sentinel said.
+    /// Applies a sentinel's report.
     fn apply(
         &self,
         state: &mut State,
@@ -241,16 +240,16 @@ impl SentinelClient {
         }
         state.master = Some(Arc::clone(&named));
         let Some(before) = before else { return Ok(named) };
-        // From here on no connection from before is handed out, and those in use end.
+        // From here on no older connection is used, and those in use end.
         self.generation.fetch_add(1, Ordering::AcqRel);
         let mut ended = 0;
         for (_, socket) in std::mem::take(&mut state.sockets) {
             if let Some(socket) = socket.upgrade() {
-                // It fails where the other side was first.
+                // The shutdown fails if the other side was faster.
                 ended += usize::from(socket.shutdown(Shutdown::Both).is_ok());
             }
         }
-        // Not here: its state is locked, and a tracing subscriber may need it.
+        // Logged later: the state is locked, and a tracing subscriber may need it.
         let (master, from) = (self.name.clone(), before.address().to_owned());
         let to = named.address().to_owned();
         self.log_thread.log(Level::WARN, move || {
@@ -265,10 +264,10 @@ impl SentinelClient {
         Ok(named)
     }
 
-    /// Asks one sentinel after the other, until one knows at least as much as was known.
+    /// Queries one sentinel after the other, until one knows at least as much as was known.
     ///
-    /// Each gets its share of the time until `until`; no less than [`LEAST`], as far as that is
-    /// over by `latest`.
+    /// Each gets its share of the time until `until`, but at least [`LEAST`], as far as `latest`
+    /// allows.
     fn ask(
         &self,
         epoch: u64,
@@ -291,14 +290,14 @@ impl SentinelClient {
                     self.log_thread.log(Level::DEBUG, move || {
                         tracing::debug!(sentinel, error = %format_args!("{cause:#}"), "no answer");
                     });
-                    // A verdict says more than silence.
+                    // A refusal explains more than silence.
                     if failed.as_ref().is_none_or(ConnectionError::is_transient_failure) {
                         failed = Some(error);
                     }
                 }
             }
         }
-        // Most know less than was known: they were set up anew.
+        // Most sentinels report an older epoch: they were set up anew.
         if outdated.len() > count / 2
             && let Some(best) = outdated.into_iter().max_by_key(|(_, answer)| answer.epoch)
         {
@@ -317,7 +316,7 @@ impl SentinelClient {
         let until = Instant::now() + timeout;
         let mut connection = sentinel.client(sentinel.auth_info(), timeout)?;
         let mut bytes = Vec::new();
-        // The epoch first: an address may be newer than it, never older.
+        // The epoch comes first: an address may be newer than it, never older.
         for what in ["MASTER", "GET-MASTER-ADDR-BY-NAME", "REPLICAS"] {
             bytes.extend(redis::cmd("SENTINEL").arg(what).arg(&self.name).get_packed_command());
         }
@@ -337,7 +336,7 @@ impl SentinelClient {
         Ok(parse(&answers)?)
     }
 
-    /// A server at that place, to be connected to as all of them are.
+    /// Returns the server at this address, with the settings of all of them.
     fn server(&self, (host, port): &HostPort) -> Result<Arc<Server>, ConnectionError> {
         let address = match self.server_template.addr().clone() {
             ConnectionAddr::TcpTls { insecure, tls_params, .. } => {

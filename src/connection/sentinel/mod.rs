@@ -1,4 +1,4 @@
-//! The master of a name, found through sentinels and watched for a switch.
+//! The address of a master, found through sentinels and watched for a failover.
 
 pub(crate) mod client;
 pub(crate) mod watcher;

@@ -1,6 +1,6 @@
-//! The thread that hears of switches from a sentinel, and asks each second in case it does not.
+//! The thread that receives failover messages from a sentinel, and also queries each second.
 //!
-//! No connection waits for it: without this thread, callers that connect ask.
+//! No connection waits for it: without this thread, callers that connect send the query.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -11,13 +11,13 @@ use tracing::Level;
 use crate::connection::sentinel::client::{FRESH, SentinelClient};
 use crate::error::connection::ConnectionError;
 
-/// Longest read, and longest delay until the thread ends after its last user.
+/// Maximum time of a read, and maximum delay until the thread ends after its last user.
 const TICK: Duration = Duration::from_millis(200);
-/// A sentinel that is quiet for so long is asked whether it is alive.
+/// Time without a message after which the sentinel is checked by PING.
 const QUIET: Duration = Duration::from_secs(2);
 
 impl SentinelClient {
-    /// Sees to it that the thread runs.
+    /// Starts the thread, unless it runs.
     pub(crate) fn watch(self: &Arc<Self>) {
         let mut state = self.state();
         if state.watched || self.closed.load(Ordering::Acquire) {
@@ -33,7 +33,7 @@ impl SentinelClient {
         }
     }
 
-    /// Asks where what was heard is no longer fresh.
+    /// Queries the sentinels if the last report is no longer fresh.
     fn refresh(self: &Arc<Self>) {
         if let Err(error) = self.master(Instant::now() + self.settings.connect_timeout) {
             tracing::debug!(master = %self.name, %error, "the sentinels do not say where it is");
@@ -41,7 +41,7 @@ impl SentinelClient {
     }
 }
 
-/// `None`: it has no user any more.
+/// Returns `None` if the client has no user any more.
 fn needed(client: &Weak<SentinelClient>) -> Option<Arc<SentinelClient>> {
     client.upgrade().filter(|client| !client.closed.load(Ordering::Acquire))
 }
@@ -65,7 +65,7 @@ fn run(client: &Weak<SentinelClient>) {
     }
 }
 
-/// Until the sentinel fails, or it has no user any more.
+/// Reads messages until the sentinel fails, or the client has no user any more.
 fn listen(
     client: &Weak<SentinelClient>,
     connection: &mut redis::Connection,
@@ -86,7 +86,7 @@ fn listen(
         drop(here);
         if heard.elapsed() >= QUIET {
             pubsub.set_read_timeout(Some(timeout))?;
-            // As a value: also a refusal is a reply, so the connection is alive.
+            // As a value: a refusal is also a reply, so the connection is alive.
             let _: redis::Value = pubsub.ping()?;
             heard = Instant::now();
         }
