@@ -241,10 +241,10 @@ pub enum CommitError {
         /// The transaction's replies.
         replies: Replies,
     },
-    /// The transaction **was applied**, but a command that the library added failed: the one that
-    /// keeps the key of [`exactly_once_as`](crate::TransactionOptions::exactly_once_as), or the one
-    /// that writes the connection's register. A later transaction with the same key may be applied
-    /// again. Do not run this one again.
+    /// The transaction **was applied**, but a command that the library added failed. It keeps the
+    /// key of [`exactly_once_as`](crate::TransactionOptions::exactly_once_as), or writes the
+    /// connection's register. A later transaction with the same key may be applied again. Do not
+    /// run this one again.
     ///
     /// It happens, for example, if a command of the block removes the user's right to the key.
     #[non_exhaustive]

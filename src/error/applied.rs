@@ -7,8 +7,8 @@ pub enum Applied {
     No,
     /// Everything was applied.
     Yes,
-    /// Some commands were applied and some were not. Redis does not undo the ones that were.
+    /// Some commands were applied and some were not. Redis does not undo the applied ones.
     Partly,
-    /// Not known: the reply was lost. It may even be applied later.
+    /// Not known: the reply was lost. The commands may even be applied later.
     Unknown,
 }

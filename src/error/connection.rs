@@ -146,7 +146,7 @@ impl ConnectionError {
         self
     }
 
-    /// Adds that the sentinels failed, asked for this master.
+    /// Adds that the query of the sentinels for this master failed.
     pub(crate) fn of_sentinels(mut self, master: &str) -> Self {
         self.text = format!("the sentinels of {master} returned no address: {}", self.text).into();
         self

@@ -200,7 +200,7 @@ pub enum Resolution {
 pub enum UnresolvedReason {
     /// The transaction left no register: it was not `exactly_once`.
     NotExactlyOnce,
-    /// The server could not be asked in time. Retry.
+    /// The server could not be reached in time. Retry.
     Unreachable(ConnectionError),
     /// The server refused the query. Retry if the error may pass.
     Refused(ServerError),
@@ -209,10 +209,10 @@ pub enum UnresolvedReason {
     RegisterGone,
     /// The register holds a value that this crate does not write, or that of a later transaction.
     RegisterForeign,
-    /// The token cannot be one of a session manager with these settings: it names a key that is no
+    /// The token does not fit a session manager with these settings: it names a key that is no
     /// register of this prefix, or the number, hash tag or slot do not fit. Nothing was sent.
-    /// Resolve a token by a session manager with the `prefix` of the one that made it, of a cluster
-    /// if that one was.
+    /// Resolve a token with the `prefix` of the session manager that made it, and with a cluster if
+    /// that used one.
     #[non_exhaustive]
     NotARegister {
         /// What does not fit.

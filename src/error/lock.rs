@@ -14,7 +14,7 @@ use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::server_error::ServerError;
 use crate::text::{brief, display};
 
-/// The holder of a lock when the server was last asked.
+/// The holder of a lock, as of the last request to the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LockHolder {
@@ -63,7 +63,7 @@ pub enum LockError {
     Timeout {
         /// How long the call waited.
         waited: Duration,
-        /// The holder when the server was last asked.
+        /// The holder, as of the last request to the server.
         holder: Option<LockHolder>,
     },
     /// The lock was held and no longer is. Another caller may use what it protects.

@@ -15,7 +15,7 @@ pub struct PinExpired {
     pub held: Duration,
     /// The `max_pin_time` in force.
     pub limit: Duration,
-    /// Where the scope was begun.
+    /// The place that began the scope.
     pub begun_at: &'static Location<'static>,
 }
 

@@ -1,5 +1,5 @@
-//! What an error of the server proves: the texts with which Redis and Valkey reject a command
-//! before any effect, and the commands for which such a text is proof.
+//! The error texts with which Redis and Valkey reject a command before any effect, and the commands
+//! for which such a text is proof.
 //!
 //! A code alone proves nothing, because a proxy, a script or a module's command may return any
 //! code.

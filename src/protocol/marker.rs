@@ -85,7 +85,7 @@ fn name(prefix: &str, tag: Option<u32>, random: u128) -> String {
 /// Whether this is a name that a register can have, with this prefix and tag.
 pub(crate) fn is_register(register: &str, prefix: &str, tag: Option<u32>) -> bool {
     let digits = register.len().checked_sub(32).and_then(|at| register.get(at..));
-    // The name is built again from what was parsed, so that only `name` knows its form.
+    // The name is built again from its parts, so that only `name` knows its form.
     digits
         .filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
         .and_then(|digits| u128::from_str_radix(digits, 16).ok())
@@ -108,7 +108,7 @@ impl fmt::Debug for CommitMarker {
     }
 }
 
-/// The query of a register, in one write: first the touch, then GET.
+/// Encodes the query of a register, in one write: first the touch, then GET.
 ///
 /// If `asks`, ASKING precedes each of them and has its own reply.
 pub(crate) fn question(register: &str, ttl: Duration, asks: bool) -> Vec<u8> {

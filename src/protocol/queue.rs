@@ -73,7 +73,7 @@ pub(crate) enum QueueError {
         bound: u16,
         other: u16,
     },
-    /// The command is about all nodes of a cluster, and the transaction is on one.
+    /// The command concerns all nodes of a cluster, and the transaction runs on one.
     Everywhere(String),
 }
 
@@ -107,13 +107,13 @@ pub struct CommandQueue {
     savepoints: Vec<SavepointState>,
     error: Option<QueueError>,
     binding: SlotBinding,
-    /// A queued command's keys are not known to the library.
+    /// Whether a queued command's keys are unknown.
     has_unknown_keys: bool,
-    /// A queued command must not be batched.
+    /// Whether a queued command must not be batched.
     unbatchable: bool,
     /// Names of the flushed commands, each after its length.
     names: Vec<u8>,
-    /// Errors show the server's texts unredacted.
+    /// Whether errors show the server's texts unredacted.
     full_text: bool,
 }
 

@@ -1,14 +1,14 @@
-//! How often a block is attempted, and how long to wait in between.
+//! The number of attempts of a block, and the wait between them.
 
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 
-/// Upper bound of one wait, and of a deadline past the end of the clock.
+/// Maximum of one wait, and of a deadline past the end of the clock.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How often a block is tried, and how long it waits in between: exponential backoff with full
-/// jitter (a random time between nothing and the step), under a bound on attempts and a deadline.
+/// The number of attempts of a block, and the wait between them. The wait is exponential backoff
+/// with full jitter (a random time between nothing and the step).
 ///
 /// | setting | what it bounds | default |
 /// |---|---|---|
@@ -17,8 +17,8 @@ const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// | [`first_backoff`](Self::first_backoff) | the first step | 1 ms |
 /// | [`max_backoff`](Self::max_backoff) | the longest step; each is twice the one before | 100 ms |
 ///
-/// Whichever bound is met first ends it: a watching block with
-/// [`RetriesExhausted`](crate::Error::RetriesExhausted), a plain one with its last error.
+/// The first limit that is reached ends the call: a watching block with
+/// [`RetriesExhausted`](crate::Error::RetriesExhausted), a plain block with its last error.
 ///
 /// ```
 /// use std::time::Duration;
@@ -47,7 +47,7 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// A single attempt.
+    /// A policy with a single attempt.
     pub fn never() -> Self {
         Self::default().attempts(1)
     }
@@ -58,8 +58,8 @@ impl RetryPolicy {
         self
     }
 
-    /// Latest start of an attempt, after the first one began. `Duration::MAX`: only `attempts` is a
-    /// bound.
+    /// Latest start of an attempt, after the first one began. With `Duration::MAX` only `attempts`
+    /// is a limit.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self

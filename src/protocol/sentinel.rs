@@ -1,4 +1,4 @@
-//! Parses the replies of sentinels, and of servers that are asked for their role.
+//! Parses the replies of sentinels, and of servers to ROLE.
 
 use redis::Value;
 
@@ -15,7 +15,8 @@ pub(crate) enum SentinelError {
 /// What one sentinel knows about a master.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MasterReport {
-    /// Number of failovers that the sentinels agreed on. A sentinel with a lower one is behind.
+    /// Number of failovers that the sentinels agreed on. A sentinel with a lower number is
+    /// outdated.
     pub(crate) epoch: u64,
     pub(crate) master: HostPort,
     /// The replicas that are up and in sync.

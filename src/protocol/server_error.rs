@@ -23,7 +23,7 @@ pub struct ServerError(Box<Parts>);
 #[derive(Clone, PartialEq, Eq)]
 struct Parts {
     code: String,
-    /// The text as it was sent: for decisions, and shown only if that is asked for.
+    /// The text as it was sent: for decisions, and shown only on request.
     text: String,
     shown: Cow<'static, str>,
     /// A script may have returned it, after an effect.
@@ -249,7 +249,7 @@ fn redacted(code: &str, text: &str) -> Cow<'static, str> {
     {
         return Cow::Owned(text.to_owned());
     }
-    // The server appends where a script of the library's stopped.
+    // The server appends the place at which a script of this crate stopped.
     let text = text.split(" script: ").next().unwrap_or_default();
     Cow::Borrowed(known_errors::redacted(code, text).unwrap_or_default())
 }

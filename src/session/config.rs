@@ -41,7 +41,7 @@ use crate::settings::table;
 ///     idle_timeout = "off"
 ///     tls.root_certificates = "/etc/redis/ca.pem"
 /// "#)?;
-/// // Whatever else is to be said, the program may say.
+/// // The program can set further values.
 /// let sessions = config.builder().min_idle(2).build()?;
 /// # Ok(()) }
 /// ```

@@ -1,4 +1,4 @@
-//! Routing decisions of a cluster: where a call is sent, and where after a redirect.
+//! Routing decisions of a cluster: the node for a call, and the next node after a redirect.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use crate::protocol::cluster::redirect::RedirectReply;
 use crate::protocol::cluster::slot_map::NodeAddress;
 use crate::protocol::server_error::ServerError;
 
-/// Where a call is sent.
+/// The destination of a call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Route {
     /// `None`: to any node.

@@ -10,7 +10,7 @@ use crate::protocol::cluster::redirect::RedirectTarget;
 use crate::protocol::cluster::slot::SLOTS;
 use crate::protocol::resp::fields::{field, list, text};
 
-/// Where a node is reached.
+/// The address of a node.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct NodeAddress {
     pub(crate) host: Arc<str>,

@@ -22,7 +22,7 @@ pub(crate) enum ResponsePolicy {
     Concat,
 }
 
-/// Where a command without a key is sent.
+/// The destination of a command without a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FanOut {
     /// To any node.
@@ -33,7 +33,8 @@ pub(crate) enum FanOut {
     Refused,
 }
 
-/// Where a command without a key is sent, by its `request_policy` and `response_policy`.
+/// Returns the destination of a command without a key, by its `request_policy` and
+/// `response_policy`.
 pub(crate) fn of(args: &[&[u8]]) -> FanOut {
     let Some(name) = args.first().copied().and_then(UpperName::new) else { return FanOut::OneNode };
     let sub = args.get(1).copied().and_then(UpperName::new);
@@ -54,7 +55,8 @@ pub(crate) fn of(args: &[&[u8]]) -> FanOut {
     })
 }
 
-/// Whether it is about the data of all nodes, so that it cannot be in a transaction on one.
+/// Returns whether the command concerns the data of all nodes, so that it cannot be in a
+/// transaction on one.
 pub(crate) fn is_everywhere(args: &[&[u8]]) -> bool {
     args.first().copied().and_then(UpperName::new).is_some_and(|name| {
         matches!(name.as_str(), "FLUSHALL" | "FLUSHDB" | "DBSIZE" | "KEYS" | "SCAN" | "RANDOMKEY")

@@ -2,11 +2,11 @@
 
 use redis::Value;
 
-/// Asks for EXEC. If it was renamed, a transaction would be queued, and the error that EXEC is
-/// rejected with proves nothing.
+/// Query for EXEC. If EXEC was renamed, a transaction would be queued, and the error to EXEC would
+/// prove nothing.
 pub(crate) const EXEC_INFO: &[u8] = b"*3\r\n$7\r\nCOMMAND\r\n$4\r\nINFO\r\n$4\r\nEXEC\r\n";
 
-/// Asks for WAITAOF, which came with 7.2.
+/// Query for WAITAOF, which came with 7.2.
 pub(crate) const WAITAOF_INFO: &[u8] = b"*3\r\n$7\r\nCOMMAND\r\n$4\r\nINFO\r\n$7\r\nWAITAOF\r\n";
 
 /// Whether the reply to COMMAND INFO of one command is that the server does not have it. (The user

@@ -1,4 +1,4 @@
-//! What is known of a command by its name and arguments.
+//! The properties of a command, from its name and arguments.
 
 pub(crate) mod blocking;
 pub(crate) mod display_name;

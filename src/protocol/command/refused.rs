@@ -2,7 +2,7 @@
 
 use crate::protocol::command::upper_name::UpperName;
 
-/// Where a command would be sent.
+/// The context in which a command would be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SendContext {
     /// As a single command: on the pooled handle, or as a read of a watching scope.
@@ -11,8 +11,8 @@ pub(crate) enum SendContext {
     InMulti,
 }
 
-/// Whether `name` (with the second word `sub`) would change a shared connection, end the scope
-/// behind its guard's back, or stop the server. Such a command is never sent.
+/// Returns whether `name` (with the second word `sub`) would change a shared connection, end the
+/// scope without its guard, or stop the server. Such a command is never sent.
 pub(crate) fn is_refused(name: &[u8], sub: Option<&[u8]>, place: SendContext) -> bool {
     let Some(name) = UpperName::new(name) else { return false };
     match name.as_str() {

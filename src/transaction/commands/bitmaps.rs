@@ -1,6 +1,5 @@
-//! Commands on the bits of a string.
-//!
-//! Never: its bytes, which are in [`strings`](crate::transaction::commands::strings).
+//! Commands on the bits of a string. Those on its bytes are in
+//! [`strings`](crate::transaction::commands::strings).
 
 use redis::{ToRedisArgs, ToSingleRedisArg};
 
@@ -57,13 +56,13 @@ command_table! {
         fn bit_diff<D: ToSingleRedisArg, S: ToRedisArgs>(dstkey: D, srckeys: S) -> i64
             => "BITOP" ("DIFF", dstkey, srckeys), page "bitop", replies "the length in bytes";
 
-        /// Stores in `dstkey` the bits of the others that the first of `srckeys` has not
+        /// Stores in `dstkey` the bits that any other of `srckeys` has and the first has not
         /// (server 8.2).
         fn bit_diff1<D: ToSingleRedisArg, S: ToRedisArgs>(dstkey: D, srckeys: S) -> i64
             => "BITOP" ("DIFF1", dstkey, srckeys), page "bitop", replies "the length in bytes";
 
-        /// Stores in `dstkey` the bits of the first of `srckeys` that any other has too
-        /// (server 8.2).
+        /// Stores in `dstkey` the bits of the first of `srckeys` that any other has too (server
+        /// 8.2).
         fn bit_and_or<D: ToSingleRedisArg, S: ToRedisArgs>(dstkey: D, srckeys: S) -> i64
             => "BITOP" ("ANDOR", dstkey, srckeys), page "bitop", replies "the length in bytes";
 

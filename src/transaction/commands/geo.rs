@@ -1,6 +1,7 @@
 //! Commands on places.
 //!
-//! Never: the sorted set they are kept in, which [`sorted_sets`](crate::transaction::commands::sorted_sets) handles.
+//! The server keeps places in a sorted set, whose commands are in
+//! [`sorted_sets`](crate::transaction::commands::sorted_sets).
 
 use redis::geo::{RadiusOptions, Unit};
 use redis::{FromRedisValue, ToRedisArgs, ToSingleRedisArg};
@@ -36,7 +37,7 @@ command_table! {
             => "GEOHASH" (key, members), page "geohash",
                 replies "a geohash or nil for each member, in order";
 
-        /// Reads where members are.
+        /// Reads the places of members.
         fn geo_pos<K: ToSingleRedisArg, M: ToRedisArgs, T: FromRedisValue>(
             key: K, members: M
         ) -> T
@@ -48,8 +49,8 @@ command_table! {
         fn geo_add<K: ToSingleRedisArg, M: ToRedisArgs>(key: K, members: M) -> i64
             => "GEOADD" (key, members), page "geoadd", replies "how many are new";
 
-        /// Looks for members around a place. A write to the server, because `options` may store
-        /// what was found.
+        /// Searches for members around a place. The server treats this as a write, because
+        /// `options` may store the result.
         fn geo_radius<K: ToSingleRedisArg, T: FromRedisValue>(
             key: K, longitude: f64, latitude: f64, radius: f64, unit: Unit, options: RadiusOptions
         ) -> T
@@ -57,8 +58,8 @@ command_table! {
                 replies "the members (see [`redis::geo::RadiusSearchResult`]), or how many were \
                     stored";
 
-        /// Looks for members around another one. A write to the server, because `options` may
-        /// store what was found.
+        /// Searches for members around another member. The server treats this as a write, because
+        /// `options` may store the result.
         fn geo_radius_by_member<K: ToSingleRedisArg, M: ToSingleRedisArg, T: FromRedisValue>(
             key: K, member: M, radius: f64, unit: Unit, options: RadiusOptions
         ) -> T

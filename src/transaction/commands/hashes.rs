@@ -1,6 +1,6 @@
-//! Commands on hashes, the times to live of their fields included.
+//! Commands on hashes, including the times to live of their fields.
 //!
-//! Never: a hash as a whole, whose key is handled in [`keys`](crate::transaction::commands::keys).
+//! The commands on a hash as a whole are in [`keys`](crate::transaction::commands::keys).
 
 use redis::{
     ExpireOption, Expiry, FromRedisValue, HashFieldExpirationOptions, ToRedisArgs, ToSingleRedisArg,
@@ -56,12 +56,12 @@ command_table! {
         fn hexists<K: ToSingleRedisArg, F: ToSingleRedisArg>(key: K, field: F) -> bool
             => "HEXISTS" (key, field), page "hexists", replies "whether it does";
 
-        /// Returns how many seconds fields have to live (server 7.4).
+        /// Returns the time to live of fields, in seconds (server 7.4).
         fn httl<K: ToSingleRedisArg, F: ToRedisArgs>(key: K, fields: F) -> Vec<i64>
             => "HTTL" (key, "FIELDS", fields.num_of_args(), fields), page "httl",
                 replies "for each field the seconds, -1 where it stays, -2 while missing";
 
-        /// Returns how many milliseconds fields have to live (server 7.4).
+        /// Returns the time to live of fields, in milliseconds (server 7.4).
         fn hpttl<K: ToSingleRedisArg, F: ToRedisArgs>(key: K, fields: F) -> Vec<i64>
             => "HPTTL" (key, "FIELDS", fields.num_of_args(), fields), page "hpttl",
                 replies "for each field the milliseconds, -1 where it stays, -2 while missing";
@@ -89,7 +89,7 @@ command_table! {
         ) -> i64
             => "HSET" (key, items), page "hset", replies "how many fields are new";
 
-        /// Sets one field where it does not exist.
+        /// Sets one field if it does not exist.
         fn hset_nx<K: ToSingleRedisArg, F: ToSingleRedisArg, V: ToSingleRedisArg>(
             key: K, field: F, value: V
         ) -> bool
@@ -121,7 +121,7 @@ command_table! {
             => "HDEL" (key, fields), page "hdel", replies "how many existed";
 
         /// Adds `by` to the integer in a field. A float does not compile, or is refused while it is
-        /// queued: [`hincr_float`](Self::hincr_float) adds these.
+        /// queued: use [`hincr_float`](Self::hincr_float) for floats.
         fn hincr<K: ToSingleRedisArg, F: ToSingleRedisArg, V: IntegerToAdd<T>, T: Sized>(
             key: K, field: F, by: V
         ) -> i64
@@ -169,7 +169,7 @@ command_table! {
                 replies "for each field 1, 0 where the condition fails, 2 where it was deleted, \
                     -2 while missing";
 
-        /// Takes the time to live of fields away (server 7.4).
+        /// Removes the time to live of fields (server 7.4).
         fn hpersist<K: ToSingleRedisArg, F: ToRedisArgs>(key: K, fields: F) -> Vec<i64>
             => "HPERSIST" (key, "FIELDS", fields.num_of_args(), fields), page "hpersist",
                 replies "for each field 1, -1 where it had none, -2 while missing";

@@ -1,13 +1,12 @@
-//! Commands on HyperLogLogs, which estimate how many different things were seen.
-//!
-//! Never: an exact count; for that there are [`sets`](crate::transaction::commands::sets).
+//! Commands on HyperLogLogs, which estimate the number of different elements. For an exact count
+//! use [`sets`](crate::transaction::commands::sets).
 
 use redis::{ToRedisArgs, ToSingleRedisArg};
 
 use crate::transaction::commands::table::command_table;
 
 command_table! {
-    /// Queues commands on HyperLogLogs, which estimate how many different things were seen.
+    /// Queues commands on HyperLogLogs, which estimate the number of different elements.
     ///
     /// ```no_run
     /// use rediscope::prelude::*;
@@ -20,10 +19,10 @@ command_table! {
     /// ```
     HyperLogLogCommands
     reads {
-        /// Estimates how many different things were added to any of `keys`.
+        /// Estimates the number of different elements added to any of `keys`.
         ///
-        /// The server may store the estimate in the key. Where the key is watched, that counts as
-        /// a change and costs the attempt; the next one finds it stored.
+        /// The server may store the estimate in the key. If the key is watched, that counts as a
+        /// change and ends the attempt in a conflict; the next attempt finds the estimate stored.
         fn pfcount<K: ToRedisArgs>(keys: K) -> i64
             => "PFCOUNT" (keys), page "pfcount", replies "the estimate";
     }
@@ -32,7 +31,7 @@ command_table! {
         fn pfadd<K: ToSingleRedisArg, E: ToRedisArgs>(key: K, elements: E) -> bool
             => "PFADD" (key, elements), page "pfadd", replies "whether the estimate may change";
 
-        /// Adds to `dstkey` what was added to any of `srckeys`.
+        /// Adds to `dstkey` the elements that were added to any of `srckeys`.
         fn pfmerge<D: ToSingleRedisArg, S: ToRedisArgs>(dstkey: D, srckeys: S) -> ()
             => "PFMERGE" (dstkey, srckeys), page "pfmerge", replies "`OK`";
     }

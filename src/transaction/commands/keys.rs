@@ -1,6 +1,4 @@
-//! Commands on keys, whatever they hold.
-//!
-//! Never: the value behind a key.
+//! Commands on keys, whatever they hold. Those on values are in the other families.
 
 use redis::{CopyOptions, FromRedisValue, ToRedisArgs, ToSingleRedisArg, ValueComparison};
 
@@ -25,7 +23,7 @@ command_table! {
         fn keys<P: ToSingleRedisArg, T: FromRedisValue>(pattern: P) -> T
             => "KEYS" (pattern), page "keys", replies "the names, in no order";
 
-        /// Counts those of `keys` that exist; a key given twice counts twice.
+        /// Counts the keys that exist; a key given twice counts twice.
         fn exists<K: ToRedisArgs>(keys: K) -> i64
             => "EXISTS" (keys), page "exists", replies "how many exist";
 
@@ -44,12 +42,12 @@ command_table! {
             => "PEXPIRETIME" (key), page "pexpiretime",
                 replies "the time, -1 where it never expires, -2 while missing";
 
-        /// Returns how many seconds `key` has to live.
+        /// Returns the time to live of `key`, in seconds.
         fn ttl<K: ToSingleRedisArg>(key: K) -> i64
             => "TTL" (key), page "ttl",
                 replies "the seconds, -1 where it never expires, -2 while missing";
 
-        /// Returns how many milliseconds `key` has to live.
+        /// Returns the time to live of `key`, in milliseconds.
         fn pttl<K: ToSingleRedisArg>(key: K) -> i64
             => "PTTL" (key), page "pttl",
                 replies "the milliseconds, -1 where it never expires, -2 while missing";
@@ -59,16 +57,16 @@ command_table! {
             => "OBJECT" "ENCODING" (key), page "object-encoding",
                 replies "the name of the encoding, or nil";
 
-        /// Returns for how many seconds `key` was not used.
+        /// Returns the time since the last use of `key`, in seconds.
         fn object_idletime<K: ToSingleRedisArg>(key: K) -> Option<i64>
             => "OBJECT" "IDLETIME" (key), page "object-idletime", replies "the seconds, or nil";
 
-        /// Returns how often `key` is used, where the server evicts by frequency.
+        /// Returns how often `key` is used, if the server evicts by frequency.
         fn object_freq<K: ToSingleRedisArg>(key: K) -> Option<i64>
             => "OBJECT" "FREQ" (key), page "object-freq",
                 replies "a logarithmic counter, or nil";
 
-        /// Returns how many references the server holds to the value of `key`.
+        /// Returns the number of references that the server holds to the value of `key`.
         fn object_refcount<K: ToSingleRedisArg>(key: K) -> Option<i64>
             => "OBJECT" "REFCOUNT" (key), page "object-refcount", replies "the count, or nil";
     }
@@ -77,7 +75,7 @@ command_table! {
         fn del<K: ToRedisArgs>(keys: K) -> i64
             => "DEL" (keys), page "del", replies "how many existed";
 
-        /// Deletes `key` where its value passes the comparison (server 8.4).
+        /// Deletes `key` if its value passes the comparison (server 8.4).
         fn del_ex<K: ToSingleRedisArg>(key: K, value_comparison: ValueComparison) -> i64
             => "DELEX" (key, value_comparison), page "delex", replies "1, or 0 where it stayed";
 
@@ -101,22 +99,22 @@ command_table! {
         fn pexpire_at<K: ToSingleRedisArg>(key: K, timestamp: i64) -> bool
             => "PEXPIREAT" (key, timestamp), page "pexpireat", replies "whether the key exists";
 
-        /// Takes the time to live of `key` away.
+        /// Removes the time to live of `key`.
         fn persist<K: ToSingleRedisArg>(key: K) -> bool
             => "PERSIST" (key), page "persist", replies "whether it had one";
 
-        /// Copies `source` to `destination`, into another database and over an existing key where
-        /// `options` says so.
+        /// Copies `source` to `destination`. `options` can choose another database, and whether an
+        /// existing key is replaced.
         fn copy<S: ToSingleRedisArg, D: ToSingleRedisArg, Db: ToString>(
             source: S, destination: D, options: CopyOptions<Db>
         ) -> bool
             => "COPY" (source, destination, options), page "copy", replies "whether it was copied";
 
-        /// Renames `key`, over an existing `new_key`; an error while `key` is missing.
+        /// Renames `key`, and replaces an existing `new_key`; fails if `key` is missing.
         fn rename<K: ToSingleRedisArg, N: ToSingleRedisArg>(key: K, new_key: N) -> ()
             => "RENAME" (key, new_key), page "rename", replies "`OK`";
 
-        /// Renames `key` where `new_key` does not exist; an error while `key` is missing.
+        /// Renames `key` if `new_key` does not exist; fails if `key` is missing.
         fn rename_nx<K: ToSingleRedisArg, N: ToSingleRedisArg>(key: K, new_key: N) -> bool
             => "RENAMENX" (key, new_key), page "renamenx", replies "whether it was renamed";
     }

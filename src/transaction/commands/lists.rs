@@ -1,6 +1,6 @@
 //! Commands on lists.
 //!
-//! Never: BLPOP and its kin, which do not block inside MULTI;
+//! BLPOP and similar commands have no method, because they do not block inside MULTI.
 //! [`queue`](crate::transaction::commands::queue_commands::QueueCommands::queue) takes them.
 
 use std::num::NonZeroUsize;
@@ -23,7 +23,7 @@ command_table! {
     /// ```
     ListCommands
     reads {
-        /// Reads the element at `index`; a negative one counts from the end.
+        /// Reads the element at `index`; a negative index counts from the end.
         fn lindex<K: ToSingleRedisArg, T: FromRedisValue>(key: K, index: isize) -> T
             => "LINDEX" (key, index), page "lindex", replies "the element, or nil";
 
@@ -38,7 +38,7 @@ command_table! {
             => "LPOS" (key, value, options), page "lpos",
                 replies "its index or nil, a list of them where `options` counts";
 
-        /// Reads the elements `start` to `stop`; negative ones count from the end.
+        /// Reads the elements `start` to `stop`; negative indexes count from the end.
         fn lrange<K: ToSingleRedisArg, T: FromRedisValue>(key: K, start: isize, stop: isize) -> T
             => "LRANGE" (key, start, stop), page "lrange", replies "the elements, in order";
     }
@@ -51,11 +51,11 @@ command_table! {
         fn lpush_exists<K: ToSingleRedisArg, V: ToRedisArgs>(key: K, values: V) -> i64
             => "LPUSHX" (key, values), page "lpushx", replies "the new length, 0 while missing";
 
-        /// Puts values behind the last element.
+        /// Puts values after the last element.
         fn rpush<K: ToSingleRedisArg, V: ToRedisArgs>(key: K, values: V) -> i64
             => "RPUSH" (key, values), page "rpush", replies "the new length";
 
-        /// Puts values behind the last element of a list that exists.
+        /// Puts values after the last element of a list that exists.
         fn rpush_exists<K: ToSingleRedisArg, V: ToRedisArgs>(key: K, values: V) -> i64
             => "RPUSHX" (key, values), page "rpushx", replies "the new length, 0 while missing";
 
@@ -94,19 +94,19 @@ command_table! {
             => "LINSERT" (key, "BEFORE", pivot, value), page "linsert",
                 replies "the new length, 0 while missing, -1 without such an element";
 
-        /// Puts `value` behind the first element that equals `pivot`.
+        /// Puts `value` after the first element that equals `pivot`.
         fn linsert_after<K: ToSingleRedisArg, P: ToSingleRedisArg, V: ToSingleRedisArg>(
             key: K, pivot: P, value: V
         ) -> i64
             => "LINSERT" (key, "AFTER", pivot, value), page "linsert",
                 replies "the new length, 0 while missing, -1 without such an element";
 
-        /// Overwrites the element at `index`; an error where there is none.
+        /// Overwrites the element at `index`; fails if there is none.
         fn lset<K: ToSingleRedisArg, V: ToSingleRedisArg>(key: K, index: isize, value: V) -> ()
             => "LSET" (key, index, value), page "lset", replies "`OK`";
 
-        /// Removes `count` elements that equal `value`: from the start, from the end where it is
-        /// negative, all of them where it is 0.
+        /// Removes `count` elements that equal `value`: from the start, from the end if `count` is
+        /// negative, all of them if it is 0.
         fn lrem<K: ToSingleRedisArg, V: ToSingleRedisArg>(key: K, count: isize, value: V) -> i64
             => "LREM" (key, count, value), page "lrem", replies "how many were removed";
 

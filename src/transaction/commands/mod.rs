@@ -1,7 +1,6 @@
-//! The command table: one trait a family, one line of documentation a command.
+//! The command table: one trait for each family, one line of documentation for each command.
 //!
-//! Never: a reply. These methods queue; what came of them is read from
-//! [`Replies`](crate::Replies).
+//! These methods only queue; the reply is read from [`Replies`](crate::Replies).
 
 pub(crate) mod bitmaps;
 pub(crate) mod geo;

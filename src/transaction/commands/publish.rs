@@ -1,13 +1,11 @@
-//! Commands that publish messages.
-//!
-//! Never: a subscription, which would change the connection.
+//! Commands that publish messages. SUBSCRIBE is refused, because it would change the connection.
 
 use redis::ToSingleRedisArg;
 
 use crate::transaction::commands::table::command_table;
 
 command_table! {
-    /// Queues messages, which go out when the transaction is applied.
+    /// Queues messages, which are published when the transaction is applied.
     ///
     /// ```no_run
     /// use rediscope::prelude::*;

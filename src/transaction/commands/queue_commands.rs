@@ -1,4 +1,4 @@
-//! The trait that unites the command families.
+//! The trait that combines the command families.
 
 use redis::{Cmd, FromRedisValue};
 
@@ -21,13 +21,13 @@ use crate::transaction::savepoint::Savepoint;
 
 /// Everything that can be queued on a block, a transaction or a savepoint.
 ///
-/// The commands themselves are in one trait a family ([`StringCommands`], [`HashCommands`], …),
-/// which this one unites; the [`prelude`](crate::prelude) brings them all. They are called as in
-/// [`redis::Commands`], but return at once with a [`Queued`], for which
-/// [`Replies::get`](crate::Replies::get) has the value after the commit. Counts are `i64`, and
-/// what a key holds is of the type that you ask for.
+/// The commands themselves are in one trait for each family ([`StringCommands`], [`HashCommands`],
+/// …). This trait combines them, and the [`prelude`](crate::prelude) imports them all. They have
+/// the names and arguments of [`redis::Commands`], but return a [`Queued`] at once.
+/// [`Replies::get`](crate::Replies::get) returns its value after the commit. Counts are `i64`; the
+/// caller chooses the type of a key's value.
 ///
-/// Whatever has no method of its own is queued with [`queue`](Self::queue).
+/// A command without a method of its own is queued with [`queue`](Self::queue).
 ///
 /// This trait is sealed: it is implemented by [`Block`](crate::Block),
 /// [`Transaction`](crate::Transaction), [`Savepoint`] and mutable references to them.
@@ -76,10 +76,10 @@ pub trait QueueCommands:
 {
     /// Queues a command that has no method of its own.
     ///
-    /// Its reply is read as `T`; `()` takes any. A command that would end the transaction behind
-    /// its guard's back, or change the connection (MULTI, EXEC, WATCH, SELECT, SUBSCRIBE and
-    /// their like, WAIT, a read with BLOCK), is never sent: the commit fails with its name and
-    /// nothing is applied.
+    /// Its reply is decoded as `T`; `()` accepts any reply. A command is never sent if it would end
+    /// the transaction without its guard, or change the connection (MULTI, EXEC, WATCH, SELECT,
+    /// SUBSCRIBE and similar, WAIT, a read with BLOCK). The commit then fails with the command's
+    /// name, and nothing is applied.
     ///
     /// ```no_run
     /// use rediscope::prelude::*;
@@ -95,8 +95,8 @@ pub trait QueueCommands:
 
     /// Opens a part that can be forgotten alone. Savepoints nest.
     ///
-    /// [`release`](Savepoint::release) keeps what was queued on it; dropping it forgets that. The
-    /// server sees nothing of either: what is forgotten is never sent.
+    /// [`release`](Savepoint::release) keeps the commands that were queued on it; its drop forgets
+    /// them. Neither sends anything: a forgotten command is never sent.
     ///
     /// ```no_run
     /// use rediscope::prelude::*;
@@ -115,8 +115,8 @@ pub trait QueueCommands:
         Savepoint::new(queue, depth)
     }
 
-    /// Queues a part by a closure: kept when it returns `Ok`, forgotten when it returns `Err` or
-    /// panics.
+    /// Queues a part by a closure. The part is kept if the closure returns `Ok`, and forgotten if
+    /// it returns `Err` or panics.
     ///
     /// ```no_run
     /// use rediscope::prelude::*;
@@ -133,7 +133,7 @@ pub trait QueueCommands:
     ///
     /// # Errors
     ///
-    /// Whatever `f` returns. The transaction goes on without the part.
+    /// The error that `f` returns. The transaction continues without the part.
     fn part<R, E>(&mut self, f: impl FnOnce(&mut Savepoint<'_>) -> Result<R, E>) -> Result<R, E> {
         let mut part = self.savepoint();
         let kept = f(&mut part)?;

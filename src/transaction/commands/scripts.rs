@@ -1,7 +1,6 @@
 //! Commands that run scripts and functions on the server.
 //!
-//! Never: a second try. A script that is not loaded fails its command; [`ScriptCommands`] says
-//! what to do about it.
+//! A script that is not loaded fails its command, and is not retried; see [`ScriptCommands`].
 
 use redis::{FromRedisValue, ToRedisArgs, ToSingleRedisArg};
 
@@ -10,12 +9,12 @@ use crate::transaction::commands::table::command_table;
 command_table! {
     /// Queues scripts and functions, which run on the server.
     ///
-    /// Nothing is read before EXEC, so a script that turns out not to be loaded cannot be loaded
-    /// and tried again as [`redis::Script::invoke`] does. Queue [`script_load`](Self::script_load)
-    /// before [`evalsha`](Self::evalsha), or send the whole text with [`eval`](Self::eval).
-    /// A [`redis::Script`] is queued with `queue(redis::Cmd::invoke_script(&script.key("k")))`.
+    /// No reply is read before EXEC. So a script that is not loaded cannot be loaded and retried,
+    /// as [`redis::Script::invoke`] does. Queue [`script_load`](Self::script_load) before
+    /// [`evalsha`](Self::evalsha), or send the whole text with [`eval`](Self::eval). A
+    /// [`redis::Script`] is queued with `queue(redis::Cmd::invoke_script(&script.key("k")))`.
     ///
-    /// Where there are no keys or no arguments, give `None::<&str>`.
+    /// If there are no keys or no arguments, pass `None::<&str>`.
     ///
     /// ```no_run
     /// use rediscope::prelude::*;

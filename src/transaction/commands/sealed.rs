@@ -1,4 +1,4 @@
-//! What the command traits queue on.
+//! The targets of the command traits.
 
 use redis::Cmd;
 
@@ -7,7 +7,7 @@ use crate::protocol::resp::encode::Args;
 use crate::protocol::resp::encode::EncodedCommand;
 use crate::reply::queued::Queued;
 
-/// What queues: a block, a transaction, a savepoint, or a mutable reference to one.
+/// A target of commands: a block, a transaction, a savepoint, or a mutable reference to one.
 // For method calls; at a bound the compiler uses the message of `QueueCommands`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot queue commands",
@@ -15,10 +15,10 @@ use crate::reply::queued::Queued;
     note = "the pooled handle runs each command at once, through `redis::Commands`"
 )]
 pub trait Queue {
-    /// The buffer and how deep in its parts this handle stands.
+    /// Returns the buffer, and the depth of this target in its parts.
     fn target(&mut self) -> (&mut CommandQueue, usize);
 
-    /// Called after each command: the place where a large transaction sends a chunk.
+    /// Called after each command; a large transaction sends a chunk here.
     fn queued(&mut self) {}
 
     /// Queues one command of the table.

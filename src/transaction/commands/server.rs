@@ -1,6 +1,5 @@
-//! Commands on the server and its databases.
-//!
-//! Never: anything that changes the connection or stops the server; those are refused by name.
+//! Commands on the server and its databases. A command that changes the connection or stops the
+//! server is refused by name.
 
 use redis::{FlushAllOptions, FlushDbOptions, FromRedisValue, ToSingleRedisArg};
 
@@ -19,11 +18,11 @@ command_table! {
     /// ```
     ServerCommands
     reads {
-        /// Asks for a sign of life.
+        /// Sends PING.
         fn ping() -> String
             => "PING" (), page "ping", replies "`PONG`";
 
-        /// Asks for `message` back.
+        /// Sends PING with `message`, which the server returns.
         fn ping_message<M: ToSingleRedisArg, T: FromRedisValue>(message: M) -> T
             => "PING" (message), page "ping", replies "the message";
     }

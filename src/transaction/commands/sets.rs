@@ -1,6 +1,5 @@
-//! Commands on sets.
-//!
-//! Never: sorted sets, which are in [`sorted_sets`](crate::transaction::commands::sorted_sets).
+//! Commands on sets. Those on sorted sets are in
+//! [`sorted_sets`](crate::transaction::commands::sorted_sets).
 
 use redis::{FromRedisValue, ToRedisArgs, ToSingleRedisArg};
 
@@ -45,15 +44,15 @@ command_table! {
         fn srandmember_multiple<K: ToSingleRedisArg, T: FromRedisValue>(key: K, count: isize) -> T
             => "SRANDMEMBER" (key, count), page "srandmember", replies "the members";
 
-        /// Lists what is in the first of `keys` and in no other.
+        /// Lists the members of the first of `keys` that no other has.
         fn sdiff<K: ToRedisArgs, T: FromRedisValue>(keys: K) -> T
             => "SDIFF" (keys), page "sdiff", replies "the members, in no order";
 
-        /// Lists what is in all of `keys`.
+        /// Lists the members that all of `keys` have.
         fn sinter<K: ToRedisArgs, T: FromRedisValue>(keys: K) -> T
             => "SINTER" (keys), page "sinter", replies "the members, in no order";
 
-        /// Lists what is in any of `keys`.
+        /// Lists the members that any of `keys` has.
         fn sunion<K: ToRedisArgs, T: FromRedisValue>(keys: K) -> T
             => "SUNION" (keys), page "sunion", replies "the members, in no order";
     }
@@ -77,15 +76,15 @@ command_table! {
         fn spop<K: ToSingleRedisArg, T: FromRedisValue>(key: K) -> T
             => "SPOP" (key), page "spop", replies "the member, or nil";
 
-        /// Stores in `dstkey` what is in the first of `keys` and in no other.
+        /// Stores in `dstkey` the members of the first of `keys` that no other has.
         fn sdiffstore<D: ToSingleRedisArg, K: ToRedisArgs>(dstkey: D, keys: K) -> i64
             => "SDIFFSTORE" (dstkey, keys), page "sdiffstore", replies "how many were stored";
 
-        /// Stores in `dstkey` what is in all of `keys`.
+        /// Stores in `dstkey` the members that all of `keys` have.
         fn sinterstore<D: ToSingleRedisArg, K: ToRedisArgs>(dstkey: D, keys: K) -> i64
             => "SINTERSTORE" (dstkey, keys), page "sinterstore", replies "how many were stored";
 
-        /// Stores in `dstkey` what is in any of `keys`.
+        /// Stores in `dstkey` the members that any of `keys` has.
         fn sunionstore<D: ToSingleRedisArg, K: ToRedisArgs>(dstkey: D, keys: K) -> i64
             => "SUNIONSTORE" (dstkey, keys), page "sunionstore", replies "how many were stored";
     }

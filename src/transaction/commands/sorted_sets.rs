@@ -1,6 +1,6 @@
 //! Commands on sorted sets.
 //!
-//! Never: BZPOPMIN and its kin, which do not block inside MULTI;
+//! BZPOPMIN and similar commands have no method, because they do not block inside MULTI.
 //! [`queue`](crate::transaction::commands::queue_commands::QueueCommands::queue) takes them.
 
 use redis::{FromRedisValue, SortedSetAddOptions, ToRedisArgs, ToSingleRedisArg};
@@ -20,8 +20,8 @@ fn weights<K, W>(weighted: &[(K, W)]) -> Vec<&W> {
 command_table! {
     /// Queues commands on sorted sets.
     ///
-    /// A `min` or `max` of scores is a number, `"(5"` for one that is left out itself, `"-inf"`
-    /// or `"+inf"`; one of names is `"[a"`, `"(a"`, `"-"` or `"+"`.
+    /// A `min` or `max` of scores is a number, `"(5"` to exclude the number itself, `"-inf"` or
+    /// `"+inf"`. A `min` or `max` of names is `"[a"`, `"(a"`, `"-"` or `"+"`.
     ///
     /// ```no_run
     /// use rediscope::prelude::*;
@@ -62,11 +62,11 @@ command_table! {
             => "ZMSCORE" (key, members), page "zmscore",
                 replies "a score or nil for each member, in order";
 
-        /// Returns how many members stand before `member`, counting from the lowest score.
+        /// Returns the number of members before `member`, counted from the lowest score.
         fn zrank<K: ToSingleRedisArg, M: ToSingleRedisArg>(key: K, member: M) -> Option<i64>
             => "ZRANK" (key, member), page "zrank", replies "its index from 0, or nil";
 
-        /// Returns how many members stand before `member`, counting from the highest score.
+        /// Returns the number of members before `member`, counted from the highest score.
         fn zrevrank<K: ToSingleRedisArg, M: ToSingleRedisArg>(key: K, member: M) -> Option<i64>
             => "ZREVRANK" (key, member), page "zrevrank", replies "its index from 0, or nil";
 
@@ -82,7 +82,7 @@ command_table! {
             => "ZRANDMEMBER" (key, count, "WITHSCORES"), page "zrandmember",
                 replies "members and scores";
 
-        /// Reads the members `start` to `stop`; negative ones count from the end.
+        /// Reads the members `start` to `stop`; negative ranks count from the end.
         fn zrange<K: ToSingleRedisArg, T: FromRedisValue>(key: K, start: isize, stop: isize) -> T
             => "ZRANGE" (key, start, stop), page "zrange", replies "members, lowest first";
 
@@ -202,27 +202,27 @@ command_table! {
         ) -> i64
             => "ZADD" (key, score, member), page "zadd", replies "how many are new";
 
-        /// Adds members given behind their scores, or changes the scores.
+        /// Adds members, each given after its score, or changes the scores.
         fn zadd_multiple<K: ToSingleRedisArg, S: ToRedisArgs, M: ToRedisArgs>(
             key: K, items: &[(S, M)]
         ) -> i64
             => "ZADD" (key, items), page "zadd", replies "how many are new";
 
-        /// Adds `member`, or changes its score, as `options` say.
+        /// Adds `member`, or changes its score, with `options`.
         fn zadd_options<
             K: ToSingleRedisArg, S: ToSingleRedisArg, M: ToSingleRedisArg, T: FromRedisValue
         >(key: K, member: M, score: S, options: &SortedSetAddOptions) -> T
             => "ZADD" (key, options, score, member), page "zadd",
                 replies "how many are new or changed; with `increment_score` the new score or nil";
 
-        /// Adds members given behind their scores, or changes the scores, as `options` say.
+        /// Adds members, each given after its score, or changes the scores, with `options`.
         fn zadd_multiple_options<
             K: ToSingleRedisArg, S: ToRedisArgs, M: ToRedisArgs, T: FromRedisValue
         >(key: K, items: &[(S, M)], options: &SortedSetAddOptions) -> T
             => "ZADD" (key, options, items), page "zadd",
                 replies "how many are new or changed; with `increment_score` the new score or nil";
 
-        /// Adds `by` to the score of `member`, which counts as 0 while missing.
+        /// Adds `by` to the score of `member`; the score of a missing member is 0.
         fn zincr<K: ToSingleRedisArg, M: ToSingleRedisArg, V: ToSingleRedisArg>(
             key: K, member: M, by: V
         ) -> f64
@@ -239,7 +239,7 @@ command_table! {
             => "ZREMRANGEBYLEX" (key, min, max), page "zremrangebylex",
                 replies "how many were removed";
 
-        /// Removes the members `start` to `stop`; negative ones count from the end.
+        /// Removes the members `start` to `stop`; negative ranks count from the end.
         fn zremrangebyrank<K: ToSingleRedisArg>(key: K, start: isize, stop: isize) -> i64
             => "ZREMRANGEBYRANK" (key, start, stop), page "zremrangebyrank",
                 replies "how many were removed";
@@ -272,7 +272,7 @@ command_table! {
             => "ZMPOP" (keys.num_of_args(), keys, "MIN", "COUNT", count), page "zmpop",
                 replies "the key and its members and scores, or nil";
 
-        /// Stores in `dstkey` what is in all of `keys`, with the sum of the scores.
+        /// Stores in `dstkey` the members that all of `keys` have, with the sum of their scores.
         fn zinterstore<D: ToSingleRedisArg, K: ToRedisArgs>(dstkey: D, keys: K) -> i64
             => "ZINTERSTORE" (dstkey, keys.num_of_args(), keys), page "zinterstore",
                 replies "how many were stored";
@@ -287,15 +287,15 @@ command_table! {
             => "ZINTERSTORE" (dstkey, keys.num_of_args(), keys, "AGGREGATE", "MAX"),
                 page "zinterstore", replies "how many were stored";
 
-        /// Like [`zinterstore`](Self::zinterstore), with a factor behind each key for its scores.
+        /// Like [`zinterstore`](Self::zinterstore), with a factor for the scores after each key.
         fn zinterstore_weights<
             D: ToSingleRedisArg, K: ToSingleRedisArg, W: ToSingleRedisArg
         >(dstkey: D, items: &[(K, W)]) -> i64
             => "ZINTERSTORE" (dstkey, items.len(), keys(items), "WEIGHTS", weights(items)),
                 page "zinterstore", replies "how many were stored";
 
-        /// Like [`zinterstore_min`](Self::zinterstore_min), with a factor behind each key for its
-        /// scores.
+        /// Like [`zinterstore_min`](Self::zinterstore_min), with a factor for the scores after each
+        /// key.
         fn zinterstore_min_weights<
             D: ToSingleRedisArg, K: ToSingleRedisArg, W: ToSingleRedisArg
         >(dstkey: D, items: &[(K, W)]) -> i64
@@ -303,8 +303,8 @@ command_table! {
                 dstkey, items.len(), keys(items), "AGGREGATE", "MIN", "WEIGHTS", weights(items)
             ), page "zinterstore", replies "how many were stored";
 
-        /// Like [`zinterstore_max`](Self::zinterstore_max), with a factor behind each key for its
-        /// scores.
+        /// Like [`zinterstore_max`](Self::zinterstore_max), with a factor for the scores after each
+        /// key.
         fn zinterstore_max_weights<
             D: ToSingleRedisArg, K: ToSingleRedisArg, W: ToSingleRedisArg
         >(dstkey: D, items: &[(K, W)]) -> i64
@@ -312,7 +312,7 @@ command_table! {
                 dstkey, items.len(), keys(items), "AGGREGATE", "MAX", "WEIGHTS", weights(items)
             ), page "zinterstore", replies "how many were stored";
 
-        /// Stores in `dstkey` what is in any of `keys`, with the sum of the scores.
+        /// Stores in `dstkey` the members that any of `keys` has, with the sum of their scores.
         fn zunionstore<D: ToSingleRedisArg, K: ToRedisArgs>(dstkey: D, keys: K) -> i64
             => "ZUNIONSTORE" (dstkey, keys.num_of_args(), keys), page "zunionstore",
                 replies "how many were stored";
@@ -327,15 +327,15 @@ command_table! {
             => "ZUNIONSTORE" (dstkey, keys.num_of_args(), keys, "AGGREGATE", "MAX"),
                 page "zunionstore", replies "how many were stored";
 
-        /// Like [`zunionstore`](Self::zunionstore), with a factor behind each key for its scores.
+        /// Like [`zunionstore`](Self::zunionstore), with a factor for the scores after each key.
         fn zunionstore_weights<
             D: ToSingleRedisArg, K: ToSingleRedisArg, W: ToSingleRedisArg
         >(dstkey: D, items: &[(K, W)]) -> i64
             => "ZUNIONSTORE" (dstkey, items.len(), keys(items), "WEIGHTS", weights(items)),
                 page "zunionstore", replies "how many were stored";
 
-        /// Like [`zunionstore_min`](Self::zunionstore_min), with a factor behind each key for its
-        /// scores.
+        /// Like [`zunionstore_min`](Self::zunionstore_min), with a factor for the scores after each
+        /// key.
         fn zunionstore_min_weights<
             D: ToSingleRedisArg, K: ToSingleRedisArg, W: ToSingleRedisArg
         >(dstkey: D, items: &[(K, W)]) -> i64
@@ -343,8 +343,8 @@ command_table! {
                 dstkey, items.len(), keys(items), "AGGREGATE", "MIN", "WEIGHTS", weights(items)
             ), page "zunionstore", replies "how many were stored";
 
-        /// Like [`zunionstore_max`](Self::zunionstore_max), with a factor behind each key for its
-        /// scores.
+        /// Like [`zunionstore_max`](Self::zunionstore_max), with a factor for the scores after each
+        /// key.
         fn zunionstore_max_weights<
             D: ToSingleRedisArg, K: ToSingleRedisArg, W: ToSingleRedisArg
         >(dstkey: D, items: &[(K, W)]) -> i64

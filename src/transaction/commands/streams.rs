@@ -1,6 +1,4 @@
-//! Commands on streams.
-//!
-//! Never: BLOCK, which does nothing inside MULTI; a read that asks for it is refused.
+//! Commands on streams. BLOCK does nothing inside MULTI, so a read with BLOCK is refused.
 
 use redis::streams::{
     StreamAddOptions, StreamAutoClaimOptions, StreamClaimOptions, StreamConfigOptions,
@@ -68,12 +66,12 @@ command_table! {
             => "XREVRANGE" (key, end, start, "COUNT", count), page "xrevrange",
                 replies "the messages, newest first (see [`redis::streams::StreamRangeReply`])";
 
-        /// Reads from each of `keys` the messages behind the id at the same place of `ids`.
+        /// Reads from each of `keys` the messages after the id at the same position of `ids`.
         fn xread<K: ToRedisArgs, I: ToRedisArgs, T: FromRedisValue>(keys: &[K], ids: &[I]) -> T
             => "XREAD" ("STREAMS", keys, ids), page "xread",
                 replies "the messages by stream (see [`redis::streams::StreamReadReply`]), or nil";
 
-        /// Sums up what was delivered to `group` and not acknowledged.
+        /// Summarizes the messages that were delivered to `group` and not acknowledged.
         fn xpending<K: ToSingleRedisArg, G: ToSingleRedisArg, T: FromRedisValue>(
             key: K, group: G
         ) -> T
@@ -127,7 +125,7 @@ command_table! {
         >(key: K, id: I, map: M) -> String
             => "XADD" (key, id, map), page "xadd", replies "the message's id";
 
-        /// Adds a message as `options` say.
+        /// Adds a message with `options`.
         fn xadd_options<
             K: ToSingleRedisArg, I: ToSingleRedisArg, M: ToRedisArgs, T: FromRedisValue
         >(key: K, id: I, items: M, options: &StreamAddOptions) -> T
@@ -151,7 +149,7 @@ command_table! {
         fn xdel<K: ToSingleRedisArg, I: ToRedisArgs>(key: K, ids: &[I]) -> i64
             => "XDEL" (key, ids), page "xdel", replies "how many existed";
 
-        /// Deletes messages and, as `policy` says, what groups know of them (server 8.2).
+        /// Deletes messages, and the groups' references to them by `policy` (server 8.2).
         fn xdel_ex<K: ToSingleRedisArg, I: ToRedisArgs>(
             key: K, ids: &[I], policy: StreamDeletionPolicy
         ) -> Vec<i64>
@@ -162,7 +160,7 @@ command_table! {
         fn xtrim<K: ToSingleRedisArg>(key: K, maxlen: StreamMaxlen) -> i64
             => "XTRIM" (key, maxlen), page "xtrim", replies "how many messages were deleted";
 
-        /// Cuts a stream as `options` say.
+        /// Cuts a stream with `options`.
         fn xtrim_options<K: ToSingleRedisArg>(key: K, options: &StreamTrimOptions) -> i64
             => "XTRIM" (key, options), page "xtrim", replies "how many messages were deleted";
 
@@ -170,8 +168,8 @@ command_table! {
         fn xcfgset<K: ToSingleRedisArg>(key: K, options: &StreamConfigOptions) -> ()
             => "XCFGSET" (key, options), page "xcfgset", replies "`OK`";
 
-        /// Reads messages as `options` say, for a group (which changes what is pending) where
-        /// they name one; BLOCK is refused.
+        /// Reads messages with `options`. If these name a group, the read changes the group's
+        /// pending messages. BLOCK is refused.
         fn xread_options<K: ToRedisArgs, I: ToRedisArgs, T: FromRedisValue>(
             keys: &[K], ids: &[I], options: &StreamReadOptions
         ) -> T
@@ -185,21 +183,21 @@ command_table! {
         ) -> i64
             => "XACK" (key, group, ids), page "xack", replies "how many were pending";
 
-        /// Acknowledges messages and deletes them as `policy` says (server 8.2).
+        /// Acknowledges messages and deletes them by `policy` (server 8.2).
         fn xack_del<K: ToSingleRedisArg, G: ToSingleRedisArg, I: ToRedisArgs>(
             key: K, group: G, ids: &[I], policy: StreamDeletionPolicy
         ) -> Vec<i64>
             => "XACKDEL" (key, group, policy, "IDS", ids.len(), ids), page "xackdel",
                 replies "for each 1, 2 where a group still needs it, -1 while missing";
 
-        /// Gives messages back unacknowledged (server 8.8).
+        /// Returns messages without acknowledgement (server 8.8).
         fn xnack<K: ToSingleRedisArg, G: ToSingleRedisArg, I: ToSingleRedisArg>(
             key: K, group: G, ids: &[I], options: &StreamNackOptions
         ) -> i64
             => "XNACK" (key, group, options, "IDS", ids.len(), ids), page "xnack",
                 replies "how many were given back";
 
-        /// Hands pending messages that were idle for `min_idle_time` milliseconds to `consumer`.
+        /// Assigns pending messages that were idle for `min_idle_time` milliseconds to `consumer`.
         fn xclaim<
             K: ToSingleRedisArg, G: ToSingleRedisArg, C: ToSingleRedisArg, M: ToSingleRedisArg,
             I: ToRedisArgs, T: FromRedisValue
@@ -207,7 +205,7 @@ command_table! {
             => "XCLAIM" (key, group, consumer, min_idle_time, ids), page "xclaim",
                 replies "the messages (see [`redis::streams::StreamClaimReply`])";
 
-        /// Like [`xclaim`](Self::xclaim), as `options` say.
+        /// Like [`xclaim`](Self::xclaim), with `options`.
         fn xclaim_options<
             K: ToSingleRedisArg, G: ToSingleRedisArg, C: ToSingleRedisArg, M: ToSingleRedisArg,
             I: ToRedisArgs, T: FromRedisValue
@@ -218,8 +216,8 @@ command_table! {
             => "XCLAIM" (key, group, consumer, min_idle_time, ids, options), page "xclaim",
                 replies "the messages, or their ids alone where `options` say so";
 
-        /// Hands pending messages from `start` on that were idle for `min_idle_time` milliseconds
-        /// to `consumer`, as `options` say.
+        /// Assigns pending messages from `start` on, which were idle for `min_idle_time`
+        /// milliseconds, to `consumer`, with `options`.
         fn xautoclaim_options<
             K: ToSingleRedisArg, G: ToSingleRedisArg, C: ToSingleRedisArg, M: ToSingleRedisArg,
             S: ToSingleRedisArg, T: FromRedisValue
@@ -232,27 +230,27 @@ command_table! {
                 replies "where to go on, and the messages \
                     (see [`redis::streams::StreamAutoClaimReply`])";
 
-        /// Makes a group that reads from `id` on; an error while the stream is missing.
+        /// Creates a group that reads from `id` on; fails if the stream is missing.
         fn xgroup_create<K: ToSingleRedisArg, G: ToSingleRedisArg, I: ToSingleRedisArg>(
             key: K, group: G, id: I
         ) -> ()
             => "XGROUP" "CREATE" (key, group, id), page "xgroup-create", replies "`OK`";
 
-        /// Makes a group that reads from `id` on, and the stream where it is missing.
+        /// Creates a group that reads from `id` on, and the stream if it is missing.
         fn xgroup_create_mkstream<K: ToSingleRedisArg, G: ToSingleRedisArg, I: ToSingleRedisArg>(
             key: K, group: G, id: I
         ) -> ()
             => "XGROUP" "CREATE" (key, group, id, "MKSTREAM"), page "xgroup-create",
                 replies "`OK`";
 
-        /// Makes a consumer of a group.
+        /// Creates a consumer of a group.
         fn xgroup_createconsumer<K: ToSingleRedisArg, G: ToSingleRedisArg, C: ToSingleRedisArg>(
             key: K, group: G, consumer: C
         ) -> bool
             => "XGROUP" "CREATECONSUMER" (key, group, consumer), page "xgroup-createconsumer",
                 replies "whether it is new";
 
-        /// Lets a group go on from `id`.
+        /// Makes a group continue from `id`.
         fn xgroup_setid<K: ToSingleRedisArg, G: ToSingleRedisArg, I: ToSingleRedisArg>(
             key: K, group: G, id: I
         ) -> ()

@@ -1,6 +1,5 @@
-//! Commands on strings.
-//!
-//! Never: bits of a string, which are in [`bitmaps`](crate::transaction::commands::bitmaps).
+//! Commands on strings. Those on the bits of a string are in
+//! [`bitmaps`](crate::transaction::commands::bitmaps).
 
 use redis::{
     Expiry, FromRedisValue, IncrexOptions, MSetOptions, NumericBehavior, SetOptions, ToRedisArgs,
@@ -33,12 +32,13 @@ command_table! {
         fn mget<K: ToRedisArgs, T: FromRedisValue>(keys: K) -> T
             => "MGET" (keys), page "mget", replies "a value or nil for each key, in order";
 
-        /// Reads the bytes `from` to `to` of the string at `key`; negative ones count from its end.
+        /// Reads the bytes `from` to `to` of the string at `key`; negative positions count from its
+        /// end.
         fn getrange<K: ToSingleRedisArg, T: FromRedisValue>(key: K, from: isize, to: isize) -> T
             => "GETRANGE" (key, from, to), page "getrange",
                 replies "the bytes, none where there is nothing";
 
-        /// Measures the string at `key`.
+        /// Returns the length of the string at `key`.
         fn strlen<K: ToSingleRedisArg>(key: K) -> i64
             => "STRLEN" (key), page "strlen", replies "its length in bytes, 0 while missing";
 
@@ -47,7 +47,7 @@ command_table! {
             => "DIGEST" (key), page "digest", replies "the digest in hexadecimal, or nil";
     }
     writes {
-        /// Sets `key` to `value`, whatever it held, and takes its time to live away.
+        /// Sets `key` to `value`, whatever it held, and removes its time to live.
         fn set<K: ToSingleRedisArg, V: ToSingleRedisArg>(key: K, value: V) -> ()
             => "SET" (key, value), page "set", replies "`OK`";
 
@@ -62,7 +62,7 @@ command_table! {
         fn mset<K: ToRedisArgs, V: ToRedisArgs>(items: &[(K, V)]) -> ()
             => "MSET" (items), page "mset", replies "`OK`";
 
-        /// Sets several keys, or none where one of them exists.
+        /// Sets several keys, or none if one of them exists.
         fn mset_nx<K: ToRedisArgs, V: ToRedisArgs>(items: &[(K, V)]) -> bool
             => "MSETNX" (items), page "msetnx", replies "whether they were set";
 
@@ -83,11 +83,11 @@ command_table! {
         ) -> ()
             => "PSETEX" (key, milliseconds, value), page "psetex", replies "`OK`";
 
-        /// Sets `key` to `value` where it does not exist.
+        /// Sets `key` to `value` if it does not exist.
         fn set_nx<K: ToSingleRedisArg, V: ToSingleRedisArg>(key: K, value: V) -> bool
             => "SETNX" (key, value), page "setnx", replies "whether it was set";
 
-        /// Sets `key` to `value` and reads what it held.
+        /// Sets `key` to `value` and returns the former value.
         fn getset<K: ToSingleRedisArg, V: ToSingleRedisArg, T: FromRedisValue>(
             key: K, value: V
         ) -> T
@@ -112,12 +112,12 @@ command_table! {
             => "APPEND" (key, value), page "append", replies "the new length";
 
         /// Adds `by` to the integer at `key`. A float does not compile, or is refused while it is
-        /// queued: [`incr_float`](Self::incr_float) adds these.
+        /// queued: use [`incr_float`](Self::incr_float) for floats.
         fn incr<K: ToSingleRedisArg, V: IntegerToAdd<T>, T: Sized>(key: K, by: V) -> i64
             => "INCRBY" (key, by), page "incrby", replies "the new value";
 
-        /// Subtracts `by` from the integer at `key`. A float does not compile, or is refused while it
-        /// is queued: add a negative one with [`incr_float`](Self::incr_float).
+        /// Subtracts `by` from the integer at `key`. A float does not compile, or is refused while
+        /// it is queued: add a negative float with [`incr_float`](Self::incr_float).
         fn decr<K: ToSingleRedisArg, V: IntegerToAdd<T>, T: Sized>(key: K, by: V) -> i64
             => "DECRBY" (key, by), page "decrby", replies "the new value";
 

@@ -1,11 +1,11 @@
-//! The one macro behind every command of the table.
-//!
-//! Never: a command. Each family lists its own.
+//! The macro that generates every command of the table. The commands themselves are in their
+//! families.
 
-/// Makes a family of commands: a trait that queues each of them, and for the reads the method of
-/// the same name on [`Watching`](crate::transaction::watch_scope::Watching), which asks at once.
+/// Generates a family of commands: a trait that queues each of them. For reads it also generates
+/// the method of the same name on [`Watching`](crate::transaction::watch_scope::Watching), which
+/// sends the command at once.
 ///
-/// An entry says everything there is to say about a command:
+/// An entry describes its command completely:
 ///
 /// ```text
 /// /// One line of documentation.
@@ -13,9 +13,10 @@
 ///     => "WORD" "SUBWORD" (value, …), page "on-redis.io", replies "what the reply means";
 /// ```
 ///
-/// The words are what the server knows the command by, the values are what follows them on the
-/// wire, in that order. `[if condition => "OTHER"]` behind the words replaces them by `OTHER`.
-/// `G: Bound<H>` is a bound that a second generic takes part in. `reads` are the commands of which the server says that they are read-only.
+/// The words are the server's name of the command, and the values follow them in the encoded
+/// command, in that order. `[if condition => "OTHER"]` after the words replaces them by `OTHER`.
+/// `G: Bound<H>` is a bound that uses a second generic. `reads` are the commands that the server
+/// documents as read-only.
 macro_rules! command_table {
     (
         $(#[$about:meta])*

@@ -1,24 +1,24 @@
-//! What a condition expects of the server's answer.
+//! The reply that a condition expects from the server.
 //!
-//! Never: a verdict on an answer that does not fit the question.
+//! A reply that does not fit the condition's read decides nothing.
 
 use redis::{FromRedisValue, ToSingleRedisArg, Value, ValueType};
 
-/// What a condition expects of the server's answer.
+/// The reply that a condition expects from the server.
 #[derive(Clone)]
 pub(crate) enum Expected {
-    /// That there is something, or that there is nothing.
+    /// The value exists, or does not.
     There(bool),
-    /// That it is these bytes.
+    /// The value has these bytes.
     Value(Vec<u8>),
-    /// That it is anything but these bytes, or nothing.
+    /// The value has other bytes, or does not exist.
     OtherThan(Vec<u8>),
     Type(ValueType),
-    /// How many there are.
+    /// Number of elements or bytes.
     Count(Bound<i64>),
-    /// A counter, as INCR has it: missing, it is 0.
+    /// A counter as in INCR; a missing one is 0.
     Number(Bound<i64>),
-    /// A score; missing, it is none.
+    /// A score; a missing member has none.
     Score(Bound<f64>),
 }
 
@@ -38,7 +38,7 @@ impl Expected {
         Self::OtherThan(bytes_of(value))
     }
 
-    /// `None`: the answer does not fit the question.
+    /// Returns whether the condition holds. `None`: the reply does not fit the read.
     pub(crate) fn holds(&self, answer: &Value) -> Option<bool> {
         Some(match self {
             Self::There(there) => is_there(answer)? == *there,
@@ -54,7 +54,7 @@ impl Expected {
             },
             Self::Number(bound) => match found(answer)? {
                 None => bound.admits(0),
-                // What is no number is neither large nor small.
+                // A text that is not a number is neither large nor small.
                 Some(text) => integer(text).is_some_and(|number| bound.admits(number)),
             },
             Self::Score(bound) => {
@@ -96,7 +96,7 @@ fn is_there(answer: &Value) -> Option<bool> {
     }
 }
 
-/// A number as the server itself writes it: others it does not take for one.
+/// Parses a number in the form that the server writes; it does not accept other forms as numbers.
 fn integer(text: &[u8]) -> Option<i64> {
     let text = std::str::from_utf8(text).ok()?;
     let number: i64 = text.parse().ok()?;

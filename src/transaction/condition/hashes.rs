@@ -1,6 +1,4 @@
-//! Conditions on hashes.
-//!
-//! Never: a field's own time to live, which no WATCH notices.
+//! Conditions on hashes. WATCH does not notice the end of a field's own time to live.
 
 use redis::ToSingleRedisArg;
 
@@ -10,9 +8,8 @@ use crate::transaction::condition::table::conditions;
 conditions! {
     /// Conditions on hashes and their fields.
     ///
-    /// A field that has a time to live of its own (`HEXPIRE`, server 7.4) may end between the
-    /// question and EXEC: what WATCH watches is the key. Where that matters, let the key expire
-    /// instead.
+    /// A field with a time to live of its own (`HEXPIRE`, server 7.4) may expire between the read
+    /// and EXEC, because WATCH watches the key. If that matters, let the key expire instead.
     impl Condition {
         /// The hash `key` has `field`.
         fn hash_field_exists<K: ToSingleRedisArg, F: ToSingleRedisArg>(key: K, field: F)
@@ -22,27 +19,27 @@ conditions! {
         fn hash_field_not_exists<K: ToSingleRedisArg, F: ToSingleRedisArg>(key: K, field: F)
             => "HEXISTS" (key, field), page "hexists", holds Expected::There(false);
 
-        /// `field` of the hash `key` is `value`, byte for byte. A missing one is not.
+        /// `field` of the hash `key` is `value`, byte for byte. A missing field does not match.
         fn hash_field_equals<K: ToSingleRedisArg, F: ToSingleRedisArg, V: ToSingleRedisArg>(
             key: K, field: F, value: V
         )
             => "HGET" (key, field), page "hget", holds Expected::value(&value);
 
-        /// `field` of the hash `key` is another than `value`, or missing.
+        /// `field` of the hash `key` is not `value`, or is missing.
         fn hash_field_not_equals<K: ToSingleRedisArg, F: ToSingleRedisArg, V: ToSingleRedisArg>(
             key: K, field: F, value: V
         )
             => "HGET" (key, field), page "hget", holds Expected::other_than(&value);
 
-        /// `field` of the hash `key` is a counter of `least` or more; a missing one is 0, as
-        /// `HINCRBY` has it. See [`at_least`](Self::at_least).
+        /// `field` of the hash `key` is a counter of `least` or more. A missing field is 0, as in
+        /// `HINCRBY`. See [`at_least`](Self::at_least).
         fn hash_field_at_least<K: ToSingleRedisArg, F: ToSingleRedisArg>(
             key: K, field: F, least: i64
         )
             => "HGET" (key, field), page "hget", holds Expected::Number(Bound::AtLeast(least));
 
-        /// `field` of the hash `key` is a counter of `most` or less; as
-        /// [`hash_field_at_least`](Self::hash_field_at_least).
+        /// `field` of the hash `key` is a counter of `most` or less; the rules of
+        /// [`hash_field_at_least`](Self::hash_field_at_least) apply.
         fn hash_field_at_most<K: ToSingleRedisArg, F: ToSingleRedisArg>(key: K, field: F, most: i64)
             => "HGET" (key, field), page "hget", holds Expected::Number(Bound::AtMost(most));
 

@@ -1,6 +1,4 @@
-//! Conditions on keys, whatever they hold.
-//!
-//! Never: what a key holds.
+//! Conditions on keys, whatever they hold. None of them reads the value.
 
 use redis::{ToSingleRedisArg, ValueType};
 

@@ -1,6 +1,4 @@
-//! Conditions on lists.
-//!
-//! Never: an element searched for.
+//! Conditions on lists. None of them searches for an element.
 
 use redis::ToSingleRedisArg;
 
@@ -11,11 +9,11 @@ conditions! {
     /// Conditions on lists.
     impl Condition {
         /// The element at `index` of the list `key` is `value`, byte for byte; -1 is the last one.
-        /// Where there is none it is not.
+        /// A missing element does not match.
         fn list_index_equals<K: ToSingleRedisArg, V: ToSingleRedisArg>(key: K, index: i64, value: V)
             => "LINDEX" (key, index), page "lindex", holds Expected::value(&value);
 
-        /// The element at `index` of the list `key` is another than `value`, or there is none.
+        /// The element at `index` of the list `key` is not `value`, or is missing.
         fn list_index_not_equals<K: ToSingleRedisArg, V: ToSingleRedisArg>(
             key: K, index: i64, value: V
         )

@@ -1,6 +1,6 @@
-//! What must be true for a block to be applied: a read, and what is expected of its answer.
+//! The conditions of a block: each is a read, and the reply that it expects.
 //!
-//! Never: shown with its key or its values.
+//! Neither the key nor the values are shown.
 
 pub(crate) mod expected;
 pub(crate) mod hashes;
@@ -26,12 +26,12 @@ use crate::protocol::resp::encode::Args;
 use crate::protocol::server_error::ServerError;
 use crate::transaction::condition::expected::Expected;
 
-/// What must be true for a block to be applied, from before its first command until EXEC.
+/// A condition that must hold for a block to be applied, from before its first command until EXEC.
 ///
-/// Required with [`Transactional::require`](crate::Transactional::require) or
-/// [`Watch::require`](crate::Watch::require). Its key is watched and asked about in one packet with
-/// all others. If it does not hold, the block is not run, nothing is applied, and the call
-/// fails with [`Error::ConditionFailed`](crate::Error::ConditionFailed).
+/// [`Transactional::require`](crate::Transactional::require) and
+/// [`Watch::require`](crate::Watch::require) take it. Its key is watched and read in one packet
+/// with all others. If the condition does not hold, the block is not run, nothing is applied, and
+/// the call fails with [`Error::ConditionFailed`](crate::Error::ConditionFailed).
 ///
 /// ```no_run
 /// use rediscope::{Condition, Error, SessionManager, prelude::*};
@@ -51,15 +51,15 @@ use crate::transaction::condition::expected::Expected;
 /// # Ok(()) }
 /// ```
 ///
-/// What is asked of a missing key is answered as the server does: a missing list, set, hash, sorted
-/// set or stream is empty, a missing string has length 0 and equals nothing.
+/// For a missing key a condition sees what the server returns: a missing list, set, hash, sorted
+/// set or stream is empty, and a missing string has length 0 and equals nothing.
 ///
-/// A condition on a key that holds another type neither holds nor fails: the server's refusal
-/// (`WRONGTYPE`) is an [`Error::Command`](crate::Error::Command) that names the condition.
-/// [`type_is`](Self::type_is), required before it, makes that a condition too.
+/// If the key holds a value of another type, the condition neither holds nor fails. The server's
+/// refusal (`WRONGTYPE`) is an [`Error::Command`](crate::Error::Command) that names the condition.
+/// To make the type a condition too, require [`type_is`](Self::type_is) before.
 ///
-/// `Debug` shows the kind of condition, and neither key nor values. It is a value: dropping it does
-/// nothing.
+/// `Debug` shows the kind of condition, and neither key nor values. A condition is a plain value,
+/// and dropping it does nothing.
 #[derive(Clone)]
 #[must_use = "a condition does nothing until it is required"]
 pub struct Condition {
@@ -81,12 +81,12 @@ impl Condition {
         Self { kind, command, read, expected }
     }
 
-    /// The read that asks for it, whose first argument is its key.
+    /// The encoded read of the condition; its first argument is the key.
     pub(crate) fn read(&self) -> &[u8] {
         &self.read
     }
 
-    /// Hands out the key, which is to be watched.
+    /// Passes the key, which is to be watched, to `watch`.
     pub(crate) fn key<R>(&self, watch: impl FnOnce(&[u8]) -> R) -> Option<R> {
         let args = CommandReader::new(&self.read).next()?.ok()?;
         args.get(1).map(|key| watch(key))
@@ -104,7 +104,7 @@ impl fmt::Debug for Condition {
     }
 }
 
-/// What is expected of an answer, once its question stands among the reads of a watch.
+/// A condition whose read is among the reads of a watch.
 #[derive(Clone)]
 pub(crate) struct Required {
     which: FailedCondition,
@@ -113,7 +113,7 @@ pub(crate) struct Required {
 }
 
 impl Required {
-    /// Whether the condition holds, by the server's answer.
+    /// Returns an error unless the condition holds by the server's reply.
     pub(crate) fn check(&self, answer: &Value) -> Result<(), Error> {
         let Self { which, command, expected } = self;
         if let Value::ServerError(error) = answer {

@@ -1,6 +1,5 @@
-//! Conditions on sets.
-//!
-//! Never: sorted sets, which are in [`sorted_sets`](crate::transaction::condition::sorted_sets).
+//! Conditions on sets. Those on sorted sets are in
+//! [`sorted_sets`](crate::transaction::condition::sorted_sets).
 
 use redis::ToSingleRedisArg;
 

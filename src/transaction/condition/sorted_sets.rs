@@ -1,6 +1,4 @@
-//! Conditions on sorted sets.
-//!
-//! Never: a score for a member that has none.
+//! Conditions on sorted sets. A missing member has no score.
 
 use redis::ToSingleRedisArg;
 
@@ -18,21 +16,21 @@ conditions! {
         fn sorted_set_not_contains<K: ToSingleRedisArg, M: ToSingleRedisArg>(key: K, member: M)
             => "ZSCORE" (key, member), page "zscore", holds Expected::There(false);
 
-        /// `member` has exactly this score in the sorted set `key`. A missing member has none.
+        /// `member` has exactly this score in the sorted set `key`. A missing member has no score.
         fn sorted_set_score_equals<K: ToSingleRedisArg, M: ToSingleRedisArg>(
             key: K, member: M, score: f64
         )
             => "ZSCORE" (key, member), page "zscore", holds Expected::Score(Bound::Exactly(score));
 
-        /// `member` has a score of `least` or more in the sorted set `key`. A missing member has
-        /// none.
+        /// `member` has a score of `least` or more in the sorted set `key`. A missing member has no
+        /// score.
         fn sorted_set_score_at_least<K: ToSingleRedisArg, M: ToSingleRedisArg>(
             key: K, member: M, least: f64
         )
             => "ZSCORE" (key, member), page "zscore", holds Expected::Score(Bound::AtLeast(least));
 
-        /// `member` has a score of `most` or less in the sorted set `key`. A missing member has
-        /// none.
+        /// `member` has a score of `most` or less in the sorted set `key`. A missing member has no
+        /// score.
         fn sorted_set_score_at_most<K: ToSingleRedisArg, M: ToSingleRedisArg>(
             key: K, member: M, most: f64
         )

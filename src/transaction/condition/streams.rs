@@ -1,6 +1,4 @@
-//! Conditions on streams.
-//!
-//! Never: an entry's fields.
+//! Conditions on streams. None of them reads an entry's fields.
 
 use redis::ToSingleRedisArg;
 

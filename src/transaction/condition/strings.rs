@@ -1,6 +1,4 @@
-//! Conditions on strings.
-//!
-//! Never: a part of a string.
+//! Conditions on strings. None of them reads a part of a string.
 
 use redis::ToSingleRedisArg;
 
@@ -14,12 +12,12 @@ conditions! {
         fn equals<K: ToSingleRedisArg, V: ToSingleRedisArg>(key: K, value: V)
             => "GET" (key), page "get", holds Expected::value(&value);
 
-        /// `key` holds another string than `value`, or is missing.
+        /// `key` holds a string other than `value`, or is missing.
         fn not_equals<K: ToSingleRedisArg, V: ToSingleRedisArg>(key: K, value: V)
             => "GET" (key), page "get", holds Expected::other_than(&value);
 
-        /// `key` holds a counter of `least` or more. A missing one is 0, as `INCR` has it; what is
-        /// not an integer is neither large nor small, so the condition does not hold.
+        /// `key` holds a counter of `least` or more. A missing counter is 0, as in `INCR`. A string
+        /// that is not an integer is neither large nor small, so the condition does not hold.
         ///
         /// ```no_run
         /// use rediscope::{Condition, SessionManager, prelude::*};
@@ -33,7 +31,8 @@ conditions! {
         fn at_least<K: ToSingleRedisArg>(key: K, least: i64)
             => "GET" (key), page "get", holds Expected::Number(Bound::AtLeast(least));
 
-        /// `key` holds a counter of `most` or less; as [`at_least`](Self::at_least).
+        /// `key` holds a counter of `most` or less; the rules of [`at_least`](Self::at_least)
+        /// apply.
         fn at_most<K: ToSingleRedisArg>(key: K, most: i64)
             => "GET" (key), page "get", holds Expected::Number(Bound::AtMost(most));
 

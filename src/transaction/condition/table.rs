@@ -1,9 +1,7 @@
-//! The one macro behind every condition.
-//!
-//! Never: a condition. Each family lists its own.
+//! The macro that generates every condition. The conditions themselves are in their families.
 
-/// Makes a family of conditions: functions of
-/// [`Condition`](crate::transaction::condition::Condition) that errors name.
+/// Generates a family of conditions: functions of
+/// [`Condition`](crate::transaction::condition::Condition) whose names appear in errors.
 ///
 /// ```text
 /// impl Condition {
@@ -13,7 +11,7 @@
 /// }
 /// ```
 ///
-/// The first value behind the word is the key, which is watched.
+/// The first value after the word is the key, which is watched.
 macro_rules! conditions {
     (
         $(#[$about:meta])*
