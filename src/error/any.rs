@@ -57,7 +57,7 @@ pub enum Error {
     Refused {
         /// The command's name.
         command: String,
-        /// What to do instead.
+        /// The alternative to the command.
         hint: &'static str,
     },
     /// A transaction exceeded one of its limits; nothing of it was applied.
@@ -154,14 +154,14 @@ pub enum Error {
     Lost {
         /// The failed operation.
         during: String,
-        /// What the server may have done with it.
+        /// Whether the server may have applied the operation.
         applied: Applied,
-        /// How the connection failed.
+        /// The failure of the connection.
         source: ConnectionError,
     },
 }
 
-/// What is known of a transaction that did not simply commit.
+/// The known outcome of a transaction that did not simply commit.
 ///
 /// | variant | what the server did |
 /// |---|---|
@@ -246,7 +246,7 @@ pub enum CommitError {
     /// connection's register. A later transaction with the same key may be applied again. Do not
     /// run this one again.
     ///
-    /// It happens, for example, if a command of the block removes the user's right to the key.
+    /// This happens, for example, if a command of the block removes the user's right to the key.
     #[non_exhaustive]
     KeyNotKept {
         /// The server's error for that command.
@@ -352,7 +352,7 @@ macro_rules! from {
 from!(Config(ConfigError), Checkout(CheckoutError), Reply(ReplyError), PinExpired(PinExpired));
 
 impl Error {
-    /// What the server did with the commands of the failed call.
+    /// Returns what the server did with the commands of the failed call.
     pub fn applied(&self) -> Applied {
         match self {
             Self::Config(_)
@@ -376,7 +376,7 @@ impl Error {
         }
     }
 
-    /// Whether the same call, unchanged, may succeed and cannot apply anything twice.
+    /// Returns whether the same call, unchanged, may succeed and cannot apply anything twice.
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Checkout(error) => error.is_retryable(),
@@ -404,7 +404,7 @@ impl Error {
         }
     }
 
-    /// The error of a commit.
+    /// Returns the error of a commit, if it is one.
     pub fn as_commit(&self) -> Option<&CommitError> {
         match self {
             Self::Commit(error) => Some(error),
@@ -412,7 +412,7 @@ impl Error {
         }
     }
 
-    /// The error of a lock.
+    /// Returns the error of a lock, if it is one.
     pub fn as_lock(&self) -> Option<&LockError> {
         match self {
             Self::Lock(error) => Some(error),

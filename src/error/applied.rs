@@ -1,6 +1,6 @@
-//! What the server did with a failed call.
+//! The effect of a failed call on the server.
 
-/// What the server did with the commands of a call that failed.
+/// The effect of a failed call's commands on the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Applied {
     /// Nothing was applied, and nothing will be.

@@ -1,4 +1,4 @@
-//! Why no connection was available. Nothing was sent.
+//! The reason why no connection was available. Nothing was sent.
 
 use std::error::Error;
 use std::fmt;
@@ -8,7 +8,7 @@ use crate::error::connection::ConnectionError;
 use crate::error::open_scope::OpenScope;
 use crate::text::{brief, display};
 
-/// Why no connection was available. Nothing was sent.
+/// The reason why no connection was available. Nothing was sent.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum CheckoutError {
@@ -22,12 +22,12 @@ pub enum CheckoutError {
     /// The session manager was closed.
     Closed,
     /// The session manager was made in another process, and this one is a fork of it: the
-    /// connections are the parent's. In the child each use fails with this at once, and a drop does
-    /// nothing.
+    /// connections belong to the parent. In the child each use fails with this error at once, and a
+    /// drop does nothing.
     OtherProcess,
     /// A connection was permitted, but none could be opened.
     Connect {
-        /// How long the call waited.
+        /// Time that the call waited.
         waited: Duration,
         /// The last failure.
         source: ConnectionError,
@@ -38,7 +38,7 @@ pub enum CheckoutError {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct CheckoutTimeout {
-    /// How long the call waited.
+    /// Time that the call waited.
     pub waited: Duration,
     /// The pool's size.
     pub max_size: u32,
@@ -48,7 +48,7 @@ pub struct CheckoutTimeout {
     pub idle: u32,
     /// Waiting calls, this one included.
     pub waiters: usize,
-    /// The scopes that held the connections: where each began, on which thread, and its age.
+    /// The scopes that held the connections, each with its place, thread and age.
     pub holders: Vec<OpenScope>,
     /// The last failure to connect, if there was one recently.
     pub last_connect_error: Option<ConnectionError>,

@@ -64,7 +64,7 @@ impl StdError for CommitError {
     }
 }
 
-/// How many commands failed, and the first of them.
+/// Writes the number of failed commands, and the first of them.
 fn partly(replies: &Replies, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let (failed, all) = (replies.failures(), replies.len());
     if failed < all {
@@ -109,7 +109,7 @@ impl From<CheckoutError> for CommitError {
 }
 
 impl CommitError {
-    /// What the server did with the transaction's commands.
+    /// Returns what the server did with the transaction's commands.
     pub fn applied(&self) -> Applied {
         match self {
             Self::Rejected { .. }

@@ -1,6 +1,6 @@
-//! Which setting cannot work, and why.
+//! The reason why a setting cannot work.
 
-/// Which setting cannot work, and why. Nothing was connected.
+/// The reason why a setting cannot work. No connection was opened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
@@ -8,7 +8,7 @@ pub enum ConfigError {
     #[error("the address cannot be used: {reason}")]
     #[non_exhaustive]
     Address {
-        /// What is wrong with it.
+        /// The reason why it is not valid.
         reason: String,
     },
     /// A `Config` could not be read: it has an unknown name, a name twice, or no names at all.
@@ -16,7 +16,7 @@ pub enum ConfigError {
     #[error("the configuration cannot be used: {reason}")]
     #[non_exhaustive]
     Configuration {
-        /// What is wrong with it.
+        /// The reason why it is not valid.
         reason: String,
     },
     /// The system started no thread for the session manager, because of a limit of threads or of
@@ -24,7 +24,7 @@ pub enum ConfigError {
     #[error("the system started no thread for the session manager: {reason}")]
     #[non_exhaustive]
     Threads {
-        /// What the system reported.
+        /// The system's error.
         reason: String,
     },
     /// A setting, or several together, cannot work.
@@ -33,7 +33,7 @@ pub enum ConfigError {
     Setting {
         /// The builder's method.
         setting: &'static str,
-        /// What is wrong with its value.
+        /// The reason why its value cannot work.
         reason: String,
     },
 }

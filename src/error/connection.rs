@@ -1,11 +1,11 @@
-//! How a connection failed, without what was sent or received on it.
+//! The failure of a connection, without the bytes that were sent or received on it.
 
 use std::{fmt, io};
 
 use crate::protocol::sentinel::SentinelError;
 use crate::protocol::server_error::ServerError;
 
-/// How a connection failed: the kind, and the text of the operating system or the server.
+/// The failure of a connection: the kind, and the text of the operating system or the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectionError {
     kind: ConnectionErrorKind,
@@ -42,7 +42,7 @@ pub enum ConnectionErrorKind {
 }
 
 impl ConnectionError {
-    /// How it failed.
+    /// Returns the kind of the failure.
     pub fn kind(&self) -> ConnectionErrorKind {
         self.kind
     }

@@ -1,6 +1,6 @@
 //! A transaction whose reply was lost, and how its outcome is found out.
 //!
-//! It holds no connection, only a name and a number.
+//! An `InDoubt` holds no connection, only a name and a number.
 
 use std::error::Error;
 use std::fmt;
@@ -63,17 +63,17 @@ impl InDoubt {
         self.incomplete
     }
 
-    /// How the connection failed. If EXEC's reply was an error,
+    /// Returns the failure of the connection. If EXEC's reply was an error,
     /// [`server_error`](ConnectionError::server_error) has its code.
     pub fn cause(&self) -> &ConnectionError {
         &self.source
     }
 
-    /// Finds out the outcome of the transaction, within `checkout_timeout`.
+    /// Finds out within `checkout_timeout` whether the transaction was applied.
     ///
-    /// It uses a connection of its own, outside the pool. The result is final: after `Committed` or
-    /// `NotCommitted`, an EXEC that arrives later changes nothing. It can be called from any thread,
-    /// concurrently and again.
+    /// This uses a connection of its own, outside the pool. The result is final: after `Committed`
+    /// or `NotCommitted`, an EXEC that arrives later changes nothing. It can be called from any
+    /// thread, concurrently and again.
     ///
     /// Behind it: [`PEXPIRE`](https://redis.io/docs/latest/commands/pexpire/) and
     /// [`GET`](https://redis.io/docs/latest/commands/get/) on the connection's register.
@@ -99,7 +99,7 @@ impl InDoubt {
         self.ask(None)
     }
 
-    /// Like [`resolve`](Self::resolve), for as long as `timeout`.
+    /// Like [`resolve`](Self::resolve), within `timeout`.
     pub fn resolve_within(&self, timeout: Duration) -> Resolution {
         self.ask(Some(timeout))
     }
@@ -111,9 +111,9 @@ impl InDoubt {
         }
     }
 
-    /// What another thread, process or a later run needs to resolve it:
-    /// [`SessionManager::resolve`](crate::SessionManager::resolve). `None` if the transaction was
-    /// not exactly once.
+    /// Returns the token with which another thread, process or a later run resolves the
+    /// transaction: [`SessionManager::resolve`](crate::SessionManager::resolve). `None` if the
+    /// transaction was not exactly once.
     pub fn token(&self) -> Option<&CommitToken> {
         self.resolvable.as_deref().map(|(token, _)| token)
     }
@@ -151,10 +151,11 @@ impl fmt::Debug for InDoubt {
 /// Names one exactly-once transaction, for
 /// [`SessionManager::resolve`](crate::SessionManager::resolve).
 ///
-/// It contains no key or value of the transaction and needs no clock. A changed or invented token
-/// is rejected before anything is sent ([`UnresolvedReason::NotARegister`]): no other key than a
-/// register is ever touched. A token can be resolved as long as the register lives (`register_ttl`,
-/// an hour by default); later the result is [`StillUnknown`](Resolution::StillUnknown).
+/// A token contains no key or value of the transaction and needs no clock. A changed or invented
+/// token is rejected before anything is sent ([`UnresolvedReason::NotARegister`]): no key other
+/// than a register is ever touched. A token can be resolved as long as the register lives
+/// (`register_ttl`, an hour by default); later the result is
+/// [`StillUnknown`](Resolution::StillUnknown).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
@@ -194,7 +195,7 @@ pub enum Resolution {
     },
 }
 
-/// Why a doubt could not be resolved.
+/// The reason why a commit in doubt could not be resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum UnresolvedReason {
@@ -215,7 +216,7 @@ pub enum UnresolvedReason {
     /// that used one.
     #[non_exhaustive]
     NotARegister {
-        /// What does not fit.
+        /// The part that does not fit.
         reason: &'static str,
     },
     /// The session manager was made in another process, and this one is a fork of it. Make a new

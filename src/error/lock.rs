@@ -20,7 +20,7 @@ use crate::text::{brief, display};
 pub struct LockHolder {
     /// The holder's label ([`Lock::label`](crate::Lock::label)).
     pub label: Option<Arc<str>>,
-    /// What was left of its lease. It may have been extended since.
+    /// Time left of the lease. The lease may have been extended since.
     pub remaining: Duration,
 }
 
@@ -33,7 +33,7 @@ impl fmt::Display for LockHolder {
     }
 }
 
-/// How a lock was lost.
+/// The reason why a lock was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LostReason {
@@ -61,12 +61,12 @@ pub enum LockError {
     /// Another caller held it for as long as the call could wait.
     #[non_exhaustive]
     Timeout {
-        /// How long the call waited.
+        /// Time that the call waited.
         waited: Duration,
         /// The holder, as of the last request to the server.
         holder: Option<LockHolder>,
     },
-    /// The lock was held and no longer is. Another caller may use what it protects.
+    /// The lock was held and no longer is. Another caller may use the data that it protects.
     #[non_exhaustive]
     Lost {
         /// The reason.
@@ -90,10 +90,10 @@ pub enum LockError {
     Connection {
         /// The failed operation: `acquire`, `release`, …
         during: &'static str,
-        /// How the connection failed.
+        /// The failure of the connection.
         source: ConnectionError,
     },
-    /// It was acquired, too few replicas had it in time, and it was released.
+    /// The lock was acquired, too few replicas had it in time, and it was released.
     #[non_exhaustive]
     NotReplicated {
         /// The number requested by [`wait_replicas`](crate::Lock::wait_replicas).
@@ -120,7 +120,7 @@ pub enum LockError {
     Refused {
         /// Which setting: `name`, `lease`, `permits`, `label`; `thread` if the system started none.
         setting: &'static str,
-        /// What is wrong with it.
+        /// The reason why its value cannot work.
         reason: &'static str,
     },
 }
@@ -176,7 +176,7 @@ impl From<CheckoutError> for LockError {
 }
 
 impl LockError {
-    /// What the server did: for an `acquire`, whether the lock is left taken.
+    /// Returns what the server did: for an `acquire`, whether the lock stays acquired.
     pub fn applied(&self) -> Applied {
         match self {
             Self::Timeout { .. }

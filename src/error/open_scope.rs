@@ -14,14 +14,14 @@ pub struct OpenScope {
     /// The command, if it is a blocking one (`BLPOP`, `XREAD` with `BLOCK`, `WAIT` and similar) and
     /// not a scope.
     pub blocking: Option<Arc<str>>,
-    /// Where it was begun. For a blocking command: where its handle was made, by
+    /// The place that began the scope. For a blocking command: the place that made its handle, by
     /// [`SessionManager::pooled`](crate::SessionManager::pooled).
     pub begun_at: &'static Location<'static>,
-    /// The thread that began it.
+    /// The thread that began the scope.
     pub thread: Arc<str>,
-    /// How long it has been open.
+    /// Time since the scope began.
     pub age: Duration,
-    /// Whether it is the closure of a `run`, which cannot move to another thread.
+    /// Whether the scope is the closure of a `run`, which cannot move to another thread.
     pub is_closure: bool,
 }
 

@@ -11,7 +11,7 @@ use crate::text::{brief, display};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PinExpired {
-    /// How long the scope had been open when this was found.
+    /// Age of the scope when it was found expired.
     pub held: Duration,
     /// The `max_pin_time` in force.
     pub limit: Duration,

@@ -1,4 +1,4 @@
-//! What a reply proves, carried through `redis::RedisError` and back.
+//! The effect that a reply proves, carried through `redis::RedisError` and back.
 //!
 //! A `RedisError` holds an error reply as a code and a text. So a tag is appended to the text: `…
 //! [INCR: not applied, ref 1f3ac2]`. The reference is a keyed hash of the line, so that no server,
@@ -13,7 +13,7 @@ use crate::protocol::command::effects;
 use crate::protocol::command::effects::is_script;
 use crate::protocol::server_error::ServerError;
 
-/// What a pipeline with a failed command did.
+/// The effect of a pipeline with a failed command.
 pub(crate) type PipelineEffect = Option<Applied>;
 
 /// The error reply of one command with its tag.
@@ -37,7 +37,7 @@ pub(crate) fn tagged(
     let line = format!("-{code} {text}, ref {}]\r\n", reference(code, &text));
     match redis::parse_redis_value(line.as_bytes()) {
         Ok(redis::Value::ServerError(error)) => error,
-        // It is one line that begins with a dash.
+        // The reply is one line that begins with a dash.
         _ => reply.clone(),
     }
 }

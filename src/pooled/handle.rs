@@ -1,6 +1,7 @@
 //! The pooled handle: single commands, each on a connection borrowed for its own round trip.
 //!
-//! It refuses a command that would leave state on a shared connection, and sends no write twice.
+//! The handle refuses a command that would leave state on a shared connection, and sends no write
+//! twice.
 
 use std::fmt;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
@@ -51,8 +52,8 @@ use crate::protocol::cluster::route::Route;
 /// `SCAN`, `RANDOMKEY`, `CONFIG SET` and other commands whose reply differs by node are refused:
 /// connect to each node for these.
 ///
-/// It is cheap to clone; give each thread a clone. It holds no connection, and dropping it does
-/// nothing.
+/// The handle is cheap to clone; give each thread a clone. It holds no connection, and dropping it
+/// does nothing.
 ///
 /// ```no_run
 /// use rediscope::{SessionManager, prelude::*};

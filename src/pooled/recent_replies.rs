@@ -164,7 +164,7 @@ impl Hashing<'_> {
             return;
         }
         match value {
-            // It is shown in more bytes than it has.
+            // redis-rs shows the value in more bytes than it has.
             Value::BulkString(bytes) if bytes.len() > MAX_SHOWN => return,
             Value::BulkString(bytes)
                 if bytes.len() > MAX_BINARY && std::str::from_utf8(bytes).is_err() =>

@@ -1,4 +1,4 @@
-//! Adds to each error reply of a request what it proves, before redis-rs has it.
+//! Adds to each error reply of a request the effect that it proves, before redis-rs has it.
 //!
 //! No error reply is returned as received: its text may repeat keys and values.
 

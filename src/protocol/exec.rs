@@ -47,7 +47,7 @@ pub(crate) struct WithoutMulti {
     values: Vec<Value>,
 }
 
-/// What is known of a transaction whose replies prove nothing.
+/// The known facts of a transaction whose replies prove nothing.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Unproven {
     /// EXEC's reply if it was an error.

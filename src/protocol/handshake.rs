@@ -11,7 +11,7 @@ use crate::protocol::resp::encode::{DISCARD, MULTI, PING, ROLE, command};
 use crate::protocol::resp::reply::Reply;
 use crate::protocol::server_error::ServerError;
 
-/// What a connection is opened for.
+/// The purpose of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// Single commands.

@@ -134,8 +134,8 @@ pub(crate) enum NoProof {
     RegisterForeign,
 }
 
-/// What the replies prove about the transaction that was to write `number`. True: it was applied.
-/// False: it was not and never will be.
+/// Returns what the replies prove about the transaction that was to write `number`. True: it was
+/// applied. False: it was not and never will be.
 pub(crate) fn applied(number: u64, touched: &Value, found: &Value) -> Result<bool, NoProof> {
     for answer in [touched, found] {
         if let Value::ServerError(error) = answer {

@@ -29,7 +29,7 @@ use crate::protocol::resp::encode::{Args, EXEC, MULTI, UNWATCH};
 /// Bytes before the first command.
 const PREFIX_LEN: usize = UNWATCH.len() + MULTI.len();
 
-/// How a transaction's write begins.
+/// The beginning of a transaction's write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Prefix {
     Unwatch,
@@ -339,7 +339,7 @@ impl CommandQueue {
         !self.savepoints.is_empty()
     }
 
-    /// Whether it may be batched: small, not flushed, and of batchable commands only.
+    /// Whether the transaction may be batched: small, not flushed, and of batchable commands only.
     pub(crate) fn is_batchable(&self) -> bool {
         !self.unbatchable
             && !self.is_flushed()

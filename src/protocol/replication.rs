@@ -1,4 +1,4 @@
-//! How far a committed transaction must be replicated before the call returns.
+//! The replication that a commit waits for before the call returns.
 //!
 //! Too few acknowledgements undo nothing.
 
@@ -30,7 +30,7 @@ impl fmt::Display for ReplicaAcks {
     }
 }
 
-/// What a commit waits for after EXEC.
+/// The replication that a commit waits for after EXEC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Durability {
     Replicas { replicas: u32, timeout: Duration },

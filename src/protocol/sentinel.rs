@@ -12,7 +12,7 @@ pub(crate) enum SentinelError {
     Unexpected(&'static str),
 }
 
-/// What one sentinel knows about a master.
+/// One sentinel's report about a master.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MasterReport {
     /// Number of failovers that the sentinels agreed on. A sentinel with a lower number is

@@ -38,7 +38,7 @@ pub enum ReplyError {
     OutOfRange {
         /// The requested index, from 0.
         index: usize,
-        /// How many commands the transaction had.
+        /// Number of commands of the transaction.
         commands: usize,
     },
     /// The reply is not of the requested type.

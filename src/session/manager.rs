@@ -31,10 +31,10 @@ use crate::transaction::hot_keys::ContentionLimiter;
 /// Two pools to one server, one for single commands and one for transactions, so that a plain
 /// read can never open a scope.
 ///
-/// It is cheap to clone, and threads can share it. When the last clone and the last handle and
-/// guard are dropped, the connections are closed.
+/// A session manager is cheap to clone, and threads can share it. When the last clone and the last
+/// handle and guard are dropped, the connections are closed.
 ///
-/// It belongs to the process that made it. In a forked child every use fails with
+/// A session manager belongs to the process that made it. In a forked child every use fails with
 /// [`CheckoutError::OtherProcess`](crate::CheckoutError::OtherProcess) at once, and every drop does
 /// nothing. Make a new session manager after the fork.
 ///

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CloseReason {
-    /// The other side had closed it.
+    /// The other side had closed the connection.
     Closed,
     /// No reply arrived in time.
     TimedOut,
@@ -17,12 +17,12 @@ pub enum CloseReason {
     LeftDirty,
     /// Its scope was forgotten, stuck or unused for `max_pin_time`.
     Reclaimed,
-    /// It was passed to [`with_raw`](crate::Pooled::with_raw).
+    /// The connection was passed to [`with_raw`](crate::Pooled::with_raw).
     Raw,
-    /// It reached `max_lifetime`.
+    /// The connection reached `max_lifetime`.
     Lifetime,
-    /// It was opened before its pool replaced all connections, such as after a failover, or before
-    /// its pool was closed.
+    /// The connection was opened before its pool replaced all connections, such as after a
+    /// failover, or before its pool was closed.
     Outdated,
 }
 

@@ -1,7 +1,6 @@
 //! The handle that opens transactions: only this handle sends MULTI and WATCH.
 //!
-//! It runs no single command. The pooled handle does that, so that a plain read cannot open a
-//! scope.
+//! Single commands are on the pooled handle, so that a plain read cannot open a scope.
 
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
@@ -28,8 +27,8 @@ use crate::transaction::watch::Watch;
 
 /// The handle that opens transactions: only this handle sends MULTI and WATCH.
 ///
-/// It is cheap to clone, and threads can share it. It holds no connection, and dropping it does
-/// nothing.
+/// The handle is cheap to clone, and threads can share it. It holds no connection, and dropping it
+/// does nothing.
 ///
 /// ```no_run
 /// use rediscope::{SessionManager, prelude::*};

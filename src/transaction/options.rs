@@ -63,7 +63,7 @@ pub struct TransactionOptions {
 /// Maximum of a timeout, so that `Instant + timeout` cannot overflow.
 const MAX_REPLICATION_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How a commit in doubt is resolved.
+/// The way to resolve a commit in doubt.
 #[derive(Clone)]
 enum ExactlyOnce {
     Marker,

@@ -45,7 +45,7 @@ impl Route {
     }
 }
 
-/// How a rejected call is sent again.
+/// The next step of a rejected call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Redirect {
     Immediately(Route),

@@ -147,8 +147,8 @@ impl SlotMap {
     }
 }
 
-/// How often a reply may assign all slots. A node assigns each slot once; more is not a valid
-/// reply.
+/// Maximum number of times that a reply may assign all slots. A node assigns each slot once; more
+/// is not a valid reply.
 const MAX_ASSIGNMENTS: usize = 4;
 
 /// A slot map that is built from one reply in one pass.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::protocol::command::upper_name::UpperName;
 
-/// How long a command may wait on the server.
+/// Time that a command may wait on the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Blocking {
     /// Not at all.

@@ -7,7 +7,7 @@ use crate::protocol::command::upper_name::UpperName;
 pub(crate) enum FailureEffect {
     /// None: it works on keys or reads, and checks all arguments and keys first.
     Nothing,
-    /// It is about the server: only a rejection before it starts proves anything.
+    /// The command concerns the server: only a rejection before it starts proves anything.
     Settings,
     /// Any: it may fail with any error after it has written.
     Anything,
@@ -237,7 +237,7 @@ pub(crate) fn effect_of_failure(name: &[u8]) -> Option<FailureEffect> {
     })
 }
 
-/// Whether it is a data command, whose replies contain no errors.
+/// Whether the name is a data command, whose replies contain no errors.
 pub(crate) fn is_data_command(name: &[u8]) -> bool {
     effect_of_failure(name) == Some(FailureEffect::Nothing)
 }

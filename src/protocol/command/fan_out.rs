@@ -7,7 +7,7 @@ use redis::Value;
 
 use crate::protocol::command::upper_name::UpperName;
 
-/// How the replies of all masters are combined: Redis' `response_policy`.
+/// The combination of all masters' replies: Redis' `response_policy`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ResponsePolicy {
     /// The first reply; any error is the result.

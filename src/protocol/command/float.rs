@@ -10,7 +10,7 @@ pub(crate) fn adds_float(args: &[&[u8]]) -> bool {
         && args.last().copied().is_some_and(is_float)
 }
 
-/// Whether it is a number with a fraction or an exponent, or not finite.
+/// Whether the argument is a number with a fraction or an exponent, or not finite.
 pub(crate) fn is_float(arg: &[u8]) -> bool {
     let digits = arg.strip_prefix(b"-").unwrap_or(arg);
     !digits.iter().all(u8::is_ascii_digit)

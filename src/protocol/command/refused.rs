@@ -43,7 +43,7 @@ pub(crate) fn is_refused(name: &[u8], sub: Option<&[u8]>, place: SendContext) ->
     }
 }
 
-/// What to do instead of a command that is refused by name.
+/// Returns the alternative to a command that is refused by name.
 pub(crate) fn refusal_hint(command: &str, place: SendContext) -> &'static str {
     match (command, place) {
         ("MULTI" | "EXEC" | "DISCARD", SendContext::Alone) => {

@@ -38,7 +38,7 @@ const QUEUED: &[u8] = b"+QUEUED\r\n";
 /// Why no further reply can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FaultKind {
-    /// It is not the Redis protocol.
+    /// The bytes are not the Redis protocol.
     Malformed,
     /// The reply is larger than the bound.
     TooLarge,
