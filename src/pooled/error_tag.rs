@@ -9,8 +9,8 @@ use std::sync::OnceLock;
 
 use crate::error::applied::Applied;
 use crate::protocol::command::display_name::display_name;
-use crate::protocol::command::effects;
-use crate::protocol::command::effects::is_script;
+use crate::protocol::command::table;
+use crate::protocol::command::table::is_script;
 use crate::protocol::server_error::ServerError;
 
 /// The effect of a pipeline with a failed command.
@@ -77,5 +77,5 @@ fn reference(code: &str, text: &str) -> String {
 
 /// Whether a reply of this command may contain errors; that of a data command does not.
 pub(crate) fn may_nest(name: &[u8]) -> bool {
-    !effects::is_data_command(name)
+    !table::is_data_command(name)
 }

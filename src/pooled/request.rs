@@ -24,10 +24,10 @@ use crate::protocol::cluster::route::Route;
 use crate::protocol::command::blocking::Blocking;
 use crate::protocol::command::blocking::blocking;
 use crate::protocol::command::display_name::display_name;
-use crate::protocol::command::read_only::is_read_only;
 use crate::protocol::command::reader::CommandReader;
 use crate::protocol::command::refused::SendContext;
 use crate::protocol::command::refused::is_refused;
+use crate::protocol::command::table::is_read_only;
 use crate::protocol::connection_state::Expect;
 
 /// A request, with the properties that the names of its commands imply.

@@ -7,8 +7,8 @@ use redis::Value;
 use crate::error::applied::Applied;
 use crate::pooled::request::Request;
 use crate::pooled::{error_tag, recent_replies};
-use crate::protocol::command::read_only::is_read_only;
 use crate::protocol::command::reader::CommandReader;
+use crate::protocol::command::table::is_read_only;
 use crate::protocol::server_error::ServerError;
 
 /// The kind of a redis-rs call.

@@ -2,6 +2,7 @@
 //!
 //! Requests keep the order in which they were queued, so each reply is assigned to its own request.
 
+use crate::protocol::command::table;
 use crate::protocol::connection_state::Expect;
 
 /// A request that another caller may send on its connection.
@@ -62,94 +63,17 @@ pub(crate) fn fits_in_batch(commands: u32, bytes: usize) -> bool {
 
 /// Whether a read may be batched: it is one command with one value as its reply.
 pub(crate) fn is_batchable_read(name: &str) -> bool {
-    matches!(
-        name,
-        "EXISTS"
-            | "GET"
-            | "GETBIT"
-            | "HEXISTS"
-            | "HGET"
-            | "HLEN"
-            | "HSTRLEN"
-            | "LLEN"
-            | "PTTL"
-            | "SCARD"
-            | "SISMEMBER"
-            | "STRLEN"
-            | "TTL"
-            | "TYPE"
-            | "XLEN"
-            | "ZCARD"
-            | "ZRANK"
-            | "ZSCORE"
-    )
+    table::find_upper(name).is_some_and(|command| command.has(table::BATCH_READ))
 }
 
 /// Whether a command of the table may be batched: its work is constant or logarithmic in the size
 /// of its key, and its reply is at most one value.
 pub(crate) const fn is_batchable(words: &[&str]) -> bool {
-    let [word] = words else { return false };
-    matches!(
-        word.as_bytes(),
-        b"APPEND"
-            | b"DECRBY"
-            | b"DEL"
-            | b"EXISTS"
-            | b"EXPIRE"
-            | b"EXPIREAT"
-            | b"GET"
-            | b"GETBIT"
-            | b"GETDEL"
-            | b"GETEX"
-            | b"GETSET"
-            | b"HDEL"
-            | b"HEXISTS"
-            | b"HGET"
-            | b"HINCRBY"
-            | b"HINCRBYFLOAT"
-            | b"HLEN"
-            | b"HMGET"
-            | b"HSET"
-            | b"HSETNX"
-            | b"HSTRLEN"
-            | b"INCRBY"
-            | b"INCRBYFLOAT"
-            | b"LLEN"
-            | b"LPOP"
-            | b"LPUSH"
-            | b"LPUSHX"
-            | b"MGET"
-            | b"MSET"
-            | b"PERSIST"
-            | b"PEXPIRE"
-            | b"PEXPIREAT"
-            | b"PFADD"
-            | b"PSETEX"
-            | b"PTTL"
-            | b"RPOP"
-            | b"RPUSH"
-            | b"RPUSHX"
-            | b"SADD"
-            | b"SCARD"
-            | b"SET"
-            | b"SETBIT"
-            | b"SETEX"
-            | b"SETNX"
-            | b"SISMEMBER"
-            | b"SMISMEMBER"
-            | b"SREM"
-            | b"STRLEN"
-            | b"TTL"
-            | b"TYPE"
-            | b"UNLINK"
-            | b"XADD"
-            | b"XLEN"
-            | b"ZADD"
-            | b"ZCARD"
-            | b"ZINCRBY"
-            | b"ZRANK"
-            | b"ZREM"
-            | b"ZREVRANK"
-            | b"ZSCORE"
-    )
+    match words {
+        [name] => match table::find_upper(name) {
+            Some(command) => command.has(table::BATCH),
+            None => false,
+        },
+        _ => false,
+    }
 }

@@ -5,7 +5,7 @@
 //! code.
 
 use crate::protocol::cluster::redirect::RedirectReply;
-use crate::protocol::command::effects::{FailureEffect, effect_of_failure};
+use crate::protocol::command::table::{FailureEffect, effect_of_failure};
 
 /// Placeholder of an argument in a text of the table. It replaces the argument when the text is
 /// shown.

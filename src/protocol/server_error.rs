@@ -7,8 +7,8 @@ use std::borrow::Cow;
 use std::fmt;
 
 use crate::protocol::cluster::redirect::RedirectReply;
-use crate::protocol::command::effects::is_script;
-use crate::protocol::command::read_only::is_read_only;
+use crate::protocol::command::table::is_read_only;
+use crate::protocol::command::table::is_script;
 use crate::protocol::known_errors;
 
 /// An error reply of the server.

@@ -15,12 +15,11 @@ use crate::error::applied::Applied;
 use crate::protocol::command::blocking::Blocking;
 use crate::protocol::command::blocking::blocking;
 use crate::protocol::command::display_name::display_name;
-use crate::protocol::command::effects;
-use crate::protocol::command::keys;
-use crate::protocol::command::read_only::is_read_only;
 use crate::protocol::command::reader::CommandReader;
 use crate::protocol::command::refused::SendContext;
 use crate::protocol::command::refused::is_refused;
+use crate::protocol::command::table;
+use crate::protocol::command::table::is_read_only;
 use crate::protocol::server_error::ServerError;
 use crate::reply::error::DecodeError;
 use crate::reply::replies::reply_kind;
@@ -109,7 +108,7 @@ pub(crate) fn name_of_read(bytes: &[u8]) -> Result<String, Error> {
     }
     let refused = |hint| Err(Error::Refused { command: display_name(name), hint });
     if !is_read_only(name, args.get(1).copied()) {
-        return refused(match effects::is_server_command(name) {
+        return refused(match table::is_server_command(name) {
             true => "a watching scope only reads; queue writes on its transaction",
             false => {
                 "it is not known to be a read; if it is one, ask with query_as_read(cmd), else queue \
@@ -135,7 +134,7 @@ pub(crate) fn name_of_assumed_read(bytes: &[u8]) -> Result<String, Error> {
     if is_refused(name, args.get(1).copied(), SendContext::Alone) {
         return Err(Error::refused(display_name(name), SendContext::Alone));
     }
-    if keys::is_known_write(&args) {
+    if table::is_known_write(name) {
         return refused("it may write; queue it on the scope's transaction");
     }
     if blocking(&args) != Blocking::No {

@@ -15,8 +15,8 @@ use redis::{
     SetExpiry, SetOptions, SortedSetAddOptions, UpdateCheck, Value, ValueComparison, cmd,
 };
 
-use crate::protocol::command::read_only::is_read_only;
 use crate::protocol::command::reader::CommandReader;
+use crate::protocol::command::table::is_read_only;
 use crate::reply::queued::Queued;
 use crate::transaction::commands::tests::Probe;
 use crate::transaction::commands::*;

@@ -1,6 +1,6 @@
 //! Names of commands as errors and logs show them.
 
-use crate::protocol::command::effects;
+use crate::protocol::command::table;
 use crate::protocol::command::upper_name::UpperName;
 
 /// Stands for a name that may be the caller's data.
@@ -16,7 +16,7 @@ pub(crate) fn display_name(name: &[u8]) -> String {
     let mut parts = name.split(|byte| *byte == b'.');
     let is_name = parts.all(is_word);
     match UpperName::new(name) {
-        Some(folded) if is_name || effects::is_server_command(name) => folded.as_str().to_owned(),
+        Some(folded) if is_name || table::is_server_command(name) => folded.as_str().to_owned(),
         _ => UNKNOWN.to_owned(),
     }
 }

@@ -5,6 +5,7 @@
 
 use redis::Value;
 
+use crate::protocol::command::table;
 use crate::protocol::command::upper_name::UpperName;
 
 /// The combination of all masters' replies: Redis' `response_policy`.
@@ -58,9 +59,8 @@ pub(crate) fn of(args: &[&[u8]]) -> FanOut {
 /// Returns whether the command concerns the data of all nodes, so that it cannot be in a
 /// transaction on one.
 pub(crate) fn is_everywhere(args: &[&[u8]]) -> bool {
-    args.first().copied().and_then(UpperName::new).is_some_and(|name| {
-        matches!(name.as_str(), "FLUSHALL" | "FLUSHDB" | "DBSIZE" | "KEYS" | "SCAN" | "RANDOMKEY")
-    })
+    let command = args.first().and_then(|name| table::find(name));
+    command.is_some_and(|command| command.has(table::ALL_NODES))
 }
 
 /// Combines the replies of all masters.

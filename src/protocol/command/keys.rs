@@ -5,10 +5,8 @@
 use crate::protocol::cluster::slot;
 use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::command::display_name::display_name;
-use crate::protocol::command::read_only::MODULE_READS;
-use crate::protocol::command::read_only::is_read_only;
 use crate::protocol::command::reader::CommandReader;
-use crate::protocol::command::upper_name::UpperName;
+use crate::protocol::command::table::{self, KeyPositions};
 
 /// The slots of a command's keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,35 +26,6 @@ pub(crate) struct CrossSlot {
     pub(crate) bound: u16,
     pub(crate) other: u16,
 }
-
-/// The positions of a command's keys; the name is at 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum KeyPositions {
-    None,
-    /// Every `step`th from `first` to `trailing` before the end.
-    Range {
-        first: usize,
-        trailing: usize,
-        step: usize,
-    },
-    /// These two, which may be equal.
-    Pair(usize, usize),
-    /// The count is at `at`, and the keys follow it.
-    Counted {
-        at: usize,
-        step: usize,
-    },
-    /// The same, and one key at 1.
-    AndCounted {
-        at: usize,
-    },
-    /// The first half of the arguments after STREAMS.
-    Streams,
-    /// At 1, and after one of these words.
-    Store(&'static [&'static str]),
-}
-
-const ALL: KeyPositions = KeyPositions::Range { first: 1, trailing: 0, step: 1 };
 
 /// The slot of a command (the name included).
 pub(crate) fn slot_of(args: &[&[u8]]) -> KeySlots {
@@ -152,248 +121,18 @@ fn counted(args: &[&[u8]], at: usize, step: usize) -> impl Iterator<Item = usize
 }
 
 fn positions(args: &[&[u8]]) -> Option<KeyPositions> {
-    let name = UpperName::new(args.first()?)?;
+    let name = args.first()?;
     let sub = args.get(1).copied().unwrap_or_default();
-    let is_help = sub.eq_ignore_ascii_case(b"HELP");
-    Some(match name.as_str() {
-        "ACL" | "BGREWRITEAOF" | "BGSAVE" | "CLIENT" | "CLUSTER" | "COMMAND" | "CONFIG"
-        | "DBSIZE" | "ECHO" | "FLUSHALL" | "FLUSHDB" | "FUNCTION" | "INFO" | "KEYS"
-        | "LASTSAVE" | "LATENCY" | "LOLWUT" | "MODULE" | "PING" | "PUBLISH" | "PUBSUB"
-        | "RANDOMKEY" | "ROLE" | "SAVE" | "SCAN" | "SCRIPT" | "SLOWLOG" | "TIME" | "WAIT"
-        | "WAITAOF" => KeyPositions::None,
-        "OBJECT" | "XGROUP" | "XINFO" if is_help => KeyPositions::None,
-        "OBJECT" | "XGROUP" | "XINFO" => KeyPositions::Pair(2, 2),
-        "MEMORY" if sub.eq_ignore_ascii_case(b"USAGE") => KeyPositions::Pair(2, 2),
-        "MEMORY" => KeyPositions::None,
-        "DEL" | "EXISTS" | "MGET" | "PFCOUNT" | "PFMERGE" | "SDIFF" | "SDIFFSTORE" | "SINTER"
-        | "SINTERSTORE" | "SUNION" | "SUNIONSTORE" | "TOUCH" | "UNLINK" | "WATCH" => ALL,
-        "BLPOP" | "BRPOP" | "BZPOPMAX" | "BZPOPMIN" => {
-            KeyPositions::Range { first: 1, trailing: 1, step: 1 }
+    let is = |name: &[u8], wanted: &[&[u8]]| wanted.iter().any(|w| name.eq_ignore_ascii_case(w));
+    match table::find(name)?.keys {
+        // The two whose subcommands differ in it.
+        Some(KeyPositions::None) if is(name, &[b"MEMORY"]) && is(sub, &[b"USAGE"]) => {
+            Some(KeyPositions::Pair(2, 2))
         }
-        "MSET" | "MSETNX" => KeyPositions::Range { first: 1, trailing: 0, step: 2 },
-        "BITOP" => KeyPositions::Range { first: 2, trailing: 0, step: 1 },
-        "BLMOVE" | "BRPOPLPUSH" | "COPY" | "GEOSEARCHSTORE" | "LCS" | "LMOVE" | "RENAME"
-        | "RENAMENX" | "RPOPLPUSH" | "SMOVE" | "ZRANGESTORE" => KeyPositions::Pair(1, 2),
-        "LMPOP" | "SINTERCARD" | "ZDIFF" | "ZINTER" | "ZINTERCARD" | "ZMPOP" | "ZUNION" => {
-            KeyPositions::Counted { at: 1, step: 1 }
-        }
-        "MSETEX" => KeyPositions::Counted { at: 1, step: 2 },
-        "BLMPOP" | "BZMPOP" | "EVAL" | "EVALSHA" | "EVALSHA_RO" | "EVAL_RO" | "FCALL"
-        | "FCALL_RO" => KeyPositions::Counted { at: 2, step: 1 },
-        "ZDIFFSTORE" | "ZINTERSTORE" | "ZUNIONSTORE" => KeyPositions::AndCounted { at: 2 },
-        "XREAD" | "XREADGROUP" => KeyPositions::Streams,
-        "SORT" | "SORT_RO" => KeyPositions::Store(&["STORE"]),
-        "JSON.MGET" => KeyPositions::Range { first: 1, trailing: 1, step: 1 },
-        name if is_read_of_one_key(name) => KeyPositions::Pair(1, 1),
-        "GEORADIUS" | "GEORADIUSBYMEMBER" => KeyPositions::Store(&["STORE", "STOREDIST"]),
-        name if has_one_key(name) => KeyPositions::Pair(1, 1),
-        _ => return None,
-    })
+        Some(KeyPositions::Pair(2, 2)) if is(sub, &[b"HELP"]) => Some(KeyPositions::None),
+        positions => positions,
+    }
 }
-
-/// Whether a module's read has one key, right after its name.
-fn is_read_of_one_key(name: &str) -> bool {
-    MODULE_READS.binary_search(&name).is_ok()
-        && !name.starts_with("FT.")
-        && !matches!(name, "TS.MGET" | "TS.MRANGE" | "TS.MREVRANGE" | "TS.QUERYINDEX")
-}
-
-/// Whether a command of the server's own may write: it is in the table, and is neither a read nor
-/// one that can be either.
-pub(crate) fn is_known_write(args: &[&[u8]]) -> bool {
-    let Some(name) = args.first().copied().and_then(UpperName::new) else { return false };
-    let may_read = matches!(
-        name.as_str(),
-        "ACL"
-            | "BITFIELD"
-            | "CLIENT"
-            | "CLUSTER"
-            | "COMMAND"
-            | "CONFIG"
-            | "EVAL"
-            | "EVALSHA"
-            | "FCALL"
-            | "FUNCTION"
-            | "GEORADIUS"
-            | "GEORADIUSBYMEMBER"
-            | "LASTSAVE"
-            | "LATENCY"
-            | "LOLWUT"
-            | "MEMORY"
-            | "MODULE"
-            | "PUBSUB"
-            | "ROLE"
-            | "SCRIPT"
-            | "SLOWLOG"
-            | "SORT"
-    );
-    let is_table =
-        positions(args).is_some() || matches!(name.as_str(), "MIGRATE" | "RESTORE-ASKING");
-    let sub = args.get(1).copied();
-    let read = args.first().is_some_and(|name| is_read_only(name, sub));
-    is_table && !may_read && !read
-}
-
-/// Whether a command has one key, right after its name.
-fn has_one_key(name: &str) -> bool {
-    ONE_KEY.binary_search(&name).is_ok()
-}
-
-/// The commands with one key, right after their name, in order.
-const ONE_KEY: &[&str] = &[
-    "APPEND",
-    "BITCOUNT",
-    "BITFIELD",
-    "BITFIELD_RO",
-    "BITPOS",
-    "DECR",
-    "DECRBY",
-    "DELEX",
-    "DELIFEQ",
-    "DIGEST",
-    "DUMP",
-    "EXPIRE",
-    "EXPIREAT",
-    "EXPIRETIME",
-    "GEOADD",
-    "GEODIST",
-    "GEOHASH",
-    "GEOPOS",
-    "GEORADIUSBYMEMBER_RO",
-    "GEORADIUS_RO",
-    "GEOSEARCH",
-    "GET",
-    "GETBIT",
-    "GETDEL",
-    "GETEX",
-    "GETRANGE",
-    "GETSET",
-    "HDEL",
-    "HEXISTS",
-    "HEXPIRE",
-    "HEXPIREAT",
-    "HEXPIRETIME",
-    "HGET",
-    "HGETALL",
-    "HGETDEL",
-    "HGETEX",
-    "HINCRBY",
-    "HINCRBYFLOAT",
-    "HKEYS",
-    "HLEN",
-    "HMGET",
-    "HMSET",
-    "HPERSIST",
-    "HPEXPIRE",
-    "HPEXPIREAT",
-    "HPEXPIRETIME",
-    "HPTTL",
-    "HRANDFIELD",
-    "HSCAN",
-    "HSET",
-    "HSETEX",
-    "HSETNX",
-    "HSTRLEN",
-    "HTTL",
-    "HVALS",
-    "INCR",
-    "INCRBY",
-    "INCRBYFLOAT",
-    "INCREX",
-    "LINDEX",
-    "LINSERT",
-    "LLEN",
-    "LPOP",
-    "LPOS",
-    "LPUSH",
-    "LPUSHX",
-    "LRANGE",
-    "LREM",
-    "LSET",
-    "LTRIM",
-    "MOVE",
-    "PERSIST",
-    "PEXPIRE",
-    "PEXPIREAT",
-    "PEXPIRETIME",
-    "PFADD",
-    "PSETEX",
-    "PTTL",
-    "RESTORE",
-    "RPOP",
-    "RPUSH",
-    "RPUSHX",
-    "SADD",
-    "SCARD",
-    "SET",
-    "SETBIT",
-    "SETEX",
-    "SETNX",
-    "SETRANGE",
-    "SISMEMBER",
-    "SMEMBERS",
-    "SMISMEMBER",
-    "SPOP",
-    "SPUBLISH",
-    "SRANDMEMBER",
-    "SREM",
-    "SSCAN",
-    "STRLEN",
-    "SUBSTR",
-    "TTL",
-    "TYPE",
-    "VADD",
-    "VCARD",
-    "VDIM",
-    "VEMB",
-    "VGETATTR",
-    "VINFO",
-    "VISMEMBER",
-    "VLINKS",
-    "VRANDMEMBER",
-    "VRANGE",
-    "VREM",
-    "VSETATTR",
-    "VSIM",
-    "XACK",
-    "XACKDEL",
-    "XADD",
-    "XAUTOCLAIM",
-    "XCFGSET",
-    "XCLAIM",
-    "XDEL",
-    "XDELEX",
-    "XLEN",
-    "XNACK",
-    "XPENDING",
-    "XRANGE",
-    "XREVRANGE",
-    "XSETID",
-    "XTRIM",
-    "ZADD",
-    "ZCARD",
-    "ZCOUNT",
-    "ZINCRBY",
-    "ZLEXCOUNT",
-    "ZMSCORE",
-    "ZPOPMAX",
-    "ZPOPMIN",
-    "ZRANDMEMBER",
-    "ZRANGE",
-    "ZRANGEBYLEX",
-    "ZRANGEBYSCORE",
-    "ZRANK",
-    "ZREM",
-    "ZREMRANGEBYLEX",
-    "ZREMRANGEBYRANK",
-    "ZREMRANGEBYSCORE",
-    "ZREVRANGE",
-    "ZREVRANGEBYLEX",
-    "ZREVRANGEBYSCORE",
-    "ZREVRANK",
-    "ZSCAN",
-    "ZSCORE",
-];
 
 #[cfg(test)]
 mod tests {
@@ -404,12 +143,6 @@ mod tests {
         let mut keys = Vec::new();
         each(positions(&args)?, &args, |key| keys.push(String::from_utf8_lossy(key).into_owned()));
         Some(keys)
-    }
-
-    #[test]
-    fn the_table_is_in_order() {
-        assert!(ONE_KEY.is_sorted());
-        assert!(MODULE_READS.is_sorted());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Commands that are refused by their name, and what to do instead.
 
-use crate::protocol::command::upper_name::UpperName;
+use crate::protocol::command::table;
 
 /// The context in which a command would be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,35 +13,31 @@ pub(crate) enum SendContext {
 
 /// Returns whether `name` (with the second word `sub`) would change a shared connection, end the
 /// scope without its guard, or stop the server. Such a command is never sent.
-pub(crate) fn is_refused(name: &[u8], sub: Option<&[u8]>, place: SendContext) -> bool {
-    let Some(name) = UpperName::new(name) else { return false };
-    match name.as_str() {
-        "MULTI" | "EXEC" | "DISCARD" | "WATCH" | "UNWATCH" | "RESET" | "SELECT" | "AUTH"
-        | "HELLO" | "QUIT" | "MONITOR" | "SYNC" | "PSYNC" | "SUBSCRIBE" | "PSUBSCRIBE"
-        | "SSUBSCRIBE" | "UNSUBSCRIBE" | "PUNSUBSCRIBE" | "SUNSUBSCRIBE" | "READONLY"
-        | "READWRITE" | "ASKING" | "SWAPDB" | "REPLICAOF" | "SLAVEOF" | "FAILOVER" | "DEBUG"
-        | "SHUTDOWN" => true,
-        "CLIENT" => sub.and_then(UpperName::new).is_some_and(|sub| {
-            matches!(
-                sub.as_str(),
-                "REPLY"
-                    | "KILL"
-                    | "PAUSE"
-                    | "TRACKING"
-                    | "SETNAME"
-                    | "NO-EVICT"
-                    | "CACHING"
-                    | "NO-TOUCH"
-                    | "CAPA"
-                    | "IMPORT-SOURCE"
-            )
-        }),
+pub(crate) fn is_refused(name: &[u8], sub: Option<&[u8]>, context: SendContext) -> bool {
+    let Some(command) = table::find(name) else { return false };
+    let sub_is = |refused: &[&str]| {
+        sub.is_some_and(|sub| refused.iter().any(|name| sub.eq_ignore_ascii_case(name.as_bytes())))
+    };
+    command.has(table::REFUSED)
+        || context == SendContext::InMulti && command.has(table::REFUSED_IN_MULTI)
+        || name.eq_ignore_ascii_case(b"CLIENT") && sub_is(CLIENT_REFUSED)
         // The debug mode would stay on, and the next script on the connection would stop in it.
-        "SCRIPT" => sub.is_some_and(|sub| sub.eq_ignore_ascii_case(b"DEBUG")),
-        "WAIT" | "WAITAOF" => place == SendContext::InMulti,
-        _ => false,
-    }
+        || name.eq_ignore_ascii_case(b"SCRIPT") && sub_is(&["DEBUG"])
 }
+
+/// Subcommands of CLIENT that change the connection or end others.
+const CLIENT_REFUSED: &[&str] = &[
+    "REPLY",
+    "KILL",
+    "PAUSE",
+    "TRACKING",
+    "SETNAME",
+    "NO-EVICT",
+    "CACHING",
+    "NO-TOUCH",
+    "CAPA",
+    "IMPORT-SOURCE",
+];
 
 /// Returns the alternative to a command that is refused by name.
 pub(crate) fn refusal_hint(command: &str, place: SendContext) -> &'static str {

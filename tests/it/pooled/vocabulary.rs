@@ -253,3 +253,36 @@ fn the_rest_of_connection_like_is_true() {
     server.restart_on_same_port();
     rediscope_testing::eventually(super::fixture::SOON, "it is back", || db.check_connection());
 }
+
+#[test]
+fn the_table_of_reads_and_writes_is_the_servers() {
+    let server = Server::start();
+    let sessions = SessionManager::builder(server.url()).build().unwrap();
+    let table: Vec<redis::Value> = server.ask(&["COMMAND"]);
+    let (mut reads, mut writes, mut careful) = (0, 0, Vec::new());
+    for entry in table {
+        let redis::Value::Array(entry) = entry else { panic!("{entry:?}") };
+        let name: String = redis::from_redis_value_ref(&entry[0]).unwrap();
+        let flags: Vec<String> = redis::from_redis_value_ref(&entry[2]).unwrap();
+        let is = |flag: &str| flags.iter().any(|each| each == flag);
+        let mut reading = sessions.replica_reads();
+        let sent = redis::cmd(&name).arg("k").arg("1").query::<redis::Value>(&mut reading);
+        let refused = matches!(
+            sent.map_err(Error::from),
+            Err(Error::Refused { .. } | Error::Pipeline { .. })
+        );
+        if is("write") {
+            assert!(refused, "{name} writes, and was sent to a replica");
+            writes += 1;
+        } else if is("readonly") {
+            reads += 1;
+            if refused {
+                careful.push(name);
+            }
+        }
+    }
+    assert!(reads > 70 && writes > 90, "{reads} reads, {writes} writes");
+    // Reads by the server's table that this crate does not send twice.
+    careful.sort_unstable();
+    assert_eq!(careful, ["lolwut", "touch"]);
+}
