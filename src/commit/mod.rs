@@ -2,7 +2,7 @@
 
 pub(crate) mod batch;
 pub(crate) mod cleanup;
-#[expect(clippy::module_inception, reason = "the folder is about this call")]
+#[expect(clippy::module_inception, reason = "the folder is named after this call")]
 pub(crate) mod commit;
 pub(crate) mod lock_check;
 pub(crate) mod options;

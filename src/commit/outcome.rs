@@ -73,7 +73,7 @@ pub(crate) fn applied(
     if let Some(failed) = failed {
         let error = match failed {
             Value::ServerError(error) => ServerError::from_reply(error, false),
-            _ => ServerError::synthetic("ERR", "SET was not answered OK"),
+            _ => ServerError::synthetic("ERR", "the reply to SET was not OK"),
         };
         return Err(CommitError::KeyNotKept { error, replies });
     }

@@ -309,8 +309,10 @@ impl PreflightResult {
     /// If the slot is being migrated, a lock that is not found may not have arrived yet.
     fn with_ask_checked(mut self, asks: bool) -> Self {
         if asks && self.lock_lost && self.refused.is_none() {
-            let error =
-                ServerError::synthetic("TRYAGAIN", "the lock is not where its slot will be yet");
+            let error = ServerError::synthetic(
+                "TRYAGAIN",
+                "the lock has not arrived at the slot's new node yet",
+            );
             self.refused = Some(RefusedStep { command: Step::Lock.command(), error });
         }
         self

@@ -179,10 +179,10 @@ impl CommitResolver {
             answers = redirect::all_after_asking(answers);
         }
         let [touched, found] = answers.as_slice() else {
-            return Err(unreachable(ConnectionError::unexpected("too few answers")));
+            return Err(unreachable(ConnectionError::unexpected("too few replies")));
         };
         if endpoint.generation() != term {
-            let text = "another server became the master while this one was asked";
+            let text = "another server became the master during the query";
             return Err(unreachable(ConnectionError::new(ConnectionErrorKind::Closed, text)));
         }
         *lock(&self.link) = Some((endpoint.address().into_owned(), link));
@@ -234,7 +234,7 @@ fn not_asked(refused: AcquireError<()>) -> UnresolvedReason {
         AcquireError::Closed => {
             ConnectionError::new(ConnectionErrorKind::Closed, "the session manager is closed")
         }
-        _ => ConnectionError::timed_out("others were asking all the time"),
+        _ => ConnectionError::timed_out("other queries occupied the connection"),
     })
 }
 

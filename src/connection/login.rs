@@ -27,7 +27,7 @@ impl Login {
         let credentials = provider.credentials().map_err(|error| {
             ConnectionError::new(
                 ConnectionErrorKind::Credentials,
-                format!("the provider says: {error}"),
+                format!("the provider failed: {error}"),
             )
         })?;
         let (user, password) = credentials.parts();

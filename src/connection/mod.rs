@@ -4,7 +4,7 @@
 //! next caller may use it.
 
 pub(crate) mod connect;
-#[expect(clippy::module_inception, reason = "the folder is about this type")]
+#[expect(clippy::module_inception, reason = "the folder is named after this type")]
 pub(crate) mod connection;
 pub(crate) mod deadline;
 pub(crate) mod endpoint;

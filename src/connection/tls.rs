@@ -202,7 +202,7 @@ impl Trust {
         let mut session = Session { connection, leaving: 0 };
         session.shake_hands(socket, until).map_err(|error| match error.kind() {
             io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => ConnectionError::timed_out(
-                "no answer in TLS's hand-shake; a port that does not speak TLS may be silent",
+                "no reply in TLS's handshake; a port without TLS may be silent",
             ),
             _ => ConnectionError::of_io(&error),
         })?;
@@ -328,7 +328,7 @@ impl Session {
 }
 
 fn ended_in_hand_shake() -> io::Error {
-    io::Error::new(io::ErrorKind::UnexpectedEof, "the other side closed it in TLS's hand-shake")
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the other side closed it in TLS's handshake")
 }
 
 /// Returns the cryptography of TLS: the program's choice, else `ring`. `ring` is then installed,

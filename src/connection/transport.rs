@@ -235,7 +235,7 @@ impl Transport {
             }
         }
         self.check_unexpected(pushes)?;
-        Err(ConnectionError::unexpected("the server sends without an end what was not asked for"))
+        Err(ConnectionError::unexpected("the server sends unexpected bytes without an end"))
     }
 
     /// Fails if bytes were read that the server may not send while no reply is awaited.

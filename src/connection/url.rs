@@ -414,7 +414,7 @@ pub(crate) fn set_server_template(
                 ..*behind
             })))
         }
-        _ => Err(ConfigError::setting("server_info", "is for servers that sentinels know")),
+        _ => Err(ConfigError::setting("server_info", "applies only to servers behind sentinels")),
     }
 }
 

@@ -272,7 +272,7 @@ impl fmt::Display for ConnectionError {
             _ => f.write_str(&self.text)?,
         }
         if self.is_closed_at_multi() {
-            f.write_str(" (as a proxy does that does not know transactions)")?;
+            f.write_str(" (as a proxy without transactions does)")?;
         }
         Ok(())
     }

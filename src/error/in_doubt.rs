@@ -247,7 +247,7 @@ impl UnresolvedReason {
             Self::NotExactlyOnce => {
                 f.write_str("the transaction was not exactly once; read your own data")
             }
-            Self::Unreachable(_) => f.write_str("the server could not be asked"),
+            Self::Unreachable(_) => f.write_str("the server could not be reached"),
             Self::Refused(error) => write!(f, "the server refused the query: {error}"),
             Self::RegisterGone => f.write_str("the register is gone; read your own data"),
             Self::RegisterForeign => {

@@ -356,7 +356,8 @@ impl<'a> Attempt<'a> {
         if valid_until(*lease, answers.sent, answers.took) <= Instant::now() {
             // A repeated request with the same token extends the lease, if the lock is free by
             // then.
-            let late = ConnectionError::timed_out("the answer came when the lease was nearly over");
+            let late =
+                ConnectionError::timed_out("the reply arrived when the lease had nearly ended");
             return Err(LockError::Connection { during: "acquire", source: late });
         }
         let lock_lease = Arc::new(LockLease::new(

@@ -214,7 +214,7 @@ impl ScriptClient {
                 Some(answers) => next.behind(answers),
             });
         }
-        first.ok_or_else(|| CallError::Lost(ConnectionError::unexpected("nothing was asked")))
+        first.ok_or_else(|| CallError::Lost(ConnectionError::unexpected("no call was given")))
     }
 
     fn ask_at(
@@ -465,7 +465,7 @@ fn answers(settled: BatchResponse) -> Result<Vec<Value>, ConnectionError> {
         BatchResponse::Calls(values) => Ok(values),
         BatchResponse::Interrupted(Interrupted { cause, .. }) => Err(cause),
         BatchResponse::Block(_) | BatchResponse::Read(_) => {
-            Err(ConnectionError::unexpected("another job's replies for a call"))
+            Err(ConnectionError::unexpected("another request's replies for a call"))
         }
     }
 }

@@ -178,10 +178,7 @@ impl Released {
 
 /// The error for a reply that no script of this crate returns.
 pub(crate) fn unexpected_reply(during: &'static str) -> LockError {
-    LockError::Connection {
-        during,
-        source: ConnectionError::unexpected("an answer of another kind"),
-    }
+    LockError::Connection { during, source: ConnectionError::unexpected("a reply of another type") }
 }
 
 impl fmt::Debug for LockManager {

@@ -507,7 +507,7 @@ fn forget(mut keys: Vec<String>, bound: Option<Instant>, client: &ScriptClient) 
         .collect();
     if !calls.is_empty() && client.ask(&calls, Via::OwnStrictly, limit).is_err() {
         client.log_thread().log(Level::TRACE, || {
-            tracing::trace!("releases that were answered are remembered for a while");
+            tracing::trace!("answered releases stay on the server for a while");
         });
     }
 }

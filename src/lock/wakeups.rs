@@ -98,7 +98,7 @@ impl ReleaseListener {
                 match thread.spawn(move || shared.run()) {
                     Ok(_) => state.running = true,
                     Err(error) => client.log_thread().log(Level::WARN, move || {
-                        tracing::warn!(%error, "no thread to hear of releases");
+                        tracing::warn!(%error, "no thread to receive messages about releases");
                     }),
                 }
             }
@@ -107,7 +107,7 @@ impl ReleaseListener {
         if listens && !self.shared.wakeup_sent.swap(true, Ordering::AcqRel) {
             let limit = limit.min(Instant::now() + TICK);
             if client.publish(&self.shared.control_channel, limit).is_err() {
-                tracing::trace!("the subscriber will look by itself");
+                tracing::trace!("the subscriber will notice the change by itself");
             }
         }
     }
@@ -140,7 +140,7 @@ impl Shared {
             self.waiters.down();
             match ended {
                 Ended::Broken(error) => {
-                    tracing::debug!(error = %format_args!("{error:#}"), "not subscribed to releases; waiters ask by themselves");
+                    tracing::debug!(error = %format_args!("{error:#}"), "not subscribed to releases; waiters poll");
                 }
                 // A caller that came meanwhile has seen that a thread runs.
                 Ended::Idle => {}
@@ -159,7 +159,7 @@ impl Shared {
     /// Connects to any node: a message published on one node arrives on all.
     fn connect(&self) -> Result<redis::Connection, ConnectionError> {
         let (limit, any) = (self.settings.connect_timeout, Route::default());
-        let closed = |_| ConnectionError::unexpected("there is no server to listen to");
+        let closed = |_| ConnectionError::unexpected("there is no server to subscribe to");
         let endpoint = self.nodes.endpoint(&any, Instant::now() + limit).map_err(closed)?;
         endpoint.client(limit).inspect_err(|source| {
             let error = CheckoutError::Connect { waited: limit, source: source.clone() };

@@ -24,7 +24,7 @@ impl Batchable for BatchRequest {
 /// The leader panicked or is delayed, so the outcome is unknown.
 impl OutcomeUnknown for BatchResponse {
     fn outcome_unknown() -> Self {
-        let cause = ConnectionError::timed_out("whoever took it along did not say what came of it");
+        let cause = ConnectionError::timed_out("the caller that sent the batch returned no result");
         Self::Interrupted(Interrupted { left: true, cause })
     }
 }

@@ -224,7 +224,7 @@ impl Checkout {
     pub(crate) fn log_retry(&mut self, cause: &ConnectionError) {
         let cause = cause.clone();
         self.log_later(Level::DEBUG, move || {
-            tracing::debug!(cause = %format_args!("{cause:#}"), "asked again on another connection");
+            tracing::debug!(cause = %format_args!("{cause:#}"), "read sent again on another connection");
         });
     }
 
@@ -285,7 +285,7 @@ impl Checkout {
                     let source = match core.endpoint.provider_is_silent_for() {
                         Some(silent) => ConnectionError::new(
                             ConnectionErrorKind::Credentials,
-                            format!("the provider has not answered for {}", brief(silent)),
+                            format!("the provider has not returned for {}", brief(silent)),
                         ),
                         None => ConnectionError::timed_out("no connection was established in time"),
                     };
@@ -408,7 +408,7 @@ fn new_login(
     if let Some(silent) = endpoint.provider_is_silent_for()
         && silent > settings.response_timeout
     {
-        return Err(late(format!("the provider has not answered for {}", brief(silent))));
+        return Err(late(format!("the provider has not returned for {}", brief(silent))));
     }
     let called = endpoint.clone();
     let call = move || catch_unwind(AssertUnwindSafe(|| called.login()));
@@ -416,7 +416,7 @@ fn new_login(
         Ok(Ok(login)) => login,
         // The provider's panic continues here, as if it had been called on this thread.
         Ok(Err(panic)) => resume_unwind(panic),
-        Err(_) => Err(late("the provider has not answered in time".to_owned())),
+        Err(_) => Err(late("the provider has not returned in time".to_owned())),
     }
 }
 

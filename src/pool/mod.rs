@@ -11,7 +11,7 @@ pub(crate) mod idle;
 #[cfg(all(test, rediscope_shuttle))]
 #[path = "../../tests/model/harness.rs"]
 pub(crate) mod model;
-#[expect(clippy::module_inception, reason = "the folder is about this type")]
+#[expect(clippy::module_inception, reason = "the folder is named after this type")]
 pub(crate) mod pool;
 pub(crate) mod redirect_pause;
 pub(crate) mod retry_budget;

@@ -269,7 +269,7 @@ impl Reclaimed {
             let name = name.as_deref();
             tracing::warn!(
                 name, %place, %thread, ?age, ?limit,
-                "scope taken back: not used for max_pin_time; its transaction was discarded"
+                "scope reclaimed: not used for max_pin_time; its transaction was discarded"
             );
         };
         match log_thread {

@@ -85,7 +85,7 @@ fn parts(bytes: &[u8]) -> Result<Vec<Part<'_>>, Error> {
                 FanOut::Refused => {
                     return Err(Error::Refused {
                         command: name(),
-                        hint: "each node of the cluster has an answer of its own; connect to each",
+                        hint: "each node of the cluster replies differently; connect to each",
                     });
                 }
             },

@@ -61,7 +61,7 @@ impl From<redis::RedisError> for Error {
                 let (command, found, applied) =
                     recent_replies::find(&text).unwrap_or((None, "a reply", Applied::Unknown));
                 let command = command.unwrap_or_else(unnamed);
-                let (expected, source) = ("the type that was asked for", DecodeError::of(&text));
+                let (expected, source) = ("the requested type", DecodeError::of(&text));
                 Self::Decode { command, expected, found, applied, source }
             }
             _ => Self::Lost {

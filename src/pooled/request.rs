@@ -83,7 +83,7 @@ impl Request {
                 Blocking::Forever => {
                     return Err(Error::Refused {
                         command: display_name(name),
-                        hint: "it would occupy a shared connection for ever; give it a timeout",
+                        hint: "it would occupy a shared connection forever; give it a timeout",
                     });
                 }
             }
@@ -108,7 +108,7 @@ impl Request {
                     "a request of {} commands for {replies} replies",
                     request.commands
                 ),
-                hint: "ask for one reply a command",
+                hint: "request one reply for each command",
             });
         }
         Ok(request)
@@ -154,7 +154,7 @@ impl Request {
                 BatchResponse::Read(value) => return Ok(vec![value]),
                 BatchResponse::Interrupted(Interrupted { cause, .. }) => cause,
                 BatchResponse::Block(_) | BatchResponse::Calls(_) => {
-                    ConnectionError::unexpected("another job's replies for a read")
+                    ConnectionError::unexpected("another request's replies for a read")
                 }
             };
             if !repeats.allow(true, &cause) || Instant::now() >= checkout_deadline {
@@ -164,7 +164,7 @@ impl Request {
                     source: cause,
                 });
             }
-            tracing::debug!(%cause, "asked again on another connection");
+            tracing::debug!(%cause, "read sent again on another connection");
         }
         let mut checkout = match checkout {
             Some(checkout) => checkout,

@@ -31,7 +31,7 @@ use crate::transaction::watch::Watch;
 /// Behind it: [`WATCH`](https://redis.io/docs/latest/commands/watch/), and the read that each
 /// [`Condition`] names.
 #[derive(Clone, Debug)]
-#[must_use = "nothing is asked before run() or begin()"]
+#[must_use = "nothing is sent before run() or begin()"]
 pub struct Conditional {
     watch: Watch,
 }

@@ -85,9 +85,7 @@ impl Transaction<Plain> {
             Committed::Applied(replies) => Ok(self.pending.keep(replies)),
             // Without a watch there is no conflict: see `commit::outcome`.
             Committed::Conflict => Err(CommitError::lost_before_exec(
-                crate::error::connection::ConnectionError::unexpected(
-                    "a conflict where nothing was watched",
-                ),
+                crate::error::connection::ConnectionError::unexpected("a conflict without a watch"),
             )),
         }
     }

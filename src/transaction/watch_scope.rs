@@ -339,7 +339,10 @@ fn has_arrived(pinned: &Pinned, watch: &[u8], reads: &[u8], name: &str) -> Resul
     if !pinned.route().ask || keys::are_among(reads, watch) {
         return Ok(());
     }
-    let error = ServerError::synthetic("TRYAGAIN", "the key may not be where its slot will be yet");
+    let error = ServerError::synthetic(
+        "TRYAGAIN",
+        "the key may not have arrived at the slot's new node yet",
+    );
     Err(Error::Command { command: name.to_owned(), error })
 }
 

@@ -206,7 +206,9 @@ impl SentinelClient {
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(ConnectionError::timed_out("sentinels are being asked all the time"));
+                return Err(ConnectionError::timed_out(
+                    "other queries to the sentinels took the whole time",
+                ));
             }
             let waited = self.changed.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;

@@ -28,7 +28,7 @@ impl SentinelClient {
         match thread.spawn(move || run(&client)) {
             Ok(_) => state.watched = true,
             Err(error) => self.log_thread.log(Level::WARN, move || {
-                tracing::warn!(%error, "no thread to hear of switches of masters");
+                tracing::warn!(%error, "no thread to receive messages about failovers");
             }),
         }
     }
@@ -36,7 +36,7 @@ impl SentinelClient {
     /// Queries the sentinels if the last report is no longer fresh.
     fn refresh(self: &Arc<Self>) {
         if let Err(error) = self.master(Instant::now() + self.settings.connect_timeout) {
-            tracing::debug!(master = %self.name, %error, "the sentinels do not say where it is");
+            tracing::debug!(master = %self.name, %error, "the sentinels report no master");
         }
     }
 }
@@ -59,7 +59,7 @@ fn run(client: &Weak<SentinelClient>) {
                 .map_err(|error| ConnectionError::of(&error))
         });
         let Err(error) = heard else { return };
-        tracing::debug!(sentinel = sentinel.address(), %error, "not told of switches");
+        tracing::debug!(sentinel = sentinel.address(), %error, "not subscribed to failovers");
         nth += 1;
         std::thread::sleep(TICK);
     }

@@ -175,7 +175,7 @@ impl Cluster {
                 self.kind.logging.log_thread.log(Level::INFO, move || {
                     tracing::info!(
                         server.address = %gone.host, server.port = gone.port,
-                        pool = name, "the node is no master any more"
+                        pool = name, "the node is no longer a master"
                     );
                 });
                 pool.retire();

@@ -155,7 +155,7 @@ impl SlotMapCache {
                     self.log_thread.log(Level::DEBUG, move || {
                         tracing::debug!(
                             server.address = %node.host, server.port = node.port, masters, served,
-                            "map of the cluster refreshed"
+                            "slot map refreshed"
                         );
                     });
                     break;
@@ -165,7 +165,7 @@ impl SlotMapCache {
                     self.log_thread.log(Level::DEBUG, move || {
                         tracing::debug!(
                             server.address = %node.host, server.port = node.port,
-                            error = %format_args!("{cause:#}"), "no map of the cluster from this node"
+                            error = %format_args!("{cause:#}"), "no slot map from this node"
                         );
                     });
                     // The end of the caller's time proves less than an earlier failure.

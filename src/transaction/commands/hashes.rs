@@ -38,7 +38,7 @@ command_table! {
 
         /// Reads every field and its value.
         fn hgetall<K: ToSingleRedisArg, T: FromRedisValue>(key: K) -> T
-            => "HGETALL" (key), page "hgetall", replies "a map, empty while missing";
+            => "HGETALL" (key), page "hgetall", replies "a map, empty if the key is missing";
 
         /// Lists the fields.
         fn hkeys<K: ToSingleRedisArg, T: FromRedisValue>(key: K) -> T
@@ -50,7 +50,7 @@ command_table! {
 
         /// Counts the fields.
         fn hlen<K: ToSingleRedisArg>(key: K) -> i64
-            => "HLEN" (key), page "hlen", replies "how many there are, 0 while missing";
+            => "HLEN" (key), page "hlen", replies "how many there are, 0 if the key is missing";
 
         /// Returns whether a field exists.
         fn hexists<K: ToSingleRedisArg, F: ToSingleRedisArg>(key: K, field: F) -> bool
@@ -59,22 +59,22 @@ command_table! {
         /// Returns the time to live of fields, in seconds (server 7.4).
         fn httl<K: ToSingleRedisArg, F: ToRedisArgs>(key: K, fields: F) -> Vec<i64>
             => "HTTL" (key, "FIELDS", fields.num_of_args(), fields), page "httl",
-                replies "for each field the seconds, -1 where it stays, -2 while missing";
+                replies "for each field the seconds, -1 if it never expires, -2 if it is missing";
 
         /// Returns the time to live of fields, in milliseconds (server 7.4).
         fn hpttl<K: ToSingleRedisArg, F: ToRedisArgs>(key: K, fields: F) -> Vec<i64>
             => "HPTTL" (key, "FIELDS", fields.num_of_args(), fields), page "hpttl",
-                replies "for each field the milliseconds, -1 where it stays, -2 while missing";
+                replies "for each field the milliseconds, -1 if it never expires, -2 if missing";
 
         /// Returns when fields expire, in seconds since 1970 (server 7.4).
         fn hexpire_time<K: ToSingleRedisArg, F: ToRedisArgs>(key: K, fields: F) -> Vec<i64>
             => "HEXPIRETIME" (key, "FIELDS", fields.num_of_args(), fields), page "hexpiretime",
-                replies "for each field the time, -1 where it stays, -2 while missing";
+                replies "for each field the time, -1 if it never expires, -2 if it is missing";
 
         /// Returns when fields expire, in milliseconds since 1970 (server 7.4).
         fn hpexpire_time<K: ToSingleRedisArg, F: ToRedisArgs>(key: K, fields: F) -> Vec<i64>
             => "HPEXPIRETIME" (key, "FIELDS", fields.num_of_args(), fields), page "hpexpiretime",
-                replies "for each field the time, -1 where it stays, -2 while missing";
+                replies "for each field the time, -1 if it never expires, -2 if it is missing";
     }
     writes {
         /// Sets one field.
@@ -172,6 +172,6 @@ command_table! {
         /// Removes the time to live of fields (server 7.4).
         fn hpersist<K: ToSingleRedisArg, F: ToRedisArgs>(key: K, fields: F) -> Vec<i64>
             => "HPERSIST" (key, "FIELDS", fields.num_of_args(), fields), page "hpersist",
-                replies "for each field 1, -1 where it had none, -2 while missing";
+                replies "for each field 1, -1 if it had none, -2 if it is missing";
     }
 }

@@ -30,27 +30,27 @@ command_table! {
         /// Returns what kind of value `key` holds.
         fn key_type<K: ToSingleRedisArg, T: FromRedisValue>(key: K) -> T
             => "TYPE" (key), page "type",
-                replies "the name of the type (see [`redis::ValueType`]), `none` while missing";
+                replies "the type (see [`redis::ValueType`]), `none` if the key is missing";
 
         /// Returns when `key` expires, in seconds since 1970.
         fn expire_time<K: ToSingleRedisArg>(key: K) -> i64
             => "EXPIRETIME" (key), page "expiretime",
-                replies "the time, -1 where it never expires, -2 while missing";
+                replies "the time, -1 if it never expires, -2 if the key is missing";
 
         /// Returns when `key` expires, in milliseconds since 1970.
         fn pexpire_time<K: ToSingleRedisArg>(key: K) -> i64
             => "PEXPIRETIME" (key), page "pexpiretime",
-                replies "the time, -1 where it never expires, -2 while missing";
+                replies "the time, -1 if it never expires, -2 if the key is missing";
 
         /// Returns the time to live of `key`, in seconds.
         fn ttl<K: ToSingleRedisArg>(key: K) -> i64
             => "TTL" (key), page "ttl",
-                replies "the seconds, -1 where it never expires, -2 while missing";
+                replies "the seconds, -1 if it never expires, -2 if the key is missing";
 
         /// Returns the time to live of `key`, in milliseconds.
         fn pttl<K: ToSingleRedisArg>(key: K) -> i64
             => "PTTL" (key), page "pttl",
-                replies "the milliseconds, -1 where it never expires, -2 while missing";
+                replies "the milliseconds, -1 if it never expires, -2 if the key is missing";
 
         /// Returns how the server stores the value of `key`.
         fn object_encoding<K: ToSingleRedisArg>(key: K) -> Option<String>
@@ -77,7 +77,7 @@ command_table! {
 
         /// Deletes `key` if its value passes the comparison (server 8.4).
         fn del_ex<K: ToSingleRedisArg>(key: K, value_comparison: ValueComparison) -> i64
-            => "DELEX" (key, value_comparison), page "delex", replies "1, or 0 where it stayed";
+            => "DELEX" (key, value_comparison), page "delex", replies "1, or 0 if the key was kept";
 
         /// Deletes keys, and frees their memory in the background.
         fn unlink<K: ToRedisArgs>(keys: K) -> i64

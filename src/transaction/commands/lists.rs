@@ -29,14 +29,14 @@ command_table! {
 
         /// Counts the elements.
         fn llen<K: ToSingleRedisArg>(key: K) -> i64
-            => "LLEN" (key), page "llen", replies "how many there are, 0 while missing";
+            => "LLEN" (key), page "llen", replies "how many there are, 0 if the key is missing";
 
         /// Looks for `value` in a list.
         fn lpos<K: ToSingleRedisArg, V: ToSingleRedisArg, T: FromRedisValue>(
             key: K, value: V, options: LposOptions
         ) -> T
             => "LPOS" (key, value, options), page "lpos",
-                replies "its index or nil, a list of them where `options` counts";
+                replies "its index or nil, a list of them if `options` have a count";
 
         /// Reads the elements `start` to `stop`; negative indexes count from the end.
         fn lrange<K: ToSingleRedisArg, T: FromRedisValue>(key: K, start: isize, stop: isize) -> T
@@ -49,7 +49,8 @@ command_table! {
 
         /// Puts values before the first element of a list that exists.
         fn lpush_exists<K: ToSingleRedisArg, V: ToRedisArgs>(key: K, values: V) -> i64
-            => "LPUSHX" (key, values), page "lpushx", replies "the new length, 0 while missing";
+            => "LPUSHX" (key, values), page "lpushx",
+                replies "the new length, 0 if the key is missing";
 
         /// Puts values after the last element.
         fn rpush<K: ToSingleRedisArg, V: ToRedisArgs>(key: K, values: V) -> i64
@@ -57,17 +58,18 @@ command_table! {
 
         /// Puts values after the last element of a list that exists.
         fn rpush_exists<K: ToSingleRedisArg, V: ToRedisArgs>(key: K, values: V) -> i64
-            => "RPUSHX" (key, values), page "rpushx", replies "the new length, 0 while missing";
+            => "RPUSHX" (key, values), page "rpushx",
+                replies "the new length, 0 if the key is missing";
 
         /// Takes the first element, or up to `count` of them.
         fn lpop<K: ToSingleRedisArg, T: FromRedisValue>(key: K, count: Option<NonZeroUsize>) -> T
             => "LPOP" (key, count), page "lpop",
-                replies "the element, a list of them where `count` is given, or nil";
+                replies "the element, a list of them if `count` is given, or nil";
 
         /// Takes the last element, or up to `count` of them.
         fn rpop<K: ToSingleRedisArg, T: FromRedisValue>(key: K, count: Option<NonZeroUsize>) -> T
             => "RPOP" (key, count), page "rpop",
-                replies "the element, a list of them where `count` is given, or nil";
+                replies "the element, a list of them if `count` is given, or nil";
 
         /// Takes up to `count` elements from one end of the first of `keys` that has any.
         fn lmpop<K: ToRedisArgs, T: FromRedisValue>(keys: K, dir: Direction, count: usize) -> T
@@ -92,14 +94,14 @@ command_table! {
             key: K, pivot: P, value: V
         ) -> i64
             => "LINSERT" (key, "BEFORE", pivot, value), page "linsert",
-                replies "the new length, 0 while missing, -1 without such an element";
+                replies "the new length, 0 if the key is missing, -1 without such an element";
 
         /// Puts `value` after the first element that equals `pivot`.
         fn linsert_after<K: ToSingleRedisArg, P: ToSingleRedisArg, V: ToSingleRedisArg>(
             key: K, pivot: P, value: V
         ) -> i64
             => "LINSERT" (key, "AFTER", pivot, value), page "linsert",
-                replies "the new length, 0 while missing, -1 without such an element";
+                replies "the new length, 0 if the key is missing, -1 without such an element";
 
         /// Overwrites the element at `index`; fails if there is none.
         fn lset<K: ToSingleRedisArg, V: ToSingleRedisArg>(key: K, index: isize, value: V) -> ()

@@ -22,11 +22,11 @@ command_table! {
         /// Publishes `message` on `channel`.
         fn publish<C: ToSingleRedisArg, M: ToSingleRedisArg>(channel: C, message: M) -> i64
             => "PUBLISH" (channel, message), page "publish",
-                replies "how many subscribers heard it";
+                replies "how many subscribers received it";
 
         /// Publishes `message` on the sharded `channel` of a cluster.
         fn spublish<C: ToSingleRedisArg, M: ToSingleRedisArg>(channel: C, message: M) -> i64
             => "SPUBLISH" (channel, message), page "spublish",
-                replies "how many subscribers heard it";
+                replies "how many subscribers received it";
     }
 }

@@ -21,7 +21,7 @@ command_table! {
     reads {
         /// Counts the members.
         fn scard<K: ToSingleRedisArg>(key: K) -> i64
-            => "SCARD" (key), page "scard", replies "how many there are, 0 while missing";
+            => "SCARD" (key), page "scard", replies "how many there are, 0 if the key is missing";
 
         /// Returns whether `member` is in a set.
         fn sismember<K: ToSingleRedisArg, M: ToSingleRedisArg>(key: K, member: M) -> bool

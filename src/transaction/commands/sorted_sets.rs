@@ -37,7 +37,7 @@ command_table! {
     reads {
         /// Counts the members.
         fn zcard<K: ToSingleRedisArg>(key: K) -> i64
-            => "ZCARD" (key), page "zcard", replies "how many there are, 0 while missing";
+            => "ZCARD" (key), page "zcard", replies "how many there are, 0 if the key is missing";
 
         /// Counts the members with scores from `min` to `max`.
         fn zcount<K: ToSingleRedisArg, M: ToSingleRedisArg, N: ToSingleRedisArg>(
@@ -73,7 +73,7 @@ command_table! {
         /// Picks a member at random, or up to `count`; a negative count may pick one twice.
         fn zrandmember<K: ToSingleRedisArg, T: FromRedisValue>(key: K, count: Option<isize>) -> T
             => "ZRANDMEMBER" (key, count), page "zrandmember",
-                replies "the member or nil, a list of them where `count` is given";
+                replies "the member or nil, a list of them if `count` is given";
 
         /// Picks up to `count` members at random, with their scores.
         fn zrandmember_withscores<K: ToSingleRedisArg, T: FromRedisValue>(

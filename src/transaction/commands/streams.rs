@@ -24,7 +24,7 @@ command_table! {
     reads {
         /// Counts the messages of a stream.
         fn xlen<K: ToSingleRedisArg>(key: K) -> i64
-            => "XLEN" (key), page "xlen", replies "how many there are, 0 while missing";
+            => "XLEN" (key), page "xlen", replies "how many there are, 0 if the key is missing";
 
         /// Reads the messages from `start` to `end`; `-` and `+` are the first and the last.
         fn xrange<
@@ -130,7 +130,7 @@ command_table! {
             K: ToSingleRedisArg, I: ToSingleRedisArg, M: ToRedisArgs, T: FromRedisValue
         >(key: K, id: I, items: M, options: &StreamAddOptions) -> T
             => "XADD" (key, options, id, items), page "xadd",
-                replies "the message's id, or nil where `options` forbid to make the stream";
+                replies "the message's id, or nil if `options` forbid to create the stream";
 
         /// Adds a message and cuts the stream to a length.
         fn xadd_maxlen<
@@ -154,7 +154,7 @@ command_table! {
             key: K, ids: &[I], policy: StreamDeletionPolicy
         ) -> Vec<i64>
             => "XDELEX" (key, policy, "IDS", ids.len(), ids), page "xdelex",
-                replies "for each 1, 2 where a group still needs it, -1 while missing";
+                replies "for each message 1, 2 if a group still needs it, -1 if it is missing";
 
         /// Cuts a stream to a length.
         fn xtrim<K: ToSingleRedisArg>(key: K, maxlen: StreamMaxlen) -> i64
@@ -188,14 +188,14 @@ command_table! {
             key: K, group: G, ids: &[I], policy: StreamDeletionPolicy
         ) -> Vec<i64>
             => "XACKDEL" (key, group, policy, "IDS", ids.len(), ids), page "xackdel",
-                replies "for each 1, 2 where a group still needs it, -1 while missing";
+                replies "for each message 1, 2 if a group still needs it, -1 if it is missing";
 
         /// Returns messages without acknowledgement (server 8.8).
         fn xnack<K: ToSingleRedisArg, G: ToSingleRedisArg, I: ToSingleRedisArg>(
             key: K, group: G, ids: &[I], options: &StreamNackOptions
         ) -> i64
             => "XNACK" (key, group, options, "IDS", ids.len(), ids), page "xnack",
-                replies "how many were given back";
+                replies "how many were returned";
 
         /// Assigns pending messages that were idle for `min_idle_time` milliseconds to `consumer`.
         fn xclaim<
@@ -214,7 +214,7 @@ command_table! {
             options: StreamClaimOptions
         ) -> T
             => "XCLAIM" (key, group, consumer, min_idle_time, ids, options), page "xclaim",
-                replies "the messages, or their ids alone where `options` say so";
+                replies "the messages, or their ids alone, as `options` request";
 
         /// Assigns pending messages from `start` on, which were idle for `min_idle_time`
         /// milliseconds, to `consumer`, with `options`.

@@ -36,11 +36,12 @@ command_table! {
         /// end.
         fn getrange<K: ToSingleRedisArg, T: FromRedisValue>(key: K, from: isize, to: isize) -> T
             => "GETRANGE" (key, from, to), page "getrange",
-                replies "the bytes, none where there is nothing";
+                replies "the bytes, none if the key is missing";
 
         /// Returns the length of the string at `key`.
         fn strlen<K: ToSingleRedisArg>(key: K) -> i64
-            => "STRLEN" (key), page "strlen", replies "its length in bytes, 0 while missing";
+            => "STRLEN" (key), page "strlen",
+                replies "its length in bytes, 0 if the key is missing";
 
         /// Reads the digest of the string at `key` (server 8.4).
         fn digest<K: ToSingleRedisArg>(key: K) -> Option<String>
@@ -56,7 +57,7 @@ command_table! {
             key: K, value: V, options: SetOptions
         ) -> T
             => "SET" (key, value, options), page "set",
-                replies "`OK`, the old value where `options` asks for it, or nil";
+                replies "`OK`, the old value if `options` request it, or nil";
 
         /// Sets several keys.
         fn mset<K: ToRedisArgs, V: ToRedisArgs>(items: &[(K, V)]) -> ()

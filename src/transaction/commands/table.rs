@@ -53,7 +53,7 @@ macro_rules! command_table {
         $(#[$doc])*
         #[doc = concat!(
             "\n\n[`", $word, $(" ", $more,)* "`](https://redis.io/docs/latest/commands/", $page,
-            "/) replies ", $says, ", read as `", stringify!($reply), "`.",
+            "/) returns ", $says, ", decoded as `", stringify!($reply), "`.",
         )]
         fn $name $(<$($generic: $bound $(<$of>)?),+>)? (
             &mut self $(, $arg: $type)*
@@ -78,8 +78,8 @@ macro_rules! command_table {
         $(#[$doc])*
         #[doc = concat!(
             "\n\n[`", $word, $(" ", $more,)* "`](https://redis.io/docs/latest/commands/", $page,
-            "/) replies ", $says, ", read as `", stringify!($reply), "`. Asked at once, on the ",
-            "pinned connection.\n\n# Errors\n\nThose of [`query`](Self::query).",
+            "/) returns ", $says, ", decoded as `", stringify!($reply), "`. Sent at once, on the ",
+            "pinned connection.\n\n# Errors\n\nThe errors of [`query`](Self::query).",
         )]
         pub fn $name $(<$($generic: $bound $(<$of>)?),+>)? (
             &mut self $(, $arg: $type)*

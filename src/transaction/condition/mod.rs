@@ -126,9 +126,7 @@ impl Required {
             None => Err(Error::Lost {
                 during: format!("{command} of condition {which}"),
                 applied: Applied::No,
-                source: ConnectionError::unexpected(
-                    "an answer of another kind than the question's",
-                ),
+                source: ConnectionError::unexpected("a reply of another type than the read's"),
             }),
         }
     }

@@ -25,7 +25,7 @@ macro_rules! conditions {
         impl $crate::transaction::condition::Condition {$(
             $(#[$doc])*
             #[doc = concat!(
-                "\n\nAsked with [`", $word, "`](https://redis.io/docs/latest/commands/", $page,
+                "\n\nRead with [`", $word, "`](https://redis.io/docs/latest/commands/", $page,
                 "/)."
             )]
             pub fn $name $(<$($generic: $bound),+>)? ($($arg: $type),*) -> Self {

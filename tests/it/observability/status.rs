@@ -37,7 +37,7 @@ fn a_scope_open_for_long_is_warned_of_once_with_file_and_line_and_then_taken_bac
 
     let (tx, line) = (accounts.begin().unwrap(), line!());
     let place = format!("{}:{line}", file!());
-    let taken = "scope taken back: not used for max_pin_time; its transaction was discarded";
+    let taken = "scope reclaimed: not used for max_pin_time; its transaction was discarded";
     eventually(PATIENCE, "the scope is taken back", || !told(taken).is_empty());
     eventually(PATIENCE, "it was warned of", || !told("scope open for long").is_empty());
 

@@ -214,7 +214,7 @@ fn a_provider_that_hangs_is_named_and_delays_no_call_past_its_deadline() {
     let url = format!("redis://{}/", server.address());
     let source = refused("hangs", &builder(&url, WAIT).credentials_provider(hanging(0)), false);
     assert_eq!(source.kind(), ConnectionErrorKind::Credentials, "{source}");
-    assert!(source.to_string().contains("has not answered"), "{source}");
+    assert!(source.to_string().contains("has not returned"), "{source}");
 
     let provider = hanging(1);
     let sessions =
