@@ -12,7 +12,8 @@ use redis::Value;
 use super::server::Server;
 use super::{eventually, home, try_for};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+/// On a busy machine an election fails and is repeated after twice the failover timeout.
+const PATIENCE: Duration = Duration::from_secs(90);
 /// The name that the sentinels know the master by.
 pub const NAME: &str = "mymaster";
 

@@ -14,7 +14,7 @@ use crate::side::SessionManager;
 use redis::{Connection, RedisError, RedisResult, Value, cmd};
 use rediscope::Error;
 
-use rediscope_testing::server::Server;
+use rediscope_testing::server::{PORT_TRIES, Server, redis_server};
 use rediscope_testing::{eventually, unique};
 
 /// Bounds a call; long enough for a busy machine to answer.
@@ -142,9 +142,13 @@ impl Home {
 
 /// A cluster of one.
 fn cluster() -> Server {
-    // By default the bus takes a port 10,000 higher, which need not exist.
-    let bus = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-    let server = Server::with(&["--cluster-enabled", "yes", "--cluster-port", &bus.to_string()]);
+    let start = |_| {
+        // By default the bus takes a port 10,000 higher, which need not exist.
+        let bus = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let extra = ["--cluster-enabled", "yes", "--cluster-port", &bus.to_string()];
+        Server::attempt(redis_server(), &extra)
+    };
+    let server = (0..PORT_TRIES).find_map(start).expect("free ports for a node");
     server.ask::<()>(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
     eventually(SOON, "the cluster is up", || {
         server.ask::<String>(&["CLUSTER", "INFO"]).contains("cluster_state:ok")
