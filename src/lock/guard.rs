@@ -187,13 +187,13 @@ impl LockGuard {
         }
     }
 
+    /// Registers `callback`, which is called once when the lock is lost: by the clock before its
+    /// lease ends on the server, or as soon as the server reports the loss. If the lock is already
+    /// lost, the callback is called at once. It is not called after a release.
+    ///
     /// The callback runs on a thread of its own; a panic in it is caught and logged. While renewals
     /// of other locks wait for an unresponsive server, the callback may be delayed until one of
     /// those leases ends. If the loss must be known at once, check [`is_lost`](Self::is_lost).
-    ///
-    /// The callback runs on a thread of its own; a panic in it is caught and logged. The call may
-    /// come late, while a renewal of other locks waits for an unresponsive server, but by the end
-    /// of one of their leases. If the loss must be known at once, check [`is_lost`](Self::is_lost).
     pub fn on_lost(&self, callback: impl FnOnce() + Send + 'static) {
         if self.manager.settings.is_forked_child() {
             return;
