@@ -37,8 +37,8 @@ pub(crate) fn commit(
 }
 
 /// Maximum number of times that a transaction is sent if a watched key of its own changed. This is
-/// a register, which lives for an hour and which no other client writes, or a lock, which renewals
-/// and other holders change from time to time.
+/// a register or a lock. A register lives for an hour, and no other client writes it. Renewals and
+/// other holders change a lock from time to time.
 const MAX_ATTEMPTS: u32 = 4;
 
 fn commit_repeatedly(

@@ -95,8 +95,8 @@ pub enum Error {
     },
     /// The server replied to a single command with an error. [`applied`](Self::applied) is `No` if
     /// the command only reads, or if the server returns this very text before any effect. Else it
-    /// is `Unknown`: a script, a function or a module's command may have written before it failed,
-    /// and a proxy may reply for a server that ran the command.
+    /// is `Unknown`. A script, a function or a module's command may have written before it failed.
+    /// A proxy may reply for a server that ran the command.
     Command {
         /// The command's name.
         command: String,
@@ -122,13 +122,17 @@ pub enum Error {
     /// `FromRedisValue` is in `source()`.
     ///
     /// On the pooled handle redis-rs decodes the reply, and its error does not name the command.
-    /// The command is found by the value that the error shows, among the last eight replies of this
-    /// thread. `applied` is `Unknown` if it is not found: the error was converted on another thread
-    /// or after many other commands, is of another connection, or shows a value of more than 512
-    /// bytes, 64 if they are not UTF-8. It is also `Unknown` if a read and a write had the same
-    /// reply. An error without a value (one of a user's own `FromRedisValue`) names the last
-    /// command of this thread, and is `No` or `Yes` only if the last eight were all reads or all
-    /// writes. Convert the error at once, on the thread of the call.
+    /// This crate finds the command by the value that the error shows, among the last eight replies
+    /// of this thread.
+    ///
+    /// If it is not found, `applied` is `Unknown`. This happens if the error was converted on
+    /// another thread or after many other commands, or is of another connection. It also happens if
+    /// the error shows a value of more than 512 bytes, or 64 if they are not UTF-8. `applied` is
+    /// also `Unknown` if a read and a write had the same reply.
+    ///
+    /// An error without a value (one of a user's own `FromRedisValue`) names the last command of
+    /// this thread. Its `applied` is `No` if the last eight commands were all reads, `Yes` if they
+    /// were all writes, else `Unknown`. Convert the error at once, on the thread of the call.
     #[non_exhaustive]
     Decode {
         /// The command's name; "the command" if it is not known.
@@ -197,9 +201,9 @@ pub enum CommitError {
     /// EXEC ran and at least one command failed at run time. **The others were applied**: Redis
     /// does not undo them. Read each reply.
     ///
-    /// If every command failed and each is one of the server's own that changes nothing when it
-    /// fails (no script, no function, no command of a module, not MIGRATE), then nothing was
-    /// changed and [`applied`](Self::applied) is [`No`](Applied::No).
+    /// Nothing was changed, and [`applied`](Self::applied) is [`No`](Applied::No), if every command
+    /// failed and each is one of the server's own that changes nothing when it fails. A script, a
+    /// function, a module's command and MIGRATE are not.
     #[non_exhaustive]
     PartlyApplied {
         /// Every reply, the failed ones as [`ReplyError::Failed`].
@@ -241,10 +245,10 @@ pub enum CommitError {
         /// The transaction's replies.
         replies: Replies,
     },
-    /// The transaction **was applied**, but a command that the library added failed. It keeps the
-    /// key of [`exactly_once_as`](crate::TransactionOptions::exactly_once_as), or writes the
-    /// connection's register. A later transaction with the same key may be applied again. Do not
-    /// run this one again.
+    /// The transaction **was applied**, but a command that the library added failed. That command
+    /// keeps the key of [`exactly_once_as`](crate::TransactionOptions::exactly_once_as), or writes
+    /// the connection's register. A later transaction with the same key may be applied again. Do
+    /// not run this one again.
     ///
     /// This happens, for example, if a command of the block removes the user's right to the key.
     #[non_exhaustive]

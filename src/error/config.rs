@@ -19,7 +19,7 @@ pub enum ConfigError {
         /// The reason why it is not valid.
         reason: String,
     },
-    /// The system started no thread for the session manager, because of a limit of threads or of
+    /// The system started no thread for the session manager, because of a limit of threads or
     /// memory (`RLIMIT_NPROC`, a container's `pids` limit). The settings are valid.
     #[error("the system started no thread for the session manager: {reason}")]
     #[non_exhaustive]

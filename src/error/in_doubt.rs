@@ -18,8 +18,8 @@ use crate::text::display;
 /// The connection was closed. The transaction may have been applied, may never be, or may be
 /// applied after this value was made: EXEC may still be in a socket's buffer.
 ///
-/// A reply that proves nothing is an error that a proxy may return after EXEC ran
-/// ([`cause`](Self::cause) has it), or one that does not fit the commands' replies.
+/// A reply proves nothing if it does not fit the commands, or if it is an error that a proxy may
+/// return after EXEC ran. [`cause`](Self::cause) has that error.
 ///
 /// If the transaction was [`exactly_once`](crate::TransactionOptions::exactly_once),
 /// [`resolve`](Self::resolve) finds out; otherwise read your own data.

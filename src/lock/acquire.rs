@@ -395,7 +395,7 @@ impl Drop for Attempt<'_> {
         }
         let LockRequest { names, lease, .. } = self.request;
         // A copy of the request may still arrive. A copy whose reply has arrived is not in flight
-        // any more, and lasts no longer than its lease, or its place in the queue.
+        // any more. Its effect lasts no longer than its lease, or its place in the queue.
         let late = self.may_hold;
         let remember = self.manager.remember(*lease, late);
         let call = release(names, &self.owner_token, remember, Vec::new());

@@ -34,10 +34,10 @@ use crate::protocol::lock::ownership::LockOwnership;
 /// that.
 ///
 /// The drop sends the release to the server, for `cleanup_timeout` at most. If that fails, the
-/// release is retried in the background, as long as the session manager or another guard lives and
-/// the lease lasts. A failure is logged; [`release`](Self::release) returns it. The lease of a
-/// forgotten guard (`mem::forget`) is extended until the process ends or the session manager is
-/// closed.
+/// release is retried in the background. The retries last as long as the lease, and as the session
+/// manager or another guard lives. A failure is logged; [`release`](Self::release) returns it. The
+/// lease of a forgotten guard (`mem::forget`) is extended until the process ends or the session
+/// manager is closed.
 ///
 /// Renewals and releases have a connection of their own, one to each master, so that a busy pool
 /// does not delay them. A lock can be released after [`close`](crate::SessionManager::close), which
@@ -114,9 +114,9 @@ impl LockGuard {
     }
 
     /// Returns a number that grows with every acquisition of any lock of this prefix, in the order
-    /// of holding. Pass it to the resource that the lock protects, and let the resource refuse a
-    /// number smaller than the largest it has seen. This stops a holder that was paused and does
-    /// not know yet that it lost the lock.
+    /// of holding. Pass it to the resource that the lock protects. The resource refuses a number
+    /// smaller than the largest it has seen. This stops a holder that was paused and does not know
+    /// yet that it lost the lock.
     pub fn fencing_token(&self) -> u64 {
         self.lock_lease.fencing
     }
@@ -139,9 +139,11 @@ impl LockGuard {
         self.manager.settings.is_forked_child() || self.lock_lease.lost().is_some()
     }
 
-    /// Checks on the server that this guard still holds the lock, and extends the lease. The lease
-    /// is not extended if it is [fixed](crate::Lock::fixed_lease), or if the session manager was
-    /// [closed](crate::SessionManager::close) and the timeout of `close` is over.
+    /// Checks on the server that this guard still holds the lock, and extends the lease.
+    ///
+    /// A [fixed](crate::Lock::fixed_lease) lease is not extended. Nor is any lease after the
+    /// session manager was [closed](crate::SessionManager::close) and the timeout of `close` is
+    /// over.
     ///
     /// The local clock is checked first. In a process that was stopped for longer than the lease,
     /// the call fails with `Lost` and sends nothing.

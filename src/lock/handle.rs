@@ -135,11 +135,11 @@ impl Lock {
         self
     }
 
-    /// Makes the lock count as acquired only if `replicas` replicas have it too. If fewer have it
-    /// within `timeout` (at least a millisecond, added to `response_timeout`), the lock is released
-    /// and the call fails with [`LockError::NotReplicated`]. A failover to one of these replicas
-    /// then does not give the lock to another caller. Renewals do not wait for replicas. Default:
-    /// no replicas.
+    /// Makes the lock count as acquired only if `replicas` replicas have it too. `timeout` is at
+    /// least a millisecond, and adds to `response_timeout`. If fewer replicas have the lock within
+    /// it, the lock is released and the call fails with [`LockError::NotReplicated`]. A failover to
+    /// one of these replicas then does not give the lock to another caller. Renewals do not wait
+    /// for replicas. Default: no replicas.
     ///
     /// Behind it: [`WAIT`](https://redis.io/docs/latest/commands/wait/).
     pub fn wait_replicas(mut self, replicas: u32, timeout: Duration) -> Self {

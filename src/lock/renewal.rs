@@ -2,7 +2,7 @@
 //!
 //! No lease is extended after its guard released it. The thread also retries failed releases, and
 //! deletes the server's records of releases whose replies have arrived. After the session manager
-//! was closed, it continues until the last guard or its lease has ended, and then closes the
+//! was closed, it continues until the last guard or its lease has ended. Then it closes the
 //! connections for renewals and releases.
 //!
 //! A guard's loss is reported in time, even while the thread waits. A panic in the user's log ends

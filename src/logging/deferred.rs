@@ -1,9 +1,9 @@
 //! Log events that wait until their writer holds nothing: a log belongs to the user, and may use
 //! the session manager itself.
 //!
-//! A call's events are written after its connection was returned. The events of a session manager's
-//! threads are written by a thread of its own, so that connections are opened and scopes reclaimed
-//! meanwhile. No event is written while its writer holds a connection, a permit or a mutex.
+//! A call's events are written after its connection was returned. A thread of its own writes the
+//! events of a session manager's other threads. Meanwhile these open connections and reclaim
+//! scopes. No event is written while its writer holds a connection, a permit or a mutex.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;

@@ -5,8 +5,8 @@
 //! two callers hold one permit.
 //!
 //! A caller may wait with a request that another caller can send. A caller with a permit takes the
-//! requests at the head of the queue into its batch, up to the first caller that needs a permit of
-//! its own. Each of them gets a response.
+//! requests at the head of the queue into its batch. The batch ends before the first caller that
+//! needs a permit of its own. Each of the callers gets a response.
 
 #[cfg(all(test, rediscope_shuttle))]
 #[path = "../../tests/model/batch.rs"]
@@ -230,7 +230,7 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
         waiters
     }
 
-    /// Takes the requests at the head of the queue, as long as they `fit`, up to the first
+    /// Takes the requests at the head of the queue, as long as they `fit`. It stops at the first
     /// caller that needs a permit of its own.
     pub(crate) fn take_batch(&self, mut fits: impl FnMut(&J) -> bool) -> Vec<BatchMember<J, R>> {
         let mut state = lock(&self.state);

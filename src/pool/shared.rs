@@ -15,7 +15,7 @@ use crate::status::counters::Counters;
 use crate::sync::lock;
 
 /// Minimum number of consecutive connects that end at MULTI, and minimum time between the first and
-/// the last of them, before calls fail without a further attempt.
+/// the last. From then on calls fail without a further attempt.
 const ATTEMPTS_AT_MULTI: u32 = 3;
 const TIME_AT_MULTI: Duration = Duration::from_millis(300);
 
@@ -108,9 +108,9 @@ impl PoolShared {
         }
     }
 
-    /// Records whether a connect ended at MULTI. True if so many consecutive ones did, for so long,
-    /// that the cause is a proxy without transactions and not a server that stopped or killed
-    /// connections.
+    /// Records whether a connect ended at MULTI. Returns true if enough consecutive connects did,
+    /// for long enough. The cause is then a proxy without transactions, and not a server that
+    /// stopped or killed connections.
     pub(crate) fn repeats_closed_at_multi(&self, at_multi: bool) -> bool {
         let mut closed = lock(&self.closed_at_multi);
         if !at_multi {

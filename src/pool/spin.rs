@@ -1,9 +1,9 @@
 //! Whether a thread that has to wait yields to other threads before it sleeps.
 //!
 //! Often the response has arrived by the time the thread runs again: then it need not sleep or be
-//! woken. But if other programs want the processors, a thread that yielded runs again only after
-//! their time slices, while a thread that slept is preferred when it is woken. So this measures the
-//! time that a yield takes.
+//! woken. But other programs may want the processors. A thread that yielded then runs again only
+//! after their time slices, while a thread that slept is preferred when it is woken. So this
+//! measures the time that a yield takes.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};

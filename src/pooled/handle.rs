@@ -23,21 +23,21 @@ use crate::protocol::cluster::route::Route;
 ///
 /// The handle is a [`redis::ConnectionLike`], so all methods of `redis::Commands` work on it. Its
 /// own errors are carried inside a `redis::RedisError`; `Error::from(redis_error)` makes them typed
-/// again. An error reply has its command and its known effect at the end of its text, in brackets,
-/// so that these are restored too. The server's own sentence is shown as
+/// again. An error reply has its command and its known effect at the end of its text, in brackets.
+/// So these are restored too. The server's own sentence is shown as
 /// [`ServerError`](crate::ServerError) describes.
 ///
-/// A command that would change, end or occupy a shared connection is refused by name before it is
-/// sent, in any case and inside pipelines (`MULTI`, `WATCH`, `SELECT`, `AUTH`, `HELLO`,
-/// `SUBSCRIBE`, `MONITOR`, `CLIENT REPLY`, …). So `pipe().atomic()` and `redis::transaction` are
-/// refused: use [`Transactional`](crate::Transactional).
+/// A command is refused by name, before it is sent, if it would change, end or occupy a shared
+/// connection. Examples are `MULTI`, `WATCH`, `SELECT`, `AUTH`, `HELLO`, `SUBSCRIBE`, `MONITOR` and
+/// `CLIENT REPLY`. This applies in upper and lower case, and inside pipelines. So `pipe().atomic()`
+/// and `redis::transaction` are refused: use [`Transactional`](crate::Transactional).
 ///
 /// A read on a dead connection is retried on another one. A write is sent only on a connection that
 /// replied within `trust_window` or has just replied to PING. If the connection fails during the
 /// write, the error is [`Error::Lost`] and the write is not sent again.
 ///
-/// If no connection is free, reads of one value (`GET`, `HGET`, `EXISTS` and similar) are sent by
-/// the next caller that gets a connection, in one write with its own.
+/// If no connection is free, a read of one value (`GET`, `HGET`, `EXISTS` and similar) may be
+/// batched. The next caller that gets a connection sends it in one write with its own.
 ///
 /// A blocking command occupies its connection for its own timeout, which must not be 0.
 /// [`SessionManager::close`](crate::SessionManager::close) ends it at once, with [`Error::Lost`].
@@ -45,12 +45,13 @@ use crate::protocol::cluster::route::Route;
 /// that made its handle.
 ///
 /// In a cluster each command goes to the master of its key's slot, and follows the redirect if the
-/// slot has moved. Commands without a key go to one node, or to every master if Redis documents
-/// them so (`PING`, `DBSIZE`, `KEYS`, `FLUSHALL`, `FLUSHDB`, `SCRIPT LOAD`, `FUNCTION LOAD` and
-/// similar); their replies are merged. A pipeline is split by slot: commands on one slot keep their
-/// order, others may not. A command with keys of several slots fails with [`Error::CrossSlot`].
-/// `SCAN`, `RANDOMKEY`, `CONFIG SET` and other commands whose reply differs by node are refused:
-/// connect to each node for these.
+/// slot has moved. A command without a key goes to one node. If Redis documents it for all masters,
+/// it goes to every master, and the replies are merged. These commands are `PING`, `DBSIZE`,
+/// `KEYS`, `FLUSHALL`, `FLUSHDB`, `SCRIPT LOAD`, `FUNCTION LOAD` and similar.
+///
+/// A pipeline is split by slot: commands on one slot keep their order, others may not. A command
+/// with keys of several slots fails with [`Error::CrossSlot`]. `SCAN`, `RANDOMKEY`, `CONFIG SET`
+/// and other commands whose reply differs by node are refused: connect to each node for these.
 ///
 /// The handle is cheap to clone; give each thread a clone. It holds no connection, and dropping it
 /// does nothing.

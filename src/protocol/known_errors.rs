@@ -1,5 +1,7 @@
-//! The error texts with which Redis and Valkey reject a command before any effect, and the commands
-//! for which such a text is proof.
+//! The server's error texts that prove that a command had no effect, and the commands for which
+//! they do.
+//!
+//! These are the texts with which Redis and Valkey reject a command before any effect.
 //!
 //! A code alone proves nothing, because a proxy, a script or a module's command may return any
 //! code.

@@ -157,10 +157,10 @@ impl Builder {
     /// refuses such certificates, because redis-rs does not make them readable. Default: the
     /// system's root certificates, and no client certificate. (Feature `tls-rustls`.)
     ///
-    /// `build` refuses PEM without a certificate, PEM that cannot be parsed, a key that does not
-    /// match its certificate, and an address without TLS. Only sentinels may be reached without
-    /// TLS. The servers behind sentinels with TLS are reached without encryption only if
-    /// [`server_info`](Self::server_info) has an address that begins with `redis://`.
+    /// `build` refuses PEM without a certificate, PEM that cannot be parsed, and a key that does
+    /// not match its certificate. It also refuses an address without TLS. Only sentinels may be
+    /// reached without TLS. The servers behind sentinels with TLS are reached without encryption
+    /// only if [`server_info`](Self::server_info) has an address that begins with `redis://`.
     #[cfg(feature = "tls-rustls")]
     pub fn tls(mut self, tls: Tls) -> Self {
         self.settings.tls = Some(tls);

@@ -27,8 +27,8 @@ use crate::settings::table;
 /// * If the format has no tables, their names are `tls_root_certificates`, `tls_client_certificate`
 ///   and `tls_client_key`. If both forms are given, these apply.
 ///
-/// **Deserializing does not fail because of the content.** For an unknown name or an unfit value
-/// [`build`](Builder::build) returns an error with the name and without the value. A deserializer's
+/// **Deserializing does not fail because of the content.** If a name is unknown or a value does not
+/// fit, [`build`](Builder::build) fails. Its error has the name, not the value. A deserializer's
 /// own error would show the line with the password. (A text that is not TOML at all still fails
 /// with the deserializer's own error.)
 ///

@@ -158,8 +158,8 @@ impl SessionManager {
     ///
     /// The server keeps the number while the semaphore has holders or waiters. A call with another
     /// number then fails with [`LockError::OtherPermits`](crate::LockError::OtherPermits). Without
-    /// holders and waiters the next caller's number applies, so that a deployment can change from 3
-    /// to 5 one process after the other. [`set_permits`](Lock::set_permits) changes it at once.
+    /// holders and waiters the next caller's number applies. So a deployment can change from 3 to 5
+    /// one process after the other. [`set_permits`](Lock::set_permits) changes the number at once.
     ///
     /// ```no_run
     /// # use std::time::Duration;

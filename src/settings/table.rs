@@ -13,8 +13,8 @@ macro_rules! settings {
             /// once for each master. At the maximum a call waits in line for `checkout_timeout`.
             /// Default 8, at least 1, at most 65,535.
             max_size: u32 = 8;
-            /// Minimum number of open and idle connections in each pool, so that a first command
-            /// does not wait for a connection to be opened. Default 0, at most `max_size`.
+            /// Minimum number of open and idle connections in each pool. They spare a first command
+            /// the wait for a new connection. Default 0, at most `max_size`.
             min_idle: u32 = 0;
             /// Maximum time that a connection stays idle; then it is closed. `None`: no limit.
             /// Default 10 minutes.
@@ -68,13 +68,15 @@ macro_rules! settings {
             /// with [`Error::TooLarge`](crate::Error::TooLarge) and nothing is applied. Default 512
             /// MiB. The server has a limit of its own (`client-query-buffer-limit`, 1 GB).
             max_bytes: usize = 512 * 1024 * 1024;
-            /// Maximum size of one reply. It counts the bytes of strings and lines, and the size of
-            /// a [`redis::Value`] (56 bytes) for each element of an array, a set or a map. Pushes
-            /// and attributes are dropped as they arrive and do not count. Beyond the maximum the
-            /// connection is closed. A transaction whose array of replies had begun is reported as
-            /// applied with its replies lost ([`ReplyError::Lost`](crate::ReplyError::Lost)).
-            /// Default 1 GiB (the server's own limit for a string is 512 MiB), at least 1. Below 64
-            /// KiB even the replies to this crate's own commands may be too large.
+            /// Maximum size of one reply. The bytes of strings and lines count, and the size of a
+            /// [`redis::Value`] (56 bytes) for each element. The elements of arrays, sets and maps
+            /// count; pushes and attributes are dropped as they arrive and do not.
+            ///
+            /// Beyond the maximum the connection is closed. A transaction whose array of replies
+            /// had begun is reported as applied with its replies lost
+            /// ([`ReplyError::Lost`](crate::ReplyError::Lost)). Default 1 GiB (the server's own
+            /// limit for a string is 512 MiB), at least 1. Below 64 KiB even the replies to this
+            /// crate's own commands may be too large.
             max_reply_bytes: usize = 1024 * 1024 * 1024;
             /// Maximum number of blocks of [`grouped`](crate::TransactionOptions::grouped) handles
             /// in one write. One dead connection puts that many blocks in doubt at once. Default

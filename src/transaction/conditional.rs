@@ -80,8 +80,8 @@ impl Conditional {
 
     /// Runs `closure` if all conditions hold, and commits the commands that it queued.
     ///
-    /// If a condition's key changes, or the connection is lost before EXEC was sent, the next
-    /// attempt follows after a backoff, within the [`RetryPolicy`]. Each attempt checks the
+    /// If a condition's key changes, or the connection is lost before EXEC was sent, there is
+    /// another attempt. It follows after a backoff, within the [`RetryPolicy`], and checks the
     /// conditions anew. If a condition does not hold, `run` ends without running the closure again.
     /// If the closure returns `Err` or panics, nothing is applied and it does not run again.
     ///

@@ -211,8 +211,8 @@ impl TransactionOptions {
     /// [`max_group`](crate::Builder::max_group), instead of one.
     ///
     /// Blocks of small commands with small replies join. A block goes alone if it has a script, a
-    /// range, a command given to `queue`, more than 64 commands or more than 8 KiB. So does every
-    /// block that is exactly once, waits for replicas or begins at once.
+    /// range or a command given to `queue`. So does a block of more than 64 commands or more than 8
+    /// KiB, and every block that is exactly once, waits for replicas or begins at once.
     pub fn grouped(mut self) -> Self {
         self.grouped = Some(true);
         self
@@ -220,10 +220,10 @@ impl TransactionOptions {
 
     /// Whether blocks of `watch(..).run` take turns. Default: `true`.
     ///
-    /// A few blocks at a time are admitted of those that watch the same key in one session manager,
-    /// first come first served. They wait without a connection, at most until the policy's
-    /// deadline. With `false` all of them attempt at once: on a key that many blocks change, nearly
-    /// all attempts then end in a conflict. WATCH protects them either way.
+    /// Blocks that watch the same key in one session manager are admitted a few at a time, first
+    /// come first served. They wait without a connection, at most until the policy's deadline. With
+    /// `false` all of them attempt at once: on a key that many blocks change, nearly all attempts
+    /// then end in a conflict. WATCH protects them either way.
     pub fn take_turns(mut self, take_turns: bool) -> Self {
         self.take_turns = Some(take_turns);
         self

@@ -239,9 +239,10 @@ fn resolve_in_doubt(
     }
 }
 
-/// Returns whether the connection failed before EXEC's last byte was sent, or led to a server that
-/// is no longer the master while another one is. Other failures without an effect, such as a full
-/// pool or a refused command, would only repeat.
+/// Returns whether another attempt may succeed after one that failed without an effect.
+///
+/// It may if the connection failed before EXEC's last byte was sent, or led to a former master.
+/// Other failures, such as a full pool or a refused command, would only repeat.
 fn is_repeatable(error: &CommitError, nodes: &Router) -> bool {
     match error {
         CommitError::NotSent { source } => matches!(**source, Error::Lost { .. }),

@@ -129,9 +129,9 @@ impl Watch {
     /// Runs `closure` and commits the commands that it queued.
     ///
     /// If a watched key changes, or the connection is lost before EXEC was sent, the closure runs
-    /// again after a backoff, within the [`RetryPolicy`]. Each attempt runs the closure with the
-    /// reads of that attempt. If the closure returns `Err` or panics, nothing is applied and it
-    /// does not run again.
+    /// again. This happens after a backoff, within the [`RetryPolicy`]. Each attempt runs the
+    /// closure with the reads of that attempt. If the closure returns `Err` or panics, nothing is
+    /// applied and it does not run again.
     ///
     /// ```no_run
     /// # use rediscope::{SessionManager, prelude::*};

@@ -76,10 +76,11 @@ pub trait QueueCommands:
 {
     /// Queues a command that has no method of its own.
     ///
-    /// Its reply is decoded as `T`; `()` accepts any reply. A command is never sent if it would end
-    /// the transaction without its guard, or change the connection (MULTI, EXEC, WATCH, SELECT,
-    /// SUBSCRIBE and similar, WAIT, a read with BLOCK). The commit then fails with the command's
-    /// name, and nothing is applied.
+    /// Its reply is decoded as `T`; `()` accepts any reply.
+    ///
+    /// A command is never sent if it would end the transaction without its guard, or change the
+    /// connection. These are MULTI, EXEC, WATCH, SELECT, SUBSCRIBE and similar, WAIT, and a read
+    /// with BLOCK. The commit then fails with the command's name, and nothing is applied.
     ///
     /// ```no_run
     /// use rediscope::prelude::*;

@@ -8,8 +8,8 @@ use crate::transaction::condition::table::conditions;
 conditions! {
     /// Conditions on hashes and their fields.
     ///
-    /// A field with a time to live of its own (`HEXPIRE`, server 7.4) may expire between the read
-    /// and EXEC, because WATCH watches the key. If that matters, let the key expire instead.
+    /// WATCH watches the key, not a field's own time to live (`HEXPIRE`, server 7.4). Such a field
+    /// may expire between the read and EXEC. If that matters, let the key expire instead.
     impl Condition {
         /// The hash `key` has `field`.
         fn hash_field_exists<K: ToSingleRedisArg, F: ToSingleRedisArg>(key: K, field: F)
