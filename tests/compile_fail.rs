@@ -35,21 +35,21 @@ use rediscope::{
 const BUILD: &str = "REDISCOPE_UI_BUILD";
 
 #[test]
-fn what_must_not_compile_does_not_and_the_compiler_says_why() {
+fn misuse_does_not_compile_and_the_compiler_reports_the_reason() {
     if let Some(directory) = std::env::var_os(BUILD) {
         return trybuild::TestCases::new().compile_fail(Path::new(&directory).join("*.rs"));
     }
     let mistakes = mistakes();
     assert!(mistakes.len() > 20, "the mistakes are gone: {mistakes:?}");
-    let said = compile(&mistakes);
+    let output = compile(&mistakes);
     let mut wrong = String::new();
     for mistake in &mistakes {
-        let said = &said.join(mistake.file_name().unwrap()).with_extension("stderr");
-        let said = fs::read_to_string(said).expect("trybuild wrote what the compiler said");
+        let output = &output.join(mistake.file_name().unwrap()).with_extension("stderr");
+        let output = fs::read_to_string(output).expect("trybuild wrote what the compiler said");
         let expected = fs::read_to_string(mistake.with_extension("stderr")).unwrap_or_default();
-        println!("--- {}\n{said}", mistake.display());
-        if let Err(why) = compare(&expected, &said) {
-            wrong.push_str(&format!("{}: {why}\nIt said:\n{said}\n", mistake.display()));
+        println!("--- {}\n{output}", mistake.display());
+        if let Err(why) = compare(&expected, &output) {
+            wrong.push_str(&format!("{}: {why}\nIt said:\n{output}\n", mistake.display()));
         }
     }
     assert!(wrong.is_empty(), "{wrong}");
@@ -57,14 +57,14 @@ fn what_must_not_compile_does_not_and_the_compiler_says_why() {
 
 #[test]
 fn the_comparison_finds_what_is_missing_and_what_is_too_much() {
-    let said = "error[E0277]: `i32` is no handle\n --> $DIR/a.rs:7:9\n  |\n7 |  Ok(1)\n  = note: say `Ready`\n";
-    assert_eq!(compare("error[E0277]: `i32` is no handle\na.rs:7\nsay `Ready`\n", said), Ok(()));
-    assert!(compare("error[E0277]\nsay `Ready`\na.rs:7\n", said).is_err(), "order matters");
-    assert!(compare("error[E0308]\n", said).is_err(), "another code");
-    assert!(compare("error[E0277]\na.rs:8\n", said).is_err(), "another line");
-    let twice = format!("{said}\n{said}");
+    let output = "error[E0277]: `i32` is no handle\n --> $DIR/a.rs:7:9\n  |\n7 |  Ok(1)\n  = note: say `Ready`\n";
+    assert_eq!(compare("error[E0277]: `i32` is no handle\na.rs:7\nsay `Ready`\n", output), Ok(()));
+    assert!(compare("error[E0277]\nsay `Ready`\na.rs:7\n", output).is_err(), "order matters");
+    assert!(compare("error[E0308]\n", output).is_err(), "another code");
+    assert!(compare("error[E0277]\na.rs:8\n", output).is_err(), "another line");
+    let twice = format!("{output}\n{output}");
     assert!(compare("error[E0277]\n", &twice).is_err(), "an error more than meant");
-    assert!(compare("", said).is_err(), "nothing was written down");
+    assert!(compare("", output).is_err(), "nothing was written down");
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn compile(mistakes: &[PathBuf]) -> PathBuf {
     }
     let this = std::env::current_exe().expect("this program");
     let built = Command::new(this)
-        .args(["--exact", "what_must_not_compile_does_not_and_the_compiler_says_why"])
+        .args(["--exact", "misuse_does_not_compile_and_the_compiler_reports_the_reason"])
         .arg("--nocapture")
         .env(BUILD, &directory)
         .env("TRYBUILD", "overwrite")
@@ -147,16 +147,16 @@ fn compile(mistakes: &[PathBuf]) -> PathBuf {
 }
 
 /// Whether all that was expected was said, in that order, and no error besides.
-fn compare(expected: &str, said: &str) -> Result<(), String> {
+fn compare(expected: &str, output: &str) -> Result<(), String> {
     let errors = |text: &str| text.lines().filter(|line| line.starts_with("error")).count();
-    let mut rest = said;
+    let mut rest = output;
     for fragment in expected.lines().map(str::trim).filter(|line| !line.is_empty()) {
         match rest.split_once(fragment) {
             Some((_, after)) => rest = after,
             None => return Err(format!("the compiler did not say, or not there: {fragment}")),
         }
     }
-    match (errors(expected), errors(said)) {
+    match (errors(expected), errors(output)) {
         (0, _) => Err("no error is written down in the .stderr".to_owned()),
         (meant, found) if meant != found => Err(format!("{found} errors instead of {meant}")),
         _ => Ok(()),

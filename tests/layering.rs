@@ -59,7 +59,7 @@ fn no_folders_depend_on_each_other_in_a_circle() {
 }
 
 #[test]
-fn the_protocol_core_knows_no_socket_no_clock_and_no_thread() {
+fn the_protocol_core_uses_no_socket_no_clock_and_no_thread() {
     let sources = sources();
     assert!(sources.keys().filter(|module| module[0] == "protocol").count() > 20);
     let found: Vec<_> =

@@ -255,8 +255,12 @@ impl Proxy {
 
     /// Sends these bytes to the client of every live connection, in the server's place, while no reply
     /// is under way. The number of clients.
-    pub fn say(&self, bytes: &[u8]) -> usize {
-        self.live().iter().filter(|link| link.is_open()).map(|link| link.say(bytes)).count()
+    pub fn send_to_clients(&self, bytes: &[u8]) -> usize {
+        self.live()
+            .iter()
+            .filter(|link| link.is_open())
+            .map(|link| link.send_to_client(bytes))
+            .count()
     }
 
     /// Open connections to the server, as their clients see it. A connection that is held counts

@@ -56,7 +56,7 @@ fn a_password_that_is_rotated_under_load_loses_nothing() {
     let sessions =
         builder.max_size(4).max_lifetime(Some(Duration::from_millis(40))).build().unwrap();
     let over = AtomicBool::new(false);
-    let told = [const { AtomicU64::new(0) }; 4];
+    let reported = [const { AtomicU64::new(0) }; 4];
     thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {
@@ -65,35 +65,37 @@ fn a_password_that_is_rotated_under_load_loses_nothing() {
                 let mut db = sessions.pooled();
                 while !over.load(Ordering::Relaxed) {
                     accounts.run(|tx| Ok((tx.incr("a", 1), tx.incr("b", 1)))).unwrap();
-                    told[0].fetch_add(1, Ordering::Relaxed);
+                    reported[0].fetch_add(1, Ordering::Relaxed);
                     once.run(|tx| Ok(tx.incr("c", 1))).unwrap();
-                    told[1].fetch_add(1, Ordering::Relaxed);
+                    reported[1].fetch_add(1, Ordering::Relaxed);
                     db.incr::<_, _, ()>("d", 1).unwrap();
-                    told[2].fetch_add(1, Ordering::Relaxed);
+                    reported[2].fetch_add(1, Ordering::Relaxed);
                     let held = sessions.lock("e").acquire(SOON).unwrap();
                     let e: u64 = db.get::<_, Option<u64>>("e").unwrap().unwrap_or(0);
                     db.set::<_, _, ()>("e", e + 1).unwrap();
                     held.release().unwrap();
-                    told[3].fetch_add(1, Ordering::Relaxed);
+                    reported[3].fetch_add(1, Ordering::Relaxed);
                 }
             });
         }
         for nth in 1..=ROTATIONS {
             let (next, former) = (format!("password {nth}"), format!("<password {}", nth - 1));
             credentials.rotate(user(&server, "app", &next));
-            let before = told[3].load(Ordering::Relaxed);
+            let before = reported[3].load(Ordering::Relaxed);
             // By turns: some connections have still to say it when the former password goes.
             if nth % 2 == 0 {
-                eventually(SOON, "all is well", || told[3].load(Ordering::Relaxed) > before + 16);
+                eventually(SOON, "all is well", || {
+                    reported[3].load(Ordering::Relaxed) > before + 16
+                });
             }
             server.acl(&["SETUSER", "app", &former]);
-            let before = told[3].load(Ordering::Relaxed);
-            eventually(SOON, "all is well", || told[3].load(Ordering::Relaxed) > before + 16);
+            let before = reported[3].load(Ordering::Relaxed);
+            eventually(SOON, "all is well", || reported[3].load(Ordering::Relaxed) > before + 16);
         }
         over.store(true, Ordering::Relaxed);
     });
-    for (key, told) in ["b", "c", "d", "e"].iter().zip(&told) {
-        assert_eq!(server.ask::<u64>(&["GET", key]), told.load(Ordering::Relaxed), "{key}");
+    for (key, reported) in ["b", "c", "d", "e"].iter().zip(&reported) {
+        assert_eq!(server.ask::<u64>(&["GET", key]), reported.load(Ordering::Relaxed), "{key}");
     }
     assert!(reauthentications(&sessions) > 0);
 }
@@ -142,7 +144,7 @@ fn a_connection_that_died_while_idle_is_replaced_by_one_with_the_present_credent
 }
 
 #[test]
-fn new_connections_wait_for_the_program_to_hear_of_a_new_password() {
+fn new_connections_wait_for_rotated_credentials() {
     let server = Server::start();
     let (credentials, builder) = rotating(&server, user(&server, "app", "former"));
     let sessions = builder.build().unwrap();
@@ -299,7 +301,7 @@ fn a_provider_that_panics_takes_no_place_with_it() {
 }
 
 #[test]
-fn a_doubt_is_asked_about_as_soon_as_the_program_hears_of_a_new_password() {
+fn a_doubt_is_resolved_as_soon_as_the_credentials_are_rotated() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     let credentials = Arc::new(RotatingCredentials::new(user(&server, "app", "former")));

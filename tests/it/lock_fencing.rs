@@ -143,11 +143,11 @@ fn a_commit_that_finds_the_lock_lost_makes_its_guard_lost_at_once() {
             let before = fixture.written();
             let theirs = fixture.taken_by(&other);
             assert!(!guard.is_lost(), "{name}: nothing has been heard of it yet");
-            let told = form(&handle);
+            let reported = form(&handle);
             assert!(guard.is_lost(), "{name}");
             assert_eq!(guard.remaining(), Duration::ZERO, "{name}");
             heard.recv_timeout(SOON).unwrap();
-            lock_lost(told);
+            lock_lost(reported);
             assert_eq!(fixture.written(), before, "{name}");
             crate::locks::fixture::is_lost(guard.release());
             theirs.release().unwrap();

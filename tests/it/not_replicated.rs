@@ -232,7 +232,7 @@ fn what_was_not_applied_is_reported_as_that_and_not_as_too_few_replicas() {
 }
 
 #[test]
-fn a_server_that_may_not_wait_says_so_of_a_transaction_that_was_applied() {
+fn a_refused_wait_is_reported_for_a_transaction_that_was_applied() {
     let fixture = Fixture::new();
     fixture.server.acl(&["SETUSER", "default", "-wait"]);
     let handle = waiting(&fixture, replicas(1, SOON));

@@ -87,7 +87,7 @@ struct Ledger {
     /// Jobs in the order in which they were done.
     done: Vec<usize>,
     /// What each caller was told.
-    told: Vec<(usize, Option<Done>)>,
+    reported: Vec<(usize, Option<Done>)>,
     queued: Vec<usize>,
 }
 
@@ -107,14 +107,14 @@ fn callers_with_jobs(take: Take, panics: bool) {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     assert_eq!((gate.free(), gate.waiting()), (1, 0), "permits were lost or doubled");
     let ledger = ledger.lock().unwrap();
-    for (caller, told) in &ledger.told {
+    for (caller, reported) in &ledger.reported {
         let times = ledger.done.iter().filter(|done| *done == caller).count();
-        let allowed = match told {
+        let allowed = match reported {
             None => times == 0,
             Some(Done::By(_)) => times == 1,
             Some(Done::Unknown) => panics,
         };
-        assert!(allowed, "{caller} was told {told:?}, and it was done {times} times");
+        assert!(allowed, "{caller} was told {reported:?}, and it was done {times} times");
     }
     // A scope is served in its turn: nobody who came later was done before.
     if let Some(at) = ledger.queued.iter().position(|caller| *caller == SCOPE + 2) {
@@ -129,9 +129,9 @@ fn call(gate: &FairSemaphore, ledger: &Log<Ledger>, caller: usize, take: Take, p
     // The last one gives up at whatever point the schedule has come to.
     let patience = if caller == 4 { Duration::ZERO } else { Duration::from_secs(3600) };
     let deadline = Instant::now() + patience;
-    let queued = |who| {
+    let queued = |caller| {
         move |_: &IsWaiting<'_>| {
-            ledger.lock().unwrap().queued.push(who);
+            ledger.lock().unwrap().queued.push(caller);
             Ok::<(), ()>(())
         }
     };
@@ -141,7 +141,7 @@ fn call(gate: &FairSemaphore, ledger: &Log<Ledger>, caller: usize, take: Take, p
         gate.release(slot);
         return;
     }
-    let told =
+    let reported =
         match gate.acquire_batched(caller, deadline, Duration::from_secs(3600), queued(caller)) {
             Ok(Acquired::Response(done)) => Some(done),
             Ok(Acquired::Permit(slot, own)) => {
@@ -165,7 +165,7 @@ fn call(gate: &FairSemaphore, ledger: &Log<Ledger>, caller: usize, take: Take, p
             Err(AcquireError::TimedOut { .. }) => None,
             Err(other) => panic!("{other:?}"),
         };
-    ledger.lock().unwrap().told.push((caller, told));
+    ledger.lock().unwrap().reported.push((caller, reported));
 }
 
 #[test]

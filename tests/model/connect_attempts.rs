@@ -116,7 +116,7 @@ impl Pool {
     }
 }
 
-fn everybody_is_served(take: Take) {
+fn every_caller_is_served(take: Take) {
     let pool = Arc::new(Pool::default());
     *lock(&pool.permits) = SIZE;
     let opener = {
@@ -162,10 +162,10 @@ fn still_a_caller(pool: &Pool, caller: &mut Requester<'_>) -> Option<Option<NewC
 
 #[test]
 fn model_of_callers_that_open_connections_and_find_others() {
-    check(|| everybody_is_served(as_the_pool_does));
+    check(|| every_caller_is_served(as_the_pool_does));
 }
 
 #[test]
 fn model_finds_a_caller_that_counts_although_it_has_a_connection() {
-    assert_found_at_random(|| everybody_is_served(still_a_caller), &["that nobody makes"]);
+    assert_found_at_random(|| every_caller_is_served(still_a_caller), &["that nobody makes"]);
 }

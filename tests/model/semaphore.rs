@@ -93,7 +93,7 @@ fn fail_fast() -> Instant {
     Instant::now()
 }
 
-fn everybody(callers: usize, call: impl Fn(usize) + Send + Sync + 'static) {
+fn every_caller(callers: usize, call: impl Fn(usize) + Send + Sync + 'static) {
     let call = Plain::new(call);
     let threads: Vec<_> = (0..callers)
         .map(|caller| {
@@ -112,7 +112,7 @@ fn model_of_callers_that_wait_and_callers_that_give_up() {
 fn some_wait_and_some_give_up(release: fn(&FairSemaphore, usize)) {
     let watched = Watched::releasing(2, release);
     let shared = Plain::clone(&watched);
-    everybody(5, move |caller| {
+    every_caller(5, move |caller| {
         let deadline = if caller % 2 == 0 { patient() } else { fail_fast() };
         for _ in 0..2 {
             match shared.take(caller, deadline) {
@@ -144,7 +144,7 @@ fn served_in_turn(release: fn(&FairSemaphore, usize)) {
     let shared = Plain::clone(&watched);
     let gave_up = Plain::new(Log::new(Vec::new()));
     let gone = Plain::clone(&gave_up);
-    everybody(4, move |caller| {
+    every_caller(4, move |caller| {
         match shared.take(caller, if caller == 1 { fail_fast() } else { patient() }) {
             Ok(slot) => shared.give_back(slot),
             Err(_) => gone.lock().unwrap().push(caller),
@@ -167,7 +167,7 @@ fn model_of_a_gate_that_closes_while_callers_come_wait_and_give_up() {
         let shared = Plain::clone(&watched);
         let closer = thread::spawn(move || shared.gate.close());
         let shared = Plain::clone(&watched);
-        everybody(3, move |caller| {
+        every_caller(3, move |caller| {
             match shared.take(caller, if caller == 2 { fail_fast() } else { patient() }) {
                 Ok(slot) => shared.give_back(slot),
                 Err(AcquireError::Closed) => {}
@@ -188,7 +188,7 @@ fn model_of_callers_that_decide_not_to_wait() {
     check(|| {
         let watched = Watched::new(1);
         let shared = Plain::clone(&watched);
-        everybody(3, move |caller| {
+        every_caller(3, move |caller| {
             let hopeless = caller == 0;
             let got = shared.gate.acquire(patient(), |_| if hopeless { Err(()) } else { Ok(()) });
             match got {

@@ -74,7 +74,7 @@ fn plain_reads_never_open_a_scope_and_never_drain_the_pool() {
 /// A connection that was handed out raw is closed behind it, so each use opens one: while others
 /// wait for the same, and while links come and go around every look into the pool.
 #[test]
-fn a_pool_whose_connections_live_for_one_use_each_serves_everybody() {
+fn a_pool_whose_connections_live_for_one_use_each_serves_every_caller() {
     rediscope_testing::own_process!(alone);
     const USERS: usize = 16;
     const USES: usize = 250;
@@ -123,8 +123,10 @@ fn tens_of_thousands_of_failures_in_one_block_are_all_reported() {
             let key = if nth % 4 == 0 { "numbers" } else { "text" };
             tx.rpush(key, nth);
         }
-        let told = tx.commit();
-        let Err(CommitError::PartlyApplied { replies, .. }) = told else { panic!("{told:?}") };
+        let reported = tx.commit();
+        let Err(CommitError::PartlyApplied { replies, .. }) = reported else {
+            panic!("{reported:?}")
+        };
         assert_eq!((replies.len(), replies.failures()), (COMMANDS, COMMANDS / 4 * 3));
         let failed = (0..COMMANDS).filter(|nth| nth % 4 != 0);
         for (nth, error) in failed.zip(replies.errors()) {
@@ -139,7 +141,7 @@ fn tens_of_thousands_of_failures_in_one_block_are_all_reported() {
 
 /// A reply over `client-output-buffer-limit` ends the connection, every time it is asked for.
 #[test]
-fn a_read_that_kills_every_connection_it_is_sent_on_is_not_asked_for_ever() {
+fn a_read_that_kills_every_connection_it_is_sent_on_is_not_retried_forever() {
     rediscope_testing::own_process!(alone);
     let server = Server::start();
     let mut elsewhere = server.connection();
@@ -148,9 +150,9 @@ fn a_read_that_kills_every_connection_it_is_sent_on_is_not_asked_for_ever() {
     server.config_set("client-output-buffer-limit", "normal 100kb 0 0");
     // As many idle connections may have died as there are, and a fresh one may be tried.
     let sessions = SessionManager::builder(server.url()).max_size(2).build().unwrap();
-    let big = |told: Result<(), Error>| {
-        let Err(Error::Lost { source, .. }) = &told else { panic!("{told:?}") };
-        assert_eq!(source.kind(), ConnectionErrorKind::Closed, "{told:?}");
+    let big = |reported: Result<(), Error>| {
+        let Err(Error::Lost { source, .. }) = &reported else { panic!("{reported:?}") };
+        assert_eq!(source.kind(), ConnectionErrorKind::Closed, "{reported:?}");
     };
     // A connection that has been used before may have died while it was idle.
     let _: i64 = sessions.pooled().llen("list").unwrap();

@@ -18,25 +18,25 @@ fn proves(name: &str, line: &str) -> bool {
 fn every_sentence_is_recognised_with_arguments_of_any_kind() {
     for sentence in KNOWN_ERRORS {
         for argument in ["set", "it's `quoted`, with args", "Ünï", ""] {
-            let said = sentence.text.replace(ARGUMENT, argument);
-            let found = find(sentence.code, &said).unwrap_or_else(|| panic!("{said}"));
+            let text = sentence.text.replace(ARGUMENT, argument);
+            let found = find(sentence.code, &text).unwrap_or_else(|| panic!("{text}"));
             assert_eq!(found.code, sentence.code);
-            let line = format!("{} {said}", sentence.code);
-            let other = is_about_another(b"set", &said);
-            assert!(!other || argument != "set", "{said}");
+            let line = format!("{} {text}", sentence.code);
+            let other = is_about_another(b"set", &text);
+            assert!(!other || argument != "set", "{text}");
             assert_eq!(
                 proves("SET", &line),
                 sentence.strength != Strength::DisplayOnly && !other,
-                "{said}"
+                "{text}"
             );
-            let other = is_about_another(b"config", &said);
+            let other = is_about_another(b"config", &text);
             assert_eq!(
                 proves("config", &line),
                 sentence.strength == Strength::BeforeStart && !other,
-                "{said}"
+                "{text}"
             );
             for name in ["EVAL", "fcall", "EVALSHA_RO", "MIGRATE", "JSON.SET", "VADD", ""] {
-                assert!(!proves(name, &format!("{} {said}", sentence.code)), "{name}: {said}");
+                assert!(!proves(name, &format!("{} {text}", sentence.code)), "{name}: {text}");
             }
         }
     }

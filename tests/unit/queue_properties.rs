@@ -202,9 +202,9 @@ impl Run {
                     })
                 };
                 // It was not told its identifier, so the next command may have it.
-                let told = catch_unwind(AssertUnwindSafe(push)).is_ok();
-                prop_assert_eq!(told, expected.refused);
-                expected.ids += u32::from(told);
+                let reported = catch_unwind(AssertUnwindSafe(push)).is_ok();
+                prop_assert_eq!(reported, expected.refused);
+                expected.ids += u32::from(reported);
             }
             Node::Part(ending, nodes) => {
                 let before = (expected.commands.len(), expected.refused);
@@ -247,8 +247,10 @@ impl Run {
         prop_assert_eq!(parse(&self.sent), Some([&lines[..], &exec].concat()));
         for (index, line) in lines.iter().enumerate() {
             let name = String::from_utf8_lossy(&line[0]).to_ascii_uppercase();
-            let told = self.queue.name(index as u32).unwrap();
-            prop_assert!(told == name || told == crate::protocol::command::display_name::UNKNOWN);
+            let reported = self.queue.name(index as u32).unwrap();
+            prop_assert!(
+                reported == name || reported == crate::protocol::command::display_name::UNKNOWN
+            );
         }
         let dropped_ids = self.queue.take_dropped_ids();
         prop_assert!(

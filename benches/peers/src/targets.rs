@@ -42,7 +42,7 @@ enum Against {
     Peer(&'static str),
     /// Whichever other client commits most in the row.
     Best,
-    Nobody,
+    NoPeer,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -66,7 +66,7 @@ pub struct Target {
 }
 
 pub fn all() -> Vec<Target> {
-    use Against::{Best, Nobody, Peer};
+    use Against::{Best, NoPeer, Peer};
     use Bound::{AtLeast, AtMost};
     let target = |row, ours, metric, against, bound| Target {
         row,
@@ -102,10 +102,10 @@ pub fn all() -> Vec<Target> {
         target(ten, peers::GROUPED, Metric::Rate, unchecked, AtLeast(2.2)),
         target(two, peers::GUARD, Metric::Rate, unchecked, AtLeast(1.05)),
         target(two, peers::GUARD, Metric::P99, unchecked, AtMost(0.1)),
-        target(two, peers::GUARD, Metric::Longest, Nobody, AtMost(15.0)),
+        target(two, peers::GUARD, Metric::Longest, NoPeer, AtMost(15.0)),
         target(many, peers::WATCH, Metric::Rate, deadpool, AtLeast(1.1)),
         target(many, peers::WATCH, Metric::P99, deadpool, AtMost(1.0)),
-        target(many, peers::WATCH, Metric::Slowest, Nobody, AtLeast(0.5)),
+        target(many, peers::WATCH, Metric::Slowest, NoPeer, AtLeast(0.5)),
         goal(target(many, peers::WATCH, Metric::Rate, Best, AtLeast(1.0))),
         goal(target(one, peers::WATCH, Metric::Rate, Best, AtLeast(1.0))),
         goal(target(one, peers::WATCH, Metric::Tries, Best, AtMost(0.5))),
@@ -130,10 +130,10 @@ impl Target {
                 Some(peer) => (peer, measured.ratio(&self.row, self.ours, peer, self.metric)),
                 None => ("the best peer", None),
             },
-            Against::Nobody => ("", measured.spread(&self.row, self.ours, self.metric)),
+            Against::NoPeer => ("", measured.spread(&self.row, self.ours, self.metric)),
         };
         let against = match self.against {
-            Against::Nobody => self.metric.name().to_owned(),
+            Against::NoPeer => self.metric.name().to_owned(),
             Against::Best => format!("{}, of {against} (the best peer)", self.metric.name()),
             Against::Peer(_) => format!("{}, of {against}", self.metric.name()),
         };

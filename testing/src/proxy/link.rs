@@ -78,7 +78,7 @@ impl Link {
         self.reset_locked(&mut self.state());
     }
 
-    pub(super) fn say(&self, bytes: &[u8]) {
+    pub(super) fn send_to_client(&self, bytes: &[u8]) {
         // A client that is gone hears nothing.
         let _ = (&self.sockets[Side::Client as usize]).write_all(bytes);
     }

@@ -65,7 +65,7 @@ fn a_server_with_a_password_starts_and_knows_its_users() {
 
 #[test]
 #[should_panic(expected = "no-such-option")]
-fn a_server_that_cannot_start_says_why() {
+fn a_server_that_cannot_start_reports_the_reason() {
     Server::with(&["--no-such-option", "1"]);
 }
 

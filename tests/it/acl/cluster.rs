@@ -6,7 +6,7 @@ use std::time::Duration;
 use rediscope::{Error, SessionManager, TransactionOptions, prelude::*};
 
 use super::documents::{besides, line};
-use super::fixture::{SOON, nothing_is_held, told};
+use super::fixture::{SOON, nothing_is_held, summary};
 use super::forms::{Form, N};
 use rediscope_testing::cluster::Cluster;
 
@@ -74,7 +74,7 @@ fn the_rights_of_a_cluster_are_enough_and_none_can_be_left_out() {
         fixture.may(&rest);
         let refused = all(&fixture, &[Form::Watch, Form::Single]);
         let Err(error) = refused else { panic!("nothing needs {left_out}") };
-        assert!(told(&error).contains("NOPERM"), "{left_out}: {error:?}");
+        assert!(summary(&error).contains("NOPERM"), "{left_out}: {error:?}");
         assert!(!error.is_retryable(), "{left_out}: {error:?}");
     }
     fixture.may(&rules);
@@ -114,7 +114,7 @@ fn a_user_without_the_right_to_asking_fails_at_once_in_every_form() {
         (held, "Lock ensure_held NOPERM, applied No"),
     ];
     for (error, expected) in refusals {
-        assert_eq!(told(&error), expected, "{error:?}");
+        assert_eq!(summary(&error), expected, "{error:?}");
     }
     nothing_is_held(&sessions);
     fixture.may(&rules);

@@ -67,7 +67,7 @@ pub(crate) fn nothing_is_held(sessions: &SessionManager) {
 }
 
 /// An error in one line: its variant, the server's code, what was applied, whether to try again.
-pub(crate) fn told(error: &Error) -> String {
+pub(crate) fn summary(error: &Error) -> String {
     let kind = match error {
         Error::Command { command, error } => format!("Command {command} {}", error.code()),
         Error::Pipeline { failures, index, error, .. } => {

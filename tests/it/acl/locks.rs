@@ -8,7 +8,7 @@ use rediscope::{
     Applied, CommitError, Error, LockError, LockGuard, LostReason, SessionManager, prelude::*,
 };
 
-use super::fixture::{ALWAYS, Fixture, SOON, nothing_is_held, told};
+use super::fixture::{ALWAYS, Fixture, SOON, nothing_is_held, summary};
 use rediscope_testing::eventually;
 
 const HOLDERS: &str = "rediscope:lock:{l}";
@@ -33,14 +33,14 @@ fn a_holder_that_may_not_run_scripts_gets_an_error_and_the_lock_is_released_as_s
     let guard = holds(&sessions);
     fixture.operator("-evalsha");
     let error = guard.ensure_held().unwrap_err();
-    assert_eq!(told(&error.into()), "Lock ensure_held NOPERM, applied No");
+    assert_eq!(summary(&error.into()), "Lock ensure_held NOPERM, applied No");
     assert!(!guard.is_lost(), "its lease goes on");
     let lock = sessions.lock("l");
-    assert_eq!(told(&lock.holder().unwrap_err().into()), "Lock holder NOPERM, applied No");
+    assert_eq!(summary(&lock.holder().unwrap_err().into()), "Lock holder NOPERM, applied No");
     let forced = lock.force_release().unwrap_err();
-    assert_eq!(told(&forced.into()), "Lock force_release NOPERM, applied No");
+    assert_eq!(summary(&forced.into()), "Lock force_release NOPERM, applied No");
     let error = guard.release().unwrap_err();
-    assert_eq!(told(&error.into()), "Lock release NOPERM, applied No");
+    assert_eq!(summary(&error.into()), "Lock release NOPERM, applied No");
     assert_eq!(holders(&fixture), 1);
     fixture.may_do_all();
     eventually(SOON, "it is given back in the background", || holders(&fixture) == 0);
@@ -102,7 +102,7 @@ fn an_acquisition_that_may_not_wait_for_replicas_fails_at_once_and_is_released()
         let lock = lock.clone();
         move || Error::from(lock.acquire(Duration::from_secs(600)).unwrap_err())
     });
-    assert_eq!(told(&error), "Lock acquire NOPERM, applied No");
+    assert_eq!(summary(&error), "Lock acquire NOPERM, applied No");
     assert_eq!(holders(&fixture), 0);
     holds(&other).release().unwrap();
     fixture.may_do_all();
@@ -198,7 +198,7 @@ fn a_fenced_transaction_without_a_right_writes_nothing_and_the_lock_stays_held()
     for (right, expected) in rights {
         fixture.operator(right);
         let refused = fenced.run(|tx| Ok(tx.incr("app:n", 1))).unwrap_err();
-        assert_eq!(told(&refused), expected, "{right}");
+        assert_eq!(summary(&refused), expected, "{right}");
         assert_eq!(fixture.number("app:n"), 1, "{right}");
         nothing_is_held(&sessions);
         fixture.may_do_all();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rediscope::SessionManager;
 
-use super::fixture::{ALWAYS, Fixture, SOON, nothing_is_held, told};
+use super::fixture::{ALWAYS, Fixture, SOON, nothing_is_held, summary};
 use super::forms::Form::{self, *};
 use super::forms::N;
 use rediscope_testing::eventually;
@@ -24,12 +24,12 @@ enum When {
 }
 use When::{Asked, Fresh, Trusted};
 
-type Told = (&'static [When], &'static [Form], &'static str);
+type Expected = (&'static [When], &'static [Form], &'static str);
 
 /// What is not named works as if nothing were missing.
 struct Row {
     without: &'static str,
-    told: &'static [Told],
+    expected: &'static [Expected],
 }
 
 const EVER: &[When] = &[Fresh, Asked, Trusted];
@@ -39,9 +39,9 @@ const LOCKS: &[Form] = &[Lock, FairLock, RwLock, Semaphore, Fenced];
 const BLOCKS: &[Form] =
     &[Guard, Immediate, Run, Large, Grouped, Watch, Require, Once, OnceAs, Replicas, Fenced];
 
-const SINGLE: Told = (EVER, &[Single], "Command INCRBY NOPERM, applied No");
+const SINGLE: Expected = (EVER, &[Single], "Command INCRBY NOPERM, applied No");
 /// Both commands of it. How many there were the `redis` crate does not say.
-const PIPELINE: Told = (EVER, &[Pipeline], "Pipeline 2 from 0 NOPERM, applied No");
+const PIPELINE: Expected = (EVER, &[Pipeline], "Pipeline 2 from 0 NOPERM, applied No");
 const REJECTED: &str = "Rejected 0 INCRBY NOPERM, applied No";
 const NO_CONNECTION: &str = "Connect Refused NOPERM, applied No";
 const NO_MULTI: &str = "Rejected MULTI NOPERM, applied No";
@@ -51,10 +51,10 @@ const NOT_ACQUIRED: &str = "Lock acquire NOPERM, applied No";
 const RELEASED_HALF_WAY: &str = "Lock release ERR, applied Unknown";
 
 const ROWS: &[Row] = &[
-    Row { without: "-incrby", told: &[SINGLE, PIPELINE, (EVER, BLOCKS, REJECTED)] },
+    Row { without: "-incrby", expected: &[SINGLE, PIPELINE, (EVER, BLOCKS, REJECTED)] },
     Row {
         without: "resetkeys ~rediscope:*",
-        told: &[
+        expected: &[
             SINGLE,
             PIPELINE,
             (EVER, &[Watch, Require], "Command WATCH NOPERM, applied No"),
@@ -64,11 +64,11 @@ const ROWS: &[Row] = &[
     // To watch a key it is enough to be allowed to read it, or to write it.
     Row {
         without: "resetkeys ~rediscope:* %R~app:*",
-        told: &[SINGLE, PIPELINE, (EVER, BLOCKS, REJECTED)],
+        expected: &[SINGLE, PIPELINE, (EVER, BLOCKS, REJECTED)],
     },
     Row {
         without: "resetkeys ~rediscope:* %W~app:*",
-        told: &[
+        expected: &[
             SINGLE,
             PIPELINE,
             (EVER, &[Watch], "Command GET NOPERM, applied No"),
@@ -77,7 +77,7 @@ const ROWS: &[Row] = &[
     },
     Row {
         without: "resetkeys ~app:*",
-        told: &[
+        expected: &[
             (EVER, &[Once], "Rejected SET of the register NOPERM, applied No"),
             (&[Fresh], &[OnceAs], "Rejected SET of the register NOPERM, applied No"),
             (LATER, &[OnceAs], "Rejected WATCH of the idempotency key NOPERM, applied No"),
@@ -86,16 +86,16 @@ const ROWS: &[Row] = &[
     },
     Row {
         without: "resetkeys ~app:* %R~rediscope:*",
-        told: &[
+        expected: &[
             (EVER, &[Once, OnceAs], "Rejected SET of the register NOPERM, applied No"),
             (EVER, LOCKS, NOT_ACQUIRED),
         ],
     },
     // To resolve a doubt it is not enough.
-    Row { without: "resetkeys ~app:* %W~rediscope:*", told: &[(EVER, LOCKS, NOT_ACQUIRED)] },
+    Row { without: "resetkeys ~app:* %W~rediscope:*", expected: &[(EVER, LOCKS, NOT_ACQUIRED)] },
     Row {
         without: "-multi",
-        told: &[
+        expected: &[
             (&[Fresh], BLOCKS, NO_CONNECTION),
             // These ask before the commands leave, also on a trusted connection.
             (LATER, &[Immediate, Large, OnceAs, Fenced], NO_MULTI),
@@ -103,10 +103,10 @@ const ROWS: &[Row] = &[
             (&[Trusted], BLOCKS, "NotIsolated 0 failed, applied Yes"),
         ],
     },
-    Row { without: "-exec", told: &[(EVER, BLOCKS, "Rejected EXEC NOPERM, applied No")] },
+    Row { without: "-exec", expected: &[(EVER, BLOCKS, "Rejected EXEC NOPERM, applied No")] },
     Row {
         without: "-discard",
-        told: &[
+        expected: &[
             (&[Fresh], BLOCKS, NO_CONNECTION),
             // MULTI is answered anew before the commit.
             (&[Asked], &[Immediate], "Rejected DISCARD NOPERM, applied No"),
@@ -114,7 +114,7 @@ const ROWS: &[Row] = &[
     },
     Row {
         without: "-watch",
-        told: &[
+        expected: &[
             (EVER, &[Watch, Require], "Command WATCH NOPERM, applied No"),
             // Later, the register of the connection is watched already.
             (&[Fresh], &[Once, OnceAs], "Rejected WATCH of the register NOPERM, applied No"),
@@ -122,39 +122,39 @@ const ROWS: &[Row] = &[
             (EVER, &[Fenced], "Rejected WATCH of the lock NOPERM, applied No"),
         ],
     },
-    Row { without: "-evalsha", told: &[(EVER, LOCKS, NOT_ACQUIRED)] },
+    Row { without: "-evalsha", expected: &[(EVER, LOCKS, NOT_ACQUIRED)] },
     // It is needed where the server does not know the scripts yet.
-    Row { without: "-eval", told: &[(EVER, LOCKS, NOT_ACQUIRED)] },
+    Row { without: "-eval", expected: &[(EVER, LOCKS, NOT_ACQUIRED)] },
     Row {
         without: "-set",
-        told: &[
+        expected: &[
             (EVER, &[Once, OnceAs], "Rejected SET of the register NOPERM, applied No"),
             (EVER, LOCKS, RELEASED_HALF_WAY),
         ],
     },
-    Row { without: "-get", told: &[(EVER, &[Watch], "Command GET NOPERM, applied No")] },
+    Row { without: "-get", expected: &[(EVER, &[Watch], "Command GET NOPERM, applied No")] },
     Row {
         without: "-exists",
-        told: &[
+        expected: &[
             (EVER, &[Require], "Command EXISTS of condition #0 not_exists NOPERM, applied No"),
             (EVER, &[OnceAs], "Rejected EXISTS of the idempotency key NOPERM, applied No"),
             (EVER, LOCKS, HALF_WAY),
         ],
     },
-    Row { without: "-wait", told: &[(EVER, &[Replicas], "NotReplicated NOPERM, applied Yes")] },
-    Row { without: "-time", told: &[(EVER, LOCKS, HALF_WAY)] },
-    Row { without: "-getset", told: &[(EVER, LOCKS, HALF_WAY)] },
-    Row { without: "-hset", told: &[(EVER, LOCKS, HALF_WAY)] },
-    Row { without: "-zadd", told: &[(EVER, LOCKS, HALF_WAY)] },
-    Row { without: "-pexpireat", told: &[(EVER, LOCKS, HALF_WAY)] },
+    Row { without: "-wait", expected: &[(EVER, &[Replicas], "NotReplicated NOPERM, applied Yes")] },
+    Row { without: "-time", expected: &[(EVER, LOCKS, HALF_WAY)] },
+    Row { without: "-getset", expected: &[(EVER, LOCKS, HALF_WAY)] },
+    Row { without: "-hset", expected: &[(EVER, LOCKS, HALF_WAY)] },
+    Row { without: "-zadd", expected: &[(EVER, LOCKS, HALF_WAY)] },
+    Row { without: "-pexpireat", expected: &[(EVER, LOCKS, HALF_WAY)] },
     Row {
         without: "-zrem",
-        told: &[(EVER, &[FairLock], HALF_WAY), (EVER, LOCKS, RELEASED_HALF_WAY)],
+        expected: &[(EVER, &[FairLock], HALF_WAY), (EVER, LOCKS, RELEASED_HALF_WAY)],
     },
-    Row { without: "-hdel", told: &[(EVER, LOCKS, RELEASED_HALF_WAY)] },
+    Row { without: "-hdel", expected: &[(EVER, LOCKS, RELEASED_HALF_WAY)] },
     Row {
         without: "-@all",
-        told: &[
+        expected: &[
             SINGLE,
             PIPELINE,
             (EVER, LOCKS, NOT_ACQUIRED),
@@ -165,17 +165,17 @@ const ROWS: &[Row] = &[
         ],
     },
     // Everybody may do it, or nobody needs it, or it is only done without where it is missing.
-    Row { without: "-auth -hello", told: &[] },
-    Row { without: "-client -ping -select -script -command -role", told: &[] },
-    Row { without: "-unwatch -pexpire", told: &[] },
-    Row { without: "resetchannels", told: &[] },
-    Row { without: "-publish -subscribe -unsubscribe", told: &[] },
+    Row { without: "-auth -hello", expected: &[] },
+    Row { without: "-client -ping -select -script -command -role", expected: &[] },
+    Row { without: "-unwatch -pexpire", expected: &[] },
+    Row { without: "resetchannels", expected: &[] },
+    Row { without: "-publish -subscribe -unsubscribe", expected: &[] },
 ];
 
 impl Row {
-    fn told(&self, when: When, form: Form) -> &'static str {
-        let named = |(whens, forms, _): &&Told| whens.contains(&when) && forms.contains(&form);
-        self.told.iter().find(named).map_or("ok", |(_, _, told)| told)
+    fn expected(&self, when: When, form: Form) -> &'static str {
+        let named = |(whens, forms, _): &&Expected| whens.contains(&when) && forms.contains(&form);
+        self.expected.iter().find(named).map_or("ok", |(_, _, expected)| expected)
     }
 }
 
@@ -201,9 +201,9 @@ impl Cell<'_> {
         let answer = form.play(sessions);
         let (text, applied) = match &answer {
             Ok(()) => ("ok".to_owned(), None),
-            Err(error) => (told(error), Some(error.applied())),
+            Err(error) => (summary(error), Some(error.applied())),
         };
-        assert_eq!(text, row.told(*when, *form), "{cell}");
+        assert_eq!(text, row.expected(*when, *form), "{cell}");
         self.is_true(applied, fixture.number(N) - before, &cell);
         nothing_is_held(sessions);
 
@@ -232,13 +232,13 @@ impl Cell<'_> {
     }
 
     /// None was replaced that did not have to be.
-    fn connections_go_on(&self, told: &str, cell: &str) {
+    fn connections_go_on(&self, reported: &str, cell: &str) {
         nothing_is_held(&self.sessions);
         let status = self.sessions.status();
-        let spoilt = told.starts_with("NotIsolated")
-            || told.starts_with("Rejected DISCARD")
+        let spoilt = reported.starts_with("NotIsolated")
+            || reported.starts_with("Rejected DISCARD")
             // Every command was refused with MULTI, and EXEC said that there was none.
-            || (self.when == Trusted && told == NO_MULTI && self.row.without == "-@all"
+            || (self.when == Trusted && reported == NO_MULTI && self.row.without == "-@all"
                 && !matches!(self.form, Immediate | Large));
         for pool in [&status.pooled, &status.transactional] {
             let replaced = if pool.name == "transactional" { u64::from(spoilt) } else { 0 };
@@ -299,7 +299,7 @@ fn resp3_and_another_database_need_no_right_but_to_select() {
     fixture.operator("-select");
     let sessions = fixture.sessions_at("3", ALWAYS);
     for form in Form::ALL {
-        assert_eq!(told(&form.play(&sessions).unwrap_err()), NO_CONNECTION, "{form:?}");
+        assert_eq!(summary(&form.play(&sessions).unwrap_err()), NO_CONNECTION, "{form:?}");
     }
     fixture.operator("+select");
     Single.play(&sessions).unwrap();

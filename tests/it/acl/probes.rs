@@ -34,12 +34,12 @@ pub(crate) fn of(letter: &str) -> &'static [Probe] {
     }
 }
 
-fn told(result: Result<(), Error>) -> Result<(), String> {
+fn as_text(result: Result<(), Error>) -> Result<(), String> {
     result.map_err(|error| error.to_string())
 }
 
 fn all(sessions: &SessionManager, forms: &[Form]) -> Result<(), String> {
-    forms.iter().try_for_each(|form| told(form.play(sessions)))
+    forms.iter().try_for_each(|form| as_text(form.play(sessions)))
 }
 
 fn that(is: bool, what: &str) -> Result<(), String> {
@@ -62,7 +62,7 @@ fn transactions(fixture: &Fixture) -> Result<(), String> {
         let sessions = fixture.sessions(trust);
         all(&sessions, &[Form::Guard, Form::Immediate, Form::Run, Form::Grouped])?;
         let immediate = TransactionOptions::new().begin(rediscope::Begin::Immediate);
-        told(sessions.transactional().begin_with(immediate).and_then(|tx| tx.discard()))?;
+        as_text(sessions.transactional().begin_with(immediate).and_then(|tx| tx.discard()))?;
     }
     Ok(())
 }
@@ -71,12 +71,12 @@ fn watching(fixture: &Fixture) -> Result<(), String> {
     let sessions = fixture.sessions(ALWAYS);
     all(&sessions, &[Form::Watch])?;
     let required = sessions.transactional().require(Condition::equals(N, 1));
-    told(required.run(|tx| Ok(tx.incr(N, 1))).map(drop))
+    as_text(required.run(|tx| Ok(tx.incr(N, 1))).map(drop))
 }
 
 fn abandoning(fixture: &Fixture) -> Result<(), String> {
     let sessions = fixture.sessions(ALWAYS);
-    told(sessions.transactional().watch([N]).begin().and_then(|watching| watching.abandon()))
+    as_text(sessions.transactional().watch([N]).begin().and_then(|watching| watching.abandon()))
 }
 
 fn once(fixture: &Fixture) -> Result<(), String> {
@@ -207,5 +207,5 @@ fn fenced(fixture: &Fixture) -> Result<(), String> {
     all(&sessions, &[Form::Fenced])?;
     let guard = sessions.lock("x").acquire(SOON).map_err(|error| error.to_string())?;
     let watching = sessions.transactional().fenced_by(&guard).watch([N]).begin();
-    told(watching.and_then(|watching| watching.abandon()))
+    as_text(watching.and_then(|watching| watching.abandon()))
 }

@@ -7,7 +7,7 @@ use rediscope::{
     Applied, CommitError, Error, Outcome, SessionManager, TransactionOptions, prelude::*,
 };
 
-use super::fixture::{ALWAYS, Fixture, SOON, nothing_is_held, told};
+use super::fixture::{ALWAYS, Fixture, SOON, nothing_is_held, summary};
 use super::forms::{Form, N};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
@@ -36,7 +36,7 @@ fn a_guard_whose_right_is_taken_away_before_its_commit_applies_nothing() {
         tx.incr(N, 1);
         fixture.operator("-incrby");
         let error = Error::from(tx.commit().unwrap_err());
-        assert_eq!(told(&error), "Rejected 1 INCRBY NOPERM, applied No");
+        assert_eq!(summary(&error), "Rejected 1 INCRBY NOPERM, applied No");
         assert_eq!((fixture.number(N), fixture.keys("app:*").len()), (0, 0));
         goes_on(&fixture, &sessions, 0);
     }
@@ -59,7 +59,7 @@ fn a_command_whose_right_is_taken_away_between_its_queueing_and_exec_fails_alone
     assert_eq!(replies.get(large).unwrap(), 300);
     assert!(replies.get(sum).is_err());
     let error = Error::from(error);
-    assert_eq!(told(&error), "PartlyApplied 1 NOPERM, applied Partly");
+    assert_eq!(summary(&error), "PartlyApplied 1 NOPERM, applied Partly");
     assert_eq!((fixture.number(N), fixture.keys("app:*").len()), (0, 1));
     goes_on(&fixture, &sessions, 0);
 }
@@ -73,7 +73,7 @@ fn exec_taken_away_under_a_transaction_that_was_sent_ahead_applies_nothing() {
     tx.check().unwrap();
     fixture.operator("-exec");
     let error = Error::from(tx.commit().unwrap_err());
-    assert_eq!(told(&error), "Rejected EXEC NOPERM, applied No");
+    assert_eq!(summary(&error), "Rejected EXEC NOPERM, applied No");
     assert_eq!(fixture.keys("app:*").len(), 0);
     goes_on(&fixture, &sessions, 0);
 }
@@ -89,7 +89,7 @@ fn a_register_taken_away_from_an_open_scope_applies_nothing() {
     tx.incr(N, 1);
     fixture.operator("resetkeys ~app:*");
     let error = Error::from(tx.commit().unwrap_err());
-    assert_eq!(told(&error), "Rejected SET of the register NOPERM, applied No");
+    assert_eq!(summary(&error), "Rejected SET of the register NOPERM, applied No");
     assert_eq!(fixture.number(N), 1);
     goes_on(&fixture, &sessions, 0);
 }
@@ -113,7 +113,7 @@ fn a_register_taken_away_between_its_queueing_and_exec_costs_the_connection_and_
     });
     // The register says nothing of it; the answer did.
     let error = added.unwrap_err();
-    assert_eq!(told(&error), "KeyNotKept NOPERM, applied Yes");
+    assert_eq!(summary(&error), "KeyNotKept NOPERM, applied Yes");
     assert_eq!(fixture.number(N), 2);
     goes_on(&fixture, &sessions, 1);
 }
@@ -128,7 +128,7 @@ fn rights_taken_away_from_a_watching_scope_fail_the_step_that_needs_them() {
     let mut watching = watch.begin().unwrap();
     fixture.operator("-get");
     let error = watching.get::<_, Option<i64>>(N).unwrap_err();
-    assert_eq!(told(&error), "Command GET NOPERM, applied No");
+    assert_eq!(summary(&error), "Command GET NOPERM, applied No");
     let mut tx = watching.multi();
     tx.incr(N, 1);
     assert!(matches!(tx.commit().unwrap(), Outcome::Committed(_)));
@@ -159,7 +159,7 @@ fn rights_taken_away_from_a_watching_scope_fail_the_step_that_needs_them() {
     let mut tx = watching.multi();
     tx.incr(N, 1);
     let error = Error::from(tx.commit().unwrap_err());
-    assert_eq!(told(&error), "NotIsolated 0 failed, applied Yes");
+    assert_eq!(summary(&error), "NotIsolated 0 failed, applied Yes");
     assert_eq!(fixture.number(N), 7);
     goes_on(&fixture, &sessions, 1);
 }
@@ -193,7 +193,7 @@ fn a_pipeline_applies_what_it_may_and_names_the_first_refusal() {
     pipeline.set("app:a", 1).ignore().incr(N, 1).ignore().set("app:b", 1).ignore();
     let refused = pipeline.exec(&mut sessions.pooled()).unwrap_err();
     let error = Error::from(refused);
-    assert_eq!(told(&error), "Pipeline 1 from 1 NOPERM, applied Partly");
+    assert_eq!(summary(&error), "Pipeline 1 from 1 NOPERM, applied Partly");
     assert_eq!((fixture.number("app:a"), fixture.number(N), fixture.number("app:b")), (1, 0, 1));
     // A replaced connection would have been told: the pool has had one.
     let first: i64 = redis::cmd("CLIENT").arg("ID").query(&mut sessions.pooled()).unwrap();
@@ -203,7 +203,7 @@ fn a_pipeline_applies_what_it_may_and_names_the_first_refusal() {
     assert_eq!(first, second);
     fixture.operator("-client");
     let error = redis::cmd("CLIENT").arg("ID").query::<i64>(&mut sessions.pooled()).unwrap_err();
-    assert_eq!(told(&Error::from(error)), "Command CLIENT NOPERM, applied No");
+    assert_eq!(summary(&Error::from(error)), "Command CLIENT NOPERM, applied No");
     goes_on(&fixture, &sessions, 0);
 }
 
@@ -220,13 +220,13 @@ fn commands_that_a_script_may_have_run_are_reported_as_unknown() {
     fixture.operator("-eval");
     let error = Error::from(eval.exec(&mut sessions.pooled()).unwrap_err());
     // Alone, even this may be said by the script.
-    assert_eq!(told(&error), "Command EVAL NOPERM, applied Unknown");
+    assert_eq!(summary(&error), "Command EVAL NOPERM, applied Unknown");
     // In a transaction, a script that was stopped half way is one command that failed.
     fixture.operator("+eval");
     let block = sessions.transactional().run(|tx| Ok(tx.queue::<()>(eval.clone())));
-    assert_eq!(told(&block.unwrap_err()), "PartlyApplied 0 ERR, applied Partly");
+    assert_eq!(summary(&block.unwrap_err()), "PartlyApplied 0 ERR, applied Partly");
     fixture.operator("-eval");
     let block = sessions.transactional().run(|tx| Ok(tx.queue::<()>(eval.clone())));
-    assert_eq!(told(&block.unwrap_err()), "Rejected 0 EVAL NOPERM, applied No");
+    assert_eq!(summary(&block.unwrap_err()), "Rejected 0 EVAL NOPERM, applied No");
     goes_on(&fixture, &sessions, 0);
 }

@@ -8,7 +8,7 @@ use rediscope::redis::{self, Commands};
 use rediscope::{Error, SessionManager};
 
 use super::documents::{besides, line};
-use super::fixture::{SOON, nothing_is_held, told};
+use super::fixture::{SOON, nothing_is_held, summary};
 use super::forms::{Form, N};
 use rediscope_testing::sentinel::Group;
 use rediscope_testing::{connect, eventually, try_for};
@@ -66,10 +66,10 @@ fn all(fixture: &Fixture, forms: &[Form]) -> Result<(), String> {
     let gone = try_for(SOON, || (fixture.listeners().is_empty()).then_some(()));
     assert!(gone.is_some(), "those of before listen still");
     let sessions = fixture.sessions();
-    let words = |error: Error| told(&error);
+    let words = |error: Error| summary(&error);
     forms.iter().try_for_each(|form| form.play(&sessions)).map_err(words)?;
     let read: redis::RedisResult<Option<i64>> = sessions.replica_reads().get(N);
-    read.map_err(|error| told(&error.into()))?;
+    read.map_err(|error| summary(&error.into()))?;
     nothing_is_held(&sessions);
     let heard = try_for(BRIEF, || (fixture.listeners().len() == 1).then_some(()));
     heard.ok_or_else(|| "nobody hears of switches".to_owned())

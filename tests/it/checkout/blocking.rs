@@ -74,8 +74,12 @@ fn ends_them_all(transport: &str, builder: Builder, direct: &mut impl redis::Con
     assert_eq!(left.scopes, 0);
     for (text, applied, call) in calls {
         match call.join().unwrap() {
-            Err(Error::Lost { during, applied: told, source, .. }) => {
-                assert_eq!((source.kind(), told), (ConnectionErrorKind::Closed, applied), "{text}");
+            Err(Error::Lost { during, applied: reported, source, .. }) => {
+                assert_eq!(
+                    (source.kind(), reported),
+                    (ConnectionErrorKind::Closed, applied),
+                    "{text}"
+                );
                 assert!(source.to_string().contains("manager was closed"), "{text}: {source}");
                 let first = text.split(' ').next().unwrap().to_uppercase();
                 assert_eq!(during.to_uppercase(), first);

@@ -362,8 +362,8 @@ fn a_child_that_leaves_a_lock_with_an_error_writes_to_no_log() {
         })
     });
     let Some(child) = child else {
-        let told = format!("{} events, {}", events.load(Ordering::SeqCst), ended.is_err());
-        let _: Result<(), _> = fs::write(&report, told);
+        let reported = format!("{} events, {}", events.load(Ordering::SeqCst), ended.is_err());
+        let _: Result<(), _> = fs::write(&report, reported);
         let _: std::io::Error = Command::new("true").exec();
         std::process::abort();
     };

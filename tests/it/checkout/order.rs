@@ -100,10 +100,10 @@ fn a_waiting_caller_is_served_however_the_holder_ends() {
         }),
     ];
     for (how, end) in ends {
-        let (go, told) = mpsc::channel();
+        let (go, reported) = mpsc::channel();
         let holder = thread::spawn({
             let accounts = accounts.clone();
-            move || end(accounts, told)
+            move || end(accounts, reported)
         });
         eventually(PATIENCE, how, || sessions.status().transactional.in_use == 1);
         let waiter = thread::spawn({

@@ -48,8 +48,9 @@ impl<S: Subscriber> Layer<S> for Shipper {
         let failed = single.err().or(block.err()).map(|error| error.to_string());
         if took > PROMPT || failed.is_some() {
             let metadata = event.metadata();
-            let told = format!("{}:{:?}: {took:?} {failed:?}", metadata.target(), metadata.line());
-            FAILED.lock().unwrap_or_else(PoisonError::into_inner).push(told);
+            let reported =
+                format!("{}:{:?}: {took:?} {failed:?}", metadata.target(), metadata.line());
+            FAILED.lock().unwrap_or_else(PoisonError::into_inner).push(reported);
         }
         SHIPPED.fetch_add(1, Ordering::SeqCst);
         SHIPPING.set(false);

@@ -99,12 +99,12 @@ impl Street {
         for (node, proxy) in cluster.nodes().iter().zip(&proxies) {
             node.server.config_set("cluster-announce-port", &proxy.port().to_string());
         }
-        let told = |node: usize| -> bool {
+        let reported = |node: usize| -> bool {
             let slots: redis::Value = cluster.ask(node, &["CLUSTER", "SLOTS"]);
             let text = format!("{slots:?}");
             proxies.iter().all(|proxy| text.contains(&format!("int({})", proxy.port())))
         };
-        eventually(SOON, "everybody tells the proxies", || (0..3).all(told));
+        eventually(SOON, "everybody tells the proxies", || (0..3).all(reported));
         let sessions = builder(&cluster).max_size(1).build().unwrap();
         Self { fixture: Fixture { cluster, sessions }, proxies }
     }

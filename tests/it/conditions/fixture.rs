@@ -78,8 +78,8 @@ impl Fixture {
 
 /// Which condition failed, and what the error says of itself.
 #[track_caller]
-pub(crate) fn failed<T: std::fmt::Debug>(told: Result<T, Error>) -> FailedCondition {
-    match told {
+pub(crate) fn failed<T: std::fmt::Debug>(reported: Result<T, Error>) -> FailedCondition {
+    match reported {
         Err(error @ Error::ConditionFailed { which }) => {
             assert_eq!((error.applied(), error.is_retryable()), (Applied::No, false));
             which

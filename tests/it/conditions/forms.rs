@@ -67,12 +67,12 @@ fn a_race_that_is_lost_for_good_is_reported_as_the_condition_that_failed() {
         .require(Condition::exists("stock"))
         .require(Condition::at_least("stock", 1));
     let mut runs = 0;
-    let told = required.run(|tx| {
+    let reported = required.run(|tx| {
         runs += 1;
         fixture.set("DECR stock");
         Ok(tx.decr("stock", 1))
     });
-    assert_eq!((failed(told).index, runs), (1, 1), "the block is not run again");
+    assert_eq!((failed(reported).index, runs), (1, 1), "the block is not run again");
     assert_eq!(fixture.get("stock").unwrap(), "0");
     assert_eq!(fixture.server.calls("exec"), 1, "and it was the race that undid it");
     fixture.is_as_it_was(&["stock"]);
@@ -84,14 +84,14 @@ fn a_race_that_is_lost_every_time_ends_with_the_policy() {
     let handle =
         fixture.handle().with(TransactionOptions::new().retry(RetryPolicy::default().attempts(3)));
     let mut runs = 0;
-    let mut told = |required: &rediscope::Conditional| {
+    let mut reported = |required: &rediscope::Conditional| {
         runs = 0;
-        let told = required.run(|tx| {
+        let reported = required.run(|tx| {
             runs += 1;
             fixture.set("INCR stock");
             Ok(tx.incr("n", 1))
         });
-        match told {
+        match reported {
             Err(error @ Error::RetriesExhausted { attempts }) => {
                 assert!(error.is_retryable());
                 assert_eq!(attempts, runs);
@@ -101,8 +101,8 @@ fn a_race_that_is_lost_every_time_ends_with_the_policy() {
         runs
     };
     let required = handle.require(Condition::at_least("stock", 0));
-    assert_eq!(told(&required), 3, "the handle's policy");
-    assert_eq!(told(&required.retry(RetryPolicy::never())), 1, "its own");
+    assert_eq!(reported(&required), 3, "the handle's policy");
+    assert_eq!(reported(&required.retry(RetryPolicy::never())), 1, "its own");
     assert_eq!(fixture.get("n"), None);
 }
 
@@ -111,12 +111,12 @@ fn a_key_that_expires_before_exec_is_a_lost_race() {
     let fixture = Fixture::start();
     fixture.set("SET held by-me PX 300");
     let mut runs = 0;
-    let told = fixture.handle().require(Condition::equals("held", "by-me")).run(|tx| {
+    let reported = fixture.handle().require(Condition::equals("held", "by-me")).run(|tx| {
         runs += 1;
         eventually(SOON, "the key is gone", || fixture.get("held").is_none());
         Ok(tx.incr("n", 1))
     });
-    assert_eq!(failed(told).kind, "equals");
+    assert_eq!(failed(reported).kind, "equals");
     assert!(runs <= 1, "on a slow machine it was gone before");
     assert_eq!(fixture.get("n"), None);
     fixture.is_as_it_was(&["held"]);
@@ -126,11 +126,11 @@ fn a_key_that_expires_before_exec_is_a_lost_race() {
 fn what_is_not_required_may_change() {
     let fixture = Fixture::start();
     fixture.set("SET k 1");
-    let told = fixture.handle().require(Condition::exists("k")).run(|tx| {
+    let reported = fixture.handle().require(Condition::exists("k")).run(|tx| {
         fixture.set("SET other 1");
         Ok(tx.incr("n", 1))
     });
-    assert_eq!(told.unwrap(), 1);
+    assert_eq!(reported.unwrap(), 1);
     assert_eq!(fixture.sessions.status().transactional.counts.retries, 0);
 }
 
@@ -188,12 +188,12 @@ fn a_watch_and_a_reading_scope_require_too() {
     // Where nothing else is watched, what is required is.
     let reading = handle.reading().require(Condition::equals("stock", 1));
     fixture.journal();
-    let told = reading.run(|read, tx| {
+    let reported = reading.run(|read, tx| {
         let _: Option<i64> = read.get("price")?;
         fixture.set("SET price 9");
         Ok(tx.decr("stock", 1))
     });
-    assert_eq!(told.unwrap(), 0);
+    assert_eq!(reported.unwrap(), 0);
     assert_eq!(fixture.journal(), ["WATCH", "GET", "GET", "MULTI", "DECRBY", "EXEC"]);
     fixture.is_as_it_was(&["price", "stock"]);
 }
@@ -236,11 +236,11 @@ fn many_conditions_and_large_values_are_asked_in_one_packet() {
     assert_eq!(required.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
     assert_eq!(fixture.proxy.turns() - turns, 2);
     // A block beyond `flush_bytes` is kept until its commit.
-    let told = required.run(|tx| {
+    let reported = required.run(|tx| {
         tx.set("copy", &large);
         Ok(tx.incr("n", 1))
     });
-    assert_eq!(told.unwrap(), 2);
+    assert_eq!(reported.unwrap(), 2);
     assert_eq!(fixture.get("copy").unwrap().len(), large.len());
     fixture.set("SET none:99 1");
     assert_eq!(failed(required.begin().map(drop)).index, 100);

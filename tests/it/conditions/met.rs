@@ -181,8 +181,8 @@ fn every_condition_holds_where_it_should_and_nowhere_else() {
         server.ask::<()>(&["DEL", "ran"]);
         for (nth, (condition, holds)) in truths().into_iter().enumerate() {
             let kind = kind(&condition);
-            let told = handle.require(condition).run(|tx| Ok(tx.incr("ran", 1)));
-            match told {
+            let reported = handle.require(condition).run(|tx| Ok(tx.incr("ran", 1)));
+            match reported {
                 Ok(value) => {
                     ran += 1;
                     assert!(holds && value == ran, "{kind} (row {nth}) holds {protocol}");

@@ -369,7 +369,7 @@ fn whatever_is_required_the_server_and_the_model_agree() {
         let mut conditions = asked.iter().map(|asked| asked.condition());
         let required = handle.require(conditions.next().unwrap());
         let required = conditions.fold(required, |required, condition| required.require(condition));
-        let told = required.run(|tx| {
+        let reported = required.run(|tx| {
             runs += 1;
             if runs == 1
                 && let Some((key, data)) = &meanwhile
@@ -378,7 +378,7 @@ fn whatever_is_required_the_server_and_the_model_agree() {
             }
             Ok(tx.incr("ran", 1))
         });
-        let told = match told {
+        let reported = match reported {
             Ok(ran) => {
                 prop_assert_eq!(ran, 1);
                 Verdict::Holds
@@ -391,18 +391,18 @@ fn whatever_is_required_the_server_and_the_model_agree() {
             }
             Err(error) => return Err(TestCaseError::fail(error.to_string())),
         };
-        prop_assert_eq!(&told, &wanted);
+        prop_assert_eq!(&reported, &wanted);
         prop_assert_eq!(runs > 0, held, "the block is run where they hold, and nowhere else");
         let ran: Option<i64> =
             redis::cmd("GET").arg("ran").query(&mut *elsewhere.borrow_mut()).unwrap();
-        prop_assert_eq!(ran, (told == Verdict::Holds).then_some(1));
+        prop_assert_eq!(ran, (reported == Verdict::Holds).then_some(1));
         let mut seen = seen.borrow_mut();
-        match told {
+        match reported {
             Verdict::Holds => seen[0] += 1,
             Verdict::Failed(_) => seen[1] += 1,
             Verdict::WrongType(_) => seen[2] += 1,
         }
-        seen[3] += u32::from(held && told != Verdict::Holds || runs > 1);
+        seen[3] += u32::from(held && reported != Verdict::Holds || runs > 1);
         Ok(())
     });
     if let Err(failure) = agreed {

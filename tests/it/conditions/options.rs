@@ -23,13 +23,13 @@ fn exactly_once_finds_out_although_the_condition_holds_no_more() {
     let required = handle.require(Condition::not_exists("seat"));
     lost_answer(&fixture);
     let mut runs = 0;
-    let told = required.run(|tx| {
+    let reported = required.run(|tx| {
         runs += 1;
         tx.set("seat", "mine");
         Ok(tx.incr("n", 1))
     });
     // Applied, its replies lost: and not asked about, or run, a second time.
-    assert!(matches!(told, Err(Error::Reply(ReplyError::Lost))), "{told:?}");
+    assert!(matches!(reported, Err(Error::Reply(ReplyError::Lost))), "{reported:?}");
     assert_eq!((fixture.get("n").unwrap().as_str(), runs), ("1", 1));
     failed(required.run(|tx| Ok(tx.incr("n", 1))));
     // One that never arrived is asked about and sent again.
@@ -46,8 +46,8 @@ fn an_applied_block_is_reported_as_applied_and_not_as_a_failed_condition() {
     let handle = fixture.handle().with(once);
     let required = handle.require(Condition::not_exists("seat"));
     required.run(|tx| Ok(tx.set("seat", "mine"))).unwrap();
-    let told = required.run(|tx| Ok(tx.set("seat", "mine again")));
-    match told {
+    let reported = required.run(|tx| Ok(tx.set("seat", "mine again")));
+    match reported {
         Err(Error::Commit(error)) => assert!(matches!(*error, CommitError::AlreadyCommitted)),
         other => panic!("{other:?}"),
     }
@@ -55,8 +55,8 @@ fn an_applied_block_is_reported_as_applied_and_not_as_a_failed_condition() {
     failed(other.require(Condition::not_exists("seat")).run(|tx| Ok(tx.set("seat", "other"))));
     assert_eq!(fixture.get("seat").unwrap(), "mine");
     // What failed was not done, and may be.
-    let told = other.require(Condition::exists("seat")).run(|tx| Ok(tx.set("seat", "other")));
-    told.unwrap();
+    let reported = other.require(Condition::exists("seat")).run(|tx| Ok(tx.set("seat", "other")));
+    reported.unwrap();
     assert_eq!(fixture.get("seat").unwrap(), "other");
 }
 
@@ -110,9 +110,9 @@ fn replicas_are_waited_for_where_the_conditions_hold() {
     assert_eq!(required.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
     assert_eq!(replica.ask::<i64>(&["GET", "n"]), 1);
     let brief = TransactionOptions::new().wait_replicas(2, Duration::from_millis(20));
-    let told =
+    let reported =
         fixture.handle().with(brief).require(Condition::exists("k")).run(|tx| Ok(tx.incr("n", 1)));
-    match told {
+    match reported {
         Err(Error::Commit(error)) => {
             assert!(matches!(*error, CommitError::NotReplicated { .. }), "{error}");
         }
@@ -134,13 +134,13 @@ fn every_other_option_leaves_conditions_as_they_are() {
     ] {
         let handle = fixture.handle().with(options);
         let mut disturb = true;
-        let told = handle.require(Condition::exists("k")).run(|tx| {
+        let reported = handle.require(Condition::exists("k")).run(|tx| {
             if std::mem::take(&mut disturb) {
                 fixture.set("SET k 2");
             }
             Ok(tx.incr("n", 1))
         });
-        assert!(told.is_ok(), "{told:?}");
+        assert!(reported.is_ok(), "{reported:?}");
         failed(handle.require(Condition::equals("k", 1)).run(|tx| Ok(tx.incr("n", 1))));
     }
     assert_eq!(fixture.get("n").unwrap(), "4");

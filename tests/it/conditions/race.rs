@@ -92,7 +92,7 @@ fn what_must_not_exist_is_made_by_one_and_handed_on_in_turn() {
     let made = contended(&server, |turns| {
         let turn: i64 = server_turn(turns)?;
         let next = format!("made:{}", turn + 1);
-        let told = turns
+        let reported = turns
             .require(Condition::at_most("turn", ROUNDS - 1))
             .require(Condition::not_exists(&next))
             .require(Condition::equals("turn", turn))
@@ -101,7 +101,7 @@ fn what_must_not_exist_is_made_by_one_and_handed_on_in_turn() {
                 tx.set(&next, 1);
                 Ok(tx.incr("turn", 1))
             });
-        match told {
+        match reported {
             Ok(made) => assert_eq!(made, turn + 1),
             // Somebody else was faster: that is no end.
             Err(Error::ConditionFailed { which }) if which.index > 0 => {}

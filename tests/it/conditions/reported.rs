@@ -10,13 +10,13 @@ fn a_condition_that_does_not_hold_is_reported_once_and_the_block_is_not_run() {
     let fixture = Fixture::start();
     fixture.set("HSET h a 1 b 2");
     let discards = fixture.sessions.status().transactional.counts.discards;
-    let told = fixture
+    let reported = fixture
         .handle()
         .require(Condition::exists("h"))
         .require(Condition::hash_len_at_most("h", 1))
         .require(Condition::exists("none"))
         .run(|_| -> Result<Ready<()>, _> { panic!("the block is not run") });
-    let error = told.unwrap_err();
+    let error = reported.unwrap_err();
     assert_eq!(
         error.to_string(),
         "condition #1 hash_len_at_most does not hold; nothing was applied"
@@ -59,12 +59,12 @@ fn a_block_that_fails_or_panics_applies_nothing_and_leaves_no_watch_behind() {
     fixture.set("SET there 1");
     let required = fixture.handle().require(Condition::exists("there"));
     let mut runs = 0;
-    let told = required.run_with(|tx| {
+    let reported = required.run_with(|tx| {
         runs += 1;
         tx.incr("n", 1);
         Err::<Queued<i64>, Error>(Error::NoKeys)
     });
-    assert!(matches!(told, Err(Error::NoKeys)) && runs == 1);
+    assert!(matches!(reported, Err(Error::NoKeys)) && runs == 1);
     drop(required.begin().unwrap());
     fixture.is_as_it_was(&["there"]);
     fixture.set("SET there 1");
@@ -83,16 +83,16 @@ fn a_block_that_fails_or_panics_applies_nothing_and_leaves_no_watch_behind() {
 fn a_condition_that_an_acl_forbids_is_an_error_and_the_block_is_not_run() {
     let fixture = Fixture::start();
     fixture.server.acl(&["SETUSER", "default", "-hlen"]);
-    let told = fixture
+    let reported = fixture
         .handle()
         .require(Condition::exists("h"))
         .require(Condition::hash_len_at_least("h", 0))
         .begin()
         .map(drop);
     // The first one does not hold; whether the second one can be asked matters no more.
-    failed(told);
-    let told = fixture.handle().require(Condition::hash_len_at_least("h", 0)).begin().map(drop);
-    match told {
+    failed(reported);
+    let reported = fixture.handle().require(Condition::hash_len_at_least("h", 0)).begin().map(drop);
+    match reported {
         Err(Error::Command { error, .. }) => assert_eq!(error.code(), "NOPERM"),
         other => panic!("{other:?}"),
     }

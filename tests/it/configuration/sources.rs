@@ -89,7 +89,7 @@ fn numbers_may_be_text_in_every_format() {
 }
 
 #[test]
-fn what_can_be_off_says_off() {
+fn settings_that_can_be_off_are_shown_as_off() {
     let off = ["idle_timeout", "max_lifetime", "tcp_keepalive", "tcp_user_timeout", "pin_warning"];
     let entries: Vec<_> = [URL].into_iter().chain(off.map(|name| (name, "off"))).collect();
     let by_hand = SessionManager::builder(URL.1)

@@ -94,7 +94,7 @@ fn next(sessions: &SessionManager, ground: &dyn Ground) {
 }
 
 #[track_caller]
-fn says(error: &CommitError, applied: Applied, retryable: bool) {
+fn assert_outcome(error: &CommitError, applied: Applied, retryable: bool) {
     assert_eq!((error.applied(), error.is_retryable()), (applied, retryable), "{error}");
 }
 
@@ -142,7 +142,7 @@ fn rejected(ground: &dyn Ground) {
     tx.incr(&key, 1);
     tx.queue::<()>(redis::cmd("GETRANGE").arg(&key).take());
     let error = tx.commit().unwrap_err();
-    says(&error, Applied::No, false);
+    assert_outcome(&error, Applied::No, false);
     assert!(matches!(&error, CommitError::Rejected { index: Some(1), code, .. } if code == "ERR"));
     assert_eq!(get(ground, &key), None);
     next(&sessions, ground);
@@ -156,7 +156,7 @@ fn partly_applied(ground: &dyn Ground) {
     let failed = tx.incr(&list, 1);
     let fine = tx.incr(&key, 1);
     let error = tx.commit().unwrap_err();
-    says(&error, Applied::Partly, false);
+    assert_outcome(&error, Applied::Partly, false);
     let CommitError::PartlyApplied { replies, .. } = error else { panic!("{error}") };
     assert_eq!(replies.get(fine).unwrap(), 1);
     assert!(matches!(replies.get(failed), Err(ReplyError::Failed { index: 1, .. })));
@@ -178,7 +178,7 @@ fn not_sent(ground: &dyn Ground) {
     let mut tx = watching.multi();
     tx.incr(&key, 1);
     let error = tx.commit().unwrap_err();
-    says(&error, Applied::No, true);
+    assert_outcome(&error, Applied::No, true);
     assert!(matches!(error, CommitError::NotSent { .. }), "{error}");
     assert_eq!(get(ground, &key), None);
     next(&sessions, ground);
@@ -194,7 +194,7 @@ fn in_doubt(ground: &dyn Ground) {
         tx.incr(&key, 1);
         ground.with(&mut |server| server.pause_clients(2 * BRIEF.as_millis() as u64));
         let error = tx.commit().unwrap_err();
-        says(&error, Applied::Unknown, false);
+        assert_outcome(&error, Applied::Unknown, false);
         let CommitError::InDoubt(doubt) = error else { panic!("{error}") };
         // It is applied later, or never: whoever asks decides it.
         match doubt.resolve_within(SOON) {
@@ -219,7 +219,7 @@ fn not_isolated(ground: &dyn Ground) {
     let error = accounts.run(|tx| Ok(tx.incr(&key, 1))).unwrap_err();
     ground.with(&mut |server| drop(server.acl(&["SETUSER", "default", "+multi"])));
     let error = error.as_commit().expect("the commit's own").clone();
-    says(&error, Applied::Yes, false);
+    assert_outcome(&error, Applied::Yes, false);
     assert!(matches!(error, CommitError::NotIsolated { .. }), "{error}");
     assert_eq!(get(ground, &key).as_deref(), Some("1"));
     next(&sessions, ground);
@@ -252,7 +252,7 @@ fn pin_expired(ground: &dyn Ground) {
     tx.incr(&key, 1);
     eventually(SOON, "it is taken back", || sessions.open_scopes().is_empty());
     let error = tx.commit().unwrap_err();
-    says(&error, Applied::No, false);
+    assert_outcome(&error, Applied::No, false);
     assert!(matches!(error, CommitError::PinExpired(_)), "{error}");
     assert_eq!(get(ground, &key), None);
 }
@@ -323,13 +323,13 @@ fn credentials_that_are_wrong(ground: &dyn Ground) {
     ground.each(&mut |server| drop(server.acl(&rules)));
     let key = ground.key("n");
     let sessions = ground.builder_as("app", "guess").checkout_timeout(SOON).build_side().unwrap();
-    let told = [
+    let reported = [
         sessions.transactional().run(|tx| Ok(tx.incr(&key, 1))).map(drop),
         sessions.pooled().incr::<_, _, ()>(&key, 1).map_err(Error::from),
     ];
-    for told in told {
-        let Err(Error::Checkout(CheckoutError::Connect { source, waited })) = &told else {
-            panic!("{told:?}");
+    for reported in reported {
+        let Err(Error::Checkout(CheckoutError::Connect { source, waited })) = &reported else {
+            panic!("{reported:?}");
         };
         let code = source.server_error().map(|error| error.code());
         assert_eq!(

@@ -95,7 +95,7 @@ fn a_wait_longer_than_a_checkout_is_reported_as_the_page_shows() {
 }
 
 #[test]
-fn a_socket_and_an_ipv6_address_are_called_as_the_page_says() {
+fn a_socket_and_an_ipv6_address_are_named_as_the_page_shows() {
     rediscope_testing::own_process!();
     let _log = Log::listen();
     let server = Server::start();

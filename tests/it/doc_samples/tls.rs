@@ -62,7 +62,7 @@ fn each_refusal_has_the_words_that_the_page_shows() {
         let row = page.lines().find(|line| line.starts_with(&format!("| {what}"))).unwrap();
         row.split('`').nth(1).unwrap_or_else(|| panic!("no words: {row}")).to_owned()
     };
-    let told = [
+    let reported = [
         ("the server's authority", open.url(), trusting(&stranger)),
         ("the certificate has another name", open.url_of("127.0.0.1"), trusting(&open.authority)),
         ("the server's certificate has expired", expired.url(), trusting(&expired.authority)),
@@ -75,7 +75,7 @@ fn each_refusal_has_the_words_that_the_page_shows() {
         ),
     ];
     let mut wrong = Vec::new();
-    for (what, url, tls) in told {
+    for (what, url, tls) in reported {
         let words = refused(&url, tls);
         if unnumbered(&words) != unnumbered(&shown(what)) {
             wrong.push(format!("{what}: {words}"));

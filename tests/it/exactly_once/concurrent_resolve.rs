@@ -45,8 +45,8 @@ fn concurrent_resolvers_agree_while_exec_is_on_its_way() {
     let fixture = Fixture::new();
     let doubt = held(&fixture);
     let executed = fixture.server.calls("exec");
-    let told = asked_by_many(&fixture, &doubt, || {});
-    assert_eq!(told, vec![Resolution::NotCommitted; ASKERS]);
+    let reported = asked_by_many(&fixture, &doubt, || {});
+    assert_eq!(reported, vec![Resolution::NotCommitted; ASKERS]);
     fixture.proxy.release();
     eventually(SOON, "the late EXEC has arrived", || fixture.server.calls("exec") > executed);
     assert_eq!(fixture.number("n"), 0);
@@ -59,14 +59,14 @@ fn concurrent_resolvers_return_what_is_true_after_exec_arrives() {
         let before = fixture.number("n");
         let doubt = held(&fixture);
         let executed = fixture.server.calls("exec");
-        let told = asked_by_many(&fixture, &doubt, || fixture.proxy.release());
+        let reported = asked_by_many(&fixture, &doubt, || fixture.proxy.release());
         eventually(SOON, "the late EXEC has arrived", || fixture.server.calls("exec") > executed);
         let truth = match fixture.number("n") - before {
             0 => Resolution::NotCommitted,
             1 => Resolution::Committed,
             other => panic!("applied {other} times"),
         };
-        assert_eq!(told, vec![truth; ASKERS]);
+        assert_eq!(reported, vec![truth; ASKERS]);
     }
 }
 

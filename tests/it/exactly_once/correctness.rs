@@ -150,7 +150,7 @@ fn a_doubt_about_a_transaction_sent_in_chunks_is_resolved_as_what_is_true() {
 }
 
 #[test]
-fn a_block_sent_in_chunks_that_was_not_applied_cannot_be_sent_again_and_says_so() {
+fn a_block_sent_in_chunks_that_was_not_applied_is_reported_as_not_sent() {
     let fixture = Fixture::with(&[], |builder| builder.flush_bytes(64));
     let handle = fixture.armed();
     fixture.lose(Fate::NotApplied);

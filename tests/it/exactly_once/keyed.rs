@@ -121,7 +121,7 @@ fn a_key_that_could_not_be_kept_is_reported_and_the_transaction_was_applied() {
                 cmd.arg("SETUSER").arg("app").arg("resetkeys").arg("~n").arg(left);
                 cmd
             };
-            let told = match form {
+            let reported = match form {
                 "run" => handle.run(|tx| {
                     let n = tx.incr("n", 1);
                     tx.queue::<()>(lock_out());
@@ -146,7 +146,7 @@ fn a_key_that_could_not_be_kept_is_reported_and_the_transaction_was_applied() {
                 form => panic!("{form}"),
             };
             let what = format!("{form}, {left}");
-            let error = told.expect_err(&what);
+            let error = reported.expect_err(&what);
             assert_eq!((error.applied(), error.is_retryable()), (Applied::Yes, false), "{what}");
             match error.as_commit() {
                 Some(CommitError::KeyNotKept { error, replies, .. }) => {
@@ -189,10 +189,10 @@ fn a_block_in_doubt_is_applied_once_whatever_was_lost() {
         fixture.armed();
         let handle = keyed(&fixture, "k");
         fixture.lose(fate);
-        let told = handle.run(|tx| Ok(tx.incr("n", 1)));
+        let reported = handle.run(|tx| Ok(tx.incr("n", 1)));
         match fate {
-            Fate::Applied => assert_eq!(told.unwrap_err().applied(), Applied::Yes),
-            Fate::NotApplied => assert_eq!(told.unwrap(), 1),
+            Fate::Applied => assert_eq!(reported.unwrap_err().applied(), Applied::Yes),
+            Fate::NotApplied => assert_eq!(reported.unwrap(), 1),
         }
         assert_eq!(fixture.number("n"), 1);
         already(handle.run(|tx| Ok(tx.incr("n", 1))));
@@ -322,22 +322,22 @@ fn keys_are_distinguished_byte_by_byte_and_by_prefix() {
 fn the_key_is_in_no_report() {
     let fixture = Fixture::new();
     let handle = keyed(&fixture, SECRET);
-    let mut said = vec![format!("{:?}{handle:?}", once(SECRET, HOUR))];
-    let mut say = |error: &Error| said.push(format!("{error}{error:?}{error:#?}"));
+    let mut shown = vec![format!("{:?}{handle:?}", once(SECRET, HOUR))];
+    let mut show = |error: &Error| shown.push(format!("{error}{error:?}{error:#?}"));
     fixture.server.acl(&["SETUSER", "app", "on", ">secret", "~rediscope:*", "~w", "+@all"]);
     let app = SessionManager::connect(fixture.server.url_as("app", "secret")).unwrap();
     let refused = app.transactional().with(once(SECRET, HOUR)).run(|tx| Ok(tx.incr("n", 1)));
-    say(&refused.unwrap_err());
+    show(&refused.unwrap_err());
     fixture.server.acl(&["SETUSER", "app", "resetkeys", "~rediscope:reg:*", "~n"]);
     let refused = app.transactional().with(once(SECRET, HOUR)).run(|tx| Ok(tx.incr("n", 1)));
     let refused = refused.unwrap_err();
     assert_eq!(refused.applied(), Applied::No);
-    say(&refused);
+    show(&refused);
     fixture.armed();
     let in_doubt = fixture.doubted(&handle, Fate::Applied);
     assert_eq!(in_doubt.resolve(), Resolution::Committed);
-    say(&Error::from(CommitError::InDoubt(in_doubt.clone())));
-    say(&handle.run(|tx| Ok(tx.incr("n", 1))).unwrap_err());
+    show(&Error::from(CommitError::InDoubt(in_doubt.clone())));
+    show(&handle.run(|tx| Ok(tx.incr("n", 1))).unwrap_err());
     let mut tx = handle.begin().unwrap();
     tx.incr("n", 1);
     let more = format!(
@@ -347,9 +347,9 @@ fn the_key_is_in_no_report() {
         handle.watch(["w"])
     );
     drop(tx);
-    said.push(more);
-    said.push(format!("{:?}{:?}", fixture.sessions, fixture.sessions.open_scopes()));
-    for text in said {
+    shown.push(more);
+    shown.push(format!("{:?}{:?}", fixture.sessions, fixture.sessions.open_scopes()));
+    for text in shown {
         assert!(!text.contains("iban") && !text.contains("4711"), "{text}");
     }
 }

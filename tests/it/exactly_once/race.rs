@@ -61,9 +61,9 @@ fn race_all(sessions: &[SessionManager], threads: usize) -> Vec<(usize, Applied)
 }
 
 #[track_caller]
-fn one_winner_a_round(server: &Server, told: &[(usize, Applied)]) {
+fn one_winner_a_round(server: &Server, reported: &[(usize, Applied)]) {
     for round in 0..ROUNDS {
-        let count = |what| told.iter().filter(|told| **told == (round, what)).count();
+        let count = |what| reported.iter().filter(|reported| **reported == (round, what)).count();
         let (yes, unknown) = (count(Applied::Yes), count(Applied::Unknown));
         let applied: i64 = server.ask(&["GET", &format!("n:{round}")]);
         assert_eq!(applied, 1, "round {round}");
@@ -144,7 +144,7 @@ fn of_two_processes_one_commits() {
         .unwrap();
     eventually(SOON, "the other process is there", || server.ask(&["EXISTS", "ready"]));
     server.ask::<()>(&["SET", "go", "1"]);
-    let mut told = race_all(&sessions, 4);
+    let mut reported = race_all(&sessions, 4);
     let output = other.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let words = BTreeMap::from([("Yes", Applied::Yes), ("No", Applied::No)]);
@@ -157,6 +157,6 @@ fn of_two_processes_one_commits() {
         })
         .collect();
     assert_eq!(heard.len(), 4 * ROUNDS, "the other process raced");
-    told.extend(heard);
-    one_winner_a_round(&server, &told);
+    reported.extend(heard);
+    one_winner_a_round(&server, &reported);
 }

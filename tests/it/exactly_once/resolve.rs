@@ -98,7 +98,7 @@ fn a_watching_block_runs_again_where_nothing_was_applied() {
 }
 
 #[test]
-fn a_doubt_that_is_not_fenced_says_so() {
+fn a_doubt_without_a_marker_fails_to_resolve() {
     let fixture = Fixture::new();
     let mut tx = fixture.sessions.transactional().begin().unwrap();
     tx.incr("n", 1);

@@ -35,8 +35,8 @@ fn a_token_that_was_written_down_is_resolved_by_another_process() {
             .env(TOKEN, token)
             .output()
             .unwrap();
-        let said = String::from_utf8(other.stdout).unwrap();
-        assert!(said.contains(&format!("resolved: {:?}", fate.truth())), "{fate:?}: {said}");
+        let output = String::from_utf8(other.stdout).unwrap();
+        assert!(output.contains(&format!("resolved: {:?}", fate.truth())), "{fate:?}: {output}");
         // What it settled stands here too.
         assert_eq!(doubt.resolve(), fate.truth());
     }
@@ -44,7 +44,7 @@ fn a_token_that_was_written_down_is_resolved_by_another_process() {
 }
 
 #[test]
-fn a_token_keeps_all_it_says_and_no_address_with_a_password() {
+fn a_token_keeps_all_its_fields_and_no_address_with_a_password() {
     let fixture = Fixture::new();
     let doubt = fixture.doubted(&fixture.exactly_once(), Fate::NotApplied);
     let token = doubt.token().unwrap();

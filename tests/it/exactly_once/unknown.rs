@@ -204,7 +204,7 @@ fn a_promoted_replica_without_the_register_leaves_the_doubt() {
 }
 
 #[test]
-fn a_promoted_replica_that_has_the_write_says_so() {
+fn a_promoted_replica_that_has_the_write_resolves_as_committed() {
     let fixture = Fixture::new();
     let replica = Server::replica_of(&fixture.server);
     let doubt = fixture.doubted(&fixture.armed(), Fate::Applied);

@@ -54,7 +54,7 @@ const FORMS: [Form; 3] = [Form::Run, Form::Watch, Form::Guard];
 
 /// What one transaction was told: an element of one list was added in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Told {
+enum Reported {
     There,
     /// Applied, and fewer replicas have it than were asked for, or nobody knows how many.
     NotReplicated,
@@ -68,7 +68,7 @@ enum Told {
     Unknown,
 }
 
-impl Told {
+impl Reported {
     fn is_denied(self) -> bool {
         matches!(self, Self::NotApplied | Self::Checkout | Self::NotSent)
     }
@@ -76,7 +76,7 @@ impl Told {
 
 /// What came of it.
 struct Found {
-    books: Vec<(String, Told)>,
+    books: Vec<(String, Reported)>,
     there: BTreeMap<String, u64>,
     /// Connections to the former master, some time after the switch.
     left: usize,
@@ -103,7 +103,7 @@ fn whatever_replaces_the_master_no_reported_outcome_is_missing_on_the_survivor()
             let some = &wrong[..wrong.len().min(20)];
             assert!(some.is_empty(), "{trouble:?}: {some:#?}");
             assert_eq!(found.left, 0, "connected to the former master");
-            assert!(found.count(Told::There) > 200, "{trouble:?}: too few to prove anything");
+            assert!(found.count(Reported::There) > 200, "{trouble:?}: too few to prove anything");
             let [run, hand] = found.longest;
             assert!(run < POLICY + checkout + LATE && hand < checkout + LATE, "{run:?} {hand:?}");
         }
@@ -114,7 +114,10 @@ fn whatever_replaces_the_master_no_reported_outcome_is_missing_on_the_survivor()
 fn a_client_that_misses_the_switch_is_found_to_have_lost_acknowledged_writes() {
     let found = survive(SEED, Trouble::Order, None);
     println!("| control | Order | {found} |");
-    assert!(found.wrong().iter().any(|(_, told)| *told == Told::There), "nothing was lost");
+    assert!(
+        found.wrong().iter().any(|(_, reported)| *reported == Reported::There),
+        "nothing was lost"
+    );
     assert!(found.left > 0, "nobody was connected to the former master");
 }
 
@@ -147,7 +150,7 @@ fn survive(seed: u64, trouble: Trouble, checkout: Option<Duration>) -> Found {
         longest: [AtomicU64::new(0), AtomicU64::new(0)],
     };
     let (begun, mut left) = (Instant::now(), 0);
-    let books: Vec<(String, Told)> = thread::scope(|scope| {
+    let books: Vec<(String, Reported)> = thread::scope(|scope| {
         // Also where this panics: the others would go on for ever.
         scopeguard::defer! { ground.over.store(true, Ordering::Relaxed) }
         let writers: Vec<_> = (0..WRITERS)
@@ -206,25 +209,25 @@ struct Ground {
 }
 
 impl Ground {
-    fn work(&self, writer: u64, mut random: Rng) -> Vec<(String, Told)> {
+    fn work(&self, writer: u64, mut random: Rng) -> Vec<(String, Reported)> {
         let mut books = Vec::new();
         for nth in 0..100_000 {
             if self.over.load(Ordering::Relaxed) {
                 break;
             }
             let (id, form) = (format!("{writer}:{nth}"), FORMS[random.usize(..FORMS.len())]);
-            let told = self.write(&format!("own:{writer}"), &id, form);
-            let good = matches!(told, Told::There | Told::NotReplicated);
+            let reported = self.write(&format!("own:{writer}"), &id, form);
+            let good = matches!(reported, Reported::There | Reported::NotReplicated);
             self.committed.fetch_add(u64::from(good), Ordering::Relaxed);
-            books.push((id, told));
+            books.push((id, reported));
         }
         books
     }
 
-    fn write(&self, own: &str, id: &str, form: Form) -> Told {
+    fn write(&self, own: &str, id: &str, form: Form) -> Reported {
         let begun = Instant::now();
         let error = match self.attempt(own, id, form) {
-            Ok(()) => return Told::There,
+            Ok(()) => return Reported::There,
             Err(error) => error,
         };
         let by_hand = matches!(form, Form::Guard);
@@ -239,27 +242,29 @@ impl Ground {
             }
             known
         };
-        let told = match &error {
-            error if checkout(error) => Some(Told::Checkout),
+        let reported = match &error {
+            error if checkout(error) => Some(Reported::Checkout),
             Error::Commit(commit) => match &**commit {
-                CommitError::NotReplicated { .. } => Some(Told::NotReplicated),
+                CommitError::NotReplicated { .. } => Some(Reported::NotReplicated),
                 CommitError::InDoubt(doubt) => Some(self.resolve(doubt)),
-                CommitError::NotSent { source, .. } if checkout(source) => Some(Told::Checkout),
-                CommitError::NotSent { .. } if by_hand => Some(Told::NotSent),
+                CommitError::NotSent { source, .. } if checkout(source) => Some(Reported::Checkout),
+                CommitError::NotSent { .. } if by_hand => Some(Reported::NotSent),
                 CommitError::Rejected { code, .. } if by_hand && code == "READONLY" => {
-                    Some(Told::NotSent)
+                    Some(Reported::NotSent)
                 }
                 _ => None,
             },
             // A read under its watch.
-            Error::Lost { .. } if by_hand && error.applied() == Applied::No => Some(Told::NotSent),
+            Error::Lost { .. } if by_hand && error.applied() == Applied::No => {
+                Some(Reported::NotSent)
+            }
             _ => None,
         };
         // Without sentinels it is told whatever a read-only server makes it.
         let anything = self.sessions.status().server.starts_with("127.");
-        told.unwrap_or_else(|| {
+        reported.unwrap_or_else(|| {
             assert!(anything, "{form:?}: {error}");
-            Told::Unknown
+            Reported::Unknown
         })
     }
 
@@ -289,31 +294,33 @@ impl Ground {
         }
     }
 
-    fn resolve(&self, doubt: &rediscope::InDoubt) -> Told {
+    fn resolve(&self, doubt: &rediscope::InDoubt) -> Reported {
         let token = doubt.token().expect("exactly once");
         let known = try_for(SOON, || match self.sessions.resolve(token) {
             Resolution::StillUnknown { .. } => None,
             known => Some(known),
         });
         match known {
-            Some(Resolution::NotCommitted) => Told::NotApplied,
+            Some(Resolution::NotCommitted) => Reported::NotApplied,
             // Applied, but nobody knows on how many.
-            Some(Resolution::Committed) => Told::Doubted,
-            _ => Told::Unknown,
+            Some(Resolution::Committed) => Reported::Doubted,
+            _ => Reported::Unknown,
         }
     }
 }
 
 impl Found {
-    fn count(&self, wanted: Told) -> usize {
-        self.books.iter().filter(|(_, told)| *told == wanted).count()
+    fn count(&self, wanted: Reported) -> usize {
+        self.books.iter().filter(|(_, reported)| *reported == wanted).count()
     }
 
     /// What was told and is not so.
-    fn wrong(&self) -> Vec<&(String, Told)> {
-        let is_wrong = |(id, told): &&(String, Told)| {
+    fn wrong(&self) -> Vec<&(String, Reported)> {
+        let is_wrong = |(id, reported): &&(String, Reported)| {
             let times = self.there.get(id).copied().unwrap_or(0);
-            times > 1 || *told == Told::There && times == 0 || told.is_denied() && times > 0
+            times > 1
+                || *reported == Reported::There && times == 0
+                || reported.is_denied() && times > 0
         };
         self.books.iter().filter(is_wrong).collect()
     }
@@ -321,11 +328,13 @@ impl Found {
 
 impl std::fmt::Display for Found {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for told in [Told::There, Told::NotReplicated, Told::Doubted, Told::NotApplied] {
-            write!(f, "{} | ", self.count(told))?;
+        for reported in
+            [Reported::There, Reported::NotReplicated, Reported::Doubted, Reported::NotApplied]
+        {
+            write!(f, "{} | ", self.count(reported))?;
         }
-        for told in [Told::Checkout, Told::NotSent, Told::Unknown] {
-            write!(f, "{} | ", self.count(told))?;
+        for reported in [Reported::Checkout, Reported::NotSent, Reported::Unknown] {
+            write!(f, "{} | ", self.count(reported))?;
         }
         let (left, seconds) = (self.left, self.took.as_secs_f64());
         let [run, hand] = self.longest.map(|longest| longest.as_secs_f64());

@@ -49,8 +49,8 @@ fn no_connection_to_a_former_master_outlives_the_switch() {
     // What was watched there is not watched here; what only waited to be sent is sent here.
     let mut lost = watching.multi();
     lost.set("lost", 1);
-    let told = lost.commit().unwrap_err();
-    assert_eq!(told.applied(), Applied::No, "{told}");
+    let reported = lost.commit().unwrap_err();
+    assert_eq!(reported.applied(), Applied::No, "{reported}");
     queued.commit().unwrap();
     let successor = group.successor_of(former.port());
     assert_eq!(accounts.run(|tx| Ok(tx.incr("after", 1))).unwrap(), 1);
@@ -99,7 +99,7 @@ fn a_doubt_is_asked_of_the_master_of_now() {
     former.ask::<i64>(&["WAIT", "2", "5000"]);
     former.sigstop();
     // Whether it is written, proven or in doubt: in the end it was applied once, on the successor.
-    let told = in_time(SOON, "the transaction is told", move || {
+    let reported = in_time(SOON, "the transaction is told", move || {
         let mut last = None;
         for _ in 0..20 {
             match once.run(|tx| Ok(tx.incr("a", 1))) {
@@ -111,7 +111,7 @@ fn a_doubt_is_asked_of_the_master_of_now() {
         Err(last.unwrap())
     });
     let successor = group.successor_of(former.port());
-    assert_eq!(told.unwrap(), 2);
+    assert_eq!(reported.unwrap(), 2);
     assert_eq!(successor.ask::<i64>(&["GET", "a"]), 2);
 }
 

@@ -41,13 +41,13 @@ fn a_busy_link_pays_no_extra_round_trip() {
 
 /// The keys of transactions, one each, by what their callers were told.
 #[derive(Debug, Default)]
-struct Told {
+struct Reported {
     committed: Vec<String>,
     not_sent: Vec<String>,
     in_doubt: Vec<String>,
 }
 
-impl Told {
+impl Reported {
     fn commit(&mut self, accounts: &Transactional) {
         let key = unique("key");
         let mut tx = accounts.begin().unwrap();
@@ -86,9 +86,9 @@ fn dies_around_commits(rounds: usize, how: &str, kill: fn(&Server, &Proxy)) {
     let proxy = Proxy::to(&server);
     let sessions = SessionManager::builder(proxy.url()).max_size(2).build_side().unwrap();
     let accounts = sessions.transactional();
-    let mut told = Told::default();
+    let mut reported = Reported::default();
     for _ in 0..rounds {
-        told.commit(&accounts);
+        reported.commit(&accounts);
         let used = Instant::now();
         let [killed, again] = [(); 2].map(|()| WINDOW.mul_f64(fastrand::f64()));
         // Not waiting for anything: these are the two ages that the round is about.
@@ -100,14 +100,15 @@ fn dies_around_commits(rounds: usize, how: &str, kill: fn(&Server, &Proxy)) {
                 kill(&server, &proxy);
             });
             at(again);
-            told.commit(&accounts);
+            reported.commit(&accounts);
         });
     }
     assert_eq!(sessions.status().transactional.in_use, 0);
     drop((accounts, sessions));
     eventually(SOON, "nothing is under way", || server.clients() == 0);
     let [committed, not_sent, in_doubt] =
-        [&told.committed, &told.not_sent, &told.in_doubt].map(|keys| applied(&server, keys));
+        [&reported.committed, &reported.not_sent, &reported.in_doubt]
+            .map(|keys| applied(&server, keys));
     let late = in_doubt.iter().filter(|value| **value == Some(1)).count();
     println!(
         "{how}: {} committed, {} not sent, {} in doubt of which {late} applied",
@@ -138,8 +139,8 @@ fn after_one_death_every_older_link_is_asked_first() {
     assert!(first.as_ref().is_err_and(in_doubt), "{first:?}");
     proxy.arm((BeforeReplyTo("MULTI"), Cut));
     proxy.script(Which::All, Script::new());
-    let told: Vec<_> = (0..8).map(|_| accounts.run(|tx| Ok(tx.incr("n", 1)))).collect();
-    assert!(told.iter().all(Result::is_ok), "{told:?}");
+    let reported: Vec<_> = (0..8).map(|_| accounts.run(|tx| Ok(tx.incr("n", 1)))).collect();
+    assert!(reported.iter().all(Result::is_ok), "{reported:?}");
     assert_eq!(proxy.fired(), 8);
     assert_eq!(server.ask::<u32>(&["GET", "n"]), 8);
 }
@@ -154,8 +155,8 @@ fn connections_that_are_known_to_be_dead_cost_no_call_anything_though_all_are_tr
     let scopes: Vec<_> = (0..8).map(|_| accounts.begin().unwrap()).collect();
     drop(scopes);
     proxy.cut_all();
-    let told: Vec<_> = (0..8).map(|_| accounts.run(|tx| Ok(tx.incr("n", 1)))).collect();
-    assert!(told.iter().all(Result::is_ok), "{told:?}");
+    let reported: Vec<_> = (0..8).map(|_| accounts.run(|tx| Ok(tx.incr("n", 1)))).collect();
+    assert!(reported.iter().all(Result::is_ok), "{reported:?}");
     assert_eq!(server.ask::<u32>(&["GET", "n"]), 8);
 }
 
@@ -167,7 +168,7 @@ fn a_restart_costs_at_most_one_doubt_per_busy_link() {
     let sessions = SessionManager::builder(server.url()).max_size(LINKS).build_side().unwrap();
     let over = AtomicBool::new(false);
     // What each thread was told: committed, in doubt.
-    let told: Vec<(String, u32, u32)> = thread::scope(|scope| {
+    let reported: Vec<(String, u32, u32)> = thread::scope(|scope| {
         let busy = |_| {
             scope.spawn(|| {
                 let (key, mut committed, mut in_doubt) = (unique("busy"), 0, 0);
@@ -196,10 +197,10 @@ fn a_restart_costs_at_most_one_doubt_per_busy_link() {
         over.store(true, Ordering::Release);
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
-    let doubts: u32 = told.iter().map(|(_, _, in_doubt)| in_doubt).sum();
+    let doubts: u32 = reported.iter().map(|(_, _, in_doubt)| in_doubt).sum();
     println!("{doubts} in doubt over {KILLS} kills of {LINKS} links");
     assert!(doubts <= KILLS * LINKS);
-    for (key, committed, in_doubt) in told {
+    for (key, committed, in_doubt) in reported {
         let value: u32 = server.ask(&["GET", &key]);
         assert!(
             (committed..=committed + in_doubt).contains(&value),

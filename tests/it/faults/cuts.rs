@@ -16,7 +16,7 @@ use rediscope::prelude::*;
 use rediscope::{Begin, RetryPolicy, TransactionOptions};
 
 use super::forms::{Fixture, Keys};
-use super::model::{Applied, FORMS, Form, KINDS, Point, Told};
+use super::model::{Applied, FORMS, Form, KINDS, Point, Reported};
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
 use rediscope_testing::{eventually, try_for, unique};
@@ -38,7 +38,7 @@ struct Group {
     first: usize,
     points: Vec<Point>,
     /// What was told in each cell, where it is one of the rows.
-    told: Vec<OnceLock<Told>>,
+    reported: Vec<OnceLock<Reported>>,
     /// What a silence costs.
     response: Duration,
 }
@@ -122,11 +122,11 @@ impl Group {
         points: Vec<Point>,
         response: Duration,
     ) -> Self {
-        let told = points.iter().map(|_| OnceLock::new()).collect();
-        Self { form, kind, first, points, told, response }
+        let reported = points.iter().map(|_| OnceLock::new()).collect();
+        Self { form, kind, first, points, reported, response }
     }
 
-    fn expected(&self, nth: usize) -> (Told, Applied) {
+    fn expected(&self, nth: usize) -> (Reported, Applied) {
         self.form.expected(&self.points[nth], self.kind)
     }
 
@@ -148,13 +148,13 @@ impl Group {
     /// that was what `model` expects.
     fn lies(&self, server: &Server) -> Vec<String> {
         let lie = |nth: usize| {
-            let (told, found) = (self.told[nth].get(), self.applied(server, nth));
-            let holds = match (told, &found) {
+            let (reported, found) = (self.reported[nth].get(), self.applied(server, nth));
+            let holds = match (reported, &found) {
                 (_, Err(_)) => false,
-                (Some(Told::InDoubt { .. }) | None, Ok(_)) => true,
-                (Some(told), Ok(applied)) => *applied == (*told == Told::Committed),
+                (Some(Reported::InDoubt { .. }) | None, Ok(_)) => true,
+                (Some(reported), Ok(applied)) => *applied == (*reported == Reported::Committed),
             };
-            (!holds).then(|| format!("{}: told {told:?}, applied: {found:?}", self.name(nth)))
+            (!holds).then(|| format!("{}: told {reported:?}, applied: {found:?}", self.name(nth)))
         };
         (0..self.points.len()).filter_map(lie).collect()
     }
@@ -209,7 +209,7 @@ impl Group {
         sessions: &SessionManager,
     ) -> Result<(), String> {
         let (point, keys) = (&self.points[nth], self.keys(nth));
-        let (told, applied) = self.expected(nth);
+        let (reported, applied) = self.expected(nth);
         server.ask::<()>(&["SET", &keys.watched, "7"]);
         clean_borrower(sessions, server, &keys.watched)?;
 
@@ -230,16 +230,16 @@ impl Group {
         let begun = Instant::now();
         let outcome = fixture.play(&sessions.transactional());
         let took = begun.elapsed() - arming;
-        if let Ok(told) = outcome {
-            self.told[nth].set(told).unwrap();
+        if let Ok(reported) = outcome {
+            self.reported[nth].set(reported).unwrap();
         }
 
         // Behind the last reply the call may return while the proxy is still at it.
         if try_for(SOON, || (proxy.fired() > fired).then_some(())).is_none() {
             return Err(format!("the fault did not fire; told {outcome:?}"));
         }
-        if outcome != Ok(told) {
-            return Err(format!("told {outcome:?}, not {told:?}"));
+        if outcome != Ok(reported) {
+            return Err(format!("told {outcome:?}, not {reported:?}"));
         }
         if took > self.response + CLEANUP + SLACK {
             return Err(format!("took {took:?}"));

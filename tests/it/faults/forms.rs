@@ -7,7 +7,7 @@ use rediscope::{
     Applied, Begin, CommitError, ConnectionErrorKind, Error, Outcome, Queued, TransactionOptions,
 };
 
-use super::model::{Block, Call, Form, Told};
+use super::model::{Block, Call, Form, Reported};
 
 /// The keys of one cell, all of the same length for the sake of the chunks' size.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub(crate) struct Fixture<'s> {
 
 impl Fixture<'_> {
     /// Makes the transaction and says what the caller was told; an `Err` is none of the rows.
-    pub(crate) fn play(mut self, accounts: &Transactional) -> Result<Told, String> {
+    pub(crate) fn play(mut self, accounts: &Transactional) -> Result<Reported, String> {
         (self.gap)(0);
         let immediate = accounts.with(TransactionOptions::new().begin(Begin::Immediate));
         match self.form.call {
@@ -51,11 +51,11 @@ impl Fixture<'_> {
             Call::Watching => self.watching(accounts),
             Call::ImmediateWatching => self.watching(&immediate),
             Call::WatchRun => self.watch_run(accounts),
-            Call::Run => told(accounts.run(|tx| Ok(queue(tx, self.form.block, self.keys)))),
+            Call::Run => reported(accounts.run(|tx| Ok(queue(tx, self.form.block, self.keys)))),
             Call::ImmediateRun => {
-                told(immediate.run(|tx| Ok(queue(tx, self.form.block, self.keys))))
+                reported(immediate.run(|tx| Ok(queue(tx, self.form.block, self.keys))))
             }
-            Call::ChunkedRun => told(accounts.run(|tx| {
+            Call::ChunkedRun => reported(accounts.run(|tx| {
                 let queued = queue(tx, self.form.block, self.keys);
                 (self.gap)(2);
                 Ok((queued, tx.rpush(&self.keys.list, 1)))
@@ -75,7 +75,7 @@ impl Fixture<'_> {
         }
     }
 
-    fn guard(&mut self, accounts: &Transactional) -> Result<Told, String> {
+    fn guard(&mut self, accounts: &Transactional) -> Result<Reported, String> {
         let mut tx = accounts.begin().map_err(|error| format!("begin: {error}"))?;
         if self.form.call == Call::ImmediateGuard {
             (self.gap)(1);
@@ -85,10 +85,10 @@ impl Fixture<'_> {
             (self.gap)(2);
             tx.rpush(&self.keys.list, 1);
         }
-        told(tx.commit().map_err(Error::from))
+        reported(tx.commit().map_err(Error::from))
     }
 
-    fn watching(&mut self, accounts: &Transactional) -> Result<Told, String> {
+    fn watching(&mut self, accounts: &Transactional) -> Result<Reported, String> {
         let mut watching =
             accounts.watch([&self.keys.watched]).begin().map_err(|e| format!("watch: {e}"))?;
         if self.form.block == Block::Conflicting {
@@ -101,13 +101,13 @@ impl Fixture<'_> {
         let mut tx = watching.multi();
         queue(&mut tx, self.form.block, self.keys);
         match tx.commit() {
-            Ok(Outcome::Committed(_)) => Ok(Told::Committed),
-            Ok(Outcome::Conflict) => Ok(Told::Conflict),
-            Err(error) => told_of(&error),
+            Ok(Outcome::Committed(_)) => Ok(Reported::Committed),
+            Ok(Outcome::Conflict) => Ok(Reported::Conflict),
+            Err(error) => reported_by_commit(&error),
         }
     }
 
-    fn watch_run(&mut self, accounts: &Transactional) -> Result<Told, String> {
+    fn watch_run(&mut self, accounts: &Transactional) -> Result<Reported, String> {
         let mut attempts = 0;
         let result = accounts.watch([&self.keys.watched]).run(|read, tx| {
             attempts += 1;
@@ -120,7 +120,7 @@ impl Fixture<'_> {
             }
             Ok(queue(tx, self.form.block, self.keys))
         });
-        told(result)
+        reported(result)
     }
 }
 
@@ -133,33 +133,35 @@ fn queue(tx: &mut impl QueueCommands, block: Block, keys: &Keys) -> (Queued<Valu
 }
 
 /// What a caller can tell from a result, whatever the values are.
-fn told<T>(result: Result<T, Error>) -> Result<Told, String> {
+fn reported<T>(result: Result<T, Error>) -> Result<Reported, String> {
     match result {
-        Ok(_) => Ok(Told::Committed),
+        Ok(_) => Ok(Reported::Committed),
         Err(error) => match error.as_commit() {
-            Some(commit) => told_of(commit),
+            Some(commit) => reported_by_commit(commit),
             None => Err(format!("{error} ({error:?})")),
         },
     }
 }
 
-fn told_of(error: &CommitError) -> Result<Told, String> {
+fn reported_by_commit(error: &CommitError) -> Result<Reported, String> {
     match error {
-        CommitError::NotSent { .. } if error.is_retryable() => Ok(Told::NotSent),
-        CommitError::Rejected { index: Some(1), code, .. } if code == "ERR" => Ok(Told::Rejected),
+        CommitError::NotSent { .. } if error.is_retryable() => Ok(Reported::NotSent),
+        CommitError::Rejected { index: Some(1), code, .. } if code == "ERR" => {
+            Ok(Reported::Rejected)
+        }
         CommitError::InDoubt(in_doubt) => match in_doubt.cause().kind() {
-            ConnectionErrorKind::TimedOut => Ok(Told::InDoubt { silence: true }),
-            ConnectionErrorKind::Closed => Ok(Told::InDoubt { silence: false }),
+            ConnectionErrorKind::TimedOut => Ok(Reported::InDoubt { silence: true }),
+            ConnectionErrorKind::Closed => Ok(Reported::InDoubt { silence: false }),
             kind => Err(format!("in doubt because of {kind:?}: {error}")),
         },
         _ => Err(format!("{error} ({error:?})")),
     }
 }
 
-fn given_up(result: Result<(), Error>) -> Result<Told, String> {
+fn given_up(result: Result<(), Error>) -> Result<Reported, String> {
     match result {
-        Ok(()) => Ok(Told::GivenUp),
-        Err(Error::Lost { applied: Applied::No, .. }) => Ok(Told::Unclean),
+        Ok(()) => Ok(Reported::GivenUp),
+        Err(Error::Lost { applied: Applied::No, .. }) => Ok(Reported::Unclean),
         Err(error) => Err(format!("{error} ({error:?})")),
     }
 }

@@ -129,7 +129,7 @@ fn killed(way: Way) {
     let (server, sessions) = (ground.server(), ground.sessions(way));
     for (name, pooled, each) in USES {
         let pooled = *pooled;
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         for pause in PAUSES.repeat(if *name == "run" { 9 } else { 1 }) {
             warm(&sessions, pooled);
             let start = Barrier::new(LINKS as usize + 1);
@@ -147,18 +147,19 @@ fn killed(way: Way) {
                     std::hint::spin_loop();
                 }
                 start.wait();
-                told.extend(calls.into_iter().map(|call| call.join().unwrap()));
+                reported.extend(calls.into_iter().map(|call| call.join().unwrap()));
                 assert!(count >= LINKS as usize, "{way:?}, {name}: {count} were killed");
             });
         }
-        let failed: Vec<_> = told.iter().filter_map(|told| told.as_ref().err()).collect();
-        println!("{way:?}, {name}: {} of {} failed", failed.len(), told.len());
-        let allowed = if *name == "a read" { 0 } else { told.len() / 200 };
+        let failed: Vec<_> =
+            reported.iter().filter_map(|reported| reported.as_ref().err()).collect();
+        println!("{way:?}, {name}: {} of {} failed", failed.len(), reported.len());
+        let allowed = if *name == "a read" { 0 } else { reported.len() / 200 };
         assert!(
             failed.len() <= allowed,
             "{way:?}, {name}: {} of {}: {failed:?}",
             failed.len(),
-            told.len()
+            reported.len()
         );
     }
 }

@@ -187,7 +187,7 @@ pub(crate) struct Point {
 
 /// What the caller must be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Told {
+pub(crate) enum Reported {
     Committed,
     Conflict,
     /// The second command was refused.
@@ -310,18 +310,18 @@ impl Form {
     }
 
     /// The one outcome of a cell.
-    pub(crate) fn expected(&self, point: &Point, kind: Fault) -> (Told, Applied) {
+    pub(crate) fn expected(&self, point: &Point, kind: Fault) -> (Reported, Applied) {
         let uncut = match self.block {
-            Block::Sound => (Told::Committed, Applied::Once),
-            Block::Refused => (Told::Rejected, Applied::Never),
-            Block::Conflicting => (Told::Conflict, Applied::Never),
-            Block::GivenUp => (Told::GivenUp, Applied::Never),
+            Block::Sound => (Reported::Committed, Applied::Once),
+            Block::Refused => (Reported::Rejected, Applied::Never),
+            Block::Conflicting => (Reported::Conflict, Applied::Never),
+            Block::GivenUp => (Reported::GivenUp, Applied::Never),
         };
-        let not_sent = if self.repeats { uncut } else { (Told::NotSent, Applied::Never) };
+        let not_sent = if self.repeats { uncut } else { (Reported::NotSent, Applied::Never) };
         match (self.lost(point), point.at) {
             (_, At::Over) | (Lost::Replaced, _) => uncut,
             (Lost::NotSent, _) => not_sent,
-            (Lost::Unclean, _) => (Told::Unclean, Applied::Never),
+            (Lost::Unclean, _) => (Reported::Unclean, Applied::Never),
             // It is known before the write: another connection takes its place, unless it holds
             // a part of the scope.
             (Lost::InDoubt, At::Gap) if is_known(kind) && self.is_bound() => not_sent,
@@ -332,7 +332,7 @@ impl Form {
                     Block::Sound => exec_arrives(at, kind),
                     _ => Applied::Never,
                 };
-                (Told::InDoubt { silence }, applied)
+                (Reported::InDoubt { silence }, applied)
             }
         }
     }

@@ -43,7 +43,7 @@ enum At {
 
 /// What the caller must be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Told {
+enum Reported {
     Done,
     /// Lost, and certainly without effect.
     LostUnapplied,
@@ -103,18 +103,18 @@ impl Cell {
     }
 
     /// What the caller is told, and how often the server comes to execute the command.
-    fn expected(&self) -> (Told, u32) {
+    fn expected(&self) -> (Reported, u32) {
         let pings = !self.trusted && self.call != Call::Read;
         // The client's kernel knows of it before the command is written.
         let known = self.at == At::Idle && !self.is_silent();
         match self.call {
             // PING meets the fault, or it had done so while the connection was idle.
-            _ if pings && matches!(self.at, At::Idle | At::Ping) => (Told::Done, 1),
-            Call::Write | Call::Pipeline if known => (Told::Done, 1),
+            _ if pings && matches!(self.at, At::Idle | At::Ping) => (Reported::Done, 1),
+            Call::Write | Call::Pipeline if known => (Reported::Done, 1),
             // A server that was there a moment ago is slow: it is not asked twice.
-            Call::Read if self.trusted && self.is_silent() => (Told::LostUnapplied, 0),
-            Call::Read => (Told::Done, 0),
-            Call::Write | Call::Pipeline => (Told::LostInDoubt, self.arrives().into()),
+            Call::Read if self.trusted && self.is_silent() => (Reported::LostUnapplied, 0),
+            Call::Read => (Reported::Done, 0),
+            Call::Write | Call::Pipeline => (Reported::LostInDoubt, self.arrives().into()),
         }
     }
 
@@ -141,18 +141,18 @@ impl Cell {
             Call::Pipeline => pipe().incr(&key, 1).append(&warm, "0").exec(&mut db),
         };
         let took = begun.elapsed();
-        let told = match result.map_err(Error::from) {
-            Ok(()) => Told::Done,
-            Err(Error::Lost { applied: Applied::No, .. }) => Told::LostUnapplied,
-            Err(Error::Lost { applied: Applied::Unknown, .. }) => Told::LostInDoubt,
+        let reported = match result.map_err(Error::from) {
+            Ok(()) => Reported::Done,
+            Err(Error::Lost { applied: Applied::No, .. }) => Reported::LostUnapplied,
+            Err(Error::Lost { applied: Applied::Unknown, .. }) => Reported::LostInDoubt,
             Err(error) => return Err(format!("{error}")),
         };
         if proxy.fired() == fired {
-            return Err(format!("the fault did not fire; told {told:?}"));
+            return Err(format!("the fault did not fire; told {reported:?}"));
         }
         let (expected, executions) = self.expected();
-        if told != expected {
-            return Err(format!("told {told:?}, not {expected:?}"));
+        if reported != expected {
+            return Err(format!("told {reported:?}, not {expected:?}"));
         }
         if took > response + SLACK {
             return Err(format!("took {took:?}"));

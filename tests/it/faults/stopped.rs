@@ -35,8 +35,8 @@ fn a_process_that_was_stopped_gets_the_true_outcome() {
     if let Ok(server) = std::env::var(SERVER) {
         let sessions = SessionManager::builder(server).response_timeout(SOON);
         let sessions = sessions.checkout_timeout(3 * SOON).build_side().unwrap();
-        let told = sessions.transactional().run(|tx| Ok(tx.incr("n", 1)));
-        println!("told: {told:?}");
+        let reported = sessions.transactional().run(|tx| Ok(tx.incr("n", 1)));
+        println!("told: {reported:?}");
         return;
     }
     let server = Server::start();
@@ -59,7 +59,7 @@ fn a_process_that_was_stopped_gets_the_true_outcome() {
         }
         proxy.disarm();
         proxy.release();
-        let said = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
-        assert!(said.contains(&format!("told: Ok({n})")), "{said}");
+        let output = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+        assert!(output.contains(&format!("told: Ok({n})")), "{output}");
     }
 }

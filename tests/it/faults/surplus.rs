@@ -91,7 +91,7 @@ impl Fixture {
     /// Every connection is sent this, and has it when this returns.
     fn comes(&self, bytes: &[u8]) {
         let before = try_for(SOON, || self.replied()).unwrap();
-        let connections = self.proxy.say(bytes);
+        let connections = self.proxy.send_to_clients(bytes);
         assert!(connections >= 1);
         if self.front.is_some() {
             // One that is just being closed has gone then.
@@ -113,8 +113,8 @@ fn reads(fixture: &Fixture) {
 }
 
 fn writes(fixture: &Fixture) {
-    let told: i64 = fixture.sessions.pooled().incr("n", 1).unwrap();
-    assert_eq!(told, fixture.server.ask::<i64>(&["GET", "n"]));
+    let reported: i64 = fixture.sessions.pooled().incr("n", 1).unwrap();
+    assert_eq!(reported, fixture.server.ask::<i64>(&["GET", "n"]));
 }
 
 fn pipelines(fixture: &Fixture) {

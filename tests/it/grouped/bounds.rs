@@ -8,24 +8,24 @@ use rediscope::{Begin, CheckoutError, Error, TransactionOptions};
 use super::fixture::{Call, Fixture, push};
 
 #[test]
-fn no_more_blocks_travel_together_than_the_limit_says() {
+fn no_batch_has_more_blocks_than_the_limit() {
     let fixture = Fixture::with(|builder| builder.max_group(4));
     let mut turns = 0;
-    let told = fixture.at_once((0..12).map(push).collect(), || turns = fixture.proxy.turns());
-    assert!(told.iter().all(Result::is_ok));
+    let reported = fixture.at_once((0..12).map(push).collect(), || turns = fixture.proxy.turns());
+    assert!(reported.iter().all(Result::is_ok));
     assert_eq!(fixture.proxy.turns() - turns, 3);
     assert_eq!(fixture.list("list").len(), 12);
 }
 
 #[test]
-fn no_more_bytes_travel_together_than_the_limit_says() {
+fn no_batch_has_more_bytes_than_the_limit() {
     let big = |nth: usize| -> Call<'_, i64> {
         Box::new(move |handle| handle.run(|tx| Ok(tx.rpush("list", format!("{nth:05000}")))))
     };
     let fixture = Fixture::with(|builder| builder.flush_bytes(11_000));
     let mut turns = 0;
-    let told = fixture.at_once((0..6).map(big).collect(), || turns = fixture.proxy.turns());
-    assert!(told.iter().all(Result::is_ok), "{told:?}");
+    let reported = fixture.at_once((0..6).map(big).collect(), || turns = fixture.proxy.turns());
+    assert!(reported.iter().all(Result::is_ok), "{reported:?}");
     assert_eq!(fixture.proxy.turns() - turns, 3, "two at a time");
 }
 
@@ -38,8 +38,8 @@ fn a_scope_that_waits_is_not_passed_over() {
         Ok(tx.commit()?.get(length)?)
     });
     let calls = vec![push(0), push(1), scope, push(3), push(4)];
-    let told = fixture.at_once(calls, || {});
-    let lengths: Vec<_> = told.into_iter().map(Result::unwrap).collect();
+    let reported = fixture.at_once(calls, || {});
+    let lengths: Vec<_> = reported.into_iter().map(Result::unwrap).collect();
     assert_eq!(lengths, [1, 2, 3, 4, 5]);
     assert_eq!(fixture.list("list"), ["0", "1", "scope", "3", "4"]);
 }
@@ -50,8 +50,8 @@ fn alone(what: &str, call: fn() -> Call<'static, i64>) {
     let fixture = Fixture::new();
     let calls = vec![push(0), push(1), call(), push(3), push(4)];
     let mut turns = 0;
-    let told = fixture.at_once(calls, || turns = fixture.proxy.turns());
-    assert!(told.iter().all(Result::is_ok), "{what}: {told:?}");
+    let reported = fixture.at_once(calls, || turns = fixture.proxy.turns());
+    assert!(reported.iter().all(Result::is_ok), "{what}: {reported:?}");
     let groups = fixture.sent().split(|word| word == "RPUSH").count() - 1;
     assert!(groups >= 4, "{what}: {groups}");
     assert!(fixture.proxy.turns() - turns >= 3, "{what} travelled with others");

@@ -17,8 +17,8 @@ use rediscope_testing::server::Server;
 use rediscope_testing::{try_for, under_log};
 
 /// One word for what a caller was told.
-fn word(told: &Result<i64, Error>) -> &'static str {
-    match told {
+fn word(reported: &Result<i64, Error>) -> &'static str {
+    match reported {
         Ok(_) => "applied",
         Err(Error::Commit(error)) => match &**error {
             CommitError::InDoubt(_) => "in doubt",
@@ -32,10 +32,10 @@ fn word(told: &Result<i64, Error>) -> &'static str {
 /// Four blocks under a fault: what each was told, and how many were applied.
 fn four(trigger: Trigger, fault: Fault) -> ([&'static str; 4], usize) {
     let fixture = Fixture::new();
-    let told = fixture.at_once((0..4).map(push).collect(), || {
+    let reported = fixture.at_once((0..4).map(push).collect(), || {
         fixture.proxy.arm(Script::from((trigger, fault)).once());
     });
-    let words = [word(&told[0]), word(&told[1]), word(&told[2]), word(&told[3])];
+    let words = [word(&reported[0]), word(&reported[1]), word(&reported[2]), word(&reported[3])];
     let doubts = words.iter().filter(|word| **word == "in doubt").count() as u64;
     let counts = fixture.sessions.status().transactional.counts;
     assert_eq!(counts.in_doubt, doubts);
@@ -50,17 +50,17 @@ fn four(trigger: Trigger, fault: Fault) -> ([&'static str; 4], usize) {
 #[test]
 fn a_batch_whose_connection_dies_between_two_replies_is_reported_block_by_block() {
     // Three replies a block: MULTI's, QUEUED, EXEC's.
-    let told = ["applied", "in doubt", "in doubt", "in doubt"];
-    assert_eq!(four(Trigger::BeforeReply(4), Fault::Cut), (told, 4));
-    let told = ["applied", "applied", "in doubt", "in doubt"];
-    assert_eq!(four(Trigger::BeforeReply(9), Fault::Cut), (told, 4));
-    let told = ["applied", "applied", "applied", "in doubt"];
-    assert_eq!(four(Trigger::InsideReply(12, 2), Fault::Cut), (told, 4));
+    let reported = ["applied", "in doubt", "in doubt", "in doubt"];
+    assert_eq!(four(Trigger::BeforeReply(4), Fault::Cut), (reported, 4));
+    let reported = ["applied", "applied", "in doubt", "in doubt"];
+    assert_eq!(four(Trigger::BeforeReply(9), Fault::Cut), (reported, 4));
+    let reported = ["applied", "applied", "applied", "in doubt"];
+    assert_eq!(four(Trigger::InsideReply(12, 2), Fault::Cut), (reported, 4));
 }
 
 /// The leader's log: what it is told of a connection keeps it until three others have their outcomes.
 struct Slow {
-    told: Arc<AtomicUsize>,
+    reported: Arc<AtomicUsize>,
     found: Arc<AtomicUsize>,
 }
 
@@ -68,9 +68,9 @@ impl<S: Subscriber> Layer<S> for Slow {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         if event.metadata().target().ends_with("::pool::idle") {
             // Before they give up on whoever took them along, which is 4 × `response_timeout`.
-            let all = || (self.told.load(Ordering::SeqCst) == 3).then_some(());
+            let all = || (self.reported.load(Ordering::SeqCst) == 3).then_some(());
             let _: Option<()> = try_for(Duration::from_secs(2), all);
-            self.found.store(self.told.load(Ordering::SeqCst), Ordering::SeqCst);
+            self.found.store(self.reported.load(Ordering::SeqCst), Ordering::SeqCst);
         }
     }
 }
@@ -78,15 +78,15 @@ impl<S: Subscriber> Layer<S> for Slow {
 #[test]
 fn a_leader_that_is_delayed_by_its_log_has_answered_the_others() {
     let fixture = Fixture::new();
-    let (told, found) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let slow = Slow { told: Arc::clone(&told), found: Arc::clone(&found) };
+    let (reported, found) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let slow = Slow { reported: Arc::clone(&reported), found: Arc::clone(&found) };
     let leads: Call<'_, i64> =
         Box::new(move |handle| under_log(registry().with(slow), || push(0)(handle)));
     let follows = |number| -> Call<'_, i64> {
-        let told = Arc::clone(&told);
+        let reported = Arc::clone(&reported);
         Box::new(move |handle| {
             let came = push(number)(handle);
-            told.fetch_add(1, Ordering::SeqCst);
+            reported.fetch_add(1, Ordering::SeqCst);
             came
         })
     };
@@ -102,17 +102,17 @@ fn a_leader_that_is_delayed_by_its_log_has_answered_the_others() {
 fn a_batch_that_is_cut_on_its_way_is_reported_block_by_block() {
     // The first block arrived whole, and its answer was never seen.
     assert_eq!(four(Trigger::BeforeCommand(6), Fault::CutServerSide), (["in doubt"; 4], 1));
-    let told = ["applied", "applied", "in doubt", "in doubt"];
-    assert_eq!(four(Trigger::InsideCommand(8, 9), Fault::DropRequestTail), (told, 2));
+    let reported = ["applied", "applied", "in doubt", "in doubt"];
+    assert_eq!(four(Trigger::InsideCommand(8, 9), Fault::DropRequestTail), (reported, 2));
 }
 
 #[test]
 fn one_deadline_ends_a_whole_group() {
-    let told = ["in doubt"; 4];
+    let reported = ["in doubt"; 4];
     // Four deadlines take longer; a busy machine may need more than one try.
     let in_time = (0..3).any(|_| {
         let begun = Instant::now();
-        assert_eq!(four(Trigger::BeforeReply(1), Fault::HoldReplies), (told, 4));
+        assert_eq!(four(Trigger::BeforeReply(1), Fault::HoldReplies), (reported, 4));
         begun.elapsed() < Duration::from_secs(3)
     });
     assert!(in_time);
@@ -121,8 +121,8 @@ fn one_deadline_ends_a_whole_group() {
 #[test]
 fn a_group_whose_link_is_dead_before_it_leaves_is_sent_on_another_one() {
     let fixture = Fixture::with(|builder| builder.trust_window(Duration::ZERO));
-    let told = fixture.at_once((0..4).map(push).collect(), || fixture.proxy.cut_all());
-    assert!(told.iter().all(Result::is_ok), "{told:?}");
+    let reported = fixture.at_once((0..4).map(push).collect(), || fixture.proxy.cut_all());
+    assert!(reported.iter().all(Result::is_ok), "{reported:?}");
     assert_eq!(fixture.list("list").len(), 4);
 }
 

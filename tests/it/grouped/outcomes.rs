@@ -12,10 +12,10 @@ use rediscope_testing::server::Server;
 fn blocks_that_wait_travel_in_one_write_in_the_order_of_the_queue() {
     let fixture = Fixture::new();
     let mut turns = 0;
-    let told = fixture.at_once((0..6).map(push).collect(), || turns = fixture.proxy.turns());
+    let reported = fixture.at_once((0..6).map(push).collect(), || turns = fixture.proxy.turns());
     assert_eq!(fixture.proxy.turns() - turns, 1, "one round trip");
     assert_eq!(fixture.sent(), ["MULTI", "RPUSH", "EXEC"].repeat(6));
-    let lengths: Vec<_> = told.into_iter().map(Result::unwrap).collect();
+    let lengths: Vec<_> = reported.into_iter().map(Result::unwrap).collect();
     assert_eq!(lengths, [1, 2, 3, 4, 5, 6], "each its own reply");
     assert_eq!(fixture.list("list"), ["0", "1", "2", "3", "4", "5"]);
     let counts = fixture.sessions.status().transactional.counts;
@@ -31,15 +31,15 @@ fn a_command_that_fails_at_run_time_is_one_blocks_own() {
             Ok(tx.incr("list", 1))
         })
     });
-    let told = fixture.at_once(vec![push(0), wrong, push(2)], || {});
-    assert_eq!(told[0].as_ref().unwrap(), &1);
-    match &told[1] {
+    let reported = fixture.at_once(vec![push(0), wrong, push(2)], || {});
+    assert_eq!(reported[0].as_ref().unwrap(), &1);
+    match &reported[1] {
         Err(Error::Commit(error)) => {
             assert!(matches!(&**error, CommitError::PartlyApplied { .. }), "{error:?}");
         }
         other => panic!("{other:?}"),
     }
-    assert_eq!(told[2].as_ref().unwrap(), &2);
+    assert_eq!(reported[2].as_ref().unwrap(), &2);
     assert_eq!(fixture.server.ask::<i64>(&["GET", "beside"]), 1);
 }
 
@@ -58,15 +58,15 @@ fn an_answer_that_proves_nothing_is_one_blocks_own() {
         ] {
             let fixture = Fixture::new();
             let before = fixture.sessions.status().transactional.counts;
-            let told = fixture.at_once((0..6).map(push).collect(), || {
+            let reported = fixture.at_once((0..6).map(push).collect(), || {
                 fixture.proxy.arm(Script::from((trigger, fault)).once());
             });
             let at = match trigger {
                 Trigger::BeforeReply(nth) => nth as usize / 3 - 1,
                 _ => 1,
             };
-            for (nth, told) in told.into_iter().enumerate() {
-                match told {
+            for (nth, reported) in reported.into_iter().enumerate() {
+                match reported {
                     Err(Error::Commit(error)) if nth == at => {
                         assert!(matches!(*error, CommitError::InDoubt(_)), "{error:?}");
                     }
@@ -74,7 +74,7 @@ fn an_answer_that_proves_nothing_is_one_blocks_own() {
                         let missing = usize::from(!ran && nth > at);
                         assert_eq!(length as usize, nth + 1 - missing);
                     }
-                    told => panic!("{nth}: {told:?}"),
+                    reported => panic!("{nth}: {reported:?}"),
                 }
             }
             assert_eq!(fixture.list("list").len(), if ran { 6 } else { 5 });
@@ -103,9 +103,9 @@ fn a_command_that_is_refused_is_one_blocks_own() {
             Ok(tx.incr("forbidden", 1))
         })
     });
-    let told = fixture.at_once(vec![push(0), refused, push(2)], || {});
-    assert!(told[0].is_ok() && told[2].is_ok());
-    match &told[1] {
+    let reported = fixture.at_once(vec![push(0), refused, push(2)], || {});
+    assert!(reported[0].is_ok() && reported[2].is_ok());
+    match &reported[1] {
         Err(Error::Commit(error)) => assert!(
             matches!(&**error, CommitError::Rejected { index: Some(2), code, .. } if code == "NOPERM"),
             "{error:?}"
@@ -120,7 +120,7 @@ fn where_multi_is_refused_from_one_block_on_the_others_keep_their_outcomes() {
     let fixture = as_user();
     // The second block's MULTI waits on its way until the right to it is gone.
     let held = Script::from((Trigger::BeforeCommand(4), Fault::HoldRequests)).once();
-    let told = std::thread::scope(|scope| {
+    let reported = std::thread::scope(|scope| {
         let calling =
             scope.spawn(|| fixture.at_once((0..4).map(push).collect(), || fixture.proxy.arm(held)));
         eventually(SOON, "the first block is applied", || !fixture.list("list").is_empty());
@@ -128,9 +128,9 @@ fn where_multi_is_refused_from_one_block_on_the_others_keep_their_outcomes() {
         fixture.proxy.release();
         calling.join().unwrap()
     });
-    assert_eq!(told[0].as_ref().unwrap(), &1);
-    for told in &told[1..] {
-        match told {
+    assert_eq!(reported[0].as_ref().unwrap(), &1);
+    for reported in &reported[1..] {
+        match reported {
             Err(Error::Commit(error)) => {
                 assert!(matches!(&**error, CommitError::NotIsolated { .. }), "{error:?}");
             }
@@ -144,11 +144,11 @@ fn where_multi_is_refused_from_one_block_on_the_others_keep_their_outcomes() {
 fn a_group_that_a_replica_refuses_has_the_connection_replaced() {
     let (fixture, other) = (Fixture::new(), Server::start());
     let port = other.port().to_string();
-    let told = fixture.at_once((0..3).map(push).collect(), || {
+    let reported = fixture.at_once((0..3).map(push).collect(), || {
         fixture.server.ask::<()>(&["REPLICAOF", "127.0.0.1", &port]);
     });
-    for told in &told {
-        match told {
+    for reported in &reported {
+        match reported {
             Err(Error::Commit(error)) => assert!(
                 matches!(&**error, CommitError::Rejected { code, .. } if code == "READONLY"),
                 "{error:?}"
@@ -173,12 +173,12 @@ fn a_session_of_its_own_sees_each_block_whole() {
         })
     };
     let watcher = SessionManager::connect(fixture.server.url()).unwrap().transactional();
-    let told = fixture.at_once((0..8).map(pair).collect(), || {
+    let reported = fixture.at_once((0..8).map(pair).collect(), || {
         let (left, right) =
             watcher.run(|tx| Ok((tx.get::<_, Option<i64>>("left"), tx.get("right")))).unwrap();
         assert_eq!(left, right);
     });
-    assert!(told.iter().all(Result::is_ok));
+    assert!(reported.iter().all(Result::is_ok));
     let torn: Vec<Option<i64>> = fixture.server.ask(&["MGET", "left", "right"]);
     assert_eq!(torn, [Some(7), Some(7)]);
 }

@@ -9,7 +9,8 @@ use rediscope::prelude::*;
 use rediscope::{Applied, CommitError, Error, PinExpired};
 
 use crate::protocol::fixture::{
-    ALWAYS, Fixture, SOON, client_ids, exists, get, no_connection_is_in_multi, pool_is_whole, says,
+    ALWAYS, Fixture, SOON, assert_outcome, client_ids, exists, get, no_connection_is_in_multi,
+    pool_is_whole,
 };
 use rediscope_testing::eventually;
 
@@ -37,12 +38,12 @@ fn is_taken_back(fixture: &Fixture, sessions: &SessionManager) {
 }
 
 #[track_caller]
-fn expired(told: PinExpired, line: u32) {
-    assert_eq!((told.begun_at.file(), told.begun_at.line()), (file!(), line));
-    assert_eq!(told.limit, LIMIT);
-    assert!(told.held >= LIMIT);
-    let place: &Location<'_> = told.begun_at;
-    assert!(told.to_string().contains(&place.to_string()), "{told}");
+fn expired(reported: PinExpired, line: u32) {
+    assert_eq!((reported.begun_at.file(), reported.begun_at.line()), (file!(), line));
+    assert_eq!(reported.limit, LIMIT);
+    assert!(reported.held >= LIMIT);
+    let place: &Location<'_> = reported.begun_at;
+    assert!(reported.to_string().contains(&place.to_string()), "{reported}");
 }
 
 #[test]
@@ -55,17 +56,17 @@ fn a_late_commit_fails_with_the_place_where_its_scope_began_and_applies_nothing(
     is_taken_back(&fixture, &sessions);
     tx.set("key", 2);
     match tx.check().unwrap_err() {
-        Error::PinExpired(told) => expired(told, line),
+        Error::PinExpired(reported) => expired(reported, line),
         Error::Commit(error) => match *error {
-            CommitError::PinExpired(told) => expired(told, line),
+            CommitError::PinExpired(reported) => expired(reported, line),
             error => panic!("{error:?}"),
         },
         error => panic!("{error:?}"),
     }
     let error = tx.commit().unwrap_err();
-    says(&error, Applied::No, false);
+    assert_outcome(&error, Applied::No, false);
     match error {
-        CommitError::PinExpired(told) => expired(told, line),
+        CommitError::PinExpired(reported) => expired(reported, line),
         error => panic!("{error:?}"),
     }
     assert!(!exists(&fixture.server, "key"));
@@ -82,13 +83,13 @@ fn every_late_use_of_a_watching_scope_fails() {
     let error = watching.get::<_, Option<String>>("key").unwrap_err();
     assert_eq!((error.applied(), error.is_retryable()), (Applied::No, false));
     match error {
-        Error::PinExpired(told) => expired(told, line),
+        Error::PinExpired(reported) => expired(reported, line),
         error => panic!("{error:?}"),
     }
     let mut tx = watching.multi();
     tx.set("key", 1);
     let error = tx.commit().unwrap_err();
-    says(&error, Applied::No, false);
+    assert_outcome(&error, Applied::No, false);
     assert!(matches!(error, CommitError::PinExpired(_)), "{error:?}");
     assert!(!exists(&fixture.server, "key"));
     pool_is_whole(&sessions, &fixture.server);
@@ -103,10 +104,10 @@ fn late_discards_and_drops_disturb_no_other_call() {
     discarded.set("key", 1);
     is_taken_back(&fixture, &sessions);
     let mut next = accounts.begin().unwrap();
-    let told = discarded.discard();
+    let reported = discarded.discard();
     next.set("next", 1);
     next.commit().unwrap();
-    assert!(matches!(told, Err(Error::PinExpired(_))), "{told:?}");
+    assert!(matches!(reported, Err(Error::PinExpired(_))), "{reported:?}");
 
     let mut dropped = accounts.begin().unwrap();
     dropped.set("key", 1);

@@ -73,13 +73,14 @@ fn closing_waits_for_locks_that_are_released_in_time_and_extends_them_meanwhile(
 fn a_lock_is_never_taken_from_a_living_guard_and_is_lost_before_its_lease_ends() {
     let fixture = Fixture::new();
     for fixed in [false, true] {
-        let late: Vec<_> = (0..TRIES).map_while(|_| told_too_late(&fixture, fixed)).collect();
+        let late: Vec<_> =
+            (0..TRIES).map_while(|_| loss_reported_late_by(&fixture, fixed)).collect();
         assert!(late.len() < TRIES as usize, "fixed: {fixed}, told {late:?} too late");
     }
 }
 
 /// By how much.
-fn told_too_late(fixture: &Fixture, fixed: bool) -> Option<Duration> {
+fn loss_reported_late_by(fixture: &Fixture, fixed: bool) -> Option<Duration> {
     let sessions = fixture.other();
     let lock = sessions.lock("l").lease(LEASE);
     let lock = if fixed { lock.fixed_lease() } else { lock };
@@ -91,13 +92,13 @@ fn told_too_late(fixture: &Fixture, fixed: bool) -> Option<Duration> {
     guard.ensure_held().unwrap();
     let renewals = sessions.status().locks.renewals;
     let ended = fixture.held_until();
-    let told = when.recv_timeout(SOON).unwrap();
+    let reported = when.recv_timeout(SOON).unwrap();
     assert!(guard.is_lost());
     is_lost(guard.ensure_held());
     assert_eq!(sessions.status().locks.renewals, renewals, "it was extended");
     is_lost(guard.release());
     assert_eq!(sessions.close(Duration::ZERO), rediscope::Closed::default());
-    told.checked_duration_since(ended).filter(|late| !late.is_zero())
+    reported.checked_duration_since(ended).filter(|late| !late.is_zero())
 }
 
 #[test]
@@ -135,7 +136,7 @@ fn an_acquisition_that_waits_when_the_manager_is_closed_ends_and_leaves_nothing(
     let guard = other.lock("fair").fair().lease(LONG).acquire(SOON).unwrap();
     let lock = fixture.sessions.lock("fair").fair();
     let waiter = thread::spawn(move || lock.acquire(LONG).map(drop));
-    fixture.somebody_waits(&fixture.sessions, 1);
+    fixture.wait_for_waiters(&fixture.sessions, 1);
     let sessions = fixture.sessions.clone();
     let closed = in_time(SOON, "it closes", move || sessions.close(SOON));
     assert_eq!(closed, rediscope::Closed::default());

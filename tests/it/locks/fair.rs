@@ -87,7 +87,7 @@ fn a_waiter_that_gives_up_leaves_the_queue_and_the_next_one_is_served() {
 }
 
 #[test]
-fn a_waiter_says_that_he_is_there_for_as_long_as_he_waits() {
+fn a_waiter_renews_its_place_for_as_long_as_it_waits() {
     let fixture = Fixture::new();
     let guard = fair(&fixture.sessions).try_acquire().unwrap().unwrap();
     let lock = fair(&fixture.other());

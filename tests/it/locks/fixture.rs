@@ -111,7 +111,7 @@ impl Fixture {
     }
 
     #[track_caller]
-    pub(crate) fn somebody_waits(&self, sessions: &SessionManager, how_many: usize) {
+    pub(crate) fn wait_for_waiters(&self, sessions: &SessionManager, how_many: usize) {
         eventually(SOON, "somebody waits and listens", || {
             let locks = sessions.status().locks;
             locks.waiting == how_many && locks.subscriptions > 0

@@ -55,24 +55,24 @@ fn leases_of_many_locks_are_extended_in_one_write() {
 #[test]
 fn a_lease_that_cannot_be_extended_is_lost_before_it_ends_on_the_server() {
     for paused in [false, true] {
-        let late: Vec<_> = (0..TRIES).map_while(|_| told_too_late(paused)).collect();
+        let late: Vec<_> = (0..TRIES).map_while(|_| loss_reported_late_by(paused)).collect();
         assert!(late.len() < TRIES as usize, "paused: {paused}, told {late:?} too late");
     }
 }
 
 /// By how much.
-fn told_too_late(paused: bool) -> Option<Duration> {
+fn loss_reported_late_by(paused: bool) -> Option<Duration> {
     let fixture = Fixture::new();
     let guard = fixture.sessions.lock("l").lease(LEASE).try_acquire().unwrap().unwrap();
-    let (told, when) = mpsc::channel();
-    guard.on_lost(move || told.send(Instant::now()).unwrap());
+    let (reported, when) = mpsc::channel();
+    guard.on_lost(move || reported.send(Instant::now()).unwrap());
     if paused {
         fixture.server.pause_writes(5_000);
     } else {
         fixture.proxy.silence();
     }
     let ended = fixture.held_until();
-    let told = when.recv_timeout(SOON).unwrap();
+    let reported = when.recv_timeout(SOON).unwrap();
     assert!(guard.is_lost());
     is_lost(guard.ensure_held());
     fixture.proxy.mute_new(false);
@@ -80,7 +80,7 @@ fn told_too_late(paused: bool) -> Option<Duration> {
     fixture.server.unpause();
     is_lost(guard.release());
     assert_eq!(fixture.locks().lost, 1);
-    told.checked_duration_since(ended).filter(|late| !late.is_zero())
+    reported.checked_duration_since(ended).filter(|late| !late.is_zero())
 }
 
 #[test]

@@ -238,7 +238,7 @@ fn no_thread_survives_the_last_handle_and_a_guard_works_without_the_manager() {
     let guard = sessions.lock("l").try_acquire().unwrap().unwrap();
     let waiting = sessions.lock("l");
     let waiter = thread::spawn(move || waiting.acquire(SOON).map(drop));
-    fixture.somebody_waits(&sessions, 1);
+    fixture.wait_for_waiters(&sessions, 1);
     eventually(SOON, "both threads are there", || {
         named_threads("rediscope-leases") >= 1 && named_threads("rediscope-lock-events") >= 1
     });

@@ -72,7 +72,7 @@ fn the_number_is_kept_while_a_caller_waits_though_no_permit_is_held() {
         let (acquired, guards) = mpsc::channel();
         // What it hears of is held up, so that it is a waiter when no permit is held.
         let waiter = thread::spawn(move || acquired.send(waits.acquire(LONG).unwrap()));
-        fixture.somebody_waits(&fixture.sessions, 1);
+        fixture.wait_for_waiters(&fixture.sessions, 1);
         eventually(SOON, "the server knows of it", || {
             fixture.server.ask::<i64>(&["EXISTS", "rediscope:sem:{s}:alive"]) == 1
         });
@@ -124,7 +124,7 @@ fn the_number_can_be_changed_at_once_and_no_held_permit_is_taken_away() {
             let (waits, acquired) = (three.clone(), acquired.clone());
             thread::spawn(move || acquired.send(waits.acquire(LONG).unwrap()).unwrap());
         }
-        fixture.somebody_waits(&fixture.sessions, 2);
+        fixture.wait_for_waiters(&fixture.sessions, 2);
         three.set_permits(5).unwrap();
         // The clones that wait have the new number, too.
         held.extend((0..2).map(|_| guards.recv_timeout(SOON).unwrap()));

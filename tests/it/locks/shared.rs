@@ -38,7 +38,7 @@ fn a_writer_that_leaves_lets_all_readers_in() {
         let (read, guards) = (lock.read().lease(LONG), guards.clone());
         thread::spawn(move || guards.send(read.acquire(LONG).unwrap()));
     }
-    fixture.somebody_waits(&fixture.sessions, 5);
+    fixture.wait_for_waiters(&fixture.sessions, 5);
     writer.release().unwrap();
     let readers: Vec<_> = (0..5).map(|_| acquired.recv_timeout(SOON).unwrap()).collect();
     assert_eq!(fixture.server.ask::<usize>(&["ZCARD", "rediscope:rw:{l}"]), 5);
@@ -60,7 +60,7 @@ fn a_writer_that_is_woken_in_vain_wakes_the_readers_that_can_use_it() {
         thread::spawn(move || guards.send((nth, side.acquire(LONG).unwrap())));
         eventually(SOON, "it waits", || fixture.locks().waiting == nth + 1);
     }
-    fixture.somebody_waits(&fixture.sessions, 3);
+    fixture.wait_for_waiters(&fixture.sessions, 3);
     // A reader elsewhere is in before anybody here has looked.
     fixture.server.ask::<()>(&[
         "EVAL",

@@ -35,7 +35,7 @@ fn a_release_wakes_a_waiter_in_this_process_and_in_another() {
     for (holder, waiting) in [(&fixture.sessions, &fixture.sessions), (&other, &fixture.sessions)] {
         let guard = holds(holder);
         let acquired = waiters(waiting, 1);
-        fixture.somebody_waits(waiting, 1);
+        fixture.wait_for_waiters(waiting, 1);
         guard.release().unwrap();
         acquired.recv_timeout(SOON).unwrap().release().unwrap();
     }
@@ -47,7 +47,7 @@ fn a_release_wakes_one_waiter_of_a_process_and_the_next_release_the_next() {
     let fixture = Fixture::new();
     let mut guard = holds(&fixture.sessions);
     let acquired = waiters(&fixture.sessions, 6);
-    fixture.somebody_waits(&fixture.sessions, 6);
+    fixture.wait_for_waiters(&fixture.sessions, 6);
     // Everybody has looked again since the subscription was made.
     let mut asked = 0;
     eventually(SOON, "nobody asks any more", || {
@@ -93,7 +93,7 @@ fn waiting_survives_the_death_of_the_subscriber_connection() {
     let fixture = Fixture::new();
     let guard = holds(&fixture.sessions);
     let acquired = waiters(&fixture.sessions, 3);
-    fixture.somebody_waits(&fixture.sessions, 3);
+    fixture.wait_for_waiters(&fixture.sessions, 3);
     for _ in 0..3 {
         assert_eq!(fixture.server.ask::<i64>(&["CLIENT", "KILL", "TYPE", "pubsub"]), 1);
         eventually(SOON, "it comes back by itself", || {
@@ -112,7 +112,7 @@ fn a_subscriber_connection_that_has_gone_silent_is_found_out() {
     let fixture = Fixture::new();
     let guard = holds(&fixture.other());
     let acquired = waiters(&fixture.sessions, 1);
-    fixture.somebody_waits(&fixture.sessions, 1);
+    fixture.wait_for_waiters(&fixture.sessions, 1);
     fixture.proxy.black_hole_all();
     guard.release().unwrap();
     acquired.recv_timeout(SOON).unwrap().release().unwrap();
@@ -137,7 +137,7 @@ fn a_server_that_restarts_is_waited_for() {
     let fixture = Fixture::new();
     let guard = holds(&fixture.sessions);
     let acquired = waiters(&fixture.sessions, 2);
-    fixture.somebody_waits(&fixture.sessions, 2);
+    fixture.wait_for_waiters(&fixture.sessions, 2);
     fixture.server.restart_on_same_port();
     // It came back empty.
     acquired.recv_timeout(SOON).unwrap().release().unwrap();
@@ -154,7 +154,7 @@ fn the_other_protocol_and_a_unix_socket_wake_as_well() {
         let sessions = quick(&url).build_side().unwrap();
         let guard = holds(&fixture.sessions);
         let acquired = waiters(&sessions, 2);
-        fixture.somebody_waits(&sessions, 2);
+        fixture.wait_for_waiters(&sessions, 2);
         let other = sessions.lock("m").lease(LONG);
         let held = other.try_acquire().unwrap().unwrap();
         let waiter = thread::spawn(move || other.acquire(LONG).map(drop));
@@ -170,7 +170,7 @@ fn the_other_protocol_and_a_unix_socket_wake_as_well() {
         // A connection that was quiet is asked, and stays.
         let guard = holds(&fixture.sessions);
         let acquired = waiters(&sessions, 1);
-        fixture.somebody_waits(&sessions, 1);
+        fixture.wait_for_waiters(&sessions, 1);
         fixture.server.reset_stats();
         eventually(SOON, "it is asked", || fixture.server.calls("ping") > 0);
         guard.release().unwrap();
@@ -207,7 +207,7 @@ fn closing_the_manager_ends_every_wait() {
     let guard = holds(&other);
     let lock = fixture.sessions.lock("l");
     let waiter = thread::spawn(move || lock.acquire(LONG).map(drop));
-    fixture.somebody_waits(&fixture.sessions, 1);
+    fixture.wait_for_waiters(&fixture.sessions, 1);
     fixture.sessions.close(Duration::ZERO);
     let ended = in_time(SOON, "the wait is over", move || waiter.join().unwrap());
     assert!(matches!(ended, Err(LockError::Checkout(CheckoutError::Closed))), "{ended:?}");

@@ -13,7 +13,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 /// One event, or one span with what was recorded on it later.
 #[derive(Clone, Debug)]
-pub(crate) struct Told {
+pub(crate) struct Recorded {
     pub(crate) name: String,
     pub(crate) is_span: bool,
     pub(crate) level: Level,
@@ -23,7 +23,7 @@ pub(crate) struct Told {
     pub(crate) fields: Vec<(String, String)>,
 }
 
-impl Told {
+impl Recorded {
     pub(crate) fn field(&self, name: &str) -> Option<&str> {
         let mut values = self.fields.iter().filter(|(field, _)| field == name);
         let value = values.next().map(|(_, value)| value.as_str());
@@ -36,10 +36,10 @@ impl Told {
     }
 }
 
-pub(crate) static TOLD: Mutex<Vec<Told>> = Mutex::new(Vec::new());
+pub(crate) static RECORDED: Mutex<Vec<Recorded>> = Mutex::new(Vec::new());
 
-pub(crate) fn told() -> MutexGuard<'static, Vec<Told>> {
-    TOLD.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+pub(crate) fn recorded() -> MutexGuard<'static, Vec<Recorded>> {
+    RECORDED.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// What was told since this was made, by this thread or by all of them.
@@ -59,42 +59,50 @@ impl Seen {
             let subscriber = tracing_subscriber::registry().with(Listener);
             tracing::subscriber::set_global_default(subscriber).expect("the only subscriber");
         });
-        Self { from: told().len(), thread: None }
+        Self { from: recorded().len(), thread: None }
     }
 
-    pub(crate) fn all(&self) -> Vec<Told> {
-        let mine = |told: &&Told| self.thread.is_none_or(|thread| told.thread == thread);
-        told()[self.from..].iter().filter(mine).cloned().collect()
+    pub(crate) fn all(&self) -> Vec<Recorded> {
+        let mine =
+            |recorded: &&Recorded| self.thread.is_none_or(|thread| recorded.thread == thread);
+        recorded()[self.from..].iter().filter(mine).cloned().collect()
     }
 
-    pub(crate) fn spans(&self) -> Vec<Told> {
-        self.all().into_iter().filter(|told| told.is_span).collect()
+    pub(crate) fn spans(&self) -> Vec<Recorded> {
+        self.all().into_iter().filter(|recorded| recorded.is_span).collect()
     }
 
     #[track_caller]
-    pub(crate) fn only_span(&self) -> Told {
+    pub(crate) fn only_span(&self) -> Recorded {
         let mut spans = self.spans();
         assert_eq!(spans.len(), 1, "{spans:#?}");
         spans.remove(0)
     }
 
     pub(crate) fn events(&self) -> Vec<String> {
-        self.all().into_iter().filter(|told| !told.is_span).map(|event| event.name).collect()
+        self.all()
+            .into_iter()
+            .filter(|recorded| !recorded.is_span)
+            .map(|event| event.name)
+            .collect()
     }
 
-    pub(crate) fn named(&self, name: &str) -> Vec<Told> {
-        self.all().into_iter().filter(|told| !told.is_span && told.name == name).collect()
+    pub(crate) fn named(&self, name: &str) -> Vec<Recorded> {
+        self.all()
+            .into_iter()
+            .filter(|recorded| !recorded.is_span && recorded.name == name)
+            .collect()
     }
 
     /// The first of that name.
     #[track_caller]
-    pub(crate) fn event(&self, name: &str) -> Told {
+    pub(crate) fn event(&self, name: &str) -> Recorded {
         let found = self.named(name).into_iter().next();
         found.unwrap_or_else(|| panic!("no event {name:?} in {:#?}", self.all()))
     }
 
     pub(crate) fn all_in(&self, span: &str) -> bool {
-        self.all().iter().all(|told| told.is_span || told.within == Some(span))
+        self.all().iter().all(|recorded| recorded.is_span || recorded.within == Some(span))
     }
 }
 
@@ -114,10 +122,10 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Listener {
         let mut fields = Fields::default();
         attributes.record(&mut fields);
         let metadata = attributes.metadata();
-        let mut told = told();
+        let mut recorded = recorded();
         let span = context.span(id).expect("a span that is new");
-        span.extensions_mut().insert(Place(told.len()));
-        told.push(Told {
+        span.extensions_mut().insert(Place(recorded.len()));
+        recorded.push(Recorded {
             name: metadata.name().to_owned(),
             is_span: true,
             level: *metadata.level(),
@@ -132,7 +140,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Listener {
         values.record(&mut fields);
         let span = context.span(id).expect("a span that is open");
         let place = span.extensions().get::<Place>().map(|place| place.0);
-        told()[place.expect("a span that was seen")].fields.extend(fields.0);
+        recorded()[place.expect("a span that was seen")].fields.extend(fields.0);
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
@@ -143,7 +151,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Listener {
         event.record(&mut fields);
         let message = fields.0.iter().position(|(name, _)| name == "message");
         let name = message.map(|at| fields.0.remove(at).1).unwrap_or_default();
-        told().push(Told {
+        recorded().push(Recorded {
             name,
             is_span: false,
             level: *event.metadata().level(),

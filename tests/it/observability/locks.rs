@@ -79,8 +79,8 @@ fn every_step_of_a_lock_is_an_event_and_no_name_or_token_is_shown() {
         assert!(!events.is_empty(), "no event {name:?}: {seen:?}");
         assert!(events.iter().all(|event| event.level == level), "{name}");
     }
-    let told = everywhere.all().into_iter().flat_map(|told| told.fields);
-    shown.extend(told.map(|(name, value)| format!("{name} {value}")));
+    let recorded = everywhere.all().into_iter().flat_map(|recorded| recorded.fields);
+    shown.extend(recorded.map(|(name, value)| format!("{name} {value}")));
     for text in &shown {
         assert!(!text.contains(NAME) && !text.contains(&member[0][1..]), "{text}");
     }

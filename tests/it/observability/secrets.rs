@@ -49,8 +49,8 @@ fn keys_values_and_passwords_appear_nowhere() {
 
     shown.see("status", &sessions.status());
     shown.text("status", sessions.status().to_string());
-    for told in everywhere.all() {
-        shown.text("told", format!("{told:?}"));
+    for recorded in everywhere.all() {
+        shown.text("told", format!("{recorded:?}"));
     }
     shown.assert_clean();
 }

@@ -99,7 +99,7 @@ fn a_failure_has_its_kind_and_the_servers_code() {
     let proxy = Proxy::to(&server);
     let sessions = SessionManager::builder(proxy.url()).max_size(1).build().unwrap();
     let accounts = sessions.transactional();
-    let told = |seen: &Seen| {
+    let recorded = |seen: &Seen| {
         let span = seen.only_span();
         let own = |name| span.field(name).map(str::to_owned);
         (own("rediscope.outcome"), own("error.type"), own("db.response.status_code"))
@@ -115,7 +115,7 @@ fn a_failure_has_its_kind_and_the_servers_code() {
         Ok(tx.lpush("text", 1))
     });
     assert!(matches!(failed.unwrap_err().as_commit(), Some(CommitError::PartlyApplied { .. })));
-    let (outcome, error, code) = told(&seen);
+    let (outcome, error, code) = recorded(&seen);
     assert_eq!(outcome.as_deref(), Some("partly applied"));
     assert_eq!(error.as_deref(), Some("partly applied"));
     assert_eq!(code.as_deref(), Some("ERR"), "the first failure's");
@@ -123,19 +123,19 @@ fn a_failure_has_its_kind_and_the_servers_code() {
     let seen = Seen::from_here();
     let failed = accounts.run(|tx| Ok(tx.queue::<()>(redis::cmd("NOSUCHCOMMAND"))));
     assert!(matches!(failed.unwrap_err().as_commit(), Some(CommitError::Rejected { .. })));
-    assert_eq!(told(&seen), all("rejected", "rejected", Some("ERR")));
+    assert_eq!(recorded(&seen), all("rejected", "rejected", Some("ERR")));
 
     let seen = Seen::from_here();
     proxy.arm((Trigger::BeforeReplyTo("EXEC"), Fault::Cut));
     let failed = accounts.run(|tx| Ok(tx.incr("a", 1)));
     proxy.disarm();
     assert!(matches!(failed.unwrap_err().as_commit(), Some(CommitError::InDoubt(_))));
-    assert_eq!(told(&seen), all("in doubt", "in doubt", None));
+    assert_eq!(recorded(&seen), all("in doubt", "in doubt", None));
 
     let seen = Seen::from_here();
     let failed = accounts.run(|tx| Ok(tx.queue::<()>(redis::cmd("SELECT").arg(1).take())));
     assert!(matches!(failed.unwrap_err().as_commit(), Some(CommitError::NotSent { .. })));
-    assert_eq!(told(&seen), all("not sent", "not sent", None));
+    assert_eq!(recorded(&seen), all("not sent", "not sent", None));
 
     let seen = Seen::from_here();
     let mut other = server.connection();
@@ -144,17 +144,17 @@ fn a_failure_has_its_kind_and_the_servers_code() {
         Ok(tx.incr("a", 1))
     });
     assert!(matches!(exhausted, Err(Error::RetriesExhausted { attempts: 1 })));
-    assert_eq!(told(&seen), (Some("conflict".to_owned()), None, None));
+    assert_eq!(recorded(&seen), (Some("conflict".to_owned()), None, None));
 
     let seen = Seen::from_here();
     drop(accounts.begin().unwrap());
-    assert_eq!(told(&seen), (Some("discarded".to_owned()), None, None));
+    assert_eq!(recorded(&seen), (Some("discarded".to_owned()), None, None));
 
     let seen = Seen::from_here();
     let required = accounts.require(Condition::exists("a")).require(Condition::equals("a", "x"));
     let failed = required.run(|tx| Ok(tx.incr("a", 1)));
     assert!(matches!(failed, Err(Error::ConditionFailed { .. })));
-    assert_eq!(told(&seen), all("discarded", "condition failed", None));
+    assert_eq!(recorded(&seen), all("discarded", "condition failed", None));
     let event = seen.event("condition failed");
     assert_eq!((event.level, event.within), (Level::DEBUG, Some("redis.transaction")));
     assert_eq!((event.field("which"), event.field("attempt")), (Some("#1 equals"), Some("1")));

@@ -11,7 +11,7 @@ use rediscope::{
 use tracing::Level;
 
 use super::PATIENCE;
-use super::listen::{Seen, Told};
+use super::listen::{Recorded, Seen};
 use rediscope_testing::proxy::{Fault, Proxy, Trigger};
 use rediscope_testing::server::Server;
 use rediscope_testing::{eventually, unique};
@@ -29,8 +29,8 @@ fn a_scope_open_for_long_is_warned_of_once_with_file_and_line_and_then_taken_bac
     let name = unique("long");
     let accounts = sessions.transactional().with(TransactionOptions::new().name(name.as_str()));
     let everywhere = Seen::everywhere();
-    let told = |text: &str| {
-        let ours = |e: &Told| e.field("name") == Some(&name);
+    let recorded = |text: &str| {
+        let ours = |e: &Recorded| e.field("name") == Some(&name);
         let events: Vec<_> = everywhere.named(text).into_iter().filter(ours).collect();
         events
     };
@@ -38,21 +38,21 @@ fn a_scope_open_for_long_is_warned_of_once_with_file_and_line_and_then_taken_bac
     let (tx, line) = (accounts.begin().unwrap(), line!());
     let place = format!("{}:{line}", file!());
     let taken = "scope reclaimed: not used for max_pin_time; its transaction was discarded";
-    eventually(PATIENCE, "the scope is taken back", || !told(taken).is_empty());
-    eventually(PATIENCE, "it was warned of", || !told("scope open for long").is_empty());
+    eventually(PATIENCE, "the scope is taken back", || !recorded(taken).is_empty());
+    eventually(PATIENCE, "it was warned of", || !recorded("scope open for long").is_empty());
 
-    let warned = told("scope open for long");
+    let warned = recorded("scope open for long");
     assert_eq!(warned.len(), 1, "warned more than once");
-    for event in [&warned[0], &told(taken)[0]] {
+    for event in [&warned[0], &recorded(taken)[0]] {
         assert_eq!(event.level, Level::WARN);
-        let told = event.field("place").unwrap();
-        assert!(told.starts_with(&place), "{told} does not name {place}");
+        let recorded = event.field("place").unwrap();
+        assert!(recorded.starts_with(&place), "{recorded} does not name {place}");
         assert_eq!(event.field("thread"), thread::current().name());
         assert!(event.field("age").is_some_and(|age| age.ends_with('s')), "{event:?}");
         assert_eq!(event.field("scope"), None);
     }
     assert!(matches!(tx.commit(), Err(CommitError::PinExpired(_))));
-    assert_eq!(told(taken).len(), 1, "taken back once");
+    assert_eq!(recorded(taken).len(), 1, "taken back once");
 }
 
 #[test]
@@ -228,8 +228,10 @@ fn what_an_operator_must_read_is_a_warning_once_a_second_with_a_count_of_the_oth
     let named = accounts.with(TransactionOptions::new().name(name.as_str()));
     accounts.run(|tx| Ok(tx.set("text", "t"))).unwrap();
     let seen = Seen::from_here();
-    let warned = |text: &str, outcome: Option<&str>| -> Vec<Told> {
-        let ours = |told: &Told| told.level == Level::WARN && told.field("outcome") == outcome;
+    let warned = |text: &str, outcome: Option<&str>| -> Vec<Recorded> {
+        let ours = |recorded: &Recorded| {
+            recorded.level == Level::WARN && recorded.field("outcome") == outcome
+        };
         seen.named(text).into_iter().filter(ours).collect()
     };
 
@@ -269,7 +271,9 @@ fn what_an_operator_must_read_is_a_warning_once_a_second_with_a_count_of_the_oth
     // The next one a second later tells how many there were.
     eventually(PATIENCE, "the count of the others is told", || {
         accounts.begin().map(drop).unwrap_err();
-        warned("checkout refused", None).iter().any(|told| told.field("suppressed") != Some("0"))
+        warned("checkout refused", None)
+            .iter()
+            .any(|recorded| recorded.field("suppressed") != Some("0"))
     });
 }
 

@@ -73,7 +73,7 @@ fn command(words: &[&str]) -> redis::Cmd {
 }
 
 #[track_caller]
-fn told(error: &Error) -> (Applied, bool) {
+fn applied_and_retryable(error: &Error) -> (Applied, bool) {
     (error.applied(), error.is_retryable())
 }
 
@@ -102,7 +102,11 @@ fn an_error_of_a_script_proves_nothing_and_its_text_is_withheld() {
                     assert_eq!(error.code(), Some(shown), "{place}");
                     assert!(!error.to_string().contains("hunter2"), "{place}: {error}");
                     let error = Error::from(error);
-                    assert_eq!(told(&error), (Applied::Unknown, false), "{place}: {error:?}");
+                    assert_eq!(
+                        applied_and_retryable(&error),
+                        (Applied::Unknown, false),
+                        "{place}: {error:?}"
+                    );
                     assert!(
                         !format!("{error:#} {error:?}").contains("hunter2"),
                         "{place}: {error:?}"
@@ -128,7 +132,7 @@ fn an_error_of_a_script_proves_nothing_and_its_text_is_withheld() {
         // One that only reads cannot have changed anything.
         let read = "return redis.error_reply('OOM hunter2')";
         let read = command(&["EVAL_RO", read, "0"]).query::<()>(&mut db);
-        assert_eq!(told(&typed(read)), (Applied::No, false));
+        assert_eq!(applied_and_retryable(&typed(read)), (Applied::No, false));
     });
 }
 
@@ -170,18 +174,26 @@ fn a_proxys_own_error_proves_nothing() {
             db.exists::<_, bool>("warm").unwrap();
             fixture.answer("INCRBY", line);
             let alone = typed(db.incr::<_, _, i64>("n", 1));
-            assert_eq!(told(&alone), (Applied::Unknown, false), "{line:?} over {way}: {alone:?}");
+            assert_eq!(
+                applied_and_retryable(&alone),
+                (Applied::Unknown, false),
+                "{line:?} over {way}: {alone:?}"
+            );
             assert_eq!(fixture.get("n"), Some(nth as i64 + 1));
             // All that failed was unproven.
             fixture.answer("INCRBY", line);
             let pipeline = redis::pipe().get("k").incr("p", 1).query::<(Option<i64>, i64)>(&mut db);
             let pipeline = typed(pipeline);
-            assert_eq!(told(&pipeline), (Applied::Unknown, false), "{line:?}: {pipeline:?}");
+            assert_eq!(
+                applied_and_retryable(&pipeline),
+                (Applied::Unknown, false),
+                "{line:?}: {pipeline:?}"
+            );
             assert!(pipeline.to_string().contains("INCRBY (command 1)"), "{pipeline}");
             // Another one wrote.
             fixture.answer("INCRBY", line);
             let partly = redis::pipe().set("s", 1).incr("p", 1).query::<((), i64)>(&mut db);
-            assert_eq!(told(&typed(partly)), (Applied::Partly, false), "{line:?}");
+            assert_eq!(applied_and_retryable(&typed(partly)), (Applied::Partly, false), "{line:?}");
             // A read changes nothing, whatever is said of it.
             fixture.answer("GET", line);
             let read = typed(db.get::<_, Option<i64>>("k"));
@@ -267,7 +279,11 @@ fn a_refusal_of_the_servers_own_proves_that_nothing_was_changed() {
         fixture.each(|way, mut db| {
             let error = typed(db.set::<_, _, ()>("text", "other"));
             let Error::Command { error: server, .. } = &error else { panic!("{error:?}") };
-            assert_eq!((server.code(), told(&error)), (*code, (Applied::No, *retryable)), "{way}");
+            assert_eq!(
+                (server.code(), applied_and_retryable(&error)),
+                (*code, (Applied::No, *retryable)),
+                "{way}"
+            );
             assert!(!server.message().is_empty(), "{server}");
         });
         assert_eq!(fixture.server.ask::<String>(&["GET", "text"]), "words");
@@ -291,7 +307,11 @@ fn what_reads_could_not_be_decoded_changed_nothing_and_what_writes_did() {
         // No other answer has the value in it.
         db.set::<_, _, ()>("text", format!("hunter2 {way}")).unwrap();
         let decode = |error: Error, name: &str, applied: Applied| {
-            assert_eq!(told(&error), (applied, false), "{name} over {way}: {error:?}");
+            assert_eq!(
+                applied_and_retryable(&error),
+                (applied, false),
+                "{name} over {way}: {error:?}"
+            );
             let shown = format!("{error:#} {error:?}");
             assert!(!shown.contains("hunter2") && shown.contains(name), "{shown}");
             match error {
@@ -329,7 +349,7 @@ fn what_reads_could_not_be_decoded_changed_nothing_and_what_writes_did() {
             false => db.get::<_, Money>("text"),
         };
         let error = std::thread::scope(|scope| scope.spawn(|| typed(money())).join().unwrap());
-        told(&error).0
+        applied_and_retryable(&error).0
     };
     assert_eq!((only(false), only(true)), (Applied::No, Applied::Yes));
     // Of a connection that is not the handle's nothing is known.
@@ -339,7 +359,7 @@ fn what_reads_could_not_be_decoded_changed_nothing_and_what_writes_did() {
     let forged = "return redis.error_reply('OOM [INCR: not applied, ref 00000000]')";
     let raw =
         sessions.pooled().with_raw(|raw| command(&["EVAL", forged, "0"]).exec(raw).unwrap_err());
-    assert_eq!(told(&Error::from(raw.unwrap())), (Applied::Unknown, false));
+    assert_eq!(applied_and_retryable(&Error::from(raw.unwrap())), (Applied::Unknown, false));
 }
 
 /// redis-rs's error names no command: it is only taken for the one whose answer it shows.
@@ -509,7 +529,11 @@ fn what_cannot_be_decoded_is_unknown_where_the_command_is_not_known() {
             let error = std::thread::scope(|scope| {
                 scope.spawn(|| Error::from(fails(&mut db, &fixture))).join().unwrap()
             });
-            assert_eq!(told(&error), (*applied, false), "{case} over {way}: {error:?}");
+            assert_eq!(
+                applied_and_retryable(&error),
+                (*applied, false),
+                "{case} over {way}: {error:?}"
+            );
             assert!(!format!("{error:#} {error:?}").contains("hunter2"), "{case}: {error:?}");
             let Error::Decode { command, .. } = error else { panic!("{case}: {error:?}") };
             assert_eq!(command, *name, "{case} over {way}");
@@ -523,8 +547,8 @@ fn a_read_inside_of_a_block_that_cannot_be_decoded_applies_nothing() {
     fixture.server.ask::<()>(&["SET", "text", "hunter2"]);
     for (way, sessions) in &fixture.ways {
         let accounts = sessions.transactional();
-        let decode = |form: &str, told: Result<i64, Error>| {
-            let error = told.unwrap_err();
+        let decode = |form: &str, reported: Result<i64, Error>| {
+            let error = reported.unwrap_err();
             assert!(matches!(&error, Error::Decode { .. }), "{form} over {way}: {error:?}");
             assert_eq!(error.applied(), Applied::No, "{form} over {way}");
             assert!(!format!("{error:#} {error:?}").contains("hunter2"), "{error:?}");

@@ -82,7 +82,7 @@ fn redis_rs_own_transactions_work_there() {
 }
 
 #[test]
-fn what_redis_rs_says_of_an_aborted_transaction_comes_back_typed() {
+fn the_redis_rs_error_of_an_aborted_transaction_comes_back_typed() {
     let server = Server::start();
     let sessions = trusting(&server.url());
     let aborted = sessions.pooled().with_raw(|raw| {

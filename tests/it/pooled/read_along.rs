@@ -68,8 +68,8 @@ fn get(nth: i64) -> Call<'static> {
 fn reads_that_wait_are_sent_in_one_write_and_each_gets_its_own_reply() {
     let fixture = Fixture::new();
     let mut turns = 0;
-    let told = fixture.at_once((0..8).map(get).collect(), || turns = fixture.proxy.turns());
-    let values: Vec<_> = told.into_iter().map(Result::unwrap).collect();
+    let reported = fixture.at_once((0..8).map(get).collect(), || turns = fixture.proxy.turns());
+    let values: Vec<_> = reported.into_iter().map(Result::unwrap).collect();
     assert_eq!(values, [0, 1, 2, 3, 4, 5, 6, 7]);
     assert_eq!(fixture.proxy.turns() - turns, 1, "one round trip");
     assert_eq!(fixture.proxy.take_journal().len(), 8);
@@ -79,19 +79,19 @@ fn reads_that_wait_are_sent_in_one_write_and_each_gets_its_own_reply() {
 fn a_servers_error_is_one_readers_own() {
     let fixture = Fixture::new();
     let wrong: Call<'_> = Box::new(|db| cmd("LLEN").arg("k0").query(db));
-    let told = fixture.at_once(vec![get(1), wrong, get(2)], || {});
-    assert_eq!((told[0].as_ref().unwrap(), told[2].as_ref().unwrap()), (&1, &2));
-    assert_eq!(told[1].as_ref().unwrap_err().code(), Some("WRONGTYPE"));
+    let reported = fixture.at_once(vec![get(1), wrong, get(2)], || {});
+    assert_eq!((reported[0].as_ref().unwrap(), reported[2].as_ref().unwrap()), (&1, &2));
+    assert_eq!(reported[1].as_ref().unwrap_err().code(), Some("WRONGTYPE"));
 }
 
 #[test]
 fn reads_whose_connection_dies_under_them_are_asked_again() {
     let fixture = Fixture::new();
-    let told = fixture.at_once((0..6).map(get).collect(), || {
+    let reported = fixture.at_once((0..6).map(get).collect(), || {
         // BLPOP's own reply comes first.
         fixture.proxy.arm(Script::from((Trigger::BeforeReply(4), Fault::Cut)).once());
     });
-    let values: Vec<_> = told.into_iter().map(Result::unwrap).collect();
+    let values: Vec<_> = reported.into_iter().map(Result::unwrap).collect();
     assert_eq!(values, [0, 1, 2, 3, 4, 5]);
     assert_eq!(fixture.sessions.status().pooled.in_use, 0);
 }
@@ -106,8 +106,8 @@ fn a_write_and_a_range_are_not_sent_along_and_are_not_passed_over() {
     });
     let mut turns = 0;
     let calls = vec![get(1), write, get(1), long, range];
-    let told = fixture.at_once(calls, || turns = fixture.proxy.turns());
-    let values: Vec<_> = told.into_iter().map(Result::unwrap).collect();
+    let reported = fixture.at_once(calls, || turns = fixture.proxy.turns());
+    let values: Vec<_> = reported.into_iter().map(Result::unwrap).collect();
     assert_eq!(values, [1, 2, 2, 1, 1]);
     assert_eq!(fixture.proxy.turns() - turns, 5, "each by itself");
 }

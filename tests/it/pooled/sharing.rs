@@ -88,8 +88,8 @@ fn a_command_inside_with_raw_on_a_pool_of_one_fails_as_a_deadlock() {
     let server = Server::start();
     let sessions = trusting(&server.url());
     let db = sessions.pooled();
-    let told = db.with_raw(|_| typed(db.clone().get::<_, Option<i64>>("n"))).unwrap();
-    match told {
+    let reported = db.with_raw(|_| typed(db.clone().get::<_, Option<i64>>("n"))).unwrap();
+    match reported {
         Error::Checkout(CheckoutError::WouldDeadlock { holders, .. }) => {
             assert_eq!((holders.len(), holders[0].begun_at.file()), (1, file!()));
         }

@@ -66,7 +66,7 @@ fn a_pipeline_is_one_round_trip_on_one_connection() {
 }
 
 #[test]
-fn a_pipeline_with_a_failed_command_says_that_the_others_were_applied() {
+fn a_pipeline_with_a_failed_command_reports_that_the_others_were_applied() {
     let server = Server::start();
     server.ask::<()>(&["SET", "text", "hello"]);
     let sessions = trusting(&server.url());
@@ -131,26 +131,26 @@ fn a_servers_error_comes_back_typed_and_the_connection_stays() {
     let before = super::fixture::client_ids(&server);
     let raw = db.lpush::<_, _, i64>("text", "x").unwrap_err();
     assert_eq!(raw.code(), Some("WRONGTYPE"), "as redis-rs has it");
-    let told = |error: Error| match error {
+    let reported = |error: Error| match error {
         Error::Command { ref error, .. } => error.code().to_owned(),
         error => panic!("{error:?}"),
     };
     let error = Error::from(raw);
     assert_eq!((error.applied(), error.is_retryable()), (Applied::No, false));
-    assert_eq!(told(error), "WRONGTYPE");
+    assert_eq!(reported(error), "WRONGTYPE");
     let unknown = redis::cmd("NOSUCH").arg("x").query::<()>(&mut db);
-    assert_eq!(told(typed(unknown)), "ERR");
+    assert_eq!(reported(typed(unknown)), "ERR");
     server.config_set("maxmemory", "1");
     let full = typed(db.set::<_, _, ()>("text", "x"));
     server.config_set("maxmemory", "0");
     assert!(full.is_retryable());
-    assert_eq!(told(full), "OOM");
+    assert_eq!(reported(full), "OOM");
     assert_eq!(super::fixture::client_ids(&server), before);
     pool_is_whole(&sessions, &server);
 }
 
 #[test]
-fn a_script_that_fails_half_way_is_not_said_to_have_changed_nothing() {
+fn a_script_that_fails_half_way_is_not_reported_as_not_applied() {
     let server = Server::start();
     server.ask::<()>(&["SET", "text", "hello"]);
     let sessions = trusting(&server.url());

@@ -160,9 +160,9 @@ impl Expected {
     fn judge(self, replies: &Replies, elsewhere: &mut Connection) -> Result<(), TestCaseError> {
         for (handle, expected) in self.replies {
             match (replies.get(handle), expected) {
-                (Ok(told), Some(expected)) => prop_assert_eq!(told, expected),
+                (Ok(reported), Some(expected)) => prop_assert_eq!(reported, expected),
                 (Err(ReplyError::Forgotten), None) => {}
-                (told, expected) => prop_assert!(false, "{:?} for {:?}", told, expected),
+                (reported, expected) => prop_assert!(false, "{:?} for {:?}", reported, expected),
             }
         }
         let mut pipe = redis::pipe();
@@ -203,14 +203,14 @@ fn the_server_reads_exactly_what_was_queued_and_kept() {
         let replies = match way {
             Way::Block => {
                 let mut handles = Vec::new();
-                let told = accounts.run(|tx| {
+                let reported = accounts.run(|tx| {
                     expected.queue(&nodes, tx);
                     let kept = expected.replies.iter().filter(|(_, reply)| reply.is_some());
                     handles = kept.map(|(handle, _)| *handle).collect();
                     Ok(handles.clone())
                 });
                 let kept = expected.replies.iter().filter_map(|(_, reply)| reply.clone());
-                prop_assert_eq!(told.unwrap(), kept.collect::<Vec<_>>());
+                prop_assert_eq!(reported.unwrap(), kept.collect::<Vec<_>>());
                 expected.replies.clear();
                 None
             }

@@ -14,7 +14,7 @@ use rediscope::{
 use super::model::{Model, Versions, Write};
 use super::program::{End, Exit, Node, Step};
 use super::steps::{
-    Fault, Told, caught, leave_closure, names, panicking, queue, queue_part, read, told,
+    Fault, Reported, caught, leave_closure, names, panicking, queue, queue_part, read, reported,
 };
 use rediscope_testing::{eventually, server::Server};
 
@@ -204,12 +204,12 @@ impl Play<'_> {
                 self.watch_run(keys, body, *meanwhile, *end)?;
             }
             Step::Elsewhere(write) => {
-                let told = write.command().exec(&mut *self.fixture.elsewhere.borrow_mut());
-                prop_assert_eq!(told.is_ok(), self.model.apply(*write), "{:?}", told);
+                let reported = write.command().exec(&mut *self.fixture.elsewhere.borrow_mut());
+                prop_assert_eq!(reported.is_ok(), self.model.apply(*write), "{:?}", reported);
             }
             Step::Pooled(write) => {
-                let told = write.command().exec(&mut self.sessions.pooled());
-                prop_assert_eq!(told.is_ok(), self.model.apply(*write), "{:?}", told);
+                let reported = write.command().exec(&mut self.sessions.pooled());
+                prop_assert_eq!(reported.is_ok(), self.model.apply(*write), "{:?}", reported);
             }
             _ => {}
         }
@@ -229,12 +229,12 @@ impl Play<'_> {
     fn leave(&mut self, scope: Scope, exit: Exit) -> Judged {
         match (exit, scope) {
             (Exit::Commit, Scope::Plain(tx, writes)) => {
-                let told = told(tx.commit().map(Outcome::Committed));
-                self.judge(told, &writes, &Watch::default())?;
+                let reported = reported(tx.commit().map(Outcome::Committed));
+                self.judge(reported, &writes, &Watch::default())?;
             }
             (Exit::Commit, Scope::Watched(tx, writes, watch)) => {
-                let told = told(tx.commit());
-                self.judge(told, &writes, &watch)?;
+                let reported = reported(tx.commit());
+                self.judge(reported, &writes, &watch)?;
             }
             // It has nothing to commit.
             (Exit::Commit | Exit::GiveUp, Scope::Reading(watching, _)) => {
@@ -257,37 +257,37 @@ impl Play<'_> {
     }
 
     /// What must have come of a commit; the model follows.
-    fn judge(&mut self, told: Told, writes: &[Write], watch: &Watch) -> Judged {
+    fn judge(&mut self, reported: Reported, writes: &[Write], watch: &Watch) -> Judged {
         let expected = if writes.iter().any(|write| write.is_refused()) {
             // A queue that cannot be sent is not sent, whatever has changed meanwhile.
-            Told::NotApplied
+            Reported::NotApplied
         } else if watch.changed(&self.model.versions) {
-            Told::Conflict
+            Reported::Conflict
         } else {
             match self.model.apply_all(writes) {
-                0 => Told::Committed { commands: writes.len() },
-                failures => Told::PartlyApplied { failures },
+                0 => Reported::Committed { commands: writes.len() },
+                failures => Reported::PartlyApplied { failures },
             }
         };
         self.fixture.saw(match expected {
-            Told::Committed { .. } => Seen::Committed,
-            Told::Conflict => Seen::Conflict,
-            Told::NotApplied => Seen::NotApplied,
-            Told::PartlyApplied { .. } => Seen::PartlyApplied,
+            Reported::Committed { .. } => Seen::Committed,
+            Reported::Conflict => Seen::Conflict,
+            Reported::NotApplied => Seen::NotApplied,
+            Reported::PartlyApplied { .. } => Seen::PartlyApplied,
         });
-        prop_assert_eq!(told, expected);
+        prop_assert_eq!(reported, expected);
         Ok(())
     }
 
     fn run(&mut self, body: &[Node], end: End) -> Judged {
         let mut writes = Vec::new();
-        let told = caught(|| {
+        let reported = caught(|| {
             self.accounts.run_with(|tx| {
                 body.iter().for_each(|node| queue(node, tx, &mut writes));
                 leave_closure(end)
             })
         });
-        self.judge_closure(told, end, &writes, &Watch::default())
+        self.judge_closure(reported, end, &writes, &Watch::default())
     }
 
     fn watch_run(
@@ -300,7 +300,7 @@ impl Play<'_> {
         let (mut writes, mut wrong) = (Vec::new(), Ok(()));
         let Self { model, fixture, accounts, .. } = self;
         let mut watch = Watch::default();
-        let told = caught(|| {
+        let reported = caught(|| {
             let once = RetryPolicy::default().first_backoff(Duration::ZERO).attempts(2);
             accounts.watch(names(keys)).retry(once).run_with(|watching, tx| {
                 watch = Watch { keys: keys.to_vec(), then: model.versions };
@@ -311,39 +311,39 @@ impl Play<'_> {
                 }
                 body.iter().for_each(|node| queue(node, tx, &mut writes));
                 if let Some(write) = meanwhile.filter(|_| watching.attempt() == 1) {
-                    let told = write.command().exec(&mut *fixture.elsewhere.borrow_mut());
-                    assert_eq!(told.is_ok(), model.apply(write), "{told:?}");
+                    let reported = write.command().exec(&mut *fixture.elsewhere.borrow_mut());
+                    assert_eq!(reported.is_ok(), model.apply(write), "{reported:?}");
                 }
                 leave_closure(end)
             })
         });
         wrong?;
         // Its second attempt met nobody.
-        self.judge_closure(told, end, &writes, &watch)
+        self.judge_closure(reported, end, &writes, &watch)
     }
 
     fn judge_closure(
         &mut self,
-        told: Option<Result<(), Fault>>,
+        reported: Option<Result<(), Fault>>,
         end: End,
         writes: &[Write],
         watch: &Watch,
     ) -> Judged {
-        let told = match (end, told) {
+        let reported = match (end, reported) {
             (End::Panic, None) | (End::Err, Some(Err(Fault::Own))) => return Ok(()),
-            (End::Ok, Some(Ok(()))) => Told::Committed { commands: writes.len() },
+            (End::Ok, Some(Ok(()))) => Reported::Committed { commands: writes.len() },
             (End::Ok, Some(Err(Fault::Redis(error)))) => match error.as_commit() {
-                Some(error) => super::steps::told(Err(error.clone())),
+                Some(error) => super::steps::reported(Err(error.clone())),
                 None => {
                     prop_assert!(false, "told {:?}", error);
                     return Ok(());
                 }
             },
-            (end, told) => {
-                prop_assert!(false, "told {:?} for {:?}", told, end);
+            (end, reported) => {
+                prop_assert!(false, "told {:?} for {:?}", reported, end);
                 return Ok(());
             }
         };
-        self.judge(told, writes, watch)
+        self.judge(reported, writes, watch)
     }
 }

@@ -149,7 +149,7 @@ fn record() -> String {
 }
 
 #[test]
-fn the_table_of_what_a_server_answers_is_what_this_server_answers() {
+fn the_table_of_replies_equals_the_replies_of_this_server() {
     let recorded = record();
     if std::env::var_os("REDISCOPE_RECORD").is_some() {
         fs::create_dir_all("src/protocol/connection_state").unwrap();

@@ -11,7 +11,7 @@ use super::program::{End, Ending, Node, Part};
 
 /// What a transaction came to, in the model's words.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Told {
+pub(super) enum Reported {
     Committed { commands: usize },
     Conflict,
     NotApplied,
@@ -31,11 +31,11 @@ pub(super) fn names(keys: &[usize]) -> Vec<&'static str> {
 }
 
 pub(super) fn read(watching: &mut Watching, key: usize, model: &Model) -> Judged {
-    let told: Result<Option<String>, Error> = watching.get(KEYS[key]);
-    match (told, model.text(key)) {
-        (Ok(told), Ok(text)) => prop_assert_eq!(told.as_deref(), text),
+    let reported: Result<Option<String>, Error> = watching.get(KEYS[key]);
+    match (reported, model.text(key)) {
+        (Ok(reported), Ok(text)) => prop_assert_eq!(reported.as_deref(), text),
         (Err(Error::Command { error, .. }), Err(())) => prop_assert_eq!(error.code(), "WRONGTYPE"),
-        (told, text) => prop_assert!(false, "read {:?} where {:?} is", told, text),
+        (reported, text) => prop_assert!(false, "read {:?} where {:?} is", reported, text),
     }
     Ok(())
 }
@@ -94,17 +94,17 @@ pub(super) fn panicking(f: impl FnOnce()) {
     assert!(caught(f).is_none());
 }
 
-pub(super) fn told(outcome: Result<Outcome, CommitError>) -> Told {
+pub(super) fn reported(outcome: Result<Outcome, CommitError>) -> Reported {
     let count = |replies: &Replies| replies.len();
     match outcome {
-        Ok(Outcome::Committed(replies)) => Told::Committed { commands: count(&replies) },
-        Ok(Outcome::Conflict) => Told::Conflict,
+        Ok(Outcome::Committed(replies)) => Reported::Committed { commands: count(&replies) },
+        Ok(Outcome::Conflict) => Reported::Conflict,
         Err(CommitError::PartlyApplied { replies, .. }) => {
-            Told::PartlyApplied { failures: replies.failures() }
+            Reported::PartlyApplied { failures: replies.failures() }
         }
-        Err(CommitError::Rejected { .. }) => Told::NotApplied,
+        Err(CommitError::Rejected { .. }) => Reported::NotApplied,
         Err(CommitError::NotSent { source, .. }) if matches!(*source, Error::Refused { .. }) => {
-            Told::NotApplied
+            Reported::NotApplied
         }
         Err(error) => panic!("told {error:?}"),
     }

@@ -3,7 +3,7 @@
 use rediscope::prelude::*;
 use rediscope::{Applied, CommitError, Error, Outcome, ReplyError, SessionManager};
 
-use super::fixture::{ALWAYS, SOON, client_ids, commit_error, says, warm};
+use super::fixture::{ALWAYS, SOON, assert_outcome, client_ids, commit_error, warm};
 use super::rejected::rejected;
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
@@ -50,14 +50,14 @@ fn contract(server: &Server, url: &str, db: i64) {
         Ok(tx.queue::<()>(redis::cmd("NOSUCH").arg("x").take()))
     }));
     assert_eq!(rejected(&error), (Some(1), "NOSUCH", "ERR"));
-    says(&error, Applied::No, false);
+    assert_outcome(&error, Applied::No, false);
     assert_eq!(other(&["EXISTS", "done"]), int(0));
 
     let error = commit_error(accounts.run(|tx| {
         tx.lpush("key", "not a list");
         Ok(tx.set("partly", 1))
     }));
-    says(&error, Applied::Partly, false);
+    assert_outcome(&error, Applied::Partly, false);
     match &error {
         CommitError::PartlyApplied { replies, .. } => match replies.errors().next() {
             Some(ReplyError::Failed { index: 0, command, error, .. }) => {

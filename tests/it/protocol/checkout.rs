@@ -211,9 +211,9 @@ fn two_closures_that_wait_for_each_other_are_parted_at_once() {
         [greedy(), other.join().unwrap()]
     });
     // Whoever came second is told; its connection goes to the other one.
-    let told: Vec<_> = results.into_iter().filter_map(Result::err).collect();
-    let [Error::Checkout(CheckoutError::WouldDeadlock { holders, .. })] = &told[..] else {
-        panic!("{told:?}");
+    let reported: Vec<_> = results.into_iter().filter_map(Result::err).collect();
+    let [Error::Checkout(CheckoutError::WouldDeadlock { holders, .. })] = &reported[..] else {
+        panic!("{reported:?}");
     };
     assert_eq!(holders.len(), 2);
     assert_eq!(get(&server, "outer").unwrap(), "1");

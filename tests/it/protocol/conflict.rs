@@ -73,7 +73,7 @@ fn a_watched_key_that_expires_is_a_conflict() {
 }
 
 #[test]
-fn a_block_without_commands_still_learns_of_a_conflict() {
+fn a_block_without_commands_still_returns_a_conflict() {
     let fixture = Fixture::start();
     let (sessions, server) = (fixture.trusting(), &fixture.server);
     let accounts = sessions.transactional();
@@ -122,7 +122,7 @@ fn a_block_is_run_again_with_new_reads_until_it_commits() {
 }
 
 #[test]
-fn attempts_and_deadline_bound_the_retries_and_the_error_says_how_many_there_were() {
+fn attempts_and_deadline_bound_the_retries_and_the_error_reports_how_many_there_were() {
     let fixture = Fixture::start();
     let (sessions, server) = (fixture.trusting(), &fixture.server);
     let always = |policy: RetryPolicy| {
@@ -136,7 +136,7 @@ fn attempts_and_deadline_bound_the_retries_and_the_error_says_how_many_there_wer
         assert_eq!((error.applied(), error.is_retryable()), (Applied::No, true));
         assert!(!exists(server, "done"));
         match error {
-            Error::RetriesExhausted { attempts: told, .. } => assert_eq!(told, attempts),
+            Error::RetriesExhausted { attempts: reported, .. } => assert_eq!(reported, attempts),
             error => panic!("{error:?}"),
         }
         pool_is_whole(&sessions, server);

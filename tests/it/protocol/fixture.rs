@@ -64,7 +64,7 @@ pub(crate) fn warm(sessions: &SessionManager) {
 
 /// What an error says of itself, alone and inside the crate's own.
 #[track_caller]
-pub(crate) fn says(error: &CommitError, applied: Applied, retryable: bool) {
+pub(crate) fn assert_outcome(error: &CommitError, applied: Applied, retryable: bool) {
     let outer = Error::from(error.clone());
     assert_eq!((error.applied(), error.is_retryable()), (applied, retryable), "{error}");
     assert_eq!((outer.applied(), outer.is_retryable()), (applied, retryable), "{error}");

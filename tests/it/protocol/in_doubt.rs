@@ -4,7 +4,8 @@ use rediscope::prelude::*;
 use rediscope::{Applied, CommitError, ConnectionErrorKind, ReplyError};
 
 use super::fixture::{
-    ALWAYS, BRIEF, Fixture, SOON, client_ids, commit_error, exists, get, pool_is_whole, says,
+    ALWAYS, BRIEF, Fixture, SOON, assert_outcome, client_ids, commit_error, exists, get,
+    pool_is_whole,
 };
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
@@ -12,7 +13,7 @@ use rediscope_testing::proxy::{Fault, Trigger};
 /// How the connection failed.
 #[track_caller]
 fn in_doubt(error: &CommitError) -> ConnectionErrorKind {
-    says(error, Applied::Unknown, false);
+    assert_outcome(error, Applied::Unknown, false);
     match error {
         CommitError::InDoubt(in_doubt) => in_doubt.cause().kind(),
         error => panic!("{error:?}"),

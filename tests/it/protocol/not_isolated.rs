@@ -6,7 +6,9 @@ use rediscope::{
     SessionManager, TransactionOptions, Transactional,
 };
 
-use super::fixture::{ALWAYS, SOON, commit_error, exists, get, pool_is_whole, says, warm};
+use super::fixture::{
+    ALWAYS, SOON, assert_outcome, commit_error, exists, get, pool_is_whole, warm,
+};
 use super::rejected::rejected;
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
@@ -72,7 +74,7 @@ fn commands_that_ran_without_multi_are_reported_with_their_replies() {
     let mut tx = sessions.transactional().begin().unwrap();
     let (set, sum) = (tx.set("key", "value"), tx.incr("n", 3));
     let error = tx.commit().unwrap_err();
-    says(&error, Applied::Yes, false);
+    assert_outcome(&error, Applied::Yes, false);
     let replies = bare(&error);
     assert_eq!((replies.len(), replies.failures()), (2, 0));
     assert_eq!(replies.get((set, sum)), Ok(((), 3)));
@@ -89,7 +91,7 @@ fn of_commands_that_ran_bare_the_refused_ones_are_named() {
         tx.set("key", "value");
         Ok(tx.incr("n", 3))
     }));
-    says(&error, Applied::Partly, false);
+    assert_outcome(&error, Applied::Partly, false);
     match bare(&error).errors().collect::<Vec<_>>().as_slice() {
         [ReplyError::Failed { index: 1, command, error, .. }] => {
             assert_eq!((command.as_str(), error.code()), ("INCRBY", "NOPERM"));
@@ -113,7 +115,7 @@ fn nothing_was_applied_where_every_command_was_refused_with_multi() {
         Ok(tx.incr("n", 3))
     }));
     assert_eq!(rejected(&error), (None, "MULTI", "NOPERM"));
-    says(&error, Applied::No, false);
+    assert_outcome(&error, Applied::No, false);
     assert!(!exists(&fixture.server, "key") && !exists(&fixture.server, "n"));
     fixture.recovers(&sessions);
 }
@@ -128,7 +130,7 @@ fn block(handle: &Transactional, form: &str, commands: &[redis::Cmd]) -> CommitE
         }
         Ok(())
     }
-    let told = match form {
+    let reported = match form {
         "run" => handle.run(|tx| queue(tx, commands)),
         "watch run" => handle.watch(["w"]).run(|_, tx| queue(tx, commands)),
         "conditions" => {
@@ -146,7 +148,7 @@ fn block(handle: &Transactional, form: &str, commands: &[redis::Cmd]) -> CommitE
         }),
         form => panic!("{form}"),
     };
-    commit_error(told)
+    commit_error(reported)
 }
 
 /// The script wrote before it answered; its words are the server's own.
@@ -184,12 +186,12 @@ fn an_error_of_a_script_that_ran_bare_proves_nothing_whatever_its_words_are() {
                 });
                 fixture.operator(&["-multi"]);
                 let cmd = redis::cmd(name).arg(what).arg(1).arg("n").arg(error).to_owned();
-                let told = block(handle, form, &[cmd]);
+                let reported = block(handle, form, &[cmd]);
                 written += 1;
-                let what = format!("{form}, {name}: {error}: {told:?}");
+                let what = format!("{form}, {name}: {error}: {reported:?}");
                 assert_eq!(get(&fixture.server, "n").unwrap(), written.to_string(), "{what}");
-                assert!(matches!(told, CommitError::NotIsolated { .. }), "{what}");
-                says(&told, Applied::Unknown, false);
+                assert!(matches!(reported, CommitError::NotIsolated { .. }), "{what}");
+                assert_outcome(&reported, Applied::Unknown, false);
             }
         }
     }
@@ -222,15 +224,15 @@ fn of_commands_that_ran_bare_only_the_servers_own_words_prove_that_nothing_ran()
         };
         fixture.server.ask::<()>(&["SET", "n", "0"]);
         fixture.proxy.arm((trigger, fault));
-        let told = block(&handle, form, &[redis::cmd("INCR").arg("n").to_owned()]);
+        let reported = block(&handle, form, &[redis::cmd("INCR").arg("n").to_owned()]);
         fixture.proxy.disarm();
         assert_eq!(get(&fixture.server, "n").unwrap(), if ran { "1" } else { "0" });
         if ran {
-            assert!(matches!(told, CommitError::NotIsolated { .. }), "{words}: {told:?}");
-            says(&told, Applied::Unknown, false);
+            assert!(matches!(reported, CommitError::NotIsolated { .. }), "{words}: {reported:?}");
+            assert_outcome(&reported, Applied::Unknown, false);
         } else {
-            assert_eq!(rejected(&told), (None, "MULTI", "NOPERM"), "{words}");
-            assert_eq!(told.applied(), Applied::No);
+            assert_eq!(rejected(&reported), (None, "MULTI", "NOPERM"), "{words}");
+            assert_eq!(reported.applied(), Applied::No);
         }
     }
 }
@@ -252,16 +254,16 @@ fn a_multi_that_was_refused_by_a_proxy_is_never_reported_as_not_applied() {
             });
             fixture.server.ask::<()>(&["SET", "n", "0"]);
             fixture.proxy.arm(Script::from((trigger, fault)).once());
-            let told = block(&handle, form, &[redis::cmd("INCR").arg("n").to_owned()]);
+            let reported = block(&handle, form, &[redis::cmd("INCR").arg("n").to_owned()]);
             fixture.proxy.disarm();
             assert_eq!(get(&fixture.server, "n").unwrap(), "1");
             match trigger {
                 Trigger::BeforeReplyTo(_) => {
-                    assert!(matches!(told, CommitError::InDoubt(_)), "{told:?}");
+                    assert!(matches!(reported, CommitError::InDoubt(_)), "{reported:?}");
                 }
-                _ => assert!(matches!(told, CommitError::NotIsolated { .. }), "{told:?}"),
+                _ => assert!(matches!(reported, CommitError::NotIsolated { .. }), "{reported:?}"),
             }
-            assert_ne!(told.applied(), Applied::No);
+            assert_ne!(reported.applied(), Applied::No);
         }
     }
 }
@@ -273,7 +275,7 @@ fn on_a_link_that_is_not_trusted_multi_is_refused_before_any_command_leaves() {
     fixture.operator(&["-multi"]);
     let error = commit_error(sessions.transactional().run(|tx| Ok(tx.set("key", "value"))));
     assert_eq!(rejected(&error), (None, "MULTI", "NOPERM"));
-    says(&error, Applied::No, false);
+    assert_outcome(&error, Applied::No, false);
     assert_eq!((exists(&fixture.server, "key"), fixture.server.calls("set")), (false, 0));
 }
 
@@ -287,7 +289,7 @@ fn immediate_closes_the_window_in_which_commands_can_run_bare() {
     let by_guard = commit_error(accounts.begin());
     for error in [by_run, by_guard] {
         assert_eq!(rejected(&error), (None, "MULTI", "NOPERM"));
-        says(&error, Applied::No, false);
+        assert_outcome(&error, Applied::No, false);
     }
     assert_eq!((exists(&fixture.server, "key"), fixture.server.calls("set")), (false, 0));
     assert_eq!(sessions.status().transactional.in_use, 0);
@@ -303,7 +305,7 @@ fn it_is_in_doubt_where_the_answers_of_commands_that_ran_bare_were_lost() {
     fixture.proxy.arm((Trigger::BeforeReplyTo("SET"), Fault::Cut));
     let error = commit_error(sessions.transactional().run(|tx| Ok(tx.set("key", "value"))));
     assert!(matches!(error, CommitError::InDoubt(_)), "{error:?}");
-    says(&error, Applied::Unknown, false);
+    assert_outcome(&error, Applied::Unknown, false);
     assert!(exists(&fixture.server, "key"));
     fixture.proxy.disarm();
     fixture.recovers(&sessions);

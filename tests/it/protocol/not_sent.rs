@@ -12,7 +12,8 @@ use rediscope::{Applied, CloseReason, CommitError, ConnectionErrorKind, Error, R
 use rediscope::{SessionManager, TransactionOptions};
 
 use super::fixture::{
-    ALWAYS, BRIEF, Fixture, SOON, client_ids, commit_error, exists, get, pool_is_whole, says, warm,
+    ALWAYS, BRIEF, Fixture, SOON, assert_outcome, client_ids, commit_error, exists, get,
+    pool_is_whole, warm,
 };
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
@@ -21,7 +22,7 @@ use rediscope_testing::{eventually, packed};
 /// How the connection failed.
 #[track_caller]
 fn not_sent(error: &CommitError) -> ConnectionErrorKind {
-    says(error, Applied::No, true);
+    assert_outcome(error, Applied::No, true);
     match error {
         CommitError::NotSent { source, .. } => match &**source {
             Error::Lost { source, applied: Applied::No, .. } => source.kind(),
@@ -310,11 +311,11 @@ fn a_nil_without_a_watch_is_no_conflict_and_its_connection_is_replaced() {
         let before = client_ids(&server);
         smuggler.ways.recv().unwrap().slip_in(&["WATCH", "stray"], "+OK\r\n");
         server.ask::<()>(&["SET", "stray", "1"]);
-        let told = end(&sessions);
-        if let Some(error) = &told {
+        let reported = end(&sessions);
+        if let Some(error) = &reported {
             assert_eq!(not_sent(error), ConnectionErrorKind::Unexpected);
         }
-        assert_eq!(exists(&server, "n"), told.is_none());
+        assert_eq!(exists(&server, "n"), reported.is_none());
         pool_is_whole(&sessions, &server);
         let status = sessions.status().transactional;
         assert_eq!(status.counts.replaced, [(CloseReason::LeftDirty, 1)], "{status}");

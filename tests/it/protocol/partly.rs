@@ -5,12 +5,14 @@ use rediscope::{
     Applied, CommitError, Error, Replies, ReplyError, SessionManager, TransactionOptions,
 };
 
-use super::fixture::{ALWAYS, Fixture, client_ids, commit_error, get, pool_is_whole, says};
+use super::fixture::{
+    ALWAYS, Fixture, assert_outcome, client_ids, commit_error, get, pool_is_whole,
+};
 
 /// The replies that come with it.
 #[track_caller]
 fn partly(error: &CommitError) -> &Replies {
-    says(error, Applied::Partly, false);
+    assert_outcome(error, Applied::Partly, false);
     match error {
         CommitError::PartlyApplied { replies, .. } => replies,
         error => panic!("not partly applied: {error:?}"),
@@ -93,9 +95,10 @@ fn a_failed_command_keeps_its_index_and_name_when_it_was_sent_ahead_or_a_part_wa
     }
     let error = tx.commit().unwrap_err();
     let replies = partly(&error);
-    let told: Vec<_> = wrong.into_iter().map(|handle| failed(replies.get(handle).err())).collect();
+    let reported: Vec<_> =
+        wrong.into_iter().map(|handle| failed(replies.get(handle).err())).collect();
     let expected = [4, 14, 24].map(|n| (n, "SADD".to_owned(), "WRONGTYPE".to_owned()));
-    assert_eq!(told, expected);
+    assert_eq!(reported, expected);
     assert_eq!(fixture.server.ask::<i64>(&["LLEN", "list"]), 27);
     assert_eq!(get(&fixture.server, "forgotten"), None);
     let sent = fixture.journal();
@@ -133,7 +136,7 @@ fn nothing_was_changed_where_every_command_failed_and_each_is_a_core_command() {
                 commands.iter().for_each(|cmd| _ = tx.queue::<()>(cmd.clone()));
                 Ok(())
             }
-            let told = match form {
+            let reported = match form {
                 "watch run" => accounts.watch(["w"]).run(|_, tx| queue(tx, &commands)),
                 "guard" => {
                     let mut tx = accounts.begin().unwrap();
@@ -150,8 +153,8 @@ fn nothing_was_changed_where_every_command_failed_and_each_is_a_core_command() {
                     handle.run(|tx| queue(tx, &commands))
                 }
             };
-            let error = commit_error(told);
-            says(&error, applied, false);
+            let error = commit_error(reported);
+            assert_outcome(&error, applied, false);
             let CommitError::PartlyApplied { replies, .. } = &error else { panic!("{error:?}") };
             assert_eq!(replies.len(), commands.len());
             let text = error.to_string();
@@ -188,13 +191,13 @@ fn a_failed_command_is_named_and_the_replies_are_read_by_index() {
     let fixture = Fixture::start();
     let sessions: SessionManager = fixture.trusting();
     fixture.server.ask::<()>(&["SET", "text", "not a number"]);
-    let told = sessions.transactional().run(|tx| {
+    let reported = sessions.transactional().run(|tx| {
         tx.incr("hits", 1);
         tx.incr("text", 1);
         tx.lpush("text", "x");
         Ok(tx.set("done", 1))
     });
-    let error = told.unwrap_err();
+    let error = reported.unwrap_err();
     let text = error.to_string();
     assert!(text.starts_with("partly applied: 2 of 4 commands failed"), "{text}");
     assert!(text.contains("INCRBY (command 1)") && text.contains("ERR"), "{text}");

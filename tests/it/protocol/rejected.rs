@@ -6,7 +6,8 @@ use rediscope::redis::Commands;
 use rediscope::{Applied, CheckoutError, CommitError, ConnectionErrorKind, Error, SessionManager};
 
 use super::fixture::{
-    ALWAYS, Fixture, SOON, client_ids, commit_error, exists, get, pool_is_whole, says, warm,
+    ALWAYS, Fixture, SOON, assert_outcome, client_ids, commit_error, exists, get, pool_is_whole,
+    warm,
 };
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
@@ -55,7 +56,7 @@ fn refuses(sessions: &SessionManager, server: &Server, bad: &redis::Cmd, code: &
     }));
     for error in [by_guard, by_run, by_watch] {
         assert_eq!(rejected(&error), (Some(2), name.to_ascii_uppercase().as_str(), code));
-        says(&error, Applied::No, false);
+        assert_outcome(&error, Applied::No, false);
     }
     assert_eq!(runs, 1, "the same block would be refused again");
     assert!(!exists(server, "app:before") && !exists(server, "app:behind"));
@@ -119,7 +120,7 @@ fn exec_that_an_acl_forbids_is_rejected_under_its_own_name() {
     let sessions = restricted(&server, &["-exec"]);
     let error = commit_error(sessions.transactional().run(|tx| Ok(tx.set("key", 1))));
     assert_eq!(rejected(&error), (None, "EXEC", "NOPERM"));
-    says(&error, Applied::No, false);
+    assert_outcome(&error, Applied::No, false);
     assert!(!exists(&server, "key"));
     server.acl(&["SETUSER", "app", "+exec"]);
     pool_is_whole(&sessions, &server);

@@ -7,8 +7,8 @@ use rediscope::prelude::*;
 use rediscope::{Applied, Begin, CloseReason, SessionManager, TransactionOptions};
 
 use super::fixture::{
-    ALWAYS, Fixture, SOON, commit_error, exists, no_connection_is_in_multi, pool_is_whole, says,
-    warm,
+    ALWAYS, Fixture, SOON, assert_outcome, commit_error, exists, no_connection_is_in_multi,
+    pool_is_whole, warm,
 };
 use super::rejected::rejected;
 use rediscope_testing::eventually;
@@ -36,7 +36,7 @@ fn refuses_writes(sessions: &SessionManager, server: &Server, code: &str) {
     tx.ping();
     for error in [by_run, tx.commit().unwrap_err()] {
         assert_eq!(rejected(&error), (Some(0), "SET", code));
-        says(&error, Applied::No, true);
+        assert_outcome(&error, Applied::No, true);
     }
     assert_eq!((runs, exists(server, "key")), (1, false));
     assert_eq!(sessions.status().transactional.in_use, 0);
@@ -141,7 +141,7 @@ fn a_loading_server_keeps_its_code_loading() {
     eventually(SOON, "the replica loads", || replica.info("loading").as_deref() == Some("1"));
     let error = commit_error(sessions.transactional().run(|tx| Ok(tx.get::<_, String>("key"))));
     assert_eq!(rejected(&error), (Some(0), "GET", "LOADING"));
-    says(&error, Applied::No, true);
+    assert_outcome(&error, Applied::No, true);
     assert_eq!(replica.info("loading").as_deref(), Some("1"), "it still loads");
     replica.config_set("key-load-delay", "0");
     eventually(SOON, "it is through", || replica.info("loading").as_deref() == Some("0"));
@@ -162,7 +162,7 @@ fn exec_is_refused(fixture: &Fixture, change: impl FnOnce(), code: &str, retryab
     tx.check().unwrap();
     let error = tx.commit().unwrap_err();
     assert_eq!(rejected(&error), (None, "EXEC", code));
-    says(&error, Applied::No, retryable);
+    assert_outcome(&error, Applied::No, retryable);
     assert!(!exists(&fixture.server, "key"));
     assert_eq!(sessions.status().transactional.in_use, 0);
     no_connection_is_in_multi(&fixture.server);
@@ -202,7 +202,7 @@ fn a_chunk_that_is_refused_fails_check_and_commit() {
     let committed = tx.commit().unwrap_err();
     for error in [checked.as_commit().unwrap(), &committed] {
         assert_eq!(rejected(error), (Some(1), "NOSUCH", "ERR"));
-        says(error, Applied::No, false);
+        assert_outcome(error, Applied::No, false);
     }
     assert_eq!(fixture.journal(), ["MULTI", "SET", "NOSUCH", "DISCARD"]);
     assert!(!exists(&fixture.server, "key"));

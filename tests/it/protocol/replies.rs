@@ -75,18 +75,22 @@ fn nested(levels: u32) -> Cmd {
 
 /// What becomes of the block, and of the connection.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Told {
+enum Reported {
     Committed,
     Rejected,
     Partly,
     RepliesLost,
 }
 
-fn table() -> Vec<(&'static str, Cmd, Told)> {
+fn table() -> Vec<(&'static str, Cmd, Reported)> {
     let bytes = &b"\xff\xfe\r\n\xc3"[..];
     vec![
-        ("an unknown command's", cmd("NOSUCH").arg(bytes).arg(bytes).take(), Told::Rejected),
-        ("a script's error", script("return redis.error_reply('MINE \\255\\254')"), Told::Partly),
+        ("an unknown command's", cmd("NOSUCH").arg(bytes).arg(bytes).take(), Reported::Rejected),
+        (
+            "a script's error",
+            script("return redis.error_reply('MINE \\255\\254')"),
+            Reported::Partly,
+        ),
         (
             "a script's error with a key",
             cmd("EVAL")
@@ -94,42 +98,50 @@ fn table() -> Vec<(&'static str, Cmd, Told)> {
                 .arg(1)
                 .arg(bytes)
                 .take(),
-            Told::Partly,
+            Reported::Partly,
         ),
-        ("a status", script("return redis.status_reply('\\255\\254')"), Told::Committed),
-        ("a deep array", nested(100), Told::Committed),
-        ("a deeper array", nested(500), Told::Committed),
-        ("the deepest array", nested(7_000), Told::RepliesLost),
+        ("a status", script("return redis.status_reply('\\255\\254')"), Reported::Committed),
+        ("a deep array", nested(100), Reported::Committed),
+        ("a deeper array", nested(500), Reported::Committed),
+        ("the deepest array", nested(7_000), Reported::RepliesLost),
         (
             "a long status",
             script("return redis.status_reply(string.rep('x', 300000))"),
-            Told::Committed,
+            Reported::Committed,
         ),
         (
             "a long error",
             script("return redis.error_reply('X ' .. string.rep('x', 300000))"),
-            Told::Partly,
+            Reported::Partly,
         ),
         (
             "a big number",
             script(
                 "redis.setresp(3); return {big_number='-1234567999999999999999999999999999999'}",
             ),
-            Told::Committed,
+            Reported::Committed,
         ),
         (
             "a verbatim string",
             script("redis.setresp(3); return {verbatim_string={format='txt', string='\\255'}}"),
-            Told::Committed,
+            Reported::Committed,
         ),
-        ("an infinite double", script("redis.setresp(3); return {double=-1/0}"), Told::Committed),
-        ("a double that is none", script("redis.setresp(3); return {double=0/0}"), Told::Committed),
+        (
+            "an infinite double",
+            script("redis.setresp(3); return {double=-1/0}"),
+            Reported::Committed,
+        ),
+        (
+            "a double that is none",
+            script("redis.setresp(3); return {double=0/0}"),
+            Reported::Committed,
+        ),
         (
             "a map and a set",
             script("redis.setresp(3); return {map={a={set={b=true}}, c=false}}"),
-            Told::Committed,
+            Reported::Committed,
         ),
-        ("booleans", script("redis.setresp(3); return {true, false, {}}"), Told::Committed),
+        ("booleans", script("redis.setresp(3); return {true, false, {}}"), Reported::Committed),
     ]
 }
 
@@ -200,24 +212,24 @@ fn every_legal_reply(way: &Way) {
             let what = format!("{text} by {form} over {transport}");
             server.ask::<()>(&["FLUSHALL"]);
             let before = connections(server);
-            let told = commit(form, &sessions, &command);
+            let reported = commit(form, &sessions, &command);
             let is_applied = server.ask::<Option<i64>>(&["GET", "w"]) == Some(1);
-            let seen = match &told {
+            let seen = match &reported {
                 Ok(w) => {
                     assert_eq!(*w, 1, "{what}");
-                    Told::Committed
+                    Reported::Committed
                 }
-                Err(Error::Reply(ReplyError::Lost)) => Told::RepliesLost,
+                Err(Error::Reply(ReplyError::Lost)) => Reported::RepliesLost,
                 Err(error) => match (error.as_commit(), error.applied()) {
-                    (Some(CommitError::Rejected { .. }), Applied::No) => Told::Rejected,
-                    (Some(CommitError::PartlyApplied { .. }), Applied::Partly) => Told::Partly,
+                    (Some(CommitError::Rejected { .. }), Applied::No) => Reported::Rejected,
+                    (Some(CommitError::PartlyApplied { .. }), Applied::Partly) => Reported::Partly,
                     _ => panic!("{what}: {error:?}"),
                 },
             };
-            assert_eq!(seen, expected, "{what}: {told:?}");
-            assert_eq!(is_applied, expected != Told::Rejected, "{what}");
+            assert_eq!(seen, expected, "{what}: {reported:?}");
+            assert_eq!(is_applied, expected != Reported::Rejected, "{what}");
             pool_is_whole(&sessions, server);
-            let replaced = u64::from(expected == Told::RepliesLost);
+            let replaced = u64::from(expected == Reported::RepliesLost);
             assert_eq!(connections(server) - before, replaced, "{what}: connections");
         }
     }
@@ -249,23 +261,25 @@ fn the_same_replies_are_read_by_the_pooled_handle_on_one_connection() {
         let mut db = sessions.pooled();
         let id: i64 = cmd("CLIENT").arg("ID").query(&mut db).unwrap();
         for (text, command, expected) in table() {
-            if expected == Told::RepliesLost {
+            if expected == Reported::RepliesLost {
                 continue;
             }
-            let told = command.query::<Value>(&mut db).map_err(Error::from);
+            let reported = command.query::<Value>(&mut db).map_err(Error::from);
             match expected {
-                Told::Committed => drop(told.unwrap_or_else(|error| panic!("{text}: {error}"))),
-                Told::Rejected | Told::Partly => {
-                    assert!(matches!(told, Err(Error::Command { .. })), "{text}: {told:?}");
+                Reported::Committed => {
+                    drop(reported.unwrap_or_else(|error| panic!("{text}: {error}")))
                 }
-                Told::RepliesLost => unreachable!("left out"),
+                Reported::Rejected | Reported::Partly => {
+                    assert!(matches!(reported, Err(Error::Command { .. })), "{text}: {reported:?}");
+                }
+                Reported::RepliesLost => unreachable!("left out"),
             }
             let now: i64 = cmd("CLIENT").arg("ID").query(&mut db).unwrap();
             assert_eq!(now, id, "{text} over {transport} costs a connection");
         }
-        let told = nested(7_000).query::<Value>(&mut db).map_err(Error::from);
-        let Err(Error::Lost { applied: Applied::Unknown, source, .. }) = told else {
-            panic!("{told:?}")
+        let reported = nested(7_000).query::<Value>(&mut db).map_err(Error::from);
+        let Err(Error::Lost { applied: Applied::Unknown, source, .. }) = reported else {
+            panic!("{reported:?}")
         };
         assert_eq!(source.kind(), ConnectionErrorKind::TooLarge);
         let now: i64 = cmd("CLIENT").arg("ID").query(&mut db).unwrap();
@@ -289,26 +303,29 @@ fn a_reply_beyond_the_bound_is_applied_with_its_replies_lost_in_every_form() {
             for form in FORMS {
                 let what = format!("{text} by {form} over {transport}");
                 server.ask::<()>(&["FLUSHALL"]);
-                let told = commit(form, &sessions, command);
-                assert!(matches!(told, Err(Error::Reply(ReplyError::Lost))), "{what}: {told:?}");
-                assert_eq!(told.unwrap_err().applied(), Applied::Yes, "{what}");
+                let reported = commit(form, &sessions, command);
+                assert!(
+                    matches!(reported, Err(Error::Reply(ReplyError::Lost))),
+                    "{what}: {reported:?}"
+                );
+                assert_eq!(reported.unwrap_err().applied(), Applied::Yes, "{what}");
                 assert_eq!(server.ask::<i64>(&["GET", "w"]), 1, "{what}");
                 pool_is_whole(&sessions, server);
             }
-            let told = command.query::<Value>(&mut sessions.pooled()).map_err(Error::from);
-            let Err(Error::Lost { applied, source, .. }) = told else { panic!("{told:?}") };
+            let reported = command.query::<Value>(&mut sessions.pooled()).map_err(Error::from);
+            let Err(Error::Lost { applied, source, .. }) = reported else { panic!("{reported:?}") };
             assert_eq!((applied, source.kind()), (Applied::Unknown, ConnectionErrorKind::TooLarge));
         }
         // A read is not asked for again: the answer would be as large.
         server.ask::<()>(&["SET", "large", &"x".repeat(300_001)]);
         let gets = server.calls("get");
-        let told = sessions.pooled().get::<_, Value>("large").map_err(Error::from);
-        let Err(Error::Lost { applied, source, .. }) = told else { panic!("{told:?}") };
+        let reported = sessions.pooled().get::<_, Value>("large").map_err(Error::from);
+        let Err(Error::Lost { applied, source, .. }) = reported else { panic!("{reported:?}") };
         assert_eq!((applied, source.kind()), (Applied::No, ConnectionErrorKind::TooLarge));
         assert_eq!(server.calls("get"), gets + 1);
         // Nor in a watching scope, where a lost connection is otherwise a reason to try again.
         let mut watch = sessions.transactional().watch(["large"]);
-        let told = watch.run(|read, _| {
+        let reported = watch.run(|read, _| {
             let _: Value = read.get("large")?;
             Ok(())
         });
@@ -317,8 +334,8 @@ fn a_reply_beyond_the_bound_is_applied_with_its_replies_lost_in_every_form() {
             let _: Value = watching.declared(read)?;
             Ok(())
         });
-        for told in [told, declared] {
-            let error = told.unwrap_err();
+        for reported in [reported, declared] {
+            let error = reported.unwrap_err();
             let Error::Lost { source, .. } = &error else { panic!("{error:?}") };
             assert_eq!((error.applied(), error.is_retryable()), (Applied::No, false));
             assert_eq!(source.kind(), ConnectionErrorKind::TooLarge);
@@ -406,9 +423,9 @@ fn a_hostile_reply_takes_no_more_memory_than_the_bound_and_what_is_thrown_away_n
             .response_timeout(Duration::from_secs(2))
             .build()
             .unwrap();
-        let told = cmd("INCR").arg("a").query::<Value>(&mut sessions.pooled());
-        assert!(told.is_err(), "{told:?}");
-        println!("peak={} {:?}", peak(), Error::from(told.unwrap_err()));
+        let reported = cmd("INCR").arg("a").query::<Value>(&mut sessions.pooled());
+        assert!(reported.is_err(), "{reported:?}");
+        println!("peak={} {:?}", peak(), Error::from(reported.unwrap_err()));
         return;
     }
     let here = "protocol::replies::a_hostile_reply_takes_no_more_memory_than_the_bound_and_what_is_thrown_away_none";
@@ -418,16 +435,20 @@ fn a_hostile_reply_takes_no_more_memory_than_the_bound_and_what_is_thrown_away_n
             .env(CHILD, case)
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&child.stdout).into_owned();
-        assert!(child.status.success(), "{case}: {said}{}", String::from_utf8_lossy(&child.stderr));
-        let peak = said.split("peak=").nth(1).unwrap().split(' ').next().unwrap();
-        (peak.parse::<usize>().unwrap(), said)
+        let output = String::from_utf8_lossy(&child.stdout).into_owned();
+        assert!(
+            child.status.success(),
+            "{case}: {output}{}",
+            String::from_utf8_lossy(&child.stderr)
+        );
+        let peak = output.split("peak=").nth(1).unwrap().split(' ').next().unwrap();
+        (peak.parse::<usize>().unwrap(), output)
     };
     for (case, .., thrown_away) in &cases {
-        let (peak, said) = run(case);
+        let (peak, output) = run(case);
         let most = if *thrown_away { 64 << 20 } else { 128 << 20 };
         println!("{case}: {} MB", peak >> 20);
-        assert!(peak < most, "{case}: {peak} bytes\n{said}");
+        assert!(peak < most, "{case}: {peak} bytes\n{output}");
     }
 }
 
@@ -472,7 +493,7 @@ fn pushes_and_attributes_around_a_reply_cost_no_connection() {
                 let accounts = sessions.transactional();
                 let add =
                     |accounts: rediscope::Transactional| accounts.run(|tx| Ok(tx.incr("w", 1)));
-                let told =
+                let reported =
                     match form {
                         "run" => add(accounts),
                         "immediate" => add(accounts
@@ -490,7 +511,11 @@ fn pushes_and_attributes_around_a_reply_cost_no_connection() {
                             Ok(tx.commit().unwrap().get(w).unwrap())
                         }
                     };
-                assert_eq!(told.unwrap_or_else(|error| panic!("{what}: {error:#}")), 1, "{what}");
+                assert_eq!(
+                    reported.unwrap_or_else(|error| panic!("{what}: {error:#}")),
+                    1,
+                    "{what}"
+                );
                 proxy.disarm();
                 pool_is_whole(&sessions, &server);
                 assert_eq!(proxy.accepted(), opened, "{what}: connections");

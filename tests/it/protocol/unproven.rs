@@ -10,7 +10,7 @@ use rediscope::{
     SessionManager, TransactionOptions, Transactional,
 };
 
-use super::fixture::{ALWAYS, Fixture, SOON, exists, get, pool_is_whole, says};
+use super::fixture::{ALWAYS, Fixture, SOON, assert_outcome, exists, get, pool_is_whole};
 use rediscope_testing::eventually;
 use rediscope_testing::front::Front;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
@@ -183,10 +183,10 @@ impl Way {
         self.is_warm();
         let fired = self.proxy.fired();
         self.proxy.arm(Script::from((trigger, fault)).once());
-        let told = self.count_up(form);
-        assert_eq!(self.proxy.fired() - fired, 1, "{form}: {told:?}");
+        let reported = self.count_up(form);
+        assert_eq!(self.proxy.fired() - fired, 1, "{form}: {reported:?}");
         self.proxy.disarm();
-        (told, self.number())
+        (reported, self.number())
     }
 }
 
@@ -200,44 +200,50 @@ fn tls(proxy: &Proxy) -> (Option<Front>, Builder) {
 }
 
 #[track_caller]
-fn doubt<T: std::fmt::Debug>(told: Result<T, Error>, what: &str) -> rediscope::InDoubt {
-    let error = told.expect_err(what);
+fn doubt<T: std::fmt::Debug>(reported: Result<T, Error>, what: &str) -> rediscope::InDoubt {
+    let error = reported.expect_err(what);
     let Some(error @ CommitError::InDoubt(doubt)) = error.as_commit() else {
         panic!("{what}: {error:?}")
     };
-    says(error, Applied::Unknown, false);
+    assert_outcome(error, Applied::Unknown, false);
     doubt.clone()
 }
 
 /// The answer of EXEC was lost: it is in doubt, or it is found out.
 fn exec_is_answered_with(way: &Way, form: &str, answer: &'static str, what: &str) {
     // It ran.
-    let (told, n) = way.under(form, Trigger::BeforeReplyTo("EXEC"), Fault::Answer(answer));
+    let (reported, n) = way.under(form, Trigger::BeforeReplyTo("EXEC"), Fault::Answer(answer));
     assert_eq!(n, 1, "{what}");
     match form {
         "exactly once" | "exactly once as" => {
-            let error = told.expect_err(what);
+            let error = reported.expect_err(what);
             assert_eq!(error.applied(), Applied::Yes, "{what}: {error:?}");
             assert!(matches!(error, Error::Reply(ReplyError::Lost)), "{what}: {error:?}");
         }
         "exactly once guard" => {
-            let doubt = doubt(told, what);
+            let doubt = doubt(reported, what);
             assert!(doubt.token().is_some(), "{what}");
             assert_eq!(doubt.resolve(), Resolution::Committed, "{what}");
         }
         _ => {
-            let doubt = doubt(told, what);
+            let doubt = doubt(reported, what);
             assert!(doubt.cause().server_error().is_some(), "{what}: {doubt:?}");
         }
     }
     // It never came to the server.
-    let (told, n) = way.under(form, Trigger::BeforeCommandNamed("EXEC"), Fault::Refuse(answer));
+    let (reported, n) = way.under(form, Trigger::BeforeCommandNamed("EXEC"), Fault::Refuse(answer));
     match form {
-        "exactly once" | "exactly once as" => assert_eq!((told.expect(what), n), (1, 1), "{what}"),
-        "exactly once guard" => {
-            assert_eq!((doubt(told, what).resolve(), n), (Resolution::NotCommitted, 0), "{what}");
+        "exactly once" | "exactly once as" => {
+            assert_eq!((reported.expect(what), n), (1, 1), "{what}")
         }
-        _ => assert_eq!((drop(doubt(told, what)), n), ((), 0), "{what}"),
+        "exactly once guard" => {
+            assert_eq!(
+                (doubt(reported, what).resolve(), n),
+                (Resolution::NotCommitted, 0),
+                "{what}"
+            );
+        }
+        _ => assert_eq!((drop(doubt(reported, what)), n), ((), 0), "{what}"),
     }
 }
 
@@ -277,10 +283,10 @@ fn an_error_that_proves_that_nothing_was_applied_is_a_refusal_in_every_form() {
         for &(answer, expected) in all {
             for form in FORMS {
                 let what = format!("{transport}, {form}: {answer:?}");
-                let (told, n) =
+                let (reported, n) =
                     way.under(form, Trigger::BeforeCommandNamed("EXEC"), Fault::Refuse(answer));
                 assert_eq!(n, 0, "{what}");
-                let error = told.expect_err(&what);
+                let error = reported.expect_err(&what);
                 match error.as_commit() {
                     Some(CommitError::Rejected { index: None, command, code, .. }) => {
                         assert_eq!((command.as_str(), code.as_str()), ("EXEC", expected), "{what}");
@@ -331,8 +337,8 @@ fn a_connection_whose_multi_or_watch_was_refused_by_a_proxy_is_closed() {
         ] {
             let what = format!("{transport}, {form}");
             let before = way.sessions.status().transactional.counts.all_replaced();
-            let (told, n) = way.under(form, trigger, lost);
-            let error = told.expect_err(&what);
+            let (reported, n) = way.under(form, trigger, lost);
+            let error = reported.expect_err(&what);
             assert_eq!((error.applied(), n), (Applied::No, 0), "{what}: {error:?}");
             assert!(error.to_string().contains(word), "{what}: {error}");
             pool_is_whole(&way.sessions, &way.server);

@@ -41,7 +41,7 @@ fn each_refusal_has_a_hint_that_fits_its_place() {
         hint(watching.query::<()>(command(words)).unwrap_err())
     };
     let declared = |cmd: redis::Cmd| hint(accounts.watch(["k"]).declare::<()>(cmd).unwrap_err());
-    for (told, name, words, not) in [
+    for (reported, name, words, not) in [
         (pooled(&["MULTI"]), "MULTI", "transactional handle", "drop it"),
         (queued(&["MULTI"]), "MULTI", "by itself", "transactional handle"),
         (queued(&["EXEC"]), "EXEC", "by itself", "transactional handle"),
@@ -72,7 +72,7 @@ fn each_refusal_has_a_hint_that_fits_its_place() {
         (declared(redis::Cmd::new()), "a command without a name", "redis::cmd(name)", "with_raw"),
         (declared(command(&["INCR", "k"])), "INCR", "queue writes", "with_raw"),
     ] {
-        let (command, hint) = told;
+        let (command, hint) = reported;
         assert_eq!(command, name);
         assert!(hint.contains(words) && !hint.contains(not), "{command}: {hint}");
     }

@@ -104,13 +104,14 @@ fn no_sentence_that_repeats_an_argument_is_shown_unless_it_is_asked_for() {
     assert!(in_full >= 20, "in full they are shown: {in_full}");
     // What is shown instead.
     let sessions = SessionManager::connect(server.url()).unwrap();
-    let told = |words: &[&str]| {
+    let reported = |words: &[&str]| {
         let error = command(words).query::<()>(&mut sessions.pooled()).unwrap_err();
         Error::from(error).to_string()
     };
     let pair = "GEOADD was refused by the server: ERR invalid longitude,latitude pair …";
-    assert_eq!(told(&["GEOADD", "g", "200", "1", "m"]), pair);
+    assert_eq!(reported(&["GEOADD", "g", "200", "1", "m"]), pair);
     assert!(
-        told(&["SET key value"]).starts_with("an unknown command was refused by the server: ERR")
+        reported(&["SET key value"])
+            .starts_with("an unknown command was refused by the server: ERR")
     );
 }

@@ -341,9 +341,9 @@ fn checkouts_that_fail_show_none() {
     let mut held = named.begin().unwrap();
     held.set(KEY, VALUE);
     let timeout = accounts.begin().map(drop).unwrap_err();
-    let Error::Checkout(CheckoutError::Timeout(told)) = &timeout else { panic!("{timeout:?}") };
-    clean(&told.to_string());
-    debug(told);
+    let Error::Checkout(CheckoutError::Timeout(reported)) = &timeout else { panic!("{timeout:?}") };
+    clean(&reported.to_string());
+    debug(reported);
     shown(timeout);
     drop(held);
     let deadlock = accounts.watch([KEY]).run(|_, tx| {

@@ -49,7 +49,7 @@ fn an_address_that_cannot_be_understood_is_refused_without_being_repeated() {
 
 #[test]
 #[cfg(not(feature = "tls-rustls"))]
-fn an_address_that_needs_tls_says_that_a_feature_is_missing() {
+fn an_address_that_needs_tls_fails_with_the_name_of_the_missing_feature() {
     let reason = address("rediss://:S3CRETpassword@elsewhere/");
     assert!(reason.contains("feature"), "{reason}");
     let (host, port) = ("elsewhere".to_owned(), 6379);

@@ -15,7 +15,7 @@ use rediscope::{ConfigError, LockError, prelude::*};
 use rediscope_testing::server::Server;
 
 const SERVER: &str = "REDISCOPE_TEST_SERVER_OF_THE_CHILD";
-const NOBODY: u32 = 65_534;
+const UNPRIVILEGED: u32 = 65_534;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 #[test]
@@ -42,13 +42,16 @@ fn a_system_that_gives_no_thread_costs_no_panic_and_no_lock() {
         .env(SERVER, server.url())
         .current_dir("/");
     if fs::metadata("/proc/self").unwrap().uid() == 0 {
-        command.gid(NOBODY).uid(NOBODY);
+        command.gid(UNPRIVILEGED).uid(UNPRIVILEGED);
     }
     let output = command.output().unwrap();
-    let told = String::from_utf8_lossy(&output.stdout);
+    let reported = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{told}\n{errors}");
-    assert!(told.contains("1 passed") && told.contains("the limit was felt"), "{told}\n{errors}");
+    assert!(output.status.success(), "{reported}\n{errors}");
+    assert!(
+        reported.contains("1 passed") && reported.contains("the limit was felt"),
+        "{reported}\n{errors}"
+    );
     assert!(!errors.contains("panicked"), "{errors}");
 }
 

@@ -84,8 +84,10 @@ fn discarding_reports_that_the_server_refused_to_clean_and_replaces_the_connecti
         server.acl(&["SETUSER", "app", "-discard", "-unwatch"]);
         let error = pair().unwrap_err();
         server.acl(&["SETUSER", "app", "+discard", "+unwatch"]);
-        let Error::Command { command: told, error: said } = &error else { panic!("{error:?}") };
-        assert_eq!((told.as_str(), said.code()), (command, "NOPERM"));
+        let Error::Command { command: refused, error: refusal } = &error else {
+            panic!("{error:?}")
+        };
+        assert_eq!((refused.as_str(), refusal.code()), (command, "NOPERM"));
         assert_eq!(error.applied(), Applied::No);
         let status = sessions.status().transactional;
         assert_eq!(status.in_use, 0, "{status}");
@@ -140,7 +142,7 @@ fn a_failed_cleaning_does_not_hide_why_the_commit_failed() {
 }
 
 #[test]
-fn giving_up_on_a_frozen_server_ends_with_the_cleanup_timeout_and_says_so() {
+fn giving_up_on_a_frozen_server_ends_with_the_cleanup_timeout_and_fails() {
     let server = Server::start();
     let sessions = pool_of_one(&server);
     let immediate = immediate(&sessions);
@@ -148,7 +150,7 @@ fn giving_up_on_a_frozen_server_ends_with_the_cleanup_timeout_and_says_so() {
     for nth in 0..4 {
         works_again(&sessions, &server);
         let frozen_since;
-        let told = match nth {
+        let reported = match nth {
             0 => {
                 let tx = immediate.begin().unwrap();
                 server.sigstop();
@@ -182,8 +184,10 @@ fn giving_up_on_a_frozen_server_ends_with_the_cleanup_timeout_and_says_so() {
         assert!(took < RESPONSE / 2, "it took {took:?}");
         assert_eq!(status.in_use, 0, "{status}");
         assert_eq!(status.counts.replaced, [(CloseReason::TimedOut, nth + 1)], "{status}");
-        if let Some(told) = told {
-            let Err(Error::Lost { applied, source, .. }) = &told else { panic!("{told:?}") };
+        if let Some(reported) = reported {
+            let Err(Error::Lost { applied, source, .. }) = &reported else {
+                panic!("{reported:?}")
+            };
             assert_eq!((*applied, source.kind()), (Applied::No, ConnectionErrorKind::TimedOut));
         }
     }
@@ -191,13 +195,13 @@ fn giving_up_on_a_frozen_server_ends_with_the_cleanup_timeout_and_says_so() {
 }
 
 #[test]
-fn giving_up_after_the_server_died_says_so() {
+fn giving_up_after_the_server_died_fails_with_the_loss() {
     let server = Server::start();
     let sessions = pool_of_one(&server);
     let tx = immediate(&sessions).begin().unwrap();
     server.sigkill();
-    let told = tx.discard();
-    let Err(Error::Lost { applied, source, .. }) = &told else { panic!("{told:?}") };
+    let reported = tx.discard();
+    let Err(Error::Lost { applied, source, .. }) = &reported else { panic!("{reported:?}") };
     assert_eq!((*applied, source.kind()), (Applied::No, ConnectionErrorKind::Closed));
     assert_eq!(sessions.status().transactional.in_use, 0);
     server.restart_on_same_port();
@@ -239,10 +243,10 @@ fn after_a_cleaning_the_next_borrower_has_its_own_timeout_again() {
         let mut tx = accounts.begin().unwrap();
         tx.incr("hits", 1);
         let begun = Instant::now();
-        let told = in_time(PATIENCE, "the commit ends", || tx.commit());
+        let reported = in_time(PATIENCE, "the commit ends", || tx.commit());
         let took = begun.elapsed();
         assert_eq!(proxy.accepted(), accepted, "it was the same connection");
-        assert!(matches!(told, Err(CommitError::InDoubt(_))), "{told:?}");
+        assert!(matches!(reported, Err(CommitError::InDoubt(_))), "{reported:?}");
         assert!(took >= RESPONSE - CLEANUP && took < PATIENCE / 2, "it took {took:?}");
         let hits: usize = server.connection().get("hits").unwrap();
         assert_eq!(hits, nth + 1, "the server had executed it: in doubt was right");

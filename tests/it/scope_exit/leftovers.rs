@@ -39,8 +39,8 @@ fn a_request_packed_by_hand_leaves_no_reply_for_the_next_borrower() {
     ];
     let echo = |text: &str| redis::cmd("ECHO").arg(text).query::<String>(&mut sessions.pooled());
     assert_eq!(echo("next").unwrap(), "next");
-    for told in refusals {
-        let error = Error::from(told.unwrap_err());
+    for reported in refusals {
+        let error = Error::from(reported.unwrap_err());
         assert!(matches!(error, Error::Refused { .. }), "{error:?}");
     }
     assert!(!Commands::exists::<_, bool>(&mut server.connection(), "a").unwrap());
@@ -53,11 +53,11 @@ fn a_script_debugger_is_not_left_running_for_the_next_borrower() {
     let server = Server::start();
     let sessions = pool_of_one(server.url());
     let debug = redis::cmd("script").arg("Debug").arg("YES").take();
-    let told = debug.query::<()>(&mut sessions.pooled()).map_err(Error::from);
-    assert!(matches!(told, Err(Error::Refused { .. })), "{told:?}");
-    let told = sessions.transactional().run(|tx| Ok(tx.queue::<()>(debug)));
+    let reported = debug.query::<()>(&mut sessions.pooled()).map_err(Error::from);
+    assert!(matches!(reported, Err(Error::Refused { .. })), "{reported:?}");
+    let reported = sessions.transactional().run(|tx| Ok(tx.queue::<()>(debug)));
     assert!(
-        matches!(&told, Err(Error::Commit(error)) if matches!(**error, CommitError::NotSent { .. }))
+        matches!(&reported, Err(Error::Commit(error)) if matches!(**error, CommitError::NotSent { .. }))
     );
     let load = redis::cmd("SCRIPT").arg("LOAD").arg("return 1").take();
     assert_eq!(load.query::<String>(&mut sessions.pooled()).unwrap().len(), 40);
@@ -75,8 +75,8 @@ fn a_watch_that_lost_its_connection_commits_nothing_not_even_an_empty_transactio
     assert!(watching.get::<_, Option<i64>>(&key).is_err());
     let _: i64 = server.connection().incr(&key, 1).unwrap();
     // `Committed` would say that nothing changed between the reads.
-    let told = watching.multi().commit();
-    assert!(matches!(told, Err(CommitError::NotSent { .. })), "{before:?}, {told:?}");
+    let reported = watching.multi().commit();
+    assert!(matches!(reported, Err(CommitError::NotSent { .. })), "{before:?}, {reported:?}");
     // And where the connection lives, nothing is committed in earnest.
     let watching = accounts.watch([&key]).begin().unwrap();
     assert!(matches!(watching.multi().commit().unwrap(), Outcome::Committed(_)));
@@ -98,12 +98,12 @@ fn a_large_block_that_lost_its_first_chunk_fails_at_once() {
     let patient = RetryPolicy::default().first_backoff(Duration::from_millis(1)).attempts(10);
     let accounts = sessions.transactional();
     let accounts = accounts.with(rediscope::TransactionOptions::new().retry(patient));
-    let told = accounts.run(|tx| {
+    let reported = accounts.run(|tx| {
         tx.set(&key, vec![b'x'; 100]);
         tx.incr("behind", 1);
         Ok(())
     });
-    let Err(Error::Commit(error)) = &told else { panic!("{told:?}") };
+    let Err(Error::Commit(error)) = &reported else { panic!("{reported:?}") };
     assert!(matches!(**error, CommitError::NotSent { .. }), "{error:?}");
     assert_eq!(sessions.status().transactional.counts.retries, 0, "it cannot be sent again");
     assert!(!Commands::exists::<_, bool>(&mut server.connection(), &key).unwrap());

@@ -14,7 +14,7 @@ use super::fixture::Bench;
 
 /// What the caller of the scope was told.
 #[derive(Debug)]
-enum Told {
+enum Reported {
     Committed,
     Conflict,
     /// Given up, and it said so.
@@ -37,8 +37,8 @@ enum Fault {
     Commit(#[from] CommitError),
 }
 
-impl<E: Into<Fault>> From<Result<Told, E>> for Told {
-    fn from(result: Result<Told, E>) -> Self {
+impl<E: Into<Fault>> From<Result<Reported, E>> for Reported {
+    fn from(result: Result<Reported, E>) -> Self {
         result.unwrap_or_else(|error| Self::Failed(error.into()))
     }
 }
@@ -47,7 +47,7 @@ impl<E: Into<Fault>> From<Result<Told, E>> for Told {
 pub(crate) fn play(bench: &Bench<'_>, cell: Cell) {
     let accounts = bench.accounts();
     let watch = || accounts.watch([&bench.names.watched]).retry(RetryPolicy::never());
-    let told = match cell.form {
+    let reported = match cell.form {
         Form::Trusted | Form::Untrusted | Form::Immediate | Form::LargeGuard => {
             guard(bench, cell, || accounts.begin())
         }
@@ -65,21 +65,21 @@ pub(crate) fn play(bench: &Bench<'_>, cell: Cell) {
     };
     // The first thing that is looked at: the slot is back before the caller is told anything.
     bench.look_at_the_slot();
-    let right = match (cell.exit, &told) {
-        (Exit::Commit, Told::Committed) => true,
-        (Exit::Conflict, Told::Conflict) => true,
-        (Exit::Conflict, Told::Failed(Fault::Redis(error))) => {
+    let right = match (cell.exit, &reported) {
+        (Exit::Commit, Reported::Committed) => true,
+        (Exit::Conflict, Reported::Conflict) => true,
+        (Exit::Conflict, Reported::Failed(Fault::Redis(error))) => {
             matches!(error, Error::RetriesExhausted { attempts: 1, .. })
         }
-        (Exit::Discard, Told::GivenUp) => true,
-        (Exit::Drop | Exit::Forget, Told::Nothing) => true,
-        (Exit::QuestionMark, Told::Failed(Fault::Number(_))) => true,
-        (Exit::ClosureError, Told::Failed(Fault::Own)) => true,
-        (Exit::Panic, Told::Panicked) => true,
-        (_, Told::Failed(fault)) => is_right(cell, fault),
+        (Exit::Discard, Reported::GivenUp) => true,
+        (Exit::Drop | Exit::Forget, Reported::Nothing) => true,
+        (Exit::QuestionMark, Reported::Failed(Fault::Number(_))) => true,
+        (Exit::ClosureError, Reported::Failed(Fault::Own)) => true,
+        (Exit::Panic, Reported::Panicked) => true,
+        (_, Reported::Failed(fault)) => is_right(cell, fault),
         _ => false,
     };
-    assert!(right, "told {told:?}");
+    assert!(right, "told {reported:?}");
 }
 
 fn is_right(cell: Cell, fault: &Fault) -> bool {
@@ -109,31 +109,31 @@ fn is_right(cell: Cell, fault: &Fault) -> bool {
 
 /// The two kinds of transaction differ in how they commit.
 trait Guard: QueueCommands + Sized {
-    fn committed(self) -> Result<Told, CommitError>;
-    fn discarded(self) -> Result<Told, Error>;
+    fn committed(self) -> Result<Reported, CommitError>;
+    fn discarded(self) -> Result<Reported, Error>;
 }
 
 impl Guard for Transaction {
-    fn committed(self) -> Result<Told, CommitError> {
+    fn committed(self) -> Result<Reported, CommitError> {
         let _: Replies = self.commit()?;
-        Ok(Told::Committed)
+        Ok(Reported::Committed)
     }
 
-    fn discarded(self) -> Result<Told, Error> {
-        self.discard().map(|()| Told::GivenUp)
+    fn discarded(self) -> Result<Reported, Error> {
+        self.discard().map(|()| Reported::GivenUp)
     }
 }
 
 impl Guard for Transaction<Watched> {
-    fn committed(self) -> Result<Told, CommitError> {
+    fn committed(self) -> Result<Reported, CommitError> {
         Ok(match self.commit()? {
-            Outcome::Committed(_) => Told::Committed,
-            Outcome::Conflict => Told::Conflict,
+            Outcome::Committed(_) => Reported::Committed,
+            Outcome::Conflict => Reported::Conflict,
         })
     }
 
-    fn discarded(self) -> Result<Told, Error> {
-        self.discard().map(|()| Told::GivenUp)
+    fn discarded(self) -> Result<Reported, Error> {
+        self.discard().map(|()| Reported::GivenUp)
     }
 }
 
@@ -141,7 +141,7 @@ fn guard<G: Guard>(
     bench: &Bench<'_>,
     cell: Cell,
     begin: impl FnOnce() -> Result<G, Error>,
-) -> Told {
+) -> Reported {
     match cell.exit {
         Exit::QuestionMark => leave_by_question_mark(bench, cell, begin).into(),
         Exit::Panic => panicking(|| {
@@ -167,7 +167,7 @@ fn guard<G: Guard>(
                 }
                 _ => return tx.committed().into(),
             }
-            Told::Nothing
+            Reported::Nothing
         }
     }
 }
@@ -176,7 +176,7 @@ fn leave_by_question_mark<G: Guard>(
     bench: &Bench<'_>,
     cell: Cell,
     begin: impl FnOnce() -> Result<G, Error>,
-) -> Result<Told, Fault> {
+) -> Result<Reported, Fault> {
     let mut tx = begin()?;
     fill(bench, cell, &mut tx);
     if cell.part == Part::Open {
@@ -189,9 +189,13 @@ fn leave_by_question_mark<G: Guard>(
     Ok(tx.committed()?)
 }
 
-fn reading(bench: &Bench<'_>, cell: Cell, begin: impl FnOnce() -> Result<Watching, Error>) -> Told {
+fn reading(
+    bench: &Bench<'_>,
+    cell: Cell,
+    begin: impl FnOnce() -> Result<Watching, Error>,
+) -> Reported {
     // A read that is refused is told by the read; the scope ends by `?`.
-    let by_question_mark = |mut watching: Watching| -> Result<Told, Fault> {
+    let by_question_mark = |mut watching: Watching| -> Result<Reported, Fault> {
         bench.look_inside();
         match cell.exit {
             Exit::QuestionMark => _ = not_a_number()?,
@@ -208,17 +212,17 @@ fn reading(bench: &Bench<'_>, cell: Cell, begin: impl FnOnce() -> Result<Watchin
             _ => unreachable!("{cell:?}"),
         }
         watching.abandon()?;
-        Ok(Told::GivenUp)
+        Ok(Reported::GivenUp)
     };
     match cell.exit {
-        Exit::Discard => begin().and_then(Watching::abandon).map(|()| Told::GivenUp).into(),
+        Exit::Discard => begin().and_then(Watching::abandon).map(|()| Reported::GivenUp).into(),
         Exit::Drop => {
             drop(begin().unwrap());
-            Told::Nothing
+            Reported::Nothing
         }
         Exit::Forget => {
             std::mem::forget(begin().unwrap());
-            Told::Nothing
+            Reported::Nothing
         }
         Exit::Panic => panicking(|| {
             let _watching = begin().unwrap();
@@ -229,8 +233,8 @@ fn reading(bench: &Bench<'_>, cell: Cell, begin: impl FnOnce() -> Result<Watchin
 }
 
 /// Every closure form, called with its own closure.
-fn closure(cell: Cell, run: impl FnOnce() -> Result<(), Fault>) -> Told {
-    let run = || Told::from(run().map(|()| Told::Committed));
+fn closure(cell: Cell, run: impl FnOnce() -> Result<(), Fault>) -> Reported {
+    let run = || Reported::from(run().map(|()| Reported::Committed));
     if cell.exit == Exit::Panic { panicking(run) } else { run() }
 }
 
@@ -282,11 +286,11 @@ fn not_a_number() -> Result<i64, ParseIntError> {
 }
 
 /// Without the panic hook, whose words would fill the screen.
-fn panicking(f: impl FnOnce() -> Told) -> Told {
+fn panicking(f: impl FnOnce() -> Reported) -> Reported {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
         // A check of the test's own is not the panic that was asked for.
         match panic.downcast_ref::<&str>() {
-            Some(&"the caller's own") => Told::Panicked,
+            Some(&"the caller's own") => Reported::Panicked,
             _ => resume_unwind(panic),
         }
     })

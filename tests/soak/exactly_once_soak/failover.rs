@@ -11,7 +11,7 @@ use fastrand::Rng;
 use rediscope::{Resolution, SessionManager, TransactionOptions, Transactional, UnresolvedReason};
 
 use super::ledger::Data;
-use super::operations::{Form, IDS, Operation, Plan, Told, transact};
+use super::operations::{Form, IDS, Operation, Plan, Reported, transact};
 use super::resolvers::{Manner, ask};
 use super::worker::sessions;
 use rediscope_testing::proxy::{Fault, Proxy, Trigger};
@@ -145,15 +145,15 @@ impl Found {
         let times = data.times(operation.plan.id);
         let present = times == Some(1);
         let mut right = times.is_some_and(|times| times <= 1);
-        match operation.told {
-            Told::Committed | Told::Unseen => {
+        match operation.reported {
+            Reported::Committed | Reported::Unseen => {
                 let tally = if *waited { &mut self.waited } else { &mut self.unwaited };
                 tally[0] += 1;
                 tally[1] += u64::from(!present);
                 right &= present || !waited;
             }
-            Told::NotReplicated => self.not_replicated += 1,
-            Told::InDoubt => {
+            Reported::NotReplicated => self.not_replicated += 1,
+            Reported::InDoubt => {
                 match operation.answers.last() {
                     Some(Resolution::Committed) => self.doubts[0] += 1,
                     Some(Resolution::NotCommitted) => self.doubts[1] += 1,
@@ -171,8 +171,10 @@ impl Found {
                     }
                 });
             }
-            Told::Impossible => right = false,
-            Told::Conflict | Told::NotSent | Told::Rejected | Told::NotBegun => right &= !present,
+            Reported::Impossible => right = false,
+            Reported::Conflict | Reported::NotSent | Reported::Rejected | Reported::NotBegun => {
+                right &= !present
+            }
         }
         if !right {
             self.wrong += 1;
@@ -267,7 +269,10 @@ impl Ground {
 
     fn operation(&self, handle: &Transactional, plan: Plan, random: &mut Rng) -> Operation {
         let ended = transact(handle, plan, &mut || {});
-        if matches!(ended.told, Told::Committed | Told::Unseen | Told::NotReplicated) {
+        if matches!(
+            ended.reported,
+            Reported::Committed | Reported::Unseen | Reported::NotReplicated
+        ) {
             self.commits.fetch_add(1, Ordering::Relaxed);
         }
         let answers = ended.doubt.as_ref().map(|doubt| {
@@ -278,7 +283,7 @@ impl Ground {
         Operation {
             plan,
             cut: None,
-            told: ended.told,
+            reported: ended.reported,
             words: ended.words,
             doubt: ended.doubt,
             answers: answers.unwrap_or_default(),

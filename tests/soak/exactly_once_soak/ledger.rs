@@ -11,7 +11,7 @@ use rediscope::{Resolution, SessionManager, UnresolvedReason};
 use super::faults::Cut;
 use super::fixture::Store;
 use super::operations::{
-    IDS, Operation, SETS, Told, count_key, counts_key, log_key, set, sum_key, tag,
+    IDS, Operation, Reported, SETS, count_key, counts_key, log_key, set, sum_key, tag,
 };
 
 /// Of the wrong answers so many are described.
@@ -102,7 +102,7 @@ pub(crate) struct Fates {
 pub(crate) struct Verdict {
     pub(crate) operations: u64,
     pub(crate) fates: BTreeMap<Cut, Fates>,
-    pub(crate) told: BTreeMap<Told, u64>,
+    pub(crate) reported: BTreeMap<Reported, u64>,
     /// What `run` found out by itself: as committed, as not committed.
     pub(crate) by_run: [u64; 2],
     /// What was answered to guards in all: as committed, as not committed, still unknown.
@@ -184,7 +184,7 @@ impl Verdict {
 
     fn add(&mut self, operation: &Operation, data: &Data, leave: Leave) {
         self.operations += 1;
-        *self.told.entry(operation.told).or_default() += 1;
+        *self.reported.entry(operation.reported).or_default() += 1;
         if let Some(cut) = operation.cut {
             self.fates.entry(cut).or_default().add(operation);
         }
@@ -209,16 +209,16 @@ impl Verdict {
         if times > 1 {
             return Some(format!("applied {times} times"));
         }
-        if matches!(operation.told, Told::Impossible | Told::NotReplicated) {
+        if matches!(operation.reported, Reported::Impossible | Reported::NotReplicated) {
             return Some("told what cannot be".to_owned());
         }
-        if operation.told == Told::Conflict && !leave.conflicts {
+        if operation.reported == Reported::Conflict && !leave.conflicts {
             return Some("a conflict that nobody made".to_owned());
         }
-        if let Some(expected) = operation.told.times()
+        if let Some(expected) = operation.reported.times()
             && expected != times
         {
-            return Some(format!("told {}, applied {times} times", operation.told.text()));
+            return Some(format!("told {}, applied {times} times", operation.reported.text()));
         }
         let last = operation.answers.len().saturating_sub(1);
         for (nth, answer) in operation.answers.iter().enumerate() {
@@ -252,7 +252,7 @@ impl Fates {
             self.committed += 1;
         } else if not_committed > 0 || was(&Resolution::NotCommitted) {
             self.not_committed += 1;
-        } else if operation.told == Told::InDoubt {
+        } else if operation.reported == Reported::InDoubt {
             self.unknown += 1;
         }
     }

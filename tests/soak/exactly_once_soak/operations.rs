@@ -102,7 +102,7 @@ pub(crate) fn watched_key(tag: &str) -> String {
 
 /// What a caller was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Told {
+pub(crate) enum Reported {
     Committed,
     /// Applied, the replies are lost.
     Unseen,
@@ -118,7 +118,7 @@ pub(crate) enum Told {
     Impossible,
 }
 
-impl Told {
+impl Reported {
     pub(crate) fn text(self) -> &'static str {
         match self {
             Self::Committed => "committed",
@@ -162,7 +162,7 @@ impl Client {
 /// How a transaction ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    pub(crate) told: Told,
+    pub(crate) reported: Reported,
     pub(crate) doubt: Option<InDoubt>,
     pub(crate) client: Option<Client>,
     pub(crate) words: String,
@@ -173,7 +173,7 @@ pub(crate) struct Ended {
 pub(crate) struct Operation {
     pub(crate) plan: Plan,
     pub(crate) cut: Option<Cut>,
-    pub(crate) told: Told,
+    pub(crate) reported: Reported,
     #[expect(dead_code, reason = "for the description of a wrong answer")]
     pub(crate) words: String,
     pub(crate) doubt: Option<InDoubt>,
@@ -183,37 +183,39 @@ pub(crate) struct Operation {
 }
 
 impl Ended {
-    fn told(told: Told) -> Self {
-        Self { told, doubt: None, client: None, words: String::new() }
+    fn reported(reported: Reported) -> Self {
+        Self { reported, doubt: None, client: None, words: String::new() }
     }
 
     fn committed(values: Result<(i64, String), ReplyError>) -> Self {
         match values {
-            Ok((1, info)) => Self { client: Client::parse(&info), ..Self::told(Told::Committed) },
-            Err(ReplyError::Lost) => Self::told(Told::Unseen),
-            other => Self { words: format!("{other:?}"), ..Self::told(Told::Impossible) },
+            Ok((1, info)) => {
+                Self { client: Client::parse(&info), ..Self::reported(Reported::Committed) }
+            }
+            Err(ReplyError::Lost) => Self::reported(Reported::Unseen),
+            other => Self { words: format!("{other:?}"), ..Self::reported(Reported::Impossible) },
         }
     }
 
     fn failed(error: Error) -> Self {
         let words = format!("{error:?}");
-        let told = match &error {
-            Error::Reply(ReplyError::Lost) => Told::Unseen,
-            Error::RetriesExhausted { .. } => Told::Conflict,
+        let reported = match &error {
+            Error::Reply(ReplyError::Lost) => Reported::Unseen,
+            Error::RetriesExhausted { .. } => Reported::Conflict,
             Error::Commit(commit) => match &**commit {
                 CommitError::InDoubt(doubt) => {
                     let doubt = Some(doubt.clone());
-                    return Self { doubt, words, ..Self::told(Told::InDoubt) };
+                    return Self { doubt, words, ..Self::reported(Reported::InDoubt) };
                 }
-                CommitError::NotSent { .. } => Told::NotSent,
-                CommitError::Rejected { .. } => Told::Rejected,
-                CommitError::NotReplicated { .. } => Told::NotReplicated,
-                _ => Told::Impossible,
+                CommitError::NotSent { .. } => Reported::NotSent,
+                CommitError::Rejected { .. } => Reported::Rejected,
+                CommitError::NotReplicated { .. } => Reported::NotReplicated,
+                _ => Reported::Impossible,
             },
-            error if error.applied() == Applied::No => Told::NotBegun,
-            _ => Told::Impossible,
+            error if error.applied() == Applied::No => Reported::NotBegun,
+            _ => Reported::Impossible,
         };
-        Self { words, ..Self::told(told) }
+        Self { words, ..Self::reported(reported) }
     }
 }
 
@@ -243,7 +245,7 @@ fn attempt(handle: &Transactional, plan: Plan, strike: &mut dyn FnMut()) -> Resu
             let handles = queue(&mut tx, plan);
             Ok(match tx.commit()? {
                 Outcome::Committed(replies) => Ended::committed(replies.get(handles)),
-                Outcome::Conflict => Ended::told(Told::Conflict),
+                Outcome::Conflict => Ended::reported(Reported::Conflict),
             })
         }
         Form::Run => {
@@ -257,7 +259,7 @@ fn attempt(handle: &Transactional, plan: Plan, strike: &mut dyn FnMut()) -> Resu
                 queue(tx, plan);
                 Ok(())
             };
-            handle.run(unseen).map(|()| Ended::told(Told::Committed))
+            handle.run(unseen).map(|()| Ended::reported(Reported::Committed))
         }
         Form::WatchRun => {
             let values = handle.watch([watched.as_str()]).run(|read, tx| {

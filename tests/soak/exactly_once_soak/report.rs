@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::faults::Cut;
 use super::ledger::Fates;
-use super::operations::Told;
+use super::operations::Reported;
 use super::resolvers::Manner;
 use super::soak::{Phase, THREADS};
 use super::worker::Harvest;
@@ -29,8 +29,8 @@ impl Phase {
         self.verdict.fates.values().fold(Fates::default(), |sum, fates| sum.plus(*fates))
     }
 
-    fn told(&self, told: Told) -> u64 {
-        self.verdict.told.get(&told).copied().unwrap_or(0)
+    fn count(&self, reported: Reported) -> u64 {
+        self.verdict.reported.get(&reported).copied().unwrap_or(0)
     }
 
     /// EXECs that the server ran and that applied nothing. Where nobody else writes the keys that
@@ -110,16 +110,16 @@ impl fmt::Display for Report {
             let fates = |phase: &Phase| phase.verdict.fates.get(cut).copied().unwrap_or_default();
             row(cut.text(), &|phase| fates(phase).text())?;
         }
-        for told in [
-            Told::Committed,
-            Told::Unseen,
-            Told::InDoubt,
-            Told::NotSent,
-            Told::NotBegun,
-            Told::Conflict,
-            Told::Rejected,
+        for reported in [
+            Reported::Committed,
+            Reported::Unseen,
+            Reported::InDoubt,
+            Reported::NotSent,
+            Reported::NotBegun,
+            Reported::Conflict,
+            Reported::Rejected,
         ] {
-            row(&format!("told {}", told.text()), &|phase| phase.told(told).to_string())?;
+            row(&format!("told {}", reported.text()), &|phase| phase.count(reported).to_string())?;
         }
         for manner in Manner::ALL {
             let count = |phase: &Phase| phase.harvest.manners.get(&manner).copied().unwrap_or(0);

@@ -212,7 +212,7 @@ impl Worker {
         let mut operation = Operation {
             plan,
             cut: cut.filter(|_| met),
-            told: ended.told,
+            reported: ended.reported,
             words: ended.words,
             doubt: ended.doubt,
             answers: Vec::new(),
@@ -232,8 +232,9 @@ impl Worker {
             let left = &self.ground.left;
             let _ = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
         }
-        let told = operation.by_run.1 > 0 || operation.answers.contains(&Resolution::NotCommitted);
-        if told && operation.cut.is_some_and(Cut::holds_requests) && self.held {
+        let reported =
+            operation.by_run.1 > 0 || operation.answers.contains(&Resolution::NotCommitted);
+        if reported && operation.cut.is_some_and(Cut::holds_requests) && self.held {
             self.held_and_told += 1;
         }
         self.harvest.operations.push(operation);
@@ -275,10 +276,10 @@ impl Worker {
         }
         let before = self.street.client_bytes();
         self.street.release();
-        let told = std::mem::take(&mut self.held_and_told);
+        let reported = std::mem::take(&mut self.held_and_told);
         if std::mem::take(&mut self.held_requests) {
             let left = || (self.street.client_bytes() > before).then_some(());
-            self.harvest.late += try_for(SOON, left).map_or(0, |()| told);
+            self.harvest.late += try_for(SOON, left).map_or(0, |()| reported);
         }
     }
 

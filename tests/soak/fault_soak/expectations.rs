@@ -12,16 +12,16 @@ pub(crate) enum Times {
     AtMostOnce,
 }
 
-macro_rules! told {
+macro_rules! reported {
     ($($(#[$doc:meta])* $name:ident: $text:literal, $times:ident;)+) => {
         /// What a caller was told.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(u8)]
-        pub(crate) enum Told {
+        pub(crate) enum Reported {
             $($(#[$doc])* $name,)+
         }
 
-        impl Told {
+        impl Reported {
             pub(crate) const ALL: &[Self] = &[$(Self::$name,)+];
 
             pub(crate) fn text(self) -> &'static str {
@@ -36,7 +36,7 @@ macro_rules! told {
     };
 }
 
-told! {
+reported! {
     Committed: "committed", Once;
     /// A pooled read that was answered; it writes nothing.
     Answered: "reads answered", Never;
@@ -69,7 +69,7 @@ told! {
     Impossible: "impossible", AtMostOnce;
 }
 
-impl Told {
+impl Reported {
     /// Of an error; `with_ledger` looks for the ledger's command among the replies it carries.
     pub(crate) fn of(error: &Error, with_ledger: impl Fn(&rediscope::Replies) -> bool) -> Self {
         match error {

@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use redis::{Commands, Connection};
 use rediscope::{Applied, Error};
 
-use super::expectations::{self, Times, Told};
+use super::expectations::{self, Reported, Times};
 use super::operations::{self, Operation};
 
 const LAWLESS: u16 = 1 << 8;
-const UNTOLD: u16 = u16::MAX;
+const UNREPORTED: u16 = u16::MAX;
 /// Of the wrong answers so many are described.
 const DESCRIBED: usize = 20;
 /// What the server may refuse a command with, where nobody took a right away.
@@ -24,7 +24,7 @@ const PASSING: [&str; 3] = ["OOM", "NOREPLICAS", "LOADING"];
 pub(crate) struct Ledger {
     seed: u64,
     next: AtomicU64,
-    told: Box<[AtomicU16]>,
+    reported: Box<[AtomicU16]>,
     wrong: AtomicU64,
     words: Mutex<Vec<String>>,
     codes: Mutex<BTreeMap<String, u64>>,
@@ -35,7 +35,7 @@ impl Ledger {
         Self {
             seed,
             next: AtomicU64::new(0),
-            told: (0..capacity).map(|_| AtomicU16::new(UNTOLD)).collect(),
+            reported: (0..capacity).map(|_| AtomicU16::new(UNREPORTED)).collect(),
             wrong: AtomicU64::new(0),
             words: Mutex::default(),
             codes: Mutex::default(),
@@ -45,19 +45,19 @@ impl Ledger {
     /// The next operation to be done.
     pub(crate) fn open(&self, lawless: bool) -> Operation {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        assert!((id as usize) < self.told.len(), "the ledger are full: make them larger");
+        assert!((id as usize) < self.reported.len(), "the ledger are full: make them larger");
         Operation::nth(self.seed, id, lawless)
     }
 
-    pub(crate) fn note(&self, operation: &Operation, told: Told) {
-        if told == Told::Impossible {
+    pub(crate) fn note(&self, operation: &Operation, reported: Reported) {
+        if reported == Reported::Impossible {
             self.wrong(operation, "told what cannot be");
         }
-        if told.is_lawless() && !operation.lawless {
-            self.wrong(operation, &format!("{} although no right was missing", told.text()));
+        if reported.is_lawless() && !operation.lawless {
+            self.wrong(operation, &format!("{} although no right was missing", reported.text()));
         }
-        let mark = told as u16 | if operation.lawless { LAWLESS } else { 0 };
-        self.told[operation.id as usize].store(mark, Ordering::Relaxed);
+        let mark = reported as u16 | if operation.lawless { LAWLESS } else { 0 };
+        self.reported[operation.id as usize].store(mark, Ordering::Relaxed);
     }
 
     /// Looks at an error by itself; returns what it tells.
@@ -66,10 +66,10 @@ impl Ledger {
         operation: &Operation,
         error: &Error,
         with_ledger: impl Fn(&rediscope::Replies) -> bool,
-    ) -> Told {
-        let told = Told::of(error, with_ledger);
+    ) -> Reported {
+        let reported = Reported::of(error, with_ledger);
         let applied = error.applied();
-        if !told.agrees_with(applied) {
+        if !reported.agrees_with(applied) {
             self.wrong(operation, &format!("applied() says {applied:?} of {error:?}"));
         }
         if error.is_retryable() && applied != Applied::No {
@@ -86,7 +86,7 @@ impl Ledger {
         {
             self.wrong(operation, &format!("refused by nobody's doing: {error}"));
         }
-        told
+        reported
     }
 
     pub(crate) fn wrong(&self, operation: &Operation, what: &str) {
@@ -97,13 +97,13 @@ impl Ledger {
         }
     }
 
-    fn all(&self) -> impl Iterator<Item = (Operation, Told)> + '_ {
+    fn all(&self) -> impl Iterator<Item = (Operation, Reported)> + '_ {
         let operations = self.next.load(Ordering::Relaxed);
         (0..operations).map(|id| {
-            let mark = self.told[id as usize].load(Ordering::Relaxed);
-            assert_ne!(mark, UNTOLD, "operation {id} has no end");
+            let mark = self.reported[id as usize].load(Ordering::Relaxed);
+            assert_ne!(mark, UNREPORTED, "operation {id} has no end");
             let operation = Operation::nth(self.seed, id, mark & LAWLESS != 0);
-            (operation, Told::ALL[usize::from(mark & (LAWLESS - 1))])
+            (operation, Reported::ALL[usize::from(mark & (LAWLESS - 1))])
         })
     }
 
@@ -114,7 +114,7 @@ impl Ledger {
         let mut shard = None;
         let mut balances = vec![operations::OPENING_BALANCE; operations::ACCOUNTS];
         let mut pairs = vec![0; operations::PAIRS];
-        for (operation, told) in self.all() {
+        for (operation, reported) in self.all() {
             if shard != Some(operation.shard()) {
                 // The ledger knows nothing that nobody did.
                 self.leftover(&operation, &ledger);
@@ -123,16 +123,16 @@ impl Ledger {
             }
             let times: i64 = ledger.remove(&operation.id).unwrap_or(0);
             verdict.operations += 1;
-            let tally = verdict.told.entry(told as u8).or_default();
+            let tally = verdict.reported.entry(reported as u8).or_default();
             tally.0 += 1;
             tally.1 += times.unsigned_abs();
-            let right = match told.times() {
+            let right = match reported.times() {
                 Times::Never => times == 0,
                 Times::Once => times == 1,
                 Times::AtMostOnce => times == 0 || times == 1,
             };
             if !right {
-                self.wrong(&operation, &format!("told {}, done {times} times", told.text()));
+                self.wrong(&operation, &format!("told {}, done {times} times", reported.text()));
             }
             if !operation.lawless {
                 operation.book(times, &mut balances, &mut pairs);
@@ -181,7 +181,7 @@ impl Ledger {
 pub(crate) struct Verdict {
     pub(crate) operations: u64,
     /// By what was told: how many were, and how many of those the ledger has.
-    told: BTreeMap<u8, (u64, u64)>,
+    reported: BTreeMap<u8, (u64, u64)>,
     pub(crate) codes: BTreeMap<String, u64>,
     pub(crate) money: i64,
     pub(crate) wrong_balances: u64,
@@ -191,7 +191,7 @@ pub(crate) struct Verdict {
 }
 
 impl Verdict {
-    pub(crate) fn told(&self, told: Told) -> (u64, u64) {
-        self.told.get(&(told as u8)).copied().unwrap_or_default()
+    pub(crate) fn counts(&self, reported: Reported) -> (u64, u64) {
+        self.reported.get(&(reported as u8)).copied().unwrap_or_default()
     }
 }

@@ -15,7 +15,7 @@ use rediscope::{
 
 use super::barrier::Street;
 use super::calls::{Call, Calls};
-use super::expectations::Told;
+use super::expectations::Reported;
 use super::fixture::{self, MAX_PIN_TIME};
 use super::ledger::Ledger;
 use super::operations::{self, End, Form, Operation};
@@ -76,12 +76,12 @@ impl Load {
     pub(crate) fn work(&self) {
         while let Some(pass) = self.street.enter() {
             let operation = self.ledger.open(pass.lawless);
-            let told = self.perform(&operation);
-            self.ledger.note(&operation, told);
+            let reported = self.perform(&operation);
+            self.ledger.note(&operation, reported);
         }
     }
 
-    fn perform(&self, operation: &Operation) -> Told {
+    fn perform(&self, operation: &Operation) -> Reported {
         match operation.form {
             Form::Transfer => self.transfer(operation),
             Form::ByHand => self.by_hand(operation),
@@ -97,7 +97,7 @@ impl Load {
         }
     }
 
-    fn transfer(&self, operation: &Operation) -> Told {
+    fn transfer(&self, operation: &Operation) -> Reported {
         let keys = operation.accounts();
         let last = Cell::new(None);
         let ended = self.run(Call::Run, operation, || {
@@ -108,10 +108,10 @@ impl Load {
                 closure_ends(operation, last.insert_mark(operation.sign(tx)))
             })
         });
-        self.told(operation, ended, last.get())
+        self.reported(operation, ended, last.get())
     }
 
-    fn pair(&self, operation: &Operation, call: Call, large: bool) -> Told {
+    fn pair(&self, operation: &Operation, call: Call, large: bool) -> Reported {
         let last = Cell::new(None);
         let ended = self.run(call, operation, || {
             self.deferred.run_with(|tx| {
@@ -124,10 +124,10 @@ impl Load {
                 closure_ends(operation, last.insert_mark(operation.sign(tx)))
             })
         });
-        self.told(operation, ended, last.get())
+        self.reported(operation, ended, last.get())
     }
 
-    fn reading(&self, operation: &Operation) -> Told {
+    fn reading(&self, operation: &Operation) -> Reported {
         let last = Cell::new(None);
         let ended = self.run(Call::Run, operation, || {
             self.deferred.reading().run_with(|read, tx| {
@@ -137,7 +137,7 @@ impl Load {
                 closure_ends(operation, last.insert_mark(operation.sign(tx)))
             })
         });
-        self.told(operation, ended, last.get())
+        self.reported(operation, ended, last.get())
     }
 
     /// Reads what is watched, and on the way something whose value is known.
@@ -155,7 +155,7 @@ impl Load {
         if from < operation.amount { Err(Stop::Errs) } else { Ok([from, to]) }
     }
 
-    fn guard(&self, operation: &Operation, accounts: &Transactional, large: bool) -> Told {
+    fn guard(&self, operation: &Operation, accounts: &Transactional, large: bool) -> Reported {
         let mut tx = match self.calls.time(Call::Single, operation, || accounts.begin()) {
             Ok(tx) => tx,
             Err(error) => return self.ledger.read(operation, &error, never),
@@ -171,7 +171,7 @@ impl Load {
         self.leave(operation, tx, mark, Transaction::discard, commit)
     }
 
-    fn by_hand(&self, operation: &Operation) -> Told {
+    fn by_hand(&self, operation: &Operation) -> Reported {
         let keys = operation.accounts();
         let begun = || self.deferred.watch(&keys).begin();
         let mut watching = match self.calls.time(Call::Single, operation, begun) {
@@ -183,8 +183,8 @@ impl Load {
             Err(Stop::Redis(error)) => return self.ledger.read(operation, &error, never),
             Err(Stop::Errs) => {
                 return match self.calls.time(Call::Ending, operation, || watching.abandon()) {
-                    Ok(()) => Told::Errs,
-                    Err(error) => self.gave_up(operation, &error, Told::Errs),
+                    Ok(()) => Reported::Errs,
+                    Err(error) => self.gave_up(operation, &error, Reported::Errs),
                 };
             }
         };
@@ -203,16 +203,16 @@ impl Load {
         mark: Mark,
         discard: impl FnOnce(T) -> Result<(), Error>,
         commit: impl FnOnce(T) -> Result<Outcome, CommitError>,
-    ) -> Told {
+    ) -> Reported {
         match operation.end {
             End::Drop => {
                 self.calls.time(Call::Ending, operation, || drop(tx));
-                return Told::Dropped;
+                return Reported::Dropped;
             }
             End::Discard => {
                 return match self.calls.time(Call::Ending, operation, || discard(tx)) {
-                    Ok(()) => Told::Discarded,
-                    Err(error) => self.gave_up(operation, &error, Told::Discarded),
+                    Ok(()) => Reported::Discarded,
+                    Err(error) => self.gave_up(operation, &error, Reported::Discarded),
                 };
             }
             End::Panic => {
@@ -227,23 +227,25 @@ impl Load {
             }
             End::Forget if self.ration() => {
                 std::mem::forget(tx);
-                return Told::Forgotten;
+                return Reported::Forgotten;
             }
             // The operation itself: a caller who is busy with something else for too long.
             End::Expire if self.ration() => thread::sleep(2 * MAX_PIN_TIME),
             End::Commit | End::Forget | End::Expire => {}
         }
         match self.calls.time(Call::Single, operation, || commit(tx)) {
-            Ok(Outcome::Conflict) => Told::Conflict,
+            Ok(Outcome::Conflict) => Reported::Conflict,
             Ok(Outcome::Committed(replies)) => match replies.get(mark) {
                 Ok(signature) => self.committed(operation, signature),
-                Err(error) => self.told(operation, Ok(Err(Stop::Redis(error.into()))), Some(mark)),
+                Err(error) => {
+                    self.reported(operation, Ok(Err(Stop::Redis(error.into()))), Some(mark))
+                }
             },
-            Err(error) => self.told(operation, Ok(Err(Stop::Redis(error.into()))), Some(mark)),
+            Err(error) => self.reported(operation, Ok(Err(Stop::Redis(error.into()))), Some(mark)),
         }
     }
 
-    fn write(&self, operation: &Operation) -> Told {
+    fn write(&self, operation: &Operation) -> Reported {
         let mut db = self.sessions.pooled();
         let write = || db.hincr::<_, _, _, i64>(operation.ledger(), operation.id, 1);
         match self.calls.time(Call::Single, operation, write).map_err(Error::from) {
@@ -252,7 +254,7 @@ impl Load {
         }
     }
 
-    fn pipeline(&self, operation: &Operation) -> Told {
+    fn pipeline(&self, operation: &Operation) -> Reported {
         let mut db = self.sessions.pooled();
         let mut pipe = redis::pipe();
         pipe.hincr(operation.ledger(), operation.id, 1).add_command(operation.echo());
@@ -263,7 +265,7 @@ impl Load {
         }
     }
 
-    fn read(&self, operation: &Operation) -> Told {
+    fn read(&self, operation: &Operation) -> Reported {
         let mut db = self.sessions.pooled();
         let numbers = [operation.sign_of(0), operation.sign_of(1)];
         let keys = numbers.map(operations::sign);
@@ -274,7 +276,7 @@ impl Load {
                     .iter()
                     .zip(&texts)
                     .for_each(|(number, text)| self.is_sign(operation, *number, text));
-                Told::Answered
+                Reported::Answered
             }
             Err(error) => self.ledger.read(operation, &error, never),
         }
@@ -289,15 +291,15 @@ impl Load {
         self.calls.time(call, operation, || catch_unwind(AssertUnwindSafe(run)))
     }
 
-    fn told(
+    fn reported(
         &self,
         operation: &Operation,
         ended: thread::Result<Result<(i64, u64), Stop>>,
         mark: Option<Mark>,
-    ) -> Told {
+    ) -> Reported {
         match ended {
             Ok(Ok(signature)) => self.committed(operation, signature),
-            Ok(Err(Stop::Errs)) => Told::Errs,
+            Ok(Err(Stop::Errs)) => Reported::Errs,
             Ok(Err(Stop::Redis(error))) => self
                 .ledger
                 .read(operation, &error, |replies| self.has_entry(operation, replies, mark)),
@@ -317,17 +319,17 @@ impl Load {
         }
     }
 
-    fn committed(&self, operation: &Operation, signature: (i64, u64)) -> Told {
+    fn committed(&self, operation: &Operation, signature: (i64, u64)) -> Reported {
         if signature != operation.signature() {
             self.ledger.wrong(operation, &format!("committed, but answered {signature:?}"));
         }
-        Told::Committed
+        Reported::Committed
     }
 
     /// Cleaning failed, which changes nothing of what was given up.
-    fn gave_up(&self, operation: &Operation, error: &Error, told: Told) -> Told {
+    fn gave_up(&self, operation: &Operation, error: &Error, reported: Reported) -> Reported {
         let _ = self.ledger.read(operation, error, never);
-        told
+        reported
     }
 
     fn is_sign(&self, operation: &Operation, number: usize, text: &str) {
@@ -360,11 +362,11 @@ fn closure_ends(operation: &Operation, mark: Mark) -> Result<Mark, Stop> {
     }
 }
 
-fn panicked(panic: Option<Box<dyn std::any::Any + Send>>) -> Told {
+fn panicked(panic: Option<Box<dyn std::any::Any + Send>>) -> Reported {
     match panic {
-        Some(panic) if panic.is::<Planned>() => Told::Panicked,
+        Some(panic) if panic.is::<Planned>() => Reported::Panicked,
         Some(panic) => resume_unwind(panic),
-        None => Told::Impossible,
+        None => Reported::Impossible,
     }
 }
 

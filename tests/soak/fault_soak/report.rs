@@ -6,7 +6,7 @@ use std::time::Duration;
 use rediscope::{PoolCounters, Status};
 
 use super::calls::{Call, Weather};
-use super::expectations::Told;
+use super::expectations::Reported;
 use super::faults::Fault;
 use super::fixture::POOL;
 use super::ledger::Verdict;
@@ -52,8 +52,8 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    fn count(&self, told: Told) -> u64 {
-        self.verdict.told(told).0
+    fn count(&self, reported: Reported) -> u64 {
+        self.verdict.counts(reported).0
     }
 
     fn money_expected() -> i64 {
@@ -108,10 +108,14 @@ impl Report {
         for (fault, count) in &self.faults {
             must(*count > 0, format!("never injected: {}", fault.text()));
         }
-        for told in
-            [Told::Committed, Told::InDoubt, Told::Conflict, Told::Panicked, Told::Forgotten]
-        {
-            must(self.count(told) > 0, format!("never told: {}", told.text()));
+        for reported in [
+            Reported::Committed,
+            Reported::InDoubt,
+            Reported::Conflict,
+            Reported::Panicked,
+            Reported::Forgotten,
+        ] {
+            must(self.count(reported) > 0, format!("never told: {}", reported.text()));
         }
         broken
     }
@@ -138,13 +142,13 @@ impl fmt::Display for Report {
         row("seconds", format!("{:.1}", self.took.as_secs_f64()))?;
         row("threads, on two pools of", format!("{}, {POOL}", self.threads))?;
         row("transactions and commands", verdict.operations.to_string())?;
-        for &told in Told::ALL {
-            let (count, applied) = verdict.told(told);
-            let doubt = matches!(told, Told::InDoubt | Told::LostInDoubt);
+        for &reported in Reported::ALL {
+            let (count, applied) = verdict.counts(reported);
+            let doubt = matches!(reported, Reported::InDoubt | Reported::LostInDoubt);
             match (doubt, count) {
-                (true, _) => row(told.text(), format!("{count}, of which applied {applied}"))?,
+                (true, _) => row(reported.text(), format!("{count}, of which applied {applied}"))?,
                 (false, 0) => {}
-                (false, _) => row(told.text(), count.to_string())?,
+                (false, _) => row(reported.text(), count.to_string())?,
             }
         }
         let codes: Vec<_> =

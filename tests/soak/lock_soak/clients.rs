@@ -223,7 +223,7 @@ impl Person<'_> {
             self.note(hold, answer);
         }
         self.note(hold, What::Asks);
-        let answer = told(guard.release());
+        let answer = held_or_not(guard.release());
         self.note(hold, answer);
     }
 
@@ -244,12 +244,12 @@ impl Person<'_> {
         match clock {
             true if guard.is_lost() => What::No,
             true => What::Yes,
-            false => told(guard.ensure_held()),
+            false => held_or_not(guard.ensure_held()),
         }
     }
 }
 
-fn told(answer: Result<(), LockError>) -> What {
+fn held_or_not(answer: Result<(), LockError>) -> What {
     match answer {
         Ok(()) => What::Yes,
         Err(LockError::Lost { .. }) => What::No,

@@ -220,8 +220,8 @@ impl Report {
                 broken.push(what);
             }
         };
-        let told = self.acquired + self.timeouts + self.unreachable;
-        must(told == self.tries, format!("{told} tries were answered"));
+        let reported = self.acquired + self.timeouts + self.unreachable;
+        must(reported == self.tries, format!("{reported} tries were answered"));
         must(self.acquired > self.tries / 500, format!("{} acquired", self.acquired));
         must(3 * self.timeouts >= self.tries, format!("only {} timed out", self.timeouts));
         must(self.subscribing >= 1_000, format!("only {} while subscribing", self.subscribing));

@@ -61,7 +61,7 @@ struct Write {
     id: u64,
     token: u64,
     loss: Loss,
-    told: Applied,
+    reported: Applied,
     words: String,
 }
 
@@ -207,7 +207,7 @@ impl<'a> Worker<'a> {
             Loss::None | Loss::During | Loss::Ends => {}
         }
         let (number, server, lock) = (self.number, self.server, &self.theirs);
-        let told = perform(&handle, form, number, id, &mut || match loss {
+        let reported = perform(&handle, form, number, id, &mut || match loss {
             Loss::During => drop(theirs.get_or_insert_with(|| take(lock)).fencing_token()),
             Loss::Ends => {
                 let holders = format!("rediscope:lock:{{n{number}}}");
@@ -220,11 +220,11 @@ impl<'a> Worker<'a> {
         }
         let token = guard.fencing_token();
         drop((theirs, guard));
-        let (told, words) = match told {
+        let (reported, words) = match reported {
             Ok(()) => (Applied::Yes, format!("{form:?}")),
             Err(error) => (error.applied(), format!("{form:?}: {error}")),
         };
-        Write { id, token, loss, told, words }
+        Write { id, token, loss, reported, words }
     }
 }
 
@@ -314,7 +314,7 @@ impl Write {
     /// Somebody else had it, or nobody, before it was committed; or so it was told.
     fn is_lost(&self) -> bool {
         matches!(self.loss, Loss::Before | Loss::During | Loss::Ends)
-            || (self.loss == Loss::Racing && self.told == Applied::No)
+            || (self.loss == Loss::Racing && self.reported == Applied::No)
     }
 }
 
@@ -328,16 +328,16 @@ impl Found {
         let mine = holders.iter().any(|holder| holder.starts_with(&format!("{}:", write.token)));
         self.losses[write.loss as usize][0] += 1;
         self.losses[write.loss as usize][1] += times;
-        self.in_doubt += u64::from(write.told == Applied::Unknown);
+        self.in_doubt += u64::from(write.reported == Applied::Unknown);
         let lost = write.is_lost();
         self.lost += u64::from(lost);
         self.landed += u64::from(lost && times > 0);
-        let told = match write.told {
+        let reported = match write.reported {
             Applied::Yes => times == 1,
             Applied::No => times == 0,
             _ => times <= 1,
         };
-        let right = told && (times == 0 || mine) && !(lost && times > 0);
+        let right = reported && (times == 0 || mine) && !(lost && times > 0);
         if !right {
             self.wrong += 1;
             if self.words.len() < DESCRIBED {

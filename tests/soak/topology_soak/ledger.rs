@@ -44,11 +44,11 @@ pub(crate) struct Ledger {
     pub(crate) over: AtomicBool,
     pub(crate) acknowledged: AtomicU64,
     next: AtomicU64,
-    told: Mutex<Told>,
+    reported: Mutex<Reported>,
 }
 
 #[derive(Default)]
-struct Told {
+struct Reported {
     applied: BTreeSet<String>,
     unknown: BTreeSet<String>,
     not_applied: BTreeSet<String>,
@@ -64,21 +64,21 @@ impl Ledger {
             let group = &groups[id as usize % groups.len()];
             let id = format!("id:{id}");
             let done = transact(handle, group, &id, manner);
-            let mut told = self.told.lock().unwrap();
+            let mut reported = self.reported.lock().unwrap();
             match done {
                 Ok(()) => {
-                    told.applied.insert(id);
+                    reported.applied.insert(id);
                     self.acknowledged.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(error) => {
                     let by_run = !matches!(manner, Manner::Guard);
                     if by_run && error.applied() == Applied::No {
-                        told.given_up.push(error.to_string());
+                        reported.given_up.push(error.to_string());
                     }
                     match error.applied() {
-                        Applied::No => told.not_applied.insert(id),
+                        Applied::No => reported.not_applied.insert(id),
                         // Applied on a master that may have died before its replica had it.
-                        Applied::Yes | Applied::Unknown => told.unknown.insert(id),
+                        Applied::Yes | Applied::Unknown => reported.unknown.insert(id),
                         Applied::Partly => panic!("{error}"),
                     };
                 }
@@ -88,7 +88,7 @@ impl Ledger {
 
     /// Nothing torn, nothing twice, nothing lost that was acknowledged, nothing that was denied.
     pub(crate) fn balance(&self, cluster: &Cluster, groups: &[Group]) -> String {
-        let told = self.told.lock().unwrap();
+        let reported = self.reported.lock().unwrap();
         let mut found = BTreeSet::new();
         for group in groups {
             let number =
@@ -98,19 +98,20 @@ impl Ledger {
             assert_eq!((number("plus"), number("minus")), (count, -count), "torn, or twice");
             found.extend(ids);
         }
-        let lost: Vec<_> = told.applied.difference(&found).collect();
+        let lost: Vec<_> = reported.applied.difference(&found).collect();
         assert!(lost.is_empty(), "acknowledged with a replica, and lost: {lost:?}");
-        let denied: Vec<_> = told.not_applied.intersection(&found).collect();
+        let denied: Vec<_> = reported.not_applied.intersection(&found).collect();
         assert!(denied.is_empty(), "told as not applied, and there: {denied:?}");
-        let strange =
-            found.iter().filter(|id| !told.applied.contains(*id) && !told.unknown.contains(*id));
+        let strange = found
+            .iter()
+            .filter(|id| !reported.applied.contains(*id) && !reported.unknown.contains(*id));
         assert_eq!(strange.count(), 0, "nobody wrote them");
-        assert!(told.given_up.is_empty(), "run gave up: {:?}", told.given_up);
+        assert!(reported.given_up.is_empty(), "run gave up: {:?}", reported.given_up);
         format!(
             "{} acknowledged, {} by hand told as not applied, {} unknown",
-            told.applied.len(),
-            told.not_applied.len(),
-            told.unknown.len()
+            reported.applied.len(),
+            reported.not_applied.len(),
+            reported.unknown.len()
         )
     }
 }

@@ -20,11 +20,11 @@ const ALONE: usize = 1;
 /// A waiting worker.
 struct Waiter {
     bytes: Bytes,
-    told: Mutex<Told>,
+    turn: Mutex<Turn>,
     ready: Condvar,
 }
 
-enum Told {
+enum Turn {
     Wait,
     /// Its transaction was written and answered.
     Done,
@@ -57,7 +57,7 @@ fn sharing(server: &Server, row: &Row, group: usize) -> Option<Crew> {
     let line = Arc::new(Mutex::new(Line { group, sockets, waiting: VecDeque::new() }));
     threads(row, |job| {
         let bytes = raw::encoded(&job).expect("a scenario without reads");
-        let me = Arc::new(Waiter { bytes, told: Mutex::new(Told::Wait), ready: Condvar::new() });
+        let me = Arc::new(Waiter { bytes, turn: Mutex::new(Turn::Wait), ready: Condvar::new() });
         let line = Arc::clone(&line);
         Box::new(move |clock| {
             let mut joined = Vec::new();
@@ -88,7 +88,7 @@ fn commit(line: &Mutex<Line>, me: &Arc<Waiter>, joined: &mut Vec<u8>) {
     }
     hand_on(line, socket);
     for member in group {
-        tell(&member, Told::Done);
+        notify(&member, Turn::Done);
     }
 }
 
@@ -103,12 +103,12 @@ fn take(line: &Mutex<Line>, me: &Arc<Waiter>) -> Option<(Socket, Vec<Arc<Waiter>
 }
 
 fn wait(me: &Waiter) -> Option<(Socket, Vec<Arc<Waiter>>)> {
-    let mut told = me.told.lock().unwrap();
+    let mut turn = me.turn.lock().unwrap();
     loop {
-        match std::mem::replace(&mut *told, Told::Wait) {
-            Told::Wait => told = me.ready.wait(told).unwrap(),
-            Told::Done => return None,
-            Told::Lead(socket, group) => return Some((socket, group)),
+        match std::mem::replace(&mut *turn, Turn::Wait) {
+            Turn::Wait => turn = me.ready.wait(turn).unwrap(),
+            Turn::Done => return None,
+            Turn::Lead(socket, group) => return Some((socket, group)),
         }
     }
 }
@@ -123,10 +123,10 @@ fn hand_on(line: &Mutex<Line>, socket: Socket) {
     let members = state.waiting.len().min(state.group - 1);
     let group = state.waiting.drain(..members).collect();
     drop(state);
-    tell(&leader, Told::Lead(socket, group));
+    notify(&leader, Turn::Lead(socket, group));
 }
 
-fn tell(waiter: &Waiter, told: Told) {
-    *waiter.told.lock().unwrap() = told;
+fn notify(waiter: &Waiter, turn: Turn) {
+    *waiter.turn.lock().unwrap() = turn;
     waiter.ready.notify_one();
 }
