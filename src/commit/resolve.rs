@@ -217,7 +217,7 @@ impl ResolveCommit for CommitResolver {
         if let Resolution::StillUnknown { why } = &resolution
             && let Some(suppressed) = self.nodes.rate_limits().allow(LimitedEvent::UnresolvedDoubt)
         {
-            tracing::warn!(error = %format_args!("{why:#}"), suppressed, "a doubt was not resolved");
+            tracing::warn!(error = %format_args!("{why:#}"), suppressed, "a commit in doubt was not resolved");
         }
         tracing::debug!(?resolution, waited = ?now.elapsed(), "resolve");
         resolution

@@ -95,7 +95,7 @@ impl Server {
         })
     }
 
-    /// Opens a connection, with TLS on it if the address asks for it.
+    /// Opens a connection, with TLS if the address has TLS.
     pub(crate) fn connect(&self, timeout: Duration) -> Result<Connected, ConnectionError> {
         #[cfg(feature = "tls-rustls")]
         let until = Instant::now() + timeout;

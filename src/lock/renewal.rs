@@ -243,7 +243,7 @@ impl LeaseRenewer {
         };
         drop(state);
         if let Some(error) = failed {
-            tracing::warn!(%error, "no thread to extend leases: they just end");
+            tracing::warn!(%error, "no thread to extend leases; they end unextended");
         }
     }
 

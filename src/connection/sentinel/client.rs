@@ -290,7 +290,7 @@ impl SentinelClient {
                 Err(error) => {
                     let (sentinel, cause) = (sentinel.address().to_owned(), error.clone());
                     self.log_thread.log(Level::DEBUG, move || {
-                        tracing::debug!(sentinel, error = %format_args!("{cause:#}"), "no answer");
+                        tracing::debug!(sentinel, error = %format_args!("{cause:#}"), "no reply from a sentinel");
                     });
                     // A refusal explains more than silence.
                     if failed.as_ref().is_none_or(ConnectionError::is_transient_failure) {

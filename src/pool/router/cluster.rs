@@ -233,7 +233,7 @@ impl Cluster {
             RedirectReply::TryAgain => self.refresh(None, self.refreshed_by()),
         }
         self.redirections.add();
-        tracing::debug!(slot = route.slot, to = ?redirect, "sent on");
+        tracing::debug!(slot = route.slot, to = ?redirect, "redirected");
         Some(redirect)
     }
 

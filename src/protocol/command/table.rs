@@ -1,5 +1,6 @@
-//! What this crate knows of each command: where its keys are, whether it writes, whether it may be
-//! sent. One row a command, in order, checked against the server's own table.
+//! The table of commands: for each one its keys, whether it writes, and whether it may be sent.
+//!
+//! There is one row for each command, in order. The rows agree with the server's own table.
 //!
 //! A command without a row, such as an unknown module's, is handled with the most caution.
 

@@ -262,7 +262,7 @@ fn what_an_operator_must_read_is_a_warning_once_a_second_with_a_count_of_the_oth
     for _ in 0..3 {
         drop(doubt.resolve_within(Duration::from_millis(20)));
     }
-    assert!(!warned("a doubt was not resolved", None).is_empty());
+    assert!(!warned("a commit in doubt was not resolved", None).is_empty());
     for _ in 0..3 {
         accounts.begin().map(drop).unwrap_err();
     }
