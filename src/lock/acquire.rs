@@ -17,11 +17,13 @@ use crate::error::connection::ConnectionError;
 use crate::error::lock::{LockError, LockHolder, LostReason};
 use crate::lock::client::{ScriptReplies, Via, refused};
 use crate::lock::guard::LockGuard;
-use crate::lock::lease::{LockLease, release, valid_until};
+use crate::lock::lease::LockLease;
 use crate::lock::manager::{LockManager, unexpected_reply};
 use crate::lock::renewal::CannotBegin;
+use crate::protocol::lock::acquire::{AcquireCall, AcquireReply, LockMode};
 use crate::protocol::lock::keys::LockKeys;
-use crate::protocol::lock::script::{ACQUIRE, Call};
+use crate::protocol::lock::lease::{release, valid_until};
+use crate::protocol::lock::script::Call;
 use crate::protocol::replication::{Durability, ReplicaAcks};
 use crate::sync::lock;
 
@@ -34,41 +36,6 @@ const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(3);
 const MAX_QUIET_WAIT: Duration = Duration::from_secs(30);
 /// Minimum and maximum delay between requests of a waiter that receives no messages.
 const POLL_PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
-
-/// The number of callers that may hold a lock together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum LockMode {
-    /// One caller.
-    Exclusive,
-    /// As many callers as [`LockRequest::permits`] has.
-    Semaphore,
-    Read,
-    Write,
-}
-
-impl LockMode {
-    fn letter(self) -> &'static str {
-        match self {
-            Self::Exclusive | Self::Semaphore => "x",
-            Self::Read => "r",
-            Self::Write => "w",
-        }
-    }
-
-    /// Returns whether another caller may hold the lock at the same time.
-    fn is_shared(self) -> bool {
-        matches!(self, Self::Semaphore | Self::Read)
-    }
-
-    /// Returns which waiters can use a wakeup that this one could not: readers can join the readers
-    /// that a writer has to wait for.
-    fn wake_compatible(self) -> Option<fn(&str) -> bool> {
-        match self {
-            Self::Write => Some(|owner_token| owner_token.starts_with('r')),
-            _ => None,
-        }
-    }
-}
 
 /// The number of permits of a semaphore.
 #[derive(Debug)]
@@ -249,30 +216,20 @@ impl<'a> Attempt<'a> {
 
     fn call(&self, enqueue: bool, permits: u32) -> Call {
         let LockRequest { names, mode, lease, fair, label, .. } = self.request;
-        let done = names.done(&self.owner_token);
-        let keys = [&names.holders, &names.info, &names.queue, &names.alive, &done, &names.fencing];
-        let heartbeat = if *fair { HEARTBEAT_TIMEOUT } else { Duration::ZERO };
         // The waiter has sent another request by then, or has left.
-        let waits = self
-            .deadline
-            .saturating_duration_since(Instant::now())
-            .min(MAX_QUIET_WAIT + HEARTBEAT_TIMEOUT);
-        let waits = match mode {
-            LockMode::Semaphore => waits.as_millis().to_string(),
-            _ => String::new(),
-        };
-        let arguments = [
-            self.owner_token.clone(),
-            lease.as_millis().to_string(),
-            mode.letter().to_owned(),
-            permits.to_string(),
-            label.as_deref().unwrap_or_default().to_owned(),
-            heartbeat.as_millis().to_string(),
-            u8::from(enqueue).to_string(),
-            names.wake.to_string(),
-            waits,
-        ];
-        Call::new(&ACQUIRE, keys, arguments)
+        let waits = self.deadline.saturating_duration_since(Instant::now());
+        AcquireCall {
+            names,
+            owner_token: &self.owner_token,
+            mode: *mode,
+            lease: *lease,
+            permits,
+            label: label.as_deref().unwrap_or_default(),
+            heartbeat_timeout: if *fair { HEARTBEAT_TIMEOUT } else { Duration::ZERO },
+            enqueue,
+            waits: waits.min(MAX_QUIET_WAIT + HEARTBEAT_TIMEOUT),
+        }
+        .call()
     }
 
     fn try_once(&mut self, enqueue: bool) -> Result<AttemptResult, LockError> {
@@ -296,35 +253,28 @@ impl<'a> Attempt<'a> {
         })?;
         // A copy that was sent on a lost connection may still arrive.
         let maybe_in_flight = maybe_in_flight || answers.repeated;
-        let answer = answers.values.first();
-        if let Some(fencing @ Value::BulkString(_)) = answer {
-            return self.held(fencing, &answers, maybe_in_flight);
-        }
-        let (tried, waits) = match answer {
-            Some(Value::ServerError(error)) => {
+        let (tried, waits) = match AcquireReply::of(answers.values.first()) {
+            AcquireReply::Held(fencing) => return self.held(fencing, &answers, maybe_in_flight),
+            AcquireReply::Busy(by) => {
+                let holder = by.map(|(label, remaining)| LockHolder { label, remaining });
+                (Ok(AttemptResult::Busy(holder)), enqueue)
+            }
+            AcquireReply::OtherPermits(kept) => {
+                let other = LockError::OtherPermits { asked: permits, kept };
+                // If this handle's number has just changed, the call is repeated with the new
+                // one.
+                let is_other = self.request.permits.settled() == permits;
+                (if is_other { Err(other) } else { Ok(AttemptResult::PermitsChanged) }, false)
+            }
+            AcquireReply::NoFencingToken => (Err(LockError::NoFencingToken), false),
+            AcquireReply::Error(error) => {
                 let error = refused("acquire", error);
                 self.maybe_partial |= error.applied() != Applied::No;
                 (Err(error), false)
             }
-            Some(Value::Array(values)) => match values.as_slice() {
-                [Value::Int(0), Value::Int(-1), _] => (Ok(AttemptResult::Busy(None)), enqueue),
-                [Value::Int(0), remaining, label] => match holder(remaining, label) {
-                    Some(by) => (Ok(AttemptResult::Busy(Some(by))), enqueue),
-                    None => return Err(unexpected_reply("acquire")),
-                },
-                [Value::Int(-2), Value::Int(kept)] => {
-                    let kept = u32::try_from(*kept).unwrap_or(u32::MAX);
-                    let other = LockError::OtherPermits { asked: permits, kept };
-                    // If this handle's number has just changed, the call is repeated with the new
-                    // one.
-                    let is_other = self.request.permits.settled() == permits;
-                    (if is_other { Err(other) } else { Ok(AttemptResult::PermitsChanged) }, false)
-                }
-                [Value::Int(-3)] => (Err(LockError::NoFencingToken), false),
-                // Only this attempt releases its token.
-                _ => return Err(LockError::Lost { why: LostReason::Gone }),
-            },
-            _ => return Err(unexpected_reply("acquire")),
+            // Only this attempt releases its token.
+            AcquireReply::Released => return Err(LockError::Lost { why: LostReason::Gone }),
+            AcquireReply::Unexpected => return Err(unexpected_reply("acquire")),
         };
         // The server does not have the token, or its state is known: see `maybe_partial`.
         self.may_hold = maybe_in_flight;
@@ -335,13 +285,13 @@ impl<'a> Attempt<'a> {
     /// Makes the guard. `maybe_in_flight`: another copy of the request may still arrive.
     fn held(
         &mut self,
-        fencing: &Value,
+        fencing: Option<u64>,
         answers: &ScriptReplies,
         maybe_in_flight: bool,
     ) -> Result<AttemptResult, LockError> {
         // The reply has arrived: no copy of the request is in flight, unless there is another one.
         (self.may_hold, self.maybe_partial) = (maybe_in_flight, true);
-        let Some(fencing) = number(fencing) else { return Err(unexpected_reply("acquire")) };
+        let Some(fencing) = fencing else { return Err(unexpected_reply("acquire")) };
         if let Some(wanted) = &self.request.replicas {
             let got = match answers.values.get(1).map(|answer| wanted.acks(answer)) {
                 Some(Err(error)) => return Err(LockError::Command { during: "acquire", error }),
@@ -409,23 +359,4 @@ impl Drop for Attempt<'_> {
             renewer.answered(names.done(&self.owner_token), &self.manager.client);
         }
     }
-}
-
-/// Parses a number that the server sends as text, because it may exceed its scripts' integers.
-fn number(value: &Value) -> Option<u64> {
-    match value {
-        Value::BulkString(digits) => std::str::from_utf8(digits).ok()?.parse().ok(),
-        Value::Int(number) => u64::try_from(*number).ok(),
-        _ => None,
-    }
-}
-
-/// Parses the holder in a script's reply.
-pub(crate) fn holder(remaining: &Value, label: &Value) -> Option<LockHolder> {
-    let (Value::Int(remaining), Value::BulkString(label)) = (remaining, label) else { return None };
-    let label = String::from_utf8_lossy(label);
-    Some(LockHolder {
-        label: (!label.is_empty()).then(|| label.as_ref().into()),
-        remaining: Duration::from_millis(u64::try_from(*remaining).unwrap_or_default()),
-    })
 }

@@ -10,10 +10,11 @@ use redis::Value;
 
 use crate::error::any::Error;
 use crate::error::lock::{LockError, LockHolder};
-use crate::lock::acquire::{LockMode, LockRequest, Permits, acquire, holder};
+use crate::lock::acquire::{LockRequest, Permits, acquire};
 use crate::lock::client::{Via, refused};
 use crate::lock::guard::LockGuard;
 use crate::lock::manager::{LockManager, unexpected_reply};
+use crate::protocol::lock::acquire::{LockMode, holder};
 use crate::protocol::lock::keys::LockKeys;
 use crate::protocol::lock::script::{Call, FORCE, PEEK, PERMITS};
 use crate::protocol::replication::Durability;
@@ -244,9 +245,10 @@ impl Lock {
         match self.ask("holder", call)? {
             Value::Array(values) => match values.as_slice() {
                 [Value::Int(0), ..] => Ok(None),
-                [_, remaining, label] => {
-                    holder(remaining, label).map(Some).ok_or_else(|| unexpected_reply("holder"))
-                }
+                [_, remaining, label] => match holder(remaining, label) {
+                    Some((label, remaining)) => Ok(Some(LockHolder { label, remaining })),
+                    None => Err(unexpected_reply("holder")),
+                },
                 _ => Err(unexpected_reply("holder")),
             },
             _ => Err(unexpected_reply("holder")),

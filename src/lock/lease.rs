@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use crate::commit::lock_check::LockProbe;
 use crate::error::lock::LostReason;
 use crate::protocol::lock::keys::LockKeys;
-use crate::protocol::lock::script::{Call, RELEASE, RENEW};
+use crate::protocol::lock::lease::{LeaseTimes, renew};
+use crate::protocol::lock::script::Call;
 use crate::status::locks::LockCounters;
 use crate::sync::lock;
 
@@ -38,10 +39,7 @@ pub(crate) struct LockLease {
 }
 
 struct State {
-    valid_until: Instant,
-    /// Instant by which the lease has ended on the server, unless it is extended.
-    ends_by: Instant,
-    next_renewal: Instant,
+    times: LeaseTimes,
     lost: Option<LostReason>,
     released: bool,
     callbacks: Vec<Callback>,
@@ -51,16 +49,6 @@ impl State {
     fn is_held(&self) -> bool {
         self.lost.is_none() && !self.released
     }
-}
-
-/// Returns the instant until which a lease is certain, if it was requested at `sent` and the reply
-/// took `took`.
-///
-/// The server's lease begins when the request arrives: after it was sent, and before the reply. The
-/// margin allows for clocks that run differently, and for the time to notify the holder.
-pub(crate) fn valid_until(lease: Duration, sent: Instant, took: Duration) -> Instant {
-    let margin = (lease / 20).max(2 * took).min(lease / 2);
-    sent + lease - margin
 }
 
 impl LockLease {
@@ -75,11 +63,8 @@ impl LockLease {
     ) -> Self {
         counters.acquired.add();
         counters.held.increment();
-        let valid_until = valid_until(lease, sent, took);
         let state = Mutex::new(State {
-            valid_until,
-            ends_by: sent + took + lease,
-            next_renewal: sent + lease / 3,
+            times: LeaseTimes::new(lease, sent, took),
             lost: None,
             released: false,
             callbacks: Vec::new(),
@@ -111,13 +96,13 @@ impl LockLease {
 
     /// Returns the instant until which the lease is certain.
     pub(crate) fn valid_until(&self) -> Instant {
-        lock(&self.state).valid_until
+        lock(&self.state).times.valid_until
     }
 
     /// Returns whether and how the lock is lost. This reads the clock and sends nothing.
     pub(crate) fn lost(&self) -> Option<LostReason> {
         let state = lock(&self.state);
-        if !state.is_held() || Instant::now() < state.valid_until {
+        if !state.is_held() || Instant::now() < state.times.valid_until {
             return state.lost;
         }
         drop(state);
@@ -128,12 +113,8 @@ impl LockLease {
     /// Records a renewal that was sent at `sent`, with a reply after `took`.
     pub(crate) fn extended(&self, sent: Instant, took: Duration) {
         let mut state = lock(&self.state);
-        state.ends_by = state.ends_by.max(sent + took + self.lease);
-        // A lost lock stays lost.
-        if state.is_held() {
-            state.valid_until = state.valid_until.max(valid_until(self.lease, sent, took));
-            state.next_renewal = sent + self.lease / 3;
-        }
+        let is_held = state.is_held();
+        state.times.extend(sent, took, is_held);
         self.failures.store(0, Ordering::Relaxed);
         self.counters.renewals.add();
     }
@@ -146,8 +127,7 @@ impl LockLease {
     /// Counts the renewal as failed until its reply arrives, and schedules the next one soon.
     pub(crate) fn postpone(&self) {
         self.failures.fetch_add(1, Ordering::Relaxed);
-        let pause = (self.lease / 20).clamp(Duration::from_millis(1), Duration::from_millis(100));
-        lock(&self.state).next_renewal = Instant::now() + pause.mul_f64(0.5 + fastrand::f64());
+        lock(&self.state).times.postpone(Instant::now(), fastrand::f64());
     }
 
     /// Returns when the renewal thread has to check the lease again; `extends`: leases are still
@@ -155,8 +135,8 @@ impl LockLease {
     pub(crate) fn next_look(&self, extends: bool) -> Instant {
         let state = lock(&self.state);
         match self.renewed && extends {
-            true => self.due(&state).min(state.valid_until),
-            false => state.valid_until,
+            true => self.due(&state).min(state.times.valid_until),
+            false => state.times.valid_until,
         }
     }
 
@@ -167,7 +147,7 @@ impl LockLease {
             return None;
         }
         if state.lost.is_some() {
-            return Some(state.ends_by);
+            return Some(state.times.ends_by);
         }
         drop(state);
         Some(self.next_look(extends))
@@ -186,16 +166,11 @@ impl LockLease {
     /// Returns whether the lock is lost and the lease has ended on the server, too.
     pub(crate) fn is_gone(&self, now: Instant) -> bool {
         let state = lock(&self.state);
-        state.lost.is_some() && !state.released && state.ends_by <= now
+        state.lost.is_some() && !state.released && state.times.ends_by <= now
     }
 
-    /// Returns when the renewal is due. While a transaction watches the lock, it waits for another
-    /// third of the lease.
     fn due(&self, state: &State) -> Instant {
-        match self.renewal_pauses.load(Ordering::Relaxed) {
-            0 => state.next_renewal,
-            _ => state.next_renewal + self.lease / 3,
-        }
+        state.times.renewal_due(self.renewal_pauses.load(Ordering::Relaxed) > 0)
     }
 
     /// Marks the lock as lost; the callbacks are called, once.
@@ -240,35 +215,13 @@ impl LockLease {
     }
 
     pub(crate) fn renewal(&self) -> Call {
-        self.renewal_for(self.lease)
+        renew(&self.names, &self.owner_token, self.lease)
     }
 
     /// Returns the call that checks whether the lock is held, and extends nothing.
     pub(crate) fn ownership_query(&self) -> Call {
-        self.renewal_for(Duration::ZERO)
+        renew(&self.names, &self.owner_token, Duration::ZERO)
     }
-
-    fn renewal_for(&self, lease: Duration) -> Call {
-        let LockKeys { holders, info, alive, .. } = &*self.names;
-        let keys = [holders, info].into_iter().chain(self.names.is_semaphore.then_some(alive));
-        Call::new(&RENEW, keys, [self.owner_token.clone(), lease.as_millis().to_string()])
-    }
-}
-
-/// Returns the call that releases what `owner_token` has acquired, requested or queued for. The
-/// server remembers the release for the given time. The call also deletes the keys `answered`, of
-/// releases that need not be remembered any more.
-pub(crate) fn release(
-    names: &LockKeys,
-    owner_token: &str,
-    remember: Duration,
-    answered: Vec<String>,
-) -> Call {
-    let own = [&names.holders, &names.info, &names.queue, &names.alive];
-    let keys = own.into_iter().cloned().chain([names.done(owner_token)]).chain(answered);
-    let remember = remember.as_millis().max(1).to_string();
-    let is_semaphore = u8::from(names.is_semaphore).to_string();
-    Call::new(&RELEASE, keys, [owner_token, &remember, &names.wake, &is_semaphore])
 }
 
 /// Runs the callbacks on a thread of their own: they may take long while other leases need renewal.
@@ -326,14 +279,6 @@ mod tests {
     fn lock_lease(sent: Instant, took: Duration) -> LockLease {
         let names = Arc::new(LockKeys::new("t", "lock", "n", false));
         LockLease::new(names, "x".to_owned(), 1, (LEASE, true), (sent, took), Arc::default())
-    }
-
-    #[test]
-    fn it_is_sure_for_less_than_its_lease_and_the_less_the_slower_the_server() {
-        let now = Instant::now();
-        assert_eq!(lock_lease(now, Duration::ZERO).valid_until(), now + LEASE - LEASE / 20);
-        assert_eq!(lock_lease(now, LEASE / 10).valid_until(), now + LEASE - LEASE / 5);
-        assert_eq!(lock_lease(now, LEASE).valid_until(), now + LEASE / 2);
     }
 
     #[test]

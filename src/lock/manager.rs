@@ -11,12 +11,13 @@ use redis::Value;
 use crate::error::connection::ConnectionError;
 use crate::error::lock::{LockError, LostReason};
 use crate::lock::client::{ScriptClient, Via, refused};
-use crate::lock::lease::{LockLease, release};
+use crate::lock::lease::LockLease;
 use crate::lock::renewal::LeaseRenewer;
 use crate::lock::waiters::Waiters;
 use crate::lock::wakeups::ReleaseListener;
 use crate::pool::router::Router;
 use crate::protocol::lock::keys::LockKeys;
+use crate::protocol::lock::lease::release;
 use crate::settings::settings::Settings;
 use crate::status::locks::{LockCounters, LockStatus};
 

@@ -1,0 +1,100 @@
+//! The times of a held lock's lease, and the calls that renew and release it.
+//!
+//! A lease never counts as certain for longer than it lasts on the server.
+
+use std::time::{Duration, Instant};
+
+use crate::protocol::lock::keys::LockKeys;
+use crate::protocol::lock::script::{Call, RELEASE, RENEW};
+
+/// Returns the instant until which a lease is certain, if it was requested at `sent` and the reply
+/// took `took`.
+///
+/// The server's lease begins when the request arrives: after it was sent, and before the reply. The
+/// margin allows for clocks that run differently, and for the time to notify the holder.
+pub(crate) fn valid_until(lease: Duration, sent: Instant, took: Duration) -> Instant {
+    let margin = (lease / 20).max(2 * took).min(lease / 2);
+    sent + lease - margin
+}
+
+/// The times of one lease.
+#[derive(Debug)]
+pub(crate) struct LeaseTimes {
+    /// Length of the lease, and of each renewal.
+    lease: Duration,
+    pub(crate) valid_until: Instant,
+    /// Instant by which the lease has ended on the server, unless it is extended.
+    pub(crate) ends_by: Instant,
+    next_renewal: Instant,
+}
+
+impl LeaseTimes {
+    /// A lease that was requested at `sent`, with a reply after `took`.
+    pub(crate) fn new(lease: Duration, sent: Instant, took: Duration) -> Self {
+        let valid_until = valid_until(lease, sent, took);
+        Self { lease, valid_until, ends_by: sent + took + lease, next_renewal: sent + lease / 3 }
+    }
+
+    /// Records a renewal that was sent at `sent`, with a reply after `took`. A lock that is lost
+    /// stays lost (`is_held` is false), although its lease was extended on the server.
+    pub(crate) fn extend(&mut self, sent: Instant, took: Duration, is_held: bool) {
+        let renewed = Self::new(self.lease, sent, took);
+        self.ends_by = self.ends_by.max(renewed.ends_by);
+        if is_held {
+            self.valid_until = self.valid_until.max(renewed.valid_until);
+            self.next_renewal = renewed.next_renewal;
+        }
+    }
+
+    /// Schedules the renewal after one that may fail. `jitter` is from 0.0 to 1.0.
+    pub(crate) fn postpone(&mut self, now: Instant, jitter: f64) {
+        let pause = (self.lease / 20).clamp(Duration::from_millis(1), Duration::from_millis(100));
+        self.next_renewal = now + pause.mul_f64(0.5 + jitter);
+    }
+
+    /// Returns when the renewal is due. While a transaction watches the lock (`paused`), it waits
+    /// for another third of the lease.
+    pub(crate) fn renewal_due(&self, paused: bool) -> Instant {
+        if paused { self.next_renewal + self.lease / 3 } else { self.next_renewal }
+    }
+}
+
+/// Returns the call that extends the lease; with a lease of zero, it only checks whether the lock is
+/// held.
+pub(crate) fn renew(names: &LockKeys, owner_token: &str, lease: Duration) -> Call {
+    let LockKeys { holders, info, alive, .. } = names;
+    let keys = [holders, info].into_iter().chain(names.is_semaphore.then_some(alive));
+    Call::new(&RENEW, keys, [owner_token, &lease.as_millis().to_string()])
+}
+
+/// Returns the call that releases what `owner_token` has acquired, requested or queued for. The
+/// server remembers the release for the given time. The call also deletes the keys `answered`, of
+/// releases that need not be remembered any more.
+pub(crate) fn release(
+    names: &LockKeys,
+    owner_token: &str,
+    remember: Duration,
+    answered: Vec<String>,
+) -> Call {
+    let own = [&names.holders, &names.info, &names.queue, &names.alive];
+    let keys = own.into_iter().cloned().chain([names.done(owner_token)]).chain(answered);
+    let remember = remember.as_millis().max(1).to_string();
+    let is_semaphore = u8::from(names.is_semaphore).to_string();
+    Call::new(&RELEASE, keys, [owner_token, &remember, &names.wake, &is_semaphore])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn a_lease_is_certain_for_less_than_its_length_and_the_less_the_slower_the_server() {
+        let now = Instant::now();
+        let certain = |took| valid_until(LEASE, now, took);
+        assert_eq!(certain(Duration::ZERO), now + LEASE - LEASE / 20);
+        assert_eq!(certain(LEASE / 10), now + LEASE - LEASE / 5);
+        assert_eq!(certain(LEASE), now + LEASE / 2);
+    }
+}
