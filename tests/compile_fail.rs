@@ -31,7 +31,7 @@ use rediscope::{
     Transaction, TransactionOptions, Transactional, Watch, Watched, Watching,
 };
 
-/// Tells a copy of this program that it is to build what lies in this directory.
+/// Makes a copy of this program build what lies in this directory.
 const BUILD: &str = "REDISCOPE_UI_BUILD";
 
 #[test]
@@ -120,8 +120,8 @@ fn mistakes() -> Vec<PathBuf> {
 
 /// Builds copies of the mistakes and returns the directory in which each has its `.stderr`.
 ///
-/// In a process of its own: trybuild is told by an environment variable to write down what the
-/// compiler says instead of comparing it. What compiles after all fails there.
+/// In a process of its own: an environment variable makes trybuild write down the compiler's output
+/// instead of comparing it. A mistake that compiles fails there.
 fn compile(mistakes: &[PathBuf]) -> PathBuf {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ui");
     let _ = fs::remove_dir_all(&directory);

@@ -76,7 +76,7 @@ fn classifier(bencher: Bencher<'_, '_>, commands: usize) {
     });
 }
 
-/// A connection taken and given back, nothing sent; nobody waits.
+/// A connection taken and given back, nothing sent, no caller waiting.
 #[divan::bench(sample_size = 100)]
 fn checkout(bencher: Bencher<'_, '_>) {
     let transactional = transactional(8);

@@ -112,7 +112,7 @@ impl Cluster {
         (0..nodes.len()).filter(|index| nodes[*index].server.is_running()).collect()
     }
 
-    /// Who serves the slot, by its own word. `None` while nobody does, or two say so.
+    /// The node that claims the slot. `None` while no node does, or two do.
     pub fn owner(&self, slot: u16) -> Option<usize> {
         let serves = |index: &usize| {
             self.view(*index).iter().any(|entry| entry.mine && entry.slots.contains(&slot))
@@ -121,10 +121,10 @@ impl Cluster {
         (owners.len() == 1).then(|| owners[0])
     }
 
-    /// The value of a key, from whoever serves it.
+    /// The value of a key, from the node that serves it.
     pub fn read<T: redis::FromRedisValue>(&self, command: &[&str]) -> T {
         let slot = self.slot(command[1]);
-        let owner = try_for(PATIENCE, || self.owner(slot)).expect("somebody serves the slot");
+        let owner = try_for(PATIENCE, || self.owner(slot)).expect("a node serves the slot");
         self.ask(owner, command)
     }
 
@@ -146,10 +146,10 @@ impl Cluster {
         }
     }
 
-    /// From here on the slot is on its way: who asks for a key that is not there any more is sent
-    /// on. `None` where it is there already.
+    /// From here on the slot is on its way: a request for a key that is not there any more is
+    /// redirected. `None` if the slot is at the target already.
     pub fn begin_migration(&self, slot: u16, to: usize) -> Option<usize> {
-        let from = try_for(PATIENCE, || self.owner(slot)).expect("somebody serves the slot");
+        let from = try_for(PATIENCE, || self.owner(slot)).expect("a node serves the slot");
         if from == to {
             return None;
         }
@@ -176,12 +176,12 @@ impl Cluster {
         keys.len()
     }
 
-    /// Moves what is left; then the slot is the target's, and everybody is told.
+    /// Moves what is left; then the slot is the target's, and every node is informed.
     pub fn end_migration(&self, slot: u16, from: usize, to: usize) {
         // Before the target answers for the slot: it would make a key anew that it has not got yet.
         while self.move_keys(slot, from, to, 10) > 0 {}
         let _one = self.stepping();
-        eventually(PATIENCE, "everybody knows all epochs", || self.epochs_are_known());
+        eventually(PATIENCE, "every node knows all epochs", || self.epochs_are_known());
         let text = slot.to_string();
         let id = self.nodes()[to].id.clone();
         let command = ["CLUSTER", "SETSLOT", &text, "NODE", &id];
@@ -222,10 +222,10 @@ impl Cluster {
             let info: String = self.ask(owner, &["CLUSTER", "INFO"]);
             info.contains("cluster_state:ok").then_some(owner)
         });
-        owner.unwrap_or_else(|| panic!("not within {PATIENCE:?}: somebody serves slot {slot}"))
+        owner.unwrap_or_else(|| panic!("no node serves slot {slot} within {PATIENCE:?}"))
     }
 
-    /// Starts an empty master and has everybody meet it; says its number.
+    /// Starts an empty master, which all nodes meet, and returns its number.
     pub fn add_master(&self) -> usize {
         let node = launch(&self.extra);
         let mut nodes = self.nodes.write().unwrap();
@@ -261,7 +261,7 @@ impl Cluster {
         self.remove(node);
     }
 
-    /// Has everybody forget a node that serves nothing any more, and ends it.
+    /// Makes all nodes forget a node that serves nothing any more, and ends it.
     pub fn remove(&self, node: usize) {
         assert!(self.slots_of(node).is_empty(), "it still serves slots");
         let id = self.nodes()[node].id.clone();
@@ -271,7 +271,7 @@ impl Cluster {
         }
     }
 
-    /// Starts a killed node again, and waits until it follows who took its place.
+    /// Starts a killed node again, and waits until it follows the node that took its place.
     pub fn revive(&self, node: usize) {
         self.nodes()[node].server.restart_on_same_port();
         eventually(PATIENCE, "it follows its successor", || {
@@ -318,7 +318,7 @@ impl Cluster {
         }
     }
 
-    /// Everybody agrees, every slot is served, every replica is in step.
+    /// All nodes agree, every slot is served, every replica is in sync.
     fn is_in_order(&self) {
         let running = self.running();
         let in_order = || {
@@ -348,8 +348,8 @@ impl Cluster {
         }
     }
 
-    /// What `redis-cli --cluster fix` does: a slot that was handed to a master who was killed before
-    /// his replica had heard of it is the replica's to all but himself, and that for ever.
+    /// What `redis-cli --cluster fix` does. A master that was killed before its replica had heard of a
+    /// new slot leaves it unserved: all nodes but the replica count the slot as the replica's.
     fn mend(&self) {
         for index in self.running() {
             let mut others = self.running().into_iter().filter(|other| *other != index);
@@ -368,9 +368,9 @@ impl Cluster {
         }
     }
 
-    /// Every master has an epoch of its own, which everybody knows. Else the new owner of a slot may
-    /// take an epoch below the old one's, whose last claim on the slot, if it comes late, then takes
-    /// it back: each of the two says that it is the other one's, for ever.
+    /// Every master has an epoch of its own, which all nodes know. Else the new owner of a slot may
+    /// take an epoch below the old one's. A late claim of the old owner then takes the slot back, and
+    /// each of the two reports it as the other one's for ever.
     fn epochs_are_known(&self) -> bool {
         let running = self.running();
         let views: Vec<_> = running.iter().map(|index| self.view(*index)).collect();
@@ -386,7 +386,7 @@ impl Cluster {
             })
     }
 
-    /// Who serves what and who replicates whom, as one node sees it.
+    /// The nodes with their slots and masters, as one node sees them.
     fn ids(&self, node: usize) -> Vec<(String, bool, String)> {
         let mut ids: Vec<_> = self
             .view(node)

@@ -133,12 +133,12 @@ fn free_bytes(folder: &Path) -> u64 {
     free.and_then(|kib| kib.parse::<u64>().ok()).map_or(0, |kib| kib << 10)
 }
 
-/// Resident memory of this process; `None` where `/proc` does not tell.
+/// Resident memory of this process; `None` if `/proc` does not have it.
 pub fn rss_bytes() -> Option<u64> {
     resident_bytes(Path::new("/proc/self/status"))
 }
 
-/// Threads of this process; `None` where `/proc` does not tell.
+/// Threads of this process; `None` if `/proc` does not have them.
 pub fn threads() -> Option<usize> {
     Some(std::fs::read_dir("/proc/self/task").ok()?.count())
 }

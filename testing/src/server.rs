@@ -65,8 +65,8 @@ impl Server {
         })
     }
 
-    /// Starts one on a free port; `None` where this port, or another one that it was told to take,
-    /// was taken meanwhile.
+    /// Starts one on a free port; `None` if this port, or another one of its settings, was taken
+    /// meanwhile.
     #[track_caller]
     pub fn attempt(program: OsString, extra: &[&str]) -> Option<Self> {
         let extra: Vec<String> = extra.iter().map(|&arg| arg.to_owned()).collect();
@@ -189,7 +189,7 @@ impl Server {
             self.sigterm_and_wait();
         }
         *self.admin.lock().unwrap() = None;
-        // Somebody's outgoing connection may sit on the port for a moment.
+        // An outgoing connection of another program may sit on the port for a moment.
         let child =
             try_for(PATIENCE, || match launch(&self.program, &self.home, self.port, &self.extra) {
                 Ok(child) => Some(child),
@@ -228,7 +228,7 @@ impl Server {
 
     fn signal(&self, signal: &str) {
         let mut child = self.child();
-        // A reaped process gave its id back: somebody else may have it by now.
+        // A reaped process gave its id back: another process may have it by now.
         let running = child.try_wait().expect("ask after the server").is_none();
         assert!(running, "{signal} for a server that has ended");
         let pid = child.id().to_string();

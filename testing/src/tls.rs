@@ -1,4 +1,5 @@
-//! An authority of the test's own, whom it vouches for, and a server that speaks TLS on one more port.
+//! A certificate authority of the test's own, its certificates, and a server with one more port for
+//! TLS.
 //!
 //! Never: an identity that two tests share.
 
@@ -12,7 +13,7 @@ use super::server::Server;
 
 const PORT_TRIES: usize = 20;
 
-/// Who vouches for others.
+/// Signs the certificates of servers and clients.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 /// A certificate and its key, both PEM.
@@ -125,14 +126,14 @@ pub struct TlsServer {
 }
 
 impl TlsServer {
-    /// `localhost`, to anybody.
+    /// `localhost`, for every client.
     pub fn start() -> Self {
         let authority = Authority::new();
         let localhost = authority.server(&["localhost"]);
         Self::with(authority, &localhost, &["--tls-auth-clients", "no"])
     }
 
-    /// `localhost`, to whom its authority vouches for.
+    /// `localhost`, for clients with a certificate of its authority only.
     pub fn choosy() -> Self {
         let authority = Authority::new();
         let localhost = authority.server(&["localhost"]);

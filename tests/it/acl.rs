@@ -1,5 +1,5 @@
-//! Users who lack a right: from the beginning, taken away while connections lie idle or scopes are
-//! open, given back. Each form of the crate, on real servers: what is told, that what was told is
+//! Users that lack a right: from the beginning, taken away while connections lie idle or scopes are
+//! open, given back. Each form of the crate, on real servers: which error is returned, that it is
 //! true of the data, and that the connections go on.
 //!
 //! Never: a right that the documents ask for and nothing needs, or the other way round.

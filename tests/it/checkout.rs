@@ -1,5 +1,6 @@
-//! Checking out and in: who is served when, what a caller is told who is not, how a pool survives a
-//! server that goes, comes back, changes its role or falls silent, and how a session ends.
+//! Checking out and in: the order in which callers are served, the error of a caller that is not, how
+//! a pool survives a server that goes, comes back, changes its role or falls silent, and how a
+//! session ends.
 
 mod blocking;
 mod close;

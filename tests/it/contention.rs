@@ -1,4 +1,4 @@
-//! Watching blocks on the same keys: who may try, in which order, and what travels together.
+//! Watching blocks on the same keys: which may run, in which order, and what travels together.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -84,7 +84,7 @@ fn a_block_that_waits_for_a_key_holds_no_connection() {
         eventually(SOON, "the first ones are in", || sessions.open_scopes().len() == 4);
         let status = sessions.status().transactional;
         assert_eq!((status.in_use, status.waiting), (4, 0));
-        // Another key is nobody's business.
+        // Another key is not concerned.
         let other = handle.watch(["another"]).run(|_, tx| Ok(tx.incr("another", 1)));
         assert_eq!(other.unwrap(), 1);
         drop(held);
@@ -121,7 +121,7 @@ fn blocks_on_crossed_keys_and_blocks_inside_blocks_do_not_wait_for_each_other() 
         Ok(tx.incr("a", 1))
     });
     assert_eq!(nested.unwrap(), 16 * 20 + 1);
-    assert!(begun.elapsed() < Duration::from_secs(50), "somebody waited for a deadline");
+    assert!(begun.elapsed() < Duration::from_secs(50), "a caller waited for a deadline");
 }
 
 #[test]
@@ -162,7 +162,7 @@ fn conditions_that_do_not_hold_keep_no_other_block_waiting() {
     for _ in 0..32 {
         required.run(|tx| Ok(tx.incr("n", 1))).unwrap();
     }
-    // No try was undone by anybody: so one more is let in than at first.
+    // No attempt met a conflict: so one more is let in than at first.
     let gate = Mutex::new(());
     let held = gate.lock().unwrap();
     thread::scope(|scope| {

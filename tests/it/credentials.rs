@@ -36,7 +36,7 @@ fn rotating(server: &Server, first: Credentials) -> (Arc<RotatingCredentials>, B
     (credentials, builder)
 }
 
-/// Who the connections of the server are, by their numbers.
+/// The users of the server's connections, by the connections' numbers.
 fn users(server: &Server) -> Vec<(String, String)> {
     let list = server.client_list();
     list.iter().map(|client| (client["id"].clone(), client["user"].clone())).collect()
@@ -186,7 +186,7 @@ fn connections_keep_their_credentials_until_the_server_accepts_new_ones() {
     assert_eq!(sessions.status().transactional.counts.connects, 1);
 }
 
-/// Fails, or panics, as it is told.
+/// Fails, or panics, as its fields are set.
 #[derive(Default)]
 struct Moody {
     fails: AtomicBool,

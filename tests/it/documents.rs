@@ -56,7 +56,7 @@ fn place(shop: &Transactional, mut between: impl FnMut(u32)) -> Result<bool, Err
     })
 }
 
-/// An order whose EXEC is under way while its caller was told that it is in doubt.
+/// An order whose EXEC is under way after its call returned that it is in doubt.
 struct Late {
     server: Server,
     proxy: Proxy,

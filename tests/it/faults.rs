@@ -1,5 +1,5 @@
-//! The fault matrix: connections that break at every point of a scope's life, and what the caller
-//! is then told, checked against what the server holds.
+//! The fault matrix: connections that break at every point of a scope's life, and what the call then
+//! returns, checked against what the server holds.
 //!
 //! Nothing here trusts the crate's word: outcomes are compared with the server's counters, and
 //! every pool must serve its next borrower.

@@ -1,8 +1,8 @@
-//! Grouped commits: blocks that wait travel in one write, each as isolated as alone and each told
-//! its own outcome.
+//! Grouped commits: blocks that wait travel in one write, each as isolated as alone and each with its
+//! own outcome.
 //!
-//! The one connection is held by a guard until everybody waits; then the guard is dropped, and what
-//! happens next is one group.
+//! The one connection is held by a guard until all callers wait; then the guard is dropped, and what
+//! happens next is one batch.
 
 mod bounds;
 mod faults;

@@ -33,7 +33,7 @@ fn two_hundred_megabytes_are_applied_without_being_held() {
             println!("{form}: {} MiB", grown / MIB);
             assert!(grown < MOST, "{form}: {} MiB more than before", grown / MIB);
         } else if cfg!(target_os = "linux") {
-            panic!("Linux tells how much memory a process has");
+            panic!("Linux has the memory of a process");
         }
         let exec: u64 = server.calls("exec");
         assert_eq!(exec, nth as u64 + 2, "{form}: one transaction, and the one before");
@@ -79,7 +79,7 @@ const FORMS: [(&str, Send); 2] = [
     }),
 ];
 
-/// Each key is written in turn; what it holds in the end tells that the last command was applied.
+/// Each key is written in turn; its last value proves that the last command was applied.
 fn fill(tx: &mut impl QueueCommands, prefix: &str, commands: usize) {
     for nth in 0..commands {
         tx.set(format!("{prefix}{}", nth % KEYS), value(nth));

@@ -35,7 +35,7 @@ impl Fixture {
         self.server.ask::<Option<i64>>(&["GET", "n"]).unwrap_or_default()
     }
 
-    /// The lock is given to somebody else, without a word to its holder.
+    /// The lock is given to another client, and its holder is not notified.
     fn taken_by(&self, other: &SessionManager) -> LockGuard {
         other.lock("l").force_release().unwrap();
         acquire(other)
@@ -247,5 +247,5 @@ fn no_write_of_an_old_holder_lands_behind_one_of_a_new_holder() {
     let tokens: Vec<u64> = fixture.server.ask(&["LRANGE", "tokens", "0", "-1"]);
     assert!(tokens.is_sorted_by(|a, b| a < b), "{tokens:?}");
     assert_eq!(tokens.len() + refused, 160);
-    assert!(refused > 0, "nobody was late");
+    assert!(refused > 0, "no write was late");
 }

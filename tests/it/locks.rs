@@ -1,5 +1,5 @@
-//! Locks: who holds one, who is told that he lost it, who waits and is woken, and what is left
-//! behind. What is true is asked of the server, on another connection.
+//! Locks: how they are held, lost, waited for and handed on, and what is left behind. Each outcome is
+//! compared with the server's state, read on another connection.
 
 mod ambiguous;
 mod closing;

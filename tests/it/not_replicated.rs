@@ -1,5 +1,5 @@
-//! Commits that wait until others have them: what is counted, what is told where too few do, and
-//! that the wait is never taken for a doubt.
+//! Commits that wait until replicas have them: what is counted, which error is returned if too few do,
+//! and that the wait is never taken for a doubt.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 use rediscope_testing::server::{Server, valkey};
 
-/// Waited for where nobody will come.
+/// Wait for a replica that does not exist.
 const BRIEF: Duration = Duration::from_millis(50);
 /// Waited for where one will come, and another one will not.
 const A_WHILE: Duration = Duration::from_millis(1500);
@@ -52,10 +52,10 @@ fn a_commit_that_waits_for_its_replica_finds_it_there() {
     let mut tx = waiting(&fixture, replicas(1, SOON)).begin().unwrap();
     let n = tx.incr("n", 1);
     let committed = tx.commit().unwrap();
-    assert_eq!(replica.ask::<Option<i64>>(&["GET", "n"]), Some(1), "before it was told");
+    assert_eq!(replica.ask::<Option<i64>>(&["GET", "n"]), Some(1), "before it was returned");
     assert_eq!(committed.acknowledged(), Some(acks(0, 1)));
     assert_eq!((committed.len(), committed.get(n).unwrap()), (1, 1));
-    // Nobody who did not ask is told.
+    // A transaction that does not wait returns no such error.
     let mut tx = fixture.sessions.transactional().begin().unwrap();
     tx.incr("n", 1);
     assert_eq!(tx.commit().unwrap().acknowledged(), None);

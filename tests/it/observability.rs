@@ -1,4 +1,4 @@
-//! What the library tells of itself: spans and events, `status()`, warnings with a code place.
+//! What the library reports of itself: spans and events, `status()`, warnings with a code place.
 //!
 //! Never: a key, a value or a password in any of it.
 

@@ -1,8 +1,8 @@
-//! The contract: every row of "what the caller is told", each against a real server, and the
-//! forms in which a commit goes over the wire.
+//! The contract: every outcome that a call can return, each against a real server, and the forms in
+//! which a commit goes over the wire.
 //!
-//! Each row checks the outcome, what the error says of itself, the server's data as another
-//! connection sees it, and that the pool's next borrower finds a clean connection.
+//! Each row checks the outcome, `applied()` and `is_retryable()` of the error, the server's data as
+//! another connection sees it, and that the pool's next caller finds a clean connection.
 
 pub(crate) mod fixture;
 mod turned_away;

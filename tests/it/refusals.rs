@@ -1,5 +1,5 @@
-//! Bad input: each is told with an error that says what it is, nothing of it is sent, and nothing
-//! is lost by it. And what errors never say: keys, values and passwords.
+//! Bad input: each fails with an error that names it, nothing of it is sent, and nothing is lost by
+//! it. And what no error contains: keys, values and passwords.
 
 pub(crate) mod fixture;
 

@@ -13,7 +13,7 @@ use rediscope_testing::tls::{Authority, Identity, TlsServer};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Trusts this authority and nobody else.
+/// Trusts this authority and no other.
 fn trusted(authority: &Authority) -> Tls {
     Tls::new().root_certificates(authority.pem())
 }

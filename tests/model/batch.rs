@@ -1,5 +1,5 @@
-//! Jobs that wait at the gate under a model checker: whoever leads takes them along, whoever gives
-//! up takes his away. `scripts/model` runs this.
+//! Jobs that wait at the semaphore under a model checker: a leader takes them along, and a caller that
+//! gives up takes its own away. `scripts/model` runs this.
 //!
 //! Never: a check that has not been seen to fail. Two mistakes are planted below, and found.
 
@@ -20,7 +20,7 @@ use shuttle::thread;
 use super::*;
 use crate::pool::model::{assert_found_at_random, check};
 
-/// Who did a job, or nobody can say.
+/// The caller that did a job, or unknown.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Done {
     By(usize),
@@ -65,7 +65,7 @@ fn take_behind_the_lock(gate: &FairSemaphore) -> Members {
     vec![BatchMember { waiter }]
 }
 
-/// The second: whoever wants a permit for himself is passed over.
+/// The second: a caller that wants a permit for itself is passed over.
 fn take_past_a_scope(gate: &FairSemaphore) -> Members {
     let mut state = lock(&gate.state);
     let mut members = Vec::new();
@@ -86,7 +86,7 @@ fn take_past_a_scope(gate: &FairSemaphore) -> Members {
 struct Ledger {
     /// Jobs in the order in which they were done.
     done: Vec<usize>,
-    /// What each caller was told.
+    /// What each call returned.
     reported: Vec<(usize, Option<Done>)>,
     queued: Vec<usize>,
 }
@@ -114,9 +114,9 @@ fn callers_with_jobs(take: Take, panics: bool) {
             Some(Done::By(_)) => times == 1,
             Some(Done::Unknown) => panics,
         };
-        assert!(allowed, "{caller} was told {reported:?}, and it was done {times} times");
+        assert!(allowed, "{caller} returned {reported:?}, and it was done {times} times");
     }
-    // A scope is served in its turn: nobody who came later was done before.
+    // A scope is served in its turn: no later caller was served before.
     if let Some(at) = ledger.queued.iter().position(|caller| *caller == SCOPE + 2) {
         let turn = ledger.done.iter().position(|done| *done == SCOPE + 2).unwrap();
         let later = &ledger.queued[at + 1..];
@@ -150,7 +150,7 @@ fn call(gate: &FairSemaphore, ledger: &Log<Ledger>, caller: usize, take: Take, p
                 ledger.lock().unwrap().done.push(own);
                 for (nth, member) in members.into_iter().enumerate() {
                     if panics && nth == 1 {
-                        // A leader who panics lets go of the rest.
+                        // A leader that panics lets go of the rest.
                         drop(member);
                         continue;
                     }

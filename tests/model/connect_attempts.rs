@@ -1,8 +1,8 @@
 //! The count of attempts under a model checker, over a pool that counts as r2d2 does.
 //! `scripts/model` runs this.
 //!
-//! A caller who waits for a try that nobody makes looks into the pool again and again; so many
-//! looks in vain that the schedule cannot be to blame are a failure.
+//! A caller that waits for an attempt that no thread makes looks into the pool again and again. So
+//! many looks in vain that the schedule cannot be the cause are a failure.
 //!
 //! Never: a check that has not been seen to fail. The mistake that was once made is planted below.
 
@@ -27,7 +27,7 @@ const CALLERS: usize = 4;
 const IN_VAIN: usize = 3_000;
 
 /// A pool that opens connections as r2d2 does: never more than there is room for, counting those
-/// that are still being opened; and whoever asks for more is not told.
+/// that are still being opened; and a request for more is ignored.
 #[derive(Default)]
 struct Pool {
     inside: Mutex<Inside>,
@@ -99,7 +99,7 @@ impl Pool {
                 break found;
             }
             looks += 1;
-            assert!(looks < IN_VAIN, "a caller waits for a try that nobody makes");
+            assert!(looks < IN_VAIN, "a caller waits for an attempt that no thread makes");
             thread::yield_now();
         };
         drop(arrival);
@@ -140,18 +140,21 @@ fn every_caller_is_served(take: Take) {
     let arrived = inside.idle.iter().filter(|idle| idle.is_some()).count() as u32;
     let count = lock(&pool.attempts.count);
     assert_eq!(count.requesters, 0);
-    assert!(count.under_way <= inside.pending + arrived, "a try is counted that nobody makes");
+    assert!(
+        count.under_way <= inside.pending + arrived,
+        "an attempt is counted that no thread makes"
+    );
     drop(count);
     drop(inside);
     // What is idle belongs to the pool: it must go before the lock that its drop takes is gone.
-    lock(&pool.inside).idle.drain(..).collect::<Vec<_>>();
+    lock(&pool.inside).idle.clear();
 }
 
 fn as_the_pool_does(pool: &Pool, caller: &mut Requester<'_>) -> Option<Option<NewConnection>> {
     caller.take(|| pool.try_get(), || pool.get_or_add())
 }
 
-/// The mistake: who waits, and so counts, takes a connection and counts for a moment more.
+/// The mistake: a caller that waits, and so counts, takes a connection and counts for a moment more.
 fn still_a_caller(pool: &Pool, caller: &mut Requester<'_>) -> Option<Option<NewConnection>> {
     if let Some(found) = pool.try_get() {
         thread::yield_now();
@@ -167,5 +170,5 @@ fn model_of_callers_that_open_connections_and_find_others() {
 
 #[test]
 fn model_finds_a_caller_that_counts_although_it_has_a_connection() {
-    assert_found_at_random(|| every_caller_is_served(still_a_caller), &["that nobody makes"]);
+    assert_found_at_random(|| every_caller_is_served(still_a_caller), &["that no thread makes"]);
 }

@@ -1,8 +1,8 @@
 //! The gate under a model checker: shuttle runs it through thousands of interleavings that no
 //! stress test would meet. `scripts/model` runs this.
 //!
-//! Time stands still here: who is fail_fast has a deadline that is over, and gives up at whatever
-//! point the schedule has come to; who is patient waits until he is granted, so that a lost permit
+//! Time stands still here. A fail-fast caller has a deadline that is over, and gives up at whatever
+//! point the schedule has come to. A patient caller waits until it is granted, so that a lost permit
 //! ends in a deadlock, which shuttle reports.
 //!
 //! Never: a check that has not been seen to fail. Five mistakes are planted below, and found.
@@ -27,7 +27,7 @@ use crate::pool::model::{assert_found, check};
 
 type FairSemaphore = crate::pool::semaphore::FairSemaphore<usize, ()>;
 
-/// A gate, and what is known from outside of who holds what.
+/// A semaphore, and what the test knows of its holders.
 struct Watched {
     gate: FairSemaphore,
     release: fn(&FairSemaphore, usize),
@@ -81,7 +81,7 @@ impl Watched {
         let mut free = lock(&self.gate.state).free.clone();
         free.sort_unstable();
         assert_eq!(free, (0..self.held.len()).collect::<Vec<_>>(), "permits were lost or doubled");
-        assert_eq!(self.gate.waiting(), 0, "somebody still waits");
+        assert_eq!(self.gate.waiting(), 0, "a caller still waits");
     }
 }
 
@@ -121,7 +121,7 @@ fn some_wait_and_some_give_up(release: fn(&FairSemaphore, usize)) {
                     shared.give_back(slot);
                 }
                 Err(AcquireError::TimedOut { waiters }) => {
-                    assert!(caller % 2 == 1, "a patient caller was told that it is late");
+                    assert!(caller % 2 == 1, "a patient caller gave up");
                     assert!(waiters <= 5);
                 }
                 Err(other) => panic!("{other:?}"),
@@ -152,7 +152,7 @@ fn served_in_turn(release: fn(&FairSemaphore, usize)) {
     });
     holder.join().unwrap();
     watched.nothing_is_lost();
-    // With one permit, whoever holds it is alone: so this is the order of being served.
+    // With one permit, its holder is alone: so this is the order of being served.
     let served = watched.served.lock().unwrap();
     let (joined, gone) = (watched.joined.lock().unwrap(), gave_up.lock().unwrap());
     let queued: Vec<_> = joined.iter().filter(|caller| !gone.contains(caller)).collect();
@@ -172,7 +172,7 @@ fn model_of_a_gate_that_closes_while_callers_come_wait_and_give_up() {
                 Ok(slot) => shared.give_back(slot),
                 Err(AcquireError::Closed) => {}
                 Err(other) => {
-                    assert_eq!(caller, 2, "a patient caller was told that it is late");
+                    assert_eq!(caller, 2, "a patient caller gave up");
                     assert!(matches!(other, AcquireError::TimedOut { .. }), "{other:?}");
                 }
             }
@@ -203,7 +203,7 @@ fn model_of_callers_that_decide_not_to_wait() {
     });
 }
 
-/// One holder who gives back while one caller gives up, through every interleaving there is.
+/// One holder gives back while one caller gives up, through every interleaving there is.
 #[test]
 fn model_of_a_release_and_a_caller_that_gives_up_in_every_order() {
     static RUNS: AtomicUsize = AtomicUsize::new(0);
@@ -231,7 +231,7 @@ fn release_meets_give_up(release: fn(&FairSemaphore, usize), take: fn(&Watched) 
     watched.nothing_is_lost();
 }
 
-/// The first planted mistake: whoever gives up leaves the queue and does not look whether the
+/// The first planted mistake: a caller that gives up leaves the queue and does not look whether the
 /// permit came after all.
 fn take_without_a_second_look(watched: &Watched) -> Option<usize> {
     let waiter = Arc::new(Waiter::new(None));
@@ -252,8 +252,8 @@ fn take_without_a_second_look(watched: &Watched) -> Option<usize> {
     Some(slot)
 }
 
-/// The second: the permit is handed over after the gate's lock was let go, so that a caller who
-/// gives up in between is neither queued nor granted.
+/// The second: the permit is handed over after the semaphore's lock was released, so that a caller
+/// that gives up in between is neither queued nor granted.
 fn release_behind_the_lock(gate: &FairSemaphore, slot: usize) {
     let mut state = lock(&gate.state);
     match state.queue.pop_front() {
@@ -265,7 +265,7 @@ fn release_behind_the_lock(gate: &FairSemaphore, slot: usize) {
     }
 }
 
-/// The third: who came last is served first.
+/// The third: the last caller is served first.
 fn release_to_the_last(gate: &FairSemaphore, slot: usize) {
     let mut state = lock(&gate.state);
     match state.queue.pop_back() {
@@ -274,7 +274,7 @@ fn release_to_the_last(gate: &FairSemaphore, slot: usize) {
     }
 }
 
-/// The fourth: the permit is handed over and lies there for anybody as well.
+/// The fourth: the permit is handed over and is free for another caller as well.
 fn release_twice(gate: &FairSemaphore, slot: usize) {
     let mut state = lock(&gate.state);
     if let Some(QueueEntry { waiter, .. }) = state.queue.pop_front() {
@@ -283,7 +283,7 @@ fn release_twice(gate: &FairSemaphore, slot: usize) {
     state.free.push(slot);
 }
 
-/// The fifth: whether he is to be woken is looked up before he is told, so that a caller who falls
+/// The fifth: whether a caller sleeps is looked up before it is granted, so that a caller that falls
 /// asleep in between sleeps on.
 fn release_with_an_old_look(gate: &FairSemaphore, slot: usize) {
     let mut state = lock(&gate.state);

@@ -1,8 +1,8 @@
 //! The waiters under a model checker. `scripts/model` runs this.
 //!
-//! The server is a flag here, and its messages arrive at once. Time stands still: who is patient
-//! waits until he is woken, so that a wake-up that is lost ends in a deadlock, which shuttle
-//! reports; who is fail_fast gives up at whatever point the schedule has come to.
+//! The server is a flag here, and its messages arrive at once. Time stands still. A patient waiter
+//! waits until it is woken, so that a lost wakeup ends in a deadlock, which shuttle reports. A
+//! fail-fast waiter gives up at whatever point the schedule has come to.
 //!
 //! Never: a check that has not been seen to fail. Two mistakes are planted below, and found.
 
@@ -83,7 +83,7 @@ impl Fixture {
     #[track_caller]
     fn nothing_is_left(&self) {
         assert_eq!(*lock(&self.free), self.permits, "permits were lost or doubled");
-        assert_eq!((self.waiters.waiting(), self.waiters.wakeups()), (0, 0), "somebody waits");
+        assert_eq!((self.waiters.waiting(), self.waiters.wakeups()), (0, 0), "a waiter is left");
     }
 }
 
@@ -126,7 +126,7 @@ fn model_of_waiters_for_a_semaphore_one_of_which_gives_up() {
     check(|| play(2, leave));
 }
 
-/// The first planted mistake: who leaves does not hand on what he was woken for.
+/// The first planted mistake: a waiter that leaves does not hand on its wakeup.
 fn leave_with_the_wake_up(ticket: Ticket<'_>, acquired: Option<bool>) {
     *lock(&ticket.waiter.signal) = Signal::default();
     leave(ticket, acquired);
@@ -137,7 +137,7 @@ fn model_finds_a_wake_up_that_is_taken_along() {
     assert_found(|| play(1, leave_with_the_wake_up), &["deadlock"]);
 }
 
-/// The second: the one who has just left is still in line, and is woken instead of another.
+/// The second: a waiter that has just left is still in line, and is woken instead of another.
 fn leave_too_late(ticket: Ticket<'_>, acquired: Option<bool>) {
     let channel = ticket.channel.clone();
     let (waiters, waiter) = (ticket.waiters, Arc::clone(&ticket.waiter));

@@ -1,6 +1,6 @@
 //! The exactly-once soak: transactions cut at every point of the wire, their doubts resolved at
-//! once, late, again and by several at a time; then everything that anybody was told is compared
-//! with the server's data.
+//! once, late, again and by several at a time; then everything that was returned is compared with the
+//! server's data.
 //!
 //! ```text
 //! cargo test --test soak -- --nocapture fence::
@@ -10,8 +10,8 @@
 //! Two protocols that look as safe are put through the same cuts and must be found out, and a
 //! master is killed with its replica promoted (`REDISCOPE_FAILOVERS` times). With the feature
 //! `cluster`, on Linux, where each worker can have an address of its own, the same is done on a
-//! cluster whose slots move (`REDISCOPE_MOVING_CUTS`). The seed decides what is cut where and who
-//! asks when; what meets is up to the threads.
+//! cluster whose slots move (`REDISCOPE_MOVING_CUTS`). The seed decides what is cut where and when
+//! each doubt is resolved; what meets is up to the threads.
 
 mod controls;
 mod failover;
@@ -57,7 +57,7 @@ fn a_marker_inside_the_transaction_is_found_out() {
     let seed = seed();
     let found = controls::run(Rule::Marker, CONTROL_CUTS, seed);
     println!("\n{found}");
-    assert!(found.wrong > 0, "the cuts cannot tell a safe protocol from an unsafe one");
+    assert!(found.wrong > 0, "the cuts do not find out an unsafe protocol");
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn a_fence_whose_watch_was_not_acknowledged_is_found_out() {
     let seed = seed();
     let found = controls::run(Rule::Unacknowledged, CONTROL_CUTS, seed);
     println!("\n{found}");
-    assert!(found.wrong > 0, "the cuts cannot tell a safe protocol from an unsafe one");
+    assert!(found.wrong > 0, "the cuts do not find out an unsafe protocol");
 }
 
 #[test]
@@ -113,7 +113,7 @@ mod while_slots_move {
             let found = moving::control(rule, seed, MOVING_CONTROL_CUTS);
             let (wrong, doubts) = (found.verdict.wrong, found.verdict.again);
             println!("{rule:?}: {wrong} wrong answers, {doubts:?}, {:.1?}", found.took);
-            assert!(wrong > 0, "{rule:?}: the cuts cannot tell a safe answer from an unsafe one");
+            assert!(wrong > 0, "{rule:?}: the cuts do not find out an unsafe answer");
         }
     }
 }

@@ -1,5 +1,5 @@
 //! The fault soak: 64 threads on two pools of 8, and a server and a network that break in every
-//! way there is to break them. Whatever each caller was told is compared with the server's ledger.
+//! way there is to break them. What each call returned is compared with the server's ledger.
 //!
 //! ```text
 //! cargo test --test soak -- --nocapture fault_soak::

@@ -7,7 +7,8 @@
 //!     cargo test --release --test soak -- --nocapture lock_soak::
 //! ```
 //!
-//! The seed decides who tries, holds and breaks what for how long; what meets is up to the threads.
+//! The seed decides which client tries, holds and breaks what for how long; what meets is up to the
+//! threads.
 
 mod clients;
 mod faults;
@@ -26,11 +27,11 @@ const TRIES: u64 = 50_000;
 const WRITES: u64 = 5_000;
 const HOLDS: usize = 250;
 const FAILOVERS: u64 = 1;
-/// In a cluster, while their slot moves.
+/// Number of holds in a cluster, while their slot moves.
 const MOVING_HOLDS: usize = 40;
-/// A lock that is taken away is found out within so many holds,
+/// Number of holds within which a lock that is taken away is found out.
 const CONTROL_HOLDS: usize = 150;
-/// and a lock that nobody waited for a replica with within so many failovers.
+/// Number of failovers within which a lock without a wait for replicas is found out.
 const CONTROL_FAILOVERS: u64 = 12;
 
 fn holds() -> usize {
@@ -46,7 +47,7 @@ fn of_fifty_thousand_contended_tries_under_faults_nothing_is_left() {
     assert!(report.broken().is_empty(), "{:#?}", report.broken());
 }
 
-/// Is itself one of the other processes where it is told so.
+/// Is itself one of the other processes if a variable has orders for it.
 #[test]
 fn a_caller_that_believes_to_hold_the_lock_holds_it_alone() {
     if be_one_of_them() {
@@ -101,7 +102,7 @@ mod in_a_cluster {
         }
         let found = moving::fail_over(seed, CONTROL_FAILOVERS, Asks::Clock, false);
         println!("{found}");
-        assert!(!found.verdict.faults.is_empty(), "the history cannot tell one from two");
+        assert!(!found.verdict.faults.is_empty(), "the history does not find a second holder");
     }
 }
 
@@ -111,7 +112,7 @@ fn a_lock_that_no_replica_was_waited_for_is_found_to_be_held_twice() {
     let seed = seed();
     let found = scenarios::fail_over(seed, CONTROL_FAILOVERS, Asks::Clock, false);
     println!("{found}");
-    assert!(!found.verdict.faults.is_empty(), "the history cannot tell one holder from two");
+    assert!(!found.verdict.faults.is_empty(), "the history does not find a second holder");
 }
 
 #[test]
@@ -120,7 +121,7 @@ fn a_lock_that_is_forced_is_found_to_be_held_twice() {
     let seed = seed();
     let found = scenarios::run(Scene::Forced, seed, CONTROL_HOLDS);
     println!("{found}");
-    assert!(!found.verdict.faults.is_empty(), "the history cannot tell one holder from two");
+    assert!(!found.verdict.faults.is_empty(), "the history does not find a second holder");
 }
 
 #[test]
@@ -138,5 +139,5 @@ fn a_write_that_is_not_fenced_is_found_out() {
     let seed = seed();
     let found = writes::run_unfenced(seed, 500);
     println!("\n{found}");
-    assert!(found.landed > 0, "the ledger cannot tell a late write from one in time");
+    assert!(found.landed > 0, "the ledger does not find a late write");
 }

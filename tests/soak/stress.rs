@@ -104,7 +104,7 @@ fn a_pool_whose_connections_live_for_one_use_each_serves_every_caller() {
     }
 }
 
-/// Each failure is told with its command's name; looked up one by one these would take minutes.
+/// Each failure is reported with its command's name; looked up one by one these would take minutes.
 #[test]
 fn tens_of_thousands_of_failures_in_one_block_are_all_reported() {
     rediscope_testing::own_process!(alone);

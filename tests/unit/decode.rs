@@ -8,7 +8,7 @@ use crate::protocol::resp::decode::{
 };
 use crate::protocol::resp::reply::Reply;
 
-/// A reply on the wire; what is told unasked is a part of it.
+/// A reply on the wire; a push is a part of it.
 #[derive(Clone, Debug)]
 enum Node {
     Line(u8, String),
@@ -140,7 +140,7 @@ proptest! {
         let mut bytes = Vec::new();
         for (node, pushed) in &nodes {
             if *pushed {
-                // Told unasked: nobody hears of it.
+                // A push: it is skipped.
                 Node::Many(b'>', vec![Node::Text(b'$', b"invalidate".to_vec()), node.clone()])
                     .write(&mut bytes, true);
             }
@@ -165,7 +165,7 @@ proptest! {
         parser.read_buffer()[..bytes.len()].copy_from_slice(&bytes);
         parser.filled(bytes.len());
         if let Ok(Some(Reply::Value(value))) = parser.next(1)
-            // What is told unasked has no value, and neither has what says something about one.
+            // A push has no value, and neither has an attribute.
             && !bytes.contains(&b'|') && !bytes.contains(&b'>')
         {
             let theirs = redis::parse_redis_value(&bytes).unwrap();

@@ -146,7 +146,7 @@ fn a_connection_that_was_left_in_the_middle_of_a_call_is_not_handed_on() {
     let unwound: Result<Result<(), _>, _> = catch_unwind(AssertUnwindSafe(call));
     assert!(unwound.is_err());
     drop(panicking);
-    eventually(PATIENCE, "the server has nobody in MULTI", || !in_multi());
+    eventually(PATIENCE, "the server has no client in MULTI", || !in_multi());
     let counts = pool.status().counts;
     assert_eq!(counts.replaced, [(CloseReason::LeftDirty, 1)]);
 }

@@ -201,7 +201,7 @@ impl Run {
                         out.arg(args).arg(Unencodable);
                     })
                 };
-                // It was not told its identifier, so the next command may have it.
+                // Its identifier was not returned, so the next command may have it.
                 let reported = catch_unwind(AssertUnwindSafe(push)).is_ok();
                 prop_assert_eq!(reported, expected.refused);
                 expected.ids += u32::from(reported);

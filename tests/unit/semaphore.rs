@@ -64,7 +64,7 @@ fn no_caller_waits_for_ever_for_the_leader_that_took_its_request() {
     let patience = Duration::from_millis(50);
     let waiting = {
         let gate = gate.clone();
-        // He may sleep until then before he sees that it was taken.
+        // The caller may sleep until then before it sees that its job was taken.
         let soon = Instant::now() + Duration::from_secs(5);
         std::thread::spawn(move || gate.acquire_batched(7, soon, patience, |_| Ok::<(), ()>(())))
     };
@@ -76,7 +76,7 @@ fn no_caller_waits_for_ever_for_the_leader_that_took_its_request() {
         taken.iter().map(|member| member.with_request(|request| *request)).collect::<Vec<_>>(),
         [Some(7)]
     );
-    // It is held up, and settles it when nobody cares any more.
+    // It is delayed, and settles the job after its caller has left.
     assert_eq!(waiting.join().unwrap(), Ok(Acquired::Response(())));
     drop(taken);
     gate.release(slot);

@@ -1,9 +1,9 @@
-//! Who locks, and what is done with a lock: acquired and released alone, and handed from one to the
-//! next where many wait.
+//! The lock clients, and what is done with a lock: acquired and released alone, and handed from one
+//! client to the next if many wait.
 //!
 //! A hand-over begins when its holder asks for the release and ends when another one has the lock.
-//! Whoever has released waits until somebody else has it before he comes again, so that it is a
-//! hand-over, and that the number of those who wait stays.
+//! A client that released the lock waits until another one has it before it acquires again. So each
+//! release is a hand-over, and the number of waiting clients stays the same.
 //!
 //! Never: a hand-over to oneself.
 
@@ -24,7 +24,7 @@ const NAME: &str = "l";
 /// For all: the default of ours.
 const LEASE: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_secs(60);
-/// So long a lock is held that others wait for: whoever released it waits again by then.
+/// Time for which a lock is held that others wait for: its last holder waits again by then.
 const HOLD: Duration = Duration::from_millis(1);
 /// Between two looks whether another one has it.
 const LOOK: Duration = Duration::from_micros(200);
@@ -243,7 +243,7 @@ impl Baton {
         !self.over.load(Ordering::Relaxed)
     }
 
-    /// Somebody has it: whose turn it is.
+    /// The lock is held: returns the number of the turn.
     fn taken(&self) -> u64 {
         let now = Instant::now();
         let mut state = self.state();

@@ -1,4 +1,4 @@
-//! Where it was measured.
+//! The machine of the measurement.
 
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -46,7 +46,7 @@ fn first_line(command: &mut Command) -> String {
     text.lines().next().unwrap_or("unknown").trim().to_owned()
 }
 
-/// The load average of the last minute, where the system tells it: what others did meanwhile.
+/// The load average of the last minute, if the system has it: what other programs did meanwhile.
 pub fn load() -> Option<f64> {
     let text = std::fs::read_to_string("/proc/loadavg").ok()?;
     text.split_whitespace().next()?.parse().ok()

@@ -13,7 +13,7 @@ use redis::{Client, Connection, ConnectionInfo, IntoConnectionInfo};
 use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(10);
-/// A free port may be taken by somebody else before the server has bound it.
+/// Number of ports tried: a free port may be taken by another program before the server binds it.
 const TRIES: usize = 5;
 
 /// How the workers reach the server.

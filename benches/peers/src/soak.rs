@@ -76,7 +76,7 @@ fn timed(count: usize, mut once: impl FnMut()) -> f64 {
     began.elapsed().as_secs_f64() / count as f64 * 1e6
 }
 
-/// The process's memory in bytes, where the system tells it.
+/// The process's memory in bytes, if the system has it.
 fn resident() -> Option<i64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

@@ -18,7 +18,7 @@ pub struct Node {
     pub server: Server,
     /// Its id in the cluster.
     pub id: String,
-    /// Where it speaks TLS, in a cluster that was started with `--tls-cluster yes`.
+    /// Its TLS port, in a cluster that was started with `--tls-cluster yes`.
     pub tls: Option<u16>,
     pub(super) bus: u16,
 }

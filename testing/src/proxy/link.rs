@@ -285,7 +285,7 @@ impl Link {
         }
         state.frozen[opposite(direction) as usize] |= freeze;
         drop(state);
-        // Counted first: whoever has seen an answer finds its question counted.
+        // Counted first: a client that has read a reply finds its request counted.
         self.shared.bytes_go(direction, out.len());
         self.write(direction, out);
         out.clear();
@@ -330,7 +330,7 @@ impl Link {
         }
     }
 
-    /// The source ended by itself: tell the other side as the network would.
+    /// The source ended by itself: ends the other side as the network would.
     fn pass_on_the_end(&self, direction: Direction, ended_with: Option<ErrorKind>) {
         let mut state = self.state();
         match direction {

@@ -84,7 +84,7 @@ impl Splitter {
     }
 }
 
-/// What begins at the front of `bytes`; `None` while that cannot be told yet.
+/// What begins at the front of `bytes`; `None` while that is not decided.
 fn head_of(direction: Direction, bytes: &[u8]) -> Option<Head> {
     match direction {
         Direction::Replies if bytes[0] == b'>' => Some(Head::Push),

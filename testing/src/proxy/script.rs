@@ -60,7 +60,7 @@ pub enum Fault {
     HoldReplies,
     /// Requests wait until `release`: an EXEC that arrives late, even after its client is gone.
     HoldRequests,
-    /// Both of the above: nothing passes, not even a FIN, and nobody is told.
+    /// Both of the above: nothing passes, not even a FIN, and neither side notices.
     BlackHole,
     /// Throws away the reply to the command the trigger is about, or the reply it is in; behind a
     /// reply and with [`Trigger::Now`] the next one.
@@ -129,7 +129,7 @@ impl<const N: usize> From<[(Trigger, Fault); N]> for Script {
     }
 }
 
-/// Where inside a value a direction stands when [`Armed::due`] is asked.
+/// The place of a direction inside a value when [`Armed::due`] is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Moment {
     Begin,

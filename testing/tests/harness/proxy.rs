@@ -19,7 +19,7 @@ const SOON: Duration = Duration::from_secs(10);
 const SHORT: Duration = Duration::from_millis(60);
 /// How a server answers [`transaction`], byte for byte.
 const ANSWER: &str = "+OK\r\n+QUEUED\r\n*1\r\n+OK\r\n";
-/// Where EXEC's reply begins in it.
+/// Offset at which EXEC's reply begins in it.
 const ARRAY: usize = 14;
 
 fn ping(connection: &mut Connection) -> RedisResult<String> {

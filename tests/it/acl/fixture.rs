@@ -1,4 +1,4 @@
-//! A server whose user `app` may do everything until that changes, and what its callers are told.
+//! A server whose user `app` may do everything until that changes, and the errors of its callers.
 
 use std::time::Duration;
 
@@ -56,7 +56,7 @@ impl Fixture {
     }
 }
 
-/// Nobody holds a connection or waits for one. What could not be given back of a lock is tried again
+/// No caller holds a connection or waits for one. A lock that could not be released is released again
 /// in the background, on a pooled connection.
 #[track_caller]
 pub(crate) fn nothing_is_held(sessions: &SessionManager) {

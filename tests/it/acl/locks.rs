@@ -21,7 +21,7 @@ fn holds(sessions: &SessionManager) -> LockGuard {
     sessions.lock("l").acquire(Duration::ZERO).unwrap()
 }
 
-/// Somebody else, for all that the server knows.
+/// Another user, for all that the server knows.
 fn others(fixture: &Fixture) -> SessionManager {
     fixture.sessions(ALWAYS)
 }
@@ -82,7 +82,7 @@ fn an_acquisition_that_was_stopped_half_way_leaves_the_lock_free() {
         fixture.operator(right);
         let error = Error::from(sessions.lock("l").acquire(SOON).unwrap_err());
         assert_eq!((error.applied(), error.is_retryable()), (Applied::Unknown, false), "{error}");
-        // Before this was told.
+        // Before this was returned.
         assert_eq!((holders(&fixture), fixture.keys("rediscope:lock:{l}:info").len()), (0, 0));
         fixture.may_do_all();
         holds(&other).release().unwrap();
@@ -97,8 +97,8 @@ fn an_acquisition_that_may_not_wait_for_replicas_fails_at_once_and_is_released()
     let (sessions, other) = (fixture.sessions(ALWAYS), others(&fixture));
     fixture.operator("-wait");
     let lock = sessions.lock("l").wait_replicas(0, Duration::from_millis(10));
-    // Told as too few replicas, it would be tried again until the wait is over.
-    let error = rediscope_testing::in_time(SOON, "it is told", {
+    // Reported as too few replicas, it would be retried until the wait is over.
+    let error = rediscope_testing::in_time(SOON, "it fails", {
         let lock = lock.clone();
         move || Error::from(lock.acquire(Duration::from_secs(600)).unwrap_err())
     });
@@ -126,7 +126,7 @@ fn without_channels_a_waiter_asks_by_itself_and_a_release_is_a_release() {
             let waiting = thread::spawn(move || waiter.acquire(SOON));
             eventually(SOON, "it waits", || other.status().locks.waiting == 1);
             guard.release().unwrap();
-            // A quarter of a second is the longest pause; who waits for a message waits for 30 s.
+            // A quarter of a second is the longest backoff; a waiter for a message waits for 30 s.
             let next = waiting.join().unwrap().unwrap();
             assert_eq!(other.status().locks.subscriptions, 0, "{rights}");
             next.release().unwrap();
@@ -146,7 +146,7 @@ fn channels_taken_away_from_a_waiter_are_done_without_and_used_again_when_they_a
     eventually(SOON, "it listens", || fixture.server.subscribers() == 1);
     // The server ends subscriptions to what may not be subscribed to any more.
     fixture.operator("resetchannels");
-    eventually(SOON, "nobody listens", || fixture.server.subscribers() == 0);
+    eventually(SOON, "no connection listens", || fixture.server.subscribers() == 0);
     fixture.operator("&*");
     eventually(SOON, "it listens again", || fixture.server.subscribers() == 1);
     fixture.operator("resetchannels");
@@ -206,7 +206,7 @@ fn a_fenced_transaction_without_a_right_writes_nothing_and_the_lock_stays_held()
     }
     fenced.run(|tx| Ok(tx.incr("app:n", 1))).unwrap();
     assert_eq!(sessions.status().transactional.counts.all_replaced(), 0);
-    // It is the lock that decides: somebody takes it away, and nothing is written.
+    // It is the lock that decides: another client takes it away, and nothing is written.
     assert!(sessions.lock("l").force_release().unwrap());
     let lost = fenced.run(|tx| Ok(tx.incr("app:n", 1))).unwrap_err();
     assert!(matches!(lost.as_commit(), Some(CommitError::LockLost)), "{lost:?}");

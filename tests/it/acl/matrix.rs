@@ -1,5 +1,5 @@
-//! Which right is missing × since when × in which form: what is told, that it is true, and that the
-//! connections go on when the right is given back.
+//! Which right is missing × since when × in which form: which error is returned, that it is true,
+//! and that the connections go on when the right is given back.
 
 use std::sync::Mutex;
 use std::thread;
@@ -164,7 +164,7 @@ const ROWS: &[Row] = &[
             (LATER, BLOCKS, NO_MULTI),
         ],
     },
-    // Everybody may do it, or nobody needs it, or it is only done without where it is missing.
+    // Every user may do it, or no form needs it, or a form without the right goes on without it.
     Row { without: "-auth -hello", expected: &[] },
     Row { without: "-client -ping -select -script -command -role", expected: &[] },
     Row { without: "-unwatch -pexpire", expected: &[] },
@@ -218,7 +218,7 @@ impl Cell<'_> {
         self.connections_go_on(&text, &cell);
     }
 
-    /// What was told of the data is true of them.
+    /// What the error reports of the data is true.
     fn is_true(&self, applied: Option<rediscope::Applied>, added: i64, cell: &str) {
         use rediscope::Applied::{No, Partly, Unknown, Yes};
         let adds = i64::from(self.form.adds());
@@ -226,7 +226,7 @@ impl Cell<'_> {
             None | Some(Yes) => assert_eq!(added, adds, "{cell}"),
             // Both commands of the pipeline were refused.
             Some(No | Partly) => assert_eq!(added, 0, "{cell}"),
-            // That is the lock: the fenced write was told before it was released.
+            // That is the lock: the fenced write returned before it was released.
             Some(Unknown) => assert!(added <= adds && !self.form.is_block(), "{cell}"),
         }
     }

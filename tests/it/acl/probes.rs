@@ -118,7 +118,7 @@ fn locks(fixture: &Fixture) -> Result<(), String> {
     all(&sessions, &[Form::Lock, Form::RwLock, Form::Semaphore])?;
     let lock = sessions.lock("x").label("holder").fixed_lease();
     let error = |error: rediscope::LockError| error.to_string();
-    // Holders that are gone: whoever comes next removes them, or their keys are gone before.
+    // Holders that are gone: the next caller removes them, or their keys are gone before.
     let lease = Duration::from_millis(20);
     let gone = lock.clone().lease(lease).acquire(SOON).map_err(error)?;
     let shared = sessions.semaphore("x", 2).fixed_lease();
@@ -129,7 +129,7 @@ fn locks(fixture: &Fixture) -> Result<(), String> {
     let guard = lock.acquire(SOON).map_err(error)?;
     that(lock.try_acquire().map_err(error)?.is_none(), "held twice")?;
     guard.ensure_held().map_err(error)?;
-    that(lock.holder().map_err(error)?.is_some(), "nobody holds it")?;
+    that(lock.holder().map_err(error)?.is_some(), "it has a holder")?;
     drop((gone, gone_too));
     guard.release().map_err(error)
 }
@@ -152,7 +152,7 @@ fn queues(fixture: &Fixture) -> Result<(), String> {
     });
     let released = guard.release().map_err(error);
     let next = waiting.join().unwrap().map_err(error);
-    that(queued.is_some(), "nobody stands in line")?;
+    that(queued.is_some(), "no waiter stands in line")?;
     released?;
     next?.release().map_err(error)
 }
@@ -162,7 +162,7 @@ fn forcing(fixture: &Fixture) -> Result<(), String> {
     let lock: Lock = sessions.lock("x");
     let error = |error: rediscope::LockError| error.to_string();
     let _held = lock.clone().fixed_lease().acquire(SOON).map_err(error)?;
-    that(lock.force_release().map_err(error)?, "nobody held it")
+    that(lock.force_release().map_err(error)?, "it had no holder")
 }
 
 /// Connections that hear of releases of the lock `x`.
@@ -175,7 +175,7 @@ fn hear_of_it(fixture: &Fixture) -> i64 {
 /// Two waiters, two channels, one connection that hears of both, and goes on without the first.
 fn listening(fixture: &Fixture) -> Result<(), String> {
     // Those of a test before.
-    eventually(SOON, "nobody listens", || fixture.server.subscribers() == 0);
+    eventually(SOON, "no connection listens", || fixture.server.subscribers() == 0);
     let (sessions, other) = (fixture.sessions(ALWAYS), fixture.sessions(ALWAYS));
     let error = |error: rediscope::LockError| error.to_string();
     let guards = ["x", "y"].map(|name| sessions.lock(name).acquire(SOON));

@@ -49,7 +49,7 @@ fn a_command_whose_right_is_taken_away_between_its_queueing_and_exec_fails_alone
     let mut tx = sessions.transactional().begin().unwrap();
     let large = tx.append("app:large", "x".repeat(300));
     let sum = tx.incr(N, 1);
-    // All of it was sent ahead: `check` asks for nothing, and there is nothing to tell.
+    // All of it was sent ahead: `check` reads no reply, and there is nothing to report.
     tx.append("app:large", "x".repeat(300));
     tx.check().unwrap();
     assert_eq!(fixture.number(N), 0);
@@ -195,7 +195,7 @@ fn a_pipeline_applies_what_it_may_and_names_the_first_refusal() {
     let error = Error::from(refused);
     assert_eq!(summary(&error), "Pipeline 1 from 1 NOPERM, applied Partly");
     assert_eq!((fixture.number("app:a"), fixture.number(N), fixture.number("app:b")), (1, 0, 1));
-    // A replaced connection would have been told: the pool has had one.
+    // A replaced connection would be counted: the pool has had one.
     let first: i64 = redis::cmd("CLIENT").arg("ID").query(&mut sessions.pooled()).unwrap();
     fixture.operator("+incrby");
     let _: i64 = sessions.pooled().incr(N, 1).unwrap();

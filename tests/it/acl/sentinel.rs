@@ -61,7 +61,7 @@ impl Fixture {
     }
 }
 
-/// Every one of these, a read from a replica, and somebody who hears of switches.
+/// Every one of these, a read from a replica, and a subscription to failovers.
 fn all(fixture: &Fixture, forms: &[Form]) -> Result<(), String> {
     let gone = try_for(SOON, || (fixture.listeners().is_empty()).then_some(()));
     assert!(gone.is_some(), "those of before listen still");
@@ -72,7 +72,7 @@ fn all(fixture: &Fixture, forms: &[Form]) -> Result<(), String> {
     read.map_err(|error| summary(&error.into()))?;
     nothing_is_held(&sessions);
     let heard = try_for(BRIEF, || (fixture.listeners().len() == 1).then_some(()));
-    heard.ok_or_else(|| "nobody hears of switches".to_owned())
+    heard.ok_or_else(|| "no connection hears of switches".to_owned())
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn the_rights_behind_sentinels_are_enough_and_none_can_be_left_out() {
         fixture.may(&servers, &without(&sentinels, left_out));
         let refused = all(&fixture, &[Form::Run, Form::Single]).unwrap_err();
         let expected = match left_out.as_str() {
-            "+subscribe" | "&+switch-master" => "nobody hears of switches",
+            "+subscribe" | "&+switch-master" => "no connection hears of switches",
             _ => "Connect Refused NOPERM, applied No",
         };
         assert_eq!(refused, expected, "{left_out}");
@@ -106,7 +106,5 @@ fn the_rights_behind_sentinels_are_enough_and_none_can_be_left_out() {
     // answer.
     let sessions = fixture.sessions();
     Form::Run.play(&sessions).unwrap();
-    eventually(SOON, "somebody listens on one connection", || {
-        fixture.listeners().iter().any(|age| *age >= 4)
-    });
+    eventually(SOON, "one connection listens", || fixture.listeners().iter().any(|age| *age >= 4));
 }

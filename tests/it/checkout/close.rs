@@ -28,7 +28,7 @@ fn close_waits_for_open_scopes_and_refuses_new_ones() {
         let sessions = sessions.clone();
         move || sessions.close(PATIENCE)
     });
-    assert!(is_closed(&waiter.join().unwrap().unwrap_err()), "who waits is told at once");
+    assert!(is_closed(&waiter.join().unwrap().unwrap_err()), "a waiting caller fails at once");
     every_call_fails(&sessions);
     assert!(!closer.is_finished(), "it waits for the open scope");
     tx.commit().unwrap();

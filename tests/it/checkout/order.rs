@@ -1,4 +1,4 @@
-//! Who is served when, and what a caller is told who is not.
+//! The order in which callers are served, and the error of a caller that is not.
 
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};

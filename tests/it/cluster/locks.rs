@@ -10,10 +10,10 @@ use super::fixture::{Fixture, SOON, builder};
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
 
-/// Nobody waits for it to end.
+/// Lease that no test waits for.
 const LONG: Duration = Duration::from_secs(60);
-/// Who is told of a release, or asks because he has lost the connection that would tell him, has it
-/// long before; who does neither asks every 30 seconds.
+/// Bound on the wait of a waiter that receives the wakeup, or that looks at once because its
+/// subscription was lost. A waiter without either looks every 30 seconds.
 const WOKEN: Duration = Duration::from_secs(10);
 
 #[test]
@@ -175,7 +175,7 @@ fn a_lock_is_held_and_waited_for_wherever_its_slot_goes_and_its_tokens_grow() {
             fixture.cluster.end_migration(slot, from, to);
             held.ensure_held().unwrap();
             for lock in [&ours, &theirs] {
-                assert!(lock.try_acquire().unwrap().is_none(), "somebody has it");
+                assert!(lock.try_acquire().unwrap().is_none(), "it is held");
             }
             let released = Instant::now();
             held.release().unwrap();
@@ -212,7 +212,7 @@ fn a_lock_that_no_replica_was_waited_for_is_given_away_after_its_master_has_died
         fixture.sessions.lock("l").lease(LONG).acquire(SOON).unwrap()
     });
     let theirs = fixture.sessions.lock("l").try_acquire().unwrap().expect("it is lost");
-    assert!(!held.is_lost(), "he does not know yet");
+    assert!(!held.is_lost(), "its holder does not know yet");
     assert!(matches!(held.ensure_held(), Err(LockError::Lost { .. })));
     assert!(theirs.fencing_token() > held.fencing_token());
 }
@@ -231,7 +231,7 @@ fn a_lock_that_a_replica_was_waited_for_is_held_after_its_master_has_died() {
     thread::scope(|scope| {
         let waits = scope.spawn(|| theirs.acquire(2 * SOON).unwrap());
         eventually(SOON, "it is waited for", || other.status().locks.waiting == 1);
-        assert!(fixture.sessions.lock("l").try_acquire().unwrap().is_none(), "somebody has it");
+        assert!(fixture.sessions.lock("l").try_acquire().unwrap().is_none(), "it is held");
         held.ensure_held().unwrap();
         assert!(!waits.is_finished());
         let (first, released) = (held.fencing_token(), Instant::now());

@@ -1,5 +1,5 @@
-//! Exactly once in a cluster: registers lie in the slot of the transaction, and are found wherever
-//! that is when somebody asks.
+//! Exactly once in a cluster: registers lie in the slot of the transaction, and are found on the node
+//! that serves it when a doubt is resolved.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -86,7 +86,7 @@ fn a_token_of_another_slot_or_tag_is_refused_before_anything_is_sent() {
     assert_eq!(asked(), before);
 }
 
-/// Proxies before all masters, which the nodes tell as their own addresses.
+/// Proxies before all masters, which the nodes announce as their own addresses.
 struct Street {
     fixture: Fixture,
     proxies: Vec<Proxy>,
@@ -104,7 +104,7 @@ impl Street {
             let text = format!("{slots:?}");
             proxies.iter().all(|proxy| text.contains(&format!("int({})", proxy.port())))
         };
-        eventually(SOON, "everybody tells the proxies", || (0..3).all(reported));
+        eventually(SOON, "every node announces the proxies", || (0..3).all(reported));
         let sessions = builder(&cluster).max_size(1).build().unwrap();
         Self { fixture: Fixture { cluster, sessions }, proxies }
     }

@@ -1,4 +1,4 @@
-//! A slot moves: `run` goes on and sees nothing of it, a guard is told, and nothing is done twice.
+//! A slot moves: `run` goes on and sees nothing of it, a guard fails, and nothing is done twice.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -179,8 +179,8 @@ fn a_watched_key_that_is_made_where_the_slot_will_be_undoes_the_transaction() {
     let mut tx = watching.multi();
     tx.incr(&key, 1);
     fixture.cluster.begin_migration(slot, to);
-    // Somebody makes it, as the protocol wants: where the slot will be. The old master, which has
-    // the watch, does not hear of it, and still has the key that is written.
+    // Another client makes it, as the protocol wants: on the future master. The old master, which
+    // has the watch, does not hear of it, and still has the key that is written.
     let mut there = fixture.cluster.nodes()[to].server.connection();
     redis::pipe().cmd("ASKING").cmd("SET").arg(&ghost).arg(1).exec(&mut there).unwrap();
     refused(tx.commit(), PARTLY);
@@ -254,7 +254,7 @@ fn a_master_dies_and_its_replica_takes_over() {
     assert_eq!(single.get::<_, i64>(&key).unwrap(), 1);
     fixture.cluster.ask::<i64>(from, &["WAIT", "1", "5000"]);
     fixture.cluster.nodes()[from].server.sigkill();
-    // Each waits until somebody serves the slot again.
+    // Each waits until a master serves the slot again.
     assert_eq!(single.get::<_, i64>(&key).unwrap(), 1);
     assert_eq!(accounts.run(|tx| Ok(tx.incr(&key, 1))).unwrap(), 2);
     let watched = accounts.watch([&key]).run(|read, tx| {

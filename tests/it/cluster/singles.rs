@@ -25,7 +25,7 @@ fn single_commands_find_their_master_also_after_their_slot_has_moved() {
     fixture.cluster.migrate(slot, 1);
     assert_eq!(db.incr::<_, _, i64>(&keys[0], 1).unwrap(), 2);
     assert_eq!(db.mget::<_, Vec<i64>>(&[&keys[0], &keys[0]]).unwrap(), [2, 2]);
-    // Of a key nobody here knows of: the first node asked says where it is.
+    // A command with a key that is in no table: the first node redirects it.
     let unknown = redis::cmd("RESTORE-ASKING").arg(&keys[2]).arg(0).arg("x").exec(&mut db);
     assert!(error(unknown).to_string().contains("BUSYKEY"));
     let redirections = fixture.sessions.status().pooled.redirections;

@@ -185,7 +185,7 @@ fn a_watch_and_a_reading_scope_require_too() {
     fixture.set("DEL price");
     fixture.set("SET stock 1");
     assert_eq!(failed(watch.begin().map(drop)).to_string(), "#1 exists");
-    // Where nothing else is watched, what is required is.
+    // The keys of conditions are watched, even if no other key is.
     let reading = handle.reading().require(Condition::equals("stock", 1));
     fixture.journal();
     let reported = reading.run(|read, tx| {

@@ -24,7 +24,7 @@ fn handles(server: &Server) -> [Transactional; 2] {
     })
 }
 
-/// Runs `attempt` on many threads until each was told that a condition failed; counts the others.
+/// Runs `attempt` on many threads until each returned a failed condition; counts the others.
 fn contended(server: &Server, attempt: impl Fn(&Transactional) -> Result<(), Error> + Sync) -> u64 {
     let (handles, done) = (handles(server), AtomicU64::new(0));
     thread::scope(|scope| {
@@ -88,7 +88,7 @@ fn what_must_not_exist_is_made_by_one_and_handed_on_in_turn() {
     const ROUNDS: i64 = 300;
     let server = Server::start();
     server.ask::<()>(&["SET", "turn", "0"]);
-    // Who finds the turn at n makes it n + 1: everybody tries the same n, one succeeds.
+    // A thread that finds the turn at n makes it n + 1: all try the same n, one succeeds.
     let made = contended(&server, |turns| {
         let turn: i64 = server_turn(turns)?;
         let next = format!("made:{}", turn + 1);
@@ -103,7 +103,7 @@ fn what_must_not_exist_is_made_by_one_and_handed_on_in_turn() {
             });
         match reported {
             Ok(made) => assert_eq!(made, turn + 1),
-            // Somebody else was faster: that is no end.
+            // Another thread was faster: the loop goes on.
             Err(Error::ConditionFailed { which }) if which.index > 0 => {}
             Err(error) => return Err(error),
         }

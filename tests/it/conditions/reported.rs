@@ -1,4 +1,4 @@
-//! What is told where a condition does not hold, and what is left behind: nothing.
+//! The error of a condition that does not hold, and what is left behind: nothing.
 
 use rediscope::prelude::*;
 use rediscope::{Applied, Condition, Error};

@@ -108,7 +108,7 @@ fn replies_and_committed(ground: &dyn Ground) {
     let next_one = tx.incr(&key, n);
     match tx.commit().unwrap() {
         Outcome::Committed(replies) => assert_eq!(replies.get(next_one).unwrap(), 6),
-        Outcome::Conflict => panic!("nobody was there"),
+        Outcome::Conflict => panic!("no other client was there"),
     }
     next(&sessions, ground);
 }
@@ -196,7 +196,7 @@ fn in_doubt(ground: &dyn Ground) {
         let error = tx.commit().unwrap_err();
         assert_outcome(&error, Applied::Unknown, false);
         let CommitError::InDoubt(doubt) = error else { panic!("{error}") };
-        // It is applied later, or never: whoever asks decides it.
+        // It is applied later, or never: `resolve` decides it.
         match doubt.resolve_within(SOON) {
             Resolution::Committed if resolvable => {
                 assert_eq!(get(ground, &key).as_deref(), Some("1"));

@@ -11,7 +11,7 @@ use rediscope_testing::server::Server;
 #[cfg(feature = "tls-rustls")]
 use rediscope_testing::tls::TlsServer;
 
-/// What a row is played on: how to connect, a word that all keys begin with, and whoever has them.
+/// What a row is played on: how to connect, a word that all keys begin with, and their server.
 pub(crate) trait Ground {
     fn url(&self) -> String;
 

@@ -57,7 +57,7 @@ fn a_restart_looks_as_the_page_shows_it() {
     log.take();
     server.sigterm_and_wait();
     let calling = thread::spawn(move || accounts.run(|tx| Ok(tx.incr("n", 1))));
-    eventually(SOON, "it found nobody", || {
+    eventually(SOON, "it found no server", || {
         sessions.status().transactional.counts.connect_failures > 0
     });
     let meanwhile = sessions.status().to_string();

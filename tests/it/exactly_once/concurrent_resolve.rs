@@ -1,4 +1,4 @@
-//! Who asks, when, and how many of them: the answer is the same, and it needs nothing of the pool.
+//! Several callers resolve one doubt: the result is the same, and it needs nothing of the pool.
 
 use crate::side::BuildSide as _;
 use std::sync::Barrier;
@@ -96,7 +96,7 @@ fn a_doubt_outlives_the_session_it_came_from() {
         eventually(SOON, "its connections are closed", || server.clients() == 0);
         assert_eq!(doubt.resolve(), fate.truth());
         assert_eq!(doubt.resolve(), fate.truth(), "and again");
-        eventually(SOON, "who asked has hung up", || server.clients() == 0);
+        eventually(SOON, "the resolving connections are closed", || server.clients() == 0);
         drop((doubt, proxy));
     }
 }
@@ -115,5 +115,5 @@ fn asking_leaves_no_connection_behind_and_takes_one_at_a_time() {
         }
     });
     assert!(fixture.proxy.accepted() - before <= ASKERS as u64);
-    eventually(SOON, "nobody is connected", || fixture.server.clients() == 0);
+    eventually(SOON, "no client is connected", || fixture.server.clients() == 0);
 }

@@ -1,5 +1,5 @@
-//! Where the fence still holds, whatever happened on the link before or inside the transaction: a
-//! doubt is resolved as what is true on the server.
+//! The marker holds whatever happened on the connection before or inside the transaction: a doubt is
+//! resolved as what is true on the server.
 
 use crate::side::Transactional;
 use rediscope::prelude::*;

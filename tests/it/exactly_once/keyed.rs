@@ -1,4 +1,4 @@
-//! A key of the caller's: whoever comes first commits, and everybody else is told.
+//! An idempotency key: the first caller commits, and all others return `AlreadyCommitted`.
 
 use crate::side::BuildSide as _;
 use std::time::Duration;
@@ -228,7 +228,7 @@ fn a_commit_between_the_question_and_exec_is_noticed() {
     tx.incr("n", 100);
     assert_eq!(rival.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
     already(tx.commit().map_err(Error::from));
-    // Where the user watches, that is a conflict; and then there is nothing left to decide.
+    // In a watching transaction that is a conflict; and then there is nothing left to decide.
     let (handle, rival) = (keyed(&fixture, "l"), rival.with(once("l", HOUR)));
     let mut runs = 0;
     let watched = handle.watch(["w"]).run(|_, tx| {

@@ -117,7 +117,7 @@ fn a_plain_watching_block_has_no_conflict_where_only_the_register_expires() {
         fixture.server.ask::<()>(&["SET", "n", "7"]);
         let mut tx = watching.multi();
         tx.incr("n", 1);
-        assert!(matches!(tx.commit().unwrap(), Outcome::Conflict), "a real one is still told");
+        assert!(matches!(tx.commit().unwrap(), Outcome::Conflict), "a real one is still returned");
     }
 }
 
@@ -198,7 +198,7 @@ fn if_nothing_can_be_sent_again_an_expired_register_is_an_error_and_nothing_is_a
     let lost = tx.commit().unwrap_err();
     assert!(matches!(lost, CommitError::NotSent { .. }), "{lost:?}");
     assert_eq!((lost.applied(), lost.is_retryable()), (Applied::No, true));
-    // A guard that watches cannot tell whose key it was.
+    // A guard that watches cannot know which key it was.
     let watching = fixture.armed().watch(["w"]).begin().unwrap();
     ripen(&fixture, Age::Expired);
     let mut tx = watching.multi();

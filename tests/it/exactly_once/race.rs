@@ -19,7 +19,7 @@ use rediscope_testing::server::Server;
 const THREADS: usize = 16;
 const ROUNDS: usize = 100;
 const HOUR: Duration = Duration::from_secs(3600);
-/// Where the other process finds the server, when this test program is that process.
+/// Variable with the server's address, when this test program is the other process.
 const THERE: &str = "REDISCOPE_RACE_URL";
 
 fn session(url: &str) -> SessionManager {
@@ -38,7 +38,7 @@ fn race(handle: &Transactional, round: usize) -> Applied {
     match handle.with(once).run(|tx| Ok(tx.incr(format!("n:{round}"), 1))) {
         Ok(_) => Applied::Yes,
         Err(error) => match error.as_commit() {
-            // It was not told more than is known; who comes later is.
+            // A later caller has the proof.
             Some(CommitError::AlreadyCommitted | CommitError::NotSent { .. }) => Applied::No,
             Some(CommitError::InDoubt(_)) => Applied::Unknown,
             None if error.applied() != Applied::Unknown => error.applied(),
@@ -103,7 +103,7 @@ fn of_sixteen_threads_in_two_sessions_one_commits_however_the_network_is() {
         let racing = scope.spawn(|| race_all(&sessions, THREADS));
         while !racing.is_finished() {
             proxy.arm(weather(&mut random));
-            // What was held arrives late, when somebody else may have won.
+            // What was held arrives late, when another caller may have won.
             let fired = proxy.fired();
             rediscope_testing::try_for(Duration::from_millis(20), || {
                 (proxy.fired() > fired + 1 || racing.is_finished()).then_some(())

@@ -71,7 +71,7 @@ fn a_block_that_was_applied_is_not_sent_again_and_reports_its_replies_as_lost() 
     assert!(matches!(lost, Error::Reply(ReplyError::Lost)), "{lost:?}");
     assert_eq!((lost.applied(), lost.is_retryable()), (Applied::Yes, false));
     assert_eq!(fixture.number("n"), 1);
-    // Who needs no replies is not troubled.
+    // A block without replies returns no error.
     handle.run(|_| Ok(())).unwrap();
     fixture.armed();
     fixture.lose(Fate::Applied);

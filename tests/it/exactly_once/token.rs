@@ -8,7 +8,7 @@ use rediscope::{CommitToken, Resolution, UnresolvedReason};
 
 use super::fixture::{Fate, Fixture};
 
-/// Where the other process finds the server's address and the token.
+/// Variables with the server's address and the token, for the other process.
 const SERVER: &str = "REDISCOPE_TOKEN_SERVER";
 const TOKEN: &str = "REDISCOPE_TOKEN";
 

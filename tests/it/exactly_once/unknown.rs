@@ -1,4 +1,4 @@
-//! Where the fence is gone: nobody is told anything that is not proven.
+//! A marker that is gone: no call returns what is not proven.
 
 use std::time::Duration;
 
@@ -150,7 +150,7 @@ fn a_server_that_became_a_replica_leaves_the_doubt_and_resolves_it_as_a_master()
     for fate in Fate::BOTH {
         let fixture = Fixture::new();
         let doubt = fixture.doubted(&fixture.armed(), fate);
-        // Of nobody: what it has, it keeps.
+        // Of no server: what it has, it keeps.
         fixture.server.ask::<()>(&["REPLICAOF", "127.0.0.1", "1"]);
         refused_with("READONLY", &doubt.resolve());
         fixture.server.ask::<()>(&["REPLICAOF", "NO", "ONE"]);

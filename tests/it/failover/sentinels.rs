@@ -1,8 +1,8 @@
-//! Masters are killed, frozen and replaced under 16 writers. What anybody was told must be what the
+//! Masters are killed, frozen and replaced under 16 writers. What each call returned must be what the
 //! surviving master holds.
 //!
-//! The negative control writes to the former master's own address, as a program would that nobody
-//! tells of the switch: the same comparison must find what it lost.
+//! The negative control writes to the former master's own address, as a program without sentinels
+//! would: the same comparison must find what it lost.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,7 +28,7 @@ const CONNECT: Duration = Duration::from_millis(400);
 const RESPONSE: Duration = Duration::from_millis(500);
 /// No attempt of `run` begins later than this after the first one.
 const POLICY: Duration = Duration::from_secs(6);
-/// How far past its deadline a checkout error may be told, on a machine that does much else.
+/// Time past its deadline at which a checkout error may be returned, on a busy machine.
 const LATE: Duration = Duration::from_secs(5);
 /// So long a connection to a former master may live once the switch is known, on such a machine.
 const GONE: Duration = Duration::from_secs(10);
@@ -52,18 +52,18 @@ enum Form {
 
 const FORMS: [Form; 3] = [Form::Run, Form::Watch, Form::Guard];
 
-/// What one transaction was told: an element of one list was added in it.
+/// What one transaction returned: it added an element to one list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Reported {
     There,
-    /// Applied, and fewer replicas have it than were asked for, or nobody knows how many.
+    /// Applied, and fewer replicas have it than were asked for, or an unknown number.
     NotReplicated,
     /// In doubt, and resolved: as `NotReplicated`, or not applied.
     Doubted,
     NotApplied,
     /// No connection in time.
     Checkout,
-    /// Lost before EXEC, or refused for being read-only: told to a transaction by hand.
+    /// Lost before EXEC, or refused by a read-only server: returned to a transaction by hand.
     NotSent,
     Unknown,
 }
@@ -118,14 +118,14 @@ fn a_client_that_misses_the_switch_is_found_to_have_lost_acknowledged_writes() {
         found.wrong().iter().any(|(_, reported)| *reported == Reported::There),
         "nothing was lost"
     );
-    assert!(found.left > 0, "nobody was connected to the former master");
+    assert!(found.left > 0, "no client was connected to the former master");
 }
 
 /// With sentinels and this `checkout_timeout`, or straight to the address of the first master.
 fn survive(seed: u64, trouble: Trouble, checkout: Option<Duration>) -> Found {
-    let (group, told_of_switches) = (Group::start(), checkout.is_some());
+    let (group, follows_switches) = (Group::start(), checkout.is_some());
     let former = &group.servers[0];
-    let url = if told_of_switches { group.url() } else { former.url() };
+    let url = if follows_switches { group.url() } else { former.url() };
     let sessions = SessionManager::builder(url)
         .connect_timeout(CONNECT)
         .response_timeout(RESPONSE)
@@ -135,9 +135,9 @@ fn survive(seed: u64, trouble: Trouble, checkout: Option<Duration>) -> Found {
     let options = TransactionOptions::new()
         .exactly_once()
         .retry(RetryPolicy::default().attempts(1_000).deadline(POLICY));
-    let options = match told_of_switches {
+    let options = match follows_switches {
         true => options.wait_replicas(2, RESPONSE),
-        // It would be told that nobody follows it any more.
+        // It would fail, because no replica follows it any more.
         false => options,
     };
     let mut random = Rng::with_seed(seed);
@@ -178,12 +178,12 @@ fn survive(seed: u64, trouble: Trouble, checkout: Option<Duration>) -> Found {
         }
         let port = format!(":{}", successor.port());
         let knows = || ground.sessions.status().server.ends_with(&port);
-        if told_of_switches {
+        if follows_switches {
             eventually(SOON, "the switch is known", knows);
         }
         // Once none is left none of ours comes again: sentinels and replicas do, and have no name at
         // first.
-        let as_expected = |left: &usize| (*left == 0) == told_of_switches;
+        let as_expected = |left: &usize| (*left == 0) == follows_switches;
         let gone = try_for(GONE, || Some(clients(former)).filter(as_expected));
         left = gone.unwrap_or_else(|| clients(former));
         grows(ENOUGH);
@@ -260,7 +260,7 @@ impl Ground {
             }
             _ => None,
         };
-        // Without sentinels it is told whatever a read-only server makes it.
+        // Without sentinels it returns any error of a read-only server.
         let anything = self.sessions.status().server.starts_with("127.");
         reported.unwrap_or_else(|| {
             assert!(anything, "{form:?}: {error}");
@@ -288,7 +288,7 @@ impl Ground {
                 tx.rpush("done", id);
                 match tx.commit()? {
                     Outcome::Committed(_) => Ok(()),
-                    Outcome::Conflict => panic!("nobody else writes it"),
+                    Outcome::Conflict => panic!("no other client writes it"),
                 }
             }
         }
@@ -302,7 +302,7 @@ impl Ground {
         });
         match known {
             Some(Resolution::NotCommitted) => Reported::NotApplied,
-            // Applied, but nobody knows on how many.
+            // Applied, on an unknown number of replicas.
             Some(Resolution::Committed) => Reported::Doubted,
             _ => Reported::Unknown,
         }
@@ -314,7 +314,7 @@ impl Found {
         self.books.iter().filter(|(_, reported)| *reported == wanted).count()
     }
 
-    /// What was told and is not so.
+    /// What was returned and is not true.
     fn wrong(&self) -> Vec<&(String, Reported)> {
         let is_wrong = |(id, reported): &&(String, Reported)| {
             let times = self.there.get(id).copied().unwrap_or(0);

@@ -28,7 +28,7 @@ fn no_connection_to_a_former_master_outlives_the_switch() {
     // In a scope, in MULTI, watching, blocking, idle.
     let mut queued =
         accounts.begin_with(TransactionOptions::new().begin(rediscope::Begin::Immediate)).unwrap();
-    queued.incr("told", 1);
+    queued.incr("reported", 1);
     let watching = accounts.watch(["a"]).begin().unwrap();
     let blocked = thread::spawn({
         let mut db = sessions.pooled();
@@ -43,7 +43,7 @@ fn no_connection_to_a_former_master_outlives_the_switch() {
     eventually(SOON, "all of them are connected", || clients(former) >= 3);
     group.fail_over();
     eventually(SOON, "the switch is known", || !knows(&sessions, former));
-    eventually(GONE, "nobody is connected to the former master", || clients(former) == 0);
+    eventually(GONE, "no client is connected to the former master", || clients(former) == 0);
     let (popped, waited) = blocked.join().unwrap();
     assert!(popped.is_err() && waited < Duration::from_secs(20), "{popped:?} after {waited:?}");
     // What was watched there is not watched here; what only waited to be sent is sent here.
@@ -55,7 +55,7 @@ fn no_connection_to_a_former_master_outlives_the_switch() {
     let successor = group.successor_of(former.port());
     assert_eq!(accounts.run(|tx| Ok(tx.incr("after", 1))).unwrap(), 1);
     assert_eq!(successor.ask::<i64>(&["GET", "after"]), 1);
-    assert_eq!(successor.ask::<Option<i64>>(&["GET", "told"]), Some(1));
+    assert_eq!(successor.ask::<Option<i64>>(&["GET", "reported"]), Some(1));
     assert_eq!(successor.ask::<Option<i64>>(&["GET", "lost"]), None);
     assert_eq!(sessions.status().transactional.in_use, 0);
 }
@@ -70,7 +70,7 @@ fn a_former_master_that_comes_back_is_not_written_to() {
     former.sigkill();
     let successor = group.successor_of(former.port());
     former.restart_on_same_port();
-    // It believes to be a master until the sentinels tell it otherwise, some seconds later.
+    // It counts itself as a master until the sentinels make it a replica, some seconds later.
     assert_eq!(former.info("role").as_deref(), Some("master"));
     let mut applied = 0;
     eventually(SOON, "it has become a replica", || {
@@ -99,7 +99,7 @@ fn a_doubt_is_asked_of_the_master_of_now() {
     former.ask::<i64>(&["WAIT", "2", "5000"]);
     former.sigstop();
     // Whether it is written, proven or in doubt: in the end it was applied once, on the successor.
-    let reported = in_time(SOON, "the transaction is told", move || {
+    let reported = in_time(SOON, "the transaction returns", move || {
         let mut last = None;
         for _ in 0..20 {
             match once.run(|tx| Ok(tx.incr("a", 1))) {

@@ -1,4 +1,4 @@
-//! Connections in use: a busy one costs nothing extra, and when it dies the outcome told is true.
+//! Connections in use: a busy one costs nothing extra, and when it dies the returned outcome is true.
 
 use crate::side::BuildSide as _;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,7 +39,7 @@ fn a_busy_link_pays_no_extra_round_trip() {
     assert_eq!(server.ask::<u64>(&["GET", "n"]), 2002);
 }
 
-/// The keys of transactions, one each, by what their callers were told.
+/// The keys of transactions, one each, by what the transactions returned.
 #[derive(Debug, Default)]
 struct Reported {
     committed: Vec<String>,
@@ -167,7 +167,7 @@ fn a_restart_costs_at_most_one_doubt_per_busy_link() {
     let server = Server::start();
     let sessions = SessionManager::builder(server.url()).max_size(LINKS).build_side().unwrap();
     let over = AtomicBool::new(false);
-    // What each thread was told: committed, in doubt.
+    // What each thread's calls returned: committed, in doubt.
     let reported: Vec<(String, u32, u32)> = thread::scope(|scope| {
         let busy = |_| {
             scope.spawn(|| {

@@ -1,7 +1,7 @@
 //! Every cut point of a commit, under every kind of cut, for every form of a commit.
 //!
-//! One cell is one transaction that is cut once. `model` says what the caller must be told and
-//! what the server must then hold; this file brings it about and compares.
+//! One cell is one transaction that is cut once. `model` has what the call must return and what the
+//! server must then hold; this file brings it about and compares.
 
 use crate::side::BuildSide as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -37,7 +37,7 @@ struct Group {
     kind: Fault,
     first: usize,
     points: Vec<Point>,
-    /// What was told in each cell, where it is one of the rows.
+    /// What was returned in each cell, if it is one of the rows.
     reported: Vec<OnceLock<Reported>>,
     /// What a silence costs.
     response: Duration,
@@ -88,7 +88,7 @@ fn every_cut_of_every_form_has_its_true_outcome_and_leaves_the_pool_clean() {
 
 /// Plays alone, and with four times the time, what failed: all cells at once keep a small machine
 /// so busy that a healthy server may miss a deadline. What fails here too is a failure. (What was
-/// told and not true is one already: no load excuses that.)
+/// returned and not true is one already: no load excuses that.)
 fn again(server: &Server, failed: Vec<Failed>, cells: usize) -> Vec<String> {
     assert!(failed.len() <= cells / 20, "{} of {cells} cells failed: {failed:#?}", failed.len());
     let mut failures = Vec::new();
@@ -144,8 +144,8 @@ impl Group {
         Failed { form: self.form, kind: self.kind, point, name, why }
     }
 
-    /// Where the server holds what it cannot hold if the caller was told the truth, whether or not
-    /// that was what `model` expects.
+    /// The cells in which the server holds what it cannot hold if the call returned the truth, whether
+    /// or not that was what `model` expects.
     fn lies(&self, server: &Server) -> Vec<String> {
         let lie = |nth: usize| {
             let (reported, found) = (self.reported[nth].get(), self.applied(server, nth));
@@ -154,7 +154,8 @@ impl Group {
                 (Some(Reported::InDoubt { .. }) | None, Ok(_)) => true,
                 (Some(reported), Ok(applied)) => *applied == (*reported == Reported::Committed),
             };
-            (!holds).then(|| format!("{}: told {reported:?}, applied: {found:?}", self.name(nth)))
+            (!holds)
+                .then(|| format!("{}: returned {reported:?}, applied: {found:?}", self.name(nth)))
         };
         (0..self.points.len()).filter_map(lie).collect()
     }
@@ -236,10 +237,10 @@ impl Group {
 
         // Behind the last reply the call may return while the proxy is still at it.
         if try_for(SOON, || (proxy.fired() > fired).then_some(())).is_none() {
-            return Err(format!("the fault did not fire; told {outcome:?}"));
+            return Err(format!("the fault did not fire; returned {outcome:?}"));
         }
         if outcome != Ok(reported) {
-            return Err(format!("told {outcome:?}, not {reported:?}"));
+            return Err(format!("returned {outcome:?}, not {reported:?}"));
         }
         if took > self.response + CLEANUP + SLACK {
             return Err(format!("took {took:?}"));
@@ -308,7 +309,7 @@ fn clean_borrower(sessions: &SessionManager, server: &Server, key: &str) -> Resu
             })
             .map_err(|error| format!("the next borrower: {error}"))?;
         if (echo, number) != (word, nth) {
-            return Err("the next borrower was given somebody else's replies".to_owned());
+            return Err("the next borrower was given another caller's replies".to_owned());
         }
     }
     server.ask::<()>(&["DEL", &unrelated]);

@@ -41,7 +41,7 @@ pub(crate) struct Fixture<'s> {
 }
 
 impl Fixture<'_> {
-    /// Makes the transaction and says what the caller was told; an `Err` is none of the rows.
+    /// Runs the transaction and returns its outcome; an `Err` is none of the rows.
     pub(crate) fn play(mut self, accounts: &Transactional) -> Result<Reported, String> {
         (self.gap)(0);
         let immediate = accounts.with(TransactionOptions::new().begin(Begin::Immediate));
@@ -95,7 +95,7 @@ impl Fixture<'_> {
             (self.touch)();
         }
         (self.gap)(1);
-        // A user who goes on after a failed read must not be able to commit.
+        // A caller that goes on after a failed read must not be able to commit.
         let _: Result<i64, Error> = watching.get(&self.keys.watched);
         (self.gap)(2);
         let mut tx = watching.multi();
@@ -132,7 +132,7 @@ fn queue(tx: &mut impl QueueCommands, block: Block, keys: &Keys) -> (Queued<Valu
     }
 }
 
-/// What a caller can tell from a result, whatever the values are.
+/// The row of a result, whatever the values are.
 fn reported<T>(result: Result<T, Error>) -> Result<Reported, String> {
     match result {
         Ok(_) => Ok(Reported::Committed),

@@ -67,7 +67,7 @@ impl Ground {
     }
 }
 
-/// What each thread does once; what it was told if that is not the truth of an idle connection.
+/// What each thread does once; its error if that is not true of an idle connection.
 type Use = fn(&SessionManager) -> Result<(), Error>;
 
 /// Its name, whether it is the pooled handle's pool that it uses, and what it does.

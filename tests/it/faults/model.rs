@@ -1,7 +1,7 @@
 //! What must come of a commit that is cut, by the rules of TCP and of Redis alone.
 //!
 //! A form of a commit is a list of *flights*: one write each, whose replies are all awaited before
-//! the next. A cut falls into one flight, or into the *gap* before it. What the caller must be told
+//! the next. A cut falls into one flight, or into the *gap* before it. What the call must return
 //! then follows from four facts, none of them taken from the crate:
 //!
 //! 1. A write that reached the proxy was a success for the client: it cannot know how far its
@@ -163,7 +163,7 @@ pub(crate) const KINDS: &[Fault] = &[
     Fault::CutServerSide,
 ];
 
-/// Where in a flight.
+/// A place in a flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum At {
     /// Nothing is under way; the flight is about to be written.
@@ -185,7 +185,7 @@ pub(crate) struct Point {
     pub(crate) at: At,
 }
 
-/// What the caller must be told.
+/// What the call must return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reported {
     Committed,
@@ -294,7 +294,7 @@ impl Form {
         point.at == At::Gap && self.flights[point.flight].users_gap
     }
 
-    /// Where the proxy acts, for every point that is not in a gap of the user's.
+    /// The trigger of the proxy, for every point that is not in a gap of the caller's.
     pub(crate) fn trigger(&self, point: &Point) -> Trigger {
         let commands = self.flights[point.flight].commands;
         let last = |flight: &Flight| *flight.commands.last().unwrap();
@@ -338,7 +338,7 @@ impl Form {
     }
 }
 
-/// Whether the client's kernel is told of the connection's end.
+/// Whether the client's kernel receives the connection's end.
 fn is_known(kind: Fault) -> bool {
     matches!(kind, Fault::Cut | Fault::Reset | Fault::CutClientSide)
 }

@@ -41,7 +41,7 @@ enum At {
     InsideReply,
 }
 
-/// What the caller must be told.
+/// What the call must return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reported {
     Done,
@@ -102,7 +102,7 @@ impl Cell {
         }
     }
 
-    /// What the caller is told, and how often the server comes to execute the command.
+    /// What the call returns, and how often the server comes to execute the command.
     fn expected(&self) -> (Reported, u32) {
         let pings = !self.trusted && self.call != Call::Read;
         // The client's kernel knows of it before the command is written.
@@ -148,11 +148,11 @@ impl Cell {
             Err(error) => return Err(format!("{error}")),
         };
         if proxy.fired() == fired {
-            return Err(format!("the fault did not fire; told {reported:?}"));
+            return Err(format!("the fault did not fire; returned {reported:?}"));
         }
         let (expected, executions) = self.expected();
         if reported != expected {
-            return Err(format!("told {reported:?}, not {expected:?}"));
+            return Err(format!("returned {reported:?}, not {expected:?}"));
         }
         if took > response + SLACK {
             return Err(format!("took {took:?}"));

@@ -54,7 +54,7 @@ fn hand_shake(server: &Server, pool: Pool) -> usize {
     proxy.script(Which::Next, (Trigger::AfterCommandNamed("INCRBY"), Cut));
     let _: Result<(), Error> = use_it(&sessions, pool);
     let journal: Vec<String> = proxy.take_journal().into_iter().map(|(_, name)| name).collect();
-    // The first command of the user's, or of ours on his behalf, is behind it.
+    // The caller's first command, or the library's, is behind it.
     let proof = if let Pool::Pooled = pool { "PING" } else { "DISCARD" };
     journal.iter().position(|name| name == proof).unwrap() + 1
 }
@@ -148,7 +148,7 @@ fn dies_again_and_again(min_idle: u32, tear: fn(&Proxy)) {
                                 .and_then(|source| source.downcast_ref::<CheckoutError>());
                             assert!(checkout.is_none(), "{error}");
                         }
-                        // Committed, or in doubt: what is told is another test's affair.
+                        // Committed, or in doubt: another test checks what is returned.
                         _ => {}
                     }
                 }

@@ -1,4 +1,4 @@
-//! Connections that died while nobody used them: absorbed. (`busy` has those in use.)
+//! Connections that died while idle: absorbed. (`busy` has those in use.)
 
 use crate::side::BuildSide as _;
 use std::sync::Barrier;
@@ -29,9 +29,9 @@ enum Death {
     Sigterm,
     Sigkill,
     Reset,
-    /// Nothing passes, and nobody is told.
+    /// Nothing passes, and neither side notices.
     BlackHole,
-    /// The server's side is gone; the client was not told, and nobody answers.
+    /// The server's side is gone; the client received no FIN, and no reply comes.
     HalfOpen,
 }
 

@@ -14,7 +14,7 @@ use rediscope_testing::server::Server;
 
 const SOON: Duration = Duration::from_secs(20);
 const NAME: &str = "faults::stopped::a_process_that_was_stopped_gets_the_true_outcome";
-/// Where the other process finds the server.
+/// Variable with the server's address, for the other process.
 const SERVER: &str = "REDISCOPE_STOPPED_SERVER";
 
 fn signal(child: &Child, name: &str) {
@@ -22,7 +22,7 @@ fn signal(child: &Child, name: &str) {
     assert!(sent.success(), "{name}");
 }
 
-/// The state of its threads, as the system tells it.
+/// The state of its threads, as the system has it.
 fn is_stopped(child: &Child) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
     status.lines().any(|line| line.starts_with("State:") && line.contains('T'))
@@ -36,7 +36,7 @@ fn a_process_that_was_stopped_gets_the_true_outcome() {
         let sessions = SessionManager::builder(server).response_timeout(SOON);
         let sessions = sessions.checkout_timeout(3 * SOON).build_side().unwrap();
         let reported = sessions.transactional().run(|tx| Ok(tx.incr("n", 1)));
-        println!("told: {reported:?}");
+        println!("returned: {reported:?}");
         return;
     }
     let server = Server::start();
@@ -60,6 +60,6 @@ fn a_process_that_was_stopped_gets_the_true_outcome() {
         proxy.disarm();
         proxy.release();
         let output = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
-        assert!(output.contains(&format!("told: Ok({n})")), "{output}");
+        assert!(output.contains(&format!("returned: Ok({n})")), "{output}");
     }
 }

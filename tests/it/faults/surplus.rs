@@ -105,7 +105,7 @@ impl Fixture {
     }
 }
 
-/// What the next caller does. Each checks what it is told against what the server holds.
+/// What the next caller does. Each compares what its call returns with what the server holds.
 type Use = fn(&Fixture);
 
 fn reads(fixture: &Fixture) {

@@ -1,4 +1,4 @@
-//! Who joins a group, how many do, and until when one may still leave.
+//! Which blocks join a batch, how many do, and until when one may still leave.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! A connection that dies under a group: who is known to be applied is told so, and nobody else.
+//! A connection that dies under a batch: only blocks that are proven applied return that.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
@@ -16,7 +16,7 @@ use rediscope_testing::proxy::{Fault, Script, Trigger};
 use rediscope_testing::server::Server;
 use rediscope_testing::{try_for, under_log};
 
-/// One word for what a caller was told.
+/// One word for what a call returned.
 fn word(reported: &Result<i64, Error>) -> &'static str {
     match reported {
         Ok(_) => "applied",
@@ -29,7 +29,7 @@ fn word(reported: &Result<i64, Error>) -> &'static str {
     }
 }
 
-/// Four blocks under a fault: what each was told, and how many were applied.
+/// Four blocks under a fault: what each returned, and how many were applied.
 fn four(trigger: Trigger, fault: Fault) -> ([&'static str; 4], usize) {
     let fixture = Fixture::new();
     let reported = fixture.at_once((0..4).map(push).collect(), || {
@@ -58,7 +58,7 @@ fn a_batch_whose_connection_dies_between_two_replies_is_reported_block_by_block(
     assert_eq!(four(Trigger::InsideReply(12, 2), Fault::Cut), (reported, 4));
 }
 
-/// The leader's log: what it is told of a connection keeps it until three others have their outcomes.
+/// The leader's log: an event about a connection delays it until three others have their outcomes.
 struct Slow {
     reported: Arc<AtomicUsize>,
     found: Arc<AtomicUsize>,
@@ -67,7 +67,7 @@ struct Slow {
 impl<S: Subscriber> Layer<S> for Slow {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         if event.metadata().target().ends_with("::pool::idle") {
-            // Before they give up on whoever took them along, which is 4 × `response_timeout`.
+            // Before they give up on their leader, which is 4 × `response_timeout`.
             let all = || (self.reported.load(Ordering::SeqCst) == 3).then_some(());
             let _: Option<()> = try_for(Duration::from_secs(2), all);
             self.found.store(self.reported.load(Ordering::SeqCst), Ordering::SeqCst);
@@ -95,7 +95,7 @@ fn a_leader_that_is_delayed_by_its_log_has_answered_the_others() {
     });
     let words: Vec<_> = all.iter().map(word).collect();
     assert_eq!(words, ["applied", "applied", "in doubt", "in doubt"]);
-    assert_eq!(found.load(Ordering::SeqCst), 3, "told while the leader was held up");
+    assert_eq!(found.load(Ordering::SeqCst), 3, "returned while the leader was held up");
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn under_kills_every_block_is_applied_once_or_reported_otherwise() {
         let callers: Vec<_> = (0..32)
             .map(|caller| {
                 let (grouped, applied, doubts) = (&grouped, &applied, &doubts);
-                // Who waits with a long block lets others run before he sleeps.
+                // A caller that waits with a long block lets others run before it sleeps.
                 let others = [0, 7][caller % 2];
                 scope.spawn(move || {
                     for _ in 0..150 {
@@ -171,7 +171,7 @@ fn under_kills_every_block_is_applied_once_or_reported_otherwise() {
     let there: i64 = server.ask(&["GET", "n"]);
     assert!(
         (applied..=applied + doubts).contains(&there),
-        "{there} are there, {applied} were told, {doubts} are in doubt"
+        "{there} are there, {applied} were returned, {doubts} are in doubt"
     );
     assert!(applied > 2_000, "{applied}");
     let beside: Vec<i64> = server.ask(&["HVALS", "beside"]);

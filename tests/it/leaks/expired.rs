@@ -1,4 +1,4 @@
-//! Told `PinExpired`: the scope went unused for `max_pin_time`, and its connection was taken back.
+//! `PinExpired`: the scope went unused for `max_pin_time`, and its connection was taken back.
 
 use crate::side::BuildSide as _;
 use std::panic::Location;

@@ -29,7 +29,7 @@ const WATCHED: &str = "watched";
 /// What the next borrower notices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Defect {
-    /// Somebody else's reply, or none.
+    /// Another caller's reply, or none.
     Reply,
     Database,
     User,
@@ -37,7 +37,7 @@ enum Defect {
     ReadOnly,
     /// A command that takes its time is given up early.
     Timeout,
-    /// EXEC is nil though nobody watches anything.
+    /// EXEC is nil though no key is watched.
     NilExec,
 }
 
@@ -106,7 +106,7 @@ impl Home {
         Self { server, url, db }
     }
 
-    /// What somebody who borrows the connection finds wrong with it.
+    /// What the next caller finds wrong with the connection.
     fn defects(&self, connection: &mut Connection) -> Vec<Defect> {
         let mut defects = Vec::new();
         let mut note = |wrong: bool, defect| defects.extend(wrong.then_some(defect));
@@ -189,7 +189,7 @@ fn what_is_left_on_a_raw_connection_is_gone_before_the_next_borrower() {
                 })
             }));
             assert_eq!(used.is_err(), ended_by_panic, "{}", row.name);
-            // First somebody with a single command, then somebody who looks closer.
+            // First a caller with a single command, then one that looks closer.
             let word = unique("word");
             let echo: String = cmd("ECHO").arg(&word).query(&mut db).unwrap();
             assert_eq!(echo, word, "{}", row.name);
@@ -220,7 +220,7 @@ fn a_connection_that_was_handed_out_raw_is_closed_at_once() {
     eventually(SOON, "no connection is left", || home.server.clients() == 0);
 }
 
-/// The control: connections pooled as everybody pools them.
+/// The control: connections of an ordinary pool.
 #[derive(Debug)]
 struct Plain(redis::Client);
 

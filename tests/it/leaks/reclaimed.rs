@@ -1,4 +1,4 @@
-//! Scopes that nobody ends give their capacity back, and a late use is told so.
+//! Scopes without an end give their capacity back, and a late use fails.
 
 use crate::side::BuildSide as _;
 use std::sync::mpsc;
@@ -17,7 +17,7 @@ const MAX_PIN: Duration = Duration::from_millis(300);
 const SOON: Duration = Duration::from_secs(10);
 
 fn one_link(url: String) -> SessionManager {
-    // A connection that is alive is trusted: what is tested is who takes it away.
+    // A connection that is alive is trusted: the test is about the reaper.
     let builder = SessionManager::builder(url).max_size(1).max_pin_time(MAX_PIN);
     builder.trust_window(Duration::from_secs(3600)).build_side().unwrap()
 }
@@ -26,7 +26,7 @@ fn immediate() -> TransactionOptions {
     TransactionOptions::new().begin(Begin::Immediate)
 }
 
-/// The only connection is free again: somebody else can use it within `max_pin_time` and a bit.
+/// The only connection is free again: another caller can use it within `max_pin_time` and a bit.
 #[track_caller]
 fn capacity_comes_back(sessions: &SessionManager, server: &Server) {
     let begun = Instant::now();
@@ -84,7 +84,7 @@ fn a_thread_that_never_returns_from_user_code_gives_its_connection_back() {
                 runs += 1;
                 let _: Option<i64> = read.get("n")?;
                 enter.send(()).unwrap();
-                // For ever, as far as everybody else can see.
+                // For ever, as far as other threads can see.
                 let _ = never.recv();
                 tx.incr("n", 1);
                 Ok(())
@@ -169,6 +169,6 @@ fn a_known_outcome_is_returned_however_long_it_took() {
     proxy.set_delays(Duration::ZERO, Duration::ZERO);
     assert_eq!(replies.get(n).unwrap(), 2);
     assert_eq!(sessions.status().transactional.in_use, 0);
-    // The reaper had come by in vain; what it had asked for is done now, and nobody minds.
+    // The reaper had run in vain; its request is done now, without an effect.
     assert_eq!(accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 3);
 }

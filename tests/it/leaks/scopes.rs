@@ -1,7 +1,7 @@
 //! Every way in which a transactional scope can end, and the next borrower of its connection.
 //!
-//! The pool has one connection. Whoever comes next gets its own replies, database, user, protocol
-//! and time-outs, is in no MULTI but its own, and meets no nil EXEC.
+//! The pool has one connection. The next caller gets its own replies, database, user, protocol and
+//! timeouts, is in no MULTI but its own, and meets no nil EXEC.
 
 use crate::side::BuildSide as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

@@ -75,7 +75,7 @@ fn a_lock_is_never_taken_from_a_living_guard_and_is_lost_before_its_lease_ends()
     for fixed in [false, true] {
         let late: Vec<_> =
             (0..TRIES).map_while(|_| loss_reported_late_by(&fixture, fixed)).collect();
-        assert!(late.len() < TRIES as usize, "fixed: {fixed}, told {late:?} too late");
+        assert!(late.len() < TRIES as usize, "fixed: {fixed}, reported {late:?} too late");
     }
 }
 

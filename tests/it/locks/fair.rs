@@ -18,7 +18,7 @@ impl Fixture {
         self.server.ask(&["ZCARD", "rediscope:lock:{l}:queue"])
     }
 
-    /// Somebody who stands in line and says nothing more.
+    /// A waiter that stands in line and sends nothing more.
     fn silent_waiter(&self, for_millis: u64) {
         let now: Vec<u64> = self.server.ask(&["TIME"]);
         let ends = now[0] * 1000 + now[1] / 1000 + for_millis;
@@ -58,7 +58,7 @@ fn a_waiter_that_died_is_passed_over() {
     fixture.silent_waiter(2_000);
     assert!(
         fair(&fixture.sessions).try_acquire().unwrap().is_none(),
-        "his turn, while he may live"
+        "its turn, while it may be alive"
     );
     let guard = fair(&fixture.sessions).acquire(SOON).unwrap();
     guard.release().unwrap();
@@ -123,7 +123,7 @@ fn readers_and_writers_are_let_in_as_they_came() {
             });
             eventually(SOON, "it stands in line", || in_line() == nth + 1);
         }
-        assert!(side(false).try_acquire().unwrap().is_none(), "a writer waits before him");
+        assert!(side(false).try_acquire().unwrap().is_none(), "a writer waits before this reader");
         guard.release().unwrap();
     });
     drop(order);

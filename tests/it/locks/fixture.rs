@@ -94,12 +94,12 @@ impl Fixture {
         ended
     }
 
-    /// Who holds the lock `l`, as the server has it.
+    /// Number of holders of the lock `l`, as the server has it.
     pub(crate) fn holders(&self) -> usize {
         self.server.ask(&["ZCARD", "rediscope:lock:{l}"])
     }
 
-    /// Who holds any lock, semaphore or read/write lock.
+    /// Keys of all held locks, semaphores and read/write locks.
     pub(crate) fn held_keys(&self) -> Vec<String> {
         let keys: Vec<String> = self.server.ask(&["KEYS", "rediscope:*{*}"]);
         keys.into_iter().filter(|key| !key.contains("fence")).collect()
@@ -112,7 +112,7 @@ impl Fixture {
 
     #[track_caller]
     pub(crate) fn wait_for_waiters(&self, sessions: &SessionManager, how_many: usize) {
-        eventually(SOON, "somebody waits and listens", || {
+        eventually(SOON, "the callers wait and listen", || {
             let locks = sessions.status().locks;
             locks.waiting == how_many && locks.subscriptions > 0
         });

@@ -1,4 +1,4 @@
-//! Leases are extended while their holder lives, and who loses one is told in time.
+//! Leases are extended while their holder lives, and a lost lease is reported in time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -34,7 +34,7 @@ fn a_lease_is_extended_for_as_long_as_the_guard_lives() {
     assert_eq!(fixture.holders(), 0);
     let next = lock.lease(SHORT).fixed_lease().acquire(SOON).unwrap();
     eventually(SOON, "a fixed lease is over", || next.is_lost());
-    assert_eq!(fixture.locks().renewals, extended, "nobody extends what was released or is fixed");
+    assert_eq!(fixture.locks().renewals, extended, "a released or fixed lease is not extended");
     is_lost(next.release());
 }
 
@@ -56,7 +56,7 @@ fn leases_of_many_locks_are_extended_in_one_write() {
 fn a_lease_that_cannot_be_extended_is_lost_before_it_ends_on_the_server() {
     for paused in [false, true] {
         let late: Vec<_> = (0..TRIES).map_while(|_| loss_reported_late_by(paused)).collect();
-        assert!(late.len() < TRIES as usize, "paused: {paused}, told {late:?} too late");
+        assert!(late.len() < TRIES as usize, "paused: {paused}, reported {late:?} too late");
     }
 }
 

@@ -131,7 +131,7 @@ fn a_forced_lock_is_lost_and_its_old_guard_releases_no_other_lock() {
     let lock = fixture.sessions.lock("l");
     let old = lock.try_acquire().unwrap().unwrap();
     assert!(lock.force_release().unwrap());
-    assert!(!lock.force_release().unwrap(), "nobody holds it now");
+    assert!(!lock.force_release().unwrap(), "it has no holder now");
     let new = lock.try_acquire().unwrap().unwrap();
     is_lost(old.ensure_held());
     assert!(old.is_lost() && old.remaining().is_zero());
@@ -247,7 +247,7 @@ fn no_thread_survives_the_last_handle_and_a_guard_works_without_the_manager() {
     in_time(SOON, "the guard is released", move || guard.release()).unwrap();
     waiter.join().unwrap().unwrap();
     eventually(SOON, "its connections are closed", || fixture.server.clients() == 0);
-    eventually(SOON, "nobody listens", || fixture.server.subscribers() == 0);
+    eventually(SOON, "no connection listens", || fixture.server.subscribers() == 0);
 }
 
 /// Threads of all tests that run now: the kernel cuts names at 15 bytes.

@@ -130,7 +130,7 @@ fn the_number_can_be_changed_at_once_and_no_held_permit_is_taken_away() {
         held.extend((0..2).map(|_| guards.recv_timeout(SOON).unwrap()));
         refused(of(&other, 3).try_acquire(), (3, 5));
         assert!(of(&other, 5).try_acquire().unwrap().is_none());
-        // Fewer: nobody is thrown out, and the next one comes in when there is room.
+        // Fewer: no holder loses its permit, and the next caller is served when there is room.
         of(&other, 5).set_permits(2).unwrap();
         held.iter().for_each(|guard| guard.ensure_held().unwrap());
         refused(three.try_acquire(), (5, 2));

@@ -100,7 +100,7 @@ fn of_thousands_of_contended_waits_with_a_dying_subscriber_nothing_is_left() {
     });
     assert_eq!(sessions.status().pooled.in_use, 0);
     drop(sessions);
-    eventually(SOON, "nobody is connected", || {
+    eventually(SOON, "no client is connected", || {
         fixture.server.clients() == 0 && fixture.server.subscribers() == 0
     });
     let left = || fixture.server.ask::<Vec<String>>(&["KEYS", "rediscope:lock:*"]);

@@ -1,4 +1,4 @@
-//! Read/write locks and semaphores: who may hold one together.
+//! Read/write locks and semaphores: which callers may hold one together.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -61,7 +61,7 @@ fn a_writer_that_is_woken_in_vain_wakes_the_readers_that_can_use_it() {
         eventually(SOON, "it waits", || fixture.locks().waiting == nth + 1);
     }
     fixture.wait_for_waiters(&fixture.sessions, 3);
-    // A reader elsewhere is in before anybody here has looked.
+    // A reader elsewhere is in before any caller here has looked.
     fixture.server.ask::<()>(&[
         "EVAL",
         "redis.call('DEL', KEYS[1]) \

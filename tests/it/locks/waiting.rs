@@ -1,6 +1,6 @@
-//! Who waits is woken by a release, and by nothing worse delayed than by polling.
+//! A waiter is woken by a release, and at the latest by polling.
 //!
-//! The leases here are longer than any test: who acquires the lock was woken, or asked by himself.
+//! The leases here are longer than any test: a waiter that acquires the lock was woken, or polled.
 
 use crate::side::BuildSide as _;
 use std::sync::mpsc;
@@ -18,7 +18,7 @@ fn holds(sessions: &SessionManager) -> LockGuard {
     sessions.lock("l").lease(LONG).try_acquire().unwrap().unwrap()
 }
 
-/// So many waiters, each of whom sends his guard.
+/// Starts this number of waiters, each of which sends its guard.
 fn waiters(sessions: &SessionManager, how_many: usize) -> mpsc::Receiver<LockGuard> {
     let (guards, acquired) = mpsc::channel();
     for _ in 0..how_many {
@@ -48,9 +48,9 @@ fn a_release_wakes_one_waiter_of_a_process_and_the_next_release_the_next() {
     let mut guard = holds(&fixture.sessions);
     let acquired = waiters(&fixture.sessions, 6);
     fixture.wait_for_waiters(&fixture.sessions, 6);
-    // Everybody has looked again since the subscription was made.
+    // Every waiter has looked again since the subscription was made.
     let mut asked = 0;
-    eventually(SOON, "nobody asks any more", || {
+    eventually(SOON, "no waiter polls any more", || {
         thread::sleep(Duration::from_millis(200));
         let before = std::mem::replace(&mut asked, fixture.server.calls("evalsha"));
         asked == before

@@ -1,4 +1,4 @@
-//! The only subscriber of this test program, and what it was told.
+//! The only subscriber of this test program, and what it recorded.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,7 +18,7 @@ pub(crate) struct Recorded {
     pub(crate) is_span: bool,
     pub(crate) level: Level,
     pub(crate) thread: ThreadId,
-    /// Name of the span that an event was told in.
+    /// Name of the span in which an event was logged.
     pub(crate) within: Option<&'static str>,
     pub(crate) fields: Vec<(String, String)>,
 }
@@ -42,7 +42,7 @@ pub(crate) fn recorded() -> MutexGuard<'static, Vec<Recorded>> {
     RECORDED.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// What was told since this was made, by this thread or by all of them.
+/// What was recorded since this was made, from this thread or from all of them.
 pub(crate) struct Seen {
     from: usize,
     thread: Option<ThreadId>,
@@ -114,7 +114,7 @@ impl fmt::Debug for Seen {
 
 pub(crate) struct Listener;
 
-/// Where a span lies in what was told; its own number is given to another one when it is closed.
+/// Index of a span in the records; its own number is given to another one when it is closed.
 pub(crate) struct Place(usize);
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Listener {

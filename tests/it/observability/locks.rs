@@ -1,4 +1,4 @@
-//! What is told of locks: the report, the events, and no names.
+//! What is reported of locks: the status, the events, and no names.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ fn status_counts_locks_and_the_report_has_them_once_there_are_any() {
         let lock = lock.clone();
         move || lock.acquire(PATIENCE).map(drop)
     });
-    eventually(PATIENCE, "somebody waits", || {
+    eventually(PATIENCE, "a caller waits", || {
         let locks = sessions.status().locks;
         (locks.waiting, locks.subscriptions) == (1, 1)
     });

@@ -1,4 +1,4 @@
-//! Keys, values and passwords, looked for in everything that is shown to anybody.
+//! Keys, values and passwords, looked for in everything that is shown.
 
 use std::fmt;
 use std::time::Duration;
@@ -50,7 +50,7 @@ fn keys_values_and_passwords_appear_nowhere() {
     shown.see("status", &sessions.status());
     shown.text("status", sessions.status().to_string());
     for recorded in everywhere.all() {
-        shown.text("told", format!("{recorded:?}"));
+        shown.text("recorded", format!("{recorded:?}"));
     }
     shown.assert_clean();
 }
@@ -128,7 +128,7 @@ fn refusals_show_nothing(mut db: Pooled, accounts: &Transactional, shown: &mut S
         let queued = accounts.run(|tx| Ok(tx.queue::<()>(cmd)));
         shown.error(what, &queued.unwrap_err());
     };
-    // A command's own name is told, everything behind it is not.
+    // A command's own name is shown, everything behind it is not.
     let script = format!("return redis.error_reply('{VALUE} is wrong')");
     let worse = format!("return redis.call('INCR', '{KEY}')");
     one("wrong type", redis::cmd("LPUSH").arg(KEY).arg(VALUE).take());
@@ -165,7 +165,7 @@ fn losses_show_nothing(mut db: Pooled, accounts: &Transactional, proxy: &Proxy, 
     drop((first, second));
 }
 
-/// Everything that was shown to anybody.
+/// Everything that was shown.
 #[derive(Default)]
 struct Shown(Vec<(String, String)>);
 

@@ -1,4 +1,4 @@
-//! `status()` and the warnings about scopes: what was done, and who holds what.
+//! `status()` and the warnings about scopes: what was done, and which scope holds what.
 
 use std::panic::Location;
 use std::thread;
@@ -179,7 +179,7 @@ fn status_is_one_readable_report_of_the_holders() {
         let accounts = accounts.clone();
         move || accounts.begin().map(drop)
     });
-    eventually(PATIENCE, "somebody waits", || sessions.status().transactional.waiting == 1);
+    eventually(PATIENCE, "a caller waits", || sessions.status().transactional.waiting == 1);
     let status = sessions.status();
     let pool = &status.transactional;
     assert_eq!((pool.size, pool.in_use, pool.idle, pool.waiting), (2, 2, 0, 1));
@@ -268,8 +268,8 @@ fn what_an_operator_must_read_is_a_warning_once_a_second_with_a_count_of_the_oth
     }
     let refused = warned("checkout refused", None);
     assert!(!refused.is_empty() && refused.len() <= 3);
-    // The next one a second later tells how many there were.
-    eventually(PATIENCE, "the count of the others is told", || {
+    // The next one a second later has the number of them.
+    eventually(PATIENCE, "the count of the others is logged", || {
         accounts.begin().map(drop).unwrap_err();
         warned("checkout refused", None)
             .iter()

@@ -25,7 +25,7 @@ pub(crate) fn trusting(url: &str) -> SessionManager {
     sessions
 }
 
-/// Nobody holds a connection, and the next command's effect is seen by another one.
+/// No caller holds a connection, and the next command's effect is seen by another one.
 #[track_caller]
 pub(crate) fn pool_is_whole(sessions: &SessionManager, server: &Server) {
     let (key, pool) = (unique("next"), sessions.status().pooled);
@@ -43,7 +43,7 @@ pub(crate) fn typed<T: std::fmt::Debug>(result: redis::RedisResult<T>) -> Error 
     result.expect_err("this cannot succeed").into()
 }
 
-/// How a lost command is told.
+/// The error of a lost command.
 #[track_caller]
 pub(crate) fn lost(error: &Error) -> (&str, Applied) {
     match error {

@@ -340,7 +340,7 @@ fn what_reads_could_not_be_decoded_changed_nothing_and_what_writes_did() {
         decode(own, "GET", Applied::Unknown);
         decode(typed(db.set::<_, _, Money>("text", "hunter2")), "SET", Applied::Unknown);
     });
-    // Where a thread has only read, or only written, that is known of each of its commands.
+    // If a thread has only read, or only written, that is known of each of its commands.
     let db = fixture.ways[0].1.pooled();
     let only = |writes: bool| {
         let mut db = db.clone();

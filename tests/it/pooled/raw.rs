@@ -1,4 +1,4 @@
-//! `with_raw`: whatever is done with a raw connection, nobody after it sees any of it.
+//! `with_raw`: whatever is done with a raw connection, no later caller sees any of it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;

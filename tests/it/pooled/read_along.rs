@@ -1,4 +1,4 @@
-//! Reads that find no free connection are sent along by the next caller who gets one.
+//! Reads that find no free connection are sent along by the next caller that gets one.
 
 use std::thread;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Plays a program on a pool of two and on the model, and compares what both hold and tell.
+//! Plays a program on a pool of two and on the model, and compares what both hold and return.
 
 use std::cell::{Cell, RefCell};
 use std::panic::resume_unwind;
@@ -318,7 +318,7 @@ impl Play<'_> {
             })
         });
         wrong?;
-        // Its second attempt met nobody.
+        // Its second attempt met no other client.
         self.judge_closure(reported, end, &writes, &watch)
     }
 
@@ -335,12 +335,12 @@ impl Play<'_> {
             (End::Ok, Some(Err(Fault::Redis(error)))) => match error.as_commit() {
                 Some(error) => super::steps::reported(Err(error.clone())),
                 None => {
-                    prop_assert!(false, "told {:?}", error);
+                    prop_assert!(false, "returned {:?}", error);
                     return Ok(());
                 }
             },
             (end, reported) => {
-                prop_assert!(false, "told {:?} for {:?}", reported, end);
+                prop_assert!(false, "returned {:?} for {:?}", reported, end);
                 return Ok(());
             }
         };

@@ -49,7 +49,7 @@ pub(crate) enum Step {
         meanwhile: Option<Write>,
         end: End,
     },
-    /// Somebody else writes, or the pooled handle.
+    /// Another client writes, or the pooled handle.
     Elsewhere(Write),
     Pooled(Write),
 }

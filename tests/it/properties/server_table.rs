@@ -156,8 +156,8 @@ fn the_table_of_replies_equals_the_replies_of_this_server() {
         fs::write(TABLE, &recorded).unwrap();
     }
     let table = fs::read_to_string(TABLE).unwrap();
-    // Servers word their errors differently. What an error means is told by its code; the tests of
-    // `acl` compare texts.
+    // Servers word their errors differently. An error's code has its meaning; the tests of `acl`
+    // compare texts.
     let without_texts = |table: &str| -> BTreeSet<Vec<String>> {
         let word = |field: &str| match field.strip_prefix('-') {
             Some(error) => format!("-{}", error.split(' ').next().unwrap_or_default()),

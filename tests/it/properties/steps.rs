@@ -106,6 +106,6 @@ pub(super) fn reported(outcome: Result<Outcome, CommitError>) -> Reported {
         Err(CommitError::NotSent { source, .. }) if matches!(*source, Error::Refused { .. }) => {
             Reported::NotApplied
         }
-        Err(error) => panic!("told {error:?}"),
+        Err(error) => panic!("returned {error:?}"),
     }
 }

@@ -91,7 +91,7 @@ fn contract(server: &Server, url: &str, db: i64) {
         assert_eq!(doubting.transactional().run(|tx| Ok(tx.incr("n", 1))).unwrap(), nth);
     }
     drop((sessions, doubting, db_handle, accounts));
-    eventually(SOON, "everybody is gone", || server.clients() == 0);
+    eventually(SOON, "every client is gone", || server.clients() == 0);
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Told `CheckoutError`: no connection was given, and the error says why and who has them.
+//! `CheckoutError`: no connection was given, and the error has the reason and the scopes that hold
+//! the connections.
 
 use std::thread;
 use std::time::Duration;
@@ -210,7 +211,7 @@ fn two_closures_that_wait_for_each_other_are_parted_at_once() {
         let other = scope.spawn(greedy);
         [greedy(), other.join().unwrap()]
     });
-    // Whoever came second is told; its connection goes to the other one.
+    // The second scope fails; its connection goes to the other one.
     let reported: Vec<_> = results.into_iter().filter_map(Result::err).collect();
     let [Error::Checkout(CheckoutError::WouldDeadlock { holders, .. })] = &reported[..] else {
         panic!("{reported:?}");

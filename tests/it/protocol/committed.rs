@@ -1,4 +1,4 @@
-//! Told `Replies` or `Committed`: every command was applied, in order, with nobody in between.
+//! `Replies` or `Committed`: every command was applied, in order, with no other client in between.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -47,7 +47,7 @@ fn no_other_block_comes_in_between() {
     });
     assert!(results.iter().all(Result::is_ok), "{results:?}");
     let list: Vec<String> = server.ask(&["LRANGE", "list", "0", "-1"]);
-    assert!(list.iter().any(|word| word == "other"), "nobody tried to come in between");
+    assert!(list.iter().any(|word| word == "other"), "no client tried to come in between");
     let starts: Vec<usize> = (0..list.len()).filter(|at| list[*at] == "one").collect();
     assert_eq!(starts.len(), 200);
     assert!(starts.iter().all(|at| list[*at..at + 3] == ["one", "two", "three"]));
@@ -105,7 +105,7 @@ fn what_watches_commits_to_an_outcome() {
     assert_eq!(watching.get::<_, Option<i64>>("stock").unwrap(), None);
     let mut tx = watching.multi();
     let stock = tx.incr("stock", 4);
-    let Outcome::Committed(replies) = tx.commit().unwrap() else { panic!("nobody touched it") };
+    let Outcome::Committed(replies) = tx.commit().unwrap() else { panic!("no client touched it") };
     assert_eq!(replies.get(stock), Ok(4));
     assert_eq!(get(&fixture.server, "stock").unwrap(), "4");
     let left = sessions.transactional().watch(["stock"]).run(|read, tx| {

@@ -1,4 +1,4 @@
-//! Told `Conflict`: nothing was applied, because a watched key changed.
+//! `Conflict`: nothing was applied, because a watched key changed.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -22,7 +22,7 @@ fn conflicts(sessions: &SessionManager, server: &Server, meanwhile: impl FnOnce(
     let mut tx = watching.multi();
     tx.set("done", "yes");
     let conflicted = tx.commit().unwrap().is_conflict();
-    assert_eq!(exists(server, "done"), !conflicted, "told {conflicted}");
+    assert_eq!(exists(server, "done"), !conflicted, "returned {conflicted}");
     server.ask::<()>(&["DEL", "done"]);
     assert_eq!(client_ids(server), before, "a conflict is no reason to replace a connection");
     pool_is_whole(sessions, server);
@@ -94,7 +94,7 @@ fn a_block_without_commands_is_not_committed_when_its_watch_was_lost() {
     let lost = watching.get::<_, Option<String>>("key").unwrap_err();
     assert!(matches!(lost, Error::Lost { applied: Applied::No, .. }), "{lost:?}");
     server.ask::<()>(&["SET", "key", "changed"]);
-    let error = watching.multi().commit().expect_err("nobody watched the key any more");
+    let error = watching.multi().commit().expect_err("the key was not watched any more");
     assert!(matches!(error, CommitError::NotSent { .. }), "{error:?}");
     pool_is_whole(&sessions, server);
 }

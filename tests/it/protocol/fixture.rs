@@ -62,7 +62,7 @@ pub(crate) fn warm(sessions: &SessionManager) {
     sessions.transactional().begin().unwrap().discard().unwrap();
 }
 
-/// What an error says of itself, alone and inside the crate's own.
+/// `applied()` and `is_retryable()` of an error, alone and inside the crate's own.
 #[track_caller]
 pub(crate) fn assert_outcome(error: &CommitError, applied: Applied, retryable: bool) {
     let outer = Error::from(error.clone());
@@ -78,7 +78,7 @@ pub(crate) fn commit_error<T: std::fmt::Debug>(result: Result<T, Error>) -> Comm
     error.as_commit().unwrap_or_else(|| panic!("not the commit's: {error}")).clone()
 }
 
-/// Nobody holds a connection, and the next borrower's transaction is applied, once, alone.
+/// No caller holds a connection, and the next caller's transaction is applied, once, alone.
 #[track_caller]
 pub(crate) fn pool_is_whole(sessions: &SessionManager, server: &Server) {
     let (key, pool) = (unique("next"), sessions.status().transactional);

@@ -1,4 +1,4 @@
-//! Told `InDoubt`: EXEC was sent and its answer was lost; and what is known although it was.
+//! `InDoubt`: EXEC was sent and its reply was lost; and what is known although it was.
 
 use rediscope::prelude::*;
 use rediscope::{Applied, CommitError, ConnectionErrorKind, ReplyError};

@@ -23,7 +23,7 @@ pub(crate) fn length(fixture: &Fixture) -> i64 {
     fixture.server.ask(&["LLEN", "list"])
 }
 
-/// Commands queued on the server in open transactions; -1 where nobody is in MULTI.
+/// Commands queued on the server in open transactions; -1 if no client is in MULTI.
 pub(crate) fn queued(fixture: &Fixture) -> i64 {
     let all = fixture.server.client_list();
     all.iter().map(|client| client["multi"].parse().unwrap()).max().unwrap_or(-1)

@@ -1,4 +1,4 @@
-//! Told `NotIsolated`: MULTI was refused on a trusted link, so the commands ran one by one.
+//! `NotIsolated`: MULTI was refused on a trusted connection, so the commands ran one by one.
 
 use rediscope::prelude::*;
 use rediscope::{

@@ -1,4 +1,4 @@
-//! Told `NotSent`: the failure came before EXEC's last byte left, so nothing was applied.
+//! `NotSent`: the failure came before EXEC's last byte left, so nothing was applied.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -226,8 +226,8 @@ fn a_connection_that_died_while_idle_is_replaced_without_an_error() {
     pool_is_whole(&sessions, &fixture.server);
 }
 
-/// A way to the server, for so many connections, on which somebody else can slip a command in
-/// between the client's own.
+/// A way to the server, for so many connections, on which the test can slip a command in between the
+/// client's own.
 struct Smuggler {
     url: String,
     ways: Receiver<Way>,
@@ -253,7 +253,7 @@ impl Smuggler {
                 let back = (server.try_clone().unwrap(), client.try_clone().unwrap());
                 thread::spawn(move || pass(client, server, &AtomicUsize::new(0)));
                 thread::spawn(move || pass(back.0, back.1, &swallow));
-                // Nobody may care about this one.
+                // The test may have dropped the receiver.
                 let _ = opened.send(way);
             }
         });

@@ -1,4 +1,4 @@
-//! Told `PartlyApplied`: EXEC ran, at least one command failed, the others were applied.
+//! `PartlyApplied`: EXEC ran, at least one command failed, the others were applied.
 
 use rediscope::prelude::*;
 use rediscope::{

@@ -1,5 +1,5 @@
-//! Told `Rejected` for what a command is or who sends it: nothing was applied, and the server's
-//! own code says why.
+//! `Rejected` because of a command or its user: nothing was applied, and the server's own code has
+//! the reason.
 
 use rediscope::prelude::*;
 use rediscope::redis::Commands;
@@ -209,7 +209,7 @@ fn a_link_that_may_not_be_cleaned_is_replaced() {
     for end in ends {
         let before = client_ids(&server);
         end(accounts.watch(["key"]).begin().unwrap());
-        // Would the next borrower still watch it, it would be told of a conflict.
+        // If the next caller still watched it, its commit would be a conflict.
         server.ask::<()>(&["INCR", "key"]);
         pool_is_whole(&sessions, &server);
         eventually(SOON, "the old one is closed", || client_ids(&server).is_disjoint(&before));

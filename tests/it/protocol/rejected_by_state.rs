@@ -1,4 +1,4 @@
-//! Told `Rejected` for the state the server is in: nothing was applied, and it may pass.
+//! `Rejected` because of the server's state: nothing was applied, and it may pass.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -102,7 +102,7 @@ fn a_server_that_cannot_save_keeps_its_code_misconf() {
     let server = Server::start();
     let sessions = sessions(&server);
     let home = server.ask::<Vec<String>>(&["CONFIG", "GET", "dir"]).remove(1);
-    // A file cannot be renamed onto a directory, whoever asks; permissions would not stop root.
+    // A file cannot be renamed onto a directory by any user; permissions would not stop root.
     let in_the_way = PathBuf::from(home).join("dump.rdb");
     std::fs::create_dir(&in_the_way).unwrap();
     server.config_set("save", "3600 1");

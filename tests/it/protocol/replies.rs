@@ -52,7 +52,7 @@ fn commit(form: &str, sessions: &SessionManager, command: &Cmd) -> Result<i64, E
             let w = tx.incr("w", 1);
             match tx.commit()? {
                 rediscope::Outcome::Committed(replies) => Ok(replies.get(w)?),
-                rediscope::Outcome::Conflict => panic!("nobody else is here"),
+                rediscope::Outcome::Conflict => panic!("no other client is here"),
             }
         }
         _ => {

@@ -1,5 +1,5 @@
-//! Told `CheckoutError::Connect`, with the reason that was read: a server that is full or protected, and
-//! what is not a Redis server at all. What cannot pass is told at once.
+//! `CheckoutError::Connect`, with the reason that was read: a server that is full or protected, and
+//! what is not a Redis server at all. A permanent failure is returned at once.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -73,7 +73,7 @@ fn answering(bytes: &'static [u8], reads: bool) -> String {
         }
         let _: std::io::Result<()> = peer.write_all(bytes);
     };
-    // It ends with the process: nothing tells it when the test is over.
+    // It ends with the process: nothing ends it when the test is over.
     thread::spawn(move || listener.incoming().filter_map(Result::ok).for_each(answer));
     url
 }
@@ -225,7 +225,7 @@ fn a_provider_that_hangs_is_named_and_delays_no_call_past_its_deadline() {
     provider.version.store(1, std::sync::atomic::Ordering::Relaxed);
     for _ in 0..2 {
         let begun = Instant::now();
-        assert_eq!(db.get::<_, i64>("key").unwrap(), 1, "the connection stays who it was");
+        assert_eq!(db.get::<_, i64>("key").unwrap(), 1, "the connection stays the same");
         assert!(begun.elapsed() < WAIT + TRY + Duration::from_secs(10), "{:?}", begun.elapsed());
     }
 }

@@ -1,6 +1,6 @@
-//! Told `InDoubt`: EXEC was answered, but not with a proof. A proxy that loses the answer of a
-//! transaction that ran sends an error of its own; a proxy refuses by itself what the server never
-//! saw. The same bytes give the same answer in every form of a transaction, over every transport.
+//! `InDoubt`: EXEC's reply was not a proof. A proxy that loses the reply of a transaction that ran
+//! sends an error of its own; a proxy refuses by itself what the server never saw. The same bytes
+//! give the same outcome in every form of a transaction, over every transport.
 
 use std::time::Duration;
 
@@ -177,7 +177,7 @@ impl Way {
             .unwrap();
     }
 
-    /// One transaction under a rule: what it is told, and how often it was applied.
+    /// One transaction under a rule: what it returned, and how often it was applied.
     fn under(&self, form: &str, trigger: Trigger, fault: Fault) -> (Result<i64, Error>, i64) {
         let _: i64 = self.server.ask(&["DEL", "n"]);
         self.is_warm();

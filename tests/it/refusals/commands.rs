@@ -60,7 +60,7 @@ fn name(words: &str) -> String {
     words.split(' ').next().unwrap().to_owned()
 }
 
-/// As it stands here, in lower case, and in a case that nobody uses.
+/// As it stands here, in lower case, and in an unusual case.
 fn spellings(words: &str) -> [Cmd; 3] {
     let mixed = |(at, letter): (usize, char)| {
         if at % 2 == 0 { letter.to_ascii_lowercase() } else { letter.to_ascii_uppercase() }

@@ -1,4 +1,4 @@
-//! A handle of another transaction gives nothing away, and harms nobody.
+//! A handle of another transaction gives nothing away, and harms no transaction.
 
 use rediscope::prelude::*;
 use rediscope::{Applied, Error, ReplyError};

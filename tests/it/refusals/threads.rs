@@ -25,7 +25,7 @@ fn a_system_that_gives_no_thread_costs_no_panic_and_no_lock() {
     }
     let server = Server::start();
     let here = std::env::current_exe().unwrap();
-    // Where the other user may read it.
+    // A folder that the other user may read.
     let folder = tempfile::Builder::new().prefix("rediscope-child-").tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let program = folder.path().join("child");

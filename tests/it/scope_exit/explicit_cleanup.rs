@@ -1,5 +1,5 @@
-//! Every drop has a pair that tells what dropping swallows: `discard()` and `abandon()`.
-//! (`release()` of a part sends nothing, so it has nothing to tell.)
+//! Every drop has a pair that returns the error that dropping swallows: `discard()` and `abandon()`.
+//! (`release()` of a part sends nothing, so it has nothing to return.)
 
 use crate::side::BuildSide as _;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! One pool of one connection, and somebody else who looks at the server.
+//! One pool of one connection, and another connection that looks at the server.
 
 use crate::side::BuildSide as _;
 use std::time::Duration;
@@ -21,7 +21,7 @@ pub(crate) struct Names {
     pub(crate) data: String,
     /// Written by a part that is not kept.
     pub(crate) part: String,
-    /// Watched by the scope, changed by somebody else.
+    /// Watched by the scope, changed by another client.
     pub(crate) watched: String,
     /// Holds a text, for a command that wants a list.
     pub(crate) text: String,

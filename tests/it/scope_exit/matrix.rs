@@ -48,5 +48,5 @@ fn play_one(server: &Server, cell: Cell) {
     bench.look_at_the_data();
     bench.borrow_again();
     assert_eq!(bench.sessions.close(PATIENCE).scopes, 0, "nothing was left to take back");
-    eventually(PATIENCE, "the server has nobody left", || server.clients() == 0);
+    eventually(PATIENCE, "the server has no client left", || server.clients() == 0);
 }

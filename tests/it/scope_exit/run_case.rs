@@ -12,14 +12,14 @@ use rediscope::{
 use super::cases::{Cell, Exit, Form, Part};
 use super::fixture::Bench;
 
-/// What the caller of the scope was told.
+/// What the scope returned to its caller.
 #[derive(Debug)]
 enum Reported {
     Committed,
     Conflict,
     /// Given up, and it said so.
     GivenUp,
-    /// Not told anything: dropped or forgotten.
+    /// No result: dropped or forgotten.
     Nothing,
     Panicked,
     Failed(Fault),
@@ -43,7 +43,7 @@ impl<E: Into<Fault>> From<Result<Reported, E>> for Reported {
     }
 }
 
-/// Plays the cell and checks what its caller was told.
+/// Plays the cell and checks what it returned.
 pub(crate) fn play(bench: &Bench<'_>, cell: Cell) {
     let accounts = bench.accounts();
     let watch = || accounts.watch([&bench.names.watched]).retry(RetryPolicy::never());
@@ -63,7 +63,7 @@ pub(crate) fn play(bench: &Bench<'_>, cell: Cell) {
             })
         }),
     };
-    // The first thing that is looked at: the slot is back before the caller is told anything.
+    // The first thing that is looked at: the permit is back before the call returns.
     bench.look_at_the_slot();
     let right = match (cell.exit, &reported) {
         (Exit::Commit, Reported::Committed) => true,
@@ -79,7 +79,7 @@ pub(crate) fn play(bench: &Bench<'_>, cell: Cell) {
         (_, Reported::Failed(fault)) => is_right(cell, fault),
         _ => false,
     };
-    assert!(right, "told {reported:?}");
+    assert!(right, "returned {reported:?}");
 }
 
 fn is_right(cell: Cell, fault: &Fault) -> bool {
@@ -194,7 +194,7 @@ fn reading(
     cell: Cell,
     begin: impl FnOnce() -> Result<Watching, Error>,
 ) -> Reported {
-    // A read that is refused is told by the read; the scope ends by `?`.
+    // A refused read returns its error; the scope ends by `?`.
     let by_question_mark = |mut watching: Watching| -> Result<Reported, Fault> {
         bench.look_inside();
         match cell.exit {

@@ -1,4 +1,4 @@
-//! The master is found by its name, and what finds none is told why.
+//! The master is found by its name, and a failed search returns the reason.
 
 use std::time::{Duration, Instant};
 
@@ -104,7 +104,7 @@ fn a_name_that_no_sentinel_knows_and_sentinels_that_are_down_are_named_in_the_er
     assert!(unknown.to_string().contains("nobody"), "{unknown}");
     let down = refused(SessionManager::builder("redis+sentinel://127.0.0.1:1,127.0.0.1:2/m"));
     assert_eq!(down.kind(), ConnectionErrorKind::Closed, "{down}");
-    // One that is down or silent keeps nobody from asking the others.
+    // One that is down or silent keeps no caller from asking the others.
     let mixed = group.url().replace("redis+sentinel://", "redis+sentinel://127.0.0.1:1,");
     let sessions = SessionManager::connect(mixed).unwrap();
     assert_eq!(sessions.transactional().run(|tx| Ok(tx.incr("a", 1))).unwrap(), 1);

@@ -1,4 +1,4 @@
-//! Told `CheckoutError::Connect`: the server could not be reached, or did not want us.
+//! `CheckoutError::Connect`: the server could not be reached, or refused the connection.
 
 use crate::side::BuildSide as _;
 use std::thread;

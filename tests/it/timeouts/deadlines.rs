@@ -1,5 +1,5 @@
 //! Every call ends in time, however silent the server is, and capacity comes back: from a server
-//! that was stopped, from one that was down for long, from scopes that nobody ends.
+//! that was stopped, from one that was down for long, from scopes that never end.
 
 use crate::side::BuildSide as _;
 use std::sync::Mutex;
@@ -247,7 +247,7 @@ fn every_call_ends(silence: fn(&Server, &Proxy), end: fn(&Server, &Proxy)) -> Op
     let applied = || server.ask::<Option<u32>>(&["GET", "n"]).unwrap_or(0);
     eventually(SOON, "what was on its way arrives", || applied() >= LATE);
     drop((trusting, asking));
-    eventually(SOON, "nobody is connected any more", || server.clients() == 0);
+    eventually(SOON, "no client is connected any more", || server.clients() == 0);
     assert_eq!(applied(), LATE);
     (!late.is_empty()).then(|| late.join("\n"))
 }

@@ -1,4 +1,4 @@
-//! Deadlines, with nobody who answers.
+//! Deadlines against a server that never replies.
 
 use crate::side::BuildSide as _;
 use std::time::{Duration, Instant};

@@ -80,7 +80,7 @@ pub(crate) fn run(rule: Rule, cuts: u64, seed: u64) -> Found {
             .collect();
         workers.into_iter().map(|worker| worker.join().expect("a worker panicked")).collect()
     });
-    eventually(PATIENCE, "the server has nobody left", || server.clients() == 0);
+    eventually(PATIENCE, "the server has no client left", || server.clients() == 0);
     let operations = || harvests.iter().flat_map(|harvest| &harvest.operations);
     let ids: Vec<u64> = operations().map(|operation| operation.id).collect();
     let data = Data::of(&server, THREADS, &ids);

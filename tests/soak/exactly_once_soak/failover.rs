@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Commits before the kill, and after the promotion.
 const BEFORE: std::ops::Range<u64> = 200..600;
 const AFTER: u64 = 40;
-/// Commits that the replica is behind. Whoever waits for it waits for [`WAIT`].
+/// Number of commits that the replica is behind. A wait for it takes [`WAIT`].
 const UNSEEN: u64 = 24;
 /// One writer does no more than this in a round.
 const MOST: u64 = 20_000;
@@ -35,7 +35,7 @@ const DESCRIBED: usize = 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trouble {
     None,
-    /// Transactions were applied, and nobody was told.
+    /// Transactions were applied, and their replies are held.
     RepliesHeld,
     /// Transactions were on their way.
     ExecHeld,
@@ -128,7 +128,7 @@ impl Found {
         });
         ground.sessions.close(Duration::ZERO);
         ground.proxy.cut_all();
-        eventually(PATIENCE, "the survivor has nobody left", || replica.clients() == 0);
+        eventually(PATIENCE, "the survivor has no client left", || replica.clients() == 0);
         let survivor = ground.promoted.get().expect("promoted");
         for Entry { operation, .. } in &mut entries {
             if let Some(token) = operation.doubt.as_ref().and_then(|doubt| doubt.token()) {
@@ -195,7 +195,7 @@ impl Found {
         must(self.wrong == 0, "wrong answers");
         must(self.waited[1] == 0, "lost although a replica was waited for");
         must(self.waited[0] > 0, "no replica was ever waited for");
-        must(self.doubts.iter().sum::<u64>() > 0, "nobody was in doubt");
+        must(self.doubts.iter().sum::<u64>() > 0, "no transaction was in doubt");
         broken
     }
 }
@@ -302,7 +302,7 @@ impl fmt::Display for Found {
         writeln!(f, "| transactions by {WRITERS} writers | {} |", self.transactions)?;
         writeln!(f, "| acknowledged, a replica waited for | {} |", acknowledged(self.waited))?;
         writeln!(f, "| acknowledged, none waited for | {} |", acknowledged(self.unwaited))?;
-        writeln!(f, "| told `NotReplicated` | {} |", self.not_replicated)?;
+        writeln!(f, "| returned `NotReplicated` | {} |", self.not_replicated)?;
         writeln!(f, "| doubts resolved as committed | {committed} |")?;
         writeln!(f, "| as not committed | {not_committed} |")?;
         writeln!(f, "| unknown, the register being lost | {unknown} |")?;

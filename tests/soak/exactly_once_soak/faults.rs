@@ -10,7 +10,7 @@ use rediscope_testing::proxy::{Fault, Script, Trigger};
 
 macro_rules! cuts {
     ($($name:ident: $text:literal;)+) => {
-        /// Where on the wire a transaction is hit, and how.
+        /// The place on the wire at which a transaction is hit, and how.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub(crate) enum Cut {
             $($name,)+
@@ -93,7 +93,7 @@ impl Cut {
         self.holds() || self.kills() || matches!(self, Self::ServerSide | Self::TailLost)
     }
 
-    /// What the proxy is told; the number of faults that fire where it is met.
+    /// The proxy's script; the number of faults that fire when it is met.
     pub(crate) fn script(self, random: &mut Rng) -> (Script, usize) {
         use Trigger::{
             AfterCommandNamed, BeforeCommandNamed, BeforeReplyTo, InsideCommandNamed,

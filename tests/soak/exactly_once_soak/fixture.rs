@@ -1,10 +1,11 @@
-//! Where the transactions go: one server, or the masters of a cluster; and a worker's own way there.
+//! The target of the transactions: one server, or the masters of a cluster; and a worker's own way
+//! there.
 //!
 //! In a cluster each worker has an address of its own, behind which proxies stand before all masters,
 //! at the masters' own ports. The nodes leave their host out, so each worker is sent on by them, and
-//! told the map, as if they were where his proxies are.
+//! is sent the map, as if they were where its proxies are.
 //!
-//! Never: a worker who meets another one's cuts.
+//! Never: a worker that meets another one's cuts.
 
 #![cfg_attr(
     not(target_os = "linux"),
@@ -30,7 +31,7 @@ impl Store for Server {
     }
 }
 
-/// Where the transactions go.
+/// The target of the transactions.
 pub(crate) enum Site {
     One(Server),
     #[cfg(target_os = "linux")]
@@ -110,7 +111,7 @@ impl Site {
         self.sum(kill) > 0
     }
 
-    /// Who is connected, other nodes that bring keys aside.
+    /// Number of connected clients, without other nodes that bring keys.
     pub(crate) fn clients(&self) -> u64 {
         self.sum(|server| {
             let nodes = server.client_list().into_iter().filter(|client| {

@@ -1,4 +1,4 @@
-//! What everybody was told, held against the server's data.
+//! What every transaction returned, compared with the server's data.
 //!
 //! Never: an answer that is not compared.
 
@@ -82,9 +82,9 @@ impl Data {
 /// What may come of it besides.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Leave {
-    /// Somebody deletes registers.
+    /// Registers are deleted meanwhile.
     pub(crate) registers_gone: bool,
-    /// Somebody writes what is watched, or moves it.
+    /// Watched keys are written, or moved.
     pub(crate) conflicts: bool,
 }
 
@@ -139,7 +139,7 @@ pub(crate) fn close(
         verdict.wrong("lists, counts and sums do not agree".to_owned());
     }
     if data.listed.len() > ids.iter().filter(|id| data.listed.contains_key(id)).count() {
-        verdict.wrong("the server has what nobody did".to_owned());
+        verdict.wrong("the server has what no operation did".to_owned());
     }
     if Data::of(store, workers, &ids) != data {
         verdict.wrong("asking changed the data".to_owned());
@@ -201,7 +201,7 @@ impl Verdict {
         }
     }
 
-    /// What is wrong with what was told.
+    /// What is wrong with what was returned.
     fn fault(&mut self, operation: &Operation, data: &Data, leave: Leave) -> Option<String> {
         let Some(times) = data.times(operation.plan.id) else {
             return Some("applied in part".to_owned());
@@ -210,15 +210,15 @@ impl Verdict {
             return Some(format!("applied {times} times"));
         }
         if matches!(operation.reported, Reported::Impossible | Reported::NotReplicated) {
-            return Some("told what cannot be".to_owned());
+            return Some("returned an impossible outcome".to_owned());
         }
         if operation.reported == Reported::Conflict && !leave.conflicts {
-            return Some("a conflict that nobody made".to_owned());
+            return Some("a conflict without a cause".to_owned());
         }
         if let Some(expected) = operation.reported.times()
             && expected != times
         {
-            return Some(format!("told {}, applied {times} times", operation.reported.text()));
+            return Some(format!("returned {}, applied {times} times", operation.reported.text()));
         }
         let last = operation.answers.len().saturating_sub(1);
         for (nth, answer) in operation.answers.iter().enumerate() {

@@ -1,6 +1,6 @@
 //! The same soak on a cluster whose slots move under it, to and fro, with their keys.
 //!
-//! Never: two who move the same slot.
+//! Never: two threads that move the same slot.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

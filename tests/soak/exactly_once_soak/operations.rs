@@ -1,4 +1,4 @@
-//! One transaction: what it writes, the form it has, and what its caller was told.
+//! One transaction: what it writes, the form it has, and what it returned.
 //!
 //! It counts its own number, so that a second application shows, and notes it in a list, so that a
 //! torn one does.
@@ -21,7 +21,7 @@ pub(crate) enum Form {
     Large,
     WatchingGuard,
     Run,
-    /// `run` for who needs no replies.
+    /// `run` without replies.
     RunUnseen,
     WatchRun,
 }
@@ -95,12 +95,12 @@ pub(crate) fn sum_key(tag: &str) -> String {
     format!("{tag}:sum")
 }
 
-/// Nobody's but this worker's; written by who wants a conflict.
+/// A key of this worker only; another client writes it to make a conflict.
 pub(crate) fn watched_key(tag: &str) -> String {
     format!("{tag}:watched")
 }
 
-/// What a caller was told.
+/// What a transaction returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Reported {
     Committed,

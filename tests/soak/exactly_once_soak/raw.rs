@@ -16,7 +16,7 @@ const RESPONSE: Duration = Duration::from_millis(60);
 const CONNECT: Duration = Duration::from_millis(500);
 const HOUR: &str = "3600000";
 
-/// What the caller would be told.
+/// What would be returned to the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Belief {
     Committed,

@@ -12,7 +12,7 @@ use super::worker::Harvest;
 
 /// Of all cuts, in percent: or the rest of it would mean little.
 const LEAST_OF_EACH: u64 = 20;
-/// The same while slots move: who asks is sent on more often than cut.
+/// The same while slots move: a resolver is redirected more often than cut.
 const LEAST_MOVING: u64 = 10;
 
 #[derive(Debug)]
@@ -33,8 +33,8 @@ impl Phase {
         self.verdict.reported.get(&reported).copied().unwrap_or(0)
     }
 
-    /// EXECs that the server ran and that applied nothing. Where nobody else writes the keys that
-    /// are watched, a resolver had come first.
+    /// EXECs that the server ran and that applied nothing. If no other client writes the watched keys,
+    /// a resolver had come first.
     fn refused(&self) -> u64 {
         self.execs.saturating_sub(self.verdict.applied)
     }
@@ -72,7 +72,7 @@ impl Report {
             if phase.variant.moving {
                 let Harvest { moved_under, redirections, .. } = phase.harvest;
                 must(phase.moved[0] > 0 && phase.moved[1] > 0, "no slot moved".to_owned());
-                must(redirections > 0, "nobody was sent on".to_owned());
+                must(redirections > 0, "no request was redirected".to_owned());
                 must(moved_under > 0, "no slot moved under a doubt".to_owned());
             }
             // With fewer, chance may leave one out.
@@ -119,7 +119,9 @@ impl fmt::Display for Report {
             Reported::Conflict,
             Reported::Rejected,
         ] {
-            row(&format!("told {}", reported.text()), &|phase| phase.count(reported).to_string())?;
+            row(&format!("returned {}", reported.text()), &|phase| {
+                phase.count(reported).to_string()
+            })?;
         }
         for manner in Manner::ALL {
             let count = |phase: &Phase| phase.harvest.manners.get(&manner).copied().unwrap_or(0);

@@ -106,7 +106,7 @@ pub(crate) fn take(rule: Rule, doubt: &InDoubt, plan: Plan, ground: &Ground) -> 
                 false => redis::cmd("HEXISTS").arg(counts).arg(plan.id).query(&mut db),
             };
             sessions.close(Duration::ZERO);
-            found.expect("somebody serves the slot")
+            found.expect("a node serves the slot")
         }
         Rule::OldOwner => {
             let token = doubt.token().expect("every transaction here is exactly once");

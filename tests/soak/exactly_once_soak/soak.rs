@@ -123,8 +123,8 @@ pub(crate) fn close(
     begun: Instant,
 ) -> Phase {
     let site = &ground.site;
-    // What was held until a moment ago has arrived, or never will, when nobody is connected.
-    eventually(PATIENCE, "the server has nobody left", || site.clients() == 0);
+    // When no client is connected, what was held until a moment ago has arrived or never will.
+    eventually(PATIENCE, "the server has no client left", || site.clients() == 0);
     let execs = site.sum(|server| server.calls("exec"));
     let leave =
         Leave { registers_gone: variant.tampered, conflicts: variant.tampered || variant.moving };

@@ -80,10 +80,10 @@ pub(crate) struct Worker {
     handle: Transactional,
     /// The link that was used last, where it is known.
     client: Option<Client>,
-    /// Something is held; requests are; of how many of them it was told that they were not applied.
+    /// Something is held; requests are; the number of them that were reported as not applied.
     held: bool,
     held_requests: bool,
-    held_and_told: u64,
+    held_and_reported: u64,
     harvest: Harvest,
 }
 
@@ -119,7 +119,7 @@ impl Worker {
             client: None,
             held: false,
             held_requests: false,
-            held_and_told: 0,
+            held_and_reported: 0,
             harvest: Harvest::default(),
         }
     }
@@ -235,7 +235,7 @@ impl Worker {
         let reported =
             operation.by_run.1 > 0 || operation.answers.contains(&Resolution::NotCommitted);
         if reported && operation.cut.is_some_and(Cut::holds_requests) && self.held {
-            self.held_and_told += 1;
+            self.held_and_reported += 1;
         }
         self.harvest.operations.push(operation);
         if self.held && self.random.u8(..3) > 0 {
@@ -264,8 +264,8 @@ impl Worker {
             ask(doubt, manner, ground.stranger(number), random, &|| street.release())
         });
         if manner == Manner::Racing {
-            // Nobody can tell which of the two was first.
-            self.held_and_told = 0;
+            // It is unknown which of the two was first.
+            self.held_and_reported = 0;
         }
     }
 
@@ -276,7 +276,7 @@ impl Worker {
         }
         let before = self.street.client_bytes();
         self.street.release();
-        let reported = std::mem::take(&mut self.held_and_told);
+        let reported = std::mem::take(&mut self.held_and_reported);
         if std::mem::take(&mut self.held_requests) {
             let left = || (self.street.client_bytes() > before).then_some(());
             self.harvest.late += try_for(SOON, left).map_or(0, |()| reported);

@@ -52,7 +52,7 @@ impl Street {
         Some(Pass { street: self, lawless: state.lawless })
     }
 
-    /// Has nobody on the street while `meanwhile` runs.
+    /// Runs `meanwhile` while no thread is inside.
     pub(crate) fn emptied<R>(&self, meanwhile: impl FnOnce() -> R) -> R {
         self.state().closed = true;
         self.wait_until_empty();
@@ -67,7 +67,7 @@ impl Street {
         self.state().lawless = lawless;
     }
 
-    /// Nobody enters any more, and the last one has left.
+    /// No thread enters any more, and the last one has left.
     pub(crate) fn end(&self) {
         self.state().over = true;
         self.changed.notify_all();

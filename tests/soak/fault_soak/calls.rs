@@ -81,7 +81,7 @@ impl Calls {
 /// What the machine was like during the run.
 #[derive(Debug)]
 pub(crate) struct Weather {
-    /// By how much a short pause was at worst exceeded: nobody's call can be shorter than that.
+    /// Longest time by which a short sleep was exceeded: no call can be shorter than that.
     pub(crate) stall: Duration,
     /// Mean resident memory of the first tenth, without its first half, and of the last tenth.
     pub(crate) memory: Option<(u64, u64)>,

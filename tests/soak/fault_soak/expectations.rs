@@ -1,4 +1,4 @@
-//! What a caller was told of one operation, and what must be true on the server then.
+//! What one operation returned, and what must be true on the server then.
 //!
 //! Never: the server's side. That is the ledger's.
 
@@ -14,7 +14,7 @@ pub(crate) enum Times {
 
 macro_rules! reported {
     ($($(#[$doc:meta])* $name:ident: $text:literal, $times:ident;)+) => {
-        /// What a caller was told.
+        /// What an operation returned.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(u8)]
         pub(crate) enum Reported {

@@ -3,7 +3,7 @@
 //! The server writes an append-only file and syncs it at every write (`appendonly yes`,
 //! `appendfsync always`): what was answered survives SIGKILL, so that the ledger does. The file
 //! lies in memory where the machine has a place for that: killing a process loses nothing of it
-//! there either, and a slow disk would be a fault that nobody counts.
+//! there either, and a slow disk would be a fault that is not counted.
 
 use std::path::Path;
 use std::time::Duration;
@@ -105,7 +105,7 @@ impl Fixture {
     }
 }
 
-/// Bounded by time more than by number: a conflict means that somebody else went through.
+/// Bounded by time more than by number: a conflict means that another caller committed.
 pub(crate) fn policy() -> RetryPolicy {
     RetryPolicy::default()
         .attempts(12)

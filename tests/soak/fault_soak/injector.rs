@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// In milliseconds.
 const HELD: RangeInclusive<u64> = 20..=350;
 const CALM: RangeInclusive<u64> = 5..=150;
-/// Longer than the server's `timeout 1` and what it needs to come by everybody.
+/// Pause in milliseconds, longer than the server's `timeout 1` and its round over all clients.
 const LULL: RangeInclusive<u64> = 1_500..=2_800;
 /// How often rights come and go in a round, since each time meets a few transactions only.
 const FLICKERS: usize = 6;
@@ -56,9 +56,9 @@ pub(crate) struct Injector<'a> {
     deck: Vec<Fault>,
     /// How often each kind was injected.
     counts: [u64; Fault::ALL.len()],
-    /// Clients were cut off without the server's being told: it would keep such a connection for
-    /// ever, and they are none of the library's any more.
-    server_untold: bool,
+    /// Clients were cut off without a FIN to the server: it would keep such a connection for ever, and
+    /// they are none of the library's any more.
+    server_unaware: bool,
     pub(crate) rounds: u64,
 }
 
@@ -66,7 +66,7 @@ impl<'a> Injector<'a> {
     pub(crate) fn new(fixture: &'a Fixture, load: &'a Load, seed: u64) -> Self {
         let random = Rng::with_seed(seed);
         let counts = [0; Fault::ALL.len()];
-        Self { fixture, load, random, deck: Vec::new(), counts, server_untold: false, rounds: 0 }
+        Self { fixture, load, random, deck: Vec::new(), counts, server_unaware: false, rounds: 0 }
     }
 
     pub(crate) fn count(&self, fault: Fault) -> u64 {
@@ -110,7 +110,7 @@ impl<'a> Injector<'a> {
     }
 
     /// While a right to MULTI is missing, a connection that is cut may leave half a transaction
-    /// behind: the commands ran bare. So whoever is under way then uses accounts of his own, and
+    /// behind: the commands ran bare. So operations under way then use accounts of their own, and
     /// nothing of before or after is on its way meanwhile.
     fn lawless(&mut self, faults: &[Fault]) {
         self.pass_through_quiet(true);
@@ -155,7 +155,7 @@ impl<'a> Injector<'a> {
         faults.iter().rev().for_each(|&fault| self.lift(fault));
         self.fixture.proxy.disarm();
         self.fixture.proxy.release();
-        if std::mem::take(&mut self.server_untold) {
+        if std::mem::take(&mut self.server_unaware) {
             self.fixture.proxy.cut_all();
         }
     }
@@ -188,7 +188,7 @@ impl<'a> Injector<'a> {
             Fault::SwallowedReply => (Trigger::BeforeReplyTo(command), proxy::Fault::SwallowReply),
             _ => return script,
         };
-        self.server_untold |= fault == proxy::Fault::CutClientSide;
+        self.server_unaware |= fault == proxy::Fault::CutClientSide;
         script.on(trigger, fault)
     }
 

@@ -1,6 +1,6 @@
-//! What everybody was told, and what the server's ledger says of it.
+//! What every operation returned, and what the server's ledger has of it.
 //!
-//! Never: a word that is not held against the ledger.
+//! Never: an outcome that is not compared with the ledger.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
@@ -16,10 +16,10 @@ const LAWLESS: u16 = 1 << 8;
 const UNREPORTED: u16 = u16::MAX;
 /// Of the wrong answers so many are described.
 const DESCRIBED: usize = 20;
-/// What the server may refuse a command with, where nobody took a right away.
+/// Codes with which the server may refuse a command although no right is missing.
 const PASSING: [&str; 3] = ["OOM", "NOREPLICAS", "LOADING"];
 
-/// What everybody was told. Its memory is all there from the beginning.
+/// What every operation returned. Its memory is all allocated at the beginning.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     seed: u64,
@@ -51,7 +51,7 @@ impl Ledger {
 
     pub(crate) fn note(&self, operation: &Operation, reported: Reported) {
         if reported == Reported::Impossible {
-            self.wrong(operation, "told what cannot be");
+            self.wrong(operation, "returned an impossible outcome");
         }
         if reported.is_lawless() && !operation.lawless {
             self.wrong(operation, &format!("{} although no right was missing", reported.text()));
@@ -60,7 +60,7 @@ impl Ledger {
         self.reported[operation.id as usize].store(mark, Ordering::Relaxed);
     }
 
-    /// Looks at an error by itself; returns what it tells.
+    /// Looks at an error by itself; returns what it reports.
     pub(crate) fn read(
         &self,
         operation: &Operation,
@@ -84,7 +84,7 @@ impl Ledger {
             && !operation.lawless
             && !PASSING.contains(&code)
         {
-            self.wrong(operation, &format!("refused by nobody's doing: {error}"));
+            self.wrong(operation, &format!("refused without a cause: {error}"));
         }
         reported
     }
@@ -116,7 +116,7 @@ impl Ledger {
         let mut pairs = vec![0; operations::PAIRS];
         for (operation, reported) in self.all() {
             if shard != Some(operation.shard()) {
-                // The ledger knows nothing that nobody did.
+                // The ledger has nothing that no operation did.
                 self.leftover(&operation, &ledger);
                 ledger = server.hgetall(operation.ledger()).unwrap();
                 shard = Some(operation.shard());
@@ -132,7 +132,10 @@ impl Ledger {
                 Times::AtMostOnce => times == 0 || times == 1,
             };
             if !right {
-                self.wrong(&operation, &format!("told {}, done {times} times", reported.text()));
+                self.wrong(
+                    &operation,
+                    &format!("returned {}, done {times} times", reported.text()),
+                );
             }
             if !operation.lawless {
                 operation.book(times, &mut balances, &mut pairs);
@@ -150,7 +153,7 @@ impl Ledger {
 
     fn leftover(&self, near: &Operation, ledger: &HashMap<u64, i64>) {
         for (id, times) in ledger {
-            self.wrong(near, &format!("the ledger has {times} of {id}, which nobody did"));
+            self.wrong(near, &format!("the ledger has {times} of {id}, which no operation did"));
         }
     }
 
@@ -180,7 +183,7 @@ impl Ledger {
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
     pub(crate) operations: u64,
-    /// By what was told: how many were, and how many of those the ledger has.
+    /// By what was returned: how many were, and how many of those the ledger has.
     reported: BTreeMap<u8, (u64, u64)>,
     pub(crate) codes: BTreeMap<String, u64>,
     pub(crate) money: i64,

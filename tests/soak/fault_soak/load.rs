@@ -1,4 +1,4 @@
-//! What the threads do: operation after operation, and a note of what each was told.
+//! What the threads do: operation after operation, and a note of what each returned.
 //!
 //! Never: a look at the server past the library.
 
@@ -229,7 +229,7 @@ impl Load {
                 std::mem::forget(tx);
                 return Reported::Forgotten;
             }
-            // The operation itself: a caller who is busy with something else for too long.
+            // The operation itself: a caller that is busy with something else for too long.
             End::Expire if self.ration() => thread::sleep(2 * MAX_PIN_TIME),
             End::Commit | End::Forget | End::Expire => {}
         }

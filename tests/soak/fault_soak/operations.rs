@@ -15,7 +15,7 @@ const LARGEST_AMOUNT: i64 = 100;
 pub(crate) const PAIRS: usize = 16;
 /// The ledger is one hash a shard, each small enough for the server to keep it as a list.
 pub(crate) const SHARD: u64 = 500;
-/// Keys whose values never change, so that somebody else's answer is recognised.
+/// Number of keys whose values never change, so that another caller's reply is recognized.
 pub(crate) const SIGNS: usize = 64;
 const FILLER: usize = 900;
 const FILLERS: usize = 6;
@@ -148,7 +148,7 @@ impl Operation {
         (0..FILLERS).map(|nth| (format!("filler:{nth}"), [b'x'; FILLER]))
     }
 
-    /// A key whose value everybody knows.
+    /// A key whose value is known.
     pub(crate) fn sign_of(&self, nth: usize) -> usize {
         (self.id as usize + nth) % SIGNS
     }

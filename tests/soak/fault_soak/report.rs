@@ -115,7 +115,7 @@ impl Report {
             Reported::Panicked,
             Reported::Forgotten,
         ] {
-            must(self.count(reported) > 0, format!("never told: {}", reported.text()));
+            must(self.count(reported) > 0, format!("never returned: {}", reported.text()));
         }
         broken
     }

@@ -68,11 +68,11 @@ pub(crate) fn run(plan: Plan) -> Report {
         longest: load.calls.longest(call),
         culprit: load.calls.culprit(call),
     });
-    // What was held until a moment ago may still be on its way to the server. It has arrived, or
-    // never will, when nobody is connected any more.
+    // What was held until a moment ago may still be on its way to the server. When no client is
+    // connected any more, it has arrived or never will.
     sessions.close(Duration::ZERO);
     fixture.proxy.cut_all();
-    eventually(PATIENCE, "the server has nobody left", || fixture.server.clients() == 0);
+    eventually(PATIENCE, "the server has no client left", || fixture.server.clients() == 0);
     let verdict = load.ledger.close(&mut fixture.server.connection());
     Report {
         plan,

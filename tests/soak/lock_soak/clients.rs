@@ -1,4 +1,4 @@
-//! Those who want the lock: threads of several processes, each process this test program again.
+//! The clients of the lock: threads of several processes, each process this test program again.
 //!
 //! Never: a process that outlives the one that started it. Each ends when its standard input does.
 
@@ -22,22 +22,22 @@ const THREADS: u64 = 3;
 const WAIT: Duration = Duration::from_secs(1);
 const RESPONSE: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Nobody is forgotten for longer.
+/// Longest life of a process that was not ended.
 const LONGEST: Duration = Duration::from_secs(600);
 pub(crate) const HISTORY: &str = "history";
 pub(crate) const ACQUIRED: &str = "acquired";
 
-/// Whom a holder asks whether the lock is still his.
+/// What a holder asks whether it still holds the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asks {
     /// The server: `ensure_held`.
     Server,
-    /// His own clock: `is_lost`.
+    /// Its own clock: `is_lost`.
     Clock,
     Both,
 }
 
-/// What all of them are told.
+/// The orders of all clients.
 #[derive(Clone, Debug)]
 pub(crate) struct Orders {
     pub(crate) server: String,
@@ -47,7 +47,7 @@ pub(crate) struct Orders {
     pub(crate) lease: Duration,
     /// The longest pause between two questions.
     pub(crate) step: Duration,
-    /// Nobody is quick.
+    /// Every hold is long.
     pub(crate) slow: bool,
     pub(crate) asks: Asks,
     /// The lease is extended by itself.
@@ -148,7 +148,7 @@ pub(crate) fn be_one_of_them() -> bool {
     thread::scope(|scope| {
         for nth in 0..THREADS {
             let random = Rng::with_seed(orders.seed ^ (number << 32) ^ (nth << 48));
-            let mut person = Person {
+            let mut person = Client {
                 name: format!("{number}.{nth}"),
                 scribe: scribe(&orders.scribe),
                 lock: orders.lock(&sessions),
@@ -166,7 +166,7 @@ pub(crate) fn be_one_of_them() -> bool {
                 }
             });
         }
-        // Whoever started it has it, or is gone.
+        // Its parent ends it, or is gone.
         let _ = std::io::stdin().read(&mut [0]);
         over.store(true, Ordering::Relaxed);
     });
@@ -191,8 +191,8 @@ impl Orders {
     }
 }
 
-/// One of those who want the lock.
-struct Person<'a> {
+/// One client of the lock.
+struct Client<'a> {
     name: String,
     scribe: redis::Connection,
     lock: Lock,
@@ -200,7 +200,7 @@ struct Person<'a> {
     random: Rng,
 }
 
-impl Person<'_> {
+impl Client<'_> {
     fn note(&mut self, hold: u64, what: What) {
         let entry = Entry { hold: format!("{}.{hold}", self.name), what };
         let _: i64 = self.scribe.rpush(HISTORY, entry.to_string()).expect("the scribe writes");
@@ -227,7 +227,7 @@ impl Person<'_> {
         self.note(hold, answer);
     }
 
-    /// Where nobody extends the lease it sometimes ends meanwhile.
+    /// A lease without renewal sometimes ends meanwhile.
     fn pause(&mut self) -> Duration {
         let Orders { lease, step, slow, renewed, .. } = self.orders;
         let late = !slow && !renewed && self.random.u8(..8) == 0;

@@ -1,4 +1,4 @@
-//! What happens to the server while everybody waits for one lock.
+//! What happens to the server while all clients wait for one lock.
 //!
 //! Never: a server that is left stopped or paused.
 
@@ -34,7 +34,7 @@ pub(crate) fn inject(server: &Server, mut random: Rng, over: &AtomicBool) -> Fau
         let killed: i64 = server.ask(&["CLIENT", "KILL", "TYPE", "pubsub"]);
         faults.kills += killed.unsigned_abs();
         if random.u8(..8) == 0 {
-            // Who subscribes again meanwhile is not answered.
+            // A client that subscribes again meanwhile receives no reply.
             server.pause_clients(random.u64(20..120));
             faults.pauses += 1;
         }

@@ -1,12 +1,12 @@
-//! The history of a lock as those who wanted it saw it, and what must not be in it.
+//! The history of a lock as its clients saw it, and what must not be in it.
 //!
-//! Everybody writes down what he is about to ask and what he was answered, in one list on a server of
-//! its own, which nothing happens to. The place in the list is the time: what was written down
-//! before a question was put came before whatever made its answer true. So no clocks are compared,
-//! and who was stopped between an answer and its entry makes a hold look shorter, never longer.
+//! Each client writes an entry before each question and after each answer, in one list on a server of
+//! its own, which has no faults. The place in the list is the time: an entry before a question is
+//! older than the event that made its answer true. So no clocks are compared, and a client that was
+//! stopped between an answer and its entry makes a hold look shorter, never longer.
 //!
-//! Somebody surely held the lock from his entry that he had acquired it to the last question that
-//! was answered with yes.
+//! A client surely held the lock from its entry "acquired" to the last question that was answered
+//! with yes.
 //!
 //! Never: a server, a clock or chance. It is a function of the entries.
 
@@ -31,7 +31,7 @@ pub(crate) enum What {
     Acquired(u64),
     /// Was not given it.
     GaveUp,
-    /// Is about to ask whether it is still his, or to release it.
+    /// Is about to ask whether it still holds it, or to release it.
     Asks,
     Yes,
     No,
@@ -78,7 +78,7 @@ pub(crate) struct Verdict {
     pub(crate) holds: usize,
     /// Holds that were surely held for a while.
     pub(crate) sure: usize,
-    /// Holds that were told to be lost.
+    /// Holds that were reported as lost.
     pub(crate) lost: usize,
     pub(crate) gave_up: usize,
     pub(crate) answers: usize,
@@ -90,7 +90,7 @@ pub(crate) struct Verdict {
 #[derive(Debug)]
 struct Hold<'a> {
     name: &'a str,
-    /// The largest token anybody had before it was asked for.
+    /// The largest token of any client before it was asked for.
     floor: u64,
     token: Option<u64>,
     acquired: usize,
@@ -124,7 +124,7 @@ pub(crate) fn check(entries: &[Entry], permits: usize) -> Verdict {
                 }
                 if *token <= hold.floor {
                     let floor = hold.floor;
-                    verdict.fault(format!("{name} has {token}; it was {floor} before he asked"));
+                    verdict.fault(format!("{name} has {token}; it was {floor} before it asked"));
                 }
                 highest = highest.max(*token);
             }
@@ -132,7 +132,7 @@ pub(crate) fn check(entries: &[Entry], permits: usize) -> Verdict {
             What::Yes => {
                 verdict.answers += 1;
                 if hold.lost {
-                    verdict.fault(format!("{name} holds it again after he had lost it"));
+                    verdict.fault(format!("{name} holds it again after it had lost it"));
                 }
                 match (hold.token, hold.asked.take()) {
                     (Some(_), Some(asked)) => hold.sure_until = Some(asked),
@@ -149,7 +149,7 @@ pub(crate) fn check(entries: &[Entry], permits: usize) -> Verdict {
     let mut sure: Vec<_> = holds.values().filter(|hold| hold.sure_until.is_some()).collect();
     sure.sort_by_key(|hold| hold.acquired);
     verdict.sure = sure.len();
-    // Who holds it now, by when he surely held it the last time.
+    // The present holders, by the last time at which they surely held it.
     let mut now: BTreeMap<usize, &str> = BTreeMap::new();
     for hold in &sure {
         now = now.split_off(&hold.acquired);
@@ -218,7 +218,7 @@ mod tests {
     #[test]
     fn two_holders_at_once_are_found() {
         let planted = TURNS.replace("a no", "a yes");
-        // His last question was put before the other one had it.
+        // Its last question was put before the other one had it.
         assert!(of(&planted, 1).faults.is_empty());
         let planted = TURNS.replace("a no", "a no; d wants; d acquired 9; d asks; d yes");
         let planted = planted.replace("c wants", "c wants; d asks; d yes");
@@ -236,9 +236,9 @@ mod tests {
 
     #[test]
     fn a_token_that_does_not_grow_is_found() {
-        finds(&TURNS.replace('8', "6"), 1, "it was 7 before he asked");
+        finds(&TURNS.replace('8', "6"), 1, "it was 7 before it asked");
         finds(&TURNS.replace('8', "7"), 1, "another one had");
-        // Both had asked for it, so only the order of holding tells.
+        // Both had asked for it, so only the order of holding decides.
         finds(&TURNS.replace('5', "9"), 1, "the token did not grow");
     }
 

@@ -1,5 +1,4 @@
-//! Hears, of all that the crate tells of itself, whether who waits for a lock would hear of its
-//! release.
+//! Records, from the crate's events, whether a thread that waits for a lock would hear of its release.
 //!
 //! Never: anything kept but that, thread by thread.
 

@@ -16,7 +16,7 @@ use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 
 const MASTERS: usize = 3;
-/// Where the keys of the lock `l` are.
+/// Hash tag of the keys of the lock `l`.
 const TAG: &str = "{l}";
 /// Longer than it takes until the replica has taken over.
 const LONGER_LEASE: Duration = Duration::from_secs(6);
@@ -68,7 +68,7 @@ pub(crate) fn run(seed: u64, holds: usize) -> Found {
 
 fn shift(cluster: &Cluster, slot: u16, random: &mut Rng) {
     let mut pause = || thread::sleep(Duration::from_millis(random.u64(..20)));
-    let from = cluster.owner(slot).expect("somebody serves the slot");
+    let from = cluster.owner(slot).expect("a node serves the slot");
     let to = (from + 1) % MASTERS;
     cluster.begin_migration(slot, to);
     for _ in 0..2 {
@@ -88,20 +88,20 @@ pub(crate) fn fail_over(seed: u64, rounds: u64, asks: Asks, replicas: bool) -> F
     let mut found = found(format!("Cluster, failover, {waited}, holders ask: {asks:?}"), seed);
     let cluster = Cluster::start(MASTERS, 1);
     let slot = cluster.slot(TAG);
-    let mut replica = cluster.owner(slot).expect("somebody serves the slot") + MASTERS;
+    let mut replica = cluster.owner(slot).expect("a node serves the slot") + MASTERS;
     for _ in 0..rounds {
         let scribe = Server::start();
         let orders = Orders {
             step: LONGER_LEASE / 10,
             slow: true,
-            // An extension is not waited for: who goes by his clock must do without.
+            // A renewal does not wait for replicas: a holder that goes by its clock has none.
             renewed: asks == Asks::Server,
             replicas,
             ..orders(&cluster, &scribe, random.u64(..), LONGER_LEASE, asks)
         };
         let others = people(&orders);
         eventually(PATIENCE, "the lock goes round", || acquired(&scribe) >= AROUND);
-        let master = cluster.owner(slot).expect("somebody serves the slot");
+        let master = cluster.owner(slot).expect("a node serves the slot");
         let nodes = cluster.nodes();
         nodes[replica].server.sigstop();
         // Or what the master still sends would be read before the promotion.

@@ -184,7 +184,7 @@ impl Report {
         }
     }
 
-    /// What is left once everybody has gone.
+    /// What is left after all clients have gone.
     fn settle(&mut self, server: &Server, sessions: SessionManager) {
         let subscribers = || {
             let counts: Vec<redis::Value> = server.ask(&["PUBSUB", "NUMSUB", CHANNEL]);
@@ -240,7 +240,7 @@ impl Report {
         let counted = self.locks.timeouts;
         must(counted == self.timeouts + self.unreachable, format!("{counted} timeouts counted"));
         let [early, late] = self.memory;
-        // Nothing where the system does not tell.
+        // Nothing if the system does not have it.
         let limit = early + GROWTH[0] + self.tries * GROWTH[1];
         must(early == 0 || late < limit, format!("memory: {early} to {late}"));
         broken
@@ -265,7 +265,7 @@ impl fmt::Display for Report {
         row("longest that the machine kept an idle thread", format!("{:.0?}", self.stall))?;
         row("waits longer than 50 ms and one `response_timeout`", self.long.to_string())?;
         row("most of that while the machine ran", format!("{:.0?}", self.unexplained))?;
-        row("most who waited at once", self.most_waiting.to_string())?;
+        row("most callers that waited at once", self.most_waiting.to_string())?;
         row("subscriber connections killed", kills.to_string())?;
         row("CLIENT PAUSE, of these longer than `response_timeout`", {
             format!("{}, {long_pauses}", pauses + long_pauses)

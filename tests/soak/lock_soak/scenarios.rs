@@ -38,7 +38,7 @@ pub(crate) enum Scene {
     Restarts,
     /// A semaphore, with holders that are stopped and leases that end.
     Permits,
-    /// The negative control: the lock is taken from holders who go by their clock.
+    /// The negative control: the lock is taken from holders that go by their clock.
     Forced,
 }
 
@@ -47,7 +47,7 @@ pub(crate) enum Scene {
 pub(crate) struct Found {
     pub(crate) what: String,
     pub(crate) seed: u64,
-    /// How often it was done to somebody.
+    /// How often it was done to a holder.
     pub(crate) done: u64,
     pub(crate) must_lose: bool,
     pub(crate) verdict: Verdict,
@@ -126,7 +126,7 @@ pub(crate) fn fail_over(seed: u64, rounds: u64, asks: Asks, replicas: bool) -> F
             step: LONG_LEASE / 10,
             slow: true,
             asks,
-            // An extension is not waited for: who goes by his clock must do without.
+            // A renewal does not wait for replicas: a holder that goes by its clock has none.
             renewed: asks == Asks::Server,
             replicas,
         };
@@ -194,8 +194,8 @@ impl Found {
             }
         };
         must(2 * verdict.sure > verdict.holds, "few were sure of their hold");
-        must(!self.must_lose || verdict.lost > 0, "nobody lost it");
-        must(self.what == "Expiry" || self.done > 0, "nothing happened to anybody");
+        must(!self.must_lose || verdict.lost > 0, "no holder lost it");
+        must(self.what == "Expiry" || self.done > 0, "no holder was disturbed");
         broken
     }
 }

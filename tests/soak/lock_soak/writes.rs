@@ -1,7 +1,7 @@
 //! Writes that are fenced by a lock which is taken from its holder before, during and behind them.
 //!
-//! Each write takes along, in the same transaction, a copy of what the server has on who holds the
-//! lock. So of whatever landed the server itself says whose lock it was at that moment.
+//! Each write takes along, in the same transaction, a copy of the lock's holder as the server has it.
+//! So the data of each write that landed have the holder of that moment.
 //!
 //! Never: a write that is not compared.
 
@@ -39,13 +39,13 @@ enum Form {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Loss {
-    /// Nobody takes it: the write has to land.
+    /// No client takes it: the write has to land.
     None,
-    /// Somebody else has it before the write begins.
+    /// Another client has it before the write begins.
     Before,
-    /// Somebody else has it before the write is committed, and after it was begun.
+    /// Another client has it before the write is committed, and after it was begun.
     During,
-    /// Somebody else takes it at the same time.
+    /// Another client takes it at the same time.
     Racing,
     /// Its lease ends on the server.
     Ends,
@@ -54,9 +54,9 @@ enum Loss {
 const FORMS: [Form; 5] = [Form::Run, Form::Once, Form::Grouped, Form::Watch, Form::Guard];
 const LOSSES: [Loss; 5] = [Loss::None, Loss::Before, Loss::During, Loss::Racing, Loss::Ends];
 
-/// One write: whose, and what was told.
+/// One write: its holder's token, and what it returned.
 #[derive(Debug)]
-#[expect(dead_code, reason = "what was told is there to be shown")]
+#[expect(dead_code, reason = "what was returned is there to be shown")]
 struct Write {
     id: u64,
     token: u64,
@@ -71,7 +71,7 @@ pub(crate) struct Found {
     seed: u64,
     wanted: u64,
     writes: u64,
-    /// Of which the lock was lost, surely or as it was told.
+    /// Of which the lock was lost, surely or as it was reported.
     lost: u64,
     /// Of these, what the server has all the same.
     pub(crate) landed: u64,
@@ -126,7 +126,7 @@ fn play(seed: u64, wanted: u64, fenced: bool) -> Found {
     found
 }
 
-/// One who writes, and one who takes the lock from him.
+/// A writer, and a client that takes the lock from it.
 struct Worker<'a> {
     server: &'a Server,
     number: u64,
@@ -193,7 +193,7 @@ impl<'a> Worker<'a> {
     ) -> Write {
         let form = FORMS[self.random.usize(..FORMS.len())];
         let loss = LOSSES[self.random.usize(..LOSSES.len())];
-        let guard = self.mine.acquire(PATIENCE).expect("nobody else wants it");
+        let guard = self.mine.acquire(PATIENCE).expect("no other client wants it");
         let handle = match self.fenced {
             true => self.handle.fenced_by(&guard),
             false => self.handle.clone(),
@@ -228,7 +228,7 @@ impl<'a> Worker<'a> {
     }
 }
 
-/// Has it, whoever had it.
+/// Takes the lock from any holder.
 fn take(lock: &Lock) -> LockGuard {
     let until = Instant::now() + PATIENCE;
     loop {
@@ -287,7 +287,7 @@ fn queue(tx: &mut impl QueueCommands, number: u64, id: u64) {
     tx.queue::<i64>(persist);
 }
 
-/// What landed, and who held the lock then, by token.
+/// What landed, and the holder of the lock then, by token.
 struct Ledger(std::collections::HashMap<u64, (u64, Vec<String>)>);
 
 impl Ledger {
@@ -311,7 +311,7 @@ impl Ledger {
 }
 
 impl Write {
-    /// Somebody else had it, or nobody, before it was committed; or so it was told.
+    /// Another client had it, or none, before it was committed; or so it was reported.
     fn is_lost(&self) -> bool {
         matches!(self.loss, Loss::Before | Loss::During | Loss::Ends)
             || (self.loss == Loss::Racing && self.reported == Applied::No)

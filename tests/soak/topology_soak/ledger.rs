@@ -1,4 +1,4 @@
-//! What writers were told, and what the cluster has.
+//! What writers' calls returned, and what the cluster has.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -38,7 +38,7 @@ pub(crate) enum Manner {
 pub(crate) const MANNERS: [Manner; 4] =
     [Manner::Block, Manner::Watch, Manner::Fresh, Manner::Guard];
 
-/// What writers were told.
+/// What writers' calls returned.
 #[derive(Default)]
 pub(crate) struct Ledger {
     pub(crate) over: AtomicBool,
@@ -52,7 +52,7 @@ struct Reported {
     applied: BTreeSet<String>,
     unknown: BTreeSet<String>,
     not_applied: BTreeSet<String>,
-    /// What `run` gave up for, which nobody has to see here.
+    /// What `run` gave up for, which the test does not need.
     given_up: Vec<String>,
 }
 
@@ -101,14 +101,14 @@ impl Ledger {
         let lost: Vec<_> = reported.applied.difference(&found).collect();
         assert!(lost.is_empty(), "acknowledged with a replica, and lost: {lost:?}");
         let denied: Vec<_> = reported.not_applied.intersection(&found).collect();
-        assert!(denied.is_empty(), "told as not applied, and there: {denied:?}");
+        assert!(denied.is_empty(), "reported as not applied, and there: {denied:?}");
         let strange = found
             .iter()
             .filter(|id| !reported.applied.contains(*id) && !reported.unknown.contains(*id));
-        assert_eq!(strange.count(), 0, "nobody wrote them");
+        assert_eq!(strange.count(), 0, "no writer wrote them");
         assert!(reported.given_up.is_empty(), "run gave up: {:?}", reported.given_up);
         format!(
-            "{} acknowledged, {} by hand told as not applied, {} unknown",
+            "{} acknowledged, {} by hand reported as not applied, {} unknown",
             reported.applied.len(),
             reported.not_applied.len(),
             reported.unknown.len()

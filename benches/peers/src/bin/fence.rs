@@ -67,7 +67,7 @@ fn main() {
             time(&once);
             let mut ratios: Vec<_> = (0..rounds)
                 .map(|round| {
-                    // Who goes first takes turns too.
+                    // The first place takes turns too.
                     if round % 2 == 0 {
                         let plain = time(&plain);
                         time(&once) / plain

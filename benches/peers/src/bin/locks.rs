@@ -42,7 +42,7 @@ const ROWS: [Row; 6] = [
     Row::HandedOver(64, Way::Unix),
 ];
 
-/// A slice of who is alone is measured in so many parts, each with new connections.
+/// Number of parts of a slice with one client alone, each with new connections.
 const PARTS: u32 = 6;
 
 impl Way {
@@ -65,7 +65,7 @@ impl Row {
 
     fn lockers(self) -> &'static [Locker] {
         match self {
-            // Neither fairness nor pauses make a difference where nobody waits.
+            // Neither fairness nor pauses make a difference if no client waits.
             Self::Alone(_) => &[Locker::Ours, Locker::Rslock],
             Self::HandedOver(..) => &Locker::ALL,
         }

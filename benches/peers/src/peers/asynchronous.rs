@@ -73,7 +73,7 @@ const BUFFER: usize = 256;
 
 pub fn multiplexed(server: &Server, runtime: &Runtime, row: &Row) -> Option<Crew> {
     if matches!(row.scenario, Scenario::Watch(_)) {
-        return None; // WATCH belongs to the connection, and this one is everybody's
+        return None; // WATCH belongs to the connection, and all callers share this one
     }
     let client = server.client(row.via);
     let connection = runtime

@@ -25,7 +25,7 @@ pub fn open(server: &Server, runtime: &Runtime, row: &Row) -> Option<Crew> {
         tcp: TcpConfig { nodelay: Some(true), ..TcpConfig::default() },
         ..ConnectionConfig::default()
     };
-    // The clients live until they are told that the slice is over: by the last worker that leaves.
+    // The clients live until the last worker leaves: then the slice is over.
     let left = Arc::new(Barrier::new(row.workers));
     if matches!(row.scenario, Scenario::Watch(_)) {
         let pool = runtime.block_on(async {

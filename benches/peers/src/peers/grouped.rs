@@ -1,6 +1,6 @@
-//! Group commit on plain sockets: whoever has one of the 8 sockets writes what waits, at most 16
+//! Group commit on plain sockets: a worker that has one of the 8 sockets writes what waits, at most 16
 //! transactions, each its own MULTI…EXEC, and hands the socket to the next in line. With one
-//! transaction in each write it is no group, and the limit of any fair hand-over.
+//! transaction in each write there is no group: this is the limit of any fair hand-over.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex};
@@ -45,7 +45,7 @@ pub fn open(server: &Server, _: &Runtime, row: &Row) -> Option<Crew> {
 }
 
 pub fn handed_on(server: &Server, _: &Runtime, row: &Row) -> Option<Crew> {
-    // Where there are no more workers than sockets, nothing is handed on.
+    // With no more workers than sockets, nothing is handed on.
     (row.workers > POOL).then(|| sharing(server, row, ALONE))?
 }
 
@@ -71,7 +71,7 @@ fn sharing(server: &Server, row: &Row, group: usize) -> Option<Crew> {
 
 fn commit(line: &Mutex<Line>, me: &Arc<Waiter>, joined: &mut Vec<u8>) {
     let Some((mut socket, group)) = take(line, me).or_else(|| wait(me)) else {
-        return; // somebody else wrote it
+        return; // another worker wrote it
     };
     if group.is_empty() {
         socket.send(&me.bytes.bytes);

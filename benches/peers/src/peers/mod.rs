@@ -54,13 +54,13 @@ pub fn all() -> Vec<Peer> {
         ),
         peer(
             RAW_GROUPED,
-            "bytes encoded beforehand, 8 sockets; whoever has one writes up to 16 waiting \
+            "bytes encoded beforehand, 8 sockets; a worker with a socket writes up to 16 waiting \
              transactions, each its own MULTI…EXEC, in one write: the limit of grouping",
             grouped::open,
         ),
         peer(
             RAW_HANDED,
-            "bytes encoded beforehand, 8 sockets, each handed to whoever has waited longest: the \
+            "bytes encoded beforehand, 8 sockets, each handed to the longest waiting worker: the \
              limit of a fair pool that does not group",
             grouped::handed_on,
         ),
