@@ -32,7 +32,9 @@ pub use crate::error::checkout::{CheckoutError, CheckoutTimeout};
 pub use crate::error::condition::FailedCondition;
 pub use crate::error::config::ConfigError;
 pub use crate::error::connection::{ConnectionError, ConnectionErrorKind};
-pub use crate::error::in_doubt::{CommitToken, InDoubt, Resolution, UnresolvedReason};
+pub use crate::error::in_doubt::{
+    CommitToken, InDoubt, InvalidToken, Resolution, UnresolvedReason,
+};
 pub use crate::error::lock::{LockError, LockHolder, LostReason};
 pub use crate::error::open_scope::OpenScope;
 pub use crate::error::pin_expired::PinExpired;

@@ -5,8 +5,11 @@
 use std::error::Error;
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
+
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use crate::error::connection::ConnectionError;
 use crate::protocol::marker::NoProof;
@@ -151,6 +154,9 @@ impl fmt::Debug for InDoubt {
 /// Names one exactly-once transaction, for
 /// [`SessionManager::resolve`](crate::SessionManager::resolve).
 ///
+/// It is written down by `Display` and read again by `FromStr`, as one word without spaces; with the
+/// feature `serde`, also by serde.
+///
 /// A token contains no key or value of the transaction and needs no clock. A changed or invented
 /// token is rejected before anything is sent ([`UnresolvedReason::NotARegister`]): no key other
 /// than a register is ever touched. A token can be resolved as long as the register lives
@@ -177,6 +183,49 @@ impl CommitToken {
         Self { register: register.to_owned(), number, db, slot: None, address: address.to_owned() }
     }
 }
+
+/// `number.db.slot.register.address`, with `-` for no slot. All but letters and digits of the last
+/// two is percent-encoded, so that a dot separates.
+impl fmt::Display for CommitToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { register, number, db, slot, address } = self;
+        let encoded = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
+        write!(f, "{number}.{db}.")?;
+        match slot {
+            Some(slot) => write!(f, "{slot}")?,
+            None => f.write_str("-")?,
+        }
+        write!(f, ".{}.{}", encoded(register), encoded(address))
+    }
+}
+
+impl FromStr for CommitToken {
+    type Err = InvalidToken;
+
+    fn from_str(text: &str) -> Result<Self, InvalidToken> {
+        parse_token(text.trim()).ok_or(InvalidToken(()))
+    }
+}
+
+fn parse_token(text: &str) -> Option<CommitToken> {
+    let parts: Vec<_> = text.split('.').collect();
+    let [number, db, slot, register, address] = parts.as_slice() else { return None };
+    let decoded = |text| Some(percent_decode_str(text).decode_utf8().ok()?.into_owned());
+    Some(CommitToken {
+        register: decoded(register)?,
+        number: number.parse().ok()?,
+        db: db.parse().ok()?,
+        slot: if *slot == "-" { None } else { Some(slot.parse().ok()?) },
+        address: decoded(address)?,
+    })
+}
+
+/// A text that is no [`CommitToken`]. The text is not repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+#[error(
+    "not a commit token; it has the form number.db.slot.register.address, as Display writes it"
+)]
+pub struct InvalidToken(());
 
 /// The outcome of a transaction that was in doubt.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 use std::any::type_name;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::marker::PhantomData;
 
 /// A command that was queued, and the type its reply will have.
@@ -45,6 +46,21 @@ impl<T> Clone for Queued<T> {
 }
 
 impl<T> Copy for Queued<T> {}
+
+/// Equal if both are the handle of the same command. (No `derive`: it would ask the same of `T`.)
+impl<T> PartialEq for Queued<T> {
+    fn eq(&self, other: &Self) -> bool {
+        (self.transaction, self.id) == (other.transaction, other.id)
+    }
+}
+
+impl<T> Eq for Queued<T> {}
+
+impl<T> Hash for Queued<T> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.transaction, self.id).hash(state);
+    }
+}
 
 impl<T> fmt::Debug for Queued<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

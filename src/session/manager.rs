@@ -179,15 +179,24 @@ impl SessionManager {
         RwLock::new(&self.locks, name.as_ref())
     }
 
-    /// Finds out whether an exactly-once transaction of this or another process was applied, within
-    /// `checkout_timeout`: see [`InDoubt::resolve`](crate::InDoubt::resolve).
-    pub fn resolve(&self, token: &CommitToken) -> Resolution {
-        self.resolver.resolve(token, None)
-    }
-
-    /// Like [`resolve`](Self::resolve), within `timeout`.
-    pub fn resolve_within(&self, token: &CommitToken, timeout: Duration) -> Resolution {
-        self.resolver.resolve(token, Some(timeout))
+    /// Finds out whether an exactly-once transaction of this or another process was applied: see
+    /// [`InDoubt::resolve`](crate::InDoubt::resolve). `within` is a `Duration`, or `None` for
+    /// `checkout_timeout`.
+    ///
+    /// ```no_run
+    /// # use rediscope::{CommitToken, Resolution, SessionManager};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let sessions = SessionManager::connect("redis://127.0.0.1/")?;
+    /// let token: CommitToken = std::fs::read_to_string("in-doubt")?.parse()?;
+    /// match sessions.resolve(&token, None) {
+    ///     Resolution::Committed => println!("applied"),
+    ///     Resolution::NotCommitted => println!("not applied, now or later"),
+    ///     other => println!("{other:?}"),
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn resolve(&self, token: &CommitToken, within: impl Into<Option<Duration>>) -> Resolution {
+        self.resolver.resolve(token, within.into())
     }
 
     /// Returns the open scopes of both pools and the blocking commands of pooled handles, oldest

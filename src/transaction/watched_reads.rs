@@ -4,6 +4,7 @@
 
 use std::any::type_name;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,6 +45,21 @@ impl<T> Clone for WatchedRead<T> {
 }
 
 impl<T> Copy for WatchedRead<T> {}
+
+/// Equal if both are the handle of the same read. (No `derive`: it would ask the same of `T`.)
+impl<T> PartialEq for WatchedRead<T> {
+    fn eq(&self, other: &Self) -> bool {
+        (self.number, self.index) == (other.number, other.index)
+    }
+}
+
+impl<T> Eq for WatchedRead<T> {}
+
+impl<T> Hash for WatchedRead<T> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.number, self.index).hash(state);
+    }
+}
 
 impl<T> fmt::Debug for WatchedRead<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

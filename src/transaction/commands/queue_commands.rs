@@ -1,5 +1,7 @@
 //! The trait that combines the command families.
 
+use std::borrow::Borrow;
+
 use redis::{Cmd, FromRedisValue};
 
 use crate::reply::queued::Queued;
@@ -87,11 +89,11 @@ pub trait QueueCommands:
     /// use rediscope::redis;
     ///
     /// fn touch(tx: &mut impl QueueCommands) -> Queued<i64> {
-    ///     tx.queue(redis::cmd("TOUCH").arg("a").arg("b").take())
+    ///     tx.queue(redis::cmd("TOUCH").arg("a").arg("b"))
     /// }
     /// ```
-    fn queue<T: FromRedisValue>(&mut self, cmd: Cmd) -> Queued<T> {
-        self.put_cmd(&cmd)
+    fn queue<T: FromRedisValue>(&mut self, cmd: impl Borrow<Cmd>) -> Queued<T> {
+        self.put_cmd(cmd.borrow())
     }
 
     /// Opens a part that can be forgotten alone. Savepoints nest.

@@ -64,6 +64,7 @@ use crate::transaction::condition::expected::Expected;
 #[must_use = "a condition does nothing until it is required"]
 pub struct Condition {
     kind: &'static str,
+    name: Option<&'static str>,
     command: &'static str,
     read: Vec<u8>,
     expected: Expected,
@@ -78,7 +79,30 @@ impl Condition {
     ) -> Self {
         let mut read = Vec::with_capacity(64);
         encode::command(&mut read, &[command], args);
-        Self { kind, command, read, expected }
+        Self { kind, name: None, command, read, expected }
+    }
+
+    /// Gives the condition a name. [`FailedCondition`] and the error's text contain it, so that a
+    /// program with several conditions of a kind need not count them. A name is the program's own
+    /// text: keys and values are never shown.
+    ///
+    /// ```no_run
+    /// # use rediscope::{Condition, Error, SessionManager, prelude::*};
+    /// # fn main() -> Result<(), rediscope::Error> {
+    /// # let shop = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+    /// let in_stock = Condition::at_least("stock", 1).named("in stock");
+    /// match shop.require(in_stock).run(|tx| Ok(tx.decr("stock", 1))) {
+    ///     Ok(left) => println!("{left} left"),
+    ///     Err(Error::ConditionFailed { which }) if which.name == Some("in stock") => {
+    ///         println!("sold out")
+    ///     }
+    ///     Err(error) => return Err(error),
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn named(mut self, name: &'static str) -> Self {
+        self.name = Some(name);
+        self
     }
 
     /// The encoded read of the condition; its first argument is the key.
@@ -93,8 +117,8 @@ impl Condition {
     }
 
     pub(crate) fn required(self, index: usize) -> Required {
-        let Self { kind, command, expected, .. } = self;
-        Required { which: FailedCondition::new(index, kind), command, expected }
+        let Self { kind, name, command, expected, .. } = self;
+        Required { which: FailedCondition::new(index, kind, name), command, expected }
     }
 }
 

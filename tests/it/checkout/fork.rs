@@ -219,7 +219,7 @@ fn play(server: &Server, builder: &dyn Fn() -> Builder, closes_sockets: bool) {
                     lock.on_lost(|| std::process::abort());
                     "nothing"
                 });
-                child.gives("resolve", || match sessions.resolve(&token) {
+                child.gives("resolve", || match sessions.resolve(&token, None) {
                     Resolution::StillUnknown { why: UnresolvedReason::OtherProcess } => {
                         "refused".into()
                     }

@@ -78,11 +78,11 @@ fn a_token_of_another_slot_or_tag_is_refused_before_anything_is_sent() {
     for (nth, change) in changes.iter().enumerate() {
         let mut token = token.clone();
         change(&mut token);
-        let resolution = sessions.resolve(&token);
+        let resolution = sessions.resolve(&token, None);
         assert!(is_refused(&resolution), "change {nth}: {resolution:?}");
     }
     let one = SessionManager::connect(fixture.cluster.nodes()[0].server.url()).unwrap();
-    assert!(is_refused(&one.resolve(token)), "by a manager of one server");
+    assert!(is_refused(&one.resolve(token, None)), "by a manager of one server");
     assert_eq!(asked(), before);
 }
 
@@ -152,7 +152,7 @@ fn a_doubt_is_resolved_wherever_its_register_has_gone() {
         assert_eq!(doubts[3].resolve(), truth, "the slot has gone");
         // Another process knows no better.
         let other = SessionManager::connect(cluster.url()).unwrap();
-        assert_eq!(other.resolve(doubts[3].token().unwrap()), truth);
+        assert_eq!(other.resolve(doubts[3].token().unwrap(), None), truth);
         assert_eq!(cluster.read::<i64>(&["GET", &key]), expected);
     }
 }

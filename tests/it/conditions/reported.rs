@@ -38,6 +38,28 @@ fn a_condition_that_does_not_hold_is_reported_once_and_the_block_is_not_run() {
 }
 
 #[test]
+fn a_condition_that_fails_is_reported_by_its_name() {
+    let fixture = Fixture::start();
+    let handle = fixture.handle();
+    let two = handle
+        .require(Condition::not_exists("none").named("new"))
+        .require(Condition::at_least("none", 1).named("in stock"));
+    let error = two.run(|tx| Ok(tx.incr("n", 1))).unwrap_err();
+    let text = "condition #1 at_least (in stock) does not hold; nothing was applied";
+    assert_eq!(error.to_string(), text);
+    let which = failed::<()>(Err(error));
+    assert_eq!((which.index, which.kind, which.name), (1, "at_least", Some("in stock")));
+    let nameless = handle.require(Condition::exists("none"));
+    assert_eq!(failed(nameless.run(|tx| Ok(tx.incr("n", 1)))).name, None);
+    // Its own error names it too.
+    fixture.set("SET text x");
+    let wrong = handle.require(Condition::list_len_at_most("text", 1).named("short"));
+    let error = wrong.run(|tx| Ok(tx.incr("n", 1))).unwrap_err();
+    assert!(error.to_string().contains("#0 list_len_at_most (short)"), "{error}");
+    assert_eq!(fixture.get("n"), None);
+}
+
+#[test]
 fn a_failed_condition_leaves_no_watch_behind_in_any_form() {
     let fixture = Fixture::start();
     let handle = fixture.handle();

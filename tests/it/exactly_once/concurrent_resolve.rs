@@ -29,7 +29,7 @@ fn asked_by_many(fixture: &Fixture, doubt: &InDoubt, meanwhile: impl FnOnce()) -
         begin.wait();
         match nth % 2 {
             0 => doubt.clone().resolve(),
-            _ => another.resolve(doubt.token().unwrap()),
+            _ => another.resolve(doubt.token().unwrap(), None),
         }
     };
     std::thread::scope(|scope| {
@@ -110,7 +110,7 @@ fn asking_leaves_no_connection_behind_and_takes_one_at_a_time() {
     let before = fixture.proxy.accepted();
     std::thread::scope(|scope| {
         for _ in 0..ASKERS {
-            let ask = || another.resolve(doubt.token().unwrap());
+            let ask = || another.resolve(doubt.token().unwrap(), None);
             scope.spawn(move || assert_eq!(ask(), Resolution::Committed));
         }
     });

@@ -116,10 +116,10 @@ fn a_token_is_resolved_by_another_session_and_by_no_other_database() {
     let handle = fixture.armed();
     let token = fixture.doubted(&handle, Fate::Applied).token().unwrap().clone();
     let other = SessionManager::connect(fixture.server.url()).unwrap();
-    assert_eq!(other.resolve(&token), Resolution::Committed);
+    assert_eq!(other.resolve(&token, None), Resolution::Committed);
     let elsewhere = SessionManager::connect(fixture.server.url_db(3)).unwrap();
     let why = UnresolvedReason::OtherDatabase { token: 0, here: 3 };
-    assert_eq!(elsewhere.resolve(&token), Resolution::StillUnknown { why });
+    assert_eq!(elsewhere.resolve(&token, None), Resolution::StillUnknown { why });
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn a_silent_sentinel_keeps_no_resolution_past_its_limit() {
                 .build_side()
                 .unwrap();
             let begun = Instant::now();
-            let resolution = sessions.resolve_within(&token, Duration::from_millis(10));
+            let resolution = sessions.resolve(&token, Duration::from_millis(10));
             let took = begun.elapsed();
             assert!(took < Duration::from_millis(400), "{count} {kind} sentinels: {took:?}");
             let unreachable = matches!(

@@ -17,7 +17,7 @@ const TOKEN: &str = "REDISCOPE_TOKEN";
 fn a_token_that_was_written_down_is_resolved_by_another_process() {
     if let (Ok(server), Ok(token)) = (std::env::var(SERVER), std::env::var(TOKEN)) {
         let token: CommitToken = serde_json::from_str(&token).unwrap();
-        let resolution = SessionManager::connect(server).unwrap().resolve(&token);
+        let resolution = SessionManager::connect(server).unwrap().resolve(&token, None);
         println!("resolved: {resolution:?}");
         return;
     }
@@ -51,6 +51,38 @@ fn a_token_keeps_all_its_fields_and_no_address_with_a_password() {
     let again: CommitToken = serde_json::from_str(&serde_json::to_string(token).unwrap()).unwrap();
     assert_eq!(&again, token);
     assert_eq!(token.address, fixture.proxy.address().to_string());
+    // As one word, in a cluster too.
+    for slot in [None, Some(16_383)] {
+        let mut token = token.clone();
+        token.slot = slot;
+        let word = token.to_string();
+        assert!(!word.contains(char::is_whitespace), "{word}");
+        assert_eq!(word.parse(), Ok(token), "{word}");
+        assert_eq!(format!(" {word}\n").parse::<CommitToken>().unwrap().to_string(), word);
+    }
+}
+
+#[test]
+fn a_text_that_is_no_token_is_an_error_without_the_text() {
+    let token = "17.0.-.r%3A1.h";
+    assert!(token.parse::<CommitToken>().is_ok());
+    for wrong in [
+        "",
+        "S3CRET",
+        "17.0.-.r%3A1",
+        "17.0.-.r.h.more",
+        "x.0.-.r.h",
+        "-1.0.-.r.h",
+        "17.x.-.r.h",
+        "17.0..r.h",
+        "17.0.65536.r.h",
+        "17.0.-.%FF.h",
+        "18446744073709551616.0.-.r.h",
+    ] {
+        let error = wrong.parse::<CommitToken>().unwrap_err();
+        assert!(error.to_string().contains("number.db.slot.register.address"), "{error}");
+        assert!(!format!("{error} {error:?}").contains("S3CRET"), "{wrong}");
+    }
 }
 
 /// The same token, but for what `change` makes of it: once by the fields, once through serde.
@@ -98,20 +130,23 @@ fn a_token_that_names_any_other_key_is_refused_before_anything_is_sent() {
             fixture.server.ask::<()>(&["SET", key, &value]);
         }
         for token in changed(token, |token| token.register.clone_from(key)) {
-            assert!(refused(&fixture.sessions.resolve(&token)).contains("no register"), "{key:?}");
+            assert!(
+                refused(&fixture.sessions.resolve(&token, None)).contains("no register"),
+                "{key:?}"
+            );
         }
         assert_eq!(fixture.server.ask::<i64>(&["PTTL", key]), -1, "{key:?} was touched");
     }
     for token in changed(token, |token| token.number = 0) {
-        assert!(refused(&fixture.sessions.resolve(&token)).contains("number"));
+        assert!(refused(&fixture.sessions.resolve(&token, None)).contains("number"));
     }
     for token in changed(token, |token| token.slot = Some(7)) {
-        assert!(refused(&fixture.sessions.resolve(&token)).contains("slot"));
+        assert!(refused(&fixture.sessions.resolve(&token, None)).contains("slot"));
     }
     let other =
         Resolution::StillUnknown { why: UnresolvedReason::OtherDatabase { token: 5, here: 0 } };
     for token in changed(token, |token| token.db = 5) {
-        assert_eq!(fixture.sessions.resolve(&token), other);
+        assert_eq!(fixture.sessions.resolve(&token, None), other);
     }
     assert_eq!(fixture.proxy.connections(), connections, "nothing was connected");
     assert_eq!(["pexpire", "get", "hello", "ping"].map(asked), before, "nothing was sent");
@@ -127,7 +162,7 @@ fn a_token_is_of_the_prefix_that_its_session_manager_has() {
         builder.prefix(prefix).build_side().unwrap()
     };
     for prefix in ["other", "rediscop", "rediscope:reg", "r", ":"] {
-        refused(&of(prefix).resolve(doubt.token().unwrap()));
+        refused(&of(prefix).resolve(doubt.token().unwrap(), None));
     }
-    assert_eq!(of("rediscope").resolve(doubt.token().unwrap()), Resolution::Committed);
+    assert_eq!(of("rediscope").resolve(doubt.token().unwrap(), None), Resolution::Committed);
 }

@@ -165,9 +165,9 @@ fn a_user_without_the_right_to_touch_registers_keeps_the_doubt() {
     let doubt = fixture.doubted(&fixture.armed(), Fate::NotApplied);
     fixture.server.acl(&["SETUSER", "guest", "on", ">secret", "~n", "+@all"]);
     let guest = SessionManager::connect(fixture.server.url_as("guest", "secret")).unwrap();
-    refused_with("NOPERM", &guest.resolve(doubt.token().unwrap()));
+    refused_with("NOPERM", &guest.resolve(doubt.token().unwrap(), None));
     fixture.server.acl(&["SETUSER", "guest", "allkeys", "-pexpire"]);
-    refused_with("NOPERM", &guest.resolve(doubt.token().unwrap()));
+    refused_with("NOPERM", &guest.resolve(doubt.token().unwrap(), None));
     assert_eq!(doubt.resolve(), Resolution::NotCommitted);
 }
 
@@ -186,7 +186,7 @@ fn after_a_failover_the_promoted_replica_answers_for_what_it_has() {
     fixture.proxy.set_upstream(replica.address());
     assert_eq!(doubt.resolve(), Resolution::NotCommitted);
     let there = SessionManager::connect(replica.url()).unwrap();
-    assert_eq!(there.resolve(doubt.token().unwrap()), Resolution::NotCommitted);
+    assert_eq!(there.resolve(doubt.token().unwrap(), None), Resolution::NotCommitted);
     assert_eq!(has("n"), None);
     assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1, "so it may be done again");
     assert_eq!(has("n"), Some(1));
@@ -259,7 +259,7 @@ fn a_closed_session_sends_no_query() {
     assert_eq!(error.kind(), ConnectionErrorKind::Closed);
     assert_eq!(fixture.proxy.accepted(), connections);
     let another = SessionManager::connect(fixture.server.url()).unwrap();
-    assert_eq!(another.resolve(doubt.token().unwrap()), Resolution::Committed);
+    assert_eq!(another.resolve(doubt.token().unwrap(), None), Resolution::Committed);
 }
 
 #[test]

@@ -296,7 +296,7 @@ impl Ground {
 
     fn resolve(&self, doubt: &rediscope::InDoubt) -> Reported {
         let token = doubt.token().expect("exactly once");
-        let known = try_for(SOON, || match self.sessions.resolve(token) {
+        let known = try_for(SOON, || match self.sessions.resolve(token, None) {
             Resolution::StillUnknown { .. } => None,
             known => Some(known),
         });

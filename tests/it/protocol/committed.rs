@@ -1,5 +1,7 @@
 //! `Replies` or `Committed`: every command was applied, in order, with no other client in between.
 
+use std::collections::HashMap;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -153,6 +155,25 @@ fn a_handle_of_another_transaction_is_foreign_and_the_block_was_applied() {
     assert_eq!(replies.get((own, foreign)), Err(ReplyError::Foreign));
     assert_eq!(replies.get(own), Ok(1));
     pool_is_whole(&sessions, &fixture.server);
+}
+
+#[test]
+fn handles_are_compared_and_hashed_and_a_command_is_queued_by_reference() {
+    let fixture = Fixture::start();
+    let sessions = fixture.trusting();
+    let accounts = sessions.transactional();
+    let mut tx = accounts.begin().unwrap();
+    let incr = redis::cmd("INCR").arg("n").take();
+    let (first, second) = (tx.queue::<i64>(&incr), tx.queue::<i64>(redis::cmd("INCR").arg("n")));
+    assert_eq!(first, first.cast::<i64>());
+    assert_ne!(first, second);
+    let names = HashMap::from([(first, "first"), (second, "second")]);
+    assert_eq!((names[&first], names[&second]), ("first", "second"));
+    let replies = tx.commit().unwrap();
+    assert_eq!(replies.get((first, second)), Ok((1, 2)));
+    let mut other = accounts.begin().unwrap();
+    assert!(!names.contains_key(&other.incr("n", 1)), "a handle of another transaction");
+    other.discard().unwrap();
 }
 
 #[test]

@@ -194,10 +194,10 @@ fn rows() -> Vec<Row> {
             let guard = s.sessions.semaphore(name, e.u32()).acquire(IN_TIME);
             guard.map(drop).map_err(|error| error.to_string())
         }),
-        row("session/manager.rs resolve_within.timeout", |s, e| {
+        row("session/manager.rs resolve.within", |s, e| {
             let (doubt, _sessions, _proxy) = s.doubt();
             let token = doubt.token().unwrap();
-            drop(s.sessions.resolve_within(token, e.time()));
+            drop(s.sessions.resolve(token, e.time()));
             Ok(())
         }),
         row("session/manager.rs close.timeout", |s, e| {
@@ -369,7 +369,8 @@ fn every_such_argument_of_a_public_function_has_its_row() {
     assert!(without.is_empty() && gone.is_empty(), "no row: {without:#?}, no argument: {gone:#?}");
 }
 
-const TYPES: [&str; 5] = ["Duration", "Option<Duration>", "usize", "u32", "u64"];
+const TYPES: [&str; 6] =
+    ["Duration", "Option<Duration>", "impl Into<Option<Duration>>", "usize", "u32", "u64"];
 
 /// File, function and argument, as far as they can be seen from outside.
 fn arguments() -> BTreeSet<String> {

@@ -132,7 +132,7 @@ impl Found {
         let survivor = ground.promoted.get().expect("promoted");
         for Entry { operation, .. } in &mut entries {
             if let Some(token) = operation.doubt.as_ref().and_then(|doubt| doubt.token()) {
-                operation.answers.push(survivor.resolve(token));
+                operation.answers.push(survivor.resolve(token, None));
             }
         }
         let ids: Vec<u64> = entries.iter().map(|entry| entry.operation.plan.id).collect();

@@ -159,7 +159,7 @@ fn ask_again(stranger: Stranger<'_>, operations: &mut [Operation]) {
                     let Some(operation) = next else { break };
                     let token = operation.doubt.as_ref().and_then(|doubt| doubt.token());
                     let token = token.expect("every transaction here is exactly once");
-                    operation.answers.push(stranger(operation.plan.worker).resolve(token));
+                    operation.answers.push(stranger(operation.plan.worker).resolve(token, None));
                 }
             });
         }

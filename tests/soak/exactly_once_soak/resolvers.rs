@@ -73,13 +73,13 @@ pub(crate) fn ask(
             thread::sleep(Duration::from_micros(random.u64(1_000..12_000)));
             vec![doubt.resolve()]
         }
-        Manner::Repeated => vec![doubt.resolve(), stranger.resolve(token), doubt.resolve()],
+        Manner::Repeated => vec![doubt.resolve(), stranger.resolve(token, None), doubt.resolve()],
         Manner::Together => thread::scope(|scope| {
             let askers: Vec<_> = (0..random.usize(2..=4))
                 .map(|nth| {
                     scope.spawn(move || match nth % 2 {
                         0 => doubt.resolve(),
-                        _ => stranger.resolve(token),
+                        _ => stranger.resolve(token, None),
                     })
                 })
                 .collect();
@@ -87,7 +87,7 @@ pub(crate) fn ask(
         }),
         Manner::Racing => thread::scope(|scope| {
             scope.spawn(let_go);
-            vec![doubt.resolve(), stranger.resolve(token)]
+            vec![doubt.resolve(), stranger.resolve(token, None)]
         }),
         Manner::AtTheEnd => Vec::new(),
     }
