@@ -24,14 +24,14 @@ use crate::reply::replies::Replies;
 /// Commits the commands of `buffer`; in a batch with others, if it may and has to wait for a
 /// connection.
 pub(crate) fn commit_block(
-    (nodes, route): (&Router, &Route),
+    (router, route): (&Router, &Route),
     queue: &mut CommandQueue,
     options: &CommitOptions,
     checkout_deadline: Instant,
 ) -> Result<Committed, CommitError> {
     if !queue.is_batchable() {
         return commit_alone(
-            nodes.checkout(route, checkout_deadline)?,
+            router.checkout(route, checkout_deadline)?,
             queue,
             options,
             checkout_deadline,
@@ -42,7 +42,7 @@ pub(crate) fn commit_block(
         let bytes = queue.finish(Prefix::Multi, b"", b"").bytes.to_vec();
         BatchRequest { bytes, kind: RequestKind::Block { commands } }
     };
-    let response = match nodes.checkout_batched(route, checkout_deadline, job)? {
+    let response = match router.checkout_batched(route, checkout_deadline, job)? {
         BatchCheckout::Alone(checkout) => {
             return commit_alone(checkout, queue, options, checkout_deadline);
         }
@@ -53,7 +53,7 @@ pub(crate) fn commit_block(
         }
     };
     let committed = into_outcome(queue, response);
-    count(nodes.counters(), &committed);
+    count(router.counters(), &committed);
     committed
 }
 

@@ -16,19 +16,19 @@ use crate::protocol::server_error::ServerError;
 /// The error of the cleanup. The connection is then closed.
 pub(crate) fn clean(checkout: &mut Checkout) -> Result<(), Error> {
     let limit = checkout.pool().settings().cleanup_timeout;
-    let Some(link) = checkout.current() else { return Ok(()) };
-    let state = link.state();
+    let Some(connection) = checkout.current() else { return Ok(()) };
+    let state = connection.state();
     let (during, bytes, expect) = if state.is_clean() || state.tainted().is_some() {
         return Ok(());
     } else if !state.has_all_replies() || std::thread::panicking() {
-        link.taint(Taint::LeftDirty);
+        connection.taint(Taint::LeftDirty);
         return Ok(());
     } else if state.is_in_multi() {
         ("DISCARD", DISCARD, Expect::Discard)
     } else {
         ("UNWATCH", UNWATCH, Expect::Unwatch)
     };
-    match cleaned(link, bytes, expect, Deadline::after(limit)) {
+    match cleaned(connection, bytes, expect, Deadline::after(limit)) {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(Error::Command { command: during.to_owned(), error }),
         Err(source) => Err(Error::Lost { during: during.to_owned(), applied: Applied::No, source }),
@@ -38,18 +38,18 @@ pub(crate) fn clean(checkout: &mut Checkout) -> Result<(), Error> {
 /// DISCARD and UNWATCH also end the watch on the connection's own register, which is then armed
 /// again.
 fn cleaned(
-    link: &mut Connection,
+    connection: &mut Connection,
     bytes: &[u8],
     expect: Expect,
     deadline: Deadline,
 ) -> Result<Result<(), ServerError>, ConnectionError> {
-    let marker = link.known_marker().filter(|_| link.state().watches_marker());
-    let Some(marker) = marker else { return link.call(bytes, expect, deadline) };
+    let marker = connection.known_marker().filter(|_| connection.state().watches_marker());
+    let Some(marker) = marker else { return connection.call(bytes, expect, deadline) };
     let mut bytes = bytes.to_vec();
     marker.watch(&mut bytes);
-    link.send(&bytes, &[(expect, 1), (Expect::WatchMarker, 1)], deadline)?;
-    let cleaned = link.read_reply(deadline)?;
+    connection.send(&bytes, &[(expect, 1), (Expect::WatchMarker, 1)], deadline)?;
+    let cleaned = connection.read_reply(deadline)?;
     // If the server refuses this, the connection is still clean, but not armed.
-    let _: Result<(), ServerError> = link.read_reply(deadline)?;
+    let _: Result<(), ServerError> = connection.read_reply(deadline)?;
     Ok(cleaned)
 }

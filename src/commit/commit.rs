@@ -48,7 +48,7 @@ fn commit_repeatedly(
 ) -> Result<Committed, CommitError> {
     // Nothing was queued and nothing was sent: there is nothing to commit. (If keys are watched,
     // EXEC is sent to find out whether they changed.)
-    let idle = checkout.current().is_none_or(|link| link.state().is_clean());
+    let idle = checkout.current().is_none_or(|connection| connection.state().is_clean());
     if queue.commands() == 0 && idle && !plan.watched && plan.options.idempotency_key.is_none() {
         return Ok(Committed::Applied(replies(queue, Vec::new())));
     }
@@ -84,13 +84,13 @@ fn commit_once(
     plan: CommitPlan<'_>,
 ) -> Result<Committed, Unapplied> {
     let (settings, asks) = (Arc::clone(checkout.pool().settings()), checkout.asks());
-    let Some(link) = checkout.current() else {
+    let Some(connection) = checkout.current() else {
         return Err(CommitError::from(CheckoutError::Closed).into());
     };
     let sent = plan.options.resolver.as_ref().map(|_| Instant::now());
-    let (verdict, acks) = match exchange(link, queue, plan.options, &settings, asks) {
+    let (verdict, acks) = match exchange(connection, queue, plan.options, &settings, asks) {
         Ok(CommitReplies { collector, acks }) => {
-            link.mark_alive();
+            connection.mark_alive();
             (collector.verdict(), acks)
         }
         Err(ConnectionLost::BeforeExec(cause)) => {
@@ -121,15 +121,17 @@ fn in_doubt(
     let endpoint = checkout.pool().endpoint().clone();
     // The register is written last. It proves nothing about commands that ran one by one.
     let resolver = options.resolver.as_ref().filter(|_| !doubt.bare);
-    let in_doubt = match (resolver, checkout.current().and_then(|link| link.known_marker())) {
-        (Some(resolver), Some(marker)) => {
-            let (register, number) = (marker.register(), marker.number());
-            let mut token = CommitToken::new(register, number, endpoint.db(), &endpoint.address());
-            token.slot = options.cluster.slot;
-            InDoubt::resolvable(cause, token, Arc::clone(resolver))
-        }
-        _ => InDoubt::new(cause),
-    };
+    let in_doubt =
+        match (resolver, checkout.current().and_then(|connection| connection.known_marker())) {
+            (Some(resolver), Some(marker)) => {
+                let (register, number) = (marker.register(), marker.number());
+                let mut token =
+                    CommitToken::new(register, number, endpoint.db(), &endpoint.address());
+                token.slot = options.cluster.slot;
+                InDoubt::resolvable(cause, token, Arc::clone(resolver))
+            }
+            _ => InDoubt::new(cause),
+        };
     in_doubt.incomplete(doubt.incomplete)
 }
 
@@ -144,10 +146,10 @@ fn classify(
     let error = match verdict {
         Verdict::Applied(values) => {
             let (values, internal) = split_internal(queue, values);
-            if let Some(link) = checkout.current() {
-                link.mark_written();
+            if let Some(connection) = checkout.current() {
+                connection.mark_written();
                 if plan.options.resolver.is_some() {
-                    link.set_marker_written(sent);
+                    connection.set_marker_written(sent);
                 }
             }
             let touched = usize::from(plan.options.cluster.exists.is_some());
@@ -160,8 +162,8 @@ fn classify(
         Verdict::RepliesLost => return Ok(Committed::Applied(unread(queue, plan.options)?)),
         Verdict::Nil if plan.watched => return Ok(Committed::Conflict),
         Verdict::Nil if plan.options.resolver.is_some() || plan.options.lock_check.is_some() => {
-            if let Some(link) = checkout.current() {
-                link.set_marker_written(None);
+            if let Some(connection) = checkout.current() {
+                connection.set_marker_written(None);
             }
             return Err(Unapplied::InternalKeyChanged);
         }
@@ -216,10 +218,10 @@ pub(crate) fn flush(
 ) -> Result<(), CommitError> {
     begin(checkout, queue, plan)?;
     let deadline = checkout.response_deadline();
-    let Some(link) = checkout.current() else {
+    let Some(connection) = checkout.current() else {
         return Err(CheckoutError::Closed.into());
     };
-    let (collector, answered) = send_queued(link, queue, deadline);
+    let (collector, answered) = send_queued(connection, queue, deadline);
     let refusal = collector.refusal().cloned();
     if let Err(cause) = answered {
         checkout.on_lost(&cause);

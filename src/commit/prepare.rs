@@ -40,8 +40,8 @@ pub(crate) fn prepare(
     plan: CommitPlan<'_>,
 ) -> Result<(), CommitError> {
     let (must_watch, must_be_in_multi) = (plan.watched, queue.is_flushed());
-    let kept = checkout.current().is_some_and(|link| {
-        let state = link.state();
+    let kept = checkout.current().is_some_and(|connection| {
+        let state = connection.state();
         (state.is_watching() || !must_watch) && (state.is_in_multi() || !must_be_in_multi)
     });
     if (must_watch || must_be_in_multi) && !kept {
@@ -56,21 +56,22 @@ pub(crate) fn prepare(
         let (trusted, asks) = (checkout.is_trusted(), checkout.asks());
         let shared = plan.asks_for_waitaof().then(|| checkout.pool().shared().clone());
         let settings = checkout.pool().settings().clone();
-        let link = checkout.connection(plan.checkout_deadline).map_err(CommitError::not_sent)?;
-        let watching = link.state().is_watching();
+        let connection =
+            checkout.connection(plan.checkout_deadline).map_err(CommitError::not_sent)?;
+        let watching = connection.state().is_watching();
         let shared = shared.filter(|shared| !shared.knows_waitaof.load(Ordering::Relaxed));
         let asks_for_waitaof = shared.is_some();
         let facts =
             ConnectionFacts { trusted, flushed: queue.is_flushed(), asks_for_waitaof, asks };
         let preflight =
-            preflight(link, &settings, plan, facts).map_err(CommitError::lost_before_exec)?;
+            preflight(connection, &settings, plan, facts).map_err(CommitError::lost_before_exec)?;
         let asked = match preflight {
             Some(preflight) => {
                 let deadline =
                     Deadline::after(settings.response_timeout).capped(plan.checkout_deadline);
-                preflight.exchange(link, deadline).map(|found| found.with_ask_checked(asks))
+                preflight.exchange(connection, deadline).map(|found| found.with_ask_checked(asks))
             }
-            None => match link.check_socket() {
+            None => match connection.check_socket() {
                 Ok(()) => return Ok(()),
                 Err(cause) => Err(cause),
             },
@@ -124,16 +125,16 @@ pub(crate) fn watch(
     loop {
         let (settings, asks) = (checkout.pool().settings().clone(), checkout.asks());
         let deadline = checkout.response_deadline().capped(plan.checkout_deadline);
-        let link = checkout.connection(plan.checkout_deadline)?;
+        let connection = checkout.connection(plan.checkout_deadline)?;
         let mut steps = Preflight { asks, ..Preflight::default() };
         if let Some(keys) = keys {
-            steps.arm_marker(link, &settings, plan.options).map_err(lost_watch)?;
+            steps.arm_marker(connection, &settings, plan.options).map_err(lost_watch)?;
             steps.push(Step::Watch, Expect::Watch, keys);
             steps.check_idempotency_key(plan.options);
             steps.check_lock(plan.options);
         }
         steps.push_reads(reads, count);
-        match steps.exchange(link, deadline).map(|found| found.with_ask_checked(asks)) {
+        match steps.exchange(connection, deadline).map(|found| found.with_ask_checked(asks)) {
             Ok(PreflightResult { refused: Some(refused), .. }) if refused.is_of_unwatch() => {
                 checkout.close()
             }
@@ -177,12 +178,12 @@ struct ConnectionFacts {
 
 /// Returns the commands that must be sent before the user's; `None`: there are none.
 fn preflight(
-    link: &mut Connection,
+    connection: &mut Connection,
     settings: &Settings,
     plan: CommitPlan<'_>,
     ConnectionFacts { trusted, flushed, asks_for_waitaof, asks }: ConnectionFacts,
 ) -> Result<Option<Preflight>, ConnectionError> {
-    let (options, state) = (plan.options, link.state());
+    let (options, state) = (plan.options, connection.state());
     let (multi, watching, armed) =
         (state.is_in_multi(), state.is_watching(), state.watches_marker());
     let mut steps = Preflight { asks, ..Preflight::default() };
@@ -194,11 +195,11 @@ fn preflight(
         }
         steps.push(Step::Discard, Expect::Discard, DISCARD);
         if armed || options.resolver.is_some() {
-            link.set_marker_written(None);
+            connection.set_marker_written(None);
         }
     }
     if options.resolver.is_some() {
-        steps.arm_marker(link, settings, options)?;
+        steps.arm_marker(connection, settings, options)?;
     } else if armed
         && !multi
         && !watching
@@ -342,19 +343,19 @@ impl Preflight {
     /// ends an old watch, whose register may have expired.
     fn arm_marker(
         &mut self,
-        link: &mut Connection,
+        connection: &mut Connection,
         settings: &Settings,
         options: &CommitOptions,
     ) -> Result<(), ConnectionError> {
         if options.resolver.is_none() {
-            if link.state().watches_marker() {
+            if connection.state().watches_marker() {
                 self.push(Step::Unwatch, Expect::Unwatch, UNWATCH);
             }
             return Ok(());
         }
-        let state = link.state();
+        let state = connection.state();
         let tag = options.cluster.tag();
-        if link.is_armed_for(settings.register_ttl / 2, tag) {
+        if connection.is_armed_for(settings.register_ttl / 2, tag) {
             return Ok(());
         }
         // A write to a watched register would count as a change of it.
@@ -366,8 +367,8 @@ impl Preflight {
             (false, _) => {}
         }
         let marker = match self.asks {
-            true => link.new_marker(&settings.prefix)?,
-            false => link.marker(&settings.prefix)?,
+            true => connection.new_marker(&settings.prefix)?,
+            false => connection.marker(&settings.prefix)?,
         };
         marker.set_tag(tag);
         marker.advance();
@@ -416,16 +417,16 @@ impl Preflight {
     /// Sends the commands, and reads every reply.
     fn exchange(
         self,
-        link: &mut Connection,
+        connection: &mut Connection,
         deadline: Deadline,
     ) -> Result<PreflightResult, ConnectionError> {
         let asked = Instant::now();
         let expected: Vec<_> = self.steps.iter().map(|(_, expect)| (*expect, 1)).collect();
-        link.send(&self.bytes, &expected, deadline)?;
+        connection.send(&self.bytes, &expected, deadline)?;
         let mut found = PreflightResult::default();
         let mut now = None;
         for (step, _) in self.steps {
-            let value = link.value(deadline)?;
+            let value = connection.value(deadline)?;
             if step == Step::Read {
                 found.reads.push(value);
                 continue;
@@ -439,7 +440,7 @@ impl Preflight {
                 continue;
             }
             match step {
-                Step::WriteMarker => link.set_marker_written(Some(asked)),
+                Step::WriteMarker => connection.set_marker_written(Some(asked)),
                 Step::ExistsIdempotencyKey => found.already_committed = value == Value::Int(1),
                 Step::Time => now = ownership::millis(&value),
                 Step::Lock => found.lock_lost = !ownership::is_held(&value, now),
@@ -447,7 +448,7 @@ impl Preflight {
                 _ => {}
             }
         }
-        link.mark_alive();
+        connection.mark_alive();
         Ok(found)
     }
 }

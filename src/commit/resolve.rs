@@ -36,15 +36,15 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Resolves transactions in doubt on the server.
 pub(crate) struct CommitResolver {
-    nodes: Router,
+    router: Router,
     gate: FairSemaphore<(), ()>,
     /// The connection, and the address it leads to.
-    link: Mutex<Option<(String, Connection)>>,
+    connection: Mutex<Option<(String, Connection)>>,
 }
 
 impl CommitResolver {
-    pub(crate) fn new(nodes: Router) -> Self {
-        Self { nodes, gate: FairSemaphore::new(1), link: Mutex::new(None) }
+    pub(crate) fn new(router: Router) -> Self {
+        Self { router, gate: FairSemaphore::new(1), connection: Mutex::new(None) }
     }
 
     /// Makes later calls fail: the session manager is closed.
@@ -57,31 +57,31 @@ impl CommitResolver {
         token: &CommitToken,
         deadline: Instant,
     ) -> Result<bool, UnresolvedReason> {
-        self.nodes.here().map_err(|_| UnresolvedReason::OtherProcess)?;
-        let here = self.nodes.db();
+        self.router.here().map_err(|_| UnresolvedReason::OtherProcess)?;
+        let here = self.router.db();
         if token.db != here {
             return Err(UnresolvedReason::OtherDatabase { token: token.db, here });
         }
         let key_slot = self.check(token)?;
-        let slot = self.gate.acquire(deadline, |_| Ok::<(), ()>(())).map_err(not_asked)?;
+        let permit = self.gate.acquire(deadline, |_| Ok::<(), ()>(())).map_err(not_asked)?;
         defer! {
             // No other call waits for the connection, so it is not kept.
             if self.gate.waiting() == 0 {
-                drop(lock(&self.link).take());
+                drop(lock(&self.connection).take());
             }
-            self.gate.release(slot);
+            self.gate.release(permit);
         }
         let mut pause = PAUSE / 16;
         // The register's name has its slot, whatever server made the token.
         let mut route = Route::to(key_slot);
         let mut budget = RedirectBudget::until(deadline);
         loop {
-            let kept = lock(&self.link).take();
+            let kept = lock(&self.connection).take();
             let was_kept = kept.is_some();
             let asked = self.ask_server(kept, &route, token, deadline);
             if let Err(UnresolvedReason::Refused(error)) = &asked
                 && let Some(redirect) =
-                    self.nodes.redirect_for(&route, error.code(), error.message())
+                    self.router.redirect_for(&route, error.code(), error.message())
                 && redirect_pause::try_next(&mut budget, &redirect)
             {
                 route = redirect.route();
@@ -115,7 +115,7 @@ impl CommitResolver {
             return wrong("it has a number that no transaction is given");
         }
         let slot = slot::of_key(token.register.as_bytes());
-        let (slot, tag) = match self.nodes.is_cluster() {
+        let (slot, tag) = match self.router.is_cluster() {
             false if token.slot.is_some() => {
                 return wrong("it has a slot, and this session manager is not one of a cluster");
             }
@@ -125,7 +125,7 @@ impl CommitResolver {
             true if token.slot != Some(slot) => return wrong("the register is of another slot"),
             true => (Some(slot), slot::tag_of(slot)),
         };
-        match marker::is_register(&token.register, &self.nodes.settings().prefix, tag) {
+        match marker::is_register(&token.register, &self.router.settings().prefix, tag) {
             true => Ok(slot),
             false => wrong("it names a key that is no register of this prefix"),
         }
@@ -139,25 +139,28 @@ impl CommitResolver {
         deadline: Instant,
     ) -> Result<bool, UnresolvedReason> {
         let unreachable = UnresolvedReason::Unreachable;
-        let settings = self.nodes.settings();
-        let endpoint = self.nodes.endpoint(route, deadline).map_err(|error| match error {
+        let settings = self.router.settings();
+        let endpoint = self.router.endpoint(route, deadline).map_err(|error| match error {
             CheckoutError::Connect { source, .. } => UnresolvedReason::Unreachable(source),
             _ => not_asked(AcquireError::Closed),
         })?;
-        let term = endpoint.generation();
+        let generation = endpoint.generation();
         // A connection to a former master would read that server's register.
-        let same = |(address, link): &(String, Connection)| {
-            *address == endpoint.address() && link.generation() == term
+        let same = |(address, connection): &(String, Connection)| {
+            *address == endpoint.address() && connection.generation() == generation
         };
-        let mut link = match kept.filter(same) {
-            Some((_, link)) => link,
+        let mut connection = match kept.filter(same) {
+            Some((_, connection)) => connection,
             None => {
-                let opened =
-                    handshake::open(&endpoint, settings, OpenOptions::for_query(term, deadline));
+                let opened = handshake::open(
+                    &endpoint,
+                    settings,
+                    OpenOptions::for_query(generation, deadline),
+                );
                 opened.map_err(|source| {
                     // Another node may serve the slot by now.
                     let error = CheckoutError::Connect { waited: Duration::ZERO, source };
-                    let _: Option<Redirect> = self.nodes.on_unreachable(route, &error, deadline);
+                    let _: Option<Redirect> = self.router.on_unreachable(route, &error, deadline);
                     match error {
                         CheckoutError::Connect { source, .. } => {
                             UnresolvedReason::Unreachable(source)
@@ -170,10 +173,10 @@ impl CommitResolver {
         let limit = Deadline::after(settings.response_timeout).capped(deadline);
         let question = marker::question(&token.register, settings.register_ttl, route.ask);
         let count = if route.ask { 4 } else { 2 };
-        link.send(&question, &[(Expect::Plain, count)], limit).map_err(unreachable)?;
+        connection.send(&question, &[(Expect::Plain, count)], limit).map_err(unreachable)?;
         let mut answers = Vec::with_capacity(4);
         for _ in 0..count {
-            answers.push(link.value(limit).map_err(unreachable)?);
+            answers.push(connection.value(limit).map_err(unreachable)?);
         }
         if route.ask {
             answers = redirect::all_after_asking(answers);
@@ -181,11 +184,11 @@ impl CommitResolver {
         let [touched, found] = answers.as_slice() else {
             return Err(unreachable(ConnectionError::unexpected("too few replies")));
         };
-        if endpoint.generation() != term {
+        if endpoint.generation() != generation {
             let text = "another server became the master during the query";
             return Err(unreachable(ConnectionError::new(ConnectionErrorKind::Closed, text)));
         }
-        *lock(&self.link) = Some((endpoint.address().into_owned(), link));
+        *lock(&self.connection) = Some((endpoint.address().into_owned(), connection));
         Ok(marker::applied(token.number, touched, found)?)
     }
 }
@@ -196,7 +199,7 @@ impl RefUnwindSafe for CommitResolver {}
 
 impl ResolveCommit for CommitResolver {
     fn resolve(&self, token: &CommitToken, within: Option<Duration>) -> Resolution {
-        let within = within.unwrap_or(self.nodes.settings().checkout_timeout);
+        let within = within.unwrap_or(self.router.settings().checkout_timeout);
         let now = Instant::now();
         let deadline = deadline::later(now, within);
         let resolution = match self.resolve_on_server(token, deadline) {
@@ -208,14 +211,14 @@ impl ResolveCommit for CommitResolver {
             // Without a count or a log, whose mutexes may stay locked forever.
             return resolution;
         }
-        let counters = self.nodes.counters();
+        let counters = self.router.counters();
         match &resolution {
             Resolution::Committed => counters.resolved_committed.add(),
             Resolution::NotCommitted => counters.resolved_not_committed.add(),
             Resolution::StillUnknown { .. } => counters.unresolved.add(),
         }
         if let Resolution::StillUnknown { why } = &resolution
-            && let Some(suppressed) = self.nodes.rate_limits().allow(LimitedEvent::UnresolvedDoubt)
+            && let Some(suppressed) = self.router.rate_limits().allow(LimitedEvent::UnresolvedDoubt)
         {
             tracing::warn!(error = %format_args!("{why:#}"), suppressed, "a commit in doubt was not resolved");
         }
@@ -240,6 +243,6 @@ fn not_asked(refused: AcquireError<()>) -> UnresolvedReason {
 
 impl fmt::Debug for CommitResolver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CommitResolver").field("nodes", &self.nodes).finish_non_exhaustive()
+        f.debug_struct("CommitResolver").field("router", &self.router).finish_non_exhaustive()
     }
 }

@@ -25,19 +25,22 @@ pub(crate) enum ConnectionLost {
 
 /// Sends the rest of the transaction with EXEC, and reads all of its replies.
 pub(crate) fn exchange(
-    link: &mut Connection,
+    connection: &mut Connection,
     queue: &mut CommandQueue,
     options: &CommitOptions,
     settings: &Settings,
     asks: bool,
 ) -> Result<CommitReplies, ConnectionLost> {
     let Envelope { internal, internal_commands, after_exec } =
-        envelope(link, options, settings, asks).map_err(ConnectionLost::BeforeExec)?;
+        envelope(connection, options, settings, asks).map_err(ConnectionLost::BeforeExec)?;
     let exactly_once = options.resolver.is_some();
-    let start = match (link.state().is_in_multi(), link.state().watches_marker() && !exactly_once) {
+    let start = match (
+        connection.state().is_in_multi(),
+        connection.state().watches_marker() && !exactly_once,
+    ) {
         (true, _) => Prefix::Commands,
         // The register may have expired, which does not concern this transaction.
-        (false, true) if !link.state().is_watching() => Prefix::Unwatch,
+        (false, true) if !connection.state().is_watching() => Prefix::Unwatch,
         (false, _) => Prefix::Multi,
     };
     let (commands, unsent) = (queue.commands(), queue.unsent());
@@ -56,7 +59,7 @@ pub(crate) fn exchange(
     let mut collector = Collector::new(commands + internal_commands, commands - unsent);
     let closed = queue.finish(start, &internal, &after_exec);
     let (bytes, with_exec) = (closed.bytes, closed.with_exec);
-    if let Err((left, cause)) = link.send_counted(bytes, &expected, deadline) {
+    if let Err((left, cause)) = connection.send_counted(bytes, &expected, deadline) {
         // Possibly only the commands after EXEC were not sent.
         let whole = after_exec.is_empty() || left < with_exec;
         return Err(match whole {
@@ -65,7 +68,7 @@ pub(crate) fn exchange(
         });
     }
     let mut acks = None;
-    let received = link.receive_each(&expected, deadline, |expect, reply| match expect {
+    let received = connection.receive_each(&expected, deadline, |expect, reply| match expect {
         Expect::Plain => {
             let value = reply.into_value();
             acks = options.durability.map(|wanted| wanted.acks(&value));
@@ -88,7 +91,7 @@ struct Envelope {
 }
 
 fn envelope(
-    link: &mut Connection,
+    connection: &mut Connection,
     options: &CommitOptions,
     settings: &Settings,
     asks: bool,
@@ -100,7 +103,7 @@ fn envelope(
         envelope.internal_commands += 1;
     }
     if options.resolver.is_some() {
-        let marker = link.marker(&settings.prefix)?;
+        let marker = connection.marker(&settings.prefix)?;
         marker.advance();
         if let Some(key) = &options.idempotency_key {
             key.set(&mut envelope.internal, marker);
@@ -121,18 +124,18 @@ fn envelope(
 
 /// Sends the queued commands without EXEC, and reads that they were queued.
 pub(crate) fn send_queued(
-    link: &mut Connection,
+    connection: &mut Connection,
     queue: &CommandQueue,
     deadline: Deadline,
 ) -> (Collector, Result<(), ConnectionError>) {
     let (commands, unsent) = (queue.commands(), queue.unsent());
     let mut collector = Collector::new(commands, commands - unsent);
     let expected = [(Expect::Queued, unsent)];
-    let answered = link.send(queue.body(), &expected, deadline).and_then(|()| {
-        link.receive_each(&expected, deadline, |expect, reply| collector.take(expect, reply))
+    let answered = connection.send(queue.body(), &expected, deadline).and_then(|()| {
+        connection.receive_each(&expected, deadline, |expect, reply| collector.take(expect, reply))
     });
     if answered.is_ok() {
-        link.mark_alive();
+        connection.mark_alive();
     }
     (collector, answered)
 }

@@ -33,15 +33,15 @@ use crate::text::brief;
 /// The permit for one connection.
 pub(crate) struct Permit {
     core: Arc<PoolCore>,
-    slot: usize,
+    number: usize,
     events: DeferredEvents,
     /// The reaper's thread returns the connection, and must not wait for a log.
     by_reaper: bool,
 }
 
 impl Permit {
-    pub(crate) fn new(core: Arc<PoolCore>, slot: usize) -> Self {
-        Self { core, slot, events: DeferredEvents::default(), by_reaper: false }
+    pub(crate) fn new(core: Arc<PoolCore>, number: usize) -> Self {
+        Self { core, number, events: DeferredEvents::default(), by_reaper: false }
     }
 }
 
@@ -50,7 +50,7 @@ impl Drop for Permit {
         if self.core.settings.is_forked_child() {
             return;
         }
-        self.core.semaphore.release(self.slot);
+        self.core.semaphore.release(self.number);
         self.events.collect();
         let name = self.core.name;
         self.events.add(Level::TRACE, move || tracing::trace!(pool = name, "check in"));
@@ -102,8 +102,8 @@ impl Checkout {
     }
 
     /// The number of the permit.
-    pub(crate) fn slot(&self) -> usize {
-        self.permit.slot
+    pub(crate) fn permit_number(&self) -> usize {
+        self.permit.number
     }
 
     pub(crate) fn pool(&self) -> &Arc<PoolCore> {
@@ -422,6 +422,6 @@ fn new_login(
 
 impl fmt::Debug for Checkout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Checkout").field("slot", &self.permit.slot).finish_non_exhaustive()
+        f.debug_struct("Checkout").field("permit", &self.permit.number).finish_non_exhaustive()
     }
 }

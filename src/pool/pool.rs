@@ -197,8 +197,8 @@ impl Pool {
         });
         let mut checkout = acquired.and_then(|acquired| match acquired {
             Acquired::Response(response) => Ok(BatchCheckout::Response(response)),
-            Acquired::Permit(slot, request) => {
-                let permit = Permit::new(Arc::clone(self.core()), slot);
+            Acquired::Permit(number, request) => {
+                let permit = Permit::new(Arc::clone(self.core()), number);
                 Ok(BatchCheckout::Lead(Checkout::new(permit, started, deadline)?, request))
             }
         });
@@ -217,17 +217,17 @@ impl Pool {
     }
 
     fn try_permit(&self) -> Option<Permit> {
-        let slot = self.core().semaphore.try_acquire()?;
-        Some(Permit::new(Arc::clone(self.core()), slot))
+        let number = self.core().semaphore.try_acquire()?;
+        Some(Permit::new(Arc::clone(self.core()), number))
     }
 
     fn permit(&self, started: Instant, deadline: Instant) -> Result<Permit, CheckoutError> {
         let semaphore = &self.core().semaphore;
-        let slot = match semaphore.try_acquire() {
-            Some(slot) => slot,
+        let number = match semaphore.try_acquire() {
+            Some(number) => number,
             None => self.wait(started, |may_wait| semaphore.acquire(deadline, may_wait))?,
         };
-        Ok(Permit::new(Arc::clone(self.core()), slot))
+        Ok(Permit::new(Arc::clone(self.core()), number))
     }
 
     /// Waits for a permit, unless that would be a deadlock.

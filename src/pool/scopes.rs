@@ -104,7 +104,7 @@ impl OpenScopes {
         checkout: Checkout,
         origin: ScopeOrigin,
     ) -> PinnedConnection {
-        let (begun, place, index) = (Instant::now(), origin.place, checkout.slot());
+        let (begun, place, index) = (Instant::now(), origin.place, checkout.permit_number());
         let mut generation = 0;
         if let Some(entry) = self.entries.get(index) {
             let mut held = lock(&entry.held);

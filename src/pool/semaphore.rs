@@ -137,7 +137,7 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
         may_wait: impl FnOnce(&IsWaiting<'_>) -> Result<(), E>,
     ) -> Result<usize, AcquireError<E>> {
         match self.wait(None, deadline, Duration::ZERO, may_wait)? {
-            Acquired::Permit(slot, _) => Ok(slot),
+            Acquired::Permit(permit, _) => Ok(permit),
             // Without a request there is no response.
             Acquired::Response(_) => Err(AcquireError::Closed),
         }
@@ -155,11 +155,11 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
         may_wait: impl FnOnce(&IsWaiting<'_>) -> Result<(), E>,
     ) -> Result<Acquired<J, R>, AcquireError<E>> {
         match self.wait(Some(request), deadline, patience, may_wait)? {
-            Acquired::Permit(slot, Some(request)) => Ok(Acquired::Permit(slot, request)),
+            Acquired::Permit(permit, Some(request)) => Ok(Acquired::Permit(permit, request)),
             Acquired::Response(response) => Ok(Acquired::Response(response)),
             // A leader always keeps its own request.
-            Acquired::Permit(slot, None) => {
-                self.release(slot);
+            Acquired::Permit(permit, None) => {
+                self.release(permit);
                 Ok(Acquired::Response(R::outcome_unknown()))
             }
         }
@@ -178,8 +178,8 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
             if state.closed {
                 return Err(AcquireError::Closed);
             }
-            if let Some(slot) = state.free.pop() {
-                return Ok(Acquired::Permit(slot, request));
+            if let Some(permit) = state.free.pop() {
+                return Ok(Acquired::Permit(permit, request));
             }
             let waits = |thread| state.queue.iter().any(|queued| queued.thread == thread);
             may_wait(&waits).map_err(AcquireError::Rejected)?;
@@ -201,7 +201,7 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
             }
         }
         match grant {
-            Grant::Permit(slot) => Ok(Acquired::Permit(slot, lock(&waiter.request).take())),
+            Grant::Permit(permit) => Ok(Acquired::Permit(permit, lock(&waiter.request).take())),
             Grant::Response(response) => Ok(Acquired::Response(response)),
             Grant::Taken | Grant::Waiting => {
                 Ok(Acquired::Response(waiter.response(Instant::now() + patience)))
@@ -213,8 +213,8 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
     /// Cleans up after a panic during the wait: leaves the queue, or frees the granted permit.
     fn cancel(&self, waiter: &Arc<Waiter<J, R>>) {
         self.leave_queue(waiter);
-        if let Grant::Permit(slot) = waiter.take() {
-            self.release(slot);
+        if let Grant::Permit(permit) = waiter.take() {
+            self.release(permit);
         }
     }
 
@@ -250,14 +250,14 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
     }
 
     /// Returns a permit: to the first caller in the queue, or to the free permits.
-    pub(crate) fn release(&self, slot: usize) {
+    pub(crate) fn release(&self, permit: usize) {
         let mut state = lock(&self.state);
         let Some(QueueEntry { waiter, .. }) = state.queue.pop_front() else {
-            return state.free.push(slot);
+            return state.free.push(permit);
         };
         // Under the semaphore's mutex, so that a caller that gives up finds itself either queued or
         // granted.
-        let asleep = waiter.grant(Grant::Permit(slot));
+        let asleep = waiter.grant(Grant::Permit(permit));
         drop(state);
         // Waking a thread takes longer than all the rest, so the mutex is released first.
         if asleep {

@@ -39,15 +39,15 @@ enum To {
 
 /// Sends each command to its node. Returns one reply for each command, in their order.
 pub(crate) fn request(
-    nodes: &Router,
+    router: &Router,
     place: &'static Location<'static>,
     bytes: &[u8],
 ) -> Result<Vec<Value>, Error> {
     let parts = parts(bytes)?;
     let mut call = Call {
-        nodes,
+        router,
         place,
-        deadline: Instant::now() + nodes.settings().checkout_timeout,
+        deadline: Instant::now() + router.settings().checkout_timeout,
         replies: vec![None; parts.len()],
         parts,
     };
@@ -95,7 +95,7 @@ fn parts(bytes: &[u8]) -> Result<Vec<Part<'_>>, Error> {
 }
 
 struct Call<'b> {
-    nodes: &'b Router,
+    router: &'b Router,
     place: &'static Location<'static>,
     deadline: Instant,
     parts: Vec<Part<'b>>,
@@ -121,7 +121,7 @@ impl Call<'_> {
                         if let Some((code, text)) = refusal(&reply) {
                             redirected.push(at);
                             redirect =
-                                redirect.or_else(|| self.nodes.redirect_for(&route, code, text));
+                                redirect.or_else(|| self.router.redirect_for(&route, code, text));
                         }
                         // The reply is final, unless there is time to follow its redirect.
                         self.set_reply(at, Some(reply));
@@ -130,7 +130,7 @@ impl Call<'_> {
                 }
                 Err(Error::Checkout(error)) => {
                     redirected = indexes;
-                    (self.nodes.on_unreachable(&route, &error, self.deadline), Some(error))
+                    (self.router.on_unreachable(&route, &error, self.deadline), Some(error))
                 }
                 Err(error) => return Err(error),
             };
@@ -157,7 +157,7 @@ impl Call<'_> {
         let (mut answers, mut asked) = (Vec::new(), Vec::new());
         loop {
             let mut failed = None;
-            for route in self.nodes.all_masters(self.deadline)? {
+            for route in self.router.all_masters(self.deadline)? {
                 if asked.contains(&route) {
                     continue;
                 }
@@ -172,7 +172,7 @@ impl Call<'_> {
                 asked.push(route);
             }
             let Some((route, error)) = failed else { break };
-            match self.nodes.on_unreachable(&route, &error, self.deadline) {
+            match self.router.on_unreachable(&route, &error, self.deadline) {
                 Some(redirect) if redirect_pause::try_next(&mut budget, &redirect) => {}
                 _ => return Err(error.into()),
             }
@@ -187,11 +187,11 @@ impl Call<'_> {
         let plain = parts().collect::<Vec<_>>().concat();
         let request = Request::parse(&plain, indexes.len())?.of_handle(self.place);
         if !route.ask {
-            return request.ask(self.nodes, route, (&plain, 0, indexes.len()), self.deadline);
+            return request.ask(self.router, route, (&plain, 0, indexes.len()), self.deadline);
         }
         let asking: Vec<_> = parts().flat_map(|part| [ASKING, part]).collect();
         let bytes = asking.concat();
-        let replies = request.ask(self.nodes, route, (&bytes, 0, asking.len()), self.deadline)?;
+        let replies = request.ask(self.router, route, (&bytes, 0, asking.len()), self.deadline)?;
         Ok(redirect::all_after_asking(replies))
     }
 

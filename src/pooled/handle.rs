@@ -67,7 +67,7 @@ use crate::protocol::cluster::route::Route;
 /// ```
 #[derive(Clone)]
 pub struct Pooled {
-    nodes: Router,
+    router: Router,
     /// The place that made the handle; it stands for the place of its commands.
     place: &'static Location<'static>,
     /// Whether commands that are not reads are refused.
@@ -97,7 +97,7 @@ impl ConnectionLike for Pooled {
     }
 
     fn get_db(&self) -> i64 {
-        self.nodes.db()
+        self.router.db()
     }
 
     /// Sends PING on one connection.
@@ -113,14 +113,14 @@ impl ConnectionLike for Pooled {
 
 impl Pooled {
     #[track_caller]
-    pub(crate) fn new(nodes: Router) -> Self {
-        Self { nodes, place: Location::caller(), reads_only: false }
+    pub(crate) fn new(router: Router) -> Self {
+        Self { router, place: Location::caller(), reads_only: false }
     }
 
     /// A handle that reads from replicas.
     #[track_caller]
-    pub(crate) fn reading(nodes: Router) -> Self {
-        Self { nodes, place: Location::caller(), reads_only: true }
+    pub(crate) fn reading(router: Router) -> Self {
+        Self { router, place: Location::caller(), reads_only: true }
     }
 
     /// Passes a plain redis-rs connection to `f`, for the commands that the handle refuses. The
@@ -132,11 +132,11 @@ impl Pooled {
     /// reclaimed, however long that takes.
     #[track_caller]
     pub fn with_raw<R>(&self, f: impl FnOnce(&mut redis::Connection) -> R) -> Result<R, Error> {
-        self.nodes.here()?;
+        self.router.here()?;
         let owner = ScopeOrigin { name: None, place: Location::caller(), is_closure: true };
         let started = Instant::now();
-        let deadline = started + self.nodes.settings().checkout_timeout;
-        let pin = self.nodes.pin(&Route::default(), &owner, deadline)?;
+        let deadline = started + self.router.settings().checkout_timeout;
+        let pin = self.router.pin(&Route::default(), &owner, deadline)?;
         pin.end(|checkout| {
             let pool = checkout.pool().clone();
             let raw = checkout.connection(deadline)?.open_raw(pool.endpoint(), pool.settings());
@@ -157,10 +157,10 @@ impl Pooled {
         count: usize,
         call: Call,
     ) -> Result<Vec<Value>, Error> {
-        self.nodes.here()?;
+        self.router.here()?;
         let request = Request::parse(bytes, offset + count)?.of_handle(self.place);
         let mut replies = self.replies(&request, bytes, offset, count)?;
-        let full = self.nodes.settings().server_messages;
+        let full = self.router.settings().server_messages;
         tag_errors::tag_errors(&request, &mut replies, (bytes, offset), call, full);
         Ok(replies)
     }
@@ -178,18 +178,18 @@ impl Pooled {
                 hint: "this handle reads from replicas: use SessionManager::pooled",
             });
         }
-        if self.nodes.is_cluster() {
-            let mut replies = fan_out::request(&self.nodes, self.place, bytes)?;
+        if self.router.is_cluster() {
+            let mut replies = fan_out::request(&self.router, self.place, bytes)?;
             replies.drain(..offset.min(replies.len()));
             return Ok(replies);
         }
-        let checkout = Instant::now() + self.nodes.settings().checkout_timeout;
-        request.ask(&self.nodes, &Route::default(), (bytes, offset, count), checkout)
+        let checkout = Instant::now() + self.router.settings().checkout_timeout;
+        request.ask(&self.router, &Route::default(), (bytes, offset, count), checkout)
     }
 }
 
 impl fmt::Debug for Pooled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pooled").field("nodes", &self.nodes).finish()
+        f.debug_struct("Pooled").field("router", &self.router).finish()
     }
 }

@@ -129,17 +129,17 @@ impl Request {
     /// nothing.
     pub(crate) fn ask(
         &self,
-        nodes: &Router,
+        router: &Router,
         route: &Route,
         (bytes, offset, count): (&[u8], usize, usize),
         checkout_deadline: Instant,
     ) -> Result<Vec<Value>, Error> {
-        let settings = nodes.settings();
+        let settings = router.settings();
         let mut repeats = RetryBudget::new(settings.max_size);
         let mut checkout = None;
         while self.batchable && checkout.is_none() {
             let job = || BatchRequest { bytes: bytes.to_vec(), kind: RequestKind::Read };
-            let settled = match nodes.checkout_batched(route, checkout_deadline, job)? {
+            let settled = match router.checkout_batched(route, checkout_deadline, job)? {
                 BatchCheckout::Alone(alone) => {
                     checkout = Some(alone);
                     break;
@@ -168,7 +168,7 @@ impl Request {
         }
         let mut checkout = match checkout {
             Some(checkout) => checkout,
-            None => nodes.checkout(route, checkout_deadline)?,
+            None => router.checkout(route, checkout_deadline)?,
         };
         let waiting = self.waiting();
         loop {
@@ -189,9 +189,9 @@ impl Request {
                 Ok(replies) => {
                     if !self.read_only
                         && !matches!(replies.first(), Some(Value::ServerError(_)))
-                        && let Some(link) = checkout.current()
+                        && let Some(connection) = checkout.current()
                     {
-                        link.mark_written();
+                        connection.mark_written();
                     }
                     for value in &replies {
                         if let Value::ServerError(error) = value {
@@ -239,16 +239,19 @@ fn ask(
     deadline: Deadline,
     checkout_deadline: Instant,
 ) -> Result<Vec<Value>, Failed> {
-    let link = checkout.connection(checkout_deadline).map_err(Failed::Checkout)?;
+    let connection = checkout.connection(checkout_deadline).map_err(Failed::Checkout)?;
     let expected = [(Expect::Plain, (offset + count) as u32)];
-    link.send(bytes, &expected, deadline).map_err(|cause| Failed::Lost { sent: false, cause })?;
+    connection
+        .send(bytes, &expected, deadline)
+        .map_err(|cause| Failed::Lost { sent: false, cause })?;
     let mut replies = Vec::with_capacity(count);
     for nth in 0..offset + count {
-        let value = link.value(deadline).map_err(|cause| Failed::Lost { sent: true, cause })?;
+        let value =
+            connection.value(deadline).map_err(|cause| Failed::Lost { sent: true, cause })?;
         if nth >= offset {
             replies.push(value);
         }
     }
-    link.mark_alive();
+    connection.mark_alive();
     Ok(replies)
 }

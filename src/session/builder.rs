@@ -240,7 +240,7 @@ impl Builder {
         };
         let kinds =
             [kind("transactional", Purpose::Transactional), kind("pooled", Purpose::Pooled), own];
-        let [transactional, pooled, own] = nodes(address, &settings, kinds)?;
+        let [transactional, pooled, own] = routers(address, &settings, kinds)?;
         let resolver = Arc::new(CommitResolver::new(transactional.clone()));
         let limiter = Arc::new(ContentionLimiter::new());
         let locks = Arc::new(LockManager::new(pooled.clone(), own));
@@ -255,7 +255,7 @@ impl Builder {
     }
 }
 
-fn nodes(
+fn routers(
     address: Address,
     settings: &Arc<Settings>,
     kinds: [PoolConfig; 3],

@@ -42,7 +42,7 @@ use crate::transaction::watch::Watch;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Transactional {
-    nodes: Router,
+    router: Router,
     options: TransactionOptions,
     resolver: Arc<dyn ResolveCommit>,
     limiter: Arc<ContentionLimiter>,
@@ -53,11 +53,11 @@ impl RefUnwindSafe for Transactional {}
 
 impl Transactional {
     pub(crate) fn new(
-        nodes: Router,
+        router: Router,
         resolver: Arc<dyn ResolveCommit>,
         limiter: Arc<ContentionLimiter>,
     ) -> Self {
-        Self { nodes, options: TransactionOptions::default(), resolver, limiter }
+        Self { router, options: TransactionOptions::default(), resolver, limiter }
     }
 
     /// Returns a handle whose transactions have these options. An option that `options` does not
@@ -155,9 +155,9 @@ impl Transactional {
         owner: ScopeOrigin,
         slot: Option<u16>,
     ) -> Result<Transaction, Error> {
-        self.nodes.here()?;
-        let commit_options = options.commit_options(&self.resolver, self.nodes.settings())?;
-        let mut pending = Pending::new(&self.nodes, owner, commit_options);
+        self.router.here()?;
+        let commit_options = options.commit_options(&self.resolver, self.router.settings())?;
+        let mut pending = Pending::new(&self.router, owner, commit_options);
         if let Some(slot) = slot {
             pending.bind(slot)?;
         }
@@ -212,10 +212,10 @@ impl Transactional {
         &self,
         closure: impl FnOnce(&mut Block) -> Result<R, E>,
     ) -> Result<R::Output, E> {
-        self.nodes.here().map_err(Error::from)?;
+        self.router.here().map_err(Error::from)?;
         let owner = owner(&self.options, Location::caller(), true);
-        let commit_options = self.options.commit_options(&self.resolver, self.nodes.settings())?;
-        retry_loop::run_block(&self.nodes, owner, commit_options, self.options.policy(), closure)
+        let commit_options = self.options.commit_options(&self.resolver, self.router.settings())?;
+        retry_loop::run_block(&self.router, owner, commit_options, self.options.policy(), closure)
     }
 
     /// Read, decide, write: the writes are applied only if none of `keys` changed meanwhile.
@@ -260,7 +260,7 @@ impl Transactional {
     fn watch_of(&self, keys: Option<Keys>) -> Watch {
         let resolver = Arc::clone(&self.resolver);
         let limiter = Arc::clone(&self.limiter);
-        Watch::new(self.nodes.clone(), self.options.clone(), resolver, limiter, keys)
+        Watch::new(self.router.clone(), self.options.clone(), resolver, limiter, keys)
     }
 }
 

@@ -65,8 +65,8 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
-    pub(crate) fn new(nodes: &Router, owner: ScopeOrigin, options: CommitOptions) -> Self {
-        Self::on(Pinned::new(nodes, owner), options, false)
+    pub(crate) fn new(router: &Router, owner: ScopeOrigin, options: CommitOptions) -> Self {
+        Self::on(Pinned::new(router, owner), options, false)
     }
 
     /// Creates the transaction of an existing scope, which watches if `watched` is true.
@@ -148,8 +148,13 @@ impl Pending {
 
     /// Returns the next step after a server rejected the slot; `None`: there is none.
     pub(crate) fn redirect_for(&self, error: &CommitError) -> Option<Redirect> {
-        let nodes = self.pinned.nodes()?;
-        redirects::redirect_for(&nodes, self.pinned.route(), error, self.pinned.checkout_deadline())
+        let router = self.pinned.router()?;
+        redirects::redirect_for(
+            &router,
+            self.pinned.route(),
+            error,
+            self.pinned.checkout_deadline(),
+        )
     }
 
     /// Sets the checkout deadline of all later calls.
@@ -392,8 +397,8 @@ impl Pending {
     /// Commits on a connection that is borrowed for the commit only. No code of the caller's runs
     /// meanwhile, so there is no scope to reclaim.
     fn send_unpinned(&mut self, checkout_deadline: Instant) -> Result<Committed, CommitError> {
-        let Some(nodes) = self.pinned.nodes() else { return Err(CheckoutError::Closed.into()) };
-        let target = (&nodes, self.pinned.route());
+        let Some(router) = self.pinned.router() else { return Err(CheckoutError::Closed.into()) };
+        let target = (&router, self.pinned.route());
         batch::commit_block(target, &mut self.queue, &self.options, checkout_deadline)
     }
 
@@ -448,8 +453,8 @@ impl Pending {
             CommitError::PartlyApplied { .. } => LimitedEvent::PartlyApplied,
             _ => return,
         };
-        let Some(nodes) = self.pinned.nodes() else { return };
-        let Some(suppressed) = nodes.rate_limits().allow(alarm) else { return };
+        let Some(router) = self.pinned.router() else { return };
+        let Some(suppressed) = router.rate_limits().allow(alarm) else { return };
         let owner = self.pinned.owner();
         let (name, place) = (owner.name.as_deref(), owner.place);
         let _in = self.span().enter();

@@ -40,15 +40,15 @@ fn new_span(address: &str, port: u16, db: i64, name: Option<&str>) -> Span {
 }
 
 /// The span of a transaction that is about to begin.
-pub(crate) fn transaction_span(nodes: &Router, owner: &ScopeOrigin) -> Span {
-    let (host, port) = nodes.host_and_port();
-    new_span(&host, port, nodes.db(), owner.name.as_deref())
+pub(crate) fn transaction_span(router: &Router, owner: &ScopeOrigin) -> Span {
+    let (host, port) = router.host_and_port();
+    new_span(&host, port, router.db(), owner.name.as_deref())
 }
 
 /// A pinned connection, or none yet, which is returned clean.
 #[derive(Debug)]
 pub(crate) struct Pinned {
-    nodes: WeakRouter,
+    router: WeakRouter,
     route: Route,
     is_cluster: bool,
     settings: Arc<Settings>,
@@ -75,16 +75,16 @@ impl Drop for Pinned {
 
 impl Pinned {
     /// Creates a scope that holds no connection until [`pin`](Self::pin).
-    pub(crate) fn new(nodes: &Router, owner: ScopeOrigin) -> Self {
-        Self::within(transaction_span(nodes, &owner), nodes, owner)
+    pub(crate) fn new(router: &Router, owner: ScopeOrigin) -> Self {
+        Self::within(transaction_span(router, &owner), router, owner)
     }
 
     /// As [`new`](Self::new), for another attempt at the transaction of `span`.
-    pub(crate) fn within(span: Span, nodes: &Router, owner: ScopeOrigin) -> Self {
-        let (settings, is_cluster) = (Arc::clone(nodes.settings()), nodes.is_cluster());
-        let (nodes, route) = (nodes.weak(), Route::default());
+    pub(crate) fn within(span: Span, router: &Router, owner: ScopeOrigin) -> Self {
+        let (settings, is_cluster) = (Arc::clone(router.settings()), router.is_cluster());
+        let (router, route) = (router.weak(), Route::default());
         let (pin, fixed_deadline) = (None, None);
-        Self { nodes, route, is_cluster, settings, owner, pin, span, fixed_deadline }
+        Self { router, route, is_cluster, settings, owner, pin, span, fixed_deadline }
     }
 
     /// Returns the slot that the scope's keys are bound to.
@@ -168,8 +168,8 @@ impl Pinned {
     pub(crate) fn pin(&mut self, deadline: Instant) -> Result<(), CheckoutError> {
         self.here()?;
         if self.pin.is_none() {
-            let nodes = self.nodes.get().ok_or(CheckoutError::Closed)?;
-            self.pin = Some(nodes.pin(&self.route, &self.owner, deadline)?);
+            let router = self.router.get().ok_or(CheckoutError::Closed)?;
+            self.pin = Some(router.pin(&self.route, &self.owner, deadline)?);
         }
         Ok(())
     }
@@ -186,8 +186,8 @@ impl Pinned {
     }
 
     /// `None` once the session manager and all handles are dropped.
-    pub(crate) fn nodes(&self) -> Option<Router> {
-        self.nodes.get()
+    pub(crate) fn router(&self) -> Option<Router> {
+        self.router.get()
     }
 
     pub(crate) fn is_pinned(&self) -> bool {
@@ -239,8 +239,8 @@ impl Pinned {
         self.here()?;
         let Some(pin) = self.pin.take() else { return Ok(()) };
         let _in = self.span.enter();
-        if let Some(nodes) = self.nodes.get() {
-            nodes.counters().discards.add();
+        if let Some(router) = self.router.get() {
+            router.counters().discards.add();
         }
         pin.end(|checkout| {
             checkout.log_later(Level::DEBUG, || tracing::debug!("discard"));

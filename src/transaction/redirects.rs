@@ -14,28 +14,28 @@ use crate::settings::settings::Settings;
 ///
 /// If no server was reached, the slot map is refreshed by `deadline`.
 pub(crate) fn redirect_for(
-    nodes: &Router,
+    router: &Router,
     route: &Route,
     error: &CommitError,
     deadline: Instant,
 ) -> Option<Redirect> {
     match error {
-        CommitError::Rejected { code, message, .. } => nodes.redirect_for(route, code, message),
-        CommitError::NotSent { source } => redirect_after(nodes, route, source, deadline),
+        CommitError::Rejected { code, message, .. } => router.redirect_for(route, code, message),
+        CommitError::NotSent { source } => redirect_after(router, route, source, deadline),
         _ => None,
     }
 }
 
 pub(crate) fn redirect_after(
-    nodes: &Router,
+    router: &Router,
     route: &Route,
     error: &Error,
     deadline: Instant,
 ) -> Option<Redirect> {
     match error {
-        Error::Command { error, .. } => nodes.redirect_for(route, error.code(), error.message()),
-        Error::Checkout(error) => nodes.on_unreachable(route, error, deadline),
-        Error::Commit(error) => redirect_for(nodes, route, error, deadline),
+        Error::Command { error, .. } => router.redirect_for(route, error.code(), error.message()),
+        Error::Checkout(error) => router.on_unreachable(route, error, deadline),
+        Error::Commit(error) => redirect_for(router, route, error, deadline),
         _ => None,
     }
 }

@@ -33,28 +33,28 @@ const MAX_IMMEDIATE_RETRIES: u32 = 8;
 
 /// Runs a block once and commits it. Bytes that were not sent are sent again.
 pub(crate) fn run_block<R: Resolve, E: From<Error>>(
-    nodes: &Router,
+    router: &Router,
     owner: ScopeOrigin,
     commit_options: CommitOptions,
     policy: RetryPolicy,
     closure: impl FnOnce(&mut Block) -> Result<R, E>,
 ) -> Result<R::Output, E> {
-    let mut block = Block::new(Pending::new(nodes, owner, commit_options));
+    let mut block = Block::new(Pending::new(router, owner, commit_options));
     let handles = closure(&mut block)?;
     // The closure may have forked.
-    nodes.here().map_err(Error::from)?;
+    router.here().map_err(Error::from)?;
     let mut pending = block.into_pending();
     pending.closure_returned();
-    let replies = commit_with_retries(nodes, &mut pending, policy)?;
+    let replies = commit_with_retries(router, &mut pending, policy)?;
     handles.resolve(&replies).map_err(|error| E::from(pending.named(error).into()))
 }
 
 fn commit_with_retries(
-    nodes: &Router,
+    router: &Router,
     pending: &mut Pending,
     policy: RetryPolicy,
 ) -> Result<Replies, Error> {
-    let (mut attempts, mut budget) = (None, CheckoutBudget::new(nodes.settings()));
+    let (mut attempts, mut budget) = (None, CheckoutBudget::new(router.settings()));
     loop {
         pending.set_checkout_deadline(budget.deadline);
         let committed = resolve_in_doubt(pending.attempt(), pending);
@@ -66,11 +66,11 @@ fn commit_with_retries(
             pending.set_route(redirect);
             continue;
         }
-        if committed.as_ref().is_err_and(|error| is_repeatable(error, nodes))
+        if committed.as_ref().is_err_and(|error| is_repeatable(error, router))
             && pending.can_resend()
         {
             let attempts = attempts.get_or_insert_with(|| policy.begin(Instant::now()));
-            if backoff(nodes, attempts, pending.span(), "not sent", false) {
+            if backoff(router, attempts, pending.span(), "not sent", false) {
                 budget.restart();
                 continue;
             }
@@ -99,20 +99,20 @@ pub(crate) struct WatchRun<'w> {
 
 /// Runs a watching block until it commits, or until the policy ends it.
 pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
-    nodes: &Router,
+    router: &Router,
     run: &WatchRun<'_>,
     mut closure: impl FnMut(&mut Watching, &mut Block) -> Result<R, E>,
 ) -> Result<R::Output, E> {
     let WatchRun { owner, commit_options, policy, .. } = run;
     let (keys, reads, limiter) = (run.keys, run.reads, run.limiter);
-    let span = transaction_span(nodes, owner);
-    let unpinned = || Pinned::within(span.clone(), nodes, owner.clone());
+    let span = transaction_span(router, owner);
+    let unpinned = || Pinned::within(span.clone(), router, owner.clone());
     let mut route = Route::to(run.slot);
     let mut attempts = policy.begin(Instant::now());
     // The permit comes before the connection, so that a waiting block holds no connection.
     let mut turn =
         limiter.zip(keys).map(|(limiter, keys)| limiter.enter(keys.buckets(), attempts.deadline()));
-    let mut budget = CheckoutBudget::new(nodes.settings());
+    let mut budget = CheckoutBudget::new(router.settings());
     loop {
         let watch = keys.map(Keys::watch);
         let mut reading = unpinned();
@@ -122,7 +122,7 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
             Watching::begin(reading, watch, commit_options.clone(), reads, attempts.number());
         let mut watching = match begun {
             Ok(watching) => watching,
-            Err(error) => match redirect_after(nodes, &route, &error, budget.deadline) {
+            Err(error) => match redirect_after(router, &route, &error, budget.deadline) {
                 Some(redirect)
                     if budget.try_redirect(&redirect, matches!(error, Error::Checkout(_))) =>
                 {
@@ -140,11 +140,11 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
         writing.set_slot(watching.binding().slot());
         let pending = Pending::on(writing, commit_options.clone(), watch.is_some());
         let mut block = Block::new(pending.without_flushing());
-        let runs = nodes.is_cluster().then(Instant::now);
+        let runs = router.is_cluster().then(Instant::now);
         let result = closure(&mut watching, &mut block);
         budget.extend(runs.map(|runs| runs.elapsed()));
         // The closure may have forked.
-        nodes.here().map_err(Error::from)?;
+        router.here().map_err(Error::from)?;
         let connection_lost = watching.is_connection_lost();
         let redirect = watching.take_redirect();
         let handles = match result {
@@ -159,7 +159,8 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
                     continue;
                 }
                 // An error that the closure made from a lost connection is not its own result.
-                if connection_lost && backoff(nodes, &mut attempts, &span, "connection lost", false)
+                if connection_lost
+                    && backoff(router, &mut attempts, &span, "connection lost", false)
                 {
                     budget.restart();
                     continue;
@@ -185,14 +186,14 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
         }
         let why = match &committed {
             Ok(Committed::Conflict) => Some("conflict"),
-            Err(error) if is_repeatable(error, nodes) => Some("not sent"),
+            Err(error) if is_repeatable(error, router) => Some("not sent"),
             _ => None,
         };
         // If few blocks are admitted at a time, a backoff would only delay the next one.
         let queued = turn.as_ref().is_some_and(Turn::queued)
             && matches!(committed, Ok(Committed::Conflict))
             && attempts.number() <= MAX_IMMEDIATE_RETRIES;
-        if why.is_some_and(|why| backoff(nodes, &mut attempts, &span, why, queued)) {
+        if why.is_some_and(|why| backoff(router, &mut attempts, &span, why, queued)) {
             budget.restart();
             continue;
         }
@@ -243,10 +244,10 @@ fn resolve_in_doubt(
 ///
 /// It may if the connection failed before EXEC's last byte was sent, or led to a former master.
 /// Other failures, such as a full pool or a refused command, would only repeat.
-fn is_repeatable(error: &CommitError, nodes: &Router) -> bool {
+fn is_repeatable(error: &CommitError, router: &Router) -> bool {
     match error {
         CommitError::NotSent { source } => matches!(**source, Error::Lost { .. }),
-        CommitError::Rejected { .. } => error.code() == Some("READONLY") && nodes.may_switch(),
+        CommitError::Rejected { .. } => error.code() == Some("READONLY") && router.may_switch(),
         _ => false,
     }
 }
@@ -264,7 +265,7 @@ fn without_ask(redirect: Redirect, watches: bool) -> Redirect {
 
 /// Sleeps until the next attempt. Returns false if the policy allows none.
 fn backoff(
-    nodes: &Router,
+    router: &Router,
     attempts: &mut Attempts,
     span: &tracing::Span,
     why: &str,
@@ -272,7 +273,7 @@ fn backoff(
 ) -> bool {
     let Some(wait) = attempts.next(Instant::now()) else { return false };
     let wait = if immediately { Duration::ZERO } else { wait };
-    nodes.counters().retries.add();
+    router.counters().retries.add();
     span.in_scope(|| tracing::debug!(attempt = attempts.number(), ?wait, why, "retry"));
     if wait > Duration::ZERO {
         std::thread::sleep(wait);

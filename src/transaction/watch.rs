@@ -35,7 +35,7 @@ use crate::transaction::watched_reads::{WatchReads, WatchedRead};
 #[derive(Clone, Debug)]
 #[must_use = "nothing is watched before run() or begin()"]
 pub struct Watch {
-    nodes: Router,
+    router: Router,
     options: TransactionOptions,
     resolver: Arc<dyn ResolveCommit>,
     limiter: Arc<ContentionLimiter>,
@@ -46,13 +46,13 @@ pub struct Watch {
 
 impl Watch {
     pub(crate) fn new(
-        nodes: Router,
+        router: Router,
         options: TransactionOptions,
         resolver: Arc<dyn ResolveCommit>,
         limiter: Arc<ContentionLimiter>,
         keys: Option<Keys>,
     ) -> Self {
-        Self { nodes, options, resolver, limiter, keys, reads: Arc::default() }
+        Self { router, options, resolver, limiter, keys, reads: Arc::default() }
     }
 
     /// Sets the retry policy of `run`, in place of the handle's own.
@@ -118,10 +118,10 @@ impl Watch {
     /// [`Error::ConditionFailed`]; [`Error::Lost`]. Nothing was applied.
     #[track_caller]
     pub fn begin(&self) -> Result<Watching, Error> {
-        self.nodes.here()?;
+        self.router.here()?;
         let owner = self.owner(Location::caller(), false);
         let watch = self.checked_keys()?.map(Keys::watch);
-        let mut pinned = Pinned::new(&self.nodes, owner);
+        let mut pinned = Pinned::new(&self.router, owner);
         pinned.set_slot(self.slot()?);
         Watching::begin(pinned, watch, self.commit_options()?, &self.reads, 1)
     }
@@ -164,7 +164,7 @@ impl Watch {
         &self,
         closure: impl FnMut(&mut Watching, &mut Block) -> Result<R, E>,
     ) -> Result<R::Output, E> {
-        self.nodes.here().map_err(Error::from)?;
+        self.router.here().map_err(Error::from)?;
         let owner = self.owner(Location::caller(), true);
         let keys = self.checked_keys()?;
         let limiter = self.options.takes_turns().then_some(&*self.limiter);
@@ -177,7 +177,7 @@ impl Watch {
             reads: &self.reads,
             limiter,
         };
-        retry_loop::run_watch(&self.nodes, &run, closure)
+        retry_loop::run_watch(&self.router, &run, closure)
     }
 
     fn checked_keys(&self) -> Result<Option<&Keys>, Error> {
@@ -189,8 +189,8 @@ impl Watch {
 
     fn commit_options(&self) -> Result<CommitOptions, Error> {
         let mut commit_options =
-            self.options.commit_options(&self.resolver, self.nodes.settings())?;
-        if self.nodes.is_cluster() {
+            self.options.commit_options(&self.resolver, self.router.settings())?;
+        if self.router.is_cluster() {
             commit_options.cluster.exists = self.keys.as_ref().map(Keys::exists);
         }
         Ok(commit_options)
@@ -198,7 +198,7 @@ impl Watch {
 
     /// In a cluster: the slot of the keys, and of the lock that fences the handle.
     fn slot(&self) -> Result<Option<u16>, Error> {
-        let mut binding = self.nodes.binding();
+        let mut binding = self.router.binding();
         if let (SlotBinding::Pending, Some(lock)) = (binding, self.options.lock_slot()) {
             binding = SlotBinding::Slot(lock);
         }

@@ -186,13 +186,15 @@ impl Watching {
             }
         }
         if !self.pinned.is_pinned() {
-            let nodes = self.pinned.nodes().ok_or(CheckoutError::Closed)?;
-            let mut checkout = nodes.checkout(&Route::default(), deadline)?;
+            let router = self.pinned.router().ok_or(CheckoutError::Closed)?;
+            let mut checkout = router.checkout(&Route::default(), deadline)?;
             return watched_reads::value_of(name, &ask(&mut checkout, bytes, deadline)?);
         }
         let connection_lost = &mut self.connection_lost;
         let value = self.pinned.call(|checkout| {
-            if watched && !checkout.current().is_some_and(|link| link.state().is_watching()) {
+            if watched
+                && !checkout.current().is_some_and(|connection| connection.state().is_watching())
+            {
                 *connection_lost = true;
                 let gone =
                     ConnectionError::unexpected("the connection was lost earlier in the scope");
@@ -224,9 +226,9 @@ impl Watching {
             // A read without a WATCH may be sent to another node; the scope's own binding stays.
             if let (false, Some(Redirect::Immediately(route))) = (watched, &self.redirect)
                 && route.ask
-                && let Some(nodes) = self.pinned.nodes()
+                && let Some(router) = self.pinned.router()
             {
-                let mut checkout = nodes.checkout(route, deadline)?;
+                let mut checkout = router.checkout(route, deadline)?;
                 self.redirect = None;
                 return watched_reads::value_of(name, &ask(&mut checkout, bytes, deadline)?);
             }
@@ -236,8 +238,8 @@ impl Watching {
 
     /// Records the redirect in a refused read's error: the node that serves the scope's slot.
     fn record_redirect(&mut self, code: &str, text: &str) {
-        if let Some(nodes) = self.pinned.nodes() {
-            self.redirect = nodes.redirect_for(self.pinned.route(), code, text);
+        if let Some(router) = self.pinned.router() {
+            self.redirect = router.redirect_for(self.pinned.route(), code, text);
         }
     }
 
@@ -359,15 +361,17 @@ fn bind(pinned: &mut Pinned, options: &mut CommitOptions, bytes: &[u8]) -> Resul
 
 fn ask(checkout: &mut Checkout, bytes: &[u8], deadline: Instant) -> Result<Value, Error> {
     let (limit, asks) = (checkout.response_deadline(), checkout.asks());
-    let link = checkout.connection(deadline)?;
+    let connection = checkout.connection(deadline)?;
     let answer = match asks {
-        true => link
-            .send(&[ASKING, bytes].concat(), &[(Expect::Plain, 2)], limit)
-            .and_then(|()| Ok(redirect::after_asking(link.value(limit)?, link.value(limit)?))),
-        false => link.send(bytes, &[(Expect::Plain, 1)], limit).and_then(|()| link.value(limit)),
+        true => connection.send(&[ASKING, bytes].concat(), &[(Expect::Plain, 2)], limit).and_then(
+            |()| Ok(redirect::after_asking(connection.value(limit)?, connection.value(limit)?)),
+        ),
+        false => connection
+            .send(bytes, &[(Expect::Plain, 1)], limit)
+            .and_then(|()| connection.value(limit)),
     };
     let answer = answer.map_err(|cause| lost("a read", cause))?;
-    link.mark_alive();
+    connection.mark_alive();
     Ok(answer)
 }
 
