@@ -21,7 +21,7 @@ use crate::protocol::exec::{Unproven, Verdict};
 use crate::protocol::queue::{CommandQueue, Prefix};
 use crate::reply::replies::Replies;
 
-/// Commits the commands of `buffer`; in a batch with others, if it may and has to wait for a
+/// Commits the commands of `queue`; in a batch with others, if it may and has to wait for a
 /// connection.
 pub(crate) fn commit_block(
     (router, route): (&Router, &Route),

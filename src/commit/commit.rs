@@ -25,7 +25,7 @@ use crate::protocol::queue::CommandQueue;
 use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::server_error::ServerError;
 
-/// Commits the commands of `buffer`.
+/// Commits the commands of `queue`.
 pub(crate) fn commit(
     checkout: &mut Checkout,
     queue: &mut CommandQueue,

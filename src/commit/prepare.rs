@@ -77,7 +77,8 @@ pub(crate) fn prepare(
             },
         };
         match asked {
-            // The connection cannot forget its own watch; another connection watches nothing yet.
+            // UNWATCH was refused, so the connection still watches its register. It is closed, and
+            // the loop takes another one.
             Ok(PreflightResult { refused: Some(refused), .. })
                 if !watching && refused.is_of_unwatch() =>
             {
@@ -360,8 +361,8 @@ impl Preflight {
         }
         // A write to a watched register would count as a change of it.
         match (state.watches_marker() && !self.discards(), state.is_watching()) {
-            // The user's watches must not be forgotten. An old register does no harm: if it has
-            // expired, nothing is applied.
+            // UNWATCH would also end the user's watches, so the register is not armed anew here. If
+            // it has expired, EXEC returns nil and nothing is applied.
             (true, true) => return Ok(()),
             (true, false) => self.push(Step::Unwatch, Expect::Unwatch, UNWATCH),
             (false, _) => {}

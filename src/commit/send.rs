@@ -59,10 +59,10 @@ pub(crate) fn exchange(
     let mut collector = Collector::new(commands + internal_commands, commands - unsent);
     let closed = queue.finish(start, &internal, &after_exec);
     let (bytes, with_exec) = (closed.bytes, closed.with_exec);
-    if let Err((left, cause)) = connection.send_counted(bytes, &expected, deadline) {
-        // Possibly only the commands after EXEC were not sent.
-        let whole = after_exec.is_empty() || left < with_exec;
-        return Err(match whole {
+    if let Err((sent, cause)) = connection.send_counted(bytes, &expected, deadline) {
+        // If the bytes up to the end of EXEC were sent, EXEC may run.
+        let exec_not_sent = after_exec.is_empty() || sent < with_exec;
+        return Err(match exec_not_sent {
             true => ConnectionLost::BeforeExec(cause),
             false => ConnectionLost::AfterExec(cause, Box::new(collector)),
         });

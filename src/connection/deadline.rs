@@ -33,8 +33,9 @@ impl Deadline {
         Self { at: self.at.min(other), limit: self.limit }
     }
 
-    /// Returns the timeout for one wait of the socket, if there is time left. It is the call's
-    /// whole limit, which stays set from call to call, unless a good part of it is over.
+    /// Returns the timeout for one wait of the socket, if there is time left. If more
+    /// than 7/8 of the limit is left, this is the whole limit, so that the socket's timeout need not
+    /// be changed by a system call. Otherwise it is the time left, at least 1 ms.
     pub(crate) fn timeout(&self) -> Option<Duration> {
         let left = self.at.saturating_duration_since(Instant::now());
         if left.is_zero() {

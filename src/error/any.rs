@@ -50,7 +50,7 @@ pub enum Error {
     Reply(ReplyError),
     /// A lock was not acquired, or is no longer held.
     Lock(Box<LockError>),
-    /// The scope was open for too long.
+    /// The scope was not used for `max_pin_time`.
     PinExpired(PinExpired),
     /// A command that would change a shared connection, end the scope or stop the server was
     /// refused before anything was sent.
@@ -178,7 +178,7 @@ pub enum Error {
 /// | `KeyNotKept` | ran it, **it was applied**; its key or register may not hold |
 /// | `AlreadyCommitted` | nothing: an earlier transaction with this key was applied |
 /// | `LockLost` | nothing: the lock that it was fenced by is no longer held |
-/// | `PinExpired` | nothing: the scope was open for too long |
+/// | `PinExpired` | nothing: the scope was not used for `max_pin_time` |
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum CommitError {
@@ -265,7 +265,7 @@ pub enum CommitError {
     /// Nothing was applied: the guard no longer holds the lock that the transaction was [fenced
     /// by](crate::Transactional::fenced_by).
     LockLost,
-    /// Nothing was applied: the scope was open for too long.
+    /// Nothing was applied: the scope was not used for `max_pin_time`.
     PinExpired(PinExpired),
 }
 

@@ -1,4 +1,4 @@
-//! The error of a scope that was open for too long.
+//! The error of a scope that was not used for `max_pin_time`.
 
 use std::fmt;
 use std::panic::Location;

@@ -29,7 +29,7 @@ use crate::status::counters::CloseReason;
 #[cfg(test)]
 use crate::sync::lock;
 
-/// Twice the maximum delay between two connects.
+/// The `connection_timeout` of r2d2, which waits at most half of it between two attempts to connect.
 const CONNECT_BACKOFF: Duration = Duration::from_millis(500);
 
 /// The idle connections of a pool.
@@ -238,7 +238,8 @@ impl r2d2::ManageConnection for Opener {
         opened
     }
 
-    /// Unused: the first command of every caller is the check.
+    /// r2d2 does not call this, because `test_on_check_out` is false. The checkout reads the socket
+    /// without waiting, and checks a connection that is not trusted by MULTI, WATCH or PING.
     fn is_valid(&self, _: &mut Box<Opened>) -> Result<(), ConnectionError> {
         Ok(())
     }

@@ -31,7 +31,8 @@ use crate::settings::settings::Settings;
 use crate::status::counters::Counters;
 use crate::status::report::PoolStatus;
 
-/// A time in which connections lead to the same server and have proven the same.
+/// Number of failovers, and version of the credentials. It changes when another server serves, or when
+/// connections must authenticate again.
 pub(crate) type Generation = (u64, Option<u64>);
 
 /// The pools of one purpose. Clones share the pools.

@@ -96,9 +96,11 @@ pub(crate) fn clear() {
     let _: Result<(), _> = RECENT.try_with(|recent| recent.borrow_mut().kept.clear());
 }
 
-/// The command whose reply this error of redis-rs's shows, the reply's kind, and the command's
-/// effect. `None` if no reply contains the value, or both a read's and a write's do. The name is
-/// `None` if several commands' do.
+/// Finds the reply whose value the error shows, among the last replies of this thread. Returns the
+/// command's name, the kind of the reply, and the effect.
+///
+/// Returns `None` if no reply has the value, or if replies of a read and of a write have it. The name
+/// is `None` if replies of different commands have it.
 ///
 /// For an error without a value (a user's own decoding) it is the last command, and its effect is
 /// known if all kept replies had the same.

@@ -114,7 +114,7 @@ impl Collector {
         } else {
             debug_assert!(
                 matches!(reply, Reply::Queued(_)),
-                "the link's state lets nothing else through"
+                "the connection's state accepts no other reply"
             );
         }
     }

@@ -45,7 +45,7 @@ macro_rules! settings {
             /// Maximum time that a dropped scope spends on DISCARD or UNWATCH. After it the
             /// connection is closed. Default 500 ms.
             cleanup_timeout: Duration = Duration::from_millis(500);
-            /// Time after its last reply in which a connection is used without a check (PING). A
+            /// Time after its last reply in which a connection is used without a check (PING, or the awaited reply to MULTI or WATCH). A
             /// longer window saves round trips on rare commands. A connection that dies inside the
             /// window is reported as `NotSent` or `InDoubt`. Zero checks always. Default 5 ms.
             trust_window: Duration = Duration::from_millis(5);

@@ -4,8 +4,9 @@
 //! On a hot key all attempts but one end in a conflict, so more blocks at a time waste more
 //! attempts. The blocks of one process that watch the same key are therefore admitted a few at a
 //! time. The limit grows while nearly every attempt commits, and shrinks while most end in a
-//! conflict. WATCH protects the data, not this limit. A block waits until its deadline at most, and
-//! never for itself.
+//! conflict. The data is protected by WATCH; this limit only saves attempts. A block waits at most
+//! until its policy's deadline. A block inside another block on the same thread does not wait, because
+//! it might wait for the outer one.
 
 use std::cell::Cell;
 use std::fmt;

@@ -8,7 +8,7 @@ use redis::{ServerError, Value};
 use crate::protocol::lock::keys::LockKeys;
 use crate::protocol::lock::script::{ACQUIRE, Call};
 
-/// The number of callers that may hold a lock together.
+/// Which callers may hold a lock together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LockMode {
     /// One caller.

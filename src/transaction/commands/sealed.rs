@@ -15,7 +15,7 @@ use crate::reply::queued::Queued;
     note = "the pooled handle runs each command at once, through `redis::Commands`"
 )]
 pub trait Queue {
-    /// Returns the buffer, and the depth of this target in its parts.
+    /// Returns the queue, and the depth of this target in its parts.
     fn target(&mut self) -> (&mut CommandQueue, usize);
 
     /// Called after each command; a large transaction sends a chunk here.

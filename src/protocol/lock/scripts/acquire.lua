@@ -10,9 +10,10 @@ local time = call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local ends = string.format('%.0f', now + ARGV[2])
 
--- The fencing token: the server's microseconds, or more. It comes first: of all that is written
--- here it is what is refused when memory is short. Digits, since numbers are slow to print. A script's
--- numbers are exact up to 2^53: beyond it two tokens might be equal, so there is none.
+-- The fencing token is the server's time in microseconds, or the last token plus 1 if that is larger.
+-- This write is the first one of the script, because a server that is short of memory refuses a script
+-- only at its first write. The token is built as text, because Lua formats numbers slowly. Numbers are
+-- exact up to 2^53: once the last token has reached that, no token is given.
 local function take()
   local token = time[1] .. string.sub('00000' .. time[2], -6)
   local last = call('GETSET', KEYS[6], token)
@@ -30,7 +31,7 @@ local function take()
   return token
 end
 
--- Nearly always the lock is free, and nothing else is to be read. The server does nothing else
+-- Nearly always the lock is free, and nothing else has to be read. The server runs nothing else
 -- meanwhile, so each call counts.
 local taken = call('EXISTS', KEYS[5], KEYS[1]) > 0
 if not taken and ARGV[6] == '0' and ARGV[9] == '' then

@@ -3,27 +3,27 @@
 local call = redis.call
 local me = ARGV[1]
 
--- Removing comes first: neither this write nor one after it is refused when memory is short. A
--- token that is still there has held the lock until now, also if its lease has just ended: a
--- later holder would have removed it.
+-- Removing comes first: neither this write nor one after it is refused when memory is short. If
+-- the token is still among the holders, no other caller has acquired the lock since, even if the
+-- lease has ended: every acquisition first removes the holders whose lease has ended.
 local function remove()
   local held = call('ZREM', KEYS[1], me)
   call('HDEL', KEYS[2], me)
   return held
 end
 
--- A user without the right to publish has released the lock all the same; waiters ask from time
--- to time.
+-- The lock is released even if the user has no right to publish: waiters also send requests
+-- without a message.
 local function wake(token)
   redis.pcall('PUBLISH', ARGV[3], token)
 end
 
--- They have a time to live, so a user without the right to delete them may leave them.
+-- The keys have a time to live, so they may stay if the user has no right to delete them.
 if KEYS[6] then
   redis.pcall('DEL', unpack(KEYS, 6))
 end
 
--- Nearly always the line is empty, and this is the first time.
+-- Nearly always no waiter is queued, and this release was not sent before.
 if ARGV[4] ~= '1' and call('EXISTS', KEYS[5], KEYS[3]) == 0 then
   local held = remove()
   call('SET', KEYS[5], held, 'PX', ARGV[2])

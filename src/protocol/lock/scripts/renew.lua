@@ -1,5 +1,5 @@
 -- KEYS: holders, info, and of a semaphore alive
--- ARGV: member, lease (ms; 0: it is asked for and not extended)
+-- ARGV: member, lease (ms; 0: only checks whether the token holds the lock)
 local holders, info, me = KEYS[1], KEYS[2], ARGV[1]
 local time = redis.call('TIME')
 local now = math.floor((time[1] * 1000000 + time[2]) / 1000)
