@@ -30,10 +30,10 @@ mod worker;
 use controls::Rule;
 use rediscope_testing::soak::{number, seed};
 
-const CUTS: u64 = 10_000;
+const CUTS: u64 = 5_000;
 const FAILOVERS: u64 = 3;
 #[cfg(target_os = "linux")]
-const MOVING_CUTS: u64 = 1_500;
+const MOVING_CUTS: u64 = 1_000;
 /// A protocol that is wrong is found out within so many.
 const CONTROL_CUTS: u64 = 2_000;
 

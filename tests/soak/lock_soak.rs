@@ -25,7 +25,7 @@ use scenarios::Scene;
 
 const TRIES: u64 = 50_000;
 const WRITES: u64 = 5_000;
-const HOLDS: usize = 250;
+const HOLDS: usize = 120;
 const FAILOVERS: u64 = 1;
 /// Number of holds in a cluster, while their slot moves.
 const MOVING_HOLDS: usize = 40;
