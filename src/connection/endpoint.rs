@@ -18,6 +18,7 @@ use crate::connection::url::SentinelConfig;
 use crate::dns::Resolver;
 use crate::error::config::ConfigError;
 use crate::error::connection::ConnectionError;
+use crate::protocol::sentinel::{why_not_master, why_not_readable};
 use crate::settings::credentials::Provider;
 use crate::settings::settings::Settings;
 
@@ -137,16 +138,14 @@ impl Endpoint {
 
     /// Checks that the server has the expected role, by its reply to ROLE.
     pub(crate) fn judge_role(&self, answer: &Value) -> Result<(), ConnectionError> {
-        if let Some(wrong) = match self.target {
+        let wrong = match self.target {
             Target::Server(_) => None,
-            Target::Master(_) => crate::protocol::sentinel::why_not_master(answer),
-            Target::Replica(_) => crate::protocol::sentinel::why_not_readable(answer),
-        } {
-            self.invalidate();
-            return Err(ConnectionError::unexpected(wrong));
-        }
-        let _ = answer;
-        Ok(())
+            Target::Master(_) => why_not_master(answer),
+            Target::Replica(_) => why_not_readable(answer),
+        };
+        let Some(wrong) = wrong else { return Ok(()) };
+        self.invalidate();
+        Err(ConnectionError::unexpected(wrong))
     }
 
     /// User, password, database and protocol from the address.

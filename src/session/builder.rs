@@ -16,6 +16,8 @@ use crate::lock::manager::LockManager;
 use crate::pool::config::{Logging, PoolConfig};
 use crate::pool::pool::Pool;
 use crate::pool::router::Router;
+use crate::pool::router::cluster::Cluster;
+use crate::pool::router::slot_map_refresh::SlotMapCache;
 use crate::process::current::Process;
 use crate::protocol::handshake::Purpose;
 use crate::session::manager::Replicas;
@@ -267,12 +269,9 @@ fn routers(
         Address::One(info) => Ok(all(Endpoint::new(*info, settings)?)),
         Address::Sentinel(behind) => Ok(all(Endpoint::sentinel(*behind, settings)?)),
         Address::Cluster(nodes) => {
-            use crate::pool::router::cluster::Cluster;
-            use crate::pool::router::slot_map_refresh::SlotMapCache;
-
             // All pools share one slot map.
             let slot_map = Arc::new(SlotMapCache::new(nodes, Arc::clone(settings))?);
             Ok(kinds.map(|kind| Router::cluster(Cluster::new(kind, Arc::clone(&slot_map)))))
-        } // Refused when the address was read.
+        }
     }
 }

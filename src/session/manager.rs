@@ -251,8 +251,9 @@ impl SessionManager {
         if let Some(replicas) = self.replicas.pool.get() {
             replicas.close();
         }
-        let scopes = self.pooled.drain(deadline) + self.transactional.drain(deadline);
-        let scopes = scopes + self.replicas.pool.get().map_or(0, |pool| pool.drain(deadline));
+        let scopes = self.pooled.drain(deadline)
+            + self.transactional.drain(deadline)
+            + self.replicas.pool.get().map_or(0, |pool| pool.drain(deadline));
         // The locks end last, because a scope may run under a lock.
         let locks = self.locks.end_renewals(deadline);
         Closed { scopes, locks }
