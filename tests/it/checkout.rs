@@ -12,13 +12,11 @@ mod order;
 pub(crate) mod server;
 mod shipping;
 
+use crate::fixture::SOON;
 use std::time::Duration;
 
 use rediscope::{Begin, Builder, SessionManager, TransactionOptions, Transactional, prelude::*};
 use rediscope_testing::server::Server;
-
-/// Longer than anything takes that is going to happen at all.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a loaded machine may add to a deadline.
 pub(crate) const SLACK: Duration = Duration::from_secs(4);
@@ -30,7 +28,7 @@ pub(crate) const RESPONSE: Duration = Duration::from_millis(250);
 pub(crate) const CLEANUP: Duration = Duration::from_millis(150);
 
 pub(crate) fn patient(server: &Server) -> Builder {
-    SessionManager::builder(server.url()).checkout_timeout(PATIENCE)
+    SessionManager::builder(server.url()).checkout_timeout(SOON)
 }
 
 pub(crate) fn fail_fast(server: &Server) -> Builder {

@@ -1,5 +1,6 @@
 //! Watching blocks on the same keys: which may run, in which order, and what travels together.
 
+use crate::fixture::SOON;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -14,8 +15,6 @@ use rediscope::{
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::Proxy;
 use rediscope_testing::server::Server;
-
-const SOON: Duration = Duration::from_secs(20);
 
 fn sessions(url: String) -> SessionManager {
     // Trusted for longer than a busy machine keeps it idle: no round trip is spent on asking.

@@ -1,6 +1,7 @@
 //! Credentials that change while the program runs: said anew between scopes, never inside one, and
 //! nothing is lost of it.
 
+use crate::fixture::{LONG, SOON};
 use std::error::Error as StdError;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -19,10 +20,6 @@ use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger, Which};
 use rediscope_testing::server::Server;
 
-const SOON: Duration = Duration::from_secs(20);
-/// Longer than any test: a connection is trusted from its hand-shake on.
-const ALWAYS: Duration = Duration::from_secs(60 * 60);
-
 fn user(server: &Server, name: &str, password: &str) -> Credentials {
     server.acl(&["SETUSER", name, "on", &format!(">{password}"), "~*", "&*", "+@all"]);
     Credentials::new(name, password)
@@ -32,7 +29,7 @@ fn rotating(server: &Server, first: Credentials) -> (Arc<RotatingCredentials>, B
     let credentials = Arc::new(RotatingCredentials::new(first));
     let builder = SessionManager::builder(server.url())
         .credentials_provider(Arc::clone(&credentials))
-        .trust_window(ALWAYS);
+        .trust_window(LONG);
     (credentials, builder)
 }
 

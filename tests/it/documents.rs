@@ -1,5 +1,6 @@
 //! What the documents say of themselves: the tests they name exist, and what they advise works.
 
+use crate::fixture::SOON;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -9,8 +10,6 @@ use rediscope::{Applied, Error, Ready, SessionManager, Transactional, prelude::*
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
 use rediscope_testing::{eventually, try_for};
-
-const SOON: Duration = Duration::from_secs(20);
 
 #[test]
 fn every_test_that_the_guarantees_name_exists() {

@@ -1,12 +1,13 @@
 //! A transaction that is fenced by a lock is applied only while the lock is its guard's.
 
+use crate::fixture::{LONG, SOON};
 use std::thread;
 use std::time::Duration;
 
 use crate::side::{LockGuard, SessionManager, Transactional};
 use rediscope::{Applied, Begin, CommitError, Error, TransactionOptions, prelude::*};
 
-use crate::locks::fixture::{Fixture, LONG, SOON};
+use crate::locks::fixture::Fixture;
 
 /// Handles fenced by the lock, whose guard has a long lease: plain, exactly once, grouped.
 fn fenced(fixture: &Fixture, guard: &LockGuard) -> [Transactional; 3] {

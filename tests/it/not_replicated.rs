@@ -1,6 +1,7 @@
 //! Commits that wait until replicas have them: what is counted, which error is returned if too few do,
 //! and that the wait is never taken for a doubt.
 
+use crate::fixture::SOON;
 use std::time::Duration;
 
 use rediscope::prelude::*;
@@ -9,7 +10,7 @@ use rediscope::{
     TransactionOptions, Transactional,
 };
 
-use crate::exactly_once::fixture::{Fate, Fixture, SOON, commit_error, doubt};
+use crate::exactly_once::fixture::{Fate, Fixture, commit_error, doubt};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 use rediscope_testing::server::{Server, valkey};

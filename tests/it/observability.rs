@@ -7,7 +7,3 @@ mod locks;
 mod secrets;
 mod spans;
 mod status;
-
-use std::time::Duration;
-
-const PATIENCE: Duration = Duration::from_secs(20);

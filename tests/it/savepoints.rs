@@ -1,5 +1,6 @@
 //! Parts of a transaction that can be dropped alone: never sent while open, kept by `release`, forgotten by a drop.
 
+use crate::fixture::LONG;
 use rediscope::ReplyError;
 use rediscope::prelude::*;
 
@@ -8,7 +9,7 @@ use crate::exactly_once;
 use crate::exactly_once::fixture::{Fate, doubt};
 use crate::protocol;
 use crate::protocol::committed::applied_all_the_same;
-use crate::protocol::fixture::{ALWAYS, exists, get, pool_is_whole};
+use crate::protocol::fixture::{exists, get, pool_is_whole};
 use crate::protocol::forms::{sent, words};
 use crate::protocol::large::{chunked, fill, length, queued};
 use crate::refusals;
@@ -16,7 +17,7 @@ use crate::refusals;
 #[test]
 fn a_part_that_is_forgotten_never_leaves() {
     let fixture = protocol::fixture::Fixture::start();
-    let sessions = fixture.warm(fixture.builder().trust_window(ALWAYS));
+    let sessions = fixture.warm(fixture.builder().trust_window(LONG));
     let (names, turns) = sent(&fixture, || {
         let mut tx = sessions.transactional().begin().unwrap();
         tx.set("kept", 1);

@@ -1,5 +1,6 @@
 //! The same handles over TLS, where the feature is on.
 
+use crate::fixture::SOON;
 use std::time::Duration;
 
 use rediscope::prelude::*;
@@ -10,8 +11,6 @@ use rediscope::{
 
 use rediscope_testing::eventually;
 use rediscope_testing::tls::{Authority, Identity, TlsServer};
-
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Trusts this authority and no other.
 fn trusted(authority: &Authority) -> Tls {
@@ -83,7 +82,7 @@ fn the_raw_connection_takes_the_place_of_the_one_it_is_lent_for() {
     let mut db = sessions.pooled();
     db.set::<_, _, ()>("key", 1).unwrap();
     db.with_raw(|raw| {
-        eventually(PATIENCE, "there is one connection", || tls.server.clients() == 1);
+        eventually(SOON, "there is one connection", || tls.server.clients() == 1);
         assert_eq!(redis::Commands::get::<_, i64>(raw, "key").unwrap(), 1);
     })
     .unwrap();
@@ -130,10 +129,10 @@ fn a_server_that_wants_a_client_certificate_takes_one_of_its_authority_and_no_ot
     let db = sessions.pooled();
     let raw = db.with_raw(|raw| redis::cmd("GET").arg("a").query::<i64>(raw)).unwrap();
     assert_eq!(raw.unwrap(), 1);
-    let held = sessions.lock("l").acquire(PATIENCE).unwrap();
+    let held = sessions.lock("l").acquire(SOON).unwrap();
     let waiting = sessions.lock("l");
-    let waiter = std::thread::spawn(move || waiting.acquire(PATIENCE).map(drop));
-    eventually(PATIENCE, "it listens", || tls.server.subscribers() == 1);
+    let waiter = std::thread::spawn(move || waiting.acquire(SOON).map(drop));
+    eventually(SOON, "it listens", || tls.server.subscribers() == 1);
     held.release().unwrap();
     waiter.join().unwrap().unwrap();
 
@@ -375,7 +374,7 @@ fn a_lost_reply_is_reported_as_over_tcp() {
         assert!(matches!(error.as_commit(), Some(CommitError::InDoubt(_))), "{trigger:?}: {error}");
         assert_eq!(error.applied(), Applied::Unknown);
         proxy.disarm();
-        eventually(PATIENCE, "it is as it was", || {
+        eventually(SOON, "it is as it was", || {
             server.ask::<Option<i64>>(&["GET", &key]).unwrap_or(0) == applied
         });
         // With a fence it is found out which.
@@ -401,12 +400,8 @@ fn a_write_over_tls_that_is_not_read_is_not_sent_and_ends_in_time() {
     let server = rediscope_testing::server::Server::start();
     let (proxy, _front, builder) = behind_a_proxy(&server);
     let limit = Duration::from_millis(600);
-    let sessions = builder
-        .response_timeout(limit)
-        .trust_window(PATIENCE)
-        .flush_bytes(4 * LARGE)
-        .build()
-        .unwrap();
+    let sessions =
+        builder.response_timeout(limit).trust_window(SOON).flush_bytes(4 * LARGE).build().unwrap();
     sessions.transactional().run(|tx| Ok(tx.ping())).unwrap();
     proxy.arm((Trigger::AfterCommandNamed("MULTI"), Fault::HoldRequests));
     let mut tx = sessions.transactional().begin().unwrap();

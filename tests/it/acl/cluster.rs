@@ -1,12 +1,13 @@
 //! The rights that `docs/cluster.md` asks for besides those of one server.
 
+use crate::fixture::SOON;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rediscope::{Error, SessionManager, TransactionOptions, prelude::*};
 
 use super::documents::{besides, line};
-use super::fixture::{SOON, nothing_is_held, summary};
+use super::fixture::{nothing_is_held, summary};
 use super::forms::{Form, N};
 use rediscope_testing::cluster::Cluster;
 

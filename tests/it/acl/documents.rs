@@ -77,7 +77,7 @@ fn a_user_with_the_documented_rights_and_no_others_can_do_all_of_it() {
     let fixture = Fixture::start();
     may(&fixture, &all);
     for rest in ["", "?protocol=resp3", "2"] {
-        let sessions = fixture.sessions_at(rest, super::fixture::ALWAYS);
+        let sessions = fixture.sessions_at(rest, crate::fixture::LONG);
         for form in Form::ALL {
             form.play(&sessions).unwrap_or_else(|error| panic!("{rest} {form:?}: {error}"));
         }

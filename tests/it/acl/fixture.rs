@@ -1,16 +1,12 @@
 //! A server whose user `app` may do everything until that changes, and the errors of its callers.
 
+use crate::fixture::SOON;
 use std::time::Duration;
 
 use rediscope::{CheckoutError, CommitError, Error, LockError, PoolStatus, SessionManager};
 
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
-
-/// Bounds every wait of a test; far more than any of them needs.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
-/// Longer than any test: a link is trusted from its hand-shake on.
-pub(crate) const ALWAYS: Duration = Duration::from_secs(24 * 60 * 60);
 
 pub(crate) struct Fixture {
     pub(crate) server: Server,

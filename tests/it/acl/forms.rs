@@ -1,13 +1,12 @@
 //! Every form of the crate as one call, which adds one to [`N`], or takes a lock and gives it
 //! back.
 
+use crate::fixture::SOON;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rediscope::redis::{self, Commands};
 use rediscope::{Begin, Condition, Error, SessionManager, TransactionOptions, prelude::*};
-
-use super::fixture::SOON;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {

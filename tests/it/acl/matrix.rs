@@ -1,13 +1,14 @@
 //! Which right is missing × since when × in which form: which error is returned, that it is true,
 //! and that the connections go on when the right is given back.
 
+use crate::fixture::{LONG, SOON};
 use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
 use rediscope::SessionManager;
 
-use super::fixture::{ALWAYS, Fixture, SOON, nothing_is_held, summary};
+use super::fixture::{Fixture, nothing_is_held, summary};
 use super::forms::Form::{self, *};
 use super::forms::N;
 use rediscope_testing::eventually;
@@ -257,7 +258,7 @@ fn every_cell(when: When) {
             for form in Form::ALL {
                 fixture.server.ask::<()>(&["FLUSHALL"]);
                 fixture.may_do_all();
-                let trust = if when == Asked { Duration::ZERO } else { ALWAYS };
+                let trust = if when == Asked { Duration::ZERO } else { LONG };
                 let sessions = fixture.sessions(trust);
                 Cell { fixture: &fixture, row, when, form, sessions }.play();
             }
@@ -291,13 +292,13 @@ fn resp3_and_another_database_need_no_right_but_to_select() {
     let fixture = Fixture::start();
     fixture.operator("-hello -auth");
     for rest in ["?protocol=resp3", "3", "3?protocol=resp3"] {
-        let sessions = fixture.sessions_at(rest, ALWAYS);
+        let sessions = fixture.sessions_at(rest, LONG);
         for form in Form::ALL {
             form.play(&sessions).unwrap_or_else(|error| panic!("{rest} {form:?}: {error}"));
         }
     }
     fixture.operator("-select");
-    let sessions = fixture.sessions_at("3", ALWAYS);
+    let sessions = fixture.sessions_at("3", LONG);
     for form in Form::ALL {
         assert_eq!(summary(&form.play(&sessions).unwrap_err()), NO_CONNECTION, "{form:?}");
     }

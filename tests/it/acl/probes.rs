@@ -1,5 +1,6 @@
 //! What a line of the documents promises that a user with these rights can do.
 
+use crate::fixture::{LONG, SOON};
 use std::thread;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use rediscope::{
     Condition, Error, Lock, ReplyError, SessionManager, TransactionOptions, prelude::*,
 };
 
-use super::fixture::{ALWAYS, Fixture, SOON};
+use super::fixture::Fixture;
 use super::forms::{Form, N};
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::{eventually, try_for};
@@ -54,11 +55,11 @@ fn reads_and_writes(fixture: &Fixture) -> Result<(), String> {
 }
 
 fn another_database(fixture: &Fixture) -> Result<(), String> {
-    all(&fixture.sessions_at("2", ALWAYS), &[Form::Single])
+    all(&fixture.sessions_at("2", LONG), &[Form::Single])
 }
 
 fn transactions(fixture: &Fixture) -> Result<(), String> {
-    for trust in [Duration::ZERO, ALWAYS] {
+    for trust in [Duration::ZERO, LONG] {
         let sessions = fixture.sessions(trust);
         all(&sessions, &[Form::Guard, Form::Immediate, Form::Run, Form::Grouped])?;
         let immediate = TransactionOptions::new().begin(rediscope::Begin::Immediate);
@@ -68,25 +69,25 @@ fn transactions(fixture: &Fixture) -> Result<(), String> {
 }
 
 fn watching(fixture: &Fixture) -> Result<(), String> {
-    let sessions = fixture.sessions(ALWAYS);
+    let sessions = fixture.sessions(LONG);
     all(&sessions, &[Form::Watch])?;
     let required = sessions.transactional().require(Condition::equals(N, 1));
     as_text(required.run(|tx| Ok(tx.incr(N, 1))).map(drop))
 }
 
 fn abandoning(fixture: &Fixture) -> Result<(), String> {
-    let sessions = fixture.sessions(ALWAYS);
+    let sessions = fixture.sessions(LONG);
     as_text(sessions.transactional().watch([N]).begin().and_then(|watching| watching.abandon()))
 }
 
 fn once(fixture: &Fixture) -> Result<(), String> {
-    let sessions = fixture.sessions(ALWAYS);
+    let sessions = fixture.sessions(LONG);
     all(&sessions, &[Form::Once, Form::Once])
 }
 
 /// Plain transactions and exactly-once ones on one connection.
 fn in_turn(fixture: &Fixture) -> Result<(), String> {
-    let sessions = fixture.sessions(ALWAYS);
+    let sessions = fixture.sessions(LONG);
     all(&sessions, &[Form::Once, Form::Run, Form::Once])?;
     let counts = sessions.status().transactional.counts;
     that(counts.all_replaced() == 0, "a connection was replaced")
@@ -105,16 +106,16 @@ fn a_doubt(fixture: &Fixture) -> Result<(), String> {
 }
 
 fn once_as(fixture: &Fixture) -> Result<(), String> {
-    all(&fixture.sessions(ALWAYS), &[Form::OnceAs])
+    all(&fixture.sessions(LONG), &[Form::OnceAs])
 }
 
 fn replicas(fixture: &Fixture) -> Result<(), String> {
-    all(&fixture.sessions(ALWAYS), &[Form::Replicas])
+    all(&fixture.sessions(LONG), &[Form::Replicas])
 }
 
 /// Acquired in vain, acquired, extended, asked about, given back; each family.
 fn locks(fixture: &Fixture) -> Result<(), String> {
-    let sessions = fixture.sessions(ALWAYS);
+    let sessions = fixture.sessions(LONG);
     all(&sessions, &[Form::Lock, Form::RwLock, Form::Semaphore])?;
     let lock = sessions.lock("x").label("holder").fixed_lease();
     let error = |error: rediscope::LockError| error.to_string();
@@ -137,11 +138,11 @@ fn locks(fixture: &Fixture) -> Result<(), String> {
 /// The server's clock was set back, or another one's was ahead.
 fn a_counter_ahead(fixture: &Fixture) -> Result<(), String> {
     fixture.server.ask::<()>(&["SET", "rediscope:fence", "9000000000000000"]);
-    all(&fixture.sessions(ALWAYS), &[Form::Lock])
+    all(&fixture.sessions(LONG), &[Form::Lock])
 }
 
 fn queues(fixture: &Fixture) -> Result<(), String> {
-    let (sessions, other) = (fixture.sessions(ALWAYS), fixture.sessions(ALWAYS));
+    let (sessions, other) = (fixture.sessions(LONG), fixture.sessions(LONG));
     let error = |error: rediscope::LockError| error.to_string();
     let guard = sessions.lock("f").fair().acquire(SOON).map_err(error)?;
     let late = other.lock("f").fair();
@@ -158,7 +159,7 @@ fn queues(fixture: &Fixture) -> Result<(), String> {
 }
 
 fn forcing(fixture: &Fixture) -> Result<(), String> {
-    let sessions = fixture.sessions(ALWAYS);
+    let sessions = fixture.sessions(LONG);
     let lock: Lock = sessions.lock("x");
     let error = |error: rediscope::LockError| error.to_string();
     let _held = lock.clone().fixed_lease().acquire(SOON).map_err(error)?;
@@ -176,7 +177,7 @@ fn hear_of_it(fixture: &Fixture) -> i64 {
 fn listening(fixture: &Fixture) -> Result<(), String> {
     // Those of a test before.
     eventually(SOON, "no connection listens", || fixture.server.subscribers() == 0);
-    let (sessions, other) = (fixture.sessions(ALWAYS), fixture.sessions(ALWAYS));
+    let (sessions, other) = (fixture.sessions(LONG), fixture.sessions(LONG));
     let error = |error: rediscope::LockError| error.to_string();
     let guards = ["x", "y"].map(|name| sessions.lock(name).acquire(SOON));
     let [first, second] = guards.map(|guard| guard.map_err(error));
@@ -203,7 +204,7 @@ fn listening(fixture: &Fixture) -> Result<(), String> {
 }
 
 fn fenced(fixture: &Fixture) -> Result<(), String> {
-    let sessions = fixture.sessions(ALWAYS);
+    let sessions = fixture.sessions(LONG);
     all(&sessions, &[Form::Fenced])?;
     let guard = sessions.lock("x").acquire(SOON).map_err(|error| error.to_string())?;
     let watching = sessions.transactional().fenced_by(&guard).watch([N]).begin();

@@ -1,5 +1,6 @@
 //! A right that is taken away while a scope is open.
 
+use crate::fixture::{LONG, SOON};
 use std::time::Duration;
 
 use rediscope::redis::{self, Commands};
@@ -7,7 +8,7 @@ use rediscope::{
     Applied, CommitError, Error, Outcome, SessionManager, TransactionOptions, prelude::*,
 };
 
-use super::fixture::{ALWAYS, Fixture, SOON, nothing_is_held, summary};
+use super::fixture::{Fixture, nothing_is_held, summary};
 use super::forms::{Form, N};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
@@ -28,7 +29,7 @@ fn goes_on(fixture: &Fixture, sessions: &SessionManager, replaced: u64) {
 
 #[test]
 fn a_guard_whose_right_is_taken_away_before_its_commit_applies_nothing() {
-    for trust in [Duration::ZERO, ALWAYS] {
+    for trust in [Duration::ZERO, LONG] {
         let fixture = Fixture::start();
         let sessions = fixture.sessions(trust);
         let mut tx = sessions.transactional().begin().unwrap();
@@ -45,7 +46,7 @@ fn a_guard_whose_right_is_taken_away_before_its_commit_applies_nothing() {
 #[test]
 fn a_command_whose_right_is_taken_away_between_its_queueing_and_exec_fails_alone() {
     let fixture = Fixture::start();
-    let sessions = fixture.sessions(ALWAYS);
+    let sessions = fixture.sessions(LONG);
     let mut tx = sessions.transactional().begin().unwrap();
     let large = tx.append("app:large", "x".repeat(300));
     let sum = tx.incr(N, 1);
@@ -67,7 +68,7 @@ fn a_command_whose_right_is_taken_away_between_its_queueing_and_exec_fails_alone
 #[test]
 fn exec_taken_away_under_a_transaction_that_was_sent_ahead_applies_nothing() {
     let fixture = Fixture::start();
-    let sessions = fixture.sessions(ALWAYS);
+    let sessions = fixture.sessions(LONG);
     let mut tx = sessions.transactional().begin().unwrap();
     tx.append("app:large", "x".repeat(300));
     tx.check().unwrap();
@@ -81,7 +82,7 @@ fn exec_taken_away_under_a_transaction_that_was_sent_ahead_applies_nothing() {
 #[test]
 fn a_register_taken_away_from_an_open_scope_applies_nothing() {
     let fixture = Fixture::start();
-    let sessions = fixture.sessions(ALWAYS);
+    let sessions = fixture.sessions(LONG);
     let once = sessions.transactional().with(TransactionOptions::new().exactly_once());
     Form::Once.play(&sessions).unwrap();
     // Its own register may not be written any more; what the caller asked for may be.
@@ -99,7 +100,7 @@ fn a_register_taken_away_between_its_queueing_and_exec_costs_the_connection_and_
     let fixture = Fixture::start();
     let proxy = Proxy::to(&fixture.server);
     let url = format!("redis://app:secret@{}/", proxy.address());
-    let sessions = SessionManager::builder(url).max_size(1).trust_window(ALWAYS).build().unwrap();
+    let sessions = SessionManager::builder(url).max_size(1).trust_window(LONG).build().unwrap();
     Form::Once.play(&sessions).unwrap();
     proxy.arm(Script::from((Trigger::BeforeCommandNamed("EXEC"), Fault::HoldRequests)).once());
     let added = std::thread::scope(|scope| {
@@ -121,7 +122,7 @@ fn a_register_taken_away_between_its_queueing_and_exec_costs_the_connection_and_
 #[test]
 fn rights_taken_away_from_a_watching_scope_fail_the_step_that_needs_them() {
     let fixture = Fixture::start();
-    let sessions = fixture.sessions(ALWAYS);
+    let sessions = fixture.sessions(LONG);
     let watch = sessions.transactional().watch([N]);
 
     // A read; the scope goes on.
@@ -166,7 +167,7 @@ fn rights_taken_away_from_a_watching_scope_fail_the_step_that_needs_them() {
 
 #[test]
 fn an_armed_connection_that_may_not_unwatch_its_register_is_replaced_without_an_error() {
-    for trust in [Duration::ZERO, ALWAYS] {
+    for trust in [Duration::ZERO, LONG] {
         let fixture = Fixture::start();
         let sessions = fixture.sessions(trust);
         let plain = [Form::Run, Form::Guard, Form::Immediate, Form::Watch, Form::Grouped];
@@ -187,7 +188,7 @@ fn an_armed_connection_that_may_not_unwatch_its_register_is_replaced_without_an_
 #[test]
 fn a_pipeline_applies_what_it_may_and_names_the_first_refusal() {
     let fixture = Fixture::start();
-    let sessions = fixture.sessions(ALWAYS);
+    let sessions = fixture.sessions(LONG);
     fixture.operator("-incrby");
     let mut pipeline = redis::pipe();
     pipeline.set("app:a", 1).ignore().incr(N, 1).ignore().set("app:b", 1).ignore();
@@ -210,7 +211,7 @@ fn a_pipeline_applies_what_it_may_and_names_the_first_refusal() {
 #[test]
 fn commands_that_a_script_may_have_run_are_reported_as_unknown() {
     let fixture = Fixture::start();
-    let sessions = fixture.sessions(ALWAYS);
+    let sessions = fixture.sessions(LONG);
     fixture.operator("-lpush");
     let half = "redis.call('SET', KEYS[1], 1) redis.call('LPUSH', KEYS[2], 1)";
     let mut eval = redis::cmd("EVAL");

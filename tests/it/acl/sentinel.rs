@@ -1,6 +1,7 @@
 //! The rights that `docs/sentinel.md` asks for: on the servers, besides those of one server, and on the
 //! sentinels.
 
+use crate::fixture::SOON;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use rediscope::redis::{self, Commands};
 use rediscope::{Error, SessionManager};
 
 use super::documents::{besides, line};
-use super::fixture::{SOON, nothing_is_held, summary};
+use super::fixture::{nothing_is_held, summary};
 use super::forms::{Form, N};
 use rediscope_testing::sentinel::Group;
 use rediscope_testing::{connect, eventually, try_for};

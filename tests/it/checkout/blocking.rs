@@ -1,5 +1,6 @@
 //! Commands that wait on the server: ended by a close, and named where they hold connections.
 
+use crate::fixture::SOON;
 use std::panic::Location;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use rediscope::{
     prelude::*, redis,
 };
 
-use super::{PATIENCE, SLACK, fail_fast};
+use super::{SLACK, fail_fast};
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Trigger};
@@ -53,17 +54,17 @@ fn ask(db: &mut impl redis::ConnectionLike, text: &str) -> redis::RedisResult<re
 fn ends_them_all(transport: &str, builder: Builder, direct: &mut impl redis::ConnectionLike) {
     ask(direct, "DEL {j}obs {j}scores {j}stream").unwrap();
     ask(direct, "XGROUP CREATE {j}stream g $ MKSTREAM").unwrap();
-    let sessions = builder.max_size(16).checkout_timeout(PATIENCE).build().unwrap();
+    let sessions = builder.max_size(16).checkout_timeout(SOON).build().unwrap();
     let calls = WAITING.map(|(text, applied)| {
         let mut db = sessions.pooled();
         (text, applied, thread::spawn(move || ask(&mut db, text).map_err(Error::from)))
     });
-    eventually(PATIENCE, "all of them wait", || {
+    eventually(SOON, "all of them wait", || {
         sessions.open_scopes().iter().filter(|scope| scope.blocking.is_some()).count()
             == WAITING.len()
     });
     // Named before they are sent, they wait there a moment later.
-    eventually(PATIENCE, "on the server too", || {
+    eventually(SOON, "on the server too", || {
         let info: String = redis::cmd("INFO").arg("clients").query(direct).unwrap();
         let blocked = info.lines().find_map(|line| line.strip_prefix("blocked_clients:"));
         blocked.unwrap().trim() == WAITING.len().to_string()
@@ -120,11 +121,11 @@ fn close_ends_commands_that_wait_in_a_cluster_at_once() {
             thread::spawn(move || db.blpop::<_, Option<(String, String)>>(key, 60.0))
         })
         .into();
-    eventually(PATIENCE, "they wait", || {
+    eventually(SOON, "they wait", || {
         cluster.sum(|node| node.info("blocked_clients").unwrap().parse().unwrap()) == 5
     });
     let begun = Instant::now();
-    sessions.close(PATIENCE);
+    sessions.close(SOON);
     assert!(begun.elapsed() < SLACK);
     for call in calls {
         let error = Error::from(call.join().unwrap().unwrap_err());
@@ -144,7 +145,7 @@ fn a_checkout_that_times_out_names_the_commands_that_wait() {
         named.spawn(move || ask(&mut db, text).map_err(Error::from)).unwrap()
     };
     let calls = [waits("BLPOP jobs 60", "consumer"), waits("WAIT 1 60000", "waiter")];
-    eventually(PATIENCE, "both wait", || sessions.open_scopes().len() == 2);
+    eventually(SOON, "both wait", || sessions.open_scopes().len() == 2);
     let error = Error::from(db.get::<_, Option<i64>>("a").unwrap_err());
     let Error::Checkout(CheckoutError::Timeout(timeout)) = &error else { panic!("{error}") };
     let mut held: Vec<_> = timeout.holders.iter().map(ToString::to_string).collect();
@@ -166,17 +167,17 @@ fn a_call_that_is_under_way_ends_with_the_timeout_of_close() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     let builder = SessionManager::builder(proxy.url());
-    let builder = builder.response_timeout(PATIENCE / 4).checkout_timeout(PATIENCE);
+    let builder = builder.response_timeout(SOON / 4).checkout_timeout(SOON);
     let sessions = builder.build().unwrap();
     let accounts = sessions.transactional();
     accounts.run(|tx| Ok(tx.incr("a", 1))).unwrap();
     proxy.arm((Trigger::BeforeReplyTo("EXEC"), Fault::BlackHole));
     let call = thread::spawn(move || accounts.run(|tx| Ok(tx.incr("a", 1))));
-    eventually(PATIENCE, "it was applied", || server.ask::<i64>(&["GET", "a"]) == 2);
+    eventually(SOON, "it was applied", || server.ask::<i64>(&["GET", "a"]) == 2);
     let begun = Instant::now();
     let limit = Duration::from_millis(200);
     sessions.close(limit);
     let error = call.join().unwrap().unwrap_err();
-    assert!(begun.elapsed() >= limit && begun.elapsed() < PATIENCE / 4, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() >= limit && begun.elapsed() < SOON / 4, "{:?}", begun.elapsed());
     assert!(matches!(error.as_commit(), Some(CommitError::InDoubt(_))), "{error}");
 }

@@ -1,5 +1,6 @@
 //! How a session ends: closed by hand, or with its last handle.
 
+use crate::fixture::SOON;
 use std::collections::BTreeSet;
 use std::fs;
 use std::sync::mpsc;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rediscope::{Applied, CheckoutError, CommitError, Error, SessionManager, prelude::*};
 
-use super::{PATIENCE, SLACK, immediate, open_links, patient};
+use super::{SLACK, immediate, open_links, patient};
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 
@@ -23,10 +24,10 @@ fn close_waits_for_open_scopes_and_refuses_new_ones() {
         let accounts = accounts.clone();
         move || accounts.begin().map(drop)
     });
-    eventually(PATIENCE, "it waits", || sessions.status().transactional.waiting == 1);
+    eventually(SOON, "it waits", || sessions.status().transactional.waiting == 1);
     let closer = thread::spawn({
         let sessions = sessions.clone();
-        move || sessions.close(PATIENCE)
+        move || sessions.close(SOON)
     });
     assert!(is_closed(&waiter.join().unwrap().unwrap_err()), "a waiting caller fails at once");
     every_call_fails(&sessions);
@@ -34,7 +35,7 @@ fn close_waits_for_open_scopes_and_refuses_new_ones() {
     tx.commit().unwrap();
     assert_eq!(closer.join().unwrap().scopes, 0, "nothing had to be taken back");
     assert_eq!(server.ask::<i64>(&["GET", "a"]), 1);
-    eventually(PATIENCE, "no connection is left", || server.clients() == 0);
+    eventually(SOON, "no connection is left", || server.clients() == 0);
 }
 
 #[test]
@@ -48,13 +49,13 @@ fn close_takes_back_what_does_not_end() {
     let (let_go, held) = mpsc::channel::<()>();
     let db = sessions.pooled();
     let stuck = thread::spawn(move || db.with_raw(|_| held.recv().unwrap_err()).map(drop));
-    eventually(PATIENCE, "it is held", || sessions.status().pooled.in_use == 1);
+    eventually(SOON, "it is held", || sessions.status().pooled.in_use == 1);
     let third = accounts.begin().unwrap();
     let waiter = thread::spawn({
         let accounts = accounts.clone();
         move || accounts.begin().map(drop)
     });
-    eventually(PATIENCE, "it waits", || sessions.status().transactional.waiting == 1);
+    eventually(SOON, "it waits", || sessions.status().transactional.waiting == 1);
 
     let begun = Instant::now();
     let limit = Duration::from_millis(200);
@@ -66,7 +67,7 @@ fn close_takes_back_what_does_not_end() {
     every_call_fails(&sessions);
     drop((third, let_go));
     stuck.join().unwrap().unwrap();
-    eventually(PATIENCE, "no connection is left", || server.clients() == 0);
+    eventually(SOON, "no connection is left", || server.clients() == 0);
     assert_eq!(server.ask::<Option<i64>>(&["GET", "a"]), None, "nothing was applied");
     assert_eq!(sessions.close(limit).scopes, 0, "closed is closed");
 }
@@ -76,13 +77,13 @@ fn a_closed_session_leaves_no_connection_behind_and_opens_none() {
     let server = Server::start();
     let sessions = patient(&server).max_size(4).min_idle(2).build().unwrap();
     open_links(&sessions.transactional(), 3);
-    eventually(PATIENCE, "both pools are warm", || server.clients() >= 5);
-    sessions.close(PATIENCE);
-    eventually(PATIENCE, "no connection is left", || server.clients() == 0);
+    eventually(SOON, "both pools are warm", || server.clients() >= 5);
+    sessions.close(SOON);
+    eventually(SOON, "no connection is left", || server.clients() == 0);
     let received = server.connections_received();
     // `min_idle` would have opened them again by now.
     let seen = Instant::now();
-    eventually(PATIENCE, "some time", || seen.elapsed() > Duration::from_millis(700));
+    eventually(SOON, "some time", || seen.elapsed() > Duration::from_millis(700));
     assert_eq!((server.clients(), server.connections_received()), (0, received));
 }
 
@@ -98,14 +99,14 @@ fn the_last_handle_closes_every_connection_and_ends_every_thread() {
     open_links(&accounts, 5);
     assert!(server.clients() >= 6);
     if cfg!(target_os = "linux") {
-        eventually(PATIENCE, "the three threads are there, by this name", || ours() == 3);
+        eventually(SOON, "the three threads are there, by this name", || ours() == 3);
     }
     let mut tx = accounts.begin().unwrap();
     tx.incr("a", 1);
     drop((sessions, db, accounts));
     tx.commit().expect("a guard goes on without the handles");
-    eventually(PATIENCE, "no connection is left", || server.clients() == 0);
-    eventually(PATIENCE, "no thread is left", || ours() == 0);
+    eventually(SOON, "no connection is left", || server.clients() == 0);
+    eventually(SOON, "no thread is left", || ours() == 0);
 }
 
 #[test]
@@ -117,8 +118,8 @@ fn a_forgotten_guard_keeps_neither_connections_nor_threads() {
     let sessions = patient(&server).max_pin_time(limit).build().unwrap();
     std::mem::forget(sessions.transactional().begin_with(immediate()).unwrap());
     drop(sessions);
-    eventually(PATIENCE, "no connection is left", || server.clients() == 0);
-    eventually(PATIENCE, "no thread is left", || threads().difference(&before).count() == 0);
+    eventually(SOON, "no connection is left", || server.clients() == 0);
+    eventually(SOON, "no thread is left", || threads().difference(&before).count() == 0);
 }
 
 /// The threads of all sessions of this process.

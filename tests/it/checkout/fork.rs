@@ -2,6 +2,7 @@
 //! nothing, and the parent goes on as if there had been no fork.
 #![cfg(all(unix, feature = "serde"))]
 
+use crate::fixture::SOON;
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Display;
@@ -24,7 +25,7 @@ use rediscope::{
 use scopeguard::defer;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
-use super::{PATIENCE, immediate};
+use super::immediate;
 use rediscope_testing::server::Server;
 use rediscope_testing::{eventually, try_for, under_log};
 
@@ -85,7 +86,7 @@ fn forked(child: impl FnOnce(&mut Report)) -> BTreeMap<String, (Duration, String
         }
         Fork::Parent(child) => {
             drop(writer);
-            let ended = try_for(PATIENCE, || fork::waitpid_nohang(child).unwrap());
+            let ended = try_for(SOON, || fork::waitpid_nohang(child).unwrap());
             if ended.is_none() {
                 Command::new("kill").args(["-9", &child.to_string()]).status().unwrap();
                 fork::waitpid(child).unwrap();
@@ -136,7 +137,7 @@ fn play(server: &Server, builder: &dyn Fn() -> Builder, closes_sockets: bool) {
                     // A reply of another call would be another number.
                     let _: () = db.set(&own, mine.len()).unwrap();
                     assert_eq!(db.get::<_, usize>(&own).unwrap(), mine.len());
-                    let lock = sessions.lock(&own).acquire(PATIENCE).unwrap();
+                    let lock = sessions.lock(&own).acquire(SOON).unwrap();
                     let seen: usize = accounts
                         .watch([&own])
                         .run(|read, _| Ok(rediscope::Ready(read.get::<_, usize>(&own)?)))
@@ -149,7 +150,7 @@ fn play(server: &Server, builder: &dyn Fn() -> Builder, closes_sockets: bool) {
         }
         // Also after a failure: otherwise the workers would go on for ever.
         defer! { over.store(true, Ordering::Relaxed) }
-        eventually(PATIENCE, "all are at work", || {
+        eventually(SOON, "all are at work", || {
             server.ask::<Option<u64>>(&["GET", "all"]) > Some(50)
         });
         for round in 0..ROUNDS {
@@ -159,7 +160,7 @@ fn play(server: &Server, builder: &dyn Fn() -> Builder, closes_sockets: bool) {
             let mut watching = accounts.watch([&key]).begin().unwrap();
             assert_eq!(watching.get::<_, Option<i64>>(&key).unwrap(), None);
             let second = accounts.watch([&key]).begin().unwrap();
-            let lock = sessions.lock(format!("held:{round}")).acquire(PATIENCE).unwrap();
+            let lock = sessions.lock(format!("held:{round}")).acquire(SOON).unwrap();
             let once = lock.share();
             // Taken out by the child, in its copy, and by the parent.
             let held = Cell::new(Some((begun, watching, second, lock, once)));
@@ -206,10 +207,10 @@ fn play(server: &Server, builder: &dyn Fn() -> Builder, closes_sockets: bool) {
                     let condition = rediscope::Condition::exists("all");
                     accounts.require(condition).run(|tx| Ok(tx.incr("all", 1)))
                 });
-                child.refused("acquire", || sessions.lock("own:0").acquire(PATIENCE));
+                child.refused("acquire", || sessions.lock("own:0").acquire(SOON));
                 child.refused("try_acquire", || sessions.lock("own:0").try_acquire());
-                child.refused("semaphore", || sessions.semaphore("s", 2).acquire(PATIENCE));
-                child.refused("read lock", || sessions.rw_lock("s").read().acquire(PATIENCE));
+                child.refused("semaphore", || sessions.semaphore("s", 2).acquire(SOON));
+                child.refused("read lock", || sessions.rw_lock("s").read().acquire(SOON));
                 child.refused("is_locked", || sessions.lock("own:0").is_locked());
                 child.refused("force_release", || sessions.lock("own:0").force_release());
                 child.refused("ensure_held", || lock.ensure_held());
@@ -244,7 +245,7 @@ fn play(server: &Server, builder: &dyn Fn() -> Builder, closes_sockets: bool) {
                 child.refused("release", || once.release());
                 child.drops("lock", lock);
                 child.drops("pooled", db);
-                child.gives("close", || sessions.close(PATIENCE).to_string());
+                child.gives("close", || sessions.close(SOON).to_string());
                 child.drops("transactional", accounts.clone());
                 child.drops("manager", sessions.clone());
                 let anew = builder().max_size(1).build().unwrap();
@@ -350,7 +351,7 @@ fn a_child_that_leaves_a_lock_with_an_error_writes_to_no_log() {
     let subscriber = tracing_subscriber::registry().with(Events(Arc::clone(&events)));
     let mut child = None;
     let ended = under_log(subscriber, || {
-        sessions.lock("l").run(PATIENCE, |_| match fork::fork().unwrap() {
+        sessions.lock("l").run(SOON, |_| match fork::fork().unwrap() {
             Fork::Child => {
                 events.store(0, Ordering::SeqCst);
                 Err(Error::RetriesExhausted { attempts: 0 })
@@ -368,6 +369,6 @@ fn a_child_that_leaves_a_lock_with_an_error_writes_to_no_log() {
         std::process::abort();
     };
     ended.unwrap();
-    assert!(try_for(PATIENCE, || fork::waitpid_nohang(child).unwrap()).is_some());
+    assert!(try_for(SOON, || fork::waitpid_nohang(child).unwrap()).is_some());
     assert_eq!(fs::read_to_string(&report).unwrap(), "0 events, true");
 }

@@ -1,6 +1,7 @@
 //! Hosts by their names: a name server that does not answer, and a name of two hosts of which one is
 //! silent.
 
+use crate::fixture::SOON;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -14,7 +15,7 @@ use rediscope::{
     Builder, CheckoutError, Condition, Error, SessionManager, TransactionOptions, prelude::*,
 };
 
-use super::{PATIENCE, SLACK};
+use super::SLACK;
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 use rediscope_testing::unresponsive_port::UnresponsivePort;
@@ -170,7 +171,7 @@ fn a_thousand_callers_and_a_silent_name_server_take_four_threads_more() {
                 thread::Builder::new().stack_size(128 * 1024).spawn(call).unwrap()
             })
             .collect();
-        eventually(PATIENCE, "names are looked up", || asked() > 0);
+        eventually(SOON, "names are looked up", || asked() > 0);
         while !calls.iter().all(|call| call.is_finished()) {
             let names = looking_up();
             assert!(names <= 4, "{topology}: {names} threads look names up");
@@ -181,7 +182,7 @@ fn a_thousand_callers_and_a_silent_name_server_take_four_threads_more() {
         let asked = asked();
         assert!((1..=3).contains(&asked), "{topology}: {asked} look-ups");
         drop((sessions, silence));
-        eventually(PATIENCE, "none of them is left", || looking_up() == 0);
+        eventually(SOON, "none of them is left", || looking_up() == 0);
     }
 }
 
@@ -227,7 +228,7 @@ fn a_name_whose_first_address_is_silent_is_reached_at_the_second() {
         assert_eq!(sessions.pooled().get::<_, i64>("a").unwrap(), 1);
         let raw: i64 = sessions.pooled().with_raw(|raw| raw.get("a").unwrap()).unwrap();
         assert_eq!(raw, 1);
-        drop(sessions.lock("l").acquire(PATIENCE).unwrap());
+        drop(sessions.lock("l").acquire(SOON).unwrap());
         assert!(begun.elapsed() < SLACK, "deaf {deaf}: {:?}", begun.elapsed());
         drop(silent);
     }

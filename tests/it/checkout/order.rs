@@ -1,5 +1,6 @@
 //! The order in which callers are served, and the error of a caller that is not.
 
+use crate::fixture::SOON;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use rediscope::{Transactional, prelude::*};
 
-use super::{PATIENCE, immediate, patient};
+use super::{immediate, patient};
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 
@@ -27,7 +28,7 @@ fn callers_are_served_in_the_order_in_which_they_came() {
                 drop(tx);
             });
             let waiting = || sessions.status().transactional.waiting;
-            eventually(PATIENCE, "the caller waits", || waiting() == nth + 1);
+            eventually(SOON, "the caller waits", || waiting() == nth + 1);
             caller
         })
         .collect();
@@ -44,14 +45,12 @@ fn single_commands_wait_in_the_same_order() {
     let (let_go, held) = mpsc::channel::<()>();
     let db = sessions.pooled();
     let holder = thread::spawn(move || db.with_raw(|_| held.recv().unwrap_err()).unwrap());
-    eventually(PATIENCE, "it is held", || sessions.status().pooled.in_use == 1);
+    eventually(SOON, "it is held", || sessions.status().pooled.in_use == 1);
     let callers: Vec<_> = (0..8)
         .map(|nth| {
             let mut db = sessions.pooled();
             let caller = thread::spawn(move || db.rpush::<_, _, ()>("served", nth).unwrap());
-            eventually(PATIENCE, "the caller waits", || {
-                sessions.status().pooled.waiting == nth + 1
-            });
+            eventually(SOON, "the caller waits", || sessions.status().pooled.waiting == nth + 1);
             caller
         })
         .collect();
@@ -105,16 +104,16 @@ fn a_waiting_caller_is_served_however_the_holder_ends() {
             let accounts = accounts.clone();
             move || end(accounts, reported)
         });
-        eventually(PATIENCE, how, || sessions.status().transactional.in_use == 1);
+        eventually(SOON, how, || sessions.status().transactional.in_use == 1);
         let waiter = thread::spawn({
             let accounts = accounts.clone();
             move || accounts.run(|tx| Ok(tx.incr("served", 1)))
         });
-        eventually(PATIENCE, how, || sessions.status().transactional.waiting == 1);
+        eventually(SOON, how, || sessions.status().transactional.waiting == 1);
         go.send(()).unwrap();
         let _ = holder.join();
         waiter.join().unwrap().unwrap_or_else(|error| panic!("{how}: {error}"));
-        eventually(PATIENCE, how, || sessions.status().transactional.in_use == 0);
+        eventually(SOON, how, || sessions.status().transactional.in_use == 0);
         assert!(server.clients() <= 1, "{how}: a connection too much");
     }
 }

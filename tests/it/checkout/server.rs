@@ -1,12 +1,13 @@
 //! A server that goes, comes back or changes its role, and connections that grow old.
 
+use crate::fixture::SOON;
 use std::collections::{BTreeSet, HashMap};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rediscope::{CloseReason, SessionManager, prelude::*, redis};
 
-use super::{CHECKOUT, PATIENCE, open_links, patient, quick};
+use super::{CHECKOUT, open_links, patient, quick};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::Proxy;
 use rediscope_testing::server::Server;
@@ -38,7 +39,7 @@ fn a_server_that_comes_back_serves_every_waiting_caller() {
             thread::spawn(move || accounts.run(|tx| Ok(tx.incr("a", 1))))
         })
         .collect();
-    eventually(PATIENCE, "two try to connect and four wait", || {
+    eventually(SOON, "two try to connect and four wait", || {
         let status = sessions.status().transactional;
         (status.in_use, status.waiting) == (2, 4) && status.last_connect_error.is_some()
     });
@@ -57,7 +58,7 @@ fn a_connection_past_its_lifetime_is_replaced() {
     let (mut db, accounts) = (sessions.pooled(), sessions.transactional());
     let begun = Instant::now();
     let (mut pooled, mut transactional) = (BTreeSet::<i64>::new(), BTreeSet::new());
-    eventually(PATIENCE, "three connections one after the other", || {
+    eventually(SOON, "three connections one after the other", || {
         pooled.insert(redis::cmd("CLIENT").arg("ID").query(&mut db).unwrap());
         transactional.insert(accounts.run(|tx| Ok(client_id(tx))).unwrap());
         pooled.len() >= 3 && transactional.len() >= 3
@@ -79,7 +80,7 @@ fn a_connection_that_idles_for_too_long_is_closed() {
     open_links(&sessions.transactional(), 3);
     assert_eq!(server.clients(), 3);
     // r2d2 looks after them every 30 seconds.
-    eventually(2 * PATIENCE, "idle connections are closed", || server.clients() == 0);
+    eventually(2 * SOON, "idle connections are closed", || server.clients() == 0);
     assert_eq!(sessions.status().transactional.size, 0);
     sessions.transactional().run(|tx| Ok(tx.incr("a", 1))).unwrap();
 }
@@ -89,7 +90,7 @@ fn min_idle_opens_connections_before_they_are_asked_for() {
     let server = Server::start();
     let sessions = patient(&server).max_size(4).min_idle(3).build().unwrap();
     // The server counts a connection before its hand-shake is over.
-    eventually(PATIENCE, "three a pool are open", || {
+    eventually(SOON, "three a pool are open", || {
         let status = sessions.status();
         (status.pooled.idle, status.transactional.idle) == (3, 3)
     });

@@ -2,6 +2,7 @@
 //! no event is written while a connection is held, so no call waits for the layer's and none of the
 //! layer's for it.
 
+use crate::fixture::SOON;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
@@ -12,7 +13,6 @@ use rediscope::{Begin, Builder, Error, SessionManager, TransactionOptions, prelu
 use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
-use super::PATIENCE;
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
@@ -113,7 +113,7 @@ fn calls(sessions: &SessionManager) {
         let grouped = accounts.with(TransactionOptions::new().grouped());
         prompt("grouped", || grouped.run(|tx| Ok(tx.incr("a", 1)))).unwrap();
         prompt("a refusal", || accounts.run(|tx| Ok(tx.lpush("a", 1)))).unwrap_err();
-        prompt("a lock", || sessions.lock("l").acquire(PATIENCE).unwrap().release()).unwrap();
+        prompt("a lock", || sessions.lock("l").acquire(SOON).unwrap().release()).unwrap();
     }
 }
 
@@ -163,7 +163,7 @@ fn a_layer_that_ships_events_keeps_the_reaper_from_nothing() {
     let immediate = TransactionOptions::new().begin(Begin::Immediate);
     std::mem::forget(sessions.transactional().begin_with(immediate).unwrap());
     // The layer waits for the one connection that the forgotten scope holds.
-    eventually(PATIENCE, "it is taken back", || sessions.open_scopes().is_empty());
+    eventually(SOON, "it is taken back", || sessions.open_scopes().is_empty());
     assert!(begun.elapsed() < limit + PROMPT, "{:?}", begun.elapsed());
     let run = thread::spawn({
         let accounts = sessions.transactional();

@@ -6,8 +6,6 @@ use rediscope::{Builder, SessionManager};
 
 use rediscope_testing::cluster::Cluster;
 
-pub(crate) const SOON: Duration = Duration::from_secs(20);
-
 pub(crate) struct Fixture {
     pub(crate) cluster: Cluster,
     pub(crate) sessions: SessionManager,

@@ -1,17 +1,16 @@
 //! Locks in a cluster: each in a slot of its own name's, and transactions fenced by one beside it.
 
+use crate::fixture::{LONG, SOON};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rediscope::prelude::*;
 use rediscope::{CommitError, Error, LockError, LockGuard};
 
-use super::fixture::{Fixture, SOON, builder};
+use super::fixture::{Fixture, builder};
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
 
-/// Lease that no test waits for.
-const LONG: Duration = Duration::from_secs(60);
 /// Bound on the wait of a waiter that receives the wakeup, or that looks at once because its
 /// subscription was lost. A waiter without either looks every 30 seconds.
 const WOKEN: Duration = Duration::from_secs(10);

@@ -1,6 +1,7 @@
 //! Exactly once in a cluster: registers lie in the slot of the transaction, and are found on the node
 //! that serves it when a doubt is resolved.
 
+use crate::fixture::SOON;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use rediscope::{
 
 use scopeguard::defer;
 
-use super::fixture::{Fixture, SOON, beside, builder};
+use super::fixture::{Fixture, beside, builder};
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};

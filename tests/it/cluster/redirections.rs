@@ -1,5 +1,6 @@
 //! A slot moves: `run` goes on and sees nothing of it, a guard fails, and nothing is done twice.
 
+use crate::fixture::SOON;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use rediscope::{Applied, CommitError, Error, Outcome, TransactionOptions, Transa
 
 use scopeguard::defer;
 
-use super::fixture::{Fixture, SOON, beside, builder};
+use super::fixture::{Fixture, beside, builder};
 use rediscope_testing::eventually;
 
 /// A key of a slot, its master, and another master.

@@ -1,11 +1,11 @@
 //! The rights that the documents ask for are enough, and no more are asked for than are needed.
 
+use crate::fixture::SOON;
 use std::time::Duration;
 
 use rediscope::prelude::*;
 use rediscope::{SessionManager, TransactionOptions, redis};
 
-use super::fixture::SOON;
 use rediscope_testing::cluster::Cluster;
 
 const RULES: &[&str] =

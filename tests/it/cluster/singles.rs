@@ -1,11 +1,12 @@
 //! Single commands: to the master of their key, on from there, or to all of them.
 
+use crate::fixture::SOON;
 use std::collections::BTreeSet;
 
 use rediscope::prelude::*;
 use rediscope::{Applied, Error, redis};
 
-use super::fixture::{Fixture, SOON, beside};
+use super::fixture::{Fixture, beside};
 use rediscope_testing::eventually;
 
 fn error<T: std::fmt::Debug>(result: redis::RedisResult<T>) -> Error {

@@ -1,8 +1,8 @@
 //! One server, a proxy in front of it, a pool of one connection through it, and what every test
 //! asks in the end.
 
+use crate::fixture::{LONG, SOON};
 use crate::side::BuildSide as _;
-use std::time::Duration;
 
 use crate::side::{SessionManager, Transactional};
 use rediscope::prelude::*;
@@ -12,11 +12,6 @@ use rediscope_testing::eventually;
 use rediscope_testing::proxy::Proxy;
 use rediscope_testing::server::Server;
 
-/// Bounds every wait of a test; far more than any of them needs.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
-/// Longer than any test: a link is trusted from its hand-shake on.
-const ALWAYS: Duration = Duration::from_secs(24 * 60 * 60);
-
 pub(crate) struct Fixture {
     pub(crate) proxy: Proxy,
     pub(crate) server: Server,
@@ -25,7 +20,7 @@ pub(crate) struct Fixture {
 
 impl Fixture {
     pub(crate) fn start() -> Self {
-        Self::with(|builder| builder.trust_window(ALWAYS))
+        Self::with(|builder| builder.trust_window(LONG))
     }
 
     pub(crate) fn with(change: impl FnOnce(Builder) -> Builder) -> Self {

@@ -1,12 +1,13 @@
 //! What goes over the wire, and what a lost race comes to.
 
+use crate::fixture::SOON;
 use std::time::Duration;
 
 use rediscope::prelude::*;
 use rediscope::redis::cmd;
 use rediscope::{Condition, Error, Outcome, RetryPolicy, TransactionOptions};
 
-use super::fixture::{Fixture, SOON, failed};
+use super::fixture::{Fixture, failed};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Script, Trigger};
 

@@ -1,12 +1,13 @@
 //! Conditions together with what else a transaction may ask for.
 
+use crate::fixture::SOON;
 use std::time::Duration;
 
 use crate::side::{LockGuard, SessionManager};
 use rediscope::prelude::*;
 use rediscope::{Begin, CommitError, Condition, Error, ReplyError, TransactionOptions};
 
-use super::fixture::{Fixture, SOON, failed};
+use super::fixture::{Fixture, failed};
 use rediscope_testing::proxy::{Fault, Script, Trigger};
 use rediscope_testing::server::Server;
 

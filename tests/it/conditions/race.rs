@@ -1,5 +1,6 @@
 //! Many at once: what was required was true when it was committed.
 
+use crate::fixture::SOON;
 use crate::side::BuildSide as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -9,7 +10,6 @@ use crate::side::{SessionManager, Transactional};
 use rediscope::prelude::*;
 use rediscope::{Condition, Error, RetryPolicy, TransactionOptions};
 
-use super::fixture::SOON;
 use rediscope_testing::server::Server;
 
 const THREADS: usize = 16;

@@ -1,5 +1,6 @@
 //! The rows of the contract.
 
+use crate::fixture::{LONG, SOON};
 use crate::side::BuildSide as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,10 +15,7 @@ use rediscope::{
 use super::topologies::{Ground, Standalone};
 use rediscope_testing::eventually;
 
-const SOON: Duration = Duration::from_secs(20);
 const BRIEF: Duration = Duration::from_millis(400);
-/// However slow the machine, a connection that was just used is one that was just used.
-const ALWAYS: Duration = Duration::from_secs(60 * 60);
 
 macro_rules! on_every_topology {
     ($($row:ident)+) => {
@@ -72,7 +70,7 @@ fn one(ground: &dyn Ground) -> SessionManager {
         .connect_timeout(Duration::from_secs(1))
         .response_timeout(BRIEF)
         .checkout_timeout(Duration::from_secs(4))
-        .trust_window(ALWAYS)
+        .trust_window(LONG)
         .build_side()
         .unwrap();
     warm(&sessions, ground);

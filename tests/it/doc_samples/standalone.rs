@@ -1,5 +1,6 @@
 //! A restart of one server, as `docs/standalone.md` has it.
 
+use crate::fixture::SOON;
 use std::thread;
 use std::time::Duration;
 
@@ -9,7 +10,6 @@ use super::sample::{Log, block, plain};
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 
-const SOON: Duration = Duration::from_secs(20);
 /// In the page's samples.
 const PORT: u16 = 6379;
 

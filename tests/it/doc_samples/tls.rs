@@ -1,5 +1,6 @@
 //! What each refusal over TLS looks like, as `docs/tls.md` has it.
 
+use crate::fixture::SOON;
 use std::time::Duration;
 
 use rediscope::{CheckoutError, ConnectionErrorKind, Error, SessionManager, Tls};
@@ -8,8 +9,6 @@ use super::sample::{Log, block};
 use rediscope_testing::server::Server;
 use rediscope_testing::tls::{Authority, Identity, TlsServer};
 use rediscope_testing::try_for;
-
-const SOON: Duration = Duration::from_secs(20);
 
 fn trusting(authority: &Authority) -> Option<Tls> {
     Some(Tls::new().root_certificates(authority.pem()))

@@ -1,5 +1,6 @@
 //! Several callers resolve one doubt: the result is the same, and it needs nothing of the pool.
 
+use crate::fixture::SOON;
 use crate::side::BuildSide as _;
 use std::sync::Barrier;
 
@@ -7,7 +8,7 @@ use crate::side::SessionManager;
 use rediscope::prelude::*;
 use rediscope::{InDoubt, Resolution};
 
-use super::fixture::{Fate, Fixture, SOON, doubt};
+use super::fixture::{Fate, Fixture, doubt};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 

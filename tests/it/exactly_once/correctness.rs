@@ -1,13 +1,14 @@
 //! The marker holds whatever happened on the connection before or inside the transaction: a doubt is
 //! resolved as what is true on the server.
 
+use crate::fixture::SOON;
 use crate::side::Transactional;
 use rediscope::prelude::*;
 use rediscope::{
     Applied, Begin, CommitError, Error, InDoubt, Outcome, Resolution, TransactionOptions,
 };
 
-use super::fixture::{Fate, Fixture, SOON, commit_error, doubt};
+use super::fixture::{Fate, Fixture, commit_error, doubt};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 use rediscope_testing::server::Server;

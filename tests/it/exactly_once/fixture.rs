@@ -1,5 +1,6 @@
 //! One server, a proxy in front of it, and a session through the proxy.
 
+use crate::fixture::SOON;
 use crate::side::BuildSide as _;
 use std::time::Duration;
 
@@ -8,8 +9,6 @@ use rediscope::{Builder, CommitError, Error, InDoubt, Resolution, TransactionOpt
 
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger, Which};
 use rediscope_testing::server::Server;
-
-pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 /// What a lost answer hides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

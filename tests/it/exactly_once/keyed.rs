@@ -1,5 +1,6 @@
 //! An idempotency key: the first caller commits, and all others return `AlreadyCommitted`.
 
+use crate::fixture::SOON;
 use crate::side::BuildSide as _;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use rediscope::{
     Applied, Begin, Block, CommitError, Error, Outcome, Resolution, TransactionOptions,
 };
 
-use super::fixture::{Fate, Fixture, SOON};
+use super::fixture::{Fate, Fixture};
 use rediscope_testing::eventually;
 
 const HOUR: Duration = Duration::from_secs(3600);

@@ -1,13 +1,14 @@
 //! A link's register as it ages: to plain transactions on the link it is nothing, to exactly-once
 //! ones it is made anew in time.
 
+use crate::fixture::SOON;
 use std::time::Duration;
 
 use crate::side::Transactional;
 use rediscope::prelude::*;
 use rediscope::{Applied, Begin, CommitError, Outcome, Ready, RetryPolicy, TransactionOptions};
 
-use super::fixture::{Fixture, SOON};
+use super::fixture::Fixture;
 use rediscope_testing::eventually;
 
 const TTL: Duration = Duration::from_secs(1);

@@ -1,6 +1,7 @@
 //! Many threads, sessions and processes with the same keys, and a network that loses answers: each
 //! key is committed once.
 
+use crate::fixture::SOON;
 use crate::side::BuildSide as _;
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
@@ -11,7 +12,6 @@ use fastrand::Rng;
 use rediscope::prelude::*;
 use rediscope::{Applied, CommitError, TransactionOptions};
 
-use super::fixture::SOON;
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;

@@ -1,5 +1,6 @@
 //! A doubt, made on purpose, and what it is resolved as.
 
+use crate::fixture::SOON;
 use crate::side::BuildSide as _;
 use std::net::TcpListener;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use rediscope::{
     Applied, CommitError, Error, ReplyError, Resolution, TransactionOptions, UnresolvedReason,
 };
 
-use super::fixture::{Fate, Fixture, SOON, commit_error, doubt};
+use super::fixture::{Fate, Fixture, commit_error, doubt};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 use rediscope_testing::unresponsive_port::UnresponsivePort;

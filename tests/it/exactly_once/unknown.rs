@@ -1,12 +1,13 @@
 //! A marker that is gone: no call returns what is not proven.
 
+use crate::fixture::SOON;
 use std::time::Duration;
 
 use crate::side::SessionManager;
 use rediscope::prelude::*;
 use rediscope::{ConnectionErrorKind, InDoubt, Resolution, UnresolvedReason};
 
-use super::fixture::{Fate, Fixture, SOON, doubt};
+use super::fixture::{Fate, Fixture, doubt};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 use rediscope_testing::server::Server;

@@ -1,11 +1,12 @@
 //! A server that becomes a replica: older connections are replaced once, and no write is lost unseen.
 
+use crate::fixture::SOON;
 use rediscope::{CloseReason, CommitError, Error, prelude::*};
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 
 use crate::checkout::server::ids;
-use crate::checkout::{PATIENCE, open_links, patient};
+use crate::checkout::{open_links, patient};
 
 #[test]
 fn a_server_that_became_a_replica_has_its_older_connections_replaced_once() {
@@ -27,7 +28,7 @@ fn a_server_that_became_a_replica_has_its_older_connections_replaced_once() {
     refused();
     // Older links go as they are met; none of them is handed out again.
     open_links(&accounts, 4);
-    eventually(PATIENCE, "every older connection is closed", || ids(&server).is_disjoint(&before));
+    eventually(SOON, "every older connection is closed", || ids(&server).is_disjoint(&before));
     let status = sessions.status().transactional;
     assert_eq!(status.counts.replaced, [(CloseReason::Outdated, 4)]);
     assert_eq!(status.counts.connects, 8);

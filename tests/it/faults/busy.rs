@@ -1,5 +1,6 @@
 //! Connections in use: a busy one costs nothing extra, and when it dies the returned outcome is true.
 
+use crate::fixture::{LONG, SOON};
 use crate::side::BuildSide as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -17,15 +18,13 @@ use rediscope_testing::{eventually, unique};
 
 /// The default `trust_window`.
 const WINDOW: Duration = Duration::from_millis(5);
-const HOUR: Duration = Duration::from_secs(3600);
-const SOON: Duration = Duration::from_secs(10);
 
 #[test]
 fn a_busy_link_pays_no_extra_round_trip() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     // So long that a slow machine does not make a busy connection look idle.
-    let builder = SessionManager::builder(proxy.url()).max_size(1).trust_window(HOUR);
+    let builder = SessionManager::builder(proxy.url()).max_size(1).trust_window(LONG);
     let sessions = builder.build_side().unwrap();
     let (accounts, mut db) = (sessions.transactional(), sessions.pooled());
     accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap();
@@ -126,7 +125,7 @@ fn dies_around_commits(rounds: usize, how: &str, kill: fn(&Server, &Proxy)) {
 fn after_one_death_every_older_link_is_asked_first() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
-    let builder = SessionManager::builder(proxy.url()).trust_window(HOUR);
+    let builder = SessionManager::builder(proxy.url()).trust_window(LONG);
     let sessions = builder.build_side().unwrap();
     let accounts = sessions.transactional();
     let scopes: Vec<_> = (0..8).map(|_| accounts.begin().unwrap()).collect();
@@ -149,7 +148,7 @@ fn after_one_death_every_older_link_is_asked_first() {
 fn connections_that_are_known_to_be_dead_cost_no_call_anything_though_all_are_trusted() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
-    let builder = SessionManager::builder(proxy.url()).trust_window(HOUR);
+    let builder = SessionManager::builder(proxy.url()).trust_window(LONG);
     let sessions = builder.build_side().unwrap();
     let accounts = sessions.transactional();
     let scopes: Vec<_> = (0..8).map(|_| accounts.begin().unwrap()).collect();

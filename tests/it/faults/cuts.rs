@@ -3,6 +3,7 @@
 //! One cell is one transaction that is cut once. `model` has what the call must return and what the
 //! server must then hold; this file brings it about and compares.
 
+use crate::fixture::{SLACK, SOON};
 use crate::side::BuildSide as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,9 +27,6 @@ const WORKERS: usize = 32;
 /// What a silence costs; long enough for a busy machine to answer, short enough for 2,000 cells.
 const RESPONSE: Duration = Duration::from_millis(300);
 const CLEANUP: Duration = Duration::from_millis(300);
-/// What a busy machine may add to a bounded call.
-const SLACK: Duration = Duration::from_millis(1500);
-const SOON: Duration = Duration::from_secs(10);
 
 /// All cells of one form under one kind of cut. They share a proxy and a pool of one connection,
 /// so that each cell is also the next borrower after the one before.

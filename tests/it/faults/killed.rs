@@ -1,6 +1,7 @@
 //! Connections that are killed while nothing runs, a moment before they are used: the operating
 //! system knows, and so does the caller's next call.
 
+use crate::fixture::SOON;
 use crate::side::BuildSide as _;
 use std::sync::Barrier;
 use std::thread;
@@ -14,7 +15,6 @@ use super::surplus::Way;
 use rediscope_testing::eventually;
 
 const LINKS: u32 = 8;
-const SOON: Duration = Duration::from_secs(20);
 /// Between the kill and the calls.
 const PAUSES: [Duration; 3] =
     [Duration::from_micros(500), Duration::from_millis(1), Duration::from_millis(3)];

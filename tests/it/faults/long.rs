@@ -1,6 +1,7 @@
 //! Replies longer than one read of a socket: whole whatever pieces they come in, and never taken
 //! for whole where they were cut.
 
+use crate::fixture::SOON;
 use crate::side::BuildSide as _;
 use std::time::Duration;
 
@@ -12,7 +13,6 @@ use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
 
-const SOON: Duration = Duration::from_secs(20);
 /// More than one read takes, and no multiple of it.
 const LONG: usize = 100_003;
 

@@ -1,6 +1,7 @@
 //! Every cut point of a single command on the pooled handle: a read is asked again, a write is not
 //! unless it cannot have been sent.
 
+use crate::fixture::{SLACK, SOON};
 use crate::side::BuildSide as _;
 use std::sync::Mutex;
 use std::thread;
@@ -17,8 +18,6 @@ use rediscope_testing::server::Server;
 use rediscope_testing::{eventually, try_for, unique};
 
 const RESPONSE: Duration = Duration::from_millis(300);
-const SLACK: Duration = Duration::from_millis(1500);
-const SOON: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Call {

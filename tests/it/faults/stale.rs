@@ -1,5 +1,6 @@
 //! Connections that died while idle: absorbed. (`busy` has those in use.)
 
+use crate::fixture::SOON;
 use crate::side::BuildSide as _;
 use std::sync::Barrier;
 use std::thread;
@@ -18,7 +19,6 @@ const RESPONSE: Duration = Duration::from_millis(700);
 const CHECKOUT: Duration = Duration::from_secs(6);
 /// The default `trust_window`.
 const WINDOW: Duration = Duration::from_millis(5);
-const SOON: Duration = Duration::from_secs(10);
 
 /// How all idle connections of a pool die at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

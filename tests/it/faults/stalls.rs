@@ -1,6 +1,7 @@
 //! Writes that come to a halt or crawl, and answers that never come: bounded, and no write is
 //! applied in part.
 
+use crate::fixture::SOON;
 use crate::side::BuildSide as _;
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,6 @@ const RESPONSE: Duration = Duration::from_millis(2000);
 /// The system's own time-out may begin anew when a stuck write could place a few bytes more; whatever it
 /// has placed is counted and the clock looked at. Less than the whole write would take.
 const BOUND: Duration = Duration::from_secs(10);
-const SOON: Duration = Duration::from_secs(20);
 /// More than the kernels' buffers hold.
 const BIG: usize = 10 << 20;
 

@@ -1,9 +1,9 @@
 //! A process that is stopped and goes on in the middle of a call: the system interrupts its reads and
 //! writes, and nothing has happened to the connection.
 
+use crate::fixture::SOON;
 use crate::side::BuildSide as _;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use crate::side::SessionManager;
 use rediscope::prelude::*;
@@ -12,7 +12,6 @@ use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Trigger};
 use rediscope_testing::server::Server;
 
-const SOON: Duration = Duration::from_secs(20);
 const NAME: &str = "faults::stopped::a_process_that_was_stopped_gets_the_true_outcome";
 /// Variable with the server's address, for the other process.
 const SERVER: &str = "REDISCOPE_STOPPED_SERVER";

@@ -1,6 +1,7 @@
 //! A reply too many that comes while no call is under way: it is never the next caller's, whatever
 //! that one does and over whichever transport. What RESP3 lets a server send unasked costs nothing.
 
+use crate::fixture::{LONG, SOON};
 use crate::side::BuildSide as _;
 use std::thread;
 use std::time::Duration;
@@ -13,9 +14,6 @@ use rediscope_testing::front::Front;
 use rediscope_testing::proxy::Proxy;
 use rediscope_testing::server::Server;
 use rediscope_testing::{eventually, try_for};
-
-const SOON: Duration = Duration::from_secs(20);
-const HOUR: Duration = Duration::from_secs(3600);
 
 /// By what a connection is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,18 +235,18 @@ fn a_reply_too_many_is_never_the_next_callers() {
 
 #[test]
 fn a_reply_too_many_is_never_the_next_callers_on_a_connection_that_is_not_asked_first() {
-    for_all(Some(HOUR), "", never_handed_on);
+    for_all(Some(LONG), "", never_handed_on);
 }
 
 #[test]
 fn a_reply_too_many_is_never_the_next_callers_in_resp3() {
-    for_all(Some(HOUR), "?protocol=resp3", never_handed_on);
+    for_all(Some(LONG), "?protocol=resp3", never_handed_on);
 }
 
 #[test]
 fn a_batch_and_its_leader_never_receive_a_surplus_reply() {
     for &way in Way::ALL {
-        let fixture = Fixture::new(way, "", Some(HOUR));
+        let fixture = Fixture::new(way, "", Some(LONG));
         let grouped = fixture.accounts().with(TransactionOptions::new().grouped());
         for surplus in SURPLUS {
             let held = fixture.accounts().begin().unwrap();
@@ -273,7 +271,7 @@ fn a_batch_and_its_leader_never_receive_a_surplus_reply() {
 #[test]
 fn a_reply_too_many_inside_a_scope_ends_it_before_anything_is_sent() {
     for &way in Way::ALL {
-        let fixture = Fixture::new(way, "", Some(HOUR));
+        let fixture = Fixture::new(way, "", Some(LONG));
         for surplus in SURPLUS {
             let watching = fixture.accounts().watch(["right"]).begin().unwrap();
             fixture.comes(surplus.as_bytes());
@@ -317,13 +315,13 @@ fn costs_nothing(fixture: &Fixture, way: Way, name: &str, each: Use) {
 
 #[test]
 fn what_resp3_pushes_between_two_calls_costs_no_connection() {
-    for_all(Some(HOUR), "?protocol=resp3", costs_nothing);
+    for_all(Some(LONG), "?protocol=resp3", costs_nothing);
 }
 
 #[test]
 fn half_a_push_is_kept_while_calls_go_on_and_its_rest_is_no_reply() {
     for &way in Way::ALL {
-        let fixture = Fixture::new(way, "?protocol=resp3", Some(HOUR));
+        let fixture = Fixture::new(way, "?protocol=resp3", Some(LONG));
         // Once before: locks open a connection of their own.
         USES.iter().for_each(|(_, each)| each(&fixture));
         fixture.warm();
@@ -340,7 +338,7 @@ fn half_a_push_is_kept_while_calls_go_on_and_its_rest_is_no_reply() {
 #[test]
 fn a_push_in_resp2_is_not_the_servers_to_send() {
     for &way in Way::ALL {
-        let fixture = Fixture::new(way, "", Some(HOUR));
+        let fixture = Fixture::new(way, "", Some(LONG));
         let before = fixture.proxy.accepted();
         fixture.comes(b">1\r\n+a\r\n");
         reads(&fixture);

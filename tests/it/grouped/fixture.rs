@@ -1,5 +1,6 @@
 //! One server, a proxy in front of it, a pool of one connection, and blocks that wait for it.
 
+use crate::fixture::SOON;
 use std::thread;
 use std::time::Duration;
 
@@ -8,8 +9,6 @@ use rediscope::{Builder, Error, SessionManager, TransactionOptions, Transactiona
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::Proxy;
 use rediscope_testing::server::Server;
-
-pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 pub(crate) struct Fixture {
     pub(crate) server: Server,

@@ -1,9 +1,10 @@
 //! Each block of a group has its own outcome.
 
+use crate::fixture::SOON;
 use rediscope::prelude::*;
 use rediscope::{CloseReason, CommitError, Error, SessionManager};
 
-use super::fixture::{Call, Fixture, SOON, push};
+use super::fixture::{Call, Fixture, push};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;

@@ -1,5 +1,6 @@
 //! `PinExpired`: the scope went unused for `max_pin_time`, and its connection was taken back.
 
+use crate::fixture::{LONG, SOON};
 use crate::side::BuildSide as _;
 use std::panic::Location;
 use std::time::Duration;
@@ -9,8 +10,7 @@ use rediscope::prelude::*;
 use rediscope::{Applied, CommitError, Error, PinExpired};
 
 use crate::protocol::fixture::{
-    ALWAYS, Fixture, SOON, assert_outcome, client_ids, exists, get, no_connection_is_in_multi,
-    pool_is_whole,
+    Fixture, assert_outcome, client_ids, exists, get, no_connection_is_in_multi, pool_is_whole,
 };
 use rediscope_testing::eventually;
 
@@ -19,7 +19,7 @@ const LIMIT: Duration = Duration::from_millis(700);
 
 /// One open connection; scopes are taken back after [`LIMIT`].
 fn hasty(fixture: &Fixture) -> SessionManager {
-    let builder = fixture.builder().trust_window(ALWAYS).max_pin_time(LIMIT).flush_bytes(1);
+    let builder = fixture.builder().trust_window(LONG).max_pin_time(LIMIT).flush_bytes(1);
     // Making it warm is a scope too.
     let sessions = builder.build_side().unwrap();
     assert_eq!(sessions.transactional().run(|tx| Ok(tx.ping())).unwrap(), "PONG");

@@ -4,6 +4,7 @@
 //! The same table is played against plain `r2d2` + `redis`, which must show the defect in every
 //! row: so the checks are able to see it. How a transactional scope ends is in `scopes`.
 
+use crate::fixture::SOON;
 use crate::side::BuildSide as _;
 use std::net::{Ipv4Addr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -22,7 +23,6 @@ const CALL: Duration = Duration::from_millis(1500);
 /// What the row of that name leaves behind, and how long a command takes that notices.
 const SHORT: Duration = Duration::from_millis(100);
 const SLOW: f64 = 0.5;
-const SOON: Duration = Duration::from_secs(20);
 /// Watched by the row of that name, changed before every EXEC.
 const WATCHED: &str = "watched";
 

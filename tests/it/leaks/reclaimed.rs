@@ -1,5 +1,6 @@
 //! Scopes without an end give their capacity back, and a late use fails.
 
+use crate::fixture::SOON;
 use crate::side::BuildSide as _;
 use std::sync::mpsc;
 use std::thread;
@@ -14,7 +15,6 @@ use rediscope_testing::proxy::Proxy;
 use rediscope_testing::server::Server;
 
 const MAX_PIN: Duration = Duration::from_millis(300);
-const SOON: Duration = Duration::from_secs(10);
 
 fn one_link(url: String) -> SessionManager {
     // A connection that is alive is trusted: the test is about the reaper.

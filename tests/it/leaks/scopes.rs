@@ -3,6 +3,7 @@
 //! The pool has one connection. The next caller gets its own replies, database, user, protocol and
 //! timeouts, is in no MULTI but its own, and meets no nil EXEC.
 
+use crate::fixture::LONG;
 use crate::side::BuildSide as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Mutex;
@@ -23,7 +24,6 @@ use rediscope_testing::unique;
 const CLEANUP: Duration = Duration::from_millis(60);
 const PACE: Duration = Duration::from_millis(150);
 const MAX_PIN: Duration = Duration::from_millis(800);
-const HOUR: Duration = Duration::from_secs(3600);
 const FLUSH: usize = 1000;
 const MOST: u32 = 50;
 const DB: &str = "3";
@@ -341,7 +341,7 @@ fn however_a_scope_ends_the_next_borrower_finds_a_connection_like_a_fresh_one() 
     let server = Server::start();
     server.acl(&["SETUSER", "app", "on", ">secret", "~*", "&*", "+@all"]);
     let cells = || {
-        [HOUR, Duration::ZERO].iter().flat_map(|trust| ENDS.iter().map(move |end| (*trust, end)))
+        [LONG, Duration::ZERO].iter().flat_map(|trust| ENDS.iter().map(move |end| (*trust, end)))
     };
     let next = Mutex::new(cells());
     thread::scope(|scope| {

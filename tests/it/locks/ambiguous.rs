@@ -1,11 +1,12 @@
 //! An answer is lost: what was acquired is adopted or given back, what was released is released
 //! once.
 
+use crate::fixture::{LONG, SOON};
 use std::time::Duration;
 
 use rediscope::{Applied, LockError};
 
-use super::fixture::{Fixture, LONG, SOON, is_lost};
+use super::fixture::{Fixture, is_lost};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 

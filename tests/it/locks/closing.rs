@@ -1,12 +1,13 @@
 //! A session manager is closed while locks are held.
 
+use crate::fixture::{LONG, SOON};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rediscope::{CheckoutError, LockError};
 
-use super::fixture::{Fixture, LONG, SOON, every_kind, is_lost};
+use super::fixture::{Fixture, every_kind, is_lost};
 use rediscope_testing::{eventually, in_time};
 
 /// Longer than a busy machine keeps a thread from extending it, each third of it.

@@ -1,12 +1,13 @@
 //! First come, first served, across processes.
 
+use crate::fixture::{LONG, SOON};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use crate::side::{Lock, SessionManager};
 
-use super::fixture::{Fixture, LONG, SOON, timed_out};
+use super::fixture::{Fixture, timed_out};
 use rediscope_testing::eventually;
 
 fn fair(sessions: &SessionManager) -> Lock {

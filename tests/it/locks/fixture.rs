@@ -1,5 +1,6 @@
 //! One server, a proxy in front of it, and sessions through it and past it.
 
+use crate::fixture::SOON;
 use crate::side::BuildSide as _;
 use std::time::{Duration, Instant};
 
@@ -10,11 +11,6 @@ use rediscope_testing::eventually;
 use rediscope_testing::front::Front;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
-
-/// Bounds every wait of a test; far more than any of them needs.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
-/// No test lives so long: what ends meanwhile was ended.
-pub(crate) const LONG: Duration = Duration::from_secs(600);
 
 pub(crate) struct Fixture {
     pub(crate) server: Server,

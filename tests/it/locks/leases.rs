@@ -1,5 +1,6 @@
 //! Leases are extended while their holder lives, and a lost lease is reported in time.
 
+use crate::fixture::{LONG, SOON};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rediscope::LockError;
 
-use super::fixture::{Fixture, LONG, SOON, is_lost};
+use super::fixture::{Fixture, is_lost};
 use rediscope_testing::eventually;
 
 /// Longer than a busy machine keeps a thread from extending it, each third of it.

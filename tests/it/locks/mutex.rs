@@ -1,5 +1,6 @@
 //! One holder at a time.
 
+use crate::fixture::{LONG, SOON};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use crate::side::SessionManager;
 use rediscope::{Applied, Error, LockError};
 
-use super::fixture::{Fixture, LONG, SOON, is_lost, timed_out};
+use super::fixture::{Fixture, is_lost, timed_out};
 use rediscope_testing::{eventually, in_time};
 
 #[test]

@@ -1,5 +1,6 @@
 //! A log that panics, at every event of a call: no lock is stranded by it.
 
+use crate::fixture::{LONG, SOON};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -7,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::side::Lock;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
-use super::fixture::{Fixture, LONG, SOON, every_kind};
+use super::fixture::{Fixture, every_kind};
 use rediscope_testing::proxy::{Fault, Trigger};
 use rediscope_testing::{eventually, under_log};
 

@@ -1,5 +1,6 @@
 //! The number of permits of a semaphore: kept while it has holders or waiters.
 
+use crate::fixture::{LONG, SOON};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use crate::side::SessionManager;
 use rediscope::{Applied, LockError};
 
-use super::fixture::{Fixture, LONG, SOON};
+use super::fixture::Fixture;
 use rediscope_testing::eventually;
 
 fn semaphore(sessions: &SessionManager, permits: u32) -> crate::side::Lock {

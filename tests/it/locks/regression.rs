@@ -1,6 +1,7 @@
 //! The accident, small: many threads wait for one lock with less patience than it takes, while the
 //! connection that would wake them is killed. Nothing of it may be left behind.
 
+use crate::fixture::SOON;
 use crate::side::BuildSide as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::side::SessionManager;
 use rediscope::{ConnectionErrorKind, LockError};
 
-use super::fixture::{Fixture, SOON};
+use super::fixture::Fixture;
 use rediscope_testing::{eventually, try_for};
 
 const THREADS: u64 = 64;

@@ -1,10 +1,11 @@
 //! What is left behind on the server, and what a foreign client may have put there.
 
+use crate::fixture::{LONG, SOON};
 use std::time::{Duration, Instant};
 
 use rediscope::{Applied, LockError};
 
-use super::fixture::{Fixture, LONG, SOON, every_kind, is_lost, timed_out};
+use super::fixture::{Fixture, every_kind, is_lost, timed_out};
 use rediscope_testing::eventually;
 
 /// Less than a release is remembered for.

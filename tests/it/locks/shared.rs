@@ -1,11 +1,12 @@
 //! Read/write locks and semaphores: which callers may hold one together.
 
+use crate::fixture::{LONG, SOON};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use super::fixture::{Fixture, LONG, SOON, is_lost};
+use super::fixture::{Fixture, is_lost};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 

@@ -1,9 +1,10 @@
 //! A script ran, and a proxy answers with an error of its own: what became of it is not known, and what
 //! was acquired is given back by its token.
 
+use crate::fixture::{LONG, SOON};
 use rediscope::{Applied, Error, LockError};
 
-use super::fixture::{Fixture, LONG, SOON, every_kind};
+use super::fixture::{Fixture, every_kind};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 

@@ -2,6 +2,7 @@
 //!
 //! The leases here are longer than any test: a waiter that acquires the lock was woken, or polled.
 
+use crate::fixture::{LONG, SOON};
 use crate::side::BuildSide as _;
 use std::sync::mpsc;
 use std::thread;
@@ -11,7 +12,7 @@ use crate::side::{LockGuard, SessionManager};
 use rediscope::prelude::*;
 use rediscope::{CheckoutError, LockError};
 
-use super::fixture::{Fixture, LONG, SOON, quick, timed_out};
+use super::fixture::{Fixture, quick, timed_out};
 use rediscope_testing::{eventually, in_time};
 
 fn holds(sessions: &SessionManager) -> LockGuard {

@@ -1,11 +1,11 @@
 //! What is reported of locks: the status, the events, and no names.
 
+use crate::fixture::SOON;
 use std::time::Duration;
 
 use rediscope::{LockError, SessionManager};
 use tracing::Level;
 
-use super::PATIENCE;
 use super::listen::Seen;
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
@@ -25,9 +25,9 @@ fn status_counts_locks_and_the_report_has_them_once_there_are_any() {
     guard.ensure_held().unwrap();
     let waiter = std::thread::spawn({
         let lock = lock.clone();
-        move || lock.acquire(PATIENCE).map(drop)
+        move || lock.acquire(SOON).map(drop)
     });
-    eventually(PATIENCE, "a caller waits", || {
+    eventually(SOON, "a caller waits", || {
         let locks = sessions.status().locks;
         (locks.waiting, locks.subscriptions) == (1, 1)
     });

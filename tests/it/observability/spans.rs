@@ -1,5 +1,6 @@
 //! Spans and events: one span a transaction, one event a step.
 
+use crate::fixture::SOON;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -9,7 +10,6 @@ use rediscope::{
 };
 use tracing::Level;
 
-use super::PATIENCE;
 use super::listen::Seen;
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Trigger};
@@ -166,7 +166,7 @@ fn a_failure_has_its_kind_and_the_servers_code() {
     assert_eq!(span.field("error.type"), Some("rejected"));
     assert_eq!(span.field("db.response.status_code"), Some("NOPERM"));
 
-    sessions.close(PATIENCE);
+    sessions.close(SOON);
     let seen = Seen::from_here();
     assert!(matches!(accounts.begin(), Err(Error::Checkout(CheckoutError::Closed))));
     assert_eq!(seen.only_span().field("error.type"), Some("checkout"));
@@ -242,7 +242,7 @@ fn a_connection_that_is_opened_refused_or_replaced_is_an_event_with_the_reason()
         let events = everywhere.named(name);
         events.into_iter().filter(|e| e.field("server.address") == Some(&address)).count()
     };
-    eventually(PATIENCE, "it is logged", || about_us("connected") == 1);
+    eventually(SOON, "it is logged", || about_us("connected") == 1);
 
     server.kill_all_clients_except_me();
     let seen = Seen::from_here();
@@ -250,7 +250,7 @@ fn a_connection_that_is_opened_refused_or_replaced_is_an_event_with_the_reason()
     accounts.begin_with(immediate).unwrap().discard().unwrap();
     assert_eq!(seen.event("connection replaced").field("reason"), Some("closed"));
     assert!(seen.events().contains(&"dead connection replaced before use".to_owned()), "{seen:?}");
-    eventually(PATIENCE, "it is logged", || about_us("connected") == 2);
+    eventually(SOON, "it is logged", || about_us("connected") == 2);
 
     let seen = Seen::from_here();
     server.sigterm_and_wait();
@@ -264,5 +264,5 @@ fn a_connection_that_is_opened_refused_or_replaced_is_an_event_with_the_reason()
     let refused = seen.event("checkout refused");
     assert!(refused.field("error").unwrap().starts_with("no connection to the server within"));
     assert_eq!(refused.level, Level::WARN);
-    eventually(PATIENCE, "it is logged", || about_us("connect failed") >= 1);
+    eventually(SOON, "it is logged", || about_us("connect failed") >= 1);
 }

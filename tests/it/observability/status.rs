@@ -1,5 +1,6 @@
 //! `status()` and the warnings about scopes: what was done, and which scope holds what.
 
+use crate::fixture::SOON;
 use std::panic::Location;
 use std::thread;
 use std::time::Duration;
@@ -10,7 +11,6 @@ use rediscope::{
 };
 use tracing::Level;
 
-use super::PATIENCE;
 use super::listen::{Recorded, Seen};
 use rediscope_testing::proxy::{Fault, Proxy, Trigger};
 use rediscope_testing::server::Server;
@@ -38,8 +38,8 @@ fn a_scope_open_for_long_is_warned_of_once_with_file_and_line_and_then_taken_bac
     let (tx, line) = (accounts.begin().unwrap(), line!());
     let place = format!("{}:{line}", file!());
     let taken = "scope reclaimed: not used for max_pin_time; its transaction was discarded";
-    eventually(PATIENCE, "the scope is taken back", || !recorded(taken).is_empty());
-    eventually(PATIENCE, "it was warned of", || !recorded("scope open for long").is_empty());
+    eventually(SOON, "the scope is taken back", || !recorded(taken).is_empty());
+    eventually(SOON, "it was warned of", || !recorded("scope open for long").is_empty());
 
     let warned = recorded("scope open for long");
     assert_eq!(warned.len(), 1, "warned more than once");
@@ -121,9 +121,7 @@ fn status_counts_what_was_done() {
         let replaced = sessions.status().transactional.counts.replaced;
         replaced.iter().find(|(why, _)| *why == reason).map_or(0, |(_, count)| *count)
     };
-    eventually(PATIENCE, "the forgotten scope is taken back", || {
-        replaced(CloseReason::Reclaimed) == 1
-    });
+    eventually(SOON, "the forgotten scope is taken back", || replaced(CloseReason::Reclaimed) == 1);
     let counts = sessions.status().transactional.counts;
     assert_eq!(counts.in_doubt, 1);
     assert_eq!(
@@ -179,7 +177,7 @@ fn status_is_one_readable_report_of_the_holders() {
         let accounts = accounts.clone();
         move || accounts.begin().map(drop)
     });
-    eventually(PATIENCE, "a caller waits", || sessions.status().transactional.waiting == 1);
+    eventually(SOON, "a caller waits", || sessions.status().transactional.waiting == 1);
     let status = sessions.status();
     let pool = &status.transactional;
     assert_eq!((pool.size, pool.in_use, pool.idle, pool.waiting), (2, 2, 0, 1));
@@ -269,7 +267,7 @@ fn what_an_operator_must_read_is_a_warning_once_a_second_with_a_count_of_the_oth
     let refused = warned("checkout refused", None);
     assert!(!refused.is_empty() && refused.len() <= 3);
     // The next one a second later has the number of them.
-    eventually(PATIENCE, "the count of the others is logged", || {
+    eventually(SOON, "the count of the others is logged", || {
         accounts.begin().map(drop).unwrap_err();
         warned("checkout refused", None)
             .iter()

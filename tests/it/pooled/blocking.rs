@@ -1,5 +1,6 @@
 //! Blocking commands wait on their own connection for their own time, which must end.
 
+use crate::fixture::{LONG, SOON};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,7 @@ use redis::streams::{StreamReadOptions, StreamReadReply};
 use rediscope::prelude::*;
 use rediscope::{Applied, Error, SessionManager};
 
-use super::fixture::{ALWAYS, SOON, pool_is_whole, sized, typed};
+use super::fixture::{pool_is_whole, sized, typed};
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 
@@ -15,7 +16,7 @@ use rediscope_testing::server::Server;
 const RESPONSE: Duration = Duration::from_millis(500);
 
 fn sessions(server: &Server) -> SessionManager {
-    sized(&server.url(), 1).trust_window(ALWAYS).response_timeout(RESPONSE).build().unwrap()
+    sized(&server.url(), 1).trust_window(LONG).response_timeout(RESPONSE).build().unwrap()
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What the tests of the pooled handle share.
 
+use crate::fixture::LONG;
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use rediscope::prelude::*;
 use rediscope::{Applied, Builder, Error, Pooled, SessionManager};
@@ -9,18 +9,13 @@ use rediscope::{Applied, Builder, Error, Pooled, SessionManager};
 use rediscope_testing::server::Server;
 use rediscope_testing::unique;
 
-/// Bounds every wait of a test; far more than any of them needs.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
-/// Longer than any test: a link is trusted from its hand-shake on.
-pub(crate) const ALWAYS: Duration = Duration::from_secs(24 * 60 * 60);
-
 pub(crate) fn sized(url: &str, max_size: u32) -> Builder {
     SessionManager::builder(url).max_size(max_size)
 }
 
 /// Trusted once it is open, and one connection is open.
 pub(crate) fn trusting(url: &str) -> SessionManager {
-    let sessions = sized(url, 1).trust_window(ALWAYS).build().unwrap();
+    let sessions = sized(url, 1).trust_window(LONG).build().unwrap();
     assert!(redis::ConnectionLike::check_connection(&mut sessions.pooled()));
     sessions
 }

@@ -1,13 +1,14 @@
 //! Connections that die: reads are asked again, writes are never sent twice, and what cannot be
 //! known is said to be unknown.
 
+use crate::fixture::{LONG, SOON};
 use std::thread;
 use std::time::Duration;
 
 use rediscope::prelude::*;
 use rediscope::{Applied, ConnectionErrorKind, Error, SessionManager};
 
-use super::fixture::{ALWAYS, SOON, client_ids, lost, pool_is_whole, sized, trusting, typed};
+use super::fixture::{client_ids, lost, pool_is_whole, sized, trusting, typed};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
@@ -123,7 +124,7 @@ fn a_write_whose_answer_was_lost_is_unknown_and_was_sent_once() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     let timeout = Duration::from_millis(500);
-    let builder = sized(&proxy.url(), 1).trust_window(ALWAYS).response_timeout(timeout);
+    let builder = sized(&proxy.url(), 1).trust_window(LONG).response_timeout(timeout);
     let sessions = builder.build().unwrap();
     let mut db = sessions.pooled();
     for (trigger, fault, expected) in cases {
@@ -192,7 +193,7 @@ fn a_lost_link_is_closed_and_never_used_again() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     let timeout = Duration::from_millis(500);
-    let builder = sized(&proxy.url(), 1).trust_window(ALWAYS).response_timeout(timeout);
+    let builder = sized(&proxy.url(), 1).trust_window(LONG).response_timeout(timeout);
     let sessions = builder.build().unwrap();
     let mut db = sessions.pooled();
     db.set::<_, _, ()>("a", "first").unwrap();

@@ -1,12 +1,13 @@
 //! `with_raw`: whatever is done with a raw connection, no later caller sees any of it.
 
+use crate::fixture::SOON;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use rediscope::prelude::*;
 use rediscope::{CloseReason, Error, SessionManager};
 
-use super::fixture::{SOON, client_ids, id, pool_is_whole, trusting, typed};
+use super::fixture::{client_ids, id, pool_is_whole, trusting, typed};
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 

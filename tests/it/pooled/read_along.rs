@@ -1,7 +1,7 @@
 //! Reads that find no free connection are sent along by the next caller that gets one.
 
+use crate::fixture::SOON;
 use std::thread;
-use std::time::Duration;
 
 use rediscope::redis::{RedisResult, cmd};
 use rediscope::{Pooled, SessionManager};
@@ -9,8 +9,6 @@ use rediscope::{Pooled, SessionManager};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
-
-const SOON: Duration = Duration::from_secs(20);
 
 type Call<'c> = Box<dyn FnOnce(&mut Pooled) -> RedisResult<i64> + Send + 'c>;
 

@@ -210,7 +210,7 @@ fn a_timeout_is_one_for_redis_rs_too() {
     let server = Server::start();
     let timeout = std::time::Duration::from_millis(500);
     let sessions = super::fixture::sized(&server.url(), 1)
-        .trust_window(super::fixture::ALWAYS)
+        .trust_window(crate::fixture::LONG)
         .response_timeout(timeout)
         .build()
         .unwrap();
@@ -251,7 +251,7 @@ fn the_rest_of_connection_like_is_true() {
     assert!(!db.check_connection());
     assert!(db.is_open(), "it has no connection that could be closed");
     server.restart_on_same_port();
-    rediscope_testing::eventually(super::fixture::SOON, "it is back", || db.check_connection());
+    rediscope_testing::eventually(crate::fixture::SOON, "it is back", || db.check_connection());
 }
 
 #[test]

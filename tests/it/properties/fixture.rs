@@ -1,5 +1,6 @@
 //! Plays a program on a pool of two and on the model, and compares what both hold and return.
 
+use crate::fixture::SOON;
 use std::cell::{Cell, RefCell};
 use std::panic::resume_unwind;
 use std::time::Duration;
@@ -18,7 +19,6 @@ use super::steps::{
 };
 use rediscope_testing::{eventually, server::Server};
 
-const PATIENCE: Duration = Duration::from_secs(30);
 const POOL: u32 = 2;
 
 pub(crate) type Judged = Result<(), TestCaseError>;
@@ -47,9 +47,9 @@ fn manager(server: &Server, flush_bytes: usize) -> SessionManager {
     SessionManager::builder(server.url())
         .max_size(POOL)
         .flush_bytes(flush_bytes)
-        .checkout_timeout(PATIENCE)
-        .response_timeout(PATIENCE / 3)
-        .cleanup_timeout(PATIENCE / 3)
+        .checkout_timeout(SOON)
+        .response_timeout(SOON / 3)
+        .cleanup_timeout(SOON / 3)
         .build()
         .unwrap()
 }
@@ -107,7 +107,7 @@ impl<'s> Fixture<'s> {
         let in_multi = |clients: &str| clients.lines().any(|line| !line.contains(" multi=-1 "));
         if in_multi(&clients) {
             // Of one that was closed the server hears a little later.
-            eventually(PATIENCE, "no client is in MULTI", || {
+            eventually(SOON, "no client is in MULTI", || {
                 !in_multi(&self.server.ask::<String>(&["CLIENT", "LIST"]))
             });
         }

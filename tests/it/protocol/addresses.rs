@@ -1,16 +1,17 @@
 //! The same contract over RESP3, over a unix socket, over IPv6, and in another database.
 
+use crate::fixture::{LONG, SOON};
 use rediscope::prelude::*;
 use rediscope::{Applied, CommitError, Error, Outcome, ReplyError, SessionManager};
 
-use super::fixture::{ALWAYS, SOON, assert_outcome, client_ids, commit_error, warm};
+use super::fixture::{assert_outcome, client_ids, commit_error, warm};
 use super::rejected::rejected;
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 
 /// The contract's rows that need no broken connection, seen by another connection in `db`.
 fn contract(server: &Server, url: &str, db: i64) {
-    let builder = SessionManager::builder(url).max_size(1).trust_window(ALWAYS);
+    let builder = SessionManager::builder(url).max_size(1).trust_window(LONG);
     let sessions = builder.build().unwrap();
     let mut other = server.connection();
     redis::cmd("SELECT").arg(db).exec(&mut other).unwrap();

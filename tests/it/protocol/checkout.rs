@@ -1,6 +1,7 @@
 //! `CheckoutError`: no connection was given, and the error has the reason and the scopes that hold
 //! the connections.
 
+use crate::fixture::{LONG, SOON};
 use std::thread;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use rediscope::prelude::*;
 use rediscope::{Applied, Builder, CheckoutError, CheckoutTimeout, ConnectionErrorKind, Error};
 use rediscope::{SessionManager, TransactionOptions, Transactional};
 
-use super::fixture::{ALWAYS, SOON, exists, get, pool_is_whole};
+use super::fixture::{exists, get, pool_is_whole};
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 
@@ -18,7 +19,7 @@ const PATIENCE: Duration = Duration::from_millis(1500);
 fn fail_fast(server: &Server, max_size: u32) -> Builder {
     SessionManager::builder(server.url())
         .max_size(max_size)
-        .trust_window(ALWAYS)
+        .trust_window(LONG)
         .connect_timeout(PATIENCE / 3)
         .response_timeout(PATIENCE / 3)
         .checkout_timeout(PATIENCE)

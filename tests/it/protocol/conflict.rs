@@ -1,5 +1,6 @@
 //! `Conflict`: nothing was applied, because a watched key changed.
 
+use crate::fixture::SOON;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use rediscope::{
     Watching,
 };
 
-use super::fixture::{Fixture, SOON, client_ids, exists, get, pool_is_whole};
+use super::fixture::{Fixture, client_ids, exists, get, pool_is_whole};
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 

@@ -1,5 +1,6 @@
 //! What the protocol tests share: a server, a proxy before it, and the questions every row asks.
 
+use crate::fixture::{LONG, SOON};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -10,10 +11,6 @@ use rediscope_testing::proxy::Proxy;
 use rediscope_testing::server::Server;
 use rediscope_testing::{eventually, unique};
 
-/// Bounds every wait of a test; far more than any of them needs.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
-/// Longer than any test: a link is trusted from its hand-shake on.
-pub(crate) const ALWAYS: Duration = Duration::from_secs(24 * 60 * 60);
 /// A response timeout for tests that wait for it to pass.
 pub(crate) const BRIEF: Duration = Duration::from_millis(800);
 
@@ -36,7 +33,7 @@ impl Fixture {
 
     /// One connection that is trusted once it is open, and is open: the hand-shake is over.
     pub(crate) fn trusting(&self) -> SessionManager {
-        self.warm(self.builder().trust_window(ALWAYS))
+        self.warm(self.builder().trust_window(LONG))
     }
 
     /// One open connection that is never trusted.

@@ -1,13 +1,14 @@
 //! The forms of a commit: what goes over the wire, in how many round trips, and what waits for
 //! what.
 
+use crate::fixture::SOON;
 use std::thread;
 use std::time::Duration;
 
 use rediscope::prelude::*;
 use rediscope::{Begin, Error, SessionManager, TransactionOptions};
 
-use super::fixture::{Fixture, SOON, exists, get, pool_is_whole};
+use super::fixture::{Fixture, exists, get, pool_is_whole};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 

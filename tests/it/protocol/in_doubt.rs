@@ -1,11 +1,11 @@
 //! `InDoubt`: EXEC was sent and its reply was lost; and what is known although it was.
 
+use crate::fixture::{LONG, SOON};
 use rediscope::prelude::*;
 use rediscope::{Applied, CommitError, ConnectionErrorKind, ReplyError};
 
 use super::fixture::{
-    ALWAYS, BRIEF, Fixture, SOON, assert_outcome, client_ids, commit_error, exists, get,
-    pool_is_whole,
+    BRIEF, Fixture, assert_outcome, client_ids, commit_error, exists, get, pool_is_whole,
 };
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
@@ -24,7 +24,7 @@ fn in_doubt(error: &CommitError) -> ConnectionErrorKind {
 #[track_caller]
 fn doubt(trigger: Trigger, fault: Fault) -> (ConnectionErrorKind, bool) {
     let fixture = Fixture::start();
-    let sessions = fixture.warm(fixture.builder().trust_window(ALWAYS).response_timeout(BRIEF));
+    let sessions = fixture.warm(fixture.builder().trust_window(LONG).response_timeout(BRIEF));
     let before = client_ids(&fixture.server);
     fixture.proxy.arm((trigger, fault));
     let mut tx = sessions.transactional().begin().unwrap();
@@ -72,7 +72,7 @@ fn it_was_not_applied_where_exec_was_lost_on_the_way() {
 #[test]
 fn it_may_be_applied_after_the_doubt_was_returned() {
     let fixture = Fixture::start();
-    let sessions = fixture.warm(fixture.builder().trust_window(ALWAYS).response_timeout(BRIEF));
+    let sessions = fixture.warm(fixture.builder().trust_window(LONG).response_timeout(BRIEF));
     fixture.proxy.arm((Trigger::BeforeCommandNamed("EXEC"), Fault::HoldRequests));
     let error = commit_error(sessions.transactional().run(|tx| Ok(tx.incr("n", 1))));
     assert_eq!(in_doubt(&error), ConnectionErrorKind::TimedOut);
@@ -87,7 +87,7 @@ fn it_may_be_applied_after_the_doubt_was_returned() {
 #[test]
 fn a_server_killed_between_exec_and_its_answer_leaves_a_doubt() {
     let fixture = Fixture::start();
-    let sessions = fixture.warm(fixture.builder().trust_window(ALWAYS));
+    let sessions = fixture.warm(fixture.builder().trust_window(LONG));
     let mut tx = sessions.transactional().begin().unwrap();
     tx.set("key", 1);
     fixture.proxy.arm((Trigger::AfterCommandNamed("EXEC"), Fault::HoldReplies));
@@ -135,7 +135,7 @@ fn nothing_in_doubt_is_ever_sent_again() {
 fn a_refusal_that_was_read_is_no_proof_where_execs_answer_was_lost() {
     for fault in [Fault::Cut, Fault::Reset, Fault::SwallowReply] {
         let fixture = Fixture::start();
-        let sessions = fixture.warm(fixture.builder().trust_window(ALWAYS).response_timeout(BRIEF));
+        let sessions = fixture.warm(fixture.builder().trust_window(LONG).response_timeout(BRIEF));
         fixture.proxy.arm((Trigger::BeforeReplyTo("EXEC"), fault));
         let error = commit_error(sessions.transactional().run(|tx| {
             tx.set("key", 1);
@@ -197,7 +197,7 @@ fn a_reply_that_is_not_the_protocol_leaves_a_doubt_and_ends_the_link() {
         assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
     });
     let sessions = rediscope::SessionManager::builder(format!("redis://{address}/"))
-        .trust_window(ALWAYS)
+        .trust_window(LONG)
         .build()
         .unwrap();
     let error = commit_error(sessions.transactional().run(|tx| Ok(tx.set("key", 1))));

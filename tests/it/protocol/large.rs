@@ -1,16 +1,17 @@
 //! The large form: past `flush_bytes` a transaction is sent ahead in chunks.
 
+use crate::fixture::LONG;
 use rediscope::prelude::*;
 use rediscope::{Applied, Error, SessionManager};
 
-use super::fixture::{ALWAYS, Fixture, client_ids, exists, get, pool_is_whole};
+use super::fixture::{Fixture, client_ids, exists, get, pool_is_whole};
 use rediscope_testing::proxy::{Fault, Trigger};
 
 /// One command of [`fill`] is 100 bytes and a bit, so a chunk is ten of them.
 const CHUNK: usize = 1024;
 
 pub(crate) fn chunked(fixture: &Fixture) -> SessionManager {
-    fixture.warm(fixture.builder().trust_window(ALWAYS).flush_bytes(CHUNK))
+    fixture.warm(fixture.builder().trust_window(LONG).flush_bytes(CHUNK))
 }
 
 pub(crate) fn fill(tx: &mut impl QueueCommands, commands: usize) {

@@ -1,5 +1,6 @@
 //! Requests that are longer than what sockets hold, to a peer that does not read while it writes.
 
+use crate::fixture::SOON;
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
@@ -9,7 +10,6 @@ use rediscope::prelude::*;
 use rediscope::{Builder, SessionManager, redis};
 use socket2::SockRef;
 
-use super::fixture::SOON;
 use rediscope_testing::front::Front;
 
 const READS: usize = 150_000;

@@ -1,14 +1,13 @@
 //! `NotIsolated`: MULTI was refused on a trusted connection, so the commands ran one by one.
 
+use crate::fixture::{LONG, SOON};
 use rediscope::prelude::*;
 use rediscope::{
     Applied, Begin, CheckoutError, CommitError, Condition, ConnectionErrorKind, Error, ReplyError,
     SessionManager, TransactionOptions, Transactional,
 };
 
-use super::fixture::{
-    ALWAYS, SOON, assert_outcome, commit_error, exists, get, pool_is_whole, warm,
-};
+use super::fixture::{assert_outcome, commit_error, exists, get, pool_is_whole, warm};
 use super::rejected::rejected;
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
@@ -69,7 +68,7 @@ fn bare(error: &CommitError) -> &rediscope::Replies {
 #[test]
 fn commands_that_ran_without_multi_are_reported_with_their_replies() {
     let fixture = Operated::start();
-    let sessions = fixture.sessions(ALWAYS);
+    let sessions = fixture.sessions(LONG);
     fixture.operator(&["-multi"]);
     let mut tx = sessions.transactional().begin().unwrap();
     let (set, sum) = (tx.set("key", "value"), tx.incr("n", 3));
@@ -85,7 +84,7 @@ fn commands_that_ran_without_multi_are_reported_with_their_replies() {
 #[test]
 fn of_commands_that_ran_bare_the_refused_ones_are_named() {
     let fixture = Operated::start();
-    let sessions = fixture.sessions(ALWAYS);
+    let sessions = fixture.sessions(LONG);
     fixture.operator(&["-multi", "-incrby"]);
     let error = commit_error(sessions.transactional().run(|tx| {
         tx.set("key", "value");
@@ -108,7 +107,7 @@ fn of_commands_that_ran_bare_the_refused_ones_are_named() {
 #[test]
 fn nothing_was_applied_where_every_command_was_refused_with_multi() {
     let fixture = Operated::start();
-    let sessions = fixture.sessions(ALWAYS);
+    let sessions = fixture.sessions(LONG);
     fixture.operator(&["-multi", "-set", "-incrby"]);
     let error = commit_error(sessions.transactional().run(|tx| {
         tx.set("key", "value");
@@ -169,7 +168,7 @@ fn an_error_of_a_script_that_ran_bare_proves_nothing_whatever_its_words_are() {
         "MOVED 1 127.0.0.1:1",
         "WRONGTYPE Operation against a key holding the wrong kind of value",
     ];
-    let sessions = fixture.sessions(ALWAYS);
+    let sessions = fixture.sessions(LONG);
     let all = sessions.transactional();
     let once = all.with(TransactionOptions::new().exactly_once());
     let grouped = all.with(TransactionOptions::new().grouped());
@@ -202,7 +201,7 @@ fn an_error_of_a_script_that_ran_bare_proves_nothing_whatever_its_words_are() {
 #[test]
 fn of_commands_that_ran_bare_only_the_servers_own_words_prove_that_nothing_ran() {
     let fixture = Operated::start();
-    let sessions = fixture.sessions(ALWAYS);
+    let sessions = fixture.sessions(LONG);
     let handle = sessions.transactional();
     for (form, words, ran) in [
         ("run", "-OOM no\r\n", true),
@@ -241,7 +240,7 @@ fn of_commands_that_ran_bare_only_the_servers_own_words_prove_that_nothing_ran()
 #[test]
 fn a_multi_that_was_refused_by_a_proxy_is_never_reported_as_not_applied() {
     let fixture = Operated::start();
-    let sessions = fixture.sessions(ALWAYS);
+    let sessions = fixture.sessions(LONG);
     let handle = sessions.transactional();
     let words = "-ERR upstream timed out\r\n";
     for form in FORMS {
@@ -282,7 +281,7 @@ fn on_a_link_that_is_not_trusted_multi_is_refused_before_any_command_leaves() {
 #[test]
 fn immediate_closes_the_window_in_which_commands_can_run_bare() {
     let fixture = Operated::start();
-    let sessions = fixture.sessions(ALWAYS);
+    let sessions = fixture.sessions(LONG);
     let accounts = sessions.transactional().with(TransactionOptions::new().begin(Begin::Immediate));
     fixture.operator(&["-multi"]);
     let by_run = commit_error(accounts.run(|tx| Ok(tx.set("key", "value"))));
@@ -300,7 +299,7 @@ fn immediate_closes_the_window_in_which_commands_can_run_bare() {
 #[test]
 fn it_is_in_doubt_where_the_answers_of_commands_that_ran_bare_were_lost() {
     let fixture = Operated::start();
-    let sessions = fixture.sessions(ALWAYS);
+    let sessions = fixture.sessions(LONG);
     fixture.operator(&["-multi"]);
     fixture.proxy.arm((Trigger::BeforeReplyTo("SET"), Fault::Cut));
     let error = commit_error(sessions.transactional().run(|tx| Ok(tx.set("key", "value"))));

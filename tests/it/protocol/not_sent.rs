@@ -1,5 +1,6 @@
 //! `NotSent`: the failure came before EXEC's last byte left, so nothing was applied.
 
+use crate::fixture::{LONG, SOON};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
@@ -12,8 +13,7 @@ use rediscope::{Applied, CloseReason, CommitError, ConnectionErrorKind, Error, R
 use rediscope::{SessionManager, TransactionOptions};
 
 use super::fixture::{
-    ALWAYS, BRIEF, Fixture, SOON, assert_outcome, client_ids, commit_error, exists, get,
-    pool_is_whole, warm,
+    BRIEF, Fixture, assert_outcome, client_ids, commit_error, exists, get, pool_is_whole, warm,
 };
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
@@ -75,7 +75,7 @@ fn run_sends_the_same_block_again_when_it_was_not_sent() {
     fixture.proxy.shrink_buffers();
     // The second try goes through small buffers.
     let builder = fixture.builder().response_timeout(SOON).checkout_timeout(4 * SOON);
-    let sessions = fixture.warm(builder.trust_window(ALWAYS).flush_bytes(4 * LARGE));
+    let sessions = fixture.warm(builder.trust_window(LONG).flush_bytes(4 * LARGE));
     fixture
         .proxy
         .arm(Script::from((Trigger::AfterCommandNamed("MULTI"), Fault::HoldRequests)).once());
@@ -104,7 +104,7 @@ const LARGE: usize = 16 << 20;
 /// A trusting manager over small buffers, with a rule that stops everything behind MULTI.
 fn stuck(fixture: &Fixture) -> SessionManager {
     fixture.proxy.shrink_buffers();
-    let builder = fixture.builder().trust_window(ALWAYS).flush_bytes(4 * LARGE);
+    let builder = fixture.builder().trust_window(LONG).flush_bytes(4 * LARGE);
     let sessions = fixture.warm(builder.response_timeout(BRIEF));
     fixture.proxy.arm((Trigger::AfterCommandNamed("MULTI"), Fault::HoldRequests));
     sessions
@@ -114,7 +114,7 @@ fn stuck(fixture: &Fixture) -> SessionManager {
 fn a_write_that_breaks_off_half_way_is_not_sent() {
     let fixture = Fixture::start();
     fixture.proxy.shrink_buffers();
-    let sessions = fixture.warm(fixture.builder().trust_window(ALWAYS).flush_bytes(4 * LARGE));
+    let sessions = fixture.warm(fixture.builder().trust_window(LONG).flush_bytes(4 * LARGE));
     fixture.proxy.arm((Trigger::AfterCommandNamed("MULTI"), Fault::HoldRequests));
     let error = thread::scope(|scope| {
         let commit = scope.spawn(|| {
@@ -150,7 +150,7 @@ fn a_write_that_is_not_read_is_not_sent_and_ends_in_time() {
 fn a_chunk_that_is_lost_is_not_sent_wherever_it_is_cut() {
     let fixture = Fixture::start();
     let cut = |trigger| {
-        let sessions = fixture.warm(fixture.builder().trust_window(ALWAYS).flush_bytes(1));
+        let sessions = fixture.warm(fixture.builder().trust_window(LONG).flush_bytes(1));
         let mut tx = sessions.transactional().begin().unwrap();
         tx.set("key", 1);
         fixture.proxy.arm(Script::from((trigger, Fault::Cut)).once());
@@ -173,7 +173,7 @@ fn a_chunk_that_is_lost_is_not_sent_wherever_it_is_cut() {
 #[test]
 fn a_run_block_that_was_partly_sent_ahead_is_not_sent_again() {
     let fixture = Fixture::start();
-    let sessions = fixture.warm(fixture.builder().trust_window(ALWAYS).flush_bytes(1));
+    let sessions = fixture.warm(fixture.builder().trust_window(LONG).flush_bytes(1));
     let mut runs = 0;
     let error = commit_error(sessions.transactional().run(|tx| {
         runs += 1;
@@ -305,7 +305,7 @@ fn a_nil_without_a_watch_is_no_conflict_and_its_connection_is_replaced() {
     for end in ends {
         let server = Server::start();
         let smuggler = Smuggler::to(&server, 2);
-        let builder = SessionManager::builder(&*smuggler.url).max_size(1).trust_window(ALWAYS);
+        let builder = SessionManager::builder(&*smuggler.url).max_size(1).trust_window(LONG);
         let sessions = builder.build().unwrap();
         warm(&sessions);
         let before = client_ids(&server);

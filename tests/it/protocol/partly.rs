@@ -1,13 +1,12 @@
 //! `PartlyApplied`: EXEC ran, at least one command failed, the others were applied.
 
+use crate::fixture::LONG;
 use rediscope::prelude::*;
 use rediscope::{
     Applied, CommitError, Error, Replies, ReplyError, SessionManager, TransactionOptions,
 };
 
-use super::fixture::{
-    ALWAYS, Fixture, assert_outcome, client_ids, commit_error, get, pool_is_whole,
-};
+use super::fixture::{Fixture, assert_outcome, client_ids, commit_error, get, pool_is_whole};
 
 /// The replies that come with it.
 #[track_caller]
@@ -82,7 +81,7 @@ fn run_and_a_watching_run_report_it_and_do_not_run_again() {
 fn a_failed_command_keeps_its_index_and_name_when_it_was_sent_ahead_or_a_part_was_forgotten() {
     let fixture = Fixture::start();
     fixture.server.ask::<()>(&["SET", "text", "hello"]);
-    let sessions = fixture.warm(fixture.builder().trust_window(ALWAYS).flush_bytes(200));
+    let sessions = fixture.warm(fixture.builder().trust_window(LONG).flush_bytes(200));
     let mut tx = sessions.transactional().begin().unwrap();
     let mut wrong = Vec::new();
     for n in 0..30 {

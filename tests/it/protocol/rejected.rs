@@ -1,13 +1,13 @@
 //! `Rejected` because of a command or its user: nothing was applied, and the server's own code has
 //! the reason.
 
+use crate::fixture::{LONG, SOON};
 use rediscope::prelude::*;
 use rediscope::redis::Commands;
 use rediscope::{Applied, CheckoutError, CommitError, ConnectionErrorKind, Error, SessionManager};
 
 use super::fixture::{
-    ALWAYS, Fixture, SOON, assert_outcome, client_ids, commit_error, exists, get, pool_is_whole,
-    warm,
+    Fixture, assert_outcome, client_ids, commit_error, exists, get, pool_is_whole, warm,
 };
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
@@ -96,7 +96,7 @@ fn restricted(server: &Server, rules: &[&str]) -> SessionManager {
     server.acl(&[&all, rules].concat());
     let sessions = SessionManager::builder(server.url_as("app", "secret"))
         .max_size(1)
-        .trust_window(ALWAYS)
+        .trust_window(LONG)
         .build()
         .unwrap();
     warm(&sessions);
@@ -133,7 +133,7 @@ fn a_server_that_knows_exec_by_another_name_is_found_when_a_connection_is_opened
         if !may_ask {
             server.acl(&["SETUSER", "default", "-command"]);
         }
-        let sessions = SessionManager::builder(server.url()).trust_window(ALWAYS).build().unwrap();
+        let sessions = SessionManager::builder(server.url()).trust_window(LONG).build().unwrap();
         let error = sessions.transactional().run(|tx| Ok(tx.set("key", 1))).unwrap_err();
         match error {
             Error::Checkout(CheckoutError::Connect { source, .. }) if may_ask => {

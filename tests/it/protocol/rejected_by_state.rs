@@ -1,5 +1,6 @@
 //! `Rejected` because of the server's state: nothing was applied, and it may pass.
 
+use crate::fixture::{LONG, SOON};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
@@ -7,8 +8,7 @@ use rediscope::prelude::*;
 use rediscope::{Applied, Begin, CloseReason, SessionManager, TransactionOptions};
 
 use super::fixture::{
-    ALWAYS, Fixture, SOON, assert_outcome, commit_error, exists, no_connection_is_in_multi,
-    pool_is_whole, warm,
+    Fixture, assert_outcome, commit_error, exists, no_connection_is_in_multi, pool_is_whole, warm,
 };
 use super::rejected::rejected;
 use rediscope_testing::eventually;
@@ -16,7 +16,7 @@ use rediscope_testing::server::Server;
 
 /// One open connection straight to the server, trusted.
 fn sessions(server: &Server) -> SessionManager {
-    let builder = SessionManager::builder(server.url()).max_size(1).trust_window(ALWAYS);
+    let builder = SessionManager::builder(server.url()).max_size(1).trust_window(LONG);
     let sessions = builder.build().unwrap();
     warm(&sessions);
     sessions
@@ -58,7 +58,7 @@ fn a_server_out_of_memory_keeps_its_code_oom() {
 fn a_replica_keeps_its_code_readonly_and_is_left_for_good_when_it_is_promoted() {
     let primary = Server::start();
     let replica = Server::replica_of(&primary);
-    let builder = SessionManager::builder(replica.url()).max_size(3).trust_window(ALWAYS);
+    let builder = SessionManager::builder(replica.url()).max_size(3).trust_window(LONG);
     let sessions = builder.build().unwrap();
     let all_three = || {
         let scopes = [(); 3].map(|()| sessions.transactional().begin_with(immediate()).unwrap());
@@ -154,7 +154,7 @@ fn a_loading_server_keeps_its_code_loading() {
 /// Has a command queued on the server, lets `change` happen, and commits.
 #[track_caller]
 fn exec_is_refused(fixture: &Fixture, change: impl FnOnce(), code: &str, retryable: bool) {
-    let sessions = fixture.warm(fixture.builder().trust_window(ALWAYS).flush_bytes(1));
+    let sessions = fixture.warm(fixture.builder().trust_window(LONG).flush_bytes(1));
     let mut tx = sessions.transactional().begin().unwrap();
     tx.set("key", "a value");
     assert_eq!(fixture.journal(), ["MULTI", "SET"], "it was sent ahead");
@@ -192,7 +192,7 @@ fn exec_refused_for_want_of_memory_or_replicas_keeps_the_code() {
 #[test]
 fn a_chunk_that_is_refused_fails_check_and_commit() {
     let fixture = Fixture::start();
-    let sessions = fixture.warm(fixture.builder().trust_window(ALWAYS).flush_bytes(1));
+    let sessions = fixture.warm(fixture.builder().trust_window(LONG).flush_bytes(1));
     let mut tx = sessions.transactional().begin().unwrap();
     tx.set("key", "a value");
     tx.check().unwrap();

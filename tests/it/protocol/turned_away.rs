@@ -1,6 +1,7 @@
 //! `CheckoutError::Connect`, with the reason that was read: a server that is full or protected, and
 //! what is not a Redis server at all. A permanent failure is returned at once.
 
+use crate::fixture::SOON;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
@@ -12,7 +13,6 @@ use rediscope::{
     CredentialsProvider, Error, SessionManager,
 };
 
-use super::fixture::SOON;
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger, Which};
 use rediscope_testing::server::Server;

@@ -2,6 +2,7 @@
 //! sends an error of its own; a proxy refuses by itself what the server never saw. The same bytes
 //! give the same outcome in every form of a transaction, over every transport.
 
+use crate::fixture::{LONG, SOON};
 use std::time::Duration;
 
 use rediscope::prelude::*;
@@ -10,7 +11,7 @@ use rediscope::{
     SessionManager, TransactionOptions, Transactional,
 };
 
-use super::fixture::{ALWAYS, Fixture, SOON, assert_outcome, exists, get, pool_is_whole};
+use super::fixture::{Fixture, assert_outcome, exists, get, pool_is_whole};
 use rediscope_testing::eventually;
 use rediscope_testing::front::Front;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
@@ -88,7 +89,7 @@ impl Way {
         server.ask::<()>(&["SET", "required", "1"]);
         let proxy = Proxy::to(&server);
         let (front, builder) = front(&proxy);
-        let sessions = builder.max_size(2).trust_window(ALWAYS).build().unwrap();
+        let sessions = builder.max_size(2).trust_window(LONG).build().unwrap();
         let lock = sessions.lock("fence").acquire(SOON).unwrap();
         Self { sessions, lock, proxy, server, front }
     }

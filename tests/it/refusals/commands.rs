@@ -1,12 +1,13 @@
 //! Commands that would change a connection others use are refused by name, before they are sent.
 
+use crate::fixture::LONG;
 use crate::side::BuildSide as _;
 use crate::side::{Pooled, Transactional};
 use redis::Cmd;
 use rediscope::Error;
 use rediscope::prelude::*;
 
-use super::fixture::{ALWAYS, Quiet, refused};
+use super::fixture::{Quiet, refused};
 
 /// Refused on both handles.
 const EVERYWHERE: &[&str] = &[
@@ -230,7 +231,7 @@ fn requests_that_are_none_are_refused() {
 #[test]
 fn what_is_refused_by_name_needs_no_connection() {
     let sessions = crate::side::SessionManager::builder("redis://127.0.0.1:1/")
-        .max_pin_time(ALWAYS)
+        .max_pin_time(LONG)
         .build_side()
         .unwrap();
     let by_run = sessions.transactional().run(|tx| Ok(tx.queue::<()>(redis::cmd("QUIT").take())));

@@ -1,8 +1,8 @@
 //! What the tests of bad input share: a server that is watched for what reaches it.
 
+use crate::fixture::LONG;
 use crate::side::BuildSide as _;
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use crate::side::SessionManager;
 use rediscope::prelude::*;
@@ -10,9 +10,6 @@ use rediscope::{Applied, CommitError, Error};
 
 use rediscope_testing::server::Server;
 use rediscope_testing::unique;
-
-/// Longer than any test.
-pub(crate) const ALWAYS: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A server and one open connection of each kind, trusted, so that nothing is sent but what a test
 /// sends.
@@ -29,7 +26,7 @@ impl Quiet {
 
     pub(crate) fn with(settings: impl FnOnce(rediscope::Builder) -> rediscope::Builder) -> Self {
         let server = Server::start();
-        let builder = SessionManager::builder(server.url()).max_size(1).trust_window(ALWAYS);
+        let builder = SessionManager::builder(server.url()).max_size(1).trust_window(LONG);
         let sessions = settings(builder).build_side().unwrap();
         sessions.transactional().begin().unwrap().discard().unwrap();
         assert!(redis::ConnectionLike::check_connection(&mut sessions.pooled()));

@@ -1,5 +1,6 @@
 //! No error, and no `Debug` or `Display` of any public type, holds a key, a value or a password.
 
+use crate::fixture::{LONG, SOON};
 use crate::side::BuildSide as _;
 use std::fmt::Debug;
 use std::time::Duration;
@@ -8,12 +9,10 @@ use crate::side::SessionManager;
 use rediscope::prelude::*;
 use rediscope::{CheckoutError, CommitError, Error, Outcome, TransactionOptions};
 
-use super::fixture::ALWAYS;
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
 
-const SOON: Duration = Duration::from_secs(20);
 const KEY: &str = "key:S3CRET-key";
 const VALUE: &str = "value S3CRET, with 'S3CRET' and \"S3CRET\" quoted";
 const PASSWORD: &str = "S3CRETpassword";
@@ -79,7 +78,7 @@ impl Fixture {
         let url = format!("redis://app:{PASSWORD}@{}/", proxy.address());
         let builder = SessionManager::builder(url)
             .max_size(1)
-            .trust_window(ALWAYS)
+            .trust_window(LONG)
             .connect_timeout(Duration::from_millis(500))
             .response_timeout(Duration::from_millis(500))
             .checkout_timeout(Duration::from_millis(1500));

@@ -1,6 +1,7 @@
 //! Every drop has a pair that returns the error that dropping swallows: `discard()` and `abandon()`.
 //! (`release()` of a part sends nothing, so it has nothing to return.)
 
+use crate::fixture::SOON;
 use crate::side::BuildSide as _;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,6 @@ use rediscope::{
     prelude::*,
 };
 
-use super::fixture::PATIENCE;
 use rediscope_testing::proxy::{Fault, Proxy, Trigger};
 use rediscope_testing::server::Server;
 use rediscope_testing::{eventually, in_time, unique};
@@ -61,7 +61,7 @@ fn pairs(sessions: &SessionManager) -> Vec<Pair> {
 }
 
 fn no_connection_is_in_multi(server: &Server) {
-    eventually(PATIENCE, "no client is in MULTI", || {
+    eventually(SOON, "no client is in MULTI", || {
         server.client_list().iter().all(|client| client["multi"] == "-1")
     });
 }
@@ -219,9 +219,9 @@ fn after_a_cleaning_the_next_borrower_has_its_own_timeout_again() {
         .connect_timeout(RESPONSE)
         .response_timeout(RESPONSE)
         .cleanup_timeout(CLEANUP)
-        .checkout_timeout(PATIENCE)
+        .checkout_timeout(SOON)
         // Only EXEC is to be left unanswered.
-        .trust_window(PATIENCE)
+        .trust_window(SOON)
         .build_side()
         .unwrap();
     let accounts = sessions.transactional();
@@ -243,11 +243,11 @@ fn after_a_cleaning_the_next_borrower_has_its_own_timeout_again() {
         let mut tx = accounts.begin().unwrap();
         tx.incr("hits", 1);
         let begun = Instant::now();
-        let reported = in_time(PATIENCE, "the commit ends", || tx.commit());
+        let reported = in_time(SOON, "the commit ends", || tx.commit());
         let took = begun.elapsed();
         assert_eq!(proxy.accepted(), accepted, "it was the same connection");
         assert!(matches!(reported, Err(CommitError::InDoubt(_))), "{reported:?}");
-        assert!(took >= RESPONSE - CLEANUP && took < PATIENCE / 2, "it took {took:?}");
+        assert!(took >= RESPONSE - CLEANUP && took < SOON / 2, "it took {took:?}");
         let hits: usize = server.connection().get("hits").unwrap();
         assert_eq!(hits, nth + 1, "the server had executed it: in doubt was right");
     }

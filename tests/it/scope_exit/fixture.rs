@@ -1,5 +1,6 @@
 //! One pool of one connection, and another connection that looks at the server.
 
+use crate::fixture::SOON;
 use crate::side::BuildSide as _;
 use std::time::Duration;
 
@@ -10,7 +11,6 @@ use rediscope::{Begin, TransactionOptions, prelude::*};
 use super::cases::{Cell, Form};
 use rediscope_testing::{connect, eventually, server::Server, unique};
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// Long enough for a busy machine to run the few calls of a cell in it.
 const MAX_PIN_TIME: Duration = Duration::from_secs(1);
 const DATABASE: u32 = 3;
@@ -44,14 +44,14 @@ impl<'s> Bench<'s> {
             Form::Untrusted => Duration::ZERO,
             _ => Duration::from_secs(3600),
         };
-        let max_pin_time = if cell.is_taken_back() { MAX_PIN_TIME } else { 2 * PATIENCE };
+        let max_pin_time = if cell.is_taken_back() { MAX_PIN_TIME } else { 2 * SOON };
         let sessions = SessionManager::builder(server.url_db(DATABASE))
             .max_size(1)
             .trust_window(trust_window)
             .flush_bytes(if cell.form.is_large() { 512 } else { 64 * 1024 })
-            .checkout_timeout(PATIENCE)
-            .response_timeout(PATIENCE / 3)
-            .cleanup_timeout(PATIENCE / 3)
+            .checkout_timeout(SOON)
+            .response_timeout(SOON / 3)
+            .cleanup_timeout(SOON / 3)
             .max_pin_time(max_pin_time)
             .build_side()
             .unwrap();
@@ -88,7 +88,7 @@ impl<'s> Bench<'s> {
     }
 
     pub(crate) fn wait_until_taken_back(&self) {
-        eventually(PATIENCE, "the scope was taken back", || self.in_use() == 0);
+        eventually(SOON, "the scope was taken back", || self.in_use() == 0);
     }
 
     fn in_use(&self) -> u32 {
@@ -132,7 +132,7 @@ impl<'s> Bench<'s> {
         // Before the connection is used again: what it still watches shows, and would spoil the
         // next transaction.
         self.touch_watched();
-        eventually(PATIENCE, "no client is in MULTI", || self.clients_in_multi() == 0);
+        eventually(SOON, "no client is in MULTI", || self.clients_in_multi() == 0);
         for client in self.server.client_list() {
             assert!(!client["flags"].contains('d'), "it still watches: {client:?}");
         }

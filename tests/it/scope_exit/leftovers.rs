@@ -1,5 +1,6 @@
 //! What a caller could leave behind on a connection by other ways than by ending a scope.
 
+use crate::fixture::SOON;
 use crate::side::BuildSide as _;
 use std::time::Duration;
 
@@ -7,7 +8,6 @@ use crate::side::SessionManager;
 use redis::{Commands, ConnectionLike};
 use rediscope::{CommitError, Error, Outcome, RetryPolicy, prelude::*};
 
-use super::fixture::PATIENCE;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
 use rediscope_testing::unique;
@@ -15,8 +15,8 @@ use rediscope_testing::unique;
 fn pool_of_one(url: String) -> SessionManager {
     SessionManager::builder(url)
         .max_size(1)
-        .checkout_timeout(PATIENCE)
-        .trust_window(PATIENCE)
+        .checkout_timeout(SOON)
+        .trust_window(SOON)
         .flush_bytes(64)
         .build_side()
         .unwrap()

@@ -1,12 +1,13 @@
 //! Plays the whole matrix and says how much of it there is.
 
+use crate::fixture::SOON;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::thread;
 
 use super::cases::{self, Cell};
-use super::fixture::{Bench, PATIENCE};
+use super::fixture::Bench;
 use super::run_case;
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
@@ -47,6 +48,6 @@ fn play_one(server: &Server, cell: Cell) {
     run_case::play(&bench, cell);
     bench.look_at_the_data();
     bench.borrow_again();
-    assert_eq!(bench.sessions.close(PATIENCE).scopes, 0, "nothing was left to take back");
-    eventually(PATIENCE, "the server has no client left", || server.clients() == 0);
+    assert_eq!(bench.sessions.close(SOON).scopes, 0, "nothing was left to take back");
+    eventually(SOON, "the server has no client left", || server.clients() == 0);
 }

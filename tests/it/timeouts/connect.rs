@@ -1,5 +1,6 @@
 //! `CheckoutError::Connect`: the server could not be reached, or refused the connection.
 
+use crate::fixture::SOON;
 use crate::side::BuildSide as _;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use rediscope::{
     Applied, Builder, CheckoutError, ConnectionError, ConnectionErrorKind, Error, PoolStatus,
 };
 
-use crate::protocol::fixture::{SOON, get, pool_is_whole};
+use crate::protocol::fixture::{get, pool_is_whole};
 use rediscope_testing::proxy::Proxy;
 use rediscope_testing::server::Server;
 use rediscope_testing::unresponsive_port::UnresponsivePort;

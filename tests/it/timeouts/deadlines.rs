@@ -1,6 +1,7 @@
 //! Every call ends in time, however silent the server is, and capacity comes back: from a server
 //! that was stopped, from one that was down for long, from scopes that never end.
 
+use crate::fixture::{LONG, SOON};
 use crate::side::BuildSide as _;
 use std::sync::Mutex;
 use std::thread;
@@ -24,8 +25,6 @@ const CLEANUP: Duration = Duration::from_millis(200);
 const CHECKOUT: Duration = Duration::from_millis(3700);
 /// What a busy machine may add to a bounded call. Without a bound the calls would never end.
 const SLACK: Duration = Duration::from_millis(1000);
-const SOON: Duration = Duration::from_secs(10);
-const HOUR: Duration = Duration::from_secs(3600);
 
 fn builder(url: String) -> Builder {
     SessionManager::builder(url)
@@ -192,7 +191,7 @@ fn every_call_ends(silence: fn(&Server, &Proxy), end: fn(&Server, &Proxy)) -> Op
     let late = Mutex::new(Vec::new());
     let server = Server::start();
     let proxy = Proxy::to(&server);
-    let trusting = builder(proxy.url()).max_size(16).trust_window(HOUR).build_side().unwrap();
+    let trusting = builder(proxy.url()).max_size(16).trust_window(LONG).build_side().unwrap();
     let asking = builder(proxy.url()).trust_window(Duration::ZERO).build_side().unwrap();
     // Connections that lie idle, in all pools that will be asked for one.
     let idle: Vec<_> = (0..4).map(|_| asking.transactional().begin().unwrap()).collect();

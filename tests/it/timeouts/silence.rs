@@ -1,12 +1,13 @@
 //! Deadlines against a server that never replies.
 
+use crate::fixture::SOON;
 use crate::side::BuildSide as _;
 use std::time::{Duration, Instant};
 
 use crate::side::{SessionManager, Transaction, Watching};
 use rediscope::prelude::*;
 
-use crate::checkout::{CHECKOUT, CLEANUP, PATIENCE, RESPONSE, SLACK, immediate, quick};
+use crate::checkout::{CHECKOUT, CLEANUP, RESPONSE, SLACK, immediate, quick};
 use rediscope_testing::proxy::Proxy;
 use rediscope_testing::server::Server;
 use rediscope_testing::{eventually, in_time, try_for};
@@ -62,7 +63,7 @@ fn a_silent_server_does_not_keep_the_session_from_closing() {
     within("drop", 4 * CLEANUP, move || drop(open));
     within("drop", CLEANUP, move || drop(sessions));
     server.sigcont();
-    eventually(PATIENCE, "no connection is left", || server.clients() == 0);
+    eventually(SOON, "no connection is left", || server.clients() == 0);
 }
 
 /// One scope of every kind, each with a connection that has answered.
@@ -121,9 +122,9 @@ fn silence(sessions: &SessionManager) {
 /// The threads that connect may still wait for the silent one.
 fn works_again(sessions: &SessionManager) {
     let (mut db, accounts) = (sessions.pooled(), sessions.transactional());
-    let worked = try_for(PATIENCE, || accounts.run(|tx| Ok(tx.incr("works", 1))).ok());
+    let worked = try_for(SOON, || accounts.run(|tx| Ok(tx.incr("works", 1))).ok());
     assert!(worked.is_some(), "{}", sessions.status());
-    let worked = try_for(PATIENCE, || db.incr::<_, _, i64>("works", 1).ok());
+    let worked = try_for(SOON, || db.incr::<_, _, i64>("works", 1).ok());
     assert!(worked.is_some(), "{}", sessions.status());
 }
 
@@ -134,7 +135,7 @@ fn within<R: Send + 'static>(
     call: impl FnOnce() -> R + Send + 'static,
 ) -> R {
     let begun = Instant::now();
-    let result = in_time(PATIENCE, what, call);
+    let result = in_time(SOON, what, call);
     let took = begun.elapsed();
     assert!(took < deadline + SLACK, "{what} took {took:?}, its deadline was {deadline:?}");
     result
