@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// One open scope, or one blocking command of a pooled handle, which holds a connection.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct OpenScope {
     /// The name given with [`TransactionOptions::name`](crate::TransactionOptions::name).

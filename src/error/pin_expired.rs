@@ -8,7 +8,7 @@ use crate::text::{brief, display};
 
 /// The scope was unused for longer than `max_pin_time`: its connection was reclaimed and its
 /// transaction discarded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct PinExpired {
     /// Age of the scope when it was found expired.

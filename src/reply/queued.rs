@@ -80,7 +80,7 @@ impl<T> fmt::Debug for Queued<T> {
 /// })?;
 /// # Ok(()) }
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ready<T>(
     /// The value.
     pub T,

@@ -12,7 +12,7 @@ use scopeguard::defer;
 /// A user and a password, or a password alone.
 ///
 /// `Debug` shows neither.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Credentials {
     username: Option<String>,
     password: String,

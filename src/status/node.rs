@@ -5,7 +5,7 @@
 use std::fmt;
 
 /// One node's part of a pool, in a cluster.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NodeStatus {
     /// The node's address.

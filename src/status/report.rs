@@ -10,7 +10,7 @@ use crate::status::locks::LockStatus;
 use crate::status::node::NodeStatus;
 
 /// One pool: its connections, its open scopes, its counters.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PoolStatus {
     /// Which pool: `pooled` or `transactional`.
@@ -57,7 +57,7 @@ impl PoolStatus {
 }
 
 /// The state of a session manager. Its `Display` is one report for an incident.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Status {
     /// The server's address, without user and password.
@@ -80,7 +80,7 @@ pub struct Status {
 ///
 /// assert_eq!(Closed::default().to_string(), "0 scopes, 0 locks");
 /// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Closed {
     /// Scopes that were open when the timeout was over. Their connections were reclaimed.

@@ -17,7 +17,7 @@ use crate::protocol::retry::RetryPolicy;
 use crate::settings::settings::Settings;
 
 /// When MULTI is sent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Begin {
     /// MULTI is sent together with the commands. A commit takes one round trip on a connection that
