@@ -6,12 +6,38 @@ use crate::reply::error::ReplyError;
 use crate::reply::queued::{Queued, Ready};
 use crate::reply::replies::Replies;
 
-mod sealed {
-    pub trait Sealed {}
-}
-
 /// The return type of a block: handles of queued commands and [`Ready`] values, alone or in tuples,
 /// arrays, `Vec` and `Option`. After the commit each handle becomes its value.
+///
+/// A struct of handles implements it by reading its fields:
+///
+/// ```no_run
+/// use rediscope::{Queued, Replies, ReplyError, Resolve, SessionManager, prelude::*};
+///
+/// struct Handles {
+///     hits: Queued<i64>,
+///     name: Queued<String>,
+/// }
+///
+/// struct Page {
+///     hits: i64,
+///     name: String,
+/// }
+///
+/// impl Resolve for Handles {
+///     type Output = Page;
+///
+///     fn resolve(self, replies: &Replies) -> Result<Page, ReplyError> {
+///         Ok(Page { hits: replies.get(self.hits)?, name: replies.get(self.name)? })
+///     }
+/// }
+///
+/// # fn main() -> Result<(), rediscope::Error> {
+/// # let pages = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+/// let page = pages.run(|tx| Ok(Handles { hits: tx.incr("hits", 1), name: tx.get("name") }))?;
+/// println!("{}: {}", page.name, page.hits);
+/// # Ok(()) }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "a block cannot return a plain `{Self}`",
     label = "not the handle of a queued command",
@@ -19,18 +45,16 @@ mod sealed {
             arrays, `Vec` or `Option`); they become values after the commit",
     note = "a value you already have is returned as `Ready(value)`, and nothing as `()`"
 )]
-pub trait Resolve: sealed::Sealed {
+pub trait Resolve {
     /// The type of its value.
     type Output;
 
-    /// Reads the values out of `replies`.
+    /// Reads the values out of `replies`. The transaction was applied, whatever this returns.
     ///
     /// # Errors
     /// As [`Replies::get`].
     fn resolve(self, replies: &Replies) -> Result<Self::Output, ReplyError>;
 }
-
-impl<T> sealed::Sealed for Queued<T> {}
 
 impl<T: FromRedisValue> Resolve for Queued<T> {
     type Output = T;
@@ -54,8 +78,6 @@ impl Replies {
     }
 }
 
-impl<T> sealed::Sealed for Ready<T> {}
-
 impl<T> Resolve for Ready<T> {
     type Output = T;
 
@@ -63,8 +85,6 @@ impl<T> Resolve for Ready<T> {
         Ok(self.0)
     }
 }
-
-impl<R: Resolve, const N: usize> sealed::Sealed for [R; N] {}
 
 impl<R: Resolve, const N: usize> Resolve for [R; N] {
     type Output = [R::Output; N];
@@ -86,8 +106,6 @@ impl<R: Resolve, const N: usize> Resolve for [R; N] {
     }
 }
 
-impl<R: Resolve> sealed::Sealed for Vec<R> {}
-
 impl<R: Resolve> Resolve for Vec<R> {
     type Output = Vec<R::Output>;
 
@@ -95,8 +113,6 @@ impl<R: Resolve> Resolve for Vec<R> {
         self.into_iter().map(|handle| handle.resolve(replies)).collect()
     }
 }
-
-impl<R: Resolve> sealed::Sealed for Option<R> {}
 
 impl<R: Resolve> Resolve for Option<R> {
     type Output = Option<R::Output>;
@@ -108,9 +124,7 @@ impl<R: Resolve> Resolve for Option<R> {
 
 macro_rules! resolve_tuples {
     ($($($name:ident)*;)+) => {$(
-        impl<$($name: Resolve),*> sealed::Sealed for ($($name,)*) {}
-
-        impl<$($name: Resolve),*> Resolve for ($($name,)*) {
+                impl<$($name: Resolve),*> Resolve for ($($name,)*) {
             type Output = ($($name::Output,)*);
 
             #[expect(non_snake_case, reason = "type parameters name the fields")]
@@ -121,8 +135,6 @@ macro_rules! resolve_tuples {
         }
     )+};
 }
-
-impl sealed::Sealed for () {}
 
 impl Resolve for () {
     type Output = ();

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use rediscope::prelude::*;
-use rediscope::{Applied, Error, Outcome, ReplyError, SessionManager};
+use rediscope::{Applied, Block, Error, Outcome, Replies, ReplyError, Resolve, SessionManager};
 
 use super::fixture::{Fixture, get, pool_is_whole};
 use rediscope_testing::server::Server;
@@ -174,6 +174,41 @@ fn handles_are_compared_and_hashed_and_a_command_is_queued_by_reference() {
     let mut other = accounts.begin().unwrap();
     assert!(!names.contains_key(&other.incr("n", 1)), "a handle of another transaction");
     other.discard().unwrap();
+}
+
+struct Handles {
+    hits: Queued<i64>,
+    names: Vec<Queued<String>>,
+}
+
+impl Resolve for Handles {
+    type Output = (i64, Vec<String>);
+
+    fn resolve(self, replies: &Replies) -> Result<Self::Output, ReplyError> {
+        Ok((replies.get(self.hits)?, replies.get(self.names)?))
+    }
+}
+
+#[test]
+fn a_struct_of_handles_is_resolved_by_its_own_implementation() {
+    let fixture = Fixture::start();
+    fixture.server.ask::<()>(&["SET", "name", "ada"]);
+    let sessions = fixture.trusting();
+    let accounts = sessions.transactional();
+    let queue = |tx: &mut Block, key| {
+        Ok(Handles { hits: tx.incr("hits", 1), names: vec![tx.get("name"), tx.get(key)] })
+    };
+    let page = accounts.run(|tx| queue(tx, "name")).unwrap();
+    assert_eq!(page, (1, vec!["ada".to_owned(), "ada".to_owned()]));
+    // It was applied even if a value cannot be returned.
+    let error = accounts.run(|tx| queue(tx, "none")).unwrap_err();
+    assert_eq!(
+        (error.applied(), get(&fixture.server, "hits").unwrap()),
+        (Applied::Yes, "2".into())
+    );
+    // In a tuple, and under a watch.
+    let watched = accounts.watch(["hits"]).run(|_, tx| Ok((Ready(7), queue(tx, "name")?)));
+    assert_eq!(watched.unwrap().1.0, 3);
 }
 
 #[test]
