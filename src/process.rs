@@ -1,4 +1,5 @@
-//! The process that a session manager belongs to, and the sockets that its forked children close.
+//! The process that a session manager belongs to, the sockets that its forked children close, and
+//! its background threads.
 //!
 //! A fork copies sockets and locks, but only the thread that called it. Two processes would read each
 //! other's replies, and a lock that another thread held is never released in the child.
@@ -6,3 +7,4 @@
 pub(crate) mod current;
 pub(crate) mod descriptors;
 pub(crate) mod sockets;
+pub(crate) mod worker;

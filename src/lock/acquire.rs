@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use redis::Value;
 
 use crate::error::applied::Applied;
@@ -25,6 +24,7 @@ use crate::protocol::lock::keys::LockKeys;
 use crate::protocol::lock::lease::{release, valid_until};
 use crate::protocol::lock::script::Call;
 use crate::protocol::replication::{Durability, ReplicaAcks};
+use crate::protocol::retry::Backoff;
 use crate::sync::lock;
 
 /// Interval of a waiter's heartbeat in fair mode. A waiter without a heartbeat for three intervals
@@ -93,7 +93,7 @@ pub(crate) fn acquire(
     let started = Instant::now();
     // An instant that far ahead may not exist; a day has the same effect.
     let deadline = started + wait.min(Duration::from_secs(24 * 60 * 60));
-    let _begun = manager.renewer.begin_acquisition(&manager.client).map_err(|why| match why {
+    let _begun = manager.renewer.begin_acquisition().map_err(|why| match why {
         CannotBegin::Closed => LockError::Checkout(CheckoutError::Closed),
         CannotBegin::NoThread => LockError::Refused {
             setting: "thread",
@@ -154,7 +154,7 @@ pub(crate) fn acquire(
                     |by: &LockHolder| by.remaining + Duration::from_millis(1 + fastrand::u64(..8));
                 by.as_ref().map_or(longest, |by| ends(by).min(longest))
             }
-            _ => pauses.next().unwrap_or(POLL_PAUSES.1).mul_f64(0.5 + fastrand::f64() / 2.0),
+            _ => pauses.wait(),
         };
         tracing::trace!(?bound, live, "lock wait");
         ticket.wait(deadline.min(Instant::now() + bound), request.mode.wake_compatible());
@@ -164,13 +164,8 @@ pub(crate) fn acquire(
     }
 }
 
-fn backoff() -> backon::ExponentialBackoff {
-    ExponentialBuilder::default()
-        .with_min_delay(POLL_PAUSES.0)
-        .with_max_delay(POLL_PAUSES.1)
-        .with_factor(2.0)
-        .without_max_times()
-        .build()
+fn backoff() -> Backoff {
+    Backoff::new(POLL_PAUSES.0, POLL_PAUSES.1)
 }
 
 enum AttemptResult {
@@ -354,9 +349,9 @@ impl Drop for Attempt<'_> {
         let given_back = catch_unwind(AssertUnwindSafe(|| self.release_now(&call, now)));
         if !given_back.unwrap_or(false) {
             let lasts = if late { remember } else { (*lease).max(HEARTBEAT_TIMEOUT) };
-            renewer.pending_release(call, now + lasts, &self.manager.client);
+            renewer.pending_release(call, now + lasts);
         } else if !late {
-            renewer.answered(names.done(&self.owner_token), &self.manager.client);
+            renewer.answered(names.done(&self.owner_token));
         }
     }
 }

@@ -146,6 +146,11 @@ impl ScriptClient {
         self.own.is_cluster()
     }
 
+    /// Returns the hash slot of the call's keys; none outside a cluster.
+    pub(crate) fn slot_of(&self, call: &Call) -> Option<u16> {
+        call.slot().filter(|_| self.is_in_cluster())
+    }
+
     /// From now on only renewals and releases are sent.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
@@ -204,10 +209,9 @@ impl ScriptClient {
         behind: (Via, Option<&Durability>),
         limits: (Instant, Instant),
     ) -> Result<ScriptReplies, CallError> {
-        let slot = |call: &Call| self.is_in_cluster().then(|| call.slot()).flatten();
         let mut first = None;
-        for calls in calls.chunk_by(|one, other| slot(one) == slot(other)) {
-            let route = Route::to(calls.first().and_then(slot));
+        for calls in calls.chunk_by(|one, other| self.slot_of(one) == self.slot_of(other)) {
+            let route = Route::to(calls.first().and_then(|call| self.slot_of(call)));
             let next = self.ask_at(route, calls, behind, limits)?;
             first = Some(match first {
                 None => next,

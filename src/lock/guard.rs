@@ -109,7 +109,7 @@ impl LockGuard {
 
     /// Starts the renewal of the lease.
     pub(crate) fn start_renewal(&self) {
-        self.manager.renewer.watch(&self.lock_lease, &self.manager.client);
+        self.manager.renewer.watch(&self.lock_lease);
         self.manager.client.warm(Some(slot::of_key(self.lock_lease.names.holders.as_bytes())));
     }
 

@@ -2,7 +2,6 @@
 //!
 //! The threads end with the last lock, guard and session manager.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,37 +33,15 @@ pub(crate) struct LockManager {
     pub(crate) listener: ReleaseListener,
 }
 
-impl Drop for LockManager {
-    fn drop(&mut self) {
-        if self.settings.is_forked_child() {
-            return;
-        }
-        self.close();
-        self.renewer.close();
-    }
-}
-
 impl LockManager {
     /// `own` has at most one connection to each master, for renewals and releases.
     pub(crate) fn new(pooled: Router, own: Router) -> Self {
         let settings = Arc::clone(pooled.settings());
         let waiters = Arc::<Waiters>::default();
-        // This is not a secret: two managers with the same number would only wake each other.
-        let random = fastrand::u128(..);
-        let listener = ReleaseListener::new(
-            pooled.clone(),
-            Arc::clone(&settings),
-            Arc::clone(&waiters),
-            random,
-        );
-        Self {
-            client: ScriptClient::new(pooled, own),
-            settings,
-            counters: Arc::default(),
-            renewer: LeaseRenewer::new(),
-            waiters,
-            listener,
-        }
+        let listener = ReleaseListener::new(pooled.clone(), Arc::clone(&waiters));
+        let client = ScriptClient::new(pooled, own);
+        let renewer = LeaseRenewer::new(client.clone());
+        Self { client, settings, counters: Arc::default(), renewer, waiters, listener }
     }
 
     /// Stops all acquisitions. A waiting call is woken and fails at once.
@@ -76,7 +53,7 @@ impl LockManager {
     /// Waits until `deadline` for the guards to end and for the pending releases. From then on no
     /// lease is extended. Returns the number of held locks; their guards can still release them.
     pub(crate) fn end_renewals(&self, deadline: Instant) -> usize {
-        self.renewer.end_renewals(deadline, &self.client)
+        self.renewer.end_renewals(deadline)
     }
 
     pub(crate) fn status(&self) -> LockStatus {
@@ -99,7 +76,7 @@ impl LockManager {
         // From here on no renewal extends the lease.
         let before = lock_lease.end();
         let LockKeys { holders, .. } = &*lock_lease.names;
-        let answered = self.renewer.take_answered(holders, self.client.is_in_cluster());
+        let answered = self.renewer.take_answered(holders);
         let call = release(
             &lock_lease.names,
             &lock_lease.owner_token,
@@ -126,7 +103,7 @@ impl LockManager {
             self.release_in_background(lock_lease, maybe_in_flight);
         } else if !maybe_in_flight && !repeated {
             // No copy of a request is in flight that needs the same reply.
-            self.renewer.answered(lock_lease.names.done(&lock_lease.owner_token), &self.client);
+            self.renewer.answered(lock_lease.names.done(&lock_lease.owner_token));
         }
         // This comes last: a closed session manager ends its connections with the last lease.
         self.renewer.forget(lock_lease);
@@ -142,7 +119,7 @@ impl LockManager {
         let remember = self.remember(lock_lease.lease, maybe_in_flight);
         let call = release(&lock_lease.names, &lock_lease.owner_token, remember, Vec::new());
         // The lease has ended by then.
-        self.renewer.pending_release(call, Instant::now() + lock_lease.lease, &self.client);
+        self.renewer.pending_release(call, Instant::now() + lock_lease.lease);
         self.renewer.forget(lock_lease);
     }
 
@@ -180,16 +157,4 @@ impl Released {
 /// The error for a reply that no script of this crate returns.
 pub(crate) fn unexpected_reply(during: &'static str) -> LockError {
     LockError::Connection { during, source: ConnectionError::unexpected("a reply of another type") }
-}
-
-impl fmt::Debug for LockManager {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.settings.is_forked_child() {
-            return f.write_str("LockManager of another process");
-        }
-        f.debug_struct("LockManager")
-            .field("renewer", &self.renewer)
-            .field("listener", &self.listener)
-            .finish_non_exhaustive()
-    }
 }

@@ -9,7 +9,6 @@
 mod model;
 
 use std::collections::{HashMap, VecDeque};
-use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::sync::shim::{Arc, Condvar, Mutex, PoisonError, lock};
@@ -264,12 +263,5 @@ impl Drop for Ticket<'_> {
         if signal.pending || (signal.consumed && !self.has_lock) {
             channel.wake(|_| true);
         }
-    }
-}
-
-impl fmt::Debug for Waiters {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let channels = lock(&self.channels);
-        f.debug_struct("Waiters").field("channels", &channels.len()).finish_non_exhaustive()
     }
 }

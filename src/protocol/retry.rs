@@ -77,10 +77,6 @@ impl RetryPolicy {
         self
     }
 
-    fn longest(&self) -> Duration {
-        self.max_backoff.min(LONGEST)
-    }
-
     pub(crate) fn begin(&self, now: Instant) -> Attempts {
         Attempts {
             policy: *self,
@@ -88,13 +84,37 @@ impl RetryPolicy {
             begun: now,
             // No deadline if it lies past the end of the clock.
             deadline: now.checked_add(self.deadline),
-            steps: ExponentialBuilder::default()
-                .with_min_delay(self.first_backoff.min(self.longest()))
-                .with_max_delay(self.longest())
-                .with_factor(2.0)
-                .without_max_times()
-                .build(),
+            backoff: Backoff::new(self.first_backoff, self.max_backoff),
         }
+    }
+}
+
+/// Exponential backoff: each step is twice the one before, up to a maximum.
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    steps: ExponentialBackoff,
+    longest: Duration,
+}
+
+impl Backoff {
+    pub(crate) fn new(first: Duration, longest: Duration) -> Self {
+        let longest = longest.min(LONGEST);
+        let steps = ExponentialBuilder::default()
+            .with_min_delay(first.min(longest))
+            .with_max_delay(longest)
+            .with_factor(2.0)
+            .without_max_times()
+            .build();
+        Self { steps, longest }
+    }
+
+    fn step(&mut self) -> Duration {
+        self.steps.next().unwrap_or(self.longest).min(self.longest)
+    }
+
+    /// Returns the next wait: half a step, and a random part of the other half.
+    pub(crate) fn wait(&mut self) -> Duration {
+        self.step().mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 }
 
@@ -105,7 +125,7 @@ pub(crate) struct Attempts {
     number: u32,
     begun: Instant,
     deadline: Option<Instant>,
-    steps: ExponentialBackoff,
+    backoff: Backoff,
 }
 
 impl Attempts {
@@ -126,9 +146,7 @@ impl Attempts {
         if self.number >= self.policy.attempts {
             return None;
         }
-        let longest = self.policy.longest();
-        let step = self.steps.next().unwrap_or(longest).min(longest);
-        let wait = step.mul_f64(fastrand::f64());
+        let wait = self.backoff.step().mul_f64(fastrand::f64());
         if self.deadline.is_some_and(|deadline| now + wait > deadline) {
             return None;
         }

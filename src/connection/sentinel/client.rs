@@ -7,7 +7,7 @@
 
 use std::fmt;
 use std::net::Shutdown;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ use crate::error::config::ConfigError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::logging::deferred::LogThread;
 use crate::process::sockets::OwnSocket;
+use crate::process::worker::BackgroundWorker;
 use crate::protocol::sentinel::{HostPort, MasterReport, parse};
 use crate::settings::settings::Settings;
 
@@ -40,7 +41,7 @@ pub(crate) struct SentinelClient {
     /// Maximum time of one query to all sentinels together.
     pub(crate) query_timeout: Duration,
     pub(crate) generation: AtomicU64,
-    pub(crate) closed: AtomicBool,
+    pub(crate) watcher: BackgroundWorker<()>,
     pub(crate) state: Mutex<State>,
     pub(crate) changed: Condvar,
     pub(crate) log_thread: Arc<LogThread>,
@@ -58,7 +59,6 @@ pub(crate) struct State {
     /// Index of the sentinel that replied last.
     pub(crate) last_responder: usize,
     pub(crate) sockets: Vec<(Arc<Server>, Weak<OwnSocket>)>,
-    pub(crate) watched: bool,
 }
 
 impl State {
@@ -81,7 +81,7 @@ impl SentinelClient {
             settings: settings.clone(),
             query_timeout: settings.connect_timeout / 2,
             generation: AtomicU64::new(0),
-            closed: AtomicBool::new(false),
+            watcher: BackgroundWorker::new("rediscope-sentinel", ()),
             state: Mutex::default(),
             changed: Condvar::new(),
             log_thread: Arc::default(),
@@ -118,7 +118,7 @@ impl SentinelClient {
     }
 
     pub(crate) fn close(&self) {
-        self.closed.store(true, Ordering::Release);
+        self.watcher.close();
     }
 
     /// Opens a connection to the master. The connection ends when another master takes its place.

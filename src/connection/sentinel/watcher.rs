@@ -2,7 +2,6 @@
 //!
 //! No connection waits for it: without this thread, callers that connect send the query.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -10,8 +9,10 @@ use tracing::Level;
 
 use crate::connection::sentinel::client::{FRESH, SentinelClient};
 use crate::error::connection::ConnectionError;
+use crate::process::worker::{Next, Shared, Work};
 
-/// Maximum time of a read, and maximum delay until the thread ends after its last user.
+/// Maximum time of a read, which delays the thread's end, and minimum time between two attempts to
+/// subscribe.
 const TICK: Duration = Duration::from_millis(200);
 /// Time without a message after which the sentinel is checked by PING.
 const QUIET: Duration = Duration::from_secs(2);
@@ -19,17 +20,11 @@ const QUIET: Duration = Duration::from_secs(2);
 impl SentinelClient {
     /// Starts the thread, unless it runs.
     pub(crate) fn watch(self: &Arc<Self>) {
-        let mut state = self.state();
-        if state.watched || self.closed.load(Ordering::Acquire) {
-            return;
-        }
-        let client = Arc::downgrade(self);
-        let thread = std::thread::Builder::new().name("rediscope-sentinel".to_owned());
-        match thread.spawn(move || run(&client)) {
-            Ok(_) => state.watched = true,
-            Err(error) => self.log_thread.log(Level::WARN, move || {
+        let watch = || Watch { client: Arc::downgrade(self), nth: 0, next_try: Instant::now() };
+        if let Err(error) = self.watcher.start(&mut self.watcher.lock(), watch) {
+            self.log_thread.log(Level::WARN, move || {
                 tracing::warn!(%error, "no thread to receive messages about failovers");
-            }),
+            });
         }
     }
 
@@ -43,25 +38,44 @@ impl SentinelClient {
 
 /// Returns `None` if the client has no user any more.
 fn needed(client: &Weak<SentinelClient>) -> Option<Arc<SentinelClient>> {
-    client.upgrade().filter(|client| !client.closed.load(Ordering::Acquire))
+    client.upgrade().filter(|client| !client.watcher.is_closed())
 }
 
-fn run(client: &Weak<SentinelClient>) {
-    let mut nth = 0;
-    while let Some(here) = needed(client) {
-        let sentinel = here.sentinels.get(nth % here.sentinels.len()).cloned();
+/// The thread's work: to subscribe to one sentinel after the other.
+struct Watch {
+    client: Weak<SentinelClient>,
+    nth: usize,
+    next_try: Instant,
+}
+
+impl Work for Watch {
+    type State = ();
+    type Job = ();
+    const IDLE: Duration = Duration::ZERO;
+
+    fn next(&mut self, (): &mut (), now: Instant) -> Next<()> {
+        if now < self.next_try {
+            return Next::WaitUntil(self.next_try);
+        }
+        self.next_try = now + TICK;
+        Next::Run(())
+    }
+
+    fn run(&mut self, _: &Shared<()>, (): ()) {
+        let Some(here) = needed(&self.client) else { return };
+        let sentinel = here.sentinels.get(self.nth % here.sentinels.len()).cloned();
         let (timeout, name) = (here.query_timeout, here.name.clone());
+        self.nth += 1;
         here.refresh();
         drop(here);
         let Some(sentinel) = sentinel else { return };
         let heard = sentinel.client(sentinel.auth_info(), timeout).and_then(|mut connection| {
-            listen(client, &mut connection, &name, timeout)
+            listen(&self.client, &mut connection, &name, timeout)
                 .map_err(|error| ConnectionError::of(&error))
         });
-        let Err(error) = heard else { return };
-        tracing::debug!(sentinel = sentinel.address(), %error, "not subscribed to failovers");
-        nth += 1;
-        std::thread::sleep(TICK);
+        if let Err(error) = heard {
+            tracing::debug!(sentinel = sentinel.address(), %error, "not subscribed to failovers");
+        }
     }
 }
 

@@ -249,6 +249,9 @@ fn no_thread_survives_the_last_handle_and_a_guard_works_without_the_manager() {
     waiter.join().unwrap().unwrap();
     eventually(SOON, "its connections are closed", || fixture.server.clients() == 0);
     eventually(SOON, "no connection listens", || fixture.server.subscribers() == 0);
+    eventually(SOON, "both threads are gone", || {
+        named_threads("rediscope-leases") + named_threads("rediscope-lock-events") == 0
+    });
 }
 
 /// Threads of all tests that run now: the kernel cuts names at 15 bytes.
