@@ -14,10 +14,10 @@ use crate::error::applied::Applied;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
 use crate::error::lock::{LockError, LockHolder, LostReason};
-use crate::lock::client::{ScriptReplies, Via, refused};
+use crate::lock::client::{ScriptReplies, Via, refused, unexpected_reply};
 use crate::lock::guard::LockGuard;
 use crate::lock::lease::LockLease;
-use crate::lock::manager::{LockManager, unexpected_reply};
+use crate::lock::manager::LockManager;
 use crate::lock::renewal::CannotBegin;
 use crate::protocol::lock::acquire::{AcquireCall, AcquireReply, LockMode};
 use crate::protocol::lock::keys::LockKeys;
@@ -230,26 +230,22 @@ impl<'a> Attempt<'a> {
     fn try_once(&mut self, enqueue: bool) -> Result<AttemptResult, LockError> {
         let permits = self.request.permits.get();
         let call = self.call(enqueue, permits);
-        let calls = std::slice::from_ref(&call);
         // Set before the bytes are sent: any later step may end early, also by a panic of the
         // user's log.
         let (maybe_in_flight, queued) = (self.may_hold, self.queued);
         (self.may_hold, self.queued) = (true, queued || self.request.is_known_to_wait());
-        let client = &self.manager.client;
-        let asked = match &self.request.replicas {
-            None => client.ask(calls, Via::PooledFirst, self.over),
-            Some(replicas) => client.ask_replicated(calls, replicas, self.over),
-        };
-        let answers = asked.map_err(|failed| {
+        let via = self.request.replicas.as_ref().map_or(Via::PooledFirst, Via::Replicated);
+        let asked = self.manager.client.ask(&[&call], via, self.over);
+        let replies = asked.map_err(|failed| {
             if !failed.may_arrive() {
                 (self.may_hold, self.queued) = (maybe_in_flight, queued);
             }
             failed.into_lock_error("acquire")
         })?;
         // A copy that was sent on a lost connection may still arrive.
-        let maybe_in_flight = maybe_in_flight || answers.repeated;
-        let (tried, waits) = match AcquireReply::of(answers.values.first()) {
-            AcquireReply::Held(fencing) => return self.held(fencing, &answers, maybe_in_flight),
+        let maybe_in_flight = maybe_in_flight || replies.repeated;
+        let (tried, waits) = match AcquireReply::of(replies.values.first()) {
+            AcquireReply::Held(fencing) => return self.held(fencing, &replies, maybe_in_flight),
             AcquireReply::Busy(by) => {
                 let holder = by.map(|(label, remaining)| LockHolder { label, remaining });
                 (Ok(AttemptResult::Busy(holder)), enqueue)
@@ -281,14 +277,14 @@ impl<'a> Attempt<'a> {
     fn held(
         &mut self,
         fencing: Option<u64>,
-        answers: &ScriptReplies,
+        replies: &ScriptReplies,
         maybe_in_flight: bool,
     ) -> Result<AttemptResult, LockError> {
         // The reply has arrived: no copy of the request is in flight, unless there is another one.
         (self.may_hold, self.maybe_partial) = (maybe_in_flight, true);
         let Some(fencing) = fencing else { return Err(unexpected_reply("acquire")) };
         if let Some(wanted) = &self.request.replicas {
-            let got = match answers.values.get(1).map(|answer| wanted.acks(answer)) {
+            let got = match replies.values.get(1).map(|answer| wanted.acks(answer)) {
                 Some(Err(error)) => return Err(LockError::Command { during: "acquire", error }),
                 Some(Ok(got)) => got,
                 None => ReplicaAcks::default(),
@@ -298,7 +294,7 @@ impl<'a> Attempt<'a> {
             }
         }
         let LockRequest { names, lease, renewed, .. } = self.request;
-        if valid_until(*lease, answers.sent, answers.took) <= Instant::now() {
+        if valid_until(*lease, replies.timing) <= Instant::now() {
             // A repeated request with the same token extends the lease, if the lock is free by
             // then.
             let late =
@@ -310,7 +306,7 @@ impl<'a> Attempt<'a> {
             self.owner_token.clone(),
             fencing,
             (*lease, *renewed),
-            (answers.sent, answers.took),
+            replies.timing,
             Arc::clone(&self.manager.counters),
         ));
         let guard = LockGuard::new(Arc::clone(self.manager), lock_lease, maybe_in_flight);
@@ -323,13 +319,12 @@ impl<'a> Attempt<'a> {
     /// Releases the traces on this thread, if the server replies, so that other callers need not
     /// wait. Returns whether they were released.
     fn release_now(&self, call: &Call, now: Instant) -> bool {
-        let (manager, calls) = (self.manager, std::slice::from_ref(call));
-        let limit = self.over.min(now + manager.settings.cleanup_timeout);
-        if limit <= now {
-            return false;
-        }
-        let done = manager.client.ask(calls, Via::OwnConnection, limit);
-        done.is_ok_and(|answers| matches!(answers.values.first(), Some(Value::Int(_))))
+        let limit = self.over.min(now + self.manager.settings.cleanup_timeout);
+        let client = &self.manager.client;
+        limit > now
+            && client
+                .ask_one("release", call, Via::OwnConnection, limit)
+                .is_ok_and(|reply| matches!(reply.value, Value::Int(_)))
     }
 }
 

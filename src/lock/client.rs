@@ -28,11 +28,13 @@ use crate::pool::batch_response::{BatchResponse, Interrupted};
 use crate::pool::checkout::BatchCheckout;
 use crate::pool::checkout::Checkout;
 use crate::pool::redirect_pause;
+use crate::pool::retry_budget::RetryBudget;
 use crate::pool::router::Router;
 use crate::protocol::batch::{BatchRequest, RequestKind};
 use crate::protocol::cluster::redirect;
 use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route};
 use crate::protocol::connection_state::Expect;
+use crate::protocol::lock::lease::{Timing, was_held};
 use crate::protocol::lock::script::{By, Call};
 use crate::protocol::replication::Durability;
 use crate::protocol::resp::encode;
@@ -54,10 +56,12 @@ pub(crate) struct ScriptClient {
 }
 
 /// The connection that a call uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Via {
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Via<'d> {
     /// A connection of the pooled pool, or the own one if none is free.
     PooledFirst,
+    /// A connection of the pooled pool, even if none is free yet: WAIT after the calls occupies it.
+    Replicated(&'d Durability),
     /// The connection for renewals and releases. It outlives the close of the session manager.
     OwnConnection,
     /// The same connection, and never a moment past the limit.
@@ -72,21 +76,25 @@ const MIN_OWN_EXCHANGE: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(crate) struct ScriptReplies {
     pub(crate) values: Vec<Value>,
-    /// Time of the last send. The replies describe the server's state after it.
-    pub(crate) sent: Instant,
-    pub(crate) took: Duration,
+    /// The replies describe the server's state after the last send.
+    pub(crate) timing: Timing,
     /// The calls may have arrived more than once.
     pub(crate) repeated: bool,
 }
 
-impl ScriptReplies {
-    /// Adds these replies after those to earlier calls.
-    fn behind(self, mut before: Self) -> Self {
-        before.values.extend(self.values);
-        // The first of the calls was sent that long ago.
-        before.took = before.sent.elapsed();
-        before.repeated |= self.repeated;
-        before
+/// The reply to one call.
+#[derive(Debug)]
+pub(crate) struct ScriptReply {
+    pub(crate) value: Value,
+    pub(crate) timing: Timing,
+    pub(crate) repeated: bool,
+    during: &'static str,
+}
+
+impl ScriptReply {
+    /// Returns whether the owner token held the lock when it was renewed or released.
+    pub(crate) fn was_held(&self) -> Result<bool, LockError> {
+        was_held(&self.value).ok_or_else(|| unexpected_reply(self.during))
     }
 }
 
@@ -169,110 +177,61 @@ impl ScriptClient {
         self.own.warm(&Route::to(slot));
     }
 
-    /// Sends the calls in one write and reads every reply, by `limit` at the latest.
-    ///
-    /// In a cluster there is one write for each slot.
+    /// Sends one call and returns its reply, or the server's refusal as an error.
+    pub(crate) fn ask_one(
+        &self,
+        during: &'static str,
+        call: &Call,
+        via: Via<'_>,
+        limit: Instant,
+    ) -> Result<ScriptReply, LockError> {
+        let asked = self.ask(&[call], via, limit);
+        let ScriptReplies { values, timing, repeated } =
+            asked.map_err(|failed| failed.into_lock_error(during))?;
+        match values.into_iter().next() {
+            Some(Value::ServerError(error)) => Err(refused(during, &error)),
+            Some(value) => Ok(ScriptReply { value, timing, repeated, during }),
+            None => Err(unexpected_reply(during)),
+        }
+    }
+
+    /// Sends the calls in one write and reads every reply, by `limit` at the latest. In a cluster
+    /// the calls share a slot.
     pub(crate) fn ask(
         &self,
-        calls: &[Call],
-        via: Via,
+        calls: &[&Call],
+        via: Via<'_>,
         limit: Instant,
     ) -> Result<ScriptReplies, CallError> {
-        self.ask_each(calls, (via, None), (limit, limit))
-    }
-
-    /// The same, but waits for a connection only until `checkout`.
-    pub(crate) fn ask_by(
-        &self,
-        calls: &[Call],
-        via: Via,
-        checkout: Instant,
-        limit: Instant,
-    ) -> Result<ScriptReplies, CallError> {
-        self.ask_each(calls, (via, None), (checkout.min(limit), limit))
-    }
-
-    /// The same with WAIT after the calls. WAIT occupies the connection, so this uses a connection
-    /// of the pooled pool, even if none is free yet.
-    pub(crate) fn ask_replicated(
-        &self,
-        calls: &[Call],
-        behind: &Durability,
-        limit: Instant,
-    ) -> Result<ScriptReplies, CallError> {
-        self.ask_each(calls, (Via::PooledFirst, Some(behind)), (limit, limit))
-    }
-
-    fn ask_each(
-        &self,
-        calls: &[Call],
-        behind: (Via, Option<&Durability>),
-        limits: (Instant, Instant),
-    ) -> Result<ScriptReplies, CallError> {
-        let mut first = None;
-        for calls in calls.chunk_by(|one, other| self.slot_of(one) == self.slot_of(other)) {
-            let route = Route::to(calls.first().and_then(|call| self.slot_of(call)));
-            let next = self.ask_at(route, calls, behind, limits)?;
-            first = Some(match first {
-                None => next,
-                Some(answers) => next.behind(answers),
-            });
-        }
-        first.ok_or_else(|| CallError::Lost(ConnectionError::unexpected("no call was given")))
-    }
-
-    fn ask_at(
-        &self,
-        mut route: Route,
-        calls: &[Call],
-        (via, behind): (Via, Option<&Durability>),
-        (checkout, limit): (Instant, Instant),
-    ) -> Result<ScriptReplies, CallError> {
+        let mut route = Route::to(calls.first().and_then(|call| self.slot_of(call)));
         let mut by = By::Hash;
         let mut repeated = false;
-        let mut budget = RedirectBudget::until(checkout);
+        let checkout_deadline = self.checkout_deadline(limit);
+        let mut budget = RedirectBudget::until(checkout_deadline);
         loop {
-            // Each call is one command, and ASKING applies to one command.
-            let asks = route.ask;
-            let mut bytes = Vec::with_capacity(512 * calls.len());
-            for call in calls {
-                if asks {
-                    bytes.extend_from_slice(ASKING);
-                }
-                call.write(&mut bytes, by);
-            }
-            if let Some(durability) = behind {
-                durability.write(&mut bytes);
-            }
-            let count = calls.len() * if asks { 2 } else { 1 } + usize::from(behind.is_some());
-            let grace = if via == Via::OwnStrictly { Duration::ZERO } else { MIN_OWN_EXCHANGE };
-            let request = Request { route: &route, bytes: &bytes, count, checkout, limit, grace };
-            let mut asked = match (via, behind) {
-                (Via::OwnConnection | Via::OwnStrictly, _) => self.exchange_own(request),
-                (Via::PooledFirst, None) => self.exchange_any(request),
-                (Via::PooledFirst, Some(behind)) => self.exchange_pooled(request, behind.timeout()),
-            };
-            if let (true, Ok(answers)) = (asks, &mut asked) {
-                let behind = answers.values.split_off(answers.values.len().min(2 * calls.len()));
-                let values = std::mem::take(&mut answers.values);
-                answers.values = redirect::all_after_asking(values);
-                answers.values.extend(behind);
+            let mut asked = self.exchange(&Request::new(&route, calls, by, via, limit), via);
+            if route.ask
+                && let Ok(replies) = &mut asked
+            {
+                let behind = replies.values.split_off(replies.values.len().min(2 * calls.len()));
+                replies.values = redirect::all_after_asking(std::mem::take(&mut replies.values));
+                replies.values.extend(behind);
             }
             repeated |= match &asked {
-                Ok(answers) => answers.repeated,
+                Ok(replies) => replies.repeated,
                 Err(failed) => failed.may_arrive(),
             };
-            if let Some(redirect) = self.redirect_for(&route, &asked, checkout)
+            if let Some(redirect) = self.redirect_for(&route, &asked, checkout_deadline)
                 && redirect_pause::try_next(&mut budget, &redirect)
             {
                 route = redirect.route();
                 continue;
             }
-            let mut answers = asked.map_err(|failed| failed.after_sending(repeated))?;
-            answers.repeated |= repeated;
+            let mut replies = asked.map_err(|failed| failed.after_sending(repeated))?;
+            replies.repeated |= repeated;
             let unknown = |value: &Value| matches!(value, Value::ServerError(error) if error.code() == "NOSCRIPT");
-            if by == By::Source || !answers.values.iter().any(unknown) {
-                return Ok(answers);
+            if by == By::Source || !replies.values.iter().any(unknown) {
+                return Ok(replies);
             }
             // Scripts that the server already knew run a second time, which changes nothing.
             by = By::Source;
@@ -286,9 +245,8 @@ impl ScriptClient {
             args.arg(channel).arg("");
         });
         let route = Route::default();
-        let (checkout, grace) = (limit, MIN_OWN_EXCHANGE);
-        let request = Request { route: &route, bytes: &bytes, count: 1, checkout, limit, grace };
-        self.exchange_any(request).map(drop)
+        let request = Request { route: &route, bytes, count: 1, limit, waits: Duration::ZERO };
+        self.exchange(&request, Via::PooledFirst).map(drop)
     }
 
     /// Returns the redirect to follow, if the node does not serve the slot. All calls can be sent
@@ -314,136 +272,128 @@ impl ScriptClient {
         }
     }
 
-    /// Sends on a pooled connection if one is free, else on the own one.
-    fn exchange_any(&self, request: Request<'_>) -> Result<ScriptReplies, CallError> {
-        let checkout = self.open_until(request.checkout)?;
-        let leased =
-            self.pooled.try_checkout(request.route, checkout).map_err(CallError::Checkout)?;
-        match leased {
-            Some(lease) => self.exchange_on(lease, request, Duration::ZERO, checkout),
-            // The pool may have been closed meanwhile.
-            None => self.open_until(request.checkout).and_then(|_| self.exchange_own(request)),
-        }
+    /// Returns the instant until which an exchange waits for a connection.
+    fn checkout_deadline(&self, limit: Instant) -> Instant {
+        limit.min(Instant::now() + self.settings.checkout_timeout)
     }
 
-    /// Waits for a pooled connection and sends on it; the server may take `extra` time for its
-    /// reply.
-    fn exchange_pooled(
-        &self,
-        request: Request<'_>,
-        extra: Duration,
-    ) -> Result<ScriptReplies, CallError> {
-        let checkout = self.open_until(request.checkout)?;
-        let lease = self.pooled.checkout(request.route, checkout).map_err(CallError::Checkout)?;
-        self.exchange_on(lease, request, extra, checkout)
-    }
-
-    /// Returns the instant until which the call waits for a connection.
-    fn open_until(&self, limit: Instant) -> Result<Instant, CallError> {
-        match self.closed.load(Ordering::Acquire) {
-            true => Err(CallError::Checkout(CheckoutError::Closed)),
-            false => Ok(limit.min(Instant::now() + self.settings.checkout_timeout)),
-        }
-    }
-
-    fn exchange_on(
-        &self,
-        mut lease: Checkout,
-        Request { bytes, count, limit, .. }: Request<'_>,
-        extra: Duration,
-        checkout: Instant,
-    ) -> Result<ScriptReplies, CallError> {
-        let mut repeats = lease.retry_budget();
+    /// Sends on a connection, and again on another one if that one is lost.
+    fn exchange(&self, request: &Request<'_>, via: Via<'_>) -> Result<ScriptReplies, CallError> {
+        let checkout_deadline = self.checkout_deadline(request.limit);
+        let mut pooled =
+            self.pooled(request.route, via, checkout_deadline).map_err(CallError::Checkout)?;
+        let mut budget = match &pooled {
+            Some(checkout) => checkout.retry_budget(),
+            None => RetryBudget::new(MAX_SENDS - 1),
+        };
         let mut repeated = false;
         loop {
-            lease.connection(checkout).map_err(|error| {
-                let error = match error {
-                    Error::Checkout(error) => error,
-                    _ => CheckoutError::Closed,
-                };
-                CallError::Checkout(error).after_sending(repeated)
-            })?;
-            let trusted = lease.is_trusted();
-            let sent = Instant::now();
-            let deadline = self.deadline(limit, extra);
-            match once(&mut lease, bytes, count, deadline) {
+            let sent = match &mut pooled {
+                Some(checkout) => self.send_pooled(checkout, request, checkout_deadline),
+                None => self.send_own(request, via, checkout_deadline),
+            };
+            let Sent { at, trusted, values } =
+                sent.map_err(|error| CallError::Checkout(error).after_sending(repeated))?;
+            let cause = match values {
                 Ok(values) => {
-                    concluded(&mut lease, &values);
-                    return Ok(ScriptReplies { values, sent, took: sent.elapsed(), repeated });
+                    let timing = Timing { sent: at, took: at.elapsed() };
+                    return Ok(ScriptReplies { values, timing, repeated });
                 }
-                Err(cause) => {
-                    lease.on_lost(&cause);
-                    if Instant::now() >= checkout || !repeats.allow(trusted, &cause) {
-                        return Err(CallError::Lost(cause));
-                    }
-                    repeated = true;
-                    lease.log_retry(&cause);
-                }
+                Err(cause) => cause,
+            };
+            if Instant::now() >= checkout_deadline || !budget.allow(trusted, &cause) {
+                return Err(CallError::Lost(cause));
+            }
+            repeated = true;
+            match &mut pooled {
+                Some(checkout) => checkout.log_retry(&cause),
+                None => tracing::debug!(%cause, "sent again on a new connection"),
             }
         }
+    }
+
+    /// Takes a pooled connection. `None`: the call uses the own one.
+    fn pooled(
+        &self,
+        route: &Route,
+        via: Via<'_>,
+        checkout_deadline: Instant,
+    ) -> Result<Option<Checkout>, CheckoutError> {
+        let open = || match self.closed.load(Ordering::Acquire) {
+            true => Err(CheckoutError::Closed),
+            false => Ok(()),
+        };
+        match via {
+            Via::OwnConnection | Via::OwnStrictly => Ok(None),
+            Via::Replicated(_) => {
+                open()?;
+                self.pooled.checkout(route, checkout_deadline).map(Some)
+            }
+            Via::PooledFirst => {
+                open()?;
+                let free = self.pooled.try_checkout(route, checkout_deadline)?;
+                // The pool may have been closed meanwhile.
+                if free.is_none() {
+                    open()?;
+                }
+                Ok(free)
+            }
+        }
+    }
+
+    fn send_pooled(
+        &self,
+        checkout: &mut Checkout,
+        request: &Request<'_>,
+        checkout_deadline: Instant,
+    ) -> Result<Sent, CheckoutError> {
+        checkout.connection(checkout_deadline).map_err(|error| match error {
+            Error::Checkout(error) => error,
+            _ => CheckoutError::Closed,
+        })?;
+        let (trusted, at) = (checkout.is_trusted(), Instant::now());
+        let deadline = self.deadline(request.limit, request.waits);
+        Ok(Sent { at, trusted, values: send(checkout, request, deadline) })
     }
 
     /// Sends on the own connection, together with other callers' calls.
-    fn exchange_own(
+    fn send_own(
         &self,
-        Request { route, bytes, count, checkout, limit, grace }: Request<'_>,
-    ) -> Result<ScriptReplies, CallError> {
+        request: &Request<'_>,
+        via: Via<'_>,
+        checkout_deadline: Instant,
+    ) -> Result<Sent, CheckoutError> {
+        let strict = matches!(via, Via::OwnStrictly);
+        let grace = if strict { Duration::ZERO } else { MIN_OWN_EXCHANGE };
         let grace = grace.min(self.settings.response_timeout);
-        let deadline = || self.deadline(limit.max(Instant::now() + grace), Duration::ZERO);
+        let deadline = || self.deadline(request.limit.max(Instant::now() + grace), Duration::ZERO);
         let job = || BatchRequest {
-            bytes: bytes.to_vec(),
-            kind: RequestKind::Calls { count: count as u32 },
+            bytes: request.bytes.clone(),
+            kind: RequestKind::Calls { count: request.count },
         };
-        let checkout = checkout.min(Instant::now() + self.settings.checkout_timeout);
-        let mut tries = 0;
-        loop {
-            let repeated = tries > 0;
-            let mut sent = Instant::now();
-            let joined = self.own.checkout_batched_calls(route, checkout, job);
-            if grace.is_zero()
-                && Instant::now() >= limit
-                && !matches!(joined, Ok(BatchCheckout::Response(_)))
-            {
-                // The connection is passed on unchanged: other callers may have time left.
-                let source = ConnectionError::timed_out("no time left to send");
-                let error = CheckoutError::Connect { waited: Duration::ZERO, source };
-                return Err(CallError::Checkout(error).after_sending(repeated));
-            }
-            let settled = match joined {
-                Ok(BatchCheckout::Alone(mut lease)) => {
-                    sent = Instant::now();
-                    match once(&mut lease, bytes, count, deadline()) {
-                        Ok(values) => {
-                            concluded(&mut lease, &values);
-                            Ok(values)
-                        }
-                        Err(cause) => {
-                            lease.on_lost(&cause);
-                            Err(cause)
-                        }
-                    }
-                }
-                Ok(BatchCheckout::Lead(lease, own)) => {
-                    sent = Instant::now();
-                    answers(send_batch_within(lease, &own, deadline()))
-                }
-                // The bytes were sent at some time after this caller began to wait.
-                Ok(BatchCheckout::Response(settled)) => answers(settled),
-                Err(error) => return Err(CallError::Checkout(error).after_sending(repeated)),
-            };
-            match settled {
-                Ok(values) => {
-                    return Ok(ScriptReplies { values, sent, took: sent.elapsed(), repeated });
-                }
-                Err(cause) => {
-                    tries += 1;
-                    if tries >= MAX_SENDS || Instant::now() >= checkout {
-                        return Err(CallError::Lost(cause));
-                    }
-                    tracing::debug!(%cause, "sent again on a new connection");
-                }
-            }
+        let mut at = Instant::now();
+        let joined = self.own.checkout_batched_calls(request.route, checkout_deadline, job);
+        if strict
+            && Instant::now() >= request.limit
+            && !matches!(joined, Ok(BatchCheckout::Response(_)))
+        {
+            // The connection is passed on unchanged: other callers may have time left.
+            let source = ConnectionError::timed_out("no time left to send");
+            return Err(CheckoutError::Connect { waited: Duration::ZERO, source });
         }
+        let values = match joined? {
+            BatchCheckout::Alone(mut checkout) => {
+                at = Instant::now();
+                send(&mut checkout, request, deadline())
+            }
+            BatchCheckout::Lead(checkout, own) => {
+                at = Instant::now();
+                calls_of(send_batch_within(checkout, &own, deadline()))
+            }
+            // The bytes were sent at some time after this caller began to wait.
+            BatchCheckout::Response(response) => calls_of(response),
+        };
+        Ok(Sent { at, trusted: false, values })
     }
 
     fn deadline(&self, limit: Instant, extra: Duration) -> Deadline {
@@ -452,20 +402,48 @@ impl ScriptClient {
 }
 
 /// The calls to send, and the deadline of their replies.
-#[derive(Clone, Copy)]
 struct Request<'r> {
     route: &'r Route,
-    bytes: &'r [u8],
-    count: usize,
-    /// Deadline of the checkout.
-    checkout: Instant,
+    bytes: Vec<u8>,
+    /// Number of replies.
+    count: u32,
     limit: Instant,
-    /// Minimum time of the exchange, once it has a connection.
-    grace: Duration,
+    /// Time that the server may wait before it replies.
+    waits: Duration,
 }
 
-fn answers(settled: BatchResponse) -> Result<Vec<Value>, ConnectionError> {
-    match settled {
+impl<'r> Request<'r> {
+    fn new(route: &'r Route, calls: &[&Call], by: By, via: Via<'_>, limit: Instant) -> Self {
+        let (mut bytes, mut count) = (Vec::with_capacity(512 * calls.len()), 0);
+        for call in calls {
+            // Each call is one command, and ASKING applies to one command.
+            if route.ask {
+                bytes.extend_from_slice(ASKING);
+                count += 1;
+            }
+            call.write(&mut bytes, by);
+            count += 1;
+        }
+        let mut waits = Duration::ZERO;
+        if let Via::Replicated(durability) = via {
+            durability.write(&mut bytes);
+            count += 1;
+            waits = durability.timeout();
+        }
+        Self { route, bytes, count, limit, waits }
+    }
+}
+
+/// One send of a request.
+struct Sent {
+    at: Instant,
+    /// The connection had replied a moment before.
+    trusted: bool,
+    values: Result<Vec<Value>, ConnectionError>,
+}
+
+fn calls_of(response: BatchResponse) -> Result<Vec<Value>, ConnectionError> {
+    match response {
         BatchResponse::Calls(values) => Ok(values),
         BatchResponse::Interrupted(Interrupted { cause, .. }) => Err(cause),
         BatchResponse::Block(_) | BatchResponse::Read(_) => {
@@ -474,37 +452,49 @@ fn answers(settled: BatchResponse) -> Result<Vec<Value>, ConnectionError> {
     }
 }
 
-fn once(
-    lease: &mut Checkout,
-    bytes: &[u8],
-    count: usize,
+/// Sends once and reads every reply. A connection that fails is closed.
+fn send(
+    checkout: &mut Checkout,
+    request: &Request<'_>,
     deadline: Deadline,
 ) -> Result<Vec<Value>, ConnectionError> {
-    let Some(link) = lease.current() else {
-        return Err(ConnectionError::unexpected("there is no connection"));
-    };
-    link.send(bytes, &[(Expect::Plain, count as u32)], deadline)?;
-    let values = (0..count).map(|_| link.value(deadline)).collect::<Result<_, _>>()?;
-    link.mark_alive();
-    Ok(values)
-}
-
-fn concluded(lease: &mut Checkout, values: &[Value]) {
+    let values =
+        exchange(checkout, request, deadline).inspect_err(|cause| checkout.on_lost(cause))?;
     let mut wrote = false;
-    for value in values {
+    for value in &values {
         match value {
-            Value::ServerError(error) => lease.on_server_error(error.code()),
+            Value::ServerError(error) => checkout.on_server_error(error.code()),
             _ => wrote = true,
         }
     }
-    if let Some(link) = lease.current()
+    if let Some(connection) = checkout.current()
         && wrote
     {
-        link.mark_written();
+        connection.mark_written();
     }
+    Ok(values)
+}
+
+fn exchange(
+    checkout: &mut Checkout,
+    Request { bytes, count, .. }: &Request<'_>,
+    deadline: Deadline,
+) -> Result<Vec<Value>, ConnectionError> {
+    let Some(connection) = checkout.current() else {
+        return Err(ConnectionError::unexpected("there is no connection"));
+    };
+    connection.send(bytes, &[(Expect::Plain, *count)], deadline)?;
+    let values = (0..*count).map(|_| connection.value(deadline)).collect::<Result<_, _>>()?;
+    connection.mark_alive();
+    Ok(values)
 }
 
 /// The server's refusal as an error.
 pub(crate) fn refused(during: &'static str, error: &redis::ServerError) -> LockError {
     LockError::Command { during, error: ServerError::of_own_script(error) }
+}
+
+/// The error for a reply that no script of this crate returns.
+pub(crate) fn unexpected_reply(during: &'static str) -> LockError {
+    LockError::Connection { during, source: ConnectionError::unexpected("a reply of another type") }
 }

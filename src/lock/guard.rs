@@ -7,13 +7,11 @@ use std::panic::{AssertUnwindSafe, RefUnwindSafe, UnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use redis::Value;
-
 use crate::commit::lock_check::LockCheck;
 use crate::error::lock::{LockError, LostReason};
-use crate::lock::client::{Via, refused};
+use crate::lock::client::Via;
 use crate::lock::lease::LockLease;
-use crate::lock::manager::{LockManager, unexpected_reply};
+use crate::lock::manager::LockManager;
 use crate::protocol::cluster::slot;
 use crate::protocol::lock::ownership::LockOwnership;
 
@@ -158,30 +156,21 @@ impl LockGuard {
             return lost(why);
         }
         let settings = &self.manager.settings;
-        let checkout = Instant::now() + settings.checkout_timeout;
-        let limit = (checkout + settings.response_timeout).min(self.lock_lease.valid_until());
+        let limit = Instant::now() + settings.checkout_timeout + settings.response_timeout;
+        let limit = limit.min(self.lock_lease.valid_until());
         let extends = self.lock_lease.renewed && self.manager.renewer.extends();
         let call =
             if extends { self.lock_lease.renewal() } else { self.lock_lease.ownership_query() };
-        let calls = std::slice::from_ref(&call);
-        let asked = self.manager.client.ask_by(calls, Via::OwnConnection, checkout, limit);
-        let answer = match asked {
-            Ok(answers) => match answers.values.first() {
-                Some(Value::Int(1)) => {
-                    if extends {
-                        self.lock_lease.extended(answers.sent, answers.took);
-                    }
-                    Ok(())
-                }
-                Some(Value::Int(_)) => {
-                    self.lock_lease.lose(LostReason::Gone);
-                    Ok(())
-                }
-                Some(Value::ServerError(error)) => Err(refused("ensure_held", error)),
-                _ => Err(unexpected_reply("ensure_held")),
-            },
-            Err(failed) => Err(failed.into_lock_error("ensure_held")),
-        };
+        let client = &self.manager.client;
+        let asked = client.ask_one("ensure_held", &call, Via::OwnConnection, limit);
+        let answer = asked.and_then(|reply| {
+            match reply.was_held()? {
+                true if extends => self.lock_lease.extended(reply.timing),
+                true => {}
+                false => self.lock_lease.lose(LostReason::Gone),
+            }
+            Ok(())
+        });
         // The lock may have been lost while the request was in flight.
         match self.lock_lease.lost() {
             Some(why) => lost(why),

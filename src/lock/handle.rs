@@ -11,10 +11,10 @@ use redis::Value;
 use crate::error::any::Error;
 use crate::error::lock::{LockError, LockHolder};
 use crate::lock::acquire::{LockRequest, Permits, acquire};
-use crate::lock::client::{Via, refused};
+use crate::lock::client::{Via, unexpected_reply};
 use crate::lock::guard::LockGuard;
-use crate::lock::manager::{LockManager, unexpected_reply};
-use crate::protocol::lock::acquire::{LockMode, holder};
+use crate::lock::manager::LockManager;
+use crate::protocol::lock::acquire::{LockMode, peeked};
 use crate::protocol::lock::keys::LockKeys;
 use crate::protocol::lock::script::{Call, FORCE, PEEK, PERMITS};
 use crate::protocol::replication::Durability;
@@ -240,18 +240,10 @@ impl Lock {
     /// The server could not be reached, or refused.
     pub fn holder(&self) -> Result<Option<LockHolder>, LockError> {
         let names = &self.request.names;
-        let none: [&str; 0] = [];
-        let call = Call::new(&PEEK, [&names.holders, &names.info], none);
-        match self.ask("holder", call)? {
-            Value::Array(values) => match values.as_slice() {
-                [Value::Int(0), ..] => Ok(None),
-                [_, remaining, label] => match holder(remaining, label) {
-                    Some((label, remaining)) => Ok(Some(LockHolder { label, remaining })),
-                    None => Err(unexpected_reply("holder")),
-                },
-                _ => Err(unexpected_reply("holder")),
-            },
-            _ => Err(unexpected_reply("holder")),
+        let call = Call::new(&PEEK, [&names.holders, &names.info], [""; 0]);
+        match peeked(&self.ask("holder", call)?) {
+            Some(holder) => Ok(holder.map(|(label, remaining)| LockHolder { label, remaining })),
+            None => Err(unexpected_reply("holder")),
         }
     }
 
@@ -265,8 +257,7 @@ impl Lock {
     /// The server could not be reached, or refused.
     pub fn force_release(&self) -> Result<bool, LockError> {
         let names = &self.request.names;
-        let keys = [&names.holders, &names.info, &names.queue, &names.alive];
-        match self.ask("force_release", Call::new(&FORCE, keys, [&*names.wake]))? {
+        match self.ask("force_release", Call::new(&FORCE, names.state(), [&*names.wake]))? {
             Value::Int(held) => {
                 tracing::warn!(holders = held, "lock forced");
                 Ok(held > 0)
@@ -309,8 +300,8 @@ impl Lock {
             return refused(NO_PERMIT);
         }
         let names = &self.request.names;
-        let keys = [&names.holders, &names.info, &names.queue, &names.alive];
-        let call = Call::new(&PERMITS, keys, [permits.to_string(), names.wake.to_string()]);
+        let arguments = [&*permits.to_string(), &names.wake];
+        let call = Call::new(&PERMITS, names.state(), arguments);
         let _changing = lock(&self.request.permits.changing);
         match self.ask("set_permits", call)? {
             Value::Int(_) => {
@@ -332,16 +323,9 @@ impl Lock {
         self.manager.settings.here().map_err(LockError::Checkout)?;
         self.check()?;
         let settings = &self.manager.settings;
-        let checkout = Instant::now() + settings.checkout_timeout;
-        let limit = checkout + settings.response_timeout;
-        let calls = std::slice::from_ref(&call);
-        let asked = self.manager.client.ask_by(calls, Via::PooledFirst, checkout, limit);
-        let mut answers = asked.map_err(|failed| failed.into_lock_error(during))?;
-        match answers.values.pop() {
-            Some(Value::ServerError(error)) => Err(refused(during, &error)),
-            Some(value) => Ok(value),
-            None => Err(unexpected_reply(during)),
-        }
+        let limit = Instant::now() + settings.checkout_timeout + settings.response_timeout;
+        let reply = self.manager.client.ask_one(during, &call, Via::PooledFirst, limit)?;
+        Ok(reply.value)
     }
 }
 

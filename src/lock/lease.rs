@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::commit::lock_check::LockProbe;
 use crate::error::lock::LostReason;
 use crate::protocol::lock::keys::LockKeys;
-use crate::protocol::lock::lease::{LeaseTimes, renew};
+use crate::protocol::lock::lease::{LeaseTimes, Timing, renew};
 use crate::protocol::lock::script::Call;
 use crate::status::locks::LockCounters;
 use crate::sync::lock;
@@ -52,19 +52,19 @@ impl State {
 }
 
 impl LockLease {
-    /// Creates a lease that was requested at `sent`, with a reply after `took`.
+    /// Creates a lease that was requested with this timing.
     pub(crate) fn new(
         names: Arc<LockKeys>,
         owner_token: String,
         fencing: u64,
         (lease, renewed): (Duration, bool),
-        (sent, took): (Instant, Duration),
+        timing: Timing,
         counters: Arc<LockCounters>,
     ) -> Self {
         counters.acquired.add();
         counters.held.increment();
         let state = Mutex::new(State {
-            times: LeaseTimes::new(lease, sent, took),
+            times: LeaseTimes::new(lease, timing),
             lost: None,
             released: false,
             callbacks: Vec::new(),
@@ -110,11 +110,11 @@ impl LockLease {
         Some(LostReason::Expired)
     }
 
-    /// Records a renewal that was sent at `sent`, with a reply after `took`.
-    pub(crate) fn extended(&self, sent: Instant, took: Duration) {
+    /// Records a renewal.
+    pub(crate) fn extended(&self, timing: Timing) {
         let mut state = lock(&self.state);
         let is_held = state.is_held();
-        state.times.extend(sent, took, is_held);
+        state.times.extend(timing, is_held);
         self.failures.store(0, Ordering::Relaxed);
         self.counters.renewals.add();
     }
@@ -276,17 +276,25 @@ mod tests {
 
     const LEASE: Duration = Duration::from_secs(10);
 
-    fn lock_lease(sent: Instant, took: Duration) -> LockLease {
+    fn lock_lease(sent: Instant) -> LockLease {
+        let took = Duration::ZERO;
         let names = Arc::new(LockKeys::new("t", "lock", "n", false));
-        LockLease::new(names, "x".to_owned(), 1, (LEASE, true), (sent, took), Arc::default())
+        LockLease::new(
+            names,
+            "x".to_owned(),
+            1,
+            (LEASE, true),
+            Timing { sent, took },
+            Arc::default(),
+        )
     }
 
     #[test]
     fn a_lock_reported_as_lost_is_not_held_again() {
         let now = Instant::now();
-        let lock_lease = lock_lease(now - LEASE, Duration::ZERO);
+        let lock_lease = lock_lease(now - LEASE);
         assert_eq!(lock_lease.lost(), Some(LostReason::Expired));
-        lock_lease.extended(now, Duration::ZERO);
+        lock_lease.extended(Timing { sent: now, took: Duration::ZERO });
         assert_eq!(lock_lease.lost(), Some(LostReason::Expired));
         assert_eq!(lock_lease.end(), Some(LostReason::Expired));
     }
@@ -294,7 +302,7 @@ mod tests {
     #[test]
     fn a_renewal_waits_for_a_transaction_but_not_for_ever() {
         let now = Instant::now();
-        let lock_lease = lock_lease(now, Duration::ZERO);
+        let lock_lease = lock_lease(now);
         assert_eq!(lock_lease.next_look(true), now + LEASE / 3);
         LockProbe::pause_renewal(&lock_lease);
         assert_eq!(lock_lease.next_look(true), now + LEASE / 3 * 2);

@@ -5,11 +5,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use redis::Value;
-
-use crate::error::connection::ConnectionError;
 use crate::error::lock::{LockError, LostReason};
-use crate::lock::client::{ScriptClient, Via, refused};
+use crate::lock::client::{ScriptClient, Via};
 use crate::lock::lease::LockLease;
 use crate::lock::renewal::LeaseRenewer;
 use crate::lock::waiters::Waiters;
@@ -83,20 +80,12 @@ impl LockManager {
             self.remember(lock_lease.lease, maybe_in_flight),
             answered,
         );
-        let mut repeated = false;
-        let checkout = Instant::now() + self.settings.checkout_timeout;
-        let calls = std::slice::from_ref(&call);
-        let released = match self.client.ask_by(calls, Via::OwnConnection, checkout, limit) {
-            Ok(answers) => {
-                repeated = answers.repeated;
-                match answers.values.first() {
-                    Some(Value::Int(1)) => Ok(()),
-                    Some(Value::Int(_)) => Err(LockError::Lost { why: LostReason::Gone }),
-                    Some(Value::ServerError(error)) => Err(refused("release", error)),
-                    _ => Err(unexpected_reply("release")),
-                }
-            }
-            Err(failed) => Err(failed.into_lock_error("release")),
+        let reply = self.client.ask_one("release", &call, Via::OwnConnection, limit);
+        let repeated = reply.as_ref().is_ok_and(|reply| reply.repeated);
+        let released = match reply.and_then(|reply| reply.was_held()) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(LockError::Lost { why: LostReason::Gone }),
+            Err(error) => Err(error),
         };
         let is_answered = matches!(released, Ok(()) | Err(LockError::Lost { .. }));
         if !is_answered {
@@ -152,9 +141,4 @@ impl Released {
         }
         self.released
     }
-}
-
-/// The error for a reply that no script of this crate returns.
-pub(crate) fn unexpected_reply(during: &'static str) -> LockError {
-    LockError::Connection { during, source: ConnectionError::unexpected("a reply of another type") }
 }

@@ -21,6 +21,7 @@ use crate::lock::client::{ScriptClient, Via};
 use crate::lock::lease::LockLease;
 use crate::process::worker::{BackgroundWorker, Next, Shared, Slot, Work};
 use crate::protocol::cluster::slot;
+use crate::protocol::lock::lease::was_held;
 use crate::protocol::lock::script::Call;
 use crate::protocol::retry::Backoff;
 
@@ -355,7 +356,7 @@ fn renew(due: &[Arc<LockLease>], bound: Option<Instant>, client: &ScriptClient) 
         due.chunk_by(|(_, one), (_, other)| client.slot_of(one) == client.slot_of(other))
     {
         let (locks, now) = (together.len(), Instant::now());
-        let calls: Vec<_> = together.iter().map(|(_, call)| call.clone()).collect();
+        let calls: Vec<_> = together.iter().map(|(_, call)| call).collect();
         let limit = bound.map_or(now + MAX_PAUSE, |bound| share(bound, now));
         let replies = match client.ask(&calls, Via::OwnStrictly, limit) {
             Ok(replies) => replies,
@@ -370,10 +371,12 @@ fn renew(due: &[Arc<LockLease>], bound: Option<Instant>, client: &ScriptClient) 
         let mut refused = None;
         for ((lock_lease, _), value) in together.iter().zip(&replies.values) {
             match value {
-                Value::Int(1) => lock_lease.extended(replies.sent, replies.took),
-                Value::Int(_) => lock_lease.lose(LostReason::Gone),
                 Value::ServerError(error) => refused = Some(error.code().to_owned()),
-                _ => {}
+                value => match was_held(value) {
+                    Some(true) => lock_lease.extended(replies.timing),
+                    Some(false) => lock_lease.lose(LostReason::Gone),
+                    None => {}
+                },
             }
         }
         match refused {
@@ -400,7 +403,7 @@ fn send_pending_releases(
     let limit = bound.map_or(now + MAX_PAUSE, |bound| share(bound, now).min(now + MAX_PAUSE));
     let mut settled = Vec::with_capacity(releases.len());
     for together in releases.chunk_by(|one, other| slot(one) == slot(other)) {
-        let calls: Vec<_> = together.iter().map(|release| release.call.clone()).collect();
+        let calls: Vec<_> = together.iter().map(|release| &release.call).collect();
         let replies = client.ask(&calls, Via::OwnStrictly, limit).ok();
         let is_settled = |nth| {
             let value = replies.as_ref().and_then(|replies| replies.values.get(nth));
@@ -419,14 +422,13 @@ fn forget(mut keys: Vec<String>, bound: Option<Instant>, client: &ScriptClient) 
     keys.sort_by_key(slot);
     let now = Instant::now();
     let limit = bound.map_or(now + MAX_PAUSE, |bound| share(bound, now).min(now + MAX_PAUSE));
-    let calls: Vec<_> = keys
-        .chunk_by(|one, other| slot(one) == slot(other))
-        .map(|keys| Call::delete(keys.iter().cloned()))
-        .collect();
-    if !calls.is_empty() && client.ask(&calls, Via::OwnStrictly, limit).is_err() {
-        client.log_thread().log(Level::TRACE, || {
-            tracing::trace!("answered releases stay on the server for a while");
-        });
+    for together in keys.chunk_by(|one, other| slot(one) == slot(other)) {
+        let call = Call::delete(together.iter().cloned());
+        if client.ask(&[&call], Via::OwnStrictly, limit).is_err() {
+            client.log_thread().log(Level::TRACE, || {
+                tracing::trace!("answered releases stay on the server for a while");
+            });
+        }
     }
 }
 

@@ -109,14 +109,16 @@ pub(crate) type Holder = (Option<Arc<str>>, Duration);
 impl<'a> AcquireReply<'a> {
     pub(crate) fn of(reply: Option<&'a Value>) -> Self {
         match reply {
-            Some(fencing @ Value::BulkString(_)) => Self::Held(number(fencing)),
+            // A number as text: it may exceed the integers of scripts.
+            Some(Value::BulkString(digits)) => {
+                Self::Held(std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok()))
+            }
             Some(Value::ServerError(error)) => Self::Error(error),
             Some(Value::Array(values)) => match values.as_slice() {
                 [Value::Int(0), Value::Int(-1), _] => Self::Busy(None),
-                [Value::Int(0), remaining, label] => match holder(remaining, label) {
-                    Some(by) => Self::Busy(Some(by)),
-                    None => Self::Unexpected,
-                },
+                [Value::Int(0), remaining, label] => {
+                    holder(remaining, label).map_or(Self::Unexpected, |by| Self::Busy(Some(by)))
+                }
                 [Value::Int(-2), Value::Int(kept)] => {
                     Self::OtherPermits(u32::try_from(*kept).unwrap_or(u32::MAX))
                 }
@@ -128,16 +130,18 @@ impl<'a> AcquireReply<'a> {
     }
 }
 
-/// Parses a number that the server sends as text, because it may exceed its scripts' integers.
-fn number(value: &Value) -> Option<u64> {
-    match value {
-        Value::BulkString(digits) => std::str::from_utf8(digits).ok()?.parse().ok(),
+/// Parses the reply to PEEK: the holder, if the lock is held. `None`: the reply is of another type.
+pub(crate) fn peeked(reply: &Value) -> Option<Option<Holder>> {
+    let Value::Array(values) = reply else { return None };
+    match values.as_slice() {
+        [Value::Int(0), ..] => Some(None),
+        [_, remaining, label] => holder(remaining, label).map(Some),
         _ => None,
     }
 }
 
 /// Parses the holder in a script's reply.
-pub(crate) fn holder(remaining: &Value, label: &Value) -> Option<Holder> {
+fn holder(remaining: &Value, label: &Value) -> Option<Holder> {
     let (Value::Int(remaining), Value::BulkString(label)) = (remaining, label) else { return None };
     let label = String::from_utf8_lossy(label);
     let label = (!label.is_empty()).then(|| label.as_ref().into());

@@ -44,6 +44,11 @@ impl LockKeys {
         }
     }
 
+    /// The keys of the lock's state.
+    pub(crate) fn state(&self) -> [&String; 4] {
+        [&self.holders, &self.info, &self.queue, &self.alive]
+    }
+
     /// The key by which the server remembers for a while that this holder has released the lock.
     pub(crate) fn done(&self, owner_token: &str) -> String {
         format!("{}{owner_token}", self.done)

@@ -4,15 +4,23 @@
 
 use std::time::{Duration, Instant};
 
+use redis::Value;
+
 use crate::protocol::lock::keys::LockKeys;
 use crate::protocol::lock::script::{Call, RELEASE, RENEW};
 
-/// Returns the instant until which a lease is certain, if it was requested at `sent` and the reply
-/// took `took`.
+/// The time at which a call was sent, and the time that its reply took.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timing {
+    pub(crate) sent: Instant,
+    pub(crate) took: Duration,
+}
+
+/// Returns the instant until which a lease is certain that was requested with this timing.
 ///
 /// The server's lease begins when the request arrives: after it was sent, and before the reply. The
 /// margin allows for clocks that run differently, and for the time to notify the holder.
-pub(crate) fn valid_until(lease: Duration, sent: Instant, took: Duration) -> Instant {
+pub(crate) fn valid_until(lease: Duration, Timing { sent, took }: Timing) -> Instant {
     let margin = (lease / 20).max(2 * took).min(lease / 2);
     sent + lease - margin
 }
@@ -29,16 +37,16 @@ pub(crate) struct LeaseTimes {
 }
 
 impl LeaseTimes {
-    /// A lease that was requested at `sent`, with a reply after `took`.
-    pub(crate) fn new(lease: Duration, sent: Instant, took: Duration) -> Self {
-        let valid_until = valid_until(lease, sent, took);
+    pub(crate) fn new(lease: Duration, timing: Timing) -> Self {
+        let Timing { sent, took } = timing;
+        let valid_until = valid_until(lease, timing);
         Self { lease, valid_until, ends_by: sent + took + lease, next_renewal: sent + lease / 3 }
     }
 
-    /// Records a renewal that was sent at `sent`, with a reply after `took`. A lock that is lost
-    /// stays lost (`is_held` is false), although its lease was extended on the server.
-    pub(crate) fn extend(&mut self, sent: Instant, took: Duration, is_held: bool) {
-        let renewed = Self::new(self.lease, sent, took);
+    /// Records a renewal. A lock that is lost stays lost (`is_held` is false), although its lease
+    /// was extended on the server.
+    pub(crate) fn extend(&mut self, timing: Timing, is_held: bool) {
+        let renewed = Self::new(self.lease, timing);
         self.ends_by = self.ends_by.max(renewed.ends_by);
         if is_held {
             self.valid_until = self.valid_until.max(renewed.valid_until);
@@ -67,6 +75,15 @@ pub(crate) fn renew(names: &LockKeys, owner_token: &str, lease: Duration) -> Cal
     Call::new(&RENEW, keys, [owner_token, &lease.as_millis().to_string()])
 }
 
+/// Returns whether the token held the lock, by the reply to its renewal or release. `None`: the
+/// reply is of another type.
+pub(crate) fn was_held(reply: &Value) -> Option<bool> {
+    match reply {
+        Value::Int(held) => Some(*held == 1),
+        _ => None,
+    }
+}
+
 /// Returns the call that releases what `owner_token` has acquired, requested or queued for. The
 /// server remembers the release for the given time. The call also deletes the keys `answered`, of
 /// releases that need not be remembered any more.
@@ -76,8 +93,7 @@ pub(crate) fn release(
     remember: Duration,
     answered: Vec<String>,
 ) -> Call {
-    let own = [&names.holders, &names.info, &names.queue, &names.alive];
-    let keys = own.into_iter().cloned().chain([names.done(owner_token)]).chain(answered);
+    let keys = names.state().into_iter().cloned().chain([names.done(owner_token)]).chain(answered);
     let remember = remember.as_millis().max(1).to_string();
     let is_semaphore = u8::from(names.is_semaphore).to_string();
     Call::new(&RELEASE, keys, [owner_token, &remember, &names.wake, &is_semaphore])
@@ -92,7 +108,7 @@ mod tests {
     #[test]
     fn a_lease_is_certain_for_less_than_its_length_and_the_less_the_slower_the_server() {
         let now = Instant::now();
-        let certain = |took| valid_until(LEASE, now, took);
+        let certain = |took| valid_until(LEASE, Timing { sent: now, took });
         assert_eq!(certain(Duration::ZERO), now + LEASE - LEASE / 20);
         assert_eq!(certain(LEASE / 10), now + LEASE - LEASE / 5);
         assert_eq!(certain(LEASE), now + LEASE / 2);
