@@ -224,7 +224,7 @@ impl r2d2::ManageConnection for Opener {
                 self.shared.counters.connect_failures.add();
                 let cause = error.clone();
                 self.log_thread.log(Level::DEBUG, move || {
-                    let error = format_args!("{cause:#}");
+                    let error = format!("{cause:#}");
                     tracing::debug!(server.address = &*address, %error, "connect failed");
                 });
                 drop(counted);

@@ -143,7 +143,7 @@ impl Pool {
             Err(error) => {
                 self.counters().refused.add();
                 let allowed = self.logging().rate_limits.allow(LimitedEvent::CheckoutRefused);
-                let error = format_args!("{error:#}");
+                let error = format!("{error:#}");
                 match allowed {
                     Some(suppressed) => {
                         tracing::warn!(pool = name, %error, suppressed, "checkout refused");
