@@ -1,6 +1,14 @@
-//! The times of a test that all modules share.
+//! What the modules share: the times of a test, and a server with a session manager through a proxy.
 
+use std::fmt;
 use std::time::Duration;
+
+use crate::side::{BuildSide as _, SessionManager, Transactional};
+use rediscope::Builder;
+
+use rediscope_testing::front::Front;
+use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
+use rediscope_testing::server::Server;
 
 /// Time within which an awaited event must happen, far more than it needs on a busy machine. A test
 /// that waits for longer fails.
@@ -11,3 +19,112 @@ pub(crate) const LONG: Duration = Duration::from_secs(60 * 60);
 
 /// Time that a busy machine may add to a call with a short timeout.
 pub(crate) const SLACK: Duration = Duration::from_millis(1500);
+
+/// The transport between the client and the proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    Tcp,
+    Unix,
+    #[cfg(feature = "tls-rustls")]
+    Tls,
+}
+
+impl Way {
+    pub(crate) const ALL: &[Self] = &[
+        Self::Tcp,
+        Self::Unix,
+        #[cfg(feature = "tls-rustls")]
+        Self::Tls,
+    ];
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Unix => "a unix socket",
+            #[cfg(feature = "tls-rustls")]
+            Self::Tls => "TLS",
+        })
+    }
+}
+
+/// A server, a proxy before it, and a session manager that connects through the proxy.
+///
+/// A module adds its constructors and methods in its own `fixture` file.
+pub(crate) struct Fixture {
+    pub(crate) server: Server,
+    pub(crate) proxy: Proxy,
+    /// Between the client and the proxy, if the way is not TCP.
+    pub(crate) front: Option<Front>,
+    pub(crate) sessions: SessionManager,
+}
+
+impl Fixture {
+    /// Pools of one connection over TCP, unless `change` sets something else.
+    pub(crate) fn new(change: impl FnOnce(Builder) -> Builder) -> Self {
+        Self::on(Server::start(), change)
+    }
+
+    pub(crate) fn on(server: Server, change: impl FnOnce(Builder) -> Builder) -> Self {
+        Self::over(Way::Tcp, server, "", change)
+    }
+
+    /// As the user `app` with this password.
+    pub(crate) fn as_user(
+        server: Server,
+        password: &str,
+        change: impl FnOnce(Builder) -> Builder,
+    ) -> Self {
+        let proxy = Proxy::to(&server);
+        let url = format!("redis://app:{password}@{}/", proxy.address());
+        let sessions = change(SessionManager::builder(url).max_size(1)).build_side().unwrap();
+        Self { server, proxy, front: None, sessions }
+    }
+
+    /// With these parameters in the URL.
+    pub(crate) fn over(
+        way: Way,
+        server: Server,
+        parameters: &str,
+        change: impl FnOnce(Builder) -> Builder,
+    ) -> Self {
+        let proxy = Proxy::to(&server);
+        #[cfg(feature = "tls-rustls")]
+        let authority = rediscope_testing::tls::Authority::new();
+        let front = match way {
+            Way::Tcp => None,
+            Way::Unix => Some(Front::unix(proxy.address())),
+            #[cfg(feature = "tls-rustls")]
+            Way::Tls => Some(Front::tls(proxy.address(), &authority.server(&["localhost"]))),
+        };
+        let url = front.as_ref().map_or(proxy.url(), |front| front.url().to_owned());
+        let builder = SessionManager::builder(format!("{url}{parameters}")).max_size(1);
+        #[cfg(feature = "tls-rustls")]
+        let builder = match way {
+            Way::Tls => builder.tls(rediscope::Tls::new().root_certificates(authority.pem())),
+            _ => builder,
+        };
+        let sessions = change(builder).build_side().unwrap();
+        Self { server, proxy, front, sessions }
+    }
+
+    pub(crate) fn accounts(&self) -> Transactional {
+        self.sessions.transactional()
+    }
+
+    /// A fault, once.
+    pub(crate) fn arm(&self, trigger: Trigger, fault: Fault) {
+        self.proxy.arm(Script::from((trigger, fault)).once());
+    }
+
+    /// Names of the commands that passed the proxy since the last call.
+    pub(crate) fn sent(&self) -> Vec<String> {
+        self.proxy.take_journal().into_iter().map(|(_, name)| name.to_uppercase()).collect()
+    }
+
+    /// The number at a key, 0 if there is none.
+    pub(crate) fn number(&self, key: &str) -> i64 {
+        self.server.ask::<Option<i64>>(&["GET", key]).unwrap_or_default()
+    }
+}

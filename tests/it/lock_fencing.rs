@@ -1,13 +1,12 @@
 //! A transaction that is fenced by a lock is applied only while the lock is its guard's.
 
-use crate::fixture::{LONG, SOON};
+use crate::fixture::{Fixture, LONG, SOON};
+use crate::locks::fixture::start;
 use std::thread;
 use std::time::Duration;
 
 use crate::side::{LockGuard, SessionManager, Transactional};
 use rediscope::{Applied, Begin, CommitError, Error, TransactionOptions, prelude::*};
-
-use crate::locks::fixture::Fixture;
 
 /// Handles fenced by the lock, whose guard has a long lease: plain, exactly once, grouped.
 fn fenced(fixture: &Fixture, guard: &LockGuard) -> [Transactional; 3] {
@@ -45,7 +44,7 @@ impl Fixture {
 
 #[test]
 fn while_the_lock_is_held_everything_is_applied() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let guard = acquire(&fixture.sessions);
     for handle in fenced(&fixture, &guard) {
         let before = fixture.written();
@@ -69,7 +68,7 @@ fn while_the_lock_is_held_everything_is_applied() {
 
 #[test]
 fn of_a_lost_lock_nothing_is_applied() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let other = fixture.other();
     for nth in 0..3 {
         let guard = acquire(&fixture.sessions);
@@ -132,7 +131,7 @@ const FORMS: [(&str, Form); 6] = [
 
 #[test]
 fn a_commit_that_finds_the_lock_lost_makes_its_guard_lost_at_once() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let other = fixture.other();
     for (name, form) in FORMS {
         for nth in 0..3 {
@@ -159,7 +158,7 @@ fn a_commit_that_finds_the_lock_lost_makes_its_guard_lost_at_once() {
 
 #[test]
 fn a_lock_that_is_lost_after_it_was_asked_for_is_noticed_by_exec() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let other = fixture.other();
     let immediate = TransactionOptions::new().begin(Begin::Immediate);
     for nth in 0..3 {
@@ -185,7 +184,7 @@ fn a_lock_that_is_lost_after_it_was_asked_for_is_noticed_by_exec() {
 
 #[test]
 fn an_extension_in_between_is_no_conflict() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let guard = acquire(&fixture.sessions);
     let immediate = TransactionOptions::new().begin(Begin::Immediate);
     for handle in fenced(&fixture, &guard) {
@@ -200,7 +199,7 @@ fn an_extension_in_between_is_no_conflict() {
 
 #[test]
 fn renewal_waits_for_a_watching_transaction() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let lease = Duration::from_secs(3);
     let guard = fixture.sessions.lock("l").lease(lease).acquire(SOON).unwrap();
     let handle = fixture.sessions.transactional().fenced_by(&guard);
@@ -217,7 +216,7 @@ fn renewal_waits_for_a_watching_transaction() {
 
 #[test]
 fn no_write_of_an_old_holder_lands_behind_one_of_a_new_holder() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let others = [fixture.other(), fixture.other(), fixture.other(), fixture.other()];
     let refused: usize = thread::scope(|scope| {
         let spawn = |sessions| {

@@ -1,7 +1,7 @@
 //! Commits that wait until replicas have them: what is counted, which error is returned if too few do,
 //! and that the wait is never taken for a doubt.
 
-use crate::fixture::SOON;
+use crate::fixture::{Fixture, SOON};
 use std::time::Duration;
 
 use rediscope::prelude::*;
@@ -10,7 +10,7 @@ use rediscope::{
     TransactionOptions, Transactional,
 };
 
-use crate::exactly_once::fixture::{Fate, Fixture, commit_error, doubt};
+use crate::exactly_once::fixture::{Fate, commit_error, doubt, start, start_on, start_with};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 use rediscope_testing::server::{Server, valkey};
@@ -48,7 +48,7 @@ fn too_few(error: &CommitError, expected: (ReplicaAcks, ReplicaAcks)) {
 
 #[test]
 fn a_commit_that_waits_for_its_replica_finds_it_there() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let replica = Server::replica_of(&fixture.server);
     let mut tx = waiting(&fixture, replicas(1, SOON)).begin().unwrap();
     let n = tx.incr("n", 1);
@@ -64,7 +64,7 @@ fn a_commit_that_waits_for_its_replica_finds_it_there() {
 
 #[test]
 fn every_form_of_a_transaction_waits() {
-    let fixture = Fixture::with(&[], |builder| builder.flush_bytes(64));
+    let fixture = start_with(&[], |builder| builder.flush_bytes(64));
     let _replica = Server::replica_of(&fixture.server);
     let handle = waiting(&fixture, replicas(1, SOON));
     let immediate = handle.with(TransactionOptions::new().begin(Begin::Immediate));
@@ -91,7 +91,7 @@ fn every_form_of_a_transaction_waits() {
 
 #[test]
 fn too_few_replicas_undo_nothing_and_are_counted() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let replica = Server::replica_of(&fixture.server);
     let handle = waiting(&fixture, replicas(2, A_WHILE));
     let error = commit_error(handle.run(|tx| Ok(tx.incr("n", 1))));
@@ -114,7 +114,7 @@ fn too_few_replicas_undo_nothing_and_are_counted() {
 
 #[test]
 fn a_wait_has_its_own_time_on_top_of_the_answers() {
-    let fixture = Fixture::new();
+    let fixture = start();
     for options in [TransactionOptions::new(), TransactionOptions::new().exactly_once()] {
         let before = fixture.number("n");
         // More than twice the time in which the server must answer otherwise.
@@ -131,7 +131,7 @@ fn a_wait_has_its_own_time_on_top_of_the_answers() {
 fn a_wait_whose_answer_is_lost_is_no_doubt() {
     for fault in [Fault::Cut, Fault::HoldReplies] {
         for fenced in [false, true] {
-            let fixture = Fixture::new();
+            let fixture = start();
             let handle = match fenced {
                 true => fixture.armed(),
                 false => fixture.sessions.transactional(),
@@ -158,7 +158,7 @@ fn a_wait_whose_answer_is_lost_is_no_doubt() {
 #[test]
 fn a_guard_that_waits_may_be_in_doubt_and_resolves() {
     for fate in Fate::BOTH {
-        let fixture = Fixture::new();
+        let fixture = start();
         let _replica = Server::replica_of(&fixture.server);
         let handle = fixture.armed().with(replicas(1, SOON));
         let mut tx = handle.begin().unwrap();
@@ -172,7 +172,7 @@ fn a_guard_that_waits_may_be_in_doubt_and_resolves() {
 
 #[test]
 fn a_block_that_waits_and_was_in_doubt_is_applied_once_and_reports_which_replicas_have_it() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let replica = Server::replica_of(&fixture.server);
     let handle = fixture.armed().with(replicas(1, SOON));
     fixture.lose(Fate::NotApplied);
@@ -192,7 +192,7 @@ fn a_block_that_waits_and_was_in_doubt_is_applied_once_and_reports_which_replica
 #[test]
 fn a_partly_applied_transaction_waits_and_stays_partly_applied() {
     for fenced in [false, true] {
-        let fixture = Fixture::new();
+        let fixture = start();
         let _replica = Server::replica_of(&fixture.server);
         fixture.server.ask::<()>(&["SET", "text", "no number"]);
         let base = if fenced { fixture.exactly_once() } else { fixture.sessions.transactional() };
@@ -214,7 +214,7 @@ fn a_partly_applied_transaction_waits_and_stays_partly_applied() {
 
 #[test]
 fn what_was_not_applied_is_reported_as_that_and_not_as_too_few_replicas() {
-    let fixture = Fixture::new();
+    let fixture = start();
     for options in [TransactionOptions::new(), TransactionOptions::new().exactly_once()] {
         let handle = waiting(&fixture, replicas(1, BRIEF)).with(options);
         let mut tx = handle.begin().unwrap();
@@ -234,7 +234,7 @@ fn what_was_not_applied_is_reported_as_that_and_not_as_too_few_replicas() {
 
 #[test]
 fn a_refused_wait_is_reported_for_a_transaction_that_was_applied() {
-    let fixture = Fixture::new();
+    let fixture = start();
     fixture.server.acl(&["SETUSER", "default", "-wait"]);
     let handle = waiting(&fixture, replicas(1, SOON));
     let mut tx = handle.begin().unwrap();
@@ -283,7 +283,7 @@ fn with_waitaof(arguments: &[&str]) -> Option<Server> {
 #[test]
 fn a_server_without_waitaof_is_reported_before_anything_of_the_callers_is_sent() {
     let server = without_waitaof();
-    let fixture = Fixture::on(server, |builder| builder.flush_bytes(64));
+    let fixture = start_on(server, |builder| builder.flush_bytes(64));
     let handle = waiting(&fixture, TransactionOptions::new().wait_aof(true, 0, SOON));
     let fenced = handle.with(TransactionOptions::new().exactly_once());
     let immediate = handle.with(TransactionOptions::new().begin(Begin::Immediate));
@@ -309,7 +309,7 @@ fn a_server_without_waitaof_is_reported_before_anything_of_the_callers_is_sent()
         not_sent(commit_error(handle.watch(["w"]).run(|_, tx| Ok(tx.incr("n", 1)))));
     }
     unsupported(&immediate.begin().map(drop).unwrap_err());
-    assert!(!fixture.words().contains(&"INCRBY".to_owned()));
+    assert!(!fixture.sent().contains(&"INCRBY".to_owned()));
     assert_eq!(fixture.number("n"), 0);
     assert_eq!(fixture.sessions.transactional().run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
     assert_eq!(fixture.proxy.accepted(), 1, "and its link is none the worse");
@@ -318,7 +318,7 @@ fn a_server_without_waitaof_is_reported_before_anything_of_the_callers_is_sent()
 #[test]
 fn a_commit_that_waits_for_the_disk_is_on_the_disk() {
     let Some(server) = with_waitaof(&["--appendonly", "yes"]) else { return };
-    let fixture = Fixture::on(server, patient);
+    let fixture = start_on(server, patient);
     for options in [TransactionOptions::new(), TransactionOptions::new().exactly_once()] {
         let before = fixture.number("n");
         let handle = waiting(&fixture, options.wait_aof(true, 0, SOON));
@@ -331,7 +331,7 @@ fn a_commit_that_waits_for_the_disk_is_on_the_disk() {
         }
         assert_eq!(fixture.number("n"), before + 2);
     }
-    assert_eq!(fixture.words().iter().filter(|word| *word == "COMMAND").count(), 1, "asked once");
+    assert_eq!(fixture.sent().iter().filter(|word| *word == "COMMAND").count(), 1, "asked once");
     fixture.server.sigkill();
     fixture.server.restart_on_same_port();
     eventually(SOON, "the server has read its file", || {
@@ -343,7 +343,7 @@ fn a_commit_that_waits_for_the_disk_is_on_the_disk() {
 #[test]
 fn disks_that_do_not_answer_are_not_counted_and_a_missing_one_is_reported() {
     let Some(server) = with_waitaof(&[]) else { return };
-    let fixture = Fixture::on(server, |builder| builder);
+    let fixture = start_on(server, |builder| builder);
     let handle = waiting(&fixture, TransactionOptions::new().wait_aof(false, 1, BRIEF));
     let error = commit_error(handle.run(|tx| Ok(tx.incr("n", 1))));
     too_few(&error, (acks(0, 1), acks(0, 0)));
@@ -359,7 +359,7 @@ fn disks_that_do_not_answer_are_not_counted_and_a_missing_one_is_reported() {
 fn a_commit_that_waits_for_the_disks_of_replicas_counts_them() {
     let Some(server) = with_waitaof(&["--appendonly", "yes"]) else { return };
     let replica = Server::replica_of(&server);
-    let fixture = Fixture::on(server, patient);
+    let fixture = start_on(server, patient);
     let both = TransactionOptions::new().wait_aof(true, 1, A_WHILE);
     let error = commit_error(waiting(&fixture, both).run(|tx| Ok(tx.incr("n", 1))));
     too_few(&error, (acks(1, 1), acks(1, 0)));

@@ -16,7 +16,7 @@ use crate::refusals;
 
 #[test]
 fn a_part_that_is_forgotten_never_leaves() {
-    let fixture = protocol::fixture::Fixture::start();
+    let fixture = protocol::fixture::Proxied::start();
     let sessions = fixture.warm(fixture.builder().trust_window(LONG));
     let (names, turns) = sent(&fixture, || {
         let mut tx = sessions.transactional().begin().unwrap();
@@ -39,7 +39,7 @@ fn a_part_that_is_forgotten_never_leaves() {
 
 #[test]
 fn nothing_is_sent_past_an_open_savepoint() {
-    let fixture = protocol::fixture::Fixture::start();
+    let fixture = protocol::fixture::Proxied::start();
     let sessions = chunked(&fixture);
     let mut tx = sessions.transactional().begin().unwrap();
     let first = tx.incr("count", 1);
@@ -107,7 +107,7 @@ fn nothing_is_sent_past_an_open_savepoint() {
 
 #[test]
 fn a_handle_of_a_forgotten_part_has_no_reply_and_the_others_keep_theirs() {
-    let fixture = protocol::fixture::Fixture::start();
+    let fixture = protocol::fixture::Proxied::start();
     let sessions = fixture.trusting();
     let accounts = sessions.transactional();
     let result = accounts.run(|tx| {
@@ -169,7 +169,7 @@ fn a_part_past_a_limit_takes_its_failure_with_it_when_it_is_forgotten() {
 
 #[test]
 fn a_part_that_is_forgotten_binds_nothing() {
-    let fixture = cluster::fixture::Fixture::start();
+    let fixture = cluster::fixture::ClusterFixture::start();
     let [a, b, _] = fixture.keys("k");
     let replied = fixture.sessions.transactional().run(|tx| {
         let mut part = tx.savepoint();
@@ -184,7 +184,7 @@ fn a_part_that_is_forgotten_binds_nothing() {
 #[test]
 fn a_doubt_about_kept_and_forgotten_parts_is_resolved_as_what_is_true() {
     for fate in Fate::BOTH {
-        let fixture = exactly_once::fixture::Fixture::new();
+        let fixture = exactly_once::fixture::start();
         let handle = fixture.armed();
         let mut tx = handle.begin().unwrap();
         let mut kept = tx.savepoint();

@@ -11,11 +11,12 @@ use super::fixture::{nothing_is_held, summary};
 use super::forms::{Form, N};
 use rediscope_testing::cluster::Cluster;
 
-struct Fixture {
+/// A cluster whose user `app` has the rights that a test gives.
+struct RestrictedCluster {
     cluster: Cluster,
 }
 
-impl Fixture {
+impl RestrictedCluster {
     fn may(&self, rules: &BTreeSet<String>) {
         let user = ["SETUSER", "app", "reset", "on", ">secret", "resetchannels", "-@all"];
         let rules: Vec<_> = user.into_iter().chain(rules.iter().map(String::as_str)).collect();
@@ -36,7 +37,7 @@ impl Fixture {
 }
 
 /// Every form, and what goes where a slot will be.
-fn all(fixture: &Fixture, forms: &[Form]) -> Result<(), Error> {
+fn all(fixture: &RestrictedCluster, forms: &[Form]) -> Result<(), Error> {
     let sessions = fixture.sessions();
     forms.iter().try_for_each(|form| form.play(&sessions))?;
     let slot = fixture.cluster.slot(N);
@@ -65,7 +66,7 @@ fn while_it_moves(sessions: &SessionManager) -> Result<(), Error> {
 
 #[test]
 fn the_rights_of_a_cluster_are_enough_and_none_can_be_left_out() {
-    let fixture = Fixture { cluster: Cluster::start(3, 0) };
+    let fixture = RestrictedCluster { cluster: Cluster::start(3, 0) };
     let own = besides("cluster", "+cluster|slots");
     let rules: BTreeSet<_> = line().union(&own).cloned().collect();
     fixture.may(&rules);
@@ -86,7 +87,7 @@ fn the_rights_of_a_cluster_are_enough_and_none_can_be_left_out() {
 fn a_user_without_the_right_to_asking_fails_at_once_in_every_form() {
     use rediscope::redis::Commands;
 
-    let fixture = Fixture { cluster: Cluster::start(3, 0) };
+    let fixture = RestrictedCluster { cluster: Cluster::start(3, 0) };
     let rules: BTreeSet<_> = line().union(&besides("cluster", "+cluster|slots")).cloned().collect();
     fixture.may(&rules.iter().filter(|rule| *rule != "+asking").cloned().collect());
     let sessions = fixture.sessions();

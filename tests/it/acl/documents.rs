@@ -6,7 +6,7 @@ use std::fs;
 use std::sync::Mutex;
 use std::thread;
 
-use super::fixture::{Fixture, nothing_is_held};
+use super::fixture::{RestrictedServer, nothing_is_held};
 use super::forms::Form;
 use super::probes::{self, Probe};
 
@@ -64,7 +64,7 @@ impl Line {
     }
 }
 
-fn may(fixture: &Fixture, rules: &BTreeSet<String>) {
+fn may(fixture: &RestrictedServer, rules: &BTreeSet<String>) {
     let rules: Vec<_> = rules.iter().map(String::as_str).collect();
     fixture.operator(&format!("reset on >secret resetchannels -@all {}", rules.join(" ")));
 }
@@ -74,7 +74,7 @@ fn a_user_with_the_documented_rights_and_no_others_can_do_all_of_it() {
     let (lines, all) = rights();
     let united: BTreeSet<_> = lines.iter().flat_map(|line| line.rules.clone()).collect();
     assert_eq!(all, united, "the one line is the table");
-    let fixture = Fixture::start();
+    let fixture = RestrictedServer::start();
     may(&fixture, &all);
     for rest in ["", "?protocol=resp3", "2"] {
         let sessions = fixture.sessions_at(rest, crate::fixture::LONG);
@@ -102,7 +102,7 @@ fn each_documented_line_is_enough_for_what_it_is_for_and_no_right_in_it_can_be_l
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                let fixture = Fixture::start();
+                let fixture = RestrictedServer::start();
                 loop {
                     let Some((line, rules, left_out)) = cases.lock().unwrap().pop() else { break };
                     fixture.server.ask::<()>(&["FLUSHALL"]);
@@ -121,6 +121,6 @@ fn each_documented_line_is_enough_for_what_it_is_for_and_no_right_in_it_can_be_l
     });
 }
 
-fn first_failure(fixture: &Fixture, probes: &[Probe]) -> Option<String> {
+fn first_failure(fixture: &RestrictedServer, probes: &[Probe]) -> Option<String> {
     probes.iter().find_map(|probe| probe(fixture).err())
 }

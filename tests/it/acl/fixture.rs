@@ -8,11 +8,12 @@ use rediscope::{CheckoutError, CommitError, Error, LockError, PoolStatus, Sessio
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 
-pub(crate) struct Fixture {
+/// A server whose user `app` may do everything until a test changes that.
+pub(crate) struct RestrictedServer {
     pub(crate) server: Server,
 }
 
-impl Fixture {
+impl RestrictedServer {
     pub(crate) fn start() -> Self {
         let fixture = Self { server: Server::start() };
         fixture.may_do_all();

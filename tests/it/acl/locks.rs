@@ -9,12 +9,12 @@ use rediscope::{
     Applied, CommitError, Error, LockError, LockGuard, LostReason, SessionManager, prelude::*,
 };
 
-use super::fixture::{Fixture, nothing_is_held, summary};
+use super::fixture::{RestrictedServer, nothing_is_held, summary};
 use rediscope_testing::eventually;
 
 const HOLDERS: &str = "rediscope:lock:{l}";
 
-fn holders(fixture: &Fixture) -> i64 {
+fn holders(fixture: &RestrictedServer) -> i64 {
     fixture.server.ask(&["ZCARD", HOLDERS])
 }
 
@@ -23,13 +23,13 @@ fn holds(sessions: &SessionManager) -> LockGuard {
 }
 
 /// Another user, for all that the server knows.
-fn others(fixture: &Fixture) -> SessionManager {
+fn others(fixture: &RestrictedServer) -> SessionManager {
     fixture.sessions(LONG)
 }
 
 #[test]
 fn a_holder_that_may_not_run_scripts_gets_an_error_and_the_lock_is_released_as_soon_as_it_may() {
-    let fixture = Fixture::start();
+    let fixture = RestrictedServer::start();
     let (sessions, other) = (fixture.sessions(LONG), others(&fixture));
     let guard = holds(&sessions);
     fixture.operator("-evalsha");
@@ -59,7 +59,7 @@ fn a_holder_that_may_not_run_scripts_gets_an_error_and_the_lock_is_released_as_s
 
 #[test]
 fn a_lease_that_may_not_be_extended_is_lost_and_reported() {
-    let fixture = Fixture::start();
+    let fixture = RestrictedServer::start();
     let sessions = fixture.sessions(LONG);
     let lock = sessions.lock("l").lease(Duration::from_millis(400));
     let guard = lock.acquire(Duration::ZERO).unwrap();
@@ -77,7 +77,7 @@ fn a_lease_that_may_not_be_extended_is_lost_and_reported() {
 
 #[test]
 fn an_acquisition_that_was_stopped_half_way_leaves_the_lock_free() {
-    let fixture = Fixture::start();
+    let fixture = RestrictedServer::start();
     let (sessions, other) = (fixture.sessions(LONG), others(&fixture));
     for right in ["-zadd", "-pexpireat", "-hset"] {
         fixture.operator(right);
@@ -94,7 +94,7 @@ fn an_acquisition_that_was_stopped_half_way_leaves_the_lock_free() {
 
 #[test]
 fn an_acquisition_that_may_not_wait_for_replicas_fails_at_once_and_is_released() {
-    let fixture = Fixture::start();
+    let fixture = RestrictedServer::start();
     let (sessions, other) = (fixture.sessions(LONG), others(&fixture));
     fixture.operator("-wait");
     let lock = sessions.lock("l").wait_replicas(0, Duration::from_millis(10));
@@ -115,7 +115,7 @@ fn an_acquisition_that_may_not_wait_for_replicas_fails_at_once_and_is_released()
 fn without_channels_a_waiter_asks_by_itself_and_a_release_is_a_release() {
     for rights in ["resetchannels", "-publish", "-subscribe", "-publish -subscribe -unsubscribe"] {
         for fair in [false, true] {
-            let fixture = Fixture::start();
+            let fixture = RestrictedServer::start();
             let (sessions, other) = (fixture.sessions(LONG), others(&fixture));
             fixture.operator(rights);
             let lock = |sessions: &SessionManager| match fair {
@@ -139,7 +139,7 @@ fn without_channels_a_waiter_asks_by_itself_and_a_release_is_a_release() {
 
 #[test]
 fn channels_taken_away_from_a_waiter_are_done_without_and_used_again_when_they_are_back() {
-    let fixture = Fixture::start();
+    let fixture = RestrictedServer::start();
     let (sessions, other) = (fixture.sessions(LONG), others(&fixture));
     let guard = holds(&sessions);
     let waiter = other.lock("l");
@@ -158,7 +158,7 @@ fn channels_taken_away_from_a_waiter_are_done_without_and_used_again_when_they_a
 
 #[test]
 fn a_listener_that_may_not_ping_keeps_its_connection() {
-    let fixture = Fixture::start();
+    let fixture = RestrictedServer::start();
     let (sessions, other) = (fixture.sessions(LONG), others(&fixture));
     fixture.operator("-ping");
     let guard = holds(&sessions);
@@ -183,7 +183,7 @@ fn a_listener_that_may_not_ping_keeps_its_connection() {
 
 #[test]
 fn a_fenced_transaction_without_a_right_writes_nothing_and_the_lock_stays_held() {
-    let fixture = Fixture::start();
+    let fixture = RestrictedServer::start();
     let sessions = fixture.sessions(LONG);
     let guard = holds(&sessions);
     let fenced = sessions.transactional().fenced_by(&guard);

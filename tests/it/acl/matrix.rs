@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rediscope::SessionManager;
 
-use super::fixture::{Fixture, nothing_is_held, summary};
+use super::fixture::{RestrictedServer, nothing_is_held, summary};
 use super::forms::Form::{self, *};
 use super::forms::N;
 use rediscope_testing::eventually;
@@ -182,7 +182,7 @@ impl Row {
 
 /// What is missing, since when, and in which form.
 struct Cell<'s> {
-    fixture: &'s Fixture,
+    fixture: &'s RestrictedServer,
     row: &'static Row,
     when: When,
     form: Form,
@@ -252,7 +252,7 @@ impl Cell<'_> {
 fn every_cell(when: When) {
     let rows = Mutex::new(ROWS.iter());
     let some_of_them = || {
-        let fixture = Fixture::start();
+        let fixture = RestrictedServer::start();
         loop {
             let Some(row) = rows.lock().unwrap().next() else { break };
             for form in Form::ALL {
@@ -289,7 +289,7 @@ fn a_right_taken_away_from_trusted_connections_is_reported_with_the_true_outcome
 
 #[test]
 fn resp3_and_another_database_need_no_right_but_to_select() {
-    let fixture = Fixture::start();
+    let fixture = RestrictedServer::start();
     fixture.operator("-hello -auth");
     for rest in ["?protocol=resp3", "3", "3?protocol=resp3"] {
         let sessions = fixture.sessions_at(rest, LONG);

@@ -9,13 +9,13 @@ use rediscope::{
     Condition, Error, Lock, ReplyError, SessionManager, TransactionOptions, prelude::*,
 };
 
-use super::fixture::Fixture;
+use super::fixture::RestrictedServer;
 use super::forms::{Form, N};
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::{eventually, try_for};
 
 /// What does not work, in a few words.
-pub(crate) type Probe = fn(&Fixture) -> Result<(), String>;
+pub(crate) type Probe = fn(&RestrictedServer) -> Result<(), String>;
 
 /// Longer than what works takes, and short, for what does not.
 const BRIEF: Duration = Duration::from_secs(3);
@@ -47,18 +47,18 @@ fn that(is: bool, what: &str) -> Result<(), String> {
     if is { Ok(()) } else { Err(what.to_owned()) }
 }
 
-fn reads_and_writes(fixture: &Fixture) -> Result<(), String> {
+fn reads_and_writes(fixture: &RestrictedServer) -> Result<(), String> {
     let sessions = fixture.sessions(Duration::ZERO);
     all(&sessions, &[Form::Single, Form::Pipeline])?;
     let read: redis::RedisResult<i64> = sessions.pooled().get(N);
     that(read == Ok(2), "GET")
 }
 
-fn another_database(fixture: &Fixture) -> Result<(), String> {
+fn another_database(fixture: &RestrictedServer) -> Result<(), String> {
     all(&fixture.sessions_at("2", LONG), &[Form::Single])
 }
 
-fn transactions(fixture: &Fixture) -> Result<(), String> {
+fn transactions(fixture: &RestrictedServer) -> Result<(), String> {
     for trust in [Duration::ZERO, LONG] {
         let sessions = fixture.sessions(trust);
         all(&sessions, &[Form::Guard, Form::Immediate, Form::Run, Form::Grouped])?;
@@ -68,32 +68,32 @@ fn transactions(fixture: &Fixture) -> Result<(), String> {
     Ok(())
 }
 
-fn watching(fixture: &Fixture) -> Result<(), String> {
+fn watching(fixture: &RestrictedServer) -> Result<(), String> {
     let sessions = fixture.sessions(LONG);
     all(&sessions, &[Form::Watch])?;
     let required = sessions.transactional().require(Condition::equals(N, 1));
     as_text(required.run(|tx| Ok(tx.incr(N, 1))).map(drop))
 }
 
-fn abandoning(fixture: &Fixture) -> Result<(), String> {
+fn abandoning(fixture: &RestrictedServer) -> Result<(), String> {
     let sessions = fixture.sessions(LONG);
     as_text(sessions.transactional().watch([N]).begin().and_then(|watching| watching.abandon()))
 }
 
-fn once(fixture: &Fixture) -> Result<(), String> {
+fn once(fixture: &RestrictedServer) -> Result<(), String> {
     let sessions = fixture.sessions(LONG);
     all(&sessions, &[Form::Once, Form::Once])
 }
 
 /// Plain transactions and exactly-once ones on one connection.
-fn in_turn(fixture: &Fixture) -> Result<(), String> {
+fn in_turn(fixture: &RestrictedServer) -> Result<(), String> {
     let sessions = fixture.sessions(LONG);
     all(&sessions, &[Form::Once, Form::Run, Form::Once])?;
     let counts = sessions.status().transactional.counts;
     that(counts.all_replaced() == 0, "a connection was replaced")
 }
 
-fn a_doubt(fixture: &Fixture) -> Result<(), String> {
+fn a_doubt(fixture: &RestrictedServer) -> Result<(), String> {
     let proxy = Proxy::to(&fixture.server);
     let sessions =
         SessionManager::connect(format!("redis://app:secret@{}/", proxy.address())).unwrap();
@@ -105,16 +105,16 @@ fn a_doubt(fixture: &Fixture) -> Result<(), String> {
     }
 }
 
-fn once_as(fixture: &Fixture) -> Result<(), String> {
+fn once_as(fixture: &RestrictedServer) -> Result<(), String> {
     all(&fixture.sessions(LONG), &[Form::OnceAs])
 }
 
-fn replicas(fixture: &Fixture) -> Result<(), String> {
+fn replicas(fixture: &RestrictedServer) -> Result<(), String> {
     all(&fixture.sessions(LONG), &[Form::Replicas])
 }
 
 /// Acquired in vain, acquired, extended, asked about, given back; each family.
-fn locks(fixture: &Fixture) -> Result<(), String> {
+fn locks(fixture: &RestrictedServer) -> Result<(), String> {
     let sessions = fixture.sessions(LONG);
     all(&sessions, &[Form::Lock, Form::RwLock, Form::Semaphore])?;
     let lock = sessions.lock("x").label("holder").fixed_lease();
@@ -136,12 +136,12 @@ fn locks(fixture: &Fixture) -> Result<(), String> {
 }
 
 /// The server's clock was set back, or another one's was ahead.
-fn a_counter_ahead(fixture: &Fixture) -> Result<(), String> {
+fn a_counter_ahead(fixture: &RestrictedServer) -> Result<(), String> {
     fixture.server.ask::<()>(&["SET", "rediscope:fence", "9000000000000000"]);
     all(&fixture.sessions(LONG), &[Form::Lock])
 }
 
-fn queues(fixture: &Fixture) -> Result<(), String> {
+fn queues(fixture: &RestrictedServer) -> Result<(), String> {
     let (sessions, other) = (fixture.sessions(LONG), fixture.sessions(LONG));
     let error = |error: rediscope::LockError| error.to_string();
     let guard = sessions.lock("f").fair().acquire(SOON).map_err(error)?;
@@ -158,7 +158,7 @@ fn queues(fixture: &Fixture) -> Result<(), String> {
     next?.release().map_err(error)
 }
 
-fn forcing(fixture: &Fixture) -> Result<(), String> {
+fn forcing(fixture: &RestrictedServer) -> Result<(), String> {
     let sessions = fixture.sessions(LONG);
     let lock: Lock = sessions.lock("x");
     let error = |error: rediscope::LockError| error.to_string();
@@ -167,14 +167,14 @@ fn forcing(fixture: &Fixture) -> Result<(), String> {
 }
 
 /// Connections that hear of releases of the lock `x`.
-fn hear_of_it(fixture: &Fixture) -> i64 {
+fn hear_of_it(fixture: &RestrictedServer) -> i64 {
     let counts: Vec<redis::Value> =
         fixture.server.ask(&["PUBSUB", "NUMSUB", "rediscope:lock:{x}:wake"]);
     redis::from_redis_value(counts[1].clone()).unwrap()
 }
 
 /// Two waiters, two channels, one connection that hears of both, and goes on without the first.
-fn listening(fixture: &Fixture) -> Result<(), String> {
+fn listening(fixture: &RestrictedServer) -> Result<(), String> {
     // Those of a test before.
     eventually(SOON, "no connection listens", || fixture.server.subscribers() == 0);
     let (sessions, other) = (fixture.sessions(LONG), fixture.sessions(LONG));
@@ -203,7 +203,7 @@ fn listening(fixture: &Fixture) -> Result<(), String> {
     that(before.is_some() && dropped == Some(before), "it does not hear of releases")
 }
 
-fn fenced(fixture: &Fixture) -> Result<(), String> {
+fn fenced(fixture: &RestrictedServer) -> Result<(), String> {
     let sessions = fixture.sessions(LONG);
     all(&sessions, &[Form::Fenced])?;
     let guard = sessions.lock("x").acquire(SOON).map_err(|error| error.to_string())?;

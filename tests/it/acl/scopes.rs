@@ -8,14 +8,14 @@ use rediscope::{
     Applied, CommitError, Error, Outcome, SessionManager, TransactionOptions, prelude::*,
 };
 
-use super::fixture::{Fixture, nothing_is_held, summary};
+use super::fixture::{RestrictedServer, nothing_is_held, summary};
 use super::forms::{Form, N};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 
 /// Every right is back: the next call works, on the connection there was.
 #[track_caller]
-fn goes_on(fixture: &Fixture, sessions: &SessionManager, replaced: u64) {
+fn goes_on(fixture: &RestrictedServer, sessions: &SessionManager, replaced: u64) {
     nothing_is_held(sessions);
     fixture.may_do_all();
     let before = fixture.number(N);
@@ -30,7 +30,7 @@ fn goes_on(fixture: &Fixture, sessions: &SessionManager, replaced: u64) {
 #[test]
 fn a_guard_whose_right_is_taken_away_before_its_commit_applies_nothing() {
     for trust in [Duration::ZERO, LONG] {
-        let fixture = Fixture::start();
+        let fixture = RestrictedServer::start();
         let sessions = fixture.sessions(trust);
         let mut tx = sessions.transactional().begin().unwrap();
         tx.set("app:s", 1);
@@ -45,7 +45,7 @@ fn a_guard_whose_right_is_taken_away_before_its_commit_applies_nothing() {
 
 #[test]
 fn a_command_whose_right_is_taken_away_between_its_queueing_and_exec_fails_alone() {
-    let fixture = Fixture::start();
+    let fixture = RestrictedServer::start();
     let sessions = fixture.sessions(LONG);
     let mut tx = sessions.transactional().begin().unwrap();
     let large = tx.append("app:large", "x".repeat(300));
@@ -67,7 +67,7 @@ fn a_command_whose_right_is_taken_away_between_its_queueing_and_exec_fails_alone
 
 #[test]
 fn exec_taken_away_under_a_transaction_that_was_sent_ahead_applies_nothing() {
-    let fixture = Fixture::start();
+    let fixture = RestrictedServer::start();
     let sessions = fixture.sessions(LONG);
     let mut tx = sessions.transactional().begin().unwrap();
     tx.append("app:large", "x".repeat(300));
@@ -81,7 +81,7 @@ fn exec_taken_away_under_a_transaction_that_was_sent_ahead_applies_nothing() {
 
 #[test]
 fn a_register_taken_away_from_an_open_scope_applies_nothing() {
-    let fixture = Fixture::start();
+    let fixture = RestrictedServer::start();
     let sessions = fixture.sessions(LONG);
     let once = sessions.transactional().with(TransactionOptions::new().exactly_once());
     Form::Once.play(&sessions).unwrap();
@@ -97,7 +97,7 @@ fn a_register_taken_away_from_an_open_scope_applies_nothing() {
 
 #[test]
 fn a_register_taken_away_between_its_queueing_and_exec_costs_the_connection_and_no_truth() {
-    let fixture = Fixture::start();
+    let fixture = RestrictedServer::start();
     let proxy = Proxy::to(&fixture.server);
     let url = format!("redis://app:secret@{}/", proxy.address());
     let sessions = SessionManager::builder(url).max_size(1).trust_window(LONG).build().unwrap();
@@ -121,7 +121,7 @@ fn a_register_taken_away_between_its_queueing_and_exec_costs_the_connection_and_
 
 #[test]
 fn rights_taken_away_from_a_watching_scope_fail_the_step_that_needs_them() {
-    let fixture = Fixture::start();
+    let fixture = RestrictedServer::start();
     let sessions = fixture.sessions(LONG);
     let watch = sessions.transactional().watch([N]);
 
@@ -168,7 +168,7 @@ fn rights_taken_away_from_a_watching_scope_fail_the_step_that_needs_them() {
 #[test]
 fn an_armed_connection_that_may_not_unwatch_its_register_is_replaced_without_an_error() {
     for trust in [Duration::ZERO, LONG] {
-        let fixture = Fixture::start();
+        let fixture = RestrictedServer::start();
         let sessions = fixture.sessions(trust);
         let plain = [Form::Run, Form::Guard, Form::Immediate, Form::Watch, Form::Grouped];
         for (nth, form) in plain.into_iter().enumerate() {
@@ -187,7 +187,7 @@ fn an_armed_connection_that_may_not_unwatch_its_register_is_replaced_without_an_
 
 #[test]
 fn a_pipeline_applies_what_it_may_and_names_the_first_refusal() {
-    let fixture = Fixture::start();
+    let fixture = RestrictedServer::start();
     let sessions = fixture.sessions(LONG);
     fixture.operator("-incrby");
     let mut pipeline = redis::pipe();
@@ -210,7 +210,7 @@ fn a_pipeline_applies_what_it_may_and_names_the_first_refusal() {
 
 #[test]
 fn commands_that_a_script_may_have_run_are_reported_as_unknown() {
-    let fixture = Fixture::start();
+    let fixture = RestrictedServer::start();
     let sessions = fixture.sessions(LONG);
     fixture.operator("-lpush");
     let half = "redis.call('SET', KEYS[1], 1) redis.call('LPUSH', KEYS[2], 1)";

@@ -16,11 +16,12 @@ use rediscope_testing::{connect, eventually, try_for};
 
 const BRIEF: Duration = Duration::from_secs(3);
 
-struct Fixture {
+/// Servers and sentinels whose user `app` has the rights that a test gives.
+struct RestrictedGroup {
     group: Group,
 }
 
-impl Fixture {
+impl RestrictedGroup {
     fn may(&self, on_servers: &BTreeSet<String>, on_sentinels: &BTreeSet<String>) {
         let user = ["SETUSER", "app", "reset", "on", ">secret", "resetchannels", "-@all"];
         let with = |rules: &BTreeSet<String>| -> Vec<String> {
@@ -63,7 +64,7 @@ impl Fixture {
 }
 
 /// Every one of these, a read from a replica, and a subscription to failovers.
-fn all(fixture: &Fixture, forms: &[Form]) -> Result<(), String> {
+fn all(fixture: &RestrictedGroup, forms: &[Form]) -> Result<(), String> {
     let gone = try_for(SOON, || (fixture.listeners().is_empty()).then_some(()));
     assert!(gone.is_some(), "those of before listen still");
     let sessions = fixture.sessions();
@@ -78,7 +79,7 @@ fn all(fixture: &Fixture, forms: &[Form]) -> Result<(), String> {
 
 #[test]
 fn the_rights_behind_sentinels_are_enough_and_none_can_be_left_out() {
-    let fixture = Fixture { group: Group::start() };
+    let fixture = RestrictedGroup { group: Group::start() };
     let own = besides("sentinel", "+role");
     let servers: BTreeSet<_> = line().union(&own).cloned().collect();
     let sentinels = besides("sentinel", "+sentinel|master");

@@ -3,7 +3,7 @@
 use rediscope::prelude::*;
 use rediscope::{Applied, Block, CommitError, Condition, Error, Queued, redis};
 
-use super::fixture::{Fixture, beside};
+use super::fixture::{ClusterFixture, beside};
 use rediscope_testing::cluster::Cluster;
 
 /// What a call says of the two slots.
@@ -32,7 +32,7 @@ fn calls(cluster: &Cluster, command: &str) -> u64 {
 
 #[test]
 fn a_transaction_goes_to_its_first_keys_master_and_a_key_of_another_slot_is_refused_unsent() {
-    let fixture = Fixture::start();
+    let fixture = ClusterFixture::start();
     let (accounts, keys) = (fixture.sessions.transactional(), fixture.keys("secret"));
     for key in &keys {
         let other = beside(key, "other");
@@ -74,7 +74,7 @@ fn a_transaction_goes_to_its_first_keys_master_and_a_key_of_another_slot_is_refu
 
 #[test]
 fn a_command_whose_keys_are_unknown_needs_a_slot_that_the_caller_named() {
-    let fixture = Fixture::start();
+    let fixture = ClusterFixture::start();
     let [a, b, _] = fixture.keys("k");
     let accounts = fixture.sessions.transactional();
     // DEBUG aside this is the one command of the server's own that is not in the table.
@@ -94,7 +94,7 @@ fn a_command_whose_keys_are_unknown_needs_a_slot_that_the_caller_named() {
 
 #[test]
 fn what_concerns_every_node_is_not_done_in_a_transaction_on_one() {
-    let fixture = Fixture::start();
+    let fixture = ClusterFixture::start();
     let accounts = fixture.sessions.transactional();
     let refused = accounts.run(|tx| Ok(tx.flushall())).unwrap_err();
     assert!(format!("{refused:#}").contains("FLUSHALL"), "{refused:#}");
@@ -104,7 +104,7 @@ fn what_concerns_every_node_is_not_done_in_a_transaction_on_one() {
 
 #[test]
 fn the_table_of_keys_is_the_servers() {
-    let fixture = Fixture::start();
+    let fixture = ClusterFixture::start();
     let [a, b, _] = fixture.keys("k");
     let accounts = fixture.sessions.transactional();
     let table: Vec<redis::Value> = fixture.cluster.ask(0, &["COMMAND"]);
@@ -145,7 +145,7 @@ fn the_table_of_keys_is_the_servers() {
 
 #[test]
 fn conditions_are_of_the_transactions_slot_and_hold_while_it_moves() {
-    let fixture = Fixture::start();
+    let fixture = ClusterFixture::start();
     let [a, b, _] = fixture.keys("stock");
     let (shop, sold) = (fixture.sessions.transactional(), beside(&a, "sold"));
     fixture.cluster.read::<()>(&["SET", &a, "2"]);

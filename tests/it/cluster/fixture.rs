@@ -6,12 +6,13 @@ use rediscope::{Builder, SessionManager};
 
 use rediscope_testing::cluster::Cluster;
 
-pub(crate) struct Fixture {
+/// A cluster and a session manager of it.
+pub(crate) struct ClusterFixture {
     pub(crate) cluster: Cluster,
     pub(crate) sessions: SessionManager,
 }
 
-impl Fixture {
+impl ClusterFixture {
     /// Three masters without replicas.
     pub(crate) fn start() -> Self {
         Self::of(Cluster::start(3, 0))

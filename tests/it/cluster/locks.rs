@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rediscope::prelude::*;
 use rediscope::{CommitError, Error, LockError, LockGuard};
 
-use super::fixture::{Fixture, builder};
+use super::fixture::{ClusterFixture, builder};
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
 
@@ -17,7 +17,7 @@ const WOKEN: Duration = Duration::from_secs(10);
 
 #[test]
 fn locks_of_every_slot_are_acquired_waited_for_and_released() {
-    let fixture = Fixture::start();
+    let fixture = ClusterFixture::start();
     let other = builder(&fixture.cluster).build().unwrap();
     for nth in 0..12 {
         let name = format!("lock:{nth}");
@@ -44,7 +44,7 @@ fn locks_of_every_slot_are_acquired_waited_for_and_released() {
 
 #[test]
 fn leases_are_extended_while_their_slot_moves_and_several_at_once() {
-    let fixture = Fixture::start();
+    let fixture = ClusterFixture::start();
     let lease = Duration::from_secs(3);
     let names: Vec<_> = (0..6).map(|nth| format!("l:{nth}")).collect();
     let guards: Vec<_> = names
@@ -66,7 +66,7 @@ fn leases_are_extended_while_their_slot_moves_and_several_at_once() {
 
 #[test]
 fn locks_on_every_master_survive_busy_pools_and_are_released_after_the_manager_is_closed() {
-    let fixture = Fixture::start();
+    let fixture = ClusterFixture::start();
     let sessions = builder(&fixture.cluster).max_size(1).build().unwrap();
     let lease = Duration::from_secs(3);
     let names = fixture.keys("l");
@@ -105,7 +105,7 @@ fn locks_on_every_master_survive_busy_pools_and_are_released_after_the_manager_i
 
 #[test]
 fn releases_in_a_cluster_are_not_remembered_once_they_were_answered() {
-    let fixture = Fixture::start();
+    let fixture = ClusterFixture::start();
     let remembered =
         |node| fixture.cluster.ask::<Vec<String>>(node, &["KEYS", "rediscope:*:done:*"]).len();
     // A deletion that takes a busy machine too long is left to the time to live.
@@ -123,7 +123,7 @@ fn releases_in_a_cluster_are_not_remembered_once_they_were_answered() {
 
 #[test]
 fn a_transaction_that_is_fenced_by_a_lock_is_in_the_locks_slot() {
-    let fixture = Fixture::start();
+    let fixture = ClusterFixture::start();
     let guard = fixture.sessions.lock("report").acquire(SOON).unwrap();
     let fenced = fixture.sessions.transactional().fenced_by(&guard);
     assert_eq!(fenced.run(|tx| Ok(tx.incr("{report}:n", 1))).unwrap(), 1);
@@ -153,7 +153,7 @@ fn a_transaction_that_is_fenced_by_a_lock_is_in_the_locks_slot() {
 
 #[test]
 fn a_lock_is_held_and_waited_for_wherever_its_slot_goes_and_its_tokens_grow() {
-    let fixture = Fixture::start();
+    let fixture = ClusterFixture::start();
     let other = builder(&fixture.cluster).build().unwrap();
     let (ours, theirs) = (fixture.sessions.lock("l").lease(LONG), other.lock("l").lease(LONG));
     let slot = fixture.cluster.slot("{l}");
@@ -188,7 +188,7 @@ fn a_lock_is_held_and_waited_for_wherever_its_slot_goes_and_its_tokens_grow() {
 }
 
 /// A master with a lock dies, and its replica, which had heard nothing since it stopped, takes over.
-fn dies(fixture: &Fixture, replica_stops: impl FnOnce(&dyn Fn()) -> LockGuard) -> LockGuard {
+fn dies(fixture: &ClusterFixture, replica_stops: impl FnOnce(&dyn Fn()) -> LockGuard) -> LockGuard {
     let master = fixture.cluster.owner(fixture.cluster.slot("{l}")).unwrap();
     let held = replica_stops(&|| {
         fixture.cluster.nodes()[master + 3].server.sigstop();
@@ -205,7 +205,7 @@ fn dies(fixture: &Fixture, replica_stops: impl FnOnce(&dyn Fn()) -> LockGuard) -
 
 #[test]
 fn a_lock_that_no_replica_was_waited_for_is_given_away_after_its_master_has_died() {
-    let fixture = Fixture::of(Cluster::start(3, 1));
+    let fixture = ClusterFixture::of(Cluster::start(3, 1));
     let held = dies(&fixture, |stop| {
         stop();
         fixture.sessions.lock("l").lease(LONG).acquire(SOON).unwrap()
@@ -218,7 +218,7 @@ fn a_lock_that_no_replica_was_waited_for_is_given_away_after_its_master_has_died
 
 #[test]
 fn a_lock_that_a_replica_was_waited_for_is_held_after_its_master_has_died() {
-    let fixture = Fixture::of(Cluster::start(3, 1));
+    let fixture = ClusterFixture::of(Cluster::start(3, 1));
     let other = builder(&fixture.cluster).build().unwrap();
     let replicated = fixture.sessions.lock("l").lease(LONG).wait_replicas(1, SOON);
     let held = dies(&fixture, |stop| {

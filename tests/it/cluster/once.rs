@@ -14,7 +14,7 @@ use rediscope::{
 
 use scopeguard::defer;
 
-use super::fixture::{Fixture, beside, builder};
+use super::fixture::{ClusterFixture, beside, builder};
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
@@ -30,7 +30,7 @@ fn registers(cluster: &Cluster, node: usize) -> Vec<String> {
 
 #[test]
 fn registers_lie_in_the_slot_of_their_transaction_one_a_connection_and_slot() {
-    let fixture = Fixture::of(Cluster::start(3, 0));
+    let fixture = ClusterFixture::of(Cluster::start(3, 0));
     let sessions = builder(&fixture.cluster).max_size(1).build().unwrap();
     let (once, keys) = (exactly_once(&sessions), fixture.keys("k"));
     let near = fixture.cluster.key_in(fixture.cluster.slot(&keys[0]) + 1, "near");
@@ -89,7 +89,7 @@ fn a_token_of_another_slot_or_tag_is_refused_before_anything_is_sent() {
 
 /// Proxies before all masters, which the nodes announce as their own addresses.
 struct Street {
-    fixture: Fixture,
+    fixture: ClusterFixture,
     proxies: Vec<Proxy>,
 }
 
@@ -107,7 +107,7 @@ impl Street {
         };
         eventually(SOON, "every node announces the proxies", || (0..3).all(reported));
         let sessions = builder(&cluster).max_size(1).build().unwrap();
-        Self { fixture: Fixture { cluster, sessions }, proxies }
+        Self { fixture: ClusterFixture { cluster, sessions }, proxies }
     }
 
     /// A guard's commit whose answer is lost.

@@ -10,7 +10,7 @@ use rediscope::{Applied, CommitError, Error, Outcome, TransactionOptions, Transa
 
 use scopeguard::defer;
 
-use super::fixture::{Fixture, beside, builder};
+use super::fixture::{ClusterFixture, beside, builder};
 use rediscope_testing::eventually;
 
 /// A key of a slot, its master, and another master.
@@ -21,7 +21,7 @@ struct Route {
     to: usize,
 }
 
-fn route(fixture: &Fixture) -> Route {
+fn route(fixture: &ClusterFixture) -> Route {
     let [key, ..] = fixture.keys("k");
     let slot = fixture.cluster.slot(&key);
     let from = fixture.cluster.owner(slot).unwrap();
@@ -29,7 +29,7 @@ fn route(fixture: &Fixture) -> Route {
 }
 
 /// The handle, its map known and its connections open.
-fn warm(fixture: &Fixture, key: &str) -> Transactional {
+fn warm(fixture: &ClusterFixture, key: &str) -> Transactional {
     let accounts = fixture.sessions.transactional();
     assert_eq!(accounts.run(|tx| Ok(tx.incr(key, 1))).unwrap(), 1);
     accounts
@@ -50,7 +50,7 @@ fn refused(result: Result<impl std::fmt::Debug, CommitError>, expected: &[&str])
 
 #[test]
 fn a_block_follows_a_slot_that_has_moved() {
-    let fixture = Fixture::start();
+    let fixture = ClusterFixture::start();
     let Route { key, slot, from, to } = route(&fixture);
     let accounts = warm(&fixture, &key);
     fixture.cluster.migrate(slot, to);
@@ -77,7 +77,7 @@ fn a_block_follows_a_slot_that_has_moved() {
 
 #[test]
 fn a_large_block_follows_with_its_first_chunk() {
-    let fixture = Fixture::start();
+    let fixture = ClusterFixture::start();
     let Route { key, slot, to, .. } = route(&fixture);
     let accounts = warm(&fixture, &key);
     fixture.cluster.migrate(slot, to);
@@ -94,7 +94,7 @@ fn a_large_block_follows_with_its_first_chunk() {
 
 #[test]
 fn a_guard_fails_if_its_slot_has_moved_and_the_next_one_goes_there() {
-    let fixture = Fixture::start();
+    let fixture = ClusterFixture::start();
     let Route { key, slot, to, .. } = route(&fixture);
     let accounts = warm(&fixture, &key);
     let mut by_hand = accounts.begin_at(&key).unwrap();
@@ -118,7 +118,7 @@ fn a_guard_fails_if_its_slot_has_moved_and_the_next_one_goes_there() {
 
 #[test]
 fn while_a_slot_moves_old_keys_are_found_where_they_are_and_new_ones_made_where_they_will_be() {
-    let fixture = Fixture::start();
+    let fixture = ClusterFixture::start();
     let Route { key, slot, from, to } = route(&fixture);
     let accounts = warm(&fixture, &key);
     fixture.cluster.begin_migration(slot, to);
@@ -148,7 +148,7 @@ fn while_a_slot_moves_old_keys_are_found_where_they_are_and_new_ones_made_where_
 
 #[test]
 fn keys_of_which_some_have_moved_are_waited_for_and_a_guard_fails() {
-    let fixture = Fixture::start();
+    let fixture = ClusterFixture::start();
     let Route { key, slot, from, to } = route(&fixture);
     let accounts = warm(&fixture, &key);
     let other = beside(&key, "other");
@@ -171,7 +171,7 @@ fn keys_of_which_some_have_moved_are_waited_for_and_a_guard_fails() {
 
 #[test]
 fn a_watched_key_that_is_made_where_the_slot_will_be_undoes_the_transaction() {
-    let fixture = Fixture::start();
+    let fixture = ClusterFixture::start();
     let Route { key, slot, from, to } = route(&fixture);
     let accounts = warm(&fixture, &key);
     let ghost = beside(&key, "ghost");
@@ -191,7 +191,7 @@ fn a_watched_key_that_is_made_where_the_slot_will_be_undoes_the_transaction() {
 
 #[test]
 fn slots_move_under_load_and_every_sum_is_right() {
-    let fixture = Fixture::start();
+    let fixture = ClusterFixture::start();
     let accounts = fixture.sessions.transactional();
     let keys = fixture.keys("sum");
     let slots = [0, 1, 2].map(|nth| fixture.cluster.slot(&keys[nth]));
@@ -248,7 +248,7 @@ fn slots_move_under_load_and_every_sum_is_right() {
 
 #[test]
 fn a_master_dies_and_its_replica_takes_over() {
-    let fixture = Fixture::of(rediscope_testing::cluster::Cluster::start(3, 1));
+    let fixture = ClusterFixture::of(rediscope_testing::cluster::Cluster::start(3, 1));
     let Route { key, from, .. } = route(&fixture);
     let accounts = warm(&fixture, &key).with(TransactionOptions::new().name("counter"));
     let mut single = fixture.sessions.pooled();
@@ -273,7 +273,7 @@ fn a_master_dies_and_its_replica_takes_over() {
 
 #[test]
 fn an_unserved_slot_is_an_error_when_no_time_is_left() {
-    let fixture = Fixture::start();
+    let fixture = ClusterFixture::start();
     let Route { key, slot, from, .. } = route(&fixture);
     let sessions = builder(&fixture.cluster)
         .response_timeout(Duration::from_millis(300))
@@ -292,7 +292,7 @@ fn an_unserved_slot_is_an_error_when_no_time_is_left() {
 
 #[test]
 fn what_has_not_arrived_yet_is_not_read_as_missing() {
-    let fixture = Fixture::start();
+    let fixture = ClusterFixture::start();
     let Route { key, slot, from, to } = route(&fixture);
     let accounts = warm(&fixture, &key);
     let (ghost, copy) = (beside(&key, "ghost"), beside(&key, "copy"));

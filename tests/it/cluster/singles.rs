@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use rediscope::prelude::*;
 use rediscope::{Applied, Error, redis};
 
-use super::fixture::{Fixture, beside};
+use super::fixture::{ClusterFixture, beside};
 use rediscope_testing::eventually;
 
 fn error<T: std::fmt::Debug>(result: redis::RedisResult<T>) -> Error {
@@ -15,7 +15,7 @@ fn error<T: std::fmt::Debug>(result: redis::RedisResult<T>) -> Error {
 
 #[test]
 fn single_commands_find_their_master_also_after_their_slot_has_moved() {
-    let fixture = Fixture::start();
+    let fixture = ClusterFixture::start();
     let (mut db, keys) = (fixture.sessions.pooled(), fixture.keys("k"));
     for (value, key) in (1..).zip(&keys) {
         let _: () = db.set(key, value).unwrap();
@@ -35,7 +35,7 @@ fn single_commands_find_their_master_also_after_their_slot_has_moved() {
 
 #[test]
 fn keys_of_two_slots_in_one_command_are_refused_unsent_by_their_slots() {
-    let fixture = Fixture::start();
+    let fixture = ClusterFixture::start();
     let (mut db, [a, b, _]) = (fixture.sessions.pooled(), fixture.keys("secret"));
     let refused = error(db.mset::<_, _, ()>(&[(&a, 1), (&b, 2)]));
     let expected = (fixture.cluster.slot(&a), fixture.cluster.slot(&b));
@@ -52,7 +52,7 @@ fn keys_of_two_slots_in_one_command_are_refused_unsent_by_their_slots() {
 
 #[test]
 fn a_pipeline_is_parted_by_slot_and_its_replies_come_in_their_order() {
-    let fixture = Fixture::start();
+    let fixture = ClusterFixture::start();
     let (mut db, keys) = (fixture.sessions.pooled(), fixture.keys("n"));
     let slot = fixture.cluster.slot(&keys[1]);
     let _: () = db.set(&keys[1], 10).unwrap();
@@ -80,7 +80,7 @@ fn a_pipeline_is_parted_by_slot_and_its_replies_come_in_their_order() {
 
 #[test]
 fn commands_without_a_key_that_redis_documents_so_go_to_every_master() {
-    let fixture = Fixture::start();
+    let fixture = ClusterFixture::start();
     let (mut db, keys) = (fixture.sessions.pooled(), fixture.keys("k"));
     for key in &keys {
         let _: () = db.set(key, 1).unwrap();
@@ -110,7 +110,7 @@ fn commands_without_a_key_that_redis_documents_so_go_to_every_master() {
 
 #[test]
 fn status_and_close_cover_every_node() {
-    let fixture = Fixture::start();
+    let fixture = ClusterFixture::start();
     let (mut db, keys) = (fixture.sessions.pooled(), fixture.keys("k"));
     keys.iter().for_each(|key| db.set(key, 1).unwrap());
     let held = fixture.sessions.transactional().begin_at(&keys[1]).unwrap();

@@ -1,53 +1,33 @@
 //! One server, a proxy in front of it, a pool of one connection through it, and what every test
 //! asks in the end.
 
-use crate::fixture::{LONG, SOON};
-use crate::side::BuildSide as _;
+use crate::fixture::{Fixture, LONG, SOON};
 
-use crate::side::{SessionManager, Transactional};
 use rediscope::prelude::*;
 use rediscope::{Applied, Builder, Error, FailedCondition};
 
 use rediscope_testing::eventually;
-use rediscope_testing::proxy::Proxy;
-use rediscope_testing::server::Server;
 
-pub(crate) struct Fixture {
-    pub(crate) proxy: Proxy,
-    pub(crate) server: Server,
-    pub(crate) sessions: SessionManager,
+/// The one connection is open and trusted.
+pub(crate) fn start() -> Fixture {
+    start_with(|builder| builder.trust_window(LONG))
+}
+
+/// The one connection is open.
+pub(crate) fn start_with(change: impl FnOnce(Builder) -> Builder) -> Fixture {
+    let fixture = Fixture::new(change);
+    fixture.sessions.transactional().begin().unwrap().discard().unwrap();
+    fixture.proxy.take_journal();
+    fixture
 }
 
 impl Fixture {
-    pub(crate) fn start() -> Self {
-        Self::with(|builder| builder.trust_window(LONG))
-    }
-
-    pub(crate) fn with(change: impl FnOnce(Builder) -> Builder) -> Self {
-        let server = Server::start();
-        let proxy = Proxy::to(&server);
-        let sessions =
-            change(SessionManager::builder(proxy.url()).max_size(1)).build_side().unwrap();
-        sessions.transactional().begin().unwrap().discard().unwrap();
-        proxy.take_journal();
-        Self { proxy, server, sessions }
-    }
-
-    pub(crate) fn handle(&self) -> Transactional {
-        self.sessions.transactional()
-    }
-
     pub(crate) fn set(&self, words: &str) {
         self.server.ask::<()>(&words.split(' ').collect::<Vec<_>>());
     }
 
     pub(crate) fn get(&self, key: &str) -> Option<String> {
         self.server.ask(&["GET", key])
-    }
-
-    /// Names of the commands that passed since this was last asked.
-    pub(crate) fn journal(&self) -> Vec<String> {
-        self.proxy.take_journal().into_iter().map(|(_, name)| name).collect()
     }
 
     /// The one connection is the one of the beginning, free and clean: whatever was watched before,
@@ -62,7 +42,7 @@ impl Fixture {
             self.set(&format!("RPUSH {key} changed"));
         }
         let conflicts = self.sessions.status().transactional.counts.conflicts;
-        assert_eq!(self.handle().run(|tx| Ok(tx.incr("next", 1))).unwrap(), 1);
+        assert_eq!(self.accounts().run(|tx| Ok(tx.incr("next", 1))).unwrap(), 1);
         let status = self.sessions.status().transactional;
         assert_eq!((status.in_use, status.waiting, status.counts.conflicts), (0, 0, conflicts));
         eventually(SOON, "no connection is in MULTI", || {

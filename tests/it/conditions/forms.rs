@@ -7,17 +7,17 @@ use rediscope::prelude::*;
 use rediscope::redis::cmd;
 use rediscope::{Condition, Error, Outcome, RetryPolicy, TransactionOptions};
 
-use super::fixture::{Fixture, failed};
+use super::fixture::{failed, start, start_with};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Script, Trigger};
 
 #[test]
 fn watch_and_all_questions_travel_in_one_packet() {
-    let fixture = Fixture::start();
+    let fixture = start();
     fixture.set("SET k v");
     fixture.set("HSET h f 1");
     let required = fixture
-        .handle()
+        .accounts()
         .require(Condition::exists("k"))
         .require(Condition::equals("k", "v"))
         .require(Condition::hash_len_at_most("h", 5))
@@ -27,12 +27,12 @@ fn watch_and_all_questions_travel_in_one_packet() {
     failed(required.run(|tx| Ok(tx.incr("n", 1))));
     assert_eq!(fixture.proxy.turns() - turns, 2, "all questions, then UNWATCH");
     let asked = ["WATCH", "EXISTS", "GET", "HLEN", "SISMEMBER", "ZSCORE"];
-    assert_eq!(fixture.journal()[..6], asked);
+    assert_eq!(fixture.sent()[..6], asked);
     fixture.set("ZADD none 1 m");
     let turns = fixture.proxy.turns();
     assert_eq!(required.run(|tx| Ok((tx.incr("n", 1), tx.incr("n", 1)))).unwrap(), (1, 2));
     assert_eq!(fixture.proxy.turns() - turns, 2, "all questions, then the block");
-    let journal = fixture.journal();
+    let journal = fixture.sent();
     assert_eq!(journal[..6], asked);
     assert_eq!(journal[6..], ["MULTI", "INCRBY", "INCRBY", "EXEC"]);
     fixture.is_as_it_was(&["k", "h", "s", "none"]);
@@ -40,9 +40,9 @@ fn watch_and_all_questions_travel_in_one_packet() {
 
 #[test]
 fn a_lost_race_is_asked_anew_and_committed() {
-    let fixture = Fixture::start();
+    let fixture = start();
     fixture.set("SET stock 9");
-    let required = fixture.handle().require(Condition::at_least("stock", 1));
+    let required = fixture.accounts().require(Condition::at_least("stock", 1));
     let mut runs = 0;
     let turns = fixture.proxy.turns();
     let left = required.run(|tx| {
@@ -61,10 +61,10 @@ fn a_lost_race_is_asked_anew_and_committed() {
 
 #[test]
 fn a_race_that_is_lost_for_good_is_reported_as_the_condition_that_failed() {
-    let fixture = Fixture::start();
+    let fixture = start();
     fixture.set("SET stock 1");
     let required = fixture
-        .handle()
+        .accounts()
         .require(Condition::exists("stock"))
         .require(Condition::at_least("stock", 1));
     let mut runs = 0;
@@ -81,9 +81,10 @@ fn a_race_that_is_lost_for_good_is_reported_as_the_condition_that_failed() {
 
 #[test]
 fn a_race_that_is_lost_every_time_ends_with_the_policy() {
-    let fixture = Fixture::start();
-    let handle =
-        fixture.handle().with(TransactionOptions::new().retry(RetryPolicy::default().attempts(3)));
+    let fixture = start();
+    let handle = fixture
+        .accounts()
+        .with(TransactionOptions::new().retry(RetryPolicy::default().attempts(3)));
     let mut runs = 0;
     let mut reported = |required: &rediscope::Conditional| {
         runs = 0;
@@ -109,10 +110,10 @@ fn a_race_that_is_lost_every_time_ends_with_the_policy() {
 
 #[test]
 fn a_key_that_expires_before_exec_is_a_lost_race() {
-    let fixture = Fixture::start();
+    let fixture = start();
     fixture.set("SET held by-me PX 300");
     let mut runs = 0;
-    let reported = fixture.handle().require(Condition::equals("held", "by-me")).run(|tx| {
+    let reported = fixture.accounts().require(Condition::equals("held", "by-me")).run(|tx| {
         runs += 1;
         eventually(SOON, "the key is gone", || fixture.get("held").is_none());
         Ok(tx.incr("n", 1))
@@ -125,9 +126,9 @@ fn a_key_that_expires_before_exec_is_a_lost_race() {
 
 #[test]
 fn what_is_not_required_may_change() {
-    let fixture = Fixture::start();
+    let fixture = start();
     fixture.set("SET k 1");
-    let reported = fixture.handle().require(Condition::exists("k")).run(|tx| {
+    let reported = fixture.accounts().require(Condition::exists("k")).run(|tx| {
         fixture.set("SET other 1");
         Ok(tx.incr("n", 1))
     });
@@ -137,9 +138,9 @@ fn what_is_not_required_may_change() {
 
 #[test]
 fn a_guard_is_returned_if_they_hold_and_its_commit_reports_a_lost_race() {
-    let fixture = Fixture::start();
+    let fixture = start();
     fixture.set("SET stock 2");
-    let required = fixture.handle().require(Condition::at_least("stock", 1));
+    let required = fixture.accounts().require(Condition::at_least("stock", 1));
     for changed in [false, true] {
         let mut tx = required.begin().unwrap();
         let left = tx.decr("stock", 1);
@@ -162,9 +163,9 @@ fn a_guard_is_returned_if_they_hold_and_its_commit_reports_a_lost_race() {
 
 #[test]
 fn a_watch_and_a_reading_scope_require_too() {
-    let fixture = Fixture::start();
+    let fixture = start();
     fixture.set("MSET price 3 stock 2");
-    let handle = fixture.handle();
+    let handle = fixture.accounts();
     let mut watch = handle.watch(["price"]).require(Condition::at_least("stock", 1));
     let price = watch.declare::<i64>(cmd("GET").arg("price").take()).unwrap();
     let watch = watch.require(Condition::exists("price"));
@@ -188,22 +189,22 @@ fn a_watch_and_a_reading_scope_require_too() {
     assert_eq!(failed(watch.begin().map(drop)).to_string(), "#1 exists");
     // The keys of conditions are watched, even if no other key is.
     let reading = handle.reading().require(Condition::equals("stock", 1));
-    fixture.journal();
+    fixture.sent();
     let reported = reading.run(|read, tx| {
         let _: Option<i64> = read.get("price")?;
         fixture.set("SET price 9");
         Ok(tx.decr("stock", 1))
     });
     assert_eq!(reported.unwrap(), 0);
-    assert_eq!(fixture.journal(), ["WATCH", "GET", "GET", "MULTI", "DECRBY", "EXEC"]);
+    assert_eq!(fixture.sent(), ["WATCH", "GET", "GET", "MULTI", "DECRBY", "EXEC"]);
     fixture.is_as_it_was(&["price", "stock"]);
 }
 
 #[test]
 fn a_link_that_died_while_idle_is_replaced_and_asked_anew() {
-    let fixture = Fixture::with(|builder| builder.trust_window(Duration::ZERO));
+    let fixture = start_with(|builder| builder.trust_window(Duration::ZERO));
     fixture.set("SET k 1");
-    let required = fixture.handle().require(Condition::exists("k"));
+    let required = fixture.accounts().require(Condition::exists("k"));
     fixture.server.kill_all_clients_except_me();
     assert_eq!(required.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
     // And one that dies with the questions, or before EXEC has left.
@@ -216,7 +217,7 @@ fn a_link_that_died_while_idle_is_replaced_and_asked_anew() {
         assert_eq!(required.run(|tx| Ok(tx.incr("n", 1))).unwrap(), n, "{trigger:?}");
         fixture.proxy.disarm();
     }
-    let failing = fixture.handle().require(Condition::not_exists("k"));
+    let failing = fixture.accounts().require(Condition::not_exists("k"));
     fixture.proxy.arm(Script::from((Trigger::BeforeReplyTo("UNWATCH"), Fault::Reset)).once());
     failed(failing.run(|tx| Ok(tx.incr("n", 1))));
     assert_eq!(fixture.get("n").unwrap(), "4");
@@ -226,10 +227,10 @@ fn a_link_that_died_while_idle_is_replaced_and_asked_anew() {
 
 #[test]
 fn many_conditions_and_large_values_are_asked_in_one_packet() {
-    let fixture = Fixture::start();
+    let fixture = start();
     let large = "x".repeat(300_000);
     fixture.set(&format!("SET large {large}"));
-    let mut required = fixture.handle().require(Condition::equals("large", &large));
+    let mut required = fixture.accounts().require(Condition::equals("large", &large));
     for nth in 0..100 {
         required = required.require(Condition::not_exists(format!("none:{nth}")));
     }

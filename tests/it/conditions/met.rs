@@ -1,5 +1,6 @@
 //! When each condition holds.
 
+use super::fixture::start;
 use std::collections::BTreeSet;
 use std::fs;
 
@@ -7,7 +8,6 @@ use crate::side::SessionManager;
 use rediscope::redis::ValueType;
 use rediscope::{Applied, Condition, Error, prelude::*};
 
-use super::fixture::Fixture;
 use rediscope_testing::server::Server;
 
 type Bounds = [fn(&'static str, i64) -> Condition; 3];
@@ -221,9 +221,9 @@ fn every_condition_there_is_was_asked_both_ways() {
 
 #[test]
 fn a_condition_on_a_key_of_another_type_is_refused_by_name_and_nothing_is_applied() {
-    let fixture = Fixture::start();
+    let fixture = start();
     fixture.set("SET text hello");
-    let handle = fixture.handle();
+    let handle = fixture.accounts();
     let refused = handle
         .require(Condition::exists("text"))
         .require(Condition::hash_len_at_most("text", 5))

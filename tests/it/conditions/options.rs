@@ -1,13 +1,13 @@
 //! Conditions together with what else a transaction may ask for.
 
-use crate::fixture::SOON;
+use crate::fixture::{Fixture, SOON};
 use std::time::Duration;
 
 use crate::side::{LockGuard, SessionManager};
 use rediscope::prelude::*;
 use rediscope::{Begin, CommitError, Condition, Error, ReplyError, TransactionOptions};
 
-use super::fixture::{Fixture, failed};
+use super::fixture::{failed, start};
 use rediscope_testing::proxy::{Fault, Script, Trigger};
 use rediscope_testing::server::Server;
 
@@ -19,8 +19,8 @@ fn lost_answer(fixture: &Fixture) {
 
 #[test]
 fn exactly_once_finds_out_although_the_condition_holds_no_more() {
-    let fixture = Fixture::start();
-    let handle = fixture.handle().with(TransactionOptions::new().exactly_once());
+    let fixture = start();
+    let handle = fixture.accounts().with(TransactionOptions::new().exactly_once());
     let required = handle.require(Condition::not_exists("seat"));
     lost_answer(&fixture);
     let mut runs = 0;
@@ -42,9 +42,9 @@ fn exactly_once_finds_out_although_the_condition_holds_no_more() {
 
 #[test]
 fn an_applied_block_is_reported_as_applied_and_not_as_a_failed_condition() {
-    let fixture = Fixture::start();
+    let fixture = start();
     let once = TransactionOptions::new().exactly_once_as("booking:1", HOUR);
-    let handle = fixture.handle().with(once);
+    let handle = fixture.accounts().with(once);
     let required = handle.require(Condition::not_exists("seat"));
     required.run(|tx| Ok(tx.set("seat", "mine"))).unwrap();
     let reported = required.run(|tx| Ok(tx.set("seat", "mine again")));
@@ -52,7 +52,8 @@ fn an_applied_block_is_reported_as_applied_and_not_as_a_failed_condition() {
         Err(Error::Commit(error)) => assert!(matches!(*error, CommitError::AlreadyCommitted)),
         other => panic!("{other:?}"),
     }
-    let other = fixture.handle().with(TransactionOptions::new().exactly_once_as("booking:2", HOUR));
+    let other =
+        fixture.accounts().with(TransactionOptions::new().exactly_once_as("booking:2", HOUR));
     failed(other.require(Condition::not_exists("seat")).run(|tx| Ok(tx.set("seat", "other"))));
     assert_eq!(fixture.get("seat").unwrap(), "mine");
     // What failed was not done, and may be.
@@ -63,32 +64,32 @@ fn an_applied_block_is_reported_as_applied_and_not_as_a_failed_condition() {
 
 #[test]
 fn an_exactly_once_link_stays_armed_across_a_failed_condition() {
-    let fixture = Fixture::start();
-    let handle = fixture.handle().with(TransactionOptions::new().exactly_once());
+    let fixture = start();
+    let handle = fixture.accounts().with(TransactionOptions::new().exactly_once());
     handle.run(|tx| Ok(tx.incr("n", 1))).unwrap();
-    fixture.journal();
+    fixture.sent();
     failed(handle.require(Condition::exists("none")).begin().map(drop));
-    assert_eq!(fixture.journal(), ["WATCH", "EXISTS", "UNWATCH", "WATCH"]);
+    assert_eq!(fixture.sent(), ["WATCH", "EXISTS", "UNWATCH", "WATCH"]);
     handle.run(|tx| Ok(tx.incr("n", 1))).unwrap();
-    assert_eq!(fixture.journal(), ["MULTI", "INCRBY", "SET", "EXEC", "WATCH"]);
+    assert_eq!(fixture.sent(), ["MULTI", "INCRBY", "SET", "EXEC", "WATCH"]);
 }
 
 #[test]
 fn conditions_are_fenced_by_a_lock_like_any_block() {
-    let fixture = Fixture::start();
+    let fixture = start();
     let acquire = |sessions: &SessionManager| -> LockGuard {
         sessions.lock("l").lease(HOUR).acquire(SOON).unwrap()
     };
     let guard = acquire(&fixture.sessions);
     fixture.set("SET k 1");
-    let required = fixture.handle().fenced_by(&guard).require(Condition::exists("k"));
+    let required = fixture.accounts().fenced_by(&guard).require(Condition::exists("k"));
     // Renewals have a connection of their own, which is open once it was used.
     guard.ensure_held().unwrap();
     let turns = fixture.proxy.turns();
     assert_eq!(required.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
     assert_eq!(fixture.proxy.turns() - turns, 2, "the lock is asked for in the same packet");
     failed(
-        fixture.handle().fenced_by(&guard).require(Condition::not_exists("k")).begin().map(drop),
+        fixture.accounts().fenced_by(&guard).require(Condition::not_exists("k")).begin().map(drop),
     );
     let other = SessionManager::connect(fixture.server.url()).unwrap();
     other.lock("l").force_release().unwrap();
@@ -103,29 +104,32 @@ fn conditions_are_fenced_by_a_lock_like_any_block() {
 
 #[test]
 fn replicas_are_waited_for_where_the_conditions_hold() {
-    let fixture = Fixture::start();
+    let fixture = start();
     let replica = Server::replica_of(&fixture.server);
     fixture.set("SET k 1");
     let waits = |replicas| TransactionOptions::new().wait_replicas(replicas, SOON / 2);
-    let required = fixture.handle().with(waits(1)).require(Condition::exists("k"));
+    let required = fixture.accounts().with(waits(1)).require(Condition::exists("k"));
     assert_eq!(required.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
     assert_eq!(replica.ask::<i64>(&["GET", "n"]), 1);
     let brief = TransactionOptions::new().wait_replicas(2, Duration::from_millis(20));
-    let reported =
-        fixture.handle().with(brief).require(Condition::exists("k")).run(|tx| Ok(tx.incr("n", 1)));
+    let reported = fixture
+        .accounts()
+        .with(brief)
+        .require(Condition::exists("k"))
+        .run(|tx| Ok(tx.incr("n", 1)));
     match reported {
         Err(Error::Commit(error)) => {
             assert!(matches!(*error, CommitError::NotReplicated { .. }), "{error}");
         }
         other => panic!("{other:?}"),
     }
-    failed(fixture.handle().with(waits(9)).require(Condition::not_exists("k")).begin().map(drop));
+    failed(fixture.accounts().with(waits(9)).require(Condition::not_exists("k")).begin().map(drop));
     assert_eq!(fixture.get("n").unwrap(), "2");
 }
 
 #[test]
 fn every_other_option_leaves_conditions_as_they_are() {
-    let fixture = Fixture::start();
+    let fixture = start();
     fixture.set("SET k 1");
     for options in [
         TransactionOptions::new().begin(Begin::Immediate),
@@ -133,7 +137,7 @@ fn every_other_option_leaves_conditions_as_they_are() {
         TransactionOptions::new().take_turns(false),
         TransactionOptions::new().name("named"),
     ] {
-        let handle = fixture.handle().with(options);
+        let handle = fixture.accounts().with(options);
         let mut disturb = true;
         let reported = handle.require(Condition::exists("k")).run(|tx| {
             if std::mem::take(&mut disturb) {
@@ -164,9 +168,9 @@ fn a_block_with_an_error_type_of_its_own_receives_both_errors() {
             }
         }
     }
-    let fixture = Fixture::start();
+    let fixture = start();
     fixture.set("SET stock 1");
-    let required = fixture.handle().require(Condition::at_least("stock", 1));
+    let required = fixture.accounts().require(Condition::at_least("stock", 1));
     let sell = |open: bool| {
         required.run_with(|tx| if open { Ok(tx.decr("stock", 1)) } else { Err(Shop::Closed) })
     };

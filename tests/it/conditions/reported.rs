@@ -3,15 +3,15 @@
 use rediscope::prelude::*;
 use rediscope::{Applied, Condition, Error};
 
-use super::fixture::{Fixture, failed};
+use super::fixture::{failed, start, start_with};
 
 #[test]
 fn a_condition_that_does_not_hold_is_reported_once_and_the_block_is_not_run() {
-    let fixture = Fixture::start();
+    let fixture = start();
     fixture.set("HSET h a 1 b 2");
     let discards = fixture.sessions.status().transactional.counts.discards;
     let reported = fixture
-        .handle()
+        .accounts()
         .require(Condition::exists("h"))
         .require(Condition::hash_len_at_most("h", 1))
         .require(Condition::exists("none"))
@@ -25,7 +25,7 @@ fn a_condition_that_does_not_hold_is_reported_once_and_the_block_is_not_run() {
     let which = failed::<()>(Err(error));
     assert_eq!((which.index, which.kind), (1, "hash_len_at_most"));
     assert_eq!(
-        fixture.journal(),
+        fixture.sent(),
         ["WATCH", "EXISTS", "HLEN", "EXISTS", "UNWATCH"],
         "asked once, all of them, and not watched any more"
     );
@@ -39,8 +39,8 @@ fn a_condition_that_does_not_hold_is_reported_once_and_the_block_is_not_run() {
 
 #[test]
 fn a_condition_that_fails_is_reported_by_its_name() {
-    let fixture = Fixture::start();
-    let handle = fixture.handle();
+    let fixture = start();
+    let handle = fixture.accounts();
     let two = handle
         .require(Condition::not_exists("none").named("new"))
         .require(Condition::at_least("none", 1).named("in stock"));
@@ -61,8 +61,8 @@ fn a_condition_that_fails_is_reported_by_its_name() {
 
 #[test]
 fn a_failed_condition_leaves_no_watch_behind_in_any_form() {
-    let fixture = Fixture::start();
-    let handle = fixture.handle();
+    let fixture = start();
+    let handle = fixture.accounts();
     let untrue = || Condition::exists("none");
     failed(handle.require(untrue()).run(|tx| Ok(tx.incr("n", 1))));
     failed(handle.require(untrue()).run_with(|tx| Ok::<_, Error>(tx.incr("n", 1))));
@@ -77,9 +77,9 @@ fn a_failed_condition_leaves_no_watch_behind_in_any_form() {
 
 #[test]
 fn a_block_that_fails_or_panics_applies_nothing_and_leaves_no_watch_behind() {
-    let fixture = Fixture::with(|builder| builder);
+    let fixture = start_with(|builder| builder);
     fixture.set("SET there 1");
-    let required = fixture.handle().require(Condition::exists("there"));
+    let required = fixture.accounts().require(Condition::exists("there"));
     let mut runs = 0;
     let reported = required.run_with(|tx| {
         runs += 1;
@@ -103,17 +103,18 @@ fn a_block_that_fails_or_panics_applies_nothing_and_leaves_no_watch_behind() {
 
 #[test]
 fn a_condition_that_an_acl_forbids_is_an_error_and_the_block_is_not_run() {
-    let fixture = Fixture::start();
+    let fixture = start();
     fixture.server.acl(&["SETUSER", "default", "-hlen"]);
     let reported = fixture
-        .handle()
+        .accounts()
         .require(Condition::exists("h"))
         .require(Condition::hash_len_at_least("h", 0))
         .begin()
         .map(drop);
     // The first one does not hold; whether the second one can be asked matters no more.
     failed(reported);
-    let reported = fixture.handle().require(Condition::hash_len_at_least("h", 0)).begin().map(drop);
+    let reported =
+        fixture.accounts().require(Condition::hash_len_at_least("h", 0)).begin().map(drop);
     match reported {
         Err(Error::Command { error, .. }) => assert_eq!(error.code(), "NOPERM"),
         other => panic!("{other:?}"),
@@ -124,7 +125,7 @@ fn a_condition_that_an_acl_forbids_is_an_error_and_the_block_is_not_run() {
 
 #[test]
 fn conditions_and_their_failures_show_neither_keys_nor_values() {
-    let fixture = Fixture::start();
+    let fixture = start();
     let (key, value) = ("S3CRET-key", "S3CRET-value");
     let conditions = [
         Condition::equals(key, value),
@@ -132,13 +133,13 @@ fn conditions_and_their_failures_show_neither_keys_nor_values() {
         Condition::stream_contains(key, "S3CRET"),
     ];
     for condition in conditions {
-        let required = fixture.handle().require(condition.clone());
+        let required = fixture.accounts().require(condition.clone());
         let error = required.run(|tx| Ok(tx.set("n", 1))).unwrap_err();
         let shown =
             format!("{condition:?} {condition:#?} {required:?} {required:#?} {error} {error:?}");
         assert!(!shown.contains("S3CRET"), "{shown}");
         assert!(!shown.contains("83, 51, 67, 82"), "{shown}");
     }
-    let shown = format!("{:?}", fixture.handle().require(Condition::exists(key)));
+    let shown = format!("{:?}", fixture.accounts().require(Condition::exists(key)));
     assert!(shown.contains("#0 exists"), "it says what is required: {shown}");
 }

@@ -1,6 +1,6 @@
 //! Several callers resolve one doubt: the result is the same, and it needs nothing of the pool.
 
-use crate::fixture::SOON;
+use crate::fixture::{Fixture, SOON};
 use crate::side::BuildSide as _;
 use std::sync::Barrier;
 
@@ -8,7 +8,7 @@ use crate::side::SessionManager;
 use rediscope::prelude::*;
 use rediscope::{InDoubt, Resolution};
 
-use super::fixture::{Fate, Fixture, doubt};
+use super::fixture::{Fate, doubt, start};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 
@@ -43,7 +43,7 @@ fn asked_by_many(fixture: &Fixture, doubt: &InDoubt, meanwhile: impl FnOnce()) -
 
 #[test]
 fn concurrent_resolvers_agree_while_exec_is_on_its_way() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let doubt = held(&fixture);
     let executed = fixture.server.calls("exec");
     let reported = asked_by_many(&fixture, &doubt, || {});
@@ -55,7 +55,7 @@ fn concurrent_resolvers_agree_while_exec_is_on_its_way() {
 
 #[test]
 fn concurrent_resolvers_return_what_is_true_after_exec_arrives() {
-    let fixture = Fixture::new();
+    let fixture = start();
     for _ in 0..10 {
         let before = fixture.number("n");
         let doubt = held(&fixture);
@@ -74,7 +74,7 @@ fn concurrent_resolvers_return_what_is_true_after_exec_arrives() {
 #[test]
 fn a_doubt_is_resolved_while_another_scope_has_the_only_connection() {
     for fate in Fate::BOTH {
-        let fixture = Fixture::new();
+        let fixture = start();
         let handle = fixture.armed();
         let doubt = fixture.doubted(&handle, fate);
         let mut busy = handle.begin().unwrap();
@@ -90,9 +90,9 @@ fn a_doubt_is_resolved_while_another_scope_has_the_only_connection() {
 #[test]
 fn a_doubt_outlives_the_session_it_came_from() {
     for fate in Fate::BOTH {
-        let fixture = Fixture::new();
+        let fixture = start();
         let doubt = fixture.doubted(&fixture.armed(), fate);
-        let Fixture { server, proxy, sessions } = fixture;
+        let Fixture { server, proxy, sessions, .. } = fixture;
         drop(sessions);
         eventually(SOON, "its connections are closed", || server.clients() == 0);
         assert_eq!(doubt.resolve(), fate.truth());
@@ -104,7 +104,7 @@ fn a_doubt_outlives_the_session_it_came_from() {
 
 #[test]
 fn asking_leaves_no_connection_behind_and_takes_one_at_a_time() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let doubt = fixture.doubted(&fixture.armed(), Fate::Applied);
     fixture.sessions.close(std::time::Duration::ZERO);
     let another = SessionManager::builder(fixture.proxy.url()).build_side().unwrap();

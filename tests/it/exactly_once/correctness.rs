@@ -1,14 +1,14 @@
 //! The marker holds whatever happened on the connection before or inside the transaction: a doubt is
 //! resolved as what is true on the server.
 
-use crate::fixture::SOON;
+use crate::fixture::{Fixture, SOON};
 use crate::side::Transactional;
 use rediscope::prelude::*;
 use rediscope::{
     Applied, Begin, CommitError, Error, InDoubt, Outcome, Resolution, TransactionOptions,
 };
 
-use super::fixture::{Fate, Fixture, commit_error, doubt};
+use super::fixture::{Fate, commit_error, doubt, start, start_with};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 use rediscope_testing::server::Server;
@@ -78,7 +78,7 @@ fn whatever_happened_earlier_on_the_link_a_doubt_is_resolved_as_what_is_true() {
     ];
     for (name, operation) in operations {
         for fate in Fate::BOTH {
-            let fixture = Fixture::new();
+            let fixture = start();
             let handle = fixture.armed();
             operation(&fixture, &handle);
             let doubt = fixture.doubted(&handle, fate);
@@ -91,7 +91,7 @@ fn whatever_happened_earlier_on_the_link_a_doubt_is_resolved_as_what_is_true() {
 #[test]
 fn a_resolver_is_not_refused_where_the_server_is_out_of_memory() {
     for fate in Fate::BOTH {
-        let fixture = Fixture::new();
+        let fixture = start();
         let doubt = fixture.doubted(&fixture.armed(), fate);
         fixture.server.config_set("maxmemory", "1");
         assert_eq!(doubt.resolve(), fate.truth());
@@ -102,7 +102,7 @@ fn a_resolver_is_not_refused_where_the_server_is_out_of_memory() {
 fn a_flush_inside_the_transaction_takes_everything_with_it_but_the_answer() {
     for flush in ["FLUSHDB", "FLUSHALL"] {
         for fate in Fate::BOTH {
-            let fixture = Fixture::new();
+            let fixture = start();
             let handle = fixture.armed();
             fixture.server.ask::<()>(&["SET", "old", "1"]);
             let mut tx = handle.begin().unwrap();
@@ -123,7 +123,7 @@ fn a_flush_inside_the_transaction_takes_everything_with_it_but_the_answer() {
 #[test]
 fn a_doubt_behind_multi_that_was_awaited_is_resolved_as_what_is_true() {
     for fate in Fate::BOTH {
-        let fixture = Fixture::new();
+        let fixture = start();
         let handle = immediate(&fixture.exactly_once());
         let doubt = fixture.doubted(&handle, fate);
         assert_eq!(doubt.resolve(), fate.truth());
@@ -136,7 +136,7 @@ fn chunked(fixture: &Fixture, fate: Fate) -> InDoubt {
     for _ in 0..20 {
         tx.incr("n", 1);
     }
-    assert!(fixture.words().contains(&"INCRBY".to_owned()), "some were sent ahead");
+    assert!(fixture.sent().contains(&"INCRBY".to_owned()), "some were sent ahead");
     fixture.lose(fate);
     doubt(tx.commit())
 }
@@ -144,7 +144,7 @@ fn chunked(fixture: &Fixture, fate: Fate) -> InDoubt {
 #[test]
 fn a_doubt_about_a_transaction_sent_in_chunks_is_resolved_as_what_is_true() {
     for fate in Fate::BOTH {
-        let fixture = Fixture::with(&[], |builder| builder.flush_bytes(64));
+        let fixture = start_with(&[], |builder| builder.flush_bytes(64));
         assert_eq!(chunked(&fixture, fate).resolve(), fate.truth());
         assert_eq!(fixture.number("n"), 20 * fate.count());
     }
@@ -152,7 +152,7 @@ fn a_doubt_about_a_transaction_sent_in_chunks_is_resolved_as_what_is_true() {
 
 #[test]
 fn a_block_sent_in_chunks_that_was_not_applied_is_reported_as_not_sent() {
-    let fixture = Fixture::with(&[], |builder| builder.flush_bytes(64));
+    let fixture = start_with(&[], |builder| builder.flush_bytes(64));
     let handle = fixture.armed();
     fixture.lose(Fate::NotApplied);
     let lost = handle.run(|tx| Ok((0..20).map(|_| tx.incr("n", 1)).collect::<Vec<_>>()));
@@ -168,7 +168,7 @@ fn a_block_sent_in_chunks_that_was_not_applied_is_reported_as_not_sent() {
 
 #[test]
 fn an_outcome_stands_where_only_the_watch_behind_it_was_lost_and_its_link_goes() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let handle = fixture.armed();
     let connections = fixture.proxy.accepted();
     fixture.arm(Trigger::AfterReplyTo("EXEC"), Fault::Cut);
@@ -192,7 +192,7 @@ fn an_outcome_stands_where_only_the_watch_behind_it_was_lost_and_its_link_goes()
 
 #[test]
 fn a_watch_behind_exec_that_is_never_answered_takes_no_outcome_with_it() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let handle = fixture.armed();
     fixture.arm(Trigger::AfterReplyTo("EXEC"), Fault::HoldReplies);
     assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
@@ -204,7 +204,7 @@ fn a_watch_behind_exec_that_is_never_answered_takes_no_outcome_with_it() {
 
 #[test]
 fn each_doubt_of_a_session_has_a_token_of_its_own() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let handle = fixture.exactly_once();
     let fates = [Fate::Applied, Fate::NotApplied, Fate::Applied];
     let doubts: Vec<InDoubt> = fates
@@ -235,7 +235,7 @@ fn a_server_that_became_a_replica_is_left_whichever_command_of_ours_finds_out() 
     ];
     for (name, run) in forms {
         for operation in [|_: &Fixture, _: &Transactional| {}, disarmed as Deed] {
-            let fixture = Fixture::new();
+            let fixture = start();
             let handle = fixture.exactly_once();
             handle.run(|tx| Ok(tx.exists("nothing"))).unwrap();
             operation(&fixture, &handle);

@@ -1,13 +1,12 @@
 //! One server, a proxy in front of it, and a session through the proxy.
 
-use crate::fixture::SOON;
-use crate::side::BuildSide as _;
+use crate::fixture::{Fixture, SOON};
 use std::time::Duration;
 
-use crate::side::{SessionManager, Transactional};
+use crate::side::Transactional;
 use rediscope::{Builder, CommitError, Error, InDoubt, Resolution, TransactionOptions, prelude::*};
 
-use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger, Which};
+use rediscope_testing::proxy::{Fault, Script, Trigger, Which};
 use rediscope_testing::server::Server;
 
 /// What a lost answer hides.
@@ -33,34 +32,28 @@ impl Fate {
     }
 }
 
-pub(crate) struct Fixture {
-    pub(crate) server: Server,
-    pub(crate) proxy: Proxy,
-    pub(crate) sessions: SessionManager,
+pub(crate) fn start() -> Fixture {
+    start_with(&[], |builder| builder)
+}
+
+pub(crate) fn start_with(arguments: &[&str], change: impl FnOnce(Builder) -> Builder) -> Fixture {
+    start_on(Server::with(arguments), change)
+}
+
+pub(crate) fn start_on(server: Server, change: impl FnOnce(Builder) -> Builder) -> Fixture {
+    Fixture::on(server, |builder| {
+        change(
+            builder
+                .connect_timeout(Duration::from_millis(500))
+                .response_timeout(Duration::from_millis(500))
+                .checkout_timeout(Duration::from_secs(3))
+                // However slow the machine, a connection that was just used is trusted.
+                .trust_window(SOON),
+        )
+    })
 }
 
 impl Fixture {
-    pub(crate) fn new() -> Self {
-        Self::with(&[], |builder| builder)
-    }
-
-    pub(crate) fn with(arguments: &[&str], change: impl FnOnce(Builder) -> Builder) -> Self {
-        Self::on(Server::with(arguments), change)
-    }
-
-    pub(crate) fn on(server: Server, change: impl FnOnce(Builder) -> Builder) -> Self {
-        let proxy = Proxy::to(&server);
-        let builder = SessionManager::builder(proxy.url())
-            .max_size(1)
-            .connect_timeout(Duration::from_millis(500))
-            .response_timeout(Duration::from_millis(500))
-            .checkout_timeout(Duration::from_secs(3))
-            // However slow the machine, a link that was just used is one that was just used.
-            .trust_window(SOON);
-        let sessions = change(builder).build_side().unwrap();
-        Self { server, proxy, sessions }
-    }
-
     /// The handle, its one link armed.
     pub(crate) fn armed(&self) -> Transactional {
         let handle = self.exactly_once();
@@ -70,11 +63,6 @@ impl Fixture {
 
     pub(crate) fn exactly_once(&self) -> Transactional {
         self.sessions.transactional().with(TransactionOptions::new().exactly_once())
-    }
-
-    /// A fault, once.
-    pub(crate) fn arm(&self, trigger: Trigger, fault: Fault) {
-        self.proxy.arm(Script::from((trigger, fault)).once());
     }
 
     pub(crate) fn next(&self, script: impl Into<Script>) {
@@ -97,15 +85,6 @@ impl Fixture {
         tx.incr("n", 1);
         self.lose(fate);
         doubt(tx.commit())
-    }
-
-    /// Names of the commands that passed since this was last asked.
-    pub(crate) fn words(&self) -> Vec<String> {
-        self.proxy.take_journal().into_iter().map(|(_, word)| word.to_uppercase()).collect()
-    }
-
-    pub(crate) fn number(&self, key: &str) -> i64 {
-        self.server.ask::<Option<i64>>(&["GET", key]).unwrap_or_default()
     }
 
     /// The registers on the server.

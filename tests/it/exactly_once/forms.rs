@@ -1,10 +1,10 @@
 //! What is on the wire: the same round trips as a plain transaction, and one more where the link
 //! has to be armed.
 
+use super::fixture::{start, start_with};
+use crate::fixture::Fixture;
 use rediscope::prelude::*;
 use rediscope::{Begin, Outcome, TransactionOptions};
-
-use super::fixture::Fixture;
 
 fn words(fixture: &Fixture) -> Vec<String> {
     fixture.proxy.take_journal().into_iter().map(|(_, word)| word.to_uppercase()).collect()
@@ -12,7 +12,7 @@ fn words(fixture: &Fixture) -> Vec<String> {
 
 #[test]
 fn the_first_transaction_arms_its_link_and_the_next_ones_take_one_round_trip() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let handle = fixture.exactly_once();
     handle.run(|tx| Ok(tx.incr("n", 1))).unwrap();
     let before = fixture.proxy.turns();
@@ -36,7 +36,7 @@ fn the_first_transaction_arms_its_link_and_the_next_ones_take_one_round_trip() {
 
 #[test]
 fn a_register_is_no_part_of_the_replies() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let handle = fixture.exactly_once();
     let mut tx = handle.begin().unwrap();
     let n = tx.incr("n", 7);
@@ -47,7 +47,7 @@ fn a_register_is_no_part_of_the_replies() {
 
 #[test]
 fn a_plain_transaction_disarms_the_link_and_the_next_one_arms_it_again() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let (fenced, plain) = (fixture.armed(), fixture.sessions.transactional());
     words(&fixture);
     plain.run(|tx| Ok(tx.incr("n", 1))).unwrap();
@@ -61,7 +61,7 @@ fn a_plain_transaction_disarms_the_link_and_the_next_one_arms_it_again() {
 
 #[test]
 fn what_ends_a_watch_arms_the_link_again_in_the_same_write() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let handle = fixture.armed();
     let immediate = handle.with(TransactionOptions::new().begin(Begin::Immediate));
     words(&fixture);
@@ -75,7 +75,7 @@ fn what_ends_a_watch_arms_the_link_again_in_the_same_write() {
 
 #[test]
 fn a_conflict_is_the_users_own_and_leaves_the_link_armed() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let handle = fixture.armed();
     let mut watching = handle.watch(["w"]).begin().unwrap();
     let _: Option<i64> = watching.get("w").unwrap();
@@ -91,7 +91,7 @@ fn a_conflict_is_the_users_own_and_leaves_the_link_armed() {
 
 #[test]
 fn a_register_that_is_deleted_from_outside_is_no_conflict_and_no_error() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let handle = fixture.armed();
     fixture.server.ask::<()>(&["FLUSHALL"]);
     assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
@@ -104,7 +104,7 @@ fn a_register_that_is_deleted_from_outside_is_no_conflict_and_no_error() {
 
 #[test]
 fn a_transaction_sent_in_chunks_is_armed_before_its_first_one() {
-    let fixture = Fixture::with(&[], |builder| builder.flush_bytes(64));
+    let fixture = start_with(&[], |builder| builder.flush_bytes(64));
     let handle = fixture.exactly_once();
     let mut tx = handle.begin().unwrap();
     for _ in 0..10 {

@@ -1,6 +1,6 @@
 //! An idempotency key: the first caller commits, and all others return `AlreadyCommitted`.
 
-use crate::fixture::SOON;
+use crate::fixture::{Fixture, SOON};
 use crate::side::BuildSide as _;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use rediscope::{
     Applied, Begin, Block, CommitError, Error, Outcome, Resolution, TransactionOptions,
 };
 
-use super::fixture::{Fate, Fixture};
+use super::fixture::{Fate, start, start_with};
 use rediscope_testing::eventually;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -33,7 +33,7 @@ fn already<T: std::fmt::Debug>(result: Result<T, Error>) {
 
 #[test]
 fn an_empty_key_and_a_time_to_live_under_a_millisecond_are_refused_before_anything_is_sent() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let all = fixture.sessions.transactional();
     let sent = fixture.proxy.commands();
     let calls = fixture.server.calls("multi");
@@ -60,7 +60,7 @@ fn an_empty_key_and_a_time_to_live_under_a_millisecond_are_refused_before_anythi
 
 #[test]
 fn a_key_that_expired_may_be_committed_once_more() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let handle = fixture.sessions.transactional().with(once("k", Duration::from_millis(300)));
     assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
     already(handle.run(|tx| Ok(tx.incr("n", 1))));
@@ -72,7 +72,7 @@ fn a_key_that_expired_may_be_committed_once_more() {
 
 #[test]
 fn the_longest_time_to_live_is_a_hundred_years_and_the_key_is_kept() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let years = |years: u64| Duration::from_secs(years * 365 * 24 * 60 * 60);
     for (nth, ttl) in
         [Duration::MAX, years(1_000_000_000), years(101), years(100), HOUR].into_iter().enumerate()
@@ -99,7 +99,7 @@ fn the_longest_time_to_live_is_a_hundred_years_and_the_key_is_kept() {
 /// by the rights of that moment.
 #[test]
 fn a_key_that_could_not_be_kept_is_reported_and_the_transaction_was_applied() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let rules = ["on", ">secret", "+@all", "~*"];
     fixture.server.acl(&[&["SETUSER", "app"], &rules[..]].concat());
     let url = format!("redis://app:secret@{}/", fixture.proxy.address());
@@ -165,7 +165,7 @@ fn a_key_that_could_not_be_kept_is_reported_and_the_transaction_was_applied() {
 
 #[test]
 fn what_was_not_applied_does_not_use_up_its_key() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let handle = keyed(&fixture, "k");
     let mut tx = handle.begin().unwrap();
     tx.incr("n", 100);
@@ -186,7 +186,7 @@ fn what_was_not_applied_does_not_use_up_its_key() {
 #[test]
 fn a_block_in_doubt_is_applied_once_whatever_was_lost() {
     for fate in Fate::BOTH {
-        let fixture = Fixture::new();
+        let fixture = start();
         fixture.armed();
         let handle = keyed(&fixture, "k");
         fixture.lose(fate);
@@ -204,7 +204,7 @@ fn a_block_in_doubt_is_applied_once_whatever_was_lost() {
 fn a_guard_in_doubt_resolves_and_its_key_agrees() {
     for fate in Fate::BOTH {
         for begin in [Begin::Deferred, Begin::Immediate] {
-            let fixture = Fixture::new();
+            let fixture = start();
             fixture.armed();
             let handle = keyed(&fixture, "k").with(TransactionOptions::new().begin(begin));
             let doubt = fixture.doubted(&handle, fate);
@@ -221,7 +221,7 @@ fn a_guard_in_doubt_resolves_and_its_key_agrees() {
 
 #[test]
 fn a_commit_between_the_question_and_exec_is_noticed() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let rival = SessionManager::connect(fixture.server.url()).unwrap();
     let rival = rival.transactional().with(once("k", HOUR));
     let begun = keyed(&fixture, "k").with(TransactionOptions::new().begin(Begin::Immediate));
@@ -243,7 +243,7 @@ fn a_commit_between_the_question_and_exec_is_noticed() {
 
 #[test]
 fn every_form_of_a_transaction_honours_the_key() {
-    let fixture = Fixture::with(&[], |builder| builder.flush_bytes(64));
+    let fixture = start_with(&[], |builder| builder.flush_bytes(64));
     let handle = keyed(&fixture, "k");
     let mut tx = handle.begin().unwrap();
     let mut kept = tx.savepoint();
@@ -284,7 +284,7 @@ fn every_form_of_a_transaction_honours_the_key() {
 
 #[test]
 fn an_empty_block_with_a_key_is_committed_once_too() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let handle = keyed(&fixture, "k");
     handle.run(|_| Ok(())).unwrap();
     already(handle.run(|tx| Ok(tx.incr("n", 1))));
@@ -293,7 +293,7 @@ fn an_empty_block_with_a_key_is_committed_once_too() {
 
 #[test]
 fn a_flush_inside_the_transaction_does_not_forget_its_key_and_a_later_one_does() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let handle = keyed(&fixture, "k");
     handle.run(|tx| Ok((tx.queue::<()>(redis::cmd("FLUSHALL")), tx.incr("n", 1)))).unwrap();
     already(handle.run(|tx| Ok(tx.incr("n", 1))));
@@ -305,7 +305,7 @@ fn a_flush_inside_the_transaction_does_not_forget_its_key_and_a_later_one_does()
 
 #[test]
 fn keys_are_distinguished_byte_by_byte_and_by_prefix() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let all = fixture.sessions.transactional();
     let names: [&[u8]; 5] = [b"k", b"K", b"k ", b"\0\xff", b"\0\xfe"];
     for name in names {
@@ -321,7 +321,7 @@ fn keys_are_distinguished_byte_by_byte_and_by_prefix() {
 
 #[test]
 fn the_key_is_in_no_report() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let handle = keyed(&fixture, SECRET);
     let mut shown = vec![format!("{:?}{handle:?}", once(SECRET, HOUR))];
     let mut show = |error: &Error| shown.push(format!("{error}{error:?}{error:#?}"));

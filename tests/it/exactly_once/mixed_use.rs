@@ -1,14 +1,14 @@
 //! A link's register as it ages: to plain transactions on the link it is nothing, to exactly-once
 //! ones it is made anew in time.
 
-use crate::fixture::SOON;
+use super::fixture::start_with;
+use crate::fixture::{Fixture, SOON};
 use std::time::Duration;
 
 use crate::side::Transactional;
 use rediscope::prelude::*;
 use rediscope::{Applied, Begin, CommitError, Outcome, Ready, RetryPolicy, TransactionOptions};
 
-use super::fixture::Fixture;
 use rediscope_testing::eventually;
 
 const TTL: Duration = Duration::from_secs(1);
@@ -40,7 +40,7 @@ fn ripen(fixture: &Fixture, age: Age) {
 }
 
 fn short(trust: Duration) -> Fixture {
-    Fixture::with(&[], |builder| builder.register_ttl(TTL).trust_window(trust))
+    start_with(&[], |builder| builder.register_ttl(TTL).trust_window(trust))
 }
 
 /// One try, and no hiding behind another.
@@ -84,7 +84,7 @@ fn a_plain_guard_never_meets_a_register_that_ages_while_it_is_open() {
 #[test]
 fn a_plain_transaction_sent_in_chunks_never_meets_a_register_that_ages_meanwhile() {
     for age in [Age::PastHalf, Age::Expired] {
-        let fixture = Fixture::with(&[], |builder| builder.register_ttl(TTL).flush_bytes(64));
+        let fixture = start_with(&[], |builder| builder.register_ttl(TTL).flush_bytes(64));
         fixture.armed();
         let mut tx = plain(&fixture).begin().unwrap();
         for _ in 0..5 {
@@ -162,15 +162,15 @@ fn a_register_past_half_its_life_is_written_anew_before_anything_of_the_callers_
         let fixture = short(SOON);
         let handle = fixture.armed();
         ripen(&fixture, age);
-        fixture.words();
+        fixture.sent();
         assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
         let anew = ["UNWATCH", "SET", "WATCH", "MULTI", "INCRBY", "SET", "EXEC", "WATCH"];
-        assert_eq!(fixture.words(), anew, "{age:?}");
+        assert_eq!(fixture.sent(), anew, "{age:?}");
         ripen(&fixture, age);
-        fixture.words();
+        fixture.sent();
         handle.watch(["w"]).run(|_, tx| Ok(tx.incr("n", 1))).unwrap();
         let anew = ["UNWATCH", "SET", "WATCH", "WATCH", "MULTI", "INCRBY", "SET", "EXEC", "WATCH"];
-        assert_eq!(fixture.words(), anew, "{age:?}");
+        assert_eq!(fixture.sent(), anew, "{age:?}");
         assert_eq!(fixture.number("n"), 2);
     }
 }
@@ -190,7 +190,7 @@ fn an_exactly_once_guard_whose_register_expires_is_applied_once() {
 
 #[test]
 fn if_nothing_can_be_sent_again_an_expired_register_is_an_error_and_nothing_is_applied() {
-    let fixture = Fixture::with(&[], |builder| builder.register_ttl(TTL).flush_bytes(64));
+    let fixture = start_with(&[], |builder| builder.register_ttl(TTL).flush_bytes(64));
     let mut tx = fixture.armed().begin().unwrap();
     for _ in 0..10 {
         tx.incr("n", 1);

@@ -1,11 +1,11 @@
 //! What exactly-once commits cost the server: one small register a connection, for a while.
 
+use super::fixture::start;
+use crate::fixture::Fixture;
 use std::time::Duration;
 
 use rediscope::TransactionOptions;
 use rediscope::prelude::*;
-
-use super::fixture::Fixture;
 
 /// Bytes, key and expiry included; the number is in the documentation.
 const REGISTER: i64 = 256;
@@ -18,7 +18,7 @@ fn memory(fixture: &Fixture, key: &str) -> i64 {
 
 #[test]
 fn a_register_takes_less_than_256_bytes_however_often_it_is_written() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let handle = fixture.armed();
     let fresh = memory(&fixture, &fixture.registers()[0]);
     for _ in 0..1000 {
@@ -32,7 +32,7 @@ fn a_register_takes_less_than_256_bytes_however_often_it_is_written() {
 
 #[test]
 fn a_connection_leaves_its_register_to_its_time_to_live() {
-    let fixture = Fixture::new();
+    let fixture = start();
     for links in 1..=5 {
         fixture.armed();
         fixture.proxy.cut_all();
@@ -47,7 +47,7 @@ fn a_connection_leaves_its_register_to_its_time_to_live() {
 
 #[test]
 fn the_key_of_a_deed_takes_less_than_320_bytes() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let key = "00000000-0000-4000-8000-000000000000";
     let once = TransactionOptions::new().exactly_once_as(key, Duration::from_secs(60));
     fixture.sessions.transactional().with(once).run(|tx| Ok(tx.incr("n", 1))).unwrap();

@@ -12,14 +12,14 @@ use rediscope::{
     Applied, CommitError, Error, ReplyError, Resolution, TransactionOptions, UnresolvedReason,
 };
 
-use super::fixture::{Fate, Fixture, commit_error, doubt};
+use super::fixture::{Fate, commit_error, doubt, start};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 use rediscope_testing::unresponsive_port::UnresponsivePort;
 
 #[test]
 fn a_lost_answer_to_an_applied_transaction_is_resolved_as_committed() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let handle = fixture.armed();
     let doubt = fixture.doubted(&handle, Fate::Applied);
     assert_eq!(doubt.resolve(), Resolution::Committed);
@@ -31,7 +31,7 @@ fn a_lost_answer_to_an_applied_transaction_is_resolved_as_committed() {
 
 #[test]
 fn a_transaction_that_never_arrived_is_resolved_as_not_committed() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let handle = fixture.armed();
     let doubt = fixture.doubted(&handle, Fate::NotApplied);
     assert_eq!(doubt.resolve(), Resolution::NotCommitted);
@@ -40,7 +40,7 @@ fn a_transaction_that_never_arrived_is_resolved_as_not_committed() {
 
 #[test]
 fn an_exec_that_arrives_after_the_resolution_applies_nothing() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let handle = fixture.armed();
     let mut tx = handle.begin().unwrap();
     tx.incr("n", 1);
@@ -56,7 +56,7 @@ fn an_exec_that_arrives_after_the_resolution_applies_nothing() {
 
 #[test]
 fn a_block_that_was_not_applied_is_sent_again_and_applied_once() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let handle = fixture.armed();
     fixture.lose(Fate::NotApplied);
     assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
@@ -65,7 +65,7 @@ fn a_block_that_was_not_applied_is_sent_again_and_applied_once() {
 
 #[test]
 fn a_block_that_was_applied_is_not_sent_again_and_reports_its_replies_as_lost() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let handle = fixture.armed();
     fixture.lose(Fate::Applied);
     let lost = handle.run(|tx| Ok(tx.incr("n", 1))).unwrap_err();
@@ -86,7 +86,7 @@ fn a_block_that_was_applied_is_not_sent_again_and_reports_its_replies_as_lost() 
 
 #[test]
 fn a_watching_block_runs_again_where_nothing_was_applied() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let handle = fixture.armed();
     fixture.lose(Fate::NotApplied);
     let mut runs = 0;
@@ -100,7 +100,7 @@ fn a_watching_block_runs_again_where_nothing_was_applied() {
 
 #[test]
 fn a_doubt_without_a_marker_fails_to_resolve() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let mut tx = fixture.sessions.transactional().begin().unwrap();
     tx.incr("n", 1);
     fixture.next((Trigger::BeforeReplyTo("EXEC"), Fault::Cut));
@@ -113,7 +113,7 @@ fn a_doubt_without_a_marker_fails_to_resolve() {
 
 #[test]
 fn a_token_is_resolved_by_another_session_and_by_no_other_database() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let handle = fixture.armed();
     let token = fixture.doubted(&handle, Fate::Applied).token().unwrap().clone();
     let other = SessionManager::connect(fixture.server.url()).unwrap();
@@ -125,7 +125,7 @@ fn a_token_is_resolved_by_another_session_and_by_no_other_database() {
 
 #[test]
 fn a_doubt_waits_for_an_absent_server_and_no_longer_than_its_timeout() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let handle = fixture.armed();
     let doubt = fixture.doubted(&handle, Fate::Applied);
     fixture.proxy.close_listener();
@@ -143,7 +143,7 @@ fn a_doubt_waits_for_an_absent_server_and_no_longer_than_its_timeout() {
 
 #[test]
 fn a_silent_sentinel_keeps_no_resolution_past_its_limit() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let token = fixture.doubted(&fixture.armed(), Fate::Applied).token().unwrap().clone();
     for (kind, deaf) in [("deaf", true), ("mute", false)] {
         let port = UnresponsivePort::open();
@@ -174,7 +174,7 @@ fn a_silent_sentinel_keeps_no_resolution_past_its_limit() {
 
 #[test]
 fn a_key_of_the_callers_is_committed_once_by_the_first_caller() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let hour = Duration::from_secs(3600);
     let once = TransactionOptions::new().exactly_once_as("payment:4711", hour);
     let paying = fixture.sessions.transactional().with(once.clone());

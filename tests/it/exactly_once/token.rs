@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::side::SessionManager;
 use rediscope::{CommitToken, Resolution, UnresolvedReason};
 
-use super::fixture::{Fate, Fixture};
+use super::fixture::{Fate, start};
 
 /// Variables with the server's address and the token, for the other process.
 const SERVER: &str = "REDISCOPE_TOKEN_SERVER";
@@ -21,7 +21,7 @@ fn a_token_that_was_written_down_is_resolved_by_another_process() {
         println!("resolved: {resolution:?}");
         return;
     }
-    let fixture = Fixture::new();
+    let fixture = start();
     let handle = fixture.exactly_once();
     for fate in Fate::BOTH {
         let doubt = fixture.doubted(&handle, fate);
@@ -45,7 +45,7 @@ fn a_token_that_was_written_down_is_resolved_by_another_process() {
 
 #[test]
 fn a_token_keeps_all_its_fields_and_no_address_with_a_password() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let doubt = fixture.doubted(&fixture.exactly_once(), Fate::NotApplied);
     let token = doubt.token().unwrap();
     let again: CommitToken = serde_json::from_str(&serde_json::to_string(token).unwrap()).unwrap();
@@ -103,7 +103,7 @@ fn refused(resolution: &Resolution) -> &'static str {
 
 #[test]
 fn a_token_that_names_any_other_key_is_refused_before_anything_is_sent() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let doubt = fixture.doubted(&fixture.exactly_once(), Fate::Applied);
     let token = doubt.token().unwrap();
     let digits = token.register.strip_prefix("rediscope:reg:").unwrap().to_owned();
@@ -155,7 +155,7 @@ fn a_token_that_names_any_other_key_is_refused_before_anything_is_sent() {
 
 #[test]
 fn a_token_is_of_the_prefix_that_its_session_manager_has() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let doubt = fixture.doubted(&fixture.exactly_once(), Fate::Applied);
     let of = |prefix: &str| {
         let builder = SessionManager::builder(fixture.server.url());

@@ -1,13 +1,13 @@
 //! A marker that is gone: no call returns what is not proven.
 
-use crate::fixture::SOON;
+use crate::fixture::{Fixture, SOON};
 use std::time::Duration;
 
 use crate::side::SessionManager;
 use rediscope::prelude::*;
 use rediscope::{ConnectionErrorKind, InDoubt, Resolution, UnresolvedReason};
 
-use super::fixture::{Fate, Fixture, doubt};
+use super::fixture::{Fate, doubt, start, start_with};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 use rediscope_testing::server::Server;
@@ -61,14 +61,14 @@ fn a_register_that_was_deleted_flushed_or_evicted_proves_nothing() {
     ];
     for (how, lose) in losses {
         for fate in Fate::BOTH {
-            let fixture = Fixture::new();
+            let fixture = start();
             let doubt = fixture.doubted(&fixture.armed(), fate);
             lose(&fixture);
             assert_eq!(doubt.resolve(), gone(), "{how}, {fate:?}");
             assert_eq!(doubt.resolve(), gone(), "asking makes no register");
             assert!(fixture.registers().is_empty());
         }
-        let fixture = Fixture::new();
+        let fixture = start();
         let doubt = late(&fixture);
         lose(&fixture);
         assert_eq!(doubt.resolve(), gone(), "{how}, on its way");
@@ -84,7 +84,7 @@ fn a_register_that_was_deleted_flushed_or_evicted_proves_nothing() {
 fn a_register_that_is_lost_while_the_link_lives_is_made_anew_and_proves_again() {
     for lose in [delete as Loss, evict_everything] {
         for fate in Fate::BOTH {
-            let fixture = Fixture::new();
+            let fixture = start();
             let handle = fixture.armed();
             lose(&fixture);
             assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
@@ -97,7 +97,7 @@ fn a_register_that_is_lost_while_the_link_lives_is_made_anew_and_proves_again() 
 #[test]
 fn a_register_that_expired_proves_nothing() {
     for fate in Fate::BOTH {
-        let fixture = Fixture::with(&[], |builder| builder.register_ttl(Duration::from_secs(1)));
+        let fixture = start_with(&[], |builder| builder.register_ttl(Duration::from_secs(1)));
         let doubt = fixture.doubted(&fixture.armed(), fate);
         eventually(SOON, "the register has expired", || fixture.registers().is_empty());
         assert_eq!(doubt.resolve(), gone());
@@ -107,7 +107,7 @@ fn a_register_that_expired_proves_nothing() {
 
 #[test]
 fn asking_keeps_a_register_alive() {
-    let fixture = Fixture::with(&[], |builder| builder.register_ttl(Duration::from_secs(2)));
+    let fixture = start_with(&[], |builder| builder.register_ttl(Duration::from_secs(2)));
     let doubt = fixture.doubted(&fixture.armed(), Fate::NotApplied);
     let register = &doubt.token().unwrap().register;
     let left = || fixture.server.ask::<i64>(&["PTTL", register]);
@@ -118,7 +118,7 @@ fn asking_keeps_a_register_alive() {
 
 #[test]
 fn a_register_that_holds_something_else_proves_nothing() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let doubt = fixture.doubted(&fixture.armed(), Fate::Applied);
     let token = doubt.token().unwrap();
     let later = (token.number + 1).to_string();
@@ -136,7 +136,7 @@ fn a_register_that_holds_something_else_proves_nothing() {
 #[test]
 fn a_server_without_enough_replicas_leaves_the_doubt_and_resolves_it_when_it_has_them() {
     for fate in Fate::BOTH {
-        let fixture = Fixture::new();
+        let fixture = start();
         let doubt = fixture.doubted(&fixture.armed(), fate);
         fixture.server.config_set("min-replicas-to-write", "1");
         refused_with("NOREPLICAS", &doubt.resolve());
@@ -149,7 +149,7 @@ fn a_server_without_enough_replicas_leaves_the_doubt_and_resolves_it_when_it_has
 #[test]
 fn a_server_that_became_a_replica_leaves_the_doubt_and_resolves_it_as_a_master() {
     for fate in Fate::BOTH {
-        let fixture = Fixture::new();
+        let fixture = start();
         let doubt = fixture.doubted(&fixture.armed(), fate);
         // Of no server: what it has, it keeps.
         fixture.server.ask::<()>(&["REPLICAOF", "127.0.0.1", "1"]);
@@ -162,7 +162,7 @@ fn a_server_that_became_a_replica_leaves_the_doubt_and_resolves_it_as_a_master()
 
 #[test]
 fn a_user_without_the_right_to_touch_registers_keeps_the_doubt() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let doubt = fixture.doubted(&fixture.armed(), Fate::NotApplied);
     fixture.server.acl(&["SETUSER", "guest", "on", ">secret", "~n", "+@all"]);
     let guest = SessionManager::connect(fixture.server.url_as("guest", "secret")).unwrap();
@@ -174,7 +174,7 @@ fn a_user_without_the_right_to_touch_registers_keeps_the_doubt() {
 
 #[test]
 fn after_a_failover_the_promoted_replica_answers_for_what_it_has() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let replica = Server::replica_of(&fixture.server);
     let has = |key: &str| replica.ask::<Option<i64>>(&["GET", key]);
     let handle = fixture.armed();
@@ -195,7 +195,7 @@ fn after_a_failover_the_promoted_replica_answers_for_what_it_has() {
 
 #[test]
 fn a_promoted_replica_without_the_register_leaves_the_doubt() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let replica = Server::replica_of(&fixture.server);
     replica.ask::<()>(&["REPLICAOF", "NO", "ONE"]);
     let doubt = fixture.doubted(&fixture.armed(), Fate::Applied);
@@ -206,7 +206,7 @@ fn a_promoted_replica_without_the_register_leaves_the_doubt() {
 
 #[test]
 fn a_promoted_replica_that_has_the_write_resolves_as_committed() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let replica = Server::replica_of(&fixture.server);
     let doubt = fixture.doubted(&fixture.armed(), Fate::Applied);
     let has = || replica.ask::<Option<i64>>(&["GET", "n"]);
@@ -222,7 +222,7 @@ fn a_promoted_replica_that_has_the_write_resolves_as_committed() {
 #[test]
 fn a_server_that_forgot_everything_leaves_the_doubt() {
     for fate in Fate::BOTH {
-        let fixture = Fixture::new();
+        let fixture = start();
         let doubt = fixture.doubted(&fixture.armed(), fate);
         fixture.server.sigkill();
         fixture.server.restart_on_same_port();
@@ -234,11 +234,10 @@ fn a_server_that_forgot_everything_leaves_the_doubt() {
 #[test]
 fn a_server_that_kept_its_data_resolves_the_doubt_after_it_was_killed() {
     for fate in Fate::BOTH {
-        let fixture =
-            Fixture::with(&["--appendonly", "yes", "--appendfsync", "always"], |builder| {
-                // Everything may take as long as a busy disk does.
-                builder.response_timeout(SOON).checkout_timeout(SOON * 3)
-            });
+        let fixture = start_with(&["--appendonly", "yes", "--appendfsync", "always"], |builder| {
+            // Everything may take as long as a busy disk does.
+            builder.response_timeout(SOON).checkout_timeout(SOON * 3)
+        });
         let doubt = fixture.doubted(&fixture.armed(), fate);
         fixture.server.sigkill();
         fixture.server.restart_on_same_port();
@@ -249,7 +248,7 @@ fn a_server_that_kept_its_data_resolves_the_doubt_after_it_was_killed() {
 
 #[test]
 fn a_closed_session_sends_no_query() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let doubt = fixture.doubted(&fixture.armed(), Fate::Applied);
     fixture.sessions.close(Duration::ZERO);
     let connections = fixture.proxy.accepted();
@@ -265,7 +264,7 @@ fn a_closed_session_sends_no_query() {
 
 #[test]
 fn what_run_cannot_find_out_stays_in_doubt() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let handle = fixture.armed();
     fixture.server.acl(&["SETUSER", "default", "-pexpire"]);
     fixture.lose(Fate::Applied);

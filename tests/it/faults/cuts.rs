@@ -16,7 +16,7 @@ use redis::cmd;
 use rediscope::prelude::*;
 use rediscope::{Begin, RetryPolicy, TransactionOptions};
 
-use super::forms::{Fixture, Keys};
+use super::forms::{Attempt, Keys};
 use super::model::{Applied, FORMS, Form, KINDS, Point, Reported};
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
@@ -225,9 +225,9 @@ impl Group {
             }
         };
         let touch = || server.ask(&["SET", &keys.watched, "8"]);
-        let fixture = Fixture { form: self.form, keys: &keys, gap: &mut gap, touch: &touch };
+        let attempt = Attempt { form: self.form, keys: &keys, gap: &mut gap, touch: &touch };
         let begun = Instant::now();
-        let outcome = fixture.play(&sessions.transactional());
+        let outcome = attempt.play(&sessions.transactional());
         let took = begun.elapsed() - arming;
         if let Ok(reported) = outcome {
             self.reported[nth].set(reported).unwrap();

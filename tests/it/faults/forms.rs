@@ -31,7 +31,7 @@ impl Keys {
 }
 
 /// What a call is given by the test.
-pub(crate) struct Fixture<'s> {
+pub(crate) struct Attempt<'s> {
     pub(crate) form: &'s Form,
     pub(crate) keys: &'s Keys,
     /// Called in front of each flight that has the user's time before it.
@@ -40,7 +40,7 @@ pub(crate) struct Fixture<'s> {
     pub(crate) touch: &'s dyn Fn(),
 }
 
-impl Fixture<'_> {
+impl Attempt<'_> {
     /// Runs the transaction and returns its outcome; an `Err` is none of the rows.
     pub(crate) fn play(mut self, accounts: &Transactional) -> Result<Reported, String> {
         (self.gap)(0);

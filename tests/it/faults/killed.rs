@@ -1,7 +1,7 @@
 //! Connections that are killed while nothing runs, a moment before they are used: the operating
 //! system knows, and so does the caller's next call.
 
-use crate::fixture::SOON;
+use crate::fixture::{SOON, Way};
 use crate::side::BuildSide as _;
 use std::sync::Barrier;
 use std::thread;
@@ -11,7 +11,6 @@ use crate::side::SessionManager;
 use rediscope::prelude::*;
 use rediscope::{Begin, Error, TransactionOptions};
 
-use super::surplus::Way;
 use rediscope_testing::eventually;
 
 const LINKS: u32 = 8;

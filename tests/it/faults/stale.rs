@@ -1,7 +1,6 @@
 //! Connections that died while idle: absorbed. (`busy` has those in use.)
 
-use crate::fixture::SOON;
-use crate::side::BuildSide as _;
+use crate::fixture::{Fixture, SOON};
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,8 +10,7 @@ use rediscope::Error;
 use rediscope::prelude::*;
 
 use rediscope_testing::eventually;
-use rediscope_testing::proxy::{Fault, Proxy, Trigger};
-use rediscope_testing::server::Server;
+use rediscope_testing::proxy::{Fault, Trigger};
 
 const LINKS: u32 = 8;
 const RESPONSE: Duration = Duration::from_millis(700);
@@ -48,44 +46,32 @@ enum Order {
     OneByOne,
 }
 
-struct Fixture {
-    server: Server,
-    proxy: Proxy,
-    sessions: SessionManager,
+/// Two pools of idle connections, all older than the trust window.
+fn with_idle_connections() -> Fixture {
+    let fixture = Fixture::new(|builder| {
+        builder.max_size(LINKS).response_timeout(RESPONSE).checkout_timeout(CHECKOUT)
+    });
+    let accounts = fixture.sessions.transactional();
+    let scopes: Vec<_> = (0..LINKS).map(|_| accounts.begin().unwrap()).collect();
+    drop(scopes);
+    // As many commands at a time as connections: each one blocks its own for a while.
+    eventually(SOON, "every pooled connection is open", || {
+        together(LINKS, |_| {
+            let none: Option<(String, String)> =
+                fixture.sessions.pooled().blpop("none", 0.1).map_err(Error::from)?;
+            assert_eq!(none, None);
+            Ok(())
+        });
+        fixture.sessions.status().pooled.idle == LINKS
+    });
+    let quiet = Instant::now();
+    eventually(SOON, "the trust window is over", || quiet.elapsed() > 10 * WINDOW);
+    let status = fixture.sessions.status();
+    assert_eq!((status.pooled.idle, status.transactional.idle), (LINKS, LINKS));
+    fixture
 }
 
 impl Fixture {
-    /// Two pools of idle connections, all older than the trust window.
-    fn with_idle_links() -> Self {
-        let server = Server::start();
-        let proxy = Proxy::to(&server);
-        let sessions = SessionManager::builder(proxy.url())
-            .max_size(LINKS)
-            .response_timeout(RESPONSE)
-            .checkout_timeout(CHECKOUT)
-            .build_side()
-            .unwrap();
-        let accounts = sessions.transactional();
-        let scopes: Vec<_> = (0..LINKS).map(|_| accounts.begin().unwrap()).collect();
-        drop(scopes);
-        // As many commands at a time as connections: each one blocks its own for a while.
-        eventually(SOON, "every pooled connection is open", || {
-            together(LINKS, |_| {
-                let none: Option<(String, String)> =
-                    sessions.pooled().blpop("none", 0.1).map_err(Error::from)?;
-                assert_eq!(none, None);
-                Ok(())
-            });
-            sessions.status().pooled.idle == LINKS
-        });
-        let fixture = Self { server, proxy, sessions };
-        let quiet = Instant::now();
-        eventually(SOON, "the trust window is over", || quiet.elapsed() > 10 * WINDOW);
-        let status = fixture.sessions.status();
-        assert_eq!((status.pooled.idle, status.transactional.idle), (LINKS, LINKS));
-        fixture
-    }
-
     fn kill(&self, death: Death) {
         match death {
             Death::Timeout => {
@@ -166,7 +152,7 @@ fn command(sessions: &SessionManager, nth: u32) -> Result<(), Error> {
 
 /// The next scopes and the next commands after all idle connections have died.
 fn absorbs(death: Death, how: Use, order: Order) {
-    let fixture = Fixture::with_idle_links();
+    let fixture = with_idle_connections();
     let Fixture { server, sessions, .. } = &fixture;
     fixture.kill(death);
     let begun = Instant::now();

@@ -1,85 +1,37 @@
 //! A reply too many that comes while no call is under way: it is never the next caller's, whatever
 //! that one does and over whichever transport. What RESP3 lets a server send unasked costs nothing.
 
-use crate::fixture::{LONG, SOON};
-use crate::side::BuildSide as _;
+use crate::fixture::{Fixture, LONG, SOON, Way};
 use std::thread;
 use std::time::Duration;
 
-use crate::side::{SessionManager, Transactional};
+use crate::side::Transactional;
 use rediscope::prelude::*;
 use rediscope::{Condition, TransactionOptions};
 
 use rediscope_testing::front::Front;
-use rediscope_testing::proxy::Proxy;
 use rediscope_testing::server::Server;
 use rediscope_testing::{eventually, try_for};
 
-/// By what a connection is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
-    Tcp,
-    Unix,
-    #[cfg(feature = "tls-rustls")]
-    Tls,
-}
-
-impl Way {
-    pub(crate) const ALL: &[Self] = &[
-        Self::Tcp,
-        Self::Unix,
-        #[cfg(feature = "tls-rustls")]
-        Self::Tls,
-    ];
-}
-
-struct Fixture {
-    server: Server,
-    proxy: Proxy,
-    front: Option<Front>,
-    sessions: SessionManager,
+/// Pools of one connection. `trust`: how long a connection is used without a check.
+fn start(way: Way, protocol: &str, trust: Option<Duration>) -> Fixture {
+    let fixture = Fixture::over(way, Server::start(), protocol, |builder| {
+        let builder = builder.connect_timeout(Duration::from_secs(5)).checkout_timeout(SOON);
+        match trust {
+            Some(trust) => builder.trust_window(trust),
+            None => builder,
+        }
+    });
+    fixture.warm();
+    fixture
 }
 
 impl Fixture {
-    /// Pools of one connection. `trust`: how long a connection is used without being asked.
-    fn new(way: Way, protocol: &str, trust: Option<Duration>) -> Self {
-        let server = Server::start();
-        let proxy = Proxy::to(&server);
-        #[cfg(feature = "tls-rustls")]
-        let authority = rediscope_testing::tls::Authority::new();
-        let front = match way {
-            Way::Tcp => None,
-            Way::Unix => Some(Front::unix(proxy.address())),
-            #[cfg(feature = "tls-rustls")]
-            Way::Tls => Some(Front::tls(proxy.address(), &authority.server(&["localhost"]))),
-        };
-        let url = front.as_ref().map_or(proxy.url(), |front| front.url().to_owned());
-        let mut builder = SessionManager::builder(format!("{url}{protocol}"))
-            .max_size(1)
-            .connect_timeout(Duration::from_secs(5))
-            .checkout_timeout(SOON);
-        if let Some(trust) = trust {
-            builder = builder.trust_window(trust);
-        }
-        #[cfg(feature = "tls-rustls")]
-        if way == Way::Tls {
-            builder = builder.tls(rediscope::Tls::new().root_certificates(authority.pem()));
-        }
-        let sessions = builder.build_side().unwrap();
-        let fixture = Self { server, proxy, front, sessions };
-        fixture.warm();
-        fixture
-    }
-
     fn warm(&self) {
         self.server.ask::<()>(&["SET", "right", "right"]);
         let right: String = self.sessions.pooled().get("right").unwrap();
         let other = self.accounts().run(|tx| Ok(tx.get::<_, String>("right"))).unwrap();
         assert_eq!([right, other], ["right", "right"]);
-    }
-
-    fn accounts(&self) -> Transactional {
-        self.sessions.transactional()
     }
 
     fn replied(&self) -> Option<u64> {
@@ -203,7 +155,7 @@ fn for_all(trust: Option<Duration>, protocol: &'static str, check: fn(&Fixture, 
     thread::scope(|scope| {
         for &way in Way::ALL {
             scope.spawn(move || {
-                let fixture = Fixture::new(way, protocol, trust);
+                let fixture = start(way, protocol, trust);
                 for &(name, each) in USES {
                     check(&fixture, way, name, each);
                 }
@@ -246,7 +198,7 @@ fn a_reply_too_many_is_never_the_next_callers_in_resp3() {
 #[test]
 fn a_batch_and_its_leader_never_receive_a_surplus_reply() {
     for &way in Way::ALL {
-        let fixture = Fixture::new(way, "", Some(LONG));
+        let fixture = start(way, "", Some(LONG));
         let grouped = fixture.accounts().with(TransactionOptions::new().grouped());
         for surplus in SURPLUS {
             let held = fixture.accounts().begin().unwrap();
@@ -271,7 +223,7 @@ fn a_batch_and_its_leader_never_receive_a_surplus_reply() {
 #[test]
 fn a_reply_too_many_inside_a_scope_ends_it_before_anything_is_sent() {
     for &way in Way::ALL {
-        let fixture = Fixture::new(way, "", Some(LONG));
+        let fixture = start(way, "", Some(LONG));
         for surplus in SURPLUS {
             let watching = fixture.accounts().watch(["right"]).begin().unwrap();
             fixture.comes(surplus.as_bytes());
@@ -321,7 +273,7 @@ fn what_resp3_pushes_between_two_calls_costs_no_connection() {
 #[test]
 fn half_a_push_is_kept_while_calls_go_on_and_its_rest_is_no_reply() {
     for &way in Way::ALL {
-        let fixture = Fixture::new(way, "?protocol=resp3", Some(LONG));
+        let fixture = start(way, "?protocol=resp3", Some(LONG));
         // Once before: locks open a connection of their own.
         USES.iter().for_each(|(_, each)| each(&fixture));
         fixture.warm();
@@ -338,7 +290,7 @@ fn half_a_push_is_kept_while_calls_go_on_and_its_rest_is_no_reply() {
 #[test]
 fn a_push_in_resp2_is_not_the_servers_to_send() {
     for &way in Way::ALL {
-        let fixture = Fixture::new(way, "", Some(LONG));
+        let fixture = start(way, "", Some(LONG));
         let before = fixture.proxy.accepted();
         fixture.comes(b">1\r\n+a\r\n");
         reads(&fixture);

@@ -5,11 +5,11 @@ use std::time::Duration;
 use rediscope::prelude::*;
 use rediscope::{Begin, CheckoutError, Error, TransactionOptions};
 
-use super::fixture::{Call, Fixture, push};
+use super::fixture::{Call, push, start, start_with};
 
 #[test]
 fn no_batch_has_more_blocks_than_the_limit() {
-    let fixture = Fixture::with(|builder| builder.max_group(4));
+    let fixture = start_with(|builder| builder.max_group(4));
     let mut turns = 0;
     let reported = fixture.at_once((0..12).map(push).collect(), || turns = fixture.proxy.turns());
     assert!(reported.iter().all(Result::is_ok));
@@ -22,7 +22,7 @@ fn no_batch_has_more_bytes_than_the_limit() {
     let big = |nth: usize| -> Call<'_, i64> {
         Box::new(move |handle| handle.run(|tx| Ok(tx.rpush("list", format!("{nth:05000}")))))
     };
-    let fixture = Fixture::with(|builder| builder.flush_bytes(11_000));
+    let fixture = start_with(|builder| builder.flush_bytes(11_000));
     let mut turns = 0;
     let reported = fixture.at_once((0..6).map(big).collect(), || turns = fixture.proxy.turns());
     assert!(reported.iter().all(Result::is_ok), "{reported:?}");
@@ -31,7 +31,7 @@ fn no_batch_has_more_bytes_than_the_limit() {
 
 #[test]
 fn a_scope_that_waits_is_not_passed_over() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let scope: Call<'_, i64> = Box::new(|handle| {
         let mut tx = handle.begin()?;
         let length = tx.rpush("list", "scope");
@@ -47,7 +47,7 @@ fn a_scope_that_waits_is_not_passed_over() {
 /// One round trip of its own each, however many wait.
 #[track_caller]
 fn alone(what: &str, call: fn() -> Call<'static, i64>) {
-    let fixture = Fixture::new();
+    let fixture = start();
     let calls = vec![push(0), push(1), call(), push(3), push(4)];
     let mut turns = 0;
     let reported = fixture.at_once(calls, || turns = fixture.proxy.turns());
@@ -102,7 +102,7 @@ fn what_might_keep_others_waiting_goes_alone() {
 
 #[test]
 fn a_wait_that_is_too_long_ends_before_anything_is_sent() {
-    let fixture = Fixture::with(|builder| {
+    let fixture = start_with(|builder| {
         builder
             .connect_timeout(Duration::from_millis(50))
             .response_timeout(Duration::from_millis(50))

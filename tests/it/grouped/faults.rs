@@ -11,7 +11,7 @@ use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 use tracing_subscriber::registry;
 
-use super::fixture::{Call, Fixture, push};
+use super::fixture::{Call, push, start, start_with};
 use rediscope_testing::proxy::{Fault, Script, Trigger};
 use rediscope_testing::server::Server;
 use rediscope_testing::{try_for, under_log};
@@ -31,7 +31,7 @@ fn word(reported: &Result<i64, Error>) -> &'static str {
 
 /// Four blocks under a fault: what each returned, and how many were applied.
 fn four(trigger: Trigger, fault: Fault) -> ([&'static str; 4], usize) {
-    let fixture = Fixture::new();
+    let fixture = start();
     let reported = fixture.at_once((0..4).map(push).collect(), || {
         fixture.proxy.arm(Script::from((trigger, fault)).once());
     });
@@ -77,7 +77,7 @@ impl<S: Subscriber> Layer<S> for Slow {
 
 #[test]
 fn a_leader_that_is_delayed_by_its_log_has_answered_the_others() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let (reported, found) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let slow = Slow { reported: Arc::clone(&reported), found: Arc::clone(&found) };
     let leads: Call<'_, i64> =
@@ -120,7 +120,7 @@ fn one_deadline_ends_a_whole_group() {
 
 #[test]
 fn a_group_whose_link_is_dead_before_it_leaves_is_sent_on_another_one() {
-    let fixture = Fixture::with(|builder| builder.trust_window(Duration::ZERO));
+    let fixture = start_with(|builder| builder.trust_window(Duration::ZERO));
     let reported = fixture.at_once((0..4).map(push).collect(), || fixture.proxy.cut_all());
     assert!(reported.iter().all(Result::is_ok), "{reported:?}");
     assert_eq!(fixture.list("list").len(), 4);

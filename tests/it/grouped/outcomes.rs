@@ -1,17 +1,17 @@
 //! Each block of a group has its own outcome.
 
-use crate::fixture::SOON;
+use crate::fixture::{Fixture, SOON};
 use rediscope::prelude::*;
 use rediscope::{CloseReason, CommitError, Error, SessionManager};
 
-use super::fixture::{Call, Fixture, push};
+use super::fixture::{Call, push, start, timeouts};
 use rediscope_testing::eventually;
-use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
+use rediscope_testing::proxy::{Fault, Script, Trigger};
 use rediscope_testing::server::Server;
 
 #[test]
 fn blocks_that_wait_travel_in_one_write_in_the_order_of_the_queue() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let mut turns = 0;
     let reported = fixture.at_once((0..6).map(push).collect(), || turns = fixture.proxy.turns());
     assert_eq!(fixture.proxy.turns() - turns, 1, "one round trip");
@@ -25,7 +25,7 @@ fn blocks_that_wait_travel_in_one_write_in_the_order_of_the_queue() {
 
 #[test]
 fn a_command_that_fails_at_run_time_is_one_blocks_own() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let wrong: Call<'_, i64> = Box::new(|handle| {
         handle.run(|tx| {
             tx.set("beside", 1);
@@ -57,7 +57,7 @@ fn an_answer_that_proves_nothing_is_one_blocks_own() {
             // The server never saw this RPUSH, and answers an empty array.
             (Trigger::BeforeCommand(5), Fault::Refuse(words), false),
         ] {
-            let fixture = Fixture::new();
+            let fixture = start();
             let before = fixture.sessions.status().transactional.counts;
             let reported = fixture.at_once((0..6).map(push).collect(), || {
                 fixture.proxy.arm(Script::from((trigger, fault)).once());
@@ -89,9 +89,7 @@ fn an_answer_that_proves_nothing_is_one_blocks_own() {
 fn as_user() -> Fixture {
     let server = Server::start();
     server.acl(&["SETUSER", "app", "on", ">secret", "~list", "~nothing", "+@all"]);
-    let proxy = Proxy::to(&server);
-    let url = format!("redis://app:secret@{}/", proxy.address());
-    Fixture::on(server, proxy, &url, |builder| builder)
+    Fixture::as_user(server, "secret", timeouts)
 }
 
 #[test]
@@ -143,7 +141,7 @@ fn where_multi_is_refused_from_one_block_on_the_others_keep_their_outcomes() {
 
 #[test]
 fn a_group_that_a_replica_refuses_has_the_connection_replaced() {
-    let (fixture, other) = (Fixture::new(), Server::start());
+    let (fixture, other) = (start(), Server::start());
     let port = other.port().to_string();
     let reported = fixture.at_once((0..3).map(push).collect(), || {
         fixture.server.ask::<()>(&["REPLICAOF", "127.0.0.1", &port]);
@@ -163,7 +161,7 @@ fn a_group_that_a_replica_refuses_has_the_connection_replaced() {
 
 #[test]
 fn a_session_of_its_own_sees_each_block_whole() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let pair = |nth: i64| -> Call<'_, i64> {
         Box::new(move |handle| {
             handle.run(|tx| {

@@ -10,7 +10,7 @@ use rediscope::prelude::*;
 use rediscope::{Applied, CommitError, Error, PinExpired};
 
 use crate::protocol::fixture::{
-    Fixture, assert_outcome, client_ids, exists, get, no_connection_is_in_multi, pool_is_whole,
+    Proxied, assert_outcome, client_ids, exists, get, no_connection_is_in_multi, pool_is_whole,
 };
 use rediscope_testing::eventually;
 
@@ -18,7 +18,7 @@ use rediscope_testing::eventually;
 const LIMIT: Duration = Duration::from_millis(700);
 
 /// One open connection; scopes are taken back after [`LIMIT`].
-fn hasty(fixture: &Fixture) -> SessionManager {
+fn hasty(fixture: &Proxied) -> SessionManager {
     let builder = fixture.builder().trust_window(LONG).max_pin_time(LIMIT).flush_bytes(1);
     // Making it warm is a scope too.
     let sessions = builder.build_side().unwrap();
@@ -29,7 +29,7 @@ fn hasty(fixture: &Fixture) -> SessionManager {
 
 /// The scope is taken back, its link is replaced, and its capacity is there again.
 #[track_caller]
-fn is_taken_back(fixture: &Fixture, sessions: &SessionManager) {
+fn is_taken_back(fixture: &Proxied, sessions: &SessionManager) {
     let before = client_ids(&fixture.server);
     eventually(SOON, "the scope is taken back", || sessions.status().transactional.in_use == 0);
     pool_is_whole(sessions, &fixture.server);
@@ -48,7 +48,7 @@ fn expired(reported: PinExpired, line: u32) {
 
 #[test]
 fn a_late_commit_fails_with_the_place_where_its_scope_began_and_applies_nothing() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = hasty(&fixture);
     let (mut tx, line) = (sessions.transactional().begin().unwrap(), line!());
     tx.set("key", 1);
@@ -75,7 +75,7 @@ fn a_late_commit_fails_with_the_place_where_its_scope_began_and_applies_nothing(
 
 #[test]
 fn every_late_use_of_a_watching_scope_fails() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = hasty(&fixture);
     let accounts = sessions.transactional();
     let (mut watching, line) = (accounts.watch(["key"]).begin().unwrap(), line!());
@@ -97,7 +97,7 @@ fn every_late_use_of_a_watching_scope_fails() {
 
 #[test]
 fn late_discards_and_drops_disturb_no_other_call() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = hasty(&fixture);
     let accounts = sessions.transactional();
     let mut discarded = accounts.begin().unwrap();

@@ -28,14 +28,15 @@ const FLUSH: usize = 1000;
 const MOST: u32 = 50;
 const DB: &str = "3";
 
-struct Fixture {
+/// A pool of one connection to a database of its own, and a connection outside of the pool.
+struct ScopeUser {
     proxy: Proxy,
     sessions: SessionManager,
     watched: String,
     outside: redis::Connection,
 }
 
-impl Fixture {
+impl ScopeUser {
     fn new(server: &Server, trust: Duration) -> Self {
         let proxy = Proxy::to(server);
         let url = format!("redis://app:secret@{}/{DB}", proxy.address());
@@ -162,7 +163,7 @@ const REFUSED: &[&[&str]] = &[
 ];
 
 /// A name, and how the scope ends.
-type End = (&'static str, fn(&mut Fixture));
+type End = (&'static str, fn(&mut ScopeUser));
 
 const ENDS: &[End] = &[
     ("committed", |fixture| assert!(fixture.guard().commit().is_ok())),
@@ -184,7 +185,7 @@ const ENDS: &[End] = &[
         fixture.chunked().discard().unwrap();
     }),
     ("a command refused while it was queued", |fixture| {
-        for begin in [Fixture::guard, Fixture::begun, Fixture::chunked] {
+        for begin in [ScopeUser::guard, ScopeUser::begun, ScopeUser::chunked] {
             let mut tx = begin(fixture);
             let _: Queued<Value> = tx.queue(cmd("GET"));
             assert!(matches!(tx.commit(), Err(CommitError::Rejected { .. })));
@@ -198,7 +199,7 @@ const ENDS: &[End] = &[
     }),
     ("commands refused by name", |fixture| {
         for command in REFUSED {
-            for begin in [Fixture::guard, Fixture::begun, Fixture::chunked] {
+            for begin in [ScopeUser::guard, ScopeUser::begun, ScopeUser::chunked] {
                 let mut tx = begin(fixture);
                 let _: Queued<Value> = tx.queue(never(command));
                 assert!(matches!(tx.commit(), Err(CommitError::NotSent { .. })), "{command:?}");
@@ -308,7 +309,7 @@ const ENDS: &[End] = &[
         panics(|| drop(accounts.watch([&fixture.watched]).run(|_, _| unwind::<Result<(), _>>())));
     }),
     ("panics over guards", |fixture| {
-        for begin in [Fixture::guard, Fixture::begun, Fixture::chunked] {
+        for begin in [ScopeUser::guard, ScopeUser::begun, ScopeUser::chunked] {
             panics(|| {
                 let _tx = begin(fixture);
                 unwind()
@@ -349,7 +350,7 @@ fn however_a_scope_ends_the_next_borrower_finds_a_connection_like_a_fresh_one() 
             scope.spawn(|| {
                 loop {
                     let Some((trust, (name, end))) = next.lock().unwrap().next() else { break };
-                    let mut fixture = Fixture::new(&server, trust);
+                    let mut fixture = ScopeUser::new(&server, trust);
                     // A connection that has been used before, as most are.
                     fixture.next_borrower("at first");
                     end(&mut fixture);

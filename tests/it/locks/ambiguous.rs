@@ -1,18 +1,18 @@
 //! An answer is lost: what was acquired is adopted or given back, what was released is released
 //! once.
 
-use crate::fixture::{LONG, SOON};
+use crate::fixture::{Fixture, LONG, SOON};
 use std::time::Duration;
 
 use rediscope::{Applied, LockError};
 
-use super::fixture::{Fixture, is_lost};
+use super::fixture::{is_lost, start};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 
 /// A fixture whose server knows the scripts, and whose pool has a trusted connection.
 fn warm() -> Fixture {
-    let fixture = Fixture::new();
+    let fixture = start();
     drop(fixture.sessions.lock("warm").try_acquire().unwrap());
     fixture
 }

@@ -1,13 +1,13 @@
 //! A session manager is closed while locks are held.
 
-use crate::fixture::{LONG, SOON};
+use crate::fixture::{Fixture, LONG, SOON};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rediscope::{CheckoutError, LockError};
 
-use super::fixture::{Fixture, every_kind, is_lost};
+use super::fixture::{all_ways, every_kind, is_lost, start};
 use rediscope_testing::{eventually, in_time};
 
 /// Longer than a busy machine keeps a thread from extending it, each third of it.
@@ -17,7 +17,7 @@ const TRIES: u32 = 5;
 
 #[test]
 fn a_lock_that_is_held_when_the_manager_is_closed_is_released_as_before() {
-    for (way, fixture) in Fixture::all_ways() {
+    for (way, fixture) in all_ways() {
         let kinds = every_kind(&fixture.sessions);
         let mut guards: Vec<_> =
             kinds.iter().map(|(_, lock)| lock.clone().lease(LONG).acquire(SOON).unwrap()).collect();
@@ -54,7 +54,7 @@ fn a_lock_that_is_held_when_the_manager_is_closed_is_released_as_before() {
 
 #[test]
 fn closing_waits_for_locks_that_are_released_in_time_and_extends_them_meanwhile() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let guard = fixture.sessions.lock("l").lease(LEASE).acquire(SOON).unwrap();
     let sessions = fixture.sessions.clone();
     let closing = thread::spawn(move || sessions.close(SOON));
@@ -72,7 +72,7 @@ fn closing_waits_for_locks_that_are_released_in_time_and_extends_them_meanwhile(
 
 #[test]
 fn a_lock_is_never_taken_from_a_living_guard_and_is_lost_before_its_lease_ends() {
-    let fixture = Fixture::new();
+    let fixture = start();
     for fixed in [false, true] {
         let late: Vec<_> =
             (0..TRIES).map_while(|_| loss_reported_late_by(&fixture, fixed)).collect();
@@ -104,7 +104,7 @@ fn loss_reported_late_by(fixture: &Fixture, fixed: bool) -> Option<Duration> {
 
 #[test]
 fn the_connection_for_releases_ends_with_the_lease_of_a_guard_that_was_forgotten() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let sessions = fixture.other();
     std::mem::forget(sessions.lock("l").lease(LEASE).acquire(SOON).unwrap());
     assert_eq!(sessions.close(Duration::ZERO).locks, 1);
@@ -116,7 +116,7 @@ fn the_connection_for_releases_ends_with_the_lease_of_a_guard_that_was_forgotten
 
 #[test]
 fn what_is_to_be_given_back_when_the_manager_is_closed_is_given_back() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let guard = fixture.sessions.lock("l").lease(LONG).acquire(SOON).unwrap();
     let second = fixture.sessions.lock("m").lease(LONG).acquire(SOON).unwrap();
     fixture.proxy.close_listener();
@@ -132,7 +132,7 @@ fn what_is_to_be_given_back_when_the_manager_is_closed_is_given_back() {
 
 #[test]
 fn an_acquisition_that_waits_when_the_manager_is_closed_ends_and_leaves_nothing() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let other = fixture.other();
     let guard = other.lock("fair").fair().lease(LONG).acquire(SOON).unwrap();
     let lock = fixture.sessions.lock("fair").fair();

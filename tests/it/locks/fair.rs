@@ -1,13 +1,13 @@
 //! First come, first served, across processes.
 
-use crate::fixture::{LONG, SOON};
+use crate::fixture::{Fixture, LONG, SOON};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use crate::side::{Lock, SessionManager};
 
-use super::fixture::{Fixture, timed_out};
+use super::fixture::{start, timed_out};
 use rediscope_testing::eventually;
 
 fn fair(sessions: &SessionManager) -> Lock {
@@ -31,7 +31,7 @@ impl Fixture {
 
 #[test]
 fn the_lock_passes_in_the_order_of_arrival_however_it_is_released() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let other = fixture.other();
     let guard = fair(&other).try_acquire().unwrap().unwrap();
     let (order, served) = mpsc::channel();
@@ -55,7 +55,7 @@ fn the_lock_passes_in_the_order_of_arrival_however_it_is_released() {
 
 #[test]
 fn a_waiter_that_died_is_passed_over() {
-    let fixture = Fixture::new();
+    let fixture = start();
     fixture.silent_waiter(2_000);
     assert!(
         fair(&fixture.sessions).try_acquire().unwrap().is_none(),
@@ -68,7 +68,7 @@ fn a_waiter_that_died_is_passed_over() {
 
 #[test]
 fn a_waiter_that_gives_up_leaves_the_queue_and_the_next_one_is_served() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let other = fixture.other();
     let guard = fair(&other).try_acquire().unwrap().unwrap();
     timed_out(fair(&fixture.sessions).acquire(Duration::from_millis(50)));
@@ -89,7 +89,7 @@ fn a_waiter_that_gives_up_leaves_the_queue_and_the_next_one_is_served() {
 
 #[test]
 fn a_waiter_renews_its_place_for_as_long_as_it_waits() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let guard = fair(&fixture.sessions).try_acquire().unwrap().unwrap();
     let lock = fair(&fixture.other());
     let waiter = thread::spawn(move || lock.acquire(SOON).map(drop));
@@ -107,7 +107,7 @@ fn a_waiter_renews_its_place_for_as_long_as_it_waits() {
 
 #[test]
 fn readers_and_writers_are_let_in_as_they_came() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let lock = fixture.sessions.rw_lock("l");
     let side = |write| if write { lock.write() } else { lock.read() }.lease(LONG).fair();
     let guard = side(false).try_acquire().unwrap().unwrap();

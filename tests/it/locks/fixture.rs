@@ -1,6 +1,6 @@
 //! One server, a proxy in front of it, and sessions through it and past it.
 
-use crate::fixture::SOON;
+use crate::fixture::{Fixture, SOON, Way};
 use crate::side::BuildSide as _;
 use std::time::{Duration, Instant};
 
@@ -8,68 +8,26 @@ use crate::side::{Lock, SessionManager};
 use rediscope::{Builder, LockError, LockStatus};
 
 use rediscope_testing::eventually;
-use rediscope_testing::front::Front;
-use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
 
-pub(crate) struct Fixture {
-    pub(crate) server: Server,
-    pub(crate) proxy: Proxy,
-    pub(crate) sessions: SessionManager,
-    _front: Option<Front>,
+pub(crate) fn start() -> Fixture {
+    start_with(|builder| builder)
+}
+
+pub(crate) fn start_with(change: impl FnOnce(Builder) -> Builder) -> Fixture {
+    Fixture::new(|builder| change(timeouts(builder)))
+}
+
+/// One for each way to a server.
+pub(crate) fn all_ways() -> Vec<(Way, Fixture)> {
+    let over = |way| (way, Fixture::over(way, Server::start(), "", timeouts));
+    Way::ALL.iter().copied().map(over).collect()
 }
 
 impl Fixture {
-    /// One for each way to a server, with its name.
-    pub(crate) fn all_ways() -> Vec<(&'static str, Self)> {
-        vec![
-            ("TCP", Self::new()),
-            (
-                "unix",
-                Self::behind(|proxy, builder| {
-                    let front = Front::unix(proxy.address());
-                    (builder(front.url()), front)
-                }),
-            ),
-            #[cfg(feature = "tls-rustls")]
-            (
-                "TLS",
-                Self::behind(|proxy, builder| {
-                    let authority = rediscope_testing::tls::Authority::new();
-                    let front = Front::tls(proxy.address(), &authority.server(&["localhost"]));
-                    let tls = rediscope::Tls::new().root_certificates(authority.pem());
-                    (builder(front.url()).tls(tls), front)
-                }),
-            ),
-        ]
-    }
-
-    fn behind(front: impl FnOnce(&Proxy, fn(&str) -> Builder) -> (Builder, Front)) -> Self {
-        let server = Server::start();
-        let proxy = Proxy::to(&server);
-        let (builder, front) = front(&proxy, quick);
-        Self { sessions: builder.build_side().unwrap(), server, proxy, _front: Some(front) }
-    }
-
-    pub(crate) fn new() -> Self {
-        Self::with(|builder| builder)
-    }
-
-    pub(crate) fn with(change: impl FnOnce(Builder) -> Builder) -> Self {
-        let server = Server::start();
-        let proxy = Proxy::to(&server);
-        let sessions = change(quick(&proxy.url())).build_side().unwrap();
-        Self { server, proxy, sessions, _front: None }
-    }
-
     /// Another process, for all that the server knows; past the proxy.
     pub(crate) fn other(&self) -> SessionManager {
         quick(&self.server.url()).build_side().unwrap()
-    }
-
-    /// A fault, once.
-    pub(crate) fn arm(&self, trigger: Trigger, fault: Fault) {
-        self.proxy.arm(Script::from((trigger, fault)).once());
     }
 
     pub(crate) fn locks(&self) -> LockStatus {
@@ -116,7 +74,13 @@ impl Fixture {
 }
 
 pub(crate) fn quick(url: &str) -> Builder {
-    SessionManager::builder(url)
+    timeouts(SessionManager::builder(url))
+}
+
+/// The settings of these tests. The pools have their default size.
+fn timeouts(builder: Builder) -> Builder {
+    builder
+        .max_size(8)
         .connect_timeout(Duration::from_secs(1))
         .response_timeout(Duration::from_secs(1))
         .checkout_timeout(Duration::from_secs(4))

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rediscope::LockError;
 
-use super::fixture::{Fixture, is_lost};
+use super::fixture::{is_lost, start, start_with};
 use rediscope_testing::eventually;
 
 /// Longer than a busy machine keeps a thread from extending it, each third of it.
@@ -21,7 +21,7 @@ const TRIES: u32 = 5;
 
 #[test]
 fn a_lease_is_extended_for_as_long_as_the_guard_lives() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let lock = fixture.sessions.lock("l").lease(LEASE);
     let guard = lock.try_acquire().unwrap().unwrap();
     let begun = Instant::now();
@@ -41,7 +41,7 @@ fn a_lease_is_extended_for_as_long_as_the_guard_lives() {
 
 #[test]
 fn leases_of_many_locks_are_extended_in_one_write() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let guards: Vec<_> = (0..20)
         .map(|nth| fixture.sessions.lock(format!("many {nth}")).lease(LEASE))
         .map(|lock| lock.try_acquire().unwrap().unwrap())
@@ -63,7 +63,7 @@ fn a_lease_that_cannot_be_extended_is_lost_before_it_ends_on_the_server() {
 
 /// By how much.
 fn loss_reported_late_by(paused: bool) -> Option<Duration> {
-    let fixture = Fixture::new();
+    let fixture = start();
     let guard = fixture.sessions.lock("l").lease(LEASE).try_acquire().unwrap().unwrap();
     let (reported, when) = mpsc::channel();
     guard.on_lost(move || reported.send(Instant::now()).unwrap());
@@ -86,7 +86,7 @@ fn loss_reported_late_by(paused: bool) -> Option<Duration> {
 
 #[test]
 fn a_pool_that_is_busy_keeps_neither_renewals_nor_releases_nor_acquisitions_waiting() {
-    let fixture = Fixture::with(|builder| builder.max_size(8));
+    let fixture = start_with(|builder| builder.max_size(8));
     let guard = fixture.sessions.lock("l").lease(LEASE).try_acquire().unwrap().unwrap();
     let lost = Arc::new(AtomicU32::new(0));
     let counted = Arc::clone(&lost);
@@ -122,7 +122,7 @@ fn a_pool_that_is_busy_keeps_neither_renewals_nor_releases_nor_acquisitions_wait
 
 #[test]
 fn a_silent_connection_for_renewals_is_replaced_before_a_lock_is_lost() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let lease = 2 * LEASE;
     let guards: Vec<_> = (0..4)
         .map(|nth| {
@@ -144,7 +144,7 @@ fn a_silent_connection_for_renewals_is_replaced_before_a_lock_is_lost() {
 
 #[test]
 fn a_process_stopped_past_its_lease_sees_the_loss_first_and_sends_nothing() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let lock = fixture.sessions.lock("l").lease(SHORT).fixed_lease();
     let guard = lock.acquire(SOON).unwrap();
     // As after SIGSTOP: nothing of this process's has run meanwhile that could have noticed.
@@ -157,7 +157,7 @@ fn a_process_stopped_past_its_lease_sees_the_loss_first_and_sends_nothing() {
 
 #[test]
 fn a_fixed_lease_ends_whatever_its_holder_asks() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let begun = Instant::now();
     let guard = fixture.sessions.lock("l").lease(LEASE).fixed_lease().acquire(SOON).unwrap();
     let ends = || -> Vec<String> {
@@ -178,7 +178,7 @@ fn a_fixed_lease_ends_whatever_its_holder_asks() {
 
 #[test]
 fn another_guard_of_a_fixed_lease_extends_it_no_more_than_the_first() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let semaphore = fixture.sessions.semaphore("s", 2).lease(SHORT).fixed_lease();
     let reading = fixture.sessions.rw_lock("s").read().lease(SHORT).fixed_lease();
     for lock in [semaphore, reading] {
@@ -193,7 +193,7 @@ fn another_guard_of_a_fixed_lease_extends_it_no_more_than_the_first() {
 
 #[test]
 fn a_callback_is_called_once_and_never_after_a_release_and_its_panic_is_contained() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let lock = fixture.sessions.lock("l").lease(LEASE);
     let calls = Arc::new(AtomicU32::new(0));
     let count = |by: u32| {
@@ -226,7 +226,7 @@ fn a_callback_is_called_once_and_never_after_a_release_and_its_panic_is_containe
 
 #[test]
 fn a_renewal_survives_a_lost_connection() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let guard = fixture.sessions.lock("l").lease(LEASE).try_acquire().unwrap().unwrap();
     for _ in 0..3 {
         let extended = fixture.locks().renewals;
@@ -240,7 +240,7 @@ fn a_renewal_survives_a_lost_connection() {
 
 #[test]
 fn a_lock_whose_data_is_gone_is_lost() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let guard = fixture.sessions.lock("l").lease(LONG).try_acquire().unwrap().unwrap();
     fixture.server.ask::<()>(&["FLUSHALL"]);
     is_lost(guard.ensure_held());

@@ -9,12 +9,12 @@ use std::time::Duration;
 use crate::side::SessionManager;
 use rediscope::{Applied, Error, LockError};
 
-use super::fixture::{Fixture, is_lost, timed_out};
+use super::fixture::{is_lost, start, timed_out};
 use rediscope_testing::{eventually, in_time};
 
 #[test]
 fn no_two_threads_hold_a_lock_at_once_and_tokens_grow_in_the_order_of_holding() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let (inside, tokens) = (AtomicU32::new(0), Mutex::new(Vec::new()));
     let others = [fixture.other(), fixture.other()];
     thread::scope(|scope| {
@@ -44,7 +44,7 @@ fn no_two_threads_hold_a_lock_at_once_and_tokens_grow_in_the_order_of_holding() 
 
 #[test]
 fn a_token_is_larger_than_any_before_also_when_the_counter_is_gone() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let lock = fixture.sessions.lock("l");
     let first = lock.try_acquire().unwrap().unwrap().fencing_token();
     fixture.server.ask::<i64>(&["DEL", "rediscope:fence"]);
@@ -58,7 +58,7 @@ fn a_token_is_larger_than_any_before_also_when_the_counter_is_gone() {
 
 #[test]
 fn a_lock_is_released_when_its_guard_is_dropped_returned_or_lost_in_a_panic() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let lock = fixture.sessions.lock("l");
     let guard = lock.try_acquire().unwrap().unwrap();
     assert_eq!(fixture.holders(), 1);
@@ -82,7 +82,7 @@ fn a_lock_is_released_when_its_guard_is_dropped_returned_or_lost_in_a_panic() {
 
 #[test]
 fn a_guard_is_released_from_any_thread() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let guard = fixture.sessions.lock("l").try_acquire().unwrap().unwrap();
     thread::spawn(move || guard.release()).join().unwrap().unwrap();
     assert_eq!(fixture.holders(), 0);
@@ -90,7 +90,7 @@ fn a_guard_is_released_from_any_thread() {
 
 #[test]
 fn a_held_lock_is_given_to_no_other_caller_and_a_timeout_names_its_holder() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let lock = fixture.sessions.lock("l").lease(LONG);
     let guard = lock.clone().label("worker 7").try_acquire().unwrap().unwrap();
     assert!(lock.try_acquire().unwrap().is_none());
@@ -113,7 +113,7 @@ fn a_held_lock_is_given_to_no_other_caller_and_a_timeout_names_its_holder() {
 
 #[test]
 fn a_second_guard_of_a_hold_keeps_it_until_both_are_gone() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let lock = fixture.sessions.lock("l");
     let guard = lock.try_acquire().unwrap().unwrap();
     let again = guard.share();
@@ -128,7 +128,7 @@ fn a_second_guard_of_a_hold_keeps_it_until_both_are_gone() {
 
 #[test]
 fn a_forced_lock_is_lost_and_its_old_guard_releases_no_other_lock() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let lock = fixture.sessions.lock("l");
     let old = lock.try_acquire().unwrap().unwrap();
     assert!(lock.force_release().unwrap());
@@ -149,7 +149,7 @@ fn a_forced_lock_is_lost_and_its_old_guard_releases_no_other_lock() {
 
 #[test]
 fn a_lease_ends_on_the_server_by_itself() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let lock = fixture.sessions.lock("l").lease(Duration::from_millis(50)).fixed_lease();
     std::mem::forget(lock.acquire(SOON).unwrap());
     let next = fixture.sessions.lock("l").acquire(SOON).unwrap();
@@ -179,7 +179,7 @@ fn what_cannot_work_is_refused_before_anything_is_sent() {
 
 #[test]
 fn run_releases_and_returns_the_first_error() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let lock = fixture.sessions.lock("l");
     assert!(lock.run(SOON, |guard| Ok(guard.fencing_token())).unwrap() > 0);
     assert_eq!(fixture.holders(), 0);
@@ -195,7 +195,7 @@ fn run_releases_and_returns_the_first_error() {
 
 #[test]
 fn scripts_that_the_server_has_forgotten_are_sent_again() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let lock = fixture.sessions.lock("l");
     for _ in 0..2 {
         fixture.server.ask::<()>(&["SCRIPT", "FLUSH"]);
@@ -213,7 +213,7 @@ fn scripts_that_the_server_has_forgotten_are_sent_again() {
 
 #[test]
 fn no_key_of_a_lock_lives_for_ever_but_the_counter() {
-    let fixture = Fixture::new();
+    let fixture = start();
     for family in 0..3 {
         for nth in 0..20 {
             let name = format!("{family}-{nth}");
@@ -234,7 +234,7 @@ fn no_key_of_a_lock_lives_for_ever_but_the_counter() {
 #[test]
 fn no_thread_survives_the_last_handle_and_a_guard_works_without_the_manager() {
     rediscope_testing::own_process!();
-    let fixture = Fixture::new();
+    let fixture = start();
     let sessions = fixture.other();
     let guard = sessions.lock("l").try_acquire().unwrap().unwrap();
     let waiting = sessions.lock("l");

@@ -1,6 +1,6 @@
 //! A log that panics, at every event of a call: no lock is stranded by it.
 
-use crate::fixture::{LONG, SOON};
+use crate::fixture::{Fixture, LONG, SOON};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::side::Lock;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
-use super::fixture::{Fixture, every_kind};
+use super::fixture::{every_kind, start};
 use rediscope_testing::proxy::{Fault, Trigger};
 use rediscope_testing::{eventually, under_log};
 
@@ -69,7 +69,7 @@ const DEEDS: [(&str, Deed); 5] = [
 
 #[test]
 fn a_log_that_panics_strands_no_lock() {
-    let fixture = Fixture::new();
+    let fixture = start();
     for (kind, lock) in every_kind(&fixture.sessions) {
         let lock = lock.lease(LONG);
         for (what, deed) in DEEDS {
@@ -94,7 +94,7 @@ fn a_log_that_panics_strands_no_lock() {
 
 #[test]
 fn a_log_that_panics_when_a_lock_is_lost_keeps_no_callback_from_being_called() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let guard = fixture.sessions.lock("l").lease(LONG).acquire(SOON).unwrap();
     let (lost, heard) = std::sync::mpsc::channel();
     guard.on_lost(move || lost.send(()).unwrap());

@@ -1,5 +1,6 @@
 //! The number of permits of a semaphore: kept while it has holders or waiters.
 
+use super::fixture::start;
 use crate::fixture::{LONG, SOON};
 use std::sync::mpsc;
 use std::thread;
@@ -8,7 +9,6 @@ use std::time::Duration;
 use crate::side::SessionManager;
 use rediscope::{Applied, LockError};
 
-use super::fixture::Fixture;
 use rediscope_testing::eventually;
 
 fn semaphore(sessions: &SessionManager, permits: u32) -> crate::side::Lock {
@@ -33,7 +33,7 @@ fn refused<T: std::fmt::Debug>(result: Result<T, LockError>, numbers: (u32, u32)
 
 #[test]
 fn another_number_is_refused_while_a_permit_is_held_and_holds_when_none_is() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let other = fixture.other();
     for fair in [false, true] {
         let of = |sessions: &SessionManager, permits| match fair {
@@ -61,7 +61,7 @@ fn another_number_is_refused_while_a_permit_is_held_and_holds_when_none_is() {
 
 #[test]
 fn the_number_is_kept_while_a_caller_waits_though_no_permit_is_held() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let other = fixture.other();
     for fair in [false, true] {
         let of = |sessions: &SessionManager, permits| match fair {
@@ -100,7 +100,7 @@ fn the_number_is_kept_while_a_caller_waits_though_no_permit_is_held() {
 
 #[test]
 fn a_caller_that_gives_up_waiting_does_not_count_any_more() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let one = semaphore(&fixture.sessions, 1);
     let held = one.acquire(SOON).unwrap();
     assert!(one.acquire(Duration::from_millis(30)).is_err());
@@ -111,7 +111,7 @@ fn a_caller_that_gives_up_waiting_does_not_count_any_more() {
 
 #[test]
 fn the_number_can_be_changed_at_once_and_no_held_permit_is_taken_away() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let other = fixture.other();
     for fair in [false, true] {
         let of = |sessions: &SessionManager, permits| match fair {
@@ -151,7 +151,7 @@ fn the_number_can_be_changed_at_once_and_no_held_permit_is_taken_away() {
 
 #[test]
 fn without_holders_and_waiters_there_is_no_number_to_change() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let three = semaphore(&fixture.sessions, 3);
     three.set_permits(4).unwrap();
     assert!(fixture.held_keys().is_empty());
@@ -171,7 +171,7 @@ fn without_holders_and_waiters_there_is_no_number_to_change() {
 
 #[test]
 fn a_number_outlives_no_lease_of_a_holder_that_died() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let short = fixture.sessions.semaphore("s", 3).lease(Duration::from_secs(2)).fixed_lease();
     std::mem::forget(short.acquire(SOON).unwrap());
     refused(semaphore(&fixture.other(), 5).try_acquire(), (5, 3));

@@ -1,6 +1,7 @@
 //! The accident, small: many threads wait for one lock with less patience than it takes, while the
 //! connection that would wake them is killed. Nothing of it may be left behind.
 
+use super::fixture::start;
 use crate::fixture::SOON;
 use crate::side::BuildSide as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,7 +11,6 @@ use std::time::{Duration, Instant};
 use crate::side::SessionManager;
 use rediscope::{ConnectionErrorKind, LockError};
 
-use super::fixture::Fixture;
 use rediscope_testing::{eventually, try_for};
 
 const THREADS: u64 = 64;
@@ -24,7 +24,7 @@ const REMEMBERED: Duration = Duration::from_secs(60);
 
 #[test]
 fn of_thousands_of_contended_waits_with_a_dying_subscriber_nothing_is_left() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let builder = SessionManager::builder(fixture.server.url()).max_size(16);
     let builder = builder.response_timeout(RESPONSE).checkout_timeout(3 * RESPONSE);
     let sessions = builder.build_side().unwrap();

@@ -1,11 +1,11 @@
 //! What is left behind on the server, and what a foreign client may have put there.
 
-use crate::fixture::{LONG, SOON};
+use crate::fixture::{Fixture, LONG, SOON, Way};
 use std::time::{Duration, Instant};
 
 use rediscope::{Applied, LockError};
 
-use super::fixture::{Fixture, every_kind, is_lost, timed_out};
+use super::fixture::{all_ways, every_kind, is_lost, start, timed_out};
 use rediscope_testing::eventually;
 
 /// Less than a release is remembered for.
@@ -14,7 +14,7 @@ const IN_TIME: Duration = Duration::from_secs(4);
 const TRIES: u32 = 3;
 
 /// After `deed` the keys of locks are deleted before their time to live is over.
-fn is_deleted(fixture: &Fixture, way: &str, deed: impl Fn()) {
+fn is_deleted(fixture: &Fixture, way: Way, deed: impl Fn()) {
     let in_time = (0..TRIES).any(|_| {
         deed();
         let begun = Instant::now();
@@ -32,7 +32,7 @@ fn remembered(fixture: &Fixture) -> usize {
 
 #[test]
 fn a_release_that_was_answered_is_not_remembered() {
-    for (way, fixture) in Fixture::all_ways() {
+    for (way, fixture) in all_ways() {
         for nth in 0..300 {
             let lock = fixture.sessions.lock(format!("l{nth}"));
             lock.acquire(SOON).unwrap().release().unwrap();
@@ -57,7 +57,7 @@ fn a_release_that_was_answered_is_not_remembered() {
 
 #[test]
 fn releases_of_many_threads_are_not_remembered_either() {
-    let fixture = Fixture::new();
+    let fixture = start();
     std::thread::scope(|scope| {
         for thread in 0..8 {
             let sessions = &fixture.sessions;
@@ -83,7 +83,7 @@ fn a_fencing_token_beyond_what_a_script_can_count_is_refused() {
         "99999999999999999999999",
         "zzzzzzzzzzzzzzzzzzzz",
     ] {
-        let fixture = Fixture::new();
+        let fixture = start();
         for (kind, lock) in every_kind(&fixture.sessions) {
             fixture.server.ask::<()>(&["SET", "rediscope:fence", counter]);
             let error = lock.acquire(SOON).expect_err(kind);
@@ -103,7 +103,7 @@ fn a_fencing_token_beyond_what_a_script_can_count_is_refused() {
 
 #[test]
 fn a_lock_whose_keys_a_foreign_client_has_overwritten_can_be_forced() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let overwrite: [&[&str]; 3] = [&["SET"], &["RPUSH"], &["SADD"]];
     for (kind, lock) in every_kind(&fixture.sessions) {
         for words in overwrite {
@@ -126,7 +126,7 @@ fn a_lock_whose_keys_a_foreign_client_has_overwritten_can_be_forced() {
 
 #[test]
 fn a_wait_in_a_line_without_a_holder_names_none() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let other = fixture.other();
     let lock = other.lock("l").fair();
     // A place in line of a process that has just died, and no holder.

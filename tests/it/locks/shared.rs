@@ -6,13 +6,13 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use super::fixture::{Fixture, is_lost};
+use super::fixture::{is_lost, start};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 
 #[test]
 fn many_read_or_one_writes() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let (here, there) = (fixture.sessions.rw_lock("l"), fixture.other().rw_lock("l"));
     let first = here.read().try_acquire().unwrap().unwrap();
     let second = there.read().try_acquire().unwrap().unwrap();
@@ -31,7 +31,7 @@ fn many_read_or_one_writes() {
 
 #[test]
 fn a_writer_that_leaves_lets_all_readers_in() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let lock = fixture.sessions.rw_lock("l");
     let writer = lock.write().lease(LONG).try_acquire().unwrap().unwrap();
     let (guards, acquired) = mpsc::channel();
@@ -50,7 +50,7 @@ fn a_writer_that_leaves_lets_all_readers_in() {
 
 #[test]
 fn a_writer_that_is_woken_in_vain_wakes_the_readers_that_can_use_it() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let other = fixture.other();
     let lock = fixture.sessions.rw_lock("l");
     let writing = other.rw_lock("l").write().lease(LONG).try_acquire().unwrap().unwrap();
@@ -83,7 +83,7 @@ fn a_writer_that_is_woken_in_vain_wakes_the_readers_that_can_use_it() {
 #[test]
 fn no_more_hold_a_semaphore_than_it_has_permits() {
     const PERMITS: usize = 3;
-    let fixture = Fixture::new();
+    let fixture = start();
     let (inside, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let others = [fixture.other(), fixture.other()];
     thread::scope(|scope| {
@@ -108,7 +108,7 @@ fn no_more_hold_a_semaphore_than_it_has_permits() {
 
 #[test]
 fn releasing_twice_never_makes_a_permit_too_many() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let lock = fixture.sessions.semaphore("s", 2).lease(LONG);
     let acquire = || lock.try_acquire().unwrap();
     let (first, second) = (acquire().unwrap(), acquire().unwrap());
@@ -139,7 +139,7 @@ fn releasing_twice_never_makes_a_permit_too_many() {
 
 #[test]
 fn a_permit_whose_lease_is_over_is_anothers() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let lock = fixture.sessions.semaphore("s", 2);
     let short = lock.clone().lease(Duration::from_millis(50)).fixed_lease();
     let (kept, over) = (lock.try_acquire().unwrap().unwrap(), short.acquire(SOON).unwrap());

@@ -4,7 +4,7 @@
 use crate::fixture::{LONG, SOON};
 use rediscope::{Applied, Error, LockError};
 
-use super::fixture::{Fixture, every_kind};
+use super::fixture::{all_ways, every_kind, start};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 
@@ -27,7 +27,7 @@ const ANSWERS: [&str; 14] = [
 
 #[test]
 fn an_acquisition_that_a_proxy_answers_for_is_unknown_and_given_back() {
-    for (way, fixture) in Fixture::all_ways() {
+    for (way, fixture) in all_ways() {
         let kinds = every_kind(&fixture.sessions);
         kinds.iter().for_each(|(_, lock)| lock.acquire(SOON).unwrap().release().unwrap());
         for (nth, answer) in ANSWERS.into_iter().enumerate() {
@@ -53,7 +53,7 @@ fn an_acquisition_that_a_proxy_answers_for_is_unknown_and_given_back() {
 
 #[test]
 fn a_waiting_acquisition_that_a_proxy_answers_for_goes_on_where_that_may_pass() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let lock = fixture.sessions.lock("l").lease(LONG);
     drop(lock.acquire(SOON).unwrap());
     fixture.arm(Trigger::BeforeReplyTo("EVALSHA"), Fault::Answer("-LOADING wait\r\n"));
@@ -67,7 +67,7 @@ fn a_waiting_acquisition_that_a_proxy_answers_for_goes_on_where_that_may_pass() 
 
 #[test]
 fn a_release_that_a_proxy_answers_for_is_unknown_and_sent_again() {
-    for (way, fixture) in Fixture::all_ways() {
+    for (way, fixture) in all_ways() {
         let kinds = every_kind(&fixture.sessions);
         kinds.iter().for_each(|(_, lock)| lock.acquire(SOON).unwrap().release().unwrap());
         for (nth, answer) in ANSWERS.into_iter().enumerate() {

@@ -12,7 +12,7 @@ use crate::side::{LockGuard, SessionManager};
 use rediscope::prelude::*;
 use rediscope::{CheckoutError, LockError};
 
-use super::fixture::{Fixture, quick, timed_out};
+use super::fixture::{quick, start, timed_out};
 use rediscope_testing::{eventually, in_time};
 
 fn holds(sessions: &SessionManager) -> LockGuard {
@@ -31,7 +31,7 @@ fn waiters(sessions: &SessionManager, how_many: usize) -> mpsc::Receiver<LockGua
 
 #[test]
 fn a_release_wakes_a_waiter_in_this_process_and_in_another() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let other = fixture.other();
     for (holder, waiting) in [(&fixture.sessions, &fixture.sessions), (&other, &fixture.sessions)] {
         let guard = holds(holder);
@@ -45,7 +45,7 @@ fn a_release_wakes_a_waiter_in_this_process_and_in_another() {
 
 #[test]
 fn a_release_wakes_one_waiter_of_a_process_and_the_next_release_the_next() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let mut guard = holds(&fixture.sessions);
     let acquired = waiters(&fixture.sessions, 6);
     fixture.wait_for_waiters(&fixture.sessions, 6);
@@ -68,7 +68,7 @@ fn a_release_wakes_one_waiter_of_a_process_and_the_next_release_the_next() {
 
 #[test]
 fn one_connection_listens_for_all_locks_and_closes_when_no_caller_waits() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let names: Vec<_> = (0..10).map(|nth| format!("n{nth}")).collect();
     let lock = |name: &String| fixture.sessions.lock(name).lease(LONG);
     let guards: Vec<_> = names.iter().map(|n| lock(n).try_acquire().unwrap().unwrap()).collect();
@@ -91,7 +91,7 @@ fn one_connection_listens_for_all_locks_and_closes_when_no_caller_waits() {
 
 #[test]
 fn waiting_survives_the_death_of_the_subscriber_connection() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let guard = holds(&fixture.sessions);
     let acquired = waiters(&fixture.sessions, 3);
     fixture.wait_for_waiters(&fixture.sessions, 3);
@@ -110,7 +110,7 @@ fn waiting_survives_the_death_of_the_subscriber_connection() {
 
 #[test]
 fn a_subscriber_connection_that_has_gone_silent_is_found_out() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let guard = holds(&fixture.other());
     let acquired = waiters(&fixture.sessions, 1);
     fixture.wait_for_waiters(&fixture.sessions, 1);
@@ -121,7 +121,7 @@ fn a_subscriber_connection_that_has_gone_silent_is_found_out() {
 
 #[test]
 fn where_nothing_can_be_subscribed_to_waiters_ask_from_time_to_time() {
-    let fixture = Fixture::new();
+    let fixture = start();
     fixture.server.acl(&["SETUSER", "default", "-subscribe"]);
     let guard = holds(&fixture.sessions);
     let acquired = waiters(&fixture.sessions, 2);
@@ -135,7 +135,7 @@ fn where_nothing_can_be_subscribed_to_waiters_ask_from_time_to_time() {
 
 #[test]
 fn a_server_that_restarts_is_waited_for() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let guard = holds(&fixture.sessions);
     let acquired = waiters(&fixture.sessions, 2);
     fixture.wait_for_waiters(&fixture.sessions, 2);
@@ -149,7 +149,7 @@ fn a_server_that_restarts_is_waited_for() {
 
 #[test]
 fn the_other_protocol_and_a_unix_socket_wake_as_well() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let resp3 = format!("{}?protocol=resp3", fixture.server.url());
     for url in [resp3, fixture.server.unix_url()] {
         let sessions = quick(&url).build_side().unwrap();
@@ -182,7 +182,7 @@ fn the_other_protocol_and_a_unix_socket_wake_as_well() {
 
 #[test]
 fn no_wait_is_longer_than_its_timeout_and_one_round_trip() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let guard = holds(&fixture.sessions);
     let lock = fixture.sessions.lock("l");
     timed_out(lock.acquire(Duration::from_millis(30)));
@@ -203,7 +203,7 @@ fn no_wait_is_longer_than_its_timeout_and_one_round_trip() {
 
 #[test]
 fn closing_the_manager_ends_every_wait() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let other = fixture.other();
     let guard = holds(&other);
     let lock = fixture.sessions.lock("l");

@@ -12,14 +12,14 @@ use rediscope_testing::proxy::{Fault, Proxy, Trigger};
 use rediscope_testing::server::Server;
 
 /// The handle over each transport, with a proxy that can answer for the server.
-struct Fixture {
+struct Transports {
     ways: Vec<(&'static str, SessionManager)>,
     _fronts: Vec<Front>,
     proxy: Proxy,
     server: Server,
 }
 
-impl Fixture {
+impl Transports {
     fn start() -> Self {
         Self::with(&[])
     }
@@ -80,7 +80,7 @@ fn applied_and_retryable(error: &Error) -> (Applied, bool) {
 /// A script that wrote may give any error.
 #[test]
 fn an_error_of_a_script_proves_nothing_and_its_text_is_withheld() {
-    let fixture = Fixture::start();
+    let fixture = Transports::start();
     let codes = ["OOM", "READONLY", "TRYAGAIN", "BUSY", "ERR", "NOPERM", "MINE", "mine", "MOVED"];
     let library = "#!lua name=mine\nredis.register_function('fails', function(keys, args) \
         redis.call('INCR', keys[1]); return redis.error_reply(args[1]) end)";
@@ -138,7 +138,7 @@ fn an_error_of_a_script_proves_nothing_and_its_text_is_withheld() {
 
 #[test]
 fn a_script_that_the_server_does_not_know_is_loaded_and_run() {
-    let fixture = Fixture::start();
+    let fixture = Transports::start();
     fixture.each(|way, mut db| {
         fixture.server.ask::<()>(&["SCRIPT", "FLUSH"]);
         let script = redis::Script::new("return redis.call('INCR', KEYS[1])");
@@ -154,7 +154,7 @@ fn a_script_that_the_server_does_not_know_is_loaded_and_run() {
 /// The server ran it; the proxy says something of its own.
 #[test]
 fn a_proxys_own_error_proves_nothing() {
-    let fixture = Fixture::start();
+    let fixture = Transports::start();
     let lines = [
         "-ERR upstream timed out\r\n",
         "-ERR Connection timed out\r\n",
@@ -206,7 +206,7 @@ fn a_proxys_own_error_proves_nothing() {
 /// What Redis itself says before a command changes anything, asked of the real server.
 #[test]
 fn a_refusal_of_the_servers_own_proves_that_nothing_was_changed() {
-    let fixture = Fixture::with(&["--enable-debug-command", "yes"]);
+    let fixture = Transports::with(&["--enable-debug-command", "yes"]);
     let ask = |words: &[&str]| fixture.server.ask::<redis::Value>(words);
     ask(&["SET", "text", "words"]);
     ask(&["RPUSH", "list", "1"]);
@@ -302,7 +302,7 @@ fn what_reads_could_not_be_decoded_changed_nothing_and_what_writes_did() {
             Err("no currency is given".to_owned().into())
         }
     }
-    let fixture = Fixture::start();
+    let fixture = Transports::start();
     fixture.each(|way, mut db| {
         // No other answer has the value in it.
         db.set::<_, _, ()>("text", format!("hunter2 {way}")).unwrap();
@@ -365,7 +365,7 @@ fn what_reads_could_not_be_decoded_changed_nothing_and_what_writes_did() {
 /// redis-rs's error names no command: it is only taken for the one whose answer it shows.
 #[test]
 fn what_cannot_be_decoded_is_unknown_where_the_command_is_not_known() {
-    type Fails = fn(&mut Pooled, &Fixture) -> RedisError;
+    type Fails = fn(&mut Pooled, &Transports) -> RedisError;
     /// The error of it, the name that is given and what is said to have been applied.
     type Case = (&'static str, Fails, &'static str, Applied);
     fn read(db: &mut Pooled) {
@@ -514,7 +514,7 @@ fn what_cannot_be_decoded_is_unknown_where_the_command_is_not_known() {
             Applied::Unknown,
         ),
     ];
-    let fixture = Fixture::start();
+    let fixture = Transports::start();
     fixture.each(|way, db| {
         for (case, fails, name, applied) in cases {
             let long = "hunter2".repeat(1000);
@@ -543,7 +543,7 @@ fn what_cannot_be_decoded_is_unknown_where_the_command_is_not_known() {
 
 #[test]
 fn a_read_inside_of_a_block_that_cannot_be_decoded_applies_nothing() {
-    let fixture = Fixture::start();
+    let fixture = Transports::start();
     fixture.server.ask::<()>(&["SET", "text", "hunter2"]);
     for (way, sessions) in &fixture.ways {
         let accounts = sessions.transactional();

@@ -1,37 +1,27 @@
 //! Reads that find no free connection are sent along by the next caller that gets one.
 
-use crate::fixture::SOON;
+use crate::fixture::{Fixture, SOON};
 use std::thread;
 
+use rediscope::Pooled;
 use rediscope::redis::{RedisResult, cmd};
-use rediscope::{Pooled, SessionManager};
 
 use rediscope_testing::eventually;
-use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
-use rediscope_testing::server::Server;
+use rediscope_testing::proxy::{Fault, Script, Trigger};
 
 type Call<'c> = Box<dyn FnOnce(&mut Pooled) -> RedisResult<i64> + Send + 'c>;
 
-struct Fixture {
-    server: Server,
-    proxy: Proxy,
-    sessions: SessionManager,
+fn start() -> Fixture {
+    let fixture = Fixture::new(|builder| builder.checkout_timeout(SOON).trust_window(SOON));
+    for n in 0..8 {
+        fixture.server.ask::<()>(&["SET", &format!("k{n}"), &n.to_string()]);
+    }
+    fixture
 }
 
 impl Fixture {
-    fn new() -> Self {
-        let server = Server::start();
-        let proxy = Proxy::to(&server);
-        let builder = SessionManager::builder(proxy.url()).max_size(1).checkout_timeout(SOON);
-        let sessions = builder.trust_window(SOON).build().unwrap();
-        for n in 0..8 {
-            server.ask::<()>(&["SET", &format!("k{n}"), &n.to_string()]);
-        }
-        Self { server, proxy, sessions }
-    }
-
-    /// Has all calls wait in this order for the one connection, which a blocking command holds.
-    fn at_once(&self, calls: Vec<Call<'_>>, before: impl FnOnce()) -> Vec<RedisResult<i64>> {
+    /// Makes all calls wait in this order for the one connection, which a blocking command holds.
+    fn reads_at_once(&self, calls: Vec<Call<'_>>, before: impl FnOnce()) -> Vec<RedisResult<i64>> {
         thread::scope(|scope| {
             let holding = scope.spawn(|| {
                 cmd("BLPOP").arg("bell").arg(20).query::<Vec<String>>(&mut self.sessions.pooled())
@@ -64,9 +54,10 @@ fn get(nth: i64) -> Call<'static> {
 
 #[test]
 fn reads_that_wait_are_sent_in_one_write_and_each_gets_its_own_reply() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let mut turns = 0;
-    let reported = fixture.at_once((0..8).map(get).collect(), || turns = fixture.proxy.turns());
+    let reported =
+        fixture.reads_at_once((0..8).map(get).collect(), || turns = fixture.proxy.turns());
     let values: Vec<_> = reported.into_iter().map(Result::unwrap).collect();
     assert_eq!(values, [0, 1, 2, 3, 4, 5, 6, 7]);
     assert_eq!(fixture.proxy.turns() - turns, 1, "one round trip");
@@ -75,17 +66,17 @@ fn reads_that_wait_are_sent_in_one_write_and_each_gets_its_own_reply() {
 
 #[test]
 fn a_servers_error_is_one_readers_own() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let wrong: Call<'_> = Box::new(|db| cmd("LLEN").arg("k0").query(db));
-    let reported = fixture.at_once(vec![get(1), wrong, get(2)], || {});
+    let reported = fixture.reads_at_once(vec![get(1), wrong, get(2)], || {});
     assert_eq!((reported[0].as_ref().unwrap(), reported[2].as_ref().unwrap()), (&1, &2));
     assert_eq!(reported[1].as_ref().unwrap_err().code(), Some("WRONGTYPE"));
 }
 
 #[test]
 fn reads_whose_connection_dies_under_them_are_asked_again() {
-    let fixture = Fixture::new();
-    let reported = fixture.at_once((0..6).map(get).collect(), || {
+    let fixture = start();
+    let reported = fixture.reads_at_once((0..6).map(get).collect(), || {
         // BLPOP's own reply comes first.
         fixture.proxy.arm(Script::from((Trigger::BeforeReply(4), Fault::Cut)).once());
     });
@@ -96,7 +87,7 @@ fn reads_whose_connection_dies_under_them_are_asked_again() {
 
 #[test]
 fn a_write_and_a_range_are_not_sent_along_and_are_not_passed_over() {
-    let fixture = Fixture::new();
+    let fixture = start();
     let write: Call<'_> = Box::new(|db| cmd("INCR").arg("k1").query(db));
     let range: Call<'_> = Box::new(|db| cmd("STRLEN").arg("k1").query(db));
     let long: Call<'_> = Box::new(|db| {
@@ -104,7 +95,7 @@ fn a_write_and_a_range_are_not_sent_along_and_are_not_passed_over() {
     });
     let mut turns = 0;
     let calls = vec![get(1), write, get(1), long, range];
-    let reported = fixture.at_once(calls, || turns = fixture.proxy.turns());
+    let reported = fixture.reads_at_once(calls, || turns = fixture.proxy.turns());
     let values: Vec<_> = reported.into_iter().map(Result::unwrap).collect();
     assert_eq!(values, [1, 2, 2, 1, 1]);
     assert_eq!(fixture.proxy.turns() - turns, 5, "each by itself");

@@ -24,7 +24,7 @@ const POOL: u32 = 2;
 pub(crate) type Judged = Result<(), TestCaseError>;
 
 /// Server, managers and the look from outside, shared by all programs.
-pub(crate) struct Fixture<'s> {
+pub(crate) struct Environment<'s> {
     server: &'s Server,
     elsewhere: RefCell<Connection>,
     /// With large and with small chunks.
@@ -54,7 +54,7 @@ fn manager(server: &Server, flush_bytes: usize) -> SessionManager {
         .unwrap()
 }
 
-impl<'s> Fixture<'s> {
+impl<'s> Environment<'s> {
     pub(crate) fn on(server: &'s Server) -> Self {
         Self {
             server,
@@ -142,7 +142,7 @@ impl Watch {
 
 /// One program at play.
 struct Play<'p> {
-    fixture: &'p Fixture<'p>,
+    fixture: &'p Environment<'p>,
     sessions: SessionManager,
     accounts: Transactional,
     model: Model,

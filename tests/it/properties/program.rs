@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::fixture::Fixture;
+use super::fixture::Environment;
 use super::model::{KEYS, Write};
 use rediscope_testing::server::Server;
 
@@ -181,7 +181,7 @@ fn program() -> impl Strategy<Value = Vec<Step>> {
 #[test]
 fn whatever_a_program_does_the_server_holds_what_was_reported() {
     let server = Server::start();
-    let fixture = Fixture::on(&server);
+    let fixture = Environment::on(&server);
     let programs = (any::<bool>(), program());
     super::check(file!(), SEQUENCES, &programs, |(small_chunks, steps)| {
         fixture.play(small_chunks, &steps)

@@ -8,12 +8,12 @@ use std::thread;
 use rediscope::prelude::*;
 use rediscope::{Applied, Block, Error, Outcome, Replies, ReplyError, Resolve, SessionManager};
 
-use super::fixture::{Fixture, get, pool_is_whole};
+use super::fixture::{Proxied, get, pool_is_whole};
 use rediscope_testing::server::Server;
 
 #[test]
 fn committed_means_applied_in_the_order_of_queueing() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = fixture.trusting();
     let accounts = sessions.transactional();
     let words = ["one", "two", "three", "four"];
@@ -58,7 +58,7 @@ fn no_other_block_comes_in_between() {
 
 #[test]
 fn replies_come_back_typed_in_the_shape_the_block_returned() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     fixture.server.ask::<()>(&["MSET", "text", "hello", "number", "7"]);
     let sessions = fixture.trusting();
     let accounts = sessions.transactional();
@@ -85,7 +85,7 @@ fn replies_come_back_typed_in_the_shape_the_block_returned() {
 
 #[test]
 fn a_guards_replies_are_read_by_handle_in_any_order_and_as_often_as_wanted() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = fixture.trusting();
     let mut tx = sessions.transactional().begin().unwrap();
     let (first, second) = (tx.incr("n", 1), tx.incr("n", 10));
@@ -101,7 +101,7 @@ fn a_guards_replies_are_read_by_handle_in_any_order_and_as_often_as_wanted() {
 
 #[test]
 fn what_watches_commits_to_an_outcome() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = fixture.trusting();
     let mut watching = sessions.transactional().watch(["stock"]).begin().unwrap();
     assert_eq!(watching.get::<_, Option<i64>>("stock").unwrap(), None);
@@ -138,7 +138,7 @@ pub(crate) fn applied_all_the_same(
 
 #[test]
 fn a_handle_of_another_transaction_is_foreign_and_the_block_was_applied() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = fixture.trusting();
     let accounts = sessions.transactional();
     let mut other = accounts.begin().unwrap();
@@ -159,7 +159,7 @@ fn a_handle_of_another_transaction_is_foreign_and_the_block_was_applied() {
 
 #[test]
 fn handles_are_compared_and_hashed_and_a_command_is_queued_by_reference() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = fixture.trusting();
     let accounts = sessions.transactional();
     let mut tx = accounts.begin().unwrap();
@@ -191,7 +191,7 @@ impl Resolve for Handles {
 
 #[test]
 fn a_struct_of_handles_is_resolved_by_its_own_implementation() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     fixture.server.ask::<()>(&["SET", "name", "ada"]);
     let sessions = fixture.trusting();
     let accounts = sessions.transactional();
@@ -213,7 +213,7 @@ fn a_struct_of_handles_is_resolved_by_its_own_implementation() {
 
 #[test]
 fn a_reply_of_another_type_is_unexpected_and_can_be_asked_for_anew() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     fixture.server.ask::<()>(&["SET", "text", "hello"]);
     let sessions = fixture.trusting();
     let accounts = sessions.transactional();

@@ -10,7 +10,7 @@ use rediscope::{
     Watching,
 };
 
-use super::fixture::{Fixture, client_ids, exists, get, pool_is_whole};
+use super::fixture::{Proxied, client_ids, exists, get, pool_is_whole};
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 
@@ -32,7 +32,7 @@ fn conflicts(sessions: &SessionManager, server: &Server, meanwhile: impl FnOnce(
 
 #[test]
 fn any_change_of_a_watched_key_is_a_conflict_and_nothing_else_is() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let (sessions, server) = (fixture.trusting(), &fixture.server);
     let outside = |command: &[&str]| {
         server.ask::<()>(&["SET", "key", "value"]);
@@ -53,7 +53,7 @@ fn any_change_of_a_watched_key_is_a_conflict_and_nothing_else_is() {
 
 #[test]
 fn a_watched_key_that_expires_is_a_conflict() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let (sessions, server) = (fixture.trusting(), &fixture.server);
     let mut ttl = 100;
     // On a slow machine the key may be gone before it is watched.
@@ -75,7 +75,7 @@ fn a_watched_key_that_expires_is_a_conflict() {
 
 #[test]
 fn a_block_without_commands_still_returns_a_conflict() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let (sessions, server) = (fixture.trusting(), &fixture.server);
     let accounts = sessions.transactional();
     let watching = accounts.watch(["key"]).begin().unwrap();
@@ -88,7 +88,7 @@ fn a_block_without_commands_still_returns_a_conflict() {
 
 #[test]
 fn a_block_without_commands_is_not_committed_when_its_watch_was_lost() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let (sessions, server) = (fixture.trusting(), &fixture.server);
     let mut watching = sessions.transactional().watch(["key"]).begin().unwrap();
     fixture.proxy.cut_all();
@@ -102,7 +102,7 @@ fn a_block_without_commands_is_not_committed_when_its_watch_was_lost() {
 
 #[test]
 fn a_block_is_run_again_with_new_reads_until_it_commits() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let (sessions, server) = (fixture.trusting(), &fixture.server);
     server.ask::<()>(&["SET", "stock", "100"]);
     let mut seen = Vec::new();
@@ -124,7 +124,7 @@ fn a_block_is_run_again_with_new_reads_until_it_commits() {
 
 #[test]
 fn attempts_and_deadline_bound_the_retries_and_the_error_reports_how_many_there_were() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let (sessions, server) = (fixture.trusting(), &fixture.server);
     let always = |policy: RetryPolicy| {
         let mut attempts = 0;
@@ -162,7 +162,7 @@ impl From<Error> for Shop {
 
 #[test]
 fn a_closure_that_errs_is_not_run_again_and_leaves_nothing_watched() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let (sessions, server) = (fixture.trusting(), &fixture.server);
     server.ask::<()>(&["SET", "stock", "0"]);
     let before = client_ids(server);
@@ -187,7 +187,7 @@ fn a_closure_that_errs_is_not_run_again_and_leaves_nothing_watched() {
 
 #[test]
 fn a_closure_that_panics_applies_nothing_and_its_connection_is_replaced() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let (sessions, server) = (fixture.trusting(), &fixture.server);
     let before = client_ids(server);
     let accounts = sessions.transactional();
@@ -206,7 +206,7 @@ fn a_closure_that_panics_applies_nothing_and_its_connection_is_replaced() {
 
 #[test]
 fn a_scope_that_is_abandoned_or_dropped_watches_no_longer() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let (sessions, server) = (fixture.trusting(), &fixture.server);
     let before = client_ids(server);
     let ends: [fn(Watching); 4] = [
@@ -225,7 +225,7 @@ fn a_scope_that_is_abandoned_or_dropped_watches_no_longer() {
 
 #[test]
 fn a_link_lost_while_watching_is_an_attempt_like_any_other() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let (sessions, server) = (fixture.trusting(), &fixture.server);
     let mut attempts = Vec::new();
     let watch = sessions.transactional().watch(["key"]);

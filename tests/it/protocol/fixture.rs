@@ -15,12 +15,12 @@ use rediscope_testing::{eventually, unique};
 pub(crate) const BRIEF: Duration = Duration::from_millis(800);
 
 /// A server and a proxy before it.
-pub(crate) struct Fixture {
+pub(crate) struct Proxied {
     pub(crate) proxy: Proxy,
     pub(crate) server: Server,
 }
 
-impl Fixture {
+impl Proxied {
     pub(crate) fn start() -> Self {
         let server = Server::start();
         Self { proxy: Proxy::to(&server), server }

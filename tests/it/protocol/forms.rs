@@ -8,7 +8,7 @@ use std::time::Duration;
 use rediscope::prelude::*;
 use rediscope::{Begin, Error, SessionManager, TransactionOptions};
 
-use super::fixture::{Fixture, exists, get, pool_is_whole};
+use super::fixture::{Proxied, exists, get, pool_is_whole};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 
@@ -17,7 +17,7 @@ fn immediate() -> TransactionOptions {
 }
 
 /// The commands that `work` sent, and its round trips.
-pub(crate) fn sent<R>(fixture: &Fixture, work: impl FnOnce() -> R) -> (Vec<String>, u64) {
+pub(crate) fn sent<R>(fixture: &Proxied, work: impl FnOnce() -> R) -> (Vec<String>, u64) {
     fixture.journal();
     let before = fixture.proxy.turns();
     work();
@@ -30,7 +30,7 @@ pub(crate) fn words(words: &[&str]) -> Vec<String> {
 
 #[test]
 fn on_a_trusted_link_everything_leaves_in_one_write() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = fixture.trusting();
     let accounts = sessions.transactional();
     let whole = words(&["MULTI", "SET", "INCRBY", "EXEC"]);
@@ -66,7 +66,7 @@ fn on_a_trusted_link_everything_leaves_in_one_write() {
 }
 
 /// While MULTI's answer is held back, no command of the block has left.
-fn multi_is_awaited(fixture: &Fixture, sessions: &SessionManager, options: &TransactionOptions) {
+fn multi_is_awaited(fixture: &Proxied, sessions: &SessionManager, options: &TransactionOptions) {
     let accounts = sessions.transactional().with(options.clone());
     let (names, turns) = sent(fixture, || accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap());
     assert_eq!((names, turns), (words(&["MULTI", "INCRBY", "EXEC"]), 2));
@@ -88,19 +88,19 @@ fn multi_is_awaited(fixture: &Fixture, sessions: &SessionManager, options: &Tran
 
 #[test]
 fn on_an_older_link_multi_is_awaited_before_any_command_leaves() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     multi_is_awaited(&fixture, &fixture.doubting(), &TransactionOptions::new());
 }
 
 #[test]
 fn immediate_awaits_multi_on_a_trusted_link_too() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     multi_is_awaited(&fixture, &fixture.trusting(), &immediate());
 }
 
 #[test]
 fn an_immediate_guard_has_sent_multi_when_it_is_begun_and_proves_it_anew_when_it_waited() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = fixture.trusting();
     let accounts = sessions.transactional().with(immediate());
     let mut tx = accounts.begin().unwrap();
@@ -133,7 +133,7 @@ fn an_immediate_guard_has_sent_multi_when_it_is_begun_and_proves_it_anew_when_it
 
 #[test]
 fn a_link_is_trusted_for_the_trust_window_and_no_longer() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let window = Duration::from_millis(400);
     let sessions = fixture.warm(fixture.builder().trust_window(window));
     let accounts = sessions.transactional();
@@ -150,7 +150,7 @@ fn a_link_is_trusted_for_the_trust_window_and_no_longer() {
 
 #[test]
 fn watch_is_answered_before_begin_returns_and_before_a_closure_runs() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = fixture.trusting();
     let accounts = sessions.transactional();
     let watch = accounts.watch(["a", "b"]);
@@ -181,7 +181,7 @@ fn watch_is_answered_before_begin_returns_and_before_a_closure_runs() {
 
 #[test]
 fn a_watching_commit_on_an_older_link_awaits_multi_and_stays_on_its_link() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = fixture.doubting();
     let mut tx = sessions.transactional().watch(["key"]).begin().unwrap().multi();
     tx.set("key", 1);
@@ -192,7 +192,7 @@ fn a_watching_commit_on_an_older_link_awaits_multi_and_stays_on_its_link() {
 
 #[test]
 fn nothing_queued_is_no_traffic_at_all() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = fixture.builder().build().unwrap();
     let accounts = sessions.transactional();
     assert_eq!(accounts.run(|_| Ok((Ready(7), ()))).unwrap(), (7, ()));
@@ -220,7 +220,7 @@ fn nothing_queued_is_no_traffic_at_all() {
 
 #[test]
 fn what_was_not_sent_is_dropped_without_a_word() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = fixture.trusting();
     let accounts = sessions.transactional();
     let (stats, commands) = (fixture.server.commandstats(), fixture.proxy.commands());

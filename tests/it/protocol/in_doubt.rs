@@ -5,7 +5,7 @@ use rediscope::prelude::*;
 use rediscope::{Applied, CommitError, ConnectionErrorKind, ReplyError};
 
 use super::fixture::{
-    BRIEF, Fixture, assert_outcome, client_ids, commit_error, exists, get, pool_is_whole,
+    BRIEF, Proxied, assert_outcome, client_ids, commit_error, exists, get, pool_is_whole,
 };
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
@@ -23,7 +23,7 @@ fn in_doubt(error: &CommitError) -> ConnectionErrorKind {
 /// One transaction under a rule: what kind of doubt it ends in, and whether it was applied.
 #[track_caller]
 fn doubt(trigger: Trigger, fault: Fault) -> (ConnectionErrorKind, bool) {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = fixture.warm(fixture.builder().trust_window(LONG).response_timeout(BRIEF));
     let before = client_ids(&fixture.server);
     fixture.proxy.arm((trigger, fault));
@@ -71,7 +71,7 @@ fn it_was_not_applied_where_exec_was_lost_on_the_way() {
 
 #[test]
 fn it_may_be_applied_after_the_doubt_was_returned() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = fixture.warm(fixture.builder().trust_window(LONG).response_timeout(BRIEF));
     fixture.proxy.arm((Trigger::BeforeCommandNamed("EXEC"), Fault::HoldRequests));
     let error = commit_error(sessions.transactional().run(|tx| Ok(tx.incr("n", 1))));
@@ -86,7 +86,7 @@ fn it_may_be_applied_after_the_doubt_was_returned() {
 
 #[test]
 fn a_server_killed_between_exec_and_its_answer_leaves_a_doubt() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = fixture.warm(fixture.builder().trust_window(LONG));
     let mut tx = sessions.transactional().begin().unwrap();
     tx.set("key", 1);
@@ -106,7 +106,7 @@ fn a_server_killed_between_exec_and_its_answer_leaves_a_doubt() {
 
 #[test]
 fn nothing_in_doubt_is_ever_sent_again() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = fixture.trusting();
     let accounts = sessions.transactional();
     let mut runs = 0;
@@ -134,7 +134,7 @@ fn nothing_in_doubt_is_ever_sent_again() {
 #[test]
 fn a_refusal_that_was_read_is_no_proof_where_execs_answer_was_lost() {
     for fault in [Fault::Cut, Fault::Reset, Fault::SwallowReply] {
-        let fixture = Fixture::start();
+        let fixture = Proxied::start();
         let sessions = fixture.warm(fixture.builder().trust_window(LONG).response_timeout(BRIEF));
         fixture.proxy.arm((Trigger::BeforeReplyTo("EXEC"), fault));
         let error = commit_error(sessions.transactional().run(|tx| {
@@ -153,7 +153,7 @@ fn a_refusal_that_was_read_is_no_proof_where_execs_answer_was_lost() {
 
 #[test]
 fn an_outcome_that_was_read_is_returned_though_the_connection_dies_right_after_it() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = fixture.doubting();
     let accounts = sessions.transactional();
     fixture.proxy.arm((Trigger::AfterReplyTo("EXEC"), Fault::Cut));

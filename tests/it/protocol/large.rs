@@ -4,13 +4,13 @@ use crate::fixture::LONG;
 use rediscope::prelude::*;
 use rediscope::{Applied, Error, SessionManager};
 
-use super::fixture::{Fixture, client_ids, exists, get, pool_is_whole};
+use super::fixture::{Proxied, client_ids, exists, get, pool_is_whole};
 use rediscope_testing::proxy::{Fault, Trigger};
 
 /// One command of [`fill`] is 100 bytes and a bit, so a chunk is ten of them.
 const CHUNK: usize = 1024;
 
-pub(crate) fn chunked(fixture: &Fixture) -> SessionManager {
+pub(crate) fn chunked(fixture: &Proxied) -> SessionManager {
     fixture.warm(fixture.builder().trust_window(LONG).flush_bytes(CHUNK))
 }
 
@@ -20,19 +20,19 @@ pub(crate) fn fill(tx: &mut impl QueueCommands, commands: usize) {
     }
 }
 
-pub(crate) fn length(fixture: &Fixture) -> i64 {
+pub(crate) fn length(fixture: &Proxied) -> i64 {
     fixture.server.ask(&["LLEN", "list"])
 }
 
 /// Commands queued on the server in open transactions; -1 if no client is in MULTI.
-pub(crate) fn queued(fixture: &Fixture) -> i64 {
+pub(crate) fn queued(fixture: &Proxied) -> i64 {
     let all = fixture.server.client_list();
     all.iter().map(|client| client["multi"].parse().unwrap()).max().unwrap_or(-1)
 }
 
 #[test]
 fn chunks_are_sent_ahead_and_read_in_between_and_nothing_is_applied_before_the_commit() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = chunked(&fixture);
     let mut tx = sessions.transactional().begin().unwrap();
     let mut ahead = Vec::new();
@@ -57,7 +57,7 @@ fn chunks_are_sent_ahead_and_read_in_between_and_nothing_is_applied_before_the_c
 
 #[test]
 fn multi_is_awaited_before_the_first_chunk_even_on_a_trusted_link() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = chunked(&fixture);
     let before = fixture.proxy.turns();
     let mut tx = sessions.transactional().begin().unwrap();
@@ -70,7 +70,7 @@ fn multi_is_awaited_before_the_first_chunk_even_on_a_trusted_link() {
 
 #[test]
 fn a_run_block_is_sent_ahead_too_and_a_value_comes_back_for_every_handle() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = chunked(&fixture);
     let mut runs = 0;
     let lengths = sessions.transactional().run(|tx| {
@@ -87,7 +87,7 @@ fn a_run_block_is_sent_ahead_too_and_a_value_comes_back_for_every_handle() {
 
 #[test]
 fn a_run_block_that_errs_after_a_chunk_applies_nothing() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = chunked(&fixture);
     let before = client_ids(&fixture.server);
     let failed = sessions.transactional().run::<()>(|tx| {
@@ -102,7 +102,7 @@ fn a_run_block_that_errs_after_a_chunk_applies_nothing() {
 
 #[test]
 fn a_watching_closure_is_buffered_whole() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = chunked(&fixture);
     let done = sessions.transactional().watch(["key"]).run(|read, tx| {
         fill(tx, 50);
@@ -119,7 +119,7 @@ fn a_watching_closure_is_buffered_whole() {
 
 #[test]
 fn a_watching_guard_is_sent_ahead_and_still_conflicts() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = chunked(&fixture);
     for changed in [false, true] {
         let mut tx = sessions.transactional().watch(["key"]).begin().unwrap().multi();
@@ -136,7 +136,7 @@ fn a_watching_guard_is_sent_ahead_and_still_conflicts() {
 
 #[test]
 fn dropped_after_a_chunk_it_is_discarded_and_the_link_stays() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = chunked(&fixture);
     let before = client_ids(&fixture.server);
     for end in [drop, |tx: rediscope::Transaction| tx.discard().unwrap()] {
@@ -153,7 +153,7 @@ fn dropped_after_a_chunk_it_is_discarded_and_the_link_stays() {
 
 #[test]
 fn a_failed_discard_is_an_error_of_discard_and_hidden_by_drop_and_applies_nothing() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = chunked(&fixture);
     let accounts = sessions.transactional();
     let mut tx = accounts.begin().unwrap();
@@ -176,7 +176,7 @@ fn a_failed_discard_is_an_error_of_discard_and_hidden_by_drop_and_applies_nothin
 
 #[test]
 fn a_chunk_that_arrives_in_crumbs_is_a_chunk_like_any_other() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = chunked(&fixture);
     fixture.proxy.arm((Trigger::Now, Fault::OneByteAtATime));
     let sum = sessions.transactional().run(|tx| {

@@ -13,7 +13,7 @@ use rediscope::{Applied, CloseReason, CommitError, ConnectionErrorKind, Error, R
 use rediscope::{SessionManager, TransactionOptions};
 
 use super::fixture::{
-    BRIEF, Fixture, assert_outcome, client_ids, commit_error, exists, get, pool_is_whole, warm,
+    BRIEF, Proxied, assert_outcome, client_ids, commit_error, exists, get, pool_is_whole, warm,
 };
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
@@ -38,7 +38,7 @@ fn never() -> TransactionOptions {
 
 #[test]
 fn a_write_to_a_dead_link_is_not_sent() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = fixture.trusting();
     let accounts = sessions.transactional();
     let watching = accounts.watch(["other"]).begin().unwrap();
@@ -52,7 +52,7 @@ fn a_write_to_a_dead_link_is_not_sent() {
 
 #[test]
 fn a_dead_link_that_holds_nothing_of_the_scope_is_replaced_before_the_write() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = fixture.trusting();
     let accounts = sessions.transactional().with(never());
     let mut tx = accounts.begin().unwrap();
@@ -71,7 +71,7 @@ fn a_dead_link_that_holds_nothing_of_the_scope_is_replaced_before_the_write() {
 
 #[test]
 fn run_sends_the_same_block_again_when_it_was_not_sent() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     fixture.proxy.shrink_buffers();
     // The second try goes through small buffers.
     let builder = fixture.builder().response_timeout(SOON).checkout_timeout(4 * SOON);
@@ -102,7 +102,7 @@ fn run_sends_the_same_block_again_when_it_was_not_sent() {
 const LARGE: usize = 16 << 20;
 
 /// A trusting manager over small buffers, with a rule that stops everything behind MULTI.
-fn stuck(fixture: &Fixture) -> SessionManager {
+fn stuck(fixture: &Proxied) -> SessionManager {
     fixture.proxy.shrink_buffers();
     let builder = fixture.builder().trust_window(LONG).flush_bytes(4 * LARGE);
     let sessions = fixture.warm(builder.response_timeout(BRIEF));
@@ -112,7 +112,7 @@ fn stuck(fixture: &Fixture) -> SessionManager {
 
 #[test]
 fn a_write_that_breaks_off_half_way_is_not_sent() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     fixture.proxy.shrink_buffers();
     let sessions = fixture.warm(fixture.builder().trust_window(LONG).flush_bytes(4 * LARGE));
     fixture.proxy.arm((Trigger::AfterCommandNamed("MULTI"), Fault::HoldRequests));
@@ -135,7 +135,7 @@ fn a_write_that_breaks_off_half_way_is_not_sent() {
 
 #[test]
 fn a_write_that_is_not_read_is_not_sent_and_ends_in_time() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = stuck(&fixture);
     let mut tx = sessions.transactional().begin().unwrap();
     tx.set("key", vec![b'x'; LARGE]);
@@ -148,7 +148,7 @@ fn a_write_that_is_not_read_is_not_sent_and_ends_in_time() {
 
 #[test]
 fn a_chunk_that_is_lost_is_not_sent_wherever_it_is_cut() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let cut = |trigger| {
         let sessions = fixture.warm(fixture.builder().trust_window(LONG).flush_bytes(1));
         let mut tx = sessions.transactional().begin().unwrap();
@@ -172,7 +172,7 @@ fn a_chunk_that_is_lost_is_not_sent_wherever_it_is_cut() {
 
 #[test]
 fn a_run_block_that_was_partly_sent_ahead_is_not_sent_again() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = fixture.warm(fixture.builder().trust_window(LONG).flush_bytes(1));
     let mut runs = 0;
     let error = commit_error(sessions.transactional().run(|tx| {
@@ -189,7 +189,7 @@ fn a_run_block_that_was_partly_sent_ahead_is_not_sent_again() {
 
 #[test]
 fn a_watch_that_was_lost_before_the_commit_is_not_sent() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = fixture.trusting();
     let mut watching = sessions.transactional().watch(["key"]).begin().unwrap();
     fixture.proxy.reset_all();
@@ -204,7 +204,7 @@ fn a_watch_that_was_lost_before_the_commit_is_not_sent() {
 
 #[test]
 fn a_connection_that_died_while_idle_is_replaced_without_an_error() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = fixture.doubting();
     let accounts = sessions.transactional().with(never());
     for nth in 1..=3 {

@@ -6,7 +6,7 @@ use rediscope::{
     Applied, CommitError, Error, Replies, ReplyError, SessionManager, TransactionOptions,
 };
 
-use super::fixture::{Fixture, assert_outcome, client_ids, commit_error, get, pool_is_whole};
+use super::fixture::{Proxied, assert_outcome, client_ids, commit_error, get, pool_is_whole};
 
 /// The replies that come with it.
 #[track_caller]
@@ -30,7 +30,7 @@ fn failed(error: Option<ReplyError>) -> (usize, String, String) {
 
 #[test]
 fn the_others_are_applied_and_keep_their_replies() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     fixture.server.ask::<()>(&["SET", "text", "hello"]);
     let sessions = fixture.trusting();
     let before = client_ids(&fixture.server);
@@ -57,7 +57,7 @@ fn the_others_are_applied_and_keep_their_replies() {
 
 #[test]
 fn run_and_a_watching_run_report_it_and_do_not_run_again() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     fixture.server.ask::<()>(&["SET", "text", "hello"]);
     let sessions = fixture.trusting();
     let accounts = sessions.transactional();
@@ -79,7 +79,7 @@ fn run_and_a_watching_run_report_it_and_do_not_run_again() {
 
 #[test]
 fn a_failed_command_keeps_its_index_and_name_when_it_was_sent_ahead_or_a_part_was_forgotten() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     fixture.server.ask::<()>(&["SET", "text", "hello"]);
     let sessions = fixture.warm(fixture.builder().trust_window(LONG).flush_bytes(200));
     let mut tx = sessions.transactional().begin().unwrap();
@@ -109,7 +109,7 @@ fn a_failed_command_keeps_its_index_and_name_when_it_was_sent_ahead_or_a_part_wa
 /// it has written.
 #[test]
 fn nothing_was_changed_where_every_command_failed_and_each_is_a_core_command() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     fixture.server.ask::<()>(&["SET", "text", "hello"]);
     let sessions = fixture.trusting();
     let accounts = sessions.transactional();
@@ -167,7 +167,7 @@ fn nothing_was_changed_where_every_command_failed_and_each_is_a_core_command() {
 
 #[test]
 fn a_script_that_fails_half_way_is_reported_without_its_words() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions: SessionManager = fixture.trusting();
     let mut tx = sessions.transactional().begin().unwrap();
     let script = "redis.call('SET', KEYS[1], 'half'); return redis.error_reply('MINE ' .. ARGV[1])";
@@ -187,7 +187,7 @@ fn a_script_that_fails_half_way_is_reported_without_its_words() {
 /// After `run` the handles are gone: what failed is in the error, and the replies are read by index.
 #[test]
 fn a_failed_command_is_named_and_the_replies_are_read_by_index() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions: SessionManager = fixture.trusting();
     fixture.server.ask::<()>(&["SET", "text", "not a number"]);
     let reported = sessions.transactional().run(|tx| {

@@ -3,11 +3,11 @@
 use rediscope::prelude::*;
 use rediscope::{Error, Outcome};
 
-use super::fixture::{Fixture, client_ids, get, pool_is_whole};
+use super::fixture::{Proxied, client_ids, get, pool_is_whole};
 
 #[test]
 fn reads_and_the_commit_share_one_connection_and_nothing_is_watched() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let (sessions, server) = (fixture.trusting(), &fixture.server);
     server.ask::<()>(&["SET", "n", "41"]);
     let before = client_ids(server);
@@ -29,7 +29,7 @@ fn reads_and_the_commit_share_one_connection_and_nothing_is_watched() {
 
 #[test]
 fn a_reading_block_runs_once_and_sends_neither_watch_nor_unwatch() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let (sessions, server) = (fixture.trusting(), &fixture.server);
     let mut runs = 0;
     let left = sessions.transactional().reading().run(|read, tx| {
@@ -52,7 +52,7 @@ fn a_reading_block_runs_once_and_sends_neither_watch_nor_unwatch() {
 
 #[test]
 fn a_read_on_a_link_that_died_is_asked_again_on_another_one() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let (sessions, server) = (fixture.doubting(), &fixture.server);
     server.ask::<()>(&["SET", "n", "1"]);
     let mut reading = sessions.transactional().reading().begin().unwrap();

@@ -7,7 +7,7 @@ use rediscope::redis::Commands;
 use rediscope::{Applied, CheckoutError, CommitError, ConnectionErrorKind, Error, SessionManager};
 
 use super::fixture::{
-    Fixture, assert_outcome, client_ids, commit_error, exists, get, pool_is_whole, warm,
+    Proxied, assert_outcome, client_ids, commit_error, exists, get, pool_is_whole, warm,
 };
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
@@ -65,7 +65,7 @@ fn refuses(sessions: &SessionManager, server: &Server, bad: &redis::Cmd, code: &
 
 #[test]
 fn a_command_the_server_does_not_know_or_that_has_too_few_arguments_is_rejected() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let both = [fixture.trusting(), fixture.doubting()];
     for sessions in &both {
         refuses(sessions, &fixture.server, redis::cmd("nosuch").arg("x"), "ERR");
@@ -77,7 +77,7 @@ fn a_command_the_server_does_not_know_or_that_has_too_few_arguments_is_rejected(
 
 #[test]
 fn the_first_refusal_is_the_one_that_is_returned() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = fixture.trusting();
     let error = commit_error(sessions.transactional().run(|tx| {
         tx.set("key", 1);

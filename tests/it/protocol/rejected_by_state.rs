@@ -8,7 +8,7 @@ use rediscope::prelude::*;
 use rediscope::{Applied, Begin, CloseReason, SessionManager, TransactionOptions};
 
 use super::fixture::{
-    Fixture, assert_outcome, commit_error, exists, no_connection_is_in_multi, pool_is_whole, warm,
+    Proxied, assert_outcome, commit_error, exists, no_connection_is_in_multi, pool_is_whole, warm,
 };
 use super::rejected::rejected;
 use rediscope_testing::eventually;
@@ -153,7 +153,7 @@ fn a_loading_server_keeps_its_code_loading() {
 
 /// Has a command queued on the server, lets `change` happen, and commits.
 #[track_caller]
-fn exec_is_refused(fixture: &Fixture, change: impl FnOnce(), code: &str, retryable: bool) {
+fn exec_is_refused(fixture: &Proxied, change: impl FnOnce(), code: &str, retryable: bool) {
     let sessions = fixture.warm(fixture.builder().trust_window(LONG).flush_bytes(1));
     let mut tx = sessions.transactional().begin().unwrap();
     tx.set("key", "a value");
@@ -170,7 +170,7 @@ fn exec_is_refused(fixture: &Fixture, change: impl FnOnce(), code: &str, retryab
 
 #[test]
 fn exec_refused_by_a_server_that_became_a_replica_keeps_readonly() {
-    let (fixture, other) = (Fixture::start(), Server::start());
+    let (fixture, other) = (Proxied::start(), Server::start());
     let port = other.port().to_string();
     let change = || fixture.server.ask::<()>(&["REPLICAOF", "127.0.0.1", &port]);
     exec_is_refused(&fixture, change, "READONLY", true);
@@ -180,7 +180,7 @@ fn exec_refused_by_a_server_that_became_a_replica_keeps_readonly() {
 
 #[test]
 fn exec_refused_for_want_of_memory_or_replicas_keeps_the_code() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     exec_is_refused(&fixture, || fixture.server.config_set("maxmemory", "1"), "OOM", true);
     fixture.server.config_set("maxmemory", "0");
     let replicas = |count| fixture.server.config_set("min-replicas-to-write", count);
@@ -191,7 +191,7 @@ fn exec_refused_for_want_of_memory_or_replicas_keeps_the_code() {
 
 #[test]
 fn a_chunk_that_is_refused_fails_check_and_commit() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = fixture.warm(fixture.builder().trust_window(LONG).flush_bytes(1));
     let mut tx = sessions.transactional().begin().unwrap();
     tx.set("key", "a value");

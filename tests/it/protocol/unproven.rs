@@ -11,7 +11,7 @@ use rediscope::{
     SessionManager, TransactionOptions, Transactional,
 };
 
-use super::fixture::{Fixture, assert_outcome, exists, get, pool_is_whole};
+use super::fixture::{Proxied, assert_outcome, exists, get, pool_is_whole};
 use rediscope_testing::eventually;
 use rediscope_testing::front::Front;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
@@ -304,7 +304,7 @@ fn an_error_that_proves_that_nothing_was_applied_is_a_refusal_in_every_form() {
 
 #[test]
 fn a_connection_with_a_doubt_is_closed_and_never_used_again() {
-    let fixture = Fixture::start();
+    let fixture = Proxied::start();
     let sessions = fixture.trusting();
     for fault in
         [Fault::Answer("-ERR lost\r\n"), Fault::Answer("*5\r\n:1\r\n:2\r\n:3\r\n:4\r\n:5\r\n")]

@@ -56,12 +56,13 @@ impl End {
 /// What came of it: the error's text, if there was one.
 type Came = Result<(), String>;
 
-struct Fixture {
+/// A server and a session manager, which take the arguments.
+struct Target {
     server: Server,
     sessions: SessionManager,
 }
 
-impl Fixture {
+impl Target {
     fn built(&self, builder: Builder) -> Came {
         let sessions = builder.build_side().map_err(|error| error.to_string())?;
         let accounts = sessions.transactional();
@@ -126,9 +127,9 @@ impl Fixture {
     }
 }
 
-type Row = (&'static str, Box<dyn Fn(&Fixture, End) -> Came + Sync>);
+type Row = (&'static str, Box<dyn Fn(&Target, End) -> Came + Sync>);
 
-fn row(name: &'static str, call: impl Fn(&Fixture, End) -> Came + Sync + 'static) -> Row {
+fn row(name: &'static str, call: impl Fn(&Target, End) -> Came + Sync + 'static) -> Row {
     (name, Box::new(call))
 }
 
@@ -301,7 +302,7 @@ fn rows() -> Vec<Row> {
 fn every_number_and_every_time_is_taken_at_its_ends_or_refused_with_a_reason() {
     let server = Server::start();
     let sessions = SessionManager::connect(server.url()).unwrap();
-    let fixture = Fixture { server, sessions };
+    let fixture = Target { server, sessions };
     let rows = rows();
     let (fixture, mut refused) = (&fixture, BTreeSet::new());
     thread::scope(|scope| {

@@ -1,6 +1,6 @@
 //! No error, and no `Debug` or `Display` of any public type, holds a key, a value or a password.
 
-use crate::fixture::{LONG, SOON};
+use crate::fixture::{Fixture, LONG, SOON};
 use crate::side::BuildSide as _;
 use std::fmt::Debug;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use rediscope::prelude::*;
 use rediscope::{CheckoutError, CommitError, Error, Outcome, TransactionOptions};
 
 use rediscope_testing::eventually;
-use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
+use rediscope_testing::proxy::{Fault, Script, Trigger};
 use rediscope_testing::server::Server;
 
 const KEY: &str = "key:S3CRET-key";
@@ -62,36 +62,25 @@ fn shown_commit(error: CommitError) {
     shown(error);
 }
 
-struct Fixture {
-    proxy: Proxy,
-    server: Server,
-    sessions: SessionManager,
-}
-
-impl Fixture {
-    /// A user with a password, through a proxy.
-    fn start() -> Self {
-        let server = Server::start();
-        let rule = format!(">{PASSWORD}");
-        server.acl(&["SETUSER", "app", "on", &rule, "~*", "&*", "+@all"]);
-        let proxy = Proxy::to(&server);
-        let url = format!("redis://app:{PASSWORD}@{}/", proxy.address());
-        let builder = SessionManager::builder(url)
-            .max_size(1)
+/// A user with a password, through a proxy.
+fn start() -> Fixture {
+    let server = Server::start();
+    let rule = format!(">{PASSWORD}");
+    server.acl(&["SETUSER", "app", "on", &rule, "~*", "&*", "+@all"]);
+    let fixture = Fixture::as_user(server, PASSWORD, |builder| {
+        let builder = builder
             .trust_window(LONG)
             .connect_timeout(Duration::from_millis(500))
             .response_timeout(Duration::from_millis(500))
             .checkout_timeout(Duration::from_millis(1500));
         debug(&builder);
-        let sessions = builder.build_side().unwrap();
-        sessions.transactional().begin().unwrap().discard().unwrap();
-        Self { proxy, server, sessions }
-    }
+        builder
+    });
+    fixture.sessions.transactional().begin().unwrap().discard().unwrap();
+    fixture
+}
 
-    fn accounts(&self) -> crate::side::Transactional {
-        self.sessions.transactional()
-    }
-
+impl Fixture {
     /// A transaction of one command.
     fn commit(&self, words: &[&str]) -> Result<rediscope::Replies, CommitError> {
         let mut tx = self.accounts().begin().unwrap();
@@ -103,7 +92,7 @@ impl Fixture {
 
 #[test]
 fn handles_scopes_and_values_show_none() {
-    let fixture = Fixture::start();
+    let fixture = start();
     let (sessions, accounts) = (&fixture.sessions, fixture.accounts());
     let mut db = sessions.pooled();
     debug((sessions, &accounts, &db));
@@ -144,7 +133,7 @@ fn handles_scopes_and_values_show_none() {
 
 #[test]
 fn values_of_another_type_are_described_and_not_shown() {
-    let fixture = Fixture::start();
+    let fixture = start();
     let accounts = fixture.accounts();
     let mut db = fixture.sessions.pooled();
     db.set::<_, _, ()>(KEY, VALUE).unwrap();
@@ -157,7 +146,7 @@ fn values_of_another_type_are_described_and_not_shown() {
 
 #[test]
 fn refused_commands_show_none() {
-    let fixture = Fixture::start();
+    let fixture = start();
     for words in [
         &["NOSUCH", KEY, VALUE][..],
         &["nosuch", VALUE, VALUE, VALUE],
@@ -187,7 +176,7 @@ fn refused_commands_show_none() {
 
 #[test]
 fn failed_commands_show_none_whatever_the_server_quotes() {
-    let fixture = Fixture::start();
+    let fixture = start();
     fixture.server.ask::<()>(&["SET", KEY, VALUE]);
     fixture.server.ask::<()>(&["XADD", "stream", "1-1", "f", "v"]);
     let failing: &[&[&str]] = &[
@@ -255,7 +244,7 @@ fn failed_commands_show_none_whatever_the_server_quotes() {
 
 #[test]
 fn failed_commands_of_the_pooled_handle_show_none_once_they_are_ours() {
-    let fixture = Fixture::start();
+    let fixture = start();
     fixture.server.ask::<()>(&["SET", KEY, VALUE]);
     let mut db = fixture.sessions.pooled();
     for words in [
@@ -284,7 +273,7 @@ fn failed_commands_of_the_pooled_handle_show_none_once_they_are_ours() {
 
 #[test]
 fn lost_connections_show_none() {
-    let fixture = Fixture::start();
+    let fixture = start();
     let accounts = fixture.accounts();
     let fail = |trigger, fault| {
         fixture.proxy.arm(Script::from((trigger, fault)).once());
@@ -322,7 +311,7 @@ fn lost_connections_show_none() {
 
 #[test]
 fn commands_that_ran_bare_show_none() {
-    let fixture = Fixture::start();
+    let fixture = start();
     fixture.server.acl(&["SETUSER", "app", "-multi", "-incrby"]);
     let mut tx = fixture.accounts().begin().unwrap();
     tx.set(KEY, VALUE);
@@ -334,7 +323,7 @@ fn commands_that_ran_bare_show_none() {
 
 #[test]
 fn checkouts_that_fail_show_none() {
-    let fixture = Fixture::start();
+    let fixture = start();
     let accounts = fixture.accounts();
     let named = accounts.with(TransactionOptions::new().name("a name"));
     let mut held = named.begin().unwrap();
