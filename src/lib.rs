@@ -35,12 +35,13 @@ pub use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 pub use crate::error::in_doubt::{
     CommitToken, InDoubt, InvalidToken, Resolution, UnresolvedReason,
 };
-pub use crate::error::lock::{LockError, LockHolder, LostReason};
+pub use crate::error::lock::{LockError, LostReason};
 pub use crate::error::open_scope::OpenScope;
 pub use crate::error::pin_expired::PinExpired;
 pub use crate::lock::guard::LockGuard;
 pub use crate::lock::handle::{Lock, RwLock};
 pub use crate::pooled::handle::Pooled;
+pub use crate::protocol::lock::acquire::LockHolder;
 pub use crate::protocol::replication::ReplicaAcks;
 pub use crate::protocol::retry::RetryPolicy;
 pub use crate::protocol::server_error::ServerError;

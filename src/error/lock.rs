@@ -4,25 +4,15 @@
 
 use std::error::Error;
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::applied::Applied;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
+use crate::protocol::lock::acquire::LockHolder;
 use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::server_error::ServerError;
 use crate::text::{brief, display};
-
-/// The holder of a lock, as of the last request to the server.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct LockHolder {
-    /// The holder's label ([`Lock::label`](crate::Lock::label)).
-    pub label: Option<Arc<str>>,
-    /// Time left of the lease. The lease may have been extended since.
-    pub remaining: Duration,
-}
 
 impl fmt::Display for LockHolder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -128,6 +118,11 @@ pub enum LockError {
 display!(LockError);
 
 impl LockError {
+    /// The request cannot work.
+    pub(crate) fn refused(setting: &'static str, reason: &'static str) -> Self {
+        Self::Refused { setting, reason }
+    }
+
     pub(crate) fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Timeout { waited, holder } => {

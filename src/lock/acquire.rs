@@ -8,32 +8,25 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use redis::Value;
-
 use crate::error::applied::Applied;
-use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
-use crate::error::lock::{LockError, LockHolder, LostReason};
+use crate::error::lock::{LockError, LostReason};
 use crate::lock::client::{ScriptReplies, Via, refused, unexpected_reply};
 use crate::lock::guard::LockGuard;
 use crate::lock::lease::LockLease;
 use crate::lock::manager::LockManager;
-use crate::lock::renewal::CannotBegin;
-use crate::protocol::lock::acquire::{AcquireCall, AcquireReply, LockMode};
-use crate::protocol::lock::keys::LockKeys;
+use crate::protocol::lock::acquire::{
+    AcquireReply, HEARTBEAT_TIMEOUT, LockHolder, LockRequest, MAX_QUIET_WAIT,
+};
 use crate::protocol::lock::lease::{release, valid_until};
 use crate::protocol::lock::script::Call;
-use crate::protocol::replication::{Durability, ReplicaAcks};
+use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::retry::Backoff;
 use crate::sync::lock;
 
 /// Interval of a waiter's heartbeat in fair mode. A waiter without a heartbeat for three intervals
 /// loses its place.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Maximum time between two requests of a waiter that receives messages about releases: a message
-/// can be lost.
-const MAX_QUIET_WAIT: Duration = Duration::from_secs(30);
 /// Minimum and maximum delay between requests of a waiter that receives no messages.
 const POLL_PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
 
@@ -61,46 +54,18 @@ impl Permits {
     }
 }
 
-/// The lock to acquire, and how.
-#[derive(Clone, Debug)]
-pub(crate) struct LockRequest {
-    pub(crate) names: Arc<LockKeys>,
-    pub(crate) mode: LockMode,
-    /// Maximum number of holders. All clones of a handle share it.
-    pub(crate) permits: Arc<Permits>,
-    pub(crate) lease: Duration,
-    pub(crate) renewed: bool,
-    pub(crate) fair: bool,
-    pub(crate) label: Option<Arc<str>>,
-    pub(crate) replicas: Option<Durability>,
-}
-
-impl LockRequest {
-    /// Returns whether the server knows a waiting caller: by its place in the queue, or because it
-    /// keeps the number of permits for it.
-    fn is_known_to_wait(&self) -> bool {
-        self.fair || self.mode == LockMode::Semaphore
-    }
-}
-
 /// Acquires the lock, and waits up to `wait` for it.
 pub(crate) fn acquire(
     manager: &Arc<LockManager>,
-    request: &LockRequest,
+    (request, permits): (&LockRequest, &Permits),
     wait: Duration,
 ) -> Result<LockGuard, LockError> {
     manager.settings.here().map_err(LockError::Checkout)?;
     let started = Instant::now();
     // An instant that far ahead may not exist; a day has the same effect.
     let deadline = started + wait.min(Duration::from_secs(24 * 60 * 60));
-    let _begun = manager.renewer.begin_acquisition().map_err(|why| match why {
-        CannotBegin::Closed => LockError::Checkout(CheckoutError::Closed),
-        CannotBegin::NoThread => LockError::Refused {
-            setting: "thread",
-            reason: "the system started no thread to extend the lease",
-        },
-    })?;
-    let mut attempt = Attempt::new(manager, request, deadline)?;
+    let _begun = manager.renewer.begin_acquisition()?;
+    let mut attempt = Attempt::new(manager, request, permits, deadline)?;
     // If other callers already wait, one request before the wait is enough.
     let mut ticket = manager.waiters.join_live(&request.names.wake, &attempt.owner_token);
     if let Some(ticket) = &ticket {
@@ -117,9 +82,6 @@ pub(crate) fn acquire(
                 tracing::debug!(waited = ?started.elapsed(), "lock acquired");
                 return Ok(guard);
             }
-            // This path does not wait: the call still has to act on a wakeup that it may have
-            // received.
-            Ok(AttemptResult::PermitsChanged) => continue,
             Ok(AttemptResult::Busy(by)) => {
                 holder = by;
                 None
@@ -172,8 +134,6 @@ enum AttemptResult {
     Held(LockGuard),
     /// The lock is held; the holder, if the server returned one.
     Busy(Option<LockHolder>),
-    /// The handle's own number of permits has just been changed: the request is repeated at once.
-    PermitsChanged,
 }
 
 /// The token of one acquisition, and the traces it may have left on the server. The drop releases
@@ -181,6 +141,7 @@ enum AttemptResult {
 struct Attempt<'a> {
     manager: &'a Arc<LockManager>,
     request: &'a LockRequest,
+    permits: &'a Permits,
     owner_token: String,
     deadline: Instant,
     /// Deadline of the last exchange.
@@ -196,40 +157,30 @@ impl<'a> Attempt<'a> {
     fn new(
         manager: &'a Arc<LockManager>,
         request: &'a LockRequest,
+        permits: &'a Permits,
         deadline: Instant,
     ) -> Result<Self, LockError> {
         let mut random = [0; 16];
-        getrandom::fill(&mut random).map_err(|_| LockError::Refused {
-            setting: "token",
-            reason: "the system has no random bits to give",
-        })?;
+        getrandom::fill(&mut random)
+            .map_err(|_| LockError::refused("token", "the system has no random bits to give"))?;
         let owner_token = format!("{}{:032x}", request.mode.letter(), u128::from_ne_bytes(random));
-        let over = deadline + manager.settings.response_timeout;
-        let (may_hold, queued, maybe_partial) = (false, false, false);
-        Ok(Self { manager, request, owner_token, deadline, over, may_hold, queued, maybe_partial })
-    }
-
-    fn call(&self, enqueue: bool, permits: u32) -> Call {
-        let LockRequest { names, mode, lease, fair, label, .. } = self.request;
-        // The waiter has sent another request by then, or has left.
-        let waits = self.deadline.saturating_duration_since(Instant::now());
-        AcquireCall {
-            names,
-            owner_token: &self.owner_token,
-            mode: *mode,
-            lease: *lease,
+        Ok(Self {
+            manager,
+            request,
             permits,
-            label: label.as_deref().unwrap_or_default(),
-            heartbeat_timeout: if *fair { HEARTBEAT_TIMEOUT } else { Duration::ZERO },
-            enqueue,
-            waits: waits.min(MAX_QUIET_WAIT + HEARTBEAT_TIMEOUT),
-        }
-        .call()
+            owner_token,
+            deadline,
+            over: deadline + manager.settings.response_timeout,
+            may_hold: false,
+            queued: false,
+            maybe_partial: false,
+        })
     }
 
     fn try_once(&mut self, enqueue: bool) -> Result<AttemptResult, LockError> {
-        let permits = self.request.permits.get();
-        let call = self.call(enqueue, permits);
+        let permits = self.permits.get();
+        let waits = enqueue.then(|| self.deadline.saturating_duration_since(Instant::now()));
+        let call = self.request.call(&self.owner_token, permits, waits);
         // Set before the bytes are sent: any later step may end early, also by a panic of the
         // user's log.
         let (maybe_in_flight, queued) = (self.may_hold, self.queued);
@@ -244,28 +195,28 @@ impl<'a> Attempt<'a> {
         })?;
         // A copy that was sent on a lost connection may still arrive.
         let maybe_in_flight = maybe_in_flight || replies.repeated;
-        let (tried, waits) = match AcquireReply::of(replies.values.first()) {
+        let reply = AcquireReply::of(replies.values.first());
+        let waits = enqueue && matches!(reply, AcquireReply::Busy(_));
+        let tried = match reply {
             AcquireReply::Held(fencing) => return self.held(fencing, &replies, maybe_in_flight),
-            AcquireReply::Busy(by) => {
-                let holder = by.map(|(label, remaining)| LockHolder { label, remaining });
-                (Ok(AttemptResult::Busy(holder)), enqueue)
-            }
-            AcquireReply::OtherPermits(kept) => {
-                let other = LockError::OtherPermits { asked: permits, kept };
-                // If this handle's number has just changed, the call is repeated with the new
-                // one.
-                let is_other = self.request.permits.settled() == permits;
-                (if is_other { Err(other) } else { Ok(AttemptResult::PermitsChanged) }, false)
-            }
-            AcquireReply::NoFencingToken => (Err(LockError::NoFencingToken), false),
-            AcquireReply::Error(error) => {
-                let error = refused("acquire", error);
-                self.maybe_partial |= error.applied() != Applied::No;
-                (Err(error), false)
-            }
             // Only this attempt releases its token.
             AcquireReply::Released => return Err(LockError::Lost { why: LostReason::Gone }),
             AcquireReply::Unexpected => return Err(unexpected_reply("acquire")),
+            AcquireReply::Busy(holder) => Ok(AttemptResult::Busy(holder)),
+            // If this handle's number has just changed, the call is repeated with the new one.
+            AcquireReply::OtherPermits(_) if self.permits.settled() != permits => {
+                (self.may_hold, self.queued) = (maybe_in_flight, queued);
+                return self.try_once(enqueue);
+            }
+            AcquireReply::OtherPermits(kept) => {
+                Err(LockError::OtherPermits { asked: permits, kept })
+            }
+            AcquireReply::NoFencingToken => Err(LockError::NoFencingToken),
+            AcquireReply::Error(error) => {
+                let error = refused("acquire", error);
+                self.maybe_partial |= error.applied() != Applied::No;
+                Err(error)
+            }
         };
         // The server does not have the token, or its state is known: see `maybe_partial`.
         self.may_hold = maybe_in_flight;
@@ -293,23 +244,17 @@ impl<'a> Attempt<'a> {
                 return Err(LockError::NotReplicated { wanted: wanted.wanted(), got });
             }
         }
-        let LockRequest { names, lease, renewed, .. } = self.request;
-        if valid_until(*lease, replies.timing) <= Instant::now() {
+        if valid_until(self.request.lease, replies.timing) <= Instant::now() {
             // A repeated request with the same token extends the lease, if the lock is free by
             // then.
             let late =
                 ConnectionError::timed_out("the reply arrived when the lease had nearly ended");
             return Err(LockError::Connection { during: "acquire", source: late });
         }
-        let lock_lease = Arc::new(LockLease::new(
-            Arc::clone(names),
-            self.owner_token.clone(),
-            fencing,
-            (*lease, *renewed),
-            replies.timing,
-            Arc::clone(&self.manager.counters),
-        ));
-        let guard = LockGuard::new(Arc::clone(self.manager), lock_lease, maybe_in_flight);
+        let counters = Arc::clone(&self.manager.counters);
+        let token = self.owner_token.clone();
+        let lock_lease = LockLease::new(self.request, token, fencing, replies.timing, counters);
+        let guard = LockGuard::new(Arc::clone(self.manager), Arc::new(lock_lease), maybe_in_flight);
         // From here on the guard has to release the lock.
         (self.may_hold, self.queued, self.maybe_partial) = (false, false, false);
         guard.start_renewal();
@@ -324,7 +269,7 @@ impl<'a> Attempt<'a> {
         limit > now
             && client
                 .ask_one("release", call, Via::OwnConnection, limit)
-                .is_ok_and(|reply| matches!(reply.value, Value::Int(_)))
+                .is_ok_and(|reply| reply.was_held("release").is_ok())
     }
 }
 

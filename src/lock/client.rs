@@ -82,59 +82,38 @@ pub(crate) struct ScriptReplies {
     pub(crate) repeated: bool,
 }
 
-/// The reply to one call.
-#[derive(Debug)]
-pub(crate) struct ScriptReply {
-    pub(crate) value: Value,
-    pub(crate) timing: Timing,
-    pub(crate) repeated: bool,
-    during: &'static str,
-}
-
-impl ScriptReply {
-    /// Returns whether the owner token held the lock when it was renewed or released.
-    pub(crate) fn was_held(&self) -> Result<bool, LockError> {
-        was_held(&self.value).ok_or_else(|| unexpected_reply(self.during))
+impl ScriptReplies {
+    /// Returns whether the owner token held the lock that was renewed or released.
+    pub(crate) fn was_held(&self, during: &'static str) -> Result<bool, LockError> {
+        self.values.first().and_then(was_held).ok_or_else(|| unexpected_reply(during))
     }
 }
 
 /// Why there is no reply.
 #[derive(Debug)]
 pub(crate) enum CallError {
-    /// Nothing was sent.
-    Checkout(CheckoutError),
-    /// The connection was lost, and no other one was available. The call may have arrived, or may
-    /// yet arrive.
-    Again(CheckoutError),
+    /// No connection was available. If the call was sent before, on a connection that was lost, it
+    /// may have arrived, or may yet arrive.
+    Checkout { error: CheckoutError, sent_before: bool },
     /// The call may have arrived, or may yet arrive.
     Lost(ConnectionError),
 }
 
 impl CallError {
     pub(crate) fn may_arrive(&self) -> bool {
-        !matches!(self, Self::Checkout(_))
-    }
-
-    /// The same error, if an earlier copy was `sent` already.
-    fn after_sending(self, sent: bool) -> Self {
-        match self {
-            Self::Checkout(error) if sent => Self::Again(error),
-            failed => failed,
-        }
+        !matches!(self, Self::Checkout { sent_before: false, .. })
     }
 
     pub(crate) fn into_lock_error(self, during: &'static str) -> LockError {
-        match self {
-            Self::Checkout(error) => LockError::Checkout(error),
-            Self::Again(error) => LockError::Connection {
-                during,
-                source: match error {
-                    CheckoutError::Connect { source, .. } => source,
-                    _ => ConnectionError::timed_out("no connection to send it again on"),
-                },
-            },
-            Self::Lost(source) => LockError::Connection { during, source },
-        }
+        let source = match self {
+            Self::Checkout { error, sent_before: false } => return LockError::Checkout(error),
+            Self::Checkout { error: CheckoutError::Connect { source, .. }, .. } => source,
+            Self::Checkout { .. } => {
+                ConnectionError::timed_out("no connection to send it again on")
+            }
+            Self::Lost(source) => source,
+        };
+        LockError::Connection { during, source }
     }
 }
 
@@ -172,26 +151,23 @@ impl ScriptClient {
     }
 
     /// Opens the own connection to the node of `slot` in the background, unless it is open.
-    pub(crate) fn warm(&self, slot: Option<u16>) {
-        let slot = slot.filter(|_| self.is_in_cluster());
-        self.own.warm(&Route::to(slot));
+    pub(crate) fn warm(&self, slot: u16) {
+        self.own.warm(&Route::to(self.is_in_cluster().then_some(slot)));
     }
 
-    /// Sends one call and returns its reply, or the server's refusal as an error.
+    /// Sends one call. Fails with the server's refusal.
     pub(crate) fn ask_one(
         &self,
         during: &'static str,
         call: &Call,
         via: Via<'_>,
         limit: Instant,
-    ) -> Result<ScriptReply, LockError> {
+    ) -> Result<ScriptReplies, LockError> {
         let asked = self.ask(&[call], via, limit);
-        let ScriptReplies { values, timing, repeated } =
-            asked.map_err(|failed| failed.into_lock_error(during))?;
-        match values.into_iter().next() {
-            Some(Value::ServerError(error)) => Err(refused(during, &error)),
-            Some(value) => Ok(ScriptReply { value, timing, repeated, during }),
-            None => Err(unexpected_reply(during)),
+        let replies = asked.map_err(|failed| failed.into_lock_error(during))?;
+        match replies.values.first() {
+            Some(Value::ServerError(error)) => Err(refused(during, error)),
+            _ => Ok(replies),
         }
     }
 
@@ -204,12 +180,17 @@ impl ScriptClient {
         limit: Instant,
     ) -> Result<ScriptReplies, CallError> {
         let mut route = Route::to(calls.first().and_then(|call| self.slot_of(call)));
-        let mut by = By::Hash;
-        let mut repeated = false;
+        let (mut by, mut sent_before) = (By::Hash, false);
         let checkout_deadline = self.checkout_deadline(limit);
         let mut budget = RedirectBudget::until(checkout_deadline);
         loop {
-            let mut asked = self.exchange(&Request::new(&route, calls, by, via, limit), via);
+            let mut request = self.request(&route, via, limit);
+            calls.iter().for_each(|call| request.push(call, by));
+            if let Via::Replicated(durability) = via {
+                durability.write(&mut request.bytes);
+                request.count += 1;
+            }
+            let mut asked = self.exchange(&request, &mut sent_before);
             if route.ask
                 && let Ok(replies) = &mut asked
             {
@@ -217,18 +198,13 @@ impl ScriptClient {
                 replies.values = redirect::all_after_asking(std::mem::take(&mut replies.values));
                 replies.values.extend(behind);
             }
-            repeated |= match &asked {
-                Ok(replies) => replies.repeated,
-                Err(failed) => failed.may_arrive(),
-            };
             if let Some(redirect) = self.redirect_for(&route, &asked, checkout_deadline)
                 && redirect_pause::try_next(&mut budget, &redirect)
             {
                 route = redirect.route();
                 continue;
             }
-            let mut replies = asked.map_err(|failed| failed.after_sending(repeated))?;
-            replies.repeated |= repeated;
+            let replies = asked?;
             let unknown = |value: &Value| matches!(value, Value::ServerError(error) if error.code() == "NOSCRIPT");
             if by == By::Source || !replies.values.iter().any(unknown) {
                 return Ok(replies);
@@ -240,13 +216,13 @@ impl ScriptClient {
 
     /// Publishes an empty message on `channel`.
     pub(crate) fn publish(&self, channel: &str, limit: Instant) -> Result<(), CallError> {
-        let mut bytes = Vec::new();
-        encode::command(&mut bytes, &["PUBLISH"], |args| {
+        let route = Route::default();
+        let mut request = self.request(&route, Via::PooledFirst, limit);
+        encode::command(&mut request.bytes, &["PUBLISH"], |args| {
             args.arg(channel).arg("");
         });
-        let route = Route::default();
-        let request = Request { route: &route, bytes, count: 1, limit, waits: Duration::ZERO };
-        self.exchange(&request, Via::PooledFirst).map(drop)
+        request.count = 1;
+        self.exchange(&request, &mut false).map(drop)
     }
 
     /// Returns the redirect to follow, if the node does not serve the slot. All calls can be sent
@@ -265,7 +241,7 @@ impl ScriptClient {
         };
         match asked {
             Ok(answers) => answers.values.iter().find_map(refused),
-            Err(CallError::Checkout(error) | CallError::Again(error)) => {
+            Err(CallError::Checkout { error, .. }) => {
                 self.own.on_unreachable(route, error, deadline)
             }
             Err(CallError::Lost(_)) => None,
@@ -277,34 +253,42 @@ impl ScriptClient {
         limit.min(Instant::now() + self.settings.checkout_timeout)
     }
 
-    /// Sends on a connection, and again on another one if that one is lost.
-    fn exchange(&self, request: &Request<'_>, via: Via<'_>) -> Result<ScriptReplies, CallError> {
-        let checkout_deadline = self.checkout_deadline(request.limit);
-        let mut pooled =
-            self.pooled(request.route, via, checkout_deadline).map_err(CallError::Checkout)?;
+    /// Returns a request without calls.
+    fn request<'r>(&self, route: &'r Route, via: Via<'r>, limit: Instant) -> Request<'r> {
+        let checkout_deadline = self.checkout_deadline(limit);
+        Request { route, via, bytes: Vec::new(), count: 0, checkout_deadline, limit }
+    }
+
+    /// Sends on a connection, and again on another one if that one is lost. Sets `sent_before` if
+    /// a copy may be in flight that has no reply.
+    fn exchange(
+        &self,
+        request: &Request<'_>,
+        sent_before: &mut bool,
+    ) -> Result<ScriptReplies, CallError> {
+        let failed = |error, sent_before| CallError::Checkout { error, sent_before };
+        let mut pooled = self.pooled(request).map_err(|error| failed(error, *sent_before))?;
         let mut budget = match &pooled {
             Some(checkout) => checkout.retry_budget(),
             None => RetryBudget::new(MAX_SENDS - 1),
         };
-        let mut repeated = false;
         loop {
             let sent = match &mut pooled {
-                Some(checkout) => self.send_pooled(checkout, request, checkout_deadline),
-                None => self.send_own(request, via, checkout_deadline),
+                Some(checkout) => self.send_pooled(checkout, request),
+                None => self.send_own(request),
             };
-            let Sent { at, trusted, values } =
-                sent.map_err(|error| CallError::Checkout(error).after_sending(repeated))?;
+            let Sent { at, trusted, values } = sent.map_err(|error| failed(error, *sent_before))?;
             let cause = match values {
                 Ok(values) => {
                     let timing = Timing { sent: at, took: at.elapsed() };
-                    return Ok(ScriptReplies { values, timing, repeated });
+                    return Ok(ScriptReplies { values, timing, repeated: *sent_before });
                 }
                 Err(cause) => cause,
             };
-            if Instant::now() >= checkout_deadline || !budget.allow(trusted, &cause) {
+            *sent_before = true;
+            if Instant::now() >= request.checkout_deadline || !budget.allow(trusted, &cause) {
                 return Err(CallError::Lost(cause));
             }
-            repeated = true;
             match &mut pooled {
                 Some(checkout) => checkout.log_retry(&cause),
                 None => tracing::debug!(%cause, "sent again on a new connection"),
@@ -313,70 +297,58 @@ impl ScriptClient {
     }
 
     /// Takes a pooled connection. `None`: the call uses the own one.
-    fn pooled(
-        &self,
-        route: &Route,
-        via: Via<'_>,
-        checkout_deadline: Instant,
-    ) -> Result<Option<Checkout>, CheckoutError> {
+    fn pooled(&self, request: &Request<'_>) -> Result<Option<Checkout>, CheckoutError> {
+        let Request { route, via, checkout_deadline, .. } = *request;
+        if matches!(via, Via::OwnConnection | Via::OwnStrictly) {
+            return Ok(None);
+        }
         let open = || match self.closed.load(Ordering::Acquire) {
             true => Err(CheckoutError::Closed),
             false => Ok(()),
         };
-        match via {
-            Via::OwnConnection | Via::OwnStrictly => Ok(None),
-            Via::Replicated(_) => {
-                open()?;
-                self.pooled.checkout(route, checkout_deadline).map(Some)
-            }
-            Via::PooledFirst => {
-                open()?;
-                let free = self.pooled.try_checkout(route, checkout_deadline)?;
-                // The pool may have been closed meanwhile.
-                if free.is_none() {
-                    open()?;
-                }
-                Ok(free)
-            }
+        open()?;
+        if let Via::Replicated(_) = via {
+            return self.pooled.checkout(route, checkout_deadline).map(Some);
         }
+        let free = self.pooled.try_checkout(route, checkout_deadline)?;
+        // The pool may have been closed meanwhile.
+        if free.is_none() {
+            open()?;
+        }
+        Ok(free)
     }
 
     fn send_pooled(
         &self,
         checkout: &mut Checkout,
         request: &Request<'_>,
-        checkout_deadline: Instant,
     ) -> Result<Sent, CheckoutError> {
-        checkout.connection(checkout_deadline).map_err(|error| match error {
+        checkout.connection(request.checkout_deadline).map_err(|error| match error {
             Error::Checkout(error) => error,
             _ => CheckoutError::Closed,
         })?;
+        // The server waits before it replies to WAIT.
+        let waits = match request.via {
+            Via::Replicated(durability) => durability.timeout(),
+            _ => Duration::ZERO,
+        };
         let (trusted, at) = (checkout.is_trusted(), Instant::now());
-        let deadline = self.deadline(request.limit, request.waits);
+        let deadline = self.deadline(request.limit, waits);
         Ok(Sent { at, trusted, values: send(checkout, request, deadline) })
     }
 
     /// Sends on the own connection, together with other callers' calls.
-    fn send_own(
-        &self,
-        request: &Request<'_>,
-        via: Via<'_>,
-        checkout_deadline: Instant,
-    ) -> Result<Sent, CheckoutError> {
+    fn send_own(&self, request: &Request<'_>) -> Result<Sent, CheckoutError> {
+        let Request { route, via, ref bytes, count, checkout_deadline, limit } = *request;
         let strict = matches!(via, Via::OwnStrictly);
         let grace = if strict { Duration::ZERO } else { MIN_OWN_EXCHANGE };
         let grace = grace.min(self.settings.response_timeout);
-        let deadline = || self.deadline(request.limit.max(Instant::now() + grace), Duration::ZERO);
-        let job = || BatchRequest {
-            bytes: request.bytes.clone(),
-            kind: RequestKind::Calls { count: request.count },
-        };
+        let deadline = || self.deadline(limit.max(Instant::now() + grace), Duration::ZERO);
+        let job = || BatchRequest { bytes: bytes.clone(), kind: RequestKind::Calls { count } };
         let mut at = Instant::now();
-        let joined = self.own.checkout_batched_calls(request.route, checkout_deadline, job);
-        if strict
-            && Instant::now() >= request.limit
-            && !matches!(joined, Ok(BatchCheckout::Response(_)))
-        {
+        let joined = self.own.checkout_batched_calls(route, checkout_deadline, job);
+        let is_sent = matches!(joined, Ok(BatchCheckout::Response(_)));
+        if strict && !is_sent && Instant::now() >= limit {
             // The connection is passed on unchanged: other callers may have time left.
             let source = ConnectionError::timed_out("no time left to send");
             return Err(CheckoutError::Connect { waited: Duration::ZERO, source });
@@ -401,36 +373,26 @@ impl ScriptClient {
     }
 }
 
-/// The calls to send, and the deadline of their replies.
+/// The calls to send, and the deadlines.
 struct Request<'r> {
     route: &'r Route,
+    via: Via<'r>,
     bytes: Vec<u8>,
     /// Number of replies.
     count: u32,
+    checkout_deadline: Instant,
     limit: Instant,
-    /// Time that the server may wait before it replies.
-    waits: Duration,
 }
 
-impl<'r> Request<'r> {
-    fn new(route: &'r Route, calls: &[&Call], by: By, via: Via<'_>, limit: Instant) -> Self {
-        let (mut bytes, mut count) = (Vec::with_capacity(512 * calls.len()), 0);
-        for call in calls {
-            // Each call is one command, and ASKING applies to one command.
-            if route.ask {
-                bytes.extend_from_slice(ASKING);
-                count += 1;
-            }
-            call.write(&mut bytes, by);
-            count += 1;
+impl Request<'_> {
+    fn push(&mut self, call: &Call, by: By) {
+        // Each call is one command, and ASKING applies to one command.
+        if self.route.ask {
+            self.bytes.extend_from_slice(ASKING);
+            self.count += 1;
         }
-        let mut waits = Duration::ZERO;
-        if let Via::Replicated(durability) = via {
-            durability.write(&mut bytes);
-            count += 1;
-            waits = durability.timeout();
-        }
-        Self { route, bytes, count, limit, waits }
+        call.write(&mut self.bytes, by);
+        self.count += 1;
     }
 }
 

@@ -108,7 +108,7 @@ impl LockGuard {
     /// Starts the renewal of the lease.
     pub(crate) fn start_renewal(&self) {
         self.manager.renewer.watch(&self.lock_lease);
-        self.manager.client.warm(Some(slot::of_key(self.lock_lease.names.holders.as_bytes())));
+        self.manager.client.warm(slot::of_key(self.lock_lease.names.holders.as_bytes()));
     }
 
     /// Returns a number that grows with every acquisition of any lock of this prefix, in the order
@@ -164,7 +164,7 @@ impl LockGuard {
         let client = &self.manager.client;
         let asked = client.ask_one("ensure_held", &call, Via::OwnConnection, limit);
         let answer = asked.and_then(|reply| {
-            match reply.was_held()? {
+            match reply.was_held("ensure_held")? {
                 true if extends => self.lock_lease.extended(reply.timing),
                 true => {}
                 false => self.lock_lease.lose(LostReason::Gone),

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use redis::Value;
 
 use crate::error::any::Error;
-use crate::error::lock::{LockError, LockHolder};
-use crate::lock::acquire::{LockRequest, Permits, acquire};
+use crate::error::lock::LockError;
+use crate::lock::acquire::{Permits, acquire};
 use crate::lock::client::{Via, unexpected_reply};
 use crate::lock::guard::LockGuard;
 use crate::lock::manager::LockManager;
-use crate::protocol::lock::acquire::{LockMode, peeked};
+use crate::protocol::lock::acquire::{LockHolder, LockMode, LockRequest, peeked};
 use crate::protocol::lock::keys::LockKeys;
 use crate::protocol::lock::script::{Call, FORCE, PEEK, PERMITS};
 use crate::protocol::replication::Durability;
@@ -24,7 +24,6 @@ const DEFAULT_LEASE: Duration = Duration::from_secs(30);
 const SHORTEST_LEASE: Duration = Duration::from_millis(10);
 const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 const LONGEST_LABEL: usize = 256;
-const NO_PERMIT: (&str, &str) = ("permits", "a semaphore has at least one permit");
 
 /// A lock by name, which any number of processes can acquire, and the options of its acquisition.
 ///
@@ -58,7 +57,9 @@ const NO_PERMIT: (&str, &str) = ("permits", "a semaphore has at least one permit
 pub struct Lock {
     manager: Arc<LockManager>,
     request: LockRequest,
-    refused: Option<(&'static str, &'static str)>,
+    /// Maximum number of holders. All clones of a handle share it.
+    permits: Arc<Permits>,
+    refused: Option<LockError>,
 }
 
 impl UnwindSafe for Lock {}
@@ -79,21 +80,22 @@ impl Lock {
             manager.client.is_in_cluster(),
         ));
         let refused = match permits {
-            _ if name.is_empty() => Some(("name", "a lock's name must not be empty")),
-            0 => Some(NO_PERMIT),
+            _ if name.is_empty() => {
+                Some(LockError::refused("name", "a lock's name must not be empty"))
+            }
+            0 => Some(no_permit()),
             _ => None,
         };
         let request = LockRequest {
             names,
             mode,
-            permits: Arc::new(Permits::new(permits)),
             lease: DEFAULT_LEASE,
             renewed: true,
             fair: false,
             label: None,
             replicas: None,
         };
-        Self { manager, request, refused }
+        Self { manager, request, permits: Arc::new(Permits::new(permits)), refused }
     }
 
     /// Sets the time for which the server keeps the lock without a renewal. A living holder extends
@@ -101,7 +103,8 @@ impl Lock {
     /// Default 30 s, 10 ms to a day.
     pub fn lease(mut self, lease: Duration) -> Self {
         if !(SHORTEST_LEASE..=LONGEST_LEASE).contains(&lease) {
-            self.refused.get_or_insert(("lease", "must be between 10 ms and a day"));
+            let reason = "must be between 10 ms and a day";
+            self.refused.get_or_insert(LockError::refused("lease", reason));
         }
         self.request.lease = lease;
         self
@@ -113,7 +116,8 @@ impl Lock {
     pub fn label(mut self, label: impl Into<Arc<str>>) -> Self {
         let label = label.into();
         if label.len() > LONGEST_LABEL {
-            self.refused.get_or_insert(("label", "must not be longer than 256 bytes"));
+            let reason = "must not be longer than 256 bytes";
+            self.refused.get_or_insert(LockError::refused("label", reason));
         }
         self.request.label = Some(label);
         self
@@ -160,7 +164,7 @@ impl Lock {
     /// the background if necessary.
     pub fn acquire(&self, wait: Duration) -> Result<LockGuard, LockError> {
         self.check()?;
-        acquire(&self.manager, &self.request, wait)
+        acquire(&self.manager, (&self.request, &self.permits), wait)
     }
 
     /// Acquires the lock if it is free, and returns `None` if another caller holds it.
@@ -241,10 +245,8 @@ impl Lock {
     pub fn holder(&self) -> Result<Option<LockHolder>, LockError> {
         let names = &self.request.names;
         let call = Call::new(&PEEK, [&names.holders, &names.info], [""; 0]);
-        match peeked(&self.ask("holder", call)?) {
-            Some(holder) => Ok(holder.map(|(label, remaining)| LockHolder { label, remaining })),
-            None => Err(unexpected_reply("holder")),
-        }
+        let reply = self.ask("holder", call)?;
+        peeked(&reply).ok_or_else(|| unexpected_reply("holder"))
     }
 
     /// Takes the lock away from its holder and wakes the waiters. For a semaphore and a read/write
@@ -292,20 +294,19 @@ impl Lock {
     /// [`LockError::Refused`] for 0, and for a lock that is not a semaphore: nothing was sent. If
     /// the server could not be reached, or refused, this handle keeps its former number.
     pub fn set_permits(&self, permits: u32) -> Result<(), LockError> {
-        let refused = |(setting, reason)| Err(LockError::Refused { setting, reason });
         if self.request.mode != LockMode::Semaphore {
-            return refused(("permits", "only a semaphore has permits"));
+            return Err(LockError::refused("permits", "only a semaphore has permits"));
         }
         if permits == 0 {
-            return refused(NO_PERMIT);
+            return Err(no_permit());
         }
         let names = &self.request.names;
         let arguments = [&*permits.to_string(), &names.wake];
         let call = Call::new(&PERMITS, names.state(), arguments);
-        let _changing = lock(&self.request.permits.changing);
+        let _changing = lock(&self.permits.changing);
         match self.ask("set_permits", call)? {
             Value::Int(_) => {
-                self.request.permits.number.store(permits, Ordering::Relaxed);
+                self.permits.number.store(permits, Ordering::Relaxed);
                 Ok(())
             }
             _ => Err(unexpected_reply("set_permits")),
@@ -313,10 +314,7 @@ impl Lock {
     }
 
     fn check(&self) -> Result<(), LockError> {
-        match self.refused {
-            Some((setting, reason)) => Err(LockError::Refused { setting, reason }),
-            None => Ok(()),
-        }
+        self.refused.clone().map_or(Ok(()), Err)
     }
 
     fn ask(&self, during: &'static str, call: Call) -> Result<Value, LockError> {
@@ -324,9 +322,13 @@ impl Lock {
         self.check()?;
         let settings = &self.manager.settings;
         let limit = Instant::now() + settings.checkout_timeout + settings.response_timeout;
-        let reply = self.manager.client.ask_one(during, &call, Via::PooledFirst, limit)?;
-        Ok(reply.value)
+        let mut reply = self.manager.client.ask_one(during, &call, Via::PooledFirst, limit)?;
+        reply.values.pop().ok_or_else(|| unexpected_reply(during))
     }
+}
+
+fn no_permit() -> LockError {
+    LockError::refused("permits", "a semaphore has at least one permit")
 }
 
 /// Shows no name.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::commit::lock_check::LockProbe;
 use crate::error::lock::LostReason;
+use crate::protocol::lock::acquire::LockRequest;
 use crate::protocol::lock::keys::LockKeys;
 use crate::protocol::lock::lease::{LeaseTimes, Timing, renew};
 use crate::protocol::lock::script::Call;
@@ -54,34 +55,26 @@ impl State {
 impl LockLease {
     /// Creates a lease that was requested with this timing.
     pub(crate) fn new(
-        names: Arc<LockKeys>,
+        request: &LockRequest,
         owner_token: String,
         fencing: u64,
-        (lease, renewed): (Duration, bool),
         timing: Timing,
         counters: Arc<LockCounters>,
     ) -> Self {
         counters.acquired.add();
         counters.held.increment();
-        let state = Mutex::new(State {
-            times: LeaseTimes::new(lease, timing),
-            lost: None,
-            released: false,
-            callbacks: Vec::new(),
-        });
-        let (handles, renewal_pauses) = (AtomicUsize::new(1), AtomicUsize::new(0));
-        let failures = AtomicU32::new(0);
+        let times = LeaseTimes::new(request.lease, timing);
         Self {
-            names,
+            names: Arc::clone(&request.names),
             owner_token,
             fencing,
-            lease,
-            renewed,
+            lease: request.lease,
+            renewed: request.renewed,
             counters,
-            handles,
-            renewal_pauses,
-            failures,
-            state,
+            handles: AtomicUsize::new(1),
+            renewal_pauses: AtomicUsize::new(0),
+            failures: AtomicU32::new(0),
+            state: Mutex::new(State { times, lost: None, released: false, callbacks: Vec::new() }),
         }
     }
 
@@ -131,26 +124,16 @@ impl LockLease {
     }
 
     /// Returns when the renewal thread has to check the lease again; `extends`: leases are still
-    /// extended.
-    pub(crate) fn next_look(&self, extends: bool) -> Instant {
-        let state = lock(&self.state);
-        match self.renewed && extends {
-            true => self.due(&state).min(state.times.valid_until),
-            false => state.times.valid_until,
-        }
-    }
-
-    /// The same; `None` while the lock is being released.
+    /// extended. `None` while the lock is being released.
     pub(crate) fn next_step(&self, extends: bool) -> Option<Instant> {
         let state = lock(&self.state);
-        if state.released {
-            return None;
+        let valid_until = state.times.valid_until;
+        match state.lost {
+            _ if state.released => None,
+            Some(_) => Some(state.times.ends_by),
+            None if self.renewed && extends => Some(self.due(&state).min(valid_until)),
+            None => Some(valid_until),
         }
-        if state.lost.is_some() {
-            return Some(state.times.ends_by);
-        }
-        drop(state);
-        Some(self.next_look(extends))
     }
 
     pub(crate) fn is_due(&self, now: Instant) -> bool {
@@ -273,20 +256,22 @@ impl fmt::Debug for LockLease {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::lock::acquire::LockMode;
 
     const LEASE: Duration = Duration::from_secs(10);
 
     fn lock_lease(sent: Instant) -> LockLease {
-        let took = Duration::ZERO;
-        let names = Arc::new(LockKeys::new("t", "lock", "n", false));
-        LockLease::new(
-            names,
-            "x".to_owned(),
-            1,
-            (LEASE, true),
-            Timing { sent, took },
-            Arc::default(),
-        )
+        let request = LockRequest {
+            names: Arc::new(LockKeys::new("t", "lock", "n", false)),
+            mode: LockMode::Exclusive,
+            lease: LEASE,
+            renewed: true,
+            fair: false,
+            label: None,
+            replicas: None,
+        };
+        let timing = Timing { sent, took: Duration::ZERO };
+        LockLease::new(&request, "x".to_owned(), 1, timing, Arc::default())
     }
 
     #[test]
@@ -303,11 +288,11 @@ mod tests {
     fn a_renewal_waits_for_a_transaction_but_not_for_ever() {
         let now = Instant::now();
         let lock_lease = lock_lease(now);
-        assert_eq!(lock_lease.next_look(true), now + LEASE / 3);
+        assert_eq!(lock_lease.next_step(true), Some(now + LEASE / 3));
         LockProbe::pause_renewal(&lock_lease);
-        assert_eq!(lock_lease.next_look(true), now + LEASE / 3 * 2);
+        assert_eq!(lock_lease.next_step(true), Some(now + LEASE / 3 * 2));
         LockProbe::resume_renewal(&lock_lease);
-        assert_eq!(lock_lease.next_look(true), now + LEASE / 3);
-        assert_eq!(lock_lease.next_look(false), lock_lease.valid_until());
+        assert_eq!(lock_lease.next_step(true), Some(now + LEASE / 3));
+        assert_eq!(lock_lease.next_step(false), Some(lock_lease.valid_until()));
     }
 }

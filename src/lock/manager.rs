@@ -82,7 +82,7 @@ impl LockManager {
         );
         let reply = self.client.ask_one("release", &call, Via::OwnConnection, limit);
         let repeated = reply.as_ref().is_ok_and(|reply| reply.repeated);
-        let released = match reply.and_then(|reply| reply.was_held()) {
+        let released = match reply.and_then(|reply| reply.was_held("release")) {
             Ok(true) => Ok(()),
             Ok(false) => Err(LockError::Lost { why: LostReason::Gone }),
             Err(error) => Err(error),

@@ -14,9 +14,11 @@ use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use redis::Value;
+use scopeguard::guard;
 use tracing::Level;
 
-use crate::error::lock::LostReason;
+use crate::error::checkout::CheckoutError;
+use crate::error::lock::{LockError, LostReason};
 use crate::lock::client::{ScriptClient, Via};
 use crate::lock::lease::LockLease;
 use crate::process::worker::{BackgroundWorker, Next, Shared, Slot, Work};
@@ -83,48 +85,34 @@ struct Due {
     finishes: bool,
 }
 
-/// The reason why no acquisition can begin.
-pub(crate) enum CannotBegin {
-    /// The system started no thread.
-    NoThread,
-    Closed,
-}
-
-/// An acquisition in progress; its result will need the thread.
-pub(crate) struct PendingAcquisition<'r> {
-    renewer: &'r LeaseRenewer,
-}
-
-impl Drop for PendingAcquisition<'_> {
-    fn drop(&mut self) {
-        let mut state = self.renewer.worker.lock();
-        state.attempts -= 1;
-        self.renewer.wake_if_closing(&state);
-    }
-}
-
 impl LeaseRenewer {
     pub(crate) fn new(client: ScriptClient) -> Self {
         Self { client, worker: BackgroundWorker::new("rediscope-leases", State::default()) }
     }
 
-    /// Starts the thread before there is a lease that needs it.
-    pub(crate) fn begin_acquisition(&self) -> Result<PendingAcquisition<'_>, CannotBegin> {
+    /// Starts the thread before there is a lease that needs it. The drop of the result ends the
+    /// acquisition.
+    pub(crate) fn begin_acquisition(&self) -> Result<impl Drop, LockError> {
         let mut state = self.worker.lock();
         if state.renewals_ended {
-            return Err(CannotBegin::Closed);
+            return Err(LockError::Checkout(CheckoutError::Closed));
         }
-        self.start(&mut state).map_err(|_| CannotBegin::NoThread)?;
+        let no_thread = "the system started no thread to extend the lease";
+        self.start(&mut state).map_err(|_| LockError::refused("thread", no_thread))?;
         state.attempts += 1;
-        Ok(PendingAcquisition { renewer: self })
+        Ok(guard((), |()| {
+            let mut state = self.worker.lock();
+            state.attempts -= 1;
+            self.wake_if_closing(&state);
+        }))
     }
 
     /// Watches `lock_lease` until [`forget`](Self::forget).
     pub(crate) fn watch(&self, lock_lease: &Arc<LockLease>) {
         let mut state = self.worker.lock();
         state.leases.insert(key(lock_lease), Arc::clone(lock_lease));
-        let next = lock_lease.next_look(!state.renewals_ended);
-        self.wake_by(state, next);
+        let next = lock_lease.next_step(!state.renewals_ended);
+        self.wake_by(state, next.unwrap_or_else(Instant::now));
     }
 
     /// Stops watching `lock_lease`: nothing of it is left on the server.
@@ -339,7 +327,8 @@ impl State {
 
 /// Returns the deadline of one exchange: half of the time is left for another exchange, on a new
 /// connection if this one is silent.
-fn share(bound: Instant, now: Instant) -> Instant {
+fn share(bound: Option<Instant>, now: Instant) -> Instant {
+    let Some(bound) = bound else { return now + MAX_PAUSE };
     let half = bound.saturating_duration_since(now) / 2;
     bound.min(now + half.max(MIN_EXCHANGE))
 }
@@ -357,7 +346,7 @@ fn renew(due: &[Arc<LockLease>], bound: Option<Instant>, client: &ScriptClient) 
     {
         let (locks, now) = (together.len(), Instant::now());
         let calls: Vec<_> = together.iter().map(|(_, call)| call).collect();
-        let limit = bound.map_or(now + MAX_PAUSE, |bound| share(bound, now));
+        let limit = share(bound, now);
         let replies = match client.ask(&calls, Via::OwnStrictly, limit) {
             Ok(replies) => replies,
             Err(failed) => {
@@ -400,7 +389,7 @@ fn send_pending_releases(
     }
     let slot = |release: &PendingRelease| client.slot_of(&release.call);
     releases.sort_by_key(slot);
-    let limit = bound.map_or(now + MAX_PAUSE, |bound| share(bound, now).min(now + MAX_PAUSE));
+    let limit = share(bound, now).min(now + MAX_PAUSE);
     let mut settled = Vec::with_capacity(releases.len());
     for together in releases.chunk_by(|one, other| slot(one) == slot(other)) {
         let calls: Vec<_> = together.iter().map(|release| &release.call).collect();
@@ -421,7 +410,7 @@ fn forget(mut keys: Vec<String>, bound: Option<Instant>, client: &ScriptClient) 
     let slot = |key: &String| client.is_in_cluster().then(|| slot::of_key(key.as_bytes()));
     keys.sort_by_key(slot);
     let now = Instant::now();
-    let limit = bound.map_or(now + MAX_PAUSE, |bound| share(bound, now).min(now + MAX_PAUSE));
+    let limit = share(bound, now).min(now + MAX_PAUSE);
     for together in keys.chunk_by(|one, other| slot(one) == slot(other)) {
         let call = Call::delete(together.iter().cloned());
         if client.ask(&[&call], Via::OwnStrictly, limit).is_err() {

@@ -47,14 +47,6 @@ struct Signal {
     recheck: bool,
 }
 
-/// The reason why a wait ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Woken {
-    Released,
-    Recheck,
-    TimedOut,
-}
-
 /// The changes that the listener has to make.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
@@ -66,36 +58,26 @@ impl Waiters {
     /// Queues a waiter for the messages on `channel`.
     pub(crate) fn join(&self, channel: &str, owner_token: &str) -> Ticket<'_> {
         let mut channels = lock(&self.channels);
-        if !channels.contains_key(channel) {
-            channels.insert(channel.to_owned(), Channel::default());
-        }
-        self.enter(&mut channels, channel, owner_token)
+        self.enter(channels.entry(channel.to_owned()).or_default(), channel, owner_token)
     }
 
     /// The same, if the channel is already subscribed.
     pub(crate) fn join_live(&self, channel: &str, owner_token: &str) -> Option<Ticket<'_>> {
         let mut channels = lock(&self.channels);
-        channels.get(channel).filter(|channel| channel.live)?;
-        Some(self.enter(&mut channels, channel, owner_token))
+        let live = channels.get_mut(channel).filter(|channel| channel.live)?;
+        Some(self.enter(live, channel, owner_token))
     }
 
-    fn enter<'w>(
-        &'w self,
-        channels: &mut HashMap<String, Channel>,
-        name: &str,
-        owner_token: &str,
-    ) -> Ticket<'w> {
+    fn enter(&self, channel: &mut Channel, name: &str, owner_token: &str) -> Ticket<'_> {
+        // Releases since the caller's last request woke other waiters.
+        let signal = Signal { recheck: channel.live, ..Signal::default() };
         let waiter = Arc::new(Waiter {
             owner_token: owner_token.to_owned(),
-            signal: Mutex::default(),
+            signal: Mutex::new(signal),
             ready: Condvar::new(),
         });
-        if let Some(channel) = channels.get_mut(name) {
-            // Releases since the caller's last request woke other waiters.
-            lock(&waiter.signal).recheck = channel.live;
-            channel.idle = None;
-            channel.queue.push_back(Arc::clone(&waiter));
-        }
+        channel.idle = None;
+        channel.queue.push_back(Arc::clone(&waiter));
         Ticket { waiters: self, channel: name.to_owned(), waiter, has_lock: false }
     }
 
@@ -209,12 +191,12 @@ impl Ticket<'_> {
         lock(&self.waiter.signal).recheck = false;
     }
 
-    /// Waits until there is a reason to send a request, or until `until`.
+    /// Waits until there is a reason to send a request, or until `until`; false: there is none.
     ///
     /// A second wait means that the last request failed: another caller has the lock and will
     /// release it. With `wake_compatible` the wakeup is passed to waiters that can still use it,
     /// such as readers behind a writer.
-    pub(crate) fn wait(&self, until: Instant, wake_compatible: Option<fn(&str) -> bool>) -> Woken {
+    pub(crate) fn wait(&self, until: Instant, wake_compatible: Option<fn(&str) -> bool>) -> bool {
         let had = std::mem::take(&mut lock(&self.waiter.signal).consumed);
         if had && let Some(fits) = wake_compatible {
             self.pass_on(fits);
@@ -223,14 +205,14 @@ impl Ticket<'_> {
         loop {
             if std::mem::take(&mut signal.pending) {
                 (signal.consumed, signal.recheck) = (true, false);
-                return Woken::Released;
+                return true;
             }
             if std::mem::take(&mut signal.recheck) {
-                return Woken::Recheck;
+                return true;
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Woken::TimedOut;
+                return false;
             }
             let waited = self.waiter.ready.wait_timeout(signal, left);
             signal = waited.unwrap_or_else(PoisonError::into_inner).0;

@@ -73,7 +73,7 @@ impl Fixture {
                 (self.leave)(ticket, Some(self.permits > 1));
                 return true;
             }
-            if ticket.wait(until, None) == Woken::TimedOut {
+            if !ticket.wait(until, None) {
                 (self.leave)(ticket, None);
                 return false;
             }

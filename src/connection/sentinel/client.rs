@@ -58,7 +58,7 @@ pub(crate) struct State {
     pub(crate) asking: bool,
     /// Index of the sentinel that replied last.
     pub(crate) last_responder: usize,
-    pub(crate) sockets: Vec<(Arc<Server>, Weak<OwnSocket>)>,
+    pub(crate) sockets: Vec<Weak<OwnSocket>>,
 }
 
 impl State {
@@ -126,9 +126,16 @@ impl SentinelClient {
         self: &Arc<Self>,
         timeout: Duration,
     ) -> Result<Connected, ConnectionError> {
-        let until = Instant::now() + timeout;
-        let master = self.master(until)?;
-        self.connect_tracked(master, until, timeout)
+        let (master, left) = self.master_within(timeout)?;
+        let connected = master.connect(left).inspect_err(|_| self.invalidate())?;
+        let mut state = self.state();
+        if state.master.as_ref().is_none_or(|now| now.address() != master.address()) {
+            let text = "another server became the master while this one was connected to";
+            return Err(ConnectionError::new(ConnectionErrorKind::Closed, text));
+        }
+        state.sockets.retain(|socket| socket.strong_count() > 0);
+        state.sockets.push(Arc::downgrade(connected.socket()));
+        Ok(connected)
     }
 
     /// The same for one of its replicas.
@@ -136,9 +143,7 @@ impl SentinelClient {
         self: &Arc<Self>,
         timeout: Duration,
     ) -> Result<Connected, ConnectionError> {
-        let until = Instant::now() + timeout;
-        let replica = self.replica(until)?;
-        let left = until.saturating_duration_since(Instant::now()).max(LEAST.min(timeout));
+        let (replica, left) = self.replica_within(timeout)?;
         replica.connect(left).inspect_err(|_| self.invalidate())
     }
 
@@ -148,9 +153,7 @@ impl SentinelClient {
         auth: &AuthInfo,
         timeout: Duration,
     ) -> Result<Connection, ConnectionError> {
-        let until = Instant::now() + timeout;
-        let master = self.master(until)?;
-        let left = until.saturating_duration_since(Instant::now()).max(LEAST.min(timeout));
+        let (master, left) = self.master_within(timeout)?;
         master.client(auth, left).inspect_err(|_| self.invalidate())
     }
 
@@ -160,33 +163,28 @@ impl SentinelClient {
         auth: &AuthInfo,
         timeout: Duration,
     ) -> Result<Connection, ConnectionError> {
-        self.replica(Instant::now() + timeout)?.client(auth, timeout)
+        self.replica_within(timeout)?.0.client(auth, timeout)
     }
 
-    /// Returns any replica that is in step; the master if there is none.
-    fn replica(self: &Arc<Self>, until: Instant) -> Result<Arc<Server>, ConnectionError> {
+    /// Returns the master, and the time left to connect to it.
+    fn master_within(
+        self: &Arc<Self>,
+        timeout: Duration,
+    ) -> Result<(Arc<Server>, Duration), ConnectionError> {
+        let until = Instant::now() + timeout;
         let master = self.master(until)?;
+        Ok((master, until.saturating_duration_since(Instant::now()).max(LEAST.min(timeout))))
+    }
+
+    /// The same for any replica that is in step; for the master if there is none.
+    fn replica_within(
+        self: &Arc<Self>,
+        timeout: Duration,
+    ) -> Result<(Arc<Server>, Duration), ConnectionError> {
+        let (master, left) = self.master_within(timeout)?;
         let state = self.state();
         let one = fastrand::usize(..state.replicas.len().max(1));
-        Ok(state.replicas.get(one).cloned().unwrap_or(master))
-    }
-
-    fn connect_tracked(
-        &self,
-        master: Arc<Server>,
-        until: Instant,
-        timeout: Duration,
-    ) -> Result<Connected, ConnectionError> {
-        let left = until.saturating_duration_since(Instant::now()).max(LEAST.min(timeout));
-        let connected = master.connect(left).inspect_err(|_| self.invalidate())?;
-        let mut state = self.state();
-        if state.master.as_ref().is_none_or(|now| now.address() != master.address()) {
-            let text = "another server became the master while this one was connected to";
-            return Err(ConnectionError::new(ConnectionErrorKind::Closed, text));
-        }
-        state.sockets.retain(|(_, socket)| socket.strong_count() > 0);
-        state.sockets.push((master, Arc::downgrade(connected.socket())));
-        Ok(connected)
+        Ok((state.replicas.get(one).cloned().unwrap_or(master), left))
     }
 
     /// Returns the known master, or queries the sentinels; the caller waits until `latest` at most.
@@ -245,7 +243,7 @@ impl SentinelClient {
         // From here on no older connection is used, and those in use end.
         self.generation.fetch_add(1, Ordering::AcqRel);
         let mut ended = 0;
-        for (_, socket) in std::mem::take(&mut state.sockets) {
+        for socket in std::mem::take(&mut state.sockets) {
             if let Some(socket) = socket.upgrade() {
                 // The shutdown fails if the other side was faster.
                 ended += usize::from(socket.shutdown(Shutdown::Both).is_ok());

@@ -7,6 +7,13 @@ use redis::{ServerError, Value};
 
 use crate::protocol::lock::keys::LockKeys;
 use crate::protocol::lock::script::{ACQUIRE, Call};
+use crate::protocol::replication::Durability;
+
+/// Time without a heartbeat after which a waiter in fair mode loses its place.
+pub(crate) const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Maximum time between two requests of a waiter that receives messages about releases: a message
+/// can be lost.
+pub(crate) const MAX_QUIET_WAIT: Duration = Duration::from_secs(30);
 
 /// Which callers may hold a lock together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,44 +51,48 @@ impl LockMode {
     }
 }
 
-/// One request for a lock.
-pub(crate) struct AcquireCall<'a> {
-    pub(crate) names: &'a LockKeys,
-    pub(crate) owner_token: &'a str,
+/// The lock to acquire, and how.
+#[derive(Clone)]
+pub(crate) struct LockRequest {
+    pub(crate) names: Arc<LockKeys>,
     pub(crate) mode: LockMode,
     pub(crate) lease: Duration,
-    /// Maximum number of holders.
-    pub(crate) permits: u32,
+    /// Whether renewals extend the lease while the lock is held.
+    pub(crate) renewed: bool,
+    pub(crate) fair: bool,
     /// Shown to other callers as the holder.
-    pub(crate) label: &'a str,
-    /// Time without a heartbeat after which a waiter loses its place; zero if it has none.
-    pub(crate) heartbeat_timeout: Duration,
-    /// The caller waits if the lock is held.
-    pub(crate) enqueue: bool,
-    /// Time for which the caller will wait. A semaphore keeps its number of permits for it.
-    pub(crate) waits: Duration,
+    pub(crate) label: Option<Arc<str>>,
+    pub(crate) replicas: Option<Durability>,
 }
 
-impl AcquireCall<'_> {
-    /// The call as it is sent.
-    pub(crate) fn call(&self) -> Call {
-        let done = self.names.done(self.owner_token);
-        let LockKeys { holders, info, queue, alive, fencing, wake, .. } = self.names;
-        let waits = match self.mode {
-            LockMode::Semaphore => self.waits.as_millis().to_string(),
-            _ => String::new(),
-        };
+impl LockRequest {
+    /// Returns whether the server knows a waiting caller: by its place in the queue, or because it
+    /// keeps the number of permits for it.
+    pub(crate) fn is_known_to_wait(&self) -> bool {
+        self.fair || self.mode == LockMode::Semaphore
+    }
+
+    /// Returns the call that acquires the lock for `owner_token`, with `permits` as the maximum
+    /// number of holders. If the lock is held, the caller waits for `waits`, or not at all.
+    pub(crate) fn call(&self, owner_token: &str, permits: u32, waits: Option<Duration>) -> Call {
+        let LockKeys { holders, info, queue, alive, fencing, wake, .. } = &*self.names;
+        let heartbeat_timeout = if self.fair { HEARTBEAT_TIMEOUT } else { Duration::ZERO };
+        // A semaphore keeps its number of permits for as long as a caller waits. By the maximum,
+        // the waiter has sent another request, or has left.
+        let kept = waits.unwrap_or_default().min(MAX_QUIET_WAIT + HEARTBEAT_TIMEOUT);
+        let is_semaphore = self.mode == LockMode::Semaphore;
         let arguments = [
-            self.owner_token,
+            owner_token,
             &self.lease.as_millis().to_string(),
             self.mode.letter(),
-            &self.permits.to_string(),
-            self.label,
-            &self.heartbeat_timeout.as_millis().to_string(),
-            &u8::from(self.enqueue).to_string(),
+            &permits.to_string(),
+            self.label.as_deref().unwrap_or_default(),
+            &heartbeat_timeout.as_millis().to_string(),
+            &u8::from(waits.is_some()).to_string(),
             wake,
-            &waits,
+            &if is_semaphore { kept.as_millis().to_string() } else { String::new() },
         ];
+        let done = self.names.done(owner_token);
         Call::new(&ACQUIRE, [holders, info, queue, alive, &done, fencing], arguments)
     }
 }
@@ -92,7 +103,7 @@ pub(crate) enum AcquireReply<'a> {
     /// The token holds the lock, with this fencing token. `None`: the number cannot be read.
     Held(Option<u64>),
     /// The lock is held; the holder, if the server returned one.
-    Busy(Option<Holder>),
+    Busy(Option<LockHolder>),
     /// The server keeps another number of permits.
     OtherPermits(u32),
     /// The counter of fencing tokens is exhausted.
@@ -103,8 +114,15 @@ pub(crate) enum AcquireReply<'a> {
     Unexpected,
 }
 
-/// The holder's label, if it has one, and the time left of its lease.
-pub(crate) type Holder = (Option<Arc<str>>, Duration);
+/// The holder of a lock, as of the last request to the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LockHolder {
+    /// The holder's label ([`Lock::label`](crate::Lock::label)).
+    pub label: Option<Arc<str>>,
+    /// Time left of the lease. The lease may have been extended since.
+    pub remaining: Duration,
+}
 
 impl<'a> AcquireReply<'a> {
     pub(crate) fn of(reply: Option<&'a Value>) -> Self {
@@ -131,7 +149,7 @@ impl<'a> AcquireReply<'a> {
 }
 
 /// Parses the reply to PEEK: the holder, if the lock is held. `None`: the reply is of another type.
-pub(crate) fn peeked(reply: &Value) -> Option<Option<Holder>> {
+pub(crate) fn peeked(reply: &Value) -> Option<Option<LockHolder>> {
     let Value::Array(values) = reply else { return None };
     match values.as_slice() {
         [Value::Int(0), ..] => Some(None),
@@ -141,9 +159,10 @@ pub(crate) fn peeked(reply: &Value) -> Option<Option<Holder>> {
 }
 
 /// Parses the holder in a script's reply.
-fn holder(remaining: &Value, label: &Value) -> Option<Holder> {
+fn holder(remaining: &Value, label: &Value) -> Option<LockHolder> {
     let (Value::Int(remaining), Value::BulkString(label)) = (remaining, label) else { return None };
     let label = String::from_utf8_lossy(label);
     let label = (!label.is_empty()).then(|| label.as_ref().into());
-    Some((label, Duration::from_millis(u64::try_from(*remaining).unwrap_or_default())))
+    let remaining = Duration::from_millis(u64::try_from(*remaining).unwrap_or_default());
+    Some(LockHolder { label, remaining })
 }

@@ -1,7 +1,6 @@
-//! The keys of one lock, and the channel of its releases. They contain the lock's name, so `Debug`
-//! shows none of them.
+//! The keys of one lock, and the channel of its releases. They contain the lock's name, so they have
+//! no `Debug`.
 
-use std::fmt;
 use std::sync::Arc;
 
 use crate::protocol::cluster::slot;
@@ -58,12 +57,6 @@ impl LockKeys {
 /// Encodes a name with braces, which would end the hash tag early, or form none.
 fn tagged(name: &str) -> String {
     name.replace('%', "%25").replace('{', "%7B").replace('}', "%7D")
-}
-
-impl fmt::Debug for LockKeys {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("LockKeys")
-    }
 }
 
 #[cfg(test)]

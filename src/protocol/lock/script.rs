@@ -3,7 +3,6 @@
 //! Each script can be sent again with the same arguments: it keeps its first effect and returns the
 //! same reply. All times are the server's.
 
-use std::fmt;
 use std::sync::OnceLock;
 
 use crate::protocol::cluster::slot;
@@ -46,7 +45,7 @@ pub(crate) enum By {
     Source,
 }
 
-/// One call of a script, or the deletion of keys.
+/// One call of a script, or the deletion of keys. It has no `Debug`: the keys contain names.
 #[derive(Clone)]
 pub(crate) struct Call {
     /// `None`: the call deletes the keys.
@@ -99,12 +98,5 @@ impl Call {
                 args.arg(text);
             });
         });
-    }
-}
-
-/// Shows none of the arguments.
-impl fmt::Debug for Call {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Call")
     }
 }
