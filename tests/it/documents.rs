@@ -1,6 +1,7 @@
 //! What the documents say of themselves: the tests they name exist, and what they advise works.
 
 use crate::fixture::SOON;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -29,6 +30,27 @@ fn every_test_that_the_guarantees_name_exists() {
     let absent: Vec<_> =
         named.iter().filter(|name| !code.contains(&format!("fn {name}("))).collect();
     assert!(absent.is_empty(), "named, but absent: {absent:#?}");
+}
+
+#[test]
+fn the_readme_names_the_features_that_there_are() {
+    let manifest = fs::read_to_string("Cargo.toml").unwrap();
+    let (_, features) = manifest.split_once("[features]\n").unwrap();
+    let there: BTreeSet<_> = features
+        .lines()
+        .take_while(|line| !line.starts_with('['))
+        .filter_map(|line| Some(line.split_once(" = ")?.0))
+        .filter(|name| *name != "default")
+        .collect();
+    let readme = fs::read_to_string("README.md").unwrap();
+    let (_, named) = readme.split_once("Features: ").unwrap();
+    // Up to the end of the sentence. A feature stands before a comma, an address in parentheses.
+    let named = named.split(". ").next().unwrap();
+    let named: BTreeSet<_> = named
+        .match_indices("`, for ")
+        .filter_map(|(end, _)| named[..end].rsplit('`').next())
+        .collect();
+    assert_eq!(named, there);
 }
 
 fn read_all(folder: &Path, code: &mut String) {

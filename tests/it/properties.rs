@@ -1,7 +1,7 @@
 //! Random input, at least ten thousand sequences each, compared with what the server returns to
 //! another connection. (Random conversations on one connection are in
-//! `src/connection/properties.rs`, random programs on the buffer in `src/protocol/properties.rs`:
-//! they need what is not public.)
+//! `tests/unit/connection_state_walk.rs`, random programs on the queue in
+//! `tests/unit/queue_properties.rs`: they need what is not public.)
 //!
 //! A seed that failed is kept in the `.proptest-regressions` file beside its module.
 
