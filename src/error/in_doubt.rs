@@ -12,6 +12,7 @@ use std::time::Duration;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use crate::error::connection::ConnectionError;
+use crate::protocol::cluster::slot::crc16;
 use crate::protocol::marker::NoProof;
 use crate::protocol::server_error::ServerError;
 use crate::text::display;
@@ -154,12 +155,15 @@ impl fmt::Debug for InDoubt {
 /// Names one exactly-once transaction, for
 /// [`SessionManager::resolve`](crate::SessionManager::resolve).
 ///
-/// It is written down by `Display` and read again by `FromStr`, as one word without spaces; with the
-/// feature `serde`, also by serde.
+/// It is written down by `Display` and read again by `FromStr`, as one word without spaces
+/// (`number.db.slot.register.address.checksum`); with the feature `serde`, also by serde. White space
+/// around the word is ignored. A word that was changed is an error.
 ///
-/// A token contains no key or value of the transaction and needs no clock. A changed or invented
-/// token is rejected before anything is sent ([`UnresolvedReason::NotARegister`]): no key other
-/// than a register is ever touched. A token can be resolved as long as the register lives
+/// A token contains no key or value of the transaction and needs no clock. A token whose key is no
+/// register of the session manager's prefix is rejected before anything is sent
+/// ([`UnresolvedReason::NotARegister`]): no key other than a register is ever touched. The fields are
+/// not checked otherwise. Do not change them: with another `number`, the result is that of another
+/// transaction of the same connection. A token can be resolved as long as the register lives
 /// (`register_ttl`, an hour by default); later the result is
 /// [`StillUnknown`](Resolution::StillUnknown).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -184,18 +188,16 @@ impl CommitToken {
     }
 }
 
-/// `number.db.slot.register.address`, with `-` for no slot. All but letters and digits of the last
-/// two is percent-encoded, so that a dot separates.
+/// `number.db.slot.register.address.checksum`, with `-` for no slot. In register and address every
+/// character except letters and digits is percent-encoded, so a dot only separates parts. The checksum
+/// is CRC-16 of what is before its dot.
 impl fmt::Display for CommitToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { register, number, db, slot, address } = self;
         let encoded = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
-        write!(f, "{number}.{db}.")?;
-        match slot {
-            Some(slot) => write!(f, "{slot}")?,
-            None => f.write_str("-")?,
-        }
-        write!(f, ".{}.{}", encoded(register), encoded(address))
+        let slot = slot.map_or_else(|| "-".to_owned(), |slot| slot.to_string());
+        let fields = format!("{number}.{db}.{slot}.{}.{}", encoded(register), encoded(address));
+        write!(f, "{fields}.{:04x}", crc16(fields.as_bytes()))
     }
 }
 
@@ -208,7 +210,11 @@ impl FromStr for CommitToken {
 }
 
 fn parse_token(text: &str) -> Option<CommitToken> {
-    let parts: Vec<_> = text.split('.').collect();
+    let (fields, checksum) = text.rsplit_once('.')?;
+    if checksum != format!("{:04x}", crc16(fields.as_bytes())) {
+        return None;
+    }
+    let parts: Vec<_> = fields.split('.').collect();
     let [number, db, slot, register, address] = parts.as_slice() else { return None };
     let decoded = |text| Some(percent_decode_str(text).decode_utf8().ok()?.into_owned());
     Some(CommitToken {
@@ -220,10 +226,11 @@ fn parse_token(text: &str) -> Option<CommitToken> {
     })
 }
 
-/// A text that is no [`CommitToken`]. The text is not repeated.
+/// A text that is no [`CommitToken`], or was changed. The text is not repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 #[error(
-    "not a commit token; it has the form number.db.slot.register.address, as Display writes it"
+    "not a commit token, or a changed one; it has the form \
+     number.db.slot.register.address.checksum, as Display writes it"
 )]
 pub struct InvalidToken(());
 
@@ -260,7 +267,7 @@ pub enum UnresolvedReason {
     /// The register holds a value that this crate does not write, or that of a later transaction.
     RegisterForeign,
     /// The token does not fit a session manager with these settings: it names a key that is no
-    /// register of this prefix, or the number, hash tag or slot do not fit. Nothing was sent.
+    /// register of this prefix, or the hash tag or slot do not fit, or the number is 0. Nothing was sent.
     /// Resolve a token with the `prefix` of the session manager that made it, and with a cluster if
     /// that used one.
     #[non_exhaustive]

@@ -66,8 +66,7 @@ pub struct Status {
     pub pooled: PoolStatus,
     /// The pool behind the transactional handles.
     pub transactional: PoolStatus,
-    /// The pool behind the handles that read from replicas, after its first use (feature
-    /// `sentinel`).
+    /// The pool behind the handles that read from replicas, after its first use.
     pub replicas: Option<PoolStatus>,
     /// The locks.
     pub locks: LockStatus,

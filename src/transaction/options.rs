@@ -99,8 +99,8 @@ impl TransactionOptions {
     /// Resolves a commit in doubt: after a lost reply, the server has the proof whether the
     /// transaction was applied.
     ///
-    /// If the block was not applied, `run` and `watch(..).run` send it again; if it was applied,
-    /// they report that. A guard's [`InDoubt`](crate::InDoubt) can be
+    /// If the block was not applied, `run` and `watch(..).run` send it again; if it was applied
+    /// and the block returns values, they fail with [`Error::Reply`](crate::Error::Reply). A guard's [`InDoubt`](crate::InDoubt) can be
     /// [resolved](crate::InDoubt::resolve).
     ///
     /// Each connection keeps a register on the server for this ([`prefix`](crate::Builder::prefix),

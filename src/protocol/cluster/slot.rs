@@ -20,7 +20,7 @@ fn hash_tag(key: &[u8]) -> Option<&[u8]> {
 
 /// CRC-16/XMODEM: polynomial 0x1021, nothing inverted. Processes a byte at a time without a table,
 /// by the three terms of the polynomial.
-fn crc16(bytes: &[u8]) -> u16 {
+pub(crate) fn crc16(bytes: &[u8]) -> u16 {
     bytes.iter().fold(0_u16, |crc, byte| {
         let top = (crc >> 8) ^ u16::from(*byte);
         let top = top ^ (top >> 4);
