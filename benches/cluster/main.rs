@@ -1,7 +1,7 @@
 //! A cluster against one server with as many connections, and the same server by both kinds of
 //! address: what the slot check and the way to the pool cost. Both as ratios of one run.
 //!
-//! `cargo bench --features cluster --bench cluster`
+//! `cargo bench --bench cluster`
 
 #![allow(
     clippy::unwrap_used,

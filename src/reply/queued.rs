@@ -2,7 +2,6 @@
 
 use std::any::type_name;
 use std::fmt;
-use std::hash::{Hash, Hasher};
 use std::marker::PhantomData;
 
 /// A command that was queued, and the type its reply will have.
@@ -39,28 +38,36 @@ impl<T> Queued<T> {
     }
 }
 
-impl<T> Clone for Queued<T> {
-    fn clone(&self) -> Self {
-        *self
-    }
+/// Implements for a handle what a `derive` would, but without asking the same of `T`. Two handles are
+/// equal if their fields are.
+macro_rules! handle_traits {
+    ($handle:ident: $($field:ident),+) => {
+        impl<T> Clone for $handle<T> {
+            fn clone(&self) -> Self {
+                *self
+            }
+        }
+
+        impl<T> Copy for $handle<T> {}
+
+        impl<T> PartialEq for $handle<T> {
+            fn eq(&self, other: &Self) -> bool {
+                $(self.$field == other.$field)&&+
+            }
+        }
+
+        impl<T> Eq for $handle<T> {}
+
+        impl<T> std::hash::Hash for $handle<T> {
+            fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+                $(self.$field.hash(state);)+
+            }
+        }
+    };
 }
+pub(crate) use handle_traits;
 
-impl<T> Copy for Queued<T> {}
-
-/// Equal if both are the handle of the same command. (No `derive`: it would ask the same of `T`.)
-impl<T> PartialEq for Queued<T> {
-    fn eq(&self, other: &Self) -> bool {
-        (self.transaction, self.id) == (other.transaction, other.id)
-    }
-}
-
-impl<T> Eq for Queued<T> {}
-
-impl<T> Hash for Queued<T> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        (self.transaction, self.id).hash(state);
-    }
-}
+handle_traits!(Queued: transaction, id);
 
 impl<T> fmt::Debug for Queued<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -4,7 +4,6 @@
 
 use std::any::type_name;
 use std::fmt;
-use std::hash::{Hash, Hasher};
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,6 +22,7 @@ use crate::protocol::command::table;
 use crate::protocol::command::table::is_read_only;
 use crate::protocol::server_error::ServerError;
 use crate::reply::error::DecodeError;
+use crate::reply::queued::handle_traits;
 use crate::reply::replies::reply_kind;
 use crate::transaction::condition::{Condition, Required};
 
@@ -38,28 +38,7 @@ pub struct WatchedRead<T> {
     reply: PhantomData<fn() -> T>,
 }
 
-impl<T> Clone for WatchedRead<T> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<T> Copy for WatchedRead<T> {}
-
-/// Equal if both are the handle of the same read. (No `derive`: it would ask the same of `T`.)
-impl<T> PartialEq for WatchedRead<T> {
-    fn eq(&self, other: &Self) -> bool {
-        (self.number, self.index) == (other.number, other.index)
-    }
-}
-
-impl<T> Eq for WatchedRead<T> {}
-
-impl<T> Hash for WatchedRead<T> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        (self.number, self.index).hash(state);
-    }
-}
+handle_traits!(WatchedRead: number, index);
 
 impl<T> fmt::Debug for WatchedRead<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

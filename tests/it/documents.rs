@@ -34,14 +34,6 @@ fn every_test_that_the_guarantees_name_exists() {
 
 #[test]
 fn the_readme_names_the_features_that_there_are() {
-    let manifest = fs::read_to_string("Cargo.toml").unwrap();
-    let (_, features) = manifest.split_once("[features]\n").unwrap();
-    let there: BTreeSet<_> = features
-        .lines()
-        .take_while(|line| !line.starts_with('['))
-        .filter_map(|line| Some(line.split_once(" = ")?.0))
-        .filter(|name| *name != "default")
-        .collect();
     let readme = fs::read_to_string("README.md").unwrap();
     let (_, named) = readme.split_once("Features: ").unwrap();
     // Up to the end of the sentence. A feature stands before a comma, an address in parentheses.
@@ -50,7 +42,68 @@ fn the_readme_names_the_features_that_there_are() {
         .match_indices("`, for ")
         .filter_map(|(end, _)| named[..end].rsplit('`').next())
         .collect();
-    assert_eq!(named, there);
+    let named: BTreeSet<_> = named.into_iter().map(str::to_owned).collect();
+    assert_eq!(named, features());
+}
+
+/// The features of the manifest, but for the default ones.
+fn features() -> BTreeSet<String> {
+    let manifest = fs::read_to_string("Cargo.toml").unwrap();
+    let (_, features) = manifest.split_once("[features]\n").unwrap();
+    let names = features
+        .lines()
+        .take_while(|line| !line.starts_with('['))
+        .filter_map(|line| Some(line.split_once(" = ")?.0.to_owned()));
+    names.filter(|name| name != "default").collect()
+}
+
+/// A filter that matches no test runs none, and succeeds: a soak would test nothing.
+#[test]
+fn every_command_line_names_tests_and_features_that_exist() {
+    let mut lines = Vec::new();
+    for place in ["tests", "testing", "benches", "examples", "docs", "scripts", ".ci"] {
+        command_lines(Path::new(place), &mut lines);
+    }
+    for file in ["README.md", "CONTRIBUTING.md"] {
+        command_lines(Path::new(file), &mut lines);
+    }
+    let (mut filters, features) = (0, features());
+    for (place, line) in &lines {
+        for named in line.split("--features ").skip(1).filter_map(|rest| rest.split(' ').next()) {
+            assert!(features.contains(named), "{place}: {line}");
+        }
+        let binary = line.split("--test ").nth(1).and_then(|rest| rest.split([' ', '`']).next());
+        for filter in line.split([' ', '`', '"']).filter(|word| word.ends_with("::")) {
+            let module = filter.trim_end_matches("::").replace("::", "/");
+            let file =
+                format!("tests/{}/{module}", binary.unwrap_or_else(|| panic!("{place}: {line}")));
+            let exists = [format!("{file}.rs"), format!("{file}/mod.rs")];
+            assert!(exists.iter().any(|file| Path::new(file).exists()), "{place}: {line}");
+            filters += 1;
+        }
+    }
+    assert!(filters >= 12, "only {filters} of {} lines have a filter", lines.len());
+}
+
+/// The lines with a command of cargo's, with the file that has them.
+fn command_lines(place: &Path, lines: &mut Vec<(String, String)>) {
+    if place.is_dir() {
+        if !place.ends_with("target") && !place.ends_with("ui") {
+            for entry in fs::read_dir(place).unwrap() {
+                command_lines(&entry.unwrap().path(), lines);
+            }
+        }
+        return;
+    }
+    let Ok(text) = fs::read_to_string(place) else { return };
+    // A text that is continued on the next line is one command.
+    let text = text.replace("\\\n", "");
+    let commands = ["cargo test ", "cargo bench ", "cargo run "];
+    let found = text.lines().filter(|line| commands.iter().any(|command| line.contains(command)));
+    lines.extend(found.map(|line| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        (place.display().to_string(), words.join(" "))
+    }));
 }
 
 fn read_all(folder: &Path, code: &mut String) {

@@ -115,7 +115,7 @@ pub(crate) enum AcquireReply<'a> {
 }
 
 /// The holder of a lock, as of the last request to the server.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct LockHolder {
     /// The holder's label ([`Lock::label`](crate::Lock::label)).

@@ -3,6 +3,9 @@
 //!
 //! The negative control writes to the former master's own address, as a program without sentinels
 //! would: the same comparison must find what it lost.
+//!
+//! `REDISCOPE_FAILOVERS=10 cargo test --release --test it -- --nocapture failover::sentinels::` is the
+//! soak.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

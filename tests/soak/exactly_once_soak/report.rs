@@ -93,7 +93,7 @@ impl fmt::Display for Report {
         let (seed, command) = (self.seed, &self.command);
         writeln!(
             f,
-            "`{command} REDISCOPE_SOAK_SEED={seed} cargo test {release}--test soak fence:: \
+            "`{command} REDISCOPE_SOAK_SEED={seed} cargo test {release}--test soak exactly_once_soak:: \
              -- --nocapture`: {:.1} s, {THREADS} threads. Of a cut: how many, and of those \
              resolved as committed, as not committed, unknown; the rest left no doubt.\n",
             self.took.as_secs_f64()

@@ -134,7 +134,7 @@ impl fmt::Display for Report {
             "command",
             format!(
                 "`REDISCOPE_SOAK_SECONDS={seconds} REDISCOPE_SOAK_SEED={seed} cargo test {}--test \
-                 fault_soak:: -- --nocapture`",
+                 soak fault_soak:: -- --nocapture`",
                 if release { "--release " } else { "" }
             ),
         )?;
