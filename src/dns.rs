@@ -25,18 +25,18 @@ pub(crate) type LookUp = dyn Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sy
 /// The resolver of host names. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Resolver {
-    shared: Arc<Shared>,
+    shared: Arc<SharedLookups>,
 }
 
-struct Shared {
+struct SharedLookups {
     look_up: Box<LookUp>,
-    state: Mutex<State>,
+    state: Mutex<LookupState>,
     /// Addresses without a successful connection, the latest last.
     failed: Mutex<Vec<SocketAddr>>,
 }
 
 #[derive(Default)]
-struct State {
+struct LookupState {
     /// Running look-ups by name, from the first caller to the result.
     under_way: HashMap<Arc<str>, Arc<Question>>,
     queue: VecDeque<Task>,
@@ -70,7 +70,7 @@ impl Resolver {
         look_up: impl Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static,
     ) -> Self {
         let (state, failed) = (Mutex::default(), Mutex::default());
-        Self { shared: Arc::new(Shared { look_up: Box::new(look_up), state, failed }) }
+        Self { shared: Arc::new(SharedLookups { look_up: Box::new(look_up), state, failed }) }
     }
 
     /// Returns the addresses of the host, by `deadline` at the latest. Those that failed recently
@@ -138,7 +138,7 @@ impl Resolver {
     }
 }
 
-impl Shared {
+impl SharedLookups {
     /// Returns the look-up of that name: the running one, or a new one. The caller is counted.
     fn ask(self: &Arc<Self>, host: &str) -> io::Result<Arc<Question>> {
         let mut state = lock(&self.state);
@@ -159,7 +159,7 @@ impl Shared {
     }
 
     /// Starts another thread for the queue, unless there is the maximum number.
-    fn staff(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
+    fn staff(self: &Arc<Self>, state: &mut LookupState) -> io::Result<()> {
         if state.threads >= MOST_THREADS {
             return Ok(());
         }

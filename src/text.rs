@@ -59,12 +59,12 @@ impl fmt::Display for Brief {
 
 /// A number and its noun, with an `s` unless the number is one.
 pub(crate) fn count(number: usize, what: &str) -> impl fmt::Display {
-    Count(number, what)
+    Counted(number, what)
 }
 
-struct Count<'w>(usize, &'w str);
+struct Counted<'w>(usize, &'w str);
 
-impl fmt::Display for Count<'_> {
+impl fmt::Display for Counted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}{}", self.0, self.1, if self.0 == 1 { "" } else { "s" })
     }

@@ -83,12 +83,13 @@ fn commit_once(
     queue: &mut CommandQueue,
     plan: CommitPlan<'_>,
 ) -> Result<Committed, Unapplied> {
-    let (settings, asks) = (Arc::clone(checkout.pool().settings()), checkout.asks());
+    let (settings, needs_asking) =
+        (Arc::clone(checkout.pool().settings()), checkout.needs_asking());
     let Some(connection) = checkout.current() else {
         return Err(CommitError::from(CheckoutError::Closed).into());
     };
     let sent = plan.options.resolver.as_ref().map(|_| Instant::now());
-    let (verdict, acks) = match exchange(connection, queue, plan.options, &settings, asks) {
+    let (verdict, acks) = match exchange(connection, queue, plan.options, &settings, needs_asking) {
         Ok(CommitReplies { collector, acks }) => {
             connection.mark_alive();
             (collector.verdict(), acks)

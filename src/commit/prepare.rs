@@ -53,7 +53,7 @@ pub(crate) fn prepare(
     loop {
         // This comes first, because it may replace the connection.
         checkout.connection(plan.checkout_deadline).map_err(CommitError::not_sent)?;
-        let (trusted, asks) = (checkout.is_trusted(), checkout.asks());
+        let (trusted, needs_asking) = (checkout.is_trusted(), checkout.needs_asking());
         let shared = plan.asks_for_waitaof().then(|| checkout.pool().shared().clone());
         let settings = checkout.pool().settings().clone();
         let connection =
@@ -61,15 +61,21 @@ pub(crate) fn prepare(
         let watching = connection.state().is_watching();
         let shared = shared.filter(|shared| !shared.knows_waitaof.load(Ordering::Relaxed));
         let asks_for_waitaof = shared.is_some();
-        let facts =
-            ConnectionFacts { trusted, flushed: queue.is_flushed(), asks_for_waitaof, asks };
+        let facts = ConnectionFacts {
+            trusted,
+            flushed: queue.is_flushed(),
+            asks_for_waitaof,
+            needs_asking,
+        };
         let preflight =
             preflight(connection, &settings, plan, facts).map_err(CommitError::lost_before_exec)?;
         let asked = match preflight {
             Some(preflight) => {
                 let deadline =
                     Deadline::after(settings.response_timeout).capped(plan.checkout_deadline);
-                preflight.exchange(connection, deadline).map(|found| found.with_ask_checked(asks))
+                preflight
+                    .exchange(connection, deadline)
+                    .map(|found| found.with_ask_checked(needs_asking))
             }
             None => match connection.check_socket() {
                 Ok(()) => return Ok(()),
@@ -124,10 +130,11 @@ pub(crate) fn watch(
     plan: CommitPlan<'_>,
 ) -> Result<Vec<Value>, Error> {
     loop {
-        let (settings, asks) = (checkout.pool().settings().clone(), checkout.asks());
+        let (settings, needs_asking) =
+            (checkout.pool().settings().clone(), checkout.needs_asking());
         let deadline = checkout.response_deadline().capped(plan.checkout_deadline);
         let connection = checkout.connection(plan.checkout_deadline)?;
-        let mut steps = Preflight { asks, ..Preflight::default() };
+        let mut steps = Preflight { needs_asking, ..Preflight::default() };
         if let Some(keys) = keys {
             steps.arm_marker(connection, &settings, plan.options).map_err(lost_watch)?;
             steps.push(Step::Watch, Expect::Watch, keys);
@@ -135,7 +142,8 @@ pub(crate) fn watch(
             steps.check_lock(plan.options);
         }
         steps.push_reads(reads, count);
-        match steps.exchange(connection, deadline).map(|found| found.with_ask_checked(asks)) {
+        match steps.exchange(connection, deadline).map(|found| found.with_ask_checked(needs_asking))
+        {
             Ok(PreflightResult { refused: Some(refused), .. }) if refused.is_of_unwatch() => {
                 checkout.close()
             }
@@ -174,7 +182,7 @@ struct ConnectionFacts {
     trusted: bool,
     flushed: bool,
     asks_for_waitaof: bool,
-    asks: bool,
+    needs_asking: bool,
 }
 
 /// Returns the commands that must be sent before the user's; `None`: there are none.
@@ -182,12 +190,12 @@ fn preflight(
     connection: &mut Connection,
     settings: &Settings,
     plan: CommitPlan<'_>,
-    ConnectionFacts { trusted, flushed, asks_for_waitaof, asks }: ConnectionFacts,
+    ConnectionFacts { trusted, flushed, asks_for_waitaof, needs_asking }: ConnectionFacts,
 ) -> Result<Option<Preflight>, ConnectionError> {
     let (options, state) = (plan.options, connection.state());
     let (multi, watching, armed) =
         (state.is_in_multi(), state.is_watching(), state.watches_marker());
-    let mut steps = Preflight { asks, ..Preflight::default() };
+    let mut steps = Preflight { needs_asking, ..Preflight::default() };
     if multi {
         // The connection has been in MULTI since `begin`. MULTI can be sent anew only while nothing
         // is queued and nothing is watched.
@@ -216,7 +224,7 @@ fn preflight(
         steps.push(Step::CommandInfo, Expect::Plain, WAITAOF_INFO);
     }
     // ASKING for a migrating slot must come right before MULTI.
-    if trusted && !options.immediate && !asks && steps.is_empty() {
+    if trusted && !options.immediate && !needs_asking && steps.is_empty() {
         return Ok(None);
     }
     steps.push(Step::Multi, Expect::Multi, MULTI);
@@ -293,7 +301,7 @@ struct Preflight {
     bytes: Vec<u8>,
     steps: Vec<(Step, Expect)>,
     /// Whether ASKING is sent before each command.
-    asks: bool,
+    needs_asking: bool,
 }
 
 /// The results of these commands.
@@ -309,8 +317,8 @@ struct PreflightResult {
 
 impl PreflightResult {
     /// If the slot is being migrated, a lock that is not found may not have arrived yet.
-    fn with_ask_checked(mut self, asks: bool) -> Self {
-        if asks && self.lock_lost && self.refused.is_none() {
+    fn with_ask_checked(mut self, needs_asking: bool) -> Self {
+        if needs_asking && self.lock_lost && self.refused.is_none() {
             let error = ServerError::synthetic(
                 "TRYAGAIN",
                 "the lock has not arrived at the slot's new node yet",
@@ -332,7 +340,7 @@ impl Preflight {
 
     /// Adds a step, and returns the buffer for its bytes.
     fn push_step(&mut self, step: Step, expect: Expect) -> &mut Vec<u8> {
-        if self.asks {
+        if self.needs_asking {
             self.steps.push((Step::Asking, Expect::Plain));
             self.bytes.extend_from_slice(ASKING);
         }
@@ -367,7 +375,7 @@ impl Preflight {
             (true, false) => self.push(Step::Unwatch, Expect::Unwatch, UNWATCH),
             (false, _) => {}
         }
-        let marker = match self.asks {
+        let marker = match self.needs_asking {
             true => connection.new_marker(&settings.prefix)?,
             false => connection.marker(&settings.prefix)?,
         };
@@ -401,7 +409,7 @@ impl Preflight {
     }
 
     fn push_reads(&mut self, bytes: &[u8], count: usize) {
-        if self.asks {
+        if self.needs_asking {
             for read in CommandReader::new(bytes).flatten() {
                 encode::command(self.push_step(Step::Read, Expect::Plain), &[], |args| {
                     for arg in &read {

@@ -29,10 +29,11 @@ pub(crate) fn exchange(
     queue: &mut CommandQueue,
     options: &CommitOptions,
     settings: &Settings,
-    asks: bool,
+    needs_asking: bool,
 ) -> Result<CommitReplies, ConnectionLost> {
     let Envelope { internal, internal_commands, after_exec } =
-        envelope(connection, options, settings, asks).map_err(ConnectionLost::BeforeExec)?;
+        envelope(connection, options, settings, needs_asking)
+            .map_err(ConnectionLost::BeforeExec)?;
     let exactly_once = options.resolver.is_some();
     let start = match (
         connection.state().is_in_multi(),
@@ -49,7 +50,7 @@ pub(crate) fn exchange(
         (Expect::Multi, u32::from(start != Prefix::Commands)),
         (Expect::Queued, unsent + internal_commands),
         (Expect::Exec, 1),
-        (Expect::Plain, u32::from(exactly_once && asks)),
+        (Expect::Plain, u32::from(exactly_once && needs_asking)),
         (Expect::WatchMarker, u32::from(exactly_once)),
         (Expect::Plain, u32::from(options.durability.is_some())),
     ];
@@ -94,7 +95,7 @@ fn envelope(
     connection: &mut Connection,
     options: &CommitOptions,
     settings: &Settings,
-    asks: bool,
+    needs_asking: bool,
 ) -> Result<Envelope, ConnectionError> {
     let mut envelope =
         Envelope { internal: Vec::new(), internal_commands: 0, after_exec: Vec::new() };
@@ -111,7 +112,7 @@ fn envelope(
         }
         marker.set(&mut envelope.internal, settings.register_ttl);
         envelope.internal_commands += 1;
-        if asks {
+        if needs_asking {
             envelope.after_exec.extend_from_slice(ASKING);
         }
         marker.watch(&mut envelope.after_exec);

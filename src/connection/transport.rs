@@ -364,7 +364,7 @@ impl Stream {
 
 /// The readiness of a socket.
 #[cfg(unix)]
-struct Ready {
+struct Readiness {
     reads: bool,
     writes: bool,
 }
@@ -372,7 +372,7 @@ struct Ready {
 /// Waits until the socket accepts bytes or, if `reads`, has some. A failed socket counts as ready
 /// for both, and the next call returns its error.
 #[cfg(unix)]
-fn wait(socket: &TcpStream, reads: bool, timeout: Duration) -> io::Result<Ready> {
+fn wait(socket: &TcpStream, reads: bool, timeout: Duration) -> io::Result<Readiness> {
     use std::os::fd::AsFd;
 
     use nix::errno::Errno;
@@ -387,12 +387,12 @@ fn wait(socket: &TcpStream, reads: bool, timeout: Duration) -> io::Result<Ready>
             let [socket] = &sockets;
             let found = socket.revents().unwrap_or(PollFlags::POLLERR);
             let failed = PollFlags::POLLERR | PollFlags::POLLHUP | PollFlags::POLLNVAL;
-            Ok(Ready {
+            Ok(Readiness {
                 reads: reads && found.intersects(failed | PollFlags::POLLIN),
                 writes: found.intersects(failed | PollFlags::POLLOUT),
             })
         }
-        Err(Errno::EINTR) => Ok(Ready { reads: false, writes: false }),
+        Err(Errno::EINTR) => Ok(Readiness { reads: false, writes: false }),
         Err(error) => Err(error.into()),
     }
 }

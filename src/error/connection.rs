@@ -205,9 +205,9 @@ impl From<SentinelError> for ConnectionError {
 
 /// The I/O error within a `RedisError`.
 pub(crate) fn io_of(error: &redis::RedisError) -> Option<&io::Error> {
-    type Shared = std::sync::Arc<dyn std::error::Error + Send + Sync>;
+    type SharedError = std::sync::Arc<dyn std::error::Error + Send + Sync>;
     let source = std::error::Error::source(error)?;
-    match source.downcast_ref::<Shared>() {
+    match source.downcast_ref::<SharedError>() {
         Some(shared) => shared.downcast_ref(),
         None => source.downcast_ref(),
     }

@@ -19,7 +19,7 @@ use crate::protocol::lock::acquire::{
     AcquireReply, HEARTBEAT_TIMEOUT, LockHolder, LockRequest, MAX_QUIET_WAIT,
 };
 use crate::protocol::lock::lease::{release, valid_until};
-use crate::protocol::lock::script::Call;
+use crate::protocol::lock::script::ScriptCall;
 use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::retry::Backoff;
 use crate::sync::lock;
@@ -65,19 +65,19 @@ pub(crate) fn acquire(
     // An instant that far ahead may not exist; a day has the same effect.
     let deadline = started + wait.min(Duration::from_secs(24 * 60 * 60));
     let _begun = manager.renewer.begin_acquisition()?;
-    let mut attempt = Attempt::new(manager, request, permits, deadline)?;
+    let mut attempt = Acquisition::new(manager, request, permits, deadline)?;
     // If other callers already wait, one request before the wait is enough.
-    let mut ticket = manager.waiters.join_live(&request.names.wake, &attempt.owner_token);
-    if let Some(ticket) = &ticket {
-        ticket.checked();
+    let mut registration = manager.waiters.join_live(&request.names.wake, &attempt.owner_token);
+    if let Some(registration) = &registration {
+        registration.checked();
     }
     let mut pauses = backoff();
     let mut holder: Option<LockHolder> = None;
     loop {
         let failure = match attempt.try_once(!wait.is_zero()) {
             Ok(AttemptResult::Held(guard)) => {
-                if let Some(ticket) = ticket {
-                    ticket.acquired(request.mode.is_shared());
+                if let Some(registration) = registration {
+                    registration.acquired(request.mode.is_shared());
                 }
                 tracing::debug!(waited = ?started.elapsed(), "lock acquired");
                 return Ok(guard);
@@ -101,8 +101,8 @@ pub(crate) fn acquire(
             return Err(waited(failure, holder));
         }
         let join = || manager.waiters.join(&request.names.wake, &attempt.owner_token);
-        let ticket = ticket.get_or_insert_with(join);
-        let live = ticket.is_live();
+        let registration = registration.get_or_insert_with(join);
+        let live = registration.is_live();
         if !live {
             manager.listener.listen(&manager.client, deadline);
         }
@@ -119,7 +119,7 @@ pub(crate) fn acquire(
             _ => pauses.wait(),
         };
         tracing::trace!(?bound, live, "lock wait");
-        ticket.wait(deadline.min(Instant::now() + bound), request.mode.wake_compatible());
+        registration.wait(deadline.min(Instant::now() + bound), request.mode.wake_compatible());
         if Instant::now() >= deadline {
             return Err(waited(failure, holder));
         }
@@ -138,7 +138,7 @@ enum AttemptResult {
 
 /// The token of one acquisition, and the traces it may have left on the server. The drop releases
 /// them.
-struct Attempt<'a> {
+struct Acquisition<'a> {
     manager: &'a Arc<LockManager>,
     request: &'a LockRequest,
     permits: &'a Permits,
@@ -153,7 +153,7 @@ struct Attempt<'a> {
     maybe_partial: bool,
 }
 
-impl<'a> Attempt<'a> {
+impl<'a> Acquisition<'a> {
     fn new(
         manager: &'a Arc<LockManager>,
         request: &'a LockRequest,
@@ -197,7 +197,7 @@ impl<'a> Attempt<'a> {
         let maybe_in_flight = maybe_in_flight || replies.repeated;
         let reply = AcquireReply::of(replies.values.first());
         let waits = enqueue && matches!(reply, AcquireReply::Busy(_));
-        let tried = match reply {
+        let outcome = match reply {
             AcquireReply::Held(fencing) => return self.held(fencing, &replies, maybe_in_flight),
             // Only this attempt releases its token.
             AcquireReply::Released => return Err(LockError::Lost { why: LostReason::Gone }),
@@ -221,7 +221,7 @@ impl<'a> Attempt<'a> {
         // The server does not have the token, or its state is known: see `maybe_partial`.
         self.may_hold = maybe_in_flight;
         self.queued = queued || (waits && self.request.is_known_to_wait());
-        tried
+        outcome
     }
 
     /// Makes the guard. `maybe_in_flight`: another copy of the request may still arrive.
@@ -263,7 +263,7 @@ impl<'a> Attempt<'a> {
 
     /// Releases the traces on this thread, if the server replies, so that other callers need not
     /// wait. Returns whether they were released.
-    fn release_now(&self, call: &Call, now: Instant) -> bool {
+    fn release_now(&self, call: &ScriptCall, now: Instant) -> bool {
         let limit = self.over.min(now + self.manager.settings.cleanup_timeout);
         let client = &self.manager.client;
         limit > now
@@ -273,7 +273,7 @@ impl<'a> Attempt<'a> {
     }
 }
 
-impl Drop for Attempt<'_> {
+impl Drop for Acquisition<'_> {
     fn drop(&mut self) {
         if !self.may_hold && !self.queued && !self.maybe_partial {
             return;

@@ -35,7 +35,7 @@ use crate::protocol::cluster::redirect;
 use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route};
 use crate::protocol::connection_state::Expect;
 use crate::protocol::lock::lease::{Timing, was_held};
-use crate::protocol::lock::script::{By, Call};
+use crate::protocol::lock::script::{By, ScriptCall};
 use crate::protocol::replication::Durability;
 use crate::protocol::resp::encode;
 use crate::protocol::resp::encode::ASKING;
@@ -134,7 +134,7 @@ impl ScriptClient {
     }
 
     /// Returns the hash slot of the call's keys; none outside a cluster.
-    pub(crate) fn slot_of(&self, call: &Call) -> Option<u16> {
+    pub(crate) fn slot_of(&self, call: &ScriptCall) -> Option<u16> {
         call.slot().filter(|_| self.is_in_cluster())
     }
 
@@ -159,7 +159,7 @@ impl ScriptClient {
     pub(crate) fn ask_one(
         &self,
         during: &'static str,
-        call: &Call,
+        call: &ScriptCall,
         via: Via<'_>,
         limit: Instant,
     ) -> Result<ScriptReplies, LockError> {
@@ -175,7 +175,7 @@ impl ScriptClient {
     /// the calls share a slot.
     pub(crate) fn ask(
         &self,
-        calls: &[&Call],
+        calls: &[&ScriptCall],
         via: Via<'_>,
         limit: Instant,
     ) -> Result<ScriptReplies, CallError> {
@@ -254,16 +254,16 @@ impl ScriptClient {
     }
 
     /// Returns a request without calls.
-    fn request<'r>(&self, route: &'r Route, via: Via<'r>, limit: Instant) -> Request<'r> {
+    fn request<'r>(&self, route: &'r Route, via: Via<'r>, limit: Instant) -> ScriptRequest<'r> {
         let checkout_deadline = self.checkout_deadline(limit);
-        Request { route, via, bytes: Vec::new(), count: 0, checkout_deadline, limit }
+        ScriptRequest { route, via, bytes: Vec::new(), count: 0, checkout_deadline, limit }
     }
 
     /// Sends on a connection, and again on another one if that one is lost. Sets `sent_before` if
     /// a copy may be in flight that has no reply.
     fn exchange(
         &self,
-        request: &Request<'_>,
+        request: &ScriptRequest<'_>,
         sent_before: &mut bool,
     ) -> Result<ScriptReplies, CallError> {
         let failed = |error, sent_before| CallError::Checkout { error, sent_before };
@@ -297,8 +297,8 @@ impl ScriptClient {
     }
 
     /// Takes a pooled connection. `None`: the call uses the own one.
-    fn pooled(&self, request: &Request<'_>) -> Result<Option<Checkout>, CheckoutError> {
-        let Request { route, via, checkout_deadline, .. } = *request;
+    fn pooled(&self, request: &ScriptRequest<'_>) -> Result<Option<Checkout>, CheckoutError> {
+        let ScriptRequest { route, via, checkout_deadline, .. } = *request;
         if matches!(via, Via::OwnConnection | Via::OwnStrictly) {
             return Ok(None);
         }
@@ -321,7 +321,7 @@ impl ScriptClient {
     fn send_pooled(
         &self,
         checkout: &mut Checkout,
-        request: &Request<'_>,
+        request: &ScriptRequest<'_>,
     ) -> Result<Sent, CheckoutError> {
         checkout.connection(request.checkout_deadline).map_err(|error| match error {
             Error::Checkout(error) => error,
@@ -338,8 +338,8 @@ impl ScriptClient {
     }
 
     /// Sends on the own connection, together with other callers' calls.
-    fn send_own(&self, request: &Request<'_>) -> Result<Sent, CheckoutError> {
-        let Request { route, via, ref bytes, count, checkout_deadline, limit } = *request;
+    fn send_own(&self, request: &ScriptRequest<'_>) -> Result<Sent, CheckoutError> {
+        let ScriptRequest { route, via, ref bytes, count, checkout_deadline, limit } = *request;
         let strict = matches!(via, Via::OwnStrictly);
         let grace = if strict { Duration::ZERO } else { MIN_OWN_EXCHANGE };
         let grace = grace.min(self.settings.response_timeout);
@@ -374,7 +374,7 @@ impl ScriptClient {
 }
 
 /// The calls to send, and the deadlines.
-struct Request<'r> {
+struct ScriptRequest<'r> {
     route: &'r Route,
     via: Via<'r>,
     bytes: Vec<u8>,
@@ -384,8 +384,8 @@ struct Request<'r> {
     limit: Instant,
 }
 
-impl Request<'_> {
-    fn push(&mut self, call: &Call, by: By) {
+impl ScriptRequest<'_> {
+    fn push(&mut self, call: &ScriptCall, by: By) {
         // Each call is one command, and ASKING applies to one command.
         if self.route.ask {
             self.bytes.extend_from_slice(ASKING);
@@ -417,7 +417,7 @@ fn calls_of(response: BatchResponse) -> Result<Vec<Value>, ConnectionError> {
 /// Sends once and reads every reply. A connection that fails is closed.
 fn send(
     checkout: &mut Checkout,
-    request: &Request<'_>,
+    request: &ScriptRequest<'_>,
     deadline: Deadline,
 ) -> Result<Vec<Value>, ConnectionError> {
     let values =
@@ -439,7 +439,7 @@ fn send(
 
 fn exchange(
     checkout: &mut Checkout,
-    Request { bytes, count, .. }: &Request<'_>,
+    ScriptRequest { bytes, count, .. }: &ScriptRequest<'_>,
     deadline: Deadline,
 ) -> Result<Vec<Value>, ConnectionError> {
     let Some(connection) = checkout.current() else {

@@ -16,7 +16,7 @@ use crate::lock::guard::LockGuard;
 use crate::lock::manager::LockManager;
 use crate::protocol::lock::acquire::{LockHolder, LockMode, LockRequest, peeked};
 use crate::protocol::lock::keys::LockKeys;
-use crate::protocol::lock::script::{Call, FORCE, PEEK, PERMITS};
+use crate::protocol::lock::script::{FORCE, PEEK, PERMITS, ScriptCall};
 use crate::protocol::replication::Durability;
 use crate::sync::lock;
 
@@ -244,7 +244,7 @@ impl Lock {
     /// The server could not be reached, or refused.
     pub fn holder(&self) -> Result<Option<LockHolder>, LockError> {
         let names = &self.request.names;
-        let call = Call::new(&PEEK, [&names.holders, &names.info], [""; 0]);
+        let call = ScriptCall::new(&PEEK, [&names.holders, &names.info], [""; 0]);
         let reply = self.ask("holder", call)?;
         peeked(&reply).ok_or_else(|| unexpected_reply("holder"))
     }
@@ -259,7 +259,7 @@ impl Lock {
     /// The server could not be reached, or refused.
     pub fn force_release(&self) -> Result<bool, LockError> {
         let names = &self.request.names;
-        match self.ask("force_release", Call::new(&FORCE, names.state(), [&*names.wake]))? {
+        match self.ask("force_release", ScriptCall::new(&FORCE, names.state(), [&*names.wake]))? {
             Value::Int(held) => {
                 tracing::warn!(holders = held, "lock forced");
                 Ok(held > 0)
@@ -302,7 +302,7 @@ impl Lock {
         }
         let names = &self.request.names;
         let arguments = [&*permits.to_string(), &names.wake];
-        let call = Call::new(&PERMITS, names.state(), arguments);
+        let call = ScriptCall::new(&PERMITS, names.state(), arguments);
         let _changing = lock(&self.permits.changing);
         match self.ask("set_permits", call)? {
             Value::Int(_) => {
@@ -317,7 +317,7 @@ impl Lock {
         self.refused.clone().map_or(Ok(()), Err)
     }
 
-    fn ask(&self, during: &'static str, call: Call) -> Result<Value, LockError> {
+    fn ask(&self, during: &'static str, call: ScriptCall) -> Result<Value, LockError> {
         self.manager.settings.here().map_err(LockError::Checkout)?;
         self.check()?;
         let settings = &self.manager.settings;

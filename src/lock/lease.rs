@@ -15,7 +15,7 @@ use crate::error::lock::LostReason;
 use crate::protocol::lock::acquire::LockRequest;
 use crate::protocol::lock::keys::LockKeys;
 use crate::protocol::lock::lease::{LeaseTimes, Timing, renew};
-use crate::protocol::lock::script::Call;
+use crate::protocol::lock::script::ScriptCall;
 use crate::status::locks::LockCounters;
 use crate::sync::lock;
 
@@ -36,17 +36,17 @@ pub(crate) struct LockLease {
     renewal_pauses: AtomicUsize,
     /// Number of failed renewals since the last success.
     failures: AtomicU32,
-    state: Mutex<State>,
+    state: Mutex<LeaseState>,
 }
 
-struct State {
+struct LeaseState {
     times: LeaseTimes,
     lost: Option<LostReason>,
     released: bool,
     callbacks: Vec<Callback>,
 }
 
-impl State {
+impl LeaseState {
     fn is_held(&self) -> bool {
         self.lost.is_none() && !self.released
     }
@@ -74,7 +74,12 @@ impl LockLease {
             handles: AtomicUsize::new(1),
             renewal_pauses: AtomicUsize::new(0),
             failures: AtomicU32::new(0),
-            state: Mutex::new(State { times, lost: None, released: false, callbacks: Vec::new() }),
+            state: Mutex::new(LeaseState {
+                times,
+                lost: None,
+                released: false,
+                callbacks: Vec::new(),
+            }),
         }
     }
 
@@ -152,7 +157,7 @@ impl LockLease {
         state.lost.is_some() && !state.released && state.times.ends_by <= now
     }
 
-    fn due(&self, state: &State) -> Instant {
+    fn due(&self, state: &LeaseState) -> Instant {
         state.times.renewal_due(self.renewal_pauses.load(Ordering::Relaxed) > 0)
     }
 
@@ -197,12 +202,12 @@ impl LockLease {
         }
     }
 
-    pub(crate) fn renewal(&self) -> Call {
+    pub(crate) fn renewal(&self) -> ScriptCall {
         renew(&self.names, &self.owner_token, self.lease)
     }
 
     /// Returns the call that checks whether the lock is held, and extends nothing.
-    pub(crate) fn ownership_query(&self) -> Call {
+    pub(crate) fn ownership_query(&self) -> ScriptCall {
         renew(&self.names, &self.owner_token, Duration::ZERO)
     }
 }

@@ -21,10 +21,10 @@ use crate::error::checkout::CheckoutError;
 use crate::error::lock::{LockError, LostReason};
 use crate::lock::client::{ScriptClient, Via};
 use crate::lock::lease::LockLease;
-use crate::process::worker::{BackgroundWorker, Next, Shared, Slot, Work};
+use crate::process::worker::{BackgroundWorker, Locked, Next, Shared, Work};
 use crate::protocol::cluster::slot;
 use crate::protocol::lock::lease::was_held;
-use crate::protocol::lock::script::Call;
+use crate::protocol::lock::script::ScriptCall;
 use crate::protocol::retry::Backoff;
 
 /// Time that the thread waits for another lock before it ends.
@@ -42,17 +42,17 @@ const MAX_PIGGYBACKED: usize = 16;
 /// The thread that extends leases, if it runs.
 pub(crate) struct LeaseRenewer {
     client: ScriptClient,
-    worker: BackgroundWorker<State>,
+    worker: BackgroundWorker<RenewalState>,
 }
 
 #[derive(Default)]
-struct State {
+struct RenewalState {
     /// The leases of all living guards, and of guards whose release is in flight, until the lease
     /// ends.
     leases: HashMap<usize, Arc<LockLease>>,
     pending_releases: Vec<PendingRelease>,
     /// Number of pending releases that are being sent.
-    tried: usize,
+    attempted: usize,
     /// Number of acquisitions in progress.
     attempts: usize,
     /// Keys by which the server remembers releases whose replies have arrived.
@@ -67,7 +67,7 @@ struct State {
 
 /// A release to be retried, as long as it makes a difference.
 struct PendingRelease {
-    call: Call,
+    call: ScriptCall,
     next: Instant,
     pauses: Backoff,
     until: Instant,
@@ -87,7 +87,7 @@ struct Due {
 
 impl LeaseRenewer {
     pub(crate) fn new(client: ScriptClient) -> Self {
-        Self { client, worker: BackgroundWorker::new("rediscope-leases", State::default()) }
+        Self { client, worker: BackgroundWorker::new("rediscope-leases", RenewalState::default()) }
     }
 
     /// Starts the thread before there is a lease that needs it. The drop of the result ends the
@@ -125,7 +125,7 @@ impl LeaseRenewer {
     }
 
     /// Sends `call` in the background until a reply arrives, or until the call makes no difference.
-    pub(crate) fn pending_release(&self, call: Call, until: Instant) {
+    pub(crate) fn pending_release(&self, call: ScriptCall, until: Instant) {
         let next = Instant::now();
         let mut state = self.worker.lock();
         if state.finished {
@@ -192,7 +192,7 @@ impl LeaseRenewer {
     }
 
     /// Has the thread look for work by `next`.
-    fn wake_by(&self, mut state: MutexGuard<'_, Slot<State>>, next: Instant) {
+    fn wake_by(&self, mut state: MutexGuard<'_, Locked<RenewalState>>, next: Instant) {
         let started = self.start(&mut state);
         self.worker.wake_by(&state, next);
         drop(state);
@@ -202,13 +202,13 @@ impl LeaseRenewer {
     }
 
     /// After the close, the thread ends the connections when the last lock is gone.
-    fn wake_if_closing(&self, state: &State) {
+    fn wake_if_closing(&self, state: &RenewalState) {
         if state.renewals_ended {
             self.worker.wake();
         }
     }
 
-    fn start(&self, state: &mut Slot<State>) -> std::io::Result<()> {
+    fn start(&self, state: &mut Locked<RenewalState>) -> std::io::Result<()> {
         self.worker.start(state, || Renewal { client: self.client.clone() })
     }
 }
@@ -223,15 +223,15 @@ struct Renewal {
 }
 
 impl Work for Renewal {
-    type State = State;
+    type State = RenewalState;
     type Job = Due;
     const IDLE: Duration = IDLE;
 
-    fn next(&mut self, state: &mut State, now: Instant) -> Next<Due> {
+    fn next(&mut self, state: &mut RenewalState, now: Instant) -> Next<Due> {
         state.next(now)
     }
 
-    fn run(&mut self, shared: &Shared<State>, due: Due) {
+    fn run(&mut self, shared: &Shared<RenewalState>, due: Due) {
         let (client, bound) = (&self.client, due.bound);
         // A log belongs to the user and may panic; the next step runs all the same.
         let step = |step: &mut dyn FnMut()| drop(catch_unwind(AssertUnwindSafe(step)));
@@ -244,7 +244,7 @@ impl Work for Renewal {
             step(&mut || send_pending_releases(&mut releases, bound, client));
             // Also after a panic.
             let mut state = shared.lock();
-            state.tried = 0;
+            state.attempted = 0;
             state.pending_releases.append(&mut releases);
             drop(state);
             shared.wake();
@@ -257,12 +257,12 @@ impl Work for Renewal {
     }
 }
 
-impl State {
+impl RenewalState {
     /// Returns whether no guard lives and no release is pending.
     fn is_idle(&self) -> bool {
         self.leases.is_empty()
             && self.pending_releases.is_empty()
-            && self.tried + self.attempts == 0
+            && self.attempted + self.attempts == 0
     }
 
     /// Records and returns whether the connections are to be closed now.
@@ -310,7 +310,7 @@ impl State {
         }
         due.pending_releases =
             self.pending_releases.extract_if(.., |release| release.next <= now).collect();
-        self.tried = due.pending_releases.len();
+        self.attempted = due.pending_releases.len();
         due.finishes = self.finishes();
         if due.finishes || self.forget_at.is_some_and(|at| at <= now) {
             self.forget_at = None;
@@ -412,7 +412,7 @@ fn forget(mut keys: Vec<String>, bound: Option<Instant>, client: &ScriptClient) 
     let now = Instant::now();
     let limit = share(bound, now).min(now + MAX_PAUSE);
     for together in keys.chunk_by(|one, other| slot(one) == slot(other)) {
-        let call = Call::delete(together.iter().cloned());
+        let call = ScriptCall::delete(together.iter().cloned());
         if client.ask(&[&call], Via::OwnStrictly, limit).is_err() {
             client.log_thread().log(Level::TRACE, || {
                 tracing::trace!("answered releases stay on the server for a while");
@@ -427,7 +427,7 @@ mod tests {
 
     #[test]
     fn the_thread_sleeps_while_a_call_waits_for_a_lock_however_long() {
-        let mut state = State { attempts: 1, ..State::default() };
+        let mut state = RenewalState { attempts: 1, ..RenewalState::default() };
         let now = Instant::now();
         for later in [now, now + IDLE, now + 10 * IDLE] {
             assert!(matches!(state.next(later), Next::WaitUntil(until) if until > later));

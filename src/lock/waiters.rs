@@ -2,7 +2,7 @@
 //!
 //! A message about a release wakes one waiter. A waiter that leaves after it was woken passes the
 //! wakeup on, unless it has taken the lock and will release it. So each release leads to a request
-//! while any caller waits. A waiter, its channel and its wakeup end with its [`Ticket`].
+//! while any caller waits. A waiter, its channel and its wakeup end with its [`Registration`].
 
 #[cfg(all(test, rediscope_shuttle))]
 #[path = "../../tests/model/waiters.rs"]
@@ -24,14 +24,14 @@ pub(crate) struct Waiters {
 
 #[derive(Default)]
 struct Channel {
-    queue: VecDeque<Arc<Waiter>>,
+    queue: VecDeque<Arc<LockWaiter>>,
     /// The channel is subscribed.
     live: bool,
     /// Time since which the channel has no waiter.
     idle: Option<Instant>,
 }
 
-struct Waiter {
+struct LockWaiter {
     owner_token: String,
     signal: Mutex<Signal>,
     ready: Condvar,
@@ -56,29 +56,29 @@ pub(crate) struct Changes {
 
 impl Waiters {
     /// Queues a waiter for the messages on `channel`.
-    pub(crate) fn join(&self, channel: &str, owner_token: &str) -> Ticket<'_> {
+    pub(crate) fn join(&self, channel: &str, owner_token: &str) -> Registration<'_> {
         let mut channels = lock(&self.channels);
         self.enter(channels.entry(channel.to_owned()).or_default(), channel, owner_token)
     }
 
     /// The same, if the channel is already subscribed.
-    pub(crate) fn join_live(&self, channel: &str, owner_token: &str) -> Option<Ticket<'_>> {
+    pub(crate) fn join_live(&self, channel: &str, owner_token: &str) -> Option<Registration<'_>> {
         let mut channels = lock(&self.channels);
         let live = channels.get_mut(channel).filter(|channel| channel.live)?;
         Some(self.enter(live, channel, owner_token))
     }
 
-    fn enter(&self, channel: &mut Channel, name: &str, owner_token: &str) -> Ticket<'_> {
+    fn enter(&self, channel: &mut Channel, name: &str, owner_token: &str) -> Registration<'_> {
         // Releases since the caller's last request woke other waiters.
         let signal = Signal { recheck: channel.live, ..Signal::default() };
-        let waiter = Arc::new(Waiter {
+        let waiter = Arc::new(LockWaiter {
             owner_token: owner_token.to_owned(),
             signal: Mutex::new(signal),
             ready: Condvar::new(),
         });
         channel.idle = None;
         channel.queue.push_back(Arc::clone(&waiter));
-        Ticket { waiters: self, channel: name.to_owned(), waiter, has_lock: false }
+        Registration { waiters: self, channel: name.to_owned(), waiter, has_lock: false }
     }
 
     /// Wakes the waiter that a published release names, or else the first one.
@@ -142,7 +142,7 @@ impl Waiters {
     pub(crate) fn wakeups(&self) -> usize {
         let channels = lock(&self.channels);
         let waiters = channels.values().flat_map(|channel| &channel.queue);
-        let out = |waiter: &Arc<Waiter>| {
+        let out = |waiter: &Arc<LockWaiter>| {
             let signal = lock(&waiter.signal);
             usize::from(signal.pending) + usize::from(signal.consumed)
         };
@@ -153,7 +153,7 @@ impl Waiters {
 impl Channel {
     /// Wakes the first matching waiter that has not been woken since its last request. If all have
     /// been woken, each of them will still send a request.
-    fn wake(&self, fits: impl Fn(&Waiter) -> bool) {
+    fn wake(&self, fits: impl Fn(&LockWaiter) -> bool) {
         for waiter in self.queue.iter().filter(|waiter| fits(waiter)) {
             let mut signal = lock(&waiter.signal);
             if !signal.pending {
@@ -173,14 +173,14 @@ impl Channel {
 }
 
 /// A place among the waiters. Its drop leaves it and passes an unused wakeup on.
-pub(crate) struct Ticket<'w> {
+pub(crate) struct Registration<'w> {
     waiters: &'w Waiters,
     channel: String,
-    waiter: Arc<Waiter>,
+    waiter: Arc<LockWaiter>,
     has_lock: bool,
 }
 
-impl Ticket<'_> {
+impl Registration<'_> {
     /// Returns whether a message about a release would arrive.
     pub(crate) fn is_live(&self) -> bool {
         lock(&self.waiters.channels).get(&self.channel).is_some_and(|channel| channel.live)
@@ -231,7 +231,7 @@ impl Ticket<'_> {
     }
 }
 
-impl Drop for Ticket<'_> {
+impl Drop for Registration<'_> {
     fn drop(&mut self) {
         let mut channels = lock(&self.waiters.channels);
         let Some(channel) = channels.get_mut(&self.channel) else { return };

@@ -33,15 +33,15 @@ const PAUSE: Duration = Duration::from_millis(250);
 
 /// The connection and the thread that receive messages about releases, if they run.
 pub(crate) struct ReleaseListener {
-    nodes: Router,
+    router: Router,
     waiters: Arc<Waiters>,
     /// The thread's own channel.
     control_channel: Arc<str>,
-    worker: BackgroundWorker<State>,
+    worker: BackgroundWorker<ListenerState>,
 }
 
 #[derive(Default)]
-struct State {
+struct ListenerState {
     /// The thread reads, so a change needs a message.
     listens: bool,
     /// A message to the thread is in flight.
@@ -49,18 +49,18 @@ struct State {
 }
 
 impl ReleaseListener {
-    pub(crate) fn new(nodes: Router, waiters: Arc<Waiters>) -> Self {
+    pub(crate) fn new(router: Router, waiters: Arc<Waiters>) -> Self {
         // This is not a secret: two managers with the same number would only wake each other.
         let random = fastrand::u128(..);
-        let control_channel = format!("{}:ctl:{random:032x}", nodes.settings().prefix).into();
-        let worker = BackgroundWorker::new("rediscope-lock-events", State::default());
-        Self { nodes, waiters, control_channel, worker }
+        let control_channel = format!("{}:ctl:{random:032x}", router.settings().prefix).into();
+        let worker = BackgroundWorker::new("rediscope-lock-events", ListenerState::default());
+        Self { router, waiters, control_channel, worker }
     }
 
     /// Has a channel subscribed soon that a caller has just recorded.
     pub(crate) fn listen(&self, client: &ScriptClient, limit: Instant) {
         let mut state = self.worker.lock();
-        if let Err(error) = self.worker.start(&mut state, || self.subscriber()) {
+        if let Err(error) = self.worker.start(&mut state, || self.work()) {
             client.log_thread().log(Level::WARN, move || {
                 tracing::warn!(%error, "no thread to receive messages about releases");
             });
@@ -75,9 +75,9 @@ impl ReleaseListener {
         }
     }
 
-    fn subscriber(&self) -> Subscriber {
-        Subscriber {
-            nodes: self.nodes.clone(),
+    fn work(&self) -> ListenerWork {
+        ListenerWork {
+            router: self.router.clone(),
             waiters: Arc::clone(&self.waiters),
             control_channel: Arc::clone(&self.control_channel),
             pauses: pauses(),
@@ -96,20 +96,20 @@ fn pauses() -> Backoff {
 }
 
 /// The thread's work: to connect, and to receive messages.
-struct Subscriber {
-    nodes: Router,
+struct ListenerWork {
+    router: Router,
     waiters: Arc<Waiters>,
     control_channel: Arc<str>,
     pauses: Backoff,
     next_try: Instant,
 }
 
-impl Work for Subscriber {
-    type State = State;
+impl Work for ListenerWork {
+    type State = ListenerState;
     type Job = ();
     const IDLE: Duration = Duration::ZERO;
 
-    fn next(&mut self, _: &mut State, now: Instant) -> Next<()> {
+    fn next(&mut self, _: &mut ListenerState, now: Instant) -> Next<()> {
         if self.waiters.is_empty() {
             return Next::End;
         }
@@ -120,7 +120,7 @@ impl Work for Subscriber {
         Next::Run(())
     }
 
-    fn run(&mut self, shared: &Shared<State>, (): ()) {
+    fn run(&mut self, shared: &Shared<ListenerState>, (): ()) {
         let begun = Instant::now();
         let ended = {
             // Also after a panic: waiters must not rely on the thread any more.
@@ -128,8 +128,9 @@ impl Work for Subscriber {
                 shared.lock().listens = false;
                 self.waiters.down();
             }
-            let term = self.nodes.generation();
-            self.connect().and_then(|mut connection| self.serve(shared, &mut connection, term))
+            let generation = self.router.generation();
+            self.connect()
+                .and_then(|mut connection| self.serve(shared, &mut connection, generation))
         };
         if let Err(error) = ended {
             tracing::debug!(error = %format_args!("{error:#}"), "not subscribed to releases; waiters poll");
@@ -140,25 +141,25 @@ impl Work for Subscriber {
     }
 }
 
-impl Subscriber {
+impl ListenerWork {
     /// Connects to any node: a message published on one node arrives on all.
     fn connect(&self) -> Result<redis::Connection, ConnectionError> {
-        let (limit, any) = (self.nodes.settings().connect_timeout, Route::default());
+        let (limit, any) = (self.router.settings().connect_timeout, Route::default());
         let closed = |_| ConnectionError::unexpected("there is no server to subscribe to");
-        let endpoint = self.nodes.endpoint(&any, Instant::now() + limit).map_err(closed)?;
+        let endpoint = self.router.endpoint(&any, Instant::now() + limit).map_err(closed)?;
         endpoint.client(limit).inspect_err(|source| {
             let error = CheckoutError::Connect { waited: limit, source: source.clone() };
-            let by = Instant::now() + self.nodes.settings().checkout_timeout;
-            let _: Option<Redirect> = self.nodes.on_unreachable(&any, &error, by);
+            let by = Instant::now() + self.router.settings().checkout_timeout;
+            let _: Option<Redirect> = self.router.on_unreachable(&any, &error, by);
         })
     }
 
     /// Receives messages until no caller waits any more, or the worker is closed.
     fn serve(
         &self,
-        shared: &Shared<State>,
+        shared: &Shared<ListenerState>,
         connection: &mut redis::Connection,
-        term: Generation,
+        generation: Generation,
     ) -> Result<(), ConnectionError> {
         if let Some(refused) =
             self.begin(connection).map_err(|error| ConnectionError::of(&error))?
@@ -166,7 +167,7 @@ impl Subscriber {
             return Err(ConnectionError::refused(refused));
         }
         let mut pubsub = connection.as_pubsub();
-        let ended = self.listen(shared, &mut pubsub, term);
+        let ended = self.listen(shared, &mut pubsub, generation);
         // The drop unsubscribes and reads the replies; there is no need to wait for them.
         let _: Result<(), _> = pubsub.set_read_timeout(Some(Duration::from_millis(5)));
         if ended.map_err(|error| ConnectionError::of(&error))? {
@@ -179,8 +180,8 @@ impl Subscriber {
     /// no refusal. A user without the right to this channel has none to the others; a user
     /// without the right to PUBLISH sends no wakeups.
     fn begin(&self, connection: &mut redis::Connection) -> redis::RedisResult<Option<ServerError>> {
-        connection.set_read_timeout(Some(self.nodes.settings().response_timeout))?;
-        connection.set_write_timeout(Some(self.nodes.settings().response_timeout))?;
+        connection.set_read_timeout(Some(self.router.settings().response_timeout))?;
+        connection.set_write_timeout(Some(self.router.settings().response_timeout))?;
         let channel = &*self.control_channel;
         let mut both = redis::cmd("PUBLISH").arg(channel).arg("").get_packed_command();
         both.extend(redis::cmd("SUBSCRIBE").arg(channel).get_packed_command());
@@ -196,33 +197,33 @@ impl Subscriber {
     /// Returns true if the connection leads to a server that is to be left.
     fn listen(
         &self,
-        shared: &Shared<State>,
+        shared: &Shared<ListenerState>,
         pubsub: &mut redis::PubSub<'_>,
-        term: Generation,
+        generation: Generation,
     ) -> redis::RedisResult<bool> {
         shared.lock().listens = true;
-        let (mut wanted, mut heard) = (Instant::now(), Instant::now());
+        let (mut wanted, mut last_message) = (Instant::now(), Instant::now());
         while !shared.is_closed() {
             shared.lock().wakeup_sent = false;
-            pubsub.set_read_timeout(Some(self.nodes.settings().response_timeout))?;
+            pubsub.set_read_timeout(Some(self.router.settings().response_timeout))?;
             self.change(pubsub)?;
             if !self.waiters.is_empty() {
                 wanted = Instant::now();
             }
-            if self.nodes.generation() != term {
+            if self.router.generation() != generation {
                 return Ok(true);
             }
             if wanted.elapsed() >= IDLE {
                 break;
             }
-            if heard.elapsed() >= QUIET {
+            if last_message.elapsed() >= QUIET {
                 // As a value: a refusal is also a reply, so the connection is alive.
                 let _: Value = pubsub.ping()?;
-                heard = Instant::now();
+                last_message = Instant::now();
             }
             pubsub.set_read_timeout(Some(TICK))?;
             if self.read_messages(pubsub)? {
-                heard = Instant::now();
+                last_message = Instant::now();
             }
         }
         Ok(false)
@@ -246,7 +247,7 @@ impl Subscriber {
     /// whether a message arrived.
     fn read_messages(&self, pubsub: &mut redis::PubSub<'_>) -> redis::RedisResult<bool> {
         let until = Instant::now() + TICK;
-        let mut heard = false;
+        let mut received = false;
         loop {
             match pubsub.get_message() {
                 Ok(message) if message.get_channel_name() == &*self.control_channel => {
@@ -256,10 +257,10 @@ impl Subscriber {
                     let to = std::str::from_utf8(message.get_payload_bytes()).unwrap_or_default();
                     self.waiters.released(message.get_channel_name(), to);
                 }
-                Err(error) if error.is_timeout() => return Ok(heard),
+                Err(error) if error.is_timeout() => return Ok(received),
                 Err(error) => return Err(error),
             }
-            heard = true;
+            received = true;
             if Instant::now() >= until {
                 return Ok(true);
             }

@@ -83,11 +83,11 @@ impl DeferredEvents {
 /// Writes the events of a session manager's own threads, on a thread that ends when all are written.
 #[derive(Default)]
 pub(crate) struct LogThread {
-    state: Mutex<State>,
+    state: Mutex<LogState>,
 }
 
 #[derive(Default)]
-struct State {
+struct LogState {
     events: VecDeque<Event>,
     running: bool,
 }
@@ -124,7 +124,7 @@ impl LogThread {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, LogState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

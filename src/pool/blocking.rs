@@ -24,17 +24,17 @@ pub(crate) struct BlockingCommand {
 /// The blocking commands of one pool.
 #[derive(Default)]
 pub(crate) struct BlockingCommands {
-    state: Mutex<State>,
+    state: Mutex<BlockingState>,
 }
 
 #[derive(Default)]
-struct State {
+struct BlockingState {
     closed: bool,
     number: u64,
-    entries: Vec<Entry>,
+    entries: Vec<BlockedEntry>,
 }
 
-struct Entry {
+struct BlockedEntry {
     number: u64,
     command: BlockingCommand,
     thread: Arc<str>,
@@ -63,7 +63,7 @@ impl BlockingCommands {
         let number = state.number;
         let socket = socket.map(Arc::downgrade);
         let (command, thread) = (command.clone(), thread_name());
-        state.entries.push(Entry { number, command, thread, begun: Instant::now(), socket });
+        state.entries.push(BlockedEntry { number, command, thread, begun: Instant::now(), socket });
         Some(BlockingGuard { commands: self, number })
     }
 
@@ -83,7 +83,7 @@ impl BlockingCommands {
 
     /// Returns each blocking command with its handle's place, its thread and its age.
     pub(crate) fn list(&self) -> Vec<OpenScope> {
-        let scope = |entry: &Entry| OpenScope {
+        let scope = |entry: &BlockedEntry| OpenScope {
             name: None,
             blocking: Some(Arc::clone(&entry.command.command)),
             begun_at: entry.command.place,

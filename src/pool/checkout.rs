@@ -65,7 +65,7 @@ impl Drop for Permit {
 pub(crate) struct Checkout {
     connection: Option<TakenConnection>,
     permit: Permit,
-    asks: bool,
+    needs_asking: bool,
 }
 
 /// The result of a checkout whose request another caller's write may carry.
@@ -96,7 +96,7 @@ impl Checkout {
         started: Instant,
         deadline: Instant,
     ) -> Result<Self, CheckoutError> {
-        let mut checkout = Self { connection: None, permit, asks: false };
+        let mut checkout = Self { connection: None, permit, needs_asking: false };
         checkout.connect(started, deadline)?;
         Ok(checkout)
     }
@@ -111,8 +111,8 @@ impl Checkout {
     }
 
     /// Marks the server as the target of a migration: each command or MULTI needs ASKING before it.
-    pub(crate) fn with_ask(mut self, asks: bool) -> Self {
-        self.asks = asks;
+    pub(crate) fn with_ask(mut self, needs_asking: bool) -> Self {
+        self.needs_asking = needs_asking;
         self
     }
 
@@ -129,8 +129,8 @@ impl Checkout {
         self.permit.by_reaper = true;
     }
 
-    pub(crate) fn asks(&self) -> bool {
-        self.asks
+    pub(crate) fn needs_asking(&self) -> bool {
+        self.needs_asking
     }
 
     /// The connection, taken from the pool or opened if there is none yet. One without a scope's

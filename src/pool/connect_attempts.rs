@@ -25,12 +25,12 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// The number of connections that are being opened, and of the callers that need them.
 #[derive(Debug, Default)]
 pub(crate) struct ConnectAttempts {
-    count: Mutex<Count>,
+    count: Mutex<AttemptCount>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct Count {
+struct AttemptCount {
     requesters: u32,
     /// Number of attempts in progress, each until a caller has its connection.
     under_way: u32,

@@ -159,9 +159,9 @@ impl Pool {
         &self,
         origin: ScopeOrigin,
         deadline: Instant,
-        asks: bool,
+        needs_asking: bool,
     ) -> Result<PinnedConnection, CheckoutError> {
-        let checkout = self.checkout(deadline)?.with_ask(asks);
+        let checkout = self.checkout(deadline)?.with_ask(needs_asking);
         Ok(self.scopes.open(checkout, origin))
     }
 
@@ -173,8 +173,8 @@ impl Pool {
         request: impl FnMut() -> BatchRequest,
     ) -> Result<BatchCheckout, CheckoutError> {
         // The leader needs one round trip. Allow four: a tracing subscriber may delay it.
-        let patience = 4 * self.settings().response_timeout;
-        self.checkout_batched_within(deadline, patience, request)
+        let response_wait = 4 * self.settings().response_timeout;
+        self.checkout_batched_within(deadline, response_wait, request)
     }
 
     /// The same; the response to a request that was taken by `deadline` is awaited until `patience`
@@ -182,7 +182,7 @@ impl Pool {
     pub(crate) fn checkout_batched_within(
         &self,
         deadline: Instant,
-        patience: Duration,
+        response_wait: Duration,
         mut request: impl FnMut() -> BatchRequest,
     ) -> Result<BatchCheckout, CheckoutError> {
         let started = Instant::now();
@@ -193,7 +193,7 @@ impl Pool {
         }
         let semaphore = &self.core().semaphore;
         let acquired = self.wait(started, |may_wait| {
-            semaphore.acquire_batched(request(), deadline, patience, may_wait)
+            semaphore.acquire_batched(request(), deadline, response_wait, may_wait)
         });
         let mut checkout = acquired.and_then(|acquired| match acquired {
             Acquired::Response(response) => Ok(BatchCheckout::Response(response)),

@@ -38,7 +38,7 @@ pub(crate) type Generation = (u64, Option<u64>);
 /// The pools of one purpose. Clones share the pools.
 #[derive(Clone)]
 pub(crate) struct Router {
-    inner: Inner,
+    inner: Nodes,
 }
 
 impl Drop for Router {
@@ -49,7 +49,7 @@ impl Drop for Router {
 }
 
 #[derive(Clone)]
-enum Inner {
+enum Nodes {
     Single(Pool),
     Cluster(Arc<Cluster>),
 }
@@ -68,8 +68,8 @@ impl WeakRouter {
     /// `None` once every handle of the pools is dropped.
     pub(crate) fn get(&self) -> Option<Router> {
         let inner = match &self.inner {
-            WeakInner::Single(pool) => Inner::Single(pool.get()?),
-            WeakInner::Cluster(cluster) => Inner::Cluster(cluster.upgrade()?),
+            WeakInner::Single(pool) => Nodes::Single(pool.get()?),
+            WeakInner::Cluster(cluster) => Nodes::Cluster(cluster.upgrade()?),
         };
         Some(Router { inner })
     }
@@ -77,17 +77,17 @@ impl WeakRouter {
 
 impl Router {
     pub(crate) fn one(pool: Pool) -> Self {
-        Self { inner: Inner::Single(pool) }
+        Self { inner: Nodes::Single(pool) }
     }
 
     pub(crate) fn cluster(cluster: Cluster) -> Self {
-        Self { inner: Inner::Cluster(Arc::new(cluster)) }
+        Self { inner: Nodes::Cluster(Arc::new(cluster)) }
     }
 
     pub(crate) fn weak(&self) -> WeakRouter {
         let inner = match &self.inner {
-            Inner::Single(pool) => WeakInner::Single(pool.weak()),
-            Inner::Cluster(cluster) => WeakInner::Cluster(Arc::downgrade(cluster)),
+            Nodes::Single(pool) => WeakInner::Single(pool.weak()),
+            Nodes::Cluster(cluster) => WeakInner::Cluster(Arc::downgrade(cluster)),
         };
         WeakRouter { inner }
     }
@@ -95,8 +95,8 @@ impl Router {
     /// Returns the only pool, if there is one server.
     pub(crate) fn single(&self) -> Option<&Pool> {
         match &self.inner {
-            Inner::Single(pool) => Some(pool),
-            Inner::Cluster(_) => None,
+            Nodes::Single(pool) => Some(pool),
+            Nodes::Cluster(_) => None,
         }
     }
 
@@ -114,8 +114,8 @@ impl Router {
 
     pub(crate) fn settings(&self) -> &Arc<Settings> {
         match &self.inner {
-            Inner::Single(pool) => pool.settings(),
-            Inner::Cluster(cluster) => cluster.settings(),
+            Nodes::Single(pool) => pool.settings(),
+            Nodes::Cluster(cluster) => cluster.settings(),
         }
     }
 
@@ -129,8 +129,8 @@ impl Router {
 
     pub(crate) fn counters(&self) -> &Counters {
         match &self.inner {
-            Inner::Single(pool) => pool.counters(),
-            Inner::Cluster(cluster) => cluster.counters(),
+            Nodes::Single(pool) => pool.counters(),
+            Nodes::Cluster(cluster) => cluster.counters(),
         }
     }
 
@@ -145,8 +145,8 @@ impl Router {
 
     fn logging(&self) -> &Logging {
         match &self.inner {
-            Inner::Single(pool) => pool.logging(),
-            Inner::Cluster(cluster) => cluster.logging(),
+            Nodes::Single(pool) => pool.logging(),
+            Nodes::Cluster(cluster) => cluster.logging(),
         }
     }
 
@@ -158,16 +158,16 @@ impl Router {
     /// Returns the address of the server, or of the cluster's seed nodes.
     pub(crate) fn address(&self) -> String {
         match &self.inner {
-            Inner::Single(pool) => pool.endpoint().address().into_owned(),
-            Inner::Cluster(cluster) => cluster.address(),
+            Nodes::Single(pool) => pool.endpoint().address().into_owned(),
+            Nodes::Cluster(cluster) => cluster.address(),
         }
     }
 
     /// For spans: the host and port of the server, or of the cluster's first seed node.
     pub(crate) fn host_and_port(&self) -> (Cow<'_, str>, u16) {
         match &self.inner {
-            Inner::Single(pool) => pool.endpoint().host_and_port(),
-            Inner::Cluster(cluster) => {
+            Nodes::Single(pool) => pool.endpoint().host_and_port(),
+            Nodes::Cluster(cluster) => {
                 let (host, port) = cluster.host_and_port();
                 (host.into(), port)
             }
@@ -216,8 +216,8 @@ impl Router {
     /// Begins to open a connection for the route, unless there is one.
     pub(crate) fn warm(&self, route: &Route) {
         match &self.inner {
-            Inner::Single(pool) => pool.warm(),
-            Inner::Cluster(cluster) => cluster.warm(route),
+            Nodes::Single(pool) => pool.warm(),
+            Nodes::Cluster(cluster) => cluster.warm(route),
         }
     }
 
@@ -267,8 +267,8 @@ impl Router {
     ) -> Result<T, CheckoutError> {
         self.here()?;
         match &self.inner {
-            Inner::Single(pool) => call(pool),
-            Inner::Cluster(cluster) => cluster.with_pool(route, deadline, call),
+            Nodes::Single(pool) => call(pool),
+            Nodes::Cluster(cluster) => cluster.with_pool(route, deadline, call),
         }
     }
 
@@ -284,8 +284,8 @@ impl Router {
     /// Returns the routes to all masters, for a command that goes to each of them.
     pub(crate) fn all_masters(&self, deadline: Instant) -> Result<Vec<Route>, CheckoutError> {
         match &self.inner {
-            Inner::Single(_) => Ok(vec![Route::default()]),
-            Inner::Cluster(cluster) => cluster.all_masters(deadline),
+            Nodes::Single(_) => Ok(vec![Route::default()]),
+            Nodes::Cluster(cluster) => cluster.all_masters(deadline),
         }
     }
 
@@ -293,8 +293,8 @@ impl Router {
     /// error is the call's result.
     pub(crate) fn redirect_for(&self, route: &Route, code: &str, text: &str) -> Option<Redirect> {
         match &self.inner {
-            Inner::Single(_) => None,
-            Inner::Cluster(cluster) => cluster.redirect_for(route, &RedirectReply::of(code, text)?),
+            Nodes::Single(_) => None,
+            Nodes::Cluster(cluster) => cluster.redirect_for(route, &RedirectReply::of(code, text)?),
         }
     }
 
@@ -306,36 +306,36 @@ impl Router {
         deadline: Instant,
     ) -> Option<Redirect> {
         match &self.inner {
-            Inner::Single(_) => None,
-            Inner::Cluster(cluster) => cluster.on_unreachable(route, error, deadline),
+            Nodes::Single(_) => None,
+            Nodes::Cluster(cluster) => cluster.on_unreachable(route, error, deadline),
         }
     }
 
     pub(crate) fn scopes(&self) -> Vec<OpenScope> {
         match &self.inner {
-            Inner::Single(pool) => pool.open_scopes(),
-            Inner::Cluster(cluster) => cluster.scopes(),
+            Nodes::Single(pool) => pool.open_scopes(),
+            Nodes::Cluster(cluster) => cluster.scopes(),
         }
     }
 
     pub(crate) fn status(&self) -> PoolStatus {
         match &self.inner {
-            Inner::Single(pool) => pool.status(),
-            Inner::Cluster(cluster) => cluster.status(),
+            Nodes::Single(pool) => pool.status(),
+            Nodes::Cluster(cluster) => cluster.status(),
         }
     }
 
     pub(crate) fn close(&self) {
         match &self.inner {
-            Inner::Single(pool) => pool.close(),
-            Inner::Cluster(cluster) => cluster.close(),
+            Nodes::Single(pool) => pool.close(),
+            Nodes::Cluster(cluster) => cluster.close(),
         }
     }
 
     pub(crate) fn drain(&self, deadline: Instant) -> usize {
         match &self.inner {
-            Inner::Single(pool) => pool.drain(deadline),
-            Inner::Cluster(cluster) => cluster.drain(deadline),
+            Nodes::Single(pool) => pool.drain(deadline),
+            Nodes::Cluster(cluster) => cluster.drain(deadline),
         }
     }
 }
@@ -346,8 +346,8 @@ impl fmt::Debug for Router {
             return f.write_str("Router of another process");
         }
         match &self.inner {
-            Inner::Single(pool) => fmt::Debug::fmt(pool, f),
-            Inner::Cluster(cluster) => fmt::Debug::fmt(cluster, f),
+            Nodes::Single(pool) => fmt::Debug::fmt(pool, f),
+            Nodes::Cluster(cluster) => fmt::Debug::fmt(cluster, f),
         }
     }
 }

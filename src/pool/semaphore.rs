@@ -31,12 +31,12 @@ use crate::sync::this_thread;
 /// As many permits as connections, first come first served.
 #[derive(Debug)]
 pub(crate) struct FairSemaphore<J, R> {
-    state: Mutex<State<J, R>>,
+    state: Mutex<SemaphoreState<J, R>>,
     spin: SpinPolicy,
 }
 
 #[derive(Debug)]
-struct State<J, R> {
+struct SemaphoreState<J, R> {
     /// The free permits; empty whenever a caller waits.
     free: Vec<usize>,
     queue: VecDeque<QueueEntry<J, R>>,
@@ -113,7 +113,7 @@ pub(crate) trait OutcomeUnknown {
 impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
     pub(crate) fn new(permits: usize) -> Self {
         Self {
-            state: Mutex::new(State {
+            state: Mutex::new(SemaphoreState {
                 free: (0..permits).rev().collect(),
                 queue: VecDeque::new(),
                 closed: false,
@@ -151,10 +151,10 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
         &self,
         request: J,
         deadline: Instant,
-        patience: Duration,
+        response_wait: Duration,
         may_wait: impl FnOnce(&IsWaiting<'_>) -> Result<(), E>,
     ) -> Result<Acquired<J, R>, AcquireError<E>> {
-        match self.wait(Some(request), deadline, patience, may_wait)? {
+        match self.wait(Some(request), deadline, response_wait, may_wait)? {
             Acquired::Permit(permit, Some(request)) => Ok(Acquired::Permit(permit, request)),
             Acquired::Response(response) => Ok(Acquired::Response(response)),
             // A leader always keeps its own request.
@@ -169,7 +169,7 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
         &self,
         request: Option<J>,
         deadline: Instant,
-        patience: Duration,
+        response_wait: Duration,
         may_wait: impl FnOnce(&IsWaiting<'_>) -> Result<(), E>,
     ) -> Result<Acquired<Option<J>, R>, AcquireError<E>> {
         let yields_before_wait = request.as_ref().is_some_and(Batchable::yields_before_wait);
@@ -187,12 +187,12 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
             state.queue.push_back(QueueEntry::here(&waiter));
             waiter
         };
-        let ticket = guard(waiter, |waiter| self.cancel(&waiter));
+        let registration = guard(waiter, |waiter| self.cancel(&waiter));
         if yields_before_wait {
             self.spin.yield_once(deadline);
         }
-        let mut grant = ticket.wait(deadline);
-        let waiter = ScopeGuard::into_inner(ticket);
+        let mut grant = registration.wait(deadline);
+        let waiter = ScopeGuard::into_inner(registration);
         if let Grant::Waiting = grant {
             let waiters = self.leave_queue(&waiter);
             grant = waiter.take();
@@ -204,7 +204,7 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
             Grant::Permit(permit) => Ok(Acquired::Permit(permit, lock(&waiter.request).take())),
             Grant::Response(response) => Ok(Acquired::Response(response)),
             Grant::Taken | Grant::Waiting => {
-                Ok(Acquired::Response(waiter.response(Instant::now() + patience)))
+                Ok(Acquired::Response(waiter.response(Instant::now() + response_wait)))
             }
             Grant::Closed => Err(AcquireError::Closed),
         }

@@ -44,7 +44,7 @@ pub(crate) fn request(
     bytes: &[u8],
 ) -> Result<Vec<Value>, Error> {
     let parts = parts(bytes)?;
-    let mut call = Call {
+    let mut call = NodeCall {
         router,
         place,
         deadline: Instant::now() + router.settings().checkout_timeout,
@@ -94,7 +94,7 @@ fn parts(bytes: &[u8]) -> Result<Vec<Part<'_>>, Error> {
     }
 }
 
-struct Call<'b> {
+struct NodeCall<'b> {
     router: &'b Router,
     place: &'static Location<'static>,
     deadline: Instant,
@@ -102,7 +102,7 @@ struct Call<'b> {
     replies: Vec<Option<Value>>,
 }
 
-impl Call<'_> {
+impl NodeCall<'_> {
     /// The commands without a reply yet.
     fn waiting(&self, which: impl Fn(&Part<'_>) -> bool) -> impl Iterator<Item = usize> {
         let replies = self.parts.iter().zip(&self.replies).enumerate();

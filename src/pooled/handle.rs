@@ -14,7 +14,7 @@ use crate::error::checkout::CheckoutError;
 use crate::pool::router::Router;
 use crate::pool::scopes::ScopeOrigin;
 use crate::pooled::request::Request;
-use crate::pooled::tag_errors::{self, Call};
+use crate::pooled::tag_errors::{self, CallKind};
 use crate::pooled::{fan_out, recent_replies};
 use crate::protocol::cluster::route::Route;
 
@@ -79,7 +79,7 @@ impl RefUnwindSafe for Pooled {}
 
 impl ConnectionLike for Pooled {
     fn req_packed_command(&mut self, cmd: &[u8]) -> RedisResult<Value> {
-        let mut replies = self.request(cmd, 0, 1, Call::Single)?;
+        let mut replies = self.request(cmd, 0, 1, CallKind::Single)?;
         Ok(replies.pop().unwrap_or(Value::Nil))
     }
 
@@ -89,7 +89,7 @@ impl ConnectionLike for Pooled {
         offset: usize,
         count: usize,
     ) -> RedisResult<Vec<Value>> {
-        Ok(self.request(cmd, offset, count, Call::Pipeline)?)
+        Ok(self.request(cmd, offset, count, CallKind::Pipeline)?)
     }
 
     fn req_command(&mut self, cmd: &Cmd) -> RedisResult<Value> {
@@ -155,7 +155,7 @@ impl Pooled {
         bytes: &[u8],
         offset: usize,
         count: usize,
-        call: Call,
+        call: CallKind,
     ) -> Result<Vec<Value>, Error> {
         self.router.here()?;
         let request = Request::parse(bytes, offset + count)?.of_handle(self.place);

@@ -13,7 +13,7 @@ use crate::protocol::server_error::ServerError;
 
 /// The kind of a redis-rs call.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Call {
+pub(crate) enum CallKind {
     /// One command, whose error is its own.
     Single,
     /// One or more commands: redis-rs makes one error of all that failed.
@@ -26,10 +26,10 @@ pub(crate) fn tag_errors(
     request: &Request,
     replies: &mut [Value],
     (bytes, offset): (&[u8], usize),
-    call: Call,
+    call: CallKind,
     full: bool,
 ) {
-    let single = call == Call::Single;
+    let single = call == CallKind::Single;
     let name = if single { request.name.as_str() } else { "a pipeline" };
     recent_replies::record(name, request.read_only, replies, single);
     let fails = |value: &Value| match request.may_nest {

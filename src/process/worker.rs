@@ -50,12 +50,12 @@ pub(crate) struct BackgroundWorker<S> {
 
 /// The state that a background thread shares with its callers.
 pub(crate) struct Shared<S> {
-    slot: Mutex<Slot<S>>,
+    locked: Mutex<Locked<S>>,
     changed: Condvar,
 }
 
 /// The locked state.
-pub(crate) struct Slot<S> {
+pub(crate) struct Locked<S> {
     state: S,
     /// A thread exists; it sleeps or is at work.
     running: bool,
@@ -71,24 +71,24 @@ impl<S> Drop for BackgroundWorker<S> {
 
 impl<S: Send + 'static> BackgroundWorker<S> {
     pub(crate) fn new(name: &'static str, state: S) -> Self {
-        let slot = Slot { state, running: false, closed: false, sleeps_until: None };
-        let shared = Shared { slot: Mutex::new(slot), changed: Condvar::new() };
+        let locked = Locked { state, running: false, closed: false, sleeps_until: None };
+        let shared = Shared { locked: Mutex::new(locked), changed: Condvar::new() };
         Self { name, process: Process::here(), shared: Arc::new(shared) }
     }
 
     /// Starts the thread with `work`, unless it runs or the worker is closed.
     pub(crate) fn start<W: Work<State = S>>(
         &self,
-        slot: &mut Slot<S>,
+        locked: &mut Locked<S>,
         work: impl FnOnce() -> W,
     ) -> io::Result<()> {
-        if slot.running || slot.closed {
+        if locked.running || locked.closed {
             return Ok(());
         }
         let (shared, work) = (Arc::clone(&self.shared), work());
         let thread = std::thread::Builder::new().name(self.name.to_owned());
         thread.spawn(move || shared.run(work))?;
-        slot.running = true;
+        locked.running = true;
         Ok(())
     }
 }
@@ -113,8 +113,8 @@ impl<S> Deref for BackgroundWorker<S> {
 }
 
 impl<S> Shared<S> {
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Slot<S>> {
-        lock(&self.slot)
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Locked<S>> {
+        lock(&self.locked)
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -127,8 +127,8 @@ impl<S> Shared<S> {
     }
 
     /// Wakes the thread if it sleeps past `at`.
-    pub(crate) fn wake_by(&self, slot: &Slot<S>, at: Instant) {
-        if slot.sleeps_until.is_some_and(|until| at < until) {
+    pub(crate) fn wake_by(&self, locked: &Locked<S>, at: Instant) {
+        if locked.sleeps_until.is_some_and(|until| at < until) {
             self.wake();
         }
     }
@@ -136,11 +136,11 @@ impl<S> Shared<S> {
     /// Waits for a change of the state, until `until` at most.
     pub(crate) fn wait<'s>(
         &'s self,
-        slot: MutexGuard<'s, Slot<S>>,
+        locked: MutexGuard<'s, Locked<S>>,
         until: Instant,
-    ) -> MutexGuard<'s, Slot<S>> {
+    ) -> MutexGuard<'s, Locked<S>> {
         let left = until.saturating_duration_since(Instant::now());
-        self.changed.wait_timeout(slot, left).unwrap_or_else(PoisonError::into_inner).0
+        self.changed.wait_timeout(locked, left).unwrap_or_else(PoisonError::into_inner).0
     }
 
     fn run<W: Work<State = S>>(&self, mut work: W) {
@@ -153,25 +153,25 @@ impl<S> Shared<S> {
     /// Waits for a job. `None`: the thread ends.
     fn next<W: Work<State = S>>(&self, work: &mut W) -> Option<W::Job> {
         let idle_until = Instant::now() + W::IDLE;
-        let mut slot = self.lock();
-        while !slot.closed {
+        let mut locked = self.lock();
+        while !locked.closed {
             let now = Instant::now();
-            let until = match work.next(&mut slot.state, now) {
+            let until = match work.next(&mut locked.state, now) {
                 Next::Run(job) => return Some(job),
                 Next::WaitUntil(until) => until,
                 Next::Idle if now < idle_until => idle_until,
                 Next::Idle | Next::End => break,
             };
-            slot.sleeps_until = Some(until);
-            slot = self.wait(slot, until);
-            slot.sleeps_until = None;
+            locked.sleeps_until = Some(until);
+            locked = self.wait(locked, until);
+            locked.sleeps_until = None;
         }
-        slot.running = false;
+        locked.running = false;
         None
     }
 }
 
-impl<S> Deref for Slot<S> {
+impl<S> Deref for Locked<S> {
     type Target = S;
 
     fn deref(&self) -> &S {
@@ -179,7 +179,7 @@ impl<S> Deref for Slot<S> {
     }
 }
 
-impl<S> DerefMut for Slot<S> {
+impl<S> DerefMut for Locked<S> {
     fn deref_mut(&mut self) -> &mut S {
         &mut self.state
     }
@@ -222,19 +222,19 @@ mod tests {
     }
 
     fn add(worker: &BackgroundWorker<Numbers>, number: u32) {
-        let mut slot = worker.lock();
-        slot.open.push(number);
-        worker.start(&mut slot, || Sum).unwrap();
-        worker.wake_by(&slot, Instant::now());
+        let mut locked = worker.lock();
+        locked.open.push(number);
+        worker.start(&mut locked, || Sum).unwrap();
+        worker.wake_by(&locked, Instant::now());
     }
 
     #[track_caller]
-    fn wait_for(worker: &BackgroundWorker<Numbers>, what: impl Fn(&Slot<Numbers>) -> bool) {
+    fn wait_for(worker: &BackgroundWorker<Numbers>, what: impl Fn(&Locked<Numbers>) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(20);
-        let mut slot = worker.lock();
-        while !what(&slot) {
+        let mut locked = worker.lock();
+        while !what(&locked) {
             assert!(Instant::now() < deadline, "it did not come to that");
-            slot = worker.wait(slot, Instant::now() + Duration::from_millis(1));
+            locked = worker.wait(locked, Instant::now() + Duration::from_millis(1));
         }
     }
 
@@ -242,12 +242,12 @@ mod tests {
     fn work_is_done_while_the_thread_sleeps_after_it_ended_and_after_a_panic() {
         let worker = BackgroundWorker::new("sum", Numbers::default());
         add(&worker, 1);
-        wait_for(&worker, |slot| slot.sum == 1);
+        wait_for(&worker, |locked| locked.sum == 1);
         add(&worker, 2);
-        wait_for(&worker, |slot| slot.sum == 3 && !slot.running);
+        wait_for(&worker, |locked| locked.sum == 3 && !locked.running);
         add(&worker, 0);
         add(&worker, 4);
-        wait_for(&worker, |slot| slot.sum == 7 && !slot.running);
+        wait_for(&worker, |locked| locked.sum == 7 && !locked.running);
     }
 
     #[test]
@@ -255,7 +255,7 @@ mod tests {
         let worker = BackgroundWorker::new("sum", Numbers::default());
         for nth in 1..=20 {
             add(&worker, 1);
-            wait_for(&worker, |slot| slot.sum == nth);
+            wait_for(&worker, |locked| locked.sum == nth);
             std::thread::sleep(Sum::IDLE - Duration::from_millis(1));
         }
     }
@@ -265,7 +265,7 @@ mod tests {
         let worker = BackgroundWorker::new("sum", Numbers::default());
         add(&worker, 1);
         worker.close();
-        wait_for(&worker, |slot| !slot.running);
+        wait_for(&worker, |locked| !locked.running);
         add(&worker, 1);
         assert!(!worker.lock().running && worker.is_closed());
     }

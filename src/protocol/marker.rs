@@ -111,8 +111,8 @@ impl fmt::Debug for CommitMarker {
 /// Encodes the query of a register, in one write: first the touch, then GET.
 ///
 /// If `asks`, ASKING precedes each of them and has its own reply.
-pub(crate) fn question(register: &str, ttl: Duration, asks: bool) -> Vec<u8> {
-    let asking = if asks { ASKING } else { b"" };
+pub(crate) fn question(register: &str, ttl: Duration, needs_asking: bool) -> Vec<u8> {
+    let asking = if needs_asking { ASKING } else { b"" };
     let mut bytes = Vec::with_capacity(200);
     bytes.extend_from_slice(asking);
     encode::command(&mut bytes, &["PEXPIRE"], |args| {

@@ -33,8 +33,8 @@ pub(crate) fn parse(answers: &[Value]) -> Result<MasterReport, SentinelError> {
             return Err(SentinelError::Refused(ServerError::from_reply(error, false)));
         }
     }
-    let strange = || SentinelError::Unexpected("unexpected reply of a sentinel");
-    let [master, address, replicas] = answers else { return Err(strange()) };
+    let unexpected = || SentinelError::Unexpected("unexpected reply of a sentinel");
+    let [master, address, replicas] = answers else { return Err(unexpected()) };
     let word = |of, name| field(of, name).and_then(text);
     let epoch = word(master, "config-epoch").and_then(|epoch| epoch.parse().ok());
     let Value::Array(parts) = address else {
@@ -44,10 +44,10 @@ pub(crate) fn parse(answers: &[Value]) -> Result<MasterReport, SentinelError> {
         [host, port] => text(host).zip(text(port).and_then(|port| port.parse().ok())),
         _ => None,
     };
-    let (host, port) = place.ok_or_else(strange)?;
-    let Value::Array(replicas) = replicas else { return Err(strange()) };
+    let (host, port) = place.ok_or_else(unexpected)?;
+    let Value::Array(replicas) = replicas else { return Err(unexpected()) };
     Ok(MasterReport {
-        epoch: epoch.ok_or_else(strange)?,
+        epoch: epoch.ok_or_else(unexpected)?,
         master: (host.to_owned(), port),
         replicas: replicas.iter().filter_map(readable_address).collect(),
     })

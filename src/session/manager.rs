@@ -205,10 +205,10 @@ impl SessionManager {
         if self.pooled.here().is_err() {
             return Vec::new();
         }
-        let mut pins = self.transactional.scopes();
-        pins.extend(self.pooled.scopes());
-        pins.sort_by_key(|pin| std::cmp::Reverse(pin.age));
-        pins
+        let mut scopes = self.transactional.scopes();
+        scopes.extend(self.pooled.scopes());
+        scopes.sort_by_key(|scope| std::cmp::Reverse(scope.age));
+        scopes
     }
 
     /// Closes the session. From now on every new use fails with

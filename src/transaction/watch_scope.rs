@@ -82,9 +82,9 @@ impl Watching {
             .inspect_err(|error| pinned.record_failure(error))?;
         // The closure's reads have limits of their own.
         pinned.set_checkout_deadline(None);
-        let asks = pinned.route().ask;
+        let needs_asking = pinned.route().ask;
         let watched = watch.is_some();
-        let watch = watch.filter(|_| asks).unwrap_or_default().into();
+        let watch = watch.filter(|_| needs_asking).unwrap_or_default().into();
         let (connection_lost, redirect) = (false, None);
         Ok(Self { pinned, options, watched, attempt, declared, connection_lost, redirect, watch })
     }
@@ -360,9 +360,9 @@ fn bind(pinned: &mut Pinned, options: &mut CommitOptions, bytes: &[u8]) -> Resul
 }
 
 fn ask(checkout: &mut Checkout, bytes: &[u8], deadline: Instant) -> Result<Value, Error> {
-    let (limit, asks) = (checkout.response_deadline(), checkout.asks());
+    let (limit, needs_asking) = (checkout.response_deadline(), checkout.needs_asking());
     let connection = checkout.connection(deadline)?;
-    let answer = match asks {
+    let answer = match needs_asking {
         true => connection.send(&[ASKING, bytes].concat(), &[(Expect::Plain, 2)], limit).and_then(
             |()| Ok(redirect::after_asking(connection.value(limit)?, connection.value(limit)?)),
         ),

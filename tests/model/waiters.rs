@@ -30,11 +30,11 @@ struct Fixture {
     holders: AtomicUsize,
     permits: usize,
     waiters: Waiters,
-    leave: fn(Ticket<'_>, Option<bool>),
+    leave: fn(Registration<'_>, Option<bool>),
 }
 
 impl Fixture {
-    fn new(permits: usize, leave: fn(Ticket<'_>, Option<bool>)) -> Plain<Self> {
+    fn new(permits: usize, leave: fn(Registration<'_>, Option<bool>)) -> Plain<Self> {
         Plain::new(Self {
             free: Mutex::new(permits),
             holders: AtomicUsize::new(0),
@@ -67,14 +67,14 @@ impl Fixture {
         if self.try_once() {
             return true;
         }
-        let ticket = self.waiters.join(CHANNEL, "x");
+        let registration = self.waiters.join(CHANNEL, "x");
         loop {
             if self.try_once() {
-                (self.leave)(ticket, Some(self.permits > 1));
+                (self.leave)(registration, Some(self.permits > 1));
                 return true;
             }
-            if !ticket.wait(until, None) {
-                (self.leave)(ticket, None);
+            if !registration.wait(until, None) {
+                (self.leave)(registration, None);
                 return false;
             }
         }
@@ -87,10 +87,10 @@ impl Fixture {
     }
 }
 
-fn leave(ticket: Ticket<'_>, acquired: Option<bool>) {
+fn leave(registration: Registration<'_>, acquired: Option<bool>) {
     match acquired {
-        Some(shared) => ticket.acquired(shared),
-        None => drop(ticket),
+        Some(shared) => registration.acquired(shared),
+        None => drop(registration),
     }
 }
 
@@ -98,7 +98,7 @@ fn patient() -> Instant {
     Instant::now() + Duration::from_secs(3600)
 }
 
-fn play(permits: usize, leave: fn(Ticket<'_>, Option<bool>)) {
+fn play(permits: usize, leave: fn(Registration<'_>, Option<bool>)) {
     let fixture = Fixture::new(permits, leave);
     let threads: Vec<_> = (0..4)
         .map(|nth| {
@@ -127,9 +127,9 @@ fn model_of_waiters_for_a_semaphore_one_of_which_gives_up() {
 }
 
 /// The first planted mistake: a waiter that leaves does not hand on its wakeup.
-fn leave_with_the_wake_up(ticket: Ticket<'_>, acquired: Option<bool>) {
-    *lock(&ticket.waiter.signal) = Signal::default();
-    leave(ticket, acquired);
+fn leave_with_the_wake_up(registration: Registration<'_>, acquired: Option<bool>) {
+    *lock(&registration.waiter.signal) = Signal::default();
+    leave(registration, acquired);
 }
 
 #[test]
@@ -138,10 +138,10 @@ fn model_finds_a_wake_up_that_is_taken_along() {
 }
 
 /// The second: a waiter that has just left is still in line, and is woken instead of another.
-fn leave_too_late(ticket: Ticket<'_>, acquired: Option<bool>) {
-    let channel = ticket.channel.clone();
-    let (waiters, waiter) = (ticket.waiters, Arc::clone(&ticket.waiter));
-    leave(ticket, acquired);
+fn leave_too_late(registration: Registration<'_>, acquired: Option<bool>) {
+    let channel = registration.channel.clone();
+    let (waiters, waiter) = (registration.waiters, Arc::clone(&registration.waiter));
+    leave(registration, acquired);
     if let Some(channel) = lock(&waiters.channels).get_mut(&channel) {
         channel.queue.push_front(Arc::clone(&waiter));
     }

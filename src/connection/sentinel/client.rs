@@ -42,13 +42,13 @@ pub(crate) struct SentinelClient {
     pub(crate) query_timeout: Duration,
     pub(crate) generation: AtomicU64,
     pub(crate) watcher: BackgroundWorker<()>,
-    pub(crate) state: Mutex<State>,
+    pub(crate) state: Mutex<SentinelState>,
     pub(crate) changed: Condvar,
     pub(crate) log_thread: Arc<LogThread>,
 }
 
 #[derive(Default)]
-pub(crate) struct State {
+pub(crate) struct SentinelState {
     pub(crate) master: Option<Arc<Server>>,
     pub(crate) replicas: Vec<Arc<Server>>,
     pub(crate) epoch: u64,
@@ -61,7 +61,7 @@ pub(crate) struct State {
     pub(crate) sockets: Vec<Weak<OwnSocket>>,
 }
 
-impl State {
+impl SentinelState {
     fn fresh(&self) -> Option<Arc<Server>> {
         let fresh = self.updated.is_some_and(|at| at.elapsed() < FRESH);
         self.master.clone().filter(|_| fresh)
@@ -227,7 +227,7 @@ impl SentinelClient {
     /// Applies a sentinel's report.
     fn apply(
         &self,
-        state: &mut State,
+        state: &mut SentinelState,
         answer: MasterReport,
     ) -> Result<Arc<Server>, ConnectionError> {
         state.updated = Some(Instant::now());
@@ -348,7 +348,7 @@ impl SentinelClient {
         server.map(Arc::new).map_err(|_| ConnectionError::unexpected("no address to connect to"))
     }
 
-    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, SentinelState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -20,7 +20,8 @@ const QUIET: Duration = Duration::from_secs(2);
 impl SentinelClient {
     /// Starts the thread, unless it runs.
     pub(crate) fn watch(self: &Arc<Self>) {
-        let watch = || Watch { client: Arc::downgrade(self), nth: 0, next_try: Instant::now() };
+        let watch =
+            || SentinelWatch { client: Arc::downgrade(self), nth: 0, next_try: Instant::now() };
         if let Err(error) = self.watcher.start(&mut self.watcher.lock(), watch) {
             self.log_thread.log(Level::WARN, move || {
                 tracing::warn!(%error, "no thread to receive messages about failovers");
@@ -42,13 +43,13 @@ fn needed(client: &Weak<SentinelClient>) -> Option<Arc<SentinelClient>> {
 }
 
 /// The thread's work: to subscribe to one sentinel after the other.
-struct Watch {
+struct SentinelWatch {
     client: Weak<SentinelClient>,
     nth: usize,
     next_try: Instant,
 }
 
-impl Work for Watch {
+impl Work for SentinelWatch {
     type State = ();
     type Job = ();
     const IDLE: Duration = Duration::ZERO;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use redis::{ServerError, Value};
 
 use crate::protocol::lock::keys::LockKeys;
-use crate::protocol::lock::script::{ACQUIRE, Call};
+use crate::protocol::lock::script::{ACQUIRE, ScriptCall};
 use crate::protocol::replication::Durability;
 
 /// Time without a heartbeat after which a waiter in fair mode loses its place.
@@ -74,7 +74,12 @@ impl LockRequest {
 
     /// Returns the call that acquires the lock for `owner_token`, with `permits` as the maximum
     /// number of holders. If the lock is held, the caller waits for `waits`, or not at all.
-    pub(crate) fn call(&self, owner_token: &str, permits: u32, waits: Option<Duration>) -> Call {
+    pub(crate) fn call(
+        &self,
+        owner_token: &str,
+        permits: u32,
+        waits: Option<Duration>,
+    ) -> ScriptCall {
         let LockKeys { holders, info, queue, alive, fencing, wake, .. } = &*self.names;
         let heartbeat_timeout = if self.fair { HEARTBEAT_TIMEOUT } else { Duration::ZERO };
         // A semaphore keeps its number of permits for as long as a caller waits. By the maximum,
@@ -93,7 +98,7 @@ impl LockRequest {
             &if is_semaphore { kept.as_millis().to_string() } else { String::new() },
         ];
         let done = self.names.done(owner_token);
-        Call::new(&ACQUIRE, [holders, info, queue, alive, &done, fencing], arguments)
+        ScriptCall::new(&ACQUIRE, [holders, info, queue, alive, &done, fencing], arguments)
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use redis::Value;
 
 use crate::protocol::lock::keys::LockKeys;
-use crate::protocol::lock::script::{Call, RELEASE, RENEW};
+use crate::protocol::lock::script::{RELEASE, RENEW, ScriptCall};
 
 /// The time at which a call was sent, and the time that its reply took.
 #[derive(Clone, Copy, Debug)]
@@ -69,10 +69,10 @@ impl LeaseTimes {
 
 /// Returns the call that extends the lease; with a lease of zero, it only checks whether the lock is
 /// held.
-pub(crate) fn renew(names: &LockKeys, owner_token: &str, lease: Duration) -> Call {
+pub(crate) fn renew(names: &LockKeys, owner_token: &str, lease: Duration) -> ScriptCall {
     let LockKeys { holders, info, alive, .. } = names;
     let keys = [holders, info].into_iter().chain(names.is_semaphore.then_some(alive));
-    Call::new(&RENEW, keys, [owner_token, &lease.as_millis().to_string()])
+    ScriptCall::new(&RENEW, keys, [owner_token, &lease.as_millis().to_string()])
 }
 
 /// Returns whether the token held the lock, by the reply to its renewal or release. `None`: the
@@ -92,11 +92,11 @@ pub(crate) fn release(
     owner_token: &str,
     remember: Duration,
     answered: Vec<String>,
-) -> Call {
+) -> ScriptCall {
     let keys = names.state().into_iter().cloned().chain([names.done(owner_token)]).chain(answered);
     let remember = remember.as_millis().max(1).to_string();
     let is_semaphore = u8::from(names.is_semaphore).to_string();
-    Call::new(&RELEASE, keys, [owner_token, &remember, &names.wake, &is_semaphore])
+    ScriptCall::new(&RELEASE, keys, [owner_token, &remember, &names.wake, &is_semaphore])
 }
 
 #[cfg(test)]

@@ -47,14 +47,14 @@ pub(crate) enum By {
 
 /// One call of a script, or the deletion of keys. It has no `Debug`: the keys contain names.
 #[derive(Clone)]
-pub(crate) struct Call {
+pub(crate) struct ScriptCall {
     /// `None`: the call deletes the keys.
     script: Option<&'static Script>,
     keys: Vec<String>,
     arguments: Vec<String>,
 }
 
-impl Call {
+impl ScriptCall {
     /// Returns the hash slot of the call's keys.
     pub(crate) fn slot(&self) -> Option<u16> {
         self.keys.first().map(|key| slot::of_key(key.as_bytes()))

@@ -77,23 +77,23 @@ impl RedisWrite for Args<'_> {
     }
 
     fn writer_for_next_arg(&mut self) -> impl io::Write + '_ {
-        Pending { bytes: Vec::new(), args: self }
+        PendingArgument { bytes: Vec::new(), args: self }
     }
 }
 
 /// An argument whose length is known once it is written.
-struct Pending<'p, 'b> {
+struct PendingArgument<'p, 'b> {
     bytes: Vec<u8>,
     args: &'p mut Args<'b>,
 }
 
-impl Drop for Pending<'_, '_> {
+impl Drop for PendingArgument<'_, '_> {
     fn drop(&mut self) {
         self.args.write_arg(&self.bytes);
     }
 }
 
-impl io::Write for Pending<'_, '_> {
+impl io::Write for PendingArgument<'_, '_> {
     fn write(&mut self, chunk: &[u8]) -> io::Result<usize> {
         self.bytes.extend_from_slice(chunk);
         Ok(chunk.len())
