@@ -30,7 +30,7 @@ fn printed(output: &Output) -> String {
 #[test]
 fn a_tree_of_plain_words_passes() {
     let tree = tree(&[
-        ("src/pool.rs", "/// A hub for couriers: an atlas of slots, opening by opening.\n"),
+        ("src/pool.rs", "/// A hub for lanes: a gate by a gate, opening by opening.\n"),
         ("README.md", "The stockholder pins one connection.\n"),
     ]);
     let output = run(tree.path(), &[]);
@@ -41,11 +41,19 @@ fn a_tree_of_plain_words_passes() {
 fn a_name_that_is_not_used_any_more_fails_with_its_place() {
     for (path, line, name) in [
         ("src/pool.rs", "let openings = 1;", "openings"),
-        ("src/lock/mod.rs", "//! One\nstruct Courier;", "Courier"),
+        ("src/lock/mod.rs", "//! One\nstruct Courier;", "courier"),
         ("docs/operations.md", "is a knob of", "knob"),
         ("benches/micro/a.rs", "sessions.pins()", "pins()"),
         ("examples/basic/src/bin/a.rs", "guard.again()", ".again()"),
         ("tests/it/a.rs", "mod stage;", "mod stage"),
+        ("src/a.rs", "fn ask_couriers() {}", "couriers"),
+        ("src/a.rs", "struct SlotAtlas;", "atlas"),
+        ("tests/it/knobs.rs", "", "knobs"),
+        ("tests/it/words/words.rs", "struct Hub;", "Hub"),
+        ("scripts/a", "# knob", "knob"),
+        ("Makefile", "chores:", "chores"),
+        ("src/a.rs", "struct Parcels<'a>;", "Parcels"),
+        ("src/a.rs", "pub(crate) struct Ticket {", "struct Ticket"),
     ] {
         let tree = tree(&[(path, line)]);
         let output = run(tree.path(), &[]);
@@ -69,7 +77,10 @@ fn vague_words_fail_beyond_their_limit_only() {
     for (path, text) in [
         ("src/a.rs", format!("// {vague} {vague}\n").repeat(20)),
         ("README.md", format!("{vague}, ").repeat(40)),
-        ("tests/it/a.rs", format!("    fn by_{vague}_it_is() {{}} // {vague}\n").repeat(40)),
+        (
+            "tests/it/a.rs",
+            format!("    pub(crate) fn by_{vague}_it_is() {{}} // {vague}\n").repeat(40),
+        ),
     ] {
         let at_limit = tree(&[(path, &text)]);
         let output = run(at_limit.path(), &[]);

@@ -188,7 +188,7 @@ pub fn handed_over(
     };
     let all = latencies.len() as f64;
     // One each is the release's own; the others are messages to the subscriber.
-    let nudges = match locker.is_ours() {
+    let wakeups = match locker.is_ours() {
         true => spent.released.saturating_sub(latencies.len() as u64),
         false => 0,
     };
@@ -196,7 +196,7 @@ pub fn handed_over(
         rate: all / plan.slice.as_secs_f64(),
         p50: at(0.5),
         p99: at(0.99),
-        requests: (spent.requests + nudges) as f64 / all,
+        requests: (spent.requests + wakeups) as f64 / all,
         server: spent.seconds / all,
     }
 }

@@ -115,7 +115,7 @@ impl fmt::Debug for Seen {
 pub(crate) struct Listener;
 
 /// Index of a span in the records; its own number is given to another one when it is closed.
-pub(crate) struct Place(usize);
+pub(crate) struct LoggedPlace(usize);
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Listener {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
@@ -124,7 +124,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Listener {
         let metadata = attributes.metadata();
         let mut recorded = recorded();
         let span = context.span(id).expect("a span that is new");
-        span.extensions_mut().insert(Place(recorded.len()));
+        span.extensions_mut().insert(LoggedPlace(recorded.len()));
         recorded.push(Recorded {
             name: metadata.name().to_owned(),
             is_span: true,
@@ -139,7 +139,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Listener {
         let mut fields = Fields::default();
         values.record(&mut fields);
         let span = context.span(id).expect("a span that is open");
-        let place = span.extensions().get::<Place>().map(|place| place.0);
+        let place = span.extensions().get::<LoggedPlace>().map(|place| place.0);
         recorded()[place.expect("a span that was seen")].fields.extend(fields.0);
     }
 

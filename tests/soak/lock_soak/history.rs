@@ -88,7 +88,7 @@ pub(crate) struct Verdict {
 
 /// One hold, as its holder saw it.
 #[derive(Debug)]
-struct Hold<'a> {
+struct HeldInterval<'a> {
     name: &'a str,
     /// The largest token of any client before it was asked for.
     floor: u64,
@@ -104,7 +104,7 @@ pub(crate) fn check(entries: &[Entry], permits: usize) -> Verdict {
     let mut verdict = Verdict::default();
     let (mut holds, mut tokens, mut highest) = (HashMap::new(), HashSet::new(), 0);
     for (at, Entry { hold: name, what }) in entries.iter().enumerate() {
-        let hold = holds.entry(name.as_str()).or_insert_with(|| Hold {
+        let hold = holds.entry(name.as_str()).or_insert_with(|| HeldInterval {
             name,
             floor: highest,
             token: None,
