@@ -1,8 +1,8 @@
 //! Which file of `src` uses which: no circle between files or folders, no I/O in the protocol core, r2d2 in one file.
 //!
-//! The source is read as tokens, without comments, strings and `#[cfg(test)]` items; each path that begins with
-//! `crate`, `super` or `self` is an edge to the file that it leads to. Re-exports are no edges: only `lib.rs`,
-//! `prelude.rs` and the `mod.rs` of a folder have them, and no file inside the crate imports through them.
+//! The source is read as tokens, without comments, strings and `#[cfg(test)]` items. A path that begins with `crate`,
+//! `super`, `self` or a child module is an edge to the file that defines its name. A re-export is no edge itself: only
+//! `lib.rs`, `prelude.rs` and the `mod.rs` of a folder have them.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,13 +12,13 @@
     reason = "test code: a panic with a clear message is how it reports"
 )]
 
+mod source;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
 
-use proc_macro2::{Delimiter, TokenStream, TokenTree};
+use source::{Module, files, tokens, uses};
 
-type Module = Vec<String>;
 type Edges = BTreeMap<String, BTreeSet<String>>;
 
 /// What the protocol core does without: sockets, files, threads, clocks, locks, pools.
@@ -48,41 +48,40 @@ const NOT_IN_PROTOCOL: &[&str] = &[
 
 #[test]
 fn no_files_depend_on_each_other_in_a_circle() {
-    let edges = edges(&sources());
+    let edges = edges(&files("src"));
     assert!(edges.len() > 100, "only {} files use others", edges.len());
     assert_eq!(circle(edges), None);
 }
 
 #[test]
 fn no_folders_depend_on_each_other_in_a_circle() {
-    assert_eq!(circle(folders(&edges(&sources()))), None);
+    assert_eq!(circle(folders(&edges(&files("src")))), None);
 }
 
 #[test]
 fn the_protocol_core_uses_no_socket_no_clock_and_no_thread() {
-    let sources = sources();
-    assert!(sources.keys().filter(|module| module[0] == "protocol").count() > 20);
-    let found: Vec<_> =
-        sources.iter().filter(|(module, _)| module[0] == "protocol").flat_map(io_in).collect();
+    let sources = files("src");
+    let protocol: Vec<_> =
+        sources.iter().filter(|(module, _)| module.join("::").starts_with("protocol")).collect();
+    assert!(protocol.len() > 20);
+    let found: Vec<_> = protocol.into_iter().flat_map(io_in).collect();
     assert_eq!(found, [""; 0]);
 }
 
 #[test]
 fn one_file_of_the_pool_names_r2d2() {
     let named = |tokens: &[String]| tokens.iter().any(|token| token == "r2d2");
-    let files: Vec<_> = sources().into_iter().filter(|(_, tokens)| named(tokens)).collect();
+    let files: Vec<_> = files("src").into_iter().filter(|(_, tokens)| named(tokens)).collect();
     let files: Vec<_> = files.iter().map(|(module, _)| module.join("::")).collect();
     assert_eq!(files, ["pool::idle"]);
 }
 
 #[test]
 fn re_exports_are_in_faces_only() {
-    for (module, tokens) in sources() {
-        let leads_inside = |at: usize| tokens.get(at + 1).is_some_and(|token| token == "crate");
-        let re_exports = (1..tokens.len()).any(|at| {
-            tokens[at] == "use" && matches!(&*tokens[at - 1], "pub" | ")") && leads_inside(at)
-        });
-        let face = matches!(&*module[0], "lib" | "prelude")
+    for (module, tokens) in files("src") {
+        let re_exports =
+            uses(&tokens, &["crate", "super", "self"]).iter().any(|used| used.re_export);
+        let face = matches!(&*module.join("/"), "" | "prelude")
             || fs::exists(format!("src/{}/mod.rs", module.join("/"))).unwrap();
         assert!(face || !re_exports, "{} re-exports", module.join("::"));
     }
@@ -90,13 +89,13 @@ fn re_exports_are_in_faces_only() {
 
 #[test]
 fn planted_circles_are_found_and_comments_strings_and_tests_are_none() {
-    let found = |b: &str| {
-        let a = "use crate::b::{X, inner::Y};".to_owned();
-        let sources = [("a", a), ("b", b.to_owned()), ("b::c", "use super::X;".to_owned())];
-        let sources = sources
-            .map(|(module, text)| (module.split("::").map(str::to_owned).collect(), tokens(&text)));
-        circle(edges(&sources.into_iter().collect())).is_some()
+    let circular = |files: &[(&str, &str)]| {
+        let module = |name: &str| name.split_terminator("::").map(str::to_owned).collect();
+        circle(edges(&files.iter().map(|(name, text)| (module(name), tokens(text))).collect()))
+            .is_some()
     };
+    let a = "use crate::b::{X, inner::Y};";
+    let found = |b: &str| circular(&[("a", a), ("b", b), ("b::c", "use super::X;")]);
     for circular in [
         "use crate::a::Z;",
         "fn f() { crate::a::z() }",
@@ -104,6 +103,7 @@ fn planted_circles_are_found_and_comments_strings_and_tests_are_none() {
         "macro_rules! m { () => { $crate::a::Z } }",
         "fn f() { super::a::z() }",
         "use crate::b::c::Z;",
+        "fn f() { c::z() }",
         "#[cfg(not(test))]\nuse crate::a;",
         "const Q: char = '\"'; use crate::a::Z; const R: char = '\"';",
     ] {
@@ -119,6 +119,17 @@ fn planted_circles_are_found_and_comments_strings_and_tests_are_none() {
     ] {
         assert!(!found(fine), "{fine}");
     }
+    for face in [
+        "pub(crate) use crate::b::c::X;",
+        "pub use self::c::{Y, X};",
+        "pub(crate) use c::Z as X;",
+        "pub use c::*;",
+    ] {
+        let through = |c: &str| circular(&[("a", "use crate::b::X;"), ("b", face), ("b::c", c)]);
+        assert!(through("use crate::a::Z;"), "{face}");
+        assert!(!through("use super::W;"), "{face}");
+    }
+    assert!(circular(&[("", "pub use b::X;"), ("a", "use crate::X;"), ("b", "use crate::a;")]));
     let io = |text: &str| io_in((&vec!["protocol".to_owned()], &tokens(text))).len();
     assert_eq!(io("fn f() -> Instant { Instant::now() + second }"), 1);
     assert_eq!(io("fn f() { std::thread::sleep(d) }"), 1);
@@ -127,137 +138,58 @@ fn planted_circles_are_found_and_comments_strings_and_tests_are_none() {
     assert_eq!(io("use std::time::{Duration, Instant}; use std::sync::Arc; use redis::Value;"), 0);
 }
 
-/// The files of `src` by module, as tokens.
-fn sources() -> BTreeMap<Module, Vec<String>> {
-    fn walk(folder: &Path, into: &mut Vec<std::path::PathBuf>) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() { walk(&path, into) } else { into.push(path) }
-        }
-    }
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut paths = Vec::new();
-    walk(&src, &mut paths);
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "rs"));
-    let module = |path: &Path| {
-        let path = path.strip_prefix(&src).unwrap().with_extension("");
-        let mut module: Module =
-            path.iter().map(|part| part.to_str().unwrap().to_owned()).collect();
-        if module.last().is_some_and(|last| last == "mod") {
-            module.pop();
-        }
-        module
-    };
-    paths.iter().map(|path| (module(path), tokens(&fs::read_to_string(path).unwrap()))).collect()
-}
-
-/// The words and marks of `text`, without comments, the contents of strings and `#[cfg(test)]` items.
-fn tokens(text: &str) -> Vec<String> {
-    let mut tokens = Vec::new();
-    flatten(text.parse().unwrap(), &mut tokens);
-    tokens
-}
-
-fn flatten(stream: TokenStream, into: &mut Vec<String>) {
-    let mut rest = stream.into_iter().peekable();
-    while let Some(token) = rest.next() {
-        match token {
-            TokenTree::Punct(mark)
-                if mark.as_char() == '#' && rest.peek().is_some_and(is_cfg_test) =>
-            {
-                let ends = |token: &TokenTree| match token {
-                    TokenTree::Group(group) => group.delimiter() == Delimiter::Brace,
-                    TokenTree::Punct(mark) => mark.as_char() == ';',
-                    _ => false,
-                };
-                rest.by_ref().find(ends);
-            }
-            TokenTree::Punct(mark) => match into.last_mut() {
-                Some(last) if mark.as_char() == ':' && last == ":" => last.push(':'),
-                _ => into.push(mark.to_string()),
-            },
-            TokenTree::Ident(word) => into.push(word.to_string()),
-            TokenTree::Literal(_) => {}
-            TokenTree::Group(group) => {
-                let (open, close) = match group.delimiter() {
-                    Delimiter::Brace => ("{", "}"),
-                    Delimiter::Bracket => ("[", "]"),
-                    _ => ("(", ")"),
-                };
-                into.push(open.to_owned());
-                flatten(group.stream(), into);
-                into.push(close.to_owned());
-            }
-        }
-    }
-}
-
-/// Whether this is the `[cfg(test)]` or the `[cfg(all(test, …))]` of an attribute.
-fn is_cfg_test(attribute: &TokenTree) -> bool {
-    let text = attribute.to_string().replace(' ', "");
-    text.starts_with("[cfg(test") || text.starts_with("[cfg(all(test")
-}
-
-/// Every path that begins with one of `roots`, with the groups of `use` taken apart; no re-exports.
-fn paths(tokens: &[String], roots: &[&str]) -> Vec<Module> {
-    fn tree(tokens: &[String], mut at: usize, mut path: Module, into: &mut Vec<Module>) -> usize {
-        while tokens.get(at).is_some_and(|token| token == "::") {
-            if tokens[at + 1] == "{" {
-                at += 2;
-                while tokens[at] != "}" {
-                    let mut inner = path.clone();
-                    inner.push(tokens[at].clone());
-                    at = tree(tokens, at + 1, inner, into);
-                    while !matches!(&*tokens[at], "," | "}") {
-                        at += 1; // `as` and the name
-                    }
-                    at += usize::from(tokens[at] == ",");
-                }
-                return at + 1;
-            }
-            path.push(tokens[at + 1].clone());
-            at += 2;
-        }
-        into.push(path);
-        at
-    }
-    let mut found = Vec::new();
-    let mut at = 0;
-    while at < tokens.len() {
-        let begins = roots.contains(&&*tokens[at]) && (at == 0 || tokens[at - 1] != "::");
-        let re_export =
-            at > 1 && tokens[at - 1] == "use" && matches!(&*tokens[at - 2], "pub" | ")");
-        at = match begins && tokens.get(at + 1).is_some_and(|token| token == "::") {
-            true if re_export => at + 1,
-            true => tree(tokens, at + 1, vec![tokens[at].clone()], &mut found),
-            false => at + 1,
-        };
-    }
-    found
-}
-
 /// Which file uses which.
 fn edges(sources: &BTreeMap<Module, Vec<String>>) -> Edges {
-    let mut edges = Edges::new();
+    let (mut edges, mut re_exports) = (Edges::new(), BTreeMap::new());
+    let mut all = Vec::new();
     for (module, tokens) in sources {
-        for path in paths(tokens, &["crate", "super", "self"]) {
-            let mut absolute = if path[0] == "crate" { Module::new() } else { module.clone() };
-            for part in &path {
-                match &**part {
-                    "crate" | "self" => {}
-                    "super" => drop(absolute.pop()),
-                    _ => absolute.push(part.clone()),
-                }
+        let children = sources.keys().filter(|child| child.len() == module.len() + 1);
+        let children = children
+            .filter(|child| child.starts_with(module))
+            .map(|child| &**child.last().unwrap());
+        let roots: Vec<_> = ["crate", "super", "self"].into_iter().chain(children).collect();
+        for used in uses(tokens, &roots) {
+            let to = used.absolute(module);
+            if used.re_export {
+                re_exports.entry(&**module).or_insert_with(Vec::new).push((used.name, to));
+            } else {
+                all.push((module, to));
             }
-            while !absolute.is_empty() && !sources.contains_key(&absolute) {
-                absolute.pop();
-            }
-            if !absolute.is_empty() && absolute != *module {
-                edges.entry(module.join("::")).or_default().insert(absolute.join("::"));
-            }
+        }
+    }
+    for (module, path) in all {
+        let mut targets = BTreeSet::new();
+        resolve(&path, sources, &re_exports, &mut targets);
+        targets.remove(module);
+        if !targets.is_empty() {
+            let names = targets.iter().map(|to| to.join("::"));
+            edges.entry(module.join("::")).or_default().extend(names);
         }
     }
     edges
+}
+
+/// The file that `path` leads to, past the re-exports of its name. With `*`, the name may be in several.
+fn resolve(
+    path: &[String],
+    sources: &BTreeMap<Module, Vec<String>>,
+    re_exports: &BTreeMap<&[String], Vec<(String, Module)>>,
+    into: &mut BTreeSet<Module>,
+) {
+    let mut prefixes = (0..=path.len()).rev().map(|end| path.split_at(end));
+    let found = prefixes.find(|(file, _)| sources.contains_key(*file));
+    let Some((file, names)) = found else { return };
+    for (exported, to) in re_exports.get(file).into_iter().flatten() {
+        let all = exported == "*";
+        if names.first().is_some_and(|name| all || exported == name) {
+            let rest = &names[usize::from(!all)..];
+            resolve(&[to, rest].concat(), sources, re_exports, into);
+            if !all {
+                return;
+            }
+        }
+    }
+    into.insert(file.to_vec());
 }
 
 /// The same by the first folder.
@@ -296,9 +228,9 @@ fn circle(mut edges: Edges) -> Option<String> {
 }
 
 fn io_in((module, tokens): (&Module, &Vec<String>)) -> Vec<String> {
-    let paths = paths(tokens, &["std", "core", "redis", "r2d2", "Instant", "SystemTime"])
+    let paths = uses(tokens, &["std", "core", "redis", "r2d2", "Instant", "SystemTime"])
         .into_iter()
-        .map(|path| path.join("::"));
+        .map(|used| used.path.join("::"));
     let is_io = |path: &String| {
         NOT_IN_PROTOCOL.iter().any(|io| path == io || path.starts_with(&format!("{io}::")))
     };

@@ -1,10 +1,13 @@
 //! What the modules share: the times of a test, and a server with a session manager through a proxy.
 
+pub(crate) mod proxied;
+pub(crate) mod short_timeouts;
+
 use std::fmt;
 use std::time::Duration;
 
 use crate::side::{BuildSide as _, SessionManager, Transactional};
-use rediscope::Builder;
+use rediscope::{Begin, Builder, TransactionOptions};
 
 use rediscope_testing::front::Front;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
@@ -19,6 +22,14 @@ pub(crate) const LONG: Duration = Duration::from_secs(60 * 60);
 
 /// Time that a busy machine may add to a call with a short timeout.
 pub(crate) const SLACK: Duration = Duration::from_millis(1500);
+
+/// The same for a call without a bound that is close to its timeout.
+pub(crate) const LARGE_SLACK: Duration = Duration::from_secs(4);
+
+/// MULTI is sent when the transaction begins.
+pub(crate) fn immediate() -> TransactionOptions {
+    TransactionOptions::new().begin(Begin::Immediate)
+}
 
 /// The transport between the client and the proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

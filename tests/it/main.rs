@@ -40,6 +40,8 @@ mod savepoints;
 mod scope_exit;
 mod sentinel;
 mod side;
+#[path = "../source/mod.rs"]
+mod source;
 mod timeouts;
 #[cfg(feature = "tls-rustls")]
 mod tls;

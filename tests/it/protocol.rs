@@ -4,7 +4,6 @@
 //! Each row checks the outcome, `applied()` and `is_retryable()` of the error, the server's data as
 //! another connection sees it, and that the pool's next caller finds a clean connection.
 
-pub(crate) mod fixture;
 mod turned_away;
 
 mod addresses;

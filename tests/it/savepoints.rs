@@ -7,16 +7,15 @@ use rediscope::prelude::*;
 use crate::cluster;
 use crate::exactly_once;
 use crate::exactly_once::fixture::{Fate, doubt};
-use crate::protocol;
+use crate::fixture::proxied::{Proxied, exists, get, pool_is_whole};
 use crate::protocol::committed::applied_all_the_same;
-use crate::protocol::fixture::{exists, get, pool_is_whole};
 use crate::protocol::forms::{sent, words};
 use crate::protocol::large::{chunked, fill, length, queued};
 use crate::refusals;
 
 #[test]
 fn a_part_that_is_forgotten_never_leaves() {
-    let fixture = protocol::fixture::Proxied::start();
+    let fixture = Proxied::start();
     let sessions = fixture.warm(fixture.builder().trust_window(LONG));
     let (names, turns) = sent(&fixture, || {
         let mut tx = sessions.transactional().begin().unwrap();
@@ -39,7 +38,7 @@ fn a_part_that_is_forgotten_never_leaves() {
 
 #[test]
 fn nothing_is_sent_past_an_open_savepoint() {
-    let fixture = protocol::fixture::Proxied::start();
+    let fixture = Proxied::start();
     let sessions = chunked(&fixture);
     let mut tx = sessions.transactional().begin().unwrap();
     let first = tx.incr("count", 1);
@@ -107,7 +106,7 @@ fn nothing_is_sent_past_an_open_savepoint() {
 
 #[test]
 fn a_handle_of_a_forgotten_part_has_no_reply_and_the_others_keep_theirs() {
-    let fixture = protocol::fixture::Proxied::start();
+    let fixture = Proxied::start();
     let sessions = fixture.trusting();
     let accounts = sessions.transactional();
     let result = accounts.run(|tx| {

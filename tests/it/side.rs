@@ -5,8 +5,7 @@
 //! `side` module, in a test binary that includes the same suites by path: its handles have the same methods and return
 //! when the call is over. So a suite has one text.
 
-use std::fs;
-
+use crate::source;
 use rediscope::{Builder, ConfigError, Mode, Plain};
 
 /// The handles of one side of the library.
@@ -17,6 +16,7 @@ pub(crate) trait Side {
     type Watching;
     type Pooled;
     type Lock;
+    type RwLock;
     type LockGuard;
 
     fn build(builder: Builder) -> Result<Self::SessionManager, ConfigError>;
@@ -32,6 +32,7 @@ impl Side for Threads {
     type Watching = rediscope::Watching;
     type Pooled = rediscope::Pooled;
     type Lock = rediscope::Lock;
+    type RwLock = rediscope::RwLock;
     type LockGuard = rediscope::LockGuard;
 
     fn build(builder: Builder) -> Result<Self::SessionManager, ConfigError> {
@@ -45,6 +46,7 @@ pub(crate) type Transaction<M = Plain> = <Threads as Side>::Transaction<M>;
 pub(crate) type Watching = <Threads as Side>::Watching;
 pub(crate) type Pooled = <Threads as Side>::Pooled;
 pub(crate) type Lock = <Threads as Side>::Lock;
+pub(crate) type RwLock = <Threads as Side>::RwLock;
 pub(crate) type LockGuard = <Threads as Side>::LockGuard;
 
 /// `builder.build()` on this side.
@@ -72,39 +74,46 @@ const SUITES: &[&str] = &[
     "timeouts",
 ];
 
+/// What the suites need besides each other, for every side to have it.
+const SHARED: &[&str] = &["fixture", "side"];
+
+const HANDLES: &[&str] = &[
+    "SessionManager",
+    "Transactional",
+    "Transaction",
+    "Watching",
+    "Pooled",
+    "Lock",
+    "RwLock",
+    "LockGuard",
+    "*",
+];
+
 #[test]
-fn the_shared_suites_take_their_handles_from_their_side() {
-    let handles = [
-        "SessionManager",
-        "Transactional",
-        "Transaction",
-        "Watching",
-        "Pooled",
-        "Lock",
-        "RwLock",
-        "LockGuard",
-    ];
+fn the_shared_suites_reach_the_library_through_their_side() {
+    let allowed = |name: &str| SUITES.iter().chain(SHARED).any(|allowed| *allowed == name);
+    let mut files = source::files("tests/it");
+    files.retain(|module, _| allowed(&module[0]) && module[0] != "side");
+    assert!(files.len() > 60, "{} files", files.len());
     let mut found = Vec::new();
-    let mut files = 0;
-    for suite in SUITES {
-        let file = [format!("tests/it/{suite}.rs").into()];
-        let folder = fs::read_dir(format!("tests/it/{suite}")).into_iter().flatten();
-        for path in folder.map(|entry| entry.unwrap().path()).chain(file) {
-            let text = fs::read_to_string(&path)
-                .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-            files += 1;
-            let of_the_crate =
-                text.split("rediscope::").skip(1).filter_map(|path| path.split(';').next());
-            let named = of_the_crate.flat_map(|path| match path.strip_prefix('{') {
-                Some(group) => group.split('}').next().unwrap().split(',').map(str::trim).collect(),
-                None => vec![path.split(|c: char| !c.is_alphanumeric()).next().unwrap()],
-            });
-            let named: Vec<_> = named.filter(|name| handles.contains(name)).collect();
-            if !named.is_empty() || text.contains(".build()") {
-                found.push(format!("{}: {named:?} or build()", path.display()));
+    for (module, tokens) in &files {
+        for used in source::uses(tokens, &["crate", "super", "self", "rediscope"]) {
+            let refused = match &*used.path[0] {
+                "rediscope" => match used.path.get(1) {
+                    Some(name) => HANDLES.contains(&&**name),
+                    None => used.name != "rediscope",
+                },
+                _ => !used.absolute(module).first().is_some_and(|name| allowed(name)),
+            };
+            if refused {
+                found.push(format!("{}: {}", module.join("/"), used.path.join("::")));
             }
         }
+        let calls_build = tokens.windows(4).any(|call| call == [".", "build", "(", ")"]);
+        let renames = tokens.windows(2).any(|words| words == ["rediscope", "as"]);
+        if calls_build || renames {
+            found.push(format!("{}: build() or a second name of the crate", module.join("/")));
+        }
     }
-    assert!(files > 60, "{files} files");
-    assert!(found.is_empty(), "not from crate::side:\n{}", found.join("\n"));
+    assert!(found.is_empty(), "past crate::side:\n{}", found.join("\n"));
 }

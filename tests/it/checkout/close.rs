@@ -1,6 +1,6 @@
 //! How a session ends: closed by hand, or with its last handle.
 
-use crate::fixture::SOON;
+use crate::fixture::{LARGE_SLACK, SOON, immediate};
 use std::collections::BTreeSet;
 use std::fs;
 use std::sync::mpsc;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rediscope::{Applied, CheckoutError, CommitError, Error, SessionManager, prelude::*};
 
-use super::{SLACK, immediate, open_links, patient};
+use super::{open_connections, patient};
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 
@@ -60,7 +60,7 @@ fn close_takes_back_what_does_not_end() {
     let begun = Instant::now();
     let limit = Duration::from_millis(200);
     assert_eq!(sessions.close(limit).scopes, 4);
-    assert!(begun.elapsed() >= limit && begun.elapsed() < 2 * limit + SLACK);
+    assert!(begun.elapsed() >= limit && begun.elapsed() < 2 * limit + LARGE_SLACK);
     let late = tx.commit().unwrap_err();
     assert!(matches!(late, CommitError::PinExpired(_)), "{late}");
     assert!(is_closed(&waiter.join().unwrap().unwrap_err()));
@@ -76,7 +76,7 @@ fn close_takes_back_what_does_not_end() {
 fn a_closed_session_leaves_no_connection_behind_and_opens_none() {
     let server = Server::start();
     let sessions = patient(&server).max_size(4).min_idle(2).build().unwrap();
-    open_links(&sessions.transactional(), 3);
+    open_connections(&sessions.transactional(), 3);
     eventually(SOON, "both pools are warm", || server.clients() >= 5);
     sessions.close(SOON);
     eventually(SOON, "no connection is left", || server.clients() == 0);
@@ -96,7 +96,7 @@ fn the_last_handle_closes_every_connection_and_ends_every_thread() {
     let sessions = patient(&server).max_size(8).min_idle(2).build().unwrap();
     let (mut db, accounts) = (sessions.pooled(), sessions.transactional());
     let _: () = db.set("a", 1).unwrap();
-    open_links(&accounts, 5);
+    open_connections(&accounts, 5);
     assert!(server.clients() >= 6);
     if cfg!(target_os = "linux") {
         eventually(SOON, "the three threads are there, by this name", || ours() == 3);

@@ -2,7 +2,7 @@
 //! nothing, and the parent goes on as if there had been no fork.
 #![cfg(all(unix, feature = "serde"))]
 
-use crate::fixture::SOON;
+use crate::fixture::{SOON, immediate};
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Display;
@@ -25,7 +25,6 @@ use rediscope::{
 use scopeguard::defer;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
-use super::immediate;
 use rediscope_testing::server::Server;
 use rediscope_testing::{eventually, try_for, under_log};
 

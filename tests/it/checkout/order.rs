@@ -1,6 +1,6 @@
 //! The order in which callers are served, and the error of a caller that is not.
 
-use crate::fixture::SOON;
+use crate::fixture::{SOON, immediate};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rediscope::{Transactional, prelude::*};
 
-use super::{immediate, patient};
+use super::patient;
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 

@@ -1,13 +1,14 @@
 //! A server that goes, comes back or changes its role, and connections that grow old.
 
 use crate::fixture::SOON;
+use crate::fixture::short_timeouts::{CHECKOUT, short_timeouts};
 use std::collections::{BTreeSet, HashMap};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rediscope::{CloseReason, SessionManager, prelude::*, redis};
 
-use super::{CHECKOUT, open_links, patient, quick};
+use super::{open_connections, patient};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::Proxy;
 use rediscope_testing::server::Server;
@@ -17,7 +18,7 @@ fn a_server_that_is_down_is_not_stormed() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     proxy.refuse_new(true);
-    let sessions = quick(SessionManager::builder(proxy.url())).build().unwrap();
+    let sessions = short_timeouts(SessionManager::builder(proxy.url())).build().unwrap();
     let accounts = sessions.transactional();
     for _ in 0..3 {
         accounts.begin().map(drop).unwrap_err();
@@ -77,7 +78,7 @@ fn a_connection_past_its_lifetime_is_replaced() {
 fn a_connection_that_idles_for_too_long_is_closed() {
     let server = Server::start();
     let sessions = patient(&server).idle_timeout(Some(Duration::from_secs(1))).build().unwrap();
-    open_links(&sessions.transactional(), 3);
+    open_connections(&sessions.transactional(), 3);
     assert_eq!(server.clients(), 3);
     // r2d2 looks after them every 30 seconds.
     eventually(2 * SOON, "idle connections are closed", || server.clients() == 0);

@@ -27,17 +27,17 @@ macro_rules! on_every_topology {
         #[cfg(feature = "tls-rustls")]
         mod tls { $(
             #[test]
-            fn $row() { super::$row(&super::super::topologies::OverTls::start()); }
+            fn $row() { super::$row(&crate::contract::topologies::OverTls::start()); }
         )+ }
 
         mod sentinel { $(
             #[test]
-            fn $row() { super::$row(&super::super::topologies::BehindSentinels::start()); }
+            fn $row() { super::$row(&crate::contract::topologies::BehindSentinels::start()); }
         )+ }
 
         mod cluster { $(
             #[test]
-            fn $row() { super::$row(&super::super::topologies::InCluster::start()); }
+            fn $row() { super::$row(&crate::contract::topologies::InCluster::start()); }
         )+ }
     };
 }

@@ -6,14 +6,14 @@ use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 
 use crate::checkout::server::ids;
-use crate::checkout::{open_links, patient};
+use crate::checkout::{open_connections, patient};
 
 #[test]
 fn a_server_that_became_a_replica_has_its_older_connections_replaced_once() {
     let (server, master) = (Server::start(), Server::start());
     let sessions = patient(&server).max_size(4).build().unwrap();
     let accounts = sessions.transactional();
-    open_links(&accounts, 4);
+    open_connections(&accounts, 4);
     let before = ids(&server);
     assert_eq!(before.len(), 4);
 
@@ -27,7 +27,7 @@ fn a_server_that_became_a_replica_has_its_older_connections_replaced_once() {
     };
     refused();
     // Older links go as they are met; none of them is handed out again.
-    open_links(&accounts, 4);
+    open_connections(&accounts, 4);
     eventually(SOON, "every older connection is closed", || ids(&server).is_disjoint(&before));
     let status = sessions.status().transactional;
     assert_eq!(status.counts.replaced, [(CloseReason::Outdated, 4)]);

@@ -9,7 +9,7 @@ use crate::side::SessionManager;
 use rediscope::prelude::*;
 use rediscope::{Applied, CommitError, Error, PinExpired};
 
-use crate::protocol::fixture::{
+use crate::fixture::proxied::{
     Proxied, assert_outcome, client_ids, exists, get, no_connection_is_in_multi, pool_is_whole,
 };
 use rediscope_testing::eventually;

@@ -1,6 +1,6 @@
 //! Scopes without an end give their capacity back, and a late use fails.
 
-use crate::fixture::SOON;
+use crate::fixture::{SOON, immediate};
 use crate::side::BuildSide as _;
 use std::sync::mpsc;
 use std::thread;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::side::SessionManager;
 use rediscope::prelude::*;
-use rediscope::{Applied, Begin, CloseReason, CommitError, Error, OpenScope, TransactionOptions};
+use rediscope::{Applied, CloseReason, CommitError, Error, OpenScope};
 
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::Proxy;
@@ -20,10 +20,6 @@ fn one_link(url: String) -> SessionManager {
     // A connection that is alive is trusted: the test is about the reaper.
     let builder = SessionManager::builder(url).max_size(1).max_pin_time(MAX_PIN);
     builder.trust_window(Duration::from_secs(3600)).build_side().unwrap()
-}
-
-fn immediate() -> TransactionOptions {
-    TransactionOptions::new().begin(Begin::Immediate)
 }
 
 /// The only connection is free again: another caller can use it within `max_pin_time` and a bit.

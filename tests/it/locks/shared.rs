@@ -1,6 +1,7 @@
 //! Read/write locks and semaphores: which callers may hold one together.
 
-use crate::fixture::{LONG, SOON};
+use crate::fixture::{Fixture, LONG, SOON};
+use crate::side::RwLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
@@ -10,10 +11,14 @@ use super::fixture::{is_lost, start};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 
+fn lock(fixture: &Fixture) -> RwLock {
+    fixture.sessions.rw_lock("l")
+}
+
 #[test]
 fn many_read_or_one_writes() {
     let fixture = start();
-    let (here, there) = (fixture.sessions.rw_lock("l"), fixture.other().rw_lock("l"));
+    let (here, there) = (lock(&fixture), fixture.other().rw_lock("l"));
     let first = here.read().try_acquire().unwrap().unwrap();
     let second = there.read().try_acquire().unwrap().unwrap();
     assert!(second.fencing_token() > first.fencing_token());
@@ -32,7 +37,7 @@ fn many_read_or_one_writes() {
 #[test]
 fn a_writer_that_leaves_lets_all_readers_in() {
     let fixture = start();
-    let lock = fixture.sessions.rw_lock("l");
+    let lock = lock(&fixture);
     let writer = lock.write().lease(LONG).try_acquire().unwrap().unwrap();
     let (guards, acquired) = mpsc::channel();
     for _ in 0..5 {
@@ -52,7 +57,7 @@ fn a_writer_that_leaves_lets_all_readers_in() {
 fn a_writer_that_is_woken_in_vain_wakes_the_readers_that_can_use_it() {
     let fixture = start();
     let other = fixture.other();
-    let lock = fixture.sessions.rw_lock("l");
+    let lock = lock(&fixture);
     let writing = other.rw_lock("l").write().lease(LONG).try_acquire().unwrap().unwrap();
     let (guards, acquired) = mpsc::channel();
     let sides = [lock.write(), lock.read(), lock.read()];

@@ -4,8 +4,8 @@ use crate::fixture::{LONG, SOON};
 use rediscope::prelude::*;
 use rediscope::{Applied, CommitError, Error, Outcome, ReplyError, SessionManager};
 
-use super::fixture::{assert_outcome, client_ids, commit_error, warm};
 use super::rejected::rejected;
+use crate::fixture::proxied::{assert_outcome, client_ids, commit_error, warm};
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 

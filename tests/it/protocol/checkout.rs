@@ -9,7 +9,7 @@ use rediscope::prelude::*;
 use rediscope::{Applied, Builder, CheckoutError, CheckoutTimeout, ConnectionErrorKind, Error};
 use rediscope::{SessionManager, TransactionOptions, Transactional};
 
-use super::fixture::{exists, get, pool_is_whole};
+use crate::fixture::proxied::{exists, get, pool_is_whole};
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 

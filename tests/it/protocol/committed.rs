@@ -8,7 +8,7 @@ use std::thread;
 use rediscope::prelude::*;
 use rediscope::{Applied, Block, Error, Outcome, Replies, ReplyError, Resolve, SessionManager};
 
-use super::fixture::{Proxied, get, pool_is_whole};
+use crate::fixture::proxied::{Proxied, get, pool_is_whole};
 use rediscope_testing::server::Server;
 
 #[test]

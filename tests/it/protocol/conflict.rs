@@ -10,7 +10,7 @@ use rediscope::{
     Watching,
 };
 
-use super::fixture::{Proxied, client_ids, exists, get, pool_is_whole};
+use crate::fixture::proxied::{Proxied, client_ids, exists, get, pool_is_whole};
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 
@@ -248,7 +248,7 @@ fn a_link_lost_while_watching_is_an_attempt_like_any_other() {
         tx.set("key", "not watched");
         Ok(())
     });
-    match super::fixture::commit_error(result) {
+    match crate::fixture::proxied::commit_error(result) {
         CommitError::NotSent { source, .. } => match *source {
             Error::Lost { source, .. } => assert_eq!(source.kind(), ConnectionErrorKind::Closed),
             error => panic!("{error:?}"),

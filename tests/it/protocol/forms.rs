@@ -1,20 +1,16 @@
 //! The forms of a commit: what goes over the wire, in how many round trips, and what waits for
 //! what.
 
-use crate::fixture::SOON;
+use crate::fixture::{SOON, immediate};
 use std::thread;
 use std::time::Duration;
 
 use rediscope::prelude::*;
-use rediscope::{Begin, Error, SessionManager, TransactionOptions};
+use rediscope::{Error, SessionManager, TransactionOptions};
 
-use super::fixture::{Proxied, exists, get, pool_is_whole};
+use crate::fixture::proxied::{Proxied, exists, get, pool_is_whole};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
-
-fn immediate() -> TransactionOptions {
-    TransactionOptions::new().begin(Begin::Immediate)
-}
 
 /// The commands that `work` sent, and its round trips.
 pub(crate) fn sent<R>(fixture: &Proxied, work: impl FnOnce() -> R) -> (Vec<String>, u64) {

@@ -4,8 +4,8 @@ use crate::fixture::{LONG, SOON};
 use rediscope::prelude::*;
 use rediscope::{Applied, CommitError, ConnectionErrorKind, ReplyError};
 
-use super::fixture::{
-    BRIEF, Proxied, assert_outcome, client_ids, commit_error, exists, get, pool_is_whole,
+use crate::fixture::proxied::{
+    Proxied, RESPONSE, assert_outcome, client_ids, commit_error, exists, get, pool_is_whole,
 };
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
@@ -24,7 +24,7 @@ fn in_doubt(error: &CommitError) -> ConnectionErrorKind {
 #[track_caller]
 fn doubt(trigger: Trigger, fault: Fault) -> (ConnectionErrorKind, bool) {
     let fixture = Proxied::start();
-    let sessions = fixture.warm(fixture.builder().trust_window(LONG).response_timeout(BRIEF));
+    let sessions = fixture.warm(fixture.builder().trust_window(LONG).response_timeout(RESPONSE));
     let before = client_ids(&fixture.server);
     fixture.proxy.arm((trigger, fault));
     let mut tx = sessions.transactional().begin().unwrap();
@@ -72,7 +72,7 @@ fn it_was_not_applied_where_exec_was_lost_on_the_way() {
 #[test]
 fn it_may_be_applied_after_the_doubt_was_returned() {
     let fixture = Proxied::start();
-    let sessions = fixture.warm(fixture.builder().trust_window(LONG).response_timeout(BRIEF));
+    let sessions = fixture.warm(fixture.builder().trust_window(LONG).response_timeout(RESPONSE));
     fixture.proxy.arm((Trigger::BeforeCommandNamed("EXEC"), Fault::HoldRequests));
     let error = commit_error(sessions.transactional().run(|tx| Ok(tx.incr("n", 1))));
     assert_eq!(in_doubt(&error), ConnectionErrorKind::TimedOut);
@@ -135,7 +135,8 @@ fn nothing_in_doubt_is_ever_sent_again() {
 fn a_refusal_that_was_read_is_no_proof_where_execs_answer_was_lost() {
     for fault in [Fault::Cut, Fault::Reset, Fault::SwallowReply] {
         let fixture = Proxied::start();
-        let sessions = fixture.warm(fixture.builder().trust_window(LONG).response_timeout(BRIEF));
+        let sessions =
+            fixture.warm(fixture.builder().trust_window(LONG).response_timeout(RESPONSE));
         fixture.proxy.arm((Trigger::BeforeReplyTo("EXEC"), fault));
         let error = commit_error(sessions.transactional().run(|tx| {
             tx.set("key", 1);

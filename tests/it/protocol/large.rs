@@ -4,7 +4,7 @@ use crate::fixture::LONG;
 use rediscope::prelude::*;
 use rediscope::{Applied, Error, SessionManager};
 
-use super::fixture::{Proxied, client_ids, exists, get, pool_is_whole};
+use crate::fixture::proxied::{Proxied, client_ids, exists, get, pool_is_whole};
 use rediscope_testing::proxy::{Fault, Trigger};
 
 /// One command of [`fill`] is 100 bytes and a bit, so a chunk is ten of them.

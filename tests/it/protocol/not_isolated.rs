@@ -7,8 +7,8 @@ use rediscope::{
     SessionManager, TransactionOptions, Transactional,
 };
 
-use super::fixture::{assert_outcome, commit_error, exists, get, pool_is_whole, warm};
 use super::rejected::rejected;
+use crate::fixture::proxied::{assert_outcome, commit_error, exists, get, pool_is_whole, warm};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;

@@ -12,8 +12,8 @@ use rediscope::prelude::*;
 use rediscope::{Applied, CloseReason, CommitError, ConnectionErrorKind, Error, RetryPolicy};
 use rediscope::{SessionManager, TransactionOptions};
 
-use super::fixture::{
-    BRIEF, Proxied, assert_outcome, client_ids, commit_error, exists, get, pool_is_whole, warm,
+use crate::fixture::proxied::{
+    Proxied, RESPONSE, assert_outcome, client_ids, commit_error, exists, get, pool_is_whole, warm,
 };
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
@@ -105,7 +105,7 @@ const LARGE: usize = 16 << 20;
 fn stuck(fixture: &Proxied) -> SessionManager {
     fixture.proxy.shrink_buffers();
     let builder = fixture.builder().trust_window(LONG).flush_bytes(4 * LARGE);
-    let sessions = fixture.warm(builder.response_timeout(BRIEF));
+    let sessions = fixture.warm(builder.response_timeout(RESPONSE));
     fixture.proxy.arm((Trigger::AfterCommandNamed("MULTI"), Fault::HoldRequests));
     sessions
 }

@@ -6,7 +6,9 @@ use rediscope::{
     Applied, CommitError, Error, Replies, ReplyError, SessionManager, TransactionOptions,
 };
 
-use super::fixture::{Proxied, assert_outcome, client_ids, commit_error, get, pool_is_whole};
+use crate::fixture::proxied::{
+    Proxied, assert_outcome, client_ids, commit_error, get, pool_is_whole,
+};
 
 /// The replies that come with it.
 #[track_caller]

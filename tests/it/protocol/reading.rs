@@ -3,7 +3,7 @@
 use rediscope::prelude::*;
 use rediscope::{Error, Outcome};
 
-use super::fixture::{Proxied, client_ids, get, pool_is_whole};
+use crate::fixture::proxied::{Proxied, client_ids, get, pool_is_whole};
 
 #[test]
 fn reads_and_the_commit_share_one_connection_and_nothing_is_watched() {

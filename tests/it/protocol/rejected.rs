@@ -6,7 +6,7 @@ use rediscope::prelude::*;
 use rediscope::redis::Commands;
 use rediscope::{Applied, CheckoutError, CommitError, ConnectionErrorKind, Error, SessionManager};
 
-use super::fixture::{
+use crate::fixture::proxied::{
     Proxied, assert_outcome, client_ids, commit_error, exists, get, pool_is_whole, warm,
 };
 use rediscope_testing::eventually;

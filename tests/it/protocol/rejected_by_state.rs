@@ -1,16 +1,16 @@
 //! `Rejected` because of the server's state: nothing was applied, and it may pass.
 
-use crate::fixture::{LONG, SOON};
+use crate::fixture::{LONG, SOON, immediate};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use rediscope::prelude::*;
-use rediscope::{Applied, Begin, CloseReason, SessionManager, TransactionOptions};
+use rediscope::{Applied, CloseReason, SessionManager};
 
-use super::fixture::{
+use super::rejected::rejected;
+use crate::fixture::proxied::{
     Proxied, assert_outcome, commit_error, exists, no_connection_is_in_multi, pool_is_whole, warm,
 };
-use super::rejected::rejected;
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 
@@ -75,10 +75,6 @@ fn a_replica_keeps_its_code_readonly_and_is_left_for_good_when_it_is_promoted() 
     let status = sessions.status().transactional;
     assert_eq!(status.counts.replaced, [(CloseReason::Outdated, 3)], "{status}");
     eventually(SOON, "every older one is closed", || users(&replica).is_disjoint(&before));
-}
-
-fn immediate() -> TransactionOptions {
-    TransactionOptions::new().begin(Begin::Immediate)
 }
 
 /// Which connections the server has, the one to its master aside.

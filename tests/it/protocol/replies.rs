@@ -13,7 +13,7 @@ use rediscope::{
     TransactionOptions,
 };
 
-use super::fixture::pool_is_whole;
+use crate::fixture::proxied::pool_is_whole;
 use rediscope_testing::front::Front;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;

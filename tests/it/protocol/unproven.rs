@@ -11,7 +11,7 @@ use rediscope::{
     SessionManager, TransactionOptions, Transactional,
 };
 
-use super::fixture::{Proxied, assert_outcome, exists, get, pool_is_whole};
+use crate::fixture::proxied::{Proxied, assert_outcome, exists, get, pool_is_whole};
 use rediscope_testing::eventually;
 use rediscope_testing::front::Front;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
@@ -309,13 +309,13 @@ fn a_connection_with_a_doubt_is_closed_and_never_used_again() {
     for fault in
         [Fault::Answer("-ERR lost\r\n"), Fault::Answer("*5\r\n:1\r\n:2\r\n:3\r\n:4\r\n:5\r\n")]
     {
-        let before = super::fixture::client_ids(&fixture.server);
+        let before = crate::fixture::proxied::client_ids(&fixture.server);
         fixture.proxy.arm(Script::from((Trigger::BeforeReplyTo("EXEC"), fault)).once());
         doubt(sessions.transactional().run(|tx| Ok(tx.incr("n", 1))), "run");
         fixture.proxy.disarm();
         pool_is_whole(&sessions, &fixture.server);
         eventually(SOON, "its connection is gone", || {
-            super::fixture::client_ids(&fixture.server).is_disjoint(&before)
+            crate::fixture::proxied::client_ids(&fixture.server).is_disjoint(&before)
         });
     }
     assert_eq!(get(&fixture.server, "n").unwrap(), "2");

@@ -11,7 +11,7 @@ use rediscope::{
     Applied, Builder, CheckoutError, ConnectionError, ConnectionErrorKind, Error, PoolStatus,
 };
 
-use crate::protocol::fixture::{get, pool_is_whole};
+use crate::fixture::proxied::{get, pool_is_whole};
 use rediscope_testing::proxy::Proxy;
 use rediscope_testing::server::Server;
 use rediscope_testing::unresponsive_port::UnresponsivePort;

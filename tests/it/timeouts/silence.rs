@@ -1,13 +1,13 @@
 //! Deadlines against a server that never replies.
 
-use crate::fixture::SOON;
+use crate::fixture::short_timeouts::{CHECKOUT, CLEANUP, RESPONSE, short_timeouts};
+use crate::fixture::{LARGE_SLACK, SOON, immediate};
 use crate::side::BuildSide as _;
 use std::time::{Duration, Instant};
 
 use crate::side::{SessionManager, Transaction, Watching};
 use rediscope::prelude::*;
 
-use crate::checkout::{CHECKOUT, CLEANUP, RESPONSE, SLACK, immediate, quick};
 use rediscope_testing::proxy::Proxy;
 use rediscope_testing::server::Server;
 use rediscope_testing::{eventually, in_time, try_for};
@@ -16,7 +16,7 @@ use rediscope_testing::{eventually, in_time, try_for};
 fn no_call_waits_past_its_deadline_for_a_server_that_accepts_and_never_answers() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
-    let sessions = quick(SessionManager::builder(proxy.url())).build_side().unwrap();
+    let sessions = short_timeouts(SessionManager::builder(proxy.url())).build_side().unwrap();
     proxy.mute_new(true);
     silence(&sessions);
     proxy.mute_new(false);
@@ -28,7 +28,7 @@ fn no_call_waits_past_its_deadline_for_a_server_that_accepts_and_never_answers()
 fn no_call_waits_past_its_deadline_for_a_network_that_drops_everything() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
-    let sessions = quick(SessionManager::builder(proxy.url())).build_side().unwrap();
+    let sessions = short_timeouts(SessionManager::builder(proxy.url())).build_side().unwrap();
     let open = OpenScopes::new(&sessions);
     proxy.silence();
     open.end_within_their_deadlines();
@@ -42,7 +42,7 @@ fn no_call_waits_past_its_deadline_for_a_network_that_drops_everything() {
 #[test]
 fn no_call_waits_past_its_deadline_for_a_stopped_server() {
     let server = Server::start();
-    let sessions = quick(SessionManager::builder(server.url())).build_side().unwrap();
+    let sessions = short_timeouts(SessionManager::builder(server.url())).build_side().unwrap();
     let open = OpenScopes::new(&sessions);
     server.sigstop();
     open.end_within_their_deadlines();
@@ -54,7 +54,7 @@ fn no_call_waits_past_its_deadline_for_a_stopped_server() {
 #[test]
 fn a_silent_server_does_not_keep_the_session_from_closing() {
     let server = Server::start();
-    let sessions = quick(SessionManager::builder(server.url())).build_side().unwrap();
+    let sessions = short_timeouts(SessionManager::builder(server.url())).build_side().unwrap();
     let open = OpenScopes::new(&sessions);
     server.sigstop();
     let limit = Duration::from_millis(100);
@@ -137,6 +137,6 @@ fn within<R: Send + 'static>(
     let begun = Instant::now();
     let result = in_time(SOON, what, call);
     let took = begun.elapsed();
-    assert!(took < deadline + SLACK, "{what} took {took:?}, its deadline was {deadline:?}");
+    assert!(took < deadline + LARGE_SLACK, "{what} took {took:?}, its deadline was {deadline:?}");
     result
 }
