@@ -68,7 +68,7 @@ fn the_comparison_finds_what_is_missing_and_what_is_too_much() {
 }
 
 #[test]
-fn what_must_compile_does() {
+fn code_that_must_compile_compiles() {
     fn handle<T: Clone + Send + Sync + UnwindSafe + RefUnwindSafe + 'static>() {}
     fn guard<T: Send + 'static>() {}
     fn value<T: Clone + Send + Sync + 'static>() {}

@@ -112,7 +112,7 @@ impl Drop for Front {
         for thread in threads.drain(..) {
             let _ = thread.join();
         }
-        self.shared.open.lock().unwrap().drain(..).for_each(|link| link.end());
+        self.shared.open.lock().unwrap().drain(..).for_each(|connection| connection.end());
         let pumps = std::mem::take(&mut *self.shared.pumps.lock().unwrap());
         for pump in pumps {
             let _ = pump.join();
@@ -147,8 +147,8 @@ impl Shared {
         written
     }
 
-    fn keep(&self, link: Arc<dyn Ends>, pumps: [JoinHandle<()>; 2]) {
-        self.open.lock().unwrap().push(link);
+    fn keep(&self, connection: Arc<dyn Ends>, pumps: [JoinHandle<()>; 2]) {
+        self.open.lock().unwrap().push(connection);
         self.pumps.lock().unwrap().extend(pumps);
     }
 }
@@ -164,7 +164,7 @@ impl Ends for (UnixStream, TcpStream) {
 fn pump<'p>(
     mut from: impl Read + 'p,
     mut to: impl Write + 'p,
-    link: &dyn Ends,
+    connection: &dyn Ends,
     replies: Option<&Shared>,
 ) {
     let mut bytes = [0; 16 * 1024];
@@ -178,7 +178,7 @@ fn pump<'p>(
             break;
         }
     }
-    link.end();
+    connection.end();
 }
 
 fn spawn(body: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
@@ -207,14 +207,14 @@ mod tls {
     }
 
     /// The sockets are read without the lock, the session is used under it.
-    struct Link {
+    struct Connection {
         client: TcpStream,
         server: TcpStream,
         session: Mutex<ServerConnection>,
         shared: Arc<Shared>,
     }
 
-    impl Ends for Link {
+    impl Ends for Connection {
         fn end(&self) {
             let _ = self.client.shutdown(Shutdown::Both);
             let _ = self.server.shutdown(Shutdown::Both);
@@ -231,11 +231,12 @@ mod tls {
         server.set_nodelay(true)?;
         client.set_nodelay(true)?;
         let session = Mutex::new(ServerConnection::new(config).map_err(io::Error::other)?);
-        let link = Arc::new(Link { client, server, session, shared: Arc::clone(shared) });
-        let (requests, replies) = (Arc::clone(&link), Arc::clone(&link));
-        let ended = |link: &Link, _: io::Result<()>| link.end();
+        let connection =
+            Arc::new(Connection { client, server, session, shared: Arc::clone(shared) });
+        let (requests, replies) = (Arc::clone(&connection), Arc::clone(&connection));
+        let ended = |connection: &Connection, _: io::Result<()>| connection.end();
         shared.keep(
-            link,
+            connection,
             [
                 spawn(move || ended(&requests, requests.decrypt())),
                 spawn(move || ended(&replies, replies.encrypt())),
@@ -244,7 +245,7 @@ mod tls {
         Ok(())
     }
 
-    impl Link {
+    impl Connection {
         fn decrypt(&self) -> io::Result<()> {
             let mut bytes = [0; 16 * 1024];
             loop {

@@ -5,7 +5,7 @@
 //!
 //! Never: a thread or a socket that outlives its `Proxy`.
 
-mod link;
+mod connection;
 mod resp;
 mod script;
 mod shared;
@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use socket2::SockRef;
 
-use self::link::Link;
+use self::connection::Connection;
 use self::resp::Direction;
 use self::shared::Shared;
 use self::state::Side;
@@ -68,8 +68,8 @@ struct Inner {
     lines: Mutex<Lines>,
 }
 
-/// Scripts, links and what happens to connections to come under one lock: a script is either armed
-/// before a link is made or on it, and no link is made once connections are refused or muted.
+/// Scripts, connections and what happens to connections to come under one lock: a script is either armed
+/// before a connection is made or on it, and no connection is made once connections are refused or muted.
 #[derive(Default)]
 struct Lines {
     refuse: bool,
@@ -79,7 +79,7 @@ struct Lines {
     next: VecDeque<Script>,
     all: Script,
     /// Weak, because the pumps must be the last to let go: a reset is sent by the closing.
-    links: Vec<Weak<Link>>,
+    connections: Vec<Weak<Connection>>,
     pumps: Vec<JoinHandle<()>>,
 }
 
@@ -149,8 +149,8 @@ impl Proxy {
         let script = script.into();
         let mut lines = self.inner.lines();
         lines.all = script.clone();
-        for link in lines.live() {
-            link.arm(script.clone());
+        for connection in lines.live() {
+            connection.arm(script.clone());
         }
     }
 
@@ -160,14 +160,14 @@ impl Proxy {
         lines.nth.clear();
         lines.next.clear();
         lines.all = Script::new();
-        for link in lines.live() {
-            link.arm(Script::new());
+        for connection in lines.live() {
+            connection.arm(Script::new());
         }
     }
 
     /// Lets the held bytes of all live connections go, however long ago their client left.
     pub fn release(&self) {
-        self.live().iter().for_each(|link| link.release());
+        self.live().iter().for_each(|connection| connection.release());
     }
 
     /// Accept and close at once.
@@ -223,7 +223,7 @@ impl Proxy {
     pub fn cut_all(&self) {
         let mut lines = self.inner.lines();
         lines.muted.clear();
-        lines.live().iter().for_each(|link| link.close(&[Side::Client, Side::Server]));
+        lines.live().iter().for_each(|connection| connection.close(&[Side::Client, Side::Server]));
     }
 
     /// RST to both sides of every live connection; returns when they are gone.
@@ -232,17 +232,17 @@ impl Proxy {
         for muted in lines.muted.drain(..) {
             let _ = SockRef::from(&muted).set_linger(Some(Duration::ZERO));
         }
-        let links: Vec<Weak<Link>> = lines.links.clone();
+        let connections: Vec<Weak<Connection>> = lines.connections.clone();
         drop(lines);
-        links.iter().filter_map(Weak::upgrade).for_each(|link| link.reset());
+        connections.iter().filter_map(Weak::upgrade).for_each(|connection| connection.reset());
         eventually(PATIENCE, "every connection was reset", || {
-            links.iter().all(|link| link.strong_count() == 0)
+            connections.iter().all(|connection| connection.strong_count() == 0)
         });
     }
 
     /// Nothing passes on any live connection until [`release`](Self::release).
     pub fn black_hole_all(&self) {
-        self.live().iter().for_each(|link| link.hold());
+        self.live().iter().for_each(|connection| connection.hold());
     }
 
     /// [`black_hole_all`](Self::black_hole_all) and [`mute_new`](Self::mute_new) in one step:
@@ -250,7 +250,7 @@ impl Proxy {
     pub fn silence(&self) {
         let mut lines = self.inner.lines();
         lines.mute = true;
-        lines.live().iter().for_each(|link| link.hold());
+        lines.live().iter().for_each(|connection| connection.hold());
     }
 
     /// Sends these bytes to the client of every live connection, in the server's place, while no reply
@@ -258,15 +258,15 @@ impl Proxy {
     pub fn send_to_clients(&self, bytes: &[u8]) -> usize {
         self.live()
             .iter()
-            .filter(|link| link.is_open())
-            .map(|link| link.send_to_client(bytes))
+            .filter(|connection| connection.is_open())
+            .map(|connection| connection.send_to_client(bytes))
             .count()
     }
 
     /// Open connections to the server, as their clients see it. A connection that is held counts
     /// until it is released, a muted or refused one never.
     pub fn connections(&self) -> usize {
-        self.live().iter().filter(|link| link.is_open()).count()
+        self.live().iter().filter(|connection| connection.is_open()).count()
     }
 
     /// Connections accepted in all, the refused and the muted ones included.
@@ -304,7 +304,7 @@ impl Proxy {
         self.inner.shared.fired.load(Ordering::SeqCst)
     }
 
-    fn live(&self) -> Vec<Arc<Link>> {
+    fn live(&self) -> Vec<Arc<Connection>> {
         self.inner.lines().live()
     }
 }
@@ -389,14 +389,14 @@ impl Inner {
         // Again: dialling took its time, and they may be refused or muted since.
         let Some(client) = lines.admit(client) else { return Ok(()) };
         let script = lines.script_for(number);
-        let link = Link::new(number, client, server, script, Arc::clone(&self.shared))?;
-        let link = Arc::new(link);
-        lines.links.retain(|link| link.strong_count() > 0);
-        lines.links.push(Arc::downgrade(&link));
+        let connection = Connection::new(number, client, server, script, Arc::clone(&self.shared))?;
+        let connection = Arc::new(connection);
+        lines.connections.retain(|connection| connection.strong_count() > 0);
+        lines.connections.push(Arc::downgrade(&connection));
         lines.pumps.retain(|pump| !pump.is_finished());
         for direction in [Direction::Requests, Direction::Replies] {
-            let link = Arc::clone(&link);
-            let pump = spawn("proxy-pump", move || link.pump(direction))?;
+            let connection = Arc::clone(&connection);
+            let pump = spawn("proxy-pump", move || connection.pump(direction))?;
             lines.pumps.push(pump);
         }
         Ok(())
@@ -421,8 +421,8 @@ impl Lines {
         own.or_else(|| self.next.pop_front()).unwrap_or_else(|| self.all.clone())
     }
 
-    fn live(&self) -> Vec<Arc<Link>> {
-        self.links.iter().filter_map(Weak::upgrade).collect()
+    fn live(&self) -> Vec<Arc<Connection>> {
+        self.connections.iter().filter_map(Weak::upgrade).collect()
     }
 }
 

@@ -208,7 +208,7 @@ fn declared_reads_travel_with_watch_and_are_read_anew_by_each_attempt() {
 }
 
 #[test]
-fn what_cannot_be_declared_is_refused_and_an_undecodable_reply_is_an_error() {
+fn reads_that_cannot_be_declared_are_refused_and_an_undecodable_reply_is_an_error() {
     let server = Server::start();
     let sessions = sessions(server.url());
     let handle = sessions.transactional();

@@ -224,7 +224,7 @@ fn moody(server: &Server) -> (Arc<Moody>, SessionManager) {
 }
 
 #[test]
-fn a_providers_error_is_returned_and_the_next_call_asks_again() {
+fn a_providers_error_is_returned_and_the_next_call_tries_it_again() {
     let server = Server::start();
     let (provider, sessions) = moody(&server);
     let accounts = sessions.transactional();

@@ -157,7 +157,7 @@ fn a_commit_that_finds_the_lock_lost_makes_its_guard_lost_at_once() {
 }
 
 #[test]
-fn a_lock_that_is_lost_after_it_was_asked_for_is_noticed_by_exec() {
+fn a_lock_that_is_lost_after_its_check_is_noticed_by_exec() {
     let fixture = start();
     let other = fixture.other();
     let immediate = TransactionOptions::new().begin(Begin::Immediate);

@@ -86,7 +86,7 @@ fn every_form_of_a_transaction_waits() {
     assert_eq!((replies.len(), replies.acknowledged()), (1, asked));
     assert_eq!(fenced.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 82);
     assert_eq!(fixture.server.calls("wait"), 6);
-    assert_eq!(fixture.proxy.accepted(), 1, "on one link");
+    assert_eq!(fixture.proxy.accepted(), 1, "on one connection");
 }
 
 #[test]
@@ -109,11 +109,11 @@ fn too_few_replicas_undo_nothing_and_are_counted() {
     assert_eq!((replies.get(n).unwrap(), replies.acknowledged()), (2, Some(acks(0, 0))));
     assert_eq!(refused, None);
     assert_eq!(fixture.number("n"), 2);
-    assert_eq!(fixture.proxy.accepted(), 1, "the link is as good as before");
+    assert_eq!(fixture.proxy.accepted(), 1, "the connection is as good as before");
 }
 
 #[test]
-fn a_wait_has_its_own_time_on_top_of_the_answers() {
+fn a_wait_adds_its_timeout_to_the_response_timeout() {
     let fixture = start();
     for options in [TransactionOptions::new(), TransactionOptions::new().exactly_once()] {
         let before = fixture.number("n");
@@ -124,11 +124,11 @@ fn a_wait_has_its_own_time_on_top_of_the_answers() {
         too_few(&error, (acks(0, 1), acks(0, 0)));
         assert_eq!(fixture.number("n"), before + 1);
     }
-    assert_eq!(fixture.proxy.accepted(), 1, "its link waited as well");
+    assert_eq!(fixture.proxy.accepted(), 1, "its connection waited as well");
 }
 
 #[test]
-fn a_wait_whose_answer_is_lost_is_no_doubt() {
+fn a_wait_whose_reply_is_lost_is_no_doubt() {
     for fault in [Fault::Cut, Fault::HoldReplies] {
         for fenced in [false, true] {
             let fixture = start();
@@ -149,7 +149,7 @@ fn a_wait_whose_answer_is_lost_is_no_doubt() {
             assert_eq!((counts.in_doubt, counts.commits), (0, 1 + u64::from(fenced)));
             fixture.proxy.release();
             let n = fixture.sessions.transactional().run(|tx| Ok(tx.incr("n", 1)));
-            assert_eq!(n.unwrap(), 2, "on another link");
+            assert_eq!(n.unwrap(), 2, "on another connection");
             assert_eq!(fixture.proxy.accepted(), 2);
         }
     }
@@ -213,7 +213,7 @@ fn a_partly_applied_transaction_waits_and_stays_partly_applied() {
 }
 
 #[test]
-fn what_was_not_applied_is_reported_as_that_and_not_as_too_few_replicas() {
+fn a_block_that_was_not_applied_is_reported_as_that_and_not_as_too_few_replicas() {
     let fixture = start();
     for options in [TransactionOptions::new(), TransactionOptions::new().exactly_once()] {
         let handle = waiting(&fixture, replicas(1, BRIEF)).with(options);
@@ -312,7 +312,7 @@ fn a_server_without_waitaof_is_reported_before_anything_of_the_callers_is_sent()
     assert!(!fixture.sent().contains(&"INCRBY".to_owned()));
     assert_eq!(fixture.number("n"), 0);
     assert_eq!(fixture.sessions.transactional().run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
-    assert_eq!(fixture.proxy.accepted(), 1, "and its link is none the worse");
+    assert_eq!(fixture.proxy.accepted(), 1, "and its connection is none the worse");
 }
 
 #[test]
@@ -341,7 +341,7 @@ fn a_commit_that_waits_for_the_disk_is_on_the_disk() {
 }
 
 #[test]
-fn disks_that_do_not_answer_are_not_counted_and_a_missing_one_is_reported() {
+fn disks_that_do_not_reply_are_not_counted_and_a_missing_one_is_reported() {
     let Some(server) = with_waitaof(&[]) else { return };
     let fixture = start_on(server, |builder| builder);
     let handle = waiting(&fixture, TransactionOptions::new().wait_aof(false, 1, BRIEF));

@@ -220,7 +220,7 @@ fn wrong(to: impl IntoAddress, tls: Tls) -> String {
 }
 
 #[test]
-fn what_is_no_certificate_or_not_its_key_is_refused_when_it_is_built() {
+fn an_invalid_certificate_or_key_is_refused_by_build() {
     let authority = Authority::new();
     let (one, other) = (authority.client(), authority.client());
     let roots = |pem: &str| wrong("rediss://h/", Tls::new().root_certificates(pem));

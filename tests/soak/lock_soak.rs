@@ -91,7 +91,7 @@ mod in_a_cluster {
     /// The suite has one failover, without a history, in `tests/it/cluster/locks.rs`.
     #[test]
     #[ignore = "minutes of failovers: make soak-locks"]
-    fn a_lock_whose_master_dies_is_held_by_one_at_a_time_where_a_replica_was_waited_for() {
+    fn a_lock_whose_master_dies_is_held_by_one_at_a_time_if_a_replica_was_waited_for() {
         rediscope_testing::own_process!(alone);
         let seed = seed();
         let rounds = number("REDISCOPE_FAILOVERS").unwrap_or(FAILOVERS);

@@ -72,7 +72,7 @@ fn plain_reads_never_open_a_scope_and_never_drain_the_pool() {
 }
 
 /// A connection that was handed out raw is closed behind it, so each use opens one: while others
-/// wait for the same, and while links come and go around every look into the pool.
+/// wait for the same, and while connections come and go around every look into the pool.
 #[test]
 fn a_pool_whose_connections_live_for_one_use_each_serves_every_caller() {
     rediscope_testing::own_process!(alone);

@@ -224,7 +224,7 @@ fn first(parser: &mut Parser, bytes: &[u8], piece: usize) -> Result<Option<Reply
 }
 
 #[test]
-fn what_is_not_the_protocol_is_malformed() {
+fn bytes_outside_the_protocol_are_malformed() {
     let garbage: [&[u8]; 16] = [
         b"HTTP/1.1 400 Bad Request\r\n",
         b"$3\r\nabcd\r\n",
@@ -382,7 +382,7 @@ fn the_bound_is_on_strings_and_elements_and_is_looked_at_before_they_come() {
 }
 
 #[test]
-fn what_is_thrown_away_takes_no_memory_and_a_line_is_looked_at_once() {
+fn discarded_replies_take_no_memory_and_a_line_is_scanned_once() {
     let mut parser = Parser::default();
     // A push of a line, a string and elements, of 32 MiB and a million elements, which lacks its end.
     let megabyte = vec![b'a'; 1 << 20];

@@ -11,9 +11,10 @@ use crate::{
 
 /// Of every public error: alone it holds no cause of its own, in full it holds each one once.
 #[test]
-fn a_cause_is_shown_once_and_only_where_it_is_asked_for() {
-    let link = || ConnectionError::new(ConnectionErrorKind::Closed, "reset by peer");
-    let connect = || CheckoutError::Connect { waited: Duration::from_secs(1), source: link() };
+fn a_cause_is_shown_once_and_only_in_the_alternate_form() {
+    let connection = || ConnectionError::new(ConnectionErrorKind::Closed, "reset by peer");
+    let connect =
+        || CheckoutError::Connect { waited: Duration::from_secs(1), source: connection() };
     let timeout = |last| {
         CheckoutError::Timeout(Box::new(CheckoutTimeout {
             waited: Duration::from_millis(1_234),
@@ -25,7 +26,8 @@ fn a_cause_is_shown_once_and_only_where_it_is_asked_for() {
             last_connect_error: last,
         }))
     };
-    let lost = || Error::Lost { during: "GET".to_owned(), applied: Applied::No, source: link() };
+    let lost =
+        || Error::Lost { during: "GET".to_owned(), applied: Applied::No, source: connection() };
     let failed = ReplyError::Failed {
         index: 1,
         command: "INCR".to_owned(),
@@ -36,20 +38,20 @@ fn a_cause_is_shown_once_and_only_where_it_is_asked_for() {
     let begun_at = Location::caller();
     let expired = PinExpired::new(Duration::from_secs(61), Duration::from_secs(60), begun_at);
     let errors: Vec<(Box<dyn std::error::Error>, usize)> = vec![
-        (Box::new(link()), 0),
+        (Box::new(connection()), 0),
         (Box::new(connect()), 1),
         (Box::new(timeout(None)), 0),
-        (Box::new(timeout(Some(link()))), 1),
+        (Box::new(timeout(Some(connection()))), 1),
         (Box::new(CommitError::not_sent(lost())), 2),
         (Box::new(CommitError::not_sent(connect())), 2),
-        (Box::new(CommitError::lost_before_exec(link())), 2),
-        (Box::new(CommitError::InDoubt(InDoubt::new(link()))), 1),
+        (Box::new(CommitError::lost_before_exec(connection())), 2),
+        (Box::new(CommitError::InDoubt(InDoubt::new(connection()))), 1),
         (Box::new(CommitError::PartlyApplied { replies }), 1),
         (Box::new(CommitError::AlreadyCommitted), 0),
         (Box::new(CommitError::PinExpired(expired)), 0),
         (Box::new(LockError::Checkout(connect())), 1),
-        (Box::new(LockError::Connection { during: "acquire", source: link() }), 1),
-        (Box::new(UnresolvedReason::Unreachable(link())), 1),
+        (Box::new(LockError::Connection { during: "acquire", source: connection() }), 1),
+        (Box::new(UnresolvedReason::Unreachable(connection())), 1),
         (Box::new(failed), 0),
         (Box::new(ConfigError::setting("max_size", "must be at least 1")), 0),
         (Box::new(crate::Error::from(connect())), 1),

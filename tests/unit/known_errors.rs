@@ -127,7 +127,7 @@ fn in_a_transaction_that_ran_a_command_on_keys_leaves_all_as_it_was() {
 }
 
 #[test]
-fn what_is_shown_of_a_sentence_holds_none_of_its_arguments() {
+fn the_shown_part_of_a_server_error_has_none_of_its_arguments() {
     let shown = redacted("ERR", "invalid longitude,latitude pair 200.000000,100.000000");
     assert_eq!(shown, Some("invalid longitude,latitude pair …"));
     assert_eq!(redacted("ERR", "secret"), None);

@@ -1,4 +1,4 @@
-//! What a pool and a link do when what stands on either side of them goes wrong.
+//! What a pool and a connection do when what stands on either side of them goes wrong.
 
 #[cfg(feature = "tls-rustls")]
 pub(crate) mod tls;
@@ -113,7 +113,7 @@ fn pin(pool: &Pool) -> PinnedConnection {
 }
 
 #[test]
-fn a_scope_is_taken_back_also_where_an_earlier_call_panicked() {
+fn a_scope_is_reclaimed_even_if_an_earlier_call_panicked() {
     let server = Server::start();
     let pool = pool_of_one(&server, Duration::from_millis(500));
     let panicking = pin(&pool);
@@ -151,7 +151,7 @@ fn a_connection_that_was_left_in_the_middle_of_a_call_is_not_handed_on() {
     assert_eq!(counts.replaced, [(CloseReason::LeftDirty, 1)]);
 }
 
-/// A link, and its other side.
+/// A connection, and its other side.
 fn pair() -> (Connection, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -160,7 +160,7 @@ fn pair() -> (Connection, TcpStream) {
 }
 
 #[test]
-fn more_than_was_asked_for_is_noticed_before_the_next_borrower() {
+fn a_surplus_reply_is_noticed_before_the_next_checkout() {
     for more in [&b""[..], b"+PONG\r\n", b"$7\r\nfor", b"\r"] {
         let (mut connection, mut peer) = pair();
         peer.write_all(&[b"+PONG\r\n", more].concat()).unwrap();
@@ -212,7 +212,7 @@ fn a_reply_that_comes_in_drips_ends_at_the_deadline() {
 }
 
 #[test]
-fn a_link_that_is_listed_after_the_pool_was_drained_is_closed_too() {
+fn a_connection_that_is_added_after_the_pool_was_drained_is_closed_too() {
     let server = Server::start();
     let pool = pool_of_one(&server, 2 * PATIENCE);
     let (arrived, has_arrived) = std::sync::mpsc::channel();

@@ -308,7 +308,7 @@ fn config(cases: u32) -> Config {
 }
 
 #[test]
-fn what_was_queued_and_not_forgotten_is_what_another_parser_reads() {
+fn another_parser_reads_the_commands_that_were_queued_and_kept() {
     let programs = prop::collection::vec(node(), 0..6);
     let checked = TestRunner::new(config(PROGRAMS)).run(&programs, |nodes| {
         let queue = CommandQueue::new(1, LIMITS, Vec::new());

@@ -119,7 +119,7 @@ fn a_map_of_many_masters_is_read_in_one_pass_and_one_that_repeats_itself_is_none
 }
 
 #[test]
-fn what_is_no_map_is_none() {
+fn an_invalid_slot_map_is_none() {
     for strange in [Value::Okay, Value::Nil, array([Value::Int(1)])] {
         assert!(SlotMap::of_shards(&strange, "s", false).is_none());
         assert!(SlotMap::of_slots(&strange, "s").is_none());

@@ -1,4 +1,4 @@
-//! One link over TLS and the other side of it, which keeps to TLS as far as a test lets it.
+//! One connection over TLS and the other side of it, which keeps to TLS as far as a test lets it.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -40,7 +40,7 @@ fn connect(
     Endpoint::new(parse(url).unwrap(), &settings).unwrap().connect(limit)
 }
 
-/// A link that has shaken hands, and its other side.
+/// A connection that has shaken hands, and its other side.
 fn pair(version: &'static SupportedProtocolVersion) -> (Connection, Peer) {
     let identity = identity();
     let chain = vec![identity.cert.der().clone()];

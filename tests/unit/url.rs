@@ -25,7 +25,7 @@ fn a_cluster_is_named_by_one_url_of_several_nodes() {
 }
 
 #[test]
-fn what_no_cluster_has_is_refused_without_a_word_of_the_address() {
+fn addresses_that_no_cluster_has_are_refused_without_repeating_them() {
     for url in ["redis+cluster://", "redis+cluster://secret:a/1", "redis+cluster://a/1"] {
         let error = nodes(url).unwrap_err();
         assert!(!error.contains("secret"), "{error}");
@@ -87,7 +87,7 @@ fn no_character_of_a_sentinels_user_or_password_changes_anything_else() {
 }
 
 #[test]
-fn what_names_no_master_is_refused_without_a_word_of_the_address() {
+fn addresses_without_a_master_name_are_refused_without_repeating_them() {
     for url in [
         "redis+sentinel://secret@a:1",
         "redis+sentinel://:secret@/name",

@@ -111,7 +111,7 @@ fn a_transaction_cut_before_exec_is_not_applied_and_one_cut_behind_it_is() {
 }
 
 #[test]
-fn a_reply_is_cut_at_exactly_the_byte_asked_for() {
+fn a_reply_is_cut_at_exactly_the_given_byte() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     for bytes in 0..=ANSWER.len() - ARRAY + 3 {
@@ -253,7 +253,7 @@ fn bytes_can_be_delayed_crumbled_and_dropped() {
 }
 
 #[test]
-fn a_reply_is_replaced_and_a_command_is_answered_for_the_server() {
+fn a_reply_is_replaced_and_a_command_gets_a_reply_without_the_server() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     for bytes in [1, 1000] {
@@ -372,7 +372,7 @@ fn the_servers_death_is_passed_on_and_a_stuck_write_delays_no_other_connection()
     let mut connection = connect(&proxy.url());
     server.sigkill();
     assert_eq!(ping(&mut connection).err().map(|error| error.is_timeout()), Some(false));
-    eventually(SOON, "the link is gone", || proxy.connections() == 0);
+    eventually(SOON, "the connection is gone", || proxy.connections() == 0);
 
     // A server that never reads, behind the smallest buffers.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();

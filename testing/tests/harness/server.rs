@@ -19,7 +19,7 @@ fn ping(connection: &mut Connection) -> RedisResult<String> {
 }
 
 #[test]
-fn a_server_answers_on_both_addresses_and_leaves_nothing_behind() {
+fn a_server_replies_on_both_addresses_and_leaves_nothing_behind() {
     let server = Server::start();
     assert_eq!(ping(&mut connect(&server.url())).unwrap(), "PONG");
     assert_eq!(ping(&mut connect(&server.url_db(3))).unwrap(), "PONG");

@@ -112,7 +112,7 @@ fn an_acquisition_that_may_not_wait_for_replicas_fails_at_once_and_is_released()
 }
 
 #[test]
-fn without_channels_a_waiter_asks_by_itself_and_a_release_is_a_release() {
+fn without_channels_a_waiter_polls_and_a_release_is_a_release() {
     for rights in ["resetchannels", "-publish", "-subscribe", "-publish -subscribe -unsubscribe"] {
         for fair in [false, true] {
             let fixture = RestrictedServer::start();

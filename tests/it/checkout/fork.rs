@@ -106,11 +106,11 @@ fn forked(child: impl FnOnce(&mut Report)) -> BTreeMap<String, (Duration, String
 
 /// Sockets that this process has open.
 fn sockets() -> usize {
-    let links = fs::read_dir("/proc/self/fd").unwrap();
+    let files = fs::read_dir("/proc/self/fd").unwrap();
     let is_socket = |entry: &fs::DirEntry| {
         fs::read_link(entry.path()).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"))
     };
-    links.filter_map(Result::ok).filter(is_socket).count()
+    files.filter_map(Result::ok).filter(is_socket).count()
 }
 
 /// Everything that a caller can have open, and all that can be done with it, in a child of a process in

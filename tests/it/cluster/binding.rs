@@ -93,7 +93,7 @@ fn a_command_whose_keys_are_unknown_needs_a_slot_that_the_caller_named() {
 }
 
 #[test]
-fn what_concerns_every_node_is_not_done_in_a_transaction_on_one() {
+fn commands_for_every_node_are_refused_in_a_transaction_on_one() {
     let fixture = ClusterFixture::start();
     let accounts = fixture.sessions.transactional();
     let refused = accounts.run(|tx| Ok(tx.flushall())).unwrap_err();

@@ -104,7 +104,7 @@ fn locks_on_every_master_survive_busy_pools_and_are_released_after_the_manager_i
 }
 
 #[test]
-fn releases_in_a_cluster_are_not_remembered_once_they_were_answered() {
+fn releases_in_a_cluster_are_not_remembered_after_their_reply() {
     let fixture = ClusterFixture::start();
     let remembered =
         |node| fixture.cluster.ask::<Vec<String>>(node, &["KEYS", "rediscope:*:done:*"]).len();

@@ -159,7 +159,7 @@ fn a_doubt_is_resolved_wherever_its_register_has_gone() {
 }
 
 #[test]
-fn exactly_once_blocks_are_applied_once_while_slots_move_and_answers_are_lost() {
+fn exactly_once_blocks_are_applied_once_while_slots_move_and_replies_are_lost() {
     let street = Street::start();
     let cluster = &street.fixture.cluster;
     let keys = street.fixture.keys("sum");

@@ -117,7 +117,7 @@ fn a_guard_fails_if_its_slot_has_moved_and_the_next_one_goes_there() {
 }
 
 #[test]
-fn while_a_slot_moves_old_keys_are_found_where_they_are_and_new_ones_made_where_they_will_be() {
+fn while_a_slot_moves_old_keys_are_found_on_the_source_and_new_ones_created_on_the_target() {
     let fixture = ClusterFixture::start();
     let Route { key, slot, from, to } = route(&fixture);
     let accounts = warm(&fixture, &key);
@@ -170,7 +170,7 @@ fn keys_of_which_some_have_moved_are_waited_for_and_a_guard_fails() {
 }
 
 #[test]
-fn a_watched_key_that_is_made_where_the_slot_will_be_undoes_the_transaction() {
+fn a_watched_key_that_is_created_on_the_slots_target_is_a_conflict() {
     let fixture = ClusterFixture::start();
     let Route { key, slot, from, to } = route(&fixture);
     let accounts = warm(&fixture, &key);
@@ -291,7 +291,7 @@ fn an_unserved_slot_is_an_error_when_no_time_is_left() {
 }
 
 #[test]
-fn what_has_not_arrived_yet_is_not_read_as_missing() {
+fn a_key_that_has_not_arrived_yet_is_not_read_as_missing() {
     let fixture = ClusterFixture::start();
     let Route { key, slot, from, to } = route(&fixture);
     let accounts = warm(&fixture, &key);

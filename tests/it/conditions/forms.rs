@@ -39,7 +39,7 @@ fn watch_and_all_questions_travel_in_one_packet() {
 }
 
 #[test]
-fn a_lost_race_is_asked_anew_and_committed() {
+fn after_a_lost_race_the_conditions_are_read_again_and_committed() {
     let fixture = start();
     fixture.set("SET stock 9");
     let required = fixture.accounts().require(Condition::at_least("stock", 1));
@@ -125,7 +125,7 @@ fn a_key_that_expires_before_exec_is_a_lost_race() {
 }
 
 #[test]
-fn what_is_not_required_may_change() {
+fn keys_without_a_condition_may_change() {
     let fixture = start();
     fixture.set("SET k 1");
     let reported = fixture.accounts().require(Condition::exists("k")).run(|tx| {
@@ -201,7 +201,7 @@ fn a_watch_and_a_reading_scope_require_too() {
 }
 
 #[test]
-fn a_link_that_died_while_idle_is_replaced_and_asked_anew() {
+fn a_connection_that_died_while_idle_is_replaced_and_the_conditions_are_read_again() {
     let fixture = start_with(|builder| builder.trust_window(Duration::ZERO));
     fixture.set("SET k 1");
     let required = fixture.accounts().require(Condition::exists("k"));
@@ -226,7 +226,7 @@ fn a_link_that_died_while_idle_is_replaced_and_asked_anew() {
 }
 
 #[test]
-fn many_conditions_and_large_values_are_asked_in_one_packet() {
+fn many_conditions_and_large_values_are_read_in_one_round_trip() {
     let fixture = start();
     let large = "x".repeat(300_000);
     fixture.set(&format!("SET large {large}"));

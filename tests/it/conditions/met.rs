@@ -200,7 +200,7 @@ fn every_condition_holds_where_it_should_and_nowhere_else() {
 }
 
 #[test]
-fn every_condition_there_is_was_asked_both_ways() {
+fn every_condition_is_tested_both_ways() {
     let mut there: BTreeSet<String> = BTreeSet::new();
     for entry in fs::read_dir("src/transaction/condition").unwrap() {
         let text = fs::read_to_string(entry.unwrap().path()).unwrap();

@@ -63,7 +63,7 @@ fn an_applied_block_is_reported_as_applied_and_not_as_a_failed_condition() {
 }
 
 #[test]
-fn an_exactly_once_link_stays_armed_across_a_failed_condition() {
+fn an_exactly_once_connection_stays_armed_across_a_failed_condition() {
     let fixture = start();
     let handle = fixture.accounts().with(TransactionOptions::new().exactly_once());
     handle.run(|tx| Ok(tx.incr("n", 1))).unwrap();
@@ -103,7 +103,7 @@ fn conditions_are_fenced_by_a_lock_like_any_block() {
 }
 
 #[test]
-fn replicas_are_waited_for_where_the_conditions_hold() {
+fn replicas_are_waited_for_if_the_conditions_hold() {
     let fixture = start();
     let replica = Server::replica_of(&fixture.server);
     fixture.set("SET k 1");

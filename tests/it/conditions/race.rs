@@ -62,7 +62,7 @@ fn a_stock_is_sold_to_the_last_piece_and_never_oversold() {
 }
 
 #[test]
-fn what_is_limited_by_its_length_is_filled_and_never_overfilled() {
+fn a_collection_of_limited_length_is_filled_and_never_overfilled() {
     const SEATS: i64 = 200;
     let server = Server::start();
     let number = AtomicU64::new(0);
@@ -84,7 +84,7 @@ fn what_is_limited_by_its_length_is_filled_and_never_overfilled() {
 }
 
 #[test]
-fn what_must_not_exist_is_made_by_one_and_handed_on_in_turn() {
+fn a_key_that_must_not_exist_is_created_once_and_blocks_take_turns() {
     const ROUNDS: i64 = 300;
     let server = Server::start();
     server.ask::<()>(&["SET", "turn", "0"]);

@@ -202,7 +202,7 @@ fn nodes_of_a_cluster_that_name_something_else_than_the_first_are_refused() {
 
 #[cfg(feature = "tls-rustls")]
 #[test]
-fn servers_in_clear_behind_sentinels_of_tls_are_refused_unless_that_is_asked_for() {
+fn servers_in_clear_behind_sentinels_of_tls_are_refused_unless_that_is_set() {
     for sentinels in [vec!["rediss://h:1"], vec!["redis://h:1", "rediss://:S3CRET@i:2"]] {
         let text = refused("clear", SessionManager::sentinel("m", sentinels.clone()));
         assert!(text.contains("server_info") && text.contains("rediss://"), "{text}");

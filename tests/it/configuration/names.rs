@@ -107,7 +107,7 @@ fn block(opening: &str) -> String {
 
 #[cfg(feature = "tls-rustls")]
 #[test]
-fn what_the_operators_page_shows_can_be_read() {
+fn the_sample_on_the_operators_page_can_be_read() {
     let text = block("```toml");
     let file: Config = ::toml::from_str(&text).unwrap();
     let error = file.builder().build().unwrap_err().to_string();

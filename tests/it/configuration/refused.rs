@@ -109,7 +109,7 @@ fn a_name_that_is_given_twice_is_refused() {
 }
 
 #[test]
-fn what_is_no_table_of_names_is_refused_without_being_repeated() {
+fn a_value_that_is_no_table_of_names_is_refused_without_being_repeated() {
     for text in [format!("{SECRET:?}"), format!("[{SECRET:?}]"), "null".into(), "7".into()] {
         let error = refused(&serde_json::from_str(&text).unwrap());
         assert!(error.to_string().contains("no table of names"), "{error}");
@@ -135,7 +135,7 @@ fn a_url_is_required_and_one_that_cannot_be_understood_is_not_repeated() {
 
 #[cfg(not(feature = "tls-rustls"))]
 #[test]
-fn files_of_tls_are_refused_where_there_is_no_tls() {
+fn files_of_tls_are_refused_without_tls() {
     let config = toml(&[("url", "redis://h/"), ("tls_root_certificates", "/no/where")]);
     let error = refused(&config);
     assert_eq!(error.setting_name(), Some("tls"));

@@ -104,7 +104,7 @@ fn settings_that_can_be_off_are_shown_as_off() {
 }
 
 #[test]
-fn what_is_not_given_keeps_its_default() {
+fn settings_that_are_not_given_keep_their_defaults() {
     for (format, config) in everywhere(&[URL]) {
         assert_same(&config.builder(), &SessionManager::builder(URL.1), format);
     }
@@ -126,7 +126,7 @@ fn every_url_is_understood_as_the_builder_understands_it() {
 }
 
 #[test]
-fn what_the_servers_behind_sentinels_are_like_is_read() {
+fn server_info_of_servers_behind_sentinels_is_read() {
     let entries = [("url", "redis+sentinel://a:1/m"), ("server_info", "redis://u:p@any/2")];
     let by_hand = SessionManager::builder(entries[0].1).server_info(entries[1].1);
     for (format, config) in everywhere(&entries) {

@@ -17,7 +17,7 @@ fn immediate(handle: &Transactional) -> Transactional {
     handle.with(TransactionOptions::new().begin(Begin::Immediate))
 }
 
-/// What a doubt may be preceded by on its link.
+/// What a doubt may be preceded by on its connection.
 type Deed = fn(&Fixture, &Transactional);
 
 fn unwatched(_: &Fixture, handle: &Transactional) {
@@ -66,7 +66,7 @@ fn out_of_memory(fixture: &Fixture, handle: &Transactional) {
 }
 
 #[test]
-fn whatever_happened_earlier_on_the_link_a_doubt_is_resolved_as_what_is_true() {
+fn whatever_happened_earlier_on_the_connection_a_doubt_is_resolved_as_what_is_true() {
     let operations: [(&str, Deed); 7] = [
         ("UNWATCH", unwatched),
         ("DISCARD", discarded),
@@ -89,7 +89,7 @@ fn whatever_happened_earlier_on_the_link_a_doubt_is_resolved_as_what_is_true() {
 }
 
 #[test]
-fn a_resolver_is_not_refused_where_the_server_is_out_of_memory() {
+fn a_resolver_is_not_refused_if_the_server_is_out_of_memory() {
     for fate in Fate::BOTH {
         let fixture = start();
         let doubt = fixture.doubted(&fixture.armed(), fate);
@@ -99,7 +99,7 @@ fn a_resolver_is_not_refused_where_the_server_is_out_of_memory() {
 }
 
 #[test]
-fn a_flush_inside_the_transaction_takes_everything_with_it_but_the_answer() {
+fn a_flush_inside_the_transaction_removes_everything_but_its_outcome() {
     for flush in ["FLUSHDB", "FLUSHALL"] {
         for fate in Fate::BOTH {
             let fixture = start();
@@ -113,7 +113,7 @@ fn a_flush_inside_the_transaction_takes_everything_with_it_but_the_answer() {
             assert_eq!(doubt.resolve(), fate.truth(), "{flush}");
             let kept = (fixture.number("n"), fixture.number("old"));
             assert_eq!(kept, (fate.count(), 1 - fate.count()), "{flush}");
-            // And the next one on a new link, and on the link of a flush that was answered.
+            // And the next one on a new connection, and on the connection of a flush that was answered.
             handle.run(|tx| Ok(tx.queue::<()>(redis::cmd(flush)))).unwrap();
             assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
         }
@@ -167,7 +167,7 @@ fn a_block_sent_in_chunks_that_was_not_applied_is_reported_as_not_sent() {
 }
 
 #[test]
-fn an_outcome_stands_where_only_the_watch_behind_it_was_lost_and_its_link_goes() {
+fn an_outcome_stands_if_only_the_watch_after_it_was_lost_and_its_connection_is_closed() {
     let fixture = start();
     let handle = fixture.armed();
     let connections = fixture.proxy.accepted();
@@ -177,7 +177,7 @@ fn an_outcome_stands_where_only_the_watch_behind_it_was_lost_and_its_link_goes()
     assert_eq!(tx.commit().unwrap().get(n).unwrap(), 1);
     assert_eq!(fixture.number("n"), 1);
     assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 2);
-    assert_eq!(fixture.proxy.accepted(), connections + 1, "another link");
+    assert_eq!(fixture.proxy.accepted(), connections + 1, "another connection");
     // A conflict stands as well.
     let watching = handle.watch(["w"]).begin().unwrap();
     fixture.server.ask::<()>(&["SET", "w", "1"]);
@@ -191,7 +191,7 @@ fn an_outcome_stands_where_only_the_watch_behind_it_was_lost_and_its_link_goes()
 }
 
 #[test]
-fn a_watch_behind_exec_that_is_never_answered_takes_no_outcome_with_it() {
+fn a_watch_after_exec_without_a_reply_changes_no_outcome() {
     let fixture = start();
     let handle = fixture.armed();
     fixture.arm(Trigger::AfterReplyTo("EXEC"), Fault::HoldReplies);

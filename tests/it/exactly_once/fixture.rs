@@ -54,7 +54,7 @@ pub(crate) fn start_on(server: Server, change: impl FnOnce(Builder) -> Builder) 
 }
 
 impl Fixture {
-    /// The handle, its one link armed.
+    /// The handle, its one connection armed.
     pub(crate) fn armed(&self) -> Transactional {
         let handle = self.exactly_once();
         handle.run(|tx| Ok(tx_noop(tx))).unwrap();

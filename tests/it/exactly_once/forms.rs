@@ -1,4 +1,4 @@
-//! What is on the wire: the same round trips as a plain transaction, and one more where the link
+//! What is on the wire: the same round trips as a plain transaction, and one more where the connection
 //! has to be armed.
 
 use super::fixture::{start, start_with};
@@ -11,7 +11,7 @@ fn words(fixture: &Fixture) -> Vec<String> {
 }
 
 #[test]
-fn the_first_transaction_arms_its_link_and_the_next_ones_take_one_round_trip() {
+fn the_first_transaction_arms_its_connection_and_the_next_ones_take_one_round_trip() {
     let fixture = start();
     let handle = fixture.exactly_once();
     handle.run(|tx| Ok(tx.incr("n", 1))).unwrap();
@@ -29,7 +29,7 @@ fn the_first_transaction_arms_its_link_and_the_next_ones_take_one_round_trip() {
     }
     assert_eq!(fixture.proxy.turns() - before, 4, "one round trip each");
     assert_eq!(fixture.number("n"), 5);
-    assert_eq!(fixture.registers().len(), 1, "one register for the one link");
+    assert_eq!(fixture.registers().len(), 1, "one register for the one connection");
     let ttl: i64 = fixture.server.ask(&["PTTL", &fixture.registers()[0]]);
     assert!((3_500_000..=3_600_000).contains(&ttl), "{ttl}");
 }
@@ -46,7 +46,7 @@ fn a_register_is_no_part_of_the_replies() {
 }
 
 #[test]
-fn a_plain_transaction_disarms_the_link_and_the_next_one_arms_it_again() {
+fn a_plain_transaction_disarms_the_connection_and_the_next_one_arms_it_again() {
     let fixture = start();
     let (fenced, plain) = (fixture.armed(), fixture.sessions.transactional());
     words(&fixture);
@@ -60,7 +60,7 @@ fn a_plain_transaction_disarms_the_link_and_the_next_one_arms_it_again() {
 }
 
 #[test]
-fn what_ends_a_watch_arms_the_link_again_in_the_same_write() {
+fn commands_that_end_a_watch_arm_the_connection_again_in_the_same_write() {
     let fixture = start();
     let handle = fixture.armed();
     let immediate = handle.with(TransactionOptions::new().begin(Begin::Immediate));
@@ -74,7 +74,7 @@ fn what_ends_a_watch_arms_the_link_again_in_the_same_write() {
 }
 
 #[test]
-fn a_conflict_is_the_users_own_and_leaves_the_link_armed() {
+fn a_conflict_is_the_users_own_and_leaves_the_connection_armed() {
     let fixture = start();
     let handle = fixture.armed();
     let mut watching = handle.watch(["w"]).begin().unwrap();

@@ -164,7 +164,7 @@ fn a_key_that_could_not_be_kept_is_reported_and_the_transaction_was_applied() {
 }
 
 #[test]
-fn what_was_not_applied_does_not_use_up_its_key() {
+fn a_block_that_was_not_applied_does_not_use_up_its_key() {
     let fixture = start();
     let handle = keyed(&fixture, "k");
     let mut tx = handle.begin().unwrap();

@@ -1,4 +1,4 @@
-//! A link's register as it ages: to plain transactions on the link it is nothing, to exactly-once
+//! A connection's register as it ages: to plain transactions on the connection it is nothing, to exactly-once
 //! ones it is made anew in time.
 
 use super::fixture::start_with;
@@ -13,7 +13,7 @@ use rediscope_testing::eventually;
 
 const TTL: Duration = Duration::from_secs(1);
 
-/// How old the register is that the link watches.
+/// How old the register is that the connection watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Age {
     Young,
@@ -50,7 +50,7 @@ fn plain(fixture: &Fixture) -> Transactional {
 }
 
 #[test]
-fn a_plain_block_never_meets_the_register_of_its_link() {
+fn a_plain_block_never_meets_the_register_of_its_connection() {
     for trust in [Duration::ZERO, SOON] {
         for age in Age::ALL {
             let fixture = short(trust);
@@ -61,7 +61,7 @@ fn a_plain_block_never_meets_the_register_of_its_link() {
                 assert_eq!(n.unwrap(), nth, "{age:?}");
             }
             assert_eq!(fixture.number("n"), 3);
-            assert_eq!(fixture.proxy.accepted(), 1, "on that very link");
+            assert_eq!(fixture.proxy.accepted(), 1, "on that very connection");
         }
     }
 }
@@ -100,7 +100,7 @@ fn a_plain_transaction_sent_in_chunks_never_meets_a_register_that_ages_meanwhile
 }
 
 #[test]
-fn a_plain_watching_block_has_no_conflict_where_only_the_register_expires() {
+fn a_plain_watching_block_has_no_conflict_if_only_the_register_expires() {
     for age in Age::ALL {
         let fixture = short(SOON);
         fixture.armed();

@@ -33,11 +33,11 @@ fn a_register_takes_less_than_256_bytes_however_often_it_is_written() {
 #[test]
 fn a_connection_leaves_its_register_to_its_time_to_live() {
     let fixture = start();
-    for links in 1..=5 {
+    for count in 1..=5 {
         fixture.armed();
         fixture.proxy.cut_all();
         let registers = fixture.registers();
-        assert_eq!(registers.len(), links);
+        assert_eq!(registers.len(), count);
         for register in registers {
             let left: i64 = fixture.server.ask(&["PTTL", &register]);
             assert!((1..=3_600_000).contains(&left), "{left}");

@@ -18,7 +18,7 @@ use rediscope_testing::proxy::{Fault, Trigger};
 use rediscope_testing::unresponsive_port::UnresponsivePort;
 
 #[test]
-fn a_lost_answer_to_an_applied_transaction_is_resolved_as_committed() {
+fn a_lost_reply_to_an_applied_transaction_is_resolved_as_committed() {
     let fixture = start();
     let handle = fixture.armed();
     let doubt = fixture.doubted(&handle, Fate::Applied);
@@ -85,7 +85,7 @@ fn a_block_that_was_applied_is_not_sent_again_and_reports_its_replies_as_lost() 
 }
 
 #[test]
-fn a_watching_block_runs_again_where_nothing_was_applied() {
+fn a_watching_block_runs_again_if_nothing_was_applied() {
     let fixture = start();
     let handle = fixture.armed();
     fixture.lose(Fate::NotApplied);

@@ -81,7 +81,7 @@ fn a_register_that_was_deleted_flushed_or_evicted_proves_nothing() {
 }
 
 #[test]
-fn a_register_that_is_lost_while_the_link_lives_is_made_anew_and_proves_again() {
+fn a_register_that_is_lost_while_the_connection_lives_is_created_again_and_proves_again() {
     for lose in [delete as Loss, evict_everything] {
         for fate in Fate::BOTH {
             let fixture = start();
@@ -173,7 +173,7 @@ fn a_user_without_the_right_to_touch_registers_keeps_the_doubt() {
 }
 
 #[test]
-fn after_a_failover_the_promoted_replica_answers_for_what_it_has() {
+fn after_a_failover_the_promoted_replica_resolves_what_it_has() {
     let fixture = start();
     let replica = Server::replica_of(&fixture.server);
     let has = |key: &str| replica.ask::<Option<i64>>(&["GET", key]);
@@ -263,7 +263,7 @@ fn a_closed_session_sends_no_query() {
 }
 
 #[test]
-fn what_run_cannot_find_out_stays_in_doubt() {
+fn a_block_that_run_cannot_resolve_stays_in_doubt() {
     let fixture = start();
     let handle = fixture.armed();
     fixture.server.acl(&["SETUSER", "default", "-pexpire"]);

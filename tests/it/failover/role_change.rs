@@ -26,7 +26,7 @@ fn a_server_that_became_a_replica_has_its_older_connections_replaced_once() {
         other => panic!("{other}"),
     };
     refused();
-    // Older links go as they are met; none of them is handed out again.
+    // Older connections go as they are met; none of them is handed out again.
     open_connections(&accounts, 4);
     eventually(SOON, "every older connection is closed", || ids(&server).is_disjoint(&before));
     let status = sessions.status().transactional;

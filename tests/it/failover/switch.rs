@@ -87,7 +87,7 @@ fn a_former_master_that_comes_back_is_not_written_to() {
 }
 
 #[test]
-fn a_doubt_is_asked_of_the_master_of_now() {
+fn a_doubt_is_resolved_by_the_present_master() {
     let group = Group::start();
     let sessions = SessionManager::builder(group.url())
         .response_timeout(Duration::from_millis(300))

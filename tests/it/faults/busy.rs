@@ -20,7 +20,7 @@ use rediscope_testing::{eventually, unique};
 const WINDOW: Duration = Duration::from_millis(5);
 
 #[test]
-fn a_busy_link_pays_no_extra_round_trip() {
+fn a_busy_connection_pays_no_extra_round_trip() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     // So long that a slow machine does not make a busy connection look idle.
@@ -122,7 +122,7 @@ fn dies_around_commits(rounds: usize, how: &str, kill: fn(&Server, &Proxy)) {
 }
 
 #[test]
-fn after_one_death_every_older_link_is_asked_first() {
+fn after_one_death_every_older_connection_is_checked_first() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     let builder = SessionManager::builder(proxy.url()).trust_window(LONG);
@@ -160,11 +160,12 @@ fn connections_that_are_known_to_be_dead_cost_no_call_anything_though_all_are_tr
 }
 
 #[test]
-fn a_restart_costs_at_most_one_doubt_per_busy_link() {
-    const LINKS: u32 = 8;
+fn a_restart_costs_at_most_one_doubt_per_busy_connection() {
+    const CONNECTIONS: u32 = 8;
     const KILLS: u32 = 12;
     let server = Server::start();
-    let sessions = SessionManager::builder(server.url()).max_size(LINKS).build_side().unwrap();
+    let sessions =
+        SessionManager::builder(server.url()).max_size(CONNECTIONS).build_side().unwrap();
     let over = AtomicBool::new(false);
     // What each thread's calls returned: committed, in doubt.
     let reported: Vec<(String, u32, u32)> = thread::scope(|scope| {
@@ -183,22 +184,22 @@ fn a_restart_costs_at_most_one_doubt_per_busy_link() {
                 (key, committed, in_doubt)
             })
         };
-        let threads: Vec<_> = (0..LINKS).map(busy).collect();
+        let threads: Vec<_> = (0..CONNECTIONS).map(busy).collect();
         for _ in 0..KILLS {
             // The same for a connection as a restart, but the counters survive it.
             let connects = sessions.status().transactional.counts.connects;
             server.kill_all_clients_except_me();
             eventually(SOON, "all of them work on new connections", || {
                 let status = sessions.status().transactional;
-                status.counts.connects >= connects + u64::from(LINKS)
+                status.counts.connects >= connects + u64::from(CONNECTIONS)
             });
         }
         over.store(true, Ordering::Release);
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     let doubts: u32 = reported.iter().map(|(_, _, in_doubt)| in_doubt).sum();
-    println!("{doubts} in doubt over {KILLS} kills of {LINKS} links");
-    assert!(doubts <= KILLS * LINKS);
+    println!("{doubts} in doubt over {KILLS} kills of {CONNECTIONS} connections");
+    assert!(doubts <= KILLS * CONNECTIONS);
     for (key, committed, in_doubt) in reported {
         let value: u32 = server.ask(&["GET", &key]);
         assert!(

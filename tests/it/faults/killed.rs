@@ -13,7 +13,7 @@ use rediscope::{Begin, Error, TransactionOptions};
 
 use rediscope_testing::eventually;
 
-const LINKS: u32 = 8;
+const CONNECTIONS: u32 = 8;
 /// Between the kill and the calls.
 const PAUSES: [Duration; 3] =
     [Duration::from_micros(500), Duration::from_millis(1), Duration::from_millis(3)];
@@ -53,7 +53,7 @@ impl Ground {
             (Self::Tls(tls), _) => tls.url(),
         };
         let mut builder = SessionManager::builder(url)
-            .max_size(LINKS)
+            .max_size(CONNECTIONS)
             .trust_window(Duration::from_secs(3600))
             .connect_timeout(Duration::from_secs(5))
             .checkout_timeout(SOON);
@@ -104,13 +104,13 @@ fn warm(sessions: &SessionManager, pooled: bool) {
     if !pooled {
         let immediate = TransactionOptions::new().begin(Begin::Immediate);
         let accounts = sessions.transactional().with(immediate);
-        let scopes: Vec<_> = (0..LINKS).map(|_| accounts.begin().unwrap()).collect();
+        let scopes: Vec<_> = (0..CONNECTIONS).map(|_| accounts.begin().unwrap()).collect();
         return drop(scopes);
     }
-    let start = Barrier::new(LINKS as usize);
+    let start = Barrier::new(CONNECTIONS as usize);
     eventually(SOON, "every pooled connection was used", || {
         thread::scope(|scope| {
-            for _ in 0..LINKS {
+            for _ in 0..CONNECTIONS {
                 scope.spawn(|| {
                     start.wait();
                     let none: Option<(String, String)> =
@@ -119,7 +119,7 @@ fn warm(sessions: &SessionManager, pooled: bool) {
                 });
             }
         });
-        sessions.status().pooled.idle == LINKS
+        sessions.status().pooled.idle == CONNECTIONS
     });
 }
 
@@ -131,7 +131,7 @@ fn killed(way: Way) {
         let mut reported = Vec::new();
         for pause in PAUSES.repeat(if *name == "run" { 9 } else { 1 }) {
             warm(&sessions, pooled);
-            let start = Barrier::new(LINKS as usize + 1);
+            let start = Barrier::new(CONNECTIONS as usize + 1);
             thread::scope(|scope| {
                 let call = |_| {
                     scope.spawn(|| {
@@ -139,7 +139,7 @@ fn killed(way: Way) {
                         each(&sessions)
                     })
                 };
-                let calls: Vec<_> = (0..LINKS).map(call).collect();
+                let calls: Vec<_> = (0..CONNECTIONS).map(call).collect();
                 let count = server.kill_all_clients_except_me();
                 let killed = Instant::now();
                 while killed.elapsed() < pause {
@@ -147,7 +147,7 @@ fn killed(way: Way) {
                 }
                 start.wait();
                 reported.extend(calls.into_iter().map(|call| call.join().unwrap()));
-                assert!(count >= LINKS as usize, "{way:?}, {name}: {count} were killed");
+                assert!(count >= CONNECTIONS as usize, "{way:?}, {name}: {count} were killed");
             });
         }
         let failed: Vec<_> =

@@ -36,7 +36,7 @@ fn inside(name: &'static str, bytes: u64, fault: Fault) -> Script {
 }
 
 #[test]
-fn a_read_whose_long_reply_was_cut_is_asked_again() {
+fn a_read_whose_long_reply_was_cut_is_sent_again() {
     let (_server, proxy, sessions, value) = fixture();
     let mut db = sessions.pooled();
     for bytes in [1, 8, 16_384, 50_000, LONG as u64 + 8] {

@@ -198,7 +198,7 @@ impl Cell {
 }
 
 #[test]
-fn a_read_is_asked_again_and_a_write_only_where_it_was_not_sent() {
+fn a_read_is_sent_again_and_a_write_only_if_it_was_not_sent() {
     let server = Server::start();
     let cells = cells();
     let (count, queue) = (cells.len(), Mutex::new(cells));

@@ -12,7 +12,7 @@ use rediscope::prelude::*;
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 
-const LINKS: u32 = 8;
+const CONNECTIONS: u32 = 8;
 const RESPONSE: Duration = Duration::from_millis(700);
 const CHECKOUT: Duration = Duration::from_secs(6);
 /// The default `trust_window`.
@@ -49,25 +49,25 @@ enum Order {
 /// Two pools of idle connections, all older than the trust window.
 fn with_idle_connections() -> Fixture {
     let fixture = Fixture::new(|builder| {
-        builder.max_size(LINKS).response_timeout(RESPONSE).checkout_timeout(CHECKOUT)
+        builder.max_size(CONNECTIONS).response_timeout(RESPONSE).checkout_timeout(CHECKOUT)
     });
     let accounts = fixture.sessions.transactional();
-    let scopes: Vec<_> = (0..LINKS).map(|_| accounts.begin().unwrap()).collect();
+    let scopes: Vec<_> = (0..CONNECTIONS).map(|_| accounts.begin().unwrap()).collect();
     drop(scopes);
     // As many commands at a time as connections: each one blocks its own for a while.
     eventually(SOON, "every pooled connection is open", || {
-        together(LINKS, |_| {
+        together(CONNECTIONS, |_| {
             let none: Option<(String, String)> =
                 fixture.sessions.pooled().blpop("none", 0.1).map_err(Error::from)?;
             assert_eq!(none, None);
             Ok(())
         });
-        fixture.sessions.status().pooled.idle == LINKS
+        fixture.sessions.status().pooled.idle == CONNECTIONS
     });
     let quiet = Instant::now();
     eventually(SOON, "the trust window is over", || quiet.elapsed() > 10 * WINDOW);
     let status = fixture.sessions.status();
-    assert_eq!((status.pooled.idle, status.transactional.idle), (LINKS, LINKS));
+    assert_eq!((status.pooled.idle, status.transactional.idle), (CONNECTIONS, CONNECTIONS));
     fixture
 }
 
@@ -80,7 +80,7 @@ impl Fixture {
                 self.server.config_set("timeout", "0");
             }
             Death::ClientKill => {
-                assert_eq!(self.server.kill_all_clients_except_me(), 2 * LINKS as usize);
+                assert_eq!(self.server.kill_all_clients_except_me(), 2 * CONNECTIONS as usize);
                 self.all_gone();
             }
             Death::Sigterm => self.server.restart_on_same_port(),
@@ -158,15 +158,15 @@ fn absorbs(death: Death, how: Use, order: Order) {
     let begun = Instant::now();
     let timed = |pool: &str, work: &(dyn Fn(u32) -> Result<(), Error> + Sync)| {
         let errors = match order {
-            Order::Together => together(LINKS, work),
+            Order::Together => together(CONNECTIONS, work),
             Order::OneByOne => {
-                (0..LINKS).filter_map(|nth| work(nth).err().map(|e| e.to_string())).collect()
+                (0..CONNECTIONS).filter_map(|nth| work(nth).err().map(|e| e.to_string())).collect()
             }
         };
         assert!(errors.is_empty(), "{death:?}, {how:?}, {order:?}, {pool}: {errors:?}");
         let bound = match death {
             // One silence for all of them, not one each.
-            Death::BlackHole | Death::HalfOpen => (LINKS - 2) * RESPONSE,
+            Death::BlackHole | Death::HalfOpen => (CONNECTIONS - 2) * RESPONSE,
             _ => CHECKOUT,
         };
         assert!(begun.elapsed() < bound, "{death:?}, {how:?}, {pool}: {:?}", begun.elapsed());
@@ -176,7 +176,7 @@ fn absorbs(death: Death, how: Use, order: Order) {
         timed("scopes", &|_| transaction(sessions, how));
     });
     let applied: (u32, u32) = server.ask(&["MGET", "scopes", "commands"]);
-    assert_eq!(applied, (LINKS, LINKS / 2), "{death:?}, {how:?}");
+    assert_eq!(applied, (CONNECTIONS, CONNECTIONS / 2), "{death:?}, {how:?}");
     let status = sessions.status();
     assert_eq!((status.pooled.in_use, status.transactional.in_use), (0, 0), "{status}");
     assert_eq!(status.transactional.counts.in_doubt, 0, "{status}");
@@ -196,12 +196,12 @@ fn absorbs_in_every_way(death: Death) {
 }
 
 #[test]
-fn idle_links_that_the_server_timed_out_are_absorbed() {
+fn idle_connections_that_the_server_timed_out_are_absorbed() {
     absorbs_in_every_way(Death::Timeout);
 }
 
 #[test]
-fn idle_links_that_were_killed_by_an_operator_are_absorbed() {
+fn idle_connections_that_were_killed_by_an_operator_are_absorbed() {
     absorbs_in_every_way(Death::ClientKill);
 }
 
@@ -216,16 +216,16 @@ fn a_crash_and_restart_is_absorbed() {
 }
 
 #[test]
-fn reset_idle_links_are_absorbed() {
+fn reset_idle_connections_are_absorbed() {
     absorbs_in_every_way(Death::Reset);
 }
 
 #[test]
-fn a_black_hole_is_absorbed_and_costs_one_response_timeout_for_all_links() {
+fn a_black_hole_is_absorbed_and_costs_one_response_timeout_for_all_connections() {
     absorbs_in_every_way(Death::BlackHole);
 }
 
 #[test]
-fn half_open_links_are_absorbed_and_cost_one_response_timeout_for_all_of_them() {
+fn half_open_connections_are_absorbed_and_cost_one_response_timeout_for_all_of_them() {
     absorbs_in_every_way(Death::HalfOpen);
 }

@@ -136,7 +136,7 @@ fn the_first_write_of_a_new_connection_ends_in_time_too() {
 }
 
 #[test]
-fn an_answer_that_never_comes_to_a_new_connection_is_waited_for_in_time_too() {
+fn a_missing_reply_on_a_new_connection_is_awaited_within_the_timeout_too() {
     let (server, proxy, sessions) = even();
     let (accounts, mut db) = (sessions.transactional(), sessions.pooled());
     let never = |name| Script::from((Trigger::BeforeReplyTo(name), Fault::SwallowReply)).once();

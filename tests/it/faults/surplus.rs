@@ -186,7 +186,7 @@ fn a_reply_too_many_is_never_the_next_callers() {
 }
 
 #[test]
-fn a_reply_too_many_is_never_the_next_callers_on_a_connection_that_is_not_asked_first() {
+fn a_surplus_reply_is_never_the_next_callers_on_a_connection_used_without_a_check() {
     for_all(Some(LONG), "", never_handed_on);
 }
 
@@ -266,7 +266,7 @@ fn costs_nothing(fixture: &Fixture, way: Way, name: &str, each: Use) {
 }
 
 #[test]
-fn what_resp3_pushes_between_two_calls_costs_no_connection() {
+fn a_resp3_push_between_two_calls_costs_no_connection() {
     for_all(Some(LONG), "?protocol=resp3", costs_nothing);
 }
 

@@ -60,7 +60,7 @@ fn alone(what: &str, call: fn() -> Call<'static, i64>) {
 }
 
 #[test]
-fn what_might_keep_others_waiting_goes_alone() {
+fn blocks_that_might_delay_others_are_sent_alone() {
     alone("a script", || {
         Box::new(|handle| handle.run(|tx| Ok(tx.eval("return 1", &[] as &[&str], &[] as &[&str]))))
     });

@@ -76,7 +76,7 @@ impl<S: Subscriber> Layer<S> for Slow {
 }
 
 #[test]
-fn a_leader_that_is_delayed_by_its_log_has_answered_the_others() {
+fn a_leader_that_is_delayed_by_its_log_has_served_the_others() {
     let fixture = start();
     let (reported, found) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let slow = Slow { reported: Arc::clone(&reported), found: Arc::clone(&found) };
@@ -119,7 +119,7 @@ fn one_deadline_ends_a_whole_group() {
 }
 
 #[test]
-fn a_group_whose_link_is_dead_before_it_leaves_is_sent_on_another_one() {
+fn a_batch_whose_connection_is_dead_before_the_write_is_sent_on_another_one() {
     let fixture = start_with(|builder| builder.trust_window(Duration::ZERO));
     let reported = fixture.at_once((0..4).map(push).collect(), || fixture.proxy.cut_all());
     assert!(reported.iter().all(Result::is_ok), "{reported:?}");

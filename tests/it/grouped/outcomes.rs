@@ -47,7 +47,7 @@ fn a_command_that_fails_at_run_time_is_one_blocks_own() {
 /// Of a block whose EXEC is answered with a proxy's error nothing is known; the others have their
 /// own answers.
 #[test]
-fn an_answer_that_proves_nothing_is_one_blocks_own() {
+fn a_reply_that_proves_nothing_affects_one_block_only() {
     for words in ["-upstream failure\r\n", "-ERR Connection timed out\r\n", "-READONLY no\r\n"] {
         for (trigger, fault, ran) in [
             // The third reply of each block is EXEC's. Whichever is lost, its block ran.
@@ -115,7 +115,7 @@ fn a_command_that_is_refused_is_one_blocks_own() {
 }
 
 #[test]
-fn where_multi_is_refused_from_one_block_on_the_others_keep_their_outcomes() {
+fn if_multi_is_refused_from_one_block_on_the_others_keep_their_outcomes() {
     let fixture = as_user();
     // The second block's MULTI waits on its way until the right to it is gone.
     let held = Script::from((Trigger::BeforeCommand(4), Fault::HoldRequests)).once();

@@ -27,7 +27,7 @@ fn hasty(fixture: &Proxied) -> SessionManager {
     sessions
 }
 
-/// The scope is taken back, its link is replaced, and its capacity is there again.
+/// The scope is taken back, its connection is replaced, and its capacity is there again.
 #[track_caller]
 fn is_taken_back(fixture: &Proxied, sessions: &SessionManager) {
     let before = client_ids(&fixture.server);

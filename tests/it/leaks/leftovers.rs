@@ -175,7 +175,7 @@ fn sessions(home: &Home) -> SessionManager {
 }
 
 #[test]
-fn what_is_left_on_a_raw_connection_is_gone_before_the_next_borrower() {
+fn leftovers_of_a_raw_connection_are_gone_before_the_next_checkout() {
     each_row(|row, home| {
         let sessions = sessions(home);
         let mut db = sessions.pooled();

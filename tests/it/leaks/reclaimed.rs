@@ -16,7 +16,7 @@ use rediscope_testing::server::Server;
 
 const MAX_PIN: Duration = Duration::from_millis(300);
 
-fn one_link(url: String) -> SessionManager {
+fn one_connection(url: String) -> SessionManager {
     // A connection that is alive is trusted: the test is about the reaper.
     let builder = SessionManager::builder(url).max_size(1).max_pin_time(MAX_PIN);
     builder.trust_window(Duration::from_secs(3600)).build_side().unwrap()
@@ -58,7 +58,7 @@ fn a_forgotten_guard_gives_its_connection_back() {
     ];
     for forget in ways {
         let server = Server::start();
-        let sessions = one_link(server.url());
+        let sessions = one_connection(server.url());
         forget(&sessions);
         assert_eq!(sessions.status().transactional.in_use, 1);
         capacity_comes_back(&sessions, &server);
@@ -69,7 +69,7 @@ fn a_forgotten_guard_gives_its_connection_back() {
 #[test]
 fn a_thread_that_never_returns_from_user_code_gives_its_connection_back() {
     let server = Server::start();
-    let sessions = one_link(server.url());
+    let sessions = one_connection(server.url());
     let accounts = sessions.transactional();
     let (enter, entered) = mpsc::channel();
     let (leave, never) = mpsc::channel::<()>();
@@ -103,7 +103,7 @@ fn a_thread_that_never_returns_from_user_code_gives_its_connection_back() {
 #[test]
 fn a_scope_in_use_is_not_taken_back() {
     let server = Server::start();
-    let sessions = one_link(server.url());
+    let sessions = one_connection(server.url());
     let begun = Instant::now();
     let mut watching = sessions.transactional().watch(["n"]).begin().unwrap();
     eventually(SOON, "it has read for long", || {
@@ -135,7 +135,7 @@ fn a_scope_whose_time_ends_inside_a_call_is_taken_back_when_the_call_ends() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     server.ask::<()>(&["SET", "n", "7"]);
-    let sessions = one_link(proxy.url());
+    let sessions = one_connection(proxy.url());
     let mut watching = sessions.transactional().watch(["n"]).begin().unwrap();
     proxy.set_delays(Duration::ZERO, 3 * MAX_PIN);
     let n: i64 = watching.get("n").unwrap();
@@ -155,7 +155,7 @@ fn a_scope_whose_time_ends_inside_a_call_is_taken_back_when_the_call_ends() {
 fn a_known_outcome_is_returned_however_long_it_took() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
-    let sessions = one_link(proxy.url());
+    let sessions = one_connection(proxy.url());
     let accounts = sessions.transactional();
     accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap();
     let mut tx = accounts.begin().unwrap();

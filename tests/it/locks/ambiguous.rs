@@ -18,7 +18,7 @@ fn warm() -> Fixture {
 }
 
 #[test]
-fn a_lock_that_was_acquired_without_an_answer_is_adopted() {
+fn a_lock_that_was_acquired_without_a_reply_is_adopted() {
     let fixture = warm();
     let lock = fixture.sessions.lock("l").lease(LONG);
     fixture.arm(Trigger::BeforeReplyTo("EVALSHA"), Fault::Cut);
@@ -32,7 +32,7 @@ fn a_lock_that_was_acquired_without_an_answer_is_adopted() {
 }
 
 #[test]
-fn what_was_acquired_without_an_answer_and_given_up_is_given_back() {
+fn a_lock_that_was_acquired_without_a_reply_and_given_up_is_released() {
     let fixture = warm();
     let lock = fixture.sessions.lock("l").lease(LONG);
     let before: Option<u64> = fixture.server.ask(&["GET", "rediscope:fence"]);
@@ -65,7 +65,7 @@ fn a_request_that_arrives_after_it_was_given_up_acquires_nothing() {
 }
 
 #[test]
-fn a_release_without_an_answer_is_repeated_and_answers_what_the_first_one_did() {
+fn a_release_without_a_reply_is_repeated_and_returns_the_first_ones_result() {
     let fixture = warm();
     let lock = fixture.sessions.lock("l").lease(LONG);
     let guard = lock.try_acquire().unwrap().unwrap();
@@ -106,7 +106,7 @@ fn a_lock_that_too_few_replicas_have_is_given_back() {
 }
 
 #[test]
-fn an_answer_that_comes_when_the_lease_is_nearly_over_is_asked_for_again() {
+fn an_acquisition_whose_reply_comes_when_the_lease_is_nearly_over_is_repeated() {
     let fixture = warm();
     // Long enough for the second answer on a busy machine, and the first one comes in time.
     let lock = fixture.sessions.lock("l").lease(Duration::from_millis(600)).fixed_lease();

@@ -115,7 +115,7 @@ fn the_connection_for_releases_ends_with_the_lease_of_a_guard_that_was_forgotten
 }
 
 #[test]
-fn what_is_to_be_given_back_when_the_manager_is_closed_is_given_back() {
+fn releases_that_are_pending_when_the_manager_is_closed_are_sent() {
     let fixture = start();
     let guard = fixture.sessions.lock("l").lease(LONG).acquire(SOON).unwrap();
     let second = fixture.sessions.lock("m").lease(LONG).acquire(SOON).unwrap();

@@ -156,7 +156,7 @@ fn a_process_stopped_past_its_lease_sees_the_loss_first_and_sends_nothing() {
 }
 
 #[test]
-fn a_fixed_lease_ends_whatever_its_holder_asks() {
+fn a_fixed_lease_ends_whatever_its_holder_does() {
     let fixture = start();
     let begun = Instant::now();
     let guard = fixture.sessions.lock("l").lease(LEASE).fixed_lease().acquire(SOON).unwrap();

@@ -161,7 +161,7 @@ fn a_lease_ends_on_the_server_by_itself() {
 }
 
 #[test]
-fn what_cannot_work_is_refused_before_anything_is_sent() {
+fn arguments_that_cannot_work_are_refused_before_anything_is_sent() {
     let sessions = SessionManager::connect("redis://127.0.0.1:1/").unwrap();
     let refused = |lock: crate::side::Lock| match lock.try_acquire() {
         Err(LockError::Refused { setting, .. }) => setting,

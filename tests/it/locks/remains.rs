@@ -31,7 +31,7 @@ fn remembered(fixture: &Fixture) -> usize {
 }
 
 #[test]
-fn a_release_that_was_answered_is_not_remembered() {
+fn a_release_with_a_reply_is_not_remembered() {
     for (way, fixture) in all_ways() {
         for nth in 0..300 {
             let lock = fixture.sessions.lock(format!("l{nth}"));

@@ -26,7 +26,7 @@ const ANSWERS: [&str; 14] = [
 ];
 
 #[test]
-fn an_acquisition_that_a_proxy_answers_for_is_unknown_and_given_back() {
+fn an_acquisition_with_the_reply_of_a_proxy_is_unknown_and_released() {
     for (way, fixture) in all_ways() {
         let kinds = every_kind(&fixture.sessions);
         kinds.iter().for_each(|(_, lock)| lock.acquire(SOON).unwrap().release().unwrap());
@@ -52,7 +52,7 @@ fn an_acquisition_that_a_proxy_answers_for_is_unknown_and_given_back() {
 }
 
 #[test]
-fn a_waiting_acquisition_that_a_proxy_answers_for_goes_on_where_that_may_pass() {
+fn a_waiting_acquisition_with_the_reply_of_a_proxy_continues_if_that_may_pass() {
     let fixture = start();
     let lock = fixture.sessions.lock("l").lease(LONG);
     drop(lock.acquire(SOON).unwrap());
@@ -66,7 +66,7 @@ fn a_waiting_acquisition_that_a_proxy_answers_for_goes_on_where_that_may_pass() 
 }
 
 #[test]
-fn a_release_that_a_proxy_answers_for_is_unknown_and_sent_again() {
+fn a_release_with_the_reply_of_a_proxy_is_unknown_and_sent_again() {
     for (way, fixture) in all_ways() {
         let kinds = every_kind(&fixture.sessions);
         kinds.iter().for_each(|(_, lock)| lock.acquire(SOON).unwrap().release().unwrap());

@@ -120,7 +120,7 @@ fn a_subscriber_connection_that_has_gone_silent_is_found_out() {
 }
 
 #[test]
-fn where_nothing_can_be_subscribed_to_waiters_ask_from_time_to_time() {
+fn without_a_subscription_waiters_poll() {
     let fixture = start();
     fixture.server.acl(&["SETUSER", "default", "-subscribe"]);
     let guard = holds(&fixture.sessions);

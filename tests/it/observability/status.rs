@@ -210,7 +210,7 @@ fn counts_line(checkouts: u64, connects: u64) -> String {
 }
 
 #[test]
-fn what_an_operator_must_read_is_a_warning_once_a_second_with_a_count_of_the_others() {
+fn events_for_the_operator_are_warnings_once_a_second_with_a_count_of_the_others() {
     rediscope_testing::own_process!();
     let server = Server::start();
     let proxy = Proxy::to(&server);

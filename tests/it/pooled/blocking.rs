@@ -57,7 +57,7 @@ fn streams_are_read_with_block_and_the_next_command_has_the_short_timeout_again(
     let id: String = db.xadd("s", "*", &[("field", "value")]).unwrap();
     let some: StreamReadReply = db.xread_options(&["s"], &["0"], &wait).unwrap();
     assert_eq!(some.keys[0].ids[0].id, id);
-    // The link's timeouts are the pool's again.
+    // The connection's timeouts are the pool's again.
     server.pause_clients(60_000);
     let begun = Instant::now();
     let error = typed(db.incr::<_, _, i64>("n", 1));

@@ -56,7 +56,7 @@ fn idle_connections_that_died_are_replaced_without_an_error() {
 }
 
 #[test]
-fn idle_links_that_went_silent_cost_one_timeout_and_not_one_each() {
+fn idle_connections_that_went_silent_cost_one_timeout_and_not_one_each() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     let timeout = Duration::from_millis(500);
@@ -83,7 +83,7 @@ fn idle_links_that_went_silent_cost_one_timeout_and_not_one_each() {
 }
 
 #[test]
-fn a_read_whose_answer_was_lost_is_asked_again() {
+fn a_read_whose_reply_was_lost_is_sent_again() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     let sessions = trusting(&proxy.url());
@@ -113,7 +113,7 @@ fn a_read_whose_answer_was_lost_is_asked_again() {
 }
 
 #[test]
-fn a_write_whose_answer_was_lost_is_unknown_and_was_sent_once() {
+fn a_write_whose_reply_was_lost_is_unknown_and_was_sent_once() {
     let cases = [
         (Trigger::BeforeCommandNamed("INCRBY"), Fault::Cut, 0),
         (Trigger::InsideCommandNamed("INCRBY", 12), Fault::Cut, 0),
@@ -148,7 +148,7 @@ fn a_write_whose_answer_was_lost_is_unknown_and_was_sent_once() {
 }
 
 #[test]
-fn a_write_to_a_link_found_dead_before_a_byte_left_is_sent_on_another_one() {
+fn a_write_to_a_connection_found_dead_before_a_byte_left_is_sent_on_another_one() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     let sessions = trusting(&proxy.url());
@@ -189,7 +189,7 @@ fn a_pipeline_of_writes_that_broke_off_half_way_is_not_sent_again() {
 }
 
 #[test]
-fn a_lost_link_is_closed_and_never_used_again() {
+fn a_lost_connection_is_closed_and_never_used_again() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     let timeout = Duration::from_millis(500);
@@ -235,7 +235,7 @@ fn a_request_that_announces_fewer_replies_than_it_has_disturbs_no_other_call() {
 }
 
 #[test]
-fn a_demoted_server_is_left_by_all_older_links() {
+fn all_older_connections_to_a_demoted_server_are_closed() {
     let server = Server::start();
     let sessions = trusting(&server.url());
     let mut db = sessions.pooled();

@@ -291,7 +291,7 @@ fn a_refusal_of_the_servers_own_proves_that_nothing_was_changed() {
 }
 
 #[test]
-fn what_reads_could_not_be_decoded_changed_nothing_and_what_writes_did() {
+fn an_undecodable_reply_of_a_read_changed_nothing_and_one_of_a_write_did() {
     #[derive(Debug)]
     struct Money;
     impl FromRedisValue for Money {
@@ -364,7 +364,7 @@ fn what_reads_could_not_be_decoded_changed_nothing_and_what_writes_did() {
 
 /// redis-rs's error names no command: it is only taken for the one whose answer it shows.
 #[test]
-fn what_cannot_be_decoded_is_unknown_where_the_command_is_not_known() {
+fn an_undecodable_reply_of_an_unknown_command_is_unknown() {
     type Fails = fn(&mut Pooled, &Transports) -> RedisError;
     /// The error of it, the name that is given and what is said to have been applied.
     type Case = (&'static str, Fails, &'static str, Applied);

@@ -74,7 +74,7 @@ fn a_servers_error_is_one_readers_own() {
 }
 
 #[test]
-fn reads_whose_connection_dies_under_them_are_asked_again() {
+fn reads_whose_connection_dies_under_them_are_sent_again() {
     let fixture = start();
     let reported = fixture.reads_at_once((0..6).map(get).collect(), || {
         // BLPOP's own reply comes first.

@@ -83,7 +83,7 @@ fn contract(server: &Server, url: &str, db: i64) {
     let wrong = Error::from(db_handle.lpush::<_, _, ()>("n", 1).unwrap_err());
     assert!(matches!(&wrong, Error::Command { error, .. } if error.code() == "WRONGTYPE"));
 
-    // Links that died while idle, in both pools.
+    // Connections that died while idle, in both pools.
     server.kill_all_clients_except_me();
     let doubting = SessionManager::builder(url).trust_window(std::time::Duration::ZERO);
     let doubting = doubting.build().unwrap();

@@ -100,7 +100,7 @@ fn a_guards_replies_are_read_by_handle_in_any_order_and_as_often_as_wanted() {
 }
 
 #[test]
-fn what_watches_commits_to_an_outcome() {
+fn a_watching_commit_returns_an_outcome() {
     let fixture = Proxied::start();
     let sessions = fixture.trusting();
     let mut watching = sessions.transactional().watch(["stock"]).begin().unwrap();
@@ -212,7 +212,7 @@ fn a_struct_of_handles_is_resolved_by_its_own_implementation() {
 }
 
 #[test]
-fn a_reply_of_another_type_is_unexpected_and_can_be_asked_for_anew() {
+fn a_reply_of_another_type_is_unexpected_and_can_be_read_again() {
     let fixture = Proxied::start();
     fixture.server.ask::<()>(&["SET", "text", "hello"]);
     let sessions = fixture.trusting();

@@ -224,7 +224,7 @@ fn a_scope_that_is_abandoned_or_dropped_watches_no_longer() {
 }
 
 #[test]
-fn a_link_lost_while_watching_is_an_attempt_like_any_other() {
+fn a_connection_lost_while_watching_is_an_attempt_like_any_other() {
     let fixture = Proxied::start();
     let (sessions, server) = (fixture.trusting(), &fixture.server);
     let mut attempts = Vec::new();

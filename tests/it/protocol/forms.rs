@@ -25,7 +25,7 @@ pub(crate) fn words(words: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn on_a_trusted_link_everything_leaves_in_one_write() {
+fn on_a_trusted_connection_everything_leaves_in_one_write() {
     let fixture = Proxied::start();
     let sessions = fixture.trusting();
     let accounts = sessions.transactional();
@@ -83,13 +83,13 @@ fn multi_is_awaited(fixture: &Proxied, sessions: &SessionManager, options: &Tran
 }
 
 #[test]
-fn on_an_older_link_multi_is_awaited_before_any_command_leaves() {
+fn on_an_older_connection_multi_is_awaited_before_any_command_leaves() {
     let fixture = Proxied::start();
     multi_is_awaited(&fixture, &fixture.doubting(), &TransactionOptions::new());
 }
 
 #[test]
-fn immediate_awaits_multi_on_a_trusted_link_too() {
+fn immediate_awaits_multi_on_a_trusted_connection_too() {
     let fixture = Proxied::start();
     multi_is_awaited(&fixture, &fixture.trusting(), &immediate());
 }
@@ -128,7 +128,7 @@ fn an_immediate_guard_has_sent_multi_when_it_is_begun_and_proves_it_anew_when_it
 }
 
 #[test]
-fn a_link_is_trusted_for_the_trust_window_and_no_longer() {
+fn a_connection_is_trusted_for_the_trust_window_and_no_longer() {
     let fixture = Proxied::start();
     let window = Duration::from_millis(400);
     let sessions = fixture.warm(fixture.builder().trust_window(window));
@@ -145,7 +145,7 @@ fn a_link_is_trusted_for_the_trust_window_and_no_longer() {
 }
 
 #[test]
-fn watch_is_answered_before_begin_returns_and_before_a_closure_runs() {
+fn the_reply_to_watch_is_read_before_begin_returns_and_before_a_closure_runs() {
     let fixture = Proxied::start();
     let sessions = fixture.trusting();
     let accounts = sessions.transactional();
@@ -176,7 +176,7 @@ fn watch_is_answered_before_begin_returns_and_before_a_closure_runs() {
 }
 
 #[test]
-fn a_watching_commit_on_an_older_link_awaits_multi_and_stays_on_its_link() {
+fn a_watching_commit_on_an_older_connection_awaits_multi_and_stays_on_it() {
     let fixture = Proxied::start();
     let sessions = fixture.doubting();
     let mut tx = sessions.transactional().watch(["key"]).begin().unwrap().multi();
@@ -215,7 +215,7 @@ fn nothing_queued_is_no_traffic_at_all() {
 }
 
 #[test]
-fn what_was_not_sent_is_dropped_without_a_word() {
+fn commands_that_were_not_sent_are_dropped_without_a_write() {
     let fixture = Proxied::start();
     let sessions = fixture.trusting();
     let accounts = sessions.transactional();

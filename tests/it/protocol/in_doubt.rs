@@ -45,7 +45,7 @@ fn doubt(trigger: Trigger, fault: Fault) -> (ConnectionErrorKind, bool) {
 }
 
 #[test]
-fn it_was_applied_where_only_the_answer_was_cut() {
+fn it_was_applied_if_only_the_reply_was_cut() {
     use ConnectionErrorKind::Closed;
     assert_eq!(doubt(Trigger::BeforeReplyTo("EXEC"), Fault::Cut), (Closed, true));
     assert_eq!(doubt(Trigger::InsideReplyTo("EXEC", 7), Fault::Cut), (Closed, true));
@@ -53,14 +53,14 @@ fn it_was_applied_where_only_the_answer_was_cut() {
 }
 
 #[test]
-fn it_was_applied_where_the_answer_never_came() {
+fn it_was_applied_if_the_reply_never_came() {
     use ConnectionErrorKind::TimedOut;
     assert_eq!(doubt(Trigger::BeforeReplyTo("EXEC"), Fault::SwallowReply), (TimedOut, true));
     assert_eq!(doubt(Trigger::InsideReplyTo("EXEC", 7), Fault::BlackHole), (TimedOut, true));
 }
 
 #[test]
-fn it_was_not_applied_where_exec_was_lost_on_the_way() {
+fn it_was_not_applied_if_exec_was_lost_on_the_way() {
     use ConnectionErrorKind::{Closed, TimedOut};
     assert_eq!(doubt(Trigger::BeforeCommandNamed("MULTI"), Fault::Cut), (Closed, false));
     assert_eq!(doubt(Trigger::BeforeCommandNamed("EXEC"), Fault::Cut), (Closed, false));
@@ -85,7 +85,7 @@ fn it_may_be_applied_after_the_doubt_was_returned() {
 }
 
 #[test]
-fn a_server_killed_between_exec_and_its_answer_leaves_a_doubt() {
+fn a_server_killed_between_exec_and_its_reply_leaves_a_doubt() {
     let fixture = Proxied::start();
     let sessions = fixture.warm(fixture.builder().trust_window(LONG));
     let mut tx = sessions.transactional().begin().unwrap();
@@ -132,7 +132,7 @@ fn nothing_in_doubt_is_ever_sent_again() {
 // What is known although the rest was lost.
 
 #[test]
-fn a_refusal_that_was_read_is_no_proof_where_execs_answer_was_lost() {
+fn a_refusal_that_was_read_is_no_proof_if_execs_reply_was_lost() {
     for fault in [Fault::Cut, Fault::Reset, Fault::SwallowReply] {
         let fixture = Proxied::start();
         let sessions =
@@ -175,7 +175,7 @@ fn an_outcome_that_was_read_is_returned_though_the_connection_dies_right_after_i
 }
 
 #[test]
-fn a_reply_that_is_not_the_protocol_leaves_a_doubt_and_ends_the_link() {
+fn a_malformed_reply_leaves_a_doubt_and_closes_the_connection() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let impostor = std::thread::spawn(move || {

@@ -56,7 +56,7 @@ fn chunks_are_sent_ahead_and_read_in_between_and_nothing_is_applied_before_the_c
 }
 
 #[test]
-fn multi_is_awaited_before_the_first_chunk_even_on_a_trusted_link() {
+fn multi_is_awaited_before_the_first_chunk_even_on_a_trusted_connection() {
     let fixture = Proxied::start();
     let sessions = chunked(&fixture);
     let before = fixture.proxy.turns();
@@ -135,7 +135,7 @@ fn a_watching_guard_is_sent_ahead_and_still_conflicts() {
 }
 
 #[test]
-fn dropped_after_a_chunk_it_is_discarded_and_the_link_stays() {
+fn dropped_after_a_chunk_it_is_discarded_and_the_connection_stays() {
     let fixture = Proxied::start();
     let sessions = chunked(&fixture);
     let before = client_ids(&fixture.server);

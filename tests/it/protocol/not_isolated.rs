@@ -39,7 +39,7 @@ impl Operated {
         self.server.acl(&[&["SETUSER", "app"], rules].concat());
     }
 
-    /// The link on which it happened is closed, and no other is opened while MULTI is forbidden;
+    /// The connection on which it happened is closed, and no other is opened while MULTI is forbidden;
     /// when it is allowed again all is well.
     #[track_caller]
     fn recovers(&self, sessions: &SessionManager) {
@@ -105,7 +105,7 @@ fn of_commands_that_ran_bare_the_refused_ones_are_named() {
 }
 
 #[test]
-fn nothing_was_applied_where_every_command_was_refused_with_multi() {
+fn nothing_was_applied_if_every_command_was_refused_with_multi() {
     let fixture = Operated::start();
     let sessions = fixture.sessions(LONG);
     fixture.operator(&["-multi", "-set", "-incrby"]);
@@ -268,7 +268,7 @@ fn a_multi_that_was_refused_by_a_proxy_is_never_reported_as_not_applied() {
 }
 
 #[test]
-fn on_a_link_that_is_not_trusted_multi_is_refused_before_any_command_leaves() {
+fn on_a_connection_that_is_not_trusted_multi_is_refused_before_any_command_leaves() {
     let fixture = Operated::start();
     let sessions = fixture.sessions(Duration::ZERO);
     fixture.operator(&["-multi"]);
@@ -297,7 +297,7 @@ fn immediate_closes_the_window_in_which_commands_can_run_bare() {
 }
 
 #[test]
-fn it_is_in_doubt_where_the_answers_of_commands_that_ran_bare_were_lost() {
+fn it_is_in_doubt_if_the_replies_of_commands_that_ran_bare_were_lost() {
     let fixture = Operated::start();
     let sessions = fixture.sessions(LONG);
     fixture.operator(&["-multi"]);

@@ -37,7 +37,7 @@ fn never() -> TransactionOptions {
 }
 
 #[test]
-fn a_write_to_a_dead_link_is_not_sent() {
+fn a_write_to_a_dead_connection_is_not_sent() {
     let fixture = Proxied::start();
     let sessions = fixture.trusting();
     let accounts = sessions.transactional();
@@ -51,7 +51,7 @@ fn a_write_to_a_dead_link_is_not_sent() {
 }
 
 #[test]
-fn a_dead_link_that_holds_nothing_of_the_scope_is_replaced_before_the_write() {
+fn a_dead_connection_that_holds_nothing_of_the_scope_is_replaced_before_the_write() {
     let fixture = Proxied::start();
     let sessions = fixture.trusting();
     let accounts = sessions.transactional().with(never());
@@ -296,7 +296,7 @@ fn a_nil_without_a_watch_is_no_conflict_and_its_connection_is_replaced() {
             tx.incr("n", 1);
             Some(tx.commit().unwrap_err())
         },
-        // Sent again, on another link.
+        // Sent again, on another connection.
         |sessions| {
             assert_eq!(sessions.transactional().run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
             None
@@ -320,6 +320,6 @@ fn a_nil_without_a_watch_is_no_conflict_and_its_connection_is_replaced() {
         let status = sessions.status().transactional;
         assert_eq!(status.counts.replaced, [(CloseReason::LeftDirty, 1)], "{status}");
         assert_eq!(status.counts.conflicts, 0, "{status}");
-        eventually(SOON, "its link is gone", || client_ids(&server).is_disjoint(&before));
+        eventually(SOON, "its connection is gone", || client_ids(&server).is_disjoint(&before));
     }
 }

@@ -110,7 +110,7 @@ fn a_failed_command_keeps_its_index_and_name_when_it_was_sent_ahead_or_a_part_wa
 /// EXEC's array holds errors only: nothing was changed, unless a command among them may fail after
 /// it has written.
 #[test]
-fn nothing_was_changed_where_every_command_failed_and_each_is_a_core_command() {
+fn nothing_was_changed_if_every_command_failed_and_each_is_a_core_command() {
     let fixture = Proxied::start();
     fixture.server.ask::<()>(&["SET", "text", "hello"]);
     let sessions = fixture.trusting();

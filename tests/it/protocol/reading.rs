@@ -51,7 +51,7 @@ fn a_reading_block_runs_once_and_sends_neither_watch_nor_unwatch() {
 }
 
 #[test]
-fn a_read_on_a_link_that_died_is_asked_again_on_another_one() {
+fn a_read_on_a_connection_that_died_is_sent_again_on_another_one() {
     let fixture = Proxied::start();
     let (sessions, server) = (fixture.doubting(), &fixture.server);
     server.ask::<()>(&["SET", "n", "1"]);

@@ -195,7 +195,7 @@ fn a_read_that_an_acl_forbids_leaves_the_scope_usable() {
 }
 
 #[test]
-fn a_link_that_may_not_be_cleaned_is_replaced() {
+fn a_connection_that_may_not_be_cleaned_is_replaced() {
     let server = Server::start();
     let sessions = restricted(&server, &["-unwatch"]);
     let accounts = sessions.transactional();

@@ -117,7 +117,7 @@ fn a_protected_server_is_named_at_once() {
 }
 
 #[test]
-fn what_is_no_redis_server_is_named_at_once() {
+fn a_server_that_is_not_redis_is_named_at_once() {
     let http = tiny_http::Server::http("127.0.0.1:0").unwrap();
     let port = http.server_addr().to_ip().unwrap().port();
     let alert: &[u8] = &[0x15, 3, 1, 0, 2, 2, 0x46];
@@ -139,7 +139,7 @@ fn what_is_no_redis_server_is_named_at_once() {
 
 #[cfg(feature = "tls-rustls")]
 #[test]
-fn a_redis_server_that_speaks_tls_is_named_where_it_is_reached_in_clear() {
+fn a_redis_server_with_tls_is_named_if_it_is_reached_in_clear() {
     let tls = rediscope_testing::tls::TlsServer::start();
     let url = format!("redis://localhost:{}/", tls.port);
     // It closes without a word, which a server that is going down does too.

@@ -377,7 +377,7 @@ fn three(handle: &Transactional, form: &str) -> Result<(), Error> {
 
 /// What comes of a refused command, by what EXEC is answered then.
 #[test]
-fn a_refusal_while_queueing_proves_nothing_until_exec_is_answered_execabort() {
+fn a_refusal_while_queueing_proves_nothing_until_exec_returns_execabort() {
     let refusals =
         ["-ERR upstream timed out\r\n", "-OOM no\r\n", "-NOPERM no\r\n", "-upstream\r\n"];
     let execs = [

@@ -351,7 +351,7 @@ fn every_number_and_every_time_is_taken_at_its_ends_or_refused_with_a_reason() {
 
 #[test]
 #[cfg(feature = "serde")]
-fn a_file_cannot_ask_for_more_connections_than_there_are_ports() {
+fn a_file_cannot_set_more_connections_than_there_are_ports() {
     for most in ["4294967295", "65536", "'4294967295'"] {
         let file = format!("url = 'redis://127.0.0.1/'\nmax_size = {most}");
         let config: rediscope::Config = toml::from_str(&file).unwrap();

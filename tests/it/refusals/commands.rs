@@ -121,7 +121,7 @@ fn a_refused_name_is_refused_on_both_handles_in_any_case_and_nothing_is_sent() {
 }
 
 #[test]
-fn what_would_wait_or_block_is_refused_inside_multi_only() {
+fn commands_that_wait_or_block_are_refused_inside_multi_only() {
     let mut quiet = Quiet::start();
     let accounts = quiet.sessions.transactional();
     for words in IN_MULTI {
@@ -229,7 +229,7 @@ fn requests_that_are_none_are_refused() {
 }
 
 #[test]
-fn what_is_refused_by_name_needs_no_connection() {
+fn a_refusal_by_name_needs_no_connection() {
     let sessions = crate::side::SessionManager::builder("redis://127.0.0.1:1/")
         .max_pin_time(LONG)
         .build_side()

@@ -52,7 +52,7 @@ fn urls(server: &Server) -> [String; 2] {
 }
 
 #[test]
-fn no_sentence_that_repeats_an_argument_is_shown_unless_it_is_asked_for() {
+fn a_server_error_that_repeats_an_argument_is_shown_only_if_that_is_set() {
     let server = Server::start();
     server.ask::<()>(&["SET", SECRET, SECRET]);
     server.ask::<String>(&["XADD", "stream", "*", "a", "1"]);

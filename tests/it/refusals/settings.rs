@@ -126,7 +126,7 @@ fn deadlines_that_cannot_work_together_are_refused_by_the_one_that_must_grow() {
 }
 
 #[test]
-fn what_may_be_unlimited_or_none_is_let_through() {
+fn settings_that_may_be_unlimited_or_none_are_accepted() {
     let builder = SessionManager::builder("redis://127.0.0.1:1/")
         .idle_timeout(None)
         .max_lifetime(None)

@@ -111,7 +111,7 @@ fn a_name_that_no_sentinel_knows_and_sentinels_that_are_down_are_named_in_the_er
 }
 
 #[test]
-fn what_servers_are_like_is_only_for_servers_that_sentinels_know() {
+fn server_info_is_only_for_servers_that_sentinels_know() {
     let one = SessionManager::builder("redis://127.0.0.1/").server_info("redis://:pw@any/");
     let error = one.build().unwrap_err();
     assert_eq!(error.setting_name(), Some("server_info"));

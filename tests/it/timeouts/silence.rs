@@ -13,7 +13,7 @@ use rediscope_testing::server::Server;
 use rediscope_testing::{eventually, in_time, try_for};
 
 #[test]
-fn no_call_waits_past_its_deadline_for_a_server_that_accepts_and_never_answers() {
+fn no_call_waits_past_its_deadline_for_a_server_that_accepts_and_never_replies() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     let sessions = short_timeouts(SessionManager::builder(proxy.url())).build_side().unwrap();

@@ -51,7 +51,7 @@ cuts! {
     ResetBefore: "RST before EXEC";
     ResetAfter: "RST before a reply";
     OneByte: "one byte at a time, then cut";
-    Unnoticed: "link closed unnoticed";
+    Unnoticed: "connection closed unnoticed";
     KilledBefore: "CLIENT KILL before";
     KilledDuring: "CLIENT KILL during";
 }
@@ -88,8 +88,8 @@ impl Cut {
         matches!(self, Self::KilledBefore | Self::KilledDuring)
     }
 
-    /// Best aimed at a link that is in use already: a hand-shake that hangs only costs time.
-    pub(crate) fn wants_a_warm_link(self) -> bool {
+    /// Best aimed at a connection that is in use already: a hand-shake that hangs only costs time.
+    pub(crate) fn wants_an_open_connection(self) -> bool {
         self.holds() || self.kills() || matches!(self, Self::ServerSide | Self::TailLost)
     }
 

@@ -78,7 +78,7 @@ pub(crate) struct Worker {
     street: Street,
     sessions: SessionManager,
     handle: Transactional,
-    /// The link that was used last, where it is known.
+    /// The connection that was used last, where it is known.
     client: Option<Client>,
     /// Something is held; requests are; the number of them that were reported as not applied.
     held: bool,
@@ -129,7 +129,7 @@ impl Worker {
         while self.ground.left.load(Ordering::Relaxed) > 0 && Instant::now() < self.ground.until {
             let cut = Cut::any(&mut self.random);
             let cold = self.client.is_none();
-            if cold && (cut.wants_a_warm_link() || self.random.u8(..4) > 0) {
+            if cold && (cut.wants_an_open_connection() || self.random.u8(..4) > 0) {
                 self.operation(None);
             }
             self.operation(Some(cut));

@@ -262,7 +262,7 @@ impl<'a> Injector<'a> {
             Fault::FewClients => server.config_set("maxclients", "10000"),
             Fault::IdleTimeout => server.config_set("timeout", "0"),
             Fault::Slow => proxy.set_delay(Duration::ZERO),
-            // Such a link stays as it is until it ends.
+            // Such a connection stays as it is until it ends.
             Fault::OneByteAtATime => proxy.cut_all(),
             Fault::SlammedDoor => proxy.refuse_new(false),
             Fault::MuteDoor => {

@@ -159,8 +159,8 @@ impl fmt::Display for Report {
         for (fault, count) in &self.faults {
             row(fault.text(), count.to_string())?;
         }
-        row("links replaced, transactions", replaced(&status.transactional.counts))?;
-        row("links replaced, single commands", replaced(&status.pooled.counts))?;
+        row("connections replaced, transactions", replaced(&status.transactional.counts))?;
+        row("connections replaced, single commands", replaced(&status.pooled.counts))?;
         for Timing { call, longest, .. } in &self.timings {
             let what = format!("longest {} (deadlines allow {:?})", call.text(), call.limit());
             row(&what, format!("{:.3} s", longest.as_secs_f64()))?;

@@ -19,7 +19,7 @@ const WRITE_SLICE: Duration = Duration::from_millis(20);
 const CHUNK: usize = 16 * 1024;
 
 #[derive(Debug)]
-pub(super) struct Link {
+pub(super) struct Connection {
     number: u64,
     sockets: [TcpStream; 2],
     state: Mutex<State>,
@@ -27,7 +27,7 @@ pub(super) struct Link {
     shared: Arc<Shared>,
 }
 
-impl Link {
+impl Connection {
     pub(super) fn new(
         number: u64,
         client: TcpStream,
@@ -41,9 +41,9 @@ impl Link {
         }
         let state = Mutex::new(State::default());
         let sockets = [client, server];
-        let link = Self { number, sockets, state, changed: Condvar::new(), shared };
-        link.arm(script);
-        Ok(link)
+        let connection = Self { number, sockets, state, changed: Condvar::new(), shared };
+        connection.arm(script);
+        Ok(connection)
     }
 
     /// Replaces the script; counting starts anew.
@@ -73,7 +73,7 @@ impl Link {
         self.close_locked(&mut self.state(), sides);
     }
 
-    /// The RST leaves when the last handle to this link is dropped, which both pumps now do.
+    /// The RST leaves when the last handle to this connection is dropped, which both pumps now do.
     pub(super) fn reset(&self) {
         self.reset_locked(&mut self.state());
     }
@@ -104,7 +104,7 @@ impl Link {
                     }
                     self.flush(direction, &mut out, false);
                     if direction == Direction::Replies && !splitter.is_inside() {
-                        self.answer_for_the_server(&mut out);
+                        self.reply_for_the_server(&mut out);
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -214,7 +214,7 @@ impl Link {
     }
 
     /// The last reply is written: sends the proxy's own answers that wait behind it.
-    fn answer_for_the_server(&self, out: &mut Vec<u8>) {
+    fn reply_for_the_server(&self, out: &mut Vec<u8>) {
         loop {
             let mut state = self.state();
             extend(out, &state.own_answers());
