@@ -1,7 +1,7 @@
 //! A real Redis Cluster of the test's own: started, its slots moved, its masters killed, nodes
 //! added and removed.
 //!
-//! Never: `redis-cli`, and never: a fixed port. Each node is a [`Server`], which ends with it.
+//! Each node is a [`Server`] on a free port. `redis-cli` is not needed.
 
 mod node;
 mod view;
@@ -21,10 +21,11 @@ use view::Entry;
 
 pub use node::Node;
 
-const PATIENCE: Duration = Duration::from_secs(30);
-/// So long nodes have to get to know each other before they are introduced again.
+/// Time within which all nodes agree on the cluster.
+const AGREEMENT: Duration = Duration::from_secs(30);
+/// Time within which nodes must know each other before CLUSTER MEET is sent again.
 const HANDSHAKE: Duration = Duration::from_secs(4);
-/// How many slots there are.
+/// Number of hash slots.
 pub const SLOTS: u16 = 16384;
 
 /// A running cluster. Its nodes end with it.
@@ -38,8 +39,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// So many masters, the slots shared out evenly, each with so many replicas. The masters come
-    /// first in the numbers of nodes, then the first replica of each, and so on.
+    /// Starts `masters` masters with equal shares of the slots, and `replicas` replicas of each. The masters have
+    /// the first node numbers, then comes the first replica of each, and so on.
     #[track_caller]
     pub fn start(masters: usize, replicas: usize) -> Self {
         Self::with(masters, replicas, &[])
@@ -124,7 +125,7 @@ impl Cluster {
     /// The value of a key, from the node that serves it.
     pub fn read<T: redis::FromRedisValue>(&self, command: &[&str]) -> T {
         let slot = self.slot(command[1]);
-        let owner = try_for(PATIENCE, || self.owner(slot)).expect("a node serves the slot");
+        let owner = try_for(AGREEMENT, || self.owner(slot)).expect("a node serves the slot");
         self.ask(owner, command)
     }
 
@@ -149,7 +150,7 @@ impl Cluster {
     /// From here on the slot is on its way: a request for a key that is not there any more is
     /// redirected. `None` if the slot is at the target already.
     pub fn begin_migration(&self, slot: u16, to: usize) -> Option<usize> {
-        let from = try_for(PATIENCE, || self.owner(slot)).expect("a node serves the slot");
+        let from = try_for(AGREEMENT, || self.owner(slot)).expect("a node serves the slot");
         if from == to {
             return None;
         }
@@ -181,7 +182,7 @@ impl Cluster {
         // Before the target answers for the slot: it would make a key anew that it has not got yet.
         while self.move_keys(slot, from, to, 10) > 0 {}
         let _one = self.stepping();
-        eventually(PATIENCE, "every node knows all epochs", || self.epochs_are_known());
+        eventually(AGREEMENT, "every node knows all epochs", || self.epochs_are_known());
         let text = slot.to_string();
         let id = self.nodes()[to].id.clone();
         let command = ["CLUSTER", "SETSLOT", &text, "NODE", &id];
@@ -217,12 +218,12 @@ impl Cluster {
 
     /// Waits until a node serves the slot in a cluster that is up; returns its number.
     pub fn await_owner(&self, slot: u16) -> usize {
-        let owner = try_for(PATIENCE, || {
+        let owner = try_for(AGREEMENT, || {
             let owner = self.owner(slot)?;
             let info: String = self.ask(owner, &["CLUSTER", "INFO"]);
             info.contains("cluster_state:ok").then_some(owner)
         });
-        owner.unwrap_or_else(|| panic!("no node serves slot {slot} within {PATIENCE:?}"))
+        owner.unwrap_or_else(|| panic!("no node serves slot {slot} within {AGREEMENT:?}"))
     }
 
     /// Starts an empty master, which all nodes meet, and returns its number.
@@ -274,7 +275,7 @@ impl Cluster {
     /// Starts a killed node again, and waits until it follows the node that took its place.
     pub fn revive(&self, node: usize) {
         self.nodes()[node].server.restart_on_same_port();
-        eventually(PATIENCE, "it follows its successor", || {
+        eventually(AGREEMENT, "it follows its successor", || {
             let server = &self.nodes()[node].server;
             server.info("role").as_deref() == Some("slave")
                 && server.info("master_link_status").as_deref() == Some("up")
@@ -308,7 +309,7 @@ impl Cluster {
         };
         let begun = Instant::now();
         while try_for(HANDSHAKE, know).is_none() {
-            assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: all know each other");
+            assert!(begun.elapsed() < AGREEMENT, "not within {AGREEMENT:?}: all know each other");
             // A handshake that takes a second is given up, and TLS's may on a busy machine.
             let nodes = self.nodes();
             for (index, node) in running.iter().enumerate() {
@@ -335,16 +336,16 @@ impl Cluster {
                 })
         };
         let comes = |within| try_for(within, || in_order().then_some(())).is_some();
-        if !comes(PATIENCE / 3) {
+        if !comes(AGREEMENT / 3) {
             self.mend();
         }
-        if !comes(PATIENCE) {
+        if !comes(AGREEMENT) {
             let views = running.iter().map(|index| {
                 let nodes: String = self.ask(*index, &["CLUSTER", "NODES"]);
                 format!("node {index}:\n{nodes}")
             });
             let views: Vec<_> = views.collect();
-            panic!("not within {PATIENCE:?}: the cluster is in order\n{}", views.join("\n"));
+            panic!("not within {AGREEMENT:?}: the cluster is in order\n{}", views.join("\n"));
         }
     }
 

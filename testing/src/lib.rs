@@ -1,7 +1,7 @@
-//! What the tests of rediscope stand on: real servers, clusters and sentinels, a proxy that breaks
+//! What the tests of rediscope use: real servers, clusters and sentinels, a proxy that breaks
 //! connections at exact points, and polling with a deadline.
 //!
-//! Never: rediscope itself, whose tests depend on this.
+//! It does not depend on rediscope, because the tests of rediscope depend on it.
 
 #![allow(
     clippy::unwrap_used,
@@ -33,10 +33,10 @@ use std::time::{Duration, Instant, SystemTime};
 use tracing::Dispatch;
 use tracing::subscriber::NoSubscriber;
 
-/// Between two looks of a poll: short at first, so that what is fast stays fast.
+/// Delay between two checks of a poll, for the first ones and later.
 const PAUSES: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(5)];
 
-/// Bounds every call on a connection made by [`connect`].
+/// Timeout of every call on a connection made by [`connect`].
 const CALL: Duration = Duration::from_secs(20);
 
 /// Polls until `f` is true; panics with `what` when that takes longer than `deadline`.

@@ -1,9 +1,9 @@
 //! A TCP proxy between a client and a Redis server that breaks connections at exact points.
 //!
 //! A rule says what happens where: `(Trigger::BeforeReplyTo("EXEC"), Fault::Cut)` lets the server
-//! execute a transaction and loses the answer. Without a rule the proxy changes nothing.
+//! execute a transaction and loses the reply. Without a rule the proxy changes nothing.
 //!
-//! Never: a thread or a socket that outlives its `Proxy`.
+//! Its threads and sockets end with it.
 
 mod connection;
 mod resp;
@@ -30,11 +30,12 @@ use super::{eventually, try_for};
 
 pub use self::script::{Fault, Script, Trigger};
 
-/// Dialling the upstream server happens on the accepting thread; Drop waits for it.
+/// Timeout of a connect to the server. The accepting thread connects, and Drop waits for it.
 const DIAL: Duration = Duration::from_secs(1);
-/// The kernel raises it to its own minimum.
+/// Size of a small socket buffer, in bytes. The kernel raises it to its minimum.
 const SMALL: usize = 1024;
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Maximum wait for a free port, and for the end of connections.
+const SOCKET_WAIT: Duration = Duration::from_secs(5);
 
 /// Which connection a script is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -200,7 +201,7 @@ impl Proxy {
     pub fn reopen_listener(&self) {
         let mut door = self.door.lock().unwrap();
         if door.is_none() {
-            let listener = try_for(PATIENCE, || TcpListener::bind(self.address).ok())
+            let listener = try_for(SOCKET_WAIT, || TcpListener::bind(self.address).ok())
                 .expect("the proxy's port is free again");
             *door = Some(Door::open(listener, Arc::clone(&self.inner)));
         }
@@ -235,7 +236,7 @@ impl Proxy {
         let connections: Vec<Weak<Connection>> = lines.connections.clone();
         drop(lines);
         connections.iter().filter_map(Weak::upgrade).for_each(|connection| connection.reset());
-        eventually(PATIENCE, "every connection was reset", || {
+        eventually(SOCKET_WAIT, "every connection was reset", || {
             connections.iter().all(|connection| connection.strong_count() == 0)
         });
     }

@@ -1,6 +1,4 @@
 //! A master, two replicas and three sentinels of the test's own, which fail over fast.
-//!
-//! Never: a sentinel shared between tests.
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
@@ -12,8 +10,9 @@ use redis::Value;
 use super::server::Server;
 use super::{eventually, home, try_for};
 
-/// On a busy machine an election fails and is repeated after twice the failover timeout.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// Maximum wait for the sentinels. On a busy machine an election fails and is repeated after twice
+/// the failover timeout.
+const ELECTION: Duration = Duration::from_secs(90);
 /// The name that the sentinels know the master by.
 pub const NAME: &str = "mymaster";
 
@@ -80,7 +79,7 @@ impl Sentinel {
                 .stderr(Stdio::null())
                 .spawn()
                 .unwrap();
-            let up = try_for(PATIENCE, || {
+            let up = try_for(ELECTION, || {
                 if child.try_wait().unwrap().is_some() {
                     return Some(false);
                 }
@@ -112,8 +111,8 @@ impl Sentinel {
     /// Runs one SENTINEL subcommand.
     pub fn ask(&self, words: &[&str]) -> redis::RedisResult<Value> {
         let client = redis::Client::open(self.url())?;
-        let mut connection = client.get_connection_with_timeout(PATIENCE)?;
-        connection.set_read_timeout(Some(PATIENCE))?;
+        let mut connection = client.get_connection_with_timeout(ELECTION)?;
+        connection.set_read_timeout(Some(ELECTION))?;
         redis::cmd("SENTINEL").arg(words).query(&mut connection)
     }
 
@@ -146,7 +145,7 @@ impl Group {
         let mut replicating = arguments.clone();
         replicating.extend(["--replicaof", "127.0.0.1", &port]);
         let servers = vec![master, Server::with(&replicating), Server::with(&replicating)];
-        eventually(PATIENCE, "the replicas are in sync", || {
+        eventually(ELECTION, "the replicas are in sync", || {
             servers[1..].iter().all(|one| one.info("master_link_status").as_deref() == Some("up"))
         });
         let sentinels: Vec<_> = (0..3).map(|_| Sentinel::start(&servers[0], password)).collect();
@@ -157,7 +156,7 @@ impl Group {
 
     /// Every sentinel knows the others and both replicas.
     fn settled(&self) {
-        eventually(PATIENCE, "the sentinels know each other and the replicas", || {
+        eventually(ELECTION, "the sentinels know each other and the replicas", || {
             self.sentinels.iter().all(|one| {
                 one.field("num-other-sentinels").as_deref() == Some("2")
                     && one.field("num-slaves").as_deref() == Some("2")
@@ -186,7 +185,7 @@ impl Group {
 
     /// Waits until another server than this one is the master, and says so itself.
     pub fn successor_of(&self, former: u16) -> &Server {
-        try_for(PATIENCE, || {
+        try_for(ELECTION, || {
             let server = self.master().filter(|server| server.port() != former)?;
             (server.info("role").as_deref() == Some("master")).then_some(server)
         })
@@ -195,7 +194,7 @@ impl Group {
 
     /// Has the sentinels put another master in the place of a healthy one.
     pub fn fail_over(&self) {
-        eventually(PATIENCE, "a sentinel fails over", || {
+        eventually(ELECTION, "a sentinel fails over", || {
             self.sentinels.iter().any(|one| one.ask(&["FAILOVER", NAME]).is_ok())
         });
     }

@@ -1,6 +1,6 @@
 //! A real `redis-server` of the test's own: started, stopped, frozen and killed by its own handle.
 //!
-//! Never: a signal by name, a server shared between tests, or one in a `static` (nothing drops it).
+//! Each test starts its own. In a `static` it would never be dropped, and the process would stay.
 
 mod admin;
 
@@ -19,11 +19,11 @@ use tempfile::TempDir;
 
 use super::{eventually, home, try_for};
 
-/// Bounds every wait for the server; generous, because test machines are slow and shared.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Bounds every call on a connection handed out here.
+/// Maximum wait for the server. Long, because test machines are slow and shared.
+const SERVER_WAIT: Duration = Duration::from_secs(60);
+/// Timeout of every call on a connection of a `Server`.
 const CALL: Duration = Duration::from_secs(20);
-/// A free port may be taken between asking for it and the server's bind.
+/// Number of ports that a start tries. A free port may be taken before the server binds it.
 pub const PORT_TRIES: usize = 10;
 
 /// A running server, killed when it is dropped.
@@ -93,7 +93,7 @@ impl Server {
             extra.extend(["--masterauth", password, "--requirepass", password]);
         }
         let replica = Self::of(&primary.program, &extra);
-        eventually(PATIENCE, "the replica is in sync", || {
+        eventually(SERVER_WAIT, "the replica is in sync", || {
             replica.info("master_link_status").as_deref() == Some("up")
         });
         replica
@@ -156,7 +156,7 @@ impl Server {
     pub fn sigstop(&self) {
         self.signal("-STOP");
         if cfg!(target_os = "linux") {
-            eventually(PATIENCE, "the server is stopped", || self.state() == Some('T'));
+            eventually(SERVER_WAIT, "the server is stopped", || self.state() == Some('T'));
         }
     }
 
@@ -190,12 +190,13 @@ impl Server {
         }
         *self.admin.lock().unwrap() = None;
         // An outgoing connection of another program may sit on the port for a moment.
-        let child =
-            try_for(PATIENCE, || match launch(&self.program, &self.home, self.port, &self.extra) {
+        let child = try_for(SERVER_WAIT, || {
+            match launch(&self.program, &self.home, self.port, &self.extra) {
                 Ok(child) => Some(child),
                 Err(Refusal::PortTaken) => None,
                 Err(Refusal::Other(why)) => panic!("{why}"),
-            });
+            }
+        });
         *self.child() = child.expect("the server's old port is free again");
     }
 
@@ -237,7 +238,7 @@ impl Server {
     }
 
     fn wait_for_end(&self) {
-        eventually(PATIENCE, "the server ended", || !self.is_running());
+        eventually(SERVER_WAIT, "the server ended", || !self.is_running());
     }
 
     /// The process's state letter from `/proc`.
@@ -321,7 +322,7 @@ fn launch(program: &OsStr, home: &TempDir, port: u16, extra: &[String]) -> Resul
             )
         });
     let log = || std::fs::read_to_string(log_file(home)).unwrap_or_default();
-    let verdict = try_for(PATIENCE, || {
+    let verdict = try_for(SERVER_WAIT, || {
         if answers(home) {
             return Some(Ok(()));
         }

@@ -1,7 +1,5 @@
 //! A certificate authority of the test's own, its certificates, and a server with one more port for
 //! TLS.
-//!
-//! Never: an identity that two tests share.
 
 use std::fs;
 use std::path::Path;

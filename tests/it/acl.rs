@@ -1,8 +1,8 @@
-//! Users that lack a right: from the beginning, taken away while connections lie idle or scopes are
-//! open, given back. Each form of the crate, on real servers: which error is returned, that it is
-//! true of the data, and that the connections go on.
+//! Users that lack a right: from the beginning, removed while connections are idle or scopes are open,
+//! granted again. For each form of the crate: which error is returned, that it is true of the data, and
+//! that the connections can be used further.
 //!
-//! Never: a right that the documents ask for and nothing needs, or the other way round.
+//! Each right that the documents name is needed, and no other is.
 
 mod cluster;
 mod documents;

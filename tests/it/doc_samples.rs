@@ -1,6 +1,4 @@
 //! The logs, reports and refusals that the documents show, from real runs.
-//!
-//! Never: a sample that no run gives.
 
 mod sample;
 mod standalone;

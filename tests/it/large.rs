@@ -9,7 +9,7 @@ use rediscope_testing::server::Server;
 
 const COMMANDS: usize = 200_000;
 const VALUE: usize = 1024;
-/// So many keys are written over and over: the server is to hold the commands, not the data.
+/// Number of keys, written over and over: the server is to hold the commands, not the data.
 const KEYS: usize = 100;
 const MIB: u64 = 1024 * 1024;
 /// A fifth of what is sent. The replies take the most of it.

@@ -15,10 +15,10 @@ use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 use rediscope_testing::server::{Server, valkey};
 
-/// Wait for a replica that does not exist.
-const BRIEF: Duration = Duration::from_millis(50);
-/// Waited for where one will come, and another one will not.
-const A_WHILE: Duration = Duration::from_millis(1500);
+/// Timeout of a wait for a replica that does not exist.
+const SHORT_WAIT: Duration = Duration::from_millis(50);
+/// Timeout of a wait for two replicas, of which one exists and takes a moment.
+const LONG_WAIT: Duration = Duration::from_millis(1500);
 
 fn waiting(fixture: &Fixture, options: TransactionOptions) -> Transactional {
     fixture.sessions.transactional().with(options)
@@ -93,7 +93,7 @@ fn every_form_of_a_transaction_waits() {
 fn too_few_replicas_undo_nothing_and_are_counted() {
     let fixture = start();
     let replica = Server::replica_of(&fixture.server);
-    let handle = waiting(&fixture, replicas(2, A_WHILE));
+    let handle = waiting(&fixture, replicas(2, LONG_WAIT));
     let error = commit_error(handle.run(|tx| Ok(tx.incr("n", 1))));
     assert_eq!(replica.ask::<Option<i64>>(&["GET", "n"]), Some(1));
     too_few(&error, (acks(0, 2), acks(0, 1)));
@@ -136,7 +136,7 @@ fn a_wait_whose_reply_is_lost_is_no_doubt() {
                 true => fixture.armed(),
                 false => fixture.sessions.transactional(),
             };
-            let handle = handle.with(replicas(1, BRIEF));
+            let handle = handle.with(replicas(1, SHORT_WAIT));
             let mut tx = handle.begin().unwrap();
             let n = tx.incr("n", 1);
             fixture.arm(Trigger::BeforeReplyTo("WAIT"), fault);
@@ -196,7 +196,7 @@ fn a_partly_applied_transaction_waits_and_stays_partly_applied() {
         let _replica = Server::replica_of(&fixture.server);
         fixture.server.ask::<()>(&["SET", "text", "no number"]);
         let base = if fenced { fixture.exactly_once() } else { fixture.sessions.transactional() };
-        for (wanted, got) in [(1, SOON), (2, A_WHILE)].map(|(n, time)| (replicas(n, time), 1)) {
+        for (wanted, got) in [(1, SOON), (2, LONG_WAIT)].map(|(n, time)| (replicas(n, time), 1)) {
             let before = fixture.number("n");
             let mut tx = base.with(wanted).begin().unwrap();
             let failed = tx.incr("text", 1);
@@ -216,7 +216,7 @@ fn a_partly_applied_transaction_waits_and_stays_partly_applied() {
 fn a_block_that_was_not_applied_is_reported_as_that_and_not_as_too_few_replicas() {
     let fixture = start();
     for options in [TransactionOptions::new(), TransactionOptions::new().exactly_once()] {
-        let handle = waiting(&fixture, replicas(1, BRIEF)).with(options);
+        let handle = waiting(&fixture, replicas(1, SHORT_WAIT)).with(options);
         let mut tx = handle.begin().unwrap();
         tx.incr("n", 1);
         tx.queue::<()>(redis::cmd("GET"));
@@ -344,7 +344,7 @@ fn a_commit_that_waits_for_the_disk_is_on_the_disk() {
 fn disks_that_do_not_reply_are_not_counted_and_a_missing_one_is_reported() {
     let Some(server) = with_waitaof(&[]) else { return };
     let fixture = start_on(server, |builder| builder);
-    let handle = waiting(&fixture, TransactionOptions::new().wait_aof(false, 1, BRIEF));
+    let handle = waiting(&fixture, TransactionOptions::new().wait_aof(false, 1, SHORT_WAIT));
     let error = commit_error(handle.run(|tx| Ok(tx.incr("n", 1))));
     too_few(&error, (acks(0, 1), acks(0, 0)));
     let handle = waiting(&fixture, TransactionOptions::new().wait_aof(true, 0, SOON));
@@ -360,7 +360,7 @@ fn a_commit_that_waits_for_the_disks_of_replicas_counts_them() {
     let Some(server) = with_waitaof(&["--appendonly", "yes"]) else { return };
     let replica = Server::replica_of(&server);
     let fixture = start_on(server, patient);
-    let both = TransactionOptions::new().wait_aof(true, 1, A_WHILE);
+    let both = TransactionOptions::new().wait_aof(true, 1, LONG_WAIT);
     let error = commit_error(waiting(&fixture, both).run(|tx| Ok(tx.incr("n", 1))));
     too_few(&error, (acks(1, 1), acks(1, 0)));
     replica.config_set("appendonly", "yes");

@@ -1,6 +1,6 @@
 //! What the library reports of itself: spans and events, `status()`, warnings with a code place.
 //!
-//! Never: a key, a value or a password in any of it.
+//! No key, value or password is in any of it.
 
 mod listen;
 mod locks;

@@ -1,7 +1,7 @@
-//! Jobs that wait at the semaphore under a model checker: a leader takes them along, and a caller that
-//! gives up takes its own away. `scripts/model` runs this.
+//! Requests that wait at the semaphore, under a model checker: a leader sends them with its own, and a
+//! caller that gives up cancels its own. `scripts/model` runs this.
 //!
-//! Never: a check that has not been seen to fail. Two mistakes are planted below, and found.
+//! Two planted mistakes show that the checks can fail.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,10 +1,10 @@
 //! The count of attempts under a model checker, over a pool that counts as r2d2 does.
 //! `scripts/model` runs this.
 //!
-//! A caller that waits for an attempt that no thread makes looks into the pool again and again. So
-//! many looks in vain that the schedule cannot be the cause are a failure.
+//! A caller that waits for an attempt that no thread makes checks the pool again and again. The model
+//! fails after more checks than a schedule can cause.
 //!
-//! Never: a check that has not been seen to fail. The mistake that was once made is planted below.
+//! A planted mistake shows that the checks can fail.
 
 #![allow(
     clippy::unwrap_used,

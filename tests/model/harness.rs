@@ -1,6 +1,4 @@
-//! What the models share: how schedules are looked through, and how a planted mistake is found.
-//!
-//! Never: a check that has not been seen to fail.
+//! What the models share: how schedules are explored, and how a planted mistake is found.
 
 #![allow(
     clippy::expect_used,

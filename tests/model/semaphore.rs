@@ -1,11 +1,11 @@
-//! The gate under a model checker: shuttle runs it through thousands of interleavings that no
+//! The semaphore under a model checker: shuttle runs it through thousands of interleavings that no
 //! stress test would meet. `scripts/model` runs this.
 //!
-//! Time stands still here. A fail-fast caller has a deadline that is over, and gives up at whatever
-//! point the schedule has come to. A patient caller waits until it is granted, so that a lost permit
-//! ends in a deadlock, which shuttle reports.
+//! Time stands still here. The deadline of a fail-fast caller is over, so it gives up at a point that
+//! the schedule decides. A patient caller waits until it is granted: a lost permit ends in a deadlock,
+//! which shuttle reports.
 //!
-//! Never: a check that has not been seen to fail. Five mistakes are planted below, and found.
+//! Five planted mistakes show that the checks can fail.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,10 +1,10 @@
 //! The waiters under a model checker. `scripts/model` runs this.
 //!
 //! The server is a flag here, and its messages arrive at once. Time stands still. A patient waiter
-//! waits until it is woken, so that a lost wakeup ends in a deadlock, which shuttle reports. A
-//! fail-fast waiter gives up at whatever point the schedule has come to.
+//! waits until it is woken: a lost wakeup ends in a deadlock, which shuttle reports. A fail-fast waiter
+//! gives up at a point that the schedule decides.
 //!
-//! Never: a check that has not been seen to fail. Two mistakes are planted below, and found.
+//! Two planted mistakes show that the checks can fail.
 
 #![allow(
     clippy::unwrap_used,

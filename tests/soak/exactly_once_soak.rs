@@ -30,11 +30,13 @@ mod worker;
 use controls::Rule;
 use rediscope_testing::soak::{number, seed};
 
+/// Time within which bytes that a proxy held arrive at the server.
+const ARRIVAL: std::time::Duration = std::time::Duration::from_millis(500);
 const CUTS: u64 = 5_000;
 const FAILOVERS: u64 = 3;
 #[cfg(target_os = "linux")]
 const MOVING_CUTS: u64 = 1_000;
-/// A protocol that is wrong is found out within so many.
+/// Number of cuts within which a wrong protocol is found out.
 const CONTROL_CUTS: u64 = 2_000;
 
 /// The same while slots move.

@@ -11,8 +11,13 @@
     reason = "test code: a panic with a clear message is how it reports"
 )]
 
+use std::time::Duration;
+
 mod exactly_once_soak;
 mod fault_soak;
 mod lock_soak;
 mod stress;
 mod topology_soak;
+
+/// Time within which an awaited event must happen, far more than it needs on a busy machine.
+const SOON: Duration = Duration::from_secs(30);

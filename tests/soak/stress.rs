@@ -3,8 +3,8 @@
 #[path = "../../examples/basic/src/bin/soak/load/mod.rs"]
 mod load;
 
+use crate::SOON;
 use std::thread;
-use std::time::Duration;
 
 use redis::Commands;
 use rediscope::{CommitError, ConnectionErrorKind, Error, ReplyError, SessionManager, prelude::*};
@@ -18,7 +18,6 @@ const THREADS: u64 = 64;
 /// The promise is 5 MB over a million transactions in a release build (`make soak`). Here other
 /// builds and allocators have a say, and a leak of 200 bytes a transaction still shows.
 const GROWTH: i64 = 10_000_000;
-const PATIENCE: Duration = Duration::from_secs(30);
 
 #[test]
 fn after_fifty_thousand_transactions_of_every_ending_the_pool_is_as_it_was() {
@@ -33,7 +32,7 @@ fn after_fifty_thousand_transactions_of_every_ending_the_pool_is_as_it_was() {
     assert!(figures.discards >= 1000 && figures.unwatches >= 1000, "too few to mean anything");
     assert!(figures.growth().is_none_or(|growth| growth < GROWTH), "memory grew: {figures}");
     let sessions_left = || server.clients() == 0;
-    eventually(PATIENCE, "the pool's connections went with its manager", sessions_left);
+    eventually(SOON, "the pool's connections went with its manager", sessions_left);
 }
 
 #[test]
@@ -44,7 +43,7 @@ fn plain_reads_never_open_a_scope_and_never_drain_the_pool() {
     let server = Server::start();
     let sessions = SessionManager::builder(server.url())
         .max_size(READERS as u32)
-        .checkout_timeout(PATIENCE)
+        .checkout_timeout(SOON)
         .build()
         .unwrap();
     let _: () = server.connection().set("k", 7).unwrap();
@@ -82,7 +81,7 @@ fn a_pool_whose_connections_live_for_one_use_each_serves_every_caller() {
     for size in [1, 2, 8] {
         let sessions = SessionManager::builder(server.url())
             .max_size(size)
-            .checkout_timeout(PATIENCE)
+            .checkout_timeout(SOON)
             .build()
             .unwrap();
         thread::scope(|scope| {
@@ -100,7 +99,7 @@ fn a_pool_whose_connections_live_for_one_use_each_serves_every_caller() {
         let status = sessions.status().pooled;
         assert_eq!((status.in_use, status.waiting), (0, 0), "{status}");
         drop(sessions);
-        eventually(PATIENCE, "every connection was closed", || server.clients() == 0);
+        eventually(SOON, "every connection was closed", || server.clients() == 0);
     }
 }
 
@@ -114,8 +113,8 @@ fn tens_of_thousands_of_failures_in_one_block_are_all_reported() {
     for flush_bytes in [64 * 1024, 1 << 30] {
         let sessions = SessionManager::builder(server.url())
             .flush_bytes(flush_bytes)
-            .response_timeout(PATIENCE / 3)
-            .checkout_timeout(PATIENCE)
+            .response_timeout(SOON / 3)
+            .checkout_timeout(SOON)
             .build()
             .unwrap();
         let mut tx = sessions.transactional().begin().unwrap();

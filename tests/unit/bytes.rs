@@ -1,7 +1,5 @@
 //! Compares, for every command of the table, the bytes that are queued with the bytes that
 //! redis-rs sends for it.
-//!
-//! Never: a server.
 
 use std::collections::{BTreeMap, HashSet};
 use std::num::NonZeroUsize;

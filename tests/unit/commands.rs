@@ -1,6 +1,6 @@
 //! What the command table promises without a server.
 //!
-//! Never: a reply; the tests that ask a server are in `tests/`.
+//! The tests with a server are in `tests/it`.
 
 pub(crate) mod bytes;
 

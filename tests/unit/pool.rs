@@ -29,7 +29,7 @@ use crate::protocol::resp::encode::MULTI;
 use crate::settings::settings::Settings;
 use crate::status::counters::CloseReason;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(20);
 
 /// A `redis-server` on a unix socket. The harness of the integration tests is not in the package, and
 /// these tests are.
@@ -49,7 +49,7 @@ impl Server {
             .spawn()
             .unwrap();
         let server = Self { child, folder };
-        eventually(PATIENCE, "the server is up", || server.connect().is_ok());
+        eventually(SOON, "the server is up", || server.connect().is_ok());
         server
     }
 
@@ -93,7 +93,7 @@ fn eventually(limit: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
 
 fn pool_of_one(server: &Server, max_pin_time: Duration) -> Pool {
     let settings =
-        Settings { max_size: 1, checkout_timeout: PATIENCE, max_pin_time, ..Settings::default() };
+        Settings { max_size: 1, checkout_timeout: SOON, max_pin_time, ..Settings::default() };
     let endpoint = Endpoint::new(parse(server.url()).unwrap(), &settings).unwrap();
     let kind = PoolConfig {
         name: "test",
@@ -109,7 +109,7 @@ fn pool_of_one(server: &Server, max_pin_time: Duration) -> Pool {
 
 fn pin(pool: &Pool) -> PinnedConnection {
     let origin = ScopeOrigin { name: None, place: Location::caller(), is_closure: false };
-    pool.pin(origin, Instant::now() + PATIENCE, false).unwrap()
+    pool.pin(origin, Instant::now() + SOON, false).unwrap()
 }
 
 #[test]
@@ -124,14 +124,14 @@ fn a_scope_is_reclaimed_even_if_an_earlier_call_panicked() {
     drop(panicking);
     assert_eq!(pool.status().in_use, 0);
     std::mem::forget(pin(&pool));
-    eventually(PATIENCE, "the forgotten scope was taken back", || pool.status().in_use == 0);
+    eventually(SOON, "the forgotten scope was taken back", || pool.status().in_use == 0);
     drop(pin(&pool));
 }
 
 #[test]
 fn a_connection_that_was_left_in_the_middle_of_a_call_is_not_handed_on() {
     let server = Server::start();
-    let pool = pool_of_one(&server, 2 * PATIENCE);
+    let pool = pool_of_one(&server, 2 * SOON);
     let in_multi = || server.clients().iter().any(|flags| flags.contains('x'));
     let panicking = pin(&pool);
     let call = || {
@@ -146,7 +146,7 @@ fn a_connection_that_was_left_in_the_middle_of_a_call_is_not_handed_on() {
     let unwound: Result<Result<(), _>, _> = catch_unwind(AssertUnwindSafe(call));
     assert!(unwound.is_err());
     drop(panicking);
-    eventually(PATIENCE, "the server has no client in MULTI", || !in_multi());
+    eventually(SOON, "the server has no client in MULTI", || !in_multi());
     let counts = pool.status().counts;
     assert_eq!(counts.replaced, [(CloseReason::LeftDirty, 1)]);
 }
@@ -164,7 +164,7 @@ fn a_surplus_reply_is_noticed_before_the_next_checkout() {
     for more in [&b""[..], b"+PONG\r\n", b"$7\r\nfor", b"\r"] {
         let (mut connection, mut peer) = pair();
         peer.write_all(&[b"+PONG\r\n", more].concat()).unwrap();
-        connection.ping(Deadline::after(PATIENCE)).unwrap().unwrap();
+        connection.ping(Deadline::after(SOON)).unwrap().unwrap();
         assert!(connection.state().is_clean());
         let expected = (!more.is_empty()).then_some(CloseReason::Protocol);
         assert_eq!(connection.close_reason(Instant::now(), 0), expected, "{more:?}");
@@ -202,7 +202,7 @@ fn a_reply_that_comes_in_drips_ends_at_the_deadline() {
         }
     });
     let begun = Instant::now();
-    connection.send(b"GET", &[(Expect::Plain, 1)], Deadline::after(PATIENCE)).unwrap();
+    connection.send(b"GET", &[(Expect::Plain, 1)], Deadline::after(SOON)).unwrap();
     let error = connection.receive(Deadline::after(limit)).unwrap_err();
     assert_eq!(error.kind(), ConnectionErrorKind::TimedOut);
     assert!(begun.elapsed() < 20 * limit, "{:?}", begun.elapsed());
@@ -214,22 +214,22 @@ fn a_reply_that_comes_in_drips_ends_at_the_deadline() {
 #[test]
 fn a_connection_that_is_added_after_the_pool_was_drained_is_closed_too() {
     let server = Server::start();
-    let pool = pool_of_one(&server, 2 * PATIENCE);
+    let pool = pool_of_one(&server, 2 * SOON);
     let (arrived, has_arrived) = std::sync::mpsc::channel();
     let (go_on, may_go_on) = std::sync::mpsc::channel::<()>();
     let before_listing = move || {
         arrived.send(()).unwrap();
-        let _: Result<(), _> = may_go_on.recv_timeout(PATIENCE);
+        let _: Result<(), _> = may_go_on.recv_timeout(SOON);
     };
     *crate::sync::lock(&pool.shared().before_listing) = Some(Box::new(before_listing));
     // The caller has given up before the connection is there.
     pool.checkout(Instant::now()).map(drop).unwrap_err();
-    has_arrived.recv_timeout(PATIENCE).unwrap();
+    has_arrived.recv_timeout(SOON).unwrap();
     // Open, and not yet where the pool looks for it.
     assert_eq!((server.clients().len(), pool.status().size), (1, 0));
     pool.close();
     assert_eq!(pool.drain(Instant::now()), 0);
     drop(go_on);
-    eventually(PATIENCE, "it is closed, though it was listed later", || pool.shared().alive() == 0);
-    eventually(PATIENCE, "the server sees it", || server.clients().is_empty());
+    eventually(SOON, "it is closed, though it was listed later", || pool.shared().alive() == 0);
+    eventually(SOON, "the server sees it", || server.clients().is_empty());
 }

@@ -1,6 +1,4 @@
-//! What the buffer hands out, part by part.
-//!
-//! Never: a server.
+//! What the queue returns, part by part.
 
 use super::*;
 

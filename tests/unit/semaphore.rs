@@ -1,6 +1,6 @@
-//! The gate by real threads, where one order of events is enough.
+//! The semaphore with real threads, for cases in which one order of events is enough.
 //!
-//! Never: an order that only the scheduler knows. Those are the models'.
+//! Orders that depend on the scheduler are the subject of the models.
 
 use std::convert::Infallible;
 use std::time::Duration;

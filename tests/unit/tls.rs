@@ -16,7 +16,7 @@ use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
 use crate::connection::url::one as parse;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
-use crate::pool::tests::{PATIENCE, eventually};
+use crate::pool::tests::{SOON, eventually};
 use crate::protocol::connection_state::Expect;
 use crate::settings::settings::Settings;
 use crate::status::counters::CloseReason;
@@ -66,7 +66,7 @@ fn pair(version: &'static SupportedProtocolVersion) -> (Connection, Peer) {
         peer.flush().unwrap();
         peer
     });
-    let connection = Connection::new(connect(&url, &identity, PATIENCE).unwrap(), None, 0);
+    let connection = Connection::new(connect(&url, &identity, SOON).unwrap(), None, 0);
     (connection, accepting.join().unwrap())
 }
 
@@ -107,8 +107,7 @@ fn of_a_peer_that_is_gone_no_more_bytes_are_counted_than_it_may_have_had() {
             came.len()
         });
         let bytes = vec![b'x'; 64 << 20];
-        let sent =
-            connection.send_counted(&bytes, &[(Expect::Plain, 1)], Deadline::after(PATIENCE));
+        let sent = connection.send_counted(&bytes, &[(Expect::Plain, 1)], Deadline::after(SOON));
         let (left, error) = sent.unwrap_err();
         assert_eq!(error.kind(), ConnectionErrorKind::Closed, "{error}");
         assert!((reading.join().unwrap()..bytes.len()).contains(&left), "{left}");
@@ -136,7 +135,7 @@ fn a_reply_that_comes_in_drips_over_tls_ends_at_the_deadline() {
                     thread::sleep(LIMIT / 20);
                 }
             });
-            connection.send(b"GET", &[(Expect::Plain, 1)], Deadline::after(PATIENCE)).unwrap();
+            connection.send(b"GET", &[(Expect::Plain, 1)], Deadline::after(SOON)).unwrap();
             let begun = Instant::now();
             let error = connection.receive(Deadline::after(LIMIT)).unwrap_err();
             let kinds = match in_records {
@@ -188,7 +187,7 @@ fn a_session_ticket_is_no_reply_too_many() {
     let (mut connection, mut peer) = pair(&version::TLS13);
     let socket = Arc::clone(connection.socket().unwrap());
     socket.set_nonblocking(true).unwrap();
-    eventually(PATIENCE, "tickets are there", || socket.peek(&mut [0]).is_ok());
+    eventually(SOON, "tickets are there", || socket.peek(&mut [0]).is_ok());
     socket.set_nonblocking(false).unwrap();
     assert_eq!(look(&mut connection), Ok(()));
     assert_eq!(look(&mut connection), Ok(()));
@@ -242,9 +241,9 @@ fn a_record_that_was_changed_on_its_way_ends_the_connection() {
         peer.conn.writer().write_all(b"+PONG\r\n").unwrap();
         peer.conn.write_tls(&mut record).unwrap();
         *record.last_mut().unwrap() ^= 1;
-        connection.send(b"PING", &[(Expect::Plain, 1)], Deadline::after(PATIENCE)).unwrap();
+        connection.send(b"PING", &[(Expect::Plain, 1)], Deadline::after(SOON)).unwrap();
         peer.sock.write_all(&record).unwrap();
-        let error = connection.receive(Deadline::after(PATIENCE)).unwrap_err();
+        let error = connection.receive(Deadline::after(SOON)).unwrap_err();
         assert_eq!(error.kind(), ConnectionErrorKind::Io, "{error}");
         assert_eq!(connection.close_reason(Instant::now(), 0), Some(CloseReason::Closed));
     }

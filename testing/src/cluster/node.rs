@@ -1,6 +1,4 @@
-//! One node of a cluster: how it is started, and introduced to another one.
-//!
-//! Never: a slot.
+//! One node of a cluster: how it is started, and joined to another one.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::Duration;
@@ -8,8 +6,9 @@ use std::time::Duration;
 use super::super::server::{PORT_TRIES, Server, redis_server};
 use super::super::try_for;
 
-const PATIENCE: Duration = Duration::from_secs(30);
-/// So fast a silent master is given up.
+/// Time within which a free port is found.
+const FREE_PORT: Duration = Duration::from_secs(30);
+/// Time in milliseconds after which a silent master counts as failed.
 const NODE_TIMEOUT: &str = "800";
 
 /// One node of it.
@@ -52,7 +51,7 @@ fn low_port() -> u16 {
         let port = fastrand::u16(11_000..32_000);
         TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok().then_some(port)
     };
-    try_for(PATIENCE, free).expect("a free port")
+    try_for(FREE_PORT, free).expect("a free port")
 }
 
 pub(super) fn meet(node: &Node, other: &Node) {

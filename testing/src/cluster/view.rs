@@ -1,6 +1,4 @@
-//! What a node of a cluster says of itself and of the others.
-//!
-//! Never: a question to it.
+//! The parsed state of a cluster, as one of its nodes reports it.
 
 use std::ops::RangeInclusive;
 

@@ -1,6 +1,6 @@
 //! One proxied connection: two sockets, a pump thread per direction, and the state the faults set.
 //!
-//! Never: a write while the state is locked, or a wait without a way out through `close`.
+//! Do not write while the state is locked, and let `close` end every wait.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -14,7 +14,7 @@ use super::script::{Armed, Fault, Moment, Script};
 use super::shared::Shared;
 use super::state::{Side, State};
 
-/// How long a blocked write waits before it looks whether its connection was closed meanwhile.
+/// Time after which a blocked write checks whether its connection was closed.
 const WRITE_SLICE: Duration = Duration::from_millis(20);
 const CHUNK: usize = 16 * 1024;
 

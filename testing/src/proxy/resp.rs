@@ -1,6 +1,4 @@
 //! Splits one direction of a RESP connection into whole values while the bytes are still coming.
-//!
-//! Never: I/O, or an opinion about what a value is good for.
 
 /// Which way bytes travel. Doubles as an index into per-direction pairs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,9 +27,9 @@ pub(super) struct Piece {
     pub(super) ends: bool,
 }
 
-/// Longer first arguments are not names; waiting for them would only hold the bytes back.
+/// Maximum length of a command name. Longer first arguments are passed on at once.
 const LONGEST_NAME: usize = 64;
-/// Nor is anything a command that has not said its name by then.
+/// Maximum number of bytes within which a command has its name.
 const LONGEST_HEAD: usize = 4096;
 
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! Scripts: which fault happens at which point of a connection.
 //!
-//! Never: sockets, threads or a clock. [`Armed`] only counts and says what is due.
+//! [`Armed`] counts and returns what is due, without sockets, threads or a clock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

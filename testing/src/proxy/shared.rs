@@ -1,6 +1,4 @@
 //! What all connections of a proxy share: counters, the journal of commands, latency.
-//!
-//! Never: the state of one connection.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -9,7 +7,7 @@ use std::time::Duration;
 
 use super::resp::Direction;
 
-/// The journal keeps the youngest commands only, so that a soak run stays flat.
+/// Number of commands that the journal keeps, the newest ones, which bounds its memory.
 const JOURNAL: usize = 16 * 1024;
 
 #[derive(Debug, Default)]

@@ -1,6 +1,6 @@
 //! What the faults have done to one connection so far.
 //!
-//! Never: sockets or waiting.
+//! It has no sockets and does not wait.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -31,9 +31,9 @@ pub(super) struct State {
     pub(super) replying: bool,
     /// The current reply is being thrown away.
     pub(super) swallowing: bool,
-    /// So many of the next replies are to be thrown away, whatever they answer.
+    /// Number of the next replies to discard.
     swallow_next: u32,
-    /// The reply to the command that is about to begin is to be thrown away.
+    /// Whether to discard the reply to the next command.
     swallow_beginning: bool,
     pub(super) one_byte: bool,
     /// The last bytes came from the client.

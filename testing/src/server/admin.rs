@@ -1,6 +1,6 @@
-//! Questions to a test server, and orders, over a connection that does not count itself.
+//! Queries and commands for a test server, over a connection that does not count itself.
 //!
-//! Never: a command whose statistics a test is likely to look at.
+//! It uses no command whose statistics a test is likely to read.
 
 use std::collections::{BTreeMap, HashMap};
 

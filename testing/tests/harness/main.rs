@@ -11,3 +11,10 @@
 mod cluster;
 mod proxy;
 mod server;
+
+use std::time::Duration;
+
+/// Time within which an awaited event must happen.
+const SOON: Duration = Duration::from_secs(10);
+/// Duration of a delay or pause that a test measures.
+const SHORT: Duration = Duration::from_millis(60);

@@ -1,5 +1,6 @@
 //! Proves the test harness: every fault of the proxy, seen by plain connections and by the server.
 
+use super::{SHORT, SOON};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
@@ -15,9 +16,7 @@ use rediscope_testing::proxy::{Proxy, Script, Which};
 use rediscope_testing::server::Server;
 use rediscope_testing::{connect, eventually, packed, unique};
 
-const SOON: Duration = Duration::from_secs(10);
-const SHORT: Duration = Duration::from_millis(60);
-/// How a server answers [`transaction`], byte for byte.
+/// A server's replies to [`transaction`], byte for byte.
 const ANSWER: &str = "+OK\r\n+QUEUED\r\n*1\r\n+OK\r\n";
 /// Offset at which EXEC's reply begins in it.
 const ARRAY: usize = 14;

@@ -1,18 +1,15 @@
 //! Proves the test harness: the handle of a real server. The proxy's proof is `support_self_proxy`.
 
+use super::{SHORT, SOON};
 use std::net::TcpListener;
 use std::path::Path;
 use std::thread;
-use std::time::Duration;
 
 use redis::{Connection, RedisResult, Value, cmd};
 
 use rediscope_testing::server::Server;
 use rediscope_testing::unresponsive_port::UnresponsivePort;
 use rediscope_testing::{connect, eventually, rss_bytes, threads, try_for, unique};
-
-const SOON: Duration = Duration::from_secs(10);
-const SHORT: Duration = Duration::from_millis(60);
 
 fn ping(connection: &mut Connection) -> RedisResult<String> {
     cmd("PING").query(connection)

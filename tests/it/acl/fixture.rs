@@ -8,6 +8,9 @@ use rediscope::{CheckoutError, CommitError, Error, LockError, PoolStatus, Sessio
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 
+/// Wait for an effect that never comes if a right is missing. Longer than the effect takes.
+pub(crate) const EFFECT_WAIT: Duration = Duration::from_secs(3);
+
 /// A server whose user `app` may do everything until a test changes that.
 pub(crate) struct RestrictedServer {
     pub(crate) server: Server,

@@ -1,5 +1,6 @@
 //! What a line of the documents promises that a user with these rights can do.
 
+use super::fixture::EFFECT_WAIT;
 use crate::fixture::{LONG, SOON};
 use std::thread;
 use std::time::Duration;
@@ -16,9 +17,6 @@ use rediscope_testing::{eventually, try_for};
 
 /// What does not work, in a few words.
 pub(crate) type Probe = fn(&RestrictedServer) -> Result<(), String>;
-
-/// Longer than what works takes, and short, for what does not.
-const BRIEF: Duration = Duration::from_secs(3);
 
 pub(crate) fn of(letter: &str) -> &'static [Probe] {
     match letter {
@@ -146,8 +144,8 @@ fn queues(fixture: &RestrictedServer) -> Result<(), String> {
     let error = |error: rediscope::LockError| error.to_string();
     let guard = sessions.lock("f").fair().acquire(SOON).map_err(error)?;
     let late = other.lock("f").fair();
-    let waiting = thread::spawn(move || late.acquire(BRIEF));
-    let queued = try_for(BRIEF, || {
+    let waiting = thread::spawn(move || late.acquire(EFFECT_WAIT));
+    let queued = try_for(EFFECT_WAIT, || {
         let waiting = fixture.server.ask::<i64>(&["ZCARD", "rediscope:lock:{f}:queue"]) == 1;
         waiting.then_some(())
     });
@@ -184,9 +182,9 @@ fn listening(fixture: &RestrictedServer) -> Result<(), String> {
     let (first, second) = (first?, second?);
     let waiters = ["x", "y"].map(|name| {
         let lock = other.lock(name);
-        thread::spawn(move || lock.acquire(BRIEF).map(drop))
+        thread::spawn(move || lock.acquire(EFFECT_WAIT).map(drop))
     });
-    let both = try_for(BRIEF, || (other.status().locks.subscriptions == 2).then_some(()));
+    let both = try_for(EFFECT_WAIT, || (other.status().locks.subscriptions == 2).then_some(()));
     let listener = || {
         let list = fixture.server.client_list();
         let mut listening = list.iter().filter(|client| client["flags"].contains('P'));
@@ -194,7 +192,8 @@ fn listening(fixture: &RestrictedServer) -> Result<(), String> {
     };
     let before = listener();
     let released = first.release().map_err(error);
-    let dropped = both.and_then(|()| try_for(BRIEF, || (hear_of_it(fixture) == 0).then(listener)));
+    let dropped =
+        both.and_then(|()| try_for(EFFECT_WAIT, || (hear_of_it(fixture) == 0).then(listener)));
     let ended = second.release().map_err(error);
     for waiter in waiters {
         waiter.join().unwrap().map_err(error)?;

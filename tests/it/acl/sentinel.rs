@@ -9,12 +9,10 @@ use rediscope::redis::{self, Commands};
 use rediscope::{Error, SessionManager};
 
 use super::documents::{besides, line};
-use super::fixture::{nothing_is_held, summary};
+use super::fixture::{EFFECT_WAIT, nothing_is_held, summary};
 use super::forms::{Form, N};
 use rediscope_testing::sentinel::Group;
 use rediscope_testing::{connect, eventually, try_for};
-
-const BRIEF: Duration = Duration::from_secs(3);
 
 /// Servers and sentinels whose user `app` has the rights that a test gives.
 struct RestrictedGroup {
@@ -73,7 +71,7 @@ fn all(fixture: &RestrictedGroup, forms: &[Form]) -> Result<(), String> {
     let read: redis::RedisResult<Option<i64>> = sessions.replica_reads().get(N);
     read.map_err(|error| summary(&error.into()))?;
     nothing_is_held(&sessions);
-    let heard = try_for(BRIEF, || (fixture.listeners().len() == 1).then_some(()));
+    let heard = try_for(EFFECT_WAIT, || (fixture.listeners().len() == 1).then_some(()));
     heard.ok_or_else(|| "no connection hears of switches".to_owned())
 }
 

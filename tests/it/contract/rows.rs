@@ -15,7 +15,7 @@ use rediscope::{
 use super::topologies::{Ground, Standalone};
 use rediscope_testing::eventually;
 
-const BRIEF: Duration = Duration::from_millis(400);
+const RESPONSE: Duration = Duration::from_millis(400);
 
 macro_rules! on_every_topology {
     ($($row:ident)+) => {
@@ -68,7 +68,7 @@ fn one(ground: &dyn Ground) -> SessionManager {
         .builder()
         .max_size(1)
         .connect_timeout(Duration::from_secs(1))
-        .response_timeout(BRIEF)
+        .response_timeout(RESPONSE)
         .checkout_timeout(Duration::from_secs(4))
         .trust_window(LONG)
         .build_side()
@@ -190,7 +190,7 @@ fn in_doubt(ground: &dyn Ground) {
         handle.run(|tx| Ok(tx.set(&key, 0))).unwrap();
         let mut tx = handle.begin_at(&key).unwrap();
         tx.incr(&key, 1);
-        ground.with(&mut |server| server.pause_clients(2 * BRIEF.as_millis() as u64));
+        ground.with(&mut |server| server.pause_clients(2 * RESPONSE.as_millis() as u64));
         let error = tx.commit().unwrap_err();
         assert_outcome(&error, Applied::Unknown, false);
         let CommitError::InDoubt(doubt) = error else { panic!("{error}") };

@@ -1,6 +1,6 @@
 //! What is logged, as a program with a plain subscriber sees it, and what a page shows of it.
 //!
-//! Never: two tests that listen at once: there is one log.
+//! One test listens at a time, because there is one log.
 
 use std::io;
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};

@@ -7,6 +7,7 @@
 //! `REDISCOPE_FAILOVERS=10 cargo test --release --test it -- --nocapture failover::sentinels::` is the
 //! soak.
 
+use super::{CLOSED_WITHIN, FAILOVER};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -24,8 +25,7 @@ use rediscope_testing::{eventually, try_for};
 
 const SEED: u64 = 1;
 const WRITERS: u64 = 16;
-const SOON: Duration = Duration::from_secs(60);
-/// Longer than a failover takes, and shorter.
+/// Checkout timeouts, one longer than a failover and one shorter.
 const CHECKOUTS: [Duration; 2] = [Duration::from_secs(4), Duration::from_millis(1500)];
 const CONNECT: Duration = Duration::from_millis(400);
 const RESPONSE: Duration = Duration::from_millis(500);
@@ -33,9 +33,7 @@ const RESPONSE: Duration = Duration::from_millis(500);
 const POLICY: Duration = Duration::from_secs(6);
 /// Time past its deadline at which a checkout error may be returned, on a busy machine.
 const LATE: Duration = Duration::from_secs(5);
-/// So long a connection to a former master may live once the switch is known, on such a machine.
-const GONE: Duration = Duration::from_secs(10);
-/// Acknowledged before the trouble, and after it.
+/// Number of acknowledged commits before the failover, and after it.
 const ENOUGH: u64 = 200;
 
 #[derive(Clone, Copy, Debug)]
@@ -165,7 +163,7 @@ fn survive(seed: u64, trouble: Trouble, checkout: Option<Duration>) -> Found {
         let grows = |by: u64| {
             let committed = || ground.committed.load(Ordering::Relaxed);
             let enough = committed() + by;
-            eventually(SOON, "the writers write", || committed() >= enough);
+            eventually(FAILOVER, "the writers write", || committed() >= enough);
         };
         grows(before);
         match trouble {
@@ -182,12 +180,12 @@ fn survive(seed: u64, trouble: Trouble, checkout: Option<Duration>) -> Found {
         let port = format!(":{}", successor.port());
         let knows = || ground.sessions.status().server.ends_with(&port);
         if follows_switches {
-            eventually(SOON, "the switch is known", knows);
+            eventually(FAILOVER, "the switch is known", knows);
         }
         // Once none is left none of ours comes again: sentinels and replicas do, and have no name at
         // first.
         let as_expected = |left: &usize| (*left == 0) == follows_switches;
-        let gone = try_for(GONE, || Some(clients(former)).filter(as_expected));
+        let gone = try_for(CLOSED_WITHIN, || Some(clients(former)).filter(as_expected));
         left = gone.unwrap_or_else(|| clients(former));
         grows(ENOUGH);
         ground.over.store(true, Ordering::Relaxed);
@@ -299,7 +297,7 @@ impl Ground {
 
     fn resolve(&self, doubt: &rediscope::InDoubt) -> Reported {
         let token = doubt.token().expect("exactly once");
-        let known = try_for(SOON, || match self.sessions.resolve(token, None) {
+        let known = try_for(FAILOVER, || match self.sessions.resolve(token, None) {
             Resolution::StillUnknown { .. } => None,
             known => Some(known),
         });

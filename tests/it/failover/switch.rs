@@ -1,5 +1,6 @@
 //! What a switch of masters does to connections, doubts and locks.
 
+use super::{CLOSED_WITHIN, FAILOVER};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,10 +10,6 @@ use rediscope::{Applied, SessionManager, TransactionOptions};
 use rediscope_testing::sentinel::{Group, clients, listeners};
 use rediscope_testing::server::Server;
 use rediscope_testing::{eventually, in_time};
-
-const SOON: Duration = Duration::from_secs(30);
-/// So long a connection to a former master may live once the switch is known, on a busy machine.
-const GONE: Duration = Duration::from_secs(10);
 
 fn knows(sessions: &SessionManager, master: &Server) -> bool {
     sessions.status().server.ends_with(&format!(":{}", master.port()))
@@ -40,10 +37,12 @@ fn no_connection_to_a_former_master_outlives_the_switch() {
         }
     });
     let former = &group.servers[0];
-    eventually(SOON, "all of them are connected", || clients(former) >= 3);
+    eventually(FAILOVER, "all of them are connected", || clients(former) >= 3);
     group.fail_over();
-    eventually(SOON, "the switch is known", || !knows(&sessions, former));
-    eventually(GONE, "no client is connected to the former master", || clients(former) == 0);
+    eventually(FAILOVER, "the switch is known", || !knows(&sessions, former));
+    eventually(CLOSED_WITHIN, "no client is connected to the former master", || {
+        clients(former) == 0
+    });
     let (popped, waited) = blocked.join().unwrap();
     assert!(popped.is_err() && waited < Duration::from_secs(20), "{popped:?} after {waited:?}");
     // What was watched there is not watched here; what only waited to be sent is sent here.
@@ -73,7 +72,7 @@ fn a_former_master_that_comes_back_is_not_written_to() {
     // It counts itself as a master until the sentinels make it a replica, some seconds later.
     assert_eq!(former.info("role").as_deref(), Some("master"));
     let mut applied = 0;
-    eventually(SOON, "it has become a replica", || {
+    eventually(FAILOVER, "it has become a replica", || {
         applied = accounts.run(|tx| Ok(tx.incr("b", 1))).unwrap();
         thread::sleep(Duration::from_millis(5));
         // What it gets as a replica counts too.
@@ -99,7 +98,7 @@ fn a_doubt_is_resolved_by_the_present_master() {
     former.ask::<i64>(&["WAIT", "2", "5000"]);
     former.sigstop();
     // Whether it is written, proven or in doubt: in the end it was applied once, on the successor.
-    let reported = in_time(SOON, "the transaction returns", move || {
+    let reported = in_time(FAILOVER, "the transaction returns", move || {
         let mut last = None;
         for _ in 0..20 {
             match once.run(|tx| Ok(tx.incr("a", 1))) {
@@ -126,11 +125,11 @@ fn locks_and_their_wake_ups_follow_the_master() {
         let lock = sessions.lock("order");
         move || lock.acquire(Duration::from_secs(40)).map(drop)
     });
-    eventually(SOON, "the waiter listens", || listeners(former) == 1);
+    eventually(FAILOVER, "the waiter listens", || listeners(former) == 1);
     group.fail_over();
     let successor = group.successor_of(former.port());
-    eventually(SOON, "the waiter listens to the successor", || listeners(successor) >= 1);
-    eventually(SOON, "and not to the former", || listeners(former) == 0);
+    eventually(FAILOVER, "the waiter listens to the successor", || listeners(successor) >= 1);
+    eventually(FAILOVER, "and not to the former", || listeners(former) == 0);
     drop(held);
     waiter.join().unwrap().unwrap();
 }
@@ -146,10 +145,10 @@ fn a_lock_of_a_closed_manager_is_released_on_the_successor() {
     assert_eq!(sessions.close(Duration::ZERO).locks, 1);
     group.fail_over();
     let successor = group.successor_of(former.port());
-    eventually(SOON, "the switch is heard of", || knows(&sessions, successor));
+    eventually(FAILOVER, "the switch is heard of", || knows(&sessions, successor));
     held.ensure_held().unwrap();
     assert_eq!(successor.ask::<i64>(&["EXISTS", "rediscope:lock:{order}"]), 1);
     held.release().unwrap();
     assert_eq!(successor.ask::<i64>(&["EXISTS", "rediscope:lock:{order}"]), 0);
-    eventually(SOON, "no connection is left", || clients(former) + clients(successor) == 0);
+    eventually(FAILOVER, "no connection is left", || clients(former) + clients(successor) == 0);
 }

@@ -23,7 +23,7 @@ const WINDOW: Duration = Duration::from_millis(5);
 fn a_busy_connection_pays_no_extra_round_trip() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
-    // So long that a slow machine does not make a busy connection look idle.
+    // A slow machine must not make a busy connection look idle.
     let builder = SessionManager::builder(proxy.url()).max_size(1).trust_window(LONG);
     let sessions = builder.build_side().unwrap();
     let (accounts, mut db) = (sessions.transactional(), sessions.pooled());

@@ -1,4 +1,4 @@
-//! What must come of a commit that is cut, by the rules of TCP and of Redis alone.
+//! The outcome of a commit that is cut, by the rules of TCP and of Redis alone.
 //!
 //! A form of a commit is a list of *flights*: one write each, whose replies are all awaited before
 //! the next. A cut falls into one flight, or into the *gap* before it. What the call must return
@@ -13,7 +13,7 @@
 //! 4. A flight without commands of the user's may be repeated on another connection, unless WATCH
 //!    is armed on this one.
 //!
-//! Never: a call into the crate, or a set of permitted outcomes.
+//! So the model does not call the crate, and it permits exactly one outcome.
 
 use rediscope_testing::proxy::{Fault, Trigger};
 

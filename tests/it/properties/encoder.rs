@@ -35,9 +35,9 @@ enum Ending {
     Forgotten,
 }
 
-/// How the transaction goes out.
+/// The form of the transaction.
 #[derive(Clone, Copy, Debug)]
-enum Way {
+enum Form {
     Block,
     Guard,
     Immediate,
@@ -190,18 +190,18 @@ fn the_server_reads_exactly_what_was_queued_and_kept() {
     let (whole, chunks) = (manager(1 << 20), manager(100));
     let accounts = whole.transactional();
     let immediate = accounts.with(TransactionOptions::new().begin(Begin::Immediate));
-    let way = prop::sample::select(vec![
-        Way::Block,
-        Way::Guard,
-        Way::Immediate,
-        Way::Watching,
-        Way::Chunks,
+    let form = prop::sample::select(vec![
+        Form::Block,
+        Form::Guard,
+        Form::Immediate,
+        Form::Watching,
+        Form::Chunks,
     ]);
-    let sequences = (way, prop::collection::vec(node(), 0..5));
-    super::check(file!(), SEQUENCES, &sequences, |(way, nodes)| {
+    let sequences = (form, prop::collection::vec(node(), 0..5));
+    super::check(file!(), SEQUENCES, &sequences, |(form, nodes)| {
         let mut expected = Expected::default();
-        let replies = match way {
-            Way::Block => {
+        let replies = match form {
+            Form::Block => {
                 let mut handles = Vec::new();
                 let reported = accounts.run(|tx| {
                     expected.queue(&nodes, tx);
@@ -214,17 +214,17 @@ fn the_server_reads_exactly_what_was_queued_and_kept() {
                 expected.replies.clear();
                 None
             }
-            Way::Guard | Way::Immediate | Way::Chunks => {
-                let accounts = match way {
-                    Way::Immediate => immediate.clone(),
-                    Way::Chunks => chunks.transactional(),
+            Form::Guard | Form::Immediate | Form::Chunks => {
+                let accounts = match form {
+                    Form::Immediate => immediate.clone(),
+                    Form::Chunks => chunks.transactional(),
                     _ => accounts.clone(),
                 };
                 let mut tx = accounts.begin().unwrap();
                 expected.queue(&nodes, &mut tx);
                 Some(tx.commit().unwrap())
             }
-            Way::Watching => {
+            Form::Watching => {
                 let mut tx = accounts.watch([LIST]).begin().unwrap().multi();
                 expected.queue(&nodes, &mut tx);
                 Some(tx.commit().unwrap().committed().unwrap())

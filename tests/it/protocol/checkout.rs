@@ -14,15 +14,15 @@ use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 
 /// What a checkout may take in these tests.
-const PATIENCE: Duration = Duration::from_millis(1500);
+const CHECKOUT: Duration = Duration::from_millis(1500);
 
 fn fail_fast(server: &Server, max_size: u32) -> Builder {
     SessionManager::builder(server.url())
         .max_size(max_size)
         .trust_window(LONG)
-        .connect_timeout(PATIENCE / 3)
-        .response_timeout(PATIENCE / 3)
-        .checkout_timeout(PATIENCE)
+        .connect_timeout(CHECKOUT / 3)
+        .response_timeout(CHECKOUT / 3)
+        .checkout_timeout(CHECKOUT)
 }
 
 fn patient(server: &Server, max_size: u32) -> SessionManager {
@@ -76,7 +76,7 @@ fn a_timeout_names_the_holders_their_places_threads_and_ages() {
         second.spawn(move || (named.begin().unwrap(), line!())).unwrap().join().unwrap();
 
     let timeout = timeout(accounts.begin());
-    assert!((PATIENCE..PATIENCE + SOON).contains(&timeout.waited), "{timeout:?}");
+    assert!((CHECKOUT..CHECKOUT + SOON).contains(&timeout.waited), "{timeout:?}");
     assert_eq!((timeout.max_size, timeout.in_use, timeout.idle, timeout.waiters), (2, 2, 0, 1));
     assert!(timeout.last_connect_error.is_none());
     let [oldest, youngest] = &timeout.holders[..] else { panic!("{:?}", timeout.holders) };
@@ -85,7 +85,7 @@ fn a_timeout_names_the_holders_their_places_threads_and_ages() {
     assert_eq!(&*oldest.thread, thread::current().name().unwrap());
     assert_eq!((youngest.name.as_deref(), &*youngest.thread), (Some("nightly"), "worker-7"));
     assert_eq!(youngest.begun_at.line(), second_line);
-    assert!(oldest.age >= youngest.age && youngest.age >= PATIENCE);
+    assert!(oldest.age >= youngest.age && youngest.age >= CHECKOUT);
 
     let text = timeout.to_string();
     for word in ["2 of 2 in use", "0 idle", "1 waiting", "\"nightly\"", "\"worker-7\"", file!()] {

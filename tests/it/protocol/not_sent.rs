@@ -235,7 +235,7 @@ struct Smuggler {
 
 struct Way {
     server: TcpStream,
-    /// So many bytes of the server's are not the client's.
+    /// Number of the server's bytes that the client does not get.
     swallow: Arc<AtomicUsize>,
 }
 

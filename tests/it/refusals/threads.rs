@@ -16,7 +16,7 @@ use rediscope_testing::server::Server;
 
 const SERVER: &str = "REDISCOPE_TEST_SERVER_OF_THE_CHILD";
 const UNPRIVILEGED: u32 = 65_534;
-const PATIENCE: Duration = Duration::from_secs(5);
+const WAIT: Duration = Duration::from_secs(5);
 
 #[test]
 fn a_system_that_gives_no_thread_costs_no_panic_and_no_lock() {
@@ -87,7 +87,7 @@ fn child(url: &str) {
 
     // A lease that would not be extended is not begun.
     for lock in [sessions.lock("l"), sessions.semaphore("s", 2), sessions.lock("f").fair()] {
-        let refused = lock.acquire(PATIENCE).map(drop).unwrap_err();
+        let refused = lock.acquire(WAIT).map(drop).unwrap_err();
         assert!(refused.to_string().contains("thread"), "{refused}");
         assert!(rediscope::Error::from(refused).applied() == rediscope::Applied::No);
     }

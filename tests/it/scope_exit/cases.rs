@@ -1,6 +1,6 @@
 //! The matrix: every form of a scope, every way out of it, and what may lie open in it.
 //!
-//! Never: a cell left out without a reason that says why it cannot be written.
+//! A case that is left out has a reason why it cannot be written.
 
 /// How a scope sends what it queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,12 +19,12 @@ use rediscope_testing::proxy::Proxy;
 use rediscope_testing::server::Server;
 
 const CONNECT: Duration = Duration::from_millis(600);
-/// Longer than cleaning and slack together, so that one is not taken for the other.
+/// Longer than [`CLEANUP`] and [`CALL_SLACK`] together, which tells them apart.
 const RESPONSE: Duration = Duration::from_millis(1500);
 const CLEANUP: Duration = Duration::from_millis(200);
 const CHECKOUT: Duration = Duration::from_millis(3700);
-/// What a busy machine may add to a bounded call. Without a bound the calls would never end.
-const SLACK: Duration = Duration::from_millis(1000);
+/// Time that a busy machine may add to a call. Less than [`RESPONSE`], so that it hides no timeout.
+const CALL_SLACK: Duration = Duration::from_millis(1000);
 
 fn builder(url: String) -> Builder {
     SessionManager::builder(url)
@@ -45,9 +45,9 @@ enum Limit {
 impl Limit {
     fn bound(self) -> Duration {
         match self {
-            Self::Cleanup => CLEANUP + SLACK,
-            Self::Response => RESPONSE + CLEANUP + SLACK,
-            Self::Checkout => CHECKOUT + RESPONSE + CLEANUP + SLACK,
+            Self::Cleanup => CLEANUP + CALL_SLACK,
+            Self::Response => RESPONSE + CLEANUP + CALL_SLACK,
+            Self::Checkout => CHECKOUT + RESPONSE + CLEANUP + CALL_SLACK,
         }
     }
 }
@@ -237,7 +237,7 @@ fn every_call_ends(silence: fn(&Server, &Proxy), end: fn(&Server, &Proxy)) -> Op
         }
     });
     // A connect that began in the silence has to end first.
-    let bound = CONNECT + RESPONSE + SLACK;
+    let bound = CONNECT + RESPONSE + CALL_SLACK;
     let mut late = late.into_inner().unwrap();
     if begun.elapsed() > bound {
         late.push(format!("the pool came back after {:?}", begun.elapsed()));

@@ -1,6 +1,8 @@
 //! The negative controls: protocols that look as safe, under the same cuts. They must be found
 //! out, or the cuts prove nothing; and the fence, spoken by the same client, must not be.
 
+use super::ARRIVAL;
+use crate::SOON;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -18,8 +20,6 @@ use rediscope_testing::server::Server;
 use rediscope_testing::{eventually, try_for};
 
 const LIMIT: Duration = Duration::from_secs(120);
-const PATIENCE: Duration = Duration::from_secs(20);
-const SOON: Duration = Duration::from_millis(500);
 
 /// How an answer that was lost is made good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +80,7 @@ pub(crate) fn run(rule: Rule, cuts: u64, seed: u64) -> Found {
             .collect();
         workers.into_iter().map(|worker| worker.join().expect("a worker panicked")).collect()
     });
-    eventually(PATIENCE, "the server has no client left", || server.clients() == 0);
+    eventually(SOON, "the server has no client left", || server.clients() == 0);
     let operations = || harvests.iter().flat_map(|harvest| &harvest.operations);
     let ids: Vec<u64> = operations().map(|operation| operation.id).collect();
     let data = Data::of(&server, THREADS, &ids);
@@ -137,7 +137,7 @@ fn work(
             proxy.release();
             let gone = || (proxy.client_bytes() > before).then_some(());
             if cut.holds_requests() && belief == Belief::NotCommitted {
-                harvest.late += u64::from(try_for(SOON, gone).is_some());
+                harvest.late += u64::from(try_for(ARRIVAL, gone).is_some());
             }
         }
     }

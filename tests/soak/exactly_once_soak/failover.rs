@@ -1,6 +1,7 @@
 //! The master is killed under its writers and its only replica promoted. What the survivor's
 //! registers say must be what its data say; and what a replica was waited for must be there.
 
+use crate::SOON;
 use std::fmt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,7 +22,6 @@ use rediscope_testing::{eventually, try_for};
 const WRITERS: u64 = 8;
 const WAIT: Duration = Duration::from_millis(200);
 const RESPONSE: Duration = Duration::from_millis(200);
-const PATIENCE: Duration = Duration::from_secs(20);
 /// Commits before the kill, and after the promotion.
 const BEFORE: std::ops::Range<u64> = 200..600;
 const AFTER: u64 = 40;
@@ -105,7 +105,7 @@ impl Found {
                 .max_size(WRITERS as u32)
                 .connect_timeout(RESPONSE)
                 .response_timeout(RESPONSE)
-                .trust_window(PATIENCE)
+                .trust_window(SOON)
                 .flush_bytes(super::operations::FLUSH_BYTES)
                 .build()
                 .unwrap(),
@@ -128,7 +128,7 @@ impl Found {
         });
         ground.sessions.close(Duration::ZERO);
         ground.proxy.cut_all();
-        eventually(PATIENCE, "the survivor has no client left", || replica.clients() == 0);
+        eventually(SOON, "the survivor has no client left", || replica.clients() == 0);
         let survivor = ground.promoted.get().expect("promoted");
         for Entry { operation, .. } in &mut entries {
             if let Some(token) = operation.doubt.as_ref().and_then(|doubt| doubt.token()) {
@@ -203,7 +203,7 @@ impl Found {
 impl Ground {
     fn fail_over(&self, master: &Server, replica: &Server, trouble: Trouble, before: u64) {
         let commits = || self.commits.load(Ordering::Relaxed);
-        eventually(PATIENCE, "the writers write", || commits() >= before);
+        eventually(SOON, "the writers write", || commits() >= before);
         let hit = |trigger, fault| {
             let fired = self.proxy.fired();
             self.proxy.arm((trigger, fault));
@@ -222,7 +222,7 @@ impl Ground {
                     self.proxy.cut_all();
                 }
                 let more = commits() + UNSEEN;
-                let _ = try_for(PATIENCE, || (commits() >= more).then_some(()));
+                let _ = try_for(SOON, || (commits() >= more).then_some(()));
                 hit(Trigger::BeforeReplyTo("EXEC"), Fault::HoldReplies);
             }
         }
@@ -238,7 +238,7 @@ impl Ground {
         let survivor = sessions(replica.url(), "rediscope");
         assert!(self.promoted.set(survivor).is_ok(), "promoted once");
         let more = commits() + AFTER;
-        eventually(PATIENCE, "the writers write to the new master", || commits() >= more);
+        eventually(SOON, "the writers write to the new master", || commits() >= more);
         self.over.store(true, Ordering::Relaxed);
     }
 
@@ -277,7 +277,7 @@ impl Ground {
         }
         let answers = ended.doubt.as_ref().map(|doubt| {
             // The old master's answer would be true of the old master.
-            let survivor = try_for(PATIENCE, || self.promoted.get()).expect("a new master");
+            let survivor = try_for(SOON, || self.promoted.get()).expect("a new master");
             ask(doubt, Manner::any(random), survivor, random, &|| {})
         });
         Operation {

@@ -1,6 +1,6 @@
 //! The kinds of cut: where on the wire a transaction is hit, and how.
 //!
-//! Never: a cut that fires twice. What a client sends again must get through.
+//! A cut fires once, because what a client sends again must arrive.
 
 use std::time::Duration;
 

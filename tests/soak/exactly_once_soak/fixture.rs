@@ -1,11 +1,9 @@
 //! The target of the transactions: one server, or the masters of a cluster; and a worker's own way
 //! there.
 //!
-//! In a cluster each worker has an address of its own, behind which proxies stand before all masters,
-//! at the masters' own ports. The nodes leave their host out, so each worker is sent on by them, and
-//! is sent the map, as if they were where its proxies are.
-//!
-//! Never: a worker that meets another one's cuts.
+//! In a cluster each worker has an address of its own, with a proxy before each master at the master's
+//! port. The nodes leave their host out of redirects and of the slot map, so both lead each worker to
+//! its own proxies.
 
 #![cfg_attr(
     not(target_os = "linux"),

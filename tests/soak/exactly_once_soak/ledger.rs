@@ -1,6 +1,4 @@
 //! What every transaction returned, compared with the server's data.
-//!
-//! Never: an answer that is not compared.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
@@ -14,7 +12,7 @@ use super::operations::{
     IDS, Operation, Reported, SETS, count_key, counts_key, log_key, set, sum_key, tag,
 };
 
-/// Of the wrong answers so many are described.
+/// Maximum number of faults that the report describes.
 const DESCRIBED: usize = 20;
 const ASKERS: usize = 4;
 const CHUNK: usize = 1_000;

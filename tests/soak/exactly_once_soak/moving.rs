@@ -1,6 +1,4 @@
-//! The same soak on a cluster whose slots move under it, to and fro, with their keys.
-//!
-//! Never: two threads that move the same slot.
+//! The same soak on a cluster whose slots move between masters, with their keys.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -1,9 +1,7 @@
 //! One transaction: what it writes, the form it has, and what it returned.
 //!
-//! It counts its own number, so that a second application shows, and notes it in a list, so that a
-//! torn one does.
-//!
-//! Never: a look at the server.
+//! It counts its own number, which shows a second application, and appends it to a list, which shows a
+//! torn one.
 
 use rediscope::{
     Applied, Begin, Block, CommitError, Error, InDoubt, Outcome, Queued, Replies, ReplyError,
@@ -60,7 +58,7 @@ pub(crate) struct Plan {
 
 /// Numbers of transactions are unique over all workers.
 pub(crate) const IDS: u64 = 10_000_000;
-/// Each worker takes turns on so many sets of keys. In a cluster each is in a slot of its own.
+/// Number of key sets that each worker uses in turn. In a cluster each is in a slot of its own.
 pub(crate) const SETS: u64 = 2;
 
 /// The hash tag of a worker's set of keys.

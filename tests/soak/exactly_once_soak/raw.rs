@@ -1,7 +1,4 @@
-//! A client that speaks a protocol of its own over a plain connection: what the library would be,
-//! had it been built so.
-//!
-//! Never: this crate's session manager.
+//! A client with its own protocol over a plain connection, to compare another design with the library.
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
-//! How a doubt is asked about: at once, late, again, by several, while EXEC arrives.
+//! How a doubt is resolved: at once, late, again, by several threads, while EXEC arrives.
 //!
-//! Never: a choice between the answers. All of them are kept.
+//! All results are kept; none is preferred.
 
 use std::thread;
 use std::time::Duration;

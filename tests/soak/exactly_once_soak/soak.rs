@@ -1,5 +1,6 @@
 //! The run: its phases, each with a server of its own, and the comparison at the end of each.
 
+use crate::SOON;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::thread;
@@ -14,12 +15,11 @@ use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 
 pub(crate) const THREADS: u64 = 16;
-/// Of the cuts that were asked for, so many more are made where registers are deleted.
+/// Number of further cuts while registers are deleted, a fraction of all: one in ten.
 const TAMPERED: u64 = 10;
 /// A cut and all that belongs to it takes no longer, on any machine, by one of the threads.
 const SLOWEST: Duration = Duration::from_millis(500);
 const AT_LEAST: Duration = Duration::from_secs(60);
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One phase.
 #[derive(Clone, Copy, Debug)]
@@ -124,7 +124,7 @@ pub(crate) fn close(
 ) -> Phase {
     let site = &ground.site;
     // When no client is connected, what was held until a moment ago has arrived or never will.
-    eventually(PATIENCE, "the server has no client left", || site.clients() == 0);
+    eventually(SOON, "the server has no client left", || site.clients() == 0);
     let execs = site.sum(|server| server.calls("exec"));
     let leave =
         Leave { registers_gone: variant.tampered, conflicts: variant.tampered || variant.moving };

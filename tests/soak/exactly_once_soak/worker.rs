@@ -1,7 +1,6 @@
 //! One thread with a session manager and proxies of its own, so that its cuts are its own.
-//!
-//! Never: a transaction whose end is not noted.
 
+use super::ARRIVAL;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,7 +24,6 @@ const CONNECT: Duration = Duration::from_millis(400);
 const CHECKOUT: Duration = Duration::from_secs(5);
 /// However slow the machine: a cut is to hit the commit, not a question before it.
 const TRUST: Duration = Duration::from_secs(60);
-const SOON: Duration = Duration::from_millis(500);
 
 /// What all workers of a phase share.
 pub(crate) struct Ground {
@@ -279,7 +277,7 @@ impl Worker {
         let reported = std::mem::take(&mut self.held_and_reported);
         if std::mem::take(&mut self.held_requests) {
             let left = || (self.street.client_bytes() > before).then_some(());
-            self.harvest.late += try_for(SOON, left).map_or(0, |()| reported);
+            self.harvest.late += try_for(ARRIVAL, left).map_or(0, |()| reported);
         }
     }
 

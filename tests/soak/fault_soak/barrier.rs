@@ -1,12 +1,10 @@
-//! The way every operation goes through, so that the injector can have it empty for a moment.
-//!
-//! Never: a wait without a deadline.
+//! A gate before every operation, so that the injector can wait until none is running.
 
+use crate::SOON;
 use std::sync::{Condvar, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Nothing takes longer; what does is stuck.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The way every operation goes through.
 #[derive(Debug, Default)]
@@ -75,12 +73,12 @@ impl Street {
     }
 
     fn wait_until_empty(&self) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + SOON;
         let mut state = self.state();
         while state.inside > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
             let stuck = state.inside;
-            assert!(!left.is_zero(), "{stuck} calls did not end within {PATIENCE:?}");
+            assert!(!left.is_zero(), "{stuck} calls did not end within {SOON:?}");
             state = self.changed.wait_timeout(state, left).unwrap().0;
         }
     }

@@ -1,6 +1,6 @@
 //! What one operation returned, and what must be true on the server then.
 //!
-//! Never: the server's side. That is the ledger's.
+//! The ledger checks the server's side.
 
 use rediscope::{Applied, CheckoutError, CommitError, Error};
 

@@ -1,6 +1,6 @@
 //! What can go wrong, by name.
 //!
-//! Never: how. That is the [injector](super::injector)'s.
+//! The [injector](super::injector) does it.
 
 /// One kind of fault. In the order in which the faults of a round begin: first what makes later
 /// ones worse, at the end what keeps the server from answering the injector.

@@ -1,10 +1,9 @@
 //! Breaks things, one or a few at a time, and repairs them again.
 //!
-//! Every kind of fault is a card; a round draws some, and no card comes again before all have
-//! come. So the order is the seed's and no kind is left out.
-//!
-//! Never: a fault that outlives its round.
+//! A round takes some kinds of faults from a shuffled list, and no kind comes again before all have
+//! come. So the seed decides the order, and no kind is left out. Each fault ends with its round.
 
+use crate::SOON;
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::thread;
@@ -18,7 +17,6 @@ use super::load::Load;
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{self, Script, Trigger};
 
-const PATIENCE: Duration = Duration::from_secs(10);
 /// In milliseconds.
 const HELD: RangeInclusive<u64> = 20..=350;
 const CALM: RangeInclusive<u64> = 5..=150;
@@ -135,9 +133,7 @@ impl<'a> Injector<'a> {
         };
         let before = ids();
         self.fixture.proxy.cut_all();
-        eventually(PATIENCE, "the server is done with all connections", || {
-            ids().is_disjoint(&before)
-        });
+        eventually(SOON, "the server is done with all connections", || ids().is_disjoint(&before));
     }
 
     fn round(&mut self, faults: &[Fault]) {

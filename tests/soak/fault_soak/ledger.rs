@@ -1,6 +1,4 @@
-//! What every operation returned, and what the server's ledger has of it.
-//!
-//! Never: an outcome that is not compared with the ledger.
+//! What every operation returned, compared with the ledger on the server.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
@@ -14,7 +12,7 @@ use super::operations::{self, Operation};
 
 const LAWLESS: u16 = 1 << 8;
 const UNREPORTED: u16 = u16::MAX;
-/// Of the wrong answers so many are described.
+/// Maximum number of faults that the report describes.
 const DESCRIBED: usize = 20;
 /// Codes with which the server may refuse a command although no right is missing.
 const PASSING: [&str; 3] = ["OOM", "NOREPLICAS", "LOADING"];

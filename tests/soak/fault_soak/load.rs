@@ -1,6 +1,4 @@
 //! What the threads do: operation after operation, and a note of what each returned.
-//!
-//! Never: a look at the server past the library.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

@@ -1,8 +1,6 @@
 //! What one thread does at a time: a transaction or a single command, chosen by seed and number.
 //!
 //! Each counts its number in the ledger, in the same transaction as all else it does.
-//!
-//! Never: a connection.
 
 use redis::Cmd;
 use rediscope::{Queued, prelude::*};

@@ -18,7 +18,7 @@ use super::soak::Plan;
 const RECOVERY: Duration = Duration::from_secs(2);
 /// On top of a call's deadlines and of the machine's own worst stall: the threads are many more
 /// than the processors.
-const SLACK: Duration = Duration::from_secs(1);
+const CALL_SLACK: Duration = Duration::from_secs(1);
 /// By how much resident memory may grow between the first tenth and the last.
 const GROWTH: i64 = 10_000_000;
 
@@ -93,7 +93,7 @@ impl Report {
             );
         }
         for Timing { call, longest, culprit } in &self.timings {
-            let limit = call.limit() + self.weather.stall + SLACK;
+            let limit = call.limit() + self.weather.stall + CALL_SLACK;
             must(*longest <= limit, format!("{}: {longest:?} by {culprit}", call.text()));
         }
         if let Some(growth) = self.growth() {

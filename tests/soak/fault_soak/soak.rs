@@ -1,5 +1,6 @@
 //! The run: threads at work, faults, quiet, and then the comparison.
 
+use crate::SOON;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,11 +19,10 @@ use rediscope_testing::{eventually, try_for};
 const THREADS: usize = 64;
 /// More than any machine does in a second.
 const DEEDS_A_SECOND: usize = 20_000;
-/// So many looks in a row show the same threads.
+/// Number of counts in a row that must be equal.
 const STEADY: u32 = 20;
-/// In seconds.
+/// Timeout of a BLPOP, in seconds.
 const BLOCKED: f64 = 0.1;
-const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
@@ -57,11 +57,11 @@ pub(crate) fn run(plan: Plan) -> Report {
     let weather = observer.end();
     // Forgotten scopes are taken back in their own time.
     let quiet = || sessions.open_scopes().is_empty();
-    eventually(PATIENCE, "every scope that was forgotten was taken back", quiet);
+    eventually(SOON, "every scope that was forgotten was taken back", quiet);
     let capacity = full_capacity(&sessions);
     let status = sessions.status();
     let few = || Some(fixture.server.clients()).filter(|count| *count <= 2 * POOL as usize);
-    let connections = try_for(PATIENCE, few).unwrap_or_else(|| fixture.server.clients());
+    let connections = try_for(SOON, few).unwrap_or_else(|| fixture.server.clients());
     let threads_after = Threads::settled();
     let timings = Call::ALL.map(|call| Timing {
         call,
@@ -72,7 +72,7 @@ pub(crate) fn run(plan: Plan) -> Report {
     // connected any more, it has arrived or never will.
     sessions.close(Duration::ZERO);
     fixture.proxy.cut_all();
-    eventually(PATIENCE, "the server has no client left", || fixture.server.clients() == 0);
+    eventually(SOON, "the server has no client left", || fixture.server.clients() == 0);
     let verdict = load.ledger.close(&mut fixture.server.connection());
     Report {
         plan,
@@ -98,7 +98,7 @@ fn recovery(sessions: &SessionManager) -> Option<Duration> {
     let begun = Instant::now();
     let accounts = sessions.transactional();
     let commits = || accounts.run(|tx| Ok(tx.incr("recovered", 1))).ok();
-    try_for(PATIENCE, commits).map(|_| begun.elapsed())
+    try_for(SOON, commits).map(|_| begun.elapsed())
 }
 
 /// How long it takes until every connection that either pool may have can be held at once: no
@@ -107,14 +107,14 @@ fn full_capacity(sessions: &SessionManager) -> Option<Duration> {
     let begun = Instant::now();
     let accounts = sessions.transactional();
     let all = || (0..POOL).map(|_| accounts.begin()).collect::<Result<Vec<_>, _>>().ok();
-    try_for(PATIENCE, all)?;
+    try_for(SOON, all)?;
     // A command that blocks keeps its connection for a while.
     let blocks = || sessions.pooled().blpop::<_, Option<(String, String)>>("none", BLOCKED).is_ok();
     let all = || {
         thread::scope(|scope| (0..POOL).for_each(|_| drop(scope.spawn(blocks))));
         (sessions.status().pooled.idle == POOL).then_some(())
     };
-    try_for(PATIENCE, all)?;
+    try_for(SOON, all)?;
     Some(begun.elapsed())
 }
 
@@ -135,7 +135,7 @@ impl Threads {
             last = now;
             (looks == STEADY).then_some(now)
         };
-        try_for(PATIENCE, steady).unwrap_or_else(Self::count)
+        try_for(SOON, steady).unwrap_or_else(Self::count)
     }
 
     fn count() -> Self {

@@ -1,7 +1,8 @@
 //! The clients of the lock: threads of several processes, each process this test program again.
 //!
-//! Never: a process that outlives the one that started it. Each ends when its standard input does.
+//! A process ends when its standard input does, so none outlives the one that started it.
 
+use crate::SOON;
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +22,6 @@ const ENTRANCE: &str = "lock_soak::a_caller_that_believes_to_hold_the_lock_holds
 const THREADS: u64 = 3;
 const WAIT: Duration = Duration::from_secs(1);
 const RESPONSE: Duration = Duration::from_millis(300);
-const PATIENCE: Duration = Duration::from_secs(30);
 /// Longest life of a process that was not ended.
 const LONGEST: Duration = Duration::from_secs(600);
 pub(crate) const HISTORY: &str = "history";
@@ -119,7 +119,7 @@ impl Other {
     pub(crate) fn ends(mut self) -> bool {
         drop(self.0.stdin.take());
         let mut ended = None;
-        eventually(PATIENCE, "the process ends", || {
+        eventually(SOON, "the process ends", || {
             ended = self.0.try_wait().expect("ask after it");
             ended.is_some()
         });

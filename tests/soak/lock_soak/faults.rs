@@ -1,6 +1,4 @@
 //! What happens to the server while all clients wait for one lock.
-//!
-//! Never: a server that is left stopped or paused.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -10,7 +8,7 @@ use fastrand::Rng;
 
 use rediscope_testing::server::Server;
 
-/// So often the server is restarted.
+/// Time between two restarts of the server.
 const RESTART: Duration = Duration::from_secs(9);
 const LONG_PAUSE: Duration = Duration::from_millis(700);
 const SLIGHT: Duration = Duration::from_millis(5);

@@ -8,12 +8,12 @@
 //! A client surely held the lock from its entry "acquired" to the last question that was answered
 //! with yes.
 //!
-//! Never: a server, a clock or chance. It is a function of the entries.
+//! The check is a function of the entries alone, without a server or a clock.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
-/// Of the faults so many are described.
+/// Maximum number of faults that the report describes.
 const DESCRIBED: usize = 20;
 
 /// One entry: of which hold, and what.

@@ -1,6 +1,4 @@
-//! Records, from the crate's events, whether a thread that waits for a lock would hear of its release.
-//!
-//! Never: anything kept but that, thread by thread.
+//! Records, from the crate's events, whether a thread that waits for a lock would receive its wakeup.
 
 use std::cell::Cell;
 use std::fmt::Debug;

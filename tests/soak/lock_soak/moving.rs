@@ -1,7 +1,7 @@
-//! A lock in a cluster: its slot moves to and fro, with its keys one by one; and its master is killed,
-//! while the replica that takes over was behind.
+//! A lock in a cluster: its slot moves between masters, key by key; and its master is killed, while the
+//! promoted replica was behind.
 //!
-//! Never: a fault for the server that the history is written on.
+//! The server with the history has no faults.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use fastrand::Rng;
 
 use super::clients::{Asks, Orders, Other};
 use super::history::{Verdict, check};
-use super::scenarios::{BEHIND, Found, LONG_LEASE, PATIENCE, PROCESSES, acquired, end, entries};
+use super::scenarios::{BEHIND, Found, LONG_LEASE, PROCESSES, SCENARIO, acquired, end, entries};
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
@@ -20,7 +20,7 @@ const MASTERS: usize = 3;
 const TAG: &str = "{l}";
 /// Longer than it takes until the replica has taken over.
 const LONGER_LEASE: Duration = Duration::from_secs(6);
-/// Holds before a master is killed, and after.
+/// Number of holds before a master is killed, and after.
 const AROUND: usize = 2;
 
 fn orders(cluster: &Cluster, scribe: &Server, seed: u64, lease: Duration, asks: Asks) -> Orders {
@@ -55,7 +55,7 @@ pub(crate) fn run(seed: u64, holds: usize) -> Found {
     let (cluster, scribe) = (Cluster::start(MASTERS, 0), Server::start());
     let others = people(&orders(&cluster, &scribe, random.u64(..), LONG_LEASE, Asks::Both));
     let slot = cluster.slot(TAG);
-    eventually(PATIENCE, "the lock goes round while its slot moves", || {
+    eventually(SCENARIO, "the lock goes round while its slot moves", || {
         shift(&cluster, slot, &mut random);
         found.done += 1;
         acquired(&scribe) >= holds
@@ -100,7 +100,7 @@ pub(crate) fn fail_over(seed: u64, rounds: u64, asks: Asks, replicas: bool) -> F
             ..orders(&cluster, &scribe, random.u64(..), LONGER_LEASE, asks)
         };
         let others = people(&orders);
-        eventually(PATIENCE, "the lock goes round", || acquired(&scribe) >= AROUND);
+        eventually(SCENARIO, "the lock goes round", || acquired(&scribe) >= AROUND);
         let master = cluster.owner(slot).expect("a node serves the slot");
         let nodes = cluster.nodes();
         nodes[replica].server.sigstop();
@@ -115,7 +115,7 @@ pub(crate) fn fail_over(seed: u64, rounds: u64, asks: Asks, replicas: bool) -> F
         cluster.revive(master);
         replica = master;
         let more = acquired(&scribe) + AROUND;
-        eventually(PATIENCE, "it goes round on the new master", || acquired(&scribe) >= more);
+        eventually(SCENARIO, "it goes round on the new master", || acquired(&scribe) >= more);
         end(others);
         found.verdict.add(check(&entries(&scribe), 1));
         found.done += 1;

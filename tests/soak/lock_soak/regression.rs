@@ -1,8 +1,7 @@
-//! The accident: 64 threads try for one lock with less patience than it takes, while the connection
-//! that would wake them is killed, the server is paused and restarted.
-//!
-//! Never: a try whose answer is not counted.
+//! A former fault: 64 threads try for one lock with a wait that is too short, while the connection for
+//! wakeups is killed, the server is paused and restarted.
 
+use crate::SOON;
 use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -24,7 +23,6 @@ const HOLD: std::ops::RangeInclusive<u64> = 20..=200;
 const RESPONSE: Duration = Duration::from_millis(500);
 /// A try is many turns of its thread, each of which may come a little late.
 const GRACE: Duration = Duration::from_millis(250);
-const PATIENCE: Duration = Duration::from_secs(20);
 /// In all, and for each try. A permit or waiter that stayed behind at each would be more.
 const GROWTH: [u64; 2] = [4 << 20, 4];
 const CHANNEL: &str = "rediscope:lock:{l}:wake";
@@ -190,16 +188,16 @@ impl Report {
             let counts: Vec<redis::Value> = server.ask(&["PUBSUB", "NUMSUB", CHANNEL]);
             redis::from_redis_value::<u64>(counts[1].clone()).unwrap()
         };
-        let _ = try_for(PATIENCE, || {
+        let _ = try_for(SOON, || {
             (subscribers() == 0 && sessions.status().locks.subscriptions == 0).then_some(())
         });
         self.subscribers = subscribers();
         let status = sessions.status();
         (self.locks, self.in_use) = (status.locks, status.pooled.in_use);
         drop(sessions);
-        let _ = try_for(PATIENCE, || (server.clients() + server.subscribers() == 0).then_some(()));
+        let _ = try_for(SOON, || (server.clients() + server.subscribers() == 0).then_some(()));
         self.clients = server.clients() + server.subscribers();
-        eventually(PATIENCE, "the lock is free", || {
+        eventually(SOON, "the lock is free", || {
             server.ask::<u64>(&["EXISTS", "rediscope:lock:{l}"]) == 0
         });
         let keys: Vec<String> = server.ask(&["KEYS", "rediscope:lock:*"]);

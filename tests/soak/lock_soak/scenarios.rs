@@ -1,6 +1,6 @@
 //! What happens to the holders and to the server while the history is written.
 //!
-//! Never: a fault for the server that the history is written on.
+//! The server with the history has no faults.
 
 use std::fmt;
 use std::thread;
@@ -17,14 +17,15 @@ use rediscope_testing::server::Server;
 
 pub(crate) const PROCESSES: u64 = 4;
 const LEASE: Duration = Duration::from_millis(60);
-/// A lock is to outlive the failover, which takes a while.
+/// Longer than a failover, which the lock must outlive.
 pub(crate) const LONG_LEASE: Duration = Duration::from_secs(1);
-/// The replica is behind for as long: what it had before is over by then.
+/// Time by which the replica is behind. The leases that it has are over by then.
 pub(crate) const BEHIND: Duration = Duration::from_millis(1_200);
-/// Between two restarts.
+/// Time between two restarts.
 const RUNS: Duration = Duration::from_millis(400);
-pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
-/// Holds before a master is killed, and after.
+/// Time within which all holds of a scenario must happen.
+pub(crate) const SCENARIO: Duration = Duration::from_secs(600);
+/// Number of holds before a master is killed, and after.
 const BEFORE: usize = 4;
 const AFTER: usize = 4;
 
@@ -78,7 +79,7 @@ pub(crate) fn run(scene: Scene, seed: u64, holds: usize) -> Found {
     let operator = SessionManager::connect(server.url()).unwrap().lock("l");
     let others: Vec<_> = (0..PROCESSES).map(|number| Other::start(number, &orders)).collect();
     let mut done = 0;
-    eventually(PATIENCE, "the lock goes round", || {
+    eventually(SCENARIO, "the lock goes round", || {
         thread::sleep(Duration::from_millis(random.u64(5..80)));
         match scene {
             Scene::Expiry => {}
@@ -131,7 +132,7 @@ pub(crate) fn fail_over(seed: u64, rounds: u64, asks: Asks, replicas: bool) -> F
             replicas,
         };
         let others: Vec<_> = (0..PROCESSES).map(|number| Other::start(number, &orders)).collect();
-        eventually(PATIENCE, "the lock goes round", || acquired(&scribe) >= BEFORE);
+        eventually(SCENARIO, "the lock goes round", || acquired(&scribe) >= BEFORE);
         let behind = round % 2 == 0 || !replicas;
         if behind {
             replica.sigstop();
@@ -149,7 +150,7 @@ pub(crate) fn fail_over(seed: u64, rounds: u64, asks: Asks, replicas: bool) -> F
         proxy.set_upstream(replica.address());
         proxy.cut_all();
         let more = acquired(&scribe) + AFTER;
-        eventually(PATIENCE, "it goes round on the new master", || acquired(&scribe) >= more);
+        eventually(SCENARIO, "it goes round on the new master", || acquired(&scribe) >= more);
         end(others);
         verdict.add(check(&entries(&scribe), 1));
         done += 1;

@@ -1,10 +1,9 @@
-//! Writes that are fenced by a lock which is taken from its holder before, during and behind them.
+//! Writes that are fenced by a lock, which its holder loses before, during and after them.
 //!
-//! Each write takes along, in the same transaction, a copy of the lock's holder as the server has it.
-//! So the data of each write that landed have the holder of that moment.
-//!
-//! Never: a write that is not compared.
+//! Each write copies, in the same transaction, the lock's holder on the server. So the data of each
+//! applied write have the holder of that moment.
 
+use crate::SOON;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
@@ -21,7 +20,6 @@ use rediscope_testing::server::Server;
 
 const WORKERS: u64 = 8;
 const IDS: u64 = 10_000_000;
-const PATIENCE: Duration = Duration::from_secs(20);
 const LEASE: Duration = Duration::from_secs(60);
 const CHUNK: usize = 1_000;
 const DESCRIBED: usize = 20;
@@ -193,7 +191,7 @@ impl<'a> Worker<'a> {
     ) -> Write {
         let form = FORMS[self.random.usize(..FORMS.len())];
         let loss = LOSSES[self.random.usize(..LOSSES.len())];
-        let guard = self.mine.acquire(PATIENCE).expect("no other client wants it");
+        let guard = self.mine.acquire(SOON).expect("no other client wants it");
         let handle = match self.fenced {
             true => self.handle.fenced_by(&guard),
             false => self.handle.clone(),
@@ -216,7 +214,7 @@ impl<'a> Worker<'a> {
             _ => {}
         });
         if loss == Loss::Racing {
-            theirs = guards.recv_timeout(PATIENCE).ok();
+            theirs = guards.recv_timeout(SOON).ok();
         }
         let token = guard.fencing_token();
         drop((theirs, guard));
@@ -230,7 +228,7 @@ impl<'a> Worker<'a> {
 
 /// Takes the lock from any holder.
 fn take(lock: &Lock) -> LockGuard {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + SOON;
     loop {
         // Connections are killed.
         let _ = lock.force_release();

@@ -12,7 +12,8 @@ use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
 use rediscope_testing::soak::number;
 
-const SOON: Duration = Duration::from_secs(40);
+/// Time within which writes succeed again after a failover.
+const FAILOVER: Duration = Duration::from_secs(40);
 
 fn rounds() -> usize {
     number("TOPOLOGY_ROUNDS").map_or(1, |rounds| rounds as usize)
@@ -41,7 +42,7 @@ fn nothing_is_torn_lost_or_doubled_while_slots_move_masters_die_and_nodes_come_a
             .collect();
         let ledger = Ledger::default();
         // It runs on while a failover is waited for.
-        let patient = RetryPolicy::default().deadline(SOON);
+        let patient = RetryPolicy::default().deadline(FAILOVER);
         let waits = TransactionOptions::new().retry(patient);
         let waits = waits.wait_replicas(1, Duration::from_secs(2));
         let handles = [
@@ -59,7 +60,7 @@ fn nothing_is_torn_lost_or_doubled_while_slots_move_masters_die_and_nodes_come_a
             }
             let goes_on = |what: &str| {
                 let before = ledger.acknowledged.load(Ordering::Relaxed);
-                eventually(SOON, what, || {
+                eventually(FAILOVER, what, || {
                     ledger.acknowledged.load(Ordering::Relaxed) >= before + 30
                 });
             };
