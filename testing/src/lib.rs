@@ -22,6 +22,7 @@ pub mod soak;
 pub mod tls;
 pub mod unresponsive_port;
 
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -76,6 +77,14 @@ pub fn in_time<T: Send + 'static>(
         Err(RecvTimeoutError::Timeout) => panic!("not within {deadline:?}: {what}"),
         Err(RecvTimeoutError::Disconnected) => panic!("it panicked: {what}"),
     }
+}
+
+/// Reports on the standard error of a passed test why it asserts nothing on this machine.
+pub fn not_run(reason: &str) {
+    let thread = thread::current();
+    let test = thread.name().unwrap_or("a test");
+    // The macros would be captured.
+    let _ = writeln!(io::stderr(), "not run: {test}: {reason}");
 }
 
 /// Runs `call` under a log of its own.

@@ -27,9 +27,28 @@ fn every_test_that_the_guarantees_name_exists() {
     read_all(Path::new("tests"), &mut code);
     read_all(Path::new("testing"), &mut code);
     read_all(Path::new("src"), &mut code);
-    let absent: Vec<_> =
-        named.iter().filter(|name| !code.contains(&format!("fn {name}("))).collect();
-    assert!(absent.is_empty(), "named, but absent: {absent:#?}");
+    let tests = tests_in(&code);
+    let absent: Vec<_> = named.iter().filter(|name| !tests.contains(*name)).collect();
+    assert!(absent.is_empty(), "named, but no test: {absent:#?}");
+}
+
+/// The names of the functions with `#[test]`, and of those to which `on_every_topology!` gives it.
+fn tests_in(code: &str) -> BTreeSet<&str> {
+    let after_attribute = code.split("#[test]\n").skip(1);
+    let functions = after_attribute.filter_map(|rest| {
+        let mut lines = rest.lines().map(str::trim_start);
+        lines.find(|line| !line.starts_with("#[") && !line.starts_with("//"))?.strip_prefix("fn ")
+    });
+    let rows = code.split("on_every_topology! {").skip(1).filter_map(|rest| rest.split('}').next());
+    let functions = functions.filter_map(|function| function.split('(').next());
+    functions.chain(rows.flat_map(str::split_whitespace)).collect()
+}
+
+#[test]
+fn a_function_without_the_attribute_is_no_test() {
+    let code =
+        "#[test]\n#[cfg(unix)]\nfn a() {}\nfn b() {}\n    #[test]\n    // Why.\n    fn c() {}";
+    assert_eq!(tests_in(code), BTreeSet::from(["a", "c"]));
 }
 
 #[test]

@@ -11,9 +11,9 @@ use rediscope::{
 };
 
 use crate::exactly_once::fixture::{Fate, commit_error, doubt, start, start_on, start_with};
-use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 use rediscope_testing::server::{Server, valkey};
+use rediscope_testing::{eventually, not_run};
 
 /// Timeout of a wait for a replica that does not exist.
 const SHORT_WAIT: Duration = Duration::from_millis(50);
@@ -275,7 +275,7 @@ fn with_waitaof(arguments: &[&str]) -> Option<Server> {
     }
     let valkey = valkey();
     if valkey.is_none() {
-        eprintln!("not run: no server here knows WAITAOF; set VALKEY_SERVER to one");
+        not_run("no server here knows WAITAOF; set VALKEY_SERVER to one");
     }
     Some(Server::of(valkey?, arguments))
 }

@@ -7,6 +7,7 @@ use crate::fixture::LONG;
 use crate::side::BuildSide as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -344,7 +345,7 @@ fn however_a_scope_ends_the_next_borrower_finds_a_connection_like_a_fresh_one() 
     let cells = || {
         [LONG, Duration::ZERO].iter().flat_map(|trust| ENDS.iter().map(move |end| (*trust, end)))
     };
-    let next = Mutex::new(cells());
+    let (next, ended) = (Mutex::new(cells()), AtomicUsize::new(0));
     thread::scope(|scope| {
         for _ in 0..12 {
             scope.spawn(|| {
@@ -355,9 +356,11 @@ fn however_a_scope_ends_the_next_borrower_finds_a_connection_like_a_fresh_one() 
                     fixture.next_borrower("at first");
                     end(&mut fixture);
                     fixture.next_borrower(name);
+                    ended.fetch_add(1, Ordering::Relaxed);
                 }
             });
         }
     });
-    println!("{} scopes", cells().count());
+    let ended = ended.into_inner();
+    assert!(ended == cells().count() && ended >= 70, "{ended} scopes");
 }

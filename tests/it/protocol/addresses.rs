@@ -6,8 +6,8 @@ use rediscope::{Applied, CommitError, Error, Outcome, ReplyError, SessionManager
 
 use super::rejected::rejected;
 use crate::fixture::proxied::{assert_outcome, client_ids, commit_error, warm};
-use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
+use rediscope_testing::{eventually, not_run};
 
 /// The contract's rows that need no broken connection, seen by another connection in `db`.
 fn contract(server: &Server, url: &str, db: i64) {
@@ -124,7 +124,7 @@ fn all_of_it_together_keeps_the_contract() {
 #[test]
 fn an_ipv6_address_keeps_the_contract() {
     if std::net::TcpListener::bind("[::1]:0").is_err() {
-        println!("not run: there is no IPv6 loopback here");
+        not_run("there is no IPv6 loopback here");
         return;
     }
     // The test's own connections come by IPv4.
