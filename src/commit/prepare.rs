@@ -16,6 +16,7 @@ use crate::error::any::CommitError;
 use crate::error::any::Error;
 use crate::error::applied::Applied;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
+use crate::error::hint::CrateError;
 use crate::pool::checkout::Checkout;
 use crate::protocol::command::info::WAITAOF_INFO;
 use crate::protocol::command::info::is_unknown;
@@ -281,9 +282,9 @@ struct RefusedStep {
     error: ServerError,
 }
 
-impl From<RefusedStep> for Error {
-    fn from(refused: RefusedStep) -> Self {
-        Self::Command { command: refused.command.to_owned(), error: refused.error }
+impl CrateError for RefusedStep {
+    fn into_error(self) -> Error {
+        Error::Command { command: self.command.to_owned(), error: self.error }
     }
 }
 

@@ -8,6 +8,7 @@ use crate::error::checkout::CheckoutError;
 use crate::error::condition::FailedCondition;
 use crate::error::config::ConfigError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
+use crate::error::hint::CrateError;
 use crate::error::in_doubt::InDoubt;
 use crate::error::lock::LockError;
 use crate::error::pin_expired::PinExpired;
@@ -45,11 +46,11 @@ pub enum Error {
     /// No connection was available.
     Checkout(CheckoutError),
     /// A transaction was not committed as a whole, as far as is known.
-    Commit(Box<CommitError>),
+    Commit(CommitError),
     /// A transaction was applied, but one of its values cannot be returned.
     Reply(ReplyError),
     /// A lock was not acquired, or is no longer held.
-    Lock(Box<LockError>),
+    Lock(LockError),
     /// The scope was not used for `max_pin_time`.
     PinExpired(PinExpired),
     /// A command that would change a shared connection, end the scope or stop the server was
@@ -178,7 +179,6 @@ pub enum Error {
 /// | `KeyNotKept` | ran it, **it was applied**; its key or register may not hold |
 /// | `AlreadyCommitted` | nothing: an earlier transaction with this key was applied |
 /// | `LockLost` | nothing: the lock that it was fenced by is no longer held |
-/// | `PinExpired` | nothing: the scope was not used for `max_pin_time` |
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum CommitError {
@@ -265,8 +265,6 @@ pub enum CommitError {
     /// Nothing was applied: the guard no longer holds the lock that the transaction was [fenced
     /// by](crate::Transactional::fenced_by).
     LockLost,
-    /// Nothing was applied: the scope was not used for `max_pin_time`.
-    PinExpired(PinExpired),
 }
 
 impl Error {
@@ -343,17 +341,68 @@ impl std::error::Error for Error {
     }
 }
 
-macro_rules! from {
+macro_rules! crate_errors {
     ($($variant:ident($error:ty)),+) => {$(
-        impl From<$error> for Error {
-            fn from(error: $error) -> Self {
-                Self::$variant(error)
+        impl CrateError for $error {
+            fn into_error(self) -> Error {
+                Error::$variant(self)
             }
         }
     )+};
 }
 
-from!(Config(ConfigError), Checkout(CheckoutError), Reply(ReplyError), PinExpired(PinExpired));
+crate_errors! {
+    Config(ConfigError), Checkout(CheckoutError), Reply(ReplyError), Lock(LockError),
+    PinExpired(PinExpired)
+}
+
+/// The cause of a transaction that had no connection stays an error of its own.
+impl CrateError for CommitError {
+    fn into_error(self) -> Error {
+        match self {
+            Self::NotSent { source }
+                if matches!(*source, Error::Checkout(_) | Error::PinExpired(_)) =>
+            {
+                *source
+            }
+            error => Error::Commit(error),
+        }
+    }
+}
+
+impl CrateError for CrossSlot {
+    fn into_error(self) -> Error {
+        let Self { command, bound, other } = self;
+        Error::CrossSlot { command, bound, other }
+    }
+}
+
+macro_rules! accessors {
+    ($($(#[$doc:meta])* $name:ident: $variant:ident($error:ty);)+) => {
+        impl Error {$(
+            $(#[$doc])*
+            pub fn $name(&self) -> Option<&$error> {
+                match self {
+                    Self::$variant(error) => Some(error),
+                    _ => None,
+                }
+            }
+        )+}
+    };
+}
+
+accessors! {
+    /// Returns the error of a commit, which has what the server did with the transaction.
+    as_commit: Commit(CommitError);
+    /// Returns the reason why a value of an **applied** transaction cannot be returned.
+    as_reply: Reply(ReplyError);
+    /// Returns the reason why no connection was available, with the holders of the others.
+    as_checkout: Checkout(CheckoutError);
+    /// Returns the reason why a lock was not acquired, or is no longer held.
+    as_lock: Lock(LockError);
+    /// Returns the setting that cannot work.
+    as_config: Config(ConfigError);
+}
 
 impl Error {
     /// Returns what the server did with the commands of the failed call.
@@ -408,18 +457,50 @@ impl Error {
         }
     }
 
-    /// Returns the error of a commit, if it is one.
-    pub fn as_commit(&self) -> Option<&CommitError> {
-        match self {
-            Self::Commit(error) => Some(error),
+    /// Returns the doubt of a commit whose reply was lost, to resolve it or to keep its token.
+    ///
+    /// ```no_run
+    /// # use rediscope::{Resolution, SessionManager, TransactionOptions, prelude::*};
+    /// # fn main() -> Result<(), rediscope::Error> {
+    /// # let sessions = SessionManager::connect("redis://127.0.0.1/")?;
+    /// let transfers = sessions.transactional().with(TransactionOptions::new().exactly_once());
+    /// if let Err(error) = transfers.run(|tx| Ok(tx.decr("balance:alice", 30))) {
+    ///     match error.as_in_doubt().map(|doubt| doubt.resolve()) {
+    ///         Some(Resolution::Committed) => println!("applied, its replies are lost"),
+    ///         _ => return Err(error),
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn as_in_doubt(&self) -> Option<&InDoubt> {
+        match self.as_commit()? {
+            CommitError::InDoubt(doubt) => Some(doubt),
             _ => None,
         }
     }
 
-    /// Returns the error of a lock, if it is one.
-    pub fn as_lock(&self) -> Option<&LockError> {
+    /// Returns the replies of a commit that was applied, at least in part: of `PartlyApplied`,
+    /// `NotIsolated`, `NotReplicated` and `KeyNotKept`. They show what there is to repair.
+    pub fn replies(&self) -> Option<&Replies> {
+        match self.as_commit()? {
+            CommitError::PartlyApplied { replies }
+            | CommitError::NotIsolated { replies }
+            | CommitError::NotReplicated { replies, .. }
+            | CommitError::KeyNotKept { replies, .. } => Some(replies),
+            _ => None,
+        }
+    }
+
+    /// Returns the server's code (`WRONGTYPE`, `OOM`, `NOPERM`) if the server refused a command: the
+    /// first one of several.
+    pub fn code(&self) -> Option<&str> {
         match self {
-            Self::Lock(error) => Some(error),
+            Self::Commit(CommitError::NotSent { source }) => source.code(),
+            Self::Commit(error) => error.code(),
+            Self::Command { error, .. }
+            | Self::Pipeline { error, .. }
+            | Self::Reply(ReplyError::Failed { error, .. })
+            | Self::Lock(LockError::Command { error, .. }) => Some(error.code()),
             _ => None,
         }
     }
@@ -437,32 +518,6 @@ impl Error {
                 Self::Command { command, error: error.with_full_text(full) }
             }
             error => error,
-        }
-    }
-}
-
-impl From<CrossSlot> for Error {
-    fn from(CrossSlot { command, bound, other }: CrossSlot) -> Self {
-        Self::CrossSlot { command, bound, other }
-    }
-}
-
-/// A failed checkout during a commit stays [`Error::Checkout`].
-impl From<CommitError> for Error {
-    fn from(error: CommitError) -> Self {
-        match error {
-            CommitError::NotSent { source } if matches!(*source, Self::Checkout(_)) => *source,
-            error => Self::Commit(Box::new(error)),
-        }
-    }
-}
-
-/// A failed checkout for a lock is [`Error::Checkout`] too.
-impl From<LockError> for Error {
-    fn from(error: LockError) -> Self {
-        match error {
-            LockError::Checkout(error) => Self::Checkout(error),
-            error => Self::Lock(Box::new(error)),
         }
     }
 }

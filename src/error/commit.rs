@@ -9,6 +9,7 @@ use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
 use crate::error::pin_expired::PinExpired;
 use crate::protocol::server_error::ServerError;
+use crate::reply::error::ReplyError;
 use crate::reply::replies::Replies;
 use crate::text::{count, display};
 
@@ -46,7 +47,6 @@ impl CommitError {
             Self::LockLost => f.write_str(
                 "nothing was applied: the lock that the transaction was fenced by is no longer held",
             ),
-            Self::PinExpired(expired) => expired.text(f),
         }
     }
 }
@@ -64,40 +64,28 @@ impl StdError for CommitError {
     }
 }
 
-/// Writes the number of failed commands, and the first of them.
+/// Writes the number of failed commands, and which is the first. Its error is the cause.
 fn partly(replies: &Replies, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let (failed, all) = (replies.failures(), replies.len());
-    if failed < all {
-        write!(f, "partly applied: {failed} of {} failed and ", count(all, "command"))?;
-        f.write_str(if all - failed == 1 {
-            "the other one was applied"
-        } else {
-            "the others were applied"
-        })?;
-    } else {
-        if replies.changed_nothing() {
-            f.write_str("nothing was changed: ")?;
-        }
-        match all {
-            1 => f.write_str("the only command failed")?,
-            all => write!(f, "all {all} commands failed")?,
-        }
-        if !replies.changed_nothing() {
-            f.write_str(" and may have written before")?;
-        }
-    }
+    let state = match failed < all {
+        true => "partly applied",
+        false if replies.changed_nothing() => "nothing was changed",
+        false => "a failed command may have written",
+    };
+    write!(f, "{state}: {failed} of {} failed", count(all, "command"))?;
     match replies.first_error() {
-        Some(crate::reply::error::ReplyError::Failed { index, command, error }) => {
-            let first = if failed == 1 { "it was" } else { "the first was" };
-            write!(f, "; {first} {command} (command {index}): {}", error.code())
+        Some(ReplyError::Failed { index, command, .. }) => {
+            let first = if failed == 1 { "" } else { "first " };
+            write!(f, ", {first}{command} at index {index}")
         }
         _ => Ok(()),
     }
 }
 
+/// Of a reclaimed scope nothing is left to send.
 impl From<PinExpired> for CommitError {
     fn from(error: PinExpired) -> Self {
-        Self::PinExpired(error)
+        Self::not_sent(error)
     }
 }
 
@@ -115,8 +103,7 @@ impl CommitError {
             Self::Rejected { .. }
             | Self::NotSent { .. }
             | Self::AlreadyCommitted
-            | Self::LockLost
-            | Self::PinExpired(_) => Applied::No,
+            | Self::LockLost => Applied::No,
             Self::PartlyApplied { replies } | Self::KeyNotKept { replies, .. }
                 if replies.changed_nothing() =>
             {
@@ -151,8 +138,7 @@ impl CommitError {
             | Self::NotReplicated { .. }
             | Self::KeyNotKept { .. }
             | Self::AlreadyCommitted
-            | Self::LockLost
-            | Self::PinExpired(_) => false,
+            | Self::LockLost => false,
         }
     }
 
@@ -165,11 +151,9 @@ impl CommitError {
             }
             Self::NotReplicated { refused, .. } => refused.as_ref().map(ServerError::code),
             Self::KeyNotKept { error, .. } => Some(error.code()),
-            Self::NotSent { .. }
-            | Self::InDoubt(_)
-            | Self::AlreadyCommitted
-            | Self::LockLost
-            | Self::PinExpired(_) => None,
+            Self::NotSent { .. } | Self::InDoubt(_) | Self::AlreadyCommitted | Self::LockLost => {
+                None
+            }
         }
     }
 

@@ -83,14 +83,14 @@ impl InDoubt {
     /// [`GET`](https://redis.io/docs/latest/commands/get/) on the connection's register.
     ///
     /// ```no_run
-    /// # use rediscope::{CommitError, Resolution, SessionManager, TransactionOptions, prelude::*};
-    /// # fn main() -> Result<(), rediscope::Error> {
+    /// # use rediscope::{CommitError, Error, Resolution, SessionManager, TransactionOptions, prelude::*};
+    /// # fn main() -> Result<(), Error> {
     /// # let sessions = SessionManager::connect("redis://127.0.0.1/")?;
     /// let transfers = sessions.transactional().with(TransactionOptions::new().exactly_once());
     /// let mut tx = transfers.begin()?;
     /// tx.decr("balance:alice", 30);
     /// match tx.commit() {
-    ///     Err(CommitError::InDoubt(doubt)) => match doubt.resolve() {
+    ///     Err(Error::Commit(CommitError::InDoubt(doubt))) => match doubt.resolve() {
     ///         Resolution::Committed => println!("applied, its replies are lost"),
     ///         Resolution::NotCommitted => println!("not applied, and never will be"),
     ///         Resolution::StillUnknown { why } => println!("unknown: {why}"),

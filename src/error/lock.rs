@@ -2,12 +2,12 @@
 //!
 //! No error contains a lock's name or its owner's token.
 
-use std::error::Error;
+use std::error::Error as StdError;
 use std::fmt;
 use std::time::Duration;
 
+use crate::error::any::Error;
 use crate::error::applied::Applied;
-use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
 use crate::protocol::lock::acquire::LockHolder;
 use crate::protocol::replication::ReplicaAcks;
@@ -62,8 +62,6 @@ pub enum LockError {
         /// The reason.
         why: LostReason,
     },
-    /// No connection was available.
-    Checkout(CheckoutError),
     /// The server refused. If it stopped one of the library's scripts in between, because of a
     /// missing permission, [`applied`](Self::applied) is `Unknown`; an acquisition is then
     /// released.
@@ -119,8 +117,12 @@ display!(LockError);
 
 impl LockError {
     /// The request cannot work.
-    pub(crate) fn refused(setting: &'static str, reason: &'static str) -> Self {
-        Self::Refused { setting, reason }
+    pub(crate) fn refused(setting: &'static str, reason: &'static str) -> Error {
+        Self::Refused { setting, reason }.into()
+    }
+
+    pub(crate) fn lost(why: LostReason) -> Error {
+        Self::Lost { why }.into()
     }
 
     pub(crate) fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -130,7 +132,6 @@ impl LockError {
                 holder.as_ref().map_or(Ok(()), |holder| write!(f, "; held by {holder}"))
             }
             Self::Lost { why } => write!(f, "the lock was lost: {why}"),
-            Self::Checkout(error) => error.text(f),
             Self::Command { during, error } => {
                 write!(f, "{during} was refused by the server: {error}")
             }
@@ -154,19 +155,12 @@ impl LockError {
     }
 }
 
-impl Error for LockError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
+impl StdError for LockError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
-            Self::Checkout(error) => error.source(),
             Self::Connection { source, .. } => Some(source),
             _ => None,
         }
-    }
-}
-
-impl From<CheckoutError> for LockError {
-    fn from(error: CheckoutError) -> Self {
-        Self::Checkout(error)
     }
 }
 
@@ -176,7 +170,6 @@ impl LockError {
         match self {
             Self::Timeout { .. }
             | Self::Lost { .. }
-            | Self::Checkout(_)
             | Self::NotReplicated { .. }
             | Self::OtherPermits { .. }
             | Self::NoFencingToken
@@ -200,7 +193,6 @@ impl LockError {
             | Self::OtherPermits { .. }
             | Self::NoFencingToken
             | Self::Refused { .. } => false,
-            Self::Checkout(error) => error.is_retryable(),
             Self::Command { error, .. } => error.is_transient(),
         }
     }

@@ -11,6 +11,7 @@ pub(crate) mod commit;
 pub(crate) mod condition;
 pub(crate) mod config;
 pub(crate) mod connection;
+pub(crate) mod hint;
 pub(crate) mod in_doubt;
 pub(crate) mod lock;
 pub(crate) mod open_scope;

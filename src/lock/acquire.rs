@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::error::any::Error;
 use crate::error::applied::Applied;
 use crate::error::connection::ConnectionError;
 use crate::error::lock::{LockError, LostReason};
@@ -59,8 +60,8 @@ pub(crate) fn acquire(
     manager: &Arc<LockManager>,
     (request, permits): (&LockRequest, &Permits),
     wait: Duration,
-) -> Result<LockGuard, LockError> {
-    manager.settings.here().map_err(LockError::Checkout)?;
+) -> Result<LockGuard, Error> {
+    manager.settings.here()?;
     let started = Instant::now();
     // An instant that far ahead may not exist; a day has the same effect.
     let deadline = started + wait.min(Duration::from_secs(24 * 60 * 60));
@@ -89,13 +90,13 @@ pub(crate) fn acquire(
             Err(error) if error.is_retryable() && !wait.is_zero() => Some(error),
             Err(error) => return Err(error),
         };
-        let waited = |failure: Option<LockError>, holder: Option<LockHolder>| {
+        let waited = |failure: Option<Error>, holder: Option<LockHolder>| {
             let waited = started.elapsed();
             if !wait.is_zero() {
                 manager.counters.timeouts.add();
                 tracing::debug!(?waited, "lock not acquired");
             }
-            failure.unwrap_or(LockError::Timeout { waited, holder })
+            failure.unwrap_or(LockError::Timeout { waited, holder }.into())
         };
         if Instant::now() >= deadline {
             return Err(waited(failure, holder));
@@ -159,7 +160,7 @@ impl<'a> Acquisition<'a> {
         request: &'a LockRequest,
         permits: &'a Permits,
         deadline: Instant,
-    ) -> Result<Self, LockError> {
+    ) -> Result<Self, Error> {
         let mut random = [0; 16];
         getrandom::fill(&mut random)
             .map_err(|_| LockError::refused("token", "the system has no random bits to give"))?;
@@ -177,7 +178,7 @@ impl<'a> Acquisition<'a> {
         })
     }
 
-    fn try_once(&mut self, enqueue: bool) -> Result<AttemptResult, LockError> {
+    fn try_once(&mut self, enqueue: bool) -> Result<AttemptResult, Error> {
         let permits = self.permits.get();
         let waits = enqueue.then(|| self.deadline.saturating_duration_since(Instant::now()));
         let call = self.request.call(&self.owner_token, permits, waits);
@@ -191,7 +192,7 @@ impl<'a> Acquisition<'a> {
             if !failed.may_arrive() {
                 (self.may_hold, self.queued) = (maybe_in_flight, queued);
             }
-            failed.into_lock_error("acquire")
+            failed.into_error("acquire")
         })?;
         // A copy that was sent on a lost connection may still arrive.
         let maybe_in_flight = maybe_in_flight || replies.repeated;
@@ -200,7 +201,7 @@ impl<'a> Acquisition<'a> {
         let outcome = match reply {
             AcquireReply::Held(fencing) => return self.held(fencing, &replies, maybe_in_flight),
             // Only this attempt releases its token.
-            AcquireReply::Released => return Err(LockError::Lost { why: LostReason::Gone }),
+            AcquireReply::Released => return Err(LockError::lost(LostReason::Gone)),
             AcquireReply::Unexpected => return Err(unexpected_reply("acquire")),
             AcquireReply::Busy(holder) => Ok(AttemptResult::Busy(holder)),
             // If this handle's number has just changed, the call is repeated with the new one.
@@ -209,9 +210,9 @@ impl<'a> Acquisition<'a> {
                 return self.try_once(enqueue);
             }
             AcquireReply::OtherPermits(kept) => {
-                Err(LockError::OtherPermits { asked: permits, kept })
+                Err(LockError::OtherPermits { asked: permits, kept }.into())
             }
-            AcquireReply::NoFencingToken => Err(LockError::NoFencingToken),
+            AcquireReply::NoFencingToken => Err(LockError::NoFencingToken.into()),
             AcquireReply::Error(error) => {
                 let error = refused("acquire", error);
                 self.maybe_partial |= error.applied() != Applied::No;
@@ -230,18 +231,20 @@ impl<'a> Acquisition<'a> {
         fencing: Option<u64>,
         replies: &ScriptReplies,
         maybe_in_flight: bool,
-    ) -> Result<AttemptResult, LockError> {
+    ) -> Result<AttemptResult, Error> {
         // The reply has arrived: no copy of the request is in flight, unless there is another one.
         (self.may_hold, self.maybe_partial) = (maybe_in_flight, true);
         let Some(fencing) = fencing else { return Err(unexpected_reply("acquire")) };
         if let Some(wanted) = &self.request.replicas {
             let got = match replies.values.get(1).map(|answer| wanted.acks(answer)) {
-                Some(Err(error)) => return Err(LockError::Command { during: "acquire", error }),
+                Some(Err(error)) => {
+                    return Err(LockError::Command { during: "acquire", error }.into());
+                }
                 Some(Ok(got)) => got,
                 None => ReplicaAcks::default(),
             };
             if !wanted.is_met_by(got) {
-                return Err(LockError::NotReplicated { wanted: wanted.wanted(), got });
+                return Err(LockError::NotReplicated { wanted: wanted.wanted(), got }.into());
             }
         }
         if valid_until(self.request.lease, replies.timing) <= Instant::now() {
@@ -249,7 +252,7 @@ impl<'a> Acquisition<'a> {
             // then.
             let late =
                 ConnectionError::timed_out("the reply arrived when the lease had nearly ended");
-            return Err(LockError::Connection { during: "acquire", source: late });
+            return Err(LockError::Connection { during: "acquire", source: late }.into());
         }
         let counters = Arc::clone(&self.manager.counters);
         let token = self.owner_token.clone();

@@ -84,7 +84,7 @@ pub(crate) struct ScriptReplies {
 
 impl ScriptReplies {
     /// Returns whether the owner token held the lock that was renewed or released.
-    pub(crate) fn was_held(&self, during: &'static str) -> Result<bool, LockError> {
+    pub(crate) fn was_held(&self, during: &'static str) -> Result<bool, Error> {
         self.values.first().and_then(was_held).ok_or_else(|| unexpected_reply(during))
     }
 }
@@ -104,16 +104,16 @@ impl CallError {
         !matches!(self, Self::Checkout { sent_before: false, .. })
     }
 
-    pub(crate) fn into_lock_error(self, during: &'static str) -> LockError {
+    pub(crate) fn into_error(self, during: &'static str) -> Error {
         let source = match self {
-            Self::Checkout { error, sent_before: false } => return LockError::Checkout(error),
+            Self::Checkout { error, sent_before: false } => return error.into(),
             Self::Checkout { error: CheckoutError::Connect { source, .. }, .. } => source,
             Self::Checkout { .. } => {
                 ConnectionError::timed_out("no connection to send it again on")
             }
             Self::Lost(source) => source,
         };
-        LockError::Connection { during, source }
+        LockError::Connection { during, source }.into()
     }
 }
 
@@ -162,9 +162,9 @@ impl ScriptClient {
         call: &ScriptCall,
         via: Via<'_>,
         limit: Instant,
-    ) -> Result<ScriptReplies, LockError> {
+    ) -> Result<ScriptReplies, Error> {
         let asked = self.ask(&[call], via, limit);
-        let replies = asked.map_err(|failed| failed.into_lock_error(during))?;
+        let replies = asked.map_err(|failed| failed.into_error(during))?;
         match replies.values.first() {
             Some(Value::ServerError(error)) => Err(refused(during, error)),
             _ => Ok(replies),
@@ -452,11 +452,12 @@ fn exchange(
 }
 
 /// The server's refusal as an error.
-pub(crate) fn refused(during: &'static str, error: &redis::ServerError) -> LockError {
-    LockError::Command { during, error: ServerError::of_own_script(error) }
+pub(crate) fn refused(during: &'static str, error: &redis::ServerError) -> Error {
+    LockError::Command { during, error: ServerError::of_own_script(error) }.into()
 }
 
 /// The error for a reply that no script of this crate returns.
-pub(crate) fn unexpected_reply(during: &'static str) -> LockError {
-    LockError::Connection { during, source: ConnectionError::unexpected("a reply of another type") }
+pub(crate) fn unexpected_reply(during: &'static str) -> Error {
+    let source = ConnectionError::unexpected("a reply of another type");
+    LockError::Connection { during, source }.into()
 }

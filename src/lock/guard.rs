@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::commit::lock_check::LockCheck;
+use crate::error::any::Error;
 use crate::error::lock::{LockError, LostReason};
 use crate::lock::client::Via;
 use crate::lock::lease::LockLease;
@@ -149,11 +150,10 @@ impl LockGuard {
     /// # Errors
     /// [`LockError::Lost`]. With any other error the server could not be reached or refused, and
     /// the lock is held for [`remaining`](Self::remaining).
-    pub fn ensure_held(&self) -> Result<(), LockError> {
-        self.manager.settings.here().map_err(LockError::Checkout)?;
-        let lost = |why| Err(LockError::Lost { why });
+    pub fn ensure_held(&self) -> Result<(), Error> {
+        self.manager.settings.here()?;
         if let Some(why) = self.lock_lease.lost() {
-            return lost(why);
+            return Err(LockError::lost(why));
         }
         let settings = &self.manager.settings;
         let limit = Instant::now() + settings.checkout_timeout + settings.response_timeout;
@@ -173,7 +173,7 @@ impl LockGuard {
         });
         // The lock may have been lost while the request was in flight.
         match self.lock_lease.lost() {
-            Some(why) => lost(why),
+            Some(why) => Err(LockError::lost(why)),
             None => answer,
         }
     }
@@ -215,14 +215,14 @@ impl LockGuard {
     /// [`LockError::Lost`] if this guard no longer held the lock. Another caller may have held it
     /// meanwhile; no other caller's lock was released. With any other error the server could not be
     /// reached within `checkout_timeout`; the release continues in the background.
-    pub fn release(mut self) -> Result<(), LockError> {
+    pub fn release(mut self) -> Result<(), Error> {
         let settings = &self.manager.settings;
         let limit = Instant::now() + settings.checkout_timeout + settings.response_timeout;
         self.release_within(limit)
     }
 
-    fn release_within(&mut self, limit: Instant) -> Result<(), LockError> {
-        self.manager.settings.here().map_err(LockError::Checkout)?;
+    fn release_within(&mut self, limit: Instant) -> Result<(), Error> {
+        self.manager.settings.here()?;
         if self.end == GuardState::Held {
             self.end = if self.lock_lease.drop_handle() {
                 GuardState::Releasing

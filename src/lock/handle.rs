@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use redis::Value;
 
 use crate::error::any::Error;
+use crate::error::hint::WithError;
 use crate::error::lock::LockError;
 use crate::lock::acquire::{Permits, acquire};
 use crate::lock::client::{Via, unexpected_reply};
@@ -33,7 +34,7 @@ const LONGEST_LABEL: usize = 256;
 ///
 /// ```no_run
 /// use std::time::Duration;
-/// use rediscope::{LockError, SessionManager};
+/// use rediscope::{Error, LockError, SessionManager};
 ///
 /// # fn main() -> Result<(), rediscope::Error> {
 /// let sessions = SessionManager::connect("redis://127.0.0.1/")?;
@@ -43,8 +44,8 @@ const LONGEST_LABEL: usize = 256;
 ///         println!("writing as number {}", guard.fencing_token());
 ///         guard.release()?;
 ///     }
-///     Err(LockError::Timeout { holder, .. }) => println!("busy: {holder:?}"),
-///     Err(error) => return Err(error.into()),
+///     Err(Error::Lock(LockError::Timeout { holder, .. })) => println!("busy: {holder:?}"),
+///     Err(error) => return Err(error),
 /// }
 /// # Ok(()) }
 /// ```
@@ -59,7 +60,7 @@ pub struct Lock {
     request: LockRequest,
     /// Maximum number of holders. All clones of a handle share it.
     permits: Arc<Permits>,
-    refused: Option<LockError>,
+    refused: Option<Error>,
 }
 
 impl UnwindSafe for Lock {}
@@ -162,7 +163,7 @@ impl Lock {
     /// [`LockError::Timeout`] with the holder; the last failure to reach the server, if it lasted
     /// to the end. The call leaves nothing behind: an acquisition without a reply is released, in
     /// the background if necessary.
-    pub fn acquire(&self, wait: Duration) -> Result<LockGuard, LockError> {
+    pub fn acquire(&self, wait: Duration) -> Result<LockGuard, Error> {
         self.check()?;
         acquire(&self.manager, (&self.request, &self.permits), wait)
     }
@@ -171,10 +172,10 @@ impl Lock {
     ///
     /// # Errors
     /// The server could not be reached within `response_timeout`, or refused.
-    pub fn try_acquire(&self) -> Result<Option<LockGuard>, LockError> {
+    pub fn try_acquire(&self) -> Result<Option<LockGuard>, Error> {
         match self.acquire(Duration::ZERO) {
             Ok(guard) => Ok(Some(guard)),
-            Err(LockError::Timeout { .. }) => Ok(None),
+            Err(Error::Lock(LockError::Timeout { .. })) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -197,12 +198,12 @@ impl Lock {
     /// The errors of [`acquire`](Self::acquire): the closure was not run. The closure's own error.
     /// The errors of [`LockGuard::release`]: the closure was run, and `Lost` means that another
     /// caller may have run at the same time.
-    pub fn run<R>(
+    pub fn run<R: WithError<E>, E>(
         &self,
         wait: Duration,
-        closure: impl FnOnce(&LockGuard) -> Result<R, Error>,
+        closure: impl FnOnce(&LockGuard) -> Result<R, E>,
     ) -> Result<R, Error> {
-        self.run_with(wait, closure)
+        self.run_with(wait, |guard| closure(guard).map_err(R::own))
     }
 
     /// Like [`run`](Self::run), for a closure with an error type of its own.
@@ -214,12 +215,12 @@ impl Lock {
         wait: Duration,
         closure: impl FnOnce(&LockGuard) -> Result<R, E>,
     ) -> Result<R, E> {
-        let guard = self.acquire(wait).map_err(|error| E::from(error.into()))?;
+        let guard = self.acquire(wait)?;
         let result = closure(&guard);
         let released = guard.release();
         match (result, released) {
             (Ok(value), Ok(())) => Ok(value),
-            (Ok(_), Err(error)) => Err(E::from(error.into())),
+            (Ok(_), Err(error)) => Err(error.into()),
             (Err(error), Ok(())) => Err(error),
             // A fork's copy of the log may be locked forever, and the lock belongs to the parent.
             (Err(error), Err(_)) if self.manager.settings.is_forked_child() => Err(error),
@@ -234,7 +235,7 @@ impl Lock {
     ///
     /// # Errors
     /// The server could not be reached, or refused.
-    pub fn is_locked(&self) -> Result<bool, LockError> {
+    pub fn is_locked(&self) -> Result<bool, Error> {
         Ok(self.holder()?.is_some())
     }
 
@@ -242,7 +243,7 @@ impl Lock {
     ///
     /// # Errors
     /// The server could not be reached, or refused.
-    pub fn holder(&self) -> Result<Option<LockHolder>, LockError> {
+    pub fn holder(&self) -> Result<Option<LockHolder>, Error> {
         let names = &self.request.names;
         let call = ScriptCall::new(&PEEK, [&names.holders, &names.info], [""; 0]);
         let reply = self.ask("holder", call)?;
@@ -257,7 +258,7 @@ impl Lock {
     ///
     /// # Errors
     /// The server could not be reached, or refused.
-    pub fn force_release(&self) -> Result<bool, LockError> {
+    pub fn force_release(&self) -> Result<bool, Error> {
         let names = &self.request.names;
         match self.ask("force_release", ScriptCall::new(&FORCE, names.state(), [&*names.wake]))? {
             Value::Int(held) => {
@@ -293,7 +294,7 @@ impl Lock {
     /// # Errors
     /// [`LockError::Refused`] for 0, and for a lock that is not a semaphore: nothing was sent. If
     /// the server could not be reached, or refused, this handle keeps its former number.
-    pub fn set_permits(&self, permits: u32) -> Result<(), LockError> {
+    pub fn set_permits(&self, permits: u32) -> Result<(), Error> {
         if self.request.mode != LockMode::Semaphore {
             return Err(LockError::refused("permits", "only a semaphore has permits"));
         }
@@ -313,12 +314,12 @@ impl Lock {
         }
     }
 
-    fn check(&self) -> Result<(), LockError> {
+    fn check(&self) -> Result<(), Error> {
         self.refused.clone().map_or(Ok(()), Err)
     }
 
-    fn ask(&self, during: &'static str, call: ScriptCall) -> Result<Value, LockError> {
-        self.manager.settings.here().map_err(LockError::Checkout)?;
+    fn ask(&self, during: &'static str, call: ScriptCall) -> Result<Value, Error> {
+        self.manager.settings.here()?;
         self.check()?;
         let settings = &self.manager.settings;
         let limit = Instant::now() + settings.checkout_timeout + settings.response_timeout;
@@ -327,7 +328,7 @@ impl Lock {
     }
 }
 
-fn no_permit() -> LockError {
+fn no_permit() -> Error {
     LockError::refused("permits", "a semaphore has at least one permit")
 }
 

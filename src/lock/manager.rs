@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::error::any::Error;
 use crate::error::lock::{LockError, LostReason};
 use crate::lock::client::{ScriptClient, Via};
 use crate::lock::lease::LockLease;
@@ -84,10 +85,10 @@ impl LockManager {
         let repeated = reply.as_ref().is_ok_and(|reply| reply.repeated);
         let released = match reply.and_then(|reply| reply.was_held("release")) {
             Ok(true) => Ok(()),
-            Ok(false) => Err(LockError::Lost { why: LostReason::Gone }),
+            Ok(false) => Err(LockError::lost(LostReason::Gone)),
             Err(error) => Err(error),
         };
-        let is_answered = matches!(released, Ok(()) | Err(LockError::Lost { .. }));
+        let is_answered = matches!(released, Ok(()) | Err(Error::Lock(LockError::Lost { .. })));
         if !is_answered {
             self.release_in_background(lock_lease, maybe_in_flight);
         } else if !maybe_in_flight && !repeated {
@@ -96,7 +97,7 @@ impl LockManager {
         }
         // This comes last: a closed session manager ends its connections with the last lease.
         self.renewer.forget(lock_lease);
-        if let (Err(LockError::Lost { .. }), None) = (&released, before) {
+        if let (Err(Error::Lock(LockError::Lost { .. })), None) = (&released, before) {
             self.counters.lost.add();
         }
         Released { released, before }
@@ -125,19 +126,19 @@ impl LockManager {
 
 /// The result of a release.
 pub(crate) struct Released {
-    released: Result<(), LockError>,
+    released: Result<(), Error>,
     /// The loss of the lock, if it was known before.
     before: Option<LostReason>,
 }
 
 impl Released {
     /// Logs the result, after all other work is done.
-    pub(crate) fn log(self) -> Result<(), LockError> {
+    pub(crate) fn log(self) -> Result<(), Error> {
         match (&self.released, self.before) {
             (Ok(()), None) => tracing::debug!("lock released"),
-            (Err(LockError::Lost { why }), None) => tracing::warn!(%why, "lock lost"),
+            (Err(Error::Lock(LockError::Lost { why })), None) => tracing::warn!(%why, "lock lost"),
             (Err(_), None) => {}
-            (_, Some(why)) => return Err(LockError::Lost { why }),
+            (_, Some(why)) => return Err(LockError::lost(why)),
         }
         self.released
     }

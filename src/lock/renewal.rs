@@ -17,6 +17,7 @@ use redis::Value;
 use scopeguard::guard;
 use tracing::Level;
 
+use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
 use crate::error::lock::{LockError, LostReason};
 use crate::lock::client::{ScriptClient, Via};
@@ -92,10 +93,10 @@ impl LeaseRenewer {
 
     /// Starts the thread before there is a lease that needs it. The drop of the result ends the
     /// acquisition.
-    pub(crate) fn begin_acquisition(&self) -> Result<impl Drop, LockError> {
+    pub(crate) fn begin_acquisition(&self) -> Result<impl Drop, Error> {
         let mut state = self.worker.lock();
         if state.renewals_ended {
-            return Err(LockError::Checkout(CheckoutError::Closed));
+            return Err(CheckoutError::Closed.into());
         }
         let no_thread = "the system started no thread to extend the lease";
         self.start(&mut state).map_err(|_| LockError::refused("thread", no_thread))?;
@@ -350,7 +351,7 @@ fn renew(due: &[Arc<LockLease>], bound: Option<Instant>, client: &ScriptClient) 
         let replies = match client.ask(&calls, Via::OwnStrictly, limit) {
             Ok(replies) => replies,
             Err(failed) => {
-                let error = failed.into_lock_error("renew");
+                let error = failed.into_error("renew");
                 log.log(Level::DEBUG, move || {
                     tracing::debug!(error = %format_args!("{error:#}"), locks, "leases not extended");
                 });

@@ -5,6 +5,7 @@ use crate::error::applied::Applied;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
+use crate::error::hint::CrateError;
 use crate::pooled::{error_tag, recent_replies};
 use crate::protocol::server_error::ServerError;
 use crate::reply::error::DecodeError;
@@ -25,8 +26,9 @@ impl From<Error> for redis::RedisError {
 
 /// Restores the errors of this crate. Those of the server become [`Error::Command`] and
 /// [`Error::Pipeline`].
-impl From<redis::RedisError> for Error {
-    fn from(error: redis::RedisError) -> Self {
+impl CrateError for redis::RedisError {
+    fn into_error(self) -> Error {
+        let error = self;
         if let Some(own) = own_error(&error) {
             return own;
         }
@@ -39,7 +41,7 @@ impl From<redis::RedisError> for Error {
         {
             let (command, error, whole) =
                 error_tag::parse(first.code(), first.details().unwrap_or_default());
-            return Self::Pipeline {
+            return Error::Pipeline {
                 failures: failures.len(),
                 index: *index,
                 command: command.unwrap_or_else(|| "a command".to_owned()),
@@ -50,10 +52,10 @@ impl From<redis::RedisError> for Error {
         let unnamed = || "the command".to_owned();
         if let Some(code) = error.code() {
             let (command, error, _) = error_tag::parse(code, error.detail().unwrap_or_default());
-            return Self::Command { command: command.unwrap_or_else(unnamed), error };
+            return Error::Command { command: command.unwrap_or_else(unnamed), error };
         }
         if let Some(error) = ServerError::of(&error) {
-            return Self::Command { command: unnamed(), error };
+            return Error::Command { command: unnamed(), error };
         }
         match error.kind() {
             redis::ErrorKind::UnexpectedReturnType | redis::ErrorKind::Parse => {
@@ -62,9 +64,9 @@ impl From<redis::RedisError> for Error {
                     recent_replies::find(&text).unwrap_or((None, "a reply", Applied::Unknown));
                 let command = command.unwrap_or_else(unnamed);
                 let (expected, source) = ("the requested type", DecodeError::of(&text));
-                Self::Decode { command, expected, found, applied, source }
+                Error::Decode { command, expected, found, applied, source }
             }
-            _ => Self::Lost {
+            _ => Error::Lost {
                 during: unnamed(),
                 applied: Applied::Unknown,
                 source: ConnectionError::of(&error),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use redis::{FromRedisValue, Value};
 
+use crate::error::any::Error;
 use crate::protocol::command::display_name::display_name;
 use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::server_error::ServerError;
@@ -129,12 +130,12 @@ impl Replies {
     /// handles are gone with its closure. [`ReplyError::Failed`] has the index.
     ///
     /// ```no_run
-    /// # use rediscope::{CommitError, Error, SessionManager, prelude::*};
-    /// # fn main() -> Result<(), Error> {
+    /// # use rediscope::{SessionManager, prelude::*};
+    /// # fn main() -> Result<(), rediscope::Error> {
     /// # let accounts = SessionManager::connect("redis://127.0.0.1/")?.transactional();
     /// let result = accounts.run(|tx| Ok((tx.incr("hits", 1), tx.lpush("log", "hit"))));
-    /// if let Err(Error::Commit(error)) = &result
-    ///     && let CommitError::PartlyApplied { replies, .. } = &**error
+    /// if let Err(error) = &result
+    ///     && let Some(replies) = error.replies()
     /// {
     ///     let hits: i64 = replies.at(0)?;
     ///     println!("{error:#}; but the {hits}th hit was counted");
@@ -144,13 +145,13 @@ impl Replies {
     ///
     /// # Errors
     /// As [`get`](Self::get); [`ReplyError::OutOfRange`] if there was no such command.
-    pub fn at<T: FromRedisValue>(&self, index: usize) -> Result<T, ReplyError> {
+    pub fn at<T: FromRedisValue>(&self, index: usize) -> Result<T, Error> {
         if self.inner.lost {
-            return Err(ReplyError::Lost);
+            return Err(ReplyError::Lost.into());
         }
         let value = self.inner.values.get(index);
         let commands = self.len();
-        self.read(index, value.ok_or(ReplyError::OutOfRange { index, commands })?)
+        Ok(self.read(index, value.ok_or(ReplyError::OutOfRange { index, commands })?)?)
     }
 
     pub(crate) fn transaction(&self) -> u64 {
@@ -277,26 +278,29 @@ mod tests {
         let replies =
             replies(vec![Value::Int(10), Value::Int(11), Value::Int(12)], vec![(1, 3), (4, 5)]);
         let get = |id| replies.get(Queued::<i64>::new(1, id));
-        assert_eq!(get(0), Ok(10));
-        assert_eq!(get(1), Err(ReplyError::Forgotten));
-        assert_eq!(get(2), Err(ReplyError::Forgotten));
-        assert_eq!(get(3), Ok(11));
-        assert_eq!(get(4), Err(ReplyError::Forgotten));
-        assert_eq!(get(5), Ok(12));
+        assert_eq!(get(0).unwrap(), 10);
+        assert_eq!(get(1).unwrap_err().as_reply(), Some(&ReplyError::Forgotten));
+        assert_eq!(get(2).unwrap_err().as_reply(), Some(&ReplyError::Forgotten));
+        assert_eq!(get(3).unwrap(), 11);
+        assert_eq!(get(4).unwrap_err().as_reply(), Some(&ReplyError::Forgotten));
+        assert_eq!(get(5).unwrap(), 12);
     }
 
     #[test]
     fn handles_resolve_in_every_shape() {
         let replies = replies(vec![Value::Int(1), Value::Int(2)], vec![]);
         let (a, b) = (Queued::<i64>::new(1, 0), Queued::<String>::new(1, 1));
-        assert_eq!(replies.get((a, b, Ready("x"), ())), Ok((1, "2".into(), "x", ())));
-        assert_eq!(replies.get([a, a]), Ok([1, 1]));
-        assert_eq!(replies.get(vec![a]), Ok(vec![1]));
-        assert_eq!(replies.get(None::<Queued<i64>>), Ok(None));
-        assert_eq!(replies.get(Queued::<i64>::new(2, 0)), Err(ReplyError::Foreign));
+        assert_eq!(replies.get((a, b, Ready("x"), ())).unwrap(), (1, "2".into(), "x", ()));
+        assert_eq!(replies.get([a, a]).unwrap(), [1, 1]);
+        assert_eq!(replies.get(vec![a]).unwrap(), vec![1]);
+        assert_eq!(replies.get(None::<Queued<i64>>).unwrap(), None);
+        assert_eq!(
+            replies.get(Queued::<i64>::new(2, 0)).unwrap_err().as_reply(),
+            Some(&ReplyError::Foreign)
+        );
         assert!(matches!(
             replies.get(a.cast::<Vec<(String, String)>>()),
-            Err(ReplyError::Unexpected { index: 0, found: "an integer", .. })
+            Err(Error::Reply(ReplyError::Unexpected { index: 0, found: "an integer", .. }))
         ));
     }
 }

@@ -2,6 +2,7 @@
 
 use redis::FromRedisValue;
 
+use crate::error::any::Error;
 use crate::reply::error::ReplyError;
 use crate::reply::queued::{Queued, Ready};
 use crate::reply::replies::Replies;
@@ -12,7 +13,7 @@ use crate::reply::replies::Replies;
 /// A struct of handles implements it by reading its fields:
 ///
 /// ```no_run
-/// use rediscope::{Queued, Replies, ReplyError, Resolve, SessionManager, prelude::*};
+/// use rediscope::{Error, Queued, Replies, Resolve, SessionManager, prelude::*};
 ///
 /// struct Handles {
 ///     hits: Queued<i64>,
@@ -27,7 +28,7 @@ use crate::reply::replies::Replies;
 /// impl Resolve for Handles {
 ///     type Output = Page;
 ///
-///     fn resolve(self, replies: &Replies) -> Result<Page, ReplyError> {
+///     fn resolve(self, replies: &Replies) -> Result<Page, Error> {
 ///         Ok(Page { hits: replies.get(self.hits)?, name: replies.get(self.name)? })
 ///     }
 /// }
@@ -53,18 +54,18 @@ pub trait Resolve {
     ///
     /// # Errors
     /// As [`Replies::get`].
-    fn resolve(self, replies: &Replies) -> Result<Self::Output, ReplyError>;
+    fn resolve(self, replies: &Replies) -> Result<Self::Output, Error>;
 }
 
 impl<T: FromRedisValue> Resolve for Queued<T> {
     type Output = T;
 
-    fn resolve(self, replies: &Replies) -> Result<T, ReplyError> {
+    fn resolve(self, replies: &Replies) -> Result<T, Error> {
         if self.transaction != replies.transaction() {
-            return Err(ReplyError::Foreign);
+            return Err(ReplyError::Foreign.into());
         }
         let (index, value) = replies.value(self.id)?;
-        replies.read(index, value)
+        Ok(replies.read(index, value)?)
     }
 }
 
@@ -72,8 +73,8 @@ impl Replies {
     /// Reads one reply, or several at once: `get(a)?`, `get((a, b))?`, `get(vec_of_handles)?`.
     ///
     /// # Errors
-    /// See [`ReplyError`]. The transaction **was applied** in any case.
-    pub fn get<R: Resolve>(&self, handles: R) -> Result<R::Output, ReplyError> {
+    /// [`Error::Reply`], with a [`ReplyError`]. The transaction **was applied** in any case.
+    pub fn get<R: Resolve>(&self, handles: R) -> Result<R::Output, Error> {
         handles.resolve(self)
     }
 }
@@ -81,7 +82,7 @@ impl Replies {
 impl<T> Resolve for Ready<T> {
     type Output = T;
 
-    fn resolve(self, _: &Replies) -> Result<T, ReplyError> {
+    fn resolve(self, _: &Replies) -> Result<T, Error> {
         Ok(self.0)
     }
 }
@@ -89,7 +90,7 @@ impl<T> Resolve for Ready<T> {
 impl<R: Resolve, const N: usize> Resolve for [R; N] {
     type Output = [R::Output; N];
 
-    fn resolve(self, replies: &Replies) -> Result<Self::Output, ReplyError> {
+    fn resolve(self, replies: &Replies) -> Result<Self::Output, Error> {
         let mut failed = None;
         let values = self.map(|handle| match handle.resolve(replies) {
             Ok(value) => Some(value),
@@ -109,7 +110,7 @@ impl<R: Resolve, const N: usize> Resolve for [R; N] {
 impl<R: Resolve> Resolve for Vec<R> {
     type Output = Vec<R::Output>;
 
-    fn resolve(self, replies: &Replies) -> Result<Self::Output, ReplyError> {
+    fn resolve(self, replies: &Replies) -> Result<Self::Output, Error> {
         self.into_iter().map(|handle| handle.resolve(replies)).collect()
     }
 }
@@ -117,7 +118,7 @@ impl<R: Resolve> Resolve for Vec<R> {
 impl<R: Resolve> Resolve for Option<R> {
     type Output = Option<R::Output>;
 
-    fn resolve(self, replies: &Replies) -> Result<Self::Output, ReplyError> {
+    fn resolve(self, replies: &Replies) -> Result<Self::Output, Error> {
         self.map(|handle| handle.resolve(replies)).transpose()
     }
 }
@@ -128,7 +129,7 @@ macro_rules! resolve_tuples {
             type Output = ($($name::Output,)*);
 
             #[expect(non_snake_case, reason = "type parameters name the fields")]
-            fn resolve(self, replies: &Replies) -> Result<Self::Output, ReplyError> {
+            fn resolve(self, replies: &Replies) -> Result<Self::Output, Error> {
                 let ($($name,)*) = self;
                 Ok(($($name.resolve(replies)?,)*))
             }
@@ -139,7 +140,7 @@ macro_rules! resolve_tuples {
 impl Resolve for () {
     type Output = ();
 
-    fn resolve(self, _: &Replies) -> Result<(), ReplyError> {
+    fn resolve(self, _: &Replies) -> Result<(), Error> {
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 //! there is [`Watch`].
 
 use crate::error::any::Error;
+use crate::error::hint::WithError;
 use crate::protocol::retry::RetryPolicy;
 use crate::reply::resolve::Resolve;
 use crate::transaction::block::Block;
@@ -91,11 +92,11 @@ impl Conditional {
     /// policy allowed no further attempt; else as
     /// [`Transactional::run`](crate::Transactional::run).
     #[track_caller]
-    pub fn run<R: Resolve>(
+    pub fn run<R: Resolve + WithError<E>, E>(
         &self,
-        closure: impl FnMut(&mut Block) -> Result<R, Error>,
+        mut closure: impl FnMut(&mut Block) -> Result<R, E>,
     ) -> Result<R::Output, Error> {
-        self.run_with(closure)
+        self.run_with(|tx| closure(tx).map_err(R::own))
     }
 
     /// Like [`run`](Self::run), for a closure with an error type of its own.

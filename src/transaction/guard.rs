@@ -5,7 +5,6 @@
 use std::marker::PhantomData;
 
 use crate::commit::outcome::Committed;
-use crate::error::any::CommitError;
 use crate::error::any::Error;
 use crate::protocol::queue::CommandQueue;
 use crate::reply::replies::Replies;
@@ -77,16 +76,14 @@ impl Transaction<Plain> {
     /// Sends EXEC and returns the connection to the pool before it returns.
     ///
     /// # Errors
-    /// [`CommitError`] has what the server did: `Rejected`, `NotSent` and `PinExpired` mean that
-    /// nothing was applied, `PartlyApplied` that some commands were applied, `InDoubt` that the
-    /// reply was lost.
-    pub fn commit(mut self) -> Result<Replies, CommitError> {
+    /// [`Error::Commit`] has what the server did: `Rejected` and `NotSent` mean that nothing was
+    /// applied, `PartlyApplied` that some commands were applied, `InDoubt` that the reply was lost.
+    /// With [`Error::Checkout`] and [`Error::PinExpired`] nothing was applied.
+    pub fn commit(mut self) -> Result<Replies, Error> {
         match self.pending.commit()? {
             Committed::Applied(replies) => Ok(self.pending.keep(replies)),
             // Without a watch there is no conflict: see `commit::outcome`.
-            Committed::Conflict => Err(CommitError::lost_before_exec(
-                crate::error::connection::ConnectionError::unexpected("a conflict without a watch"),
-            )),
+            Committed::Conflict => Err(Error::RetriesExhausted { attempts: 1 }),
         }
     }
 }
@@ -96,7 +93,7 @@ impl Transaction<Watched> {
     ///
     /// # Errors
     /// As [`Transaction::<Plain>::commit`]. A conflict is no error but an [`Outcome`].
-    pub fn commit(mut self) -> Result<Outcome, CommitError> {
+    pub fn commit(mut self) -> Result<Outcome, Error> {
         Ok(match self.pending.commit()? {
             Committed::Applied(replies) => Outcome::Committed(self.pending.keep(replies)),
             Committed::Conflict => Outcome::Conflict,

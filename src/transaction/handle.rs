@@ -8,6 +8,7 @@ use std::sync::Arc;
 use redis::ToSingleRedisArg;
 
 use crate::error::any::Error;
+use crate::error::hint::WithError;
 use crate::error::in_doubt::ResolveCommit;
 use crate::lock::guard::LockGuard;
 use crate::pool::router::Router;
@@ -177,22 +178,23 @@ impl Transactional {
     /// [`applied`](Error::applied) returns what the server did; [`Error::Reply`] if the transaction
     /// **was applied** and a value cannot be returned.
     #[track_caller]
-    pub fn run<R: Resolve>(
+    pub fn run<R: Resolve + WithError<E>, E>(
         &self,
-        closure: impl FnOnce(&mut Block) -> Result<R, Error>,
+        closure: impl FnOnce(&mut Block) -> Result<R, E>,
     ) -> Result<R::Output, Error> {
-        self.run_with(closure)
+        self.run_with(|tx| closure(tx).map_err(R::own))
     }
 
     /// Like [`run`](Self::run), for a closure with an error type of its own.
     ///
     /// ```no_run
     /// # use rediscope::{SessionManager, prelude::*};
-    /// #[derive(Debug)]
-    /// enum BankError { Closed, Redis(rediscope::Error) }
-    ///
-    /// impl From<rediscope::Error> for BankError {
-    ///     fn from(error: rediscope::Error) -> Self { Self::Redis(error) }
+    /// #[derive(Debug, thiserror::Error)]
+    /// enum BankError {
+    ///     #[error("the bank is closed")]
+    ///     Closed,
+    ///     #[error(transparent)]
+    ///     Redis(#[from] rediscope::Error),
     /// }
     ///
     /// fn pay(accounts: &rediscope::Transactional, open: bool) -> Result<i64, BankError> {

@@ -146,17 +146,15 @@ impl TransactionOptions {
     ///
     /// ```no_run
     /// # use std::time::Duration;
-    /// # use rediscope::{CommitError, SessionManager, TransactionOptions, prelude::*};
-    /// # fn main() -> Result<(), rediscope::Error> {
+    /// # use rediscope::{CommitError, Error, SessionManager, TransactionOptions, prelude::*};
+    /// # fn main() -> Result<(), Error> {
     /// # let sessions = SessionManager::connect("redis://127.0.0.1/")?;
     /// let day = Duration::from_secs(24 * 60 * 60);
     /// let once = TransactionOptions::new().exactly_once_as("payment:4711", day);
     /// let paid = sessions.transactional().with(once).run(|tx| Ok(tx.decr("balance:alice", 30)));
     /// match paid {
     ///     Ok(balance) => println!("paid, {balance} left"),
-    ///     Err(error) if matches!(error.as_commit(), Some(CommitError::AlreadyCommitted)) => {
-    ///         println!("was paid before");
-    ///     }
+    ///     Err(Error::Commit(CommitError::AlreadyCommitted)) => println!("was paid before"),
     ///     Err(error) => return Err(error),
     /// }
     /// # Ok(()) }

@@ -21,7 +21,6 @@ use crate::protocol::cluster::route::Redirect;
 use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::command::refused::SendContext;
 use crate::protocol::queue::{CommandQueue, QueueError};
-use crate::reply::error::ReplyError;
 use crate::reply::replies::Replies;
 use crate::transaction::pinned::Pinned;
 use crate::transaction::redirects;
@@ -413,8 +412,11 @@ impl Pending {
     }
 
     /// Adds the name of the command whose reply could not be decoded.
-    pub(crate) fn named(&self, error: ReplyError) -> ReplyError {
-        error.with_command(|index| self.queue.name(index))
+    pub(crate) fn named(&self, error: Error) -> Error {
+        match error {
+            Error::Reply(error) => error.with_command(|index| self.queue.name(index)).into(),
+            error => error,
+        }
     }
 
     /// Adds the commands' names to the replies, for a caller that keeps them.
@@ -474,6 +476,9 @@ fn outcome(committed: &Result<Committed, CommitError>) -> &'static str {
         Ok(Committed::Conflict) => "conflict",
         Err(CommitError::Rejected { .. }) => "rejected",
         Err(CommitError::PartlyApplied { .. }) => "partly applied",
+        Err(CommitError::NotSent { source }) if matches!(**source, Error::PinExpired(_)) => {
+            "pin expired"
+        }
         Err(CommitError::NotSent { .. }) => "not sent",
         Err(CommitError::InDoubt(_)) => "in doubt",
         Err(CommitError::NotIsolated { .. }) => "not isolated",
@@ -481,6 +486,5 @@ fn outcome(committed: &Result<Committed, CommitError>) -> &'static str {
         Err(CommitError::KeyNotKept { .. }) => "key not kept",
         Err(CommitError::AlreadyCommitted) => "already committed",
         Err(CommitError::LockLost) => "lock lost",
-        Err(CommitError::PinExpired(_)) => "pin expired",
     }
 }

@@ -145,8 +145,7 @@ impl Pinned {
         let (kind, code) = match error {
             Error::Checkout(_) => ("checkout", None),
             Error::ConditionFailed { .. } => ("condition failed", None),
-            Error::Command { error, .. } => ("rejected", Some(error.code())),
-            Error::Commit(error) => ("rejected", error.code()),
+            Error::Command { .. } | Error::Commit(_) => ("rejected", error.code()),
             Error::PinExpired(_) => ("pin expired", None),
             _ => ("lost", None),
         };

@@ -46,7 +46,7 @@ pub(crate) fn run_block<R: Resolve, E: From<Error>>(
     let mut pending = block.into_pending();
     pending.closure_returned();
     let replies = commit_with_retries(router, &mut pending, policy)?;
-    handles.resolve(&replies).map_err(|error| E::from(pending.named(error).into()))
+    handles.resolve(&replies).map_err(|error| pending.named(error).into())
 }
 
 fn commit_with_retries(
@@ -203,7 +203,7 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
                 if let Some(turn) = &turn {
                     turn.committed();
                 }
-                handles.resolve(&replies).map_err(|error| E::from(pending.named(error).into()))
+                handles.resolve(&replies).map_err(|error| pending.named(error).into())
             }
             Ok(Committed::Conflict) => {
                 Err(Error::RetriesExhausted { attempts: attempts.number() }.into())

@@ -7,6 +7,7 @@ use redis::{Cmd, FromRedisValue};
 
 use crate::commit::options::CommitOptions;
 use crate::error::any::Error;
+use crate::error::hint::WithError;
 use crate::error::in_doubt::ResolveCommit;
 use crate::pool::router::Router;
 use crate::pool::scopes::ScopeOrigin;
@@ -148,11 +149,11 @@ impl Watch {
     /// [`Error::RetriesExhausted`] if the policy allowed no further attempt,
     /// [`Error::ConditionFailed`], else as [`Transactional::run`](crate::Transactional::run).
     #[track_caller]
-    pub fn run<R: Resolve>(
+    pub fn run<R: Resolve + WithError<E>, E>(
         &self,
-        closure: impl FnMut(&mut Watching, &mut Block) -> Result<R, Error>,
+        mut closure: impl FnMut(&mut Watching, &mut Block) -> Result<R, E>,
     ) -> Result<R::Output, Error> {
-        self.run_with(closure)
+        self.run_with(|read, tx| closure(read, tx).map_err(R::own))
     }
 
     /// Like [`run`](Self::run), for a closure with an error type of its own.

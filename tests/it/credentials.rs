@@ -310,7 +310,7 @@ fn a_doubt_is_resolved_as_soon_as_the_credentials_are_rotated() {
     let options = TransactionOptions::new().exactly_once();
     let mut tx = sessions.transactional().begin_with(options).unwrap();
     tx.incr("n", 1);
-    let Err(CommitError::InDoubt(doubt)) = tx.commit() else { panic!("no doubt") };
+    let Err(Error::Commit(CommitError::InDoubt(doubt))) = tx.commit() else { panic!("no doubt") };
     server.acl(&["SETUSER", "app", ">latter", "<former"]);
     let refused = server.calls("auth");
     thread::scope(|scope| {

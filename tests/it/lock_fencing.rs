@@ -23,7 +23,7 @@ fn acquire(sessions: &SessionManager) -> LockGuard {
 #[track_caller]
 fn lock_lost<T: std::fmt::Debug>(result: Result<T, Error>) {
     match result {
-        Err(Error::Commit(error)) if matches!(*error, CommitError::LockLost) => {
+        Err(Error::Commit(error)) if matches!(error, CommitError::LockLost) => {
             assert_eq!((error.applied(), error.is_retryable()), (Applied::No, false));
         }
         other => panic!("the lock is not lost: {other:?}"),
@@ -77,7 +77,7 @@ fn of_a_lost_lock_nothing_is_applied() {
         let mut tx = handle.begin().unwrap();
         tx.incr("n", 1);
         assert!(!guard.is_lost(), "nothing has been heard of it yet");
-        assert!(matches!(tx.commit(), Err(CommitError::LockLost)));
+        assert!(matches!(tx.commit(), Err(Error::Commit(CommitError::LockLost))));
         lock_lost(handle.run(|tx| Ok(tx.incr("n", 1))));
         lock_lost(handle.begin().map(drop));
         let mut ran = false;
@@ -167,7 +167,7 @@ fn a_lock_that_is_lost_after_its_check_is_noticed_by_exec() {
         let mut tx = handle.begin_with(immediate.clone()).unwrap();
         tx.incr("n", 1);
         let theirs = fixture.taken_by(&other);
-        assert!(matches!(tx.commit(), Err(CommitError::LockLost)));
+        assert!(matches!(tx.commit(), Err(Error::Commit(CommitError::LockLost))));
         theirs.release().unwrap();
 
         let guard = acquire(&fixture.sessions);

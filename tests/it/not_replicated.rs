@@ -36,8 +36,8 @@ fn acks(local: u32, replicas: u32) -> ReplicaAcks {
 
 /// Applied, and as many had it as it says.
 #[track_caller]
-fn too_few(error: &CommitError, expected: (ReplicaAcks, ReplicaAcks)) {
-    let CommitError::NotReplicated { wanted, got, .. } = error else {
+fn too_few(error: &Error, expected: (ReplicaAcks, ReplicaAcks)) {
+    let Error::Commit(CommitError::NotReplicated { wanted, got, .. }) = error else {
         panic!("{error:?}");
     };
     assert_eq!((*wanted, *got), expected);
@@ -105,7 +105,9 @@ fn too_few_replicas_undo_nothing_and_are_counted() {
     let n = tx.incr("n", 1);
     let error = tx.commit().unwrap_err();
     too_few(&error, (acks(0, 2), acks(0, 0)));
-    let CommitError::NotReplicated { replies, refused, .. } = error else { unreachable!() };
+    let Error::Commit(CommitError::NotReplicated { replies, refused, .. }) = error else {
+        unreachable!()
+    };
     assert_eq!((replies.get(n).unwrap(), replies.acknowledged()), (2, Some(acks(0, 0))));
     assert_eq!(refused, None);
     assert_eq!(fixture.number("n"), 2);
@@ -142,7 +144,9 @@ fn a_wait_whose_reply_is_lost_is_no_doubt() {
             fixture.arm(Trigger::BeforeReplyTo("WAIT"), fault);
             let error = tx.commit().unwrap_err();
             too_few(&error, (acks(0, 1), acks(0, 0)));
-            let CommitError::NotReplicated { replies, .. } = error else { unreachable!() };
+            let Error::Commit(CommitError::NotReplicated { replies, .. }) = error else {
+                unreachable!()
+            };
             assert_eq!(replies.get(n).unwrap(), 1);
             assert_eq!(fixture.number("n"), 1);
             let counts = fixture.sessions.status().transactional.counts;
@@ -181,7 +185,7 @@ fn a_block_that_waits_and_was_in_doubt_is_applied_once_and_reports_which_replica
     fixture.lose(Fate::Applied);
     let error = commit_error(handle.run(|tx| Ok(tx.incr("n", 1))));
     too_few(&error, (acks(0, 1), acks(0, 0)));
-    let CommitError::NotReplicated { replies, .. } = &error else { unreachable!() };
+    let Error::Commit(CommitError::NotReplicated { replies, .. }) = &error else { unreachable!() };
     assert!(replies.is_empty(), "they are lost");
     assert_eq!(fixture.number("n"), 2);
     eventually(SOON, "it spreads all the same", || {
@@ -203,10 +207,12 @@ fn a_partly_applied_transaction_waits_and_stays_partly_applied() {
             let n = tx.incr("n", 1);
             let error = tx.commit().unwrap_err();
             assert_eq!((error.applied(), error.is_retryable()), (Applied::Partly, false));
-            let CommitError::PartlyApplied { replies, .. } = error else { panic!("{error:?}") };
+            let Error::Commit(CommitError::PartlyApplied { replies, .. }) = error else {
+                panic!("{error:?}")
+            };
             assert_eq!(replies.acknowledged(), Some(acks(0, got)));
             assert_eq!(replies.get(n).unwrap(), before + 1);
-            assert!(matches!(replies.get(failed), Err(ReplyError::Failed { .. })));
+            assert!(matches!(replies.get(failed), Err(Error::Reply(ReplyError::Failed { .. }))));
             assert_eq!((replies.len(), fixture.number("n")), (2, before + 1));
         }
     }
@@ -221,7 +227,10 @@ fn a_block_that_was_not_applied_is_reported_as_that_and_not_as_too_few_replicas(
         tx.incr("n", 1);
         tx.queue::<()>(redis::cmd("GET"));
         let refused = tx.commit().unwrap_err();
-        assert!(matches!(refused, CommitError::Rejected { index: Some(1), .. }), "{refused:?}");
+        assert!(
+            matches!(refused, Error::Commit(CommitError::Rejected { index: Some(1), .. })),
+            "{refused:?}"
+        );
         let watching = handle.watch(["w"]).begin().unwrap();
         fixture.server.ask::<()>(&["SET", "w", "1"]);
         let mut tx = watching.multi();
@@ -241,7 +250,7 @@ fn a_refused_wait_is_reported_for_a_transaction_that_was_applied() {
     tx.incr("n", 1);
     let error = tx.commit().unwrap_err();
     too_few(&error, (acks(0, 1), acks(0, 0)));
-    let CommitError::NotReplicated { refused: Some(refused), .. } = error else {
+    let Error::Commit(CommitError::NotReplicated { refused: Some(refused), .. }) = error else {
         panic!("it does not say why")
     };
     assert_eq!(refused.code(), "NOPERM");
@@ -291,9 +300,9 @@ fn a_server_without_waitaof_is_reported_before_anything_of_the_callers_is_sent()
         assert!(matches!(error, Error::Unsupported { command: "WAITAOF", .. }), "{error:?}");
         assert_eq!((error.applied(), error.is_retryable()), (Applied::No, false));
     };
-    let not_sent = |error: CommitError| {
+    let not_sent = |error: Error| {
         assert_eq!((error.applied(), error.is_retryable()), (Applied::No, false));
-        let CommitError::NotSent { source, .. } = error else { panic!("{error:?}") };
+        let Error::Commit(CommitError::NotSent { source, .. }) = error else { panic!("{error:?}") };
         unsupported(&source);
     };
     for handle in [&handle, &fenced] {
@@ -350,7 +359,7 @@ fn disks_that_do_not_reply_are_not_counted_and_a_missing_one_is_reported() {
     let handle = waiting(&fixture, TransactionOptions::new().wait_aof(true, 0, SOON));
     let error = commit_error(handle.run(|tx| Ok(tx.incr("n", 1))));
     too_few(&error, (acks(1, 0), acks(0, 0)));
-    let CommitError::NotReplicated { refused, .. } = error else { unreachable!() };
+    let Error::Commit(CommitError::NotReplicated { refused, .. }) = error else { unreachable!() };
     assert!(refused.unwrap().to_string().contains("appendonly is disabled"));
     assert_eq!(fixture.number("n"), 2);
 }

@@ -408,7 +408,7 @@ fn a_write_over_tls_that_is_not_read_is_not_sent_and_ends_in_time() {
     tx.set("key", vec![b'x'; LARGE]);
     let begun = std::time::Instant::now();
     let error = tx.commit().unwrap_err();
-    assert!(matches!(error, CommitError::NotSent { .. }), "{error}");
+    assert!(matches!(error, Error::Commit(CommitError::NotSent { .. })), "{error}");
     assert!(begun.elapsed() < 20 * limit, "{:?}", begun.elapsed());
     proxy.disarm();
     proxy.release();

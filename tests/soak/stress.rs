@@ -123,7 +123,7 @@ fn tens_of_thousands_of_failures_in_one_block_are_all_reported() {
             tx.rpush(key, nth);
         }
         let reported = tx.commit();
-        let Err(CommitError::PartlyApplied { replies, .. }) = reported else {
+        let Err(Error::Commit(CommitError::PartlyApplied { replies, .. })) = reported else {
             panic!("{reported:?}")
         };
         assert_eq!((replies.len(), replies.failures()), (COMMANDS, COMMANDS / 4 * 3));

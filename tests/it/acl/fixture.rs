@@ -77,33 +77,33 @@ pub(crate) fn summary(error: &Error) -> String {
             let code = source.server_error().map_or("-", |error| error.code());
             format!("Connect {:?} {code}", source.kind())
         }
-        Error::Commit(error) => match &**error {
-            CommitError::Rejected { index: Some(index), command, code, .. } => {
-                format!("Rejected {index} {command} {code}")
-            }
-            CommitError::Rejected { command, code, .. } => format!("Rejected {command} {code}"),
-            CommitError::NotIsolated { replies, .. } => {
-                format!("NotIsolated {} failed", replies.failures())
-            }
-            CommitError::PartlyApplied { replies, .. } => {
-                let codes = replies.errors().map(|error| match error {
-                    rediscope::ReplyError::Failed { index, error, .. } => {
-                        format!("{index} {}", error.code())
-                    }
-                    error => error.to_string(),
-                });
-                format!("PartlyApplied {}", codes.collect::<Vec<_>>().join(", "))
-            }
-            CommitError::NotReplicated { refused, .. } => {
-                format!("NotReplicated {}", refused.as_ref().map_or("-", |error| error.code()))
-            }
-            CommitError::KeyNotKept { error, .. } => format!("KeyNotKept {}", error.code()),
-            error => format!("{error:?}"),
-        },
-        Error::Lock(error) => match &**error {
-            LockError::Command { during, error, .. } => format!("Lock {during} {}", error.code()),
-            error => format!("{error:?}"),
-        },
+        Error::Commit(CommitError::Rejected { index: Some(index), command, code, .. }) => {
+            format!("Rejected {index} {command} {code}")
+        }
+        Error::Commit(CommitError::Rejected { command, code, .. }) => {
+            format!("Rejected {command} {code}")
+        }
+        Error::Commit(CommitError::NotIsolated { replies, .. }) => {
+            format!("NotIsolated {} failed", replies.failures())
+        }
+        Error::Commit(CommitError::PartlyApplied { replies, .. }) => {
+            let codes = replies.errors().map(|error| match error {
+                rediscope::ReplyError::Failed { index, error, .. } => {
+                    format!("{index} {}", error.code())
+                }
+                error => error.to_string(),
+            });
+            format!("PartlyApplied {}", codes.collect::<Vec<_>>().join(", "))
+        }
+        Error::Commit(CommitError::NotReplicated { refused, .. }) => {
+            format!("NotReplicated {}", refused.as_ref().map_or("-", |error| error.code()))
+        }
+        Error::Commit(CommitError::KeyNotKept { error, .. }) => {
+            format!("KeyNotKept {}", error.code())
+        }
+        Error::Lock(LockError::Command { during, error, .. }) => {
+            format!("Lock {during} {}", error.code())
+        }
         error => format!("{error:?}"),
     };
     let again = if error.is_retryable() { ", retryable" } else { "" };

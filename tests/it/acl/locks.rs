@@ -70,7 +70,10 @@ fn a_lease_that_may_not_be_extended_is_lost_and_reported() {
     assert!(guard.is_lost());
     fixture.may_do_all();
     let why = guard.release().unwrap_err();
-    assert!(matches!(why, LockError::Lost { why: LostReason::Expired, .. }), "{why:?}");
+    assert!(
+        matches!(why, Error::Lock(LockError::Lost { why: LostReason::Expired, .. })),
+        "{why:?}"
+    );
     lock.acquire(SOON).unwrap().release().unwrap();
     nothing_is_held(&sessions);
 }

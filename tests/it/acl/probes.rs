@@ -116,7 +116,7 @@ fn locks(fixture: &RestrictedServer) -> Result<(), String> {
     let sessions = fixture.sessions(LONG);
     all(&sessions, &[Form::Lock, Form::RwLock, Form::Semaphore])?;
     let lock = sessions.lock("x").label("holder").fixed_lease();
-    let error = |error: rediscope::LockError| error.to_string();
+    let error = |error: rediscope::Error| error.to_string();
     // Holders that are gone: the next caller removes them, or their keys are gone before.
     let lease = Duration::from_millis(20);
     let gone = lock.clone().lease(lease).acquire(SOON).map_err(error)?;
@@ -141,7 +141,7 @@ fn a_counter_ahead(fixture: &RestrictedServer) -> Result<(), String> {
 
 fn queues(fixture: &RestrictedServer) -> Result<(), String> {
     let (sessions, other) = (fixture.sessions(LONG), fixture.sessions(LONG));
-    let error = |error: rediscope::LockError| error.to_string();
+    let error = |error: rediscope::Error| error.to_string();
     let guard = sessions.lock("f").fair().acquire(SOON).map_err(error)?;
     let late = other.lock("f").fair();
     let waiting = thread::spawn(move || late.acquire(EFFECT_WAIT));
@@ -159,7 +159,7 @@ fn queues(fixture: &RestrictedServer) -> Result<(), String> {
 fn forcing(fixture: &RestrictedServer) -> Result<(), String> {
     let sessions = fixture.sessions(LONG);
     let lock: Lock = sessions.lock("x");
-    let error = |error: rediscope::LockError| error.to_string();
+    let error = |error: rediscope::Error| error.to_string();
     let _held = lock.clone().fixed_lease().acquire(SOON).map_err(error)?;
     that(lock.force_release().map_err(error)?, "it had no holder")
 }
@@ -176,7 +176,7 @@ fn listening(fixture: &RestrictedServer) -> Result<(), String> {
     // Those of a test before.
     eventually(SOON, "no connection listens", || fixture.server.subscribers() == 0);
     let (sessions, other) = (fixture.sessions(LONG), fixture.sessions(LONG));
-    let error = |error: rediscope::LockError| error.to_string();
+    let error = |error: rediscope::Error| error.to_string();
     let guards = ["x", "y"].map(|name| sessions.lock(name).acquire(SOON));
     let [first, second] = guards.map(|guard| guard.map_err(error));
     let (first, second) = (first?, second?);

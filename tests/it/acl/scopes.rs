@@ -56,7 +56,9 @@ fn a_command_whose_right_is_taken_away_between_its_queueing_and_exec_fails_alone
     assert_eq!(fixture.number(N), 0);
     fixture.operator("-incrby");
     let error = tx.commit().unwrap_err();
-    let CommitError::PartlyApplied { replies, .. } = &error else { panic!("{error:?}") };
+    let Error::Commit(CommitError::PartlyApplied { replies, .. }) = &error else {
+        panic!("{error:?}")
+    };
     assert_eq!(replies.get(large).unwrap(), 300);
     assert!(replies.get(sum).is_err());
     let error = Error::from(error);

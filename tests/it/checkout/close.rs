@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rediscope::{Applied, CheckoutError, CommitError, Error, SessionManager, prelude::*};
+use rediscope::{Applied, CheckoutError, Error, SessionManager, prelude::*};
 
 use super::{open_connections, patient};
 use rediscope_testing::eventually;
@@ -62,7 +62,7 @@ fn close_takes_back_what_does_not_end() {
     assert_eq!(sessions.close(limit).scopes, 4);
     assert!(begun.elapsed() >= limit && begun.elapsed() < 2 * limit + LARGE_SLACK);
     let late = tx.commit().unwrap_err();
-    assert!(matches!(late, CommitError::PinExpired(_)), "{late}");
+    assert!(matches!(late, Error::PinExpired(_)), "{late}");
     assert!(is_closed(&waiter.join().unwrap().unwrap_err()));
     every_call_fails(&sessions);
     drop((third, let_go));

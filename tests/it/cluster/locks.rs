@@ -212,7 +212,7 @@ fn a_lock_that_no_replica_was_waited_for_is_given_away_after_its_master_has_died
     });
     let theirs = fixture.sessions.lock("l").try_acquire().unwrap().expect("it is lost");
     assert!(!held.is_lost(), "its holder does not know yet");
-    assert!(matches!(held.ensure_held(), Err(LockError::Lost { .. })));
+    assert!(matches!(held.ensure_held(), Err(Error::Lock(LockError::Lost { .. }))));
     assert!(theirs.fencing_token() > held.fencing_token());
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rediscope::prelude::*;
 use rediscope::{
-    CommitError, InDoubt, Resolution, SessionManager, TransactionOptions, Transactional,
+    CommitError, Error, InDoubt, Resolution, SessionManager, TransactionOptions, Transactional,
     UnresolvedReason,
 };
 
@@ -121,7 +121,7 @@ impl Street {
         let owner = self.fixture.cluster.owner(self.fixture.cluster.slot(key)).unwrap();
         self.proxies[owner].arm(Script::from((trigger, Fault::Cut)).once());
         match tx.commit() {
-            Err(CommitError::InDoubt(doubt)) => doubt,
+            Err(Error::Commit(CommitError::InDoubt(doubt))) => doubt,
             other => panic!("not in doubt: {other:?}"),
         }
     }

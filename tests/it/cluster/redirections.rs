@@ -39,11 +39,13 @@ fn warm(fixture: &ClusterFixture, key: &str) -> Transactional {
 const PARTLY: &[&str] = &["ASK", "TRYAGAIN"];
 
 #[track_caller]
-fn refused(result: Result<impl std::fmt::Debug, CommitError>, expected: &[&str]) {
+fn refused(result: Result<impl std::fmt::Debug, Error>, expected: &[&str]) {
     let error = result.expect_err("refused");
     assert_eq!((error.applied(), error.is_retryable()), (Applied::No, true), "{error}");
     match error {
-        CommitError::Rejected { code, .. } => assert!(expected.contains(&&*code), "{code}"),
+        Error::Commit(CommitError::Rejected { code, .. }) => {
+            assert!(expected.contains(&&*code), "{code}")
+        }
         other => panic!("{other}"),
     }
 }

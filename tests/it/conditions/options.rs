@@ -49,7 +49,7 @@ fn an_applied_block_is_reported_as_applied_and_not_as_a_failed_condition() {
     required.run(|tx| Ok(tx.set("seat", "mine"))).unwrap();
     let reported = required.run(|tx| Ok(tx.set("seat", "mine again")));
     match reported {
-        Err(Error::Commit(error)) => assert!(matches!(*error, CommitError::AlreadyCommitted)),
+        Err(Error::Commit(error)) => assert!(matches!(error, CommitError::AlreadyCommitted)),
         other => panic!("{other:?}"),
     }
     let other =
@@ -95,7 +95,7 @@ fn conditions_are_fenced_by_a_lock_like_any_block() {
     other.lock("l").force_release().unwrap();
     let theirs = acquire(&other);
     match required.run(|tx| Ok(tx.incr("n", 1))) {
-        Err(Error::Commit(error)) => assert!(matches!(*error, CommitError::LockLost), "{error}"),
+        Err(Error::Commit(error)) => assert!(matches!(error, CommitError::LockLost), "{error}"),
         other => panic!("{other:?}"),
     }
     assert_eq!(fixture.get("n").unwrap(), "1");
@@ -119,7 +119,7 @@ fn replicas_are_waited_for_if_the_conditions_hold() {
         .run(|tx| Ok(tx.incr("n", 1)));
     match reported {
         Err(Error::Commit(error)) => {
-            assert!(matches!(*error, CommitError::NotReplicated { .. }), "{error}");
+            assert!(matches!(error, CommitError::NotReplicated { .. }), "{error}");
         }
         other => panic!("{other:?}"),
     }

@@ -92,7 +92,7 @@ fn next(sessions: &SessionManager, ground: &dyn Ground) {
 }
 
 #[track_caller]
-fn assert_outcome(error: &CommitError, applied: Applied, retryable: bool) {
+fn assert_outcome(error: &Error, applied: Applied, retryable: bool) {
     assert_eq!((error.applied(), error.is_retryable()), (applied, retryable), "{error}");
 }
 
@@ -141,7 +141,9 @@ fn rejected(ground: &dyn Ground) {
     tx.queue::<()>(redis::cmd("GETRANGE").arg(&key).take());
     let error = tx.commit().unwrap_err();
     assert_outcome(&error, Applied::No, false);
-    assert!(matches!(&error, CommitError::Rejected { index: Some(1), code, .. } if code == "ERR"));
+    assert!(
+        matches!(&error, Error::Commit(CommitError::Rejected { index: Some(1), code, .. }) if code == "ERR")
+    );
     assert_eq!(get(ground, &key), None);
     next(&sessions, ground);
 }
@@ -155,9 +157,11 @@ fn partly_applied(ground: &dyn Ground) {
     let fine = tx.incr(&key, 1);
     let error = tx.commit().unwrap_err();
     assert_outcome(&error, Applied::Partly, false);
-    let CommitError::PartlyApplied { replies, .. } = error else { panic!("{error}") };
+    let Error::Commit(CommitError::PartlyApplied { replies, .. }) = error else {
+        panic!("{error}")
+    };
     assert_eq!(replies.get(fine).unwrap(), 1);
-    assert!(matches!(replies.get(failed), Err(ReplyError::Failed { index: 1, .. })));
+    assert!(matches!(replies.get(failed), Err(Error::Reply(ReplyError::Failed { index: 1, .. }))));
     assert_eq!(get(ground, &key).as_deref(), Some("1"));
     next(&sessions, ground);
 }
@@ -177,7 +181,7 @@ fn not_sent(ground: &dyn Ground) {
     tx.incr(&key, 1);
     let error = tx.commit().unwrap_err();
     assert_outcome(&error, Applied::No, true);
-    assert!(matches!(error, CommitError::NotSent { .. }), "{error}");
+    assert!(matches!(error, Error::Commit(CommitError::NotSent { .. })), "{error}");
     assert_eq!(get(ground, &key), None);
     next(&sessions, ground);
 }
@@ -193,7 +197,7 @@ fn in_doubt(ground: &dyn Ground) {
         ground.with(&mut |server| server.pause_clients(2 * RESPONSE.as_millis() as u64));
         let error = tx.commit().unwrap_err();
         assert_outcome(&error, Applied::Unknown, false);
-        let CommitError::InDoubt(doubt) = error else { panic!("{error}") };
+        let Error::Commit(CommitError::InDoubt(doubt)) = error else { panic!("{error}") };
         // It is applied later, or never: `resolve` decides it.
         match doubt.resolve_within(SOON) {
             Resolution::Committed if resolvable => {
@@ -216,9 +220,8 @@ fn not_isolated(ground: &dyn Ground) {
     ground.with(&mut |server| drop(server.acl(&["SETUSER", "default", "-multi"])));
     let error = accounts.run(|tx| Ok(tx.incr(&key, 1))).unwrap_err();
     ground.with(&mut |server| drop(server.acl(&["SETUSER", "default", "+multi"])));
-    let error = error.as_commit().expect("the commit's own").clone();
     assert_outcome(&error, Applied::Yes, false);
-    assert!(matches!(error, CommitError::NotIsolated { .. }), "{error}");
+    assert!(matches!(error, Error::Commit(CommitError::NotIsolated { .. })), "{error}");
     assert_eq!(get(ground, &key).as_deref(), Some("1"));
     next(&sessions, ground);
 }
@@ -232,12 +235,12 @@ fn reply_errors(ground: &dyn Ground) {
     drop(part);
     let number = tx.incr(&key, 1);
     let replies = tx.commit().unwrap();
-    assert_eq!(replies.get(forgotten), Err(ReplyError::Forgotten));
+    assert_eq!(replies.get(forgotten).unwrap_err().as_reply(), Some(&ReplyError::Forgotten));
     let other: Queued<Vec<String>> = number.cast();
-    assert!(matches!(replies.get(other), Err(ReplyError::Unexpected { .. })));
+    assert!(matches!(replies.get(other), Err(Error::Reply(ReplyError::Unexpected { .. }))));
     let mut foreign = accounts.begin().unwrap();
     let of_another = foreign.incr(&key, 1);
-    assert_eq!(replies.get(of_another), Err(ReplyError::Foreign));
+    assert_eq!(replies.get(of_another).unwrap_err().as_reply(), Some(&ReplyError::Foreign));
     foreign.discard().unwrap();
     assert_eq!(get(ground, &key).as_deref(), Some("1"));
     next(&sessions, ground);
@@ -251,7 +254,7 @@ fn pin_expired(ground: &dyn Ground) {
     eventually(SOON, "it is taken back", || sessions.open_scopes().is_empty());
     let error = tx.commit().unwrap_err();
     assert_outcome(&error, Applied::No, false);
-    assert!(matches!(error, CommitError::PinExpired(_)), "{error}");
+    assert!(matches!(error, Error::PinExpired(_)), "{error}");
     assert_eq!(get(ground, &key), None);
 }
 

@@ -35,7 +35,10 @@ fn aborted(_: &Fixture, handle: &Transactional) {
     tx.incr("n", 100);
     tx.queue::<()>(redis::cmd("GET"));
     let refused = tx.commit().unwrap_err();
-    assert!(matches!(refused, CommitError::Rejected { index: Some(1), .. }), "{refused:?}");
+    assert!(
+        matches!(refused, Error::Commit(CommitError::Rejected { index: Some(1), .. })),
+        "{refused:?}"
+    );
 }
 
 fn partly_applied(fixture: &Fixture, handle: &Transactional) {
@@ -43,7 +46,7 @@ fn partly_applied(fixture: &Fixture, handle: &Transactional) {
     let mut tx = handle.begin().unwrap();
     tx.incr("text", 1);
     let partly = tx.commit().unwrap_err();
-    assert!(matches!(partly, CommitError::PartlyApplied { .. }), "{partly:?}");
+    assert!(matches!(partly, Error::Commit(CommitError::PartlyApplied { .. })), "{partly:?}");
 }
 
 fn in_conflict(fixture: &Fixture, handle: &Transactional) {
@@ -62,7 +65,10 @@ fn out_of_memory(fixture: &Fixture, handle: &Transactional) {
     fixture.server.config_set("maxmemory", "1");
     let refused = commit_error(handle.run(|tx| Ok(tx.incr("n", 100))));
     fixture.server.config_set("maxmemory", "0");
-    assert!(matches!(&refused, CommitError::Rejected { code, .. } if code == "OOM"), "{refused:?}");
+    assert!(
+        matches!(&refused, Error::Commit(CommitError::Rejected { code, .. }) if code == "OOM"),
+        "{refused:?}"
+    );
 }
 
 #[test]
@@ -157,7 +163,7 @@ fn a_block_sent_in_chunks_that_was_not_applied_is_reported_as_not_sent() {
     fixture.lose(Fate::NotApplied);
     let lost = handle.run(|tx| Ok((0..20).map(|_| tx.incr("n", 1)).collect::<Vec<_>>()));
     let lost = commit_error(lost);
-    assert!(matches!(lost, CommitError::NotSent { .. }), "{lost:?}");
+    assert!(matches!(lost, Error::Commit(CommitError::NotSent { .. })), "{lost:?}");
     assert_eq!((lost.applied(), lost.is_retryable()), (Applied::No, true));
     assert_eq!(fixture.number("n"), 0);
     fixture.lose(Fate::Applied);

@@ -98,17 +98,17 @@ fn tx_noop(tx: &mut rediscope::Block) -> rediscope::Queued<i64> {
 }
 
 #[track_caller]
-pub(crate) fn doubt<T: std::fmt::Debug>(committed: Result<T, CommitError>) -> InDoubt {
+pub(crate) fn doubt<T: std::fmt::Debug>(committed: Result<T, Error>) -> InDoubt {
     match committed {
-        Err(CommitError::InDoubt(doubt)) => doubt,
+        Err(Error::Commit(CommitError::InDoubt(doubt))) => doubt,
         other => panic!("not in doubt: {other:?}"),
     }
 }
 
 #[track_caller]
-pub(crate) fn commit_error<T: std::fmt::Debug>(result: Result<T, Error>) -> CommitError {
+pub(crate) fn commit_error<T: std::fmt::Debug>(result: Result<T, Error>) -> Error {
     match result {
-        Err(Error::Commit(error)) => *error,
+        Err(error @ Error::Commit(_)) => error,
         other => panic!("no commit error: {other:?}"),
     }
 }

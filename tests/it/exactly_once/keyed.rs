@@ -172,7 +172,7 @@ fn a_block_that_was_not_applied_does_not_use_up_its_key() {
     drop(tx);
     let mut tx = handle.begin().unwrap();
     tx.queue::<()>(redis::cmd("GET"));
-    assert!(matches!(tx.commit(), Err(CommitError::Rejected { .. })));
+    assert!(matches!(tx.commit(), Err(Error::Commit(CommitError::Rejected { .. }))));
     let watching = handle.watch(["w"]).begin().unwrap();
     fixture.server.ask::<()>(&["SET", "w", "1"]);
     let mut tx = watching.multi();
@@ -337,7 +337,7 @@ fn the_key_is_in_no_report() {
     fixture.armed();
     let in_doubt = fixture.doubted(&handle, Fate::Applied);
     assert_eq!(in_doubt.resolve(), Resolution::Committed);
-    show(&Error::from(CommitError::InDoubt(in_doubt.clone())));
+    show(&Error::from(Error::Commit(CommitError::InDoubt(in_doubt.clone()))));
     show(&handle.run(|tx| Ok(tx.incr("n", 1))).unwrap_err());
     let mut tx = handle.begin().unwrap();
     tx.incr("n", 1);

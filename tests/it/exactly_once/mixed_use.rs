@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use crate::side::Transactional;
 use rediscope::prelude::*;
-use rediscope::{Applied, Begin, CommitError, Outcome, Ready, RetryPolicy, TransactionOptions};
+use rediscope::{
+    Applied, Begin, CommitError, Error, Outcome, Ready, RetryPolicy, TransactionOptions,
+};
 
 use rediscope_testing::eventually;
 
@@ -197,7 +199,7 @@ fn if_nothing_can_be_sent_again_an_expired_register_is_an_error_and_nothing_is_a
     }
     ripen(&fixture, Age::Expired);
     let lost = tx.commit().unwrap_err();
-    assert!(matches!(lost, CommitError::NotSent { .. }), "{lost:?}");
+    assert!(matches!(lost, Error::Commit(CommitError::NotSent { .. })), "{lost:?}");
     assert_eq!((lost.applied(), lost.is_retryable()), (Applied::No, true));
     // A guard that watches cannot know which key it was.
     let watching = fixture.armed().watch(["w"]).begin().unwrap();

@@ -180,17 +180,17 @@ fn a_key_of_the_callers_is_committed_once_by_the_first_caller() {
     let paying = fixture.sessions.transactional().with(once.clone());
     assert_eq!(paying.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
     let again = commit_error(paying.run(|tx| Ok(tx.incr("n", 1))));
-    assert!(matches!(again, CommitError::AlreadyCommitted), "{again:?}");
+    assert!(matches!(again, Error::Commit(CommitError::AlreadyCommitted)), "{again:?}");
     let other = SessionManager::connect(fixture.server.url()).unwrap().transactional().with(once);
     let mut tx = other.begin().unwrap();
     tx.incr("n", 1);
-    assert!(matches!(tx.commit(), Err(CommitError::AlreadyCommitted)));
+    assert!(matches!(tx.commit(), Err(Error::Commit(CommitError::AlreadyCommitted))));
     let mut ran = false;
     let watched = other.watch(["w"]).run(|_, tx| {
         ran = true;
         Ok(tx.incr("n", 1))
     });
-    assert!(matches!(commit_error(watched), CommitError::AlreadyCommitted));
+    assert!(matches!(commit_error(watched), Error::Commit(CommitError::AlreadyCommitted)));
     assert!(!ran, "its closure had nothing to decide");
     assert_eq!(fixture.number("n"), 1);
 }

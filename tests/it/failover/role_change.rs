@@ -19,10 +19,7 @@ fn a_server_that_became_a_replica_has_its_older_connections_replaced_once() {
 
     server.ask::<()>(&["REPLICAOF", "127.0.0.1", &master.port().to_string()]);
     let refused = || match accounts.run(|tx| Ok(tx.incr("a", 1))).unwrap_err() {
-        Error::Commit(error) => match *error {
-            CommitError::Rejected { code, .. } => assert_eq!(code, "READONLY"),
-            other => panic!("{other}"),
-        },
+        Error::Commit(CommitError::Rejected { code, .. }) => assert_eq!(code, "READONLY"),
         other => panic!("{other}"),
     };
     refused();

@@ -245,16 +245,12 @@ impl Ground {
         };
         let reported = match &error {
             error if checkout(error) => Some(Reported::Checkout),
-            Error::Commit(commit) => match &**commit {
-                CommitError::NotReplicated { .. } => Some(Reported::NotReplicated),
-                CommitError::InDoubt(doubt) => Some(self.resolve(doubt)),
-                CommitError::NotSent { source, .. } if checkout(source) => Some(Reported::Checkout),
-                CommitError::NotSent { .. } if by_hand => Some(Reported::NotSent),
-                CommitError::Rejected { code, .. } if by_hand && code == "READONLY" => {
-                    Some(Reported::NotSent)
-                }
-                _ => None,
-            },
+            Error::Commit(CommitError::NotReplicated { .. }) => Some(Reported::NotReplicated),
+            Error::Commit(CommitError::InDoubt(doubt)) => Some(self.resolve(doubt)),
+            Error::Commit(CommitError::NotSent { .. }) if by_hand => Some(Reported::NotSent),
+            Error::Commit(CommitError::Rejected { code, .. }) if by_hand && code == "READONLY" => {
+                Some(Reported::NotSent)
+            }
             // A read under its watch.
             Error::Lost { .. } if by_hand && error.applied() == Applied::No => {
                 Some(Reported::NotSent)

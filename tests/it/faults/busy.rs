@@ -53,8 +53,8 @@ impl Reported {
         tx.incr(&key, 1);
         match tx.commit() {
             Ok(_) => self.committed.push(key),
-            Err(CommitError::NotSent { .. }) => self.not_sent.push(key),
-            Err(CommitError::InDoubt(_)) => self.in_doubt.push(key),
+            Err(Error::Commit(CommitError::NotSent { .. })) => self.not_sent.push(key),
+            Err(Error::Commit(CommitError::InDoubt(_))) => self.in_doubt.push(key),
             Err(error) => panic!("{error}"),
         }
     }

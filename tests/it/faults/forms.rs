@@ -103,7 +103,7 @@ impl Attempt<'_> {
         match tx.commit() {
             Ok(Outcome::Committed(_)) => Ok(Reported::Committed),
             Ok(Outcome::Conflict) => Ok(Reported::Conflict),
-            Err(error) => reported_by_commit(&error),
+            Err(error) => reported_error(&error),
         }
     }
 
@@ -136,20 +136,17 @@ fn queue(tx: &mut impl QueueCommands, block: Block, keys: &Keys) -> (Queued<Valu
 fn reported<T>(result: Result<T, Error>) -> Result<Reported, String> {
     match result {
         Ok(_) => Ok(Reported::Committed),
-        Err(error) => match error.as_commit() {
-            Some(commit) => reported_by_commit(commit),
-            None => Err(format!("{error} ({error:?})")),
-        },
+        Err(error) => reported_error(&error),
     }
 }
 
-fn reported_by_commit(error: &CommitError) -> Result<Reported, String> {
+fn reported_error(error: &Error) -> Result<Reported, String> {
     match error {
-        CommitError::NotSent { .. } if error.is_retryable() => Ok(Reported::NotSent),
-        CommitError::Rejected { index: Some(1), code, .. } if code == "ERR" => {
+        Error::Commit(CommitError::NotSent { .. }) if error.is_retryable() => Ok(Reported::NotSent),
+        Error::Commit(CommitError::Rejected { index: Some(1), code, .. }) if code == "ERR" => {
             Ok(Reported::Rejected)
         }
-        CommitError::InDoubt(in_doubt) => match in_doubt.cause().kind() {
+        Error::Commit(CommitError::InDoubt(in_doubt)) => match in_doubt.cause().kind() {
             ConnectionErrorKind::TimedOut => Ok(Reported::InDoubt { silence: true }),
             ConnectionErrorKind::Closed => Ok(Reported::InDoubt { silence: false }),
             kind => Err(format!("in doubt because of {kind:?}: {error}")),

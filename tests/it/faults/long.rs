@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::side::SessionManager;
 use rediscope::prelude::*;
-use rediscope::{Applied, CommitError};
+use rediscope::{Applied, CommitError, Error};
 
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
@@ -61,7 +61,10 @@ fn a_transaction_whose_long_reply_was_cut_is_in_doubt_and_applied_once() {
             tx.incr("n", 1);
             proxy.arm(inside("EXEC", bytes, fault));
             let error = tx.commit().unwrap_err();
-            assert!(matches!(error, CommitError::InDoubt(_)), "{bytes} {fault:?}: {error}");
+            assert!(
+                matches!(error, Error::Commit(CommitError::InDoubt(_))),
+                "{bytes} {fault:?}: {error}"
+            );
             assert_eq!(error.applied(), Applied::Unknown);
             doubts += 1;
             assert_eq!(server.ask::<u32>(&["GET", "n"]), doubts);

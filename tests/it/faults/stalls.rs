@@ -72,7 +72,7 @@ fn a_write_that_stops_half_way_was_not_sent_and_is_never_applied() {
     proxy.arm(stops());
     let begun = Instant::now();
     let error = tx.commit().unwrap_err();
-    assert!(matches!(error, CommitError::NotSent { .. }), "{error}");
+    assert!(matches!(error, Error::Commit(CommitError::NotSent { .. })), "{error}");
     assert!(begun.elapsed() < BOUND, "{:?}", begun.elapsed());
     assert_eq!(sessions.status().transactional.in_use, 0);
     // What came half-way arrives after all, and so does its end.
@@ -109,7 +109,7 @@ fn a_write_that_crawls_ends_at_its_deadline() {
     proxy.set_delays(Duration::from_millis(25), Duration::ZERO);
     let begun = Instant::now();
     let error = tx.commit().unwrap_err();
-    assert!(matches!(error, CommitError::NotSent { .. }), "{error}");
+    assert!(matches!(error, Error::Commit(CommitError::NotSent { .. })), "{error}");
     assert!(begun.elapsed() < BOUND, "{:?}", begun.elapsed());
     proxy.set_delays(Duration::ZERO, Duration::ZERO);
     sessions.transactional().run(|tx| Ok(tx.incr("after", 1))).unwrap();
@@ -126,7 +126,7 @@ fn the_first_write_of_a_new_connection_ends_in_time_too() {
     tx.set("big", vec![b'x'; BIG]);
     let begun = Instant::now();
     let error = in_time(SOON, "the write ends", || tx.commit().unwrap_err());
-    assert!(matches!(error, CommitError::NotSent { .. }), "{error}");
+    assert!(matches!(error, Error::Commit(CommitError::NotSent { .. })), "{error}");
     assert!(begun.elapsed() < BOUND, "{:?}", begun.elapsed());
     proxy.disarm();
     proxy.release();

@@ -20,11 +20,8 @@ use rediscope_testing::{try_for, under_log};
 fn word(reported: &Result<i64, Error>) -> &'static str {
     match reported {
         Ok(_) => "applied",
-        Err(Error::Commit(error)) => match &**error {
-            CommitError::InDoubt(_) => "in doubt",
-            CommitError::NotSent { .. } => "not sent",
-            _ => "something else",
-        },
+        Err(Error::Commit(CommitError::InDoubt(_))) => "in doubt",
+        Err(Error::Commit(CommitError::NotSent { .. })) => "not sent",
         Err(_) => "something else",
     }
 }

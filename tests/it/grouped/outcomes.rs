@@ -36,7 +36,7 @@ fn a_command_that_fails_at_run_time_is_one_blocks_own() {
     assert_eq!(reported[0].as_ref().unwrap(), &1);
     match &reported[1] {
         Err(Error::Commit(error)) => {
-            assert!(matches!(&**error, CommitError::PartlyApplied { .. }), "{error:?}");
+            assert!(matches!(error, CommitError::PartlyApplied { .. }), "{error:?}");
         }
         other => panic!("{other:?}"),
     }
@@ -69,7 +69,7 @@ fn a_reply_that_proves_nothing_affects_one_block_only() {
             for (nth, reported) in reported.into_iter().enumerate() {
                 match reported {
                     Err(Error::Commit(error)) if nth == at => {
-                        assert!(matches!(*error, CommitError::InDoubt(_)), "{error:?}");
+                        assert!(matches!(error, CommitError::InDoubt(_)), "{error:?}");
                     }
                     Ok(length) if nth != at => {
                         let missing = usize::from(!ran && nth > at);
@@ -106,7 +106,7 @@ fn a_command_that_is_refused_is_one_blocks_own() {
     assert!(reported[0].is_ok() && reported[2].is_ok());
     match &reported[1] {
         Err(Error::Commit(error)) => assert!(
-            matches!(&**error, CommitError::Rejected { index: Some(2), code, .. } if code == "NOPERM"),
+            matches!(error, CommitError::Rejected { index: Some(2), code, .. } if code == "NOPERM"),
             "{error:?}"
         ),
         other => panic!("{other:?}"),
@@ -131,7 +131,7 @@ fn if_multi_is_refused_from_one_block_on_the_others_keep_their_outcomes() {
     for reported in &reported[1..] {
         match reported {
             Err(Error::Commit(error)) => {
-                assert!(matches!(&**error, CommitError::NotIsolated { .. }), "{error:?}");
+                assert!(matches!(error, CommitError::NotIsolated { .. }), "{error:?}");
             }
             other => panic!("{other:?}"),
         }
@@ -149,7 +149,7 @@ fn a_group_that_a_replica_refuses_has_the_connection_replaced() {
     for reported in &reported {
         match reported {
             Err(Error::Commit(error)) => assert!(
-                matches!(&**error, CommitError::Rejected { code, .. } if code == "READONLY"),
+                matches!(error, CommitError::Rejected { code, .. } if code == "READONLY"),
                 "{error:?}"
             ),
             other => panic!("{other:?}"),

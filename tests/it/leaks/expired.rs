@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::side::SessionManager;
 use rediscope::prelude::*;
-use rediscope::{Applied, CommitError, Error, PinExpired};
+use rediscope::{Applied, Error, PinExpired};
 
 use crate::fixture::proxied::{
     Proxied, assert_outcome, client_ids, exists, get, no_connection_is_in_multi, pool_is_whole,
@@ -57,16 +57,12 @@ fn a_late_commit_fails_with_the_place_where_its_scope_began_and_applies_nothing(
     tx.set("key", 2);
     match tx.check().unwrap_err() {
         Error::PinExpired(reported) => expired(reported, line),
-        Error::Commit(error) => match *error {
-            CommitError::PinExpired(reported) => expired(reported, line),
-            error => panic!("{error:?}"),
-        },
         error => panic!("{error:?}"),
     }
     let error = tx.commit().unwrap_err();
     assert_outcome(&error, Applied::No, false);
     match error {
-        CommitError::PinExpired(reported) => expired(reported, line),
+        Error::PinExpired(reported) => expired(reported, line),
         error => panic!("{error:?}"),
     }
     assert!(!exists(&fixture.server, "key"));
@@ -90,7 +86,7 @@ fn every_late_use_of_a_watching_scope_fails() {
     tx.set("key", 1);
     let error = tx.commit().unwrap_err();
     assert_outcome(&error, Applied::No, false);
-    assert!(matches!(error, CommitError::PinExpired(_)), "{error:?}");
+    assert!(matches!(error, Error::PinExpired(_)), "{error:?}");
     assert!(!exists(&fixture.server, "key"));
     pool_is_whole(&sessions, &fixture.server);
 }

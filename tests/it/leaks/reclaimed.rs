@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::side::SessionManager;
 use rediscope::prelude::*;
-use rediscope::{Applied, CloseReason, CommitError, Error, OpenScope};
+use rediscope::{Applied, CloseReason, Error, OpenScope};
 
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::Proxy;
@@ -38,7 +38,6 @@ fn capacity_comes_back(sessions: &SessionManager, server: &Server) {
 fn is_expired(error: &Error) -> bool {
     match error {
         Error::PinExpired(expired) => expired.begun_at.file().ends_with("reclaimed.rs"),
-        Error::Commit(commit) => matches!(**commit, CommitError::PinExpired(_)),
         _ => false,
     }
 }
@@ -147,7 +146,7 @@ fn a_scope_whose_time_ends_inside_a_call_is_taken_back_when_the_call_ends() {
     capacity_comes_back(&sessions, &server);
     let mut tx = watching.multi();
     tx.incr("n", 1);
-    assert!(matches!(tx.commit(), Err(CommitError::PinExpired(_))));
+    assert!(matches!(tx.commit(), Err(Error::PinExpired(_))));
     assert_eq!(server.ask::<i64>(&["GET", "n"]), 7);
 }
 

@@ -189,21 +189,24 @@ const ENDS: &[End] = &[
         for begin in [ScopeUser::guard, ScopeUser::begun, ScopeUser::chunked] {
             let mut tx = begin(fixture);
             let _: Queued<Value> = tx.queue(cmd("GET"));
-            assert!(matches!(tx.commit(), Err(CommitError::Rejected { .. })));
+            assert!(matches!(tx.commit(), Err(Error::Commit(CommitError::Rejected { .. }))));
         }
     }),
     ("a command refused in a chunk", |fixture| {
         let mut tx = fixture.guard();
         let _: Queued<Value> = tx.queue(cmd("GET"));
         tx.set("big", "x".repeat(FLUSH));
-        assert!(matches!(tx.commit(), Err(CommitError::Rejected { .. })));
+        assert!(matches!(tx.commit(), Err(Error::Commit(CommitError::Rejected { .. }))));
     }),
     ("commands refused by name", |fixture| {
         for command in REFUSED {
             for begin in [ScopeUser::guard, ScopeUser::begun, ScopeUser::chunked] {
                 let mut tx = begin(fixture);
                 let _: Queued<Value> = tx.queue(never(command));
-                assert!(matches!(tx.commit(), Err(CommitError::NotSent { .. })), "{command:?}");
+                assert!(
+                    matches!(tx.commit(), Err(Error::Commit(CommitError::NotSent { .. }))),
+                    "{command:?}"
+                );
             }
             let refused = fixture.watching().query::<Value>(never(command));
             assert!(matches!(refused, Err(Error::Refused { .. })), "{command:?}");
@@ -218,7 +221,7 @@ const ENDS: &[End] = &[
         let mut tx = fixture.guard();
         tx.set("text", "no number");
         tx.incr("text", 1);
-        assert!(matches!(tx.commit(), Err(CommitError::PartlyApplied { .. })));
+        assert!(matches!(tx.commit(), Err(Error::Commit(CommitError::PartlyApplied { .. }))));
     }),
     ("a reply of another type", |fixture| {
         let ran = fixture.accounts().run(|tx| {

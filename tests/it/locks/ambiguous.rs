@@ -4,7 +4,7 @@
 use crate::fixture::{Fixture, LONG, SOON};
 use std::time::Duration;
 
-use rediscope::{Applied, LockError};
+use rediscope::{Applied, Error, LockError};
 
 use super::fixture::{is_lost, start};
 use rediscope_testing::eventually;
@@ -39,7 +39,7 @@ fn a_lock_that_was_acquired_without_a_reply_and_given_up_is_released() {
     fixture.proxy.mute_new(true);
     fixture.arm(Trigger::BeforeReplyTo("EVALSHA"), Fault::HoldReplies);
     let error = lock.try_acquire().unwrap_err();
-    assert!(matches!(error, LockError::Connection { .. }), "{error:?}");
+    assert!(matches!(error, Error::Lock(LockError::Connection { .. })), "{error:?}");
     assert_eq!((error.applied(), error.is_retryable()), (Applied::Unknown, true));
     let counter: Option<u64> = fixture.server.ask(&["GET", "rediscope:fence"]);
     assert!(counter > before, "it was acquired");
@@ -54,7 +54,7 @@ fn a_request_that_arrives_after_it_was_given_up_acquires_nothing() {
     let fixture = warm();
     let lock = fixture.sessions.lock("l").lease(LONG);
     fixture.arm(Trigger::BeforeCommandNamed("EVALSHA"), Fault::HoldRequests);
-    assert!(matches!(lock.try_acquire(), Err(LockError::Connection { .. })));
+    assert!(matches!(lock.try_acquire(), Err(Error::Lock(LockError::Connection { .. }))));
     eventually(SOON, "it is given back by its token", || {
         fixture.server.ask::<Vec<String>>(&["KEYS", "rediscope:lock:{l}:done:*"]).len() == 1
     });
@@ -98,7 +98,7 @@ fn a_lock_that_too_few_replicas_have_is_given_back() {
     let fixture = warm();
     let lock = fixture.sessions.lock("l").lease(LONG);
     let error = lock.clone().wait_replicas(1, Duration::from_millis(20)).try_acquire();
-    assert!(matches!(error, Err(LockError::NotReplicated { .. })), "{error:?}");
+    assert!(matches!(error, Err(Error::Lock(LockError::NotReplicated { .. }))), "{error:?}");
     assert_eq!(fixture.holders(), 0);
     let _replica = rediscope_testing::server::Server::replica_of(&fixture.server);
     let guard = lock.wait_replicas(1, SOON).try_acquire().unwrap().unwrap();

@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rediscope::{CheckoutError, LockError};
+use rediscope::{CheckoutError, Error};
 
 use super::fixture::{all_ways, every_kind, is_lost, start};
 use rediscope_testing::{eventually, in_time};
@@ -25,8 +25,8 @@ fn a_lock_that_is_held_when_the_manager_is_closed_is_released_as_before() {
         assert_eq!((closed.scopes, closed.locks), (0, guards.len()), "{way}");
         assert_eq!(closed.to_string(), "0 scopes, 6 locks");
         let refused = kinds[0].1.try_acquire();
-        assert!(matches!(refused, Err(LockError::Checkout(CheckoutError::Closed))), "{refused:?}");
-        assert!(matches!(kinds[0].1.holder(), Err(LockError::Checkout(CheckoutError::Closed))));
+        assert!(matches!(refused, Err(Error::Checkout(CheckoutError::Closed))), "{refused:?}");
+        assert!(matches!(kinds[0].1.holder(), Err(Error::Checkout(CheckoutError::Closed))));
         let begun = Instant::now();
         // By release, by a second guard, by a drop, in a panic, on another thread.
         guards.iter().for_each(|guard| guard.ensure_held().unwrap());
@@ -142,7 +142,7 @@ fn an_acquisition_that_waits_when_the_manager_is_closed_ends_and_leaves_nothing(
     let closed = in_time(SOON, "it closes", move || sessions.close(SOON));
     assert_eq!(closed, rediscope::Closed::default());
     let ended = in_time(SOON, "the wait is over", move || waiter.join().unwrap());
-    assert!(matches!(ended, Err(LockError::Checkout(CheckoutError::Closed))), "{ended:?}");
+    assert!(matches!(ended, Err(Error::Checkout(CheckoutError::Closed))), "{ended:?}");
     eventually(SOON, "it is not in line any more", || {
         fixture.server.ask::<i64>(&["EXISTS", "rediscope:lock:{fair}:queue"]) == 0
     });

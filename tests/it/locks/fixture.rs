@@ -5,7 +5,7 @@ use crate::side::BuildSide as _;
 use std::time::{Duration, Instant};
 
 use crate::side::{Lock, SessionManager};
-use rediscope::{Builder, LockError, LockStatus};
+use rediscope::{Builder, Error, LockError, LockStatus};
 
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
@@ -100,11 +100,14 @@ pub(crate) fn every_kind(sessions: &SessionManager) -> Vec<(&'static str, Lock)>
 }
 
 #[track_caller]
-pub(crate) fn is_lost<T: std::fmt::Debug>(result: Result<T, LockError>) {
-    assert!(matches!(result, Err(LockError::Lost { .. })), "not lost: {result:?}");
+pub(crate) fn is_lost<T: std::fmt::Debug>(result: Result<T, Error>) {
+    assert!(matches!(result, Err(Error::Lock(LockError::Lost { .. }))), "not lost: {result:?}");
 }
 
 #[track_caller]
-pub(crate) fn timed_out<T: std::fmt::Debug>(result: Result<T, LockError>) {
-    assert!(matches!(result, Err(LockError::Timeout { .. })), "no timeout: {result:?}");
+pub(crate) fn timed_out<T: std::fmt::Debug>(result: Result<T, Error>) {
+    assert!(
+        matches!(result, Err(Error::Lock(LockError::Timeout { .. }))),
+        "no timeout: {result:?}"
+    );
 }

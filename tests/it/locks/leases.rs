@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rediscope::LockError;
+use rediscope::{Error, LockError};
 
 use super::fixture::{is_lost, start, start_with};
 use rediscope_testing::eventually;
@@ -244,5 +244,5 @@ fn a_lock_whose_data_is_gone_is_lost() {
     let guard = fixture.sessions.lock("l").lease(LONG).try_acquire().unwrap().unwrap();
     fixture.server.ask::<()>(&["FLUSHALL"]);
     is_lost(guard.ensure_held());
-    assert!(matches!(guard.release(), Err(LockError::Lost { .. })));
+    assert!(matches!(guard.release(), Err(Error::Lock(LockError::Lost { .. }))));
 }

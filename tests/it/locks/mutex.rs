@@ -95,7 +95,7 @@ fn a_held_lock_is_given_to_no_other_caller_and_a_timeout_names_its_holder() {
     let guard = lock.clone().label("worker 7").try_acquire().unwrap().unwrap();
     assert!(lock.try_acquire().unwrap().is_none());
     let timeout = lock.acquire(Duration::from_millis(20)).unwrap_err();
-    let LockError::Timeout { waited, holder: Some(holder), .. } = &timeout else {
+    let Error::Lock(LockError::Timeout { waited, holder: Some(holder), .. }) = &timeout else {
         panic!("{timeout:?}");
     };
     assert!(*waited >= Duration::from_millis(20));
@@ -164,7 +164,7 @@ fn a_lease_ends_on_the_server_by_itself() {
 fn arguments_that_cannot_work_are_refused_before_anything_is_sent() {
     let sessions = SessionManager::connect("redis://127.0.0.1:1/").unwrap();
     let refused = |lock: crate::side::Lock| match lock.try_acquire() {
-        Err(LockError::Refused { setting, .. }) => setting,
+        Err(Error::Lock(LockError::Refused { setting, .. })) => setting,
         other => panic!("{other:?}"),
     };
     assert_eq!(refused(sessions.lock("")), "name");
@@ -173,7 +173,7 @@ fn arguments_that_cannot_work_are_refused_before_anything_is_sent() {
     assert_eq!(refused(sessions.lock("l").lease(Duration::from_millis(1))), "lease");
     assert_eq!(refused(sessions.lock("l").lease(Duration::MAX)), "lease");
     assert_eq!(refused(sessions.lock("l").label("x".repeat(257))), "label");
-    assert!(matches!(sessions.lock("").is_locked(), Err(LockError::Refused { .. })));
+    assert!(matches!(sessions.lock("").is_locked(), Err(Error::Lock(LockError::Refused { .. }))));
     assert_eq!(sessions.status().pooled.counts.connect_failures, 0);
 }
 

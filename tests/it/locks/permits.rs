@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::side::SessionManager;
-use rediscope::{Applied, LockError};
+use rediscope::{Applied, Error, LockError};
 
 use rediscope_testing::eventually;
 
@@ -16,9 +16,9 @@ fn semaphore(sessions: &SessionManager, permits: u32) -> crate::side::Lock {
 }
 
 #[track_caller]
-fn refused<T: std::fmt::Debug>(result: Result<T, LockError>, numbers: (u32, u32)) {
+fn refused<T: std::fmt::Debug>(result: Result<T, Error>, numbers: (u32, u32)) {
     match result {
-        Err(error @ LockError::OtherPermits { asked, kept, .. }) => {
+        Err(error @ Error::Lock(LockError::OtherPermits { asked, kept, .. })) => {
             assert_eq!((asked, kept), numbers);
             assert_eq!((error.applied(), error.is_retryable()), (Applied::No, false));
             let text = error.to_string();
@@ -165,7 +165,10 @@ fn without_holders_and_waiters_there_is_no_number_to_change() {
         (fixture.sessions.rw_lock("l").read(), 2),
     ] {
         let error = lock.set_permits(permits).unwrap_err();
-        assert!(matches!(error, LockError::Refused { setting: "permits", .. }), "{error:?}");
+        assert!(
+            matches!(error, Error::Lock(LockError::Refused { setting: "permits", .. })),
+            "{error:?}"
+        );
     }
 }
 

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::side::SessionManager;
-use rediscope::{ConnectionErrorKind, LockError};
+use rediscope::{ConnectionErrorKind, Error, LockError};
 
 use rediscope_testing::{eventually, try_for};
 
@@ -53,11 +53,11 @@ fn of_thousands_of_contended_waits_with_a_dying_subscriber_nothing_is_left() {
                                 }
                                 drop(guard);
                             }
-                            Err(LockError::Timeout { .. }) => {
+                            Err(Error::Lock(LockError::Timeout { .. })) => {
                                 timeouts.fetch_add(1, Ordering::Relaxed);
                             }
                             // A busy machine took a lease's time for one exchange.
-                            Err(LockError::Connection { source, .. })
+                            Err(Error::Lock(LockError::Connection { source, .. }))
                                 if source.kind() == ConnectionErrorKind::TimedOut =>
                             {
                                 late.fetch_add(1, Ordering::Relaxed);

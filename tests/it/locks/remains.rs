@@ -3,7 +3,7 @@
 use crate::fixture::{Fixture, LONG, SOON, Way};
 use std::time::{Duration, Instant};
 
-use rediscope::{Applied, LockError};
+use rediscope::{Applied, Error, LockError};
 
 use super::fixture::{all_ways, every_kind, is_lost, start, timed_out};
 use rediscope_testing::eventually;
@@ -87,7 +87,7 @@ fn a_fencing_token_beyond_what_a_script_can_count_is_refused() {
         for (kind, lock) in every_kind(&fixture.sessions) {
             fixture.server.ask::<()>(&["SET", "rediscope:fence", counter]);
             let error = lock.acquire(SOON).expect_err(kind);
-            assert!(matches!(error, LockError::NoFencingToken), "{kind}: {error:?}");
+            assert!(matches!(error, Error::Lock(LockError::NoFencingToken)), "{kind}: {error:?}");
             assert_eq!((error.applied(), error.is_retryable()), (Applied::No, false));
             assert_eq!(fixture.server.ask::<String>(&["GET", "rediscope:fence"]), counter);
             assert!(fixture.held_keys().is_empty(), "{kind}");
@@ -96,7 +96,7 @@ fn a_fencing_token_beyond_what_a_script_can_count_is_refused() {
             let guard = lock.acquire(SOON).unwrap();
             assert_eq!(guard.fencing_token(), last + 1);
             guard.release().unwrap();
-            assert!(matches!(lock.acquire(SOON), Err(LockError::NoFencingToken)));
+            assert!(matches!(lock.acquire(SOON), Err(Error::Lock(LockError::NoFencingToken))));
         }
     }
 }
@@ -136,7 +136,7 @@ fn a_wait_in_a_line_without_a_holder_names_none() {
     fixture.server.ask::<i64>(&["ZADD", "rediscope:lock:{l}:alive", &until, "x0"]);
     for wait in [Duration::ZERO, Duration::from_millis(50)] {
         let error = lock.acquire(wait).unwrap_err();
-        assert!(matches!(error, LockError::Timeout { holder: None, .. }), "{error:?}");
+        assert!(matches!(error, Error::Lock(LockError::Timeout { holder: None, .. })), "{error:?}");
         let text = error.to_string();
         assert!(!text.contains("held by") && !text.contains("0ns"), "{text}");
         timed_out(Err::<(), _>(error));

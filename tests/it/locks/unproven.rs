@@ -39,7 +39,10 @@ fn an_acquisition_with_the_reply_of_a_proxy_is_unknown_and_released() {
             assert!(fixture.proxy.fired() > fired, "{what}");
             fixture.proxy.disarm();
             assert_eq!(error.applied(), Applied::Unknown, "{what}: {error:?}");
-            assert!(matches!(error, LockError::Command { during: "acquire", .. }), "{what}");
+            assert!(
+                matches!(error, Error::Lock(LockError::Command { during: "acquire", .. })),
+                "{what}"
+            );
             assert_eq!(Error::from(error).applied(), Applied::Unknown, "{what}");
             eventually(SOON, "it is given back", || fixture.held_keys().is_empty());
         }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::side::{LockGuard, SessionManager};
 use rediscope::prelude::*;
-use rediscope::{CheckoutError, LockError};
+use rediscope::{CheckoutError, Error, LockError};
 
 use super::fixture::{quick, start, timed_out};
 use rediscope_testing::{eventually, in_time};
@@ -143,7 +143,7 @@ fn a_server_that_restarts_is_waited_for() {
     // It came back empty.
     acquired.recv_timeout(SOON).unwrap().release().unwrap();
     acquired.recv_timeout(SOON).unwrap().release().unwrap();
-    assert!(matches!(guard.release(), Err(LockError::Lost { .. })));
+    assert!(matches!(guard.release(), Err(Error::Lock(LockError::Lost { .. }))));
     assert_eq!((fixture.locks().waiting, fixture.locks().permits), (0, 0));
 }
 
@@ -211,6 +211,6 @@ fn closing_the_manager_ends_every_wait() {
     fixture.wait_for_waiters(&fixture.sessions, 1);
     fixture.sessions.close(Duration::ZERO);
     let ended = in_time(SOON, "the wait is over", move || waiter.join().unwrap());
-    assert!(matches!(ended, Err(LockError::Checkout(CheckoutError::Closed))), "{ended:?}");
+    assert!(matches!(ended, Err(Error::Checkout(CheckoutError::Closed))), "{ended:?}");
     guard.release().unwrap();
 }

@@ -3,7 +3,7 @@
 use crate::fixture::SOON;
 use std::time::Duration;
 
-use rediscope::{LockError, SessionManager};
+use rediscope::{Error, LockError, SessionManager};
 use tracing::Level;
 
 use super::listen::Seen;
@@ -62,7 +62,7 @@ fn every_step_of_a_lock_is_an_event_and_no_name_or_token_is_shown() {
         server.ask(&["ZRANGE", &format!("rediscope:lock:{{{NAME}}}"), "0", "-1"]);
     lock.force_release().unwrap();
     let lost = guard.ensure_held().unwrap_err();
-    assert!(matches!(lost, LockError::Lost { .. }));
+    assert!(matches!(lost, Error::Lock(LockError::Lost { .. })));
     shown.push(format!("{lost} {lost:?}"));
     drop(guard);
     lock.try_acquire().unwrap().unwrap().release().unwrap();

@@ -51,7 +51,7 @@ fn a_scope_open_for_long_is_warned_of_once_with_file_and_line_and_then_taken_bac
         assert!(event.field("age").is_some_and(|age| age.ends_with('s')), "{event:?}");
         assert_eq!(event.field("scope"), None);
     }
-    assert!(matches!(tx.commit(), Err(CommitError::PinExpired(_))));
+    assert!(matches!(tx.commit(), Err(Error::PinExpired(_))));
     assert_eq!(recorded(taken).len(), 1, "taken back once");
 }
 
@@ -256,7 +256,7 @@ fn events_for_the_operator_are_warnings_once_a_second_with_a_count_of_the_others
     proxy.arm((Trigger::BeforeReplyTo("EXEC"), Fault::Cut));
     let lost = tx.commit().unwrap_err();
     proxy.refuse_new(true);
-    let CommitError::InDoubt(doubt) = lost else { panic!("{lost}") };
+    let Error::Commit(CommitError::InDoubt(doubt)) = lost else { panic!("{lost}") };
     for _ in 0..3 {
         drop(doubt.resolve_within(Duration::from_millis(20)));
     }

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use proptest::prelude::*;
 use redis::{Connection, RedisWrite, ToRedisArgs, Value};
 use rediscope::{
-    Begin, Queued, Replies, ReplyError, SessionManager, TransactionOptions, prelude::*,
+    Begin, Error, Queued, Replies, ReplyError, SessionManager, TransactionOptions, prelude::*,
 };
 
 use rediscope_testing::server::Server;
@@ -161,7 +161,7 @@ impl Expected {
         for (handle, expected) in self.replies {
             match (replies.get(handle), expected) {
                 (Ok(reported), Some(expected)) => prop_assert_eq!(reported, expected),
-                (Err(ReplyError::Forgotten), None) => {}
+                (Err(Error::Reply(ReplyError::Forgotten)), None) => {}
                 (reported, expected) => prop_assert!(false, "{:?} for {:?}", reported, expected),
             }
         }

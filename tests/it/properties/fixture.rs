@@ -332,13 +332,10 @@ impl Play<'_> {
         let reported = match (end, reported) {
             (End::Panic, None) | (End::Err, Some(Err(Fault::Own))) => return Ok(()),
             (End::Ok, Some(Ok(()))) => Reported::Committed { commands: writes.len() },
-            (End::Ok, Some(Err(Fault::Redis(error)))) => match error.as_commit() {
-                Some(error) => super::steps::reported(Err(error.clone())),
-                None => {
-                    prop_assert!(false, "returned {:?}", error);
-                    return Ok(());
-                }
-            },
+            (End::Ok, Some(Err(Fault::Redis(error)))) => {
+                prop_assert!(error.as_commit().is_some(), "returned {:?}", error);
+                super::steps::reported(Err(error))
+            }
             (end, reported) => {
                 prop_assert!(false, "returned {:?} for {:?}", reported, end);
                 return Ok(());

@@ -94,16 +94,18 @@ pub(super) fn panicking(f: impl FnOnce()) {
     assert!(caught(f).is_none());
 }
 
-pub(super) fn reported(outcome: Result<Outcome, CommitError>) -> Reported {
+pub(super) fn reported(outcome: Result<Outcome, Error>) -> Reported {
     let count = |replies: &Replies| replies.len();
     match outcome {
         Ok(Outcome::Committed(replies)) => Reported::Committed { commands: count(&replies) },
         Ok(Outcome::Conflict) => Reported::Conflict,
-        Err(CommitError::PartlyApplied { replies, .. }) => {
+        Err(Error::Commit(CommitError::PartlyApplied { replies, .. })) => {
             Reported::PartlyApplied { failures: replies.failures() }
         }
-        Err(CommitError::Rejected { .. }) => Reported::NotApplied,
-        Err(CommitError::NotSent { source, .. }) if matches!(*source, Error::Refused { .. }) => {
+        Err(Error::Commit(CommitError::Rejected { .. })) => Reported::NotApplied,
+        Err(Error::Commit(CommitError::NotSent { source, .. }))
+            if matches!(*source, Error::Refused { .. }) =>
+        {
             Reported::NotApplied
         }
         Err(error) => panic!("returned {error:?}"),

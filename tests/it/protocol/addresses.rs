@@ -60,12 +60,14 @@ fn contract(server: &Server, url: &str, db: i64) {
     }));
     assert_outcome(&error, Applied::Partly, false);
     match &error {
-        CommitError::PartlyApplied { replies, .. } => match replies.errors().next() {
-            Some(ReplyError::Failed { index: 0, command, error, .. }) => {
-                assert_eq!((command.as_str(), error.code()), ("LPUSH", "WRONGTYPE"));
+        Error::Commit(CommitError::PartlyApplied { replies, .. }) => {
+            match replies.errors().next() {
+                Some(ReplyError::Failed { index: 0, command, error, .. }) => {
+                    assert_eq!((command.as_str(), error.code()), ("LPUSH", "WRONGTYPE"));
+                }
+                other => panic!("{other:?}"),
             }
-            other => panic!("{other:?}"),
-        },
+        }
         error => panic!("{error:?}"),
     }
     assert_eq!(other(&["EXISTS", "partly"]), int(1));

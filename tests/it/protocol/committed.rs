@@ -92,9 +92,9 @@ fn a_guards_replies_are_read_by_handle_in_any_order_and_as_often_as_wanted() {
     let members: Queued<i64> = tx.queue(redis::cmd("SADD").arg("set").arg("a").arg("b").take());
     let replies = tx.commit().unwrap();
     assert_eq!((replies.len(), replies.is_empty(), replies.failures()), (3, false, 0));
-    assert_eq!(replies.get((second, members, first)), Ok((11, 2, 1)));
-    assert_eq!(replies.get(second.cast::<String>()), Ok("11".to_owned()));
-    assert_eq!((replies.get(second), replies.errors().count()), (Ok(11), 0));
+    assert_eq!(replies.get((second, members, first)).unwrap(), (11, 2, 1));
+    assert_eq!(replies.get(second.cast::<String>()).unwrap(), "11".to_owned());
+    assert_eq!((replies.get(second).unwrap(), replies.errors().count()), (11, 0));
     assert_eq!(fixture.server.ask::<i64>(&["SCARD", "set"]), 2);
     pool_is_whole(&sessions, &fixture.server);
 }
@@ -108,7 +108,7 @@ fn a_watching_commit_returns_an_outcome() {
     let mut tx = watching.multi();
     let stock = tx.incr("stock", 4);
     let Outcome::Committed(replies) = tx.commit().unwrap() else { panic!("no client touched it") };
-    assert_eq!(replies.get(stock), Ok(4));
+    assert_eq!(replies.get(stock).unwrap(), 4);
     assert_eq!(get(&fixture.server, "stock").unwrap(), "4");
     let left = sessions.transactional().watch(["stock"]).run(|read, tx| {
         let stock: i64 = read.get("stock")?;
@@ -152,8 +152,8 @@ fn a_handle_of_another_transaction_is_foreign_and_the_block_was_applied() {
     let mut tx = accounts.begin().unwrap();
     let own = tx.incr("n", 1);
     let replies = tx.commit().unwrap();
-    assert_eq!(replies.get((own, foreign)), Err(ReplyError::Foreign));
-    assert_eq!(replies.get(own), Ok(1));
+    assert_eq!(replies.get((own, foreign)).unwrap_err().as_reply(), Some(&ReplyError::Foreign));
+    assert_eq!(replies.get(own).unwrap(), 1);
     pool_is_whole(&sessions, &fixture.server);
 }
 
@@ -170,7 +170,7 @@ fn handles_are_compared_and_hashed_and_a_command_is_queued_by_reference() {
     let names = HashMap::from([(first, "first"), (second, "second")]);
     assert_eq!((names[&first], names[&second]), ("first", "second"));
     let replies = tx.commit().unwrap();
-    assert_eq!(replies.get((first, second)), Ok((1, 2)));
+    assert_eq!(replies.get((first, second)).unwrap(), (1, 2));
     let mut other = accounts.begin().unwrap();
     assert!(!names.contains_key(&other.incr("n", 1)), "a handle of another transaction");
     other.discard().unwrap();
@@ -184,7 +184,7 @@ struct Handles {
 impl Resolve for Handles {
     type Output = (i64, Vec<String>);
 
-    fn resolve(self, replies: &Replies) -> Result<Self::Output, ReplyError> {
+    fn resolve(self, replies: &Replies) -> Result<Self::Output, Error> {
         Ok((replies.get(self.hits)?, replies.get(self.names)?))
     }
 }
@@ -228,7 +228,10 @@ fn a_reply_of_another_type_is_unexpected_and_can_be_read_again() {
     let mut tx = accounts.begin().unwrap();
     let wrong: Queued<i64> = tx.get("text");
     let replies = tx.commit().unwrap();
-    assert!(matches!(replies.get(wrong), Err(ReplyError::Unexpected { index: 0, .. })));
-    assert_eq!(replies.get(wrong.cast::<String>()), Ok("hello".to_owned()));
+    assert!(matches!(
+        replies.get(wrong),
+        Err(Error::Reply(ReplyError::Unexpected { index: 0, .. }))
+    ));
+    assert_eq!(replies.get(wrong.cast::<String>()).unwrap(), "hello".to_owned());
     pool_is_whole(&sessions, &fixture.server);
 }

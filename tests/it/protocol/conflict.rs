@@ -96,7 +96,7 @@ fn a_block_without_commands_is_not_committed_when_its_watch_was_lost() {
     assert!(matches!(lost, Error::Lost { applied: Applied::No, .. }), "{lost:?}");
     server.ask::<()>(&["SET", "key", "changed"]);
     let error = watching.multi().commit().expect_err("the key was not watched any more");
-    assert!(matches!(error, CommitError::NotSent { .. }), "{error:?}");
+    assert!(matches!(error, Error::Commit(CommitError::NotSent { .. })), "{error:?}");
     pool_is_whole(&sessions, server);
 }
 
@@ -249,7 +249,7 @@ fn a_connection_lost_while_watching_is_an_attempt_like_any_other() {
         Ok(())
     });
     match crate::fixture::proxied::commit_error(result) {
-        CommitError::NotSent { source, .. } => match *source {
+        Error::Commit(CommitError::NotSent { source, .. }) => match *source {
             Error::Lost { source, .. } => assert_eq!(source.kind(), ConnectionErrorKind::Closed),
             error => panic!("{error:?}"),
         },

@@ -192,7 +192,7 @@ fn nothing_queued_is_no_traffic_at_all() {
     let sessions = fixture.builder().build().unwrap();
     let accounts = sessions.transactional();
     assert_eq!(accounts.run(|_| Ok((Ready(7), ()))).unwrap(), (7, ()));
-    let failed = accounts.run::<()>(|tx| {
+    let failed = accounts.run::<(), _>(|tx| {
         tx.set("key", 1);
         Err(Error::NoKeys)
     });
@@ -209,7 +209,7 @@ fn nothing_queued_is_no_traffic_at_all() {
     let accounts = sessions.transactional();
     let commands = fixture.proxy.commands();
     assert!(accounts.begin().unwrap().commit().unwrap().is_empty());
-    accounts.run::<()>(|_| Ok(())).unwrap();
+    accounts.run::<(), _>(|_| Ok(())).unwrap();
     assert_eq!(fixture.proxy.commands(), commands);
     pool_is_whole(&sessions, &fixture.server);
 }

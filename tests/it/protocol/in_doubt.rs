@@ -2,7 +2,7 @@
 
 use crate::fixture::{LONG, SOON};
 use rediscope::prelude::*;
-use rediscope::{Applied, CommitError, ConnectionErrorKind, ReplyError};
+use rediscope::{Applied, CommitError, ConnectionErrorKind, Error, ReplyError};
 
 use crate::fixture::proxied::{
     Proxied, RESPONSE, assert_outcome, client_ids, commit_error, exists, get, pool_is_whole,
@@ -12,10 +12,10 @@ use rediscope_testing::proxy::{Fault, Trigger};
 
 /// How the connection failed.
 #[track_caller]
-fn in_doubt(error: &CommitError) -> ConnectionErrorKind {
+fn in_doubt(error: &Error) -> ConnectionErrorKind {
     assert_outcome(error, Applied::Unknown, false);
     match error {
-        CommitError::InDoubt(in_doubt) => in_doubt.cause().kind(),
+        Error::Commit(CommitError::InDoubt(in_doubt)) => in_doubt.cause().kind(),
         error => panic!("{error:?}"),
     }
 }
@@ -165,7 +165,7 @@ fn an_outcome_that_was_read_is_returned_though_the_connection_dies_right_after_i
     fixture.proxy.arm((Trigger::AfterReplyTo("EXEC"), Fault::Cut));
     let partly = commit_error(accounts.run(|tx| Ok(tx.lpush("text", "x"))));
     match &partly {
-        CommitError::PartlyApplied { replies, .. } => {
+        Error::Commit(CommitError::PartlyApplied { replies, .. }) => {
             assert!(matches!(replies.errors().next(), Some(ReplyError::Failed { index: 0, .. })));
         }
         error => panic!("{error:?}"),

@@ -58,9 +58,9 @@ impl Operated {
 }
 
 #[track_caller]
-fn bare(error: &CommitError) -> &rediscope::Replies {
+fn bare(error: &Error) -> &rediscope::Replies {
     match error {
-        CommitError::NotIsolated { replies, .. } => replies,
+        Error::Commit(CommitError::NotIsolated { replies, .. }) => replies,
         error => panic!("{error:?}"),
     }
 }
@@ -76,7 +76,7 @@ fn commands_that_ran_without_multi_are_reported_with_their_replies() {
     assert_outcome(&error, Applied::Yes, false);
     let replies = bare(&error);
     assert_eq!((replies.len(), replies.failures()), (2, 0));
-    assert_eq!(replies.get((set, sum)), Ok(((), 3)));
+    assert_eq!(replies.get((set, sum)).unwrap(), ((), 3));
     assert_eq!(get(&fixture.server, "key").as_deref(), Some("value"));
     fixture.recovers(&sessions);
 }
@@ -122,7 +122,7 @@ fn nothing_was_applied_if_every_command_was_refused_with_multi() {
 /// Each form in which MULTI may leave with the commands.
 const FORMS: [&str; 5] = ["run", "guard", "watch run", "watch guard", "conditions"];
 
-fn block(handle: &Transactional, form: &str, commands: &[redis::Cmd]) -> CommitError {
+fn block(handle: &Transactional, form: &str, commands: &[redis::Cmd]) -> Error {
     fn queue(tx: &mut impl QueueCommands, commands: &[redis::Cmd]) -> Result<(), Error> {
         for command in commands {
             tx.queue::<()>(command.clone());
@@ -189,7 +189,10 @@ fn an_error_of_a_script_that_ran_bare_proves_nothing_whatever_its_words_are() {
                 written += 1;
                 let what = format!("{form}, {name}: {error}: {reported:?}");
                 assert_eq!(get(&fixture.server, "n").unwrap(), written.to_string(), "{what}");
-                assert!(matches!(reported, CommitError::NotIsolated { .. }), "{what}");
+                assert!(
+                    matches!(reported, Error::Commit(CommitError::NotIsolated { .. })),
+                    "{what}"
+                );
                 assert_outcome(&reported, Applied::Unknown, false);
             }
         }
@@ -227,7 +230,10 @@ fn of_commands_that_ran_bare_only_the_servers_own_words_prove_that_nothing_ran()
         fixture.proxy.disarm();
         assert_eq!(get(&fixture.server, "n").unwrap(), if ran { "1" } else { "0" });
         if ran {
-            assert!(matches!(reported, CommitError::NotIsolated { .. }), "{words}: {reported:?}");
+            assert!(
+                matches!(reported, Error::Commit(CommitError::NotIsolated { .. })),
+                "{words}: {reported:?}"
+            );
             assert_outcome(&reported, Applied::Unknown, false);
         } else {
             assert_eq!(rejected(&reported), (None, "MULTI", "NOPERM"), "{words}");
@@ -258,9 +264,15 @@ fn a_multi_that_was_refused_by_a_proxy_is_never_reported_as_not_applied() {
             assert_eq!(get(&fixture.server, "n").unwrap(), "1");
             match trigger {
                 Trigger::BeforeReplyTo(_) => {
-                    assert!(matches!(reported, CommitError::InDoubt(_)), "{reported:?}");
+                    assert!(
+                        matches!(reported, Error::Commit(CommitError::InDoubt(_))),
+                        "{reported:?}"
+                    );
                 }
-                _ => assert!(matches!(reported, CommitError::NotIsolated { .. }), "{reported:?}"),
+                _ => assert!(
+                    matches!(reported, Error::Commit(CommitError::NotIsolated { .. })),
+                    "{reported:?}"
+                ),
             }
             assert_ne!(reported.applied(), Applied::No);
         }
@@ -303,7 +315,7 @@ fn it_is_in_doubt_if_the_replies_of_commands_that_ran_bare_were_lost() {
     fixture.operator(&["-multi"]);
     fixture.proxy.arm((Trigger::BeforeReplyTo("SET"), Fault::Cut));
     let error = commit_error(sessions.transactional().run(|tx| Ok(tx.set("key", "value"))));
-    assert!(matches!(error, CommitError::InDoubt(_)), "{error:?}");
+    assert!(matches!(error, Error::Commit(CommitError::InDoubt(_))), "{error:?}");
     assert_outcome(&error, Applied::Unknown, false);
     assert!(exists(&fixture.server, "key"));
     fixture.proxy.disarm();

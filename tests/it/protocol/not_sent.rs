@@ -21,10 +21,10 @@ use rediscope_testing::{eventually, packed};
 
 /// How the connection failed.
 #[track_caller]
-fn not_sent(error: &CommitError) -> ConnectionErrorKind {
+fn not_sent(error: &Error) -> ConnectionErrorKind {
     assert_outcome(error, Applied::No, true);
     match error {
-        CommitError::NotSent { source, .. } => match &**source {
+        Error::Commit(CommitError::NotSent { source, .. }) => match &**source {
             Error::Lost { source, applied: Applied::No, .. } => source.kind(),
             error => panic!("{error:?}"),
         },
@@ -157,7 +157,7 @@ fn a_chunk_that_is_lost_is_not_sent_wherever_it_is_cut() {
         tx.set("key", 2);
         tx.set("key", 3);
         let checked = tx.check().expect_err("the chunk was lost");
-        assert_eq!(not_sent(checked.as_commit().unwrap()), ConnectionErrorKind::Closed);
+        assert_eq!(not_sent(&checked), ConnectionErrorKind::Closed);
         assert_eq!(not_sent(&tx.commit().unwrap_err()), ConnectionErrorKind::Closed);
         fixture.proxy.disarm();
         assert!(!exists(&fixture.server, "key"));
@@ -285,7 +285,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, swallow: &AtomicUsize) {
 
 #[test]
 fn a_nil_without_a_watch_is_no_conflict_and_its_connection_is_replaced() {
-    type End = fn(&SessionManager) -> Option<CommitError>;
+    type End = fn(&SessionManager) -> Option<Error>;
     let ends: [End; 3] = [
         |sessions| {
             let once = sessions.transactional().with(never());

@@ -12,19 +12,19 @@ use crate::fixture::proxied::{
 
 /// The replies that come with it.
 #[track_caller]
-fn partly(error: &CommitError) -> &Replies {
+fn partly(error: &Error) -> &Replies {
     assert_outcome(error, Applied::Partly, false);
     match error {
-        CommitError::PartlyApplied { replies, .. } => replies,
+        Error::Commit(CommitError::PartlyApplied { replies, .. }) => replies,
         error => panic!("not partly applied: {error:?}"),
     }
 }
 
 #[track_caller]
-fn failed(error: Option<ReplyError>) -> (usize, String, String) {
+fn failed(error: Option<&ReplyError>) -> (usize, String, String) {
     match error {
         Some(ReplyError::Failed { index, command, error, .. }) => {
-            (index, command, error.code().to_owned())
+            (*index, command.clone(), error.code().to_owned())
         }
         error => panic!("not a failed command: {error:?}"),
     }
@@ -44,11 +44,14 @@ fn the_others_are_applied_and_keep_their_replies() {
     let error = tx.commit().unwrap_err();
     let replies = partly(&error);
     assert_eq!((replies.len(), replies.failures()), (4, 2));
-    assert_eq!(replies.get((first, last)), Ok((1, 2)));
+    assert_eq!(replies.get((first, last)).unwrap(), (1, 2));
     let wrong_type = (1, "LPUSH".to_owned(), "WRONGTYPE".to_owned());
-    assert_eq!(failed(replies.get(push).err()), wrong_type);
-    assert_eq!(failed(replies.get(add).err()), (2, "INCRBY".to_owned(), "ERR".to_owned()));
-    let all: Vec<_> = replies.errors().map(|error| failed(Some(error)).0).collect();
+    assert_eq!(failed(replies.get(push).unwrap_err().as_reply()), wrong_type);
+    assert_eq!(
+        failed(replies.get(add).unwrap_err().as_reply()),
+        (2, "INCRBY".to_owned(), "ERR".to_owned())
+    );
+    let all: Vec<_> = replies.errors().map(|error| failed(Some(&error)).0).collect();
     assert_eq!(all, [1, 2]);
     assert_eq!(get(&fixture.server, "n").unwrap(), "2", "Redis does not undo");
     assert_eq!(get(&fixture.server, "text").unwrap(), "hello");
@@ -96,8 +99,10 @@ fn a_failed_command_keeps_its_index_and_name_when_it_was_sent_ahead_or_a_part_wa
     }
     let error = tx.commit().unwrap_err();
     let replies = partly(&error);
-    let reported: Vec<_> =
-        wrong.into_iter().map(|handle| failed(replies.get(handle).err())).collect();
+    let reported: Vec<_> = wrong
+        .into_iter()
+        .map(|handle| failed(replies.get(handle).unwrap_err().as_reply()))
+        .collect();
     let expected = [4, 14, 24].map(|n| (n, "SADD".to_owned(), "WRONGTYPE".to_owned()));
     assert_eq!(reported, expected);
     assert_eq!(fixture.server.ask::<i64>(&["LLEN", "list"]), 27);
@@ -130,7 +135,7 @@ fn nothing_was_changed_if_every_command_failed_and_each_is_a_core_command() {
         (vec![eval.clone()], Applied::Partly, "may"),
         (vec![incr.clone(), eval], Applied::Partly, "may"),
         (vec![migrate], Applied::Partly, "may"),
-        (vec![incr.clone(), set], Applied::Partly, "the other"),
+        (vec![incr.clone(), set], Applied::Partly, "partly applied"),
     ] {
         for form in ["run", "watch run", "guard", "grouped", "exactly once"] {
             fn queue(tx: &mut impl QueueCommands, commands: &[redis::Cmd]) -> Result<(), Error> {
@@ -142,7 +147,7 @@ fn nothing_was_changed_if_every_command_failed_and_each_is_a_core_command() {
                 "guard" => {
                     let mut tx = accounts.begin().unwrap();
                     queue(&mut tx, &commands).unwrap();
-                    tx.commit().map(drop).map_err(Error::from)
+                    tx.commit().map(drop)
                 }
                 form => {
                     let options = TransactionOptions::new();
@@ -156,11 +161,13 @@ fn nothing_was_changed_if_every_command_failed_and_each_is_a_core_command() {
             };
             let error = commit_error(reported);
             assert_outcome(&error, applied, false);
-            let CommitError::PartlyApplied { replies, .. } = &error else { panic!("{error:?}") };
+            let Error::Commit(CommitError::PartlyApplied { replies, .. }) = &error else {
+                panic!("{error:?}")
+            };
             assert_eq!(replies.len(), commands.len());
             let text = error.to_string();
             assert!(text.contains(words), "{form}: {text}");
-            assert_eq!(text.contains("the other"), words == "the other", "{form}: {text}");
+            assert_eq!(text.contains("partly"), words == "partly applied", "{form}: {text}");
         }
     }
     assert_eq!(get(&fixture.server, "text").unwrap(), "hello");
@@ -176,7 +183,7 @@ fn a_script_that_fails_half_way_is_reported_without_its_words() {
     let run: Queued<()> = tx.eval(script, "key", "my own words");
     let error = tx.commit().unwrap_err();
     match partly(&error).get(run) {
-        Err(ReplyError::Failed { index: 0, command, error, .. }) => {
+        Err(Error::Reply(ReplyError::Failed { index: 0, command, error, .. })) => {
             assert_eq!((command.as_str(), error.code()), ("EVAL", "MINE"));
             assert!(!error.to_string().contains("my own words"));
         }
@@ -200,8 +207,8 @@ fn a_failed_command_is_named_and_the_replies_are_read_by_index() {
     });
     let error = reported.unwrap_err();
     let text = error.to_string();
-    assert!(text.starts_with("partly applied: 2 of 4 commands failed"), "{text}");
-    assert!(text.contains("INCRBY (command 1)") && text.contains("ERR"), "{text}");
+    assert_eq!(text, "partly applied: 2 of 4 commands failed, first INCRBY at index 1");
+    assert_eq!(error.code(), Some("ERR"));
     let source = std::error::Error::source(&error).unwrap();
     let source = source.downcast_ref::<ReplyError>().expect("the first command that failed");
     match source {
@@ -211,13 +218,16 @@ fn a_failed_command_is_named_and_the_replies_are_read_by_index() {
         other => panic!("{other:?}"),
     }
     assert_eq!(format!("{error:#}"), format!("{text}: {source}"));
-    let replies = partly(error.as_commit().unwrap());
-    assert_eq!(replies.at::<i64>(0), Ok(1));
-    assert_eq!(replies.at::<()>(1), Err(source.clone()));
-    assert!(matches!(replies.at::<()>(2), Err(ReplyError::Failed { index: 2, .. })));
-    assert_eq!(replies.at::<String>(3).as_deref(), Ok("OK"));
+    let replies = partly(&error);
+    assert_eq!(replies.at::<i64>(0).unwrap(), 1);
+    assert_eq!(replies.at::<()>(1).unwrap_err().as_reply(), Some(source));
+    assert!(matches!(replies.at::<()>(2), Err(Error::Reply(ReplyError::Failed { index: 2, .. }))));
+    assert_eq!(replies.at::<String>(3).as_deref().unwrap(), "OK");
     let beyond = replies.at::<()>(4).unwrap_err();
-    assert!(matches!(beyond, ReplyError::OutOfRange { index: 4, commands: 4, .. }), "{beyond:?}");
+    assert!(
+        matches!(beyond, Error::Reply(ReplyError::OutOfRange { index: 4, commands: 4, .. })),
+        "{beyond:?}"
+    );
     assert_eq!(beyond.to_string(), "there is no command 4: the transaction had 4 commands");
     pool_is_whole(&sessions, &fixture.server);
 }

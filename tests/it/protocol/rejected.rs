@@ -14,9 +14,9 @@ use rediscope_testing::server::Server;
 
 /// What a `Rejected` names: the command's index, its name, the server's code.
 #[track_caller]
-pub(crate) fn rejected(error: &CommitError) -> (Option<usize>, &str, &str) {
+pub(crate) fn rejected(error: &Error) -> (Option<usize>, &str, &str) {
     match error {
-        CommitError::Rejected { index, command, code, message, .. } => {
+        Error::Commit(CommitError::Rejected { index, command, code, message, .. }) => {
             assert!(!message.is_empty());
             (*index, command, code)
         }

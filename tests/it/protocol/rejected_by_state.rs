@@ -196,7 +196,7 @@ fn a_chunk_that_is_refused_fails_check_and_commit() {
     tx.set("key", "another");
     let checked = tx.check().unwrap_err();
     let committed = tx.commit().unwrap_err();
-    for error in [checked.as_commit().unwrap(), &committed] {
+    for error in [&checked, &committed] {
         assert_eq!(rejected(error), (Some(1), "NOSUCH", "ERR"));
         assert_outcome(error, Applied::No, false);
     }

@@ -203,10 +203,8 @@ fn tls(proxy: &Proxy) -> (Option<Front>, Builder) {
 #[track_caller]
 fn doubt<T: std::fmt::Debug>(reported: Result<T, Error>, what: &str) -> rediscope::InDoubt {
     let error = reported.expect_err(what);
-    let Some(error @ CommitError::InDoubt(doubt)) = error.as_commit() else {
-        panic!("{what}: {error:?}")
-    };
-    assert_outcome(error, Applied::Unknown, false);
+    let Some(doubt) = error.as_in_doubt() else { panic!("{what}: {error:?}") };
+    assert_outcome(&error, Applied::Unknown, false);
     doubt.clone()
 }
 

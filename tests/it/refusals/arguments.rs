@@ -121,7 +121,7 @@ impl Target {
         proxy.disarm();
         proxy.refuse_new(false);
         match error {
-            CommitError::InDoubt(doubt) => (doubt, sessions, proxy),
+            Error::Commit(CommitError::InDoubt(doubt)) => (doubt, sessions, proxy),
             other => panic!("{other}"),
         }
     }

@@ -24,9 +24,15 @@ fn a_handle_of_another_transaction_is_recognized_wherever_it_came_from() {
     let own = tx.incr("n", 1);
     let replies = tx.commit().unwrap();
     for foreign in [of_discarded, of_block.unwrap()] {
-        assert_eq!(replies.get(foreign), Err(ReplyError::Foreign));
-        assert_eq!(replies.get(foreign.cast::<String>()), Err(ReplyError::Foreign));
-        assert_eq!(replies.get(vec![own, foreign]), Err(ReplyError::Foreign));
+        assert_eq!(replies.get(foreign).unwrap_err().as_reply(), Some(&ReplyError::Foreign));
+        assert_eq!(
+            replies.get(foreign.cast::<String>()).unwrap_err().as_reply(),
+            Some(&ReplyError::Foreign)
+        );
+        assert_eq!(
+            replies.get(vec![own, foreign]).unwrap_err().as_reply(),
+            Some(&ReplyError::Foreign)
+        );
         let returned = accounts.run(|tx| {
             tx.incr("n", 1);
             Ok([foreign])
@@ -38,7 +44,7 @@ fn a_handle_of_another_transaction_is_recognized_wherever_it_came_from() {
             error => panic!("{error:?}"),
         }
     }
-    assert_eq!(replies.get(own), Ok(2));
+    assert_eq!(replies.get(own).unwrap(), 2);
     assert_eq!(quiet.server.ask::<i64>(&["GET", "n"]), 4, "each was applied once");
     assert_eq!(quiet.server.ask::<i64>(&["EXISTS", "never"]), 0);
     quiet.nothing_was_lost();

@@ -48,9 +48,9 @@ fn shown(error: impl std::error::Error) {
 
 /// The whole family an error of a commit belongs to.
 #[track_caller]
-fn shown_commit(error: CommitError) {
-    if let CommitError::PartlyApplied { replies, .. } | CommitError::NotIsolated { replies, .. } =
-        &error
+fn shown_commit(error: Error) {
+    if let Error::Commit(CommitError::PartlyApplied { replies, .. })
+    | Error::Commit(CommitError::NotIsolated { replies, .. }) = &error
     {
         debug(replies);
         replies.errors().for_each(shown);
@@ -82,7 +82,7 @@ fn start() -> Fixture {
 
 impl Fixture {
     /// A transaction of one command.
-    fn commit(&self, words: &[&str]) -> Result<rediscope::Replies, CommitError> {
+    fn commit(&self, words: &[&str]) -> Result<rediscope::Replies, Error> {
         let mut tx = self.accounts().begin().unwrap();
         tx.queue::<()>(redis::cmd(words[0]).arg(&words[1..]).take());
         debug(&tx);
@@ -156,13 +156,15 @@ fn refused_commands_show_none() {
         &["XGROUP", VALUE, KEY],
     ] {
         let error = fixture.commit(words).unwrap_err();
-        assert!(matches!(error, CommitError::Rejected { .. }), "{error:?}");
+        assert!(matches!(error, Error::Commit(CommitError::Rejected { .. })), "{error:?}");
         shown_commit(error);
     }
     fixture.server.acl(&["SETUSER", "app", "resetkeys", "~mine", "-incrby", "-@admin"]);
     for words in [&["SET", KEY, VALUE][..], &["INCRBY", "mine", VALUE], &["CONFIG", "GET", VALUE]] {
         let error = fixture.commit(words).unwrap_err();
-        assert!(matches!(&error, CommitError::Rejected { code, .. } if code == "NOPERM"));
+        assert!(
+            matches!(&error, Error::Commit(CommitError::Rejected { code, .. }) if code == "NOPERM")
+        );
         shown_commit(error);
     }
     shown(fixture.accounts().watch([KEY]).begin().map(drop).unwrap_err());
@@ -234,7 +236,10 @@ fn failed_commands_show_none_whatever_the_server_quotes() {
     ];
     for words in failing {
         match fixture.commit(words) {
-            Err(error @ (CommitError::PartlyApplied { .. } | CommitError::Rejected { .. })) => {
+            Err(
+                error @ (Error::Commit(CommitError::PartlyApplied { .. })
+                | Error::Commit(CommitError::Rejected { .. })),
+            ) => {
                 shown_commit(error);
             }
             other => panic!("{words:?}: {other:?}"),
@@ -286,7 +291,7 @@ fn lost_connections_show_none() {
         error
     };
     let in_doubt = fail(Trigger::BeforeReplyTo("EXEC"), Fault::Cut);
-    let CommitError::InDoubt(doubt) = &in_doubt else { panic!("{in_doubt:?}") };
+    let Error::Commit(CommitError::InDoubt(doubt)) = &in_doubt else { panic!("{in_doubt:?}") };
     shown(doubt.clone());
     shown(doubt.cause().clone());
     shown_commit(in_doubt);
@@ -297,7 +302,7 @@ fn lost_connections_show_none() {
     let mut tx = watching.multi();
     tx.set(KEY, VALUE);
     let not_sent = tx.commit().unwrap_err();
-    assert!(matches!(not_sent, CommitError::NotSent { .. }), "{not_sent:?}");
+    assert!(matches!(not_sent, Error::Commit(CommitError::NotSent { .. })), "{not_sent:?}");
     shown_commit(not_sent);
 
     let mut db = fixture.sessions.pooled();
@@ -317,7 +322,7 @@ fn commands_that_ran_bare_show_none() {
     tx.set(KEY, VALUE);
     tx.incr(KEY, VALUE);
     let error = tx.commit().unwrap_err();
-    assert!(matches!(error, CommitError::NotIsolated { .. }), "{error:?}");
+    assert!(matches!(error, Error::Commit(CommitError::NotIsolated { .. })), "{error:?}");
     shown_commit(error);
 }
 

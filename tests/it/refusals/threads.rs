@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::side::SessionManager;
-use rediscope::{ConfigError, LockError, prelude::*};
+use rediscope::{ConfigError, Error, LockError, prelude::*};
 
 use rediscope_testing::server::Server;
 
@@ -82,7 +82,7 @@ fn child(url: &str) {
 
     // A lock without a thread would never be extended: none is acquired, and none is left taken.
     let lock = sessions.lock("l").acquire(Duration::ZERO).map(drop).unwrap_err();
-    assert!(matches!(lock, LockError::Refused { setting: "thread", .. }), "{lock}");
+    assert!(matches!(lock, Error::Lock(LockError::Refused { setting: "thread", .. })), "{lock}");
     assert!(!sessions.lock("l").is_locked().unwrap());
 
     // A lease that would not be extended is not begun.

@@ -131,7 +131,7 @@ fn a_failed_cleaning_does_not_hide_why_the_commit_failed() {
     let error = tx.commit().unwrap_err();
     server.acl(&["SETUSER", "app", "+discard"]);
     assert!(
-        matches!(&error, CommitError::Rejected { index: Some(0), command, .. }
+        matches!(&error, Error::Commit(CommitError::Rejected { index: Some(0), command, .. })
             if command == "NOSUCHCOMMAND"),
         "{error:?}"
     );
@@ -246,7 +246,7 @@ fn after_a_cleaning_the_next_borrower_has_its_own_timeout_again() {
         let reported = in_time(SOON, "the commit ends", || tx.commit());
         let took = begun.elapsed();
         assert_eq!(proxy.accepted(), accepted, "it was the same connection");
-        assert!(matches!(reported, Err(CommitError::InDoubt(_))), "{reported:?}");
+        assert!(matches!(reported, Err(Error::Commit(CommitError::InDoubt(_)))), "{reported:?}");
         assert!(took >= RESPONSE - CLEANUP && took < SOON / 2, "it took {took:?}");
         let hits: usize = server.connection().get("hits").unwrap();
         assert_eq!(hits, nth + 1, "the server had executed it: in doubt was right");

@@ -57,7 +57,7 @@ fn a_script_debugger_is_not_left_running_for_the_next_borrower() {
     assert!(matches!(reported, Err(Error::Refused { .. })), "{reported:?}");
     let reported = sessions.transactional().run(|tx| Ok(tx.queue::<()>(debug)));
     assert!(
-        matches!(&reported, Err(Error::Commit(error)) if matches!(**error, CommitError::NotSent { .. }))
+        matches!(&reported, Err(Error::Commit(error)) if matches!(error, CommitError::NotSent { .. }))
     );
     let load = redis::cmd("SCRIPT").arg("LOAD").arg("return 1").take();
     assert_eq!(load.query::<String>(&mut sessions.pooled()).unwrap().len(), 40);
@@ -76,7 +76,10 @@ fn a_watch_that_lost_its_connection_commits_nothing_not_even_an_empty_transactio
     let _: i64 = server.connection().incr(&key, 1).unwrap();
     // `Committed` would say that nothing changed between the reads.
     let reported = watching.multi().commit();
-    assert!(matches!(reported, Err(CommitError::NotSent { .. })), "{before:?}, {reported:?}");
+    assert!(
+        matches!(reported, Err(Error::Commit(CommitError::NotSent { .. }))),
+        "{before:?}, {reported:?}"
+    );
     // And where the connection lives, nothing is committed in earnest.
     let watching = accounts.watch([&key]).begin().unwrap();
     assert!(matches!(watching.multi().commit().unwrap(), Outcome::Committed(_)));
@@ -104,7 +107,7 @@ fn a_large_block_that_lost_its_first_chunk_fails_at_once() {
         Ok(())
     });
     let Err(Error::Commit(error)) = &reported else { panic!("{reported:?}") };
-    assert!(matches!(**error, CommitError::NotSent { .. }), "{error:?}");
+    assert!(matches!(error, CommitError::NotSent { .. }), "{error:?}");
     assert_eq!(sessions.status().transactional.counts.retries, 0, "it cannot be sent again");
     assert!(!Commands::exists::<_, bool>(&mut server.connection(), &key).unwrap());
     assert!(!Commands::exists::<_, bool>(&mut server.connection(), "behind").unwrap());

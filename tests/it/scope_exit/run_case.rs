@@ -33,8 +33,6 @@ enum Fault {
     Number(#[from] ParseIntError),
     #[error(transparent)]
     Redis(#[from] Error),
-    #[error(transparent)]
-    Commit(#[from] CommitError),
 }
 
 impl<E: Into<Fault>> From<Result<Reported, E>> for Reported {
@@ -83,24 +81,19 @@ pub(crate) fn play(bench: &Bench<'_>, cell: Cell) {
 }
 
 fn is_right(cell: Cell, fault: &Fault) -> bool {
-    let (error, commit) = match fault {
-        Fault::Redis(error) => (Some(error), error.as_commit()),
-        Fault::Commit(commit) => (None, Some(commit)),
-        Fault::Own | Fault::Number(_) => return false,
-    };
-    let refused = |error: Option<&Error>| matches!(error, Some(Error::Refused { .. }));
-    match (cell.exit, commit) {
+    let Fault::Redis(error) = fault else { return false };
+    let refused = |error: &Error| matches!(error, Error::Refused { .. });
+    match (cell.exit, error.as_commit()) {
         (Exit::QueueError, Some(CommitError::Rejected { index: Some(_), command, code, .. })) => {
             command == "NOSUCHCOMMAND" && code == "ERR"
         }
-        (Exit::Refused, Some(CommitError::NotSent { source, .. })) => refused(Some(source)),
+        (Exit::Refused, Some(CommitError::NotSent { source, .. })) => refused(source),
         (Exit::WrongType, Some(CommitError::PartlyApplied { replies, .. })) => {
             replies.failures() == 1
         }
-        (Exit::Outlive, Some(CommitError::PinExpired(_))) => true,
-        (Exit::Outlive, None) => matches!(error, Some(Error::PinExpired(_))),
+        (Exit::Outlive, None) => matches!(error, Error::PinExpired(_)),
         (Exit::QueueError | Exit::WrongType, None) if cell.form == Form::Reading => {
-            matches!(error, Some(Error::Command { .. }))
+            matches!(error, Error::Command { .. })
         }
         (Exit::Refused, None) if cell.form == Form::Reading => refused(error),
         _ => false,
@@ -109,12 +102,12 @@ fn is_right(cell: Cell, fault: &Fault) -> bool {
 
 /// The two kinds of transaction differ in how they commit.
 trait Guard: QueueCommands + Sized {
-    fn committed(self) -> Result<Reported, CommitError>;
+    fn committed(self) -> Result<Reported, Error>;
     fn discarded(self) -> Result<Reported, Error>;
 }
 
 impl Guard for Transaction {
-    fn committed(self) -> Result<Reported, CommitError> {
+    fn committed(self) -> Result<Reported, Error> {
         let _: Replies = self.commit()?;
         Ok(Reported::Committed)
     }
@@ -125,7 +118,7 @@ impl Guard for Transaction {
 }
 
 impl Guard for Transaction<Watched> {
-    fn committed(self) -> Result<Reported, CommitError> {
+    fn committed(self) -> Result<Reported, Error> {
         Ok(match self.commit()? {
             Outcome::Committed(_) => Reported::Committed,
             Outcome::Conflict => Reported::Conflict,

@@ -94,15 +94,15 @@ fn calls<'c>(trusting: &'c SessionManager, asking: &'c SessionManager) -> Vec<Ca
     let (once_, immediate_) = (once.clone(), immediate.clone());
     vec![
         call("commit on a trusted connection", Limit::Response, || match trusted.commit() {
-            Err(CommitError::InDoubt(_)) => Ok(()),
+            Err(Error::Commit(CommitError::InDoubt(_))) => Ok(()),
             other => wrong(other),
         }),
         call("commit on an untrusted connection", Limit::Checkout, || match untrusted.commit() {
-            Err(CommitError::NotSent { .. }) => Ok(()),
+            Err(Error::Commit(CommitError::NotSent { .. })) => Ok(()),
             other => wrong(other),
         }),
         call("commit behind MULTI", Limit::Response, || match committed.commit() {
-            Err(CommitError::InDoubt(_)) => Ok(()),
+            Err(Error::Commit(CommitError::InDoubt(_))) => Ok(()),
             other => wrong(other),
         }),
         call("drop behind MULTI", Limit::Cleanup, || {
@@ -123,7 +123,7 @@ fn calls<'c>(trusting: &'c SessionManager, asking: &'c SessionManager) -> Vec<Ca
                 other => return wrong(other),
             }
             match reads.multi().commit() {
-                Err(CommitError::NotSent { .. }) => Ok(()),
+                Err(Error::Commit(CommitError::NotSent { .. })) => Ok(()),
                 other => wrong(other),
             }
         }),
@@ -139,7 +139,7 @@ fn calls<'c>(trusting: &'c SessionManager, asking: &'c SessionManager) -> Vec<Ca
             let mut tx = writes.multi();
             tx.incr("n", 1);
             match tx.commit() {
-                Err(CommitError::InDoubt(_)) => Ok(()),
+                Err(Error::Commit(CommitError::InDoubt(_))) => Ok(()),
                 other => wrong(other.map(Outcome::committed)),
             }
         }),

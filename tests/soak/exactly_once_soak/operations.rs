@@ -185,12 +185,12 @@ impl Ended {
         Self { reported, doubt: None, client: None, words: String::new() }
     }
 
-    fn committed(values: Result<(i64, String), ReplyError>) -> Self {
+    fn committed(values: Result<(i64, String), Error>) -> Self {
         match values {
             Ok((1, info)) => {
                 Self { client: Client::parse(&info), ..Self::reported(Reported::Committed) }
             }
-            Err(ReplyError::Lost) => Self::reported(Reported::Unseen),
+            Err(Error::Reply(ReplyError::Lost)) => Self::reported(Reported::Unseen),
             other => Self { words: format!("{other:?}"), ..Self::reported(Reported::Impossible) },
         }
     }
@@ -200,16 +200,13 @@ impl Ended {
         let reported = match &error {
             Error::Reply(ReplyError::Lost) => Reported::Unseen,
             Error::RetriesExhausted { .. } => Reported::Conflict,
-            Error::Commit(commit) => match &**commit {
-                CommitError::InDoubt(doubt) => {
-                    let doubt = Some(doubt.clone());
-                    return Self { doubt, words, ..Self::reported(Reported::InDoubt) };
-                }
-                CommitError::NotSent { .. } => Reported::NotSent,
-                CommitError::Rejected { .. } => Reported::Rejected,
-                CommitError::NotReplicated { .. } => Reported::NotReplicated,
-                _ => Reported::Impossible,
-            },
+            Error::Commit(CommitError::InDoubt(doubt)) => {
+                let doubt = Some(doubt.clone());
+                return Self { doubt, words, ..Self::reported(Reported::InDoubt) };
+            }
+            Error::Commit(CommitError::NotSent { .. }) => Reported::NotSent,
+            Error::Commit(CommitError::Rejected { .. }) => Reported::Rejected,
+            Error::Commit(CommitError::NotReplicated { .. }) => Reported::NotReplicated,
             error if error.applied() == Applied::No => Reported::NotBegun,
             _ => Reported::Impossible,
         };

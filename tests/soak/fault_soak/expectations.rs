@@ -49,7 +49,6 @@ reported! {
     Panicked: "panicked", Never;
     Forgotten: "forgotten (`mem::forget`)", Never;
     NotSent: "`NotSent`, connection lost", Never;
-    NotServed: "`NotSent`, no connection", Never;
     Rejected: "`Rejected`", Never;
     PinExpired: "`PinExpired`", Never;
     NoPermit: "`CheckoutError::Timeout`", Never;
@@ -83,26 +82,21 @@ impl Reported {
             // The ledger's command comes first.
             Error::Pipeline { index: 0, .. } => Self::PipelineWithout,
             Error::Pipeline { .. } => Self::PipelineWith,
-            Error::Commit(error) => match &**error {
-                CommitError::Rejected { .. } => Self::Rejected,
-                CommitError::InDoubt(_) => Self::InDoubt,
-                CommitError::PinExpired(_) => Self::PinExpired,
-                CommitError::NotSent { source, .. } => match &**source {
-                    Error::Lost { .. } => Self::NotSent,
-                    Error::Checkout(CheckoutError::Timeout(_) | CheckoutError::Connect { .. }) => {
-                        Self::NotServed
-                    }
-                    _ => Self::Impossible,
-                },
-                CommitError::PartlyApplied { replies, .. } => match with_ledger(replies) {
+            Error::Commit(CommitError::Rejected { .. }) => Self::Rejected,
+            Error::Commit(CommitError::InDoubt(_)) => Self::InDoubt,
+            Error::Commit(CommitError::NotSent { source, .. }) => match **source {
+                Error::Lost { .. } => Self::NotSent,
+                _ => Self::Impossible,
+            },
+            Error::Commit(CommitError::PartlyApplied { replies, .. }) => {
+                match with_ledger(replies) {
                     true => Self::PartlyWith,
                     false => Self::PartlyWithout,
-                },
-                CommitError::NotIsolated { replies, .. } => match with_ledger(replies) {
-                    true => Self::BareWith,
-                    false => Self::BareWithout,
-                },
-                _ => Self::Impossible,
+                }
+            }
+            Error::Commit(CommitError::NotIsolated { replies, .. }) => match with_ledger(replies) {
+                true => Self::BareWith,
+                false => Self::BareWithout,
             },
             _ => Self::Impossible,
         }
@@ -138,10 +132,7 @@ impl Reported {
 pub(crate) fn refusal(error: &Error) -> Option<&str> {
     match error {
         Error::Command { error, .. } | Error::Pipeline { error, .. } => Some(error.code()),
-        Error::Commit(error) => match &**error {
-            CommitError::Rejected { code, .. } => Some(code),
-            _ => None,
-        },
+        Error::Commit(CommitError::Rejected { code, .. }) => Some(code),
         _ => None,
     }
 }
@@ -152,10 +143,6 @@ pub(crate) fn refused_connection(error: &Error) -> Option<&str> {
         Error::Checkout(CheckoutError::Connect { source, .. }) => {
             source.server_error().map(|error| error.code())
         }
-        Error::Commit(error) => match &**error {
-            CommitError::NotSent { source, .. } => refused_connection(source),
-            _ => None,
-        },
         _ => None,
     }
 }

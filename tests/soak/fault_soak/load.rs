@@ -7,8 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rediscope::{
-    Begin, CommitError, Error, Outcome, Queued, Replies, SessionManager, Transaction,
-    TransactionOptions, Transactional, Watched, Watching, prelude::*,
+    Begin, Error, Outcome, Queued, Replies, SessionManager, Transaction, TransactionOptions,
+    Transactional, Watched, Watching, prelude::*,
 };
 
 use super::barrier::Street;
@@ -200,7 +200,7 @@ impl Load {
         tx: T,
         mark: Mark,
         discard: impl FnOnce(T) -> Result<(), Error>,
-        commit: impl FnOnce(T) -> Result<Outcome, CommitError>,
+        commit: impl FnOnce(T) -> Result<Outcome, Error>,
     ) -> Reported {
         match operation.end {
             End::Drop => {
@@ -309,7 +309,7 @@ impl Load {
     fn has_entry(&self, operation: &Operation, replies: &Replies, mark: Option<Mark>) -> bool {
         match mark.map(|(entry, _)| replies.get(entry)) {
             Some(Ok(1)) => true,
-            Some(Err(rediscope::ReplyError::Failed { .. })) => false,
+            Some(Err(Error::Reply(rediscope::ReplyError::Failed { .. }))) => false,
             other => {
                 self.ledger.wrong(operation, &format!("the ledger's own reply is {other:?}"));
                 false

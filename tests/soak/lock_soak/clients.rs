@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use redis::Commands;
-use rediscope::{Lock, LockError, LockGuard, SessionManager};
+use rediscope::{Error, Lock, LockError, LockGuard, SessionManager};
 
 use super::history::{Entry, What};
 use rediscope_testing::eventually;
@@ -249,10 +249,10 @@ impl Client<'_> {
     }
 }
 
-fn held_or_not(answer: Result<(), LockError>) -> What {
+fn held_or_not(answer: Result<(), Error>) -> What {
     match answer {
         Ok(()) => What::Yes,
-        Err(LockError::Lost { .. }) => What::No,
+        Err(Error::Lock(LockError::Lost { .. })) => What::No,
         Err(_) => What::Unanswered,
     }
 }

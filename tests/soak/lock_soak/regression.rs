@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use rediscope::{LockError, LockStatus, SessionManager};
+use rediscope::{Error, LockError, LockStatus, SessionManager};
 
 use super::faults::{Faults, inject, stalled, stalls};
 use super::listen;
@@ -148,13 +148,13 @@ impl Tally {
                     // Lost or not: with restarts either may be.
                     drop(guard);
                 }
-                Err(LockError::Timeout { .. }) => {
+                Err(Error::Lock(LockError::Timeout { .. })) => {
                     self.timeouts.fetch_add(1, Relaxed);
                     if listen::waited_subscribed() == Some(false) {
                         self.subscribing.fetch_add(1, Relaxed);
                     }
                 }
-                Err(LockError::Connection { .. } | LockError::Checkout(_)) => {
+                Err(Error::Lock(LockError::Connection { .. }) | Error::Checkout(_)) => {
                     self.unreachable.fetch_add(1, Relaxed);
                 }
                 Err(error) => strange.push(error.to_string()),

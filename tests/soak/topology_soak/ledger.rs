@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rediscope::prelude::*;
-use rediscope::{Applied, CommitError, Error, Transactional};
+use rediscope::{Applied, Error, Transactional};
 
 use rediscope_testing::cluster::Cluster;
 
@@ -144,7 +144,7 @@ fn transact(handle: &Transactional, group: &Group, id: &str, how: Manner) -> Res
             tx.sadd(&ids, id);
             tx.incr(&plus, 1);
             tx.decr(&minus, 1);
-            tx.commit().map(drop).map_err(CommitError::into)
+            tx.commit().map(drop)
         }
     }
 }

@@ -29,7 +29,7 @@ fn show(url: &str, prefix: &str) -> Result<(), Box<dyn Error>> {
 
     let guard = report.acquire(TIMEOUT)?;
     match there.lock("report").acquire(Duration::from_millis(50)) {
-        Err(LockError::Timeout { holder: Some(holder), .. }) => {
+        Err(rediscope::Error::Lock(LockError::Timeout { holder: Some(holder), .. })) => {
             println!("held by {:?}", holder.label.as_deref().unwrap_or("no label"));
         }
         other => return Err(format!("two hold it: {other:?}").into()),
@@ -49,7 +49,7 @@ fn show(url: &str, prefix: &str) -> Result<(), Box<dyn Error>> {
     let state = format!("{prefix}state");
     here.transactional().fenced_by(&new).run(|tx| Ok(tx.set(&state, "from worker 1")))?;
     match stale.run(|tx| Ok(tx.set(&state, "from worker 2"))) {
-        Err(error) if matches!(error.as_commit(), Some(CommitError::LockLost)) => {
+        Err(rediscope::Error::Commit(CommitError::LockLost)) => {
             println!("the late write of the old holder was rejected");
         }
         other => return Err(format!("not rejected: {other:?}").into()),

@@ -58,7 +58,7 @@ fn by_guard(orders: &Transactional, order: &str) -> Result<(), rediscope::Error>
     println!("{} items; {} commands were applied", replies.get(items)?, replies.len());
     // A handle of a forgotten part returns an error, and never the reply of another command.
     match replies.get(wrapped) {
-        Err(ReplyError::Forgotten) => println!("the gift was forgotten"),
+        Err(rediscope::Error::Reply(ReplyError::Forgotten)) => println!("the gift was forgotten"),
         other => println!("not as expected: {other:?}"),
     }
     Ok(())

@@ -2,7 +2,9 @@
 
 use std::panic::{catch_unwind, panic_any, resume_unwind};
 
-use rediscope::{Begin, CommitError, Queued, TransactionOptions, Transactional, prelude::*, redis};
+use rediscope::{
+    Begin, CommitError, Error, Queued, TransactionOptions, Transactional, prelude::*, redis,
+};
 
 use crate::connections::OwnConnections;
 
@@ -64,20 +66,16 @@ pub(crate) enum TransferResult {
     /// EXEC was sent and its reply was lost.
     InDoubt,
     /// Any other error, which fails the run.
-    Failed(rediscope::Error),
+    Failed(Error),
 }
 
 /// Errors of a transfer's closure: its own, and the library's.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 enum BankError {
+    #[error("there is not enough money")]
     Broke,
-    Redis(rediscope::Error),
-}
-
-impl From<rediscope::Error> for BankError {
-    fn from(error: rediscope::Error) -> Self {
-        Self::Redis(error)
-    }
+    #[error(transparent)]
+    Redis(#[from] Error),
 }
 
 /// The payload of an intended panic.
@@ -125,10 +123,10 @@ impl Bank {
                 TransferResult::Committed
             }
             Ok(Err(BankError::Broke)) => TransferResult::Broke,
-            Ok(Err(BankError::Redis(error))) => match error.as_commit() {
-                Some(CommitError::InDoubt(_)) => TransferResult::InDoubt,
-                _ => TransferResult::Failed(error),
-            },
+            Ok(Err(BankError::Redis(Error::Commit(CommitError::InDoubt(_))))) => {
+                TransferResult::InDoubt
+            }
+            Ok(Err(BankError::Redis(error))) => TransferResult::Failed(error),
             Err(panic) if panic.is::<Bug>() => TransferResult::Panicked,
             Err(panic) => resume_unwind(panic),
         }
@@ -154,7 +152,7 @@ impl Bank {
     }
 
     /// Sends MULTI at once, so that the drop has to send DISCARD.
-    fn queue_and_drop(&self, transfer: &Transfer) -> Result<(), rediscope::Error> {
+    fn queue_and_drop(&self, transfer: &Transfer) -> Result<(), Error> {
         let immediate = TransactionOptions::new().begin(Begin::Immediate);
         let mut tx = self.handle.begin_with(immediate)?;
         self.queue(transfer, &mut tx);

@@ -84,11 +84,7 @@ impl Orders {
             match delivered {
                 Ok(true) => self.delivered(&row, "its marker exists, so it was applied before")?,
                 Ok(false) => self.delivered(&row, "applied now")?,
-                Err(error) => match error.as_commit() {
-                    Some(error) => self.repair(&row, error)?,
-                    // Nothing was sent. The row stays for the next delivery.
-                    None => println!("  error: {error:#}"),
-                },
+                Err(error) => self.repair(&row, &error)?,
             }
         }
         Ok(())
@@ -99,15 +95,15 @@ impl Orders {
         Ok(self.database.delivered(row)?)
     }
 
-    /// EXEC failed, and the order stands in SQL.
-    fn repair(&mut self, row: &Row, error: &CommitError) -> Result<(), Box<dyn Error>> {
+    /// The commit failed, and the order stands in SQL.
+    fn repair(&mut self, row: &Row, error: &rediscope::Error) -> Result<(), Box<dyn Error>> {
         println!("  error: {error:#}");
-        match error {
-            CommitError::Rejected { .. } if !error.is_retryable() => {
+        match error.as_commit() {
+            Some(CommitError::Rejected { .. }) if !error.is_retryable() => {
                 println!("  Redis has nothing of it and never will: the order is cancelled");
                 self.database.cancel(row, None)?;
             }
-            CommitError::PartlyApplied { replies, .. } if row.effect == Effect::Reserve => {
+            Some(CommitError::PartlyApplied { replies, .. }) if row.effect == Effect::Reserve => {
                 let owed = has_taken_a_piece(replies).then_some(Effect::GiveBack);
                 println!("  the order is cancelled; owed to Redis: {owed:?}");
                 self.database.cancel(row, owed)?;
@@ -115,10 +111,8 @@ impl Orders {
                     self.deliver_outbox()?;
                 }
             }
-            CommitError::NotSent { .. }
-            | CommitError::InDoubt(_)
-            | CommitError::PinExpired(_)
-            | CommitError::Rejected { .. } => println!("  the row stays"),
+            // Not applied, or in doubt: the next delivery finds out by the marker.
+            _ if error.replies().is_none() => println!("  the row stays"),
             // The undo was applied in part, or the server runs transactions without isolation.
             _ => return Err(format!("an operator must check: {error:#}").into()),
         }

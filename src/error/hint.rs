@@ -1,0 +1,41 @@
+//! Bounds by which the compiler explains a foreign error and names `run_with`.
+//!
+//! Both traits are public in a private module, so that other crates cannot implement them.
+
+use crate::error::any::Error;
+
+/// An error that becomes an [`Error`] by `?`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no error of rediscope",
+    label = "no error of rediscope: a closure with an error of its own is for `run_with`"
+)]
+pub trait CrateError {
+    /// Converts it.
+    fn into_error(self) -> Error;
+}
+
+impl<E: CrateError> From<E> for Error {
+    fn from(error: E) -> Self {
+        error.into_error()
+    }
+}
+
+/// The value of a `run` closure whose error is `E`, which can only be [`Error`].
+///
+/// If the closure does not fix `E`, this bound does, once the value's type is known. So a plain
+/// block needs no annotation.
+#[diagnostic::on_unimplemented(
+    message = "the closure's error is `{E}`, and that of `run` is `rediscope::Error`",
+    label = "a closure with an error of its own is for `run_with`",
+    note = "`run_with` takes each error type that implements `From<rediscope::Error>`"
+)]
+pub trait WithError<E> {
+    /// Returns the error as this crate's.
+    fn own(error: E) -> Error;
+}
+
+impl<R> WithError<Error> for R {
+    fn own(error: Error) -> Error {
+        error
+    }
+}
