@@ -145,13 +145,6 @@ impl Builder {
         Self { address, settings: Settings::default() }
     }
 
-    /// `build` fails with this error, unless an earlier error is recorded.
-    #[cfg(feature = "serde")]
-    pub(crate) fn refused(mut self, error: ConfigError) -> Self {
-        self.address = self.address.and(Err(error));
-        self
-    }
-
     /// Sets the root certificates and the client certificate of every TLS connection: to one
     /// server, to the nodes of a cluster, to sentinels and to the servers behind them.
     ///

@@ -1,7 +1,7 @@
 //! A whole configuration, read from a file or the environment. No value appears in an error, and no
 //! address in `Debug`.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use serde::de::{Deserialize, Deserializer};
 use crate::connection::url::IntoAddress;
 use crate::error::config::ConfigError;
 use crate::session::builder::Builder;
-use crate::session::config_value::{FromRaw, RawValue, parse};
+use crate::session::config_value::{RawValue, parse};
 use crate::settings::table;
 
 /// A whole configuration, read from a file or from the environment with `serde` (feature `serde`).
@@ -47,32 +47,17 @@ use crate::settings::table;
 /// ```
 #[derive(Clone, Default)]
 pub struct Config {
-    url: Option<String>,
-    server_info: Option<String>,
-    tls: Files,
-    values: SettingValues,
+    /// Values by the names of their settings, which they fit. A file's name has no `tls_`.
+    values: BTreeMap<&'static str, RawValue>,
     /// First error in the configuration.
     error: Option<ConfigError>,
 }
 
-/// Paths of the PEM files.
-#[derive(Clone, Default)]
-struct Files {
-    root_certificates: Option<String>,
-    client_certificate: Option<String>,
-    client_key: Option<String>,
-}
-
+/// Names of the PEM files.
 const FILES: [&str; 3] = ["root_certificates", "client_certificate", "client_key"];
 
-macro_rules! values {
+macro_rules! names {
     ($($(#[$doc:meta])* $name:ident: $type:ty $(as $argument:ty)? = $default:expr;)+) => {
-        /// The builder's settings, each present if the configuration has it.
-        #[derive(Clone, Default)]
-        struct SettingValues {
-            $($name: Option<$type>,)+
-        }
-
         /// Names of all settings.
         const NAMES: &[&str] = &[
             "url", "server_info", "tls",
@@ -80,37 +65,28 @@ macro_rules! values {
             $(stringify!($name),)+
         ];
 
-        impl SettingValues {
-            /// Returns `None` if no setting has that name.
-            fn set(&mut self, name: &str, raw: &RawValue) -> Option<Result<(), ConfigError>> {
-                $(if name == stringify!($name) {
-                    let parsed = parse(stringify!($name), raw);
-                    return Some(parsed.map(|value| self.$name = Some(value)));
+        /// Sets the builder's setting with that name. The address and the files only have to fit.
+        fn set(builder: Builder, name: &str, value: &RawValue) -> Result<Builder, ConfigError> {
+            match name {
+                "url" if value.text().is_none() => Err(address("the url must be text")),
+                "server_info" => Ok(builder.server_info(parse::<String>("server_info", value)?)),
+                // The text of a certificate in place of a path must not appear in an error that
+                // names the file.
+                file if FILES.contains(&file)
+                    && value.text().is_none_or(|path| path.contains("-----")) =>
+                {
+                    Err(file_error(format!("{file} must be the path of a file")))
+                }
+                $(stringify!($name) => {
+                    Ok(builder.$name(parse::<$type>(stringify!($name), value)?))
                 })+
-                None
-            }
-
-            fn onto(&self, mut builder: Builder) -> Builder {
-                $(if let Some(value) = &self.$name {
-                    builder = builder.$name(value.to_owned());
-                })+
-                builder
-            }
-
-            fn overridden_by(self, other: Self) -> Self {
-                Self { $($name: other.$name.or(self.$name),)+ }
-            }
-
-            fn show(&self, shown: &mut fmt::DebugStruct<'_, '_>) {
-                $(if let Some(value) = &self.$name {
-                    shown.field(stringify!($name), value);
-                })+
+                _ => Ok(builder),
             }
         }
     };
 }
 
-table::settings!(values);
+table::settings!(names);
 
 impl Config {
     /// Returns a builder with the values of this configuration. The files of `tls` are read here.
@@ -118,16 +94,19 @@ impl Config {
     /// A setting that cannot work makes [`build`](Builder::build) fail, even if the program sets
     /// other values before that.
     pub fn builder(&self) -> Builder {
-        let address = match (&self.error, &self.url) {
-            (Some(error), _) => Err(error.clone()),
-            (None, Some(url)) => url.as_str().into_address(),
-            (None, None) => Err(address("the configuration has no url")),
-        };
-        let mut builder = self.values.onto(Builder::new(address));
-        if let Some(like) = &self.server_info {
-            builder = builder.server_info(like.as_str());
+        self.try_builder().unwrap_or_else(|error| Builder::new(Err(error)))
+    }
+
+    fn try_builder(&self) -> Result<Builder, ConfigError> {
+        if let Some(error) = &self.error {
+            return Err(error.clone());
         }
-        self.tls.onto(builder)
+        let url = self.text("url").ok_or_else(|| address("the configuration has no url"))?;
+        let builder = Builder::new(Ok(url.into_address()?));
+        let builder =
+            self.values.iter().try_fold(builder, |to, (name, value)| set(to, name, value))?;
+        let any_file = FILES.iter().any(|name| self.values.contains_key(name));
+        if any_file { self.read_files(builder) } else { Ok(builder) }
     }
 
     /// Returns this configuration with the values of `other` in place of its own, such as a file
@@ -144,46 +123,79 @@ impl Config {
     /// # Ok(()) }
     /// ```
     #[must_use = "it is made, not changed"]
-    pub fn overridden_by(self, other: Self) -> Self {
-        Self {
-            url: other.url.or(self.url),
-            server_info: other.server_info.or(self.server_info),
-            tls: self.tls.overridden_by(other.tls),
-            values: self.values.overridden_by(other.values),
-            error: self.error.or(other.error),
-        }
+    pub fn overridden_by(mut self, other: Self) -> Self {
+        self.values.extend(other.values);
+        Self { values: self.values, error: self.error.or(other.error) }
     }
 
-    fn from_raw(raw: &RawValue) -> Result<Self, ConfigError> {
+    fn from_raw(raw: RawValue) -> Result<Self, ConfigError> {
         let RawValue::Table(entries) = raw else { return Err(unknown("it is no table of names")) };
-        let (mut config, mut flat, mut seen) = (Self::default(), Files::default(), HashSet::new());
-        for (name, raw) in entries {
-            if !seen.insert(name) {
-                return Err(unknown(format!("{} is given twice", printable(name))));
+        let (mut values, mut files, mut seen) = (BTreeMap::new(), BTreeMap::new(), HashSet::new());
+        // Set on a builder that is dropped: a value that does not fit its setting fails.
+        let fits = |name: &str, value: &RawValue| {
+            set(Builder::new(Err(address("unused"))), name, value).map(drop)
+        };
+        for (name, value) in entries {
+            if !seen.insert(name.clone()) {
+                return Err(unknown(format!("{} is given twice", printable(&name))));
             }
-            match (name.as_str(), name.strip_prefix("tls_")) {
-                ("url", _) => {
-                    let url =
-                        String::from_raw(raw).ok_or_else(|| address("the url must be text"))?;
-                    config.url = Some(url);
+            match (known(&name, NAMES).map_err(unknown)?, value) {
+                ("tls", RawValue::Table(entries)) => {
+                    for (name, value) in entries {
+                        let name = known(&name, &FILES).map_err(file_error)?;
+                        fits(name, &value)?;
+                        files.insert(name, value);
+                    }
                 }
-                ("server_info", _) => {
-                    config.server_info = Some(parse("server_info", raw)?);
+                ("tls", _) => {
+                    return Err(file_error(format!("must be a table of {}", FILES.join(", "))));
                 }
-                ("tls", _) => config.tls = Files::from_raw(raw)?,
-                (_, Some(file)) if FILES.contains(&file) => flat.set(file, raw)?,
-                (name, _) => config.values.set(name, raw).unwrap_or_else(|| {
-                    let known = NAMES.join(", ");
-                    Err(unknown(format!(
-                        "there is no setting {}; there are {known}",
-                        printable(name)
-                    )))
-                })?,
+                (name, value) => {
+                    let name = name.strip_prefix("tls_").unwrap_or(name);
+                    fits(name, &value)?;
+                    values.insert(name, value);
+                }
             }
         }
-        config.tls = config.tls.overridden_by(flat);
-        Ok(config)
+        // The files' names outside the table apply if both are given.
+        files.append(&mut values);
+        Ok(Self { values: files, error: None })
     }
+
+    fn text(&self, name: &str) -> Option<&str> {
+        self.values.get(name).and_then(RawValue::text)
+    }
+
+    #[cfg(not(feature = "tls-rustls"))]
+    fn read_files(&self, _: Builder) -> Result<Builder, ConfigError> {
+        Err(file_error("needs the feature tls-rustls"))
+    }
+
+    #[cfg(feature = "tls-rustls")]
+    fn read_files(&self, builder: Builder) -> Result<Builder, ConfigError> {
+        let read = |name| {
+            let Some(path) = self.text(name) else { return Ok(None) };
+            let cannot = |error| file_error(format!("{name}: {path} cannot be read: {error}"));
+            std::fs::read(path).map(Some).map_err(cannot)
+        };
+        let mut tls = crate::settings::tls::Tls::new();
+        if let Some(pem) = read("root_certificates")? {
+            tls = tls.root_certificates(pem);
+        }
+        match (read("client_certificate")?, read("client_key")?) {
+            (None, None) => {}
+            (Some(certificate), Some(key)) => tls = tls.client_certificate(certificate, key),
+            _ => return Err(file_error("client_certificate and client_key are given together")),
+        }
+        Ok(builder.tls(tls))
+    }
+}
+
+/// Returns the name if it is one of those that are `known`.
+fn known(name: &str, known: &[&'static str]) -> Result<&'static str, String> {
+    known.iter().copied().find(|known| *known == name).ok_or_else(|| {
+        format!("there is no setting {}; there are {}", printable(name), known.join(", "))
+    })
 }
 
 /// Returns `name` if it is printable as a name; other text in its place is not repeated.
@@ -207,96 +219,10 @@ fn file_error(reason: impl Into<String>) -> ConfigError {
     ConfigError::setting("tls", reason)
 }
 
-impl Files {
-    fn from_raw(raw: &RawValue) -> Result<Self, ConfigError> {
-        let known = FILES.join(", ");
-        let RawValue::Table(entries) = raw else {
-            return Err(file_error(format!("must be a table of {known}")));
-        };
-        let mut files = Self::default();
-        for (name, raw) in entries {
-            if !FILES.contains(&name.as_str()) {
-                let name = printable(name);
-                return Err(file_error(format!("there is no setting {name}; there are {known}")));
-            }
-            files.set(name, raw)?;
-        }
-        Ok(files)
-    }
-
-    fn set(&mut self, name: &str, raw: &RawValue) -> Result<(), ConfigError> {
-        let no_path = || file_error(format!("{name} must be the path of a file"));
-        // The text of a certificate in place of a path must not appear in an error that
-        // names the file.
-        let path =
-            String::from_raw(raw).filter(|path| !path.contains("-----")).ok_or_else(no_path)?;
-        match name {
-            "root_certificates" => self.root_certificates = Some(path),
-            "client_certificate" => self.client_certificate = Some(path),
-            _ => self.client_key = Some(path),
-        }
-        Ok(())
-    }
-
-    fn overridden_by(self, other: Self) -> Self {
-        Self {
-            root_certificates: other.root_certificates.or(self.root_certificates),
-            client_certificate: other.client_certificate.or(self.client_certificate),
-            client_key: other.client_key.or(self.client_key),
-        }
-    }
-
-    fn any(&self) -> bool {
-        [&self.root_certificates, &self.client_certificate, &self.client_key]
-            .into_iter()
-            .any(Option::is_some)
-    }
-
-    fn onto(&self, builder: Builder) -> Builder {
-        match self.any() {
-            false => builder,
-            true => self.read_onto(builder),
-        }
-    }
-
-    #[cfg(not(feature = "tls-rustls"))]
-    fn read_onto(&self, builder: Builder) -> Builder {
-        builder.refused(file_error("needs the feature tls-rustls"))
-    }
-
-    #[cfg(feature = "tls-rustls")]
-    fn read_onto(&self, builder: Builder) -> Builder {
-        match self.read() {
-            Ok(tls) => builder.tls(tls),
-            Err(error) => builder.refused(error),
-        }
-    }
-
-    #[cfg(feature = "tls-rustls")]
-    fn read(&self) -> Result<crate::settings::tls::Tls, ConfigError> {
-        let read = |name: &str, path: &str| {
-            let cannot = |error| file_error(format!("{name}: {path} cannot be read: {error}"));
-            std::fs::read(path).map_err(cannot)
-        };
-        let mut tls = crate::settings::tls::Tls::new();
-        if let Some(path) = &self.root_certificates {
-            tls = tls.root_certificates(read("root_certificates", path)?);
-        }
-        match (&self.client_certificate, &self.client_key) {
-            (None, None) => Ok(tls),
-            (Some(certificate), Some(key)) => {
-                let certificate = read("client_certificate", certificate)?;
-                Ok(tls.client_certificate(certificate, read("client_key", key)?))
-            }
-            _ => Err(file_error("client_certificate and client_key are given together")),
-        }
-    }
-}
-
 impl<'de> Deserialize<'de> for Config {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let raw = RawValue::deserialize(from)?;
-        Ok(Self::from_raw(&raw)
+        Ok(Self::from_raw(raw)
             .unwrap_or_else(|error| Self { error: Some(error), ..Self::default() }))
     }
 }
@@ -304,10 +230,12 @@ impl<'de> Deserialize<'de> for Config {
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("Config");
-        shown.field("url", &self.url.is_some());
-        shown.field("server_info", &self.server_info.is_some());
-        shown.field("tls", &self.tls.any());
-        self.values.show(&mut shown);
+        for (name, value) in &self.values {
+            match FILES.contains(name) || ["url", "server_info"].contains(name) {
+                true => shown.field(name, &true),
+                false => shown.field(name, value),
+            };
+        }
         if let Some(error) = &self.error {
             shown.field("error", error);
         }

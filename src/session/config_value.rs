@@ -4,6 +4,7 @@
 //! that does not fit becomes an error later, with its name and without the value.
 
 use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -11,13 +12,33 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Vis
 use crate::error::config::ConfigError;
 
 /// A value, or a table of values.
+#[derive(Clone)]
 pub(crate) enum RawValue {
-    Number(u64),
     Text(String),
-    Bool(bool),
+    /// A number or a bool.
+    Bare(String),
     Table(Vec<(String, RawValue)>),
     /// A value that fits no setting.
     Other,
+}
+
+impl RawValue {
+    pub(crate) fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+}
+
+/// Shows a value that fits its setting, as it was read.
+impl fmt::Debug for RawValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(value) | Self::Bare(value) => f.write_str(value),
+            Self::Table(_) | Self::Other => f.write_str("…"),
+        }
+    }
 }
 
 /// The type of a setting, parsed from a raw value.
@@ -34,75 +55,42 @@ pub(crate) fn parse<T: FromRaw>(name: &'static str, raw: &RawValue) -> Result<T,
     T::from_raw(raw).ok_or_else(|| ConfigError::setting(name, T::EXPECTED))
 }
 
-/// Parses a number, also from text, because the environment has no numbers.
-fn number(raw: &RawValue) -> Option<u64> {
-    match raw {
-        RawValue::Number(number) => Some(*number),
-        RawValue::Text(text) => text.trim().parse().ok(),
-        _ => None,
-    }
-}
+macro_rules! from_raw {
+    ($($type:ty = $parse:expr, $expected:literal;)+) => {$(
+        impl FromRaw for $type {
+            const EXPECTED: &'static str = $expected;
 
-impl FromRaw for u32 {
-    const EXPECTED: &'static str = "must be a whole number, from 0 to 4294967295";
-
-    fn from_raw(raw: &RawValue) -> Option<Self> {
-        number(raw)?.try_into().ok()
-    }
-}
-
-impl FromRaw for usize {
-    const EXPECTED: &'static str = "must be a whole number, such as 65536";
-
-    fn from_raw(raw: &RawValue) -> Option<Self> {
-        number(raw)?.try_into().ok()
-    }
-}
-
-impl FromRaw for bool {
-    const EXPECTED: &'static str = "must be true or false";
-
-    fn from_raw(raw: &RawValue) -> Option<Self> {
-        match raw {
-            RawValue::Bool(value) => Some(*value),
-            RawValue::Text(text) => text.trim().parse().ok(),
-            _ => None,
+            fn from_raw(raw: &RawValue) -> Option<Self> {
+                $parse(raw)
+            }
         }
-    }
+    )+};
 }
 
-impl FromRaw for Duration {
-    const EXPECTED: &'static str = "must be a time with its unit, such as \"500ms\" or \"2s\"";
-
-    fn from_raw(raw: &RawValue) -> Option<Self> {
-        match raw {
-            RawValue::Text(text) => humantime::parse_duration(text.trim()).ok(),
-            _ => None,
-        }
-    }
-}
-
-impl FromRaw for Option<Duration> {
-    const EXPECTED: &'static str =
+from_raw! {
+    u32 = bare, "must be a whole number, from 0 to 4294967295";
+    usize = bare, "must be a whole number, such as 65536";
+    bool = bare, "must be true or false";
+    Duration = duration, "must be a time with its unit, such as \"500ms\" or \"2s\"";
+    Option<Duration> = duration_or_off,
         "must be a time with its unit, such as \"500ms\" or \"10m\", or \"off\"";
+    String = |raw: &RawValue| raw.text().map(str::to_owned), "must be text";
+}
 
-    fn from_raw(raw: &RawValue) -> Option<Self> {
-        match raw {
-            RawValue::Text(text) if text.trim() == "off" => Some(None),
-            raw => Duration::from_raw(raw).map(Some),
-        }
+/// Parses a number or a bool, also from text, because the environment has no others.
+fn bare<T: FromStr>(raw: &RawValue) -> Option<T> {
+    match raw {
+        RawValue::Text(value) | RawValue::Bare(value) => value.trim().parse().ok(),
+        RawValue::Table(_) | RawValue::Other => None,
     }
 }
 
-impl FromRaw for String {
-    const EXPECTED: &'static str = "must be text";
+fn duration(raw: &RawValue) -> Option<Duration> {
+    humantime::parse_duration(raw.text()?.trim()).ok()
+}
 
-    fn from_raw(raw: &RawValue) -> Option<Self> {
-        match raw {
-            RawValue::Text(text) => Some(text.clone()),
-            _ => None,
-        }
-    }
+fn duration_or_off(raw: &RawValue) -> Option<Option<Duration>> {
+    if raw.text()?.trim() == "off" { Some(None) } else { duration(raw).map(Some) }
 }
 
 impl<'de> Deserialize<'de> for RawValue {
@@ -118,10 +106,10 @@ struct RawVisitor;
 /// on.
 const NUMBER: &str = "$serde_json::private::Number";
 
-macro_rules! no_setting {
-    ($($visit:ident($type:ty))+) => {$(
-        fn $visit<E>(self, _: $type) -> Result<RawValue, E> {
-            Ok(RawValue::Other)
+macro_rules! scalars {
+    ($($visit:ident($($value:ident: $type:ty)?) = $raw:expr;)+) => {$(
+        fn $visit<E>(self, $($value: $type)?) -> Result<RawValue, E> {
+            Ok($raw)
         }
     )+};
 }
@@ -133,34 +121,17 @@ impl<'de> Visitor<'de> for RawVisitor {
         f.write_str("a configuration")
     }
 
-    no_setting! { visit_f64(f64) visit_i128(i128) visit_u128(u128) visit_bytes(&[u8]) }
-
-    fn visit_bool<E>(self, value: bool) -> Result<RawValue, E> {
-        Ok(RawValue::Bool(value))
-    }
-
-    fn visit_u64<E>(self, number: u64) -> Result<RawValue, E> {
-        Ok(RawValue::Number(number))
-    }
-
-    fn visit_i64<E>(self, number: i64) -> Result<RawValue, E> {
-        Ok(u64::try_from(number).map_or(RawValue::Other, RawValue::Number))
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<RawValue, E> {
-        Ok(RawValue::Text(text.to_owned()))
-    }
-
-    fn visit_string<E>(self, text: String) -> Result<RawValue, E> {
-        Ok(RawValue::Text(text))
-    }
-
-    fn visit_none<E>(self) -> Result<RawValue, E> {
-        Ok(RawValue::Other)
-    }
-
-    fn visit_unit<E>(self) -> Result<RawValue, E> {
-        Ok(RawValue::Other)
+    scalars! {
+        visit_bool(value: bool) = RawValue::Bare(value.to_string());
+        visit_i64(value: i64) = RawValue::Bare(value.to_string());
+        visit_u64(value: u64) = RawValue::Bare(value.to_string());
+        visit_str(value: &str) = RawValue::Text(value.to_owned());
+        visit_i128(_value: i128) = RawValue::Other;
+        visit_u128(_value: u128) = RawValue::Other;
+        visit_f64(_value: f64) = RawValue::Other;
+        visit_bytes(_value: &[u8]) = RawValue::Other;
+        visit_none() = RawValue::Other;
+        visit_unit() = RawValue::Other;
     }
 
     fn visit_some<D: Deserializer<'de>>(self, from: D) -> Result<RawValue, D::Error> {
@@ -179,13 +150,11 @@ impl<'de> Visitor<'de> for RawVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawValue, A::Error> {
         let mut table = Vec::new();
         while let Some((name, raw)) = map.next_entry::<RawValue, RawValue>()? {
-            match (name, raw) {
-                (RawValue::Text(name), text @ RawValue::Text(_)) if name == NUMBER => {
-                    return Ok(text);
-                }
-                (RawValue::Text(name), raw) => table.push((name, raw)),
-                // No setting has an empty name.
-                (_, raw) => table.push((String::new(), raw)),
+            // No setting has an empty name.
+            let name = name.text().unwrap_or_default().to_owned();
+            match raw {
+                RawValue::Text(number) if name == NUMBER => return Ok(RawValue::Bare(number)),
+                raw => table.push((name, raw)),
             }
         }
         Ok(RawValue::Table(table))
@@ -202,7 +171,7 @@ mod tests {
 
     #[test]
     fn a_number_is_one_also_as_text() {
-        assert_eq!(u32::from_raw(&RawValue::Number(7)), Some(7));
+        assert_eq!(u32::from_raw(&RawValue::Bare("7".to_owned())), Some(7));
         assert_eq!(u32::from_raw(&text(" 7 ")), Some(7));
         assert_eq!(usize::from_raw(&text("65536")), Some(65536));
         for none in [text("-1"), text("7.5"), text("4294967296"), text(""), RawValue::Other] {
@@ -222,7 +191,7 @@ mod tests {
         for none in ["500", "2 parsecs", "", "off", "s", "-2s", "99999999999999999999s"] {
             assert_eq!(time(none), None, "{none}");
         }
-        assert_eq!(Duration::from_raw(&RawValue::Number(5)), None, "five of what?");
+        assert_eq!(Duration::from_raw(&RawValue::Bare("5".to_owned())), None, "five of what?");
         assert_eq!(Option::<Duration>::from_raw(&text("off")), Some(None));
         assert_eq!(
             Option::<Duration>::from_raw(&text("10m")),
