@@ -76,7 +76,8 @@ fn plain_reads_never_open_a_scope_and_never_drain_the_pool() {
 fn a_pool_whose_connections_live_for_one_use_each_serves_every_caller() {
     rediscope_testing::own_process!(alone);
     const USERS: usize = 16;
-    const USES: usize = 250;
+    // Fewer in debug, in which each takes four times as long. The suite runs it in release too.
+    const USES: usize = if cfg!(debug_assertions) { 80 } else { 250 };
     let server = Server::start();
     for size in [1, 2, 8] {
         let sessions = SessionManager::builder(server.url())

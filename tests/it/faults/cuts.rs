@@ -5,6 +5,7 @@
 
 use crate::fixture::{SLACK, SOON};
 use crate::side::BuildSide as _;
+use std::cmp::Reverse;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
@@ -17,14 +18,15 @@ use rediscope::prelude::*;
 use rediscope::{Begin, RetryPolicy, TransactionOptions};
 
 use super::forms::{Attempt, Keys};
-use super::model::{Applied, FORMS, Form, KINDS, Point, Reported};
+use super::model::{Applied, FORMS, Form, KINDS, Point, Reported, is_known};
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
 use rediscope_testing::{eventually, try_for, unique};
 
-/// Pairs of a proxy and a pool that work at the same time. They mostly wait for time-outs.
-const WORKERS: usize = 32;
-/// What a silence costs; long enough for a busy machine to answer, short enough for 2,000 cells.
+/// Number of pairs of a proxy and a pool that work at the same time. They mostly wait for timeouts.
+const WORKERS: usize = 48;
+/// Response timeout, which each cell with a silent server waits for. Long enough for a busy machine,
+/// short enough for 2,000 such cells.
 const RESPONSE: Duration = Duration::from_millis(300);
 const CLEANUP: Duration = Duration::from_millis(300);
 
@@ -52,6 +54,8 @@ fn groups() -> Vec<Group> {
             first = next;
         }
     }
+    // The longest first, or the last ones would keep a few workers busy and the others idle.
+    groups.sort_by_key(|group| Reverse((!is_known(group.kind), group.points.len())));
     groups
 }
 

@@ -339,7 +339,7 @@ impl Form {
 }
 
 /// Whether the client's kernel receives the connection's end.
-fn is_known(kind: Fault) -> bool {
+pub(crate) fn is_known(kind: Fault) -> bool {
     matches!(kind, Fault::Cut | Fault::Reset | Fault::CutClientSide)
 }
 

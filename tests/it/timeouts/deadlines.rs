@@ -269,7 +269,7 @@ fn every_call_ends_in_time_in_a_black_hole() {
 
 #[test]
 fn a_server_that_was_down_for_long_is_used_within_two_seconds_of_its_return() {
-    const DOWN: Duration = Duration::from_secs(13);
+    const DOWN: Duration = Duration::from_secs(5);
     let server = Server::start();
     // Or the first to come would find a connection it need not ask, and be in doubt.
     let sessions = builder(server.url()).trust_window(Duration::ZERO).build_side().unwrap();
@@ -286,7 +286,7 @@ fn a_server_that_was_down_for_long_is_used_within_two_seconds_of_its_return() {
 fn used_again_after(downtime: Duration, server: &Server, sessions: &SessionManager) -> Duration {
     server.sigkill();
     let down = Instant::now();
-    // Under use, so that the pauses between two tries to connect grow as long as they can.
+    // Under use, so that the pauses between two attempts to connect grow to their maximum, 250 ms.
     thread::scope(|scope| {
         scope.spawn(|| {
             while down.elapsed() < downtime {
