@@ -7,11 +7,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use std::{fmt, io};
+
+use crate::sync::lock;
 
 /// Maximum number of look-up threads of a session manager. A further thread writes events.
 const MOST_THREADS: usize = 3;
@@ -37,26 +38,22 @@ struct SharedLookups {
 
 #[derive(Default)]
 struct LookupState {
-    /// Running look-ups by name, from the first caller to the result.
-    under_way: HashMap<Arc<str>, Arc<Question>>,
-    queue: VecDeque<Task>,
+    /// Running look-ups by name, with their callers, from the first caller to the result.
+    under_way: HashMap<Arc<str>, Vec<Caller>>,
+    queue: VecDeque<Job>,
     threads: usize,
 }
 
-enum Task {
-    LookUp(Arc<str>, Arc<Question>),
-    Job(Box<dyn FnOnce() + Send>),
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A caller that waits for the result of a look-up until its deadline.
+struct Caller {
+    deadline: Instant,
+    result: SyncSender<LookUpResult>,
 }
 
-/// One look-up, and its result once there is one.
-#[derive(Default)]
-struct Question {
-    answer: Mutex<Option<Answer>>,
-    answered: Condvar,
-    callers: AtomicUsize,
-}
-
-type Answer = Result<Vec<SocketAddr>, (io::ErrorKind, String)>;
+/// Every caller has a copy of the error.
+type LookUpResult = Result<Vec<SocketAddr>, (io::ErrorKind, String)>;
 
 impl Default for Resolver {
     /// The system's resolver.
@@ -84,13 +81,8 @@ impl Resolver {
         if let Ok(ip) = host.parse::<IpAddr>() {
             return Ok(vec![SocketAddr::new(ip, port)]);
         }
-        let question = self.shared.ask(host)?;
-        let found = question.wait(deadline);
-        question.callers.fetch_sub(1, Ordering::AcqRel);
-        let Some(found) = found else {
-            let text = "the host's name was not looked up in time";
-            return Err(io::Error::new(io::ErrorKind::TimedOut, text));
-        };
+        let result = self.shared.look_up(host, deadline)?;
+        let found = receive(&result, deadline, "the host's name was not looked up in time")?;
         let mut addresses = Vec::new();
         for mut address in found.map_err(|(kind, text)| io::Error::new(kind, text))? {
             address.set_port(port);
@@ -121,110 +113,94 @@ impl Resolver {
         deadline: Instant,
         job: impl FnOnce() -> T + Send + 'static,
     ) -> io::Result<T> {
-        let (sender, receiver) = mpsc::sync_channel(1);
-        let task = move || {
+        let (sender, result) = sync_channel(1);
+        let job = move || {
             let _: Result<(), _> = sender.try_send(job());
         };
-        let mut state = lock(&self.shared.state);
-        state.queue.push_back(Task::Job(Box::new(task)));
-        if let Err(error) = self.shared.staff(&mut state) {
-            state.queue.pop_back();
-            return Err(error);
-        }
-        drop(state);
-        let left = deadline.saturating_duration_since(Instant::now());
-        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "not connected in time");
-        receiver.recv_timeout(left).map_err(late)
+        self.shared.enqueue(&mut lock(&self.shared.state), Box::new(job))?;
+        receive(&result, deadline, "not connected in time")
     }
+}
+
+fn receive<T>(result: &Receiver<T>, deadline: Instant, late: &'static str) -> io::Result<T> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    result.recv_timeout(left).map_err(|_| io::Error::new(io::ErrorKind::TimedOut, late))
 }
 
 impl SharedLookups {
-    /// Returns the look-up of that name: the running one, or a new one. The caller is counted.
-    fn ask(self: &Arc<Self>, host: &str) -> io::Result<Arc<Question>> {
+    /// Joins the running look-up of that name, or begins one.
+    fn look_up(
+        self: &Arc<Self>,
+        host: &str,
+        deadline: Instant,
+    ) -> io::Result<Receiver<LookUpResult>> {
+        let (sender, result) = sync_channel(1);
+        let caller = Caller { deadline, result: sender };
         let mut state = lock(&self.state);
-        if let Some(question) = state.under_way.get(host) {
-            question.callers.fetch_add(1, Ordering::AcqRel);
-            return Ok(Arc::clone(question));
+        if let Some(callers) = state.under_way.get_mut(host) {
+            // A silent look-up may last longer than many callers.
+            callers.retain(|caller| !caller.is_late());
+            callers.push(caller);
+            return Ok(result);
         }
-        let (host, question) = (Arc::<str>::from(host), Arc::<Question>::default());
-        question.callers.fetch_add(1, Ordering::AcqRel);
-        state.under_way.insert(Arc::clone(&host), Arc::clone(&question));
-        state.queue.push_back(Task::LookUp(Arc::clone(&host), Arc::clone(&question)));
-        if let Err(error) = self.staff(&mut state) {
-            state.queue.pop_back();
-            state.under_way.remove(&host);
-            return Err(error);
-        }
-        Ok(question)
+        let (shared, host) = (Arc::clone(self), Arc::<str>::from(host));
+        let name = Arc::clone(&host);
+        self.enqueue(&mut state, Box::new(move || shared.run_look_up(&name)))?;
+        state.under_way.insert(host, vec![caller]);
+        Ok(result)
     }
 
-    /// Starts another thread for the queue, unless there is the maximum number.
-    fn staff(self: &Arc<Self>, state: &mut LookupState) -> io::Result<()> {
-        if state.threads >= MOST_THREADS {
-            return Ok(());
+    /// Adds a job to the queue, and starts another thread for it, unless there is the maximum
+    /// number.
+    fn enqueue(self: &Arc<Self>, state: &mut LookupState, job: Job) -> io::Result<()> {
+        if state.threads < MOST_THREADS {
+            let shared = Arc::clone(self);
+            let thread = std::thread::Builder::new().name("rediscope-names".to_owned());
+            match thread.spawn(move || shared.work()) {
+                Ok(_) => state.threads += 1,
+                // A running thread takes it from the queue.
+                Err(_) if state.threads > 0 => {}
+                Err(error) => return Err(error),
+            }
         }
-        let shared = Arc::clone(self);
-        let thread = std::thread::Builder::new().name("rediscope-names".to_owned());
-        match thread.spawn(move || shared.work()) {
-            Ok(_) => state.threads += 1,
-            // A running thread takes it from the queue.
-            Err(_) if state.threads > 0 => {}
-            Err(error) => return Err(error),
-        }
+        state.queue.push_back(job);
         Ok(())
     }
 
-    /// Runs look-ups until there are none left.
+    /// Runs jobs until there are none left.
     fn work(&self) {
         loop {
             let mut state = lock(&self.state);
-            let Some(task) = state.queue.pop_front() else {
+            let Some(job) = state.queue.pop_front() else {
                 state.threads -= 1;
                 return;
             };
-            let (host, question) = match task {
-                Task::Job(job) => {
-                    drop(state);
-                    let _: Result<(), _> = catch_unwind(AssertUnwindSafe(job));
-                    continue;
-                }
-                Task::LookUp(host, question) => (host, question),
-            };
-            // Under the mutex under which callers join: no further caller can join.
-            if question.callers.load(Ordering::Acquire) == 0 {
-                state.under_way.remove(&host);
-                continue;
-            }
             drop(state);
-            let found = catch_unwind(AssertUnwindSafe(|| (self.look_up)(&host)));
-            let found = found.unwrap_or_else(|_| Err(io::Error::other("the look-up panicked")));
-            lock(&self.state).under_way.remove(&host);
-            let found = found.map_err(|error| (error.kind(), error.to_string()));
-            *lock(&question.answer) = Some(found);
-            question.answered.notify_all();
+            let _: Result<(), _> = catch_unwind(AssertUnwindSafe(job));
+        }
+    }
+
+    fn run_look_up(&self, host: &Arc<str>) {
+        let mut state = lock(&self.state);
+        // Under the mutex under which callers join: no further caller can join.
+        if state.under_way.get(host).is_none_or(|callers| callers.iter().all(Caller::is_late)) {
+            state.under_way.remove(host);
+            return;
+        }
+        drop(state);
+        let found = catch_unwind(AssertUnwindSafe(|| (self.look_up)(host)));
+        let found = found.unwrap_or_else(|_| Err(io::Error::other("the look-up panicked")));
+        let found = found.map_err(|error| (error.kind(), error.to_string()));
+        for caller in lock(&self.state).under_way.remove(host).unwrap_or_default() {
+            let _: Result<(), _> = caller.result.try_send(found.clone());
         }
     }
 }
 
-impl Question {
-    fn wait(&self, deadline: Instant) -> Option<Answer> {
-        let mut answer = lock(&self.answer);
-        loop {
-            if answer.is_some() {
-                return answer.clone();
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return None;
-            }
-            let waited = self.answered.wait_timeout(answer, left);
-            answer = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
+impl Caller {
+    fn is_late(&self) -> bool {
+        self.deadline <= Instant::now()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for Resolver {
@@ -235,6 +211,8 @@ impl fmt::Debug for Resolver {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
     use std::time::Duration;
 
     use super::*;

@@ -198,7 +198,7 @@ impl Transport {
                 Ok(None) => {}
                 Err(fault) => {
                     self.unread = fault.array;
-                    let other = ConnectionError::from_foreign_protocol(self.parser.rest());
+                    let other = ConnectionError::from_foreign_protocol(self.parser.unparsed());
                     return Err(other.unwrap_or_else(|| unreadable(fault)));
                 }
             }
@@ -207,7 +207,7 @@ impl Transport {
             self.set_read_timeout(timeout)?;
             self.fill().map_err(|error| match error.kind() {
                 ConnectionErrorKind::Closed => {
-                    ConnectionError::from_foreign_protocol(self.parser.rest()).unwrap_or(error)
+                    ConnectionError::from_foreign_protocol(self.parser.unparsed()).unwrap_or(error)
                 }
                 _ => error,
             })?;

@@ -255,6 +255,13 @@ fn matches(known: &str, text: &str) -> bool {
     rest.ends_with(last)
 }
 
+/// Whether the server itself replies with this code, unless a script does.
+pub(crate) fn has_code(code: &str) -> bool {
+    let begins = |line: &str| line.split(' ').next() == Some(code);
+    matches!(code, "MOVED" | "ASK")
+        || KNOWN_ERRORS.iter().any(|(_, lines)| lines.iter().any(|line| begins(line)))
+}
+
 /// The text with each argument replaced, so that it may be shown. `None` if it is not in the table.
 pub(crate) fn redacted(code: &str, text: &str) -> Option<&'static str> {
     find(code, text).map(|(_, known)| known)

@@ -36,32 +36,6 @@ struct Parts {
 const LONGEST_TEXT: usize = 512;
 const LONGEST_CODE: usize = 32;
 
-/// Codes whose text is the server's own, unless a script uses one.
-const SERVER_CODES: &[&str] = &[
-    "ASK",
-    "BUSY",
-    "BUSYGROUP",
-    "BUSYKEY",
-    "CLUSTERDOWN",
-    "CROSSSLOT",
-    "ERR",
-    "EXECABORT",
-    "LOADING",
-    "MASTERDOWN",
-    "MISCONF",
-    "MOVED",
-    "NOAUTH",
-    "NOGROUP",
-    "NOPERM",
-    "NOREPLICAS",
-    "NOSCRIPT",
-    "OOM",
-    "READONLY",
-    "TRYAGAIN",
-    "UNBLOCKED",
-    "WRONGPASS",
-    "WRONGTYPE",
-];
 /// Words that the server adds to a script's errors.
 const SCRIPT_MARKS: &[&str] = &["user_script", "user_function", " script: "];
 
@@ -193,7 +167,7 @@ impl ServerError {
     /// For an unknown command, which may have run a script.
     pub(crate) fn of_any(code: &str, text: &str) -> Self {
         let from_script =
-            !SERVER_CODES.contains(&code) || SCRIPT_MARKS.iter().any(|mark| text.contains(mark));
+            !known_errors::has_code(code) || SCRIPT_MARKS.iter().any(|mark| text.contains(mark));
         Self::new(code, text, from_script).with_changed_nothing(false)
     }
 

@@ -117,13 +117,6 @@ enum Token {
     Skip(u64),
 }
 
-impl Parser {
-    /// The bytes that are not parsed yet.
-    pub(crate) fn rest(&self) -> &[u8] {
-        self.read_buffer.get(self.start..self.end).unwrap_or_default()
-    }
-}
-
 impl Default for Parser {
     fn default() -> Self {
         Self {
@@ -146,6 +139,11 @@ impl Parser {
     /// element.
     pub(crate) fn set_max_bytes(&mut self, bytes: usize) {
         self.limit = bytes;
+    }
+
+    /// The bytes that are not parsed yet.
+    pub(crate) fn unparsed(&self) -> &[u8] {
+        self.read_buffer.get(self.start..self.end).unwrap_or_default()
     }
 
     /// The space for the next bytes: never empty.
@@ -257,11 +255,6 @@ impl Parser {
         }
     }
 
-    /// The bytes that are not parsed yet.
-    fn unparsed(&self) -> &[u8] {
-        self.read_buffer.get(self.start..self.end).unwrap_or_default()
-    }
-
     fn consume(&mut self, bytes: usize) {
         self.start += bytes;
         self.scanned = 0;
@@ -305,18 +298,18 @@ impl Parser {
     /// Continues the incomplete string or line.
     fn resumed(&mut self) -> Result<Option<Token>, FaultKind> {
         let unparsed = self.read_buffer.get(self.start..self.end).unwrap_or_default();
-        match &mut self.partial {
-            Some(Partial::Text { bytes, left, .. }) => {
-                let taken = unparsed.len().min(*left);
+        let value = match self.partial.take() {
+            Some(Partial::Text { mark, mut bytes, left }) => {
+                let taken = unparsed.len().min(left);
                 bytes.extend_from_slice(unparsed.get(..taken).unwrap_or_default());
-                *left -= taken;
-                let whole = *left == 0;
                 self.consume(taken);
-                if !whole {
+                if taken < left {
+                    self.partial = Some(Partial::Text { mark, bytes, left: left - taken });
                     return Ok(None);
                 }
+                text(mark, bytes)?
             }
-            Some(Partial::Line(line)) => {
+            Some(Partial::Line(mut line)) => {
                 let mut from = 0;
                 let whole = loop {
                     let rest = unparsed.get(from..).unwrap_or_default();
@@ -331,16 +324,11 @@ impl Parser {
                 };
                 self.consume(from);
                 if !whole {
+                    self.partial = Some(Partial::Line(line));
                     return Ok(None);
                 }
                 self.spent = self.spent.saturating_sub(CRLF);
-            }
-            Some(Partial::SkippedText { .. } | Partial::SkippedLine { .. }) | None => {}
-        }
-        let value = match self.partial.take() {
-            Some(Partial::Text { mark, bytes, .. }) => text(mark, bytes)?,
-            Some(Partial::Line(mut line)) => {
-                line.truncate(line.len().saturating_sub(2));
+                line.truncate(line.len().saturating_sub(CRLF));
                 let mark = line.first().copied().unwrap_or_default();
                 line.drain(..1);
                 if is_counted(mark) {
@@ -349,7 +337,8 @@ impl Parser {
                 }
                 simple(mark, Cow::Owned(line))?
             }
-            Some(Partial::SkippedText { .. } | Partial::SkippedLine { .. }) | None => {
+            skipped => {
+                self.partial = skipped;
                 return Ok(None);
             }
         };
