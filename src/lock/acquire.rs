@@ -90,39 +90,36 @@ pub(crate) fn acquire(
             Err(error) if error.is_retryable() && !wait.is_zero() => Some(error),
             Err(error) => return Err(error),
         };
-        let waited = |failure: Option<Error>, holder: Option<LockHolder>| {
+        if Instant::now() < deadline {
+            let join = || manager.waiters.join(&request.names.wake, &attempt.owner_token);
+            let registration = registration.get_or_insert_with(join);
+            let live = registration.is_live();
+            if !live {
+                manager.listener.listen(&manager.client, deadline);
+            }
+            let bound = match (&failure, &holder) {
+                (None, by) if live && (by.is_some() || request.fair) => {
+                    pauses = backoff();
+                    let longest = if request.fair { HEARTBEAT } else { MAX_QUIET_WAIT };
+                    // A random part, so that not all waiters send a request when an unreleased lease
+                    // ends.
+                    let ends = |by: &LockHolder| {
+                        by.remaining + Duration::from_millis(1 + fastrand::u64(..8))
+                    };
+                    by.as_ref().map_or(longest, |by| ends(by).min(longest))
+                }
+                _ => pauses.wait(),
+            };
+            tracing::trace!(?bound, live, "lock wait");
+            registration.wait(deadline.min(Instant::now() + bound), request.mode.wake_compatible());
+        }
+        if Instant::now() >= deadline {
             let waited = started.elapsed();
             if !wait.is_zero() {
                 manager.counters.timeouts.add();
                 tracing::debug!(?waited, "lock not acquired");
             }
-            failure.unwrap_or(LockError::Timeout { waited, holder }.into())
-        };
-        if Instant::now() >= deadline {
-            return Err(waited(failure, holder));
-        }
-        let join = || manager.waiters.join(&request.names.wake, &attempt.owner_token);
-        let registration = registration.get_or_insert_with(join);
-        let live = registration.is_live();
-        if !live {
-            manager.listener.listen(&manager.client, deadline);
-        }
-        let bound = match (&failure, &holder) {
-            (None, by) if live && (by.is_some() || request.fair) => {
-                pauses = backoff();
-                let longest = if request.fair { HEARTBEAT } else { MAX_QUIET_WAIT };
-                // A random part, so that not all waiters send a request when an unreleased lease
-                // ends.
-                let ends =
-                    |by: &LockHolder| by.remaining + Duration::from_millis(1 + fastrand::u64(..8));
-                by.as_ref().map_or(longest, |by| ends(by).min(longest))
-            }
-            _ => pauses.wait(),
-        };
-        tracing::trace!(?bound, live, "lock wait");
-        registration.wait(deadline.min(Instant::now() + bound), request.mode.wake_compatible());
-        if Instant::now() >= deadline {
-            return Err(waited(failure, holder));
+            return Err(failure.unwrap_or_else(|| LockError::Timeout { waited, holder }.into()));
         }
     }
 }

@@ -233,10 +233,26 @@ impl LockGuard {
         if self.end == GuardState::Released {
             return Ok(());
         }
-        let released = self.manager.release(&self.lock_lease, self.maybe_in_flight, limit);
+        // From here on no renewal extends the lease.
+        let lost = self.lock_lease.end();
+        let was_held = self.manager.release(&self.lock_lease, self.maybe_in_flight, limit);
         // Set only here: after a panic before this line the drop releases the lock.
         self.end = GuardState::Released;
-        released.log()
+        // A log comes after all other work.
+        match (lost, was_held) {
+            (Some(why), _) => Err(LockError::lost(why)),
+            (None, Ok(true)) => {
+                tracing::debug!("lock released");
+                Ok(())
+            }
+            (None, Ok(false)) => {
+                self.manager.counters.lost.add();
+                let why = LostReason::Gone;
+                tracing::warn!(%why, "lock lost");
+                Err(LockError::lost(why))
+            }
+            (None, Err(error)) => Err(error),
+        }
     }
 
     /// Returns the data that a fenced transaction checks.

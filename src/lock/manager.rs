@@ -6,15 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::any::Error;
-use crate::error::lock::{LockError, LostReason};
 use crate::lock::client::{ScriptClient, Via};
 use crate::lock::lease::LockLease;
 use crate::lock::renewal::LeaseRenewer;
 use crate::lock::waiters::Waiters;
 use crate::lock::wakeups::ReleaseListener;
 use crate::pool::router::Router;
-use crate::protocol::lock::keys::LockKeys;
 use crate::protocol::lock::lease::release;
+use crate::protocol::lock::script::ScriptCall;
 use crate::settings::settings::Settings;
 use crate::status::locks::{LockCounters, LockStatus};
 
@@ -55,41 +54,29 @@ impl LockManager {
     }
 
     pub(crate) fn status(&self) -> LockStatus {
-        self.counters.status(
-            self.waiters.waiting(),
-            self.waiters.subscriptions(),
-            self.waiters.wakeups(),
-        )
+        LockStatus {
+            waiting: self.waiters.waiting(),
+            subscriptions: self.waiters.subscriptions(),
+            permits: self.waiters.wakeups(),
+            ..self.counters.status()
+        }
     }
 
-    /// Releases a lock, by `limit` at the latest. If that fails, the release continues in the
-    /// background. The call may be repeated if a log panicked during it. The result is for
-    /// [`Released::log`].
+    /// Releases a lock whose lease has ended here, by `limit` at the latest. If that fails, the
+    /// release continues in the background. The call may be repeated if a log panicked during it.
+    /// Returns whether the lock was still held.
     pub(crate) fn release(
         &self,
         lock_lease: &Arc<LockLease>,
         maybe_in_flight: bool,
         limit: Instant,
-    ) -> Released {
-        // From here on no renewal extends the lease.
-        let before = lock_lease.end();
-        let LockKeys { holders, .. } = &*lock_lease.names;
-        let answered = self.renewer.take_answered(holders);
-        let call = release(
-            &lock_lease.names,
-            &lock_lease.owner_token,
-            self.remember(lock_lease.lease, maybe_in_flight),
-            answered,
-        );
+    ) -> Result<bool, Error> {
+        let answered = self.renewer.take_answered(&lock_lease.names.holders);
+        let call = self.release_call(lock_lease, maybe_in_flight, answered);
         let reply = self.client.ask_one("release", &call, Via::OwnConnection, limit);
         let repeated = reply.as_ref().is_ok_and(|reply| reply.repeated);
-        let released = match reply.and_then(|reply| reply.was_held("release")) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(LockError::lost(LostReason::Gone)),
-            Err(error) => Err(error),
-        };
-        let is_answered = matches!(released, Ok(()) | Err(Error::Lock(LockError::Lost { .. })));
-        if !is_answered {
+        let was_held = reply.and_then(|reply| reply.was_held("release"));
+        if was_held.is_err() {
             self.release_in_background(lock_lease, maybe_in_flight);
         } else if !maybe_in_flight && !repeated {
             // No copy of a request is in flight that needs the same reply.
@@ -97,20 +84,26 @@ impl LockManager {
         }
         // This comes last: a closed session manager ends its connections with the last lease.
         self.renewer.forget(lock_lease);
-        if let (Err(Error::Lock(LockError::Lost { .. })), None) = (&released, before) {
-            self.counters.lost.add();
-        }
-        Released { released, before }
+        was_held
     }
 
     /// Releases a lock in the background, and logs nothing.
     pub(crate) fn release_in_background(&self, lock_lease: &Arc<LockLease>, maybe_in_flight: bool) {
         lock_lease.end();
-        let remember = self.remember(lock_lease.lease, maybe_in_flight);
-        let call = release(&lock_lease.names, &lock_lease.owner_token, remember, Vec::new());
+        let call = self.release_call(lock_lease, maybe_in_flight, Vec::new());
         // The lease has ended by then.
         self.renewer.pending_release(call, Instant::now() + lock_lease.lease);
         self.renewer.forget(lock_lease);
+    }
+
+    fn release_call(
+        &self,
+        lock_lease: &LockLease,
+        maybe_in_flight: bool,
+        answered: Vec<String>,
+    ) -> ScriptCall {
+        let remember = self.remember(lock_lease.lease, maybe_in_flight);
+        release(&lock_lease.names, &lock_lease.owner_token, remember, answered)
     }
 
     /// Returns the time for which the server remembers a release: as long as the release may be
@@ -121,25 +114,5 @@ impl LockManager {
             true => MAX_DELAY_IN_FLIGHT.max(lease),
             false => settings.checkout_timeout + 2 * settings.response_timeout,
         }
-    }
-}
-
-/// The result of a release.
-pub(crate) struct Released {
-    released: Result<(), Error>,
-    /// The loss of the lock, if it was known before.
-    before: Option<LostReason>,
-}
-
-impl Released {
-    /// Logs the result, after all other work is done.
-    pub(crate) fn log(self) -> Result<(), Error> {
-        match (&self.released, self.before) {
-            (Ok(()), None) => tracing::debug!("lock released"),
-            (Err(Error::Lock(LockError::Lost { why })), None) => tracing::warn!(%why, "lock lost"),
-            (Err(_), None) => {}
-            (_, Some(why)) => return Err(LockError::lost(why)),
-        }
-        self.released
     }
 }

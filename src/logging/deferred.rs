@@ -9,10 +9,12 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, Span};
+
+use crate::sync::lock;
 
 type Event = Box<dyn FnOnce() + Send>;
 
@@ -100,7 +102,7 @@ impl LogThread {
     }
 
     fn push(self: &Arc<Self>, event: Event) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         if state.events.len() < MOST {
             state.events.push_back(event);
         }
@@ -114,7 +116,7 @@ impl LogThread {
 
     fn run(&self) {
         loop {
-            let mut state = self.lock();
+            let mut state = lock(&self.state);
             let Some(event) = state.events.pop_front() else {
                 state.running = false;
                 return;
@@ -122,10 +124,6 @@ impl LogThread {
             drop(state);
             let _: std::thread::Result<()> = catch_unwind(AssertUnwindSafe(event));
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, LogState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

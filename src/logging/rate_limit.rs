@@ -2,9 +2,11 @@
 //!
 //! So a log does not grow with the load of an incident.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::sync::lock;
 
 /// Minimum delay between two warnings of one kind.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -35,7 +37,7 @@ impl RateLimits {
     /// Returns whether the warning is written now: `Some` with the number of suppressed ones.
     pub(crate) fn allow(&self, event: LimitedEvent) -> Option<u64> {
         let kind = self.kinds.get(event as usize)?;
-        let mut last = kind.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&kind.last);
         let now = Instant::now();
         if last.is_some_and(|last| now.saturating_duration_since(last) < PAUSE) {
             kind.suppressed.fetch_add(1, Ordering::Relaxed);

@@ -190,8 +190,8 @@ impl CommandQueue {
         head: &EncodedCommand,
         args: impl FnOnce(&mut Args<'_>),
     ) -> u32 {
-        self.unbatchable |= !head.batchable();
-        let (check, adds_to_integer) = (head.may_block(), head.adds_to_integer());
+        self.unbatchable |= !head.batchable;
+        let (check, adds_to_integer) = (head.may_block, head.adds_to_integer);
         self.append(depth, check, adds_to_integer, |bytes| encode::entry(bytes, head, args))
     }
 

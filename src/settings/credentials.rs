@@ -4,10 +4,12 @@
 use std::error::Error;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use scopeguard::defer;
+
+use crate::sync::lock;
 
 /// A user and a password, or a password alone.
 ///
@@ -131,14 +133,14 @@ impl RotatingCredentials {
 
     /// Replaces the credentials. The server should already accept the new ones beside the former.
     pub fn rotate(&self, next: Credentials) {
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = next;
+        *lock(&self.current) = next;
         self.version.fetch_add(1, Ordering::Release);
     }
 }
 
 impl CredentialsProvider for RotatingCredentials {
     fn credentials(&self) -> Result<Credentials, Box<dyn Error + Send + Sync>> {
-        Ok(self.current.lock().unwrap_or_else(PoisonError::into_inner).clone())
+        Ok(lock(&self.current).clone())
     }
 
     fn version(&self) -> u64 {
@@ -165,18 +167,14 @@ impl Provider {
 
     /// Returns how long the oldest such call has lasted, if there is one.
     pub(crate) fn silent_for(&self) -> Option<Duration> {
-        self.asked().iter().map(Instant::elapsed).max()
-    }
-
-    fn asked(&self) -> MutexGuard<'_, Vec<Instant>> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.asked).iter().map(Instant::elapsed).max()
     }
 
     pub(crate) fn credentials(&self) -> Result<Credentials, Box<dyn Error + Send + Sync>> {
         let begun = Instant::now();
-        self.asked().push(begun);
+        lock(&self.asked).push(begun);
         defer! {
-            let mut asked = self.asked();
+            let mut asked = lock(&self.asked);
             if let Some(at) = asked.iter().position(|other| *other == begun) {
                 asked.swap_remove(at);
             }

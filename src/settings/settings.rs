@@ -67,30 +67,28 @@ impl Settings {
 
     /// Returns an error with the name of the first setting that cannot work.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
-        let at_least_one = |setting, value: u64| match value {
-            0 => Err(ConfigError::setting(setting, "must be at least 1")),
-            _ => Ok(()),
-        };
-        at_least_one("max_size", self.max_size.into())?;
-        if self.max_size > MOST_CONNECTIONS {
-            return Err(ConfigError::setting(
-                "max_size",
-                format!(
-                    "must not be more than {MOST_CONNECTIONS}, which is as many as there are ports"
-                ),
-            ));
+        for (setting, value) in [
+            ("max_size", self.max_size as usize),
+            ("max_group", self.max_group as usize),
+            ("flush_bytes", self.flush_bytes),
+            ("max_commands", self.max_commands as usize),
+            ("max_bytes", self.max_bytes),
+            ("max_reply_bytes", self.max_reply_bytes),
+        ] {
+            ensure(value > 0, setting, "must be at least 1")?;
         }
-        at_least_one("max_group", self.max_group.into())?;
-        at_least_one("flush_bytes", self.flush_bytes as u64)?;
-        at_least_one("max_commands", self.max_commands.into())?;
-        at_least_one("max_bytes", self.max_bytes as u64)?;
-        at_least_one("max_reply_bytes", self.max_reply_bytes as u64)?;
-        if self.min_idle > self.max_size {
-            return Err(ConfigError::setting(
-                "min_idle",
-                format!("{} is more than max_size, which is {}", self.min_idle, self.max_size),
-            ));
-        }
+        ensure(
+            self.max_size <= MOST_CONNECTIONS,
+            "max_size",
+            format!(
+                "must not be more than {MOST_CONNECTIONS}, which is as many as there are ports"
+            ),
+        )?;
+        ensure(
+            self.min_idle <= self.max_size,
+            "min_idle",
+            format!("{} is more than max_size, which is {}", self.min_idle, self.max_size),
+        )?;
         for (setting, value) in [
             ("connect_timeout", Some(self.connect_timeout)),
             ("checkout_timeout", Some(self.checkout_timeout)),
@@ -103,34 +101,41 @@ impl Settings {
             ("tcp_keepalive", self.tcp_keepalive),
             ("tcp_user_timeout", self.tcp_user_timeout),
         ] {
-            check_duration(setting, value)?;
+            let Some(value) = value else { continue };
+            ensure(!value.is_zero(), setting, "must be longer than nothing")?;
+            let millisecond = Duration::from_millis(1);
+            ensure(value >= millisecond, setting, "must be at least a millisecond")?;
+            ensure(value <= LONGEST, setting, "must not be longer than a day")?;
         }
-        let shortest = Duration::from_secs(1);
-        if self.register_ttl < shortest || self.register_ttl > 30 * LONGEST {
-            return Err(ConfigError::setting(
-                "register_ttl",
-                "must be between a second and 30 days: a doubt is resolved within it",
-            ));
-        }
-        if self.prefix.is_empty() || self.prefix.contains(['{', '}']) {
-            return Err(ConfigError::setting(
-                "prefix",
-                "must not be empty, and must not hold braces, which would be a hash tag",
-            ));
-        }
+        ensure(
+            (Duration::from_secs(1)..=30 * LONGEST).contains(&self.register_ttl),
+            "register_ttl",
+            "must be between a second and 30 days: a doubt is resolved within it",
+        )?;
+        ensure(
+            !self.prefix.is_empty() && !self.prefix.contains(['{', '}']),
+            "prefix",
+            "must not be empty, and must not hold braces, which would be a hash tag",
+        )?;
         let needed = self.connect_timeout + 2 * self.response_timeout;
-        if needed > self.checkout_timeout {
-            return Err(ConfigError::setting(
-                "checkout_timeout",
-                format!(
-                    "{:?} is less than connect_timeout + 2 × response_timeout ({needed:?}): one \
-                     silent connection would use it up before a fresh one was tried",
-                    self.checkout_timeout
-                ),
-            ));
-        }
-        Ok(())
+        ensure(
+            needed <= self.checkout_timeout,
+            "checkout_timeout",
+            format!(
+                "{:?} is less than connect_timeout + 2 × response_timeout ({needed:?}): one \
+                 silent connection would use it up before a fresh one was tried",
+                self.checkout_timeout
+            ),
+        )
     }
+}
+
+fn ensure(
+    works: bool,
+    setting: &'static str,
+    reason: impl Into<String>,
+) -> Result<(), ConfigError> {
+    if works { Ok(()) } else { Err(ConfigError::setting(setting, reason)) }
 }
 
 /// Maximum of a pool's size: a client has no more ports to one address. The pool allocates its
@@ -139,21 +144,6 @@ pub(crate) const MOST_CONNECTIONS: u32 = 65_535;
 
 /// Maximum of a timeout, a day: longer than any useful wait, and short enough for every clock.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
-
-fn check_duration(setting: &'static str, value: Option<Duration>) -> Result<(), ConfigError> {
-    match value {
-        Some(value) if value.is_zero() => {
-            Err(ConfigError::setting(setting, "must be longer than nothing"))
-        }
-        Some(value) if value < Duration::from_millis(1) => {
-            Err(ConfigError::setting(setting, "must be at least a millisecond"))
-        }
-        Some(value) if value > LONGEST => {
-            Err(ConfigError::setting(setting, "must not be longer than a day"))
-        }
-        _ => Ok(()),
-    }
-}
 
 #[cfg(test)]
 mod tests {

@@ -55,21 +55,15 @@ pub(crate) struct LockCounters {
 }
 
 impl LockCounters {
-    pub(crate) fn status(
-        &self,
-        waiting: usize,
-        subscriptions: usize,
-        permits: usize,
-    ) -> LockStatus {
+    /// The numbers that are counted here.
+    pub(crate) fn status(&self) -> LockStatus {
         LockStatus {
             held: self.held.get(),
-            waiting,
-            subscriptions,
-            permits,
             acquired: self.acquired.get(),
             timeouts: self.timeouts.get(),
             renewals: self.renewals.get(),
             lost: self.lost.get(),
+            ..LockStatus::default()
         }
     }
 }

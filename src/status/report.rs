@@ -8,6 +8,7 @@ use crate::error::open_scope::OpenScope;
 use crate::status::counters::PoolCounters;
 use crate::status::locks::LockStatus;
 use crate::status::node::NodeStatus;
+use crate::text::count;
 
 /// One pool: its connections, its open scopes, its counters.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,9 +94,7 @@ pub struct Closed {
 
 impl fmt::Display for Closed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ending = |count: usize| if count == 1 { "" } else { "s" };
-        let Self { scopes, locks } = self;
-        write!(f, "{scopes} scope{}, {locks} lock{}", ending(*scopes), ending(*locks))
+        write!(f, "{}, {}", count(self.scopes, "scope"), count(self.locks, "lock"))
     }
 }
 

@@ -26,11 +26,10 @@ impl<'b> Args<'b> {
     fn begin(bytes: &'b mut Vec<u8>, head: &EncodedCommand) -> Self {
         let start = bytes.len();
         bytes.extend_from_slice(head.bytes());
-        Self { bytes, start, count: head.words() }
+        Self { bytes, start, count: head.words }
     }
 
     // Not generic, so that it is compiled once and not in every command.
-
     fn end(self) {
         let Self { bytes, start, count } = self;
         if let Some(digit) = bytes.get_mut(start + 1)
@@ -146,9 +145,12 @@ pub struct EncodedCommand {
     bytes: [u8; MAX_LENGTH],
     len: usize,
     words: usize,
-    batchable: bool,
-    may_block: bool,
-    adds_to_integer: bool,
+    /// Whether it may be batched.
+    pub(crate) batchable: bool,
+    /// Whether its arguments can make it block. No other command of the table can.
+    pub(crate) may_block: bool,
+    /// Whether its last argument is added to an integer, and so must not be a float.
+    pub(crate) adds_to_integer: bool,
 }
 
 impl EncodedCommand {
@@ -200,24 +202,5 @@ impl EncodedCommand {
 
     pub(crate) fn bytes(&self) -> &[u8] {
         self.bytes.get(..self.len).unwrap_or_default()
-    }
-
-    pub(crate) fn words(&self) -> usize {
-        self.words
-    }
-
-    /// Whether it may be batched.
-    pub(crate) fn batchable(&self) -> bool {
-        self.batchable
-    }
-
-    /// Whether its last argument is added to an integer, and so must not be a float.
-    pub(crate) fn adds_to_integer(&self) -> bool {
-        self.adds_to_integer
-    }
-
-    /// Whether its arguments can make it block. No other command of the table can.
-    pub(crate) fn may_block(&self) -> bool {
-        self.may_block
     }
 }
