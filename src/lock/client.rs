@@ -218,9 +218,7 @@ impl ScriptClient {
     pub(crate) fn publish(&self, channel: &str, limit: Instant) -> Result<(), CallError> {
         let route = Route::default();
         let mut request = self.request(&route, Via::PooledFirst, limit);
-        encode::command(&mut request.bytes, &["PUBLISH"], |args| {
-            args.arg(channel).arg("");
-        });
+        encode::command_with(&mut request.bytes, &["PUBLISH"], (channel, ""));
         request.count = 1;
         self.exchange(&request, &mut false).map(drop)
     }

@@ -99,7 +99,7 @@ impl ConnectionState {
         }
         let (refused, okay) = (reply.is_refused(), reply.is_okay());
         match expect {
-            Expect::Plain => ReplyCheck::Expected,
+            Expect::Plain => {}
             // A rejection by the server leaves its state unchanged. Any other error may be a
             // proxy's, and the server behind it may be in MULTI or watching.
             Expect::Watch | Expect::WatchMarker | Expect::Multi if refused => {
@@ -108,60 +108,43 @@ impl ConnectionState {
                 if !self.multi && !is_servers_own(name, reply) {
                     self.taint(Taint::LeftDirty);
                 }
-                ReplyCheck::Expected
             }
-            Expect::Watch if okay => {
-                self.watching = true;
-                ReplyCheck::Expected
-            }
-            Expect::WatchMarker if okay => {
-                self.watches_marker = true;
-                ReplyCheck::Expected
-            }
-            Expect::Multi if okay && !self.multi => {
-                self.multi = true;
-                ReplyCheck::Expected
-            }
+            Expect::Watch if okay => self.watching = true,
+            Expect::WatchMarker if okay => self.watches_marker = true,
+            Expect::Multi if okay && !self.multi => self.multi = true,
             // A rejected DISCARD or UNWATCH leaves MULTI and WATCH as they were.
-            Expect::Unwatch | Expect::Discard if refused => {
-                self.taint(Taint::LeftDirty);
-                ReplyCheck::Expected
-            }
-            Expect::Unwatch if okay => {
-                self.watching = false;
-                self.watches_marker = false;
-                ReplyCheck::Expected
-            }
-            Expect::Discard if okay => {
-                self.multi = false;
-                self.watching = false;
-                self.watches_marker = false;
-                ReplyCheck::Expected
-            }
+            Expect::Unwatch | Expect::Discard if refused => self.taint(Taint::LeftDirty),
+            Expect::Unwatch if okay => self.end_watch(),
+            Expect::Discard if okay => self.end_multi(),
             // MULTI was rejected, so these commands ran one by one, and EXEC ended nothing.
-            Expect::Queued | Expect::Exec if !self.multi => {
-                self.taint(Taint::LeftDirty);
-                ReplyCheck::Expected
-            }
-            Expect::Queued if refused || matches!(reply, Reply::Queued(_)) => ReplyCheck::Expected,
+            Expect::Queued | Expect::Exec if !self.multi => self.taint(Taint::LeftDirty),
+            Expect::Queued if refused || matches!(reply, Reply::Queued(_)) => {}
             // The error is a proxy's, or that of a server with a renamed EXEC, which is still in
             // MULTI. A MULTI that follows in the same write is then rejected by the server.
             Expect::Exec if matches!(reply, Reply::Value(Value::ServerError(error)) if !exec_applied_nothing(error)) =>
             {
                 self.taint(Taint::LeftDirty);
                 self.multi = false;
-                ReplyCheck::Expected
             }
             Expect::Exec
                 if refused || matches!(reply, Reply::Value(Value::Array(_) | Value::Nil)) =>
             {
-                self.multi = false;
-                self.watching = false;
-                self.watches_marker = false;
-                ReplyCheck::Expected
+                self.end_multi();
             }
-            _ => self.unexpected(),
+            _ => return self.unexpected(),
         }
+        ReplyCheck::Expected
+    }
+
+    fn end_watch(&mut self) {
+        self.watching = false;
+        self.watches_marker = false;
+    }
+
+    /// EXEC and DISCARD end WATCH too.
+    fn end_multi(&mut self) {
+        self.multi = false;
+        self.end_watch();
     }
 
     fn unexpected(&mut self) -> ReplyCheck {

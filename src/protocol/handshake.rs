@@ -7,7 +7,7 @@ use redis::RedisConnectionInfo;
 
 use crate::protocol::command::info::{EXEC_INFO, is_unknown};
 use crate::protocol::connection_state::Expect;
-use crate::protocol::resp::encode::{DISCARD, MULTI, PING, ROLE, command};
+use crate::protocol::resp::encode::{DISCARD, MULTI, PING, ROLE, command_with};
 use crate::protocol::resp::reply::Reply;
 use crate::protocol::server_error::ServerError;
 
@@ -91,11 +91,8 @@ impl Handshake {
         if info.protocol().supports_resp3() {
             self.required += 1;
             self.commands.push("HELLO");
-            command(bytes, &["HELLO", "3"], |args| {
-                if let Some(password) = password {
-                    args.arg("AUTH").arg(user.unwrap_or("default")).arg(password);
-                }
-            });
+            let auth = password.map(|password| ("AUTH", user.unwrap_or("default"), password));
+            command_with(bytes, &["HELLO", "3"], auth);
         } else if password.is_some() {
             self.required += 1;
             self.commands.push("AUTH");
@@ -104,9 +101,7 @@ impl Handshake {
         if info.db() != 0 {
             self.required += 1;
             self.commands.push("SELECT");
-            command(bytes, &["SELECT"], |args| {
-                args.arg(info.db());
-            });
+            command_with(bytes, &["SELECT"], info.db());
         }
         let name = info.lib_name().unwrap_or(env!("CARGO_PKG_NAME"));
         let version = info.lib_ver().unwrap_or(env!("CARGO_PKG_VERSION"));
@@ -115,9 +110,7 @@ impl Handshake {
         } else {
             for (what, text) in [("LIB-NAME", name), ("LIB-VER", version)] {
                 self.commands.push("CLIENT SETINFO");
-                command(bytes, &["CLIENT", "SETINFO", what], |args| {
-                    args.arg(text);
-                });
+                command_with(bytes, &["CLIENT", "SETINFO", what], text);
             }
         }
     }
@@ -194,7 +187,5 @@ impl<'h> HandshakeReplies<'h> {
 
 /// Appends AUTH.
 pub(crate) fn auth(bytes: &mut Vec<u8>, info: &RedisConnectionInfo) {
-    command(bytes, &["AUTH"], |args| {
-        args.arg(info.username()).arg(info.password());
-    });
+    command_with(bytes, &["AUTH"], (info.username(), info.password()));
 }

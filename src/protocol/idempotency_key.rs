@@ -29,26 +29,21 @@ impl IdempotencyKey {
 
     /// Appends WATCH of the key.
     pub(crate) fn watch(&self, bytes: &mut Vec<u8>, tag: Option<u32>) {
-        encode::command(bytes, &["WATCH"], |args| {
-            args.arg(self.key(tag));
-        });
+        encode::command_with(bytes, &["WATCH"], self.key(tag));
     }
 
     /// Appends EXISTS of the key.
     pub(crate) fn exists(&self, bytes: &mut Vec<u8>, tag: Option<u32>) {
-        encode::command(bytes, &["EXISTS"], |args| {
-            args.arg(self.key(tag));
-        });
+        encode::command_with(bytes, &["EXISTS"], self.key(tag));
     }
 
     /// Appends SET of the key. Its value names the transaction's register and number, for
     /// diagnosis.
     pub(crate) fn set(&self, bytes: &mut Vec<u8>, marker: &CommitMarker) {
         let (register, number) = (marker.register(), marker.number());
-        encode::command(bytes, &["SET"], |args| {
-            args.arg(self.key(marker.tag())).arg(format!("{register}#{number}"));
-            args.arg("PX").arg(millis(self.ttl));
-        });
+        let value = format!("{register}#{number}");
+        let args = (self.key(marker.tag()), value, "PX", millis(self.ttl));
+        encode::command_with(bytes, &["SET"], args);
     }
 }
 

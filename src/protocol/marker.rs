@@ -62,15 +62,12 @@ impl CommitMarker {
 
     /// Appends SET of the number.
     pub(crate) fn set(&self, bytes: &mut Vec<u8>, ttl: Duration) {
-        encode::command(bytes, &["SET"], |args| {
-            args.arg(&self.register).arg(self.number).arg("PX").arg(millis(ttl));
-        });
+        let args = (&self.register, self.number, "PX", millis(ttl));
+        encode::command_with(bytes, &["SET"], args);
     }
 
     pub(crate) fn watch(&self, bytes: &mut Vec<u8>) {
-        encode::command(bytes, &["WATCH"], |args| {
-            args.arg(&self.register);
-        });
+        encode::command_with(bytes, &["WATCH"], &self.register);
     }
 }
 
@@ -115,13 +112,9 @@ pub(crate) fn question(register: &str, ttl: Duration, needs_asking: bool) -> Vec
     let asking = if needs_asking { ASKING } else { b"" };
     let mut bytes = Vec::with_capacity(200);
     bytes.extend_from_slice(asking);
-    encode::command(&mut bytes, &["PEXPIRE"], |args| {
-        args.arg(register).arg(millis(ttl));
-    });
+    encode::command_with(&mut bytes, &["PEXPIRE"], (register, millis(ttl)));
     bytes.extend_from_slice(asking);
-    encode::command(&mut bytes, &["GET"], |args| {
-        args.arg(register);
-    });
+    encode::command_with(&mut bytes, &["GET"], register);
     bytes
 }
 

@@ -54,12 +54,13 @@ impl Durability {
     pub(crate) fn write(&self, bytes: &mut Vec<u8>) {
         let (wanted, timeout) = (self.wanted(), millis(self.timeout()));
         match self {
-            Self::Replicas { .. } => encode::command(bytes, &["WAIT"], |args| {
-                args.arg(wanted.replicas).arg(timeout);
-            }),
-            Self::Aof { .. } => encode::command(bytes, &["WAITAOF"], |args| {
-                args.arg(wanted.local).arg(wanted.replicas).arg(timeout);
-            }),
+            Self::Replicas { .. } => {
+                encode::command_with(bytes, &["WAIT"], (wanted.replicas, timeout));
+            }
+            Self::Aof { .. } => {
+                let args = (wanted.local, wanted.replicas, timeout);
+                encode::command_with(bytes, &["WAITAOF"], args);
+            }
         }
     }
 

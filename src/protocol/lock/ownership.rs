@@ -32,16 +32,12 @@ impl LockOwnership {
 
     /// Watches the key of the lock's holders.
     pub(crate) fn watch(&self, bytes: &mut Vec<u8>) {
-        encode::command(bytes, &["WATCH"], |args| {
-            args.arg(&*self.holders);
-        });
+        encode::command_with(bytes, &["WATCH"], &*self.holders);
     }
 
     /// Reads the end of the token's lease.
     pub(crate) fn score(&self, bytes: &mut Vec<u8>) {
-        encode::command(bytes, &["ZSCORE"], |args| {
-            args.arg(&*self.holders).arg(&*self.owner_token);
-        });
+        encode::command_with(bytes, &["ZSCORE"], (&*self.holders, &*self.owner_token));
     }
 }
 

@@ -78,25 +78,13 @@ impl ScriptCall {
 
     pub(crate) fn write(&self, bytes: &mut Vec<u8>, by: By) {
         let Some(script) = self.script else {
-            return encode::command(bytes, &["DEL"], |args| {
-                self.keys.iter().for_each(|key| {
-                    args.arg(key);
-                });
-            });
+            return encode::command_with(bytes, &["DEL"], &self.keys);
         };
-        let word = match by {
-            By::Hash => "EVALSHA",
-            By::Source => "EVAL",
+        let (word, name) = match by {
+            By::Hash => ("EVALSHA", script.hash()),
+            By::Source => ("EVAL", script.source),
         };
-        encode::command(bytes, &[word], |args| {
-            args.arg(match by {
-                By::Hash => script.hash(),
-                By::Source => script.source,
-            });
-            args.arg(self.keys.len());
-            self.keys.iter().chain(&self.arguments).for_each(|text| {
-                args.arg(text);
-            });
-        });
+        let args = (name, self.keys.len(), &self.keys, &self.arguments);
+        encode::command_with(bytes, &[word], args);
     }
 }

@@ -129,6 +129,11 @@ pub(crate) fn command(
     entry(bytes, &EncodedCommand::new(words), args);
 }
 
+/// The same with arguments that are values.
+pub(crate) fn command_with(bytes: &mut Vec<u8>, words: &[&'static str], args: impl ToRedisArgs) {
+    command(bytes, words, |writer| _ = writer.arg(args));
+}
+
 /// The same for a command whose words are encoded already.
 pub(crate) fn entry(bytes: &mut Vec<u8>, head: &EncodedCommand, args: impl FnOnce(&mut Args<'_>)) {
     let mut writer = Args::begin(bytes, head);
