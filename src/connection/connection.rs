@@ -317,6 +317,36 @@ impl Connection {
         self.receive(deadline).map(Reply::into_value)
     }
 
+    /// Sends plain commands, and passes each of their replies with its number to `take`. The error
+    /// has whether the last byte may have been sent.
+    pub(crate) fn ask(
+        &mut self,
+        bytes: &[u8],
+        replies: usize,
+        deadline: Deadline,
+        mut take: impl FnMut(usize, Value),
+    ) -> Result<(), (bool, ConnectionError)> {
+        let expected = [(Expect::Plain, replies as u32)];
+        self.send(bytes, &expected, deadline).map_err(|error| (false, error))?;
+        for nth in 0..replies {
+            take(nth, self.value(deadline).map_err(|error| (true, error))?);
+        }
+        self.mark_alive();
+        Ok(())
+    }
+
+    /// Sends plain commands and returns their replies.
+    pub(crate) fn ask_all(
+        &mut self,
+        bytes: &[u8],
+        replies: usize,
+        deadline: Deadline,
+    ) -> Result<Vec<Value>, ConnectionError> {
+        let mut values = Vec::with_capacity(replies);
+        let asked = self.ask(bytes, replies, deadline, |_, value| values.push(value));
+        asked.map(|()| values).map_err(|(_, error)| error)
+    }
+
     /// Records that all awaited replies have just arrived.
     pub(crate) fn mark_alive(&mut self) {
         self.last_alive = Instant::now();

@@ -33,7 +33,6 @@ use crate::pool::router::Router;
 use crate::protocol::batch::{BatchRequest, RequestKind};
 use crate::protocol::cluster::redirect;
 use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route};
-use crate::protocol::connection_state::Expect;
 use crate::protocol::lock::lease::{Timing, was_held};
 use crate::protocol::lock::script::{By, ScriptCall};
 use crate::protocol::replication::Durability;
@@ -267,8 +266,8 @@ impl ScriptClient {
         let failed = |error, sent_before| CallError::Checkout { error, sent_before };
         let mut pooled = self.pooled(request).map_err(|error| failed(error, *sent_before))?;
         let mut budget = match &pooled {
-            Some(checkout) => checkout.retry_budget(),
-            None => RetryBudget::new(MAX_SENDS - 1),
+            Some(checkout) => checkout.retry_budget(request.checkout_deadline),
+            None => RetryBudget::new(MAX_SENDS - 1, request.checkout_deadline),
         };
         loop {
             let sent = match &mut pooled {
@@ -284,7 +283,7 @@ impl ScriptClient {
                 Err(cause) => cause,
             };
             *sent_before = true;
-            if Instant::now() >= request.checkout_deadline || !budget.allow(trusted, &cause) {
+            if !budget.allow(trusted, &cause) {
                 return Err(CallError::Lost(cause));
             }
             match &mut pooled {
@@ -420,18 +419,7 @@ fn send(
 ) -> Result<Vec<Value>, ConnectionError> {
     let values =
         exchange(checkout, request, deadline).inspect_err(|cause| checkout.on_lost(cause))?;
-    let mut wrote = false;
-    for value in &values {
-        match value {
-            Value::ServerError(error) => checkout.on_server_error(error.code()),
-            _ => wrote = true,
-        }
-    }
-    if let Some(connection) = checkout.current()
-        && wrote
-    {
-        connection.mark_written();
-    }
+    checkout.on_replies(&values, true);
     Ok(values)
 }
 
@@ -443,10 +431,7 @@ fn exchange(
     let Some(connection) = checkout.current() else {
         return Err(ConnectionError::unexpected("there is no connection"));
     };
-    connection.send(bytes, &[(Expect::Plain, *count)], deadline)?;
-    let values = (0..*count).map(|_| connection.value(deadline)).collect::<Result<_, _>>()?;
-    connection.mark_alive();
-    Ok(values)
+    connection.ask_all(bytes, *count as usize, deadline)
 }
 
 /// The server's refusal as an error.

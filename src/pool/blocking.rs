@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::Shutdown;
 use std::panic::Location;
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::error::open_scope::OpenScope;
 use crate::process::sockets::OwnSocket;
@@ -19,6 +19,8 @@ pub(crate) struct BlockingCommand {
     /// The place that made the handle: the methods of redis-rs do not pass on the caller's own
     /// place.
     pub(crate) place: &'static Location<'static>,
+    /// Maximum time that it blocks.
+    pub(crate) timeout: Duration,
 }
 
 /// The blocking commands of one pool.
@@ -43,18 +45,18 @@ struct BlockedEntry {
 }
 
 /// A registered blocking command, until its reply has arrived.
-pub(crate) struct BlockingGuard<'p> {
-    commands: &'p BlockingCommands,
+pub(crate) struct BlockingGuard {
+    commands: Arc<BlockingCommands>,
     number: u64,
 }
 
 impl BlockingCommands {
     /// Registers a command that is about to be sent on this socket. `None`: the pool is closed.
     pub(crate) fn begin(
-        &self,
+        self: &Arc<Self>,
         command: &BlockingCommand,
         socket: Option<&Arc<OwnSocket>>,
-    ) -> Option<BlockingGuard<'_>> {
+    ) -> Option<BlockingGuard> {
         let mut state = lock(&self.state);
         if state.closed {
             return None;
@@ -64,7 +66,7 @@ impl BlockingCommands {
         let socket = socket.map(Arc::downgrade);
         let (command, thread) = (command.clone(), thread_name());
         state.entries.push(BlockedEntry { number, command, thread, begun: Instant::now(), socket });
-        Some(BlockingGuard { commands: self, number })
+        Some(BlockingGuard { commands: Arc::clone(self), number })
     }
 
     /// Ends all blocking commands: their calls fail at once, and no further one begins.
@@ -95,7 +97,7 @@ impl BlockingCommands {
     }
 }
 
-impl Drop for BlockingGuard<'_> {
+impl Drop for BlockingGuard {
     fn drop(&mut self) {
         lock(&self.commands.state).entries.retain(|entry| entry.number != self.number);
     }

@@ -372,22 +372,16 @@ impl Checkout {
     ///
     /// # Errors
     /// The pool is closed.
-    pub(crate) fn begin_blocking<'p>(
+    pub(crate) fn begin_blocking(
         &self,
-        pool: &'p PoolCore,
         command: &BlockingCommand,
-    ) -> Result<BlockingGuard<'p>, CheckoutError> {
+    ) -> Result<BlockingGuard, CheckoutError> {
         let socket = self.connection.as_ref().and_then(|connection| connection.socket());
-        pool.blocking.begin(command, socket).ok_or(CheckoutError::Closed)
+        self.permit.core.blocking.begin(command, socket).ok_or(CheckoutError::Closed)
     }
 
-    /// Whether the pool was closed, which ends its blocking commands.
-    pub(crate) fn is_pool_closed(&self) -> bool {
-        self.permit.core.blocking.is_closed()
-    }
-
-    pub(crate) fn retry_budget(&self) -> RetryBudget {
-        RetryBudget::new(self.permit.core.settings.max_size)
+    pub(crate) fn retry_budget(&self, deadline: Instant) -> RetryBudget {
+        RetryBudget::new(self.permit.core.settings.max_size, deadline)
     }
 
     /// Returns the deadline of one exchange with the server, by the pool's `response_timeout`.

@@ -31,7 +31,7 @@ pub(crate) struct PoolCore {
     pub(in crate::pool) settings: Arc<Settings>,
     pub(in crate::pool) shared: Arc<PoolShared>,
     pub(in crate::pool) semaphore: FairSemaphore<BatchRequest, BatchResponse>,
-    pub(in crate::pool) blocking: BlockingCommands,
+    pub(in crate::pool) blocking: Arc<BlockingCommands>,
     pub(in crate::pool) idle: IdleConnections,
     created: Instant,
     /// Nanoseconds since `created`. Connections last alive before this are probed: another one was
@@ -56,7 +56,7 @@ impl PoolCore {
             logging,
             shared,
             semaphore: FairSemaphore::new(settings.max_size as usize),
-            blocking: BlockingCommands::default(),
+            blocking: Arc::default(),
             settings,
             idle,
             created: Instant::now(),

@@ -1,5 +1,6 @@
 //! Pools of connections: a fair semaphore, the idle connections behind it, and the open scopes.
 
+pub(crate) mod ask;
 pub(crate) mod batch;
 pub(crate) mod batch_response;
 pub(crate) mod blocking;

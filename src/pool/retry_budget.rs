@@ -1,5 +1,7 @@
 //! Maximum number of retries of a read after its connection was lost.
 
+use std::time::Instant;
+
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 
 /// Maximum number of retries of a read after its connection was lost.
@@ -12,12 +14,18 @@ use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 pub(crate) struct RetryBudget {
     left: u32,
     idle: u32,
+    pub(crate) deadline: Instant,
 }
 
 impl RetryBudget {
     /// `idle`: maximum number of idle connections.
-    pub(crate) fn new(idle: u32) -> Self {
-        Self { left: idle + 1, idle }
+    pub(crate) fn new(idle: u32, deadline: Instant) -> Self {
+        Self { left: idle + 1, idle, deadline }
+    }
+
+    /// A budget without a retry.
+    pub(crate) fn never(deadline: Instant) -> Self {
+        Self { left: 0, idle: 0, deadline }
     }
 
     pub(crate) fn allow(&mut self, trusted: bool, cause: &ConnectionError) -> bool {
@@ -27,6 +35,6 @@ impl RetryBudget {
             _ => {}
         }
         self.left = self.left.saturating_sub(if trusted { self.idle } else { 1 });
-        self.left > 0
+        self.left > 0 && Instant::now() < self.deadline
     }
 }

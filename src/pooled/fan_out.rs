@@ -185,7 +185,7 @@ impl NodeCall<'_> {
     fn exchange(&self, route: &Route, indexes: &[usize]) -> Result<Vec<Value>, Error> {
         let parts = || indexes.iter().filter_map(|at| self.parts.get(*at)).map(|part| part.bytes);
         let plain = parts().collect::<Vec<_>>().concat();
-        let request = Request::parse(&plain, indexes.len())?.of_handle(self.place);
+        let request = Request::parse(&plain, indexes.len(), self.place)?;
         if !route.ask {
             return request.ask(self.router, route, (&plain, 0, indexes.len()), self.deadline);
         }
@@ -203,7 +203,7 @@ impl NodeCall<'_> {
             display_name(first.first().copied().unwrap_or_default())
         };
         let changed = self.parts.iter().zip(&self.replies).any(|(part, reply)| {
-            let parsed = Request::parse(part.bytes, 1);
+            let parsed = Request::parse(part.bytes, 1, self.place);
             reply.is_some() && parsed.is_ok_and(|request| !request.read_only)
         });
         match error {

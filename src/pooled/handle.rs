@@ -158,7 +158,7 @@ impl Pooled {
         call: CallKind,
     ) -> Result<Vec<Value>, Error> {
         self.router.here()?;
-        let request = Request::parse(bytes, offset + count)?.of_handle(self.place);
+        let request = Request::parse(bytes, offset + count, self.place)?;
         let mut replies = self.replies(&request, bytes, offset, count)?;
         let full = self.router.settings().server_messages;
         tag_errors::tag_errors(&request, &mut replies, (bytes, offset), call, full);

@@ -2,6 +2,7 @@
 //!
 //! It sends no write outside MULTI: such a write would make every attempt a conflict.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,13 +14,14 @@ use crate::error::any::Error;
 use crate::error::applied::Applied;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
+use crate::pool::ask::Question;
 use crate::pool::checkout::Checkout;
+use crate::pool::retry_budget::RetryBudget;
 use crate::protocol::cluster::redirect;
 use crate::protocol::cluster::redirect::RedirectReply;
 use crate::protocol::cluster::route::{Redirect, Route};
 use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::command::keys;
-use crate::protocol::connection_state::Expect;
 use crate::protocol::resp::encode;
 use crate::protocol::resp::encode::{ASKING, Args};
 use crate::protocol::server_error::ServerError;
@@ -188,7 +190,8 @@ impl Watching {
         if !self.pinned.is_pinned() {
             let router = self.pinned.router().ok_or(CheckoutError::Closed)?;
             let mut checkout = router.checkout(&Route::default(), deadline)?;
-            return watched_reads::value_of(name, &ask(&mut checkout, bytes, deadline)?);
+            let once = RetryBudget::never(deadline);
+            return watched_reads::value_of(name, &ask(&mut checkout, name, bytes, once)?);
         }
         let connection_lost = &mut self.connection_lost;
         let value = self.pinned.call(|checkout| {
@@ -200,25 +203,16 @@ impl Watching {
                     ConnectionError::unexpected("the connection was lost earlier in the scope");
                 return Err(lost(name, gone));
             }
-            let mut repeats = checkout.retry_budget();
-            loop {
-                checkout.connection(deadline)?;
-                let trusted = checkout.is_trusted();
-                match ask(checkout, bytes, deadline) {
-                    Ok(value) => return Ok(value),
-                    Err(Error::Lost { source, .. }) => {
-                        checkout.on_lost(&source);
-                        // A scope that watches nothing may read on another connection.
-                        let again = !watched && repeats.allow(trusted, &source);
-                        if !again || Instant::now() >= deadline {
-                            // A reply that is too large is as large on another connection.
-                            *connection_lost = source.kind() != ConnectionErrorKind::TooLarge;
-                            return Err(lost(name, source));
-                        }
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
+            // A scope that watches nothing may read on another connection.
+            let budget = match watched {
+                true => RetryBudget::never(deadline),
+                false => checkout.retry_budget(deadline),
+            };
+            ask(checkout, name, bytes, budget).inspect_err(|error| {
+                // A reply that is too large is as large on another connection.
+                *connection_lost = matches!(error, Error::Lost { source, .. }
+                    if source.kind() != ConnectionErrorKind::TooLarge);
+            })
         })?;
         if let Value::ServerError(error) = &value {
             let text = error.details().unwrap_or_default();
@@ -230,7 +224,8 @@ impl Watching {
             {
                 let mut checkout = router.checkout(route, deadline)?;
                 self.redirect = None;
-                return watched_reads::value_of(name, &ask(&mut checkout, bytes, deadline)?);
+                let once = RetryBudget::never(deadline);
+                return watched_reads::value_of(name, &ask(&mut checkout, name, bytes, once)?);
             }
         }
         watched_reads::value_of(name, &value)
@@ -359,20 +354,22 @@ fn bind(pinned: &mut Pinned, options: &mut CommitOptions, bytes: &[u8]) -> Resul
     Ok(())
 }
 
-fn ask(checkout: &mut Checkout, bytes: &[u8], deadline: Instant) -> Result<Value, Error> {
-    let (limit, needs_asking) = (checkout.response_deadline(), checkout.needs_asking());
-    let connection = checkout.connection(deadline)?;
-    let answer = match needs_asking {
-        true => connection.send(&[ASKING, bytes].concat(), &[(Expect::Plain, 2)], limit).and_then(
-            |()| Ok(redirect::after_asking(connection.value(limit)?, connection.value(limit)?)),
-        ),
-        false => connection
-            .send(bytes, &[(Expect::Plain, 1)], limit)
-            .and_then(|()| connection.value(limit)),
+/// Sends one read, on other connections while `budget` allows it.
+fn ask(
+    checkout: &mut Checkout,
+    name: &str,
+    bytes: &[u8],
+    budget: RetryBudget,
+) -> Result<Value, Error> {
+    let (bytes, replies) = match checkout.needs_asking() {
+        true => (Cow::Owned([ASKING, bytes].concat()), 2),
+        false => (Cow::Borrowed(bytes), 1),
     };
-    let answer = answer.map_err(|cause| lost("a read", cause))?;
-    connection.mark_alive();
-    Ok(answer)
+    let (bytes, read_only) = (&*bytes, true);
+    let question = Question { name, bytes, replies, read_only, single: true, blocking: None };
+    let (mut asked, mut answer) = (Value::Nil, Value::Nil);
+    checkout.ask(&question, budget, |_, reply| asked = std::mem::replace(&mut answer, reply))?;
+    Ok(redirect::after_asking(asked, answer))
 }
 
 /// Reads and WATCH change nothing, so a lost command was not applied.

@@ -23,7 +23,6 @@ use crate::logging::deferred::LogThread;
 use crate::protocol::cluster::route::unserved;
 use crate::protocol::cluster::slot::SLOTS;
 use crate::protocol::cluster::slot_map::{NodeAddress, SlotMap};
-use crate::protocol::connection_state::Expect;
 use crate::protocol::resp::encode;
 use crate::settings::settings::Settings;
 use crate::sync::lock;
@@ -219,8 +218,9 @@ fn question(
 ) -> Result<Value, ConnectionError> {
     let mut bytes = Vec::with_capacity(64);
     encode::command(&mut bytes, &["CLUSTER", word], |_| {});
-    connection.send(&bytes, &[(Expect::Plain, 1)], limit)?;
-    connection.value(limit)
+    let mut reply = Value::Nil;
+    connection.ask(&bytes, 1, limit, |_, value| reply = value).map_err(|(_, error)| error)?;
+    Ok(reply)
 }
 
 impl fmt::Debug for SlotMapCache {

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::protocol::cluster::redirect::RedirectReply;
 use crate::protocol::cluster::slot_map::NodeAddress;
+use crate::protocol::retry::Backoff;
 use crate::protocol::server_error::ServerError;
 
 /// The destination of a call.
@@ -71,13 +72,13 @@ const DELAYS: (Duration, Duration) = (Duration::from_millis(2), Duration::from_m
 #[derive(Debug)]
 pub(crate) struct RedirectBudget {
     deadline: Instant,
-    delay: Duration,
+    backoff: Backoff,
     followed: u32,
 }
 
 impl RedirectBudget {
     pub(crate) fn until(deadline: Instant) -> Self {
-        Self { deadline, delay: DELAYS.0, followed: 0 }
+        Self { deadline, backoff: Backoff::new(DELAYS.0, DELAYS.1), followed: 0 }
     }
 
     pub(crate) fn deadline(&self) -> Instant {
@@ -93,9 +94,7 @@ impl RedirectBudget {
         if matches!(redirect, Redirect::Immediately(_)) && self.followed <= WITHOUT_DELAY {
             return Some(Duration::ZERO);
         }
-        let delay = self.delay.mul_f64(0.5 + fastrand::f64() / 2.0);
-        self.delay = DELAYS.1.min(2 * self.delay);
-        Some(delay.min(self.deadline - now))
+        Some(self.backoff.wait().min(self.deadline - now))
     }
 }
 

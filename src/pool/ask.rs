@@ -1,0 +1,94 @@
+//! One write of plain commands and its replies, repeated on other connections while that changes
+//! nothing.
+
+use redis::Value;
+
+use crate::connection::deadline::Deadline;
+use crate::error::any::Error;
+use crate::error::applied::Applied;
+use crate::error::checkout::CheckoutError;
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
+use crate::pool::blocking::BlockingCommand;
+use crate::pool::checkout::Checkout;
+use crate::pool::retry_budget::RetryBudget;
+
+/// Plain commands, sent in one write.
+pub(crate) struct Question<'q> {
+    /// The first command's name, for errors.
+    pub(crate) name: &'q str,
+    pub(crate) bytes: &'q [u8],
+    /// Number of replies.
+    pub(crate) replies: usize,
+    /// The commands change nothing, so they may be sent again. Other commands are sent only on a
+    /// connection that has just replied.
+    pub(crate) read_only: bool,
+    /// There is one command, which did not run if its last byte was not sent. The first commands of
+    /// a cut pipeline may have arrived whole.
+    pub(crate) single: bool,
+    /// The first command that blocks on the server. Closing the pool ends it.
+    pub(crate) blocking: Option<&'q BlockingCommand>,
+}
+
+impl Checkout {
+    /// Sends the commands and passes each reply with its number to `take`, from 0 again after each
+    /// repetition. After a loss another connection is used while `budget` allows it.
+    ///
+    /// # Errors
+    /// No connection was available, or the connection was lost.
+    pub(crate) fn ask(
+        &mut self,
+        question: &Question<'_>,
+        mut budget: RetryBudget,
+        mut take: impl FnMut(usize, Value),
+    ) -> Result<(), Error> {
+        let Question { name, bytes, replies, read_only, single, blocking } = *question;
+        let timeout = self.pool().settings().response_timeout
+            + blocking.map(|command| command.timeout).unwrap_or_default();
+        loop {
+            if !read_only {
+                self.ensure_alive(budget.deadline)?;
+            }
+            self.connection(budget.deadline)?;
+            let trusted = self.is_trusted();
+            let registered = blocking.map(|command| self.begin_blocking(command)).transpose()?;
+            let connection = self.current().ok_or(CheckoutError::Closed)?;
+            let asked = connection.ask(bytes, replies, Deadline::after(timeout), &mut take);
+            drop(registered);
+            let Err((sent, mut source)) = asked else { return Ok(()) };
+            let is_closed = blocking.is_some() && self.pool().blocking.is_closed();
+            self.on_lost(&source);
+            if is_closed {
+                source = ended_by_close();
+            }
+            let harmless = read_only || (single && !sent);
+            if !harmless || is_closed || !budget.allow(trusted, &source) {
+                let applied = if harmless { Applied::No } else { Applied::Unknown };
+                return Err(Error::Lost { during: name.to_owned(), applied, source });
+            }
+            self.log_retry(&source);
+        }
+    }
+
+    /// Records what the replies prove: that a write was applied, or that the server's role has
+    /// changed.
+    pub(crate) fn on_replies(&mut self, replies: &[Value], may_write: bool) {
+        let mut applied = false;
+        for reply in replies {
+            match reply {
+                Value::ServerError(error) => self.on_server_error(error.code()),
+                _ => applied = true,
+            }
+        }
+        if let Some(connection) = self.current()
+            && applied
+            && may_write
+        {
+            connection.mark_written();
+        }
+    }
+}
+
+fn ended_by_close() -> ConnectionError {
+    let text = "the session manager was closed while the command waited on the server";
+    ConnectionError::new(ConnectionErrorKind::Closed, text)
+}
