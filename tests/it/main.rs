@@ -24,6 +24,7 @@ mod documents;
 mod exactly_once;
 mod failover;
 mod faults;
+mod first_programs;
 mod fixture;
 mod grouped;
 mod large;

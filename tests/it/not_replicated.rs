@@ -42,8 +42,6 @@ fn too_few(error: &Error, expected: (ReplicaAcks, ReplicaAcks)) {
     };
     assert_eq!((*wanted, *got), expected);
     assert_eq!((error.applied(), error.is_retryable()), (Applied::Yes, false));
-    let outer = Error::from(error.clone());
-    assert_eq!((outer.applied(), outer.is_retryable()), (Applied::Yes, false));
 }
 
 #[test]

@@ -107,7 +107,7 @@ fn a_user_without_the_right_to_asking_fails_at_once_in_every_form() {
     let watch = accounts.watch(["app:{x}:4"]).run(|_, tx| Ok(tx.incr("app:{x}:4", 1)));
     // All of the lock's keys have moved on.
     while fixture.cluster.move_keys(slot, from, to, 10) > 0 {}
-    let held = Error::from(guard.ensure_held().unwrap_err());
+    let held = guard.ensure_held().unwrap_err();
     let refusals = [
         (single, "Command INCRBY NOPERM, applied No"),
         (run, "Rejected ASKING NOPERM, applied No"),

@@ -34,14 +34,14 @@ fn a_holder_that_may_not_run_scripts_gets_an_error_and_the_lock_is_released_as_s
     let guard = holds(&sessions);
     fixture.operator("-evalsha");
     let error = guard.ensure_held().unwrap_err();
-    assert_eq!(summary(&error.into()), "Lock ensure_held NOPERM, applied No");
+    assert_eq!(summary(&error), "Lock ensure_held NOPERM, applied No");
     assert!(!guard.is_lost(), "its lease goes on");
     let lock = sessions.lock("l");
-    assert_eq!(summary(&lock.holder().unwrap_err().into()), "Lock holder NOPERM, applied No");
+    assert_eq!(summary(&lock.holder().unwrap_err()), "Lock holder NOPERM, applied No");
     let forced = lock.force_release().unwrap_err();
-    assert_eq!(summary(&forced.into()), "Lock force_release NOPERM, applied No");
+    assert_eq!(summary(&forced), "Lock force_release NOPERM, applied No");
     let error = guard.release().unwrap_err();
-    assert_eq!(summary(&error.into()), "Lock release NOPERM, applied No");
+    assert_eq!(summary(&error), "Lock release NOPERM, applied No");
     assert_eq!(holders(&fixture), 1);
     fixture.may_do_all();
     eventually(SOON, "it is given back in the background", || holders(&fixture) == 0);
@@ -84,7 +84,7 @@ fn an_acquisition_that_was_stopped_half_way_leaves_the_lock_free() {
     let (sessions, other) = (fixture.sessions(LONG), others(&fixture));
     for right in ["-zadd", "-pexpireat", "-hset"] {
         fixture.operator(right);
-        let error = Error::from(sessions.lock("l").acquire(SOON).unwrap_err());
+        let error = sessions.lock("l").acquire(SOON).unwrap_err();
         assert_eq!((error.applied(), error.is_retryable()), (Applied::Unknown, false), "{error}");
         // Before this was returned.
         assert_eq!((holders(&fixture), fixture.keys("rediscope:lock:{l}:info").len()), (0, 0));
@@ -104,7 +104,7 @@ fn an_acquisition_that_may_not_wait_for_replicas_fails_at_once_and_is_released()
     // Reported as too few replicas, it would be retried until the wait is over.
     let error = rediscope_testing::in_time(SOON, "it fails", {
         let lock = lock.clone();
-        move || Error::from(lock.acquire(Duration::from_secs(600)).unwrap_err())
+        move || lock.acquire(Duration::from_secs(600)).unwrap_err()
     });
     assert_eq!(summary(&error), "Lock acquire NOPERM, applied No");
     assert_eq!(holders(&fixture), 0);

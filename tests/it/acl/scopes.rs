@@ -36,7 +36,7 @@ fn a_guard_whose_right_is_taken_away_before_its_commit_applies_nothing() {
         tx.set("app:s", 1);
         tx.incr(N, 1);
         fixture.operator("-incrby");
-        let error = Error::from(tx.commit().unwrap_err());
+        let error = tx.commit().unwrap_err();
         assert_eq!(summary(&error), "Rejected 1 INCRBY NOPERM, applied No");
         assert_eq!((fixture.number(N), fixture.keys("app:*").len()), (0, 0));
         goes_on(&fixture, &sessions, 0);
@@ -61,7 +61,6 @@ fn a_command_whose_right_is_taken_away_between_its_queueing_and_exec_fails_alone
     };
     assert_eq!(replies.get(large).unwrap(), 300);
     assert!(replies.get(sum).is_err());
-    let error = Error::from(error);
     assert_eq!(summary(&error), "PartlyApplied 1 NOPERM, applied Partly");
     assert_eq!((fixture.number(N), fixture.keys("app:*").len()), (0, 1));
     goes_on(&fixture, &sessions, 0);
@@ -75,7 +74,7 @@ fn exec_taken_away_under_a_transaction_that_was_sent_ahead_applies_nothing() {
     tx.append("app:large", "x".repeat(300));
     tx.check().unwrap();
     fixture.operator("-exec");
-    let error = Error::from(tx.commit().unwrap_err());
+    let error = tx.commit().unwrap_err();
     assert_eq!(summary(&error), "Rejected EXEC NOPERM, applied No");
     assert_eq!(fixture.keys("app:*").len(), 0);
     goes_on(&fixture, &sessions, 0);
@@ -91,7 +90,7 @@ fn a_register_taken_away_from_an_open_scope_applies_nothing() {
     let mut tx = once.begin().unwrap();
     tx.incr(N, 1);
     fixture.operator("resetkeys ~app:*");
-    let error = Error::from(tx.commit().unwrap_err());
+    let error = tx.commit().unwrap_err();
     assert_eq!(summary(&error), "Rejected SET of the register NOPERM, applied No");
     assert_eq!(fixture.number(N), 1);
     goes_on(&fixture, &sessions, 0);
@@ -161,7 +160,7 @@ fn rights_taken_away_from_a_watching_scope_fail_the_step_that_needs_them() {
     fixture.operator("-multi");
     let mut tx = watching.multi();
     tx.incr(N, 1);
-    let error = Error::from(tx.commit().unwrap_err());
+    let error = tx.commit().unwrap_err();
     assert_eq!(summary(&error), "NotIsolated 0 failed, applied Yes");
     assert_eq!(fixture.number(N), 7);
     goes_on(&fixture, &sessions, 1);

@@ -89,16 +89,16 @@ fn calls() -> Vec<Call> {
                 Err(error) => return error,
             };
             tx.incr("a", 1);
-            tx.commit().unwrap_err().into()
+            tx.commit().unwrap_err()
         }),
         call("begin_at", |s| s.transactional().begin_at("a").map(drop).unwrap_err()),
         call("a single command", |s| s.pooled().get::<_, Option<i64>>("a").unwrap_err().into()),
         call("with_raw", |s| s.pooled().with_raw(|_| ()).unwrap_err()),
-        call("try_acquire", |s| s.lock("l").try_acquire().map(drop).unwrap_err().into()),
-        call("acquire", |s| s.lock("l").acquire(LIMIT / 4).map(drop).unwrap_err().into()),
-        call("holder", |s| s.lock("l").holder().unwrap_err().into()),
-        call("force_release", |s| s.lock("l").force_release().map(drop).unwrap_err().into()),
-        call("set_permits", |s| s.semaphore("l", 2).set_permits(4).unwrap_err().into()),
+        call("try_acquire", |s| s.lock("l").try_acquire().map(drop).unwrap_err()),
+        call("acquire", |s| s.lock("l").acquire(LIMIT / 4).map(drop).unwrap_err()),
+        call("holder", |s| s.lock("l").holder().unwrap_err()),
+        call("force_release", |s| s.lock("l").force_release().map(drop).unwrap_err()),
+        call("set_permits", |s| s.semaphore("l", 2).set_permits(4).unwrap_err()),
     ]
 }
 

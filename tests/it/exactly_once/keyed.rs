@@ -86,7 +86,7 @@ fn the_longest_time_to_live_is_a_hundred_years_and_the_key_is_kept() {
             Err(error) => panic!("{error}"),
         };
         tx.incr("n", 1);
-        already(tx.commit().map_err(Error::from));
+        already(tx.commit());
         already(handle.watch(["w"]).run(|_, tx| Ok(tx.incr("n", 1))));
         let left: u64 = fixture.server.ask(&["PTTL", &format!("rediscope:once:{key}")]);
         assert!(Duration::from_millis(left) <= ttl.min(years(100)));
@@ -136,13 +136,13 @@ fn a_key_that_could_not_be_kept_is_reported_and_the_transaction_was_applied() {
                 "guard" => handle.begin().and_then(|mut tx| {
                     let n = tx.incr("n", 1);
                     tx.queue::<()>(lock_out());
-                    Ok(tx.commit()?.get(n)?)
+                    tx.commit()?.get(n)
                 }),
                 "watch guard" => handle.watch(["w"]).begin().and_then(|watching| {
                     let mut tx = watching.multi();
                     let n = tx.incr("n", 1);
                     tx.queue::<()>(lock_out());
-                    Ok(tx.commit()?.committed().unwrap().get(n)?)
+                    tx.commit()?.committed().unwrap().get(n)
                 }),
                 form => panic!("{form}"),
             };
@@ -228,7 +228,7 @@ fn a_commit_between_the_question_and_exec_is_noticed() {
     let mut tx = begun.begin().unwrap();
     tx.incr("n", 100);
     assert_eq!(rival.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
-    already(tx.commit().map_err(Error::from));
+    already(tx.commit());
     // In a watching transaction that is a conflict; and then there is nothing left to decide.
     let (handle, rival) = (keyed(&fixture, "l"), rival.with(once("l", HOUR)));
     let mut runs = 0;
@@ -258,13 +258,13 @@ fn every_form_of_a_transaction_honours_the_key() {
     let mut part = parted.savepoint();
     part.incr("n", 100);
     part.release();
-    already(parted.commit().map_err(Error::from));
+    already(parted.commit());
     let mut chunked = handle.begin().unwrap();
     for _ in 0..20 {
         chunked.incr("n", 100);
     }
     already(chunked.check());
-    already(chunked.commit().map_err(Error::from));
+    already(chunked.commit());
     already(handle.watch(["w"]).begin().map(drop));
     already(handle.watch(["w"]).run(|_, tx| Ok(tx.incr("n", 100))));
     already(handle.reading().run(|_, tx| Ok(tx.incr("n", 100))));
@@ -274,7 +274,7 @@ fn every_form_of_a_transaction_honours_the_key() {
     already(handle.with(immediate).run(|tx| Ok(tx.incr("n", 100))));
     already(fixture.sessions.transactional().begin_with(once("k", HOUR)).and_then(|mut tx| {
         tx.incr("n", 100);
-        Ok(tx.commit().map(drop)?)
+        tx.commit().map(drop)
     }));
     assert_eq!(fixture.number("n"), 1);
     assert_eq!(fixture.proxy.accepted(), 1, "and none of them cost the connection");
@@ -337,7 +337,7 @@ fn the_key_is_in_no_report() {
     fixture.armed();
     let in_doubt = fixture.doubted(&handle, Fate::Applied);
     assert_eq!(in_doubt.resolve(), Resolution::Committed);
-    show(&Error::from(Error::Commit(CommitError::InDoubt(in_doubt.clone()))));
+    show(&Error::Commit(CommitError::InDoubt(in_doubt.clone())));
     show(&handle.run(|tx| Ok(tx.incr("n", 1))).unwrap_err());
     let mut tx = handle.begin().unwrap();
     tx.incr("n", 1);

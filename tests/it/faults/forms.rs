@@ -85,7 +85,7 @@ impl Attempt<'_> {
             (self.gap)(2);
             tx.rpush(&self.keys.list, 1);
         }
-        reported(tx.commit().map_err(Error::from))
+        reported(tx.commit())
     }
 
     fn watching(&mut self, accounts: &Transactional) -> Result<Reported, String> {

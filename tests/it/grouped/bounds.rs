@@ -35,7 +35,7 @@ fn a_scope_that_waits_is_not_passed_over() {
     let scope: Call<'_, i64> = Box::new(|handle| {
         let mut tx = handle.begin()?;
         let length = tx.rpush("list", "scope");
-        Ok(tx.commit()?.get(length)?)
+        tx.commit()?.get(length)
     });
     let calls = vec![push(0), push(1), scope, push(3), push(4)];
     let reported = fixture.at_once(calls, || {});

@@ -188,7 +188,7 @@ fn run_releases_and_returns_the_first_error() {
         Err::<(), _>(Error::NoKeys)
     });
     assert!(matches!(own, Err(Error::NoKeys)), "{own:?}");
-    let lost = lock.run(SOON, |_| Ok(lock.force_release()?)).unwrap_err();
+    let lost = lock.run(SOON, |_| lock.force_release()).unwrap_err();
     assert!(matches!(lost.as_lock(), Some(LockError::Lost { .. })), "{lost:?}");
     assert_eq!((lost.applied(), lost.is_retryable()), (Applied::No, false));
 }

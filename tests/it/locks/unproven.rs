@@ -43,7 +43,7 @@ fn an_acquisition_with_the_reply_of_a_proxy_is_unknown_and_released() {
                 matches!(error, Error::Lock(LockError::Command { during: "acquire", .. })),
                 "{what}"
             );
-            assert_eq!(Error::from(error).applied(), Applied::Unknown, "{what}");
+            assert_eq!(error.applied(), Applied::Unknown, "{what}");
             eventually(SOON, "it is given back", || fixture.held_keys().is_empty());
         }
         // Each connection has a copy of the rule: where the pooled one met it, the other did not.

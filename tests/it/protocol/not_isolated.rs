@@ -138,12 +138,12 @@ fn block(handle: &Transactional, form: &str, commands: &[redis::Cmd]) -> Error {
         }
         "guard" => handle.begin().and_then(|mut tx| {
             queue(&mut tx, commands)?;
-            Ok(tx.commit().map(drop)?)
+            tx.commit().map(drop)
         }),
         "watch guard" => handle.watch(["w"]).begin().and_then(|watching| {
             let mut tx = watching.multi();
             queue(&mut tx, commands)?;
-            Ok(tx.commit().map(drop)?)
+            tx.commit().map(drop)
         }),
         form => panic!("{form}"),
     };

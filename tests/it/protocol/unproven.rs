@@ -125,7 +125,7 @@ impl Way {
         let guard = |handle: Transactional| {
             let mut tx = handle.begin()?;
             let n = tx.incr("n", 1);
-            Ok(tx.commit()?.get(n)?)
+            tx.commit()?.get(n)
         };
         match form {
             "run" => run(all),

@@ -88,12 +88,12 @@ fn on_transactional(accounts: &Transactional, cmd: &Cmd) -> Vec<Error> {
     guard.queue::<()>(cmd.clone());
     errors.push(guard.check().unwrap_err());
     guard.set("key", 2);
-    errors.push(guard.commit().unwrap_err().into());
+    errors.push(guard.commit().unwrap_err());
     let mut guard = accounts.begin().unwrap();
     let mut part = guard.savepoint();
     part.queue::<()>(cmd.clone());
     part.release();
-    errors.push(guard.commit().unwrap_err().into());
+    errors.push(guard.commit().unwrap_err());
     let by_run = accounts.run(|tx| {
         tx.set("key", 1);
         Ok(tx.queue::<()>(cmd.clone()))
@@ -179,7 +179,7 @@ fn a_refused_command_behind_a_chunk_discards_what_was_sent_ahead() {
     tx.queue::<()>(redis::cmd("exec").take());
     tx.set("key", 2);
     assert_eq!(refused(&tx.check().unwrap_err()), "EXEC");
-    assert_eq!(refused(&tx.commit().unwrap_err().into()), "EXEC");
+    assert_eq!(refused(&tx.commit().unwrap_err()), "EXEC");
     assert_eq!(quiet.server.ask::<i64>(&["EXISTS", "key"]), 0);
     quiet.nothing_was_lost();
 }

@@ -67,7 +67,7 @@ fn a_float_added_to_an_integer_is_refused_while_it_is_queued_and_nothing_is_sent
             error => panic!("{nth}: {error:?}"),
         };
         refused(&tx.check().unwrap_err());
-        refused(&tx.commit().unwrap_err().into());
+        refused(&tx.commit().unwrap_err());
     }
     let by_run = accounts.run(|tx| {
         tx.set("before", 1);

@@ -34,7 +34,7 @@ fn a_transaction_may_hold_max_commands_and_not_one_more() {
     tx.incr("n", 1);
     assert_eq!(too_large(&tx.check().unwrap_err()), expected);
     tx.incr("n", 1);
-    assert_eq!(too_large(&tx.commit().unwrap_err().into()), expected);
+    assert_eq!(too_large(&tx.commit().unwrap_err()), expected);
     quiet.nothing_was_sent();
     assert_eq!(by_run(3).unwrap(), [1, 2, 3]);
     assert_eq!(quiet.server.ask::<i64>(&["GET", "n"]), 3);

@@ -49,15 +49,12 @@ fn shown(error: impl std::error::Error) {
 /// The whole family an error of a commit belongs to.
 #[track_caller]
 fn shown_commit(error: Error) {
-    if let Error::Commit(CommitError::PartlyApplied { replies, .. })
-    | Error::Commit(CommitError::NotIsolated { replies, .. }) = &error
-    {
+    if let Some(replies) = error.replies() {
         debug(replies);
         replies.errors().for_each(shown);
     }
-    shown(Error::from(error.clone()));
     // On its way through redis-rs, where our own errors travel as well.
-    let redis = redis::RedisError::from(Error::from(error.clone()));
+    let redis = redis::RedisError::from(error.clone());
     clean(&format!("{redis} {redis:?}"));
     shown(error);
 }

@@ -89,7 +89,7 @@ fn child(url: &str) {
     for lock in [sessions.lock("l"), sessions.semaphore("s", 2), sessions.lock("f").fair()] {
         let refused = lock.acquire(WAIT).map(drop).unwrap_err();
         assert!(refused.to_string().contains("thread"), "{refused}");
-        assert!(rediscope::Error::from(refused).applied() == rediscope::Applied::No);
+        assert!(refused.applied() == rediscope::Applied::No);
     }
     let keys: Vec<String> = db.keys("*").unwrap();
     assert!(keys.iter().all(|key| !key.contains("lock:") && !key.contains("sem:")), "{keys:?}");

@@ -235,11 +235,9 @@ impl Load {
             Ok(Outcome::Conflict) => Reported::Conflict,
             Ok(Outcome::Committed(replies)) => match replies.get(mark) {
                 Ok(signature) => self.committed(operation, signature),
-                Err(error) => {
-                    self.reported(operation, Ok(Err(Stop::Redis(error.into()))), Some(mark))
-                }
+                Err(error) => self.reported(operation, Ok(Err(Stop::Redis(error))), Some(mark)),
             },
-            Err(error) => self.reported(operation, Ok(Err(Stop::Redis(error.into()))), Some(mark)),
+            Err(error) => self.reported(operation, Ok(Err(Stop::Redis(error))), Some(mark)),
         }
     }
 

@@ -269,7 +269,7 @@ fn perform(
             let mut tx = handle.begin_with(TransactionOptions::new().begin(Begin::Immediate))?;
             queue(&mut tx, number, id);
             begun();
-            tx.commit().map(drop).map_err(Error::from)
+            tx.commit().map(drop)
         }
     }
 }
