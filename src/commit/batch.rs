@@ -6,9 +6,8 @@ use std::time::Instant;
 use crate::commit::cleanup::clean;
 use crate::commit::commit::commit;
 use crate::commit::options::{CommitOptions, CommitPlan};
-use crate::commit::outcome::{Committed, count, not_isolated, refused, replies, unproven};
+use crate::commit::outcome::{Committed, classify, count, unproven};
 use crate::error::any::CommitError;
-use crate::error::connection::ConnectionError;
 use crate::error::in_doubt::InDoubt;
 use crate::pool::batch::send_batch;
 use crate::pool::batch_response::{BatchResponse, Interrupted};
@@ -19,7 +18,6 @@ use crate::protocol::batch::{BatchRequest, RequestKind};
 use crate::protocol::cluster::route::Route;
 use crate::protocol::exec::{Unproven, Verdict};
 use crate::protocol::queue::{CommandQueue, Prefix};
-use crate::reply::replies::Replies;
 
 /// Commits the commands of `queue`; in a batch with others, if it may and has to wait for a
 /// connection.
@@ -52,7 +50,22 @@ pub(crate) fn commit_block(
             send_batch(checkout, &own)
         }
     };
-    let committed = into_outcome(queue, response);
+    let plan = CommitPlan { options, watched: false, checkout_deadline };
+    let verdict = match response {
+        BatchResponse::Block(verdict) => Ok(verdict),
+        BatchResponse::Read(_) | BatchResponse::Calls(_) => {
+            Ok(Verdict::Unknown(Unproven::default()))
+        }
+        BatchResponse::Interrupted(Interrupted { left: false, cause }) => {
+            Err(CommitError::lost_before_exec(cause))
+        }
+        BatchResponse::Interrupted(Interrupted { left: true, cause }) => {
+            Err(CommitError::InDoubt(InDoubt::new(cause)))
+        }
+    };
+    let committed = verdict.and_then(|verdict| {
+        classify(queue, plan, verdict, None, |doubt| InDoubt::new(unproven(doubt)))
+    });
     count(router.counters(), &committed);
     committed
 }
@@ -71,44 +84,4 @@ fn commit_alone(
         });
     }
     committed
-}
-
-fn into_outcome(
-    queue: &mut CommandQueue,
-    response: BatchResponse,
-) -> Result<Committed, CommitError> {
-    let error = match response {
-        BatchResponse::Block(Verdict::Applied(values)) => {
-            let replies = replies(queue, values);
-            match replies.failures() {
-                0 => return Ok(Committed::Applied(replies)),
-                _ => CommitError::PartlyApplied { replies },
-            }
-        }
-        BatchResponse::Block(Verdict::RepliesLost) => {
-            return Ok(Committed::Applied(Replies::lost(queue.transaction())));
-        }
-        BatchResponse::Block(Verdict::Rejected(refusal)) => refused(queue, refusal),
-        BatchResponse::Block(Verdict::WithoutMulti(bare)) => match bare.outcome(queue.names()) {
-            Ok(refusal) => refused(queue, refusal),
-            Err(values) => not_isolated(queue, values),
-        },
-        BatchResponse::Block(Verdict::Nil) => CommitError::lost_before_exec(
-            ConnectionError::unexpected("a conflict on a connection that watched nothing"),
-        ),
-        BatchResponse::Block(Verdict::Unknown(doubt)) => {
-            let in_doubt = InDoubt::new(unproven(&doubt));
-            CommitError::InDoubt(in_doubt.incomplete(doubt.incomplete))
-        }
-        BatchResponse::Read(_) | BatchResponse::Calls(_) => {
-            CommitError::InDoubt(InDoubt::new(unproven(&Unproven::default())))
-        }
-        BatchResponse::Interrupted(Interrupted { left: false, cause }) => {
-            CommitError::lost_before_exec(cause)
-        }
-        BatchResponse::Interrupted(Interrupted { left: true, cause }) => {
-            CommitError::InDoubt(InDoubt::new(cause))
-        }
-    };
-    Err(error)
 }

@@ -6,24 +6,18 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use redis::Value;
-
 use crate::commit::options::{CommitOptions, CommitPlan};
-use crate::commit::outcome::{
-    Committed, applied, count, not_isolated, refused, replies, split_internal, unproven, unread,
-};
+use crate::commit::outcome::{Committed, classify, count, refused, replies, unproven};
 use crate::commit::prepare::prepare;
-use crate::commit::send::{CommitReplies, ConnectionLost, exchange, send_queued};
+use crate::commit::send::{Exchanged, exchange, send_queued};
 use crate::error::any::CommitError;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
 use crate::error::in_doubt::{CommitToken, InDoubt};
 use crate::pool::checkout::Checkout;
 use crate::protocol::connection_state::Taint;
-use crate::protocol::exec::{RejectedCommand, Unproven, Verdict};
+use crate::protocol::exec::{Unproven, Verdict};
 use crate::protocol::queue::CommandQueue;
-use crate::protocol::replication::ReplicaAcks;
-use crate::protocol::server_error::ServerError;
 
 /// Commits the commands of `queue`.
 pub(crate) fn commit(
@@ -54,11 +48,14 @@ fn commit_repeatedly(
     }
     for _ in 0..MAX_ATTEMPTS {
         prepare(checkout, queue, plan)?;
-        match commit_once(checkout, queue, plan) {
-            Err(Unapplied::InternalKeyChanged) if !queue.is_flushed() => {}
-            Err(Unapplied::InternalKeyChanged) => break,
-            Err(Unapplied::Failed(error)) => return Err(error),
-            Ok(committed) => return Ok(committed),
+        match commit_once(checkout, queue, plan)? {
+            // The changed key is one that the connection watches for itself.
+            Committed::Conflict if !plan.watched => {
+                if queue.is_flushed() {
+                    break;
+                }
+            }
+            committed => return Ok(committed),
         }
     }
     Err(CommitError::lost_before_exec(ConnectionError::unexpected(
@@ -66,51 +63,67 @@ fn commit_repeatedly(
     )))
 }
 
-enum Unapplied {
-    /// The changed key is one that the connection watches for itself.
-    InternalKeyChanged,
-    Failed(CommitError),
-}
-
-impl From<CommitError> for Unapplied {
-    fn from(error: CommitError) -> Self {
-        Self::Failed(error)
-    }
-}
-
 fn commit_once(
     checkout: &mut Checkout,
     queue: &mut CommandQueue,
     plan: CommitPlan<'_>,
-) -> Result<Committed, Unapplied> {
+) -> Result<Committed, CommitError> {
     let (settings, needs_asking) =
         (Arc::clone(checkout.pool().settings()), checkout.needs_asking());
-    let Some(connection) = checkout.current() else {
-        return Err(CommitError::from(CheckoutError::Closed).into());
-    };
+    let Some(connection) = checkout.current() else { return Err(CheckoutError::Closed.into()) };
     let sent = plan.options.resolver.as_ref().map(|_| Instant::now());
-    let (verdict, acks) = match exchange(connection, queue, plan.options, &settings, needs_asking) {
-        Ok(CommitReplies { collector, acks }) => {
-            connection.mark_alive();
-            (collector.verdict(), acks)
-        }
-        Err(ConnectionLost::BeforeExec(cause)) => {
-            checkout.on_lost(&cause);
-            return Err(CommitError::lost_before_exec(cause).into());
-        }
-        Err(ConnectionLost::AfterExec(cause, collector)) => match collector.verdict() {
-            Verdict::Unknown(doubt) => {
-                let in_doubt = in_doubt(checkout, plan.options, cause.clone(), &doubt);
-                checkout.on_lost(&cause);
-                return Err(CommitError::InDoubt(in_doubt).into());
+    let exchanged = exchange(connection, queue, plan.options, &settings, needs_asking);
+    let Exchanged { verdict, acks, lost } = exchanged.map_err(|cause| {
+        checkout.on_lost(&cause);
+        CommitError::lost_before_exec(cause)
+    })?;
+    if lost.is_none() {
+        record_verdict(checkout, plan, &verdict, sent);
+    }
+    let committed = classify(queue, plan, verdict, acks, |doubt| {
+        let cause = lost.clone().unwrap_or_else(|| unproven(doubt));
+        in_doubt(checkout, plan.options, cause, doubt)
+    });
+    if let Some(cause) = &lost {
+        checkout.on_lost(cause);
+    }
+    match &committed {
+        Err(CommitError::Rejected { code, .. }) => checkout.on_server_error(code),
+        Err(CommitError::KeyNotKept { .. }) => checkout.taint(Taint::LeftDirty),
+        _ => {}
+    }
+    committed
+}
+
+/// Records on the connection what the transaction's replies show of its state.
+fn record_verdict(
+    checkout: &mut Checkout,
+    plan: CommitPlan<'_>,
+    verdict: &Verdict,
+    sent: Option<Instant>,
+) {
+    let Some(connection) = checkout.current() else { return };
+    connection.mark_alive();
+    match verdict {
+        Verdict::Applied(_) => {
+            connection.mark_written();
+            if plan.options.resolver.is_some() {
+                connection.set_marker_written(sent);
             }
-            known => {
-                checkout.on_lost(&cause);
-                (known, None)
+        }
+        Verdict::Nil if plan.watched => {}
+        Verdict::Nil if plan.options.watches_internal_key() => connection.set_marker_written(None),
+        // The connection watched a key that no scope watched.
+        Verdict::Nil => connection.taint(Taint::LeftDirty),
+        Verdict::Unknown(doubt) => {
+            // After a reply that does not fit, the next one may belong to another connection too.
+            connection.taint(Taint::Protocol);
+            if let Some(error) = &doubt.exec {
+                checkout.on_server_error(error.code());
             }
-        },
-    };
-    classify(checkout, queue, plan, verdict, acks, sent)
+        }
+        Verdict::RepliesLost | Verdict::Rejected(_) | Verdict::WithoutMulti(_) => {}
+    }
 }
 
 fn in_doubt(
@@ -122,84 +135,12 @@ fn in_doubt(
     let endpoint = checkout.pool().endpoint().clone();
     // The register is written last. It proves nothing about commands that ran one by one.
     let resolver = options.resolver.as_ref().filter(|_| !doubt.bare);
-    let in_doubt =
-        match (resolver, checkout.current().and_then(|connection| connection.known_marker())) {
-            (Some(resolver), Some(marker)) => {
-                let (register, number) = (marker.register(), marker.number());
-                let mut token =
-                    CommitToken::new(register, number, endpoint.db(), &endpoint.address());
-                token.slot = options.cluster.slot;
-                InDoubt::resolvable(cause, token, Arc::clone(resolver))
-            }
-            _ => InDoubt::new(cause),
-        };
-    in_doubt.incomplete(doubt.incomplete)
-}
-
-fn classify(
-    checkout: &mut Checkout,
-    queue: &mut CommandQueue,
-    plan: CommitPlan<'_>,
-    verdict: Verdict,
-    acks: Option<Result<ReplicaAcks, ServerError>>,
-    sent: Option<Instant>,
-) -> Result<Committed, Unapplied> {
-    let error = match verdict {
-        Verdict::Applied(values) => {
-            let (values, internal) = split_internal(queue, values);
-            if let Some(connection) = checkout.current() {
-                connection.mark_written();
-                if plan.options.resolver.is_some() {
-                    connection.set_marker_written(sent);
-                }
-            }
-            let touched = usize::from(plan.options.cluster.exists.is_some());
-            let failed = internal.iter().skip(touched).find(|value| !matches!(value, Value::Okay));
-            if failed.is_some() {
-                checkout.taint(Taint::LeftDirty);
-            }
-            return Ok(Committed::Applied(applied(queue, values, plan.options, acks, failed)?));
-        }
-        Verdict::RepliesLost => return Ok(Committed::Applied(unread(queue, plan.options)?)),
-        Verdict::Nil if plan.watched => return Ok(Committed::Conflict),
-        Verdict::Nil if plan.options.resolver.is_some() || plan.options.lock_check.is_some() => {
-            if let Some(connection) = checkout.current() {
-                connection.set_marker_written(None);
-            }
-            return Err(Unapplied::InternalKeyChanged);
-        }
-        // The connection watched a key that no scope watched.
-        Verdict::Nil => {
-            checkout.taint(Taint::LeftDirty);
-            CommitError::lost_before_exec(ConnectionError::unexpected(
-                "a conflict on a connection that watched nothing",
-            ))
-        }
-        Verdict::Rejected(refusal) => rejected(checkout, queue, refusal),
-        Verdict::WithoutMulti(bare) => match bare.outcome(queue.names()) {
-            Ok(refusal) => rejected(checkout, queue, refusal),
-            Err(values) => not_isolated(queue, values),
-        },
-        Verdict::Unknown(doubt) => {
-            let in_doubt = in_doubt(checkout, plan.options, unproven(&doubt), &doubt);
-            // After a reply that does not fit, the next one may belong to another connection too.
-            checkout.taint(Taint::Protocol);
-            if let Some(error) = &doubt.exec {
-                checkout.on_server_error(error.code());
-            }
-            CommitError::InDoubt(in_doubt)
-        }
-    };
-    Err(error.into())
-}
-
-fn rejected(
-    checkout: &mut Checkout,
-    queue: &CommandQueue,
-    refusal: RejectedCommand,
-) -> CommitError {
-    checkout.on_server_error(refusal.error.code());
-    refused(queue, refusal)
+    let marker = checkout.current().and_then(|connection| connection.known_marker());
+    let (Some(resolver), Some(marker)) = (resolver, marker) else { return InDoubt::new(cause) };
+    let (register, number) = (marker.register(), marker.number());
+    let mut token = CommitToken::new(register, number, endpoint.db(), &endpoint.address());
+    token.slot = options.cluster.slot;
+    InDoubt::resolvable(cause, token, Arc::clone(resolver))
 }
 
 /// Sends MULTI and awaits its reply, for a scope that begins with it.
@@ -227,13 +168,13 @@ pub(crate) fn flush(
     if let Err(cause) = answered {
         checkout.on_lost(&cause);
         // A command that was refused before would be refused again.
-        return Err(match refusal {
-            Some(refusal) => rejected(checkout, queue, refusal),
-            None => CommitError::lost_before_exec(cause),
-        });
+        if refusal.is_none() {
+            return Err(CommitError::lost_before_exec(cause));
+        }
     }
     if let Some(refusal) = refusal {
-        return Err(rejected(checkout, queue, refusal));
+        checkout.on_server_error(refusal.error.code());
+        return Err(refused(queue, refusal));
     }
     queue.flushed();
     Ok(())

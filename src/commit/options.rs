@@ -56,10 +56,14 @@ impl ClusterKeys {
 }
 
 impl CommitOptions {
+    /// Returns whether the connection watches a key that is not the caller's.
+    pub(crate) fn watches_internal_key(&self) -> bool {
+        self.resolver.is_some() || self.lock_check.is_some()
+    }
+
     /// Returns whether no option concerns the connection itself.
     pub(crate) fn is_batchable(&self) -> bool {
-        let plain =
-            self.resolver.is_none() && self.lock_check.is_none() && self.durability.is_none();
+        let plain = !self.watches_internal_key() && self.durability.is_none();
         self.grouped && !self.immediate && plain
     }
 }

@@ -2,10 +2,11 @@
 
 use redis::Value;
 
-use crate::commit::options::CommitOptions;
+use crate::commit::options::{CommitOptions, CommitPlan};
 use crate::error::any::CommitError;
 use crate::error::connection::ConnectionError;
-use crate::protocol::exec::{RejectedCommand, Unproven};
+use crate::error::in_doubt::InDoubt;
+use crate::protocol::exec::{RejectedCommand, Unproven, Verdict};
 use crate::protocol::queue::CommandQueue;
 use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::server_error::ServerError;
@@ -44,24 +45,51 @@ pub(crate) fn unproven(doubt: &Unproven) -> ConnectionError {
     }
 }
 
-/// Splits the replies into those to the user's commands and those to this crate's own after them.
-pub(crate) fn split_internal(
-    queue: &CommandQueue,
-    mut values: Vec<Value>,
-) -> (Vec<Value>, Vec<Value>) {
-    let internal = values.split_off(values.len().min(queue.commands() as usize));
-    (values, internal)
+/// Returns the outcome that a verdict means; `in_doubt` is the error of one that proves nothing.
+pub(crate) fn classify(
+    queue: &mut CommandQueue,
+    plan: CommitPlan<'_>,
+    verdict: Verdict,
+    acks: Option<Result<ReplicaAcks, ServerError>>,
+    in_doubt: impl FnOnce(&Unproven) -> InDoubt,
+) -> Result<Committed, CommitError> {
+    match verdict {
+        Verdict::Applied(values) => {
+            applied(queue, values, plan.options, acks).map(Committed::Applied)
+        }
+        Verdict::RepliesLost => unread(queue, plan.options).map(Committed::Applied),
+        Verdict::Nil if plan.watched || plan.options.watches_internal_key() => {
+            Ok(Committed::Conflict)
+        }
+        Verdict::Nil => Err(CommitError::lost_before_exec(ConnectionError::unexpected(
+            "a conflict on a connection that watched nothing",
+        ))),
+        Verdict::Rejected(refusal) => Err(refused(queue, refusal)),
+        Verdict::WithoutMulti(bare) => Err(match bare.outcome(queue.names()) {
+            Ok(refusal) => refused(queue, refusal),
+            // At least one command may have run by itself.
+            Err(mut values) => {
+                values.truncate(queue.commands() as usize);
+                CommitError::NotIsolated { replies: replies(queue, values) }
+            }
+        }),
+        Verdict::Unknown(doubt) => {
+            Err(CommitError::InDoubt(in_doubt(&doubt).incomplete(doubt.incomplete)))
+        }
+    }
 }
 
-/// Returns the outcome of an applied transaction. `failed`: the error of one of this crate's own
-/// commands.
-pub(crate) fn applied(
+/// Returns the outcome of an applied transaction.
+fn applied(
     queue: &mut CommandQueue,
-    values: Vec<Value>,
+    mut values: Vec<Value>,
     options: &CommitOptions,
     acks: Option<Result<ReplicaAcks, ServerError>>,
-    failed: Option<&Value>,
 ) -> Result<Replies, CommitError> {
+    // The replies to this crate's own commands follow those to the user's.
+    let internal = values.split_off(values.len().min(queue.commands() as usize));
+    let touched = usize::from(options.cluster.exists.is_some());
+    let failed = internal.iter().skip(touched).find(|value| !matches!(value, Value::Okay));
     let (got, refused) = match acks {
         Some(Err(refused)) => {
             (ReplicaAcks::default(), Some(refused.with_full_text(queue.shows_full_text())))
@@ -90,21 +118,12 @@ pub(crate) fn applied(
 
 /// The outcome of an applied transaction whose replies could not be read. Its connection is closed,
 /// so it is not known how many replicas have it.
-pub(crate) fn unread(
-    queue: &CommandQueue,
-    options: &CommitOptions,
-) -> Result<Replies, CommitError> {
+fn unread(queue: &CommandQueue, options: &CommitOptions) -> Result<Replies, CommitError> {
     let replies = Replies::lost(queue.transaction());
     let Some(durability) = options.durability else { return Ok(replies) };
     let (wanted, got) = (durability.wanted(), ReplicaAcks::default());
     let replies = replies.with_acks(Some(got));
     Err(CommitError::NotReplicated { wanted, got, refused: None, replies })
-}
-
-/// MULTI was refused, and at least one command may have run by itself.
-pub(crate) fn not_isolated(queue: &mut CommandQueue, values: Vec<Value>) -> CommitError {
-    let (values, _) = split_internal(queue, values);
-    CommitError::NotIsolated { replies: replies(queue, values) }
 }
 
 pub(crate) fn refused(queue: &CommandQueue, refusal: RejectedCommand) -> CommitError {

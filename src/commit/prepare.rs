@@ -3,30 +3,28 @@
 //!
 //! No command of the user's is sent before all these replies.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use redis::Value;
 
+use crate::commit::lock_check::LockCheck;
 use crate::commit::options::{CommitOptions, CommitPlan};
 use crate::commit::outcome::MARKER_SET;
 use crate::connection::connection::Connection;
 use crate::connection::deadline::Deadline;
-use crate::error::any::CommitError;
-use crate::error::any::Error;
+use crate::error::any::{CommitError, Error};
 use crate::error::applied::Applied;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
-use crate::error::hint::CrateError;
 use crate::pool::checkout::Checkout;
-use crate::protocol::command::info::WAITAOF_INFO;
-use crate::protocol::command::info::is_unknown;
+use crate::protocol::command::info::{WAITAOF_INFO, is_unknown};
 use crate::protocol::command::reader::CommandReader;
 use crate::protocol::connection_state::Expect;
 use crate::protocol::lock::ownership;
 use crate::protocol::queue::CommandQueue;
 use crate::protocol::replication::Durability;
-use crate::protocol::resp::encode;
-use crate::protocol::resp::encode::{ASKING, DISCARD, MULTI, UNWATCH};
+use crate::protocol::resp::encode::{self, ASKING, DISCARD, MULTI, UNWATCH};
 use crate::protocol::server_error::ServerError;
 use crate::settings::settings::Settings;
 
@@ -51,74 +49,27 @@ pub(crate) fn prepare(
             "the connection was lost earlier in the scope",
         )));
     }
-    loop {
-        // This comes first, because it may replace the connection.
-        checkout.connection(plan.checkout_deadline).map_err(CommitError::not_sent)?;
-        let (trusted, needs_asking) = (checkout.is_trusted(), checkout.needs_asking());
-        let shared = plan.asks_for_waitaof().then(|| checkout.pool().shared().clone());
-        let settings = checkout.pool().settings().clone();
-        let connection =
-            checkout.connection(plan.checkout_deadline).map_err(CommitError::not_sent)?;
-        let watching = connection.state().is_watching();
-        let shared = shared.filter(|shared| !shared.knows_waitaof.load(Ordering::Relaxed));
-        let asks_for_waitaof = shared.is_some();
-        let facts = ConnectionFacts {
-            trusted,
-            flushed: queue.is_flushed(),
-            asks_for_waitaof,
-            needs_asking,
-        };
-        let preflight =
-            preflight(connection, &settings, plan, facts).map_err(CommitError::lost_before_exec)?;
-        let asked = match preflight {
-            Some(preflight) => {
-                let deadline =
-                    Deadline::after(settings.response_timeout).capped(plan.checkout_deadline);
-                preflight
-                    .exchange(connection, deadline)
-                    .map(|found| found.with_ask_checked(needs_asking))
+    let shared = match plan.options.durability {
+        Some(Durability::Aof { .. }) => Some(checkout.pool().shared().clone()),
+        _ => None,
+    };
+    let shared = shared.filter(|shared| !shared.knows_waitaof.load(Ordering::Relaxed));
+    let asks_for_waitaof = shared.is_some();
+    let asked = ask_repeatedly(checkout, plan, queue.is_flushed(), |steps, connection, trusted| {
+        steps.of_commit(connection, plan, queue.is_flushed(), asks_for_waitaof, trusted)
+    });
+    match asked {
+        Ok(_) => {
+            if let Some(shared) = shared {
+                shared.knows_waitaof.store(true, Ordering::Relaxed);
             }
-            None => match connection.check_socket() {
-                Ok(()) => return Ok(()),
-                Err(cause) => Err(cause),
-            },
-        };
-        match asked {
-            // UNWATCH was refused, so the connection still watches its register. It is closed, and
-            // the loop takes another one.
-            Ok(PreflightResult { refused: Some(refused), .. })
-                if !watching && refused.is_of_unwatch() =>
-            {
-                checkout.close();
-            }
-            Ok(PreflightResult { refused: Some(refused), .. }) => {
-                checkout.on_server_error(refused.error.code());
-                let error = refused.error.with_full_text(settings.server_messages);
-                return Err(CommitError::rejected(None, refused.command.to_owned(), &error));
-            }
-            Ok(PreflightResult { already_committed: true, .. }) => {
-                return Err(CommitError::AlreadyCommitted);
-            }
-            Ok(PreflightResult { lock_lost: true, .. }) => return Err(plan.options.lock_lost()),
-            Ok(PreflightResult { lacks_waitaof: true, .. }) => {
-                let unsupported = Error::Unsupported { command: "WAITAOF", since: "7.2" };
-                return Err(CommitError::not_sent(unsupported));
-            }
-            Ok(_) => {
-                if let Some(shared) = shared {
-                    shared.knows_waitaof.store(true, Ordering::Relaxed);
-                }
-                return Ok(());
-            }
-            Err(cause) => {
-                checkout.on_lost(&cause);
-                // Commands that were sent ahead cannot be sent on another connection.
-                if watching || must_be_in_multi || Instant::now() >= plan.checkout_deadline {
-                    return Err(CommitError::lost_before_exec(cause));
-                }
-                checkout.log_replaced(&cause);
-            }
+            Ok(())
         }
+        Err(Stopped::Failed(error)) => Err(error),
+        Err(Stopped::Refused { command, error }) => {
+            Err(CommitError::rejected(None, command.to_owned(), &error))
+        }
+        Err(Stopped::Lost(cause)) => Err(CommitError::lost_before_exec(cause)),
     }
 }
 
@@ -130,41 +81,88 @@ pub(crate) fn watch(
     (reads, count): (&[u8], usize),
     plan: CommitPlan<'_>,
 ) -> Result<Vec<Value>, Error> {
-    loop {
-        let (settings, needs_asking) =
-            (checkout.pool().settings().clone(), checkout.needs_asking());
-        let deadline = checkout.response_deadline().capped(plan.checkout_deadline);
-        let connection = checkout.connection(plan.checkout_deadline)?;
-        let mut steps = Preflight { needs_asking, ..Preflight::default() };
+    let asked = ask_repeatedly(checkout, plan, false, |steps, connection, _| {
         if let Some(keys) = keys {
-            steps.arm_marker(connection, &settings, plan.options).map_err(lost_watch)?;
-            steps.push(Step::Watch, Expect::Watch, keys);
+            steps.arm_marker(connection, plan.options)?;
+            steps.push("WATCH", Expect::Watch, keys);
             steps.check_idempotency_key(plan.options);
             steps.check_lock(plan.options);
         }
         steps.push_reads(reads, count);
-        match steps.exchange(connection, deadline).map(|found| found.with_ask_checked(needs_asking))
-        {
-            Ok(PreflightResult { refused: Some(refused), .. }) if refused.is_of_unwatch() => {
-                checkout.close()
+        Ok(())
+    });
+    asked.map(|found| found.reads).map_err(|stopped| match stopped {
+        Stopped::Failed(error) => error.into(),
+        Stopped::Refused { command, error } => {
+            Error::Command { command: command.to_owned(), error }
+        }
+        // Nothing was applied, whether WATCH arrived or not.
+        Stopped::Lost(source) => {
+            Error::Lost { during: "WATCH".to_owned(), applied: Applied::No, source }
+        }
+    })
+}
+
+/// Why a connection is not prepared.
+enum Stopped {
+    Failed(CommitError),
+    Refused { command: &'static str, error: ServerError },
+    Lost(ConnectionError),
+}
+
+/// Sends the steps that `add` pushes and reads their replies, on another connection if one was lost
+/// before it watched anything, unless it has `flushed` commands.
+fn ask_repeatedly(
+    checkout: &mut Checkout,
+    plan: CommitPlan<'_>,
+    flushed: bool,
+    add: impl Fn(&mut Preflight, &mut Connection, bool) -> Result<(), ConnectionError>,
+) -> Result<PreflightResult, Stopped> {
+    let settings = checkout.pool().settings().clone();
+    let failed = |error| Stopped::Failed(CommitError::not_sent(error));
+    loop {
+        // This comes first, because it may replace the connection.
+        checkout.connection(plan.checkout_deadline).map_err(failed)?;
+        let (trusted, needs_asking) = (checkout.is_trusted(), checkout.needs_asking());
+        let connection = checkout.connection(plan.checkout_deadline).map_err(failed)?;
+        let watching = connection.state().is_watching();
+        let mut steps = Preflight::new(Arc::clone(&settings), needs_asking);
+        add(&mut steps, connection, trusted).map_err(Stopped::Lost)?;
+        let asked = match steps.is_empty() {
+            true => connection.check_socket().map(|()| PreflightResult::default()),
+            false => {
+                let deadline = Deadline::after(settings.response_timeout);
+                steps.exchange(connection, deadline.capped(plan.checkout_deadline))
             }
-            Ok(PreflightResult { refused: Some(refused), .. }) => {
-                checkout.on_server_error(refused.error.code());
-                return Err(Error::from(refused).with_full_text(settings.server_messages));
+        };
+        match asked {
+            // UNWATCH was refused, so the connection still watches its register. It is closed, and
+            // the loop takes another one.
+            Ok(PreflightResult { refused: Some((UNWATCH_NAME, _)), .. }) if !watching => {
+                checkout.close();
+            }
+            Ok(PreflightResult { refused: Some((command, error)), .. }) => {
+                checkout.on_server_error(error.code());
+                let error = error.with_full_text(settings.server_messages);
+                return Err(Stopped::Refused { command, error });
             }
             Ok(PreflightResult { already_committed: true, .. }) => {
-                return Err(CommitError::AlreadyCommitted.into());
+                return Err(Stopped::Failed(CommitError::AlreadyCommitted));
             }
             Ok(PreflightResult { lock_lost: true, .. }) => {
-                return Err(plan.options.lock_lost().into());
+                return Err(Stopped::Failed(plan.options.lock_lost()));
             }
-            Ok(found) => return Ok(found.reads),
+            Ok(PreflightResult { lacks_waitaof: true, .. }) => {
+                return Err(failed(Error::Unsupported { command: "WAITAOF", since: "7.2" }));
+            }
+            Ok(found) => return Ok(found),
             Err(cause) => {
                 checkout.on_lost(&cause);
-                // A reply that is too large is as large on another connection.
-                let too_large = cause.kind() == ConnectionErrorKind::TooLarge;
-                if too_large || Instant::now() >= plan.checkout_deadline {
-                    return Err(lost_watch(cause));
+                // Commands that were sent ahead cannot be sent on another connection, and a reply
+                // that is too large is as large there.
+                let fixed = watching || flushed || cause.kind() == ConnectionErrorKind::TooLarge;
+                if fixed || Instant::now() >= plan.checkout_deadline {
+                    return Err(Stopped::Lost(cause));
                 }
                 checkout.log_replaced(&cause);
             }
@@ -172,143 +170,42 @@ pub(crate) fn watch(
     }
 }
 
-/// Nothing was applied, whether WATCH arrived or not.
-fn lost_watch(source: ConnectionError) -> Error {
-    Error::Lost { during: "WATCH".to_owned(), applied: Applied::No, source }
-}
-
-/// The state of the connection before anything is sent.
-#[derive(Clone, Copy)]
-struct ConnectionFacts {
-    trusted: bool,
-    flushed: bool,
-    asks_for_waitaof: bool,
-    needs_asking: bool,
-}
-
-/// Returns the commands that must be sent before the user's; `None`: there are none.
-fn preflight(
-    connection: &mut Connection,
-    settings: &Settings,
-    plan: CommitPlan<'_>,
-    ConnectionFacts { trusted, flushed, asks_for_waitaof, needs_asking }: ConnectionFacts,
-) -> Result<Option<Preflight>, ConnectionError> {
-    let (options, state) = (plan.options, connection.state());
-    let (multi, watching, armed) =
-        (state.is_in_multi(), state.is_watching(), state.watches_marker());
-    let mut steps = Preflight { needs_asking, ..Preflight::default() };
-    if multi {
-        // The connection has been in MULTI since `begin`. MULTI can be sent anew only while nothing
-        // is queued and nothing is watched.
-        if trusted || flushed || watching {
-            return Ok(None);
-        }
-        steps.push(Step::Discard, Expect::Discard, DISCARD);
-        if armed || options.resolver.is_some() {
-            connection.set_marker_written(None);
-        }
-    }
-    if options.resolver.is_some() {
-        steps.arm_marker(connection, settings, options)?;
-    } else if armed
-        && !multi
-        && !watching
-        && (options.immediate || !trusted || options.lock_check.is_some())
-    {
-        steps.push(Step::Unwatch, Expect::Unwatch, UNWATCH);
-    }
-    if !watching {
-        steps.check_idempotency_key(options);
-        steps.check_lock(options);
-    }
-    if asks_for_waitaof {
-        steps.push(Step::CommandInfo, Expect::Plain, WAITAOF_INFO);
-    }
-    // ASKING for a migrating slot must come right before MULTI.
-    if trusted && !options.immediate && !needs_asking && steps.is_empty() {
-        return Ok(None);
-    }
-    steps.push(Step::Multi, Expect::Multi, MULTI);
-    Ok(Some(steps))
-}
-
-/// A command that is sent before the user's commands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    Asking,
-    Discard,
-    Unwatch,
-    WriteMarker,
-    WatchMarker,
-    Watch,
-    WatchIdempotencyKey,
-    ExistsIdempotencyKey,
-    WatchLock,
-    Time,
-    Lock,
-    CommandInfo,
-    Read,
-    Multi,
-}
-
-impl Step {
-    /// Returns the name of the command, for an error.
-    fn command(self) -> &'static str {
-        match self {
-            Self::Asking => "ASKING",
-            Self::Discard => "DISCARD",
-            Self::Unwatch => UNWATCH_NAME,
-            Self::WriteMarker => MARKER_SET,
-            Self::WatchMarker => "WATCH of the register",
-            Self::Watch => "WATCH",
-            Self::WatchIdempotencyKey => "WATCH of the idempotency key",
-            Self::ExistsIdempotencyKey => "EXISTS of the idempotency key",
-            Self::WatchLock => "WATCH of the lock",
-            Self::Time => "TIME",
-            Self::Lock => "ZSCORE of the lock",
-            Self::CommandInfo => "COMMAND INFO",
-            Self::Read => "a read",
-            Self::Multi => "MULTI",
-        }
-    }
-}
-
 const UNWATCH_NAME: &str = "UNWATCH";
 
-/// A refusal before any of the user's commands was sent.
-#[derive(Debug)]
-struct RefusedStep {
+/// A command that is sent before the user's commands.
+struct Step {
+    /// The name of the command, for an error.
     command: &'static str,
-    error: ServerError,
+    expect: Expect,
+    kind: StepKind,
 }
 
-impl CrateError for RefusedStep {
-    fn into_error(self) -> Error {
-        Error::Command { command: self.command.to_owned(), error: self.error }
-    }
-}
-
-impl RefusedStep {
-    /// The refusal taints the connection: see
-    /// [`ConnectionState::reply`](crate::protocol::connection_state::ConnectionState::reply).
-    fn is_of_unwatch(&self) -> bool {
-        self.command == UNWATCH_NAME
-    }
+/// What the reply to a step shows, if it is no error.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum StepKind {
+    Nothing,
+    MarkerWritten,
+    KeyExists,
+    Time,
+    LockScore,
+    CommandInfo,
+    Read,
 }
 
 /// The commands of one write before the user's commands.
-#[derive(Debug, Default)]
 struct Preflight {
+    settings: Arc<Settings>,
     bytes: Vec<u8>,
-    steps: Vec<(Step, Expect)>,
+    steps: Vec<Step>,
     /// Whether ASKING is sent before each command.
     needs_asking: bool,
 }
 
 /// The results of these commands.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct PreflightResult {
-    refused: Option<RefusedStep>,
+    /// The first refused command, and its error.
+    refused: Option<(&'static str, ServerError)>,
     /// Whether a transaction with the same key was applied before.
     already_committed: bool,
     lock_lost: bool,
@@ -316,37 +213,75 @@ struct PreflightResult {
     reads: Vec<Value>,
 }
 
-impl PreflightResult {
-    /// If the slot is being migrated, a lock that is not found may not have arrived yet.
-    fn with_ask_checked(mut self, needs_asking: bool) -> Self {
-        if needs_asking && self.lock_lost && self.refused.is_none() {
-            let error = ServerError::synthetic(
-                "TRYAGAIN",
-                "the lock has not arrived at the slot's new node yet",
-            );
-            self.refused = Some(RefusedStep { command: Step::Lock.command(), error });
-        }
-        self
-    }
-}
-
 impl Preflight {
+    fn new(settings: Arc<Settings>, needs_asking: bool) -> Self {
+        Self { settings, bytes: Vec::new(), steps: Vec::new(), needs_asking }
+    }
+
     fn is_empty(&self) -> bool {
         self.steps.is_empty()
     }
 
-    fn push(&mut self, step: Step, expect: Expect, bytes: &[u8]) {
-        self.push_step(step, expect).extend_from_slice(bytes);
+    fn push(&mut self, command: &'static str, expect: Expect, bytes: &[u8]) {
+        self.push_step(command, expect, StepKind::Nothing).extend_from_slice(bytes);
     }
 
     /// Adds a step, and returns the buffer for its bytes.
-    fn push_step(&mut self, step: Step, expect: Expect) -> &mut Vec<u8> {
+    fn push_step(&mut self, command: &'static str, expect: Expect, kind: StepKind) -> &mut Vec<u8> {
         if self.needs_asking {
-            self.steps.push((Step::Asking, Expect::Plain));
+            let kind = StepKind::Nothing;
+            self.steps.push(Step { command: "ASKING", expect: Expect::Plain, kind });
             self.bytes.extend_from_slice(ASKING);
         }
-        self.steps.push((step, expect));
+        self.steps.push(Step { command, expect, kind });
         &mut self.bytes
+    }
+
+    /// Adds the commands that must be sent before the user's; there may be none.
+    fn of_commit(
+        &mut self,
+        connection: &mut Connection,
+        plan: CommitPlan<'_>,
+        flushed: bool,
+        asks_for_waitaof: bool,
+        trusted: bool,
+    ) -> Result<(), ConnectionError> {
+        let (options, state) = (plan.options, connection.state());
+        let (multi, watching, armed) =
+            (state.is_in_multi(), state.is_watching(), state.watches_marker());
+        if multi {
+            // The connection has been in MULTI since `begin`. MULTI can be sent anew only while
+            // nothing is queued and nothing is watched.
+            if trusted || flushed || watching {
+                return Ok(());
+            }
+            self.push("DISCARD", Expect::Discard, DISCARD);
+            if armed || options.resolver.is_some() {
+                connection.set_marker_written(None);
+            }
+        }
+        if options.resolver.is_some() {
+            self.arm_marker(connection, options)?;
+        } else if armed
+            && !multi
+            && !watching
+            && (options.immediate || !trusted || options.lock_check.is_some())
+        {
+            self.push(UNWATCH_NAME, Expect::Unwatch, UNWATCH);
+        }
+        if !watching {
+            self.check_idempotency_key(options);
+            self.check_lock(options);
+        }
+        if asks_for_waitaof {
+            self.push_step("COMMAND INFO", Expect::Plain, StepKind::CommandInfo)
+                .extend_from_slice(WAITAOF_INFO);
+        }
+        // ASKING for a migrating slot must come right before MULTI.
+        if !trusted || options.immediate || self.needs_asking || !self.is_empty() {
+            self.push("MULTI", Expect::Multi, MULTI);
+        }
+        Ok(())
     }
 
     /// Writes the connection's register and watches it. For a transaction that needs no register,
@@ -354,26 +289,27 @@ impl Preflight {
     fn arm_marker(
         &mut self,
         connection: &mut Connection,
-        settings: &Settings,
         options: &CommitOptions,
     ) -> Result<(), ConnectionError> {
+        let state = connection.state();
         if options.resolver.is_none() {
-            if connection.state().watches_marker() {
-                self.push(Step::Unwatch, Expect::Unwatch, UNWATCH);
+            if state.watches_marker() {
+                self.push(UNWATCH_NAME, Expect::Unwatch, UNWATCH);
             }
             return Ok(());
         }
-        let state = connection.state();
         let tag = options.cluster.tag();
+        let settings = Arc::clone(&self.settings);
         if connection.is_armed_for(settings.register_ttl / 2, tag) {
             return Ok(());
         }
+        let discards = self.steps.iter().any(|step| step.expect == Expect::Discard);
         // A write to a watched register would count as a change of it.
-        match (state.watches_marker() && !self.discards(), state.is_watching()) {
+        match (state.watches_marker() && !discards, state.is_watching()) {
             // UNWATCH would also end the user's watches, so the register is not armed anew here. If
             // it has expired, EXEC returns nil and nothing is applied.
             (true, true) => return Ok(()),
-            (true, false) => self.push(Step::Unwatch, Expect::Unwatch, UNWATCH),
+            (true, false) => self.push(UNWATCH_NAME, Expect::Unwatch, UNWATCH),
             (false, _) => {}
         }
         let marker = match self.needs_asking {
@@ -382,37 +318,38 @@ impl Preflight {
         };
         marker.set_tag(tag);
         marker.advance();
-        marker.set(self.push_step(Step::WriteMarker, Expect::Plain), settings.register_ttl);
-        marker.watch(self.push_step(Step::WatchMarker, Expect::WatchMarker));
+        marker.set(
+            self.push_step(MARKER_SET, Expect::Plain, StepKind::MarkerWritten),
+            settings.register_ttl,
+        );
+        let watch = "WATCH of the register";
+        marker.watch(self.push_step(watch, Expect::WatchMarker, StepKind::Nothing));
         Ok(())
-    }
-
-    fn discards(&self) -> bool {
-        self.steps.iter().any(|(step, _)| *step == Step::Discard)
     }
 
     /// Watches the transaction's idempotency key and reads whether it exists.
     fn check_idempotency_key(&mut self, options: &CommitOptions) {
-        if let Some(key) = &options.idempotency_key {
-            let tag = options.cluster.tag();
-            key.watch(self.push_step(Step::WatchIdempotencyKey, Expect::Watch), tag);
-            key.exists(self.push_step(Step::ExistsIdempotencyKey, Expect::Plain), tag);
-        }
+        let Some(key) = &options.idempotency_key else { return };
+        let tag = options.cluster.tag();
+        let watch = "WATCH of the idempotency key";
+        key.watch(self.push_step(watch, Expect::Watch, StepKind::Nothing), tag);
+        let exists = "EXISTS of the idempotency key";
+        key.exists(self.push_step(exists, Expect::Plain, StepKind::KeyExists), tag);
     }
 
     /// Watches the lock and reads whether it is held.
     fn check_lock(&mut self, options: &CommitOptions) {
-        if let Some(lock_check) = &options.lock_check {
-            lock_check.lock.watch(self.push_step(Step::WatchLock, Expect::Watch));
-            self.push(Step::Time, Expect::Plain, ownership::TIME);
-            lock_check.lock.score(self.push_step(Step::Lock, Expect::Plain));
-        }
+        let Some(LockCheck { lock, .. }) = &options.lock_check else { return };
+        lock.watch(self.push_step("WATCH of the lock", Expect::Watch, StepKind::Nothing));
+        self.push_step("TIME", Expect::Plain, StepKind::Time).extend_from_slice(ownership::TIME);
+        lock.score(self.push_step(LOCK_SCORE, Expect::Plain, StepKind::LockScore));
     }
 
     fn push_reads(&mut self, bytes: &[u8], count: usize) {
         if self.needs_asking {
             for read in CommandReader::new(bytes).flatten() {
-                encode::command(self.push_step(Step::Read, Expect::Plain), &[], |args| {
+                let buffer = self.push_step("a read", Expect::Plain, StepKind::Read);
+                encode::command(buffer, &[], |args| {
                     for arg in &read {
                         args.arg(*arg);
                     }
@@ -420,7 +357,9 @@ impl Preflight {
             }
             return;
         }
-        self.steps.extend(std::iter::repeat_n((Step::Read, Expect::Plain), count));
+        for _ in 0..count {
+            self.push_step("a read", Expect::Plain, StepKind::Read);
+        }
         self.bytes.extend_from_slice(bytes);
     }
 
@@ -431,40 +370,36 @@ impl Preflight {
         deadline: Deadline,
     ) -> Result<PreflightResult, ConnectionError> {
         let asked = Instant::now();
-        let expected: Vec<_> = self.steps.iter().map(|(_, expect)| (*expect, 1)).collect();
+        let expected: Vec<_> = self.steps.iter().map(|step| (step.expect, 1)).collect();
         connection.send(&self.bytes, &expected, deadline)?;
         let mut found = PreflightResult::default();
         let mut now = None;
-        for (step, _) in self.steps {
+        for Step { command, kind, .. } in self.steps {
             let value = connection.value(deadline)?;
-            if step == Step::Read {
-                found.reads.push(value);
-                continue;
-            }
-            if let Value::ServerError(error) = &value {
+            match (kind, &value) {
+                (StepKind::Read, _) => found.reads.push(value),
                 // If COMMAND INFO is denied, assume WAITAOF is supported.
-                if step != Step::CommandInfo {
+                (StepKind::CommandInfo, Value::ServerError(_)) => {}
+                (_, Value::ServerError(error)) => {
                     let error = ServerError::from_reply(error, false);
-                    found.refused.get_or_insert(RefusedStep { command: step.command(), error });
+                    found.refused.get_or_insert((command, error));
                 }
-                continue;
-            }
-            match step {
-                Step::WriteMarker => connection.set_marker_written(Some(asked)),
-                Step::ExistsIdempotencyKey => found.already_committed = value == Value::Int(1),
-                Step::Time => now = ownership::millis(&value),
-                Step::Lock => found.lock_lost = !ownership::is_held(&value, now),
-                Step::CommandInfo => found.lacks_waitaof = is_unknown(&value),
-                _ => {}
+                (StepKind::MarkerWritten, _) => connection.set_marker_written(Some(asked)),
+                (StepKind::KeyExists, value) => found.already_committed = *value == Value::Int(1),
+                (StepKind::Time, value) => now = ownership::millis(value),
+                (StepKind::LockScore, value) => found.lock_lost = !ownership::is_held(value, now),
+                (StepKind::CommandInfo, value) => found.lacks_waitaof = is_unknown(value),
+                (StepKind::Nothing, _) => {}
             }
         }
         connection.mark_alive();
+        // If the slot is being migrated, a lock that is not found may not have arrived yet.
+        if self.needs_asking && found.lock_lost && found.refused.is_none() {
+            let text = "the lock has not arrived at the slot's new node yet";
+            found.refused = Some((LOCK_SCORE, ServerError::synthetic("TRYAGAIN", text)));
+        }
         Ok(found)
     }
 }
 
-impl CommitPlan<'_> {
-    fn asks_for_waitaof(&self) -> bool {
-        matches!(self.options.durability, Some(Durability::Aof { .. }))
-    }
-}
+const LOCK_SCORE: &str = "ZSCORE of the lock";
