@@ -3,10 +3,10 @@
 
 use std::time::Instant;
 
-use crate::commit::cleanup::clean;
+use crate::commit::cleanup::clean_or_log;
 use crate::commit::commit::commit;
-use crate::commit::options::{CommitOptions, CommitPlan};
 use crate::commit::outcome::{Committed, classify, count, unproven};
+use crate::commit::plan::CommitPlan;
 use crate::error::any::CommitError;
 use crate::error::in_doubt::InDoubt;
 use crate::pool::batch::send_batch;
@@ -24,16 +24,12 @@ use crate::protocol::queue::{CommandQueue, Prefix};
 pub(crate) fn commit_block(
     (router, route): (&Router, &Route),
     queue: &mut CommandQueue,
-    options: &CommitOptions,
+    plan: &CommitPlan,
     checkout_deadline: Instant,
 ) -> Result<Committed, CommitError> {
     if !queue.is_batchable() {
-        return commit_alone(
-            router.checkout(route, checkout_deadline)?,
-            queue,
-            options,
-            checkout_deadline,
-        );
+        let checkout = router.checkout(route, checkout_deadline)?;
+        return commit_alone(checkout, queue, plan, checkout_deadline);
     }
     let commands = queue.commands();
     let job = || {
@@ -42,7 +38,7 @@ pub(crate) fn commit_block(
     };
     let response = match router.checkout_batched(route, checkout_deadline, job)? {
         BatchCheckout::Alone(checkout) => {
-            return commit_alone(checkout, queue, options, checkout_deadline);
+            return commit_alone(checkout, queue, plan, checkout_deadline);
         }
         BatchCheckout::Response(response) => response,
         BatchCheckout::Lead(mut checkout, own) => {
@@ -50,7 +46,6 @@ pub(crate) fn commit_block(
             send_batch(checkout, &own)
         }
     };
-    let plan = CommitPlan { options, watched: false, checkout_deadline };
     let verdict = match response {
         BatchResponse::Block(verdict) => Ok(verdict),
         BatchResponse::Read(_) | BatchResponse::Calls(_) => {
@@ -73,15 +68,10 @@ pub(crate) fn commit_block(
 fn commit_alone(
     mut checkout: Checkout,
     queue: &mut CommandQueue,
-    options: &CommitOptions,
+    plan: &CommitPlan,
     checkout_deadline: Instant,
 ) -> Result<Committed, CommitError> {
-    let plan = CommitPlan { options, watched: false, checkout_deadline };
-    let committed = commit(&mut checkout, queue, plan);
-    if let Err(error) = clean(&mut checkout) {
-        checkout.log_later(tracing::Level::DEBUG, move || {
-            tracing::debug!(error = %format_args!("{error:#}"), "cleaning failed, connection replaced");
-        });
-    }
+    let committed = commit(&mut checkout, queue, plan, checkout_deadline);
+    clean_or_log(&mut checkout, None);
     committed
 }

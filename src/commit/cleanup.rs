@@ -1,5 +1,9 @@
 //! Removes all state of a scope from its connection, within `cleanup_timeout`.
 
+use std::panic::Location;
+
+use tracing::Level;
+
 use crate::connection::connection::Connection;
 use crate::connection::deadline::Deadline;
 use crate::error::any::Error;
@@ -32,6 +36,16 @@ pub(crate) fn clean(checkout: &mut Checkout) -> Result<(), Error> {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(Error::Command { command: during.to_owned(), error }),
         Err(source) => Err(Error::Lost { during: during.to_owned(), applied: Applied::No, source }),
+    }
+}
+
+/// The same; the error is logged when the connection is returned.
+pub(crate) fn clean_or_log(checkout: &mut Checkout, begun_at: Option<&'static Location<'static>>) {
+    if let Err(error) = clean(checkout) {
+        let begun_at = begun_at.map(tracing::field::display);
+        checkout.log_later(Level::DEBUG, move || {
+            tracing::debug!(error = %format_args!("{error:#}"), begun_at, "cleaning failed, connection replaced");
+        });
     }
 }
 

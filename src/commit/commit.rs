@@ -6,8 +6,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::commit::options::{CommitOptions, CommitPlan};
 use crate::commit::outcome::{Committed, classify, count, refused, replies, unproven};
+use crate::commit::plan::CommitPlan;
 use crate::commit::prepare::prepare;
 use crate::commit::send::{Exchanged, exchange, send_queued};
 use crate::error::any::CommitError;
@@ -23,9 +23,10 @@ use crate::protocol::queue::CommandQueue;
 pub(crate) fn commit(
     checkout: &mut Checkout,
     queue: &mut CommandQueue,
-    plan: CommitPlan<'_>,
+    plan: &CommitPlan,
+    checkout_deadline: Instant,
 ) -> Result<Committed, CommitError> {
-    let counted = commit_repeatedly(checkout, queue, plan);
+    let counted = commit_repeatedly(checkout, queue, plan, checkout_deadline);
     count(checkout.pool().counters(), &counted);
     counted
 }
@@ -38,16 +39,17 @@ const MAX_ATTEMPTS: u32 = 4;
 fn commit_repeatedly(
     checkout: &mut Checkout,
     queue: &mut CommandQueue,
-    plan: CommitPlan<'_>,
+    plan: &CommitPlan,
+    checkout_deadline: Instant,
 ) -> Result<Committed, CommitError> {
     // Nothing was queued and nothing was sent: there is nothing to commit. (If keys are watched,
     // EXEC is sent to find out whether they changed.)
     let idle = checkout.current().is_none_or(|connection| connection.state().is_clean());
-    if queue.commands() == 0 && idle && !plan.watched && plan.options.idempotency_key.is_none() {
+    if queue.commands() == 0 && idle && !plan.watched && plan.idempotency_key.is_none() {
         return Ok(Committed::Applied(replies(queue, Vec::new())));
     }
     for _ in 0..MAX_ATTEMPTS {
-        prepare(checkout, queue, plan)?;
+        prepare(checkout, queue, plan, checkout_deadline)?;
         match commit_once(checkout, queue, plan)? {
             // The changed key is one that the connection watches for itself.
             Committed::Conflict if !plan.watched => {
@@ -66,13 +68,13 @@ fn commit_repeatedly(
 fn commit_once(
     checkout: &mut Checkout,
     queue: &mut CommandQueue,
-    plan: CommitPlan<'_>,
+    plan: &CommitPlan,
 ) -> Result<Committed, CommitError> {
     let (settings, needs_asking) =
         (Arc::clone(checkout.pool().settings()), checkout.needs_asking());
     let Some(connection) = checkout.current() else { return Err(CheckoutError::Closed.into()) };
-    let sent = plan.options.resolver.as_ref().map(|_| Instant::now());
-    let exchanged = exchange(connection, queue, plan.options, &settings, needs_asking);
+    let sent = plan.resolver.as_ref().map(|_| Instant::now());
+    let exchanged = exchange(connection, queue, plan, &settings, needs_asking);
     let Exchanged { verdict, acks, lost } = exchanged.map_err(|cause| {
         checkout.on_lost(&cause);
         CommitError::lost_before_exec(cause)
@@ -80,9 +82,10 @@ fn commit_once(
     if lost.is_none() {
         record_verdict(checkout, plan, &verdict, sent);
     }
+    let slot = queue.binding().slot();
     let committed = classify(queue, plan, verdict, acks, |doubt| {
         let cause = lost.clone().unwrap_or_else(|| unproven(doubt));
-        in_doubt(checkout, plan.options, cause, doubt)
+        in_doubt(checkout, plan, slot, cause, doubt)
     });
     if let Some(cause) = &lost {
         checkout.on_lost(cause);
@@ -98,7 +101,7 @@ fn commit_once(
 /// Records on the connection what the transaction's replies show of its state.
 fn record_verdict(
     checkout: &mut Checkout,
-    plan: CommitPlan<'_>,
+    plan: &CommitPlan,
     verdict: &Verdict,
     sent: Option<Instant>,
 ) {
@@ -107,12 +110,12 @@ fn record_verdict(
     match verdict {
         Verdict::Applied(_) => {
             connection.mark_written();
-            if plan.options.resolver.is_some() {
+            if plan.resolver.is_some() {
                 connection.set_marker_written(sent);
             }
         }
         Verdict::Nil if plan.watched => {}
-        Verdict::Nil if plan.options.watches_internal_key() => connection.set_marker_written(None),
+        Verdict::Nil if plan.watches_internal_key() => connection.set_marker_written(None),
         // The connection watched a key that no scope watched.
         Verdict::Nil => connection.taint(Taint::LeftDirty),
         Verdict::Unknown(doubt) => {
@@ -128,37 +131,31 @@ fn record_verdict(
 
 fn in_doubt(
     checkout: &mut Checkout,
-    options: &CommitOptions,
+    plan: &CommitPlan,
+    slot: Option<u16>,
     cause: ConnectionError,
     doubt: &Unproven,
 ) -> InDoubt {
     let endpoint = checkout.pool().endpoint().clone();
     // The register is written last. It proves nothing about commands that ran one by one.
-    let resolver = options.resolver.as_ref().filter(|_| !doubt.bare);
+    let resolver = plan.resolver.as_ref().filter(|_| !doubt.bare);
     let marker = checkout.current().and_then(|connection| connection.known_marker());
     let (Some(resolver), Some(marker)) = (resolver, marker) else { return InDoubt::new(cause) };
     let (register, number) = (marker.register(), marker.number());
     let mut token = CommitToken::new(register, number, endpoint.db(), &endpoint.address());
-    token.slot = options.cluster.slot;
+    token.slot = slot;
     InDoubt::resolvable(cause, token, Arc::clone(resolver))
-}
-
-/// Sends MULTI and awaits its reply, for a scope that begins with it.
-pub(crate) fn begin(
-    checkout: &mut Checkout,
-    queue: &CommandQueue,
-    plan: CommitPlan<'_>,
-) -> Result<(), CommitError> {
-    prepare(checkout, queue, CommitPlan { options: &plan.options.immediately(), ..plan })
 }
 
 /// Sends the queued commands of a large transaction and reads that they were queued.
 pub(crate) fn flush(
     checkout: &mut Checkout,
     queue: &mut CommandQueue,
-    plan: CommitPlan<'_>,
+    plan: &CommitPlan,
+    checkout_deadline: Instant,
 ) -> Result<(), CommitError> {
-    begin(checkout, queue, plan)?;
+    let immediate = CommitPlan { immediate: true, ..plan.clone() };
+    prepare(checkout, queue, &immediate, checkout_deadline)?;
     let deadline = checkout.response_deadline();
     let Some(connection) = checkout.current() else {
         return Err(CheckoutError::Closed.into());

@@ -5,8 +5,8 @@ pub(crate) mod cleanup;
 #[expect(clippy::module_inception, reason = "the folder is named after this call")]
 pub(crate) mod commit;
 pub(crate) mod lock_check;
-pub(crate) mod options;
 pub(crate) mod outcome;
+pub(crate) mod plan;
 pub(crate) mod prepare;
 pub(crate) mod resolve;
 pub(crate) mod send;

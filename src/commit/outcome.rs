@@ -2,7 +2,7 @@
 
 use redis::Value;
 
-use crate::commit::options::{CommitOptions, CommitPlan};
+use crate::commit::plan::CommitPlan;
 use crate::error::any::CommitError;
 use crate::error::connection::ConnectionError;
 use crate::error::in_doubt::InDoubt;
@@ -48,19 +48,15 @@ pub(crate) fn unproven(doubt: &Unproven) -> ConnectionError {
 /// Returns the outcome that a verdict means; `in_doubt` is the error of one that proves nothing.
 pub(crate) fn classify(
     queue: &mut CommandQueue,
-    plan: CommitPlan<'_>,
+    plan: &CommitPlan,
     verdict: Verdict,
     acks: Option<Result<ReplicaAcks, ServerError>>,
     in_doubt: impl FnOnce(&Unproven) -> InDoubt,
 ) -> Result<Committed, CommitError> {
     match verdict {
-        Verdict::Applied(values) => {
-            applied(queue, values, plan.options, acks).map(Committed::Applied)
-        }
-        Verdict::RepliesLost => unread(queue, plan.options).map(Committed::Applied),
-        Verdict::Nil if plan.watched || plan.options.watches_internal_key() => {
-            Ok(Committed::Conflict)
-        }
+        Verdict::Applied(values) => applied(queue, values, plan, acks).map(Committed::Applied),
+        Verdict::RepliesLost => unread(queue, plan).map(Committed::Applied),
+        Verdict::Nil if plan.watched || plan.watches_internal_key() => Ok(Committed::Conflict),
         Verdict::Nil => Err(CommitError::lost_before_exec(ConnectionError::unexpected(
             "a conflict on a connection that watched nothing",
         ))),
@@ -83,12 +79,12 @@ pub(crate) fn classify(
 fn applied(
     queue: &mut CommandQueue,
     mut values: Vec<Value>,
-    options: &CommitOptions,
+    plan: &CommitPlan,
     acks: Option<Result<ReplicaAcks, ServerError>>,
 ) -> Result<Replies, CommitError> {
     // The replies to this crate's own commands follow those to the user's.
     let internal = values.split_off(values.len().min(queue.commands() as usize));
-    let touched = usize::from(options.cluster.exists.is_some());
+    let touched = usize::from(plan.exists.is_some());
     let failed = internal.iter().skip(touched).find(|value| !matches!(value, Value::Okay));
     let (got, refused) = match acks {
         Some(Err(refused)) => {
@@ -97,7 +93,7 @@ fn applied(
         Some(Ok(acks)) => (acks, None),
         None => (ReplicaAcks::default(), None),
     };
-    let replies = replies(queue, values).with_acks(options.durability.map(|_| got));
+    let replies = replies(queue, values).with_acks(plan.durability.map(|_| got));
     if let Some(failed) = failed {
         let error = match failed {
             Value::ServerError(error) => ServerError::from_reply(error, false),
@@ -108,7 +104,7 @@ fn applied(
     if replies.failures() > 0 {
         return Err(CommitError::PartlyApplied { replies });
     }
-    match options.durability {
+    match plan.durability {
         Some(durability) if refused.is_some() || !durability.is_met_by(got) => {
             Err(CommitError::NotReplicated { wanted: durability.wanted(), got, refused, replies })
         }
@@ -118,9 +114,9 @@ fn applied(
 
 /// The outcome of an applied transaction whose replies could not be read. Its connection is closed,
 /// so it is not known how many replicas have it.
-fn unread(queue: &CommandQueue, options: &CommitOptions) -> Result<Replies, CommitError> {
+fn unread(queue: &CommandQueue, plan: &CommitPlan) -> Result<Replies, CommitError> {
     let replies = Replies::lost(queue.transaction());
-    let Some(durability) = options.durability else { return Ok(replies) };
+    let Some(durability) = plan.durability else { return Ok(replies) };
     let (wanted, got) = (durability.wanted(), ReplicaAcks::default());
     let replies = replies.with_acks(Some(got));
     Err(CommitError::NotReplicated { wanted, got, refused: None, replies })

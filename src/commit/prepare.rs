@@ -10,14 +10,15 @@ use std::time::Instant;
 use redis::Value;
 
 use crate::commit::lock_check::LockCheck;
-use crate::commit::options::{CommitOptions, CommitPlan};
 use crate::commit::outcome::MARKER_SET;
+use crate::commit::plan::CommitPlan;
 use crate::connection::connection::Connection;
 use crate::connection::deadline::Deadline;
 use crate::error::any::{CommitError, Error};
 use crate::error::applied::Applied;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::pool::checkout::Checkout;
+use crate::protocol::cluster::slot;
 use crate::protocol::command::info::{WAITAOF_INFO, is_unknown};
 use crate::protocol::command::reader::CommandReader;
 use crate::protocol::connection_state::Expect;
@@ -36,7 +37,8 @@ use crate::settings::settings::Settings;
 pub(crate) fn prepare(
     checkout: &mut Checkout,
     queue: &CommandQueue,
-    plan: CommitPlan<'_>,
+    plan: &CommitPlan,
+    checkout_deadline: Instant,
 ) -> Result<(), CommitError> {
     let (must_watch, must_be_in_multi) = (plan.watched, queue.is_flushed());
     let kept = checkout.current().is_some_and(|connection| {
@@ -49,15 +51,23 @@ pub(crate) fn prepare(
             "the connection was lost earlier in the scope",
         )));
     }
-    let shared = match plan.options.durability {
+    let shared = match plan.durability {
         Some(Durability::Aof { .. }) => Some(checkout.pool().shared().clone()),
         _ => None,
     };
     let shared = shared.filter(|shared| !shared.knows_waitaof.load(Ordering::Relaxed));
     let asks_for_waitaof = shared.is_some();
-    let asked = ask_repeatedly(checkout, plan, queue.is_flushed(), |steps, connection, trusted| {
-        steps.of_commit(connection, plan, queue.is_flushed(), asks_for_waitaof, trusted)
-    });
+    let slot = queue.binding().slot();
+    let asked = ask_repeatedly(
+        checkout,
+        plan,
+        slot,
+        checkout_deadline,
+        queue.is_flushed(),
+        |steps, connection, trusted| {
+            steps.of_commit(connection, plan, queue.is_flushed(), asks_for_waitaof, trusted)
+        },
+    );
     match asked {
         Ok(_) => {
             if let Some(shared) = shared {
@@ -79,18 +89,21 @@ pub(crate) fn watch(
     checkout: &mut Checkout,
     keys: Option<&[u8]>,
     (reads, count): (&[u8], usize),
-    plan: CommitPlan<'_>,
+    plan: &CommitPlan,
+    slot: Option<u16>,
+    checkout_deadline: Instant,
 ) -> Result<Vec<Value>, Error> {
-    let asked = ask_repeatedly(checkout, plan, false, |steps, connection, _| {
-        if let Some(keys) = keys {
-            steps.arm_marker(connection, plan.options)?;
-            steps.push("WATCH", Expect::Watch, keys);
-            steps.check_idempotency_key(plan.options);
-            steps.check_lock(plan.options);
-        }
-        steps.push_reads(reads, count);
-        Ok(())
-    });
+    let asked =
+        ask_repeatedly(checkout, plan, slot, checkout_deadline, false, |steps, connection, _| {
+            if let Some(keys) = keys {
+                steps.arm_marker(connection, plan)?;
+                steps.push("WATCH", Expect::Watch, keys);
+                steps.check_idempotency_key(plan);
+                steps.check_lock(plan);
+            }
+            steps.push_reads(reads, count);
+            Ok(())
+        });
     asked.map(|found| found.reads).map_err(|stopped| match stopped {
         Stopped::Failed(error) => error.into(),
         Stopped::Refused { command, error } => {
@@ -114,7 +127,9 @@ enum Stopped {
 /// before it watched anything, unless it has `flushed` commands.
 fn ask_repeatedly(
     checkout: &mut Checkout,
-    plan: CommitPlan<'_>,
+    plan: &CommitPlan,
+    slot: Option<u16>,
+    checkout_deadline: Instant,
     flushed: bool,
     add: impl Fn(&mut Preflight, &mut Connection, bool) -> Result<(), ConnectionError>,
 ) -> Result<PreflightResult, Stopped> {
@@ -122,17 +137,17 @@ fn ask_repeatedly(
     let failed = |error| Stopped::Failed(CommitError::not_sent(error));
     loop {
         // This comes first, because it may replace the connection.
-        checkout.connection(plan.checkout_deadline).map_err(failed)?;
+        checkout.connection(checkout_deadline).map_err(failed)?;
         let (trusted, needs_asking) = (checkout.is_trusted(), checkout.needs_asking());
-        let connection = checkout.connection(plan.checkout_deadline).map_err(failed)?;
+        let connection = checkout.connection(checkout_deadline).map_err(failed)?;
         let watching = connection.state().is_watching();
-        let mut steps = Preflight::new(Arc::clone(&settings), needs_asking);
+        let mut steps = Preflight::new(Arc::clone(&settings), needs_asking, slot);
         add(&mut steps, connection, trusted).map_err(Stopped::Lost)?;
         let asked = match steps.is_empty() {
             true => connection.check_socket().map(|()| PreflightResult::default()),
             false => {
                 let deadline = Deadline::after(settings.response_timeout);
-                steps.exchange(connection, deadline.capped(plan.checkout_deadline))
+                steps.exchange(connection, deadline.capped(checkout_deadline))
             }
         };
         match asked {
@@ -150,7 +165,7 @@ fn ask_repeatedly(
                 return Err(Stopped::Failed(CommitError::AlreadyCommitted));
             }
             Ok(PreflightResult { lock_lost: true, .. }) => {
-                return Err(Stopped::Failed(plan.options.lock_lost()));
+                return Err(Stopped::Failed(plan.lock_lost()));
             }
             Ok(PreflightResult { lacks_waitaof: true, .. }) => {
                 return Err(failed(Error::Unsupported { command: "WAITAOF", since: "7.2" }));
@@ -161,7 +176,7 @@ fn ask_repeatedly(
                 // Commands that were sent ahead cannot be sent on another connection, and a reply
                 // that is too large is as large there.
                 let fixed = watching || flushed || cause.kind() == ConnectionErrorKind::TooLarge;
-                if fixed || Instant::now() >= plan.checkout_deadline {
+                if fixed || Instant::now() >= checkout_deadline {
                     return Err(Stopped::Lost(cause));
                 }
                 checkout.log_replaced(&cause);
@@ -199,6 +214,8 @@ struct Preflight {
     steps: Vec<Step>,
     /// Whether ASKING is sent before each command.
     needs_asking: bool,
+    /// Hash tag of this crate's own keys, which must be in the slot of the caller's.
+    tag: Option<u32>,
 }
 
 /// The results of these commands.
@@ -214,8 +231,9 @@ struct PreflightResult {
 }
 
 impl Preflight {
-    fn new(settings: Arc<Settings>, needs_asking: bool) -> Self {
-        Self { settings, bytes: Vec::new(), steps: Vec::new(), needs_asking }
+    fn new(settings: Arc<Settings>, needs_asking: bool, slot: Option<u16>) -> Self {
+        let tag = slot.and_then(slot::tag_of);
+        Self { settings, bytes: Vec::new(), steps: Vec::new(), needs_asking, tag }
     }
 
     fn is_empty(&self) -> bool {
@@ -241,12 +259,12 @@ impl Preflight {
     fn of_commit(
         &mut self,
         connection: &mut Connection,
-        plan: CommitPlan<'_>,
+        plan: &CommitPlan,
         flushed: bool,
         asks_for_waitaof: bool,
         trusted: bool,
     ) -> Result<(), ConnectionError> {
-        let (options, state) = (plan.options, connection.state());
+        let state = connection.state();
         let (multi, watching, armed) =
             (state.is_in_multi(), state.is_watching(), state.watches_marker());
         if multi {
@@ -256,29 +274,29 @@ impl Preflight {
                 return Ok(());
             }
             self.push("DISCARD", Expect::Discard, DISCARD);
-            if armed || options.resolver.is_some() {
+            if armed || plan.resolver.is_some() {
                 connection.set_marker_written(None);
             }
         }
-        if options.resolver.is_some() {
-            self.arm_marker(connection, options)?;
+        if plan.resolver.is_some() {
+            self.arm_marker(connection, plan)?;
         } else if armed
             && !multi
             && !watching
-            && (options.immediate || !trusted || options.lock_check.is_some())
+            && (plan.immediate || !trusted || plan.lock_check.is_some())
         {
             self.push(UNWATCH_NAME, Expect::Unwatch, UNWATCH);
         }
         if !watching {
-            self.check_idempotency_key(options);
-            self.check_lock(options);
+            self.check_idempotency_key(plan);
+            self.check_lock(plan);
         }
         if asks_for_waitaof {
             self.push_step("COMMAND INFO", Expect::Plain, StepKind::CommandInfo)
                 .extend_from_slice(WAITAOF_INFO);
         }
         // ASKING for a migrating slot must come right before MULTI.
-        if !trusted || options.immediate || self.needs_asking || !self.is_empty() {
+        if !trusted || plan.immediate || self.needs_asking || !self.is_empty() {
             self.push("MULTI", Expect::Multi, MULTI);
         }
         Ok(())
@@ -289,18 +307,17 @@ impl Preflight {
     fn arm_marker(
         &mut self,
         connection: &mut Connection,
-        options: &CommitOptions,
+        plan: &CommitPlan,
     ) -> Result<(), ConnectionError> {
         let state = connection.state();
-        if options.resolver.is_none() {
+        if plan.resolver.is_none() {
             if state.watches_marker() {
                 self.push(UNWATCH_NAME, Expect::Unwatch, UNWATCH);
             }
             return Ok(());
         }
-        let tag = options.cluster.tag();
         let settings = Arc::clone(&self.settings);
-        if connection.is_armed_for(settings.register_ttl / 2, tag) {
+        if connection.is_armed_for(settings.register_ttl / 2, self.tag) {
             return Ok(());
         }
         let discards = self.steps.iter().any(|step| step.expect == Expect::Discard);
@@ -316,7 +333,7 @@ impl Preflight {
             true => connection.new_marker(&settings.prefix)?,
             false => connection.marker(&settings.prefix)?,
         };
-        marker.set_tag(tag);
+        marker.set_tag(self.tag);
         marker.advance();
         marker.set(
             self.push_step(MARKER_SET, Expect::Plain, StepKind::MarkerWritten),
@@ -328,18 +345,17 @@ impl Preflight {
     }
 
     /// Watches the transaction's idempotency key and reads whether it exists.
-    fn check_idempotency_key(&mut self, options: &CommitOptions) {
-        let Some(key) = &options.idempotency_key else { return };
-        let tag = options.cluster.tag();
-        let watch = "WATCH of the idempotency key";
+    fn check_idempotency_key(&mut self, plan: &CommitPlan) {
+        let Some(key) = &plan.idempotency_key else { return };
+        let (tag, watch) = (self.tag, "WATCH of the idempotency key");
         key.watch(self.push_step(watch, Expect::Watch, StepKind::Nothing), tag);
         let exists = "EXISTS of the idempotency key";
         key.exists(self.push_step(exists, Expect::Plain, StepKind::KeyExists), tag);
     }
 
     /// Watches the lock and reads whether it is held.
-    fn check_lock(&mut self, options: &CommitOptions) {
-        let Some(LockCheck { lock, .. }) = &options.lock_check else { return };
+    fn check_lock(&mut self, plan: &CommitPlan) {
+        let Some(LockCheck { lock, .. }) = &plan.lock_check else { return };
         lock.watch(self.push_step("WATCH of the lock", Expect::Watch, StepKind::Nothing));
         self.push_step("TIME", Expect::Plain, StepKind::Time).extend_from_slice(ownership::TIME);
         lock.score(self.push_step(LOCK_SCORE, Expect::Plain, StepKind::LockScore));

@@ -1,7 +1,7 @@
 //! One write that ends with EXEC and the commands after it, and its replies. No reply is left
 //! unread on a connection that is kept.
 
-use crate::commit::options::CommitOptions;
+use crate::commit::plan::CommitPlan;
 use crate::connection::connection::Connection;
 use crate::connection::deadline::Deadline;
 use crate::error::connection::ConnectionError;
@@ -29,21 +29,21 @@ pub(crate) struct Exchanged {
 pub(crate) fn exchange(
     connection: &mut Connection,
     queue: &mut CommandQueue,
-    options: &CommitOptions,
+    plan: &CommitPlan,
     settings: &Settings,
     needs_asking: bool,
 ) -> Result<Exchanged, ConnectionError> {
     // Commands that are queued after the user's, and commands after EXEC.
     let (mut internal, mut internal_commands, mut after_exec) = (Vec::new(), 0, Vec::new());
-    if let Some(exists) = &options.cluster.exists {
+    if let Some(exists) = &plan.exists {
         internal.extend_from_slice(exists);
         internal_commands += 1;
     }
-    let exactly_once = options.resolver.is_some();
+    let exactly_once = plan.resolver.is_some();
     if exactly_once {
         let marker = connection.marker(&settings.prefix)?;
         marker.advance();
-        if let Some(key) = &options.idempotency_key {
+        if let Some(key) = &plan.idempotency_key {
             key.set(&mut internal, marker);
             internal_commands += 1;
         }
@@ -54,7 +54,7 @@ pub(crate) fn exchange(
         }
         marker.watch(&mut after_exec);
     }
-    if let Some(durability) = &options.durability {
+    if let Some(durability) = &plan.durability {
         durability.write(&mut after_exec);
     }
     let state = connection.state();
@@ -72,10 +72,10 @@ pub(crate) fn exchange(
         (Expect::Exec, 1),
         (Expect::Plain, u32::from(exactly_once && needs_asking)),
         (Expect::WatchMarker, u32::from(exactly_once)),
-        (Expect::Plain, u32::from(options.durability.is_some())),
+        (Expect::Plain, u32::from(plan.durability.is_some())),
     ];
     let replication_wait =
-        options.durability.map(|durability| durability.timeout()).unwrap_or_default();
+        plan.durability.map(|durability| durability.timeout()).unwrap_or_default();
     let deadline = Deadline::after(settings.response_timeout + replication_wait);
     let mut collector = Collector::new(commands + internal_commands, commands - unsent);
     let mut acks = None;
@@ -87,7 +87,7 @@ pub(crate) fn exchange(
         Ok(()) => connection.receive_each(&expected, deadline, |expect, reply| match expect {
             Expect::Plain => {
                 let value = reply.into_value();
-                acks = options.durability.map(|wanted| wanted.acks(&value));
+                acks = plan.durability.map(|wanted| wanted.acks(&value));
             }
             _ => collector.take(expect, reply),
         }),

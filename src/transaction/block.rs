@@ -3,6 +3,7 @@
 use crate::protocol::queue::CommandQueue;
 use crate::transaction::commands::sealed::Queue;
 use crate::transaction::pending::Pending;
+use crate::transaction::pinned::Pinned;
 
 /// The queue of a [`run`](crate::Transactional::run) closure.
 ///
@@ -23,17 +24,9 @@ use crate::transaction::pending::Pending;
 /// ```
 #[derive(Debug)]
 pub struct Block {
-    pending: Pending,
-}
-
-impl Block {
-    pub(crate) fn new(pending: Pending) -> Self {
-        Self { pending }
-    }
-
-    pub(crate) fn into_pending(self) -> Pending {
-        self.pending
-    }
+    pub(crate) pending: Pending,
+    /// The scope that sends a chunk ahead; `None`: everything is queued until the commit.
+    pub(crate) pinned: Option<Pinned>,
 }
 
 impl Queue for Block {
@@ -42,6 +35,8 @@ impl Queue for Block {
     }
 
     fn queued(&mut self) {
-        self.pending.queued();
+        if let Some(pinned) = &mut self.pinned {
+            self.pending.queued(pinned);
+        }
     }
 }

@@ -11,6 +11,7 @@ use crate::reply::replies::Replies;
 use crate::transaction::commands::sealed::Queue;
 use crate::transaction::outcome::Outcome;
 use crate::transaction::pending::Pending;
+use crate::transaction::pinned::Pinned;
 
 mod sealed {
     pub trait Sealed {}
@@ -69,6 +70,7 @@ impl Mode for Watched {}
 #[must_use = "dropped without commit() the transaction is discarded"]
 pub struct Transaction<M: Mode = Plain> {
     pending: Pending,
+    pinned: Pinned,
     mode: PhantomData<fn() -> M>,
 }
 
@@ -80,7 +82,7 @@ impl Transaction<Plain> {
     /// applied, `PartlyApplied` that some commands were applied, `InDoubt` that the reply was lost.
     /// With [`Error::Checkout`] and [`Error::PinExpired`] nothing was applied.
     pub fn commit(mut self) -> Result<Replies, Error> {
-        match self.pending.commit()? {
+        match self.pending.commit(&mut self.pinned)? {
             Committed::Applied(replies) => Ok(self.pending.keep(replies)),
             // Without a watch there is no conflict: see `commit::outcome`.
             Committed::Conflict => Err(Error::RetriesExhausted { attempts: 1 }),
@@ -94,7 +96,7 @@ impl Transaction<Watched> {
     /// # Errors
     /// As [`Transaction::<Plain>::commit`]. A conflict is no error but an [`Outcome`].
     pub fn commit(mut self) -> Result<Outcome, Error> {
-        Ok(match self.pending.commit()? {
+        Ok(match self.pending.commit(&mut self.pinned)? {
             Committed::Applied(replies) => Outcome::Committed(self.pending.keep(replies)),
             Committed::Conflict => Outcome::Conflict,
         })
@@ -102,8 +104,8 @@ impl Transaction<Watched> {
 }
 
 impl<M: Mode> Transaction<M> {
-    pub(crate) fn new(pending: Pending) -> Self {
-        Self { pending, mode: PhantomData }
+    pub(crate) fn new(pending: Pending, pinned: Pinned) -> Self {
+        Self { pending, pinned, mode: PhantomData }
     }
 
     /// Discards the transaction as its drop does, and returns whether that succeeded.
@@ -112,7 +114,7 @@ impl<M: Mode> Transaction<M> {
     /// The error of DISCARD or UNWATCH; the connection was then replaced. Nothing was applied
     /// either way.
     pub fn discard(mut self) -> Result<(), Error> {
-        self.pending.discard()
+        self.pinned.discard()
     }
 
     /// Returns the failure that `commit` would already return: a refused command, a limit, or a
@@ -121,6 +123,7 @@ impl<M: Mode> Transaction<M> {
     /// # Errors
     /// That failure. After it, the transaction can only be discarded.
     pub fn check(&mut self) -> Result<(), Error> {
+        self.pinned.here()?;
         self.pending.failure().map_or(Ok(()), |failure| Err(failure.into()))
     }
 }
@@ -131,6 +134,6 @@ impl<M: Mode> Queue for Transaction<M> {
     }
 
     fn queued(&mut self) {
-        self.pending.queued();
+        self.pending.queued(&mut self.pinned);
     }
 }

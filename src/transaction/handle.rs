@@ -23,6 +23,7 @@ use crate::transaction::hot_keys::ContentionLimiter;
 use crate::transaction::keys::{IntoKeys, Keys};
 use crate::transaction::options::TransactionOptions;
 use crate::transaction::pending::Pending;
+use crate::transaction::pinned::Pinned;
 use crate::transaction::retry_loop;
 use crate::transaction::watch::Watch;
 
@@ -157,13 +158,17 @@ impl Transactional {
         slot: Option<u16>,
     ) -> Result<Transaction, Error> {
         self.router.here()?;
-        let commit_options = options.commit_options(&self.resolver, self.router.settings())?;
-        let mut pending = Pending::new(&self.router, owner, commit_options);
-        if let Some(slot) = slot {
-            pending.bind(slot)?;
+        let plan = options.commit_plan(&self.resolver, self.router.settings())?;
+        let mut binding = plan.binding(&self.router);
+        if let Some(other) = slot
+            && let Err(bound) = binding.bind(other)
+        {
+            return Err(Error::CrossSlot { command: "begin_at".to_owned(), bound, other });
         }
-        pending.begin()?;
-        Ok(Transaction::new(pending))
+        let mut pinned = Pinned::new(&self.router, owner, plan);
+        let mut pending = Pending::new(pinned.settings(), pinned.plan(), binding);
+        pending.begin(&mut pinned).inspect_err(|error| pinned.record_failure(error))?;
+        Ok(Transaction::new(pending, pinned))
     }
 
     /// Runs `closure`, commits the commands that it queued, and resolves the handles it returns
@@ -216,8 +221,9 @@ impl Transactional {
     ) -> Result<R::Output, E> {
         self.router.here().map_err(Error::from)?;
         let owner = owner(&self.options, Location::caller(), true);
-        let commit_options = self.options.commit_options(&self.resolver, self.router.settings())?;
-        retry_loop::run_block(&self.router, owner, commit_options, self.options.policy(), closure)
+        let plan = self.options.commit_plan(&self.resolver, self.router.settings())?;
+        let pinned = Pinned::new(&self.router, owner, plan);
+        retry_loop::run_block(&self.router, pinned, self.options.policy(), closure)
     }
 
     /// Read, decide, write: the writes are applied only if none of `keys` changed meanwhile.

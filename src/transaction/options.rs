@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::commit::lock_check::LockCheck;
-use crate::commit::options::{ClusterKeys, CommitOptions};
+use crate::commit::plan::CommitPlan;
 use crate::error::any::CommitError;
 use crate::error::any::Error;
 use crate::error::config::ConfigError;
@@ -245,12 +245,12 @@ impl TransactionOptions {
         self.name.clone()
     }
 
-    /// Returns the options of a commit.
-    pub(crate) fn commit_options(
+    /// Returns the plan of a commit that watches nothing of the caller's.
+    pub(crate) fn commit_plan(
         &self,
         resolver: &Arc<dyn ResolveCommit>,
         settings: &Settings,
-    ) -> Result<CommitOptions, Error> {
+    ) -> Result<CommitPlan, Error> {
         let idempotency_key = match &self.exactly_once {
             Some(ExactlyOnce::Keyed { key, .. }) if key.is_empty() => {
                 return Err(
@@ -272,20 +272,15 @@ impl TransactionOptions {
         if self.lock_check.as_ref().is_some_and(LockCheck::is_lost) {
             return Err(CommitError::LockLost.into());
         }
-        Ok(CommitOptions {
+        Ok(CommitPlan {
             lock_check: self.lock_check.as_ref().map(LockCheck::with_renewal_paused),
             immediate: self.begin == Some(Begin::Immediate),
             resolver: self.exactly_once.as_ref().map(|_| Arc::clone(resolver)),
             idempotency_key,
             durability: self.durability,
             grouped: self.grouped == Some(true),
-            cluster: ClusterKeys::default(),
+            ..CommitPlan::default()
         })
-    }
-
-    /// In a cluster: the slot of the lock that fences the transaction.
-    pub(crate) fn lock_slot(&self) -> Option<u16> {
-        self.lock_check.as_ref().map(|lock_check| lock_check.lock.slot())
     }
 
     pub(crate) fn takes_turns(&self) -> bool {

@@ -10,15 +10,17 @@ use tracing::level_filters::LevelFilter;
 use tracing::{Level, Span};
 
 use crate::commit::cleanup;
-use crate::error::any::Error;
+use crate::commit::plan::CommitPlan;
+use crate::error::any::{CommitError, Error};
 use crate::error::checkout::CheckoutError;
 use crate::error::pin_expired::PinExpired;
 use crate::pool::checkout::Checkout;
 use crate::pool::router::{Router, WeakRouter};
 use crate::pool::scopes::{PinnedConnection, ScopeOrigin};
 use crate::protocol::cluster::route::Route;
-use crate::protocol::cluster::slot::SlotBinding;
 use crate::settings::settings::Settings;
+use crate::transaction::redirects;
+use crate::transaction::redirects::NextRoute;
 
 /// The span of one transaction, with OpenTelemetry's names for database clients. Fields without a
 /// value are recorded when the transaction ends.
@@ -49,14 +51,13 @@ pub(crate) fn transaction_span(router: &Router, owner: &ScopeOrigin) -> Span {
 #[derive(Debug)]
 pub(crate) struct Pinned {
     router: WeakRouter,
+    /// The route of the pinned connection, or of the next one.
     route: Route,
-    is_cluster: bool,
     settings: Arc<Settings>,
     owner: ScopeOrigin,
+    plan: CommitPlan,
     pin: Option<PinnedConnection>,
     span: Span,
-    /// `None`: each call has a `checkout_timeout` of its own.
-    fixed_deadline: Option<Instant>,
 }
 
 impl Drop for Pinned {
@@ -66,41 +67,28 @@ impl Drop for Pinned {
             std::mem::forget(self.pin.take());
             return;
         }
-        if let Err(error) = self.discard() {
-            let _in = self.span.enter();
-            tracing::debug!(error = %format_args!("{error:#}"), begun_at = %self.owner.place, "cleaning failed, connection replaced");
+        if self.is_pinned() {
+            self.span.record("rediscope.outcome", "discarded");
         }
+        self.release_or_log();
     }
 }
 
 impl Pinned {
     /// Creates a scope that holds no connection until [`pin`](Self::pin).
-    pub(crate) fn new(router: &Router, owner: ScopeOrigin) -> Self {
-        Self::within(transaction_span(router, &owner), router, owner)
+    pub(crate) fn new(router: &Router, owner: ScopeOrigin, plan: CommitPlan) -> Self {
+        Self::within(transaction_span(router, &owner), router, owner, plan)
     }
 
     /// As [`new`](Self::new), for another attempt at the transaction of `span`.
-    pub(crate) fn within(span: Span, router: &Router, owner: ScopeOrigin) -> Self {
-        let (settings, is_cluster) = (Arc::clone(router.settings()), router.is_cluster());
-        let (router, route) = (router.weak(), Route::default());
-        let (pin, fixed_deadline) = (None, None);
-        Self { router, route, is_cluster, settings, owner, pin, span, fixed_deadline }
-    }
-
-    /// Returns the slot that the scope's keys are bound to.
-    pub(crate) fn binding(&self) -> SlotBinding {
-        match self.route.slot {
-            _ if !self.is_cluster => SlotBinding::None,
-            Some(slot) => SlotBinding::Slot(slot),
-            None => SlotBinding::Pending,
-        }
-    }
-
-    /// Binds the scope to this slot.
-    pub(crate) fn set_slot(&mut self, slot: Option<u16>) {
-        if self.route.slot != slot {
-            self.route = Route::to(slot);
-        }
+    pub(crate) fn within(
+        span: Span,
+        router: &Router,
+        owner: ScopeOrigin,
+        plan: CommitPlan,
+    ) -> Self {
+        let (settings, route) = (Arc::clone(router.settings()), Route::default());
+        Self { router: router.weak(), route, settings, owner, plan, pin: None, span }
     }
 
     /// Sets the route of the scope's next connection.
@@ -112,9 +100,20 @@ impl Pinned {
         &self.route
     }
 
-    /// Returns whether the route of a connection for the scope is known.
-    pub(crate) fn has_slot(&self) -> bool {
-        self.binding() != SlotBinding::Pending
+    /// Sets the slot of the scope's next connection. A route of this slot stays.
+    pub(crate) fn set_slot(&mut self, slot: Option<u16>) {
+        if self.route.slot != slot {
+            self.route = Route::to(slot);
+        }
+    }
+
+    pub(crate) fn plan(&self) -> &CommitPlan {
+        &self.plan
+    }
+
+    /// Returns the next step after a server rejected the slot; `None`: there is none.
+    pub(crate) fn redirect_for(&self, error: &CommitError, deadline: Instant) -> Option<NextRoute> {
+        redirects::redirect_for(&self.router.get()?, &self.route, error, deadline)
     }
 
     pub(crate) fn owner(&self) -> &ScopeOrigin {
@@ -132,12 +131,7 @@ impl Pinned {
 
     /// Returns the checkout deadline of a call that begins now.
     pub(crate) fn checkout_deadline(&self) -> Instant {
-        self.fixed_deadline.unwrap_or_else(|| Instant::now() + self.settings.checkout_timeout)
-    }
-
-    /// Sets the checkout deadline of all later calls. `None`: each call has its own again.
-    pub(crate) fn set_checkout_deadline(&mut self, deadline: Option<Instant>) {
-        self.fixed_deadline = deadline;
+        Instant::now() + self.settings.checkout_timeout
     }
 
     /// Records in the span why the transaction did not begin.
@@ -163,11 +157,16 @@ impl Pinned {
         self.settings.here()
     }
 
-    /// Takes a connection, if the scope has none.
-    pub(crate) fn pin(&mut self, deadline: Instant) -> Result<(), CheckoutError> {
+    /// Takes a connection to the node of the slot, if the scope has none.
+    pub(crate) fn pin(
+        &mut self,
+        slot: Option<u16>,
+        deadline: Instant,
+    ) -> Result<(), CheckoutError> {
         self.here()?;
         if self.pin.is_none() {
             let router = self.router.get().ok_or(CheckoutError::Closed)?;
+            self.set_slot(slot);
             self.pin = Some(router.pin(&self.route, &self.owner, deadline)?);
         }
         Ok(())
@@ -201,11 +200,11 @@ impl Pinned {
     /// Runs a call on the pinned connection.
     pub(crate) fn call<E: From<PinExpired> + From<CheckoutError>, R>(
         &mut self,
-        call: impl FnOnce(&mut Checkout) -> Result<R, E>,
+        call: impl FnOnce(&mut Checkout, &CommitPlan) -> Result<R, E>,
     ) -> Result<R, E> {
         self.here()?;
         match &self.pin {
-            Some(pin) => pin.with(call)?,
+            Some(pin) => pin.with(|checkout| call(checkout, &self.plan))?,
             None => Err(CheckoutError::Closed.into()),
         }
     }
@@ -214,18 +213,13 @@ impl Pinned {
     /// returns.
     pub(crate) fn finish<E: From<PinExpired> + From<CheckoutError>, R>(
         &mut self,
-        last: impl FnOnce(&mut Checkout) -> Result<R, E>,
+        last: impl FnOnce(&mut Checkout, &CommitPlan) -> Result<R, E>,
     ) -> Result<R, E> {
         self.here()?;
         let Some(pin) = self.pin.take() else { return Err(CheckoutError::Closed.into()) };
-        let place = self.owner.place;
         pin.end(|checkout| {
-            let result = last(checkout);
-            if let Err(error) = cleanup::clean(checkout) {
-                checkout.log_later(Level::DEBUG, move || {
-                    tracing::debug!(error = %format_args!("{error:#}"), begun_at = %place, "cleaning failed, connection replaced");
-                });
-            }
+            let result = last(checkout, &self.plan);
+            cleanup::clean_or_log(checkout, Some(self.owner.place));
             result
         })?
     }
@@ -247,7 +241,15 @@ impl Pinned {
         })?
     }
 
-    /// The same, if the transaction ends by this.
+    /// The same; the error of the cleanup is logged.
+    pub(crate) fn release_or_log(&mut self) {
+        if let Err(error) = self.release() {
+            let _in = self.span.enter();
+            tracing::debug!(error = %format_args!("{error:#}"), begun_at = %self.owner.place, "cleaning failed, connection replaced");
+        }
+    }
+
+    /// As [`release`](Self::release), if the transaction ends by this.
     ///
     /// # Errors
     /// As [`release`](Self::release).

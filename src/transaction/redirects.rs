@@ -3,12 +3,24 @@
 use std::time::{Duration, Instant};
 
 use crate::connection::deadline;
-use crate::error::any::CommitError;
-use crate::error::any::Error;
+use crate::error::any::{CommitError, Error};
 use crate::pool::redirect_pause;
 use crate::pool::router::Router;
 use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route};
 use crate::settings::settings::Settings;
+
+/// The next step of a rejected transaction.
+pub(crate) struct NextRoute {
+    pub(crate) redirect: Redirect,
+    /// Whether no connection was available.
+    pub(crate) unreachable: bool,
+}
+
+impl NextRoute {
+    pub(crate) fn rejected(redirect: Redirect) -> Self {
+        Self { redirect, unreachable: false }
+    }
+}
 
 /// Returns the next step after a server rejected a transaction whose slot it does not serve.
 ///
@@ -18,9 +30,11 @@ pub(crate) fn redirect_for(
     route: &Route,
     error: &CommitError,
     deadline: Instant,
-) -> Option<Redirect> {
+) -> Option<NextRoute> {
     match error {
-        CommitError::Rejected { code, message, .. } => router.redirect_for(route, code, message),
+        CommitError::Rejected { code, message, .. } => {
+            router.redirect_for(route, code, message).map(NextRoute::rejected)
+        }
         CommitError::NotSent { source } => redirect_after(router, route, source, deadline),
         _ => None,
     }
@@ -31,18 +45,18 @@ pub(crate) fn redirect_after(
     route: &Route,
     error: &Error,
     deadline: Instant,
-) -> Option<Redirect> {
+) -> Option<NextRoute> {
     match error {
-        Error::Command { error, .. } => router.redirect_for(route, error.code(), error.message()),
-        Error::Checkout(error) => router.on_unreachable(route, error, deadline),
+        Error::Command { error, .. } => {
+            router.redirect_for(route, error.code(), error.message()).map(NextRoute::rejected)
+        }
+        Error::Checkout(error) => {
+            let redirect = router.on_unreachable(route, error, deadline)?;
+            Some(NextRoute { redirect, unreachable: true })
+        }
         Error::Commit(error) => redirect_for(router, route, error, deadline),
         _ => None,
     }
-}
-
-/// Returns whether no connection was available.
-pub(crate) fn is_checkout(error: &CommitError) -> bool {
-    matches!(error, CommitError::NotSent { source } if matches!(**source, Error::Checkout(_)))
 }
 
 /// Time for which a block waits for a connection and for a cluster that is changing. It is one
@@ -65,22 +79,24 @@ impl CheckoutBudget {
         Self { limit, min_after_redirect, deadline: deadline::after(limit), budget: None }
     }
 
-    /// Waits for as long as the redirect needs. Returns false if no time is left.
+    /// Waits for as long as the redirect needs, and returns its route. `None`: there is no redirect,
+    /// or no time is left.
     ///
     /// The time until a server redirected the block does not count as a wait for a node.
-    pub(crate) fn try_redirect(&mut self, redirect: &Redirect, node_unreachable: bool) -> bool {
+    pub(crate) fn follow(&mut self, next: Option<NextRoute>) -> Option<Route> {
+        let NextRoute { redirect, unreachable } = next?;
         let (limit, deadline) = (self.limit, self.deadline);
         let budget = self.budget.get_or_insert_with(|| {
-            RedirectBudget::until(if node_unreachable { deadline } else { deadline::after(limit) })
+            RedirectBudget::until(if unreachable { deadline } else { deadline::after(limit) })
         });
-        if !redirect_pause::try_next(budget, redirect) {
-            return false;
+        if !redirect_pause::try_next(budget, &redirect) {
+            return None;
         }
-        self.deadline = match node_unreachable {
+        self.deadline = match unreachable {
             true => budget.deadline(),
             false => budget.deadline().max(deadline::after(self.min_after_redirect)),
         };
-        true
+        Some(redirect.route())
     }
 
     pub(crate) fn restart(&mut self) {

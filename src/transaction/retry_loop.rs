@@ -5,25 +5,27 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::commit::options::CommitOptions;
+use tracing::Span;
+
 use crate::commit::outcome::Committed;
+use crate::commit::plan::CommitPlan;
 use crate::connection::deadline;
-use crate::error::any::CommitError;
-use crate::error::any::Error;
+use crate::error::any::{CommitError, Error};
+use crate::error::checkout::CheckoutError;
 use crate::error::in_doubt::Resolution;
 use crate::pool::router::Router;
 use crate::pool::scopes::ScopeOrigin;
 use crate::protocol::cluster::route::{Redirect, Route};
+use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::retry::{Attempts, RetryPolicy};
-use crate::reply::replies::Replies;
 use crate::reply::resolve::Resolve;
 use crate::transaction::block::Block;
 use crate::transaction::hot_keys::{ContentionLimiter, Turn};
 use crate::transaction::keys::Keys;
 use crate::transaction::pending::Pending;
 use crate::transaction::pinned::{Pinned, transaction_span};
-use crate::transaction::redirects::{CheckoutBudget, is_checkout, redirect_after};
+use crate::transaction::redirects::{CheckoutBudget, NextRoute, redirect_after};
 use crate::transaction::watch_scope::Watching;
 use crate::transaction::watched_reads::WatchReads;
 
@@ -31,67 +33,103 @@ use crate::transaction::watched_reads::WatchReads;
 /// another process.
 const MAX_IMMEDIATE_RETRIES: u32 = 8;
 
+/// The limits of one run: its attempts, and its time for connections.
+struct RunLimits<'r> {
+    router: &'r Router,
+    policy: RetryPolicy,
+    /// `None` before the first attempt that counts.
+    attempts: Option<Attempts>,
+    checkout: CheckoutBudget,
+    span: Span,
+}
+
+impl RunLimits<'_> {
+    fn new(router: &Router, policy: RetryPolicy, span: Span) -> RunLimits<'_> {
+        let checkout = CheckoutBudget::new(router.settings());
+        RunLimits { router, policy, attempts: None, checkout, span }
+    }
+
+    fn attempts(&mut self) -> &mut Attempts {
+        self.attempts.get_or_insert_with(|| self.policy.begin(Instant::now()))
+    }
+
+    /// Sleeps until the next attempt. Returns false if the policy allows none.
+    fn retry(&mut self, why: &str, immediately: bool) -> bool {
+        let attempts = self.attempts();
+        let Some(wait) = attempts.next(Instant::now()) else { return false };
+        let (wait, attempt) = (if immediately { Duration::ZERO } else { wait }, attempts.number());
+        self.router.counters().retries.add();
+        self.span.in_scope(|| tracing::debug!(attempt, ?wait, why, "retry"));
+        if wait > Duration::ZERO {
+            std::thread::sleep(wait);
+        }
+        self.checkout.restart();
+        true
+    }
+}
+
 /// Runs a block once and commits it. Bytes that were not sent are sent again.
 pub(crate) fn run_block<R: Resolve, E: From<Error>>(
     router: &Router,
-    owner: ScopeOrigin,
-    commit_options: CommitOptions,
+    pinned: Pinned,
     policy: RetryPolicy,
     closure: impl FnOnce(&mut Block) -> Result<R, E>,
 ) -> Result<R::Output, E> {
-    let mut block = Block::new(Pending::new(router, owner, commit_options));
+    let pending = Pending::new(router.settings(), pinned.plan(), pinned.plan().binding(router));
+    let mut block = Block { pending, pinned: Some(pinned) };
     let handles = closure(&mut block)?;
     // The closure may have forked.
     router.here().map_err(Error::from)?;
-    let mut pending = block.into_pending();
-    pending.closure_returned();
-    let replies = commit_with_retries(router, &mut pending, policy)?;
-    handles.resolve(&replies).map_err(|error| pending.named(error).into())
-}
-
-fn commit_with_retries(
-    router: &Router,
-    pending: &mut Pending,
-    policy: RetryPolicy,
-) -> Result<Replies, Error> {
-    let (mut attempts, mut budget) = (None, CheckoutBudget::new(router.settings()));
+    let Block { mut pending, pinned } = block;
+    let mut pinned = pinned.ok_or(Error::from(CheckoutError::Closed))?;
+    pinned.closure_returned();
+    let mut limits = RunLimits::new(router, policy, pinned.span().clone());
     loop {
-        pending.set_checkout_deadline(budget.deadline);
-        let committed = resolve_in_doubt(pending.attempt(), pending);
+        let deadline = limits.checkout.deadline;
+        let committed = pending.attempt(&mut pinned, deadline);
+        let committed = resolve_in_doubt(committed, &pending, pinned.plan());
         if let Err(error) = &committed
             && pending.can_resend()
-            && let Some(redirect) = pending.redirect_for(error)
-            && budget.try_redirect(&redirect, is_checkout(error))
         {
-            pending.set_route(redirect);
-            continue;
-        }
-        if committed.as_ref().is_err_and(|error| is_repeatable(error, router))
-            && pending.can_resend()
-        {
-            let attempts = attempts.get_or_insert_with(|| policy.begin(Instant::now()));
-            if backoff(router, attempts, pending.span(), "not sent", false) {
-                budget.restart();
+            if let Some(route) = limits.checkout.follow(pinned.redirect_for(error, deadline)) {
+                pinned.set_route(route);
+                continue;
+            }
+            if is_repeatable(error, router) && limits.retry("not sent", false) {
                 continue;
             }
         }
-        pending.record(&committed);
-        return match committed {
-            Ok(Committed::Applied(replies)) => Ok(replies),
-            Ok(Committed::Conflict) => Err(Error::RetriesExhausted { attempts: 1 }),
-            Err(error) => Err(error.into()),
-        };
+        pending.record(&pinned, &committed);
+        return resolved(committed, handles, &pending, 1);
     }
+}
+
+/// Returns the values of a transaction that was applied.
+fn resolved<R: Resolve, E: From<Error>>(
+    committed: Result<Committed, CommitError>,
+    handles: R,
+    pending: &Pending,
+    attempts: u32,
+) -> Result<R::Output, E> {
+    let error = match committed {
+        Ok(Committed::Applied(replies)) => match handles.resolve(&replies) {
+            Ok(values) => return Ok(values),
+            Err(error) => pending.named(error),
+        },
+        Ok(Committed::Conflict) => Error::RetriesExhausted { attempts },
+        Err(error) => error.into(),
+    };
+    Err(error.into())
 }
 
 /// The parts of a watching run.
 pub(crate) struct WatchRun<'w> {
     pub(crate) owner: ScopeOrigin,
-    pub(crate) commit_options: CommitOptions,
+    pub(crate) plan: CommitPlan,
     pub(crate) policy: RetryPolicy,
     pub(crate) keys: Option<&'w Keys>,
-    /// In a cluster: the slot of the keys.
-    pub(crate) slot: Option<u16>,
+    /// The slot of the keys.
+    pub(crate) binding: SlotBinding,
     pub(crate) reads: &'w Arc<WatchReads>,
     /// `None`: all blocks attempt at once.
     pub(crate) limiter: Option<&'w ContentionLimiter>,
@@ -103,46 +141,35 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
     run: &WatchRun<'_>,
     mut closure: impl FnMut(&mut Watching, &mut Block) -> Result<R, E>,
 ) -> Result<R::Output, E> {
-    let WatchRun { owner, commit_options, policy, .. } = run;
-    let (keys, reads, limiter) = (run.keys, run.reads, run.limiter);
-    let span = transaction_span(router, owner);
-    let unpinned = || Pinned::within(span.clone(), router, owner.clone());
-    let mut route = Route::to(run.slot);
-    let mut attempts = policy.begin(Instant::now());
+    let WatchRun { owner, plan, policy, keys, binding, reads, limiter } = run;
+    let watch = keys.map(Keys::watch);
+    let mut route = Route::to(binding.slot());
+    let mut limits = RunLimits::new(router, *policy, transaction_span(router, owner));
+    let wait_until = limits.attempts().deadline();
     // The permit comes before the connection, so that a waiting block holds no connection.
     let mut turn =
-        limiter.zip(keys).map(|(limiter, keys)| limiter.enter(keys.buckets(), attempts.deadline()));
-    let mut budget = CheckoutBudget::new(router.settings());
+        limiter.zip(*keys).map(|(limiter, keys)| limiter.enter(keys.buckets(), wait_until));
     loop {
-        let watch = keys.map(Keys::watch);
-        let mut reading = unpinned();
-        reading.set_route(route.clone());
-        reading.set_checkout_deadline(Some(budget.deadline));
-        let begun =
-            Watching::begin(reading, watch, commit_options.clone(), reads, attempts.number());
-        let mut watching = match begun {
+        let (attempt, deadline) = (limits.attempts().number(), limits.checkout.deadline);
+        let mut pinned = Pinned::within(limits.span.clone(), router, owner.clone(), plan.clone());
+        pinned.set_route(route.clone());
+        let mut watching = match Watching::begin(pinned, watch, *binding, reads, attempt, deadline)
+        {
             Ok(watching) => watching,
-            Err(error) => match redirect_after(router, &route, &error, budget.deadline) {
-                Some(redirect)
-                    if budget.try_redirect(&redirect, matches!(error, Error::Checkout(_))) =>
-                {
-                    route = redirect.route();
-                    continue;
-                }
-                _ => return Err(error.into()),
-            },
+            Err(error) => {
+                let next = redirect_after(router, &route, &error, deadline);
+                route = limits.checkout.follow(next).ok_or(error)?;
+                continue;
+            }
         };
         // A failed condition is no conflict with another block.
         if let Some(turn) = &mut turn {
             turn.attempted();
         }
-        let mut writing = unpinned();
-        writing.set_slot(watching.binding().slot());
-        let pending = Pending::on(writing, commit_options.clone(), watch.is_some());
-        let mut block = Block::new(pending.without_flushing());
+        let mut block = watching.block();
         let runs = router.is_cluster().then(Instant::now);
         let result = closure(&mut watching, &mut block);
-        budget.extend(runs.map(|runs| runs.elapsed()));
+        limits.checkout.extend(runs.map(|runs| runs.elapsed()));
         // The closure may have forked.
         router.here().map_err(Error::from)?;
         let connection_lost = watching.is_connection_lost();
@@ -151,37 +178,31 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
             Ok(handles) => handles,
             Err(error) => {
                 drop(watching);
-                // Nor is an error that the closure made from a redirect.
-                if let Some(redirect) =
-                    redirect.filter(|redirect| budget.try_redirect(redirect, false))
-                {
-                    route = redirect.route();
+                // An error that the closure made from a redirect is not its own result.
+                if let Some(next) = limits.checkout.follow(redirect.map(NextRoute::rejected)) {
+                    route = next;
                     continue;
                 }
-                // An error that the closure made from a lost connection is not its own result.
-                if connection_lost
-                    && backoff(router, &mut attempts, &span, "connection lost", false)
-                {
-                    budget.restart();
+                // Nor is one that it made from a lost connection.
+                if connection_lost && limits.retry("connection lost", false) {
                     continue;
                 }
                 return Err(error);
             }
         };
-        let mut pending = block.into_pending();
-        pending.set_pinned(watching.into_pinned());
-        pending.closure_returned();
-        pending.set_checkout_deadline(match pending.is_pinned() {
-            true => deadline::after(budget.limit),
-            false => budget.deadline,
-        });
-        let committed = resolve_in_doubt(pending.attempt(), &pending);
-        if let Err(error) = &committed
-            && let Some(redirect) =
-                pending.redirect_for(error).map(|redirect| without_ask(redirect, watch.is_some()))
-            && budget.try_redirect(&redirect, is_checkout(error))
-        {
-            route = redirect.route();
+        let mut pending = block.pending;
+        let (mut pinned, bound) = watching.into_pinned();
+        pending.bind(bound);
+        pinned.closure_returned();
+        let deadline = match pinned.is_pinned() {
+            true => deadline::after(limits.checkout.limit),
+            false => limits.checkout.deadline,
+        };
+        let committed = resolve_in_doubt(pending.attempt(&mut pinned, deadline), &pending, plan);
+        let next = committed.as_ref().err().and_then(|error| pinned.redirect_for(error, deadline));
+        let next = next.map(|next| if plan.watched { next } else { without_ask(next) });
+        if let Some(next) = limits.checkout.follow(next) {
+            route = next;
             continue;
         }
         let why = match &committed {
@@ -192,24 +213,15 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
         // If few blocks are admitted at a time, a backoff would only delay the next one.
         let queued = turn.as_ref().is_some_and(Turn::queued)
             && matches!(committed, Ok(Committed::Conflict))
-            && attempts.number() <= MAX_IMMEDIATE_RETRIES;
-        if why.is_some_and(|why| backoff(router, &mut attempts, &span, why, queued)) {
-            budget.restart();
+            && attempt <= MAX_IMMEDIATE_RETRIES;
+        if why.is_some_and(|why| limits.retry(why, queued)) {
             continue;
         }
-        pending.record(&committed);
-        return match committed {
-            Ok(Committed::Applied(replies)) => {
-                if let Some(turn) = &turn {
-                    turn.committed();
-                }
-                handles.resolve(&replies).map_err(|error| pending.named(error).into())
-            }
-            Ok(Committed::Conflict) => {
-                Err(Error::RetriesExhausted { attempts: attempts.number() }.into())
-            }
-            Err(error) => Err(E::from(error.into())),
-        };
+        pending.record(&pinned, &committed);
+        if let (Ok(Committed::Applied(_)), Some(turn)) = (&committed, &turn) {
+            turn.committed();
+        }
+        return resolved(committed, handles, &pending, attempt);
     }
 }
 
@@ -218,6 +230,7 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
 fn resolve_in_doubt(
     committed: Result<Committed, CommitError>,
     pending: &Pending,
+    plan: &CommitPlan,
 ) -> Result<Committed, CommitError> {
     let Err(CommitError::InDoubt(doubt)) = &committed else { return committed };
     if doubt.token().is_none() {
@@ -226,7 +239,7 @@ fn resolve_in_doubt(
     match doubt.resolve() {
         // The commit may have been applied without one of its commands.
         Resolution::Committed if doubt.is_incomplete() => committed,
-        Resolution::Committed => match pending.options().durability {
+        Resolution::Committed => match plan.durability {
             None => Ok(Committed::Applied(pending.lost_replies())),
             Some(durability) => Err(CommitError::NotReplicated {
                 wanted: durability.wanted(),
@@ -254,29 +267,11 @@ fn is_repeatable(error: &CommitError, router: &Router) -> bool {
 
 /// Replaces an ASK redirect for a scope that reads without a watch. Some keys may not have arrived
 /// at the new node yet, so the block waits until the slot has arrived.
-fn without_ask(redirect: Redirect, watches: bool) -> Redirect {
-    match redirect {
-        Redirect::Immediately(route) if route.ask && !watches => {
-            Redirect::AfterDelay(Route::to(route.slot))
+fn without_ask(next: NextRoute) -> NextRoute {
+    match next.redirect {
+        Redirect::Immediately(route) if route.ask => {
+            NextRoute::rejected(Redirect::AfterDelay(Route::to(route.slot)))
         }
-        redirect => redirect,
+        redirect => NextRoute { redirect, ..next },
     }
-}
-
-/// Sleeps until the next attempt. Returns false if the policy allows none.
-fn backoff(
-    router: &Router,
-    attempts: &mut Attempts,
-    span: &tracing::Span,
-    why: &str,
-    immediately: bool,
-) -> bool {
-    let Some(wait) = attempts.next(Instant::now()) else { return false };
-    let wait = if immediately { Duration::ZERO } else { wait };
-    router.counters().retries.add();
-    span.in_scope(|| tracing::debug!(attempt = attempts.number(), ?wait, why, "retry"));
-    if wait > Duration::ZERO {
-        std::thread::sleep(wait);
-    }
-    true
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use redis::{Cmd, FromRedisValue};
 
-use crate::commit::options::CommitOptions;
+use crate::commit::plan::CommitPlan;
 use crate::error::any::Error;
 use crate::error::hint::WithError;
 use crate::error::in_doubt::ResolveCommit;
@@ -122,9 +122,11 @@ impl Watch {
         self.router.here()?;
         let owner = self.owner(Location::caller(), false);
         let watch = self.checked_keys()?.map(Keys::watch);
-        let mut pinned = Pinned::new(&self.router, owner);
-        pinned.set_slot(self.slot()?);
-        Watching::begin(pinned, watch, self.commit_options()?, &self.reads, 1)
+        let plan = self.commit_plan()?;
+        let binding = self.binding(&plan)?;
+        let pinned = Pinned::new(&self.router, owner, plan);
+        let deadline = pinned.checkout_deadline();
+        Watching::begin(pinned, watch, binding, &self.reads, 1, deadline)
     }
 
     /// Runs `closure` and commits the commands that it queued.
@@ -169,15 +171,10 @@ impl Watch {
         let owner = self.owner(Location::caller(), true);
         let keys = self.checked_keys()?;
         let limiter = self.options.takes_turns().then_some(&*self.limiter);
-        let run = WatchRun {
-            owner,
-            commit_options: self.commit_options()?,
-            policy: self.options.policy(),
-            keys,
-            slot: self.slot()?,
-            reads: &self.reads,
-            limiter,
-        };
+        let plan = self.commit_plan()?;
+        let binding = self.binding(&plan)?;
+        let (policy, reads) = (self.options.policy(), &self.reads);
+        let run = WatchRun { owner, plan, policy, keys, binding, reads, limiter };
         retry_loop::run_watch(&self.router, &run, closure)
     }
 
@@ -188,24 +185,19 @@ impl Watch {
         }
     }
 
-    fn commit_options(&self) -> Result<CommitOptions, Error> {
-        let mut commit_options =
-            self.options.commit_options(&self.resolver, self.router.settings())?;
-        if self.router.is_cluster() {
-            commit_options.cluster.exists = self.keys.as_ref().map(Keys::exists);
-        }
-        Ok(commit_options)
+    fn commit_plan(&self) -> Result<CommitPlan, Error> {
+        let plan = self.options.commit_plan(&self.resolver, self.router.settings())?;
+        let keys = self.keys.as_ref();
+        let exists = keys.filter(|_| self.router.is_cluster()).map(Keys::exists);
+        Ok(CommitPlan { watched: keys.is_some(), exists, ..plan })
     }
 
-    /// In a cluster: the slot of the keys, and of the lock that fences the handle.
-    fn slot(&self) -> Result<Option<u16>, Error> {
-        let mut binding = self.router.binding();
-        if let (SlotBinding::Pending, Some(lock)) = (binding, self.options.lock_slot()) {
-            binding = SlotBinding::Slot(lock);
-        }
+    /// Returns the slot of the keys, and of the lock that fences the handle.
+    fn binding(&self, plan: &CommitPlan) -> Result<SlotBinding, Error> {
+        let mut binding = plan.binding(&self.router);
         keys::bind(&mut binding, self.keys.as_ref().map(Keys::watch).unwrap_or_default())?;
         keys::bind(&mut binding, self.reads.bytes())?;
-        Ok(binding.slot())
+        Ok(binding)
     }
 
     fn owner(&self, place: &'static Location<'static>, is_closure: bool) -> ScopeOrigin {

@@ -8,7 +8,6 @@ use std::time::Instant;
 
 use redis::{Cmd, FromRedisValue, Value};
 
-use crate::commit::options::{CommitOptions, CommitPlan};
 use crate::commit::prepare;
 use crate::error::any::Error;
 use crate::error::applied::Applied;
@@ -25,6 +24,7 @@ use crate::protocol::command::keys;
 use crate::protocol::resp::encode;
 use crate::protocol::resp::encode::{ASKING, Args};
 use crate::protocol::server_error::ServerError;
+use crate::transaction::block::Block;
 use crate::transaction::guard::{Transaction, Watched};
 use crate::transaction::pending::Pending;
 use crate::transaction::pinned::Pinned;
@@ -58,8 +58,7 @@ use crate::transaction::watched_reads::{ReadReplies, WatchReads, WatchedRead};
 #[must_use = "dropped, it stops watching"]
 pub struct Watching {
     pinned: Pinned,
-    options: CommitOptions,
-    watched: bool,
+    binding: SlotBinding,
     attempt: u32,
     declared: ReadReplies,
     connection_lost: bool,
@@ -75,20 +74,20 @@ impl Watching {
     pub(crate) fn begin(
         mut pinned: Pinned,
         watch: Option<&[u8]>,
-        mut options: CommitOptions,
+        binding: SlotBinding,
         reads: &Arc<WatchReads>,
         attempt: u32,
+        deadline: Instant,
     ) -> Result<Self, Error> {
-        bind(&mut pinned, &mut options, reads.bytes())?;
-        let declared = arm(&mut pinned, watch, reads, &options, attempt)
-            .inspect_err(|error| pinned.record_failure(error))?;
-        // The closure's reads have limits of their own.
-        pinned.set_checkout_deadline(None);
-        let needs_asking = pinned.route().ask;
-        let watched = watch.is_some();
-        let watch = watch.filter(|_| needs_asking).unwrap_or_default().into();
+        let declared = match binding {
+            // The first key will have the slot.
+            SlotBinding::Pending => ReadReplies::default(),
+            binding => arm(&mut pinned, watch, binding, reads, attempt, deadline)
+                .inspect_err(|error| pinned.record_failure(error))?,
+        };
+        let watch = watch.filter(|_| pinned.route().ask).unwrap_or_default().into();
         let (connection_lost, redirect) = (false, None);
-        Ok(Self { pinned, options, watched, attempt, declared, connection_lost, redirect, watch })
+        Ok(Self { pinned, binding, attempt, declared, connection_lost, redirect, watch })
     }
 
     /// Number of this attempt of `watch(..).run`, counted from 1.
@@ -175,26 +174,23 @@ impl Watching {
         self.pinned.here()?;
         let span = self.pinned.span().clone();
         let _in = span.enter();
-        let (watched, deadline) = (self.watched, self.pinned.checkout_deadline());
-        if !self.pinned.is_pinned() {
-            // A scope that watches nothing, in a cluster: its first key has the slot.
-            self.pin_for(bytes, deadline)?;
-        } else {
-            let mut binding = self.pinned.binding();
-            keys::bind(&mut binding, bytes)?;
+        let (watched, deadline) = (self.pinned.plan().watched, self.pinned.checkout_deadline());
+        keys::bind(&mut self.binding, bytes)?;
+        if self.pinned.is_pinned() {
             if let Err(error) = has_arrived(&self.pinned, &self.watch, bytes, name) {
                 self.record_redirect("TRYAGAIN", "");
                 return Err(error);
             }
-        }
-        if !self.pinned.is_pinned() {
+        } else if self.binding == SlotBinding::Pending {
             let router = self.pinned.router().ok_or(CheckoutError::Closed)?;
             let mut checkout = router.checkout(&Route::default(), deadline)?;
             let once = RetryBudget::never(deadline);
             return watched_reads::value_of(name, &ask(&mut checkout, name, bytes, once)?);
         }
+        // In a cluster, the first key of a scope that watches nothing has the slot.
+        self.pinned.pin(self.binding.slot(), deadline)?;
         let connection_lost = &mut self.connection_lost;
-        let value = self.pinned.call(|checkout| {
+        let value = self.pinned.call(|checkout, _| {
             if watched
                 && !checkout.current().is_some_and(|connection| connection.state().is_watching())
             {
@@ -238,23 +234,16 @@ impl Watching {
         }
     }
 
-    /// Pins a connection for the slot of the read, if the slot is known.
-    fn pin_for(&mut self, bytes: &[u8], deadline: Instant) -> Result<(), Error> {
-        bind(&mut self.pinned, &mut self.options, bytes)?;
-        if self.pinned.has_slot() {
-            self.pinned.pin(deadline)?;
-        }
-        Ok(())
-    }
-
     /// Changes from reading to writing. The commands queued from here on are applied only if no
     /// watched key changes before the commit.
     pub fn multi(self) -> Transaction<Watched> {
-        Transaction::new(Pending::on(self.pinned, self.options, self.watched))
+        let Self { pinned, binding, .. } = self;
+        Transaction::new(Pending::new(pinned.settings(), pinned.plan(), binding), pinned)
     }
 
-    pub(crate) fn into_pinned(self) -> Pinned {
-        self.pinned
+    /// Returns the scope, and the slot that its keys are bound to.
+    pub(crate) fn into_pinned(self) -> (Pinned, SlotBinding) {
+        (self.pinned, self.binding)
     }
 
     /// Stops watching, as the drop does, and returns whether that succeeded.
@@ -265,8 +254,10 @@ impl Watching {
         self.pinned.discard()
     }
 
-    pub(crate) fn binding(&self) -> SlotBinding {
-        self.pinned.binding()
+    /// Returns a queue for the writes of this attempt.
+    pub(crate) fn block(&self) -> Block {
+        let pending = Pending::new(self.pinned.settings(), self.pinned.plan(), self.binding);
+        Block { pending, pinned: None }
     }
 
     /// Returns the redirect of a read, if there was one.
@@ -286,28 +277,23 @@ impl Watching {
 fn arm(
     pinned: &mut Pinned,
     watch: Option<&[u8]>,
+    binding: SlotBinding,
     reads: &Arc<WatchReads>,
-    options: &CommitOptions,
     attempt: u32,
+    deadline: Instant,
 ) -> Result<ReadReplies, Error> {
-    let deadline = pinned.checkout_deadline();
     let span = pinned.span().clone();
     let _in = span.enter();
-    if !pinned.has_slot() {
-        return Ok(ReadReplies::default());
-    }
-    pinned.pin(deadline)?;
+    pinned.pin(binding.slot(), deadline)?;
     pinned.log_on_return(tracing::Level::DEBUG, move || tracing::debug!(attempt, "begin"));
     if watch.is_none() && reads.len() == 0 {
         return Ok(ReadReplies::default());
     }
     has_arrived(pinned, watch.unwrap_or_default(), reads.bytes(), "a read")?;
-    let plan = CommitPlan { options, watched: watch.is_some(), checkout_deadline: deadline };
+    let (sent, slot) = ((reads.bytes(), reads.len()), binding.slot());
     let values = pinned
-        .call(|checkout| prepare::watch(checkout, watch, (reads.bytes(), reads.len()), plan))?;
-    if let (true, Some(error)) =
-        (pinned.binding() != SlotBinding::None, values.iter().find_map(refused))
-    {
+        .call(|checkout, plan| prepare::watch(checkout, watch, sent, plan, slot, deadline))?;
+    if let (Some(_), Some(error)) = (slot, values.iter().find_map(refused)) {
         return Err(Error::Command { command: "a read".to_owned(), error });
     }
     let full = pinned.settings().server_messages;
@@ -341,17 +327,6 @@ fn has_arrived(pinned: &Pinned, watch: &[u8], reads: &[u8], name: &str) -> Resul
         "the key may not have arrived at the slot's new node yet",
     );
     Err(Error::Command { command: name.to_owned(), error })
-}
-
-/// In a cluster, checks that each key has the scope's slot, which is the slot of the first key.
-fn bind(pinned: &mut Pinned, options: &mut CommitOptions, bytes: &[u8]) -> Result<(), Error> {
-    let mut binding = pinned.binding();
-    keys::bind(&mut binding, bytes)?;
-    if let Some(slot) = binding.slot() {
-        pinned.set_slot(Some(slot));
-        options.cluster.slot = Some(slot);
-    }
-    Ok(())
 }
 
 /// Sends one read, on other connections while `budget` allows it.
