@@ -1,14 +1,13 @@
 //! Removes all state of a scope from its connection, within `cleanup_timeout`.
 
+use std::borrow::Cow;
 use std::panic::Location;
 
 use tracing::Level;
 
-use crate::connection::connection::Connection;
 use crate::connection::deadline::Deadline;
 use crate::error::any::Error;
 use crate::error::applied::Applied;
-use crate::error::connection::ConnectionError;
 use crate::pool::checkout::Checkout;
 use crate::protocol::connection_state::{Expect, Taint};
 use crate::protocol::resp::encode::{DISCARD, UNWATCH};
@@ -32,7 +31,25 @@ pub(crate) fn clean(checkout: &mut Checkout) -> Result<(), Error> {
     } else {
         ("UNWATCH", UNWATCH, Expect::Unwatch)
     };
-    match cleaned(connection, bytes, expect, Deadline::after(limit)) {
+    let deadline = Deadline::after(limit);
+    // DISCARD and UNWATCH also end the watch on the connection's own register, which is then armed
+    // again.
+    let marker = connection.known_marker().filter(|_| state.watches_marker());
+    let mut bytes = Cow::Borrowed(bytes);
+    if let Some(marker) = marker {
+        marker.watch(bytes.to_mut());
+    }
+    let rearms = marker.is_some();
+    let expected = [(expect, 1), (Expect::WatchMarker, u32::from(rearms))];
+    let cleaned = connection.send(&bytes, &expected, deadline).and_then(|()| {
+        let cleaned = connection.read_reply(deadline)?;
+        if rearms {
+            // If the server refuses this, the connection is still clean, but not armed.
+            let _: Result<(), ServerError> = connection.read_reply(deadline)?;
+        }
+        Ok(cleaned)
+    });
+    match cleaned {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(Error::Command { command: during.to_owned(), error }),
         Err(source) => Err(Error::Lost { during: during.to_owned(), applied: Applied::No, source }),
@@ -47,23 +64,4 @@ pub(crate) fn clean_or_log(checkout: &mut Checkout, begun_at: Option<&'static Lo
             tracing::debug!(error = %format_args!("{error:#}"), begun_at, "cleaning failed, connection replaced");
         });
     }
-}
-
-/// DISCARD and UNWATCH also end the watch on the connection's own register, which is then armed
-/// again.
-fn cleaned(
-    connection: &mut Connection,
-    bytes: &[u8],
-    expect: Expect,
-    deadline: Deadline,
-) -> Result<Result<(), ServerError>, ConnectionError> {
-    let marker = connection.known_marker().filter(|_| connection.state().watches_marker());
-    let Some(marker) = marker else { return connection.call(bytes, expect, deadline) };
-    let mut bytes = bytes.to_vec();
-    marker.watch(&mut bytes);
-    connection.send(&bytes, &[(expect, 1), (Expect::WatchMarker, 1)], deadline)?;
-    let cleaned = connection.read_reply(deadline)?;
-    // If the server refuses this, the connection is still clean, but not armed.
-    let _: Result<(), ServerError> = connection.read_reply(deadline)?;
-    Ok(cleaned)
 }

@@ -9,14 +9,14 @@ use std::time::Instant;
 use crate::commit::outcome::{Committed, classify, count, refused, replies, unproven};
 use crate::commit::plan::CommitPlan;
 use crate::commit::prepare::prepare;
-use crate::commit::send::{Exchanged, exchange, send_queued};
+use crate::commit::send::{Exchanged, exchange};
 use crate::error::any::CommitError;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
 use crate::error::in_doubt::{CommitToken, InDoubt};
 use crate::pool::checkout::Checkout;
-use crate::protocol::connection_state::Taint;
-use crate::protocol::exec::{Unproven, Verdict};
+use crate::protocol::connection_state::{Expect, Taint};
+use crate::protocol::exec::{Collector, Unproven, Verdict};
 use crate::protocol::queue::CommandQueue;
 
 /// Commits the commands of `queue`.
@@ -160,13 +160,21 @@ pub(crate) fn flush(
     let Some(connection) = checkout.current() else {
         return Err(CheckoutError::Closed.into());
     };
-    let (collector, answered) = send_queued(connection, queue, deadline);
-    let refusal = collector.refusal().cloned();
-    if let Err(cause) = answered {
-        checkout.on_lost(&cause);
-        // A command that was refused before would be refused again.
-        if refusal.is_none() {
-            return Err(CommitError::lost_before_exec(cause));
+    let (commands, unsent) = (queue.commands(), queue.unsent());
+    let mut collector = Collector::new(commands, commands - unsent);
+    let expected = [(Expect::Queued, unsent)];
+    let answered = connection.send(queue.body(), &expected, deadline).and_then(|()| {
+        connection.receive_each(&expected, deadline, |expect, reply| collector.take(expect, reply))
+    });
+    let refusal = collector.into_refusal();
+    match answered {
+        Ok(()) => connection.mark_alive(),
+        Err(cause) => {
+            checkout.on_lost(&cause);
+            // A command that was refused before would be refused again.
+            if refusal.is_none() {
+                return Err(CommitError::lost_before_exec(cause));
+            }
         }
     }
     if let Some(refusal) = refusal {

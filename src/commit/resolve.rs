@@ -12,10 +12,8 @@ use std::time::{Duration, Instant};
 use scopeguard::defer;
 
 use crate::connection::connection::Connection;
-use crate::connection::deadline;
-use crate::connection::deadline::Deadline;
-use crate::connection::handshake;
-use crate::connection::handshake::OpenOptions;
+use crate::connection::deadline::{self, Deadline};
+use crate::connection::handshake::{self, OpenOptions};
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::in_doubt::{CommitToken, Resolution, ResolveCommit, UnresolvedReason};
@@ -140,10 +138,7 @@ impl CommitResolver {
     ) -> Result<bool, UnresolvedReason> {
         let unreachable = UnresolvedReason::Unreachable;
         let settings = self.router.settings();
-        let endpoint = self.router.endpoint(route, deadline).map_err(|error| match error {
-            CheckoutError::Connect { source, .. } => UnresolvedReason::Unreachable(source),
-            _ => not_asked(AcquireError::Closed),
-        })?;
+        let endpoint = self.router.endpoint(route, deadline).map_err(not_connected)?;
         let generation = endpoint.generation();
         // A connection to a former master would read that server's register.
         let same = |(address, connection): &(String, Connection)| {
@@ -152,32 +147,21 @@ impl CommitResolver {
         let mut connection = match kept.filter(same) {
             Some((_, connection)) => connection,
             None => {
-                let opened = handshake::open(
-                    &endpoint,
-                    settings,
-                    OpenOptions::for_query(generation, deadline),
-                );
-                opened.map_err(|source| {
+                let options = OpenOptions::for_query(generation, deadline);
+                handshake::open(&endpoint, settings, options).map_err(|source| {
                     // Another node may serve the slot by now.
                     let error = CheckoutError::Connect { waited: Duration::ZERO, source };
                     let _: Option<Redirect> = self.router.on_unreachable(route, &error, deadline);
-                    match error {
-                        CheckoutError::Connect { source, .. } => {
-                            UnresolvedReason::Unreachable(source)
-                        }
-                        _ => not_asked(AcquireError::Closed),
-                    }
+                    not_connected(error)
                 })?
             }
         };
         let limit = Deadline::after(settings.response_timeout).capped(deadline);
         let question = marker::question(&token.register, settings.register_ttl, route.ask);
         let count = if route.ask { 4 } else { 2 };
-        connection.send(&question, &[(Expect::Plain, count)], limit).map_err(unreachable)?;
-        let mut answers = Vec::with_capacity(4);
-        for _ in 0..count {
-            answers.push(connection.value(limit).map_err(unreachable)?);
-        }
+        let sent = connection.send(&question, &[(Expect::Plain, count)], limit);
+        let answers = sent.and_then(|()| (0..count).map(|_| connection.value(limit)).collect());
+        let mut answers: Vec<_> = answers.map_err(unreachable)?;
         if route.ask {
             answers = redirect::all_after_asking(answers);
         }
@@ -230,6 +214,13 @@ impl ResolveCommit for CommitResolver {
 /// Returns whether the server's error may pass in a moment.
 fn is_transient(error: &ServerError) -> bool {
     matches!(error.code(), "LOADING" | "BUSY" | "TRYAGAIN" | "CLUSTERDOWN" | "MASTERDOWN")
+}
+
+fn not_connected(error: CheckoutError) -> UnresolvedReason {
+    match error {
+        CheckoutError::Connect { source, .. } => UnresolvedReason::Unreachable(source),
+        _ => not_asked(AcquireError::Closed),
+    }
 }
 
 fn not_asked(refused: AcquireError<()>) -> UnresolvedReason {

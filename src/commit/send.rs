@@ -94,21 +94,3 @@ pub(crate) fn exchange(
     };
     Ok(Exchanged { verdict: collector.verdict(), acks, lost: received.err() })
 }
-
-/// Sends the queued commands without EXEC, and reads that they were queued.
-pub(crate) fn send_queued(
-    connection: &mut Connection,
-    queue: &CommandQueue,
-    deadline: Deadline,
-) -> (Collector, Result<(), ConnectionError>) {
-    let (commands, unsent) = (queue.commands(), queue.unsent());
-    let mut collector = Collector::new(commands, commands - unsent);
-    let expected = [(Expect::Queued, unsent)];
-    let answered = connection.send(queue.body(), &expected, deadline).and_then(|()| {
-        connection.receive_each(&expected, deadline, |expect, reply| collector.take(expect, reply))
-    });
-    if answered.is_ok() {
-        connection.mark_alive();
-    }
-    (collector, answered)
-}

@@ -91,13 +91,6 @@ impl Collector {
         }
     }
 
-    /// The reply of a MULTI that was sent in one write with its commands.
-    fn multi(&mut self, reply: Reply) {
-        if let Reply::Value(Value::ServerError(error)) = reply {
-            self.multi = Some(ServerError::from_reply(&error, false));
-        }
-    }
-
     /// The reply of one command, or several QUEUED.
     fn queued(&mut self, reply: Reply) {
         let index = self.seen;
@@ -119,26 +112,22 @@ impl Collector {
         }
     }
 
-    fn exec(&mut self, reply: Reply) {
-        match reply {
-            Reply::Truncated(length) => self.unread = Some(length),
-            reply => self.exec = Some(reply.into_value()),
-        }
-    }
-
     /// Takes a reply; those of other commands than the transaction's are ignored.
     pub(crate) fn take(&mut self, expect: Expect, reply: Reply) {
-        match expect {
-            Expect::Multi => self.multi(reply),
-            Expect::Queued => self.queued(reply),
-            Expect::Exec => self.exec(reply),
+        match (expect, reply) {
+            (Expect::Multi, Reply::Value(Value::ServerError(error))) => {
+                self.multi = Some(ServerError::from_reply(&error, false));
+            }
+            (Expect::Queued, reply) => self.queued(reply),
+            (Expect::Exec, Reply::Truncated(length)) => self.unread = Some(length),
+            (Expect::Exec, reply) => self.exec = Some(reply.into_value()),
             _ => {}
         }
     }
 
     /// The first rejected command so far.
-    pub(crate) fn refusal(&self) -> Option<&RejectedCommand> {
-        self.refused.as_ref()
+    pub(crate) fn into_refusal(self) -> Option<RejectedCommand> {
+        self.refused
     }
 
     /// The outcome that the replies so far prove.

@@ -15,16 +15,11 @@ use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::command::blocking::blocks_in_multi;
 use crate::protocol::command::display_name::display_name;
 use crate::protocol::command::fan_out;
-use crate::protocol::command::float::adds_float;
-use crate::protocol::command::float::is_float;
-use crate::protocol::command::keys;
-use crate::protocol::command::keys::KeySlots;
+use crate::protocol::command::float::{adds_float, float_hint, is_float};
+use crate::protocol::command::keys::{self, CrossSlot, KeySlots};
 use crate::protocol::command::reader::CommandReader;
-use crate::protocol::command::refused::SendContext;
-use crate::protocol::command::refused::is_refused;
-use crate::protocol::resp::encode;
-use crate::protocol::resp::encode::EncodedCommand;
-use crate::protocol::resp::encode::{Args, EXEC, MULTI, UNWATCH};
+use crate::protocol::command::refused::{SendContext, is_refused, refusal_hint};
+use crate::protocol::resp::encode::{self, Args, EXEC, EncodedCommand, MULTI, UNWATCH};
 
 /// Bytes before the first command.
 const PREFIX_LEN: usize = UNWATCH.len() + MULTI.len();
@@ -55,26 +50,9 @@ pub(crate) struct Limits {
 /// Why a command was not queued.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum QueueError {
-    /// Refused by name.
-    Command(String),
-    /// Adds a float to an integer.
-    Float(String),
-    /// A `Cmd` without a name.
-    Empty,
-    TooManyCommands {
-        limit: u32,
-    },
-    TooManyBytes {
-        limit: usize,
-    },
-    /// A key is of another slot than the transaction.
-    OtherSlot {
-        command: String,
-        bound: u16,
-        other: u16,
-    },
-    /// The command concerns all nodes of a cluster, and the transaction runs on one.
-    Everywhere(String),
+    Refused { command: String, hint: &'static str },
+    TooLarge { what: &'static str, limit: usize, setting: &'static str },
+    CrossSlot(CrossSlot),
 }
 
 /// The state of the queue at a savepoint.
@@ -224,9 +202,11 @@ impl CommandQueue {
     /// once.
     fn keep(&mut self, check: bool, adds_to_integer: bool) {
         if self.commands >= self.limits.commands {
-            self.reject(QueueError::TooManyCommands { limit: self.limits.commands });
+            let (limit, setting) = (self.limits.commands as usize, "max_commands");
+            self.reject(QueueError::TooLarge { what: "commands", limit, setting });
         } else if self.flushed_bytes + self.bytes.len() - UNWATCH.len() > self.limits.bytes {
-            self.reject(QueueError::TooManyBytes { limit: self.limits.bytes });
+            let (limit, setting) = (self.limits.bytes, "max_bytes");
+            self.reject(QueueError::TooLarge { what: "bytes", limit, setting });
         } else if let Some(error) = self.check(check || adds_to_integer && self.ends_with_float()) {
             self.reject(error);
         } else {
@@ -248,36 +228,37 @@ impl CommandQueue {
             return None;
         }
         let encoded = self.bytes.get(self.end..)?;
-        let Some(Ok(args)) = CommandReader::new(encoded).next() else {
-            return Some(QueueError::Empty);
+        let args = CommandReader::new(encoded).next().and_then(Result::ok).unwrap_or_default();
+        let name = args.first().copied().unwrap_or_default();
+        if name.is_empty() {
+            let command = "a command without a name".to_owned();
+            return Some(QueueError::Refused { command, hint: "build it with redis::cmd(name)" });
+        }
+        let refused = |hint: fn(&str) -> &'static str| {
+            let command = display_name(name);
+            Some(QueueError::Refused { hint: hint(&command), command })
         };
-        let name = args.first().copied().filter(|name| !name.is_empty());
-        let Some(name) = name else { return Some(QueueError::Empty) };
-        let refused =
-            is_refused(name, args.get(1).copied(), SendContext::InMulti) || blocks_in_multi(&args);
-        if refused {
-            return Some(QueueError::Command(display_name(name)));
+        if is_refused(name, args.get(1).copied(), SendContext::InMulti) || blocks_in_multi(&args) {
+            return refused(|command| refusal_hint(command, SendContext::InMulti));
         }
         if adds_float(&args) {
-            return Some(QueueError::Float(display_name(name)));
+            return refused(float_hint);
         }
         if self.binding == SlotBinding::None {
             return None;
         }
-        let name = || display_name(name);
-        let (bound, other) = match keys::slot_of(&args) {
-            KeySlots::None if fan_out::is_everywhere(&args) => {
-                return Some(QueueError::Everywhere(name()));
+        match keys::bind_to(&mut self.binding, &args) {
+            Ok(KeySlots::None) if fan_out::is_everywhere(&args) => {
+                return refused(|_| {
+                    "it concerns every node of the cluster, and a transaction is on one; use the \
+                     pooled handle"
+                });
             }
-            KeySlots::None => return None,
-            KeySlots::Unknown => {
-                self.has_unknown_keys = true;
-                return None;
-            }
-            KeySlots::One(slot) => (self.binding.bind(slot).err()?, slot),
-            KeySlots::Several(one, other) => (one, other),
-        };
-        Some(QueueError::OtherSlot { command: name(), bound, other })
+            Ok(KeySlots::Unknown) => self.has_unknown_keys = true,
+            Ok(_) => {}
+            Err(error) => return Some(QueueError::CrossSlot(error)),
+        }
+        None
     }
 
     fn reject(&mut self, error: QueueError) {

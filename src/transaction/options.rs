@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use crate::commit::lock_check::LockCheck;
 use crate::commit::plan::CommitPlan;
-use crate::error::any::CommitError;
-use crate::error::any::Error;
+use crate::error::any::{CommitError, Error};
 use crate::error::config::ConfigError;
 use crate::error::in_doubt::ResolveCommit;
 use crate::lock::guard::LockGuard;

@@ -9,19 +9,17 @@ use std::time::Instant;
 use crate::commit::batch;
 use crate::commit::commit;
 use crate::commit::outcome::Committed;
-use crate::commit::plan::CommitPlan;
 use crate::commit::prepare::prepare;
 use crate::error::any::{CommitError, Error};
 use crate::error::checkout::CheckoutError;
 use crate::logging::rate_limit::LimitedEvent;
 use crate::protocol::cluster::redirect::RedirectReply;
+use crate::protocol::cluster::route::Redirect;
 use crate::protocol::cluster::slot::SlotBinding;
-use crate::protocol::command::refused::SendContext;
 use crate::protocol::queue::{CommandQueue, QueueError};
 use crate::reply::replies::Replies;
-use crate::settings::settings::Settings;
 use crate::transaction::pinned::Pinned;
-use crate::transaction::redirects::{CheckoutBudget, NextRoute};
+use crate::transaction::redirects::CheckoutBudget;
 
 /// Number of the next transaction; it distinguishes the handles of different transactions.
 static TRANSACTIONS: AtomicU64 = AtomicU64::new(1);
@@ -56,12 +54,13 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
-    pub(crate) fn new(settings: &Settings, plan: &CommitPlan, binding: SlotBinding) -> Self {
+    pub(crate) fn new(pinned: &Pinned, binding: SlotBinding) -> Self {
+        let settings = pinned.settings();
         let transaction = TRANSACTIONS.fetch_add(1, Ordering::Relaxed);
         let mut queue = CommandQueue::new(transaction, settings.limits(), pooled_buffer());
         queue.bind(binding);
         queue.show_full_text(settings.server_messages);
-        if !plan.is_batchable() {
+        if !pinned.plan().is_batchable() {
             queue.disable_batching();
         }
         Self { queue, failed: None }
@@ -145,41 +144,14 @@ impl Pending {
     /// Returns the failure that the commit will return, if there is one already.
     pub(crate) fn failure(&self) -> Option<CommitError> {
         self.failed.clone().or_else(|| {
-            self.queue.error().map(|refusal| {
-                CommitError::not_sent(match refusal {
-                    QueueError::Command(command) => Error::refused(command.clone(), SendContext::InMulti),
-                    QueueError::Float(command) => Error::Refused {
-                        command: command.clone(),
-                        hint: match command.as_str() {
-                            "HINCRBY" => "it adds integers; hincr_float adds a float",
-                            "DECRBY" => {
-                                "it subtracts integers; incr_float adds a float, also a negative one"
-                            }
-                            _ => "it adds integers; incr_float adds a float",
-                        },
-                    },
-                    QueueError::Empty => Error::Refused {
-                        command: "a command without a name".to_owned(),
-                        hint: "build it with redis::cmd(name)",
-                    },
-                    QueueError::TooManyCommands { limit } => Error::TooLarge {
-                        what: "commands",
-                        limit: *limit as usize,
-                        setting: "max_commands",
-                    },
-                    QueueError::TooManyBytes { limit } => {
-                        Error::TooLarge { what: "bytes", limit: *limit, setting: "max_bytes" }
-                    }
-                    QueueError::OtherSlot { command, bound, other } => {
-                        Error::CrossSlot { command: command.clone(), bound: *bound, other: *other }
-                    }
-                    QueueError::Everywhere(command) => Error::Refused {
-                        command: command.clone(),
-                        hint: "it concerns every node of the cluster, and a transaction is on \
-                               one; use the pooled handle",
-                    },
-                })
-            })
+            let error = match self.queue.error()?.clone() {
+                QueueError::Refused { command, hint } => Error::Refused { command, hint },
+                QueueError::TooLarge { what, limit, setting } => {
+                    Error::TooLarge { what, limit, setting }
+                }
+                QueueError::CrossSlot(error) => error.into(),
+            };
+            Some(CommitError::not_sent(error))
         })
     }
 
@@ -194,7 +166,7 @@ impl Pending {
         let committed = self.attempt(pinned, deadline);
         if let Err(error) = &committed {
             // The redirect is not followed here, but a later attempt knows it.
-            let _: Option<NextRoute> = pinned.redirect_for(error, deadline);
+            let _: Option<Redirect> = pinned.redirect_for(error, deadline);
         }
         self.record(pinned, &committed);
         committed

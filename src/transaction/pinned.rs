@@ -17,34 +17,28 @@ use crate::error::pin_expired::PinExpired;
 use crate::pool::checkout::Checkout;
 use crate::pool::router::{Router, WeakRouter};
 use crate::pool::scopes::{PinnedConnection, ScopeOrigin};
-use crate::protocol::cluster::route::Route;
+use crate::protocol::cluster::route::{Redirect, Route};
 use crate::settings::settings::Settings;
 use crate::transaction::redirects;
-use crate::transaction::redirects::NextRoute;
 
-/// The span of one transaction, with OpenTelemetry's names for database clients. Fields without a
-/// value are recorded when the transaction ends.
-fn new_span(address: &str, port: u16, db: i64, name: Option<&str>) -> Span {
+/// The span of a transaction that is about to begin, with OpenTelemetry's names for database clients.
+/// Fields without a value are recorded when the transaction ends.
+pub(crate) fn transaction_span(router: &Router, owner: &ScopeOrigin) -> Span {
+    let (host, port) = router.host_and_port();
     tracing::info_span!(
         "redis.transaction",
         otel.kind = "client",
         db.system.name = "redis",
         db.operation.name = "MULTI",
-        db.namespace = db,
-        server.address = address,
+        db.namespace = router.db(),
+        server.address = &*host,
         server.port = port,
-        rediscope.scope = name,
+        rediscope.scope = owner.name.as_deref(),
         db.operation.batch.size = tracing::field::Empty,
         rediscope.outcome = tracing::field::Empty,
         db.response.status_code = tracing::field::Empty,
         error.type = tracing::field::Empty,
     )
-}
-
-/// The span of a transaction that is about to begin.
-pub(crate) fn transaction_span(router: &Router, owner: &ScopeOrigin) -> Span {
-    let (host, port) = router.host_and_port();
-    new_span(&host, port, router.db(), owner.name.as_deref())
 }
 
 /// A pinned connection, or none yet, which is returned clean.
@@ -112,7 +106,7 @@ impl Pinned {
     }
 
     /// Returns the next step after a server rejected the slot; `None`: there is none.
-    pub(crate) fn redirect_for(&self, error: &CommitError, deadline: Instant) -> Option<NextRoute> {
+    pub(crate) fn redirect_for(&self, error: &CommitError, deadline: Instant) -> Option<Redirect> {
         redirects::redirect_for(&self.router.get()?, &self.route, error, deadline)
     }
 

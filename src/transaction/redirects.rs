@@ -9,19 +9,6 @@ use crate::pool::router::Router;
 use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route};
 use crate::settings::settings::Settings;
 
-/// The next step of a rejected transaction.
-pub(crate) struct NextRoute {
-    pub(crate) redirect: Redirect,
-    /// Whether no connection was available.
-    pub(crate) unreachable: bool,
-}
-
-impl NextRoute {
-    pub(crate) fn rejected(redirect: Redirect) -> Self {
-        Self { redirect, unreachable: false }
-    }
-}
-
 /// Returns the next step after a server rejected a transaction whose slot it does not serve.
 ///
 /// If no server was reached, the slot map is refreshed by `deadline`.
@@ -30,11 +17,9 @@ pub(crate) fn redirect_for(
     route: &Route,
     error: &CommitError,
     deadline: Instant,
-) -> Option<NextRoute> {
+) -> Option<Redirect> {
     match error {
-        CommitError::Rejected { code, message, .. } => {
-            router.redirect_for(route, code, message).map(NextRoute::rejected)
-        }
+        CommitError::Rejected { code, message, .. } => router.redirect_for(route, code, message),
         CommitError::NotSent { source } => redirect_after(router, route, source, deadline),
         _ => None,
     }
@@ -45,15 +30,10 @@ pub(crate) fn redirect_after(
     route: &Route,
     error: &Error,
     deadline: Instant,
-) -> Option<NextRoute> {
+) -> Option<Redirect> {
     match error {
-        Error::Command { error, .. } => {
-            router.redirect_for(route, error.code(), error.message()).map(NextRoute::rejected)
-        }
-        Error::Checkout(error) => {
-            let redirect = router.on_unreachable(route, error, deadline)?;
-            Some(NextRoute { redirect, unreachable: true })
-        }
+        Error::Command { error, .. } => router.redirect_for(route, error.code(), error.message()),
+        Error::Checkout(error) => router.on_unreachable(route, error, deadline),
         Error::Commit(error) => redirect_for(router, route, error, deadline),
         _ => None,
     }
@@ -83,8 +63,9 @@ impl CheckoutBudget {
     /// or no time is left.
     ///
     /// The time until a server redirected the block does not count as a wait for a node.
-    pub(crate) fn follow(&mut self, next: Option<NextRoute>) -> Option<Route> {
-        let NextRoute { redirect, unreachable } = next?;
+    pub(crate) fn follow(&mut self, redirect: Option<Redirect>) -> Option<Route> {
+        let redirect = redirect?;
+        let unreachable = matches!(redirect, Redirect::Unreachable(_));
         let (limit, deadline) = (self.limit, self.deadline);
         let budget = self.budget.get_or_insert_with(|| {
             RedirectBudget::until(if unreachable { deadline } else { deadline::after(limit) })

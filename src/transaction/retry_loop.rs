@@ -2,7 +2,6 @@
 //!
 //! They never do so after the block's commands may have been applied.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::Span;
@@ -16,18 +15,15 @@ use crate::error::in_doubt::Resolution;
 use crate::pool::router::Router;
 use crate::pool::scopes::ScopeOrigin;
 use crate::protocol::cluster::route::{Redirect, Route};
-use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::retry::{Attempts, RetryPolicy};
 use crate::reply::resolve::Resolve;
 use crate::transaction::block::Block;
 use crate::transaction::hot_keys::{ContentionLimiter, Turn};
-use crate::transaction::keys::Keys;
 use crate::transaction::pending::Pending;
 use crate::transaction::pinned::{Pinned, transaction_span};
-use crate::transaction::redirects::{CheckoutBudget, NextRoute, redirect_after};
-use crate::transaction::watch_scope::Watching;
-use crate::transaction::watched_reads::WatchReads;
+use crate::transaction::redirects::{CheckoutBudget, redirect_after};
+use crate::transaction::watch_scope::{WatchTarget, Watching};
 
 /// Conflicts retried without backoff by an admitted block. Beyond this, contention comes from
 /// another process.
@@ -75,7 +71,7 @@ pub(crate) fn run_block<R: Resolve, E: From<Error>>(
     policy: RetryPolicy,
     closure: impl FnOnce(&mut Block) -> Result<R, E>,
 ) -> Result<R::Output, E> {
-    let pending = Pending::new(router.settings(), pinned.plan(), pinned.plan().binding(router));
+    let pending = Pending::new(&pinned, pinned.plan().binding(router));
     let mut block = Block { pending, pinned: Some(pinned) };
     let handles = closure(&mut block)?;
     // The closure may have forked.
@@ -127,10 +123,7 @@ pub(crate) struct WatchRun<'w> {
     pub(crate) owner: ScopeOrigin,
     pub(crate) plan: CommitPlan,
     pub(crate) policy: RetryPolicy,
-    pub(crate) keys: Option<&'w Keys>,
-    /// The slot of the keys.
-    pub(crate) binding: SlotBinding,
-    pub(crate) reads: &'w Arc<WatchReads>,
+    pub(crate) target: WatchTarget<'w>,
     /// `None`: all blocks attempt at once.
     pub(crate) limiter: Option<&'w ContentionLimiter>,
 }
@@ -141,20 +134,18 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
     run: &WatchRun<'_>,
     mut closure: impl FnMut(&mut Watching, &mut Block) -> Result<R, E>,
 ) -> Result<R::Output, E> {
-    let WatchRun { owner, plan, policy, keys, binding, reads, limiter } = run;
-    let watch = keys.map(Keys::watch);
-    let mut route = Route::to(binding.slot());
+    let WatchRun { owner, plan, policy, target, limiter } = run;
+    let mut route = Route::to(target.binding.slot());
     let mut limits = RunLimits::new(router, *policy, transaction_span(router, owner));
     let wait_until = limits.attempts().deadline();
     // The permit comes before the connection, so that a waiting block holds no connection.
     let mut turn =
-        limiter.zip(*keys).map(|(limiter, keys)| limiter.enter(keys.buckets(), wait_until));
+        limiter.zip(target.keys).map(|(limiter, keys)| limiter.enter(keys.buckets(), wait_until));
     loop {
         let (attempt, deadline) = (limits.attempts().number(), limits.checkout.deadline);
         let mut pinned = Pinned::within(limits.span.clone(), router, owner.clone(), plan.clone());
         pinned.set_route(route.clone());
-        let mut watching = match Watching::begin(pinned, watch, *binding, reads, attempt, deadline)
-        {
+        let mut watching = match Watching::begin(pinned, *target, attempt, deadline) {
             Ok(watching) => watching,
             Err(error) => {
                 let next = redirect_after(router, &route, &error, deadline);
@@ -179,7 +170,7 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
             Err(error) => {
                 drop(watching);
                 // An error that the closure made from a redirect is not its own result.
-                if let Some(next) = limits.checkout.follow(redirect.map(NextRoute::rejected)) {
+                if let Some(next) = limits.checkout.follow(redirect) {
                     route = next;
                     continue;
                 }
@@ -267,11 +258,9 @@ fn is_repeatable(error: &CommitError, router: &Router) -> bool {
 
 /// Replaces an ASK redirect for a scope that reads without a watch. Some keys may not have arrived
 /// at the new node yet, so the block waits until the slot has arrived.
-fn without_ask(next: NextRoute) -> NextRoute {
-    match next.redirect {
-        Redirect::Immediately(route) if route.ask => {
-            NextRoute::rejected(Redirect::AfterDelay(Route::to(route.slot)))
-        }
-        redirect => NextRoute { redirect, ..next },
+fn without_ask(redirect: Redirect) -> Redirect {
+    match redirect {
+        Redirect::Immediately(route) if route.ask => Redirect::AfterDelay(Route::to(route.slot)),
+        redirect => redirect,
     }
 }

@@ -11,7 +11,6 @@ use crate::error::hint::WithError;
 use crate::error::in_doubt::ResolveCommit;
 use crate::pool::router::Router;
 use crate::pool::scopes::ScopeOrigin;
-use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::command::keys;
 use crate::protocol::retry::RetryPolicy;
 use crate::reply::resolve::Resolve;
@@ -21,9 +20,8 @@ use crate::transaction::hot_keys::ContentionLimiter;
 use crate::transaction::keys::Keys;
 use crate::transaction::options::TransactionOptions;
 use crate::transaction::pinned::Pinned;
-use crate::transaction::retry_loop;
-use crate::transaction::retry_loop::WatchRun;
-use crate::transaction::watch_scope::Watching;
+use crate::transaction::retry_loop::{self, WatchRun};
+use crate::transaction::watch_scope::{WatchTarget, Watching};
 use crate::transaction::watched_reads::{WatchReads, WatchedRead};
 
 /// Read, decide, write: the writes are applied only if none of the watched keys changed.
@@ -119,14 +117,10 @@ impl Watch {
     /// [`Error::ConditionFailed`]; [`Error::Lost`]. Nothing was applied.
     #[track_caller]
     pub fn begin(&self) -> Result<Watching, Error> {
-        self.router.here()?;
-        let owner = self.owner(Location::caller(), false);
-        let watch = self.checked_keys()?.map(Keys::watch);
-        let plan = self.commit_plan()?;
-        let binding = self.binding(&plan)?;
+        let WatchRun { owner, plan, target, .. } = self.run_of(Location::caller(), false)?;
         let pinned = Pinned::new(&self.router, owner, plan);
         let deadline = pinned.checkout_deadline();
-        Watching::begin(pinned, watch, binding, &self.reads, 1, deadline)
+        Watching::begin(pinned, target, 1, deadline)
     }
 
     /// Runs `closure` and commits the commands that it queued.
@@ -167,40 +161,32 @@ impl Watch {
         &self,
         closure: impl FnMut(&mut Watching, &mut Block) -> Result<R, E>,
     ) -> Result<R::Output, E> {
-        self.router.here().map_err(Error::from)?;
-        let owner = self.owner(Location::caller(), true);
-        let keys = self.checked_keys()?;
-        let limiter = self.options.takes_turns().then_some(&*self.limiter);
-        let plan = self.commit_plan()?;
-        let binding = self.binding(&plan)?;
-        let (policy, reads) = (self.options.policy(), &self.reads);
-        let run = WatchRun { owner, plan, policy, keys, binding, reads, limiter };
-        retry_loop::run_watch(&self.router, &run, closure)
+        retry_loop::run_watch(&self.router, &self.run_of(Location::caller(), true)?, closure)
     }
 
-    fn checked_keys(&self) -> Result<Option<&Keys>, Error> {
-        match &self.keys {
-            Some(keys) if keys.is_empty() => Err(Error::NoKeys),
-            keys => Ok(keys.as_ref()),
-        }
-    }
-
-    fn commit_plan(&self) -> Result<CommitPlan, Error> {
-        let plan = self.options.commit_plan(&self.resolver, self.router.settings())?;
+    /// Returns the parts of one run.
+    fn run_of(
+        &self,
+        place: &'static Location<'static>,
+        is_closure: bool,
+    ) -> Result<WatchRun<'_>, Error> {
+        self.router.here()?;
         let keys = self.keys.as_ref();
+        if keys.is_some_and(Keys::is_empty) {
+            return Err(Error::NoKeys);
+        }
+        let plan = self.options.commit_plan(&self.resolver, self.router.settings())?;
         let exists = keys.filter(|_| self.router.is_cluster()).map(Keys::exists);
-        Ok(CommitPlan { watched: keys.is_some(), exists, ..plan })
-    }
-
-    /// Returns the slot of the keys, and of the lock that fences the handle.
-    fn binding(&self, plan: &CommitPlan) -> Result<SlotBinding, Error> {
+        let plan = CommitPlan { watched: keys.is_some(), exists, ..plan };
         let mut binding = plan.binding(&self.router);
-        keys::bind(&mut binding, self.keys.as_ref().map(Keys::watch).unwrap_or_default())?;
+        keys::bind(&mut binding, keys.map(Keys::watch).unwrap_or_default())?;
         keys::bind(&mut binding, self.reads.bytes())?;
-        Ok(binding)
-    }
-
-    fn owner(&self, place: &'static Location<'static>, is_closure: bool) -> ScopeOrigin {
-        ScopeOrigin { name: self.options.scope_name(), place, is_closure }
+        Ok(WatchRun {
+            owner: ScopeOrigin { name: self.options.scope_name(), place, is_closure },
+            plan,
+            policy: self.options.policy(),
+            target: WatchTarget { keys, binding, reads: &self.reads },
+            limiter: self.options.takes_turns().then_some(&*self.limiter),
+        })
     }
 }

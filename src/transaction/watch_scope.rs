@@ -16,20 +16,18 @@ use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::pool::ask::Question;
 use crate::pool::checkout::Checkout;
 use crate::pool::retry_budget::RetryBudget;
-use crate::protocol::cluster::redirect;
-use crate::protocol::cluster::redirect::RedirectReply;
+use crate::protocol::cluster::redirect::{self, RedirectReply};
 use crate::protocol::cluster::route::{Redirect, Route};
 use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::command::keys;
-use crate::protocol::resp::encode;
-use crate::protocol::resp::encode::{ASKING, Args};
+use crate::protocol::resp::encode::{self, ASKING, Args};
 use crate::protocol::server_error::ServerError;
 use crate::transaction::block::Block;
 use crate::transaction::guard::{Transaction, Watched};
+use crate::transaction::keys::Keys;
 use crate::transaction::pending::Pending;
 use crate::transaction::pinned::Pinned;
-use crate::transaction::watched_reads;
-use crate::transaction::watched_reads::{ReadReplies, WatchReads, WatchedRead};
+use crate::transaction::watched_reads::{self, ReadReplies, WatchReads, WatchedRead};
 
 /// A scope that reads on its pinned connection under WATCH before it writes.
 ///
@@ -73,19 +71,15 @@ impl Watching {
     /// condition does not hold, the scope stops watching.
     pub(crate) fn begin(
         mut pinned: Pinned,
-        watch: Option<&[u8]>,
-        binding: SlotBinding,
-        reads: &Arc<WatchReads>,
+        target: WatchTarget<'_>,
         attempt: u32,
         deadline: Instant,
     ) -> Result<Self, Error> {
-        let declared = match binding {
-            // The first key will have the slot.
-            SlotBinding::Pending => ReadReplies::default(),
-            binding => arm(&mut pinned, watch, binding, reads, attempt, deadline)
-                .inspect_err(|error| pinned.record_failure(error))?,
-        };
-        let watch = watch.filter(|_| pinned.route().ask).unwrap_or_default().into();
+        let declared = arm(&mut pinned, target, attempt, deadline)
+            .inspect_err(|error| pinned.record_failure(error))?;
+        let binding = target.binding;
+        let watch =
+            target.keys.map(Keys::watch).filter(|_| pinned.route().ask).unwrap_or_default().into();
         let (connection_lost, redirect) = (false, None);
         Ok(Self { pinned, binding, attempt, declared, connection_lost, redirect, watch })
     }
@@ -167,10 +161,13 @@ impl Watching {
 
     fn fetch<T: FromRedisValue>(&mut self, name: &str, bytes: &[u8]) -> Result<T, Error> {
         let full = self.pinned.settings().server_messages;
-        self.fetched(name, bytes).map_err(|error| error.with_full_text(full))
+        let value = self.reply_to(name, bytes);
+        value
+            .and_then(|value| watched_reads::value_of(name, &value))
+            .map_err(|error| error.with_full_text(full))
     }
 
-    fn fetched<T: FromRedisValue>(&mut self, name: &str, bytes: &[u8]) -> Result<T, Error> {
+    fn reply_to(&mut self, name: &str, bytes: &[u8]) -> Result<Value, Error> {
         self.pinned.here()?;
         let span = self.pinned.span().clone();
         let _in = span.enter();
@@ -184,8 +181,7 @@ impl Watching {
         } else if self.binding == SlotBinding::Pending {
             let router = self.pinned.router().ok_or(CheckoutError::Closed)?;
             let mut checkout = router.checkout(&Route::default(), deadline)?;
-            let once = RetryBudget::never(deadline);
-            return watched_reads::value_of(name, &ask(&mut checkout, name, bytes, once)?);
+            return ask(&mut checkout, name, bytes, RetryBudget::never(deadline));
         }
         // In a cluster, the first key of a scope that watches nothing has the slot.
         self.pinned.pin(self.binding.slot(), deadline)?;
@@ -220,11 +216,10 @@ impl Watching {
             {
                 let mut checkout = router.checkout(route, deadline)?;
                 self.redirect = None;
-                let once = RetryBudget::never(deadline);
-                return watched_reads::value_of(name, &ask(&mut checkout, name, bytes, once)?);
+                return ask(&mut checkout, name, bytes, RetryBudget::never(deadline));
             }
         }
-        watched_reads::value_of(name, &value)
+        Ok(value)
     }
 
     /// Records the redirect in a refused read's error: the node that serves the scope's slot.
@@ -237,8 +232,7 @@ impl Watching {
     /// Changes from reading to writing. The commands queued from here on are applied only if no
     /// watched key changes before the commit.
     pub fn multi(self) -> Transaction<Watched> {
-        let Self { pinned, binding, .. } = self;
-        Transaction::new(Pending::new(pinned.settings(), pinned.plan(), binding), pinned)
+        Transaction::new(Pending::new(&self.pinned, self.binding), self.pinned)
     }
 
     /// Returns the scope, and the slot that its keys are bound to.
@@ -256,8 +250,7 @@ impl Watching {
 
     /// Returns a queue for the writes of this attempt.
     pub(crate) fn block(&self) -> Block {
-        let pending = Pending::new(self.pinned.settings(), self.pinned.plan(), self.binding);
-        Block { pending, pinned: None }
+        Block { pending: Pending::new(&self.pinned, self.binding), pinned: None }
     }
 
     /// Returns the redirect of a read, if there was one.
@@ -272,16 +265,29 @@ impl Watching {
     }
 }
 
+/// What a scope watches, and the reads that it sends along.
+#[derive(Clone, Copy)]
+pub(crate) struct WatchTarget<'w> {
+    /// `None`: it watches nothing.
+    pub(crate) keys: Option<&'w Keys>,
+    /// The slot of the keys.
+    pub(crate) binding: SlotBinding,
+    pub(crate) reads: &'w Arc<WatchReads>,
+}
+
 /// Takes a connection and waits for the replies to WATCH, the declared reads and the conditions'
 /// reads.
 fn arm(
     pinned: &mut Pinned,
-    watch: Option<&[u8]>,
-    binding: SlotBinding,
-    reads: &Arc<WatchReads>,
+    WatchTarget { keys, binding, reads }: WatchTarget<'_>,
     attempt: u32,
     deadline: Instant,
 ) -> Result<ReadReplies, Error> {
+    if binding == SlotBinding::Pending {
+        // The first key will have the slot.
+        return Ok(ReadReplies::default());
+    }
+    let watch = keys.map(Keys::watch);
     let span = pinned.span().clone();
     let _in = span.enter();
     pinned.pin(binding.slot(), deadline)?;

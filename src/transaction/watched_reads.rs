@@ -12,19 +12,16 @@ use redis::{Cmd, FromRedisValue, Value};
 
 use crate::error::any::Error;
 use crate::error::applied::Applied;
-use crate::protocol::command::blocking::Blocking;
-use crate::protocol::command::blocking::blocking;
+use crate::protocol::command::blocking::{Blocking, blocking};
 use crate::protocol::command::display_name::display_name;
 use crate::protocol::command::reader::CommandReader;
-use crate::protocol::command::refused::SendContext;
-use crate::protocol::command::refused::is_refused;
-use crate::protocol::command::table;
-use crate::protocol::command::table::is_read_only;
+use crate::protocol::command::refused::{SendContext, is_refused};
+use crate::protocol::command::table::{self, is_read_only};
 use crate::protocol::server_error::ServerError;
 use crate::reply::error::DecodeError;
 use crate::reply::queued::handle_traits;
 use crate::reply::replies::reply_kind;
-use crate::transaction::condition::{Condition, Required};
+use crate::transaction::condition::Condition;
 
 /// Number of the next read; it distinguishes the handles of different reads.
 static READS: AtomicU64 = AtomicU64::new(1);
@@ -58,8 +55,8 @@ pub(crate) struct WatchReads {
 enum Read {
     /// A declared read, with the number of its handle.
     WatchedRead(u64, Arc<str>),
-    /// The read of a condition.
-    Required(Required),
+    /// The read of a condition, which has this number among the conditions.
+    Required(usize, Condition),
 }
 
 impl WatchReads {
@@ -76,7 +73,7 @@ impl WatchReads {
 
     pub(crate) fn require(&mut self, condition: Condition) {
         self.bytes.extend_from_slice(condition.read());
-        self.reads.push(Read::Required(condition.required(self.conditions)));
+        self.reads.push(Read::Required(self.conditions, condition));
         self.conditions += 1;
     }
 
@@ -91,57 +88,47 @@ impl WatchReads {
 
 /// Returns the name of a command that may be sent as a read.
 pub(crate) fn name_of_read(bytes: &[u8]) -> Result<String, Error> {
-    let Some(Ok(args)) = CommandReader::new(bytes).next() else {
-        return Err(nameless());
-    };
-    let name = args.first().copied().unwrap_or_default();
-    if name.is_empty() {
-        return Err(nameless());
-    }
-    if is_refused(name, args.get(1).copied(), SendContext::Alone) {
-        return Err(Error::refused(display_name(name), SendContext::Alone));
-    }
-    let refused = |hint| Err(Error::Refused { command: display_name(name), hint });
-    if !is_read_only(name, args.get(1).copied()) {
-        return refused(match table::is_server_command(name) {
+    name_of(bytes, |name, sub| {
+        if is_read_only(name, sub) {
+            return None;
+        }
+        Some(match table::is_server_command(name) {
             true => "a watching scope only reads; queue writes on its transaction",
             false => {
                 "it is not known to be a read; if it is one, ask with query_as_read(cmd), else queue \
                  it on the transaction"
             }
-        });
-    }
-    if blocking(&args) != Blocking::No {
-        return refused("a watching scope does not block; leave BLOCK out");
-    }
-    Ok(display_name(name))
+        })
+    })
 }
 
 /// Returns the name of a command that the caller declares as a read, unless its name is known to
 /// write, block or change the connection.
 pub(crate) fn name_of_assumed_read(bytes: &[u8]) -> Result<String, Error> {
-    let mut requests = CommandReader::new(bytes);
-    let Some(Ok(args)) = requests.next() else {
-        return Err(nameless());
-    };
-    let name = args.first().copied().unwrap_or_default();
-    let refused = |hint| Err(Error::Refused { command: display_name(name), hint });
-    if is_refused(name, args.get(1).copied(), SendContext::Alone) {
-        return Err(Error::refused(display_name(name), SendContext::Alone));
-    }
-    if table::is_known_write(name) {
-        return refused("it may write; queue it on the scope's transaction");
-    }
-    if blocking(&args) != Blocking::No {
-        return refused("a watching scope does not block; leave BLOCK out");
-    }
-    Ok(display_name(name))
+    name_of(bytes, |name, _| {
+        table::is_known_write(name).then_some("it may write; queue it on the scope's transaction")
+    })
 }
 
-fn nameless() -> Error {
-    Error::Refused {
-        command: "a command without a name".to_owned(),
-        hint: "build it with redis::cmd(name)",
+/// Returns the command's name, unless it changes the connection, `writes` or blocks.
+fn name_of(
+    bytes: &[u8],
+    writes: impl FnOnce(&[u8], Option<&[u8]>) -> Option<&'static str>,
+) -> Result<String, Error> {
+    let args = CommandReader::new(bytes).next().and_then(Result::ok).unwrap_or_default();
+    let (name, sub) = (args.first().copied().unwrap_or_default(), args.get(1).copied());
+    if name.is_empty() {
+        let command = "a command without a name".to_owned();
+        return Err(Error::Refused { command, hint: "build it with redis::cmd(name)" });
+    }
+    if is_refused(name, sub, SendContext::Alone) {
+        return Err(Error::refused(display_name(name), SendContext::Alone));
+    }
+    let blocks = blocking(&args) != Blocking::No;
+    let blocks = blocks.then_some("a watching scope does not block; leave BLOCK out");
+    match writes(name, sub).or(blocks) {
+        Some(hint) => Err(Error::Refused { command: display_name(name), hint }),
+        None => Ok(display_name(name)),
     }
 }
 
@@ -156,8 +143,8 @@ impl ReadReplies {
     /// Returns the replies, or the first condition that does not hold.
     pub(crate) fn of(reads: Arc<WatchReads>, values: Vec<Value>) -> Result<Self, Error> {
         for (read, value) in reads.reads.iter().zip(&values) {
-            if let Read::Required(required) = read {
-                required.check(value)?;
+            if let Read::Required(index, condition) = read {
+                condition.check(*index, value)?;
             }
         }
         Ok(Self { reads, values })
@@ -204,7 +191,7 @@ impl fmt::Debug for Read {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::WatchedRead(_, name) => name.fmt(f),
-            Self::Required(required) => required.fmt(f),
+            Self::Required(index, condition) => write!(f, "{}", condition.which(*index)),
         }
     }
 }

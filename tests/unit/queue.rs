@@ -73,7 +73,8 @@ fn a_refused_command_goes_with_the_part_it_was_in() {
     let mut queue = queue();
     let part = queue.savepoint(0);
     queue.push_cmd(part, &redis::cmd("watch"));
-    assert_eq!(queue.error(), Some(&QueueError::Command("WATCH".into())));
+    let hint = refusal_hint("WATCH", SendContext::InMulti);
+    assert_eq!(queue.error(), Some(&QueueError::Refused { command: "WATCH".into(), hint }));
     queue.rollback_local(part);
     assert_eq!(queue.error(), None);
 }
@@ -110,15 +111,16 @@ fn names_of_flushed_commands_are_kept() {
 
 #[test]
 fn limits_are_kept() {
+    let too_large = |what, limit, setting| QueueError::TooLarge { what, limit, setting };
     let mut queue = CommandQueue::new(1, Limits { commands: 2, bytes: 100 }, Vec::new());
     for _ in 0..3 {
         queue.push(0, &EncodedCommand::new(&["PING"]), |_| {});
     }
-    assert_eq!(queue.error(), Some(&QueueError::TooManyCommands { limit: 2 }));
+    assert_eq!(queue.error(), Some(&too_large("commands", 2, "max_commands")));
     let mut queue = CommandQueue::new(1, Limits { commands: 2, bytes: 100 }, Vec::new());
     queue.push(0, &EncodedCommand::new(&["SET"]), |args| {
         args.arg("k").arg(&[0_u8; 200][..]);
     });
-    assert_eq!(queue.error(), Some(&QueueError::TooManyBytes { limit: 100 }));
+    assert_eq!(queue.error(), Some(&too_large("bytes", 100, "max_bytes")));
     assert_eq!(queue.commands(), 0);
 }

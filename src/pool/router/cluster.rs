@@ -251,7 +251,7 @@ impl Cluster {
         }
         self.refresh(None, deadline);
         self.prune();
-        Some(Redirect::AfterDelay(Route::to(route.slot)))
+        Some(Redirect::Unreachable(Route::to(route.slot)))
     }
 
     fn all(&self) -> Vec<(NodeAddress, Pool)> {

@@ -51,12 +51,14 @@ impl Route {
 pub(crate) enum Redirect {
     Immediately(Route),
     AfterDelay(Route),
+    /// No connection to the node was available; the slot map was refreshed.
+    Unreachable(Route),
 }
 
 impl Redirect {
     pub(crate) fn route(self) -> Route {
         match self {
-            Self::Immediately(route) | Self::AfterDelay(route) => route,
+            Self::Immediately(route) | Self::AfterDelay(route) | Self::Unreachable(route) => route,
         }
     }
 }

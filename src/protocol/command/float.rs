@@ -10,6 +10,15 @@ pub(crate) fn adds_float(args: &[&[u8]]) -> bool {
         && args.last().copied().is_some_and(is_float)
 }
 
+/// Returns the alternative to a command that adds a float to an integer.
+pub(crate) fn float_hint(command: &str) -> &'static str {
+    match command {
+        "HINCRBY" => "it adds integers; hincr_float adds a float",
+        "DECRBY" => "it subtracts integers; incr_float adds a float, also a negative one",
+        _ => "it adds integers; incr_float adds a float",
+    }
+}
+
 /// Whether the argument is a number with a fraction or an exponent, or not finite.
 pub(crate) fn is_float(arg: &[u8]) -> bool {
     let digits = arg.strip_prefix(b"-").unwrap_or(arg);

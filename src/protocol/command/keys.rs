@@ -20,7 +20,7 @@ pub(crate) enum KeySlots {
 }
 
 /// A command with a key of another slot than the bound one.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CrossSlot {
     pub(crate) command: String,
     pub(crate) bound: u16,
@@ -48,19 +48,22 @@ pub(crate) fn bind(binding: &mut SlotBinding, bytes: &[u8]) -> Result<(), CrossS
     if *binding == SlotBinding::None {
         return Ok(());
     }
-    for args in CommandReader::new(bytes).flatten() {
-        let (bound, other) = match slot_of(&args) {
-            KeySlots::None | KeySlots::Unknown => continue,
-            KeySlots::One(slot) => match binding.bind(slot) {
-                Ok(()) => continue,
-                Err(bound) => (bound, slot),
-            },
-            KeySlots::Several(one, other) => (one, other),
-        };
-        let command = display_name(args.first().copied().unwrap_or_default());
-        return Err(CrossSlot { command, bound, other });
-    }
-    Ok(())
+    CommandReader::new(bytes).flatten().try_for_each(|args| bind_to(binding, &args).map(|_| ()))
+}
+
+/// Binds to the slot of one command's keys, and returns it.
+pub(crate) fn bind_to(binding: &mut SlotBinding, args: &[&[u8]]) -> Result<KeySlots, CrossSlot> {
+    let slots = slot_of(args);
+    let (bound, other) = match slots {
+        KeySlots::None | KeySlots::Unknown => return Ok(slots),
+        KeySlots::One(slot) => match binding.bind(slot) {
+            Ok(()) => return Ok(slots),
+            Err(bound) => (bound, slot),
+        },
+        KeySlots::Several(one, other) => (one, other),
+    };
+    let command = display_name(args.first().copied().unwrap_or_default());
+    Err(CrossSlot { command, bound, other })
 }
 
 /// Whether every key of these commands is one of `watch`.

@@ -3,8 +3,7 @@
 use redis::Cmd;
 
 use crate::protocol::queue::CommandQueue;
-use crate::protocol::resp::encode::Args;
-use crate::protocol::resp::encode::EncodedCommand;
+use crate::protocol::resp::encode::{Args, EncodedCommand};
 use crate::reply::queued::Queued;
 
 /// A target of commands: a block, a transaction, a savepoint, or a mutable reference to one.

@@ -21,8 +21,7 @@ use crate::error::applied::Applied;
 use crate::error::condition::FailedCondition;
 use crate::error::connection::ConnectionError;
 use crate::protocol::command::reader::CommandReader;
-use crate::protocol::resp::encode;
-use crate::protocol::resp::encode::Args;
+use crate::protocol::resp::encode::{self, Args};
 use crate::protocol::server_error::ServerError;
 use crate::transaction::condition::expected::Expected;
 
@@ -116,37 +115,22 @@ impl Condition {
         args.get(1).map(|key| watch(key))
     }
 
-    pub(crate) fn required(self, index: usize) -> Required {
-        let Self { kind, name, command, expected, .. } = self;
-        Required { which: FailedCondition::new(index, kind, name), command, expected }
+    /// Returns its description, with its number among the conditions of a watch.
+    pub(crate) fn which(&self, index: usize) -> FailedCondition {
+        FailedCondition::new(index, self.kind, self.name)
     }
-}
 
-impl fmt::Debug for Condition {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Condition({})", self.kind)
-    }
-}
-
-/// A condition whose read is among the reads of a watch.
-#[derive(Clone)]
-pub(crate) struct Required {
-    which: FailedCondition,
-    command: &'static str,
-    expected: Expected,
-}
-
-impl Required {
-    /// Returns an error unless the condition holds by the server's reply.
-    pub(crate) fn check(&self, answer: &Value) -> Result<(), Error> {
-        let Self { which, command, expected } = self;
+    /// Returns an error unless the condition of this number holds by the server's reply.
+    pub(crate) fn check(&self, index: usize, answer: &Value) -> Result<(), Error> {
+        let Self { command, expected, .. } = self;
+        let which = self.which(index);
         if let Value::ServerError(error) = answer {
             let command = format!("{command} of condition {which}");
             return Err(Error::Command { command, error: ServerError::from_reply(error, false) });
         }
         match expected.holds(answer) {
             Some(true) => Ok(()),
-            Some(false) => Err(Error::ConditionFailed { which: *which }),
+            Some(false) => Err(Error::ConditionFailed { which }),
             None => Err(Error::Lost {
                 during: format!("{command} of condition {which}"),
                 applied: Applied::No,
@@ -156,8 +140,8 @@ impl Required {
     }
 }
 
-impl fmt::Debug for Required {
+impl fmt::Debug for Condition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.which)
+        write!(f, "Condition({})", self.kind)
     }
 }
