@@ -8,7 +8,7 @@
 //! next. What is written down is what every compiler must say: the error's code, the line it
 //! points at, and our own words.
 //!
-//! `cargo test --test compile_fail -- --nocapture` prints what the compiler said.
+//! `cargo test --test compile_fail -- --nocapture` prints the errors of the compiler.
 
 #![allow(
     clippy::unwrap_used,
@@ -45,11 +45,11 @@ fn misuse_does_not_compile_and_the_compiler_reports_the_reason() {
     let mut wrong = String::new();
     for mistake in &mistakes {
         let output = &output.join(mistake.file_name().unwrap()).with_extension("stderr");
-        let output = fs::read_to_string(output).expect("trybuild wrote what the compiler said");
+        let output = fs::read_to_string(output).expect("trybuild wrote the errors");
         let expected = fs::read_to_string(mistake.with_extension("stderr")).unwrap_or_default();
         println!("--- {}\n{output}", mistake.display());
         if let Err(why) = compare(&expected, &output) {
-            wrong.push_str(&format!("{}: {why}\nIt said:\n{output}\n", mistake.display()));
+            wrong.push_str(&format!("{}: {why}\nThe output:\n{output}\n", mistake.display()));
         }
     }
     assert!(wrong.is_empty(), "{wrong}");
@@ -146,7 +146,7 @@ fn compile(mistakes: &[PathBuf]) -> PathBuf {
     directory
 }
 
-/// Whether all that was expected was said, in that order, and no error besides.
+/// Whether all expected errors are there, in that order, and no other.
 fn compare(expected: &str, output: &str) -> Result<(), String> {
     let errors = |text: &str| text.lines().filter(|line| line.starts_with("error")).count();
     let mut rest = output;

@@ -162,7 +162,7 @@ impl Cluster {
         Some(from)
     }
 
-    /// Moves up to `count` keys of the slot; says how many there were.
+    /// Moves up to `count` keys of the slot; returns how many there were.
     pub fn move_keys(&self, slot: u16, from: usize, to: usize, count: u32) -> usize {
         let (slot, count) = (slot.to_string(), count.to_string());
         let keys: Vec<String> = self.ask(from, &["CLUSTER", "GETKEYSINSLOT", &slot, &count]);
@@ -179,7 +179,7 @@ impl Cluster {
 
     /// Moves what is left; then the slot is the target's, and every node is informed.
     pub fn end_migration(&self, slot: u16, from: usize, to: usize) {
-        // Before the target answers for the slot: it would make a key anew that it has not got yet.
+        // Before the target serves the slot, because it would create a key that has not arrived yet.
         while self.move_keys(slot, from, to, 10) > 0 {}
         let _one = self.stepping();
         eventually(AGREEMENT, "every node knows all epochs", || self.epochs_are_known());
@@ -196,7 +196,7 @@ impl Cluster {
         }
     }
 
-    /// Kills a master and waits until one of its replicas serves its slots; says which.
+    /// Kills a master and waits until one of its replicas serves its slots; returns which.
     pub fn fail_over(&self, master: usize) -> usize {
         let slot = self.slot_of(master).expect("a master that serves slots");
         self.nodes()[master].server.sigkill();

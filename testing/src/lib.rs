@@ -48,7 +48,7 @@ pub fn eventually(deadline: Duration, what: &str, mut f: impl FnMut() -> bool) {
     }
 }
 
-/// Polls until `f` gives a value; `None` when that takes longer than `deadline`. `f` is asked at
+/// Polls until `f` gives a value; `None` when that takes longer than `deadline`. `f` is called at
 /// least once, and once more after the deadline.
 pub fn try_for<T>(deadline: Duration, mut f: impl FnMut() -> Option<T>) -> Option<T> {
     let begun = Instant::now();
@@ -62,8 +62,8 @@ pub fn try_for<T>(deadline: Duration, mut f: impl FnMut() -> Option<T>) -> Optio
     }
 }
 
-/// What `call` answers; panics with `what` when that takes longer than `deadline`. It runs on a
-/// thread of its own: where it would hang, its test fails and the others go on.
+/// Returns the result of `call`; panics with `what` if that takes longer than `deadline`. It runs on a
+/// thread of its own: if it hangs, its test fails and the others continue.
 #[track_caller]
 pub fn in_time<T: Send + 'static>(
     deadline: Duration,

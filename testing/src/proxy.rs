@@ -1,6 +1,6 @@
 //! A TCP proxy between a client and a Redis server that breaks connections at exact points.
 //!
-//! A rule says what happens where: `(Trigger::BeforeReplyTo("EXEC"), Fault::Cut)` lets the server
+//! A rule has a point and a fault: `(Trigger::BeforeReplyTo("EXEC"), Fault::Cut)` lets the server
 //! execute a transaction and loses the reply. Without a rule the proxy changes nothing.
 //!
 //! Its threads and sockets end with it.
@@ -176,7 +176,7 @@ impl Proxy {
         self.inner.lines().refuse = refuse;
     }
 
-    /// Accept and never answer, not even read. A muted connection stays so until it is cut.
+    /// Accepts new connections without reading or replying. A muted connection stays so until it is cut.
     pub fn mute_new(&self, mute: bool) {
         self.inner.lines().mute = mute;
     }

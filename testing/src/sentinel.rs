@@ -183,7 +183,7 @@ impl Group {
             .find(|server| named.iter().filter(|port| **port == server.port()).count() >= 2)
     }
 
-    /// Waits until another server than this one is the master, and says so itself.
+    /// Waits until another server than this one is the master, also by its own role.
     pub fn successor_of(&self, former: u16) -> &Server {
         try_for(ELECTION, || {
             let server = self.master().filter(|server| server.port() != former)?;

@@ -152,7 +152,7 @@ impl Server {
         self.try_connect(self.info_as(Some((user, password)))).expect("connect as that user")
     }
 
-    /// Freezes the process: its kernel still accepts, nothing answers.
+    /// Freezes the process: its kernel still accepts, and there is no reply.
     pub fn sigstop(&self) {
         self.signal("-STOP");
         if cfg!(target_os = "linux") {
@@ -291,7 +291,7 @@ pub fn valkey() -> Option<OsString> {
     places.into_iter().find(|program| program.is_file()).map(OsString::from)
 }
 
-/// Starts the process and waits until it answers.
+/// Starts the process and waits until it replies.
 fn launch(program: &OsStr, home: &TempDir, port: u16, extra: &[String]) -> Result<Child, Refusal> {
     // Left by a killed server; it would look like the new one's.
     let _ = std::fs::remove_file(socket(home));
@@ -342,7 +342,7 @@ fn launch(program: &OsStr, home: &TempDir, port: u16, extra: &[String]) -> Resul
     }
 }
 
-/// Asks through the unix socket: it is this server's alone, while the port could be answered by
+/// Connects by the unix socket, which is this server's alone, while the port could belong to
 /// another process. Redis opens the socket after the port.
 fn answers(home: &TempDir) -> bool {
     let ask = || -> std::io::Result<String> {

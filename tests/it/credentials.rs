@@ -1,4 +1,4 @@
-//! Credentials that change while the program runs: said anew between scopes, never inside one, and
+//! Credentials that change while the program runs: sent again between scopes, never inside one, and
 //! nothing is lost of it.
 
 use crate::fixture::{LONG, SOON};
@@ -176,7 +176,7 @@ fn connections_keep_their_credentials_until_the_server_accepts_new_ones() {
     let refused = server.calls("auth") - 1;
     assert!((1..=3).contains(&refused), "{refused}");
     server.acl(&["SETUSER", "app", ">latter", "<former"]);
-    eventually(SOON, "it was said", || {
+    eventually(SOON, "it was sent", || {
         once().unwrap();
         sessions.status().transactional.counts.reauthentications == 1
     });
@@ -188,7 +188,7 @@ fn connections_keep_their_credentials_until_the_server_accepts_new_ones() {
 struct Moody {
     fails: AtomicBool,
     panics: AtomicBool,
-    /// How long an answer takes, in milliseconds.
+    /// Delay of a result, in milliseconds.
     slow: AtomicU64,
     version: AtomicU64,
 }
@@ -359,7 +359,7 @@ fn the_password_of_the_default_user_may_change_too_and_is_never_shown() {
     let server = Server::start();
     server.acl(&["SETUSER", "default", ">hushed"]);
     let credentials = Arc::new(RotatingCredentials::new(Credentials::password("hushed")));
-    // In RESP3 the hand-shake says it by another command.
+    // In RESP3 the handshake sends it with another command.
     let builder = SessionManager::builder(format!("{}?protocol=resp3", server.url()))
         .credentials_provider(Arc::clone(&credentials));
     let shown = format!("{credentials:?} {builder:?} {:?}", Credentials::new("hushed", "hushed"));

@@ -1,6 +1,6 @@
-//! Exactly-once commits: what a lost answer turns out to have been, asked for afterwards.
+//! Exactly-once commits: what a lost reply turns out to have been.
 //!
-//! Each doubt is made by a proxy that loses the answer, or holds EXEC back; and each resolution is
+//! Each doubt is made by a proxy that loses the reply, or holds EXEC back; and each resolution is
 //! compared with what another connection sees on the server, then and when everything late has
 //! arrived.
 

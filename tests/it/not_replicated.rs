@@ -34,7 +34,7 @@ fn acks(local: u32, replicas: u32) -> ReplicaAcks {
     acks
 }
 
-/// Applied, and as many had it as it says.
+/// Applied, on the number of replicas that the error reports.
 #[track_caller]
 fn too_few(error: &Error, expected: (ReplicaAcks, ReplicaAcks)) {
     let Error::Commit(CommitError::NotReplicated { wanted, got, .. }) = error else {
@@ -117,7 +117,7 @@ fn a_wait_adds_its_timeout_to_the_response_timeout() {
     let fixture = start();
     for options in [TransactionOptions::new(), TransactionOptions::new().exactly_once()] {
         let before = fixture.number("n");
-        // More than twice the time in which the server must answer otherwise.
+        // More than twice the response timeout.
         let wait = replicas(1, Duration::from_millis(1200));
         let handle = waiting(&fixture, wait).with(options);
         let error = commit_error(handle.run(|tx| Ok(tx.incr("n", 1))));
@@ -338,13 +338,13 @@ fn a_commit_that_waits_for_the_disk_is_on_the_disk() {
         }
         assert_eq!(fixture.number("n"), before + 2);
     }
-    assert_eq!(fixture.sent().iter().filter(|word| *word == "COMMAND").count(), 1, "asked once");
+    assert_eq!(fixture.sent().iter().filter(|word| *word == "COMMAND").count(), 1, "sent once");
     fixture.server.sigkill();
     fixture.server.restart_on_same_port();
     eventually(SOON, "the server has read its file", || {
         fixture.server.info("loading").as_deref() == Some("0")
     });
-    assert_eq!(fixture.number("n"), 4, "as it said");
+    assert_eq!(fixture.number("n"), 4, "as reported");
 }
 
 #[test]

@@ -114,7 +114,7 @@ mod while_slots_move {
         for rule in [Rule::Marker, Rule::OldOwner] {
             let found = moving::control(rule, seed, MOVING_CONTROL_CUTS);
             let (wrong, doubts) = (found.verdict.wrong, found.verdict.again);
-            println!("{rule:?}: {wrong} wrong answers, {doubts:?}, {:.1?}", found.took);
+            println!("{rule:?}: {wrong} wrong results, {doubts:?}, {:.1?}", found.took);
             assert!(wrong > 0, "{rule:?}: the cuts do not find out an unsafe answer");
         }
     }

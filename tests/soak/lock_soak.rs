@@ -21,7 +21,7 @@ mod writes;
 
 use clients::{Asks, be_one_of_them};
 use rediscope_testing::soak::{number, seed};
-use scenarios::Scene;
+use scenarios::Scenario;
 
 const TRIES: u64 = 50_000;
 const WRITES: u64 = 5_000;
@@ -55,8 +55,8 @@ fn a_caller_that_believes_to_hold_the_lock_holds_it_alone() {
     }
     rediscope_testing::own_process!(alone);
     let seed = seed();
-    for scene in [Scene::Expiry, Scene::Stops, Scene::Restarts, Scene::Permits] {
-        let found = scenarios::run(scene, seed, holds());
+    for scenario in [Scenario::Expiry, Scenario::Stops, Scenario::Restarts, Scenario::Permits] {
+        let found = scenarios::run(scenario, seed, holds());
         println!("{found}");
         assert!(found.broken().is_empty(), "{:#?}", found.broken());
     }
@@ -119,7 +119,7 @@ fn a_lock_that_no_replica_was_waited_for_is_found_to_be_held_twice() {
 fn a_lock_that_is_forced_is_found_to_be_held_twice() {
     rediscope_testing::own_process!(alone);
     let seed = seed();
-    let found = scenarios::run(Scene::Forced, seed, CONTROL_HOLDS);
+    let found = scenarios::run(Scenario::Forced, seed, CONTROL_HOLDS);
     println!("{found}");
     assert!(!found.verdict.faults.is_empty(), "the history does not find a second holder");
 }

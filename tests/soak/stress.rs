@@ -139,7 +139,7 @@ fn tens_of_thousands_of_failures_in_one_block_are_all_reported() {
     }
 }
 
-/// A reply over `client-output-buffer-limit` ends the connection, every time it is asked for.
+/// A reply over `client-output-buffer-limit` ends the connection, every time it is requested.
 #[test]
 fn a_read_that_kills_every_connection_it_is_sent_on_is_not_retried_forever() {
     rediscope_testing::own_process!(alone);
@@ -160,12 +160,12 @@ fn a_read_that_kills_every_connection_it_is_sent_on_is_not_retried_forever() {
     let many: Vec<&str> = vec!["big"; 20];
     big(sessions.pooled().mget::<_, ()>(&many).map_err(Error::from));
     let asked = server.calls("mget");
-    assert!((1..=3).contains(&asked), "the server was asked {asked} times");
+    assert!((1..=3).contains(&asked), "the server received {asked} reads");
     server.reset_stats();
     let mut reading = sessions.transactional().reading().begin().unwrap();
     big(reading.mget::<_, ()>(&many));
     let asked = server.calls("mget");
-    assert!((1..=3).contains(&asked), "the server was asked {asked} times");
+    assert!((1..=3).contains(&asked), "the server received {asked} reads");
     drop(reading);
     let status = sessions.status();
     assert_eq!((status.pooled.in_use, status.transactional.in_use), (0, 0), "{status}");

@@ -69,7 +69,7 @@ fn after(path: &Path) -> ConnectionState {
     let mut state = ConnectionState::default();
     for (expect, reply) in path {
         state.sending(*expect, 1);
-        assert!(!state.is_clean(), "clean before {expect:?} was answered");
+        assert!(!state.is_clean(), "clean before {expect:?} had its reply");
         state.reply(reply);
     }
     state
@@ -80,7 +80,7 @@ fn after_one_write(path: &Path) -> ConnectionState {
     let mut state = ConnectionState::default();
     path.iter().for_each(|(expect, _)| state.sending(*expect, 1));
     for (expect, reply) in path {
-        assert!(!state.is_clean(), "clean before {expect:?} was answered");
+        assert!(!state.is_clean(), "clean before {expect:?} had its reply");
         state.reply(reply);
     }
     state

@@ -96,7 +96,7 @@ impl Node {
     }
 }
 
-/// What comes of `bytes`, cut where `cuts` say; so many QUEUED are asked for at once.
+/// The result of `bytes`, cut at `cuts`, with this number of QUEUED awaited at once.
 fn parsed(bytes: &[u8], cuts: &[usize], most: u32) -> Result<Vec<Value>, Fault> {
     let mut parser = Parser::default();
     let mut values = Vec::new();

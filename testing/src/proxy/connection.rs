@@ -213,7 +213,7 @@ impl Connection {
         self.changed.notify_all();
     }
 
-    /// The last reply is written: sends the proxy's own answers that wait behind it.
+    /// The last reply is written: sends the proxy's own replies that wait behind it.
     fn reply_for_the_server(&self, out: &mut Vec<u8>) {
         loop {
             let mut state = self.state();
@@ -249,8 +249,8 @@ impl Connection {
     fn close_locked(&self, state: &mut State, sides: &[Side]) {
         for &side in sides {
             state.closed[side as usize] = true;
-            // Both ways: the FIN leaves, and a pump that reads there wakes up. An error here says
-            // the peer was faster.
+            // Both ways: the FIN leaves, and a pump that reads there wakes up. An error here means
+            // that the peer was faster.
             let _ = self.sockets[side as usize].shutdown(Shutdown::Both);
         }
         self.changed.notify_all();

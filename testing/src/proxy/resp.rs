@@ -13,7 +13,7 @@ pub(super) enum Head {
     /// A command, by its first argument in capitals (empty when there is none).
     Command(String),
     Reply,
-    /// A RESP3 push: it answers no command, so it is not counted as a reply.
+    /// A RESP3 push: it is no reply to a command, so it is not counted as one.
     Push,
 }
 

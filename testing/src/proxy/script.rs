@@ -149,7 +149,7 @@ pub(super) struct Armed {
 #[derive(Debug, Default)]
 struct Track {
     begun: u64,
-    /// Name of the current command, or of the command the current reply answers.
+    /// Name of the current command, or of the command of the current reply.
     name: String,
     /// Bytes of the current value that went by; `None` between values and inside a value that had
     /// begun before the script was armed.
@@ -202,7 +202,7 @@ impl Armed {
         self.take(&fires)
     }
 
-    /// To be called after [`due`](Self::due) was asked about the value's end.
+    /// To be called after [`due`](Self::due) was called for the value's end.
     pub(super) fn end(&mut self, direction: Direction) {
         self.tracks[direction as usize].passed = None;
     }

@@ -21,11 +21,11 @@ pub(super) struct State {
     pub(super) closed: [bool; 2],
     pub(super) held: [bool; 2],
     /// A direction stands still while the other one writes up to a trigger and acts on it, so that
-    /// an answer cannot overtake the fault.
+    /// a reply cannot overtake the fault.
     pub(super) frozen: [bool; 2],
     pub(super) paused_until: [Option<Instant>; 2],
     pub(super) drop_requests: bool,
-    /// The current command is being thrown away: the proxy answers it.
+    /// The current command is discarded: the proxy replies to it.
     pub(super) refusing: bool,
     /// A reply has begun whose last bytes were not written yet.
     pub(super) replying: bool,
@@ -46,7 +46,7 @@ pub(super) struct State {
 struct Owed {
     command: String,
     swallow: bool,
-    /// The server never got the command: this answers it.
+    /// The server never received the command: this is the reply.
     own: Option<&'static str>,
 }
 
@@ -76,7 +76,7 @@ impl State {
         self.owed.push_back(Owed { command, swallow: false, own: Some(answer) });
     }
 
-    /// The proxy's own answers that are due before any further reply of the server's.
+    /// The proxy's own replies that are due before any further reply of the server's.
     pub(super) fn own_answers(&mut self) -> Vec<&'static str> {
         let mut answers = Vec::new();
         while let Some(own) = self.owed.front().and_then(|owed| owed.own) {
@@ -86,7 +86,7 @@ impl State {
         answers
     }
 
-    /// Returns the name of the command it answers.
+    /// Returns the name of the command that it replies to.
     pub(super) fn reply_begins(&mut self) -> String {
         let owed = self.owed.pop_front().unwrap_or_default();
         self.swallowing = owed.swallow || self.swallow_next > 0;

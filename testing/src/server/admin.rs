@@ -79,12 +79,12 @@ impl Server {
         self.ask(&[&["ACL"], arguments].concat())
     }
 
-    /// No client is answered for so long, the asking connection included; connecting works.
+    /// No client gets a reply for this time, including this connection. Connecting works.
     pub fn pause_clients(&self, millis: u64) {
         self.ask::<()>(&["CLIENT", "PAUSE", &millis.to_string(), "ALL"]);
     }
 
-    /// Only what writes waits: reads, PING and this module's questions are answered.
+    /// Only writes wait: reads, PING and this module's queries return.
     pub fn pause_writes(&self, millis: u64) {
         self.ask::<()>(&["CLIENT", "PAUSE", &millis.to_string(), "WRITE"]);
     }
@@ -148,8 +148,8 @@ impl Server {
     }
 }
 
-/// One line of CLIENT LIST. Outside MULTI its `multi` is -1, whatever the server calls it: Valkey
-/// says 0 once a client has watched or been in MULTI.
+/// One line of CLIENT LIST. Outside MULTI its `multi` is -1, whatever the server reports: Valkey
+/// reports 0 once a client has watched or been in MULTI.
 fn client(line: &str) -> HashMap<String, String> {
     let field =
         |word: &str| word.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));

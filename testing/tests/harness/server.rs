@@ -98,7 +98,7 @@ fn a_stopped_or_paused_server_is_silent_until_it_continues() {
     server.sigstop();
     assert!(ping(&mut connection).unwrap_err().is_timeout());
     server.sigcont();
-    eventually(SOON, "the server answers again", || ping(&mut connection).is_ok());
+    eventually(SOON, "the server replies again", || ping(&mut connection).is_ok());
     server.pause_writes(60_000);
     assert!(ping(&mut connection).is_ok());
     let set = cmd("SET").arg("k").arg("v").exec(&mut connection);

@@ -1,4 +1,4 @@
-//! The rights that `docs/cluster.md` asks for besides those of one server.
+//! The rights that `docs/cluster.md` names besides those of one server.
 
 use crate::fixture::SOON;
 use std::collections::BTreeSet;

@@ -107,9 +107,9 @@ impl Form {
             }
             Self::Once => run(options().exactly_once()),
             Self::OnceAs => {
-                static DEEDS: AtomicU64 = AtomicU64::new(0);
-                let deed = DEEDS.fetch_add(1, Ordering::Relaxed).to_string();
-                run(options().exactly_once_as(deed, Duration::from_secs(60)))
+                static ORDERS: AtomicU64 = AtomicU64::new(0);
+                let order = ORDERS.fetch_add(1, Ordering::Relaxed).to_string();
+                run(options().exactly_once_as(order, Duration::from_secs(60)))
             }
             Self::Replicas => run(options().wait_replicas(0, Duration::from_millis(10))),
             Self::Lock => Ok(sessions.lock("x").acquire(SOON)?.release()?),

@@ -18,7 +18,7 @@ use rediscope_testing::eventually;
 enum When {
     /// Before the first connection.
     Fresh,
-    /// Since the connections lie idle, and they are asked before they are used.
+    /// Since the connections are idle, and they are checked before they are used.
     Asked,
     /// The same, and they are trusted.
     Trusted,
@@ -46,7 +46,7 @@ const PIPELINE: Expected = (EVER, &[Pipeline], "Pipeline 2 from 0 NOPERM, applie
 const REJECTED: &str = "Rejected 0 INCRBY NOPERM, applied No";
 const NO_CONNECTION: &str = "Connect Refused NOPERM, applied No";
 const NO_MULTI: &str = "Rejected MULTI NOPERM, applied No";
-/// As Redis 7.0 says it. Half way through a script: what it had done is given back.
+/// The text of Redis 7.0. In the middle of a script: what it had done is undone.
 const HALF_WAY: &str = "Lock acquire ERR, applied Unknown";
 const NOT_ACQUIRED: &str = "Lock acquire NOPERM, applied No";
 const RELEASED_HALF_WAY: &str = "Lock release ERR, applied Unknown";
@@ -109,7 +109,7 @@ const ROWS: &[Row] = &[
         without: "-discard",
         expected: &[
             (&[Fresh], BLOCKS, NO_CONNECTION),
-            // MULTI is answered anew before the commit.
+            // The reply to MULTI is awaited before the commit.
             (&[Asked], &[Immediate], "Rejected DISCARD NOPERM, applied No"),
         ],
     },
@@ -238,7 +238,7 @@ impl Cell<'_> {
         let status = self.sessions.status();
         let spoilt = reported.starts_with("NotIsolated")
             || reported.starts_with("Rejected DISCARD")
-            // Every command was refused with MULTI, and EXEC said that there was none.
+            // Every command was refused with MULTI, and EXEC failed without it.
             || (self.when == Trusted && reported == NO_MULTI && self.row.without == "-@all"
                 && !matches!(self.form, Immediate | Large));
         for pool in [&status.pooled, &status.transactional] {

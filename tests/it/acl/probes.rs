@@ -111,7 +111,7 @@ fn replicas(fixture: &RestrictedServer) -> Result<(), String> {
     all(&fixture.sessions(LONG), &[Form::Replicas])
 }
 
-/// Acquired in vain, acquired, extended, asked about, given back; each family.
+/// Acquired in vain, acquired, extended, checked, released; each kind.
 fn locks(fixture: &RestrictedServer) -> Result<(), String> {
     let sessions = fixture.sessions(LONG);
     all(&sessions, &[Form::Lock, Form::RwLock, Form::Semaphore])?;

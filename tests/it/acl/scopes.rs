@@ -86,7 +86,7 @@ fn a_register_taken_away_from_an_open_scope_applies_nothing() {
     let sessions = fixture.sessions(LONG);
     let once = sessions.transactional().with(TransactionOptions::new().exactly_once());
     Form::Once.play(&sessions).unwrap();
-    // Its own register may not be written any more; what the caller asked for may be.
+    // Its own register may not be written any more; what the caller wants may be.
     let mut tx = once.begin().unwrap();
     tx.incr(N, 1);
     fixture.operator("resetkeys ~app:*");
@@ -113,7 +113,7 @@ fn a_register_taken_away_between_its_queueing_and_exec_costs_the_connection_and_
         proxy.release();
         calling.join().unwrap()
     });
-    // The register says nothing of it; the answer did.
+    // The register has nothing of it; the reply had.
     let error = added.unwrap_err();
     assert_eq!(summary(&error), "KeyNotKept NOPERM, applied Yes");
     assert_eq!(fixture.number(N), 2);
@@ -154,7 +154,7 @@ fn rights_taken_away_from_a_watching_scope_fail_the_step_that_needs_them() {
     assert!(matches!(tx.commit().unwrap(), Outcome::Committed(_)));
     assert_eq!(fixture.number(N), 6);
 
-    // MULTI, of a connection that answered just now.
+    // MULTI, on a connection that replied just now.
     fixture.may_do_all();
     let watching = watch.begin().unwrap();
     fixture.operator("-multi");
@@ -221,7 +221,7 @@ fn commands_that_a_script_may_have_run_are_reported_as_unknown() {
     assert_eq!((error.applied(), fixture.number("app:a")), (Applied::Unknown, 1), "{error}");
     fixture.operator("-eval");
     let error = Error::from(eval.exec(&mut sessions.pooled()).unwrap_err());
-    // Alone, even this may be said by the script.
+    // Alone, the script may send even this.
     assert_eq!(summary(&error), "Command EVAL NOPERM, applied Unknown");
     // In a transaction, a script that was stopped half way is one command that failed.
     fixture.operator("+eval");

@@ -1,4 +1,4 @@
-//! The rights that `docs/sentinel.md` asks for: on the servers, besides those of one server, and on the
+//! The rights that `docs/sentinel.md` names: on the servers, besides those of one server, and on the
 //! sentinels.
 
 use crate::fixture::SOON;
@@ -102,8 +102,7 @@ fn the_rights_behind_sentinels_are_enough_and_none_can_be_left_out() {
     }
     fixture.may(&servers, &sentinels);
     all(&fixture, &Form::ALL).unwrap();
-    // It may not ask whether the sentinel lives, every two seconds, and takes the refusal for an
-    // answer.
+    // It may not send PING to the sentinel, and the refusal, every two seconds, shows that it lives.
     let sessions = fixture.sessions();
     Form::Run.play(&sessions).unwrap();
     eventually(SOON, "one connection listens", || fixture.listeners().iter().any(|age| *age >= 4));

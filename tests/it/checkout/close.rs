@@ -130,7 +130,7 @@ fn threads() -> BTreeSet<std::ffi::OsString> {
     tasks.filter(ours).map(|task| task.file_name()).collect()
 }
 
-/// Every call on a closed manager says so, and is not worth another try.
+/// Every call on a closed manager fails with that error, which is not retryable.
 #[track_caller]
 fn every_call_fails(sessions: &SessionManager) {
     let (mut db, accounts) = (sessions.pooled(), sessions.transactional());

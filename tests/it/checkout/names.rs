@@ -1,4 +1,4 @@
-//! Hosts by their names: a name server that does not answer, and a name of two hosts of which one is
+//! Hosts by their names: a name server that does not reply, and a name of two hosts of which one is
 //! silent.
 
 use crate::fixture::{LARGE_SLACK, SOON};
@@ -27,7 +27,7 @@ fn within_limit(builder: Builder) -> Builder {
     builder.connect_timeout(part).response_timeout(part).checkout_timeout(LIMIT)
 }
 
-/// A name server that answers nothing until this is dropped.
+/// A name server that does not reply until this is dropped.
 struct Silence<'l> {
     lock: Arc<RwLock<()>>,
     _held: RwLockWriteGuard<'l, ()>,
@@ -200,7 +200,7 @@ fn looking_up() -> usize {
 enum Silent {
     /// Takes no connection.
     Deaf(#[expect(dead_code, reason = "held")] UnresponsivePort),
-    /// Takes connections, and says nothing.
+    /// Accepts connections, and does not reply.
     Mute(#[expect(dead_code, reason = "held")] TcpListener),
 }
 

@@ -6,7 +6,7 @@ use rediscope::{Applied, Block, CommitError, Condition, Error, Queued, redis};
 use super::fixture::{ClusterFixture, beside};
 use rediscope_testing::cluster::Cluster;
 
-/// What a call says of the two slots.
+/// The two slots in the error of a call.
 #[track_caller]
 fn slots<T: std::fmt::Debug>(result: Result<T, Error>) -> (u16, u16) {
     let error = result.expect_err("across slots");

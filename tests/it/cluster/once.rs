@@ -46,7 +46,7 @@ fn registers_lie_in_the_slot_of_their_transaction_one_a_connection_and_slot() {
             registers(&fixture.cluster, node).iter().map(|key| fixture.cluster.slot(key)).collect();
         assert!(slots.contains(&fixture.cluster.slot(key)), "{slots:?}");
     }
-    let keyed = TransactionOptions::new().exactly_once_as("deed", Duration::from_secs(60));
+    let keyed = TransactionOptions::new().exactly_once_as("order", Duration::from_secs(60));
     let keyed = sessions.transactional().with(keyed);
     assert_eq!(keyed.run(|tx| Ok(tx.incr(&keys[0], 1))).unwrap(), 6);
     let again = keyed.run(|tx| Ok(tx.incr(&keys[0], 1))).unwrap_err();
@@ -60,9 +60,9 @@ fn is_refused(resolution: &Resolution) -> bool {
 
 #[test]
 fn a_token_of_another_slot_or_tag_is_refused_before_anything_is_sent() {
-    let street = Street::start();
-    let fixture = &street.fixture;
-    let doubt = street.doubted(&exactly_once(&fixture.sessions), &fixture.keys("k")[0], true);
+    let proxied = ProxiedCluster::start();
+    let fixture = &proxied.fixture;
+    let doubt = proxied.doubted(&exactly_once(&fixture.sessions), &fixture.keys("k")[0], true);
     let token = doubt.token().unwrap();
     let sessions = builder(&fixture.cluster).build().unwrap();
     let asked = || [0, 1, 2].map(|node| fixture.cluster.nodes()[node].server.calls("pexpire"));
@@ -88,12 +88,12 @@ fn a_token_of_another_slot_or_tag_is_refused_before_anything_is_sent() {
 }
 
 /// Proxies before all masters, which the nodes announce as their own addresses.
-struct Street {
+struct ProxiedCluster {
     fixture: ClusterFixture,
     proxies: Vec<Proxy>,
 }
 
-impl Street {
+impl ProxiedCluster {
     fn start() -> Self {
         let cluster = Cluster::start(3, 0);
         let proxies: Vec<_> = cluster.nodes().iter().map(|node| Proxy::to(&node.server)).collect();
@@ -110,7 +110,7 @@ impl Street {
         Self { fixture: ClusterFixture { cluster, sessions }, proxies }
     }
 
-    /// A guard's commit whose answer is lost.
+    /// A guard's commit whose reply is lost.
     fn doubted(&self, handle: &Transactional, key: &str, applied: bool) -> InDoubt {
         let trigger = match applied {
             true => Trigger::BeforeReplyTo("EXEC"),
@@ -129,16 +129,16 @@ impl Street {
 
 #[test]
 fn a_doubt_is_resolved_wherever_its_register_has_gone() {
-    let street = Street::start();
-    let cluster = &street.fixture.cluster;
-    let (once, [key, ..]) = (exactly_once(&street.fixture.sessions), street.fixture.keys("k"));
+    let proxied = ProxiedCluster::start();
+    let cluster = &proxied.fixture.cluster;
+    let (once, [key, ..]) = (exactly_once(&proxied.fixture.sessions), proxied.fixture.keys("k"));
     let slot = cluster.slot(&key);
     let mut expected = once.run(|tx| Ok(tx.incr(&key, 1))).unwrap();
     for applied in [true, false] {
         let truth = if applied { Resolution::Committed } else { Resolution::NotCommitted };
         let from = cluster.owner(slot).unwrap();
         let to = (from + 1) % 3;
-        let doubt = || street.doubted(&once, &key, applied);
+        let doubt = || proxied.doubted(&once, &key, applied);
         let doubts = [doubt(), doubt(), doubt(), doubt()];
         expected += if applied { 4 } else { 0 };
         let token = doubts[0].token().unwrap();
@@ -160,9 +160,9 @@ fn a_doubt_is_resolved_wherever_its_register_has_gone() {
 
 #[test]
 fn exactly_once_blocks_are_applied_once_while_slots_move_and_replies_are_lost() {
-    let street = Street::start();
-    let cluster = &street.fixture.cluster;
-    let keys = street.fixture.keys("sum");
+    let proxied = ProxiedCluster::start();
+    let cluster = &proxied.fixture.cluster;
+    let keys = proxied.fixture.keys("sum");
     let slots = [0, 1, 2].map(|nth| cluster.slot(&keys[nth]));
     let sessions = builder(cluster).max_size(4).build().unwrap();
     let once = exactly_once(&sessions);
@@ -180,7 +180,7 @@ fn exactly_once_blocks_are_applied_once_while_slots_move_and_replies_are_lost() 
                         Ok(tx.incr(key, 1))
                     });
                     match done {
-                        // Also where it was applied, and what it answered is lost.
+                        // Also if it was applied, and its reply is lost.
                         Ok(_) | Err(rediscope::Error::Reply(_)) => {
                             applied.fetch_add(1, Ordering::Relaxed);
                         }
@@ -205,7 +205,7 @@ fn exactly_once_blocks_are_applied_once_while_slots_move_and_replies_are_lost() 
             let to = (from + 1 + round / 3 % 2) % 3;
             let cut = |nth: usize| {
                 let script = Script::from((fates[nth % 2], Fault::Cut)).once();
-                street.proxies[nth % 3].arm(script);
+                proxied.proxies[nth % 3].arm(script);
             };
             cut(round);
             cluster.begin_migration(slot, to);

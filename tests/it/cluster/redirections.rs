@@ -35,7 +35,7 @@ fn warm(fixture: &ClusterFixture, key: &str) -> Transactional {
     accounts
 }
 
-/// What is said of a transaction of which some keys are where its slot comes from: by Redis, by Valkey.
+/// Errors of a transaction of which some keys are still on the source of its slot: of Redis, of Valkey.
 const PARTLY: &[&str] = &["ASK", "TRYAGAIN"];
 
 #[track_caller]

@@ -1,4 +1,4 @@
-//! The rights that the documents ask for are enough, and no more are asked for than are needed.
+//! The rights that the documents name are enough, and none of them can be left out.
 
 use crate::fixture::SOON;
 use std::time::Duration;

@@ -1,5 +1,5 @@
 //! One server, a proxy in front of it, a pool of one connection through it, and what every test
-//! asks in the end.
+//! reads in the end.
 
 use crate::fixture::{Fixture, LONG, SOON};
 
@@ -51,7 +51,7 @@ impl Fixture {
     }
 }
 
-/// Which condition failed, and what the error says of itself.
+/// The condition that failed, and what its error reports.
 #[track_caller]
 pub(crate) fn failed<T: std::fmt::Debug>(reported: Result<T, Error>) -> FailedCondition {
     match reported {

@@ -96,7 +96,7 @@ enum Question {
     StreamLen(i64),
 }
 
-/// A question about a key, and which answer is wanted: `at_least` or the plain one, else `at_most`
+/// A read of a key, and which result is wanted: `at_least` or the plain one, else `at_most`
 /// or its opposite.
 #[derive(Clone, Copy, Debug)]
 struct Asked {
@@ -361,7 +361,7 @@ fn whatever_is_required_the_server_and_the_model_agree() {
         if let (Verdict::Holds, Some((key, data))) = (&wanted, &meanwhile)
             && asked.iter().any(|asked| asked.key == *key)
         {
-            // It is changed under the block, so it is asked about again.
+            // It is changed under the block, so it is read again.
             model.remove(key);
             model.extend(data.clone().map(|data| (*key, data)));
             wanted = verdict(&asked, &model);

@@ -29,11 +29,11 @@ fn exactly_once_finds_out_although_the_condition_holds_no_more() {
         tx.set("seat", "mine");
         Ok(tx.incr("n", 1))
     });
-    // Applied, its replies lost: and not asked about, or run, a second time.
+    // Applied, its replies lost: it is neither read nor run a second time.
     assert!(matches!(reported, Err(Error::Reply(ReplyError::Lost))), "{reported:?}");
     assert_eq!((fixture.get("n").unwrap().as_str(), runs), ("1", 1));
     failed(required.run(|tx| Ok(tx.incr("n", 1))));
-    // One that never arrived is asked about and sent again.
+    // One that never arrived is resolved and sent again.
     fixture.set("DEL seat");
     fixture.proxy.arm(Script::from((Trigger::InsideCommandNamed("EXEC", 3), Fault::Reset)).once());
     assert_eq!(required.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 2);
@@ -87,7 +87,7 @@ fn conditions_are_fenced_by_a_lock_like_any_block() {
     guard.ensure_held().unwrap();
     let turns = fixture.proxy.turns();
     assert_eq!(required.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
-    assert_eq!(fixture.proxy.turns() - turns, 2, "the lock is asked for in the same packet");
+    assert_eq!(fixture.proxy.turns() - turns, 2, "the lock is read in the same write");
     failed(
         fixture.accounts().fenced_by(&guard).require(Condition::not_exists("k")).begin().map(drop),
     );

@@ -27,7 +27,7 @@ fn a_condition_that_does_not_hold_is_reported_once_and_the_block_is_not_run() {
     assert_eq!(
         fixture.sent(),
         ["WATCH", "EXISTS", "HLEN", "EXISTS", "UNWATCH"],
-        "asked once, all of them, and not watched any more"
+        "all are read once, and not watched any more"
     );
     let counts = fixture.sessions.status().transactional.counts;
     assert_eq!(
@@ -111,7 +111,7 @@ fn a_condition_that_an_acl_forbids_is_an_error_and_the_block_is_not_run() {
         .require(Condition::hash_len_at_least("h", 0))
         .begin()
         .map(drop);
-    // The first one does not hold; whether the second one can be asked matters no more.
+    // The first one does not hold; whether the second one can be read does not matter.
     failed(reported);
     let reported =
         fixture.accounts().require(Condition::hash_len_at_least("h", 0)).begin().map(drop);
@@ -141,5 +141,5 @@ fn conditions_and_their_failures_show_neither_keys_nor_values() {
         assert!(!shown.contains("83, 51, 67, 82"), "{shown}");
     }
     let shown = format!("{:?}", fixture.accounts().require(Condition::exists(key)));
-    assert!(shown.contains("#0 exists"), "it says what is required: {shown}");
+    assert!(shown.contains("#0 exists"), "the text has the condition: {shown}");
 }

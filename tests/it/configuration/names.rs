@@ -20,7 +20,7 @@ const OF_A_CONFIGURATION: [&str; 4] =
 
 type Names = BTreeSet<String>;
 
-/// What a configuration says that it knows.
+/// The settings that a configuration lists.
 fn of_a_configuration() -> Names {
     let error = toml(&[("no_such_name", "1")]).builder().build().unwrap_err().to_string();
     let (_, known) = error.split_once("there are ").unwrap();

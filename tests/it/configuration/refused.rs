@@ -6,7 +6,7 @@ use super::{everywhere, toml};
 
 const SECRET: &str = "redis://:S3CRETpassword@elsewhere/";
 
-/// What `build` says, which neither it nor any `Debug` says with a word of the secret.
+/// The error of `build`. Neither it nor any `Debug` has a word of the secret.
 #[track_caller]
 fn refused(config: &Config) -> ConfigError {
     let error = config.builder().build().map(drop).unwrap_err();

@@ -12,7 +12,7 @@ use rediscope::{
     ReplyError, Resolution, RetryPolicy, RotatingCredentials, TransactionOptions, redis,
 };
 
-use super::topologies::{Ground, Standalone};
+use super::topologies::{Standalone, Topology};
 use rediscope_testing::eventually;
 
 const RESPONSE: Duration = Duration::from_millis(400);
@@ -57,14 +57,14 @@ on_every_topology! {
     credentials_that_are_wrong
 }
 
-fn get(ground: &dyn Ground, key: &str) -> Option<String> {
+fn get(topology: &dyn Topology, key: &str) -> Option<String> {
     let mut found = None;
-    ground.with(&mut |server| found = server.ask(&["GET", key]));
+    topology.with(&mut |server| found = server.ask(&["GET", key]));
     found
 }
 
-fn one(ground: &dyn Ground) -> SessionManager {
-    let sessions = ground
+fn one(topology: &dyn Topology) -> SessionManager {
+    let sessions = topology
         .builder()
         .max_size(1)
         .connect_timeout(Duration::from_secs(1))
@@ -73,18 +73,18 @@ fn one(ground: &dyn Ground) -> SessionManager {
         .trust_window(LONG)
         .build_side()
         .unwrap();
-    warm(&sessions, ground);
+    warm(&sessions, topology);
     sessions
 }
 
-fn warm(sessions: &SessionManager, ground: &dyn Ground) {
-    sessions.transactional().begin_at(ground.key("any")).unwrap().discard().unwrap();
+fn warm(sessions: &SessionManager, topology: &dyn Topology) {
+    sessions.transactional().begin_at(topology.key("any")).unwrap().discard().unwrap();
 }
 
 /// The next one finds a clean connection, and nothing is held.
 #[track_caller]
-fn next(sessions: &SessionManager, ground: &dyn Ground) {
-    let key = ground.key("next");
+fn next(sessions: &SessionManager, topology: &dyn Topology) {
+    let key = topology.key("next");
     let done = sessions.transactional().run(|tx| Ok((tx.set(&key, 1), tx.incr(&key, 1))));
     assert_eq!(done.unwrap().1, 2);
     let pool = sessions.status().transactional;
@@ -96,9 +96,9 @@ fn assert_outcome(error: &Error, applied: Applied, retryable: bool) {
     assert_eq!((error.applied(), error.is_retryable()), (applied, retryable), "{error}");
 }
 
-fn replies_and_committed(ground: &dyn Ground) {
-    let sessions = one(ground);
-    let (accounts, key) = (sessions.transactional(), ground.key("n"));
+fn replies_and_committed(topology: &dyn Topology) {
+    let sessions = one(topology);
+    let (accounts, key) = (sessions.transactional(), topology.key("n"));
     assert_eq!(accounts.run(|tx| Ok((tx.incr(&key, 1), tx.incr(&key, 2)))).unwrap(), (1, 3));
     let mut watching = accounts.watch([&key]).begin().unwrap();
     let n: i64 = watching.get(&key).unwrap();
@@ -108,13 +108,13 @@ fn replies_and_committed(ground: &dyn Ground) {
         Outcome::Committed(replies) => assert_eq!(replies.get(next_one).unwrap(), 6),
         Outcome::Conflict => panic!("no other client was there"),
     }
-    next(&sessions, ground);
+    next(&sessions, topology);
 }
 
-fn conflict(ground: &dyn Ground) {
-    let sessions = one(ground);
-    let (accounts, key) = (sessions.transactional(), ground.key("n"));
-    let change = || ground.with(&mut |server| server.ask::<()>(&["SET", &key, "0"]));
+fn conflict(topology: &dyn Topology) {
+    let sessions = one(topology);
+    let (accounts, key) = (sessions.transactional(), topology.key("n"));
+    let change = || topology.with(&mut |server| server.ask::<()>(&["SET", &key, "0"]));
     let mut runs = 0;
     let once = accounts.watch([&key]).run(|read, tx| {
         runs += 1;
@@ -129,13 +129,13 @@ fn conflict(ground: &dyn Ground) {
         Ok(tx.incr(&key, 1))
     });
     assert!(matches!(always, Err(Error::RetriesExhausted { attempts: 3 })), "{always:?}");
-    assert_eq!(get(ground, &key).as_deref(), Some("0"));
-    next(&sessions, ground);
+    assert_eq!(get(topology, &key).as_deref(), Some("0"));
+    next(&sessions, topology);
 }
 
-fn rejected(ground: &dyn Ground) {
-    let sessions = one(ground);
-    let key = ground.key("n");
+fn rejected(topology: &dyn Topology) {
+    let sessions = one(topology);
+    let key = topology.key("n");
     let mut tx = sessions.transactional().begin().unwrap();
     tx.incr(&key, 1);
     tx.queue::<()>(redis::cmd("GETRANGE").arg(&key).take());
@@ -144,13 +144,13 @@ fn rejected(ground: &dyn Ground) {
     assert!(
         matches!(&error, Error::Commit(CommitError::Rejected { index: Some(1), code, .. }) if code == "ERR")
     );
-    assert_eq!(get(ground, &key), None);
-    next(&sessions, ground);
+    assert_eq!(get(topology, &key), None);
+    next(&sessions, topology);
 }
 
-fn partly_applied(ground: &dyn Ground) {
-    let sessions = one(ground);
-    let (key, list) = (ground.key("n"), ground.key("list"));
+fn partly_applied(topology: &dyn Topology) {
+    let sessions = one(topology);
+    let (key, list) = (topology.key("n"), topology.key("list"));
     let mut tx = sessions.transactional().begin().unwrap();
     tx.rpush(&list, 1);
     let failed = tx.incr(&list, 1);
@@ -162,17 +162,17 @@ fn partly_applied(ground: &dyn Ground) {
     };
     assert_eq!(replies.get(fine).unwrap(), 1);
     assert!(matches!(replies.get(failed), Err(Error::Reply(ReplyError::Failed { index: 1, .. }))));
-    assert_eq!(get(ground, &key).as_deref(), Some("1"));
-    next(&sessions, ground);
+    assert_eq!(get(topology, &key).as_deref(), Some("1"));
+    next(&sessions, topology);
 }
 
-fn not_sent(ground: &dyn Ground) {
-    let sessions = one(ground);
-    let (accounts, key) = (sessions.transactional(), ground.key("n"));
+fn not_sent(topology: &dyn Topology) {
+    let sessions = one(topology);
+    let (accounts, key) = (sessions.transactional(), topology.key("n"));
     let mut watching = accounts.watch([&key]).begin().unwrap();
     assert_eq!(watching.exists(&key).unwrap(), 0);
     // What watches cannot change its connection.
-    ground.with(&mut |server| {
+    topology.with(&mut |server| {
         server.kill_all_clients_except_me();
     });
     let lost = watching.exists(&key).unwrap_err();
@@ -182,53 +182,53 @@ fn not_sent(ground: &dyn Ground) {
     let error = tx.commit().unwrap_err();
     assert_outcome(&error, Applied::No, true);
     assert!(matches!(error, Error::Commit(CommitError::NotSent { .. })), "{error}");
-    assert_eq!(get(ground, &key), None);
-    next(&sessions, ground);
+    assert_eq!(get(topology, &key), None);
+    next(&sessions, topology);
 }
 
-fn in_doubt(ground: &dyn Ground) {
-    let sessions = one(ground);
-    let (accounts, key) = (sessions.transactional(), ground.key("n"));
+fn in_doubt(topology: &dyn Topology) {
+    let sessions = one(topology);
+    let (accounts, key) = (sessions.transactional(), topology.key("n"));
     let once = accounts.with(TransactionOptions::new().exactly_once());
     for (handle, resolvable) in [(&accounts, false), (&once, true)] {
         handle.run(|tx| Ok(tx.set(&key, 0))).unwrap();
         let mut tx = handle.begin_at(&key).unwrap();
         tx.incr(&key, 1);
-        ground.with(&mut |server| server.pause_clients(2 * RESPONSE.as_millis() as u64));
+        topology.with(&mut |server| server.pause_clients(2 * RESPONSE.as_millis() as u64));
         let error = tx.commit().unwrap_err();
         assert_outcome(&error, Applied::Unknown, false);
         let Error::Commit(CommitError::InDoubt(doubt)) = error else { panic!("{error}") };
         // It is applied later, or never: `resolve` decides it.
         match doubt.resolve_within(SOON) {
             Resolution::Committed if resolvable => {
-                assert_eq!(get(ground, &key).as_deref(), Some("1"));
+                assert_eq!(get(topology, &key).as_deref(), Some("1"));
             }
             Resolution::NotCommitted if resolvable => {
-                assert_eq!(get(ground, &key).as_deref(), Some("0"));
+                assert_eq!(get(topology, &key).as_deref(), Some("0"));
             }
             Resolution::StillUnknown { .. } if !resolvable => {}
             other => panic!("{other:?}"),
         }
-        eventually(SOON, "the server answers again", || get(ground, &key).is_some());
+        eventually(SOON, "the server replies again", || get(topology, &key).is_some());
     }
-    next(&sessions, ground);
+    next(&sessions, topology);
 }
 
-fn not_isolated(ground: &dyn Ground) {
-    let sessions = one(ground);
-    let (accounts, key) = (sessions.transactional(), ground.key("n"));
-    ground.with(&mut |server| drop(server.acl(&["SETUSER", "default", "-multi"])));
+fn not_isolated(topology: &dyn Topology) {
+    let sessions = one(topology);
+    let (accounts, key) = (sessions.transactional(), topology.key("n"));
+    topology.with(&mut |server| drop(server.acl(&["SETUSER", "default", "-multi"])));
     let error = accounts.run(|tx| Ok(tx.incr(&key, 1))).unwrap_err();
-    ground.with(&mut |server| drop(server.acl(&["SETUSER", "default", "+multi"])));
+    topology.with(&mut |server| drop(server.acl(&["SETUSER", "default", "+multi"])));
     assert_outcome(&error, Applied::Yes, false);
     assert!(matches!(error, Error::Commit(CommitError::NotIsolated { .. })), "{error}");
-    assert_eq!(get(ground, &key).as_deref(), Some("1"));
-    next(&sessions, ground);
+    assert_eq!(get(topology, &key).as_deref(), Some("1"));
+    next(&sessions, topology);
 }
 
-fn reply_errors(ground: &dyn Ground) {
-    let sessions = one(ground);
-    let (accounts, key) = (sessions.transactional(), ground.key("n"));
+fn reply_errors(topology: &dyn Topology) {
+    let sessions = one(topology);
+    let (accounts, key) = (sessions.transactional(), topology.key("n"));
     let mut tx = accounts.begin().unwrap();
     let mut part = tx.savepoint();
     let forgotten: Queued<i64> = part.incr(&key, 5);
@@ -242,24 +242,24 @@ fn reply_errors(ground: &dyn Ground) {
     let of_another = foreign.incr(&key, 1);
     assert_eq!(replies.get(of_another).unwrap_err().as_reply(), Some(&ReplyError::Foreign));
     foreign.discard().unwrap();
-    assert_eq!(get(ground, &key).as_deref(), Some("1"));
-    next(&sessions, ground);
+    assert_eq!(get(topology, &key).as_deref(), Some("1"));
+    next(&sessions, topology);
 }
 
-fn pin_expired(ground: &dyn Ground) {
-    let sessions = ground.builder().max_pin_time(Duration::from_millis(50)).build_side().unwrap();
-    let key = ground.key("n");
+fn pin_expired(topology: &dyn Topology) {
+    let sessions = topology.builder().max_pin_time(Duration::from_millis(50)).build_side().unwrap();
+    let key = topology.key("n");
     let mut tx = sessions.transactional().begin_at(&key).unwrap();
     tx.incr(&key, 1);
     eventually(SOON, "it is taken back", || sessions.open_scopes().is_empty());
     let error = tx.commit().unwrap_err();
     assert_outcome(&error, Applied::No, false);
     assert!(matches!(error, Error::PinExpired(_)), "{error}");
-    assert_eq!(get(ground, &key), None);
+    assert_eq!(get(topology, &key), None);
 }
 
-fn checkout_errors(ground: &dyn Ground) {
-    let sessions = ground
+fn checkout_errors(topology: &dyn Topology) {
+    let sessions = topology
         .builder()
         .max_size(1)
         .connect_timeout(Duration::from_millis(300))
@@ -267,7 +267,7 @@ fn checkout_errors(ground: &dyn Ground) {
         .checkout_timeout(Duration::from_millis(900))
         .build_side()
         .unwrap();
-    let (accounts, key) = (sessions.transactional(), ground.key("n"));
+    let (accounts, key) = (sessions.transactional(), topology.key("n"));
     let held = accounts.begin_at(&key).unwrap();
     let full = accounts.begin_at(&key).map(drop).unwrap_err();
     assert_eq!((full.applied(), full.is_retryable()), (Applied::No, true));
@@ -282,24 +282,24 @@ fn checkout_errors(ground: &dyn Ground) {
     sessions.close(SOON);
     let closed = accounts.run(|tx| Ok(tx.incr(&key, 1))).unwrap_err();
     assert!(matches!(closed, Error::Checkout(CheckoutError::Closed)), "{closed}");
-    assert_eq!(get(ground, &key), None);
+    assert_eq!(get(topology, &key), None);
 }
 
-fn credentials_that_change(ground: &dyn Ground) {
+fn credentials_that_change(topology: &dyn Topology) {
     let user = |name: &str| {
         let rules = ["SETUSER", name, "on", ">secret", "~*", "&*", "+@all"];
-        ground.each(&mut |server| drop(server.acl(&rules)));
+        topology.each(&mut |server| drop(server.acl(&rules)));
         Credentials::new(name, "secret")
     };
     let credentials = Arc::new(RotatingCredentials::new(user("former")));
-    let sessions = ground
+    let sessions = topology
         .builder()
         .credentials_provider(Arc::clone(&credentials))
         .max_size(1)
         .build_side()
         .unwrap();
     let (accounts, mut db) = (sessions.transactional(), sessions.pooled());
-    let key = ground.key("n");
+    let key = topology.key("n");
     let mut both = || {
         accounts.run(|tx| Ok(tx.incr(&key, 1))).unwrap();
         db.incr::<_, _, ()>(&key, 1).unwrap();
@@ -307,7 +307,7 @@ fn credentials_that_change(ground: &dyn Ground) {
     both();
     credentials.rotate(user("latter"));
     both();
-    ground.with(&mut |server| {
+    topology.with(&mut |server| {
         let list = server.client_list();
         let of = |name| list.iter().filter(|client| client["user"] == name).count();
         assert_eq!((of("former"), of("latter")), (0, 2), "{list:?}");
@@ -316,14 +316,14 @@ fn credentials_that_change(ground: &dyn Ground) {
     for counts in [status.pooled.counts, status.transactional.counts] {
         assert_eq!((counts.connects, counts.reauthentications), (1, 1));
     }
-    assert_eq!(get(ground, &key).as_deref(), Some("4"));
+    assert_eq!(get(topology, &key).as_deref(), Some("4"));
 }
 
-fn credentials_that_are_wrong(ground: &dyn Ground) {
+fn credentials_that_are_wrong(topology: &dyn Topology) {
     let rules = ["SETUSER", "app", "on", ">secret", "~*", "&*", "+@all"];
-    ground.each(&mut |server| drop(server.acl(&rules)));
-    let key = ground.key("n");
-    let sessions = ground.builder_as("app", "guess").checkout_timeout(SOON).build_side().unwrap();
+    topology.each(&mut |server| drop(server.acl(&rules)));
+    let key = topology.key("n");
+    let sessions = topology.builder_as("app", "guess").checkout_timeout(SOON).build_side().unwrap();
     let reported = [
         sessions.transactional().run(|tx| Ok(tx.incr(&key, 1))).map(drop),
         sessions.pooled().incr::<_, _, ()>(&key, 1).map_err(Error::from),
@@ -340,6 +340,6 @@ fn credentials_that_are_wrong(ground: &dyn Ground) {
         );
         assert!(*waited < SOON / 2, "a verdict is no matter of time: {waited:?}");
     }
-    let sessions = ground.builder_as("app", "secret").build_side().unwrap();
+    let sessions = topology.builder_as("app", "secret").build_side().unwrap();
     assert_eq!(sessions.transactional().run(|tx| Ok(tx.incr(&key, 1))).unwrap(), 1);
 }

@@ -12,7 +12,7 @@ use rediscope_testing::server::Server;
 use rediscope_testing::tls::TlsServer;
 
 /// What a row is played on: how to connect, a word that all keys begin with, and their server.
-pub(crate) trait Ground {
+pub(crate) trait Topology {
     fn url(&self) -> String;
 
     fn reach(&self, url: String) -> Builder {
@@ -49,7 +49,7 @@ impl Standalone {
     }
 }
 
-impl Ground for Standalone {
+impl Topology for Standalone {
     fn url(&self) -> String {
         self.0.url()
     }
@@ -67,7 +67,7 @@ impl InCluster {
     }
 }
 
-impl Ground for InCluster {
+impl Topology for InCluster {
     fn url(&self) -> String {
         self.0.url()
     }
@@ -90,7 +90,7 @@ impl BehindSentinels {
     }
 }
 
-impl Ground for BehindSentinels {
+impl Topology for BehindSentinels {
     fn url(&self) -> String {
         self.0.url()
     }
@@ -115,7 +115,7 @@ impl OverTls {
 }
 
 #[cfg(feature = "tls-rustls")]
-impl Ground for OverTls {
+impl Topology for OverTls {
     fn url(&self) -> String {
         self.0.url()
     }

@@ -59,7 +59,7 @@ impl Log {
         Self(turn)
     }
 
-    /// What was logged since this was last asked, without the spans it was logged in.
+    /// The events since the last call, without their spans.
     pub(crate) fn take(&self) -> Vec<String> {
         let text = String::from_utf8(std::mem::take(&mut *bytes())).unwrap();
         let line = |line: &str| match line.split_once("redis.transaction{") {

@@ -18,7 +18,7 @@ fn immediate(handle: &Transactional) -> Transactional {
 }
 
 /// What a doubt may be preceded by on its connection.
-type Deed = fn(&Fixture, &Transactional);
+type Earlier = fn(&Fixture, &Transactional);
 
 fn unwatched(_: &Fixture, handle: &Transactional) {
     handle.watch(["w"]).begin().unwrap().abandon().unwrap();
@@ -73,7 +73,7 @@ fn out_of_memory(fixture: &Fixture, handle: &Transactional) {
 
 #[test]
 fn whatever_happened_earlier_on_the_connection_a_doubt_is_resolved_as_what_is_true() {
-    let operations: [(&str, Deed); 7] = [
+    let operations: [(&str, Earlier); 7] = [
         ("UNWATCH", unwatched),
         ("DISCARD", discarded),
         ("EXECABORT", aborted),
@@ -119,7 +119,7 @@ fn a_flush_inside_the_transaction_removes_everything_but_its_outcome() {
             assert_eq!(doubt.resolve(), fate.truth(), "{flush}");
             let kept = (fixture.number("n"), fixture.number("old"));
             assert_eq!(kept, (fate.count(), 1 - fate.count()), "{flush}");
-            // And the next one on a new connection, and on the connection of a flush that was answered.
+            // And the next one on a new connection, and on the connection of a flush that returned.
             handle.run(|tx| Ok(tx.queue::<()>(redis::cmd(flush)))).unwrap();
             assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
         }
@@ -240,7 +240,7 @@ fn a_server_that_became_a_replica_is_left_whichever_command_of_ours_finds_out() 
         }),
     ];
     for (name, run) in forms {
-        for operation in [|_: &Fixture, _: &Transactional| {}, disarmed as Deed] {
+        for operation in [|_: &Fixture, _: &Transactional| {}, disarmed as Earlier] {
             let fixture = start();
             let handle = fixture.exactly_once();
             handle.run(|tx| Ok(tx.exists("nothing"))).unwrap();

@@ -9,7 +9,7 @@ use rediscope::{Builder, CommitError, Error, InDoubt, Resolution, TransactionOpt
 use rediscope_testing::proxy::{Fault, Script, Trigger, Which};
 use rediscope_testing::server::Server;
 
-/// What a lost answer hides.
+/// What a lost reply hides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     Applied,
@@ -69,7 +69,7 @@ impl Fixture {
         self.proxy.script(Which::Next, script);
     }
 
-    /// What becomes of the next EXEC and its answer.
+    /// What happens to the next EXEC and its reply.
     pub(crate) fn lose(&self, fate: Fate) {
         let trigger = match fate {
             Fate::Applied => Trigger::BeforeReplyTo("EXEC"),

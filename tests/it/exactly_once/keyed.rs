@@ -77,7 +77,7 @@ fn the_longest_time_to_live_is_a_hundred_years_and_the_key_is_kept() {
     for (nth, ttl) in
         [Duration::MAX, years(1_000_000_000), years(101), years(100), HOUR].into_iter().enumerate()
     {
-        let key = format!("deed:{nth}");
+        let key = format!("order:{nth}");
         let handle = fixture.sessions.transactional().with(once(&key, ttl));
         assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), nth as i64 + 1);
         already(handle.run(|tx| Ok(tx.incr("n", 1))));
@@ -111,7 +111,7 @@ fn a_key_that_could_not_be_kept_is_reported_and_the_transaction_was_applied() {
     {
         for form in ["run", "guard", "watch run", "watch guard"] {
             fixture.server.acl(&["SETUSER", "app", "resetkeys", "~*"]);
-            let key = rediscope_testing::unique("deed");
+            let key = rediscope_testing::unique("order");
             let handle = match keyed {
                 true => sessions.transactional().with(once(&key, HOUR)),
                 false => sessions.transactional().with(TransactionOptions::new().exactly_once()),

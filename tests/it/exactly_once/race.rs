@@ -1,4 +1,4 @@
-//! Many threads, sessions and processes with the same keys, and a network that loses answers: each
+//! Many threads, sessions and processes with the same keys, and a network that loses replies: each
 //! key is committed once.
 
 use crate::fixture::SOON;
@@ -32,7 +32,7 @@ fn session(url: &str) -> SessionManager {
         .unwrap()
 }
 
-/// What a call said of itself: whether it was the one.
+/// Whether the call returned that it was the one.
 fn race(handle: &Transactional, round: usize) -> Applied {
     let once = TransactionOptions::new().exactly_once_as(format!("round:{round}"), HOUR);
     match handle.with(once).run(|tx| Ok(tx.incr(format!("n:{round}"), 1))) {

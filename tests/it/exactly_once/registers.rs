@@ -52,6 +52,6 @@ fn the_key_of_a_deed_takes_less_than_320_bytes() {
     let once = TransactionOptions::new().exactly_once_as(key, Duration::from_secs(60));
     fixture.sessions.transactional().with(once).run(|tx| Ok(tx.incr("n", 1))).unwrap();
     let used = memory(&fixture, &format!("rediscope:once:{key}"));
-    println!("the key of a deed: {used} bytes");
+    println!("the record of one idempotency key: {used} bytes");
     assert!(used < ONCE, "{used}");
 }

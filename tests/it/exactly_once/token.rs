@@ -113,7 +113,7 @@ fn a_token_that_names_any_other_key_is_refused_before_anything_is_sent() {
     let keys = [
         "balance:alice".to_owned(),
         String::new(),
-        "rediscope:once:deed".into(),
+        "rediscope:once:order".into(),
         "rediscope:lock:name".into(),
         "rediscope:fence".into(),
         "rediscope:reg:".into(),

@@ -57,7 +57,7 @@ const FORMS: [Form; 3] = [Form::Run, Form::Watch, Form::Guard];
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Reported {
     There,
-    /// Applied, and fewer replicas have it than were asked for, or an unknown number.
+    /// Applied, and fewer replicas have it than required, or an unknown number.
     NotReplicated,
     /// In doubt, and resolved: as `NotReplicated`, or not applied.
     Doubted,
@@ -143,7 +143,7 @@ fn survive(seed: u64, trouble: Trouble, checkout: Option<Duration>) -> Found {
     };
     let mut random = Rng::with_seed(seed);
     let before = random.u64(ENOUGH..3 * ENOUGH);
-    let ground = Ground {
+    let load = Load {
         once: sessions.transactional().with(options),
         sessions,
         over: AtomicBool::new(false),
@@ -153,15 +153,15 @@ fn survive(seed: u64, trouble: Trouble, checkout: Option<Duration>) -> Found {
     let (begun, mut left) = (Instant::now(), 0);
     let books: Vec<(String, Reported)> = thread::scope(|scope| {
         // Also where this panics: the others would go on for ever.
-        scopeguard::defer! { ground.over.store(true, Ordering::Relaxed) }
+        scopeguard::defer! { load.over.store(true, Ordering::Relaxed) }
         let writers: Vec<_> = (0..WRITERS)
             .map(|writer| {
-                let (ground, random) = (&ground, Rng::with_seed(random.u64(..)));
-                scope.spawn(move || ground.work(writer, random))
+                let (load, random) = (&load, Rng::with_seed(random.u64(..)));
+                scope.spawn(move || load.work(writer, random))
             })
             .collect();
         let grows = |by: u64| {
-            let committed = || ground.committed.load(Ordering::Relaxed);
+            let committed = || load.committed.load(Ordering::Relaxed);
             let enough = committed() + by;
             eventually(FAILOVER, "the writers write", || committed() >= enough);
         };
@@ -178,7 +178,7 @@ fn survive(seed: u64, trouble: Trouble, checkout: Option<Duration>) -> Found {
             Trouble::Order => {}
         }
         let port = format!(":{}", successor.port());
-        let knows = || ground.sessions.status().server.ends_with(&port);
+        let knows = || load.sessions.status().server.ends_with(&port);
         if follows_switches {
             eventually(FAILOVER, "the switch is known", knows);
         }
@@ -188,20 +188,20 @@ fn survive(seed: u64, trouble: Trouble, checkout: Option<Duration>) -> Found {
         let gone = try_for(CLOSED_WITHIN, || Some(clients(former)).filter(as_expected));
         left = gone.unwrap_or_else(|| clients(former));
         grows(ENOUGH);
-        ground.over.store(true, Ordering::Relaxed);
+        load.over.store(true, Ordering::Relaxed);
         writers.into_iter().flat_map(|writer| writer.join().expect("a writer died")).collect()
     });
-    ground.sessions.close(Duration::ZERO);
+    load.sessions.close(Duration::ZERO);
     let survivor = group.successor_of(former.port());
     let mut there = BTreeMap::<String, u64>::new();
     for id in survivor.ask::<Vec<String>>(&["LRANGE", "done", "0", "-1"]) {
         *there.entry(id).or_default() += 1;
     }
-    let longest = ground.longest.map(|millis| Duration::from_millis(millis.into_inner()));
+    let longest = load.longest.map(|millis| Duration::from_millis(millis.into_inner()));
     Found { books, there, left, longest, took: begun.elapsed() }
 }
 
-struct Ground {
+struct Load {
     sessions: SessionManager,
     once: Transactional,
     over: AtomicBool,
@@ -209,7 +209,7 @@ struct Ground {
     longest: [AtomicU64; 2],
 }
 
-impl Ground {
+impl Load {
     fn work(&self, writer: u64, mut random: Rng) -> Vec<(String, Reported)> {
         let mut books = Vec::new();
         for nth in 0..100_000 {

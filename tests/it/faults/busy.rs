@@ -130,8 +130,8 @@ fn after_one_death_every_older_connection_is_checked_first() {
     let accounts = sessions.transactional();
     let scopes: Vec<_> = (0..8).map(|_| accounts.begin().unwrap()).collect();
     drop(scopes);
-    // All eight are trusted. The first dies under its EXEC; the others when they are asked, which
-    // would put a transaction in doubt that was sent without being asked for.
+    // All eight are trusted. The first dies under its EXEC; the others at their check. Without
+    // a check the transaction would be in doubt.
     proxy.arm(Script::from((AfterCommandNamed("EXEC"), Cut)).once());
     let first = accounts.run(|tx| Ok(tx.incr("first", 1)));
     let in_doubt = |error: &Error| matches!(error.as_commit(), Some(CommitError::InDoubt(_)));

@@ -106,7 +106,7 @@ fn again(server: &Server, failed: Vec<Failed>, cells: usize) -> Vec<String> {
     failures
 }
 
-/// A cell that did not go as `model` says.
+/// A cell whose result is not the one of `model`.
 #[derive(Debug)]
 struct Failed {
     form: &'static Form,

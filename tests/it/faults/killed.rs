@@ -19,13 +19,13 @@ const PAUSES: [Duration; 3] =
     [Duration::from_micros(500), Duration::from_millis(1), Duration::from_millis(3)];
 
 /// A server that is reached in this way, and how.
-enum Ground {
+enum Topology {
     Plain(Box<rediscope_testing::server::Server>),
     #[cfg(feature = "tls-rustls")]
     Tls(Box<rediscope_testing::tls::TlsServer>),
 }
 
-impl Ground {
+impl Topology {
     fn new(way: Way) -> Self {
         match way {
             Way::Tcp | Way::Unix => {
@@ -124,8 +124,8 @@ fn warm(sessions: &SessionManager, pooled: bool) {
 }
 
 fn killed(way: Way) {
-    let ground = Ground::new(way);
-    let (server, sessions) = (ground.server(), ground.sessions(way));
+    let topology = Topology::new(way);
+    let (server, sessions) = (topology.server(), topology.sessions(way));
     for (name, pooled, each) in USES {
         let pooled = *pooled;
         let mut reported = Vec::new();

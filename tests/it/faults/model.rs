@@ -26,7 +26,7 @@ pub(crate) struct Flight {
     users_gap: bool,
 }
 
-/// What becomes of the scope when a flight's answer is lost.
+/// What happens to the scope when a flight's reply is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lost {
     /// Nothing of the user's was in it: the same on another connection.
@@ -72,7 +72,7 @@ pub(crate) struct Form {
     pub(crate) name: &'static str,
     pub(crate) call: Call,
     pub(crate) block: Block,
-    /// Whether the pool's connection counts as alive without being asked.
+    /// Whether the pool's connection counts as alive without a check.
     pub(crate) trusted: bool,
     pub(crate) flights: &'static [Flight],
     /// Whether the call itself repeats what was not sent.
@@ -212,7 +212,7 @@ pub(crate) enum Applied {
     OnceLate,
 }
 
-/// The answer to EXEC, or the first bytes of it that stand for all the others, is this long.
+/// Length of the reply to EXEC, or of its first bytes, which stand for all the others.
 fn reply_length(form: &Form, command: &str) -> u64 {
     match (command, form.block) {
         ("EXEC", Block::Conflicting) => "*-1\r\n".len() as u64,
@@ -244,7 +244,7 @@ impl Form {
                 [1, 9, 13].into_iter().for_each(|byte| add(At::InsideCommand(command, byte)));
                 add(At::BeforeReply(command));
                 let length = reply_length(self, name);
-                // EXEC's answer is cut at every byte, the others in the first and the last one.
+                // EXEC's reply is cut at every byte, the others in the first and the last one.
                 let every = |byte: &u64| *name == "EXEC" || [1, length - 1].contains(byte);
                 (1..length).filter(every).for_each(|byte| add(At::InsideReply(command, byte)));
             }

@@ -1,4 +1,4 @@
-//! Every cut point of a single command on the pooled handle: a read is asked again, a write is not
+//! Every cut point of a single command on the pooled handle: a read is sent again, a write is not
 //! unless it cannot have been sent.
 
 use crate::fixture::{SLACK, SOON};
@@ -110,7 +110,7 @@ impl Cell {
             // PING meets the fault, or it had done so while the connection was idle.
             _ if pings && matches!(self.at, At::Idle | At::Ping) => (Reported::Done, 1),
             Call::Write | Call::Pipeline if known => (Reported::Done, 1),
-            // A server that was there a moment ago is slow: it is not asked twice.
+            // A server that replied a moment ago is slow: the read is not sent twice.
             Call::Read if self.trusted && self.is_silent() => (Reported::LostUnapplied, 0),
             Call::Read => (Reported::Done, 0),
             Call::Write | Call::Pipeline => (Reported::LostInDoubt, self.arrives().into()),

@@ -1,4 +1,4 @@
-//! Writes that come to a halt or crawl, and answers that never come: bounded, and no write is
+//! Writes that stop or crawl, and replies that never come: bounded, and no write is
 //! applied in part.
 
 use crate::fixture::SOON;
@@ -41,7 +41,7 @@ fn narrow_for(response: Duration) -> (Server, Proxy, SessionManager) {
     (server, proxy, sessions)
 }
 
-/// The same, where opening a connection may take as long as an answer: what is set on the socket
+/// The same, if a connect may take as long as a reply: what is set on the socket
 /// when it is opened is then never set anew.
 fn even() -> (Server, Proxy, SessionManager) {
     let server = Server::start();
@@ -150,7 +150,7 @@ fn a_missing_reply_on_a_new_connection_is_awaited_within_the_timeout_too() {
     });
     assert_eq!(error.applied(), Applied::Unknown, "{error}");
     proxy.disarm();
-    // The hand-shake waits for an answer as well; it is given up, and another one is tried.
+    // The handshake waits for a reply as well; it is given up, and another one is tried.
     proxy.script(Which::Next, (Trigger::BeforeReplyTo("DISCARD"), Fault::SwallowReply));
     let accounts = sessions.transactional();
     let n = in_time(SOON, "a connection is had", move || accounts.run(|tx| Ok(tx.incr("n", 1))));

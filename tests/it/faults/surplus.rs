@@ -135,7 +135,7 @@ const USES: &[(&str, Use)] = &[
     ("a lock", locks),
 ];
 
-/// Legal where they are asked for; here they are not. The last ones are parts of replies.
+/// Legal as replies; here no reply is awaited. The last ones are parts of replies.
 const SURPLUS: &[&str] = &[
     "$5\r\nWRONG\r\n",
     "+OK\r\n",

@@ -97,7 +97,7 @@ fn a_leader_that_is_delayed_by_its_log_has_served_the_others() {
 
 #[test]
 fn a_batch_that_is_cut_on_its_way_is_reported_block_by_block() {
-    // The first block arrived whole, and its answer was never seen.
+    // The first block arrived whole, and its reply was never read.
     assert_eq!(four(Trigger::BeforeCommand(6), Fault::CutServerSide), (["in doubt"; 4], 1));
     let reported = ["applied", "applied", "in doubt", "in doubt"];
     assert_eq!(four(Trigger::InsideCommand(8, 9), Fault::DropRequestTail), (reported, 2));

@@ -69,7 +69,7 @@ impl Fixture {
     }
 }
 
-/// A block that leaves its number in the list, and answers the list's length.
+/// A block that appends its number to the list, and returns the list's length.
 pub(crate) fn push<'c>(number: usize) -> Call<'c, i64> {
     Box::new(move |handle| handle.run(|tx| Ok(tx.rpush("list", number))))
 }

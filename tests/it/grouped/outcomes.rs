@@ -44,8 +44,8 @@ fn a_command_that_fails_at_run_time_is_one_blocks_own() {
     assert_eq!(fixture.server.ask::<i64>(&["GET", "beside"]), 1);
 }
 
-/// Of a block whose EXEC is answered with a proxy's error nothing is known; the others have their
-/// own answers.
+/// If a proxy replies to the EXEC of a block with an error, the outcome of this block is unknown; the
+/// others have their own replies.
 #[test]
 fn a_reply_that_proves_nothing_affects_one_block_only() {
     for words in ["-upstream failure\r\n", "-ERR Connection timed out\r\n", "-READONLY no\r\n"] {
@@ -54,7 +54,7 @@ fn a_reply_that_proves_nothing_affects_one_block_only() {
             (Trigger::BeforeReply(3), Fault::Answer(words), true),
             (Trigger::BeforeReply(6), Fault::Answer(words), true),
             (Trigger::BeforeReply(18), Fault::Answer(words), true),
-            // The server never saw this RPUSH, and answers an empty array.
+            // The server never received this RPUSH, and replies with an empty array.
             (Trigger::BeforeCommand(5), Fault::Refuse(words), false),
         ] {
             let fixture = start();

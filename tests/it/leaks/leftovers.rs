@@ -18,7 +18,7 @@ use rediscope::Error;
 use rediscope_testing::server::{PORT_TRIES, Server, redis_server};
 use rediscope_testing::{eventually, unique};
 
-/// Bounds a call; long enough for a busy machine to answer.
+/// Timeout of a call, long enough for a busy machine.
 const CALL: Duration = Duration::from_millis(1500);
 /// What the row of that name leaves behind, and how long a command takes that notices.
 const SHORT: Duration = Duration::from_millis(100);
@@ -84,7 +84,7 @@ const ROWS: &[Row] = &[
     row("a short read timeout", |c| c.set_read_timeout(Some(SHORT)), Defect::Timeout, true),
 ];
 
-/// It is answered by silence, so it must not be waited for.
+/// It has no reply, so none must be awaited.
 fn client_reply(connection: &mut Connection, mode: &str) -> RedisResult<()> {
     connection.send_packed_command(&cmd("CLIENT").arg("REPLY").arg(mode).get_packed_command())
 }

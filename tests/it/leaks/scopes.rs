@@ -20,8 +20,8 @@ use rediscope_testing::proxy::Proxy;
 use rediscope_testing::server::Server;
 use rediscope_testing::unique;
 
-/// Far below the pace at which the next borrower is answered: a socket's time-out that was left
-/// at this would be noticed.
+/// Far below [`PACE`], the delay of the next caller's replies: a socket timeout that was left at this
+/// would be noticed.
 const CLEANUP: Duration = Duration::from_millis(60);
 const PACE: Duration = Duration::from_millis(150);
 const MAX_PIN: Duration = Duration::from_millis(800);

@@ -1,4 +1,4 @@
-//! An answer is lost: what was acquired is adopted or given back, what was released is released
+//! A reply is lost: what was acquired is adopted or released, what was released is released
 //! once.
 
 use crate::fixture::{Fixture, LONG, SOON};
@@ -26,7 +26,7 @@ fn a_lock_that_was_acquired_without_a_reply_is_adopted() {
     assert_eq!(fixture.proxy.fired(), 1);
     assert_eq!(fixture.holders(), 1);
     let counter: u64 = fixture.server.ask(&["GET", "rediscope:fence"]);
-    assert_eq!(guard.fencing_token(), counter, "asked twice and acquired once");
+    assert_eq!(guard.fencing_token(), counter, "sent twice and acquired once");
     guard.release().unwrap();
     assert_eq!(fixture.holders(), 0);
 }
@@ -108,7 +108,7 @@ fn a_lock_that_too_few_replicas_have_is_given_back() {
 #[test]
 fn an_acquisition_whose_reply_comes_when_the_lease_is_nearly_over_is_repeated() {
     let fixture = warm();
-    // Long enough for the second answer on a busy machine, and the first one comes in time.
+    // Long enough for the second reply on a busy machine; the first one comes in time.
     let lock = fixture.sessions.lock("l").lease(Duration::from_millis(600)).fixed_lease();
     let late = Fault::Delay(Duration::from_millis(700));
     fixture.arm(Trigger::BeforeReplyTo("EVALSHA"), late);

@@ -43,9 +43,9 @@ fn under(nth: u32, each: bool, call: impl FnOnce()) -> bool {
 }
 
 /// What is done with a lock under the log.
-type Deed = fn(&Fixture, &Lock, u32, bool) -> bool;
+type Step = fn(&Fixture, &Lock, u32, bool) -> bool;
 
-const DEEDS: [(&str, Deed); 5] = [
+const STEPS: [(&str, Step); 5] = [
     ("acquired and released", |_, lock, nth, each| {
         under(nth, each, || lock.acquire(SOON).unwrap().release().unwrap())
     }),
@@ -72,10 +72,10 @@ fn a_log_that_panics_strands_no_lock() {
     let fixture = start();
     for (kind, lock) in every_kind(&fixture.sessions) {
         let lock = lock.lease(LONG);
-        for (what, deed) in DEEDS {
+        for (what, step) in STEPS {
             for each in [false, true] {
                 let mut nth = 1;
-                while deed(&fixture, &lock, nth, each) {
+                while step(&fixture, &lock, nth, each) {
                     fixture.proxy.disarm();
                     eventually(SOON, &format!("{kind} is free: {what}, event {nth}"), || {
                         fixture.held_keys().is_empty()

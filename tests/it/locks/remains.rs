@@ -13,10 +13,10 @@ const IN_TIME: Duration = Duration::from_secs(4);
 /// A deletion that takes a busy machine too long is left to the time to live.
 const TRIES: u32 = 3;
 
-/// After `deed` the keys of locks are deleted before their time to live is over.
-fn is_deleted(fixture: &Fixture, way: Way, deed: impl Fn()) {
+/// After `release` the keys of locks are deleted before their time to live is over.
+fn is_deleted(fixture: &Fixture, way: Way, release: impl Fn()) {
     let in_time = (0..TRIES).any(|_| {
-        deed();
+        release();
         let begun = Instant::now();
         eventually(SOON, "nothing is remembered", || {
             fixture.server.ask::<Vec<String>>(&["KEYS", "*"]) == ["rediscope:fence"]

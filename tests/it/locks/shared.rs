@@ -118,7 +118,7 @@ fn releasing_twice_never_makes_a_permit_too_many() {
     let acquire = || lock.try_acquire().unwrap();
     let (first, second) = (acquire().unwrap(), acquire().unwrap());
     assert!(acquire().is_none());
-    // The answer is lost and it is sent again.
+    // The reply is lost and it is sent again.
     fixture.arm(Trigger::BeforeReplyTo("EVALSHA"), Fault::Cut);
     first.release().unwrap();
     assert_eq!(fixture.proxy.fired(), 1);

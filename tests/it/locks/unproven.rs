@@ -1,4 +1,4 @@
-//! A script ran, and a proxy answers with an error of its own: what became of it is not known, and what
+//! A script ran, and a proxy replies with an error of its own: the outcome is unknown, and what
 //! was acquired is given back by its token.
 
 use crate::fixture::{LONG, SOON};
@@ -82,7 +82,7 @@ fn a_release_with_the_reply_of_a_proxy_is_unknown_and_sent_again() {
             {
                 let ran = matches!(before, Trigger::BeforeReplyTo(_));
                 let fault = if ran { Fault::Answer(answer) } else { Fault::Refuse(answer) };
-                // The answer may be given to what the keeper deletes, but not again and again.
+                // The error may meet a deletion in the background, but not again and again.
                 let (error, calls) = (0..5)
                     .find_map(|_| {
                         let guard = lock.clone().lease(LONG).acquire(SOON).unwrap();

@@ -168,12 +168,12 @@ fn the_other_protocol_and_a_unix_socket_wake_as_well() {
         for _ in 0..2 {
             acquired.recv_timeout(SOON).unwrap().release().unwrap();
         }
-        // A connection that was quiet is asked, and stays.
+        // A silent connection is checked, and stays.
         let guard = holds(&fixture.sessions);
         let acquired = waiters(&sessions, 1);
         fixture.wait_for_waiters(&sessions, 1);
         fixture.server.reset_stats();
-        eventually(SOON, "it is asked", || fixture.server.calls("ping") > 0);
+        eventually(SOON, "it is checked", || fixture.server.calls("ping") > 0);
         guard.release().unwrap();
         acquired.recv_timeout(SOON).unwrap().release().unwrap();
         assert_eq!(fixture.server.calls("subscribe"), 0, "it was not replaced");

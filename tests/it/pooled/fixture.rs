@@ -53,7 +53,7 @@ pub(crate) fn lost(error: &Error) -> (&str, Applied) {
     }
 }
 
-/// The connection that answers, by the server's number for it.
+/// The connection that replies, by the server's number for it.
 pub(crate) fn id(db: &mut Pooled) -> i64 {
     redis::cmd("CLIENT").arg("ID").query(db).unwrap()
 }

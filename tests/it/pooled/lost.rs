@@ -1,5 +1,5 @@
-//! Connections that die: reads are asked again, writes are never sent twice, and what cannot be
-//! known is said to be unknown.
+//! Connections that die: reads are sent again, writes are never sent twice, and what cannot be
+//! known is reported as unknown.
 
 use crate::fixture::{LONG, SOON};
 use std::thread;
@@ -199,7 +199,7 @@ fn a_lost_connection_is_closed_and_never_used_again() {
     db.set::<_, _, ()>("a", "first").unwrap();
     db.set::<_, _, ()>("b", "second").unwrap();
     let before = client_ids(&server);
-    // The answer is late, not lost: on the old connection it would be taken for the next one's.
+    // The reply is late, not lost: on the old connection it would be taken for the next one's.
     proxy.arm((Trigger::AfterCommandNamed("APPEND"), Fault::HoldReplies));
     let error = typed(db.append::<_, _, i64>("a", "!"));
     let Error::Lost { ref source, .. } = error else { panic!("{error:?}") };

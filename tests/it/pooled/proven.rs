@@ -11,7 +11,7 @@ use rediscope_testing::front::Front;
 use rediscope_testing::proxy::{Fault, Proxy, Trigger};
 use rediscope_testing::server::Server;
 
-/// The handle over each transport, with a proxy that can answer for the server.
+/// The handle over each transport, with a proxy that can reply in place of the server.
 struct Transports {
     ways: Vec<(&'static str, SessionManager)>,
     _fronts: Vec<Front>,
@@ -54,7 +54,7 @@ impl Transports {
         }
     }
 
-    /// The server runs the next command of that name, and the proxy answers.
+    /// The server runs the next command of that name, and the proxy replies.
     fn answer(&self, to: &'static str, line: &'static str) {
         self.proxy.arm((Trigger::BeforeReplyTo(to), Fault::Answer(line)));
     }
@@ -151,7 +151,7 @@ fn a_script_that_the_server_does_not_know_is_loaded_and_run() {
     });
 }
 
-/// The server ran it; the proxy says something of its own.
+/// The server ran it; the proxy sends another reply.
 #[test]
 fn a_proxys_own_error_proves_nothing() {
     let fixture = Transports::start();
@@ -194,7 +194,7 @@ fn a_proxys_own_error_proves_nothing() {
             fixture.answer("INCRBY", line);
             let partly = redis::pipe().set("s", 1).incr("p", 1).query::<((), i64)>(&mut db);
             assert_eq!(applied_and_retryable(&typed(partly)), (Applied::Partly, false), "{line:?}");
-            // A read changes nothing, whatever is said of it.
+            // A read changes nothing, whatever its reply.
             fixture.answer("GET", line);
             let read = typed(db.get::<_, Option<i64>>("k"));
             assert_eq!(read.applied(), Applied::No, "{line:?}: {read:?}");
@@ -203,7 +203,7 @@ fn a_proxys_own_error_proves_nothing() {
     });
 }
 
-/// What Redis itself says before a command changes anything, asked of the real server.
+/// Errors of a real server before a command changes anything.
 #[test]
 fn a_refusal_of_the_servers_own_proves_that_nothing_was_changed() {
     let fixture = Transports::with(&["--enable-debug-command", "yes"]);
@@ -304,7 +304,7 @@ fn an_undecodable_reply_of_a_read_changed_nothing_and_one_of_a_write_did() {
     }
     let fixture = Transports::start();
     fixture.each(|way, mut db| {
-        // No other answer has the value in it.
+        // No other reply has the value in it.
         db.set::<_, _, ()>("text", format!("hunter2 {way}")).unwrap();
         let decode = |error: Error, name: &str, applied: Applied| {
             assert_eq!(
@@ -323,7 +323,7 @@ fn an_undecodable_reply_of_a_read_changed_nothing_and_one_of_a_write_did() {
         decode(typed(db.get::<_, i64>("text")), "GET", Applied::No);
         decode(typed(db.incr::<_, _, Vec<i64>>("n", 1)), "INCRBY", Applied::Yes);
         decode(typed(db.getset::<_, _, i64>("text", "hunter2")), "GETSET", Applied::Yes);
-        // A later answer does not take an earlier one's place where it does not fit.
+        // A later reply does not replace an earlier one that it does not fit.
         let kept = db.incr::<_, _, Vec<i64>>("n", 1).unwrap_err();
         db.get::<_, String>("text").unwrap();
         decode(kept.into(), "INCRBY", Applied::Yes);
@@ -362,11 +362,11 @@ fn an_undecodable_reply_of_a_read_changed_nothing_and_one_of_a_write_did() {
     assert_eq!(applied_and_retryable(&Error::from(raw.unwrap())), (Applied::Unknown, false));
 }
 
-/// redis-rs's error names no command: it is only taken for the one whose answer it shows.
+/// redis-rs's error names no command: it belongs only to the one whose reply it shows.
 #[test]
 fn an_undecodable_reply_of_an_unknown_command_is_unknown() {
     type Fails = fn(&mut Pooled, &Transports) -> RedisError;
-    /// The error of it, the name that is given and what is said to have been applied.
+    /// Its error, the name in it, and what it reports as applied.
     type Case = (&'static str, Fails, &'static str, Applied);
     fn read(db: &mut Pooled) {
         db.get::<_, String>("other").unwrap();
@@ -524,7 +524,7 @@ fn an_undecodable_reply_of_an_unknown_command_is_unknown() {
             fixture.server.ask::<i64>(&["RPUSH", "list", "a", "b", "c", "d"]);
             let binary = command(&["SET", "binary"]).arg(&[0xff_u8, 0xfe][..]).take();
             binary.exec(&mut fixture.server.connection()).unwrap();
-            // The answers of each case are its own.
+            // The replies of each case are its own.
             let mut db = db.clone();
             let error = std::thread::scope(|scope| {
                 scope.spawn(|| Error::from(fails(&mut db, &fixture))).join().unwrap()

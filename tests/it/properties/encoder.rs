@@ -96,7 +96,7 @@ impl ToRedisArgs for Unencodable {
     }
 }
 
-/// What the server must hold and have answered.
+/// What the server must hold, and its replies.
 #[derive(Default)]
 struct Expected {
     list: Vec<Bytes>,

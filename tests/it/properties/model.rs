@@ -55,7 +55,7 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    /// Runs a command on its own; says whether it succeeded.
+    /// Runs a command on its own; returns whether it succeeded.
     pub(crate) fn apply(&mut self, write: Write) -> bool {
         let (key, new) = match write {
             Write::Unknown | Write::Refused => return false,
@@ -90,7 +90,7 @@ impl Model {
         true
     }
 
-    /// Runs a whole transaction; says how many of its commands failed.
+    /// Runs a whole transaction; returns how many of its commands failed.
     pub(crate) fn apply_all(&mut self, writes: &[Write]) -> usize {
         writes.iter().filter(|write| !self.apply(**write)).count()
     }

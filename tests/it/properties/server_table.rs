@@ -1,4 +1,4 @@
-//! How a server answers each command of the transaction protocol in each state of a connection. The
+//! The replies of a server to each command of the transaction protocol in each state of a connection. The
 //! table is in `src`, where the crate's own view of a connection is walked through all of it.
 //!
 //! `REDISCOPE_RECORD=1 cargo test --test it server_table` writes the table anew.
@@ -118,7 +118,7 @@ fn reply(value: &Value) -> String {
         Value::ServerError(error) => {
             format!("-{} {}", error.code(), error.details().unwrap_or_default())
         }
-        other => panic!("no command here is answered {other:?}"),
+        other => panic!("no command here has the reply {other:?}"),
     }
 }
 

@@ -81,7 +81,7 @@ pub(super) fn leave_closure(end: End) -> Result<(), Fault> {
     }
 }
 
-/// `None` for the panic that was asked for.
+/// `None` for the intended panic.
 pub(super) fn caught<R>(f: impl FnOnce() -> R) -> Option<R> {
     match catch_unwind(AssertUnwindSafe(f)) {
         Ok(value) => Some(value),

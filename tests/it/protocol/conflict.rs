@@ -14,7 +14,7 @@ use crate::fixture::proxied::{Proxied, client_ids, exists, get, pool_is_whole};
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 
-/// Watches `key`, lets `meanwhile` happen, and says whether a commit of `SET done` conflicted.
+/// Watches `key`, lets `meanwhile` happen, and returns whether a commit of `SET done` conflicted.
 #[track_caller]
 fn conflicts(sessions: &SessionManager, server: &Server, meanwhile: impl FnOnce()) -> bool {
     let before = client_ids(server);

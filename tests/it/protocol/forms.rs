@@ -48,7 +48,7 @@ fn on_a_trusted_connection_everything_leaves_in_one_write() {
     assert_eq!(by_guard, (whole, 1));
     assert_eq!(get(&fixture.server, "n").unwrap(), "2");
 
-    // The same seen from the server: it has EXEC while MULTI's answer is still on its way.
+    // The same seen from the server: it has EXEC while MULTI's reply is still on its way.
     fixture.proxy.arm((Trigger::AfterCommandNamed("MULTI"), Fault::HoldReplies));
     thread::scope(|scope| {
         let commit = scope.spawn(|| accounts.run(|tx| Ok(tx.set("held", 1))));
@@ -61,7 +61,7 @@ fn on_a_trusted_connection_everything_leaves_in_one_write() {
     pool_is_whole(&sessions, &fixture.server);
 }
 
-/// While MULTI's answer is held back, no command of the block has left.
+/// While MULTI's reply is held back, no command of the block is sent.
 fn multi_is_awaited(fixture: &Proxied, sessions: &SessionManager, options: &TransactionOptions) {
     let accounts = sessions.transactional().with(options.clone());
     let (names, turns) = sent(fixture, || accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap());

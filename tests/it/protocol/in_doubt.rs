@@ -194,7 +194,7 @@ fn a_malformed_reply_leaves_a_doubt_and_closes_the_connection() {
         };
         answer(b"+OK\r\n+OK\r\n+OK\r\n+OK\r\n+OK\r\n", "DISCARD");
         answer(b"+OK\r\n+QUEUED\r\n:42\r\n", "EXEC");
-        // Nothing more is asked of this connection.
+        // Nothing more is sent on this connection.
         assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
     });
     let sessions = rediscope::SessionManager::builder(format!("redis://{address}/"))

@@ -150,7 +150,7 @@ fn block(handle: &Transactional, form: &str, commands: &[redis::Cmd]) -> Error {
     commit_error(reported)
 }
 
-/// The script wrote before it answered; its words are the server's own.
+/// The script wrote before its reply, whose text is the server's own.
 #[test]
 fn an_error_of_a_script_that_ran_bare_proves_nothing_whatever_its_words_are() {
     let fixture = Operated::start();
@@ -199,8 +199,8 @@ fn an_error_of_a_script_that_ran_bare_proves_nothing_whatever_its_words_are() {
     }
 }
 
-/// A command that is refused with the server's own words changed nothing; one that is answered
-/// with the same code and other words may have been answered by a proxy after it ran.
+/// A command that is refused with the server's own text changed nothing. A reply with the same code and
+/// another text may be that of a proxy, after the command ran.
 #[test]
 fn of_commands_that_ran_bare_only_the_servers_own_words_prove_that_nothing_ran() {
     let fixture = Operated::start();
@@ -242,7 +242,7 @@ fn of_commands_that_ran_bare_only_the_servers_own_words_prove_that_nothing_ran()
     }
 }
 
-/// The proxy refuses MULTI by itself: the server never saw it, or did and answered +OK.
+/// The proxy refuses MULTI by itself: the server never received it, or did and replied +OK.
 #[test]
 fn a_multi_that_was_refused_by_a_proxy_is_never_reported_as_not_applied() {
     let fixture = Operated::start();

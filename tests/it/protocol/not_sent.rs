@@ -262,11 +262,11 @@ impl Smuggler {
 }
 
 impl Way {
-    /// Returns once the server has answered.
+    /// Returns once the server has replied.
     fn slip_in(&mut self, command: &[&str], answer: &str) {
         self.swallow.store(answer.len(), Ordering::SeqCst);
         self.server.write_all(&packed(command)).unwrap();
-        eventually(SOON, "it is answered", || self.swallow.load(Ordering::SeqCst) == 0);
+        eventually(SOON, "the reply is there", || self.swallow.load(Ordering::SeqCst) == 0);
     }
 }
 

@@ -18,7 +18,7 @@ use rediscope_testing::front::Front;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
 
-/// The ways to commit a command beside an INCR of `w`, and what INCR answered.
+/// The ways to commit a command beside an INCR of `w`, and the reply to INCR.
 const FORMS: [&str; 8] =
     ["run", "guard", "immediate", "watch run", "watch guard", "grouped", "exactly once", "chunks"];
 
@@ -316,7 +316,7 @@ fn a_reply_beyond_the_bound_is_applied_with_its_replies_lost_in_every_form() {
             let Err(Error::Lost { applied, source, .. }) = reported else { panic!("{reported:?}") };
             assert_eq!((applied, source.kind()), (Applied::Unknown, ConnectionErrorKind::TooLarge));
         }
-        // A read is not asked for again: the answer would be as large.
+        // A read is not sent again: the reply would be as large.
         server.ask::<()>(&["SET", "large", &"x".repeat(300_001)]);
         let gets = server.calls("get");
         let reported = sessions.pooled().get::<_, Value>("large").map_err(Error::from);
@@ -359,7 +359,7 @@ fn hostile_peer(first: &'static [u8], endless: &'static [u8], times: usize) -> u
         while let Ok(read @ 1..) = socket.read(&mut room) {
             let asked = String::from_utf8_lossy(&room[..read]).into_owned();
             if asked.contains("PING") {
-                // One answer for each command of the hand-shake.
+                // One reply to each command of the handshake.
                 let commands = asked.matches("\r\n*").count() + 1;
                 (0..commands).for_each(|_| socket.write_all(greeted).unwrap());
                 continue;

@@ -180,7 +180,7 @@ fn a_refusal_in_the_hand_shake_names_its_command() {
     assert!(format!("{error:#}").contains("MULTI: NOPERM"), "{error:#}");
 }
 
-/// Answers the first `answers` questions, and none after that.
+/// Replies to the first `answers` commands, and to none after that.
 struct Hanging {
     answers: std::sync::atomic::AtomicU32,
     version: std::sync::atomic::AtomicU64,

@@ -18,7 +18,7 @@ use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
 
 /// Errors that a proxy gives for its upstream, and codes that a server gives to commands: as EXEC's
-/// own answer none of them proves anything.
+/// own reply none of them proves anything.
 const UNPROVEN: [&str; 19] = [
     "-upstream failure\r\n",
     "-ERR Connection timed out\r\n",
@@ -158,7 +158,7 @@ impl Way {
             "exactly once guard" => guard(self.with(options().exactly_once())),
             "exactly once" => run(self.with(options().exactly_once())),
             "exactly once as" => {
-                let key = rediscope_testing::unique("deed");
+                let key = rediscope_testing::unique("order");
                 run(self.with(options().exactly_once_as(key, Duration::from_secs(60))))
             }
             form => panic!("{form}"),
@@ -169,7 +169,7 @@ impl Way {
         get(&self.server, "n").map_or(0, |n| n.parse().unwrap())
     }
 
-    /// A connection is open, and trusted since it has just answered.
+    /// A connection is open, and trusted because of its last reply.
     fn is_warm(&self) {
         self.with(TransactionOptions::new().begin(Begin::Immediate))
             .begin()
@@ -208,7 +208,7 @@ fn doubt<T: std::fmt::Debug>(reported: Result<T, Error>, what: &str) -> rediscop
     doubt.clone()
 }
 
-/// The answer of EXEC was lost: it is in doubt, or it is found out.
+/// The reply to EXEC was lost: it is in doubt, or it is resolved.
 fn exec_is_answered_with(way: &Way, form: &str, answer: &'static str, what: &str) {
     // It ran.
     let (reported, n) = way.under(form, Trigger::BeforeReplyTo("EXEC"), Fault::Answer(answer));
@@ -319,7 +319,7 @@ fn a_connection_with_a_doubt_is_closed_and_never_used_again() {
     assert_eq!(get(&fixture.server, "n").unwrap(), "2");
 }
 
-/// The server has said +OK, and the proxy an error: the server is in MULTI, or watches.
+/// The server replied +OK, and the proxy an error: the server is in MULTI, or watches.
 #[test]
 fn a_connection_whose_multi_or_watch_was_refused_by_a_proxy_is_closed() {
     for (transport, way) in Way::all() {
@@ -347,7 +347,7 @@ fn a_connection_whose_multi_or_watch_was_refused_by_a_proxy_is_closed() {
     }
 }
 
-/// A block of three, of which the second is answered by the proxy.
+/// A block of three commands; the proxy replies to the second one.
 fn three(handle: &Transactional, form: &str) -> Result<(), Error> {
     fn block(tx: &mut impl QueueCommands) -> Result<(), Error> {
         tx.rpush("list", "first");
@@ -373,7 +373,7 @@ fn three(handle: &Transactional, form: &str) -> Result<(), Error> {
     }
 }
 
-/// What comes of a refused command, by what EXEC is answered then.
+/// The outcome of a refused command, by the reply to EXEC.
 #[test]
 fn a_refusal_while_queueing_proves_nothing_until_exec_returns_execabort() {
     let refusals =

@@ -34,7 +34,7 @@ impl Quiet {
         Self { sessions, server, stats }
     }
 
-    /// Nothing reached the server since this was last asked, and nothing is held.
+    /// Nothing reached the server since the last call, and nothing is held.
     #[track_caller]
     pub(crate) fn nothing_was_sent(&self) {
         assert_eq!(stats(&self.server), self.stats);

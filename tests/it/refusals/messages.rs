@@ -1,4 +1,4 @@
-//! Sentences of the server's that repeat arguments: shown only where that is asked for.
+//! Error texts of the server that repeat arguments: shown only if that is set.
 
 use crate::side::BuildSide as _;
 use crate::side::SessionManager;

@@ -31,7 +31,7 @@ fn watching_nothing_is_refused_whatever_the_list_is_made_of() {
             [by_run.unwrap_err(), by_try.unwrap_err(), watch.begin().map(drop).unwrap_err()]
         {
             assert!(matches!(unsent(&error), Error::NoKeys), "{error:?}");
-            assert!(error.to_string().contains("reading()"), "it says what to use: {error}");
+            assert!(error.to_string().contains("reading()"), "the text names it: {error}");
         }
         assert_eq!(runs, 0);
         quiet.nothing_was_sent();
@@ -109,7 +109,7 @@ fn a_read_of_another_type_is_an_error_and_the_scope_goes_on() {
     quiet.nothing_was_lost();
 }
 
-/// On a server that does not know them the answer is its own; nothing is refused before it is sent.
+/// A server without them replies with its own error; nothing is refused before it is sent.
 #[test]
 fn reads_of_modules_and_vector_sets_are_sent() {
     let mut quiet = Quiet::start();

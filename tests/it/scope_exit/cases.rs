@@ -7,7 +7,7 @@
 pub(crate) enum Form {
     /// A guard whose connection is trusted: nothing is sent before one write with everything.
     Trusted,
-    /// A guard whose connection is asked first.
+    /// A guard whose connection is checked first.
     Untrusted,
     /// A guard that has sent MULTI already.
     Immediate,
@@ -114,7 +114,7 @@ impl Form {
         matches!(self, Self::LargeGuard | Self::LargeWatching | Self::LargeRun)
     }
 
-    /// MULTI was sent and answered before the scope ends.
+    /// MULTI was sent and its reply read before the scope ends.
     pub(crate) fn is_in_multi(self) -> bool {
         self == Self::Immediate || self.is_large()
     }

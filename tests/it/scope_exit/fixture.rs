@@ -95,7 +95,7 @@ impl<'s> Bench<'s> {
         self.sessions.status().transactional.in_use
     }
 
-    /// While the scope is open: the connection is pinned, and in MULTI where the form says so.
+    /// While the scope is open: the connection is pinned, and in MULTI if the form needs it.
     pub(crate) fn look_inside(&self) {
         let is_pinned = self.cell.form != Form::Run;
         assert_eq!(self.in_use(), u32::from(is_pinned), "pinned");

@@ -30,7 +30,7 @@ fn a_request_packed_by_hand_leaves_no_reply_for_the_next_borrower() {
     let set = redis::cmd("SET").arg("a").arg("mine").get_packed_command();
     let get = redis::cmd("GET").arg("a").get_packed_command();
     let both = [set, get].concat();
-    // Two commands go out, one reply is asked for.
+    // Two commands are sent, one reply is awaited.
     let refusals = [
         db.req_packed_command(&both).map(drop),
         db.req_packed_commands(&both, 0, 1).map(drop),

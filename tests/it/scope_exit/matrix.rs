@@ -1,4 +1,4 @@
-//! Plays the whole matrix and says how much of it there is.
+//! Runs the whole matrix and prints its size.
 
 use crate::fixture::SOON;
 use std::collections::BTreeMap;

@@ -17,7 +17,7 @@ use super::fixture::Bench;
 enum Reported {
     Committed,
     Conflict,
-    /// Given up, and it said so.
+    /// Given up, with an error.
     GivenUp,
     /// No result: dropped or forgotten.
     Nothing,
@@ -281,7 +281,7 @@ fn not_a_number() -> Result<i64, ParseIntError> {
 /// Without the panic hook, whose words would fill the screen.
 fn panicking(f: impl FnOnce() -> Reported) -> Reported {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
-        // A check of the test's own is not the panic that was asked for.
+        // The panic of an own assertion is not the intended one.
         match panic.downcast_ref::<&str>() {
             Some(&"the caller's own") => Reported::Panicked,
             _ => resume_unwind(panic),

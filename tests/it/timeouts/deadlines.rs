@@ -72,7 +72,7 @@ fn wrong<T: std::fmt::Debug>(what: T) -> Result<(), String> {
     Err(format!("{what:?}"))
 }
 
-/// Guards and handles that were made while the server answered.
+/// Guards and handles that were made while the server replied.
 fn calls<'c>(trusting: &'c SessionManager, asking: &'c SessionManager) -> Vec<Call<'c>> {
     let once = TransactionOptions::new().retry(RetryPolicy::never());
     let immediate = once.clone().begin(Begin::Immediate);
@@ -193,7 +193,7 @@ fn every_call_ends(silence: fn(&Server, &Proxy), end: fn(&Server, &Proxy)) -> Op
     let proxy = Proxy::to(&server);
     let trusting = builder(proxy.url()).max_size(16).trust_window(LONG).build_side().unwrap();
     let asking = builder(proxy.url()).trust_window(Duration::ZERO).build_side().unwrap();
-    // Connections that lie idle, in all pools that will be asked for one.
+    // Idle connections in all pools that the calls use.
     let idle: Vec<_> = (0..4).map(|_| asking.transactional().begin().unwrap()).collect();
     drop(idle);
     let _: Option<i64> = asking.pooled().get("n").unwrap();

@@ -66,7 +66,7 @@ fn a_silent_server_does_not_keep_the_session_from_closing() {
     eventually(SOON, "no connection is left", || server.clients() == 0);
 }
 
-/// One scope of every kind, each with a connection that has answered.
+/// One scope of every kind, each with a connection that works.
 struct OpenScopes {
     plain: Transaction,
     in_multi: Transaction,
@@ -100,7 +100,7 @@ impl OpenScopes {
     }
 }
 
-/// Everything that begins while nothing answers.
+/// Everything that begins while the server is silent.
 fn silence(sessions: &SessionManager) {
     type Call = fn(&SessionManager) -> bool;
     let calls: [(&str, Call); 5] = [

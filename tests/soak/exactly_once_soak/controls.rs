@@ -21,7 +21,7 @@ use rediscope_testing::{eventually, try_for};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// How an answer that was lost is made good.
+/// How the outcome of a lost reply is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rule {
     /// A key written inside the transaction and looked for after connecting again.
@@ -62,7 +62,7 @@ struct Operation {
 }
 
 #[derive(Default)]
-struct Harvest {
+struct Results {
     operations: Vec<Operation>,
     late: u64,
 }
@@ -71,7 +71,7 @@ pub(crate) fn run(rule: Rule, cuts: u64, seed: u64) -> Found {
     let begun = Instant::now();
     let server = Server::start();
     let left = AtomicU64::new(cuts);
-    let harvests: Vec<Harvest> = thread::scope(|scope| {
+    let harvests: Vec<Results> = thread::scope(|scope| {
         let workers: Vec<_> = (0..THREADS)
             .map(|number| {
                 let (server, left) = (&server, &left);
@@ -81,14 +81,14 @@ pub(crate) fn run(rule: Rule, cuts: u64, seed: u64) -> Found {
         workers.into_iter().map(|worker| worker.join().expect("a worker panicked")).collect()
     });
     eventually(SOON, "the server has no client left", || server.clients() == 0);
-    let operations = || harvests.iter().flat_map(|harvest| &harvest.operations);
+    let operations = || harvests.iter().flat_map(|results| &results.operations);
     let ids: Vec<u64> = operations().map(|operation| operation.id).collect();
     let data = Data::of(&server, THREADS, &ids);
     let mut found = Found {
         rule,
         cuts: cuts - left.load(Ordering::Relaxed),
         resolved: [0; 3],
-        late: harvests.iter().map(|harvest| harvest.late).sum(),
+        late: harvests.iter().map(|results| results.late).sum(),
         wrong: 0,
         took: Duration::ZERO,
     };
@@ -113,20 +113,20 @@ fn work(
     number: u64,
     seed: u64,
     until: Instant,
-) -> Harvest {
+) -> Results {
     let mut random = Rng::with_seed(seed ^ (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let proxy = Proxy::to(server);
     let mut client = Client::new(rule, proxy.url(), number);
-    let mut harvest = Harvest::default();
+    let mut results = Results::default();
     while left.load(Ordering::Relaxed) > 0 && Instant::now() < until {
         let cut = Cut::any_scripted(&mut random);
         if !client.is_connected() {
-            harvest.operation(&mut client, server, number);
+            results.operation(&mut client, server, number);
         }
         let fired = proxy.fired();
         let (script, faults) = cut.script(&mut random);
         proxy.arm(script);
-        let belief = harvest.operation(&mut client, server, number);
+        let belief = results.operation(&mut client, server, number);
         proxy.disarm();
         if proxy.fired() - fired < faults {
             continue;
@@ -137,14 +137,14 @@ fn work(
             proxy.release();
             let gone = || (proxy.client_bytes() > before).then_some(());
             if cut.holds_requests() && belief == Belief::NotCommitted {
-                harvest.late += u64::from(try_for(ARRIVAL, gone).is_some());
+                results.late += u64::from(try_for(ARRIVAL, gone).is_some());
             }
         }
     }
-    harvest
+    results
 }
 
-impl Harvest {
+impl Results {
     fn operation(&mut self, client: &mut Client, server: &Server, number: u64) -> Belief {
         let id = number * IDS + self.operations.len() as u64;
         let committed = client.commit(id);
@@ -166,6 +166,6 @@ impl fmt::Display for Found {
         writeln!(f, "| unknown | {unknown} |")?;
         writeln!(f, "| held requests let go after the resolution | {} |", self.late)?;
         writeln!(f, "| seconds | {:.1} |", self.took.as_secs_f64())?;
-        writeln!(f, "| wrong answers | {} |", self.wrong)
+        writeln!(f, "| wrong results | {} |", self.wrong)
     }
 }

@@ -80,7 +80,7 @@ pub(crate) fn run(seed: u64, rounds: u64) -> Found {
 }
 
 /// What the writers of a round share.
-struct Ground {
+struct Shared {
     proxy: Proxy,
     sessions: SessionManager,
     commits: AtomicU64,
@@ -100,7 +100,7 @@ impl Found {
         let master = Server::start();
         let replica = Server::replica_of(&master);
         let proxy = Proxy::to(&master);
-        let ground = Ground {
+        let shared = Shared {
             sessions: SessionManager::builder(proxy.url())
                 .max_size(WRITERS as u32)
                 .connect_timeout(RESPONSE)
@@ -119,17 +119,17 @@ impl Found {
             let writers: Vec<_> = (0..)
                 .zip(seeds)
                 .map(|(number, seed)| {
-                    let ground = &ground;
-                    scope.spawn(move || ground.write(number, Rng::with_seed(seed)))
+                    let shared = &shared;
+                    scope.spawn(move || shared.write(number, Rng::with_seed(seed)))
                 })
                 .collect();
-            ground.fail_over(&master, &replica, trouble, random.u64(BEFORE));
+            shared.fail_over(&master, &replica, trouble, random.u64(BEFORE));
             writers.into_iter().flat_map(|writer| writer.join().expect("a writer died")).collect()
         });
-        ground.sessions.close(Duration::ZERO);
-        ground.proxy.cut_all();
+        shared.sessions.close(Duration::ZERO);
+        shared.proxy.cut_all();
         eventually(SOON, "the survivor has no client left", || replica.clients() == 0);
-        let survivor = ground.promoted.get().expect("promoted");
+        let survivor = shared.promoted.get().expect("promoted");
         for Entry { operation, .. } in &mut entries {
             if let Some(token) = operation.doubt.as_ref().and_then(|doubt| doubt.token()) {
                 operation.answers.push(survivor.resolve(token, None));
@@ -192,7 +192,7 @@ impl Found {
                 broken.push(what.to_owned());
             }
         };
-        must(self.wrong == 0, "wrong answers");
+        must(self.wrong == 0, "wrong results");
         must(self.waited[1] == 0, "lost although a replica was waited for");
         must(self.waited[0] > 0, "no replica was ever waited for");
         must(self.doubts.iter().sum::<u64>() > 0, "no transaction was in doubt");
@@ -200,7 +200,7 @@ impl Found {
     }
 }
 
-impl Ground {
+impl Shared {
     fn fail_over(&self, master: &Server, replica: &Server, trouble: Trouble, before: u64) {
         let commits = || self.commits.load(Ordering::Relaxed);
         eventually(SOON, "the writers write", || commits() >= before);
@@ -276,7 +276,7 @@ impl Ground {
             self.commits.fetch_add(1, Ordering::Relaxed);
         }
         let answers = ended.doubt.as_ref().map(|doubt| {
-            // The old master's answer would be true of the old master.
+            // The old master's reply would be true of the old master.
             let survivor = try_for(SOON, || self.promoted.get()).expect("a new master");
             ask(doubt, Manner::any(random), survivor, random, &|| {})
         });
@@ -307,6 +307,6 @@ impl fmt::Display for Found {
         writeln!(f, "| as not committed | {not_committed} |")?;
         writeln!(f, "| unknown, the register being lost | {unknown} |")?;
         writeln!(f, "| seconds | {:.1} |", self.took.as_secs_f64())?;
-        writeln!(f, "| wrong answers | {} |", self.wrong)
+        writeln!(f, "| wrong results | {} |", self.wrong)
     }
 }

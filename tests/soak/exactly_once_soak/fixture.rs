@@ -18,7 +18,7 @@ use rediscope_testing::cluster::Cluster;
 use rediscope_testing::proxy::{Proxy, Script};
 use rediscope_testing::server::Server;
 
-/// What answers a question about a key, which is the command's first argument.
+/// The server of a key, which is the command's first argument.
 pub(crate) trait Store {
     fn read<T: FromRedisValue>(&self, command: &[&str]) -> T;
 }
@@ -30,13 +30,13 @@ impl Store for Server {
 }
 
 /// The target of the transactions.
-pub(crate) enum Site {
+pub(crate) enum Target {
     One(Server),
     #[cfg(target_os = "linux")]
     Many(Cluster),
 }
 
-impl Store for Site {
+impl Store for Target {
     fn read<T: FromRedisValue>(&self, command: &[&str]) -> T {
         match self {
             Self::One(server) => server.ask(command),
@@ -46,7 +46,7 @@ impl Store for Site {
     }
 }
 
-impl Site {
+impl Target {
     /// Past all proxies.
     pub(crate) fn url(&self) -> String {
         match self {
@@ -57,11 +57,11 @@ impl Site {
     }
 
     /// The way of this worker.
-    pub(crate) fn street(&self, worker: u64) -> Street {
+    pub(crate) fn proxies_of(&self, worker: u64) -> Proxies {
         match self {
             Self::One(server) => {
                 let proxy = Proxy::to(server);
-                Street { url: proxy.url(), proxies: vec![proxy] }
+                Proxies { url: proxy.url(), proxies: vec![proxy] }
             }
             #[cfg(target_os = "linux")]
             Self::Many(cluster) => {
@@ -72,12 +72,12 @@ impl Site {
                     cluster.nodes().iter().map(|node| before(&node.server)).collect();
                 let seeds: Vec<_> =
                     proxies.iter().map(|proxy| proxy.address().to_string()).collect();
-                Street { url: format!("redis+cluster://{}/", seeds.join(",")), proxies }
+                Proxies { url: format!("redis+cluster://{}/", seeds.join(",")), proxies }
             }
         }
     }
 
-    /// Asks all servers; the answers added up.
+    /// The sum of the replies of all servers.
     pub(crate) fn sum(&self, question: impl Fn(&Server) -> u64) -> u64 {
         match self {
             Self::One(server) => question(server),
@@ -121,12 +121,12 @@ impl Site {
 }
 
 /// A worker's proxies, all of which do the same.
-pub(crate) struct Street {
+pub(crate) struct Proxies {
     url: String,
     proxies: Vec<Proxy>,
 }
 
-impl Street {
+impl Proxies {
     pub(crate) fn url(&self) -> String {
         self.url.clone()
     }

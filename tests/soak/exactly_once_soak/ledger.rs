@@ -103,11 +103,11 @@ pub(crate) struct Verdict {
     pub(crate) reported: BTreeMap<Reported, u64>,
     /// What `run` found out by itself: as committed, as not committed.
     pub(crate) by_run: [u64; 2],
-    /// What was answered to guards in all: as committed, as not committed, still unknown.
+    /// Number of results of guards: committed, not committed, still unknown.
     pub(crate) answers: [u64; 3],
-    /// The same, of the doubts asked again when all was over.
+    /// The same, of the doubts that were resolved again at the end.
     pub(crate) again: [u64; 3],
-    /// Answers that the server could not be asked for in time.
+    /// Number of results that the server did not return in time.
     pub(crate) unreachable: u64,
     pub(crate) applied: u64,
     pub(crate) wrong: u64,
@@ -234,7 +234,7 @@ impl Verdict {
                 Resolution::StillUnknown { .. } => false,
             };
             if !right {
-                return Some(format!("answered {answer:?}, applied {times} times"));
+                return Some(format!("returned {answer:?}, applied {times} times"));
             }
         }
         None

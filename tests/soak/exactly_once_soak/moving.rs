@@ -7,18 +7,18 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
-use super::fixture::Site;
+use super::fixture::Target;
 use super::operations::{SETS, tag};
 use super::report::Report;
 use super::resolvers::{Rule, take};
 use super::soak::{self, Phase, THREADS, Variant};
-use super::worker::Ground;
+use super::worker::Shared;
 use rediscope_testing::cluster::Cluster;
 
 const MASTERS: usize = 3;
 /// Each moves one slot at a time.
 const MOVERS: u64 = 4;
-/// A node leaves its host out; see `site`.
+/// A node leaves its host out; see `target`.
 const ARGUMENTS: &[&str] = &["--cluster-preferred-endpoint-type", "unknown-endpoint"];
 /// Between two steps of a move, in microseconds.
 const PAUSE: u64 = 6_000;
@@ -38,33 +38,33 @@ pub(crate) fn control(rule: Rule, seed: u64, cuts: u64) -> Phase {
 
 fn phase(name: &'static str, rule: Rule, cuts: u64, seed: u64) -> Phase {
     let begun = Instant::now();
-    let site = Site::Many(Cluster::with(MASTERS, 0, ARGUMENTS));
+    let target = Target::Many(Cluster::with(MASTERS, 0, ARGUMENTS));
     let variant = Variant::moving(name);
-    let ground = Arc::new(soak::ground(site, variant, rule, cuts));
+    let shared = Arc::new(soak::shared(target, variant, rule, cuts));
     let (over, moved) = (AtomicBool::new(false), [AtomicU64::new(0), AtomicU64::new(0)]);
-    let mut harvest = thread::scope(|scope| {
+    let mut results = thread::scope(|scope| {
         // Also where this panics: the movers would go on for ever.
         scopeguard::defer! { over.store(true, Ordering::Relaxed) }
         for number in 0..MOVERS {
-            let (ground, over, moved) = (&ground, &over, &moved);
+            let (shared, over, moved) = (&shared, &over, &moved);
             let random = Rng::with_seed(seed ^ (number + 1).wrapping_mul(0x2545_f491_4f6c_dd1d));
-            scope.spawn(move || Mover { ground, number, random, moved }.work(over));
+            scope.spawn(move || Mover { shared, number, random, moved }.work(over));
         }
-        soak::work(&ground, seed)
+        soak::work(&shared, seed)
     });
     if rule == Rule::OldOwner {
-        for operation in &mut harvest.operations {
+        for operation in &mut results.operations {
             let doubt = operation.doubt.iter();
-            operation.answers.extend(doubt.map(|doubt| take(rule, doubt, operation.plan, &ground)));
+            operation.answers.extend(doubt.map(|doubt| take(rule, doubt, operation.plan, &shared)));
         }
     }
-    let mut phase = soak::close(&ground, variant, cuts, harvest, begun);
+    let mut phase = soak::close(&shared, variant, cuts, results, begun);
     phase.moved = moved.map(AtomicU64::into_inner);
     phase
 }
 
 struct Mover<'a> {
-    ground: &'a Ground,
+    shared: &'a Shared,
     number: u64,
     random: Rng,
     moved: &'a [AtomicU64; 2],
@@ -72,14 +72,14 @@ struct Mover<'a> {
 
 impl Mover<'_> {
     fn work(mut self, over: &AtomicBool) {
-        let Site::Many(cluster) = &self.ground.site else { return };
+        let Target::Many(cluster) = &self.shared.target else { return };
         let mine: Vec<(usize, u16)> = (0..THREADS * SETS)
             .filter(|place| place % MOVERS == self.number)
             .map(|place| (place as usize, cluster.slot(&tag(place / SETS, place % SETS))))
             .collect();
         while !over.load(Ordering::Relaxed) {
             let (place, slot) = mine[self.random.usize(..mine.len())];
-            let step = || self.ground.steps[place].fetch_add(1, Ordering::Relaxed);
+            let step = || self.shared.steps[place].fetch_add(1, Ordering::Relaxed);
             step();
             self.shift(cluster, slot);
             step();

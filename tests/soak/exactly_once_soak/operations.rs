@@ -13,7 +13,7 @@ use super::faults::Cut;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
     Guard,
-    /// MULTI is answered before the commands leave.
+    /// The reply to MULTI is read before the commands leave.
     Immediate,
     /// Sent in chunks.
     Large,
@@ -110,7 +110,7 @@ pub(crate) enum Reported {
     /// No connection, or lost before anything was sent.
     NotBegun,
     InDoubt,
-    /// Applied on the server that was asked, for what that is worth.
+    /// Applied, as far as the queried server knows.
     NotReplicated,
     /// Nothing that can come of it here.
     Impossible,
@@ -149,7 +149,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Of CLIENT INFO's answer.
+    /// From the reply to CLIENT INFO.
     fn parse(info: &str) -> Option<Self> {
         let field = |name: &str| info.split_whitespace().find_map(|word| word.strip_prefix(name));
         let (_, port) = field("laddr=")?.rsplit_once(':')?;

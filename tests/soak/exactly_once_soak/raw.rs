@@ -48,7 +48,7 @@ impl Client {
         self.connection.is_some()
     }
 
-    /// Commits; where the answer was lost, what is needed to ask for it.
+    /// Commits; if the reply was lost, returns what its resolution needs.
     pub(crate) fn commit(&mut self, id: u64) -> Result<Belief, Token> {
         let Ok(()) = self.connect() else { return Ok(Belief::NotCommitted) };
         if self.rule == Rule::WatchedRegister && !self.armed && self.arm().is_err() {

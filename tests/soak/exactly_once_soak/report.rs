@@ -8,7 +8,7 @@ use super::ledger::Fates;
 use super::operations::Reported;
 use super::resolvers::Manner;
 use super::soak::{Phase, THREADS};
-use super::worker::Harvest;
+use super::worker::Results;
 
 /// Of all cuts, in percent: or the rest of it would mean little.
 const LEAST_OF_EACH: u64 = 20;
@@ -52,11 +52,11 @@ impl Report {
                     broken.push(format!("{}: {what}", phase.variant.name));
                 }
             };
-            must(verdict.wrong == 0, format!("{} wrong answers", verdict.wrong));
+            must(verdict.wrong == 0, format!("{} wrong results", verdict.wrong));
             let fates = phase.fates();
             must(fates.all >= phase.wanted, format!("{} cuts only", fates.all));
             if phase.variant.tampered {
-                must(phase.harvest.tampered > 0, "no register was deleted".to_owned());
+                must(phase.results.tampered > 0, "no register was deleted".to_owned());
                 continue;
             }
             for (what, count) in
@@ -67,10 +67,10 @@ impl Report {
                 must(enough, format!("{count} of {} cuts resolved as {what}", fates.all));
             }
             must(verdict.again[2] == 0, format!("{} doubts unresolved", verdict.again[2]));
-            must(phase.harvest.late > 0, "nothing was let go late".to_owned());
+            must(phase.results.late > 0, "nothing was let go late".to_owned());
             must(phase.refused() > 0, "no EXEC came too late".to_owned());
             if phase.variant.moving {
-                let Harvest { moved_under, redirections, .. } = phase.harvest;
+                let Results { moved_under, redirections, .. } = phase.results;
                 must(phase.moved[0] > 0 && phase.moved[1] > 0, "no slot moved".to_owned());
                 must(redirections > 0, "no request was redirected".to_owned());
                 must(moved_under > 0, "no slot moved under a doubt".to_owned());
@@ -124,32 +124,32 @@ impl fmt::Display for Report {
             })?;
         }
         for manner in Manner::ALL {
-            let count = |phase: &Phase| phase.harvest.manners.get(&manner).copied().unwrap_or(0);
-            row(&format!("asked {}", manner.text()), &|phase| count(phase).to_string())?;
+            let count = |phase: &Phase| phase.results.manners.get(&manner).copied().unwrap_or(0);
+            row(&format!("resolved {}", manner.text()), &|phase| count(phase).to_string())?;
         }
         row("resolved by `run` itself: committed, not", &|phase| {
             let [committed, not_committed] = phase.verdict.by_run;
             format!("{committed}, {not_committed}")
         })?;
-        row("answers in all: committed, not, unknown", &|phase| three(phase.verdict.answers))?;
-        row("doubts asked again at the end: likewise", &|phase| three(phase.verdict.again))?;
-        row("answers not to be had in time", &|phase| phase.verdict.unreachable.to_string())?;
-        row("deletions and foreign writes", &|phase| phase.harvest.tampered.to_string())?;
-        row("held requests let go after the resolution", &|phase| phase.harvest.late.to_string())?;
+        row("results in all: committed, not, unknown", &|phase| three(phase.verdict.answers))?;
+        row("doubts resolved again at the end: likewise", &|phase| three(phase.verdict.again))?;
+        row("no result in time", &|phase| phase.verdict.unreachable.to_string())?;
+        row("deletions and foreign writes", &|phase| phase.results.tampered.to_string())?;
+        row("held requests let go after the resolution", &|phase| phase.results.late.to_string())?;
         row("slots that moved, keys that were moved ahead", &|phase| {
             let [slots, keys] = phase.moved;
             format!("{slots}, {keys}")
         })?;
-        row("redirections that `run` followed", &|phase| phase.harvest.redirections.to_string())?;
+        row("redirections that `run` followed", &|phase| phase.results.redirections.to_string())?;
         row("doubts whose slot moved between the transaction and the answer", &|phase| {
-            phase.harvest.moved_under.to_string()
+            phase.results.moved_under.to_string()
         })?;
         row("EXECs that the server ran", &|phase| phase.execs.to_string())?;
         row("of these refused, a resolver (or a tamperer) being first", &|phase| {
             phase.refused().to_string()
         })?;
         row("seconds", &|phase| format!("{:.1}", phase.took.as_secs_f64()))?;
-        row("wrong answers", &|phase| phase.verdict.wrong.to_string())
+        row("wrong results", &|phase| phase.verdict.wrong.to_string())
     }
 }
 

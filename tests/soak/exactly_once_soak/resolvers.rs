@@ -10,7 +10,7 @@ use redis::Value;
 use rediscope::{InDoubt, Resolution, SessionManager};
 
 use super::operations::{Plan, count_key, counts_key, set, tag};
-use super::worker::{Ground, sessions};
+use super::worker::{Shared, sessions};
 
 /// By what a doubt is resolved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,12 +93,12 @@ pub(crate) fn ask(
     }
 }
 
-/// Asks as it would be asked by a wrong rule.
-pub(crate) fn take(rule: Rule, doubt: &InDoubt, plan: Plan, ground: &Ground) -> Resolution {
+/// Resolves by a wrong rule.
+pub(crate) fn take(rule: Rule, doubt: &InDoubt, plan: Plan, shared: &Shared) -> Resolution {
     let there = match rule {
         Rule::WatchedRegister => return doubt.resolve(),
         Rule::Marker => {
-            let sessions = sessions(ground.site.url(), "marker");
+            let sessions = sessions(shared.target.url(), "marker");
             let mut db = sessions.pooled();
             let counts = counts_key(&tag(plan.worker, set(plan.id)));
             let found = match plan.fresh {
@@ -110,7 +110,7 @@ pub(crate) fn take(rule: Rule, doubt: &InDoubt, plan: Plan, ground: &Ground) -> 
         }
         Rule::OldOwner => {
             let token = doubt.token().expect("every transaction here is exactly once");
-            let asked = ground.site.at(&token.address, |server| {
+            let asked = shared.target.at(&token.address, |server| {
                 let mut pipe = redis::pipe();
                 pipe.cmd("PEXPIRE").arg(&token.register).arg(3_600_000).ignore();
                 pipe.cmd("GET").arg(&token.register);

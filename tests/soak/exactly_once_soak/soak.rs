@@ -6,11 +6,11 @@ use std::sync::atomic::AtomicU64;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::fixture::Site;
+use super::fixture::Target;
 use super::ledger::{self, Leave, Verdict};
 use super::report::Report;
 use super::resolvers::Rule;
-use super::worker::{Ground, Harvest, Worker, prefix, sessions};
+use super::worker::{Results, Shared, Worker, prefix, sessions};
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 
@@ -56,7 +56,7 @@ pub(crate) struct Phase {
     pub(crate) variant: Variant,
     pub(crate) wanted: u64,
     pub(crate) verdict: Verdict,
-    pub(crate) harvest: Harvest,
+    pub(crate) results: Results,
     /// How often the server ran EXEC.
     pub(crate) execs: u64,
     /// Slots that moved, and keys with them.
@@ -79,65 +79,65 @@ pub(crate) fn run(seed: u64, cuts: u64) -> Report {
 
 fn phase(variant: Variant, wanted: u64, seed: u64) -> Phase {
     let begun = Instant::now();
-    let site = Site::One(Server::with(variant.arguments));
-    let ground = Arc::new(ground(site, variant, Rule::WatchedRegister, wanted));
-    let harvest = work(&ground, seed);
-    close(&ground, variant, wanted, harvest, begun)
+    let target = Target::One(Server::with(variant.arguments));
+    let shared = Arc::new(shared(target, variant, Rule::WatchedRegister, wanted));
+    let results = work(&shared, seed);
+    close(&shared, variant, wanted, results, begun)
 }
 
-pub(crate) fn ground(site: Site, variant: Variant, rule: Rule, wanted: u64) -> Ground {
+pub(crate) fn shared(target: Target, variant: Variant, rule: Rule, wanted: u64) -> Shared {
     let share = u32::try_from(wanted / THREADS).expect("a number");
-    Ground {
-        strangers: (0..THREADS).map(|worker| sessions(site.url(), &prefix(worker))).collect(),
+    Shared {
+        strangers: (0..THREADS).map(|worker| sessions(target.url(), &prefix(worker))).collect(),
         left: AtomicU64::new(wanted),
         until: Instant::now() + AT_LEAST + SLOWEST * share,
         tampered: variant.tampered,
         rule,
-        steps: Ground::steps(THREADS),
-        site,
+        steps: Shared::steps(THREADS),
+        target,
     }
 }
 
 /// All workers, until enough was cut.
-pub(crate) fn work(ground: &Arc<Ground>, seed: u64) -> Harvest {
+pub(crate) fn work(shared: &Arc<Shared>, seed: u64) -> Results {
     let workers: Vec<_> = (0..THREADS)
         .map(|number| {
-            let ground = Arc::clone(ground);
+            let shared = Arc::clone(shared);
             let builder = thread::Builder::new().name(format!("worker-{number}"));
-            builder.spawn(move || Worker::new(number, seed, ground).work()).expect("start a worker")
+            builder.spawn(move || Worker::new(number, seed, shared).work()).expect("start a worker")
         })
         .collect();
-    let mut harvest = Harvest::default();
+    let mut results = Results::default();
     for worker in workers {
-        harvest.add(worker.join().expect("a worker panicked"));
+        results.add(worker.join().expect("a worker panicked"));
     }
-    harvest
+    results
 }
 
 /// Compares everything, once nothing is on its way any more.
 pub(crate) fn close(
-    ground: &Ground,
+    shared: &Shared,
     variant: Variant,
     wanted: u64,
-    mut harvest: Harvest,
+    mut results: Results,
     begun: Instant,
 ) -> Phase {
-    let site = &ground.site;
+    let target = &shared.target;
     // When no client is connected, what was held until a moment ago has arrived or never will.
-    eventually(SOON, "the server has no client left", || site.clients() == 0);
-    let execs = site.sum(|server| server.calls("exec"));
+    eventually(SOON, "the server has no client left", || target.clients() == 0);
+    let execs = target.sum(|server| server.calls("exec"));
     let leave =
         Leave { registers_gone: variant.tampered, conflicts: variant.tampered || variant.moving };
-    let operations = &mut harvest.operations;
+    let operations = &mut results.operations;
     let verdict =
-        ledger::close(site, &|worker| ground.stranger(worker), THREADS, operations, leave);
-    for stranger in &ground.strangers {
+        ledger::close(target, &|worker| shared.stranger(worker), THREADS, operations, leave);
+    for stranger in &shared.strangers {
         stranger.close(Duration::ZERO);
     }
-    Phase { variant, wanted, verdict, harvest, execs, moved: [0; 2], took: begun.elapsed() }
+    Phase { variant, wanted, verdict, results, execs, moved: [0; 2], took: begun.elapsed() }
 }
 
-impl Harvest {
+impl Results {
     fn add(&mut self, other: Self) {
         self.operations.extend(other.operations);
         for (manner, count) in other.manners {

@@ -11,7 +11,7 @@ use fastrand::Rng;
 use rediscope::{Resolution, SessionManager, TransactionOptions, Transactional};
 
 use super::faults::Cut;
-use super::fixture::{Site, Store, Street};
+use super::fixture::{Proxies, Store, Target};
 use super::operations::{
     Client, FLUSH_BYTES, Form, IDS, Operation, Plan, SETS, set, tag, transact, watched_key,
 };
@@ -26,8 +26,8 @@ const CHECKOUT: Duration = Duration::from_secs(5);
 const TRUST: Duration = Duration::from_secs(60);
 
 /// What all workers of a phase share.
-pub(crate) struct Ground {
-    pub(crate) site: Site,
+pub(crate) struct Shared {
+    pub(crate) target: Target,
     /// Of each worker: a session manager with its prefix of which the transactions are not.
     pub(crate) strangers: Vec<SessionManager>,
     /// Cuts that are still to be made.
@@ -40,7 +40,7 @@ pub(crate) struct Ground {
     pub(crate) steps: Vec<AtomicU64>,
 }
 
-impl Ground {
+impl Shared {
     pub(crate) fn stranger(&self, worker: u64) -> &SessionManager {
         &self.strangers[worker as usize]
     }
@@ -58,13 +58,13 @@ impl Ground {
 
 /// What a worker leaves behind.
 #[derive(Debug, Default)]
-pub(crate) struct Harvest {
+pub(crate) struct Results {
     pub(crate) operations: Vec<Operation>,
     pub(crate) manners: BTreeMap<Manner, u64>,
     /// Held requests that were let go when their doubt had been resolved as not committed.
     pub(crate) late: u64,
     pub(crate) tampered: u64,
-    /// Doubts whose keys moved between the transaction's beginning and the answer.
+    /// Doubts whose keys moved between the beginning of the transaction and its resolution.
     pub(crate) moved_under: u64,
     pub(crate) redirections: u64,
 }
@@ -72,8 +72,8 @@ pub(crate) struct Harvest {
 pub(crate) struct Worker {
     number: u64,
     random: Rng,
-    ground: Arc<Ground>,
-    street: Street,
+    shared: Arc<Shared>,
+    proxies: Proxies,
     sessions: SessionManager,
     handle: Transactional,
     /// The connection that was used last, where it is known.
@@ -82,7 +82,7 @@ pub(crate) struct Worker {
     held: bool,
     held_requests: bool,
     held_and_reported: u64,
-    harvest: Harvest,
+    results: Results,
 }
 
 pub(crate) fn sessions(to: String, prefix: &str) -> SessionManager {
@@ -103,28 +103,28 @@ pub(crate) fn prefix(number: u64) -> String {
 }
 
 impl Worker {
-    pub(crate) fn new(number: u64, seed: u64, ground: Arc<Ground>) -> Self {
-        let street = ground.site.street(number);
-        let sessions = sessions(street.url(), &prefix(number));
+    pub(crate) fn new(number: u64, seed: u64, shared: Arc<Shared>) -> Self {
+        let proxies = shared.target.proxies_of(number);
+        let sessions = sessions(proxies.url(), &prefix(number));
         let handle = sessions.transactional().with(TransactionOptions::new().exactly_once());
         Self {
             number,
             random: Rng::with_seed(seed ^ (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)),
-            ground,
-            street,
+            shared,
+            proxies,
             sessions,
             handle,
             client: None,
             held: false,
             held_requests: false,
             held_and_reported: 0,
-            harvest: Harvest::default(),
+            results: Results::default(),
         }
     }
 
     /// Cuts until enough was cut, and lets everything go that was held.
-    pub(crate) fn work(mut self) -> Harvest {
-        while self.ground.left.load(Ordering::Relaxed) > 0 && Instant::now() < self.ground.until {
+    pub(crate) fn work(mut self) -> Results {
+        while self.shared.left.load(Ordering::Relaxed) > 0 && Instant::now() < self.shared.until {
             let cut = Cut::any(&mut self.random);
             let cold = self.client.is_none();
             if cold && (cut.wants_an_open_connection() || self.random.u8(..4) > 0) {
@@ -133,17 +133,17 @@ impl Worker {
             self.operation(Some(cut));
         }
         self.let_go();
-        self.harvest.redirections = self.sessions.status().transactional.redirections;
+        self.results.redirections = self.sessions.status().transactional.redirections;
         self.sessions.close(Duration::ZERO);
-        self.harvest
+        self.results
     }
 
     fn plan(&mut self) -> Plan {
         // `run` would find out by itself, and by the fence.
         let forms: &[Form] =
-            if self.ground.rule == Rule::WatchedRegister { &Form::ALL } else { &Form::BY_HAND };
+            if self.shared.rule == Rule::WatchedRegister { &Form::ALL } else { &Form::BY_HAND };
         Plan {
-            id: self.number * IDS + self.harvest.operations.len() as u64,
+            id: self.number * IDS + self.results.operations.len() as u64,
             worker: self.number,
             form: forms[self.random.usize(..forms.len())],
             early: self.random.u8(..4) == 0,
@@ -153,9 +153,9 @@ impl Worker {
 
     fn operation(&mut self, cut: Option<Cut>) {
         let plan = self.plan();
-        let begun = self.ground.step(plan.id);
+        let begun = self.shared.step(plan.id);
         let (script, faults) = cut.map(|cut| cut.script(&mut self.random)).unwrap_or_default();
-        let fired = self.street.fired();
+        let fired = self.proxies.fired();
         if cut == Some(Cut::Unnoticed) {
             self.let_go();
         }
@@ -163,30 +163,30 @@ impl Worker {
         let counts = self.sessions.status().transactional.counts;
         let (mut script, mut met) = (Some(script), false);
         let mut helpers: Vec<JoinHandle<bool>> = Vec::new();
-        let (street, ground) = (&self.street, &self.ground);
+        let (proxies, shared) = (&self.proxies, &self.shared);
         let (number, client) = (self.number, self.client);
         let mut strike = || {
             let Some(script) = script.take() else { return };
             let kill = {
-                let ground = Arc::clone(ground);
-                move || client.is_some_and(|client| ground.site.kill(client))
+                let shared = Arc::clone(shared);
+                move || client.is_some_and(|client| shared.target.kill(client))
             };
             match cut {
                 None => {}
                 Some(Cut::Unnoticed) => {
-                    met = street.connections() > 0;
-                    street.cut_all();
+                    met = proxies.connections() > 0;
+                    proxies.cut_all();
                 }
                 Some(Cut::KilledBefore) => met = kill(),
                 Some(Cut::KilledDuring) => {
-                    street.arm(&script);
+                    proxies.arm(&script);
                     helpers.push(thread::spawn(kill));
                 }
-                Some(_) => street.arm(&script),
+                Some(_) => proxies.arm(&script),
             }
             if let Some(tampering) = tampering {
-                let ground = Arc::clone(ground);
-                let tamper = move || tamper(&ground.site, number, plan.id, tampering.what);
+                let shared = Arc::clone(shared);
+                let tamper = move || tamper(&shared.target, number, plan.id, tampering.what);
                 match tampering.when {
                     When::Before => tamper(),
                     When::During => helpers.push(thread::spawn(move || {
@@ -201,10 +201,10 @@ impl Worker {
         for helper in helpers {
             met |= helper.join().expect("a helper panicked");
         }
-        self.street.disarm();
+        self.proxies.disarm();
         // A pause alone is no cut.
         let paused = cut == Some(Cut::KilledDuring);
-        met |= faults > 0 && !paused && self.street.fired() - fired >= faults;
+        met |= faults > 0 && !paused && self.proxies.fired() - fired >= faults;
         self.client = ended.client.filter(|_| !met);
         let found = self.sessions.status().transactional.counts;
         let mut operation = Operation {
@@ -223,11 +223,11 @@ impl Worker {
         self.held_requests |= operation.cut.is_some_and(Cut::holds_requests);
         self.resolve(&mut operation, tampering);
         let doubted = operation.doubt.is_some() || operation.by_run != (0, 0);
-        let moved = begun % 2 == 1 || self.ground.step(plan.id) != begun;
-        self.harvest.moved_under += u64::from(doubted && moved);
+        let moved = begun % 2 == 1 || self.shared.step(plan.id) != begun;
+        self.results.moved_under += u64::from(doubted && moved);
         if operation.cut.is_some() {
             let one_less = |left: u64| left.checked_sub(1);
-            let left = &self.ground.left;
+            let left = &self.shared.left;
             let _ = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
         }
         let reported =
@@ -235,7 +235,7 @@ impl Worker {
         if reported && operation.cut.is_some_and(Cut::holds_requests) && self.held {
             self.held_and_reported += 1;
         }
-        self.harvest.operations.push(operation);
+        self.results.operations.push(operation);
         if self.held && self.random.u8(..3) > 0 {
             self.let_go();
         }
@@ -244,22 +244,22 @@ impl Worker {
     fn resolve(&mut self, operation: &mut Operation, tampering: Option<Tampering>) {
         let Some(doubt) = &operation.doubt else { return };
         let manner = Manner::any(&mut self.random);
-        *self.harvest.manners.entry(manner).or_default() += 1;
-        if self.ground.rule == Rule::OldOwner {
+        *self.results.manners.entry(manner).or_default() += 1;
+        if self.shared.rule == Rule::OldOwner {
             return; // All of them when the slots have moved.
         }
-        if self.ground.rule == Rule::Marker {
-            operation.answers = vec![take(self.ground.rule, doubt, operation.plan, &self.ground)];
+        if self.shared.rule == Rule::Marker {
+            operation.answers = vec![take(self.shared.rule, doubt, operation.plan, &self.shared)];
             return;
         }
         let tampering = tampering.filter(|tampering| tampering.when == When::Resolving);
-        let (street, ground, number) = (&self.street, &self.ground, self.number);
+        let (proxies, shared, number) = (&self.proxies, &self.shared, self.number);
         let (random, id) = (&mut self.random, operation.plan.id);
         operation.answers = thread::scope(|scope| {
             if let Some(tampering) = tampering {
-                scope.spawn(move || tamper(&ground.site, number, id, tampering.what));
+                scope.spawn(move || tamper(&shared.target, number, id, tampering.what));
             }
-            ask(doubt, manner, ground.stranger(number), random, &|| street.release())
+            ask(doubt, manner, shared.stranger(number), random, &|| proxies.release())
         });
         if manner == Manner::Racing {
             // It is unknown which of the two was first.
@@ -272,20 +272,20 @@ impl Worker {
         if !std::mem::take(&mut self.held) {
             return;
         }
-        let before = self.street.client_bytes();
-        self.street.release();
+        let before = self.proxies.client_bytes();
+        self.proxies.release();
         let reported = std::mem::take(&mut self.held_and_reported);
         if std::mem::take(&mut self.held_requests) {
-            let left = || (self.street.client_bytes() > before).then_some(());
-            self.harvest.late += try_for(ARRIVAL, left).map_or(0, |()| reported);
+            let left = || (self.proxies.client_bytes() > before).then_some(());
+            self.results.late += try_for(ARRIVAL, left).map_or(0, |()| reported);
         }
     }
 
     fn tampering(&mut self) -> Option<Tampering> {
-        if !self.ground.tampered || self.random.u8(..3) == 0 {
+        if !self.shared.tampered || self.random.u8(..3) == 0 {
             return None;
         }
-        self.harvest.tampered += 1;
+        self.results.tampered += 1;
         let what = if self.random.u8(..3) == 0 { What::Watched } else { What::Registers };
         let when = [When::Before, When::During, When::Resolving][self.random.usize(..3)];
         Some(Tampering { what, when })
@@ -311,12 +311,12 @@ enum When {
     Resolving,
 }
 
-fn tamper(site: &Site, number: u64, id: u64, what: What) {
+fn tamper(target: &Target, number: u64, id: u64, what: What) {
     match what {
-        What::Watched => site.read(&["SET", &watched_key(&tag(number, set(id))), "x"]),
+        What::Watched => target.read(&["SET", &watched_key(&tag(number, set(id))), "x"]),
         What::Registers => {
             let pattern = format!("{}:*reg:*", prefix(number));
-            site.sum(|server| {
+            target.sum(|server| {
                 let registers: Vec<String> = server.ask(&["KEYS", &pattern]);
                 registers.iter().map(|register| server.ask::<u64>(&["DEL", register])).sum()
             });

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 /// The way every operation goes through.
 #[derive(Debug, Default)]
-pub(crate) struct Street {
+pub(crate) struct Barrier {
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -24,19 +24,19 @@ struct State {
 /// One operation on its way.
 #[derive(Debug)]
 pub(crate) struct Pass<'s> {
-    street: &'s Street,
+    barrier: &'s Barrier,
     /// Rights may be taken away from the user while this operation is done.
     pub(crate) lawless: bool,
 }
 
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
-        self.street.state().inside -= 1;
-        self.street.changed.notify_all();
+        self.barrier.state().inside -= 1;
+        self.barrier.changed.notify_all();
     }
 }
 
-impl Street {
+impl Barrier {
     /// `None` when it is all over.
     pub(crate) fn enter(&self) -> Option<Pass<'_>> {
         let mut state = self.state();
@@ -47,7 +47,7 @@ impl Street {
             return None;
         }
         state.inside += 1;
-        Some(Pass { street: self, lawless: state.lawless })
+        Some(Pass { barrier: self, lawless: state.lawless })
     }
 
     /// Runs `meanwhile` while no thread is inside.

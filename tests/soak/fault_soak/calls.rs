@@ -80,7 +80,7 @@ impl Calls {
 
 /// What the machine was like during the run.
 #[derive(Debug)]
-pub(crate) struct Weather {
+pub(crate) struct Machine {
     /// Longest time by which a short sleep was exceeded: no call can be shorter than that.
     pub(crate) stall: Duration,
     /// Mean resident memory of the first tenth, without its first half, and of the last tenth.
@@ -91,7 +91,7 @@ pub(crate) struct Weather {
 #[derive(Debug)]
 pub(crate) struct Observer {
     over: Arc<AtomicBool>,
-    thread: JoinHandle<Weather>,
+    thread: JoinHandle<Machine>,
 }
 
 impl Observer {
@@ -117,13 +117,13 @@ impl Observer {
                     samples.extend(rss_bytes());
                 }
             }
-            Weather { stall, memory: both_ends(&samples) }
+            Machine { stall, memory: both_ends(&samples) }
         };
         let thread = thread::Builder::new().name("observer".to_owned()).spawn(watch);
         Self { over, thread: thread.unwrap() }
     }
 
-    pub(crate) fn end(self) -> Weather {
+    pub(crate) fn end(self) -> Machine {
         self.over.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()
     }

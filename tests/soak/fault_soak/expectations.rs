@@ -38,8 +38,8 @@ macro_rules! reported {
 
 reported! {
     Committed: "committed", Once;
-    /// A pooled read that was answered; it writes nothing.
-    Answered: "reads answered", Never;
+    /// A pooled read that returned; it writes nothing.
+    Answered: "reads returned", Never;
     Conflict: "conflict", Never;
     Exhausted: "conflicts exhausted", Never;
     /// The closure's own error.
@@ -102,7 +102,7 @@ impl Reported {
         }
     }
 
-    /// Whether `applied()` says of the error what this says of the operation.
+    /// Whether `applied()` of the error agrees with this outcome.
     pub(crate) fn agrees_with(self, applied: Applied) -> bool {
         match self {
             Self::InDoubt | Self::LostInDoubt => applied == Applied::Unknown,

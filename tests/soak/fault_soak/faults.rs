@@ -87,7 +87,7 @@ impl Fault {
             Self::SwallowedReply => "one reply swallowed",
             Self::BlackHole => "black hole for all connections",
             Self::SlammedDoor => "new connections closed at once",
-            Self::MuteDoor => "new connections never answered",
+            Self::MuteDoor => "new connections without a reply",
             Self::ClosedDoor => "new connections refused",
             Self::SomeKilled => "CLIENT KILL by id, some",
             Self::AllKilled => "CLIENT KILL by id, all",

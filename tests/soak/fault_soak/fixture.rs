@@ -1,7 +1,7 @@
 //! The server, the proxy in front of it, and the session manager that is put to the test.
 //!
 //! The server writes an append-only file and syncs it at every write (`appendonly yes`,
-//! `appendfsync always`): what was answered survives SIGKILL, so that the ledger does. The file
+//! `appendfsync always`): what has a reply survives SIGKILL, and so does the ledger. The file
 //! lies in memory where the machine has a place for that: killing a process loses nothing of it
 //! there either, and a slow disk would be a fault that is not counted.
 

@@ -118,10 +118,10 @@ impl<'a> Injector<'a> {
     }
 
     fn pass_through_quiet(&self, to_lawless: bool) {
-        let street = &self.load.street;
-        street.emptied(|| {
+        let barrier = &self.load.barrier;
+        barrier.emptied(|| {
             self.drain();
-            street.set_lawless(to_lawless);
+            barrier.set_lawless(to_lawless);
         });
     }
 
@@ -202,7 +202,7 @@ impl<'a> Injector<'a> {
             Fault::IdleTimeout => {
                 server.config_set("timeout", "1");
                 let lull = self.millis(LULL);
-                self.load.street.emptied(|| thread::sleep(lull));
+                self.load.barrier.emptied(|| thread::sleep(lull));
             }
             Fault::Slow => {
                 let (requests, replies) = (self.millis(0..=15), self.millis(0..=15));

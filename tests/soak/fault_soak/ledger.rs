@@ -68,7 +68,7 @@ impl Ledger {
         let reported = Reported::of(error, with_ledger);
         let applied = error.applied();
         if !reported.agrees_with(applied) {
-            self.wrong(operation, &format!("applied() says {applied:?} of {error:?}"));
+            self.wrong(operation, &format!("applied() is {applied:?} for {error:?}"));
         }
         if error.is_retryable() && applied != Applied::No {
             self.wrong(operation, &format!("retryable, but {applied:?}: {error:?}"));

@@ -11,7 +11,7 @@ use rediscope::{
     Transactional, Watched, Watching, prelude::*,
 };
 
-use super::barrier::Street;
+use super::barrier::Barrier;
 use super::calls::{Call, Calls};
 use super::expectations::Reported;
 use super::fixture::{self, MAX_PIN_TIME};
@@ -45,7 +45,7 @@ pub(crate) struct Load {
     sessions: SessionManager,
     deferred: Transactional,
     immediate: Transactional,
-    pub(crate) street: Street,
+    pub(crate) barrier: Barrier,
     pub(crate) ledger: Ledger,
     pub(crate) calls: Calls,
     begun: Instant,
@@ -62,7 +62,7 @@ impl Load {
             sessions,
             deferred,
             immediate,
-            street: Street::default(),
+            barrier: Barrier::default(),
             ledger,
             calls: Calls::default(),
             begun: Instant::now(),
@@ -70,9 +70,9 @@ impl Load {
         }
     }
 
-    /// One thread's work, until the street is closed for good.
+    /// One thread's work, until the barrier is closed for good.
     pub(crate) fn work(&self) {
-        while let Some(pass) = self.street.enter() {
+        while let Some(pass) = self.barrier.enter() {
             let operation = self.ledger.open(pass.lawless);
             let reported = self.perform(&operation);
             self.ledger.note(&operation, reported);
@@ -193,7 +193,7 @@ impl Load {
         self.leave(operation, tx, mark, Transaction::discard, Transaction::<Watched>::commit)
     }
 
-    /// Ends a guard in the way the operation says.
+    /// Ends a guard in the way of the operation.
     fn leave<T>(
         &self,
         operation: &Operation,
@@ -317,7 +317,7 @@ impl Load {
 
     fn committed(&self, operation: &Operation, signature: (i64, u64)) -> Reported {
         if signature != operation.signature() {
-            self.ledger.wrong(operation, &format!("committed, but answered {signature:?}"));
+            self.ledger.wrong(operation, &format!("committed, but the reply was {signature:?}"));
         }
         Reported::Committed
     }
@@ -330,7 +330,7 @@ impl Load {
 
     fn is_sign(&self, operation: &Operation, number: usize, text: &str) {
         if text != operations::sign_text(number) {
-            self.ledger.wrong(operation, &format!("read sign {number} and was answered {text:?}"));
+            self.ledger.wrong(operation, &format!("read sign {number} and got {text:?}"));
         }
     }
 

@@ -113,7 +113,7 @@ impl Operation {
         format!("ledger:{}", self.shard())
     }
 
-    /// Counts itself in the ledger, and asks for its number back.
+    /// Counts itself in the ledger, and reads its number back.
     pub(crate) fn sign(&self, tx: &mut impl QueueCommands) -> (Queued<i64>, Queued<u64>) {
         let entry = tx.hincr(self.ledger(), self.id, 1);
         (entry, tx.queue(self.echo()))
@@ -123,7 +123,7 @@ impl Operation {
         redis::cmd("ECHO").arg(self.id).take()
     }
 
-    /// What [`sign`](Self::sign) is answered by a server that does it for the first time.
+    /// The replies to [`sign`](Self::sign) of a server that runs it for the first time.
     pub(crate) fn signature(&self) -> (i64, u64) {
         (1, self.id)
     }

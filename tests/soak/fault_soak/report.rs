@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rediscope::{PoolCounters, Status};
 
-use super::calls::{Call, Weather};
+use super::calls::{Call, Machine};
 use super::expectations::Reported;
 use super::faults::Fault;
 use super::fixture::POOL;
@@ -44,7 +44,7 @@ pub(crate) struct Report {
     pub(crate) recovery: Option<Duration>,
     pub(crate) capacity: Option<Duration>,
     pub(crate) timings: [Timing; Call::ALL.len()],
-    pub(crate) weather: Weather,
+    pub(crate) machine: Machine,
     pub(crate) connections: usize,
     /// Before and after.
     pub(crate) library_threads: (usize, usize),
@@ -61,7 +61,7 @@ impl Report {
     }
 
     fn growth(&self) -> Option<i64> {
-        self.weather.memory.map(|(first, last)| last as i64 - first as i64)
+        self.machine.memory.map(|(first, last)| last as i64 - first as i64)
     }
 
     /// What must be true and is not.
@@ -73,7 +73,7 @@ impl Report {
                 broken.push(what);
             }
         };
-        must(verdict.wrong == 0, format!("{} wrong answers", verdict.wrong));
+        must(verdict.wrong == 0, format!("{} wrong results", verdict.wrong));
         must(verdict.wrong_balances == 0, format!("{} wrong balances", verdict.wrong_balances));
         must(verdict.wrong_pairs == 0, format!("{} wrong pairs", verdict.wrong_pairs));
         must(verdict.money == Self::money_expected(), format!("money: {}", verdict.money));
@@ -88,12 +88,12 @@ impl Report {
             ("all places could be held at once", self.capacity),
         ] {
             must(
-                took.is_some_and(|took| took <= RECOVERY + self.weather.stall),
+                took.is_some_and(|took| took <= RECOVERY + self.machine.stall),
                 format!("{what} after {took:?}"),
             );
         }
         for Timing { call, longest, culprit } in &self.timings {
-            let limit = call.limit() + self.weather.stall + CALL_SLACK;
+            let limit = call.limit() + self.machine.stall + CALL_SLACK;
             must(*longest <= limit, format!("{}: {longest:?} by {culprit}", call.text()));
         }
         if let Some(growth) = self.growth() {
@@ -165,7 +165,7 @@ impl fmt::Display for Report {
             let what = format!("longest {} (deadlines allow {:?})", call.text(), call.limit());
             row(&what, format!("{:.3} s", longest.as_secs_f64()))?;
         }
-        row("longest stall of the machine", format!("{:.3} s", self.weather.stall.as_secs_f64()))?;
+        row("longest stall of the machine", format!("{:.3} s", self.machine.stall.as_secs_f64()))?;
         for (what, took) in [
             ("fresh transaction after the last fault", self.recovery),
             ("all 8 + 8 connections held at once, once quiet", self.capacity),
@@ -191,7 +191,7 @@ impl fmt::Display for Report {
         )?;
         let (before, after) = self.library_threads;
         row("the library's threads, before and after", format!("{before}, {after}"))?;
-        if let (Some((first, last)), Some(growth)) = (self.weather.memory, self.growth()) {
+        if let (Some((first, last)), Some(growth)) = (self.machine.memory, self.growth()) {
             let megabytes = |bytes: i64| format!("{:.2} MB", bytes as f64 / 1e6);
             row("memory in the first tenth", megabytes(first as i64))?;
             row("memory in the last tenth", megabytes(last as i64))?;
@@ -199,7 +199,7 @@ impl fmt::Display for Report {
         }
         row("money, before and after", format!("{}, {}", Self::money_expected(), verdict.money))?;
         row("accounts and pairs torn", (verdict.wrong_balances + verdict.wrong_pairs).to_string())?;
-        row("wrong answers", verdict.wrong.to_string())
+        row("wrong results", verdict.wrong.to_string())
     }
 }
 

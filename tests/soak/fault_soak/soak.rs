@@ -18,7 +18,7 @@ use rediscope_testing::{eventually, try_for};
 
 const THREADS: usize = 64;
 /// More than any machine does in a second.
-const DEEDS_A_SECOND: usize = 20_000;
+const OPERATIONS_A_SECOND: usize = 20_000;
 /// Number of counts in a row that must be equal.
 const STEADY: u32 = 20;
 /// Timeout of a BLPOP, in seconds.
@@ -34,7 +34,7 @@ pub(crate) fn run(plan: Plan) -> Report {
     let threads_before = Threads::settled();
     let fixture = Fixture::new();
     let sessions = fixture.sessions();
-    let most = (plan.lasts.as_secs() as usize + 60) * DEEDS_A_SECOND;
+    let most = (plan.lasts.as_secs() as usize + 60) * OPERATIONS_A_SECOND;
     let load = Arc::new(Load::new(sessions.clone(), Ledger::new(plan.seed, most)));
     let of_library = Threads::settled().library;
     let observer = Observer::start(plan.lasts);
@@ -50,11 +50,11 @@ pub(crate) fn run(plan: Plan) -> Report {
     injector.inject_until(begun + plan.lasts);
     let recovery = recovery(&sessions);
     let took = begun.elapsed();
-    load.street.end();
+    load.barrier.end();
     for worker in workers {
         worker.join().expect("a worker panicked");
     }
-    let weather = observer.end();
+    let machine = observer.end();
     // Forgotten scopes are taken back in their own time.
     let quiet = || sessions.open_scopes().is_empty();
     eventually(SOON, "every scope that was forgotten was taken back", quiet);
@@ -85,7 +85,7 @@ pub(crate) fn run(plan: Plan) -> Report {
         recovery,
         capacity,
         timings,
-        weather,
+        machine,
         connections,
         library_threads: (of_library, threads_after.library),
         other_threads: (threads_before.others, threads_after.others),

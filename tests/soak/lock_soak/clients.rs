@@ -27,7 +27,7 @@ const LONGEST: Duration = Duration::from_secs(600);
 pub(crate) const HISTORY: &str = "history";
 pub(crate) const ACQUIRED: &str = "acquired";
 
-/// What a holder asks whether it still holds the lock.
+/// The source from which a holder learns whether it still holds the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asks {
     /// The server: `ensure_held`.
@@ -41,7 +41,7 @@ pub(crate) enum Asks {
 #[derive(Clone, Debug)]
 pub(crate) struct Orders {
     pub(crate) server: String,
-    pub(crate) scribe: String,
+    pub(crate) recorder: String,
     pub(crate) seed: u64,
     pub(crate) permits: u32,
     pub(crate) lease: Duration,
@@ -57,10 +57,10 @@ pub(crate) struct Orders {
 
 impl Orders {
     fn text(&self, number: u64) -> String {
-        let Self { server, scribe, seed, permits, slow, asks, renewed, replicas, .. } = self;
+        let Self { server, recorder, seed, permits, slow, asks, renewed, replicas, .. } = self;
         let (lease, step) = (self.lease.as_millis(), self.step.as_millis());
         format!(
-            "{number} {server} {scribe} {seed} {permits} {lease} {asks:?} {renewed} {replicas} \
+            "{number} {server} {recorder} {seed} {permits} {lease} {asks:?} {renewed} {replicas} \
              {step} {slow}"
         )
     }
@@ -70,7 +70,7 @@ impl Orders {
         let number = |nth: usize| -> u64 { words[nth].parse().expect("a number in the orders") };
         let orders = Self {
             server: words[1].to_owned(),
-            scribe: words[2].to_owned(),
+            recorder: words[2].to_owned(),
             seed: number(3),
             permits: number(4) as u32,
             lease: Duration::from_millis(number(5)),
@@ -150,7 +150,7 @@ pub(crate) fn be_one_of_them() -> bool {
             let random = Rng::with_seed(orders.seed ^ (number << 32) ^ (nth << 48));
             let mut person = Client {
                 name: format!("{number}.{nth}"),
-                scribe: scribe(&orders.scribe),
+                recorder: recorder(&orders.recorder),
                 lock: orders.lock(&sessions),
                 orders: &orders,
                 random,
@@ -174,9 +174,9 @@ pub(crate) fn be_one_of_them() -> bool {
 }
 
 /// Without a timeout: a read that has one fails when its process was stopped meanwhile.
-fn scribe(url: &str) -> redis::Connection {
-    let client = redis::Client::open(url).expect("the scribe's address");
-    client.get_connection().expect("the scribe is there")
+fn recorder(url: &str) -> redis::Connection {
+    let client = redis::Client::open(url).expect("the recorder's address");
+    client.get_connection().expect("the recorder is there")
 }
 
 impl Orders {
@@ -194,7 +194,7 @@ impl Orders {
 /// One client of the lock.
 struct Client<'a> {
     name: String,
-    scribe: redis::Connection,
+    recorder: redis::Connection,
     lock: Lock,
     orders: &'a Orders,
     random: Rng,
@@ -203,9 +203,9 @@ struct Client<'a> {
 impl Client<'_> {
     fn note(&mut self, hold: u64, what: What) {
         let entry = Entry { hold: format!("{}.{hold}", self.name), what };
-        let _: i64 = self.scribe.rpush(HISTORY, entry.to_string()).expect("the scribe writes");
+        let _: i64 = self.recorder.rpush(HISTORY, entry.to_string()).expect("the recorder writes");
         if let What::Acquired(_) = what {
-            let _: i64 = self.scribe.incr(ACQUIRED, 1).expect("the scribe counts");
+            let _: i64 = self.recorder.incr(ACQUIRED, 1).expect("the recorder counts");
         }
     }
 

@@ -1,12 +1,11 @@
 //! The history of a lock as its clients saw it, and what must not be in it.
 //!
-//! Each client writes an entry before each question and after each answer, in one list on a server of
-//! its own, which has no faults. The place in the list is the time: an entry before a question is
-//! older than the event that made its answer true. So no clocks are compared, and a client that was
-//! stopped between an answer and its entry makes a hold look shorter, never longer.
+//! Each client writes an entry before each call and after its result, in one list on a server of
+//! its own, which has no faults. The place in the list is the time: an entry before a call is
+//! older than the event that made its result true. So no clocks are compared, and a client that was
+//! stopped between a result and its entry makes a hold look shorter, never longer.
 //!
-//! A client surely held the lock from its entry "acquired" to the last question that was answered
-//! with yes.
+//! A client surely held the lock from its entry "acquired" to its last check that returned yes.
 //!
 //! The check is a function of the entries alone, without a server or a clock.
 
@@ -35,7 +34,7 @@ pub(crate) enum What {
     Asks,
     Yes,
     No,
-    /// There was no answer.
+    /// There was no result.
     Unanswered,
 }
 
@@ -90,7 +89,7 @@ pub(crate) struct Verdict {
 #[derive(Debug)]
 struct HeldInterval<'a> {
     name: &'a str,
-    /// The largest token of any client before it was asked for.
+    /// The largest token of any client before the call.
     floor: u64,
     token: Option<u64>,
     acquired: usize,
@@ -124,7 +123,7 @@ pub(crate) fn check(entries: &[Entry], permits: usize) -> Verdict {
                 }
                 if *token <= hold.floor {
                     let floor = hold.floor;
-                    verdict.fault(format!("{name} has {token}; it was {floor} before it asked"));
+                    verdict.fault(format!("{name} has {token}; it was {floor} before the call"));
                 }
                 highest = highest.max(*token);
             }
@@ -136,7 +135,7 @@ pub(crate) fn check(entries: &[Entry], permits: usize) -> Verdict {
                 }
                 match (hold.token, hold.asked.take()) {
                     (Some(_), Some(asked)) => hold.sure_until = Some(asked),
-                    _ => verdict.fault(format!("{name} was answered and had not asked")),
+                    _ => verdict.fault(format!("{name} has a result without a call")),
                 }
             }
             What::No => {
@@ -236,9 +235,9 @@ mod tests {
 
     #[test]
     fn a_token_that_does_not_grow_is_found() {
-        finds(&TURNS.replace('8', "6"), 1, "it was 7 before it asked");
+        finds(&TURNS.replace('8', "6"), 1, "it was 7 before the call");
         finds(&TURNS.replace('8', "7"), 1, "another one had");
-        // Both had asked for it, so only the order of holding decides.
+        // Both had called before, so only the order of holding decides.
         finds(&TURNS.replace('5', "9"), 1, "the token did not grow");
     }
 
@@ -249,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_reply_without_a_request_is_found() {
-        finds("a asks; a yes", 1, "had not asked");
-        finds("a wants; a acquired 1; a yes", 1, "had not asked");
+        finds("a asks; a yes", 1, "a result without a call");
+        finds("a wants; a acquired 1; a yes", 1, "a result without a call");
     }
 }

@@ -20,8 +20,8 @@ pub(crate) fn begin() {
     });
 }
 
-/// Whether this thread's last wait since it asked the last time was with a subscription; `None`: it
-/// did not wait. Without one, it had been asked for and the server had not confirmed it.
+/// Whether this thread's last wait since the last call was with a subscription; `None` if it did not
+/// wait. Without one, the server had not yet confirmed it.
 pub(crate) fn waited_subscribed() -> Option<bool> {
     LIVE.take()
 }

@@ -23,10 +23,10 @@ const LONGER_LEASE: Duration = Duration::from_secs(6);
 /// Number of holds before a master is killed, and after.
 const AROUND: usize = 2;
 
-fn orders(cluster: &Cluster, scribe: &Server, seed: u64, lease: Duration, asks: Asks) -> Orders {
+fn orders(cluster: &Cluster, recorder: &Server, seed: u64, lease: Duration, asks: Asks) -> Orders {
     Orders {
         server: cluster.url(),
-        scribe: scribe.url(),
+        recorder: recorder.url(),
         seed,
         permits: 1,
         lease,
@@ -52,16 +52,16 @@ pub(crate) fn run(seed: u64, holds: usize) -> Found {
     let begun = Instant::now();
     let mut random = Rng::with_seed(seed);
     let mut found = found("Cluster, slot moving".to_owned(), seed);
-    let (cluster, scribe) = (Cluster::start(MASTERS, 0), Server::start());
-    let others = people(&orders(&cluster, &scribe, random.u64(..), LONG_LEASE, Asks::Both));
+    let (cluster, recorder) = (Cluster::start(MASTERS, 0), Server::start());
+    let others = people(&orders(&cluster, &recorder, random.u64(..), LONG_LEASE, Asks::Both));
     let slot = cluster.slot(TAG);
     eventually(SCENARIO, "the lock goes round while its slot moves", || {
         shift(&cluster, slot, &mut random);
         found.done += 1;
-        acquired(&scribe) >= holds
+        acquired(&recorder) >= holds
     });
     end(others);
-    found.verdict = check(&entries(&scribe), 1);
+    found.verdict = check(&entries(&recorder), 1);
     found.took = begun.elapsed();
     found
 }
@@ -90,17 +90,17 @@ pub(crate) fn fail_over(seed: u64, rounds: u64, asks: Asks, replicas: bool) -> F
     let slot = cluster.slot(TAG);
     let mut replica = cluster.owner(slot).expect("a node serves the slot") + MASTERS;
     for _ in 0..rounds {
-        let scribe = Server::start();
+        let recorder = Server::start();
         let orders = Orders {
             step: LONGER_LEASE / 10,
             slow: true,
             // A renewal does not wait for replicas: a holder that goes by its clock has none.
             renewed: asks == Asks::Server,
             replicas,
-            ..orders(&cluster, &scribe, random.u64(..), LONGER_LEASE, asks)
+            ..orders(&cluster, &recorder, random.u64(..), LONGER_LEASE, asks)
         };
         let others = people(&orders);
-        eventually(SCENARIO, "the lock goes round", || acquired(&scribe) >= AROUND);
+        eventually(SCENARIO, "the lock goes round", || acquired(&recorder) >= AROUND);
         let master = cluster.owner(slot).expect("a node serves the slot");
         let nodes = cluster.nodes();
         nodes[replica].server.sigstop();
@@ -114,10 +114,10 @@ pub(crate) fn fail_over(seed: u64, rounds: u64, asks: Asks, replicas: bool) -> F
         // Of what is to come there is one more to wait for.
         cluster.revive(master);
         replica = master;
-        let more = acquired(&scribe) + AROUND;
-        eventually(SCENARIO, "it goes round on the new master", || acquired(&scribe) >= more);
+        let more = acquired(&recorder) + AROUND;
+        eventually(SCENARIO, "it goes round on the new master", || acquired(&recorder) >= more);
         end(others);
-        found.verdict.add(check(&entries(&scribe), 1));
+        found.verdict.add(check(&entries(&recorder), 1));
         found.done += 1;
         // A control has shown what it was to show.
         if !found.verdict.faults.is_empty() {

@@ -35,7 +35,7 @@ pub(crate) struct Report {
     acquired: u64,
     timeouts: u64,
     subscribing: u64,
-    /// The server could not be asked until the wait was over.
+    /// The server did not reply until the wait was over.
     unreachable: u64,
     strange: Vec<String>,
     longest: Duration,
@@ -219,7 +219,7 @@ impl Report {
             }
         };
         let reported = self.acquired + self.timeouts + self.unreachable;
-        must(reported == self.tries, format!("{reported} tries were answered"));
+        must(reported == self.tries, format!("{reported} tries returned"));
         must(self.acquired > self.tries / 500, format!("{} acquired", self.acquired));
         must(3 * self.timeouts >= self.tries, format!("only {} timed out", self.timeouts));
         must(self.subscribing >= 1_000, format!("only {} while subscribing", self.subscribing));
@@ -254,10 +254,7 @@ impl fmt::Display for Report {
         row("---", "---:".to_owned())?;
         row("acquired", self.acquired.to_string())?;
         row("timed out", self.timeouts.to_string())?;
-        row(
-            "of these with the subscription asked for and not there",
-            self.subscribing.to_string(),
-        )?;
+        row("of these with the subscription sent and not confirmed", self.subscribing.to_string())?;
         row("server out of reach to the end of the wait", self.unreachable.to_string())?;
         row("longest wait", format!("{:.0?}", self.longest))?;
         row("longest that the machine kept an idle thread", format!("{:.0?}", self.stall))?;

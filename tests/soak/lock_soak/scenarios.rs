@@ -30,7 +30,7 @@ const BEFORE: usize = 4;
 const AFTER: usize = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Scene {
+pub(crate) enum Scenario {
     /// Leases end under their holders.
     Expiry,
     /// Holders are stopped for longer than their lease.
@@ -55,25 +55,25 @@ pub(crate) struct Found {
     pub(crate) took: Duration,
 }
 
-pub(crate) fn run(scene: Scene, seed: u64, holds: usize) -> Found {
+pub(crate) fn run(scenario: Scenario, seed: u64, holds: usize) -> Found {
     let begun = Instant::now();
-    let mut random = Rng::with_seed(seed ^ scene as u64);
-    let server = match scene {
-        Scene::Restarts => Server::with(&["--appendonly", "yes", "--appendfsync", "always"]),
+    let mut random = Rng::with_seed(seed ^ scenario as u64);
+    let server = match scenario {
+        Scenario::Restarts => Server::with(&["--appendonly", "yes", "--appendfsync", "always"]),
         _ => Server::start(),
     };
-    let scribe = Server::start();
-    let permits = if scene == Scene::Permits { 3 } else { 1 };
+    let recorder = Server::start();
+    let permits = if scenario == Scenario::Permits { 3 } else { 1 };
     let orders = Orders {
         server: server.url(),
-        scribe: scribe.url(),
+        recorder: recorder.url(),
         seed: random.u64(..),
         permits,
         lease: LEASE,
         step: LEASE / 4,
         slow: false,
-        asks: if scene == Scene::Forced { Asks::Clock } else { Asks::Both },
-        renewed: !matches!(scene, Scene::Expiry | Scene::Permits),
+        asks: if scenario == Scenario::Forced { Asks::Clock } else { Asks::Both },
+        renewed: !matches!(scenario, Scenario::Expiry | Scenario::Permits),
         replicas: false,
     };
     let operator = SessionManager::connect(server.url()).unwrap().lock("l");
@@ -81,30 +81,30 @@ pub(crate) fn run(scene: Scene, seed: u64, holds: usize) -> Found {
     let mut done = 0;
     eventually(SCENARIO, "the lock goes round", || {
         thread::sleep(Duration::from_millis(random.u64(5..80)));
-        match scene {
-            Scene::Expiry => {}
-            Scene::Stops | Scene::Permits => {
+        match scenario {
+            Scenario::Expiry => {}
+            Scenario::Stops | Scenario::Permits => {
                 let pause = LEASE.mul_f64(1.0 + 2.0 * random.f64());
                 others[random.usize(..others.len())].stop_for(pause);
                 done += 1;
             }
-            Scene::Restarts => {
+            Scenario::Restarts => {
                 server.sigkill();
                 server.restart_on_same_port();
                 done += 1;
                 thread::sleep(RUNS);
             }
-            Scene::Forced => done += u64::from(operator.force_release().unwrap()),
+            Scenario::Forced => done += u64::from(operator.force_release().unwrap()),
         }
-        acquired(&scribe) >= holds
+        acquired(&recorder) >= holds
     });
     end(others);
     Found {
-        what: format!("{scene:?}"),
+        what: format!("{scenario:?}"),
         seed,
         done,
-        must_lose: scene != Scene::Restarts,
-        verdict: check(&entries(&scribe), permits as usize),
+        must_lose: scenario != Scenario::Restarts,
+        verdict: check(&entries(&recorder), permits as usize),
         took: begun.elapsed(),
     }
 }
@@ -117,10 +117,10 @@ pub(crate) fn fail_over(seed: u64, rounds: u64, asks: Asks, replicas: bool) -> F
     for round in 0..rounds {
         let master = Server::start();
         let replica = Server::replica_of(&master);
-        let (scribe, proxy) = (Server::start(), Proxy::to(&master));
+        let (recorder, proxy) = (Server::start(), Proxy::to(&master));
         let orders = Orders {
             server: proxy.url(),
-            scribe: scribe.url(),
+            recorder: recorder.url(),
             seed: random.u64(..),
             permits: 1,
             lease: LONG_LEASE,
@@ -132,7 +132,7 @@ pub(crate) fn fail_over(seed: u64, rounds: u64, asks: Asks, replicas: bool) -> F
             replicas,
         };
         let others: Vec<_> = (0..PROCESSES).map(|number| Other::start(number, &orders)).collect();
-        eventually(SCENARIO, "the lock goes round", || acquired(&scribe) >= BEFORE);
+        eventually(SCENARIO, "the lock goes round", || acquired(&recorder) >= BEFORE);
         let behind = round % 2 == 0 || !replicas;
         if behind {
             replica.sigstop();
@@ -149,10 +149,10 @@ pub(crate) fn fail_over(seed: u64, rounds: u64, asks: Asks, replicas: bool) -> F
         let _second = replicas.then(|| Server::replica_of(&replica));
         proxy.set_upstream(replica.address());
         proxy.cut_all();
-        let more = acquired(&scribe) + AFTER;
-        eventually(SCENARIO, "it goes round on the new master", || acquired(&scribe) >= more);
+        let more = acquired(&recorder) + AFTER;
+        eventually(SCENARIO, "it goes round on the new master", || acquired(&recorder) >= more);
         end(others);
-        verdict.add(check(&entries(&scribe), 1));
+        verdict.add(check(&entries(&recorder), 1));
         done += 1;
         // A control has shown what it was to show.
         if !verdict.faults.is_empty() {
@@ -170,13 +170,13 @@ pub(crate) fn fail_over(seed: u64, rounds: u64, asks: Asks, replicas: bool) -> F
     }
 }
 
-pub(crate) fn acquired(scribe: &Server) -> usize {
-    scribe.ask::<Option<usize>>(&["GET", ACQUIRED]).unwrap_or(0)
+pub(crate) fn acquired(recorder: &Server) -> usize {
+    recorder.ask::<Option<usize>>(&["GET", ACQUIRED]).unwrap_or(0)
 }
 
-pub(crate) fn entries(scribe: &Server) -> Vec<Entry> {
+pub(crate) fn entries(recorder: &Server) -> Vec<Entry> {
     let read = |line: &String| Entry::parse(line).unwrap_or_else(|| panic!("not an entry: {line}"));
-    scribe.ask::<Vec<String>>(&["LRANGE", HISTORY, "0", "-1"]).iter().map(read).collect()
+    recorder.ask::<Vec<String>>(&["LRANGE", HISTORY, "0", "-1"]).iter().map(read).collect()
 }
 
 pub(crate) fn end(others: Vec<Other>) {
