@@ -253,8 +253,9 @@ impl<'a> Acquisition<'a> {
         }
         let counters = Arc::clone(&self.manager.counters);
         let token = self.owner_token.clone();
-        let lock_lease = LockLease::new(self.request, token, fencing, replies.timing, counters);
-        let guard = LockGuard::new(Arc::clone(self.manager), Arc::new(lock_lease), maybe_in_flight);
+        let lock_lease =
+            LockLease::new(self.request, token, fencing, maybe_in_flight, replies.timing, counters);
+        let guard = LockGuard::new(Arc::clone(self.manager), Arc::new(lock_lease));
         // From here on the guard has to release the lock.
         (self.may_hold, self.queued, self.maybe_partial) = (false, false, false);
         guard.start_renewal();

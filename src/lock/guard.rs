@@ -60,8 +60,6 @@ use crate::protocol::lock::ownership::LockOwnership;
 pub struct LockGuard {
     manager: Arc<LockManager>,
     lock_lease: Arc<LockLease>,
-    /// A request for the lock may still be in flight.
-    maybe_in_flight: bool,
     end: GuardState,
 }
 
@@ -88,7 +86,7 @@ impl Drop for LockGuard {
         // lock.
         let released = catch_unwind(AssertUnwindSafe(|| self.release_within(limit)));
         if self.end != GuardState::Released {
-            self.manager.release_in_background(&self.lock_lease, self.maybe_in_flight);
+            self.manager.release_in_background(&self.lock_lease);
         }
         if let Ok(Err(error)) = released {
             let log = || tracing::warn!(error = %format_args!("{error:#}"), "a dropped lock was not released in order");
@@ -98,12 +96,8 @@ impl Drop for LockGuard {
 }
 
 impl LockGuard {
-    pub(crate) fn new(
-        manager: Arc<LockManager>,
-        lock_lease: Arc<LockLease>,
-        maybe_in_flight: bool,
-    ) -> Self {
-        Self { manager, lock_lease, maybe_in_flight, end: GuardState::Held }
+    pub(crate) fn new(manager: Arc<LockManager>, lock_lease: Arc<LockLease>) -> Self {
+        Self { manager, lock_lease, end: GuardState::Held }
     }
 
     /// Starts the renewal of the lease.
@@ -155,9 +149,7 @@ impl LockGuard {
         if let Some(why) = self.lock_lease.lost() {
             return Err(LockError::lost(why));
         }
-        let settings = &self.manager.settings;
-        let limit = Instant::now() + settings.checkout_timeout + settings.response_timeout;
-        let limit = limit.min(self.lock_lease.valid_until());
+        let limit = self.manager.call_deadline().min(self.lock_lease.valid_until());
         let extends = self.lock_lease.renewed && self.manager.renewer.extends();
         let call =
             if extends { self.lock_lease.renewal() } else { self.lock_lease.ownership_query() };
@@ -197,12 +189,7 @@ impl LockGuard {
     /// guard.
     pub fn share(&self) -> Self {
         self.lock_lease.share();
-        Self {
-            manager: Arc::clone(&self.manager),
-            lock_lease: Arc::clone(&self.lock_lease),
-            maybe_in_flight: self.maybe_in_flight,
-            end: GuardState::Held,
-        }
+        Self::new(Arc::clone(&self.manager), Arc::clone(&self.lock_lease))
     }
 
     /// Releases the lock as the drop does, and returns whether that succeeded. If other guards [of
@@ -216,9 +203,7 @@ impl LockGuard {
     /// meanwhile; no other caller's lock was released. With any other error the server could not be
     /// reached within `checkout_timeout`; the release continues in the background.
     pub fn release(mut self) -> Result<(), Error> {
-        let settings = &self.manager.settings;
-        let limit = Instant::now() + settings.checkout_timeout + settings.response_timeout;
-        self.release_within(limit)
+        self.release_within(self.manager.call_deadline())
     }
 
     fn release_within(&mut self, limit: Instant) -> Result<(), Error> {
@@ -235,7 +220,7 @@ impl LockGuard {
         }
         // From here on no renewal extends the lease.
         let lost = self.lock_lease.end();
-        let was_held = self.manager.release(&self.lock_lease, self.maybe_in_flight, limit);
+        let was_held = self.manager.release(&self.lock_lease, limit);
         // Set only here: after a panic before this line the drop releases the lock.
         self.end = GuardState::Released;
         // A log comes after all other work.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use redis::Value;
 
@@ -321,8 +321,7 @@ impl Lock {
     fn ask(&self, during: &'static str, call: ScriptCall) -> Result<Value, Error> {
         self.manager.settings.here()?;
         self.check()?;
-        let settings = &self.manager.settings;
-        let limit = Instant::now() + settings.checkout_timeout + settings.response_timeout;
+        let limit = self.manager.call_deadline();
         let mut reply = self.manager.client.ask_one(during, &call, Via::PooledFirst, limit)?;
         reply.values.pop().ok_or_else(|| unexpected_reply(during))
     }

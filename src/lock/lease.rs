@@ -26,6 +26,8 @@ pub(crate) struct LockLease {
     pub(crate) names: Arc<LockKeys>,
     pub(crate) owner_token: String,
     pub(crate) fencing: u64,
+    /// A request for the lock may still be in flight.
+    pub(crate) maybe_in_flight: bool,
     pub(crate) lease: Duration,
     /// Whether renewals extend the lease while the lock is held.
     pub(crate) renewed: bool,
@@ -58,6 +60,7 @@ impl LockLease {
         request: &LockRequest,
         owner_token: String,
         fencing: u64,
+        maybe_in_flight: bool,
         timing: Timing,
         counters: Arc<LockCounters>,
     ) -> Self {
@@ -68,6 +71,7 @@ impl LockLease {
             names: Arc::clone(&request.names),
             owner_token,
             fencing,
+            maybe_in_flight,
             lease: request.lease,
             renewed: request.renewed,
             counters,
@@ -276,7 +280,7 @@ mod tests {
             replicas: None,
         };
         let timing = Timing { sent, took: Duration::ZERO };
-        LockLease::new(&request, "x".to_owned(), 1, timing, Arc::default())
+        LockLease::new(&request, "x".to_owned(), 1, false, timing, Arc::default())
     }
 
     #[test]

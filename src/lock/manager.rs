@@ -41,6 +41,11 @@ impl LockManager {
         Self { client, settings, counters: Arc::default(), renewer, waiters, listener }
     }
 
+    /// Returns the deadline of a call that begins now.
+    pub(crate) fn call_deadline(&self) -> Instant {
+        Instant::now() + self.settings.checkout_timeout + self.settings.response_timeout
+    }
+
     /// Stops all acquisitions. A waiting call is woken and fails at once.
     pub(crate) fn close(&self) {
         self.client.close();
@@ -68,17 +73,16 @@ impl LockManager {
     pub(crate) fn release(
         &self,
         lock_lease: &Arc<LockLease>,
-        maybe_in_flight: bool,
         limit: Instant,
     ) -> Result<bool, Error> {
         let answered = self.renewer.take_answered(&lock_lease.names.holders);
-        let call = self.release_call(lock_lease, maybe_in_flight, answered);
+        let call = self.release_call(lock_lease, answered);
         let reply = self.client.ask_one("release", &call, Via::OwnConnection, limit);
         let repeated = reply.as_ref().is_ok_and(|reply| reply.repeated);
         let was_held = reply.and_then(|reply| reply.was_held("release"));
         if was_held.is_err() {
-            self.release_in_background(lock_lease, maybe_in_flight);
-        } else if !maybe_in_flight && !repeated {
+            self.release_in_background(lock_lease);
+        } else if !lock_lease.maybe_in_flight && !repeated {
             // No copy of a request is in flight that needs the same reply.
             self.renewer.answered(lock_lease.names.done(&lock_lease.owner_token));
         }
@@ -88,21 +92,16 @@ impl LockManager {
     }
 
     /// Releases a lock in the background, and logs nothing.
-    pub(crate) fn release_in_background(&self, lock_lease: &Arc<LockLease>, maybe_in_flight: bool) {
+    pub(crate) fn release_in_background(&self, lock_lease: &Arc<LockLease>) {
         lock_lease.end();
-        let call = self.release_call(lock_lease, maybe_in_flight, Vec::new());
+        let call = self.release_call(lock_lease, Vec::new());
         // The lease has ended by then.
         self.renewer.pending_release(call, Instant::now() + lock_lease.lease);
         self.renewer.forget(lock_lease);
     }
 
-    fn release_call(
-        &self,
-        lock_lease: &LockLease,
-        maybe_in_flight: bool,
-        answered: Vec<String>,
-    ) -> ScriptCall {
-        let remember = self.remember(lock_lease.lease, maybe_in_flight);
+    fn release_call(&self, lock_lease: &LockLease, answered: Vec<String>) -> ScriptCall {
+        let remember = self.remember(lock_lease.lease, lock_lease.maybe_in_flight);
         release(&lock_lease.names, &lock_lease.owner_token, remember, answered)
     }
 
