@@ -266,7 +266,7 @@ impl Transport {
     fn fill_once(&mut self) -> io::Result<bool> {
         match &mut self.stream {
             Stream::Socket(socket) => {
-                (&**socket).read(self.parser.read_buffer()).map(|read| match read {
+                (&***socket).read(self.parser.read_buffer()).map(|read| match read {
                     0 => false,
                     read => {
                         self.parser.filled(read);
@@ -351,7 +351,7 @@ impl Stream {
     /// Writes in one system call; see [`Session::write`] for TLS.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Socket(socket) => match (&**socket).write(bytes) {
+            Self::Socket(socket) => match (&***socket).write(bytes) {
                 Ok(0) => Err(io::ErrorKind::BrokenPipe.into()),
                 written => written,
             },

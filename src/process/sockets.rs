@@ -1,6 +1,5 @@
 //! A socket that a forked child forgets instead of closing: its number may be another file's there.
 
-use std::io::{self, Read, Write};
 use std::mem;
 use std::net::TcpStream;
 use std::ops::Deref;
@@ -40,21 +39,5 @@ impl Deref for OwnSocket {
 
     fn deref(&self) -> &TcpStream {
         &self.stream
-    }
-}
-
-impl Read for &OwnSocket {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        (&*self.stream).read(bytes)
-    }
-}
-
-impl Write for &OwnSocket {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        (&*self.stream).write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        (&*self.stream).flush()
     }
 }
