@@ -41,6 +41,7 @@ pub use crate::error::pin_expired::PinExpired;
 pub use crate::lock::guard::LockGuard;
 pub use crate::lock::handle::{Lock, RwLock};
 pub use crate::pooled::handle::Pooled;
+pub use crate::protocol::connection_state::CloseReason;
 pub use crate::protocol::lock::acquire::LockHolder;
 pub use crate::protocol::replication::ReplicaAcks;
 pub use crate::protocol::retry::RetryPolicy;
@@ -57,7 +58,7 @@ pub use crate::session::manager::SessionManager;
 pub use crate::settings::credentials::{Credentials, CredentialsProvider, RotatingCredentials};
 #[cfg(feature = "tls-rustls")]
 pub use crate::settings::tls::Tls;
-pub use crate::status::counters::{CloseReason, PoolCounters};
+pub use crate::status::counters::PoolCounters;
 pub use crate::status::locks::LockStatus;
 pub use crate::status::node::NodeStatus;
 pub use crate::status::report::{Closed, PoolStatus, Status};

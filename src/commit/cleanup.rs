@@ -9,7 +9,7 @@ use crate::connection::deadline::Deadline;
 use crate::error::any::Error;
 use crate::error::applied::Applied;
 use crate::pool::checkout::Checkout;
-use crate::protocol::connection_state::{Expect, Taint};
+use crate::protocol::connection_state::{CloseReason, Expect};
 use crate::protocol::resp::encode::{DISCARD, UNWATCH};
 use crate::protocol::server_error::ServerError;
 
@@ -24,7 +24,7 @@ pub(crate) fn clean(checkout: &mut Checkout) -> Result<(), Error> {
     let (during, bytes, expect) = if state.is_clean() || state.tainted().is_some() {
         return Ok(());
     } else if !state.has_all_replies() || std::thread::panicking() {
-        connection.taint(Taint::LeftDirty);
+        connection.taint(CloseReason::LeftDirty);
         return Ok(());
     } else if state.is_in_multi() {
         ("DISCARD", DISCARD, Expect::Discard)

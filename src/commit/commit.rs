@@ -15,7 +15,7 @@ use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
 use crate::error::in_doubt::{CommitToken, InDoubt};
 use crate::pool::checkout::Checkout;
-use crate::protocol::connection_state::{Expect, Taint};
+use crate::protocol::connection_state::{CloseReason, Expect};
 use crate::protocol::exec::{Collector, Unproven, Verdict};
 use crate::protocol::queue::CommandQueue;
 
@@ -92,7 +92,7 @@ fn commit_once(
     }
     match &committed {
         Err(CommitError::Rejected { code, .. }) => checkout.on_server_error(code),
-        Err(CommitError::KeyNotKept { .. }) => checkout.taint(Taint::LeftDirty),
+        Err(CommitError::KeyNotKept { .. }) => checkout.taint(CloseReason::LeftDirty),
         _ => {}
     }
     committed
@@ -117,10 +117,10 @@ fn record_verdict(
         Verdict::Nil if plan.watched => {}
         Verdict::Nil if plan.watches_internal_key() => connection.set_marker_written(None),
         // The connection watched a key that no scope watched.
-        Verdict::Nil => connection.taint(Taint::LeftDirty),
+        Verdict::Nil => connection.taint(CloseReason::LeftDirty),
         Verdict::Unknown(doubt) => {
             // After a reply that does not fit, the next one may belong to another connection too.
-            connection.taint(Taint::Protocol);
+            connection.taint(CloseReason::Protocol);
             if let Some(error) = &doubt.exec {
                 checkout.on_server_error(error.code());
             }

@@ -14,14 +14,13 @@ use crate::connection::login::Login;
 use crate::connection::transport::Transport;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::process::sockets::OwnSocket;
-use crate::protocol::connection_state::{ConnectionState, Expect, ReplyCheck, Taint};
+use crate::protocol::connection_state::{CloseReason, ConnectionState, Expect, ReplyCheck};
 use crate::protocol::handshake;
 use crate::protocol::marker::CommitMarker;
 use crate::protocol::resp::encode::PING;
 use crate::protocol::resp::reply::Reply;
 use crate::protocol::server_error::ServerError;
 use crate::settings::settings::Settings;
-use crate::status::counters::CloseReason;
 
 /// Minimum delay between AUTH attempts after a refusal.
 const REAUTH_INTERVAL: Duration = Duration::from_secs(1);
@@ -134,7 +133,7 @@ impl Connection {
         &self.state
     }
 
-    pub(crate) fn taint(&mut self, reason: Taint) {
+    pub(crate) fn taint(&mut self, reason: CloseReason) {
         self.state.taint(reason);
     }
 
@@ -148,17 +147,8 @@ impl Connection {
 
     /// The reason to close it instead of reusing it, if there is one.
     pub(crate) fn close_reason(&mut self, now: Instant, generation: u64) -> Option<CloseReason> {
-        if let Some(taint) = self.state.tainted() {
-            return Some(match taint {
-                Taint::Closed => CloseReason::Closed,
-                Taint::TimedOut => CloseReason::TimedOut,
-                Taint::Protocol => CloseReason::Protocol,
-                Taint::LeftDirty => CloseReason::LeftDirty,
-                Taint::Reclaimed => CloseReason::Reclaimed,
-                Taint::Raw => CloseReason::Raw,
-                Taint::Outdated => CloseReason::Outdated,
-                Taint::Lifetime => CloseReason::Lifetime,
-            });
+        if let Some(reason) = self.state.tainted() {
+            return Some(reason);
         }
         if !self.state.is_clean() {
             Some(CloseReason::LeftDirty)
@@ -412,7 +402,7 @@ impl Connection {
         endpoint: &Endpoint,
         settings: &Settings,
     ) -> Result<&mut redis::Connection, ConnectionError> {
-        self.state.taint(Taint::Raw);
+        self.state.taint(CloseReason::Raw);
         // Closed first, so that the pool never has more connections than its limit.
         self.transport.close();
         let client = endpoint.client(settings.connect_timeout)?;
@@ -421,9 +411,9 @@ impl Connection {
 
     fn broken(&mut self, error: ConnectionError) -> ConnectionError {
         self.state.taint(match error.kind() {
-            ConnectionErrorKind::TimedOut => Taint::TimedOut,
-            ConnectionErrorKind::Closed | ConnectionErrorKind::Io => Taint::Closed,
-            _ => Taint::Protocol,
+            ConnectionErrorKind::TimedOut => CloseReason::TimedOut,
+            ConnectionErrorKind::Closed | ConnectionErrorKind::Io => CloseReason::Closed,
+            _ => CloseReason::Protocol,
         });
         error
     }

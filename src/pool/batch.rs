@@ -10,7 +10,7 @@ use crate::pool::batch_response::{BatchResponse, Interrupted};
 use crate::pool::checkout::Checkout;
 use crate::pool::semaphore::{Batchable, OutcomeUnknown};
 use crate::protocol::batch::{BatchRequest, RequestKind};
-use crate::protocol::connection_state::{Expect, Taint};
+use crate::protocol::connection_state::{CloseReason, Expect};
 use crate::protocol::exec::{Collector, Verdict};
 use crate::protocol::resp::encode::UNWATCH;
 use crate::protocol::resp::reply::Reply;
@@ -138,12 +138,12 @@ fn exchange(
     }
     if response.contains(&BatchResponse::Block(Verdict::Nil)) {
         // The connection watched a key that no request here watched.
-        connection.taint(Taint::LeftDirty);
+        connection.taint(CloseReason::LeftDirty);
     }
     if response.iter().any(|response| matches!(response, BatchResponse::Block(Verdict::Unknown(_))))
     {
         // After a reply that does not fit, the next one may belong to another connection too.
-        connection.taint(Taint::Protocol);
+        connection.taint(CloseReason::Protocol);
     }
     match lost {
         None => connection.mark_alive(),

@@ -26,7 +26,7 @@ use crate::pool::core::PoolCore;
 use crate::pool::idle::TakenConnection;
 use crate::pool::retry_budget::RetryBudget;
 use crate::protocol::batch::BatchRequest;
-use crate::protocol::connection_state::Taint;
+use crate::protocol::connection_state::CloseReason;
 use crate::settings::settings::Settings;
 use crate::text::brief;
 
@@ -163,7 +163,7 @@ impl Checkout {
         self.connection.as_deref_mut()
     }
 
-    pub(crate) fn taint(&mut self, reason: Taint) {
+    pub(crate) fn taint(&mut self, reason: CloseReason) {
         if let Some(connection) = &mut self.connection {
             connection.taint(reason);
         }
@@ -205,7 +205,7 @@ impl Checkout {
         let shows_change = matches!(code, "READONLY" | "MASTERDOWN");
         let changed = shows_change && self.server_changed();
         if shows_change && self.permit.core.endpoint.may_switch() {
-            self.taint(Taint::Outdated);
+            self.taint(CloseReason::Outdated);
         }
         changed
     }
@@ -259,11 +259,11 @@ impl Checkout {
             if let Some(mut connection) = taker.take() {
                 let generation = core.generation();
                 if core.is_silent_since(connection.last_alive()) {
-                    connection.taint(Taint::TimedOut);
+                    connection.taint(CloseReason::TimedOut);
                 } else if connection.generation() < generation {
-                    connection.taint(Taint::Outdated);
+                    connection.taint(CloseReason::Outdated);
                 } else if connection.close_reason(now, generation).is_some() {
-                    connection.taint(Taint::Lifetime);
+                    connection.taint(CloseReason::Lifetime);
                 } else {
                     self.connection = Some(connection);
                     if self.reauthenticate(deadline) {

@@ -15,7 +15,7 @@ use crate::pool::idle::IdleConnections;
 use crate::pool::semaphore::{BatchMember, FairSemaphore};
 use crate::pool::shared::PoolShared;
 use crate::protocol::batch::BatchRequest;
-use crate::protocol::connection_state::Taint;
+use crate::protocol::connection_state::CloseReason;
 use crate::settings::settings::Settings;
 use crate::status::counters::Counters;
 
@@ -110,7 +110,7 @@ impl PoolCore {
     pub(in crate::pool) fn sweep(&self) -> bool {
         // r2d2 lists a connection a moment after it was opened, so one sweep is not enough.
         while let Some(mut connection) = self.idle.take() {
-            connection.taint(Taint::Outdated);
+            connection.taint(CloseReason::Outdated);
         }
         // A caller has at most one connection, and returns it before its permit.
         self.shared.alive() <= self.in_use()

@@ -23,9 +23,9 @@ use crate::logging::deferred::LogThread;
 use crate::pool::config::PoolConfig;
 use crate::pool::connect_attempts::{NewConnection, Requester};
 use crate::pool::shared::{CountedConnection, PoolShared};
+use crate::protocol::connection_state::CloseReason;
 use crate::protocol::handshake::Purpose;
 use crate::settings::settings::Settings;
-use crate::status::counters::CloseReason;
 #[cfg(test)]
 use crate::sync::lock;
 

@@ -20,7 +20,7 @@ use crate::logging::deferred::LogThread;
 use crate::pool::checkout::Checkout;
 use crate::pool::core::PoolCore;
 use crate::pool::semaphore::IsWaiting;
-use crate::protocol::connection_state::Taint;
+use crate::protocol::connection_state::CloseReason;
 use crate::sync::{lock, this_thread, thread_name};
 
 /// The place that began a scope, and the kind of the scope.
@@ -258,7 +258,7 @@ struct Reclaimed {
 impl Reclaimed {
     /// The connection is replaced; the permit goes to the caller that has waited longest.
     fn release(mut self, limit: Duration, log_thread: Option<&Arc<LogThread>>) {
-        self.kept.checkout.taint(Taint::Reclaimed);
+        self.kept.checkout.taint(CloseReason::Reclaimed);
         if log_thread.is_some() {
             self.kept.checkout.mark_reclaimed();
         }

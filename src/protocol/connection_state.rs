@@ -35,19 +35,54 @@ pub(crate) enum ReplyCheck {
     Unexpected,
 }
 
-/// Why a connection must not be used again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Taint {
+/// Why a connection was closed and replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum CloseReason {
+    /// The other side had closed the connection.
     Closed,
+    /// No reply arrived in time.
     TimedOut,
+    /// The bytes were not the protocol, or a reply that fits no command.
     Protocol,
-    /// A rejected command left the connection in MULTI or watching, or the scope ended without a
-    /// cleanup.
+    /// Its scope left a state that only a close is sure to end.
     LeftDirty,
+    /// Its scope was forgotten, stuck or unused for `max_pin_time`.
     Reclaimed,
+    /// The connection was passed to [`with_raw`](crate::Pooled::with_raw).
     Raw,
-    Outdated,
+    /// The connection reached `max_lifetime`.
     Lifetime,
+    /// The connection was opened before its pool replaced all connections, such as after a
+    /// failover, or before its pool was closed.
+    Outdated,
+}
+
+impl CloseReason {
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Closed,
+        Self::TimedOut,
+        Self::Protocol,
+        Self::LeftDirty,
+        Self::Reclaimed,
+        Self::Raw,
+        Self::Lifetime,
+        Self::Outdated,
+    ];
+
+    /// Returns one word for a report.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::TimedOut => "timed out",
+            Self::Protocol => "protocol",
+            Self::LeftDirty => "left dirty",
+            Self::Reclaimed => "reclaimed",
+            Self::Raw => "raw",
+            Self::Lifetime => "lifetime",
+            Self::Outdated => "outdated",
+        }
+    }
 }
 
 /// The state of one connection on the server.
@@ -58,7 +93,7 @@ pub(crate) struct ConnectionState {
     watching: bool,
     /// The connection watches its own register.
     watches_marker: bool,
-    taint: Option<Taint>,
+    taint: Option<CloseReason>,
 }
 
 impl ConnectionState {
@@ -106,24 +141,24 @@ impl ConnectionState {
                 let name: &[u8] = if expect == Expect::Multi { b"MULTI" } else { b"WATCH" };
                 // Inside MULTI it does not matter: EXEC or DISCARD ends it.
                 if !self.multi && !is_servers_own(name, reply) {
-                    self.taint(Taint::LeftDirty);
+                    self.taint(CloseReason::LeftDirty);
                 }
             }
             Expect::Watch if okay => self.watching = true,
             Expect::WatchMarker if okay => self.watches_marker = true,
             Expect::Multi if okay && !self.multi => self.multi = true,
             // A rejected DISCARD or UNWATCH leaves MULTI and WATCH as they were.
-            Expect::Unwatch | Expect::Discard if refused => self.taint(Taint::LeftDirty),
+            Expect::Unwatch | Expect::Discard if refused => self.taint(CloseReason::LeftDirty),
             Expect::Unwatch if okay => self.end_watch(),
             Expect::Discard if okay => self.end_multi(),
             // MULTI was rejected, so these commands ran one by one, and EXEC ended nothing.
-            Expect::Queued | Expect::Exec if !self.multi => self.taint(Taint::LeftDirty),
+            Expect::Queued | Expect::Exec if !self.multi => self.taint(CloseReason::LeftDirty),
             Expect::Queued if refused || matches!(reply, Reply::Queued(_)) => {}
             // The error is a proxy's, or that of a server with a renamed EXEC, which is still in
             // MULTI. A MULTI that follows in the same write is then rejected by the server.
             Expect::Exec if matches!(reply, Reply::Value(Value::ServerError(error)) if !exec_applied_nothing(error)) =>
             {
-                self.taint(Taint::LeftDirty);
+                self.taint(CloseReason::LeftDirty);
                 self.multi = false;
             }
             Expect::Exec
@@ -148,16 +183,16 @@ impl ConnectionState {
     }
 
     fn unexpected(&mut self) -> ReplyCheck {
-        self.taint(Taint::Protocol);
+        self.taint(CloseReason::Protocol);
         ReplyCheck::Unexpected
     }
 
     /// The connection must not be used again. The first reason is kept.
-    pub(crate) fn taint(&mut self, reason: Taint) {
+    pub(crate) fn taint(&mut self, reason: CloseReason) {
         self.taint.get_or_insert(reason);
     }
 
-    pub(crate) fn tainted(&self) -> Option<Taint> {
+    pub(crate) fn tainted(&self) -> Option<CloseReason> {
         self.taint
     }
 
@@ -261,10 +296,14 @@ mod tests {
             (Expect::Unwatch, queued()),
             (Expect::Discard, Value::Nil),
         ] {
-            assert_eq!(after(&[(expect, value)]).tainted(), Some(Taint::Protocol), "{expect:?}");
+            assert_eq!(
+                after(&[(expect, value)]).tainted(),
+                Some(CloseReason::Protocol),
+                "{expect:?}"
+            );
         }
         let bare = [(Expect::Multi, Value::Okay), (Expect::Queued, Value::Okay)];
-        assert_eq!(after(&bare).tainted(), Some(Taint::Protocol));
+        assert_eq!(after(&bare).tainted(), Some(CloseReason::Protocol));
         let mut state = ConnectionState::default();
         assert_eq!(state.reply(&Reply::Value(Value::Okay)), ReplyCheck::Unexpected);
     }

@@ -3,55 +3,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Why a connection was closed and replaced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum CloseReason {
-    /// The other side had closed the connection.
-    Closed,
-    /// No reply arrived in time.
-    TimedOut,
-    /// The bytes were not the protocol, or a reply that fits no command.
-    Protocol,
-    /// Its scope left a state that only a close is sure to end.
-    LeftDirty,
-    /// Its scope was forgotten, stuck or unused for `max_pin_time`.
-    Reclaimed,
-    /// The connection was passed to [`with_raw`](crate::Pooled::with_raw).
-    Raw,
-    /// The connection reached `max_lifetime`.
-    Lifetime,
-    /// The connection was opened before its pool replaced all connections, such as after a
-    /// failover, or before its pool was closed.
-    Outdated,
-}
-
-impl CloseReason {
-    const ALL: [Self; 8] = [
-        Self::Closed,
-        Self::TimedOut,
-        Self::Protocol,
-        Self::LeftDirty,
-        Self::Reclaimed,
-        Self::Raw,
-        Self::Lifetime,
-        Self::Outdated,
-    ];
-
-    /// Returns one word for a report.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Closed => "closed",
-            Self::TimedOut => "timed out",
-            Self::Protocol => "protocol",
-            Self::LeftDirty => "left dirty",
-            Self::Reclaimed => "reclaimed",
-            Self::Raw => "raw",
-            Self::Lifetime => "lifetime",
-            Self::Outdated => "outdated",
-        }
-    }
-}
+use crate::protocol::connection_state::CloseReason;
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident: $label:literal,)+) => {

@@ -146,5 +146,5 @@ fn an_exec_that_the_server_does_not_know_is_no_proof_that_multi_is_over() {
         (Expect::Queued, value(b"+QUEUED\r\n")),
         (Expect::Exec, value(b"-ERR unknown command 'EXEC', with args beginning with: \r\n")),
     ];
-    assert_eq!(after(&path).tainted(), Some(Taint::LeftDirty));
+    assert_eq!(after(&path).tainted(), Some(CloseReason::LeftDirty));
 }

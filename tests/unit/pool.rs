@@ -23,11 +23,11 @@ use crate::pool::config::PoolConfig;
 use crate::pool::pool::Pool;
 use crate::pool::scopes::{PinnedConnection, ScopeOrigin};
 use crate::process::sockets::OwnSocket;
+use crate::protocol::connection_state::CloseReason;
 use crate::protocol::connection_state::Expect;
 use crate::protocol::handshake::Purpose;
 use crate::protocol::resp::encode::MULTI;
 use crate::settings::settings::Settings;
-use crate::status::counters::CloseReason;
 
 const SOON: Duration = Duration::from_secs(20);
 

@@ -17,9 +17,9 @@ use crate::connection::endpoint::Endpoint;
 use crate::connection::url::one as parse;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::pool::tests::{SOON, eventually};
+use crate::protocol::connection_state::CloseReason;
 use crate::protocol::connection_state::Expect;
 use crate::settings::settings::Settings;
-use crate::status::counters::CloseReason;
 
 const LIMIT: Duration = Duration::from_millis(400);
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&version::TLS12, &version::TLS13];
