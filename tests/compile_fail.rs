@@ -1,12 +1,11 @@
-//! What must not compile does not, for the reason that is meant, in words that help.
+//! Misuse does not compile, for the intended reason and with a helpful error.
 //!
-//! `tests/ui/*.rs` are the mistakes. Next to each lies a `.stderr` with what the compiler has to
-//! say about it: one line a fragment, all of them to be found in its output in that order, and as
-//! many `error` lines as the compiler may give. trybuild builds the mistakes; the comparison is
-//! done here, because trybuild compares every character, and everything that is not ours (how code
-//! is quoted, which other types a trait has, what rustc suggests) differs from one compiler to the
-//! next. What is written down is what every compiler must say: the error's code, the line it
-//! points at, and our own words.
+//! `tests/ui/*.rs` are the mistakes. Each has a `.stderr` file with the required parts of the compiler's output, one a
+//! line. They must be there in this order, with as many `error` lines as the output has.
+//!
+//! trybuild builds the mistakes. The comparison is done here, because trybuild compares every character, and much of
+//! the output differs between compilers: how code is quoted, which other types a trait has, what rustc suggests. So a
+//! file has what every compiler must report: the error's code, its line, and this crate's own texts.
 //!
 //! `cargo test --test compile_fail -- --nocapture` prints the errors of the compiler.
 

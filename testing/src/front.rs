@@ -1,7 +1,7 @@
-//! Other doors to a [`Proxy`](super::proxy::Proxy): a unix socket, and TLS.
+//! Other entries to a [`Proxy`](super::proxy::Proxy): a unix socket, and TLS.
 //!
-//! The proxy reads and breaks RESP on TCP. A front takes connections of another kind and passes
-//! their plain bytes to the proxy, so that every fault of the proxy's is had over each transport.
+//! The proxy reads and breaks RESP on TCP. A front accepts connections of another kind and passes their
+//! plain bytes to the proxy, so that each fault of the proxy can be used over each transport.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};

@@ -1,6 +1,5 @@
-//! Checking out and in: the order in which callers are served, the error of a caller that is not, how
-//! a pool survives a server that goes, comes back, changes its role or falls silent, and how a
-//! session ends.
+//! Checkouts: the order in which callers are served, the error of a caller that is not, a pool whose server
+//! goes, comes back, changes its role or falls silent, and how a session ends.
 
 mod blocking;
 mod close;

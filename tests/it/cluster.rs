@@ -1,5 +1,5 @@
-//! Redis Cluster: where transactions, single commands and locks go, and what their calls return when
-//! slots move and masters die. Each test has a cluster of its own.
+//! Redis Cluster: the node of each transaction, command and lock, and what calls return when slots move and
+//! masters die. Each test has a cluster of its own.
 
 pub(crate) mod fixture;
 

@@ -1,5 +1,5 @@
-//! Conditions: which hold, which error is returned if one does not, what travels in one packet, and
-//! that what was required was true when it was committed.
+//! Conditions: which hold, which error is returned if one does not, what one write holds, and that each
+//! condition was true at the commit.
 
 pub(crate) mod fixture;
 mod forms;

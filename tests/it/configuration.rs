@@ -1,5 +1,5 @@
-//! The whole configuration from TOML, JSON or the environment: the same names, the same checks, and
-//! nothing of what it holds in an error.
+//! The whole configuration from TOML, JSON or the environment: the same names, the same checks, and no value
+//! in an error.
 
 mod addresses;
 mod names;

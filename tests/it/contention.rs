@@ -1,4 +1,4 @@
-//! Watching blocks on the same keys: which may run, in which order, and what travels together.
+//! Watching blocks on the same keys: which may run, in which order, and which are sent together.
 
 use crate::fixture::SOON;
 use std::sync::Mutex;

@@ -1,5 +1,5 @@
-//! Credentials that change while the program runs: sent again between scopes, never inside one, and
-//! nothing is lost of it.
+//! Credentials that change while the program runs: sent again between scopes and never inside one, without a
+//! lost command.
 
 use crate::fixture::{LONG, SOON};
 use std::error::Error as StdError;

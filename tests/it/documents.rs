@@ -1,4 +1,4 @@
-//! What the documents say of themselves: the tests they name exist, and what they advise works.
+//! The documents' claims about themselves: the tests that they name exist, and their advice works.
 
 use crate::fixture::SOON;
 use std::collections::BTreeSet;

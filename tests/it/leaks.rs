@@ -1,4 +1,5 @@
-//! However a scope ends, its connection goes back clean or is closed, and its permit is free: dropped, forgotten, stuck, expired.
+//! However a scope ends, its connection is returned clean or closed, and its permit is free: dropped, forgotten,
+//! stuck, expired.
 
 mod expired;
 mod leftovers;

@@ -1,5 +1,5 @@
-//! Locks: how they are held, lost, waited for and handed on, and what is left behind. Each outcome is
-//! compared with the server's state, read on another connection.
+//! Locks: held, lost, waited for and passed on, and what is left on the server. Each outcome is compared with the
+//! server's state, read on another connection.
 
 mod ambiguous;
 mod closing;

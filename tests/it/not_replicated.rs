@@ -1,5 +1,5 @@
-//! Commits that wait until replicas have them: what is counted, which error is returned if too few do,
-//! and that the wait is never taken for a doubt.
+//! Commits that wait for replicas: what is counted, which error is returned if too few have them, and that the
+//! wait is never taken for a doubt.
 
 use crate::fixture::{Fixture, SOON};
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! The pooled handle: the whole `redis::Commands` vocabulary, each command on a connection that is
-//! borrowed for its own round trip, none of them sent twice.
+//! The pooled handle: all of `redis::Commands`, each command on a connection that is checked out for its own round
+//! trip, and none of them sent twice.
 
 pub(crate) mod fixture;
 

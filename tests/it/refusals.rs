@@ -1,5 +1,5 @@
-//! Bad input: each fails with an error that names it, nothing of it is sent, and nothing is lost by
-//! it. And what no error contains: keys, values and passwords.
+//! Bad input: each fails with an error that names it, nothing of it is sent, and nothing is lost. And no error
+//! has a key, a value or a password.
 
 pub(crate) mod fixture;
 

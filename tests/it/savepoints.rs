@@ -1,4 +1,5 @@
-//! Parts of a transaction that can be dropped alone: never sent while open, kept by `release`, forgotten by a drop.
+//! Parts of a transaction that can be dropped alone: not sent while open, kept by `release`, forgotten by a
+//! drop.
 
 use crate::fixture::LONG;
 use rediscope::ReplyError;

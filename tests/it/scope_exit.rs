@@ -1,4 +1,4 @@
-//! However a scope ends, its connection is back, and nothing of the scope is left on it.
+//! However a scope ends, its connection is back in the pool, and nothing of the scope is left on it.
 
 mod cases;
 mod explicit_cleanup;

@@ -1,4 +1,5 @@
-//! Every call ends within its timeout: a silent, stopped or absent server, a full one, a network that drops everything.
+//! Every call ends within its timeout: a silent, stopped or absent server, a full one, a network that drops
+//! everything.
 
 mod connect;
 mod deadlines;

@@ -1,4 +1,4 @@
-//! The same handles over TLS, where the feature is on.
+//! The same handles over TLS, with the feature for it.
 
 use crate::fixture::SOON;
 use std::time::Duration;

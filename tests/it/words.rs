@@ -1,4 +1,4 @@
-//! Promise: `scripts/words` finds each name that is not used any more, and too many vague words.
+//! `scripts/words` finds each name that is not used any more, and too many vague words.
 
 use std::path::Path;
 use std::process::{Command, Output};

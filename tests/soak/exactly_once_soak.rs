@@ -7,11 +7,10 @@
 //! REDISCOPE_CUTS=100000 REDISCOPE_SOAK_SEED=7 cargo test --release --test soak -- --nocapture exactly_once_soak::
 //! ```
 //!
-//! Two protocols that look as safe are put through the same cuts and must be found out, and a
-//! master is killed with its replica promoted (`REDISCOPE_FAILOVERS` times). On
-//! Linux, where each worker can have an address of its own, the same is done on a cluster whose slots
-//! move (`REDISCOPE_MOVING_CUTS`). The seed decides what is cut where and when
-//! each doubt is resolved; what meets is up to the threads.
+//! Two protocols that look as safe get the same cuts and must be found out, and a master is killed with its
+//! replica promoted (`REDISCOPE_FAILOVERS` times). On Linux, where each worker can have an address of its
+//! own, the same runs on a cluster whose slots move (`REDISCOPE_MOVING_CUTS`). The seed decides what is cut,
+//! and when each doubt is resolved. What runs at the same time depends on the threads.
 
 mod controls;
 mod failover;

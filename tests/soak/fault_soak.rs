@@ -1,13 +1,13 @@
 //! The fault soak: 64 threads on two pools of 8, and a server and a network that break in every
-//! way there is to break them. What each call returned is compared with the server's ledger.
+//! way. What each call returned is compared with the server's ledger.
 //!
 //! ```text
 //! cargo test --test soak -- --nocapture fault_soak::
 //! REDISCOPE_SOAK_SECONDS=600 REDISCOPE_SOAK_SEED=7 cargo test --release --test soak -- --nocapture fault_soak::
 //! ```
 //!
-//! The seed decides which faults come in which order and what each transaction is; which of them
-//! meet is up to the threads.
+//! The seed decides which faults come in which order and what each transaction is. Which of them run at
+//! the same time depends on the threads.
 
 mod barrier;
 mod calls;

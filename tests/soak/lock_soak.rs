@@ -1,5 +1,5 @@
-//! The locks' soak: the accident that the locks were built against, the history of several
-//! processes that hold a lock in turn, and writes behind locks that were lost.
+//! The locks' soak: a former fault with many waiters, the history of several processes that hold a lock in
+//! turn, and writes that are fenced by lost locks.
 //!
 //! ```text
 //! cargo test --test soak -- --nocapture lock_soak::
@@ -7,8 +7,8 @@
 //!     cargo test --release --test soak -- --nocapture lock_soak::
 //! ```
 //!
-//! The seed decides which client tries, holds and breaks what for how long; what meets is up to the
-//! threads.
+//! The seed decides which client tries, holds and breaks what for how long. What runs at the same time
+//! depends on the threads.
 
 mod clients;
 mod faults;

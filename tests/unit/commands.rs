@@ -1,6 +1,4 @@
-//! What the command table promises without a server.
-//!
-//! The tests with a server are in `tests/it`.
+//! The command table without a server. The tests with one are in `tests/it`.
 
 pub(crate) mod bytes;
 

@@ -1,4 +1,4 @@
-//! Random replies in random pieces: what comes out is what redis-rs's parser makes of the whole.
+//! Random replies in random pieces: the result is that of redis-rs's parser for the whole.
 
 use proptest::prelude::*;
 use redis::Value;

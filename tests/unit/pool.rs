@@ -1,4 +1,4 @@
-//! What a pool and a connection do when what stands on either side of them goes wrong.
+//! A pool and a connection when the server or the caller fails.
 
 #[cfg(feature = "tls-rustls")]
 pub(crate) mod tls;

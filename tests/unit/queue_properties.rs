@@ -1,4 +1,4 @@
-//! Random programs on a buffer, its bytes read by a parser that shares nothing with the encoder.
+//! Random programs on a queue, whose bytes are read by a parser without a line of the encoder's.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 

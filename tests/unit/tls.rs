@@ -1,4 +1,4 @@
-//! One connection over TLS and the other side of it, which keeps to TLS as far as a test lets it.
+//! One connection over TLS and its other end, which keeps to TLS as far as a test lets it.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};

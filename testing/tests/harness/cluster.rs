@@ -1,4 +1,4 @@
-//! The cluster that the tests stand on does what its names say.
+//! The test cluster: its slots move, its masters fail over, and its nodes come and go.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};

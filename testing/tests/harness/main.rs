@@ -1,4 +1,4 @@
-//! The harness itself: servers, clusters and each fault of the proxy do what their names say.
+//! Tests of the harness itself: servers, clusters and each fault of the proxy.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,4 @@
-//! Proves the test harness: every fault of the proxy, seen by plain connections and by the server.
+//! Every fault of the proxy, as plain connections and the server see it.
 
 use super::{SHORT, SOON};
 use std::io::{ErrorKind, Read, Write};

@@ -1,4 +1,4 @@
-//! Proves the test harness: the handle of a real server. The proxy's proof is `support_self_proxy`.
+//! The handle of a real server: start, stop, freeze, kill and restart.
 
 use super::{SHORT, SOON};
 use std::net::TcpListener;

@@ -1,5 +1,4 @@
-//! The rights that the documents name, taken from them word by word: they are enough, and none of
-//! them can be left out.
+//! The rights that the documents name, read from them: they are enough, and none of them can be left out.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,4 +1,4 @@
-//! A server whose user `app` may do everything until that changes, and the errors of its callers.
+//! A server whose user `app` has all rights until a test changes that, and the errors of its callers.
 
 use crate::fixture::SOON;
 use std::time::Duration;

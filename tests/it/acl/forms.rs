@@ -1,5 +1,4 @@
-//! Every form of the crate as one call, which adds one to [`N`], or takes a lock and gives it
-//! back.
+//! Every form of the crate as one call, which adds one to [`N`], or acquires and releases a lock.
 
 use crate::fixture::SOON;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,4 @@
-//! A right that is taken away while a lock is held or waited for.
+//! A right that is removed while a lock is held or waited for.
 
 use crate::fixture::{LONG, SOON};
 use std::sync::mpsc;

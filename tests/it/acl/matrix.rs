@@ -1,5 +1,5 @@
-//! Which right is missing × since when × in which form: which error is returned, that it is true,
-//! and that the connections go on when the right is given back.
+//! The missing right, the time since when, and the form: which error is returned, that it is true, and that
+//! the connections can be used when the right is granted again.
 
 use crate::fixture::{LONG, SOON};
 use std::sync::Mutex;

@@ -1,4 +1,4 @@
-//! What a line of the documents promises that a user with these rights can do.
+//! What a user with the rights of a line in the documents can do.
 
 use super::fixture::EFFECT_WAIT;
 use crate::fixture::{LONG, SOON};

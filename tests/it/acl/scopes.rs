@@ -1,4 +1,4 @@
-//! A right that is taken away while a scope is open.
+//! A right that is removed while a scope is open.
 
 use crate::fixture::{LONG, SOON};
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Commands that wait on the server: ended by a close, and named where they hold connections.
+//! Commands that wait on the server: a close ends them, and reports name them as holders of connections.
 
 use crate::fixture::{LARGE_SLACK, SOON};
 use std::panic::Location;

@@ -1,5 +1,5 @@
-//! A session manager belongs to the process that made it: a forked child gets an error at once, changes
-//! nothing, and the parent goes on as if there had been no fork.
+//! A session manager belongs to the process that made it: a forked child gets an error at once and changes
+//! nothing, and the parent continues as without a fork.
 #![cfg(all(unix, feature = "serde"))]
 
 use crate::fixture::{SOON, immediate};

@@ -1,5 +1,4 @@
-//! Hosts by their names: a name server that does not reply, and a name of two hosts of which one is
-//! silent.
+//! Host names: a name server that does not reply, and a name of two hosts of which one is silent.
 
 use crate::fixture::{LARGE_SLACK, SOON};
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! A server that goes, comes back or changes its role, and connections that grow old.
+//! A server that goes, comes back or changes its role, and connections that reach their age limits.
 
 use crate::fixture::SOON;
 use crate::fixture::short_timeouts::{CHECKOUT, short_timeouts};

@@ -1,5 +1,6 @@
-//! A tracing layer that ships its events through the same session manager, with one connection a pool:
-//! no event is written while a connection is held, so no call waits for the layer's and none of the
+//! A tracing layer that sends its events through the same session manager, with one connection a pool.
+//!
+//! No event is written while a connection is held, so no call waits for the layer's, and none of the
 //! layer's for it.
 
 use crate::fixture::SOON;

@@ -1,4 +1,4 @@
-//! A transaction is on one slot, and no byte leaves before that is so.
+//! A transaction belongs to one slot, and nothing is sent before its slot is known.
 
 use rediscope::prelude::*;
 use rediscope::{Applied, Block, CommitError, Condition, Error, Queued, redis};

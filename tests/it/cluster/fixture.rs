@@ -1,4 +1,4 @@
-//! A cluster, a session manager of it, and one whose map is old.
+//! A cluster, a session manager of it, and one with an old slot map.
 
 use std::time::Duration;
 

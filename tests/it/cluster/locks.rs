@@ -1,4 +1,4 @@
-//! Locks in a cluster: each in a slot of its own name's, and transactions fenced by one beside it.
+//! Locks in a cluster: each in the slot of its name, with the transactions that it fences.
 
 use crate::fixture::{LONG, SOON};
 use std::thread;

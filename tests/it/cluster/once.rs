@@ -1,5 +1,5 @@
-//! Exactly once in a cluster: registers lie in the slot of the transaction, and are found on the node
-//! that serves it when a doubt is resolved.
+//! Exactly once in a cluster: registers are in the slot of their transaction, and a doubt is resolved on the
+//! node that serves the slot then.
 
 use crate::fixture::SOON;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -1,4 +1,4 @@
-//! A slot moves: `run` goes on and sees nothing of it, a guard fails, and nothing is done twice.
+//! A slot that moves: `run` follows it, a guard fails, and nothing is applied twice.
 
 use crate::fixture::SOON;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

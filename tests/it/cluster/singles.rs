@@ -1,4 +1,4 @@
-//! Single commands: to the master of their key, on from there, or to all of them.
+//! Single commands: sent to the master of their key, redirected, or sent to all masters.
 
 use crate::fixture::SOON;
 use std::collections::BTreeSet;

@@ -1,5 +1,4 @@
-//! One server, a proxy in front of it, a pool of one connection through it, and what every test
-//! reads in the end.
+//! One server, a proxy before it, a pool of one connection through it, and what every test reads in the end.
 
 use crate::fixture::{Fixture, LONG, SOON};
 

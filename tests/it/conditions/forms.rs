@@ -1,4 +1,4 @@
-//! What goes over the wire, and what a lost race comes to.
+//! What is sent for conditions, and the result of a lost race.
 
 use crate::fixture::SOON;
 use std::time::Duration;

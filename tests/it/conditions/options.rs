@@ -1,4 +1,4 @@
-//! Conditions together with what else a transaction may ask for.
+//! Conditions together with the other options of a transaction.
 
 use crate::fixture::{Fixture, SOON};
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Many at once: what was required was true when it was committed.
+//! Many threads at once: each condition was true at the commit.
 
 use crate::fixture::SOON;
 use crate::side::BuildSide as _;

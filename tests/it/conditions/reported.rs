@@ -1,4 +1,4 @@
-//! The error of a condition that does not hold, and what is left behind: nothing.
+//! The error of a condition that does not hold. Nothing of the attempt is left on the connection.
 
 use rediscope::prelude::*;
 use rediscope::{Applied, Condition, Error};

@@ -1,5 +1,5 @@
-//! An address is never made weaker than it is written: what cannot be meant is refused by `build`, and
-//! the error has the name of what is wrong and no value.
+//! An address never becomes weaker than it is written. `build` refuses an impossible one, and its error names
+//! what is wrong without a value.
 
 use rediscope::redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 use rediscope::{Builder, ConfigError, SessionManager};

@@ -1,4 +1,4 @@
-//! What cannot work is refused by its name, and nothing that was read is repeated.
+//! A wrong setting is refused by its name, and its value is not repeated.
 
 use rediscope::{Config, ConfigError};
 

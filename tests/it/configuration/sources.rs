@@ -1,4 +1,4 @@
-//! The same from everywhere.
+//! The same settings from every source.
 
 use std::time::Duration;
 

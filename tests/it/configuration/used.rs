@@ -1,4 +1,4 @@
-//! What was read is used, down to a server.
+//! Settings that were read have their effect on a real server.
 
 #[cfg(feature = "tls-rustls")]
 use rediscope::Config;

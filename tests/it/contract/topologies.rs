@@ -1,4 +1,4 @@
-//! The topologies that the contract is kept on.
+//! The topologies on which the contract is tested.
 
 use crate::side::SessionManager;
 use rediscope::Builder;

@@ -1,4 +1,4 @@
-//! What is logged, as a program with a plain subscriber sees it, and what a page shows of it.
+//! The log as a program with a plain subscriber sees it, compared with the sample on a page.
 //!
 //! One test listens at a time, because there is one log.
 

@@ -1,4 +1,4 @@
-//! A restart of one server, as `docs/standalone.md` has it.
+//! A restart of one server, as `docs/standalone.md` shows it.
 
 use crate::fixture::SOON;
 use std::thread;

@@ -1,4 +1,4 @@
-//! What each refusal over TLS looks like, as `docs/tls.md` has it.
+//! Each refusal over TLS, as `docs/tls.md` shows it.
 
 use crate::fixture::SOON;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Several callers resolve one doubt: the result is the same, and it needs nothing of the pool.
+//! Several callers resolve one doubt: the result is the same, and no connection of the pool is needed.
 
 use crate::fixture::{Fixture, SOON};
 use crate::side::BuildSide as _;

@@ -1,5 +1,4 @@
-//! The marker holds whatever happened on the connection before or inside the transaction: a doubt is
-//! resolved as what is true on the server.
+//! The marker proves the outcome whatever happened on the connection before the transaction or inside it.
 
 use crate::fixture::{Fixture, SOON};
 use crate::side::Transactional;

@@ -1,5 +1,4 @@
-//! What is on the wire: the same round trips as a plain transaction, and one more where the connection
-//! has to be armed.
+//! What is sent: the same round trips as for a plain transaction, and one more to arm the connection.
 
 use super::fixture::{start, start_with};
 use crate::fixture::Fixture;

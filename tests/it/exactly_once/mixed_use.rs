@@ -1,5 +1,5 @@
-//! A connection's register as it ages: to plain transactions on the connection it is nothing, to exactly-once
-//! ones it is made anew in time.
+//! A connection's register as it ages: plain transactions do not notice it, and exactly-once ones renew it in
+//! time.
 
 use super::fixture::start_with;
 use crate::fixture::{Fixture, SOON};

@@ -1,4 +1,4 @@
-//! What exactly-once commits cost the server: one small register a connection, for a while.
+//! The cost of exactly-once commits on the server: one small register a connection, for a while.
 
 use super::fixture::start;
 use crate::fixture::Fixture;

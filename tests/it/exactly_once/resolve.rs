@@ -1,4 +1,4 @@
-//! A doubt, made on purpose, and what it is resolved as.
+//! A doubt that a test makes, and its resolution.
 
 use crate::fixture::SOON;
 use crate::side::BuildSide as _;

@@ -1,4 +1,4 @@
-//! The token of a doubt, written down and resolved by a process that knows nothing else.
+//! The token of a doubt, stored and resolved by a process that has nothing else.
 
 use crate::side::BuildSide as _;
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! A marker that is gone: no call returns what is not proven.
+//! A marker that is gone: no call returns an outcome without a proof.
 
 use crate::fixture::{Fixture, SOON};
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! A server that becomes a replica: older connections are replaced once, and no write is lost unseen.
+//! A server that becomes a replica: older connections are replaced once, and no lost write goes unnoticed.
 
 use crate::fixture::SOON;
 use rediscope::{CloseReason, CommitError, Error, prelude::*};

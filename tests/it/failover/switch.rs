@@ -1,4 +1,4 @@
-//! What a switch of masters does to connections, doubts and locks.
+//! Connections, doubts and locks when the master changes.
 
 use super::{CLOSED_WITHIN, FAILOVER};
 use std::thread;

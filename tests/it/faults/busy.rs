@@ -1,4 +1,4 @@
-//! Connections in use: a busy one costs nothing extra, and when it dies the returned outcome is true.
+//! Connections in use: a busy one has no extra cost, and when it dies the returned outcome is true.
 
 use crate::fixture::{LONG, SOON};
 use crate::side::BuildSide as _;

@@ -1,7 +1,7 @@
 //! Every cut point of a commit, under every kind of cut, for every form of a commit.
 //!
-//! One cell is one transaction that is cut once. `model` has what the call must return and what the
-//! server must then hold; this file brings it about and compares.
+//! A cell is one transaction that is cut once. `model` has what the call must return and what the server
+//! must then hold; this file makes the cut and compares.
 
 use crate::fixture::{SLACK, SOON};
 use crate::side::BuildSide as _;

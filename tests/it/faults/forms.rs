@@ -1,4 +1,4 @@
-//! The calls under test, one for each form, with a hook wherever the time is the user's.
+//! The calls under test, one for each form, with a hook at each point at which the caller's code runs.
 
 use crate::side::Transactional;
 use redis::{Value, cmd};

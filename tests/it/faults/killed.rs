@@ -1,5 +1,5 @@
-//! Connections that are killed while nothing runs, a moment before they are used: the operating
-//! system knows, and so does the caller's next call.
+//! Connections that are killed while idle, a moment before their use: the operating system knows, and so does
+//! the next call.
 
 use crate::fixture::{SOON, Way};
 use crate::side::BuildSide as _;

@@ -1,5 +1,5 @@
-//! Replies longer than one read of a socket: whole whatever pieces they come in, and never taken
-//! for whole where they were cut.
+//! Replies longer than one read of a socket: whole in whatever pieces they arrive, and never taken for whole
+//! after a cut.
 
 use crate::fixture::SOON;
 use crate::side::BuildSide as _;

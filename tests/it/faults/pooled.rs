@@ -1,5 +1,5 @@
-//! Every cut point of a single command on the pooled handle: a read is sent again, a write is not
-//! unless it cannot have been sent.
+//! Every cut point of a single command on the pooled handle: a read is sent again, and a write only if it
+//! cannot have been sent.
 
 use crate::fixture::{SLACK, SOON};
 use crate::side::BuildSide as _;

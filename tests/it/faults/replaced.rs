@@ -1,5 +1,5 @@
-//! Replacements that do not come easily: new connections that die in their hand-shake, and
-//! connections that die again and again. A pool is never short of one for good.
+//! New connections that die in their handshake, and connections that die again and again. No pool is left with
+//! fewer connections than its size for good.
 
 use crate::side::BuildSide as _;
 use std::sync::Mutex;

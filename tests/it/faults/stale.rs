@@ -1,4 +1,4 @@
-//! Connections that died while idle: absorbed. (`busy` has those in use.)
+//! Connections that died while idle: the caller does not notice. (`busy` has those in use.)
 
 use crate::fixture::{Fixture, SOON};
 use std::sync::Barrier;

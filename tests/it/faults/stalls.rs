@@ -1,5 +1,4 @@
-//! Writes that stop or crawl, and replies that never come: bounded, and no write is
-//! applied in part.
+//! Writes that stop or crawl, and replies that never come: calls end in time, and no write is applied in part.
 
 use crate::fixture::SOON;
 use crate::side::BuildSide as _;

@@ -1,5 +1,5 @@
-//! A process that is stopped and goes on in the middle of a call: the system interrupts its reads and
-//! writes, and nothing has happened to the connection.
+//! A process that is stopped and continued in the middle of a call: the system interrupts its reads and writes,
+//! and the connection stays usable.
 
 use crate::fixture::SOON;
 use crate::side::BuildSide as _;

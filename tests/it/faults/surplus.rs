@@ -1,5 +1,5 @@
-//! A reply too many that comes while no call is under way: it is never the next caller's, whatever
-//! that one does and over whichever transport. What RESP3 lets a server send unasked costs nothing.
+//! A surplus reply that comes while no call is running is never the next caller's, whatever that call does and
+//! over every transport. A RESP3 push without a request has no effect.
 
 use crate::fixture::{Fixture, LONG, SOON, Way};
 use std::thread;

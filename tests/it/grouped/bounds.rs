@@ -1,4 +1,4 @@
-//! Which blocks join a batch, how many do, and until when one may still leave.
+//! Which blocks join a batch, how many there are, and until when one may still leave it.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! One server, a proxy in front of it, a pool of one connection, and blocks that wait for it.
+//! One server, a proxy before it, a pool of one connection, and blocks that wait for it.
 
 use crate::fixture::{Fixture, SOON};
 use std::thread;

@@ -1,4 +1,4 @@
-//! Each block of a group has its own outcome.
+//! Each block of a batch has its own outcome.
 
 use crate::fixture::{Fixture, SOON};
 use rediscope::prelude::*;

@@ -1,4 +1,4 @@
-//! `PinExpired`: the scope went unused for `max_pin_time`, and its connection was taken back.
+//! `PinExpired`: the scope was unused for `max_pin_time`, and its connection was reclaimed.
 
 use crate::fixture::{LONG, SOON};
 use crate::side::BuildSide as _;

@@ -1,8 +1,8 @@
-//! The table of left-overs: whatever one borrower leaves behind on a connection, the next one gets
-//! its own reply, database, user, protocol and time-outs, and no nil EXEC.
+//! Leftovers on a connection: whatever one caller leaves, the next one gets its own reply, database, user,
+//! protocol and timeouts, and no nil EXEC.
 //!
-//! The same table is played against plain `r2d2` + `redis`, which must show the defect in every
-//! row: so the checks are able to see it. How a transactional scope ends is in `scopes`.
+//! The same rows run against plain `r2d2` + `redis`, where each must show the defect, which proves that the
+//! checks find it. How a transactional scope ends is in `scopes`.
 
 use crate::fixture::SOON;
 use crate::side::BuildSide as _;

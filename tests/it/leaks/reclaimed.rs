@@ -1,4 +1,4 @@
-//! Scopes without an end give their capacity back, and a late use fails.
+//! Scopes without an end are reclaimed, and a late use fails.
 
 use crate::fixture::{SOON, immediate};
 use crate::side::BuildSide as _;

@@ -1,7 +1,7 @@
-//! Every way in which a transactional scope can end, and the next borrower of its connection.
+//! Every way in which a transactional scope can end, and the next caller on its connection.
 //!
 //! The pool has one connection. The next caller gets its own replies, database, user, protocol and
-//! timeouts, is in no MULTI but its own, and meets no nil EXEC.
+//! timeouts, is in no MULTI but its own, and gets no nil EXEC.
 
 use crate::fixture::LONG;
 use crate::side::BuildSide as _;

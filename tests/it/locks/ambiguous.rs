@@ -1,5 +1,4 @@
-//! A reply is lost: what was acquired is adopted or released, what was released is released
-//! once.
+//! A lost reply: what was acquired is adopted or released, and what was released is released once.
 
 use crate::fixture::{Fixture, LONG, SOON};
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! One server, a proxy in front of it, and sessions through it and past it.
+//! One server, a proxy before it, and sessions through it and past it.
 
 use crate::fixture::{Fixture, SOON, Way};
 use crate::side::BuildSide as _;

@@ -1,4 +1,4 @@
-//! A log that panics, at every event of a call: no lock is stranded by it.
+//! A log that panics, at every event of a call: each lock is released all the same.
 
 use crate::fixture::{Fixture, LONG, SOON};
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,4 +1,4 @@
-//! What is left behind on the server, and what a foreign client may have put there.
+//! The keys that are left on the server, and keys that a foreign client may have put there.
 
 use crate::fixture::{Fixture, LONG, SOON, Way};
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! A script ran, and a proxy replies with an error of its own: the outcome is unknown, and what
-//! was acquired is given back by its token.
+//! A script ran, and a proxy replies with an error of its own: the outcome is unknown, and what was acquired is
+//! released by its owner token.
 
 use crate::fixture::{LONG, SOON};
 use rediscope::{Applied, Error, LockError};

@@ -1,4 +1,4 @@
-//! What is reported of locks: the status, the events, and no names.
+//! The reports about locks: the status and the events, without names.
 
 use crate::fixture::SOON;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Keys, values and passwords, looked for in everything that is shown.
+//! Keys, values and passwords are in nothing that is shown.
 
 use std::fmt;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! `status()` and the warnings about scopes: what was done, and which scope holds what.
+//! `status()` and the warnings about scopes: the counters, and the holders of connections.
 
 use crate::fixture::SOON;
 use std::panic::Location;

@@ -1,4 +1,4 @@
-//! Blocking commands wait on their own connection for their own time, which must end.
+//! Blocking commands wait on their own connection, for their own time, which must have an end.
 
 use crate::fixture::{LONG, SOON};
 use std::thread;

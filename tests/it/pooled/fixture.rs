@@ -1,4 +1,4 @@
-//! What the tests of the pooled handle share.
+//! The fixture of the tests of the pooled handle.
 
 use crate::fixture::LONG;
 use std::collections::BTreeSet;

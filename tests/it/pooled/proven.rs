@@ -1,4 +1,4 @@
-//! What an error reply proves: a code alone proves nothing, a sentence of the server's own does.
+//! What an error reply proves: a code alone proves nothing, an error text of the server's own does.
 
 use rediscope::prelude::*;
 use rediscope::redis::{

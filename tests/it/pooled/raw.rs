@@ -1,4 +1,4 @@
-//! `with_raw`: whatever is done with a raw connection, no later caller sees any of it.
+//! `with_raw`: whatever is done with a raw connection, no later caller notices any of it.
 
 use crate::fixture::SOON;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,4 +1,4 @@
-//! A connection is borrowed for one round trip only, so that many share few.
+//! A connection is checked out for one round trip only, so that many callers share few.
 
 use std::sync::Barrier;
 use std::thread;

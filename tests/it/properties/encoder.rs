@@ -1,4 +1,4 @@
-//! What was queued is what the server reads, byte for byte.
+//! The server reads, byte for byte, what was queued.
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

@@ -1,4 +1,4 @@
-//! Redis as a map: what a handful of commands do to a handful of keys.
+//! Redis as a map: the effect of a few commands on a few keys.
 
 use std::collections::BTreeMap;
 

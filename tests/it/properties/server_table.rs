@@ -1,7 +1,7 @@
-//! The replies of a server to each command of the transaction protocol in each state of a connection. The
-//! table is in `src`, where the crate's own view of a connection is walked through all of it.
+//! The replies of a server to each command of the transaction protocol in each state of a connection. The unit
+//! tests walk the crate's own view of a connection through the same table, which is in `tests/unit`.
 //!
-//! `REDISCOPE_RECORD=1 cargo test --test it server_table` writes the table anew.
+//! `REDISCOPE_RECORD=1 cargo test --test it server_table` writes the table again.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fs;

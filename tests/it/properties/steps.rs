@@ -1,4 +1,4 @@
-//! What the steps of a program do, on the server's side and on the model's.
+//! The steps of a program, on the server and on the model.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 

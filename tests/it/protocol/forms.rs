@@ -1,5 +1,4 @@
-//! The forms of a commit: what goes over the wire, in how many round trips, and what waits for
-//! what.
+//! The forms of a commit: what is sent, in how many round trips, and what waits for what.
 
 use crate::fixture::{SOON, immediate};
 use std::thread;

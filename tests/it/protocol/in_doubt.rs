@@ -1,4 +1,4 @@
-//! `InDoubt`: EXEC was sent and its reply was lost; and what is known although it was.
+//! `InDoubt`: EXEC was sent and its reply was lost; and what is known in spite of that.
 
 use crate::fixture::{LONG, SOON};
 use rediscope::prelude::*;

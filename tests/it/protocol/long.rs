@@ -1,4 +1,4 @@
-//! Requests that are longer than what sockets hold, to a peer that does not read while it writes.
+//! Requests longer than the buffers of sockets, to a peer that does not read while it writes.
 
 use crate::fixture::SOON;
 use std::io::{BufRead, BufReader, BufWriter, Write};

@@ -1,5 +1,4 @@
-//! Replies of every legal kind, and replies that are larger than anything: what is known afterwards,
-//! and what they cost.
+//! Replies of every legal kind, and very large replies: what is known afterwards, and their cost.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

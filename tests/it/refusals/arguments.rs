@@ -1,7 +1,7 @@
-//! Numbers and times at their ends: zero, one and the largest there is, for every argument of every
-//! public function. Each is taken or has a typed error, in time; none panics and none ends the process.
+//! Numbers and times at their ends: zero, one and the largest, for every argument of every public function.
+//! Each is accepted or has a typed error, in time. None panics, and none ends the process.
 //!
-//! The arguments are read out of the source, so that a new function without a row fails here.
+//! The arguments are read from the source, so that a new function without a row fails here.
 
 use crate::side::BuildSide as _;
 use std::collections::BTreeSet;

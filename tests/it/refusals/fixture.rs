@@ -1,4 +1,4 @@
-//! What the tests of bad input share: a server that is watched for what reaches it.
+//! A server and its count of received commands, shared by the tests of bad input.
 
 use crate::fixture::LONG;
 use crate::side::BuildSide as _;

@@ -1,4 +1,4 @@
-//! A handle of another transaction gives nothing away, and harms no transaction.
+//! A handle of another transaction returns no value, and changes no transaction.
 
 use rediscope::prelude::*;
 use rediscope::{Applied, Error, ReplyError};

@@ -1,4 +1,4 @@
-//! What a refusal advises: it fits the place in which the command was refused.
+//! The advice in a refusal fits the place in which the command was refused.
 
 use crate::side::SessionManager;
 use rediscope::prelude::*;

@@ -1,4 +1,4 @@
-//! Settings that cannot work are refused when they are built, by the name of the one at fault.
+//! `build` refuses settings that cannot work, by the name of the wrong one.
 
 use crate::side::BuildSide as _;
 use std::time::Duration;

@@ -1,7 +1,7 @@
-//! A system that gives no thread: every call has its error or goes without, and nothing panics.
+//! A system that refuses a new thread: every call has its error or works without, and nothing panics.
 //!
-//! A limit of threads is a process's own, so each test has a child process, which runs this same test
-//! as a user without privileges: the kernel holds root to no limit.
+//! The limit of threads belongs to a process, so each test has a child process. It runs this same test as a
+//! user without privileges, because the kernel does not limit root.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};

@@ -1,4 +1,4 @@
-//! A watching scope watches something, and only reads.
+//! A watching scope has at least one key, and only reads.
 
 use rediscope::Error;
 use rediscope::prelude::*;

@@ -1,4 +1,4 @@
-//! The matrix: every form of a scope, every way out of it, and what may lie open in it.
+//! The matrix: every form of a scope, every way out of it, and what may be open in it.
 //!
 //! A case that is left out has a reason why it cannot be written.
 

@@ -1,4 +1,4 @@
-//! Every drop has a pair that returns the error that dropping swallows: `discard()` and `abandon()`.
+//! Every drop has a counterpart that returns the error which a drop cannot: `discard()` and `abandon()`.
 //! (`release()` of a part sends nothing, so it has nothing to return.)
 
 use crate::fixture::SOON;

@@ -1,4 +1,4 @@
-//! One pool of one connection, and another connection that looks at the server.
+//! One pool of one connection, and another connection that reads the server.
 
 use crate::fixture::SOON;
 use crate::side::BuildSide as _;

@@ -1,4 +1,4 @@
-//! What a caller could leave behind on a connection by other ways than by ending a scope.
+//! What a caller could leave on a connection in other ways than by ending a scope.
 
 use crate::fixture::SOON;
 use crate::side::BuildSide as _;

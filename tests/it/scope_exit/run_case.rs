@@ -1,4 +1,4 @@
-//! Plays one cell: opens the scope, queues, and leaves it by the cell's exit.
+//! Runs one cell: opens the scope, queues, and leaves it by the cell's exit.
 
 use std::fmt::Debug;
 use std::num::ParseIntError;

@@ -1,5 +1,5 @@
-//! The negative controls: protocols that look as safe, under the same cuts. They must be found
-//! out, or the cuts prove nothing; and the fence, spoken by the same client, must not be.
+//! The negative controls: protocols that look as safe, under the same cuts. They must be found out, or the
+//! cuts prove nothing. The marker of this crate, used by the same client, must not be.
 
 use super::ARRIVAL;
 use crate::SOON;

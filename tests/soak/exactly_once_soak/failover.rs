@@ -1,5 +1,5 @@
-//! The master is killed under its writers and its only replica promoted. What the survivor's
-//! registers say must be what its data say; and what a replica was waited for must be there.
+//! The master is killed under its writers and its only replica promoted. The survivor's registers must agree
+//! with its data, and each commit that a replica was waited for must be there.
 
 use crate::SOON;
 use std::fmt;

@@ -1,5 +1,4 @@
-//! The target of the transactions: one server, or the masters of a cluster; and a worker's own way
-//! there.
+//! The target of the transactions: one server, or the masters of a cluster; and a worker's own proxies.
 //!
 //! In a cluster each worker has an address of its own, with a proxy before each master at the master's
 //! port. The nodes leave their host out of redirects and of the slot map, so both lead each worker to

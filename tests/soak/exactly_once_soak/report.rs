@@ -1,4 +1,4 @@
-//! What a soak came to, and what of it must not be.
+//! The figures of a soak, and which of them must be zero.
 
 use std::fmt;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! How long calls take, next to how long they may; and the machine's own part in it.
+//! The duration of calls, compared with their limits and with the machine's own stalls.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};

@@ -1,6 +1,4 @@
-//! What one operation returned, and what must be true on the server then.
-//!
-//! The ledger checks the server's side.
+//! What one operation returned, and what must then be true on the server. The ledger checks the server.
 
 use rediscope::{Applied, CheckoutError, CommitError, Error};
 

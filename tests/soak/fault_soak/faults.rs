@@ -1,6 +1,4 @@
-//! What can go wrong, by name.
-//!
-//! The [injector](super::injector) does it.
+//! The kinds of faults, by name. The [injector](super::injector) makes them.
 
 /// One kind of fault. In the order in which the faults of a round begin: first what makes later
 /// ones worse, at the end what keeps the server from answering the injector.

@@ -1,4 +1,4 @@
-//! Breaks things, one or a few at a time, and repairs them again.
+//! Makes faults, one or a few at a time, and repairs them.
 //!
 //! A round takes some kinds of faults from a shuffled list, and no kind comes again before all have
 //! come. So the seed decides the order, and no kind is left out. Each fault ends with its round.

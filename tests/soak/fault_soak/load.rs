@@ -1,4 +1,4 @@
-//! What the threads do: operation after operation, and a note of what each returned.
+//! The threads' work: operation after operation, with a note of what each returned.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

@@ -1,4 +1,4 @@
-//! One table at the end, and what of it fails the run.
+//! The table at the end, and which of its figures fail the run.
 
 use std::fmt;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The run: threads at work, faults, quiet, and then the comparison.
+//! The run: threads at work, faults, a quiet end, and then the comparison.
 
 use crate::SOON;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What happens to the server while all clients wait for one lock.
+//! The server's faults while all clients wait for one lock.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;

@@ -1,4 +1,4 @@
-//! What happens to the holders and to the server while the history is written.
+//! The faults of holders and of the server while the history is written.
 //!
 //! The server with the history has no faults.
 

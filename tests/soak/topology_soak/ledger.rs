@@ -1,4 +1,4 @@
-//! What writers' calls returned, and what the cluster has.
+//! The results of the writers' calls, compared with the cluster's data.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;

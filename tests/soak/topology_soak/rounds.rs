@@ -1,4 +1,4 @@
-//! Rounds of trouble.
+//! Rounds of slot moves, failovers, and nodes that come and go.
 
 use std::sync::atomic::Ordering;
 use std::thread;
