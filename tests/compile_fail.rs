@@ -23,11 +23,14 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rediscope::commands::QueueCommands;
+use rediscope::error::{CheckoutError, ConfigError, ReplyError};
 use rediscope::redis::{Commands, ConnectionLike};
+use rediscope::status::Status;
 use rediscope::{
-    Block, CheckoutError, CommitError, Condition, Conditional, ConfigError, Error, Outcome, Plain,
-    Pooled, QueueCommands, Queued, Ready, Replies, ReplyError, Savepoint, SessionManager, Status,
-    Transaction, TransactionOptions, Transactional, Watch, Watched, Watching,
+    Block, CommitError, Condition, Conditional, Error, Outcome, Plain, Pooled, Queued, Ready,
+    Replies, Savepoint, SessionManager, Transaction, TransactionOptions, Transactional, Watch,
+    Watched, Watching,
 };
 
 /// Makes a copy of this program build what lies in this directory.

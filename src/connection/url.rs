@@ -69,7 +69,7 @@ mod sealed {
 /// ```no_run
 /// use rediscope::SessionManager;
 ///
-/// # fn main() -> Result<(), rediscope::ConfigError> {
+/// # fn main() -> Result<(), rediscope::error::ConfigError> {
 /// let one = SessionManager::connect("redis://127.0.0.1/")?;
 /// let other = SessionManager::connect(("127.0.0.1", 6380))?;
 /// # Ok(()) }

@@ -8,9 +8,8 @@ use crate::error::checkout::CheckoutError;
 use crate::error::condition::FailedCondition;
 use crate::error::config::ConfigError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
-use crate::error::hint::CrateError;
 use crate::error::in_doubt::InDoubt;
-use crate::error::lock::LockError;
+use crate::error::lock::{LockError, LostReason};
 use crate::error::pin_expired::PinExpired;
 use crate::protocol::command::keys::CrossSlot;
 use crate::protocol::command::refused::SendContext;
@@ -26,7 +25,8 @@ display!(Error);
 /// Any error of this crate.
 ///
 /// ```
-/// use rediscope::{Applied, Error};
+/// use rediscope::error::Applied;
+/// use rediscope::Error;
 ///
 /// fn report(error: &Error) -> &'static str {
 ///     match error.applied() {
@@ -55,6 +55,7 @@ pub enum Error {
     PinExpired(PinExpired),
     /// A command that would change a shared connection, end the scope or stop the server was
     /// refused before anything was sent.
+    #[non_exhaustive]
     Refused {
         /// The command's name.
         command: String,
@@ -62,6 +63,7 @@ pub enum Error {
         hint: &'static str,
     },
     /// A transaction exceeded one of its limits; nothing of it was applied.
+    #[non_exhaustive]
     TooLarge {
         /// The exceeded quantity: `commands` or `bytes`.
         what: &'static str,
@@ -85,11 +87,13 @@ pub enum Error {
     NoKeys,
     /// A required condition does not hold: the block was not run and nothing was applied. See
     /// [`Condition`](crate::Condition).
+    #[non_exhaustive]
     ConditionFailed {
         /// The first such condition.
         which: FailedCondition,
     },
     /// A watched key changed during each permitted attempt.
+    #[non_exhaustive]
     RetriesExhausted {
         /// Number of attempts.
         attempts: u32,
@@ -98,6 +102,7 @@ pub enum Error {
     /// the command only reads, or if the server returns this very text before any effect. Else it
     /// is `Unknown`. A script, a function or a module's command may have written before it failed.
     /// A proxy may reply for a server that ran the command.
+    #[non_exhaustive]
     Command {
         /// The command's name.
         command: String,
@@ -156,6 +161,7 @@ pub enum Error {
         since: &'static str,
     },
     /// The connection failed during a single command, a begin or a cleanup.
+    #[non_exhaustive]
     Lost {
         /// The failed operation.
         during: String,
@@ -341,6 +347,23 @@ impl std::error::Error for Error {
     }
 }
 
+/// An error that becomes an [`Error`] by `?`. Public in a private module: other crates cannot
+/// implement it, and the compiler names `run_with` for their errors.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no error of rediscope",
+    label = "no error of rediscope: a closure with an error of its own is for `run_with`"
+)]
+pub trait CrateError {
+    /// Converts it.
+    fn into_error(self) -> Error;
+}
+
+impl<E: CrateError> From<E> for Error {
+    fn from(error: E) -> Self {
+        error.into_error()
+    }
+}
+
 macro_rules! crate_errors {
     ($($variant:ident($error:ty)),+) => {$(
         impl CrateError for $error {
@@ -460,7 +483,8 @@ impl Error {
     /// Returns the doubt of a commit whose reply was lost, to resolve it or to keep its token.
     ///
     /// ```no_run
-    /// # use rediscope::{Resolution, SessionManager, TransactionOptions, prelude::*};
+    /// # use rediscope::error::Resolution;
+    /// # use rediscope::{SessionManager, TransactionOptions, prelude::*};
     /// # fn main() -> Result<(), rediscope::Error> {
     /// # let sessions = SessionManager::connect("redis://127.0.0.1/")?;
     /// let transfers = sessions.transactional().with(TransactionOptions::new().exactly_once());
@@ -503,6 +527,15 @@ impl Error {
             | Self::Lock(LockError::Command { error, .. }) => Some(error.code()),
             _ => None,
         }
+    }
+
+    /// A lock's request that cannot work.
+    pub(crate) fn lock_refused(setting: &'static str, reason: &'static str) -> Self {
+        Self::Lock(LockError::Refused { setting, reason })
+    }
+
+    pub(crate) fn lock_lost(why: LostReason) -> Self {
+        Self::Lock(LockError::Lost { why })
     }
 
     /// A command that is refused by its name.

@@ -15,6 +15,7 @@ pub enum CheckoutError {
     /// No connection was returned within `checkout_timeout`.
     Timeout(Box<CheckoutTimeout>),
     /// Every connection is held by a closure whose thread waits for another one.
+    #[non_exhaustive]
     WouldDeadlock {
         /// The closures that hold the connections.
         holders: Vec<OpenScope>,
@@ -26,6 +27,7 @@ pub enum CheckoutError {
     /// drop does nothing.
     OtherProcess,
     /// A connection was permitted, but none could be opened.
+    #[non_exhaustive]
     Connect {
         /// Time that the call waited.
         waited: Duration,

@@ -1,24 +1,8 @@
-//! Bounds by which the compiler explains a foreign error and names `run_with`.
+//! A bound by which the compiler explains a closure with another error and names `run_with`.
 //!
-//! Both traits are public in a private module, so that other crates cannot implement them.
+//! The trait is public in a private module, so that other crates cannot implement it.
 
 use crate::error::any::Error;
-
-/// An error that becomes an [`Error`] by `?`.
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` is no error of rediscope",
-    label = "no error of rediscope: a closure with an error of its own is for `run_with`"
-)]
-pub trait CrateError {
-    /// Converts it.
-    fn into_error(self) -> Error;
-}
-
-impl<E: CrateError> From<E> for Error {
-    fn from(error: E) -> Self {
-        error.into_error()
-    }
-}
 
 /// The value of a `run` closure whose error is `E`, which can only be [`Error`].
 ///

@@ -83,7 +83,8 @@ impl InDoubt {
     /// [`GET`](https://redis.io/docs/latest/commands/get/) on the connection's register.
     ///
     /// ```no_run
-    /// # use rediscope::{CommitError, Error, Resolution, SessionManager, TransactionOptions, prelude::*};
+    /// # use rediscope::error::Resolution;
+    /// # use rediscope::{CommitError, Error, SessionManager, TransactionOptions, prelude::*};
     /// # fn main() -> Result<(), Error> {
     /// # let sessions = SessionManager::connect("redis://127.0.0.1/")?;
     /// let transfers = sessions.transactional().with(TransactionOptions::new().exactly_once());
@@ -279,6 +280,7 @@ pub enum UnresolvedReason {
     /// one, and resolve the token with it.
     OtherProcess,
     /// The token is of another database than the session manager's.
+    #[non_exhaustive]
     OtherDatabase {
         /// The token's.
         token: i64,

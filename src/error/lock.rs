@@ -2,11 +2,10 @@
 //!
 //! No error contains a lock's name or its owner's token.
 
-use std::error::Error as StdError;
+use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-use crate::error::any::Error;
 use crate::error::applied::Applied;
 use crate::error::connection::ConnectionError;
 use crate::protocol::lock::acquire::LockHolder;
@@ -31,7 +30,7 @@ pub enum LostReason {
     /// unreachable, this process was stopped, or the lease is fixed.
     Expired,
     /// The server reported that another caller may hold it: the lease ended there, the lock was
-    /// [forced](crate::Lock::force_release), or its data is gone.
+    /// [forced](crate::lock::Lock::force_release), or its data is gone.
     Gone,
 }
 
@@ -84,7 +83,7 @@ pub enum LockError {
     /// The lock was acquired, too few replicas had it in time, and it was released.
     #[non_exhaustive]
     NotReplicated {
-        /// The number requested by [`wait_replicas`](crate::Lock::wait_replicas).
+        /// The number requested by [`wait_replicas`](crate::lock::Lock::wait_replicas).
         wanted: ReplicaAcks,
         /// The number that the server counted.
         got: ReplicaAcks,
@@ -116,15 +115,6 @@ pub enum LockError {
 display!(LockError);
 
 impl LockError {
-    /// The request cannot work.
-    pub(crate) fn refused(setting: &'static str, reason: &'static str) -> Error {
-        Self::Refused { setting, reason }.into()
-    }
-
-    pub(crate) fn lost(why: LostReason) -> Error {
-        Self::Lost { why }.into()
-    }
-
     pub(crate) fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Timeout { waited, holder } => {
@@ -155,8 +145,8 @@ impl LockError {
     }
 }
 
-impl StdError for LockError {
-    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+impl Error for LockError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Connection { source, .. } => Some(source),
             _ => None,

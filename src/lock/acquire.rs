@@ -160,7 +160,7 @@ impl<'a> Acquisition<'a> {
     ) -> Result<Self, Error> {
         let mut random = [0; 16];
         getrandom::fill(&mut random)
-            .map_err(|_| LockError::refused("token", "the system has no random bits to give"))?;
+            .map_err(|_| Error::lock_refused("token", "the system has no random bits to give"))?;
         let owner_token = format!("{}{:032x}", request.mode.letter(), u128::from_ne_bytes(random));
         Ok(Self {
             manager,
@@ -198,7 +198,7 @@ impl<'a> Acquisition<'a> {
         let outcome = match reply {
             AcquireReply::Held(fencing) => return self.held(fencing, &replies, maybe_in_flight),
             // Only this attempt releases its token.
-            AcquireReply::Released => return Err(LockError::lost(LostReason::Gone)),
+            AcquireReply::Released => return Err(Error::lock_lost(LostReason::Gone)),
             AcquireReply::Unexpected => return Err(unexpected_reply("acquire")),
             AcquireReply::Busy(holder) => Ok(AttemptResult::Busy(holder)),
             // If this handle's number has just changed, the call is repeated with the new one.

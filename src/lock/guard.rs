@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::commit::lock_check::LockCheck;
 use crate::error::any::Error;
-use crate::error::lock::{LockError, LostReason};
+use crate::error::lock::LostReason;
 use crate::lock::client::Via;
 use crate::lock::lease::LockLease;
 use crate::lock::manager::LockManager;
@@ -21,10 +21,10 @@ use crate::protocol::lock::ownership::LockOwnership;
 /// Ownership is a random token in the guard, not a thread. The guard can be sent to another thread
 /// and released there, and another holder's release does not affect it. While the guard lives, its
 /// lease is extended in the background every third of the lease, unless the lock has a
-/// [`fixed_lease`](crate::Lock::fixed_lease).
+/// [`fixed_lease`](crate::lock::Lock::fixed_lease).
 ///
 /// A lock with a lease can be lost: the process is stopped for longer than the lease, the server is
-/// unreachable, or an operator [forces](crate::Lock::force_release) it. Another caller may then
+/// unreachable, or an operator [forces](crate::lock::Lock::force_release) it. Another caller may then
 /// hold the lock while this guard still lives. [`is_lost`](Self::is_lost) and
 /// [`on_lost`](Self::on_lost) report the loss before the lease ends on the server, and
 /// [`ensure_held`](Self::ensure_held) checks it there. With the
@@ -134,7 +134,7 @@ impl LockGuard {
 
     /// Checks on the server that this guard still holds the lock, and extends the lease.
     ///
-    /// A [fixed](crate::Lock::fixed_lease) lease is not extended. Nor is any lease after the
+    /// A [fixed](crate::lock::Lock::fixed_lease) lease is not extended. Nor is any lease after the
     /// session manager was [closed](crate::SessionManager::close) and the timeout of `close` is
     /// over.
     ///
@@ -142,12 +142,12 @@ impl LockGuard {
     /// the call fails with `Lost` and sends nothing.
     ///
     /// # Errors
-    /// [`LockError::Lost`]. With any other error the server could not be reached or refused, and
+    /// [`LockError::Lost`](crate::error::LockError::Lost). With any other error the server could not be reached or refused, and
     /// the lock is held for [`remaining`](Self::remaining).
     pub fn ensure_held(&self) -> Result<(), Error> {
         self.manager.settings.here()?;
         if let Some(why) = self.lock_lease.lost() {
-            return Err(LockError::lost(why));
+            return Err(Error::lock_lost(why));
         }
         let limit = self.manager.call_deadline().min(self.lock_lease.valid_until());
         let extends = self.lock_lease.renewed && self.manager.renewer.extends();
@@ -165,7 +165,7 @@ impl LockGuard {
         });
         // The lock may have been lost while the request was in flight.
         match self.lock_lease.lost() {
-            Some(why) => Err(LockError::lost(why)),
+            Some(why) => Err(Error::lock_lost(why)),
             None => answer,
         }
     }
@@ -199,7 +199,7 @@ impl LockGuard {
     /// first one.
     ///
     /// # Errors
-    /// [`LockError::Lost`] if this guard no longer held the lock. Another caller may have held it
+    /// [`LockError::Lost`](crate::error::LockError::Lost) if this guard no longer held the lock. Another caller may have held it
     /// meanwhile; no other caller's lock was released. With any other error the server could not be
     /// reached within `checkout_timeout`; the release continues in the background.
     pub fn release(mut self) -> Result<(), Error> {
@@ -225,7 +225,7 @@ impl LockGuard {
         self.end = GuardState::Released;
         // A log comes after all other work.
         match (lost, was_held) {
-            (Some(why), _) => Err(LockError::lost(why)),
+            (Some(why), _) => Err(Error::lock_lost(why)),
             (None, Ok(true)) => {
                 tracing::debug!("lock released");
                 Ok(())
@@ -234,7 +234,7 @@ impl LockGuard {
                 self.manager.counters.lost.add();
                 let why = LostReason::Gone;
                 tracing::warn!(%why, "lock lost");
-                Err(LockError::lost(why))
+                Err(Error::lock_lost(why))
             }
             (None, Err(error)) => Err(error),
         }

@@ -34,7 +34,8 @@ const LONGEST_LABEL: usize = 256;
 ///
 /// ```no_run
 /// use std::time::Duration;
-/// use rediscope::{Error, LockError, SessionManager};
+/// use rediscope::error::LockError;
+/// use rediscope::{Error, SessionManager};
 ///
 /// # fn main() -> Result<(), rediscope::Error> {
 /// let sessions = SessionManager::connect("redis://127.0.0.1/")?;
@@ -82,7 +83,7 @@ impl Lock {
         ));
         let refused = match permits {
             _ if name.is_empty() => {
-                Some(LockError::refused("name", "a lock's name must not be empty"))
+                Some(Error::lock_refused("name", "a lock's name must not be empty"))
             }
             0 => Some(no_permit()),
             _ => None,
@@ -105,7 +106,7 @@ impl Lock {
     pub fn lease(mut self, lease: Duration) -> Self {
         if !(SHORTEST_LEASE..=LONGEST_LEASE).contains(&lease) {
             let reason = "must be between 10 ms and a day";
-            self.refused.get_or_insert(LockError::refused("lease", reason));
+            self.refused.get_or_insert(Error::lock_refused("lease", reason));
         }
         self.request.lease = lease;
         self
@@ -118,7 +119,7 @@ impl Lock {
         let label = label.into();
         if label.len() > LONGEST_LABEL {
             let reason = "must not be longer than 256 bytes";
-            self.refused.get_or_insert(LockError::refused("label", reason));
+            self.refused.get_or_insert(Error::lock_refused("label", reason));
         }
         self.request.label = Some(label);
         self
@@ -296,7 +297,7 @@ impl Lock {
     /// the server could not be reached, or refused, this handle keeps its former number.
     pub fn set_permits(&self, permits: u32) -> Result<(), Error> {
         if self.request.mode != LockMode::Semaphore {
-            return Err(LockError::refused("permits", "only a semaphore has permits"));
+            return Err(Error::lock_refused("permits", "only a semaphore has permits"));
         }
         if permits == 0 {
             return Err(no_permit());
@@ -328,7 +329,7 @@ impl Lock {
 }
 
 fn no_permit() -> Error {
-    LockError::refused("permits", "a semaphore has at least one permit")
+    Error::lock_refused("permits", "a semaphore has at least one permit")
 }
 
 /// Shows no name.

@@ -1,7 +1,8 @@
 //! Locks that several processes share: acquired, extended, waited for, released, lost.
 //!
-//! The server decides which process holds a lock, in scripts that can be sent twice. [`renewal`]
-//! extends the leases; [`wakeups`] receives the messages about releases and wakes the [`waiters`].
+//! [`SessionManager::lock`](crate::SessionManager::lock) and its kin return the handles. The server
+//! decides which process holds a lock, in scripts that can be sent twice; a thread extends the
+//! leases, and another receives the messages about releases and wakes the waiting callers.
 
 pub(crate) mod acquire;
 pub(crate) mod client;
@@ -12,3 +13,8 @@ pub(crate) mod manager;
 pub(crate) mod renewal;
 pub(crate) mod waiters;
 pub(crate) mod wakeups;
+
+pub use crate::error::lock::LostReason;
+pub use crate::lock::guard::LockGuard;
+pub use crate::lock::handle::{Lock, RwLock};
+pub use crate::protocol::lock::acquire::LockHolder;

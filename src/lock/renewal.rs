@@ -19,7 +19,7 @@ use tracing::Level;
 
 use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
-use crate::error::lock::{LockError, LostReason};
+use crate::error::lock::LostReason;
 use crate::lock::client::{ScriptClient, Via};
 use crate::lock::lease::LockLease;
 use crate::process::worker::{BackgroundWorker, Locked, Next, Shared, Work};
@@ -99,7 +99,7 @@ impl LeaseRenewer {
             return Err(CheckoutError::Closed.into());
         }
         let no_thread = "the system started no thread to extend the lease";
-        self.start(&mut state).map_err(|_| LockError::refused("thread", no_thread))?;
+        self.start(&mut state).map_err(|_| Error::lock_refused("thread", no_thread))?;
         state.attempts += 1;
         Ok(guard((), |()| {
             let mut state = self.worker.lock();

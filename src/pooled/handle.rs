@@ -25,7 +25,7 @@ use crate::protocol::cluster::route::Route;
 /// own errors are carried inside a `redis::RedisError`; `Error::from(redis_error)` makes them typed
 /// again. An error reply has its command and its known effect at the end of its text, in brackets.
 /// So these are restored too. The server's own sentence is shown as
-/// [`ServerError`](crate::ServerError) describes.
+/// [`ServerError`](crate::error::ServerError) describes.
 ///
 /// A command is refused by name, before it is sent, if it would change, end or occupy a shared
 /// connection. Examples are `MULTI`, `WATCH`, `SELECT`, `AUTH`, `HELLO`, `SUBSCRIBE`, `MONITOR` and

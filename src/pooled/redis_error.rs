@@ -1,11 +1,11 @@
 //! Errors of this crate as errors of redis-rs, and back.
 
+use crate::error::any::CrateError;
 use crate::error::any::Error;
 use crate::error::applied::Applied;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
-use crate::error::hint::CrateError;
 use crate::pooled::{error_tag, recent_replies};
 use crate::protocol::server_error::ServerError;
 use crate::reply::error::DecodeError;

@@ -4,4 +4,3 @@ pub(crate) mod error;
 pub(crate) mod failures;
 pub(crate) mod queued;
 pub(crate) mod replies;
-pub(crate) mod resolve;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use redis::{FromRedisValue, Value};
 
-use crate::error::any::Error;
 use crate::protocol::command::display_name::display_name;
 use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::server_error::ServerError;
@@ -123,35 +122,13 @@ impl Replies {
         self.inner.acks
     }
 
-    /// Reads the reply of the command at `index`, from 0 in the order in which the commands were
-    /// sent. Commands of a forgotten savepoint are not counted: they were not sent.
-    ///
-    /// This is for a caller without a handle. After a failed [`run`](crate::Transactional::run) the
-    /// handles are gone with its closure. [`ReplyError::Failed`] has the index.
-    ///
-    /// ```no_run
-    /// # use rediscope::{SessionManager, prelude::*};
-    /// # fn main() -> Result<(), rediscope::Error> {
-    /// # let accounts = SessionManager::connect("redis://127.0.0.1/")?.transactional();
-    /// let result = accounts.run(|tx| Ok((tx.incr("hits", 1), tx.lpush("log", "hit"))));
-    /// if let Err(error) = &result
-    ///     && let Some(replies) = error.replies()
-    /// {
-    ///     let hits: i64 = replies.at(0)?;
-    ///     println!("{error:#}; but the {hits}th hit was counted");
-    /// }
-    /// # Ok(()) }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`get`](Self::get); [`ReplyError::OutOfRange`] if there was no such command.
-    pub fn at<T: FromRedisValue>(&self, index: usize) -> Result<T, Error> {
+    /// The reply of the command at `index`.
+    pub(crate) fn value_at(&self, index: usize) -> Result<&Value, ReplyError> {
         if self.inner.lost {
-            return Err(ReplyError::Lost.into());
+            return Err(ReplyError::Lost);
         }
-        let value = self.inner.values.get(index);
         let commands = self.len();
-        Ok(self.read(index, value.ok_or(ReplyError::OutOfRange { index, commands })?)?)
+        self.inner.values.get(index).ok_or(ReplyError::OutOfRange { index, commands })
     }
 
     pub(crate) fn transaction(&self) -> u64 {
@@ -300,7 +277,11 @@ mod tests {
         );
         assert!(matches!(
             replies.get(a.cast::<Vec<(String, String)>>()),
-            Err(Error::Reply(ReplyError::Unexpected { index: 0, found: "an integer", .. }))
+            Err(crate::error::any::Error::Reply(ReplyError::Unexpected {
+                index: 0,
+                found: "an integer",
+                ..
+            }))
         ));
     }
 }

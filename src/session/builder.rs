@@ -40,7 +40,7 @@ const MOST_CALLS: u32 = 64;
 /// use std::time::Duration;
 /// use rediscope::SessionManager;
 ///
-/// # fn main() -> Result<(), rediscope::ConfigError> {
+/// # fn main() -> Result<(), rediscope::error::ConfigError> {
 /// let sessions = SessionManager::builder("redis://127.0.0.1/")
 ///     .max_size(16)
 ///     .response_timeout(Duration::from_millis(500))
@@ -108,7 +108,7 @@ impl SessionManager {
     ///
     /// ```no_run
     /// # use rediscope::SessionManager;
-    /// # fn main() -> Result<(), rediscope::ConfigError> {
+    /// # fn main() -> Result<(), rediscope::error::ConfigError> {
     /// let nodes = ["redis://10.0.0.1:6379", "redis://10.0.0.2:6379"];
     /// let sessions = SessionManager::cluster(nodes).max_size(4).build()?;
     /// # Ok(()) }
@@ -128,7 +128,7 @@ impl SessionManager {
     ///
     /// ```no_run
     /// # use rediscope::SessionManager;
-    /// # fn main() -> Result<(), rediscope::ConfigError> {
+    /// # fn main() -> Result<(), rediscope::error::ConfigError> {
     /// let sentinels = ["redis://:secret@10.0.0.1:26379", "redis://:secret@10.0.0.2:26379"];
     /// let sessions = SessionManager::sentinel("mymaster", sentinels)
     ///     .server_info("redis://app:password@any/0")

@@ -35,7 +35,7 @@ use crate::transaction::hot_keys::ContentionLimiter;
 /// handle and guard are dropped, the connections are closed.
 ///
 /// A session manager belongs to the process that made it. In a forked child every use fails with
-/// [`CheckoutError::OtherProcess`](crate::CheckoutError::OtherProcess) at once, and every drop does
+/// [`CheckoutError::OtherProcess`](crate::error::CheckoutError::OtherProcess) at once, and every drop does
 /// nothing. Make a new session manager after the fork.
 ///
 /// ```no_run
@@ -157,7 +157,7 @@ impl SessionManager {
     /// Returns the semaphore with this name: at most `permits` holders at a time.
     ///
     /// The server keeps the number while the semaphore has holders or waiters. A call with another
-    /// number then fails with [`LockError::OtherPermits`](crate::LockError::OtherPermits). Without
+    /// number then fails with [`LockError::OtherPermits`](crate::error::LockError::OtherPermits). Without
     /// holders and waiters the next caller's number applies. So a deployment can change from 3 to 5
     /// one process after the other. [`set_permits`](Lock::set_permits) changes the number at once.
     ///
@@ -180,11 +180,12 @@ impl SessionManager {
     }
 
     /// Finds out whether an exactly-once transaction of this or another process was applied: see
-    /// [`InDoubt::resolve`](crate::InDoubt::resolve). `within` is a `Duration`, or `None` for
+    /// [`InDoubt::resolve`](crate::error::InDoubt::resolve). `within` is a `Duration`, or `None` for
     /// `checkout_timeout`.
     ///
     /// ```no_run
-    /// # use rediscope::{CommitToken, Resolution, SessionManager};
+    /// # use rediscope::error::{CommitToken, Resolution};
+    /// # use rediscope::SessionManager;
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let sessions = SessionManager::connect("redis://127.0.0.1/")?;
     /// let token: CommitToken = std::fs::read_to_string("in-doubt")?.parse()?;
@@ -212,10 +213,10 @@ impl SessionManager {
     }
 
     /// Closes the session. From now on every new use fails with
-    /// [`CheckoutError::Closed`](crate::CheckoutError::Closed).
+    /// [`CheckoutError::Closed`](crate::error::CheckoutError::Closed).
     ///
     /// Open scopes have `timeout` to end. Then their connections are closed and reclaimed: a call
-    /// in progress fails, and later calls fail with [`PinExpired`](crate::PinExpired). A command
+    /// in progress fails, and later calls fail with [`PinExpired`](crate::error::PinExpired). A command
     /// that waits on the server (`BLPOP` and similar) ends at once, with
     /// [`Error::Lost`](crate::Error::Lost). The return value counts what was still open after
     /// `timeout`.

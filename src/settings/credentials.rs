@@ -110,7 +110,7 @@ impl<P: CredentialsProvider + ?Sized> CredentialsProvider for Arc<P> {
 /// use std::sync::Arc;
 /// use rediscope::{Credentials, RotatingCredentials, SessionManager};
 ///
-/// # fn main() -> Result<(), rediscope::ConfigError> {
+/// # fn main() -> Result<(), rediscope::error::ConfigError> {
 /// let credentials = Arc::new(RotatingCredentials::new(Credentials::new("app", "first")));
 /// let sessions = SessionManager::builder("redis://127.0.0.1/")
 ///     .credentials_provider(Arc::clone(&credentials))

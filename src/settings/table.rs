@@ -35,7 +35,7 @@ macro_rules! settings {
             /// Default 1 s.
             connect_timeout: Duration = Duration::from_secs(1);
             /// Maximum wait of a checkout, including the replacement of dead connections. After it
-            /// the call fails with [`CheckoutError`](crate::CheckoutError). Default 5 s, at least
+            /// the call fails with [`CheckoutError`](crate::error::CheckoutError). Default 5 s, at least
             /// `connect_timeout` + 2 × `response_timeout`.
             checkout_timeout: Duration = Duration::from_secs(5);
             /// Maximum time of one exchange with the server: one write and all its replies. After
@@ -51,7 +51,7 @@ macro_rules! settings {
             trust_window: Duration = Duration::from_millis(5);
             /// Maximum time that a scope stays unused. After it the connection is reclaimed, the
             /// transaction is discarded, and a later call fails with
-            /// [`PinExpired`](crate::PinExpired). Default 60 s.
+            /// [`PinExpired`](crate::error::PinExpired). Default 60 s.
             max_pin_time: Duration = Duration::from_secs(60);
             /// Age at which an open scope is logged once as a warning, with the place that began
             /// it. `None`: never. Default 10 s.
@@ -74,7 +74,7 @@ macro_rules! settings {
             ///
             /// Beyond the maximum the connection is closed. A transaction whose array of replies
             /// had begun is reported as applied with its replies lost
-            /// ([`ReplyError::Lost`](crate::ReplyError::Lost)). Default 1 GiB (the server's own
+            /// ([`ReplyError::Lost`](crate::error::ReplyError::Lost)). Default 1 GiB (the server's own
             /// limit for a string is 512 MiB), at least 1. Below 64 KiB even the replies to this
             /// crate's own commands may be too large.
             max_reply_bytes: usize = 1024 * 1024 * 1024;

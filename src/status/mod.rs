@@ -1,6 +1,13 @@
-//! Counters, open scopes and one readable report.
+//! Counters, open scopes and one readable report: [`SessionManager::status`](crate::SessionManager::status).
 
 pub(crate) mod counters;
 pub(crate) mod locks;
 pub(crate) mod node;
 pub(crate) mod report;
+
+pub use crate::error::open_scope::OpenScope;
+pub use crate::protocol::connection_state::CloseReason;
+pub use crate::status::counters::PoolCounters;
+pub use crate::status::locks::LockStatus;
+pub use crate::status::node::NodeStatus;
+pub use crate::status::report::{Closed, PoolStatus, Status};

@@ -76,7 +76,7 @@ pub struct Status {
 /// What was still open when [`SessionManager::close`](crate::SessionManager::close) returned.
 ///
 /// ```
-/// use rediscope::Closed;
+/// use rediscope::status::Closed;
 ///
 /// assert_eq!(Closed::default().to_string(), "0 scopes, 0 locks");
 /// ```
@@ -87,7 +87,7 @@ pub struct Closed {
     pub scopes: usize,
     /// Locks whose guards were alive when the timeout was over. None of them was released, because
     /// the holder may be at work. Their leases are not extended any more, and their guards are lost
-    /// ([`on_lost`](crate::LockGuard::on_lost)) before the leases end. Until then a guard that is
+    /// ([`on_lost`](crate::lock::LockGuard::on_lost)) before the leases end. Until then a guard that is
     /// dropped or released releases its lock as before.
     pub locks: usize,
 }

@@ -4,10 +4,10 @@
 use crate::error::any::Error;
 use crate::error::hint::WithError;
 use crate::protocol::retry::RetryPolicy;
-use crate::reply::resolve::Resolve;
 use crate::transaction::block::Block;
 use crate::transaction::condition::Condition;
 use crate::transaction::guard::{Transaction, Watched};
+use crate::transaction::resolve::Resolve;
 use crate::transaction::watch::Watch;
 
 /// A block that is applied only while conditions hold.

@@ -37,7 +37,7 @@ impl Mode for Watched {}
 
 /// A transaction: one pinned connection, and the commands queued for it.
 ///
-/// Commands queue through the [command table](crate::QueueCommands).
+/// Commands queue through the [command table](crate::commands::QueueCommands).
 /// [`commit`](Transaction::<Plain>::commit) sends them together with [`MULTI` and
 /// `EXEC`](https://redis.io/docs/latest/develop/interact/transactions/). When more than
 /// `flush_bytes` are queued, MULTI and the queued commands are sent ahead. If that fails, the guard

@@ -14,7 +14,6 @@ use crate::lock::guard::LockGuard;
 use crate::pool::router::Router;
 use crate::pool::scopes::ScopeOrigin;
 use crate::protocol::cluster::slot;
-use crate::reply::resolve::Resolve;
 use crate::transaction::block::Block;
 use crate::transaction::condition::Condition;
 use crate::transaction::conditional::Conditional;
@@ -24,6 +23,7 @@ use crate::transaction::keys::{IntoKeys, Keys};
 use crate::transaction::options::TransactionOptions;
 use crate::transaction::pending::Pending;
 use crate::transaction::pinned::Pinned;
+use crate::transaction::resolve::Resolve;
 use crate::transaction::retry_loop;
 use crate::transaction::watch::Watch;
 
@@ -128,7 +128,7 @@ impl Transactional {
     /// In a cluster a transaction runs on one master, so all its keys have one slot. With `begin`
     /// this is the slot of the first key; here it is the slot of `key`. This call pins a connection
     /// to that master, but `begin` pins none before it knows a key. Commands whose keys this crate
-    /// does not know, such as a module's commands given to [`queue`](crate::QueueCommands::queue),
+    /// does not know, such as a module's commands given to [`queue`](crate::commands::QueueCommands::queue),
     /// may therefore come first. With one server this call does the same as `begin`.
     ///
     /// ```no_run

@@ -13,6 +13,7 @@ pub(crate) mod outcome;
 pub(crate) mod pending;
 pub(crate) mod pinned;
 pub(crate) mod redirects;
+pub(crate) mod resolve;
 pub(crate) mod retry_loop;
 pub(crate) mod savepoint;
 pub(crate) mod watch;

@@ -37,7 +37,7 @@ pub enum Begin {
 /// ```no_run
 /// use rediscope::{Begin, RetryPolicy, SessionManager, TransactionOptions};
 ///
-/// # fn main() -> Result<(), rediscope::ConfigError> {
+/// # fn main() -> Result<(), rediscope::error::ConfigError> {
 /// let sessions = SessionManager::connect("redis://127.0.0.1/")?;
 /// let transfers = sessions.transactional().with(
 ///     TransactionOptions::new()
@@ -99,8 +99,8 @@ impl TransactionOptions {
     /// transaction was applied.
     ///
     /// If the block was not applied, `run` and `watch(..).run` send it again; if it was applied
-    /// and the block returns values, they fail with [`Error::Reply`](crate::Error::Reply). A guard's [`InDoubt`](crate::InDoubt) can be
-    /// [resolved](crate::InDoubt::resolve).
+    /// and the block returns values, they fail with [`Error::Reply`](crate::Error::Reply). A guard's [`InDoubt`](crate::error::InDoubt) can be
+    /// [resolved](crate::error::InDoubt::resolve).
     ///
     /// Each connection keeps a register on the server for this ([`prefix`](crate::Builder::prefix),
     /// [`register_ttl`](crate::Builder::register_ttl)). The connection watches its register, and
@@ -111,7 +111,7 @@ impl TransactionOptions {
     ///
     /// This option covers a lost reply, not lost data: see [`wait_replicas`](Self::wait_replicas).
     /// If the server has no proof, the resolution is
-    /// [`StillUnknown`](crate::Resolution::StillUnknown), and the error is `InDoubt`.
+    /// [`StillUnknown`](crate::error::Resolution::StillUnknown), and the error is `InDoubt`.
     ///
     /// ```no_run
     /// # use rediscope::{SessionManager, TransactionOptions, prelude::*};

@@ -17,12 +17,12 @@ use crate::pool::scopes::ScopeOrigin;
 use crate::protocol::cluster::route::{Redirect, Route};
 use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::retry::{Attempts, RetryPolicy};
-use crate::reply::resolve::Resolve;
 use crate::transaction::block::Block;
 use crate::transaction::hot_keys::{ContentionLimiter, Turn};
 use crate::transaction::pending::Pending;
 use crate::transaction::pinned::{Pinned, transaction_span};
 use crate::transaction::redirects::{CheckoutBudget, redirect_after};
+use crate::transaction::resolve::Resolve;
 use crate::transaction::watch_scope::{WatchTarget, Watching};
 
 /// Conflicts retried without backoff by an admitted block. Beyond this, contention comes from

@@ -9,7 +9,7 @@ use crate::transaction::commands::sealed::Queue;
 ///
 /// [`release`](Self::release) keeps the part. If it is dropped, or leaked with `mem::forget`, its
 /// commands are forgotten, and their handles fail with
-/// [`ReplyError::Forgotten`](crate::ReplyError::Forgotten). None of its commands is sent before the
+/// [`ReplyError::Forgotten`](crate::error::ReplyError::Forgotten). None of its commands is sent before the
 /// release, so forgetting costs no round trip. Parts nest.
 ///
 /// ```no_run

@@ -7,10 +7,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use redis::cmd;
+use rediscope::error::Applied;
 use rediscope::redis;
-use rediscope::{
-    Applied, Condition, Error, RetryPolicy, SessionManager, TransactionOptions, prelude::*,
-};
+use rediscope::{Condition, Error, RetryPolicy, SessionManager, TransactionOptions, prelude::*};
 
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::Proxy;

@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use rediscope::error::{CheckoutError, ConnectionErrorKind, Resolution};
 use rediscope::prelude::*;
 use rediscope::{
-    Begin, Builder, CheckoutError, CommitError, ConnectionErrorKind, Credentials,
-    CredentialsProvider, Error, Resolution, RotatingCredentials, SessionManager,
-    TransactionOptions,
+    Begin, Builder, CommitError, Credentials, CredentialsProvider, Error, RotatingCredentials,
+    SessionManager, TransactionOptions,
 };
 
 use rediscope_testing::eventually;

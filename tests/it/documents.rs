@@ -6,7 +6,8 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use rediscope::{Applied, Error, Ready, SessionManager, Transactional, prelude::*};
+use rediscope::error::Applied;
+use rediscope::{Error, Ready, SessionManager, Transactional, prelude::*};
 
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;

@@ -6,7 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use crate::side::{LockGuard, SessionManager, Transactional};
-use rediscope::{Applied, Begin, CommitError, Error, TransactionOptions, prelude::*};
+use rediscope::error::Applied;
+use rediscope::{Begin, CommitError, Error, TransactionOptions, prelude::*};
 
 /// Handles fenced by the lock, whose guard has a long lease: plain, exactly once, grouped.
 fn fenced(fixture: &Fixture, guard: &LockGuard) -> [Transactional; 3] {

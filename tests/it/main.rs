@@ -36,6 +36,7 @@ mod observability;
 mod pooled;
 mod properties;
 mod protocol;
+mod public_api;
 mod refusals;
 mod savepoints;
 mod scope_exit;

@@ -4,11 +4,9 @@
 use crate::fixture::{Fixture, SOON};
 use std::time::Duration;
 
+use rediscope::error::{Applied, ReplicaAcks, ReplyError};
 use rediscope::prelude::*;
-use rediscope::{
-    Applied, Begin, Builder, CommitError, Error, Outcome, ReplicaAcks, ReplyError,
-    TransactionOptions, Transactional,
-};
+use rediscope::{Begin, Builder, CommitError, Error, Outcome, TransactionOptions, Transactional};
 
 use crate::exactly_once::fixture::{Fate, commit_error, doubt, start, start_on, start_with};
 use rediscope_testing::proxy::{Fault, Trigger};

@@ -2,7 +2,7 @@
 //! drop.
 
 use crate::fixture::LONG;
-use rediscope::ReplyError;
+use rediscope::error::ReplyError;
 use rediscope::prelude::*;
 
 use crate::cluster;

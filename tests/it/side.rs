@@ -6,7 +6,8 @@
 //! when the call is over. So a suite has one text.
 
 use crate::source;
-use rediscope::{Builder, ConfigError, Mode, Plain};
+use rediscope::error::ConfigError;
+use rediscope::{Builder, Mode, Plain};
 
 /// The handles of one side of the library.
 pub(crate) trait Side {
@@ -31,9 +32,9 @@ impl Side for Threads {
     type Transaction<M: Mode> = rediscope::Transaction<M>;
     type Watching = rediscope::Watching;
     type Pooled = rediscope::Pooled;
-    type Lock = rediscope::Lock;
-    type RwLock = rediscope::RwLock;
-    type LockGuard = rediscope::LockGuard;
+    type Lock = rediscope::lock::Lock;
+    type RwLock = rediscope::lock::RwLock;
+    type LockGuard = rediscope::lock::LockGuard;
 
     fn build(builder: Builder) -> Result<Self::SessionManager, ConfigError> {
         builder.build()

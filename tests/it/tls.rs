@@ -3,11 +3,9 @@
 use crate::fixture::SOON;
 use std::time::Duration;
 
+use rediscope::error::{CheckoutError, ConfigError, ConnectionErrorKind};
 use rediscope::prelude::*;
-use rediscope::{
-    Builder, CheckoutError, ConfigError, ConnectionErrorKind, Error, IntoAddress, SessionManager,
-    Tls, redis,
-};
+use rediscope::{Builder, Error, IntoAddress, SessionManager, Tls, redis};
 
 use rediscope_testing::eventually;
 use rediscope_testing::tls::{Authority, Identity, TlsServer};
@@ -352,7 +350,8 @@ fn behind_a_proxy(
 
 #[test]
 fn a_lost_reply_is_reported_as_over_tcp() {
-    use rediscope::{Applied, CommitError, TransactionOptions};
+    use rediscope::error::Applied;
+    use rediscope::{CommitError, TransactionOptions};
     use rediscope_testing::proxy::{Fault, Script, Trigger};
 
     let server = rediscope_testing::server::Server::start();

@@ -7,7 +7,8 @@ use crate::SOON;
 use std::thread;
 
 use redis::Commands;
-use rediscope::{CommitError, ConnectionErrorKind, Error, ReplyError, SessionManager, prelude::*};
+use rediscope::error::{ConnectionErrorKind, ReplyError};
+use rediscope::{CommitError, Error, SessionManager, prelude::*};
 
 use load::Plan;
 use rediscope_testing::eventually;

@@ -1,4 +1,4 @@
-use rediscope::QueueCommands;
+use rediscope::commands::QueueCommands;
 
 struct Mine;
 

@@ -4,7 +4,7 @@ use std::panic::Location;
 use std::time::Duration;
 
 use crate::error::checkout::CheckoutTimeout;
-use crate::{
+use crate::error::{
     Applied, CheckoutError, CommitError, ConfigError, ConnectionError, ConnectionErrorKind, Error,
     InDoubt, LockError, PinExpired, ReplyError, ServerError, UnresolvedReason,
 };

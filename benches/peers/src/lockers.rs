@@ -14,7 +14,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use redis::Connection;
-use rediscope::{Lock, SessionManager};
+use rediscope::SessionManager;
+use rediscope::lock::Lock;
 use rslock::LockManager;
 use tokio::runtime::Runtime;
 

@@ -123,7 +123,7 @@ pub(crate) enum AcquireReply<'a> {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct LockHolder {
-    /// The holder's label ([`Lock::label`](crate::Lock::label)).
+    /// The holder's label ([`Lock::label`](crate::lock::Lock::label)).
     pub label: Option<Arc<str>>,
     /// Time left of the lease. The lease may have been extended since.
     pub remaining: Duration,

@@ -44,7 +44,7 @@ use crate::transaction::condition::expected::Expected;
 ///     .run(|tx| Ok(tx.hset("cart:7", "chair", 2)));
 /// match added {
 ///     Ok(_) => println!("in the cart"),
-///     Err(Error::ConditionFailed { which }) if which.index == 1 => println!("we are closed"),
+///     Err(Error::ConditionFailed { which, .. }) if which.index == 1 => println!("we are closed"),
 ///     Err(error) => return Err(error),
 /// }
 /// # Ok(()) }
@@ -92,7 +92,7 @@ impl Condition {
     /// let in_stock = Condition::at_least("stock", 1).named("in stock");
     /// match shop.require(in_stock).run(|tx| Ok(tx.decr("stock", 1))) {
     ///     Ok(left) => println!("{left} left"),
-    ///     Err(Error::ConditionFailed { which }) if which.name == Some("in stock") => {
+    ///     Err(Error::ConditionFailed { which, .. }) if which.name == Some("in stock") => {
     ///         println!("sold out")
     ///     }
     ///     Err(error) => return Err(error),

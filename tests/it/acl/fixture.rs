@@ -3,7 +3,9 @@
 use crate::fixture::SOON;
 use std::time::Duration;
 
-use rediscope::{CheckoutError, CommitError, Error, LockError, PoolStatus, SessionManager};
+use rediscope::error::{CheckoutError, LockError};
+use rediscope::status::PoolStatus;
+use rediscope::{CommitError, Error, SessionManager};
 
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
@@ -69,7 +71,7 @@ pub(crate) fn nothing_is_held(sessions: &SessionManager) {
 /// An error in one line: its variant, the server's code, what was applied, whether to try again.
 pub(crate) fn summary(error: &Error) -> String {
     let kind = match error {
-        Error::Command { command, error } => format!("Command {command} {}", error.code()),
+        Error::Command { command, error, .. } => format!("Command {command} {}", error.code()),
         Error::Pipeline { failures, index, error, .. } => {
             format!("Pipeline {failures} from {index} {}", error.code())
         }
@@ -88,7 +90,7 @@ pub(crate) fn summary(error: &Error) -> String {
         }
         Error::Commit(CommitError::PartlyApplied { replies, .. }) => {
             let codes = replies.errors().map(|error| match error {
-                rediscope::ReplyError::Failed { index, error, .. } => {
+                rediscope::error::ReplyError::Failed { index, error, .. } => {
                     format!("{index} {}", error.code())
                 }
                 error => error.to_string(),

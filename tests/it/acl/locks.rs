@@ -5,9 +5,9 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use rediscope::{
-    Applied, CommitError, Error, LockError, LockGuard, LostReason, SessionManager, prelude::*,
-};
+use rediscope::error::{Applied, LockError};
+use rediscope::lock::{LockGuard, LostReason};
+use rediscope::{CommitError, Error, SessionManager, prelude::*};
 
 use super::fixture::{RestrictedServer, nothing_is_held, summary};
 use rediscope_testing::eventually;

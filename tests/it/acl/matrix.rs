@@ -220,8 +220,8 @@ impl Cell<'_> {
     }
 
     /// What the error reports of the data is true.
-    fn is_true(&self, applied: Option<rediscope::Applied>, added: i64, cell: &str) {
-        use rediscope::Applied::{No, Partly, Unknown, Yes};
+    fn is_true(&self, applied: Option<rediscope::error::Applied>, added: i64, cell: &str) {
+        use rediscope::error::Applied::{No, Partly, Unknown, Yes};
         let adds = i64::from(self.form.adds());
         match applied {
             None | Some(Yes) => assert_eq!(added, adds, "{cell}"),

@@ -5,10 +5,10 @@ use crate::fixture::{LONG, SOON};
 use std::thread;
 use std::time::Duration;
 
+use rediscope::error::ReplyError;
+use rediscope::lock::Lock;
 use rediscope::redis::{self, Commands};
-use rediscope::{
-    Condition, Error, Lock, ReplyError, SessionManager, TransactionOptions, prelude::*,
-};
+use rediscope::{Condition, Error, SessionManager, TransactionOptions, prelude::*};
 
 use super::fixture::RestrictedServer;
 use super::forms::{Form, N};

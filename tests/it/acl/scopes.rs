@@ -3,10 +3,9 @@
 use crate::fixture::{LONG, SOON};
 use std::time::Duration;
 
+use rediscope::error::Applied;
 use rediscope::redis::{self, Commands};
-use rediscope::{
-    Applied, CommitError, Error, Outcome, SessionManager, TransactionOptions, prelude::*,
-};
+use rediscope::{CommitError, Error, Outcome, SessionManager, TransactionOptions, prelude::*};
 
 use super::fixture::{RestrictedServer, nothing_is_held, summary};
 use super::forms::{Form, N};

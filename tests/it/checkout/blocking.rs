@@ -5,10 +5,8 @@ use std::panic::Location;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rediscope::{
-    Applied, Builder, CheckoutError, CommitError, ConnectionErrorKind, Error, SessionManager,
-    prelude::*, redis,
-};
+use rediscope::error::{Applied, CheckoutError, ConnectionErrorKind};
+use rediscope::{Builder, CommitError, Error, SessionManager, prelude::*, redis};
 
 use super::fail_fast;
 use rediscope_testing::cluster::Cluster;

@@ -7,7 +7,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rediscope::{Applied, CheckoutError, Error, SessionManager, prelude::*};
+use rediscope::error::{Applied, CheckoutError};
+use rediscope::{Error, SessionManager, prelude::*};
 
 use super::{open_connections, patient};
 use rediscope_testing::eventually;

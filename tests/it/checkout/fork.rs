@@ -17,11 +17,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fork::Fork;
+use rediscope::error::{Applied, CheckoutError, CommitToken, Resolution, UnresolvedReason};
 use rediscope::prelude::*;
-use rediscope::{
-    Applied, Builder, CheckoutError, CommitToken, Error, Resolution, SessionManager,
-    TransactionOptions, UnresolvedReason,
-};
+use rediscope::{Builder, Error, SessionManager, TransactionOptions};
 use scopeguard::defer;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
@@ -353,7 +351,7 @@ fn a_child_that_leaves_a_lock_with_an_error_writes_to_no_log() {
         sessions.lock("l").run(SOON, |_| match fork::fork().unwrap() {
             Fork::Child => {
                 events.store(0, Ordering::SeqCst);
-                Err(Error::RetriesExhausted { attempts: 0 })
+                Err(Error::NoKeys)
             }
             Fork::Parent(pid) => {
                 child = Some(pid);

@@ -10,9 +10,8 @@ use std::sync::{Arc, RwLock, RwLockWriteGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rediscope::{
-    Builder, CheckoutError, Condition, Error, SessionManager, TransactionOptions, prelude::*,
-};
+use rediscope::error::CheckoutError;
+use rediscope::{Builder, Condition, Error, SessionManager, TransactionOptions, prelude::*};
 
 use rediscope_testing::server::Server;
 use rediscope_testing::unresponsive_port::UnresponsivePort;
@@ -112,7 +111,10 @@ fn keeps_no_call_past_its_limit(what: &str, sessions: impl Fn() -> SessionManage
                 let took = begun.elapsed();
                 // The machine may add half of it.
                 assert!(took < LIMIT + LIMIT / 2, "{what}, {name}: {took:?}");
-                assert!(error.applied() == rediscope::Applied::No, "{what}, {name}: {error}");
+                assert!(
+                    error.applied() == rediscope::error::Applied::No,
+                    "{what}, {name}: {error}"
+                );
             });
         }
     });

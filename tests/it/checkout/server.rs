@@ -6,7 +6,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rediscope::{CloseReason, SessionManager, prelude::*, redis};
+use rediscope::status::CloseReason;
+use rediscope::{SessionManager, prelude::*, redis};
 
 use super::{open_connections, patient};
 use rediscope_testing::eventually;

@@ -1,7 +1,8 @@
 //! A transaction belongs to one slot, and nothing is sent before its slot is known.
 
+use rediscope::error::Applied;
 use rediscope::prelude::*;
-use rediscope::{Applied, Block, CommitError, Condition, Error, Queued, redis};
+use rediscope::{Block, CommitError, Condition, Error, Queued, redis};
 
 use super::fixture::{ClusterFixture, beside};
 use rediscope_testing::cluster::Cluster;

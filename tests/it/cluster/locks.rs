@@ -4,8 +4,10 @@ use crate::fixture::{LONG, SOON};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rediscope::error::LockError;
+use rediscope::lock::LockGuard;
 use rediscope::prelude::*;
-use rediscope::{CommitError, Error, LockError, LockGuard};
+use rediscope::{CommitError, Error};
 
 use super::fixture::{ClusterFixture, builder};
 use rediscope_testing::cluster::Cluster;

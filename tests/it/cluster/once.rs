@@ -6,11 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use rediscope::error::{InDoubt, Resolution, UnresolvedReason};
 use rediscope::prelude::*;
-use rediscope::{
-    CommitError, Error, InDoubt, Resolution, SessionManager, TransactionOptions, Transactional,
-    UnresolvedReason,
-};
+use rediscope::{CommitError, Error, SessionManager, TransactionOptions, Transactional};
 
 use scopeguard::defer;
 
@@ -68,7 +66,7 @@ fn a_token_of_another_slot_or_tag_is_refused_before_anything_is_sent() {
     let asked = || [0, 1, 2].map(|node| fixture.cluster.nodes()[node].server.calls("pexpire"));
     let before = asked();
     let reg = token.register.split_once(":reg:").unwrap().1;
-    let changes: [&dyn Fn(&mut rediscope::CommitToken); 6] = [
+    let changes: [&dyn Fn(&mut rediscope::error::CommitToken); 6] = [
         &|token| token.slot = token.slot.map(|slot| (slot + 1) % 16384),
         &|token| token.slot = None,
         &|token| token.register = format!("rediscope:reg:{reg}"),

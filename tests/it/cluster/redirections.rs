@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use rediscope::error::Applied;
 use rediscope::prelude::*;
-use rediscope::{Applied, CommitError, Error, Outcome, TransactionOptions, Transactional, redis};
+use rediscope::{CommitError, Error, Outcome, TransactionOptions, Transactional, redis};
 
 use scopeguard::defer;
 

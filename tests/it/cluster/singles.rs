@@ -3,8 +3,9 @@
 use crate::fixture::SOON;
 use std::collections::BTreeSet;
 
+use rediscope::error::Applied;
 use rediscope::prelude::*;
-use rediscope::{Applied, Error, redis};
+use rediscope::{Error, redis};
 
 use super::fixture::{ClusterFixture, beside};
 use rediscope_testing::eventually;

@@ -2,8 +2,9 @@
 
 use crate::fixture::{Fixture, LONG, SOON};
 
+use rediscope::error::{Applied, FailedCondition};
 use rediscope::prelude::*;
-use rediscope::{Applied, Builder, Error, FailedCondition};
+use rediscope::{Builder, Error};
 
 use rediscope_testing::eventually;
 
@@ -54,7 +55,7 @@ impl Fixture {
 #[track_caller]
 pub(crate) fn failed<T: std::fmt::Debug>(reported: Result<T, Error>) -> FailedCondition {
     match reported {
-        Err(error @ Error::ConditionFailed { which }) => {
+        Err(error @ Error::ConditionFailed { which, .. }) => {
             assert_eq!((error.applied(), error.is_retryable()), (Applied::No, false));
             which
         }

@@ -94,7 +94,7 @@ fn a_race_that_is_lost_every_time_ends_with_the_policy() {
             Ok(tx.incr("n", 1))
         });
         match reported {
-            Err(error @ Error::RetriesExhausted { attempts }) => {
+            Err(error @ Error::RetriesExhausted { attempts, .. }) => {
                 assert!(error.is_retryable());
                 assert_eq!(attempts, runs);
             }

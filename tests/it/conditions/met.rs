@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use crate::side::SessionManager;
+use rediscope::error::Applied;
 use rediscope::redis::ValueType;
-use rediscope::{Applied, Condition, Error, prelude::*};
+use rediscope::{Condition, Error, prelude::*};
 
 use rediscope_testing::server::Server;
 
@@ -187,7 +188,7 @@ fn every_condition_holds_where_it_should_and_nowhere_else() {
                     ran += 1;
                     assert!(holds && value == ran, "{kind} (row {nth}) holds {protocol}");
                 }
-                Err(Error::ConditionFailed { which }) => {
+                Err(Error::ConditionFailed { which, .. }) => {
                     assert!(!holds, "{kind} (row {nth}) does not hold {protocol}");
                     assert_eq!((which.index, which.kind), (0, &*kind));
                 }
@@ -231,7 +232,7 @@ fn a_condition_on_a_key_of_another_type_is_refused_by_name_and_nothing_is_applie
         .unwrap_err();
     assert_eq!((refused.applied(), refused.is_retryable()), (Applied::No, false));
     match &refused {
-        Error::Command { command, error } => {
+        Error::Command { command, error, .. } => {
             assert_eq!(command, "HLEN of condition #1 hash_len_at_most");
             assert_eq!(error.code(), "WRONGTYPE");
         }

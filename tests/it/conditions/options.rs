@@ -4,8 +4,9 @@ use crate::fixture::{Fixture, SOON};
 use std::time::Duration;
 
 use crate::side::{LockGuard, SessionManager};
+use rediscope::error::ReplyError;
 use rediscope::prelude::*;
-use rediscope::{Begin, CommitError, Condition, Error, ReplyError, TransactionOptions};
+use rediscope::{Begin, CommitError, Condition, Error, TransactionOptions};
 
 use super::fixture::{failed, start};
 use rediscope_testing::proxy::{Fault, Script, Trigger};
@@ -163,7 +164,7 @@ fn a_block_with_an_error_type_of_its_own_receives_both_errors() {
     impl From<Error> for Shop {
         fn from(error: Error) -> Self {
             match error {
-                Error::ConditionFailed { which } if which.kind == "at_least" => Self::SoldOut,
+                Error::ConditionFailed { which, .. } if which.kind == "at_least" => Self::SoldOut,
                 _ => Self::Redis,
             }
         }

@@ -1,7 +1,8 @@
 //! The error of a condition that does not hold. Nothing of the attempt is left on the connection.
 
+use rediscope::error::Applied;
 use rediscope::prelude::*;
-use rediscope::{Applied, Condition, Error};
+use rediscope::{Condition, Error};
 
 use super::fixture::{failed, start, start_with};
 

@@ -1,8 +1,9 @@
 //! An address never becomes weaker than it is written. `build` refuses an impossible one, and its error names
 //! what is wrong without a value.
 
+use rediscope::error::ConfigError;
 use rediscope::redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
-use rediscope::{Builder, ConfigError, SessionManager};
+use rediscope::{Builder, SessionManager};
 
 use super::everywhere;
 

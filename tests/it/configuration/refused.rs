@@ -1,6 +1,7 @@
 //! A wrong setting is refused by its name, and its value is not repeated.
 
-use rediscope::{Config, ConfigError};
+use rediscope::Config;
+use rediscope::error::ConfigError;
 
 use super::{everywhere, toml};
 

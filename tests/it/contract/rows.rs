@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::side::SessionManager;
+use rediscope::error::{Applied, CheckoutError, ConnectionErrorKind, ReplyError, Resolution};
 use rediscope::prelude::*;
 use rediscope::{
-    Applied, CheckoutError, CommitError, ConnectionErrorKind, Credentials, Error, Outcome, Queued,
-    ReplyError, Resolution, RetryPolicy, RotatingCredentials, TransactionOptions, redis,
+    CommitError, Credentials, Error, Outcome, Queued, RetryPolicy, RotatingCredentials,
+    TransactionOptions, redis,
 };
 
 use super::topologies::{Standalone, Topology};
@@ -128,7 +129,7 @@ fn conflict(topology: &dyn Topology) {
         change();
         Ok(tx.incr(&key, 1))
     });
-    assert!(matches!(always, Err(Error::RetriesExhausted { attempts: 3 })), "{always:?}");
+    assert!(matches!(always, Err(Error::RetriesExhausted { attempts: 3, .. })), "{always:?}");
     assert_eq!(get(topology, &key).as_deref(), Some("0"));
     next(&sessions, topology);
 }
@@ -329,7 +330,7 @@ fn credentials_that_are_wrong(topology: &dyn Topology) {
         sessions.pooled().incr::<_, _, ()>(&key, 1).map_err(Error::from),
     ];
     for reported in reported {
-        let Err(Error::Checkout(CheckoutError::Connect { source, waited })) = &reported else {
+        let Err(Error::Checkout(CheckoutError::Connect { source, waited, .. })) = &reported else {
             panic!("{reported:?}");
         };
         let code = source.server_error().map(|error| error.code());

@@ -3,7 +3,8 @@
 use crate::fixture::SOON;
 use std::time::Duration;
 
-use rediscope::{CheckoutError, ConnectionErrorKind, Error, SessionManager, Tls};
+use rediscope::error::{CheckoutError, ConnectionErrorKind};
+use rediscope::{Error, SessionManager, Tls};
 
 use super::sample::{Log, block};
 use rediscope_testing::server::Server;

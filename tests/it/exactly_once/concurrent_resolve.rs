@@ -5,8 +5,8 @@ use crate::side::BuildSide as _;
 use std::sync::Barrier;
 
 use crate::side::SessionManager;
+use rediscope::error::{InDoubt, Resolution};
 use rediscope::prelude::*;
-use rediscope::{InDoubt, Resolution};
 
 use super::fixture::{Fate, doubt, start};
 use rediscope_testing::eventually;

@@ -2,10 +2,9 @@
 
 use crate::fixture::{Fixture, SOON};
 use crate::side::Transactional;
+use rediscope::error::{Applied, InDoubt, Resolution};
 use rediscope::prelude::*;
-use rediscope::{
-    Applied, Begin, CommitError, Error, InDoubt, Outcome, Resolution, TransactionOptions,
-};
+use rediscope::{Begin, CommitError, Error, Outcome, TransactionOptions};
 
 use super::fixture::{Fate, commit_error, doubt, start, start_with};
 use rediscope_testing::eventually;
@@ -167,7 +166,7 @@ fn a_block_sent_in_chunks_that_was_not_applied_is_reported_as_not_sent() {
     assert_eq!(fixture.number("n"), 0);
     fixture.lose(Fate::Applied);
     let lost = handle.run(|tx| Ok((0..20).map(|_| tx.incr("n", 1)).collect::<Vec<_>>()));
-    assert!(matches!(lost, Err(Error::Reply(rediscope::ReplyError::Lost))), "{lost:?}");
+    assert!(matches!(lost, Err(Error::Reply(rediscope::error::ReplyError::Lost))), "{lost:?}");
     assert_eq!(fixture.number("n"), 20);
 }
 

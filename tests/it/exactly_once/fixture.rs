@@ -4,7 +4,8 @@ use crate::fixture::{Fixture, SOON};
 use std::time::Duration;
 
 use crate::side::Transactional;
-use rediscope::{Builder, CommitError, Error, InDoubt, Resolution, TransactionOptions, prelude::*};
+use rediscope::error::{InDoubt, Resolution};
+use rediscope::{Builder, CommitError, Error, TransactionOptions, prelude::*};
 
 use rediscope_testing::proxy::{Fault, Script, Trigger, Which};
 use rediscope_testing::server::Server;

@@ -5,10 +5,9 @@ use crate::side::BuildSide as _;
 use std::time::Duration;
 
 use crate::side::{SessionManager, Transactional, Watching};
+use rediscope::error::{Applied, Resolution};
 use rediscope::prelude::*;
-use rediscope::{
-    Applied, Begin, Block, CommitError, Error, Outcome, Resolution, TransactionOptions,
-};
+use rediscope::{Begin, Block, CommitError, Error, Outcome, TransactionOptions};
 
 use super::fixture::{Fate, start, start_with};
 use rediscope_testing::eventually;

@@ -6,10 +6,9 @@ use crate::fixture::{Fixture, SOON};
 use std::time::Duration;
 
 use crate::side::Transactional;
+use rediscope::error::Applied;
 use rediscope::prelude::*;
-use rediscope::{
-    Applied, Begin, CommitError, Error, Outcome, Ready, RetryPolicy, TransactionOptions,
-};
+use rediscope::{Begin, CommitError, Error, Outcome, Ready, RetryPolicy, TransactionOptions};
 
 use rediscope_testing::eventually;
 

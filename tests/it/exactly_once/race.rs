@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use crate::side::{SessionManager, Transactional};
 use fastrand::Rng;
+use rediscope::error::Applied;
 use rediscope::prelude::*;
-use rediscope::{Applied, CommitError, TransactionOptions};
+use rediscope::{CommitError, TransactionOptions};
 
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};

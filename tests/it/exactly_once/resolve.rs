@@ -7,10 +7,9 @@ use std::time::Duration;
 use std::time::Instant;
 
 use crate::side::SessionManager;
+use rediscope::error::{Applied, ReplyError, Resolution, UnresolvedReason};
 use rediscope::prelude::*;
-use rediscope::{
-    Applied, CommitError, Error, ReplyError, Resolution, TransactionOptions, UnresolvedReason,
-};
+use rediscope::{CommitError, Error, TransactionOptions};
 
 use super::fixture::{Fate, commit_error, doubt, start};
 use rediscope_testing::eventually;
@@ -119,8 +118,12 @@ fn a_token_is_resolved_by_another_session_and_by_no_other_database() {
     let other = SessionManager::connect(fixture.server.url()).unwrap();
     assert_eq!(other.resolve(&token, None), Resolution::Committed);
     let elsewhere = SessionManager::connect(fixture.server.url_db(3)).unwrap();
-    let why = UnresolvedReason::OtherDatabase { token: 0, here: 3 };
-    assert_eq!(elsewhere.resolve(&token, None), Resolution::StillUnknown { why });
+    let Resolution::StillUnknown { why: UnresolvedReason::OtherDatabase { token, here, .. } } =
+        elsewhere.resolve(&token, None)
+    else {
+        panic!("a token of another database was resolved");
+    };
+    assert_eq!((token, here), (0, 3));
 }
 
 #[test]

@@ -4,8 +4,8 @@ use crate::fixture::{Fixture, SOON};
 use std::time::Duration;
 
 use crate::side::SessionManager;
+use rediscope::error::{ConnectionErrorKind, InDoubt, Resolution, UnresolvedReason};
 use rediscope::prelude::*;
-use rediscope::{ConnectionErrorKind, InDoubt, Resolution, UnresolvedReason};
 
 use super::fixture::{Fate, doubt, start, start_with};
 use rediscope_testing::eventually;

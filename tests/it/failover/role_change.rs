@@ -1,7 +1,8 @@
 //! A server that becomes a replica: older connections are replaced once, and no lost write goes unnoticed.
 
 use crate::fixture::SOON;
-use rediscope::{CloseReason, CommitError, Error, prelude::*};
+use rediscope::status::CloseReason;
+use rediscope::{CommitError, Error, prelude::*};
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 

@@ -14,10 +14,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
+use rediscope::error::{Applied, CheckoutError, Resolution};
 use rediscope::prelude::*;
 use rediscope::{
-    Applied, CheckoutError, CommitError, Error, Outcome, Resolution, RetryPolicy, SessionManager,
-    TransactionOptions, Transactional,
+    CommitError, Error, Outcome, RetryPolicy, SessionManager, TransactionOptions, Transactional,
 };
 
 use rediscope_testing::sentinel::{Group, clients};
@@ -291,7 +291,7 @@ impl Load {
         }
     }
 
-    fn resolve(&self, doubt: &rediscope::InDoubt) -> Reported {
+    fn resolve(&self, doubt: &rediscope::error::InDoubt) -> Reported {
         let token = doubt.token().expect("exactly once");
         let known = try_for(FAILOVER, || match self.sessions.resolve(token, None) {
             Resolution::StillUnknown { .. } => None,

@@ -4,8 +4,9 @@ use super::{CLOSED_WITHIN, FAILOVER};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rediscope::error::Applied;
 use rediscope::prelude::*;
-use rediscope::{Applied, SessionManager, TransactionOptions};
+use rediscope::{SessionManager, TransactionOptions};
 
 use rediscope_testing::sentinel::{Group, clients, listeners};
 use rediscope_testing::server::Server;

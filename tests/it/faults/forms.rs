@@ -2,10 +2,9 @@
 
 use crate::side::Transactional;
 use redis::{Value, cmd};
+use rediscope::error::{Applied, ConnectionErrorKind};
 use rediscope::prelude::*;
-use rediscope::{
-    Applied, Begin, CommitError, ConnectionErrorKind, Error, Outcome, Queued, TransactionOptions,
-};
+use rediscope::{Begin, CommitError, Error, Outcome, Queued, TransactionOptions};
 
 use super::model::{Block, Call, Form, Reported};
 

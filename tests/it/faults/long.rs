@@ -6,8 +6,9 @@ use crate::side::BuildSide as _;
 use std::time::Duration;
 
 use crate::side::SessionManager;
+use rediscope::error::Applied;
 use rediscope::prelude::*;
-use rediscope::{Applied, CommitError, Error};
+use rediscope::{CommitError, Error};
 
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use crate::side::SessionManager;
 use redis::pipe;
+use rediscope::Error;
+use rediscope::error::Applied;
 use rediscope::prelude::*;
-use rediscope::{Applied, Error};
 
 use super::model::KINDS;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};

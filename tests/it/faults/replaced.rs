@@ -8,8 +8,9 @@ use std::thread;
 use std::time::Duration;
 
 use crate::side::SessionManager;
+use rediscope::error::CheckoutError;
 use rediscope::prelude::*;
-use rediscope::{Begin, CheckoutError, Error, RetryPolicy, TransactionOptions};
+use rediscope::{Begin, Error, RetryPolicy, TransactionOptions};
 
 use rediscope_testing::proxy::Fault::{self, BlackHole, Cut, Reset};
 use rediscope_testing::proxy::Trigger::{

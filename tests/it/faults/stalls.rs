@@ -5,8 +5,9 @@ use crate::side::BuildSide as _;
 use std::time::{Duration, Instant};
 
 use crate::side::SessionManager;
+use rediscope::error::Applied;
 use rediscope::prelude::*;
-use rediscope::{Applied, CommitError, Error};
+use rediscope::{CommitError, Error};
 
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger, Which};
 use rediscope_testing::server::Server;

@@ -230,7 +230,11 @@ fn a_reply_too_many_inside_a_scope_ends_it_before_anything_is_sent() {
             let mut tx = watching.multi();
             tx.incr("never", 1);
             let error = tx.commit().unwrap_err();
-            assert_eq!(error.applied(), rediscope::Applied::No, "{way:?}, {surplus:?}: {error}");
+            assert_eq!(
+                error.applied(),
+                rediscope::error::Applied::No,
+                "{way:?}, {surplus:?}: {error}"
+            );
             assert!(error.is_retryable(), "{way:?}, {surplus:?}: {error}");
         }
         assert_eq!(fixture.server.ask::<i64>(&["EXISTS", "never"]), 0);

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use rediscope::error::CheckoutError;
 use rediscope::prelude::*;
-use rediscope::{Begin, CheckoutError, Error, TransactionOptions};
+use rediscope::{Begin, Error, TransactionOptions};
 
 use super::fixture::{Call, push, start, start_with};
 

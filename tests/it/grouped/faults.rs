@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rediscope::error::Applied;
 use rediscope::prelude::*;
-use rediscope::{Applied, CommitError, Error, SessionManager, TransactionOptions};
+use rediscope::{CommitError, Error, SessionManager, TransactionOptions};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 use tracing_subscriber::registry;

@@ -2,7 +2,8 @@
 
 use crate::fixture::{Fixture, SOON};
 use rediscope::prelude::*;
-use rediscope::{CloseReason, CommitError, Error, SessionManager};
+use rediscope::status::CloseReason;
+use rediscope::{CommitError, Error, SessionManager};
 
 use super::fixture::{Call, push, start, timeouts};
 use rediscope_testing::eventually;

@@ -6,8 +6,9 @@ use std::panic::Location;
 use std::time::Duration;
 
 use crate::side::SessionManager;
+use rediscope::Error;
+use rediscope::error::{Applied, PinExpired};
 use rediscope::prelude::*;
-use rediscope::{Applied, Error, PinExpired};
 
 use crate::fixture::proxied::{
     Proxied, assert_outcome, client_ids, exists, get, no_connection_is_in_multi, pool_is_whole,

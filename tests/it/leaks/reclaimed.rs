@@ -7,8 +7,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::side::SessionManager;
+use rediscope::Error;
+use rediscope::error::Applied;
 use rediscope::prelude::*;
-use rediscope::{Applied, CloseReason, Error, OpenScope};
+use rediscope::status::{CloseReason, OpenScope};
 
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::Proxy;

@@ -3,7 +3,8 @@
 use crate::fixture::{Fixture, LONG, SOON};
 use std::time::Duration;
 
-use rediscope::{Applied, Error, LockError};
+use rediscope::Error;
+use rediscope::error::{Applied, LockError};
 
 use super::fixture::{is_lost, start};
 use rediscope_testing::eventually;

@@ -5,7 +5,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rediscope::{CheckoutError, Error};
+use rediscope::Error;
+use rediscope::error::CheckoutError;
 
 use super::fixture::{all_ways, every_kind, is_lost, start};
 use rediscope_testing::{eventually, in_time};
@@ -66,7 +67,7 @@ fn closing_waits_for_locks_that_are_released_in_time_and_extends_them_meanwhile(
     assert!(!closing.is_finished(), "it waits for the lock");
     guard.release().unwrap();
     let closed = in_time(SOON, "it ends with the lock", move || closing.join().unwrap());
-    assert_eq!(closed, rediscope::Closed::default());
+    assert_eq!(closed, rediscope::status::Closed::default());
     eventually(SOON, "no connection is left", || fixture.server.clients() == 0);
 }
 
@@ -98,7 +99,7 @@ fn loss_reported_late_by(fixture: &Fixture, fixed: bool) -> Option<Duration> {
     is_lost(guard.ensure_held());
     assert_eq!(sessions.status().locks.renewals, renewals, "it was extended");
     is_lost(guard.release());
-    assert_eq!(sessions.close(Duration::ZERO), rediscope::Closed::default());
+    assert_eq!(sessions.close(Duration::ZERO), rediscope::status::Closed::default());
     reported.checked_duration_since(ended).filter(|late| !late.is_zero())
 }
 
@@ -140,7 +141,7 @@ fn an_acquisition_that_waits_when_the_manager_is_closed_ends_and_leaves_nothing(
     fixture.wait_for_waiters(&fixture.sessions, 1);
     let sessions = fixture.sessions.clone();
     let closed = in_time(SOON, "it closes", move || sessions.close(SOON));
-    assert_eq!(closed, rediscope::Closed::default());
+    assert_eq!(closed, rediscope::status::Closed::default());
     let ended = in_time(SOON, "the wait is over", move || waiter.join().unwrap());
     assert!(matches!(ended, Err(Error::Checkout(CheckoutError::Closed))), "{ended:?}");
     eventually(SOON, "it is not in line any more", || {

@@ -5,7 +5,9 @@ use crate::side::BuildSide as _;
 use std::time::{Duration, Instant};
 
 use crate::side::{Lock, SessionManager};
-use rediscope::{Builder, Error, LockError, LockStatus};
+use rediscope::error::LockError;
+use rediscope::status::LockStatus;
+use rediscope::{Builder, Error};
 
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;

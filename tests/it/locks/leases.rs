@@ -7,7 +7,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rediscope::{Error, LockError};
+use rediscope::Error;
+use rediscope::error::LockError;
 
 use super::fixture::{is_lost, start, start_with};
 use rediscope_testing::eventually;

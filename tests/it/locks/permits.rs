@@ -7,7 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use crate::side::SessionManager;
-use rediscope::{Applied, Error, LockError};
+use rediscope::Error;
+use rediscope::error::{Applied, LockError};
 
 use rediscope_testing::eventually;
 

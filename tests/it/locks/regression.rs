@@ -9,7 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::side::SessionManager;
-use rediscope::{ConnectionErrorKind, Error, LockError};
+use rediscope::Error;
+use rediscope::error::{ConnectionErrorKind, LockError};
 
 use rediscope_testing::eventually;
 

@@ -3,7 +3,8 @@
 use crate::fixture::{Fixture, LONG, SOON, Way};
 use std::time::{Duration, Instant};
 
-use rediscope::{Applied, Error, LockError};
+use rediscope::Error;
+use rediscope::error::{Applied, LockError};
 
 use super::fixture::{all_ways, every_kind, is_lost, start, timed_out};
 use rediscope_testing::eventually;

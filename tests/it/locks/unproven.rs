@@ -2,7 +2,8 @@
 //! released by its owner token.
 
 use crate::fixture::{LONG, SOON};
-use rediscope::{Applied, Error, LockError};
+use rediscope::Error;
+use rediscope::error::{Applied, LockError};
 
 use super::fixture::{all_ways, every_kind, start};
 use rediscope_testing::eventually;

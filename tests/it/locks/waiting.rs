@@ -9,8 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::side::{LockGuard, SessionManager};
+use rediscope::Error;
+use rediscope::error::{CheckoutError, LockError};
 use rediscope::prelude::*;
-use rediscope::{CheckoutError, Error, LockError};
 
 use super::fixture::{quick, start, timed_out};
 use rediscope_testing::{eventually, in_time};

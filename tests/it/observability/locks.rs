@@ -3,7 +3,8 @@
 use crate::fixture::SOON;
 use std::time::Duration;
 
-use rediscope::{Error, LockError, SessionManager};
+use rediscope::error::LockError;
+use rediscope::{Error, SessionManager};
 use tracing::Level;
 
 use super::listen::Seen;

@@ -4,9 +4,10 @@ use crate::fixture::SOON;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use rediscope::error::CheckoutError;
 use rediscope::{
-    Begin, CheckoutError, CommitError, Condition, Error, RetryPolicy, SessionManager,
-    TransactionOptions, prelude::*, redis,
+    Begin, CommitError, Condition, Error, RetryPolicy, SessionManager, TransactionOptions,
+    prelude::*, redis,
 };
 use tracing::Level;
 
@@ -143,7 +144,7 @@ fn a_failure_has_its_kind_and_the_servers_code() {
         redis::cmd("INCR").arg("a").exec(&mut other).unwrap();
         Ok(tx.incr("a", 1))
     });
-    assert!(matches!(exhausted, Err(Error::RetriesExhausted { attempts: 1 })));
+    assert!(matches!(exhausted, Err(Error::RetriesExhausted { attempts: 1, .. })));
     assert_eq!(recorded(&seen), (Some("conflict".to_owned()), None, None));
 
     let seen = Seen::from_here();

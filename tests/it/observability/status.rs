@@ -5,10 +5,9 @@ use std::panic::Location;
 use std::thread;
 use std::time::Duration;
 
-use rediscope::{
-    Begin, CheckoutError, CloseReason, CommitError, Error, SessionManager, TransactionOptions,
-    prelude::*, redis,
-};
+use rediscope::error::CheckoutError;
+use rediscope::status::CloseReason;
+use rediscope::{Begin, CommitError, Error, SessionManager, TransactionOptions, prelude::*, redis};
 use tracing::Level;
 
 use super::listen::{Recorded, Seen};

@@ -5,8 +5,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use redis::streams::{StreamReadOptions, StreamReadReply};
+use rediscope::error::Applied;
 use rediscope::prelude::*;
-use rediscope::{Applied, Error, SessionManager};
+use rediscope::{Error, SessionManager};
 
 use super::fixture::{pool_is_whole, sized, typed};
 use rediscope_testing::eventually;

@@ -3,8 +3,9 @@
 use crate::fixture::LONG;
 use std::collections::BTreeSet;
 
+use rediscope::error::Applied;
 use rediscope::prelude::*;
-use rediscope::{Applied, Builder, Error, Pooled, SessionManager};
+use rediscope::{Builder, Error, Pooled, SessionManager};
 
 use rediscope_testing::server::Server;
 use rediscope_testing::unique;

@@ -5,8 +5,9 @@ use crate::fixture::{LONG, SOON};
 use std::thread;
 use std::time::Duration;
 
+use rediscope::error::{Applied, ConnectionErrorKind};
 use rediscope::prelude::*;
-use rediscope::{Applied, ConnectionErrorKind, Error, SessionManager};
+use rediscope::{Error, SessionManager};
 
 use super::fixture::{client_ids, lost, pool_is_whole, sized, trusting, typed};
 use rediscope_testing::eventually;

@@ -1,10 +1,11 @@
 //! What an error reply proves: a code alone proves nothing, an error text of the server's own does.
 
+use rediscope::error::Applied;
 use rediscope::prelude::*;
 use rediscope::redis::{
     self, ErrorKind, FromRedisValue, ParsingError, RedisError, ServerErrorKind,
 };
-use rediscope::{Applied, Error, Pooled, SessionManager};
+use rediscope::{Error, Pooled, SessionManager};
 
 use super::fixture::{sized, typed};
 use rediscope_testing::front::Front;

@@ -5,7 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use rediscope::prelude::*;
-use rediscope::{CloseReason, Error, SessionManager};
+use rediscope::status::CloseReason;
+use rediscope::{Error, SessionManager};
 
 use super::fixture::{client_ids, id, pool_is_whole, trusting, typed};
 use rediscope_testing::eventually;

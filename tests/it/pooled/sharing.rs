@@ -3,8 +3,9 @@
 use std::sync::Barrier;
 use std::thread;
 
+use rediscope::Error;
+use rediscope::error::CheckoutError;
 use rediscope::prelude::*;
-use rediscope::{CheckoutError, Error};
 
 use super::fixture::{id, pool_is_whole, sized, trusting, typed};
 use rediscope_testing::server::Server;

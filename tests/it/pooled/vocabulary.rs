@@ -3,7 +3,8 @@
 use std::collections::{BTreeSet, HashMap};
 
 use redis::{Commands, ConnectionLike, pipe};
-use rediscope::{Applied, ConnectionErrorKind, Error, SessionManager};
+use rediscope::error::{Applied, ConnectionErrorKind};
+use rediscope::{Error, SessionManager};
 
 use super::fixture::{lost, pool_is_whole, trusting, typed};
 use rediscope_testing::server::Server;

@@ -5,9 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use proptest::prelude::*;
 use redis::{Connection, RedisWrite, ToRedisArgs, Value};
-use rediscope::{
-    Begin, Error, Queued, Replies, ReplyError, SessionManager, TransactionOptions, prelude::*,
-};
+use rediscope::error::ReplyError;
+use rediscope::{Begin, Error, Queued, Replies, SessionManager, TransactionOptions, prelude::*};
 
 use rediscope_testing::server::Server;
 

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use redis::Connection;
+use rediscope::commands::QueueCommands;
 use rediscope::{
-    Begin, Outcome, QueueCommands, RetryPolicy, SessionManager, Transaction, TransactionOptions,
-    Transactional, Watched, Watching,
+    Begin, Outcome, RetryPolicy, SessionManager, Transaction, TransactionOptions, Transactional,
+    Watched, Watching,
 };
 
 use super::model::{Model, Versions, Write};

@@ -3,7 +3,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use proptest::prelude::*;
-use rediscope::{CommitError, Error, Outcome, QueueCommands, Replies, Savepoint, Watching};
+use rediscope::commands::QueueCommands;
+use rediscope::{CommitError, Error, Outcome, Replies, Savepoint, Watching};
 
 use super::fixture::Judged;
 use super::model::{KEYS, Model, Write};

@@ -1,8 +1,9 @@
 //! The same contract over RESP3, over a unix socket, over IPv6, and in another database.
 
 use crate::fixture::{LONG, SOON};
+use rediscope::error::{Applied, ReplyError};
 use rediscope::prelude::*;
-use rediscope::{Applied, CommitError, Error, Outcome, ReplyError, SessionManager};
+use rediscope::{CommitError, Error, Outcome, SessionManager};
 
 use super::rejected::rejected;
 use crate::fixture::proxied::{assert_outcome, client_ids, commit_error, warm};

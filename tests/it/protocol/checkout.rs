@@ -5,8 +5,9 @@ use crate::fixture::{LONG, SOON};
 use std::thread;
 use std::time::Duration;
 
+use rediscope::error::{Applied, CheckoutError, CheckoutTimeout, ConnectionErrorKind};
 use rediscope::prelude::*;
-use rediscope::{Applied, Builder, CheckoutError, CheckoutTimeout, ConnectionErrorKind, Error};
+use rediscope::{Builder, Error};
 use rediscope::{SessionManager, TransactionOptions, Transactional};
 
 use crate::fixture::proxied::{exists, get, pool_is_whole};

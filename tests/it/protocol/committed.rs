@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use rediscope::error::{Applied, ReplyError};
 use rediscope::prelude::*;
-use rediscope::{Applied, Block, Error, Outcome, Replies, ReplyError, Resolve, SessionManager};
+use rediscope::{Block, Error, Outcome, Replies, Resolve, SessionManager};
 
 use crate::fixture::proxied::{Proxied, get, pool_is_whole};
 use rediscope_testing::server::Server;

@@ -4,11 +4,9 @@ use crate::fixture::SOON;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
+use rediscope::error::{Applied, ConnectionErrorKind};
 use rediscope::prelude::*;
-use rediscope::{
-    Applied, CommitError, ConnectionErrorKind, Error, Outcome, RetryPolicy, SessionManager,
-    Watching,
-};
+use rediscope::{CommitError, Error, Outcome, RetryPolicy, SessionManager, Watching};
 
 use crate::fixture::proxied::{Proxied, client_ids, exists, get, pool_is_whole};
 use rediscope_testing::eventually;

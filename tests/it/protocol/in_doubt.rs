@@ -1,8 +1,9 @@
 //! `InDoubt`: EXEC was sent and its reply was lost; and what is known in spite of that.
 
 use crate::fixture::{LONG, SOON};
+use rediscope::error::{Applied, ConnectionErrorKind, ReplyError};
 use rediscope::prelude::*;
-use rediscope::{Applied, CommitError, ConnectionErrorKind, Error, ReplyError};
+use rediscope::{CommitError, Error};
 
 use crate::fixture::proxied::{
     Proxied, RESPONSE, assert_outcome, client_ids, commit_error, exists, get, pool_is_whole,

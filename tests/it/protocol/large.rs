@@ -1,8 +1,9 @@
 //! The large form: past `flush_bytes` a transaction is sent ahead in chunks.
 
 use crate::fixture::LONG;
+use rediscope::error::Applied;
 use rediscope::prelude::*;
-use rediscope::{Applied, Error, SessionManager};
+use rediscope::{Error, SessionManager};
 
 use crate::fixture::proxied::{Proxied, client_ids, exists, get, pool_is_whole};
 use rediscope_testing::proxy::{Fault, Trigger};

@@ -1,10 +1,10 @@
 //! `NotIsolated`: MULTI was refused on a trusted connection, so the commands ran one by one.
 
 use crate::fixture::{LONG, SOON};
+use rediscope::error::{Applied, CheckoutError, ConnectionErrorKind, ReplyError};
 use rediscope::prelude::*;
 use rediscope::{
-    Applied, Begin, CheckoutError, CommitError, Condition, ConnectionErrorKind, Error, ReplyError,
-    SessionManager, TransactionOptions, Transactional,
+    Begin, CommitError, Condition, Error, SessionManager, TransactionOptions, Transactional,
 };
 
 use super::rejected::rejected;

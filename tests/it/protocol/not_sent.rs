@@ -8,8 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
+use rediscope::error::{Applied, ConnectionErrorKind};
 use rediscope::prelude::*;
-use rediscope::{Applied, CloseReason, CommitError, ConnectionErrorKind, Error, RetryPolicy};
+use rediscope::status::CloseReason;
+use rediscope::{CommitError, Error, RetryPolicy};
 use rediscope::{SessionManager, TransactionOptions};
 
 use crate::fixture::proxied::{

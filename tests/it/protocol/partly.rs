@@ -1,10 +1,9 @@
 //! `PartlyApplied`: EXEC ran, at least one command failed, the others were applied.
 
 use crate::fixture::LONG;
+use rediscope::error::{Applied, ReplyError};
 use rediscope::prelude::*;
-use rediscope::{
-    Applied, CommitError, Error, Replies, ReplyError, SessionManager, TransactionOptions,
-};
+use rediscope::{CommitError, Error, Replies, SessionManager, TransactionOptions};
 
 use crate::fixture::proxied::{
     Proxied, assert_outcome, client_ids, commit_error, get, pool_is_whole,

@@ -2,9 +2,10 @@
 //! the reason.
 
 use crate::fixture::{LONG, SOON};
+use rediscope::error::{Applied, CheckoutError, ConnectionErrorKind};
 use rediscope::prelude::*;
 use rediscope::redis::Commands;
-use rediscope::{Applied, CheckoutError, CommitError, ConnectionErrorKind, Error, SessionManager};
+use rediscope::{CommitError, Error, SessionManager};
 
 use crate::fixture::proxied::{
     Proxied, assert_outcome, client_ids, commit_error, exists, get, pool_is_whole, warm,

@@ -4,8 +4,10 @@ use crate::fixture::{LONG, SOON, immediate};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use rediscope::SessionManager;
+use rediscope::error::Applied;
 use rediscope::prelude::*;
-use rediscope::{Applied, CloseReason, SessionManager};
+use rediscope::status::CloseReason;
 
 use super::rejected::rejected;
 use crate::fixture::proxied::{

@@ -5,12 +5,10 @@ use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
+use rediscope::error::{Applied, ConnectionErrorKind, ReplyError};
 use rediscope::prelude::*;
 use rediscope::redis::{Cmd, Value, cmd};
-use rediscope::{
-    Applied, Builder, CommitError, ConnectionErrorKind, Error, ReplyError, SessionManager,
-    TransactionOptions,
-};
+use rediscope::{Builder, CommitError, Error, SessionManager, TransactionOptions};
 
 use crate::fixture::proxied::pool_is_whole;
 use rediscope_testing::front::Front;

@@ -7,11 +7,9 @@ use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rediscope::error::{Applied, CheckoutError, ConnectionError, ConnectionErrorKind};
 use rediscope::prelude::*;
-use rediscope::{
-    Applied, Builder, CheckoutError, ConnectionError, ConnectionErrorKind, Credentials,
-    CredentialsProvider, Error, SessionManager,
-};
+use rediscope::{Builder, Credentials, CredentialsProvider, Error, SessionManager};
 
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger, Which};

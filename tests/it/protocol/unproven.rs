@@ -5,10 +5,12 @@
 use crate::fixture::{LONG, SOON};
 use std::time::Duration;
 
+use rediscope::error::{Applied, ReplyError, Resolution};
+use rediscope::lock::LockGuard;
 use rediscope::prelude::*;
 use rediscope::{
-    Applied, Begin, Builder, CommitError, Condition, Error, LockGuard, ReplyError, Resolution,
-    SessionManager, TransactionOptions, Transactional,
+    Begin, Builder, CommitError, Condition, Error, SessionManager, TransactionOptions,
+    Transactional,
 };
 
 use crate::fixture::proxied::{Proxied, assert_outcome, exists, get, pool_is_whole};
@@ -201,7 +203,7 @@ fn tls(proxy: &Proxy) -> (Option<Front>, Builder) {
 }
 
 #[track_caller]
-fn doubt<T: std::fmt::Debug>(reported: Result<T, Error>, what: &str) -> rediscope::InDoubt {
+fn doubt<T: std::fmt::Debug>(reported: Result<T, Error>, what: &str) -> rediscope::error::InDoubt {
     let error = reported.expect_err(what);
     let Some(doubt) = error.as_in_doubt() else { panic!("{what}: {error:?}") };
     assert_outcome(&error, Applied::Unknown, false);

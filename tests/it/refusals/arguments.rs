@@ -11,9 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::side::{Lock, SessionManager};
-use rediscope::{
-    Builder, CommitError, Error, InDoubt, RetryPolicy, TransactionOptions, prelude::*, redis,
-};
+use rediscope::error::InDoubt;
+use rediscope::{Builder, CommitError, Error, RetryPolicy, TransactionOptions, prelude::*, redis};
 
 use rediscope_testing::proxy::{Fault, Proxy, Trigger};
 use rediscope_testing::server::Server;
@@ -167,7 +166,7 @@ fn rows() -> Vec<Row> {
         }),
         row("settings/table.rs max_group", |s, e| s.setting(|b| b.max_group(e.u32()))),
         row("settings/table.rs register_ttl", |s, e| s.setting(|b| b.register_ttl(e.time()))),
-        row("reply/replies.rs at.index", |s, e| {
+        row("transaction/resolve.rs at.index", |s, e| {
             let mut tx = s.sessions.transactional().begin().unwrap();
             tx.incr("a", 1);
             let replies = tx.commit().unwrap();
@@ -212,7 +211,7 @@ fn rows() -> Vec<Row> {
             drop(doubt.resolve_within(e.time()));
             Ok(())
         }),
-        row("reply/replies.rs at.index", |s, e| {
+        row("transaction/resolve.rs at.index", |s, e| {
             let mut tx = s.sessions.transactional().begin().unwrap();
             tx.incr("a", 1);
             tx.incr("a", 1);

@@ -5,8 +5,9 @@ use crate::side::BuildSide as _;
 use std::collections::BTreeMap;
 
 use crate::side::SessionManager;
+use rediscope::error::Applied;
 use rediscope::prelude::*;
-use rediscope::{Applied, CommitError, Error};
+use rediscope::{CommitError, Error};
 
 use rediscope_testing::server::Server;
 use rediscope_testing::unique;

@@ -1,7 +1,8 @@
 //! A handle of another transaction returns no value, and changes no transaction.
 
+use rediscope::Error;
+use rediscope::error::{Applied, ReplyError};
 use rediscope::prelude::*;
-use rediscope::{Applied, Error, ReplyError};
 
 use super::fixture::Quiet;
 

@@ -20,7 +20,7 @@ fn hint(error: Error) -> (String, &'static str) {
     let source =
         std::error::Error::source(&error).and_then(|source| source.downcast_ref::<Error>());
     match source.cloned().unwrap_or(error) {
-        Error::Refused { command, hint } => (command, hint),
+        Error::Refused { command, hint, .. } => (command, hint),
         other => panic!("{other:?}"),
     }
 }

@@ -6,8 +6,9 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use crate::side::SessionManager;
+use rediscope::error::CheckoutError;
 use rediscope::prelude::*;
-use rediscope::{CheckoutError, CommitError, Error, Outcome, TransactionOptions};
+use rediscope::{CommitError, Error, Outcome, TransactionOptions};
 
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Script, Trigger};

@@ -4,7 +4,8 @@ use crate::side::BuildSide as _;
 use std::time::Duration;
 
 use crate::side::SessionManager;
-use rediscope::{Builder, ConfigError};
+use rediscope::Builder;
+use rediscope::error::ConfigError;
 
 const SECRET: &str = "S3CRETpassword";
 
@@ -70,7 +71,7 @@ fn setting(change: impl FnOnce(Builder) -> Builder) -> &'static str {
     assert!(error.to_string().len() > setting.len() + 10, "and why: {error}");
     assert!(!format!("{error:?} {error}").contains(SECRET));
     let outer = rediscope::Error::from(error);
-    assert_eq!((outer.applied(), outer.is_retryable()), (rediscope::Applied::No, false));
+    assert_eq!((outer.applied(), outer.is_retryable()), (rediscope::error::Applied::No, false));
     setting
 }
 

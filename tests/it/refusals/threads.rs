@@ -10,7 +10,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::side::SessionManager;
-use rediscope::{ConfigError, Error, LockError, prelude::*};
+use rediscope::error::{ConfigError, LockError};
+use rediscope::{Error, prelude::*};
 
 use rediscope_testing::server::Server;
 
@@ -89,7 +90,7 @@ fn child(url: &str) {
     for lock in [sessions.lock("l"), sessions.semaphore("s", 2), sessions.lock("f").fair()] {
         let refused = lock.acquire(WAIT).map(drop).unwrap_err();
         assert!(refused.to_string().contains("thread"), "{refused}");
-        assert!(refused.applied() == rediscope::Applied::No);
+        assert!(refused.applied() == rediscope::error::Applied::No);
     }
     let keys: Vec<String> = db.keys("*").unwrap();
     assert!(keys.iter().all(|key| !key.contains("lock:") && !key.contains("sem:")), "{keys:?}");

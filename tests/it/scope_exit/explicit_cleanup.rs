@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 
 use crate::side::{SessionManager, Transactional};
 use redis::Commands;
-use rediscope::{
-    Applied, Begin, CloseReason, CommitError, ConnectionErrorKind, Error, TransactionOptions,
-    prelude::*,
-};
+use rediscope::error::{Applied, ConnectionErrorKind};
+use rediscope::status::CloseReason;
+use rediscope::{Begin, CommitError, Error, TransactionOptions, prelude::*};
 
 use rediscope_testing::proxy::{Fault, Proxy, Trigger};
 use rediscope_testing::server::Server;
@@ -84,7 +83,7 @@ fn discarding_reports_that_the_server_refused_to_clean_and_replaces_the_connecti
         server.acl(&["SETUSER", "app", "-discard", "-unwatch"]);
         let error = pair().unwrap_err();
         server.acl(&["SETUSER", "app", "+discard", "+unwatch"]);
-        let Error::Command { command: refused, error: refusal } = &error else {
+        let Error::Command { command: refused, error: refusal, .. } = &error else {
             panic!("{error:?}")
         };
         assert_eq!((refused.as_str(), refusal.code()), (command, "NOPERM"));

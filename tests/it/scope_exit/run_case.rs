@@ -5,9 +5,8 @@ use std::num::ParseIntError;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use crate::side::{Transaction, Watching};
-use rediscope::{
-    Block, CommitError, Error, Outcome, QueueCommands, Replies, RetryPolicy, Watched, prelude::*,
-};
+use rediscope::commands::QueueCommands;
+use rediscope::{Block, CommitError, Error, Outcome, Replies, RetryPolicy, Watched, prelude::*};
 
 use super::cases::{Cell, Exit, Form, Part};
 use super::fixture::Bench;

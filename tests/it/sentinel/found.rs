@@ -2,17 +2,16 @@
 
 use std::time::{Duration, Instant};
 
+use rediscope::error::{CheckoutError, ConfigError, ConnectionErrorKind};
 use rediscope::prelude::*;
-use rediscope::{
-    CheckoutError, ConfigError, ConnectionErrorKind, Error, SessionManager, TransactionOptions,
-};
+use rediscope::{Error, SessionManager, TransactionOptions};
 
 use rediscope_testing::eventually;
 use rediscope_testing::sentinel::{Group, NAME, clients};
 
 const CHECKOUT: Duration = Duration::from_secs(4);
 
-fn refused(builder: rediscope::Builder) -> rediscope::ConnectionError {
+fn refused(builder: rediscope::Builder) -> rediscope::error::ConnectionError {
     let sessions = builder
         .connect_timeout(Duration::from_secs(1))
         .response_timeout(Duration::from_secs(1))

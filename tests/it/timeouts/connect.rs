@@ -6,10 +6,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::side::SessionManager;
+use rediscope::error::{Applied, CheckoutError, ConnectionError, ConnectionErrorKind};
 use rediscope::prelude::*;
-use rediscope::{
-    Applied, Builder, CheckoutError, ConnectionError, ConnectionErrorKind, Error, PoolStatus,
-};
+use rediscope::status::PoolStatus;
+use rediscope::{Builder, Error};
 
 use crate::fixture::proxied::{get, pool_is_whole};
 use rediscope_testing::proxy::Proxy;

@@ -8,11 +8,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::side::SessionManager;
+use rediscope::error::{Applied, CheckoutError, ConnectionErrorKind};
 use rediscope::prelude::*;
-use rediscope::{
-    Applied, Begin, Builder, CheckoutError, CommitError, ConnectionErrorKind, Error, Outcome,
-    RetryPolicy, TransactionOptions,
-};
+use rediscope::{Begin, Builder, CommitError, Error, Outcome, RetryPolicy, TransactionOptions};
 
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::Proxy;

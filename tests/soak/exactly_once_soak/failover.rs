@@ -9,7 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use rediscope::{Resolution, SessionManager, TransactionOptions, Transactional, UnresolvedReason};
+use rediscope::error::{Resolution, UnresolvedReason};
+use rediscope::{SessionManager, TransactionOptions, Transactional};
 
 use super::ledger::Data;
 use super::operations::{Form, IDS, Operation, Plan, Reported, transact};

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 use std::thread;
 
-use rediscope::{Resolution, SessionManager, UnresolvedReason};
+use rediscope::SessionManager;
+use rediscope::error::{Resolution, UnresolvedReason};
 
 use super::faults::Cut;
 use super::fixture::Store;

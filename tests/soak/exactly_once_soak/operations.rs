@@ -3,9 +3,10 @@
 //! It counts its own number, which shows a second application, and appends it to a list, which shows a
 //! torn one.
 
+use rediscope::error::{Applied, InDoubt, ReplyError, Resolution};
 use rediscope::{
-    Applied, Begin, Block, CommitError, Error, InDoubt, Outcome, Queued, Replies, ReplyError,
-    Resolution, Transaction, TransactionOptions, Transactional, prelude::*,
+    Begin, Block, CommitError, Error, Outcome, Queued, Replies, Transaction, TransactionOptions,
+    Transactional, prelude::*,
 };
 
 use super::faults::Cut;

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use redis::Value;
-use rediscope::{InDoubt, Resolution, SessionManager};
+use rediscope::SessionManager;
+use rediscope::error::{InDoubt, Resolution};
 
 use super::operations::{Plan, count_key, counts_key, set, tag};
 use super::worker::{Shared, sessions};

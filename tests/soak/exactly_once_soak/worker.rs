@@ -8,7 +8,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use rediscope::{Resolution, SessionManager, TransactionOptions, Transactional};
+use rediscope::error::Resolution;
+use rediscope::{SessionManager, TransactionOptions, Transactional};
 
 use super::faults::Cut;
 use super::fixture::{Proxies, Store, Target};

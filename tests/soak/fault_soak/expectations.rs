@@ -1,6 +1,7 @@
 //! What one operation returned, and what must then be true on the server. The ledger checks the server.
 
-use rediscope::{Applied, CheckoutError, CommitError, Error};
+use rediscope::error::{Applied, CheckoutError};
+use rediscope::{CommitError, Error};
 
 /// How often the ledger may have a operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use redis::{Commands, Connection};
-use rediscope::{Applied, Error};
+use rediscope::Error;
+use rediscope::error::Applied;
 
 use super::expectations::{self, Reported, Times};
 use super::operations::{self, Operation};

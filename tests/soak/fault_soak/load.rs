@@ -307,7 +307,7 @@ impl Load {
     fn has_entry(&self, operation: &Operation, replies: &Replies, mark: Option<Mark>) -> bool {
         match mark.map(|(entry, _)| replies.get(entry)) {
             Some(Ok(1)) => true,
-            Some(Err(Error::Reply(rediscope::ReplyError::Failed { .. }))) => false,
+            Some(Err(Error::Reply(rediscope::error::ReplyError::Failed { .. }))) => false,
             other => {
                 self.ledger.wrong(operation, &format!("the ledger's own reply is {other:?}"));
                 false

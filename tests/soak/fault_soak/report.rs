@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use rediscope::{PoolCounters, Status};
+use rediscope::status::{PoolCounters, Status};
 
 use super::calls::{Call, Machine};
 use super::expectations::Reported;
@@ -177,7 +177,7 @@ impl fmt::Display for Report {
             format!("{} (at most 8 + 8)", self.connections),
         )?;
         let pools = [&status.transactional, &status.pooled];
-        let sum = |count: fn(&rediscope::PoolStatus) -> usize| -> usize {
+        let sum = |count: fn(&rediscope::status::PoolStatus) -> usize| -> usize {
             pools.iter().map(|pool| count(pool)).sum()
         };
         row(

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use redis::Commands;
-use rediscope::{Error, Lock, LockError, LockGuard, SessionManager};
+use rediscope::error::LockError;
+use rediscope::lock::{Lock, LockGuard};
+use rediscope::{Error, SessionManager};
 
 use super::history::{Entry, What};
 use rediscope_testing::eventually;

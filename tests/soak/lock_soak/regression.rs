@@ -9,7 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use rediscope::{Error, LockError, LockStatus, SessionManager};
+use rediscope::error::LockError;
+use rediscope::status::LockStatus;
+use rediscope::{Error, SessionManager};
 
 use super::faults::{Faults, inject, stalled, stalls};
 use super::listen;

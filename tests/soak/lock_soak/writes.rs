@@ -11,10 +11,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use rediscope::{
-    Applied, Begin, Error, Lock, LockGuard, QueueCommands, SessionManager, TransactionOptions,
-    Transactional,
-};
+use rediscope::commands::QueueCommands;
+use rediscope::error::Applied;
+use rediscope::lock::{Lock, LockGuard};
+use rediscope::{Begin, Error, SessionManager, TransactionOptions, Transactional};
 
 use rediscope_testing::server::Server;
 

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use rediscope::error::Applied;
 use rediscope::prelude::*;
-use rediscope::{Applied, Error, Transactional};
+use rediscope::{Error, Transactional};
 
 use rediscope_testing::cluster::Cluster;
 

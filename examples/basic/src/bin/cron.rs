@@ -14,7 +14,8 @@ use std::process::{Child, Command};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rediscope::{LockGuard, SessionManager, prelude::*};
+use rediscope::lock::LockGuard;
+use rediscope::{SessionManager, prelude::*};
 use rediscope_examples::keys;
 
 const WORKERS: usize = 3;

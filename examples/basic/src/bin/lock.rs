@@ -11,7 +11,8 @@ use std::error::Error;
 use std::thread;
 use std::time::Duration;
 
-use rediscope::{CommitError, LockError, SessionManager, prelude::*};
+use rediscope::error::LockError;
+use rediscope::{CommitError, SessionManager, prelude::*};
 use rediscope_examples::keys;
 
 /// Maximum time to wait for a lock.

@@ -14,7 +14,8 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::num::ParseIntError;
 
-use rediscope::{ReplyError, SessionManager, Transactional, prelude::*};
+use rediscope::error::ReplyError;
+use rediscope::{SessionManager, Transactional, prelude::*};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let url = std::env::var("REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1/".to_owned());

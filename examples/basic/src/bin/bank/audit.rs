@@ -131,7 +131,7 @@ impl Verdict {
                 if self.failures.len() < 10 {
                     self.failures.push(format!("{:?}: {error:#}", error.applied()));
                 }
-                let right = error.applied() != rediscope::Applied::No || times == 0;
+                let right = error.applied() != rediscope::error::Applied::No || times == 0;
                 (&mut self.failed, right)
             }
         };

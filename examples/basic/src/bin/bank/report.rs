@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use rediscope::{PoolCounters, Status};
+use rediscope::status::{PoolCounters, Status};
 
 use crate::audit::Verdict;
 use crate::connections::Killed;

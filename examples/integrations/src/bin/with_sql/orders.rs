@@ -2,9 +2,8 @@
 
 use std::error::Error;
 
-use rediscope::{
-    CommitError, Outcome, Replies, ReplyError, SessionManager, Transactional, prelude::*, redis,
-};
+use rediscope::error::ReplyError;
+use rediscope::{CommitError, Outcome, Replies, SessionManager, Transactional, prelude::*, redis};
 
 use crate::database::{Database, Effect, Order, Row};
 use crate::proxy::{Fault, FaultProxy};

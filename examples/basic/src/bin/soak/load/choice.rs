@@ -1,6 +1,6 @@
 //! What each transaction does: chosen by the seed and its number alone.
 
-use rediscope::QueueCommands;
+use rediscope::commands::QueueCommands;
 
 pub(crate) const ACCOUNTS: usize = 64;
 pub(crate) const FLUSH_BYTES: usize = 1024;

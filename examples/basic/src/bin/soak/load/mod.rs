@@ -166,7 +166,8 @@ fn one(
                 match tx.commit()? {
                     Outcome::Committed(_) => break,
                     Outcome::Conflict if attempt == CONFLICTS => {
-                        return Err(rediscope::Error::RetriesExhausted { attempts: attempt });
+                        tally.errors.push(format!("{attempt} conflicts of {choice:?}"));
+                        break;
                     }
                     Outcome::Conflict => tally.conflicts += 1,
                 }

@@ -1,4 +1,5 @@
-//! The return types of a block, from handles to values.
+//! The return types of a block, from handles to values, and how a caller reads these from the
+//! replies.
 
 use redis::FromRedisValue;
 
@@ -76,6 +77,32 @@ impl Replies {
     /// [`Error::Reply`], with a [`ReplyError`]. The transaction **was applied** in any case.
     pub fn get<R: Resolve>(&self, handles: R) -> Result<R::Output, Error> {
         handles.resolve(self)
+    }
+
+    /// Reads the reply of the command at `index`, from 0 in the order in which the commands were
+    /// sent. Commands of a forgotten savepoint are not counted: they were not sent.
+    ///
+    /// This is for a caller without a handle. After a failed [`run`](crate::Transactional::run) the
+    /// handles are gone with its closure. [`ReplyError::Failed`] has the index.
+    ///
+    /// ```no_run
+    /// # use rediscope::{SessionManager, prelude::*};
+    /// # fn main() -> Result<(), rediscope::Error> {
+    /// # let accounts = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+    /// let result = accounts.run(|tx| Ok((tx.incr("hits", 1), tx.lpush("log", "hit"))));
+    /// if let Err(error) = &result
+    ///     && let Some(replies) = error.replies()
+    /// {
+    ///     let hits: i64 = replies.at(0)?;
+    ///     println!("{error:#}; but the {hits}th hit was counted");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`get`](Self::get); [`ReplyError::OutOfRange`] if there was no such command.
+    pub fn at<T: FromRedisValue>(&self, index: usize) -> Result<T, Error> {
+        Ok(self.read(index, self.value_at(index)?)?)
     }
 }
 
