@@ -95,8 +95,9 @@ fn calls<'c>(trusting: &'c SessionManager, asking: &'c SessionManager) -> Vec<Ca
             Err(Error::Commit(CommitError::InDoubt(_))) => Ok(()),
             other => wrong(other),
         }),
+        // Not sent, because no other connection could be opened.
         call("commit on an untrusted connection", Limit::Checkout, || match untrusted.commit() {
-            Err(Error::Commit(CommitError::NotSent { .. })) => Ok(()),
+            Err(Error::Checkout(CheckoutError::Connect { .. })) => Ok(()),
             other => wrong(other),
         }),
         call("commit behind MULTI", Limit::Response, || match committed.commit() {
