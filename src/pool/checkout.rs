@@ -47,15 +47,15 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if self.core.settings.is_forked_child() {
+        if self.core.config.settings.is_forked_child() {
             return;
         }
         self.core.semaphore.release(self.number);
         self.events.collect();
-        let name = self.core.name;
+        let name = self.core.config.name;
         self.events.add(Level::TRACE, move || tracing::trace!(pool = name, "check in"));
         match self.by_reaper {
-            true => self.events.send_to(&self.core.logging.log_thread),
+            true => self.events.send_to(&self.core.config.logging.log_thread),
             false => self.events.write(),
         }
     }
@@ -81,7 +81,7 @@ pub(crate) enum BatchCheckout {
 /// In a forked child nothing is returned: the pool belongs to the parent.
 impl Drop for Checkout {
     fn drop(&mut self) {
-        if self.permit.core.settings.is_forked_child()
+        if self.permit.core.config.settings.is_forked_child()
             && let Some(connection) = self.connection.take()
         {
             connection.leak();
@@ -276,7 +276,9 @@ impl Checkout {
             let failure = core.shared.connect_error().filter(|(at, _)| *at >= started);
             match failure {
                 Some((_, source))
-                    if !source.is_transient_failure() || now >= deadline || core.fail_fast =>
+                    if !source.is_transient_failure()
+                        || now >= deadline
+                        || core.config.fail_fast =>
                 {
                     return Err(CheckoutError::Connect { waited: started.elapsed(), source });
                 }
@@ -308,7 +310,7 @@ impl Checkout {
         };
         let address = core.endpoint.address().into_owned();
         // Before the timer starts: the provider's latency does not count against the server.
-        let login = match new_login(&core.endpoint, &core.settings, checkout_deadline) {
+        let login = match new_login(&core.endpoint, core.settings(), checkout_deadline) {
             Ok(login) => login,
             Err(error) => {
                 connection.auth_failed();
@@ -321,10 +323,10 @@ impl Checkout {
                 return true;
             }
         };
-        let deadline = Deadline::after(core.settings.response_timeout).capped(checkout_deadline);
+        let deadline = Deadline::after(core.settings().response_timeout).capped(checkout_deadline);
         match connection.reauthenticate(&login, deadline) {
             Ok(Ok(())) => {
-                core.counters().reauthentications.add();
+                core.shared.counters.reauthentications.add();
                 self.log_later(Level::DEBUG, move || {
                     tracing::debug!(server.address = &*address, "re-authenticated");
                 });
@@ -381,12 +383,12 @@ impl Checkout {
     }
 
     pub(crate) fn retry_budget(&self, deadline: Instant) -> RetryBudget {
-        RetryBudget::new(self.permit.core.settings.max_size, deadline)
+        RetryBudget::new(self.permit.core.config.settings.max_size, deadline)
     }
 
     /// Returns the deadline of one exchange with the server, by the pool's `response_timeout`.
     pub(crate) fn response_deadline(&self) -> Deadline {
-        Deadline::after(self.permit.core.settings.response_timeout)
+        Deadline::after(self.permit.core.config.settings.response_timeout)
     }
 }
 

@@ -10,7 +10,7 @@ use crate::connection::endpoint::Endpoint;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::pool::batch_response::BatchResponse;
 use crate::pool::blocking::BlockingCommands;
-use crate::pool::config::{Logging, PoolConfig};
+use crate::pool::config::PoolConfig;
 use crate::pool::idle::IdleConnections;
 use crate::pool::semaphore::{BatchMember, FairSemaphore};
 use crate::pool::shared::PoolShared;
@@ -24,11 +24,8 @@ const REPLACE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The shared state of one pool's checkouts.
 pub(crate) struct PoolCore {
-    pub(in crate::pool) name: &'static str,
-    pub(in crate::pool) fail_fast: bool,
+    pub(in crate::pool) config: PoolConfig,
     pub(in crate::pool) endpoint: Endpoint,
-    pub(in crate::pool) logging: Arc<Logging>,
-    pub(in crate::pool) settings: Arc<Settings>,
     pub(in crate::pool) shared: Arc<PoolShared>,
     pub(in crate::pool) semaphore: FairSemaphore<BatchRequest, BatchResponse>,
     pub(in crate::pool) blocking: Arc<BlockingCommands>,
@@ -48,16 +45,12 @@ impl PoolCore {
     pub(crate) fn new(config: PoolConfig, endpoint: Endpoint) -> Self {
         let shared = Arc::new(PoolShared::new(Arc::clone(&config.counters)));
         let idle = IdleConnections::new(&config, endpoint.clone(), &shared);
-        let PoolConfig { name, settings, logging, fail_fast, .. } = config;
         Self {
-            name,
-            fail_fast,
             endpoint,
-            logging,
             shared,
-            semaphore: FairSemaphore::new(settings.max_size as usize),
+            semaphore: FairSemaphore::new(config.settings.max_size as usize),
             blocking: Arc::default(),
-            settings,
+            config,
             idle,
             created: Instant::now(),
             distrusted_before: AtomicU64::new(0),
@@ -67,7 +60,7 @@ impl PoolCore {
     }
 
     pub(crate) fn settings(&self) -> &Arc<Settings> {
-        &self.settings
+        &self.config.settings
     }
 
     pub(crate) fn shared(&self) -> &Arc<PoolShared> {
@@ -75,15 +68,11 @@ impl PoolCore {
     }
 
     pub(crate) fn counters(&self) -> &Counters {
-        &self.shared.counters
+        &self.config.counters
     }
 
     pub(crate) fn endpoint(&self) -> &Endpoint {
         &self.endpoint
-    }
-
-    pub(crate) fn logging(&self) -> &Arc<Logging> {
-        &self.logging
     }
 
     /// Returns the requests at the head of the queue, as many as fit into a write that has `bytes`
@@ -92,23 +81,23 @@ impl PoolCore {
         &self,
         mut bytes: usize,
     ) -> Vec<BatchMember<BatchRequest, BatchResponse>> {
-        let (mut members, most) = (1, self.settings.max_group);
+        let (mut members, most) = (1, self.config.settings.max_group);
         self.semaphore.take_batch(|request| {
             members += 1;
             bytes += request.bytes.len();
-            members <= most && bytes <= self.settings.flush_bytes
+            members <= most && bytes <= self.config.settings.flush_bytes
         })
     }
 
     /// Number of permits that callers hold.
     pub(in crate::pool) fn in_use(&self) -> usize {
-        (self.settings.max_size as usize).saturating_sub(self.semaphore.free())
+        (self.config.settings.max_size as usize).saturating_sub(self.semaphore.free())
     }
 
     /// Closes the idle connections of a closed pool. Returns true if only connections in use are
     /// left; those are closed when they are returned.
     pub(in crate::pool) fn sweep(&self) -> bool {
-        // r2d2 lists a connection a moment after it was opened, so one sweep is not enough.
+        // An opened connection is listed a moment later, so one sweep is not enough.
         while let Some(mut connection) = self.idle.take() {
             connection.taint(CloseReason::Outdated);
         }
@@ -123,7 +112,7 @@ impl PoolCore {
 
     /// Returns whether a connection with that last reply can be used without a probe.
     pub(in crate::pool) fn trusts(&self, last_alive: Instant) -> bool {
-        last_alive.elapsed() <= self.settings.trust_window
+        last_alive.elapsed() <= self.config.settings.trust_window
             && self.stamp(last_alive) >= self.distrusted_before.load(Ordering::Acquire)
     }
 
@@ -168,7 +157,7 @@ impl PoolCore {
 /// In a forked child the connections and the threads belong to the parent.
 impl Drop for PoolCore {
     fn drop(&mut self) {
-        if self.settings.is_forked_child() {
+        if self.config.settings.is_forked_child() {
             self.idle.leak();
         }
     }

@@ -1,7 +1,6 @@
 //! The idle connections of a pool, and the opening of further ones.
 //!
-//! r2d2 opens the connections on its own threads, keeps the idle ones, and closes those that were
-//! idle for too long. The fair semaphore in front of it decides which caller gets one. A panic must
+//! r2d2 opens connections on its threads with back-off, keeps the idle ones, and retires them. The fair semaphore in front of it decides which caller gets one. A panic must
 //! not reach r2d2, which would lose the connection's place forever. Every call needs a permit, so
 //! that no call of r2d2 waits for another caller's connection.
 

@@ -1,6 +1,8 @@
 //! A pool of connections to one server: a caller gets one in the order of waiting.
 
+use std::any::Any;
 use std::fmt;
+use std::ops::Deref;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -13,16 +15,12 @@ use crate::error::open_scope::OpenScope;
 use crate::logging::deferred::DeferredEvents;
 use crate::logging::rate_limit::LimitedEvent;
 use crate::pool::checkout::{BatchCheckout, Checkout, Permit};
-use crate::pool::config::{Logging, PoolConfig};
+use crate::pool::config::PoolConfig;
 use crate::pool::core::PoolCore;
 use crate::pool::scopes::{OpenScopes, PinnedConnection, ReaperState, ScopeOrigin, WaitCheck};
 use crate::pool::semaphore::{AcquireError, Acquired, IsWaiting};
-#[cfg(test)]
-use crate::pool::shared::PoolShared;
 use crate::protocol::batch::BatchRequest;
-use crate::settings::settings::Settings;
-use crate::status::counters::Counters;
-use crate::status::report::PoolStatus;
+use crate::status::node::NodeStatus;
 
 /// Time in addition to its timeout that a closing pool waits for connections that are being opened.
 const CLOSE_GRACE: Duration = Duration::from_millis(100);
@@ -55,6 +53,14 @@ impl WeakPool {
     }
 }
 
+impl Deref for Pool {
+    type Target = Arc<PoolCore>;
+
+    fn deref(&self) -> &Arc<PoolCore> {
+        self.scopes.core()
+    }
+}
+
 /// Every holder of a connection waits for another one.
 struct WouldDeadlock {
     /// No holder can have moved to another thread.
@@ -77,38 +83,10 @@ impl Pool {
         WeakPool { scopes: Arc::downgrade(&self.scopes) }
     }
 
-    fn core(&self) -> &Arc<PoolCore> {
-        self.scopes.core()
-    }
-
-    pub(crate) fn settings(&self) -> &Arc<Settings> {
-        self.core().settings()
-    }
-
-    #[cfg(test)]
-    pub(crate) fn shared(&self) -> &Arc<PoolShared> {
-        self.core().shared()
-    }
-
-    pub(crate) fn counters(&self) -> &Counters {
-        self.core().counters()
-    }
-
-    pub(crate) fn endpoint(&self) -> &Endpoint {
-        self.core().endpoint()
-    }
-
-    pub(crate) fn logging(&self) -> &Arc<Logging> {
-        self.core().logging()
-    }
-
     /// Takes a connection for one round trip.
     pub(crate) fn checkout(&self, deadline: Instant) -> Result<Checkout, CheckoutError> {
         let started = Instant::now();
-        let permit = self.permit(started, deadline);
-        let mut checkout = permit.and_then(|permit| Checkout::new(permit, started, deadline));
-        self.count_checkout(checkout.as_mut());
-        checkout
+        self.connect(self.permit(started, deadline), started, deadline)
     }
 
     /// The same if a permit is free; `None`: no permit is free.
@@ -116,35 +94,38 @@ impl Pool {
         &self,
         deadline: Instant,
     ) -> Result<Option<Checkout>, CheckoutError> {
-        let started = Instant::now();
-        let Some(permit) = self.try_permit() else { return Ok(None) };
-        let mut checkout = Checkout::new(permit, started, deadline);
-        self.count_checkout(checkout.as_mut());
-        checkout.map(Some)
+        let connect = |permit| self.connect(Ok(permit), Instant::now(), deadline);
+        self.try_permit().map(connect).transpose()
     }
 
     /// Begins to open a connection if there is none, without waiting for it.
     pub(crate) fn warm(&self) {
-        let idle = &self.core().idle;
-        if idle.size() == 0
+        if self.idle.size() == 0
             && let Some(_permit) = self.try_permit()
         {
-            drop(idle.open_one());
+            drop(self.idle.open_one());
         }
     }
 
-    fn count_checkout(&self, checkout: Result<&mut Checkout, &mut CheckoutError>) {
-        let name = self.core().name;
-        match checkout {
+    /// Takes a connection for the permit, and counts and logs the outcome.
+    fn connect(
+        &self,
+        permit: Result<Permit, CheckoutError>,
+        started: Instant,
+        deadline: Instant,
+    ) -> Result<Checkout, CheckoutError> {
+        let name = self.config.name;
+        let mut checkout = permit.and_then(|permit| Checkout::new(permit, started, deadline));
+        match &mut checkout {
             Ok(checkout) => {
-                self.counters().checkouts.add();
+                self.config.counters.checkouts.add();
                 checkout.log_later(Level::TRACE, move || tracing::trace!(pool = name, "checkout"));
             }
             Err(error) => {
-                self.counters().refused.add();
-                let allowed = self.logging().rate_limits.allow(LimitedEvent::CheckoutRefused);
+                self.config.counters.refused.add();
+                let rate_limits = &self.config.logging.rate_limits;
                 let error = format!("{error:#}");
-                match allowed {
+                match rate_limits.allow(LimitedEvent::CheckoutRefused) {
                     Some(suppressed) => {
                         tracing::warn!(pool = name, %error, suppressed, "checkout refused");
                     }
@@ -152,17 +133,19 @@ impl Pool {
                 }
             }
         }
+        checkout
     }
 
-    /// Takes a connection for a scope; see [`Checkout::with_ask`].
+    /// Takes a connection for a scope; see [`Checkout::with_ask`]. The scope keeps `router` alive.
     pub(crate) fn pin(
         &self,
         origin: ScopeOrigin,
         deadline: Instant,
         needs_asking: bool,
+        router: Arc<dyn Any + Send + Sync>,
     ) -> Result<PinnedConnection, CheckoutError> {
         let checkout = self.checkout(deadline)?.with_ask(needs_asking);
-        Ok(self.scopes.open(checkout, origin))
+        Ok(self.scopes.open(checkout, origin, router))
     }
 
     /// Takes a connection if one is free. Otherwise waits for a connection that leads a batch,
@@ -187,47 +170,42 @@ impl Pool {
     ) -> Result<BatchCheckout, CheckoutError> {
         let started = Instant::now();
         if let Some(permit) = self.try_permit() {
-            let mut alone = Checkout::new(permit, started, deadline);
-            self.count_checkout(alone.as_mut());
-            return alone.map(BatchCheckout::Alone);
+            return self.connect(Ok(permit), started, deadline).map(BatchCheckout::Alone);
         }
-        let semaphore = &self.core().semaphore;
         let acquired = self.wait(started, |may_wait| {
-            semaphore.acquire_batched(request(), deadline, response_wait, may_wait)
+            self.semaphore.acquire_batched(request(), deadline, response_wait, may_wait)
         });
-        let mut checkout = acquired.and_then(|acquired| match acquired {
-            Acquired::Response(response) => Ok(BatchCheckout::Response(response)),
-            Acquired::Permit(number, request) => {
-                let permit = Permit::new(Arc::clone(self.core()), number);
-                Ok(BatchCheckout::Lead(Checkout::new(permit, started, deadline)?, request))
+        let (permit, request) = match acquired {
+            Ok(Acquired::Permit(number, request)) => (Ok(self.permit_of(number)), Some(request)),
+            Ok(Acquired::Response(response)) => {
+                // Another caller's connection was used.
+                self.config.counters.checkouts.add();
+                tracing::trace!(pool = self.config.name, "checkout");
+                return Ok(BatchCheckout::Response(response));
             }
-        });
-        match &mut checkout {
-            Ok(BatchCheckout::Alone(checkout) | BatchCheckout::Lead(checkout, _)) => {
-                self.count_checkout(Ok(checkout));
-            }
-            // Another caller's connection was used.
-            Ok(BatchCheckout::Response(_)) => {
-                self.counters().checkouts.add();
-                tracing::trace!(pool = self.core().name, "checkout");
-            }
-            Err(error) => self.count_checkout(Err(error)),
-        }
-        checkout
+            Err(error) => (Err(error), None),
+        };
+        let checkout = self.connect(permit, started, deadline)?;
+        Ok(match request {
+            Some(request) => BatchCheckout::Lead(checkout, request),
+            None => BatchCheckout::Alone(checkout),
+        })
+    }
+
+    fn permit_of(&self, number: usize) -> Permit {
+        Permit::new(Arc::clone(self), number)
     }
 
     fn try_permit(&self) -> Option<Permit> {
-        let number = self.core().semaphore.try_acquire()?;
-        Some(Permit::new(Arc::clone(self.core()), number))
+        self.semaphore.try_acquire().map(|number| self.permit_of(number))
     }
 
     fn permit(&self, started: Instant, deadline: Instant) -> Result<Permit, CheckoutError> {
-        let semaphore = &self.core().semaphore;
-        let number = match semaphore.try_acquire() {
+        let number = match self.semaphore.try_acquire() {
             Some(number) => number,
-            None => self.wait(started, |may_wait| semaphore.acquire(deadline, may_wait))?,
+            None => self.wait(started, |may_wait| self.semaphore.acquire(deadline, may_wait))?,
         };
-        Ok(Permit::new(Arc::clone(self.core()), number))
+        Ok(self.permit_of(number))
     }
 
     /// Waits for a permit, unless that would be a deadlock.
@@ -266,16 +244,15 @@ impl Pool {
                 Err(CheckoutError::WouldDeadlock { holders })
             }
             Err(AcquireError::TimedOut { waiters }) => {
-                let core = self.core();
-                let idle = core.idle.idle();
+                let idle = self.idle.idle();
                 Err(CheckoutError::Timeout(Box::new(CheckoutTimeout {
                     waited: started.elapsed(),
-                    max_size: core.settings.max_size,
-                    in_use: core.in_use() as u32,
+                    max_size: self.settings().max_size,
+                    in_use: self.in_use() as u32,
                     idle,
                     waiters,
                     holders: self.open_scopes(),
-                    last_connect_error: core.shared.connect_error().map(|(_, error)| error),
+                    last_connect_error: self.shared.connect_error().map(|(_, error)| error),
                 })))
             }
         }
@@ -284,44 +261,43 @@ impl Pool {
     /// The open scopes and the blocking commands, oldest first.
     pub(crate) fn open_scopes(&self) -> Vec<OpenScope> {
         let mut scopes = self.scopes.list();
-        scopes.extend(self.core().blocking.list());
+        scopes.extend(self.blocking.list());
         scopes.sort_by_key(|scope| std::cmp::Reverse(scope.age));
         scopes
     }
 
     /// Closes the pool: checkouts fail from now on, and blocking commands are ended.
     pub(crate) fn close(&self) {
-        self.core().semaphore.close();
-        self.core().blocking.close();
+        self.semaphore.close();
+        self.blocking.close();
     }
 
     /// Retires the pool of a former master: waiting callers fail and look for another server; a
     /// connection in use is kept to the end of its scope.
     pub(crate) fn retire(&self) {
-        self.core().semaphore.close();
-        self.core().shared.close();
+        self.semaphore.close();
+        self.shared.close();
     }
 
     /// Waits until no connection is in use, reclaims the scopes that are open at `deadline`, and
     /// closes all connections: idle, in use, and being opened. Returns the number of scopes that
     /// were reclaimed.
     pub(crate) fn drain(&self, deadline: Instant) -> usize {
-        let core = self.core();
-        while core.in_use() > 0 && Instant::now() < deadline {
+        while self.in_use() > 0 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
         // A connection that is returned from here on is closed, and none is opened in its place.
-        core.shared.close();
+        self.shared.close();
         let reclaimed = self.scopes.reclaim_all();
-        if core.in_use() > 0 {
+        if self.in_use() > 0 {
             // Running calls fail now.
-            core.shared.shut_down_sockets();
+            self.shared.shut_down_sockets();
         }
         // The wait ends here: the reaper closes connections that arrive later.
         let until = deadline.max(Instant::now() + CLOSE_GRACE);
-        while !core.sweep() {
+        while !self.sweep() {
             if Instant::now() >= until {
-                core.shared.shut_down_sockets();
+                self.shared.shut_down_sockets();
                 break;
             }
             std::thread::sleep(Duration::from_millis(1));
@@ -332,20 +308,16 @@ impl Pool {
         reclaimed
     }
 
-    pub(crate) fn status(&self) -> PoolStatus {
-        let core = self.core();
-        PoolStatus {
-            name: core.name,
-            size: core.idle.size(),
-            max_size: core.settings.max_size,
-            in_use: core.in_use() as u32,
-            idle: core.idle.idle(),
-            waiting: core.semaphore.waiting(),
-            counts: self.counters().counts(),
-            scopes: self.open_scopes(),
-            last_connect_error: core.shared.connect_error().map(|(_, error)| error),
-            nodes: Vec::new(),
-            redirections: 0,
+    /// The connections of the pool, for the report of its router.
+    pub(crate) fn status(&self, address: String, slots: usize) -> NodeStatus {
+        NodeStatus {
+            address,
+            slots,
+            size: self.idle.size(),
+            in_use: self.in_use() as u32,
+            idle: self.idle.idle(),
+            waiting: self.semaphore.waiting(),
+            last_connect_error: self.shared.connect_error().map(|(_, error)| error),
         }
     }
 
@@ -359,9 +331,9 @@ impl Pool {
         let mut seen = ReaperState::default();
         threads.execute_at_dynamic_rate(period, move || {
             let pool = pool.get()?;
-            let log_thread = &pool.logging().log_thread;
+            let log_thread = &pool.config.logging.log_thread;
             pool.scopes.reclaim_unused(&mut seen, limit, warning, log_thread);
-            if pool.core().shared.is_closed() && !pool.core().sweep() {
+            if pool.shared.is_closed() && !pool.sweep() {
                 return Some(SWEEP_INTERVAL.min(period));
             }
             Some(period)
@@ -372,8 +344,8 @@ impl Pool {
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool")
-            .field("name", &self.core().name)
-            .field("endpoint", self.endpoint())
+            .field("name", &self.config.name)
+            .field("endpoint", &self.endpoint)
             .finish_non_exhaustive()
     }
 }

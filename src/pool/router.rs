@@ -1,14 +1,17 @@
 //! The router from a slot to its pool: the only pool, or the pool of the slot's master.
 //!
-//! Handles and scopes use the router and no pool. With one server it looks nothing up. A call waits
-//! for a slot that no master serves.
+//! Handles and scopes use the router and no pool. It is a map of pools, in which one server is a map
+//! of one that needs no look-up. A call waits for a slot that no master serves.
 
 pub(crate) mod cluster;
 pub(crate) mod slot_map_refresh;
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use crate::connection::endpoint::Endpoint;
@@ -18,18 +21,19 @@ use crate::logging::deferred::LogThread;
 use crate::logging::rate_limit::RateLimits;
 use crate::pool::checkout::BatchCheckout;
 use crate::pool::checkout::Checkout;
-use crate::pool::config::Logging;
+use crate::pool::config::PoolConfig;
 use crate::pool::pool::{Pool, WeakPool};
-use crate::pool::router::cluster::Cluster;
+use crate::pool::router::slot_map_refresh::SlotMapCache;
 use crate::pool::scopes::{PinnedConnection, ScopeOrigin};
 use crate::protocol::batch::BatchRequest;
-use crate::protocol::cluster::redirect::RedirectReply;
-use crate::protocol::cluster::route::{Redirect, Route};
+use crate::protocol::cluster::route::Route;
 use crate::protocol::cluster::slot::SlotBinding;
+use crate::protocol::cluster::slot_map::NodeAddress;
 use crate::settings::credentials::Provider;
 use crate::settings::settings::Settings;
-use crate::status::counters::Counters;
+use crate::status::counters::{Counter, Counters};
 use crate::status::report::PoolStatus;
+use crate::sync::lock;
 
 /// Number of failovers, and version of the credentials. It changes when another server serves, or when
 /// connections must authenticate again.
@@ -38,7 +42,7 @@ pub(crate) type Generation = (u64, Option<u64>);
 /// The pools of one purpose. Clones share the pools.
 #[derive(Clone)]
 pub(crate) struct Router {
-    inner: Nodes,
+    pools: Arc<Pools>,
 }
 
 impl Drop for Router {
@@ -48,75 +52,130 @@ impl Drop for Router {
     }
 }
 
-#[derive(Clone)]
-enum Nodes {
-    Single(Pool),
-    Cluster(Arc<Cluster>),
+impl Deref for Router {
+    type Target = Pools;
+
+    fn deref(&self) -> &Pools {
+        &self.pools
+    }
 }
 
 /// A scope's reference to the pools: a forgotten scope does not keep them alive.
 pub(crate) struct WeakRouter {
-    inner: WeakInner,
-}
-
-enum WeakInner {
-    Single(WeakPool),
-    Cluster(std::sync::Weak<Cluster>),
+    pools: Weak<Pools>,
 }
 
 impl WeakRouter {
-    /// `None` once every handle of the pools is dropped.
+    /// `None` once every handle of the pools is dropped, and no connection of theirs is pinned.
     pub(crate) fn get(&self) -> Option<Router> {
-        let inner = match &self.inner {
-            WeakInner::Single(pool) => Nodes::Single(pool.get()?),
-            WeakInner::Cluster(cluster) => Nodes::Cluster(cluster.upgrade()?),
-        };
-        Some(Router { inner })
+        self.pools.upgrade().map(|pools| Router { pools })
     }
 }
 
+impl fmt::Debug for WeakRouter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WeakRouter")
+    }
+}
+
+/// The servers that the pools lead to.
+enum Servers {
+    /// One server, whose pool needs no look-up.
+    One(Pool),
+    /// The masters of a cluster. The pool of each is made at its first use.
+    Masters(Arc<SlotMapCache>),
+}
+
+/// The pools of one purpose, one for each server.
+pub(crate) struct Pools {
+    config: PoolConfig,
+    /// The server, or the cluster's first seed node.
+    endpoint: Endpoint,
+    servers: Servers,
+    pools: RwLock<HashMap<NodeAddress, Pool>>,
+    /// Retired pools, whose scopes may still be open.
+    retired: Mutex<Vec<(NodeAddress, WeakPool)>>,
+    /// Generation of the slot map by which pools were last retired.
+    pruned: AtomicU64,
+    turn: AtomicU64,
+    redirections: Counter,
+    closed: AtomicBool,
+}
+
 impl Router {
-    pub(crate) fn one(pool: Pool) -> Self {
-        Self { inner: Nodes::Single(pool) }
+    /// The router to one server.
+    pub(crate) fn one(config: PoolConfig, endpoint: Endpoint) -> Self {
+        let pool = Pool::new(config.clone(), endpoint.clone());
+        Self::new(config, endpoint, Servers::One(pool))
     }
 
-    pub(crate) fn cluster(cluster: Cluster) -> Self {
-        Self { inner: Nodes::Cluster(Arc::new(cluster)) }
+    /// The router to the masters of a cluster.
+    pub(crate) fn cluster(config: PoolConfig, slot_map: Arc<SlotMapCache>) -> Self {
+        let config = PoolConfig { fail_fast: true, ..config };
+        Self::new(config, slot_map.first_endpoint().clone(), Servers::Masters(slot_map))
+    }
+
+    fn new(config: PoolConfig, endpoint: Endpoint, servers: Servers) -> Self {
+        let mut pools = HashMap::new();
+        if let Servers::One(pool) = &servers {
+            let (host, port) = endpoint.host_and_port();
+            pools.insert(NodeAddress::new(&host, port), pool.clone());
+        }
+        let pools = Pools {
+            config,
+            endpoint,
+            servers,
+            pools: RwLock::new(pools),
+            retired: Mutex::default(),
+            pruned: AtomicU64::new(0),
+            turn: AtomicU64::new(0),
+            redirections: Counter::default(),
+            closed: AtomicBool::new(false),
+        };
+        Self { pools: Arc::new(pools) }
     }
 
     pub(crate) fn weak(&self) -> WeakRouter {
-        let inner = match &self.inner {
-            Nodes::Single(pool) => WeakInner::Single(pool.weak()),
-            Nodes::Cluster(cluster) => WeakInner::Cluster(Arc::downgrade(cluster)),
-        };
-        WeakRouter { inner }
+        WeakRouter { pools: Arc::downgrade(&self.pools) }
     }
 
-    /// Returns the only pool, if there is one server.
-    pub(crate) fn single(&self) -> Option<&Pool> {
-        match &self.inner {
-            Nodes::Single(pool) => Some(pool),
-            Nodes::Cluster(_) => None,
-        }
+    /// Takes a connection for a scope. Until the scope ends, it keeps the pools alive.
+    pub(crate) fn pin(
+        &self,
+        route: &Route,
+        origin: &ScopeOrigin,
+        deadline: Instant,
+    ) -> Result<PinnedConnection, CheckoutError> {
+        self.with_pool(route, deadline, |pool| {
+            pool.pin(origin.clone(), deadline, route.ask, Arc::<Pools>::clone(&self.pools))
+        })
     }
+}
 
+impl Pools {
     /// Returns the slot binding of a new transaction.
     pub(crate) fn binding(&self) -> SlotBinding {
-        match self.single() {
-            Some(_) => SlotBinding::None,
-            None => SlotBinding::Pending,
-        }
+        if self.is_cluster() { SlotBinding::Pending } else { SlotBinding::None }
     }
 
     pub(crate) fn is_cluster(&self) -> bool {
-        self.single().is_none()
+        self.slot_map().is_some()
+    }
+
+    /// The slot map, in a cluster.
+    fn slot_map(&self) -> Option<&SlotMapCache> {
+        match &self.servers {
+            Servers::One(_) => None,
+            Servers::Masters(slot_map) => Some(slot_map),
+        }
+    }
+
+    pub(crate) fn config(&self) -> &PoolConfig {
+        &self.config
     }
 
     pub(crate) fn settings(&self) -> &Arc<Settings> {
-        match &self.inner {
-            Nodes::Single(pool) => pool.settings(),
-            Nodes::Cluster(cluster) => cluster.settings(),
-        }
+        &self.config.settings
     }
 
     /// Checks the process. Every public call does this first, before it locks or logs.
@@ -128,69 +187,56 @@ impl Router {
     }
 
     pub(crate) fn counters(&self) -> &Counters {
-        match &self.inner {
-            Nodes::Single(pool) => pool.counters(),
-            Nodes::Cluster(cluster) => cluster.counters(),
-        }
+        &self.config.counters
     }
 
     pub(crate) fn rate_limits(&self) -> &RateLimits {
-        &self.logging().rate_limits
+        &self.config.logging.rate_limits
     }
 
     /// The thread that writes events of threads which must not wait for a log.
     pub(crate) fn log_thread(&self) -> &Arc<LogThread> {
-        &self.logging().log_thread
+        &self.config.logging.log_thread
     }
 
-    fn logging(&self) -> &Logging {
-        match &self.inner {
-            Nodes::Single(pool) => pool.logging(),
-            Nodes::Cluster(cluster) => cluster.logging(),
-        }
+    /// The endpoint of the server, or of the cluster's first seed node.
+    pub(crate) fn first_endpoint(&self) -> &Endpoint {
+        &self.endpoint
     }
 
     /// Returns the database. A cluster has only database 0.
     pub(crate) fn db(&self) -> i64 {
-        self.single().map_or(0, |pool| pool.endpoint().db())
+        self.endpoint.db()
     }
 
     /// Returns the address of the server, or of the cluster's seed nodes.
     pub(crate) fn address(&self) -> String {
-        match &self.inner {
-            Nodes::Single(pool) => pool.endpoint().address().into_owned(),
-            Nodes::Cluster(cluster) => cluster.address(),
+        match self.slot_map() {
+            Some(slot_map) => slot_map.address(),
+            None => self.endpoint.address().into_owned(),
         }
     }
 
     /// For spans: the host and port of the server, or of the cluster's first seed node.
     pub(crate) fn host_and_port(&self) -> (Cow<'_, str>, u16) {
-        match &self.inner {
-            Nodes::Single(pool) => pool.endpoint().host_and_port(),
-            Nodes::Cluster(cluster) => {
-                let (host, port) = cluster.host_and_port();
-                (host.into(), port)
-            }
-        }
+        self.endpoint.host_and_port()
     }
 
     /// Returns whether another server may take the place of the current one.
     pub(crate) fn may_switch(&self) -> bool {
-        self.single().is_some_and(|pool| pool.endpoint().may_switch())
+        self.endpoint.may_switch()
     }
 
     /// Returns a value that rises when another server serves, or when connections must
     /// re-authenticate.
     pub(crate) fn generation(&self) -> Generation {
-        let switches = self.single().map_or(0, |pool| pool.endpoint().generation());
-        (switches, self.settings().credentials.as_ref().map(Provider::version))
+        let version = self.settings().credentials.as_ref().map(Provider::version);
+        (self.endpoint.generation(), version)
     }
 
     /// Stops the opening of connections.
     pub(crate) fn stop_connecting(&self) {
-        if let Some(pool) = self.single() {
-            pool.endpoint().close();
-        }
+        self.endpoint.close();
     }
 
     /// Takes a connection for one round trip.
@@ -213,14 +259,6 @@ impl Router {
             .map(|checkout| checkout.map(|checkout| checkout.with_ask(route.ask)))
     }
 
-    /// Begins to open a connection for the route, unless there is one.
-    pub(crate) fn warm(&self, route: &Route) {
-        match &self.inner {
-            Nodes::Single(pool) => pool.warm(),
-            Nodes::Cluster(cluster) => cluster.warm(route),
-        }
-    }
-
     /// Takes a connection for calls that may all be sent again. If another caller sends them in its
     /// batch, returns their replies. A batched call is not awaited past the deadline.
     pub(crate) fn checkout_batched_calls(
@@ -232,16 +270,6 @@ impl Router {
         self.with_pool(route, deadline, |pool| {
             pool.checkout_batched_within(deadline, Duration::ZERO, &mut request)
         })
-    }
-
-    /// Takes a connection for a scope.
-    pub(crate) fn pin(
-        &self,
-        route: &Route,
-        origin: &ScopeOrigin,
-        deadline: Instant,
-    ) -> Result<PinnedConnection, CheckoutError> {
-        self.with_pool(route, deadline, |pool| pool.pin(origin.clone(), deadline, route.ask))
     }
 
     /// See [`Pool::checkout_batched`]. Requests that need ASKING are not batched.
@@ -266,9 +294,9 @@ impl Router {
         mut call: impl FnMut(&Pool) -> Result<T, CheckoutError>,
     ) -> Result<T, CheckoutError> {
         self.here()?;
-        match &self.inner {
-            Nodes::Single(pool) => call(pool),
-            Nodes::Cluster(cluster) => cluster.with_pool(route, deadline, call),
+        match &self.servers {
+            Servers::One(pool) => call(pool),
+            Servers::Masters(slot_map) => self.with_master(slot_map, route, deadline, call),
         }
     }
 
@@ -278,64 +306,68 @@ impl Router {
         route: &Route,
         deadline: Instant,
     ) -> Result<Endpoint, CheckoutError> {
-        self.with_pool(route, deadline, |pool| Ok(pool.endpoint().clone()))
+        self.with_pool(route, deadline, |pool| Ok(pool.endpoint.clone()))
     }
 
-    /// Returns the routes to all masters, for a command that goes to each of them.
-    pub(crate) fn all_masters(&self, deadline: Instant) -> Result<Vec<Route>, CheckoutError> {
-        match &self.inner {
-            Nodes::Single(_) => Ok(vec![Route::default()]),
-            Nodes::Cluster(cluster) => cluster.all_masters(deadline),
-        }
-    }
-
-    /// Returns how a call is sent again after a server rejected it with this error. `None`: the
-    /// error is the call's result.
-    pub(crate) fn redirect_for(&self, route: &Route, code: &str, text: &str) -> Option<Redirect> {
-        match &self.inner {
-            Nodes::Single(_) => None,
-            Nodes::Cluster(cluster) => cluster.redirect_for(route, &RedirectReply::of(code, text)?),
-        }
-    }
-
-    /// The same after no connection to the server was available, by `deadline` at the latest.
-    pub(crate) fn on_unreachable(
-        &self,
-        route: &Route,
-        error: &CheckoutError,
-        deadline: Instant,
-    ) -> Option<Redirect> {
-        match &self.inner {
-            Nodes::Single(_) => None,
-            Nodes::Cluster(cluster) => cluster.on_unreachable(route, error, deadline),
-        }
+    /// All pools, also the retired ones that still have an open scope.
+    fn all(&self) -> Vec<(NodeAddress, Pool)> {
+        let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> =
+            pools.iter().map(|(node, pool)| (node.clone(), pool.clone())).collect();
+        drop(pools);
+        let retired = lock(&self.retired);
+        all.extend(retired.iter().filter_map(|(node, pool)| Some((node.clone(), pool.get()?))));
+        all.sort_by(|(one, _), (other, _)| one.cmp(other));
+        all
     }
 
     pub(crate) fn scopes(&self) -> Vec<OpenScope> {
-        match &self.inner {
-            Nodes::Single(pool) => pool.open_scopes(),
-            Nodes::Cluster(cluster) => cluster.scopes(),
-        }
+        self.all().iter().flat_map(|(_, pool)| pool.open_scopes()).collect()
     }
 
     pub(crate) fn status(&self) -> PoolStatus {
-        match &self.inner {
-            Nodes::Single(pool) => pool.status(),
-            Nodes::Cluster(cluster) => cluster.status(),
+        let mut sum = PoolStatus {
+            counts: self.counters().counts(),
+            redirections: self.redirections.get(),
+            ..PoolStatus::none(self.config.name)
+        };
+        let map = self.slot_map().map(SlotMapCache::map);
+        for (node, pool) in self.all() {
+            let slots = map.as_ref().map_or(0, |map| map.slot_count(&node));
+            let part = pool.status(node.to_string(), slots);
+            sum.size += part.size;
+            sum.max_size += self.settings().max_size;
+            sum.in_use += part.in_use;
+            sum.idle += part.idle;
+            sum.waiting += part.waiting;
+            sum.scopes.extend(pool.open_scopes());
+            match self.is_cluster() {
+                true => sum.nodes.push(part),
+                false => sum.last_connect_error = part.last_connect_error,
+            }
         }
+        if let Some(slot_map) = self.slot_map() {
+            sum.last_connect_error = slot_map.failure();
+        }
+        sum.scopes.sort_by_key(|scope| std::cmp::Reverse(scope.age));
+        sum
     }
 
     pub(crate) fn close(&self) {
-        match &self.inner {
-            Nodes::Single(pool) => pool.close(),
-            Nodes::Cluster(cluster) => cluster.close(),
-        }
+        self.closed.store(true, Ordering::Release);
+        self.all().iter().for_each(|(_, pool)| pool.close());
     }
 
     pub(crate) fn drain(&self, deadline: Instant) -> usize {
-        match &self.inner {
-            Nodes::Single(pool) => pool.drain(deadline),
-            Nodes::Cluster(cluster) => cluster.drain(deadline),
+        self.all().iter().map(|(_, pool)| pool.drain(deadline)).sum()
+    }
+}
+
+/// In a forked child the threads belong to the parent.
+impl Drop for Pools {
+    fn drop(&mut self) {
+        if self.settings().is_forked_child() {
+            std::mem::forget(Arc::clone(&self.config.threads));
         }
     }
 }
@@ -345,15 +377,10 @@ impl fmt::Debug for Router {
         if self.settings().is_forked_child() {
             return f.write_str("Router of another process");
         }
-        match &self.inner {
-            Nodes::Single(pool) => fmt::Debug::fmt(pool, f),
-            Nodes::Cluster(cluster) => fmt::Debug::fmt(cluster, f),
-        }
-    }
-}
-
-impl fmt::Debug for WeakRouter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("WeakRouter")
+        f.debug_struct("Router")
+            .field("name", &self.config.name)
+            .field("endpoint", &self.endpoint)
+            .field("slot_map", &self.slot_map())
+            .finish_non_exhaustive()
     }
 }

@@ -5,6 +5,7 @@
 //! generation. So a scope that was forgotten, or whose thread never returns, keeps no connection. A
 //! known outcome is never overwritten, and the reaper never waits for a scope.
 
+use std::any::Any;
 use std::fmt;
 use std::panic::Location;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -57,11 +58,12 @@ struct HeldConnection {
     checkout: Option<KeptCheckout>,
 }
 
-/// The scope itself holds the pool weakly; this entry keeps the pool alive.
+/// The scope itself holds the pool and its router weakly; this entry keeps them alive.
 #[derive(Debug)]
 struct KeptCheckout {
     checkout: Checkout,
     _scopes: Arc<OpenScopes>,
+    _router: Arc<dyn Any + Send + Sync>,
 }
 
 #[derive(Clone, Debug)]
@@ -103,13 +105,15 @@ impl OpenScopes {
         self: &Arc<Self>,
         checkout: Checkout,
         origin: ScopeOrigin,
+        router: Arc<dyn Any + Send + Sync>,
     ) -> PinnedConnection {
         let (begun, place, index) = (Instant::now(), origin.place, checkout.permit_number());
         let mut generation = 0;
         if let Some(entry) = self.entries.get(index) {
             let mut held = lock(&entry.held);
             held.generation += 1;
-            held.checkout = Some(KeptCheckout { checkout, _scopes: Arc::clone(self) });
+            let kept = KeptCheckout { checkout, _scopes: Arc::clone(self), _router: router };
+            held.checkout = Some(kept);
             generation = held.generation;
             let thread = this_thread();
             let thread_name = thread_name();

@@ -29,17 +29,17 @@ pub(crate) struct PoolShared {
     pub(crate) attempts: Arc<ConnectAttempts>,
     /// Whether the server has reported that it has WAITAOF.
     pub(crate) knows_waitaof: AtomicBool,
-    /// Whether the pool is closed: no connection is used any more. r2d2 would still open its
-    /// `min_idle`.
+    /// Whether the pool is closed: no connection is used any more. The idle store would still open
+    /// its `min_idle`.
     pub(crate) closed: AtomicBool,
-    /// Number of connections that are open or being opened, including those that r2d2 does not count
-    /// yet.
+    /// Number of connections that are open or being opened, including those that the idle store does
+    /// not count yet.
     alive: AtomicUsize,
     sockets: Mutex<Vec<Weak<OwnSocket>>>,
     last_connect_error: Mutex<Option<(Instant, ConnectionError)>>,
     /// When the first of the consecutive connects that ended at MULTI did so, and their number.
     closed_at_multi: Mutex<Option<(Instant, u32)>>,
-    /// Runs after a connection was opened and before r2d2 lists it.
+    /// Runs after a connection was opened and before the idle store lists it.
     #[cfg(test)]
     pub(crate) before_listing: Mutex<Option<Box<dyn Fn() + Send>>>,
 }

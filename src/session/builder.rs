@@ -3,7 +3,6 @@
 //! No address appears in `Debug` or in an error, because an address may hold a password.
 
 use std::sync::Arc;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use crate::commit::resolve::CommitResolver;
@@ -14,13 +13,10 @@ use crate::dns::Resolver;
 use crate::error::config::ConfigError;
 use crate::lock::manager::LockManager;
 use crate::pool::config::{Logging, PoolConfig};
-use crate::pool::pool::Pool;
 use crate::pool::router::Router;
-use crate::pool::router::cluster::Cluster;
 use crate::pool::router::slot_map_refresh::SlotMapCache;
 use crate::process::current::Process;
 use crate::protocol::handshake::Purpose;
-use crate::session::manager::Replicas;
 use crate::session::manager::SessionManager;
 use crate::session::threads;
 use crate::settings::credentials::{CredentialsProvider, Provider};
@@ -211,7 +207,6 @@ impl Builder {
         }
         settings.process = Process::here();
         let settings = Arc::new(settings);
-        let process = settings.process.clone();
         let threads = Arc::new(threads::start()?);
         let logging = Arc::<Logging>::default();
         let kind = |name, purpose| PoolConfig {
@@ -245,7 +240,7 @@ impl Builder {
             resolver,
             limiter,
             locks,
-            replicas: Arc::new(Replicas { pool: OnceLock::new(), threads, process }),
+            replicas: Arc::default(),
         })
     }
 }
@@ -255,16 +250,14 @@ fn routers(
     settings: &Arc<Settings>,
     kinds: [PoolConfig; 3],
 ) -> Result<[Router; 3], ConfigError> {
-    let all = |endpoint: Endpoint| {
-        kinds.clone().map(|kind| Router::one(Pool::new(kind, endpoint.clone())))
-    };
+    let all = |endpoint: Endpoint| kinds.clone().map(|kind| Router::one(kind, endpoint.clone()));
     match address {
         Address::One(info) => Ok(all(Endpoint::new(*info, settings)?)),
         Address::Sentinel(behind) => Ok(all(Endpoint::sentinel(*behind, settings)?)),
         Address::Cluster(nodes) => {
             // All pools share one slot map.
             let slot_map = Arc::new(SlotMapCache::new(nodes, Arc::clone(settings))?);
-            Ok(kinds.map(|kind| Router::cluster(Cluster::new(kind, Arc::clone(&slot_map)))))
+            Ok(kinds.map(|kind| Router::cluster(kind, Arc::clone(&slot_map))))
         }
     }
 }

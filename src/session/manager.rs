@@ -8,8 +8,6 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use scheduled_thread_pool::ScheduledThreadPool;
-
 use crate::commit::resolve::CommitResolver;
 use crate::connection::deadline;
 use crate::error::in_doubt::{CommitToken, Resolution, ResolveCommit as _};
@@ -17,11 +15,8 @@ use crate::error::open_scope::OpenScope;
 use crate::lock::handle::{Lock, RwLock};
 use crate::lock::manager::LockManager;
 use crate::pool::config::PoolConfig;
-use crate::pool::pool::Pool;
 use crate::pool::router::Router;
 use crate::pooled::handle::Pooled;
-use crate::process::current::Process;
-use crate::protocol::handshake::Purpose;
 use crate::protocol::lock::acquire::LockMode;
 use crate::status::locks::LockStatus;
 use crate::status::report::{Closed, PoolStatus, Status};
@@ -57,23 +52,8 @@ pub struct SessionManager {
     pub(crate) resolver: Arc<CommitResolver>,
     pub(crate) limiter: Arc<ContentionLimiter>,
     pub(crate) locks: Arc<LockManager>,
-    pub(crate) replicas: Arc<Replicas>,
-}
-
-/// The pool of connections to replicas, made at its first use.
-pub(crate) struct Replicas {
-    pub(crate) pool: OnceLock<Pool>,
-    pub(crate) threads: Arc<ScheduledThreadPool>,
-    pub(crate) process: Process,
-}
-
-/// In a forked child the threads belong to the parent.
-impl Drop for Replicas {
-    fn drop(&mut self) {
-        if self.process.is_forked_child() {
-            std::mem::forget(Arc::clone(&self.threads));
-        }
-    }
+    /// The pool of connections to replicas, made at its first use.
+    pub(crate) replicas: Arc<OnceLock<Router>>,
 }
 
 /// One line: the server, and the number of connections of each pool. See
@@ -120,24 +100,22 @@ impl SessionManager {
     /// ```
     #[track_caller]
     pub fn replica_reads(&self) -> Pooled {
-        let Some(master) = self.pooled.single() else { return self.pooled() };
+        if self.pooled.is_cluster() {
+            return self.pooled();
+        }
         if self.pooled.here().is_err() {
             // Another thread may have been making the pool when this process was forked.
             return Pooled::reading(self.pooled.clone());
         }
-        let pool = self.replicas.pool.get_or_init(|| {
+        let replicas = self.replicas.get_or_init(|| {
             let kind = PoolConfig {
                 name: "replicas",
-                purpose: Purpose::Pooled,
-                settings: Arc::clone(master.settings()),
-                threads: Arc::clone(&self.replicas.threads),
                 counters: Arc::default(),
-                logging: Arc::clone(master.logging()),
-                fail_fast: false,
+                ..self.pooled.config().clone()
             };
-            Pool::new(kind, master.endpoint().replicas())
+            Router::one(kind, self.pooled.first_endpoint().replicas())
         });
-        Pooled::reading(Router::one(pool.clone()))
+        Pooled::reading(replicas.clone())
     }
 
     /// Returns the handle for transactions.
@@ -249,12 +227,12 @@ impl SessionManager {
         self.transactional.close();
         self.resolver.close();
         self.locks.close();
-        if let Some(replicas) = self.replicas.pool.get() {
+        if let Some(replicas) = self.replicas.get() {
             replicas.close();
         }
         let scopes = self.pooled.drain(deadline)
             + self.transactional.drain(deadline)
-            + self.replicas.pool.get().map_or(0, |pool| pool.drain(deadline));
+            + self.replicas.get().map_or(0, |replicas| replicas.drain(deadline));
         // The locks end last, because a scope may run under a lock.
         let locks = self.locks.end_renewals(deadline);
         Closed { scopes, locks }
@@ -276,7 +254,7 @@ impl SessionManager {
             server: self.transactional.address(),
             pooled: self.pooled.status(),
             transactional: self.transactional.status(),
-            replicas: self.replicas.pool.get().map(Pool::status),
+            replicas: self.replicas.get().map(|replicas| replicas.status()),
             locks: self.locks.status(),
         }
     }

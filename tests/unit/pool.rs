@@ -109,7 +109,7 @@ fn pool_of_one(server: &Server, max_pin_time: Duration) -> Pool {
 
 fn pin(pool: &Pool) -> PinnedConnection {
     let origin = ScopeOrigin { name: None, place: Location::caller(), is_closure: false };
-    pool.pin(origin, Instant::now() + SOON, false).unwrap()
+    pool.pin(origin, Instant::now() + SOON, false, Arc::new(())).unwrap()
 }
 
 #[test]
@@ -122,9 +122,9 @@ fn a_scope_is_reclaimed_even_if_an_earlier_call_panicked() {
     let unwound: Result<Result<(), _>, _> = catch_unwind(AssertUnwindSafe(call));
     assert!(unwound.is_err());
     drop(panicking);
-    assert_eq!(pool.status().in_use, 0);
+    assert_eq!(pool.in_use(), 0);
     std::mem::forget(pin(&pool));
-    eventually(SOON, "the forgotten scope was taken back", || pool.status().in_use == 0);
+    eventually(SOON, "the forgotten scope was taken back", || pool.in_use() == 0);
     drop(pin(&pool));
 }
 
@@ -147,7 +147,7 @@ fn a_connection_that_was_left_in_the_middle_of_a_call_is_not_handed_on() {
     assert!(unwound.is_err());
     drop(panicking);
     eventually(SOON, "the server has no client in MULTI", || !in_multi());
-    let counts = pool.status().counts;
+    let counts = pool.counters().counts();
     assert_eq!(counts.replaced, [(CloseReason::LeftDirty, 1)]);
 }
 
@@ -226,7 +226,7 @@ fn a_connection_that_is_added_after_the_pool_was_drained_is_closed_too() {
     pool.checkout(Instant::now()).map(drop).unwrap_err();
     has_arrived.recv_timeout(SOON).unwrap();
     // Open, and not yet where the pool looks for it.
-    assert_eq!((server.clients().len(), pool.status().size), (1, 0));
+    assert_eq!((server.clients().len(), pool.idle.size()), (1, 0));
     pool.close();
     assert_eq!(pool.drain(Instant::now()), 0);
     drop(go_on);

@@ -20,7 +20,7 @@ use crate::connection::handshake::OpenOptions;
 use crate::error::config::ConfigError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::logging::deferred::LogThread;
-use crate::protocol::cluster::route::unserved;
+use crate::protocol::cluster::route::{Route, unserved};
 use crate::protocol::cluster::slot::SLOTS;
 use crate::protocol::cluster::slot_map::{NodeAddress, SlotMap};
 use crate::protocol::resp::encode;
@@ -35,6 +35,7 @@ pub(crate) struct SlotMapCache {
     /// The seed nodes of the cluster. All nodes use the user, password, protocol and TLS of the
     /// first one.
     seeds: Vec<NodeAddress>,
+    first_endpoint: Endpoint,
     template: ConnectionInfo,
     settings: Arc<Settings>,
     map: RwLock<Arc<SlotMap>>,
@@ -48,22 +49,26 @@ pub(crate) struct SlotMapCache {
 }
 
 impl SlotMapCache {
-    /// Creates the cache; `like` is one of the seeds.
     pub(crate) fn new(
         nodes: Vec<ConnectionInfo>,
         settings: Arc<Settings>,
     ) -> Result<Self, ConfigError> {
-        let none = || ConfigError::Address { reason: "a cluster without a node".to_owned() };
-        let seeds = nodes.iter().filter_map(|node| match node.addr() {
-            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
-                Some(NodeAddress::new(host, *port))
-            }
-            _ => None,
-        });
-        let seeds = seeds.collect();
-        let template = nodes.into_iter().next().ok_or_else(none)?;
-        let slot_map = Self {
+        let seeds: Vec<_> = nodes
+            .iter()
+            .filter_map(|node| match node.addr() {
+                ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+                    Some(NodeAddress::new(host, *port))
+                }
+                _ => None,
+            })
+            .collect();
+        let template = nodes.into_iter().next().ok_or_else(|| ConfigError::Address {
+            reason: "a cluster without a node".to_owned(),
+        })?;
+        Ok(Self {
             seeds,
+            // A wrong address is an error now, not at the first use.
+            first_endpoint: Endpoint::new(template.clone(), &settings)?,
             template,
             settings,
             map: RwLock::default(),
@@ -71,19 +76,22 @@ impl SlotMapCache {
             asking: Mutex::default(),
             failure: Mutex::default(),
             log_thread: Arc::default(),
-        };
-        // A wrong address is an error now, not at the first use.
-        let seed = slot_map.seeds.first().ok_or_else(none)?;
-        slot_map.endpoint(seed)?;
-        Ok(slot_map)
+        })
     }
 
-    pub(crate) fn settings(&self) -> &Arc<Settings> {
-        &self.settings
+    /// The endpoint of the first seed node.
+    pub(crate) fn first_endpoint(&self) -> &Endpoint {
+        &self.first_endpoint
     }
 
-    pub(crate) fn seeds(&self) -> &[NodeAddress] {
-        &self.seeds
+    /// The addresses of the seed nodes.
+    pub(crate) fn address(&self) -> String {
+        self.seeds.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    }
+
+    /// The node of the route, as far as it is known.
+    pub(crate) fn known(&self, route: &Route) -> Option<NodeAddress> {
+        route.node.clone().or_else(|| self.map().master(route.slot?).cloned())
     }
 
     pub(crate) fn map(&self) -> Arc<SlotMap> {
@@ -122,8 +130,12 @@ impl SlotMapCache {
     }
 
     /// Refreshes the map, unless another caller does or has just done so. Queries `first`, then the
-    /// known masters in any order, then the seeds, until one replies.
-    pub(crate) fn refresh(&self, first: Option<&NodeAddress>, deadline: Instant) {
+    /// known masters in any order, then the seeds, until one replies. This ends by `deadline`, and
+    /// within the time of one exchange with a node that replies, and one connect to each that does
+    /// not.
+    pub(crate) fn refresh(&self, first: Option<&NodeAddress>, deadline: Option<Instant>) {
+        let own = Instant::now() + self.settings.connect_timeout + self.settings.response_timeout;
+        let deadline = deadline.map_or(own, |deadline| deadline.min(own));
         let mut last = match self.asking.try_lock() {
             Ok(last) => last,
             // A caller panicked in here once; the mutex guards only an instant.
