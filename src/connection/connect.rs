@@ -1,10 +1,10 @@
 //! One server at one address. User and password are never shown.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::{fmt, io};
 
 use redis::io::tcp::TcpSettings;
 use redis::io::tcp::socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
@@ -101,7 +101,7 @@ impl Server {
         let until = Instant::now() + timeout;
         let socket = match self.info.addr() {
             ConnectionAddr::Unix(path) => unix(path, timeout),
-            _ => self.tcp(timeout),
+            _ => self.any_address(timeout, |at, share| to(at, self.info.tcp_settings(), share)),
         };
         let socket =
             Arc::new(OwnSocket::new(socket.map_err(|error| ConnectionError::of_io(&error))?));
@@ -111,7 +111,7 @@ impl Server {
                 Ok(session) => Ok(Connected::Tls(socket, Box::new(session))),
                 Err(error) => {
                     if let Ok(peer) = socket.peer_addr() {
-                        self.failed(peer);
+                        self.resolver.failed(peer);
                     }
                     Err(error)
                 }
@@ -120,13 +120,8 @@ impl Server {
         Ok(Connected::Socket(socket))
     }
 
-    /// Opens a connection to one of the host's addresses. Each address has its share of the time,
-    /// so that a silent one does not keep the next one from being tried.
-    fn tcp(&self, timeout: Duration) -> io::Result<TcpStream> {
-        self.any_address(timeout, |address, share| to(address, self.info.tcp_settings(), share))
-    }
-
-    /// Tries the host's addresses one after the other.
+    /// Tries the host's addresses one after the other. Each address has its share of the time, so that
+    /// a silent one does not keep the next one from being tried.
     fn any_address<T>(
         &self,
         timeout: Duration,
@@ -145,14 +140,9 @@ impl Server {
                 Ok(connected) => return Ok(connected),
                 Err(error) => failed = error,
             }
-            self.failed(*address);
+            self.resolver.failed(*address);
         }
         Err(failed)
-    }
-
-    /// Records that no useful connection to this address was possible: others are tried first.
-    pub(crate) fn failed(&self, address: SocketAddr) {
-        self.resolver.failed(address);
     }
 
     /// Opens a connection of redis-rs, which has no timeouts yet.
@@ -203,10 +193,6 @@ impl Server {
     /// For spans: the host or the socket's path, and the port, which is 0 for a socket.
     pub(crate) fn host_and_port(&self) -> (&str, u16) {
         (&self.host, self.port)
-    }
-
-    pub(crate) fn db(&self) -> i64 {
-        self.auth_info().db()
     }
 }
 
@@ -263,13 +249,4 @@ fn unix(path: &Path, timeout: Duration) -> io::Result<TcpStream> {
     socket.set_write_timeout(Some(timeout))?;
     socket.connect(&SockAddr::unix(path)?)?;
     Ok(socket.into())
-}
-
-impl fmt::Debug for Server {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Server")
-            .field("address", &self.address)
-            .field("db", &self.db())
-            .finish_non_exhaustive()
-    }
 }

@@ -76,14 +76,11 @@ impl Connection {
         }
     }
 
-    /// Maximum bytes of one reply.
-    pub(crate) fn limit_reply_size(&mut self, bytes: usize) {
-        self.transport.limit_reply_size(bytes);
-    }
-
-    /// Allows the server's pushes.
-    pub(crate) fn set_resp3(&mut self) {
-        self.resp3 = true;
+    /// Sets what the handshake decides: the maximum bytes of one reply, and whether the server may
+    /// send pushes.
+    pub(crate) fn set_protocol(&mut self, max_reply_bytes: usize, resp3: bool) {
+        self.transport.limit_reply_size(max_reply_bytes);
+        self.resp3 = resp3;
     }
 
     /// Records that the connection has authenticated with this version of the credentials.
@@ -416,14 +413,5 @@ impl Connection {
             _ => CloseReason::Protocol,
         });
         error
-    }
-}
-
-impl std::fmt::Debug for Connection {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Connection")
-            .field("state", &self.state)
-            .field("generation", &self.generation)
-            .finish_non_exhaustive()
     }
 }

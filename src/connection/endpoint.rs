@@ -4,7 +4,6 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +14,6 @@ use crate::connection::login;
 use crate::connection::login::Login;
 use crate::connection::sentinel::client::SentinelClient;
 use crate::connection::url::SentinelConfig;
-use crate::dns::Resolver;
 use crate::error::config::ConfigError;
 use crate::error::connection::ConnectionError;
 use crate::protocol::sentinel::{why_not_master, why_not_readable};
@@ -27,7 +25,6 @@ use crate::settings::settings::Settings;
 pub(crate) struct Endpoint {
     target: Target,
     credentials: Option<Provider>,
-    resolver: Resolver,
 }
 
 #[derive(Clone)]
@@ -43,7 +40,7 @@ impl Endpoint {
         let credentials = settings.credentials.clone();
         login::check(info.redis_settings(), credentials.as_ref())?;
         let target = Target::Server(Arc::new(Server::new(info, settings)?));
-        Ok(Self { target, credentials, resolver: settings.resolver.clone() })
+        Ok(Self { target, credentials })
     }
 
     /// An endpoint of the master that sentinels know.
@@ -54,17 +51,34 @@ impl Endpoint {
         let credentials = settings.credentials.clone();
         login::check(config.server_template.redis_settings(), credentials.as_ref())?;
         let target = Target::Master(Arc::new(SentinelClient::new(config, settings)?));
-        Ok(Self { target, credentials, resolver: settings.resolver.clone() })
+        Ok(Self { target, credentials })
     }
 
     /// Returns the endpoint of the replicas that sentinels know; without sentinels, of the server
     /// itself.
     pub(crate) fn replicas(&self) -> Self {
-        let target = match &self.target {
-            Target::Master(client) => Target::Replica(Arc::clone(client)),
-            target => target.clone(),
-        };
-        Self { target, credentials: self.credentials.clone(), resolver: self.resolver.clone() }
+        let mut replicas = self.clone();
+        if let Target::Master(client) = &self.target {
+            replicas.target = Target::Replica(Arc::clone(client));
+        }
+        replicas
+    }
+
+    /// The client of the sentinels, if there are any.
+    fn sentinels(&self) -> Option<&Arc<SentinelClient>> {
+        match &self.target {
+            Target::Server(_) => None,
+            Target::Master(client) | Target::Replica(client) => Some(client),
+        }
+    }
+
+    /// Returns the server that connections lead to now, and the time left to connect to it.
+    fn server(&self, timeout: Duration) -> Result<(Arc<Server>, Duration), ConnectionError> {
+        match &self.target {
+            Target::Server(server) => Ok((Arc::clone(server), timeout)),
+            Target::Master(client) => client.master_within(timeout),
+            Target::Replica(client) => client.replica_within(timeout),
+        }
     }
 
     /// Returns the credentials of a connection that is opened, or checked out, now.
@@ -82,50 +96,40 @@ impl Endpoint {
         self.credentials.as_ref().map(Provider::version)
     }
 
-    /// Opens a connection, on which nothing is sent yet.
+    /// Opens a connection, on which nothing is sent yet. A connection to a master ends when another
+    /// one takes its place.
     pub(crate) fn connect(&self, timeout: Duration) -> Result<Connected, ConnectionError> {
-        match &self.target {
-            Target::Server(server) => server.connect(timeout),
-            Target::Master(client) => client.connect(timeout),
-            Target::Replica(client) => client.connect_replica(timeout),
+        let (server, left) = self.server(timeout)?;
+        let connected = server.connect(left).inspect_err(|_| self.invalidate())?;
+        if let Target::Master(client) = &self.target {
+            client.register(&server, &connected)?;
         }
-    }
-
-    /// Records that a connection to this address was of no use: other addresses of its host are
-    /// tried first.
-    pub(crate) fn failed(&self, address: SocketAddr) {
-        self.resolver.failed(address);
+        Ok(connected)
     }
 
     /// Opens a connection of redis-rs, which has no timeouts yet.
     pub(crate) fn client(&self, timeout: Duration) -> Result<Connection, ConnectionError> {
         let auth = &self.login()?.auth;
-        match &self.target {
-            Target::Server(server) => server.client(auth, timeout),
-            Target::Master(client) => {
-                let mut client = client.client(auth, timeout)?;
-                let asked = client
-                    .set_read_timeout(Some(timeout))
-                    .and_then(|()| redis::cmd("ROLE").query(&mut client));
-                self.judge_role(&asked.map_err(|error| ConnectionError::of(&error))?)?;
-                Ok(client)
-            }
-            Target::Replica(client) => client.replica_client(auth, timeout),
+        let (server, left) = self.server(timeout)?;
+        let mut client = server.client(auth, left).inspect_err(|_| self.invalidate())?;
+        if let Target::Master(_) = &self.target {
+            let asked = client
+                .set_read_timeout(Some(timeout))
+                .and_then(|()| redis::cmd("ROLE").query(&mut client));
+            self.judge_role(&asked.map_err(|error| ConnectionError::of(&error))?)?;
         }
+        Ok(client)
     }
 
     /// Returns a number that rises with each failover: an older connection leads to a former
     /// master.
     pub(crate) fn generation(&self) -> u64 {
-        match &self.target {
-            Target::Server(_) => 0,
-            Target::Master(client) | Target::Replica(client) => client.generation(),
-        }
+        self.sentinels().map_or(0, |client| client.generation())
     }
 
     /// Records a doubt about the server: before the next connection, the sentinels are queried.
     pub(crate) fn invalidate(&self) {
-        if let Target::Master(client) | Target::Replica(client) = &self.target {
+        if let Some(client) = self.sentinels() {
             client.invalidate();
         }
     }
@@ -133,7 +137,7 @@ impl Endpoint {
     /// Returns whether another server may take this one's place. A new connection then sends ROLE
     /// to check the server's role.
     pub(crate) fn may_switch(&self) -> bool {
-        !matches!(self.target, Target::Server(_))
+        self.sentinels().is_some()
     }
 
     /// Checks that the server has the expected role, by its reply to ROLE.
@@ -184,7 +188,7 @@ impl Endpoint {
 
     /// Closes the endpoint: no connection will be opened any more.
     pub(crate) fn close(&self) {
-        if let Target::Master(client) | Target::Replica(client) = &self.target {
+        if let Some(client) = self.sentinels() {
             client.close();
         }
     }

@@ -56,7 +56,7 @@ pub(crate) fn open(
     if let (Err(error), Some(peer)) = (&opened, peer)
         && matches!(error.kind(), ConnectionErrorKind::TimedOut | ConnectionErrorKind::Closed)
     {
-        endpoint.failed(peer);
+        settings.resolver.failed(peer);
     }
     opened
 }
@@ -74,10 +74,8 @@ fn shake_hands(
     let expires = settings.max_lifetime.map(|lifetime| Instant::now() + jittered(lifetime));
     let mut connection = Connection::new(connected, expires, options.generation);
     connection.authenticated(login.version);
-    connection.limit_reply_size(settings.max_reply_bytes);
-    if login.auth.protocol().supports_resp3() {
-        connection.set_resp3();
-    }
+    let resp3 = login.auth.protocol().supports_resp3();
+    connection.set_protocol(settings.max_reply_bytes, resp3);
     let [first, second] = handshake.writes(options.multi_apart);
     if let Err(error) = connection.send(first.bytes, first.expected, deadline) {
         let closed = error.kind() == ConnectionErrorKind::Closed;

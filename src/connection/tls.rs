@@ -14,7 +14,7 @@ use rustls::pki_types::pem::{Error as Broken, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
-use crate::connection::url::{Address, SentinelConfig, is_tls, plain};
+use crate::connection::url::{Address, is_tls, plain};
 use crate::error::config::ConfigError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::settings::tls::{Own, Tls};
@@ -36,33 +36,26 @@ impl Tls {
                 let nodes = nodes.into_iter().map(|node| self.over_one(node));
                 Address::Cluster(nodes.collect::<Result<_, _>>()?)
             }
-            Address::Sentinel(behind) => {
-                let SentinelConfig { name, sentinels, server_template, server_template_given } =
-                    *behind;
+            Address::Sentinel(mut behind) => {
+                let servers_tls = is_tls(&behind.server_template);
                 // The caller has requested a connection without encryption to the servers.
-                let in_clear = server_template_given
-                    && !is_tls(&server_template)
-                    && sentinels.iter().any(is_tls);
+                let in_clear = behind.server_template_given
+                    && !servers_tls
+                    && behind.sentinels.iter().any(is_tls);
                 // Sentinels may be reached without TLS if the servers are not.
-                let sentinels = sentinels.into_iter().map(|info| match is_tls(&info) {
-                    true => self.over_one(info),
-                    false => Ok(info),
-                });
-                let sentinels = sentinels.collect::<Result<_, _>>()?;
-                if !is_tls(&server_template) && !in_clear {
+                for info in behind.sentinels.iter_mut().filter(|info| is_tls(info)) {
+                    *info = self.over_one(info.clone())?;
+                }
+                if !servers_tls && !in_clear {
                     return Err(wrong(
                         "the servers behind the sentinels are not reached by TLS: \
                          give `server_info` an address that begins with rediss://",
                     ));
                 }
-                let server_template =
-                    if in_clear { server_template } else { self.over_one(server_template)? };
-                Address::Sentinel(Box::new(SentinelConfig {
-                    name,
-                    sentinels,
-                    server_template,
-                    server_template_given,
-                }))
+                if !in_clear {
+                    behind.server_template = self.over_one(behind.server_template)?;
+                }
+                Address::Sentinel(behind)
             }
         })
     }

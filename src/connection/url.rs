@@ -113,16 +113,12 @@ impl sealed::Sealed for &str {}
 
 impl IntoAddress for &str {
     fn into_address(self) -> Result<Address, ConfigError> {
-        let cluster = [("redis+cluster://", "redis://"), ("rediss+cluster://", "rediss://")]
-            .into_iter()
-            .find_map(|(scheme, each)| Some((self.strip_prefix(scheme)?, each)));
-        let sentinel = [("redis+sentinel://", "redis"), ("rediss+sentinel://", "rediss")]
-            .into_iter()
-            .find_map(|(scheme, each)| Some((self.strip_prefix(scheme)?, each)));
-        match (cluster, sentinel) {
-            (Some((nodes, scheme)), _) => cluster_of(scheme, nodes),
-            (None, Some((rest, scheme))) => sentinel_of(scheme, rest),
-            (None, None) => self.into_node().map(|node| Address::One(Box::new(node.info))),
+        match self.split_once("://") {
+            Some(("redis+cluster", nodes)) => cluster_of("redis", nodes),
+            Some(("rediss+cluster", nodes)) => cluster_of("rediss", nodes),
+            Some(("redis+sentinel", rest)) => sentinel_of("redis", rest),
+            Some(("rediss+sentinel", rest)) => sentinel_of("rediss", rest),
+            _ => self.into_node().map(|node| Address::One(Box::new(node.info))),
         }
     }
 
@@ -238,7 +234,7 @@ fn cluster_of(scheme: &str, nodes: &str) -> Result<Address, ConfigError> {
     let end = nodes.find(['/', '?', '#']).unwrap_or(nodes.len());
     let (authority, rest) = nodes.split_at(end);
     let (login, hosts) = login_and_hosts(authority)?;
-    let node = |host: &str| format!("{scheme}{login}{host}{rest}").into_node();
+    let node = |host: &str| format!("{scheme}://{login}{host}{rest}").into_node();
     let nodes = hosts.split(',').map(node).collect::<Result<_, _>>()?;
     checked(nodes)
 }
@@ -311,6 +307,18 @@ pub(crate) fn is_tls(info: &ConnectionInfo) -> bool {
     matches!(info.addr(), ConnectionAddr::TcpTls { .. })
 }
 
+/// Returns the connection settings of `template` for another address.
+pub(crate) fn at_address(template: &ConnectionInfo, host: &str, port: u16) -> ConnectionInfo {
+    let (mut address, host) = (template.addr().clone(), host.to_owned());
+    match &mut address {
+        ConnectionAddr::TcpTls { host: old, port: old_port, .. } => {
+            (*old, *old_port) = (host, port)
+        }
+        _ => address = ConnectionAddr::Tcp(host, port),
+    }
+    template.clone().set_addr(address)
+}
+
 fn has_certificates(info: &ConnectionInfo) -> bool {
     matches!(info.addr(), ConnectionAddr::TcpTls { tls_params: Some(_), .. })
 }
@@ -353,13 +361,7 @@ fn sentinel_of(scheme: &str, text: &str) -> Result<Address, ConfigError> {
     let sentinels = sentinels.collect::<Result<Vec<_>, _>>()?;
     let server_template =
         format!("{scheme}://{login}localhost/{db}?{}", rest.join("&")).into_node()?.info;
-    found_by(name, sentinels).map(|behind| {
-        Address::Sentinel(Box::new(SentinelConfig {
-            server_template,
-            server_template_given: true,
-            ..behind
-        }))
-    })
+    set_server_template(found_by(name, sentinels)?, server_template)
 }
 
 /// Decodes a parameter's value: escapes are replaced, and every other character is kept.
@@ -374,11 +376,10 @@ pub(crate) fn behind<T: IntoAddress>(
     sentinels: impl IntoIterator<Item = T>,
 ) -> Result<Address, ConfigError> {
     let sentinels = sentinels.into_iter().map(IntoAddress::into_node);
-    let behind = found_by(name, sentinels.collect::<Result<_, _>>()?)?;
-    Ok(Address::Sentinel(Box::new(behind)))
+    found_by(name, sentinels.collect::<Result<_, _>>()?)
 }
 
-fn found_by(name: &str, sentinels: Vec<Node>) -> Result<SentinelConfig, ConfigError> {
+fn found_by(name: &str, sentinels: Vec<Node>) -> Result<Address, ConfigError> {
     let sentinels: Vec<_> = sentinels.into_iter().map(|node| node.info).collect();
     let refused = |reason: &str| Err(wrong(reason));
     if sentinels.is_empty() {
@@ -392,12 +393,12 @@ fn found_by(name: &str, sentinels: Vec<Node>) -> Result<SentinelConfig, ConfigEr
         return refused("sentinels are reached over TCP");
     }
     let server_template = one("redis://localhost/")?;
-    Ok(SentinelConfig {
+    Ok(Address::Sentinel(Box::new(SentinelConfig {
         name: name.to_owned(),
         sentinels,
         server_template,
         server_template_given: false,
-    })
+    })))
 }
 
 /// Sets the template of the servers behind sentinels.
@@ -406,13 +407,10 @@ pub(crate) fn set_server_template(
     to: impl IntoAddress,
 ) -> Result<Address, ConfigError> {
     match address {
-        Address::Sentinel(behind) => {
-            let server_template = to.into_node()?.info;
-            Ok(Address::Sentinel(Box::new(SentinelConfig {
-                server_template,
-                server_template_given: true,
-                ..*behind
-            })))
+        Address::Sentinel(mut behind) => {
+            behind.server_template = to.into_node()?.info;
+            behind.server_template_given = true;
+            Ok(Address::Sentinel(behind))
         }
         _ => Err(ConfigError::setting("server_info", "applies only to servers behind sentinels")),
     }

@@ -2,7 +2,6 @@
 //!
 //! After the pool was closed, no blocking command begins.
 
-use std::fmt;
 use std::net::Shutdown;
 use std::panic::Location;
 use std::sync::{Arc, Mutex, Weak};
@@ -100,11 +99,5 @@ impl BlockingCommands {
 impl Drop for BlockingGuard {
     fn drop(&mut self) {
         lock(&self.commands.state).entries.retain(|entry| entry.number != self.number);
-    }
-}
-
-impl fmt::Debug for BlockingCommands {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BlockingCommands").finish_non_exhaustive()
     }
 }

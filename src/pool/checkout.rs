@@ -3,7 +3,6 @@
 //! A connection that is found dead is replaced under its checkout, and the idle connections of its
 //! pool are probed. A connection that is known to be dead, outdated or too old is not used.
 
-use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Instant;
@@ -222,17 +221,18 @@ impl Checkout {
 
     /// Logs that a read is retried on another connection.
     pub(crate) fn log_retry(&mut self, cause: &ConnectionError) {
-        let cause = cause.clone();
-        self.log_later(Level::DEBUG, move || {
-            tracing::debug!(cause = %format_args!("{cause:#}"), "read sent again on another connection");
-        });
+        self.log_lost(cause, "read sent again on another connection");
     }
 
     /// Logs that the connection was found dead before anything was sent on it.
     pub(crate) fn log_replaced(&mut self, cause: &ConnectionError) {
+        self.log_lost(cause, "dead connection replaced before use");
+    }
+
+    fn log_lost(&mut self, cause: &ConnectionError, text: &'static str) {
         let cause = cause.clone();
         self.log_later(Level::DEBUG, move || {
-            tracing::debug!(cause = %format_args!("{cause:#}"), "dead connection replaced before use");
+            tracing::debug!(cause = %format_args!("{cause:#}"), "{text}");
         });
     }
 
@@ -250,13 +250,13 @@ impl Checkout {
 
     fn connect(&mut self, started: Instant, deadline: Instant) -> Result<(), CheckoutError> {
         let core = Arc::clone(&self.permit.core);
-        let mut taker = core.idle.taker();
+        let mut requester = core.shared.attempts.requester();
         let mut now = started;
         loop {
             if core.shared.is_closed() {
                 return Err(CheckoutError::Closed);
             }
-            if let Some(mut connection) = taker.take() {
+            if let Some(mut connection) = core.idle.take_for(&mut requester) {
                 let generation = core.generation();
                 if core.is_silent_since(connection.last_alive()) {
                     connection.taint(CloseReason::TimedOut);
@@ -293,7 +293,7 @@ impl Checkout {
                     };
                     return Err(CheckoutError::Connect { waited: started.elapsed(), source });
                 }
-                _ => taker.pause(),
+                _ => requester.pause(),
             }
         }
     }
@@ -413,11 +413,5 @@ fn new_login(
         // The provider's panic continues here, as if it had been called on this thread.
         Ok(Err(panic)) => resume_unwind(panic),
         Err(_) => Err(late("the provider has not returned in time".to_owned())),
-    }
-}
-
-impl fmt::Debug for Checkout {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Checkout").field("permit", &self.permit.number).finish_non_exhaustive()
     }
 }

@@ -4,7 +4,6 @@
 //! not reach r2d2, which would lose the connection's place forever. Every call needs a permit, so
 //! that no call of r2d2 waits for another caller's connection.
 
-use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -34,7 +33,6 @@ const CONNECT_BACKOFF: Duration = Duration::from_millis(500);
 /// The idle connections of a pool.
 pub(crate) struct IdleConnections {
     connections: r2d2::Pool<Opener>,
-    shared: Arc<PoolShared>,
 }
 
 impl IdleConnections {
@@ -57,7 +55,7 @@ impl IdleConnections {
                 shared: Arc::clone(shared),
                 log_thread: Arc::clone(&config.logging.log_thread),
             });
-        Self { connections, shared: Arc::clone(shared) }
+        Self { connections }
     }
 
     /// Takes an idle connection, if there is one.
@@ -70,9 +68,14 @@ impl IdleConnections {
         self.connections.get_timeout(Duration::ZERO).ok().map(TakenConnection)
     }
 
-    /// Registers a caller that will take a connection, and opens one if there is none.
-    pub(crate) fn taker(&self) -> Taker<'_> {
-        Taker { idle: self, requester: self.shared.attempts.requester() }
+    /// Takes an idle connection for a caller. If there is none, has one opened, unless enough are
+    /// being opened.
+    pub(crate) fn take_for(&self, requester: &mut Requester<'_>) -> Option<TakenConnection> {
+        let mut taken = requester.take(|| self.take(), || self.open_one())?;
+        let opened: &mut Opened = &mut taken.0;
+        opened.attempt = None;
+        opened.connection.mark_taken();
+        Some(taken)
     }
 
     /// Number of connections, idle or in use.
@@ -89,35 +92,6 @@ impl IdleConnections {
     /// that they share may stay locked forever.
     pub(crate) fn leak(&self) {
         std::mem::forget(self.connections.clone());
-    }
-}
-
-impl fmt::Debug for IdleConnections {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("IdleConnections").field("size", &self.size()).finish_non_exhaustive()
-    }
-}
-
-/// A caller that will take a connection.
-pub(crate) struct Taker<'i> {
-    idle: &'i IdleConnections,
-    requester: Requester<'i>,
-}
-
-impl Taker<'_> {
-    /// Takes an idle connection. If there is none, has one opened, unless enough are being opened.
-    pub(crate) fn take(&mut self) -> Option<TakenConnection> {
-        let idle = self.idle;
-        let mut taken = self.requester.take(|| idle.take(), || idle.open_one())?;
-        let opened: &mut Opened = &mut taken.0;
-        opened.attempt = None;
-        opened.connection.mark_taken();
-        Some(taken)
-    }
-
-    /// Waits for a moment, or until a connection was opened.
-    pub(crate) fn pause(&self) {
-        self.requester.pause();
     }
 }
 
@@ -156,7 +130,6 @@ pub(crate) struct Opened {
 }
 
 /// The opener of connections, which also decides whether a returned one is reused.
-#[derive(Debug)]
 pub(crate) struct Opener {
     endpoint: Endpoint,
     settings: Arc<Settings>,

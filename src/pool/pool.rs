@@ -1,7 +1,6 @@
 //! A pool of connections to one server: a caller gets one in the order of waiting.
 
 use std::any::Any;
-use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -38,12 +37,6 @@ pub(crate) struct Pool {
 /// in the scope's entry does, until the scope ends or is reclaimed.)
 pub(crate) struct WeakPool {
     scopes: Weak<OpenScopes>,
-}
-
-impl fmt::Debug for WeakPool {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("WeakPool")
-    }
 }
 
 impl WeakPool {
@@ -338,14 +331,5 @@ impl Pool {
             }
             Some(period)
         });
-    }
-}
-
-impl fmt::Debug for Pool {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool")
-            .field("name", &self.config.name)
-            .field("endpoint", &self.endpoint)
-            .finish_non_exhaustive()
     }
 }

@@ -61,6 +61,7 @@ impl Deref for Router {
 }
 
 /// A scope's reference to the pools: a forgotten scope does not keep them alive.
+#[derive(Debug)]
 pub(crate) struct WeakRouter {
     pools: Weak<Pools>,
 }
@@ -69,12 +70,6 @@ impl WeakRouter {
     /// `None` once every handle of the pools is dropped, and no connection of theirs is pinned.
     pub(crate) fn get(&self) -> Option<Router> {
         self.pools.upgrade().map(|pools| Router { pools })
-    }
-}
-
-impl fmt::Debug for WeakRouter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("WeakRouter")
     }
 }
 

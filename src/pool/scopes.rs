@@ -40,7 +40,7 @@ pub(crate) struct OpenScopes {
     entries: Box<[Entry]>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Entry {
     held: Mutex<HeldConnection>,
     /// Not under the mutex of `held`, so that a diagnosis never waits for a call.
@@ -52,14 +52,13 @@ struct Entry {
     expired: AtomicU64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct HeldConnection {
     generation: u64,
     checkout: Option<KeptCheckout>,
 }
 
 /// The scope itself holds the pool and its router weakly; this entry keeps them alive.
-#[derive(Debug)]
 struct KeptCheckout {
     checkout: Checkout,
     _scopes: Arc<OpenScopes>,
@@ -199,12 +198,6 @@ impl OpenScopes {
     }
 }
 
-impl fmt::Debug for OpenScopes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OpenScopes").finish_non_exhaustive()
-    }
-}
-
 /// The state of the holders, for a caller that is about to wait for a connection.
 #[derive(Debug)]
 pub(crate) enum WaitCheck {
@@ -241,45 +234,41 @@ impl Entry {
         let current = held.generation == info.generation;
         let reclaimed = if current { self.take(&mut held) } else { None };
         drop(held);
-        if let Some(reclaimed) = reclaimed {
-            reclaimed.release(limit, log_thread);
-        }
+        reclaim(reclaimed, limit, log_thread);
     }
 
-    fn take(&self, held: &mut HeldConnection) -> Option<Reclaimed> {
+    /// Takes the checkout out. It is dropped after the entry's mutex, so that logging cannot block
+    /// other scopes.
+    fn take(&self, held: &mut HeldConnection) -> Option<(KeptCheckout, Option<ScopeInfo>)> {
         let info = lock(&self.info).take();
-        held.checkout.take().map(|kept| Reclaimed { kept, info })
+        held.checkout.take().map(|kept| (kept, info))
     }
 }
 
-/// A checkout taken out of its entry. It is released after the entry's mutex, so that logging
-/// cannot block other scopes.
-struct Reclaimed {
-    kept: KeptCheckout,
-    info: Option<ScopeInfo>,
-}
-
-impl Reclaimed {
-    /// The connection is replaced; the permit goes to the caller that has waited longest.
-    fn release(mut self, limit: Duration, log_thread: Option<&Arc<LogThread>>) {
-        self.kept.checkout.taint(CloseReason::Reclaimed);
-        if log_thread.is_some() {
-            self.kept.checkout.mark_reclaimed();
-        }
-        drop(self.kept);
-        let Some(info) = self.info else { return };
-        let warn = move || {
-            let OpenScope { name, begun_at: place, thread, age, .. } = info.open_scope();
-            let name = name.as_deref();
-            tracing::warn!(
-                name, %place, %thread, ?age, ?limit,
-                "scope reclaimed: not used for max_pin_time; its transaction was discarded"
-            );
-        };
-        match log_thread {
-            Some(log_thread) => log_thread.log(Level::WARN, warn),
-            None => warn(),
-        }
+/// Has the connection replaced, and passes the permit to the caller that has waited longest.
+fn reclaim(
+    taken: Option<(KeptCheckout, Option<ScopeInfo>)>,
+    limit: Duration,
+    log_thread: Option<&Arc<LogThread>>,
+) {
+    let Some((mut kept, info)) = taken else { return };
+    kept.checkout.taint(CloseReason::Reclaimed);
+    if log_thread.is_some() {
+        kept.checkout.mark_reclaimed();
+    }
+    drop(kept);
+    let Some(info) = info else { return };
+    let warn = move || {
+        let OpenScope { name, begun_at: place, thread, age, .. } = info.open_scope();
+        let name = name.as_deref();
+        tracing::warn!(
+            name, %place, %thread, ?age, ?limit,
+            "scope reclaimed: not used for max_pin_time; its transaction was discarded"
+        );
+    };
+    match log_thread {
+        Some(log_thread) => log_thread.log(Level::WARN, warn),
+        None => warn(),
     }
 }
 
@@ -310,9 +299,7 @@ impl PinnedConnection {
         let expired = entry.expired.load(Ordering::Relaxed) == self.generation;
         let reclaimed = if expired { entry.take(&mut held) } else { None };
         drop(held);
-        if let Some(reclaimed) = reclaimed {
-            reclaimed.release(self.limit, None);
-        }
+        reclaim(reclaimed, self.limit, None);
         Ok(result)
     }
 

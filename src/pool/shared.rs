@@ -1,6 +1,5 @@
 //! The state that a pool shares with the threads that open its connections.
 
-use std::fmt;
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -45,7 +44,6 @@ pub(crate) struct PoolShared {
 }
 
 /// Counts one connection, from before its first byte to after its last.
-#[derive(Debug)]
 pub(crate) struct CountedConnection {
     shared: Arc<PoolShared>,
 }
@@ -130,11 +128,5 @@ impl PoolShared {
     /// Records the outcome of a connect.
     pub(crate) fn set_connect_error(&self, error: Option<ConnectionError>) {
         *lock(&self.last_connect_error) = error.map(|error| (Instant::now(), error));
-    }
-}
-
-impl fmt::Debug for PoolShared {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PoolShared").field("alive", &self.alive()).finish_non_exhaustive()
     }
 }

@@ -207,7 +207,7 @@ fn half_a_record_is_waited_for_and_judged_when_it_is_whole() {
             (b">1\r\n+", Ok(())),
         ] {
             let (mut connection, mut peer) = pair(version);
-            connection.set_resp3();
+            connection.set_protocol(1 << 20, true);
             let mut record = Vec::new();
             peer.conn.writer().write_all(text).unwrap();
             peer.conn.write_tls(&mut record).unwrap();

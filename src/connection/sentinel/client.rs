@@ -5,18 +5,17 @@
 //! server is not used. A report with an older epoch than another sentinel's is not accepted, unless
 //! most sentinels report one.
 
-use std::fmt;
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use redis::{Connection, ConnectionAddr, ConnectionInfo, RedisConnectionInfo as AuthInfo};
+use redis::{ConnectionInfo, RedisConnectionInfo as AuthInfo};
 use scopeguard::defer;
 use tracing::Level;
 
 use crate::connection::connect::{Connected, Server};
-use crate::connection::url::SentinelConfig;
+use crate::connection::url::{SentinelConfig, at_address};
 use crate::error::config::ConfigError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::logging::deferred::LogThread;
@@ -121,13 +120,15 @@ impl SentinelClient {
         self.watcher.close();
     }
 
-    /// Opens a connection to the master. The connection ends when another master takes its place.
-    pub(crate) fn connect(
-        self: &Arc<Self>,
-        timeout: Duration,
-    ) -> Result<Connected, ConnectionError> {
-        let (master, left) = self.master_within(timeout)?;
-        let connected = master.connect(left).inspect_err(|_| self.invalidate())?;
+    /// Has the connection ended when another server takes the master's place.
+    ///
+    /// # Errors
+    /// That has happened already.
+    pub(crate) fn register(
+        &self,
+        master: &Server,
+        connected: &Connected,
+    ) -> Result<(), ConnectionError> {
         let mut state = self.state();
         if state.master.as_ref().is_none_or(|now| now.address() != master.address()) {
             let text = "another server became the master while this one was connected to";
@@ -135,39 +136,11 @@ impl SentinelClient {
         }
         state.sockets.retain(|socket| socket.strong_count() > 0);
         state.sockets.push(Arc::downgrade(connected.socket()));
-        Ok(connected)
-    }
-
-    /// The same for one of its replicas.
-    pub(crate) fn connect_replica(
-        self: &Arc<Self>,
-        timeout: Duration,
-    ) -> Result<Connected, ConnectionError> {
-        let (replica, left) = self.replica_within(timeout)?;
-        replica.connect(left).inspect_err(|_| self.invalidate())
-    }
-
-    /// Opens a connection of redis-rs to the master.
-    pub(crate) fn client(
-        self: &Arc<Self>,
-        auth: &AuthInfo,
-        timeout: Duration,
-    ) -> Result<Connection, ConnectionError> {
-        let (master, left) = self.master_within(timeout)?;
-        master.client(auth, left).inspect_err(|_| self.invalidate())
-    }
-
-    /// Opens a connection of redis-rs to one of its replicas.
-    pub(crate) fn replica_client(
-        self: &Arc<Self>,
-        auth: &AuthInfo,
-        timeout: Duration,
-    ) -> Result<Connection, ConnectionError> {
-        self.replica_within(timeout)?.0.client(auth, timeout)
+        Ok(())
     }
 
     /// Returns the master, and the time left to connect to it.
-    fn master_within(
+    pub(crate) fn master_within(
         self: &Arc<Self>,
         timeout: Duration,
     ) -> Result<(Arc<Server>, Duration), ConnectionError> {
@@ -177,7 +150,7 @@ impl SentinelClient {
     }
 
     /// The same for any replica that is in step; for the master if there is none.
-    fn replica_within(
+    pub(crate) fn replica_within(
         self: &Arc<Self>,
         timeout: Duration,
     ) -> Result<(Arc<Server>, Duration), ConnectionError> {
@@ -338,26 +311,12 @@ impl SentinelClient {
 
     /// Returns the server at this address, with the settings of all of them.
     fn server(&self, (host, port): &HostPort) -> Result<Arc<Server>, ConnectionError> {
-        let address = match self.server_template.addr().clone() {
-            ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
-                ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure, tls_params }
-            }
-            _ => ConnectionAddr::Tcp(host.clone(), *port),
-        };
-        let server = Server::new(self.server_template.clone().set_addr(address), &self.settings);
+        let info = at_address(&self.server_template, host, *port);
+        let server = Server::new(info, &self.settings);
         server.map(Arc::new).map_err(|_| ConnectionError::unexpected("no address to connect to"))
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, SentinelState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl fmt::Debug for SentinelClient {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SentinelClient")
-            .field("name", &self.name)
-            .field("sentinels", &self.sentinels)
-            .finish_non_exhaustive()
     }
 }

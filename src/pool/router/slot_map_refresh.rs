@@ -17,6 +17,7 @@ use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
 use crate::connection::handshake;
 use crate::connection::handshake::OpenOptions;
+use crate::connection::url::{at_address, is_tls};
 use crate::error::config::ConfigError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::logging::deferred::LogThread;
@@ -111,17 +112,7 @@ impl SlotMapCache {
 
     /// Returns the endpoint of the node at this address, with the settings of the others.
     pub(crate) fn endpoint(&self, node: &NodeAddress) -> Result<Endpoint, ConfigError> {
-        let (host, port) = (node.host.to_string(), node.port);
-        let address = match self.template.addr() {
-            ConnectionAddr::TcpTls { insecure, tls_params, .. } => ConnectionAddr::TcpTls {
-                host,
-                port,
-                insecure: *insecure,
-                tls_params: tls_params.clone(),
-            },
-            _ => ConnectionAddr::Tcp(host, port),
-        };
-        Endpoint::new(self.template.clone().set_addr(address), &self.settings)
+        Endpoint::new(at_address(&self.template, &node.host, node.port), &self.settings)
     }
 
     /// Error of the last slot-map refresh, if it failed.
@@ -201,7 +192,7 @@ impl SlotMapCache {
         let mut connection =
             handshake::open(&endpoint, &self.settings, OpenOptions::for_query(0, deadline))?;
         let limit = Deadline::after(self.settings.response_timeout).capped(deadline);
-        let tls = matches!(self.template.addr(), ConnectionAddr::TcpTls { .. });
+        let tls = is_tls(&self.template);
         let shards = question(&mut connection, "SHARDS", limit)?;
         let map = SlotMap::of_shards(&shards, &node.host, tls);
         if let Some(map) = &map
