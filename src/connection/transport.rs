@@ -10,8 +10,6 @@ use std::time::Duration;
 
 use crate::connection::connect::Connected;
 use crate::connection::deadline::Deadline;
-#[cfg(feature = "tls-rustls")]
-use crate::connection::tls::Session;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::process::sockets::OwnSocket;
 use crate::protocol::resp::decode::{Fault, FaultKind, MAX_DEPTH, Parser, Unsolicited};
@@ -45,9 +43,7 @@ pub(crate) struct Transport {
 }
 
 enum Stream {
-    Socket(Arc<OwnSocket>),
-    #[cfg(feature = "tls-rustls")]
-    Tls(Arc<OwnSocket>, Box<Session>),
+    Open(Connected),
     /// A borrowed connection of redis-rs.
     Raw(redis::Connection),
     Closed,
@@ -55,13 +51,8 @@ enum Stream {
 
 impl Transport {
     pub(crate) fn new(connected: Connected) -> Self {
-        let stream = match connected {
-            Connected::Socket(socket) => Stream::Socket(socket),
-            #[cfg(feature = "tls-rustls")]
-            Connected::Tls(socket, session) => Stream::Tls(socket, session),
-        };
         Self {
-            stream,
+            stream: Stream::Open(connected),
             parser: Parser::default(),
             early: VecDeque::new(),
             early_replies: 0,
@@ -265,7 +256,7 @@ impl Transport {
     /// Reads in one system call; `false`: the peer has closed.
     fn fill_once(&mut self) -> io::Result<bool> {
         match &mut self.stream {
-            Stream::Socket(socket) => {
+            Stream::Open(Connected::Socket(socket)) => {
                 (&***socket).read(self.parser.read_buffer()).map(|read| match read {
                     0 => false,
                     read => {
@@ -275,7 +266,7 @@ impl Transport {
                 })
             }
             #[cfg(feature = "tls-rustls")]
-            Stream::Tls(socket, session) => session.read(socket).inspect(|_| {
+            Stream::Open(Connected::Tls(socket, session)) => session.read(socket).inspect(|_| {
                 while let read @ 1.. = session.take(self.parser.read_buffer()) {
                     self.parser.filled(read);
                 }
@@ -341,9 +332,7 @@ impl Transport {
 impl Stream {
     fn socket(&self) -> Option<&Arc<OwnSocket>> {
         match self {
-            Self::Socket(socket) => Some(socket),
-            #[cfg(feature = "tls-rustls")]
-            Self::Tls(socket, _) => Some(socket),
+            Self::Open(connected) => Some(connected.socket()),
             Self::Raw(_) | Self::Closed => None,
         }
     }
@@ -351,12 +340,12 @@ impl Stream {
     /// Writes in one system call; see [`Session::write`] for TLS.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Socket(socket) => match (&***socket).write(bytes) {
+            Self::Open(Connected::Socket(socket)) => match (&***socket).write(bytes) {
                 Ok(0) => Err(io::ErrorKind::BrokenPipe.into()),
                 written => written,
             },
             #[cfg(feature = "tls-rustls")]
-            Self::Tls(socket, session) => session.write(socket, bytes),
+            Self::Open(Connected::Tls(socket, session)) => session.write(socket, bytes),
             Self::Raw(_) | Self::Closed => Err(io::ErrorKind::NotConnected.into()),
         }
     }

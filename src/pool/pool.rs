@@ -16,7 +16,7 @@ use crate::logging::rate_limit::LimitedEvent;
 use crate::pool::checkout::{BatchCheckout, Checkout, Permit};
 use crate::pool::config::PoolConfig;
 use crate::pool::core::PoolCore;
-use crate::pool::scopes::{OpenScopes, PinnedConnection, ReaperState, ScopeOrigin, WaitCheck};
+use crate::pool::scopes::{OpenScopes, PinnedConnection, ReaperState, ScopeOrigin, WouldDeadlock};
 use crate::pool::semaphore::{AcquireError, Acquired, IsWaiting};
 use crate::protocol::batch::BatchRequest;
 use crate::status::node::NodeStatus;
@@ -52,13 +52,6 @@ impl Deref for Pool {
     fn deref(&self) -> &Arc<PoolCore> {
         self.scopes.core()
     }
-}
-
-/// Every holder of a connection waits for another one.
-struct WouldDeadlock {
-    /// No holder can have moved to another thread.
-    certain: bool,
-    holders: Vec<OpenScope>,
 }
 
 /// A check before a wait begins.
@@ -210,10 +203,8 @@ impl Pool {
         let mut warned = false;
         let acquired = loop {
             let acquired = acquire(&|is_waiting| match self.scopes.check_wait(is_waiting) {
-                WaitCheck::Ok => Ok(()),
-                WaitCheck::MayDeadlock(_) if warned => Ok(()),
-                WaitCheck::MayDeadlock(holders) => Err(WouldDeadlock { certain: false, holders }),
-                WaitCheck::Deadlock(holders) => Err(WouldDeadlock { certain: true, holders }),
+                Err(WouldDeadlock { certain: false, .. }) if warned => Ok(()),
+                checked => checked,
             });
             let Err(AcquireError::Rejected(WouldDeadlock { certain: false, holders })) = acquired
             else {

@@ -130,21 +130,21 @@ impl OpenScopes {
         self.entries.iter().filter_map(info).map(|info| info.open_scope()).collect()
     }
 
-    /// Whether a caller may wait for a connection, given the threads that wait already.
-    pub(crate) fn check_wait(&self, is_waiting: &IsWaiting<'_>) -> WaitCheck {
+    /// Fails if no thread is left that could return a connection, given those that wait already.
+    pub(crate) fn check_wait(&self, is_waiting: &IsWaiting<'_>) -> Result<(), WouldDeadlock> {
         let me = this_thread();
         let mut holders = Vec::new();
-        let mut closures_only = true;
+        let mut certain = true;
         for entry in &self.entries {
             let info = lock(&entry.info);
-            let Some(info) = &*info else { return WaitCheck::Ok };
+            let Some(info) = &*info else { return Ok(()) };
             if info.thread != me && !is_waiting(info.thread) {
-                return WaitCheck::Ok;
+                return Ok(());
             }
-            closures_only &= info.origin.is_closure;
+            certain &= info.origin.is_closure;
             holders.push(info.open_scope());
         }
-        if closures_only { WaitCheck::Deadlock(holders) } else { WaitCheck::MayDeadlock(holders) }
+        Err(WouldDeadlock { certain, holders })
     }
 
     /// Reclaims every scope that was not used for `limit`, and warns of those that have been open
@@ -198,15 +198,11 @@ impl OpenScopes {
     }
 }
 
-/// The state of the holders, for a caller that is about to wait for a connection.
-#[derive(Debug)]
-pub(crate) enum WaitCheck {
-    /// A thread that does not wait holds a connection.
-    Ok,
-    /// Every scope was begun on a thread that waits; but a guard may have moved to another thread.
-    MayDeadlock(Vec<OpenScope>),
-    /// Every scope is a closure on a thread that waits.
-    Deadlock(Vec<OpenScope>),
+/// Every holder of a connection waits for another one.
+pub(crate) struct WouldDeadlock {
+    /// Every scope is a closure on a thread that waits. A guard may have moved to another thread.
+    pub(crate) certain: bool,
+    pub(crate) holders: Vec<OpenScope>,
 }
 
 /// The state that the reaper saw in its last run.

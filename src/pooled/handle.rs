@@ -159,32 +159,23 @@ impl Pooled {
     ) -> Result<Vec<Value>, Error> {
         self.router.here()?;
         let request = Request::parse(bytes, offset + count, self.place)?;
-        let mut replies = self.replies(&request, bytes, offset, count)?;
-        let full = self.router.settings().server_messages;
-        tag_errors::tag_errors(&request, &mut replies, (bytes, offset), call, full);
-        Ok(replies)
-    }
-
-    fn replies(
-        &self,
-        request: &Request,
-        bytes: &[u8],
-        offset: usize,
-        count: usize,
-    ) -> Result<Vec<Value>, Error> {
         if self.reads_only && !request.read_only {
             return Err(Error::Refused {
-                command: request.name.clone(),
+                command: request.name,
                 hint: "this handle reads from replicas: use SessionManager::pooled",
             });
         }
-        if self.router.is_cluster() {
+        let mut replies = if self.router.is_cluster() {
             let mut replies = fan_out::request(&self.router, self.place, bytes)?;
             replies.drain(..offset.min(replies.len()));
-            return Ok(replies);
-        }
-        let checkout = Instant::now() + self.router.settings().checkout_timeout;
-        request.ask(&self.router, &Route::default(), (bytes, offset, count), checkout)
+            replies
+        } else {
+            let deadline = Instant::now() + self.router.settings().checkout_timeout;
+            request.ask(&self.router, &Route::default(), (bytes, offset, count), deadline)?
+        };
+        let full = self.router.settings().server_messages;
+        tag_errors::tag_errors(&request, &mut replies, (bytes, offset), call, full);
+        Ok(replies)
     }
 }
 
