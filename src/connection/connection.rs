@@ -145,9 +145,8 @@ impl Connection {
     /// The reason to close it instead of reusing it, if there is one.
     pub(crate) fn close_reason(&mut self, now: Instant, generation: u64) -> Option<CloseReason> {
         if let Some(reason) = self.state.tainted() {
-            return Some(reason);
-        }
-        if !self.state.is_clean() {
+            Some(reason)
+        } else if !self.state.is_clean() {
             Some(CloseReason::LeftDirty)
         } else if self.transport.check_unexpected(self.resp3).is_err() {
             Some(CloseReason::Protocol)
@@ -162,19 +161,17 @@ impl Connection {
 
     /// Its commit marker, created and named if there is none yet.
     pub(crate) fn marker(&mut self, prefix: &str) -> Result<&mut CommitMarker, ConnectionError> {
-        if self.marker.is_none() {
-            let mut random = [0; 16];
-            getrandom::fill(&mut random).map_err(|_| {
-                ConnectionError::new(
-                    ConnectionErrorKind::Io,
-                    "the operating system returned no random bytes",
-                )
-            })?;
-            self.marker = Some(CommitMarker::new(prefix, u128::from_ne_bytes(random)));
+        match &mut self.marker {
+            Some(marker) => Ok(marker),
+            none => {
+                let mut random = [0; 16];
+                getrandom::fill(&mut random).map_err(|_| {
+                    let text = "the operating system returned no random bytes";
+                    ConnectionError::new(ConnectionErrorKind::Io, text)
+                })?;
+                Ok(none.insert(CommitMarker::new(prefix, u128::from_ne_bytes(random))))
+            }
         }
-        self.marker
-            .as_mut()
-            .ok_or_else(|| ConnectionError::unexpected("the connection has no commit marker"))
     }
 
     /// A commit marker with a new name. While a slot migrates, the old name may still have its value
