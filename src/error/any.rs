@@ -217,6 +217,9 @@ pub enum CommitError {
     },
     /// Nothing was applied, and nothing will be: the failure came before EXEC's last byte was sent,
     /// or the transaction was in doubt and is resolved as not applied.
+    ///
+    /// Without a connection the error is [`Error::Checkout`], and of a reclaimed scope
+    /// [`Error::PinExpired`].
     #[non_exhaustive]
     NotSent {
         /// The cause.
