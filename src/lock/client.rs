@@ -338,8 +338,8 @@ impl ScriptClient {
     fn send_own(&self, request: &ScriptRequest<'_>) -> Result<Sent, CheckoutError> {
         let ScriptRequest { route, via, ref bytes, count, checkout_deadline, limit } = *request;
         let strict = matches!(via, Via::OwnStrictly);
-        let grace = if strict { Duration::ZERO } else { MIN_OWN_EXCHANGE };
-        let grace = grace.min(self.settings.response_timeout);
+        let least = MIN_OWN_EXCHANGE.min(self.settings.response_timeout);
+        let grace = if strict { Duration::ZERO } else { least };
         let deadline = || self.deadline(limit.max(Instant::now() + grace), Duration::ZERO);
         let job = || BatchRequest { bytes: bytes.clone(), kind: RequestKind::Calls { count } };
         let mut at = Instant::now();
@@ -417,21 +417,13 @@ fn send(
     request: &ScriptRequest<'_>,
     deadline: Deadline,
 ) -> Result<Vec<Value>, ConnectionError> {
-    let values =
-        exchange(checkout, request, deadline).inspect_err(|cause| checkout.on_lost(cause))?;
+    let asked = match checkout.current() {
+        Some(connection) => connection.ask_all(&request.bytes, request.count as usize, deadline),
+        None => Err(ConnectionError::unexpected("there is no connection")),
+    };
+    let values = asked.inspect_err(|cause| checkout.on_lost(cause))?;
     checkout.on_replies(&values, true);
     Ok(values)
-}
-
-fn exchange(
-    checkout: &mut Checkout,
-    ScriptRequest { bytes, count, .. }: &ScriptRequest<'_>,
-    deadline: Deadline,
-) -> Result<Vec<Value>, ConnectionError> {
-    let Some(connection) = checkout.current() else {
-        return Err(ConnectionError::unexpected("there is no connection"));
-    };
-    connection.ask_all(bytes, *count as usize, deadline)
 }
 
 /// The server's refusal as an error.
