@@ -5,14 +5,15 @@
 //! nothing left to look up.
 
 use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
-use std::{fmt, io};
 
 use crate::sync::lock;
+use crate::text::opaque_debug;
 
 /// Maximum number of look-up threads of a session manager. A further thread writes events.
 const MOST_THREADS: usize = 3;
@@ -203,11 +204,7 @@ impl Caller {
     }
 }
 
-impl fmt::Debug for Resolver {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Resolver")
-    }
-}
+opaque_debug!(Resolver);
 
 #[cfg(test)]
 mod tests {

@@ -30,6 +30,18 @@ macro_rules! display {
 }
 pub(crate) use display;
 
+/// Implements `Debug` by the type's name alone: its value must not be shown, or describes nothing.
+macro_rules! opaque_debug {
+    ($name:ident) => {
+        impl std::fmt::Debug for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_struct(stringify!($name)).finish_non_exhaustive()
+            }
+        }
+    };
+}
+pub(crate) use opaque_debug;
+
 /// A duration with two digits, or with all digits of its whole units if these are more.
 pub(crate) fn brief(duration: Duration) -> impl fmt::Display {
     Brief(duration)

@@ -114,7 +114,7 @@ fn shake_hands(
         }
     }
     connection.mark_alive();
-    if let Some((error, command)) = replies.rejected() {
+    if let Some((error, command)) = replies.rejected {
         let error = ConnectionError::refused(error).at(command);
         let may_change = settings.credentials.is_some();
         return Err(if may_change { error.with_changing_credentials() } else { error });

@@ -39,7 +39,6 @@ use crate::protocol::replication::Durability;
 use crate::protocol::resp::encode;
 use crate::protocol::resp::encode::ASKING;
 use crate::protocol::server_error::ServerError;
-use crate::settings::settings::Settings;
 
 /// Maximum number of times that a call is sent on a new connection of its own.
 const MAX_SENDS: u32 = 3;
@@ -49,7 +48,6 @@ const MAX_SENDS: u32 = 3;
 pub(crate) struct ScriptClient {
     pooled: Router,
     own: Router,
-    settings: Arc<Settings>,
     /// The session manager is closed: only renewals and releases are sent.
     closed: Arc<AtomicBool>,
 }
@@ -124,8 +122,7 @@ impl ScriptClient {
 
     /// `own` has at most one connection to each master.
     pub(crate) fn new(pooled: Router, own: Router) -> Self {
-        let settings = Arc::clone(pooled.settings());
-        Self { pooled, own, settings, closed: Arc::default() }
+        Self { pooled, own, closed: Arc::default() }
     }
 
     pub(crate) fn is_in_cluster(&self) -> bool {
@@ -247,7 +244,7 @@ impl ScriptClient {
 
     /// Returns the instant until which an exchange waits for a connection.
     fn checkout_deadline(&self, limit: Instant) -> Instant {
-        limit.min(Instant::now() + self.settings.checkout_timeout)
+        limit.min(Instant::now() + self.own.settings().checkout_timeout)
     }
 
     /// Returns a request without calls.
@@ -338,7 +335,7 @@ impl ScriptClient {
     fn send_own(&self, request: &ScriptRequest<'_>) -> Result<Sent, CheckoutError> {
         let ScriptRequest { route, via, ref bytes, count, checkout_deadline, limit } = *request;
         let strict = matches!(via, Via::OwnStrictly);
-        let least = MIN_OWN_EXCHANGE.min(self.settings.response_timeout);
+        let least = MIN_OWN_EXCHANGE.min(self.own.settings().response_timeout);
         let grace = if strict { Duration::ZERO } else { least };
         let deadline = || self.deadline(limit.max(Instant::now() + grace), Duration::ZERO);
         let job = || BatchRequest { bytes: bytes.clone(), kind: RequestKind::Calls { count } };
@@ -366,7 +363,7 @@ impl ScriptClient {
     }
 
     fn deadline(&self, limit: Instant, extra: Duration) -> Deadline {
-        Deadline::after(self.settings.response_timeout + extra).capped(limit + extra)
+        Deadline::after(self.own.settings().response_timeout + extra).capped(limit + extra)
     }
 }
 

@@ -52,12 +52,6 @@ impl LockManager {
         self.listener.close();
     }
 
-    /// Waits until `deadline` for the guards to end and for the pending releases. From then on no
-    /// lease is extended. Returns the number of held locks; their guards can still release them.
-    pub(crate) fn end_renewals(&self, deadline: Instant) -> usize {
-        self.renewer.end_renewals(deadline)
-    }
-
     pub(crate) fn status(&self) -> LockStatus {
         LockStatus {
             waiting: self.waiters.waiting(),

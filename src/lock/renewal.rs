@@ -161,7 +161,7 @@ impl LeaseRenewer {
     }
 
     /// Waits until no guard lives and no release is pending, or until `deadline`. From then on no
-    /// lease is extended. Returns the number of held locks.
+    /// lease is extended. Returns the number of held locks; their guards can still release them.
     pub(crate) fn end_renewals(&self, deadline: Instant) -> usize {
         let mut state = self.worker.lock();
         while !state.is_idle() && Instant::now() < deadline {

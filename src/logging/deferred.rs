@@ -15,6 +15,7 @@ use tracing::level_filters::LevelFilter;
 use tracing::{Level, Span};
 
 use crate::sync::lock;
+use crate::text::opaque_debug;
 
 type Event = Box<dyn FnOnce() + Send>;
 
@@ -133,8 +134,4 @@ impl fmt::Debug for DeferredEvents {
     }
 }
 
-impl fmt::Debug for LogThread {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("LogThread")
-    }
-}
+opaque_debug!(LogThread);

@@ -1,8 +1,7 @@
 //! The process that a session manager belongs to.
 
-use std::fmt;
-
 use crate::process::descriptors;
+use crate::text::opaque_debug;
 
 /// The process that made a value.
 #[derive(Clone)]
@@ -38,9 +37,5 @@ impl Process {
     }
 }
 
-/// Shows nothing: a process id describes no session manager.
-impl fmt::Debug for Process {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Process")
-    }
-}
+// Shows nothing: a process id describes no session manager.
+opaque_debug!(Process);

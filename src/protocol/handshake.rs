@@ -147,7 +147,8 @@ const NO_EXEC: &str = "the server does not know EXEC: it was renamed or disabled
 /// Judges the replies to a handshake.
 pub(crate) struct HandshakeReplies<'h> {
     handshake: &'h Handshake,
-    rejected: Option<(ServerError, &'static str)>,
+    /// The first error that the handshake failed with, and the command it was a reply to.
+    pub(crate) rejected: Option<(ServerError, &'static str)>,
 }
 
 impl<'h> HandshakeReplies<'h> {
@@ -177,11 +178,6 @@ impl<'h> HandshakeReplies<'h> {
         if !is_allowed {
             self.rejected.get_or_insert((error, self.handshake.command(nth)));
         }
-    }
-
-    /// The first error that the handshake failed with, and the command it was a reply to.
-    pub(crate) fn rejected(self) -> Option<(ServerError, &'static str)> {
-        self.rejected
     }
 }
 

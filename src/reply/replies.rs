@@ -19,6 +19,7 @@ pub struct Replies {
     inner: Arc<Inner>,
 }
 
+#[derive(Default)]
 struct Inner {
     transaction: u64,
     values: Vec<Value>,
@@ -54,10 +55,16 @@ impl Replies {
             DroppedIds { from, to, missing }
         };
         let dropped = dropped.into_iter().map(number).collect();
-        let (changed_nothing, acks, lost, names) = (false, None, false, Vec::new());
-        let inner =
-            Inner { transaction, values, dropped, failures, changed_nothing, acks, lost, names };
+        let inner = Inner { transaction, values, dropped, failures, ..Inner::default() };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// Changes replies that no caller has yet.
+    fn change(mut self, change: impl FnOnce(&mut Inner)) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.inner) {
+            change(inner);
+        }
+        self
     }
 
     /// The replies of a transaction without a command.
@@ -67,31 +74,23 @@ impl Replies {
 
     /// The replies of a transaction that was applied and whose replies are lost.
     pub(crate) fn lost(transaction: u64) -> Self {
-        let mut replies = Self::none(transaction);
-        if let Some(inner) = Arc::get_mut(&mut replies.inner) {
-            inner.lost = true;
-        }
-        replies
+        Self::none(transaction).change(|inner| inner.lost = true)
     }
 
-    pub(crate) fn with_no_effect(mut self, changed_nothing: bool) -> Self {
-        if let Some(inner) = Arc::get_mut(&mut self.inner) {
-            inner.changed_nothing = changed_nothing;
-        }
-        self
+    pub(crate) fn with_no_effect(self, changed_nothing: bool) -> Self {
+        self.change(|inner| inner.changed_nothing = changed_nothing)
     }
 
     /// Adds the commands' names, for errors about a reply's type.
-    pub(crate) fn with_names<'n>(mut self, names: impl Iterator<Item = &'n [u8]>) -> Self {
-        if let Some(inner) = Arc::get_mut(&mut self.inner) {
+    pub(crate) fn with_names<'n>(self, names: impl Iterator<Item = &'n [u8]>) -> Self {
+        self.change(|inner| {
             for name in names {
                 // No command of the server has a longer name.
                 let name = name.get(..name.len().min(u8::MAX.into())).unwrap_or_default();
                 inner.names.push(name.len() as u8);
                 inner.names.extend_from_slice(name);
             }
-        }
-        self
+        })
     }
 
     fn name(&self, index: usize) -> Option<String> {
@@ -108,11 +107,8 @@ impl Replies {
         next().map(display_name)
     }
 
-    pub(crate) fn with_acks(mut self, acks: Option<ReplicaAcks>) -> Self {
-        if let Some(inner) = Arc::get_mut(&mut self.inner) {
-            inner.acks = acks;
-        }
-        self
+    pub(crate) fn with_acks(self, acks: Option<ReplicaAcks>) -> Self {
+        self.change(|inner| inner.acks = acks)
     }
 
     /// Returns the number of servers that have the transaction, as WAIT or WAITAOF counted them.

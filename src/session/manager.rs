@@ -234,7 +234,7 @@ impl SessionManager {
             + self.transactional.drain(deadline)
             + self.replicas.get().map_or(0, |replicas| replicas.drain(deadline));
         // The locks end last, because a scope may run under a lock.
-        let locks = self.locks.end_renewals(deadline);
+        let locks = self.locks.renewer.end_renewals(deadline);
         Closed { scopes, locks }
     }
 

@@ -2,7 +2,6 @@
 //! log.
 
 use std::error::Error;
-use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -10,6 +9,7 @@ use std::time::{Duration, Instant};
 use scopeguard::defer;
 
 use crate::sync::lock;
+use crate::text::opaque_debug;
 
 /// A user and a password, or a password alone.
 ///
@@ -36,11 +36,7 @@ impl Credentials {
     }
 }
 
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials").finish_non_exhaustive()
-    }
-}
+opaque_debug!(Credentials);
 
 /// The source of a user and a password that change while the program runs: a file that is written
 /// anew, a vault, a cloud's tokens.
@@ -183,8 +179,4 @@ impl Provider {
     }
 }
 
-impl fmt::Debug for Provider {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Provider").finish_non_exhaustive()
-    }
-}
+opaque_debug!(Provider);

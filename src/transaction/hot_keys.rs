@@ -9,13 +9,13 @@
 //! it might wait for the outer one.
 
 use std::cell::Cell;
-use std::fmt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use crate::pool::semaphore::FairSemaphore;
 use crate::process::current::Process;
+use crate::text::opaque_debug;
 
 /// Number of buckets. Keys with the same hash share one, which costs some of them a wait, and
 /// nothing else.
@@ -42,12 +42,8 @@ pub(crate) struct ContentionLimiter {
     process: Process,
 }
 
-/// Shows no buckets, because there are many.
-impl fmt::Debug for ContentionLimiter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ContentionLimiter").finish_non_exhaustive()
-    }
-}
+// Shows no buckets, because there are many.
+opaque_debug!(ContentionLimiter);
 
 /// The keys with the same hash.
 #[derive(Debug)]

@@ -94,19 +94,14 @@ impl SlotMap {
 
     /// Assigns the slot to this master.
     pub(crate) fn set_master(&mut self, slot: u16, to: &NodeAddress) {
-        let at = self.add(to);
-        if let Some(owner) = self.owners.get_mut(usize::from(slot)) {
-            *owner = at;
-        }
-    }
-
-    fn add(&mut self, master: &NodeAddress) -> u32 {
-        let known = self.masters.iter().position(|known| known == master);
+        let known = self.masters.iter().position(|known| known == to);
         let at = known.unwrap_or_else(|| {
-            self.masters.push(master.clone());
+            self.masters.push(to.clone());
             self.masters.len() - 1
         });
-        u32::try_from(at).unwrap_or(NO_MASTER)
+        if let Some(owner) = self.owners.get_mut(usize::from(slot)) {
+            *owner = u32::try_from(at).unwrap_or(NO_MASTER);
+        }
     }
 
     /// Parses the reply to CLUSTER SHARDS of the node at host `from`. `None`: the reply has another

@@ -6,12 +6,11 @@
 //!
 //! The value of a [`LockOwnership`] is never shown: `Debug` prints the type's name only.
 
-use std::fmt;
-
 use redis::Value;
 
 use crate::protocol::cluster::slot;
 use crate::protocol::resp::encode;
+use crate::text::opaque_debug;
 
 /// The lock that fences a transaction: the key of its holders, and the owner token.
 #[derive(Clone)]
@@ -65,11 +64,7 @@ fn number(value: &Value) -> Option<f64> {
     }
 }
 
-impl fmt::Debug for LockOwnership {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("LockOwnership")
-    }
-}
+opaque_debug!(LockOwnership);
 
 #[cfg(test)]
 mod tests {
