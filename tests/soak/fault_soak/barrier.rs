@@ -4,8 +4,6 @@ use crate::SOON;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Instant;
 
-/// Nothing takes longer; what does is stuck.
-
 /// The way every operation goes through.
 #[derive(Debug, Default)]
 pub(crate) struct Barrier {
