@@ -82,6 +82,14 @@ impl fmt::Display for Counted<'_> {
     }
 }
 
+/// A condition in a text: its index, the function that made it, and its own name if it has one.
+pub(crate) fn condition_label(index: usize, kind: &str, name: Option<&str>) -> String {
+    match name {
+        Some(name) => format!("#{index} {kind} ({name})"),
+        None => format!("#{index} {kind}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,7 +5,6 @@ use std::fmt;
 
 use crate::error::applied::Applied;
 use crate::error::checkout::CheckoutError;
-use crate::error::condition::FailedCondition;
 use crate::error::config::ConfigError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::in_doubt::InDoubt;
@@ -18,7 +17,7 @@ use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::server_error::ServerError;
 use crate::reply::error::{DecodeError, ReplyError};
 use crate::reply::replies::Replies;
-use crate::text::{count, display};
+use crate::text::{condition_label, count, display};
 
 display!(Error);
 
@@ -89,8 +88,12 @@ pub enum Error {
     /// [`Condition`](crate::Condition).
     #[non_exhaustive]
     ConditionFailed {
-        /// The first such condition.
-        which: FailedCondition,
+        /// Index of the first such condition, from 0 in the order of `require`.
+        index: usize,
+        /// The name of the function of [`Condition`](crate::Condition) that made it.
+        kind: &'static str,
+        /// Its own name, from [`Condition::named`](crate::Condition::named).
+        name: Option<&'static str>,
     },
     /// A watched key changed during each permitted attempt.
     #[non_exhaustive]
@@ -302,8 +305,9 @@ impl Error {
             Self::NoKeys => {
                 f.write_str("watch needs at least one key; to read without watching, use reading()")
             }
-            Self::ConditionFailed { which } => {
-                write!(f, "condition {which} does not hold; nothing was applied")
+            Self::ConditionFailed { index, kind, name } => {
+                let condition = condition_label(*index, kind, *name);
+                write!(f, "condition {condition} does not hold; nothing was applied")
             }
             Self::RetriesExhausted { attempts: 1 } => {
                 f.write_str("a watched key changed on the only attempt; nothing was applied")

@@ -58,7 +58,7 @@ pub struct CheckoutTimeout {
 
 impl CheckoutError {
     /// Whether the same call may succeed later.
-    pub fn is_retryable(&self) -> bool {
+    pub(crate) fn is_retryable(&self) -> bool {
         match self {
             Self::Timeout(_) => true,
             Self::WouldDeadlock { .. } | Self::Closed | Self::OtherProcess => false,

@@ -73,7 +73,9 @@ impl InDoubt {
         &self.source
     }
 
-    /// Finds out within `checkout_timeout` whether the transaction was applied.
+    /// Finds out within `checkout_timeout` whether the transaction was applied. For another timeout
+    /// give the [`token`](Self::token) to
+    /// [`SessionManager::resolve`](crate::SessionManager::resolve).
     ///
     /// This uses a connection of its own, outside the pool. The result is final: after `Committed`
     /// or `NotCommitted`, an EXEC that arrives later changes nothing. It can be called from any
@@ -101,17 +103,8 @@ impl InDoubt {
     /// # Ok(()) }
     /// ```
     pub fn resolve(&self) -> Resolution {
-        self.ask(None)
-    }
-
-    /// Like [`resolve`](Self::resolve), within `timeout`.
-    pub fn resolve_within(&self, timeout: Duration) -> Resolution {
-        self.ask(Some(timeout))
-    }
-
-    fn ask(&self, within: Option<Duration>) -> Resolution {
         match self.resolvable.as_deref() {
-            Some((token, resolver)) => resolver.resolve(token, within),
+            Some((token, resolver)) => resolver.resolve(token, None),
             None => Resolution::StillUnknown { why: UnresolvedReason::NotExactlyOnce },
         }
     }

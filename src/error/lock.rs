@@ -156,7 +156,7 @@ impl Error for LockError {
 
 impl LockError {
     /// Returns what the server did: for an `acquire`, whether the lock stays acquired.
-    pub fn applied(&self) -> Applied {
+    pub(crate) fn applied(&self) -> Applied {
         match self {
             Self::Timeout { .. }
             | Self::Lost { .. }
@@ -176,7 +176,7 @@ impl LockError {
 
     /// Whether the same call may succeed later. Another attempt is always safe: each has a token of
     /// its own, and what an earlier one acquired is released.
-    pub fn is_retryable(&self) -> bool {
+    pub(crate) fn is_retryable(&self) -> bool {
         match self {
             Self::Timeout { .. } | Self::Connection { .. } | Self::NotReplicated { .. } => true,
             Self::Lost { .. }

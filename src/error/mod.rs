@@ -8,7 +8,6 @@ pub(crate) mod any;
 pub(crate) mod applied;
 pub(crate) mod checkout;
 pub(crate) mod commit;
-pub(crate) mod condition;
 pub(crate) mod config;
 pub(crate) mod connection;
 pub(crate) mod hint;
@@ -21,7 +20,6 @@ pub(crate) mod pin_expired;
 pub use crate::error::any::{CommitError, Error};
 pub use crate::error::applied::Applied;
 pub use crate::error::checkout::{CheckoutError, CheckoutTimeout};
-pub use crate::error::condition::FailedCondition;
 pub use crate::error::config::ConfigError;
 pub use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 pub use crate::error::in_doubt::{

@@ -5,6 +5,7 @@
 //! taints the connection for good; it is not skipped.
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use redis::Value;
 
@@ -71,7 +72,7 @@ impl CloseReason {
     ];
 
     /// Returns one word for a report.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Closed => "closed",
             Self::TimedOut => "timed out",
@@ -82,6 +83,13 @@ impl CloseReason {
             Self::Lifetime => "lifetime",
             Self::Outdated => "outdated",
         }
+    }
+}
+
+/// One or two words for a report or a metric's label: `closed`, `timed out`.
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 

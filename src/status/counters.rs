@@ -42,7 +42,7 @@ macro_rules! counters {
                 write!(f, "{} replaced", self.all_replaced())?;
                 for (nth, (reason, count)) in self.replaced.iter().enumerate() {
                     let before = if nth == 0 { " (" } else { ", " };
-                    write!(f, "{before}{count} {}", reason.as_str())?;
+                    write!(f, "{before}{count} {reason}")?;
                 }
                 if self.replaced.is_empty() { Ok(()) } else { f.write_str(")") }
             }

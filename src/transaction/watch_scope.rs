@@ -22,6 +22,7 @@ use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::command::keys;
 use crate::protocol::resp::encode::{self, ASKING, Args};
 use crate::protocol::server_error::ServerError;
+use crate::text::condition_label;
 use crate::transaction::block::Block;
 use crate::transaction::guard::{Transaction, Watched};
 use crate::transaction::keys::Keys;
@@ -306,8 +307,8 @@ fn arm(
     let answers =
         ReadReplies::of(Arc::clone(reads), values).map_err(|error| error.with_full_text(full));
     answers.inspect_err(|error| {
-        if let Error::ConditionFailed { which } = error {
-            let which = which.to_string();
+        if let Error::ConditionFailed { index, kind, name } = error {
+            let which = condition_label(*index, kind, *name);
             pinned.log_on_return(tracing::Level::DEBUG, move || {
                 tracing::debug!(attempt, which, "condition failed")
             });

@@ -191,7 +191,7 @@ impl fmt::Debug for Read {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::WatchedRead(_, name) => name.fmt(f),
-            Self::Required(index, condition) => write!(f, "{}", condition.which(*index)),
+            Self::Required(index, condition) => f.write_str(&condition.label(*index)),
         }
     }
 }

@@ -18,11 +18,11 @@ use redis::Value;
 
 use crate::error::any::Error;
 use crate::error::applied::Applied;
-use crate::error::condition::FailedCondition;
 use crate::error::connection::ConnectionError;
 use crate::protocol::command::reader::CommandReader;
 use crate::protocol::resp::encode::{self, Args};
 use crate::protocol::server_error::ServerError;
+use crate::text::condition_label;
 use crate::transaction::condition::expected::Expected;
 
 /// A condition that must hold for a block to be applied, from before its first command until EXEC.
@@ -44,7 +44,7 @@ use crate::transaction::condition::expected::Expected;
 ///     .run(|tx| Ok(tx.hset("cart:7", "chair", 2)));
 /// match added {
 ///     Ok(_) => println!("in the cart"),
-///     Err(Error::ConditionFailed { which, .. }) if which.index == 1 => println!("we are closed"),
+///     Err(Error::ConditionFailed { index: 1, .. }) => println!("we are closed"),
 ///     Err(error) => return Err(error),
 /// }
 /// # Ok(()) }
@@ -81,7 +81,7 @@ impl Condition {
         Self { kind, name: None, command, read, expected }
     }
 
-    /// Gives the condition a name. [`FailedCondition`] and the error's text contain it, so that a
+    /// Gives the condition a name. [`Error::ConditionFailed`] and its text contain it, so that a
     /// program with several conditions of a kind need not count them. A name is the program's own
     /// text: keys and values are never shown.
     ///
@@ -92,9 +92,7 @@ impl Condition {
     /// let in_stock = Condition::at_least("stock", 1).named("in stock");
     /// match shop.require(in_stock).run(|tx| Ok(tx.decr("stock", 1))) {
     ///     Ok(left) => println!("{left} left"),
-    ///     Err(Error::ConditionFailed { which, .. }) if which.name == Some("in stock") => {
-    ///         println!("sold out")
-    ///     }
+    ///     Err(Error::ConditionFailed { name: Some("in stock"), .. }) => println!("sold out"),
     ///     Err(error) => return Err(error),
     /// }
     /// # Ok(()) }
@@ -116,23 +114,23 @@ impl Condition {
     }
 
     /// Returns its description, with its number among the conditions of a watch.
-    pub(crate) fn which(&self, index: usize) -> FailedCondition {
-        FailedCondition::new(index, self.kind, self.name)
+    pub(crate) fn label(&self, index: usize) -> String {
+        condition_label(index, self.kind, self.name)
     }
 
     /// Returns an error unless the condition of this number holds by the server's reply.
     pub(crate) fn check(&self, index: usize, answer: &Value) -> Result<(), Error> {
-        let Self { command, expected, .. } = self;
-        let which = self.which(index);
+        let Self { command, expected, kind, name, .. } = self;
+        let read = || format!("{command} of condition {}", self.label(index));
         if let Value::ServerError(error) = answer {
-            let command = format!("{command} of condition {which}");
+            let command = read();
             return Err(Error::Command { command, error: ServerError::from_reply(error, false) });
         }
         match expected.holds(answer) {
             Some(true) => Ok(()),
-            Some(false) => Err(Error::ConditionFailed { which }),
+            Some(false) => Err(Error::ConditionFailed { index, kind, name: *name }),
             None => Err(Error::Lost {
-                during: format!("{command} of condition {which}"),
+                during: read(),
                 applied: Applied::No,
                 source: ConnectionError::unexpected("a reply of another type than the read's"),
             }),

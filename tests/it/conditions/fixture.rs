@@ -2,7 +2,7 @@
 
 use crate::fixture::{Fixture, LONG, SOON};
 
-use rediscope::error::{Applied, FailedCondition};
+use rediscope::error::Applied;
 use rediscope::prelude::*;
 use rediscope::{Builder, Error};
 
@@ -51,13 +51,16 @@ impl Fixture {
     }
 }
 
+/// The condition that failed, by its index, its kind and its name.
+pub(crate) type Failed = (usize, &'static str, Option<&'static str>);
+
 /// The condition that failed, and what its error reports.
 #[track_caller]
-pub(crate) fn failed<T: std::fmt::Debug>(reported: Result<T, Error>) -> FailedCondition {
+pub(crate) fn failed<T: std::fmt::Debug>(reported: Result<T, Error>) -> Failed {
     match reported {
-        Err(error @ Error::ConditionFailed { which, .. }) => {
+        Err(error @ Error::ConditionFailed { index, kind, name, .. }) => {
             assert_eq!((error.applied(), error.is_retryable()), (Applied::No, false));
-            which
+            (index, kind, name)
         }
         other => panic!("no condition failed: {other:?}"),
     }

@@ -73,7 +73,7 @@ fn a_race_that_is_lost_for_good_is_reported_as_the_condition_that_failed() {
         fixture.set("DECR stock");
         Ok(tx.decr("stock", 1))
     });
-    assert_eq!((failed(reported).index, runs), (1, 1), "the block is not run again");
+    assert_eq!((failed(reported).0, runs), (1, 1), "the block is not run again");
     assert_eq!(fixture.get("stock").unwrap(), "0");
     assert_eq!(fixture.server.calls("exec"), 1, "and it was the race that undid it");
     fixture.is_as_it_was(&["stock"]);
@@ -118,7 +118,7 @@ fn a_key_that_expires_before_exec_is_a_lost_race() {
         eventually(SOON, "the key is gone", || fixture.get("held").is_none());
         Ok(tx.incr("n", 1))
     });
-    assert_eq!(failed(reported).kind, "equals");
+    assert_eq!(failed(reported).1, "equals");
     assert!(runs <= 1, "on a slow machine it was gone before");
     assert_eq!(fixture.get("n"), None);
     fixture.is_as_it_was(&["held"]);
@@ -182,11 +182,11 @@ fn a_watch_and_a_reading_scope_require_too() {
     });
     assert_eq!(till.unwrap(), 4, "both keys were watched");
     assert_eq!((disturbed, fixture.proxy.turns() - turns), (2, 6));
-    let which = failed(watch.run(|_, tx| Ok(tx.incr("till", 1))));
-    assert_eq!(which.index, 0, "what was declared is not counted");
+    let failing = failed(watch.run(|_, tx| Ok(tx.incr("till", 1))));
+    assert_eq!(failing.0, 0, "what was declared is not counted");
     fixture.set("DEL price");
     fixture.set("SET stock 1");
-    assert_eq!(failed(watch.begin().map(drop)).to_string(), "#1 exists");
+    assert_eq!(failed(watch.begin().map(drop)), (1, "exists", None));
     // The keys of conditions are watched, even if no other key is.
     let reading = handle.reading().require(Condition::equals("stock", 1));
     fixture.sent();
@@ -245,6 +245,6 @@ fn many_conditions_and_large_values_are_read_in_one_round_trip() {
     assert_eq!(reported.unwrap(), 2);
     assert_eq!(fixture.get("copy").unwrap().len(), large.len());
     fixture.set("SET none:99 1");
-    assert_eq!(failed(required.begin().map(drop)).index, 100);
+    assert_eq!(failed(required.begin().map(drop)).0, 100);
     fixture.is_as_it_was(&["large", "none:0"]);
 }

@@ -188,9 +188,9 @@ fn every_condition_holds_where_it_should_and_nowhere_else() {
                     ran += 1;
                     assert!(holds && value == ran, "{kind} (row {nth}) holds {protocol}");
                 }
-                Err(Error::ConditionFailed { which, .. }) => {
+                Err(Error::ConditionFailed { index, kind: made_by, .. }) => {
                     assert!(!holds, "{kind} (row {nth}) does not hold {protocol}");
-                    assert_eq!((which.index, which.kind), (0, &*kind));
+                    assert_eq!((index, made_by), (0, &*kind));
                 }
                 Err(error) => panic!("{kind} (row {nth}): {error} {protocol}"),
             }
@@ -243,7 +243,7 @@ fn a_condition_on_a_key_of_another_type_is_refused_by_name_and_nothing_is_applie
         .require(Condition::type_is("text", ValueType::Hash))
         .require(Condition::hash_len_at_most("text", 5))
         .run(|tx| Ok(tx.incr("ran", 1)));
-    assert_eq!(super::fixture::failed(typed).to_string(), "#0 type_is");
+    assert_eq!(super::fixture::failed(typed), (0, "type_is", None));
     let bad_id = handle.require(Condition::stream_contains("s", "no id")).begin().map(drop);
     assert!(matches!(bad_id, Err(Error::Command { .. })), "{bad_id:?}");
     fixture.is_as_it_was(&["text"]);

@@ -383,7 +383,7 @@ fn whatever_is_required_the_server_and_the_model_agree() {
                 prop_assert_eq!(ran, 1);
                 Verdict::Holds
             }
-            Err(Error::ConditionFailed { which, .. }) => Verdict::Failed(which.index),
+            Err(Error::ConditionFailed { index, .. }) => Verdict::Failed(index),
             Err(Error::Command { command, error, .. }) => {
                 prop_assert_eq!(error.code(), "WRONGTYPE");
                 let (_, which) = command.split_once('#').unwrap();

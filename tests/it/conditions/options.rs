@@ -164,7 +164,7 @@ fn a_block_with_an_error_type_of_its_own_receives_both_errors() {
     impl From<Error> for Shop {
         fn from(error: Error) -> Self {
             match error {
-                Error::ConditionFailed { which, .. } if which.kind == "at_least" => Self::SoldOut,
+                Error::ConditionFailed { kind: "at_least", .. } => Self::SoldOut,
                 _ => Self::Redis,
             }
         }

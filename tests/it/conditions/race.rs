@@ -104,7 +104,7 @@ fn a_key_that_must_not_exist_is_created_once_and_blocks_take_turns() {
         match reported {
             Ok(made) => assert_eq!(made, turn + 1),
             // Another thread was faster: the loop goes on.
-            Err(Error::ConditionFailed { which, .. }) if which.index > 0 => {}
+            Err(Error::ConditionFailed { index: 1.., .. }) => {}
             Err(error) => return Err(error),
         }
         Ok(())

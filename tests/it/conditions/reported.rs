@@ -23,8 +23,7 @@ fn a_condition_that_does_not_hold_is_reported_once_and_the_block_is_not_run() {
         "condition #1 hash_len_at_most does not hold; nothing was applied"
     );
     assert_eq!((error.applied(), error.is_retryable()), (Applied::No, false));
-    let which = failed::<()>(Err(error));
-    assert_eq!((which.index, which.kind), (1, "hash_len_at_most"));
+    assert_eq!(failed::<()>(Err(error)), (1, "hash_len_at_most", None));
     assert_eq!(
         fixture.sent(),
         ["WATCH", "EXISTS", "HLEN", "EXISTS", "UNWATCH"],
@@ -48,10 +47,9 @@ fn a_condition_that_fails_is_reported_by_its_name() {
     let error = two.run(|tx| Ok(tx.incr("n", 1))).unwrap_err();
     let text = "condition #1 at_least (in stock) does not hold; nothing was applied";
     assert_eq!(error.to_string(), text);
-    let which = failed::<()>(Err(error));
-    assert_eq!((which.index, which.kind, which.name), (1, "at_least", Some("in stock")));
+    assert_eq!(failed::<()>(Err(error)), (1, "at_least", Some("in stock")));
     let nameless = handle.require(Condition::exists("none"));
-    assert_eq!(failed(nameless.run(|tx| Ok(tx.incr("n", 1)))).name, None);
+    assert_eq!(failed(nameless.run(|tx| Ok(tx.incr("n", 1)))).2, None);
     // Its own error names it too.
     fixture.set("SET text x");
     let wrong = handle.require(Condition::list_len_at_most("text", 1).named("short"));

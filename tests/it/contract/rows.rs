@@ -200,7 +200,7 @@ fn in_doubt(topology: &dyn Topology) {
         assert_outcome(&error, Applied::Unknown, false);
         let Error::Commit(CommitError::InDoubt(doubt)) = error else { panic!("{error}") };
         // It is applied later, or never: `resolve` decides it.
-        match doubt.resolve_within(SOON) {
+        match doubt.resolve() {
             Resolution::Committed if resolvable => {
                 assert_eq!(get(topology, &key).as_deref(), Some("1"));
             }

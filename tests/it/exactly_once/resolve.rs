@@ -132,13 +132,14 @@ fn a_doubt_waits_for_an_absent_server_and_no_longer_than_its_timeout() {
     let handle = fixture.armed();
     let doubt = fixture.doubted(&handle, Fate::Applied);
     fixture.proxy.close_listener();
-    let unreachable = doubt.resolve_within(Duration::from_millis(50));
+    let token = doubt.token().unwrap();
+    let unreachable = fixture.sessions.resolve(token, Duration::from_millis(50));
     assert!(
         matches!(unreachable, Resolution::StillUnknown { why: UnresolvedReason::Unreachable(_) }),
         "{unreachable:?}"
     );
     std::thread::scope(|scope| {
-        let asking = scope.spawn(|| doubt.resolve_within(SOON));
+        let asking = scope.spawn(|| fixture.sessions.resolve(token, SOON));
         fixture.proxy.reopen_listener();
         assert_eq!(asking.join().unwrap(), Resolution::Committed);
     });

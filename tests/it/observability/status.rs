@@ -257,7 +257,7 @@ fn events_for_the_operator_are_warnings_once_a_second_with_a_count_of_the_others
     proxy.refuse_new(true);
     let Error::Commit(CommitError::InDoubt(doubt)) = lost else { panic!("{lost}") };
     for _ in 0..3 {
-        drop(doubt.resolve_within(Duration::from_millis(20)));
+        drop(sessions.resolve(doubt.token().unwrap(), Duration::from_millis(20)));
     }
     assert!(!warned("a commit in doubt was not resolved", None).is_empty());
     for _ in 0..3 {

@@ -206,11 +206,6 @@ fn rows() -> Vec<Row> {
             assert_eq!(sessions.close(e.time()).scopes, 0);
             run.map(drop).map_err(|error| error.to_string())
         }),
-        row("error/in_doubt.rs resolve_within.timeout", |s, e| {
-            let (doubt, _sessions, _proxy) = s.doubt();
-            drop(doubt.resolve_within(e.time()));
-            Ok(())
-        }),
         row("transaction/resolve.rs at.index", |s, e| {
             let mut tx = s.sessions.transactional().begin().unwrap();
             tx.incr("a", 1);

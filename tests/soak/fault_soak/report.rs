@@ -204,10 +204,7 @@ impl fmt::Display for Report {
 }
 
 fn replaced(counts: &PoolCounters) -> String {
-    let reasons: Vec<_> = counts
-        .replaced
-        .iter()
-        .map(|(reason, count)| format!("{count} {}", reason.as_str()))
-        .collect();
+    let reasons: Vec<_> =
+        counts.replaced.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
     format!("{}: {}", counts.all_replaced(), reasons.join(", "))
 }
