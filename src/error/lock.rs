@@ -62,7 +62,7 @@ pub enum LockError {
         why: LostReason,
     },
     /// The server refused. If it stopped one of the library's scripts in between, because of a
-    /// missing permission, [`applied`](Self::applied) is `Unknown`; an acquisition is then
+    /// missing permission, [`applied`](crate::Error::applied) is `Unknown`; an acquisition is then
     /// released.
     #[non_exhaustive]
     Command {
