@@ -24,8 +24,8 @@ use crate::pool::semaphore::{AcquireError, FairSemaphore};
 use crate::protocol::cluster::redirect;
 use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route};
 use crate::protocol::cluster::slot;
-use crate::protocol::connection_state::Expect;
 use crate::protocol::marker;
+use crate::protocol::retry::Backoff;
 use crate::protocol::server_error::ServerError;
 use crate::sync::lock;
 
@@ -69,7 +69,7 @@ impl CommitResolver {
             }
             self.gate.release(permit);
         }
-        let mut pause = PAUSE / 16;
+        let mut pauses = Backoff::new(PAUSE / 16, PAUSE);
         // The register's name has its slot, whatever server made the token.
         let mut route = Route::to(key_slot);
         let mut budget = RedirectBudget::until(deadline);
@@ -99,8 +99,7 @@ impl CommitResolver {
             }
             // The failure of a kept connection proves nothing about the server.
             if !was_kept {
-                std::thread::sleep(pause.min(left));
-                pause = PAUSE.min(pause * 2);
+                std::thread::sleep(pauses.wait().min(left));
             }
         }
     }
@@ -159,9 +158,7 @@ impl CommitResolver {
         let limit = Deadline::after(settings.response_timeout).capped(deadline);
         let question = marker::question(&token.register, settings.register_ttl, route.ask);
         let count = if route.ask { 4 } else { 2 };
-        let sent = connection.send(&question, &[(Expect::Plain, count)], limit);
-        let answers = sent.and_then(|()| (0..count).map(|_| connection.value(limit)).collect());
-        let mut answers: Vec<_> = answers.map_err(unreachable)?;
+        let mut answers = connection.ask_all(&question, count, limit).map_err(unreachable)?;
         if route.ask {
             answers = redirect::all_after_asking(answers);
         }

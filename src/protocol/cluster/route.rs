@@ -74,13 +74,14 @@ const DELAYS: (Duration, Duration) = (Duration::from_millis(2), Duration::from_m
 #[derive(Debug)]
 pub(crate) struct RedirectBudget {
     deadline: Instant,
-    backoff: Backoff,
+    /// Made for the first delay.
+    backoff: Option<Backoff>,
     followed: u32,
 }
 
 impl RedirectBudget {
     pub(crate) fn until(deadline: Instant) -> Self {
-        Self { deadline, backoff: Backoff::new(DELAYS.0, DELAYS.1), followed: 0 }
+        Self { deadline, backoff: None, followed: 0 }
     }
 
     pub(crate) fn deadline(&self) -> Instant {
@@ -96,7 +97,8 @@ impl RedirectBudget {
         if matches!(redirect, Redirect::Immediately(_)) && self.followed <= WITHOUT_DELAY {
             return Some(Duration::ZERO);
         }
-        Some(self.backoff.wait().min(self.deadline - now))
+        let backoff = self.backoff.get_or_insert_with(|| Backoff::new(DELAYS.0, DELAYS.1));
+        Some(backoff.wait().min(self.deadline - now))
     }
 }
 
