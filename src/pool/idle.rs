@@ -1,8 +1,9 @@
 //! The idle connections of a pool, and the opening of further ones.
 //!
-//! r2d2 opens connections on its threads with back-off, keeps the idle ones, and retires them. The fair semaphore in front of it decides which caller gets one. A panic must
-//! not reach r2d2, which would lose the connection's place forever. Every call needs a permit, so
-//! that no call of r2d2 waits for another caller's connection.
+//! r2d2 opens connections on its threads with back-off, keeps the idle ones, and retires them. The
+//! fair semaphore in front of it decides which caller gets one. A panic must not reach r2d2, which
+//! would lose the connection's place forever. Every call needs a permit, so that no call of r2d2
+//! waits for another caller's connection.
 
 use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};

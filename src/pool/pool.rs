@@ -146,8 +146,8 @@ impl Pool {
         self.checkout_batched_within(deadline, response_wait, request)
     }
 
-    /// The same; the response to a request that was taken by `deadline` is awaited until `patience`
-    /// later.
+    /// The same; the response to a request that was taken by `deadline` is awaited until
+    /// `response_wait` later.
     pub(crate) fn checkout_batched_within(
         &self,
         deadline: Instant,

@@ -144,7 +144,7 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
     }
 
     /// Takes a permit as [`acquire`](Self::acquire) does, unless a leader sends the request first.
-    /// The response to a request that was taken by `deadline` is awaited until `patience` later;
+    /// The response to a request that was taken by `deadline` is awaited until `response_wait` later;
     /// then its outcome is unknown. A caller with a long request yields to other threads before it
     /// sleeps. It counts as late if it does not run again in time.
     pub(crate) fn acquire_batched<E>(
