@@ -181,7 +181,7 @@ fn conditions_that_do_not_hold_keep_no_other_block_waiting() {
 }
 
 #[test]
-fn declared_reads_travel_with_watch_and_are_read_anew_by_each_attempt() {
+fn declared_reads_travel_with_watch_and_are_read_again_by_each_attempt() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     let sessions = sessions(proxy.url());

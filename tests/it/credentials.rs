@@ -98,7 +98,7 @@ fn a_password_that_is_rotated_under_load_loses_nothing() {
 }
 
 #[test]
-fn an_open_scope_keeps_its_credentials_and_the_next_one_authenticates_anew() {
+fn an_open_scope_keeps_its_credentials_and_the_next_one_authenticates_again() {
     let server = Server::start();
     let second = user(&server, "second", "2");
     let (credentials, builder) = rotating(&server, user(&server, "first", "1"));

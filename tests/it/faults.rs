@@ -2,7 +2,7 @@
 //! returns, checked against what the server holds.
 //!
 //! Nothing here trusts the crate's word: outcomes are compared with the server's counters, and
-//! every pool must serve its next borrower.
+//! every pool must serve its next caller.
 
 mod busy;
 mod cuts;

@@ -372,7 +372,7 @@ fn the_bound_is_on_strings_and_elements_and_is_looked_at_before_they_come() {
                 "{shown:?} in {piece}"
             );
             assert!(found.is_err() || found.unwrap().is_some(), "{shown:?} is whole");
-            // A reply's end is where the count begins anew.
+            // A reply's end is where the count begins again.
             if expected.is_ok() {
                 let again = first(&mut parser, &text(bound), piece);
                 assert!(matches!(again, Ok(Some(Reply::Value(_)))), "{shown:?}");
@@ -412,7 +412,7 @@ fn discarded_replies_take_no_memory_and_a_line_is_scanned_once() {
     (0..8).for_each(|_| feed(&b"_\r\n*0\r\n".repeat(1 << 16)));
     feed(b"*1\r\n");
     assert!(!parser.is_empty());
-    // Byte by byte, a line of a megabyte: 10^12 looks at a byte if each began anew.
+    // Byte by byte, a line of a megabyte: 10^12 looks at a byte if each began again.
     let mut parser = Parser::default();
     let line = [b"+", &megabyte[..], b"\r\n"].concat();
     assert!(matches!(first(&mut parser, &line, 1), Ok(Some(Reply::Value(Value::SimpleString(_))))));

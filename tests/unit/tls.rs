@@ -152,7 +152,7 @@ fn a_reply_that_comes_in_drips_over_tls_ends_at_the_deadline() {
 }
 
 #[test]
-fn a_hand_shake_of_tls_ends_within_its_time_whatever_the_peer_does() {
+fn a_handshake_of_tls_ends_within_its_time_whatever_the_peer_does() {
     let identity = identity();
     for drips in [false, true] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -183,7 +183,7 @@ fn look(connection: &mut Connection) -> Result<(), ConnectionErrorKind> {
 }
 
 #[test]
-fn a_session_ticket_is_no_reply_too_many() {
+fn a_session_ticket_is_no_surplus_reply() {
     let (mut connection, mut peer) = pair(&version::TLS13);
     let socket = Arc::clone(connection.socket().unwrap());
     socket.set_nonblocking(true).unwrap();

@@ -46,7 +46,7 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Replaces the script; counting starts anew.
+    /// Replaces the script; counting starts again.
     pub(super) fn arm(&self, script: Script) {
         let mut state = self.state();
         state.armed = Armed::new(script);

@@ -79,7 +79,7 @@ fn a_lease_that_may_not_be_extended_is_lost_and_reported() {
 }
 
 #[test]
-fn an_acquisition_that_was_stopped_half_way_leaves_the_lock_free() {
+fn an_acquisition_that_was_stopped_in_the_middle_leaves_the_lock_free() {
     let fixture = RestrictedServer::start();
     let (sessions, other) = (fixture.sessions(LONG), others(&fixture));
     for right in ["-zadd", "-pexpireat", "-hset"] {

@@ -305,14 +305,14 @@ fn redis_pipe(db: &mut rediscope::Pooled) -> rediscope::redis::RedisResult<()> {
 }
 
 #[test]
-fn a_forked_child_is_refused_at_once_and_the_parent_goes_on_over_tcp() {
+fn a_forked_child_is_refused_at_once_and_the_parent_continues_over_tcp() {
     rediscope_testing::own_process!();
     let server = Server::start();
     play(&server, &|| SessionManager::builder(server.url()), true);
 }
 
 #[test]
-fn a_forked_child_is_refused_at_once_and_the_parent_goes_on_over_a_unix_socket() {
+fn a_forked_child_is_refused_at_once_and_the_parent_continues_over_a_unix_socket() {
     rediscope_testing::own_process!();
     let server = Server::start();
     play(&server, &|| SessionManager::builder(server.unix_url()), true);
@@ -320,7 +320,7 @@ fn a_forked_child_is_refused_at_once_and_the_parent_goes_on_over_a_unix_socket()
 
 #[cfg(feature = "tls-rustls")]
 #[test]
-fn a_forked_child_is_refused_at_once_and_the_parent_goes_on_over_tls() {
+fn a_forked_child_is_refused_at_once_and_the_parent_continues_over_tls() {
     rediscope_testing::own_process!();
     let server = rediscope_testing::tls::TlsServer::start();
     let tls = rediscope::Tls::new().root_certificates(server.authority.pem());

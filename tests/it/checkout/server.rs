@@ -91,7 +91,7 @@ fn a_connection_that_idles_for_too_long_is_closed() {
 fn min_idle_opens_connections_before_they_are_needed() {
     let server = Server::start();
     let sessions = patient(&server).max_size(4).min_idle(3).build().unwrap();
-    // The server counts a connection before its hand-shake is over.
+    // The server counts a connection before its handshake is over.
     eventually(SOON, "three a pool are open", || {
         let status = sessions.status();
         (status.pooled.idle, status.transactional.idle) == (3, 3)

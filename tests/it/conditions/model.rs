@@ -51,7 +51,7 @@ impl Data {
 
 type Model = BTreeMap<usize, Data>;
 
-/// Writes one key anew, or deletes it.
+/// Writes one key again, or deletes it.
 fn put(connection: &mut Connection, key: usize, data: Option<&Data>) {
     let name = KEYS[key];
     let mut pipe = redis::pipe();

@@ -19,7 +19,7 @@ fn presenting(authority: &Authority, own: &Identity) -> Option<Tls> {
     trusting(authority).map(|tls| tls.client_certificate(&*own.certificate, &*own.key))
 }
 
-/// In its words. A hand-shake that took longer than its time is tried once more: that is the
+/// In its words. A handshake that took longer than its time is tried once more: that is the
 /// machine's doing.
 fn refused(to: &str, tls: Option<Tls>) -> String {
     let words = || {

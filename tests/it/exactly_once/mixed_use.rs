@@ -158,7 +158,7 @@ fn an_exactly_once_block_whose_register_expires_runs_again_and_is_applied_once()
 }
 
 #[test]
-fn a_register_past_half_its_life_is_written_anew_before_anything_of_the_callers_leaves() {
+fn a_register_past_half_its_life_is_written_again_before_anything_of_the_callers_leaves() {
     for age in [Age::PastHalf, Age::Expired] {
         let fixture = short(SOON);
         let handle = fixture.armed();

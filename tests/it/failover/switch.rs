@@ -116,7 +116,7 @@ fn a_doubt_is_resolved_by_the_present_master() {
 }
 
 #[test]
-fn locks_and_their_wake_ups_follow_the_master() {
+fn locks_and_their_wakeups_follow_the_master() {
     let group = Group::start();
     let sessions = SessionManager::connect(group.url()).unwrap();
     let former = &group.servers[0];

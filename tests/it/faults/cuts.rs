@@ -31,7 +31,7 @@ const RESPONSE: Duration = Duration::from_millis(300);
 const CLEANUP: Duration = Duration::from_millis(300);
 
 /// All cells of one form under one kind of cut. They share a proxy and a pool of one connection,
-/// so that each cell is also the next borrower after the one before.
+/// so that each cell is also the next caller after the one before.
 struct Group {
     form: &'static Form,
     kind: Fault,
@@ -214,7 +214,7 @@ impl Group {
         let (point, keys) = (&self.points[nth], self.keys(nth));
         let (reported, applied) = self.expected(nth);
         server.ask::<()>(&["SET", &keys.watched, "7"]);
-        clean_borrower(sessions, server, &keys.watched)?;
+        clean_caller(sessions, server, &keys.watched)?;
 
         let fired = proxy.fired();
         // The last of the user's gaps before the cut: what has the same name earlier is spared.
@@ -251,7 +251,7 @@ impl Group {
         if (status.in_use, status.waiting) != (0, 0) || status.size > 1 {
             return Err(format!("the pool was not whole when the call returned: {status}"));
         }
-        clean_borrower(sessions, server, &unique("unrelated"))?;
+        clean_caller(sessions, server, &unique("unrelated"))?;
         if applied == Applied::OnceLate && self.applied(server, nth)? {
             return Err("a held EXEC was applied early".to_owned());
         }
@@ -262,7 +262,7 @@ impl Group {
             _ => try_for(SOON, || (self.applied(server, nth) == Ok(true)).then_some(()))
                 .ok_or_else(|| format!("was not applied once: {:?}", self.applied(server, nth))),
         }?;
-        clean_borrower(sessions, server, &keys.watched)
+        clean_caller(sessions, server, &keys.watched)
     }
 
     fn arm(&self, point: &Point, proxy: &Proxy) {
@@ -295,7 +295,7 @@ impl Group {
 
 /// Works on whatever connection the pool has: first with a change of `key`, which a WATCH left
 /// behind would not forgive, then once more, so that a reply too many would be noticed.
-fn clean_borrower(sessions: &SessionManager, server: &Server, key: &str) -> Result<(), String> {
+fn clean_caller(sessions: &SessionManager, server: &Server, key: &str) -> Result<(), String> {
     server.ask::<()>(&["SET", key, "7"]);
     let unrelated = unique("next");
     // Nothing is repeated: a nil EXEC would be hidden by that.

@@ -49,7 +49,7 @@ fn use_it(sessions: &SessionManager, pool: Pool) -> Result<(), Error> {
 }
 
 /// Login, database, library name and version, and what the pool itself wants to know.
-fn hand_shake(server: &Server, pool: Pool) -> usize {
+fn handshake(server: &Server, pool: Pool) -> usize {
     let proxy = Proxy::to(server);
     let sessions = sessions(&proxy);
     proxy.script(Which::Next, (Trigger::AfterCommandNamed("INCRBY"), Cut));
@@ -60,13 +60,8 @@ fn hand_shake(server: &Server, pool: Pool) -> usize {
     journal.iter().position(|name| name == proof).unwrap() + 1
 }
 
-/// The pool's connection is gone, and the next two die at this point of their hand-shake.
-fn dies_in_hand_shake(
-    server: &Server,
-    pool: Pool,
-    trigger: Trigger,
-    kind: Fault,
-) -> Option<String> {
+/// The pool's connection is gone, and the next two die at this point of their handshake.
+fn dies_in_handshake(server: &Server, pool: Pool, trigger: Trigger, kind: Fault) -> Option<String> {
     let proxy = Proxy::to(server);
     let sessions = sessions(&proxy);
     let outcome = use_it(&sessions, pool).and_then(|()| {
@@ -80,7 +75,7 @@ fn dies_in_hand_shake(
     match outcome {
         Ok(()) if status != [(0, 0); 2] => Some(format!("{status:?}")),
         // The first one, two that died, and one that did not. On a busy machine one of them may
-        // have died of its time-out before it came to the fault.
+        // have died of its timeout before it came to the fault.
         Ok(()) if proxy.accepted() < 4 || proxy.fired() == 0 => {
             Some(format!("{} connections, {} faults", proxy.accepted(), proxy.fired()))
         }
@@ -91,12 +86,12 @@ fn dies_in_hand_shake(
 }
 
 #[test]
-fn a_replacement_that_dies_in_its_hand_shake_is_replaced_in_its_turn() {
+fn a_replacement_that_dies_in_its_handshake_is_replaced_in_its_turn() {
     let server = Server::start();
     server.acl(&["SETUSER", "app", "on", ">secret", "~*", "&*", "+@all"]);
     let mut cells = Vec::new();
     for pool in [Pool::Pooled, Pool::Transactional] {
-        for nth in 1..=hand_shake(&server, pool) as u64 {
+        for nth in 1..=handshake(&server, pool) as u64 {
             for trigger in
                 [BeforeCommand(nth), InsideCommand(nth, 9), BeforeReply(nth), InsideReply(nth, 1)]
             {
@@ -111,7 +106,7 @@ fn a_replacement_that_dies_in_its_hand_shake_is_replaced_in_its_turn() {
             scope.spawn(|| {
                 loop {
                     let Some((pool, trigger, kind)) = cells.lock().unwrap().pop() else { break };
-                    let failed = dies_in_hand_shake(&server, pool, trigger, kind);
+                    let failed = dies_in_handshake(&server, pool, trigger, kind);
                     failures.lock().unwrap().extend(failed);
                 }
             });
@@ -135,7 +130,7 @@ fn dies_again_and_again(min_idle: u32, tear: fn(&Proxy)) {
         scope.spawn(|| {
             while !over.load(Ordering::Acquire) {
                 tear(&proxy);
-                // The pace of the faults: a hand-shake has to fit in between.
+                // The pace of the faults: a handshake has to fit in between.
                 thread::sleep(PACE.mul_f64(fastrand::f64()));
             }
         });

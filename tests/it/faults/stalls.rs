@@ -14,7 +14,7 @@ use rediscope_testing::server::Server;
 use rediscope_testing::{eventually, in_time};
 
 const RESPONSE: Duration = Duration::from_millis(2000);
-/// The system's own time-out may begin anew when a stuck write could place a few bytes more; whatever it
+/// The system's own timeout may begin again when a stuck write could place a few bytes more; whatever it
 /// has placed is counted and the clock looked at. Less than the whole write would take.
 const BOUND: Duration = Duration::from_secs(10);
 /// More than the kernels' buffers hold.
@@ -42,7 +42,7 @@ fn narrow_for(response: Duration) -> (Server, Proxy, SessionManager) {
 }
 
 /// The same, if a connect may take as long as a reply: what is set on the socket
-/// when it is opened is then never set anew.
+/// when it is opened is then never set again.
 fn even() -> (Server, Proxy, SessionManager) {
     let server = Server::start();
     let proxy = Proxy::to(&server);
@@ -64,7 +64,7 @@ fn stops() -> Script {
 }
 
 #[test]
-fn a_write_that_stops_half_way_was_not_sent_and_is_never_applied() {
+fn a_write_that_stops_in_the_middle_was_not_sent_and_is_never_applied() {
     let (server, proxy, sessions) = narrow();
     let mut tx = sessions.transactional().begin().unwrap();
     tx.incr("n", 1);
@@ -84,7 +84,7 @@ fn a_write_that_stops_half_way_was_not_sent_and_is_never_applied() {
 }
 
 #[test]
-fn a_block_whose_write_stopped_half_way_is_sent_again_and_applied_once() {
+fn a_block_whose_write_stopped_in_the_middle_is_sent_again_and_applied_once() {
     // The second time all of it goes through the narrow buffers, on however busy a machine.
     let (server, proxy, sessions) = narrow_for(3 * RESPONSE);
     proxy.arm(stops());

@@ -181,7 +181,7 @@ fn never_handed_on(fixture: &Fixture, way: Way, name: &str, each: Use) {
 }
 
 #[test]
-fn a_reply_too_many_is_never_the_next_callers() {
+fn a_surplus_reply_is_never_the_next_callers() {
     for_all(None, "", never_handed_on);
 }
 
@@ -191,7 +191,7 @@ fn a_surplus_reply_is_never_the_next_callers_on_a_connection_used_without_a_chec
 }
 
 #[test]
-fn a_reply_too_many_is_never_the_next_callers_in_resp3() {
+fn a_surplus_reply_is_never_the_next_callers_in_resp3() {
     for_all(Some(LONG), "?protocol=resp3", never_handed_on);
 }
 
@@ -221,7 +221,7 @@ fn a_batch_and_its_leader_never_receive_a_surplus_reply() {
 }
 
 #[test]
-fn a_reply_too_many_inside_a_scope_ends_it_before_anything_is_sent() {
+fn a_surplus_reply_inside_a_scope_ends_it_before_anything_is_sent() {
     for &way in Way::ALL {
         let fixture = start(way, "", Some(LONG));
         for surplus in SURPLUS {

@@ -18,7 +18,7 @@ use rediscope_testing::eventually;
 /// Long enough that a busy machine does not make a live scope look dead.
 const LIMIT: Duration = Duration::from_millis(700);
 
-/// One open connection; scopes are taken back after [`LIMIT`].
+/// One open connection; scopes are reclaimed after [`LIMIT`].
 fn hasty(fixture: &Proxied) -> SessionManager {
     let builder = fixture.builder().trust_window(LONG).max_pin_time(LIMIT).flush_bytes(1);
     // Making it warm is a scope too.
@@ -28,9 +28,9 @@ fn hasty(fixture: &Proxied) -> SessionManager {
     sessions
 }
 
-/// The scope is taken back, its connection is replaced, and its capacity is there again.
+/// The scope is reclaimed, its connection is replaced, and its capacity is there again.
 #[track_caller]
-fn is_taken_back(fixture: &Proxied, sessions: &SessionManager) {
+fn is_reclaimed(fixture: &Proxied, sessions: &SessionManager) {
     let before = client_ids(&fixture.server);
     eventually(SOON, "the scope is taken back", || sessions.status().transactional.in_use == 0);
     pool_is_whole(sessions, &fixture.server);
@@ -54,7 +54,7 @@ fn a_late_commit_fails_with_the_place_where_its_scope_began_and_applies_nothing(
     let (mut tx, line) = (sessions.transactional().begin().unwrap(), line!());
     tx.set("key", 1);
     assert_eq!(fixture.journal(), ["MULTI", "SET"], "the server knows of it already");
-    is_taken_back(&fixture, &sessions);
+    is_reclaimed(&fixture, &sessions);
     tx.set("key", 2);
     match tx.check().unwrap_err() {
         Error::PinExpired(reported) => expired(reported, line),
@@ -76,7 +76,7 @@ fn every_late_use_of_a_watching_scope_fails() {
     let sessions = hasty(&fixture);
     let accounts = sessions.transactional();
     let (mut watching, line) = (accounts.watch(["key"]).begin().unwrap(), line!());
-    is_taken_back(&fixture, &sessions);
+    is_reclaimed(&fixture, &sessions);
     let error = watching.get::<_, Option<String>>("key").unwrap_err();
     assert_eq!((error.applied(), error.is_retryable()), (Applied::No, false));
     match error {
@@ -99,7 +99,7 @@ fn late_discards_and_drops_disturb_no_other_call() {
     let accounts = sessions.transactional();
     let mut discarded = accounts.begin().unwrap();
     discarded.set("key", 1);
-    is_taken_back(&fixture, &sessions);
+    is_reclaimed(&fixture, &sessions);
     let mut next = accounts.begin().unwrap();
     let reported = discarded.discard();
     next.set("next", 1);
@@ -108,7 +108,7 @@ fn late_discards_and_drops_disturb_no_other_call() {
 
     let mut dropped = accounts.begin().unwrap();
     dropped.set("key", 1);
-    is_taken_back(&fixture, &sessions);
+    is_reclaimed(&fixture, &sessions);
     let mut next = accounts.begin().unwrap();
     drop(dropped);
     next.set("next", 2);

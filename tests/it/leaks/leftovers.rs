@@ -26,7 +26,7 @@ const SLOW: f64 = 0.5;
 /// Watched by the row of that name, changed before every EXEC.
 const WATCHED: &str = "watched";
 
-/// What the next borrower notices.
+/// What the next caller notices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Defect {
     /// Another caller's reply, or none.
@@ -244,7 +244,7 @@ impl r2d2::ManageConnection for Plain {
     }
 }
 
-/// What the next borrower finds when a plain pool is used like the crate's.
+/// What the next caller finds when a plain pool is used like the crate's.
 fn plain_defects(row: &Row, home: &Home, check: bool) -> Vec<Defect> {
     let client = redis::Client::open(home.url.as_str()).unwrap();
     let builder = r2d2::Pool::builder().max_size(1).test_on_check_out(check);

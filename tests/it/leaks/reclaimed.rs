@@ -45,7 +45,7 @@ fn is_expired(error: &Error) -> bool {
 }
 
 #[test]
-fn a_forgotten_guard_gives_its_connection_back() {
+fn a_forgotten_guard_is_reclaimed() {
     type Forget = fn(&SessionManager);
     let ways: [Forget; 4] = [
         |sessions| std::mem::forget(sessions.transactional().begin().unwrap()),
@@ -68,7 +68,7 @@ fn a_forgotten_guard_gives_its_connection_back() {
 }
 
 #[test]
-fn a_thread_that_never_returns_from_user_code_gives_its_connection_back() {
+fn the_scope_of_a_thread_that_never_returns_from_user_code_is_reclaimed() {
     let server = Server::start();
     let sessions = one_connection(server.url());
     let accounts = sessions.transactional();
@@ -102,7 +102,7 @@ fn a_thread_that_never_returns_from_user_code_gives_its_connection_back() {
 }
 
 #[test]
-fn a_scope_in_use_is_not_taken_back() {
+fn a_scope_in_use_is_not_reclaimed() {
     let server = Server::start();
     let sessions = one_connection(server.url());
     let begun = Instant::now();
@@ -132,7 +132,7 @@ fn a_scope_in_use_is_not_taken_back() {
 }
 
 #[test]
-fn a_scope_whose_time_ends_inside_a_call_is_taken_back_when_the_call_ends() {
+fn a_scope_whose_time_ends_inside_a_call_is_reclaimed_when_the_call_ends() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     server.ask::<()>(&["SET", "n", "7"]);

@@ -96,7 +96,7 @@ impl ScopeUser {
     }
 
     /// What the next one to use the connection must find.
-    fn next_borrower(&mut self, end: &str) {
+    fn next_caller(&mut self, end: &str) {
         self.change_watched();
         self.proxy.set_delays(Duration::ZERO, PACE);
         let word = unique("word");
@@ -342,7 +342,7 @@ const ENDS: &[End] = &[
 ];
 
 #[test]
-fn however_a_scope_ends_the_next_borrower_finds_a_connection_like_a_fresh_one() {
+fn however_a_scope_ends_the_next_caller_finds_a_connection_like_a_fresh_one() {
     let server = Server::start();
     server.acl(&["SETUSER", "app", "on", ">secret", "~*", "&*", "+@all"]);
     let cells = || {
@@ -356,9 +356,9 @@ fn however_a_scope_ends_the_next_borrower_finds_a_connection_like_a_fresh_one() 
                     let Some((trust, (name, end))) = next.lock().unwrap().next() else { break };
                     let mut fixture = ScopeUser::new(&server, trust);
                     // A connection that has been used before, as most are.
-                    fixture.next_borrower("at first");
+                    fixture.next_caller("at first");
                     end(&mut fixture);
-                    fixture.next_borrower(name);
+                    fixture.next_caller(name);
                     ended.fetch_add(1, Ordering::Relaxed);
                 }
             });

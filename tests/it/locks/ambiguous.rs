@@ -94,7 +94,7 @@ fn a_guard_that_is_dropped_while_the_server_is_away_is_released_when_it_is_back(
 }
 
 #[test]
-fn a_lock_that_too_few_replicas_have_is_given_back() {
+fn a_lock_that_too_few_replicas_have_is_released() {
     let fixture = warm();
     let lock = fixture.sessions.lock("l").lease(LONG);
     let error = lock.clone().wait_replicas(1, Duration::from_millis(20)).try_acquire();

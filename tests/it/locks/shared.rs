@@ -112,7 +112,7 @@ fn no_more_hold_a_semaphore_than_it_has_permits() {
 }
 
 #[test]
-fn releasing_twice_never_makes_a_permit_too_many() {
+fn releasing_twice_never_makes_a_surplus_permit() {
     let fixture = start();
     let lock = fixture.sessions.semaphore("s", 2).lease(LONG);
     let acquire = || lock.try_acquire().unwrap();

@@ -16,7 +16,7 @@ use rediscope_testing::server::Server;
 use rediscope_testing::{eventually, unique};
 
 #[test]
-fn a_scope_open_for_long_is_warned_of_once_with_file_and_line_and_then_taken_back_with_them() {
+fn a_scope_open_for_long_is_warned_of_once_with_file_and_line_and_then_reclaimed_with_them() {
     rediscope_testing::own_process!();
     let server = Server::start();
     let sessions = SessionManager::builder(server.url())

@@ -163,7 +163,7 @@ fn a_write_to_a_connection_found_dead_before_a_byte_left_is_sent_on_another_one(
 }
 
 #[test]
-fn a_pipeline_of_writes_that_broke_off_half_way_is_not_sent_again() {
+fn a_pipeline_of_writes_that_broke_off_in_the_middle_is_not_sent_again() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     proxy.shrink_buffers();

@@ -101,7 +101,7 @@ fn a_pipeline_with_a_failed_command_reports_that_the_others_were_applied() {
 }
 
 #[test]
-fn scans_walk_the_whole_keyspace_though_each_step_borrows_anew() {
+fn scans_walk_the_whole_keyspace_though_each_step_borrows_again() {
     let server = Server::start();
     let sessions = trusting(&server.url());
     let mut db = sessions.pooled();
@@ -151,7 +151,7 @@ fn a_servers_error_comes_back_typed_and_the_connection_stays() {
 }
 
 #[test]
-fn a_script_that_fails_half_way_is_not_reported_as_not_applied() {
+fn a_script_that_fails_in_the_middle_is_not_reported_as_not_applied() {
     let server = Server::start();
     server.ask::<()>(&["SET", "text", "hello"]);
     let sessions = trusting(&server.url());

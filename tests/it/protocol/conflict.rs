@@ -177,7 +177,7 @@ fn a_closure_that_errs_is_not_run_again_and_leaves_nothing_watched() {
     }
     assert_eq!((runs, get(server, "stock").as_deref()), (1, Some("0")));
     assert_eq!((server.calls("unwatch"), server.calls("multi")), (1, 1), "the hand-shake's MULTI");
-    // Were the key still watched, the next borrower would conflict.
+    // Were the key still watched, the next caller would conflict.
     server.ask::<()>(&["SET", "stock", "5"]);
     assert_eq!(client_ids(server), before);
     pool_is_whole(&sessions, server);

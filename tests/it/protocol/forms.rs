@@ -94,7 +94,7 @@ fn immediate_awaits_multi_on_a_trusted_connection_too() {
 }
 
 #[test]
-fn an_immediate_guard_has_sent_multi_when_it_is_begun_and_proves_it_anew_when_it_waited() {
+fn an_immediate_guard_has_sent_multi_when_it_is_begun_and_proves_it_again_when_it_waited() {
     let fixture = Proxied::start();
     let sessions = fixture.trusting();
     let accounts = sessions.transactional().with(immediate());

@@ -113,7 +113,7 @@ fn stuck(fixture: &Proxied) -> SessionManager {
 }
 
 #[test]
-fn a_write_that_breaks_off_half_way_is_not_sent() {
+fn a_write_that_breaks_off_in_the_middle_is_not_sent() {
     let fixture = Proxied::start();
     fixture.proxy.shrink_buffers();
     let sessions = fixture.warm(fixture.builder().trust_window(LONG).flush_bytes(4 * LARGE));

@@ -174,7 +174,7 @@ fn nothing_was_changed_if_every_command_failed_and_each_is_a_core_command() {
 }
 
 #[test]
-fn a_script_that_fails_half_way_is_reported_without_its_words() {
+fn a_script_that_fails_in_the_middle_is_reported_without_its_words() {
     let fixture = Proxied::start();
     let sessions: SessionManager = fixture.trusting();
     let mut tx = sessions.transactional().begin().unwrap();

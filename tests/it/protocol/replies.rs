@@ -346,7 +346,7 @@ fn a_reply_beyond_the_bound_is_applied_with_its_replies_lost_in_every_form() {
     }
 }
 
-/// Answers every command that is not of the hand-shake with `hostile`, over and over.
+/// Answers every command that is not of the handshake with `hostile`, over and over.
 fn hostile_peer(first: &'static [u8], endless: &'static [u8], times: usize) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -161,7 +161,7 @@ fn a_proxy_that_closes_at_multi_is_reported_soon_and_the_pooled_handle_works() {
 }
 
 #[test]
-fn a_refusal_in_the_hand_shake_names_its_command() {
+fn a_refusal_in_the_handshake_names_its_command() {
     let server = Server::with(&["--requirepass", "open-sesame"]);
     server.acl(&["SETUSER", "app", "on", ">secret", "~*", "&*", "+@all", "-multi"]);
     let host = server.address();

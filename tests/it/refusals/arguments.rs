@@ -159,7 +159,7 @@ fn rows() -> Vec<Row> {
         row("settings/table.rs max_commands", |s, e| s.setting(|b| b.max_commands(e.u32()))),
         row("settings/table.rs max_bytes", |s, e| s.setting(|b| b.max_bytes(e.usize()))),
         row("settings/table.rs max_reply_bytes", |s, e| {
-            // The hand-shake's own replies are too long for one byte.
+            // The handshake's own replies are too long for one byte.
             let limit = Duration::from_millis(100);
             let soon = |b: Builder| b.connect_timeout(limit).response_timeout(limit);
             s.setting(|b| soon(b).checkout_timeout(4 * limit).max_reply_bytes(e.usize()))

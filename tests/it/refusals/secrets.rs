@@ -358,7 +358,7 @@ fn checkouts_that_fail_show_none() {
 }
 
 #[test]
-fn scopes_taken_back_limits_and_conflicts_show_none() {
+fn scopes_reclaimed_limits_and_conflicts_show_none() {
     let server = Server::start();
     let sessions = SessionManager::builder(server.url())
         .max_pin_time(Duration::from_millis(700))

@@ -85,7 +85,7 @@ fn a_watching_scope_refuses_what_writes_what_blocks_and_what_it_does_not_know() 
 }
 
 #[test]
-fn a_read_of_another_type_is_an_error_and_the_scope_goes_on() {
+fn a_read_of_another_type_is_an_error_and_the_scope_continues() {
     let mut quiet = Quiet::start();
     quiet.server.ask::<()>(&["SET", "text", "hello"]);
     let mut watching = quiet.sessions.transactional().watch(["text"]).begin().unwrap();

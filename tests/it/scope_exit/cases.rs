@@ -150,13 +150,13 @@ impl Cell {
     }
 
     /// Whether the reaper ends it.
-    pub(crate) fn is_taken_back(self) -> bool {
+    pub(crate) fn is_reclaimed(self) -> bool {
         matches!(self.exit, Exit::Forget | Exit::Outlive)
     }
 
     /// Whether the connection is replaced. Else it has to be the same one afterwards.
     pub(crate) fn is_replaced(self) -> bool {
         let something_was_sent = self.form.watches() || self.form.is_in_multi();
-        self.is_taken_back() || (self.exit == Exit::Panic && something_was_sent)
+        self.is_reclaimed() || (self.exit == Exit::Panic && something_was_sent)
     }
 }

@@ -209,7 +209,7 @@ fn giving_up_after_the_server_died_fails_with_the_loss() {
 }
 
 #[test]
-fn after_a_cleaning_the_next_borrower_has_its_own_timeout_again() {
+fn after_a_cleaning_the_next_caller_has_its_own_timeout_again() {
     const RESPONSE: Duration = Duration::from_millis(900);
     let server = Server::start();
     let proxy = Proxy::to(&server);

@@ -44,7 +44,7 @@ impl<'s> Bench<'s> {
             Form::Untrusted => Duration::ZERO,
             _ => Duration::from_secs(3600),
         };
-        let max_pin_time = if cell.is_taken_back() { MAX_PIN_TIME } else { 2 * SOON };
+        let max_pin_time = if cell.is_reclaimed() { MAX_PIN_TIME } else { 2 * SOON };
         let sessions = SessionManager::builder(server.url_db(DATABASE))
             .max_size(1)
             .trust_window(trust_window)
@@ -87,7 +87,7 @@ impl<'s> Bench<'s> {
         let _: i64 = self.elsewhere().incr(&self.names.watched, 1).unwrap();
     }
 
-    pub(crate) fn wait_until_taken_back(&self) {
+    pub(crate) fn wait_until_reclaimed(&self) {
         eventually(SOON, "the scope was taken back", || self.in_use() == 0);
     }
 
@@ -110,8 +110,8 @@ impl<'s> Bench<'s> {
 
     /// Right after the call that ended the scope.
     pub(crate) fn look_at_the_slot(&self) {
-        if self.cell.is_taken_back() {
-            self.wait_until_taken_back();
+        if self.cell.is_reclaimed() {
+            self.wait_until_reclaimed();
         }
         let status = self.sessions.status().transactional;
         assert_eq!((status.in_use, status.waiting), (0, 0), "the slot is back: {status}");
@@ -127,7 +127,7 @@ impl<'s> Bench<'s> {
         assert!(!part, "a part that was not kept was applied");
     }
 
-    /// What the next borrower of the connection finds on it.
+    /// What the next caller of the connection finds on it.
     pub(crate) fn borrow_again(&mut self) {
         // Before the connection is used again: what it still watches shows, and would spoil the
         // next transaction.

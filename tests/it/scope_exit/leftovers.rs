@@ -23,7 +23,7 @@ fn pool_of_one(url: String) -> SessionManager {
 }
 
 #[test]
-fn a_request_packed_by_hand_leaves_no_reply_for_the_next_borrower() {
+fn a_request_packed_by_hand_leaves_no_reply_for_the_next_caller() {
     let server = Server::start();
     let sessions = pool_of_one(server.url());
     let mut db = sessions.pooled();
@@ -49,7 +49,7 @@ fn a_request_packed_by_hand_leaves_no_reply_for_the_next_borrower() {
 }
 
 #[test]
-fn a_script_debugger_is_not_left_running_for_the_next_borrower() {
+fn a_script_debugger_is_not_left_running_for_the_next_caller() {
     let server = Server::start();
     let sessions = pool_of_one(server.url());
     let debug = redis::cmd("script").arg("Debug").arg("YES").take();

@@ -16,7 +16,7 @@ use rediscope_testing::server::Server;
 const WORKERS: usize = 10;
 
 #[test]
-fn whatever_the_exit_the_next_borrower_finds_the_connection_as_new() {
+fn whatever_the_exit_the_next_caller_finds_the_connection_as_new() {
     let (possible, impossible): (Vec<Cell>, Vec<Cell>) =
         cases::all().partition(|cell| cell.impossible().is_none());
     let queue = Mutex::new(possible.iter());

@@ -154,7 +154,7 @@ fn guard<G: Guard>(
                     return tx.committed().into();
                 }
                 Exit::Outlive => {
-                    bench.wait_until_taken_back();
+                    bench.wait_until_reclaimed();
                     return tx.committed().into();
                 }
                 _ => return tx.committed().into(),
@@ -198,7 +198,7 @@ fn reading(
             }
             Exit::WrongType => _ = watching.llen(&bench.names.text)?,
             Exit::Outlive => {
-                bench.wait_until_taken_back();
+                bench.wait_until_reclaimed();
                 let _: Option<i64> = watching.get(&bench.names.watched)?;
             }
             _ => unreachable!("{cell:?}"),
@@ -239,7 +239,7 @@ fn block(bench: &Bench<'_>, cell: Cell, tx: &mut Block) -> Result<(), Fault> {
         Exit::ClosureError => return Err(Fault::Own),
         Exit::Panic => resume_unwind(Box::new("the caller's own")),
         Exit::Conflict => bench.touch_watched(),
-        Exit::Outlive => bench.wait_until_taken_back(),
+        Exit::Outlive => bench.wait_until_reclaimed(),
         _ => {}
     }
     Ok(())

@@ -113,7 +113,7 @@ fn ports_that_are_silent_mute_or_closed_at_once_are_reported_within_the_deadline
 }
 
 #[test]
-fn a_server_that_is_full_is_worth_another_try() {
+fn a_server_that_is_full_is_retryable() {
     let server = Server::with(&["--maxclients", "2"]);
     server.ask::<()>(&["ECHO", "the harness takes the first place"]);
     let _other = server.connection();

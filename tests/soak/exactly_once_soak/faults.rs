@@ -88,7 +88,7 @@ impl Cut {
         matches!(self, Self::KilledBefore | Self::KilledDuring)
     }
 
-    /// Best aimed at a connection that is in use already: a hand-shake that hangs only costs time.
+    /// Best aimed at a connection that is in use already: a handshake that hangs only costs time.
     pub(crate) fn wants_an_open_connection(self) -> bool {
         self.holds() || self.kills() || matches!(self, Self::ServerSide | Self::TailLost)
     }

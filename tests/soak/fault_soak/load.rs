@@ -18,7 +18,7 @@ use super::fixture::{self, MAX_PIN_TIME};
 use super::ledger::Ledger;
 use super::operations::{self, End, Form, Operation};
 
-/// One scope in this time keeps its connection until it is taken back.
+/// One scope in this time keeps its connection until it is reclaimed.
 const RATION: Duration = Duration::from_millis(500);
 
 type Mark = (Queued<i64>, Queued<u64>);

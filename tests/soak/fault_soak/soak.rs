@@ -55,7 +55,7 @@ pub(crate) fn run(plan: Plan) -> Report {
         worker.join().expect("a worker panicked");
     }
     let machine = observer.end();
-    // Forgotten scopes are taken back in their own time.
+    // Forgotten scopes are reclaimed in their own time.
     let quiet = || sessions.open_scopes().is_empty();
     eventually(SOON, "every scope that was forgotten was taken back", quiet);
     let capacity = full_capacity(&sessions);
