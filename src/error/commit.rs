@@ -64,7 +64,7 @@ impl StdError for CommitError {
     }
 }
 
-/// Writes the number of failed commands, and which is the first. Its error is the cause.
+/// Writes the number of failed commands, and the first with its code.
 fn partly(replies: &Replies, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let (failed, all) = (replies.failures(), replies.len());
     let state = match failed < all {
@@ -74,9 +74,9 @@ fn partly(replies: &Replies, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     };
     write!(f, "{state}: {failed} of {} failed", count(all, "command"))?;
     match replies.first_error() {
-        Some(ReplyError::Failed { index, command, .. }) => {
+        Some(ReplyError::Failed { index, command, error }) => {
             let first = if failed == 1 { "" } else { "first " };
-            write!(f, ", {first}{command} at index {index}")
+            write!(f, ", {first}{command} at index {index} with {}", error.code())
         }
         _ => Ok(()),
     }
