@@ -206,10 +206,7 @@ fn a_failed_command_is_named_and_the_replies_are_read_by_index() {
     });
     let error = reported.unwrap_err();
     let text = error.to_string();
-    assert_eq!(
-        text,
-        "partly applied: 2 of 4 commands failed, first INCRBY at index 1 with WRONGTYPE"
-    );
+    assert_eq!(text, "partly applied: 2 of 4 commands failed, first INCRBY at index 1 with ERR");
     assert_eq!(error.code(), Some("ERR"));
     let source = std::error::Error::source(&error).unwrap();
     let source = source.downcast_ref::<ReplyError>().expect("the first command that failed");
