@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::commit::cleanup::clean_or_log;
 use crate::commit::commit::commit;
-use crate::commit::outcome::{Committed, classify, count, unproven};
+use crate::commit::outcome::{Committed, classify, unproven};
 use crate::commit::plan::CommitPlan;
 use crate::error::any::CommitError;
 use crate::error::in_doubt::InDoubt;
@@ -50,18 +50,14 @@ pub(crate) fn commit_block(
         BatchResponse::Read(_) | BatchResponse::Calls(_) => {
             Ok(Verdict::Unknown(Unproven::default()))
         }
-        BatchResponse::Interrupted(Interrupted { left: false, cause }) => {
-            Err(CommitError::lost_before_exec(cause))
-        }
-        BatchResponse::Interrupted(Interrupted { left: true, cause }) => {
-            Err(CommitError::InDoubt(InDoubt::new(cause)))
-        }
+        BatchResponse::Interrupted(Interrupted { left, cause }) => Err(match left {
+            true => CommitError::InDoubt(InDoubt::new(cause)),
+            false => CommitError::lost_before_exec(cause),
+        }),
     };
-    let committed = verdict.and_then(|verdict| {
+    verdict.and_then(|verdict| {
         classify(queue, plan, verdict, None, |doubt| InDoubt::new(unproven(doubt)))
-    });
-    count(router.counters(), &committed);
-    committed
+    })
 }
 
 fn commit_alone(

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::commit::outcome::{Committed, classify, count, refused, replies, unproven};
+use crate::commit::outcome::{Committed, classify, refused, replies, unproven};
 use crate::commit::plan::CommitPlan;
 use crate::commit::prepare::prepare;
 use crate::commit::send::{Exchanged, exchange};
@@ -19,24 +19,13 @@ use crate::protocol::connection_state::{CloseReason, Expect};
 use crate::protocol::exec::{Collector, Unproven, Verdict};
 use crate::protocol::queue::CommandQueue;
 
-/// Commits the commands of `queue`.
-pub(crate) fn commit(
-    checkout: &mut Checkout,
-    queue: &mut CommandQueue,
-    plan: &CommitPlan,
-    checkout_deadline: Instant,
-) -> Result<Committed, CommitError> {
-    let counted = commit_repeatedly(checkout, queue, plan, checkout_deadline);
-    count(checkout.pool().counters(), &counted);
-    counted
-}
-
 /// Maximum number of times that a transaction is sent if a watched key of its own changed. This is
 /// a register or a lock. A register lives for an hour, and no other client writes it. Renewals and
 /// other holders change a lock from time to time.
 const MAX_ATTEMPTS: u32 = 4;
 
-fn commit_repeatedly(
+/// Commits the commands of `queue`.
+pub(crate) fn commit(
     checkout: &mut Checkout,
     queue: &mut CommandQueue,
     plan: &CommitPlan,

@@ -24,7 +24,7 @@ pub(crate) trait LockProbe: fmt::Debug + Send + Sync + UnwindSafe + RefUnwindSaf
 #[derive(Clone, Debug)]
 pub(crate) struct LockCheck {
     pub(crate) lock: LockOwnership,
-    probe: Arc<dyn LockProbe>,
+    pub(crate) probe: Arc<dyn LockProbe>,
     /// Renewal pauses while any clone of it exists.
     #[expect(dead_code, reason = "it is there to be dropped")]
     renewal_pause: Option<Arc<RenewalPause>>,
@@ -44,15 +44,6 @@ impl Drop for RenewalPause {
 impl LockCheck {
     pub(crate) fn new(lock: LockOwnership, probe: Arc<dyn LockProbe>) -> Self {
         Self { lock, probe, renewal_pause: None }
-    }
-
-    pub(crate) fn is_lost(&self) -> bool {
-        self.probe.is_lost()
-    }
-
-    /// Records that the server reported the lock as lost, so that its guard is lost from now on.
-    pub(crate) fn mark_lost(&self) {
-        self.probe.mark_lost();
     }
 
     /// Returns the lock for one transaction, which watches it.

@@ -86,12 +86,11 @@ fn applied(
     let internal = values.split_off(values.len().min(queue.commands() as usize));
     let touched = usize::from(plan.exists.is_some());
     let failed = internal.iter().skip(touched).find(|value| !matches!(value, Value::Okay));
-    let (got, refused) = match acks {
-        Some(Err(refused)) => {
+    let (got, refused) = match acks.transpose() {
+        Ok(acks) => (acks.unwrap_or_default(), None),
+        Err(refused) => {
             (ReplicaAcks::default(), Some(refused.with_full_text(queue.shows_full_text())))
         }
-        Some(Ok(acks)) => (acks, None),
-        None => (ReplicaAcks::default(), None),
     };
     let replies = replies(queue, values).with_acks(plan.durability.map(|_| got));
     if let Some(failed) = failed {

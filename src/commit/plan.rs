@@ -44,7 +44,7 @@ impl CommitPlan {
     /// Marks the lock as lost, as the server reported, and returns the error.
     pub(crate) fn lock_lost(&self) -> CommitError {
         if let Some(lock_check) = &self.lock_check {
-            lock_check.mark_lost();
+            lock_check.probe.mark_lost();
         }
         CommitError::LockLost
     }

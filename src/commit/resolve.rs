@@ -55,7 +55,6 @@ impl CommitResolver {
         token: &CommitToken,
         deadline: Instant,
     ) -> Result<bool, UnresolvedReason> {
-        self.router.here().map_err(|_| UnresolvedReason::OtherProcess)?;
         let here = self.router.db();
         if token.db != here {
             return Err(UnresolvedReason::OtherDatabase { token: token.db, here });
@@ -181,28 +180,31 @@ impl RefUnwindSafe for CommitResolver {}
 impl ResolveCommit for CommitResolver {
     fn resolve(&self, token: &CommitToken, within: Option<Duration>) -> Resolution {
         let within = within.unwrap_or(self.router.settings().checkout_timeout);
+        if self.router.here().is_err() {
+            // Without a count or a log, whose mutexes may stay locked forever.
+            return Resolution::StillUnknown { why: UnresolvedReason::OtherProcess };
+        }
         let now = Instant::now();
         let deadline = deadline::later(now, within);
-        let resolution = match self.resolve_on_server(token, deadline) {
-            Ok(true) => Resolution::Committed,
-            Ok(false) => Resolution::NotCommitted,
-            Err(why) => Resolution::StillUnknown { why },
-        };
-        if matches!(resolution, Resolution::StillUnknown { why: UnresolvedReason::OtherProcess }) {
-            // Without a count or a log, whose mutexes may stay locked forever.
-            return resolution;
-        }
         let counters = self.router.counters();
-        match &resolution {
-            Resolution::Committed => counters.resolved_committed.add(),
-            Resolution::NotCommitted => counters.resolved_not_committed.add(),
-            Resolution::StillUnknown { .. } => counters.unresolved.add(),
-        }
-        if let Resolution::StillUnknown { why } = &resolution
-            && let Some(suppressed) = self.router.rate_limits().allow(LimitedEvent::UnresolvedDoubt)
-        {
-            tracing::warn!(error = %format_args!("{why:#}"), suppressed, "a commit in doubt was not resolved");
-        }
+        let resolution = match self.resolve_on_server(token, deadline) {
+            Ok(true) => {
+                counters.resolved_committed.add();
+                Resolution::Committed
+            }
+            Ok(false) => {
+                counters.resolved_not_committed.add();
+                Resolution::NotCommitted
+            }
+            Err(why) => {
+                counters.unresolved.add();
+                let limits = self.router.rate_limits();
+                if let Some(suppressed) = limits.allow(LimitedEvent::UnresolvedDoubt) {
+                    tracing::warn!(error = %format_args!("{why:#}"), suppressed, "a commit in doubt was not resolved");
+                }
+                Resolution::StillUnknown { why }
+            }
+        };
         tracing::debug!(?resolution, waited = ?now.elapsed(), "resolve");
         resolution
     }

@@ -17,7 +17,6 @@ use crate::pool::shared::PoolShared;
 use crate::protocol::batch::BatchRequest;
 use crate::protocol::connection_state::CloseReason;
 use crate::settings::settings::Settings;
-use crate::status::counters::Counters;
 
 /// Minimum time between two replacements of all connections.
 const REPLACE_INTERVAL: Duration = Duration::from_secs(1);
@@ -65,10 +64,6 @@ impl PoolCore {
 
     pub(crate) fn shared(&self) -> &Arc<PoolShared> {
         &self.shared
-    }
-
-    pub(crate) fn counters(&self) -> &Counters {
-        &self.config.counters
     }
 
     pub(crate) fn endpoint(&self) -> &Endpoint {

@@ -60,10 +60,9 @@ impl Keys {
     /// EXISTS of all the keys, as one encoded command.
     pub(crate) fn exists(&self) -> Arc<[u8]> {
         let mut bytes = Vec::with_capacity(self.bytes.len() + 4);
-        let args = CommandReader::new(&self.bytes).next().and_then(Result::ok).unwrap_or_default();
-        encode::command(&mut bytes, &["EXISTS"], |to| {
-            for key in args.iter().skip(1) {
-                to.arg(*key);
+        encode::command(&mut bytes, &["EXISTS"], |args| {
+            for key in self.list() {
+                args.arg(key);
             }
         });
         bytes.into()

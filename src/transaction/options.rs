@@ -250,25 +250,20 @@ impl TransactionOptions {
         resolver: &Arc<dyn ResolveCommit>,
         settings: &Settings,
     ) -> Result<CommitPlan, Error> {
+        let wrong = |reason| Err(ConfigError::setting("exactly_once_as", reason).into());
         let idempotency_key = match &self.exactly_once {
             Some(ExactlyOnce::Keyed { key, .. }) if key.is_empty() => {
-                return Err(
-                    ConfigError::setting("exactly_once_as", "the key must not be empty").into()
-                );
+                return wrong("the key must not be empty");
             }
             Some(ExactlyOnce::Keyed { ttl, .. }) if *ttl < Duration::from_millis(1) => {
-                return Err(ConfigError::setting(
-                    "exactly_once_as",
-                    "ttl must be at least a millisecond",
-                )
-                .into());
+                return wrong("ttl must be at least a millisecond");
             }
             Some(ExactlyOnce::Keyed { key, ttl }) => {
                 Some(IdempotencyKey::new(&settings.prefix, key, *ttl))
             }
             Some(ExactlyOnce::Marker) | None => None,
         };
-        if self.lock_check.as_ref().is_some_and(LockCheck::is_lost) {
+        if self.lock_check.as_ref().is_some_and(|lock_check| lock_check.probe.is_lost()) {
             return Err(CommitError::LockLost.into());
         }
         Ok(CommitPlan {

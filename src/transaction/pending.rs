@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use crate::commit::batch;
 use crate::commit::commit;
-use crate::commit::outcome::Committed;
+use crate::commit::outcome::{Committed, count};
 use crate::commit::prepare::prepare;
 use crate::error::any::{CommitError, Error};
 use crate::error::checkout::CheckoutError;
@@ -222,17 +222,21 @@ impl Pending {
 
     fn send(&mut self, pinned: &mut Pinned, deadline: Instant) -> Result<Committed, CommitError> {
         let (queue, plan) = (&mut self.queue, pinned.plan());
-        if plan.watched || pinned.is_pinned() {
-            return pinned.finish(|checkout, plan| commit::commit(checkout, queue, plan, deadline));
-        }
-        if queue.commands() == 0 && plan.idempotency_key.is_none() {
+        let committed = if plan.watched || pinned.is_pinned() {
+            pinned.finish(|checkout, plan| commit::commit(checkout, queue, plan, deadline))
+        } else if queue.commands() == 0 && plan.idempotency_key.is_none() {
             return Ok(Committed::Applied(Replies::none(queue.transaction())));
+        } else {
+            // The connection is borrowed for the commit only. No code of the caller's runs
+            // meanwhile, so there is no scope to reclaim.
+            let router = pinned.router().ok_or(CheckoutError::Closed)?;
+            pinned.set_slot(queue.binding().slot());
+            batch::commit_block((&router, pinned.route()), queue, pinned.plan(), deadline)
+        };
+        if let Some(router) = pinned.router() {
+            count(router.counters(), &committed);
         }
-        // The connection is borrowed for the commit only. No code of the caller's runs meanwhile,
-        // so there is no scope to reclaim.
-        let router = pinned.router().ok_or(CheckoutError::Closed)?;
-        pinned.set_slot(queue.binding().slot());
-        batch::commit_block((&router, pinned.route()), queue, pinned.plan(), deadline)
+        committed
     }
 
     /// Returns the replies of a transaction that was applied, but whose replies are lost.

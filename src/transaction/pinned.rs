@@ -130,15 +130,15 @@ impl Pinned {
 
     /// Records in the span why the transaction did not begin.
     pub(crate) fn record_failure(&self, error: &Error) {
-        let (kind, code) = match error {
-            Error::Checkout(_) => ("checkout", None),
-            Error::ConditionFailed { .. } => ("condition failed", None),
-            Error::Command { .. } | Error::Commit(_) => ("rejected", error.code()),
-            Error::PinExpired(_) => ("pin expired", None),
-            _ => ("lost", None),
+        let kind = match error {
+            Error::Checkout(_) => "checkout",
+            Error::ConditionFailed { .. } => "condition failed",
+            Error::Command { .. } | Error::Commit(_) => "rejected",
+            Error::PinExpired(_) => "pin expired",
+            _ => "lost",
         };
         self.span.record("error.type", kind);
-        if let Some(code) = code {
+        if let Some(code) = error.code() {
             self.span.record("db.response.status_code", code);
         }
     }

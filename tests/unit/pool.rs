@@ -147,7 +147,7 @@ fn a_connection_that_was_left_in_the_middle_of_a_call_is_not_handed_on() {
     assert!(unwound.is_err());
     drop(panicking);
     eventually(SOON, "the server has no client in MULTI", || !in_multi());
-    let counts = pool.counters().counts();
+    let counts = pool.config.counters.counts();
     assert_eq!(counts.replaced, [(CloseReason::LeftDirty, 1)]);
 }
 
