@@ -3,7 +3,6 @@
 //!
 //! No command of the user's is sent before all these replies.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -69,8 +68,8 @@ pub(crate) fn prepare(
         },
     );
     match asked {
-        Ok(_) => {
-            if let Some(shared) = shared {
+        Ok(found) => {
+            if let Some(shared) = shared.filter(|_| found.has_waitaof) {
                 shared.knows_waitaof.store(true, Ordering::Relaxed);
             }
             Ok(())
@@ -131,7 +130,7 @@ fn ask_repeatedly(
     slot: Option<u16>,
     checkout_deadline: Instant,
     flushed: bool,
-    add: impl Fn(&mut Preflight, &mut Connection, bool) -> Result<(), ConnectionError>,
+    add: impl Fn(&mut Preflight<'_>, &mut Connection, bool) -> Result<(), ConnectionError>,
 ) -> Result<PreflightResult, Stopped> {
     let settings = checkout.pool().settings().clone();
     let failed = |error| Stopped::Failed(CommitError::not_sent(error));
@@ -141,7 +140,7 @@ fn ask_repeatedly(
         let (trusted, needs_asking) = (checkout.is_trusted(), checkout.needs_asking());
         let connection = checkout.connection(checkout_deadline).map_err(failed)?;
         let watching = connection.state().is_watching();
-        let mut steps = Preflight::new(Arc::clone(&settings), needs_asking, slot);
+        let mut steps = Preflight::new(&settings, needs_asking, slot);
         add(&mut steps, connection, trusted).map_err(Stopped::Lost)?;
         let asked = match steps.is_empty() {
             true => connection.check_socket().map(|()| PreflightResult::default()),
@@ -208,8 +207,8 @@ enum StepKind {
 }
 
 /// The commands of one write before the user's commands.
-struct Preflight {
-    settings: Arc<Settings>,
+struct Preflight<'s> {
+    settings: &'s Settings,
     bytes: Vec<u8>,
     steps: Vec<Step>,
     /// Whether ASKING is sent before each command.
@@ -226,12 +225,13 @@ struct PreflightResult {
     /// Whether a transaction with the same key was applied before.
     already_committed: bool,
     lock_lost: bool,
+    has_waitaof: bool,
     lacks_waitaof: bool,
     reads: Vec<Value>,
 }
 
-impl Preflight {
-    fn new(settings: Arc<Settings>, needs_asking: bool, slot: Option<u16>) -> Self {
+impl<'s> Preflight<'s> {
+    fn new(settings: &'s Settings, needs_asking: bool, slot: Option<u16>) -> Self {
         let tag = slot.and_then(slot::tag_of);
         Self { settings, bytes: Vec::new(), steps: Vec::new(), needs_asking, tag }
     }
@@ -316,7 +316,7 @@ impl Preflight {
             }
             return Ok(());
         }
-        let settings = Arc::clone(&self.settings);
+        let settings = self.settings;
         if connection.is_armed_for(settings.register_ttl / 2, self.tag) {
             return Ok(());
         }
@@ -395,7 +395,7 @@ impl Preflight {
             match (kind, &value) {
                 (StepKind::Read, _) => found.reads.push(value),
                 // If COMMAND INFO is denied, assume WAITAOF is supported.
-                (StepKind::CommandInfo, Value::ServerError(_)) => {}
+                (StepKind::CommandInfo, Value::ServerError(_)) => found.has_waitaof = true,
                 (_, Value::ServerError(error)) => {
                     let error = ServerError::from_reply(error, false);
                     found.refused.get_or_insert((command, error));
@@ -404,7 +404,10 @@ impl Preflight {
                 (StepKind::KeyExists, value) => found.already_committed = *value == Value::Int(1),
                 (StepKind::Time, value) => now = ownership::millis(value),
                 (StepKind::LockScore, value) => found.lock_lost = !ownership::is_held(value, now),
-                (StepKind::CommandInfo, value) => found.lacks_waitaof = is_unknown(value),
+                (StepKind::CommandInfo, value) => {
+                    found.lacks_waitaof = is_unknown(value);
+                    found.has_waitaof = !found.lacks_waitaof;
+                }
                 (StepKind::Nothing, _) => {}
             }
         }

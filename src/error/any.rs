@@ -357,8 +357,9 @@ impl std::error::Error for Error {
 /// An error that becomes an [`Error`] by `?`. Public in a private module: other crates cannot
 /// implement it, and the compiler names `run_with` for their errors.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is no error of rediscope",
-    label = "no error of rediscope: a closure with an error of its own is for `run_with`"
+    message = "`{Self}` cannot become a `rediscope::Error`",
+    label = "cannot become a `rediscope::Error`; a closure with an error of its own is for \
+             `run_with(|tx| -> Result<_, MyError> {{ … }})`"
 )]
 pub trait CrateError {
     /// Converts it.

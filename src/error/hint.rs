@@ -11,7 +11,8 @@ use crate::error::any::Error;
 #[diagnostic::on_unimplemented(
     message = "the closure's error is `{E}`, and that of `run` is `rediscope::Error`",
     label = "a closure with an error of its own is for `run_with`",
-    note = "`run_with` takes each error type that implements `From<rediscope::Error>`"
+    note = "`run_with` takes each error type that implements `From<rediscope::Error>`; if the \
+            closure only uses `?`, write the type down: `|tx| -> Result<_, MyError> {{ … }}`"
 )]
 pub trait WithError<E> {
     /// Returns the error as this crate's.

@@ -72,18 +72,18 @@ impl Checkout {
     /// Records what the replies prove: that a write was applied, or that the server's role has
     /// changed.
     pub(crate) fn on_replies(&mut self, replies: &[Value], may_write: bool) {
-        let mut applied = false;
-        for reply in replies {
-            match reply {
-                Value::ServerError(error) => self.on_server_error(error.code()),
-                _ => applied = true,
-            }
-        }
+        let applied = replies.iter().any(|reply| !matches!(reply, Value::ServerError(_)));
+        // This comes first: READONLY shows a change of role only after an applied write.
         if let Some(connection) = self.current()
             && applied
             && may_write
         {
             connection.mark_written();
+        }
+        for reply in replies {
+            if let Value::ServerError(error) = reply {
+                self.on_server_error(error.code());
+            }
         }
     }
 }

@@ -1,5 +1,8 @@
 //! The queue of a `run` closure. A block does not read: no reply exists before the commit.
 
+use crate::commit::plan::CommitPlan;
+use crate::pool::router::Router;
+use crate::pool::scopes::ScopeOrigin;
 use crate::protocol::queue::CommandQueue;
 use crate::transaction::commands::sealed::Queue;
 use crate::transaction::pending::Pending;
@@ -27,6 +30,17 @@ pub struct Block {
     pub(crate) pending: Pending,
     /// The scope that sends a chunk ahead; `None`: everything is queued until the commit.
     pub(crate) pinned: Option<Pinned>,
+}
+
+impl Block {
+    /// Creates a block with a scope of its own.
+    #[inline]
+    pub(crate) fn new(router: &Router, owner: ScopeOrigin, plan: CommitPlan) -> Self {
+        Self {
+            pending: Pending::new(router.settings(), &plan, plan.binding(router)),
+            pinned: Some(Pinned::new(router, owner, plan)),
+        }
+    }
 }
 
 impl Queue for Block {

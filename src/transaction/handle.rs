@@ -166,7 +166,7 @@ impl Transactional {
             return Err(Error::CrossSlot { command: "begin_at".to_owned(), bound, other });
         }
         let mut pinned = Pinned::new(&self.router, owner, plan);
-        let mut pending = Pending::new(&pinned, binding);
+        let mut pending = Pending::new(pinned.settings(), pinned.plan(), binding);
         pending.begin(&mut pinned).inspect_err(|error| pinned.record_failure(error))?;
         Ok(Transaction::new(pending, pinned))
     }
@@ -190,7 +190,8 @@ impl Transactional {
         self.run_with(|tx| closure(tx).map_err(R::own))
     }
 
-    /// Like [`run`](Self::run), for a closure with an error type of its own.
+    /// Like [`run`](Self::run), for a closure with an error type of its own. A closure that only uses
+    /// `?` has to write the type down: `run_with(|tx| -> Result<_, BankError> { … })`.
     ///
     /// ```no_run
     /// # use rediscope::{SessionManager, prelude::*};
@@ -222,8 +223,7 @@ impl Transactional {
         self.router.here().map_err(Error::from)?;
         let owner = owner(&self.options, Location::caller(), true);
         let plan = self.options.commit_plan(&self.resolver, self.router.settings())?;
-        let pinned = Pinned::new(&self.router, owner, plan);
-        retry_loop::run_block(&self.router, pinned, self.options.policy(), closure)
+        retry_loop::run_block(&self.router, owner, plan, self.options.policy(), closure)
     }
 
     /// Read, decide, write: the writes are applied only if none of `keys` changed meanwhile.

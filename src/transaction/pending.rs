@@ -9,6 +9,7 @@ use std::time::Instant;
 use crate::commit::batch;
 use crate::commit::commit;
 use crate::commit::outcome::{Committed, count};
+use crate::commit::plan::CommitPlan;
 use crate::commit::prepare::prepare;
 use crate::error::any::{CommitError, Error};
 use crate::error::checkout::CheckoutError;
@@ -18,6 +19,7 @@ use crate::protocol::cluster::route::Redirect;
 use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::queue::{CommandQueue, QueueError};
 use crate::reply::replies::Replies;
+use crate::settings::settings::Settings;
 use crate::transaction::pinned::Pinned;
 use crate::transaction::redirects::CheckoutBudget;
 
@@ -54,13 +56,13 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
-    pub(crate) fn new(pinned: &Pinned, binding: SlotBinding) -> Self {
-        let settings = pinned.settings();
+    #[inline]
+    pub(crate) fn new(settings: &Settings, plan: &CommitPlan, binding: SlotBinding) -> Self {
         let transaction = TRANSACTIONS.fetch_add(1, Ordering::Relaxed);
         let mut queue = CommandQueue::new(transaction, settings.limits(), pooled_buffer());
         queue.bind(binding);
         queue.show_full_text(settings.server_messages);
-        if !pinned.plan().is_batchable() {
+        if !plan.is_batchable() {
             queue.disable_batching();
         }
         Self { queue, failed: None }

@@ -70,11 +70,13 @@ impl Drop for Pinned {
 
 impl Pinned {
     /// Creates a scope that holds no connection until [`pin`](Self::pin).
+    #[inline]
     pub(crate) fn new(router: &Router, owner: ScopeOrigin, plan: CommitPlan) -> Self {
         Self::within(transaction_span(router, &owner), router, owner, plan)
     }
 
     /// As [`new`](Self::new), for another attempt at the transaction of `span`.
+    #[inline]
     pub(crate) fn within(
         span: Span,
         router: &Router,

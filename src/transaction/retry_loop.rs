@@ -17,6 +17,7 @@ use crate::pool::scopes::ScopeOrigin;
 use crate::protocol::cluster::route::{Redirect, Route};
 use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::retry::{Attempts, RetryPolicy};
+use crate::reply::replies::Replies;
 use crate::transaction::block::Block;
 use crate::transaction::hot_keys::{ContentionLimiter, Turn};
 use crate::transaction::pending::Pending;
@@ -36,13 +37,12 @@ struct RunLimits<'r> {
     /// `None` before the first attempt that counts.
     attempts: Option<Attempts>,
     checkout: CheckoutBudget,
-    span: Span,
 }
 
 impl RunLimits<'_> {
-    fn new(router: &Router, policy: RetryPolicy, span: Span) -> RunLimits<'_> {
+    fn new(router: &Router, policy: RetryPolicy) -> RunLimits<'_> {
         let checkout = CheckoutBudget::new(router.settings());
-        RunLimits { router, policy, attempts: None, checkout, span }
+        RunLimits { router, policy, attempts: None, checkout }
     }
 
     fn attempts(&mut self) -> &mut Attempts {
@@ -50,12 +50,12 @@ impl RunLimits<'_> {
     }
 
     /// Sleeps until the next attempt. Returns false if the policy allows none.
-    fn retry(&mut self, why: &str, immediately: bool) -> bool {
+    fn retry(&mut self, span: &Span, why: &str, immediately: bool) -> bool {
         let attempts = self.attempts();
         let Some(wait) = attempts.next(Instant::now()) else { return false };
         let (wait, attempt) = (if immediately { Duration::ZERO } else { wait }, attempts.number());
         self.router.counters().retries.add();
-        self.span.in_scope(|| tracing::debug!(attempt, ?wait, why, "retry"));
+        span.in_scope(|| tracing::debug!(attempt, ?wait, why, "retry"));
         if wait > Duration::ZERO {
             std::thread::sleep(wait);
         }
@@ -67,23 +67,30 @@ impl RunLimits<'_> {
 /// Runs a block once and commits it. Bytes that were not sent are sent again.
 pub(crate) fn run_block<R: Resolve, E: From<Error>>(
     router: &Router,
-    pinned: Pinned,
+    owner: ScopeOrigin,
+    plan: CommitPlan,
     policy: RetryPolicy,
     closure: impl FnOnce(&mut Block) -> Result<R, E>,
 ) -> Result<R::Output, E> {
-    let pending = Pending::new(&pinned, pinned.plan().binding(router));
-    let mut block = Block { pending, pinned: Some(pinned) };
+    let mut block = Block::new(router, owner, plan);
     let handles = closure(&mut block)?;
+    let replies = commit_block(router, policy, &mut block)?;
+    Ok(handles.resolve(&replies).map_err(|error| block.pending.named(error))?)
+}
+
+/// Commits a block whose closure has returned.
+fn commit_block(router: &Router, policy: RetryPolicy, block: &mut Block) -> Result<Replies, Error> {
     // The closure may have forked.
-    router.here().map_err(Error::from)?;
-    let Block { mut pending, pinned } = block;
-    let mut pinned = pinned.ok_or(Error::from(CheckoutError::Closed))?;
+    router.here()?;
+    let Block { pending, pinned: Some(pinned) } = block else {
+        return Err(CheckoutError::Closed.into());
+    };
     pinned.closure_returned();
-    let mut limits = RunLimits::new(router, policy, pinned.span().clone());
+    let mut limits = RunLimits::new(router, policy);
     loop {
         let deadline = limits.checkout.deadline;
-        let committed = pending.attempt(&mut pinned, deadline);
-        let committed = resolve_in_doubt(committed, &pending, pinned.plan());
+        let mut committed = pending.attempt(pinned, deadline);
+        resolve_in_doubt(&mut committed, pending, pinned.plan());
         if let Err(error) = &committed
             && pending.can_resend()
         {
@@ -91,31 +98,21 @@ pub(crate) fn run_block<R: Resolve, E: From<Error>>(
                 pinned.set_route(route);
                 continue;
             }
-            if is_repeatable(error, router) && limits.retry("not sent", false) {
+            if is_repeatable(error, router) && limits.retry(pinned.span(), "not sent", false) {
                 continue;
             }
         }
-        pending.record(&pinned, &committed);
-        return resolved(committed, handles, &pending, 1);
+        pending.record(pinned, &committed);
+        return replies(committed, 1);
     }
 }
 
-/// Returns the values of a transaction that was applied.
-fn resolved<R: Resolve, E: From<Error>>(
-    committed: Result<Committed, CommitError>,
-    handles: R,
-    pending: &Pending,
-    attempts: u32,
-) -> Result<R::Output, E> {
-    let error = match committed {
-        Ok(Committed::Applied(replies)) => match handles.resolve(&replies) {
-            Ok(values) => return Ok(values),
-            Err(error) => pending.named(error),
-        },
-        Ok(Committed::Conflict) => Error::RetriesExhausted { attempts },
-        Err(error) => error.into(),
-    };
-    Err(error.into())
+/// The replies of a transaction that was applied.
+fn replies(committed: Result<Committed, CommitError>, attempts: u32) -> Result<Replies, Error> {
+    match committed? {
+        Committed::Applied(replies) => Ok(replies),
+        Committed::Conflict => Err(Error::RetriesExhausted { attempts }),
+    }
 }
 
 /// The parts of a watching run.
@@ -136,14 +133,15 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
 ) -> Result<R::Output, E> {
     let WatchRun { owner, plan, policy, target, limiter } = run;
     let mut route = Route::to(target.binding.slot());
-    let mut limits = RunLimits::new(router, *policy, transaction_span(router, owner));
+    let span = transaction_span(router, owner);
+    let mut limits = RunLimits::new(router, *policy);
     let wait_until = limits.attempts().deadline();
     // The permit comes before the connection, so that a waiting block holds no connection.
     let mut turn =
         limiter.zip(target.keys).map(|(limiter, keys)| limiter.enter(keys.buckets(), wait_until));
     loop {
         let (attempt, deadline) = (limits.attempts().number(), limits.checkout.deadline);
-        let mut pinned = Pinned::within(limits.span.clone(), router, owner.clone(), plan.clone());
+        let mut pinned = Pinned::within(span.clone(), router, owner.clone(), plan.clone());
         pinned.set_route(route.clone());
         let mut watching = match Watching::begin(pinned, *target, attempt, deadline) {
             Ok(watching) => watching,
@@ -175,7 +173,7 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
                     continue;
                 }
                 // Nor is one that it made from a lost connection.
-                if connection_lost && limits.retry("connection lost", false) {
+                if connection_lost && limits.retry(&span, "connection lost", false) {
                     continue;
                 }
                 return Err(error);
@@ -189,7 +187,8 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
             true => deadline::after(limits.checkout.limit),
             false => limits.checkout.deadline,
         };
-        let committed = resolve_in_doubt(pending.attempt(&mut pinned, deadline), &pending, plan);
+        let mut committed = pending.attempt(&mut pinned, deadline);
+        resolve_in_doubt(&mut committed, &pending, plan);
         let next = committed.as_ref().err().and_then(|error| pinned.redirect_for(error, deadline));
         let next = next.map(|next| if plan.watched { next } else { without_ask(next) });
         if let Some(next) = limits.checkout.follow(next) {
@@ -205,31 +204,32 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
         let queued = turn.as_ref().is_some_and(Turn::queued)
             && matches!(committed, Ok(Committed::Conflict))
             && attempt <= MAX_IMMEDIATE_RETRIES;
-        if why.is_some_and(|why| limits.retry(why, queued)) {
+        if why.is_some_and(|why| limits.retry(&span, why, queued)) {
             continue;
         }
         pending.record(&pinned, &committed);
         if let (Ok(Committed::Applied(_)), Some(turn)) = (&committed, &turn) {
             turn.committed();
         }
-        return resolved(committed, handles, &pending, attempt);
+        let replies = replies(committed, attempt)?;
+        return Ok(handles.resolve(&replies).map_err(|error| pending.named(error))?);
     }
 }
 
 /// Resolves an exactly-once transaction in doubt: either it was applied, with its replies lost, or
 /// it counts as not sent.
 fn resolve_in_doubt(
-    committed: Result<Committed, CommitError>,
+    committed: &mut Result<Committed, CommitError>,
     pending: &Pending,
     plan: &CommitPlan,
-) -> Result<Committed, CommitError> {
-    let Err(CommitError::InDoubt(doubt)) = &committed else { return committed };
+) {
+    let Err(CommitError::InDoubt(doubt)) = committed else { return };
     if doubt.token().is_none() {
-        return committed;
+        return;
     }
-    match doubt.resolve() {
+    *committed = match doubt.resolve() {
         // The commit may have been applied without one of its commands.
-        Resolution::Committed if doubt.is_incomplete() => committed,
+        Resolution::Committed if doubt.is_incomplete() => return,
         Resolution::Committed => match plan.durability {
             None => Ok(Committed::Applied(pending.lost_replies())),
             Some(durability) => Err(CommitError::NotReplicated {
@@ -240,8 +240,8 @@ fn resolve_in_doubt(
             }),
         },
         Resolution::NotCommitted => Err(CommitError::lost_before_exec(doubt.cause().clone())),
-        Resolution::StillUnknown { .. } => committed,
-    }
+        Resolution::StillUnknown { .. } => return,
+    };
 }
 
 /// Returns whether another attempt may succeed after one that failed without an effect.

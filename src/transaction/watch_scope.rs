@@ -3,6 +3,7 @@
 //! It sends no write outside MULTI: such a write would make every attempt a conflict.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -53,7 +54,6 @@ use crate::transaction::watched_reads::{self, ReadReplies, WatchReads, WatchedRe
 /// }
 /// # Ok(()) }
 /// ```
-#[derive(Debug)]
 #[must_use = "dropped, it stops watching"]
 pub struct Watching {
     pinned: Pinned,
@@ -65,6 +65,16 @@ pub struct Watching {
     redirect: Option<Redirect>,
     /// The whole WATCH command, if its slot is being migrated.
     watch: Box<[u8]>,
+}
+
+/// Without keys and replies.
+impl fmt::Debug for Watching {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watching")
+            .field("scope", &self.pinned)
+            .field("attempt", &self.attempt)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Watching {
@@ -174,18 +184,17 @@ impl Watching {
         let _in = span.enter();
         let (watched, deadline) = (self.pinned.plan().watched, self.pinned.checkout_deadline());
         keys::bind(&mut self.binding, bytes)?;
-        if self.pinned.is_pinned() {
-            if let Err(error) = has_arrived(&self.pinned, &self.watch, bytes, name) {
-                self.record_redirect("TRYAGAIN", "");
-                return Err(error);
-            }
-        } else if self.binding == SlotBinding::Pending {
+        if !self.pinned.is_pinned() && self.binding == SlotBinding::Pending {
             let router = self.pinned.router().ok_or(CheckoutError::Closed)?;
             let mut checkout = router.checkout(&Route::default(), deadline)?;
             return ask(&mut checkout, name, bytes, RetryBudget::never(deadline));
         }
         // In a cluster, the first key of a scope that watches nothing has the slot.
         self.pinned.pin(self.binding.slot(), deadline)?;
+        if let Err(error) = has_arrived(&self.pinned, &self.watch, bytes, name) {
+            self.record_redirect("TRYAGAIN", "");
+            return Err(error);
+        }
         let connection_lost = &mut self.connection_lost;
         let value = self.pinned.call(|checkout, _| {
             if watched
@@ -203,7 +212,7 @@ impl Watching {
             };
             ask(checkout, name, bytes, budget).inspect_err(|error| {
                 // A reply that is too large is as large on another connection.
-                *connection_lost = matches!(error, Error::Lost { source, .. }
+                *connection_lost |= matches!(error, Error::Lost { source, .. }
                     if source.kind() != ConnectionErrorKind::TooLarge);
             })
         })?;
@@ -233,7 +242,10 @@ impl Watching {
     /// Changes from reading to writing. The commands queued from here on are applied only if no
     /// watched key changes before the commit.
     pub fn multi(self) -> Transaction<Watched> {
-        Transaction::new(Pending::new(&self.pinned, self.binding), self.pinned)
+        Transaction::new(
+            Pending::new(self.pinned.settings(), self.pinned.plan(), self.binding),
+            self.pinned,
+        )
     }
 
     /// Returns the scope, and the slot that its keys are bound to.
@@ -251,7 +263,10 @@ impl Watching {
 
     /// Returns a queue for the writes of this attempt.
     pub(crate) fn block(&self) -> Block {
-        Block { pending: Pending::new(&self.pinned, self.binding), pinned: None }
+        Block {
+            pending: Pending::new(self.pinned.settings(), self.pinned.plan(), self.binding),
+            pinned: None,
+        }
     }
 
     /// Returns the redirect of a read, if there was one.

@@ -21,6 +21,7 @@ use crate::protocol::server_error::ServerError;
 use crate::reply::error::DecodeError;
 use crate::reply::queued::handle_traits;
 use crate::reply::replies::reply_kind;
+use crate::text::opaque_debug;
 use crate::transaction::condition::Condition;
 
 /// Number of the next read; it distinguishes the handles of different reads.
@@ -133,11 +134,13 @@ fn name_of(
 }
 
 /// Replies to the declared reads in one attempt.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct ReadReplies {
     reads: Arc<WatchReads>,
     values: Vec<Value>,
 }
+
+opaque_debug!(ReadReplies);
 
 impl ReadReplies {
     /// Returns the replies, or the first condition that does not hold.

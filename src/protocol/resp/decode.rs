@@ -346,6 +346,7 @@ impl Parser {
     }
 
     /// Takes a line of `taken` bytes that contains only a number.
+    #[inline]
     fn counted(&mut self, mark: u8, number: i64, taken: usize) -> Result<Option<Token>, FaultKind> {
         let token = match (mark, usize::try_from(number)) {
             (b':', _) => Token::Value(Value::Int(number)),

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use rediscope::error::Applied;
 use rediscope::prelude::*;
-use rediscope::{CommitError, Error, Outcome, TransactionOptions, Transactional, redis};
+use rediscope::{
+    CommitError, Error, Outcome, SessionManager, TransactionOptions, Transactional, redis,
+};
 
 use scopeguard::defer;
 
@@ -326,4 +328,34 @@ fn a_key_that_has_not_arrived_yet_is_not_read_as_missing() {
     });
     assert_eq!(fixture.cluster.read::<i64>(&["GET", &ghost]), 1);
     assert_eq!(fixture.cluster.read::<i64>(&["GET", &key]), 1);
+}
+
+/// The next attempt begins on the route of the redirect.
+#[test]
+fn a_key_that_has_not_arrived_is_not_missing_after_the_new_node_was_unreachable() {
+    let fixture = ClusterFixture::start();
+    let Route { key, slot, to, .. } = route(&fixture);
+    let copy = beside(&key, "copy");
+    let sessions = SessionManager::builder(fixture.cluster.url())
+        .connect_timeout(Duration::from_millis(300))
+        .response_timeout(Duration::from_millis(400))
+        .build()
+        .unwrap();
+    sessions.pooled().set::<_, _, ()>(&key, 7).unwrap();
+    fixture.cluster.begin_migration(slot, to);
+    let (mut runs, mut found) = (0, Vec::new());
+    let reading = sessions.transactional().reading().run(|read, _| {
+        runs += 1;
+        found.push(read.get::<_, Option<i64>>(&key)?);
+        let target = &fixture.cluster.nodes()[to].server;
+        if runs == 1 {
+            target.sigstop();
+        }
+        let none: Result<Option<i64>, _> = read.get(&copy);
+        target.sigcont();
+        none.map(drop)
+    });
+    reading.unwrap();
+    assert!(runs > 1, "the new node was reached at once");
+    assert!(found.iter().all(|found| *found == Some(7)), "{found:?}");
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rediscope::error::{Applied, ConnectionErrorKind};
 use rediscope::prelude::*;
+use rediscope::status::CloseReason;
 use rediscope::{Error, SessionManager};
 
 use super::fixture::{client_ids, lost, pool_is_whole, sized, trusting, typed};
@@ -249,4 +250,34 @@ fn all_older_connections_to_a_demoted_server_are_closed() {
     db.set::<_, _, ()>("key", 1).unwrap();
     assert_ne!(super::fixture::id(&mut db), before);
     pool_is_whole(&sessions, &server);
+}
+
+/// A connection that has written nothing before: the first reply of the pipeline shows that the
+/// server took writes until then.
+#[test]
+fn readonly_after_an_applied_write_of_the_same_pipeline_closes_the_older_connections() {
+    const READONLY: &str = "return redis.error_reply('READONLY You can\\'t write')";
+    let server = Server::start();
+    let sessions = sized(&server.url(), 4).trust_window(Duration::ZERO).build().unwrap();
+    let readonly = || redis::cmd("EVAL").arg(READONLY).arg(0).take();
+    let mut db = sessions.pooled();
+    db.set::<_, _, ()>("key", 1).unwrap();
+    readonly().exec(&mut db).unwrap_err();
+    let outdated = || {
+        let replaced = sessions.status().pooled.counts.replaced;
+        replaced
+            .iter()
+            .find(|(why, _)| *why == CloseReason::Outdated)
+            .map_or(0, |(_, count)| *count)
+    };
+    let before = outdated();
+    // READONLY is taken for a change of role at most once in a while.
+    eventually(SOON, "its connections are closed", || {
+        server.ask::<()>(&["CLIENT", "KILL", "TYPE", "normal"]);
+        let mut pipe = redis::pipe();
+        pipe.set("key", 1).ignore().add_command(readonly()).ignore();
+        pipe.exec(&mut db).unwrap_err();
+        db.exists::<_, bool>("key").unwrap();
+        outdated() > before
+    });
 }

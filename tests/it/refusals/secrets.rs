@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::side::SessionManager;
 use rediscope::error::CheckoutError;
 use rediscope::prelude::*;
-use rediscope::{CommitError, Error, Outcome, TransactionOptions};
+use rediscope::{CommitError, Condition, Error, Outcome, TransactionOptions, redis};
 
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Script, Trigger};
@@ -97,6 +97,13 @@ fn handles_scopes_and_values_show_none() {
     db.set::<_, _, ()>(KEY, VALUE).unwrap();
     let watch = accounts.watch([KEY]);
     debug(&watch);
+    let mut declaring = accounts.watch([KEY]).require(Condition::equals(KEY, VALUE));
+    let declared = declaring.declare::<String>(redis::Cmd::get(KEY)).unwrap();
+    debug((&declaring, &declared));
+    let reads = declaring.begin().unwrap();
+    debug(&reads);
+    assert_eq!(reads.declared(declared).unwrap(), VALUE);
+    reads.abandon().unwrap();
     let mut watching = watch.begin().unwrap();
     debug(&watching);
     assert_eq!(watching.get::<_, String>(KEY).unwrap(), VALUE);

@@ -24,6 +24,30 @@ fn no_call_waits_past_its_deadline_for_a_server_that_accepts_and_never_replies()
     works_again(&sessions);
 }
 
+/// A later read of the attempt fails in another way, because no connection can be opened.
+#[test]
+fn a_closure_that_lost_its_connection_runs_again_whatever_its_last_read_failed_with() {
+    let server = Server::start();
+    let sessions: SessionManager =
+        short_timeouts(SessionManager::builder(server.url())).build_side().unwrap();
+    let policy = rediscope::RetryPolicy::default().attempts(8).deadline(2 * SOON);
+    let mut runs = 0;
+    let ended = sessions.transactional().reading().retry(policy).run(|read, _| {
+        runs += 1;
+        read.get::<_, Option<String>>("a")?;
+        if runs == 1 {
+            server.sigstop();
+        }
+        let first = read.get::<_, Option<String>>("a");
+        let second = read.get::<_, Option<String>>("b");
+        server.sigcont();
+        assert_eq!((first.is_err(), second.is_err()), (runs == 1, runs == 1));
+        second.map(drop)
+    });
+    ended.unwrap();
+    assert_eq!(runs, 2);
+}
+
 #[test]
 fn no_call_waits_past_its_deadline_for_a_network_that_drops_everything() {
     let server = Server::start();
