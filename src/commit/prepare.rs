@@ -122,8 +122,8 @@ enum Stopped {
     Lost(ConnectionError),
 }
 
-/// Sends the steps that `add` pushes and reads their replies, on another connection if one was lost
-/// before it watched anything, unless it has `flushed` commands.
+/// Sends the steps that `add` pushes and reads their replies. If the connection is lost, another one
+/// is used. A connection that watches keys or has `flushed` commands is not replaced.
 fn ask_repeatedly(
     checkout: &mut Checkout,
     plan: &CommitPlan,

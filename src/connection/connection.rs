@@ -39,9 +39,9 @@ pub(crate) struct Connection {
     generation: u64,
     /// Whether a write was applied on it, so that a later READONLY shows a change of the server.
     has_written: bool,
-    /// Its commit marker, once one was needed, and the time since which the server has had it at
-    /// least.
+    /// The commit marker, made when first needed.
     marker: Option<CommitMarker>,
+    /// The marker's time to live on the server began at this time or later.
     marker_written_at: Option<Instant>,
     /// Version of the credentials last used to authenticate.
     auth_version: u64,

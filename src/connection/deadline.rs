@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-/// Maximum of every wait, a hundred years: `Duration::MAX` is past the end of the clock.
+/// Upper bound of a timeout, a hundred years, so that `Instant + timeout` cannot overflow.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// Returns the instant `limit` after `from`, with [`LONGEST`] as the maximum.

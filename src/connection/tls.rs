@@ -254,8 +254,8 @@ impl Session {
     }
 
     /// Passes bytes of the next record to the socket, in one system call. Returns how many bytes of
-    /// `plain` were sent for good. While a part of their record is still here, this is none,
-    /// because the peer cannot decrypt it. Until then `plain` begins with the same bytes at the
+    /// `plain` were sent for good. The number is 0 until the whole record
+    /// is sent, because the peer cannot decrypt a part of it. Until then `plain` begins with the same bytes at the
     /// next call.
     pub(crate) fn write(&mut self, socket: &TcpStream, plain: &[u8]) -> io::Result<usize> {
         if self.leaving == 0 {

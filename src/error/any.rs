@@ -210,9 +210,9 @@ pub enum CommitError {
     /// EXEC ran and at least one command failed at run time. **The others were applied**: Redis
     /// does not undo them. Read each reply.
     ///
-    /// Nothing was changed, and [`applied`](Self::applied) is [`No`](Applied::No), if every command
-    /// failed and each is one of the server's own that changes nothing when it fails. A script, a
-    /// function, a module's command and MIGRATE are not.
+    /// If every command failed and no failure can have an effect, nothing was changed, and
+    /// [`applied`](Self::applied) is [`No`](Applied::No). A failed script, function, module's command or
+    /// MIGRATE can have an effect.
     #[non_exhaustive]
     PartlyApplied {
         /// Every reply, the failed ones as [`ReplyError::Failed`].

@@ -61,7 +61,8 @@ pub(crate) enum Via<'d> {
     Replicated(&'d Durability),
     /// The connection for renewals and releases. It outlives the close of the session manager.
     OwnConnection,
-    /// The same connection, and never a moment past the limit.
+    /// The connection for renewals and releases. The call ends at its limit, without the minimum time
+    /// of an exchange ([`MIN_OWN_EXCHANGE`]).
     OwnStrictly,
 }
 

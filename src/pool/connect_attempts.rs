@@ -86,7 +86,7 @@ impl Requester<'_> {
         idle: impl Fn() -> Option<C>,
         begin: impl FnOnce() -> Option<C>,
     ) -> Option<C> {
-        // Nearly always there is one, and a caller that is not counted yet may take it uncounted.
+        // Nearly always a connection is idle. A caller that is not counted yet takes it uncounted.
         if !self.waits
             && let Some(found) = idle()
         {

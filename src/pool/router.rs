@@ -1,7 +1,7 @@
 //! The router from a slot to its pool: the only pool, or the pool of the slot's master.
 //!
-//! Handles and scopes use the router and no pool. It is a map of pools, in which one server is a map
-//! of one that needs no look-up. A call waits for a slot that no master serves.
+//! Handles and scopes use the router and no pool. With one server it has one pool and looks nothing
+//! up. A call waits for a slot that no master serves.
 
 pub(crate) mod cluster;
 pub(crate) mod slot_map_refresh;

@@ -102,8 +102,8 @@ pub(crate) fn clear() {
 /// Returns `None` if no reply has the value, or if replies of a read and of a write have it. The name
 /// is `None` if replies of different commands have it.
 ///
-/// For an error without a value (a user's own decoding) it is the last command, and its effect is
-/// known if all kept replies had the same.
+/// If the error has no value (a user's own decoding), the name is that of the last command. Its
+/// effect is known if all kept replies have the same effect.
 pub(crate) fn find(error: &str) -> Option<(Option<String>, &'static str, Applied)> {
     let words = error.strip_prefix("Incompatible type - ")?;
     let shown = words.split_once(" (value was ").or_else(|| words.split_once(" (response was "));

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 
-/// Maximum of one wait, and of a deadline past the end of the clock.
+/// Upper bound of one wait, so that `Instant + wait` cannot overflow.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The number of attempts of a block, and the wait between them. The wait is exponential backoff
@@ -82,7 +82,7 @@ impl RetryPolicy {
             policy: *self,
             number: 1,
             begun: now,
-            // No deadline if it lies past the end of the clock.
+            // No deadline if `Instant + timeout` would overflow.
             deadline: now.checked_add(self.deadline),
             backoff: Backoff::new(self.first_backoff, self.max_backoff),
         }
@@ -134,7 +134,7 @@ impl Attempts {
         self.number
     }
 
-    /// Latest start of an attempt. If the deadline lies past the end of the clock: a day after the
+    /// Latest start of an attempt. If the deadline would overflow: a day after the
     /// first attempt.
     pub(crate) fn deadline(&self) -> Instant {
         self.deadline.unwrap_or(self.begun + LONGEST)

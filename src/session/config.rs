@@ -122,7 +122,7 @@ impl Config {
     /// assert_eq!(sessions.status().pooled.max_size, 2);
     /// # Ok(()) }
     /// ```
-    #[must_use = "it is made, not changed"]
+    #[must_use = "returns the merged configuration"]
     pub fn overridden_by(mut self, other: Self) -> Self {
         self.values.extend(other.values);
         Self { values: self.values, error: self.error.or(other.error) }

@@ -167,12 +167,12 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
             Ok(handles) => handles,
             Err(error) => {
                 drop(watching);
-                // An error that the closure made from a redirect is not its own result.
+                // If a read was redirected, the closure's error only follows from that.
                 if let Some(next) = limits.checkout.follow(redirect) {
                     route = next;
                     continue;
                 }
-                // Nor is one that it made from a lost connection.
+                // If the connection was lost, the closure's error only follows from that.
                 if connection_lost && limits.retry(&span, "connection lost", false) {
                     continue;
                 }

@@ -1,7 +1,7 @@
 //! The side of the library that the shared suites run on: threads.
 //!
 //! A suite takes its handles from here and builds them by [`BuildSide::build_side`]; the vocabulary (errors, outcomes,
-//! conditions, options, queued commands) is the same on every side and comes from `rediscope`. Another side is another
+//! conditions, options, blocks, queued commands) is the same on every side and comes from `rediscope`. Another side is another
 //! `side` module, in a test binary that includes the same suites by path: its handles have the same methods and return
 //! when the call is over. So a suite has one text.
 
@@ -15,6 +15,8 @@ pub(crate) trait Side {
     type Transactional;
     type Transaction<M: Mode>;
     type Watching;
+    type Watch;
+    type Conditional;
     type Pooled;
     type Lock;
     type RwLock;
@@ -31,6 +33,8 @@ impl Side for Threads {
     type Transactional = rediscope::Transactional;
     type Transaction<M: Mode> = rediscope::Transaction<M>;
     type Watching = rediscope::Watching;
+    type Watch = rediscope::Watch;
+    type Conditional = rediscope::Conditional;
     type Pooled = rediscope::Pooled;
     type Lock = rediscope::lock::Lock;
     type RwLock = rediscope::lock::RwLock;
@@ -45,6 +49,7 @@ pub(crate) type SessionManager = <Threads as Side>::SessionManager;
 pub(crate) type Transactional = <Threads as Side>::Transactional;
 pub(crate) type Transaction<M = Plain> = <Threads as Side>::Transaction<M>;
 pub(crate) type Watching = <Threads as Side>::Watching;
+pub(crate) type Conditional = <Threads as Side>::Conditional;
 pub(crate) type Pooled = <Threads as Side>::Pooled;
 pub(crate) type Lock = <Threads as Side>::Lock;
 pub(crate) type RwLock = <Threads as Side>::RwLock;
@@ -83,6 +88,8 @@ const HANDLES: &[&str] = &[
     "Transactional",
     "Transaction",
     "Watching",
+    "Watch",
+    "Conditional",
     "Pooled",
     "Lock",
     "RwLock",

@@ -239,8 +239,8 @@ impl SentinelClient {
 
     /// Queries one sentinel after the other, until one knows at least as much as was known.
     ///
-    /// Each gets its share of the time until `until`, but at least [`LEAST`], as far as `latest`
-    /// allows.
+    /// The time until `until` is divided among the sentinels. A share is at least [`LEAST`], unless
+    /// `latest` leaves less.
     fn ask(
         &self,
         epoch: u64,
@@ -270,7 +270,7 @@ impl SentinelClient {
                 }
             }
         }
-        // Most sentinels report an older epoch: they were set up anew.
+        // Most sentinels report an older epoch: the sentinels were reset.
         if outdated.len() > count / 2
             && let Some(best) = outdated.into_iter().max_by_key(|(_, answer)| answer.epoch)
         {

@@ -122,8 +122,7 @@ impl SlotMapCache {
 
     /// Refreshes the map, unless another caller does or has just done so. Queries `first`, then the
     /// known masters in any order, then the seeds, until one replies. This ends by `deadline`, and
-    /// within the time of one exchange with a node that replies, and one connect to each that does
-    /// not.
+    /// within one `connect_timeout` and one `response_timeout` in all.
     pub(crate) fn refresh(&self, first: Option<&NodeAddress>, deadline: Option<Instant>) {
         let own = Instant::now() + self.settings.connect_timeout + self.settings.response_timeout;
         let deadline = deadline.map_or(own, |deadline| deadline.min(own));

@@ -9,8 +9,8 @@ pub(crate) const EXEC_INFO: &[u8] = b"*3\r\n$7\r\nCOMMAND\r\n$4\r\nINFO\r\n$4\r\
 /// Query for WAITAOF, which came with 7.2.
 pub(crate) const WAITAOF_INFO: &[u8] = b"*3\r\n$7\r\nCOMMAND\r\n$4\r\nINFO\r\n$7\r\nWAITAOF\r\n";
 
-/// Whether the reply to COMMAND INFO of one command is that the server does not have it. (The user
-/// may not be permitted to run COMMAND INFO.)
+/// Returns whether the reply to COMMAND INFO shows that the server does not have the command. (The
+/// user may not be permitted to run COMMAND INFO.)
 pub(crate) fn is_unknown(answer: &Value) -> bool {
     matches!(answer, Value::Array(commands) if matches!(commands.first(), None | Some(Value::Nil)))
 }

@@ -174,8 +174,8 @@ pub(crate) fn is_read_only(name: &[u8], sub: Option<&[u8]>) -> bool {
             && sub.is_some_and(|sub| sub.eq_ignore_ascii_case(b"USAGE"))
 }
 
-/// Whether a command of the server's own may write: it is in the table, and is neither a read nor
-/// one that can be either.
+/// Returns whether the table marks the command as a write. A command that reads or writes by its
+/// arguments has no mark.
 pub(crate) fn is_known_write(name: &[u8]) -> bool {
     find(name).is_some_and(|command| command.has(WRITE))
 }

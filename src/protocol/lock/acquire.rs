@@ -41,8 +41,8 @@ impl LockMode {
         matches!(self, Self::Semaphore | Self::Read)
     }
 
-    /// Returns which waiters can use a wakeup that this one could not: readers can join the readers
-    /// that a writer has to wait for.
+    /// Selects the waiters that get a wakeup which this waiter cannot use. If readers block a writer,
+    /// other readers get it.
     pub(crate) fn wake_compatible(self) -> Option<fn(&str) -> bool> {
         match self {
             Self::Write => Some(|owner_token| owner_token.starts_with('r')),
@@ -82,8 +82,8 @@ impl LockRequest {
     ) -> ScriptCall {
         let LockKeys { holders, info, queue, alive, fencing, wake, .. } = &*self.names;
         let heartbeat_timeout = if self.fair { HEARTBEAT_TIMEOUT } else { Duration::ZERO };
-        // A semaphore keeps its number of permits for as long as a caller waits. By the maximum,
-        // the waiter has sent another request, or has left.
+        // The server keeps the number of permits while a caller waits. Before the maximum time ends,
+        // the caller sends another request or leaves.
         let kept = waits.unwrap_or_default().min(MAX_QUIET_WAIT + HEARTBEAT_TIMEOUT);
         let is_semaphore = self.mode == LockMode::Semaphore;
         let arguments = [

@@ -1,5 +1,5 @@
-//! The missing right, the time since when, and the form: which error is returned, that it is true, and that
-//! the connections can be used when the right is granted again.
+//! A right is withdrawn at one time, for one form. The error is true, and the connections work once the right
+//! is granted again.
 
 use crate::fixture::{LONG, SOON};
 use std::sync::Mutex;

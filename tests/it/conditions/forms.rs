@@ -86,7 +86,7 @@ fn a_race_that_is_lost_every_time_ends_with_the_policy() {
         .accounts()
         .with(TransactionOptions::new().retry(RetryPolicy::default().attempts(3)));
     let mut runs = 0;
-    let mut reported = |required: &rediscope::Conditional| {
+    let mut reported = |required: &crate::side::Conditional| {
         runs = 0;
         let reported = required.run(|tx| {
             runs += 1;

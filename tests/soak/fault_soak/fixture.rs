@@ -1,9 +1,9 @@
 //! The server, the proxy in front of it, and the session manager that is put to the test.
 //!
 //! The server writes an append-only file and syncs it at every write (`appendonly yes`,
-//! `appendfsync always`): what has a reply survives SIGKILL, and so does the ledger. The file
-//! lies in memory where the machine has a place for that: killing a process loses nothing of it
-//! there either, and a slow disk would be a fault that is not counted.
+//! `appendfsync always`): what has a reply survives SIGKILL, and so does the ledger. If the
+//! machine has a file system in memory, the file is there. It survives a killed process, and a slow
+//! disk would be a fault that is not counted.
 
 use std::path::Path;
 use std::time::Duration;

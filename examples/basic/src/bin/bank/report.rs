@@ -118,11 +118,8 @@ impl fmt::Display for Report {
 }
 
 fn replaced(counts: &PoolCounters) -> String {
-    let reasons: Vec<_> = counts
-        .replaced
-        .iter()
-        .map(|(reason, count)| format!("{count} {}", reason.as_str()))
-        .collect();
+    let reasons: Vec<_> =
+        counts.replaced.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
     if reasons.is_empty() {
         return "none".to_owned();
     }

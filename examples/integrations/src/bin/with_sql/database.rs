@@ -1,6 +1,4 @@
 //! The SQL side: orders, and the outbox of effects that Redis may lack.
-//!
-//! Never: Redis.
 
 use rusqlite::{Connection, Result, Transaction, params};
 
