@@ -28,7 +28,7 @@ pub(crate) struct Names {
     probe: String,
 }
 
-pub(crate) struct Bench<'s> {
+pub(crate) struct ScopeFixture<'s> {
     pub(crate) server: &'s Server,
     pub(crate) sessions: SessionManager,
     pub(crate) names: Names,
@@ -38,7 +38,7 @@ pub(crate) struct Bench<'s> {
     probes: i64,
 }
 
-impl<'s> Bench<'s> {
+impl<'s> ScopeFixture<'s> {
     pub(crate) fn for_cell(server: &'s Server, cell: Cell) -> Self {
         let trust_window = match cell.form {
             Form::Untrusted => Duration::ZERO,
@@ -62,10 +62,10 @@ impl<'s> Bench<'s> {
             text: unique("text"),
             probe: unique("probe"),
         };
-        let mut bench = Self { server, sessions, names, cell, client: 0, probes: 0 };
-        let _: () = bench.elsewhere().set(&bench.names.text, "a text").unwrap();
-        bench.client = bench.probe();
-        bench
+        let mut fixture = Self { server, sessions, names, cell, client: 0, probes: 0 };
+        let _: () = fixture.elsewhere().set(&fixture.names.text, "a text").unwrap();
+        fixture.client = fixture.probe();
+        fixture
     }
 
     pub(crate) fn accounts(&self) -> Transactional {

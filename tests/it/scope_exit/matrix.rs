@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::thread;
 
 use super::cases::{self, Cell};
-use super::fixture::Bench;
+use super::fixture::ScopeFixture;
 use super::run_case;
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
@@ -44,10 +44,10 @@ fn whatever_the_exit_the_next_caller_finds_the_connection_as_new() {
 }
 
 fn play_one(server: &Server, cell: Cell) {
-    let mut bench = Bench::for_cell(server, cell);
-    run_case::play(&bench, cell);
-    bench.look_at_the_data();
-    bench.borrow_again();
-    assert_eq!(bench.sessions.close(SOON).scopes, 0, "nothing was left to take back");
+    let mut fixture = ScopeFixture::for_cell(server, cell);
+    run_case::play(&fixture, cell);
+    fixture.look_at_the_data();
+    fixture.borrow_again();
+    assert_eq!(fixture.sessions.close(SOON).scopes, 0, "nothing was left to take back");
     eventually(SOON, "the server has no client left", || server.clients() == 0);
 }

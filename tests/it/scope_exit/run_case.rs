@@ -9,7 +9,7 @@ use rediscope::commands::QueueCommands;
 use rediscope::{Block, CommitError, Error, Outcome, Replies, RetryPolicy, Watched, prelude::*};
 
 use super::cases::{Cell, Exit, Form, Part};
-use super::fixture::Bench;
+use super::fixture::ScopeFixture;
 
 /// What the scope returned to its caller.
 #[derive(Debug)]
@@ -41,27 +41,29 @@ impl<E: Into<Fault>> From<Result<Reported, E>> for Reported {
 }
 
 /// Plays the cell and checks what it returned.
-pub(crate) fn play(bench: &Bench<'_>, cell: Cell) {
-    let accounts = bench.accounts();
-    let watch = || accounts.watch([&bench.names.watched]).retry(RetryPolicy::never());
+pub(crate) fn play(fixture: &ScopeFixture<'_>, cell: Cell) {
+    let accounts = fixture.accounts();
+    let watch = || accounts.watch([&fixture.names.watched]).retry(RetryPolicy::never());
     let reported = match cell.form {
         Form::Trusted | Form::Untrusted | Form::Immediate | Form::LargeGuard => {
-            guard(bench, cell, || accounts.begin())
+            guard(fixture, cell, || accounts.begin())
         }
-        Form::Watching | Form::LargeWatching => guard(bench, cell, || Ok(watch().begin()?.multi())),
-        Form::Reading => reading(bench, cell, || watch().begin()),
+        Form::Watching | Form::LargeWatching => {
+            guard(fixture, cell, || Ok(watch().begin()?.multi()))
+        }
+        Form::Reading => reading(fixture, cell, || watch().begin()),
         Form::Run | Form::LargeRun => {
-            closure(cell, || accounts.run_with(|tx| block(bench, cell, tx)))
+            closure(cell, || accounts.run_with(|tx| block(fixture, cell, tx)))
         }
         Form::WatchRun => closure(cell, || {
             watch().run_with(|read, tx| {
-                let _: Option<i64> = read.get(&bench.names.watched)?;
-                block(bench, cell, tx)
+                let _: Option<i64> = read.get(&fixture.names.watched)?;
+                block(fixture, cell, tx)
             })
         }),
     };
     // The first thing that is looked at: the permit is back before the call returns.
-    bench.look_at_the_slot();
+    fixture.look_at_the_slot();
     let right = match (cell.exit, &reported) {
         (Exit::Commit, Reported::Committed) => true,
         (Exit::Conflict, Reported::Conflict) => true,
@@ -130,31 +132,31 @@ impl Guard for Transaction<Watched> {
 }
 
 fn guard<G: Guard>(
-    bench: &Bench<'_>,
+    fixture: &ScopeFixture<'_>,
     cell: Cell,
     begin: impl FnOnce() -> Result<G, Error>,
 ) -> Reported {
     match cell.exit {
-        Exit::QuestionMark => leave_by_question_mark(bench, cell, begin).into(),
+        Exit::QuestionMark => leave_by_question_mark(fixture, cell, begin).into(),
         Exit::Panic => panicking(|| {
             let mut tx = begin().unwrap();
-            fill(bench, cell, &mut tx);
-            let _part = (cell.part == Part::Open).then(|| open_savepoint(bench, &mut tx));
+            fill(fixture, cell, &mut tx);
+            let _part = (cell.part == Part::Open).then(|| open_savepoint(fixture, &mut tx));
             resume_unwind(Box::new("the caller's own"))
         }),
         _ => {
             let mut tx = begin().unwrap();
-            fill(bench, cell, &mut tx);
+            fill(fixture, cell, &mut tx);
             match cell.exit {
                 Exit::Discard => return tx.discarded().into(),
                 Exit::Drop => drop(tx),
                 Exit::Forget => std::mem::forget(tx),
                 Exit::Conflict => {
-                    bench.touch_watched();
+                    fixture.touch_watched();
                     return tx.committed().into();
                 }
                 Exit::Outlive => {
-                    bench.wait_until_reclaimed();
+                    fixture.wait_until_reclaimed();
                     return tx.committed().into();
                 }
                 _ => return tx.committed().into(),
@@ -165,14 +167,14 @@ fn guard<G: Guard>(
 }
 
 fn leave_by_question_mark<G: Guard>(
-    bench: &Bench<'_>,
+    fixture: &ScopeFixture<'_>,
     cell: Cell,
     begin: impl FnOnce() -> Result<G, Error>,
 ) -> Result<Reported, Fault> {
     let mut tx = begin()?;
-    fill(bench, cell, &mut tx);
+    fill(fixture, cell, &mut tx);
     if cell.part == Part::Open {
-        let part = open_savepoint(bench, &mut tx);
+        let part = open_savepoint(fixture, &mut tx);
         not_a_number()?;
         part.release();
     } else {
@@ -182,24 +184,24 @@ fn leave_by_question_mark<G: Guard>(
 }
 
 fn reading(
-    bench: &Bench<'_>,
+    fixture: &ScopeFixture<'_>,
     cell: Cell,
     begin: impl FnOnce() -> Result<Watching, Error>,
 ) -> Reported {
     // A refused read returns its error; the scope ends by `?`.
     let by_question_mark = |mut watching: Watching| -> Result<Reported, Fault> {
-        bench.look_inside();
+        fixture.look_inside();
         match cell.exit {
             Exit::QuestionMark => _ = not_a_number()?,
             Exit::QueueError => watching.query::<()>(redis::cmd("GET"))?,
             Exit::Refused => {
-                let set = redis::cmd("SET").arg(&bench.names.data).arg(1).take();
+                let set = redis::cmd("SET").arg(&fixture.names.data).arg(1).take();
                 watching.query::<()>(set)?;
             }
-            Exit::WrongType => _ = watching.llen(&bench.names.text)?,
+            Exit::WrongType => _ = watching.llen(&fixture.names.text)?,
             Exit::Outlive => {
-                bench.wait_until_reclaimed();
-                let _: Option<i64> = watching.get(&bench.names.watched)?;
+                fixture.wait_until_reclaimed();
+                let _: Option<i64> = watching.get(&fixture.names.watched)?;
             }
             _ => unreachable!("{cell:?}"),
         }
@@ -230,46 +232,46 @@ fn closure(cell: Cell, run: impl FnOnce() -> Result<(), Fault>) -> Reported {
     if cell.exit == Exit::Panic { panicking(run) } else { run() }
 }
 
-fn block(bench: &Bench<'_>, cell: Cell, tx: &mut Block) -> Result<(), Fault> {
-    fill(bench, cell, tx);
+fn block(fixture: &ScopeFixture<'_>, cell: Cell, tx: &mut Block) -> Result<(), Fault> {
+    fill(fixture, cell, tx);
     // Open until the closure is left, in whatever way.
-    let _part = (cell.part == Part::Open).then(|| open_savepoint(bench, tx));
+    let _part = (cell.part == Part::Open).then(|| open_savepoint(fixture, tx));
     match cell.exit {
         Exit::QuestionMark => _ = not_a_number()?,
         Exit::ClosureError => return Err(Fault::Own),
         Exit::Panic => resume_unwind(Box::new("the caller's own")),
-        Exit::Conflict => bench.touch_watched(),
-        Exit::Outlive => bench.wait_until_reclaimed(),
+        Exit::Conflict => fixture.touch_watched(),
+        Exit::Outlive => fixture.wait_until_reclaimed(),
         _ => {}
     }
     Ok(())
 }
 
 /// What every transaction queues, and what the cell's exit needs besides.
-fn fill(bench: &Bench<'_>, cell: Cell, tx: &mut impl QueueCommands) {
+fn fill(fixture: &ScopeFixture<'_>, cell: Cell, tx: &mut impl QueueCommands) {
     if cell.exit == Exit::QueueError {
         tx.queue::<()>(redis::cmd("NOSUCHCOMMAND"));
     }
     let size = if cell.form.is_large() { 600 } else { 10 };
-    tx.set(&bench.names.data, vec![b'x'; size]);
+    tx.set(&fixture.names.data, vec![b'x'; size]);
     if cell.exit == Exit::WrongType {
-        tx.lpush(&bench.names.text, 1);
+        tx.lpush(&fixture.names.text, 1);
     }
-    bench.look_inside();
+    fixture.look_inside();
     if cell.exit == Exit::Refused {
         tx.queue::<()>(redis::cmd("Watch").arg("k").take());
     }
     if cell.part == Part::Forgotten {
-        std::mem::forget(open_savepoint(bench, tx));
+        std::mem::forget(open_savepoint(fixture, tx));
     }
 }
 
 fn open_savepoint<'q>(
-    bench: &Bench<'_>,
+    fixture: &ScopeFixture<'_>,
     tx: &'q mut impl QueueCommands,
 ) -> rediscope::Savepoint<'q> {
     let mut part = tx.savepoint();
-    part.set(&bench.names.part, 1);
+    part.set(&fixture.names.part, 1);
     part
 }
 
