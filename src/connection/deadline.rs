@@ -4,14 +4,14 @@
 use std::time::{Duration, Instant};
 
 /// Upper bound of a timeout, a hundred years, so that `Instant + timeout` cannot overflow.
-const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+const MAX_TIMEOUT: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
-/// Returns the instant `limit` after `from`, with [`LONGEST`] as the maximum.
+/// Returns the instant `limit` after `from`, with [`MAX_TIMEOUT`] as the maximum.
 pub(crate) fn later(from: Instant, limit: Duration) -> Instant {
-    from.checked_add(limit.min(LONGEST)).unwrap_or(from)
+    from.checked_add(limit.min(MAX_TIMEOUT)).unwrap_or(from)
 }
 
-/// Returns the instant `limit` after now, with [`LONGEST`] as the maximum.
+/// Returns the instant `limit` after now, with [`MAX_TIMEOUT`] as the maximum.
 pub(crate) fn after(limit: Duration) -> Instant {
     later(Instant::now(), limit)
 }

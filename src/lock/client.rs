@@ -420,7 +420,7 @@ fn send(
         None => Err(ConnectionError::unexpected("there is no connection")),
     };
     let values = asked.inspect_err(|cause| checkout.on_lost(cause))?;
-    checkout.on_replies(&values, true);
+    checkout.on_replies(&values, &values);
     Ok(values)
 }
 

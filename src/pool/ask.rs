@@ -69,14 +69,13 @@ impl Checkout {
         }
     }
 
-    /// Records what the replies prove: that a write was applied, or that the server's role has
-    /// changed.
-    pub(crate) fn on_replies(&mut self, replies: &[Value], may_write: bool) {
-        let applied = replies.iter().any(|reply| !matches!(reply, Value::ServerError(_)));
+    /// Records what the replies prove: that the server's role has changed, or that a write was
+    /// applied. `writes` are the replies to commands that write.
+    pub(crate) fn on_replies(&mut self, replies: &[Value], writes: &[Value]) {
+        let applied = writes.iter().any(|reply| !matches!(reply, Value::ServerError(_)));
         // This comes first: READONLY shows a change of role only after an applied write.
         if let Some(connection) = self.current()
             && applied
-            && may_write
         {
             connection.mark_written();
         }

@@ -171,7 +171,9 @@ impl Request {
                 replies.push(value);
             }
         })?;
-        checkout.on_replies(&replies, !self.read_only);
+        // The later commands of a pipeline may be reads.
+        let writes = replies.get(..usize::from(!self.read_only)).unwrap_or_default();
+        checkout.on_replies(&replies, writes);
         Ok(replies)
     }
 }

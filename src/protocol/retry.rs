@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 
 /// Upper bound of one wait, so that `Instant + wait` cannot overflow.
-const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The number of attempts of a block, and the wait between them. The wait is exponential backoff
 /// with full jitter (a random time between nothing and the step).
@@ -98,7 +98,7 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     pub(crate) fn new(first: Duration, longest: Duration) -> Self {
-        let longest = longest.min(LONGEST);
+        let longest = longest.min(MAX_WAIT);
         let steps = ExponentialBuilder::default()
             .with_min_delay(first.min(longest))
             .with_max_delay(longest)
@@ -137,7 +137,7 @@ impl Attempts {
     /// Latest start of an attempt. If the deadline would overflow: a day after the
     /// first attempt.
     pub(crate) fn deadline(&self) -> Instant {
-        self.deadline.unwrap_or(self.begun + LONGEST)
+        self.deadline.unwrap_or(self.begun + MAX_WAIT)
     }
 
     /// Counts another attempt and returns the wait before it. `None`: the policy allows no further
@@ -180,7 +180,7 @@ mod tests {
                 let mut attempts = policy.deadline(deadline).begin(now);
                 assert!(attempts.deadline() >= now);
                 while let Some(wait) = attempts.next(now) {
-                    assert!(wait <= LONGEST.min(max), "{wait:?}");
+                    assert!(wait <= MAX_WAIT.min(max), "{wait:?}");
                 }
                 assert!(attempts.number() <= 200);
             }

@@ -8,9 +8,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rediscope::error::{Applied, CheckoutError};
-use rediscope::{Error, SessionManager, prelude::*};
+use rediscope::{Builder, Error, SessionManager, prelude::*};
 
 use super::{open_connections, patient};
+use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 
@@ -114,13 +115,29 @@ fn the_last_handle_closes_every_connection_and_ends_every_thread() {
 fn a_forgotten_guard_keeps_neither_connections_nor_threads() {
     rediscope_testing::own_process!();
     let server = Server::start();
+    forgets_a_guard(patient(&server), &|| server.clients());
+}
+
+#[test]
+#[cfg_attr(not(target_os = "linux"), ignore = "/proc lists the threads")]
+fn a_forgotten_guard_in_a_cluster_keeps_neither_connections_nor_threads() {
+    rediscope_testing::own_process!();
+    let cluster = Cluster::start(3, 0);
+    // The nodes have connections to each other, which are no clients of this kind.
+    let clients = || cluster.nodes().iter().map(|node| node.server.clients()).sum();
+    forgets_a_guard(SessionManager::builder(cluster.url()), &clients);
+}
+
+fn forgets_a_guard(builder: Builder, clients: &dyn Fn() -> usize) {
     let before = threads();
-    let limit = Duration::from_millis(50);
-    let sessions = patient(&server).max_pin_time(limit).build().unwrap();
-    std::mem::forget(sessions.transactional().begin_with(immediate()).unwrap());
-    drop(sessions);
-    eventually(SOON, "no connection is left", || server.clients() == 0);
-    eventually(SOON, "no thread is left", || threads().difference(&before).count() == 0);
+    let ours = || threads().difference(&before).count();
+    let sessions = builder.max_pin_time(Duration::from_millis(50)).build().unwrap();
+    let accounts = sessions.transactional().with(immediate());
+    std::mem::forget(accounts.begin_at("a").unwrap());
+    assert!(clients() > 0 && ours() > 0);
+    drop((sessions, accounts));
+    eventually(SOON, "no connection is left", || clients() == 0);
+    eventually(SOON, "no thread is left", || ours() == 0);
 }
 
 /// The threads of all sessions of this process.

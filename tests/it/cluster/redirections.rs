@@ -8,7 +8,8 @@ use std::time::Duration;
 use rediscope::error::Applied;
 use rediscope::prelude::*;
 use rediscope::{
-    CommitError, Error, Outcome, SessionManager, TransactionOptions, Transactional, redis,
+    CommitError, Error, Outcome, RetryPolicy, SessionManager, TransactionOptions, Transactional,
+    redis,
 };
 
 use scopeguard::defer;
@@ -343,19 +344,40 @@ fn a_key_that_has_not_arrived_is_not_missing_after_the_new_node_was_unreachable(
         .unwrap();
     sessions.pooled().set::<_, _, ()>(&key, 7).unwrap();
     fixture.cluster.begin_migration(slot, to);
-    let (mut runs, mut found) = (0, Vec::new());
-    let reading = sessions.transactional().reading().run(|read, _| {
-        runs += 1;
-        found.push(read.get::<_, Option<i64>>(&key)?);
-        let target = &fixture.cluster.nodes()[to].server;
-        if runs == 1 {
+    let ghost = beside(&key, "ghost");
+    let accounts = sessions.transactional();
+    let target = &fixture.cluster.nodes()[to].server;
+    // Sent to the new node, which is away in the first attempt.
+    let read_there = |read: &mut rediscope::Watching, first: bool| {
+        if first {
             target.sigstop();
         }
         let none: Result<Option<i64>, _> = read.get(&copy);
         target.sigcont();
-        none.map(drop)
-    });
-    reading.unwrap();
-    assert!(runs > 1, "the new node was reached at once");
-    assert!(found.iter().all(|found| *found == Some(7)), "{found:?}");
+        none
+    };
+    let mut declaring = accounts.reading();
+    let declared = declaring.declare::<Option<i64>>(redis::Cmd::get(&key)).unwrap();
+    let forms = [
+        ("read", accounts.reading()),
+        ("declared", declaring),
+        ("watched", accounts.watch([&ghost])),
+    ];
+    for (form, watch) in forms {
+        let (mut runs, mut found) = (0, Vec::new());
+        let ended = watch
+            .retry(RetryPolicy::default().attempts(3).deadline(Duration::from_secs(5)))
+            .run(|read, _| {
+                runs += 1;
+                found.push(match form {
+                    "declared" => read.declared(declared)?,
+                    _ => read.get(&key)?,
+                });
+                read_there(read, runs == 1).map(drop)
+            });
+        // A watching scope stays with the node of its keys, and its closure's error is returned.
+        assert!(runs > 1 || ended.is_err(), "{form}: the new node was reached at once");
+        assert!(found.iter().all(|found| *found == Some(7)), "{form}: {found:?}, {ended:?}");
+        eventually(SOON, "the new node replies", || target.ask::<String>(&["PING"]) == "PONG");
+    }
 }

@@ -3,7 +3,7 @@
 
 use crate::fixture::{LONG, SOON};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rediscope::error::{Applied, ConnectionErrorKind};
 use rediscope::prelude::*;
@@ -280,4 +280,22 @@ fn readonly_after_an_applied_write_of_the_same_pipeline_closes_the_older_connect
         db.exists::<_, bool>("key").unwrap();
         outdated() > before
     });
+}
+
+/// The reply to the read proves no write.
+#[test]
+fn a_pipeline_with_a_read_on_a_replica_closes_no_connection_again_and_again() {
+    let server = Server::start();
+    server.ask::<()>(&["REPLICAOF", "127.0.0.1", "1"]);
+    let sessions = sized(&server.url(), 1).build().unwrap();
+    let mut db = sessions.pooled();
+    let begun = Instant::now();
+    eventually(SOON, "several limits of READONLY are over", || {
+        let mut pipe = redis::pipe();
+        pipe.set("key", 1).ignore().exists("key").ignore();
+        pipe.exec(&mut db).unwrap_err();
+        begun.elapsed() > Duration::from_millis(2_500)
+    });
+    let counts = sessions.status().pooled.counts;
+    assert!(counts.all_replaced() <= 1, "{counts}");
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -10,6 +11,7 @@ use rediscope::prelude::*;
 use rediscope::{Block, Error, Outcome, Replies, Resolve, SessionManager};
 
 use crate::fixture::proxied::{Proxied, get, pool_is_whole};
+use crate::side::Transactional;
 use rediscope_testing::server::Server;
 
 #[test]
@@ -210,6 +212,37 @@ fn a_struct_of_handles_is_resolved_by_its_own_implementation() {
     // In a tuple, and under a watch.
     let watched = accounts.watch(["hits"]).run(|_, tx| Ok((Ready(7), queue(tx, "name")?)));
     assert_eq!(watched.unwrap().1.0, 3);
+}
+
+/// Reads one value by another transaction on the only connection, then panics.
+struct Panicking(Queued<i64>, Transactional);
+
+impl Resolve for Panicking {
+    type Output = ();
+
+    fn resolve(self, replies: &Replies) -> Result<(), Error> {
+        let hits = replies.get(self.0)?;
+        self.1.run(|tx| Ok(tx.set("seen", hits)))?;
+        panic!("an implementation that panics");
+    }
+}
+
+#[test]
+fn a_struct_of_handles_that_panics_holds_no_connection() {
+    let fixture = Proxied::start();
+    let sessions = fixture.trusting();
+    let accounts = sessions.transactional();
+    let watch = accounts.watch(["hits"]);
+    let resolved = |tx: &mut Block| Ok(Panicking(tx.incr("hits", 1), accounts.clone()));
+    for (times, run) in [
+        (1, &(|| accounts.run(resolved)) as &dyn Fn() -> Result<(), Error>),
+        (2, &|| watch.run(|_, tx| resolved(tx))),
+    ] {
+        let ended = catch_unwind(AssertUnwindSafe(run));
+        assert!(ended.is_err(), "{ended:?}");
+        assert_eq!(get(&fixture.server, "seen"), Some(times.to_string()));
+        pool_is_whole(&sessions, &fixture.server);
+    }
 }
 
 #[test]

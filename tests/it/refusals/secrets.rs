@@ -282,6 +282,35 @@ fn failed_commands_of_the_pooled_handle_show_none_once_they_are_ours() {
 }
 
 #[test]
+fn handles_of_locks_and_conditions_show_none() {
+    let fixture = start();
+    let (sessions, accounts) = (&fixture.sessions, fixture.accounts());
+    debug((Condition::equals(KEY, VALUE), Condition::set_contains(KEY, VALUE)));
+    let conditional = accounts.require(Condition::not_equals(KEY, VALUE).named("free"));
+    debug(&conditional);
+    conditional.run(|tx| Ok(tx.set(KEY, VALUE))).unwrap();
+    debug(conditional.begin().unwrap_err());
+    let mut declaring = accounts.reading();
+    debug(declaring.declare::<String>(redis::cmd("GET").arg(KEY).take()).unwrap());
+    let reads = declaring.begin().unwrap();
+    debug(&reads);
+    drop(reads);
+    let keyed = TransactionOptions::new().exactly_once_as(KEY, Duration::from_secs(5));
+    debug((&keyed, accounts.with(keyed.clone())));
+    let (lock, semaphore, rw_lock) =
+        (sessions.lock(KEY), sessions.semaphore(KEY, 2), sessions.rw_lock(KEY));
+    debug((&lock, &semaphore, &rw_lock));
+    let guard = lock.acquire(SOON).unwrap();
+    debug((&guard, lock.holder().unwrap()));
+    debug(lock.try_acquire().map(drop));
+    debug(accounts.fenced_by(&guard));
+    shown(lock.acquire(Duration::from_millis(1)).map(drop).unwrap_err());
+    assert!(lock.force_release().unwrap());
+    shown(guard.release().unwrap_err());
+    debug(sessions.status());
+}
+
+#[test]
 fn lost_connections_show_none() {
     let fixture = start();
     let accounts = fixture.accounts();
