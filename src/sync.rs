@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+pub(crate) mod now;
 pub(crate) mod shim;
 
 /// The current thread's id, read once a thread: the standard library counts a reference each time.

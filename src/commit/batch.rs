@@ -12,11 +12,13 @@ use crate::error::in_doubt::InDoubt;
 use crate::pool::batch::send_batch;
 use crate::pool::batch_response::{BatchResponse, Interrupted};
 use crate::pool::checkout::{BatchCheckout, Checkout};
+use crate::pool::line::ensure_alive;
 use crate::pool::router::Router;
 use crate::protocol::batch::{BatchRequest, RequestKind};
 use crate::protocol::cluster::route::Route;
 use crate::protocol::exec::{Unproven, Verdict};
 use crate::protocol::queue::{CommandQueue, Prefix};
+use crate::sync::now::now;
 
 /// Commits the commands of `queue`; in a batch with others, if it may and has to wait for a
 /// connection.
@@ -41,7 +43,7 @@ pub(crate) fn commit_block(
         }
         BatchCheckout::Response(response) => response,
         BatchCheckout::Lead(mut checkout, own) => {
-            checkout.ensure_alive(checkout_deadline).map_err(CommitError::not_sent)?;
+            now(ensure_alive(&mut checkout, checkout_deadline)).map_err(CommitError::not_sent)?;
             send_batch(checkout, &own)
         }
     };
@@ -66,7 +68,7 @@ fn commit_alone(
     plan: &CommitPlan,
     checkout_deadline: Instant,
 ) -> Result<Committed, CommitError> {
-    let committed = commit(&mut checkout, queue, plan, checkout_deadline);
-    clean_or_log(&mut checkout, None);
+    let committed = now(commit(&mut checkout, queue, plan, checkout_deadline));
+    now(clean_or_log(&mut checkout, None));
     committed
 }

@@ -3,27 +3,30 @@
 use std::borrow::Cow;
 use std::panic::Location;
 
+use redis::Value;
 use tracing::Level;
 
+use crate::connection::connection::Interruption;
 use crate::connection::deadline::Deadline;
 use crate::error::any::Error;
 use crate::error::applied::Applied;
-use crate::pool::checkout::Checkout;
+use crate::pool::line::Line;
 use crate::protocol::connection_state::{CloseReason, Expect};
 use crate::protocol::resp::encode::{DISCARD, UNWATCH};
+use crate::protocol::resp::reply::Reply;
 use crate::protocol::server_error::ServerError;
 
 /// Removes the scope's state from its connection: DISCARD, UNWATCH, or the connection is closed.
 ///
 /// # Errors
 /// The error of the cleanup. The connection is then closed.
-pub(crate) fn clean(checkout: &mut Checkout) -> Result<(), Error> {
-    let limit = checkout.pool().settings().cleanup_timeout;
-    let Some(connection) = checkout.current() else { return Ok(()) };
+pub(crate) async fn clean<L: Line>(line: &mut L) -> Result<(), Error> {
+    let (limit, unwinding) = (line.context().settings().cleanup_timeout, line.is_unwinding());
+    let Some(connection) = line.current() else { return Ok(()) };
     let state = connection.state();
     let (during, bytes, expect) = if state.is_clean() || state.tainted().is_some() {
         return Ok(());
-    } else if !state.has_all_replies() || std::thread::panicking() {
+    } else if !state.has_all_replies() || unwinding {
         connection.taint(CloseReason::LeftDirty);
         return Ok(());
     } else if state.is_in_multi() {
@@ -41,26 +44,36 @@ pub(crate) fn clean(checkout: &mut Checkout) -> Result<(), Error> {
     }
     let rearms = marker.is_some();
     let expected = [(expect, 1), (Expect::WatchMarker, u32::from(rearms))];
-    let cleaned = connection.send(&bytes, &expected, deadline).and_then(|()| {
-        let cleaned = connection.read_reply(deadline)?;
-        if rearms {
-            // If the server refuses this, the connection is still clean, but not armed.
-            let _: Result<(), ServerError> = connection.read_reply(deadline)?;
+    // If the server refuses to arm the marker, the connection is still clean, but not armed.
+    let mut refused = None;
+    let cleaned = connection.exchange(&bytes, &expected, deadline, |kind, reply| {
+        if let (true, Reply::Value(Value::ServerError(error))) = (kind == expect, reply) {
+            refused = Some(ServerError::from_reply(&error, false));
         }
-        Ok(cleaned)
     });
-    match cleaned {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(Error::Command { command: during.to_owned(), error }),
-        Err(source) => Err(Error::Lost { during: during.to_owned(), applied: Applied::No, source }),
+    match (cleaned.await, refused) {
+        (Ok(()), None) => {
+            connection.mark_alive();
+            Ok(())
+        }
+        (Ok(()), Some(error)) => {
+            connection.mark_alive();
+            Err(Error::Command { command: during.to_owned(), error })
+        }
+        (Err(Interruption { cause: source, .. }), _) => {
+            Err(Error::Lost { during: during.to_owned(), applied: Applied::No, source })
+        }
     }
 }
 
 /// The same; the error is logged when the connection is returned.
-pub(crate) fn clean_or_log(checkout: &mut Checkout, begun_at: Option<&'static Location<'static>>) {
-    if let Err(error) = clean(checkout) {
+pub(crate) async fn clean_or_log<L: Line>(
+    line: &mut L,
+    begun_at: Option<&'static Location<'static>>,
+) {
+    if let Err(error) = clean(line).await {
         let begun_at = begun_at.map(tracing::field::display);
-        checkout.log_later(Level::DEBUG, move || {
+        line.log_later(Level::DEBUG, move || {
             tracing::debug!(error = %format_args!("{error:#}"), begun_at, "cleaning failed, connection replaced");
         });
     }

@@ -10,11 +10,12 @@ use crate::commit::outcome::{Committed, classify, refused, replies, unproven};
 use crate::commit::plan::CommitPlan;
 use crate::commit::prepare::prepare;
 use crate::commit::send::{Exchanged, exchange};
+use crate::connection::connection::Interruption;
 use crate::error::any::CommitError;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
 use crate::error::in_doubt::{CommitToken, InDoubt};
-use crate::pool::checkout::Checkout;
+use crate::pool::line::Line;
 use crate::protocol::connection_state::{CloseReason, Expect};
 use crate::protocol::exec::{Collector, Unproven, Verdict};
 use crate::protocol::queue::CommandQueue;
@@ -25,21 +26,21 @@ use crate::protocol::queue::CommandQueue;
 const MAX_ATTEMPTS: u32 = 4;
 
 /// Commits the commands of `queue`.
-pub(crate) fn commit(
-    checkout: &mut Checkout,
+pub(crate) async fn commit<L: Line>(
+    line: &mut L,
     queue: &mut CommandQueue,
     plan: &CommitPlan,
     checkout_deadline: Instant,
 ) -> Result<Committed, CommitError> {
     // Nothing was queued and nothing was sent: there is nothing to commit. (If keys are watched,
     // EXEC is sent to find out whether they changed.)
-    let idle = checkout.current().is_none_or(|connection| connection.state().is_clean());
+    let idle = line.current().is_none_or(|connection| connection.state().is_clean());
     if queue.commands() == 0 && idle && !plan.watched && plan.idempotency_key.is_none() {
         return Ok(Committed::Applied(replies(queue, Vec::new())));
     }
     for _ in 0..MAX_ATTEMPTS {
-        prepare(checkout, queue, plan, checkout_deadline)?;
-        match commit_once(checkout, queue, plan)? {
+        prepare(line, queue, plan, checkout_deadline).await?;
+        match commit_once(line, queue, plan).await? {
             // The changed key is one that the connection watches for itself.
             Committed::Conflict if !plan.watched => {
                 if queue.is_flushed() {
@@ -54,47 +55,46 @@ pub(crate) fn commit(
     )))
 }
 
-fn commit_once(
-    checkout: &mut Checkout,
+async fn commit_once<L: Line>(
+    line: &mut L,
     queue: &mut CommandQueue,
     plan: &CommitPlan,
 ) -> Result<Committed, CommitError> {
-    let (settings, needs_asking) =
-        (Arc::clone(checkout.pool().settings()), checkout.needs_asking());
-    let Some(connection) = checkout.current() else { return Err(CheckoutError::Closed.into()) };
+    let (settings, needs_asking) = (Arc::clone(line.context().settings()), line.needs_asking());
+    let Some(connection) = line.current() else { return Err(CheckoutError::Closed.into()) };
     let sent = plan.resolver.as_ref().map(|_| Instant::now());
-    let exchanged = exchange(connection, queue, plan, &settings, needs_asking);
+    let exchanged = exchange(connection, queue, plan, &settings, needs_asking).await;
     let Exchanged { verdict, acks, lost } = exchanged.map_err(|cause| {
-        checkout.on_lost(&cause);
+        line.on_lost(&cause);
         CommitError::lost_before_exec(cause)
     })?;
     if lost.is_none() {
-        record_verdict(checkout, plan, &verdict, sent);
+        record_verdict(line, plan, &verdict, sent);
     }
     let slot = queue.binding().slot();
     let committed = classify(queue, plan, verdict, acks, |doubt| {
         let cause = lost.clone().unwrap_or_else(|| unproven(doubt));
-        in_doubt(checkout, plan, slot, cause, doubt)
+        in_doubt(line, plan, slot, cause, doubt)
     });
     if let Some(cause) = &lost {
-        checkout.on_lost(cause);
+        line.on_lost(cause);
     }
     match &committed {
-        Err(CommitError::Rejected { code, .. }) => checkout.on_server_error(code),
-        Err(CommitError::KeyNotKept { .. }) => checkout.taint(CloseReason::LeftDirty),
+        Err(CommitError::Rejected { code, .. }) => line.on_server_error(code),
+        Err(CommitError::KeyNotKept { .. }) => line.taint(CloseReason::LeftDirty),
         _ => {}
     }
     committed
 }
 
 /// Records on the connection what the transaction's replies show of its state.
-fn record_verdict(
-    checkout: &mut Checkout,
+fn record_verdict<L: Line>(
+    line: &mut L,
     plan: &CommitPlan,
     verdict: &Verdict,
     sent: Option<Instant>,
 ) {
-    let Some(connection) = checkout.current() else { return };
+    let Some(connection) = line.current() else { return };
     connection.mark_alive();
     match verdict {
         Verdict::Applied(_) => {
@@ -111,24 +111,24 @@ fn record_verdict(
             // After a reply that does not fit, the next one may belong to another connection too.
             connection.taint(CloseReason::Protocol);
             if let Some(error) = &doubt.exec {
-                checkout.on_server_error(error.code());
+                line.on_server_error(error.code());
             }
         }
         Verdict::RepliesLost | Verdict::Rejected(_) | Verdict::WithoutMulti(_) => {}
     }
 }
 
-fn in_doubt(
-    checkout: &mut Checkout,
+fn in_doubt<L: Line>(
+    line: &mut L,
     plan: &CommitPlan,
     slot: Option<u16>,
     cause: ConnectionError,
     doubt: &Unproven,
 ) -> InDoubt {
-    let endpoint = checkout.pool().endpoint().clone();
+    let endpoint = line.context().endpoint().clone();
     // The register is written last. It proves nothing about commands that ran one by one.
     let resolver = plan.resolver.as_ref().filter(|_| !doubt.bare);
-    let marker = checkout.current().and_then(|connection| connection.known_marker());
+    let marker = line.current().and_then(|connection| connection.known_marker());
     let (Some(resolver), Some(marker)) = (resolver, marker) else { return InDoubt::new(cause) };
     let (register, number) = (marker.register(), marker.number());
     let mut token = CommitToken::new(register, number, endpoint.db(), &endpoint.address());
@@ -137,29 +137,30 @@ fn in_doubt(
 }
 
 /// Sends the queued commands of a large transaction and reads that they were queued.
-pub(crate) fn flush(
-    checkout: &mut Checkout,
+pub(crate) async fn flush<L: Line>(
+    line: &mut L,
     queue: &mut CommandQueue,
     plan: &CommitPlan,
     checkout_deadline: Instant,
 ) -> Result<(), CommitError> {
     let immediate = CommitPlan { immediate: true, ..plan.clone() };
-    prepare(checkout, queue, &immediate, checkout_deadline)?;
-    let deadline = checkout.response_deadline();
-    let Some(connection) = checkout.current() else {
+    prepare(line, queue, &immediate, checkout_deadline).await?;
+    let deadline = line.response_deadline();
+    let Some(connection) = line.current() else {
         return Err(CheckoutError::Closed.into());
     };
     let (commands, unsent) = (queue.commands(), queue.unsent());
     let mut collector = Collector::new(commands, commands - unsent);
     let expected = [(Expect::Queued, unsent)];
-    let answered = connection.send(queue.body(), &expected, deadline).and_then(|()| {
-        connection.receive_each(&expected, deadline, |expect, reply| collector.take(expect, reply))
+    let asked = connection.exchange(queue.body(), &expected, deadline, |expect, reply| {
+        collector.take(expect, reply);
     });
+    let answered = asked.await;
     let refusal = collector.into_refusal();
     match answered {
         Ok(()) => connection.mark_alive(),
-        Err(cause) => {
-            checkout.on_lost(&cause);
+        Err(Interruption { cause, .. }) => {
+            line.on_lost(&cause);
             // A command that was refused before would be refused again.
             if refusal.is_none() {
                 return Err(CommitError::lost_before_exec(cause));
@@ -167,7 +168,7 @@ pub(crate) fn flush(
         }
     }
     if let Some(refusal) = refusal {
-        checkout.on_server_error(refusal.error.code());
+        line.on_server_error(refusal.error.code());
         return Err(refused(queue, refusal));
     }
     queue.flushed();

@@ -11,12 +11,14 @@ use redis::Value;
 use crate::commit::lock_check::LockCheck;
 use crate::commit::outcome::MARKER_SET;
 use crate::commit::plan::CommitPlan;
-use crate::connection::connection::Connection;
+use crate::connection::connection::{Connection, Interruption};
 use crate::connection::deadline::Deadline;
+use crate::connection::wire::Wire;
 use crate::error::any::{CommitError, Error};
 use crate::error::applied::Applied;
+use crate::error::checkout::CheckoutError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
-use crate::pool::checkout::Checkout;
+use crate::pool::line::Line;
 use crate::protocol::cluster::slot;
 use crate::protocol::command::info::{WAITAOF_INFO, is_unknown};
 use crate::protocol::command::reader::CommandReader;
@@ -25,6 +27,7 @@ use crate::protocol::lock::ownership;
 use crate::protocol::queue::CommandQueue;
 use crate::protocol::replication::Durability;
 use crate::protocol::resp::encode::{self, ASKING, DISCARD, MULTI, UNWATCH};
+use crate::protocol::resp::reply::Reply;
 use crate::protocol::server_error::ServerError;
 use crate::settings::settings::Settings;
 
@@ -33,14 +36,14 @@ use crate::settings::settings::Settings;
 ///
 /// A dead connection is replaced as long as no command of the user's was sent on it and it watches
 /// nothing.
-pub(crate) fn prepare(
-    checkout: &mut Checkout,
+pub(crate) async fn prepare<L: Line>(
+    line: &mut L,
     queue: &CommandQueue,
     plan: &CommitPlan,
     checkout_deadline: Instant,
 ) -> Result<(), CommitError> {
     let (must_watch, must_be_in_multi) = (plan.watched, queue.is_flushed());
-    let kept = checkout.current().is_some_and(|connection| {
+    let kept = line.current().is_some_and(|connection| {
         let state = connection.state();
         (state.is_watching() || !must_watch) && (state.is_in_multi() || !must_be_in_multi)
     });
@@ -51,14 +54,14 @@ pub(crate) fn prepare(
         )));
     }
     let shared = match plan.durability {
-        Some(Durability::Aof { .. }) => Some(checkout.pool().shared().clone()),
+        Some(Durability::Aof { .. }) => Some(line.context().shared().clone()),
         _ => None,
     };
     let shared = shared.filter(|shared| !shared.knows_waitaof.load(Ordering::Relaxed));
     let asks_for_waitaof = shared.is_some();
     let slot = queue.binding().slot();
     let asked = ask_repeatedly(
-        checkout,
+        line,
         plan,
         slot,
         checkout_deadline,
@@ -66,7 +69,8 @@ pub(crate) fn prepare(
         |steps, connection, trusted| {
             steps.of_commit(connection, plan, queue.is_flushed(), asks_for_waitaof, trusted)
         },
-    );
+    )
+    .await;
     match asked {
         Ok(found) => {
             if let Some(shared) = shared.filter(|_| found.has_waitaof) {
@@ -84,8 +88,8 @@ pub(crate) fn prepare(
 
 /// Sends WATCH for a scope that reads before it writes, and awaits its reply. Returns the replies
 /// to `reads` commands in the same write.
-pub(crate) fn watch(
-    checkout: &mut Checkout,
+pub(crate) async fn watch<L: Line>(
+    line: &mut L,
     keys: Option<&[u8]>,
     (reads, count): (&[u8], usize),
     plan: &CommitPlan,
@@ -93,7 +97,7 @@ pub(crate) fn watch(
     checkout_deadline: Instant,
 ) -> Result<Vec<Value>, Error> {
     let asked =
-        ask_repeatedly(checkout, plan, slot, checkout_deadline, false, |steps, connection, _| {
+        ask_repeatedly(line, plan, slot, checkout_deadline, false, |steps, connection, _| {
             if let Some(keys) = keys {
                 steps.arm_marker(connection, plan)?;
                 steps.push("WATCH", Expect::Watch, keys);
@@ -103,7 +107,7 @@ pub(crate) fn watch(
             steps.push_reads(reads, count);
             Ok(())
         });
-    asked.map(|found| found.reads).map_err(|stopped| match stopped {
+    asked.await.map(|found| found.reads).map_err(|stopped| match stopped {
         Stopped::Failed(error) => error.into(),
         Stopped::Refused { command, error } => {
             Error::Command { command: command.to_owned(), error }
@@ -124,21 +128,25 @@ enum Stopped {
 
 /// Sends the steps that `add` pushes and reads their replies. If the connection is lost, another one
 /// is used. A connection that watches keys or has `flushed` commands is not replaced.
-fn ask_repeatedly(
-    checkout: &mut Checkout,
+async fn ask_repeatedly<L: Line>(
+    line: &mut L,
     plan: &CommitPlan,
     slot: Option<u16>,
     checkout_deadline: Instant,
     flushed: bool,
-    add: impl Fn(&mut Preflight<'_>, &mut Connection, bool) -> Result<(), ConnectionError>,
+    add: impl Fn(&mut Preflight<'_>, &mut Connection<L::Wire>, bool) -> Result<(), ConnectionError>
+    + Send,
 ) -> Result<PreflightResult, Stopped> {
-    let settings = checkout.pool().settings().clone();
+    let settings = line.context().settings().clone();
     let failed = |error| Stopped::Failed(CommitError::not_sent(error));
     loop {
-        // This comes first, because it may replace the connection.
-        checkout.connection(checkout_deadline).map_err(failed)?;
-        let (trusted, needs_asking) = (checkout.is_trusted(), checkout.needs_asking());
-        let connection = checkout.connection(checkout_deadline).map_err(failed)?;
+        while !line.has_connection() {
+            line.connect(checkout_deadline).await.map_err(|error| failed(error.into()))?;
+        }
+        let (trusted, needs_asking) = (line.is_trusted(), line.needs_asking());
+        let Some(connection) = line.current() else {
+            return Err(failed(CheckoutError::Closed.into()));
+        };
         let watching = connection.state().is_watching();
         let mut steps = Preflight::new(&settings, needs_asking, slot);
         add(&mut steps, connection, trusted).map_err(Stopped::Lost)?;
@@ -146,17 +154,17 @@ fn ask_repeatedly(
             true => connection.check_socket().map(|()| PreflightResult::default()),
             false => {
                 let deadline = Deadline::after(settings.response_timeout);
-                steps.exchange(connection, deadline.capped(checkout_deadline))
+                steps.exchange(connection, deadline.capped(checkout_deadline)).await
             }
         };
         match asked {
             // UNWATCH was refused, so the connection still watches its register. It is closed, and
             // the loop takes another one.
             Ok(PreflightResult { refused: Some((UNWATCH_NAME, _)), .. }) if !watching => {
-                checkout.close();
+                line.close();
             }
             Ok(PreflightResult { refused: Some((command, error)), .. }) => {
-                checkout.on_server_error(error.code());
+                line.on_server_error(error.code());
                 let error = error.with_full_text(settings.server_messages);
                 return Err(Stopped::Refused { command, error });
             }
@@ -171,14 +179,14 @@ fn ask_repeatedly(
             }
             Ok(found) => return Ok(found),
             Err(cause) => {
-                checkout.on_lost(&cause);
+                line.on_lost(&cause);
                 // Commands that were sent ahead cannot be sent on another connection, and a reply
                 // that is too large is as large there.
                 let fixed = watching || flushed || cause.kind() == ConnectionErrorKind::TooLarge;
                 if fixed || Instant::now() >= checkout_deadline {
                     return Err(Stopped::Lost(cause));
                 }
-                checkout.log_replaced(&cause);
+                line.log_replaced(&cause);
             }
         }
     }
@@ -258,7 +266,7 @@ impl<'s> Preflight<'s> {
     /// Adds the commands that must be sent before the user's; there may be none.
     fn of_commit(
         &mut self,
-        connection: &mut Connection,
+        connection: &mut Connection<impl Wire>,
         plan: &CommitPlan,
         flushed: bool,
         asks_for_waitaof: bool,
@@ -306,7 +314,7 @@ impl<'s> Preflight<'s> {
     /// ends an old watch, whose register may have expired.
     fn arm_marker(
         &mut self,
-        connection: &mut Connection,
+        connection: &mut Connection<impl Wire>,
         plan: &CommitPlan,
     ) -> Result<(), ConnectionError> {
         let state = connection.state();
@@ -380,27 +388,27 @@ impl<'s> Preflight<'s> {
     }
 
     /// Sends the commands, and reads every reply.
-    fn exchange(
+    async fn exchange<W: Wire>(
         self,
-        connection: &mut Connection,
+        connection: &mut Connection<W>,
         deadline: Deadline,
     ) -> Result<PreflightResult, ConnectionError> {
         let asked = Instant::now();
         let expected: Vec<_> = self.steps.iter().map(|step| (step.expect, 1)).collect();
-        connection.send(&self.bytes, &expected, deadline)?;
         let mut found = PreflightResult::default();
-        let mut now = None;
-        for Step { command, kind, .. } in self.steps {
-            let value = connection.value(deadline)?;
-            match (kind, &value) {
+        let (mut steps, mut now, mut written) = (self.steps.iter(), None, false);
+        let take = |_, reply: Reply| {
+            let Some(Step { command, kind, .. }) = steps.next() else { return };
+            let value = reply.into_value();
+            match (*kind, &value) {
                 (StepKind::Read, _) => found.reads.push(value),
                 // If COMMAND INFO is denied, assume WAITAOF is supported.
                 (StepKind::CommandInfo, Value::ServerError(_)) => found.has_waitaof = true,
                 (_, Value::ServerError(error)) => {
                     let error = ServerError::from_reply(error, false);
-                    found.refused.get_or_insert((command, error));
+                    found.refused.get_or_insert((*command, error));
                 }
-                (StepKind::MarkerWritten, _) => connection.set_marker_written(Some(asked)),
+                (StepKind::MarkerWritten, _) => written = true,
                 (StepKind::KeyExists, value) => found.already_committed = *value == Value::Int(1),
                 (StepKind::Time, value) => now = ownership::millis(value),
                 (StepKind::LockScore, value) => found.lock_lost = !ownership::is_held(value, now),
@@ -410,8 +418,13 @@ impl<'s> Preflight<'s> {
                 }
                 (StepKind::Nothing, _) => {}
             }
-        }
+        };
+        let exchanged = connection.exchange(&self.bytes, &expected, deadline, take).await;
+        exchanged.map_err(|Interruption { cause, .. }| cause)?;
         connection.mark_alive();
+        if written {
+            connection.set_marker_written(Some(asked));
+        }
         // If the slot is being migrated, a lock that is not found may not have arrived yet.
         if self.needs_asking && found.lock_lost && found.refused.is_none() {
             let text = "the lock has not arrived at the slot's new node yet";

@@ -13,7 +13,9 @@ use scopeguard::defer;
 
 use crate::connection::connection::Connection;
 use crate::connection::deadline::{self, Deadline};
-use crate::connection::handshake::{self, OpenOptions};
+use crate::connection::handshake::OpenOptions;
+use crate::connection::io::Io;
+use crate::connection::threads::Threads;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::in_doubt::{CommitToken, Resolution, ResolveCommit, UnresolvedReason};
@@ -28,6 +30,7 @@ use crate::protocol::marker;
 use crate::protocol::retry::Backoff;
 use crate::protocol::server_error::ServerError;
 use crate::sync::lock;
+use crate::sync::now::now;
 
 /// Maximum delay before the query is sent again to a server that could not be reached.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -79,7 +82,7 @@ impl CommitResolver {
             if let Err(UnresolvedReason::Refused(error)) = &asked
                 && let Some(redirect) =
                     self.router.redirect_for(&route, error.code(), error.message())
-                && redirect_pause::try_next(&mut budget, &redirect)
+                && now(redirect_pause::try_next::<Threads>(&mut budget, &redirect))
             {
                 route = redirect.route();
                 continue;
@@ -146,7 +149,7 @@ impl CommitResolver {
             Some((_, connection)) => connection,
             None => {
                 let options = OpenOptions::for_query(generation, deadline);
-                handshake::open(&endpoint, settings, options).map_err(|source| {
+                now(Threads::open(&endpoint, settings, options)).map_err(|source| {
                     // Another node may serve the slot by now.
                     let error = CheckoutError::Connect { waited: Duration::ZERO, source };
                     let _: Option<Redirect> = self.router.on_unreachable(route, &error, deadline);
@@ -157,7 +160,7 @@ impl CommitResolver {
         let limit = Deadline::after(settings.response_timeout).capped(deadline);
         let question = marker::question(&token.register, settings.register_ttl, route.ask);
         let count = if route.ask { 4 } else { 2 };
-        let mut answers = connection.ask_all(&question, count, limit).map_err(unreachable)?;
+        let mut answers = now(connection.ask_all(&question, count, limit)).map_err(unreachable)?;
         if route.ask {
             answers = redirect::all_after_asking(answers);
         }

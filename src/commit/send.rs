@@ -2,8 +2,9 @@
 //! unread on a connection that is kept.
 
 use crate::commit::plan::CommitPlan;
-use crate::connection::connection::Connection;
+use crate::connection::connection::{Connection, Interruption};
 use crate::connection::deadline::Deadline;
+use crate::connection::wire::Wire;
 use crate::error::connection::ConnectionError;
 use crate::protocol::connection_state::Expect;
 use crate::protocol::exec::{Collector, Verdict};
@@ -26,8 +27,8 @@ pub(crate) struct Exchanged {
 ///
 /// # Errors
 /// The connection was lost before EXEC's last byte was sent.
-pub(crate) fn exchange(
-    connection: &mut Connection,
+pub(crate) async fn exchange<W: Wire>(
+    connection: &mut Connection<W>,
     queue: &mut CommandQueue,
     plan: &CommitPlan,
     settings: &Settings,
@@ -80,17 +81,23 @@ pub(crate) fn exchange(
     let mut collector = Collector::new(commands + internal_commands, commands - unsent);
     let mut acks = None;
     let last = queue.finish(start, &internal, &after_exec);
-    let received = match connection.send_counted(last.bytes, &expected, deadline) {
-        // If the bytes up to the end of EXEC were sent, EXEC may run.
-        Err((sent, cause)) if after_exec.is_empty() || sent < last.with_exec => return Err(cause),
-        Err((_, cause)) => Err(cause),
-        Ok(()) => connection.receive_each(&expected, deadline, |expect, reply| match expect {
+    let exchanged =
+        connection.exchange(last.bytes, &expected, deadline, |expect, reply| match expect {
             Expect::Plain => {
                 let value = reply.into_value();
                 acks = plan.durability.map(|wanted| wanted.acks(&value));
             }
             _ => collector.take(expect, reply),
-        }),
+        });
+    let lost = match exchanged.await {
+        Ok(()) => None,
+        // If the bytes up to the end of EXEC were sent, EXEC may run.
+        Err(Interruption { left: Some(sent), cause })
+            if after_exec.is_empty() || sent < last.with_exec =>
+        {
+            return Err(cause);
+        }
+        Err(Interruption { cause, .. }) => Some(cause),
     };
-    Ok(Exchanged { verdict: collector.verdict(), acks, lost: received.err() })
+    Ok(Exchanged { verdict: collector.verdict(), acks, lost })
 }

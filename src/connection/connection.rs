@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 
-use crate::connection::connect::Connected;
 use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
 use crate::connection::login::Login;
 use crate::connection::transport::Transport;
+use crate::connection::wire::Wire;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::process::sockets::OwnSocket;
 use crate::protocol::connection_state::{CloseReason, ConnectionState, Expect, ReplyCheck};
@@ -29,8 +29,8 @@ const REAUTH_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_SCRATCH_BYTES: usize = 64 * 1024;
 
 /// One connection and the state that the server keeps for it.
-pub(crate) struct Connection {
-    transport: Transport,
+pub(crate) struct Connection<W = Transport> {
+    wire: W,
     state: ConnectionState,
     /// When the server last replied.
     last_alive: Instant,
@@ -55,11 +55,18 @@ pub(crate) struct Connection {
     socket_checked: bool,
 }
 
-impl Connection {
+/// Why a write and its replies were not completed.
+pub(crate) struct Interruption {
+    /// Number of bytes that may have been sent; `None`: all of them were sent.
+    pub(crate) left: Option<usize>,
+    pub(crate) cause: ConnectionError,
+}
+
+impl<W: Wire> Connection<W> {
     /// Takes over a connection that has just been opened.
-    pub(crate) fn new(connected: Connected, expires: Option<Instant>, generation: u64) -> Self {
+    pub(crate) fn new(wire: W, expires: Option<Instant>, generation: u64) -> Self {
         Self {
-            transport: Transport::new(connected),
+            wire,
             state: ConnectionState::default(),
             last_alive: Instant::now(),
             expires,
@@ -79,7 +86,7 @@ impl Connection {
     /// Sets what the handshake decides: the maximum bytes of one reply, and whether the server may
     /// send pushes.
     pub(crate) fn set_protocol(&mut self, max_reply_bytes: usize, resp3: bool) {
-        self.transport.limit_reply_size(max_reply_bytes);
+        self.wire.limit_reply_size(max_reply_bytes);
         self.resp3 = resp3;
     }
 
@@ -96,14 +103,14 @@ impl Connection {
     }
 
     /// Re-authenticates. If the server refuses, the connection keeps its identity.
-    pub(crate) fn reauthenticate(
+    pub(crate) async fn reauthenticate(
         &mut self,
         login: &Login,
         deadline: Deadline,
     ) -> Result<Result<(), ServerError>, ConnectionError> {
         let mut bytes = Vec::new();
         handshake::auth(&mut bytes, &login.auth);
-        let answer = self.call(&bytes, Expect::Plain, deadline)?;
+        let answer = self.call(&bytes, deadline).await?;
         match &answer {
             Ok(()) => self.authenticated(login.version),
             Err(_) => self.auth_refused_at = Some(Instant::now()),
@@ -114,11 +121,6 @@ impl Connection {
     /// Records that the provider returned no credentials.
     pub(crate) fn auth_failed(&mut self) {
         self.auth_refused_at = Some(Instant::now());
-    }
-
-    /// Its socket; `None` for a connection of redis-rs.
-    pub(crate) fn socket(&self) -> Option<&Arc<OwnSocket>> {
-        self.transport.socket()
     }
 
     /// Records that a caller took the connection from the pool.
@@ -148,7 +150,7 @@ impl Connection {
             Some(reason)
         } else if !self.state.is_clean() {
             Some(CloseReason::LeftDirty)
-        } else if self.transport.check_unexpected(self.resp3).is_err() {
+        } else if self.wire.check_unexpected(self.resp3).is_err() {
             Some(CloseReason::Protocol)
         } else if self.generation < generation {
             Some(CloseReason::Outdated)
@@ -210,124 +212,147 @@ impl Connection {
         if self.socket_checked || !self.state.has_all_replies() {
             return Ok(());
         }
-        self.transport.check_socket(self.resp3).map_err(|error| self.broken(error))?;
+        self.wire.check_socket(self.resp3).map_err(|error| self.broken(error))?;
         self.socket_checked = true;
         Ok(())
     }
 
-    /// Writes `bytes`, to which `expected` replies will come, after [`check_socket`](Self::check_socket).
+    /// Writes `bytes`, to which `expected` replies will come, after
+    /// [`check_socket`](Self::check_socket). Dropped before its end, it may have sent any part of
+    /// them, and the connection awaits their replies.
     ///
     /// An error proves that the last byte was not sent.
-    pub(crate) fn send(
+    pub(crate) async fn send(
         &mut self,
         bytes: &[u8],
         expected: &[(Expect, u32)],
         deadline: Deadline,
     ) -> Result<(), ConnectionError> {
-        self.send_counted(bytes, expected, deadline).map_err(|(_, error)| error)
+        self.sending(expected)?;
+        let sent = self.wire.send(bytes, self.state.awaited(), deadline).await;
+        sent.map_err(|(_, error)| self.broken(error))
     }
 
-    /// The same; the error has the number of bytes that may have been sent.
-    pub(crate) fn send_counted(
-        &mut self,
-        bytes: &[u8],
-        expected: &[(Expect, u32)],
-        deadline: Deadline,
-    ) -> Result<(), (usize, ConnectionError)> {
-        self.check_socket().map_err(|error| (0, error))?;
+    /// Records, before the bytes leave, which replies they will have.
+    fn sending(&mut self, expected: &[(Expect, u32)]) -> Result<(), ConnectionError> {
+        self.check_socket()?;
         self.socket_checked = false;
         for (expect, count) in expected {
             self.state.sending(*expect, *count);
         }
-        let sent = self.transport.send(bytes, self.state.awaited(), deadline);
-        sent.map_err(|(left, error)| (left, self.broken(error)))
+        Ok(())
     }
 
-    /// Reads the next reply, which may be a server's error.
-    pub(crate) fn receive(&mut self, deadline: Deadline) -> Result<Reply, ConnectionError> {
-        self.receive_up_to(1, deadline)
+    /// Reads the next reply, which may be a server's error. Dropped before its end, it reads
+    /// nothing.
+    pub(crate) async fn receive(&mut self, deadline: Deadline) -> Result<Reply, ConnectionError> {
+        loop {
+            if let Some(reply) = self.arrived(1)? {
+                return Ok(reply);
+            }
+            self.wire.fill(deadline).await.map_err(|error| self.broken(error))?;
+        }
     }
 
-    /// The same, but up to `most` replies if each is QUEUED.
-    fn receive_up_to(&mut self, most: u32, deadline: Deadline) -> Result<Reply, ConnectionError> {
+    /// Returns the next reply, or up to `most` of them if each is QUEUED. `None`: more bytes must
+    /// arrive first.
+    fn arrived(&mut self, most: u32) -> Result<Option<Reply>, ConnectionError> {
         let most = most.min(self.state.max_queued());
-        let reply = self.transport.receive(most, deadline).map_err(|error| self.broken(error))?;
+        let next = self.wire.next(most).map_err(|error| self.broken(error))?;
+        let Some(reply) = next else { return Ok(None) };
         if self.state.reply(&reply) == ReplyCheck::Unexpected {
             return Err(ConnectionError::unexpected("a reply that does not fit the command"));
         }
-        Ok(reply)
+        Ok(Some(reply))
     }
 
-    /// Reads the expected replies and passes each to `take`. If EXEC's array cannot be read to its
-    /// end, its length is passed before the error is returned.
-    pub(crate) fn receive_each(
+    /// Writes `bytes`, reads the expected replies and passes each to `take`. If EXEC's array cannot
+    /// be read to its end, its length is passed before the error is returned.
+    ///
+    /// Dropped before its end, it may have sent any part of the bytes, and the connection awaits the
+    /// replies that are left.
+    pub(crate) async fn exchange(
         &mut self,
+        bytes: &[u8],
         expected: &[(Expect, u32)],
         deadline: Deadline,
-        mut take: impl FnMut(Expect, Reply),
-    ) -> Result<(), ConnectionError> {
+        mut take: impl FnMut(Expect, Reply) + Send,
+    ) -> Result<(), Interruption> {
+        self.sending(expected).map_err(|cause| Interruption { left: Some(0), cause })?;
+        if let Err((left, error)) = self.wire.send(bytes, self.state.awaited(), deadline).await {
+            return Err(Interruption { left: Some(left), cause: self.broken(error) });
+        }
         for (expect, count) in expected {
             let mut left = *count;
             while left > 0 {
-                let reply = match self.receive_up_to(left, deadline) {
-                    Ok(reply) => reply,
-                    Err(error) => {
-                        if let Some(length) = self.transport.unread()
+                match self.arrived(left) {
+                    Ok(Some(reply)) => {
+                        left = left.saturating_sub(reply.count());
+                        take(*expect, reply);
+                    }
+                    Ok(None) => {
+                        if let Err(error) = self.wire.fill(deadline).await {
+                            return Err(Interruption { left: None, cause: self.broken(error) });
+                        }
+                    }
+                    Err(cause) => {
+                        if let Some(length) = self.wire.unread()
                             && *expect == Expect::Exec
                             && self.state.is_in_multi()
                         {
                             take(*expect, Reply::Truncated(length));
                         }
-                        return Err(error);
+                        return Err(Interruption { left: None, cause });
                     }
-                };
-                left = left.saturating_sub(reply.count());
-                take(*expect, reply);
+                }
             }
         }
         Ok(())
     }
 
     /// The error that a server sent before it closed the connection, after a write has failed.
-    pub(crate) fn read_rejection(&mut self, deadline: Deadline) -> Option<ServerError> {
-        match self.transport.receive(1, deadline).ok()? {
-            Reply::Value(Value::ServerError(error)) => Some(ServerError::from_reply(&error, false)),
-            _ => None,
+    pub(crate) async fn read_rejection(&mut self, deadline: Deadline) -> Option<ServerError> {
+        loop {
+            match self.wire.next(1).ok()? {
+                Some(Reply::Value(Value::ServerError(error))) => {
+                    return Some(ServerError::from_reply(&error, false));
+                }
+                Some(_) => return None,
+                None => self.wire.fill(deadline).await.ok()?,
+            }
         }
-    }
-
-    /// Reads the next reply as a value of redis-rs.
-    pub(crate) fn value(&mut self, deadline: Deadline) -> Result<Value, ConnectionError> {
-        self.receive(deadline).map(Reply::into_value)
     }
 
     /// Sends plain commands, and passes each of their replies with its number to `take`. The error
     /// has whether the last byte may have been sent.
-    pub(crate) fn ask(
+    pub(crate) async fn ask(
         &mut self,
         bytes: &[u8],
         replies: usize,
         deadline: Deadline,
-        mut take: impl FnMut(usize, Value),
+        mut take: impl FnMut(usize, Value) + Send,
     ) -> Result<(), (bool, ConnectionError)> {
         let expected = [(Expect::Plain, replies as u32)];
-        self.send(bytes, &expected, deadline).map_err(|error| (false, error))?;
-        for nth in 0..replies {
-            take(nth, self.value(deadline).map_err(|error| (true, error))?);
-        }
+        let mut nth = 0;
+        let take = |_, reply: Reply| {
+            take(nth, reply.into_value());
+            nth += 1;
+        };
+        let asked = self.exchange(bytes, &expected, deadline, take).await;
+        asked.map_err(|Interruption { left, cause }| (left.is_none(), cause))?;
         self.mark_alive();
         Ok(())
     }
 
     /// Sends plain commands and returns their replies.
-    pub(crate) fn ask_all(
+    pub(crate) async fn ask_all(
         &mut self,
         bytes: &[u8],
         replies: usize,
         deadline: Deadline,
     ) -> Result<Vec<Value>, ConnectionError> {
         let mut values = Vec::with_capacity(replies);
-        let asked = self.ask(bytes, replies, deadline, |_, value| values.push(value));
+        let asked = self.ask(bytes, replies, deadline, |_, value| values.push(value)).await;
         asked.map(|()| values).map_err(|(_, error)| error)
     }
 
@@ -358,35 +383,43 @@ impl Connection {
     }
 
     /// Sends PING: proves that the server replies.
-    pub(crate) fn ping(
+    pub(crate) async fn ping(
         &mut self,
         deadline: Deadline,
     ) -> Result<Result<(), ServerError>, ConnectionError> {
-        self.call(PING, Expect::Plain, deadline)
+        self.call(PING, deadline).await
     }
 
-    /// Sends one command and reads its reply.
-    pub(crate) fn call(
+    /// Sends one plain command and reads its reply.
+    async fn call(
         &mut self,
         bytes: &[u8],
-        expect: Expect,
         deadline: Deadline,
     ) -> Result<Result<(), ServerError>, ConnectionError> {
-        self.send(bytes, &[(expect, 1)], deadline)?;
-        self.read_reply(deadline)
+        let mut answer = Ok(());
+        let asked = self.ask(bytes, 1, deadline, |_, value| {
+            if let Value::ServerError(error) = value {
+                answer = Err(ServerError::from_reply(&error, false));
+            }
+        });
+        asked.await.map_err(|(_, error)| error)?;
+        Ok(answer)
     }
 
-    /// Reads the reply to one command.
-    pub(crate) fn read_reply(
-        &mut self,
-        deadline: Deadline,
-    ) -> Result<Result<(), ServerError>, ConnectionError> {
-        let reply = self.receive(deadline)?;
-        self.mark_alive();
-        Ok(match reply {
-            Reply::Value(Value::ServerError(error)) => Err(ServerError::from_reply(&error, false)),
-            _ => Ok(()),
-        })
+    fn broken(&mut self, error: ConnectionError) -> ConnectionError {
+        self.state.taint(match error.kind() {
+            ConnectionErrorKind::TimedOut => CloseReason::TimedOut,
+            ConnectionErrorKind::Closed | ConnectionErrorKind::Io => CloseReason::Closed,
+            _ => CloseReason::Protocol,
+        });
+        error
+    }
+}
+
+impl Connection {
+    /// Its socket; `None` for a connection of redis-rs.
+    pub(crate) fn socket(&self) -> Option<&Arc<OwnSocket>> {
+        self.wire.socket()
     }
 
     /// Replaces the socket by a connection of redis-rs. Its use cannot be observed, so it is not
@@ -398,17 +431,8 @@ impl Connection {
     ) -> Result<&mut redis::Connection, ConnectionError> {
         self.state.taint(CloseReason::Raw);
         // Closed first, so that the pool never has more connections than its limit.
-        self.transport.close();
+        self.wire.close();
         let client = endpoint.client(settings.connect_timeout)?;
-        self.transport.become_client(client, settings.response_timeout)
-    }
-
-    fn broken(&mut self, error: ConnectionError) -> ConnectionError {
-        self.state.taint(match error.kind() {
-            ConnectionErrorKind::TimedOut => CloseReason::TimedOut,
-            ConnectionErrorKind::Closed | ConnectionErrorKind::Io => CloseReason::Closed,
-            _ => CloseReason::Protocol,
-        });
-        error
+        self.wire.become_client(client, settings.response_timeout)
     }
 }

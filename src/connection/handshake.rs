@@ -1,4 +1,4 @@
-//! Opens a connection and runs its handshake: credentials, protocol, and a proof of its purpose.
+//! The handshake of a connection: credentials, protocol, and a proof of its purpose.
 //!
 //! No connection is returned before that proof, because a pool would use it.
 
@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 
-use crate::connection::connect::Connected;
 use crate::connection::connection::Connection;
 use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
 use crate::connection::login::Login;
+use crate::connection::wire::Wire;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::protocol::handshake::{Handshake, HandshakeReplies, Purpose};
 use crate::protocol::resp::reply::Reply;
@@ -38,48 +38,26 @@ impl OpenOptions {
     }
 }
 
-/// Opens a connection and proves that it fits its purpose.
-pub(crate) fn open(
+/// Authenticates on a connection that has just been opened, and proves that it fits its purpose.
+/// `in_clear`: over TCP without TLS.
+pub(crate) async fn shake_hands<W: Wire>(
     endpoint: &Endpoint,
     settings: &Settings,
     options: OpenOptions,
-) -> Result<Connection, ConnectionError> {
-    // Before the timer starts: the provider's latency does not count against the server.
-    let login = endpoint.login()?;
-    let now = Instant::now();
-    let left = options.deadline.map_or(Duration::MAX, |end| end.saturating_duration_since(now));
-    let limit = settings.connect_timeout.min(left);
-    let deadline = Deadline::after(limit);
-    let connected = endpoint.connect(limit)?;
-    let peer = connected.socket().peer_addr().ok();
-    let opened = shake_hands(endpoint, settings, options, (login, connected), deadline);
-    if let (Err(error), Some(peer)) = (&opened, peer)
-        && matches!(error.kind(), ConnectionErrorKind::TimedOut | ConnectionErrorKind::Closed)
-    {
-        settings.resolver.failed(peer);
-    }
-    opened
-}
-
-fn shake_hands(
-    endpoint: &Endpoint,
-    settings: &Settings,
-    options: OpenOptions,
-    (login, connected): (Login, Connected),
+    (login, wire, in_clear): (Login, W, bool),
     deadline: Deadline,
-) -> Result<Connection, ConnectionError> {
+) -> Result<Connection<W>, ConnectionError> {
     let asks_role = endpoint.may_switch();
     let handshake = Handshake::new(&login.auth, options.purpose, asks_role);
-    let in_clear = matches!(connected, Connected::Socket(_)) && endpoint.host_and_port().1 != 0;
     let expires = settings.max_lifetime.map(|lifetime| Instant::now() + jittered(lifetime));
-    let mut connection = Connection::new(connected, expires, options.generation);
+    let mut connection = Connection::new(wire, expires, options.generation);
     connection.authenticated(login.version);
     let resp3 = login.auth.protocol().supports_resp3();
     connection.set_protocol(settings.max_reply_bytes, resp3);
     let [first, second] = handshake.writes(options.multi_apart);
-    if let Err(error) = connection.send(first.bytes, first.expected, deadline) {
+    if let Err(error) = connection.send(first.bytes, first.expected, deadline).await {
         let closed = error.kind() == ConnectionErrorKind::Closed;
-        let rejection = if closed { connection.read_rejection(deadline) } else { None };
+        let rejection = if closed { connection.read_rejection(deadline).await } else { None };
         return Err(rejection.map_or(error, ConnectionError::rejected_on_connect));
     }
     let name = |nth: u32| handshake.command(nth);
@@ -87,17 +65,18 @@ fn shake_hands(
     let (mut role, mut first_error) = (None, None);
     for nth in 0..first.replies() + second.replies() {
         if nth == first.replies() {
-            let sent = connection.send(second.bytes, second.expected, deadline);
+            let sent = connection.send(second.bytes, second.expected, deadline).await;
             sent.map_err(|error| error.at(name(nth)))?;
         }
-        let reply = connection.receive(deadline).map_err(|error| match first_error.take() {
-            // The server sent one error and closed: the error does not concern the command.
-            Some(rejection) if nth == 1 && error.kind() == ConnectionErrorKind::Closed => {
-                ConnectionError::rejected_on_connect(rejection)
-            }
-            _ if nth == 0 && in_clear => error.at(name(nth)).closed_before_first_byte(),
-            _ => error.at(name(nth)),
-        })?;
+        let reply =
+            connection.receive(deadline).await.map_err(|error| match first_error.take() {
+                // The server sent one error and closed: the error does not concern the command.
+                Some(rejection) if nth == 1 && error.kind() == ConnectionErrorKind::Closed => {
+                    ConnectionError::rejected_on_connect(rejection)
+                }
+                _ if nth == 0 && in_clear => error.at(name(nth)).closed_before_first_byte(),
+                _ => error.at(name(nth)),
+            })?;
         match reply {
             Reply::Value(Value::ServerError(error)) => {
                 let error = ServerError::from_reply(&error, false);

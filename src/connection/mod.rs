@@ -9,9 +9,12 @@ pub(crate) mod connection;
 pub(crate) mod deadline;
 pub(crate) mod endpoint;
 pub(crate) mod handshake;
+pub(crate) mod io;
 pub(crate) mod login;
 pub(crate) mod sentinel;
+pub(crate) mod threads;
 #[cfg(feature = "tls-rustls")]
 pub(crate) mod tls;
 pub(crate) mod transport;
 pub(crate) mod url;
+pub(crate) mod wire;

@@ -3,6 +3,7 @@
 //! Every wait has a deadline. An error never reports fewer bytes than may have been sent.
 
 use std::collections::VecDeque;
+use std::future::ready;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use crate::connection::connect::Connected;
 use crate::connection::deadline::Deadline;
+use crate::connection::wire::Wire;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::process::sockets::OwnSocket;
 use crate::protocol::resp::decode::{Fault, FaultKind, MAX_DEPTH, Parser, Unsolicited};
@@ -62,17 +64,8 @@ impl Transport {
         }
     }
 
-    /// Maximum bytes of one reply.
-    pub(crate) fn limit_reply_size(&mut self, bytes: usize) {
-        self.parser.set_max_bytes(bytes);
-    }
-
-    /// Writes the whole message. An error has the number of bytes that may have been sent; the last
-    /// byte never is. During a long message, up to `awaited` replies that arrive are kept.
-    ///
-    /// Bytes of a TLS record count as sent when the socket has accepted the whole record: the peer
-    /// cannot decrypt a part of it.
-    pub(crate) fn send(
+    /// See [`Wire::send`].
+    fn write(
         &mut self,
         bytes: &[u8],
         awaited: u64,
@@ -173,78 +166,21 @@ impl Transport {
         Some(reply)
     }
 
-    /// Reads the next reply, or up to `most` of them if each is QUEUED. The server's pushes are
-    /// skipped.
-    pub(crate) fn receive(
-        &mut self,
-        most: u32,
-        deadline: Deadline,
-    ) -> Result<Reply, ConnectionError> {
-        if let Some(reply) = self.take_early(most) {
-            return Ok(reply);
-        }
-        loop {
-            match self.parser.next(most) {
-                Ok(Some(reply)) => return Ok(reply),
-                Ok(None) => {}
-                Err(fault) => {
-                    self.unread = fault.array;
-                    let other = ConnectionError::from_foreign_protocol(self.parser.unparsed());
-                    return Err(other.unwrap_or_else(|| unreadable(fault)));
-                }
+    /// Reads once, within the deadline.
+    fn read(&mut self, deadline: Deadline) -> Result<(), ConnectionError> {
+        let timeout =
+            deadline.timeout().ok_or_else(|| ConnectionError::timed_out("no reply in time"))?;
+        self.set_read_timeout(timeout)?;
+        self.fill_or_fail().map_err(|error| match error.kind() {
+            ConnectionErrorKind::Closed => {
+                ConnectionError::from_foreign_protocol(self.parser.unparsed()).unwrap_or(error)
             }
-            let timeout =
-                deadline.timeout().ok_or_else(|| ConnectionError::timed_out("no reply in time"))?;
-            self.set_read_timeout(timeout)?;
-            self.fill().map_err(|error| match error.kind() {
-                ConnectionErrorKind::Closed => {
-                    ConnectionError::from_foreign_protocol(self.parser.unparsed()).unwrap_or(error)
-                }
-                _ => error,
-            })?;
-        }
-    }
-
-    /// Returns the length of the array whose end could not be read, if the failed reply is an
-    /// array.
-    pub(crate) fn unread(&self) -> Option<usize> {
-        self.unread
-    }
-
-    /// Checks for bytes that arrived while no reply is awaited, without waiting. Fails if the
-    /// connection was closed, or if the server may not send these bytes now. Whole pushes and
-    /// attributes are dropped; half a push is kept.
-    pub(crate) fn check_socket(&mut self, pushes: bool) -> Result<(), ConnectionError> {
-        for _ in 0..MOST_READS {
-            self.check_unexpected(pushes)?;
-            match self.stream.socket().map(|socket| has_come(socket)) {
-                Some(Ok(false)) => return Ok(()),
-                // With TLS the bytes may be a part of a record, or a session ticket.
-                Some(Ok(true)) => self.fill()?,
-                Some(Err(error)) => return Err(ConnectionError::of_io(&error)),
-                None => return Err(closed()),
-            }
-        }
-        self.check_unexpected(pushes)?;
-        Err(ConnectionError::unexpected("the server sends unexpected bytes without an end"))
-    }
-
-    /// Fails if bytes were read that the server may not send while no reply is awaited.
-    pub(crate) fn check_unexpected(&mut self, pushes: bool) -> Result<(), ConnectionError> {
-        if !self.early.is_empty() {
-            return Err(ConnectionError::unexpected("a reply too many"));
-        }
-        if self.parser.is_empty() {
-            return Ok(());
-        }
-        match self.parser.check_unsolicited().map_err(unreadable)? {
-            Unsolicited::Nothing | Unsolicited::Push if pushes => Ok(()),
-            _ => Err(ConnectionError::unexpected("a reply too many")),
-        }
+            _ => error,
+        })
     }
 
     /// Reads once.
-    fn fill(&mut self) -> Result<(), ConnectionError> {
+    fn fill_or_fail(&mut self) -> Result<(), ConnectionError> {
         match self.fill_once() {
             Ok(true) => Ok(()),
             Ok(false) => Err(closed()),
@@ -326,6 +262,72 @@ impl Transport {
         socket.set_read_timeout(Some(timeout)).map_err(|error| ConnectionError::of_io(&error))?;
         self.read_timeout = Some(timeout);
         Ok(())
+    }
+}
+
+/// Each future is ready when it is returned: the call itself has waited.
+impl Wire for Transport {
+    fn limit_reply_size(&mut self, bytes: usize) {
+        self.parser.set_max_bytes(bytes);
+    }
+
+    fn send(
+        &mut self,
+        bytes: &[u8],
+        awaited: u64,
+        deadline: Deadline,
+    ) -> impl Future<Output = Result<(), (usize, ConnectionError)>> + Send {
+        ready(self.write(bytes, awaited, deadline))
+    }
+
+    fn next(&mut self, most: u32) -> Result<Option<Reply>, ConnectionError> {
+        if let Some(reply) = self.take_early(most) {
+            return Ok(Some(reply));
+        }
+        self.parser.next(most).map_err(|fault| {
+            self.unread = fault.array;
+            let other = ConnectionError::from_foreign_protocol(self.parser.unparsed());
+            other.unwrap_or_else(|| unreadable(fault))
+        })
+    }
+
+    fn fill(
+        &mut self,
+        deadline: Deadline,
+    ) -> impl Future<Output = Result<(), ConnectionError>> + Send {
+        ready(self.read(deadline))
+    }
+
+    fn unread(&self) -> Option<usize> {
+        self.unread
+    }
+
+    fn check_socket(&mut self, pushes: bool) -> Result<(), ConnectionError> {
+        for _ in 0..MOST_READS {
+            self.check_unexpected(pushes)?;
+            match self.stream.socket().map(|socket| has_come(socket)) {
+                Some(Ok(false)) => return Ok(()),
+                // With TLS the bytes may be a part of a record, or a session ticket.
+                Some(Ok(true)) => self.fill_or_fail()?,
+                Some(Err(error)) => return Err(ConnectionError::of_io(&error)),
+                None => return Err(closed()),
+            }
+        }
+        self.check_unexpected(pushes)?;
+        Err(ConnectionError::unexpected("the server sends unexpected bytes without an end"))
+    }
+
+    fn check_unexpected(&mut self, pushes: bool) -> Result<(), ConnectionError> {
+        if !self.early.is_empty() {
+            return Err(ConnectionError::unexpected("a reply too many"));
+        }
+        if self.parser.is_empty() {
+            return Ok(());
+        }
+        match self.parser.check_unsolicited().map_err(unreadable)? {
+            Unsolicited::Nothing | Unsolicited::Push if pushes => Ok(()),
+            _ => Err(ConnectionError::unexpected("a reply too many")),
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use redis::Value;
 
 use crate::connection::deadline::Deadline;
+use crate::connection::threads::Threads;
 use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
@@ -27,6 +28,7 @@ use crate::pool::batch::send_batch_within;
 use crate::pool::batch_response::{BatchResponse, Interrupted};
 use crate::pool::checkout::BatchCheckout;
 use crate::pool::checkout::Checkout;
+use crate::pool::line::Line;
 use crate::pool::redirect_pause;
 use crate::pool::retry_budget::RetryBudget;
 use crate::pool::router::Router;
@@ -39,6 +41,7 @@ use crate::protocol::replication::Durability;
 use crate::protocol::resp::encode;
 use crate::protocol::resp::encode::ASKING;
 use crate::protocol::server_error::ServerError;
+use crate::sync::now::now;
 
 /// Maximum number of times that a call is sent on a new connection of its own.
 const MAX_SENDS: u32 = 3;
@@ -196,7 +199,7 @@ impl ScriptClient {
                 replies.values.extend(behind);
             }
             if let Some(redirect) = self.redirect_for(&route, &asked, checkout_deadline)
-                && redirect_pause::try_next(&mut budget, &redirect)
+                && now(redirect_pause::try_next::<Threads>(&mut budget, &redirect))
             {
                 route = redirect.route();
                 continue;
@@ -318,10 +321,9 @@ impl ScriptClient {
         checkout: &mut Checkout,
         request: &ScriptRequest<'_>,
     ) -> Result<Sent, CheckoutError> {
-        checkout.connection(request.checkout_deadline).map_err(|error| match error {
-            Error::Checkout(error) => error,
-            _ => CheckoutError::Closed,
-        })?;
+        while !checkout.has_connection() {
+            now(checkout.connect(request.checkout_deadline))?;
+        }
         // The server waits before it replies to WAIT.
         let waits = match request.via {
             Via::Replicated(durability) => durability.timeout(),
@@ -416,7 +418,9 @@ fn send(
     deadline: Deadline,
 ) -> Result<Vec<Value>, ConnectionError> {
     let asked = match checkout.current() {
-        Some(connection) => connection.ask_all(&request.bytes, request.count as usize, deadline),
+        Some(connection) => {
+            now(connection.ask_all(&request.bytes, request.count as usize, deadline))
+        }
         None => Err(ConnectionError::unexpected("there is no connection")),
     };
     let values = asked.inspect_err(|cause| checkout.on_lost(cause))?;

@@ -9,7 +9,7 @@ use crate::error::applied::Applied;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::pool::blocking::BlockingCommand;
-use crate::pool::checkout::Checkout;
+use crate::pool::line::{Line, ensure_alive};
 use crate::pool::retry_budget::RetryBudget;
 
 /// Plain commands, sent in one write.
@@ -29,61 +29,44 @@ pub(crate) struct Question<'q> {
     pub(crate) blocking: Option<&'q BlockingCommand>,
 }
 
-impl Checkout {
-    /// Sends the commands and passes each reply with its number to `take`, from 0 again after each
-    /// repetition. After a loss another connection is used while `budget` allows it.
-    ///
-    /// # Errors
-    /// No connection was available, or the connection was lost.
-    pub(crate) fn ask(
-        &mut self,
-        question: &Question<'_>,
-        mut budget: RetryBudget,
-        mut take: impl FnMut(usize, Value),
-    ) -> Result<(), Error> {
-        let Question { name, bytes, replies, read_only, single, blocking } = *question;
-        let timeout = self.pool().settings().response_timeout
-            + blocking.map(|command| command.timeout).unwrap_or_default();
-        loop {
-            if !read_only {
-                self.ensure_alive(budget.deadline)?;
-            }
-            self.connection(budget.deadline)?;
-            let trusted = self.is_trusted();
-            let registered = blocking.map(|command| self.begin_blocking(command)).transpose()?;
-            let connection = self.current().ok_or(CheckoutError::Closed)?;
-            let asked = connection.ask(bytes, replies, Deadline::after(timeout), &mut take);
-            drop(registered);
-            let Err((sent, mut source)) = asked else { return Ok(()) };
-            let is_closed = blocking.is_some() && self.pool().blocking.is_closed();
-            self.on_lost(&source);
-            if is_closed {
-                source = ended_by_close();
-            }
-            let harmless = read_only || (single && !sent);
-            if !harmless || is_closed || !budget.allow(trusted, &source) {
-                let applied = if harmless { Applied::No } else { Applied::Unknown };
-                return Err(Error::Lost { during: name.to_owned(), applied, source });
-            }
-            self.log_retry(&source);
+/// Sends the commands and passes each reply with its number to `take`, from 0 again after each
+/// repetition. After a loss another connection is used while `budget` allows it.
+///
+/// # Errors
+/// No connection was available, or the connection was lost.
+pub(crate) async fn ask<L: Line>(
+    line: &mut L,
+    question: &Question<'_>,
+    mut budget: RetryBudget,
+    mut take: impl FnMut(usize, Value) + Send,
+) -> Result<(), Error> {
+    let Question { name, bytes, replies, read_only, single, blocking } = *question;
+    let timeout = line.context().settings().response_timeout
+        + blocking.map(|command| command.timeout).unwrap_or_default();
+    loop {
+        if !read_only {
+            ensure_alive(line, budget.deadline).await?;
         }
-    }
-
-    /// Records what the replies prove: that the server's role has changed, or that a write was
-    /// applied. `writes` are the replies to commands that write.
-    pub(crate) fn on_replies(&mut self, replies: &[Value], writes: &[Value]) {
-        let applied = writes.iter().any(|reply| !matches!(reply, Value::ServerError(_)));
-        // This comes first: READONLY shows a change of role only after an applied write.
-        if let Some(connection) = self.current()
-            && applied
-        {
-            connection.mark_written();
+        while !line.has_connection() {
+            line.connect(budget.deadline).await?;
         }
-        for reply in replies {
-            if let Value::ServerError(error) = reply {
-                self.on_server_error(error.code());
-            }
+        let trusted = line.is_trusted();
+        let registered = blocking.map(|command| line.begin_blocking(command)).transpose()?;
+        let connection = line.current().ok_or(CheckoutError::Closed)?;
+        let asked = connection.ask(bytes, replies, Deadline::after(timeout), &mut take).await;
+        drop(registered);
+        let Err((sent, mut source)) = asked else { return Ok(()) };
+        let is_closed = blocking.is_some() && line.is_closed();
+        line.on_lost(&source);
+        if is_closed {
+            source = ended_by_close();
         }
+        let harmless = read_only || (single && !sent);
+        if !harmless || is_closed || !budget.allow(trusted, &source) {
+            let applied = if harmless { Applied::No } else { Applied::Unknown };
+            return Err(Error::Lost { during: name.to_owned(), applied, source });
+        }
+        line.log_retry(&source);
     }
 }
 

@@ -3,17 +3,19 @@
 
 use redis::Value;
 
-use crate::connection::connection::Connection;
+use crate::connection::connection::{Connection, Interruption};
 use crate::connection::deadline::Deadline;
 use crate::error::connection::ConnectionError;
 use crate::pool::batch_response::{BatchResponse, Interrupted};
 use crate::pool::checkout::Checkout;
+use crate::pool::line::Line;
 use crate::pool::semaphore::{Batchable, OutcomeUnknown};
 use crate::protocol::batch::{BatchRequest, RequestKind};
 use crate::protocol::connection_state::{CloseReason, Expect};
 use crate::protocol::exec::{Collector, Verdict};
 use crate::protocol::resp::encode::UNWATCH;
 use crate::protocol::resp::reply::Reply;
+use crate::sync::now::now;
 
 impl Batchable for BatchRequest {
     fn yields_before_wait(&self) -> bool {
@@ -116,21 +118,24 @@ fn exchange(
     deadline: Deadline,
 ) -> (Vec<BatchResponse>, bool) {
     let Batch { bytes, expected, requests, unwatches } = batch;
-    let mut response = Vec::with_capacity(requests.len());
-    let Some(connection) = checkout.current() else { return (response, false) };
-    let mut replies = BatchReplies { connection, deadline, lost: None, refusals: Vec::new() };
-    if let Err((left, cause)) = replies.connection.send_counted(bytes, expected, deadline) {
-        response.extend(requests.iter().map(|(_, end)| {
-            // The write that failed did not take its last byte.
-            let left = *end <= left && *end < bytes.len();
-            BatchResponse::Interrupted(Interrupted { left, cause: cause.clone() })
-        }));
-        replies.lost = Some(cause);
-    } else {
-        replies.read(&[(Expect::Unwatch, u32::from(*unwatches))], |_, _| {});
-        response.extend(requests.iter().map(|(what, _)| replies.of(*what)));
-    }
-    let BatchReplies { connection, lost, refusals, .. } = replies;
+    let Some(connection) = checkout.current() else { return (Vec::new(), false) };
+    let mut replies = BatchReplies::new(requests, *unwatches);
+    let exchanged =
+        now(connection
+            .exchange(bytes, expected, deadline, |expect, reply| replies.take(expect, reply)));
+    let refusals = std::mem::take(&mut replies.refusals);
+    let response: Vec<_> = match &exchanged {
+        Err(Interruption { left: Some(left), cause }) => {
+            let interrupted = requests.iter().map(|(_, end)| {
+                // The write that failed did not take its last byte.
+                let left = *end <= *left && *end < bytes.len();
+                BatchResponse::Interrupted(Interrupted { left, cause: cause.clone() })
+            });
+            interrupted.collect()
+        }
+        Err(Interruption { cause, .. }) => replies.responses(Some(cause)).collect(),
+        Ok(()) => replies.responses(None).collect(),
+    };
     if response.iter().any(|response| {
         matches!(response, BatchResponse::Block(Verdict::Applied(_)) | BatchResponse::Calls(_))
     }) {
@@ -145,64 +150,91 @@ fn exchange(
         // After a reply that does not fit, the next one may belong to another connection too.
         connection.taint(CloseReason::Protocol);
     }
-    match lost {
-        None => connection.mark_alive(),
-        Some(cause) => checkout.distrust_idle(&cause),
+    match exchanged {
+        Ok(()) => connection.mark_alive(),
+        Err(Interruption { cause, .. }) => checkout.context().distrust_idle(&cause),
     }
     // The first such refusal already replaces the connections.
     let changed = refusals.iter().any(|code| checkout.on_server_error_quiet(code));
     (response, changed)
 }
 
-/// The replies to one write, as far as they arrive.
-struct BatchReplies<'l> {
-    connection: &'l mut Connection,
-    deadline: Deadline,
-    lost: Option<ConnectionError>,
+/// The replies to one write, as far as they arrived.
+struct BatchReplies {
+    /// The replies to each request, and the number that are still awaited.
+    requests: Vec<(RequestReplies, u32)>,
+    /// The request that the next reply belongs to.
+    at: usize,
+    /// Whether the next reply is UNWATCH's.
+    unwatches: bool,
     refusals: Vec<String>,
 }
 
-impl BatchReplies<'_> {
-    /// Passes the replies to `take` as they arrive.
-    fn read(&mut self, expected: &[(Expect, u32)], mut take: impl FnMut(Expect, Reply)) {
-        if self.lost.is_some() {
-            return;
-        }
-        let came = self.connection.receive_each(expected, self.deadline, |expect, reply| {
-            if let Reply::Value(Value::ServerError(error)) = &reply {
-                self.refusals.push(error.code().to_owned());
-            }
-            take(expect, reply);
-        });
-        self.lost = came.err();
+/// The replies to one request.
+enum RequestReplies {
+    Read(Option<Value>),
+    Calls(Vec<Value>),
+    Block(Collector),
+}
+
+impl BatchReplies {
+    fn new(requests: &[(RequestKind, usize)], unwatches: bool) -> Self {
+        let replies = |(kind, _): &(RequestKind, usize)| {
+            let replies = match kind {
+                RequestKind::Read => RequestReplies::Read(None),
+                RequestKind::Calls { count } => {
+                    RequestReplies::Calls(Vec::with_capacity(*count as usize))
+                }
+                RequestKind::Block { commands } => {
+                    RequestReplies::Block(Collector::new(*commands, 0))
+                }
+            };
+            (replies, kind.expected().iter().map(|(_, count)| count).sum())
+        };
+        let requests = requests.iter().map(replies).collect();
+        Self { requests, at: 0, unwatches, refusals: Vec::new() }
     }
 
-    fn of(&mut self, what: RequestKind) -> BatchResponse {
-        let response = match what {
-            RequestKind::Read => {
-                let mut read = None;
-                self.read(&what.expected(), |_, reply| read = Some(reply.into_value()));
-                read.map(BatchResponse::Read)
-            }
-            RequestKind::Calls { count } => {
-                let mut values = Vec::with_capacity(count as usize);
-                self.read(&what.expected(), |_, reply| values.push(reply.into_value()));
-                (values.len() == count as usize).then_some(BatchResponse::Calls(values))
-            }
-            RequestKind::Block { commands } => {
-                let mut collector = Collector::new(commands, 0);
-                self.read(&what.expected(), |expect, reply| collector.take(expect, reply));
-                match collector.verdict() {
-                    Verdict::Unknown(_) if self.lost.is_some() => None,
-                    verdict => Some(BatchResponse::Block(verdict)),
+    fn take(&mut self, expect: Expect, reply: Reply) {
+        if let Reply::Value(Value::ServerError(error)) = &reply {
+            self.refusals.push(error.code().to_owned());
+        }
+        if std::mem::take(&mut self.unwatches) {
+            return;
+        }
+        let Some((replies, left)) = self.requests.get_mut(self.at) else { return };
+        *left = left.saturating_sub(reply.count());
+        self.at += usize::from(*left == 0);
+        match replies {
+            RequestReplies::Read(read) => *read = Some(reply.into_value()),
+            RequestReplies::Calls(values) => values.push(reply.into_value()),
+            RequestReplies::Block(collector) => collector.take(expect, reply),
+        }
+    }
+
+    /// Returns the outcome of each request. `lost`: the connection was lost before all replies
+    /// arrived.
+    fn responses(
+        self,
+        lost: Option<&ConnectionError>,
+    ) -> impl Iterator<Item = BatchResponse> + use<'_> {
+        self.requests.into_iter().map(move |(replies, left)| {
+            let response = match replies {
+                RequestReplies::Read(read) => read.map(BatchResponse::Read),
+                RequestReplies::Calls(values) => {
+                    (left == 0).then_some(BatchResponse::Calls(values))
                 }
-            }
-        };
-        response.unwrap_or_else(|| match &self.lost {
-            Some(cause) => {
-                BatchResponse::Interrupted(Interrupted { left: true, cause: cause.clone() })
-            }
-            None => BatchResponse::outcome_unknown(),
+                RequestReplies::Block(collector) => match collector.verdict() {
+                    Verdict::Unknown(_) if lost.is_some() => None,
+                    verdict => Some(BatchResponse::Block(verdict)),
+                },
+            };
+            response.unwrap_or_else(|| match lost {
+                Some(cause) => {
+                    BatchResponse::Interrupted(Interrupted { left: true, cause: cause.clone() })
+                }
+                None => BatchResponse::outcome_unknown(),
+            })
         })
     }
 }

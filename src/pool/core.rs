@@ -1,73 +1,46 @@
-//! The shared state of one pool's checkouts: semaphore, idle connections, and their trust.
+//! What the checkouts of one pool share: semaphore, blocking commands, idle connections.
 //!
 //! This module depends on no checkout and no scope, so that both can hold it.
 
+use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use crate::connection::endpoint::Endpoint;
-use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::pool::batch_response::BatchResponse;
 use crate::pool::blocking::BlockingCommands;
 use crate::pool::config::PoolConfig;
+use crate::pool::context::PoolContext;
 use crate::pool::idle::IdleConnections;
 use crate::pool::semaphore::{BatchMember, FairSemaphore};
-use crate::pool::shared::PoolShared;
 use crate::protocol::batch::BatchRequest;
 use crate::protocol::connection_state::CloseReason;
-use crate::settings::settings::Settings;
 
-/// Minimum time between two replacements of all connections.
-const REPLACE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// The shared state of one pool's checkouts.
+/// What the checkouts of one pool share.
 pub(crate) struct PoolCore {
-    pub(in crate::pool) config: PoolConfig,
-    pub(in crate::pool) endpoint: Endpoint,
-    pub(in crate::pool) shared: Arc<PoolShared>,
+    context: PoolContext,
     pub(in crate::pool) semaphore: FairSemaphore<BatchRequest, BatchResponse>,
     pub(in crate::pool) blocking: Arc<BlockingCommands>,
     pub(in crate::pool) idle: IdleConnections,
-    created: Instant,
-    /// Nanoseconds since `created`. Connections last alive before this are probed: another one was
-    /// found dead then.
-    distrusted_before: AtomicU64,
-    /// Connections last alive before this are closed without a probe: another one timed out then,
-    /// and each probe would cost a timeout.
-    silent_before: AtomicU64,
-    /// Time of the last replacement of all connections; 0: never.
-    replaced_at: AtomicU64,
+}
+
+impl Deref for PoolCore {
+    type Target = PoolContext;
+
+    fn deref(&self) -> &PoolContext {
+        &self.context
+    }
 }
 
 impl PoolCore {
     pub(crate) fn new(config: PoolConfig, endpoint: Endpoint) -> Self {
-        let shared = Arc::new(PoolShared::new(Arc::clone(&config.counters)));
-        let idle = IdleConnections::new(&config, endpoint.clone(), &shared);
+        let context = PoolContext::new(config, endpoint);
+        let (config, endpoint) = (&context.config, context.endpoint.clone());
         Self {
-            endpoint,
-            shared,
+            idle: IdleConnections::new(config, endpoint, &context.shared),
             semaphore: FairSemaphore::new(config.settings.max_size as usize),
             blocking: Arc::default(),
-            config,
-            idle,
-            created: Instant::now(),
-            distrusted_before: AtomicU64::new(0),
-            silent_before: AtomicU64::new(0),
-            replaced_at: AtomicU64::new(0),
+            context,
         }
-    }
-
-    pub(crate) fn settings(&self) -> &Arc<Settings> {
-        &self.config.settings
-    }
-
-    pub(crate) fn shared(&self) -> &Arc<PoolShared> {
-        &self.shared
-    }
-
-    pub(crate) fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
     }
 
     /// Returns the requests at the head of the queue, as many as fit into a write that has `bytes`
@@ -98,54 +71,6 @@ impl PoolCore {
         }
         // A caller has at most one connection, and returns it before its permit.
         self.shared.alive() <= self.in_use()
-    }
-
-    /// Returns the pool's generation; connections of an older one are replaced.
-    pub(in crate::pool) fn generation(&self) -> u64 {
-        self.shared.generation(&self.endpoint)
-    }
-
-    /// Returns whether a connection with that last reply can be used without a probe.
-    pub(in crate::pool) fn trusts(&self, last_alive: Instant) -> bool {
-        last_alive.elapsed() <= self.config.settings.trust_window
-            && self.stamp(last_alive) >= self.distrusted_before.load(Ordering::Acquire)
-    }
-
-    /// Returns whether another connection timed out since then.
-    pub(in crate::pool) fn is_silent_since(&self, last_alive: Instant) -> bool {
-        self.stamp(last_alive) < self.silent_before.load(Ordering::Acquire)
-    }
-
-    /// Records that a connection was lost. The idle ones are probed before their next use, or
-    /// closed if this one timed out. This logs nothing.
-    pub(in crate::pool) fn distrust_idle(&self, cause: &ConnectionError) {
-        let now = self.stamp(Instant::now());
-        self.distrusted_before.fetch_max(now, Ordering::AcqRel);
-        if cause.kind() == ConnectionErrorKind::TimedOut {
-            self.silent_before.fetch_max(now, Ordering::AcqRel);
-        }
-        // The sentinels, if there are any, are queried before the next connect.
-        self.endpoint.invalidate();
-    }
-
-    /// Begins a new generation, at most once a second. Returns true if this call has begun it.
-    pub(in crate::pool) fn replace_all(&self) -> bool {
-        let now = self.stamp(Instant::now()).max(1);
-        let last = self.replaced_at.load(Ordering::Acquire);
-        if last != 0 && now - last.min(now) < REPLACE_INTERVAL.as_nanos() as u64 {
-            return false;
-        }
-        let replaced = &self.replaced_at;
-        let won = replaced.compare_exchange(last, now, Ordering::AcqRel, Ordering::Acquire).is_ok();
-        if won {
-            self.shared.generation.fetch_add(1, Ordering::AcqRel);
-        }
-        won
-    }
-
-    /// Converts to nanoseconds since the pool was created; 64 bits last for 584 years.
-    fn stamp(&self, instant: Instant) -> u64 {
-        instant.saturating_duration_since(self.created).as_nanos() as u64
     }
 }
 

@@ -14,8 +14,8 @@ use tracing::Level;
 
 use crate::connection::connection::Connection;
 use crate::connection::endpoint::Endpoint;
-use crate::connection::handshake;
 use crate::connection::handshake::OpenOptions;
+use crate::connection::threads;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::logging::deferred;
 use crate::logging::deferred::LogThread;
@@ -155,7 +155,7 @@ impl Opener {
             last.is_some_and(|(_, error)| error.kind() == ConnectionErrorKind::Closed);
         let (purpose, deadline) = (self.purpose, None);
         let options = OpenOptions { purpose, multi_apart, generation, deadline };
-        handshake::open(&self.endpoint, &self.settings, options)
+        threads::open(&self.endpoint, &self.settings, options)
     }
 }
 

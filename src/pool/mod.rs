@@ -7,8 +7,10 @@ pub(crate) mod blocking;
 pub(crate) mod checkout;
 pub(crate) mod config;
 pub(crate) mod connect_attempts;
+pub(crate) mod context;
 pub(crate) mod core;
 pub(crate) mod idle;
+pub(crate) mod line;
 #[cfg(all(test, rediscope_shuttle))]
 #[path = "../../tests/model/harness.rs"]
 pub(crate) mod model;

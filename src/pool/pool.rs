@@ -16,6 +16,7 @@ use crate::logging::rate_limit::LimitedEvent;
 use crate::pool::checkout::{BatchCheckout, Checkout, Permit};
 use crate::pool::config::PoolConfig;
 use crate::pool::core::PoolCore;
+use crate::pool::line::Line;
 use crate::pool::scopes::{OpenScopes, PinnedConnection, ReaperState, ScopeOrigin, WouldDeadlock};
 use crate::pool::semaphore::{AcquireError, Acquired, IsWaiting};
 use crate::protocol::batch::BatchRequest;

@@ -1,14 +1,13 @@
 //! The delay before a redirect is followed.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use crate::connection::io::Io;
 use crate::protocol::cluster::route::{Redirect, RedirectBudget};
 
-/// Sleeps as long as the redirect needs. Returns false if no time is left to follow it.
-pub(crate) fn try_next(budget: &mut RedirectBudget, redirect: &Redirect) -> bool {
+/// Pauses as long as the redirect needs. Returns false if no time is left to follow it.
+pub(crate) async fn try_next<I: Io>(budget: &mut RedirectBudget, redirect: &Redirect) -> bool {
     let Some(delay) = budget.next_delay(redirect, Instant::now()) else { return false };
-    if delay > Duration::ZERO {
-        std::thread::sleep(delay);
-    }
+    I::pause(delay).await;
     true
 }

@@ -20,6 +20,7 @@ use crate::error::pin_expired::PinExpired;
 use crate::logging::deferred::LogThread;
 use crate::pool::checkout::Checkout;
 use crate::pool::core::PoolCore;
+use crate::pool::line::Line;
 use crate::pool::semaphore::IsWaiting;
 use crate::protocol::connection_state::CloseReason;
 use crate::sync::{lock, this_thread, thread_name};

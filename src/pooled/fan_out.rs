@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use redis::Value;
 
+use crate::connection::threads::Threads;
 use crate::error::any::Error;
 use crate::error::applied::Applied;
 use crate::error::checkout::CheckoutError;
@@ -23,6 +24,7 @@ use crate::protocol::command::keys;
 use crate::protocol::command::keys::KeySlots;
 use crate::protocol::command::reader::CommandReader;
 use crate::protocol::resp::encode::ASKING;
+use crate::sync::now::now;
 
 /// One command of a request.
 struct Part<'b> {
@@ -135,7 +137,9 @@ impl NodeCall<'_> {
                 Err(error) => return Err(error),
             };
             match redirect {
-                Some(redirect) if redirect_pause::try_next(&mut budget, &redirect) => {
+                Some(redirect)
+                    if now(redirect_pause::try_next::<Threads>(&mut budget, &redirect)) =>
+                {
                     route = redirect.route()
                 }
                 _ => return failed.map_or(Ok(()), |error| Err(error.into())),
@@ -173,7 +177,8 @@ impl NodeCall<'_> {
             }
             let Some((route, error)) = failed else { break };
             match self.router.on_unreachable(&route, &error, self.deadline) {
-                Some(redirect) if redirect_pause::try_next(&mut budget, &redirect) => {}
+                Some(redirect)
+                    if now(redirect_pause::try_next::<Threads>(&mut budget, &redirect)) => {}
                 _ => return Err(error.into()),
             }
         }

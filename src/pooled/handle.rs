@@ -11,12 +11,14 @@ use redis::{Cmd, ConnectionLike, RedisResult, Value};
 
 use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
+use crate::pool::line::Line;
 use crate::pool::router::Router;
 use crate::pool::scopes::ScopeOrigin;
 use crate::pooled::request::Request;
 use crate::pooled::tag_errors::{self, CallKind};
 use crate::pooled::{fan_out, recent_replies};
 use crate::protocol::cluster::route::Route;
+use crate::sync::now::now;
 
 /// The pooled handle: single commands, each on a connection borrowed for its own round trip (or
 /// for one pipeline) only.
@@ -139,7 +141,11 @@ impl Pooled {
         let pin = self.router.pin(&Route::default(), &owner, deadline)?;
         pin.end(|checkout| {
             let pool = checkout.pool().clone();
-            let raw = checkout.connection(deadline)?.open_raw(pool.endpoint(), pool.settings());
+            while !checkout.has_connection() {
+                now(checkout.connect(deadline))?;
+            }
+            let connection = checkout.current().ok_or(CheckoutError::Closed)?;
+            let raw = connection.open_raw(pool.endpoint(), pool.settings());
             let waited = started.elapsed();
             let raw = raw.map_err(|source| CheckoutError::Connect { waited, source })?;
             // The replies of that connection are not the handle's, and neither are its errors.

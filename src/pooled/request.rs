@@ -9,11 +9,12 @@ use redis::Value;
 use crate::error::any::Error;
 use crate::error::applied::Applied;
 use crate::error::connection::ConnectionError;
-use crate::pool::ask::Question;
+use crate::pool::ask::{Question, ask};
 use crate::pool::batch::send_batch;
 use crate::pool::batch_response::{BatchResponse, Interrupted};
 use crate::pool::blocking::BlockingCommand;
 use crate::pool::checkout::BatchCheckout;
+use crate::pool::line::{Line, ensure_alive};
 use crate::pool::retry_budget::RetryBudget;
 use crate::pool::router::Router;
 use crate::pooled::error_tag;
@@ -27,6 +28,7 @@ use crate::protocol::command::reader::CommandReader;
 use crate::protocol::command::refused::SendContext;
 use crate::protocol::command::refused::is_refused;
 use crate::protocol::command::table::is_read_only;
+use crate::sync::now::now;
 
 /// A request, with the properties that the names of its commands imply.
 pub(crate) struct Request {
@@ -133,7 +135,7 @@ impl Request {
                     break;
                 }
                 BatchCheckout::Lead(mut leading, own) => {
-                    leading.ensure_alive(checkout_deadline)?;
+                    now(ensure_alive(&mut leading, checkout_deadline))?;
                     send_batch(leading, &own)
                 }
                 BatchCheckout::Response(settled) => settled,
@@ -164,13 +166,13 @@ impl Request {
             blocking: self.blocking.as_ref(),
         };
         let mut replies = Vec::with_capacity(count);
-        checkout.ask(&question, budget, |nth, value| {
+        now(ask(&mut checkout, &question, budget, |nth, value| {
             if let Some(nth) = nth.checked_sub(offset) {
                 // A repetition begins anew.
                 replies.truncate(nth);
                 replies.push(value);
             }
-        })?;
+        }))?;
         // The later commands of a pipeline may be reads.
         let writes = replies.get(..usize::from(!self.read_only)).unwrap_or_default();
         checkout.on_replies(&replies, writes);

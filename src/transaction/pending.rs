@@ -20,6 +20,7 @@ use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::queue::{CommandQueue, QueueError};
 use crate::reply::replies::Replies;
 use crate::settings::settings::Settings;
+use crate::sync::now::now;
 use crate::transaction::pinned::Pinned;
 use crate::transaction::redirects::CheckoutBudget;
 
@@ -99,7 +100,8 @@ impl Pending {
         if !pinned.plan().immediate {
             return Ok(());
         }
-        let begun = pinned.call(|checkout, plan| prepare(checkout, &self.queue, plan, deadline));
+        let begun =
+            pinned.call(|checkout, plan| now(prepare(checkout, &self.queue, plan, deadline)));
         begun.map_err(|error| match error {
             CommitError::NotSent { source } => *source,
             error => error.into(),
@@ -140,7 +142,7 @@ impl Pending {
         let span = pinned.span().clone();
         let _in = span.enter();
         pinned.pin(self.queue.binding().slot(), deadline)?;
-        pinned.call(|checkout, plan| commit::flush(checkout, &mut self.queue, plan, deadline))
+        pinned.call(|checkout, plan| now(commit::flush(checkout, &mut self.queue, plan, deadline)))
     }
 
     /// Returns the failure that the commit will return, if there is one already.
@@ -225,7 +227,7 @@ impl Pending {
     fn send(&mut self, pinned: &mut Pinned, deadline: Instant) -> Result<Committed, CommitError> {
         let (queue, plan) = (&mut self.queue, pinned.plan());
         let committed = if plan.watched || pinned.is_pinned() {
-            pinned.finish(|checkout, plan| commit::commit(checkout, queue, plan, deadline))
+            pinned.finish(|checkout, plan| now(commit::commit(checkout, queue, plan, deadline)))
         } else if queue.commands() == 0 && plan.idempotency_key.is_none() {
             return Ok(Committed::Applied(Replies::none(queue.transaction())));
         } else {

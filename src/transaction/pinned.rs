@@ -15,10 +15,12 @@ use crate::error::any::{CommitError, Error};
 use crate::error::checkout::CheckoutError;
 use crate::error::pin_expired::PinExpired;
 use crate::pool::checkout::Checkout;
+use crate::pool::line::Line;
 use crate::pool::router::{Router, WeakRouter};
 use crate::pool::scopes::{PinnedConnection, ScopeOrigin};
 use crate::protocol::cluster::route::{Redirect, Route};
 use crate::settings::settings::Settings;
+use crate::sync::now::now;
 use crate::transaction::redirects;
 
 /// The span of a transaction that is about to begin, with OpenTelemetry's names for database clients.
@@ -215,7 +217,7 @@ impl Pinned {
         let Some(pin) = self.pin.take() else { return Err(CheckoutError::Closed.into()) };
         pin.end(|checkout| {
             let result = last(checkout, &self.plan);
-            cleanup::clean_or_log(checkout, Some(self.owner.place));
+            now(cleanup::clean_or_log(checkout, Some(self.owner.place)));
             result
         })?
     }
@@ -233,7 +235,7 @@ impl Pinned {
         }
         pin.end(|checkout| {
             checkout.log_later(Level::DEBUG, || tracing::debug!("discard"));
-            cleanup::clean(checkout)
+            now(cleanup::clean(checkout))
         })?
     }
 

@@ -3,11 +3,13 @@
 use std::time::{Duration, Instant};
 
 use crate::connection::deadline;
+use crate::connection::threads::Threads;
 use crate::error::any::{CommitError, Error};
 use crate::pool::redirect_pause;
 use crate::pool::router::Router;
 use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route};
 use crate::settings::settings::Settings;
+use crate::sync::now::now;
 
 /// Returns the next step after a server rejected a transaction whose slot it does not serve.
 ///
@@ -70,7 +72,7 @@ impl CheckoutBudget {
         let budget = self.budget.get_or_insert_with(|| {
             RedirectBudget::until(if unreachable { deadline } else { deadline::after(limit) })
         });
-        if !redirect_pause::try_next(budget, &redirect) {
+        if !now(redirect_pause::try_next::<Threads>(budget, &redirect)) {
             return None;
         }
         self.deadline = match unreachable {

@@ -14,8 +14,10 @@ use crate::error::any::Error;
 use crate::error::applied::Applied;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
+use crate::pool;
 use crate::pool::ask::Question;
 use crate::pool::checkout::Checkout;
+use crate::pool::line::Line;
 use crate::pool::retry_budget::RetryBudget;
 use crate::protocol::cluster::redirect::{self, RedirectReply};
 use crate::protocol::cluster::route::{Redirect, Route};
@@ -23,6 +25,7 @@ use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::command::keys;
 use crate::protocol::resp::encode::{self, ASKING, Args};
 use crate::protocol::server_error::ServerError;
+use crate::sync::now::now;
 use crate::text::condition_label;
 use crate::transaction::block::Block;
 use crate::transaction::guard::{Transaction, Watched};
@@ -314,7 +317,7 @@ fn arm(
     has_arrived(pinned, watch.unwrap_or_default(), reads.bytes(), "a read")?;
     let (sent, slot) = ((reads.bytes(), reads.len()), binding.slot());
     let values = pinned
-        .call(|checkout, plan| prepare::watch(checkout, watch, sent, plan, slot, deadline))?;
+        .call(|checkout, plan| now(prepare::watch(checkout, watch, sent, plan, slot, deadline)))?;
     if let (Some(_), Some(error)) = (slot, values.iter().find_map(refused)) {
         return Err(Error::Command { command: "a read".to_owned(), error });
     }
@@ -365,7 +368,8 @@ fn ask(
     let (bytes, read_only) = (&*bytes, true);
     let question = Question { name, bytes, replies, read_only, single: true, blocking: None };
     let (mut asked, mut answer) = (Value::Nil, Value::Nil);
-    checkout.ask(&question, budget, |_, reply| asked = std::mem::replace(&mut answer, reply))?;
+    let take = |_, reply| asked = std::mem::replace(&mut answer, reply);
+    now(pool::ask::ask(checkout, &question, budget, take))?;
     Ok(redirect::after_asking(asked, answer))
 }
 

@@ -14,12 +14,14 @@ use std::time::{Duration, Instant};
 use scheduled_thread_pool::ScheduledThreadPool;
 
 use crate::connection::connect::Connected;
-use crate::connection::connection::Connection;
+use crate::connection::connection::{Connection, Interruption};
 use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
+use crate::connection::transport::Transport;
 use crate::connection::url::one as parse;
-use crate::error::connection::ConnectionErrorKind;
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::pool::config::PoolConfig;
+use crate::pool::line::Line;
 use crate::pool::pool::Pool;
 use crate::pool::scopes::{PinnedConnection, ScopeOrigin};
 use crate::process::sockets::OwnSocket;
@@ -28,6 +30,7 @@ use crate::protocol::connection_state::Expect;
 use crate::protocol::handshake::Purpose;
 use crate::protocol::resp::encode::MULTI;
 use crate::settings::settings::Settings;
+use crate::sync::now::now;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -138,7 +141,8 @@ fn a_connection_that_was_left_in_the_middle_of_a_call_is_not_handed_on() {
         panicking.with(|checkout| {
             let deadline = checkout.response_deadline();
             let connection = checkout.current().unwrap();
-            connection.call(MULTI, Expect::Multi, deadline).unwrap().unwrap();
+            let sent = connection.exchange(MULTI, &[(Expect::Multi, 1)], deadline, |_, _| {});
+            assert!(now(sent).is_ok());
             assert!(in_multi());
             resume_unwind(Box::new("below this crate"))
         })
@@ -156,7 +160,20 @@ fn pair() -> (Connection, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (peer, _) = listener.accept().unwrap();
-    (Connection::new(Connected::Socket(Arc::new(OwnSocket::new(socket))), None, 0), peer)
+    let connected = Connected::Socket(Arc::new(OwnSocket::new(socket)));
+    (Connection::new(Transport::new(connected), None, 0), peer)
+}
+
+/// Sends bytes that cannot all be sent. Returns the number that may have been sent, and the error.
+pub(crate) fn send_part(
+    connection: &mut Connection,
+    bytes: &[u8],
+    limit: Duration,
+) -> (usize, ConnectionError) {
+    let expected = [(Expect::Plain, 1)];
+    let sent = now(connection.exchange(bytes, &expected, Deadline::after(limit), |_, _| {}));
+    let Err(Interruption { left: Some(left), cause }) = sent else { panic!("all bytes were sent") };
+    (left, cause)
 }
 
 #[test]
@@ -164,7 +181,7 @@ fn a_surplus_reply_is_noticed_before_the_next_checkout() {
     for more in [&b""[..], b"+PONG\r\n", b"$7\r\nfor", b"\r"] {
         let (mut connection, mut peer) = pair();
         peer.write_all(&[b"+PONG\r\n", more].concat()).unwrap();
-        connection.ping(Deadline::after(SOON)).unwrap().unwrap();
+        now(connection.ping(Deadline::after(SOON))).unwrap().unwrap();
         assert!(connection.state().is_clean());
         let expected = (!more.is_empty()).then_some(CloseReason::Protocol);
         assert_eq!(connection.close_reason(Instant::now(), 0), expected, "{more:?}");
@@ -177,8 +194,7 @@ fn bytes_that_stay_behind_are_counted_exactly() {
     let bytes = vec![b'x'; 64 << 20];
     let begun = Instant::now();
     let limit = Duration::from_millis(400);
-    let (left, error) =
-        connection.send_counted(&bytes, &[(Expect::Plain, 1)], Deadline::after(limit)).unwrap_err();
+    let (left, error) = send_part(&mut connection, &bytes, limit);
     assert_eq!(error.kind(), ConnectionErrorKind::TimedOut);
     assert!(begun.elapsed() < 20 * limit, "{:?}", begun.elapsed());
     drop(connection);
@@ -202,8 +218,8 @@ fn a_reply_that_comes_in_drips_ends_at_the_deadline() {
         }
     });
     let begun = Instant::now();
-    connection.send(b"GET", &[(Expect::Plain, 1)], Deadline::after(SOON)).unwrap();
-    let error = connection.receive(Deadline::after(limit)).unwrap_err();
+    now(connection.send(b"GET", &[(Expect::Plain, 1)], Deadline::after(SOON))).unwrap();
+    let error = now(connection.receive(Deadline::after(limit))).unwrap_err();
     assert_eq!(error.kind(), ConnectionErrorKind::TimedOut);
     assert!(begun.elapsed() < 20 * limit, "{:?}", begun.elapsed());
     assert_eq!(connection.close_reason(Instant::now(), 0), Some(CloseReason::TimedOut));

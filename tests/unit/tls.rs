@@ -14,12 +14,14 @@ use crate::connection::connect::Connected;
 use crate::connection::connection::Connection;
 use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
+use crate::connection::transport::Transport;
 use crate::connection::url::one as parse;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
-use crate::pool::tests::{SOON, eventually};
+use crate::pool::tests::{SOON, eventually, send_part};
 use crate::protocol::connection_state::CloseReason;
 use crate::protocol::connection_state::Expect;
 use crate::settings::settings::Settings;
+use crate::sync::now::now;
 
 const LIMIT: Duration = Duration::from_millis(400);
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&version::TLS12, &version::TLS13];
@@ -66,7 +68,8 @@ fn pair(version: &'static SupportedProtocolVersion) -> (Connection, Peer) {
         peer.flush().unwrap();
         peer
     });
-    let connection = Connection::new(connect(&url, &identity, SOON).unwrap(), None, 0);
+    let connection =
+        Connection::new(Transport::new(connect(&url, &identity, SOON).unwrap()), None, 0);
     (connection, accepting.join().unwrap())
 }
 
@@ -87,8 +90,7 @@ fn bytes_that_stay_behind_are_counted_exactly_also_over_tls() {
         look(&mut connection).unwrap();
         let bytes = vec![b'x'; 64 << 20];
         let begun = Instant::now();
-        let sent = connection.send_counted(&bytes, &[(Expect::Plain, 1)], Deadline::after(LIMIT));
-        let (left, error) = sent.unwrap_err();
+        let (left, error) = send_part(&mut connection, &bytes, LIMIT);
         assert_eq!(error.kind(), ConnectionErrorKind::TimedOut);
         assert!(begun.elapsed() < 20 * LIMIT, "{:?}", begun.elapsed());
         assert!(left > 0);
@@ -107,8 +109,7 @@ fn of_a_peer_that_is_gone_no_more_bytes_are_counted_than_it_may_have_had() {
             came.len()
         });
         let bytes = vec![b'x'; 64 << 20];
-        let sent = connection.send_counted(&bytes, &[(Expect::Plain, 1)], Deadline::after(SOON));
-        let (left, error) = sent.unwrap_err();
+        let (left, error) = send_part(&mut connection, &bytes, SOON);
         assert_eq!(error.kind(), ConnectionErrorKind::Closed, "{error}");
         assert!((reading.join().unwrap()..bytes.len()).contains(&left), "{left}");
     }
@@ -135,9 +136,9 @@ fn a_reply_that_comes_in_drips_over_tls_ends_at_the_deadline() {
                     thread::sleep(LIMIT / 20);
                 }
             });
-            connection.send(b"GET", &[(Expect::Plain, 1)], Deadline::after(SOON)).unwrap();
+            now(connection.send(b"GET", &[(Expect::Plain, 1)], Deadline::after(SOON))).unwrap();
             let begun = Instant::now();
-            let error = connection.receive(Deadline::after(LIMIT)).unwrap_err();
+            let error = now(connection.receive(Deadline::after(LIMIT))).unwrap_err();
             let kinds = match in_records {
                 // Behind the record that was never sent nothing can be decrypted.
                 true => [ConnectionErrorKind::TimedOut, ConnectionErrorKind::Io],
@@ -241,9 +242,9 @@ fn a_record_that_was_changed_on_its_way_ends_the_connection() {
         peer.conn.writer().write_all(b"+PONG\r\n").unwrap();
         peer.conn.write_tls(&mut record).unwrap();
         *record.last_mut().unwrap() ^= 1;
-        connection.send(b"PING", &[(Expect::Plain, 1)], Deadline::after(SOON)).unwrap();
+        now(connection.send(b"PING", &[(Expect::Plain, 1)], Deadline::after(SOON))).unwrap();
         peer.sock.write_all(&record).unwrap();
-        let error = connection.receive(Deadline::after(SOON)).unwrap_err();
+        let error = now(connection.receive(Deadline::after(SOON))).unwrap_err();
         assert_eq!(error.kind(), ConnectionErrorKind::Io, "{error}");
         assert_eq!(connection.close_reason(Instant::now(), 0), Some(CloseReason::Closed));
     }

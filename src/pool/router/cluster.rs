@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tracing::Level;
 
+use crate::connection::threads::Threads;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
 use crate::pool::pool::Pool;
@@ -18,6 +19,7 @@ use crate::protocol::cluster::redirect::RedirectReply;
 use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route, unserved};
 use crate::protocol::cluster::slot_map::{NodeAddress, SlotMap};
 use crate::sync::lock;
+use crate::sync::now::now;
 
 impl Pools {
     /// Runs `call` with the route's pool. If its server is gone and another one has taken over
@@ -49,7 +51,8 @@ impl Pools {
             match self.on_unreachable(route, &error, deadline) {
                 // Only the node that redirected the call here decides its next route.
                 Some(_) if route.node.is_some() => return Err(error),
-                Some(redirect) if redirect_pause::try_next(&mut budget, &redirect) => {}
+                Some(redirect)
+                    if now(redirect_pause::try_next::<Threads>(&mut budget, &redirect)) => {}
                 _ => {
                     return Err(match error {
                         CheckoutError::Connect { source, .. } => {

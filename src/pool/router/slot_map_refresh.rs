@@ -15,8 +15,9 @@ use tracing::Level;
 use crate::connection::connection::Connection;
 use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
-use crate::connection::handshake;
 use crate::connection::handshake::OpenOptions;
+use crate::connection::io::Io;
+use crate::connection::threads::Threads;
 use crate::connection::url::{at_address, is_tls};
 use crate::error::config::ConfigError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
@@ -27,6 +28,7 @@ use crate::protocol::cluster::slot_map::{NodeAddress, SlotMap};
 use crate::protocol::resp::encode;
 use crate::settings::settings::Settings;
 use crate::sync::lock;
+use crate::sync::now::now;
 
 /// Minimum delay between refreshes.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -189,7 +191,7 @@ impl SlotMapCache {
         let refused = |_| ConnectionError::unexpected("an address that cannot be used");
         let endpoint = self.endpoint(node).map_err(refused)?;
         let mut connection =
-            handshake::open(&endpoint, &self.settings, OpenOptions::for_query(0, deadline))?;
+            now(Threads::open(&endpoint, &self.settings, OpenOptions::for_query(0, deadline)))?;
         let limit = Deadline::after(self.settings.response_timeout).capped(deadline);
         let tls = is_tls(&self.template);
         let shards = question(&mut connection, "SHARDS", limit)?;
@@ -221,7 +223,7 @@ fn question(
     let mut bytes = Vec::with_capacity(64);
     encode::command(&mut bytes, &["CLUSTER", word], |_| {});
     let mut reply = Value::Nil;
-    connection.ask(&bytes, 1, limit, |_, value| reply = value).map_err(|(_, error)| error)?;
+    now(connection.ask(&bytes, 1, limit, |_, value| reply = value)).map_err(|(_, error)| error)?;
     Ok(reply)
 }
 

@@ -1,0 +1,25 @@
+//! What a decision waits for, as threads and tasks do it: a pause, a new connection.
+
+use std::time::Duration;
+
+use crate::connection::connection::Connection;
+use crate::connection::endpoint::Endpoint;
+use crate::connection::handshake::OpenOptions;
+use crate::connection::wire::Wire;
+use crate::error::connection::ConnectionError;
+use crate::settings::settings::Settings;
+
+/// One side of the library: the callers are threads or tasks.
+pub(crate) trait Io: Send + Sync + 'static {
+    type Wire: Wire + 'static;
+
+    /// Waits for `time`; returns at once if it is zero.
+    fn pause(time: Duration) -> impl Future<Output = ()> + Send;
+
+    /// Opens a connection and proves that it fits its purpose.
+    fn open(
+        endpoint: &Endpoint,
+        settings: &Settings,
+        options: OpenOptions,
+    ) -> impl Future<Output = Result<Connection<Self::Wire>, ConnectionError>> + Send;
+}

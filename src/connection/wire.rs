@@ -1,0 +1,48 @@
+//! The bytes of one connection, as threads and tasks see them.
+//!
+//! A method that returns a future is one that may wait. The futures of threads are ready when they
+//! are returned.
+
+use crate::connection::deadline::Deadline;
+use crate::error::connection::ConnectionError;
+use crate::protocol::resp::reply::Reply;
+
+/// The bytes of one connection. Every wait has a deadline.
+pub(crate) trait Wire: Send {
+    /// Sets the maximum bytes of one reply.
+    fn limit_reply_size(&mut self, bytes: usize);
+
+    /// Writes the whole message. An error has the number of bytes that may have been sent; the last
+    /// byte never is. During a long message, up to `awaited` replies that arrive are kept.
+    ///
+    /// Bytes of a TLS record count as sent when the socket has accepted the whole record: the peer
+    /// cannot decrypt a part of it.
+    fn send(
+        &mut self,
+        bytes: &[u8],
+        awaited: u64,
+        deadline: Deadline,
+    ) -> impl Future<Output = Result<(), (usize, ConnectionError)>> + Send;
+
+    /// Returns the next reply of the bytes that have arrived, or up to `most` replies if each is
+    /// QUEUED. The server's pushes are skipped. `None`: more bytes must arrive first.
+    fn next(&mut self, most: u32) -> Result<Option<Reply>, ConnectionError>;
+
+    /// Waits until more bytes have arrived.
+    fn fill(
+        &mut self,
+        deadline: Deadline,
+    ) -> impl Future<Output = Result<(), ConnectionError>> + Send;
+
+    /// Returns the length of the array whose end could not be read, if the failed reply is an
+    /// array.
+    fn unread(&self) -> Option<usize>;
+
+    /// Checks for bytes that arrived while no reply is awaited, without waiting. Fails if the
+    /// connection was closed, or if the server may not send these bytes now. Whole pushes and
+    /// attributes are dropped; half a push is kept.
+    fn check_socket(&mut self, pushes: bool) -> Result<(), ConnectionError>;
+
+    /// Fails if bytes were read that the server may not send while no reply is awaited.
+    fn check_unexpected(&mut self, pushes: bool) -> Result<(), ConnectionError>;
+}

@@ -1,0 +1,19 @@
+//! Runs a decision on the caller's thread: the future of the blocking side is ready when it is first
+//! polled.
+
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+
+/// Polls `future` once and returns its output.
+///
+/// # Panics
+/// The future waits for a task. No future of the blocking side does.
+#[inline(always)]
+pub(crate) fn now<T>(future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
+    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => output,
+        #[expect(clippy::unreachable, reason = "each of its waits blocks the thread instead")]
+        Poll::Pending => unreachable!("a future of the blocking side waits for a task"),
+    }
+}
