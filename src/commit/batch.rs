@@ -3,72 +3,70 @@
 
 use std::time::Instant;
 
-use crate::commit::cleanup::clean_or_log;
+use crate::commit::cleanup::{self, clean_or_log};
 use crate::commit::commit::commit;
 use crate::commit::outcome::{Committed, classify, unproven};
 use crate::commit::plan::CommitPlan;
 use crate::error::any::CommitError;
 use crate::error::in_doubt::InDoubt;
-use crate::pool::batch::send_batch;
 use crate::pool::batch_response::{BatchResponse, Interrupted};
-use crate::pool::checkout::{BatchCheckout, Checkout};
-use crate::pool::line::ensure_alive;
-use crate::pool::router::Router;
+use crate::pool::router::{Joined, Router};
+use crate::pool::server_pool::ServerPool;
 use crate::protocol::batch::{BatchRequest, RequestKind};
 use crate::protocol::cluster::route::Route;
 use crate::protocol::exec::{Unproven, Verdict};
-use crate::protocol::queue::{CommandQueue, Prefix};
-use crate::sync::now::now;
+use crate::protocol::queue::CommandQueue;
 
 /// Commits the commands of `queue`; in a batch with others, if it may and has to wait for a
 /// connection.
-pub(crate) fn commit_block(
-    (router, route): (&Router, &Route),
+pub(crate) async fn commit_block<P: ServerPool>(
+    (router, route): (&Router<P>, &Route),
     queue: &mut CommandQueue,
     plan: &CommitPlan,
     checkout_deadline: Instant,
 ) -> Result<Committed, CommitError> {
-    if !queue.is_batchable() {
-        let checkout = router.checkout(route, checkout_deadline)?;
-        return commit_alone(checkout, queue, plan, checkout_deadline);
+    let mut line = if queue.is_batchable() {
+        match join(router, route, queue, checkout_deadline).await? {
+            Joined::Alone(line) => line,
+            Joined::Response(response) => return judge(response, queue, plan),
+        }
+    } else {
+        router.checkout(route, checkout_deadline).await?
+    };
+    let committed = commit(&mut line, queue, plan, checkout_deadline).await;
+    if cleanup::is_needed(&mut line) {
+        clean_or_log(&mut line, None).await;
     }
-    let commands = queue.commands();
-    let job = || {
-        let bytes = queue.finish(Prefix::Multi, b"", b"").bytes.to_vec();
-        BatchRequest { bytes, kind: RequestKind::Block { commands } }
-    };
-    let response = match router.checkout_batched(route, checkout_deadline, job)? {
-        BatchCheckout::Alone(checkout) => {
-            return commit_alone(checkout, queue, plan, checkout_deadline);
-        }
-        BatchCheckout::Response(response) => response,
-        BatchCheckout::Lead(mut checkout, own) => {
-            now(ensure_alive(&mut checkout, checkout_deadline)).map_err(CommitError::not_sent)?;
-            send_batch(checkout, &own)
-        }
-    };
-    let verdict = match response {
-        BatchResponse::Block(verdict) => Ok(verdict),
-        BatchResponse::Read(_) | BatchResponse::Calls(_) => {
-            Ok(Verdict::Unknown(Unproven::default()))
-        }
-        BatchResponse::Interrupted(Interrupted { left, cause }) => Err(match left {
-            true => CommitError::InDoubt(InDoubt::new(cause)),
-            false => CommitError::lost_before_exec(cause),
-        }),
-    };
-    verdict.and_then(|verdict| {
-        classify(queue, plan, verdict, None, |doubt| InDoubt::new(unproven(doubt)))
-    })
+    committed
 }
 
-fn commit_alone(
-    mut checkout: Checkout,
+/// Takes a connection, or has another caller send the commands.
+async fn join<P: ServerPool>(
+    router: &Router<P>,
+    route: &Route,
+    queue: &CommandQueue,
+    checkout_deadline: Instant,
+) -> Result<Joined<P::Line>, CommitError> {
+    let commands = queue.commands();
+    let request = || BatchRequest { bytes: queue.block(), kind: RequestKind::Block { commands } };
+    router.join(route, checkout_deadline, request).await.map_err(CommitError::not_sent)
+}
+
+/// Returns the outcome of a block that was sent in a batch.
+fn judge(
+    response: BatchResponse,
     queue: &mut CommandQueue,
     plan: &CommitPlan,
-    checkout_deadline: Instant,
 ) -> Result<Committed, CommitError> {
-    let committed = now(commit(&mut checkout, queue, plan, checkout_deadline));
-    now(clean_or_log(&mut checkout, None));
-    committed
+    let verdict = match response {
+        BatchResponse::Block(verdict) => verdict,
+        BatchResponse::Read(_) | BatchResponse::Calls(_) => Verdict::Unknown(Unproven::default()),
+        BatchResponse::Interrupted(Interrupted { left: true, cause }) => {
+            return Err(CommitError::InDoubt(InDoubt::new(cause)));
+        }
+        BatchResponse::Interrupted(Interrupted { left: false, cause }) => {
+            return Err(CommitError::lost_before_exec(cause));
+        }
+    };
+    classify(queue, plan, verdict, None, |doubt| InDoubt::new(unproven(doubt)))
 }

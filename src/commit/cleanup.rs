@@ -16,6 +16,11 @@ use crate::protocol::resp::encode::{DISCARD, UNWATCH};
 use crate::protocol::resp::reply::Reply;
 use crate::protocol::server_error::ServerError;
 
+/// Returns whether the connection has state of the scope.
+pub(crate) fn is_needed<L: Line>(line: &mut L) -> bool {
+    line.current().is_some_and(|connection| !connection.state().is_clean())
+}
+
 /// Removes the scope's state from its connection: DISCARD, UNWATCH, or the connection is closed.
 ///
 /// # Errors

@@ -81,7 +81,7 @@ impl CommitResolver {
             let asked = self.ask_server(kept, &route, token, deadline);
             if let Err(UnresolvedReason::Refused(error)) = &asked
                 && let Some(redirect) =
-                    self.router.redirect_for(&route, error.code(), error.message())
+                    now(self.router.redirect_for(&route, error.code(), error.message()))
                 && now(redirect_pause::try_next::<Threads>(&mut budget, &redirect))
             {
                 route = redirect.route();
@@ -139,7 +139,7 @@ impl CommitResolver {
     ) -> Result<bool, UnresolvedReason> {
         let unreachable = UnresolvedReason::Unreachable;
         let settings = self.router.settings();
-        let endpoint = self.router.endpoint(route, deadline).map_err(not_connected)?;
+        let endpoint = now(self.router.endpoint(route, deadline)).map_err(not_connected)?;
         let generation = endpoint.generation();
         // A connection to a former master would read that server's register.
         let same = |(address, connection): &(String, Connection)| {
@@ -152,7 +152,8 @@ impl CommitResolver {
                 now(Threads::open(&endpoint, settings, options)).map_err(|source| {
                     // Another node may serve the slot by now.
                     let error = CheckoutError::Connect { waited: Duration::ZERO, source };
-                    let _: Option<Redirect> = self.router.on_unreachable(route, &error, deadline);
+                    let _: Option<Redirect> =
+                        now(self.router.on_unreachable(route, &error, deadline));
                     not_connected(error)
                 })?
             }

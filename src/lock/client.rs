@@ -24,14 +24,14 @@ use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
 use crate::error::lock::LockError;
 use crate::logging::deferred::LogThread;
-use crate::pool::batch::send_batch_within;
+use crate::pool::batch::send_batch;
 use crate::pool::batch_response::{BatchResponse, Interrupted};
-use crate::pool::checkout::BatchCheckout;
 use crate::pool::checkout::Checkout;
 use crate::pool::line::Line;
 use crate::pool::redirect_pause;
 use crate::pool::retry_budget::RetryBudget;
 use crate::pool::router::Router;
+use crate::pool::server_pool::BatchCheckout;
 use crate::protocol::batch::{BatchRequest, RequestKind};
 use crate::protocol::cluster::redirect;
 use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route};
@@ -233,14 +233,14 @@ impl ScriptClient {
     ) -> Option<Redirect> {
         let refused = |value: &Value| match value {
             Value::ServerError(error) => {
-                self.own.redirect_for(route, error.code(), error.details().unwrap_or_default())
+                now(self.own.redirect_for(route, error.code(), error.details().unwrap_or_default()))
             }
             _ => None,
         };
         match asked {
             Ok(answers) => answers.values.iter().find_map(refused),
             Err(CallError::Checkout { error, .. }) => {
-                self.own.on_unreachable(route, error, deadline)
+                now(self.own.on_unreachable(route, error, deadline))
             }
             Err(CallError::Lost(_)) => None,
         }
@@ -306,9 +306,9 @@ impl ScriptClient {
         };
         open()?;
         if let Via::Replicated(_) = via {
-            return self.pooled.checkout(route, checkout_deadline).map(Some);
+            return now(self.pooled.checkout(route, checkout_deadline)).map(Some);
         }
-        let free = self.pooled.try_checkout(route, checkout_deadline)?;
+        let free = now(self.pooled.try_checkout(route, checkout_deadline))?;
         // The pool may have been closed meanwhile.
         if free.is_none() {
             open()?;
@@ -343,7 +343,9 @@ impl ScriptClient {
         let deadline = || self.deadline(limit.max(Instant::now() + grace), Duration::ZERO);
         let job = || BatchRequest { bytes: bytes.clone(), kind: RequestKind::Calls { count } };
         let mut at = Instant::now();
-        let joined = self.own.checkout_batched_calls(route, checkout_deadline, job);
+        // The response to a call is not awaited past the deadline.
+        let wait = Duration::ZERO;
+        let joined = now(self.own.checkout_batched(route, checkout_deadline, wait, job));
         let is_sent = matches!(joined, Ok(BatchCheckout::Response(_)));
         if strict && !is_sent && Instant::now() >= limit {
             // The connection is passed on unchanged: other callers may have time left.
@@ -357,7 +359,7 @@ impl ScriptClient {
             }
             BatchCheckout::Lead(checkout, own) => {
                 at = Instant::now();
-                calls_of(send_batch_within(checkout, &own, deadline()))
+                calls_of(send_batch(checkout, &own, deadline()))
             }
             // The bytes were sent at some time after this caller began to wait.
             BatchCheckout::Response(response) => calls_of(response),

@@ -21,6 +21,7 @@ use crate::process::worker::{BackgroundWorker, Next, Shared, Work};
 use crate::protocol::cluster::route::{Redirect, Route};
 use crate::protocol::retry::Backoff;
 use crate::protocol::server_error::ServerError;
+use crate::sync::now::now;
 
 /// Maximum time of a read, and maximum delay of a change whose message was lost.
 const TICK: Duration = Duration::from_millis(200);
@@ -146,11 +147,11 @@ impl ListenerWork {
     fn connect(&self) -> Result<redis::Connection, ConnectionError> {
         let (limit, any) = (self.router.settings().connect_timeout, Route::default());
         let closed = |_| ConnectionError::unexpected("there is no server to subscribe to");
-        let endpoint = self.router.endpoint(&any, Instant::now() + limit).map_err(closed)?;
+        let endpoint = now(self.router.endpoint(&any, Instant::now() + limit)).map_err(closed)?;
         endpoint.client(limit).inspect_err(|source| {
             let error = CheckoutError::Connect { waited: limit, source: source.clone() };
             let by = Instant::now() + self.router.settings().checkout_timeout;
-            let _: Option<Redirect> = self.router.on_unreachable(&any, &error, by);
+            let _: Option<Redirect> = now(self.router.on_unreachable(&any, &error, by));
         })
     }
 

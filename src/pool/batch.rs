@@ -32,14 +32,8 @@ impl OutcomeUnknown for BatchResponse {
 }
 
 /// Sends the leader's request and the first waiting ones, passes on the responses, and returns the
-/// connection.
-pub(crate) fn send_batch(checkout: Checkout, own: &BatchRequest) -> BatchResponse {
-    let deadline = checkout.response_deadline();
-    send_batch_within(checkout, own, deadline)
-}
-
-/// The same with a deadline for the exchange. After it the connection is lost for all requests.
-pub(crate) fn send_batch_within(
+/// connection. After the deadline the connection is lost for all requests.
+pub(crate) fn send_batch(
     mut checkout: Checkout,
     own: &BatchRequest,
     deadline: Deadline,

@@ -19,13 +19,11 @@ use crate::connection::transport::Transport;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::logging::deferred::DeferredEvents;
-use crate::pool::batch_response::BatchResponse;
 use crate::pool::blocking::BlockingCommand;
 use crate::pool::context::PoolContext;
 use crate::pool::core::PoolCore;
 use crate::pool::idle::TakenConnection;
 use crate::pool::line::Line;
-use crate::protocol::batch::BatchRequest;
 use crate::protocol::connection_state::CloseReason;
 use crate::settings::settings::Settings;
 use crate::sync::now::now;
@@ -67,16 +65,6 @@ pub(crate) struct Checkout {
     connection: Option<TakenConnection>,
     permit: Permit,
     needs_asking: bool,
-}
-
-/// The result of a checkout whose request another caller's write may carry.
-pub(crate) enum BatchCheckout {
-    /// A connection that was free, while no caller waited.
-    Alone(Checkout),
-    /// A connection and the caller's request, to be sent together with those of waiting callers.
-    Lead(Checkout, BatchRequest),
-    /// Another caller has sent the request.
-    Response(BatchResponse),
 }
 
 /// In a forked child nothing is returned: the pool belongs to the parent.

@@ -21,6 +21,7 @@ pub(crate) mod retry_budget;
 pub(crate) mod router;
 pub(crate) mod scopes;
 pub(crate) mod semaphore;
+pub(crate) mod server_pool;
 pub(crate) mod shared;
 pub(crate) mod spin;
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! A pool of connections to one server: a caller gets one in the order of waiting.
 
 use std::any::Any;
+use std::future::ready;
 use std::ops::Deref;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -8,17 +9,23 @@ use std::time::{Duration, Instant};
 use scheduled_thread_pool::ScheduledThreadPool;
 use tracing::Level;
 
+use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
+use crate::connection::threads::Threads;
 use crate::error::checkout::{CheckoutError, CheckoutTimeout};
 use crate::error::open_scope::OpenScope;
 use crate::logging::deferred::DeferredEvents;
 use crate::logging::rate_limit::LimitedEvent;
-use crate::pool::checkout::{BatchCheckout, Checkout, Permit};
+use crate::pool::batch::send_batch;
+use crate::pool::batch_response::BatchResponse;
+use crate::pool::checkout::{Checkout, Permit};
 use crate::pool::config::PoolConfig;
+use crate::pool::context::PoolContext;
 use crate::pool::core::PoolCore;
 use crate::pool::line::Line;
 use crate::pool::scopes::{OpenScopes, PinnedConnection, ReaperState, ScopeOrigin, WouldDeadlock};
 use crate::pool::semaphore::{AcquireError, Acquired, IsWaiting};
+use crate::pool::server_pool::{BatchCheckout, ServerPool};
 use crate::protocol::batch::BatchRequest;
 use crate::status::node::NodeStatus;
 
@@ -34,19 +41,6 @@ pub(crate) struct Pool {
     scopes: Arc<OpenScopes>,
 }
 
-/// A scope's reference to its pool: a forgotten scope does not keep the pool alive. (The checkout
-/// in the scope's entry does, until the scope ends or is reclaimed.)
-pub(crate) struct WeakPool {
-    scopes: Weak<OpenScopes>,
-}
-
-impl WeakPool {
-    /// `None`: the pool is gone.
-    pub(crate) fn get(&self) -> Option<Pool> {
-        self.scopes.upgrade().map(|scopes| Pool { scopes })
-    }
-}
-
 impl Deref for Pool {
     type Target = Arc<PoolCore>;
 
@@ -59,41 +53,6 @@ impl Deref for Pool {
 type MayWait<'p> = dyn Fn(&IsWaiting<'_>) -> Result<(), WouldDeadlock> + 'p;
 
 impl Pool {
-    pub(crate) fn new(config: PoolConfig, endpoint: Endpoint) -> Self {
-        let threads = Arc::clone(&config.threads);
-        let pool = Self { scopes: Arc::new(OpenScopes::new(PoolCore::new(config, endpoint))) };
-        pool.start_reaper(&threads);
-        pool
-    }
-
-    pub(crate) fn weak(&self) -> WeakPool {
-        WeakPool { scopes: Arc::downgrade(&self.scopes) }
-    }
-
-    /// Takes a connection for one round trip.
-    pub(crate) fn checkout(&self, deadline: Instant) -> Result<Checkout, CheckoutError> {
-        let started = Instant::now();
-        self.connect(self.permit(started, deadline), started, deadline)
-    }
-
-    /// The same if a permit is free; `None`: no permit is free.
-    pub(crate) fn try_checkout(
-        &self,
-        deadline: Instant,
-    ) -> Result<Option<Checkout>, CheckoutError> {
-        let connect = |permit| self.connect(Ok(permit), Instant::now(), deadline);
-        self.try_permit().map(connect).transpose()
-    }
-
-    /// Begins to open a connection if there is none, without waiting for it.
-    pub(crate) fn warm(&self) {
-        if self.idle.size() == 0
-            && let Some(_permit) = self.try_permit()
-        {
-            drop(self.idle.open_one());
-        }
-    }
-
     /// Takes a connection for the permit, and counts and logs the outcome.
     fn connect(
         &self,
@@ -123,38 +82,12 @@ impl Pool {
         checkout
     }
 
-    /// Takes a connection for a scope; see [`Checkout::with_ask`]. The scope keeps `router` alive.
-    pub(crate) fn pin(
-        &self,
-        origin: ScopeOrigin,
-        deadline: Instant,
-        needs_asking: bool,
-        router: Arc<dyn Any + Send + Sync>,
-    ) -> Result<PinnedConnection, CheckoutError> {
-        let checkout = self.checkout(deadline)?.with_ask(needs_asking);
-        Ok(self.scopes.open(checkout, origin, router))
-    }
-
-    /// Takes a connection if one is free. Otherwise waits for a connection that leads a batch,
-    /// unless another caller sends the request first.
-    pub(crate) fn checkout_batched(
-        &self,
-        deadline: Instant,
-        request: impl FnMut() -> BatchRequest,
-    ) -> Result<BatchCheckout, CheckoutError> {
-        // The leader needs one round trip. Allow four: a tracing subscriber may delay it.
-        let response_wait = 4 * self.settings().response_timeout;
-        self.checkout_batched_within(deadline, response_wait, request)
-    }
-
-    /// The same; the response to a request that was taken by `deadline` is awaited until
-    /// `response_wait` later.
-    pub(crate) fn checkout_batched_within(
+    fn batched(
         &self,
         deadline: Instant,
         response_wait: Duration,
-        mut request: impl FnMut() -> BatchRequest,
-    ) -> Result<BatchCheckout, CheckoutError> {
+        request: &impl Fn() -> BatchRequest,
+    ) -> Result<BatchCheckout<Checkout>, CheckoutError> {
         let started = Instant::now();
         if let Some(permit) = self.try_permit() {
             return self.connect(Ok(permit), started, deadline).map(BatchCheckout::Alone);
@@ -236,32 +169,11 @@ impl Pool {
                     in_use: self.in_use() as u32,
                     idle,
                     waiters,
-                    holders: self.open_scopes(),
+                    holders: ServerPool::open_scopes(self),
                     last_connect_error: self.shared.connect_error().map(|(_, error)| error),
                 })))
             }
         }
-    }
-
-    /// The open scopes and the blocking commands, oldest first.
-    pub(crate) fn open_scopes(&self) -> Vec<OpenScope> {
-        let mut scopes = self.scopes.list();
-        scopes.extend(self.blocking.list());
-        scopes.sort_by_key(|scope| std::cmp::Reverse(scope.age));
-        scopes
-    }
-
-    /// Closes the pool: checkouts fail from now on, and blocking commands are ended.
-    pub(crate) fn close(&self) {
-        self.semaphore.close();
-        self.blocking.close();
-    }
-
-    /// Retires the pool of a former master: waiting callers fail and look for another server; a
-    /// connection in use is kept to the end of its scope.
-    pub(crate) fn retire(&self) {
-        self.semaphore.close();
-        self.shared.close();
     }
 
     /// Waits until no connection is in use, reclaims the scopes that are open at `deadline`, and
@@ -293,8 +205,131 @@ impl Pool {
         reclaimed
     }
 
-    /// The connections of the pool, for the report of its router.
-    pub(crate) fn status(&self, address: String, slots: usize) -> NodeStatus {
+    /// Runs the reaper often enough for the shortest limit.
+    fn start_reaper(&self, threads: &ScheduledThreadPool) {
+        let settings = self.settings();
+        let (limit, warning) = (settings.max_pin_time, settings.pin_warning);
+        let shortest = warning.map_or(limit, |warning| warning.min(limit));
+        let period = (shortest / 4).clamp(Duration::from_millis(5), Duration::from_secs(1));
+        let pool = ServerPool::weak(self);
+        let mut seen = ReaperState::default();
+        threads.execute_at_dynamic_rate(period, move || {
+            let pool = Self::upgrade(&pool)?;
+            let log_thread = &pool.config.logging.log_thread;
+            pool.scopes.reclaim_unused(&mut seen, limit, warning, log_thread);
+            if pool.shared.is_closed() && !pool.sweep() {
+                return Some(SWEEP_INTERVAL.min(period));
+            }
+            Some(period)
+        });
+    }
+}
+
+/// The waits block the caller's thread, so that each future is ready when it is returned.
+impl ServerPool for Pool {
+    type Io = Threads;
+    type Line = Checkout;
+    type Pin = PinnedConnection;
+    /// A forgotten scope does not keep the pool alive. (The checkout in the scope's entry does, until
+    /// the scope ends or is reclaimed.)
+    type Weak = Weak<OpenScopes>;
+
+    fn new(config: PoolConfig, endpoint: Endpoint) -> Self {
+        let threads = Arc::clone(&config.threads);
+        let pool = Self { scopes: Arc::new(OpenScopes::new(PoolCore::new(config, endpoint))) };
+        pool.start_reaper(&threads);
+        pool
+    }
+
+    fn weak(&self) -> Weak<OpenScopes> {
+        Arc::downgrade(&self.scopes)
+    }
+
+    fn upgrade(weak: &Weak<OpenScopes>) -> Option<Self> {
+        weak.upgrade().map(|scopes| Self { scopes })
+    }
+
+    fn context(&self) -> &PoolContext {
+        self
+    }
+
+    fn checkout(
+        &self,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<Checkout, CheckoutError>> + Send {
+        let started = Instant::now();
+        ready(self.connect(self.permit(started, deadline), started, deadline))
+    }
+
+    fn try_checkout(
+        &self,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<Option<Checkout>, CheckoutError>> + Send {
+        let connect = |permit| self.connect(Ok(permit), Instant::now(), deadline);
+        ready(self.try_permit().map(connect).transpose())
+    }
+
+    fn checkout_batched(
+        &self,
+        deadline: Instant,
+        response_wait: Duration,
+        request: &(impl Fn() -> BatchRequest + Sync),
+    ) -> impl Future<Output = Result<BatchCheckout<Checkout>, CheckoutError>> + Send {
+        ready(self.batched(deadline, response_wait, request))
+    }
+
+    fn send_batch(
+        line: Checkout,
+        own: &BatchRequest,
+        deadline: Deadline,
+    ) -> impl Future<Output = BatchResponse> + Send {
+        ready(send_batch(line, own, deadline))
+    }
+
+    fn pin(
+        &self,
+        origin: ScopeOrigin,
+        deadline: Instant,
+        needs_asking: bool,
+        router: Arc<dyn Any + Send + Sync>,
+    ) -> impl Future<Output = Result<PinnedConnection, CheckoutError>> + Send {
+        let started = Instant::now();
+        let checkout = self.connect(self.permit(started, deadline), started, deadline);
+        let open =
+            |checkout: Checkout| self.scopes.open(checkout.with_ask(needs_asking), origin, router);
+        ready(checkout.map(open))
+    }
+
+    fn with_ask(line: Checkout, needs_asking: bool) -> Checkout {
+        line.with_ask(needs_asking)
+    }
+
+    fn warm(&self) {
+        if self.idle.size() == 0
+            && let Some(_permit) = self.try_permit()
+        {
+            drop(self.idle.open_one());
+        }
+    }
+
+    fn close(&self) {
+        self.semaphore.close();
+        self.blocking.close();
+    }
+
+    fn retire(&self) {
+        self.semaphore.close();
+        self.shared.close();
+    }
+
+    fn open_scopes(&self) -> Vec<OpenScope> {
+        let mut scopes = self.scopes.list();
+        scopes.extend(self.blocking.list());
+        scopes.sort_by_key(|scope| std::cmp::Reverse(scope.age));
+        scopes
+    }
+
+    fn status(&self, address: String, slots: usize) -> NodeStatus {
         NodeStatus {
             address,
             slots,
@@ -304,24 +339,5 @@ impl Pool {
             waiting: self.semaphore.waiting(),
             last_connect_error: self.shared.connect_error().map(|(_, error)| error),
         }
-    }
-
-    /// Runs the reaper often enough for the shortest limit.
-    fn start_reaper(&self, threads: &ScheduledThreadPool) {
-        let settings = self.settings();
-        let (limit, warning) = (settings.max_pin_time, settings.pin_warning);
-        let shortest = warning.map_or(limit, |warning| warning.min(limit));
-        let period = (shortest / 4).clamp(Duration::from_millis(5), Duration::from_secs(1));
-        let pool = self.weak();
-        let mut seen = ReaperState::default();
-        threads.execute_at_dynamic_rate(period, move || {
-            let pool = pool.get()?;
-            let log_thread = &pool.config.logging.log_thread;
-            pool.scopes.reclaim_unused(&mut seen, limit, warning, log_thread);
-            if pool.shared.is_closed() && !pool.sweep() {
-                return Some(SWEEP_INTERVAL.min(period));
-            }
-            Some(period)
-        });
     }
 }

@@ -9,22 +9,25 @@ pub(crate) mod slot_map_refresh;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
+use std::future::ready;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use crate::connection::endpoint::Endpoint;
+use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
 use crate::error::open_scope::OpenScope;
 use crate::logging::deferred::LogThread;
 use crate::logging::rate_limit::RateLimits;
-use crate::pool::checkout::BatchCheckout;
-use crate::pool::checkout::Checkout;
+use crate::pool::batch_response::BatchResponse;
 use crate::pool::config::PoolConfig;
-use crate::pool::pool::{Pool, WeakPool};
+use crate::pool::line::{Line, ensure_alive};
+use crate::pool::pool::Pool;
 use crate::pool::router::slot_map_refresh::SlotMapCache;
-use crate::pool::scopes::{PinnedConnection, ScopeOrigin};
+use crate::pool::scopes::ScopeOrigin;
+use crate::pool::server_pool::{BatchCheckout, ServerPool};
 use crate::protocol::batch::BatchRequest;
 use crate::protocol::cluster::route::Route;
 use crate::protocol::cluster::slot::SlotBinding;
@@ -40,56 +43,60 @@ use crate::sync::lock;
 pub(crate) type Generation = (u64, Option<u64>);
 
 /// The pools of one purpose. Clones share the pools.
-#[derive(Clone)]
-pub(crate) struct Router {
-    pools: Arc<Pools>,
+pub(crate) struct Router<P: ServerPool = Pool> {
+    pools: Arc<Pools<P>>,
 }
 
-impl Drop for Router {
+impl<P: ServerPool> Clone for Router<P> {
+    fn clone(&self) -> Self {
+        Self { pools: Arc::clone(&self.pools) }
+    }
+}
+
+impl<P: ServerPool> Drop for Router<P> {
     fn drop(&mut self) {
         // A forked child that drops the router will never use it: the sockets are closed there.
         let _: bool = self.settings().is_forked_child();
     }
 }
 
-impl Deref for Router {
-    type Target = Pools;
+impl<P: ServerPool> Deref for Router<P> {
+    type Target = Pools<P>;
 
-    fn deref(&self) -> &Pools {
+    fn deref(&self) -> &Pools<P> {
         &self.pools
     }
 }
 
 /// A scope's reference to the pools: a forgotten scope does not keep them alive.
-#[derive(Debug)]
-pub(crate) struct WeakRouter {
-    pools: Weak<Pools>,
+pub(crate) struct WeakRouter<P: ServerPool = Pool> {
+    pools: Weak<Pools<P>>,
 }
 
-impl WeakRouter {
+impl<P: ServerPool> WeakRouter<P> {
     /// `None` once every handle of the pools is dropped, and no connection of theirs is pinned.
-    pub(crate) fn get(&self) -> Option<Router> {
+    pub(crate) fn get(&self) -> Option<Router<P>> {
         self.pools.upgrade().map(|pools| Router { pools })
     }
 }
 
 /// The servers that the pools lead to.
-enum Servers {
+enum Servers<P> {
     /// One server, whose pool needs no look-up.
-    One(Pool),
+    One(P),
     /// The masters of a cluster. The pool of each is made at its first use.
     Masters(Arc<SlotMapCache>),
 }
 
 /// The pools of one purpose, one for each server.
-pub(crate) struct Pools {
+pub(crate) struct Pools<P: ServerPool = Pool> {
     config: PoolConfig,
     /// The server, or the cluster's first seed node.
     endpoint: Endpoint,
-    servers: Servers,
-    pools: RwLock<HashMap<NodeAddress, Pool>>,
+    servers: Servers<P>,
+    pools: RwLock<HashMap<NodeAddress, P>>,
     /// Retired pools, whose scopes may still be open.
-    retired: Mutex<Vec<(NodeAddress, WeakPool)>>,
+    retired: Mutex<Vec<(NodeAddress, P::Weak)>>,
     /// Generation of the slot map by which pools were last retired.
     pruned: AtomicU64,
     turn: AtomicU64,
@@ -97,10 +104,10 @@ pub(crate) struct Pools {
     closed: AtomicBool,
 }
 
-impl Router {
+impl<P: ServerPool> Router<P> {
     /// The router to one server.
     pub(crate) fn one(config: PoolConfig, endpoint: Endpoint) -> Self {
-        let pool = Pool::new(config.clone(), endpoint.clone());
+        let pool = P::new(config.clone(), endpoint.clone());
         Self::new(config, endpoint, Servers::One(pool))
     }
 
@@ -110,7 +117,7 @@ impl Router {
         Self::new(config, slot_map.first_endpoint().clone(), Servers::Masters(slot_map))
     }
 
-    fn new(config: PoolConfig, endpoint: Endpoint, servers: Servers) -> Self {
+    fn new(config: PoolConfig, endpoint: Endpoint, servers: Servers<P>) -> Self {
         let mut pools = HashMap::new();
         if let Servers::One(pool) = &servers {
             let (host, port) = endpoint.host_and_port();
@@ -130,24 +137,26 @@ impl Router {
         Self { pools: Arc::new(pools) }
     }
 
-    pub(crate) fn weak(&self) -> WeakRouter {
+    pub(crate) fn weak(&self) -> WeakRouter<P> {
         WeakRouter { pools: Arc::downgrade(&self.pools) }
     }
 
     /// Takes a connection for a scope. Until the scope ends, it keeps the pools alive.
-    pub(crate) fn pin(
+    pub(crate) async fn pin(
         &self,
         route: &Route,
         origin: &ScopeOrigin,
         deadline: Instant,
-    ) -> Result<PinnedConnection, CheckoutError> {
-        self.with_pool(route, deadline, |pool| {
-            pool.pin(origin.clone(), deadline, route.ask, Arc::<Pools>::clone(&self.pools))
-        })
+    ) -> Result<P::Pin, CheckoutError> {
+        let call = |pool: P| {
+            let (origin, router) = (origin.clone(), Arc::<Pools<P>>::clone(&self.pools));
+            async move { pool.pin(origin, deadline, route.ask, router).await }
+        };
+        self.with_pool(route, deadline, call).await
     }
 }
 
-impl Pools {
+impl<P: ServerPool> Pools<P> {
     /// Returns the slot binding of a new transaction.
     pub(crate) fn binding(&self) -> SlotBinding {
         if self.is_cluster() { SlotBinding::Pending } else { SlotBinding::None }
@@ -235,83 +244,107 @@ impl Pools {
     }
 
     /// Takes a connection for one round trip.
-    pub(crate) fn checkout(
+    pub(crate) async fn checkout(
         &self,
         route: &Route,
         deadline: Instant,
-    ) -> Result<Checkout, CheckoutError> {
-        self.with_pool(route, deadline, |pool| pool.checkout(deadline))
-            .map(|checkout| checkout.with_ask(route.ask))
+    ) -> Result<P::Line, CheckoutError> {
+        if let Servers::One(pool) = &self.servers {
+            self.here()?;
+            return pool.checkout(deadline).await;
+        }
+        let call = |pool: P| async move { pool.checkout(deadline).await };
+        let line = self.with_pool(route, deadline, call).await?;
+        Ok(P::with_ask(line, route.ask))
     }
 
     /// The same if a connection is free; `None`: no connection is free.
-    pub(crate) fn try_checkout(
+    pub(crate) async fn try_checkout(
         &self,
         route: &Route,
         deadline: Instant,
-    ) -> Result<Option<Checkout>, CheckoutError> {
-        self.with_pool(route, deadline, |pool| pool.try_checkout(deadline))
-            .map(|checkout| checkout.map(|checkout| checkout.with_ask(route.ask)))
+    ) -> Result<Option<P::Line>, CheckoutError> {
+        let call = |pool: P| async move { pool.try_checkout(deadline).await };
+        let line = self.with_pool(route, deadline, call).await?;
+        Ok(line.map(|line| P::with_ask(line, route.ask)))
     }
 
-    /// Takes a connection for calls that may all be sent again. If another caller sends them in its
-    /// batch, returns their replies. A batched call is not awaited past the deadline.
-    pub(crate) fn checkout_batched_calls(
+    /// See [`ServerPool::checkout_batched`].
+    pub(crate) async fn checkout_batched(
         &self,
         route: &Route,
         deadline: Instant,
-        mut request: impl FnMut() -> BatchRequest,
-    ) -> Result<BatchCheckout, CheckoutError> {
-        self.with_pool(route, deadline, |pool| {
-            pool.checkout_batched_within(deadline, Duration::ZERO, &mut request)
-        })
+        response_wait: Duration,
+        request: impl Fn() -> BatchRequest + Send + Sync,
+    ) -> Result<BatchCheckout<P::Line>, CheckoutError> {
+        let request = &request;
+        let call =
+            |pool: P| async move { pool.checkout_batched(deadline, response_wait, request).await };
+        self.with_pool(route, deadline, call).await
     }
 
-    /// See [`Pool::checkout_batched`]. Requests that need ASKING are not batched.
-    pub(crate) fn checkout_batched(
+    /// Takes a connection, or has another caller send the request in its batch. Requests that need
+    /// ASKING are not batched.
+    pub(crate) async fn join(
         &self,
         route: &Route,
         deadline: Instant,
-        mut request: impl FnMut() -> BatchRequest,
-    ) -> Result<BatchCheckout, CheckoutError> {
+        request: impl Fn() -> BatchRequest + Send + Sync,
+    ) -> Result<Joined<P::Line>, Error> {
         if route.ask {
-            return self.checkout(route, deadline).map(BatchCheckout::Alone);
+            return Ok(Joined::Alone(self.checkout(route, deadline).await?));
         }
-        self.with_pool(route, deadline, |pool| pool.checkout_batched(deadline, &mut request))
+        // The leader needs one round trip. Allow four: a tracing subscriber may delay it.
+        let response_wait = 4 * self.settings().response_timeout;
+        Ok(match self.checkout_batched(route, deadline, response_wait, request).await? {
+            BatchCheckout::Alone(line) => Joined::Alone(line),
+            BatchCheckout::Lead(mut line, own) => {
+                ensure_alive(&mut line, deadline).await?;
+                let within = line.response_deadline();
+                Joined::Response(P::send_batch(line, &own, within).await)
+            }
+            BatchCheckout::Response(response) => Joined::Response(response),
+        })
     }
 
     /// Runs `call` with the pool of the route. If its server is gone and another one has taken
     /// over by `deadline`, runs it again with the other pool.
-    fn with_pool<T>(
+    async fn with_pool<T, F: Future<Output = Result<T, CheckoutError>> + Send>(
         &self,
         route: &Route,
         deadline: Instant,
-        mut call: impl FnMut(&Pool) -> Result<T, CheckoutError>,
+        mut call: impl FnMut(P) -> F + Send,
     ) -> Result<T, CheckoutError> {
         self.here()?;
         match &self.servers {
-            Servers::One(pool) => call(pool),
-            Servers::Masters(slot_map) => self.with_master(slot_map, route, deadline, call),
+            Servers::One(pool) => call(pool.clone()).await,
+            Servers::Masters(slot_map) => {
+                // Boxed: the search for a master is rare and large.
+                Box::pin(self.with_master(slot_map, route, deadline, call)).await
+            }
         }
     }
 
     /// Returns the endpoint for a separate connection to a slot's node, or to any node.
-    pub(crate) fn endpoint(
+    pub(crate) async fn endpoint(
         &self,
         route: &Route,
         deadline: Instant,
     ) -> Result<Endpoint, CheckoutError> {
-        self.with_pool(route, deadline, |pool| Ok(pool.endpoint.clone()))
+        let call = |pool: P| ready(Ok(pool.context().endpoint().clone()));
+        self.with_pool(route, deadline, call).await
     }
 
     /// All pools, also the retired ones that still have an open scope.
-    fn all(&self) -> Vec<(NodeAddress, Pool)> {
+    fn all(&self) -> Vec<(NodeAddress, P)> {
         let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
         let mut all: Vec<_> =
             pools.iter().map(|(node, pool)| (node.clone(), pool.clone())).collect();
         drop(pools);
         let retired = lock(&self.retired);
-        all.extend(retired.iter().filter_map(|(node, pool)| Some((node.clone(), pool.get()?))));
+        all.extend(
+            retired.iter().filter_map(|(node, pool)| Some((node.clone(), P::upgrade(pool)?))),
+        );
         all.sort_by(|(one, _), (other, _)| one.cmp(other));
         all
     }
@@ -352,14 +385,24 @@ impl Pools {
         self.closed.store(true, Ordering::Release);
         self.all().iter().for_each(|(_, pool)| pool.close());
     }
+}
 
+impl Pools {
     pub(crate) fn drain(&self, deadline: Instant) -> usize {
         self.all().iter().map(|(_, pool)| pool.drain(deadline)).sum()
     }
 }
 
+/// The result of joining a batch.
+pub(crate) enum Joined<L> {
+    /// A connection for the caller alone.
+    Alone(L),
+    /// The request was sent.
+    Response(BatchResponse),
+}
+
 /// In a forked child the threads belong to the parent.
-impl Drop for Pools {
+impl<P: ServerPool> Drop for Pools<P> {
     fn drop(&mut self) {
         if self.settings().is_forked_child() {
             std::mem::forget(Arc::clone(&self.config.threads));
@@ -367,7 +410,13 @@ impl Drop for Pools {
     }
 }
 
-impl fmt::Debug for Router {
+impl<P: ServerPool> fmt::Debug for WeakRouter<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WeakRouter").finish_non_exhaustive()
+    }
+}
+
+impl<P: ServerPool> fmt::Debug for Router<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.settings().is_forked_child() {
             return f.write_str("Router of another process");

@@ -122,8 +122,8 @@ impl NodeCall<'_> {
                     for (at, reply) in indexes.into_iter().zip(replies) {
                         if let Some((code, text)) = refusal(&reply) {
                             redirected.push(at);
-                            redirect =
-                                redirect.or_else(|| self.router.redirect_for(&route, code, text));
+                            redirect = redirect
+                                .or_else(|| now(self.router.redirect_for(&route, code, text)));
                         }
                         // The reply is final, unless there is time to follow its redirect.
                         self.set_reply(at, Some(reply));
@@ -132,7 +132,7 @@ impl NodeCall<'_> {
                 }
                 Err(Error::Checkout(error)) => {
                     redirected = indexes;
-                    (self.router.on_unreachable(&route, &error, self.deadline), Some(error))
+                    (now(self.router.on_unreachable(&route, &error, self.deadline)), Some(error))
                 }
                 Err(error) => return Err(error),
             };
@@ -161,7 +161,7 @@ impl NodeCall<'_> {
         let (mut answers, mut asked) = (Vec::new(), Vec::new());
         loop {
             let mut failed = None;
-            for route in self.router.all_masters(self.deadline)? {
+            for route in now(self.router.all_masters(self.deadline))? {
                 if asked.contains(&route) {
                     continue;
                 }
@@ -176,7 +176,7 @@ impl NodeCall<'_> {
                 asked.push(route);
             }
             let Some((route, error)) = failed else { break };
-            match self.router.on_unreachable(&route, &error, self.deadline) {
+            match now(self.router.on_unreachable(&route, &error, self.deadline)) {
                 Some(redirect)
                     if now(redirect_pause::try_next::<Threads>(&mut budget, &redirect)) => {}
                 _ => return Err(error.into()),

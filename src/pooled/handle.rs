@@ -138,7 +138,7 @@ impl Pooled {
         let owner = ScopeOrigin { name: None, place: Location::caller(), is_closure: true };
         let started = Instant::now();
         let deadline = started + self.router.settings().checkout_timeout;
-        let pin = self.router.pin(&Route::default(), &owner, deadline)?;
+        let pin = now(self.router.pin(&Route::default(), &owner, deadline))?;
         pin.end(|checkout| {
             let pool = checkout.pool().clone();
             while !checkout.has_connection() {

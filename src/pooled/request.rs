@@ -10,13 +10,11 @@ use crate::error::any::Error;
 use crate::error::applied::Applied;
 use crate::error::connection::ConnectionError;
 use crate::pool::ask::{Question, ask};
-use crate::pool::batch::send_batch;
 use crate::pool::batch_response::{BatchResponse, Interrupted};
 use crate::pool::blocking::BlockingCommand;
-use crate::pool::checkout::BatchCheckout;
-use crate::pool::line::{Line, ensure_alive};
+use crate::pool::line::Line;
 use crate::pool::retry_budget::RetryBudget;
-use crate::pool::router::Router;
+use crate::pool::router::{Joined, Router};
 use crate::pooled::error_tag;
 use crate::protocol::batch;
 use crate::protocol::batch::{BatchRequest, RequestKind};
@@ -129,16 +127,12 @@ impl Request {
         let mut checkout = None;
         while self.batchable && checkout.is_none() {
             let job = || BatchRequest { bytes: bytes.to_vec(), kind: RequestKind::Read };
-            let settled = match router.checkout_batched(route, checkout_deadline, job)? {
-                BatchCheckout::Alone(alone) => {
+            let settled = match now(router.join(route, checkout_deadline, job))? {
+                Joined::Alone(alone) => {
                     checkout = Some(alone);
                     break;
                 }
-                BatchCheckout::Lead(mut leading, own) => {
-                    now(ensure_alive(&mut leading, checkout_deadline))?;
-                    send_batch(leading, &own)
-                }
-                BatchCheckout::Response(settled) => settled,
+                Joined::Response(settled) => settled,
             };
             let cause = match settled {
                 BatchResponse::Read(value) => return Ok(vec![value]),
@@ -155,7 +149,7 @@ impl Request {
         }
         let mut checkout = match checkout {
             Some(checkout) => checkout,
-            None => router.checkout(route, checkout_deadline)?,
+            None => now(router.checkout(route, checkout_deadline))?,
         };
         let question = Question {
             name: &self.name,

@@ -367,6 +367,12 @@ impl CommandQueue {
         FinalWrite { bytes: self.bytes.get(from..).unwrap_or_default(), with_exec }
     }
 
+    /// Returns the whole transaction, from MULTI to EXEC.
+    pub(crate) fn block(&self) -> Vec<u8> {
+        let commands = self.bytes.get(UNWATCH.len()..self.end).unwrap_or_default();
+        [commands, EXEC].concat()
+    }
+
     /// Call after the commands were sent and queued: keeps their names and drops their bytes.
     pub(crate) fn flushed(&mut self) {
         for command in CommandReader::new(self.bytes.get(PREFIX_LEN..self.end).unwrap_or_default())

@@ -235,7 +235,7 @@ impl Pending {
             // meanwhile, so there is no scope to reclaim.
             let router = pinned.router().ok_or(CheckoutError::Closed)?;
             pinned.set_slot(queue.binding().slot());
-            batch::commit_block((&router, pinned.route()), queue, pinned.plan(), deadline)
+            now(batch::commit_block((&router, pinned.route()), queue, pinned.plan(), deadline))
         };
         if let Some(router) = pinned.router() {
             count(router.counters(), &committed);

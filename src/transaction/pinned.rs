@@ -165,7 +165,7 @@ impl Pinned {
         if self.pin.is_none() {
             let router = self.router.get().ok_or(CheckoutError::Closed)?;
             self.set_slot(slot);
-            self.pin = Some(router.pin(&self.route, &self.owner, deadline)?);
+            self.pin = Some(now(router.pin(&self.route, &self.owner, deadline))?);
         }
         Ok(())
     }

@@ -21,7 +21,9 @@ pub(crate) fn redirect_for(
     deadline: Instant,
 ) -> Option<Redirect> {
     match error {
-        CommitError::Rejected { code, message, .. } => router.redirect_for(route, code, message),
+        CommitError::Rejected { code, message, .. } => {
+            now(router.redirect_for(route, code, message))
+        }
         CommitError::NotSent { source } => redirect_after(router, route, source, deadline),
         _ => None,
     }
@@ -34,8 +36,10 @@ pub(crate) fn redirect_after(
     deadline: Instant,
 ) -> Option<Redirect> {
     match error {
-        Error::Command { error, .. } => router.redirect_for(route, error.code(), error.message()),
-        Error::Checkout(error) => router.on_unreachable(route, error, deadline),
+        Error::Command { error, .. } => {
+            now(router.redirect_for(route, error.code(), error.message()))
+        }
+        Error::Checkout(error) => now(router.on_unreachable(route, error, deadline)),
         Error::Commit(error) => redirect_for(router, route, error, deadline),
         _ => None,
     }

@@ -189,7 +189,7 @@ impl Watching {
         keys::bind(&mut self.binding, bytes)?;
         if !self.pinned.is_pinned() && self.binding == SlotBinding::Pending {
             let router = self.pinned.router().ok_or(CheckoutError::Closed)?;
-            let mut checkout = router.checkout(&Route::default(), deadline)?;
+            let mut checkout = now(router.checkout(&Route::default(), deadline))?;
             return ask(&mut checkout, name, bytes, RetryBudget::never(deadline));
         }
         // In a cluster, the first key of a scope that watches nothing has the slot.
@@ -227,7 +227,7 @@ impl Watching {
                 && route.ask
                 && let Some(router) = self.pinned.router()
             {
-                let mut checkout = router.checkout(route, deadline)?;
+                let mut checkout = now(router.checkout(route, deadline))?;
                 self.redirect = None;
                 return ask(&mut checkout, name, bytes, RetryBudget::never(deadline));
             }
@@ -238,7 +238,7 @@ impl Watching {
     /// Records the redirect in a refused read's error: the node that serves the scope's slot.
     fn record_redirect(&mut self, code: &str, text: &str) {
         if let Some(router) = self.pinned.router() {
-            self.redirect = router.redirect_for(self.pinned.route(), code, text);
+            self.redirect = now(router.redirect_for(self.pinned.route(), code, text));
         }
     }
 

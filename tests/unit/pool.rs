@@ -24,6 +24,7 @@ use crate::pool::config::PoolConfig;
 use crate::pool::line::Line;
 use crate::pool::pool::Pool;
 use crate::pool::scopes::{PinnedConnection, ScopeOrigin};
+use crate::pool::server_pool::ServerPool;
 use crate::process::sockets::OwnSocket;
 use crate::protocol::connection_state::CloseReason;
 use crate::protocol::connection_state::Expect;
@@ -112,7 +113,7 @@ fn pool_of_one(server: &Server, max_pin_time: Duration) -> Pool {
 
 fn pin(pool: &Pool) -> PinnedConnection {
     let origin = ScopeOrigin { name: None, place: Location::caller(), is_closure: false };
-    pool.pin(origin, Instant::now() + SOON, false, Arc::new(())).unwrap()
+    now(pool.pin(origin, Instant::now() + SOON, false, Arc::new(()))).unwrap()
 }
 
 #[test]
@@ -239,7 +240,7 @@ fn a_connection_that_is_added_after_the_pool_was_drained_is_closed_too() {
     };
     *crate::sync::lock(&pool.shared().before_listing) = Some(Box::new(before_listing));
     // The caller has given up before the connection is there.
-    pool.checkout(Instant::now()).map(drop).unwrap_err();
+    now(pool.checkout(Instant::now())).map(drop).unwrap_err();
     has_arrived.recv_timeout(SOON).unwrap();
     // Open, and not yet where the pool looks for it.
     assert_eq!((server.clients().len(), pool.idle.size()), (1, 0));

@@ -2,41 +2,43 @@
 //!
 //! The pool of a master that serves no slot any more is dropped as soon as that is known.
 
+use std::future::ready;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tracing::Level;
 
-use crate::connection::threads::Threads;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
-use crate::pool::pool::Pool;
 use crate::pool::redirect_pause;
 use crate::pool::router::slot_map_refresh::SlotMapCache;
 use crate::pool::router::{Pools, Servers};
+use crate::pool::server_pool::ServerPool;
 use crate::protocol::cluster::redirect::RedirectReply;
 use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route, unserved};
 use crate::protocol::cluster::slot_map::{NodeAddress, SlotMap};
 use crate::sync::lock;
-use crate::sync::now::now;
 
-impl Pools {
+impl<P: ServerPool> Pools<P> {
     /// Runs `call` with the route's pool. If its server is gone and another one has taken over
     /// by `deadline`, runs it again with the other pool.
-    pub(super) fn with_master<T>(
+    pub(super) async fn with_master<T, F: Future<Output = Result<T, CheckoutError>> + Send>(
         &self,
         slot_map: &SlotMapCache,
         route: &Route,
         deadline: Instant,
-        mut call: impl FnMut(&Pool) -> Result<T, CheckoutError>,
+        mut call: impl FnMut(P) -> F + Send,
     ) -> Result<T, CheckoutError> {
         self.prune(slot_map);
         let begun = Instant::now();
         let mut budget = RedirectBudget::until(deadline);
         loop {
-            let reached = match self.node(slot_map, route, deadline) {
-                Some(node) => self.pool(slot_map, &node).and_then(|pool| call(&pool)),
+            let reached = match self.node(slot_map, route, deadline).await {
+                Some(node) => match self.pool(slot_map, &node) {
+                    Ok(pool) => call(pool).await,
+                    Err(error) => Err(error),
+                },
                 None => {
                     let source = slot_map
                         .failure()
@@ -48,11 +50,11 @@ impl Pools {
                 Ok(reached) => return Ok(reached),
                 Err(error) => error,
             };
-            match self.on_unreachable(route, &error, deadline) {
+            match self.on_unreachable(route, &error, deadline).await {
                 // Only the node that redirected the call here decides its next route.
                 Some(_) if route.node.is_some() => return Err(error),
                 Some(redirect)
-                    if now(redirect_pause::try_next::<Threads>(&mut budget, &redirect)) => {}
+                    if redirect_pause::try_next::<P::Io>(&mut budget, &redirect).await => {}
                 _ => {
                     return Err(match error {
                         CheckoutError::Connect { source, .. } => {
@@ -66,7 +68,7 @@ impl Pools {
     }
 
     /// Returns the node of the route. Refreshes the slot map if the map has none.
-    fn node(
+    async fn node(
         &self,
         slot_map: &SlotMapCache,
         route: &Route,
@@ -79,11 +81,12 @@ impl Pools {
             Some(slot) => map.master(slot).cloned(),
             None => self.any(map),
         };
-        found(&slot_map.map()).or_else(|| {
-            slot_map.refresh(None, Some(deadline));
-            self.prune(slot_map);
-            found(&slot_map.map())
-        })
+        if let Some(node) = found(&slot_map.map()) {
+            return Some(node);
+        }
+        slot_map.refresh(None, Some(deadline));
+        self.prune(slot_map);
+        found(&slot_map.map())
     }
 
     /// Begins to open a connection for the route, unless there is one. This sends no query: the
@@ -116,7 +119,7 @@ impl Pools {
         let map = slot_map.map();
         let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
         let mut retired = lock(&self.retired);
-        retired.retain(|(_, pool)| pool.get().is_some());
+        retired.retain(|(_, pool)| P::upgrade(pool).is_some());
         pools.retain(|node, pool| {
             let serves = map.masters().contains(node);
             if !serves {
@@ -134,7 +137,7 @@ impl Pools {
         });
     }
 
-    fn pool(&self, slot_map: &SlotMapCache, node: &NodeAddress) -> Result<Pool, CheckoutError> {
+    fn pool(&self, slot_map: &SlotMapCache, node: &NodeAddress) -> Result<P, CheckoutError> {
         if self.closed.load(Ordering::Acquire) {
             return Err(CheckoutError::Closed);
         }
@@ -153,13 +156,13 @@ impl Pools {
             return Err(CheckoutError::Closed);
         }
         let pool =
-            pools.entry(node.clone()).or_insert_with(|| Pool::new(self.config.clone(), endpoint));
+            pools.entry(node.clone()).or_insert_with(|| P::new(self.config.clone(), endpoint));
         Ok(pool.clone())
     }
 
     /// Returns the routes to all masters, for a command that goes to each of them.
-    pub(crate) fn all_masters(&self, deadline: Instant) -> Result<Vec<Route>, CheckoutError> {
-        self.with_pool(&Route::default(), deadline, |_| Ok(()))?;
+    pub(crate) async fn all_masters(&self, deadline: Instant) -> Result<Vec<Route>, CheckoutError> {
+        self.with_pool(&Route::default(), deadline, |_| ready(Ok(()))).await?;
         let Some(slot_map) = self.slot_map() else { return Ok(vec![Route::default()]) };
         let map = slot_map.map();
         Ok(map.masters_with_slots().map(|node| Route::to_node(node.clone())).collect())
@@ -167,7 +170,12 @@ impl Pools {
 
     /// Returns how a call is sent again after a server rejected it with this error. `None`: the
     /// error is the call's result.
-    pub(crate) fn redirect_for(&self, route: &Route, code: &str, text: &str) -> Option<Redirect> {
+    pub(crate) async fn redirect_for(
+        &self,
+        route: &Route,
+        code: &str,
+        text: &str,
+    ) -> Option<Redirect> {
         let slot_map = self.slot_map()?;
         let reply = RedirectReply::of(code, text)?;
         let here = slot_map.known(route);
@@ -192,7 +200,7 @@ impl Pools {
     }
 
     /// The same after no connection to the server was available, by `deadline` at the latest.
-    pub(crate) fn on_unreachable(
+    pub(crate) async fn on_unreachable(
         &self,
         route: &Route,
         error: &CheckoutError,

@@ -1,0 +1,124 @@
+//! The pool of one server, as threads and tasks use it.
+
+use std::any::Any;
+use std::ops::DerefMut;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::connection::deadline::Deadline;
+use crate::connection::endpoint::Endpoint;
+use crate::connection::io::Io;
+use crate::error::checkout::CheckoutError;
+use crate::error::open_scope::OpenScope;
+use crate::error::pin_expired::PinExpired;
+use crate::pool::batch_response::BatchResponse;
+use crate::pool::config::PoolConfig;
+use crate::pool::context::PoolContext;
+use crate::pool::line::Line;
+use crate::pool::scopes::ScopeOrigin;
+use crate::protocol::batch::BatchRequest;
+use crate::status::node::NodeStatus;
+
+/// The pool of one server. Clones are the same pool. A method that returns a future may wait.
+pub(crate) trait ServerPool: Clone + Send + Sync + 'static {
+    type Io: Io;
+    type Line: Line<Wire = <Self::Io as Io>::Wire>;
+    type Pin: Send + Sync;
+    /// A reference that does not keep the pool alive.
+    type Weak: Send + Sync + 'static;
+
+    fn new(config: PoolConfig, endpoint: Endpoint) -> Self;
+
+    fn weak(&self) -> Self::Weak;
+
+    /// `None`: the pool is gone.
+    fn upgrade(weak: &Self::Weak) -> Option<Self>;
+
+    /// Settings, counters and endpoint.
+    fn context(&self) -> &PoolContext;
+
+    /// Takes a connection. Dropped before its end, the future has taken nothing.
+    fn checkout(
+        &self,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<Self::Line, CheckoutError>> + Send;
+
+    /// The same if a permit is free; `None`: no permit is free.
+    fn try_checkout(
+        &self,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<Option<Self::Line>, CheckoutError>> + Send;
+
+    /// Takes a connection if one is free. Otherwise waits for a connection that leads a batch,
+    /// unless another caller sends the request first. The response to a request that was taken by
+    /// `deadline` is awaited until `response_wait` later.
+    fn checkout_batched(
+        &self,
+        deadline: Instant,
+        response_wait: Duration,
+        request: &(impl Fn() -> BatchRequest + Sync),
+    ) -> impl Future<Output = Result<BatchCheckout<Self::Line>, CheckoutError>> + Send;
+
+    /// Sends the leader's request with those of waiting callers, and returns the connection. After
+    /// the deadline the connection is lost for all of them.
+    fn send_batch(
+        line: Self::Line,
+        own: &BatchRequest,
+        deadline: Deadline,
+    ) -> impl Future<Output = BatchResponse> + Send;
+
+    /// Takes a connection for a scope, which keeps `router` alive.
+    fn pin(
+        &self,
+        origin: ScopeOrigin,
+        deadline: Instant,
+        needs_asking: bool,
+        router: Arc<dyn Any + Send + Sync>,
+    ) -> impl Future<Output = Result<Self::Pin, CheckoutError>> + Send;
+
+    /// Marks the connection's server as the target of a migration.
+    fn with_ask(line: Self::Line, needs_asking: bool) -> Self::Line;
+
+    /// Begins to open a connection if there is none, without waiting for it.
+    fn warm(&self);
+
+    /// Closes the pool: checkouts fail from now on, and blocking commands are ended.
+    fn close(&self);
+
+    /// Retires the pool of a former master: waiting callers fail and look for another server; a
+    /// connection in use is kept to the end of its scope.
+    fn retire(&self);
+
+    /// The open scopes and the blocking commands, oldest first.
+    fn open_scopes(&self) -> Vec<OpenScope>;
+
+    /// The connections of the pool, for the report of its router.
+    fn status(&self, address: String, slots: usize) -> NodeStatus;
+}
+
+/// A scope's access to its connection.
+#[expect(dead_code, reason = "the scopes' access is being moved behind it")]
+pub(crate) trait PinnedLine: Send + Sync {
+    type Line: Line;
+    /// The connection for one call of the scope. Its drop ends the call.
+    type Call: DerefMut<Target = Self::Line> + Send;
+
+    /// Begins a call of the scope.
+    ///
+    /// # Errors
+    /// The scope was reclaimed before the call. Once a call has begun, its result stands.
+    fn call(&self) -> Result<Self::Call, PinExpired>;
+
+    /// Shows the reaper that the scope is in use although it sends nothing.
+    fn touch(&self);
+}
+
+/// The result of a checkout whose request another caller's write may carry.
+pub(crate) enum BatchCheckout<L> {
+    /// A connection that was free, while no caller waited.
+    Alone(L),
+    /// A connection and the caller's request, to be sent together with those of waiting callers.
+    Lead(L, BatchRequest),
+    /// Another caller has sent the request.
+    Response(BatchResponse),
+}
