@@ -84,7 +84,7 @@ impl<P: ServerPool> Pools<P> {
         if let Some(node) = found(&slot_map.map()) {
             return Some(node);
         }
-        slot_map.refresh(None, Some(deadline));
+        Box::pin(slot_map.refresh::<P::Io>(None, Some(deadline))).await;
         self.prune(slot_map);
         found(&slot_map.map())
     }
@@ -187,12 +187,12 @@ impl<P: ServerPool> Pools<P> {
                 let to = NodeAddress::of(to, &from);
                 if slot_map.map().master(*slot) != Some(&to) {
                     // The new owner's map is newer than the map of any other node.
-                    slot_map.refresh(Some(&to), None);
+                    Box::pin(slot_map.refresh::<P::Io>(Some(&to), None)).await;
                     slot_map.moved(*slot, &to);
                 }
             }
             RedirectReply::Ask { .. } => {}
-            RedirectReply::TryAgain => slot_map.refresh(None, None),
+            RedirectReply::TryAgain => Box::pin(slot_map.refresh::<P::Io>(None, None)).await,
         }
         self.redirections.add();
         tracing::debug!(slot = route.slot, to = ?redirect, "redirected");
@@ -213,7 +213,7 @@ impl<P: ServerPool> Pools<P> {
             CheckoutError::Closed if !self.closed.load(Ordering::Acquire) => {}
             _ => return None,
         }
-        slot_map.refresh(None, Some(deadline));
+        Box::pin(slot_map.refresh::<P::Io>(None, Some(deadline))).await;
         self.prune(slot_map);
         Some(Redirect::Unreachable(Route::to(route.slot)))
     }

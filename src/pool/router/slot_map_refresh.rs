@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use redis::{ConnectionAddr, ConnectionInfo, Value};
@@ -17,8 +17,8 @@ use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
 use crate::connection::handshake::OpenOptions;
 use crate::connection::io::Io;
-use crate::connection::threads::Threads;
 use crate::connection::url::{at_address, is_tls};
+use crate::connection::wire::Wire;
 use crate::error::config::ConfigError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::logging::deferred::LogThread;
@@ -26,9 +26,9 @@ use crate::protocol::cluster::route::{Route, unserved};
 use crate::protocol::cluster::slot::SLOTS;
 use crate::protocol::cluster::slot_map::{NodeAddress, SlotMap};
 use crate::protocol::resp::encode;
+use crate::protocol::server_error::ServerError;
 use crate::settings::settings::Settings;
 use crate::sync::lock;
-use crate::sync::now::now;
 
 /// Minimum delay between refreshes.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -44,8 +44,7 @@ pub(crate) struct SlotMapCache {
     map: RwLock<Arc<SlotMap>>,
     /// Number of maps received.
     generation: AtomicU64,
-    /// When the last refresh ended. Locked during a refresh, so no caller may wait for it.
-    asking: Mutex<Option<Instant>>,
+    refreshes: Mutex<Refreshes>,
     /// Error of the last refresh, if it failed.
     failure: Mutex<Option<ConnectionError>>,
     log_thread: Arc<LogThread>,
@@ -76,7 +75,7 @@ impl SlotMapCache {
             settings,
             map: RwLock::default(),
             generation: AtomicU64::new(0),
-            asking: Mutex::default(),
+            refreshes: Mutex::default(),
             failure: Mutex::default(),
             log_thread: Arc::default(),
         })
@@ -124,107 +123,155 @@ impl SlotMapCache {
 
     /// Refreshes the map, unless another caller does or has just done so. Queries `first`, then the
     /// known masters in any order, then the seeds, until one replies. This ends by `deadline`, and
-    /// within one `connect_timeout` and one `response_timeout` in all.
-    pub(crate) fn refresh(&self, first: Option<&NodeAddress>, deadline: Option<Instant>) {
+    /// within one `connect_timeout` and one `response_timeout` in all. Dropped before its end, it
+    /// keeps the map.
+    pub(crate) async fn refresh<I: Io>(
+        &self,
+        first: Option<&NodeAddress>,
+        deadline: Option<Instant>,
+    ) {
         let own = Instant::now() + self.settings.connect_timeout + self.settings.response_timeout;
         let deadline = deadline.map_or(own, |deadline| deadline.min(own));
-        let mut last = match self.asking.try_lock() {
-            Ok(last) => last,
-            // A caller panicked in here once; the mutex guards only an instant.
-            Err(TryLockError::Poisoned(last)) => last.into_inner(),
-            Err(TryLockError::WouldBlock) => return,
-        };
-        let is_fresh = |last: Instant| last.elapsed() < INTERVAL;
-        if last.is_some_and(is_fresh) {
-            return;
-        }
+        let Some(_turn) = RefreshTurn::begin(&self.refreshes) else { return };
         let known = self.map();
         let mut masters: Vec<_> = known.masters().iter().collect();
         fastrand::shuffle(&mut masters);
-        let mut asked: Vec<&NodeAddress> = Vec::new();
-        for node in first.into_iter().chain(masters).chain(&self.seeds) {
-            if asked.contains(&node) {
-                continue;
-            }
-            asked.push(node);
-            match self.ask(node, deadline) {
+        for node in each_once(first.into_iter().chain(masters).chain(&self.seeds)) {
+            match self.ask::<I>(node, deadline).await {
                 Ok(map) => {
-                    let (masters, served) = (map.masters().len(), map.slots_served());
-                    *self.map.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(map);
-                    self.generation.fetch_add(1, Ordering::Release);
-                    *lock(&self.failure) = None;
-                    // Logged later: a tracing subscriber may need the map.
-                    let node = node.clone();
-                    self.log_thread.log(Level::DEBUG, move || {
-                        tracing::debug!(
-                            server.address = %node.host, server.port = node.port, masters, served,
-                            "slot map refreshed"
-                        );
-                    });
+                    self.set(map, node);
                     break;
                 }
-                Err(error) => {
-                    let (node, cause) = (node.clone(), error.clone());
-                    self.log_thread.log(Level::DEBUG, move || {
-                        tracing::debug!(
-                            server.address = %node.host, server.port = node.port,
-                            error = %format_args!("{cause:#}"), "no slot map from this node"
-                        );
-                    });
-                    // The end of the caller's time proves less than an earlier failure.
-                    let late =
-                        error.kind() == ConnectionErrorKind::TimedOut && Instant::now() >= deadline;
-                    let mut failure = lock(&self.failure);
-                    if !late || failure.is_none() {
-                        *failure = Some(error);
-                    }
-                }
+                Err(error) => self.on_failure(error, node, Instant::now() >= deadline),
             }
             if Instant::now() >= deadline {
                 break;
             }
         }
-        *last = Some(Instant::now());
     }
 
-    fn ask(&self, node: &NodeAddress, deadline: Instant) -> Result<SlotMap, ConnectionError> {
+    /// Takes the map that the node has returned.
+    fn set(&self, map: SlotMap, node: &NodeAddress) {
+        let (masters, served) = (map.masters().len(), map.slots_served());
+        *self.map.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(map);
+        self.generation.fetch_add(1, Ordering::Release);
+        *lock(&self.failure) = None;
+        // Logged later: a tracing subscriber may need the map.
+        let node = node.clone();
+        self.log_thread.log(Level::DEBUG, move || {
+            tracing::debug!(
+                server.address = %node.host, server.port = node.port, masters, served,
+                "slot map refreshed"
+            );
+        });
+    }
+
+    /// Records that the node has returned no map. `late`: the caller's time is over.
+    fn on_failure(&self, error: ConnectionError, node: &NodeAddress, late: bool) {
+        let (node, cause) = (node.clone(), error.clone());
+        self.log_thread.log(Level::DEBUG, move || {
+            tracing::debug!(
+                server.address = %node.host, server.port = node.port,
+                error = %format_args!("{cause:#}"), "no slot map from this node"
+            );
+        });
+        // The end of the caller's time proves less than an earlier failure.
+        let proves_less = late && error.kind() == ConnectionErrorKind::TimedOut;
+        let mut failure = lock(&self.failure);
+        if !proves_less || failure.is_none() {
+            *failure = Some(error);
+        }
+    }
+
+    async fn ask<I: Io>(
+        &self,
+        node: &NodeAddress,
+        deadline: Instant,
+    ) -> Result<SlotMap, ConnectionError> {
         let refused = |_| ConnectionError::unexpected("an address that cannot be used");
         let endpoint = self.endpoint(node).map_err(refused)?;
-        let mut connection =
-            now(Threads::open(&endpoint, &self.settings, OpenOptions::for_query(0, deadline)))?;
+        let options = OpenOptions::for_query(0, deadline);
+        let mut connection = I::open(&endpoint, &self.settings, options).await?;
         let limit = Deadline::after(self.settings.response_timeout).capped(deadline);
-        let tls = is_tls(&self.template);
-        let shards = question(&mut connection, "SHARDS", limit)?;
-        let map = SlotMap::of_shards(&shards, &node.host, tls);
+        let shards = question(&mut connection, "SHARDS", limit).await?;
+        let map = SlotMap::of_shards(&shards, &node.host, is_tls(&self.template));
         if let Some(map) = &map
             && map.slots_served() == usize::from(SLOTS)
         {
             return Ok(map.clone());
         }
-        // Older servers do not know SHARDS; and if slots are missing, the other reply may have
-        // them.
-        let slots = question(&mut connection, "SLOTS", limit)?;
-        let other = SlotMap::of_slots(&slots, &node.host);
-        let best = map.into_iter().chain(other).max_by_key(SlotMap::slots_served);
-        best.filter(|map| map.slots_served() > 0).ok_or_else(|| match slots {
-            Value::ServerError(error) => ConnectionError::refused(
-                crate::protocol::server_error::ServerError::from_reply(&error, false),
-            ),
-            _ => ConnectionError::refused(unserved(None)),
-        })
+        let slots = question(&mut connection, "SLOTS", limit).await?;
+        better(map, slots, node)
     }
 }
 
-fn question(
-    connection: &mut Connection,
+/// Returns each node once, at its first place.
+fn each_once<'n>(nodes: impl Iterator<Item = &'n NodeAddress>) -> Vec<&'n NodeAddress> {
+    let mut once = Vec::new();
+    for node in nodes {
+        if !once.contains(&node) {
+            once.push(node);
+        }
+    }
+    once
+}
+
+/// Returns the map that serves more slots: the one of SHARDS, or the one of the reply to SLOTS. Older
+/// servers do not know SHARDS; and if slots are missing, the other reply may have them.
+fn better(
+    map: Option<SlotMap>,
+    slots: Value,
+    node: &NodeAddress,
+) -> Result<SlotMap, ConnectionError> {
+    let other = SlotMap::of_slots(&slots, &node.host);
+    let best = map.into_iter().chain(other).max_by_key(SlotMap::slots_served);
+    best.filter(|map| map.slots_served() > 0).ok_or_else(|| match slots {
+        Value::ServerError(error) => {
+            ConnectionError::refused(ServerError::from_reply(&error, false))
+        }
+        _ => ConnectionError::refused(unserved(None)),
+    })
+}
+
+async fn question<W: Wire>(
+    connection: &mut Connection<W>,
     word: &'static str,
     limit: Deadline,
 ) -> Result<Value, ConnectionError> {
     let mut bytes = Vec::with_capacity(64);
     encode::command(&mut bytes, &["CLUSTER", word], |_| {});
     let mut reply = Value::Nil;
-    now(connection.ask(&bytes, 1, limit, |_, value| reply = value)).map_err(|(_, error)| error)?;
-    Ok(reply)
+    let asked = connection.ask(&bytes, 1, limit, |_, value| reply = value).await;
+    asked.map(|()| reply).map_err(|(_, error)| error)
+}
+
+/// Whether a refresh runs, and when the last one ended.
+#[derive(Debug, Default)]
+struct Refreshes {
+    running: bool,
+    ended: Option<Instant>,
+}
+
+/// The only refresh that runs. Its drop ends the refresh, also while a panic unwinds.
+struct RefreshTurn<'c>(&'c Mutex<Refreshes>);
+
+impl Drop for RefreshTurn<'_> {
+    fn drop(&mut self) {
+        *lock(self.0) = Refreshes { running: false, ended: Some(Instant::now()) };
+    }
+}
+
+impl<'c> RefreshTurn<'c> {
+    /// `None`: a refresh runs, or has just ended.
+    fn begin(refreshes: &'c Mutex<Refreshes>) -> Option<Self> {
+        let mut state = lock(refreshes);
+        let is_fresh = |ended: Instant| ended.elapsed() < INTERVAL;
+        if state.running || state.ended.is_some_and(is_fresh) {
+            return None;
+        }
+        state.running = true;
+        Some(Self(refreshes))
+    }
 }
 
 impl fmt::Debug for SlotMapCache {
@@ -233,5 +280,105 @@ impl fmt::Debug for SlotMapCache {
             .field("seeds", &self.seeds)
             .field("map", &self.map())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{Future, pending};
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    use super::*;
+    use crate::connection::io::Io;
+    use crate::connection::transport::Transport;
+    use crate::sync::now::now;
+
+    /// No connection is ever opened.
+    struct Silent;
+
+    impl Io for Silent {
+        type Wire = Transport;
+
+        async fn pause(_: Duration) {
+            pending().await
+        }
+
+        async fn open(
+            _: &Endpoint,
+            _: &Settings,
+            _: OpenOptions,
+        ) -> Result<Connection, ConnectionError> {
+            pending().await
+        }
+    }
+
+    fn cache() -> SlotMapCache {
+        let node = redis::IntoConnectionInfo::into_connection_info("redis://127.0.0.1:1").unwrap();
+        SlotMapCache::new(vec![node], Arc::new(Settings::default())).unwrap()
+    }
+
+    /// Returns whether the refresh asks a node.
+    fn asks(refresh: impl Future<Output = ()>) -> bool {
+        pin!(refresh).poll(&mut Context::from_waker(Waker::noop())).is_pending()
+    }
+
+    #[test]
+    fn a_refresh_may_move_between_threads_on_each_side() {
+        fn is_send<T: Send>(_: &T) {}
+        fn refresh_is_send<I: Io>(cache: &SlotMapCache) {
+            is_send(&cache.refresh::<I>(None, None));
+        }
+        refresh_is_send::<Silent>(&cache());
+    }
+
+    #[test]
+    fn one_refresh_runs_at_a_time_and_a_dropped_one_lets_the_next_begin() {
+        let cache = cache();
+        let mut first = Box::pin(cache.refresh::<Silent>(None, None));
+        assert!(first.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        now(cache.refresh::<Silent>(None, None));
+        drop(first);
+        let ended = lock(&cache.refreshes).ended.unwrap();
+        while !asks(cache.refresh::<Silent>(None, None)) {
+            assert!(ended.elapsed() < Duration::from_secs(20), "no refresh begins again");
+        }
+        assert!(ended.elapsed() >= INTERVAL, "right after another one");
+    }
+
+    #[test]
+    fn a_panic_ends_the_refresh() {
+        let refreshes = Mutex::default();
+        let panicked = std::panic::catch_unwind(|| {
+            let _turn = RefreshTurn::begin(&refreshes).unwrap();
+            panic!("planted");
+        });
+        assert!(panicked.is_err());
+        let state = lock(&refreshes);
+        assert!(!state.running && state.ended.is_some());
+    }
+
+    #[test]
+    fn each_node_is_asked_once_the_named_one_first() {
+        let node = |port| NodeAddress::new("node", port);
+        let (moved, masters, seeds) = (node(2), [node(1), node(2), node(3)], [node(3), node(4)]);
+        let asked = each_once([&moved].into_iter().chain(&masters).chain(&seeds));
+        assert_eq!(asked, [&node(2), &node(1), &node(3), &node(4)]);
+    }
+
+    #[test]
+    fn the_end_of_the_time_does_not_hide_an_earlier_failure() {
+        let cache = cache();
+        let node = NodeAddress::new("node", 1);
+        let timed_out = || ConnectionError::timed_out("no reply");
+        let kind = || cache.failure().unwrap().kind();
+        cache.on_failure(timed_out(), &node, true);
+        assert_eq!(kind(), ConnectionErrorKind::TimedOut);
+        cache.on_failure(ConnectionError::unexpected("a refusal"), &node, true);
+        let refusal = kind();
+        cache.on_failure(timed_out(), &node, true);
+        assert_eq!(kind(), refusal);
+        cache.on_failure(timed_out(), &node, false);
+        assert_eq!(kind(), ConnectionErrorKind::TimedOut);
     }
 }
