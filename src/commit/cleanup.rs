@@ -6,11 +6,13 @@ use std::panic::Location;
 use redis::Value;
 use tracing::Level;
 
+use crate::commit::side::Side;
 use crate::connection::connection::Interruption;
 use crate::connection::deadline::Deadline;
 use crate::error::any::Error;
 use crate::error::applied::Applied;
 use crate::pool::line::Line;
+use crate::pool::server_pool::PinnedLine;
 use crate::protocol::connection_state::{CloseReason, Expect};
 use crate::protocol::resp::encode::{DISCARD, UNWATCH};
 use crate::protocol::resp::reply::Reply;
@@ -82,4 +84,16 @@ pub(crate) async fn clean_or_log<L: Line>(
             tracing::debug!(error = %format_args!("{error:#}"), begun_at, "cleaning failed, connection replaced");
         });
     }
+}
+
+/// Ends a scope whose transaction is discarded, and returns the connection and the permit. Dropped
+/// before its end, it leaves a connection that is closed.
+pub(crate) async fn end_scope<P: Side>(pin: P::Pin) -> Result<(), Error> {
+    let mut call = pin.call()?;
+    call.log_later(Level::DEBUG, || tracing::debug!("discard"));
+    let cleaned = clean(&mut *call).await;
+    // The connection is returned before the permit.
+    drop(call);
+    drop(pin);
+    cleaned
 }

@@ -10,3 +10,5 @@ pub(crate) mod plan;
 pub(crate) mod prepare;
 pub(crate) mod resolve;
 pub(crate) mod send;
+pub(crate) mod side;
+pub(crate) mod threads;

@@ -7,6 +7,7 @@ use crate::commit::lock_check::LockCheck;
 use crate::error::any::CommitError;
 use crate::error::in_doubt::ResolveCommit;
 use crate::pool::router::Router;
+use crate::pool::server_pool::ServerPool;
 use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::idempotency_key::IdempotencyKey;
 use crate::protocol::replication::Durability;
@@ -34,7 +35,7 @@ pub(crate) struct CommitPlan {
 
 impl CommitPlan {
     /// Returns the slot binding of a transaction that has no key yet: a lock's key is one.
-    pub(crate) fn binding(&self, router: &Router) -> SlotBinding {
+    pub(crate) fn binding<P: ServerPool>(&self, router: &Router<P>) -> SlotBinding {
         match (router.binding(), &self.lock_check) {
             (SlotBinding::Pending, Some(lock_check)) => SlotBinding::Slot(lock_check.lock.slot()),
             (binding, _) => binding,

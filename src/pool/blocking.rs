@@ -2,7 +2,6 @@
 //!
 //! After the pool was closed, no blocking command begins.
 
-use std::net::Shutdown;
 use std::panic::Location;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -73,8 +72,7 @@ impl BlockingCommands {
         let mut state = lock(&self.state);
         state.closed = true;
         for socket in state.entries.iter().filter_map(|entry| entry.socket.as_ref()?.upgrade()) {
-            // The shutdown fails if the server closed the connection first.
-            let _: std::io::Result<()> = socket.shutdown(Shutdown::Both);
+            socket.shut_down();
         }
     }
 

@@ -24,6 +24,7 @@ use crate::pool::context::PoolContext;
 use crate::pool::core::PoolCore;
 use crate::pool::idle::TakenConnection;
 use crate::pool::line::Line;
+use crate::process::sockets::OwnSocket;
 use crate::protocol::connection_state::CloseReason;
 use crate::settings::settings::Settings;
 use crate::sync::now::now;
@@ -93,6 +94,11 @@ impl Checkout {
     /// The number of the permit.
     pub(crate) fn permit_number(&self) -> usize {
         self.permit.number
+    }
+
+    /// The connection's socket, if there is a connection.
+    pub(crate) fn socket(&self) -> Option<&Arc<OwnSocket>> {
+        self.connection.as_ref()?.socket()
     }
 
     pub(crate) fn pool(&self) -> &Arc<PoolCore> {
@@ -251,8 +257,7 @@ impl Line for Checkout {
         &self,
         command: &BlockingCommand,
     ) -> Result<impl Send + use<>, CheckoutError> {
-        let socket = self.connection.as_ref().and_then(|connection| connection.socket());
-        self.permit.core.blocking.begin(command, socket).ok_or(CheckoutError::Closed)
+        self.permit.core.blocking.begin(command, self.socket()).ok_or(CheckoutError::Closed)
     }
 
     fn is_closed(&self) -> bool {

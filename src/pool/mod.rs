@@ -19,6 +19,7 @@ pub(crate) mod pool;
 pub(crate) mod redirect_pause;
 pub(crate) mod retry_budget;
 pub(crate) mod router;
+pub(crate) mod scope_origin;
 pub(crate) mod scopes;
 pub(crate) mod semaphore;
 pub(crate) mod server_pool;

@@ -26,7 +26,7 @@ use crate::pool::config::PoolConfig;
 use crate::pool::line::{Line, ensure_alive};
 use crate::pool::pool::Pool;
 use crate::pool::router::slot_map_refresh::SlotMapCache;
-use crate::pool::scopes::ScopeOrigin;
+use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::server_pool::{BatchCheckout, ServerPool};
 use crate::protocol::batch::BatchRequest;
 use crate::protocol::cluster::route::Route;

@@ -1,18 +1,20 @@
 //! The open scopes of a pool, with connection, start and place of each; and the reaper.
 //!
-//! There is one entry for each permit. A scope's checkout is in its entry, and every call of the
-//! scope runs under the entry's mutex. The scope itself has only the entry's number and a
-//! generation. So a scope that was forgotten, or whose thread never returns, keeps no connection. A
-//! known outcome is never overwritten, and the reaper never waits for a scope.
+//! There is one entry for each permit. A scope's checkout is in its entry, is taken out for a call of
+//! the scope, and is put back when the call ends. The scope itself has only the entry's number and a
+//! generation. So a scope that was forgotten, or whose thread never returns, keeps no connection. No
+//! mutex is locked while a call talks to the server. A known outcome is never overwritten.
 
 use std::any::Any;
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 use std::panic::Location;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, TryLockError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
+use scopeguard::{ScopeGuard, guard};
 use tracing::Level;
 
 use crate::error::open_scope::OpenScope;
@@ -21,18 +23,12 @@ use crate::logging::deferred::LogThread;
 use crate::pool::checkout::Checkout;
 use crate::pool::core::PoolCore;
 use crate::pool::line::Line;
+use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::semaphore::IsWaiting;
+use crate::pool::server_pool::PinnedLine;
+use crate::process::sockets::OwnSocket;
 use crate::protocol::connection_state::CloseReason;
 use crate::sync::{lock, this_thread, thread_name};
-
-/// The place that began a scope, and the kind of the scope.
-#[derive(Clone, Debug)]
-pub(crate) struct ScopeOrigin {
-    pub(crate) name: Option<Arc<str>>,
-    pub(crate) place: &'static Location<'static>,
-    /// A closure cannot leave its thread; a guard can.
-    pub(crate) is_closure: bool,
-}
 
 /// The open scopes of one pool. An open scope keeps them alive, and the pool with them, until it
 /// ends or is reclaimed.
@@ -44,19 +40,29 @@ pub(crate) struct OpenScopes {
 #[derive(Default)]
 struct Entry {
     held: Mutex<HeldConnection>,
-    /// Not under the mutex of `held`, so that a diagnosis never waits for a call.
     info: Mutex<Option<ScopeInfo>>,
     /// Number of the scope's calls. From it the reaper knows that a scope is in use.
     uses: AtomicU64,
-    /// The generation of the scope that the reaper found too old during a call. By the time this is
-    /// written, the entry may belong to another scope.
-    expired: AtomicU64,
 }
 
 #[derive(Default)]
 struct HeldConnection {
     generation: u64,
+    /// `None`: there is no scope, or it is inside a call.
     checkout: Option<KeptCheckout>,
+    /// The connection of the running call, so that closing the pool ends the call.
+    socket: Option<Weak<OwnSocket>>,
+    /// What happened to the scope during its call.
+    mark: Option<Mark>,
+}
+
+/// What happened to a scope during its call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mark {
+    /// The scope is to be reclaimed when its call ends.
+    Expired,
+    /// The scope ended.
+    Ended,
 }
 
 /// The scope itself holds the pool and its router weakly; this entry keeps them alive.
@@ -113,7 +119,7 @@ impl OpenScopes {
             let mut held = lock(&entry.held);
             held.generation += 1;
             let kept = KeptCheckout { checkout, _scopes: Arc::clone(self), _router: router };
-            held.checkout = Some(kept);
+            (held.checkout, held.mark) = (Some(kept), None);
             generation = held.generation;
             let thread = this_thread();
             let thread_name = thread_name();
@@ -219,17 +225,23 @@ struct LastSeen {
 }
 
 impl Entry {
+    /// Reclaims the scope. One that is inside a call is marked, and reclaimed when the call ends;
+    /// without `log_thread` the pool is closed, and the call fails now.
     fn expire(&self, info: &ScopeInfo, limit: Duration, log_thread: Option<&Arc<LogThread>>) {
-        let mut held = match self.held.try_lock() {
-            Ok(held) => held,
-            // A call in this entry panicked once, in this scope or in an earlier one.
-            Err(TryLockError::Poisoned(held)) => held.into_inner(),
-            Err(TryLockError::WouldBlock) => {
-                return self.expired.store(info.generation, Ordering::Relaxed);
+        let mut held = lock(&self.held);
+        if held.generation != info.generation {
+            return;
+        }
+        if held.checkout.is_none() {
+            held.mark.get_or_insert(Mark::Expired);
+            let socket = held.socket.as_ref().and_then(Weak::upgrade);
+            drop(held);
+            if let (Some(socket), None) = (socket, log_thread) {
+                socket.shut_down();
             }
-        };
-        let current = held.generation == info.generation;
-        let reclaimed = if current { self.take(&mut held) } else { None };
+            return;
+        }
+        let reclaimed = self.take(&mut held);
         drop(held);
         reclaim(reclaimed, limit, log_thread);
     }
@@ -280,42 +292,37 @@ pub(crate) struct PinnedConnection {
 }
 
 impl PinnedConnection {
-    /// Runs a call of the scope.
-    ///
-    /// # Errors
-    /// The scope was reclaimed before the call. Once `call` has run, its result stands.
-    pub(crate) fn with<R>(&self, call: impl FnOnce(&mut Checkout) -> R) -> Result<R, PinExpired> {
+    fn expired(&self) -> PinExpired {
+        PinExpired::new(self.begun.elapsed(), self.limit, self.place)
+    }
+}
+
+impl PinnedLine for PinnedConnection {
+    type Line = Checkout;
+    type Call = ScopeCall;
+
+    /// A second call during the first one fails as if the scope were reclaimed.
+    fn call(&self) -> Result<ScopeCall, PinExpired> {
         let scopes = self.scopes.upgrade().ok_or_else(|| self.expired())?;
         let entry = scopes.entries.get(self.index).ok_or_else(|| self.expired())?;
         let mut held = lock(&entry.held);
         let mine = held.generation == self.generation;
-        let kept = held.checkout.as_mut().filter(|_| mine).ok_or_else(|| self.expired())?;
-        entry.uses.fetch_add(1, Ordering::Relaxed);
-        let result = call(&mut kept.checkout);
-        entry.uses.fetch_add(1, Ordering::Relaxed);
-        let expired = entry.expired.load(Ordering::Relaxed) == self.generation;
-        let reclaimed = if expired { entry.take(&mut held) } else { None };
+        let kept = if mine { held.checkout.take() } else { None };
+        let kept = kept.ok_or_else(|| self.expired())?;
+        held.socket = kept.checkout.socket().map(Arc::downgrade);
         drop(held);
-        reclaim(reclaimed, self.limit, None);
-        Ok(result)
+        entry.uses.fetch_add(1, Ordering::Relaxed);
+        let (index, limit) = (self.index, self.limit);
+        let taken = TakenCheckout { scopes, index, limit, kept };
+        Ok(ScopeCall(guard(taken, TakenCheckout::put_back)))
     }
 
-    /// Runs the scope's last call, then returns the connection and the permit, in this order.
-    pub(crate) fn end<R>(self, call: impl FnOnce(&mut Checkout) -> R) -> Result<R, PinExpired> {
-        self.with(call)
-    }
-
-    /// Shows the reaper that the scope is in use although it sends nothing.
-    pub(crate) fn touch(&self) {
+    fn touch(&self) {
         if let Some(scopes) = self.scopes.upgrade()
             && let Some(entry) = scopes.entries.get(self.index)
         {
             entry.uses.fetch_add(1, Ordering::Relaxed);
         }
-    }
-
-    fn expired(&self) -> PinExpired {
-        PinExpired::new(self.begun.elapsed(), self.limit, self.place)
     }
 }
 
@@ -328,6 +335,10 @@ impl Drop for PinnedConnection {
         let Some(entry) = scopes.entries.get(self.index) else { return };
         let mut held = lock(&entry.held);
         if held.generation != self.generation {
+            return;
+        }
+        if held.checkout.is_none() {
+            held.mark = Some(Mark::Ended);
             return;
         }
         let reclaimed = entry.take(&mut held);
@@ -343,5 +354,51 @@ impl fmt::Debug for PinnedConnection {
             .field("entry", &self.index)
             .field("begun_at", &format_args!("{}", self.place))
             .finish_non_exhaustive()
+    }
+}
+
+/// The connection of a scope, taken out of its entry for one call. On drop it is put back. If the
+/// scope was reclaimed or ended meanwhile, connection and permit are returned instead.
+pub(crate) struct ScopeCall(ScopeGuard<TakenCheckout, fn(TakenCheckout)>);
+
+struct TakenCheckout {
+    scopes: Arc<OpenScopes>,
+    index: usize,
+    limit: Duration,
+    kept: KeptCheckout,
+}
+
+impl TakenCheckout {
+    fn put_back(self) {
+        if self.scopes.core.settings().is_forked_child() {
+            // The connection belongs to the parent, and the mutex may stay locked forever.
+            return std::mem::forget(self);
+        }
+        let Some(entry) = self.scopes.entries.get(self.index) else { return };
+        entry.uses.fetch_add(1, Ordering::Relaxed);
+        let mut held = lock(&entry.held);
+        held.checkout = Some(self.kept);
+        held.socket = None;
+        let mark = held.mark.take();
+        let taken = mark.and_then(|_| entry.take(&mut held));
+        drop(held);
+        match mark {
+            Some(Mark::Expired) => reclaim(taken, self.limit, None),
+            Some(Mark::Ended) | None => drop(taken),
+        }
+    }
+}
+
+impl Deref for ScopeCall {
+    type Target = Checkout;
+
+    fn deref(&self) -> &Checkout {
+        &self.0.kept.checkout
+    }
+}
+
+impl DerefMut for ScopeCall {
+    fn deref_mut(&mut self) -> &mut Checkout {
+        &mut self.0.kept.checkout
     }
 }

@@ -15,7 +15,7 @@ use crate::pool::batch_response::BatchResponse;
 use crate::pool::config::PoolConfig;
 use crate::pool::context::PoolContext;
 use crate::pool::line::Line;
-use crate::pool::scopes::ScopeOrigin;
+use crate::pool::scope_origin::ScopeOrigin;
 use crate::protocol::batch::BatchRequest;
 use crate::status::node::NodeStatus;
 
@@ -23,7 +23,7 @@ use crate::status::node::NodeStatus;
 pub(crate) trait ServerPool: Clone + Send + Sync + 'static {
     type Io: Io;
     type Line: Line<Wire = <Self::Io as Io>::Wire>;
-    type Pin: Send + Sync;
+    type Pin: PinnedLine<Line = Self::Line>;
     /// A reference that does not keep the pool alive.
     type Weak: Send + Sync + 'static;
 
@@ -97,7 +97,6 @@ pub(crate) trait ServerPool: Clone + Send + Sync + 'static {
 }
 
 /// A scope's access to its connection.
-#[expect(dead_code, reason = "the scopes' access is being moved behind it")]
 pub(crate) trait PinnedLine: Send + Sync {
     type Line: Line;
     /// The connection for one call of the scope. Its drop ends the call.

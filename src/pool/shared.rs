@@ -1,6 +1,5 @@
 //! The state that a pool shares with the threads that open its connections.
 
-use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -100,8 +99,7 @@ impl PoolShared {
     pub(crate) fn shut_down_sockets(&self) {
         for socket in std::mem::take(&mut *lock(&self.sockets)) {
             if let Some(socket) = socket.upgrade() {
-                // The shutdown fails if the peer closed the connection first.
-                let _: std::io::Result<()> = socket.shutdown(Shutdown::Both);
+                socket.shut_down();
             }
         }
     }

@@ -13,7 +13,8 @@ use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
 use crate::pool::line::Line;
 use crate::pool::router::Router;
-use crate::pool::scopes::ScopeOrigin;
+use crate::pool::scope_origin::ScopeOrigin;
+use crate::pool::server_pool::PinnedLine;
 use crate::pooled::request::Request;
 use crate::pooled::tag_errors::{self, CallKind};
 use crate::pooled::{fan_out, recent_replies};
@@ -139,21 +140,22 @@ impl Pooled {
         let started = Instant::now();
         let deadline = started + self.router.settings().checkout_timeout;
         let pin = now(self.router.pin(&Route::default(), &owner, deadline))?;
-        pin.end(|checkout| {
-            let pool = checkout.pool().clone();
-            while !checkout.has_connection() {
-                now(checkout.connect(deadline))?;
-            }
-            let connection = checkout.current().ok_or(CheckoutError::Closed)?;
-            let raw = connection.open_raw(pool.endpoint(), pool.settings());
-            let waited = started.elapsed();
-            let raw = raw.map_err(|source| CheckoutError::Connect { waited, source })?;
-            // The replies of that connection are not the handle's, and neither are its errors.
-            recent_replies::clear();
-            let result = f(raw);
-            recent_replies::clear();
-            Ok(result)
-        })?
+        let mut checkout = pin.call()?;
+        let pool = checkout.pool().clone();
+        while !checkout.has_connection() {
+            now(checkout.connect(deadline))?;
+        }
+        let connection = checkout.current().ok_or(CheckoutError::Closed)?;
+        let raw = connection.open_raw(pool.endpoint(), pool.settings());
+        let waited = started.elapsed();
+        let raw = raw.map_err(|source| CheckoutError::Connect { waited, source })?;
+        // The replies of that connection are not the handle's, and neither are its errors.
+        recent_replies::clear();
+        let result = f(raw);
+        recent_replies::clear();
+        // The connection is returned before the permit.
+        drop(checkout);
+        Ok(result)
     }
 
     fn request(

@@ -1,7 +1,7 @@
 //! A socket that a forked child forgets instead of closing: its number may be another file's there.
 
 use std::mem;
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -20,6 +20,11 @@ impl OwnSocket {
         let process = Process::here();
         descriptors::on_open(&stream);
         Self { stream: Arc::new(stream), process }
+    }
+
+    /// Ends the connection for every user of the socket. Returns false if it had ended before.
+    pub(crate) fn shut_down(&self) -> bool {
+        self.stream.shutdown(Shutdown::Both).is_ok()
     }
 }
 

@@ -4,6 +4,8 @@
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
+use tracing::Span;
+
 /// Polls `future` once and returns its output.
 ///
 /// # Panics
@@ -16,4 +18,11 @@ pub(crate) fn now<T>(future: impl Future<Output = T>) -> T {
         #[expect(clippy::unreachable, reason = "each of its waits blocks the thread instead")]
         Poll::Pending => unreachable!("a future of the blocking side waits for a task"),
     }
+}
+
+/// Polls a decision once, inside a span.
+#[inline(always)]
+pub(crate) fn now_in<T>(span: &Span, future: impl Future<Output = T>) -> T {
+    let _in = span.enter();
+    now(future)
 }

@@ -2,8 +2,9 @@
 
 use crate::commit::plan::CommitPlan;
 use crate::pool::router::Router;
-use crate::pool::scopes::ScopeOrigin;
+use crate::pool::scope_origin::ScopeOrigin;
 use crate::protocol::queue::CommandQueue;
+use crate::transaction::chunk;
 use crate::transaction::commands::sealed::Queue;
 use crate::transaction::pending::Pending;
 use crate::transaction::pinned::Pinned;
@@ -50,7 +51,7 @@ impl Queue for Block {
 
     fn queued(&mut self) {
         if let Some(pinned) = &mut self.pinned {
-            self.pending.queued(pinned);
+            chunk::queued(&mut self.pending, pinned);
         }
     }
 }

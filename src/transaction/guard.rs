@@ -5,9 +5,11 @@
 use std::marker::PhantomData;
 
 use crate::commit::outcome::Committed;
-use crate::error::any::Error;
+use crate::error::any::{CommitError, Error};
 use crate::protocol::queue::CommandQueue;
 use crate::reply::replies::Replies;
+use crate::sync::now::now_in;
+use crate::transaction::chunk;
 use crate::transaction::commands::sealed::Queue;
 use crate::transaction::outcome::Outcome;
 use crate::transaction::pending::Pending;
@@ -82,7 +84,7 @@ impl Transaction<Plain> {
     /// applied, `PartlyApplied` that some commands were applied, `InDoubt` that the reply was lost.
     /// With [`Error::Checkout`] and [`Error::PinExpired`] nothing was applied.
     pub fn commit(mut self) -> Result<Replies, Error> {
-        match self.pending.commit(&mut self.pinned)? {
+        match self.send()? {
             Committed::Applied(replies) => Ok(self.pending.keep(replies)),
             // Without a watch there is no conflict: see `commit::outcome`.
             Committed::Conflict => Err(Error::RetriesExhausted { attempts: 1 }),
@@ -96,7 +98,7 @@ impl Transaction<Watched> {
     /// # Errors
     /// As [`Transaction::<Plain>::commit`]. A conflict is no error but an [`Outcome`].
     pub fn commit(mut self) -> Result<Outcome, Error> {
-        Ok(match self.pending.commit(&mut self.pinned)? {
+        Ok(match self.send()? {
             Committed::Applied(replies) => Outcome::Committed(self.pending.keep(replies)),
             Committed::Conflict => Outcome::Conflict,
         })
@@ -108,13 +110,19 @@ impl<M: Mode> Transaction<M> {
         Self { pending, pinned, mode: PhantomData }
     }
 
+    fn send(&mut self) -> Result<Committed, CommitError> {
+        let span = self.pinned.span().clone();
+        now_in(&span, self.pending.commit(&mut self.pinned))
+    }
+
     /// Discards the transaction as its drop does, and returns whether that succeeded.
     ///
     /// # Errors
     /// The error of DISCARD or UNWATCH; the connection was then replaced. Nothing was applied
     /// either way.
     pub fn discard(mut self) -> Result<(), Error> {
-        self.pinned.discard()
+        let span = self.pinned.span().clone();
+        now_in(&span, self.pinned.discard())
     }
 
     /// Returns the failure that `commit` would already return: a refused command, a limit, or a
@@ -134,6 +142,6 @@ impl<M: Mode> Queue for Transaction<M> {
     }
 
     fn queued(&mut self) {
-        self.pending.queued(&mut self.pinned);
+        chunk::queued(&mut self.pending, &mut self.pinned);
     }
 }

@@ -12,8 +12,9 @@ use crate::error::hint::WithError;
 use crate::error::in_doubt::ResolveCommit;
 use crate::lock::guard::LockGuard;
 use crate::pool::router::Router;
-use crate::pool::scopes::ScopeOrigin;
+use crate::pool::scope_origin::ScopeOrigin;
 use crate::protocol::cluster::slot;
+use crate::sync::now::now_in;
 use crate::transaction::block::Block;
 use crate::transaction::condition::Condition;
 use crate::transaction::conditional::Conditional;
@@ -24,7 +25,7 @@ use crate::transaction::options::TransactionOptions;
 use crate::transaction::pending::Pending;
 use crate::transaction::pinned::Pinned;
 use crate::transaction::resolve::Resolve;
-use crate::transaction::retry_loop;
+use crate::transaction::threads;
 use crate::transaction::watch::Watch;
 
 /// The handle that opens transactions: only this handle sends MULTI and WATCH.
@@ -167,7 +168,9 @@ impl Transactional {
         }
         let mut pinned = Pinned::new(&self.router, owner, plan);
         let mut pending = Pending::new(pinned.settings(), pinned.plan(), binding);
-        pending.begin(&mut pinned).inspect_err(|error| pinned.record_failure(error))?;
+        let span = pinned.span().clone();
+        now_in(&span, pending.begin(&mut pinned))
+            .inspect_err(|error| pinned.record_failure(error))?;
         Ok(Transaction::new(pending, pinned))
     }
 
@@ -223,7 +226,7 @@ impl Transactional {
         self.router.here().map_err(Error::from)?;
         let owner = owner(&self.options, Location::caller(), true);
         let plan = self.options.commit_plan(&self.resolver, self.router.settings())?;
-        retry_loop::run_block(&self.router, owner, plan, self.options.policy(), closure)
+        threads::run_block(&self.router, owner, plan, self.options.policy(), closure)
     }
 
     /// Read, decide, write: the writes are applied only if none of `keys` changed meanwhile.

@@ -1,6 +1,8 @@
 //! The handles' scopes: blocks, transactions, watching scopes, savepoints and the command table.
 
 pub(crate) mod block;
+pub(crate) mod buffer_pool;
+pub(crate) mod chunk;
 pub(crate) mod commands;
 pub(crate) mod condition;
 pub(crate) mod conditional;
@@ -12,10 +14,12 @@ pub(crate) mod options;
 pub(crate) mod outcome;
 pub(crate) mod pending;
 pub(crate) mod pinned;
+pub(crate) mod reading;
 pub(crate) mod redirects;
 pub(crate) mod resolve;
 pub(crate) mod retry_loop;
 pub(crate) mod savepoint;
+pub(crate) mod threads;
 pub(crate) mod watch;
 pub(crate) mod watch_scope;
 pub(crate) mod watched_reads;

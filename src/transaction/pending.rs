@@ -2,15 +2,16 @@
 //!
 //! No command is sent past an open part, and a failure is kept to the end.
 
-use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::commit::batch;
+use crate::commit::cleanup;
 use crate::commit::commit;
 use crate::commit::outcome::{Committed, count};
 use crate::commit::plan::CommitPlan;
 use crate::commit::prepare::prepare;
+use crate::commit::side::Side;
 use crate::error::any::{CommitError, Error};
 use crate::error::checkout::CheckoutError;
 use crate::logging::rate_limit::LimitedEvent;
@@ -20,31 +21,16 @@ use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::queue::{CommandQueue, QueueError};
 use crate::reply::replies::Replies;
 use crate::settings::settings::Settings;
-use crate::sync::now::now;
+use crate::transaction::buffer_pool;
 use crate::transaction::pinned::Pinned;
 use crate::transaction::redirects::CheckoutBudget;
 
 /// Number of the next transaction; it distinguishes the handles of different transactions.
 static TRANSACTIONS: AtomicU64 = AtomicU64::new(1);
 
-/// Maximum size of the buffer that a thread keeps from one transaction to the next.
-const MAX_POOLED_BUFFER: usize = 64 * 1024;
-
-thread_local! {
-    /// The buffer of the thread's last transaction, for its next one.
-    static BUFFER_POOL: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
-}
-
-fn pooled_buffer() -> Vec<u8> {
-    BUFFER_POOL.try_with(Cell::take).unwrap_or_default()
-}
-
 impl Drop for Pending {
     fn drop(&mut self) {
-        let bytes = self.queue.take_bytes();
-        if bytes.capacity() <= MAX_POOLED_BUFFER {
-            let _: Result<(), _> = BUFFER_POOL.try_with(|buffer| buffer.set(bytes));
-        }
+        buffer_pool::put(self.queue.take_bytes());
     }
 }
 
@@ -60,7 +46,7 @@ impl Pending {
     #[inline]
     pub(crate) fn new(settings: &Settings, plan: &CommitPlan, binding: SlotBinding) -> Self {
         let transaction = TRANSACTIONS.fetch_add(1, Ordering::Relaxed);
-        let mut queue = CommandQueue::new(transaction, settings.limits(), pooled_buffer());
+        let mut queue = CommandQueue::new(transaction, settings.limits(), buffer_pool::take());
         queue.bind(binding);
         queue.show_full_text(settings.server_messages);
         if !plan.is_batchable() {
@@ -87,62 +73,68 @@ impl Pending {
     }
 
     /// Takes a connection now, and sends MULTI if it is to be sent at once.
-    pub(crate) fn begin(&mut self, pinned: &mut Pinned) -> Result<(), Error> {
+    pub(crate) async fn begin<P: Side>(&mut self, pinned: &mut Pinned<P>) -> Result<(), Error> {
         let deadline = pinned.checkout_deadline();
-        let span = pinned.span().clone();
-        let _in = span.enter();
         if self.queue.binding() == SlotBinding::Pending {
             // The first key will have the slot.
             return Ok(());
         }
-        pinned.pin(self.queue.binding().slot(), deadline)?;
+        pinned.pin(self.queue.binding().slot(), deadline).await?;
         pinned.log_on_return(tracing::Level::DEBUG, || tracing::debug!("begin"));
         if !pinned.plan().immediate {
             return Ok(());
         }
-        let begun =
-            pinned.call(|checkout, plan| now(prepare(checkout, &self.queue, plan, deadline)));
+        let mut line = pinned.line::<Error>()?;
+        let begun = prepare(&mut *line, &self.queue, pinned.plan(), deadline).await;
         begun.map_err(|error| match error {
             CommitError::NotSent { source } => *source,
             error => error.into(),
         })
     }
 
-    /// Sends a chunk if enough commands are queued. This is called after each command.
-    pub(crate) fn queued(&mut self, pinned: &mut Pinned) {
+    /// Called after each command. Returns whether enough commands are queued to send a chunk.
+    pub(crate) fn is_chunk_due<P: Side>(&mut self, pinned: &Pinned<P>) -> bool {
         pinned.touch();
         if self.failed.is_some() {
             self.queue.drop_pending();
-            return;
+            return false;
         }
         let due = self.queue.pending_bytes() >= pinned.settings().flush_bytes
             && self.queue.binding() != SlotBinding::Pending;
-        if due && !self.queue.has_open_savepoint() && self.queue.error().is_none() {
-            self.failed = self.flush(pinned).err();
-        }
+        due && !self.queue.has_open_savepoint() && self.queue.error().is_none()
+    }
+
+    /// Sends the queued commands, and keeps the failure to the end.
+    pub(crate) async fn flush<P: Side>(&mut self, pinned: &mut Pinned<P>) {
+        self.failed = self.send_chunk(pinned).await.err();
     }
 
     /// If the first chunk is redirected, it is sent again, unless a guard holds the connection.
-    fn flush(&mut self, pinned: &mut Pinned) -> Result<(), CommitError> {
+    async fn send_chunk<P: Side>(&mut self, pinned: &mut Pinned<P>) -> Result<(), CommitError> {
         pinned.here()?;
         let free = !pinned.is_pinned();
         let mut budget = CheckoutBudget::new(pinned.settings());
         loop {
             let deadline = budget.deadline;
-            let Err(error) = self.flush_once(pinned, deadline) else { return Ok(()) };
-            let redirectable = free && !self.queue.is_flushed();
-            let next = redirectable.then(|| pinned.redirect_for(&error, deadline)).flatten();
-            let Some(route) = budget.follow(next) else { return Err(error) };
-            pinned.release_or_log();
+            let Err(error) = self.try_chunk(pinned, deadline).await else { return Ok(()) };
+            let next = match free && !self.queue.is_flushed() {
+                true => pinned.redirect_for(&error, deadline).await,
+                false => None,
+            };
+            let Some(route) = budget.follow::<P::Io>(next).await else { return Err(error) };
+            pinned.release_or_log().await;
             pinned.set_route(route);
         }
     }
 
-    fn flush_once(&mut self, pinned: &mut Pinned, deadline: Instant) -> Result<(), CommitError> {
-        let span = pinned.span().clone();
-        let _in = span.enter();
-        pinned.pin(self.queue.binding().slot(), deadline)?;
-        pinned.call(|checkout, plan| now(commit::flush(checkout, &mut self.queue, plan, deadline)))
+    async fn try_chunk<P: Side>(
+        &mut self,
+        pinned: &mut Pinned<P>,
+        deadline: Instant,
+    ) -> Result<(), CommitError> {
+        pinned.pin(self.queue.binding().slot(), deadline).await?;
+        let mut line = pinned.line::<CommitError>()?;
+        commit::flush(&mut *line, &mut self.queue, pinned.plan(), deadline).await
     }
 
     /// Returns the failure that the commit will return, if there is one already.
@@ -164,35 +156,75 @@ impl Pending {
         !self.queue.is_flushed() && self.failed.is_none()
     }
 
-    /// Commits, and returns the connection to the pool before this returns.
-    pub(crate) fn commit(&mut self, pinned: &mut Pinned) -> Result<Committed, CommitError> {
+    /// Commits, and returns the connection to the pool before this returns. Dropped before its end,
+    /// it leaves the connection to the drop of `pinned`; EXEC may have been sent.
+    pub(crate) async fn commit<P: Side>(
+        &mut self,
+        pinned: &mut Pinned<P>,
+    ) -> Result<Committed, CommitError> {
         let deadline = pinned.checkout_deadline();
-        let committed = self.attempt(pinned, deadline);
+        let committed = self.attempt(pinned, deadline).await;
         if let Err(error) = &committed {
             // The redirect is not followed here, but a later attempt knows it.
-            let _: Option<Redirect> = pinned.redirect_for(error, deadline);
+            let _: Option<Redirect> = pinned.redirect_for(error, deadline).await;
         }
         self.record(pinned, &committed);
         committed
     }
 
     /// The same, if commands that were not sent may be attempted again.
-    pub(crate) fn attempt(
+    pub(crate) async fn attempt<P: Side>(
         &mut self,
-        pinned: &mut Pinned,
+        pinned: &mut Pinned<P>,
         deadline: Instant,
     ) -> Result<Committed, CommitError> {
         pinned.here()?;
-        let span = pinned.span().clone();
-        let _in = span.enter();
         self.queue.rollback_deeper(0);
-        let committed = match self.failure().or_else(|| self.missing_slot_error()) {
-            Some(failure) => {
-                pinned.release_or_log();
-                Err(failure)
+        let committed = if let Some(failure) = self.failure().or_else(|| self.missing_slot_error())
+        {
+            pinned.release_or_log().await;
+            Err(failure)
+        } else {
+            let committed = if pinned.plan().watched || pinned.is_pinned() {
+                self.finish(pinned, deadline).await
+            } else if self.queue.commands() == 0 && pinned.plan().idempotency_key.is_none() {
+                return self.log(Ok(Committed::Applied(Replies::none(self.queue.transaction()))));
+            } else {
+                // The connection is borrowed for the commit only. No code of the caller's runs
+                // meanwhile, so there is no scope to reclaim.
+                match pinned.router() {
+                    Some(router) => {
+                        pinned.set_slot(self.queue.binding().slot());
+                        let to = (&router, pinned.route());
+                        batch::commit_block(to, &mut self.queue, pinned.plan(), deadline).await
+                    }
+                    None => Err(CheckoutError::Closed.into()),
+                }
+            };
+            if let Some(router) = pinned.router() {
+                count(router.counters(), &committed);
             }
-            None => self.send(pinned, deadline).map_err(|error| self.cross_slot_error(error)),
+            committed.map_err(|error| self.cross_slot_error(error))
         };
+        self.log(committed)
+    }
+
+    /// Commits on the pinned connection, as the scope's last call.
+    async fn finish<P: Side>(
+        &mut self,
+        pinned: &mut Pinned<P>,
+        deadline: Instant,
+    ) -> Result<Committed, CommitError> {
+        let mut last = pinned.last_call::<CommitError>()?;
+        let line = &mut *last.line;
+        let committed = commit::commit(line, &mut self.queue, pinned.plan(), deadline).await;
+        if cleanup::is_needed(line) {
+            cleanup::clean_or_log(line, Some(pinned.owner().place)).await;
+        }
+        committed
+    }
+
+    fn log(&self, committed: Result<Committed, CommitError>) -> Result<Committed, CommitError> {
         let outcome = outcome(&committed);
         match &committed {
             Ok(_) => tracing::debug!(outcome, "commit"),
@@ -224,25 +256,6 @@ impl Pending {
         }
     }
 
-    fn send(&mut self, pinned: &mut Pinned, deadline: Instant) -> Result<Committed, CommitError> {
-        let (queue, plan) = (&mut self.queue, pinned.plan());
-        let committed = if plan.watched || pinned.is_pinned() {
-            pinned.finish(|checkout, plan| now(commit::commit(checkout, queue, plan, deadline)))
-        } else if queue.commands() == 0 && plan.idempotency_key.is_none() {
-            return Ok(Committed::Applied(Replies::none(queue.transaction())));
-        } else {
-            // The connection is borrowed for the commit only. No code of the caller's runs
-            // meanwhile, so there is no scope to reclaim.
-            let router = pinned.router().ok_or(CheckoutError::Closed)?;
-            pinned.set_slot(queue.binding().slot());
-            now(batch::commit_block((&router, pinned.route()), queue, pinned.plan(), deadline))
-        };
-        if let Some(router) = pinned.router() {
-            count(router.counters(), &committed);
-        }
-        committed
-    }
-
     /// Returns the replies of a transaction that was applied, but whose replies are lost.
     pub(crate) fn lost_replies(&self) -> Replies {
         Replies::lost(self.queue.transaction())
@@ -262,7 +275,11 @@ impl Pending {
     }
 
     /// Records the outcome in the span.
-    pub(crate) fn record(&self, pinned: &Pinned, committed: &Result<Committed, CommitError>) {
+    pub(crate) fn record<P: Side>(
+        &self,
+        pinned: &Pinned<P>,
+        committed: &Result<Committed, CommitError>,
+    ) {
         let span = pinned.span();
         if pinned.here().is_err() {
             return;
@@ -286,7 +303,7 @@ impl Pending {
 }
 
 /// Logs a warning for the operator. The connection was returned before.
-fn raise(pinned: &Pinned, error: &CommitError, outcome: &str) {
+fn raise<P: Side>(pinned: &Pinned<P>, error: &CommitError, outcome: &str) {
     let alarm = match error {
         CommitError::InDoubt(_) => LimitedEvent::InDoubt,
         CommitError::NotIsolated { .. } => LimitedEvent::NotIsolated,
@@ -297,7 +314,6 @@ fn raise(pinned: &Pinned, error: &CommitError, outcome: &str) {
     let Some(suppressed) = router.rate_limits().allow(alarm) else { return };
     let owner = pinned.owner();
     let (name, place) = (owner.name.as_deref(), owner.place);
-    let _in = pinned.span().enter();
     tracing::warn!(outcome, name, %place, error = %format_args!("{error:#}"), suppressed, "transaction {outcome}");
 }
 

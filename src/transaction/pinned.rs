@@ -3,6 +3,7 @@
 //! Every guard owns one; a scope ends only here. A drop does not panic, does not wait past
 //! `cleanup_timeout`, and keeps the first error.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,21 +12,22 @@ use tracing::{Level, Span};
 
 use crate::commit::cleanup;
 use crate::commit::plan::CommitPlan;
+use crate::commit::side::Side;
 use crate::error::any::{CommitError, Error};
 use crate::error::checkout::CheckoutError;
 use crate::error::pin_expired::PinExpired;
-use crate::pool::checkout::Checkout;
 use crate::pool::line::Line;
+use crate::pool::pool::Pool;
 use crate::pool::router::{Router, WeakRouter};
-use crate::pool::scopes::{PinnedConnection, ScopeOrigin};
+use crate::pool::scope_origin::ScopeOrigin;
+use crate::pool::server_pool::PinnedLine;
 use crate::protocol::cluster::route::{Redirect, Route};
 use crate::settings::settings::Settings;
-use crate::sync::now::now;
-use crate::transaction::redirects;
+use crate::transaction::redirects::RedirectCause;
 
 /// The span of a transaction that is about to begin, with OpenTelemetry's names for database clients.
 /// Fields without a value are recorded when the transaction ends.
-pub(crate) fn transaction_span(router: &Router, owner: &ScopeOrigin) -> Span {
+pub(crate) fn transaction_span<P: Side>(router: &Router<P>, owner: &ScopeOrigin) -> Span {
     let (host, port) = router.host_and_port();
     tracing::info_span!(
         "redis.transaction",
@@ -44,36 +46,54 @@ pub(crate) fn transaction_span(router: &Router, owner: &ScopeOrigin) -> Span {
 }
 
 /// A pinned connection, or none yet, which is returned clean.
-#[derive(Debug)]
-pub(crate) struct Pinned {
-    router: WeakRouter,
+pub(crate) struct Pinned<P: Side = Pool> {
+    router: WeakRouter<P>,
     /// The route of the pinned connection, or of the next one.
     route: Route,
     settings: Arc<Settings>,
     owner: ScopeOrigin,
     plan: CommitPlan,
-    pin: Option<PinnedConnection>,
+    pin: Option<P::Pin>,
     span: Span,
 }
 
-impl Drop for Pinned {
+/// A drop without a commit discards the transaction.
+impl<P: Side> Drop for Pinned<P> {
     fn drop(&mut self) {
         if self.settings.is_forked_child() {
             // In a forked child the connection belongs to the parent.
             std::mem::forget(self.pin.take());
             return;
         }
-        if self.is_pinned() {
-            self.span.record("rediscope.outcome", "discarded");
-        }
-        self.release_or_log();
+        let Some(pin) = self.pin.take() else { return };
+        self.span.record("rediscope.outcome", "discarded");
+        let _in = self.span.enter();
+        self.count_discard();
+        self.log_failed_cleanup(P::orphan(pin));
     }
 }
 
-impl Pinned {
+impl<P: Side> fmt::Debug for Pinned<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pinned")
+            .field("route", &self.route)
+            .field("owner", &self.owner)
+            .field("plan", &self.plan)
+            .field("is_pinned", &self.is_pinned())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The connection of a scope's last call. The connection is returned before its permit.
+pub(crate) struct LastCall<P: Side> {
+    pub(crate) line: <P::Pin as PinnedLine>::Call,
+    _pin: P::Pin,
+}
+
+impl<P: Side> Pinned<P> {
     /// Creates a scope that holds no connection until [`pin`](Self::pin).
     #[inline]
-    pub(crate) fn new(router: &Router, owner: ScopeOrigin, plan: CommitPlan) -> Self {
+    pub(crate) fn new(router: &Router<P>, owner: ScopeOrigin, plan: CommitPlan) -> Self {
         Self::within(transaction_span(router, &owner), router, owner, plan)
     }
 
@@ -81,7 +101,7 @@ impl Pinned {
     #[inline]
     pub(crate) fn within(
         span: Span,
-        router: &Router,
+        router: &Router<P>,
         owner: ScopeOrigin,
         plan: CommitPlan,
     ) -> Self {
@@ -110,8 +130,13 @@ impl Pinned {
     }
 
     /// Returns the next step after a server rejected the slot; `None`: there is none.
-    pub(crate) fn redirect_for(&self, error: &CommitError, deadline: Instant) -> Option<Redirect> {
-        redirects::redirect_for(&self.router.get()?, &self.route, error, deadline)
+    pub(crate) async fn redirect_for(
+        &self,
+        error: &CommitError,
+        deadline: Instant,
+    ) -> Option<Redirect> {
+        let cause = RedirectCause::of_commit(error)?;
+        cause.redirect(&self.router.get()?, &self.route, deadline).await
     }
 
     pub(crate) fn owner(&self) -> &ScopeOrigin {
@@ -156,7 +181,7 @@ impl Pinned {
     }
 
     /// Takes a connection to the node of the slot, if the scope has none.
-    pub(crate) fn pin(
+    pub(crate) async fn pin(
         &mut self,
         slot: Option<u16>,
         deadline: Instant,
@@ -165,7 +190,7 @@ impl Pinned {
         if self.pin.is_none() {
             let router = self.router.get().ok_or(CheckoutError::Closed)?;
             self.set_slot(slot);
-            self.pin = Some(now(router.pin(&self.route, &self.owner, deadline))?);
+            self.pin = Some(router.pin(&self.route, &self.owner, deadline).await?);
         }
         Ok(())
     }
@@ -178,11 +203,13 @@ impl Pinned {
         }
         let Some(pin) = &self.pin else { return event() };
         // A reclaimed scope needs no further event.
-        let _: Result<(), PinExpired> = pin.with(|checkout| checkout.log_later(level, event));
+        if let Ok(mut line) = pin.call() {
+            line.log_later(level, event);
+        }
     }
 
     /// `None` once the session manager and all handles are dropped.
-    pub(crate) fn router(&self) -> Option<Router> {
+    pub(crate) fn router(&self) -> Option<Router<P>> {
         self.router.get()
     }
 
@@ -195,55 +222,42 @@ impl Pinned {
         self.owner.is_closure = false;
     }
 
-    /// Runs a call on the pinned connection.
-    pub(crate) fn call<E: From<PinExpired> + From<CheckoutError>, R>(
-        &mut self,
-        call: impl FnOnce(&mut Checkout, &CommitPlan) -> Result<R, E>,
-    ) -> Result<R, E> {
+    /// Begins a call on the pinned connection, which ends when the connection is dropped.
+    pub(crate) fn line<E: From<PinExpired> + From<CheckoutError>>(
+        &self,
+    ) -> Result<<P::Pin as PinnedLine>::Call, E> {
         self.here()?;
         match &self.pin {
-            Some(pin) => pin.with(|checkout| call(checkout, &self.plan))?,
+            Some(pin) => Ok(pin.call()?),
             None => Err(CheckoutError::Closed.into()),
         }
     }
 
-    /// Runs the scope's last call and returns the connection, clean or tainted, before this
-    /// returns.
-    pub(crate) fn finish<E: From<PinExpired> + From<CheckoutError>, R>(
+    /// Begins the scope's last call. The connection and the permit are returned when it is dropped.
+    pub(crate) fn last_call<E: From<PinExpired> + From<CheckoutError>>(
         &mut self,
-        last: impl FnOnce(&mut Checkout, &CommitPlan) -> Result<R, E>,
-    ) -> Result<R, E> {
+    ) -> Result<LastCall<P>, E> {
         self.here()?;
         let Some(pin) = self.pin.take() else { return Err(CheckoutError::Closed.into()) };
-        pin.end(|checkout| {
-            let result = last(checkout, &self.plan);
-            now(cleanup::clean_or_log(checkout, Some(self.owner.place)));
-            result
-        })?
+        Ok(LastCall { line: pin.call()?, _pin: pin })
     }
 
     /// Returns the connection with nothing of the scope left on it.
     ///
     /// # Errors
     /// The error of the cleanup; the connection is then replaced.
-    pub(crate) fn release(&mut self) -> Result<(), Error> {
+    pub(crate) async fn release(&mut self) -> Result<(), Error> {
         self.here()?;
         let Some(pin) = self.pin.take() else { return Ok(()) };
-        let _in = self.span.enter();
-        if let Some(router) = self.router.get() {
-            router.counters().discards.add();
-        }
-        pin.end(|checkout| {
-            checkout.log_later(Level::DEBUG, || tracing::debug!("discard"));
-            now(cleanup::clean(checkout))
-        })?
+        self.count_discard();
+        cleanup::end_scope::<P>(pin).await
     }
 
     /// The same; the error of the cleanup is logged.
-    pub(crate) fn release_or_log(&mut self) {
-        if let Err(error) = self.release() {
-            let _in = self.span.enter();
-            tracing::debug!(error = %format_args!("{error:#}"), begun_at = %self.owner.place, "cleaning failed, connection replaced");
+    pub(crate) async fn release_or_log(&mut self) {
+        if self.is_pinned() {
+            let released = self.release().await;
+            self.log_failed_cleanup(released);
         }
     }
 
@@ -251,12 +265,30 @@ impl Pinned {
     ///
     /// # Errors
     /// As [`release`](Self::release).
-    pub(crate) fn discard(&mut self) -> Result<(), Error> {
+    pub(crate) async fn discard(&mut self) -> Result<(), Error> {
         self.here()?;
         if self.is_pinned() {
             self.span.record("rediscope.outcome", "discarded");
         }
-        self.release()
+        self.release().await
+    }
+
+    /// The same; the error of the cleanup is logged.
+    pub(crate) async fn discard_or_log(&mut self) {
+        let discarded = self.discard().await;
+        self.log_failed_cleanup(discarded);
+    }
+
+    fn count_discard(&self) {
+        if let Some(router) = self.router.get() {
+            router.counters().discards.add();
+        }
+    }
+
+    fn log_failed_cleanup(&self, released: Result<(), Error>) {
+        if let Err(error) = released {
+            tracing::debug!(error = %format_args!("{error:#}"), begun_at = %self.owner.place, "cleaning failed, connection replaced");
+        }
     }
 
     /// Shows the reaper that the scope is in use although it sends nothing.

@@ -2,46 +2,59 @@
 
 use std::time::{Duration, Instant};
 
+use crate::commit::side::Side;
 use crate::connection::deadline;
-use crate::connection::threads::Threads;
+use crate::connection::io::Io;
 use crate::error::any::{CommitError, Error};
+use crate::error::checkout::CheckoutError;
 use crate::pool::redirect_pause;
 use crate::pool::router::Router;
 use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route};
 use crate::settings::settings::Settings;
-use crate::sync::now::now;
 
-/// Returns the next step after a server rejected a transaction whose slot it does not serve.
-///
-/// If no server was reached, the slot map is refreshed by `deadline`.
-pub(crate) fn redirect_for(
-    router: &Router,
-    route: &Route,
-    error: &CommitError,
-    deadline: Instant,
-) -> Option<Redirect> {
-    match error {
-        CommitError::Rejected { code, message, .. } => {
-            now(router.redirect_for(route, code, message))
-        }
-        CommitError::NotSent { source } => redirect_after(router, route, source, deadline),
-        _ => None,
-    }
+/// Why a transaction may have to be sent to another node.
+#[derive(Clone, Copy)]
+pub(crate) enum RedirectCause<'e> {
+    /// The server refused a command.
+    Refused { code: &'e str, text: &'e str },
+    /// No connection to the server was available.
+    Unreachable(&'e CheckoutError),
 }
 
-pub(crate) fn redirect_after(
-    router: &Router,
-    route: &Route,
-    error: &Error,
-    deadline: Instant,
-) -> Option<Redirect> {
-    match error {
-        Error::Command { error, .. } => {
-            now(router.redirect_for(route, error.code(), error.message()))
+impl<'e> RedirectCause<'e> {
+    pub(crate) fn of(error: &'e Error) -> Option<Self> {
+        match error {
+            Error::Command { error, .. } => {
+                Some(Self::Refused { code: error.code(), text: error.message() })
+            }
+            Error::Checkout(error) => Some(Self::Unreachable(error)),
+            Error::Commit(error) => Self::of_commit(error),
+            _ => None,
         }
-        Error::Checkout(error) => now(router.on_unreachable(route, error, deadline)),
-        Error::Commit(error) => redirect_for(router, route, error, deadline),
-        _ => None,
+    }
+
+    pub(crate) fn of_commit(error: &'e CommitError) -> Option<Self> {
+        match error {
+            CommitError::Rejected { code, message, .. } => {
+                Some(Self::Refused { code, text: message })
+            }
+            CommitError::NotSent { source } => Self::of(source),
+            _ => None,
+        }
+    }
+
+    /// Returns the next step, if the server does not serve the slot, or if none was reached. In the
+    /// second case the slot map is refreshed by `deadline`.
+    pub(crate) async fn redirect<P: Side>(
+        self,
+        router: &Router<P>,
+        route: &Route,
+        deadline: Instant,
+    ) -> Option<Redirect> {
+        match self {
+            Self::Refused { code, text } => router.redirect_for(route, code, text).await,
+            Self::Unreachable(error) => router.on_unreachable(route, error, deadline).await,
+        }
     }
 }
 
@@ -69,14 +82,14 @@ impl CheckoutBudget {
     /// or no time is left.
     ///
     /// The time until a server redirected the block does not count as a wait for a node.
-    pub(crate) fn follow(&mut self, redirect: Option<Redirect>) -> Option<Route> {
+    pub(crate) async fn follow<I: Io>(&mut self, redirect: Option<Redirect>) -> Option<Route> {
         let redirect = redirect?;
         let unreachable = matches!(redirect, Redirect::Unreachable(_));
         let (limit, deadline) = (self.limit, self.deadline);
         let budget = self.budget.get_or_insert_with(|| {
             RedirectBudget::until(if unreachable { deadline } else { deadline::after(limit) })
         });
-        if !now(redirect_pause::try_next::<Threads>(budget, &redirect)) {
+        if !redirect_pause::try_next::<I>(budget, &redirect).await {
             return None;
         }
         self.deadline = match unreachable {

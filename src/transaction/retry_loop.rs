@@ -8,39 +8,38 @@ use tracing::Span;
 
 use crate::commit::outcome::Committed;
 use crate::commit::plan::CommitPlan;
+use crate::commit::side::Side;
 use crate::connection::deadline;
+use crate::connection::io::Io;
 use crate::error::any::{CommitError, Error};
-use crate::error::checkout::CheckoutError;
 use crate::error::in_doubt::Resolution;
 use crate::pool::router::Router;
-use crate::pool::scopes::ScopeOrigin;
+use crate::pool::scope_origin::ScopeOrigin;
 use crate::protocol::cluster::route::{Redirect, Route};
 use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::retry::{Attempts, RetryPolicy};
 use crate::reply::replies::Replies;
-use crate::transaction::block::Block;
 use crate::transaction::hot_keys::{ContentionLimiter, Turn};
 use crate::transaction::pending::Pending;
 use crate::transaction::pinned::{Pinned, transaction_span};
-use crate::transaction::redirects::{CheckoutBudget, redirect_after};
-use crate::transaction::resolve::Resolve;
-use crate::transaction::watch_scope::{WatchTarget, Watching};
+use crate::transaction::reading::{Reading, WatchTarget};
+use crate::transaction::redirects::{CheckoutBudget, RedirectCause};
 
 /// Conflicts retried without backoff by an admitted block. Beyond this, contention comes from
 /// another process.
 const MAX_IMMEDIATE_RETRIES: u32 = 8;
 
 /// The limits of one run: its attempts, and its time for connections.
-struct RunLimits<'r> {
-    router: &'r Router,
+struct RunLimits<'r, P: Side> {
+    router: &'r Router<P>,
     policy: RetryPolicy,
     /// `None` before the first attempt that counts.
     attempts: Option<Attempts>,
     checkout: CheckoutBudget,
 }
 
-impl RunLimits<'_> {
-    fn new(router: &Router, policy: RetryPolicy) -> RunLimits<'_> {
+impl<'r, P: Side> RunLimits<'r, P> {
+    fn new(router: &'r Router<P>, policy: RetryPolicy) -> Self {
         let checkout = CheckoutBudget::new(router.settings());
         RunLimits { router, policy, attempts: None, checkout }
     }
@@ -49,56 +48,46 @@ impl RunLimits<'_> {
         self.attempts.get_or_insert_with(|| self.policy.begin(Instant::now()))
     }
 
-    /// Sleeps until the next attempt. Returns false if the policy allows none.
-    fn retry(&mut self, span: &Span, why: &str, immediately: bool) -> bool {
+    /// Waits until the next attempt. Returns false if the policy allows none.
+    async fn retry(&mut self, why: &str, immediately: bool) -> bool {
         let attempts = self.attempts();
         let Some(wait) = attempts.next(Instant::now()) else { return false };
         let (wait, attempt) = (if immediately { Duration::ZERO } else { wait }, attempts.number());
         self.router.counters().retries.add();
-        span.in_scope(|| tracing::debug!(attempt, ?wait, why, "retry"));
-        if wait > Duration::ZERO {
-            std::thread::sleep(wait);
-        }
+        tracing::debug!(attempt, ?wait, why, "retry");
+        P::Io::pause(wait).await;
         self.checkout.restart();
         true
     }
 }
 
-/// Runs a block once and commits it. Bytes that were not sent are sent again.
-pub(crate) fn run_block<R: Resolve, E: From<Error>>(
-    router: &Router,
-    owner: ScopeOrigin,
-    plan: CommitPlan,
+/// Commits a block whose closure has returned. Bytes that were not sent are sent again. Dropped
+/// before its end, it may have sent EXEC.
+pub(crate) async fn commit_block<P: Side>(
+    router: &Router<P>,
     policy: RetryPolicy,
-    closure: impl FnOnce(&mut Block) -> Result<R, E>,
-) -> Result<R::Output, E> {
-    let mut block = Block::new(router, owner, plan);
-    let handles = closure(&mut block)?;
-    let replies = commit_block(router, policy, &mut block)?;
-    Ok(handles.resolve(&replies).map_err(|error| block.pending.named(error))?)
-}
-
-/// Commits a block whose closure has returned.
-fn commit_block(router: &Router, policy: RetryPolicy, block: &mut Block) -> Result<Replies, Error> {
+    pending: &mut Pending,
+    pinned: &mut Pinned<P>,
+) -> Result<Replies, Error> {
     // The closure may have forked.
     router.here()?;
-    let Block { pending, pinned: Some(pinned) } = block else {
-        return Err(CheckoutError::Closed.into());
-    };
     pinned.closure_returned();
     let mut limits = RunLimits::new(router, policy);
     loop {
         let deadline = limits.checkout.deadline;
-        let mut committed = pending.attempt(pinned, deadline);
-        resolve_in_doubt(&mut committed, pending, pinned.plan());
+        let mut committed = pending.attempt(pinned, deadline).await;
+        if committed.is_err() {
+            resolve_in_doubt::<P>(&mut committed, pending, pinned.plan()).await;
+        }
         if let Err(error) = &committed
             && pending.can_resend()
         {
-            if let Some(route) = limits.checkout.follow(pinned.redirect_for(error, deadline)) {
+            let next = pinned.redirect_for(error, deadline).await;
+            if let Some(route) = limits.checkout.follow::<P::Io>(next).await {
                 pinned.set_route(route);
                 continue;
             }
-            if is_repeatable(error, router) && limits.retry(pinned.span(), "not sent", false) {
+            if is_repeatable(error, router) && limits.retry("not sent", false).await {
                 continue;
             }
         }
@@ -125,100 +114,148 @@ pub(crate) struct WatchRun<'w> {
     pub(crate) limiter: Option<&'w ContentionLimiter>,
 }
 
-/// Runs a watching block until it commits, or until the policy ends it.
-pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
-    router: &Router,
-    run: &WatchRun<'_>,
-    mut closure: impl FnMut(&mut Watching, &mut Block) -> Result<R, E>,
-) -> Result<R::Output, E> {
-    let WatchRun { owner, plan, policy, target, limiter } = run;
-    let mut route = Route::to(target.binding.slot());
-    let span = transaction_span(router, owner);
-    let mut limits = RunLimits::new(router, *policy);
-    let wait_until = limits.attempts().deadline();
-    // The permit comes before the connection, so that a waiting block holds no connection.
-    let mut turn =
-        limiter.zip(target.keys).map(|(limiter, keys)| limiter.enter(keys.buckets(), wait_until));
-    loop {
-        let (attempt, deadline) = (limits.attempts().number(), limits.checkout.deadline);
-        let mut pinned = Pinned::within(span.clone(), router, owner.clone(), plan.clone());
-        pinned.set_route(route.clone());
-        let mut watching = match Watching::begin(pinned, *target, attempt, deadline) {
-            Ok(watching) => watching,
-            Err(error) => {
-                let next = redirect_after(router, &route, &error, deadline);
-                route = limits.checkout.follow(next).ok_or(error)?;
-                continue;
+/// The attempts of one watching run. The caller loops: [`next`](Self::next), then its closure, then
+/// [`failed`](Self::failed) or [`commit`](Self::commit).
+pub(crate) struct WatchAttempts<'w, P: Side> {
+    router: &'w Router<P>,
+    run: &'w WatchRun<'w>,
+    span: Span,
+    limits: RunLimits<'w, P>,
+    route: Route,
+    turn: Option<Turn<'w>>,
+}
+
+impl<'w, P: Side> WatchAttempts<'w, P> {
+    pub(crate) fn new(router: &'w Router<P>, run: &'w WatchRun<'w>) -> Self {
+        let span = transaction_span(router, &run.owner);
+        let limits = RunLimits::new(router, run.policy);
+        let route = Route::to(run.target.binding.slot());
+        Self { router, run, span, limits, route, turn: None }
+    }
+
+    /// The span of all attempts.
+    pub(crate) fn span(&self) -> &Span {
+        &self.span
+    }
+
+    /// Returns the instant until which the run may wait for its turn.
+    pub(crate) fn turn_deadline(&mut self) -> Instant {
+        self.limits.attempts().deadline()
+    }
+
+    /// Sets the turn of a run on hot keys. The turn comes before the connection, so that a waiting
+    /// block holds no connection.
+    pub(crate) fn set_turn(&mut self, turn: Option<Turn<'w>>) {
+        self.turn = turn;
+    }
+
+    /// Takes a connection and waits for the reply to WATCH. Dropped before its end, it has applied
+    /// nothing.
+    pub(crate) async fn next(&mut self) -> Result<Reading<P>, Error> {
+        let WatchRun { owner, plan, target, .. } = self.run;
+        loop {
+            let (attempt, deadline) =
+                (self.limits.attempts().number(), self.limits.checkout.deadline);
+            let mut pinned =
+                Pinned::within(self.span.clone(), self.router, owner.clone(), plan.clone());
+            pinned.set_route(self.route.clone());
+            match Reading::begin(pinned, *target, attempt, deadline).await {
+                Ok(reading) => {
+                    // A failed condition is no conflict with another block.
+                    if let Some(turn) = &mut self.turn {
+                        turn.attempted();
+                    }
+                    return Ok(reading);
+                }
+                Err(error) => {
+                    let next = match RedirectCause::of(&error) {
+                        Some(cause) => cause.redirect(self.router, &self.route, deadline).await,
+                        None => None,
+                    };
+                    let next = self.limits.checkout.follow::<P::Io>(next).await;
+                    self.route = next.ok_or(error)?;
+                }
             }
-        };
-        // A failed condition is no conflict with another block.
-        if let Some(turn) = &mut turn {
-            turn.attempted();
         }
-        let mut block = watching.block();
-        let runs = router.is_cluster().then(Instant::now);
-        let result = closure(&mut watching, &mut block);
-        limits.checkout.extend(runs.map(|runs| runs.elapsed()));
-        // The closure may have forked.
-        router.here().map_err(Error::from)?;
-        let connection_lost = watching.is_connection_lost();
-        let redirect = watching.take_redirect();
-        let handles = match result {
-            Ok(handles) => handles,
-            Err(error) => {
-                drop(watching);
-                // If a read was redirected, the closure's error only follows from that.
-                if let Some(next) = limits.checkout.follow(redirect) {
-                    route = next;
-                    continue;
-                }
-                // If the connection was lost, the closure's error only follows from that.
-                if connection_lost && limits.retry(&span, "connection lost", false) {
-                    continue;
-                }
-                return Err(error);
-            }
-        };
-        let mut pending = block.pending;
-        let (mut pinned, bound) = watching.into_pinned();
+    }
+
+    /// Returns when the closure begins, if its time matters: in a cluster.
+    pub(crate) fn closure_begins(&self) -> Option<Instant> {
+        self.router.is_cluster().then(Instant::now)
+    }
+
+    /// Adds the time that the closure ran.
+    pub(crate) fn closure_ran(&mut self, begun: Option<Instant>) {
+        self.limits.checkout.extend(begun.map(|begun| begun.elapsed()));
+    }
+
+    /// Ends an attempt whose closure has failed. Returns true if there is another attempt, because
+    /// the closure's error only follows from the server or the connection.
+    pub(crate) async fn failed(&mut self, mut reading: Reading<P>) -> bool {
+        let connection_lost = reading.is_connection_lost();
+        let redirect = reading.take_redirect();
+        let (mut pinned, _) = reading.into_pinned();
+        pinned.discard_or_log().await;
+        if let Some(next) = self.limits.checkout.follow::<P::Io>(redirect).await {
+            self.route = next;
+            return true;
+        }
+        connection_lost && self.limits.retry("connection lost", false).await
+    }
+
+    /// Commits the commands that the closure queued. `None`: there is another attempt. Dropped
+    /// before its end, it may have sent EXEC.
+    pub(crate) async fn commit(
+        &mut self,
+        reading: Reading<P>,
+        pending: &mut Pending,
+    ) -> Result<Option<Replies>, Error> {
+        let plan = &self.run.plan;
+        let attempt = reading.attempt;
+        let (mut pinned, bound) = reading.into_pinned();
         pending.bind(bound);
         pinned.closure_returned();
         let deadline = match pinned.is_pinned() {
-            true => deadline::after(limits.checkout.limit),
-            false => limits.checkout.deadline,
+            true => deadline::after(self.limits.checkout.limit),
+            false => self.limits.checkout.deadline,
         };
-        let mut committed = pending.attempt(&mut pinned, deadline);
-        resolve_in_doubt(&mut committed, &pending, plan);
-        let next = committed.as_ref().err().and_then(|error| pinned.redirect_for(error, deadline));
-        let next = next.map(|next| if plan.watched { next } else { without_ask(next) });
-        if let Some(next) = limits.checkout.follow(next) {
-            route = next;
-            continue;
+        let mut committed = pending.attempt(&mut pinned, deadline).await;
+        if committed.is_err() {
+            resolve_in_doubt::<P>(&mut committed, pending, plan).await;
+        }
+        if let Err(error) = &committed {
+            let next = pinned.redirect_for(error, deadline).await;
+            let next = next.map(|next| if plan.watched { next } else { without_ask(next) });
+            if let Some(next) = self.limits.checkout.follow::<P::Io>(next).await {
+                self.route = next;
+                return Ok(None);
+            }
         }
         let why = match &committed {
             Ok(Committed::Conflict) => Some("conflict"),
-            Err(error) if is_repeatable(error, router) => Some("not sent"),
+            Err(error) if is_repeatable(error, self.router) => Some("not sent"),
             _ => None,
         };
         // If few blocks are admitted at a time, a backoff would only delay the next one.
-        let queued = turn.as_ref().is_some_and(Turn::queued)
+        let queued = self.turn.as_ref().is_some_and(Turn::queued)
             && matches!(committed, Ok(Committed::Conflict))
             && attempt <= MAX_IMMEDIATE_RETRIES;
-        if why.is_some_and(|why| limits.retry(&span, why, queued)) {
-            continue;
+        if let Some(why) = why
+            && self.limits.retry(why, queued).await
+        {
+            return Ok(None);
         }
         pending.record(&pinned, &committed);
-        if let (Ok(Committed::Applied(_)), Some(turn)) = (&committed, &turn) {
+        if let (Ok(Committed::Applied(_)), Some(turn)) = (&committed, &self.turn) {
             turn.committed();
         }
-        let replies = replies(committed, attempt)?;
-        return Ok(handles.resolve(&replies).map_err(|error| pending.named(error))?);
+        replies(committed, attempt).map(Some)
     }
 }
 
 /// Resolves an exactly-once transaction in doubt: either it was applied, with its replies lost, or
 /// it counts as not sent.
-fn resolve_in_doubt(
+async fn resolve_in_doubt<P: Side>(
     committed: &mut Result<Committed, CommitError>,
     pending: &Pending,
     plan: &CommitPlan,
@@ -227,7 +264,7 @@ fn resolve_in_doubt(
     if doubt.token().is_none() {
         return;
     }
-    *committed = match doubt.resolve() {
+    *committed = match P::resolve(doubt).await {
         // The commit may have been applied without one of its commands.
         Resolution::Committed if doubt.is_incomplete() => return,
         Resolution::Committed => match plan.durability {
@@ -248,7 +285,7 @@ fn resolve_in_doubt(
 ///
 /// It may if the connection failed before EXEC's last byte was sent, or led to a former master.
 /// Other failures, such as a full pool or a refused command, would only repeat.
-fn is_repeatable(error: &CommitError, router: &Router) -> bool {
+fn is_repeatable<P: Side>(error: &CommitError, router: &Router<P>) -> bool {
     match error {
         CommitError::NotSent { source } => matches!(**source, Error::Lost { .. }),
         CommitError::Rejected { .. } => error.code() == Some("READONLY") && router.may_switch(),

@@ -10,18 +10,21 @@ use crate::error::any::Error;
 use crate::error::hint::WithError;
 use crate::error::in_doubt::ResolveCommit;
 use crate::pool::router::Router;
-use crate::pool::scopes::ScopeOrigin;
+use crate::pool::scope_origin::ScopeOrigin;
 use crate::protocol::command::keys;
 use crate::protocol::retry::RetryPolicy;
+use crate::sync::now::now_in;
 use crate::transaction::block::Block;
 use crate::transaction::condition::Condition;
 use crate::transaction::hot_keys::ContentionLimiter;
 use crate::transaction::keys::Keys;
 use crate::transaction::options::TransactionOptions;
 use crate::transaction::pinned::Pinned;
+use crate::transaction::reading::{Reading, WatchTarget};
 use crate::transaction::resolve::Resolve;
-use crate::transaction::retry_loop::{self, WatchRun};
-use crate::transaction::watch_scope::{WatchTarget, Watching};
+use crate::transaction::retry_loop::WatchRun;
+use crate::transaction::threads;
+use crate::transaction::watch_scope::Watching;
 use crate::transaction::watched_reads::{WatchReads, WatchedRead};
 
 /// Read, decide, write: the writes are applied only if none of the watched keys changed.
@@ -120,7 +123,8 @@ impl Watch {
         let WatchRun { owner, plan, target, .. } = self.run_of(Location::caller(), false)?;
         let pinned = Pinned::new(&self.router, owner, plan);
         let deadline = pinned.checkout_deadline();
-        Watching::begin(pinned, target, 1, deadline)
+        let span = pinned.span().clone();
+        now_in(&span, Reading::begin(pinned, target, 1, deadline)).map(Watching::new)
     }
 
     /// Runs `closure` and commits the commands that it queued.
@@ -161,7 +165,7 @@ impl Watch {
         &self,
         closure: impl FnMut(&mut Watching, &mut Block) -> Result<R, E>,
     ) -> Result<R::Output, E> {
-        retry_loop::run_watch(&self.router, &self.run_of(Location::caller(), true)?, closure)
+        threads::run_watch(&self.router, &self.run_of(Location::caller(), true)?, closure)
     }
 
     /// Returns the parts of one run.

@@ -1,38 +1,17 @@
-//! A scope that reads on its pinned connection under WATCH before it writes.
-//!
-//! It sends no write outside MULTI: such a write would make every attempt a conflict.
+//! A scope that reads before it writes, for callers that are threads.
 
-use std::borrow::Cow;
 use std::fmt;
-use std::sync::Arc;
-use std::time::Instant;
 
 use redis::{Cmd, FromRedisValue, Value};
 
-use crate::commit::prepare;
 use crate::error::any::Error;
-use crate::error::applied::Applied;
-use crate::error::checkout::CheckoutError;
-use crate::error::connection::{ConnectionError, ConnectionErrorKind};
-use crate::pool;
-use crate::pool::ask::Question;
-use crate::pool::checkout::Checkout;
-use crate::pool::line::Line;
-use crate::pool::retry_budget::RetryBudget;
-use crate::protocol::cluster::redirect::{self, RedirectReply};
-use crate::protocol::cluster::route::{Redirect, Route};
-use crate::protocol::cluster::slot::SlotBinding;
-use crate::protocol::command::keys;
-use crate::protocol::resp::encode::{self, ASKING, Args};
-use crate::protocol::server_error::ServerError;
-use crate::sync::now::now;
-use crate::text::condition_label;
+use crate::protocol::resp::encode::{self, Args};
+use crate::sync::now::now_in;
 use crate::transaction::block::Block;
 use crate::transaction::guard::{Transaction, Watched};
-use crate::transaction::keys::Keys;
 use crate::transaction::pending::Pending;
-use crate::transaction::pinned::Pinned;
-use crate::transaction::watched_reads::{self, ReadReplies, WatchReads, WatchedRead};
+use crate::transaction::reading::Reading;
+use crate::transaction::watched_reads::{self, WatchedRead};
 
 /// A scope that reads on its pinned connection under WATCH before it writes.
 ///
@@ -59,48 +38,31 @@ use crate::transaction::watched_reads::{self, ReadReplies, WatchReads, WatchedRe
 /// ```
 #[must_use = "dropped, it stops watching"]
 pub struct Watching {
-    pinned: Pinned,
-    binding: SlotBinding,
-    attempt: u32,
-    declared: ReadReplies,
-    connection_lost: bool,
-    /// The redirect of a read that reached a node which does not serve the slot.
-    redirect: Option<Redirect>,
-    /// The whole WATCH command, if its slot is being migrated.
-    watch: Box<[u8]>,
+    reading: Reading,
 }
 
 /// Without keys and replies.
 impl fmt::Debug for Watching {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Watching")
-            .field("scope", &self.pinned)
-            .field("attempt", &self.attempt)
+            .field("scope", &self.reading.pinned)
+            .field("attempt", &self.reading.attempt)
             .finish_non_exhaustive()
     }
 }
 
 impl Watching {
-    /// Takes a connection and sends WATCH on it; a dead connection is replaced first. If a required
-    /// condition does not hold, the scope stops watching.
-    pub(crate) fn begin(
-        mut pinned: Pinned,
-        target: WatchTarget<'_>,
-        attempt: u32,
-        deadline: Instant,
-    ) -> Result<Self, Error> {
-        let declared = arm(&mut pinned, target, attempt, deadline)
-            .inspect_err(|error| pinned.record_failure(error))?;
-        let binding = target.binding;
-        let watch =
-            target.keys.map(Keys::watch).filter(|_| pinned.route().ask).unwrap_or_default().into();
-        let (connection_lost, redirect) = (false, None);
-        Ok(Self { pinned, binding, attempt, declared, connection_lost, redirect, watch })
+    pub(crate) fn new(reading: Reading) -> Self {
+        Self { reading }
+    }
+
+    pub(crate) fn into_reading(self) -> Reading {
+        self.reading
     }
 
     /// Number of this attempt of `watch(..).run`, counted from 1.
     pub fn attempt(&self) -> u32 {
-        self.attempt
+        self.reading.attempt
     }
 
     /// Returns the value of a read that was [declared](crate::Watch::declare) on the watch, as this
@@ -110,8 +72,8 @@ impl Watching {
     /// [`Error::Command`] if the server refused the read; [`Error::Decode`] if the value is of
     /// another type; [`Error::Refused`] if another watch declared it.
     pub fn declared<T: FromRedisValue>(&self, read: WatchedRead<T>) -> Result<T, Error> {
-        let full = self.pinned.settings().server_messages;
-        self.declared.get(read).map_err(|error| error.with_full_text(full))
+        let full = self.reading.pinned.settings().server_messages;
+        self.reading.declared.get(read).map_err(|error| error.with_full_text(full))
     }
 
     /// Sends one read command that has no method of its own. The server's own read-only commands,
@@ -174,7 +136,7 @@ impl Watching {
     }
 
     fn fetch<T: FromRedisValue>(&mut self, name: &str, bytes: &[u8]) -> Result<T, Error> {
-        let full = self.pinned.settings().server_messages;
+        let full = self.reading.pinned.settings().server_messages;
         let value = self.reply_to(name, bytes);
         value
             .and_then(|value| watched_reads::value_of(name, &value))
@@ -182,78 +144,15 @@ impl Watching {
     }
 
     fn reply_to(&mut self, name: &str, bytes: &[u8]) -> Result<Value, Error> {
-        self.pinned.here()?;
-        let span = self.pinned.span().clone();
-        let _in = span.enter();
-        let (watched, deadline) = (self.pinned.plan().watched, self.pinned.checkout_deadline());
-        keys::bind(&mut self.binding, bytes)?;
-        if !self.pinned.is_pinned() && self.binding == SlotBinding::Pending {
-            let router = self.pinned.router().ok_or(CheckoutError::Closed)?;
-            let mut checkout = now(router.checkout(&Route::default(), deadline))?;
-            return ask(&mut checkout, name, bytes, RetryBudget::never(deadline));
-        }
-        // In a cluster, the first key of a scope that watches nothing has the slot.
-        self.pinned.pin(self.binding.slot(), deadline)?;
-        if let Err(error) = has_arrived(&self.pinned, &self.watch, bytes, name) {
-            self.record_redirect("TRYAGAIN", "");
-            return Err(error);
-        }
-        let connection_lost = &mut self.connection_lost;
-        let value = self.pinned.call(|checkout, _| {
-            if watched
-                && !checkout.current().is_some_and(|connection| connection.state().is_watching())
-            {
-                *connection_lost = true;
-                let gone =
-                    ConnectionError::unexpected("the connection was lost earlier in the scope");
-                return Err(lost(name, gone));
-            }
-            // A scope that watches nothing may read on another connection.
-            let budget = match watched {
-                true => RetryBudget::never(deadline),
-                false => checkout.retry_budget(deadline),
-            };
-            ask(checkout, name, bytes, budget).inspect_err(|error| {
-                // A reply that is too large is as large on another connection.
-                *connection_lost |= matches!(error, Error::Lost { source, .. }
-                    if source.kind() != ConnectionErrorKind::TooLarge);
-            })
-        })?;
-        if let Value::ServerError(error) = &value {
-            let text = error.details().unwrap_or_default();
-            self.record_redirect(error.code(), text);
-            // A read without a WATCH may be sent to another node; the scope's own binding stays.
-            if let (false, Some(Redirect::Immediately(route))) = (watched, &self.redirect)
-                && route.ask
-                && let Some(router) = self.pinned.router()
-            {
-                let mut checkout = now(router.checkout(route, deadline))?;
-                self.redirect = None;
-                return ask(&mut checkout, name, bytes, RetryBudget::never(deadline));
-            }
-        }
-        Ok(value)
-    }
-
-    /// Records the redirect in a refused read's error: the node that serves the scope's slot.
-    fn record_redirect(&mut self, code: &str, text: &str) {
-        if let Some(router) = self.pinned.router() {
-            self.redirect = now(router.redirect_for(self.pinned.route(), code, text));
-        }
+        let span = self.reading.pinned.span().clone();
+        now_in(&span, self.reading.reply_to(name, bytes))
     }
 
     /// Changes from reading to writing. The commands queued from here on are applied only if no
     /// watched key changes before the commit.
     pub fn multi(self) -> Transaction<Watched> {
-        Transaction::new(
-            Pending::new(self.pinned.settings(), self.pinned.plan(), self.binding),
-            self.pinned,
-        )
-    }
-
-    /// Returns the scope, and the slot that its keys are bound to.
-    pub(crate) fn into_pinned(self) -> (Pinned, SlotBinding) {
-        (self.pinned, self.binding)
+        let pending = self.pending();
+        Transaction::new(pending, self.reading.pinned)
     }
 
     /// Stops watching, as the drop does, and returns whether that succeeded.
@@ -261,119 +160,17 @@ impl Watching {
     /// # Errors
     /// The error of UNWATCH; the connection was then replaced.
     pub fn abandon(mut self) -> Result<(), Error> {
-        self.pinned.discard()
+        let span = self.reading.pinned.span().clone();
+        now_in(&span, self.reading.pinned.discard())
     }
 
     /// Returns a queue for the writes of this attempt.
     pub(crate) fn block(&self) -> Block {
-        Block {
-            pending: Pending::new(self.pinned.settings(), self.pinned.plan(), self.binding),
-            pinned: None,
-        }
+        Block { pending: self.pending(), pinned: None }
     }
 
-    /// Returns the redirect of a read, if there was one.
-    pub(crate) fn take_redirect(&mut self) -> Option<Redirect> {
-        self.redirect.take()
+    fn pending(&self) -> Pending {
+        let Reading { pinned, binding, .. } = &self.reading;
+        Pending::new(pinned.settings(), pinned.plan(), *binding)
     }
-
-    /// Returns whether the scope's connection failed. Nothing of this attempt can then be committed,
-    /// and the whole attempt may be repeated.
-    pub(crate) fn is_connection_lost(&self) -> bool {
-        self.connection_lost
-    }
-}
-
-/// What a scope watches, and the reads that it sends along.
-#[derive(Clone, Copy)]
-pub(crate) struct WatchTarget<'w> {
-    /// `None`: it watches nothing.
-    pub(crate) keys: Option<&'w Keys>,
-    /// The slot of the keys.
-    pub(crate) binding: SlotBinding,
-    pub(crate) reads: &'w Arc<WatchReads>,
-}
-
-/// Takes a connection and waits for the replies to WATCH, the declared reads and the conditions'
-/// reads.
-fn arm(
-    pinned: &mut Pinned,
-    WatchTarget { keys, binding, reads }: WatchTarget<'_>,
-    attempt: u32,
-    deadline: Instant,
-) -> Result<ReadReplies, Error> {
-    if binding == SlotBinding::Pending {
-        // The first key will have the slot.
-        return Ok(ReadReplies::default());
-    }
-    let watch = keys.map(Keys::watch);
-    let span = pinned.span().clone();
-    let _in = span.enter();
-    pinned.pin(binding.slot(), deadline)?;
-    pinned.log_on_return(tracing::Level::DEBUG, move || tracing::debug!(attempt, "begin"));
-    if watch.is_none() && reads.len() == 0 {
-        return Ok(ReadReplies::default());
-    }
-    has_arrived(pinned, watch.unwrap_or_default(), reads.bytes(), "a read")?;
-    let (sent, slot) = ((reads.bytes(), reads.len()), binding.slot());
-    let values = pinned
-        .call(|checkout, plan| now(prepare::watch(checkout, watch, sent, plan, slot, deadline)))?;
-    if let (Some(_), Some(error)) = (slot, values.iter().find_map(refused)) {
-        return Err(Error::Command { command: "a read".to_owned(), error });
-    }
-    let full = pinned.settings().server_messages;
-    let answers =
-        ReadReplies::of(Arc::clone(reads), values).map_err(|error| error.with_full_text(full));
-    answers.inspect_err(|error| {
-        if let Error::ConditionFailed { index, kind, name } = error {
-            let which = condition_label(*index, kind, *name);
-            pinned.log_on_return(tracing::Level::DEBUG, move || {
-                tracing::debug!(attempt, which, "condition failed")
-            });
-        }
-    })
-}
-
-/// Error of a node that does not serve the slot.
-fn refused(answer: &Value) -> Option<ServerError> {
-    let Value::ServerError(error) = answer else { return None };
-    RedirectReply::of(error.code(), error.details().unwrap_or_default())
-        .map(|_| ServerError::from_reply(error, false))
-}
-
-/// Fails if a watched key may not have arrived yet while its slot is being migrated. This is known
-/// only for watched keys: the old master replied with a redirect, or the key was found.
-fn has_arrived(pinned: &Pinned, watch: &[u8], reads: &[u8], name: &str) -> Result<(), Error> {
-    if !pinned.route().ask || keys::are_among(reads, watch) {
-        return Ok(());
-    }
-    let error = ServerError::synthetic(
-        "TRYAGAIN",
-        "the key may not have arrived at the slot's new node yet",
-    );
-    Err(Error::Command { command: name.to_owned(), error })
-}
-
-/// Sends one read, on other connections while `budget` allows it.
-fn ask(
-    checkout: &mut Checkout,
-    name: &str,
-    bytes: &[u8],
-    budget: RetryBudget,
-) -> Result<Value, Error> {
-    let (bytes, replies) = match checkout.needs_asking() {
-        true => (Cow::Owned([ASKING, bytes].concat()), 2),
-        false => (Cow::Borrowed(bytes), 1),
-    };
-    let (bytes, read_only) = (&*bytes, true);
-    let question = Question { name, bytes, replies, read_only, single: true, blocking: None };
-    let (mut asked, mut answer) = (Value::Nil, Value::Nil);
-    let take = |_, reply| asked = std::mem::replace(&mut answer, reply);
-    now(pool::ask::ask(checkout, &question, budget, take))?;
-    Ok(redirect::after_asking(asked, answer))
-}
-
-/// Reads and WATCH change nothing, so a lost command was not applied.
-fn lost(during: &str, source: ConnectionError) -> Error {
-    Error::Lost { during: during.to_owned(), applied: Applied::No, source }
 }

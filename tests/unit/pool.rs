@@ -23,8 +23,9 @@ use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::pool::config::PoolConfig;
 use crate::pool::line::Line;
 use crate::pool::pool::Pool;
-use crate::pool::scopes::{PinnedConnection, ScopeOrigin};
-use crate::pool::server_pool::ServerPool;
+use crate::pool::scope_origin::ScopeOrigin;
+use crate::pool::scopes::PinnedConnection;
+use crate::pool::server_pool::{PinnedLine, ServerPool};
 use crate::process::sockets::OwnSocket;
 use crate::protocol::connection_state::CloseReason;
 use crate::protocol::connection_state::Expect;
@@ -122,8 +123,11 @@ fn a_scope_is_reclaimed_even_if_an_earlier_call_panicked() {
     let pool = pool_of_one(&server, Duration::from_millis(500));
     let panicking = pin(&pool);
     // A call runs code that is not ours: redis-rs's, and a subscriber's for what it logs.
-    let call = || panicking.with(|_| resume_unwind(Box::new("below this crate")));
-    let unwound: Result<Result<(), _>, _> = catch_unwind(AssertUnwindSafe(call));
+    let call = || {
+        let _call = panicking.call().unwrap();
+        resume_unwind(Box::new("below this crate"))
+    };
+    let unwound: Result<(), _> = catch_unwind(AssertUnwindSafe(call));
     assert!(unwound.is_err());
     drop(panicking);
     assert_eq!(pool.in_use(), 0);
@@ -139,16 +143,15 @@ fn a_connection_that_was_left_in_the_middle_of_a_call_is_not_handed_on() {
     let in_multi = || server.clients().iter().any(|flags| flags.contains('x'));
     let panicking = pin(&pool);
     let call = || {
-        panicking.with(|checkout| {
-            let deadline = checkout.response_deadline();
-            let connection = checkout.current().unwrap();
-            let sent = connection.exchange(MULTI, &[(Expect::Multi, 1)], deadline, |_, _| {});
-            assert!(now(sent).is_ok());
-            assert!(in_multi());
-            resume_unwind(Box::new("below this crate"))
-        })
+        let mut call = panicking.call().unwrap();
+        let deadline = call.response_deadline();
+        let connection = call.current().unwrap();
+        let sent = connection.exchange(MULTI, &[(Expect::Multi, 1)], deadline, |_, _| {});
+        assert!(now(sent).is_ok());
+        assert!(in_multi());
+        resume_unwind(Box::new("below this crate"))
     };
-    let unwound: Result<Result<(), _>, _> = catch_unwind(AssertUnwindSafe(call));
+    let unwound: Result<(), _> = catch_unwind(AssertUnwindSafe(call));
     assert!(unwound.is_err());
     drop(panicking);
     eventually(SOON, "the server has no client in MULTI", || !in_multi());
