@@ -28,7 +28,7 @@ pub(crate) async fn commit_block<P: ServerPool>(
     let mut line = if queue.is_batchable() {
         match join(router, route, queue, checkout_deadline).await? {
             Joined::Alone(line) => line,
-            Joined::Response(response) => return judge(response, queue, plan),
+            Joined::Response(response) => return batched_outcome(response, queue, plan),
         }
     } else {
         router.checkout(route, checkout_deadline).await?
@@ -53,7 +53,7 @@ async fn join<P: ServerPool>(
 }
 
 /// Returns the outcome of a block that was sent in a batch.
-fn judge(
+fn batched_outcome(
     response: BatchResponse,
     queue: &mut CommandQueue,
     plan: &CommitPlan,
