@@ -24,6 +24,7 @@ use crate::protocol::lock::script::ScriptCall;
 use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::retry::Backoff;
 use crate::sync::lock;
+use crate::sync::now::now;
 
 /// Interval of a waiter's heartbeat in fair mode. A waiter without a heartbeat for three intervals
 /// loses its place.
@@ -184,7 +185,7 @@ impl<'a> Acquisition<'a> {
         let (maybe_in_flight, queued) = (self.may_hold, self.queued);
         (self.may_hold, self.queued) = (true, queued || self.request.is_known_to_wait());
         let via = self.request.replicas.as_ref().map_or(Via::PooledFirst, Via::Replicated);
-        let asked = self.manager.client.ask(&[&call], via, self.over);
+        let asked = now(self.manager.client.ask(&[&call], via, self.over));
         let replies = asked.map_err(|failed| {
             if !failed.may_arrive() {
                 (self.may_hold, self.queued) = (maybe_in_flight, queued);
@@ -264,12 +265,11 @@ impl<'a> Acquisition<'a> {
 
     /// Releases the traces on this thread, if the server replies, so that other callers need not
     /// wait. Returns whether they were released.
-    fn release_now(&self, call: &ScriptCall, now: Instant) -> bool {
-        let limit = self.over.min(now + self.manager.settings.cleanup_timeout);
+    fn release_now(&self, call: &ScriptCall, begun: Instant) -> bool {
+        let limit = self.over.min(begun + self.manager.settings.cleanup_timeout);
         let client = &self.manager.client;
-        limit > now
-            && client
-                .ask_one("release", call, Via::OwnConnection, limit)
+        limit > begun
+            && now(client.ask_one("release", call, Via::OwnConnection, limit))
                 .is_ok_and(|reply| reply.was_held("release").is_ok())
     }
 }
@@ -285,12 +285,12 @@ impl Drop for Acquisition<'_> {
         let late = self.may_hold;
         let remember = self.manager.remember(*lease, late);
         let call = release(names, &self.owner_token, remember, Vec::new());
-        let (renewer, now) = (&self.manager.renewer, Instant::now());
+        let (renewer, begun) = (&self.manager.renewer, Instant::now());
         // A log belongs to the user and may panic.
-        let given_back = catch_unwind(AssertUnwindSafe(|| self.release_now(&call, now)));
+        let given_back = catch_unwind(AssertUnwindSafe(|| self.release_now(&call, begun)));
         if !given_back.unwrap_or(false) {
             let lasts = if late { remember } else { (*lease).max(HEARTBEAT_TIMEOUT) };
-            renewer.pending_release(call, now + lasts);
+            renewer.pending_release(call, begun + lasts);
         } else if !late {
             renewer.answered(names.done(&self.owner_token));
         }

@@ -9,7 +9,8 @@
 //! this module may be sent twice, see [script](crate::protocol::lock::script). So a connection
 //! needs no check before its use.
 //!
-//! Every call ends by its limit, and each reply belongs to its own call.
+//! Every call ends by its limit, and each reply belongs to its own call. If a call's future is
+//! dropped before its end, the call may have been sent, once or more often, and may yet arrive.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,20 +19,18 @@ use std::time::{Duration, Instant};
 use redis::Value;
 
 use crate::connection::deadline::Deadline;
-use crate::connection::threads::Threads;
 use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
 use crate::error::lock::LockError;
 use crate::logging::deferred::LogThread;
-use crate::pool::batch::send_batch;
 use crate::pool::batch_response::{BatchResponse, Interrupted};
-use crate::pool::checkout::Checkout;
 use crate::pool::line::Line;
+use crate::pool::pool::Pool;
 use crate::pool::redirect_pause;
 use crate::pool::retry_budget::RetryBudget;
 use crate::pool::router::Router;
-use crate::pool::server_pool::BatchCheckout;
+use crate::pool::server_pool::{BatchCheckout, ServerPool};
 use crate::protocol::batch::{BatchRequest, RequestKind};
 use crate::protocol::cluster::redirect;
 use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route};
@@ -41,16 +40,15 @@ use crate::protocol::replication::Durability;
 use crate::protocol::resp::encode;
 use crate::protocol::resp::encode::ASKING;
 use crate::protocol::server_error::ServerError;
-use crate::sync::now::now;
 
 /// Maximum number of times that a call is sent on a new connection of its own.
 const MAX_SENDS: u32 = 3;
 
 /// Sends the locks' calls to the server and returns the replies.
-#[derive(Clone, Debug)]
-pub(crate) struct ScriptClient {
-    pooled: Router,
-    own: Router,
+#[derive(Clone)]
+pub(crate) struct ScriptClient<P: ServerPool = Pool> {
+    pooled: Router<P>,
+    own: Router<P>,
     /// The session manager is closed: only renewals and releases are sent.
     closed: Arc<AtomicBool>,
 }
@@ -119,13 +117,22 @@ impl CallError {
 }
 
 impl ScriptClient {
+    /// Closes the own connections; nothing is sent any more.
+    pub(crate) fn finish(&self) {
+        self.own.close();
+        self.own.drain(Instant::now());
+        self.own.stop_connecting();
+    }
+}
+
+impl<P: ServerPool> ScriptClient<P> {
     /// Writes the events of the locks' threads, which must not wait for a log.
     pub(crate) fn log_thread(&self) -> &Arc<LogThread> {
         self.pooled.log_thread()
     }
 
     /// `own` has at most one connection to each master.
-    pub(crate) fn new(pooled: Router, own: Router) -> Self {
+    pub(crate) fn new(pooled: Router<P>, own: Router<P>) -> Self {
         Self { pooled, own, closed: Arc::default() }
     }
 
@@ -143,27 +150,20 @@ impl ScriptClient {
         self.closed.store(true, Ordering::Release);
     }
 
-    /// Closes the own connections; nothing is sent any more.
-    pub(crate) fn finish(&self) {
-        self.own.close();
-        self.own.drain(Instant::now());
-        self.own.stop_connecting();
-    }
-
     /// Opens the own connection to the node of `slot` in the background, unless it is open.
     pub(crate) fn warm(&self, slot: u16) {
         self.own.warm(&Route::to(self.is_in_cluster().then_some(slot)));
     }
 
     /// Sends one call. Fails with the server's refusal.
-    pub(crate) fn ask_one(
+    pub(crate) async fn ask_one(
         &self,
         during: &'static str,
         call: &ScriptCall,
         via: Via<'_>,
         limit: Instant,
     ) -> Result<ScriptReplies, Error> {
-        let asked = self.ask(&[call], via, limit);
+        let asked = self.ask(&[call], via, limit).await;
         let replies = asked.map_err(|failed| failed.into_error(during))?;
         match replies.values.first() {
             Some(Value::ServerError(error)) => Err(refused(during, error)),
@@ -173,7 +173,7 @@ impl ScriptClient {
 
     /// Sends the calls in one write and reads every reply, by `limit` at the latest. In a cluster
     /// the calls share a slot.
-    pub(crate) fn ask(
+    pub(crate) async fn ask(
         &self,
         calls: &[&ScriptCall],
         via: Via<'_>,
@@ -190,7 +190,7 @@ impl ScriptClient {
                 durability.write(&mut request.bytes);
                 request.count += 1;
             }
-            let mut asked = self.exchange(&request, &mut sent_before);
+            let mut asked = self.exchange(&request, &mut sent_before).await;
             if route.ask
                 && let Ok(replies) = &mut asked
             {
@@ -198,8 +198,11 @@ impl ScriptClient {
                 replies.values = redirect::all_after_asking(std::mem::take(&mut replies.values));
                 replies.values.extend(behind);
             }
-            if let Some(redirect) = self.redirect_for(&route, &asked, checkout_deadline)
-                && now(redirect_pause::try_next::<Threads>(&mut budget, &redirect))
+            if self.may_be_redirected(&asked)
+                // Boxed: a redirect is rare, and its future is large.
+                && let Some(redirect) =
+                    Box::pin(self.redirect_for(&route, &asked, checkout_deadline)).await
+                && redirect_pause::try_next::<P::Io>(&mut budget, &redirect).await
             {
                 route = redirect.route();
                 continue;
@@ -215,32 +218,48 @@ impl ScriptClient {
     }
 
     /// Publishes an empty message on `channel`.
-    pub(crate) fn publish(&self, channel: &str, limit: Instant) -> Result<(), CallError> {
+    pub(crate) async fn publish(&self, channel: &str, limit: Instant) -> Result<(), CallError> {
         let route = Route::default();
         let mut request = self.request(&route, Via::PooledFirst, limit);
         encode::command_with(&mut request.bytes, &["PUBLISH"], (channel, ""));
         request.count = 1;
-        self.exchange(&request, &mut false).map(drop)
+        self.exchange(&request, &mut false).await.map(drop)
+    }
+
+    /// Returns whether another node may have to run the calls.
+    fn may_be_redirected(&self, asked: &Result<ScriptReplies, CallError>) -> bool {
+        self.is_in_cluster()
+            && match asked {
+                Ok(replies) => {
+                    replies.values.iter().any(|value| matches!(value, Value::ServerError(_)))
+                }
+                Err(CallError::Checkout { .. }) => true,
+                Err(CallError::Lost(_)) => false,
+            }
     }
 
     /// Returns the redirect to follow, if the node does not serve the slot. All calls can be sent
     /// again.
-    fn redirect_for(
+    async fn redirect_for(
         &self,
         route: &Route,
         asked: &Result<ScriptReplies, CallError>,
         deadline: Instant,
     ) -> Option<Redirect> {
-        let refused = |value: &Value| match value {
-            Value::ServerError(error) => {
-                now(self.own.redirect_for(route, error.code(), error.details().unwrap_or_default()))
-            }
-            _ => None,
-        };
         match asked {
-            Ok(answers) => answers.values.iter().find_map(refused),
+            Ok(replies) => {
+                for value in &replies.values {
+                    let Value::ServerError(error) = value else { continue };
+                    let text = error.details().unwrap_or_default();
+                    let redirect = self.own.redirect_for(route, error.code(), text).await;
+                    if redirect.is_some() {
+                        return redirect;
+                    }
+                }
+                None
+            }
             Err(CallError::Checkout { error, .. }) => {
-                now(self.own.on_unreachable(route, error, deadline))
+                self.own.on_unreachable(route, error, deadline).await
             }
             Err(CallError::Lost(_)) => None,
         }
@@ -259,21 +278,21 @@ impl ScriptClient {
 
     /// Sends on a connection, and again on another one if that one is lost. Sets `sent_before` if
     /// a copy may be in flight that has no reply.
-    fn exchange(
+    async fn exchange(
         &self,
         request: &ScriptRequest<'_>,
         sent_before: &mut bool,
     ) -> Result<ScriptReplies, CallError> {
         let failed = |error, sent_before| CallError::Checkout { error, sent_before };
-        let mut pooled = self.pooled(request).map_err(|error| failed(error, *sent_before))?;
+        let mut pooled = self.pooled(request).await.map_err(|error| failed(error, *sent_before))?;
         let mut budget = match &pooled {
-            Some(checkout) => checkout.retry_budget(request.checkout_deadline),
+            Some(line) => line.retry_budget(request.checkout_deadline),
             None => RetryBudget::new(MAX_SENDS - 1, request.checkout_deadline),
         };
         loop {
             let sent = match &mut pooled {
-                Some(checkout) => self.send_pooled(checkout, request),
-                None => self.send_own(request),
+                Some(line) => self.send_pooled(line, request).await,
+                None => self.send_own(request).await,
             };
             let Sent { at, trusted, values } = sent.map_err(|error| failed(error, *sent_before))?;
             let cause = match values {
@@ -288,14 +307,14 @@ impl ScriptClient {
                 return Err(CallError::Lost(cause));
             }
             match &mut pooled {
-                Some(checkout) => checkout.log_retry(&cause),
+                Some(line) => line.log_retry(&cause),
                 None => tracing::debug!(%cause, "sent again on a new connection"),
             }
         }
     }
 
     /// Takes a pooled connection. `None`: the call uses the own one.
-    fn pooled(&self, request: &ScriptRequest<'_>) -> Result<Option<Checkout>, CheckoutError> {
+    async fn pooled(&self, request: &ScriptRequest<'_>) -> Result<Option<P::Line>, CheckoutError> {
         let ScriptRequest { route, via, checkout_deadline, .. } = *request;
         if matches!(via, Via::OwnConnection | Via::OwnStrictly) {
             return Ok(None);
@@ -306,9 +325,9 @@ impl ScriptClient {
         };
         open()?;
         if let Via::Replicated(_) = via {
-            return now(self.pooled.checkout(route, checkout_deadline)).map(Some);
+            return self.pooled.checkout(route, checkout_deadline).await.map(Some);
         }
-        let free = now(self.pooled.try_checkout(route, checkout_deadline))?;
+        let free = self.pooled.try_checkout(route, checkout_deadline).await?;
         // The pool may have been closed meanwhile.
         if free.is_none() {
             open()?;
@@ -316,26 +335,26 @@ impl ScriptClient {
         Ok(free)
     }
 
-    fn send_pooled(
+    async fn send_pooled(
         &self,
-        checkout: &mut Checkout,
+        line: &mut P::Line,
         request: &ScriptRequest<'_>,
     ) -> Result<Sent, CheckoutError> {
-        while !checkout.has_connection() {
-            now(checkout.connect(request.checkout_deadline))?;
+        while !line.has_connection() {
+            line.connect(request.checkout_deadline).await?;
         }
         // The server waits before it replies to WAIT.
         let waits = match request.via {
             Via::Replicated(durability) => durability.timeout(),
             _ => Duration::ZERO,
         };
-        let (trusted, at) = (checkout.is_trusted(), Instant::now());
+        let (trusted, at) = (line.is_trusted(), Instant::now());
         let deadline = self.deadline(request.limit, waits);
-        Ok(Sent { at, trusted, values: send(checkout, request, deadline) })
+        Ok(Sent { at, trusted, values: send(line, request, deadline).await })
     }
 
     /// Sends on the own connection, together with other callers' calls.
-    fn send_own(&self, request: &ScriptRequest<'_>) -> Result<Sent, CheckoutError> {
+    async fn send_own(&self, request: &ScriptRequest<'_>) -> Result<Sent, CheckoutError> {
         let ScriptRequest { route, via, ref bytes, count, checkout_deadline, limit } = *request;
         let strict = matches!(via, Via::OwnStrictly);
         let least = MIN_OWN_EXCHANGE.min(self.own.settings().response_timeout);
@@ -345,7 +364,7 @@ impl ScriptClient {
         let mut at = Instant::now();
         // The response to a call is not awaited past the deadline.
         let wait = Duration::ZERO;
-        let joined = now(self.own.checkout_batched(route, checkout_deadline, wait, job));
+        let joined = self.own.checkout_batched(route, checkout_deadline, wait, job).await;
         let is_sent = matches!(joined, Ok(BatchCheckout::Response(_)));
         if strict && !is_sent && Instant::now() >= limit {
             // The connection is passed on unchanged: other callers may have time left.
@@ -353,13 +372,13 @@ impl ScriptClient {
             return Err(CheckoutError::Connect { waited: Duration::ZERO, source });
         }
         let values = match joined? {
-            BatchCheckout::Alone(mut checkout) => {
+            BatchCheckout::Alone(mut line) => {
                 at = Instant::now();
-                send(&mut checkout, request, deadline())
+                send(&mut line, request, deadline()).await
             }
-            BatchCheckout::Lead(checkout, own) => {
+            BatchCheckout::Lead(line, own) => {
                 at = Instant::now();
-                calls_of(send_batch(checkout, &own, deadline()))
+                calls_of(P::send_batch(line, &own, deadline()).await)
             }
             // The bytes were sent at some time after this caller began to wait.
             BatchCheckout::Response(response) => calls_of(response),
@@ -414,19 +433,19 @@ fn calls_of(response: BatchResponse) -> Result<Vec<Value>, ConnectionError> {
 }
 
 /// Sends once and reads every reply. A connection that fails is closed.
-fn send(
-    checkout: &mut Checkout,
+async fn send<L: Line>(
+    line: &mut L,
     request: &ScriptRequest<'_>,
     deadline: Deadline,
 ) -> Result<Vec<Value>, ConnectionError> {
-    let asked = match checkout.current() {
+    let asked = match line.current() {
         Some(connection) => {
-            now(connection.ask_all(&request.bytes, request.count as usize, deadline))
+            connection.ask_all(&request.bytes, request.count as usize, deadline).await
         }
         None => Err(ConnectionError::unexpected("there is no connection")),
     };
-    let values = asked.inspect_err(|cause| checkout.on_lost(cause))?;
-    checkout.on_replies(&values, &values);
+    let values = asked.inspect_err(|cause| line.on_lost(cause))?;
+    line.on_replies(&values, &values);
     Ok(values)
 }
 
@@ -439,4 +458,28 @@ pub(crate) fn refused(during: &'static str, error: &redis::ServerError) -> Error
 pub(crate) fn unexpected_reply(during: &'static str) -> Error {
     let source = ConnectionError::unexpected("a reply of another type");
     LockError::Connection { during, source }.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assert_send<T: Send>(_: T) {}
+
+    /// This compiles only if the futures can move between threads on every side.
+    fn futures_are_send<P: ServerPool>(
+        client: &ScriptClient<P>,
+        call: &ScriptCall,
+        via: Via<'_>,
+        limit: Instant,
+    ) {
+        assert_send(client.ask(&[call], via, limit));
+        assert_send(client.ask_one("", call, via, limit));
+        assert_send(client.publish("", limit));
+    }
+
+    #[test]
+    fn a_calls_future_can_move_between_threads() {
+        let _: fn(&ScriptClient, &ScriptCall, Via<'_>, Instant) = futures_are_send;
+    }
 }

@@ -15,6 +15,7 @@ use crate::lock::lease::LockLease;
 use crate::lock::manager::LockManager;
 use crate::protocol::cluster::slot;
 use crate::protocol::lock::ownership::LockOwnership;
+use crate::sync::now::now;
 
 /// A held lock. The drop releases it.
 ///
@@ -154,7 +155,7 @@ impl LockGuard {
         let call =
             if extends { self.lock_lease.renewal() } else { self.lock_lease.ownership_query() };
         let client = &self.manager.client;
-        let asked = client.ask_one("ensure_held", &call, Via::OwnConnection, limit);
+        let asked = now(client.ask_one("ensure_held", &call, Via::OwnConnection, limit));
         let answer = asked.and_then(|reply| {
             match reply.was_held("ensure_held")? {
                 true if extends => self.lock_lease.extended(reply.timing),

@@ -20,6 +20,7 @@ use crate::protocol::lock::keys::LockKeys;
 use crate::protocol::lock::script::{FORCE, PEEK, PERMITS, ScriptCall};
 use crate::protocol::replication::Durability;
 use crate::sync::lock;
+use crate::sync::now::now;
 
 const DEFAULT_LEASE: Duration = Duration::from_secs(30);
 const SHORTEST_LEASE: Duration = Duration::from_millis(10);
@@ -323,7 +324,7 @@ impl Lock {
         self.manager.settings.here()?;
         self.check()?;
         let limit = self.manager.call_deadline();
-        let mut reply = self.manager.client.ask_one(during, &call, Via::PooledFirst, limit)?;
+        let mut reply = now(self.manager.client.ask_one(during, &call, Via::PooledFirst, limit))?;
         reply.values.pop().ok_or_else(|| unexpected_reply(during))
     }
 }

@@ -16,6 +16,7 @@ use crate::protocol::lock::lease::release;
 use crate::protocol::lock::script::ScriptCall;
 use crate::settings::settings::Settings;
 use crate::status::locks::{LockCounters, LockStatus};
+use crate::sync::now::now;
 
 /// Maximum time after which bytes sent on a lost connection can still arrive.
 pub(crate) const MAX_DELAY_IN_FLIGHT: Duration = Duration::from_secs(60);
@@ -71,7 +72,7 @@ impl LockManager {
     ) -> Result<bool, Error> {
         let answered = self.renewer.take_answered(&lock_lease.names.holders);
         let call = self.release_call(lock_lease, answered);
-        let reply = self.client.ask_one("release", &call, Via::OwnConnection, limit);
+        let reply = now(self.client.ask_one("release", &call, Via::OwnConnection, limit));
         let repeated = reply.as_ref().is_ok_and(|reply| reply.repeated);
         let was_held = reply.and_then(|reply| reply.was_held("release"));
         if was_held.is_err() {

@@ -27,6 +27,7 @@ use crate::protocol::cluster::slot;
 use crate::protocol::lock::lease::was_held;
 use crate::protocol::lock::script::ScriptCall;
 use crate::protocol::retry::Backoff;
+use crate::sync::now::now;
 
 /// Time that the thread waits for another lock before it ends.
 const IDLE: Duration = Duration::from_secs(10);
@@ -345,10 +346,10 @@ fn renew(due: &[Arc<LockLease>], bound: Option<Instant>, client: &ScriptClient) 
     for together in
         due.chunk_by(|(_, one), (_, other)| client.slot_of(one) == client.slot_of(other))
     {
-        let (locks, now) = (together.len(), Instant::now());
+        let locks = together.len();
         let calls: Vec<_> = together.iter().map(|(_, call)| call).collect();
-        let limit = share(bound, now);
-        let replies = match client.ask(&calls, Via::OwnStrictly, limit) {
+        let limit = share(bound, Instant::now());
+        let replies = match now(client.ask(&calls, Via::OwnStrictly, limit)) {
             Ok(replies) => replies,
             Err(failed) => {
                 let error = failed.into_error("renew");
@@ -384,25 +385,25 @@ fn send_pending_releases(
     bound: Option<Instant>,
     client: &ScriptClient,
 ) {
-    let now = Instant::now();
+    let begun = Instant::now();
     for release in &mut *releases {
-        release.next = now + release.pauses.wait();
+        release.next = begun + release.pauses.wait();
     }
     let slot = |release: &PendingRelease| client.slot_of(&release.call);
     releases.sort_by_key(slot);
-    let limit = share(bound, now).min(now + MAX_PAUSE);
+    let limit = share(bound, begun).min(begun + MAX_PAUSE);
     let mut settled = Vec::with_capacity(releases.len());
     for together in releases.chunk_by(|one, other| slot(one) == slot(other)) {
         let calls: Vec<_> = together.iter().map(|release| &release.call).collect();
-        let replies = client.ask(&calls, Via::OwnStrictly, limit).ok();
+        let replies = now(client.ask(&calls, Via::OwnStrictly, limit)).ok();
         let is_settled = |nth| {
             let value = replies.as_ref().and_then(|replies| replies.values.get(nth));
             value.is_some_and(|value| !matches!(value, Value::ServerError(_)))
         };
         settled.extend((0..calls.len()).map(is_settled));
     }
-    let (now, mut settled) = (Instant::now(), settled.into_iter());
-    releases.retain(|release| !settled.next().unwrap_or(false) && now < release.until);
+    let (ended, mut settled) = (Instant::now(), settled.into_iter());
+    releases.retain(|release| !settled.next().unwrap_or(false) && ended < release.until);
 }
 
 /// Deletes keys by which the server remembers releases. The keys have a time to live, so a failure
@@ -410,11 +411,11 @@ fn send_pending_releases(
 fn forget(mut keys: Vec<String>, bound: Option<Instant>, client: &ScriptClient) {
     let slot = |key: &String| client.is_in_cluster().then(|| slot::of_key(key.as_bytes()));
     keys.sort_by_key(slot);
-    let now = Instant::now();
-    let limit = share(bound, now).min(now + MAX_PAUSE);
+    let begun = Instant::now();
+    let limit = share(bound, begun).min(begun + MAX_PAUSE);
     for together in keys.chunk_by(|one, other| slot(one) == slot(other)) {
         let call = ScriptCall::delete(together.iter().cloned());
-        if client.ask(&[&call], Via::OwnStrictly, limit).is_err() {
+        if now(client.ask(&[&call], Via::OwnStrictly, limit)).is_err() {
             client.log_thread().log(Level::TRACE, || {
                 tracing::trace!("answered releases stay on the server for a while");
             });

@@ -70,7 +70,7 @@ impl ReleaseListener {
         drop(state);
         if wakes {
             let limit = limit.min(Instant::now() + TICK);
-            if client.publish(&self.control_channel, limit).is_err() {
+            if now(client.publish(&self.control_channel, limit)).is_err() {
                 tracing::trace!("the subscriber will notice the change by itself");
             }
         }
