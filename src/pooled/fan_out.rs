@@ -6,13 +6,13 @@ use std::time::Instant;
 
 use redis::Value;
 
-use crate::connection::threads::Threads;
 use crate::error::any::Error;
 use crate::error::applied::Applied;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::pool::redirect_pause;
 use crate::pool::router::Router;
+use crate::pool::server_pool::ServerPool;
 use crate::pooled::request::Request;
 use crate::protocol::cluster::redirect;
 use crate::protocol::cluster::redirect::RedirectReply;
@@ -24,7 +24,6 @@ use crate::protocol::command::keys;
 use crate::protocol::command::keys::KeySlots;
 use crate::protocol::command::reader::CommandReader;
 use crate::protocol::resp::encode::ASKING;
-use crate::sync::now::now;
 
 /// One command of a request.
 struct Part<'b> {
@@ -40,8 +39,11 @@ enum To {
 }
 
 /// Sends each command to its node. Returns one reply for each command, in their order.
-pub(crate) fn request(
-    router: &Router,
+///
+/// Dropped before its end, it may have sent any of the commands. A connection that awaits replies
+/// is then closed.
+pub(crate) async fn request<P: ServerPool>(
+    router: &Router<P>,
     place: &'static Location<'static>,
     bytes: &[u8],
 ) -> Result<Vec<Value>, Error> {
@@ -57,9 +59,9 @@ pub(crate) fn request(
         let to = call.parts.get(first).map_or(To::Any, |part| part.to);
         let with: Vec<_> = call.waiting(|part| part.to == to).collect();
         let sent = match to {
-            To::All(policy) => call.everywhere(first, policy),
-            To::Any => call.batch(Route::default(), with),
-            To::Slot(slot) => call.batch(Route::to(Some(slot)), with),
+            To::All(policy) => call.everywhere(first, policy).await,
+            To::Any => call.batch(Route::default(), with).await,
+            To::Slot(slot) => call.batch(Route::to(Some(slot)), with).await,
         };
         sent.map_err(|error| call.error_for_whole(error))?;
     }
@@ -96,15 +98,15 @@ fn parts(bytes: &[u8]) -> Result<Vec<Part<'_>>, Error> {
     }
 }
 
-struct NodeCall<'b> {
-    router: &'b Router,
+struct NodeCall<'b, P: ServerPool> {
+    router: &'b Router<P>,
     place: &'static Location<'static>,
     deadline: Instant,
     parts: Vec<Part<'b>>,
     replies: Vec<Option<Value>>,
 }
 
-impl NodeCall<'_> {
+impl<P: ServerPool> NodeCall<'_, P> {
     /// The commands without a reply yet.
     fn waiting(&self, which: impl Fn(&Part<'_>) -> bool) -> impl Iterator<Item = usize> {
         let replies = self.parts.iter().zip(&self.replies).enumerate();
@@ -112,18 +114,19 @@ impl NodeCall<'_> {
     }
 
     /// Sends these commands along the route, and redirected ones along the next route, and so on.
-    fn batch(&mut self, mut route: Route, mut indexes: Vec<usize>) -> Result<(), Error> {
+    async fn batch(&mut self, mut route: Route, mut indexes: Vec<usize>) -> Result<(), Error> {
         let mut budget = RedirectBudget::until(self.deadline);
         loop {
             let mut redirected = Vec::new();
-            let (redirect, failed) = match self.exchange(&route, &indexes) {
+            let (redirect, failed) = match self.exchange(&route, &indexes).await {
                 Ok(replies) => {
                     let mut redirect = None;
                     for (at, reply) in indexes.into_iter().zip(replies) {
                         if let Some((code, text)) = refusal(&reply) {
                             redirected.push(at);
-                            redirect = redirect
-                                .or_else(|| now(self.router.redirect_for(&route, code, text)));
+                            if redirect.is_none() {
+                                redirect = self.router.redirect_for(&route, code, text).await;
+                            }
                         }
                         // The reply is final, unless there is time to follow its redirect.
                         self.set_reply(at, Some(reply));
@@ -132,15 +135,16 @@ impl NodeCall<'_> {
                 }
                 Err(Error::Checkout(error)) => {
                     redirected = indexes;
-                    (now(self.router.on_unreachable(&route, &error, self.deadline)), Some(error))
+                    let next = self.router.on_unreachable(&route, &error, self.deadline).await;
+                    (next, Some(error))
                 }
                 Err(error) => return Err(error),
             };
             match redirect {
                 Some(redirect)
-                    if now(redirect_pause::try_next::<Threads>(&mut budget, &redirect)) =>
+                    if redirect_pause::try_next::<P::Io>(&mut budget, &redirect).await =>
                 {
-                    route = redirect.route()
+                    route = redirect.route();
                 }
                 _ => return failed.map_or(Ok(()), |error| Err(error.into())),
             }
@@ -156,16 +160,16 @@ impl NodeCall<'_> {
     }
 
     /// Sends one command to every master.
-    fn everywhere(&mut self, this: usize, policy: ResponsePolicy) -> Result<(), Error> {
+    async fn everywhere(&mut self, this: usize, policy: ResponsePolicy) -> Result<(), Error> {
         let mut budget = RedirectBudget::until(self.deadline);
         let (mut answers, mut asked) = (Vec::new(), Vec::new());
         loop {
             let mut failed = None;
-            for route in now(self.router.all_masters(self.deadline))? {
+            for route in self.router.all_masters(self.deadline).await? {
                 if asked.contains(&route) {
                     continue;
                 }
-                match self.exchange(&route, &[this]) {
+                match self.exchange(&route, &[this]).await {
                     Ok(replies) => answers.extend(replies),
                     Err(Error::Checkout(error)) => {
                         failed = Some((route, error));
@@ -176,9 +180,9 @@ impl NodeCall<'_> {
                 asked.push(route);
             }
             let Some((route, error)) = failed else { break };
-            match now(self.router.on_unreachable(&route, &error, self.deadline)) {
+            match self.router.on_unreachable(&route, &error, self.deadline).await {
                 Some(redirect)
-                    if now(redirect_pause::try_next::<Threads>(&mut budget, &redirect)) => {}
+                    if redirect_pause::try_next::<P::Io>(&mut budget, &redirect).await => {}
                 _ => return Err(error.into()),
             }
         }
@@ -187,16 +191,18 @@ impl NodeCall<'_> {
     }
 
     /// Sends one write along the route, and reads one reply for each command.
-    fn exchange(&self, route: &Route, indexes: &[usize]) -> Result<Vec<Value>, Error> {
+    async fn exchange(&self, route: &Route, indexes: &[usize]) -> Result<Vec<Value>, Error> {
         let parts = || indexes.iter().filter_map(|at| self.parts.get(*at)).map(|part| part.bytes);
         let plain = parts().collect::<Vec<_>>().concat();
         let request = Request::parse(&plain, indexes.len(), self.place)?;
         if !route.ask {
-            return request.ask(self.router, route, (&plain, 0, indexes.len()), self.deadline);
+            let all = (&*plain, 0, indexes.len());
+            return request.ask(self.router, route, all, self.deadline).await;
         }
         let asking: Vec<_> = parts().flat_map(|part| [ASKING, part]).collect();
         let bytes = asking.concat();
-        let replies = request.ask(self.router, route, (&bytes, 0, asking.len()), self.deadline)?;
+        let all = (&*bytes, 0, asking.len());
+        let replies = request.ask(self.router, route, all, self.deadline).await?;
         Ok(redirect::all_after_asking(replies))
     }
 

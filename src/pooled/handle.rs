@@ -15,9 +15,10 @@ use crate::pool::line::Line;
 use crate::pool::router::Router;
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::server_pool::PinnedLine;
+use crate::pooled::recent_replies;
 use crate::pooled::request::Request;
+use crate::pooled::send::send;
 use crate::pooled::tag_errors::{self, CallKind};
-use crate::pooled::{fan_out, recent_replies};
 use crate::protocol::cluster::route::Route;
 use crate::sync::now::now;
 
@@ -173,14 +174,8 @@ impl Pooled {
                 hint: "this handle reads from replicas: use SessionManager::pooled",
             });
         }
-        let mut replies = if self.router.is_cluster() {
-            let mut replies = fan_out::request(&self.router, self.place, bytes)?;
-            replies.drain(..offset.min(replies.len()));
-            replies
-        } else {
-            let deadline = Instant::now() + self.router.settings().checkout_timeout;
-            request.ask(&self.router, &Route::default(), (bytes, offset, count), deadline)?
-        };
+        let sent = send(&self.router, (&request, self.place), (bytes, offset, count));
+        let mut replies = now(sent)?;
         let full = self.router.settings().server_messages;
         tag_errors::tag_errors(&request, &mut replies, (bytes, offset), call, full);
         Ok(replies)

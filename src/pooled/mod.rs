@@ -6,4 +6,5 @@ pub(crate) mod handle;
 pub(crate) mod recent_replies;
 mod redis_error;
 pub(crate) mod request;
+pub(crate) mod send;
 pub(crate) mod tag_errors;

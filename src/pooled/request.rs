@@ -15,6 +15,7 @@ use crate::pool::blocking::BlockingCommand;
 use crate::pool::line::Line;
 use crate::pool::retry_budget::RetryBudget;
 use crate::pool::router::{Joined, Router};
+use crate::pool::server_pool::ServerPool;
 use crate::pooled::error_tag;
 use crate::protocol::batch;
 use crate::protocol::batch::{BatchRequest, RequestKind};
@@ -26,7 +27,6 @@ use crate::protocol::command::reader::CommandReader;
 use crate::protocol::command::refused::SendContext;
 use crate::protocol::command::refused::is_refused;
 use crate::protocol::command::table::is_read_only;
-use crate::sync::now::now;
 
 /// A request, with the properties that the names of its commands imply.
 pub(crate) struct Request {
@@ -116,20 +116,24 @@ impl Request {
 
     /// Sends the request on a connection of the route, and again on another one if that changes
     /// nothing.
-    pub(crate) fn ask(
+    ///
+    /// Dropped before its end, it may have sent any part of the request. A connection that awaits
+    /// replies is then closed, and a request that waits for another caller's batch may still be
+    /// sent in it.
+    pub(crate) async fn ask<P: ServerPool>(
         &self,
-        router: &Router,
+        router: &Router<P>,
         route: &Route,
         (bytes, offset, count): (&[u8], usize, usize),
         checkout_deadline: Instant,
     ) -> Result<Vec<Value>, Error> {
         let mut budget = RetryBudget::new(router.settings().max_size, checkout_deadline);
-        let mut checkout = None;
-        while self.batchable && checkout.is_none() {
+        let mut line = None;
+        while self.batchable && line.is_none() {
             let job = || BatchRequest { bytes: bytes.to_vec(), kind: RequestKind::Read };
-            let settled = match now(router.join(route, checkout_deadline, job))? {
+            let settled = match router.join(route, checkout_deadline, job).await? {
                 Joined::Alone(alone) => {
-                    checkout = Some(alone);
+                    line = Some(alone);
                     break;
                 }
                 Joined::Response(settled) => settled,
@@ -147,9 +151,9 @@ impl Request {
             }
             tracing::debug!(%cause, "read sent again on another connection");
         }
-        let mut checkout = match checkout {
-            Some(checkout) => checkout,
-            None => now(router.checkout(route, checkout_deadline))?,
+        let mut line = match line {
+            Some(line) => line,
+            None => router.checkout(route, checkout_deadline).await?,
         };
         let question = Question {
             name: &self.name,
@@ -160,16 +164,17 @@ impl Request {
             blocking: self.blocking.as_ref(),
         };
         let mut replies = Vec::with_capacity(count);
-        now(ask(&mut checkout, &question, budget, |nth, value| {
+        let take = |nth: usize, value| {
             if let Some(nth) = nth.checked_sub(offset) {
                 // A repetition begins anew.
                 replies.truncate(nth);
                 replies.push(value);
             }
-        }))?;
+        };
+        ask(&mut line, &question, budget, take).await?;
         // The later commands of a pipeline may be reads.
         let writes = replies.get(..usize::from(!self.read_only)).unwrap_or_default();
-        checkout.on_replies(&replies, writes);
+        line.on_replies(&replies, writes);
         Ok(replies)
     }
 }

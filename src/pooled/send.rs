@@ -1,0 +1,32 @@
+//! Sends a request of the pooled handle: to the only server or, in a cluster, to each command's.
+
+use std::panic::Location;
+use std::time::Instant;
+
+use redis::Value;
+
+use crate::error::any::Error;
+use crate::pool::router::Router;
+use crate::pool::server_pool::ServerPool;
+use crate::pooled::fan_out;
+use crate::pooled::request::Request;
+use crate::protocol::cluster::route::Route;
+
+/// Sends the request. Returns the replies to its commands after the first `offset` ones.
+///
+/// Dropped before its end, it may have sent any part of the request. A connection that awaits
+/// replies is then closed.
+pub(crate) async fn send<P: ServerPool>(
+    router: &Router<P>,
+    (request, place): (&Request, &'static Location<'static>),
+    (bytes, offset, count): (&[u8], usize, usize),
+) -> Result<Vec<Value>, Error> {
+    if router.is_cluster() {
+        // Boxed: it is larger than the future for one server.
+        let mut replies = Box::pin(fan_out::request(router, place, bytes)).await?;
+        replies.drain(..offset.min(replies.len()));
+        return Ok(replies);
+    }
+    let deadline = Instant::now() + router.settings().checkout_timeout;
+    request.ask(router, &Route::default(), (bytes, offset, count), deadline).await
+}
