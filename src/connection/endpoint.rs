@@ -12,6 +12,7 @@ use redis::{Connection, ConnectionInfo, RedisConnectionInfo as AuthInfo, Value};
 use crate::connection::connect::{Connected, Server};
 use crate::connection::login;
 use crate::connection::login::Login;
+use crate::connection::sentinel::blocking_queries::BlockingQueries;
 use crate::connection::sentinel::client::SentinelClient;
 use crate::connection::url::SentinelConfig;
 use crate::error::config::ConfigError;
@@ -19,6 +20,7 @@ use crate::error::connection::ConnectionError;
 use crate::protocol::sentinel::{why_not_master, why_not_readable};
 use crate::settings::credentials::Provider;
 use crate::settings::settings::Settings;
+use crate::sync::now::now;
 
 /// The server to connect to.
 #[derive(Clone)]
@@ -76,8 +78,14 @@ impl Endpoint {
     fn server(&self, timeout: Duration) -> Result<(Arc<Server>, Duration), ConnectionError> {
         match &self.target {
             Target::Server(server) => Ok((Arc::clone(server), timeout)),
-            Target::Master(client) => client.master_within(timeout),
-            Target::Replica(client) => client.replica_within(timeout),
+            Target::Master(client) => {
+                client.watch();
+                now(client.master_within::<BlockingQueries>(timeout))
+            }
+            Target::Replica(client) => {
+                client.watch();
+                now(client.replica_within::<BlockingQueries>(timeout))
+            }
         }
     }
 
@@ -102,7 +110,8 @@ impl Endpoint {
         let (server, left) = self.server(timeout)?;
         let connected = server.connect(left).inspect_err(|_| self.invalidate())?;
         if let Target::Master(client) = &self.target {
-            client.register(&server, &connected)?;
+            let socket = Arc::downgrade(connected.socket());
+            client.register(&server, socket)?;
         }
         Ok(connected)
     }

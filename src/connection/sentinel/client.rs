@@ -5,29 +5,32 @@
 //! server is not used. A report with an older epoch than another sentinel's is not accepted, unless
 //! most sentinels report one.
 
-use std::net::Shutdown;
+#[cfg(test)]
+#[path = "../../../tests/unit/sentinel.rs"]
+mod tests;
+
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use redis::{ConnectionInfo, RedisConnectionInfo as AuthInfo};
-use scopeguard::defer;
 use tracing::Level;
 
-use crate::connection::connect::{Connected, Server};
+use crate::connection::connect::Server;
+use crate::connection::sentinel::queries::{MasterConnection, SentinelQueries};
+use crate::connection::sentinel::single_flight::{Flight, SingleFlight};
 use crate::connection::url::{SentinelConfig, at_address};
 use crate::error::config::ConfigError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::logging::deferred::LogThread;
-use crate::process::sockets::OwnSocket;
 use crate::process::worker::BackgroundWorker;
-use crate::protocol::sentinel::{HostPort, MasterReport, parse};
+use crate::protocol::sentinel::{HostPort, MasterReport};
 use crate::settings::settings::Settings;
 
 /// Maximum age of a report that is used without a new query.
 pub(crate) const FRESH: Duration = Duration::from_secs(1);
 /// Minimum time that a sentinel gets to reply, even if no other one is left.
-const LEAST: Duration = Duration::from_millis(50);
+pub(crate) const LEAST: Duration = Duration::from_millis(50);
 /// The same if the caller's time is nearly over.
 const SHORTEST: Duration = Duration::from_millis(1);
 
@@ -42,7 +45,7 @@ pub(crate) struct SentinelClient {
     pub(crate) generation: AtomicU64,
     pub(crate) watcher: BackgroundWorker<()>,
     pub(crate) state: Mutex<SentinelState>,
-    pub(crate) changed: Condvar,
+    pub(crate) queries: SingleFlight,
     pub(crate) log_thread: Arc<LogThread>,
 }
 
@@ -53,11 +56,10 @@ pub(crate) struct SentinelState {
     pub(crate) epoch: u64,
     /// Time of the last report, unless it was doubted since.
     pub(crate) updated: Option<Instant>,
-    /// Whether a query is in progress.
-    pub(crate) asking: bool,
     /// Index of the sentinel that replied last.
     pub(crate) last_responder: usize,
-    pub(crate) sockets: Vec<Weak<OwnSocket>>,
+    /// The connections to the master.
+    pub(crate) connections: Vec<Weak<dyn MasterConnection>>,
 }
 
 impl SentinelState {
@@ -82,7 +84,7 @@ impl SentinelClient {
             generation: AtomicU64::new(0),
             watcher: BackgroundWorker::new("rediscope-sentinel", ()),
             state: Mutex::default(),
-            changed: Condvar::new(),
+            queries: SingleFlight::default(),
             log_thread: Arc::default(),
         })
     }
@@ -127,74 +129,74 @@ impl SentinelClient {
     pub(crate) fn register(
         &self,
         master: &Server,
-        connected: &Connected,
+        connection: Weak<dyn MasterConnection>,
     ) -> Result<(), ConnectionError> {
         let mut state = self.state();
         if state.master.as_ref().is_none_or(|now| now.address() != master.address()) {
             let text = "another server became the master while this one was connected to";
             return Err(ConnectionError::new(ConnectionErrorKind::Closed, text));
         }
-        state.sockets.retain(|socket| socket.strong_count() > 0);
-        state.sockets.push(Arc::downgrade(connected.socket()));
+        state.connections.retain(|connection| connection.strong_count() > 0);
+        state.connections.push(connection);
         Ok(())
     }
 
     /// Returns the master, and the time left to connect to it.
-    pub(crate) fn master_within(
-        self: &Arc<Self>,
+    pub(crate) async fn master_within<Q: SentinelQueries>(
+        &self,
         timeout: Duration,
     ) -> Result<(Arc<Server>, Duration), ConnectionError> {
         let until = Instant::now() + timeout;
-        let master = self.master(until)?;
+        let master = self.master::<Q>(until).await?;
         Ok((master, until.saturating_duration_since(Instant::now()).max(LEAST.min(timeout))))
     }
 
     /// The same for any replica that is in step; for the master if there is none.
-    pub(crate) fn replica_within(
-        self: &Arc<Self>,
+    pub(crate) async fn replica_within<Q: SentinelQueries>(
+        &self,
         timeout: Duration,
     ) -> Result<(Arc<Server>, Duration), ConnectionError> {
-        let (master, left) = self.master_within(timeout)?;
+        let (master, left) = self.master_within::<Q>(timeout).await?;
         let state = self.state();
         let one = fastrand::usize(..state.replicas.len().max(1));
         Ok((state.replicas.get(one).cloned().unwrap_or(master), left))
     }
 
     /// Returns the known master, or queries the sentinels; the caller waits until `latest` at most.
-    pub(crate) fn master(
-        self: &Arc<Self>,
+    /// Dropped before its end, it has learned nothing, and another caller may query.
+    pub(crate) async fn master<Q: SentinelQueries>(
+        &self,
         latest: Instant,
     ) -> Result<Arc<Server>, ConnectionError> {
-        self.watch();
         let until = latest.min(Instant::now() + self.query_timeout);
-        let mut state = self.state();
-        loop {
-            if let Some(master) = state.fresh() {
-                return Ok(master);
+        let _flight = loop {
+            match self.next_step() {
+                Step::Known(master) => return Ok(master),
+                Step::Query(flight) => break flight,
+                Step::Wait if Instant::now() < until => {
+                    Q::wait_for_query(&self.queries, until).await;
+                }
+                Step::Wait => {
+                    return Err(ConnectionError::timed_out(
+                        "other queries to the sentinels took the whole time",
+                    ));
+                }
             }
-            if !state.asking {
-                break;
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(ConnectionError::timed_out(
-                    "other queries to the sentinels took the whole time",
-                ));
-            }
-            let waited = self.changed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        state.asking = true;
-        let (epoch, first) = (state.epoch, state.last_responder);
-        drop(state);
-        defer! {
-            self.state().asking = false;
-            self.changed.notify_all();
-        }
-        let (nth, answer) = self.ask(epoch, first, (until, latest))?;
+        };
+        let (nth, answer) = self.ask::<Q>((until, latest)).await?;
         let mut state = self.state();
         state.last_responder = nth;
         self.apply(&mut state, answer)
+    }
+
+    /// Returns what a caller does that needs the master.
+    fn next_step(&self) -> Step<'_> {
+        // Locked throughout: a query that ends meanwhile has a fresh report first.
+        let state = self.state();
+        match state.fresh() {
+            Some(master) => Step::Known(master),
+            None => self.queries.begin().map_or(Step::Wait, Step::Query),
+        }
     }
 
     /// Applies a sentinel's report.
@@ -216,10 +218,9 @@ impl SentinelClient {
         // From here on no older connection is used, and those in use end.
         self.generation.fetch_add(1, Ordering::AcqRel);
         let mut ended = 0;
-        for socket in std::mem::take(&mut state.sockets) {
-            if let Some(socket) = socket.upgrade() {
-                // The shutdown fails if the other side was faster.
-                ended += usize::from(socket.shutdown(Shutdown::Both).is_ok());
+        for connection in std::mem::take(&mut state.connections) {
+            if let Some(connection) = connection.upgrade() {
+                ended += usize::from(connection.end());
             }
         }
         // Logged later: the state is locked, and a tracing subscriber may need it.
@@ -241,28 +242,24 @@ impl SentinelClient {
     ///
     /// The time until `until` is divided among the sentinels. A share is at least [`LEAST`], unless
     /// `latest` leaves less.
-    fn ask(
+    async fn ask<Q: SentinelQueries>(
         &self,
-        epoch: u64,
-        first: usize,
         (until, latest): (Instant, Instant),
     ) -> Result<(usize, MasterReport), ConnectionError> {
+        let (epoch, first) = self.last_report();
         let count = self.sentinels.len();
         let (mut outdated, mut failed) = (Vec::new(), None::<ConnectionError>);
         for tried in 0..count {
             let nth = (first + tried) % count;
             let Some(sentinel) = self.sentinels.get(nth) else { continue };
             let now = Instant::now();
-            let share = |end: Instant| end.saturating_duration_since(now) / (count - tried) as u32;
-            let share = share(until).max(LEAST.min(share(latest))).max(SHORTEST);
-            match self.question(sentinel, share) {
+            let left = |end: Instant| end.saturating_duration_since(now);
+            let share = share((left(until), left(latest)), count - tried);
+            match Q::query(sentinel, &self.name, share).await {
                 Ok(answer) if answer.epoch >= epoch => return Ok((nth, answer)),
                 Ok(answer) => outdated.push((nth, answer)),
                 Err(error) => {
-                    let (sentinel, cause) = (sentinel.address().to_owned(), error.clone());
-                    self.log_thread.log(Level::DEBUG, move || {
-                        tracing::debug!(sentinel, error = %format_args!("{cause:#}"), "no reply from a sentinel");
-                    });
+                    self.log_failure(sentinel, &error);
                     // A refusal explains more than silence.
                     if failed.as_ref().is_none_or(ConnectionError::is_transient_failure) {
                         failed = Some(error);
@@ -281,32 +278,17 @@ impl SentinelClient {
         Err(why.of_sentinels(&self.name))
     }
 
-    fn question(
-        &self,
-        sentinel: &Server,
-        timeout: Duration,
-    ) -> Result<MasterReport, ConnectionError> {
-        let until = Instant::now() + timeout;
-        let mut connection = sentinel.client(sentinel.auth_info(), timeout)?;
-        let mut bytes = Vec::new();
-        // The epoch comes first: an address may be newer than it, never older.
-        for what in ["MASTER", "GET-MASTER-ADDR-BY-NAME", "REPLICAS"] {
-            bytes.extend(redis::cmd("SENTINEL").arg(what).arg(&self.name).get_packed_command());
-        }
-        let mut asked = || {
-            let least = LEAST.min(timeout);
-            let left = || until.saturating_duration_since(Instant::now()).max(least);
-            connection.set_write_timeout(Some(left()))?;
-            connection.send_packed_command(&bytes)?;
-            let mut answers = Vec::with_capacity(3);
-            for _ in 0..3 {
-                connection.set_read_timeout(Some(left()))?;
-                answers.push(connection.recv_response()?);
-            }
-            Ok(answers)
-        };
-        let answers = asked().map_err(|error: redis::RedisError| ConnectionError::of(&error))?;
-        Ok(parse(&answers)?)
+    /// Returns the epoch that is known, and the index of the sentinel that replied last.
+    fn last_report(&self) -> (u64, usize) {
+        let state = self.state();
+        (state.epoch, state.last_responder)
+    }
+
+    fn log_failure(&self, sentinel: &Server, error: &ConnectionError) {
+        let (sentinel, cause) = (sentinel.address().to_owned(), error.clone());
+        self.log_thread.log(Level::DEBUG, move || {
+            tracing::debug!(sentinel, error = %format_args!("{cause:#}"), "no reply from a sentinel");
+        });
     }
 
     /// Returns the server at this address, with the settings of all of them.
@@ -319,4 +301,21 @@ impl SentinelClient {
     pub(crate) fn state(&self) -> MutexGuard<'_, SentinelState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What a caller does that needs the master.
+enum Step<'c> {
+    /// The last report is fresh.
+    Known(Arc<Server>),
+    /// The caller queries the sentinels.
+    Query(Flight<'c>),
+    /// Another caller's query runs.
+    Wait,
+}
+
+/// Returns the time of one of `sentinels`, which share the time that is left; `latest`: the time that
+/// the caller has left.
+fn share((left, latest): (Duration, Duration), sentinels: usize) -> Duration {
+    let share = |time: Duration| time / sentinels as u32;
+    share(left).max(LEAST.min(share(latest))).max(SHORTEST)
 }

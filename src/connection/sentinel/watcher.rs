@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 
 use tracing::Level;
 
+use crate::connection::sentinel::blocking_queries::BlockingQueries;
 use crate::connection::sentinel::client::{FRESH, SentinelClient};
 use crate::error::connection::ConnectionError;
 use crate::process::worker::{Next, Shared, Work};
+use crate::sync::now::now;
 
 /// Maximum time of a read, which delays the thread's end, and minimum time between two attempts to
 /// subscribe.
@@ -30,8 +32,9 @@ impl SentinelClient {
     }
 
     /// Queries the sentinels if the last report is no longer fresh.
-    fn refresh(self: &Arc<Self>) {
-        if let Err(error) = self.master(Instant::now() + self.settings.connect_timeout) {
+    fn refresh(&self) {
+        let latest = Instant::now() + self.settings.connect_timeout;
+        if let Err(error) = now(self.master::<BlockingQueries>(latest)) {
             tracing::debug!(master = %self.name, %error, "the sentinels report no master");
         }
     }

@@ -1,0 +1,28 @@
+//! What the search for a master waits for, as threads and tasks do it, and how a connection to a
+//! former master ends.
+
+use std::time::{Duration, Instant};
+
+use crate::connection::connect::Server;
+use crate::connection::sentinel::single_flight::SingleFlight;
+use crate::error::connection::ConnectionError;
+use crate::protocol::sentinel::MasterReport;
+
+/// The queries to sentinels. A method that returns a future may wait.
+pub(crate) trait SentinelQueries {
+    /// Asks a sentinel for the master of this name, on a connection of its own.
+    fn query(
+        sentinel: &Server,
+        name: &str,
+        timeout: Duration,
+    ) -> impl Future<Output = Result<MasterReport, ConnectionError>> + Send;
+
+    /// Waits until no query runs, until `until` at most.
+    fn wait_for_query(queries: &SingleFlight, until: Instant) -> impl Future<Output = ()> + Send;
+}
+
+/// A connection to a master.
+pub(crate) trait MasterConnection: Send + Sync {
+    /// Ends the connection, also while a call uses it. Returns false if it has ended already.
+    fn end(&self) -> bool;
+}
