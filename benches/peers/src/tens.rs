@@ -1,10 +1,11 @@
-//! The two INCRs and the ten mixed commands, as the crate and as redis-rs say them.
+//! The two INCRs and the ten mixed commands, as the crate and as redis-rs say them, and the
+//! [`CASES`] of the crate whose cost is counted.
 
 use std::hint::black_box;
 
 use r2d2::Pool;
 use redis::{Client, Pipeline};
-use rediscope::{Transactional, prelude::*};
+use rediscope::{SessionManager, TransactionOptions, Transactional, prelude::*};
 
 /// The keys of one worker's ten commands.
 #[derive(Clone, Debug)]
@@ -35,6 +36,59 @@ pub type QueuedTen = (
 );
 
 pub const VALUE: &str = "a value of some length";
+
+/// One kind of transaction of the crate whose instructions and allocations are counted.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// The name on a command line.
+    pub name: &'static str,
+    /// What the case does.
+    pub title: &'static str,
+    pub exactly_once: bool,
+    pub transaction: fn(&Transactional),
+}
+
+pub const CASES: [Case; 4] = [
+    Case {
+        name: "run",
+        title: "rediscope run, two INCRs",
+        exactly_once: false,
+        transaction: run_two,
+    },
+    Case {
+        name: "once",
+        title: "rediscope run exactly once, two INCRs",
+        exactly_once: true,
+        transaction: run_two,
+    },
+    Case {
+        name: "watch",
+        title: "rediscope watch, one GET, one SET",
+        exactly_once: false,
+        transaction: watch_one,
+    },
+    Case {
+        name: "guard",
+        title: "rediscope begin and commit, two INCRs",
+        exactly_once: false,
+        transaction: guard_two,
+    },
+];
+
+impl Case {
+    pub fn named(name: &str) -> Option<Self> {
+        CASES.into_iter().find(|case| case.name == name)
+    }
+
+    /// The handle on which the transaction runs.
+    pub fn handle(&self, sessions: &SessionManager) -> Transactional {
+        let plain = sessions.transactional();
+        if self.exactly_once {
+            return plain.with(TransactionOptions::new().exactly_once());
+        }
+        plain
+    }
+}
 
 impl Ten {
     pub fn of(worker: usize) -> Self {
@@ -84,6 +138,21 @@ pub fn block(tx: &mut impl QueueCommands, ten: &Ten) -> QueuedTen {
 pub fn run_two(transactional: &Transactional) {
     let replies = transactional.run(|tx| Ok((tx.incr("a:0", 1), tx.incr("b:0", 1))));
     black_box(replies.expect("two INCRs"));
+}
+
+pub fn watch_one(transactional: &Transactional) {
+    let write = transactional.watch(["w:0"]).run(|read, tx| {
+        let value: Option<i64> = read.get("w:0")?;
+        Ok(tx.set("w:0", value.unwrap_or_default() + 1))
+    });
+    write.expect("a watched write");
+}
+
+pub fn guard_two(transactional: &Transactional) {
+    let mut tx = transactional.begin().expect("a connection");
+    let both = (tx.incr("a:0", 1), tx.incr("b:0", 1));
+    let replies = tx.commit().expect("two INCRs");
+    black_box(replies.get(both).expect("both values"));
 }
 
 pub fn pipe_two(pool: &Pool<Client>) {

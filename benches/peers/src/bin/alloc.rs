@@ -1,5 +1,6 @@
-//! Counts heap allocations: two INCRs and ten mixed commands by `run`, and the same with redis-rs's
-//! atomic pipeline behind r2d2 without its check. Steady state, and the calling thread's only.
+//! Counts heap allocations: rediscope's [`CASES`] and ten mixed commands by `run`; two INCRs and the
+//! ten with redis-rs's atomic pipeline behind r2d2 without its check. Steady state, and the calling
+//! thread's only.
 //!
 //! Prints a table, and for rediscope where each allocation comes from (`--sites` for both).
 
@@ -13,7 +14,7 @@ use std::hint::black_box;
 
 use rediscope::SessionManager;
 use rediscope_peers::server::{Server, Via};
-use rediscope_peers::tens::{self, Ten};
+use rediscope_peers::tens::{self, CASES, Ten};
 
 const WARM_UP: usize = 200;
 const COUNTED: usize = 1_000;
@@ -152,8 +153,11 @@ fn main() {
         .expect("a pool");
     let ten = Ten::of(0);
 
-    let report = [
-        ("rediscope run, two INCRs", true, count(|| tens::run_two(&transactional))),
+    let cases = CASES.map(|case| {
+        let handle = case.handle(&sessions);
+        (case.title, true, count(|| (case.transaction)(&handle)))
+    });
+    let others = [
         ("r2d2 + atomic pipeline, two INCRs", both, count(|| tens::pipe_two(&pool))),
         (
             "rediscope run, ten mixed",
@@ -166,6 +170,7 @@ fn main() {
             count(|| drop(black_box(tens::pipe_ten(&pool, &ten)))),
         ),
     ];
+    let report: Vec<_> = cases.into_iter().chain(others).collect();
     println!("heap allocations per transaction, calling thread, mean of {COUNTED}\n");
     println!("| transaction | allocations | of them reallocations | bytes |");
     println!("|---|---|---|---|");
