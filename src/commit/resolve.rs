@@ -4,25 +4,21 @@
 //! it. So the resolution does not wait for the transaction's pool. A missing register proves
 //! nothing, and every call ends within the caller's time.
 
-use std::fmt;
-use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use scopeguard::defer;
-
 use crate::connection::connection::Connection;
 use crate::connection::deadline::{self, Deadline};
+use crate::connection::endpoint::Endpoint;
 use crate::connection::handshake::OpenOptions;
 use crate::connection::io::Io;
-use crate::connection::threads::Threads;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
-use crate::error::in_doubt::{CommitToken, Resolution, ResolveCommit, UnresolvedReason};
+use crate::error::in_doubt::{CommitToken, Resolution, UnresolvedReason};
 use crate::logging::rate_limit::LimitedEvent;
 use crate::pool::redirect_pause;
 use crate::pool::router::Router;
-use crate::pool::semaphore::{AcquireError, FairSemaphore};
+use crate::pool::server_pool::ServerPool;
 use crate::protocol::cluster::redirect;
 use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route};
 use crate::protocol::cluster::slot;
@@ -30,47 +26,61 @@ use crate::protocol::marker;
 use crate::protocol::retry::Backoff;
 use crate::protocol::server_error::ServerError;
 use crate::sync::lock;
-use crate::sync::now::now;
 
 /// Maximum delay before the query is sent again to a server that could not be reached.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Resolves transactions in doubt on the server.
-pub(crate) struct CommitResolver {
-    router: Router,
-    gate: FairSemaphore<(), ()>,
-    /// The connection, and the address it leads to.
-    connection: Mutex<Option<(String, Connection)>>,
+type PoolConnection<P> = Connection<<<P as ServerPool>::Io as Io>::Wire>;
+
+/// Resolves transactions in doubt on the server. One call queries at a time: the side gives permits.
+pub(crate) struct DoubtResolver<P: ServerPool> {
+    router: Router<P>,
+    /// The connection, and the address it leads to. The call that uses it has it alone.
+    connection: Mutex<Option<(String, PoolConnection<P>)>>,
 }
 
-impl CommitResolver {
-    pub(crate) fn new(router: Router) -> Self {
-        Self { router, gate: FairSemaphore::new(1), connection: Mutex::new(None) }
+impl<P: ServerPool> DoubtResolver<P> {
+    pub(crate) fn new(router: Router<P>) -> Self {
+        Self { router, connection: Mutex::new(None) }
     }
 
-    /// Makes later calls fail: the session manager is closed.
-    pub(crate) fn close(&self) {
-        self.gate.close();
+    pub(crate) fn router(&self) -> &Router<P> {
+        &self.router
     }
 
-    fn resolve_on_server(
+    /// Closes the connection, for which no other call waits.
+    pub(crate) fn disconnect(&self) {
+        drop(lock(&self.connection).take());
+    }
+
+    /// Asks the server whether the transaction was applied, once there is a permit. Dropped before
+    /// its end, it closes the connection.
+    pub(crate) async fn resolve<G: Send, F: Future<Output = Result<G, UnresolvedReason>> + Send>(
+        &self,
+        token: &CommitToken,
+        within: Option<Duration>,
+        permit: impl FnOnce(Instant) -> F + Send,
+    ) -> Resolution {
+        if self.router.here().is_err() {
+            // Without a count or a log, whose mutexes may stay locked forever.
+            return Resolution::StillUnknown { why: UnresolvedReason::OtherProcess };
+        }
+        let within = within.unwrap_or(self.router.settings().checkout_timeout);
+        let begun = Instant::now();
+        let deadline = deadline::later(begun, within);
+        let resolution = self.record(self.resolve_on_server(token, deadline, permit).await);
+        tracing::debug!(?resolution, waited = ?begun.elapsed(), "resolve");
+        resolution
+    }
+
+    async fn resolve_on_server<G: Send, F: Future<Output = Result<G, UnresolvedReason>> + Send>(
         &self,
         token: &CommitToken,
         deadline: Instant,
+        permit: impl FnOnce(Instant) -> F + Send,
     ) -> Result<bool, UnresolvedReason> {
-        let here = self.router.db();
-        if token.db != here {
-            return Err(UnresolvedReason::OtherDatabase { token: token.db, here });
-        }
         let key_slot = self.check(token)?;
-        let permit = self.gate.acquire(deadline, |_| Ok::<(), ()>(())).map_err(not_asked)?;
-        defer! {
-            // No other call waits for the connection, so it is not kept.
-            if self.gate.waiting() == 0 {
-                drop(lock(&self.connection).take());
-            }
-            self.gate.release(permit);
-        }
+        let _permit = permit(deadline).await?;
         let mut pauses = Backoff::new(PAUSE / 16, PAUSE);
         // The register's name has its slot, whatever server made the token.
         let mut route = Route::to(key_slot);
@@ -78,11 +88,11 @@ impl CommitResolver {
         loop {
             let kept = lock(&self.connection).take();
             let was_kept = kept.is_some();
-            let asked = self.ask_server(kept, &route, token, deadline);
+            let asked = self.ask_server(kept, &route, token, deadline).await;
             if let Err(UnresolvedReason::Refused(error)) = &asked
                 && let Some(redirect) =
-                    now(self.router.redirect_for(&route, error.code(), error.message()))
-                && now(redirect_pause::try_next::<Threads>(&mut budget, &redirect))
+                    self.router.redirect_for(&route, error.code(), error.message()).await
+                && redirect_pause::try_next::<P::Io>(&mut budget, &redirect).await
             {
                 route = redirect.route();
                 continue;
@@ -90,18 +100,36 @@ impl CommitResolver {
             if route.ask {
                 route = Route::to(key_slot);
             }
-            let passing = match &asked {
-                Err(UnresolvedReason::Unreachable(error)) => error.is_transient_failure(),
-                Err(UnresolvedReason::Refused(error)) => is_transient(error),
-                _ => false,
-            };
             let left = deadline.saturating_duration_since(Instant::now());
-            if !passing || left.is_zero() {
+            if !asked.as_ref().is_err_and(may_pass) || left.is_zero() {
                 return asked;
             }
             // The failure of a kept connection proves nothing about the server.
             if !was_kept {
-                std::thread::sleep(pauses.wait().min(left));
+                P::Io::pause(pauses.wait().min(left)).await;
+            }
+        }
+    }
+
+    /// Counts and logs the result of a query.
+    fn record(&self, asked: Result<bool, UnresolvedReason>) -> Resolution {
+        let counters = self.router.counters();
+        match asked {
+            Ok(true) => {
+                counters.resolved_committed.add();
+                Resolution::Committed
+            }
+            Ok(false) => {
+                counters.resolved_not_committed.add();
+                Resolution::NotCommitted
+            }
+            Err(why) => {
+                counters.unresolved.add();
+                let limits = self.router.rate_limits();
+                if let Some(suppressed) = limits.allow(LimitedEvent::UnresolvedDoubt) {
+                    tracing::warn!(error = %format_args!("{why:#}"), suppressed, "a commit in doubt was not resolved");
+                }
+                Resolution::StillUnknown { why }
             }
         }
     }
@@ -109,6 +137,10 @@ impl CommitResolver {
     /// Checks that the token fits a connection with these settings: the query would set an expiry
     /// on any other key. Returns the slot to query, in a cluster.
     fn check(&self, token: &CommitToken) -> Result<Option<u16>, UnresolvedReason> {
+        let here = self.router.db();
+        if token.db != here {
+            return Err(UnresolvedReason::OtherDatabase { token: token.db, here });
+        }
         let wrong = |reason| Err(UnresolvedReason::NotARegister { reason });
         if token.number == 0 {
             return wrong("it has a number that no transaction is given");
@@ -130,38 +162,30 @@ impl CommitResolver {
         }
     }
 
-    fn ask_server(
+    /// Queries the register on the kept connection, or on a new one.
+    async fn ask_server(
         &self,
-        kept: Option<(String, Connection)>,
+        kept: Option<(String, PoolConnection<P>)>,
         route: &Route,
         token: &CommitToken,
         deadline: Instant,
     ) -> Result<bool, UnresolvedReason> {
         let unreachable = UnresolvedReason::Unreachable;
         let settings = self.router.settings();
-        let endpoint = now(self.router.endpoint(route, deadline)).map_err(not_connected)?;
+        let endpoint = self.router.endpoint(route, deadline).await.map_err(not_connected)?;
         let generation = endpoint.generation();
         // A connection to a former master would read that server's register.
-        let same = |(address, connection): &(String, Connection)| {
+        let same = |(address, connection): &(String, PoolConnection<P>)| {
             *address == endpoint.address() && connection.generation() == generation
         };
         let mut connection = match kept.filter(same) {
             Some((_, connection)) => connection,
-            None => {
-                let options = OpenOptions::for_query(generation, deadline);
-                now(Threads::open(&endpoint, settings, options)).map_err(|source| {
-                    // Another node may serve the slot by now.
-                    let error = CheckoutError::Connect { waited: Duration::ZERO, source };
-                    let _: Option<Redirect> =
-                        now(self.router.on_unreachable(route, &error, deadline));
-                    not_connected(error)
-                })?
-            }
+            None => self.connect(&endpoint, generation, route, deadline).await?,
         };
         let limit = Deadline::after(settings.response_timeout).capped(deadline);
         let question = marker::question(&token.register, settings.register_ttl, route.ask);
         let count = if route.ask { 4 } else { 2 };
-        let mut answers = now(connection.ask_all(&question, count, limit)).map_err(unreachable)?;
+        let mut answers = connection.ask_all(&question, count, limit).await.map_err(unreachable)?;
         if route.ask {
             answers = redirect::all_after_asking(answers);
         }
@@ -175,42 +199,32 @@ impl CommitResolver {
         *lock(&self.connection) = Some((endpoint.address().into_owned(), connection));
         Ok(marker::applied(token.number, touched, found)?)
     }
+
+    async fn connect(
+        &self,
+        endpoint: &Endpoint,
+        generation: u64,
+        route: &Route,
+        deadline: Instant,
+    ) -> Result<PoolConnection<P>, UnresolvedReason> {
+        let options = OpenOptions::for_query(generation, deadline);
+        let source = match P::Io::open(endpoint, self.router.settings(), options).await {
+            Ok(connection) => return Ok(connection),
+            Err(source) => source,
+        };
+        // Another node may serve the slot by now.
+        let error = CheckoutError::Connect { waited: Duration::ZERO, source };
+        let _: Option<Redirect> = self.router.on_unreachable(route, &error, deadline).await;
+        Err(not_connected(error))
+    }
 }
 
-// After a panic each part is checked by its own state, whichever mutexes it is built with.
-impl UnwindSafe for CommitResolver {}
-impl RefUnwindSafe for CommitResolver {}
-
-impl ResolveCommit for CommitResolver {
-    fn resolve(&self, token: &CommitToken, within: Option<Duration>) -> Resolution {
-        let within = within.unwrap_or(self.router.settings().checkout_timeout);
-        if self.router.here().is_err() {
-            // Without a count or a log, whose mutexes may stay locked forever.
-            return Resolution::StillUnknown { why: UnresolvedReason::OtherProcess };
-        }
-        let now = Instant::now();
-        let deadline = deadline::later(now, within);
-        let counters = self.router.counters();
-        let resolution = match self.resolve_on_server(token, deadline) {
-            Ok(true) => {
-                counters.resolved_committed.add();
-                Resolution::Committed
-            }
-            Ok(false) => {
-                counters.resolved_not_committed.add();
-                Resolution::NotCommitted
-            }
-            Err(why) => {
-                counters.unresolved.add();
-                let limits = self.router.rate_limits();
-                if let Some(suppressed) = limits.allow(LimitedEvent::UnresolvedDoubt) {
-                    tracing::warn!(error = %format_args!("{why:#}"), suppressed, "a commit in doubt was not resolved");
-                }
-                Resolution::StillUnknown { why }
-            }
-        };
-        tracing::debug!(?resolution, waited = ?now.elapsed(), "resolve");
-        resolution
+/// Returns whether the query may succeed in a moment.
+fn may_pass(why: &UnresolvedReason) -> bool {
+    match why {
+        UnresolvedReason::Unreachable(error) => error.is_transient_failure(),
+        UnresolvedReason::Refused(error) => is_transient(error),
+        _ => false,
     }
 }
 
@@ -222,21 +236,35 @@ fn is_transient(error: &ServerError) -> bool {
 fn not_connected(error: CheckoutError) -> UnresolvedReason {
     match error {
         CheckoutError::Connect { source, .. } => UnresolvedReason::Unreachable(source),
-        _ => not_asked(AcquireError::Closed),
+        _ => closed(),
     }
 }
 
-fn not_asked(refused: AcquireError<()>) -> UnresolvedReason {
-    UnresolvedReason::Unreachable(match refused {
-        AcquireError::Closed => {
-            ConnectionError::new(ConnectionErrorKind::Closed, "the session manager is closed")
-        }
-        _ => ConnectionError::timed_out("other queries occupied the connection"),
-    })
+/// The session manager is closed.
+pub(crate) fn closed() -> UnresolvedReason {
+    let text = "the session manager is closed";
+    UnresolvedReason::Unreachable(ConnectionError::new(ConnectionErrorKind::Closed, text))
 }
 
-impl fmt::Debug for CommitResolver {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CommitResolver").field("router", &self.router).finish_non_exhaustive()
+/// Other calls had the permit for the whole time.
+pub(crate) fn occupied() -> UnresolvedReason {
+    let text = "other queries occupied the connection";
+    UnresolvedReason::Unreachable(ConnectionError::timed_out(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::ready;
+
+    use super::*;
+    use crate::pool::pool::Pool;
+
+    #[test]
+    fn a_resolution_may_move_between_threads_on_each_side() {
+        fn is_send<T: Send>(_: &T) {}
+        fn resolution_is_send<P: ServerPool>(resolver: &DoubtResolver<P>, token: &CommitToken) {
+            is_send(&resolver.resolve(token, None, |_| ready(Ok(()))));
+        }
+        let _: fn(&DoubtResolver<Pool>, &CommitToken) = resolution_is_send;
     }
 }

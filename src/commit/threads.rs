@@ -1,13 +1,19 @@
 //! The ends of doubts and scopes for callers that are threads.
 
+use std::fmt;
 use std::future::ready;
+use std::panic::{RefUnwindSafe, UnwindSafe};
+use std::time::{Duration, Instant};
 
 use crate::commit::cleanup;
+use crate::commit::resolve::{DoubtResolver, closed, occupied};
 use crate::commit::side::Side;
 use crate::error::any::Error;
-use crate::error::in_doubt::{InDoubt, Resolution};
+use crate::error::in_doubt::{CommitToken, InDoubt, Resolution, ResolveCommit, UnresolvedReason};
 use crate::pool::pool::Pool;
+use crate::pool::router::Router;
 use crate::pool::scopes::PinnedConnection;
+use crate::pool::semaphore::{AcquireError, FairSemaphore};
 use crate::sync::now::now;
 
 impl Side for Pool {
@@ -18,5 +24,66 @@ impl Side for Pool {
     /// Waits for `cleanup_timeout` at most.
     fn orphan(pin: PinnedConnection) -> Result<(), Error> {
         now(cleanup::end_scope::<Self>(pin))
+    }
+}
+
+/// Resolves transactions in doubt, one query at a time.
+pub(crate) struct CommitResolver {
+    resolver: DoubtResolver<Pool>,
+    permits: FairSemaphore<(), ()>,
+}
+
+impl CommitResolver {
+    pub(crate) fn new(router: Router) -> Self {
+        Self { resolver: DoubtResolver::new(router), permits: FairSemaphore::new(1) }
+    }
+
+    /// Makes later calls fail: the session manager is closed.
+    pub(crate) fn close(&self) {
+        self.permits.close();
+    }
+
+    /// Waits for the permit to query.
+    fn permit(&self, deadline: Instant) -> Result<QueryPermit<'_>, UnresolvedReason> {
+        match self.permits.acquire(deadline, |_| Ok::<(), ()>(())) {
+            Ok(permit) => Ok(QueryPermit { resolver: self, permit }),
+            Err(AcquireError::Closed) => Err(closed()),
+            Err(_) => Err(occupied()),
+        }
+    }
+}
+
+impl ResolveCommit for CommitResolver {
+    fn resolve(&self, token: &CommitToken, within: Option<Duration>) -> Resolution {
+        now(self.resolver.resolve(token, within, |deadline| ready(self.permit(deadline))))
+    }
+}
+
+/// The permit to query.
+struct QueryPermit<'r> {
+    resolver: &'r CommitResolver,
+    permit: usize,
+}
+
+impl Drop for QueryPermit<'_> {
+    fn drop(&mut self) {
+        let CommitResolver { resolver, permits } = self.resolver;
+        // No other call waits for the connection, so it is not kept.
+        if permits.waiting() == 0 {
+            resolver.disconnect();
+        }
+        permits.release(self.permit);
+    }
+}
+
+// After a panic each part is checked by its own state, whichever mutexes it is built with.
+impl UnwindSafe for CommitResolver {}
+impl RefUnwindSafe for CommitResolver {}
+
+impl fmt::Debug for CommitResolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CommitResolver")
+            .field("router", self.resolver.router())
+            .finish_non_exhaustive()
     }
 }

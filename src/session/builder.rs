@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::commit::resolve::CommitResolver;
+use crate::commit::threads::CommitResolver;
 use crate::connection::endpoint::Endpoint;
 use crate::connection::url;
 use crate::connection::url::{Address, IntoAddress};
