@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use crate::commit::outcome::{Committed, classify, refused, replies, unproven};
 use crate::commit::plan::CommitPlan;
-use crate::commit::prepare::prepare;
-use crate::commit::send::{Exchanged, exchange};
+use crate::commit::prepare;
+use crate::commit::send::{Exchanged, LastWrite};
 use crate::connection::connection::Interruption;
 use crate::error::any::CommitError;
 use crate::error::checkout::CheckoutError;
@@ -18,7 +18,7 @@ use crate::error::in_doubt::{CommitToken, InDoubt};
 use crate::pool::line::Line;
 use crate::protocol::connection_state::{CloseReason, Expect};
 use crate::protocol::exec::{Collector, Unproven, Verdict};
-use crate::protocol::queue::CommandQueue;
+use crate::protocol::queue::{CommandQueue, FinalWrite};
 
 /// Maximum number of times that a transaction is sent if a watched key of its own changed. This is
 /// a register or a lock. A register lives for an hour, and no other client writes it. Renewals and
@@ -39,8 +39,22 @@ pub(crate) async fn commit<L: Line>(
         return Ok(Committed::Applied(replies(queue, Vec::new())));
     }
     for _ in 0..MAX_ATTEMPTS {
-        prepare(line, queue, plan, checkout_deadline).await?;
-        match commit_once(line, queue, plan).await? {
+        if let Some(preparing) = prepare::begin(line, queue, plan, checkout_deadline)? {
+            preparing.finish(line).await?;
+        }
+        let (settings, needs_asking) = (Arc::clone(line.context().settings()), line.needs_asking());
+        let Some(connection) = line.current() else { return Err(CheckoutError::Closed.into()) };
+        let sent = plan.resolver.as_ref().map(|_| Instant::now());
+        let exchanged = match LastWrite::new(connection, queue, plan, &settings, needs_asking) {
+            Ok(LastWrite { start, internal, after_exec, expected, deadline, mut replies }) => {
+                let FinalWrite { bytes, with_exec } = queue.finish(start, &internal, &after_exec);
+                let take = |expect, reply| replies.take(expect, reply);
+                let exchanged = connection.exchange(bytes, &expected, deadline, take).await;
+                replies.exchanged(exchanged, (!after_exec.is_empty()).then_some(with_exec))
+            }
+            Err(cause) => Err(cause),
+        };
+        match outcome_of(line, queue, plan, exchanged, sent)? {
             // The changed key is one that the connection watches for itself.
             Committed::Conflict if !plan.watched => {
                 if queue.is_flushed() {
@@ -55,15 +69,14 @@ pub(crate) async fn commit<L: Line>(
     )))
 }
 
-async fn commit_once<L: Line>(
+/// Records what the last write's replies show, and returns the outcome that they mean.
+fn outcome_of<L: Line>(
     line: &mut L,
     queue: &mut CommandQueue,
     plan: &CommitPlan,
+    exchanged: Result<Exchanged, ConnectionError>,
+    sent: Option<Instant>,
 ) -> Result<Committed, CommitError> {
-    let (settings, needs_asking) = (Arc::clone(line.context().settings()), line.needs_asking());
-    let Some(connection) = line.current() else { return Err(CheckoutError::Closed.into()) };
-    let sent = plan.resolver.as_ref().map(|_| Instant::now());
-    let exchanged = exchange(connection, queue, plan, &settings, needs_asking).await;
     let Exchanged { verdict, acks, lost } = exchanged.map_err(|cause| {
         line.on_lost(&cause);
         CommitError::lost_before_exec(cause)
@@ -144,7 +157,9 @@ pub(crate) async fn flush<L: Line>(
     checkout_deadline: Instant,
 ) -> Result<(), CommitError> {
     let immediate = CommitPlan { immediate: true, ..plan.clone() };
-    prepare(line, queue, &immediate, checkout_deadline).await?;
+    if let Some(preparing) = prepare::begin(line, queue, &immediate, checkout_deadline)? {
+        preparing.finish(line).await?;
+    }
     let deadline = line.response_deadline();
     let Some(connection) = line.current() else {
         return Err(CheckoutError::Closed.into());

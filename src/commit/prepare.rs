@@ -3,6 +3,7 @@
 //!
 //! No command of the user's is sent before all these replies.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -31,17 +32,14 @@ use crate::protocol::resp::reply::Reply;
 use crate::protocol::server_error::ServerError;
 use crate::settings::settings::Settings;
 
-/// Prepares the connection for the commands: it replied within the trust window, or has just
-/// replied.
-///
-/// A dead connection is replaced as long as no command of the user's was sent on it and it watches
-/// nothing.
-pub(crate) async fn prepare<L: Line>(
+/// Begins to prepare the connection for the commands: it replied within the trust window, or has
+/// just replied. `None`: it is prepared, and nothing has to be sent.
+pub(crate) fn begin<'p, L: Line>(
     line: &mut L,
     queue: &CommandQueue,
-    plan: &CommitPlan,
+    plan: &'p CommitPlan,
     checkout_deadline: Instant,
-) -> Result<(), CommitError> {
+) -> Result<Option<Preparing<'p>>, CommitError> {
     let (must_watch, must_be_in_multi) = (plan.watched, queue.is_flushed());
     let kept = line.current().is_some_and(|connection| {
         let state = connection.state();
@@ -53,36 +51,17 @@ pub(crate) async fn prepare<L: Line>(
             "the connection was lost earlier in the scope",
         )));
     }
-    let shared = match plan.durability {
-        Some(Durability::Aof { .. }) => Some(line.context().shared().clone()),
-        _ => None,
-    };
-    let shared = shared.filter(|shared| !shared.knows_waitaof.load(Ordering::Relaxed));
-    let asks_for_waitaof = shared.is_some();
-    let slot = queue.binding().slot();
-    let asked = ask_repeatedly(
-        line,
-        plan,
-        slot,
-        checkout_deadline,
-        queue.is_flushed(),
-        |steps, connection, trusted| {
-            steps.of_commit(connection, plan, queue.is_flushed(), asks_for_waitaof, trusted)
-        },
-    )
-    .await;
-    match asked {
-        Ok(found) => {
-            if let Some(shared) = shared.filter(|_| found.has_waitaof) {
-                shared.knows_waitaof.store(true, Ordering::Relaxed);
-            }
-            Ok(())
+    let asks_for_waitaof = matches!(plan.durability, Some(Durability::Aof { .. }))
+        && !line.context().shared().knows_waitaof.load(Ordering::Relaxed);
+    let purpose = Purpose::Commit { flushed: queue.is_flushed(), asks_for_waitaof };
+    let mut preparing =
+        Preparing::new(line, purpose, plan, queue.binding().slot(), checkout_deadline);
+    match preparing.look(line).map_err(Stopped::into_commit_error)? {
+        Look::Prepared => Ok(None),
+        look => {
+            preparing.first = Some(look);
+            Ok(Some(preparing))
         }
-        Err(Stopped::Failed(error)) => Err(error),
-        Err(Stopped::Refused { command, error }) => {
-            Err(CommitError::rejected(None, command.to_owned(), &error))
-        }
-        Err(Stopped::Lost(cause)) => Err(CommitError::lost_before_exec(cause)),
     }
 }
 
@@ -91,23 +70,14 @@ pub(crate) async fn prepare<L: Line>(
 pub(crate) async fn watch<L: Line>(
     line: &mut L,
     keys: Option<&[u8]>,
-    (reads, count): (&[u8], usize),
+    reads: (&[u8], usize),
     plan: &CommitPlan,
     slot: Option<u16>,
     checkout_deadline: Instant,
 ) -> Result<Vec<Value>, Error> {
-    let asked =
-        ask_repeatedly(line, plan, slot, checkout_deadline, false, |steps, connection, _| {
-            if let Some(keys) = keys {
-                steps.arm_marker(connection, plan)?;
-                steps.push("WATCH", Expect::Watch, keys);
-                steps.check_idempotency_key(plan);
-                steps.check_lock(plan);
-            }
-            steps.push_reads(reads, count);
-            Ok(())
-        });
-    asked.await.map(|found| found.reads).map_err(|stopped| match stopped {
+    let purpose = Purpose::Watch { keys, reads };
+    let asked = Preparing::new(line, purpose, plan, slot, checkout_deadline).ask(line).await;
+    asked.map(|found| found.reads).map_err(|stopped| match stopped {
         Stopped::Failed(error) => error.into(),
         Stopped::Refused { command, error } => {
             Error::Command { command: command.to_owned(), error }
@@ -126,70 +96,184 @@ enum Stopped {
     Lost(ConnectionError),
 }
 
-/// Sends the steps that `add` pushes and reads their replies. If the connection is lost, another one
-/// is used. A connection that watches keys or has `flushed` commands is not replaced.
-async fn ask_repeatedly<L: Line>(
-    line: &mut L,
-    plan: &CommitPlan,
+impl Stopped {
+    fn into_commit_error(self) -> CommitError {
+        match self {
+            Self::Failed(error) => error,
+            Self::Refused { command, error } => {
+                CommitError::rejected(None, command.to_owned(), &error)
+            }
+            Self::Lost(cause) => CommitError::lost_before_exec(cause),
+        }
+    }
+}
+
+/// What a connection is prepared for.
+#[derive(Clone, Copy)]
+enum Purpose<'p> {
+    /// Commands, of which some may have been `flushed`.
+    Commit { flushed: bool, asks_for_waitaof: bool },
+    /// A scope that watches these keys, and the number and bytes of its reads.
+    Watch { keys: Option<&'p [u8]>, reads: (&'p [u8], usize) },
+}
+
+/// The preparation of a connection. A connection that is lost is replaced, as long as it watches no
+/// keys and no commands were sent on it.
+pub(crate) struct Preparing<'p> {
+    settings: Arc<Settings>,
+    purpose: Purpose<'p>,
+    plan: &'p CommitPlan,
     slot: Option<u16>,
     checkout_deadline: Instant,
-    flushed: bool,
-    add: impl Fn(&mut Preflight<'_>, &mut Connection<L::Wire>, bool) -> Result<(), ConnectionError>
-    + Send,
-) -> Result<PreflightResult, Stopped> {
-    let settings = line.context().settings().clone();
-    let failed = |error| Stopped::Failed(CommitError::not_sent(error));
-    loop {
-        while !line.has_connection() {
-            line.connect(checkout_deadline).await.map_err(|error| failed(error.into()))?;
+    /// The result of the first look, if there was one.
+    first: Option<Look>,
+}
+
+/// What a connection needs.
+enum Look {
+    /// Nothing: it is prepared.
+    Prepared,
+    /// Another connection takes its place.
+    Connect,
+    /// These commands. `watching`: the connection watches the user's keys.
+    Send { steps: Preflight, watching: bool },
+}
+
+impl<'p> Preparing<'p> {
+    fn new<L: Line>(
+        line: &L,
+        purpose: Purpose<'p>,
+        plan: &'p CommitPlan,
+        slot: Option<u16>,
+        checkout_deadline: Instant,
+    ) -> Self {
+        let settings = Arc::clone(line.context().settings());
+        Self { settings, purpose, plan, slot, checkout_deadline, first: None }
+    }
+
+    /// Sends what is left, and reads every reply. Dropped before its end, it leaves a connection that
+    /// awaits replies, on which no command of the user's was sent.
+    pub(crate) async fn finish<L: Line>(self, line: &mut L) -> Result<(), CommitError> {
+        let found = self.ask(line).await.map_err(Stopped::into_commit_error)?;
+        if found.has_waitaof {
+            line.context().shared().knows_waitaof.store(true, Ordering::Relaxed);
         }
-        let (trusted, needs_asking) = (line.is_trusted(), line.needs_asking());
-        let Some(connection) = line.current() else {
-            return Err(failed(CheckoutError::Closed.into()));
-        };
-        let watching = connection.state().is_watching();
-        let mut steps = Preflight::new(&settings, needs_asking, slot);
-        add(&mut steps, connection, trusted).map_err(Stopped::Lost)?;
-        let asked = match steps.is_empty() {
-            true => connection.check_socket().map(|()| PreflightResult::default()),
-            false => {
-                let deadline = Deadline::after(settings.response_timeout);
-                steps.exchange(connection, deadline.capped(checkout_deadline)).await
-            }
-        };
-        match asked {
-            // UNWATCH was refused, so the connection still watches its register. It is closed, and
-            // the loop takes another one.
-            Ok(PreflightResult { refused: Some((UNWATCH_NAME, _)), .. }) if !watching => {
-                line.close();
-            }
-            Ok(PreflightResult { refused: Some((command, error)), .. }) => {
-                line.on_server_error(error.code());
-                let error = error.with_full_text(settings.server_messages);
-                return Err(Stopped::Refused { command, error });
-            }
-            Ok(PreflightResult { already_committed: true, .. }) => {
-                return Err(Stopped::Failed(CommitError::AlreadyCommitted));
-            }
-            Ok(PreflightResult { lock_lost: true, .. }) => {
-                return Err(Stopped::Failed(plan.lock_lost()));
-            }
-            Ok(PreflightResult { lacks_waitaof: true, .. }) => {
-                return Err(failed(Error::Unsupported { command: "WAITAOF", since: "7.2" }));
-            }
-            Ok(found) => return Ok(found),
-            Err(cause) => {
-                line.on_lost(&cause);
-                // Commands that were sent ahead cannot be sent on another connection, and a reply
-                // that is too large is as large there.
-                let fixed = watching || flushed || cause.kind() == ConnectionErrorKind::TooLarge;
-                if fixed || Instant::now() >= checkout_deadline {
-                    return Err(Stopped::Lost(cause));
+        Ok(())
+    }
+
+    /// Sends the steps and reads their replies. If the connection is lost, another one is used.
+    async fn ask<L: Line>(mut self, line: &mut L) -> Result<PreflightResult, Stopped> {
+        loop {
+            let look = match self.first.take() {
+                Some(look) => look,
+                None => self.look(line)?,
+            };
+            let (steps, watching) = match look {
+                Look::Prepared => return Ok(PreflightResult::default()),
+                Look::Connect => {
+                    let connected = line.connect(self.checkout_deadline).await;
+                    connected.map_err(|error| failed(error.into()))?;
+                    continue;
                 }
-                line.log_replaced(&cause);
+                Look::Send { steps, watching } => (steps, watching),
+            };
+            let Some(connection) = line.current() else {
+                return Err(failed(CheckoutError::Closed.into()));
+            };
+            let deadline = Deadline::after(self.settings.response_timeout);
+            let asked = steps.exchange(connection, deadline.capped(self.checkout_deadline)).await;
+            if let Some(found) = self.found(line, asked, watching)? {
+                return Ok(found);
             }
         }
     }
+
+    /// Returns what the connection needs.
+    fn look<L: Line>(&self, line: &mut L) -> Result<Look, Stopped> {
+        if !line.has_connection() {
+            return Ok(Look::Connect);
+        }
+        let (trusted, needs_asking) = (line.is_trusted(), line.needs_asking());
+        let Some(connection) = line.current() else { return Ok(Look::Connect) };
+        let watching = connection.state().is_watching();
+        let mut steps = Preflight::new(needs_asking, self.slot);
+        match self.purpose {
+            Purpose::Commit { flushed, asks_for_waitaof } => {
+                let settings = &self.settings;
+                steps.of_commit(connection, self.plan, settings, flushed, asks_for_waitaof, trusted)
+            }
+            Purpose::Watch { keys, reads } => {
+                steps.of_watch(connection, self.plan, &self.settings, keys, reads)
+            }
+        }
+        .map_err(Stopped::Lost)?;
+        if !steps.is_empty() {
+            return Ok(Look::Send { steps, watching });
+        }
+        match connection.check_socket() {
+            Ok(()) => Ok(Look::Prepared),
+            Err(cause) => self.replace(line, cause, watching).map(|()| Look::Connect),
+        }
+    }
+
+    /// Returns what the replies show. `None`: another connection is needed.
+    fn found<L: Line>(
+        &self,
+        line: &mut L,
+        asked: Result<PreflightResult, ConnectionError>,
+        watching: bool,
+    ) -> Result<Option<PreflightResult>, Stopped> {
+        match asked {
+            // UNWATCH was refused, so the connection still watches its register. It is closed, and
+            // another one takes its place.
+            Ok(PreflightResult { refused: Some((UNWATCH_NAME, _)), .. }) if !watching => {
+                line.close();
+                Ok(None)
+            }
+            Ok(PreflightResult { refused: Some((command, error)), .. }) => {
+                line.on_server_error(error.code());
+                let error = error.with_full_text(self.settings.server_messages);
+                Err(Stopped::Refused { command, error })
+            }
+            Ok(PreflightResult { already_committed: true, .. }) => {
+                Err(Stopped::Failed(CommitError::AlreadyCommitted))
+            }
+            Ok(PreflightResult { lock_lost: true, .. }) => {
+                Err(Stopped::Failed(self.plan.lock_lost()))
+            }
+            Ok(PreflightResult { lacks_waitaof: true, .. }) => {
+                Err(failed(Error::Unsupported { command: "WAITAOF", since: "7.2" }))
+            }
+            Ok(found) => Ok(Some(found)),
+            Err(cause) => self.replace(line, cause, watching).map(|()| None),
+        }
+    }
+
+    /// Closes a connection that was lost.
+    ///
+    /// # Errors
+    /// It cannot be replaced, or no time is left for it.
+    fn replace<L: Line>(
+        &self,
+        line: &mut L,
+        cause: ConnectionError,
+        watching: bool,
+    ) -> Result<(), Stopped> {
+        line.on_lost(&cause);
+        // Commands that were sent ahead cannot be sent on another connection, and a reply that is too
+        // large is as large there.
+        let flushed = matches!(self.purpose, Purpose::Commit { flushed: true, .. });
+        let fixed = watching || flushed || cause.kind() == ConnectionErrorKind::TooLarge;
+        if fixed || Instant::now() >= self.checkout_deadline {
+            return Err(Stopped::Lost(cause));
+        }
+        line.log_replaced(&cause);
+        Ok(())
+    }
+}
+
+fn failed(error: Error) -> Stopped {
+    Stopped::Failed(CommitError::not_sent(error))
 }
 
 const UNWATCH_NAME: &str = "UNWATCH";
@@ -215,8 +299,7 @@ enum StepKind {
 }
 
 /// The commands of one write before the user's commands.
-struct Preflight<'s> {
-    settings: &'s Settings,
+struct Preflight {
     bytes: Vec<u8>,
     steps: Vec<Step>,
     /// Whether ASKING is sent before each command.
@@ -238,10 +321,10 @@ struct PreflightResult {
     reads: Vec<Value>,
 }
 
-impl<'s> Preflight<'s> {
-    fn new(settings: &'s Settings, needs_asking: bool, slot: Option<u16>) -> Self {
+impl Preflight {
+    fn new(needs_asking: bool, slot: Option<u16>) -> Self {
         let tag = slot.and_then(slot::tag_of);
-        Self { settings, bytes: Vec::new(), steps: Vec::new(), needs_asking, tag }
+        Self { bytes: Vec::new(), steps: Vec::new(), needs_asking, tag }
     }
 
     fn is_empty(&self) -> bool {
@@ -268,6 +351,7 @@ impl<'s> Preflight<'s> {
         &mut self,
         connection: &mut Connection<impl Wire>,
         plan: &CommitPlan,
+        settings: &Settings,
         flushed: bool,
         asks_for_waitaof: bool,
         trusted: bool,
@@ -287,7 +371,7 @@ impl<'s> Preflight<'s> {
             }
         }
         if plan.resolver.is_some() {
-            self.arm_marker(connection, plan)?;
+            self.arm_marker(connection, plan, settings)?;
         } else if armed
             && !multi
             && !watching
@@ -310,12 +394,32 @@ impl<'s> Preflight<'s> {
         Ok(())
     }
 
+    /// Adds WATCH and the reads of a scope.
+    fn of_watch(
+        &mut self,
+        connection: &mut Connection<impl Wire>,
+        plan: &CommitPlan,
+        settings: &Settings,
+        keys: Option<&[u8]>,
+        (reads, count): (&[u8], usize),
+    ) -> Result<(), ConnectionError> {
+        if let Some(keys) = keys {
+            self.arm_marker(connection, plan, settings)?;
+            self.push("WATCH", Expect::Watch, keys);
+            self.check_idempotency_key(plan);
+            self.check_lock(plan);
+        }
+        self.push_reads(reads, count);
+        Ok(())
+    }
+
     /// Writes the connection's register and watches it. For a transaction that needs no register,
     /// ends an old watch, whose register may have expired.
     fn arm_marker(
         &mut self,
         connection: &mut Connection<impl Wire>,
         plan: &CommitPlan,
+        settings: &Settings,
     ) -> Result<(), ConnectionError> {
         let state = connection.state();
         if plan.resolver.is_none() {
@@ -324,7 +428,6 @@ impl<'s> Preflight<'s> {
             }
             return Ok(());
         }
-        let settings = self.settings;
         if connection.is_armed_for(settings.register_ttl / 2, self.tag) {
             return Ok(());
         }

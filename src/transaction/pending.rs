@@ -10,7 +10,7 @@ use crate::commit::cleanup;
 use crate::commit::commit;
 use crate::commit::outcome::{Committed, count};
 use crate::commit::plan::CommitPlan;
-use crate::commit::prepare::prepare;
+use crate::commit::prepare;
 use crate::commit::side::Side;
 use crate::error::any::{CommitError, Error};
 use crate::error::checkout::CheckoutError;
@@ -85,7 +85,12 @@ impl Pending {
             return Ok(());
         }
         let mut line = pinned.line::<Error>()?;
-        let begun = prepare(&mut *line, &self.queue, pinned.plan(), deadline).await;
+        let line = &mut *line;
+        let begun = match prepare::begin(line, &self.queue, pinned.plan(), deadline) {
+            Ok(Some(preparing)) => preparing.finish(line).await,
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
         begun.map_err(|error| match error {
             CommitError::NotSent { source } => *source,
             error => error.into(),
