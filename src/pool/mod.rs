@@ -14,6 +14,9 @@ pub(crate) mod line;
 #[cfg(all(test, rediscope_shuttle))]
 #[path = "../../tests/model/harness.rs"]
 pub(crate) mod model;
+#[cfg(test)]
+#[path = "../../tests/unit/pending/mod.rs"]
+mod pending;
 #[expect(clippy::module_inception, reason = "the folder is named after this type")]
 pub(crate) mod pool;
 pub(crate) mod redirect_pause;
@@ -27,4 +30,4 @@ pub(crate) mod shared;
 pub(crate) mod spin;
 #[cfg(test)]
 #[path = "../../tests/unit/pool.rs"]
-mod tests;
+pub(in crate::pool) mod tests;

@@ -34,17 +34,17 @@ use crate::protocol::resp::encode::MULTI;
 use crate::settings::settings::Settings;
 use crate::sync::now::now;
 
-const SOON: Duration = Duration::from_secs(20);
+pub(in crate::pool) const SOON: Duration = Duration::from_secs(20);
 
 /// A `redis-server` on a unix socket. The harness of the integration tests is not in the package, and
 /// these tests are.
-struct Server {
+pub(in crate::pool) struct Server {
     child: Child,
     folder: tempfile::TempDir,
 }
 
 impl Server {
-    fn start() -> Self {
+    pub(in crate::pool) fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let program = std::env::var_os("REDIS_SERVER").unwrap_or_else(|| "redis-server".into());
         let child = Command::new(program)
@@ -62,12 +62,12 @@ impl Server {
         format!("redis+unix://{}", self.folder.path().join("s").display())
     }
 
-    fn connect(&self) -> redis::RedisResult<redis::Connection> {
+    pub(in crate::pool) fn connect(&self) -> redis::RedisResult<redis::Connection> {
         redis::Client::open(self.url())?.get_connection()
     }
 
     /// The flags of each client but the asking one.
-    fn clients(&self) -> Vec<String> {
+    pub(in crate::pool) fn clients(&self) -> Vec<String> {
         let mut connection = self.connect().unwrap();
         let mut pipe = redis::pipe();
         pipe.cmd("CLIENT").arg("ID").cmd("CLIENT").arg("LIST");
@@ -88,7 +88,7 @@ impl Drop for Server {
 }
 
 #[track_caller]
-fn eventually(limit: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
+pub(in crate::pool) fn eventually(limit: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
         assert!(begun.elapsed() < limit, "not within {limit:?}: {what}");
@@ -97,10 +97,19 @@ fn eventually(limit: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 fn pool_of_one(server: &Server, max_pin_time: Duration) -> Pool {
+    let (config, endpoint) = config_of_one(server, max_pin_time);
+    Pool::new(config, endpoint)
+}
+
+/// The configuration of a pool with one connection to the server.
+pub(in crate::pool) fn config_of_one(
+    server: &Server,
+    max_pin_time: Duration,
+) -> (PoolConfig, Endpoint) {
     let settings =
         Settings { max_size: 1, checkout_timeout: SOON, max_pin_time, ..Settings::default() };
     let endpoint = Endpoint::new(parse(server.url()).unwrap(), &settings).unwrap();
-    let kind = PoolConfig {
+    let config = PoolConfig {
         name: "test",
         purpose: Purpose::Transactional,
         settings: Arc::new(settings),
@@ -109,7 +118,7 @@ fn pool_of_one(server: &Server, max_pin_time: Duration) -> Pool {
         logging: Arc::default(),
         fail_fast: false,
     };
-    Pool::new(kind, endpoint)
+    (config, endpoint)
 }
 
 fn pin(pool: &Pool) -> PinnedConnection {

@@ -1,0 +1,109 @@
+//! Every decision's future moves between threads, for each side that there may be.
+//!
+//! These functions are compiled and never called: a future that is not `Send` fails the build, and the
+//! error names the value that it holds over an await.
+
+use std::panic::Location;
+use std::time::Instant;
+
+use redis::Value;
+
+use crate::commit::batch::commit_block;
+use crate::commit::cleanup::{clean, clean_or_log};
+use crate::commit::commit::{commit, flush};
+use crate::commit::plan::CommitPlan;
+use crate::commit::prepare::{prepare, watch};
+use crate::commit::send;
+use crate::connection::connection::Connection;
+use crate::connection::deadline::Deadline;
+use crate::connection::endpoint::Endpoint;
+use crate::connection::handshake::{OpenOptions, shake_hands};
+use crate::connection::io::Io;
+use crate::connection::login::Login;
+use crate::connection::wire::Wire;
+use crate::error::checkout::CheckoutError;
+use crate::pool::ask::{Question, ask};
+use crate::pool::line::{Line, ensure_alive};
+use crate::pool::pending::stub::StubPool;
+use crate::pool::pool::Pool;
+use crate::pool::redirect_pause;
+use crate::pool::retry_budget::RetryBudget;
+use crate::pool::router::Router;
+use crate::pool::scope_origin::ScopeOrigin;
+use crate::pool::server_pool::ServerPool;
+use crate::pooled::{fan_out, request::Request, send as pooled};
+use crate::protocol::batch::BatchRequest;
+use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route};
+use crate::protocol::connection_state::Expect;
+use crate::protocol::queue::CommandQueue;
+use crate::settings::settings::Settings;
+
+fn is_send<T: Send>(_: T) {}
+
+/// An argument of a function that is never called.
+fn any<T>() -> T {
+    unreachable!("these functions are compiled only")
+}
+
+fn a_connection<W: Wire>(mut connection: Connection<W>, login: &Login) {
+    let (deadline, expected): (Deadline, &[(Expect, u32)]) = any();
+    is_send(connection.send(b"", expected, deadline));
+    is_send(connection.receive(deadline));
+    is_send(connection.exchange(b"", expected, deadline, |_, _| {}));
+    is_send(connection.ask(b"", 1, deadline, |_, _| {}));
+    is_send(connection.ask_all(b"", 1, deadline));
+    is_send(connection.read_rejection(deadline));
+    is_send(connection.ping(deadline));
+    is_send(connection.reauthenticate(login, deadline));
+    let (mut queue, plan, settings): (CommandQueue, CommitPlan, Settings) = any();
+    is_send(send::exchange(&mut connection, &mut queue, &plan, &settings, false));
+}
+
+fn a_side<I: Io>(endpoint: &Endpoint, settings: &Settings, options: OpenOptions) {
+    let (login, wire): (Login, I::Wire) = any();
+    is_send(shake_hands(endpoint, settings, options, (login, wire, false), any()));
+    is_send(I::open(endpoint, settings, options));
+    let (mut budget, redirect): (RedirectBudget, Redirect) = any();
+    is_send(redirect_pause::try_next::<I>(&mut budget, &redirect));
+}
+
+fn a_line<L: Line>(mut line: L, mut queue: CommandQueue, plan: &CommitPlan, deadline: Instant) {
+    let (question, budget): (Question<'_>, RetryBudget) = any();
+    is_send(ensure_alive(&mut line, deadline));
+    is_send(ask(&mut line, &question, budget, |_, _: Value| {}));
+    is_send(prepare(&mut line, &queue, plan, deadline));
+    is_send(watch(&mut line, Some(b""), (b"", 0), plan, None, deadline));
+    is_send(commit(&mut line, &mut queue, plan, deadline));
+    is_send(flush(&mut line, &mut queue, plan, deadline));
+    is_send(clean(&mut line));
+    is_send(clean_or_log(&mut line, None));
+}
+
+fn a_router<P: ServerPool>(router: &Router<P>, route: &Route, deadline: Instant) {
+    let (error, origin): (CheckoutError, ScopeOrigin) = any();
+    let request = || -> BatchRequest { any() };
+    is_send(router.checkout(route, deadline));
+    is_send(router.try_checkout(route, deadline));
+    is_send(router.checkout_batched(route, deadline, any(), request));
+    is_send(router.join(route, deadline, request));
+    is_send(router.pin(route, &origin, deadline));
+    is_send(router.endpoint(route, deadline));
+    is_send(router.all_masters(deadline));
+    is_send(router.redirect_for(route, "", ""));
+    is_send(router.on_unreachable(route, &error, deadline));
+    let (mut queue, plan): (CommandQueue, CommitPlan) = any();
+    is_send(commit_block((router, route), &mut queue, &plan, deadline));
+    let (request, place): (Request, &'static Location<'static>) = any();
+    is_send(request.ask(router, route, (b"", 0, 1), deadline));
+    is_send(fan_out::request(router, place, b""));
+    is_send(pooled::send(router, (&request, place), (b"", 0, 1)));
+}
+
+#[test]
+fn the_futures_of_all_decisions_are_send() {
+    // Named for one side each, so that the compiler keeps them.
+    let _ = (a_router::<Pool>, a_router::<StubPool>);
+    let _ = a_line::<<StubPool as ServerPool>::Line>;
+    let _ = a_side::<<StubPool as ServerPool>::Io>;
+    let _ = a_connection::<<<StubPool as ServerPool>::Io as Io>::Wire>;
+}
