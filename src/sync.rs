@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+pub(crate) mod binary_semaphore;
+pub(crate) mod caught;
 pub(crate) mod now;
 pub(crate) mod shim;
 

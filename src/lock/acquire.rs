@@ -1,11 +1,10 @@
 //! One acquisition: from the first request to a guard.
 //!
 //! A call ends at most one exchange after the caller's time. A token without a guard is released,
-//! also the token of a waiter in the queue.
+//! also the token of a waiter in the queue; dropping the call's future has the same effect.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::error::any::Error;
@@ -13,9 +12,9 @@ use crate::error::applied::Applied;
 use crate::error::connection::ConnectionError;
 use crate::error::lock::{LockError, LostReason};
 use crate::lock::client::{ScriptReplies, Via, refused, unexpected_reply};
-use crate::lock::guard::LockGuard;
+use crate::lock::held::AcquiredLock;
+use crate::lock::io::{LockIo, Renewals, Waiter};
 use crate::lock::lease::LockLease;
-use crate::lock::manager::LockManager;
 use crate::protocol::lock::acquire::{
     AcquireReply, HEARTBEAT_TIMEOUT, LockHolder, LockRequest, MAX_QUIET_WAIT,
 };
@@ -23,8 +22,7 @@ use crate::protocol::lock::lease::{release, valid_until};
 use crate::protocol::lock::script::ScriptCall;
 use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::retry::Backoff;
-use crate::sync::lock;
-use crate::sync::now::now;
+use crate::sync::caught::caught;
 
 /// Interval of a waiter's heartbeat in fair mode. A waiter without a heartbeat for three intervals
 /// loses its place.
@@ -33,16 +31,15 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const POLL_PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
 
 /// The number of permits of a semaphore.
-#[derive(Debug)]
-pub(crate) struct Permits {
-    pub(crate) number: AtomicU32,
-    /// Locked while the number is being changed, here and on the server.
-    pub(crate) changing: Mutex<()>,
+pub(crate) struct Permits<M: LockIo> {
+    number: AtomicU32,
+    /// Taken while the number is being changed, here and on the server.
+    changes: M::Changes,
 }
 
-impl Permits {
+impl<M: LockIo> Permits<M> {
     pub(crate) fn new(number: u32) -> Self {
-        Self { number: AtomicU32::new(number), changing: Mutex::default() }
+        Self { number: AtomicU32::new(number), changes: M::Changes::default() }
     }
 
     fn get(&self) -> u32 {
@@ -50,39 +47,51 @@ impl Permits {
     }
 
     /// Returns the number, after any call that changes it has ended.
-    fn settled(&self) -> u32 {
-        let _settled = lock(&self.changing);
+    async fn settled(&self) -> u32 {
+        let _settled = M::settle(&self.changes).await;
         self.get()
+    }
+
+    /// Changes the number if `change` succeeds, which changes it on the server.
+    pub(crate) async fn change(
+        &self,
+        number: u32,
+        change: impl Future<Output = Result<(), Error>> + Send,
+    ) -> Result<(), Error> {
+        let _changing = M::settle(&self.changes).await;
+        change.await?;
+        self.number.store(number, Ordering::Relaxed);
+        Ok(())
     }
 }
 
 /// Acquires the lock, and waits up to `wait` for it.
-pub(crate) fn acquire(
-    manager: &Arc<LockManager>,
-    (request, permits): (&LockRequest, &Permits),
+pub(crate) async fn acquire<M: LockIo>(
+    manager: &Arc<M>,
+    (request, permits): (&LockRequest, &Permits<M>),
     wait: Duration,
-) -> Result<LockGuard, Error> {
-    manager.settings.here()?;
+) -> Result<AcquiredLock<M>, Error> {
+    manager.settings().here()?;
     let started = Instant::now();
     // An instant that far ahead may not exist; a day has the same effect.
     let deadline = started + wait.min(Duration::from_secs(24 * 60 * 60));
-    let _begun = manager.renewer.begin_acquisition()?;
+    let _begun = manager.renewals().begin_acquisition()?;
     let mut attempt = Acquisition::new(manager, request, permits, deadline)?;
     // If other callers already wait, one request before the wait is enough.
-    let mut registration = manager.waiters.join_live(&request.names.wake, &attempt.owner_token);
-    if let Some(registration) = &registration {
-        registration.checked();
+    let mut waiter = manager.join_live(&request.names.wake, &attempt.owner_token);
+    if let Some(waiter) = &waiter {
+        waiter.checked();
     }
     let mut pauses = backoff();
     let mut holder: Option<LockHolder> = None;
     loop {
-        let failure = match attempt.try_once(!wait.is_zero()) {
-            Ok(AttemptResult::Held(guard)) => {
-                if let Some(registration) = registration {
-                    registration.acquired(request.mode.is_shared());
+        let failure = match attempt.try_once(!wait.is_zero()).await {
+            Ok(AttemptResult::Held(held)) => {
+                if let Some(waiter) = waiter {
+                    waiter.acquired(request.mode.is_shared());
                 }
                 tracing::debug!(waited = ?started.elapsed(), "lock acquired");
-                return Ok(guard);
+                return Ok(held);
             }
             Ok(AttemptResult::Busy(by)) => {
                 holder = by;
@@ -92,32 +101,27 @@ pub(crate) fn acquire(
             Err(error) => return Err(error),
         };
         if Instant::now() < deadline {
-            let join = || manager.waiters.join(&request.names.wake, &attempt.owner_token);
-            let registration = registration.get_or_insert_with(join);
-            let live = registration.is_live();
+            let join = || manager.join(&request.names.wake, &attempt.owner_token);
+            let waiter = waiter.get_or_insert_with(join);
+            let live = waiter.is_live();
             if !live {
-                manager.listener.listen(&manager.client, deadline);
+                manager.listen(deadline).await;
             }
             let bound = match (&failure, &holder) {
                 (None, by) if live && (by.is_some() || request.fair) => {
                     pauses = backoff();
-                    let longest = if request.fair { HEARTBEAT } else { MAX_QUIET_WAIT };
-                    // A random part, so that not all waiters send a request when an unreleased lease
-                    // ends.
-                    let ends = |by: &LockHolder| {
-                        by.remaining + Duration::from_millis(1 + fastrand::u64(..8))
-                    };
-                    by.as_ref().map_or(longest, |by| ends(by).min(longest))
+                    quiet_wait(request, by.as_ref())
                 }
                 _ => pauses.wait(),
             };
             tracing::trace!(?bound, live, "lock wait");
-            registration.wait(deadline.min(Instant::now() + bound), request.mode.wake_compatible());
+            let until = deadline.min(Instant::now() + bound);
+            waiter.wait(until, request.mode.wake_compatible()).await;
         }
         if Instant::now() >= deadline {
             let waited = started.elapsed();
             if !wait.is_zero() {
-                manager.counters.timeouts.add();
+                manager.counters().timeouts.add();
                 tracing::debug!(?waited, "lock not acquired");
             }
             return Err(failure.unwrap_or_else(|| LockError::Timeout { waited, holder }.into()));
@@ -125,22 +129,30 @@ pub(crate) fn acquire(
     }
 }
 
+/// Returns how long a waiter that receives messages waits without one.
+fn quiet_wait(request: &LockRequest, holder: Option<&LockHolder>) -> Duration {
+    let longest = if request.fair { HEARTBEAT } else { MAX_QUIET_WAIT };
+    // A random part, so that not all waiters send a request when an unreleased lease ends.
+    let ends = |by: &LockHolder| by.remaining + Duration::from_millis(1 + fastrand::u64(..8));
+    holder.map_or(longest, |by| ends(by).min(longest))
+}
+
 fn backoff() -> Backoff {
     Backoff::new(POLL_PAUSES.0, POLL_PAUSES.1)
 }
 
-enum AttemptResult {
-    Held(LockGuard),
+enum AttemptResult<M: LockIo> {
+    Held(AcquiredLock<M>),
     /// The lock is held; the holder, if the server returned one.
     Busy(Option<LockHolder>),
 }
 
 /// The token of one acquisition, and the traces it may have left on the server. The drop releases
 /// them.
-struct Acquisition<'a> {
-    manager: &'a Arc<LockManager>,
+struct Acquisition<'a, M: LockIo> {
+    manager: &'a Arc<M>,
     request: &'a LockRequest,
-    permits: &'a Permits,
+    permits: &'a Permits<M>,
     owner_token: String,
     deadline: Instant,
     /// Deadline of the last exchange.
@@ -152,11 +164,11 @@ struct Acquisition<'a> {
     maybe_partial: bool,
 }
 
-impl<'a> Acquisition<'a> {
+impl<'a, M: LockIo> Acquisition<'a, M> {
     fn new(
-        manager: &'a Arc<LockManager>,
+        manager: &'a Arc<M>,
         request: &'a LockRequest,
-        permits: &'a Permits,
+        permits: &'a Permits<M>,
         deadline: Instant,
     ) -> Result<Self, Error> {
         let mut random = [0; 16];
@@ -169,58 +181,63 @@ impl<'a> Acquisition<'a> {
             permits,
             owner_token,
             deadline,
-            over: deadline + manager.settings.response_timeout,
+            over: deadline + manager.settings().response_timeout,
             may_hold: false,
             queued: false,
             maybe_partial: false,
         })
     }
 
-    fn try_once(&mut self, enqueue: bool) -> Result<AttemptResult, Error> {
-        let permits = self.permits.get();
-        let waits = enqueue.then(|| self.deadline.saturating_duration_since(Instant::now()));
-        let call = self.request.call(&self.owner_token, permits, waits);
-        // Set before the bytes are sent: any later step may end early, also by a panic of the
-        // user's log.
-        let (maybe_in_flight, queued) = (self.may_hold, self.queued);
-        (self.may_hold, self.queued) = (true, queued || self.request.is_known_to_wait());
-        let via = self.request.replicas.as_ref().map_or(Via::PooledFirst, Via::Replicated);
-        let asked = now(self.manager.client.ask(&[&call], via, self.over));
-        let replies = asked.map_err(|failed| {
-            if !failed.may_arrive() {
-                (self.may_hold, self.queued) = (maybe_in_flight, queued);
-            }
-            failed.into_error("acquire")
-        })?;
-        // A copy that was sent on a lost connection may still arrive.
-        let maybe_in_flight = maybe_in_flight || replies.repeated;
-        let reply = AcquireReply::of(replies.values.first());
-        let waits = enqueue && matches!(reply, AcquireReply::Busy(_));
-        let outcome = match reply {
-            AcquireReply::Held(fencing) => return self.held(fencing, &replies, maybe_in_flight),
-            // Only this attempt releases its token.
-            AcquireReply::Released => return Err(Error::lock_lost(LostReason::Gone)),
-            AcquireReply::Unexpected => return Err(unexpected_reply("acquire")),
-            AcquireReply::Busy(holder) => Ok(AttemptResult::Busy(holder)),
-            // If this handle's number has just changed, the call is repeated with the new one.
-            AcquireReply::OtherPermits(_) if self.permits.settled() != permits => {
-                (self.may_hold, self.queued) = (maybe_in_flight, queued);
-                return self.try_once(enqueue);
-            }
-            AcquireReply::OtherPermits(kept) => {
-                Err(LockError::OtherPermits { asked: permits, kept }.into())
-            }
-            AcquireReply::NoFencingToken => Err(LockError::NoFencingToken.into()),
-            AcquireReply::Error(error) => {
-                let error = refused("acquire", error);
-                self.maybe_partial |= error.applied() != Applied::No;
-                Err(error)
-            }
-        };
-        // The server does not have the token, or its state is known: see `maybe_partial`.
-        self.may_hold = maybe_in_flight;
-        self.queued = queued || (waits && self.request.is_known_to_wait());
-        outcome
+    async fn try_once(&mut self, enqueue: bool) -> Result<AttemptResult<M>, Error> {
+        loop {
+            let permits = self.permits.get();
+            let waits = enqueue.then(|| self.deadline.saturating_duration_since(Instant::now()));
+            let call = self.request.call(&self.owner_token, permits, waits);
+            // Set before the bytes are sent: any later step may end early, also by a panic of the
+            // user's log.
+            let (maybe_in_flight, queued) = (self.may_hold, self.queued);
+            (self.may_hold, self.queued) = (true, queued || self.request.is_known_to_wait());
+            let via = self.request.replicas.as_ref().map_or(Via::PooledFirst, Via::Replicated);
+            let asked = self.manager.client().ask(&[&call], via, self.over).await;
+            let replies = asked.map_err(|failed| {
+                if !failed.may_arrive() {
+                    (self.may_hold, self.queued) = (maybe_in_flight, queued);
+                }
+                failed.into_error("acquire")
+            })?;
+            // A copy that was sent on a lost connection may still arrive.
+            let maybe_in_flight = maybe_in_flight || replies.repeated;
+            let reply = AcquireReply::of(replies.values.first());
+            let waits = enqueue && matches!(reply, AcquireReply::Busy(_));
+            let outcome = match reply {
+                AcquireReply::Held(fencing) => {
+                    return self.held(fencing, &replies, maybe_in_flight);
+                }
+                // Only this attempt releases its token.
+                AcquireReply::Released => return Err(Error::lock_lost(LostReason::Gone)),
+                AcquireReply::Unexpected => return Err(unexpected_reply("acquire")),
+                AcquireReply::Busy(holder) => Ok(AttemptResult::Busy(holder)),
+                AcquireReply::OtherPermits(kept) => {
+                    // If this handle's number has just changed, the call is repeated with the new
+                    // one.
+                    if self.permits.settled().await != permits {
+                        (self.may_hold, self.queued) = (maybe_in_flight, queued);
+                        continue;
+                    }
+                    Err(LockError::OtherPermits { asked: permits, kept }.into())
+                }
+                AcquireReply::NoFencingToken => Err(LockError::NoFencingToken.into()),
+                AcquireReply::Error(error) => {
+                    let error = refused("acquire", error);
+                    self.maybe_partial |= error.applied() != Applied::No;
+                    Err(error)
+                }
+            };
+            // The server does not have the token, or its state is known: see `maybe_partial`.
+            self.may_hold = maybe_in_flight;
+            self.queued = queued || (waits && self.request.is_known_to_wait());
+            return outcome;
+        }
     }
 
     /// Makes the guard. `maybe_in_flight`: another copy of the request may still arrive.
@@ -229,7 +246,7 @@ impl<'a> Acquisition<'a> {
         fencing: Option<u64>,
         replies: &ScriptReplies,
         maybe_in_flight: bool,
-    ) -> Result<AttemptResult, Error> {
+    ) -> Result<AttemptResult<M>, Error> {
         // The reply has arrived: no copy of the request is in flight, unless there is another one.
         (self.may_hold, self.maybe_partial) = (maybe_in_flight, true);
         let Some(fencing) = fencing else { return Err(unexpected_reply("acquire")) };
@@ -252,47 +269,74 @@ impl<'a> Acquisition<'a> {
                 ConnectionError::timed_out("the reply arrived when the lease had nearly ended");
             return Err(LockError::Connection { during: "acquire", source: late }.into());
         }
-        let counters = Arc::clone(&self.manager.counters);
+        let counters = Arc::clone(self.manager.counters());
         let token = self.owner_token.clone();
         let lock_lease =
             LockLease::new(self.request, token, fencing, maybe_in_flight, replies.timing, counters);
-        let guard = LockGuard::new(Arc::clone(self.manager), Arc::new(lock_lease));
+        let held = AcquiredLock::new(Arc::clone(self.manager), Arc::new(lock_lease));
         // From here on the guard has to release the lock.
         (self.may_hold, self.queued, self.maybe_partial) = (false, false, false);
-        guard.start_renewal();
-        Ok(AttemptResult::Held(guard))
-    }
-
-    /// Releases the traces on this thread, if the server replies, so that other callers need not
-    /// wait. Returns whether they were released.
-    fn release_now(&self, call: &ScriptCall, begun: Instant) -> bool {
-        let limit = self.over.min(begun + self.manager.settings.cleanup_timeout);
-        let client = &self.manager.client;
-        limit > begun
-            && now(client.ask_one("release", call, Via::OwnConnection, limit))
-                .is_ok_and(|reply| reply.was_held("release").is_ok())
+        held.start_renewal();
+        Ok(AttemptResult::Held(held))
     }
 }
 
-impl Drop for Acquisition<'_> {
+impl<M: LockIo> Drop for Acquisition<'_, M> {
     fn drop(&mut self) {
         if !self.may_hold && !self.queued && !self.maybe_partial {
             return;
         }
-        let LockRequest { names, lease, .. } = self.request;
-        // A copy of the request may still arrive. A copy whose reply has arrived is not in flight
-        // any more. Its effect lasts no longer than its lease, or its place in the queue.
-        let late = self.may_hold;
-        let remember = self.manager.remember(*lease, late);
+        let traces = AcquisitionTraces {
+            manager: Arc::clone(self.manager),
+            request: self.request.clone(),
+            owner_token: std::mem::take(&mut self.owner_token),
+            over: self.over,
+            late: self.may_hold,
+        };
+        M::clean_up(traces.release());
+    }
+}
+
+/// The traces that an acquisition without a guard may have left on the server.
+struct AcquisitionTraces<M: LockIo> {
+    manager: Arc<M>,
+    request: LockRequest,
+    owner_token: String,
+    /// Deadline of the acquisition's last exchange.
+    over: Instant,
+    /// A copy of the request may still arrive. A copy whose reply has arrived is not in flight any
+    /// more.
+    late: bool,
+}
+
+impl<M: LockIo> AcquisitionTraces<M> {
+    /// Releases the traces at once if the server replies, so that other callers need not wait, and
+    /// in the background otherwise.
+    async fn release(self) {
+        let LockRequest { names, lease, .. } = &self.request;
+        // The effect of a late copy lasts no longer than its lease, or its place in the queue.
+        let remember = self.manager.remember(*lease, self.late);
         let call = release(names, &self.owner_token, remember, Vec::new());
-        let (renewer, begun) = (&self.manager.renewer, Instant::now());
+        let begun = Instant::now();
         // A log belongs to the user and may panic.
-        let given_back = catch_unwind(AssertUnwindSafe(|| self.release_now(&call, begun)));
-        if !given_back.unwrap_or(false) {
-            let lasts = if late { remember } else { (*lease).max(HEARTBEAT_TIMEOUT) };
-            renewer.pending_release(call, begun + lasts);
-        } else if !late {
-            renewer.answered(names.done(&self.owner_token));
+        let released = caught(self.release_now(&call, begun)).await;
+        let renewals = self.manager.renewals();
+        if !released.unwrap_or(false) {
+            let lasts = if self.late { remember } else { (*lease).max(HEARTBEAT_TIMEOUT) };
+            renewals.pending_release(call, begun + lasts);
+        } else if !self.late {
+            renewals.answered(names.done(&self.owner_token));
         }
+    }
+
+    /// Returns whether the traces were released.
+    async fn release_now(&self, call: &ScriptCall, begun: Instant) -> bool {
+        let limit = self.over.min(begun + self.manager.settings().cleanup_timeout);
+        let client = self.manager.client();
+        limit > begun
+            && client
+                .ask_one("release", call, Via::OwnConnection, limit)
+                .await
+                .is_ok_and(|reply| reply.was_held("release").is_ok())
     }
 }

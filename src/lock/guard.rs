@@ -1,19 +1,16 @@
 //! The guard of a held lock.
-//!
-//! It counts as held only until its lease may have ended, and it releases only its own token.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, RefUnwindSafe, UnwindSafe, catch_unwind};
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::commit::lock_check::LockCheck;
 use crate::error::any::Error;
-use crate::error::lock::LostReason;
-use crate::lock::client::Via;
+use crate::lock::held::AcquiredLock;
+use crate::lock::io::LockIo;
 use crate::lock::lease::LockLease;
 use crate::lock::manager::LockManager;
-use crate::protocol::cluster::slot;
 use crate::protocol::lock::ownership::LockOwnership;
 use crate::sync::now::now;
 
@@ -59,52 +56,15 @@ use crate::sync::now::now;
 /// ```
 #[must_use = "dropped, the lock is released"]
 pub struct LockGuard {
-    manager: Arc<LockManager>,
-    lock_lease: Arc<LockLease>,
-    end: GuardState,
-}
-
-/// The progress of a guard's end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum GuardState {
-    Held,
-    /// The release may be in flight. It is sent again until a reply arrives.
-    Releasing,
-    Released,
+    held: AcquiredLock<LockManager>,
 }
 
 impl UnwindSafe for LockGuard {}
 impl RefUnwindSafe for LockGuard {}
 
-impl Drop for LockGuard {
-    fn drop(&mut self) {
-        if self.manager.settings.is_forked_child() {
-            // In a forked child the lock belongs to the parent.
-            return;
-        }
-        let limit = Instant::now() + self.manager.settings.cleanup_timeout;
-        // A log belongs to the user and may panic. A panic must not leave the drop, nor keep the
-        // lock.
-        let released = catch_unwind(AssertUnwindSafe(|| self.release_within(limit)));
-        if self.end != GuardState::Released {
-            self.manager.release_in_background(&self.lock_lease);
-        }
-        if let Ok(Err(error)) = released {
-            let log = || tracing::warn!(error = %format_args!("{error:#}"), "a dropped lock was not released in order");
-            drop(catch_unwind(AssertUnwindSafe(log)));
-        }
-    }
-}
-
 impl LockGuard {
-    pub(crate) fn new(manager: Arc<LockManager>, lock_lease: Arc<LockLease>) -> Self {
-        Self { manager, lock_lease, end: GuardState::Held }
-    }
-
-    /// Starts the renewal of the lease.
-    pub(crate) fn start_renewal(&self) {
-        self.manager.renewer.watch(&self.lock_lease);
-        self.manager.client.warm(slot::of_key(self.lock_lease.names.holders.as_bytes()));
+    pub(crate) fn new(held: AcquiredLock<LockManager>) -> Self {
+        Self { held }
     }
 
     /// Returns a number that grows with every acquisition of any lock of this prefix, in the order
@@ -112,25 +72,25 @@ impl LockGuard {
     /// smaller than the largest it has seen. This stops a holder that was paused and does not know
     /// yet that it lost the lock.
     pub fn fencing_token(&self) -> u64 {
-        self.lock_lease.fencing
+        self.held.lock_lease().fencing
     }
 
     /// Returns the time for which the lock is surely held without a renewal: the rest of the lease,
     /// less a margin for the round trip and for clocks. This call sends nothing.
     pub fn remaining(&self) -> Duration {
-        if self.manager.settings.is_forked_child() {
+        if self.held.manager().settings.is_forked_child() {
             return Duration::ZERO;
         }
-        match self.lock_lease.lost() {
+        match self.held.lock_lease().lost() {
             Some(_) => Duration::ZERO,
-            None => self.lock_lease.valid_until().saturating_duration_since(Instant::now()),
+            None => self.held.lock_lease().valid_until().saturating_duration_since(Instant::now()),
         }
     }
 
     /// Returns whether the lock is lost, or may be. This call reads the clock and sends nothing.
     /// Once it has returned true, it always does. False means that the lock was held a moment ago.
     pub fn is_lost(&self) -> bool {
-        self.manager.settings.is_forked_child() || self.lock_lease.lost().is_some()
+        self.held.manager().settings.is_forked_child() || self.held.lock_lease().lost().is_some()
     }
 
     /// Checks on the server that this guard still holds the lock, and extends the lease.
@@ -146,29 +106,7 @@ impl LockGuard {
     /// [`LockError::Lost`](crate::error::LockError::Lost). With any other error the server could not be reached or refused, and
     /// the lock is held for [`remaining`](Self::remaining).
     pub fn ensure_held(&self) -> Result<(), Error> {
-        self.manager.settings.here()?;
-        if let Some(why) = self.lock_lease.lost() {
-            return Err(Error::lock_lost(why));
-        }
-        let limit = self.manager.call_deadline().min(self.lock_lease.valid_until());
-        let extends = self.lock_lease.renewed && self.manager.renewer.extends();
-        let call =
-            if extends { self.lock_lease.renewal() } else { self.lock_lease.ownership_query() };
-        let client = &self.manager.client;
-        let asked = now(client.ask_one("ensure_held", &call, Via::OwnConnection, limit));
-        let answer = asked.and_then(|reply| {
-            match reply.was_held("ensure_held")? {
-                true if extends => self.lock_lease.extended(reply.timing),
-                true => {}
-                false => self.lock_lease.lose(LostReason::Gone),
-            }
-            Ok(())
-        });
-        // The lock may have been lost while the request was in flight.
-        match self.lock_lease.lost() {
-            Some(why) => Err(Error::lock_lost(why)),
-            None => answer,
-        }
+        now(self.held.ensure_held())
     }
 
     /// Registers `callback`, which is called once when the lock is lost: by the clock before its
@@ -179,18 +117,17 @@ impl LockGuard {
     /// of other locks wait for an unresponsive server, the callback may be delayed until one of
     /// those leases ends. If the loss must be known at once, check [`is_lost`](Self::is_lost).
     pub fn on_lost(&self, callback: impl FnOnce() + Send + 'static) {
-        if self.manager.settings.is_forked_child() {
+        if self.held.manager().settings.is_forked_child() {
             return;
         }
-        self.lock_lease.on_lost(Box::new(callback));
+        self.held.lock_lease().on_lost(Box::new(callback));
     }
 
     /// Returns a second guard of the same lock. The lock is released when the last guard is gone.
     /// This is the only form of re-entrance: acquiring the lock a second time waits for the first
     /// guard.
     pub fn share(&self) -> Self {
-        self.lock_lease.share();
-        Self::new(Arc::clone(&self.manager), Arc::clone(&self.lock_lease))
+        Self::new(self.held.share())
     }
 
     /// Releases the lock as the drop does, and returns whether that succeeded. If other guards [of
@@ -203,48 +140,16 @@ impl LockGuard {
     /// [`LockError::Lost`](crate::error::LockError::Lost) if this guard no longer held the lock. Another caller may have held it
     /// meanwhile; no other caller's lock was released. With any other error the server could not be
     /// reached within `checkout_timeout`; the release continues in the background.
-    pub fn release(mut self) -> Result<(), Error> {
-        self.release_within(self.manager.call_deadline())
-    }
-
-    fn release_within(&mut self, limit: Instant) -> Result<(), Error> {
-        self.manager.settings.here()?;
-        if self.end == GuardState::Held {
-            self.end = if self.lock_lease.drop_handle() {
-                GuardState::Releasing
-            } else {
-                GuardState::Released
-            };
-        }
-        if self.end == GuardState::Released {
-            return Ok(());
-        }
-        // From here on no renewal extends the lease.
-        let lost = self.lock_lease.end();
-        let was_held = self.manager.release(&self.lock_lease, limit);
-        // Set only here: after a panic before this line the drop releases the lock.
-        self.end = GuardState::Released;
-        // A log comes after all other work.
-        match (lost, was_held) {
-            (Some(why), _) => Err(Error::lock_lost(why)),
-            (None, Ok(true)) => {
-                tracing::debug!("lock released");
-                Ok(())
-            }
-            (None, Ok(false)) => {
-                self.manager.counters.lost.add();
-                let why = LostReason::Gone;
-                tracing::warn!(%why, "lock lost");
-                Err(Error::lock_lost(why))
-            }
-            (None, Err(error)) => Err(error),
-        }
+    pub fn release(self) -> Result<(), Error> {
+        let limit = self.held.manager().call_deadline();
+        now(self.held.release(limit))
     }
 
     /// Returns the data that a fenced transaction checks.
     pub(crate) fn lock_check(&self) -> LockCheck {
-        let lock = LockOwnership::new(&self.lock_lease.names.holders, &self.lock_lease.owner_token);
-        LockCheck::new(lock, Arc::<LockLease>::clone(&self.lock_lease))
+        let lock_lease = self.held.lock_lease();
+        let lock = LockOwnership::new(&lock_lease.names.holders, &lock_lease.owner_token);
+        LockCheck::new(lock, Arc::<LockLease>::clone(lock_lease))
     }
 }
 
@@ -252,7 +157,7 @@ impl LockGuard {
 impl fmt::Debug for LockGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LockGuard")
-            .field("lease", &self.lock_lease.lease)
+            .field("lease", &self.held.lock_lease().lease)
             .field("is_lost", &self.is_lost())
             .finish_non_exhaustive()
     }

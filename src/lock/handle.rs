@@ -3,29 +3,17 @@
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
-
-use redis::Value;
 
 use crate::error::any::Error;
 use crate::error::hint::WithError;
 use crate::error::lock::LockError;
-use crate::lock::acquire::{Permits, acquire};
-use crate::lock::client::{Via, unexpected_reply};
 use crate::lock::guard::LockGuard;
 use crate::lock::manager::LockManager;
-use crate::protocol::lock::acquire::{LockHolder, LockMode, LockRequest, peeked};
-use crate::protocol::lock::keys::LockKeys;
-use crate::protocol::lock::script::{FORCE, PEEK, PERMITS, ScriptCall};
+use crate::lock::target::{LONGEST_LEASE, LockTarget};
+use crate::protocol::lock::acquire::{LockHolder, LockMode};
 use crate::protocol::replication::Durability;
-use crate::sync::lock;
 use crate::sync::now::now;
-
-const DEFAULT_LEASE: Duration = Duration::from_secs(30);
-const SHORTEST_LEASE: Duration = Duration::from_millis(10);
-const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
-const LONGEST_LABEL: usize = 256;
 
 /// A lock by name, which any number of processes can acquire, and the options of its acquisition.
 ///
@@ -58,11 +46,7 @@ const LONGEST_LABEL: usize = 256;
 #[derive(Clone)]
 #[must_use = "nothing is acquired before acquire()"]
 pub struct Lock {
-    manager: Arc<LockManager>,
-    request: LockRequest,
-    /// Maximum number of holders. All clones of a handle share it.
-    permits: Arc<Permits>,
-    refused: Option<Error>,
+    target: LockTarget<LockManager>,
 }
 
 impl UnwindSafe for Lock {}
@@ -76,40 +60,14 @@ impl Lock {
         mode: LockMode,
         permits: u32,
     ) -> Self {
-        let names = Arc::new(LockKeys::new(
-            &manager.settings.prefix,
-            family,
-            name,
-            manager.client.is_in_cluster(),
-        ));
-        let refused = match permits {
-            _ if name.is_empty() => {
-                Some(Error::lock_refused("name", "a lock's name must not be empty"))
-            }
-            0 => Some(no_permit()),
-            _ => None,
-        };
-        let request = LockRequest {
-            names,
-            mode,
-            lease: DEFAULT_LEASE,
-            renewed: true,
-            fair: false,
-            label: None,
-            replicas: None,
-        };
-        Self { manager, request, permits: Arc::new(Permits::new(permits)), refused }
+        Self { target: LockTarget::new(manager, family, name, mode, permits) }
     }
 
     /// Sets the time for which the server keeps the lock without a renewal. A living holder extends
     /// the lease every third of this time; after the holder's death other callers wait for its end.
     /// Default 30 s, 10 ms to a day.
     pub fn lease(mut self, lease: Duration) -> Self {
-        if !(SHORTEST_LEASE..=LONGEST_LEASE).contains(&lease) {
-            let reason = "must be between 10 ms and a day";
-            self.refused.get_or_insert(Error::lock_refused("lease", reason));
-        }
-        self.request.lease = lease;
+        self.target.set_lease(lease);
         self
     }
 
@@ -117,12 +75,7 @@ impl Lock {
     /// code. Every client with read access to the server's data can read it. Default none, at most
     /// 256 bytes.
     pub fn label(mut self, label: impl Into<Arc<str>>) -> Self {
-        let label = label.into();
-        if label.len() > LONGEST_LABEL {
-            let reason = "must not be longer than 256 bytes";
-            self.refused.get_or_insert(Error::lock_refused("label", reason));
-        }
-        self.request.label = Some(label);
+        self.target.set_label(label.into());
         self
     }
 
@@ -131,7 +84,7 @@ impl Lock {
     /// place. Each waiter costs a command a second. Use this option for all callers of a lock, or
     /// for none: a caller outside the queue may overtake it.
     pub fn fair(mut self) -> Self {
-        self.request.fair = true;
+        self.target.request.fair = true;
         self
     }
 
@@ -139,7 +92,7 @@ impl Lock {
     /// [`ensure_held`](LockGuard::ensure_held). Default: the lease is extended while the guard
     /// lives.
     pub fn fixed_lease(mut self) -> Self {
-        self.request.renewed = false;
+        self.target.request.renewed = false;
         self
     }
 
@@ -152,7 +105,7 @@ impl Lock {
     /// Behind it: [`WAIT`](https://redis.io/docs/latest/commands/wait/).
     pub fn wait_replicas(mut self, replicas: u32, timeout: Duration) -> Self {
         let timeout = timeout.min(LONGEST_LEASE);
-        self.request.replicas = Some(Durability::Replicas { replicas, timeout });
+        self.target.request.replicas = Some(Durability::Replicas { replicas, timeout });
         self
     }
 
@@ -166,8 +119,7 @@ impl Lock {
     /// to the end. The call leaves nothing behind: an acquisition without a reply is released, in
     /// the background if necessary.
     pub fn acquire(&self, wait: Duration) -> Result<LockGuard, Error> {
-        self.check()?;
-        acquire(&self.manager, (&self.request, &self.permits), wait)
+        now(self.target.acquire(wait)).map(LockGuard::new)
     }
 
     /// Acquires the lock if it is free, and returns `None` if another caller holds it.
@@ -225,7 +177,7 @@ impl Lock {
             (Ok(_), Err(error)) => Err(error.into()),
             (Err(error), Ok(())) => Err(error),
             // A fork's copy of the log may be locked forever, and the lock belongs to the parent.
-            (Err(error), Err(_)) if self.manager.settings.is_forked_child() => Err(error),
+            (Err(error), Err(_)) if self.target.manager.settings.is_forked_child() => Err(error),
             (Err(error), Err(second)) => {
                 tracing::warn!(error = %format_args!("{second:#}"), "a lock was not released in order");
                 Err(error)
@@ -246,10 +198,7 @@ impl Lock {
     /// # Errors
     /// The server could not be reached, or refused.
     pub fn holder(&self) -> Result<Option<LockHolder>, Error> {
-        let names = &self.request.names;
-        let call = ScriptCall::new(&PEEK, [&names.holders, &names.info], [""; 0]);
-        let reply = self.ask("holder", call)?;
-        peeked(&reply).ok_or_else(|| unexpected_reply("holder"))
+        now(self.target.holder())
     }
 
     /// Takes the lock away from its holder and wakes the waiters. For a semaphore and a read/write
@@ -261,14 +210,7 @@ impl Lock {
     /// # Errors
     /// The server could not be reached, or refused.
     pub fn force_release(&self) -> Result<bool, Error> {
-        let names = &self.request.names;
-        match self.ask("force_release", ScriptCall::new(&FORCE, names.state(), [&*names.wake]))? {
-            Value::Int(held) => {
-                tracing::warn!(holders = held, "lock forced");
-                Ok(held > 0)
-            }
-            _ => Err(unexpected_reply("force_release")),
-        }
+        now(self.target.force_release())
     }
 
     /// Changes the number of permits of a semaphore, for all processes at once. Callers with
@@ -297,49 +239,17 @@ impl Lock {
     /// [`LockError::Refused`] for 0, and for a lock that is not a semaphore: nothing was sent. If
     /// the server could not be reached, or refused, this handle keeps its former number.
     pub fn set_permits(&self, permits: u32) -> Result<(), Error> {
-        if self.request.mode != LockMode::Semaphore {
-            return Err(Error::lock_refused("permits", "only a semaphore has permits"));
-        }
-        if permits == 0 {
-            return Err(no_permit());
-        }
-        let names = &self.request.names;
-        let arguments = [&*permits.to_string(), &names.wake];
-        let call = ScriptCall::new(&PERMITS, names.state(), arguments);
-        let _changing = lock(&self.permits.changing);
-        match self.ask("set_permits", call)? {
-            Value::Int(_) => {
-                self.permits.number.store(permits, Ordering::Relaxed);
-                Ok(())
-            }
-            _ => Err(unexpected_reply("set_permits")),
-        }
+        now(self.target.set_permits(permits))
     }
-
-    fn check(&self) -> Result<(), Error> {
-        self.refused.clone().map_or(Ok(()), Err)
-    }
-
-    fn ask(&self, during: &'static str, call: ScriptCall) -> Result<Value, Error> {
-        self.manager.settings.here()?;
-        self.check()?;
-        let limit = self.manager.call_deadline();
-        let mut reply = now(self.manager.client.ask_one(during, &call, Via::PooledFirst, limit))?;
-        reply.values.pop().ok_or_else(|| unexpected_reply(during))
-    }
-}
-
-fn no_permit() -> Error {
-    Error::lock_refused("permits", "a semaphore has at least one permit")
 }
 
 /// Shows no name.
 impl fmt::Debug for Lock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lock")
-            .field("mode", &self.request.mode)
-            .field("lease", &self.request.lease)
-            .field("label", &self.request.label)
+            .field("mode", &self.target.request.mode)
+            .field("lease", &self.target.request.lease)
+            .field("label", &self.target.request.label)
             .finish_non_exhaustive()
     }
 }

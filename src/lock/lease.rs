@@ -5,21 +5,19 @@
 //! every mutex.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::commit::lock_check::LockProbe;
 use crate::error::lock::LostReason;
+use crate::lock::callbacks::{Callback, run_callbacks};
 use crate::protocol::lock::acquire::LockRequest;
 use crate::protocol::lock::keys::LockKeys;
 use crate::protocol::lock::lease::{LeaseTimes, Timing, renew};
 use crate::protocol::lock::script::ScriptCall;
 use crate::status::locks::LockCounters;
 use crate::sync::lock;
-
-type Callback = Box<dyn FnOnce() + Send>;
 
 /// The lease of one held lock.
 pub(crate) struct LockLease {
@@ -213,27 +211,6 @@ impl LockLease {
     /// Returns the call that checks whether the lock is held, and extends nothing.
     pub(crate) fn ownership_query(&self) -> ScriptCall {
         renew(&self.names, &self.owner_token, Duration::ZERO)
-    }
-}
-
-/// Runs the callbacks on a thread of their own: they may take long while other leases need renewal.
-fn run_callbacks(callbacks: Vec<Callback>) {
-    if callbacks.is_empty() {
-        return;
-    }
-    let callbacks = Arc::new(Mutex::new(callbacks));
-    let shared = Arc::clone(&callbacks);
-    let call = move |callbacks: &Mutex<Vec<Callback>>| {
-        let callbacks = std::mem::take(&mut *lock(callbacks));
-        for callback in callbacks {
-            if catch_unwind(AssertUnwindSafe(callback)).is_err() {
-                tracing::warn!("a callback about a lost lock panicked");
-            }
-        }
-    };
-    let thread = std::thread::Builder::new().name("rediscope-on-lost".to_owned());
-    if thread.spawn(move || call(&shared)).is_err() {
-        call(&callbacks);
     }
 }
 

@@ -2,24 +2,23 @@
 //!
 //! The threads end with the last lock, guard and session manager.
 
+use std::future::ready;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::error::any::Error;
-use crate::lock::client::{ScriptClient, Via};
+use crate::lock::client::ScriptClient;
+use crate::lock::held::release_dropped;
+use crate::lock::io::LockIo;
 use crate::lock::lease::LockLease;
-use crate::lock::renewal::LeaseRenewer;
-use crate::lock::waiters::Waiters;
+use crate::lock::renewer::LeaseRenewer;
+use crate::lock::waiters::{Registration, Waiters};
 use crate::lock::wakeups::ReleaseListener;
+use crate::pool::pool::Pool;
 use crate::pool::router::Router;
-use crate::protocol::lock::lease::release;
-use crate::protocol::lock::script::ScriptCall;
 use crate::settings::settings::Settings;
 use crate::status::locks::{LockCounters, LockStatus};
+use crate::sync::binary_semaphore::BinarySemaphore;
 use crate::sync::now::now;
-
-/// Maximum time after which bytes sent on a lost connection can still arrive.
-pub(crate) const MAX_DELAY_IN_FLIGHT: Duration = Duration::from_secs(60);
 
 /// The shared state of a session manager's locks.
 pub(crate) struct LockManager {
@@ -42,11 +41,6 @@ impl LockManager {
         Self { client, settings, counters: Arc::default(), renewer, waiters, listener }
     }
 
-    /// Returns the deadline of a call that begins now.
-    pub(crate) fn call_deadline(&self) -> Instant {
-        Instant::now() + self.settings.checkout_timeout + self.settings.response_timeout
-    }
-
     /// Stops all acquisitions. A waiting call is woken and fails at once.
     pub(crate) fn close(&self) {
         self.client.close();
@@ -61,52 +55,52 @@ impl LockManager {
             ..self.counters.status()
         }
     }
+}
 
-    /// Releases a lock whose lease has ended here, by `limit` at the latest. If that fails, the
-    /// release continues in the background. The call may be repeated if a log panicked during it.
-    /// Returns whether the lock was still held.
-    pub(crate) fn release(
-        &self,
-        lock_lease: &Arc<LockLease>,
-        limit: Instant,
-    ) -> Result<bool, Error> {
-        let answered = self.renewer.take_answered(&lock_lease.names.holders);
-        let call = self.release_call(lock_lease, answered);
-        let reply = now(self.client.ask_one("release", &call, Via::OwnConnection, limit));
-        let repeated = reply.as_ref().is_ok_and(|reply| reply.repeated);
-        let was_held = reply.and_then(|reply| reply.was_held("release"));
-        if was_held.is_err() {
-            self.release_in_background(lock_lease);
-        } else if !lock_lease.maybe_in_flight && !repeated {
-            // No copy of a request is in flight that needs the same reply.
-            self.renewer.answered(lock_lease.names.done(&lock_lease.owner_token));
-        }
-        // This comes last: a closed session manager ends its connections with the last lease.
-        self.renewer.forget(lock_lease);
-        was_held
+impl LockIo for LockManager {
+    type Pool = Pool;
+    type Renewals = LeaseRenewer;
+    type Waiter<'w> = Registration<'w>;
+    type Changes = BinarySemaphore;
+
+    fn client(&self) -> &ScriptClient {
+        &self.client
     }
 
-    /// Releases a lock in the background, and logs nothing.
-    pub(crate) fn release_in_background(&self, lock_lease: &Arc<LockLease>) {
-        lock_lease.end();
-        let call = self.release_call(lock_lease, Vec::new());
-        // The lease has ended by then.
-        self.renewer.pending_release(call, Instant::now() + lock_lease.lease);
-        self.renewer.forget(lock_lease);
+    fn settings(&self) -> &Settings {
+        &self.settings
     }
 
-    fn release_call(&self, lock_lease: &LockLease, answered: Vec<String>) -> ScriptCall {
-        let remember = self.remember(lock_lease.lease, lock_lease.maybe_in_flight);
-        release(&lock_lease.names, &lock_lease.owner_token, remember, answered)
+    fn counters(&self) -> &Arc<LockCounters> {
+        &self.counters
     }
 
-    /// Returns the time for which the server remembers a release: as long as the release may be
-    /// repeated, or a request for the lock may still arrive.
-    pub(crate) fn remember(&self, lease: Duration, maybe_in_flight: bool) -> Duration {
-        let settings = &self.settings;
-        match maybe_in_flight {
-            true => MAX_DELAY_IN_FLIGHT.max(lease),
-            false => settings.checkout_timeout + 2 * settings.response_timeout,
-        }
+    fn renewals(&self) -> &LeaseRenewer {
+        &self.renewer
+    }
+
+    fn join(&self, channel: &str, owner_token: &str) -> Registration<'_> {
+        self.waiters.join(channel, owner_token)
+    }
+
+    fn join_live(&self, channel: &str, owner_token: &str) -> Option<Registration<'_>> {
+        self.waiters.join_live(channel, owner_token)
+    }
+
+    fn listen(&self, limit: Instant) -> impl Future<Output = ()> + Send {
+        self.listener.listen(&self.client, limit);
+        ready(())
+    }
+
+    fn settle(changes: &BinarySemaphore) -> impl Future<Output = impl Send> + Send {
+        ready(changes.acquire())
+    }
+
+    fn release_dropped(self: &Arc<Self>, lock_lease: &Arc<LockLease>) {
+        now(release_dropped(Arc::clone(self), Arc::clone(lock_lease)));
+    }
+
+    fn clean_up(rest: impl Future<Output = ()> + Send + 'static) {
+        now(rest);
     }
 }

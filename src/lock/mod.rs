@@ -5,12 +5,17 @@
 //! leases, and another receives the messages about releases and wakes the waiting callers.
 
 pub(crate) mod acquire;
+pub(crate) mod callbacks;
 pub(crate) mod client;
 pub(crate) mod guard;
 pub(crate) mod handle;
+pub(crate) mod held;
+pub(crate) mod io;
 pub(crate) mod lease;
 pub(crate) mod manager;
 pub(crate) mod renewal;
+pub(crate) mod renewer;
+pub(crate) mod target;
 pub(crate) mod waiters;
 pub(crate) mod wakeups;
 

@@ -1,36 +1,32 @@
-//! The thread that extends leases: one for all locks of a session manager, while there are any.
+//! The renewal of leases: which of them are due, what is sent for them, and what a reply means.
 //!
-//! No lease is extended after its guard released it. The thread also retries failed releases, and
-//! deletes the server's records of releases whose replies have arrived. After the session manager
-//! was closed, it continues until the last guard or its lease has ended. Then it closes the
-//! connections for renewals and releases.
+//! No lease is extended after its guard released it. Failed releases are retried, and the server's
+//! records of releases whose replies have arrived are deleted. A session manager that was closed
+//! keeps its connections for this until the last guard or its lease has ended.
 //!
-//! A guard's loss is reported in time, even while the thread waits. A panic in the user's log ends
-//! no work.
+//! If the future of a step is dropped, its calls may have been sent: a renewal counts as failed, a
+//! release is not retried, and the records are not deleted before they expire.
 
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redis::Value;
-use scopeguard::guard;
 use tracing::Level;
 
-use crate::error::any::Error;
-use crate::error::checkout::CheckoutError;
 use crate::error::lock::LostReason;
 use crate::lock::client::{ScriptClient, Via};
 use crate::lock::lease::LockLease;
-use crate::process::worker::{BackgroundWorker, Locked, Next, Shared, Work};
+use crate::pool::server_pool::ServerPool;
+use crate::process::worker::Next;
 use crate::protocol::cluster::slot;
 use crate::protocol::lock::lease::was_held;
 use crate::protocol::lock::script::ScriptCall;
 use crate::protocol::retry::Backoff;
-use crate::sync::now::now;
+use crate::sync::caught::caught;
 
-/// Time that the thread waits for another lock before it ends.
-const IDLE: Duration = Duration::from_secs(10);
+/// Time for which the renewal stays without a lock before it ends.
+pub(crate) const IDLE: Duration = Duration::from_secs(10);
 /// Maximum delay before a failed release is retried.
 const MAX_PAUSE: Duration = Duration::from_millis(500);
 /// Minimum time of one exchange for renewals: a busy machine may need as long.
@@ -41,14 +37,9 @@ const CLEANUP_DELAY: Duration = Duration::from_millis(100);
 /// Maximum number of keys of answered releases that the next release deletes.
 const MAX_PIGGYBACKED: usize = 16;
 
-/// The thread that extends leases, if it runs.
-pub(crate) struct LeaseRenewer {
-    client: ScriptClient,
-    worker: BackgroundWorker<RenewalState>,
-}
-
+/// The leases of a session manager, and what is left to send for them.
 #[derive(Default)]
-struct RenewalState {
+pub(crate) struct RenewalState {
     /// The leases of all living guards, and of guards whose release is in flight, until the lease
     /// ends.
     leases: HashMap<usize, Arc<LockLease>>,
@@ -68,7 +59,7 @@ struct RenewalState {
 }
 
 /// A release to be retried, as long as it makes a difference.
-struct PendingRelease {
+pub(crate) struct PendingRelease {
     call: ScriptCall,
     next: Instant,
     pauses: Backoff,
@@ -77,191 +68,93 @@ struct PendingRelease {
 
 /// The work that is due now.
 #[derive(Default)]
-struct Due {
+pub(crate) struct Due {
     lost: Vec<Arc<LockLease>>,
     renewals: Vec<Arc<LockLease>>,
     pending_releases: Vec<PendingRelease>,
     answered: Vec<String>,
     /// End of the first lease to end.
     bound: Option<Instant>,
-    finishes: bool,
-}
-
-impl LeaseRenewer {
-    pub(crate) fn new(client: ScriptClient) -> Self {
-        Self { client, worker: BackgroundWorker::new("rediscope-leases", RenewalState::default()) }
-    }
-
-    /// Starts the thread before there is a lease that needs it. The drop of the result ends the
-    /// acquisition.
-    pub(crate) fn begin_acquisition(&self) -> Result<impl Drop, Error> {
-        let mut state = self.worker.lock();
-        if state.renewals_ended {
-            return Err(CheckoutError::Closed.into());
-        }
-        let no_thread = "the system started no thread to extend the lease";
-        self.start(&mut state).map_err(|_| Error::lock_refused("thread", no_thread))?;
-        state.attempts += 1;
-        Ok(guard((), |()| {
-            let mut state = self.worker.lock();
-            state.attempts -= 1;
-            self.wake_if_closing(&state);
-        }))
-    }
-
-    /// Watches `lock_lease` until [`forget`](Self::forget).
-    pub(crate) fn watch(&self, lock_lease: &Arc<LockLease>) {
-        let mut state = self.worker.lock();
-        state.leases.insert(key(lock_lease), Arc::clone(lock_lease));
-        let next = lock_lease.next_step(!state.renewals_ended);
-        self.wake_by(state, next.unwrap_or_else(Instant::now));
-    }
-
-    /// Stops watching `lock_lease`: nothing of it is left on the server.
-    pub(crate) fn forget(&self, lock_lease: &Arc<LockLease>) {
-        let mut state = self.worker.lock();
-        let forgotten = state.leases.remove(&key(lock_lease));
-        self.wake_if_closing(&state);
-        drop(state);
-        drop(forgotten);
-    }
-
-    /// Sends `call` in the background until a reply arrives, or until the call makes no difference.
-    pub(crate) fn pending_release(&self, call: ScriptCall, until: Instant) {
-        let next = Instant::now();
-        let mut state = self.worker.lock();
-        if state.finished {
-            return;
-        }
-        let pauses = Backoff::new(MAX_PAUSE / 50, MAX_PAUSE);
-        state.pending_releases.push(PendingRelease { call, next, pauses, until });
-        self.wake_by(state, next);
-    }
-
-    /// Records that the reply to a release has arrived; the server remembers that release by `key`.
-    pub(crate) fn answered(&self, key: String) {
-        let mut state = self.worker.lock();
-        state.answered.push(key);
-        if state.forget_at.is_none() {
-            let at = Instant::now() + CLEANUP_DELAY;
-            state.forget_at = Some(at);
-            self.wake_by(state, at);
-        }
-    }
-
-    /// Returns keys of answered releases that a release of `holders` deletes too; in a cluster only
-    /// keys of its slot.
-    pub(crate) fn take_answered(&self, holders: &str) -> Vec<String> {
-        let mut state = self.worker.lock();
-        if !self.client.is_in_cluster() {
-            let kept = state.answered.len().saturating_sub(MAX_PIGGYBACKED);
-            return state.answered.split_off(kept);
-        }
-        let slot = slot::of_key(holders.as_bytes());
-        state.answered.extract_if(.., |key| slot::of_key(key.as_bytes()) == slot).collect()
-    }
-
-    /// Waits until no guard lives and no release is pending, or until `deadline`. From then on no
-    /// lease is extended. Returns the number of held locks; their guards can still release them.
-    pub(crate) fn end_renewals(&self, deadline: Instant) -> usize {
-        let mut state = self.worker.lock();
-        while !state.is_idle() && Instant::now() < deadline {
-            // Releases by other threads send no notification here.
-            let pause = Instant::now() + Duration::from_millis(1);
-            state = self.worker.wait(state, deadline.min(pause));
-        }
-        state.renewals_ended = true;
-        let held = state.leases.values().filter(|lock_lease| lock_lease.is_held()).count();
-        let answered = std::mem::take(&mut state.answered);
-        let finishes = state.finishes();
-        self.worker.wake();
-        if finishes {
-            drop(state);
-        } else {
-            // The thread notices when the last lease is gone.
-            self.wake_by(state, Instant::now());
-        }
-        forget(answered, None, &self.client);
-        if finishes {
-            self.client.finish();
-        }
-        held
-    }
-
-    /// Returns whether leases are extended.
-    pub(crate) fn extends(&self) -> bool {
-        !self.worker.lock().renewals_ended
-    }
-
-    /// Has the thread look for work by `next`.
-    fn wake_by(&self, mut state: MutexGuard<'_, Locked<RenewalState>>, next: Instant) {
-        let started = self.start(&mut state);
-        self.worker.wake_by(&state, next);
-        drop(state);
-        if let Err(error) = started {
-            tracing::warn!(%error, "no thread to extend leases; they end unextended");
-        }
-    }
-
-    /// After the close, the thread ends the connections when the last lock is gone.
-    fn wake_if_closing(&self, state: &RenewalState) {
-        if state.renewals_ended {
-            self.worker.wake();
-        }
-    }
-
-    fn start(&self, state: &mut Locked<RenewalState>) -> std::io::Result<()> {
-        self.worker.start(state, || Renewal { client: self.client.clone() })
-    }
-}
-
-fn key(lock_lease: &Arc<LockLease>) -> usize {
-    Arc::as_ptr(lock_lease) as usize
-}
-
-/// The thread's work.
-struct Renewal {
-    client: ScriptClient,
-}
-
-impl Work for Renewal {
-    type State = RenewalState;
-    type Job = Due;
-    const IDLE: Duration = IDLE;
-
-    fn next(&mut self, state: &mut RenewalState, now: Instant) -> Next<Due> {
-        state.next(now)
-    }
-
-    fn run(&mut self, shared: &Shared<RenewalState>, due: Due) {
-        let (client, bound) = (&self.client, due.bound);
-        // A log belongs to the user and may panic; the next step runs all the same.
-        let step = |step: &mut dyn FnMut()| drop(catch_unwind(AssertUnwindSafe(step)));
-        for lock_lease in &due.lost {
-            step(&mut || lock_lease.lose(LostReason::Expired));
-        }
-        step(&mut || renew(&due.renewals, bound, client));
-        if !due.pending_releases.is_empty() {
-            let mut releases = due.pending_releases;
-            step(&mut || send_pending_releases(&mut releases, bound, client));
-            // Also after a panic.
-            let mut state = shared.lock();
-            state.attempted = 0;
-            state.pending_releases.append(&mut releases);
-            drop(state);
-            shared.wake();
-        }
-        let mut answered = due.answered;
-        step(&mut || forget(std::mem::take(&mut answered), bound, client));
-        if due.finishes {
-            client.finish();
-        }
-    }
+    /// The connections are to be closed afterwards.
+    pub(crate) finishes: bool,
 }
 
 impl RenewalState {
+    /// Returns whether leases are extended.
+    pub(crate) fn extends(&self) -> bool {
+        !self.renewals_ended
+    }
+
+    /// Counts an acquisition, during which the renewal does not end.
+    pub(crate) fn begin_acquisition(&mut self) {
+        self.attempts += 1;
+    }
+
+    pub(crate) fn end_acquisition(&mut self) {
+        self.attempts -= 1;
+    }
+
+    /// Adds a lease, and returns when the next step of it is due.
+    pub(crate) fn watch(&mut self, lock_lease: &Arc<LockLease>) -> Instant {
+        self.leases.insert(key(lock_lease), Arc::clone(lock_lease));
+        lock_lease.next_step(self.extends()).unwrap_or_else(Instant::now)
+    }
+
+    /// Removes a lease, and returns it.
+    pub(crate) fn forget(&mut self, lock_lease: &Arc<LockLease>) -> Option<Arc<LockLease>> {
+        self.leases.remove(&key(lock_lease))
+    }
+
+    /// Adds a release that makes a difference until `until`, and returns when it is due. `None`:
+    /// nothing is sent any more.
+    pub(crate) fn add_release(&mut self, call: ScriptCall, until: Instant) -> Option<Instant> {
+        if self.finished {
+            return None;
+        }
+        let next = Instant::now();
+        let pauses = Backoff::new(MAX_PAUSE / 50, MAX_PAUSE);
+        self.pending_releases.push(PendingRelease { call, next, pauses, until });
+        Some(next)
+    }
+
+    /// Adds the releases back that are to be sent again.
+    pub(crate) fn retry_releases(&mut self, mut releases: Vec<PendingRelease>) {
+        self.attempted = 0;
+        self.pending_releases.append(&mut releases);
+    }
+
+    /// Adds the key of an answered release. If its deletion was not yet scheduled, returns when it is
+    /// due.
+    pub(crate) fn add_answered(&mut self, key: String) -> Option<Instant> {
+        self.answered.push(key);
+        if self.forget_at.is_some() {
+            return None;
+        }
+        self.forget_at = Some(Instant::now() + CLEANUP_DELAY);
+        self.forget_at
+    }
+
+    /// Removes and returns keys of answered releases that a release of `holders` deletes too; in a
+    /// cluster only keys of its slot.
+    pub(crate) fn take_answered(&mut self, holders: &str, in_cluster: bool) -> Vec<String> {
+        if !in_cluster {
+            let kept = self.answered.len().saturating_sub(MAX_PIGGYBACKED);
+            return self.answered.split_off(kept);
+        }
+        let slot = slot::of_key(holders.as_bytes());
+        self.answered.extract_if(.., |key| slot::of_key(key.as_bytes()) == slot).collect()
+    }
+
+    /// Ends all renewals. Returns the number of held locks, the keys that are left to delete, and
+    /// whether the connections are to be closed now.
+    pub(crate) fn end_renewals(&mut self) -> (usize, Vec<String>, bool) {
+        self.renewals_ended = true;
+        let held = self.leases.values().filter(|lock_lease| lock_lease.is_held()).count();
+        (held, std::mem::take(&mut self.answered), self.finishes())
+    }
+
     /// Returns whether no guard lives and no release is pending.
-    fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.leases.is_empty()
             && self.pending_releases.is_empty()
             && self.attempted + self.attempts == 0
@@ -274,20 +167,20 @@ impl RenewalState {
         finishes
     }
 
-    fn next(&mut self, now: Instant) -> Next<Due> {
+    pub(crate) fn next(&mut self, now: Instant) -> Next<Due> {
         if self.finished {
             return Next::End;
         }
         if let Some(due) = self.due(now) {
             return Next::Run(due);
         }
-        let extends = !self.renewals_ended;
+        let extends = self.extends();
         let looks = self.leases.values().filter_map(|lock_lease| lock_lease.next_step(extends));
         let releases = self.pending_releases.iter().map(|release| release.next);
         match looks.chain(releases).chain(self.forget_at).min() {
             Some(next) => Next::WaitUntil(next),
             None if self.is_idle() => Next::Idle,
-            // A call is in progress, which will wake the thread.
+            // A call is in progress, which will wake this side.
             None => Next::WaitUntil(now + IDLE),
         }
     }
@@ -295,7 +188,7 @@ impl RenewalState {
     /// Takes the work that is due, if there is any.
     fn due(&mut self, now: Instant) -> Option<Due> {
         let mut due = Due::default();
-        let extends = !self.renewals_ended;
+        let extends = self.extends();
         self.leases.retain(|_, lock_lease| !lock_lease.is_gone(now));
         let any_due = extends && self.leases.values().any(|lock_lease| lock_lease.is_due(now));
         for lock_lease in self.leases.values().filter(|lock_lease| lock_lease.is_held()) {
@@ -327,6 +220,34 @@ impl RenewalState {
     }
 }
 
+fn key(lock_lease: &Arc<LockLease>) -> usize {
+    Arc::as_ptr(lock_lease) as usize
+}
+
+impl Due {
+    /// Does the work. `retry` gets the releases that are to be sent again.
+    ///
+    /// A log belongs to the user and may panic; the next step runs all the same.
+    pub(crate) async fn run<P: ServerPool>(
+        self,
+        client: &ScriptClient<P>,
+        retry: impl FnOnce(Vec<PendingRelease>) + Send,
+    ) {
+        let bound = self.bound;
+        for lock_lease in &self.lost {
+            caught(async { lock_lease.lose(LostReason::Expired) }).await;
+        }
+        caught(renew(&self.renewals, bound, client)).await;
+        let mut releases = self.pending_releases;
+        if !releases.is_empty() {
+            caught(send_pending_releases(&mut releases, bound, client)).await;
+            // Also after a panic.
+            retry(releases);
+        }
+        caught(forget(self.answered, bound, client)).await;
+    }
+}
+
 /// Returns the deadline of one exchange: half of the time is left for another exchange, on a new
 /// connection if this one is silent.
 fn share(bound: Option<Instant>, now: Instant) -> Instant {
@@ -336,20 +257,25 @@ fn share(bound: Option<Instant>, now: Instant) -> Instant {
 }
 
 /// Extends the leases in one write; in a cluster, in one write for each slot.
-fn renew(due: &[Arc<LockLease>], bound: Option<Instant>, client: &ScriptClient) {
+async fn renew<P: ServerPool>(
+    due: &[Arc<LockLease>],
+    bound: Option<Instant>,
+    client: &ScriptClient<P>,
+) {
     let mut due: Vec<_> = due.iter().map(|lock_lease| (lock_lease, lock_lease.renewal())).collect();
     // If a master is unreachable, the locks on the others come first the next time.
     due.sort_by_key(|(lock_lease, call)| (lock_lease.failures(), client.slot_of(call)));
     // Before the bytes are sent: a renewal counts as failed until its reply has arrived.
     due.iter().for_each(|(lock_lease, _)| lock_lease.postpone());
     let log = client.log_thread();
-    for together in
-        due.chunk_by(|(_, one), (_, other)| client.slot_of(one) == client.slot_of(other))
-    {
+    let same_slot = |(_, one): &(_, ScriptCall), (_, other): &(_, ScriptCall)| {
+        client.slot_of(one) == client.slot_of(other)
+    };
+    for together in due.chunk_by(same_slot) {
         let locks = together.len();
         let calls: Vec<_> = together.iter().map(|(_, call)| call).collect();
         let limit = share(bound, Instant::now());
-        let replies = match now(client.ask(&calls, Via::OwnStrictly, limit)) {
+        let replies = match client.ask(&calls, Via::OwnStrictly, limit).await {
             Ok(replies) => replies,
             Err(failed) => {
                 let error = failed.into_error("renew");
@@ -380,10 +306,10 @@ fn renew(due: &[Arc<LockLease>], bound: Option<Instant>, client: &ScriptClient) 
 }
 
 /// Sends the releases in one write, and keeps those that are to be sent again.
-fn send_pending_releases(
+async fn send_pending_releases<P: ServerPool>(
     releases: &mut Vec<PendingRelease>,
     bound: Option<Instant>,
-    client: &ScriptClient,
+    client: &ScriptClient<P>,
 ) {
     let begun = Instant::now();
     for release in &mut *releases {
@@ -395,7 +321,7 @@ fn send_pending_releases(
     let mut settled = Vec::with_capacity(releases.len());
     for together in releases.chunk_by(|one, other| slot(one) == slot(other)) {
         let calls: Vec<_> = together.iter().map(|release| &release.call).collect();
-        let replies = now(client.ask(&calls, Via::OwnStrictly, limit)).ok();
+        let replies = client.ask(&calls, Via::OwnStrictly, limit).await.ok();
         let is_settled = |nth| {
             let value = replies.as_ref().and_then(|replies| replies.values.get(nth));
             value.is_some_and(|value| !matches!(value, Value::ServerError(_)))
@@ -408,14 +334,18 @@ fn send_pending_releases(
 
 /// Deletes keys by which the server remembers releases. The keys have a time to live, so a failure
 /// does no harm.
-fn forget(mut keys: Vec<String>, bound: Option<Instant>, client: &ScriptClient) {
+pub(crate) async fn forget<P: ServerPool>(
+    mut keys: Vec<String>,
+    bound: Option<Instant>,
+    client: &ScriptClient<P>,
+) {
     let slot = |key: &String| client.is_in_cluster().then(|| slot::of_key(key.as_bytes()));
     keys.sort_by_key(slot);
     let begun = Instant::now();
     let limit = share(bound, begun).min(begun + MAX_PAUSE);
     for together in keys.chunk_by(|one, other| slot(one) == slot(other)) {
         let call = ScriptCall::delete(together.iter().cloned());
-        if now(client.ask(&[&call], Via::OwnStrictly, limit)).is_err() {
+        if client.ask(&[&call], Via::OwnStrictly, limit).await.is_err() {
             client.log_thread().log(Level::TRACE, || {
                 tracing::trace!("answered releases stay on the server for a while");
             });
@@ -426,6 +356,19 @@ fn forget(mut keys: Vec<String>, bound: Option<Instant>, client: &ScriptClient) 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn assert_send<T: Send>(_: T) {}
+
+    /// This compiles only if the futures can move between threads on every side.
+    fn futures_are_send<P: ServerPool>(due: Due, client: &ScriptClient<P>) {
+        assert_send(due.run(client, drop));
+        assert_send(forget(Vec::new(), None, client));
+    }
+
+    #[test]
+    fn a_renewals_futures_can_move_between_threads() {
+        let _: fn(Due, &ScriptClient) = futures_are_send;
+    }
 
     #[test]
     fn the_thread_sleeps_while_a_call_waits_for_a_lock_however_long() {

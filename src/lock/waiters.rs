@@ -9,8 +9,10 @@
 mod model;
 
 use std::collections::{HashMap, VecDeque};
+use std::future::ready;
 use std::time::{Duration, Instant};
 
+use crate::lock::io::Waiter;
 use crate::sync::shim::{Arc, Condvar, Mutex, PoisonError, lock};
 
 /// Time for which a channel stays subscribed without a waiter: waiters come and go.
@@ -180,22 +182,30 @@ pub(crate) struct Registration<'w> {
     has_lock: bool,
 }
 
-impl Registration<'_> {
-    /// Returns whether a message about a release would arrive.
-    pub(crate) fn is_live(&self) -> bool {
+impl Waiter for Registration<'_> {
+    fn is_live(&self) -> bool {
         lock(&self.waiters.channels).get(&self.channel).is_some_and(|channel| channel.live)
     }
 
-    /// Records that the caller has sent a request after it joined.
-    pub(crate) fn checked(&self) {
+    fn checked(&self) {
         lock(&self.waiter.signal).recheck = false;
     }
 
-    /// Waits until there is a reason to send a request, or until `until`; false: there is none.
-    ///
-    /// A second wait means that the last request failed: another caller has the lock and will
-    /// release it. With `wake_compatible` the wakeup is passed to waiters that can still use it,
-    /// such as readers behind a writer.
+    fn wait(
+        &self,
+        until: Instant,
+        wake_compatible: Option<fn(&str) -> bool>,
+    ) -> impl Future<Output = bool> + Send {
+        ready(Self::wait(self, until, wake_compatible))
+    }
+
+    fn acquired(mut self, shared: bool) {
+        self.has_lock = !shared;
+    }
+}
+
+impl Registration<'_> {
+    /// See [`Waiter::wait`].
     pub(crate) fn wait(&self, until: Instant, wake_compatible: Option<fn(&str) -> bool>) -> bool {
         let had = std::mem::take(&mut lock(&self.waiter.signal).consumed);
         if had && let Some(fits) = wake_compatible {
@@ -223,11 +233,6 @@ impl Registration<'_> {
         if let Some(channel) = lock(&self.waiters.channels).get(&self.channel) {
             channel.wake(|waiter| fits(&waiter.owner_token));
         }
-    }
-
-    /// Leaves with the lock. If the lock is `shared`, the next waiter may be able to join.
-    pub(crate) fn acquired(mut self, shared: bool) {
-        self.has_lock = !shared;
     }
 }
 

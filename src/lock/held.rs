@@ -1,0 +1,210 @@
+//! A held lock: its check on the server, and its release.
+//!
+//! It counts as held only until its lease may have ended, and it releases only its own token.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::error::any::Error;
+use crate::error::lock::LostReason;
+use crate::lock::client::Via;
+use crate::lock::io::{LockIo, Renewals};
+use crate::lock::lease::LockLease;
+use crate::protocol::cluster::slot;
+use crate::protocol::lock::lease::release;
+use crate::protocol::lock::script::ScriptCall;
+use crate::sync::caught::caught;
+
+/// A held lock. The drop releases it, unless other guards share it.
+pub(crate) struct AcquiredLock<M: LockIo> {
+    release: LockRelease<M>,
+}
+
+/// The progress of a guard's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum GuardState {
+    Held,
+    /// The release may be in flight. It is sent again until a reply arrives.
+    Releasing,
+    Released,
+}
+
+impl<M: LockIo> Drop for AcquiredLock<M> {
+    fn drop(&mut self) {
+        let release = &mut self.release;
+        // In a forked child the lock belongs to the parent.
+        if !release.manager.settings().is_forked_child() && release.begin() {
+            release.manager.release_dropped(&release.lock_lease);
+        }
+    }
+}
+
+impl<M: LockIo> AcquiredLock<M> {
+    pub(crate) fn new(manager: Arc<M>, lock_lease: Arc<LockLease>) -> Self {
+        Self { release: LockRelease { manager, lock_lease, end: GuardState::Held } }
+    }
+
+    pub(crate) fn manager(&self) -> &M {
+        &self.release.manager
+    }
+
+    pub(crate) fn lock_lease(&self) -> &Arc<LockLease> {
+        &self.release.lock_lease
+    }
+
+    /// Starts the renewal of the lease.
+    pub(crate) fn start_renewal(&self) {
+        let lock_lease = self.lock_lease();
+        self.manager().renewals().watch(lock_lease);
+        self.manager().client().warm(slot::of_key(lock_lease.names.holders.as_bytes()));
+    }
+
+    /// Returns another guard's share of the lock.
+    pub(crate) fn share(&self) -> Self {
+        self.lock_lease().share();
+        Self::new(Arc::clone(&self.release.manager), Arc::clone(self.lock_lease()))
+    }
+
+    /// Checks on the server that the lock is still held, and extends its lease. If the future is
+    /// dropped, the lease may be extended on the server, and counts as unextended here.
+    pub(crate) async fn ensure_held(&self) -> Result<(), Error> {
+        let (manager, lock_lease) = (self.manager(), self.lock_lease());
+        manager.settings().here()?;
+        if let Some(why) = lock_lease.lost() {
+            return Err(Error::lock_lost(why));
+        }
+        let limit = manager.call_deadline().min(lock_lease.valid_until());
+        let extends = lock_lease.renewed && manager.renewals().extends();
+        let call = if extends { lock_lease.renewal() } else { lock_lease.ownership_query() };
+        let client = manager.client();
+        let asked = client.ask_one("ensure_held", &call, Via::OwnConnection, limit).await;
+        let answer = asked.and_then(|reply| {
+            match reply.was_held("ensure_held")? {
+                true if extends => lock_lease.extended(reply.timing),
+                true => {}
+                false => lock_lease.lose(LostReason::Gone),
+            }
+            Ok(())
+        });
+        // The lock may have been lost while the request was in flight.
+        match lock_lease.lost() {
+            Some(why) => Err(Error::lock_lost(why)),
+            None => answer,
+        }
+    }
+
+    /// Releases the lock, by `limit` at the latest. If that fails, the release continues in the
+    /// background. If the future is dropped, the release may have been sent, and is sent again.
+    pub(crate) async fn release(mut self, limit: Instant) -> Result<(), Error> {
+        self.release.within(limit).await
+    }
+}
+
+/// Releases the lock of the last guard, which was dropped, within `cleanup_timeout`. A failure is
+/// logged. A panic of the user's log neither leaves this call nor keeps the lock.
+pub(crate) async fn release_dropped<M: LockIo>(manager: Arc<M>, lock_lease: Arc<LockLease>) {
+    let limit = Instant::now() + manager.settings().cleanup_timeout;
+    let mut release = LockRelease { manager, lock_lease, end: GuardState::Releasing };
+    let released = caught(release.within(limit)).await;
+    if release.end != GuardState::Released {
+        release_in_background(&*release.manager, &release.lock_lease);
+    }
+    if let Some(Err(error)) = released {
+        let log = || tracing::warn!(error = %format_args!("{error:#}"), "a dropped lock was not released in order");
+        drop(catch_unwind(AssertUnwindSafe(log)));
+    }
+}
+
+/// The release of a held lock.
+struct LockRelease<M: LockIo> {
+    manager: Arc<M>,
+    lock_lease: Arc<LockLease>,
+    end: GuardState,
+}
+
+impl<M: LockIo> LockRelease<M> {
+    /// Ends this guard. Returns whether the lock has to be released: this was the last guard, and
+    /// no release has ended.
+    fn begin(&mut self) -> bool {
+        if self.end == GuardState::Held {
+            self.end = if self.lock_lease.drop_handle() {
+                GuardState::Releasing
+            } else {
+                GuardState::Released
+            };
+        }
+        self.end == GuardState::Releasing
+    }
+
+    async fn within(&mut self, limit: Instant) -> Result<(), Error> {
+        self.manager.settings().here()?;
+        if !self.begin() {
+            return Ok(());
+        }
+        // From here on no renewal extends the lease.
+        let lost = self.lock_lease.end();
+        let was_held = release_held(&*self.manager, &self.lock_lease, limit).await;
+        // Set only here: after a panic before this line the drop releases the lock.
+        self.end = GuardState::Released;
+        // A log comes after all other work.
+        match (lost, was_held) {
+            (Some(why), _) => Err(Error::lock_lost(why)),
+            (None, Ok(true)) => {
+                tracing::debug!("lock released");
+                Ok(())
+            }
+            (None, Ok(false)) => {
+                self.manager.counters().lost.add();
+                let why = LostReason::Gone;
+                tracing::warn!(%why, "lock lost");
+                Err(Error::lock_lost(why))
+            }
+            (None, Err(error)) => Err(error),
+        }
+    }
+}
+
+/// Releases a lock whose lease has ended here, by `limit` at the latest. If that fails, the release
+/// continues in the background. The call may be repeated if a log panicked during it. Returns
+/// whether the lock was still held.
+async fn release_held<M: LockIo>(
+    manager: &M,
+    lock_lease: &Arc<LockLease>,
+    limit: Instant,
+) -> Result<bool, Error> {
+    let renewals = manager.renewals();
+    let answered = renewals.take_answered(&lock_lease.names.holders);
+    let call = release_call(manager, lock_lease, answered);
+    let reply = manager.client().ask_one("release", &call, Via::OwnConnection, limit).await;
+    let repeated = reply.as_ref().is_ok_and(|reply| reply.repeated);
+    let was_held = reply.and_then(|reply| reply.was_held("release"));
+    if was_held.is_err() {
+        release_in_background(manager, lock_lease);
+    } else if !lock_lease.maybe_in_flight && !repeated {
+        // No copy of a request is in flight that needs the same reply.
+        renewals.answered(lock_lease.names.done(&lock_lease.owner_token));
+    }
+    // This comes last: a closed session manager ends its connections with the last lease.
+    renewals.forget(lock_lease);
+    was_held
+}
+
+/// Releases a lock in the background, and logs nothing.
+fn release_in_background<M: LockIo>(manager: &M, lock_lease: &Arc<LockLease>) {
+    lock_lease.end();
+    let call = release_call(manager, lock_lease, Vec::new());
+    let renewals = manager.renewals();
+    // The lease has ended by then.
+    renewals.pending_release(call, Instant::now() + lock_lease.lease);
+    renewals.forget(lock_lease);
+}
+
+fn release_call<M: LockIo>(
+    manager: &M,
+    lock_lease: &LockLease,
+    answered: Vec<String>,
+) -> ScriptCall {
+    let remember = manager.remember(lock_lease.lease, lock_lease.maybe_in_flight);
+    release(&lock_lease.names, &lock_lease.owner_token, remember, answered)
+}

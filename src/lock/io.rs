@@ -1,0 +1,119 @@
+//! What the decisions of locks wait for, as threads and tasks do it.
+//!
+//! A method that returns a future is one that may wait. The futures of threads are ready when they
+//! are returned.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::error::any::Error;
+use crate::lock::client::ScriptClient;
+use crate::lock::lease::LockLease;
+use crate::pool::server_pool::ServerPool;
+use crate::protocol::lock::script::ScriptCall;
+use crate::settings::settings::Settings;
+use crate::status::locks::LockCounters;
+
+/// Maximum time after which bytes sent on a lost connection can still arrive.
+const MAX_DELAY_IN_FLIGHT: Duration = Duration::from_secs(60);
+
+/// The locks of a session manager.
+pub(crate) trait LockIo: Sized + Send + Sync + 'static {
+    type Pool: ServerPool;
+    type Renewals: Renewals;
+    type Waiter<'w>: Waiter;
+    /// The order of the changes of a semaphore's number of permits.
+    type Changes: Default + Send + Sync;
+
+    fn client(&self) -> &ScriptClient<Self::Pool>;
+
+    fn settings(&self) -> &Settings;
+
+    fn counters(&self) -> &Arc<LockCounters>;
+
+    fn renewals(&self) -> &Self::Renewals;
+
+    /// Queues a waiter for the messages on `channel`.
+    fn join(&self, channel: &str, owner_token: &str) -> Self::Waiter<'_>;
+
+    /// The same, if the channel is already subscribed.
+    fn join_live(&self, channel: &str, owner_token: &str) -> Option<Self::Waiter<'_>>;
+
+    /// Has the channel of a new waiter subscribed soon.
+    fn listen(&self, limit: Instant) -> impl Future<Output = ()> + Send;
+
+    /// Waits until no other caller changes the number of permits. No caller changes it until the
+    /// result is dropped.
+    fn settle(changes: &Self::Changes) -> impl Future<Output = impl Send> + Send;
+
+    /// Runs [`release_dropped`](crate::lock::held::release_dropped). Threads wait for its end.
+    fn release_dropped(self: &Arc<Self>, lock_lease: &Arc<LockLease>);
+
+    /// Runs the rest of a call that ended without a lock. Threads wait for its end.
+    fn clean_up(rest: impl Future<Output = ()> + Send + 'static);
+
+    /// Returns the deadline of a call that begins now.
+    fn call_deadline(&self) -> Instant {
+        let settings = self.settings();
+        Instant::now() + settings.checkout_timeout + settings.response_timeout
+    }
+
+    /// Returns the time for which the server remembers a release: as long as the release may be
+    /// repeated, or a request for the lock may still arrive.
+    fn remember(&self, lease: Duration, maybe_in_flight: bool) -> Duration {
+        let settings = self.settings();
+        match maybe_in_flight {
+            true => MAX_DELAY_IN_FLIGHT.max(lease),
+            false => settings.checkout_timeout + 2 * settings.response_timeout,
+        }
+    }
+}
+
+/// A place among the waiters for a lock. Its drop leaves it and passes an unused wakeup on.
+pub(crate) trait Waiter: Send + Sync {
+    /// Returns whether a message about a release would arrive.
+    fn is_live(&self) -> bool;
+
+    /// Records that the caller has sent a request after it joined.
+    fn checked(&self);
+
+    /// Waits until there is a reason to send a request, or until `until`; false: there is none.
+    ///
+    /// A second wait means that the last request failed: another caller has the lock and will
+    /// release it. With `wake_compatible` the wakeup is passed to waiters that can still use it,
+    /// such as readers behind a writer.
+    fn wait(
+        &self,
+        until: Instant,
+        wake_compatible: Option<fn(&str) -> bool>,
+    ) -> impl Future<Output = bool> + Send;
+
+    /// Leaves with the lock. If the lock is `shared`, the next waiter may be able to join.
+    fn acquired(self, shared: bool);
+}
+
+/// The renewal of leases in the background. No method waits for a server.
+pub(crate) trait Renewals: Send + Sync {
+    /// Starts the renewal before there is a lease that needs it. The drop of the result ends the
+    /// acquisition.
+    fn begin_acquisition(&self) -> Result<impl Drop + Send, Error>;
+
+    /// Extends the lease until [`forget`](Self::forget).
+    fn watch(&self, lock_lease: &Arc<LockLease>);
+
+    /// Ends the renewal of the lease: nothing of it is left on the server.
+    fn forget(&self, lock_lease: &Arc<LockLease>);
+
+    /// Sends `call` in the background until a reply arrives, or until the call makes no difference.
+    fn pending_release(&self, call: ScriptCall, until: Instant);
+
+    /// Records that the reply to a release has arrived; the server remembers that release by `key`.
+    fn answered(&self, key: String);
+
+    /// Returns keys of answered releases that a release of `holders` deletes too; in a cluster only
+    /// keys of its slot.
+    fn take_answered(&self, holders: &str) -> Vec<String>;
+
+    /// Returns whether leases are extended.
+    fn extends(&self) -> bool;
+}

@@ -1,0 +1,179 @@
+//! The lock that a handle refers to: how it is acquired, and what is asked about it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::Value;
+
+use crate::error::any::Error;
+use crate::lock::acquire::{Permits, acquire};
+use crate::lock::client::{Via, unexpected_reply};
+use crate::lock::held::AcquiredLock;
+use crate::lock::io::LockIo;
+use crate::protocol::lock::acquire::{LockHolder, LockMode, LockRequest, peeked};
+use crate::protocol::lock::keys::LockKeys;
+use crate::protocol::lock::script::{FORCE, PEEK, PERMITS, ScriptCall};
+
+const DEFAULT_LEASE: Duration = Duration::from_secs(30);
+const SHORTEST_LEASE: Duration = Duration::from_millis(10);
+pub(crate) const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
+const LONGEST_LABEL: usize = 256;
+
+/// The lock that a handle refers to.
+pub(crate) struct LockTarget<M: LockIo> {
+    pub(crate) manager: Arc<M>,
+    pub(crate) request: LockRequest,
+    /// Maximum number of holders. All clones of a handle share it.
+    permits: Arc<Permits<M>>,
+    refused: Option<Error>,
+}
+
+impl<M: LockIo> Clone for LockTarget<M> {
+    fn clone(&self) -> Self {
+        Self {
+            manager: Arc::clone(&self.manager),
+            request: self.request.clone(),
+            permits: Arc::clone(&self.permits),
+            refused: self.refused.clone(),
+        }
+    }
+}
+
+impl<M: LockIo> LockTarget<M> {
+    pub(crate) fn new(
+        manager: Arc<M>,
+        family: &str,
+        name: &str,
+        mode: LockMode,
+        permits: u32,
+    ) -> Self {
+        let (prefix, in_cluster) = (&manager.settings().prefix, manager.client().is_in_cluster());
+        let names = Arc::new(LockKeys::new(prefix, family, name, in_cluster));
+        let refused = match permits {
+            _ if name.is_empty() => {
+                Some(Error::lock_refused("name", "a lock's name must not be empty"))
+            }
+            0 => Some(no_permit()),
+            _ => None,
+        };
+        let request = LockRequest {
+            names,
+            mode,
+            lease: DEFAULT_LEASE,
+            renewed: true,
+            fair: false,
+            label: None,
+            replicas: None,
+        };
+        Self { manager, request, permits: Arc::new(Permits::new(permits)), refused }
+    }
+
+    pub(crate) fn set_lease(&mut self, lease: Duration) {
+        if !(SHORTEST_LEASE..=LONGEST_LEASE).contains(&lease) {
+            let reason = "must be between 10 ms and a day";
+            self.refused.get_or_insert(Error::lock_refused("lease", reason));
+        }
+        self.request.lease = lease;
+    }
+
+    pub(crate) fn set_label(&mut self, label: Arc<str>) {
+        if label.len() > LONGEST_LABEL {
+            let reason = "must not be longer than 256 bytes";
+            self.refused.get_or_insert(Error::lock_refused("label", reason));
+        }
+        self.request.label = Some(label);
+    }
+
+    /// Acquires the lock, and waits up to `wait` for it. If the future is dropped, the lock is
+    /// released.
+    pub(crate) async fn acquire(&self, wait: Duration) -> Result<AcquiredLock<M>, Error> {
+        self.check()?;
+        acquire(&self.manager, (&self.request, &self.permits), wait).await
+    }
+
+    /// Returns the holder; of several holders, the one whose lease ends first.
+    pub(crate) async fn holder(&self) -> Result<Option<LockHolder>, Error> {
+        let names = &self.request.names;
+        let call = ScriptCall::new(&PEEK, [&names.holders, &names.info], [""; 0]);
+        let reply = self.ask("holder", call).await?;
+        peeked(&reply).ok_or_else(|| unexpected_reply("holder"))
+    }
+
+    /// Takes the lock away from its holders. If the future is dropped, that may happen or not.
+    pub(crate) async fn force_release(&self) -> Result<bool, Error> {
+        let names = &self.request.names;
+        let call = ScriptCall::new(&FORCE, names.state(), [&*names.wake]);
+        match self.ask("force_release", call).await? {
+            Value::Int(held) => {
+                tracing::warn!(holders = held, "lock forced");
+                Ok(held > 0)
+            }
+            _ => Err(unexpected_reply("force_release")),
+        }
+    }
+
+    /// Changes the number of permits of a semaphore. If the future is dropped, the server may have
+    /// the new number, or may yet get it, while this handle keeps its former number.
+    pub(crate) async fn set_permits(&self, permits: u32) -> Result<(), Error> {
+        if self.request.mode != LockMode::Semaphore {
+            return Err(Error::lock_refused("permits", "only a semaphore has permits"));
+        }
+        if permits == 0 {
+            return Err(no_permit());
+        }
+        let names = &self.request.names;
+        let arguments = [&*permits.to_string(), &names.wake];
+        let call = ScriptCall::new(&PERMITS, names.state(), arguments);
+        let change = async {
+            match self.ask("set_permits", call).await? {
+                Value::Int(_) => Ok(()),
+                _ => Err(unexpected_reply("set_permits")),
+            }
+        };
+        self.permits.change(permits, change).await
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        self.refused.clone().map_or(Ok(()), Err)
+    }
+
+    async fn ask(&self, during: &'static str, call: ScriptCall) -> Result<Value, Error> {
+        self.manager.settings().here()?;
+        self.check()?;
+        let limit = self.manager.call_deadline();
+        let client = self.manager.client();
+        let mut reply = client.ask_one(during, &call, Via::PooledFirst, limit).await?;
+        reply.values.pop().ok_or_else(|| unexpected_reply(during))
+    }
+}
+
+fn no_permit() -> Error {
+    Error::lock_refused("permits", "a semaphore has at least one permit")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lock::held::release_dropped;
+    use crate::lock::manager::LockManager;
+
+    fn assert_send<T: Send>(_: T) {}
+
+    /// This compiles only if the futures can move between threads on every side.
+    fn futures_are_send<M: LockIo>(target: &LockTarget<M>, held: AcquiredLock<M>) {
+        assert_send(target.acquire(Duration::ZERO));
+        assert_send(target.holder());
+        assert_send(target.force_release());
+        assert_send(target.set_permits(1));
+        assert_send(held.ensure_held());
+        let (manager, lock_lease) = (Arc::clone(&target.manager), Arc::clone(held.lock_lease()));
+        assert_send(release_dropped(manager, lock_lease));
+        let limit = target.manager.call_deadline();
+        assert_send(held.release(limit));
+    }
+
+    #[test]
+    fn a_locks_futures_can_move_between_threads() {
+        let _: fn(&LockTarget<LockManager>, AcquiredLock<LockManager>) = futures_are_send;
+    }
+}
