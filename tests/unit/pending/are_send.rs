@@ -12,8 +12,7 @@ use crate::commit::batch::commit_block;
 use crate::commit::cleanup::{clean, clean_or_log};
 use crate::commit::commit::{commit, flush};
 use crate::commit::plan::CommitPlan;
-use crate::commit::prepare::{prepare, watch};
-use crate::commit::send;
+use crate::commit::prepare::{self, Preparing};
 use crate::connection::connection::Connection;
 use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
@@ -55,8 +54,6 @@ fn a_connection<W: Wire>(mut connection: Connection<W>, login: &Login) {
     is_send(connection.read_rejection(deadline));
     is_send(connection.ping(deadline));
     is_send(connection.reauthenticate(login, deadline));
-    let (mut queue, plan, settings): (CommandQueue, CommitPlan, Settings) = any();
-    is_send(send::exchange(&mut connection, &mut queue, &plan, &settings, false));
 }
 
 fn a_side<I: Io>(endpoint: &Endpoint, settings: &Settings, options: OpenOptions) {
@@ -68,11 +65,11 @@ fn a_side<I: Io>(endpoint: &Endpoint, settings: &Settings, options: OpenOptions)
 }
 
 fn a_line<L: Line>(mut line: L, mut queue: CommandQueue, plan: &CommitPlan, deadline: Instant) {
-    let (question, budget): (Question<'_>, RetryBudget) = any();
+    let (question, budget, preparing): (Question<'_>, RetryBudget, Preparing<'_>) = any();
     is_send(ensure_alive(&mut line, deadline));
     is_send(ask(&mut line, &question, budget, |_, _: Value| {}));
-    is_send(prepare(&mut line, &queue, plan, deadline));
-    is_send(watch(&mut line, Some(b""), (b"", 0), plan, None, deadline));
+    is_send(preparing.finish(&mut line));
+    is_send(prepare::watch(&mut line, Some(b""), (b"", 0), plan, None, deadline));
     is_send(commit(&mut line, &mut queue, plan, deadline));
     is_send(flush(&mut line, &mut queue, plan, deadline));
     is_send(clean(&mut line));

@@ -13,7 +13,7 @@ use crate::commit::cleanup::clean;
 use crate::commit::commit::{commit, flush};
 use crate::commit::outcome::Committed;
 use crate::commit::plan::CommitPlan;
-use crate::commit::prepare::{prepare, watch};
+use crate::commit::prepare::{self, watch};
 use crate::commit::side::Side;
 use crate::error::any::{CommitError, Error};
 use crate::error::applied::Applied;
@@ -220,7 +220,8 @@ pub(super) async fn cleaned_scopes<P: ServerPool>(router: &Router<P>, server: &S
     found.push(format!("{:?}", clean(&mut line).await));
     found.push(state(&mut line));
     let plan = CommitPlan { immediate: true, ..CommitPlan::default() };
-    found.push(format!("{:?}", prepare(&mut line, &queue(&[]), &plan, soon()).await));
+    let preparing = prepare::begin(&mut line, &queue(&[]), &plan, soon()).unwrap().unwrap();
+    found.push(format!("{:?}", preparing.finish(&mut line).await));
     found.push(format!("in MULTI: {}", is_in_multi(server)));
     found.push(format!("{:?}", clean(&mut line).await));
     found.push(state(&mut line));
