@@ -1,4 +1,5 @@
-//! Which file of `src` uses which: no circle between files or folders, no I/O in the protocol core, r2d2 in one file.
+//! Which file of `src` uses which: no circle between files or folders, no I/O in the protocol core, no wait of one side
+//! in decisions, r2d2 in one file.
 //!
 //! The source is read as tokens, without comments, strings and `#[cfg(test)]` items. A path that begins with `crate`,
 //! `super`, `self` or a child module is an edge to the file that defines its name. A re-export is no edge itself: only
@@ -46,6 +47,48 @@ const NOT_IN_PROTOCOL: &[&str] = &[
     "r2d2",
 ];
 
+/// Files and folders of decisions, which are written once for threads and tasks. A file `threads` in such a folder is
+/// the threads' own.
+const DECISIONS: &[&str] = &[
+    "commit",
+    "connection::connection",
+    "connection::handshake",
+    "connection::io",
+    "connection::sentinel::client",
+    "connection::sentinel::queries",
+    "connection::wire",
+    "pool::ask",
+    "pool::line",
+    "pool::redirect_pause",
+    "pool::router",
+];
+
+/// What a decision does without, as paths and as names: sockets, threads, and each wait that is not of its side.
+const NOT_IN_DECISIONS: &[&str] = &[
+    "std::net",
+    "std::os",
+    "std::process",
+    "std::thread",
+    "std::sync::Barrier",
+    "std::sync::mpsc",
+    "crate::connection::threads",
+    "crate::sync::now",
+    "crate::sync::this_thread",
+    "crate::sync::thread_name",
+    "BackgroundWorker",
+    "Condvar",
+    "FairSemaphore",
+    "OwnSocket",
+    "TcpStream",
+    "ThreadId",
+    "park",
+    "park_timeout",
+    "sleep",
+    "thread_local",
+    "wait_timeout",
+    "yield_now",
+];
+
 #[test]
 fn no_files_depend_on_each_other_in_a_circle() {
     let edges = edges(&files("src"));
@@ -66,6 +109,21 @@ fn the_protocol_core_uses_no_socket_no_clock_and_no_thread() {
     assert!(protocol.len() > 20);
     let found: Vec<_> = protocol.into_iter().flat_map(io_in).collect();
     assert_eq!(found, [""; 0]);
+}
+
+#[test]
+fn decisions_use_no_socket_no_thread_and_no_wait_of_one_side() {
+    let sources = files("src");
+    for place in DECISIONS {
+        let decides = |(module, _): &(&Module, &Vec<String>)| {
+            let is_sides = module.last().is_some_and(|last| last == "threads");
+            is_below(&module.join("::"), place) && !is_sides
+        };
+        let decisions: Vec<_> = sources.iter().filter(decides).collect();
+        assert!(!decisions.is_empty(), "no file {place}");
+        let found: Vec<_> = decisions.into_iter().flat_map(waits_in).collect();
+        assert_eq!(found, [""; 0]);
+    }
 }
 
 #[test]
@@ -136,6 +194,43 @@ fn planted_circles_are_found_and_comments_strings_and_tests_are_none() {
     assert_eq!(io("use std::{fmt, net::TcpStream};"), 1);
     assert_eq!(io("use redis::{Cmd, Connection, Value};"), 1);
     assert_eq!(io("use std::time::{Duration, Instant}; use std::sync::Arc; use redis::Value;"), 0);
+}
+
+#[test]
+fn planted_waits_are_found_and_comments_strings_and_tests_are_none() {
+    let waits = |text: &str| waits_in((&vec!["commit".to_owned()], &tokens(text)));
+    for (wait, named) in [
+        ("fn f() { std::thread::sleep(pause) }", "std::thread::sleep"),
+        ("use std::{fmt, thread}; fn f() { thread::park() }", "std::thread"),
+        ("use std::net::Shutdown;", "std::net::Shutdown"),
+        ("use std::sync::{Arc, mpsc::channel as pair};", "std::sync::mpsc::channel"),
+        ("use crate::sync::shim::{Arc, Condvar};", "Condvar"),
+        ("use crate::sync::now::now;", "crate::sync::now::now"),
+        ("fn f() { crate::sync::now::now_in(span, decision) }", "crate::sync::now::now_in"),
+        (
+            "use crate::connection::{io::Io, threads::Threads};",
+            "crate::connection::threads::Threads",
+        ),
+        ("fn f(gate: &FairSemaphore<(), ()>) {}", "FairSemaphore"),
+        ("fn f() -> Option<Arc<OwnSocket>> { None }", "OwnSocket"),
+        ("thread_local! { static LAST: Cell<u8> = const { Cell::new(0) }; }", "thread_local"),
+        ("fn f(ready: &Ready, state: State) { ready.wait_timeout(state, left); }", "wait_timeout"),
+        ("#[cfg(not(test))]\nuse std::net::TcpStream;", "TcpStream"),
+    ] {
+        let expected = format!("commit uses {named}");
+        assert!(waits(wait).contains(&expected), "{wait}: {:?}", waits(wait));
+    }
+    for fine in [
+        "// std::thread::sleep, Condvar\nconst TEXT: &str = \"TcpStream\";",
+        "#[cfg(test)]\nmod tests { use std::thread; fn f() { thread::sleep(d) } }",
+        "use std::time::Instant; fn f() { let now = Instant::now(); now.elapsed(); }",
+        "use std::sync::{Arc, Mutex}; use crate::sync::lock; fn f() { drop(lock(&state)) }",
+        "async fn f<I: Io>() { I::pause(time).await; I::open(endpoint, settings, options).await; }",
+    ] {
+        assert_eq!(waits(fine), [""; 0], "{fine}");
+    }
+    assert!(is_below("commit::send", "commit") && is_below("commit", "commit"));
+    assert!(!is_below("commits", "commit"));
 }
 
 /// Which file uses which.
@@ -231,8 +326,20 @@ fn io_in((module, tokens): (&Module, &Vec<String>)) -> Vec<String> {
     let paths = uses(tokens, &["std", "core", "redis", "r2d2", "Instant", "SystemTime"])
         .into_iter()
         .map(|used| used.path.join("::"));
-    let is_io = |path: &String| {
-        NOT_IN_PROTOCOL.iter().any(|io| path == io || path.starts_with(&format!("{io}::")))
-    };
+    let is_io = |path: &String| NOT_IN_PROTOCOL.iter().any(|io| is_below(path, io));
     paths.filter(is_io).map(|path| format!("{} uses {path}", module.join("::"))).collect()
+}
+
+fn waits_in((module, tokens): (&Module, &Vec<String>)) -> Vec<String> {
+    let paths = uses(tokens, &["std", "crate"]).into_iter().map(|used| used.path.join("::"));
+    let (forbidden, names): (Vec<&str>, Vec<&str>) =
+        NOT_IN_DECISIONS.iter().partition(|wait| wait.contains("::"));
+    let paths = paths.filter(|path| forbidden.iter().any(|wait| is_below(path, wait)));
+    let names = tokens.iter().filter(|token| names.contains(&&***token)).cloned();
+    paths.chain(names).map(|wait| format!("{} uses {wait}", module.join("::"))).collect()
+}
+
+/// Whether `path` is `above` or inside of it.
+fn is_below(path: &str, above: &str) -> bool {
+    path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }

@@ -2,25 +2,21 @@
 //!
 //! It is not reused after an unexpected reply, and every wait has a deadline.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redis::Value;
 
 use crate::connection::deadline::Deadline;
-use crate::connection::endpoint::Endpoint;
 use crate::connection::login::Login;
 use crate::connection::transport::Transport;
 use crate::connection::wire::Wire;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
-use crate::process::sockets::OwnSocket;
 use crate::protocol::connection_state::{CloseReason, ConnectionState, Expect, ReplyCheck};
 use crate::protocol::handshake;
 use crate::protocol::marker::CommitMarker;
 use crate::protocol::resp::encode::PING;
 use crate::protocol::resp::reply::Reply;
 use crate::protocol::server_error::ServerError;
-use crate::settings::settings::Settings;
 
 /// Minimum delay between AUTH attempts after a refusal.
 const REAUTH_INTERVAL: Duration = Duration::from_secs(1);
@@ -126,6 +122,14 @@ impl<W: Wire> Connection<W> {
     /// Records that a caller took the connection from the pool.
     pub(crate) fn mark_taken(&mut self) {
         self.socket_checked = false;
+    }
+
+    pub(crate) fn wire(&self) -> &W {
+        &self.wire
+    }
+
+    pub(crate) fn wire_mut(&mut self) -> &mut W {
+        &mut self.wire
     }
 
     pub(crate) fn state(&self) -> &ConnectionState {
@@ -413,26 +417,5 @@ impl<W: Wire> Connection<W> {
             _ => CloseReason::Protocol,
         });
         error
-    }
-}
-
-impl Connection {
-    /// Its socket; `None` for a connection of redis-rs.
-    pub(crate) fn socket(&self) -> Option<&Arc<OwnSocket>> {
-        self.wire.socket()
-    }
-
-    /// Replaces the socket by a connection of redis-rs. Its use cannot be observed, so it is not
-    /// reused afterwards.
-    pub(crate) fn open_raw(
-        &mut self,
-        endpoint: &Endpoint,
-        settings: &Settings,
-    ) -> Result<&mut redis::Connection, ConnectionError> {
-        self.state.taint(CloseReason::Raw);
-        // Closed first, so that the pool never has more connections than its limit.
-        self.wire.close();
-        let client = endpoint.client(settings.connect_timeout)?;
-        self.wire.become_client(client, settings.response_timeout)
     }
 }

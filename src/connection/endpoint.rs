@@ -14,6 +14,7 @@ use crate::connection::login;
 use crate::connection::login::Login;
 use crate::connection::sentinel::blocking_queries::BlockingQueries;
 use crate::connection::sentinel::client::SentinelClient;
+use crate::connection::sentinel::watcher::WatchedMaster;
 use crate::connection::url::SentinelConfig;
 use crate::error::config::ConfigError;
 use crate::error::connection::ConnectionError;
@@ -32,8 +33,8 @@ pub(crate) struct Endpoint {
 #[derive(Clone)]
 enum Target {
     Server(Arc<Server>),
-    Master(Arc<SentinelClient>),
-    Replica(Arc<SentinelClient>),
+    Master(Arc<WatchedMaster>),
+    Replica(Arc<WatchedMaster>),
 }
 
 impl Endpoint {
@@ -52,7 +53,8 @@ impl Endpoint {
     ) -> Result<Self, ConfigError> {
         let credentials = settings.credentials.clone();
         login::check(config.server_template.redis_settings(), credentials.as_ref())?;
-        let target = Target::Master(Arc::new(SentinelClient::new(config, settings)?));
+        let client = SentinelClient::new(config, settings)?;
+        let target = Target::Master(Arc::new(WatchedMaster::new(client)));
         Ok(Self { target, credentials })
     }
 
@@ -67,7 +69,7 @@ impl Endpoint {
     }
 
     /// The client of the sentinels, if there are any.
-    fn sentinels(&self) -> Option<&Arc<SentinelClient>> {
+    fn sentinels(&self) -> Option<&Arc<WatchedMaster>> {
         match &self.target {
             Target::Server(_) => None,
             Target::Master(client) | Target::Replica(client) => Some(client),

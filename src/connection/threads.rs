@@ -2,6 +2,7 @@
 //! when it is returned.
 
 use std::future::ready;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::connection::connect::Connected;
@@ -12,6 +13,8 @@ use crate::connection::handshake::{OpenOptions, shake_hands};
 use crate::connection::io::Io;
 use crate::connection::transport::Transport;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
+use crate::process::sockets::OwnSocket;
+use crate::protocol::connection_state::CloseReason;
 use crate::settings::settings::Settings;
 use crate::sync::now::now;
 
@@ -62,4 +65,26 @@ pub(crate) fn open(
         settings.resolver.failed(peer);
     }
     opened
+}
+
+impl Connection {
+    /// Its socket; `None` for a connection of redis-rs.
+    pub(crate) fn socket(&self) -> Option<&Arc<OwnSocket>> {
+        self.wire().socket()
+    }
+
+    /// Replaces the socket by a connection of redis-rs. Its use cannot be observed, so it is not
+    /// reused afterwards.
+    pub(crate) fn open_raw(
+        &mut self,
+        endpoint: &Endpoint,
+        settings: &Settings,
+    ) -> Result<&mut redis::Connection, ConnectionError> {
+        self.taint(CloseReason::Raw);
+        let wire = self.wire_mut();
+        // Closed first, so that the pool never has more connections than its limit.
+        wire.close();
+        let client = endpoint.client(settings.connect_timeout)?;
+        wire.become_client(client, settings.response_timeout)
+    }
 }

@@ -23,7 +23,6 @@ use crate::connection::url::{SentinelConfig, at_address};
 use crate::error::config::ConfigError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::logging::deferred::LogThread;
-use crate::process::worker::BackgroundWorker;
 use crate::protocol::sentinel::{HostPort, MasterReport};
 use crate::settings::settings::Settings;
 
@@ -43,7 +42,6 @@ pub(crate) struct SentinelClient {
     /// Maximum time of one query to all sentinels together.
     pub(crate) query_timeout: Duration,
     pub(crate) generation: AtomicU64,
-    pub(crate) watcher: BackgroundWorker<()>,
     pub(crate) state: Mutex<SentinelState>,
     pub(crate) queries: SingleFlight,
     pub(crate) log_thread: Arc<LogThread>,
@@ -82,7 +80,6 @@ impl SentinelClient {
             settings: settings.clone(),
             query_timeout: settings.connect_timeout / 2,
             generation: AtomicU64::new(0),
-            watcher: BackgroundWorker::new("rediscope-sentinel", ()),
             state: Mutex::default(),
             queries: SingleFlight::default(),
             log_thread: Arc::default(),
@@ -116,10 +113,6 @@ impl SentinelClient {
 
     pub(crate) fn invalidate(&self) {
         self.state().updated = None;
-    }
-
-    pub(crate) fn close(&self) {
-        self.watcher.close();
     }
 
     /// Has the connection ended when another server takes the master's place.

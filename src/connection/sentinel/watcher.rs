@@ -2,6 +2,7 @@
 //!
 //! No connection waits for it: without this thread, callers that connect send the query.
 
+use std::ops::Deref;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use tracing::Level;
 use crate::connection::sentinel::blocking_queries::BlockingQueries;
 use crate::connection::sentinel::client::{FRESH, SentinelClient};
 use crate::error::connection::ConnectionError;
-use crate::process::worker::{Next, Shared, Work};
+use crate::process::worker::{BackgroundWorker, Next, Shared, Work};
 use crate::sync::now::now;
 
 /// Maximum time of a read, which delays the thread's end, and minimum time between two attempts to
@@ -19,11 +20,34 @@ const TICK: Duration = Duration::from_millis(200);
 /// Time without a message after which the sentinel is checked by PING.
 const QUIET: Duration = Duration::from_secs(2);
 
-impl SentinelClient {
+/// The address of a master, and the thread that watches for its failover.
+pub(crate) struct WatchedMaster {
+    client: SentinelClient,
+    watcher: BackgroundWorker<()>,
+}
+
+impl Deref for WatchedMaster {
+    type Target = SentinelClient;
+
+    fn deref(&self) -> &SentinelClient {
+        &self.client
+    }
+}
+
+impl WatchedMaster {
+    pub(crate) fn new(client: SentinelClient) -> Self {
+        Self { client, watcher: BackgroundWorker::new("rediscope-sentinel", ()) }
+    }
+
+    /// Ends the thread; no other one is started.
+    pub(crate) fn close(&self) {
+        self.watcher.close();
+    }
+
     /// Starts the thread, unless it runs.
     pub(crate) fn watch(self: &Arc<Self>) {
         let watch =
-            || SentinelWatch { client: Arc::downgrade(self), nth: 0, next_try: Instant::now() };
+            || SentinelWatch { master: Arc::downgrade(self), nth: 0, next_try: Instant::now() };
         if let Err(error) = self.watcher.start(&mut self.watcher.lock(), watch) {
             self.log_thread.log(Level::WARN, move || {
                 tracing::warn!(%error, "no thread to receive messages about failovers");
@@ -40,14 +64,14 @@ impl SentinelClient {
     }
 }
 
-/// Returns `None` if the client has no user any more.
-fn needed(client: &Weak<SentinelClient>) -> Option<Arc<SentinelClient>> {
-    client.upgrade().filter(|client| !client.watcher.is_closed())
+/// Returns `None` if the master has no user any more.
+fn needed(master: &Weak<WatchedMaster>) -> Option<Arc<WatchedMaster>> {
+    master.upgrade().filter(|master| !master.watcher.is_closed())
 }
 
 /// The thread's work: to subscribe to one sentinel after the other.
 struct SentinelWatch {
-    client: Weak<SentinelClient>,
+    master: Weak<WatchedMaster>,
     nth: usize,
     next_try: Instant,
 }
@@ -66,7 +90,7 @@ impl Work for SentinelWatch {
     }
 
     fn run(&mut self, _: &Shared<()>, (): ()) {
-        let Some(here) = needed(&self.client) else { return };
+        let Some(here) = needed(&self.master) else { return };
         let sentinel = here.sentinels.get(self.nth % here.sentinels.len()).cloned();
         let (timeout, name) = (here.query_timeout, here.name.clone());
         self.nth += 1;
@@ -74,7 +98,7 @@ impl Work for SentinelWatch {
         drop(here);
         let Some(sentinel) = sentinel else { return };
         let heard = sentinel.client(sentinel.auth_info(), timeout).and_then(|mut connection| {
-            listen(&self.client, &mut connection, &name, timeout)
+            listen(&self.master, &mut connection, &name, timeout)
                 .map_err(|error| ConnectionError::of(&error))
         });
         if let Err(error) = heard {
@@ -83,9 +107,9 @@ impl Work for SentinelWatch {
     }
 }
 
-/// Reads messages until the sentinel fails, or the client has no user any more.
+/// Reads messages until the sentinel fails, or the master has no user any more.
 fn listen(
-    client: &Weak<SentinelClient>,
+    master: &Weak<WatchedMaster>,
     connection: &mut redis::Connection,
     name: &str,
     timeout: Duration,
@@ -96,7 +120,7 @@ fn listen(
     pubsub.subscribe("+switch-master")?;
     let mut heard = Instant::now();
     loop {
-        let Some(here) = needed(client) else { return Ok(()) };
+        let Some(here) = needed(master) else { return Ok(()) };
         let old = here.state().updated.is_none_or(|at| at.elapsed() >= FRESH);
         if old {
             here.refresh();
@@ -114,7 +138,7 @@ fn listen(
                 heard = Instant::now();
                 let about = message.get_payload_bytes().split(|byte| *byte == b' ').next();
                 if about == Some(name.as_bytes())
-                    && let Some(here) = needed(client)
+                    && let Some(here) = needed(master)
                 {
                     here.invalidate();
                 }
